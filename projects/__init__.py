@@ -1,0 +1,1 @@
+"""The lab: people, projects from proposal to announcement, and the public record. Owns the database."""

@@ -1,0 +1,50 @@
+"""People, and who is acting: a person of the lab with the roles that the community has given them."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from projects.db import Base, utcnow
+
+
+class Person(Base):
+    """Somebody who has done something here; known by their Discord id."""
+
+    __tablename__ = "people"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    discord_id: Mapped[str] = mapped_column(unique=True)
+    name: Mapped[str]
+    first_seen: Mapped[datetime] = mapped_column(default=utcnow)
+
+
+@dataclass(frozen=True)
+class Actor:
+    """Who asks for something now: Discord id, display name, and the ids of the roles they hold at this moment."""
+
+    discord_id: int
+    name: str
+    role_ids: frozenset[int] = field(default_factory=frozenset)
+
+
+def ensure(session: Session, actor: Actor) -> Person:
+    """The person who acts, made at their first act; their name follows Discord's."""
+    person = find(session, actor)
+    if person is None:
+        try:
+            with session.begin_nested():
+                person = Person(discord_id=str(actor.discord_id), name=actor.name)
+                session.add(person)
+        except IntegrityError:  # another transaction has met the same person first
+            person = session.scalars(select(Person).where(Person.discord_id == str(actor.discord_id))).one()
+    if person.name != actor.name:
+        person.name = actor.name
+    return person
+
+
+def find(session: Session, actor: Actor) -> Person | None:
+    """The person who acts, if they have acted before."""
+    return session.scalars(select(Person).where(Person.discord_id == str(actor.discord_id))).one_or_none()

@@ -1,0 +1,76 @@
+"""Every setting of Stoa, read once from the environment (names prefixed `STOA_`) and from `.env`."""
+
+import hashlib
+import os
+import tempfile
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """The settings of one installation. Empty strings mean: not set."""
+
+    model_config = SettingsConfigDict(env_prefix="STOA_", extra="ignore", env_ignore_empty=True)
+
+    home: Path = Field(Path("var"), description="Folder for the embedded database, queue, run folders and logs.")
+    database_url: str = Field("", description="postgresql+psycopg://…; SQLite in the home folder when not set.")
+    redis_url: str = Field("", description="redis://…; an embedded Valkey when not set.")
+
+    discord_token: SecretStr = SecretStr("")
+    discord_api: str = Field("", description="Another base of Discord's REST API, such as the sandbox's.")
+    discord_gateway: str = Field("", description="Another gateway, such as the sandbox's.")
+    guild_id: int = 0
+    proposals_channel_id: int = 0
+    review_channel_id: int = 0
+    announcements_channel_id: int = 0
+    record_channel_id: int = 0
+    reviewer_role_id: int = 0
+
+    hub_endpoint: str = "https://huggingface.co"
+    hub_token: SecretStr = SecretStr("")
+    hub_namespace: str = "stoa"
+
+    min_people: int = Field(2, ge=1, description="People a project needs before it gets its own channel.")
+    lease_seconds: float = Field(
+        30, gt=0, description="How long a supervisor, publisher or sender owns its work unrenewed."
+    )
+    stop_grace_seconds: float = Field(60, gt=0, description="Time a trainer has between SIGTERM and SIGKILL.")
+    max_attempts: int = Field(3, ge=1, description="Attempts a run gets before it fails for good.")
+    tick_seconds: float = Field(1, gt=0, description="Pause between two rounds of the scheduler and of the delivery.")
+    picture_seconds: float = Field(15, gt=0, description="Least time between two pictures of one run's card.")
+    worker_concurrency: int = Field(2, ge=1)
+
+    @model_validator(mode="after")
+    def _absolute_home(self) -> "Settings":
+        self.home = self.home.resolve()
+        return self
+
+    @property
+    def database(self) -> str:
+        """SQLAlchemy's URL of the database in force."""
+        return self.database_url or f"sqlite:///{self.home / 'stoa.db'}"
+
+    @property
+    def runs_dir(self) -> Path:
+        """Where runs keep their folders: `{id}/attempt-{token}/`."""
+        return self.home / "runs"
+
+    @cached_property
+    def valkey_socket(self) -> Path:
+        """The embedded Valkey's socket: in a short private folder, since a socket's path is limited to 107 bytes."""
+        name = hashlib.sha256(str(self.home).encode()).hexdigest()[:12]
+        return Path(tempfile.gettempdir()) / f"stoa-{os.getuid()}-{name}" / "valkey.sock"
+
+    @property
+    def broker(self) -> str:
+        """Celery's URL of the queue in force."""
+        return self.redis_url or f"redis+socket://{self.valkey_socket}"
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """Read the settings once. `STOA_ENV_FILE` names another file than `.env`; empty, none is read."""
+    return Settings(_env_file=os.environ.get("STOA_ENV_FILE", ".env") or None)

@@ -1,0 +1,40 @@
+"""What members type: cleaned, bounded, and refused with a sentence where it cannot stand."""
+
+import re
+import unicodedata
+
+from projects.errors import InvalidError
+
+_MENTION = re.compile(r"@(?:everyone|here)\b|<(?:@[!&]?|#|/|a?:\w+:|id:|t:)[^>]*>", re.IGNORECASE)
+
+
+def prose(field: str, value: str, *, most: int, required: bool = True) -> str:
+    """A text of at most `most` characters with control characters removed.
+
+    Raises InvalidError where it is empty though required, or too long.
+    """
+    kept = "".join(char for char in value if char == "\n" or unicodedata.category(char) not in {"Cc", "Cf", "Cs", "Co"})
+    kept = kept.strip()
+    if required and not kept:
+        raise InvalidError(f"{field} is empty: please write a sentence or two.")
+    if len(kept) > most:
+        raise InvalidError(f"{field} has {len(kept):,} characters; at most {most:,} fit.")
+    return kept
+
+
+def title(value: str) -> str:
+    """One line of 3 to 80 characters with words in it, and no mention: it names a channel and heads every card."""
+    if not value.strip():
+        raise InvalidError("A project needs a title: a few words that say what it is about.")
+    if _MENTION.search(value):
+        raise InvalidError("A title cannot mention people, roles or channels, such as @everyone: use plain words.")
+    line = " ".join(prose("The title", value, most=80).split())
+    if sum(char.isalnum() for char in line) < 3:
+        raise InvalidError("A title needs at least three letters or digits, so that people can say and find it.")
+    return line
+
+
+def slug(value: str, *, most: int = 60) -> str:
+    """`value` as lower-case ASCII words joined by hyphens; empty where nothing of it can be said so."""
+    ascii_only = unicodedata.normalize("NFKD", value).encode("ascii", "ignore").decode()
+    return re.sub(r"[^a-z0-9]+", "-", ascii_only.lower()).strip("-")[:most].strip("-")
