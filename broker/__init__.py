@@ -1,0 +1,1 @@
+"""The compute: pools, grants, allocations, the ledger, runs, scheduling, launchers, checkpoints and publishing."""

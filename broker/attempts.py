@@ -1,0 +1,354 @@
+"""Attempts of a run: admitted, claimed, renewed, settled or lost, each fenced by its token.
+
+A token is good while the run carries it and its attempt is open. Every write of a supervisor is guarded by it; where
+the guard finds no row, StaleError says: stop the trainer and drop the result.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from sqlalchemy import ForeignKey, func, select, update
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from broker import ledger, publications, runs, series
+from broker.runs import ENDED, Run, RunState
+from broker.series import Measured
+from projects.db import Base, utcnow
+
+
+class StaleError(Exception):
+    """The token is no longer good: another attempt has taken the run, or it has ended."""
+
+
+class AttemptState(StrEnum):
+    """Where an attempt stands; the first three are open."""
+
+    ADMITTED = "admitted"
+    CLAIMED = "claimed"
+    RUNNING = "running"
+    ENDED = "ended"
+    LOST = "lost"
+
+
+OPEN = (AttemptState.ADMITTED, AttemptState.CLAIMED, AttemptState.RUNNING)
+
+
+class Attempt(Base):
+    """One try at a run: its place, its lease, its process, and how far its output has been read (bytes)."""
+
+    __tablename__ = "attempts"
+
+    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    token: Mapped[int] = mapped_column(primary_key=True)
+    state: Mapped[str] = mapped_column(default=AttemptState.ADMITTED, index=True)
+    pool_id: Mapped[int] = mapped_column(ForeignKey("pools.id"))
+    devices: Mapped[str]
+    reserved: Mapped[int]
+    charged: Mapped[int] = mapped_column(default=0)
+    period: Mapped[int] = mapped_column(default=0)
+    host: Mapped[str] = mapped_column(default="")
+    boot_id: Mapped[str] = mapped_column(default="")
+    pid: Mapped[int | None]
+    pid_started: Mapped[float | None]
+    lease_until: Mapped[datetime | None]
+    rung_at: Mapped[datetime | None]
+    metrics_read: Mapped[int] = mapped_column(default=0)
+    events_read: Mapped[int] = mapped_column(default=0)
+    reason: Mapped[str] = mapped_column(default="")
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process as it is known for sure: pids are used again, the boot and the start time tell them apart."""
+
+    host: str
+    boot_id: str
+    pid: int
+    started: float
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint that an attempt has written."""
+
+    step: int
+    folder: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a supervisor has read since its last renewal: up to which bytes, and what stood there."""
+
+    metrics_read: int
+    events_read: int
+    step: int | None = None
+    tokens: int | None = None
+    unigram_entropy: float | None = None
+    points: Sequence[Measured] = ()
+    checkpoints: Sequence[Checkpoint] = ()
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a trainer ended: exit status (negative: a signal), one sentence, whether a fresh try may do better."""
+
+    status: int
+    reason: str = ""
+    transient: bool = False
+    timed_out: bool = False
+    sample: str = ""
+
+
+def admit(session: Session, run_id: int, devices: Sequence[int]) -> int:
+    """Take a queued run for `devices`: raise its token, reserve its cost, open an attempt. Returns the token."""
+    run = runs.load(session, run_id)
+    runs.move(session, run, RunState.STARTING, token=Run.token + 1)
+    seconds = run.gpus * remaining(session, run)
+    ledger.reserve(session, run.allocation_id, run.id, run.token, seconds)
+    session.add(
+        Attempt(
+            run_id=run.id,
+            token=run.token,
+            pool_id=run.pool_id,
+            devices=",".join(map(str, devices)),
+            reserved=seconds,
+        )
+    )
+    session.flush()
+    runs.tell(session, run, "run.starting", reserved=seconds)
+    return run.token
+
+
+def remaining(session: Session, run: Run) -> int:
+    """Seconds of the time limit that no attempt of the run has used."""
+    return run.time_limit - ledger.totals(session, run_id=run.id)[ledger.Movement.CHARGE] // run.gpus
+
+
+def claim(session: Session, run_id: int, token: int, *, host: str, lease_seconds: float) -> bool:
+    """Take an admitted attempt for this host; False where another message has done so, or it is no longer wanted."""
+    claimed = session.execute(
+        update(Attempt)
+        .where(Attempt.run_id == run_id, Attempt.token == token, Attempt.state == AttemptState.ADMITTED)
+        .values(state=AttemptState.CLAIMED, host=host, lease_until=_from_now(lease_seconds))
+        .returning(Attempt.token)
+    ).one_or_none()
+    return claimed is not None
+
+
+def started(session: Session, run_id: int, token: int, process: Process, *, lease_seconds: float) -> None:
+    """Note that the attempt's trainer runs as `process`; raises StaleError."""
+    _guarded(
+        session,
+        run_id,
+        token,
+        AttemptState.CLAIMED,
+        state=AttemptState.RUNNING,
+        boot_id=process.boot_id,
+        pid=process.pid,
+        pid_started=process.started,
+        lease_until=_from_now(lease_seconds),
+    )
+    run = runs.load(session, run_id)
+    if run.state == RunState.STARTING:
+        runs.move(session, run, RunState.RUNNING, started_at=run.started_at or utcnow())
+        runs.tell(session, run, "run.started")
+
+
+def renew(
+    session: Session, run_id: int, token: int, elapsed: float, progress: Progress, *, lease_seconds: float
+) -> bool:
+    """Renew the lease, charge the `elapsed` seconds of the trainer's life and keep its progress, all or nothing.
+
+    Returns whether the run is asked to stop; raises StaleError.
+    """
+    attempt = _guarded(
+        session,
+        run_id,
+        token,
+        AttemptState.RUNNING,
+        lease_until=_from_now(lease_seconds),
+        metrics_read=progress.metrics_read,
+        events_read=progress.events_read,
+    )
+    run = runs.load(session, run_id)
+    _charge(session, run, attempt, elapsed)
+    _keep(session, run, progress)
+    return run.state == RunState.STOPPING
+
+
+def settle(
+    session: Session, run_id: int, token: int, elapsed: float, progress: Progress, ending: Ending, most: int
+) -> None:
+    """End the attempt: the last charge and progress, the rest of the reservation given back, the run moved on.
+
+    `most` is the number of attempts after which a run fails for good. Raises StaleError.
+    """
+    attempt = _guarded(
+        session,
+        run_id,
+        token,
+        AttemptState.RUNNING,
+        state=AttemptState.ENDED,
+        lease_until=None,
+        reason=ending.reason,
+        metrics_read=progress.metrics_read,
+        events_read=progress.events_read,
+    )
+    run = runs.load(session, run_id)
+    _charge(session, run, attempt, elapsed)
+    _keep(session, run, progress)
+    ledger.release(session, run.allocation_id, run_id, token)
+    stopped = ending.status in {0, 75}
+    if ending.status == 0:
+        _end(session, run, RunState.FINISHED, ending.reason, sample=ending.sample)
+        if run.kind == "train":
+            runs.queue_sample(session, run)
+    elif run.state == RunState.STOPPING:
+        _end(session, run, RunState.CANCELLED if stopped else RunState.FAILED, run.reason)
+    elif ending.timed_out:
+        _end(session, run, RunState.TIMED_OUT, "it reached its time limit")
+    elif ending.status == 75 or ending.transient or ending.status < 0:
+        _retry(session, run, ending.reason, utcnow(), most)
+    else:
+        _end(session, run, RunState.FAILED, ending.reason)
+
+
+def lose(session: Session, attempt: Attempt, *, grace_seconds: float, most: int) -> None:
+    """Give up an attempt whose lease has run out; the next one waits until its trainer must surely have stopped."""
+    _lock(session, attempt.run_id)
+    reason = "its supervisor stopped renewing the lease"
+    lost = session.execute(
+        update(Attempt)
+        .where(
+            Attempt.run_id == attempt.run_id,
+            Attempt.token == attempt.token,
+            Attempt.state == attempt.state,
+            Attempt.lease_until < utcnow(),
+        )
+        .values(state=AttemptState.LOST, reason=reason)
+        .returning(Attempt.lease_until)
+    ).one_or_none()
+    if lost is None:
+        return
+    run = runs.load(session, attempt.run_id)
+    ledger.release(session, run.allocation_id, run.id, attempt.token)
+    if run.state == RunState.STOPPING:
+        _end(session, run, RunState.CANCELLED, run.reason)
+    else:
+        _retry(session, run, reason, lost.lease_until + timedelta(seconds=grace_seconds), most)
+
+
+def expired(session: Session) -> Sequence[Attempt]:
+    """Open attempts whose lease has run out."""
+    return session.scalars(select(Attempt).where(Attempt.state.in_(OPEN), Attempt.lease_until < utcnow())).all()
+
+
+def unclaimed(session: Session, *, since_seconds: float) -> Sequence[Attempt]:
+    """Admitted attempts that no worker has claimed since their doorbell was rung that long ago, or never."""
+    before = _from_now(-since_seconds)
+    return session.scalars(
+        select(Attempt).where(
+            Attempt.state == AttemptState.ADMITTED, (Attempt.rung_at.is_(None)) | (Attempt.rung_at < before)
+        )
+    ).all()
+
+
+def rung(session: Session, run_id: int, token: int) -> None:
+    """Note that the doorbell of an attempt has been rung."""
+    session.execute(update(Attempt).where(Attempt.run_id == run_id, Attempt.token == token).values(rung_at=utcnow()))
+
+
+def earlier(session: Session, run_id: int, token: int) -> Sequence[Attempt]:
+    """The run's attempts before `token`."""
+    return session.scalars(
+        select(Attempt).where(Attempt.run_id == run_id, Attempt.token < token).order_by(Attempt.token)
+    ).all()
+
+
+def devices_in_use(session: Session, pool_id: int) -> set[int]:
+    """The devices of a pool that open attempts hold, and those of lost ones whose trainer may still be stopping."""
+    held = session.scalars(
+        select(Attempt.devices)
+        .join(Run, Run.id == Attempt.run_id)
+        .where(
+            Attempt.pool_id == pool_id,
+            Attempt.state.in_(OPEN)
+            | ((Attempt.state == AttemptState.LOST) & (Attempt.token == Run.token) & (Run.not_before > utcnow())),
+        )
+    )
+    return {int(device) for devices in held for device in devices.split(",")}
+
+
+def open_count(session: Session) -> int:
+    """How many attempts are open."""
+    return session.scalar(select(func.count()).where(Attempt.state.in_(OPEN))) or 0
+
+
+def _charge(session: Session, run: Run, attempt: Attempt, elapsed: float) -> None:
+    """Charge whole GPU-seconds up to `elapsed` seconds of the attempt's life, never more than it has reserved."""
+    due = min(int(elapsed) * run.gpus, attempt.reserved) - attempt.charged
+    if due <= 0:
+        return
+    attempt.period += 1
+    attempt.charged += due
+    ledger.charge(session, run.allocation_id, run.id, attempt.token, attempt.period, due)
+
+
+def _keep(session: Session, run: Run, progress: Progress) -> None:
+    series.add(session, run.id, progress.points)
+    for checkpoint in progress.checkpoints:
+        publications.add(session, run.id, checkpoint.step, checkpoint.folder)
+    if progress.step is not None:
+        run.step = progress.step
+    if progress.tokens is not None:
+        run.tokens = progress.tokens
+    if progress.unigram_entropy is not None:
+        run.unigram_entropy = progress.unigram_entropy
+    session.flush()
+
+
+def _retry(session: Session, run: Run, reason: str, not_before: datetime, most: int) -> None:
+    if run.token >= most:
+        _end(session, run, RunState.FAILED, f"{run.token} attempts failed; the last one: {reason}")
+        return
+    if remaining(session, run) < 1:
+        _end(session, run, RunState.TIMED_OUT, "it reached its time limit")
+        return
+    runs.move(session, run, RunState.QUEUED, reason=reason, not_before=not_before)
+    runs.tell(session, run, "run.requeued", why=reason)
+
+
+def _end(session: Session, run: Run, to: RunState, reason: str, *, sample: str = "") -> None:
+    if to not in ENDED:
+        raise ValueError(f"{to} is not an end")
+    runs.move(session, run, to, reason=reason, ended_at=utcnow(), sample=sample)
+    spent = ledger.totals(session, run_id=run.id)[ledger.Movement.CHARGE]
+    kind = {RunState.TIMED_OUT: "run.timed_out"}.get(to, f"run.{to}")
+    runs.tell(session, run, kind, why=reason, step=run.step, spent=spent, text=sample)
+
+
+def _guarded(session: Session, run_id: int, token: int, expected: AttemptState, **values: object) -> Attempt:
+    """Write to the attempt where its token is good; raises StaleError."""
+    current = _lock(session, run_id)
+    written = session.execute(
+        update(Attempt)
+        .where(Attempt.run_id == run_id, Attempt.token == token, Attempt.state == expected)
+        .values(**values)
+        .returning(Attempt.token)
+    ).one_or_none()
+    if written is None or current != token:
+        raise StaleError(f"attempt {token} of run {run_id} is no longer {expected}")
+    attempt = session.get_one(Attempt, (run_id, token))
+    session.refresh(attempt)
+    return attempt
+
+
+def _lock(session: Session, run_id: int) -> int | None:
+    """Lock the run's row and return its token. Every path locks the run before the attempt, so that none deadlock."""
+    return session.scalars(select(Run.token).where(Run.id == run_id).with_for_update()).one_or_none()
+
+
+def _from_now(seconds: float) -> datetime:
+    return utcnow() + timedelta(seconds=seconds)

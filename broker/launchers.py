@@ -1,0 +1,123 @@
+"""Launchers start a trainer somewhere and know it again: one small interface, here with processes of this host."""
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import psutil
+
+from broker.attempts import Process
+
+PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR")
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Launcher(Protocol):
+    """Starts one trainer and ends it. A trainer's process sees no token and no database address."""
+
+    def start(self, command: Sequence[str], folder: Path, devices: str) -> Process:
+        """Start `command` in `folder` on `devices`, its output going to `trainer.log` there."""
+
+    def poll(self) -> int | None:
+        """The exit status, negative for a signal; None while it runs."""
+
+    def stop(self) -> None:
+        """Ask it to write a checkpoint and exit (SIGTERM)."""
+
+    def kill(self) -> None:
+        """End it and all that it has started at once, and wait until they are gone."""
+
+
+class LocalLauncher:
+    """The trainer as a process group of this host, which is asked to stop should its supervisor die."""
+
+    def __init__(self) -> None:
+        self._popen: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
+
+    def start(self, command: Sequence[str], folder: Path, devices: str) -> Process:
+        """See `Launcher`. Must be called from the main thread: PR_SET_PDEATHSIG is bound to the thread that forks."""
+        environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+        with (folder / "trainer.log").open("ab") as log:
+            self._popen = subprocess.Popen(
+                command,
+                cwd=folder,
+                env={**environment, "CUDA_VISIBLE_DEVICES": devices},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=tied_to_parent(),
+            )
+        self._process = identify(self._popen.pid)
+        return self._process
+
+    def poll(self) -> int | None:
+        """See `Launcher`."""
+        return None if self._popen is None else self._popen.poll()
+
+    def stop(self) -> None:
+        """See `Launcher`. Only the trainer's parent is told; it tells its ranks."""
+        if self._popen is not None and self._popen.poll() is None:
+            self._popen.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """See `Launcher`."""
+        if self._popen is not None and self._process is not None:
+            kill_group(self._process)
+            self._popen.wait()
+
+
+def tied_to_parent() -> Callable[[], None]:
+    """What a new process runs before its program, so that it gets SIGTERM when the thread that started it is gone."""
+    parent = os.getpid()
+
+    def tie() -> None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(75)
+
+    return tie
+
+
+def identify(pid: int) -> Process:
+    """The identity of a running process of this host."""
+    return Process(host(), boot_id(), pid, psutil.Process(pid).create_time())
+
+
+def kill_group(process: Process) -> list[int]:
+    """End with SIGKILL every process of the group that `process` led, on this host and boot only; return their pids."""
+    if (process.host, process.boot_id) != (host(), boot_id()):
+        return []
+    members = [member for member in psutil.process_iter() if _in_group(member, process)]
+    for member in members:
+        member.kill()
+    psutil.wait_procs(members, timeout=10)
+    return [member.pid for member in members]
+
+
+def host() -> str:
+    """This host's name."""
+    return socket.gethostname()
+
+
+def boot_id() -> str:
+    """What names this boot of the kernel."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _in_group(member: psutil.Process, leader: Process) -> bool:
+    """Whether `member` belongs to the leader's group and not to a later one that was given the same number."""
+    try:
+        if os.getpgid(member.pid) != leader.pid or member.status() == psutil.STATUS_ZOMBIE:
+            return False
+        created = member.create_time()
+    except (psutil.Error, ProcessLookupError):
+        return False
+    return abs(created - leader.started) < 0.1 if member.pid == leader.pid else created >= leader.started

@@ -1,0 +1,74 @@
+"""What a trainer leaves in its folder while it runs, read from the byte where the last reading ended."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from broker.attempts import Checkpoint, Ending, Progress
+from broker.series import Measured
+
+MEASURED = ("loss", "lr", "grad_norm", "tokens_per_second")
+
+
+def read(folder: Path, metrics_read: int, events_read: int) -> Progress:
+    """The progress written since those bytes of `metrics.jsonl` and `events.jsonl`; only whole lines are read."""
+    metrics, metrics_end = _lines(folder / "metrics.jsonl", metrics_read)
+    events, events_end = _lines(folder / "events.jsonl", events_read)
+    points = [
+        Measured(name, line["step"], line["tokens"], float(line[name]))
+        for line in metrics
+        for name in MEASURED
+        if line.get(name) is not None and math.isfinite(line[name])
+    ]
+    evaluations = [event for event in events if event["event"] == "evaluation"]
+    points += [Measured("held_out", event["step"], event.get("tokens", 0), event["loss"]) for event in evaluations]
+    return Progress(
+        metrics_read=metrics_end,
+        events_read=events_end,
+        step=metrics[-1]["step"] if metrics else None,
+        tokens=metrics[-1]["tokens"] if metrics else None,
+        unigram_entropy=evaluations[-1]["unigram_entropy"] if evaluations else None,
+        points=points,
+        checkpoints=[
+            Checkpoint(event["step"], str(folder / event["path"])) for event in events if event["event"] == "checkpoint"
+        ],
+    )
+
+
+def ending(folder: Path, status: int, *, timed_out: bool) -> Ending:
+    """How the trainer ended, by its exit status and what it has said about it."""
+    said: dict[str, Any] = {}
+    outcome = folder / "outcome.json"
+    if outcome.exists():
+        said = json.loads(outcome.read_text())
+    reason = said.get("reason") or ("" if status == 0 else _unsaid(status))
+    sample = folder / "sample.json"
+    return Ending(
+        status=status,
+        reason=reason,
+        transient=bool(said.get("transient", False)),
+        timed_out=timed_out,
+        sample=json.loads(sample.read_text())["text"] if status == 0 and sample.exists() else "",
+    )
+
+
+def last_checkpoint(folders: list[Path]) -> Path | None:
+    """The whole checkpoint with the highest step in any of the runs' folders: a final name means that it is whole."""
+    whole = [path for folder in folders for path in folder.glob("checkpoints/step*") if path.name[4:].isdigit()]
+    return max(whole, key=lambda path: int(path.name[4:]), default=None)
+
+
+def _unsaid(status: int) -> str:
+    return f"the trainer was ended by signal {-status}" if status < 0 else f"the trainer ended with status {status}"
+
+
+def _lines(path: Path, start: int) -> tuple[list[dict[str, Any]], int]:
+    """The whole lines of a JSONL file from byte `start`, and the byte after the last of them."""
+    if not path.exists():
+        return [], start
+    with path.open("rb") as file:
+        file.seek(start)
+        data = file.read()
+    whole = data[: data.rfind(b"\n") + 1]
+    return [json.loads(line) for line in whole.splitlines()], start + len(whole)

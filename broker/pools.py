@@ -1,0 +1,95 @@
+"""Pools of GPUs, and the grants by which sponsors give their time to the community."""
+
+from datetime import datetime
+
+from sqlalchemy import ForeignKey, func, select
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from projects import record
+from projects.db import Base, utcnow
+from projects.errors import InvalidError, NotFoundError
+
+
+class Pool(Base):
+    """Devices of one kind in one place. On a pool without GPUs a “GPU” is one process slot of the CPU."""
+
+    __tablename__ = "pools"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    gpu_type: Mapped[str]
+    gpus: Mapped[int]
+
+
+class Grant(Base):
+    """GPU-seconds of a pool that a sponsor gives to the community until a day; every allocation draws on one."""
+
+    __tablename__ = "grants"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    pool_id: Mapped[int] = mapped_column(ForeignKey("pools.id"))
+    sponsor: Mapped[str]
+    seconds: Mapped[int]
+    drawn: Mapped[int] = mapped_column(default=0)
+    until: Mapped[datetime]
+
+
+def add_pool(session: Session, *, name: str, gpu_type: str, gpus: int) -> int:
+    """Write a pool down and return its id; a repeat with the same name changes nothing."""
+    earlier = session.scalars(select(Pool.id).where(Pool.name == name)).one_or_none()
+    if earlier is not None:
+        return earlier
+    if gpus < 1:
+        raise InvalidError(f"A pool has at least one GPU; {gpus} is not a count.")
+    pool = Pool(name=name, gpu_type=gpu_type, gpus=gpus)
+    session.add(pool)
+    session.flush()
+    record.append(session, record.LAB, "pool.added", by=None, pool=name, gpu_type=gpu_type, gpus=gpus)
+    return pool.id
+
+
+def add_grant(session: Session, *, pool: str, sponsor: str, seconds: int, until: datetime) -> int:
+    """Write a sponsor's grant of GPU-seconds down and return its id."""
+    if seconds < 1:
+        raise InvalidError("A grant gives at least one GPU-second.")
+    if until <= utcnow():
+        raise InvalidError(f"A grant ends in the future; {until:%Y-%m-%d} has passed.")
+    grant = Grant(pool_id=named(session, pool).id, sponsor=sponsor, seconds=seconds, until=until)
+    session.add(grant)
+    session.flush()
+    record.append(
+        session,
+        record.LAB,
+        "grant.added",
+        by=None,
+        pool=pool,
+        sponsor=sponsor,
+        seconds=seconds,
+        until=until.isoformat(),
+    )
+    return grant.id
+
+
+def named(session: Session, name: str) -> Pool:
+    """The pool of that name; raises NotFoundError with the names there are."""
+    pool = session.scalars(select(Pool).where(Pool.name == name)).one_or_none()
+    if pool is None:
+        raise NotFoundError(f"There is no pool “{name}”; the pools are: {', '.join(names(session)) or 'none yet'}.")
+    return pool
+
+
+def names(session: Session) -> list[str]:
+    """The names of all pools."""
+    return list(session.scalars(select(Pool.name).order_by(Pool.name)))
+
+
+def available(session: Session, pool_id: int) -> int:
+    """GPU-seconds that the pool's running grants have not yet given to allocations."""
+    return (
+        session.scalar(
+            select(func.coalesce(func.sum(Grant.seconds - Grant.drawn), 0)).where(
+                Grant.pool_id == pool_id, Grant.until > utcnow()
+            )
+        )
+        or 0
+    )

@@ -1,0 +1,62 @@
+"""Celery's side: short tasks, rung by the scheduler. A message carries only ids; the database says what they mean."""
+
+from celery import Celery
+
+from broker import attempts, launchers, publisher, supervisor
+from broker.attempts import Process
+from projects.db import Database
+from projects.settings import get_settings
+
+app = Celery("stoa")
+app.add_defaults(lambda: {"broker_url": get_settings().broker})
+app.conf.update(
+    task_ignore_result=True,
+    task_default_queue="runs",
+    task_routes={"stoa.publish": {"queue": "publish"}},
+    worker_prefetch_multiplier=1,
+    worker_disable_prefetch=True,
+    worker_enable_remote_control=False,
+    worker_hijack_root_logger=False,
+    broker_connection_retry_on_startup=True,
+    broker_transport_options={"socket_connect_timeout": 5, "socket_timeout": 30},
+    task_publish_retry=False,
+)
+
+
+def ring_start(run_id: int, token: int) -> None:
+    """Ask any worker to start an admitted attempt; raises kombu's OperationalError where the queue is away."""
+    start_attempt.apply_async((run_id, token))
+
+
+def ring_publish(run_id: int) -> None:
+    """Ask any worker to publish the checkpoints of a run that wait; raises kombu's OperationalError."""
+    publish.apply_async((run_id,))
+
+
+@app.task(name="stoa.start_attempt")
+def start_attempt(run_id: int, token: int) -> None:
+    """Claim an attempt and start its supervisor; a message that came twice finds it claimed and does nothing."""
+    settings = get_settings()
+    db = Database(settings.database)
+    try:
+        with db.write() as session:
+            if not attempts.claim(session, run_id, token, host=launchers.host(), lease_seconds=settings.lease_seconds):
+                return
+            earlier = attempts.earlier(session, run_id, token)
+        for attempt in earlier:
+            if attempt.pid is not None and attempt.pid_started is not None:
+                launchers.kill_group(Process(attempt.host, attempt.boot_id, attempt.pid, attempt.pid_started))
+        supervisor.spawn(settings, run_id, token)
+    finally:
+        db.close()
+
+
+@app.task(name="stoa.publish")
+def publish(run_id: int) -> None:
+    """Publish the run's waiting checkpoints, in the order of their steps."""
+    settings = get_settings()
+    db = Database(settings.database)
+    try:
+        publisher.publish_waiting(settings, db, run_id)
+    finally:
+        db.close()

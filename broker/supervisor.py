@@ -1,0 +1,166 @@
+"""The supervisor of one attempt: a small process that outlives the worker, starts the trainer and keeps its lease.
+
+`python -m broker.supervisor RUN TOKEN`
+"""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import structlog
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from broker import attempts, launchers, output, publications, runs
+from broker.attempts import Attempt, StaleError
+from broker.runs import Run
+from projects.db import Database
+from projects.settings import Settings, get_settings
+
+POLL_SECONDS = 0.2
+SAMPLE_PROMPT = "The "
+
+log = structlog.get_logger()
+
+
+def spawn(settings: Settings, run_id: int, token: int) -> None:
+    """Start the supervisor of a claimed attempt as a session of its own, with the settings it needs and no token."""
+    folder = run_folder(settings, run_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {name: os.environ[name] for name in launchers.PASSED_ON if name in os.environ}
+    environment |= {
+        "STOA_ENV_FILE": "",
+        "STOA_HOME": str(settings.home),
+        "STOA_DATABASE_URL": settings.database,
+        "STOA_LEASE_SECONDS": str(settings.lease_seconds),
+        "STOA_STOP_GRACE_SECONDS": str(settings.stop_grace_seconds),
+        "STOA_MAX_ATTEMPTS": str(settings.max_attempts),
+    }
+    with (folder / f"supervisor-{token}.log").open("ab") as out:
+        supervisor = subprocess.Popen(
+            [sys.executable, "-m", "broker.supervisor", str(run_id), str(token)],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+    threading.Thread(target=supervisor.wait, daemon=True).start()  # lest it stays a zombie of a worker that lives on
+
+
+def run_folder(settings: Settings, run_id: int) -> Path:
+    """Where a run keeps the folders of its attempts."""
+    return settings.runs_dir / str(run_id)
+
+
+class Supervisor:
+    """Starts the trainer of one attempt, follows it, and stops it when told to or when its lease cannot be renewed."""
+
+    def __init__(self, settings: Settings, run_id: int, token: int) -> None:
+        self.settings = settings
+        self.db = Database(settings.database)
+        self.run_id = run_id
+        self.token = token
+        self.folder = run_folder(settings, run_id) / f"attempt-{token}"
+        self.launcher = launchers.LocalLauncher()
+        self.metrics_read = 0
+        self.events_read = 0
+        self.started_at = 0.0
+        self.stopped_at: float | None = None
+        self.timed_out = False
+
+    def run(self) -> None:
+        """See the attempt through to its end; raises StaleError where its token is no longer good."""
+        self.folder.mkdir()
+        with self.db.read() as session:
+            run = runs.load(session, self.run_id)
+            attempt = session.get_one(Attempt, (self.run_id, self.token))
+            command = self._command(session, run)
+        try:
+            self.started_at = time.monotonic()
+            process = self.launcher.start(command, self.folder, attempt.devices)
+            with self.db.write() as session:
+                attempts.started(session, self.run_id, self.token, process, lease_seconds=self.settings.lease_seconds)
+            self._follow(attempt.reserved / run.gpus)
+        finally:
+            self.launcher.kill()
+            self.db.close()
+
+    def _follow(self, limit: float) -> None:
+        """Renew until the trainer has ended; `limit` is the time it may take, in seconds."""
+        renewed_at = time.monotonic()
+        while True:
+            status = self._wait(self.settings.lease_seconds / 6)
+            elapsed = time.monotonic() - self.started_at
+            progress = output.read(self.folder, self.metrics_read, self.events_read)
+            try:
+                with self.db.write() as session:
+                    if status is not None:
+                        ending = output.ending(self.folder, status, timed_out=self.timed_out)
+                        attempts.settle(
+                            session, self.run_id, self.token, elapsed, progress, ending, self.settings.max_attempts
+                        )
+                        return
+                    wanted = not attempts.renew(
+                        session, self.run_id, self.token, elapsed, progress, lease_seconds=self.settings.lease_seconds
+                    )
+            except DBAPIError as error:
+                log.warning("the database could not be written; trying again", error=str(error.orig))
+                if time.monotonic() - renewed_at > self.settings.lease_seconds:
+                    self._stop("the lease could not be renewed")
+                continue
+            renewed_at = time.monotonic()
+            self.metrics_read, self.events_read = progress.metrics_read, progress.events_read
+            if not wanted:
+                self._stop("the run was asked to stop")
+            elif elapsed >= limit:
+                self.timed_out = True
+                self._stop("the time limit is reached")
+
+    def _wait(self, seconds: float) -> int | None:
+        """Wait for the trainer's end, at most so long; end it where its grace is over."""
+        until = time.monotonic() + seconds
+        while (status := self.launcher.poll()) is None and time.monotonic() < until:
+            if self.stopped_at is not None and time.monotonic() - self.stopped_at > self.settings.stop_grace_seconds:
+                self.launcher.kill()
+            time.sleep(POLL_SECONDS)
+        return status
+
+    def _stop(self, why: str) -> None:
+        if self.stopped_at is None:
+            log.info("stopping the trainer", why=why)
+            self.stopped_at = time.monotonic()
+            self.launcher.stop()
+
+    def _command(self, session: Session, run: Run) -> list[str]:
+        """The trainer's command line for this run; its config is written beside."""
+        trainer = [sys.executable, "-m", "trainer"]
+        out = ["--out", str(self.folder)]
+        if run.kind == "sample":
+            checkpoint = publications.newest(session, run.parent_id or 0)
+            if checkpoint is None:
+                raise FileNotFoundError(f"run {run.parent_id} has left no checkpoint to sample from")
+            return [*trainer, "generate", checkpoint.folder, "--prompt", SAMPLE_PROMPT, *out]
+        config = self.folder.parent / "config.yml"
+        config.write_text(run.config)
+        before = [self.folder.parent / f"attempt-{token}" for token in range(1, self.token)]
+        resume = output.last_checkpoint(before)
+        command = [*trainer, "train", str(config), *out, "--gpus", str(run.gpus)]
+        return command if resume is None else [*command, "--resume", str(resume)]
+
+
+def main() -> None:
+    """Run the supervisor that the command line names."""
+    run_id, token = map(int, sys.argv[1:])
+    try:
+        Supervisor(get_settings(), run_id, token).run()
+    except StaleError as stale:
+        log.warning("the token is no longer good; the trainer was stopped", reason=str(stale))
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""The one command line that puts the parts of Stoa together."""
+
+import signal
+import sys
+import time
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+pool_app = typer.Typer(help="Pools of GPUs.", no_args_is_help=True)
+grant_app = typer.Typer(help="Grants of GPU time by sponsors.", no_args_is_help=True)
+record_app = typer.Typer(help="The public record.", no_args_is_help=True)
+app.add_typer(pool_app, name="pool")
+app.add_typer(grant_app, name="grant")
+app.add_typer(record_app, name="record")
+
+NEEDED = (
+    "discord_token",
+    "guild_id",
+    "proposals_channel_id",
+    "review_channel_id",
+    "announcements_channel_id",
+    "record_channel_id",
+    "reviewer_role_id",
+)
+
+
+@app.command()
+def up() -> None:
+    """Run bot, worker and scheduler against the Discord server that the settings name, until Ctrl-C."""
+    from parts import PartError, Parts
+    from projects.db import Database
+    from projects.settings import get_settings
+
+    settings = get_settings()
+    missing = [f"STOA_{name.upper()}" for name in NEEDED if not getattr(settings, name)]
+    if missing:
+        _refuse(f"Not set: {', '.join(missing)}. Copy .env.example to .env; it says where each is found.")
+    Database(settings.database).migrate()
+    parts = Parts(settings.home / "logs")
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        if not settings.redis_url:
+            parts.start_valkey(settings)
+        for name in ("scheduler", "worker", "bot"):
+            parts.start_stoa(settings, name)
+            typer.echo(f"{name} is up")
+        typer.echo("Stoa is up. Ctrl-C stops it; runs that are under way go on.")
+        while True:
+            parts.check()
+            time.sleep(0.5)
+    except PartError as error:
+        _refuse(str(error))
+    except KeyboardInterrupt:
+        typer.echo("stopping")
+    finally:
+        parts.stop()
+
+
+@app.command()
+def bot() -> None:
+    """Run the bot."""
+    from bot.client import run
+    from projects.settings import get_settings
+
+    run(get_settings())
+
+
+@app.command()
+def worker() -> None:
+    """Run a Celery worker for runs and publications."""
+    from broker.queue import app as celery
+    from projects.settings import get_settings
+
+    concurrency = str(get_settings().worker_concurrency)
+    quiet = ("--without-gossip", "--without-mingle", "--without-heartbeat")
+    celery.worker_main(["worker", "-Q", "runs,publish", "-c", concurrency, "-l", "INFO", "-n", "stoa@%h", *quiet])
+
+
+@app.command()
+def scheduler() -> None:
+    """Run the scheduler."""
+    from broker.scheduler import Scheduler
+    from projects.db import Database
+    from projects.settings import get_settings
+
+    settings = get_settings()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    typer.echo("scheduler ready")
+    Scheduler(settings, Database(settings.database)).run_forever()
+
+
+@app.command()
+def migrate(revision: Annotated[str, typer.Argument(help="head, base, or a revision")] = "head") -> None:
+    """Bring the database's tables to a revision."""
+    from projects.db import Database
+    from projects.settings import get_settings
+
+    Database(get_settings().database).migrate(revision)
+    typer.echo(f"the database is at {revision}")
+
+
+@app.command()
+def demo(*, stay: Annotated[bool, typer.Option(help="Keep the parts up after the story.")] = True) -> None:
+    """Play the main job on this machine, with no account: from a proposal to published checkpoints."""
+    from demo.play import play
+
+    sys.exit(play(stay=stay))
+
+
+@pool_app.command("add")
+def pool_add(name: str, gpu_type: str, gpus: int) -> None:
+    """Add a pool of GPUS devices of GPU_TYPE."""
+    from broker import pools
+    from projects.db import Database
+    from projects.errors import DomainError
+    from projects.settings import get_settings
+
+    try:
+        with Database(get_settings().database).write() as session:
+            pools.add_pool(session, name=name, gpu_type=gpu_type, gpus=gpus)
+    except DomainError as error:
+        _refuse(str(error))
+    typer.echo(f"pool {name}: {gpus} × {gpu_type}")
+
+
+@grant_app.command("add")
+def grant_add(pool: str, hours: str, sponsor: str, until: datetime) -> None:
+    """Add a grant of HOURS GPU-hours of POOL, given by SPONSOR UNTIL a day."""
+    from broker import allocations, pools
+    from projects.db import Database
+    from projects.errors import DomainError
+    from projects.settings import get_settings
+
+    try:
+        seconds = allocations.parse_hours(hours)
+        with Database(get_settings().database).write() as session:
+            pools.add_grant(session, pool=pool, sponsor=sponsor, seconds=seconds, until=until.replace(tzinfo=UTC))
+    except DomainError as error:
+        _refuse(str(error))
+    typer.echo(f"{sponsor} gives {hours} GPU-hours of {pool}")
+
+
+@record_app.command("verify")
+def record_verify() -> None:
+    """Walk every chain of the record; status 1 where one is broken."""
+    from projects import record
+    from projects.db import Database
+    from projects.settings import get_settings
+
+    with Database(get_settings().database).read() as session:
+        verdicts = [record.verify(session, stream) for stream in record.streams(session)]
+    for verdict in verdicts:
+        typer.echo(f"{verdict.stream}: {verdict.entries} entries, {verdict.problem or 'whole'}")
+    sys.exit(0 if all(verdict.ok for verdict in verdicts) else 1)
+
+
+def _refuse(sentence: str) -> None:
+    typer.echo(sentence, err=True)
+    sys.exit(2)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    app()
