@@ -1,0 +1,21 @@
+"""Loopback stand-ins for Discord and the Hugging Face Hub, on which Stoa runs with no account.
+
+The Discord here is meant to be taken for the real one by an unmodified client. What it rests on:
+
+| fact                                                              | source in Discord's documentation                |
+|-------------------------------------------------------------------|--------------------------------------------------|
+| fields of requests and answers                                    | OpenAPI description of API v10                   |
+| error codes and the tree of form errors                           | Reference: Error Messages; Opcodes: JSON codes   |
+| snowflakes, nullable and optional fields                          | Reference: Snowflakes                            |
+| permission algorithm, overwrites                                  | Topics: Permissions                              |
+| buckets, headers, global 50/s, exempt interaction routes          | Topics: Rate Limits (the numbers are observed)   |
+| 3 s for the first answer, 15 min for the token, kinds of answer   | Interactions: Receiving and Responding           |
+| limits of commands, options, choices                              | Interactions: Application Commands               |
+| components, Components V2, modals and labels                      | Components: Reference                            |
+| nonce with enforce_nonce, message flags, allowed mentions         | Resources: Message                               |
+| threads: id of the message, one thread a message                  | Topics: Threads                                  |
+| identify, resume, intents, close codes, 120 events a minute       | Topics: Gateway                                  |
+
+The numbers of buckets, the replay time of a session (5 min) and of a nonce (3 min) are not documented; they are
+plausible values. State lives in memory: a bot may restart, the sandbox itself starts afresh.
+"""

@@ -1,0 +1,87 @@
+"""A running sandbox, its people and a stock discord.py bot; every exchange is judged when a test ends."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from sandbox import server as discord_server
+from sandbox.__main__ import describe
+from sandbox.people import Guild
+from tests.absent import absent
+from tests.discord_openapi import DESCRIPTION_ENV, DiscordJudge, find_description
+from tests.sandbox import bot as bots
+
+
+@pytest.fixture(scope="session")
+def judge() -> DiscordJudge:
+    if find_description() is None:
+        absent("Discord's API description", f"not at {DESCRIPTION_ENV} nor in ../shared/discord")
+    return DiscordJudge()
+
+
+@pytest.fixture
+async def sandbox(tmp_path: Path) -> AsyncIterator[discord_server.Server]:
+    runner, server = await discord_server.start(tmp_path)
+    try:
+        yield server
+    finally:
+        await discord_server.stop(runner, server)
+
+
+@pytest.fixture
+def info(sandbox: discord_server.Server) -> dict[str, Any]:
+    return describe(sandbox, None, "")
+
+
+@pytest.fixture
+async def guild(info: dict[str, Any]) -> AsyncIterator[Guild]:
+    async with Guild(info) as guild:
+        yield guild
+
+
+@pytest.fixture
+async def bot(info: dict[str, Any]) -> AsyncIterator[bots.Bot]:
+    bot = await bots.start(info)
+    try:
+        yield bot
+    finally:
+        await bot.close()
+
+
+Rest = Callable[..., Awaitable[tuple[int, Any]]]
+
+
+@pytest.fixture
+async def rest(info: dict[str, Any]) -> AsyncIterator[Rest]:
+    """A bare client of the bot's API: `await rest("POST", "/channels/1/messages", {...})` gives (status, body)."""
+    async with aiohttp.ClientSession(headers={"Authorization": f"Bot {info['bot_token']}"}) as session:
+
+        async def request(method: str, path: str, body: Any = None, **options: Any) -> tuple[int, Any]:
+            url = f"{info['discord']}/api/v10{path}"
+            async with session.request(method, url, json=body, **options) as response:
+                assert response.status == 204 or response.headers["Content-Type"] == "application/json"
+                return response.status, await response.json() if response.status != 204 else None
+
+        yield request
+
+
+def recorded(root: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (root / name).read_text(encoding="utf-8").splitlines()]
+
+
+def problems(judge: DiscordJudge, root: Path) -> list[str]:
+    """What the judge finds in all that a sandbox recorded."""
+    found = [problem for exchange in recorded(root, "exchanges.jsonl") for problem in judge.judge(exchange)]
+    return found + [p for entry in recorded(root, "dispatches.jsonl") for p in judge.judge_dispatch(entry)]
+
+
+async def until(condition: Callable[[], Any], seconds: float = 5.0) -> None:
+    """Waits until a condition holds."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - the condition is any state of the bot
+            await asyncio.sleep(0.02)

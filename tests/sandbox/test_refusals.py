@@ -1,0 +1,212 @@
+"""What Discord's API refuses, and how; each refusal is judged by Discord's own description."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from sandbox import permissions
+from sandbox.people import Guild
+from sandbox.server import Server
+from tests.discord_openapi import DiscordJudge
+from tests.sandbox.conftest import Rest, problems
+
+V2 = 1 << 15
+
+
+def text(content: str) -> dict[str, Any]:
+    return {"type": 10, "content": content}
+
+
+def row(*parts: dict[str, Any]) -> dict[str, Any]:
+    return {"type": 1, "components": list(parts)}
+
+
+def button(**changes: Any) -> dict[str, Any]:
+    return {"type": 2, "style": 1, "label": "Go", "custom_id": "go"} | changes
+
+
+def fault_at(body: dict[str, Any], path: str) -> str:
+    """The code of the first form fault at a place such as `embeds.0.title`."""
+    assert (body["code"], body["message"]) == (50035, "Invalid Form Body")
+    place = body["errors"]
+    for key in path.split("."):
+        place = place[key]
+    return str(place["_errors"][0]["code"])
+
+
+def buttons(*changes: dict[str, Any]) -> dict[str, Any]:
+    """A message with a row of buttons."""
+    return {"content": "x", "components": [row(*[button(**change) for change in changes])]}
+
+
+def cards(*parts: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A Components V2 message."""
+    return {"flags": V2, "components": list(parts)} | changes
+
+
+def choices(count: int) -> list[dict[str, Any]]:
+    return [{"name": str(n), "label": str(n), "value": str(n)} for n in range(count)]
+
+
+NO_FILE = {"type": 12, "items": [{"media": {"url": "attachment://no.png"}}]}
+FORTY_TWO = [{"type": 17, "components": [text("x")] * 20}] * 2
+BUTTON, URL = "components.0.components.0.", "components.0.items.0.media.url"
+MESSAGES = [
+    ({"content": "x" * 2001}, "content", "BASE_TYPE_MAX_LENGTH"),
+    ({"content": "x", "nonce": "n" * 26}, "nonce", "BASE_TYPE_MAX_LENGTH"),
+    ({"embeds": [{"description": "x" * 4000}, {"description": "x" * 2001}]}, "embeds", "MAX_EMBED_SIZE_EXCEEDED"),
+    ({"embeds": [{"title": "x" * 257}]}, "embeds.0.title", "BASE_TYPE_MAX_LENGTH"),
+    ({"content": "x", "components": [text("y")]}, "components.0.type", "BASE_TYPE_CHOICES"),
+    (buttons(*[{"custom_id": str(n)} for n in range(6)]), "components.0.components", "BASE_TYPE_BAD_LENGTH"),
+    (buttons({"label": "x" * 81}), BUTTON + "label", "BASE_TYPE_MAX_LENGTH"),
+    (buttons({"custom_id": "x" * 101}), BUTTON + "custom_id", "BASE_TYPE_BAD_LENGTH"),
+    (buttons({"custom_id": ""}), BUTTON + "custom_id", "BASE_TYPE_BAD_LENGTH"),
+    (buttons({}, {}), "components", "COMPONENT_CUSTOM_ID_DUPLICATED"),
+    (buttons({"type": 3, "options": choices(26)}), BUTTON + "options", "BASE_TYPE_BAD_LENGTH"),
+    (cards(text("y"), content="x"), "content", "MESSAGE_CANNOT_USE_LEGACY_FIELDS_WITH_COMPONENTS_V2"),
+    (cards(text("x" * 3000), text("y" * 1001)), "components", "COMPONENT_DISPLAYABLE_TEXT_SIZE_EXCEEDED"),
+    (cards(*FORTY_TWO), "components", "COMPONENT_MAX_TOTAL_COMPONENTS_EXCEEDED"),
+    (cards(NO_FILE), URL, "COMPONENT_REFERENCED_ATTACHMENT_NOT_FOUND"),
+    ({"content": "x", "allowed_mentions": {"parse": ["all"]}}, "allowed_mentions.parse.0", "BASE_TYPE_CHOICES"),
+]
+
+
+@pytest.mark.parametrize(("body", "place", "code"), MESSAGES)
+async def test_a_message_over_a_limit_is_refused(
+    rest: Rest, info: dict[str, Any], guild: Guild, body: dict[str, Any], place: str, code: str
+) -> None:
+    status, answer = await rest("POST", f"/channels/{info['channels']['general']}/messages", body)
+    assert (status, fault_at(answer, place)) == (400, code)
+    assert await guild.messages("general") == []
+
+
+def command(*options: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return {"name": "ok", "description": "d", "options": list(options)} | changes
+
+
+def option(name: str, **changes: Any) -> dict[str, Any]:
+    return {"type": 3, "name": name, "description": "d"} | changes
+
+
+LONG = [{"name": f"{n}" * 100, "value": f"{n}" * 100} for n in range(10)]
+COMMANDS = [
+    (command(name="Upper"), "0.name"),
+    (command(name="two words"), "0.name"),
+    (command(description=""), "0.description"),
+    (command(description="d" * 101), "0.description"),
+    (command(*[option(str(n)) for n in range(26)]), "0.options"),
+    (command(option("a", choices=choices(26))), "0.options.0.choices"),
+    (command(option("a"), option("b", required=True)), "0.options.1"),
+    (command(option("a"), option("a")), "0.options.1"),
+    (command(*[option(f"o{n}", choices=LONG) for n in range(5)]), "0"),
+]
+
+
+@pytest.mark.parametrize(("definition", "place"), COMMANDS)
+async def test_a_command_over_a_limit_is_refused(
+    rest: Rest, info: dict[str, Any], guild: Guild, definition: dict[str, Any], place: str
+) -> None:
+    path = f"/applications/{info['application_id']}/guilds/{info['guild_id']}/commands"
+    status, answer = await rest("PUT", path, [definition])
+    assert status == 400
+    assert fault_at(answer, place)
+    assert await guild.commands() == []
+
+
+async def test_a_channel_over_a_limit_is_refused(rest: Rest, info: dict[str, Any]) -> None:
+    path = f"/guilds/{info['guild_id']}/channels"
+    for body, place in [
+        ({"name": ""}, "name"),
+        ({"name": "x" * 101}, "name"),
+        ({"name": "x", "topic": "t" * 1025}, "topic"),
+        ({"name": "x", "parent_id": "1"}, "parent_id"),
+    ]:
+        status, answer = await rest("POST", path, body)
+        assert status == 400
+        assert fault_at(answer, place)
+
+
+async def test_errors_carry_discords_codes(
+    rest: Rest, info: dict[str, Any], sandbox: Server, judge: DiscordJudge, tmp_path: Path
+) -> None:
+    general = info["channels"]["general"]
+    message = (await rest("POST", f"/channels/{general}/messages", {"content": "x"}))[1]["id"]
+    ada = (sandbox.world.users[info["users"]["Ada"]])["id"]
+    expected = [
+        ("GET", "/channels/1", None, 404, 10003),
+        ("GET", f"/channels/{general}/messages/1", None, 404, 10008),
+        ("GET", "/guilds/1", None, 404, 10004),
+        ("GET", f"/guilds/{info['guild_id']}/members/1", None, 404, 10007),
+        ("POST", f"/channels/{general}/messages", {}, 400, 50006),
+        ("PATCH", f"/channels/{general}/messages/{message}", {"content": ""}, 400, 50006),
+        ("POST", "/interactions/1/none/callback", {"type": 4, "data": {"content": "x"}}, 404, 10062),
+        ("PATCH", f"/webhooks/{info['application_id']}/none/messages/@original", {"content": "x"}, 401, 50027),
+        ("PUT", f"/guilds/{info['guild_id']}/members/{ada}/roles/{info['roles']['admin']}", None, 403, 50013),
+        ("GET", "/no/such/route", None, 404, 0),
+    ]
+    for method, path, body, status, code in expected:
+        answered, refusal = await rest(method, path, body)
+        assert (answered, refusal["code"]) == (status, code), path
+    assert (await rest("GET", "/users/@me", headers={"Authorization": "Bot wrong"}))[0] == 401
+    assert (await rest("POST", f"/channels/{general}/messages", data="{"))[1]["code"] == 50109
+    assert problems(judge, tmp_path) == []
+
+
+async def test_permissions_are_kept(rest: Rest, info: dict[str, Any], guild: Guild) -> None:
+    everyone, own = info["guild_id"], info["roles"]["Stoa"]
+    hidden = [{"id": own, "type": 0, "allow": 0, "deny": permissions.VIEW_CHANNEL}]
+    body = {"name": "Hidden One", "permission_overwrites": hidden}
+    _, channel = await rest("POST", f"/guilds/{info['guild_id']}/channels", body)
+    assert channel["name"] == "hidden-one"
+    assert (await rest("GET", f"/channels/{channel['id']}"))[1]["code"] == 50001
+    mute = {"type": 0, "allow": 0, "deny": permissions.SEND_MESSAGES}
+    general = info["channels"]["general"]
+    assert (await rest("PUT", f"/channels/{general}/permissions/{everyone}", mute))[0] == 204
+    assert (await rest("PUT", f"/channels/{general}/permissions/{own}", mute))[0] == 204
+    assert (await rest("POST", f"/channels/{general}/messages", {"content": "x"}))[1]["code"] == 50013
+    await guild.set_permissions("Stoa", permissions.VIEW_CHANNEL)
+    assert (await rest("POST", f"/guilds/{info['guild_id']}/channels", {"name": "x"}))[1]["code"] == 50013
+
+
+async def test_files_over_10_mib_and_unreferenced_ones_are_refused(rest: Rest, info: dict[str, Any]) -> None:
+    path = f"/channels/{info['channels']['general']}/messages"
+
+    def form(payload: dict[str, Any], size: int) -> aiohttp.FormData:
+        data = aiohttp.FormData(quote_fields=False)
+        data.add_field("payload_json", json.dumps(payload))
+        data.add_field("files[0]", b"x" * size, filename="a b.bin")
+        return data
+
+    status, answer = await rest("POST", path, data=form({}, 10 * 2**20 + 1))
+    assert (status, answer["code"]) == (413, 40005)
+    status, answer = await rest("POST", path, data=form(cards(text("x")), 10))
+    assert (status, fault_at(answer, "components")) == (400, "UNREFERENCED_ATTACHMENT")
+    status, answer = await rest("POST", path, data=form({}, 10))
+    assert (status, answer["attachments"][0]["filename"]) == (200, "a_b.bin")
+    async with aiohttp.ClientSession() as session, session.get(answer["attachments"][0]["url"]) as file:
+        assert await file.read() == b"x" * 10
+
+
+async def test_limits_are_told_and_kept(rest: Rest, info: dict[str, Any], judge: DiscordJudge, tmp_path: Path) -> None:
+    path = f"/channels/{info['channels']['general']}/messages"
+    answers = [await rest("POST", path, {"content": str(n)}) for n in range(6)]
+    assert [status for status, _ in answers] == [200] * 5 + [429]
+    assert answers[5][1]["global"] is False
+    assert 0 < answers[5][1]["retry_after"] <= 5
+    other = f"/channels/{info['channels']['proposals']}/messages"
+    assert (await rest("POST", other, {"content": "a bucket of its own"}))[0] == 200
+    topics = [await rest("PATCH", f"/channels/{info['channels']['general']}", {"topic": str(n)}) for n in range(3)]
+    assert [status for status, _ in topics] == [200, 200, 429]
+    assert topics[2][1]["retry_after"] > 500
+    assert problems(judge, tmp_path) == []
+
+
+async def test_fifty_requests_a_second_over_all(rest: Rest) -> None:
+    answers = [await rest("GET", "/users/@me") for _ in range(25)]
+    answers += [await rest("GET", "/gateway/bot") for _ in range(26)]
+    assert [status for status, _ in answers[:50]] == [200] * 50
+    assert answers[50][0] == 429
+    assert answers[50][1]["global"] is True
