@@ -1,0 +1,73 @@
+"""A tiny configuration and one run of it on two ranks, shared by the tests that look at what a run leaves."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from trainer.config import TrainConfig, load
+
+ROOT = Path(__file__).parents[2]
+SCRUBBED = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ} | {
+    "CUDA_VISIBLE_DEVICES": "",
+}
+TINY: dict[str, Any] = {
+    "model": {"layers": 2, "hidden_size": 32, "heads": 2},
+    "data": {
+        "sequence_length": 32,
+        "held_out": 0.2,
+        "tokenizer": {"vocabulary": 500, "train_bytes": 60_000},
+        "sources": [
+            {"name": "python-docs", "weight": 1, "licence": "PSF-2.0", "max_bytes": 100_000},
+            {"name": "python-stdlib", "weight": 3, "licence": "PSF-2.0", "max_bytes": 100_000},
+        ],
+    },
+    "optimizer": {"learning_rate": 0.01, "warmup_ratio": 0.2},
+    "training": {"steps": 12, "batch": 8, "micro_batch": 4, "evaluate_every": 6, "evaluation_tokens": 512},
+    "checkpoints": {"log_until": 4, "every": 5},
+}
+
+Trainer = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def write_config(path: Path, **training: int) -> Path:
+    """The tiny configuration as a file, with some keys of its training section set."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(TINY | {"training": TINY["training"] | training}))
+    return path
+
+
+def trainer_command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "trainer", *map(str, arguments)]
+
+
+def start_trainer(*arguments: str | Path) -> subprocess.Popen[str]:
+    """Start the command line in a process group of its own, with an environment scrubbed of all but the essentials."""
+    return subprocess.Popen(
+        trainer_command(*arguments), cwd=ROOT, env=SCRUBBED, text=True, stderr=subprocess.PIPE, process_group=0
+    )
+
+
+def run_trainer(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        trainer_command(*arguments), cwd=ROOT, env=SCRUBBED, text=True, capture_output=True, timeout=120
+    )
+
+
+@pytest.fixture(scope="session")
+def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    return load(write_config(tmp_path_factory.mktemp("config") / "tiny.yml"))
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of 12 steps on two ranks."""
+    folder = tmp_path_factory.mktemp("finished")
+    result = run_trainer("train", write_config(folder / "tiny.yml"), "--out", folder / "out", "--gpus", "2")
+    assert result.returncode == 0, result.stderr
+    return folder / "out"

@@ -1,0 +1,103 @@
+"""A wrong configuration gets one sentence that names the key and the fix."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.trainer.conftest import TINY
+from trainer.config import OVERRIDES, ConfigError, dump, load, load_recipe, recipe_names
+
+
+def changed(dotted: str, value: Any) -> dict[str, Any]:
+    """The tiny configuration with one key set, or removed with None."""
+    config: dict[str, Any] = yaml.safe_load(yaml.safe_dump(TINY))
+    *path, last = dotted.split(".")
+    section: Any = config
+    for part in path:
+        section = section[int(part) if part.isdecimal() else part]
+    if value is None:
+        del section[last]
+    else:
+        section[last] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("model.layer", 3, "model.layer is not a key of the configuration; the keys there are layers, hidden_size"),
+        ("modle", {}, "the keys at the top are model, data"),
+        ("data.sources.0.license", "MIT", "the keys there are name, weight, licence"),
+        ("training.steps", 0, "training.steps must be a number greater than or equal to 1, not '0'."),
+        ("training.steps", "many", "training.steps must be a valid integer, not 'many'."),
+        ("training.steps", None, "training.steps is missing; add it."),
+        ("optimizer.learning_rate", float("nan"), "optimizer.learning_rate must be a finite number"),
+        ("data.sources.1.licence", None, "data.sources.1.licence is missing; a source is used only with its licence"),
+        ("data.sources.1.licence", "", "data.sources.1.licence is missing; a source is used only with its licence"),
+        ("data.sources.1.name", "/etc", "data.sources.1.name must be 'python-docs' or 'python-stdlib'"),
+        ("data.sources.1.name", "python-docs", "data.sources names python-docs twice"),
+        ("model.heads", 5, "model.hidden_size (32) must be a multiple of model.heads (5)"),
+        ("training.micro_batch", 3, "training.micro_batch (3) must divide training.batch (8) evenly"),
+        ("parallel", {"zero_stage": 3}, "parallel.zero_stage must be 1"),
+        ("training.evaluation_tokens", 40, "training.evaluation_tokens (40) must hold at least one sequence"),
+    ],
+)
+def test_wrong_key_is_named_in_one_sentence(tmp_path: Path, key: str, value: Any, said: str) -> None:
+    path = tmp_path / "config.yml"
+    path.write_text(yaml.safe_dump(changed(key, value)))
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith(".")
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "model: [", "", "\x00"])
+def test_file_that_is_no_configuration(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.yml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"^The configuration .* (must hold sections|is not valid YAML)[^\n]*\.$"):
+        load(path)
+
+
+def test_missing_file() -> None:
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        load(Path("nowhere.yml"))
+
+
+def test_dump_loads_back(tmp_path: Path) -> None:
+    config = load_recipe("demo")
+    path = tmp_path / "config.yml"
+    path.write_text(dump(config))
+    assert load(path) == config
+
+
+def test_every_recipe_is_valid_and_takes_every_override() -> None:
+    assert "demo" in recipe_names()
+    for name in recipe_names():
+        assert all(source.licence for source in load_recipe(name).data.sources)
+    values = dict.fromkeys(OVERRIDES, "8") | {"learning_rate": "2e-3", "warmup": "0.5"}
+    config = load_recipe("demo", values)
+    assert (config.training.steps, config.optimizer.learning_rate, config.optimizer.warmup_ratio) == (8, 2e-3, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "said"),
+    [
+        ("unknown", {}, "There is no recipe 'unknown'; the recipes are demo"),
+        ("../recipes/demo", {}, "There is no recipe"),
+        ("demo", {"hidden_size": "4096"}, "'hidden_size' may not be overridden; what may be is steps, learning_rate"),
+        ("demo", {"training.steps": "10"}, "'training.steps' may not be overridden"),
+        ("demo", {"steps": "0"}, "steps must be a number greater than or equal to 1, not '0'."),
+        ("demo", {"steps": "1e9"}, "steps must be"),
+        ("demo", {"learning_rate": "nan"}, "learning_rate must be a finite number, not 'nan'."),
+        ("demo", {"seed": "; rm -rf"}, "seed must be a valid integer"),
+    ],
+)
+def test_refused_recipes_and_overrides(name: str, overrides: dict[str, str], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(name, overrides)
+    assert str(caught.value).startswith(said)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,131 @@
+"""What a finished run leaves: its files, its checkpoints as transformers opens them, and a resume that is exact."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.trainer.conftest import run_trainer, write_config
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def outcome(out: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((out / "outcome.json").read_text())
+    return content
+
+
+def losses(out: Path) -> dict[int, float]:
+    return {line["step"]: line["loss"] for line in lines(out / "metrics.jsonl")}
+
+
+def test_files(finished: Path) -> None:
+    assert outcome(finished) == {"status": 0, "reason": None, "step": 12, "transient": False}
+    metrics = lines(finished / "metrics.jsonl")
+    assert [line["step"] for line in metrics] == list(range(1, 13))
+    assert metrics[-1]["tokens"] == 12 * 8 * 32
+    assert {"time", "loss", "lr", "grad_norm", "tokens_per_second", "data_wait"} <= metrics[0].keys()
+    assert metrics[1]["lr"] == pytest.approx(0.01)
+    events = lines(finished / "events.jsonl")
+    assert events[0]["event"] == "started"
+    assert events[-1]["event"] == "finished"
+    saved = [(event["step"], event["path"]) for event in events if event["event"] == "checkpoint"]
+    assert saved == [(step, f"checkpoints/step{step}") for step in (0, 1, 2, 4, 5, 10, 12)]
+    assert {path.name for path in (finished / "checkpoints").iterdir()} == {f"step{step}" for step, _ in saved}
+    evaluations = [event for event in events if event["event"] == "evaluation"]
+    assert [event["step"] for event in evaluations] == [0, 6, 12]
+    assert evaluations[-1]["loss"] < evaluations[0]["loss"]
+    assert any(event["event"] == "progress" for event in events)
+
+
+def test_checkpoint_opens_in_transformers_with_the_trainers_logits(finished: Path) -> None:
+    folder = finished / "checkpoints" / "step12"
+    probe = load_file(folder / "probe.safetensors")
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(probe["ids"]).logits, probe["logits"], atol=1e-4, rtol=0)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    text = "for x in range(10):\n    print(x)\n"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert tokenizer.eos_token_id == model.config.eos_token_id
+
+
+def test_checkpoint_says_how_it_was_made(finished: Path) -> None:
+    how = json.loads((finished / "checkpoints" / "step4" / "how.json").read_text())
+    assert (how["step"], how["tokens"], how["seed"]) == (4, 4 * 8 * 32, 1234)
+    assert how["torch_version"] == torch.__version__
+    assert how["config"]["training"]["steps"] == 12
+    assert [(source["name"], source["licence"]) for source in how["data"]["sources"]] == [
+        ("python-docs", "PSF-2.0"),
+        ("python-stdlib", "PSF-2.0"),
+    ]
+
+
+def test_resume_is_identical_to_the_bit(finished: Path, tmp_path: Path) -> None:
+    start = finished / "checkpoints" / "step4"
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    config = write_config(tmp_path / "tiny.yml")
+    result = run_trainer("train", config, "--out", tmp_path / "out", "--resume", start, "--gpus", "2")
+    assert result.returncode == 0, result.stderr
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+    assert losses(tmp_path / "out") == {step: loss for step, loss in losses(finished).items() if step > 4}
+    for name in ("model.safetensors", "trainer/optimizer.safetensors", "probe.safetensors"):
+        ours, theirs = (load_file(out / "checkpoints" / "step12" / name) for out in (tmp_path / "out", finished))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
+    assert not (tmp_path / "out" / "checkpoints" / "step4").exists()
+
+
+def test_resume_on_another_number_of_ranks(finished: Path, tmp_path: Path) -> None:
+    start = finished / "checkpoints" / "step4"
+    config = write_config(tmp_path / "tiny.yml")
+    assert run_trainer("train", config, "--out", tmp_path / "out", "--resume", start).returncode == 0
+    for step, loss in losses(tmp_path / "out").items():
+        assert loss == pytest.approx(losses(finished)[step], abs=1e-4)
+
+
+def test_non_finite_loss_fails_and_names_the_step(finished: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "step4"
+    shutil.copytree(finished / "checkpoints" / "step4", broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["embed_out.weight"][0, 0] = torch.nan
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    config = write_config(tmp_path / "tiny.yml")
+    result = run_trainer("train", config, "--out", tmp_path / "out", "--resume", broken)
+    assert result.returncode == 70
+    assert outcome(tmp_path / "out")["reason"] == "The loss of step 5 is nan; the weights were not touched."
+    assert outcome(tmp_path / "out")["transient"] is False
+    assert lines(tmp_path / "out" / "events.jsonl")[-1]["event"] == "failed"
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_generate(finished: Path, tmp_path: Path) -> None:
+    def sample(out: Path, seed: str) -> dict[str, Any]:
+        arguments = ("--prompt", "def main", "--max-tokens", "12", "--seed", seed)
+        result = run_trainer("generate", finished / "checkpoints" / "step12", "--out", out, *arguments)
+        assert result.returncode == 0, result.stderr
+        content: dict[str, Any] = json.loads((out / "sample.json").read_text())
+        assert result.stdout.rstrip("\n") == content["text"].rstrip("\n")
+        return content
+
+    first = sample(tmp_path / "a", "1")
+    assert first["prompt"] == "def main"
+    assert 0 < first["tokens"] <= 12
+    assert first["checkpoint_step"] == 12
+    assert first == sample(tmp_path / "b", "1")
+    assert first != sample(tmp_path / "c", "2")
+    assert outcome(tmp_path / "a") == {"status": 0, "reason": None, "step": 12, "transient": False}
+
+
+def test_generate_without_a_checkpoint(tmp_path: Path) -> None:
+    result = run_trainer("generate", tmp_path / "none", "--prompt", "x", "--out", tmp_path / "out")
+    assert result.returncode == 78
+    assert outcome(tmp_path / "out")["status"] == 78
+    assert "is not a whole checkpoint" in result.stderr

@@ -1,0 +1,1 @@
+"""The shared parallel trainer. Stands alone: `python -m trainer --help`."""

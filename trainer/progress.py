@@ -1,0 +1,52 @@
+"""What a person at the terminal sees: a bar on a terminal, short lines elsewhere."""
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from trainer.outcome import add_event
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+    """Of the leading rank; the others' is not shown and writes nothing."""
+
+    def __init__(self, out: Path, steps: int, shown: bool) -> None:
+        self._out, self._steps, self._shown = out, steps, shown
+        self._console = Console(quiet=not shown)
+        self._next_line = 0.0
+        self._bar: Bar | None = None
+
+    def stage(self, message: str) -> None:
+        """A stage of the set-up begins; a watcher sees it in the events."""
+        if self._shown:
+            add_event(self._out, "progress", message=message)
+        self.say(message)
+
+    def say(self, message: str) -> None:
+        self._console.print(message, highlight=False, markup=False, soft_wrap=True)
+
+    def step(self, step: int, loss: float, tokens_per_second: float) -> None:
+        if not self._shown:
+            return
+        if self._console.is_terminal:
+            self._update_bar(step, f"loss {loss:.3f} · {tokens_per_second:,.0f} tokens/s")
+        elif time.monotonic() >= self._next_line or step == self._steps:
+            self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
+            self.say(f"step {step}/{self._steps}: loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s")
+
+    def close(self) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def _update_bar(self, step: int, state: str) -> None:
+        if self._bar is None:
+            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+            self._bar = Bar(*columns, console=self._console)
+            self._bar.add_task(state, total=self._steps)
+            self._bar.start()
+        self._bar.update(self._bar.task_ids[0], completed=step, description=state)

@@ -1,0 +1,73 @@
+"""A rank's process: tied to its parent's life before anything else, its end reported through the pipe."""
+
+import ctypes
+import os
+import signal
+import sys
+import traceback
+from types import FrameType
+
+from trainer.config import ConfigError, load
+from trainer.outcome import Outcome, Status
+from trainer.ranks import STOP_SIGNALS, Assignment
+
+PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    assignment = Assignment.model_validate_json(sys.argv[1])
+    _tie_to(assignment.parent)
+    stop = _Stop()
+    outcome = _train(assignment, stop)
+    os.write(assignment.report, outcome.model_dump_json().encode())
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Past the interpreter's teardown, where the collectives' threads can abort a process that has done its work.
+    os._exit(outcome.status)
+
+
+class _Stop:
+    """Becomes true at the first stop signal."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._ask)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS | {signal.SIGCHLD})
+
+    def _ask(self, _signal: int, _frame: FrameType | None) -> None:
+        self.asked = True
+
+    def __call__(self) -> bool:
+        return self.asked
+
+
+def _train(assignment: Assignment, stop: _Stop) -> Outcome:
+    try:
+        config = load(assignment.out / "config.yml")
+        from trainer.train import TrainingError, train
+        from trainer.world import join
+
+        try:
+            status, step = train(config, assignment.out, assignment.resume, join(assignment), stop)
+        except TrainingError as error:
+            return Outcome(status=Status.FAILED, reason=str(error))
+    except ConfigError as error:
+        return Outcome(status=Status.CONFIG, reason=str(error))
+    except Exception as error:
+        traceback.print_exc()
+        lines = str(error).strip().splitlines()
+        reason = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+        return Outcome(status=Status.FAILED, reason=reason)
+    return Outcome(status=status, step=step)
+
+
+def _tie_to(parent: int) -> None:
+    """Die when the parent does. If it was gone before the tie held, leave now."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(Status.FAILED)
+
+
+if __name__ == "__main__":
+    main()
