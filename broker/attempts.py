@@ -13,9 +13,11 @@ from sqlalchemy import ForeignKey, func, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from broker import ledger, publications, runs, series
+from broker.pools import Pool
 from broker.runs import ENDED, Run, RunState
 from broker.series import Measured
 from projects.db import Base, utcnow
+from projects.errors import ConflictError
 
 
 class StaleError(Exception):
@@ -102,8 +104,16 @@ class Ending:
 
 
 def admit(session: Session, run_id: int, devices: Sequence[int]) -> int:
-    """Take a queued run for `devices`: raise its token, reserve its cost, open an attempt. Returns the token."""
+    """Take a queued run for `devices`: raise its token, reserve its cost, open an attempt. Returns the token.
+
+    Raises ConflictError where the run, its allocation or a device has meanwhile been taken.
+    """
     run = runs.load(session, run_id)
+    # Two schedulers may have planned on different moments: the pool's row lets one of them at its devices at a time.
+    session.execute(select(Pool.id).where(Pool.id == run.pool_id).with_for_update())
+    taken = devices_in_use(session, run.pool_id).intersection(devices)
+    if taken:
+        raise ConflictError(f"Devices of the pool are in use already: {', '.join(map(str, sorted(taken)))}.")
     runs.move(session, run, RunState.STARTING, token=Run.token + 1)
     seconds = run.gpus * remaining(session, run)
     ledger.reserve(session, run.allocation_id, run.id, run.token, seconds)
@@ -137,8 +147,13 @@ def claim(session: Session, run_id: int, token: int, *, host: str, lease_seconds
     return claimed is not None
 
 
-def started(session: Session, run_id: int, token: int, process: Process, *, lease_seconds: float) -> None:
-    """Note that the attempt's trainer runs as `process`; raises StaleError."""
+def started(
+    session: Session, run_id: int, token: int, process: Process, found: Sequence[Checkpoint], *, lease_seconds: float
+) -> None:
+    """Note that the attempt's trainer runs as `process`; raises StaleError.
+
+    `found` are whole checkpoints of earlier attempts, which may have died before they could tell of the last one.
+    """
     _guarded(
         session,
         run_id,
@@ -151,6 +166,7 @@ def started(session: Session, run_id: int, token: int, process: Process, *, leas
         lease_until=_from_now(lease_seconds),
     )
     run = runs.load(session, run_id)
+    _keep(session, run, Progress(metrics_read=0, events_read=0, checkpoints=found))
     if run.state == RunState.STARTING:
         runs.move(session, run, RunState.RUNNING, started_at=run.started_at or utcnow())
         runs.tell(session, run, "run.started")
@@ -200,13 +216,13 @@ def settle(
     _charge(session, run, attempt, elapsed)
     _keep(session, run, progress)
     ledger.release(session, run.allocation_id, run_id, token)
-    stopped = ending.status in {0, 75}
     if ending.status == 0:
         _end(session, run, RunState.FINISHED, ending.reason, sample=ending.sample)
         if run.kind == "train":
             runs.queue_sample(session, run)
     elif run.state == RunState.STOPPING:
-        _end(session, run, RunState.CANCELLED if stopped else RunState.FAILED, run.reason)
+        failed = ending.status > 0 and ending.status != 75
+        _end(session, run, *((RunState.FAILED, ending.reason) if failed else (RunState.CANCELLED, run.reason)))
     elif ending.timed_out:
         _end(session, run, RunState.TIMED_OUT, "it reached its time limit")
     elif ending.status == 75 or ending.transient or ending.status < 0:
@@ -216,8 +232,11 @@ def settle(
 
 
 def lose(session: Session, attempt: Attempt, *, grace_seconds: float, most: int) -> None:
-    """Give up an attempt whose lease has run out; the next one waits until its trainer must surely have stopped."""
+    """Give up an attempt whose lease has run out; its place is held until its trainer must surely have stopped."""
     _lock(session, attempt.run_id)
+    if attempt.lease_until is None:
+        return
+    stopped_by = attempt.lease_until + timedelta(seconds=grace_seconds)
     reason = "its supervisor stopped renewing the lease"
     lost = session.execute(
         update(Attempt)
@@ -225,10 +244,11 @@ def lose(session: Session, attempt: Attempt, *, grace_seconds: float, most: int)
             Attempt.run_id == attempt.run_id,
             Attempt.token == attempt.token,
             Attempt.state == attempt.state,
+            Attempt.lease_until == attempt.lease_until,
             Attempt.lease_until < utcnow(),
         )
-        .values(state=AttemptState.LOST, reason=reason)
-        .returning(Attempt.lease_until)
+        .values(state=AttemptState.LOST, reason=reason, lease_until=stopped_by)
+        .returning(Attempt.token)
     ).one_or_none()
     if lost is None:
         return
@@ -237,7 +257,7 @@ def lose(session: Session, attempt: Attempt, *, grace_seconds: float, most: int)
     if run.state == RunState.STOPPING:
         _end(session, run, RunState.CANCELLED, run.reason)
     else:
-        _retry(session, run, reason, lost.lease_until + timedelta(seconds=grace_seconds), most)
+        _retry(session, run, reason, stopped_by, most)
 
 
 def expired(session: Session) -> Sequence[Attempt]:
@@ -270,12 +290,9 @@ def earlier(session: Session, run_id: int, token: int) -> Sequence[Attempt]:
 def devices_in_use(session: Session, pool_id: int) -> set[int]:
     """The devices of a pool that open attempts hold, and those of lost ones whose trainer may still be stopping."""
     held = session.scalars(
-        select(Attempt.devices)
-        .join(Run, Run.id == Attempt.run_id)
-        .where(
+        select(Attempt.devices).where(
             Attempt.pool_id == pool_id,
-            Attempt.state.in_(OPEN)
-            | ((Attempt.state == AttemptState.LOST) & (Attempt.token == Run.token) & (Run.not_before > utcnow())),
+            Attempt.state.in_(OPEN) | ((Attempt.state == AttemptState.LOST) & (Attempt.lease_until > utcnow())),
         )
     )
     return {int(device) for devices in held for device in devices.split(",")}

@@ -14,6 +14,7 @@ import psutil
 from broker.attempts import Process
 
 PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR")
+SAME_START_SECONDS = 0.1
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -93,7 +94,7 @@ def identify(pid: int) -> Process:
 
 def kill_group(process: Process) -> list[int]:
     """End with SIGKILL every process of the group that `process` led, on this host and boot only; return their pids."""
-    if (process.host, process.boot_id) != (host(), boot_id()):
+    if (process.host, process.boot_id) != (host(), boot_id()) or _number_taken(process):
         return []
     members = [member for member in psutil.process_iter() if _in_group(member, process)]
     for member in members:
@@ -112,12 +113,19 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
+def _number_taken(leader: Process) -> bool:
+    """Whether another process has the leader's pid now: the kernel gives it away only once its group is gone."""
+    try:
+        return abs(psutil.Process(leader.pid).create_time() - leader.started) >= SAME_START_SECONDS
+    except psutil.Error:
+        return False
+
+
 def _in_group(member: psutil.Process, leader: Process) -> bool:
-    """Whether `member` belongs to the leader's group and not to a later one that was given the same number."""
+    """Whether `member` belongs to the leader's group; a group that began before the leader is another's."""
     try:
         if os.getpgid(member.pid) != leader.pid or member.status() == psutil.STATUS_ZOMBIE:
             return False
-        created = member.create_time()
+        return member.create_time() > leader.started - SAME_START_SECONDS
     except (psutil.Error, ProcessLookupError):
         return False
-    return abs(created - leader.started) < 0.1 if member.pid == leader.pid else created >= leader.started

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def read(folder: Path, metrics_read: int, events_read: int) -> Progress:
         if line.get(name) is not None and math.isfinite(line[name])
     ]
     evaluations = [event for event in events if event["event"] == "evaluation"]
-    points += [Measured("held_out", event["step"], event.get("tokens", 0), event["loss"]) for event in evaluations]
+    points += [Measured("held_out", event["step"], event["tokens"], event["loss"]) for event in evaluations]
     return Progress(
         metrics_read=metrics_end,
         events_read=events_end,
@@ -47,16 +48,16 @@ def ending(folder: Path, status: int, *, timed_out: bool) -> Ending:
     return Ending(
         status=status,
         reason=reason,
-        transient=bool(said.get("transient", False)),
+        transient=said.get("transient", True),  # one that could not even say how it ended may do better again
         timed_out=timed_out,
         sample=json.loads(sample.read_text())["text"] if status == 0 and sample.exists() else "",
     )
 
 
-def last_checkpoint(folders: list[Path]) -> Path | None:
-    """The whole checkpoint with the highest step in any of the runs' folders: a final name means that it is whole."""
+def checkpoints(folders: Sequence[Path]) -> list[Checkpoint]:
+    """The checkpoints in the folders of a run's attempts, in the order of steps; a final name means a whole one."""
     whole = [path for folder in folders for path in folder.glob("checkpoints/step*") if path.name[4:].isdigit()]
-    return max(whole, key=lambda path: int(path.name[4:]), default=None)
+    return sorted((Checkpoint(int(path.name[4:]), str(path)) for path in whole), key=lambda found: found.step)
 
 
 def _unsaid(status: int) -> str:

@@ -5,13 +5,12 @@ The database is the truth. What is decided here is written first and rung after;
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 import structlog
 from kombu.exceptions import OperationalError
-from sqlalchemy import select
+from sqlalchemy import case, func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
@@ -37,21 +36,22 @@ class Decision:
     devices: tuple[int, ...]
 
 
-def usage(session: Session, pool_id: int, now: datetime) -> dict[int, float]:
+def usage(session: Session, pool_id: int, now: datetime) -> defaultdict[int, float]:
     """GPU-seconds that each project has used of the pool, halved every seven days (Slurm's decay).
 
     What is reserved counts as used from the moment of admission (Kueue's entry penalty), so that many quick launches
-    gain nothing.
+    gain nothing. What an attempt has not given back ages as one sum: a release never outweighs its older reservation.
     """
-    used: dict[int, float] = defaultdict(float)
+    used: defaultdict[int, float] = defaultdict(float)
+    kept = case((LedgerRow.movement == Movement.RESERVE, LedgerRow.seconds), else_=-LedgerRow.seconds)
     rows = session.execute(
-        select(Run.project_id, LedgerRow.movement, LedgerRow.seconds, LedgerRow.at)
+        select(Run.project_id, func.sum(kept), func.max(LedgerRow.at))
         .join(Run, Run.id == LedgerRow.run_id)
         .where(Run.pool_id == pool_id, LedgerRow.movement.in_((Movement.RESERVE, Movement.RELEASE)))
+        .group_by(Run.project_id, LedgerRow.run_id, LedgerRow.token)
     )
-    for project_id, movement, seconds, at in rows:
-        sign = 1 if movement == Movement.RESERVE else -1
-        used[project_id] += sign * seconds * 2 ** (-(now - at).total_seconds() / HALF_LIFE_SECONDS)
+    for project_id, seconds, at in rows:
+        used[project_id] += int(seconds) * 2 ** (-(now - at).total_seconds() / HALF_LIFE_SECONDS)
     return used
 
 
@@ -62,21 +62,25 @@ def plan(session: Session) -> list[Decision]:
     for pool in session.scalars(select(Pool).order_by(Pool.id)):
         free = sorted(set(range(pool.gpus)) - attempts.devices_in_use(session, pool.id))
         used = usage(session, pool.id, now)
-        for run in _in_order(session, pool.id, used, now):
-            if run.gpus * attempts.remaining(session, run) > ledger.account(session, run.allocation_id).left:
+        waiting = _waiting(session, pool.id, now)
+        while waiting:
+            run = min(waiting, key=lambda run: (used[run.project_id], run.queued_at, run.id))
+            waiting.remove(run)
+            cost = run.gpus * attempts.remaining(session, run)
+            if cost > ledger.account(session, run.allocation_id).left:
                 continue  # it waits for its own allocation, not for devices
             if run.gpus > len(free):
                 break
             decisions.append(Decision(run.id, tuple(free[: run.gpus])))
             free = free[run.gpus :]
+            used[run.project_id] += cost
     return decisions
 
 
-def _in_order(session: Session, pool_id: int, used: dict[int, float], now: datetime) -> Sequence[Run]:
-    waiting = session.scalars(
-        select(Run).where(Run.pool_id == pool_id, Run.state == RunState.QUEUED, Run.not_before <= now)
+def _waiting(session: Session, pool_id: int, now: datetime) -> list[Run]:
+    return list(
+        session.scalars(select(Run).where(Run.pool_id == pool_id, Run.state == RunState.QUEUED, Run.not_before <= now))
     )
-    return sorted(waiting, key=lambda run: (used.get(run.project_id, 0.0), run.queued_at, run.id))
 
 
 class Scheduler:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
@@ -15,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from broker import attempts, launchers, output, publications, runs
-from broker.attempts import Attempt, StaleError
+from broker.attempts import Attempt, Checkpoint, StaleError
 from broker.runs import Run
 from projects.db import Database
 from projects.settings import Settings, get_settings
@@ -78,12 +79,15 @@ class Supervisor:
         with self.db.read() as session:
             run = runs.load(session, self.run_id)
             attempt = session.get_one(Attempt, (self.run_id, self.token))
-            command = self._command(session, run)
+            before = output.checkpoints([self.folder.parent / f"attempt-{token}" for token in range(1, self.token)])
+            command = self._command(session, run, before)
         try:
             self.started_at = time.monotonic()
             process = self.launcher.start(command, self.folder, attempt.devices)
             with self.db.write() as session:
-                attempts.started(session, self.run_id, self.token, process, lease_seconds=self.settings.lease_seconds)
+                attempts.started(
+                    session, self.run_id, self.token, process, before, lease_seconds=self.settings.lease_seconds
+                )
             self._follow(attempt.reserved / run.gpus)
         finally:
             self.launcher.kill()
@@ -135,8 +139,8 @@ class Supervisor:
             self.stopped_at = time.monotonic()
             self.launcher.stop()
 
-    def _command(self, session: Session, run: Run) -> list[str]:
-        """The trainer's command line for this run; its config is written beside."""
+    def _command(self, session: Session, run: Run, before: Sequence[Checkpoint]) -> list[str]:
+        """The trainer's command line, to go on from the last checkpoint `before`; the config is written beside."""
         trainer = [sys.executable, "-m", "trainer"]
         out = ["--out", str(self.folder)]
         if run.kind == "sample":
@@ -146,10 +150,8 @@ class Supervisor:
             return [*trainer, "generate", checkpoint.folder, "--prompt", SAMPLE_PROMPT, *out]
         config = self.folder.parent / "config.yml"
         config.write_text(run.config)
-        before = [self.folder.parent / f"attempt-{token}" for token in range(1, self.token)]
-        resume = output.last_checkpoint(before)
         command = [*trainer, "train", str(config), *out, "--gpus", str(run.gpus)]
-        return command if resume is None else [*command, "--resume", str(resume)]
+        return [*command, "--resume", before[-1].folder] if before else command
 
 
 def main() -> None:

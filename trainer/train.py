@@ -178,7 +178,8 @@ class Run:
             raise TrainingError(f"The held-out loss at step {self.step} is {loss}.")
         if self.place.leads:
             entropy = self.corpus.unigram_entropy
-            add_event(self.out, "evaluation", step=self.step, loss=loss, unigram_entropy=entropy)
+            tokens = self.step * self.config.tokens_per_step
+            add_event(self.out, "evaluation", step=self.step, tokens=tokens, loss=loss, unigram_entropy=entropy)
             self.progress.say(
                 f"step {self.step}: held-out loss {loss:.3f} nats a token (unigram entropy {entropy:.3f})"
             )

@@ -19,6 +19,32 @@ APPEND_ONLY = ("entries", "ledger")
 def upgrade() -> None:
     """Make the tables, and the lab's chain."""
     op.create_table(
+        "discord_commands",
+        sa.Column("application_id", sa.String(), nullable=False),
+        sa.Column("guild_id", sa.String(), nullable=False),
+        sa.Column("digest", sa.String(), nullable=False),
+        sa.PrimaryKeyConstraint("application_id", "guild_id", name="pk_discord_commands"),
+    )
+    op.create_table(
+        "discord_leases",
+        sa.Column("guild_id", sa.String(), nullable=False),
+        sa.Column("holder", sa.String(), nullable=False),
+        sa.Column("until", UtcDateTime(), nullable=False),
+        sa.PrimaryKeyConstraint("guild_id", name="pk_discord_leases"),
+    )
+    op.create_table(
+        "discord_messages",
+        sa.Column("key", sa.String(), nullable=False),
+        sa.Column("channel_id", sa.String(), nullable=False),
+        sa.Column("nonce", sa.String(), nullable=False),
+        sa.Column("intended_at", UtcDateTime(), nullable=False),
+        sa.Column("message_id", sa.String(), nullable=True),
+        sa.Column("digest", sa.String(), nullable=False),
+        sa.Column("picture", sa.String(), nullable=False),
+        sa.Column("gone", sa.Boolean(), nullable=False),
+        sa.PrimaryKeyConstraint("key", name="pk_discord_messages"),
+    )
+    op.create_table(
         "people",
         sa.Column("id", WHOLE, nullable=False),
         sa.Column("discord_id", sa.String(), nullable=False),
@@ -42,6 +68,13 @@ def upgrade() -> None:
         sa.Column("head", WHOLE, nullable=False),
         sa.Column("head_hash", sa.String(), nullable=False),
         sa.PrimaryKeyConstraint("key", name="pk_streams"),
+    )
+    op.create_table(
+        "discord_cursors",
+        sa.Column("stream", sa.String(), nullable=False),
+        sa.Column("number", WHOLE, nullable=False),
+        sa.ForeignKeyConstraint(["stream"], ["streams.key"], name="fk_discord_cursors_stream_streams"),
+        sa.PrimaryKeyConstraint("stream", name="pk_discord_cursors"),
     )
     op.create_table(
         "entries",
@@ -110,6 +143,18 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_allocations"),
         sa.UniqueConstraint("request_id", name="uq_allocations_request_id"),
     )
+    op.create_table(
+        "discord_rooms",
+        sa.Column("key", sa.String(), nullable=False),
+        sa.Column("project_id", WHOLE, nullable=False),
+        sa.Column("channel_id", sa.String(), nullable=True),
+        sa.Column("mark", sa.String(), nullable=False),
+        sa.Column("gone", sa.Boolean(), nullable=False),
+        sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name="fk_discord_rooms_project_id_projects"),
+        sa.PrimaryKeyConstraint("key", name="pk_discord_rooms"),
+        sa.UniqueConstraint("channel_id", name="uq_discord_rooms_channel_id"),
+    )
+    op.create_index("ix_discord_rooms_project_id", "discord_rooms", ["project_id"], unique=False)
     op.create_table(
         "memberships",
         sa.Column("project_id", WHOLE, nullable=False),
@@ -260,13 +305,19 @@ def downgrade() -> None:
     op.drop_table("balances")
     op.drop_table("payloads")
     op.drop_table("memberships")
+    op.drop_index("ix_discord_rooms_project_id", table_name="discord_rooms")
+    op.drop_table("discord_rooms")
     op.drop_table("allocations")
     op.drop_table("projects")
     op.drop_table("grants")
     op.drop_table("entries")
+    op.drop_table("discord_cursors")
     op.drop_table("streams")
     op.drop_table("pools")
     op.drop_table("people")
+    op.drop_table("discord_messages")
+    op.drop_table("discord_leases")
+    op.drop_table("discord_commands")
 
 
 def _forbid_changes(table: str) -> None:

@@ -1,0 +1,188 @@
+"""Sets the stage, plays the story, reports it, and leaves no process behind."""
+
+import asyncio
+import ctypes
+import fcntl
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+from pydantic import SecretStr
+from rich.console import Console
+
+from broker import pools
+from demo import report
+from demo.stage import Stage
+from demo.story import STORY, StoryError
+from parts import PartError, Parts
+from projects.db import Database, utcnow
+from projects.settings import Settings, get_settings
+from sandbox.people import ActionError, Guild
+
+POOL, POOL_SLOTS, GRANT_HOURS = "laptop", 2, 24
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def play(*, stay: bool) -> int:
+    """Play the demo in `var/demo` and return the exit status; with `stay`, keep its parts up until Ctrl-C."""
+    console = Console(highlight=False)
+    home = get_settings().home / "demo"
+    home.parent.mkdir(parents=True, exist_ok=True)
+    with (home.parent / "demo.lock").open("a+") as lock:
+        if not _locked(lock):
+            console.print(f"A demo is running in {home} already; end it first, or set STOA_HOME to another folder.")
+            return 2
+        shutil.rmtree(home, ignore_errors=True)
+        home.mkdir()
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with _no_process_left():
+            return asyncio.run(_play(console, home, stay=stay))
+
+
+async def _play(console: Console, home: Path, *, stay: bool) -> int:
+    started = time.monotonic()
+    parts = Parts(home / "logs")
+    steps: list[report.Step] = []
+    stage: Stage | None = None
+    try:
+        console.print(f"[bold]Stoa[/]: the main job, end to end, in {home}")
+        with report.step(console, steps, "start the parts") as note:
+            stage = await _set(home, parts)
+            note(f"Valkey, sandbox (Discord {stage.guild.info['discord']}), scheduler, worker, bot")
+        for name, act in STORY:
+            parts.check()
+            with report.step(console, steps, name) as note:
+                note(await act(stage, console))
+        ok = True
+    except (PartError, StoryError, ActionError, TimeoutError) as error:
+        console.print(f"[bold red]The demo failed[/] at “{steps[-1].name}”: {error}", soft_wrap=True)
+        console.print(f"The logs of all parts are in {parts.logs}, those of runs in {home / 'runs'}.", soft_wrap=True)
+        ok = False
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        console.print("stopped")
+        return 130
+    else:
+        console.print(f"[bold green]The story took {time.monotonic() - started:.0f} s.[/]")
+    finally:
+        if stage is not None:
+            await report.write(stage, steps, seconds=time.monotonic() - started)
+        if not (stay and steps and all(step.ok for step in steps)):
+            await _end(stage, parts)
+    if stay and ok and stage is not None:
+        await _stay(console, stage, parts)
+    return 0 if ok else 1
+
+
+async def _set(home: Path, parts: Parts) -> Stage:
+    """Start everything that the story needs: the parts of Stoa, and the loopback Discord and Hub they talk to."""
+    where = home / "sandbox"
+    command = [sys.executable, "-m", "sandbox", "--dir", str(where)]
+    environment = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    parts.start("sandbox", command, environment, (where / "sandbox.json").exists)
+    guild = await Guild.open(where)
+    settings = settings_for(home, guild.info)
+    database = Database(settings.database)
+    database.migrate()
+    with database.write() as session:
+        pools.add_pool(session, name=POOL, gpu_type="CPU core", gpus=POOL_SLOTS)
+        until = utcnow() + timedelta(days=90)
+        pools.add_grant(session, pool=POOL, sponsor="this machine", seconds=GRANT_HOURS * 3600, until=until)
+    parts.start_valkey(settings)
+    for name in ("scheduler", "worker", "bot"):
+        parts.start_stoa(settings, name)
+    await guild.wait_for_bot("project", timeout=60)
+    return Stage(home, settings, database, guild)
+
+
+def settings_for(home: Path, sandbox: dict[str, Any]) -> Settings:
+    """Settings that point at a sandbox, with leases short enough to watch."""
+    return Settings(
+        _env_file=None,
+        home=home,
+        database_url="",
+        redis_url="",
+        discord_token=SecretStr(sandbox["bot_token"]),
+        discord_api=sandbox["discord"],
+        discord_gateway=sandbox["gateway"],
+        guild_id=int(sandbox["guild_id"]),
+        proposals_channel_id=int(sandbox["channels"]["proposals"]),
+        review_channel_id=int(sandbox["channels"]["compute-review"]),
+        announcements_channel_id=int(sandbox["channels"]["announcements"]),
+        record_channel_id=int(sandbox["channels"]["public-record"]),
+        reviewer_role_id=int(sandbox["roles"]["reviewer"]),
+        hub_endpoint=sandbox["hub"],
+        hub_token=SecretStr(sandbox["hub_token"]),
+        lease_seconds=10,
+        stop_grace_seconds=15,
+        picture_seconds=8,
+        tick_seconds=0.5,
+    )
+
+
+async def _stay(console: Console, stage: Stage, parts: Parts) -> None:
+    """Keep the parts up until Ctrl-C, and say what to try."""
+    console.print(
+        f"\nEverything is still up; Ctrl-C ends it. What to try next:\n"
+        f"  the checkpoints:      {stage.guild.info['hub']}/{stage.repo} in a browser\n"
+        f"  the loss curve:       {stage.home / 'report.json'} names the picture; all channels stand in it too\n"
+        f"  the record's chains:  STOA_HOME={stage.home} .venv/bin/stoa record verify\n"
+        f"  another run:          see how demo/story.py acts as Ada, with sandbox.people.Guild\n"
+        f"  a real server:        copy .env.example to .env, fill it in, and run .venv/bin/stoa up",
+        soft_wrap=True,
+    )
+    try:
+        while True:
+            parts.check()
+            await asyncio.sleep(0.5)
+    except PartError as error:
+        console.print(str(error), soft_wrap=True)
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        console.print("stopping")
+    finally:
+        await _end(stage, parts)
+
+
+async def _end(stage: Stage | None, parts: Parts) -> None:
+    if stage is not None:
+        await stage.guild.close()
+        stage.database.close()
+    parts.stop()
+
+
+@contextmanager
+def _no_process_left() -> Iterator[None]:
+    """Adopt whatever the parts leave behind, such as a supervisor at work, and end it too."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+    finally:
+        for end in (psutil.Process.terminate, psutil.Process.kill):
+            left = psutil.Process().children(recursive=True)
+            for process in left:
+                with suppress(psutil.NoSuchProcess):
+                    end(process)
+            psutil.wait_procs(left, timeout=20)
+
+
+def _locked(lock: IO[str]) -> bool:
+    """Whether the lock is now ours; the kernel gives it back when this process ends, however it ends."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def read_report(home: Path) -> dict[str, Any]:
+    """The report of the demo that was played in `home`."""
+    content: dict[str, Any] = json.loads((home / "report.json").read_text())
+    return content

@@ -1,0 +1,294 @@
+"""The story: what Ada, Grace and Rosa do on Discord, and what must come of it. Each step returns what it has seen."""
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from sqlalchemy import select
+
+from broker import allocations, runs, series
+from broker.runs import RunState
+from demo.stage import Stage
+from projects import pipeline, record
+from projects.db import utcnow
+from projects.pipeline import Project
+from sandbox.people import Answer, Message
+
+LONGEST_RUN_SECONDS = 400
+CLEARLY = 0.5  # nats per token by which the held-out loss must end below the unigram entropy
+
+
+class StoryError(Exception):
+    """Something did not come out as the story tells it."""
+
+
+Act = Callable[[Stage, Console], Awaitable[str]]
+
+
+def expect(truth: bool, otherwise: str) -> None:
+    """Raise StoryError with what is wrong."""
+    if not truth:
+        raise StoryError(otherwise)
+
+
+async def propose(stage: Stage, console: Console) -> str:
+    """Ada proposes a project by its form; the proposal appears with a Join button and a thread."""
+    ada = stage.person("Ada")
+    form = await ada.command("project propose", channel="general")
+    expect(form.kind == "modal", f"/project propose should open a form, not: {form.text or form.kind}")
+    answer = await ada.submit(
+        form,
+        {
+            "Title": "How early do small models learn to close brackets?",
+            "Research question": "At which step does a small model first prefer a closing bracket?",
+            "Why it matters": "What is learnt in the very first steps is seldom kept, so nobody can look at it.",
+            "Who is needed": "Somebody who reads loss curves, and somebody who knows Python's grammar.",
+        },
+    )
+    _private(answer)
+    card = await stage.guild.wait_for(
+        "proposals", lambda m: "close brackets" in m.text and "Join" in m.button_labels, 20
+    )
+    with stage.database.read() as session:
+        stage.project_id = session.scalars(select(Project.id)).one()
+    threads = [
+        channel for channel in await stage.guild.channels() if channel.is_thread and channel.id == card.thread_id
+    ]
+    if not threads:
+        await stage.guild.wait_for_channel(lambda c: c.is_thread and c.id == card.id, 20)
+    return "the proposal stands in #proposals with a Join button and a thread"
+
+
+async def join(stage: Stage, console: Console) -> str:
+    """Grace joins by the button."""
+    card = await stage.guild.wait_for("proposals", lambda m: "Join" in m.button_labels)
+    answer = await stage.person("Grace").press(card, "Join")
+    await stage.guild.wait_for("proposals", lambda m: m.id == card.id and "Grace" in m.text, 20)
+    return answer.text
+
+
+async def scope(stage: Stage, console: Console) -> str:
+    """Ada writes the scope; with two people the project gets its channel, and the proposal links to it."""
+    ada = stage.person("Ada")
+    with stage.database.read() as session:
+        slug = pipeline.view(session, stage.project_id).slug
+    card = await stage.guild.wait_for("proposals", lambda m: "Join" in m.button_labels)
+    form = await ada.command("project scope", channel=card.id)
+    await ada.submit(
+        form,
+        {
+            "Goal": "A curve of bracket errors over the first hundred steps, for two data orders.",
+            "Plan": "One run of the demo recipe with every early checkpoint kept, then look at the samples.",
+            "Estimate of compute": "Less than one GPU-hour.",
+            "What will be released": "All checkpoints, the metrics, and the order of the data.",
+        },
+    )
+    channel = await stage.guild.wait_for_channel(lambda c: c.name == slug, 30)
+    stage.channel = channel.id
+    await stage.guild.wait_for("proposals", lambda m: m.id == card.id and f"<#{channel.id}>" in m.text, 20)
+    return f"#{slug} is open, and the proposal links to it"
+
+
+async def request(stage: Stage, console: Console) -> str:
+    """Ada asks for GPU time; a review card with buttons appears."""
+    ada = stage.person("Ada")
+    form = await ada.command("allocation request", channel=stage.channel, pool="laptop")
+    until = (utcnow() + timedelta(days=30)).date().isoformat()
+    answer = await ada.submit(
+        form,
+        {"GPU-hours": "2", "Until": until, "Justification": "One run of some minutes on two cores, and room to err."},
+    )
+    _private(answer)
+    await _review_card(stage)
+    with stage.database.read() as session:
+        stage.allocation_id = allocations.of_project(session, stage.project_id)[0].id
+    return answer.text
+
+
+async def approve_own(stage: Stage, console: Console) -> str:
+    """Ada presses Approve on her own request and is refused, privately, with the reason."""
+    answer = await stage.person("Ada").press(await _review_card(stage), "Approve")
+    _private(answer)
+    with stage.database.read() as session:
+        state = allocations.view(session, stage.allocation_id).state
+    expect(state == "requested", f"the request became {state} by its own asker's click")
+    return f"refused: {answer.text}"
+
+
+async def approve(stage: Stage, console: Console) -> str:
+    """Rosa, a reviewer, approves fewer hours with a reason; the decision is posted in the project's channel."""
+    rosa = stage.person("Rosa")
+    form = await rosa.press(await _review_card(stage), "Approve")
+    expect(form.kind == "modal", f"Approve should open a form for a reviewer, not: {form.text or form.kind}")
+    await rosa.submit(form, {"GPU-hours": "1", "Reason": "One hour is plenty for this recipe; ask again for more."})
+    decision = await stage.guild.wait_for(stage.channel, lambda m: "One hour is plenty" in m.text, 20)
+    return _one_line(decision)
+
+
+async def launch(stage: Stage, console: Console) -> str:
+    """Ada launches a run with a time limit and one override; the reply says what it costs and what is left."""
+    answer = await stage.person("Ada").command(
+        "run launch", channel=stage.channel, recipe="demo", time_limit="10m", gpus=2, override="steps=160"
+    )
+    _private(answer)
+    expect("GPU-seconds" in answer.text and "left" in answer.text, f"the reply names no cost: {answer.text}")
+    with stage.database.read() as session:
+        stage.run_id = next(view.id for view in runs.of_project(session, stage.project_id) if view.kind == "train")
+    return answer.text
+
+
+async def train(stage: Stage, console: Console) -> str:
+    """The trainer trains; the run's card follows."""
+    bar = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    until = time.monotonic() + LONGEST_RUN_SECONDS
+    with Progress(*bar, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("queued")
+        while (run := stage.run()).state not in runs.ENDED:
+            loss = "" if run.loss is None else f"loss {run.loss:.2f}"
+            progress.update(task, total=run.total_steps, completed=run.step, description=f"{run.state} {loss}")
+            expect(time.monotonic() < until, f"the run is still {run.state} after {LONGEST_RUN_SECONDS} s")
+            await asyncio.sleep(0.5)
+    expect(run.state == RunState.FINISHED, f"the run {run.state}: {run.reason}")
+    with stage.database.read() as session:
+        held_out = series.read(session, run.id, "held_out")
+    entropy = run.unigram_entropy or 0.0
+    first, last = held_out[0].value, held_out[-1].value
+    expect(last < entropy - CLEARLY, f"the held-out loss {last:.2f} is not clearly below the entropy {entropy:.2f}")
+    return f"held-out loss {first:.2f} → {last:.2f} nats a token; unigram entropy {entropy:.2f}"
+
+
+async def card(stage: Stage, console: Console) -> str:
+    """The run's card is one message, edited in place, with the curve as a picture."""
+    found = await stage.guild.wait_for(
+        stage.channel, lambda m: bool(m.attachments) and "finished" in m.text.lower() and m.edits > 0, 40
+    )
+    pictures = [m for m in await stage.guild.messages(stage.channel) if m.attachments]
+    expect(len(pictures) == 1, f"{len(pictures)} messages in the channel carry a picture, not one")
+    return f"one message, edited {found.edits} times, its curve in {found.attachments[0].path}"
+
+
+async def checkpoints(stage: Stage, console: Console) -> str:
+    """Every checkpoint is a branch, its link a post in the run's thread; the last one is in the channel too."""
+    until = time.monotonic() + 60
+    while True:
+        run = stage.run()
+        if run.checkpoints and run.checkpoints[-1].step == run.total_steps:
+            break
+        expect(time.monotonic() < until, f"the last checkpoint is not published: {[c.step for c in run.checkpoints]}")
+        await asyncio.sleep(0.5)
+    steps = [checkpoint.step for checkpoint in run.checkpoints]
+    expect(steps[:4] == [0, 1, 2, 4], f"the schedule should begin 0, 1, 2, 4, not {steps[:4]}")
+    stage.repo = run.checkpoints[0].url.removeprefix(stage.guild.info["hub"] + "/").rsplit("/tree/", 1)[0]
+    stage.branches = [f"step{step}" for step in steps]
+    last = run.checkpoints[-1].url
+    await stage.guild.wait_for(stage.channel, lambda m: last in m.text and not m.attachments, 30)
+    run_card = await stage.guild.wait_for(stage.channel, lambda m: bool(m.attachments))
+    thread = run_card.thread_id or run_card.id
+    await stage.guild.wait_for(thread, lambda m: last in m.text, 30)
+    told = [m.text for m in await stage.guild.messages(thread)]
+    for checkpoint in run.checkpoints:
+        expect(
+            sum(checkpoint.url in text.split() or f"({checkpoint.url})" in text for text in told) == 1,
+            f"the thread should link step {checkpoint.step} once",
+        )
+    return f"{len(steps)} branches of {stage.repo}: {', '.join(map(str, steps))}"
+
+
+async def open_checkpoints(stage: Stage, console: Console) -> str:
+    """transformers opens each branch, with the trainer's own logits."""
+    environment = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+    environment |= {"HOME": str(stage.home), "HF_HOME": str(stage.home / "hf"), "HF_ENDPOINT": stage.guild.info["hub"]}
+    command = [sys.executable, "-m", "demo.verify", stage.repo, *stage.branches]
+    process = await asyncio.create_subprocess_exec(
+        *command, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    out, err = await process.communicate()
+    expect(process.returncode == 0, err.decode().strip().splitlines()[-1] if err else "demo.verify failed")
+    return out.decode().strip().splitlines()[-1]
+
+
+async def sample(stage: Stage, console: Console) -> str:
+    """A short text sampled from the last checkpoint is posted, and was charged like a run."""
+    until = time.monotonic() + 90
+    while True:
+        with stage.database.read() as session:
+            samples = [view for view in runs.of_project(session, stage.project_id) if view.kind == "sample"]
+        if samples and samples[0].state in runs.ENDED:
+            break
+        expect(time.monotonic() < until, "no sample was drawn")
+        await asyncio.sleep(0.5)
+    expect(samples[0].state == RunState.FINISHED, f"the sample {samples[0].state}: {samples[0].reason}")
+    expect(samples[0].spent > 0, "the sample was not charged")
+    post = await stage.guild.wait_for(stage.channel, lambda m: "sample" in m.text.lower() and not m.attachments, 30)
+    return f"{samples[0].spent} GPU-seconds; {_one_line(post)}"
+
+
+async def ledger(stage: Stage, console: Console) -> str:
+    """The ledger adds up."""
+    answer = await stage.person("Grace").command(
+        "allocation show", channel=stage.channel, allocation=stage.allocation_id
+    )
+    _private(answer)
+    with stage.database.read() as session:
+        account = allocations.view(session, stage.allocation_id).account
+    expect(account.reserved == 0, f"{account.reserved} GPU-seconds are still reserved")
+    expect(account.spent > 0, "nothing was spent")
+    return f"granted {account.granted:,}, reserved 0, spent {account.spent:,}, left {account.left:,} GPU-seconds"
+
+
+async def complete(stage: Stage, console: Console) -> str:
+    """Ada completes the project with its outcome; the whole server is told, with its people and its checkpoints."""
+    ada = stage.person("Ada")
+    form = await ada.command("project complete", channel=stage.channel)
+    learnt = "Brackets close by step 64 here, long before indentation settles: too early to tell orders of data apart."
+    await ada.submit(form, {"Outcome": "Negative result", "What was learnt": learnt})
+    told = await stage.guild.wait_for("announcements", lambda m: "Brackets close by step 64" in m.text, 30)
+    for word in ("Ada", "Grace", stage.repo):
+        expect(word in told.text, f"the announcement does not name {word}")
+    return _one_line(told)
+
+
+async def verify(stage: Stage, console: Console) -> str:
+    """The chains of the record are whole, and every entry has been posted."""
+    with stage.database.read() as session:
+        verdicts = [record.verify(session, stream) for stream in record.streams(session)]
+    broken = [verdict for verdict in verdicts if not verdict.ok]
+    expect(not broken, f"a chain is broken: {broken}")
+    return f"{sum(verdict.entries for verdict in verdicts)} entries in {len(verdicts)} chains, all whole"
+
+
+STORY: tuple[tuple[str, Act], ...] = (
+    ("Ada proposes a project", propose),
+    ("Grace joins by the button", join),
+    ("the scope opens the project's channel", scope),
+    ("Ada asks for GPU time", request),
+    ("Ada may not approve her own request", approve_own),
+    ("Rosa approves fewer hours", approve),
+    ("Ada launches a run", launch),
+    ("the trainer trains", train),
+    ("the run's card followed", card),
+    ("the checkpoints are on the Hub", checkpoints),
+    ("transformers opens them with the trainer's logits", open_checkpoints),
+    ("a sample is posted", sample),
+    ("the ledger adds up", ledger),
+    ("the project is completed and announced", complete),
+    ("the record is whole", verify),
+)
+
+
+async def _review_card(stage: Stage) -> Message:
+    return await stage.guild.wait_for("compute-review", lambda m: "Approve" in m.button_labels, 20)
+
+
+def _private(answer: Answer) -> None:
+    expect(answer.kind == "message" and answer.ephemeral, f"a private answer was expected, not {answer.kind}")
+
+
+def _one_line(message: Message) -> str:
+    line = " ".join(message.text.split())
+    return line if len(line) < 160 else f"{line[:159]}…"
