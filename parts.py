@@ -1,5 +1,6 @@
 """The parts of a running Stoa: which processes there are, what each is given, and how they start and stop."""
 
+import ctypes
 import os
 import signal
 import socket
@@ -7,9 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from pydantic import SecretStr
 
 from broker.launchers import PASSED_ON, tied_to_parent
@@ -23,6 +26,7 @@ SECRETS: Mapping[str, frozenset[str]] = {
 }
 SECRET_NAMES = frozenset({"discord_token", "hub_token", "database_url", "redis_url"})
 STOP_SECONDS = 20.0
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 class PartError(Exception):
@@ -127,6 +131,22 @@ class Parts:
             except subprocess.TimeoutExpired:
                 os.killpg(part.popen.pid, signal.SIGKILL)
                 part.popen.wait()
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every process below this one whose own parent ends, such as a supervisor."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def end_descendants(grace_seconds: float) -> None:
+    """Stop every process below this one: a supervisor lets its trainer write a checkpoint; after the grace, kill."""
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        left = psutil.Process().children(recursive=True)
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                if end is psutil.Process.kill or process.ppid() == os.getpid():
+                    end(process)
+        psutil.wait_procs(left, timeout=grace_seconds)
 
 
 def last_line(log: Path) -> str:

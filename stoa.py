@@ -69,14 +69,36 @@ def bot() -> None:
 
 
 @app.command()
-def worker() -> None:
-    """Run a Celery worker for runs and publications."""
+def worker(
+    *, drain: Annotated[bool, typer.Option(help="When stopped, also stop this host's runs, with a checkpoint.")] = False
+) -> None:
+    """Run a Celery worker for runs and publications. Without --drain, runs go on while it is replaced."""
     from broker.queue import app as celery
+    from parts import adopt_orphans, end_descendants
     from projects.settings import get_settings
 
-    concurrency = str(get_settings().worker_concurrency)
+    settings = get_settings()
     quiet = ("--without-gossip", "--without-mingle", "--without-heartbeat")
-    celery.worker_main(["worker", "-Q", "runs,publish", "-c", concurrency, "-l", "INFO", "-n", "stoa@%h", *quiet])
+    if drain:
+        adopt_orphans()
+    try:
+        celery.worker_main(
+            [
+                "worker",
+                "-Q",
+                "runs,publish",
+                "-c",
+                str(settings.worker_concurrency),
+                "-l",
+                "INFO",
+                "-n",
+                "stoa@%h",
+                *quiet,
+            ]
+        )
+    finally:
+        if drain:
+            end_descendants(settings.stop_grace_seconds)
 
 
 @app.command()
@@ -90,6 +112,17 @@ def scheduler() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     typer.echo("scheduler ready")
     Scheduler(settings, Database(settings.database)).run_forever()
+
+
+@app.command()
+def health(part: str) -> None:
+    """Say whether PART (bot, worker or scheduler) is at work on this host; status 1 where it is not."""
+    from projects import health
+    from projects.settings import get_settings
+
+    problem = health.problem(get_settings(), part)
+    typer.echo(problem or f"The {part} is at work.")
+    sys.exit(0 if problem is None else 1)
 
 
 @app.command()

@@ -73,7 +73,7 @@ class AllocationView:
 def parse_hours(value: str) -> int:
     """GPU-hours as typed, such as “1.5”, in GPU-seconds; raises InvalidError with what would be right."""
     try:
-        hours = Decimal(value.strip().replace(",", "."))
+        hours = Decimal(value.strip())
     except InvalidOperation:
         hours = Decimal("NaN")
     if not hours.is_finite() or not 0 < hours <= MOST_HOURS:

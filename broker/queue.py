@@ -1,9 +1,12 @@
 """Celery's side: short tasks, rung by the scheduler. A message carries only ids; the database says what they mean."""
 
 from celery import Celery
+from celery.signals import worker_ready
+from celery.worker.consumer import Consumer
 
 from broker import attempts, launchers, publisher, supervisor
 from broker.attempts import Process
+from projects import health
 from projects.db import Database
 from projects.settings import get_settings
 
@@ -21,6 +24,13 @@ app.conf.update(
     broker_transport_options={"socket_connect_timeout": 5, "socket_timeout": 30},
     task_publish_retry=False,
 )
+
+
+@worker_ready.connect
+def _beat(sender: Consumer, **_: object) -> None:
+    """Let the worker's own loop say that it goes round."""
+    sender.timer.call_repeatedly(10, health.beat, (get_settings(), "worker"))
+    health.beat(get_settings(), "worker")
 
 
 def ring_start(run_id: int, token: int) -> None:

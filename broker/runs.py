@@ -15,7 +15,7 @@ from broker.allocations import Allocation, AllocationState
 from broker.ledger import Account
 from broker.pools import Grant, Pool
 from broker.series import Point
-from projects import pipeline, record, text
+from projects import pipeline, record
 from projects.db import Base, utcnow
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor, Person
@@ -25,6 +25,7 @@ from trainer import config as trainer_config
 
 SAMPLE_TIME_LIMIT = 120
 LONGEST_TIME_LIMIT = 30 * 86_400
+LONGEST_OVERRIDE = 80
 
 
 class RunState(StrEnum):
@@ -159,10 +160,10 @@ def parse_overrides(value: str) -> dict[str, str]:
     overrides: dict[str, str] = {}
     for part in filter(None, (part.strip() for part in value.split(","))):
         name, equals, given = (piece.strip() for piece in part.partition("="))
-        if not (name and equals and given):
+        if not (name and equals and given) or len(part) > LONGEST_OVERRIDE:
             raise InvalidError("An override is written like steps=100; several are parted by commas.")
         if name in overrides:
-            raise InvalidError(f"“{text.prose('An override', name, most=60)}” is overridden twice; once is enough.")
+            raise InvalidError(f"“{name}” is overridden twice; once is enough.")
         overrides[name] = given
     return overrides
 
@@ -193,10 +194,12 @@ def launch(
         raise InvalidError(f"The pool “{pool.name}” has {pool.gpus} GPUs; ask for 1 to {pool.gpus}.")
     seconds = parse_time_limit(time_limit)
     changes = parse_overrides(overrides)
+    if recipe not in recipes():
+        raise NotFoundError(f"There is no recipe “{recipe[:60]}”; the recipes are: {', '.join(recipes())}.")
     try:
         config = trainer_config.load_recipe(recipe, changes)
     except trainer_config.ConfigError as error:
-        raise InvalidError(text.prose("The refusal", str(error), most=1000)) from error
+        raise InvalidError(str(error)) from error
     refusal = dry_run.check(config, gpus=gpus).refusal
     if refusal is not None:
         raise InvalidError(refusal)

@@ -18,6 +18,7 @@ from broker import attempts, ledger, publisher, queue
 from broker.ledger import LedgerRow, Movement
 from broker.pools import Pool
 from broker.runs import Run, RunState
+from projects import health
 from projects.db import Database, utcnow
 from projects.errors import ConflictError
 from projects.settings import Settings
@@ -95,6 +96,7 @@ class Scheduler:
         while True:
             try:
                 self.round()
+                health.beat(self.settings, "scheduler")
             except DBAPIError as error:
                 log.warning("the database could not be reached; trying again", error=str(error.orig))
             time.sleep(self.settings.tick_seconds)

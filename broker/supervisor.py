@@ -4,6 +4,7 @@
 """
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -81,6 +82,7 @@ class Supervisor:
             attempt = session.get_one(Attempt, (self.run_id, self.token))
             before = output.checkpoints([self.folder.parent / f"attempt-{token}" for token in range(1, self.token)])
             command = self._command(session, run, before)
+        signal.signal(signal.SIGTERM, lambda *_: self._stop("the host is being drained"))
         try:
             self.started_at = time.monotonic()
             process = self.launcher.start(command, self.folder, attempt.devices)

@@ -1,21 +1,16 @@
 """Sets the stage, plays the story, reports it, and leaves no process behind."""
 
 import asyncio
-import ctypes
 import fcntl
-import json
 import os
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any
 
-import psutil
 from pydantic import SecretStr
 from rich.console import Console
 
@@ -23,13 +18,13 @@ from broker import pools
 from demo import report
 from demo.stage import Stage
 from demo.story import STORY, StoryError
-from parts import PartError, Parts
+from parts import PartError, Parts, adopt_orphans, end_descendants
 from projects.db import Database, utcnow
 from projects.settings import Settings, get_settings
 from sandbox.people import ActionError, Guild
 
 POOL, POOL_SLOTS, GRANT_HOURS = "laptop", 2, 24
-_PR_SET_CHILD_SUBREAPER = 36
+GRACE_SECONDS = 15
 
 
 def play(*, stay: bool) -> int:
@@ -44,8 +39,11 @@ def play(*, stay: bool) -> int:
         shutil.rmtree(home, ignore_errors=True)
         home.mkdir()
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        with _no_process_left():
+        adopt_orphans()
+        try:
             return asyncio.run(_play(console, home, stay=stay))
+        finally:
+            end_descendants(GRACE_SECONDS)
 
 
 async def _play(console: Console, home: Path, *, stay: bool) -> int:
@@ -122,7 +120,7 @@ def settings_for(home: Path, sandbox: dict[str, Any]) -> Settings:
         hub_endpoint=sandbox["hub"],
         hub_token=SecretStr(sandbox["hub_token"]),
         lease_seconds=10,
-        stop_grace_seconds=15,
+        stop_grace_seconds=GRACE_SECONDS,
         picture_seconds=8,
         tick_seconds=0.5,
     )
@@ -158,21 +156,6 @@ async def _end(stage: Stage | None, parts: Parts) -> None:
     parts.stop()
 
 
-@contextmanager
-def _no_process_left() -> Iterator[None]:
-    """Adopt whatever the parts leave behind, such as a supervisor at work, and end it too."""
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    try:
-        yield
-    finally:
-        for end in (psutil.Process.terminate, psutil.Process.kill):
-            left = psutil.Process().children(recursive=True)
-            for process in left:
-                with suppress(psutil.NoSuchProcess):
-                    end(process)
-            psutil.wait_procs(left, timeout=20)
-
-
 def _locked(lock: IO[str]) -> bool:
     """Whether the lock is now ours; the kernel gives it back when this process ends, however it ends."""
     try:
@@ -180,9 +163,3 @@ def _locked(lock: IO[str]) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def read_report(home: Path) -> dict[str, Any]:
-    """The report of the demo that was played in `home`."""
-    content: dict[str, Any] = json.loads((home / "report.json").read_text())
-    return content

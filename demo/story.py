@@ -224,7 +224,9 @@ async def sample(stage: Stage, console: Console) -> str:
         await asyncio.sleep(0.5)
     expect(samples[0].state == RunState.FINISHED, f"the sample {samples[0].state}: {samples[0].reason}")
     expect(samples[0].spent > 0, "the sample was not charged")
-    post = await stage.guild.wait_for(stage.channel, lambda m: "sample" in m.text.lower() and not m.attachments, 30)
+    post = await stage.guild.wait_for(
+        stage.channel, lambda m: "last checkpoint of run" in m.text and "writes" in m.text, 30
+    )
     return f"{samples[0].spent} GPU-seconds; {_one_line(post)}"
 
 
