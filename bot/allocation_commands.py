@@ -1,0 +1,75 @@
+"""`/allocation …`: request, show and list."""
+
+from discord import app_commands
+
+from bot import errors, lookup, text
+from bot.app import Interaction, actor
+from bot.forms import RequestForm
+from broker import allocations
+from broker.allocations import AllocationState, AllocationView
+from projects.errors import NotFoundError
+
+allocation = app_commands.Group(name="allocation", description="GPU time for projects")
+
+
+@allocation.command(name="request", description="Ask for GPU-hours for your project")
+@app_commands.describe(
+    pool="The GPUs to use", project="The project, where this is not its channel or one of its threads"
+)
+@app_commands.autocomplete(pool=lookup.pool_names)
+@app_commands.autocomplete(project=lookup.projects)
+async def request(interaction: Interaction, pool: str, project: int | None = None) -> None:
+    """Open the form of a request for the lead."""
+    project_id = await lookup.project_of(interaction, project)
+    await interaction.client.read(allocations.check_may_request, actor(interaction), project_id)
+    await interaction.response.send_modal(RequestForm(project_id, pool))
+
+
+@allocation.command(name="show", description="Show what was granted, reserved, spent and is left")
+@app_commands.describe(allocation="Its number; the newest of the project otherwise", project="The project")
+@app_commands.autocomplete(allocation=lookup.allocation_ids, project=lookup.projects)
+async def show(interaction: Interaction, allocation: int | None = None, project: int | None = None) -> None:
+    """Show the ledger of one allocation."""
+    app = interaction.client
+    if allocation is None:
+        project_id = await lookup.project_of(interaction, project)
+        views = await app.read(allocations.of_project, project_id)
+        if not views:
+            raise NotFoundError("The project has no allocation yet: /allocation request asks for one.")
+        view = next((view for view in views if view.state == AllocationState.APPROVED), views[0])
+    else:
+        view = await app.read(allocations.view, allocation)
+    await errors.reply(interaction, _ledger(view))
+
+
+@allocation.command(name="list", description="List the allocations of a project")
+@app_commands.describe(project="The project, where this is not its channel or one of its threads")
+@app_commands.autocomplete(project=lookup.projects)
+async def list_allocations(interaction: Interaction, project: int | None = None) -> None:
+    """List them."""
+    project_id = await lookup.project_of(interaction, project)
+    views = await interaction.client.read(allocations.of_project, project_id)
+    lines = [
+        f"**{view.id}** {allocations.in_hours(view.seconds)} GPU-hours of `{text.line(view.pool, 60)}` "
+        f"until {view.until:%Y-%m-%d} · {view.state} · {view.account.left:,} GPU-seconds left"
+        for view in views[:15]
+    ]
+    await errors.reply(interaction, "\n".join(lines) or "No allocation yet: /allocation request asks for one.")
+
+
+def _ledger(view: AllocationView) -> str:
+    account, hours = view.account, allocations.in_hours
+    sponsor = f", given by {text.line(view.sponsor, 80)}" if view.sponsor else ""
+    lines = [
+        f"**Allocation {view.id}** of {text.line(view.project, 160)}: {view.state}, "
+        f"`{text.line(view.pool, 60)}` until {view.until:%Y-%m-%d}{sponsor}"
+    ]
+    if view.state == AllocationState.REQUESTED:
+        lines.append(f"Asked for: {hours(view.seconds)} GPU-hours; a reviewer decides.")
+    if view.decided_by:
+        lines.append(f"Decided by {text.line(view.decided_by, 60)}:\n{text.quote(view.reason, 1000)}")
+    if view.state == AllocationState.APPROVED:
+        for name in ("granted", "reserved", "spent", "left"):
+            seconds: int = getattr(account, name)
+            lines.append(f"{name.capitalize()}: {seconds:,} GPU-seconds ({hours(seconds)} GPU-hours)")
+    return "\n".join(lines)

@@ -1,0 +1,65 @@
+"""The Discord client that the rest of the bot works with: its settings, and its own way to the database."""
+
+import asyncio
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Concatenate, ParamSpec, TypeAlias, TypeVar
+
+import discord
+from sqlalchemy.orm import Session
+
+from projects.db import Database
+from projects.people import Actor
+from projects.settings import Settings
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class App(discord.Client):
+    """A client without privileged intents, which pings nobody, and calls the domain in threads of its own."""
+
+    def __init__(self, settings: Settings, db: Database) -> None:
+        super().__init__(
+            intents=discord.Intents(guilds=True),
+            allowed_mentions=discord.AllowedMentions.none(),
+            guild_ready_timeout=0.5,
+        )
+        self.settings = settings
+        self.db = db
+        self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="database")
+
+    async def read(self, call: Callable[Concatenate[Session, P], R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call a function of the domain in a session that only looks."""
+
+        def work() -> R:
+            with self.db.read() as session:
+                return call(session, *args, **kwargs)
+
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    async def write(self, call: Callable[Concatenate[Session, P], R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call a function of the domain in a transaction of its own."""
+
+        def work() -> R:
+            with self.db.write() as session:
+                return call(session, *args, **kwargs)
+
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    async def close(self) -> None:
+        """Leave Discord, and let the calls end that are still at the database."""
+        await super().close()
+        end = functools.partial(self._threads.shutdown, wait=True, cancel_futures=True)
+        await asyncio.get_running_loop().run_in_executor(None, end)
+
+
+Interaction: TypeAlias = discord.Interaction[App]
+
+
+def actor(interaction: Interaction) -> Actor:
+    """Who asks: their id, their name and the roles that they hold at this moment."""
+    user = interaction.user
+    roles = user.roles if isinstance(user, discord.Member) else []
+    return Actor(user.id, user.display_name, frozenset(role.id for role in roles))

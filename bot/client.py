@@ -1,0 +1,190 @@
+"""The bot: stock discord.py, the commands, and the delivery. `run` is its one entry."""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import signal
+from typing import Any
+
+import discord
+import structlog
+import yarl
+from discord import app_commands
+from discord.gateway import DiscordWebSocket
+from discord.http import Route
+from sqlalchemy.orm import Session
+
+from bot import errors
+from bot.allocation_commands import allocation
+from bot.app import App, Interaction
+from bot.buttons import Approve, Decline, Join
+from bot.delivery import Delivery
+from bot.project_commands import project
+from bot.run_commands import run as run_group
+from bot.tables import DiscordCommands
+from projects.db import Database
+from projects.settings import Settings
+
+IN_PROPOSALS = {
+    "view_channel": "View Channel",
+    "send_messages": "Send Messages",
+    "read_message_history": "Read Message History",
+    "create_public_threads": "Create Public Threads",
+    "send_messages_in_threads": "Send Messages in Threads",
+}
+IN_OTHERS = {name: IN_PROPOSALS[name] for name in ("view_channel", "send_messages", "read_message_history")}
+IN_GUILD = IN_PROPOSALS | {"manage_channels": "Manage Channels", "attach_files": "Attach Files"}
+
+log = structlog.get_logger()
+
+
+class SetupError(Exception):
+    """The bot cannot start; the text says what is missing and what to do."""
+
+
+class Tree(app_commands.CommandTree[App]):
+    """The commands, whose errors are all answered in one place."""
+
+    async def on_error(self, interaction: Interaction, error: app_commands.AppCommandError) -> None:
+        """Answer what went wrong."""
+        await errors.answer(interaction, error)
+
+
+class Bot(App):
+    """The client with its commands, its buttons and its delivery."""
+
+    def __init__(self, settings: Settings, db: Database) -> None:
+        super().__init__(settings, db)
+        self.tree = Tree(self)
+        self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._delivery: asyncio.Task[None] | None = None
+
+    async def setup_hook(self) -> None:
+        """Register the commands, if they have changed since the last time."""
+        guild = discord.Object(self.settings.guild_id)
+        for group in (project, allocation, run_group):
+            self.tree.add_command(group, guild=guild)
+        self.add_dynamic_items(Join, Approve, Decline)
+        definition = [command.to_dict(self.tree) for command in self.tree.get_commands(guild=guild)]
+        digest = hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()
+        key = (str(self.application_id), str(guild.id))
+        if await self.read(_registered, key) == digest:
+            return
+        try:
+            await self.tree.sync(guild=guild)
+        except discord.Forbidden as error:
+            raise SetupError(_not_invited(self.settings)) from error
+        await self.write(_register, key, digest)
+        log.info("commands registered", count=len(definition))
+
+    async def on_ready(self) -> None:
+        """Begin to deliver, once the server is as the settings say."""
+        if self._delivery is not None:
+            return
+        try:
+            check_server(self.get_guild(self.settings.guild_id), self.settings)
+        except SetupError as error:
+            if not self.failure.done():
+                self.failure.set_exception(error)
+            return
+        log.info("ready", name=str(self.user))
+        self._delivery = asyncio.create_task(Delivery(self).run(), name="delivery")
+
+    async def close(self) -> None:
+        """Stop delivering, then leave."""
+        if self._delivery is not None:
+            self._delivery.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._delivery
+            self._delivery = None
+        await super().close()
+
+
+def check_server(guild: discord.Guild | None, settings: Settings) -> None:
+    """Raise SetupError with the first thing that the server or the settings lack."""
+    if guild is None:
+        raise SetupError(_not_invited(settings))
+    missing = [name for bit, name in IN_GUILD.items() if not getattr(guild.me.guild_permissions, bit)]
+    if missing:
+        raise SetupError(f"The bot's role lacks {', '.join(missing)}: grant it in the server's settings, under Roles.")
+    if guild.get_role(settings.reviewer_role_id) is None:
+        raise SetupError("STOA_REVIEWER_ROLE_ID names no role of the server: set it to the id of the reviewers' role.")
+    for name in ("proposals", "review", "announcements", "record"):
+        variable = f"STOA_{name.upper()}_CHANNEL_ID"
+        channel = guild.get_channel(getattr(settings, f"{name}_channel_id"))
+        if not isinstance(channel, discord.TextChannel):
+            raise SetupError(f"{variable} names no text channel that the bot can see: set it to one's id.")
+        own = channel.permissions_for(guild.me)
+        wanted = IN_PROPOSALS if name == "proposals" else IN_OTHERS
+        missing = [label for bit, label in wanted.items() if not getattr(own, bit)]
+        if missing:
+            raise SetupError(
+                f"In #{channel.name} the bot lacks {', '.join(missing)}: grant it to the bot's role there."
+            )
+
+
+def run(settings: Settings) -> None:
+    """Run the bot until SIGTERM or SIGINT. Ends with one sentence and status 1 where it cannot start."""
+    _configure_logging()
+    try:
+        asyncio.run(_serve(settings))
+    except SetupError as error:
+        raise SystemExit(str(error)) from error
+    except discord.LoginFailure as error:
+        raise SystemExit(
+            "Discord refuses the token: set STOA_DISCORD_TOKEN to the bot's, from its page Bot."
+        ) from error
+
+
+async def _serve(settings: Settings) -> None:
+    token = settings.discord_token.get_secret_value()
+    if not token:
+        raise SetupError(
+            "STOA_DISCORD_TOKEN is not set: create a bot at discord.com/developers and put its token there."
+        )
+    if settings.discord_api:
+        Route.BASE = f"{settings.discord_api.rstrip('/')}/api/v10"
+    if settings.discord_gateway:
+        DiscordWebSocket.DEFAULT_GATEWAY = yarl.URL(settings.discord_gateway)
+    asked_to_stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, asked_to_stop.set)
+    db = Database(settings.database)
+    try:
+        async with Bot(settings, db) as bot:
+            served = asyncio.ensure_future(bot.start(token))
+            stop = asyncio.ensure_future(asked_to_stop.wait())
+            parts: set[asyncio.Future[Any]] = {served, stop, bot.failure}
+            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            stop.cancel()
+            if served not in done:
+                await bot.close()
+                await asyncio.gather(served, return_exceptions=True)
+            for part in done:
+                part.result()
+    finally:
+        db.close()
+
+
+def _configure_logging() -> None:
+    """Lines with time and level; tracebacks without local variables, since those of the HTTP client hold the token."""
+    renderer = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
+    stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
+    structlog.configure(processors=[structlog.processors.add_log_level, stamp, renderer])
+
+
+def _not_invited(settings: Settings) -> str:
+    return (
+        f"The bot is not in the server {settings.guild_id}: invite it with the scopes bot and applications.commands, "
+        "or correct STOA_GUILD_ID."
+    )
+
+
+def _registered(session: Session, key: tuple[str, str]) -> str | None:
+    row = session.get(DiscordCommands, key)
+    return None if row is None else row.digest
+
+
+def _register(session: Session, key: tuple[str, str], digest: str) -> None:
+    session.merge(DiscordCommands(application_id=key[0], guild_id=key[1], digest=digest))

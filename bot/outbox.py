@@ -1,0 +1,100 @@
+"""What the delivery keeps in the database: intents before a message is sent, its id after, rooms, and cursors."""
+
+import secrets
+from collections.abc import Mapping, Sequence
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from bot.tables import DiscordCursor, DiscordMessage, DiscordRoom
+from projects import record
+from projects.db import utcnow
+from projects.record import Told
+
+
+def message(session: Session, key: str) -> DiscordMessage | None:
+    """What is known of a message, if it was ever meant to be sent."""
+    return session.get(DiscordMessage, key)
+
+
+def intend(session: Session, key: str, channel_id: str) -> DiscordMessage:
+    """Note that a message is about to be sent, with the nonce by which Discord knows a repeat."""
+    row = DiscordMessage(key=key, channel_id=channel_id, nonce=secrets.token_hex(12), intended_at=utcnow())
+    session.add(row)
+    return row
+
+
+def intend_again(session: Session, key: str) -> DiscordMessage:
+    """Begin an open intent anew, once it is certain that its message was not sent."""
+    row = session.get_one(DiscordMessage, key)
+    row.nonce, row.intended_at = secrets.token_hex(12), utcnow()
+    return row
+
+
+def sent(session: Session, key: str, message_id: str, digest: str = "", picture: str = "") -> None:
+    """Close an intent, or note what a card shows after an edit."""
+    row = session.get_one(DiscordMessage, key)
+    row.message_id, row.digest, row.picture = message_id, digest, picture
+
+
+def message_gone(session: Session, key: str) -> None:
+    """Note that a person has deleted the message or its channel: it is not sent again."""
+    row = session.get(DiscordMessage, key)
+    if row is not None:
+        row.gone = True
+
+
+def rooms(session: Session, project_id: int) -> Mapping[str, DiscordRoom]:
+    """The project's channel and threads by their keys."""
+    rows = session.scalars(select(DiscordRoom).where(DiscordRoom.project_id == project_id))
+    return {row.key: row for row in rows}
+
+
+def project_in(session: Session, channel_ids: Sequence[int]) -> int | None:
+    """The project that one of these channels or threads belongs to."""
+    wanted = [str(channel_id) for channel_id in channel_ids]
+    return session.scalars(select(DiscordRoom.project_id).where(DiscordRoom.channel_id.in_(wanted)).limit(1)).first()
+
+
+def plan_room(session: Session, key: str, project_id: int) -> DiscordRoom:
+    """Note that a channel is about to be made, with the mark by which it is found again."""
+    row = DiscordRoom(key=key, project_id=project_id, mark=f"stoa-{secrets.token_hex(6)}")
+    session.add(row)
+    return row
+
+
+def open_room(session: Session, key: str, project_id: int, channel_id: str) -> None:
+    """Note a channel or thread that stands."""
+    row = session.get(DiscordRoom, key)
+    if row is None:
+        row = DiscordRoom(key=key, project_id=project_id, mark="")
+        session.add(row)
+    row.channel_id = channel_id
+
+
+def room_gone(session: Session, key: str, project_id: int) -> None:
+    """Note that a person has deleted a channel or thread, or what it would hang on."""
+    row = session.get(DiscordRoom, key)
+    if row is None:
+        row = DiscordRoom(key=key, project_id=project_id, mark="")
+        session.add(row)
+    row.gone = True
+
+
+def untold(session: Session, stream: str, limit: int = 50) -> Sequence[Told]:
+    """The next entries of a stream that have not been posted."""
+    return record.since(session, stream, cursors(session).get(stream, 0), limit)
+
+
+def cursors(session: Session) -> Mapping[str, int]:
+    """How far each stream has been posted."""
+    return {row.stream: row.number for row in session.scalars(select(DiscordCursor))}
+
+
+def told(session: Session, entry: Told) -> None:
+    """Move the cursor of the entry's stream behind it."""
+    row = session.get(DiscordCursor, entry.stream)
+    if row is None:
+        row = DiscordCursor(stream=entry.stream)
+        session.add(row)
+    row.number = entry.number

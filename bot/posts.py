@@ -1,0 +1,273 @@
+"""Entries of the record as posts: where each one goes, and how it reads. One table takes a kind to its rendering."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from bot import text
+from broker import allocations
+from broker.runs import RunView
+from projects.pipeline import ProjectView
+from projects.record import LAB, Told
+
+Payload = Mapping[str, Any]
+
+ENDINGS = frozenset({"run.finished", "run.failed", "run.timed_out", "run.cancelled"})
+ROOM_FOR_TEXT = 900
+
+
+class Place(StrEnum):
+    """Where a post can go."""
+
+    PROPOSAL = "proposal"
+    CHANNEL = "channel"
+    RUN = "run"
+    ANNOUNCEMENTS = "announcements"
+    RECORD = "record"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a post may speak of beside its entry. `channel_id` is the project's own channel, once it has one."""
+
+    project: ProjectView
+    channel_id: str | None = None
+    runs: Sequence[RunView] = ()
+
+
+def places(entry: Told, *, has_channel: bool) -> Sequence[Place]:
+    """Where an entry is posted."""
+    payload = entry.payload or {}
+    if entry.stream == LAB:
+        return [Place.RECORD]
+    if entry.kind == "project.activated":
+        return [Place.PROPOSAL, Place.CHANNEL]
+    if entry.kind == "project.completed":
+        return [Place.CHANNEL, Place.ANNOUNCEMENTS]
+    if "run" in payload:
+        return [Place.RUN, Place.CHANNEL] if _milestone(entry.kind, payload) else [Place.RUN]
+    return [Place.CHANNEL if has_channel else Place.PROPOSAL]
+
+
+def marker(entry: Told) -> str:
+    """The last line of an entry's post, by which it is found again and cited."""
+    owner = "Lab" if entry.project_id is None else f"P{entry.project_id}"
+    return f"-# {owner} · record {entry.number}"
+
+
+def render(entry: Told, place: Place, scene: Scene | None = None) -> str:
+    """The post of an entry, its marker included; it fits a Components V2 message whatever members typed."""
+    if entry.payload is None:
+        said = "This entry was blanked on request; the chain still vouches for its place."
+    elif place is Place.ANNOUNCEMENTS and scene is not None:
+        said = _announcement(entry.payload, scene)
+    elif entry.kind == "project.activated" and place is Place.PROPOSAL and scene is not None and scene.channel_id:
+        said = f"🏛️ The project is on its way: from now on it lives in <#{scene.channel_id}>."
+    else:
+        said = RENDERINGS.get(entry.kind, _generic(entry.kind))(entry.payload)
+    end = marker(entry)
+    return f"{text.bounded(said, text.CARD - text.length(end) - 1)}\n{end}"
+
+
+def _milestone(kind: str, payload: Payload) -> bool:
+    if kind == "checkpoint.published":
+        return bool(payload.get("first") or payload.get("final"))
+    if "sample" in payload:
+        return kind == "run.finished" and bool(payload.get("text"))
+    return kind in ENDINGS
+
+
+def _by(payload: Payload) -> str:
+    by = payload.get("by")
+    return "The lab" if by is None else f"**{text.line(by['name'], 80)}**"
+
+
+def _quoted(said: str, label: str = "") -> str:
+    if not said.strip():
+        return ""
+    return f"\n{label}\n{text.quote(said, ROOM_FOR_TEXT)}" if label else f"\n{text.quote(said, ROOM_FOR_TEXT)}"
+
+
+def _line(value: object) -> str:
+    return text.line(str(value), 120)
+
+
+def _hours(seconds: int) -> str:
+    return f"{allocations.in_hours(seconds)} GPU-hours"
+
+
+def _run(payload: Payload) -> str:
+    about = f"Run {payload['run']}"
+    return f"The sample of {about.lower()}" if "sample" in payload else about
+
+
+def _proposed(p: Payload) -> str:
+    return (
+        f"🌱 {_by(p)} proposes **{_line(p['title'])}**."
+        f"{_quoted(p['question'], 'The question:')}{_quoted(p['why'], 'Why it matters:')}"
+        f"{_quoted(p['needs'], 'Who is needed:')}\nAsk and discuss here; the Join button is on the card above."
+    )
+
+
+def _joined(p: Payload) -> str:
+    return f"🤝 {_by(p)} joins the project. Welcome!"
+
+
+def _scoped(p: Payload) -> str:
+    return (
+        f"📐 {_by(p)} has written the scope.{_quoted(p['goal'], '**Goal**')}{_quoted(p['plan'], '**Plan**')}"
+        f"{_quoted(p['compute'], '**Compute**')}{_quoted(p['release'], '**To be released**')}"
+    )
+
+
+def _activated(p: Payload) -> str:
+    return (
+        f"🏛️ The project has a scope and {text.count(p['people'], 'person', 'people')}, so it is active. "
+        "What happens in it is told here, for everyone to read."
+    )
+
+
+def _completed(p: Payload) -> str:
+    return (
+        f"🏁 {_by(p)} has completed the project: **{_line(p['outcome'])}**.{_quoted(p['learnt'], 'What was learnt:')}"
+    )
+
+
+def _requested(p: Payload) -> str:
+    return (
+        f"🙋 {_by(p)} asks for {_hours(p['seconds'])} of `{_line(p['pool'])}` until {_line(p['until'])} "
+        f"(allocation {p['allocation']}).{_quoted(p['why'])}"
+    )
+
+
+def _approved(p: Payload) -> str:
+    part = "" if p["seconds"] == p["asked"] else f" of the {allocations.in_hours(p['asked'])} asked for"
+    return (
+        f"✅ {_by(p)} approves {_hours(p['seconds'])}{part} on `{_line(p['pool'])}`, given by "
+        f"{_line(p['sponsor'])} (allocation {p['allocation']}).{_quoted(p['why'])}"
+    )
+
+
+def _declined(p: Payload) -> str:
+    return (
+        f"🚫 {_by(p)} declines the {_hours(p['asked'])} asked for on `{_line(p['pool'])}` "
+        f"(allocation {p['allocation']}).{_quoted(p['why'])}"
+    )
+
+
+def _queued(p: Payload) -> str:
+    if "sample" in p:
+        return f"✍️ A short text will be sampled from the last checkpoint of run {p['run']}."
+    changed = ", ".join(f"{name}={value}" for name, value in p["overrides"].items())
+    return (
+        f"🚀 {_by(p)} launches run {p['run']}: recipe `{_line(p['recipe'])}`"
+        f"{f' with {_line(changed)}' if changed else ''} on {text.count(p['gpus'], 'GPU')}, "
+        f"at most {text.duration(p['time_limit'])}. It waits for its turn."
+    )
+
+
+def _starting(p: Payload) -> str:
+    return f"🛫 {_run(p)} has got its place; {p['reserved']:,} GPU-seconds are set aside for it."
+
+
+def _started(p: Payload) -> str:
+    again = f" again (attempt {p['attempt']})" if p["attempt"] > 1 else ""
+    return f"▶️ {_run(p)} is running{again}."
+
+
+def _requeued(p: Payload) -> str:
+    return f"🔁 {_run(p)} was interrupted and will go on from its last checkpoint.{_quoted(p['why'])}"
+
+
+def _stopping(p: Payload) -> str:
+    return f"✋ {_by(p)} asks {_run(p).lower()} to stop; it writes a checkpoint first."
+
+
+def _checkpoint(p: Payload) -> str:
+    which = "The first checkpoint" if p.get("first") else "The last checkpoint" if p.get("final") else "A checkpoint"
+    return f"📦 {which} of run {p['run']} is on the Hub: [step {p['step']}]({p['url']})"
+
+
+def _finished(p: Payload) -> str:
+    if "sample" in p:
+        return f"✍️ What the last checkpoint of run {p['run']} writes:{_quoted(p['text'])}"
+    return f"🏁 {_run(p)} is finished at step {p['step']:,}, for {_spent(p)}."
+
+
+def _failed(p: Payload) -> str:
+    return f"❌ {_run(p)} has failed, after {_spent(p)}.{_quoted(p['why'])}"
+
+
+def _timed_out(p: Payload) -> str:
+    return f"⏱️ {_run(p)} reached its time limit at step {p['step']:,}, for {_spent(p)}."
+
+
+def _cancelled(p: Payload) -> str:
+    return f"✋ {_run(p)} is cancelled, for {_spent(p)}.{_quoted(p['why'])}"
+
+
+def _spent(p: Payload) -> str:
+    return f"{p['spent']:,} GPU-seconds"
+
+
+def _pool(p: Payload) -> str:
+    return f"🖥️ A new pool: `{_line(p['pool'])}` with {p['gpus']} × {_line(p['gpu_type'])}."
+
+
+def _grant(p: Payload) -> str:
+    return (
+        f"🎁 {_line(p['sponsor'])} gives {_hours(p['seconds'])} of `{_line(p['pool'])}` "
+        f"to the community, until {_line(str(p['until'])[:10])}. Thank you!"
+    )
+
+
+def _generic(kind: str) -> Callable[[Payload], str]:
+    def rendering(p: Payload) -> str:
+        return f"{_by(p)}: {_line(kind.replace('.', ' '))}.{_quoted(str(p.get('why', '')))}"
+
+    return rendering
+
+
+def _announcement(p: Payload, scene: Scene) -> str:
+    everyone = ", ".join(f"{text.line(m['name'], 60)}{' (lead)' if m['lead'] else ''}" for m in p["people"])
+    lines = [
+        f"## {text.line(scene.project.title, 200)}",
+        f"This project is completed: **{_line(p['outcome'])}**.{_quoted(scene.project.question, 'It asked:')}",
+        f"**What was learnt**\n{text.quote(p['learnt'], 1600)}",
+        f"**People** {text.bounded(everyone, 400)}",
+    ]
+    for run in scene.runs:
+        if run.kind == "train" and run.checkpoints:
+            last = run.checkpoints[-1]
+            lines.append(
+                f"**Run {run.id}** (`{_line(run.recipe)}`): {text.count(len(run.checkpoints), 'checkpoint')}, "
+                f"the last one is [step {last.step}]({last.url})"
+            )
+    if scene.channel_id:
+        lines.insert(2, f"All of it is told in <#{scene.channel_id}>.")
+    return "\n".join(lines)
+
+
+RENDERINGS: Mapping[str, Callable[[Payload], str]] = {
+    "project.proposed": _proposed,
+    "project.joined": _joined,
+    "project.scoped": _scoped,
+    "project.activated": _activated,
+    "project.completed": _completed,
+    "allocation.requested": _requested,
+    "allocation.approved": _approved,
+    "allocation.declined": _declined,
+    "run.queued": _queued,
+    "run.starting": _starting,
+    "run.started": _started,
+    "run.requeued": _requeued,
+    "run.stopping": _stopping,
+    "run.finished": _finished,
+    "run.failed": _failed,
+    "run.timed_out": _timed_out,
+    "run.cancelled": _cancelled,
+    "checkpoint.published": _checkpoint,
+    "pool.added": _pool,
+    "grant.added": _grant,
+}

@@ -1,0 +1,232 @@
+"""A lab for the tests of the bot: a real sandbox, a real database, and the real bot as a process of its own."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from bot import outbox
+from broker import pools
+from projects import record
+from projects.db import Database
+from projects.people import Actor
+from sandbox.people import Answer, Channel, Guild, Message, Person
+from tests.discord_openapi import DiscordJudge, find_description
+
+ROOT = Path(__file__).parents[2]
+BOT = "from bot.client import run; from projects.settings import get_settings; run(get_settings())"
+PROPOSAL = {
+    "Title": "Do small models dream?",
+    "Research question": "Does the loss of a small model follow the power law of larger ones?",
+    "Why it matters": "Small models are all that most of us can train.",
+    "Who is needed": "Somebody who can plot.",
+}
+SCOPE = {
+    "Goal": "Measure the exponent.",
+    "Plan": "Train five sizes and fit a line.",
+    "Estimate of compute": "Two GPU-hours.",
+    "What will be released": "All checkpoints.",
+}
+
+
+class Lab:
+    """One sandbox, one database, and a bot that can be started, killed and started again."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.db = Database(f"sqlite:///{root / 'stoa.db'}")
+        self.bot: subprocess.Popen[bytes] | None = None
+        self._sandbox: subprocess.Popen[bytes] | None = None
+        self.guild: Guild
+
+    async def open(self) -> None:
+        """Start the sandbox, and fill the database with a pool and a grant."""
+        self.db.migrate()
+        with self.db.write() as session:
+            pools.add_pool(session, name="local", gpu_type="CPU", gpus=2)
+            until = datetime.now(UTC) + timedelta(days=90)
+            pools.add_grant(session, pool="local", sponsor="The Library", seconds=360_000, until=until)
+        self._sandbox = self._spawn("sandbox.log", "-m", "sandbox", "--dir", str(self.root / "sandbox"))
+        self.guild = await Guild.open(self.root / "sandbox")
+
+    async def close(self) -> None:
+        """End everything that was started."""
+        await self.guild.close()
+        for process in (self.bot, self._sandbox):
+            if process is not None and process.poll() is None:
+                process.kill()
+                process.wait()
+        self.db.close()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the bot is told."""
+        info = self.guild.info
+        channels, roles = info["channels"], info["roles"]
+        told = {
+            "HOME": str(self.root),
+            "DATABASE_URL": f"sqlite:///{self.root / 'stoa.db'}",
+            "DISCORD_TOKEN": info["bot_token"],
+            "DISCORD_API": info["discord"],
+            "DISCORD_GATEWAY": info["gateway"],
+            "GUILD_ID": info["guild_id"],
+            "PROPOSALS_CHANNEL_ID": channels["proposals"],
+            "REVIEW_CHANNEL_ID": channels["compute-review"],
+            "ANNOUNCEMENTS_CHANNEL_ID": channels["announcements"],
+            "RECORD_CHANNEL_ID": channels["public-record"],
+            "REVIEWER_ROLE_ID": roles["reviewer"],
+            "TICK_SECONDS": "0.1",
+            "PICTURE_SECONDS": "1",
+            "LEASE_SECONDS": "1.5",
+            "ENV_FILE": "",
+        }
+        return os.environ | {f"STOA_{name}": str(value) for name, value in told.items()}
+
+    async def start_bot(self, **changes: str) -> None:
+        """Start the bot and wait until it is there."""
+        self.spawn_bot(**changes)
+        await self.guild.wait_for_bot("run")
+
+    def spawn_bot(self, **changes: str) -> "subprocess.Popen[bytes]":
+        """Start the bot's process; `changes` are settings by their names without the prefix."""
+        environment = self.environment | {f"STOA_{name}": value for name, value in changes.items()}
+        self.bot = self._spawn("bot.log", "-c", BOT, environment=environment)
+        return self.bot
+
+    def _spawn(self, log: str, *arguments: str, environment: dict[str, str] | None = None) -> "subprocess.Popen[bytes]":
+        with (self.root / log).open("ab") as out:
+            return subprocess.Popen(
+                [sys.executable, *arguments], cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT
+            )
+
+    def kill_bot(self) -> None:
+        """Kill -9."""
+        assert self.bot is not None
+        self.bot.kill()
+        self.bot.wait()
+
+    async def stop_bot(self) -> int:
+        """SIGTERM; the exit status."""
+        assert self.bot is not None
+        self.bot.send_signal(signal.SIGTERM)
+        return await asyncio.to_thread(self.bot.wait, 15)
+
+    @property
+    def log(self) -> str:
+        """What the bot has logged."""
+        return (self.root / "bot.log").read_text()
+
+    def person(self, name: str) -> Person:
+        """A member of the sandbox's guild: Ada, Grace, Rosa (a reviewer) or Omar (an admin)."""
+        return self.guild.person(name)
+
+    def actor(self, name: str) -> Actor:
+        """The same member, for calling the domain beside the bot."""
+        info = self.guild.info
+        roles = {int(info["roles"]["reviewer"])} if name == "Rosa" else set()
+        return Actor(int(info["users"][name]), name, frozenset(roles))
+
+    def sent(self) -> dict[str, int]:
+        """How many entries of each stream are known to have been posted."""
+        with self.db.read() as session:
+            return dict(outbox.cursors(session))
+
+    def heads(self) -> dict[str, int]:
+        """How many entries each stream has."""
+        with self.db.read() as session:
+            return dict(record.streams(session))
+
+    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a function of the domain in a transaction."""
+        with self.db.write() as session:
+            return function(session, *args, **kwargs)
+
+    async def propose(self, **changes: str) -> Answer:
+        """Ada proposes a project."""
+        form = await self.person("Ada").command("project propose")
+        return await self.person("Ada").submit(form, PROPOSAL | changes, force=True)
+
+    async def activate(self) -> Channel:
+        """Ada proposes, Grace joins, Ada writes the scope; the project's channel."""
+        before = {channel.id for channel in await self.guild.channels()}
+        answer = await self.propose()
+        number = answer.text.split()[1]
+        card = await self.guild.wait_for("proposals", lambda m: f"P{number} · project" in m.text)
+        await self.person("Grace").press(card, "Join")
+        form = await self.person("Ada").command("project scope", channel="general", project=int(number))
+        await self.person("Ada").submit(form, SCOPE)
+        return await self.guild.wait_for_channel(lambda c: c.name.startswith(f"p{number}-") and c.id not in before)
+
+    async def request(self, channel: Channel, hours: str = "2", **changes: str) -> Answer:
+        """Ada asks for GPU time."""
+        day = (datetime.now(UTC) + timedelta(days=30)).date().isoformat()
+        form = await self.person("Ada").command("allocation request", channel=channel.id, pool="local")
+        fields = {"GPU-hours": hours, "Until": day, "Justification": "Five sizes, one seed each."}
+        return await self.person("Ada").submit(form, fields | changes, force=True)
+
+    async def review_card(self, allocation: int) -> Message:
+        """The card of a request."""
+        return await self.guild.wait_for("compute-review", lambda m: m.text.endswith(f"allocation {allocation}"))
+
+    async def approved(self, channel: Channel) -> int:
+        """An allocation of one GPU-hour that Rosa has approved."""
+        number = int((await self.request(channel)).text.split()[1])
+        card = await self.review_card(number)
+        form = await self.person("Rosa").press(card, "Approve")
+        await self.person("Rosa").submit(form, {"GPU-hours": "1", "Reason": "A good start."})
+        return number
+
+
+@pytest.fixture(scope="session")
+def judge() -> DiscordJudge | None:
+    """Discord's own API description; without it the wire is not judged, which `test_wire.py` says."""
+    return None if find_description() is None else DiscordJudge()
+
+
+@pytest_asyncio.fixture
+async def lab(tmp_path: Path, judge: DiscordJudge | None) -> AsyncIterator[Lab]:
+    """A lab whose bot is not started yet; all that went over the wire is judged when the test ends."""
+    made = Lab(tmp_path)
+    await made.open()
+    try:
+        yield made
+    finally:
+        await made.close()
+    assert wire_problems(made, judge) == []
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_lab(
+    tmp_path_factory: pytest.TempPathFactory, judge: DiscordJudge | None
+) -> AsyncIterator[tuple[Lab, Channel]]:
+    """A lab with a running bot and an active project: its allocation 1 is approved, allocation 2 is asked for."""
+    made = Lab(tmp_path_factory.mktemp("lab"))
+    await made.open()
+    try:
+        await made.start_bot()
+        channel = await made.activate()
+        await made.approved(channel)
+        await made.request(channel)
+        await made.review_card(2)
+        yield made, channel
+    finally:
+        await made.close()
+    assert wire_problems(made, judge) == []
+
+
+def wire_problems(lab: Lab, judge: DiscordJudge | None) -> list[str]:
+    """What of the requests, answers and events between bot and sandbox does not fit Discord's description."""
+    if judge is None:
+        return []
+    folder = lab.root / "sandbox"
+    exchanges = (folder / "exchanges.jsonl").read_text().splitlines()
+    return [problem for exchange in exchanges for problem in judge.judge(json.loads(exchange))]

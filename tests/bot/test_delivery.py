@@ -1,0 +1,237 @@
+"""Delivery: each entry is posted once and in order, whenever the bot is killed and whatever fails on the way."""
+
+import asyncio
+import re
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from bot.tables import DiscordMessage
+from projects import pipeline, record
+from projects.db import utcnow
+from projects.record import Payload
+from tests.bot.conftest import Lab
+
+POST = r"POST /channels/\d+/messages$"
+
+
+def propose(lab: Lab, title: str = "Crash course") -> int:
+    """Ada proposes a project, beside the bot."""
+    request_id = f"test-{title}"
+    said = {"title": title, "question": "Who falls?", "why": "To stand up.", "needs": "A net."}
+    number: int = lab.call(pipeline.propose, lab.actor("Ada"), request_id, **said)
+    return number
+
+
+def activate(lab: Lab, project_id: int) -> None:
+    """Grace joins and Ada writes the scope, beside the bot."""
+    lab.call(pipeline.join, lab.actor("Grace"), project_id, min_people=2)
+    said = {"goal": "Stand.", "plan": "Fall, then stand.", "compute": "Little.", "release": "All."}
+    lab.call(pipeline.scope, lab.actor("Ada"), project_id, **said, min_people=2)
+
+
+async def until(condition: Callable[[], Any], seconds: float = 15.0) -> None:
+    """Wait until a condition holds."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
+def open_intents(lab: Lab) -> list[str]:
+    """The keys of the messages that were meant to be sent and are not known to have been."""
+    with lab.db.read() as session:
+        return list(session.scalars(select(DiscordMessage.key).where(DiscordMessage.message_id.is_(None))))
+
+
+def forget_nonces(session: Session) -> None:
+    """Make all open intents older than Discord remembers a nonce."""
+    past = utcnow() - timedelta(minutes=10)
+    session.execute(
+        update(DiscordMessage).where(DiscordMessage.message_id.is_(None)).values(intended_at=past, nonce="forgotten")
+    )
+
+
+async def told(lab: Lab, project_id: int) -> list[int]:
+    """The numbers of the project's entries as they stand in its thread and channel, in the order of posting."""
+    found: list[tuple[int, int]] = []
+    for channel in await lab.guild.channels():
+        for message in await lab.guild.messages(channel.id):
+            match = re.fullmatch(rf"-# P{project_id} · record (\d+)", message.text.splitlines()[-1])
+            if match and channel.name != "announcements":
+                found.append((int(message.id), int(match[1])))
+    return [number for _, number in sorted(found)]
+
+
+async def cards(lab: Lab, project_id: int) -> int:
+    """How many cards of the project there are."""
+    messages = await lab.guild.messages("proposals")
+    return sum(m.text.endswith(f"-# P{project_id} · project") for m in messages)
+
+
+async def test_killed_between_the_post_and_its_commit(lab: Lab) -> None:
+    """The connection is cut once the post is made, and the bot dies before it tries again: the nonce is the same."""
+    await lab.start_bot()
+    await lab.guild.wait_for("public-record", lambda m: "record 2" in m.text)
+    await lab.guild.fault(POST, cut=True)
+    propose(lab)
+    await lab.guild.wait_for("proposals", lambda m: True, every=0.02)
+    lab.kill_bot()
+    assert open_intents(lab) == ["project:1"]
+    await lab.start_bot()
+    card = await lab.guild.wait_for("proposals", lambda m: m.thread_id is not None)
+    await lab.guild.wait_for(card.id, lambda m: "record 1" in m.text)
+
+    await lab.guild.fault(POST, cut=True)
+    lab.call(pipeline.join, lab.actor("Grace"), 1, min_people=2)
+    await lab.guild.wait_for(card.id, lambda m: "record 2" in m.text, every=0.02)
+    lab.kill_bot()
+    assert len(open_intents(lab)) == 1
+    await lab.start_bot()
+    await lab.guild.wait_for("proposals", lambda m: "Ada (lead), Grace" in m.text)
+    assert await cards(lab, 1) == 1
+    assert await told(lab, 1) == [1, 2]
+
+
+async def test_an_old_intent_is_settled_in_the_channel(lab: Lab) -> None:
+    """Where the nonce is forgotten, the post is found by its marker; where there is none, it is sent."""
+    await lab.start_bot()
+    propose(lab)
+    thread = (await lab.guild.wait_for("proposals", lambda m: m.thread_id is not None)).thread_id or ""
+    await lab.guild.wait_for(thread, lambda m: "record 1" in m.text)
+
+    await lab.guild.fault(rf"POST /channels/{thread}/messages$", cut=True)
+    lab.call(pipeline.join, lab.actor("Grace"), 1, min_people=2)
+    await lab.guild.wait_for(thread, lambda m: "record 2" in m.text, every=0.02)
+    lab.kill_bot()
+    lab.call(forget_nonces)
+    await lab.start_bot()
+    await until(lambda: not open_intents(lab))
+
+    await lab.guild.fault(POST, count=1000, status=503)
+    lab.call(pipeline.join, lab.actor("Rosa"), 1, min_people=2)
+    await until(lambda: open_intents(lab))
+    lab.kill_bot()
+    await lab.guild.clear_faults()
+    lab.call(forget_nonces)
+    await lab.start_bot()
+    await until(lambda: not open_intents(lab))
+    assert await told(lab, 1) == [1, 2, 3]
+
+
+async def test_a_channel_is_made_once(lab: Lab) -> None:
+    """Killed while the channel is made: it is found again by the mark in its topic; a thread by its message."""
+    await lab.guild.fault(r"POST /channels/\d+/messages/\d+/threads$", cut=True)
+    lab.spawn_bot()
+    propose(lab)
+    await lab.guild.wait_for_channel(lambda c: c.is_thread, timeout=20)
+    lab.kill_bot()
+    activate(lab, 1)
+    await lab.guild.fault(r"POST /guilds/\d+/channels$", cut=True)
+    lab.spawn_bot()
+    await lab.guild.wait_for_channel(lambda c: c.name == "p1-crash-course", timeout=20)
+    lab.kill_bot()
+    lab.spawn_bot()
+    await lab.guild.wait_for("p1-crash-course", lambda m: "record 4" in m.text, timeout=20)
+    names = [channel.name for channel in await lab.guild.channels()]
+    assert names.count("p1-crash-course") == 1
+    assert [channel.is_thread for channel in await lab.guild.channels()].count(True) == 1
+    assert await told(lab, 1) == [1, 2, 3, 4, 4]
+
+
+async def test_killed_again_and_again(lab: Lab) -> None:
+    """Nothing is missing, nothing is there twice, and the order holds."""
+    projects = [propose(lab, f"Crash course {n}") for n in range(3)]
+    for number in projects:
+        activate(lab, number)
+    for _ in range(3):
+        enough = min(sum(lab.sent().values()) + 3, sum(lab.heads().values()))
+        lab.spawn_bot()
+        await until(lambda enough=enough: sum(lab.sent().values()) >= enough)
+        lab.kill_bot()
+    await lab.guild.fault(POST, count=2, cut=True)
+    await lab.guild.fault(r"PATCH /channels/", count=1, cut=True)
+    await lab.start_bot()
+    for number in projects:
+        await lab.guild.wait_for(f"p{number}-crash-course-{number - 1}", lambda m: "record 4" in m.text, timeout=20)
+        await lab.guild.wait_for("proposals", lambda m, n=number: f"P{n} ·" in m.text and "Active" in m.text)
+        assert await told(lab, number) == [1, 2, 3, 4, 4]
+        assert await cards(lab, number) == 1
+    lab_posts = [m.text.splitlines()[-1] for m in await lab.guild.messages("public-record")]
+    assert lab_posts == ["-# Lab · record 1", "-# Lab · record 2"]
+
+
+async def test_a_second_bot_waits(lab: Lab) -> None:
+    await lab.start_bot()
+    first = lab.bot
+    assert first is not None
+    second = lab.spawn_bot(HOME=str(lab.root / "second"))
+    await until(lambda: "another process delivers to this server" in lab.log)
+    propose(lab)
+    await lab.guild.wait_for("proposals", lambda m: m.thread_id is not None)
+    first.kill()
+    first.wait()
+    lab.call(pipeline.join, lab.actor("Grace"), 1, min_people=2)
+    await lab.guild.wait_for("proposals", lambda m: "Ada (lead), Grace" in m.text)
+    assert second.poll() is None
+    assert await told(lab, 1) == [1, 2]
+
+
+async def test_what_a_person_deletes_stays_deleted_and_stops_nothing_else(lab: Lab) -> None:
+    await lab.start_bot()
+    one, two = propose(lab, "One is deleted"), propose(lab, "Two lives on")
+    activate(lab, one)
+    activate(lab, two)
+    await lab.guild.wait_for("p1-one-is-deleted", lambda m: "record 4" in m.text)
+    await lab.guild.wait_for("p2-two-lives-on", lambda m: "record 4" in m.text)
+    await lab.person("Omar").delete_channel("p1-one-is-deleted")
+    card = await lab.guild.wait_for("proposals", lambda m: m.text.endswith("P1 · project"))
+    await lab.person("Omar").delete("proposals", card)
+    for number in (one, two):
+        lab.call(pipeline.join, lab.actor("Rosa"), number, min_people=2)
+    lab.call(pipeline.complete, lab.actor("Ada"), one, outcome="result", learnt="It goes on.")
+    announced = await lab.guild.wait_for("announcements", lambda m: "One is deleted" in m.text)
+    assert "It goes on." in announced.text
+    await lab.guild.wait_for("p2-two-lives-on", lambda m: "record 5" in m.text)
+    await asyncio.sleep(0.5)
+    assert await cards(lab, one) == 0
+    assert "p1-one-is-deleted" not in [channel.name for channel in await lab.guild.channels()]
+
+
+async def test_a_blanked_entry_is_told_without_its_words(lab: Lab) -> None:
+    propose(lab)
+    lab.call(lambda session: session.execute(update(Payload).where(Payload.entry_id > 2).values(body=None, salt=None)))
+    await lab.start_bot()
+    thread = (await lab.guild.wait_for("proposals", lambda m: m.thread_id is not None)).thread_id or ""
+    post = await lab.guild.wait_for(thread, lambda m: "record 1" in m.text)
+    assert "blanked" in post.text
+    assert "Who falls?" not in post.text
+    assert lab.call(record.verify, "project:1").ok
+
+
+async def test_a_missing_permission_is_waited_for(lab: Lab) -> None:
+    await lab.start_bot()
+    await lab.guild.fault(POST, count=1000, status=403)
+    propose(lab)
+    await until(lambda: "posting waits" in lab.log)
+    await lab.guild.clear_faults()
+    thread = (await lab.guild.wait_for("proposals", lambda m: m.thread_id is not None)).thread_id or ""
+    await lab.guild.wait_for(thread, lambda m: "record 1" in m.text)
+    assert await told(lab, 1) == [1]
+
+
+async def test_it_says_what_is_missing(lab: Lab) -> None:
+    """A wrong token, channel or role ends the bot with one sentence."""
+    for changes, sentence in (
+        ({"DISCORD_TOKEN": "wrong"}, "Discord refuses the token"),
+        ({"REVIEW_CHANNEL_ID": "5"}, "STOA_REVIEW_CHANNEL_ID names no text channel"),
+        ({"REVIEWER_ROLE_ID": "5"}, "STOA_REVIEWER_ROLE_ID names no role"),
+        ({"GUILD_ID": "5"}, "The bot is not in the server 5"),
+    ):
+        (lab.root / "bot.log").unlink(missing_ok=True)
+        process = lab.spawn_bot(**changes)
+        assert await asyncio.to_thread(process.wait, 20) == 1
+        assert sentence in lab.log
+        assert "Traceback" not in lab.log

@@ -1,0 +1,65 @@
+"""The way from a proposal to a queued run, as members go it in Discord."""
+
+from broker import runs
+from tests.bot.conftest import Lab
+
+
+async def test_from_a_proposal_to_a_launched_run(lab: Lab) -> None:
+    await lab.start_bot()
+    ada, rosa = lab.person("Ada"), lab.person("Rosa")
+
+    channel = await lab.activate()
+
+    proposal = await lab.guild.wait_for("proposals", lambda m: channel.id in m.text)
+    assert "Do small models dream?" in proposal.text
+    assert "Ada (lead), Grace" in proposal.text
+    assert proposal.button_labels == ["Join"]
+    assert proposal.thread_id is not None
+    thread = await lab.guild.messages(proposal.thread_id)
+    assert [m.text.splitlines()[-1] for m in thread] == [f"-# P1 · record {n}" for n in (1, 2, 3, 4)]
+    assert f"<#{channel.id}>" in thread[-1].text
+    assert channel.topic is not None
+
+    number = int((await lab.request(channel)).text.split()[1])
+    card = await lab.review_card(number)
+    assert card.button_labels == ["Approve", "Decline"]
+    refused = await ada.press(card, "Approve")
+    assert refused.ephemeral
+    assert refused.text == "Only compute reviewers can decide requests; the reviewers' role is given by the admins."
+    form = await rosa.press(card, "Approve")
+    assert form.fields[0].value == "2"
+    answer = await rosa.submit(form, {"GPU-hours": "1", "Reason": "Half of it, to begin with."})
+    assert answer.ephemeral
+    decision = await lab.guild.wait_for(channel.id, lambda m: "approves 1 GPU-hours" in m.text)
+    assert "Half of it, to begin with." in decision.text
+    assert "The Library" in decision.text
+    decided = await lab.guild.wait_for("compute-review", lambda m: not m.buttons)
+    assert decided.id == card.id
+    assert "Approved by Rosa" in decided.text
+
+    assert await ada.complete("run launch", "recipe", "de", channel=channel.id) == [("demo", "demo")]
+    launched = await ada.command("run launch", channel=channel.id, recipe="demo", time_limit="10m", override="steps=20")
+    assert launched.ephemeral
+    assert "600 GPU-seconds (0.167 GPU-hours) at most" in launched.text
+    assert "3,600 GPU-seconds (1 GPU-hours) left" in launched.text
+    run_card = await lab.guild.wait_for(channel.id, lambda m: m.text.endswith("-# P1 · run 1"))
+    assert "queued" in run_card.text
+    assert run_card.thread_id is not None
+    queued = await lab.guild.wait_for(run_card.thread_id, lambda m: "launches run 1" in m.text)
+    assert "steps=20" in queued.text
+
+    ledger = await ada.command("allocation show", channel=channel.id)
+    assert "Granted: 3,600 GPU-seconds (1 GPU-hours)" in ledger.text
+    assert "queued" in (await ada.command("run list", channel=run_card.thread_id)).text
+    assert "Do small models dream?" in (await ada.command("project list")).text
+    assert (await ada.command("run show", run=1)).ephemeral
+    assert (await ada.command("project show", channel=channel.id)).ephemeral
+    assert (await ada.command("run cancel", run=1)).text == "Run 1 is asked to stop."
+    await lab.guild.wait_for(channel.id, lambda m: "Run 1 is cancelled" in m.text)
+    await lab.guild.wait_for(channel.id, lambda m: m.id == run_card.id and "cancelled" in m.text)
+    assert lab.call(runs.view, 1).state == "cancelled"
+
+    record = await lab.guild.messages("public-record")
+    assert [m.text.splitlines()[-1] for m in record] == ["-# Lab · record 1", "-# Lab · record 2"]
+    assert await lab.stop_bot() == 0
+    assert "Traceback" not in lab.log

@@ -1,0 +1,140 @@
+"""Whatever members type, every message fits Discord's limits and carries no markup or mention of theirs."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+from discord import ui
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bot import cards, posts, text
+from bot.cards import Card
+from bot.charts import Curve, draw
+from bot.posts import Place, Scene
+from broker import allocations
+from broker.allocations import AllocationState, AllocationView
+from broker.ledger import Account
+from broker.runs import CheckpointLink, RunState, RunView
+from projects.pipeline import Member, Outcome, ProjectView, Stage
+from projects.record import Told
+
+LONG = [
+    "x" * 4000,
+    "🧪" * 4000,
+    "@everyone " * 400,
+    "*_~`|>[](<" * 400,
+    "\n" * 3999 + "end",
+    "a\n" * 2000,
+    "\\" * 4000,
+    "<@1> <#2> <@&3>" * 250,
+]
+MANY = tuple(Member(str(n), "Name of thirty-two characters...", n == 0) for n in range(200))
+
+
+def project(said: str) -> ProjectView:
+    return ProjectView(
+        1, said[:80], Stage.COMPLETED, said, said, said, said, said, said, said, Outcome.RESULT, said, MANY
+    )
+
+
+def request(said: str) -> AllocationView:
+    until = datetime(2030, 1, 1, tzinfo=UTC)
+    state, account = AllocationState.APPROVED, Account(3600, 0, 0)
+    return AllocationView(1, 1, said, said, said, said, 3600, until, said, state, said, said, said, account)
+
+
+def run(said: str) -> RunView:
+    return RunView(
+        id=1,
+        kind="train",
+        project_id=1,
+        project=said,
+        recipe=said,
+        overrides={said: said},
+        pool=said,
+        sponsor=said,
+        gpus=1,
+        time_limit=60,
+        requested_by=said,
+        state=RunState.FAILED,
+        reason=said,
+        attempt=1,
+        parent_id=None,
+        step=3,
+        total_steps=10,
+        tokens=300,
+        loss=1.0,
+        rate=1.0,
+        held_out=1.0,
+        unigram_entropy=1.0,
+        spent=1,
+        account=Account(3600, 0, 0),
+        checkpoints=(CheckpointLink(1, "https://hub/step1"),),
+        sample=said,
+        started_at=None,
+        ended_at=None,
+    )
+
+
+def checked(card: Card) -> None:
+    texts = [item.content for item in card.walk_children() if isinstance(item, ui.TextDisplay)]
+    assert sum(map(text.length, texts)) <= 4000
+    assert texts[-1].splitlines()[-1] == card.marker
+    assert "@everyone" not in "".join(texts)
+
+
+@pytest.mark.parametrize("said", LONG, ids=range(len(LONG)))
+async def test_cards(said: str) -> None:
+    for stage in Stage:
+        shown = replace(project(said), stage=stage)
+        checked(cards.project_card(shown, [request(said)] * 30, [run(said)] * 30, channel_id="1"))
+    for state in AllocationState:
+        checked(cards.review_card(replace(request(said), state=state)))
+    for phase in RunState:
+        checked(cards.run_card(replace(run(said), state=phase), picture="curve.png"))
+
+
+@pytest.mark.parametrize("said", LONG, ids=range(len(LONG)))
+@pytest.mark.parametrize("kind", [*posts.RENDERINGS, "something.else"])
+def test_posts(kind: str, said: str) -> None:
+    numbers = ("seconds", "asked", "allocation", "run", "attempt", "gpus", "time_limit", "reserved", "step", "spent")
+    words = ("title", "question", "needs", "why", "goal", "plan", "compute", "release", "outcome", "learnt", "pool")
+    payload = dict.fromkeys(numbers, 7) | dict.fromkeys(
+        (*words, "sponsor", "gpu_type", "until", "recipe", "text"), said
+    )
+    everyone = [{"id": member.discord_id, "name": member.name, "lead": member.lead} for member in MANY]
+    payload |= {"by": {"id": "1", "name": said}, "overrides": {said: said}, "url": "https://hub/step7"}
+    payload["people"] = everyone if kind == "project.completed" else 2
+    told = Told(1, "project:1", 12, kind, payload)
+    scene = Scene(project(said), "5", [run(said)] * 30)
+    for place in posts.places(told, has_channel=True):
+        shown = posts.render(told, place, scene)
+        assert text.length(shown) <= 4000
+        assert shown.splitlines()[-1] == "-# P1 · record 12"
+        assert "@everyone" not in shown
+    sample = Told(1, "project:1", 12, kind, payload | {"sample": 2})
+    assert text.length(posts.render(sample, Place.RUN, scene)) <= 4000
+
+
+@given(st.text(alphabet="ab @everyone<#*_`\\\n[]()🧪", max_size=200), st.integers(1, 80))
+@settings(max_examples=300)
+def test_bounds_and_escapes(said: str, most: int) -> None:
+    for shown in (text.line(said, most), text.quote(said, most), text.bounded(text.escape(said), most)):
+        assert text.length(shown) <= most
+        bare = shown.removesuffix("…")
+        assert (len(bare) - len(bare.rstrip("\\"))) % 2 == 0
+    assert "@everyone" not in text.escape(said)
+
+
+@given(st.integers(1, 10**9))
+def test_prefilled_hours_read_back_the_same(seconds: int) -> None:
+    assert allocations.parse_hours(text.exact_hours(seconds)) == seconds
+
+
+def test_a_curve_is_drawn_from_little_and_much() -> None:
+    much = [(n * 100, 9.0 - n / 1000) for n in range(2000)]
+    for loss in (much[:2], much):
+        curve = Curve("Run 1 · demo", loss, [(100, 8.5)], [0, 100], 7.0)
+        assert draw(curve).startswith(b"\x89PNG")
+    assert Curve("a", much, [], [], None).digest != Curve("a", much[:-1], [], [], None).digest

@@ -1,0 +1,136 @@
+"""Bad input: each gets one private sentence, and nothing changes."""
+
+import pytest
+
+from bot import text
+from sandbox.people import Answer, Channel
+from tests.bot.conftest import Lab
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+Shared = tuple[Lab, Channel]
+HOURS = "GPU-hours must be a number above 0 and at most 1,000,000, such as 1.5."
+
+
+def refused(lab: Lab, answer: Answer, sentence: str, heads: dict[str, int]) -> None:
+    """The answer is that one sentence, for one person, and the record has not grown."""
+    assert answer.kind == "message"
+    assert answer.ephemeral
+    assert answer.text == text.escape(sentence)
+    assert not answer.followups
+    assert lab.heads() == heads
+
+
+@pytest.mark.parametrize(
+    ("title", "sentence"),
+    [
+        ("", "A project needs a title: a few words that say what it is about."),
+        ("🧪🔥 @everyone", "A title cannot mention people, roles or channels, such as @everyone: use plain words."),
+        ("🧪🔥🧪", "A title needs at least three letters or digits, so that people can say and find it."),
+        ("long " * 100, "The title has 499 characters; at most 80 fit."),
+    ],
+)
+async def test_a_title(shared_lab: Shared, title: str, sentence: str) -> None:
+    lab, _ = shared_lab
+    heads = lab.heads()
+    refused(lab, await lab.propose(Title=title), sentence, heads)
+
+
+@pytest.mark.parametrize("hours", ["-5", "0", "1e9", "NaN"])
+async def test_hours(shared_lab: Shared, hours: str) -> None:
+    lab, channel = shared_lab
+    heads = lab.heads()
+    refused(lab, await lab.request(channel, hours), HOURS, heads)
+
+
+async def test_a_day_that_has_passed(shared_lab: Shared) -> None:
+    lab, channel = shared_lab
+    heads = lab.heads()
+    answer = await lab.request(channel, Until="2020-01-01")
+    refused(lab, answer, "The day must lie in the future, at most one year from now.", heads)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"allocation": 2}, "Allocation 2 is requested; a run needs an approved one."),
+        ({"recipe": "**nope**"}, "There is no recipe '**nope**'; the recipes are demo."),
+        ({"time_limit": "soon"}, "A time limit is written like 45m, 2h or 1h30m, from one minute to 720 hours."),
+        ({"gpus": 9}, "The pool “local” has 2 GPUs; ask for 1 to 2."),
+    ],
+)
+async def test_a_launch(shared_lab: Shared, options: dict[str, object], sentence: str) -> None:
+    lab, channel = shared_lab
+    heads = lab.heads()
+    given = {"recipe": "demo", "time_limit": "5m"} | options
+    refused(lab, await lab.person("Ada").command("run launch", channel=channel.id, **given), sentence, heads)
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [("steps=0", "steps must be"), ("layers=3", "layers"), ("steps", "An override is written like")],
+)
+async def test_an_override(shared_lab: Shared, override: str, part: str) -> None:
+    lab, channel = shared_lab
+    heads = lab.heads()
+    answer = await lab.person("Ada").command(
+        "run launch", channel=channel.id, recipe="demo", time_limit="5m", override=override
+    )
+    assert part in answer.text
+    refused(lab, answer, answer.text.replace("\\", ""), heads)
+
+
+async def test_a_stranger_cannot_launch_and_nobody_can_without_a_project(shared_lab: Shared) -> None:
+    lab, channel = shared_lab
+    heads = lab.heads()
+    given = {"recipe": "demo", "time_limit": "5m"}
+    answer = await lab.person("Omar").command("run launch", channel=channel.id, **given)
+    sentence = "Only members of “Do small models dream?” can do this; its Join button makes you one."
+    refused(lab, answer, sentence, heads)
+    answer = await lab.person("Ada").command("run launch", channel="general", **given)
+    sentence = "Use this in a project's channel or thread, or name the project in the option “project”."
+    refused(lab, answer, sentence, heads)
+
+
+async def test_only_the_lead_gets_the_form_of_the_scope(shared_lab: Shared) -> None:
+    lab, channel = shared_lab
+    heads = lab.heads()
+    answer = await lab.person("Grace").command("project scope", channel=channel.id)
+    refused(lab, answer, "Only the lead of “Do small models dream?”, Ada, can do this.", heads)
+
+
+async def test_joining_twice(shared_lab: Shared) -> None:
+    lab, _ = shared_lab
+    heads = lab.heads()
+    card = await lab.guild.wait_for("proposals", lambda m: True)
+    answer = await lab.person("Grace").press(card, "Join")
+    refused(lab, answer, "You are already in “Do small models dream?”.", heads)
+
+
+async def test_the_lead_decides_nothing_even_as_a_reviewer(shared_lab: Shared) -> None:
+    lab, _ = shared_lab
+    heads = lab.heads()
+    card = await lab.review_card(2)
+    await lab.guild.set_roles("Ada", ["reviewer"])
+    answer = await lab.person("Ada").press(card, "Approve")
+    await lab.guild.set_roles("Ada", [])
+    refused(lab, answer, "Nobody decides on their own request; another reviewer can.", heads)
+
+
+async def test_a_second_approval(shared_lab: Shared) -> None:
+    lab, channel = shared_lab
+    number = int((await lab.request(channel)).text.split()[1])
+    card = await lab.review_card(number)
+    await lab.guild.set_roles("Omar", ["reviewer", "admin"])
+    first = await lab.person("Rosa").press(card, "Approve")
+    second = await lab.person("Omar").press(card, "Approve")
+    await lab.guild.fault(r"PATCH /channels/\d+/messages/", count=100, status=503)
+    await lab.person("Rosa").submit(first, {"GPU-hours": "0.5", "Reason": "Yes."})
+    heads = lab.heads()
+    sentence = "This request has been approved already, by Rosa."
+    refused(lab, await lab.person("Omar").submit(second, {"Reason": "Yes, too."}), sentence, heads)
+    refused(lab, await lab.person("Omar").press(card, "Approve"), sentence, heads)
+    refused(lab, await lab.person("Omar").press(card, "Decline"), sentence, heads)
+    await lab.guild.clear_faults()
+    decided = await lab.guild.wait_for("compute-review", lambda m: m.id == card.id and not m.buttons)
+    assert "Approved by Rosa" in decided.text

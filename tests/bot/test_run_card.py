@@ -1,0 +1,91 @@
+"""A run as its project's channel sees it: one card edited in place, a thread, milestones, and the announcement."""
+
+from broker import attempts, publications, runs
+from broker.attempts import Ending, Process, Progress
+from broker.series import Measured
+from projects import pipeline
+from tests.bot.conftest import Lab
+
+STEPS = 40
+URL = "http://127.0.0.1:9/stoa/p1-run-1/tree/step"
+
+
+def progress(first: int, last: int) -> Progress:
+    """What a trainer reports from one step to another."""
+    points = [Measured("loss", step, step * 1000, 9 - step / 10) for step in range(first, last + 1)]
+    points += [Measured("tokens_per_second", last, last * 1000, 500.0), Measured("held_out", last, last * 1000, 6.5)]
+    return Progress(0, 0, step=last, tokens=last * 1000, unigram_entropy=7.25, points=points)
+
+
+async def test_the_card_follows_the_run(lab: Lab) -> None:
+    await lab.start_bot()
+    channel = await lab.activate()
+    await lab.approved(channel)
+    await lab.person("Ada").command(
+        "run launch", channel=channel.id, recipe="demo", time_limit="10m", override=f"steps={STEPS}"
+    )
+    card = await lab.guild.wait_for(channel.id, lambda m: m.text.endswith("-# P1 · run 1"))
+    thread = card.thread_id or ""
+
+    token = lab.call(attempts.admit, 1, [0])
+    lab.call(attempts.claim, 1, token, host="here", lease_seconds=60)
+    lab.call(attempts.started, 1, token, Process("here", "boot", 1, 1.0), [], lease_seconds=60)
+    lab.call(attempts.renew, 1, token, 20.0, progress(1, 10), lease_seconds=60)
+    now = await lab.guild.wait_for(
+        channel.id, lambda m: m.id == card.id and "step 10 of 40" in m.text and m.attachments != []
+    )
+    assert "running" in now.text
+    assert "**Loss** 8.000 · **held-out** 6.500 · **unigram entropy** 7.250 nats per token" in now.text
+    assert "**Speed** 500 tokens/s · **ETA** 1 min" in now.text
+    assert "0.006 used" in now.text
+    first_picture = now.attachments[0]
+    assert first_picture.path.read_bytes().startswith(b"\x89PNG")
+    assert "step 10 of 40" in (first_picture.description or "")
+
+    for step, first, final in ((1, True, False), (16, False, False), (STEPS, False, True)):
+        if step == STEPS:
+            lab.call(attempts.renew, 1, token, 60.0, progress(11, STEPS), lease_seconds=60)
+        lab.call(publish, step, first=first, final=final)
+    lab.call(attempts.settle, 1, token, 62.0, Progress(0, 0), Ending(0), 3)
+    done = await lab.guild.wait_for(
+        channel.id, lambda m: m.id == card.id and "finished" in m.text and m.attachments[0].url != first_picture.url
+    )
+    assert f"[step {STEPS}]({URL}{STEPS})" in done.text
+    assert "step 40 of 40 (100 %)" in done.text
+    assert len(done.attachments) == 1
+
+    sample = lab.call(attempts.admit, 2, [0])
+    lab.call(attempts.claim, 2, sample, host="here", lease_seconds=60)
+    lab.call(attempts.started, 2, sample, Process("here", "boot", 2, 1.0), [], lease_seconds=60)
+    ending = Ending(0, sample="def hello(@everyone):\n    **pass**")
+    lab.call(attempts.settle, 2, sample, 2.0, Progress(0, 0), ending, 3)
+    said = await lab.guild.wait_for(channel.id, lambda m: "def hello" in m.text)
+    assert "@everyone" not in said.text
+    assert r"\*\*pass" in said.text
+
+    in_channel = [m.text for m in await lab.guild.messages(channel.id)]
+    assert [f"{URL}{step}" in text for step in (1, 16, STEPS) for text in [" ".join(in_channel[1:])]] == [
+        True,
+        False,
+        True,
+    ]
+    in_thread = " ".join(m.text for m in await lab.guild.messages(thread))
+    assert all(f"({URL}{step})" in in_thread for step in (1, 16, STEPS))
+    assert sum("· run 1" in text for text in in_channel) == 1
+
+    lab.call(pipeline.complete, lab.actor("Ada"), 1, outcome="negative result", learnt="It does not.")
+    told = await lab.guild.wait_for("announcements", lambda m: "It does not." in m.text)
+    assert "negative result" in told.text
+    assert "Ada (lead), Grace" in told.text
+    assert f"{URL}{STEPS}" in told.text
+    closed = await lab.guild.wait_for("proposals", lambda m: "Completed" in m.text)
+    assert closed.buttons == []
+    assert "Traceback" not in lab.log
+
+
+def publish(session: runs.Session, step: int, *, first: bool, final: bool) -> None:
+    """Note a published checkpoint of run 1, as the publisher does."""
+    publications.add(session, 1, step, f"/tmp/step{step}")
+    session.get_one(publications.Publication, (1, step)).url = f"{URL}{step}"
+    run = runs.load(session, 1)
+    runs.tell(session, run, "checkpoint.published", step=step, url=f"{URL}{step}", first=first, final=final)

@@ -1,0 +1,19 @@
+"""What passes between bot and sandbox is judged when each test of this folder ends; without a judge, this says so."""
+
+from tests.absent import absent
+from tests.bot.conftest import Lab, wire_problems
+from tests.discord_openapi import DESCRIPTION_ENV, DiscordJudge
+
+
+async def test_the_wire_is_judged(lab: Lab, judge: DiscordJudge | None) -> None:
+    if judge is None:
+        absent("Discord's API description", f"not at {DESCRIPTION_ENV} nor in ../shared/discord")
+    await lab.start_bot()
+    await lab.guild.wait_for("public-record", lambda m: "record 2" in m.text)
+    exchanges = lab.root / "sandbox" / "exchanges.jsonl"
+    assert wire_problems(lab, judge) == []
+    good = exchanges.read_text()
+    exchanges.write_text(good.replace('"content": "', '"contents": "'))
+    found = wire_problems(lab, judge)
+    exchanges.write_text(good)
+    assert found

@@ -1,0 +1,175 @@
+"""A small lab for the tests: people, an active project, a pool with a grant, and what they do with it."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import count
+from pathlib import Path
+
+from broker import allocations, attempts, ledger, pools, runs
+from broker.attempts import Attempt, Ending, Process, Progress
+from broker.ledger import Account, Movement
+from broker.runs import Run, RunView
+from projects import pipeline, record
+from projects.db import Database, utcnow
+from projects.people import Actor
+from projects.settings import Settings
+
+REVIEWERS = 9
+ADA = Actor(1, "Ada")
+GRACE = Actor(2, "Grace")
+ROSA = Actor(3, "Rosa", frozenset({REVIEWERS}))
+EMMY = Actor(4, "Emmy", frozenset({REVIEWERS}))
+STRANGER = Actor(5, "Stranger")
+POOL = "laptop"
+HOUR = 3600
+PROCESS = Process("host", "boot", 4242, 1000.0)
+NOTHING = Progress(0, 0)
+
+_requests = count()
+
+
+def request_id() -> str:
+    """A request id that nobody has used."""
+    return f"request-{next(_requests)}"
+
+
+def in_days(days: int) -> str:
+    """A day from today on, as typed."""
+    return (utcnow() + timedelta(days=days)).date().isoformat()
+
+
+def settings(home: Path, **values: object) -> Settings:
+    """Settings that no environment has a say in."""
+    return Settings(_env_file=None, home=home, **values)
+
+
+@dataclass
+class Lab:
+    """What a test asks of a database in one call each; every act is a transaction of its own."""
+
+    db: Database
+
+    def pool(self, name: str = POOL, *, gpus: int = 2, granted: int = 1000 * HOUR) -> None:
+        """A pool, and a grant of so many GPU-seconds of it."""
+        with self.db.write() as session:
+            pools.add_pool(session, name=name, gpu_type="cpu", gpus=gpus)
+            until = utcnow() + timedelta(days=60)
+            pools.add_grant(session, pool=name, sponsor="The house", seconds=granted, until=until)
+
+    def proposal(self, lead: Actor = ADA, title: str = "Sinks of attention") -> int:
+        """A project of its lead alone."""
+        with self.db.write() as session:
+            return pipeline.propose(session, lead, request_id(), title=title, question="q", why="w", needs="n")
+
+    def project(self, lead: Actor = ADA, title: str = "Sinks of attention") -> int:
+        """An active project of its lead and Grace."""
+        project = self.proposal(lead, title)
+        with self.db.write() as session:
+            pipeline.join(session, GRACE, project, min_people=2)
+            pipeline.scope(session, lead, project, goal="g", plan="p", compute="c", release="r", min_people=2)
+        return project
+
+    def request(self, project: int, actor: Actor = ADA, **changes: str) -> int:
+        """A request for an allocation of two hours."""
+        asked = {"pool": POOL, "hours": "2", "until": in_days(30), "justification": "To see."} | changes
+        with self.db.write() as session:
+            return allocations.request(session, actor, request_id(), project_id=project, **asked)
+
+    def approve(self, allocation: int, hours: str = "1", reviewer: Actor = ROSA, reason: str = "Fine.") -> None:
+        """A reviewer's consent."""
+        with self.db.write() as session:
+            allocations.approve(session, reviewer, allocation, hours=hours, reason=reason, reviewer_role_id=REVIEWERS)
+
+    def decline(self, allocation: int, reviewer: Actor = ROSA, reason: str = "Not yet.") -> None:
+        """A reviewer's refusal."""
+        with self.db.write() as session:
+            allocations.decline(session, reviewer, allocation, reason=reason, reviewer_role_id=REVIEWERS)
+
+    def allocation(self, project: int, hours: str = "1", lead: Actor = ADA) -> int:
+        """An approved allocation."""
+        allocation = self.request(project, lead, hours=hours)
+        self.approve(allocation, hours)
+        return allocation
+
+    def launch(self, project: int, actor: Actor = ADA, **changes: object) -> int:
+        """A queued run of ten minutes on one GPU."""
+        return self.receipt(project, actor, **changes).run_id
+
+    def receipt(self, project: int, actor: Actor = ADA, request: str | None = None, **changes: object) -> runs.Receipt:
+        """What a launch answers."""
+        asked: dict[str, object] = {"recipe": "demo", "time_limit": "10m", "gpus": 1} | changes
+        with self.db.write() as session:
+            return runs.launch(session, actor, request or request_id(), project_id=project, **asked)  # type: ignore[arg-type]
+
+    def admit(self, run: int, *devices: int) -> int:
+        """Its token, from a scheduler."""
+        with self.db.write() as session:
+            return attempts.admit(session, run, devices or (0,))
+
+    def start(self, run: int, *devices: int, lease: float = 60) -> int:
+        """The token of an attempt that runs."""
+        token = self.admit(run, *devices)
+        assert self.claim(run, token, lease=lease)
+        with self.db.write() as session:
+            attempts.started(session, run, token, PROCESS, (), lease_seconds=lease)
+        return token
+
+    def claim(self, run: int, token: int, *, lease: float = 60) -> bool:
+        """Whether a worker gets the attempt."""
+        with self.db.write() as session:
+            return attempts.claim(session, run, token, host="host", lease_seconds=lease)
+
+    def renew(self, run: int, token: int, elapsed: float, progress: Progress = NOTHING, *, lease: float = 60) -> bool:
+        """Whether the run is asked to stop."""
+        with self.db.write() as session:
+            return attempts.renew(session, run, token, elapsed, progress, lease_seconds=lease)
+
+    def settle(self, run: int, token: int, elapsed: float, ending: Ending, *, most: int = 3) -> None:
+        """The trainer has ended."""
+        with self.db.write() as session:
+            attempts.settle(session, run, token, elapsed, NOTHING, ending, most)
+
+    def lose(self, run: int, token: int, *, grace: float = 0, most: int = 3) -> None:
+        """The scheduler gives an attempt up, should its lease have run out."""
+        with self.db.read() as session:
+            attempt = session.get_one(Attempt, (run, token))
+        with self.db.write() as session:
+            attempts.lose(session, attempt, grace_seconds=grace, most=most)
+
+    def cancel(self, run: int, actor: Actor = ADA) -> None:
+        """A member asks for the end of a run."""
+        with self.db.write() as session:
+            runs.cancel(session, actor, run)
+
+    def run(self, run: int) -> RunView:
+        """The run as cards show it."""
+        with self.db.read() as session:
+            return runs.view(session, run)
+
+    def row(self, run: int) -> Run:
+        """The run's row."""
+        with self.db.read() as session:
+            return runs.load(session, run)
+
+    def account(self, allocation: int) -> Account:
+        """The balance, after it has been held against the sums of the ledger's rows."""
+        with self.db.read() as session:
+            account = ledger.account(session, allocation)
+            sums = ledger.totals(session, allocation_id=allocation)
+        assert account.granted == sums[Movement.GRANT]
+        assert account.spent == sums[Movement.CHARGE]
+        assert account.reserved == sums[Movement.RESERVE] - sums[Movement.CHARGE] - sums[Movement.RELEASE]
+        assert min(account.granted, account.reserved, account.spent, account.left) >= 0
+        return account
+
+    def kinds(self, project: int) -> list[str]:
+        """What the project's record tells, in order."""
+        with self.db.read() as session:
+            return [entry.kind for entry in record.since(session, record.project_stream(project), 0)]
+
+    def everything(self) -> object:
+        """What must be the same after a refusal: the record's heads, all balances, runs, attempts and allocations."""
+        tables = ("streams", "balances", "ledger", "runs", "attempts", "allocations", "grants", "people", "points")
+        with self.db.read() as session:
+            connection = session.connection()
+            return [connection.exec_driver_sql(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall() for table in tables]

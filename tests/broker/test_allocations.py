@@ -1,0 +1,284 @@
+"""Allocations: asked for by a project's lead, decided once by somebody else, and never more than the grants hold."""
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from threading import Barrier
+
+import pytest
+from sqlalchemy import text
+
+from broker import allocations, pools
+from broker.allocations import AllocationState, AllocationView, parse_day, parse_hours
+from broker.ledger import Account
+from projects.db import utcnow
+from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
+from projects.people import Actor
+from tests.broker.lab import ADA, EMMY, GRACE, HOUR, POOL, REVIEWERS, ROSA, Lab, in_days
+
+REFUSED_REQUESTS = [
+    ({"hours": "-5"}, "above 0"),
+    ({"hours": "0"}, "above 0"),
+    ({"hours": "1e9"}, "at most 1,000,000"),
+    ({"hours": "NaN"}, "must be a number"),
+    ({"hours": "1001"}, "have 1,000 GPU-hours left"),
+    ({"until": "2020-01-01"}, "in the future"),
+    ({"until": "soon"}, "year, month, day"),
+    ({"pool": "moon"}, f"no pool “moon”; the pools are: {POOL}"),
+    ({"justification": " \u200b "}, "justification is empty"),
+    ({"justification": "x" * 5000}, "at most 1,500"),
+]
+REFUSED_DECISIONS = [
+    ({"hours": "2.001"}, "2 GPU-hours were asked for; grant at most that"),
+    ({"hours": "0"}, "above 0"),
+    ({"hours": "NaN"}, "must be a number"),
+    ({"reason": ""}, "The reason is empty"),
+    ({"reason": "x" * 4000}, "at most 1,000"),
+]
+NO_DECIDERS = [
+    (GRACE, "Only compute reviewers"),
+    (ADA, "Only compute reviewers"),
+    (Actor(1, "Ada", frozenset({REVIEWERS})), "Nobody decides on their own request"),
+    (Actor(77, "Nobody", frozenset({REVIEWERS + 1})), "Only compute reviewers"),
+]
+
+
+def view(lab: Lab, allocation: int) -> AllocationView:
+    with lab.db.read() as session:
+        return allocations.view(session, allocation)
+
+
+def available(lab: Lab) -> int:
+    with lab.db.read() as session:
+        return pools.available(session, pools.named(session, POOL).id)
+
+
+@pytest.mark.parametrize(
+    ("typed", "seconds"), [("2", 7200), (" 1.5 ", 5400), ("0.001", 3), ("1000000", 3_600_000_000), ("1e3", 3_600_000)]
+)
+def test_hours_as_typed(typed: str, seconds: int) -> None:
+    assert parse_hours(typed) == seconds
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        *("-5", "0", "-0", "1e9", "1000001", "NaN", "sNaN", "inf", "-inf", "", "  ", "abc", "1h", "1,5", "1,000"),
+        *("0x10", "1 2", "9" * 4000, "1e-99", "1e999999999", "0.0001", "½", "<@1>"),
+    ],
+)
+def test_hours_that_are_none(typed: str) -> None:
+    with pytest.raises(InvalidError, match=r"GPU-hours must .* such as") as refused:
+        parse_hours(typed)
+    assert len(str(refused.value)) < 120
+
+
+def test_a_day_as_typed_lasts_to_its_end() -> None:
+    assert parse_day(in_days(0)) > utcnow()
+    assert parse_day(f" {in_days(3)} ").strftime("%H:%M:%S %Z") == "23:59:59 UTC"
+
+
+@pytest.mark.parametrize(
+    "typed", ["", "tomorrow", "2020-01-01", "2020-02-30", "9999-12-31", "0001-01-01", "31.12.2030", "2030-12-31T00:00"]
+)
+def test_days_that_are_none(typed: str) -> None:
+    with pytest.raises(InvalidError, match="The day must"):
+        parse_day(typed)
+    with pytest.raises(InvalidError, match="future"):
+        parse_day(in_days(-1))
+
+
+def test_a_request_that_cannot_stand_changes_nothing(lab: Lab, subtests: pytest.Subtests) -> None:
+    project = lab.project()
+    before = lab.everything()
+    for changes, sentence in REFUSED_REQUESTS:
+        with subtests.test(**{key: value[:40] for key, value in changes.items()}):
+            with pytest.raises(DomainError, match=sentence):
+                lab.request(project, **changes)
+            assert lab.everything() == before
+
+
+def test_only_the_lead_of_an_active_project_asks(lab: Lab) -> None:
+    project, proposal = lab.project(), lab.proposal(title="Not yet")
+    before = lab.everything()
+    with pytest.raises(ForbiddenError, match="Only the lead of “Sinks of attention”, Ada"):
+        lab.request(project, GRACE)
+    with pytest.raises(ConflictError, match="only an active project"):
+        lab.request(proposal)
+    with pytest.raises(NotFoundError, match="no project 99"):
+        lab.request(99)
+    assert lab.everything() == before
+
+
+def test_the_same_request_asks_once(lab: Lab) -> None:
+    project = lab.project()
+
+    def ask() -> int:
+        with lab.db.write() as session:
+            return allocations.request(
+                session,
+                ADA,
+                "once",
+                project_id=project,
+                pool=POOL,
+                hours="1",
+                until=in_days(9),
+                justification="To see.",
+            )
+
+    assert ask() == ask()
+    assert lab.kinds(project).count("allocation.requested") == 1
+
+
+def test_granted_in_part_with_a_reason(lab: Lab) -> None:
+    project = lab.project()
+    allocation = lab.request(project, hours="2")
+    assert lab.account(allocation) == Account(0, 0, 0)
+    lab.approve(allocation, hours="0.5", reason="A start.")
+    told = view(lab, allocation)
+    assert (told.state, told.seconds, told.decided_by, told.reason, told.sponsor) == (
+        AllocationState.APPROVED,
+        2 * HOUR,
+        "Rosa",
+        "A start.",
+        "The house",
+    )
+    assert lab.account(allocation) == Account(HOUR // 2, 0, 0)
+    assert available(lab) == 1000 * HOUR - HOUR // 2
+    assert lab.kinds(project)[-2:] == ["allocation.requested", "allocation.approved"]
+
+
+def test_declined_with_a_reason(lab: Lab) -> None:
+    project = lab.project()
+    allocation = lab.request(project)
+    lab.decline(allocation, reason="Not yet.")
+    told = view(lab, allocation)
+    assert (told.state, told.reason, told.account) == (AllocationState.DECLINED, "Not yet.", Account(0, 0, 0))
+    assert available(lab) == 1000 * HOUR
+    with pytest.raises(ConflictError, match="declined already, by Rosa"):
+        lab.approve(allocation, reviewer=EMMY)
+    assert lab.kinds(project)[-1] == "allocation.declined"
+
+
+def test_who_may_not_decide(lab: Lab, subtests: pytest.Subtests) -> None:
+    allocation = lab.request(lab.project())
+    before = lab.everything()
+    for actor, sentence in NO_DECIDERS:
+        for decide in (lab.approve, lab.decline):
+            with subtests.test(actor=actor.name, decide=decide.__name__):
+                with pytest.raises(ForbiddenError, match=sentence):
+                    decide(allocation, reviewer=actor)
+                assert lab.everything() == before
+
+
+def test_a_decision_that_cannot_stand_changes_nothing(lab: Lab, subtests: pytest.Subtests) -> None:
+    allocation = lab.request(lab.project())
+    before = lab.everything()
+    for changes, sentence in REFUSED_DECISIONS:
+        with subtests.test(**{key: value[:40] for key, value in changes.items()}):
+            with pytest.raises(InvalidError, match=sentence):
+                lab.approve(allocation, **changes)
+            assert lab.everything() == before
+
+
+def test_a_second_click_is_told_who_was_first(lab: Lab) -> None:
+    allocation = lab.request(lab.project())
+    lab.approve(allocation)
+    before = lab.everything()
+    for reviewer in (ROSA, EMMY):
+        with pytest.raises(ConflictError, match="approved already, by Rosa"):
+            lab.approve(allocation, reviewer=reviewer)
+        with pytest.raises(ConflictError, match="approved already, by Rosa"):
+            lab.decline(allocation, reviewer=reviewer)
+    with pytest.raises(NotFoundError, match="no allocation 99"):
+        lab.approve(99)
+    assert lab.everything() == before
+
+
+def test_of_reviewers_at_the_same_moment_one_wins(lab: Lab) -> None:
+    project = lab.project()
+    allocation = lab.request(project, hours="2")
+    reviewers = [Actor(100 + n, f"Reviewer {n}", frozenset({REVIEWERS})) for n in range(6)]
+    together = Barrier(len(reviewers))
+
+    def decide(n: int) -> str:
+        together.wait(10)
+        try:
+            if n % 2:
+                lab.decline(allocation, reviewer=reviewers[n])
+            else:
+                lab.approve(allocation, hours="1", reviewer=reviewers[n])
+        except ConflictError as conflict:
+            return str(conflict)
+        return "won"
+
+    with ThreadPoolExecutor(len(reviewers)) as pool:
+        answers = list(pool.map(decide, range(len(reviewers))))
+    assert answers.count("won") == 1
+    winner = answers.index("won")
+    state = AllocationState.DECLINED if winner % 2 else AllocationState.APPROVED
+    loser = f"This request has been {state} already, by Reviewer {winner}."
+    assert [answer for answer in answers if answer != "won"] == [loser] * (len(reviewers) - 1)
+    granted = 0 if winner % 2 else HOUR
+    assert lab.account(allocation).granted == granted
+    assert available(lab) == 1000 * HOUR - granted
+    assert lab.kinds(project)[-1] == f"allocation.{state}"
+    assert len(lab.kinds(project)) == 5 + 1
+
+
+def test_a_grant_is_drawn_empty_and_not_further(lab: Lab) -> None:
+    project = lab.project()
+    large, small, last = (lab.request(project, hours=hours) for hours in ("999", "2", "1"))
+    lab.approve(large, hours="999")
+    before = lab.everything()
+    with pytest.raises(ConflictError, match="No grant of this pool holds 2 GPU-hours any more; 1 are left"):
+        lab.approve(small, hours="2")
+    assert lab.everything() == before
+    lab.approve(last, hours="1")
+    assert available(lab) == 0
+    with pytest.raises(InvalidError, match="have 0 GPU-hours left"):
+        lab.request(project, hours="0.001")
+
+
+def test_many_approvals_at_once_do_not_overdraw_a_grant(lab: Lab) -> None:
+    project = lab.project()
+    asked = [lab.request(project, hours="300") for _ in range(6)]
+
+    def approve(allocation: int) -> bool:
+        try:
+            lab.approve(allocation, hours="300")
+        except ConflictError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(6) as pool:
+        assert sum(pool.map(approve, asked)) == 3
+    assert available(lab) == 100 * HOUR
+
+
+def test_the_grant_that_ends_first_is_drawn_first_and_an_ended_one_not_at_all(lab: Lab) -> None:
+    project = lab.project()
+    with lab.db.write() as session:
+        soon = utcnow() + timedelta(days=2)
+        pools.add_grant(session, pool=POOL, sponsor="The well-wisher", seconds=HOUR, until=soon)
+        over = pools.add_grant(session, pool=POOL, sponsor="The past", seconds=HOUR, until=soon)
+        yesterday = (utcnow() - timedelta(days=1)).replace(tzinfo=None)
+        session.execute(text("UPDATE grants SET until = :day WHERE id = :id"), {"day": yesterday, "id": over})
+    sponsors = []
+    for _ in range(2):
+        allocation = lab.request(project, hours="1")
+        lab.approve(allocation, hours="1")
+        sponsors.append(view(lab, allocation).sponsor)
+    assert sponsors == ["The well-wisher", "The house"]
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"), [({"seconds": 0}, "at least one GPU-second"), ({"until": utcnow()}, "ends in the future")]
+)
+def test_a_grant_that_gives_nothing(lab: Lab, values: dict[str, object], sentence: str) -> None:
+    before = lab.everything()
+    given: dict[str, object] = {"seconds": 10, "until": utcnow() + timedelta(days=1)} | values
+    with pytest.raises(InvalidError, match=sentence), lab.db.write() as session:
+        pools.add_grant(session, pool=POOL, sponsor="Nobody", **given)  # type: ignore[arg-type]
+    with pytest.raises(InvalidError, match="at least one GPU"), lab.db.write() as session:
+        pools.add_pool(session, name="empty", gpu_type="cpu", gpus=0)
+    assert lab.everything() == before

@@ -1,0 +1,219 @@
+"""Runs as members launch and cancel them: what is refused, what it costs, and the way from state to state."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import text
+
+from broker import runs, series
+from broker.ledger import Account
+from broker.runs import ENDED, TRANSITIONS, RunState, parse_overrides, parse_time_limit
+from broker.series import Measured
+from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
+from tests.broker.lab import ADA, GRACE, HOUR, STRANGER, Lab
+
+
+REFUSED_LAUNCHES: list[tuple[dict[str, object], str]] = [
+    ({"recipe": "nonesuch"}, "no recipe “nonesuch”; the recipes are: demo"),
+    ({"recipe": "../demo"}, "no recipe"),
+    ({"recipe": "x" * 6000}, "no recipe"),
+    ({"overrides": "layers=3"}, "'layers' may not be overridden; what may be is steps"),
+    ({"overrides": "data.sources=all"}, "may not be overridden"),
+    ({"overrides": "x" * 6000 + "=1"}, "written like steps=100"),
+    ({"overrides": "seed=" + "1" * 6000}, "written like steps=100"),
+    ({"overrides": "steps=0"}, "steps must be"),
+    ({"overrides": "steps=-1"}, "steps must be"),
+    ({"overrides": "steps=1e9"}, "steps must be"),
+    ({"overrides": "steps=many"}, "steps must be"),
+    ({"overrides": "learning_rate=NaN"}, "learning_rate must be"),
+    ({"overrides": "micro_batch=7"}, "micro_batch"),
+    ({"overrides": "steps"}, "written like steps=100"),
+    ({"overrides": "steps=1,steps=2"}, "overridden twice"),
+    ({"overrides": "batch=8, micro_batch=8", "gpus": 2}, "multiple of"),
+    ({"time_limit": "0"}, "A time limit is written like"),
+    ({"time_limit": "-5m"}, "A time limit is written like"),
+    ({"time_limit": "1e9h"}, "A time limit is written like"),
+    ({"time_limit": ""}, "A time limit is written like"),
+    ({"gpus": 0}, "ask for 1 to 2"),
+    ({"gpus": -1}, "ask for 1 to 2"),
+    ({"gpus": 3}, "has 2 GPUs; ask for 1 to 2"),
+    ({"time_limit": "61m"}, "may cost 3,660 GPU-seconds; the allocation has 3,600 left"),
+    ({"time_limit": "31m", "gpus": 2}, "may cost 3,720 GPU-seconds"),
+    ({"allocation_id": 99}, "no allocation 99"),
+]
+
+
+@pytest.mark.parametrize(
+    ("typed", "seconds"),
+    [("45m", 2700), ("2h", 7200), ("1h30m", 5400), (" 1H 30M ", 5400), ("1m", 60), ("720h", 2_592_000), ("90m", 5400)],
+)
+def test_time_limits_as_typed(typed: str, seconds: int) -> None:
+    assert parse_time_limit(typed) == seconds
+
+
+@pytest.mark.parametrize(
+    "typed", ["", "0", "0m", "0h0m", "-5m", "1e9h", "721h", "60", "1.5h", "30m1h", "h", "m", "NaN", "90s", "99999h"]
+)
+def test_time_limits_that_are_none(typed: str) -> None:
+    with pytest.raises(InvalidError, match="written like 45m, 2h or 1h30m"):
+        parse_time_limit(typed)
+
+
+def test_overrides_as_typed() -> None:
+    assert parse_overrides("") == parse_overrides(" , ") == {}
+    assert parse_overrides("steps=100, seed = 7 ,") == {"steps": "100", "seed": "7"}
+
+
+@pytest.mark.parametrize("typed", ["steps", "steps=", "=5", "steps=1, seed", "steps 100"])
+def test_overrides_that_are_none(typed: str) -> None:
+    with pytest.raises(InvalidError, match="written like steps=100"):
+        parse_overrides(typed)
+
+
+def test_a_launch_says_what_it_costs_and_is_told(lab: Lab) -> None:
+    project = lab.project()
+    allocation = lab.allocation(project)
+    receipt = lab.receipt(project, GRACE, gpus=2, time_limit="15m", overrides="steps=20")
+    assert (receipt.cost, receipt.expected, receipt.left) == (1800, None, HOUR)
+    view = lab.run(receipt.run_id)
+    assert (view.state, view.gpus, view.time_limit, view.total_steps) == (RunState.QUEUED, 2, 900, 20)
+    assert (view.requested_by, view.overrides, view.eta) == ("Grace", {"steps": "20"}, None)
+    assert lab.kinds(project)[-1] == "run.queued"
+    assert lab.account(allocation) == Account(HOUR, 0, 0), "a queued run reserves nothing yet"
+
+
+def test_a_like_run_that_was_measured_says_what_to_expect(lab: Lab) -> None:
+    project = lab.project()
+    lab.allocation(project)
+    first = lab.launch(project, overrides="steps=100")
+    with lab.db.write() as session:
+        series.add(session, first, [Measured("tokens_per_second", 2, 4096, 2048.0)])
+    assert lab.receipt(project, overrides="steps=100").expected == 100 * 16 * 128 / 2048
+
+
+def test_a_launch_that_cannot_stand_changes_nothing(lab: Lab, subtests: pytest.Subtests) -> None:
+    project = lab.project()
+    lab.allocation(project)
+    before = lab.everything()
+    for changes, sentence in REFUSED_LAUNCHES:
+        with subtests.test(**{key: str(value)[:40] for key, value in changes.items()}):
+            with pytest.raises(DomainError, match=sentence) as refused:
+                lab.launch(project, **changes)
+            assert len(str(refused.value)) < 300
+            assert lab.everything() == before
+
+
+def test_a_launch_needs_an_approved_allocation_of_the_project(lab: Lab) -> None:
+    project = lab.project()
+    theirs = lab.allocation(lab.project(STRANGER, "Another"), lead=STRANGER)
+    before = lab.everything()
+    with pytest.raises(ConflictError, match="no allocation yet: /allocation request"):
+        lab.launch(project)
+    with pytest.raises(NotFoundError, match=f"Allocation {theirs} is not one of “Sinks of attention”"):
+        lab.launch(project, allocation_id=theirs)
+    assert lab.everything() == before
+    asked = lab.request(project)
+    declined = lab.request(project)
+    lab.decline(declined)
+    before = lab.everything()
+    with pytest.raises(ConflictError, match=f"Allocation {asked} is requested; a run needs an approved one"):
+        lab.launch(project, allocation_id=asked)
+    with pytest.raises(ConflictError, match=f"Allocation {declined} is declined"):
+        lab.launch(project, allocation_id=declined)
+    with pytest.raises(ConflictError, match="a run needs an approved one"):
+        lab.launch(project)
+    assert lab.everything() == before
+
+
+def test_a_launch_needs_an_allocation_that_has_not_ended(lab: Lab) -> None:
+    project = lab.project()
+    allocation = lab.allocation(project)
+    with lab.db.write() as session:
+        session.execute(text("UPDATE allocations SET until = '2020-01-01 00:00:00.000000'"))
+    with pytest.raises(ConflictError, match=f"Allocation {allocation} ended on 2020-01-01"):
+        lab.launch(project)
+
+
+def test_only_members_of_an_active_project_launch_and_cancel(lab: Lab) -> None:
+    project, proposal = lab.project(), lab.proposal(title="Not yet")
+    lab.allocation(project)
+    run = lab.launch(project)
+    before = lab.everything()
+    with pytest.raises(ForbiddenError, match="Only members of “Sinks of attention”"):
+        lab.launch(project, STRANGER)
+    with pytest.raises(ForbiddenError, match="Only members of “Sinks of attention”"):
+        lab.cancel(run, STRANGER)
+    with pytest.raises(ConflictError, match="only an active project can launch"):
+        lab.launch(proposal)
+    with pytest.raises(NotFoundError, match="no project 99"):
+        lab.launch(99)
+    with pytest.raises(NotFoundError, match="no run 99"):
+        lab.cancel(99)
+    assert lab.everything() == before
+
+
+def test_the_same_request_launches_once(lab: Lab) -> None:
+    project = lab.project()
+    lab.allocation(project)
+    receipts = [lab.receipt(project, request="once") for _ in range(2)]
+    assert receipts[0] == receipts[1]
+    assert lab.kinds(project).count("run.queued") == 1
+
+
+def test_a_queued_run_is_cancelled_at_once_and_once(lab: Lab) -> None:
+    project = lab.project()
+    allocation = lab.allocation(project)
+    run = lab.launch(project)
+
+    def cancel(_: int) -> bool:
+        try:
+            lab.cancel(run, GRACE)
+        except ConflictError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(cancel, range(4))) == 1
+    view = lab.run(run)
+    assert (view.state, view.reason, view.spent) == (RunState.CANCELLED, "cancelled by Grace", 0)
+    assert view.ended_at is not None
+    before = lab.everything()
+    with pytest.raises(ConflictError, match=f"Run {run} is cancelled already"):
+        lab.cancel(run)
+    assert lab.everything() == before
+    assert lab.account(allocation).left == HOUR
+    assert lab.kinds(project)[-1] == "run.cancelled"
+
+
+@pytest.mark.parametrize("seen", list(RunState))
+@pytest.mark.parametrize("to", list(RunState))
+def test_a_run_takes_the_tables_transitions_only(seen: RunState, to: RunState) -> None:
+    """The table is closed: an end is an end, and nothing leads back to where it was never queued from."""
+    allowed = to in TRANSITIONS[seen]
+    if seen in ENDED:
+        assert not allowed
+    if to == RunState.QUEUED:
+        assert allowed == (seen in {RunState.STARTING, RunState.RUNNING})
+
+
+def test_a_move_that_somebody_else_has_made_is_refused(lab: Lab) -> None:
+    project = lab.project()
+    lab.allocation(project)
+    run = lab.launch(project)
+    with lab.db.read() as session:
+        stale = runs.load(session, run)
+    lab.cancel(run)
+    with pytest.raises(ConflictError, match="has just changed"), lab.db.write() as session:
+        runs.move(session, stale, RunState.STARTING)
+    assert lab.row(run).state == RunState.CANCELLED
+
+
+def test_the_runs_of_a_project_and_those_in_motion(lab: Lab) -> None:
+    project = lab.project()
+    lab.allocation(project)
+    first, second = lab.launch(project), lab.launch(project, ADA)
+    lab.cancel(first)
+    with lab.db.read() as session:
+        assert [view.id for view in runs.of_project(session, project)] == [second, first]
+        assert runs.in_motion(session) == {project: {second}}
+        assert "demo" in runs.recipes()
