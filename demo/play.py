@@ -54,7 +54,7 @@ async def _play(console: Console, home: Path, *, stay: bool) -> int:
     try:
         console.print(f"[bold]Stoa[/]: the main job, end to end, in {home}")
         with report.step(console, steps, "start the parts") as note:
-            stage = await _set(home, parts)
+            stage = await set_stage(home, parts)
             note(f"Valkey, sandbox (Discord {stage.guild.info['discord']}), scheduler, worker, bot")
         for name, act in STORY:
             parts.check()
@@ -80,14 +80,14 @@ async def _play(console: Console, home: Path, *, stay: bool) -> int:
     return 0 if ok else 1
 
 
-async def _set(home: Path, parts: Parts) -> Stage:
-    """Start everything that the story needs: the parts of Stoa, and the loopback Discord and Hub they talk to."""
+async def set_stage(home: Path, parts: Parts, **changes: object) -> Stage:
+    """Start the parts of Stoa, and the loopback Discord and Hub they talk to; `changes` are to the settings."""
     where = home / "sandbox"
     command = [sys.executable, "-m", "sandbox", "--dir", str(where)]
     environment = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     parts.start("sandbox", command, environment, (where / "sandbox.json").exists)
     guild = await Guild.open(where)
-    settings = settings_for(home, guild.info)
+    settings = settings_for(home, guild.info).model_copy(update=changes)
     database = Database(settings.database)
     database.migrate()
     with database.write() as session:

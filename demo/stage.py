@@ -17,6 +17,7 @@ class Stage:
     settings: Settings
     database: Database
     guild: Guild
+    override: str = "steps=160"
     project_id: int = 0
     channel: str = ""
     allocation_id: int = 0

@@ -133,7 +133,7 @@ async def approve(stage: Stage, console: Console) -> str:
 async def launch(stage: Stage, console: Console) -> str:
     """Ada launches a run with a time limit and one override; the reply says what it costs and what is left."""
     answer = await stage.person("Ada").command(
-        "run launch", channel=stage.channel, recipe="demo", time_limit="10m", gpus=2, override="steps=160"
+        "run launch", channel=stage.channel, recipe="demo", time_limit="10m", gpus=2, override=stage.override
     )
     _private(answer)
     expect("GPU-seconds" in answer.text and "left" in answer.text, f"the reply names no cost: {answer.text}")

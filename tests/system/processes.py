@@ -1,0 +1,101 @@
+"""What a test sees of other processes, by way of /proc: who they are, what they were given, and how long they lived."""
+
+import os
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+
+@dataclass
+class Life:
+    """A process as the watch saw it; times in seconds since the epoch."""
+
+    pid: int
+    attempt: int
+    born: float
+    seen: float
+
+
+def command(pid: int) -> str:
+    """A process's command line; empty where it is gone."""
+    return _read(pid, "cmdline")
+
+
+def environment(pid: int) -> str:
+    """What a process was started with, a line a variable."""
+    return _read(pid, "environ").replace("\0", "\n")
+
+
+def pids() -> list[int]:
+    """All processes of this machine."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def of_home(home: Path) -> dict[int, str]:
+    """The processes that name an installation's home in their command line or environment."""
+    found = {}
+    for pid in pids():
+        if pid != os.getpid() and (str(home) in command(pid) or f"STOA_HOME={home}" in environment(pid)):
+            found[pid] = command(pid).replace("\0", " ")
+    return found
+
+
+def supervisor(home: Path, run: int, token: int) -> int | None:
+    """The pid of an attempt's supervisor."""
+    for pid, line in of_home(home).items():
+        if line.strip().endswith(f"broker.supervisor {run} {token}"):
+            return pid
+    return None
+
+
+def trainers(folder: Path) -> list[int]:
+    """The pids of the trainer and its ranks that write in an attempt's folder, the trainer first."""
+    found = [pid for pid in pids() if f"{folder}\0" in command(pid) or f'"{folder}"' in command(pid)]
+    return sorted(found, key=lambda pid: "trainer.rank" in command(pid))
+
+
+class Watch:
+    """Looks five times a second which trainer processes of a run live."""
+
+    def __init__(self, runs: Path, run: int) -> None:
+        self.lives: dict[int, Life] = {}
+        self._folder = runs / str(run)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> "Watch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def span(self, attempt: int) -> tuple[float, float]:
+        """When the first process of an attempt was born, and when the last one was still seen."""
+        lives = [life for life in self.lives.values() if life.attempt == attempt]
+        return min(life.born for life in lives), max(life.seen for life in lives)
+
+    def _look(self) -> None:
+        while not self._over.wait(0.2):
+            for folder in self._folder.glob("attempt-*"):
+                for pid in trainers(folder):
+                    self._note(pid, int(folder.name.removeprefix("attempt-")))
+
+    def _note(self, pid: int, attempt: int) -> None:
+        if pid not in self.lives:
+            try:
+                self.lives[pid] = Life(pid, attempt, psutil.Process(pid).create_time(), time.time())
+            except psutil.NoSuchProcess:
+                return
+        self.lives[pid].seen = time.time()
+
+
+def _read(pid: int, name: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes().decode(errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,304 @@
+"""Faults in mid-run, over real parts: Valkey, a Celery worker, two schedulers, supervisors, trainers, and a Hub."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import func, select, update
+
+from broker import attempts, runs
+from broker.ledger import LedgerRow, Movement
+from broker.publications import Publication
+from broker.runs import ENDED, Run, RunState
+from parts import Parts, environment
+from projects import record
+from projects.db import Database
+from projects.settings import Settings
+from tests.broker.lab import ADA, Lab, settings
+from tests.system import processes
+from tests.system.processes import Watch
+
+LEASE = 4.0
+GRACE = 8.0
+RENEWAL = LEASE / 6 + 0.2
+SMALL = "batch=2, micro_batch=2, sequence_length=32"
+SCHEDULER = [sys.executable, "-m", "stoa", "scheduler"]
+SECRET = "a-discord-token-nobody-may-see"
+
+
+def until(what: Callable[[], object], why: str, seconds: float = 90) -> None:
+    """Wait for something to be true."""
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, f"{why}: not within {seconds} s"
+        time.sleep(0.1)
+
+
+class Stoa:
+    """One installation on SQLite with its parts up, and what a test asks of it."""
+
+    def __init__(self, home: Path) -> None:
+        self.parts = Parts(home / "logs")
+        described = home / "sandbox" / "sandbox.json"
+        command = [sys.executable, "-m", "sandbox", "--dir", str(described.parent)]
+        self.parts.start("sandbox", command, dict(os.environ), described.exists)
+        hub = json.loads(described.read_text())
+        self.settings: Settings = settings(
+            home,
+            lease_seconds=LEASE,
+            stop_grace_seconds=GRACE,
+            tick_seconds=0.3,
+            hub_endpoint=hub["hub"],
+            hub_token=hub["hub_token"],
+            discord_token=SECRET,
+        )
+        self.db = Database(self.settings.database)
+        self.db.migrate()
+        self.lab = Lab(self.db)
+        self.lab.pool()
+        self.project = self.lab.project()
+        self.parts.start_valkey(self.settings)
+        self.parts.start_stoa(self.settings, "scheduler")
+        self.second_scheduler()
+        self.parts.start_stoa(self.settings, "worker")
+
+    def second_scheduler(self) -> None:
+        self.parts.start("second scheduler", SCHEDULER, environment(self.settings, "scheduler"), lambda: True)
+
+    def launch(self, steps: int, time_limit: int = 300) -> int:
+        """Queue a run on one device. Its allocation leaves no room for a sample after it."""
+        allocation = self.lab.allocation(self.project, hours="0.0833334")
+        with self.db.write() as session:
+            launched = runs.launch(
+                session,
+                ADA,
+                f"faults-{allocation}",
+                project_id=self.project,
+                recipe="demo",
+                time_limit="5m",
+                overrides=f"steps={steps}, {SMALL}",
+                allocation_id=allocation,
+            )
+            # Nobody can ask for less than a minute, and a test would rather not wait for one.
+            session.execute(update(Run).where(Run.id == launched.run_id).values(time_limit=time_limit))
+        return launched.run_id
+
+    def folder(self, run: int, token: int) -> Path:
+        return self.settings.runs_dir / str(run) / f"attempt-{token}"
+
+    def state(self, run: int) -> RunState:
+        return self.lab.run(run).state
+
+    def supervisor(self, run: int, token: int) -> int:
+        pid = processes.supervisor(self.settings.home, run, token)
+        assert pid is not None
+        return pid
+
+    def trainer(self, run: int, token: int) -> int:
+        return processes.trainers(self.folder(run, token))[0]
+
+    def steps(self, run: int, token: int) -> list[int]:
+        """The steps that an attempt has logged."""
+        path = self.folder(run, token) / "metrics.jsonl"
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line)["step"] for line in lines if line.endswith("\n")]
+
+    def checkpoints(self, run: int, token: int) -> list[int]:
+        """The steps of an attempt's whole checkpoints."""
+        names = (path.name.removeprefix("step") for path in self.folder(run, token).glob("checkpoints/step*"))
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def trains(self, run: int, token: int, more: int = 6) -> None:
+        """Wait until an attempt has done some steps and the database knows it."""
+        until(lambda: len(self.steps(run, token)) > more, f"attempt {token} of run {run} trains")
+        done = self.steps(run, token)[more]
+        until(lambda: self.lab.row(run).step >= done, "the supervisor tells of the steps")
+
+    def charged(self, run: int, token: int) -> int:
+        with self.db.read() as session:
+            query = select(func.sum(LedgerRow.seconds)).where(
+                LedgerRow.run_id == run, LedgerRow.token == token, LedgerRow.movement == Movement.CHARGE
+            )
+            return session.scalar(query) or 0
+
+    def published(self, run: int) -> list[int]:
+        with self.db.read() as session:
+            query = select(Publication.step).where(Publication.run_id == run, Publication.url.is_not(None))
+            return sorted(session.scalars(query))
+
+    def told(self, run: int) -> list[tuple[str, int]]:
+        """What the record tells of a run, each with the attempt or, of a checkpoint, its step."""
+        with self.db.read() as session:
+            entries = record.since(session, record.project_stream(self.project), 0, limit=10_000)
+        told = [(entry.kind, entry.payload or {}) for entry in entries]
+        return [
+            (kind, payload["step"] if kind == "checkpoint.published" else payload["attempt"])
+            for kind, payload in told
+            if payload.get("run") == run
+        ]
+
+    def is_over(self, run: int) -> None:
+        """Wait until nothing of a run is left: no process, nothing reserved, nothing that waits to be published."""
+        until(lambda: self.state(run) in ENDED, "the run ends")
+        until(lambda: not any(map(self._processes, [run])), "its processes are gone", 15)
+        with self.db.read() as session:
+            folders = [row.folder for row in session.scalars(select(Publication).where(Publication.run_id == run))]
+        until(lambda: len(self.published(run)) == len(folders), "its checkpoints are published", 60)
+        assert sorted(step for kind, step in self.told(run) if kind == "checkpoint.published") == self.published(run)
+        assert self.lab.account(self.lab.row(run).allocation_id).reserved == 0
+
+    def _processes(self, run: int) -> list[int]:
+        runs_folder = str(self.settings.runs_dir / str(run))
+        return [
+            pid
+            for pid, line in processes.of_home(self.settings.home).items()
+            if f"{runs_folder}/" in line or f"broker.supervisor {run} " in line
+        ]
+
+    def close(self) -> None:
+        self.parts.stop()
+        self.db.close()
+
+
+@pytest.fixture(scope="module")
+def stoa() -> Iterator[Stoa]:
+    home = Path(tempfile.mkdtemp(prefix="stoa-faults-"))
+    stoa = Stoa(home)
+    try:
+        yield stoa
+    finally:
+        stoa.close()
+    left = processes.of_home(home)
+    assert not left
+    shutil.rmtree(stoa.settings.valkey_socket.parent)
+    shutil.rmtree(home)
+
+
+def test_a_run_never_notices_what_befalls_queue_worker_and_scheduler(stoa: Stoa) -> None:
+    stoa.parts.kill("worker")
+    run = stoa.launch(steps=400)
+    until(lambda: stoa.state(run) == RunState.STARTING, "the run is admitted")
+    until(lambda: ask_valkey(stoa, "LLEN runs") == b":1\r\n", "the doorbell is rung")
+    assert ask_valkey(stoa, "FLUSHALL") == b"+OK\r\n"
+    stoa.parts.start_stoa(stoa.settings, "worker")
+    with Watch(stoa.settings.runs_dir, run) as watch:
+        stoa.trains(run, 1)
+        before = (stoa.supervisor(run, 1), *processes.trainers(stoa.folder(run, 1)))
+        no_secret_is_seen(stoa, *before)
+        stoa.parts.kill("worker")
+        stoa.parts.kill("scheduler")
+        stoa.parts.start_stoa(stoa.settings, "scheduler")
+        stoa.trains(run, 1, more=len(stoa.steps(run, 1)) + 2)
+        assert (stoa.supervisor(run, 1), *processes.trainers(stoa.folder(run, 1))) == before
+        stoa.parts.start_stoa(stoa.settings, "worker")
+        stoa.is_over(run)
+    assert stoa.state(run) == RunState.FINISHED
+    assert {life.pid for life in watch.lives.values()} == set(before[1:])
+    assert [said for said in stoa.told(run) if said[0].startswith("run.")] == [
+        ("run.queued", 0),
+        ("run.starting", 1),
+        ("run.started", 1),
+        ("run.finished", 1),
+    ]
+    assert stoa.published(run) == [0, 1, 2, 4, 8, 16, 32, 64, 128, 200, 300, 400]
+    paid_once(stoa, run, watch, {1: watch.span(1)[1]})
+
+
+def test_a_run_goes_on_after_its_supervisor_and_its_trainer_were_killed(stoa: Stoa) -> None:
+    run = stoa.launch(steps=100_000)
+    with Watch(stoa.settings.runs_dir, run) as watch:
+        stoa.trains(run, 1)
+        supervisor = stoa.supervisor(run, 1)
+        known = stoa.checkpoints(run, 1)
+        # It sees no more of its trainer, whose next checkpoint nobody has told the database about.
+        os.kill(supervisor, signal.SIGSTOP)
+        until(lambda: stoa.checkpoints(run, 1) > known, "a checkpoint that nobody tells of", LEASE)
+        unsaid = stoa.checkpoints(run, 1)[-1]
+        ends = {1: time.time()}
+        os.kill(supervisor, signal.SIGKILL)
+
+        until(lambda: stoa.folder(run, 2).exists(), "a second attempt")
+        stoa.trains(run, 2)
+        first = stoa.checkpoints(run, 1)[-1]
+        assert f"--resume\0{stoa.folder(run, 1)}/checkpoints/step{first}\0" in processes.command(stoa.trainer(run, 2))
+        assert stoa.steps(run, 2)[0] > first >= unsaid > 0
+        parent, *ranks = processes.trainers(stoa.folder(run, 2))
+        ends[2] = time.time()
+        os.kill(parent, signal.SIGKILL)
+
+        until(lambda: stoa.folder(run, 3).exists(), "a third attempt")
+        assert not processes.trainers(stoa.folder(run, 2)), f"of {parent} and {ranks} some are left"
+        stoa.trains(run, 3)
+        last = max(first, *stoa.checkpoints(run, 2), 0)
+        assert f"checkpoints/step{last}\0" in processes.command(stoa.trainer(run, 3))
+        assert stoa.steps(run, 3)[0] > last
+
+        stoa.lab.cancel(run)
+        stoa.is_over(run)
+        ends[3] = watch.span(3)[1]
+    view = stoa.lab.run(run)
+    assert (view.state, view.reason) == (RunState.CANCELLED, "cancelled by Ada")
+    assert stoa.checkpoints(run, 3)[-1] == stoa.steps(run, 3)[-1] == view.step
+    assert {unsaid, first, last, view.step} <= set(stoa.published(run))
+    for attempt in (1, 2):
+        assert watch.span(attempt)[1] <= watch.span(attempt + 1)[0], "two attempts lived at once"
+    paid_once(stoa, run, watch, ends)
+
+
+def test_the_time_limit_ends_a_run_with_a_checkpoint(stoa: Stoa) -> None:
+    run = stoa.launch(steps=100_000, time_limit=40)
+    with Watch(stoa.settings.runs_dir, run) as watch:
+        stoa.is_over(run)
+    view = stoa.lab.run(run)
+    assert (view.state, view.reason, view.attempt) == (RunState.TIMED_OUT, "it reached its time limit", 1)
+    assert 0 < stoa.checkpoints(run, 1)[-1] == view.step == stoa.published(run)[-1]
+    assert view.spent == 40, "never more than was reserved"
+    born, seen = watch.span(1)
+    assert 40 - RENEWAL <= seen - born <= 40 + GRACE
+
+
+def no_secret_is_seen(stoa: Stoa, supervisor: int, *trainers: int) -> None:
+    """Assert that each process was given only the secrets that it needs, and that the worker did have one."""
+    hub_token = stoa.settings.hub_token.get_secret_value()
+    worker = processes.environment(stoa.parts.running["worker"].popen.pid)
+    assert hub_token in worker
+    assert SECRET not in worker
+    given = processes.environment(supervisor)
+    assert f"STOA_DATABASE_URL={stoa.settings.database}" in given
+    assert hub_token not in given
+    assert "TOKEN" not in given
+    assert len(trainers) == 2, "a parent and a rank"
+    for pid in trainers:
+        given = processes.environment(pid)
+        assert "PATH=" in given
+        assert "STOA_" not in given
+        assert "TOKEN" not in given
+        assert "sqlite" not in given
+
+
+def paid_once(stoa: Stoa, run: int, watch: Watch, ends: dict[int, float]) -> None:
+    """Assert that each attempt was charged what its trainer lived until it was ended, by a clock of the test's own."""
+    for attempt, end in ends.items():
+        lived = end - watch.span(attempt)[0]
+        charged = stoa.charged(run, attempt)
+        assert lived - RENEWAL - 2 <= charged <= lived + 0.5, f"attempt {attempt} lived {lived:.1f} s"
+    with stoa.db.read() as session:
+        assert len(attempts.earlier(session, run, 1 + max(ends))) == len(ends)
+    lived = sum(watch.span(attempt)[1] - watch.span(attempt)[0] for attempt in ends)
+    assert stoa.lab.run(run).spent == sum(stoa.charged(run, attempt) for attempt in ends) <= lived + 0.5
+
+
+def ask_valkey(stoa: Stoa, command: str) -> bytes:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(5)
+        connection.connect(str(stoa.settings.valkey_socket))
+        connection.sendall(f"{command}\r\n".encode())
+        return connection.recv(1024)

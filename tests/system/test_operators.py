@@ -1,0 +1,96 @@
+"""What an operator meets: the command line, `.env.example`, and the files for docker compose."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from projects.settings import Settings
+from stoa import app
+
+ROOT = Path(__file__).parents[2]
+
+
+def stoa(home: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run `stoa` with only these settings."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME")}
+    environment = kept | {"STOA_ENV_FILE": "", "STOA_HOME": str(home)} | settings
+    return subprocess.run(
+        [sys.executable, "-m", "stoa", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def compose() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    return content
+
+
+def known(name: str) -> bool:
+    return name.removeprefix("STOA_").lower() in Settings.model_fields
+
+
+def test_up_says_what_is_missing_and_starts_nothing(tmp_path: Path) -> None:
+    done = stoa(tmp_path, "up")
+    assert done.returncode == 2
+    assert "STOA_DISCORD_TOKEN, STOA_GUILD_ID" in done.stderr
+    assert ".env.example" in done.stderr
+    assert not (tmp_path / "logs").exists()
+
+
+def test_pools_and_grants_are_added_and_the_record_verifies(tmp_path: Path) -> None:
+    assert stoa(tmp_path, "migrate").returncode == 0
+    assert stoa(tmp_path, "pool", "add", "lab", "H200", "8").returncode == 0
+    assert stoa(tmp_path, "grant", "add", "lab", "1000", "A sponsor", "2999-01-01").returncode == 0
+    refused = stoa(tmp_path, "grant", "add", "moon", "1000", "A sponsor", "2999-01-01")
+    assert refused.returncode == 2
+    assert "the pools are: lab" in refused.stderr
+    verified = stoa(tmp_path, "record", "verify")
+    assert verified.returncode == 0
+    assert "lab: 2 entries, whole" in verified.stdout
+
+
+def test_a_part_that_never_went_round_is_not_healthy(tmp_path: Path) -> None:
+    done = stoa(tmp_path, "health", "bot")
+    assert done.returncode == 1
+    assert "has not gone round" in done.stdout
+
+
+def test_the_example_names_only_settings_that_there_are() -> None:
+    names = re.findall(r"^#? ?(STOA_\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
+    assert len(names) > 8
+    assert [name for name in names if not known(name)] == []
+
+
+def test_every_service_of_the_compose_file_fits_the_command_line_and_the_settings() -> None:
+    services = compose()["services"]
+    for name in ("bot", "worker", "scheduler", "migrate"):
+        service = services[name]
+        assert CliRunner().invoke(app, [*service["command"], "--help"]).exit_code == 0
+        assert [key for key in service["environment"] if not known(key)] == []
+        assert "stoa:/var/lib/stoa" in service["volumes"]
+    for name in ("bot", "worker", "scheduler", "postgres", "redis"):
+        assert "healthcheck" in services[name]
+
+
+@pytest.mark.parametrize(
+    ("service", "strangers"),
+    [
+        ("bot", ("STOA_HUB_TOKEN", "STOA_REDIS_URL")),
+        ("worker", ("STOA_DISCORD_TOKEN",)),
+        ("scheduler", ("STOA_DISCORD_TOKEN", "STOA_HUB_TOKEN")),
+    ],
+)
+def test_no_service_is_given_a_secret_that_it_does_not_need(service: str, strangers: tuple[str, ...]) -> None:
+    given = compose()["services"][service]["environment"]
+    assert not set(strangers) & set(given)

@@ -1,0 +1,192 @@
+"""The main job: `make demo`'s story as a new user starts it, and the same story with the bot killed in its middle."""
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from rich.console import Console
+
+from demo import story
+from demo.play import set_stage
+from demo.stage import Stage
+from parts import Parts, adopt_orphans, end_descendants
+from projects import record
+from tests.absent import absent
+from tests.discord_openapi import DESCRIPTION_ENV, DiscordJudge, find_description
+
+POST = re.compile(r"-# (?:P(\d+)|Lab) · record (\d+)\s*$")
+
+
+def posts(channels: dict[str, Sequence[str]]) -> dict[tuple[str, int], Counter[str]]:
+    """For each entry of the record, how often it stands in each channel."""
+    found: dict[tuple[str, int], Counter[str]] = {}
+    for channel, texts in channels.items():
+        for text in texts:
+            if marker := POST.search(text):
+                project, number = marker.groups()
+                stream = record.LAB if project is None else f"project:{project}"
+                found.setdefault((stream, int(number)), Counter())[channel] += 1
+    return found
+
+
+def assert_told_once(channels: dict[str, Sequence[str]], heads: dict[str, int]) -> None:
+    """Each entry is posted, and nowhere twice; within a channel the entries of a stream stand in order."""
+    found = posts(channels)
+    everything = {(stream, number) for stream, head in heads.items() for number in range(1, head + 1)}
+    assert set(found) == everything, "an entry is missing, or one was posted that is not in the record"
+    assert [(entry, where) for entry, where in found.items() if max(where.values()) > 1] == []
+    for channel, texts in channels.items():
+        numbers = [(marker[1], int(marker[2])) for text in texts if (marker := POST.search(text))]
+        assert numbers == sorted(numbers), f"the entries in {channel} are out of order"
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """One demo, played to its end by the command that `make demo EXIT=1` runs."""
+    home = tmp_path_factory.mktemp("home")
+    environment = {name: os.environ[name] for name in ("PATH", "HOME")} | {"STOA_HOME": str(home), "STOA_ENV_FILE": ""}
+    command = [sys.executable, "-m", "stoa", "demo", "--no-stay"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    return home / "demo", done
+
+
+@pytest.mark.timeout(500)
+def test_the_demo_plays_to_its_end(played: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    home, done = played
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((home / "report.json").read_text())
+    assert report["ok"]
+    assert report["seconds"] < 180
+    assert [step["name"] for step in report["steps"][1:]] == [name for name, _ in story.STORY]
+    assert report["loss"]["last"] < report["loss"]["unigram_entropy"] - story.CLEARLY < report["loss"]["first"]
+    assert str(round(report["loss"]["unigram_entropy"], 2)) in done.stdout
+    ledger = report["ledger"]
+    assert ledger["granted"] == ledger["reserved"] + ledger["spent"] + ledger["left"]
+    assert ledger["spent"] > 0
+    assert report["record"]["chain_ok"]
+    assert report["hub"]["branches"][:4] == ["step0", "step1", "step2", "step4"]
+    assert Path(report["hub"]["folder"]).is_dir()
+    assert Path(report["curve"]).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.timeout(500)
+def test_the_demo_leaves_no_process_behind(played: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    home, _ = played
+    left = [
+        process.cmdline() for process in psutil.process_iter() if any(str(home) in word for word in cmdline(process))
+    ]
+    assert left == []
+
+
+@pytest.mark.timeout(500)
+def test_every_entry_of_the_record_is_posted_once(played: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    home, _ = played
+    report = json.loads((home / "report.json").read_text())
+    channels = {name: [message["content"] for message in told] for name, told in report["channels"].items()}
+    heads: dict[str, int] = {}
+    for stream, number in posts(channels):
+        heads[stream] = max(number, heads.get(stream, 0))
+    assert sum(heads.values()) == report["record"]["entries"]
+    announcements = channels.pop("announcements")
+    assert_told_once(channels, heads)
+    assert len(announcements) == 1
+
+
+@pytest.mark.timeout(500)
+def test_all_that_was_said_on_the_wire_is_discords_own_api(
+    played: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    if find_description() is None:
+        absent("the judgement of the story's exchanges", f"Discord's description is not at {DESCRIPTION_ENV}")
+    home, _ = played
+    judge = DiscordJudge()
+    exchanges = lines(home / "sandbox" / "exchanges.jsonl")
+    dispatches = lines(home / "sandbox" / "dispatches.jsonl")
+    assert len(exchanges) > 50
+    assert [problem for exchange in exchanges for problem in judge.judge(exchange)] == []
+    assert [problem for dispatch in dispatches for problem in judge.judge_dispatch(dispatch)] == []
+
+
+@pytest.mark.timeout(400)
+async def test_the_bot_may_be_killed_at_any_moment(tmp_path: Path) -> None:
+    """`kill -9` of the bot after the proposal, after the scope and in mid-run: nothing missing, nothing twice."""
+    parts = Parts(tmp_path / "logs")
+    console = Console(quiet=True)
+    adopt_orphans()
+    stage = await set_stage(tmp_path, parts, lease_seconds=3.0)
+    stage.override = "steps=24"
+    try:
+        for act in (story.propose, story.join, story.scope, story.request, story.approve):
+            await act(stage, console)
+            if act in (story.propose, story.scope):
+                await kill_and_restart(stage, parts)
+        await story.launch(stage, console)
+        training = asyncio.create_task(until_trained(stage))
+        await asyncio.sleep(12)
+        await kill_and_restart(stage, parts)
+        await training
+        for act in (story.card, story.checkpoints, story.sample, story.complete):
+            await act(stage, console)
+        with stage.database.read() as session:
+            heads = dict(record.streams(session))
+        last = f"record {heads[f'project:{stage.project_id}']}"
+        await stage.guild.wait_for(stage.channel, lambda m: m.text.endswith(last), 30)
+        channels = {
+            channel.name: [message.text for message in await stage.guild.messages(channel.id)]
+            for channel in await stage.guild.channels()
+            if channel.name != "announcements"
+        }
+        assert_told_once(channels, heads)
+        assert (
+            sum("Join" in m.button_labels or m.thread_id == m.id for m in await stage.guild.messages("proposals")) == 1
+        )
+        assert len(await stage.guild.messages("announcements")) == 1
+        assert_no_secret(tmp_path, [stage.guild.info["bot_token"], stage.guild.info["hub_token"]], channels)
+    finally:
+        await stage.guild.close()
+        stage.database.close()
+        await asyncio.to_thread(parts.stop)
+        await asyncio.to_thread(end_descendants, 10)
+
+
+def assert_no_secret(home: Path, secrets: Sequence[str], channels: dict[str, Sequence[str]]) -> None:
+    """No token stands in a log or in a channel."""
+    logs = [path.read_text() for path in [*(home / "logs").iterdir(), *(home / "runs").rglob("*.log")]]
+    said = [text for texts in channels.values() for text in texts]
+    assert len(logs) > 6
+    assert not any(secret in text for secret in secrets for text in logs + said)
+
+
+async def kill_and_restart(stage: Stage, parts: Parts) -> None:
+    """End the bot with SIGKILL, start another, and wait until it answers."""
+    parts.kill("bot")
+    await asyncio.to_thread(parts.start_stoa, stage.settings, "bot")
+    await stage.guild.wait_for_bot("project", timeout=30)
+
+
+async def until_trained(stage: Stage) -> None:
+    """Wait for the run's end; how low its loss comes is not the matter here."""
+    for _ in range(400):
+        if stage.run().ended_at is not None:
+            return
+        await asyncio.sleep(0.5)
+
+
+def cmdline(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
