@@ -42,7 +42,11 @@ def test_from_proposal_to_announcement(db: Database) -> None:
     with db.read() as session:
         view = pipeline.view(session, project)
         assert record.verify(session, record.project_stream(project)).ok
-    assert (view.stage, view.outcome, view.slug) == (Stage.COMPLETED, Outcome.NEGATIVE, f"p{project}-sinks-of-attention")
+    assert (view.stage, view.outcome, view.slug) == (
+        Stage.COMPLETED,
+        Outcome.NEGATIVE,
+        f"p{project}-sinks-of-attention",
+    )
     assert [member.name for member in view.members] == ["Ada", "Grace"]
     assert entries(db, project) == [
         "project.proposed",
