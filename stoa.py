@@ -75,8 +75,10 @@ def worker(
     """Run a Celery worker for runs and publications. Without --drain, runs go on while it is replaced."""
     from broker.queue import app as celery
     from parts import adopt_orphans, end_descendants
+    from projects import log
     from projects.settings import get_settings
 
+    log.configure()
     settings = get_settings()
     quiet = ("--without-gossip", "--without-mingle", "--without-heartbeat")
     if drain:
@@ -105,9 +107,11 @@ def worker(
 def scheduler() -> None:
     """Run the scheduler."""
     from broker.scheduler import Scheduler
+    from projects import log
     from projects.db import Database
     from projects.settings import get_settings
 
+    log.configure()
     settings = get_settings()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     typer.echo("scheduler ready")

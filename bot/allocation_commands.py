@@ -50,7 +50,7 @@ async def list_allocations(interaction: Interaction, project: int | None = None)
     project_id = await lookup.project_of(interaction, project)
     views = await interaction.client.read(allocations.of_project, project_id)
     lines = [
-        f"**{view.id}** {allocations.in_hours(view.seconds)} GPU-hours of `{text.line(view.pool, 60)}` "
+        f"**{view.id}** {text.gpu_hours(view.seconds)} of {text.code(view.pool, 60)} "
         f"until {view.until:%Y-%m-%d} · {view.state} · {view.account.left:,} GPU-seconds left"
         for view in views[:15]
     ]
@@ -58,18 +58,18 @@ async def list_allocations(interaction: Interaction, project: int | None = None)
 
 
 def _ledger(view: AllocationView) -> str:
-    account, hours = view.account, allocations.in_hours
+    account = view.account
     sponsor = f", given by {text.line(view.sponsor, 80)}" if view.sponsor else ""
     lines = [
         f"**Allocation {view.id}** of {text.line(view.project, 160)}: {view.state}, "
-        f"`{text.line(view.pool, 60)}` until {view.until:%Y-%m-%d}{sponsor}"
+        f"{text.code(view.pool, 60)} until {view.until:%Y-%m-%d}{sponsor}"
     ]
     if view.state == AllocationState.REQUESTED:
-        lines.append(f"Asked for: {hours(view.seconds)} GPU-hours; a reviewer decides.")
+        lines.append(f"Asked for: {text.gpu_hours(view.seconds)}; a reviewer decides.")
     if view.decided_by:
         lines.append(f"Decided by {text.line(view.decided_by, 60)}:\n{text.quote(view.reason, 1000)}")
     if view.state == AllocationState.APPROVED:
         for name in ("granted", "reserved", "spent", "left"):
             seconds: int = getattr(account, name)
-            lines.append(f"{name.capitalize()}: {seconds:,} GPU-seconds ({hours(seconds)} GPU-hours)")
+            lines.append(f"{name.capitalize()}: {seconds:,} GPU-seconds ({text.gpu_hours(seconds)})")
     return "\n".join(lines)

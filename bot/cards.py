@@ -99,16 +99,16 @@ def project_card(
 def review_card(request: AllocationView) -> Card:
     """A request for GPU time: with buttons while it is open, with the decision once there is one."""
     emoji, colour = REQUESTS[request.state]
-    asked = allocations.in_hours(request.seconds)
+    asked = text.gpu_hours(request.seconds)
     lines = [
-        f"### {emoji} {asked} GPU-hours for {text.line(request.project, 160)}",
-        f"{text.line(request.requested_by, 60)} asks for {asked} GPU-hours of `{text.line(request.pool, 60)}` "
+        f"### {emoji} {asked} for {text.line(request.project, 160)}",
+        f"{text.line(request.requested_by, 60)} asks for {asked} of {text.code(request.pool, 60)} "
         f"({text.line(request.gpu_type, 60)}) until {request.until:%Y-%m-%d}.",
         text.quote(request.justification, 1500),
     ]
     if request.state != AllocationState.REQUESTED:
         granted = request.state == AllocationState.APPROVED
-        what = f": {allocations.in_hours(request.account.granted)} GPU-hours" if granted else ""
+        what = f": {text.gpu_hours(request.account.granted)}" if granted else ""
         sponsor = f", given by {text.line(request.sponsor, 80)}" if request.sponsor else ""
         by = text.line(request.decided_by or "somebody", 60)
         lines += [f"**{request.state.capitalize()} by {by}**{what}{sponsor}", text.quote(request.reason, 1000)]
@@ -124,7 +124,7 @@ def run_card(run: RunView, *, picture: str = "") -> Card:
     emoji, colour = RUNS[run.state]
     lines = [
         f"### {emoji} Run {run.id} · {text.line(run.recipe, 60)} · {run.state}",
-        f"{text.line(run.requested_by, 60)} on {text.count(run.gpus, 'GPU')} of `{text.line(run.pool, 60)}`"
+        f"{text.line(run.requested_by, 60)} on {text.count(run.gpus, 'GPU')} of {text.code(run.pool, 60)}"
         + (f", given by {text.line(run.sponsor, 80)}" if run.sponsor else ""),
     ]
     if run.overrides:
@@ -171,14 +171,14 @@ def _alt(run: RunView) -> str:
 
 def _request_line(request: AllocationView) -> str:
     hours, account = allocations.in_hours, request.account
-    said = f"**Allocation {request.id}** `{text.line(request.pool, 40)}`, {request.state}"
+    said = f"**Allocation {request.id}** {text.code(request.pool, 40)}, {request.state}"
     if request.state == AllocationState.APPROVED:
-        return f"{said}: {hours(account.left)} of {hours(account.granted)} GPU-hours left"
-    return f"{said}: {hours(request.seconds)} GPU-hours"
+        return f"{said}: {hours(account.left)} of {text.gpu_hours(account.granted)} left"
+    return f"{said}: {text.gpu_hours(request.seconds)}"
 
 
 def _run_line(run: RunView) -> str:
-    return f"**Run {run.id}** `{text.line(run.recipe, 40)}`, {run.state}, step {run.step:,} of {run.total_steps:,}"
+    return f"**Run {run.id}** {text.code(run.recipe, 40)}, {run.state}, step {run.step:,} of {run.total_steps:,}"
 
 
 def _texts(lines: Sequence[str], marker: str) -> ui.Item[Any]:

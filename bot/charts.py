@@ -1,17 +1,7 @@
-"""The loss curve of a run as a picture, drawn with matplotlib in a process of its own. Colours: Okabe–Ito."""
+"""The loss curve of a run as a picture. Colours: Okabe–Ito. Only the studio's process imports this, and matplotlib."""
 
-import asyncio
-import hashlib
 import io
-import multiprocessing
-import os
-import pickle
-import signal
-import threading
-import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -19,40 +9,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from bot.studio import Curve
+
 BLUE, SKY, VERMILION, GREEN, GREY = "#0072B2", "#56B4E9", "#D55E00", "#009E73", "#5A6068"
-
-
-@dataclass(frozen=True)
-class Curve:
-    """What a picture shows: points of (tokens, nats per token), and the tokens at which checkpoints were written."""
-
-    title: str
-    loss: Sequence[tuple[int, float]]
-    held_out: Sequence[tuple[int, float]]
-    checkpoints: Sequence[int]
-    unigram_entropy: float | None
-
-    @property
-    def digest(self) -> str:
-        """Eight characters that change with what is shown."""
-        return hashlib.sha256(pickle.dumps(self)).hexdigest()[:8]
-
-
-class Studio:
-    """Draws in one process of its own, started at the first picture, which ends with this one."""
-
-    def __init__(self) -> None:
-        self._pool = ProcessPoolExecutor(
-            1, mp_context=multiprocessing.get_context("spawn"), initializer=_follow, initargs=(os.getpid(),)
-        )
-
-    async def draw(self, curve: Curve) -> bytes:
-        """The picture, as PNG."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, draw, curve)
-
-    def close(self) -> None:
-        """End the process."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 def draw(curve: Curve) -> bytes:
@@ -122,15 +81,3 @@ def _smoothed(values: Sequence[float]) -> npt.NDArray[np.float64]:
     reach = np.minimum(np.minimum(index, len(array) - 1 - index), half)
     means: npt.NDArray[np.float64] = (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)
     return means
-
-
-def _follow(parent: int) -> None:
-    """Leave Ctrl-C to the parent, and end when it has ended, however it did."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(0)
-
-    threading.Thread(target=watch, daemon=True).start()

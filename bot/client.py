@@ -7,6 +7,7 @@ import json
 import signal
 from typing import Any
 
+import aiohttp
 import discord
 import structlog
 import yarl
@@ -23,6 +24,7 @@ from bot.delivery import Delivery
 from bot.project_commands import project
 from bot.run_commands import run as run_group
 from bot.tables import DiscordCommands
+from projects import log as log_format
 from projects.db import Database
 from projects.settings import Settings
 
@@ -126,11 +128,15 @@ def check_server(guild: discord.Guild | None, settings: Settings) -> None:
 
 def run(settings: Settings) -> None:
     """Run the bot until SIGTERM or SIGINT. Ends with one sentence and status 1 where it cannot start."""
-    _configure_logging()
+    log_format.configure()
     try:
         asyncio.run(_serve(settings))
     except SetupError as error:
         raise SystemExit(str(error)) from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise SystemExit(
+            f"Discord cannot be reached ({error}): look at the network, then start the bot again."
+        ) from error
     except discord.LoginFailure as error:
         raise SystemExit(
             "Discord refuses the token: set STOA_DISCORD_TOKEN to the bot's, from its page Bot."
@@ -165,13 +171,6 @@ async def _serve(settings: Settings) -> None:
                 part.result()
     finally:
         db.close()
-
-
-def _configure_logging() -> None:
-    """Lines with time and level; tracebacks without local variables, since those of the HTTP client hold the token."""
-    renderer = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
-    stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
-    structlog.configure(processors=[structlog.processors.add_log_level, stamp, renderer])
 
 
 def _not_invited(settings: Settings) -> str:

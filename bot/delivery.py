@@ -12,12 +12,12 @@ from sqlalchemy.orm import Session
 
 from bot import lease, outbox
 from bot.app import App
-from bot.charts import Studio
 from bot.feeds import LabFeed, ProjectFeed
 from bot.lease import LostLeaseError
 from bot.sender import Sender
+from bot.studio import Studio
 from broker import runs
-from projects import record
+from projects import health, record
 
 AT_ONCE = 8
 TELL_AGAIN_SECONDS = 60.0
@@ -52,6 +52,7 @@ class Delivery:
                         await self._round()
                     else:
                         await self._stop()
+                    health.beat(settings, "bot")
                     if self._waiting == held:
                         self._waiting = not held
                         log.info("delivering" if held else "another process delivers to this server; waiting")

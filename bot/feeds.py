@@ -2,15 +2,16 @@
 
 import time
 
+import structlog
 from sqlalchemy.orm import Session
 
 from bot import cards, outbox, posts
 from bot.app import App
 from bot.cards import Card
-from bot.charts import Curve, Studio
 from bot.posts import Place, Scene
 from bot.rooms import Rooms
 from bot.sender import Sender
+from bot.studio import Curve, Studio
 from broker import allocations, runs, series
 from broker.runs import ENDED, RunView
 from projects import pipeline, record
@@ -20,6 +21,8 @@ from projects.record import Told
 EDIT_SECONDS = 3.0
 RUNS_SHOWN = 4
 RUNS_KEPT = 25
+
+log = structlog.get_logger()
 
 
 class LabFeed:
@@ -82,17 +85,20 @@ class ProjectFeed:
             self._stale_runs.add(run_id)
 
     async def _tell(self, entry: Told) -> None:
-        channel_id, _ = await self.rooms.find(f"project:{self.project_id}")
+        channel_id, closed = await self.rooms.find(f"project:{self.project_id}")
         project = await self.app.read(pipeline.view, self.project_id)
         if entry.kind == "project.activated":
             channel_id = await self.rooms.channel(project)
         ran = await self.app.read(runs.of_project, self.project_id) if entry.kind == "project.completed" else ()
         scene = Scene(project, channel_id, ran)
-        for place in posts.places(entry, has_channel=channel_id is not None or entry.kind == "project.activated"):
+        for place in posts.places(entry, has_channel=channel_id is not None or closed):
             room = await self._room(place, entry, scene)
-            if room is not None:
-                said = posts.render(entry, place, scene)
-                await self.sender.post(f"entry:{entry.id}:{place}", room, said)
+            if room is None:
+                continue
+            said = posts.render(entry, place, scene)
+            sent = await self.sender.post(f"entry:{entry.id}:{place}", room, said)
+            if sent is None and place is Place.CHANNEL:
+                await self.rooms.gone(f"project:{self.project_id}")
 
     async def _room(self, place: Place, entry: Told, scene: Scene) -> str | None:
         """The id of the channel or thread that a place is; None where a person has deleted it."""
@@ -175,26 +181,29 @@ class ProjectFeed:
             return True
         if not self._may_look(key):
             return False
-        curve = await self._curve_due(run, row.picture)
-        name = row.picture if curve is None else _picture_name(run, curve)
+        name, picture = await self._picture_due(run, row.picture)
         card = cards.run_card(run, picture=name)
         if row.digest != card.digest:
-            picture = None if curve is None else await self.studio.draw(curve)
             self._edited[key] = time.monotonic()
             await self.sender.change(row, card, name, picture)
-        if curve is not None:
+        if picture is not None:
             self._drawn[run.id] = time.monotonic()
         return run.state in ENDED
 
-    async def _curve_due(self, run: RunView, shown: str) -> Curve | None:
-        """The run's curve, where a new picture of it is due."""
+    async def _picture_due(self, run: RunView, shown: str) -> tuple[str, bytes | None]:
+        """The name of the picture to show, and its bytes where it is a new one."""
         waited = time.monotonic() - self._drawn.get(run.id, float("-inf"))
         if waited < self.app.settings.picture_seconds and run.state not in ENDED:
-            return None
+            return shown, None
         curve = await self.app.read(_curve, run)
-        if len(curve.loss) < 2 or _picture_name(run, curve) == shown:
-            return None
-        return curve
+        name = f"run-{run.id}-{curve.digest}.png"
+        if len(curve.loss) < 2 or name == shown:
+            return shown, None
+        try:
+            return name, await self.studio.draw(curve)
+        except Exception as error:  # what the card says matters more than its picture
+            log.error("a picture could not be drawn", run=run.id, exc_info=error)
+            return shown, None
 
     def _may_look(self, key: str) -> bool:
         pause = max(EDIT_SECONDS, self.app.settings.tick_seconds)
@@ -218,7 +227,3 @@ def _curve(session: Session, run: RunView) -> Curve:
         checkpoints=[round(link.step * per_step) for link in run.checkpoints],
         unigram_entropy=run.unigram_entropy,
     )
-
-
-def _picture_name(run: RunView, curve: Curve) -> str:
-    return f"run-{run.id}-{curve.digest}.png"

@@ -57,7 +57,7 @@ async def allocation_ids(interaction: Interaction, typed: str) -> list[Choice[in
     if project_id is None:
         return []
     views = await interaction.client.read(allocations.of_project, project_id)
-    named = [(f"{v.id} · {allocations.in_hours(v.seconds)} GPU-hours of {v.pool}, {v.state}", v.id) for v in views]
+    named = [(f"{v.id} · {text.gpu_hours(v.seconds)} of {v.pool}, {v.state}", v.id) for v in views]
     return _choices(named, typed)
 
 

@@ -93,10 +93,6 @@ def _line(value: object) -> str:
     return text.line(str(value), 120)
 
 
-def _hours(seconds: int) -> str:
-    return f"{allocations.in_hours(seconds)} GPU-hours"
-
-
 def _run(payload: Payload) -> str:
     about = f"Run {payload['run']}"
     return f"The sample of {about.lower()}" if "sample" in payload else about
@@ -136,7 +132,7 @@ def _completed(p: Payload) -> str:
 
 def _requested(p: Payload) -> str:
     return (
-        f"🙋 {_by(p)} asks for {_hours(p['seconds'])} of `{_line(p['pool'])}` until {_line(p['until'])} "
+        f"🙋 {_by(p)} asks for {text.gpu_hours(p['seconds'])} of {text.code(p['pool'], 60)} until {_line(p['until'])} "
         f"(allocation {p['allocation']}).{_quoted(p['why'])}"
     )
 
@@ -144,14 +140,14 @@ def _requested(p: Payload) -> str:
 def _approved(p: Payload) -> str:
     part = "" if p["seconds"] == p["asked"] else f" of the {allocations.in_hours(p['asked'])} asked for"
     return (
-        f"✅ {_by(p)} approves {_hours(p['seconds'])}{part} on `{_line(p['pool'])}`, given by "
+        f"✅ {_by(p)} approves {text.gpu_hours(p['seconds'])}{part} on {text.code(p['pool'], 60)}, given by "
         f"{_line(p['sponsor'])} (allocation {p['allocation']}).{_quoted(p['why'])}"
     )
 
 
 def _declined(p: Payload) -> str:
     return (
-        f"🚫 {_by(p)} declines the {_hours(p['asked'])} asked for on `{_line(p['pool'])}` "
+        f"🚫 {_by(p)} declines the {text.gpu_hours(p['asked'])} asked for on {text.code(p['pool'], 60)} "
         f"(allocation {p['allocation']}).{_quoted(p['why'])}"
     )
 
@@ -161,7 +157,7 @@ def _queued(p: Payload) -> str:
         return f"✍️ A short text will be sampled from the last checkpoint of run {p['run']}."
     changed = ", ".join(f"{name}={value}" for name, value in p["overrides"].items())
     return (
-        f"🚀 {_by(p)} launches run {p['run']}: recipe `{_line(p['recipe'])}`"
+        f"🚀 {_by(p)} launches run {p['run']}: recipe {text.code(p['recipe'], 60)}"
         f"{f' with {_line(changed)}' if changed else ''} on {text.count(p['gpus'], 'GPU')}, "
         f"at most {text.duration(p['time_limit'])}. It waits for its turn."
     )
@@ -212,12 +208,12 @@ def _spent(p: Payload) -> str:
 
 
 def _pool(p: Payload) -> str:
-    return f"🖥️ A new pool: `{_line(p['pool'])}` with {p['gpus']} × {_line(p['gpu_type'])}."
+    return f"🖥️ A new pool: {text.code(p['pool'], 60)} with {p['gpus']} × {_line(p['gpu_type'])}."
 
 
 def _grant(p: Payload) -> str:
     return (
-        f"🎁 {_line(p['sponsor'])} gives {_hours(p['seconds'])} of `{_line(p['pool'])}` "
+        f"🎁 {_line(p['sponsor'])} gives {text.gpu_hours(p['seconds'])} of {text.code(p['pool'], 60)} "
         f"to the community, until {_line(str(p['until'])[:10])}. Thank you!"
     )
 
@@ -241,7 +237,7 @@ def _announcement(p: Payload, scene: Scene) -> str:
         if run.kind == "train" and run.checkpoints:
             last = run.checkpoints[-1]
             lines.append(
-                f"**Run {run.id}** (`{_line(run.recipe)}`): {text.count(len(run.checkpoints), 'checkpoint')}, "
+                f"**Run {run.id}** ({text.code(run.recipe, 60)}): {text.count(len(run.checkpoints), 'checkpoint')}, "
                 f"the last one is [step {last.step}]({last.url})"
             )
     if scene.channel_id:

@@ -4,7 +4,7 @@ from discord import app_commands
 
 from bot import cards, errors, lookup, text
 from bot.app import Interaction, actor
-from broker import allocations, runs
+from broker import runs
 from broker.runs import Receipt
 
 run = app_commands.Group(name="run", description="Runs of the shared trainer")
@@ -64,7 +64,7 @@ async def list_runs(interaction: Interaction, project: int | None = None) -> Non
     project_id = await lookup.project_of(interaction, project)
     views = await interaction.client.read(runs.of_project, project_id)
     lines = [
-        f"**{view.id}** `{text.line(view.recipe, 60)}` · {view.state} · step {view.step:,} of {view.total_steps:,} · "
+        f"**{view.id}** {text.code(view.recipe, 60)} · {view.state} · step {view.step:,} of {view.total_steps:,} · "
         f"{text.line(view.requested_by, 60)}"
         for view in views
         if view.kind == "train"
@@ -84,7 +84,7 @@ async def cancel(interaction: Interaction, run: int) -> None:
 
 def _told(receipt: Receipt) -> str:
     def amount(seconds: int) -> str:
-        return f"{seconds:,} GPU-seconds ({allocations.in_hours(seconds)} GPU-hours)"
+        return f"{seconds:,} GPU-seconds ({text.gpu_hours(seconds)})"
 
     expected = "" if receipt.expected is None else f", about {amount(receipt.expected)} to judge by earlier runs"
     return (

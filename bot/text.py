@@ -2,8 +2,11 @@
 
 import re
 
+from broker.allocations import in_hours
+
 MESSAGE = 2000
 CARD = 4000
+ZERO_WIDTH = "\u200b"
 
 # A web address stays as it is; a list, a heading or a quote begins a line; the rest marks anywhere.
 _MARKUP = re.compile(r"(https?://[^\s<>\\]+)|(^[ \t]*)([-+#>])|([\\*_~`|<\[\]])", re.MULTILINE)
@@ -33,12 +36,17 @@ def escape(value: str) -> str:
         address, indent, first, mark = found.groups()
         return address or f"{indent or ''}\\{first or mark}"
 
-    return _MARKUP.sub(replacement, value).replace("@", "@\u200b")
+    return _MARKUP.sub(replacement, value).replace("@", f"@{ZERO_WIDTH}")
 
 
 def line(value: str, most: int) -> str:
     """`value` as one escaped line."""
     return bounded(escape(" ".join(value.split())), most)
+
+
+def code(value: str, most: int) -> str:
+    """`value` as one line of code: in it a backslash is no escape, so a backtick is replaced."""
+    return f"`{bounded(' '.join(value.split()).replace('`', 'ˋ').replace('@', '@' + ZERO_WIDTH), most)}`"
 
 
 def quote(value: str, most: int) -> str:
@@ -66,6 +74,12 @@ def bar(done: int, total: int, width: int = 16) -> str:
     """A progress bar of `width` characters."""
     full = 0 if total < 1 else min(width, done * width // total)
     return "█" * full + "░" * (width - full)
+
+
+def gpu_hours(seconds: int) -> str:
+    """GPU-seconds as “1 GPU-hour”, “1.5 GPU-hours”."""
+    hours = in_hours(seconds)
+    return f"{hours} GPU-hour" if hours == "1" else f"{hours} GPU-hours"
 
 
 def exact_hours(seconds: int) -> str:

@@ -96,10 +96,10 @@ class Lab:
         self.spawn_bot(**changes)
         await self.guild.wait_for_bot("run")
 
-    def spawn_bot(self, **changes: str) -> "subprocess.Popen[bytes]":
+    def spawn_bot(self, log: str = "bot.log", **changes: str) -> "subprocess.Popen[bytes]":
         """Start the bot's process; `changes` are settings by their names without the prefix."""
         environment = self.environment | {f"STOA_{name}": value for name, value in changes.items()}
-        self.bot = self._spawn("bot.log", "-c", BOT, environment=environment)
+        self.bot = self._spawn(log, "-c", BOT, environment=environment)
         return self.bot
 
     def _spawn(self, log: str, *arguments: str, environment: dict[str, str] | None = None) -> "subprocess.Popen[bytes]":

@@ -195,7 +195,7 @@ async def test_what_a_person_deletes_stays_deleted_and_stops_nothing_else(lab: L
     announced = await lab.guild.wait_for("announcements", lambda m: "One is deleted" in m.text)
     assert "It goes on." in announced.text
     await lab.guild.wait_for("p2-two-lives-on", lambda m: "record 5" in m.text)
-    await asyncio.sleep(0.5)
+    await until(lambda: lab.log.count("it is not sent again") == 2)  # a post and the card
     assert await cards(lab, one) == 0
     assert "p1-one-is-deleted" not in [channel.name for channel in await lab.guild.channels()]
 
@@ -224,14 +224,16 @@ async def test_a_missing_permission_is_waited_for(lab: Lab) -> None:
 
 async def test_it_says_what_is_missing(lab: Lab) -> None:
     """A wrong token, channel or role ends the bot with one sentence."""
-    for changes, sentence in (
-        ({"DISCORD_TOKEN": "wrong"}, "Discord refuses the token"),
-        ({"REVIEW_CHANNEL_ID": "5"}, "STOA_REVIEW_CHANNEL_ID names no text channel"),
-        ({"REVIEWER_ROLE_ID": "5"}, "STOA_REVIEWER_ROLE_ID names no role"),
-        ({"GUILD_ID": "5"}, "The bot is not in the server 5"),
-    ):
-        (lab.root / "bot.log").unlink(missing_ok=True)
-        process = lab.spawn_bot(**changes)
-        assert await asyncio.to_thread(process.wait, 20) == 1
-        assert sentence in lab.log
-        assert "Traceback" not in lab.log
+    cases: dict[str, dict[str, str]] = {
+        "Discord refuses the token": {"DISCORD_TOKEN": "wrong"},
+        "STOA_REVIEW_CHANNEL_ID names no text channel": {"REVIEW_CHANNEL_ID": "5"},
+        "STOA_REVIEWER_ROLE_ID names no role": {"REVIEWER_ROLE_ID": "5"},
+        "The bot is not in the server 5": {"GUILD_ID": "5"},
+        "Discord cannot be reached": {"DISCORD_API": "http://127.0.0.1:9"},
+    }
+    started = [lab.spawn_bot(f"{n}.log", **changes) for n, changes in enumerate(cases.values())]
+    for number, (sentence, process) in enumerate(zip(cases, started, strict=True)):
+        assert await asyncio.to_thread(process.wait, 40) == 1
+        said = (lab.root / f"{number}.log").read_text()
+        assert sentence in said
+        assert "Traceback" not in said

@@ -30,7 +30,7 @@ async def test_from_a_proposal_to_a_launched_run(lab: Lab) -> None:
     assert form.fields[0].value == "2"
     answer = await rosa.submit(form, {"GPU-hours": "1", "Reason": "Half of it, to begin with."})
     assert answer.ephemeral
-    decision = await lab.guild.wait_for(channel.id, lambda m: "approves 1 GPU-hours" in m.text)
+    decision = await lab.guild.wait_for(channel.id, lambda m: "approves 1 GPU-hour of the 2 asked for" in m.text)
     assert "Half of it, to begin with." in decision.text
     assert "The Library" in decision.text
     decided = await lab.guild.wait_for("compute-review", lambda m: not m.buttons)
@@ -41,7 +41,7 @@ async def test_from_a_proposal_to_a_launched_run(lab: Lab) -> None:
     launched = await ada.command("run launch", channel=channel.id, recipe="demo", time_limit="10m", override="steps=20")
     assert launched.ephemeral
     assert "600 GPU-seconds (0.167 GPU-hours) at most" in launched.text
-    assert "3,600 GPU-seconds (1 GPU-hours) left" in launched.text
+    assert "3,600 GPU-seconds (1 GPU-hour) left" in launched.text
     run_card = await lab.guild.wait_for(channel.id, lambda m: m.text.endswith("-# P1 · run 1"))
     assert "queued" in run_card.text
     assert run_card.thread_id is not None
@@ -49,7 +49,7 @@ async def test_from_a_proposal_to_a_launched_run(lab: Lab) -> None:
     assert "steps=20" in queued.text
 
     ledger = await ada.command("allocation show", channel=channel.id)
-    assert "Granted: 3,600 GPU-seconds (1 GPU-hours)" in ledger.text
+    assert "Granted: 3,600 GPU-seconds (1 GPU-hour)" in ledger.text
     assert "queued" in (await ada.command("run list", channel=run_card.thread_id)).text
     assert "Do small models dream?" in (await ada.command("project list")).text
     assert (await ada.command("run show", run=1)).ephemeral

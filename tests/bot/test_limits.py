@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from bot import cards, posts, text
 from bot.cards import Card
-from bot.charts import Curve, draw
+from bot.charts import draw
 from bot.posts import Place, Scene
+from bot.studio import Curve
 from broker import allocations
 from broker.allocations import AllocationState, AllocationView
 from broker.ledger import Account

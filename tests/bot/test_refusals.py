@@ -54,7 +54,7 @@ async def test_a_day_that_has_passed(shared_lab: Shared) -> None:
     ("options", "sentence"),
     [
         ({"allocation": 2}, "Allocation 2 is requested; a run needs an approved one."),
-        ({"recipe": "**nope**"}, "There is no recipe '**nope**'; the recipes are demo."),
+        ({"recipe": "**nope**"}, "There is no recipe “**nope**”; the recipes are: demo."),
         ({"time_limit": "soon"}, "A time limit is written like 45m, 2h or 1h30m, from one minute to 720 hours."),
         ({"gpus": 9}, "The pool “local” has 2 GPUs; ask for 1 to 2."),
     ],
@@ -134,3 +134,15 @@ async def test_a_second_approval(shared_lab: Shared) -> None:
     await lab.guild.clear_faults()
     decided = await lab.guild.wait_for("compute-review", lambda m: m.id == card.id and not m.buttons)
     assert "Approved by Rosa" in decided.text
+
+
+async def test_forms_leave_the_judging_to_the_domain(shared_lab: Shared) -> None:
+    lab, channel = shared_lab
+    forms = [
+        await lab.person("Ada").command("project propose"),
+        await lab.person("Ada").command("project scope", channel=channel.id),
+        await lab.person("Ada").command("allocation request", channel=channel.id, pool="local"),
+    ]
+    for form in forms:
+        assert form.kind == "modal"
+        assert {(field.required, field.min_length, field.max_length) for field in form.fields} == {(False, None, 4000)}

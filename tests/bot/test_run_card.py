@@ -1,5 +1,7 @@
 """A run as its project's channel sees it: one card edited in place, a thread, milestones, and the announcement."""
 
+import psutil
+
 from broker import attempts, publications, runs
 from broker.attempts import Ending, Process, Progress
 from broker.series import Measured
@@ -81,6 +83,12 @@ async def test_the_card_follows_the_run(lab: Lab) -> None:
     closed = await lab.guild.wait_for("proposals", lambda m: "Completed" in m.text)
     assert closed.buttons == []
     assert "Traceback" not in lab.log
+
+    assert lab.bot is not None
+    drawing = psutil.Process(lab.bot.pid).children(recursive=True)
+    assert drawing
+    lab.kill_bot()
+    assert psutil.wait_procs(drawing, timeout=5)[1] == []
 
 
 def publish(session: runs.Session, step: int, *, first: bool, final: bool) -> None:
