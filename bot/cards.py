@@ -136,9 +136,10 @@ def run_card(run: RunView, *, picture: str = "") -> Card:
     lines.append(f"{text.bar(run.step, run.total_steps)} step {run.step:,} of {run.total_steps:,}{share}")
     lines += _measures(run)
     hours, account = allocations.in_hours, run.account
+    reserved = f", {hours(account.reserved)} reserved" if account.reserved else ""
     lines.append(
-        f"**GPU-hours** {hours(run.spent)} by this run; of the allocation's {hours(account.granted)}, "
-        f"{hours(account.spent)} used and {hours(account.left)} left"
+        f"**GPU-hours** {hours(run.spent)} by this run; of the allocation's {hours(account.granted)}: "
+        f"{hours(account.spent)} used{reserved}, {hours(account.left)} left"
     )
     if run.checkpoints:
         newest = run.checkpoints[-1]
@@ -157,7 +158,7 @@ def _measures(run: RunView) -> list[str]:
         if value is not None
     ]
     lines = [" · ".join(losses) + " nats per token"] if losses else []
-    if run.state == RunState.RUNNING and run.rate:
+    if run.rate:
         eta = "" if run.eta is None else f" · **ETA** {text.duration(run.eta)}"
         lines.append(f"**Speed** {run.rate:,.0f} tokens/s{eta}")
     return lines

@@ -122,9 +122,9 @@ async def test_the_bot_may_be_killed_at_any_moment(tmp_path: Path) -> None:
     parts = Parts(tmp_path / "logs")
     console = Console(quiet=True)
     adopt_orphans()
-    stage = await set_stage(tmp_path, parts, lease_seconds=3.0)
-    stage.override = "steps=24"
     try:
+        stage = await set_stage(tmp_path, parts, lease_seconds=3.0)
+        stage.override = "steps=24"
         for act in (story.propose, story.join, story.scope, story.request, story.approve):
             await act(stage, console)
             if act in (story.propose, story.scope):
@@ -151,9 +151,9 @@ async def test_the_bot_may_be_killed_at_any_moment(tmp_path: Path) -> None:
         )
         assert len(await stage.guild.messages("announcements")) == 1
         assert_no_secret(tmp_path, [stage.guild.info["bot_token"], stage.guild.info["hub_token"]], channels)
-    finally:
         await stage.guild.close()
         stage.database.close()
+    finally:
         await asyncio.to_thread(parts.stop)
         await asyncio.to_thread(end_descendants, 10)
 
