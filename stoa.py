@@ -3,10 +3,16 @@
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+
+if TYPE_CHECKING:
+    from projects.db import Database
+    from projects.settings import Settings
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 pool_app = typer.Typer(help="Pools of GPUs.", no_args_is_help=True)
@@ -31,16 +37,16 @@ NEEDED = (
 def up() -> None:
     """Run bot, worker and scheduler against the Discord server that the settings name, until Ctrl-C."""
     from parts import PartError, Parts
-    from projects.db import Database
-    from projects.settings import get_settings
 
-    settings = get_settings()
+    settings = _settings()
     missing = [f"STOA_{name.upper()}" for name in NEEDED if not getattr(settings, name)]
     if missing:
         _refuse(f"Not set: {', '.join(missing)}. Copy .env.example to .env; it says where each is found.")
-    Database(settings.database).migrate()
+    if not settings.hub_token:
+        typer.echo("STOA_HUB_TOKEN is not set: runs will go, but their checkpoints wait unpublished until it is.")
+    _database().migrate()
     parts = Parts(settings.home / "logs")
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if not settings.redis_url:
             parts.start_valkey(settings)
@@ -63,9 +69,8 @@ def up() -> None:
 def bot() -> None:
     """Run the bot."""
     from bot.client import run
-    from projects.settings import get_settings
 
-    run(get_settings())
+    run(_settings())
 
 
 @app.command()
@@ -76,28 +81,15 @@ def worker(
     from broker.queue import app as celery
     from parts import adopt_orphans, end_descendants
     from projects import log
-    from projects.settings import get_settings
 
     log.configure()
-    settings = get_settings()
-    quiet = ("--without-gossip", "--without-mingle", "--without-heartbeat")
+    settings = _settings()
     if drain:
         adopt_orphans()
+    concurrency = str(settings.worker_concurrency)
+    quiet = ("--without-gossip", "--without-mingle", "--without-heartbeat")
     try:
-        celery.worker_main(
-            [
-                "worker",
-                "-Q",
-                "runs,publish",
-                "-c",
-                str(settings.worker_concurrency),
-                "-l",
-                "INFO",
-                "-n",
-                "stoa@%h",
-                *quiet,
-            ]
-        )
+        celery.worker_main(["worker", "-Q", "runs,publish", "-c", concurrency, "-l", "INFO", "-n", "stoa@%h", *quiet])
     finally:
         if drain:
             end_descendants(settings.stop_grace_seconds)
@@ -108,23 +100,19 @@ def scheduler() -> None:
     """Run the scheduler."""
     from broker.scheduler import Scheduler
     from projects import log
-    from projects.db import Database
-    from projects.settings import get_settings
 
     log.configure()
-    settings = get_settings()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     typer.echo("scheduler ready")
-    Scheduler(settings, Database(settings.database)).run_forever()
+    Scheduler(_settings(), _database()).run_forever()
 
 
 @app.command()
-def health(part: str) -> None:
-    """Say whether PART (bot, worker or scheduler) is at work on this host; status 1 where it is not."""
+def health(part: Annotated[str, typer.Argument(help="bot, worker or scheduler")]) -> None:
+    """Say whether a part is at work on this host; status 1 where it is not."""
     from projects import health
-    from projects.settings import get_settings
 
-    problem = health.problem(get_settings(), part)
+    problem = health.problem(_settings(), part)
     typer.echo(problem or f"The {part} is at work.")
     sys.exit(0 if problem is None else 1)
 
@@ -132,10 +120,7 @@ def health(part: str) -> None:
 @app.command()
 def migrate(revision: Annotated[str, typer.Argument(help="head, base, or a revision")] = "head") -> None:
     """Bring the database's tables to a revision."""
-    from projects.db import Database
-    from projects.settings import get_settings
-
-    Database(get_settings().database).migrate(revision)
+    _database().migrate(revision)
     typer.echo(f"the database is at {revision}")
 
 
@@ -151,15 +136,9 @@ def demo(*, stay: Annotated[bool, typer.Option(help="Keep the parts up after the
 def pool_add(name: str, gpu_type: str, gpus: int) -> None:
     """Add a pool of GPUS devices of GPU_TYPE."""
     from broker import pools
-    from projects.db import Database
-    from projects.errors import DomainError
-    from projects.settings import get_settings
 
-    try:
-        with Database(get_settings().database).write() as session:
-            pools.add_pool(session, name=name, gpu_type=gpu_type, gpus=gpus)
-    except DomainError as error:
-        _refuse(str(error))
+    with _refusing(), _database().write() as session:
+        pools.add_pool(session, name=name, gpu_type=gpu_type, gpus=gpus)
     typer.echo(f"pool {name}: {gpus} × {gpu_type}")
 
 
@@ -167,16 +146,10 @@ def pool_add(name: str, gpu_type: str, gpus: int) -> None:
 def grant_add(pool: str, hours: str, sponsor: str, until: datetime) -> None:
     """Add a grant of HOURS GPU-hours of POOL, given by SPONSOR UNTIL a day."""
     from broker import allocations, pools
-    from projects.db import Database
-    from projects.errors import DomainError
-    from projects.settings import get_settings
 
-    try:
+    with _refusing(), _database().write() as session:
         seconds = allocations.parse_hours(hours)
-        with Database(get_settings().database).write() as session:
-            pools.add_grant(session, pool=pool, sponsor=sponsor, seconds=seconds, until=until.replace(tzinfo=UTC))
-    except DomainError as error:
-        _refuse(str(error))
+        pools.add_grant(session, pool=pool, sponsor=sponsor, seconds=seconds, until=until.replace(tzinfo=UTC))
     typer.echo(f"{sponsor} gives {hours} GPU-hours of {pool}")
 
 
@@ -184,23 +157,40 @@ def grant_add(pool: str, hours: str, sponsor: str, until: datetime) -> None:
 def record_verify() -> None:
     """Walk every chain of the record; status 1 where one is broken."""
     from projects import record
-    from projects.db import Database
-    from projects.settings import get_settings
 
-    with Database(get_settings().database).read() as session:
+    with _database().read() as session:
         verdicts = [record.verify(session, stream) for stream in record.streams(session)]
     for verdict in verdicts:
         typer.echo(f"{verdict.stream}: {verdict.entries} entries, {verdict.problem or 'whole'}")
     sys.exit(0 if all(verdict.ok for verdict in verdicts) else 1)
 
 
-def _refuse(sentence: str) -> None:
+def _settings() -> "Settings":
+    from projects.settings import get_settings
+
+    return get_settings()
+
+
+def _database() -> "Database":
+    from projects.db import Database
+
+    return Database(_settings().database)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Turn what the domain refuses into its sentence and status 2."""
+    from projects.errors import DomainError
+
+    try:
+        yield
+    except DomainError as error:
+        _refuse(str(error))
+
+
+def _refuse(sentence: str) -> NoReturn:
     typer.echo(sentence, err=True)
     sys.exit(2)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

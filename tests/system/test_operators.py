@@ -1,16 +1,23 @@
 """What an operator meets: the command line, `.env.example`, and the files for docker compose."""
 
+import json
 import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from typer.testing import CliRunner
 
+from demo.play import settings_for
+from parts import Parts
+from parts import environment as part_environment
+from projects.health import problem
 from projects.settings import Settings
 from stoa import app
 
@@ -46,6 +53,40 @@ def test_up_says_what_is_missing_and_starts_nothing(tmp_path: Path) -> None:
     assert "STOA_DISCORD_TOKEN, STOA_GUILD_ID" in done.stderr
     assert ".env.example" in done.stderr
     assert not (tmp_path / "logs").exists()
+
+
+def test_up_runs_the_parts_on_a_server_until_it_is_stopped(tmp_path: Path) -> None:
+    """The sandbox stands in for Discord; what is started and stopped is what a real server gets."""
+    parts = Parts(tmp_path / "sandbox-logs")
+    where = tmp_path / "sandbox"
+    environment = {name: os.environ[name] for name in ("PATH", "HOME")}
+    parts.start(
+        "sandbox", [sys.executable, "-m", "sandbox", "--dir", str(where)], environment, (where / "sandbox.json").exists
+    )
+    settings = settings_for(tmp_path / "home", json.loads((where / "sandbox.json").read_text()))
+    for part in ("bot", "worker", "scheduler"):
+        environment |= part_environment(settings, part)
+    up = subprocess.Popen(
+        [sys.executable, "-m", "stoa", "up"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert up.stdout is not None
+        assert any("Stoa is up" in line for line in up.stdout)
+        children = psutil.Process(up.pid).children(recursive=True)
+        assert len(children) >= 4
+        until = time.monotonic() + 20
+        while any(problem(settings, part) for part in ("bot", "worker", "scheduler")):
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        up.terminate()
+        assert up.wait(60) == 0
+        assert [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE] == []
+    finally:
+        up.kill()
+        parts.stop()
 
 
 def test_pools_and_grants_are_added_and_the_record_verifies(tmp_path: Path) -> None:
