@@ -1,14 +1,15 @@
 """The parts of a running Stoa: which processes there are, what each is given, and how they start and stop."""
 
 import ctypes
+import fcntl
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +22,14 @@ from projects.settings import Settings
 # Each part is given only the secrets that it needs: what is not named here, no part gets.
 SECRETS: Mapping[str, frozenset[str]] = {
     "bot": frozenset({"discord_token", "database_url"}),
-    "worker": frozenset({"hub_token", "database_url", "redis_url"}),
+    "worker": frozenset({"database_url", "redis_url"}),
+    "publisher": frozenset({"hub_token", "database_url", "redis_url"}),
     "scheduler": frozenset({"database_url", "redis_url"}),
 }
 SECRET_NAMES = frozenset({"discord_token", "hub_token", "database_url", "redis_url"})
 STOP_SECONDS = 20.0
+SETTLE_SECONDS = 15.0
+LOCK = ".lock"
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -88,7 +92,7 @@ class Parts:
         return part
 
     def start_stoa(self, settings: Settings, name: str) -> Part:
-        """Start one of Stoa's own parts: bot, worker or scheduler."""
+        """Start one of Stoa's own parts, such as the bot."""
         command = [sys.executable, "-m", "stoa", name]
         log = self.logs / f"{name}.log"
         seen = log.stat().st_size if log.exists() else 0
@@ -133,20 +137,45 @@ class Parts:
                 part.popen.wait()
 
 
+@contextmanager
+def alone(home: Path) -> Iterator[None]:
+    """Hold a home folder alone; the kernel gives it back when this process ends, however it ends.
+
+    Raises PartError where another Stoa is at work there.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / LOCK).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise PartError(
+                f"A Stoa is running in {home} already; end it first, or set STOA_HOME to another."
+            ) from error
+        yield
+
+
 def adopt_orphans() -> None:
     """Become the parent of every process below this one whose own parent ends, such as a supervisor."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
+def stop_supervisors() -> None:
+    """Ask the supervisors below this process to stop: each lets its trainer write a checkpoint and settles the run."""
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if "broker.supervisor" in process.cmdline():
+                process.terminate()
+
+
 def end_descendants(grace_seconds: float) -> None:
-    """Stop every process below this one: a supervisor lets its trainer write a checkpoint; after the grace, kill."""
-    for end in (psutil.Process.terminate, psutil.Process.kill):
-        left = psutil.Process().children(recursive=True)
-        for process in left:
-            with suppress(psutil.NoSuchProcess):
-                if end is psutil.Process.kill or process.ppid() == os.getpid():
-                    end(process)
-        psutil.wait_procs(left, timeout=grace_seconds)
+    """End every process below this one: supervisors in their own way, then all that is left after the grace."""
+    stop_supervisors()
+    left = psutil.Process().children(recursive=True)
+    psutil.wait_procs(left, timeout=grace_seconds + SETTLE_SECONDS if left else 0)
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+            process.wait(10)
 
 
 def last_line(log: Path) -> str:

@@ -35,30 +35,38 @@ NEEDED = (
 
 @app.command()
 def up() -> None:
-    """Run bot, worker and scheduler against the Discord server that the settings name, until Ctrl-C."""
-    from parts import PartError, Parts
+    """Run bot, worker, publisher and scheduler against the Discord server that the settings name, until Ctrl-C."""
+    from parts import PartError, alone
 
     settings = _settings()
     missing = [f"STOA_{name.upper()}" for name in NEEDED if not getattr(settings, name)]
     if missing:
         _refuse(f"Not set: {', '.join(missing)}. Copy .env.example to .env; it says where each is found.")
-    if not settings.hub_token:
-        typer.echo("STOA_HUB_TOKEN is not set: runs will go, but their checkpoints wait unpublished until it is.")
+    if not (settings.hub_token and settings.hub_namespace):
+        typer.echo("STOA_HUB_TOKEN or STOA_HUB_NAMESPACE is not set: checkpoints wait unpublished until both are.")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with alone(settings.home):
+            _run_parts(settings)
+    except PartError as error:
+        _refuse(str(error))
+
+
+def _run_parts(settings: "Settings") -> None:
+    from parts import Parts
+
     _database().migrate()
     parts = Parts(settings.home / "logs")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if not settings.redis_url:
             parts.start_valkey(settings)
-        for name in ("scheduler", "worker", "bot"):
+        for name in ("scheduler", "worker", "publisher", "bot"):
             parts.start_stoa(settings, name)
             typer.echo(f"{name} is up")
         typer.echo("Stoa is up. Ctrl-C stops it; runs that are under way go on.")
         while True:
             parts.check()
             time.sleep(0.5)
-    except PartError as error:
-        _refuse(str(error))
     except KeyboardInterrupt:
         typer.echo("stopping")
     finally:
@@ -77,22 +85,36 @@ def bot() -> None:
 def worker(
     *, drain: Annotated[bool, typer.Option(help="When stopped, also stop this host's runs, with a checkpoint.")] = False
 ) -> None:
-    """Run a Celery worker for runs and publications. Without --drain, runs go on while it is replaced."""
+    """Run a Celery worker that starts runs. Without --drain, they go on while it is replaced."""
+    from celery.signals import worker_shutting_down
+
+    from parts import adopt_orphans, end_descendants, stop_supervisors
+
+    if not drain:
+        _celery("worker", queue="runs")
+        return
+    adopt_orphans()
+    worker_shutting_down.connect(lambda **_: stop_supervisors(), weak=False)
+    try:
+        _celery("worker", queue="runs")
+    finally:
+        end_descendants(_settings().stop_grace_seconds)
+
+
+@app.command()
+def publisher() -> None:
+    """Run a Celery worker that publishes checkpoints; apart from the other, so that uploads never delay a start."""
+    _celery("publisher", queue="publish")
+
+
+def _celery(name: str, *, queue: str) -> None:
     from broker.queue import app as celery
-    from parts import adopt_orphans, end_descendants
     from projects import log
 
     log.configure()
-    settings = _settings()
-    if drain:
-        adopt_orphans()
-    concurrency = str(settings.worker_concurrency)
+    concurrency = str(_settings().worker_concurrency)
     quiet = ("--without-gossip", "--without-mingle", "--without-heartbeat")
-    try:
-        celery.worker_main(["worker", "-Q", "runs,publish", "-c", concurrency, "-l", "INFO", "-n", "stoa@%h", *quiet])
-    finally:
-        if drain:
-            end_descendants(settings.stop_grace_seconds)
+    celery.worker_main(["worker", "-Q", queue, "-c", concurrency, "-l", "INFO", "-n", f"{name}@%h", *quiet])
 
 
 @app.command()
@@ -108,7 +130,7 @@ def scheduler() -> None:
 
 
 @app.command()
-def health(part: Annotated[str, typer.Argument(help="bot, worker or scheduler")]) -> None:
+def health(part: Annotated[str, typer.Argument(help="bot, worker, publisher or scheduler")]) -> None:
     """Say whether a part is at work on this host; status 1 where it is not."""
     from projects import health
 

@@ -81,11 +81,20 @@ class Bot(App):
         log.info("commands registered", count=len(definition))
 
     async def on_ready(self) -> None:
-        """Begin to deliver, once the server is as the settings say."""
-        if self._delivery is not None:
+        """Begin, unless the server is still to come."""
+        self._begin()
+
+    async def on_guild_available(self, guild: discord.Guild) -> None:
+        """Begin, where the server came late."""
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begin to deliver, once the server is there and as the settings say."""
+        guild = self.get_guild(self.settings.guild_id)
+        if self._delivery is not None or (guild is not None and guild.unavailable):
             return
         try:
-            check_server(self.get_guild(self.settings.guild_id), self.settings)
+            check_server(guild, self.settings)
         except SetupError as error:
             if not self.failure.done():
                 self.failure.set_exception(error)

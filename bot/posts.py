@@ -44,16 +44,16 @@ def places(entry: Told, *, has_channel: bool) -> Sequence[Place]:
     if entry.kind == "project.activated":
         return [Place.PROPOSAL, Place.CHANNEL]
     if entry.kind == "project.completed":
-        return [Place.CHANNEL, Place.ANNOUNCEMENTS]
+        return [Place.CHANNEL if has_channel else Place.PROPOSAL, Place.ANNOUNCEMENTS]
     if "run" in payload:
         return [Place.RUN, Place.CHANNEL] if _milestone(entry.kind, payload) else [Place.RUN]
     return [Place.CHANNEL if has_channel else Place.PROPOSAL]
 
 
 def marker(entry: Told) -> str:
-    """The last line of an entry's post, by which it is found again and cited."""
+    """The last line of an entry's post: found again and cited by it; the hash shows that nothing before was altered."""
     owner = "Lab" if entry.project_id is None else f"P{entry.project_id}"
-    return f"-# {owner} · record {entry.number}"
+    return f"-# {owner} · record {entry.number} · {entry.hash[:8]}"
 
 
 def render(entry: Told, place: Place, scene: Scene | None = None) -> str:

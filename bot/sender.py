@@ -19,6 +19,7 @@ from bot.tables import DiscordMessage
 from projects.db import utcnow
 
 NONCE_GOOD_FOR = timedelta(minutes=2)
+CLOCKS_APART = timedelta(minutes=10)
 # Unknown channel, unknown message: a person has deleted it.
 DELETED = frozenset({10003, 10008})
 
@@ -68,17 +69,17 @@ class Sender:
         view: ui.LayoutView | None = None,
         digest: str = "",
     ) -> str | None:
-        row, fresh = await self.app.write(self._intend, key, channel_id)
+        row, certain = await self.app.write(self._intend, key, channel_id)
         if row.gone or row.message_id is not None:
             return None if row.gone else row.message_id
         try:
-            if not fresh and row.intended_at < utcnow() - NONCE_GOOD_FOR:
+            if not certain and row.intended_at < utcnow() - NONCE_GOOD_FOR:
                 found = await self._find(row, marker)
                 if found is not None:
                     # What it shows is not known: an empty digest has a card drawn anew.
                     await self.app.write(outbox.sent, key, found)
                     return found
-                row = await self.app.write(outbox.intend_again, key)
+                row, certain = await self.app.write(outbox.intend_again, key), True
             channel = self._channel(row.channel_id)
             if view is None:
                 message = await channel.send(content, nonce=row.nonce, suppress_embeds=True)
@@ -87,7 +88,8 @@ class Sender:
         except discord.NotFound as error:
             await self._deleted(key, error)
             return None
-        await self.app.write(outbox.sent, key, str(message.id), digest)
+        # For a repeat of a nonce Discord returns the first message, which may show an earlier state.
+        await self.app.write(outbox.sent, key, str(message.id), digest if certain else "")
         return str(message.id)
 
     def _intend(self, session: Session, key: str, channel_id: str) -> tuple[DiscordMessage, bool]:
@@ -100,7 +102,7 @@ class Sender:
 
     async def _find(self, row: DiscordMessage, marker: str) -> str | None:
         """The message of an old intent, if it stands in its channel."""
-        after = row.intended_at - timedelta(minutes=1)
+        after = row.intended_at - CLOCKS_APART
         me = self.app.user
         async for message in self._channel(row.channel_id).history(limit=None, after=after):
             if me is not None and message.author.id == me.id and _last_line(message) == marker:

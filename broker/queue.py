@@ -10,6 +10,8 @@ from projects import health
 from projects.db import Database
 from projects.settings import get_settings
 
+RING_GOOD_FOR_SECONDS = 60  # so that rings do not pile up while no worker is there to hear them
+
 app = Celery("stoa")
 app.add_defaults(lambda: {"broker_url": get_settings().broker})
 app.conf.update(
@@ -28,19 +30,20 @@ app.conf.update(
 
 @worker_ready.connect
 def _beat(sender: Consumer, **_: object) -> None:
-    """Let the worker's own loop say that it goes round."""
-    sender.timer.call_repeatedly(10, health.beat, (get_settings(), "worker"))
-    health.beat(get_settings(), "worker")
+    """Let the worker's own loop say that it goes round, under the name that it was started with."""
+    part = sender.hostname.partition("@")[0]
+    sender.timer.call_repeatedly(10, health.beat, (get_settings(), part))
+    health.beat(get_settings(), part)
 
 
 def ring_start(run_id: int, token: int) -> None:
     """Ask any worker to start an admitted attempt; raises kombu's OperationalError where the queue is away."""
-    start_attempt.apply_async((run_id, token))
+    start_attempt.apply_async((run_id, token), expires=RING_GOOD_FOR_SECONDS)
 
 
 def ring_publish(run_id: int) -> None:
     """Ask any worker to publish the checkpoints of a run that wait; raises kombu's OperationalError."""
-    publish.apply_async((run_id,))
+    publish.apply_async((run_id,), expires=RING_GOOD_FOR_SECONDS)
 
 
 @app.task(name="stoa.start_attempt")

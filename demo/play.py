@@ -1,7 +1,6 @@
 """Sets the stage, plays the story, reports it, and leaves no process behind."""
 
 import asyncio
-import fcntl
 import os
 import shutil
 import signal
@@ -9,7 +8,7 @@ import sys
 import time
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from pydantic import SecretStr
 from rich.console import Console
@@ -17,11 +16,11 @@ from rich.console import Console
 from broker import pools
 from demo import report
 from demo.stage import Stage
-from demo.story import STORY, StoryError
-from parts import PartError, Parts, adopt_orphans, end_descendants
+from demo.story import STORY
+from parts import LOCK, PartError, Parts, adopt_orphans, alone, end_descendants
 from projects.db import Database, utcnow
 from projects.settings import Settings, get_settings
-from sandbox.people import ActionError, Guild
+from sandbox.people import Guild
 
 POOL, POOL_SLOTS, GRANT_HOURS = "laptop", 2, 24
 GRACE_SECONDS = 15
@@ -31,53 +30,60 @@ def play(*, stay: bool) -> int:
     """Play the demo in `var/demo` and return the exit status; with `stay`, keep its parts up until Ctrl-C."""
     console = Console(highlight=False)
     home = get_settings().home / "demo"
-    home.parent.mkdir(parents=True, exist_ok=True)
-    with (home.parent / "demo.lock").open("a+") as lock:
-        if not _locked(lock):
-            console.print(f"A demo is running in {home} already; end it first, or set STOA_HOME to another folder.")
-            return 2
-        shutil.rmtree(home, ignore_errors=True)
-        home.mkdir()
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        adopt_orphans()
-        try:
-            return asyncio.run(_play(console, home, stay=stay))
-        finally:
-            end_descendants(GRACE_SECONDS)
+    try:
+        with alone(home):
+            for old in home.iterdir():
+                if old.name != LOCK:
+                    shutil.rmtree(old) if old.is_dir() else old.unlink()
+            adopt_orphans()
+            try:
+                return asyncio.run(_play(console, home, stay=stay))
+            finally:
+                end_descendants(GRACE_SECONDS)
+    except PartError as error:
+        console.print(str(error), soft_wrap=True)
+        return 2
 
 
 async def _play(console: Console, home: Path, *, stay: bool) -> int:
-    started = time.monotonic()
+    task = asyncio.current_task()
+    if task is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     parts = Parts(home / "logs")
-    steps: list[report.Step] = []
     stage: Stage | None = None
+    steps: list[report.Step] = []
+    started = time.monotonic()
+    console.print(f"[bold]Stoa[/]: the main job, end to end, in {home}", soft_wrap=True)
     try:
-        console.print(f"[bold]Stoa[/]: the main job, end to end, in {home}")
         with report.step(console, steps, "start the parts") as note:
             stage = await set_stage(home, parts)
-            note(f"Valkey, sandbox (Discord {stage.guild.info['discord']}), scheduler, worker, bot")
+            note(f"Valkey, sandbox (Discord {stage.guild.info['discord']}), scheduler, worker, publisher, bot")
         for name, act in STORY:
             parts.check()
             with report.step(console, steps, name) as note:
                 note(await act(stage, console))
-        ok = True
-    except (PartError, StoryError, ActionError, TimeoutError) as error:
+        seconds = time.monotonic() - started
+        await report.write(stage, steps, seconds=seconds)
+        console.print(
+            f"[bold green]The story took {seconds:.0f} s.[/] Its report is {home / 'report.json'}", soft_wrap=True
+        )
+        if stay:
+            await _stay(console, stage, parts)
+    except asyncio.CancelledError:
+        console.print("stopping")
+        return 0 if len(steps) > len(STORY) else 130
+    except Exception as error:  # whatever it was, the operator is told where to look
         console.print(f"[bold red]The demo failed[/] at “{steps[-1].name}”: {error}", soft_wrap=True)
         console.print(f"The logs of all parts are in {parts.logs}, those of runs in {home / 'runs'}.", soft_wrap=True)
-        ok = False
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        console.print("stopped")
-        return 130
-    else:
-        console.print(f"[bold green]The story took {time.monotonic() - started:.0f} s.[/]")
-    finally:
         if stage is not None:
             await report.write(stage, steps, seconds=time.monotonic() - started)
-        if not (stay and steps and all(step.ok for step in steps)):
-            await _end(stage, parts)
-    if stay and ok and stage is not None:
-        await _stay(console, stage, parts)
-    return 0 if ok else 1
+        return 1
+    finally:
+        if stage is not None:
+            await stage.guild.close()
+            stage.database.close()
+        parts.stop()
+    return 0
 
 
 async def set_stage(home: Path, parts: Parts, **changes: object) -> Stage:
@@ -95,7 +101,7 @@ async def set_stage(home: Path, parts: Parts, **changes: object) -> Stage:
         until = utcnow() + timedelta(days=90)
         pools.add_grant(session, pool=POOL, sponsor="this machine", seconds=GRANT_HOURS * 3600, until=until)
     parts.start_valkey(settings)
-    for name in ("scheduler", "worker", "bot"):
+    for name in ("scheduler", "worker", "publisher", "bot"):
         parts.start_stoa(settings, name)
     await guild.wait_for_bot("project", timeout=60)
     return Stage(home, settings, database, guild)
@@ -119,6 +125,7 @@ def settings_for(home: Path, sandbox: dict[str, Any]) -> Settings:
         reviewer_role_id=int(sandbox["roles"]["reviewer"]),
         hub_endpoint=sandbox["hub"],
         hub_token=SecretStr(sandbox["hub_token"]),
+        hub_namespace="stoa",
         lease_seconds=10,
         stop_grace_seconds=GRACE_SECONDS,
         picture_seconds=8,
@@ -127,39 +134,16 @@ def settings_for(home: Path, sandbox: dict[str, Any]) -> Settings:
 
 
 async def _stay(console: Console, stage: Stage, parts: Parts) -> None:
-    """Keep the parts up until Ctrl-C, and say what to try."""
+    """Say what to try, and keep the parts up until Ctrl-C."""
     console.print(
         f"\nEverything is still up; Ctrl-C ends it. What to try next:\n"
         f"  the checkpoints:      {stage.guild.info['hub']}/{stage.repo} in a browser\n"
-        f"  the loss curve:       {stage.home / 'report.json'} names the picture; all channels stand in it too\n"
+        f"  the loss curve:       the report names the picture, and holds all channels as they stand\n"
         f"  the record's chains:  STOA_HOME={stage.home} .venv/bin/stoa record verify\n"
-        f"  another run:          see how demo/story.py acts as Ada, with sandbox.people.Guild\n"
+        f"  more of the story:    demo/story.py shows how to act as Ada, with sandbox.people.Guild\n"
         f"  a real server:        copy .env.example to .env, fill it in, and run .venv/bin/stoa up",
         soft_wrap=True,
     )
-    try:
-        while True:
-            parts.check()
-            await asyncio.sleep(0.5)
-    except PartError as error:
-        console.print(str(error), soft_wrap=True)
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        console.print("stopping")
-    finally:
-        await _end(stage, parts)
-
-
-async def _end(stage: Stage | None, parts: Parts) -> None:
-    if stage is not None:
-        await stage.guild.close()
-        stage.database.close()
-    parts.stop()
-
-
-def _locked(lock: IO[str]) -> bool:
-    """Whether the lock is now ours; the kernel gives it back when this process ends, however it ends."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    while True:
+        parts.check()
+        await asyncio.sleep(0.5)

@@ -1,6 +1,8 @@
 """Whether a part is at work: each one touches a file of its own as it goes round, and a check looks at its age."""
 
+import socket
 import time
+from pathlib import Path
 
 from projects.settings import Settings
 
@@ -9,17 +11,21 @@ OLDEST_SECONDS = 60
 
 def beat(settings: Settings, part: str) -> None:
     """Say that `part` has just gone round."""
-    folder = settings.home / "health"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / part).touch()
+    path = _path(settings, part)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
 
 
 def problem(settings: Settings, part: str) -> str | None:
     """What is wrong with `part` on this host, in one sentence; None where it is at work."""
-    path = settings.home / "health" / part
+    path = _path(settings, part)
     if not path.exists():
         return f"The {part} has not gone round once; its log says why."
     age = time.time() - path.stat().st_mtime
     if age > OLDEST_SECONDS:
         return f"The {part} last went round {age:.0f} s ago; its log says what it waits for."
     return None
+
+
+def _path(settings: Settings, part: str) -> Path:
+    return settings.home / "health" / f"{part}@{socket.gethostname()}"

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from projects import people, record, text
 from projects.db import Base, utcnow
-from projects.errors import ConflictError, ForbiddenError, NotFoundError
+from projects.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
 from projects.people import Actor, Person
 
 
@@ -33,9 +33,9 @@ class Outcome(StrEnum):
 
 
 TRANSITIONS: dict[Stage, frozenset[Stage]] = {
-    Stage.PROPOSED: frozenset({Stage.RECRUITING, Stage.SCOPED}),
-    Stage.RECRUITING: frozenset({Stage.SCOPED}),
-    Stage.SCOPED: frozenset({Stage.ACTIVE}),
+    Stage.PROPOSED: frozenset({Stage.RECRUITING, Stage.SCOPED, Stage.COMPLETED}),
+    Stage.RECRUITING: frozenset({Stage.SCOPED, Stage.COMPLETED}),
+    Stage.SCOPED: frozenset({Stage.ACTIVE, Stage.COMPLETED}),
     Stage.ACTIVE: frozenset({Stage.COMPLETED}),
     Stage.COMPLETED: frozenset(),
 }
@@ -135,7 +135,7 @@ def propose(session: Session, actor: Actor, request_id: str, *, title: str, ques
 
 def join(session: Session, actor: Actor, project_id: int, *, min_people: int) -> None:
     """Add the actor to the project; a scoped project that has now enough people becomes active."""
-    project = load(session, project_id)
+    project = _locked(session, project_id)
     if project.stage == Stage.COMPLETED:
         raise ConflictError(f"“{project.title}” is completed; nobody can join it any more.")
     person = people.ensure(session, actor)
@@ -161,7 +161,7 @@ def scope(
     min_people: int,
 ) -> None:
     """Say what the project will do; with enough people it becomes active and gets its channel."""
-    project = load(session, project_id)
+    project = _locked(session, project_id)
     lead = require_lead(session, actor, project)
     if Stage.SCOPED not in TRANSITIONS[Stage(project.stage)]:
         raise ConflictError(f"“{project.title}” is {project.stage}: its scope has been written already.")
@@ -179,13 +179,18 @@ def scope(
 
 
 def complete(session: Session, actor: Actor, project_id: int, *, outcome: str, learnt: str) -> None:
-    """End the project with an outcome and what was learnt; the record announces it to the whole server."""
-    project = load(session, project_id)
+    """End the project with an outcome and what was learnt; the record announces it to the whole server.
+
+    What has not become active can only be abandoned.
+    """
+    project = _locked(session, project_id)
     lead = require_lead(session, actor, project)
-    if Stage.COMPLETED not in TRANSITIONS[Stage(project.stage)]:
-        raise ConflictError(f"“{project.title}” is {project.stage}; only an active project can be completed.")
+    if project.stage == Stage.COMPLETED:
+        raise ConflictError(f"“{project.title}” is completed already.")
     if outcome not in set(Outcome):
-        raise ConflictError(f"The outcome is one of: {', '.join(Outcome)}.")
+        raise InvalidError(f"The outcome is one of: {', '.join(Outcome)}.")
+    if project.stage != Stage.ACTIVE and outcome != Outcome.ABANDONED:
+        raise ConflictError(f"“{project.title}” is {project.stage}; only an active project can have a result.")
     project.outcome = outcome
     project.learnt = text.prose("What was learnt", learnt, most=1500)
     _move(session, project, Stage.COMPLETED)
@@ -208,6 +213,12 @@ def load(session: Session, project_id: int) -> Project:
     if project is None:
         raise NotFoundError(f"There is no project {project_id}; /project list shows those there are.")
     return project
+
+
+def _locked(session: Session, project_id: int) -> Project:
+    """The project's row, locked first of all, so that two changes of a project take turns and cannot deadlock."""
+    load(session, project_id)
+    return session.get_one(Project, project_id, with_for_update={"key_share": True}, populate_existing=True)
 
 
 def view(session: Session, project_id: int) -> ProjectView:

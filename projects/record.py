@@ -63,6 +63,7 @@ class Told:
     stream: str
     number: int
     kind: str
+    hash: str
     payload: dict[str, Any] | None
 
     @property
@@ -124,7 +125,7 @@ def append(session: Session, stream: str, kind: str, *, by: Person | None, why: 
     session.flush()
     session.add(Payload(entry_id=entry.id, salt=salt, body=body))
     session.execute(update(Stream).where(Stream.key == stream).values(head_hash=entry.hash))
-    return Told(entry.id, stream, entry.number, kind, payload)
+    return Told(entry.id, stream, entry.number, kind, entry.hash, payload)
 
 
 def since(session: Session, stream: str, number: int, limit: int = 100) -> Sequence[Told]:
@@ -193,4 +194,6 @@ def _sha256(data: bytes) -> str:
 
 
 def _told(entry: Entry, body: str | None) -> Told:
-    return Told(entry.id, entry.stream, entry.number, entry.kind, None if body is None else json.loads(body))
+    return Told(
+        entry.id, entry.stream, entry.number, entry.kind, entry.hash, None if body is None else json.loads(body)
+    )

@@ -31,7 +31,7 @@ class Settings(BaseSettings):
 
     hub_endpoint: str = "https://huggingface.co"
     hub_token: SecretStr = SecretStr("")
-    hub_namespace: str = "stoa"
+    hub_namespace: str = Field("", description="The user or organisation of the Hub that checkpoints go to.")
 
     min_people: int = Field(2, ge=1, description="People a project needs before it gets its own channel.")
     lease_seconds: float = Field(

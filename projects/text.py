@@ -5,6 +5,8 @@ import unicodedata
 
 from projects.errors import InvalidError
 
+_KEPT = frozenset("\n\u200c\u200d")
+_DROPPED = frozenset({"Cc", "Cf", "Cs", "Co"})
 _MENTION = re.compile(r"@(?:everyone|here)\b|<(?:@[!&]?|#|/|a?:\w+:|id:|t:)[^>]*>", re.IGNORECASE)
 
 
@@ -13,13 +15,18 @@ def prose(field: str, value: str, *, most: int, required: bool = True) -> str:
 
     Raises InvalidError where it is empty though required, or too long.
     """
-    kept = "".join(char for char in value if char == "\n" or unicodedata.category(char) not in {"Cc", "Cf", "Cs", "Co"})
-    kept = kept.strip()
+    kept = cleaned(value)
     if required and not kept:
         raise InvalidError(f"{field} is empty: please write a sentence or two.")
     if len(kept) > most:
         raise InvalidError(f"{field} has {len(kept):,} characters; at most {most:,} fit.")
     return kept
+
+
+def cleaned(value: str) -> str:
+    """`value` without control and other invisible characters, but for line ends and what joins letters and emoji."""
+    spaced = value.replace("\t", " ")
+    return "".join(char for char in spaced if char in _KEPT or unicodedata.category(char) not in _DROPPED).strip()
 
 
 def title(value: str) -> str:

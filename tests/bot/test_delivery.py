@@ -59,7 +59,7 @@ async def told(lab: Lab, project_id: int) -> list[int]:
     found: list[tuple[int, int]] = []
     for channel in await lab.guild.channels():
         for message in await lab.guild.messages(channel.id):
-            match = re.fullmatch(rf"-# P{project_id} · record (\d+)", message.text.splitlines()[-1])
+            match = re.fullmatch(rf"-# P{project_id} · record (\d+) · [0-9a-f]{8}", message.text.splitlines()[-1])
             if match and channel.name != "announcements":
                 found.append((int(message.id), int(match[1])))
     return [number for _, number in sorted(found)]
@@ -160,7 +160,7 @@ async def test_killed_again_and_again(lab: Lab) -> None:
         assert await told(lab, number) == [1, 2, 3, 4, 4]
         assert await cards(lab, number) == 1
     lab_posts = [m.text.splitlines()[-1] for m in await lab.guild.messages("public-record")]
-    assert lab_posts == ["-# Lab · record 1", "-# Lab · record 2"]
+    assert [line[:16] for line in lab_posts] == ["-# Lab · record 1", "-# Lab · record 2"]
 
 
 async def test_a_second_bot_waits(lab: Lab) -> None:

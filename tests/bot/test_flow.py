@@ -16,7 +16,9 @@ async def test_from_a_proposal_to_a_launched_run(lab: Lab) -> None:
     assert proposal.button_labels == ["Join"]
     assert proposal.thread_id is not None
     thread = await lab.guild.messages(proposal.thread_id)
-    assert [m.text.splitlines()[-1] for m in thread] == [f"-# P1 · record {n}" for n in (1, 2, 3, 4)]
+    assert [m.text.splitlines()[-1].rpartition(" · ")[0] for m in thread] == [
+        f"-# P1 · record {n}" for n in (1, 2, 3, 4)
+    ]
     assert f"<#{channel.id}>" in thread[-1].text
     assert channel.topic is not None
 
@@ -60,6 +62,6 @@ async def test_from_a_proposal_to_a_launched_run(lab: Lab) -> None:
     assert lab.call(runs.view, 1).state == "cancelled"
 
     record = await lab.guild.messages("public-record")
-    assert [m.text.splitlines()[-1] for m in record] == ["-# Lab · record 1", "-# Lab · record 2"]
+    assert [m.text.splitlines()[-1].rpartition(" · ")[0] for m in record] == ["-# Lab · record 1", "-# Lab · record 2"]
     assert await lab.stop_bot() == 0
     assert "Traceback" not in lab.log

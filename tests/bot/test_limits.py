@@ -112,7 +112,7 @@ def test_posts(kind: str, said: str) -> None:
     for place in posts.places(told, has_channel=True):
         shown = posts.render(told, place, scene)
         assert text.length(shown) <= 4000
-        assert shown.splitlines()[-1] == "-# P1 · record 12"
+        assert shown.splitlines()[-1] == "-# P1 · record 12 · 00112233"
         assert "@everyone" not in shown
     sample = Told(1, "project:1", 12, kind, payload | {"sample": 2})
     assert text.length(posts.render(sample, Place.RUN, scene)) <= 4000

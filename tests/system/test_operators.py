@@ -64,7 +64,7 @@ def test_up_runs_the_parts_on_a_server_until_it_is_stopped(tmp_path: Path) -> No
         "sandbox", [sys.executable, "-m", "sandbox", "--dir", str(where)], environment, (where / "sandbox.json").exists
     )
     settings = settings_for(tmp_path / "home", json.loads((where / "sandbox.json").read_text()))
-    for part in ("bot", "worker", "scheduler"):
+    for part in ("bot", "worker", "publisher", "scheduler"):
         environment |= part_environment(settings, part)
     up = subprocess.Popen(
         [sys.executable, "-m", "stoa", "up"],
@@ -76,9 +76,9 @@ def test_up_runs_the_parts_on_a_server_until_it_is_stopped(tmp_path: Path) -> No
         assert up.stdout is not None
         assert any("Stoa is up" in line for line in up.stdout)
         children = psutil.Process(up.pid).children(recursive=True)
-        assert len(children) >= 4
+        assert len(children) >= 5
         until = time.monotonic() + 20
-        while any(problem(settings, part) for part in ("bot", "worker", "scheduler")):
+        while any(problem(settings, part) for part in ("bot", "worker", "publisher", "scheduler")):
             assert time.monotonic() < until
             time.sleep(0.2)
         up.terminate()
@@ -115,12 +115,12 @@ def test_the_example_names_only_settings_that_there_are() -> None:
 
 def test_every_service_of_the_compose_file_fits_the_command_line_and_the_settings() -> None:
     services = compose()["services"]
-    for name in ("bot", "worker", "scheduler", "migrate"):
+    for name in ("bot", "worker", "publisher", "scheduler", "migrate"):
         service = services[name]
         assert CliRunner().invoke(app, [*service["command"], "--help"]).exit_code == 0
         assert [key for key in service["environment"] if not known(key)] == []
         assert "stoa:/var/lib/stoa" in service["volumes"]
-    for name in ("bot", "worker", "scheduler", "postgres", "redis"):
+    for name in ("bot", "worker", "publisher", "scheduler", "postgres", "redis"):
         assert "healthcheck" in services[name]
 
 
@@ -128,7 +128,8 @@ def test_every_service_of_the_compose_file_fits_the_command_line_and_the_setting
     ("service", "strangers"),
     [
         ("bot", ("STOA_HUB_TOKEN", "STOA_REDIS_URL")),
-        ("worker", ("STOA_DISCORD_TOKEN",)),
+        ("worker", ("STOA_DISCORD_TOKEN", "STOA_HUB_TOKEN")),
+        ("publisher", ("STOA_DISCORD_TOKEN",)),
         ("scheduler", ("STOA_DISCORD_TOKEN", "STOA_HUB_TOKEN")),
     ],
 )

@@ -23,7 +23,7 @@ from projects import record
 from tests.absent import absent
 from tests.discord_openapi import DESCRIPTION_ENV, DiscordJudge, find_description
 
-POST = re.compile(r"-# (?:P(\d+)|Lab) · record (\d+)\s*$")
+POST = re.compile(r"-# (?:P(\d+)|Lab) · record (\d+) · ([0-9a-f]{8})\s*$")
 
 
 def posts(channels: dict[str, Sequence[str]]) -> dict[tuple[str, int], Counter[str]]:
@@ -32,7 +32,7 @@ def posts(channels: dict[str, Sequence[str]]) -> dict[tuple[str, int], Counter[s
     for channel, texts in channels.items():
         for text in texts:
             if marker := POST.search(text):
-                project, number = marker.groups()
+                project, number, _ = marker.groups()
                 stream = record.LAB if project is None else f"project:{project}"
                 found.setdefault((stream, int(number)), Counter())[channel] += 1
     return found
@@ -138,8 +138,8 @@ async def test_the_bot_may_be_killed_at_any_moment(tmp_path: Path) -> None:
             await act(stage, console)
         with stage.database.read() as session:
             heads = dict(record.streams(session))
-        last = f"record {heads[f'project:{stage.project_id}']}"
-        await stage.guild.wait_for(stage.channel, lambda m: m.text.endswith(last), 30)
+        last = f" record {heads[f'project:{stage.project_id}']} "
+        await stage.guild.wait_for(stage.channel, lambda m: last in m.text, 30)
         channels = {
             channel.name: [message.text for message in await stage.guild.messages(channel.id)]
             for channel in await stage.guild.channels()
