@@ -243,7 +243,7 @@ def lose(session: Session, attempt: Attempt, *, grace_seconds: float, most: int)
         .where(
             Attempt.run_id == attempt.run_id,
             Attempt.token == attempt.token,
-            Attempt.state == attempt.state,
+            Attempt.state.in_(OPEN),
             Attempt.lease_until == attempt.lease_until,
             Attempt.lease_until < utcnow(),
         )

@@ -1,13 +1,10 @@
 """The Hugging Face Hub: one repository a run, one branch `step{N}` a checkpoint, `main` the last one."""
 
 import hashlib
-import os
 from pathlib import Path
 
-os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # read at import; a lost answer to a Xet commit makes a second one
-
 import httpx2
-from huggingface_hub import HfApi, RepoFile, set_client_factory
+from huggingface_hub import HfApi, RepoFile, constants, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError
 
 from projects.settings import Settings
@@ -24,6 +21,8 @@ class Hub:
     """Publishes folders, and checks what stands there afterwards."""
 
     def __init__(self, settings: Settings) -> None:
+        # A lost answer to a commit by Xet makes a second one. The variable of this name is read at the first import.
+        constants.HF_HUB_DISABLE_XET = True
         # The client's own default is to wait for ever for a server that has stalled.
         set_client_factory(lambda: httpx2.Client(timeout=TIMEOUT_SECONDS, follow_redirects=True))
         self.endpoint = settings.hub_endpoint.rstrip("/")

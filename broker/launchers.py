@@ -1,10 +1,12 @@
 """Launchers start a trainer somewhere and know it again: one small interface, here with processes of this host."""
 
+import contextlib
 import ctypes
 import os
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -98,8 +100,12 @@ def kill_group(process: Process) -> list[int]:
         return []
     members = [member for member in psutil.process_iter() if _in_group(member, process)]
     for member in members:
-        member.kill()
-    psutil.wait_procs(members, timeout=10)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    # Not psutil's own waiting: it would take the exit status of a child, which then looks like 0 to its Popen.
+    until = time.monotonic() + 10
+    while any(_in_group(member, process) for member in members) and time.monotonic() < until:
+        time.sleep(0.01)
     return [member.pid for member in members]
 
 

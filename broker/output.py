@@ -23,7 +23,11 @@ def read(folder: Path, metrics_read: int, events_read: int) -> Progress:
         if line.get(name) is not None and math.isfinite(line[name])
     ]
     evaluations = [event for event in events if event["event"] == "evaluation"]
-    points += [Measured("held_out", event["step"], event["tokens"], event["loss"]) for event in evaluations]
+    points += [
+        Measured("held_out", event["step"], event["tokens"], event["loss"])
+        for event in evaluations
+        if math.isfinite(event["loss"])
+    ]
     return Progress(
         metrics_read=metrics_end,
         events_read=events_end,

@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import structlog
-from sqlalchemy import ColumnElement, or_, select, update
+from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
 from broker import publications, runs
@@ -38,11 +38,23 @@ class Claimed:
     final: bool
 
 
-def waiting(session: Session) -> Sequence[int]:
-    """The runs that have a checkpoint to publish which nobody holds and whose time has come."""
-    return session.scalars(
-        select(Publication.run_id).where(_open(), Publication.not_before <= utcnow()).distinct()
-    ).all()
+def waiting(session: Session) -> Sequence[tuple[int, int]]:
+    """Runs and the step of their next checkpoint, where nobody holds it and its time has come."""
+    upcoming = (
+        select(Publication.run_id, func.min(Publication.step).label("step"))
+        .where(Publication.url.is_(None))
+        .group_by(Publication.run_id)
+        .subquery()
+    )
+    rows = session.execute(
+        select(Publication.run_id, Publication.step)
+        .join(upcoming, (Publication.run_id == upcoming.c.run_id) & (Publication.step == upcoming.c.step))
+        .where(
+            or_(Publication.lease_until.is_(None), Publication.lease_until < utcnow()),
+            Publication.not_before <= utcnow(),
+        )
+    )
+    return [(run_id, step) for run_id, step in rows]
 
 
 def publish_waiting(settings: Settings, db: Database, run_id: int) -> None:
@@ -56,7 +68,7 @@ def publish_waiting(settings: Settings, db: Database, run_id: int) -> None:
         try:
             with _renewing(settings, db, claimed):
                 url = _upload(settings, db, hub, claimed)
-        except HubError as error:
+        except (HubError, OSError, ValueError) as error:  # the Hub refuses, or the folder is not as it should be
             log.warning("not published yet", run=run_id, step=claimed.step, error=str(error))
             with db.write() as session:
                 fail(session, claimed, str(error))
@@ -160,7 +172,3 @@ def _guarded(session: Session, claimed: Claimed, **values: object) -> bool:
         .returning(Publication.step)
     ).one_or_none()
     return written is not None
-
-
-def _open() -> ColumnElement[bool]:
-    return Publication.url.is_(None) & or_(Publication.lease_until.is_(None), Publication.lease_until < utcnow())

@@ -5,6 +5,7 @@ The database is the truth. What is decided here is written first and rung after;
 
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -90,6 +91,7 @@ class Scheduler:
     def __init__(self, settings: Settings, db: Database) -> None:
         self.settings = settings
         self.db = db
+        self.rung: dict[int, tuple[int, float]] = {}
 
     def run_forever(self) -> None:
         """Go round until the process is ended."""
@@ -138,7 +140,16 @@ class Scheduler:
                 queue.ring_start(attempt.run_id, attempt.token)
                 with self.db.write() as session:
                     attempts.rung(session, attempt.run_id, attempt.token)
-            for run_id in unpublished:
-                queue.ring_publish(run_id)
+            self._ring_publishers(unpublished)
         except OperationalError as error:
             log.warning("the queue could not be reached; ringing again later", error=str(error))
+
+    def _ring_publishers(self, unpublished: Sequence[tuple[int, int]]) -> None:
+        """Ring at once for a checkpoint that has just come to be next, and now and then for one that stays so."""
+        before, self.rung = self.rung, {}
+        for run_id, step in unpublished:
+            known, at = before.get(run_id, (-1, 0.0))
+            if step != known or time.monotonic() - at > RING_AGAIN_SECONDS:
+                queue.ring_publish(run_id)
+                at = time.monotonic()
+            self.rung[run_id] = (step, at)

@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 from broker import attempts, launchers, output, publications, runs
 from broker.attempts import Attempt, Checkpoint, StaleError
 from broker.runs import Run
+from projects import log as log_format
 from projects.db import Database
 from projects.settings import Settings, get_settings
 
@@ -71,8 +72,10 @@ class Supervisor:
         self.metrics_read = 0
         self.events_read = 0
         self.started_at = 0.0
+        self.renewed_at = 0.0
         self.stopped_at: float | None = None
         self.timed_out = False
+        self.over = threading.Event()
 
     def run(self) -> None:
         """See the attempt through to its end; raises StaleError where its token is no longer good."""
@@ -84,23 +87,29 @@ class Supervisor:
             command = self._command(session, run, before)
         signal.signal(signal.SIGTERM, lambda *_: self._stop("the host is being drained"))
         try:
-            self.started_at = time.monotonic()
+            self.started_at = self.renewed_at = time.monotonic()
             process = self.launcher.start(command, self.folder, attempt.devices)
+            threading.Thread(target=self._guard, daemon=True).start()
             with self.db.write() as session:
                 attempts.started(
                     session, self.run_id, self.token, process, before, lease_seconds=self.settings.lease_seconds
                 )
             self._follow(attempt.reserved / run.gpus)
         finally:
+            self.over.set()
             self.launcher.kill()
             self.db.close()
 
     def _follow(self, limit: float) -> None:
         """Renew until the trainer has ended; `limit` is the time it may take, in seconds."""
-        renewed_at = time.monotonic()
+        pause = self.settings.lease_seconds / 6
+        ended_at: float | None = None
         while True:
-            status = self._wait(self.settings.lease_seconds / 6)
-            elapsed = time.monotonic() - self.started_at
+            status = self._wait(pause)
+            asked_at = time.monotonic()
+            if status is not None and ended_at is None:
+                ended_at = asked_at
+            elapsed = (ended_at or asked_at) - self.started_at
             progress = output.read(self.folder, self.metrics_read, self.events_read)
             try:
                 with self.db.write() as session:
@@ -115,10 +124,9 @@ class Supervisor:
                     )
             except DBAPIError as error:
                 log.warning("the database could not be written; trying again", error=str(error.orig))
-                if time.monotonic() - renewed_at > self.settings.lease_seconds:
-                    self._stop("the lease could not be renewed")
+                time.sleep(pause)
                 continue
-            renewed_at = time.monotonic()
+            self.renewed_at = asked_at
             self.metrics_read, self.events_read = progress.metrics_read, progress.events_read
             if not wanted:
                 self._stop("the run was asked to stop")
@@ -127,13 +135,21 @@ class Supervisor:
                 self._stop("the time limit is reached")
 
     def _wait(self, seconds: float) -> int | None:
-        """Wait for the trainer's end, at most so long; end it where its grace is over."""
+        """Wait for the trainer's end, at most so long."""
         until = time.monotonic() + seconds
         while (status := self.launcher.poll()) is None and time.monotonic() < until:
-            if self.stopped_at is not None and time.monotonic() - self.stopped_at > self.settings.stop_grace_seconds:
-                self.launcher.kill()
             time.sleep(POLL_SECONDS)
         return status
+
+    def _guard(self) -> None:
+        """In a thread, since a write may wait for the database long beyond the lease: stop what may run no longer."""
+        while not self.over.wait(POLL_SECONDS):
+            now = time.monotonic()
+            if now - self.renewed_at > self.settings.lease_seconds:
+                self._stop("the lease could not be renewed")
+            overdue = self.stopped_at is not None and now - self.stopped_at > self.settings.stop_grace_seconds
+            if overdue and self.launcher.poll() is None:
+                self.launcher.kill()
 
     def _stop(self, why: str) -> None:
         if self.stopped_at is None:
@@ -158,6 +174,7 @@ class Supervisor:
 
 def main() -> None:
     """Run the supervisor that the command line names."""
+    log_format.configure()
     run_id, token = map(int, sys.argv[1:])
     try:
         Supervisor(get_settings(), run_id, token).run()

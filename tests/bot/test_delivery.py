@@ -59,7 +59,7 @@ async def told(lab: Lab, project_id: int) -> list[int]:
     found: list[tuple[int, int]] = []
     for channel in await lab.guild.channels():
         for message in await lab.guild.messages(channel.id):
-            match = re.fullmatch(rf"-# P{project_id} · record (\d+) · [0-9a-f]{8}", message.text.splitlines()[-1])
+            match = re.fullmatch(rf"-# P{project_id} · record (\d+) · [0-9a-f]{{8}}", message.text.splitlines()[-1])
             if match and channel.name != "announcements":
                 found.append((int(message.id), int(match[1])))
     return [number for _, number in sorted(found)]

@@ -2,6 +2,7 @@
 
 import random
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from threading import Event
 from typing import Any
 
@@ -17,13 +18,14 @@ from projects.errors import ConflictError
 from tests.broker.lab import HOUR, Lab
 
 GRANTED = 1000
+A_THOUSAND_SECONDS = "0.27777778"
 
 
 @pytest.fixture
 def allocation(lab: Lab) -> int:
     """An approved allocation of a thousand GPU-seconds."""
     allocation = lab.request(lab.project())
-    lab.approve(allocation, hours="0.27777778")
+    lab.approve(allocation, hours=A_THOUSAND_SECONDS)
     assert lab.account(allocation).left == GRANTED
     return allocation
 
@@ -43,44 +45,54 @@ def outstanding(lab: Lab, run: int, token: int = 1) -> int:
         return ledger.outstanding(session, run, token)
 
 
-def test_any_sequence_of_movements_keeps_the_balance_true(lab: Lab, allocation: int) -> None:
-    class Movements(RuleBasedStateMachine):
-        runs = 0  # of all examples together, since they share one allocation
+def test_any_sequence_of_movements_keeps_the_balance_true(lab: Lab) -> None:
+    project = lab.project()
+    runs = count(1)
 
+    class Movements(RuleBasedStateMachine):
         def __init__(self) -> None:
             super().__init__()
-            self.open: dict[int, int] = {}
+            self.allocation = lab.request(project)
+            lab.approve(self.allocation, hours=A_THOUSAND_SECONDS)
+            self.open: list[int] = []
+            self.periods = count(1)
 
         @rule(seconds=st.integers(1, 700))
         def reserve(self, seconds: int) -> None:
-            Movements.runs += 1
-            left = lab.account(allocation).left
-            if move(lab, "reserve", allocation, Movements.runs, 1, seconds):
-                self.open[Movements.runs] = 0
-            else:
-                assert seconds > left
+            run, left = next(runs), lab.account(self.allocation).left
+            moved = move(lab, "reserve", self.allocation, run, 1, seconds)
+            assert moved == (seconds <= left)
+            if moved:
+                self.open.append(run)
 
         @precondition(lambda self: self.open)
         @rule(data=st.data(), seconds=st.integers(1, 700))
         def charge(self, data: Any, seconds: int) -> None:
-            run = data.draw(st.sampled_from(sorted(self.open)))
-            reserved = lab.account(allocation).reserved
-            self.open[run] += 1
-            assert move(lab, "charge", allocation, run, 1, self.open[run], seconds) or seconds > reserved
+            run = self.open[data.draw(st.integers(0, len(self.open) - 1))]
+            seconds = min(seconds, outstanding(lab, run))
+            if seconds:
+                assert move(lab, "charge", self.allocation, run, 1, next(self.periods), seconds)
 
         @precondition(lambda self: self.open)
         @rule(data=st.data())
         def release(self, data: Any) -> None:
-            run = data.draw(st.sampled_from(sorted(self.open)))
-            if outstanding(lab, run) >= 0:
-                assert move(lab, "release", allocation, run, 1)
-                assert outstanding(lab, run) == 0
+            run = self.open[data.draw(st.integers(0, len(self.open) - 1))]
+            assert move(lab, "release", self.allocation, run, 1)
+            assert outstanding(lab, run) == 0
+
+        @precondition(lambda self: self.open)
+        @rule()
+        def overcharge(self) -> None:
+            account = lab.account(self.allocation)
+            assert not move(lab, "charge", self.allocation, self.open[0], 1, next(self.periods), account.reserved + 1)
 
         @invariant()
         def holds(self) -> None:
-            assert lab.account(allocation).granted == GRANTED
+            assert lab.account(self.allocation).granted == GRANTED
 
-    run_state_machine_as_test(Movements, settings=settings(max_examples=10, stateful_step_count=12, deadline=None))
+    run_state_machine_as_test(
+        Movements, settings=settings(max_examples=10, stateful_step_count=12, deadline=None, database=None)
+    )
 
 
 def test_threads_at_once_neither_lose_nor_overdraw_a_second(lab: Lab, allocation: int) -> None:

@@ -12,7 +12,6 @@ from broker.series import Measured
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
 from tests.broker.lab import ADA, GRACE, HOUR, STRANGER, Lab
 
-
 REFUSED_LAUNCHES: list[tuple[dict[str, object], str]] = [
     ({"recipe": "nonesuch"}, "no recipe “nonesuch”; the recipes are: demo"),
     ({"recipe": "../demo"}, "no recipe"),

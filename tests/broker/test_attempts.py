@@ -1,0 +1,385 @@
+"""Attempts, fenced by their token: claimed once, silent when stale, charged never beyond what they reserved."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import select, text
+
+from broker import attempts, publications, series
+from broker.attempts import Attempt, AttemptState, Checkpoint, Ending, Progress, StaleError
+from broker.ledger import Account
+from broker.runs import RunState
+from broker.series import Measured
+from projects.db import utcnow
+from projects.errors import ConflictError
+from tests.broker.lab import HOUR, NOTHING, PROCESS, Lab
+
+DONE = Ending(0)
+STOPPED = Ending(75, "stopped")
+KILLED = Ending(-9, "the trainer was ended by signal 9")
+BROKEN = Ending(70, "the loss is not finite")
+
+
+@pytest.fixture
+def project(lab: Lab) -> int:
+    """An active project."""
+    return lab.project()
+
+
+@pytest.fixture
+def allocation(lab: Lab, project: int) -> int:
+    """An hour for it."""
+    return lab.allocation(project)
+
+
+@pytest.fixture
+def run(lab: Lab, project: int, allocation: int) -> int:
+    """A queued run of ten minutes on two GPUs."""
+    return lab.launch(project, gpus=2)
+
+
+def attempt(lab: Lab, run: int, token: int) -> Attempt:
+    with lab.db.read() as session:
+        return session.get_one(Attempt, (run, token))
+
+
+def devices(lab: Lab) -> set[int]:
+    with lab.db.read() as session:
+        return attempts.devices_in_use(session, 1)
+
+
+def test_from_admission_to_the_end(lab: Lab, project: int, allocation: int, run: int) -> None:
+    token = lab.admit(run, 0, 1)
+    assert (lab.run(run).state, lab.account(allocation)) == (RunState.STARTING, Account(HOUR, 1200, 0))
+    assert lab.claim(run, token)
+    with lab.db.write() as session:
+        attempts.started(session, run, token, PROCESS, (), lease_seconds=60)
+    assert lab.run(run).state == RunState.RUNNING
+    seen = Progress(
+        100,
+        50,
+        step=4,
+        tokens=64,
+        unigram_entropy=6.5,
+        points=[Measured("loss", 4, 64, 7.0)],
+        checkpoints=[Checkpoint(4, "four")],
+    )
+    assert not lab.renew(run, token, 10.9, seen)
+    view = lab.run(run)
+    assert (view.step, view.tokens, view.loss, view.unigram_entropy, view.spent) == (4, 64, 7.0, 6.5, 20)
+    assert (attempt(lab, run, token).metrics_read, attempt(lab, run, token).events_read) == (100, 50)
+    lab.settle(run, token, 15.5, DONE)
+    assert (lab.run(run).state, lab.account(allocation)) == (RunState.FINISHED, Account(HOUR, 0, 30))
+    assert devices(lab) == set()
+    assert lab.kinds(project)[-5:] == ["run.queued", "run.starting", "run.started", "run.finished", "run.queued"]
+
+
+def test_a_message_delivered_twice_claims_once(lab: Lab, run: int) -> None:
+    token = lab.admit(run, 0, 1)
+    with ThreadPoolExecutor(6) as pool:
+        assert sum(pool.map(lambda _: lab.claim(run, token), range(6))) == 1
+    assert not lab.claim(run, token)
+    assert not lab.claim(run, token + 1)
+    lab.lose(run, token)
+    assert attempt(lab, run, token).state == AttemptState.CLAIMED, "its lease has not run out"
+
+
+def test_an_admission_that_cannot_be_paid_changes_nothing(lab: Lab, project: int, allocation: int, run: int) -> None:
+    other = lab.launch(project, time_limit="50m")
+    lab.admit(run, 0)
+    before = lab.everything()
+    with pytest.raises(ConflictError, match="2,400 GPU-seconds left; 3,000 are needed"):
+        lab.admit(other, 1)
+    with pytest.raises(ConflictError, match="is starting and cannot become starting"):
+        lab.admit(run, 1)
+    assert lab.everything() == before
+
+
+def test_a_device_is_given_away_once(lab: Lab, project: int, allocation: int) -> None:
+    """Two schedulers that have planned at different moments may mean the same device for different runs."""
+    queued = [lab.launch(project, time_limit="1m") for _ in range(6)]
+
+    def admit(run: int) -> bool:
+        try:
+            lab.admit(run, 0)
+        except ConflictError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(6) as pool:
+        assert sum(pool.map(admit, queued)) == 1
+    assert [lab.run(run).state for run in queued].count(RunState.QUEUED) == 5
+    assert lab.account(allocation).reserved == 60
+
+
+def test_a_stale_token_changes_nothing(lab: Lab, run: int) -> None:
+    old = lab.start(run, 0, lease=0.001)
+    time.sleep(0.01)
+    lab.lose(run, old)
+    new = lab.start(run, 0)
+    assert new == old + 1
+    seen = Progress(9, 9, step=99, tokens=99, points=[Measured("loss", 99, 99, 0.1)], checkpoints=[Checkpoint(99, "x")])
+    before = lab.everything()
+    with pytest.raises(StaleError):
+        lab.renew(run, old, 50, seen)
+    with pytest.raises(StaleError):
+        lab.settle(run, old, 50, DONE)
+    with pytest.raises(StaleError), lab.db.write() as session:
+        attempts.started(session, run, old, PROCESS, (), lease_seconds=60)
+    lab.lose(run, old)
+    assert lab.everything() == before
+    assert not lab.renew(run, new, 1, NOTHING)
+
+
+def test_a_supervisor_that_comes_too_late_finds_the_run_over(lab: Lab, run: int) -> None:
+    token = lab.start(run, 0)
+    lab.settle(run, token, 1, BROKEN)
+    before = lab.everything()
+    for late in (lambda: lab.renew(run, token, 9), lambda: lab.settle(run, token, 9, DONE)):
+        with pytest.raises(StaleError, match=f"attempt {token} of run {run} is no longer running"):
+            late()
+    assert lab.everything() == before
+
+
+def test_a_lost_lease_gives_back_and_goes_on_later(lab: Lab, project: int, allocation: int, run: int) -> None:
+    token = lab.start(run, 0, 1, lease=0.2)
+    assert not lab.renew(run, token, 30, lease=0.2)
+    ends = attempt(lab, run, token).lease_until
+    with lab.db.read() as session:
+        assert attempts.expired(session) == []
+    time.sleep(0.25)
+    with lab.db.read() as session:
+        assert [(lost.run_id, lost.token) for lost in attempts.expired(session)] == [(run, token)]
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda _: lab.lose(run, token, grace=40), range(3)))
+    row = lab.row(run)
+    assert ends is not None
+    assert (row.state, row.reason) == (RunState.QUEUED, "its supervisor stopped renewing the lease")
+    assert row.not_before == ends + timedelta(seconds=40)
+    assert lab.account(allocation) == Account(HOUR, 0, 60)
+    assert devices(lab) == {0, 1}, "its trainer may still be stopping"
+    with pytest.raises(ConflictError, match="in use already: 0, 1"):
+        lab.admit(run, 0, 1)
+    assert lab.kinds(project).count("run.requeued") == 1
+
+
+def test_the_next_attempt_has_what_the_lost_one_has_left(lab: Lab, allocation: int, run: int) -> None:
+    first = lab.start(run, 0, 1, lease=0.001)
+    assert not lab.renew(run, first, 100, lease=0.001)
+    time.sleep(0.01)
+    lab.lose(run, first)
+    second = lab.start(run, 0, 1)
+    assert second == first + 1
+    assert lab.account(allocation) == Account(HOUR, 2 * 500, 200)
+    lab.settle(run, second, 10_000, Ending(75, timed_out=True))
+    view = lab.run(run)
+    assert (view.state, view.spent) == (RunState.TIMED_OUT, 1200)
+
+
+def test_a_renewal_in_time_keeps_the_run(lab: Lab, run: int) -> None:
+    token = lab.start(run, 0, lease=0.001)
+    with lab.db.read() as session:
+        seen = session.get_one(Attempt, (run, token))
+    time.sleep(0.01)
+    lab.renew(run, token, 1, lease=60)
+    with lab.db.write() as session:
+        attempts.lose(session, seen, grace_seconds=0, most=3)
+    assert attempt(lab, run, token).state == AttemptState.RUNNING
+    assert lab.run(run).state == RunState.RUNNING
+
+
+def test_a_run_fails_for_good_after_its_last_attempt(lab: Lab, project: int, allocation: int, run: int) -> None:
+    for token in (1, 2, 3):
+        assert lab.start(run, 0, lease=0.001) == token
+        assert lab.run(run).state == RunState.RUNNING
+        if token == 2:
+            lab.settle(run, token, 5, KILLED)
+        else:
+            time.sleep(0.01)
+            lab.lose(run, token)
+    view = lab.run(run)
+    assert (view.state, view.spent) == (RunState.FAILED, 10)
+    assert view.reason == "3 attempts failed; the last one: its supervisor stopped renewing the lease"
+    assert lab.account(allocation) == Account(HOUR, 0, 10)
+    assert lab.kinds(project).count("run.requeued") == 2
+
+
+@pytest.mark.parametrize("end", ["cancelled", "failed"])
+def test_a_lost_attempt_holds_its_devices_though_the_run_has_ended(lab: Lab, run: int, end: str) -> None:
+    token = lab.start(run, 0, 1, lease=0.001)
+    if end == "cancelled":
+        lab.cancel(run)
+    time.sleep(0.01)
+    lab.lose(run, token, grace=0.3, most=1)
+    assert lab.run(run).state == end
+    assert devices(lab) == {0, 1}
+    time.sleep(0.35)
+    assert devices(lab) == set()
+
+
+@pytest.mark.parametrize(
+    ("ending", "state", "reason"),
+    [
+        (DONE, RunState.FINISHED, ""),
+        (STOPPED, RunState.QUEUED, "stopped"),
+        (KILLED, RunState.QUEUED, "the trainer was ended by signal 9"),
+        (Ending(70, "a rank was killed", transient=True), RunState.QUEUED, "a rank was killed"),
+        (BROKEN, RunState.FAILED, "the loss is not finite"),
+        (Ending(78, "steps is missing"), RunState.FAILED, "steps is missing"),
+        (Ending(75, timed_out=True), RunState.TIMED_OUT, "it reached its time limit"),
+        (Ending(-9, timed_out=True), RunState.TIMED_OUT, "it reached its time limit"),
+    ],
+)
+def test_how_a_run_goes_on_from_a_trainers_end(
+    lab: Lab, allocation: int, run: int, ending: Ending, state: RunState, reason: str
+) -> None:
+    token = lab.start(run, 0)
+    lab.settle(run, token, 3, ending)
+    view = lab.run(run)
+    assert (view.state, view.reason, view.spent) == (state, reason, 6)
+    assert (view.ended_at is None) == (state == RunState.QUEUED)
+    assert lab.account(allocation) == Account(HOUR, 0, 6)
+    assert attempt(lab, run, token).lease_until is None
+
+
+@pytest.mark.parametrize(
+    ("ending", "state", "reason"),
+    [
+        (STOPPED, RunState.CANCELLED, "cancelled by Ada"),
+        (KILLED, RunState.CANCELLED, "cancelled by Ada"),
+        (BROKEN, RunState.FAILED, "the loss is not finite"),
+        (DONE, RunState.FINISHED, ""),
+    ],
+)
+def test_how_a_run_that_was_asked_to_stop_ends(
+    lab: Lab, run: int, ending: Ending, state: RunState, reason: str
+) -> None:
+    token = lab.start(run, 0)
+    lab.cancel(run)
+    assert lab.run(run).state == RunState.STOPPING
+    with pytest.raises(ConflictError, match="is stopping already"):
+        lab.cancel(run)
+    assert lab.renew(run, token, 2), "the supervisor is told to stop"
+    lab.settle(run, token, 3, ending)
+    assert (lab.run(run).state, lab.run(run).reason) == (state, reason)
+
+
+def test_a_run_cancelled_before_its_trainer_runs_is_told_at_the_first_renewal(lab: Lab, run: int) -> None:
+    token = lab.admit(run, 0)
+    lab.cancel(run)
+    assert lab.claim(run, token)
+    with lab.db.write() as session:
+        attempts.started(session, run, token, PROCESS, (), lease_seconds=60)
+    assert lab.renew(run, token, 1)
+    lab.settle(run, token, 1, STOPPED)
+    assert lab.run(run).state == RunState.CANCELLED
+
+
+def test_charges_follow_the_seconds_and_never_the_reservation_twice(lab: Lab, allocation: int, run: int) -> None:
+    token = lab.start(run, 0, 1)
+    for elapsed, spent in ((0.9, 0), (1.0, 2), (1.9, 2), (1.5, 2), (700, 1200), (9999, 1200)):
+        lab.renew(run, token, elapsed)
+        assert lab.account(allocation) == Account(HOUR, 1200 - spent, spent)
+    lab.settle(run, token, 99_999, DONE)
+    assert lab.account(allocation) == Account(HOUR, 0, 1200)
+    with lab.db.read() as session:
+        periods = session.scalars(
+            select(text("period")).select_from(text("ledger")).where(text("movement = 'charge'"))
+        ).all()
+    assert sorted(periods) == [1, 2]
+
+
+def test_a_renewal_that_fails_half_way_keeps_nothing(lab: Lab, run: int) -> None:
+    token = lab.start(run, 0)
+    before = lab.everything()
+    broken = Progress(7, 7, step=1, tokens=1, points=[Measured("loss", 1, 1, None)])  # type: ignore[arg-type]
+    with pytest.raises(Exception, match="points"):
+        lab.renew(run, token, 100, broken)
+    assert lab.everything() == before
+
+
+def test_an_attempt_tells_of_checkpoints_that_a_dead_one_has_left(lab: Lab, run: int) -> None:
+    first = lab.start(run, 0)
+    lab.renew(run, first, 1, Progress(1, 1, checkpoints=[Checkpoint(1, "attempt-1/step1")]))
+    lab.settle(run, first, 2, KILLED)
+    second = lab.admit(run, 0)
+    assert lab.claim(run, second)
+    left = [Checkpoint(1, "attempt-1/step1"), Checkpoint(2, "attempt-1/step2")]
+    with lab.db.write() as session:
+        attempts.started(session, run, second, PROCESS, left, lease_seconds=60)
+    lab.renew(run, second, 1, Progress(1, 1, checkpoints=[Checkpoint(2, "attempt-2/step2")]))
+    with lab.db.read() as session:
+        newest = publications.newest(session, run)
+    assert newest is not None
+    assert (newest.step, newest.folder) == (2, "attempt-1/step2")
+
+
+def test_what_was_admitted_and_not_claimed_is_rung_for_again(lab: Lab, run: int) -> None:
+    token = lab.admit(run, 0)
+
+    def waiting(seconds: float) -> list[int]:
+        with lab.db.read() as session:
+            return [found.token for found in attempts.unclaimed(session, since_seconds=seconds)]
+
+    assert waiting(60) == [token], "it was never rung for"
+    with lab.db.write() as session:
+        attempts.rung(session, run, token)
+    assert waiting(60) == []
+    time.sleep(0.02)
+    assert waiting(0.01) == [token]
+    lab.claim(run, token)
+    assert waiting(0) == []
+
+
+def test_a_finished_run_asks_for_a_sample_where_it_can_be_paid(lab: Lab, project: int) -> None:
+    lab.allocation(project, hours="0.05")
+    run = lab.launch(project, time_limit="3m")
+    lab.settle(run, lab.start(run, 0), 61, DONE)
+    assert len(lab.everything()) > 0
+    with lab.db.read() as session:
+        assert session.scalar(text("SELECT count(*) FROM runs")) == 1, "119 seconds are too few"
+    lab.allocation(project)
+    run = lab.launch(project)
+    lab.settle(run, lab.start(run, 0), 60, DONE)
+    sample = lab.run(run + 1)
+    assert (sample.kind, sample.parent_id, sample.gpus, sample.time_limit) == ("sample", run, 1, 120)
+    token = lab.start(run + 1, 0)
+    lab.settle(run + 1, token, 4, Ending(0, sample="The end."))
+    assert (lab.run(run + 1).sample, lab.run(run + 1).spent) == ("The end.", 4)
+
+
+def test_a_series_stays_bounded_and_keeps_its_ends_and_extremes(lab: Lab, run: int) -> None:
+    token = lab.start(run, 0)
+    values = {step: 5 + (step % 97) / 100 for step in range(1, 5001)}
+    values[1234], values[3456] = 99.0, -7.0
+    for start in range(1, 5001, 625):
+        points = [Measured("loss", step, 2 * step, values[step]) for step in range(start, start + 625)]
+        lab.renew(run, token, 1, Progress(0, 0, step=start + 624, tokens=1, points=points))
+        with lab.db.read() as session:
+            assert len(series.read(session, run, "loss")) <= series.MOST_POINTS
+    with lab.db.read() as session:
+        kept = series.read(session, run, "loss")
+        assert series.newest(session, run, "loss") == values[5000]
+        assert series.newest(session, run, "nothing") is None
+    steps = [point.step for point in kept]
+    assert (steps[0], steps[-1], steps) == (1, 5000, sorted(set(steps)))
+    assert {(point.step, point.tokens, point.value) for point in kept} >= {(1234, 2468, 99.0), (3456, 6912, -7.0)}
+    assert all(point.value == values[point.step] for point in kept)
+
+
+def test_of_two_attempts_values_the_later_one_stands(lab: Lab, run: int) -> None:
+    token = lab.start(run, 0)
+    for value in (3.0, 2.0):
+        points = [Measured("loss", 8, 8, value), Measured("lr", 8, 8, value)]
+        lab.renew(run, token, 1, Progress(0, 0, points=points))
+    with lab.db.read() as session:
+        assert [point.value for point in series.read(session, run, "loss")] == [2.0]
+
+
+def test_a_lease_is_measured_from_now(lab: Lab, run: int) -> None:
+    lab.start(run, 0, lease=30)
+    lease_until = attempt(lab, run, 1).lease_until
+    assert lease_until is not None
+    assert timedelta(seconds=29) < lease_until - utcnow() <= timedelta(seconds=30)

@@ -1,0 +1,101 @@
+"""What a trainer leaves in its folder, as the supervisor reads it while it is being written."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from broker import output
+from broker.attempts import Checkpoint, Ending
+from broker.series import Measured
+
+
+def write(path: Path, *lines: object, end: str = "") -> None:
+    with path.open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+        file.write(end)
+
+
+def metrics(step: int, **values: float | None) -> dict[str, object]:
+    return {"step": step, "tokens": 10 * step, **values}
+
+
+def test_nothing_is_read_from_nothing(tmp_path: Path) -> None:
+    progress = output.read(tmp_path, 0, 0)
+    assert (progress.metrics_read, progress.events_read, progress.step, list(progress.points)) == (0, 0, None, [])
+
+
+def test_a_half_written_line_waits_for_the_next_reading(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    whole = json.dumps(metrics(3, loss=5.0))
+    write(path, metrics(1, loss=7.0), metrics(2, loss=6.0), end=whole[:9])
+    first = output.read(tmp_path, 0, 0)
+    assert (first.step, first.tokens) == (2, 20)
+    assert list(first.points) == [Measured("loss", 1, 10, 7.0), Measured("loss", 2, 20, 6.0)]
+    assert first.metrics_read == path.stat().st_size - 9
+    assert list(output.read(tmp_path, first.metrics_read, 0).points) == []
+    with path.open("a") as file:
+        file.write(whole[9:] + "\n")
+    second = output.read(tmp_path, first.metrics_read, 0)
+    assert list(second.points) == [Measured("loss", 3, 30, 5.0)]
+    assert second.metrics_read == path.stat().st_size
+
+
+def test_a_line_may_hold_letters_of_more_than_one_byte(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes('{"event": "warning", "text": "zu groß 🎉"}\n{"event": "wa'.encode())
+    assert output.read(tmp_path, 0, 0).events_read == path.read_bytes().index(b"\n") + 1
+
+
+def test_what_is_no_number_is_left_out_and_breaks_nothing(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 1, "tokens": 10, "loss": NaN, "lr": 0.1, "grad_norm": Infinity, "tokens_per_second": null}\n'
+    )
+    (tmp_path / "events.jsonl").write_text(
+        '{"event": "evaluation", "step": 1, "tokens": 10, "loss": NaN, "unigram_entropy": 6.0}\n'
+    )
+    progress = output.read(tmp_path, 0, 0)
+    assert list(progress.points) == [Measured("lr", 1, 10, 0.1)]
+    assert (progress.step, progress.unigram_entropy) == (1, 6.0)
+
+
+def test_evaluations_and_checkpoints_come_from_the_events(tmp_path: Path) -> None:
+    write(
+        tmp_path / "events.jsonl",
+        {"event": "started", "step": 0},
+        {"event": "evaluation", "step": 4, "tokens": 40, "loss": 6.25, "unigram_entropy": 6.5},
+        {"event": "checkpoint", "step": 4, "path": "checkpoints/step4"},
+        {"event": "something later versions tell"},
+    )
+    progress = output.read(tmp_path, 0, 0)
+    assert list(progress.points) == [Measured("held_out", 4, 40, 6.25)]
+    assert progress.unigram_entropy == 6.5
+    assert list(progress.checkpoints) == [Checkpoint(4, str(tmp_path / "checkpoints/step4"))]
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "expected"),
+    [
+        (0, {"status": 0, "step": 9}, Ending(0, "", sample="Once.")),
+        (75, {"status": 75}, Ending(75, "the trainer ended with status 75")),
+        (70, {"status": 70, "reason": "Rank 1 was killed.", "transient": True}, Ending(70, "Rank 1 was killed.", True)),
+        (70, {"status": 70, "reason": "The loss is not finite."}, Ending(70, "The loss is not finite.")),
+        (-9, None, Ending(-9, "the trainer was ended by signal 9", True)),
+    ],
+)
+def test_how_it_ended(tmp_path: Path, status: int, said: dict[str, object] | None, expected: Ending) -> None:
+    if said is not None:
+        write(tmp_path / "outcome.json", {"transient": False} | said)
+    write(tmp_path / "sample.json", {"text": "Once."})
+    assert output.ending(tmp_path, status, timed_out=False) == expected
+
+
+def test_only_whole_checkpoints_are_gone_on_from(tmp_path: Path) -> None:
+    for name in ("attempt-1/checkpoints/step8", "attempt-1/checkpoints/step16.tmp", "attempt-2/checkpoints/step12"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "attempt-2" / "checkpoints" / ".step99").mkdir()
+    found = output.checkpoints([tmp_path / f"attempt-{token}" for token in (1, 2, 3)])
+    assert [(checkpoint.step, Path(checkpoint.folder).parts[-3]) for checkpoint in found] == [
+        (8, "attempt-1"),
+        (12, "attempt-2"),
+    ]

@@ -1,0 +1,299 @@
+"""Publishing checkpoints, over the sandbox's Hub on a socket: in order, once, and again after what went wrong."""
+
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from huggingface_hub import HfApi, hf_hub_download
+from safetensors.numpy import save_file
+from sqlalchemy import text
+
+from broker import publications, publisher
+from broker.attempts import Checkpoint, Progress
+from broker.publications import Publication
+from projects import record
+from projects.settings import Settings
+from tests.broker.lab import Lab, request_id, settings
+
+LAST = 4
+
+
+@dataclass
+class Hub:
+    """A running Hub, and what a passer-by sees there."""
+
+    url: str
+    token: str
+
+    @property
+    def api(self) -> HfApi:
+        return HfApi(endpoint=self.url, token=self.token)
+
+    def fault(self, **fields: object) -> None:
+        """Let requests fail."""
+        body = json.dumps(fields).encode()
+        with urllib.request.urlopen(f"{self.url}/sandbox/faults", data=body, timeout=5) as answer:
+            assert answer.status == 200
+
+    def heal(self) -> None:
+        """Let no request fail any more."""
+        request = urllib.request.Request(f"{self.url}/sandbox/faults", method="DELETE")
+        with urllib.request.urlopen(request, timeout=5):
+            pass
+
+    def branches(self, repo: str) -> set[str]:
+        return {branch.name for branch in self.api.list_repo_refs(repo).branches}
+
+    def commits(self, repo: str, branch: str) -> list[str]:
+        """The titles of a branch's commits after the first, which makes the repository."""
+        return [commit.title for commit in self.api.list_repo_commits(repo, revision=branch)][:-1]
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    folder = tmp_path_factory.mktemp("sandbox")
+    process = subprocess.Popen([sys.executable, "-m", "sandbox", "--dir", str(folder)], stdout=subprocess.DEVNULL)
+    described = folder / "sandbox.json"
+    until = time.monotonic() + 30
+    while not described.exists():
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    told = json.loads(described.read_text())
+    yield Hub(told["hub"], told["hub_token"])
+    process.terminate()
+    process.wait(10)
+
+
+@pytest.fixture
+def conf(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+    """Settings with a namespace of their own, and short pauses."""
+    monkeypatch.setattr(publisher, "BACKOFF_SECONDS", 0.2)
+    name = request_id()
+    yield settings(tmp_path, hub_endpoint=hub.url, hub_token=hub.token, hub_namespace=name, lease_seconds=30)
+    hub.heal()
+
+
+@pytest.fixture
+def run(lab: Lab) -> int:
+    """A running run of four steps."""
+    project = lab.project(title="Sinks of <attention>")
+    lab.allocation(project)
+    run = lab.launch(project, overrides=f"steps={LAST}")
+    lab.start(run, 0)
+    return run
+
+
+def checkpoint(home: Path, step: int) -> Checkpoint:
+    """A folder as the trainer leaves it, with nothing of a model in it but its shape."""
+    folder = home / "checkpoints" / f"step{step}"
+    (folder / "trainer").mkdir(parents=True)
+    save_file({"weight": np.full((64, 64), step, np.float32)}, folder / "model.safetensors")
+    sources = [{"name": "python-docs", "licence": "PSF-2.0"}]
+    (folder / "how.json").write_text(json.dumps({"step": step, "data": {"sources": sources}}))
+    (folder / "tokenizer.json").write_text("{}")
+    save_file({"moments": np.zeros(64, np.float32)}, folder / "trainer" / "moments.safetensors")
+    return Checkpoint(step, str(folder))
+
+
+def write(lab: Lab, conf: Settings, run: int, *steps: int) -> None:
+    """The trainer writes checkpoints, and its supervisor tells of them."""
+    lab.renew(run, 1, 0, Progress(0, 0, checkpoints=[checkpoint(conf.home, step) for step in steps]))
+
+
+def repo(conf: Settings, run: int) -> str:
+    return f"{conf.hub_namespace}/p1-sinks-of-attention-run-{run}"
+
+
+def publish(lab: Lab, conf: Settings, run: int) -> None:
+    publisher.publish_waiting(conf, lab.db, run)
+
+
+def waiting(lab: Lab) -> list[tuple[int, int]]:
+    with lab.db.read() as session:
+        return list(publisher.waiting(session))
+
+
+def row(lab: Lab, run: int, step: int) -> Publication:
+    with lab.db.read() as session:
+        return session.get_one(Publication, (run, step))
+
+
+def told(lab: Lab) -> list[tuple[int, bool, bool]]:
+    """Step, first and final of each publication that the record tells of."""
+    with lab.db.read() as session:
+        entries = record.since(session, record.project_stream(1), 0)
+    payloads = [entry.payload or {} for entry in entries if entry.kind == "checkpoint.published"]
+    return [(payload["step"], payload["first"], payload["final"]) for payload in payloads]
+
+
+def test_published_once_in_the_order_of_steps(lab: Lab, conf: Settings, hub: Hub, run: int) -> None:
+    write(lab, conf, run, 2, 0, 1)
+    assert waiting(lab) == [(run, 0)]
+    publish(lab, conf, run)
+    assert waiting(lab) == []
+    assert told(lab) == [(0, True, False), (1, False, False), (2, False, False)]
+    assert hub.commits(repo(conf, run), "main") == [], "main waits for the last one"
+    write(lab, conf, run, LAST)
+    publish(lab, conf, run)
+    publish(lab, conf, run)
+    assert told(lab)[3:] == [(LAST, False, True)]
+    assert hub.branches(repo(conf, run)) == {"main", "step0", "step1", "step2", "step4"}
+    for branch, step in (("main", LAST), ("step0", 0), ("step1", 1), ("step2", 2), ("step4", LAST)):
+        assert hub.commits(repo(conf, run), branch) == [f"step {step}"]
+        files = set(hub.api.list_repo_files(repo(conf, run), revision=branch)) - {".gitattributes"}
+        assert files == {"README.md", "how.json", "model.safetensors", "tokenizer.json"}, "the trainer's own stays here"
+    links = lab.run(run).checkpoints
+    assert [(link.step, link.url) for link in links] == [
+        (step, f"{hub.url}/{repo(conf, run)}/tree/step{step}") for step in (0, 1, 2, LAST)
+    ]
+
+
+def test_the_card_says_how_and_by_whom(lab: Lab, conf: Settings, hub: Hub, run: int, tmp_path: Path) -> None:
+    write(lab, conf, run, 0)
+    publish(lab, conf, run)
+    where = {"repo_id": repo(conf, run), "filename": "README.md", "revision": "step0", "endpoint": hub.url}
+    card = Path(hf_hub_download(**where, token=hub.token, cache_dir=tmp_path / "cache")).read_text()
+    assert "# Sinks of &lt;attention&gt;: run" in card
+    assert "python-docs: PSF-2.0" in card
+    assert "Ada (lead), Grace" in card
+    assert "given by The house" in card
+    assert f'from_pretrained("{repo(conf, run)}", revision="step0")' in card
+
+
+@pytest.mark.parametrize(("path", "status"), [("/api/repos/create", 500), ("/commit/", 503), ("/tree/", 403)])
+def test_a_hub_that_fails_is_tried_again_later(
+    lab: Lab, conf: Settings, hub: Hub, run: int, path: str, status: int
+) -> None:
+    write(lab, conf, run, 0, 1)
+    hub.fault(path=path, status=status, times=40)
+    publish(lab, conf, run)
+    first = row(lab, run, 0)
+    assert (first.url, first.lease_until, first.tries) == (None, None, 1)
+    assert str(status) in first.error
+    assert hub.token not in first.error
+    assert (waiting(lab), told(lab)) == ([], []), "the next one waits for it too"
+    publish(lab, conf, run)
+    assert row(lab, run, 0).tries == 1
+    time.sleep(0.25)
+    hub.heal()
+    assert waiting(lab) == [(run, 0)]
+    publish(lab, conf, run)
+    assert [step for step, *_ in told(lab)] == [0, 1]
+    assert row(lab, run, 0).error == ""
+    assert hub.commits(repo(conf, run), "step0") == ["step 0"]
+
+
+def test_the_pauses_grow(lab: Lab, conf: Settings, run: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher, "BACKOFF_SECONDS", 100)
+    away = settings(conf.home, hub_endpoint="http://127.0.0.1:1", hub_token="x", hub_namespace="n")
+    write(lab, conf, run, 0)
+    pauses = []
+    for tries in range(1, 4):
+        with lab.db.write() as session:
+            session.execute(text("UPDATE publications SET not_before = '2020-01-01 00:00:00.000000'"))
+        before = time.time()
+        publish(lab, away, run)
+        failed = row(lab, run, 0)
+        assert failed.tries == tries
+        assert "Connect" in failed.error
+        pauses.append(failed.not_before.timestamp() - before)
+    assert pauses == pytest.approx([100, 200, 400], abs=20)
+
+
+def test_a_folder_that_cannot_be_read_is_tried_again_later(lab: Lab, conf: Settings, run: int) -> None:
+    write(lab, conf, run, 0)
+    how = Path(row(lab, run, 0).folder) / "how.json"
+    whole = how.read_text()
+    for broken in (lambda: how.write_text("{"), how.unlink):
+        broken()
+        publish(lab, conf, run)
+        assert row(lab, run, 0).lease_until is None
+        time.sleep(0.5)
+    assert "No such file" in row(lab, run, 0).error
+    how.write_text(whole)
+    publish(lab, conf, run)
+    assert told(lab) == [(0, True, False)]
+
+
+def test_an_answer_that_was_lost_makes_no_second_commit(lab: Lab, conf: Settings, hub: Hub, run: int) -> None:
+    write(lab, conf, run, 0)
+    hub.fault(path="/commit/", cut=True)
+    publish(lab, conf, run)
+    assert told(lab) == []
+    assert hub.commits(repo(conf, run), "step0") == ["step 0"], "the Hub did it, and could not say so"
+    time.sleep(0.25)
+    publish(lab, conf, run)
+    assert told(lab) == [(0, True, False)]
+    assert hub.commits(repo(conf, run), "step0") == ["step 0"]
+
+
+def test_another_takes_over_from_a_publisher_that_died(lab: Lab, conf: Settings, hub: Hub, run: int) -> None:
+    write(lab, conf, run, 0, 1)
+    short = conf.model_copy(update={"lease_seconds": 0.5})
+    with lab.db.write() as session:
+        died = publisher.claim(session, run, short)
+    assert died is not None
+    with lab.db.read() as session:
+        publisher.write_card(session, run, died.repo, died.folder)
+    publisher.Hub(conf).publish(died.repo, "step0", died.folder, "step 0")  # and then its power went out
+
+    assert waiting(lab) == [], "it is leased"
+    publish(lab, conf, run)
+    assert told(lab) == []
+    time.sleep(0.55)
+    assert waiting(lab) == [(run, 0)]
+    with lab.db.write() as session:
+        assert publisher.claim(session, run, short) is not None
+    with lab.db.write() as session:
+        publisher.fail(session, died, "late")
+        publisher.finish(session, died, "https://elsewhere")
+    assert (told(lab), waiting(lab), row(lab, run, 0).error) == ([], [], ""), "another holds it now"
+    time.sleep(0.55)
+    publish(lab, conf, run)
+    assert told(lab) == [(0, True, False), (1, False, False)]
+    assert hub.commits(repo(conf, run), "step0") == ["step 0"]
+
+
+def test_publishers_at_once_publish_once(lab: Lab, conf: Settings, hub: Hub, run: int) -> None:
+    write(lab, conf, run, 0, 1, 2)
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda _: publish(lab, conf, run), range(3)))
+    publish(lab, conf, run)
+    assert [step for step, *_ in told(lab)] == [0, 1, 2]
+    assert [hub.commits(repo(conf, run), f"step{step}") for step in range(3)] == [["step 0"], ["step 1"], ["step 2"]]
+
+
+def test_a_long_upload_keeps_its_lease(lab: Lab, conf: Settings, hub: Hub, run: int) -> None:
+    write(lab, conf, run, 0)
+    short = conf.model_copy(update={"lease_seconds": 0.3})
+    hub.fault(path="/preupload/", status=429, retry_after=1)
+    with ThreadPoolExecutor(1) as pool:
+        uploading = pool.submit(publish, lab, short, run)
+        time.sleep(0.8)
+        for _ in range(10):
+            assert waiting(lab) == []
+            time.sleep(0.03)
+        uploading.result()
+    assert (told(lab), row(lab, run, 0).lease) == ([(0, True, False)], 1)
+
+
+def test_a_checkpoint_is_noted_once(lab: Lab, conf: Settings, run: int) -> None:
+    write(lab, conf, run, 0)
+    with lab.db.write() as session:
+        publications.add(session, run, 0, "another folder")
+    assert row(lab, run, 0).folder == str(conf.home / "checkpoints" / "step0")
+
+
+def test_a_publisher_without_a_token_says_so(lab: Lab, conf: Settings, run: int) -> None:
+    write(lab, conf, run, 0)
+    publish(lab, conf.model_copy(update={"hub_token": settings(conf.home).hub_token}), run)
+    assert "401" in row(lab, run, 0).error

@@ -1,0 +1,208 @@
+"""The scheduler: fair share with decay, nobody overtaking, and two of them at once."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker import queue, scheduler
+from broker.attempts import Checkpoint, Ending, Progress
+from broker.runs import RunState
+from broker.scheduler import HALF_LIFE_SECONDS, Decision, Scheduler
+from projects.db import utcnow
+from projects.errors import ConflictError
+from tests.broker.lab import HOUR, STRANGER, Lab, settings
+
+
+@pytest.fixture(autouse=True, scope="module")
+def doorbells() -> None:
+    """A queue in memory, which nobody listens to: Celery's own, without a server."""
+    queue.app.conf.update(broker_url="memory://", broker_transport_options={})
+
+
+@pytest.fixture
+def ours(lab: Lab) -> int:
+    """A project with ten hours."""
+    project = lab.project()
+    lab.allocation(project, hours="10")
+    return project
+
+
+@pytest.fixture
+def theirs(lab: Lab) -> int:
+    """Another one."""
+    project = lab.project(STRANGER, "Another question")
+    lab.allocation(project, hours="10", lead=STRANGER)
+    return project
+
+
+def plan(lab: Lab) -> list[Decision]:
+    with lab.db.read() as session:
+        return scheduler.plan(session)
+
+
+def started(lab: Lab) -> list[int]:
+    return [decision.run_id for decision in plan(lab)]
+
+
+def usage(lab: Lab, project: int, later: timedelta = timedelta(0)) -> float:
+    with lab.db.read() as session:
+        return scheduler.usage(session, 1, utcnow() + later)[project]
+
+
+def use(lab: Lab, project: int, seconds: int, **launch: Any) -> None:
+    """Let a project use so many seconds of one GPU."""
+    run = lab.launch(project, **launch)
+    lab.settle(run, lab.start(run, 0), seconds, Ending(70, "enough"))
+
+
+def test_in_turn_on_the_devices_that_are_free(lab: Lab, ours: int) -> None:
+    first, second, third = (lab.launch(ours) for _ in range(3))
+    assert plan(lab) == [Decision(first, (0,)), Decision(second, (1,))]
+    lab.admit(first, 0)
+    assert plan(lab) == [Decision(second, (1,))]
+    lab.admit(second, 1)
+    assert plan(lab) == []
+    lab.cancel(third)
+
+
+def test_who_has_used_less_goes_first(lab: Lab, ours: int, theirs: int) -> None:
+    use(lab, ours, 300)
+    use(lab, theirs, 200, actor=STRANGER)
+    mine = [lab.launch(ours, gpus=2) for _ in range(2)]
+    other = lab.launch(theirs, STRANGER, gpus=2)
+    assert started(lab) == [other]
+    lab.cancel(other, STRANGER)
+    assert started(lab) == mine[:1]
+
+
+def test_many_quick_launches_gain_nothing_within_one_round(lab: Lab, ours: int, theirs: int) -> None:
+    mine = [lab.launch(ours) for _ in range(3)]
+    other = lab.launch(theirs, STRANGER)
+    assert started(lab) == [mine[0], other]
+
+
+def test_what_is_reserved_counts_as_used_at_once(lab: Lab, ours: int, theirs: int) -> None:
+    running = lab.launch(ours)
+    lab.start(running, 0)
+    assert usage(lab, ours) == pytest.approx(600, rel=1e-3)
+    lab.launch(ours)
+    other = lab.launch(theirs, STRANGER)
+    assert started(lab) == [other]
+    lab.settle(running, 1, 100, Ending(70, "enough"))
+    assert usage(lab, ours) == pytest.approx(100, rel=1e-3)
+
+
+def test_usage_is_halved_every_seven_days_and_never_turns_into_credit(lab: Lab, ours: int) -> None:
+    use(lab, ours, 400)
+    weeks = [usage(lab, ours, n * timedelta(seconds=HALF_LIFE_SECONDS)) for n in range(3)]
+    assert weeks == pytest.approx([400, 200, 100], rel=1e-3)
+
+
+def test_a_release_long_after_its_reservation_is_no_credit(lab: Lab, ours: int) -> None:
+    """A run that has reserved ten minutes a month ago and gives back nine of them today has used one."""
+    run = lab.launch(ours)
+    token = lab.start(run, 0)
+    with lab.db.write() as session:
+        connection = session.connection()
+        guard = "ledger_no_update" if connection.dialect.name == "sqlite" else "ledger_append_only ON ledger"
+        connection.exec_driver_sql(f"DROP TRIGGER {guard}")
+        month_ago = (utcnow() - timedelta(days=28)).replace(tzinfo=None).isoformat(" ")
+        connection.exec_driver_sql(f"UPDATE ledger SET at = '{month_ago}'")
+    lab.settle(run, token, 60, Ending(70, "enough"))
+    assert usage(lab, ours) == pytest.approx(60, rel=1e-3)
+
+
+def test_nobody_overtakes_a_run_that_waits_for_devices(lab: Lab, ours: int, theirs: int) -> None:
+    lab.start(lab.launch(theirs, STRANGER), 0)
+    large = lab.launch(ours, gpus=2)
+    small = lab.launch(theirs, STRANGER)
+    assert started(lab) == [], "one device is free, but the large run is next"
+    lab.cancel(large)
+    assert started(lab) == [small]
+
+
+def test_a_run_that_waits_for_its_own_allocation_holds_up_nobody(lab: Lab, ours: int, theirs: int) -> None:
+    use(lab, theirs, 7 * HOUR, actor=STRANGER, time_limit="8h")
+    running, unpaid = (lab.launch(ours, time_limit="6h") for _ in range(2))
+    lab.start(running, 0)
+    other = lab.launch(theirs, STRANGER)
+    assert started(lab) == [other]
+    lab.settle(running, 1, 60, Ending(70, "enough"))
+    assert started(lab) == [unpaid, other]
+
+
+def test_a_lost_run_waits_and_its_devices_with_it(lab: Lab, ours: int, theirs: int) -> None:
+    run = lab.launch(ours, gpus=2)
+    token = lab.start(run, 0, 1, lease=0.001)
+    time.sleep(0.01)
+    lab.lose(run, token, grace=0.4)
+    lab.launch(theirs, STRANGER)
+    assert plan(lab) == []
+    time.sleep(0.45)
+    assert len(plan(lab)) > 0
+
+
+def test_two_schedulers_at_once_admit_a_run_once(lab: Lab, ours: int, tmp_path: Path) -> None:
+    queued = [lab.launch(ours, time_limit="1m") for _ in range(8)]
+    both = [Scheduler(settings(tmp_path), lab.db) for _ in range(4)]
+    with ThreadPoolExecutor(len(both)) as pool:
+        for _ in range(3):
+            list(pool.map(lambda one: one.round(), both))
+    states = [lab.run(run).state for run in queued]
+    assert states == [RunState.STARTING] * 2 + [RunState.QUEUED] * 6
+    assert lab.kinds(ours).count("run.starting") == 2
+    assert [lab.run(run).attempt for run in queued] == [1, 1] + [0] * 6
+
+
+def test_schedulers_with_different_plans_do_not_share_a_device(lab: Lab, ours: int, theirs: int) -> None:
+    first = lab.launch(ours, gpus=2)
+    early = plan(lab)
+    lab.cancel(first)
+    lab.launch(theirs, STRANGER)
+    late = plan(lab)
+    lab.launch(ours)
+    lab.admit(late[0].run_id, *late[0].devices)
+    with pytest.raises(ConflictError):
+        lab.admit(early[0].run_id, *early[0].devices)
+    second = lab.launch(ours)
+    with pytest.raises(ConflictError, match="in use already: 0"):
+        lab.admit(second, 0)
+    lab.admit(second, 1)
+
+
+def test_a_round_gives_up_what_is_lost_and_goes_on_with_it(lab: Lab, ours: int, tmp_path: Path) -> None:
+    run = lab.launch(ours, gpus=2)
+    token = lab.start(run, 0, 1, lease=0.001)
+    lab.renew(run, token, 10, lease=0.001)
+    time.sleep(0.01)
+    rounds = Scheduler(settings(tmp_path, stop_grace_seconds=0.2), lab.db)
+    rounds.round()
+    assert (lab.run(run).state, lab.run(run).attempt) == (RunState.QUEUED, token)
+    time.sleep(0.25)
+    rounds.round()
+    assert (lab.run(run).state, lab.run(run).attempt) == (RunState.STARTING, token + 1)
+    account = lab.account(1)
+    assert (account.spent, account.reserved, account.granted) == (20, 1200 - 20, 10 * HOUR)
+
+
+def test_the_doorbells_are_rung_once_and_not_at_every_round(lab: Lab, ours: int, tmp_path: Path) -> None:
+    """A queue that nobody empties, such as overnight, does not fill up with one message a second."""
+
+    def messages(name: str) -> int:
+        with queue.app.connection_for_write() as connection:
+            declared = connection.default_channel.queue_declare(queue=name, passive=False)
+            return int(declared.message_count)
+
+    before = messages("runs"), messages("publish")
+    lab.launch(ours)
+    running = lab.launch(ours)
+    token = lab.start(running, 1)
+    lab.renew(running, token, 0, Progress(0, 0, checkpoints=[Checkpoint(step, "nowhere") for step in (0, 1, 2)]))
+    rounds = Scheduler(settings(tmp_path), lab.db)
+    for _ in range(4):
+        rounds.round()
+    assert (messages("runs") - before[0], messages("publish") - before[1]) == (1, 1)

@@ -1,0 +1,137 @@
+"""A supervisor as a process of its own, over a trainer that does not listen."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from sqlalchemy import update
+
+from broker.runs import Run, RunState
+from tests.broker.lab import Lab
+
+LEASE = 1.0
+GRACE = 1.0
+# It says when it was asked to stop, and goes on; a child of its own does the same.
+DEAF = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: print("asked", flush=True))
+os.fork()
+print("here", flush=True)
+while True:
+    time.sleep(60)
+"""
+SUPERVISE = """
+import sys
+from broker.supervisor import Supervisor, StaleError
+from projects.settings import get_settings
+
+class Deaf(Supervisor):
+    def _command(self, *_):
+        return [sys.executable, "-c", sys.argv[3]]
+
+try:
+    Deaf(get_settings(), int(sys.argv[1]), int(sys.argv[2])).run()
+except StaleError:
+    sys.exit(1)
+"""
+
+
+def until(what: Callable[[], object], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def run(lab: Lab) -> int:
+    """A queued run."""
+    project = lab.project()
+    lab.allocation(project)
+    return lab.launch(project)
+
+
+@contextmanager
+def supervised(lab: Lab, home: Path, run: int) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[], str]]]:
+    """The supervisor of a claimed attempt whose trainer is up, and what that has said."""
+    token = lab.admit(run)
+    assert lab.claim(run, token, lease=LEASE)
+    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | {
+        "STOA_ENV_FILE": "",
+        "STOA_HOME": str(home),
+        "STOA_DATABASE_URL": lab.db.url.render_as_string(hide_password=False),
+        "STOA_LEASE_SECONDS": str(LEASE),
+        "STOA_STOP_GRACE_SECONDS": str(GRACE),
+    }
+    folder = home / "runs" / str(run) / f"attempt-{token}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    supervisor = subprocess.Popen([sys.executable, "-c", SUPERVISE, str(run), str(token), DEAF], env=environment)
+
+    def said() -> str:
+        log = folder / "trainer.log"
+        return log.read_text() if log.exists() else ""
+
+    try:
+        until(lambda: said().count("here") == 2 and lab.run(run).state == RunState.RUNNING)
+        yield supervisor, said
+    finally:
+        supervisor.kill()
+        supervisor.wait()
+
+
+def living(home: Path) -> list[int]:
+    """The trainer's processes: those that stand in one of the folders of attempts."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if os.readlink(f"/proc/{name}/cwd").startswith(str(home / "runs")):
+                found.append(int(name))
+        except OSError:
+            continue
+    return found
+
+
+def test_a_trainer_that_does_not_stop_is_ended_after_its_grace(lab: Lab, tmp_path: Path, run: int) -> None:
+    with supervised(lab, tmp_path, run) as (supervisor, said):
+        assert len(living(tmp_path)) == 2
+        lab.cancel(run)
+        until(lambda: "asked" in said())
+        asked = time.monotonic()
+        assert supervisor.wait(10) == 0
+        assert time.monotonic() - asked > GRACE / 2
+        assert living(tmp_path) == []
+    assert (lab.run(run).state, lab.run(run).reason) == (RunState.CANCELLED, "cancelled by Ada")
+
+
+def test_a_trainer_does_not_outlive_a_lease_that_the_database_will_not_renew(
+    lab: Lab, tmp_path: Path, run: int
+) -> None:
+    """Whoever holds the database up keeps the supervisor waiting in the middle of its renewal."""
+    with supervised(lab, tmp_path, run) as (supervisor, said):
+        began = time.monotonic()
+        with lab.db.write() as session:
+            session.execute(update(Run).where(Run.id == run).values(recipe="demo"))
+            until(lambda: "asked" in said(), LEASE + 4)
+            assert time.monotonic() - began > LEASE / 2
+            until(lambda: not living(tmp_path), GRACE + 4)
+            gone = time.monotonic()
+            time.sleep(1)
+        assert supervisor.wait(10) == 0
+    view = lab.run(run)
+    assert (view.state, view.reason) == (RunState.QUEUED, "the trainer was ended by signal 9")
+    assert view.spent <= gone - began + 2
+    assert lab.account(1).reserved == 0
+
+
+def test_a_supervisor_whose_run_went_to_another_ends_its_trainer(lab: Lab, tmp_path: Path, run: int) -> None:
+    with supervised(lab, tmp_path, run) as (supervisor, _):
+        with lab.db.write() as session:
+            session.execute(update(Run).where(Run.id == run).values(token=7))
+        assert supervisor.wait(10) == 1
+        assert living(tmp_path) == []
+    assert lab.run(run).state == RunState.RUNNING
