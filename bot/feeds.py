@@ -1,6 +1,7 @@
 """A feed takes one stream of the record to Discord: its entries as posts in order, then its cards as things stand."""
 
 import time
+from collections.abc import Sequence
 
 import structlog
 from sqlalchemy.orm import Session
@@ -89,7 +90,9 @@ class ProjectFeed:
         project = await self.app.read(pipeline.view, self.project_id)
         if entry.kind == "project.activated":
             channel_id = await self.rooms.channel(project)
-        ran = await self.app.read(runs.of_project, self.project_id) if entry.kind == "project.completed" else ()
+        ran: Sequence[RunView] = ()
+        if entry.kind == "project.completed":
+            ran = await self.app.read(runs.of_project, self.project_id, kind="train")
         scene = Scene(project, channel_id, ran)
         for place in posts.places(entry, has_channel=channel_id is not None or closed):
             room = await self._room(place, entry, scene)
@@ -156,7 +159,7 @@ class ProjectFeed:
         return (
             pipeline.view(session, self.project_id),
             list(allocations.of_project(session, self.project_id)),
-            [run for run in runs.of_project(session, self.project_id) if run.kind == "train"][:RUNS_SHOWN],
+            list(runs.of_project(session, self.project_id, kind="train", limit=RUNS_SHOWN)),
             None if room is None or room.gone else room.channel_id,
         )
 

@@ -66,8 +66,8 @@ async def run_ids(interaction: Interaction, typed: str) -> list[Choice[int]]:
     project_id = await _project_meant(interaction)
     if project_id is None:
         return []
-    views = await interaction.client.read(runs.of_project, project_id)
-    return _choices([(f"{v.id} · {v.recipe}, {v.state}", v.id) for v in views if v.kind == "train"], typed)
+    views = await interaction.client.read(runs.of_project, project_id, kind="train")
+    return _choices([(f"{v.id} · {v.recipe}, {v.state}", v.id) for v in views], typed)
 
 
 async def _project_meant(interaction: Interaction) -> int | None:

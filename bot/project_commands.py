@@ -46,7 +46,7 @@ async def show(interaction: Interaction, project: int | None = None) -> None:
     project_id = await lookup.project_of(interaction, project)
     view = await app.read(pipeline.view, project_id)
     requests = await app.read(allocations.of_project, project_id)
-    newest = await app.read(runs.of_project, project_id, limit=4)
+    newest = await app.read(runs.of_project, project_id, kind="train", limit=4)
     rooms = await app.read(outbox.rooms, project_id)
     room = rooms.get(f"project:{project_id}")
     card = cards.project_card(view, requests, newest, channel_id=room.channel_id if room else None, buttons=False)

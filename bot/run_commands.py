@@ -62,14 +62,13 @@ async def show(interaction: Interaction, run: int) -> None:
 async def list_runs(interaction: Interaction, project: int | None = None) -> None:
     """List them."""
     project_id = await lookup.project_of(interaction, project)
-    views = await interaction.client.read(runs.of_project, project_id)
+    views = await interaction.client.read(runs.of_project, project_id, kind="train", limit=15)
     lines = [
         f"**{view.id}** {text.code(view.recipe, 60)} · {view.state} · step {view.step:,} of {view.total_steps:,} · "
         f"{text.line(view.requested_by, 60)}"
         for view in views
-        if view.kind == "train"
     ]
-    await errors.reply(interaction, "\n".join(lines[:15]) or "No run yet: /run launch starts one.")
+    await errors.reply(interaction, "\n".join(lines) or "No run yet: /run launch starts one.")
 
 
 @run.command(name="cancel", description="Stop a run; a running one writes a checkpoint first")

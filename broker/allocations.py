@@ -16,7 +16,7 @@ from projects import people, pipeline, record, text
 from projects.db import Base, utcnow
 from projects.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
 from projects.people import Actor, Person
-from projects.pipeline import Project, Stage
+from projects.pipeline import Membership, Project, Stage
 
 MOST_HOURS = 1_000_000
 LONGEST = timedelta(days=366)
@@ -162,8 +162,8 @@ def check_may_decide(session: Session, actor: Actor, allocation_id: int, *, revi
         raise ForbiddenError("Only compute reviewers can decide requests; the reviewers' role is given by the admins.")
     person = people.find(session, actor)
     project = session.get_one(Project, allocation.project_id)
-    if person is not None and person.id in {allocation.requested_by, project.lead_id}:
-        raise ForbiddenError("Nobody decides on their own request; another reviewer can.")
+    if person is not None and session.get(Membership, (project.id, person.id)) is not None:
+        raise ForbiddenError("Nobody decides on a request of their own project; another reviewer can.")
     if allocation.state != AllocationState.REQUESTED:
         raise ConflictError(_decided(session, allocation))
 

@@ -53,22 +53,26 @@ class Attempt(Base):
     host: Mapped[str] = mapped_column(default="")
     boot_id: Mapped[str] = mapped_column(default="")
     pid: Mapped[int | None]
-    pid_started: Mapped[float | None]
+    pid_started: Mapped[int | None]
     lease_until: Mapped[datetime | None]
     rung_at: Mapped[datetime | None]
     metrics_read: Mapped[int] = mapped_column(default=0)
     events_read: Mapped[int] = mapped_column(default=0)
+    failed: Mapped[bool] = mapped_column(default=False)
     reason: Mapped[str] = mapped_column(default="")
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process as it is known for sure: pids are used again, the boot and the start time tell them apart."""
+    """A process as it is known for sure: pids are used again, the boot and the start tell them apart.
+
+    `started` is in clock ticks since the boot, which no turning of the clock changes.
+    """
 
     host: str
     boot_id: str
     pid: int
-    started: float
+    started: int
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def admit(session: Session, run_id: int, devices: Sequence[int]) -> int:
     """
     run = runs.load(session, run_id)
     # Two schedulers may have planned on different moments: the pool's row lets one of them at its devices at a time.
-    session.execute(select(Pool.id).where(Pool.id == run.pool_id).with_for_update())
+    session.execute(select(Pool.id).where(Pool.id == run.pool_id).with_for_update(key_share=True))
     taken = devices_in_use(session, run.pool_id).intersection(devices)
     if taken:
         raise ConflictError(f"Devices of the pool are in use already: {', '.join(map(str, sorted(taken)))}.")
@@ -138,13 +142,27 @@ def remaining(session: Session, run: Run) -> int:
 
 def claim(session: Session, run_id: int, token: int, *, host: str, lease_seconds: float) -> bool:
     """Take an admitted attempt for this host; False where another message has done so, or it is no longer wanted."""
+    wanted = select(Run.id).where(Run.id == run_id, Run.token == token, Run.state == RunState.STARTING).exists()
     claimed = session.execute(
         update(Attempt)
-        .where(Attempt.run_id == run_id, Attempt.token == token, Attempt.state == AttemptState.ADMITTED)
+        .where(Attempt.run_id == run_id, Attempt.token == token, Attempt.state == AttemptState.ADMITTED, wanted)
         .values(state=AttemptState.CLAIMED, host=host, lease_until=_from_now(lease_seconds))
         .returning(Attempt.token)
     ).one_or_none()
     return claimed is not None
+
+
+def withdraw(session: Session, run_id: int, token: int) -> None:
+    """End an attempt whose run was cancelled before a worker claimed it; raises StaleError where one just has."""
+    _guarded(session, run_id, token, (AttemptState.ADMITTED,), state=AttemptState.ENDED, reason="cancelled")
+    run = runs.load(session, run_id)
+    ledger.release(session, run.allocation_id, run_id, token)
+    _end(session, run, RunState.CANCELLED, run.reason)
+
+
+def refuse(session: Session, run_id: int, reason: str) -> None:
+    """End a queued run that can never start; raises ConflictError where it is queued no longer."""
+    _end(session, runs.load(session, run_id), RunState.FAILED, reason)
 
 
 def started(
@@ -158,7 +176,7 @@ def started(
         session,
         run_id,
         token,
-        AttemptState.CLAIMED,
+        (AttemptState.CLAIMED,),
         state=AttemptState.RUNNING,
         boot_id=process.boot_id,
         pid=process.pid,
@@ -183,7 +201,7 @@ def renew(
         session,
         run_id,
         token,
-        AttemptState.RUNNING,
+        (AttemptState.RUNNING,),
         lease_until=_from_now(lease_seconds),
         metrics_read=progress.metrics_read,
         events_read=progress.events_read,
@@ -199,13 +217,13 @@ def settle(
 ) -> None:
     """End the attempt: the last charge and progress, the rest of the reservation given back, the run moved on.
 
-    `most` is the number of attempts after which a run fails for good. Raises StaleError.
+    A run fails for good after `most` failed attempts; one that was stopped from outside is none. Raises StaleError.
     """
     attempt = _guarded(
         session,
         run_id,
         token,
-        AttemptState.RUNNING,
+        (AttemptState.CLAIMED, AttemptState.RUNNING),
         state=AttemptState.ENDED,
         lease_until=None,
         reason=ending.reason,
@@ -225,17 +243,23 @@ def settle(
         _end(session, run, *((RunState.FAILED, ending.reason) if failed else (RunState.CANCELLED, run.reason)))
     elif ending.timed_out:
         _end(session, run, RunState.TIMED_OUT, "it reached its time limit")
-    elif ending.status == 75 or ending.transient or ending.status < 0:
+    elif ending.status == 75:
+        _retry(session, run, ending.reason, utcnow(), most)
+    elif ending.transient or ending.status < 0:
+        attempt.failed = True
         _retry(session, run, ending.reason, utcnow(), most)
     else:
         _end(session, run, RunState.FAILED, ending.reason)
 
 
-def lose(session: Session, attempt: Attempt, *, grace_seconds: float, most: int) -> None:
-    """Give up an attempt whose lease has run out; its place is held until its trainer must surely have stopped."""
+def lose(session: Session, attempt: Attempt, *, grace_seconds: float, most: int) -> bool:
+    """Give up an attempt whose lease has run out; its place is held until its trainer must surely have stopped.
+
+    False where it was renewed or ended at the last moment.
+    """
     _lock(session, attempt.run_id)
     if attempt.lease_until is None:
-        return
+        return False
     stopped_by = attempt.lease_until + timedelta(seconds=grace_seconds)
     reason = "its supervisor stopped renewing the lease"
     lost = session.execute(
@@ -247,17 +271,18 @@ def lose(session: Session, attempt: Attempt, *, grace_seconds: float, most: int)
             Attempt.lease_until == attempt.lease_until,
             Attempt.lease_until < utcnow(),
         )
-        .values(state=AttemptState.LOST, reason=reason, lease_until=stopped_by)
+        .values(state=AttemptState.LOST, failed=True, reason=reason, lease_until=stopped_by)
         .returning(Attempt.token)
     ).one_or_none()
     if lost is None:
-        return
+        return False
     run = runs.load(session, attempt.run_id)
     ledger.release(session, run.allocation_id, run.id, attempt.token)
     if run.state == RunState.STOPPING:
         _end(session, run, RunState.CANCELLED, run.reason)
     else:
         _retry(session, run, reason, stopped_by, most)
+    return True
 
 
 def expired(session: Session) -> Sequence[Attempt]:
@@ -272,6 +297,15 @@ def unclaimed(session: Session, *, since_seconds: float) -> Sequence[Attempt]:
         select(Attempt).where(
             Attempt.state == AttemptState.ADMITTED, (Attempt.rung_at.is_(None)) | (Attempt.rung_at < before)
         )
+    ).all()
+
+
+def cancelled_unclaimed(session: Session) -> Sequence[Attempt]:
+    """Admitted attempts whose run has been cancelled since."""
+    return session.scalars(
+        select(Attempt)
+        .join(Run, (Run.id == Attempt.run_id) & (Run.token == Attempt.token))
+        .where(Attempt.state == AttemptState.ADMITTED, Run.state == RunState.STOPPING)
     ).all()
 
 
@@ -298,11 +332,6 @@ def devices_in_use(session: Session, pool_id: int) -> set[int]:
     return {int(device) for devices in held for device in devices.split(",")}
 
 
-def open_count(session: Session) -> int:
-    """How many attempts are open."""
-    return session.scalar(select(func.count()).where(Attempt.state.in_(OPEN))) or 0
-
-
 def _charge(session: Session, run: Run, attempt: Attempt, elapsed: float) -> None:
     """Charge whole GPU-seconds up to `elapsed` seconds of the attempt's life, never more than it has reserved."""
     due = min(int(elapsed) * run.gpus, attempt.reserved) - attempt.charged
@@ -327,8 +356,10 @@ def _keep(session: Session, run: Run, progress: Progress) -> None:
 
 
 def _retry(session: Session, run: Run, reason: str, not_before: datetime, most: int) -> None:
-    if run.token >= most:
-        _end(session, run, RunState.FAILED, f"{run.token} attempts failed; the last one: {reason}")
+    session.flush()
+    failed = session.scalar(select(func.count()).where(Attempt.run_id == run.id, Attempt.failed)) or 0
+    if failed >= most:
+        _end(session, run, RunState.FAILED, f"{failed} attempts failed; the last one: {reason}")
         return
     if remaining(session, run) < 1:
         _end(session, run, RunState.TIMED_OUT, "it reached its time limit")
@@ -346,25 +377,25 @@ def _end(session: Session, run: Run, to: RunState, reason: str, *, sample: str =
     runs.tell(session, run, kind, why=reason, step=run.step, spent=spent, text=sample)
 
 
-def _guarded(session: Session, run_id: int, token: int, expected: AttemptState, **values: object) -> Attempt:
+def _guarded(session: Session, run_id: int, token: int, expected: Sequence[AttemptState], **values: object) -> Attempt:
     """Write to the attempt where its token is good; raises StaleError."""
     current = _lock(session, run_id)
     written = session.execute(
         update(Attempt)
-        .where(Attempt.run_id == run_id, Attempt.token == token, Attempt.state == expected)
+        .where(Attempt.run_id == run_id, Attempt.token == token, Attempt.state.in_(expected))
         .values(**values)
         .returning(Attempt.token)
     ).one_or_none()
     if written is None or current != token:
-        raise StaleError(f"attempt {token} of run {run_id} is no longer {expected}")
+        raise StaleError(f"attempt {token} of run {run_id} is no longer {' or '.join(expected)}")
     attempt = session.get_one(Attempt, (run_id, token))
     session.refresh(attempt)
     return attempt
 
 
 def _lock(session: Session, run_id: int) -> int | None:
-    """Lock the run's row and return its token. Every path locks the run before the attempt, so that none deadlock."""
-    return session.scalars(select(Run.token).where(Run.id == run_id).with_for_update()).one_or_none()
+    """Lock the run's row and return its token. Every path locks the run before its attempt."""
+    return session.scalars(select(Run.token).where(Run.id == run_id).with_for_update(key_share=True)).one_or_none()
 
 
 def _from_now(seconds: float) -> datetime:

@@ -1,6 +1,7 @@
 """The model card beside each published checkpoint: how it was made, from what, by whom, and how to load it."""
 
 import json
+import re
 from pathlib import Path
 
 from jinja2 import Environment
@@ -16,13 +17,13 @@ library_name: transformers
 pipeline_tag: text-generation
 tags: [stoa, {{ run.recipe }}]
 ---
-# {{ project.title }}: run {{ run.id }}
+# {{ project.title | plain }}: run {{ run.id }}
 
-{{ project.question }}
+{{ project.question | plain }}
 
 - Recipe: `{{ run.recipe }}`{% if run.overrides %} with {{ run.overrides | tojson }}{% endif %}
-- Compute: {{ run.gpus }} × {{ run.pool }}{% if run.sponsor %}, given by {{ run.sponsor }}{% endif %}
-- People: {{ people | join(", ") }}
+- Compute: {{ run.gpus }} × {{ run.pool | plain }}{% if run.sponsor %}, given by {{ run.sponsor | plain }}{% endif %}
+- People: {{ people | join(", ") | plain }}
 - Checkpoints: one branch `step{N}` each; `main` is the last one
 {% if sources %}
 ## Data
@@ -44,8 +45,8 @@ def write_card(session: Session, run_id: int, repo: str, folder: Path) -> None:
     run = runs.view(session, run_id)
     how = json.loads((folder / "how.json").read_text())
     sources = how.get("data", {}).get("sources", [])
-    # A card is Markdown, not HTML: what members typed is kept from starting tags, headings or code of its own.
-    environment = Environment(autoescape=True, trim_blocks=True)
+    environment = Environment(autoescape=False, trim_blocks=True)  # Markdown, not HTML: `plain` escapes what was typed
+    environment.filters["plain"] = _plain
     project = pipeline.view(session, run.project_id)
     people = [f"{member.name} (lead)" if member.lead else member.name for member in project.members]
     step = int(folder.name.removeprefix("step"))
@@ -53,3 +54,8 @@ def write_card(session: Session, run_id: int, repo: str, folder: Path) -> None:
         run=run, project=project, people=people, repo=repo, step=step, sources=sources
     )
     (folder / "README.md").write_text(text)
+
+
+def _plain(value: str) -> str:
+    """What somebody typed, as one line without markup."""
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|~-])", r"\\\1", " ".join(value.split()))

@@ -8,7 +8,9 @@ from typing import Any
 
 from broker.attempts import Checkpoint, Ending, Progress
 from broker.series import Measured
+from projects import text
 
+MOST_SAID = 4000
 MEASURED = ("loss", "lr", "grad_norm", "tokens_per_second")
 
 
@@ -51,10 +53,12 @@ def ending(folder: Path, status: int, *, timed_out: bool) -> Ending:
     sample = folder / "sample.json"
     return Ending(
         status=status,
-        reason=reason,
+        reason=text.cleaned(reason)[:MOST_SAID],
         transient=said.get("transient", True),  # one that could not even say how it ended may do better again
         timed_out=timed_out,
-        sample=json.loads(sample.read_text())["text"] if status == 0 and sample.exists() else "",
+        sample=text.cleaned(json.loads(sample.read_text())["text"])[:MOST_SAID]
+        if status == 0 and sample.exists()
+        else "",
     )
 
 
@@ -65,6 +69,8 @@ def checkpoints(folders: Sequence[Path]) -> list[Checkpoint]:
 
 
 def _unsaid(status: int) -> str:
+    if status == 75:
+        return "its host asked it to stop"
     return f"the trainer was ended by signal {-status}" if status < 0 else f"the trainer ended with status {status}"
 
 

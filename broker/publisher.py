@@ -9,12 +9,14 @@ from pathlib import Path
 
 import structlog
 from sqlalchemy import func, or_, select, update
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from broker import publications, runs
 from broker.card import write_card
 from broker.hub import Hub, HubError
 from broker.publications import Publication
+from broker.runs import ENDED
 from projects import pipeline
 from projects.db import Database, utcnow
 from projects.settings import Settings
@@ -93,6 +95,7 @@ def claim(session: Session, run_id: int, settings: Settings) -> Claimed | None:
         return None
     upcoming.lease += 1
     upcoming.lease_until = utcnow() + timedelta(seconds=settings.lease_seconds)
+    newest = publications.newest(session, run_id) or upcoming
     project = pipeline.view(session, run.project_id)
     return Claimed(
         run_id=run_id,
@@ -101,7 +104,7 @@ def claim(session: Session, run_id: int, settings: Settings) -> Claimed | None:
         folder=Path(upcoming.folder),
         repo=f"{settings.hub_namespace}/{project.slug}-run-{run_id}",
         first=not publications.links(session, run_id),
-        final=upcoming.step == run.total_steps,
+        final=upcoming.step == run.total_steps or (run.state in ENDED and upcoming.step == newest.step),
     )
 
 
@@ -146,9 +149,12 @@ def _renewing(settings: Settings, db: Database, claimed: Claimed) -> Iterator[No
 
     def renew() -> None:
         while not over.wait(settings.lease_seconds / 3):
-            with db.write() as session:
-                if not _guarded(session, claimed, lease_until=utcnow() + timedelta(seconds=settings.lease_seconds)):
-                    return
+            try:
+                with db.write() as session:
+                    if not _guarded(session, claimed, lease_until=utcnow() + timedelta(seconds=settings.lease_seconds)):
+                        return
+            except DBAPIError as error:
+                log.warning("a lease could not be renewed; trying again", run=claimed.run_id, error=str(error.orig))
 
     thread = threading.Thread(target=renew, daemon=True)
     thread.start()

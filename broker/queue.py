@@ -4,7 +4,7 @@ from celery import Celery
 from celery.signals import worker_ready
 from celery.worker.consumer import Consumer
 
-from broker import attempts, launchers, publisher, supervisor
+from broker import attempts, launchers, publisher, runs, supervisor
 from broker.attempts import Process
 from projects import health
 from projects.db import Database
@@ -56,10 +56,11 @@ def start_attempt(run_id: int, token: int) -> None:
             if not attempts.claim(session, run_id, token, host=launchers.host(), lease_seconds=settings.lease_seconds):
                 return
             earlier = attempts.earlier(session, run_id, token)
+            owner = runs.load(session, run_id).request_id
         for attempt in earlier:
             if attempt.pid is not None and attempt.pid_started is not None:
                 launchers.kill_group(Process(attempt.host, attempt.boot_id, attempt.pid, attempt.pid_started))
-        supervisor.spawn(settings, run_id, token)
+        supervisor.spawn(settings, run_id, token, owner)
     finally:
         db.close()
 

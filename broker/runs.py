@@ -311,9 +311,12 @@ def view(session: Session, run_id: int) -> RunView:
     )
 
 
-def of_project(session: Session, project_id: int, *, limit: int = 25) -> Sequence[RunView]:
-    """The project's runs, the newest first."""
-    ids = session.scalars(select(Run.id).where(Run.project_id == project_id).order_by(Run.id.desc()).limit(limit)).all()
+def of_project(session: Session, project_id: int, *, kind: Kind | None = None, limit: int = 25) -> Sequence[RunView]:
+    """The project's runs, of one kind or all, the newest first."""
+    query = select(Run.id).where(Run.project_id == project_id).order_by(Run.id.desc()).limit(limit)
+    if kind is not None:
+        query = query.where(Run.kind == kind)
+    ids = session.scalars(query).all()
     return [view(session, run_id) for run_id in ids]
 
 

@@ -6,6 +6,7 @@ The database is the truth. What is decided here is written first and rung after;
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -16,6 +17,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from broker import attempts, ledger, publisher, queue
+from broker.allocations import Allocation
+from broker.attempts import StaleError
 from broker.ledger import LedgerRow, Movement
 from broker.pools import Pool
 from broker.runs import Run, RunState
@@ -62,9 +65,11 @@ def plan(session: Session) -> list[Decision]:
     now = utcnow()
     decisions: list[Decision] = []
     for pool in session.scalars(select(Pool).order_by(Pool.id)):
+        waiting = _waiting(session, pool.id, now)
+        if not waiting:
+            continue
         free = sorted(set(range(pool.gpus)) - attempts.devices_in_use(session, pool.id))
         used = usage(session, pool.id, now)
-        waiting = _waiting(session, pool.id, now)
         while waiting:
             run = min(waiting, key=lambda run: (used[run.project_id], run.queued_at, run.id))
             waiting.remove(run)
@@ -77,6 +82,20 @@ def plan(session: Session) -> list[Decision]:
             free = free[run.gpus :]
             used[run.project_id] += cost
     return decisions
+
+
+def hopeless(session: Session) -> list[tuple[int, str]]:
+    """Queued runs that can never start as things stand, each with the reason."""
+    found: list[tuple[int, str]] = []
+    for run in session.scalars(select(Run).where(Run.state == RunState.QUEUED)):
+        allocation = session.get_one(Allocation, run.allocation_id)
+        account = ledger.account(session, run.allocation_id)
+        cost = run.gpus * attempts.remaining(session, run)
+        if allocation.until <= utcnow():
+            found.append((run.id, f"its allocation ended on {allocation.until:%Y-%m-%d}"))
+        elif cost > account.left and not account.reserved:
+            found.append((run.id, f"it may cost {cost:,} GPU-seconds and its allocation has {account.left:,} left"))
+    return found
 
 
 def _waiting(session: Session, pool_id: int, now: datetime) -> list[Run]:
@@ -104,8 +123,14 @@ class Scheduler:
             time.sleep(self.settings.tick_seconds)
 
     def round(self) -> None:
-        """Give up what is lost, admit what fits, and ring for all that waits to be claimed."""
+        """Give up what is lost or cannot be, admit what fits, and ring for all that waits to be claimed."""
         self._give_up_lost()
+        self._withdraw_cancelled()
+        with self.db.read() as session:
+            refusals = hopeless(session)
+        for run_id, reason in refusals:
+            with suppress(ConflictError), self.db.write() as session:
+                attempts.refuse(session, run_id, reason)
         with self.db.read() as session:
             decisions = plan(session)
         for decision in decisions:
@@ -117,10 +142,18 @@ class Scheduler:
             candidates = attempts.expired(session)
         for attempt in candidates:
             with self.db.write() as session:
-                attempts.lose(
+                lost = attempts.lose(
                     session, attempt, grace_seconds=self.settings.stop_grace_seconds, most=self.settings.max_attempts
                 )
-            log.warning("an attempt was lost", run=attempt.run_id, token=attempt.token)
+            if lost:
+                log.warning("an attempt was lost", run=attempt.run_id, token=attempt.token)
+
+    def _withdraw_cancelled(self) -> None:
+        with self.db.read() as session:
+            candidates = attempts.cancelled_unclaimed(session)
+        for attempt in candidates:
+            with suppress(StaleError), self.db.write() as session:
+                attempts.withdraw(session, attempt.run_id, attempt.token)
 
     def _admit(self, decision: Decision) -> None:
         try:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import structlog
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from broker import attempts, launchers, output, publications, runs
-from broker.attempts import Attempt, Checkpoint, StaleError
+from broker.attempts import Attempt, Checkpoint, Ending, Process, Progress, StaleError
 from broker.runs import Run
 from projects import log as log_format
 from projects.db import Database
@@ -29,10 +29,9 @@ SAMPLE_PROMPT = "The "
 log = structlog.get_logger()
 
 
-def spawn(settings: Settings, run_id: int, token: int) -> None:
+def spawn(settings: Settings, run_id: int, token: int, owner: str) -> None:
     """Start the supervisor of a claimed attempt as a session of its own, with the settings it needs and no token."""
-    folder = run_folder(settings, run_id)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _own_folder(settings, run_id, owner)
     environment = {name: os.environ[name] for name in launchers.PASSED_ON if name in os.environ}
     environment |= {
         "STOA_ENV_FILE": "",
@@ -59,6 +58,17 @@ def run_folder(settings: Settings, run_id: int) -> Path:
     return settings.runs_dir / str(run_id)
 
 
+def _own_folder(settings: Settings, run_id: int, owner: str) -> Path:
+    """The run's folder; one that a run of another database has left under the same number is moved aside."""
+    folder = run_folder(settings, run_id)
+    mark = folder / "owner"
+    if folder.exists() and (not mark.exists() or mark.read_text() != owner):
+        folder.rename(folder.with_name(f"{run_id}.before-{time.time_ns()}"))
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.write_text(owner)
+    return folder
+
+
 class Supervisor:
     """Starts the trainer of one attempt, follows it, and stops it when told to or when its lease cannot be renewed."""
 
@@ -79,26 +89,50 @@ class Supervisor:
 
     def run(self) -> None:
         """See the attempt through to its end; raises StaleError where its token is no longer good."""
-        self.folder.mkdir()
-        with self.db.read() as session:
-            run = runs.load(session, self.run_id)
-            attempt = session.get_one(Attempt, (self.run_id, self.token))
-            before = output.checkpoints([self.folder.parent / f"attempt-{token}" for token in range(1, self.token)])
-            command = self._command(session, run, before)
         signal.signal(signal.SIGTERM, lambda *_: self._stop("the host is being drained"))
+        self.started_at = self.renewed_at = time.monotonic()
         try:
-            self.started_at = self.renewed_at = time.monotonic()
-            process = self.launcher.start(command, self.folder, attempt.devices)
+            with self.db.read() as session:
+                run = runs.load(session, self.run_id)
+                attempt = session.get_one(Attempt, (self.run_id, self.token))
+            try:
+                process, before = self._start(run, attempt.devices)
+            except OSError as error:
+                self._settle(0.0, Progress(0, 0), Ending(70, f"it could not be started: {error}", transient=True))
+                return
             threading.Thread(target=self._guard, daemon=True).start()
-            with self.db.write() as session:
-                attempts.started(
-                    session, self.run_id, self.token, process, before, lease_seconds=self.settings.lease_seconds
-                )
+            for trial in self._trials():
+                with trial, self.db.write() as session:
+                    attempts.started(
+                        session, self.run_id, self.token, process, before, lease_seconds=self.settings.lease_seconds
+                    )
             self._follow(attempt.reserved / run.gpus)
         finally:
             self.over.set()
             self.launcher.kill()
             self.db.close()
+
+    def _start(self, run: Run, devices: str) -> tuple[Process, Sequence[Checkpoint]]:
+        """Start the trainer; its process, and the checkpoints of earlier attempts. Raises OSError."""
+        self.folder.mkdir()
+        before = output.checkpoints([self.folder.parent / f"attempt-{token}" for token in range(1, self.token)])
+        process = self.launcher.start(self._command(run, before), self.folder, devices)
+        if self.stopped_at is not None:  # asked to stop before there was anything to stop
+            self.launcher.stop()
+        return process, before
+
+    def _trials(self) -> Retrying:
+        """Tries a write again while the database is away, as long as the lease may last."""
+        return Retrying(
+            retry=retry_if_exception_type(DBAPIError),
+            stop=stop_after_delay(self.settings.lease_seconds),
+            wait=wait_fixed(self.settings.lease_seconds / 6),
+            reraise=True,
+        )
+
+    def _settle(self, elapsed: float, progress: Progress, ending: Ending) -> None:
+        with self.db.write() as session:
+            attempts.settle(session, self.run_id, self.token, elapsed, progress, ending, self.settings.max_attempts)
 
     def _follow(self, limit: float) -> None:
         """Renew until the trainer has ended; `limit` is the time it may take, in seconds."""
@@ -112,13 +146,11 @@ class Supervisor:
             elapsed = (ended_at or asked_at) - self.started_at
             progress = output.read(self.folder, self.metrics_read, self.events_read)
             try:
+                if status is not None:
+                    ending = output.ending(self.folder, status, timed_out=self.timed_out)
+                    self._settle(elapsed, progress, ending)
+                    return
                 with self.db.write() as session:
-                    if status is not None:
-                        ending = output.ending(self.folder, status, timed_out=self.timed_out)
-                        attempts.settle(
-                            session, self.run_id, self.token, elapsed, progress, ending, self.settings.max_attempts
-                        )
-                        return
                     wanted = not attempts.renew(
                         session, self.run_id, self.token, elapsed, progress, lease_seconds=self.settings.lease_seconds
                     )
@@ -157,12 +189,13 @@ class Supervisor:
             self.stopped_at = time.monotonic()
             self.launcher.stop()
 
-    def _command(self, session: Session, run: Run, before: Sequence[Checkpoint]) -> list[str]:
+    def _command(self, run: Run, before: Sequence[Checkpoint]) -> list[str]:
         """The trainer's command line, to go on from the last checkpoint `before`; the config is written beside."""
         trainer = [sys.executable, "-m", "trainer"]
         out = ["--out", str(self.folder)]
         if run.kind == "sample":
-            checkpoint = publications.newest(session, run.parent_id or 0)
+            with self.db.read() as session:
+                checkpoint = publications.newest(session, run.parent_id or 0)
             if checkpoint is None:
                 raise FileNotFoundError(f"run {run.parent_id} has left no checkpoint to sample from")
             return [*trainer, "generate", checkpoint.folder, "--prompt", SAMPLE_PROMPT, *out]

@@ -138,7 +138,7 @@ async def launch(stage: Stage, console: Console) -> str:
     _private(answer)
     expect("GPU-seconds" in answer.text and "left" in answer.text, f"the reply names no cost: {answer.text}")
     with stage.database.read() as session:
-        stage.run_id = next(view.id for view in runs.of_project(session, stage.project_id) if view.kind == "train")
+        stage.run_id = runs.of_project(session, stage.project_id, kind="train")[0].id
     return answer.text
 
 
@@ -217,7 +217,7 @@ async def sample(stage: Stage, console: Console) -> str:
     until = time.monotonic() + 90
     while True:
         with stage.database.read() as session:
-            samples = [view for view in runs.of_project(session, stage.project_id) if view.kind == "sample"]
+            samples = runs.of_project(session, stage.project_id, kind="sample")
         if samples and samples[0].state in runs.ENDED:
             break
         expect(time.monotonic() < until, "no sample was drawn")

@@ -107,14 +107,14 @@ def test_posts(kind: str, said: str) -> None:
     everyone = [{"id": member.discord_id, "name": member.name, "lead": member.lead} for member in MANY]
     payload |= {"by": {"id": "1", "name": said}, "overrides": {said: said}, "url": "https://hub/step7"}
     payload["people"] = everyone if kind == "project.completed" else 2
-    told = Told(1, "project:1", 12, kind, payload)
+    told = Told(1, "project:1", 12, kind, "00112233445566", payload)
     scene = Scene(project(said), "5", [run(said)] * 30)
     for place in posts.places(told, has_channel=True):
         shown = posts.render(told, place, scene)
         assert text.length(shown) <= 4000
         assert shown.splitlines()[-1] == "-# P1 · record 12 · 00112233"
         assert "@everyone" not in shown
-    sample = Told(1, "project:1", 12, kind, payload | {"sample": 2})
+    sample = Told(1, "project:1", 12, kind, "00112233445566", payload | {"sample": 2})
     assert text.length(posts.render(sample, Place.RUN, scene)) <= 4000
 
 

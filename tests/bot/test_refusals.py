@@ -114,7 +114,7 @@ async def test_the_lead_decides_nothing_even_as_a_reviewer(shared_lab: Shared) -
     await lab.guild.set_roles("Ada", ["reviewer"])
     answer = await lab.person("Ada").press(card, "Approve")
     await lab.guild.set_roles("Ada", [])
-    refused(lab, answer, "Nobody decides on their own request; another reviewer can.", heads)
+    refused(lab, answer, "Nobody decides on a request of their own project; another reviewer can.", heads)
 
 
 async def test_a_second_approval(shared_lab: Shared) -> None:

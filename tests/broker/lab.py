@@ -22,7 +22,7 @@ EMMY = Actor(4, "Emmy", frozenset({REVIEWERS}))
 STRANGER = Actor(5, "Stranger")
 POOL = "laptop"
 HOUR = 3600
-PROCESS = Process("host", "boot", 4242, 1000.0)
+PROCESS = Process("host", "boot", 4242, 1000)
 NOTHING = Progress(0, 0)
 
 _requests = count()

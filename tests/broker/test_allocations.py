@@ -37,7 +37,7 @@ REFUSED_DECISIONS = [
 NO_DECIDERS = [
     (GRACE, "Only compute reviewers"),
     (ADA, "Only compute reviewers"),
-    (Actor(1, "Ada", frozenset({REVIEWERS})), "Nobody decides on their own request"),
+    (Actor(1, "Ada", frozenset({REVIEWERS})), "Nobody decides on a request of their own project"),
     (Actor(77, "Nobody", frozenset({REVIEWERS + 1})), "Only compute reviewers"),
 ]
 

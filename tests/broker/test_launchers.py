@@ -76,7 +76,7 @@ def test_a_stranger_who_was_given_the_number_is_left_alone(group: subprocess.Pop
         replace(theirs, started=theirs.started + 5),
         replace(theirs, host="another-host"),
         replace(theirs, boot_id="another-boot"),
-        Process(theirs.host, theirs.boot_id, theirs.pid, 0.0),
+        Process(theirs.host, theirs.boot_id, theirs.pid, 0),
     ]
     assert [kill_group(stranger) for stranger in strangers] == [[]] * len(strangers)
     assert len(members(group.pid)) == 2

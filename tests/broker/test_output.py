@@ -77,7 +77,7 @@ def test_evaluations_and_checkpoints_come_from_the_events(tmp_path: Path) -> Non
     ("status", "said", "expected"),
     [
         (0, {"status": 0, "step": 9}, Ending(0, "", sample="Once.")),
-        (75, {"status": 75}, Ending(75, "the trainer ended with status 75")),
+        (75, {"status": 75}, Ending(75, "its host asked it to stop")),
         (70, {"status": 70, "reason": "Rank 1 was killed.", "transient": True}, Ending(70, "Rank 1 was killed.", True)),
         (70, {"status": 70, "reason": "The loss is not finite."}, Ending(70, "The loss is not finite.")),
         (-9, None, Ending(-9, "the trainer was ended by signal 9", True)),
@@ -86,7 +86,7 @@ def test_evaluations_and_checkpoints_come_from_the_events(tmp_path: Path) -> Non
 def test_how_it_ended(tmp_path: Path, status: int, said: dict[str, object] | None, expected: Ending) -> None:
     if said is not None:
         write(tmp_path / "outcome.json", {"transient": False} | said)
-    write(tmp_path / "sample.json", {"text": "Once."})
+    write(tmp_path / "sample.json", {"text": "Once.\x00\x1b"})
     assert output.ending(tmp_path, status, timed_out=False) == expected
 
 

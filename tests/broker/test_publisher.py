@@ -162,7 +162,7 @@ def test_the_card_says_how_and_by_whom(lab: Lab, conf: Settings, hub: Hub, run: 
     publish(lab, conf, run)
     where = {"repo_id": repo(conf, run), "filename": "README.md", "revision": "step0", "endpoint": hub.url}
     card = Path(hf_hub_download(**where, token=hub.token, cache_dir=tmp_path / "cache")).read_text()
-    assert "# Sinks of &lt;attention&gt;: run" in card
+    assert r"# Sinks of \<attention\>: run" in card
     assert "python-docs: PSF-2.0" in card
     assert "Ada (lead), Grace" in card
     assert "given by The house" in card

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from broker import queue, scheduler
+from broker import attempts, queue, scheduler
+from broker.allocations import Allocation
 from broker.attempts import Checkpoint, Ending, Progress
 from broker.runs import RunState
 from broker.scheduler import HALF_LIFE_SECONDS, Decision, Scheduler
 from projects.db import utcnow
 from projects.errors import ConflictError
-from tests.broker.lab import HOUR, STRANGER, Lab, settings
+from tests.broker.lab import HOUR, PROCESS, STRANGER, Lab, settings
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -206,3 +207,29 @@ def test_the_doorbells_are_rung_once_and_not_at_every_round(lab: Lab, ours: int,
     for _ in range(4):
         rounds.round()
     assert (messages("runs") - before[0], messages("publish") - before[1]) == (1, 1)
+
+
+def test_a_run_that_can_never_start_fails_with_the_reason(lab: Lab, ours: int, tmp_path: Path) -> None:
+    lab.allocation(ours, "0.5")
+    first = lab.launch(ours, time_limit="20m")
+    second = lab.launch(ours, time_limit="20m")
+    scheduler = Scheduler(settings(tmp_path, redis_url="redis://127.0.0.1:1/0"), lab.db)
+    scheduler.round()
+    assert (lab.run(first).state, lab.run(second).state) == (RunState.STARTING, RunState.QUEUED)
+    assert lab.claim(first, 1)
+    with lab.db.write() as session:
+        attempts.started(session, first, 1, PROCESS, (), lease_seconds=60)
+    lab.settle(first, 1, 1200, Ending(70, "The loss is not finite."))
+    scheduler.round()
+    assert lab.run(second).state == RunState.FAILED
+    assert "1,200 GPU-seconds and its allocation has 600 left" in lab.run(second).reason
+
+
+def test_nothing_starts_on_an_allocation_that_has_ended(lab: Lab, ours: int, tmp_path: Path) -> None:
+    allocation = lab.allocation(ours)
+    run = lab.launch(ours)
+    with lab.db.write() as session:
+        session.get_one(Allocation, allocation).until = utcnow() - timedelta(days=1)
+    Scheduler(settings(tmp_path, redis_url="redis://127.0.0.1:1/0"), lab.db).round()
+    assert lab.run(run).state == RunState.FAILED
+    assert "its allocation ended on" in lab.run(run).reason

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
+from broker import supervisor
 from broker.runs import Run, RunState
-from tests.broker.lab import Lab
+from tests.broker.lab import Lab, settings
 
 LEASE = 1.0
 GRACE = 1.0
@@ -135,3 +136,32 @@ def test_a_supervisor_whose_run_went_to_another_ends_its_trainer(lab: Lab, tmp_p
         assert supervisor.wait(10) == 1
         assert living(tmp_path) == []
     assert lab.run(run).state == RunState.RUNNING
+
+
+def test_a_folder_that_another_database_has_left_is_moved_aside(tmp_path: Path) -> None:
+    conf = settings(tmp_path)
+    left = supervisor.run_folder(conf, 7) / "attempt-1" / "checkpoints" / "step9"
+    left.mkdir(parents=True)
+    supervisor.spawn(conf, 7, 1, "ours")
+    assert not left.exists()
+    assert len(list(conf.runs_dir.glob("7.before-*/attempt-1/checkpoints/step9"))) == 1
+    kept = supervisor.run_folder(conf, 7) / "attempt-1"
+    kept.mkdir(exist_ok=True)
+    supervisor.spawn(conf, 7, 2, "ours")
+    assert kept.exists()
+
+
+def test_what_cannot_be_started_says_why(lab: Lab, run: int, tmp_path: Path) -> None:
+    token = lab.admit(run)
+    assert lab.claim(run, token, lease=LEASE)
+    (tmp_path / "runs" / str(run)).mkdir(parents=True)
+    (tmp_path / "runs" / str(run) / f"attempt-{token}").write_text("in the way")
+    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | {
+        "STOA_ENV_FILE": "",
+        "STOA_HOME": str(tmp_path),
+        "STOA_DATABASE_URL": lab.db.url.render_as_string(hide_password=False),
+    }
+    command = [sys.executable, "-m", "broker.supervisor", str(run), str(token)]
+    subprocess.run(command, env=environment, check=True, timeout=30)
+    assert lab.run(run).state == RunState.QUEUED
+    assert "could not be started" in lab.run(run).reason

@@ -1,5 +1,8 @@
 """The pipeline of a project, through its public functions."""
 
+import secrets
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from projects import pipeline, record
@@ -109,6 +112,31 @@ def test_what_is_out_of_turn_is_refused(db: Database) -> None:
             refused.append((type(error), actor, act))
     assert refused == [(ConflictError, ADA, "join"), (ForbiddenError, GRACE, "scope"), (ConflictError, ADA, "complete")]
     assert entries(db, project) == before
+
+
+def test_people_who_join_while_the_scope_is_written_make_the_project_active(db: Database) -> None:
+    for _ in range(5):
+        project = propose(db, secrets.token_hex(4))
+
+        def join(actor: Actor, project: int = project) -> None:
+            with db.write() as session:
+                pipeline.join(session, actor, project, min_people=3)
+
+        def scope(project: int = project) -> None:
+            with db.write() as session:
+                pipeline.scope(session, ADA, project, **SCOPE, min_people=3)
+
+        with ThreadPoolExecutor(3) as pool:
+            for done in [pool.submit(join, GRACE), pool.submit(scope), pool.submit(join, Actor(3, "Rosa"))]:
+                done.result()
+        assert stage(db, project) == Stage.ACTIVE
+
+
+def test_what_nobody_joined_can_be_abandoned(db: Database) -> None:
+    project = propose(db)
+    with db.write() as session:
+        pipeline.complete(session, ADA, project, outcome=Outcome.ABANDONED, learnt="Ask in spring.")
+    assert stage(db, project) == Stage.COMPLETED
 
 
 def test_nobody_joins_what_is_not_there(db: Database) -> None:

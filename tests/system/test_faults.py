@@ -58,6 +58,7 @@ class Stoa:
             tick_seconds=0.3,
             hub_endpoint=hub["hub"],
             hub_token=hub["hub_token"],
+            hub_namespace="faults",
             discord_token=SECRET,
         )
         self.db = Database(self.settings.database)
@@ -69,6 +70,7 @@ class Stoa:
         self.parts.start_stoa(self.settings, "scheduler")
         self.second_scheduler()
         self.parts.start_stoa(self.settings, "worker")
+        self.parts.start_stoa(self.settings, "publisher")
 
     def second_scheduler(self) -> None:
         self.parts.start("second scheduler", SCHEDULER, environment(self.settings, "scheduler"), lambda: True)
@@ -262,11 +264,13 @@ def test_the_time_limit_ends_a_run_with_a_checkpoint(stoa: Stoa) -> None:
 
 
 def no_secret_is_seen(stoa: Stoa, supervisor: int, *trainers: int) -> None:
-    """Assert that each process was given only the secrets that it needs, and that the worker did have one."""
+    """Assert that each process was given only the secrets that it needs, and that the publisher did have one."""
     hub_token = stoa.settings.hub_token.get_secret_value()
+    publisher = processes.environment(stoa.parts.running["publisher"].popen.pid)
+    assert hub_token in publisher
+    assert SECRET not in publisher
     worker = processes.environment(stoa.parts.running["worker"].popen.pid)
-    assert hub_token in worker
-    assert SECRET not in worker
+    assert "TOKEN" not in worker
     given = processes.environment(supervisor)
     assert f"STOA_DATABASE_URL={stoa.settings.database}" in given
     assert hub_token not in given
