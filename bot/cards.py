@@ -9,7 +9,7 @@ import discord
 from discord import ui
 
 from bot import text
-from bot.buttons import Approve, Decline, Join
+from bot.buttons import Button
 from broker import allocations
 from broker.allocations import AllocationState, AllocationView
 from broker.runs import RunState, RunView
@@ -92,7 +92,7 @@ def project_card(
     marker = f"-# P{project.id} · project"
     parts = [_texts(lines, marker)]
     if buttons and project.stage != Stage.COMPLETED:
-        parts.append(ui.ActionRow(Join(project.id)))
+        parts.append(ui.ActionRow(Button("join", project.id)))
     return Card(*parts, colour=colour, marker=marker)
 
 
@@ -115,7 +115,7 @@ def review_card(request: AllocationView) -> Card:
     marker = f"-# P{request.project_id} · allocation {request.id}"
     parts = [_texts(lines, marker)]
     if request.state == AllocationState.REQUESTED:
-        parts.append(ui.ActionRow(Approve(request.id), Decline(request.id)))
+        parts.append(ui.ActionRow(Button("approve", request.id), Button("decline", request.id)))
     return Card(*parts, colour=colour, marker=marker)
 
 

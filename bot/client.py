@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from bot import errors
 from bot.allocation_commands import allocation
 from bot.app import App, Interaction
-from bot.buttons import Approve, Decline, Join
+from bot.buttons import Button
 from bot.delivery import Delivery
 from bot.project_commands import project
 from bot.run_commands import run as run_group
@@ -67,7 +67,7 @@ class Bot(App):
         guild = discord.Object(self.settings.guild_id)
         for group in (project, allocation, run_group):
             self.tree.add_command(group, guild=guild)
-        self.add_dynamic_items(Join, Approve, Decline)
+        self.add_dynamic_items(Button)
         definition = [command.to_dict(self.tree) for command in self.tree.get_commands(guild=guild)]
         digest = hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()
         key = (str(self.application_id), str(guild.id))
