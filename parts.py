@@ -91,9 +91,9 @@ class Parts:
             time.sleep(0.05)
         return part
 
-    def start_stoa(self, settings: Settings, name: str) -> Part:
+    def start_stoa(self, settings: Settings, name: str, *options: str) -> Part:
         """Start one of Stoa's own parts, such as the bot."""
-        command = [sys.executable, "-m", "stoa", name]
+        command = [sys.executable, "-m", "stoa", name, *options]
         log = self.logs / f"{name}.log"
         seen = log.stat().st_size if log.exists() else 0
         return self.start(name, command, environment(settings, name), lambda: _says_ready(log, seen))
@@ -154,11 +154,6 @@ def alone(home: Path) -> Iterator[None]:
         yield
 
 
-def adopt_orphans() -> None:
-    """Become the parent of every process below this one whose own parent ends, such as a supervisor."""
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
-
-
 def stop_supervisors() -> None:
     """Ask the supervisors below this process to stop: each lets its trainer write a checkpoint and settles the run."""
     for process in psutil.Process().children(recursive=True):
@@ -167,15 +162,25 @@ def stop_supervisors() -> None:
                 process.terminate()
 
 
-def end_descendants(grace_seconds: float) -> None:
-    """End every process below this one: supervisors in their own way, then all that is left after the grace."""
-    stop_supervisors()
-    left = psutil.Process().children(recursive=True)
-    psutil.wait_procs(left, timeout=grace_seconds + SETTLE_SECONDS if left else 0)
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-            process.wait(10)
+@contextmanager
+def adopting_orphans(grace_seconds: float) -> Iterator[None]:
+    """Be the parent of every process below this one whose own parent ends, and at the end leave none of them.
+
+    Supervisors are asked to stop and have the grace to settle their runs; what is left then is killed.
+    """
+    libc = ctypes.CDLL(None)
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+    finally:
+        stop_supervisors()
+        left = psutil.Process().children(recursive=True)
+        psutil.wait_procs(left, timeout=grace_seconds + SETTLE_SECONDS)
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+                process.wait(10)
+        libc.prctl(_PR_SET_CHILD_SUBREAPER, 0)
 
 
 def last_line(log: Path) -> str:

@@ -88,17 +88,14 @@ def worker(
     """Run a Celery worker that starts runs. Without --drain, they go on while it is replaced."""
     from celery.signals import worker_shutting_down
 
-    from parts import adopt_orphans, end_descendants, stop_supervisors
+    from parts import adopting_orphans, stop_supervisors
 
     if not drain:
         _celery("worker", queue="runs")
         return
-    adopt_orphans()
     worker_shutting_down.connect(lambda **_: stop_supervisors(), weak=False)
-    try:
+    with adopting_orphans(_settings().stop_grace_seconds):
         _celery("worker", queue="runs")
-    finally:
-        end_descendants(_settings().stop_grace_seconds)
 
 
 @app.command()

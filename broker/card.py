@@ -23,7 +23,7 @@ tags: [stoa, {{ run.recipe }}]
 
 - Recipe: `{{ run.recipe }}`{% if run.overrides %} with {{ run.overrides | tojson }}{% endif %}
 - Compute: {{ run.gpus }} × {{ run.pool | plain }}{% if run.sponsor %}, given by {{ run.sponsor | plain }}{% endif %}
-- People: {{ people | join(", ") | plain }}
+- People: {{ people | join(", ") }}
 - Checkpoints: one branch `step{N}` each; `main` is the last one
 {% if sources %}
 ## Data
@@ -48,7 +48,7 @@ def write_card(session: Session, run_id: int, repo: str, folder: Path) -> None:
     environment = Environment(autoescape=False, trim_blocks=True)  # Markdown, not HTML: `plain` escapes what was typed
     environment.filters["plain"] = _plain
     project = pipeline.view(session, run.project_id)
-    people = [f"{member.name} (lead)" if member.lead else member.name for member in project.members]
+    people = [_plain(member.name) + (" (lead)" if member.lead else "") for member in project.members]
     step = int(folder.name.removeprefix("step"))
     text = environment.from_string(TEMPLATE).render(
         run=run, project=project, people=people, repo=repo, step=step, sources=sources

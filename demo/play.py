@@ -17,7 +17,7 @@ from broker import pools
 from demo import report
 from demo.stage import Stage
 from demo.story import STORY
-from parts import LOCK, PartError, Parts, adopt_orphans, alone, end_descendants
+from parts import LOCK, PartError, Parts, adopting_orphans, alone
 from projects.db import Database, utcnow
 from projects.settings import Settings, get_settings
 from sandbox.people import Guild
@@ -35,11 +35,8 @@ def play(*, stay: bool) -> int:
             for old in home.iterdir():
                 if old.name != LOCK:
                     shutil.rmtree(old) if old.is_dir() else old.unlink()
-            adopt_orphans()
-            try:
+            with adopting_orphans(GRACE_SECONDS):
                 return asyncio.run(_play(console, home, stay=stay))
-            finally:
-                end_descendants(GRACE_SECONDS)
     except PartError as error:
         console.print(str(error), soft_wrap=True)
         return 2
@@ -101,8 +98,10 @@ async def set_stage(home: Path, parts: Parts, **changes: object) -> Stage:
         until = utcnow() + timedelta(days=90)
         pools.add_grant(session, pool=POOL, sponsor="this machine", seconds=GRANT_HOURS * 3600, until=until)
     parts.start_valkey(settings)
-    for name in ("scheduler", "worker", "publisher", "bot"):
-        parts.start_stoa(settings, name)
+    parts.start_stoa(settings, "scheduler")
+    parts.start_stoa(settings, "worker", "--drain")  # so that no run outlives a demo, however that ends
+    parts.start_stoa(settings, "publisher")
+    parts.start_stoa(settings, "bot")
     await guild.wait_for_bot("project", timeout=60)
     return Stage(home, settings, database, guild)
 

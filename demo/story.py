@@ -185,15 +185,16 @@ async def checkpoints(stage: Stage, console: Console) -> str:
     expect(steps[:4] == [0, 1, 2, 4], f"the schedule should begin 0, 1, 2, 4, not {steps[:4]}")
     stage.repo = run.checkpoints[0].url.removeprefix(stage.guild.info["hub"] + "/").rsplit("/tree/", 1)[0]
     stage.branches = [f"step{step}" for step in steps]
-    last = run.checkpoints[-1].url
-    await stage.guild.wait_for(stage.channel, lambda m: last in m.text and not m.attachments, 30)
+    first, last = run.checkpoints[0].url, run.checkpoints[-1].url
+    for url in (first, last):
+        await stage.guild.wait_for(stage.channel, _posts(url), 30)
     run_card = await stage.guild.wait_for(stage.channel, lambda m: bool(m.attachments))
     thread = run_card.thread_id or run_card.id
     await stage.guild.wait_for(thread, lambda m: last in m.text, 30)
     told = [m.text for m in await stage.guild.messages(thread)]
     for checkpoint in run.checkpoints:
         expect(
-            sum(checkpoint.url in text.split() or f"({checkpoint.url})" in text for text in told) == 1,
+            sum(f"({checkpoint.url})" in text for text in told) == 1,
             f"the thread should link step {checkpoint.step} once",
         )
     return f"{len(steps)} branches of {stage.repo}: {', '.join(map(str, steps))}"
@@ -285,6 +286,11 @@ STORY: tuple[tuple[str, Act], ...] = (
 
 async def _review_card(stage: Stage) -> Message:
     return await stage.guild.wait_for("compute-review", lambda m: "Approve" in m.button_labels, 20)
+
+
+def _posts(url: str) -> Callable[[Message], bool]:
+    """Whether a message is a post, not a card, with this link."""
+    return lambda message: f"({url})" in message.text and not message.attachments
 
 
 def _private(answer: Answer) -> None:

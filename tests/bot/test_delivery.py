@@ -160,7 +160,7 @@ async def test_killed_again_and_again(lab: Lab) -> None:
         assert await told(lab, number) == [1, 2, 3, 4, 4]
         assert await cards(lab, number) == 1
     lab_posts = [m.text.splitlines()[-1] for m in await lab.guild.messages("public-record")]
-    assert [line[:16] for line in lab_posts] == ["-# Lab · record 1", "-# Lab · record 2"]
+    assert [line[:17] for line in lab_posts] == ["-# Lab · record 1", "-# Lab · record 2"]
 
 
 async def test_a_second_bot_waits(lab: Lab) -> None:

@@ -18,7 +18,7 @@ from rich.console import Console
 from demo import story
 from demo.play import set_stage
 from demo.stage import Stage
-from parts import Parts, adopt_orphans, end_descendants
+from parts import Parts
 from projects import record
 from tests.absent import absent
 from tests.discord_openapi import DESCRIPTION_ENV, DiscordJudge, find_description
@@ -121,7 +121,6 @@ async def test_the_bot_may_be_killed_at_any_moment(tmp_path: Path) -> None:
     """`kill -9` of the bot after the proposal, after the scope and in mid-run: nothing missing, nothing twice."""
     parts = Parts(tmp_path / "logs")
     console = Console(quiet=True)
-    adopt_orphans()
     try:
         stage = await set_stage(tmp_path, parts, lease_seconds=3.0)
         stage.override = "steps=24"
@@ -155,7 +154,6 @@ async def test_the_bot_may_be_killed_at_any_moment(tmp_path: Path) -> None:
         stage.database.close()
     finally:
         await asyncio.to_thread(parts.stop)
-        await asyncio.to_thread(end_descendants, 10)
 
 
 def assert_no_secret(home: Path, secrets: Sequence[str], channels: dict[str, Sequence[str]]) -> None:
