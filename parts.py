@@ -3,6 +3,7 @@
 import ctypes
 import fcntl
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -67,6 +68,7 @@ class Parts:
         self.logs = logs
         self.logs.mkdir(parents=True, exist_ok=True)
         self.running: dict[str, Part] = {}
+        self._socket_folder: Path | None = None
 
     def start(self, name: str, command: Sequence[str], env: Mapping[str, str], ready: Callable[[], bool]) -> Part:
         """Start a part and wait until it is `ready`; raises PartError."""
@@ -106,6 +108,11 @@ class Parts:
         data.mkdir(parents=True, exist_ok=True)
         socket_path = settings.valkey_socket
         socket_path.parent.mkdir(mode=0o700, exist_ok=True)
+        if socket_path.parent.stat().st_uid != os.getuid():
+            raise PartError(
+                f"{socket_path.parent} belongs to somebody else; remove it, or set TMPDIR to another folder."
+            )
+        self._socket_folder = socket_path.parent
         command = [
             *(str(get_binary_path()), "--port", "0", "--unixsocket", str(socket_path), "--unixsocketperm", "700"),
             *("--dir", str(data), "--appendonly", "yes", "--save", ""),
@@ -135,6 +142,8 @@ class Parts:
             except subprocess.TimeoutExpired:
                 os.killpg(part.popen.pid, signal.SIGKILL)
                 part.popen.wait()
+        if self._socket_folder is not None:
+            shutil.rmtree(self._socket_folder, ignore_errors=True)
 
 
 @contextmanager

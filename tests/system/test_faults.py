@@ -182,7 +182,7 @@ def stoa() -> Iterator[Stoa]:
     for pid in left:
         os.kill(pid, signal.SIGKILL)
     assert not left
-    shutil.rmtree(stoa.settings.valkey_socket.parent)
+    assert not stoa.settings.valkey_socket.parent.exists()
     shutil.rmtree(home)
 
 
