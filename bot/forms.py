@@ -1,5 +1,6 @@
 """Forms. None of their fields is required and none checks anything: the domain judges what was typed, in its words."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,9 +44,9 @@ class Form(ui.Modal):
         """Answer like everything else."""
         await errors.answer(interaction, error)
 
+    @abstractmethod
     async def send(self, interaction: Interaction) -> str:
         """Do what the form is for and return what to say."""
-        raise NotImplementedError
 
 
 class ProposeForm(Form):
