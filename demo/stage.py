@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from broker import runs
 from broker.runs import RunView
 from projects.db import Database
 from projects.settings import Settings
@@ -31,7 +32,5 @@ class Stage:
 
     def run(self) -> RunView:
         """The story's run as it stands now."""
-        from broker import runs
-
         with self.database.read() as session:
             return runs.view(session, self.run_id)

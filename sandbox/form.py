@@ -40,13 +40,17 @@ class Form:
         self.fault("MODEL_TYPE_CONVERT", "Only dictionaries may be used in a ModelType")
         return None
 
+    def _given(self, data: Any, key: str, required: bool) -> Any:
+        """The value at `key`, or None where it is absent or null: a fault if it is required."""
+        value = self._get(data, key)
+        if value is None and required:
+            self.at(key).fault("BASE_TYPE_REQUIRED", "This field is required")
+        return value
+
     def text(self, data: Any, key: str, low: int, high: int, *, required: bool = False) -> str | None:
         """The string at `key`, or None where it is absent, null or of the wrong kind or length (in characters)."""
-        value = self._get(data, key)
-        here = self.at(key)
+        value, here = self._given(data, key, required), self.at(key)
         if value is None:
-            if required:
-                here.fault("BASE_TYPE_REQUIRED", "This field is required")
             return None
         if not isinstance(value, str):
             here.fault("STRING_TYPE_CONVERT", "Could not interpret value as string.")
@@ -60,11 +64,8 @@ class Form:
         return value
 
     def integer(self, data: Any, key: str, low: int, high: int, *, required: bool = False) -> int | None:
-        value = self._get(data, key)
-        here = self.at(key)
+        value, here = self._given(data, key, required), self.at(key)
         if value is None:
-            if required:
-                here.fault("BASE_TYPE_REQUIRED", "This field is required")
             return None
         if isinstance(value, str) and value.lstrip("-").isdigit():
             value = int(value)
@@ -90,12 +91,6 @@ class Form:
             self.at(key).fault("BASE_TYPE_CHOICES", f"Value must be one of ({listed}).")
             return None
         return value
-
-    def boolean(self, data: Any, key: str) -> bool:
-        value = self._get(data, key)
-        if value is not None and not isinstance(value, bool):
-            self.at(key).fault("BOOLEAN_TYPE_CONVERT", "Must be either true or false.")
-        return value is True
 
     def items(self, data: Any, key: str, low: int, high: int, *, required: bool = False) -> list[Any]:
         """The list at `key`, empty where it is absent, null, no list or of the wrong length."""
