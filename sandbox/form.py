@@ -81,10 +81,8 @@ class Form:
         return value
 
     def choice(self, data: Any, key: str, allowed: Collection[Any], *, required: bool = False) -> Any:
-        value = self._get(data, key)
+        value = self._given(data, key, required)
         if value is None:
-            if required:
-                self.at(key).fault("BASE_TYPE_REQUIRED", "This field is required")
             return None
         if isinstance(value, bool) or not isinstance(value, int | str) or value not in allowed:
             listed = ", ".join(str(item) for item in sorted(allowed))
@@ -94,11 +92,8 @@ class Form:
 
     def items(self, data: Any, key: str, low: int, high: int, *, required: bool = False) -> list[Any]:
         """The list at `key`, empty where it is absent, null, no list or of the wrong length."""
-        value = self._get(data, key)
-        here = self.at(key)
+        value, here = self._given(data, key, required), self.at(key)
         if value is None:
-            if required:
-                here.fault("BASE_TYPE_REQUIRED", "This field is required")
             return []
         if not isinstance(value, list):
             here.fault("LIST_TYPE_CONVERT", "Only iterables may be used in a ListType")
