@@ -5,13 +5,16 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test check clean
+.PHONY: demo test chaos check clean
 
 demo: $(INSTALLED)
 	@$(BIN)/stoa demo $(if $(EXIT),--no-stay)
 
 test: $(INSTALLED)
 	$(BIN)/pytest
+
+chaos: $(INSTALLED)
+	$(BIN)/pytest -m chaos
 
 check: $(INSTALLED)
 	$(BIN)/ruff check

@@ -1,8 +1,11 @@
 """The dry run: what a configuration would cost, answered without building the model. Imports no torch."""
 
+from collections.abc import Iterator
+
 from pydantic import BaseModel
 
 from trainer.config import ConfigError, TrainConfig
+from trainer.model import count
 
 
 class CheckReport(BaseModel):
@@ -25,17 +28,14 @@ def check(
 ) -> CheckReport:
     """Dry run on `gpus` GPUs of `gpu_memory` bytes each, at a measured rate over all of them if there is one."""
     tokens = config.tokens_per_step * config.training.steps
-    memory = memory_per_gpu(config, gpus)
     refusal = None
     try:
-        config.accumulation(gpus)
+        data_ranks = config.data_ranks(gpus)
     except ConfigError as error:
-        refusal = str(error)
+        refusal, data_ranks = str(error), max(1, gpus // (config.parallel.pipeline * config.parallel.tensor))
+    memory = memory_per_gpu(config, data_ranks)
     if refusal is None and gpu_memory is not None and memory > gpu_memory:
-        refusal = (
-            f"It needs about {memory / 2**30:.1f} GiB on each GPU and there are {gpu_memory / 2**30:.1f} GiB; "
-            "lower training.micro_batch or use more GPUs."
-        )
+        refusal = what_fits(config, gpus, gpu_memory)
     return CheckReport(
         parameters=parameters(config),
         tokens=tokens,
@@ -49,31 +49,67 @@ def check(
 
 def parameters(config: TrainConfig) -> int:
     """Trained parameters, embeddings and head included."""
-    return config.vocabulary * config.model.hidden_size + _parameters_past_embedding(config)
+    return count.parameters(config.model, config.vocabulary, config.context)
 
 
 def flops_per_token(config: TrainConfig) -> int:
-    """Forward and backward: 6N + 12·layers·hidden·context (Chowdhery et al. 2022, PaLM, appendix B)."""
+    """Forward and backward: 6N + 12·layers·hidden·context (Chowdhery et al. 2022, PaLM, appendix B).
+
+    N are the parameters that multiply each token: the head's, but not the embeddings'.
+    """
     model = config.model
+    table = config.vocabulary * model.hidden_size
+    embedding = 0 if model.tied_head else table
+    if model.positions == "learned":
+        embedding += config.context * model.hidden_size
     attention = 12 * model.layers * model.hidden_size * config.data.sequence_length
-    return 6 * _parameters_past_embedding(config) + attention
+    return 6 * (parameters(config) - embedding) + attention
 
 
-def memory_per_gpu(config: TrainConfig, gpus: int) -> int:
+def what_fits(config: TrainConfig, gpus: int, gpu_memory: int) -> str:
+    """What the run needs and the first change of it that would fit, in one sentence."""
+    need = f"It needs about {_gib(memory_per_gpu(config, config.data_ranks(gpus)))} on each GPU and there are "
+    need += _gib(gpu_memory)
+    for words, changed in _smaller(config, gpus):
+        wanted = memory_per_gpu(changed, changed.data_ranks(gpus))
+        if wanted <= gpu_memory:
+            return f"{need}; with {words} it would need about {_gib(wanted)}."
+    return f"{need}; use more GPUs, or split the model further with parallel.tensor and parallel.pipeline."
+
+
+def _smaller(config: TrainConfig, gpus: int) -> Iterator[tuple[str, TrainConfig]]:
+    """Configurations of the same result that need less and less memory."""
+    micro_batch = config.training.micro_batch
+    micro_batches = [size for size in range(micro_batch, 0, -1) if micro_batch % size == 0]
+    stages = [config.parallel.zero_stage]
+    if config.parallel.pipeline == 1 and config.data_ranks(gpus) > 1:
+        stages += [stage for stage in (1, 2, 3) if stage > config.parallel.zero_stage]
+    for stage in stages:
+        for recompute in sorted({config.training.recompute, True}):
+            for size in micro_batches:
+                changes = {
+                    f"training.micro_batch {size}": size != micro_batch,
+                    "training.recompute true": recompute != config.training.recompute,
+                    f"parallel.zero_stage {stage}": stage != config.parallel.zero_stage,
+                }
+                words = " and ".join(change for change, made in changes.items() if made)
+                if words:
+                    training = config.training.model_copy(update={"micro_batch": size, "recompute": recompute})
+                    parallel = config.parallel.model_copy(update={"zero_stage": stage})
+                    yield words, config.model_copy(update={"training": training, "parallel": parallel})
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+def memory_per_gpu(config: TrainConfig, data_ranks: int) -> int:
     """Bytes in fp32 under ZeRO-1: weights and gradients whole, master weights and Adam's moments split over the GPUs.
 
     Activations: 32 numbers a layer, token and hidden unit (Korthikanti et al. 2022, "Reducing activation
     recomputation", eq. 1, without dropout and with attention that keeps no scores), and three copies of the logits.
     """
-    count = parameters(config)
     tokens = config.training.micro_batch * config.data.sequence_length
     activations = 32 * config.model.layers * config.model.hidden_size + 3 * config.vocabulary
-    return 4 * (2 * count + 3 * -(-count // gpus) + tokens * activations)
-
-
-def _parameters_past_embedding(config: TrainConfig) -> int:
-    h = config.model.hidden_size
-    attention = 3 * h * h + 3 * h + h * h + h
-    mlp = 4 * h * h + 4 * h + 4 * h * h + h
-    norms = 4 * h
-    return config.model.layers * (attention + mlp + norms) + 2 * h + h * config.vocabulary
+    total = parameters(config)
+    return 4 * (2 * total + 3 * -(-total // data_ranks) + tokens * activations)

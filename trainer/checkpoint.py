@@ -6,16 +6,30 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from trainer.config import CheckpointsConfig, ConfigError, TrainConfig
 
 
+class Start(NamedTuple):
+    """Where a run begins: at a checkpoint that is only read, or at step 0 where there is none.
+
+    `parent` is the run and the step it was forked from, with that one's own parent, if it has any.
+    """
+
+    folder: Path | None = None
+    step: int = 0
+    parent: dict[str, Any] | None = None
+    forks: bool = False
+
+
 def is_due(step: int, last: int, schedule: CheckpointsConfig) -> bool:
     """Whether a run of `last` steps saves at `step`."""
+    if step == last or step in schedule.at:
+        return True
     if step <= schedule.log_until:
-        return step & (step - 1) == 0 or step == last
-    return step % schedule.every == 0 or step == last
+        return step & (step - 1) == 0
+    return step % schedule.every == 0
 
 
 def folder_of(out: Path, step: int) -> Path:
@@ -43,27 +57,61 @@ def how(folder: Path) -> dict[str, Any]:
     return made
 
 
-def start(config: TrainConfig, out: Path, resume: Path | None) -> Path | None:
-    """The checkpoint to go on from: the newest in `out`, or `resume` where that is further.
+def start(config: TrainConfig, out: Path, resume: Path | None = None, fork: str | None = None) -> Start:
+    """Where to go on: at the newest checkpoint in `out`, at `resume` where that is further, or else at `fork`, which
+    is RUN@STEP.
 
-    Raises ConfigError if it was made with another model, other data or another order of them.
+    Raises ConfigError if the checkpoint is of another model, or, unless it is forked, of other data or another order.
     """
     folder = newest(out)
     if resume is not None and (folder is None or how(resume)["step"] > how(folder)["step"]):
         folder = resume.absolute()
+    if folder is None and fork is not None:
+        return _fork(config, fork)
     if folder is None:
-        return None
+        return Start()
     made = how(folder)
-    now = config.model_dump(mode="json")
-    for path in ("model", "data", "training.seed", "training.batch"):
-        difference = _difference(path, _at(now, path), _at(made["config"], path))
+    _demand_same(config, made, ("model", "data", "training.seed", "training.batch"), "start afresh in another folder")
+    _demand_steps_left(config, made)
+    return Start(folder, made["step"], made.get("parent"))
+
+
+def _fork(config: TrainConfig, fork: str) -> Start:
+    run, _, step = fork.rpartition("@")
+    if not run or not step.isdecimal():
+        raise ConfigError(f"--fork must be RUN@STEP, a run's folder and one of its steps, not {fork!r}.")
+    folder = folder_of(Path(run).absolute(), int(step))
+    if not folder.is_dir():
+        raise ConfigError(f"{run} has no checkpoint of step {step}; it has {_kept(Path(run)) or 'none'}.")
+    made = how(folder)
+    _demand_same(config, made, ("model",), "fork with the model it has")
+    _demand_steps_left(config, made)
+    parent = {"run": Path(run).absolute().name, "step": made["step"], "parent": made.get("parent")}
+    return Start(folder, made["step"], parent, forks=True)
+
+
+def _kept(run: Path) -> str:
+    """The steps of the checkpoints in a run's folder, as text."""
+    names = [path.name.removeprefix("step") for path in (run / "checkpoints").glob("step*")]
+    return ", ".join(map(str, sorted(int(name) for name in names if name.isdecimal())))
+
+
+def _demand_same(config: TrainConfig, made: dict[str, Any], paths: tuple[str, ...], otherwise: str) -> None:
+    # Where the data lie is free; that they are the same is shown by their hashes.
+    places = dict.fromkeys(("prepared", "root"))
+    now, then = config.model_dump(mode="json"), made["config"]
+    now, then = ({**values, "data": values["data"] | places} for values in (now, then))
+    for path in paths:
+        difference = _difference(path, _at(now, path), _at(then, path))
         if difference:
-            raise ConfigError(f"{difference}; go on with the checkpoint's value, or start afresh in another folder.")
+            raise ConfigError(f"{difference}; go on with the checkpoint's value, or {otherwise}.")
+
+
+def _demand_steps_left(config: TrainConfig, made: dict[str, Any]) -> None:
     if made["step"] > config.training.steps:
         raise ConfigError(
             f"training.steps ({config.training.steps}) must be at least the checkpoint's step ({made['step']})."
         )
-    return folder
 
 
 @contextmanager

@@ -5,10 +5,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from trainer.data.config import DataConfig
+from trainer.model.config import ModelConfig
+from trainer.schema import ConfigError as ConfigError
+from trainer.schema import Section
+
 RECIPES = Path(__file__).parent / "recipes"
+VERSION = 1
+"""Of this schema."""
 
 OVERRIDES: Mapping[str, str] = {
     "steps": "training.steps",
@@ -20,84 +27,6 @@ OVERRIDES: Mapping[str, str] = {
     "sequence_length": "data.sequence_length",
 }
 """The short names a member may override, and the key each one sets."""
-
-SourceName = Literal["python-docs", "python-stdlib"]
-
-
-class ConfigError(ValueError):
-    """The configuration is wrong; the text is one sentence that names the key and the fix."""
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class ModelConfig(Section):
-    """The shape of a GPT-NeoX transformer."""
-
-    layers: int = Field(ge=1, le=512)
-    hidden_size: int = Field(ge=8, le=65536)
-    heads: int = Field(ge=1, le=1024)
-    rotary_pct: float = Field(default=0.25, gt=0, le=1)
-    rotary_base: float = Field(default=10_000.0, gt=1)
-    parallel_residual: bool = True
-    activation: Literal["gelu-tanh", "gelu-erf"] = "gelu-tanh"
-    layer_norm_eps: float = Field(default=1e-5, gt=0)
-
-    @property
-    def head_size(self) -> int:
-        return self.hidden_size // self.heads
-
-    @property
-    def rotary_size(self) -> int:
-        """Dimensions of each head that are rotated."""
-        return int(self.head_size * self.rotary_pct)
-
-    @model_validator(mode="after")
-    def _heads_fit(self) -> Self:
-        if self.hidden_size % self.heads:
-            raise ValueError(
-                f"model.hidden_size ({self.hidden_size}) must be a multiple of model.heads ({self.heads})."
-            )
-        if self.rotary_size < 2 or self.rotary_size % 2:
-            raise ValueError(
-                f"model.rotary_pct ({self.rotary_pct}) must rotate an even number of a head's {self.head_size} "
-                f"dimensions, not {self.rotary_size}."
-            )
-        return self
-
-
-class TokenizerConfig(Section):
-    """A byte-level BPE tokenizer, trained on the first `train_bytes` of the sources."""
-
-    vocabulary: int = Field(ge=320, le=262_144)
-    train_bytes: int = Field(default=2_000_000, ge=1_000)
-
-
-class SourceConfig(Section):
-    """A source of text. The licence is an SPDX identifier."""
-
-    name: SourceName
-    weight: float = Field(gt=0)
-    licence: str = Field(min_length=1)
-    max_bytes: int = Field(ge=1_000)
-
-
-class DataConfig(Section):
-    """`held_out` is the share of the documents that is kept for evaluation."""
-
-    sequence_length: int = Field(ge=8, le=1_048_576)
-    held_out: float = Field(default=0.1, gt=0, lt=1)
-    tokenizer: TokenizerConfig
-    sources: list[SourceConfig] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _sources_differ(self) -> Self:
-        names = [source.name for source in self.sources]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"data.sources names {name} twice; give it once, with its whole weight.")
-        return self
 
 
 class OptimizerConfig(Section):
@@ -113,15 +42,26 @@ class OptimizerConfig(Section):
 
 
 class TrainingConfig(Section):
-    """`batch` counts the sequences of a step over all ranks, `micro_batch` those that a rank computes at once."""
+    """`batch` counts the sequences of a step over all ranks, `micro_batch` those that a rank computes at once.
+
+    `precision` is that of the matrix products; master weights, moments and sums are fp32 always. `recompute` makes
+    the activations of a block anew on the way back, which saves memory and costs a third more compute. `compile` is
+    for runs of more than a few minutes. A loss more than `spike` standard deviations above its running mean is an
+    event. `peak_tflops`, what one device can do, is known for common GPUs and measured elsewhere.
+    """
 
     steps: int = Field(ge=1, le=10_000_000)
     batch: int = Field(ge=1, le=1_048_576)
     micro_batch: int = Field(ge=1, le=65_536)
     seed: int = Field(default=1234, ge=0, lt=2**63)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    recompute: bool = False
+    compile: bool = False
     log_every: int = Field(default=1, ge=1)
     evaluate_every: int = Field(default=1_000, ge=1)
     evaluation_tokens: int = Field(default=8_192, ge=8)
+    spike: float = Field(default=6.0, gt=0)
+    peak_tflops: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _micro_batches_fit(self) -> Self:
@@ -133,19 +73,38 @@ class TrainingConfig(Section):
 
 
 class CheckpointsConfig(Section):
-    """Steps 0, 1, 2, 4, … up to `log_until`, then every `every` steps, and the last."""
+    """Steps 0, 1, 2, 4, … up to `log_until`, then every `every` steps, those named in `at`, and the last."""
 
     log_until: int = Field(default=512, ge=0)
     every: int = Field(default=1_000, ge=1)
+    at: tuple[Annotated[int, Field(ge=0)], ...] = ()
 
 
 class ParallelConfig(Section):
-    zero_stage: Literal[1] = 1
+    """Stages of the `pipeline` × ranks that share each matrix (`tensor`); the other ranks are data-parallel.
+
+    `zero_stage` says what data-parallel ranks split among them: 1 the optimizer's state, 2 gradients too, 3 weights
+    too (Rajbhandari et al. 2020).
+    """
+
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    pipeline: int = Field(default=1, ge=1, le=512)
+    tensor: int = Field(default=1, ge=1, le=1024)
+
+    @model_validator(mode="after")
+    def _stage_fits_pipeline(self) -> Self:
+        if self.pipeline > 1 and self.zero_stage > 1:
+            raise ValueError(
+                f"parallel.zero_stage ({self.zero_stage}) splits what a pipeline needs whole; use 1, or "
+                "parallel.pipeline 1."
+            )
+        return self
 
 
 class TrainConfig(Section):
     """Everything that decides a run's weights."""
 
+    version: int = Field(default=VERSION, ge=1)
     model: ModelConfig
     data: DataConfig
     optimizer: OptimizerConfig
@@ -155,25 +114,51 @@ class TrainConfig(Section):
 
     @property
     def vocabulary(self) -> int:
-        """Rows of the embedding: the tokenizer's vocabulary, padded to a multiple of 128."""
-        return -(-self.data.tokenizer.vocabulary // 128) * 128
+        """Rows of the embedding: the model's, or the tokenizer's vocabulary padded to a multiple of 128."""
+        return self.model.vocabulary or -(-self.data.tokenizer.vocabulary // 128) * 128
+
+    @property
+    def context(self) -> int:
+        """The longest sequence the model takes, in tokens."""
+        return self.model.context or self.data.sequence_length
 
     @property
     def tokens_per_step(self) -> int:
         return self.training.batch * self.data.sequence_length
 
-    def accumulation(self, ranks: int) -> int:
-        """Micro-batches that each of `ranks` computes in a step.
+    def data_ranks(self, ranks: int) -> int:
+        """How many of `ranks` are data-parallel. Raises ConfigError if the layout or the batch does not fit them."""
+        together = self.parallel.pipeline * self.parallel.tensor
+        if ranks % together:
+            raise ConfigError(
+                f"parallel.pipeline × parallel.tensor ({self.parallel.pipeline} × {self.parallel.tensor}) must divide "
+                f"the number of GPUs ({ranks}); change one of the three."
+            )
+        self.accumulation(ranks // together)
+        return ranks // together
+
+    def accumulation(self, data_ranks: int) -> int:
+        """Micro-batches that each data-parallel rank computes in a step.
 
         Raises ConfigError if the batch does not split evenly over them.
         """
-        together = self.training.micro_batch * ranks
+        together = self.training.micro_batch * data_ranks
         if self.training.batch % together:
             raise ConfigError(
-                f"training.batch ({self.training.batch}) must be a multiple of training.micro_batch × GPUs "
-                f"({self.training.micro_batch} × {ranks}); change one of the three."
+                f"training.batch ({self.training.batch}) must be a multiple of training.micro_batch × data-parallel "
+                f"GPUs ({self.training.micro_batch} × {data_ranks}); change one of the three."
             )
         return self.training.batch // together
+
+    @model_validator(mode="before")
+    @classmethod
+    def _version_is_known(cls, values: Any) -> Any:
+        version = values.get("version") if isinstance(values, Mapping) else None
+        if isinstance(version, int) and version > VERSION:
+            raise ValueError(
+                f"version is {version}, and this trainer reads configurations up to {VERSION}; use a newer trainer."
+            )
+        return values
 
     @model_validator(mode="after")
     def _evaluation_fits(self) -> Self:
@@ -181,6 +166,37 @@ class TrainConfig(Section):
             raise ValueError(
                 f"training.evaluation_tokens ({self.training.evaluation_tokens}) must hold at least one sequence of "
                 f"{self.data.sequence_length} tokens for each of the {len(self.data.sources)} sources."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _model_holds_the_data(self) -> Self:
+        if self.vocabulary < self.data.tokenizer.vocabulary:
+            raise ValueError(
+                f"model.vocabulary ({self.vocabulary}) must be at least data.tokenizer.vocabulary "
+                f"({self.data.tokenizer.vocabulary})."
+            )
+        if self.context < self.data.sequence_length:
+            raise ValueError(
+                f"model.context ({self.context}) must be at least data.sequence_length ({self.data.sequence_length})."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _layout_splits_the_model(self) -> Self:
+        size = self.parallel.tensor
+        split = {
+            "model.heads": self.model.heads,
+            "model.kv_heads": self.model.groups,
+            "model.mlp_size": self.model.inner_size,
+            "model.vocabulary": self.vocabulary,
+        }
+        for key, value in split.items():
+            if value % size:
+                raise ValueError(f"parallel.tensor ({size}) must divide {key} ({value}); change one of the two.")
+        if self.parallel.pipeline > self.model.layers:
+            raise ValueError(
+                f"parallel.pipeline ({self.parallel.pipeline}) must be at most model.layers ({self.model.layers})."
             )
         return self
 

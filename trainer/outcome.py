@@ -49,14 +49,16 @@ def add_metrics(out: Path, **fields: Any) -> None:
     _append(out / "metrics.jsonl", {"time": time.time(), **fields})
 
 
-def last_step(out: Path) -> int | None:
-    """The step of the last line of `metrics.jsonl`, if there is one."""
+def last_metrics(out: Path, count: int) -> list[dict[str, Any]]:
+    """The last lines of `metrics.jsonl`, `count` of them if there are so many."""
     try:
         with (out / "metrics.jsonl").open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
-            return int(json.loads(file.read().splitlines()[-1])["step"])
-    except (OSError, ValueError, IndexError, KeyError):
-        return None
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 1024 * (count + 1)))
+            lines = file.read().splitlines()[-count:]
+            # The first may have been cut, and a kill may have cut the last.
+            return [json.loads(line) for line in lines if line.startswith(b"{") and line.endswith(b"}")]
+    except (OSError, ValueError):
+        return []
 
 
 def _append(path: Path, record: dict[str, Any]) -> None:

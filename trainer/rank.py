@@ -7,7 +7,8 @@ import sys
 import traceback
 from types import FrameType
 
-from trainer.config import ConfigError, load
+from trainer import check
+from trainer.config import ConfigError
 from trainer.outcome import Outcome, Status
 from trainer.ranks import STOP_SIGNALS, Assignment
 
@@ -15,11 +16,11 @@ PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    assignment = Assignment.model_validate_json(sys.argv[1])
+    report, assignment = int(sys.argv[1]), Assignment.model_validate_json(sys.argv[2])
     _tie_to(assignment.parent)
     stop = _Stop()
     outcome = _train(assignment, stop)
-    os.write(assignment.report, outcome.model_dump_json().encode())
+    os.write(report, outcome.model_dump_json().encode())
     sys.stdout.flush()
     sys.stderr.flush()
     # Past the interpreter's teardown, where the collectives' threads can abort a process that has done its work.
@@ -44,12 +45,12 @@ class _Stop:
 
 def _train(assignment: Assignment, stop: _Stop) -> Outcome:
     try:
-        config = load(assignment.out / "config.yml")
         from trainer.train import TrainingError, train
         from trainer.world import join
 
         try:
-            status, step = train(config, assignment.out, assignment.resume, join(assignment), stop)
+            place = join(assignment, assignment.config.parallel)
+            status, step = train(assignment.config, assignment.out, assignment.start, place, stop)
         except TrainingError as error:
             return Outcome(status=Status.FAILED, reason=str(error))
     except ConfigError as error:
@@ -58,8 +59,25 @@ def _train(assignment: Assignment, stop: _Stop) -> Outcome:
         traceback.print_exc()
         lines = str(error).strip().splitlines()
         reason = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+        if _is_out_of_memory(error):
+            reason = _advice(assignment)
         return Outcome(status=Status.FAILED, reason=reason)
     return Outcome(status=status, step=step)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """PyTorch's allocator for CPUs has no exception of its own."""
+    return isinstance(error, MemoryError) or any(
+        text in str(error).lower() for text in ("out of memory", "can't allocate memory", "cannot allocate memory")
+    )
+
+
+def _advice(assignment: Assignment) -> str:
+    from trainer import hardware
+
+    device = hardware.device(assignment.local_rank)
+    memory = hardware.memory(device, assignment.local_ranks)
+    return f"Out of memory. {check.what_fits(assignment.config, assignment.ranks, memory)}"
 
 
 def _tie_to(parent: int) -> None:

@@ -3,18 +3,23 @@
 A rank lives no longer than its parent, stays in its process group, and reports its end through a pipe.
 """
 
+import ipaddress
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from pydantic import BaseModel
 
-from trainer.outcome import Outcome, Status, last_step
+from trainer.checkpoint import Start
+from trainer.config import ConfigError, TrainConfig
+from trainer.outcome import Outcome, Status, last_metrics
 
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 SECONDS_TO_FOLLOW = 2.0
@@ -24,14 +29,39 @@ SECONDS_TO_FOLLOW = 2.0
 class Assignment(BaseModel):
     """What a rank is started with: its place, its folder, and the file descriptors it inherits."""
 
+    config: TrainConfig
     out: Path
-    resume: Path | None
+    start: Start
     rank: int
     ranks: int
+    local_rank: int
+    local_ranks: int
     parent: int
-    report: int
-    port: int
     listener: int | None
+
+
+@dataclass(frozen=True)
+class Host:
+    """This host among those of a run, which meet at `rendezvous`; `address` is what the others reach it by."""
+
+    number: int = 0
+    count: int = 1
+    rendezvous: tuple[str, int] = ("127.0.0.1", 0)
+    address: str | None = None
+
+
+def host(number: int, count: int, rendezvous: str | None, address: str | None) -> Host:
+    """From the command line's options. Raises ConfigError."""
+    if count == 1:
+        return Host()
+    if number >= count:
+        raise ConfigError(f"--host ({number}) counts from 0 and must be less than --hosts ({count}).")
+    name, _, port = (rendezvous or "").rpartition(":")
+    if not name or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise ConfigError(
+            f"--rendezvous must be ADDRESS:PORT of host 0, the same at each of the {count} starts, not {rendezvous!r}."
+        )
+    return Host(number, count, (name, int(port)), address)
 
 
 @dataclass
@@ -54,46 +84,91 @@ class Rank:
         return Outcome(status=Status.FAILED, reason=f"Rank {number} ended with status {status} and gave no reason.")
 
 
-def run(out: Path, resume: Path | None, count: int) -> Outcome:
-    """Train in `out` on `count` ranks, by the configuration that lies there, to the end or to a stop."""
+def run(out: Path, config: TrainConfig, start: Start, count: int, here: Host) -> Outcome:
+    """Train in `out` on `count` ranks of this host, to the end or to a stop.
+
+    Raises ConfigError if the rendezvous cannot be held or reached from here.
+    """
     # Blocked here and inherited: a signal waits until the rank can answer it, and reaches this process in `_wait`.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS | {signal.SIGCHLD})
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        ranks = [_start(out, resume, rank, count, listener) for rank in range(count)]
+    with _listener(here) as listener:
+        port = listener.getsockname()[1] if listener else here.rendezvous[1]
+        environment = _environment(here, port, count)
+        ranks = []
+        for number in range(count):
+            rank = here.number * count + number
+            listens = listener.fileno() if listener and rank == 0 else None
+            assignment = Assignment(
+                config=config,
+                out=out,
+                start=start,
+                rank=rank,
+                ranks=count * here.count,
+                local_rank=number,
+                local_ranks=count,
+                parent=os.getpid(),
+                listener=listens,
+            )
+            ranks.append(_start(assignment, environment))
     order = _wait(ranks)
-    outcomes = [rank.outcome(number) for number, rank in enumerate(ranks)]
-    return _combine([outcomes[i] for i in order if not ranks[i].killed_by_us], last_step(out))
+    last = last_metrics(out, 1)
+    step = last[0]["step"] if last else None
+    outcomes = [rank.outcome(here.number * count + number) for number, rank in enumerate(ranks)]
+    return _combine([outcomes[i] for i in order if not ranks[i].killed_by_us], step)
 
 
-def _start(out: Path, resume: Path | None, rank: int, count: int, listener: socket.socket) -> Rank:
-    reading, writing = os.pipe()
-    leads = rank == 0
-    port = listener.getsockname()[1]
-    assignment = Assignment(
-        out=out,
-        resume=resume,
-        rank=rank,
-        ranks=count,
-        parent=os.getpid(),
-        report=writing,
-        port=port,
-        listener=listener.fileno() if leads else None,
-    )
+def _listener(here: Host) -> AbstractContextManager[socket.socket | None]:
+    """The socket at which the ranks meet, held by host 0 from before they start."""
+    if here.number:
+        return nullcontext()
+    try:
+        return socket.create_server(here.rendezvous)
+    except OSError as error:
+        address = ":".join(map(str, here.rendezvous))
+        raise ConfigError(f"--rendezvous {address} cannot be held on this host ({error.strerror}).") from error
+
+
+def _environment(here: Host, port: int, count: int) -> dict[str, str]:
+    """What the ranks' libraries read: where to meet, over which network, with how many threads each."""
+    interface = "lo" if here.count == 1 else _interface(here)
     threads = max(1, len(os.sched_getaffinity(0)) // count)
-    environment = os.environ | {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1",
+    return {
+        "WORLD_SIZE": str(count * here.count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": here.rendezvous[0],
         "MASTER_PORT": str(port),
-        "GLOO_SOCKET_IFNAME": "lo",
+        "GLOO_SOCKET_IFNAME": interface,
+        "NCCL_SOCKET_IFNAME": interface,
         "OMP_NUM_THREADS": str(threads),
     }
+
+
+def _interface(here: Host) -> str:
+    """The network interface of this host's address; without one given, that on the way to the rendezvous."""
+    address = here.address
+    try:
+        if address is None:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                probe.connect(here.rendezvous)
+                address = str(probe.getsockname()[0])
+        if ipaddress.ip_address(socket.gethostbyname(address)).is_loopback:
+            return "lo"
+    except OSError as error:
+        raise ConfigError(f"--rendezvous {here.rendezvous[0]} cannot be reached from this host ({error}).") from error
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(known.address == address for known in addresses):
+            return name
+    raise ConfigError(f"--address {address} is no address of this host.")
+
+
+def _start(assignment: Assignment, environment: dict[str, str]) -> Rank:
+    reading, writing = os.pipe()
+    own = {"RANK": str(assignment.rank), "LOCAL_RANK": str(assignment.local_rank)}
     process = subprocess.Popen(
-        [sys.executable, "-m", "trainer.rank", assignment.model_dump_json()],
-        env=environment,
+        [sys.executable, "-m", "trainer.rank", str(writing), assignment.model_dump_json()],
+        env=os.environ | environment | own,
         stdin=subprocess.DEVNULL,
-        pass_fds=[writing, listener.fileno()] if leads else [writing],
+        pass_fds=[writing] if assignment.listener is None else [writing, assignment.listener],
     )
     os.close(writing)
     return Rank(process, reading)

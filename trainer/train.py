@@ -2,22 +2,27 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn import functional
 
-from trainer import checkpoint, state
-from trainer.config import ConfigError, OptimizerConfig, TrainConfig
-from trainer.data import Corpus, prepare
-from trainer.engine import Engine
-from trainer.model import initialise
-from trainer.outcome import Status, add_event, add_metrics
+from trainer import checkpoint, hardware, state
+from trainer.check import flops_per_token
+from trainer.checkpoint import Start
+from trainer.config import OptimizerConfig, TrainConfig
+from trainer.data.corpus import Corpus
+from trainer.data.prepare import ensure, folder_of
+from trainer.engine import open_engine
+from trainer.engine.base import NonFiniteError
+from trainer.engine.base import Step as Stepped
+from trainer.outcome import Status, add_event, add_metrics, last_metrics
 from trainer.progress import Progress
+from trainer.spikes import SPAN, Spikes
 from trainer.world import Place
 
 PROBE_ROWS, PROBE_LENGTH = 2, 16
@@ -28,21 +33,21 @@ class TrainingError(RuntimeError):
 
 
 def train(
-    config: TrainConfig, out: Path, resume: Path | None, place: Place, stopping: Callable[[], bool]
+    config: TrainConfig, out: Path, start: Start, place: Place, stopping: Callable[[], bool]
 ) -> tuple[Status, int]:
-    """Train in `out` from the checkpoint `resume`, if any; the status and the step it ended at.
+    """Train in `out` from where `start` says; the status and the step it ended at.
 
     Raises ConfigError if the data do not fit the configuration or the checkpoint, TrainingError at a loss or a
-    gradient that is not finite.
+    gradient that is not finite and where a checkpoint cannot be written.
     """
-    run = Run(config, out, resume, place)
+    run = Run(config, out, start, place)
     if place.sum(stopping())[0]:
         return Status.STOPPED, run.step
     try:
         run.build()
         return run.loop(stopping)
     finally:
-        run.progress.close()
+        run.close()
 
 
 def learning_rate(step: int, steps: int, optimizer: OptimizerConfig) -> float:
@@ -55,55 +60,50 @@ def learning_rate(step: int, steps: int, optimizer: OptimizerConfig) -> float:
     return optimizer.learning_rate * (low + (1 - low) * (1 + math.cos(math.pi * done)) / 2)
 
 
-def cross_entropy(logits_BLV: Tensor, targets_BL: Tensor, reduction: str = "mean") -> Tensor:
-    """In nats a token, or summed over the tokens."""
-    return functional.cross_entropy(logits_BLV.flatten(0, 1).float(), targets_BL.flatten(), reduction=reduction)
+class Pace(NamedTuple):
+    """What went by since the last line of the metrics: tokens, seconds, and of these those that data were awaited."""
 
-
-class Step(NamedTuple):
-    """A step that was done: `waited` seconds for data, `stop` if any rank was asked to stop."""
-
-    loss: float
-    rate: float
-    waited: float
-    stop: bool
+    tokens: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
 
 
 class Run:
     """One rank's run; all of its methods are called on all ranks together."""
 
-    def __init__(self, config: TrainConfig, out: Path, resume: Path | None, place: Place) -> None:
-        self.config, self.out, self.resume, self.place = config, out, resume, place
+    def __init__(self, config: TrainConfig, out: Path, start: Start, place: Place) -> None:
+        self.config, self.out, self.start, self.place = config, out, start, place
+        self.step = start.step
+        self.made = checkpoint.how(start.folder) if start.folder else None
         self.progress = Progress(out, config.training.steps, shown=place.leads)
-        self.data = out / "data"
-        made = checkpoint.how(resume) if resume else None
-        self.step = self.resumed_at = made["step"] if made else 0
         if place.leads:
-            prepare(config, self.data, resume, self.progress.stage)
-        dist.barrier()
-        self.corpus = Corpus(config, self.data)
-        if made and made["data"]["sources"] != self.corpus.manifest["sources"]:
-            raise ConfigError(
-                f"The text of the sources is not the checkpoint's, which was read by Python {made['data']['python']}; "
-                "resume on the same Python."
-            )
+            ensure(config, out, start.folder, self.progress.stage)
+        place.wait()
+        self.data = folder_of(config, out)
+        self.corpus = Corpus(config, self.data, None if start.forks else start.folder)
+        self.spikes = Spikes(config.training.spike)
+        for line in last_metrics(out, SPAN):
+            self.spikes.above(line["loss"])
+        self.reading = ThreadPoolExecutor(1)
 
     def build(self) -> None:
         """Make the model and its engine, from the checkpoint or from the seed."""
         self.progress.stage("building the model")
-        self.model = state.build(self.config)
-        if self.resume:
-            state.load_weights(self.model, self.resume)
-        else:
-            initialise(self.model, self.config.training.seed)
-        self.model.to(self.place.device)
-        self.engine = Engine(self.config, self.model, self.place.ranks)
-        if self.resume and self.step:
-            self.engine.load_moments(state.load_moments(self.resume), self.step)
+        self.engine = open_engine(self.config, self.place)
+        folder = self.start.folder
+        read = state.reader(folder, self.config) if folder else state.fresh(self.config)
+        # An imported checkpoint has a step but no moments: Adam starts anew there.
+        self.engine.load(read, self.step if folder and state.has_moments(folder) else 0)
+        self.peak_flops = hardware.peak_flops(self.config.training, self.place.device) * self.place.ranks
+
+    def close(self) -> None:
+        self.reading.shutdown(wait=False, cancel_futures=True)
+        self.progress.close()
 
     def loop(self, stopping: Callable[[], bool]) -> tuple[Status, int]:
         settings = self.config.training
-        tokens, seconds, waited = 0, 0.0, 0.0
+        pace = Pace()
+        rows = self._read(self.step)
         while True:
             if self._fresh(self.step % settings.evaluate_every == 0 or self.step == settings.steps):
                 self._evaluate()
@@ -112,84 +112,148 @@ class Run:
             if self.step == settings.steps:
                 return Status.DONE, self.step
             began = time.perf_counter()
-            done = self._advance(stopping)
-            seconds += time.perf_counter() - began
-            waited += done.waited
-            tokens += self.config.tokens_per_step
-            if self.step % settings.log_every == 0 or self.step == settings.steps or done.stop:
-                self._log(done, tokens / seconds, waited)
-                tokens, seconds, waited = 0, 0.0, 0.0
-            if done.stop and self.step < settings.steps:
+            micro_batches = [rows_BL.to(self.place.device, non_blocking=True) for rows_BL in rows.result()]
+            waited = time.perf_counter() - began
+            rows = self._read(self.step + 1)
+            rate = learning_rate(self.step, settings.steps, self.config.optimizer)
+            done = self._advance(micro_batches, rate)
+            stop = self.place.sum(stopping())[0] > 0
+            pace = Pace(
+                pace.tokens + self.config.tokens_per_step,
+                pace.seconds + time.perf_counter() - began,
+                pace.waited + waited,
+            )
+            if self.step % settings.log_every == 0 or self.step == settings.steps or stop:
+                self._log(done, rate, pace)
+                pace = Pace()
+            if stop and self.step < settings.steps:
                 self._save()
                 return Status.STOPPED, self.step
 
     def _fresh(self, due: bool) -> bool:
         """Whether what is due at this step was not done already by the run that is resumed."""
-        return due and (self.step > self.resumed_at or self.resume is None)
+        return due and (self.step > self.start.step or self.start.folder is None or self.start.forks)
 
-    def _advance(self, stopping: Callable[[], bool]) -> Step:
-        accumulation = self.config.accumulation(self.place.ranks)
-        rate = learning_rate(self.step, self.config.training.steps, self.config.optimizer)
-        self.engine.set_learning_rate(rate)
-        loss, wait, stop = 0.0, 0.0, False
-        for micro in range(accumulation):
-            began = time.perf_counter()
-            rows = torch.from_numpy(self.corpus.batch(self.step, self.place.rank, self.place.ranks, micro))
-            rows = rows.to(self.place.device)
-            wait += time.perf_counter() - began
-            micro_loss = cross_entropy(self.engine.forward(rows[:, :-1]), rows[:, 1:])
-            self.engine.backward(micro_loss)
-            loss += micro_loss.item() / accumulation
-            if micro == accumulation - 1:
-                summed, asked = self.place.sum(loss, stopping())
-                loss, stop = summed / self.place.ranks, asked > 0
-                if not math.isfinite(loss):
-                    raise TrainingError(f"The loss of step {self.step + 1} is {loss}; the weights were not touched.")
-            self.engine.advance()
+    def _read(self, step: int) -> Future[list[Tensor]]:
+        """This data-parallel rank's micro-batches for the step after `step`, read while the one before is computed."""
+        if step == self.config.training.steps:
+            return Future()
+        place, accumulation = self.place, self.config.accumulation(self.place.data)
+
+        def read() -> list[Tensor]:
+            return [
+                torch.from_numpy(self.corpus.batch(step, place.data_rank, place.data, micro))
+                for micro in range(accumulation)
+            ]
+
+        return self.reading.submit(read)
+
+    def _advance(self, micro_batches: list[Tensor], rate: float) -> Stepped:
+        try:
+            done = self.engine.step(micro_batches, rate)
+        except NonFiniteError as error:
+            raise TrainingError(
+                f"The {error.what} of step {self.step + 1} is {error.value}; the weights were not touched. "
+                f"{self._culprits(micro_batches)}"
+            ) from None
         self.step += 1
-        if not math.isfinite(self.engine.gradient_norm):
-            raise TrainingError(f"The gradient norm of step {self.step} is {self.engine.gradient_norm}.")
-        return Step(loss, rate, wait, stop)
+        return done
 
-    def _log(self, done: Step, tokens_per_second: float, waited: float) -> None:
+    @torch.no_grad()
+    def _culprits(self, micro_batches: list[Tensor]) -> str:
+        """Which rows of the step have a loss that is not finite, as a sentence."""
+        size, place = self.config.training.micro_batch, self.place
+        found = []
+        for micro, rows in enumerate(micro_batches):
+            bad = ~self.engine.nll(rows).isfinite().all(-1)
+            found += [(micro * place.data + place.data_rank) * size + int(row) for row in bad.nonzero()]
+        gathered: list[list[int]] = [found]
+        if place.ranks > 1:
+            gathered = [[] for _ in range(place.ranks)]
+            dist.all_gather_object(gathered, found)
+        bad_rows = sorted({row for part in gathered for row in part})
+        batch = self.config.training.batch
+        named = f"row {', '.join(map(str, bad_rows))}" if 0 < len(bad_rows) < batch else f"rows 0 to {batch - 1}"
+        return f"It read {named} of the batch: data show --step {self.step + 1} prints them."
+
+    def _log(self, done: Stepped, rate: float, pace: Pace) -> None:
+        tokens_per_second = pace.tokens / pace.seconds
         if self.place.leads:
             add_metrics(
                 self.out,
                 step=self.step,
-                tokens=self.step * self.config.tokens_per_step,
+                tokens=self._tokens,
                 loss=done.loss,
-                lr=done.rate,
-                grad_norm=self.engine.gradient_norm,
+                lr=rate,
+                grad_norm=done.gradient_norm,
                 tokens_per_second=tokens_per_second,
-                data_wait=waited,
+                mfu=flops_per_token(self.config) * tokens_per_second / self.peak_flops,
+                data_wait=pace.waited,
+                memory=hardware.peak_memory(self.place.device),
             )
+            usual = self.spikes.above(done.loss)
+            if usual is not None:
+                add_event(self.out, "spike", step=self.step, loss=done.loss, usual=usual)
+                self.progress.say(f"step {self.step}: the loss jumped to {done.loss:.3f} from about {usual:.3f}")
         self.progress.step(self.step, done.loss, tokens_per_second)
 
-    @torch.no_grad()
+    @property
+    def _tokens(self) -> int:
+        """Tokens that the weights have seen; a fork's own batches may be of another size than its parent's."""
+        before = self.made["tokens"] if self.made else 0
+        return int(before + (self.step - self.start.step) * self.config.tokens_per_step)
+
     def _evaluate(self) -> None:
-        """Log the loss on the held-out rows, each rank computing its share of them."""
+        """Log the loss on the held-out rows, each data-parallel rank computing its share of them."""
         rows = torch.from_numpy(self.corpus.evaluation)
         total = 0.0
-        for part in torch.split(rows[self.place.rank :: self.place.ranks], self.config.training.micro_batch):
-            part = part.to(self.place.device)
-            total += cross_entropy(self.model(part[:, :-1]), part[:, 1:], reduction="sum").item()
-        loss = self.place.sum(total)[0] / rows[:, 1:].numel()
+        for part, real in self._share(rows):
+            total += (self.engine.nll(part.to(self.place.device)) * real).sum(dtype=torch.float64).item()
+        # Every data-parallel rank's part was computed on all of its pipeline and tensor ranks.
+        loss = self.place.sum(total)[0] * self.place.data / self.place.ranks / rows[:, 1:].numel()
         if not math.isfinite(loss):
             raise TrainingError(f"The held-out loss at step {self.step} is {loss}.")
         if self.place.leads:
             entropy = self.corpus.unigram_entropy
-            tokens = self.step * self.config.tokens_per_step
-            add_event(self.out, "evaluation", step=self.step, tokens=tokens, loss=loss, unigram_entropy=entropy)
+            add_event(self.out, "evaluation", step=self.step, tokens=self._tokens, loss=loss, unigram_entropy=entropy)
             self.progress.say(
                 f"step {self.step}: held-out loss {loss:.3f} nats a token (unigram entropy {entropy:.3f})"
             )
 
+    def _share(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """This data-parallel rank's rows in parts of one shape on all ranks, and which of a part are real [b, 1]."""
+        size, place = self.config.training.micro_batch, self.place
+        together = size * place.data
+        for first in range(0, len(rows), together):
+            places = torch.arange(size) + first + place.data_rank * size
+            yield rows[places.clamp(max=len(rows) - 1)], (places < len(rows))[:, None].to(place.device)
+
     def _save(self) -> None:
-        moments = self.engine.moments()
         folder = checkpoint.folder_of(self.out, self.step)
-        if self.place.leads and not folder.exists():
+        if not folder.exists():
             probe = torch.from_numpy(self.corpus.evaluation[:PROBE_ROWS, :PROBE_LENGTH].copy()).to(self.place.device)
-            state.save(self.config, self.out, self.step, self.model, moments, probe, self.corpus.manifest, self.data)
-            add_event(self.out, "checkpoint", step=self.step, path=str(folder.relative_to(self.out)))
-            self.progress.say(f"step {self.step}: checkpoint {folder.relative_to(self.out)}")
-        dist.barrier()
+            try:
+                state.save(
+                    self.config, self.out, self.step, self.engine, probe, self.place.leads, self._how(), self.data
+                )
+            except OSError as error:
+                newest = checkpoint.newest(self.out)
+                raise TrainingError(
+                    f"The checkpoint of step {self.step} could not be written ({error.strerror or error}); "
+                    f"{f'{newest.name} is whole' if newest else 'there is none before it'}. Make room on the disk and "
+                    "start again with the same --out."
+                ) from error
+            if self.place.leads:
+                add_event(self.out, "checkpoint", step=self.step, path=str(folder.relative_to(self.out)))
+                self.progress.say(f"step {self.step}: checkpoint {folder.relative_to(self.out)}")
+        self.place.wait()
+
+    def _how(self) -> dict[str, Any]:
+        """What a checkpoint says of its making beyond the configuration."""
+        layout = {name: getattr(self.place, name) for name in ("data", "pipeline", "tensor")}
+        return {
+            "tokens": self._tokens,
+            "parent": self.start.parent,
+            "data": self.corpus.manifest,
+            "layout": layout | {"zero_stage": self.config.parallel.zero_stage},
+        }

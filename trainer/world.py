@@ -1,12 +1,17 @@
-"""The ranks as one of them sees them: its place among them, and joining them."""
+"""The ranks as one of them sees them: its place in the layout, and joining them.
 
-from dataclasses import dataclass
+Ranks are counted with tensor parallelism innermost, then data, then pipeline: neighbours share matrices.
+"""
+
+import os
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
-from trainer.config import ConfigError
+from trainer import hardware
+from trainer.config import ConfigError, ParallelConfig
 from trainer.ranks import Assignment
 
 TIMEOUT = timedelta(minutes=30)
@@ -14,43 +19,81 @@ TIMEOUT = timedelta(minutes=30)
 
 @dataclass(frozen=True)
 class Place:
-    """Where a rank stands among the ranks."""
+    """Where a rank stands: its number, its device, and the layout's sizes."""
 
     rank: int
     ranks: int
     device: torch.device
+    pipeline: int = 1
+    tensor: int = 1
+    tensor_group: dist.ProcessGroup | None = field(default=None, compare=False)
+    data_group: dist.ProcessGroup | None = field(default=None, compare=False)
 
     @property
     def leads(self) -> bool:
         return self.rank == 0
 
+    @property
+    def data(self) -> int:
+        """Data-parallel ranks."""
+        return self.ranks // (self.pipeline * self.tensor)
+
+    @property
+    def tensor_rank(self) -> int:
+        return self.rank % self.tensor
+
+    @property
+    def data_rank(self) -> int:
+        return self.rank // self.tensor % self.data
+
+    @property
+    def pipeline_rank(self) -> int:
+        return self.rank // (self.tensor * self.data)
+
     def sum(self, *values: float) -> list[float]:
-        """The sums over the ranks."""
+        """The sums over all ranks."""
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
+        if self.ranks > 1:
+            dist.all_reduce(total)
         return total.tolist()
 
+    def wait(self) -> None:
+        """Until every rank is here."""
+        if self.ranks > 1:
+            dist.barrier()
 
-def join(assignment: Assignment) -> Place:
-    """Meet the other ranks, over NCCL where there are GPUs and gloo elsewhere.
 
-    Raises ConfigError if there are fewer GPUs than ranks.
+def join(assignment: Assignment, parallel: ParallelConfig) -> Place:
+    """Meet the other ranks, over NCCL where there are GPUs and gloo elsewhere. One rank alone meets nobody.
+
+    Raises ConfigError if there are fewer GPUs than ranks here.
     """
     gpus = torch.cuda.device_count()
-    if 0 < gpus < assignment.ranks:
-        raise ConfigError(f"{assignment.ranks} GPUs were asked for and this machine has {gpus}; lower --gpus.")
+    if 0 < gpus < assignment.local_ranks:
+        raise ConfigError(f"{assignment.local_ranks} GPUs were asked for and this machine has {gpus}; lower --gpus.")
+    device = hardware.device(assignment.local_rank)
+    if gpus:
+        torch.cuda.set_device(device)
+    place = Place(assignment.rank, assignment.ranks, device, parallel.pipeline, parallel.tensor)
+    if place.ranks == 1:
+        return place
     # The parent holds the port already, so nobody else can take it between its choice and its use.
     store = torch.distributed.TCPStore(  # type: ignore[attr-defined]
-        "127.0.0.1",
-        assignment.port,
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
         assignment.ranks,
         is_master=assignment.rank == 0,
         timeout=TIMEOUT,
         master_listen_fd=assignment.listener,
     )
-    device = torch.device("cuda", assignment.rank) if gpus else torch.device("cpu")
-    if gpus:
-        torch.cuda.set_device(device)
     backend = "nccl" if gpus else "gloo"
     dist.init_process_group(backend, store=store, rank=assignment.rank, world_size=assignment.ranks, timeout=TIMEOUT)
-    return Place(assignment.rank, assignment.ranks, device)
+    return with_groups(place)
+
+
+def with_groups(place: Place) -> Place:
+    """The place with the groups of the ranks that share its matrices and of those that hold the same part of them."""
+    numbers = torch.arange(place.ranks).view(place.pipeline, place.data, place.tensor)
+    tensor, _ = dist.new_subgroups_by_enumeration(numbers.flatten(0, 1).tolist())  # type: ignore[no-untyped-call]
+    data, _ = dist.new_subgroups_by_enumeration(numbers.transpose(1, 2).flatten(0, 1).tolist())  # type: ignore[no-untyped-call]
+    return Place(place.rank, place.ranks, place.device, place.pipeline, place.tensor, tensor, data)

@@ -13,7 +13,7 @@ from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidE
 from tests.broker.lab import ADA, GRACE, HOUR, STRANGER, Lab
 
 REFUSED_LAUNCHES: list[tuple[dict[str, object], str]] = [
-    ({"recipe": "nonesuch"}, "no recipe “nonesuch”; the recipes are: demo"),
+    ({"recipe": "nonesuch"}, "no recipe “nonesuch”; the recipes are: comma-7b, demo, gpt-j-6b"),
     ({"recipe": "../demo"}, "no recipe"),
     ({"recipe": "x" * 6000}, "no recipe"),
     ({"overrides": "layers=3"}, "'layers' may not be overridden; what may be is steps"),

@@ -1,9 +1,10 @@
 """A tiny configuration and one run of it on two ranks, shared by the tests that look at what a run leaves."""
 
 import os
+import resource
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ TINY: dict[str, Any] = {
         "held_out": 0.2,
         "tokenizer": {"vocabulary": 500, "train_bytes": 60_000},
         "sources": [
-            {"name": "python-docs", "weight": 1, "licence": "PSF-2.0", "max_bytes": 100_000},
-            {"name": "python-stdlib", "weight": 3, "licence": "PSF-2.0", "max_bytes": 100_000},
+            {"name": name, "builtin": name, "weight": weight, "licence": "PSF-2.0", "max_bytes": 100_000}
+            for name, weight in (("python-docs", 1), ("python-stdlib", 3))
         ],
     },
     "optimizer": {"learning_rate": 0.01, "warmup_ratio": 0.2},
@@ -35,10 +36,11 @@ TINY: dict[str, Any] = {
 Trainer = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def write_config(path: Path, **training: int) -> Path:
-    """The tiny configuration as a file, with some keys of its training section set."""
+def write_config(path: Path, sections: Mapping[str, Any] | None = None, **training: Any) -> Path:
+    """The tiny configuration as a file, with some keys of its training section, or of other sections, set."""
+    changed = {**(sections or {}), "training": training}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(TINY | {"training": TINY["training"] | training}))
+    path.write_text(yaml.safe_dump(TINY | {name: TINY.get(name, {}) | values for name, values in changed.items()}))
     return path
 
 
@@ -53,9 +55,23 @@ def start_trainer(*arguments: str | Path) -> subprocess.Popen[str]:
     )
 
 
-def run_trainer(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def run_trainer(
+    *arguments: str | Path, limits: Mapping[int, int] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line to its end, under `limits` of the kernel (resource.RLIMIT_…)."""
+
+    def limit() -> None:
+        for kind, value in (limits or {}).items():
+            resource.setrlimit(kind, (value, value))
+
     return subprocess.run(
-        trainer_command(*arguments), cwd=ROOT, env=SCRUBBED, text=True, capture_output=True, timeout=120
+        trainer_command(*arguments),
+        cwd=ROOT,
+        env=SCRUBBED,
+        text=True,
+        capture_output=True,
+        timeout=240,
+        preexec_fn=limit if limits else None,
     )
 
 

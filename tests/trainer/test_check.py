@@ -10,26 +10,13 @@ import pytest
 from tests.trainer.conftest import ROOT, run_trainer, write_config
 from trainer import state
 from trainer.check import check
-from trainer.config import ModelConfig, TrainConfig, load_recipe
+from trainer.config import TrainConfig, load_recipe
 
 
 @pytest.mark.parametrize("recipe", [True, False])
 def test_parameter_count_is_the_models(config: TrainConfig, recipe: bool) -> None:
     chosen = load_recipe("demo") if recipe else config
     assert check(chosen).parameters == sum(p.numel() for p in state.build(chosen).parameters())
-
-
-@pytest.mark.parametrize(
-    ("layers", "hidden", "heads", "vocabulary", "published"),
-    [(6, 128, 4, 50304, 14_067_712), (12, 768, 12, 50304, 162_322_944), (36, 5120, 40, 50688, 11_846_072_320)],
-)
-def test_parameter_count_of_pythia(
-    config: TrainConfig, layers: int, hidden: int, heads: int, vocabulary: int, published: int
-) -> None:
-    tokenizer = config.data.tokenizer.model_copy(update={"vocabulary": vocabulary})
-    model = ModelConfig(layers=layers, hidden_size=hidden, heads=heads)
-    data = config.data.model_copy(update={"tokenizer": tokenizer})
-    assert check(config.model_copy(update={"model": model, "data": data})).parameters == published
 
 
 def test_report_and_time(config: TrainConfig) -> None:
@@ -42,7 +29,9 @@ def test_report_and_time(config: TrainConfig) -> None:
 
 def test_refusals(config: TrainConfig) -> None:
     assert "training.batch (8) must be a multiple of" in str(check(config, gpus=3).refusal)
-    assert "lower training.micro_batch or use more GPUs" in str(check(config, gpu_memory=1000).refusal)
+    assert "use more GPUs, or split the model further" in str(check(config, gpu_memory=1000).refusal)
+    need = check(config).memory_per_gpu
+    assert "with training.micro_batch 2 it would need about" in str(check(config, gpu_memory=need - 1).refusal)
 
 
 def test_command_line(tmp_path: Path) -> None:
@@ -53,7 +42,8 @@ def test_command_line(tmp_path: Path) -> None:
     refused = run_trainer("check", path, "--gpus", "3")
     assert refused.returncode == 78
     assert refused.stderr == (
-        "training.batch (8) must be a multiple of training.micro_batch × GPUs (4 × 3); change one of the three.\n"
+        "training.batch (8) must be a multiple of training.micro_batch × data-parallel GPUs (4 × 3); change one of the "
+        "three.\n"
     )
 
 

@@ -15,6 +15,7 @@ def due(schedule: CheckpointsConfig, last: int) -> list[int]:
 def test_schedule() -> None:
     assert due(CheckpointsConfig(log_until=8, every=10), 33) == [0, 1, 2, 4, 8, 10, 20, 30, 33]
     assert due(CheckpointsConfig(log_until=0, every=5), 7) == [0, 5, 7]
+    assert due(CheckpointsConfig(log_until=2, every=5, at=(4, 6, 100)), 7) == [0, 1, 2, 4, 5, 6, 7]
 
 
 def test_schedule_of_pythia() -> None:

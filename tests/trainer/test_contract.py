@@ -2,7 +2,9 @@
 
 import json
 import os
+import resource
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +15,7 @@ import psutil
 import pytest
 
 from tests.trainer.conftest import run_trainer, start_trainer, write_config
-from tests.trainer.test_run import lines, outcome
+from tests.trainer.test_run import lines, losses, outcome
 from trainer import checkpoint
 
 FOREVER = 1_000_000
@@ -133,3 +135,69 @@ def test_two_trainers_never_share_a_folder(tmp_path: Path) -> None:
         result = run_trainer("train", config, "--out", tmp_path / "out")
     assert result.returncode == 78
     assert "Another trainer is at work" in result.stderr
+
+
+def test_full_disk_keeps_the_last_whole_checkpoint(tmp_path: Path) -> None:
+    """A file may have 300,000 bytes: enough for the weights, too few for Adam's moments, which step 0 has not."""
+    config, limits = write_config(tmp_path / "tiny.yml"), {resource.RLIMIT_FSIZE: 300_000}
+    result = run_trainer("train", config, "--out", tmp_path / "out", limits=limits)
+    assert result.returncode == 70
+    assert result.stderr.splitlines()[-1].startswith("The checkpoint of step 1 could not be written (")
+    assert "step0 is whole. Make room on the disk and start again with the same --out." in result.stderr
+    assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["step0"]
+    result = run_trainer("train", config, "--out", tmp_path / "out")
+    assert result.returncode == 0
+    assert lines(tmp_path / "out" / "metrics.jsonl")[-1]["step"] == 12
+
+
+def test_out_of_memory_says_what_would_fit(tmp_path: Path) -> None:
+    config = write_config(tmp_path / "tiny.yml", batch=2**17, micro_batch=2**16)
+    result = run_trainer("train", config, "--out", tmp_path / "out", limits={resource.RLIMIT_AS: 5 * 2**29})
+    assert result.returncode == 70
+    said = result.stderr.splitlines()[-1]
+    assert said.startswith("Out of memory. It needs about ")
+    assert "with training.micro_batch " in said
+    assert said.endswith(" it would need about " + said.rsplit(" it would need about ")[1])
+
+
+def test_two_starts_with_one_rendezvous_are_two_hosts(finished: Path, tmp_path: Path) -> None:
+    """Two ranks on one host, and one rank on each of two: the same run."""
+    with socket.create_server(("127.0.0.2", 0)) as free:
+        port = free.getsockname()[1]
+    config, out = write_config(tmp_path / "tiny.yml"), tmp_path / "out"
+    together = ("train", config, "--out", out, "--hosts", "2", "--rendezvous", f"127.0.0.2:{port}")
+    hosts = [start_trainer(*together, "--host", str(i), "--address", f"127.0.0.{2 + i}") for i in range(2)]
+    try:
+        assert [host.wait(timeout=120) for host in hosts] == [0, 0]
+    finally:
+        for host in hosts:
+            with suppress(ProcessLookupError):
+                os.killpg(host.pid, signal.SIGKILL)
+            host.communicate(timeout=30)
+    assert outcome(out) == {"status": 0, "reason": None, "step": 12, "transient": False}
+    assert lines(out / "events.jsonl")[0]["ranks"] == 2
+    assert losses(out) == pytest.approx(losses(finished), rel=1e-5)
+    assert len([event for event in lines(out / "events.jsonl") if event["event"] in ("started", "finished")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--hosts", "2"), "--rendezvous must be ADDRESS:PORT of host 0"),
+        (("--hosts", "2", "--host", "2", "--rendezvous", "127.0.0.2:29500"), "--host (2) counts from 0"),
+        (("--hosts", "2", "--rendezvous", "127.0.0.2:99999"), "--rendezvous must be ADDRESS:PORT"),
+        (("--hosts", "2", "--rendezvous", "192.0.2.1:29500"), "192.0.2.1:29500 cannot be held on this host"),
+        (("--gpus", "3"), "training.batch (8) must be a multiple of training.micro_batch"),
+    ],
+)
+def test_hosts_that_do_not_fit(tmp_path: Path, options: tuple[str, ...], said: str) -> None:
+    result = run_trainer("train", write_config(tmp_path / "tiny.yml"), "--out", tmp_path / "out", *options)
+    assert result.returncode == 78
+    assert said in result.stderr
+
+
+def test_layout_that_does_not_fit_the_processes(tmp_path: Path) -> None:
+    config = write_config(tmp_path / "tiny.yml", {"parallel": {"pipeline": 2, "tensor": 2}})
+    result = run_trainer("train", config, "--out", tmp_path / "out", "--gpus", "2")
+    assert result.returncode == 78
+    assert "parallel.pipeline × parallel.tensor (2 × 2) must divide the number of GPUs (2)" in result.stderr

@@ -1,41 +1,42 @@
-"""The order of the data is a pure function of seed and step; held-out documents stay out."""
+"""What a run reads of its data: rows, held-out rows, and the refusal of data that are not the run's."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from trainer import sources, tokenizer
-from trainer.config import TrainConfig
-from trainer.data import Corpus, prepare
-from trainer.order import Order
+from tests.trainer.conftest import write_config
+from tests.trainer.test_data_indexed import write
+from tests.trainer.test_data_sources import data_config, write_jsonl
+from trainer.config import TrainConfig, load
+from trainer.data import readers, tokenizer
+from trainer.data.corpus import Corpus
+from trainer.data.indexed import Indexed
+from trainer.data.order import Row
+from trainer.data.prepare import ensure, prepare
+from trainer.schema import ConfigError
 
-WEIGHTS = np.array([0.25, 0.75])
+WEIGHTS = (0.25, 0.75)
 
 
 @pytest.fixture(scope="module")
-def corpus(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    folder = tmp_path_factory.mktemp("data") / "data"
-    prepare(config, folder, None, lambda message: None)
+def folder(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ensure(config, tmp_path_factory.mktemp("data"), None, lambda message: None)
+
+
+@pytest.fixture(scope="module")
+def corpus(config: TrainConfig, folder: Path) -> Corpus:
     return Corpus(config, folder)
 
 
-def test_order_is_a_pure_function_of_the_seed() -> None:
-    long, short, other = (Order(WEIGHTS, [7, 50], seed, places) for seed, places in ((1, 400), (1, 100), (2, 100)))
-    first = [long[place] for place in range(100)]
-    assert first == [short[place] for place in range(100)]
-    assert first != [other[place] for place in range(100)]
-
-
-def test_order_mixes_by_weight_and_reads_each_row_once_an_epoch() -> None:
-    order = Order(WEIGHTS, [7, 50], 1, 4000)
-    rows = [order[place] for place in range(len(order))]
-    assert sum(row.source == 1 for row in rows) / len(rows) == pytest.approx(0.75, abs=0.03)
-    small = [row.number for row in rows if row.source == 0]
-    epochs = [small[i : i + 7] for i in range(0, 70, 7)]
-    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
-    assert epochs[0] != epochs[1]
+def changed(config: TrainConfig, **data: Any) -> TrainConfig:
+    """The configuration with keys of its data section set, checked anew."""
+    values = config.model_dump(mode="json")
+    values["data"] |= data
+    return TrainConfig.model_validate(values)
 
 
 def test_batches_are_the_same_on_any_number_of_ranks(corpus: Corpus) -> None:
@@ -43,22 +44,47 @@ def test_batches_are_the_same_on_any_number_of_ranks(corpus: Corpus) -> None:
     two = np.concatenate([corpus.batch(3, rank, 2, 0) for rank in (0, 1)])
     assert one.shape == (8, 33)
     assert np.array_equal(one, two)
+    assert np.array_equal(one, np.stack([corpus.tokens(row) for row in corpus.rows(3)]))
     assert not np.array_equal(one, np.concatenate([corpus.batch(4, 0, 1, micro) for micro in (0, 1)]))
+
+
+def test_a_longer_run_begins_with_the_shorter_ones_rows(config: TrainConfig, folder: Path, corpus: Corpus) -> None:
+    longer = config.model_copy(update={"training": config.training.model_copy(update={"steps": 100_000})})
+    other = Corpus(longer, folder)
+    assert all(np.array_equal(other.batch(step, 0, 1, 0), corpus.batch(step, 0, 1, 0)) for step in range(12))
+
+
+def test_a_row_names_the_documents_its_tokens_are_from(corpus: Corpus, folder: Path) -> None:
+    bpe = tokenizer.load(folder)
+    bpe.encode_special_tokens = True
+    texts = {}
+    for source in corpus.sources:
+        texts |= {document.name: document.text for document in readers.read(source, corpus.config.data)}
+    packed = 0
+    for row in [*corpus.rows(0), *corpus.rows(1), *(Row(0, number) for number in range(200))]:
+        spans = corpus.documents(row)
+        assert [span.start for span in spans] == [0, *(span.end for span in spans[:-1])]
+        assert spans[-1].end == 33
+        packed += len(spans) > 1
+        for span in spans:
+            tokens = corpus.tokens(row)[span.start : span.end].tolist()
+            whole = [*bpe.encode(texts[span.document]).ids, tokenizer.end_of_document(bpe)]
+            assert any(whole[at : at + len(tokens)] == tokens for at in range(len(whole)))
+    assert packed
 
 
 def test_held_out_documents_are_not_trained_on(corpus: Corpus, config: TrainConfig) -> None:
     counts = {source["name"]: source for source in corpus.manifest["sources"]}
     for source in config.data.sources:
         described = counts[source.name]
-        documents = len(sources.read(source))
+        documents = len(list(readers.read(source, config.data)))
         assert described["train"]["documents"] + described["held_out"]["documents"] == documents
         assert 0 < described["held_out"]["documents"] < documents / 2
         assert described["licence"] == "PSF-2.0"
 
 
-def test_unigram_entropy_is_that_of_the_counts(corpus: Corpus, config: TrainConfig) -> None:
+def test_unigram_entropy_is_that_of_the_counts(corpus: Corpus, config: TrainConfig, folder: Path) -> None:
     """Against a plain sum over the files."""
-    folder = Path(corpus._train[0].filename).parent  # type: ignore[attr-defined]
     probability = np.zeros(config.vocabulary)
     for weight, source in zip(WEIGHTS, config.data.sources, strict=True):
         counts = np.ones(config.vocabulary)
@@ -70,7 +96,7 @@ def test_unigram_entropy_is_that_of_the_counts(corpus: Corpus, config: TrainConf
     assert corpus.unigram_entropy == pytest.approx(expected)
 
 
-def test_tokenizer_round_trips_and_joins_spaces(tmp_path: Path) -> None:
+def test_tokenizer_round_trips_and_joins_spaces() -> None:
     bpe = tokenizer.train(["def f(x):\n        return x\n"] * 50, 400)
     for text in ("def f(x):\n        return 'é🏛'\r\n\t", f"quotes {tokenizer.END_OF_DOCUMENT} itself"):
         bpe.encode_special_tokens = True
@@ -83,6 +109,112 @@ def test_tokenizer_round_trips_and_joins_spaces(tmp_path: Path) -> None:
 def test_preparing_again_changes_nothing(config: TrainConfig, tmp_path: Path) -> None:
     stages: list[str] = []
     for _ in range(2):
-        prepare(config, tmp_path / "data", None, stages.append)
-    assert stages.count("reading the sources") == 1
-    assert json.loads((tmp_path / "data" / "manifest.json").read_text())["sources"]
+        ensure(config, tmp_path, None, stages.append)
+    assert stages.count("encoding python-docs") == 1
+
+
+def test_a_source_by_epochs_takes_part_by_its_rows(config: TrainConfig, tmp_path: Path) -> None:
+    for name, documents in (("a", 400), ("b", 100)):
+        write_jsonl(tmp_path / f"{name}.jsonl", [f"{name} text number {number}, " * 5 for number in range(documents)])
+    sources = ({"path": "a.jsonl", "epochs": 1}, {"path": "b.jsonl", "epochs": 2})
+    mixed = changed(config, **data_config(tmp_path, *sources).model_dump(mode="json"))
+    corpus = Corpus(mixed, ensure(mixed, tmp_path, None, lambda message: None))
+    rows = [len(Indexed(tmp_path / "data" / f"s{number}.train").tokens) // 17 for number in (0, 1)]
+    read = corpus.order.rows(0, rows[0] + 2 * rows[1])
+    assert abs(sum(row.source == 0 for row in read) - rows[0]) <= 2
+    assert [row.number for row in read].count(3) == 3
+
+
+def test_prepared_folder_serves_runs_with_other_weights(config: TrainConfig, folder: Path, tmp_path: Path) -> None:
+    sources = [source.model_dump() | {"weight": 1} for source in config.data.sources]
+    other = changed(config, prepared=str(folder), sources=sources[:1])
+    assert ensure(other, tmp_path, None, lambda message: None) == folder
+    assert not list(tmp_path.iterdir())
+    assert {row.source for row in Corpus(other, folder).rows(0)} == {0}
+
+
+def refusal(config: TrainConfig, out: Path, checkpoint: Path | None = None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        Corpus(config, ensure(config, out, checkpoint, lambda message: None), checkpoint)
+    said = str(caught.value)
+    assert "\n" not in said
+    assert said.endswith(".")
+    return said
+
+
+def test_prepared_folder_that_does_not_fit(config: TrainConfig, folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    prepared = changed(config, prepared=str(copy))
+
+    def source(**values: Any) -> list[dict[str, Any]]:
+        return [config.data.sources[0].model_dump() | values]
+
+    assert "nowhere holds no prepared data; prepare it with" in refusal(
+        changed(config, prepared=str(tmp_path / "nowhere")), tmp_path
+    )
+    assert "hold no source other, they hold python-docs, python-stdlib" in refusal(
+        changed(prepared, sources=source(name="other")), tmp_path
+    )
+    assert "The licence of python-docs is MIT and the data in" in refusal(
+        changed(prepared, sources=source(licence="MIT")), tmp_path
+    )
+    assert "data.tokenizer.vocabulary (400) must be at least the 500 tokens" in refusal(
+        changed(prepared, tokenizer={"vocabulary": 400}), tmp_path
+    )
+    assert "end their documents with '<|endoftext|>'" in refusal(
+        changed(prepared, tokenizer={"vocabulary": 500, "end_of_document": "a"}), tmp_path
+    )
+    other = tokenizer.train(["other text of another tokenizer"] * 9, 500)
+    other.save(str(tmp_path / "other.json"))
+    assert "other.json) is not the tokenizer that made the data in" in refusal(
+        changed(prepared, tokenizer={"vocabulary": 500, "file": str(tmp_path / "other.json")}), tmp_path
+    )
+    shutil.copy(tmp_path / "other.json", copy / "tokenizer.json")
+    assert "tokenizer.json is not the tokenizer that made the data; prepare them again" in refusal(prepared, tmp_path)
+    shutil.copy(folder / "tokenizer.json", copy)
+    write(copy / "python-docs.train", [[1, 2, 3]])
+    assert "python-docs.train.bin holds 3 tokens and manifest.json says" in refusal(prepared, tmp_path)
+    (copy / "python-docs.train.bin").write_bytes(b"\1\0")
+    assert "python-docs.train.bin should have 6 bytes, as python-docs.train.idx says, and has 2" in refusal(
+        prepared, tmp_path
+    )
+
+
+def test_a_run_goes_on_with_the_data_it_began_with(config: TrainConfig, folder: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "step3"
+    checkpoint.mkdir()
+    shutil.copy(folder / "tokenizer.json", checkpoint)
+    manifest = json.loads((folder / "manifest.json").read_text())
+
+    def made(**source: Any) -> None:
+        sources = [manifest["sources"][0] | source, *manifest["sources"][1:]]
+        (checkpoint / "how.json").write_text(json.dumps({"step": 3, "data": manifest | {"sources": sources}}))
+
+    made(weight=3)
+    Corpus(config, ensure(config, tmp_path, checkpoint, lambda message: None), checkpoint)
+    made(train=manifest["sources"][0]["train"] | {"sha256": "0"})
+    assert refusal(config, tmp_path, checkpoint) == (
+        "The text of the source python-docs is not the checkpoint's; resume on the Python that the checkpoint was made "
+        f"with, {manifest['python']}."
+    )
+    # Its tokenizer is taken when data are prepared anew, and demanded of data that are there.
+    made()
+    (checkpoint / "tokenizer.json").write_text(tokenizer.train(["other text"] * 9, 400).to_str())
+    again = ensure(config, tmp_path / "again", checkpoint, lambda message: None)
+    assert tokenizer.digest(tokenizer.load(again)) == tokenizer.digest(tokenizer.load(checkpoint))
+    assert "The tokenizer of the data in" in refusal(config, tmp_path / "again", checkpoint)
+    assert "The checkpoint's tokenizer is not the one that made the data in" in refusal(
+        changed(config, prepared=str(folder)), tmp_path, checkpoint
+    )
+
+
+def test_too_little_text(config: TrainConfig, folder: Path, tmp_path: Path) -> None:
+    path = write_config(tmp_path / "much.yml", evaluation_tokens=10_000_000)
+    with pytest.raises(ConfigError, match=r"training\.evaluation_tokens asks for .* held-out tokens of python-docs"):
+        Corpus(load(path), folder)
+    write_jsonl(tmp_path / "a.jsonl", ["a few words of text"] * 3)
+    little = changed(config, **data_config(tmp_path, {"path": "a.jsonl"}, sequence_length=500).model_dump(mode="json"))
+    prepare(little.data, tmp_path / "data", None, lambda message: None)
+    with pytest.raises(ConfigError, match="The source s0 has less than one row of 501 training tokens; give it more"):
+        Corpus(little, tmp_path / "data")

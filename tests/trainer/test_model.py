@@ -1,64 +1,151 @@
-"""Our model is transformers' GPT-NeoX: the same logits from the same weights, and the way back."""
+"""The transformer against a plain reading of its formulas where transformers has none; its first weights."""
 
-import json
-from pathlib import Path
+import math
+from random import Random
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from transformers import GPTNeoXForCausalLM
+from pydantic import ValidationError
+from torch import Tensor
 
-from trainer import hf, state
-from trainer.config import ModelConfig, TrainConfig
-from trainer.model import initialise
+from tests.trainer.drawn import CONTEXT, SWITCHES, VOCABULARY, ids, transformer
+from trainer.model.config import ModelConfig
+from trainer.model.count import parameters
+from trainer.model.initialise import draw
+from trainer.model.positions import Rotary, alibi_slopes, sinusoids
+from trainer.model.transformer import Attention, shapes
+
+SHAPE: dict[str, Any] = {"layers": 2, "hidden_size": 64, "heads": 4}
 
 
-@pytest.mark.parametrize("activation", ["gelu-tanh", "gelu-erf"])
-@pytest.mark.parametrize("parallel", [True, False])
-@pytest.mark.parametrize(("rotary_pct", "base"), [(0.25, 10_000), (1.0, 500)])
-def test_logits_equal_transformers(
-    config: TrainConfig, tmp_path: Path, activation: str, parallel: bool, rotary_pct: float, base: float
-) -> None:
-    shape = ModelConfig.model_validate(
-        config.model.model_dump()
-        | {"activation": activation, "parallel_residual": parallel, "rotary_pct": rotary_pct, "rotary_base": base}
+def attention_by_hand(attention: Attention, model: ModelConfig, x_LD: Tensor) -> Tensor:
+    """One token, one head at a time: softmax of scale · q·k − slope · distance over the tokens in sight."""
+    rows = attention.qkv(x_LD).view(len(x_LD), model.groups, -1, model.head_size)
+    slopes = alibi_slopes(model.heads)
+    out = torch.zeros(len(x_LD), model.heads, model.head_size)
+    for head in range(model.heads):
+        group, query = divmod(head, model.heads // model.groups)
+        for now in range(len(x_LD)):
+            sight = range(max(0, now - model.window + 1), now + 1)
+            logits = torch.stack(
+                [
+                    rows[now, group, query] @ rows[then, group, -2] * model.scale - slopes[head] * (now - then)
+                    for then in sight
+                ]
+            )
+            values = rows[list(sight), group, -1]
+            out[now, head] = logits.softmax(0) @ values
+    by_hand: Tensor = attention.out(out.flatten(1))
+    return by_hand
+
+
+@pytest.mark.parametrize("kv_heads", [None, 2, 1])
+@pytest.mark.parametrize("window", [1, 7, 300])
+@torch.no_grad()
+def test_alibi_with_windows_and_groups(window: int, kv_heads: int | None) -> None:
+    model = ModelConfig(
+        **SHAPE, positions="alibi", attention=("local",), window=window, kv_heads=kv_heads, logit_scale=0.4
     )
-    config = config.model_copy(update={"model": shape})
-    ours = state.build(config)
-    initialise(ours, seed=3)
-    generator = torch.Generator().manual_seed(4)
-    for parameter in ours.parameters():
-        # Large enough that the two activations, and every bias and norm, show in the logits.
-        parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
-    (tmp_path / "config.json").write_text(json.dumps(hf.config_to_hf(config, 0)))
-    save_file(hf.to_hf(ours.state_dict()), tmp_path / "model.safetensors", metadata={"format": "pt"})
-    theirs = GPTNeoXForCausalLM.from_pretrained(tmp_path).eval()
-    ids_BL = torch.randint(config.vocabulary, (2, config.data.sequence_length), generator=generator)
-    with torch.no_grad():
-        torch.testing.assert_close(ours(ids_BL), theirs(ids_BL).logits, atol=1e-4, rtol=0)
+    attention = transformer(model, seed=0).blocks[0].attention
+    assert isinstance(attention, Attention)
+    x_LD = torch.randn(20, 64, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(
+        attention(x_LD[None])[0], attention_by_hand(attention, model, x_LD), atol=1e-5, rtol=1e-5
+    )
 
 
-def test_names_go_both_ways(config: TrainConfig) -> None:
-    weights = state.build(config).state_dict()
-    back = hf.from_hf(hf.to_hf(weights))
-    assert back.keys() == weights.keys()
-    assert all(torch.equal(back[name], weights[name]) for name in weights)
+def test_alibi_slopes_are_the_paper_s() -> None:
+    assert alibi_slopes(8).tolist() == [2**-n for n in range(1, 9)]
+    # Not a power of two: the nearest below, then every other of the next.
+    assert alibi_slopes(12).tolist() == pytest.approx(
+        [2**-n for n in range(1, 9)] + [2 ** -(n - 0.5) for n in (1, 2, 3, 4)]
+    )
 
 
-def test_initial_scale(config: TrainConfig) -> None:
-    model = state.build(config)
-    initialise(model, seed=0)
-    weights = model.state_dict()
-    assert weights["embed.weight"].std() == pytest.approx((2 / (5 * 32)) ** 0.5, rel=0.05)
-    assert weights["blocks.1.mlp.down.weight"].std() == pytest.approx(2 / (2 * 32**0.5), rel=0.05)
-    assert not weights["blocks.0.attention.qkv.bias"].any()
+def test_sinusoids_are_the_paper_s() -> None:
+    table = sinusoids(CONTEXT, 8)
+    for position in (0, 1, 47):
+        angles = [position / 10_000 ** (2 * i / 8) for i in range(4)]
+        expected = [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
+        assert table[position].tolist() == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_position_sees_only_its_past(config: TrainConfig) -> None:
-    model = state.build(config)
-    initialise(model, seed=0)
-    ids_BL = torch.arange(16)[None]
-    other_BL = ids_BL.clone()
-    other_BL[0, 9:] = 99
-    assert torch.equal(model(ids_BL)[:, :9], model(other_BL)[:, :9])
-    assert not torch.equal(model(ids_BL)[:, 9], model(other_BL)[:, 9])
+@pytest.mark.parametrize("layout", ["half", "interleaved"])
+def test_rotary_logits_depend_on_the_distance_alone(layout: str) -> None:
+    model = ModelConfig.model_validate(SHAPE | {"rotary_layout": layout, "rotary_pct": 0.5})
+    turn = Rotary(model, CONTEXT)
+    q_K, k_K = torch.randn(2, model.head_size, generator=torch.Generator().manual_seed(0))
+    q_LK, k_LK = (turn(x_K.expand(1, 1, CONTEXT, -1))[0, 0] for x_K in (q_K, k_K))
+    logits_LL = q_LK @ k_LK.T
+    for distance in (0, 3, 20):
+        diagonal = logits_LL.diagonal(-distance)
+        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), atol=1e-5, rtol=0)
+    assert not torch.allclose(logits_LL.diagonal(0)[0], logits_LL.diagonal(-3)[0])
+    # Half of each head stays as it is.
+    assert torch.equal(q_LK[5, model.rotary_size :], q_K[model.rotary_size :])
+
+
+@pytest.mark.parametrize("architecture", SWITCHES)
+@torch.no_grad()
+def test_a_position_sees_only_its_past(architecture: str) -> None:
+    rng = Random(architecture)
+    for seed in range(5):
+        ours = transformer(ModelConfig.model_validate(SWITCHES[architecture](rng)), seed)
+        first = ids(0)
+        other = first.clone()
+        other[:, 30:] = (other[:, 30:] + 1) % VOCABULARY
+        torch.testing.assert_close(ours(first)[:, :30], ours(other)[:, :30], atol=1e-5, rtol=0)
+        assert not torch.allclose(ours(first)[:, 30], ours(other)[:, 30], atol=1e-3)
+
+
+@pytest.mark.parametrize("architecture", SWITCHES)
+def test_parameters_are_counted_without_torch(architecture: str) -> None:
+    rng = Random(architecture)
+    for _ in range(30):
+        model = ModelConfig.model_validate(SWITCHES[architecture](rng))
+        whole = shapes(model, VOCABULARY, CONTEXT).values()
+        assert parameters(model, VOCABULARY, CONTEXT) == sum(shape.numel() for shape in whole), model
+
+
+@pytest.mark.parametrize(
+    ("init", "matrix", "residual"),
+    [
+        ({}, (2 / (5 * 64)) ** 0.5, 2 / (2 * 64**0.5)),
+        ({"matrices": "normal", "std": 0.03, "residual": "same"}, 0.03, 0.03),
+        ({"matrices": "normal", "std": 0.03, "residual": "scaled"}, 0.03, 0.03 / 4**0.5),
+    ],
+)
+def test_first_weights(init: dict[str, Any], matrix: float, residual: float) -> None:
+    model = ModelConfig.model_validate(SHAPE | {"init": init})
+    whole = shapes(model, VOCABULARY, CONTEXT)
+    weights = {name: draw(name, shape, model, seed=0) for name, shape in whole.items()}
+    for name, weight in weights.items():
+        if name.endswith("bias"):
+            assert not weight.any()
+        elif weight.dim() == 1:
+            assert (weight == 1).all()
+        else:
+            writes = name.endswith(("attention.out.weight", "mlp.down.weight"))
+            assert weight.std().item() == pytest.approx(residual if writes else matrix, rel=0.05), name
+    again = draw("head.weight", whole["head.weight"], model, seed=0)
+    assert torch.equal(again, weights["head.weight"])
+    assert not torch.equal(again, draw("head.weight", whole["head.weight"], model, seed=1))
+    assert not torch.equal(again, weights["embed.tokens.weight"])
+
+
+@pytest.mark.parametrize(
+    ("switches", "said"),
+    [
+        ({"heads": 5}, "model.hidden_size (64) must be a multiple of model.heads (5)."),
+        ({"kv_heads": 3}, "model.heads (4) must be a multiple of model.kv_heads (3)."),
+        ({"rotary_pct": 0.2}, "model.rotary_pct (0.2) must rotate an even number of a head's 16 dimensions, not 3."),
+        ({"positions": "alibi", "yarn": {"factor": 2, "original_context": 16}}, "model.yarn stretches rotary"),
+        ({"norms": "one", "parallel_residual": False}, "model.norms one needs model.parallel_residual"),
+        ({"tied_head": True, "head_bias": True}, "model.head_bias goes with an untied head"),
+    ],
+)
+def test_switches_that_do_not_go_together(switches: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        ModelConfig.model_validate(SHAPE | switches)
+    assert said in error.value.errors()[0]["msg"]

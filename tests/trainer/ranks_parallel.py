@@ -1,0 +1,212 @@
+"""Ranks as processes of their own that do what a test asks, one call after another, each on all of them together."""
+
+import multiprocessing as mp
+import os
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Self
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from trainer.config import TrainConfig
+from trainer.engine.base import Kind, NonFiniteError, Read
+from trainer.engine.distributed import DistributedEngine
+from trainer.engine.library import Groups, import_deepspeed
+from trainer.model.initialise import draw
+from trainer.model.transformer import shapes
+from trainer.world import Place, with_groups
+
+CPU = torch.device("cpu")
+TIMEOUT = 120.0
+KINDS: tuple[Kind, ...] = ("weight", "exp_avg", "exp_avg_sq")
+# What every rank would import for itself, most of its start.
+PRELOADED = [__name__, "deepspeed.runtime.pipe.engine", "deepspeed.runtime.zero.muon.original_muon"]
+
+
+class Ranks:
+    """`count` ranks that have met over gloo on the loopback, one thread each."""
+
+    def __init__(self, count: int) -> None:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        context = mp.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        pairs = [context.Pipe() for _ in range(count)]
+        self._pipes = [ours for ours, _ in pairs]
+        self._processes = [
+            context.Process(target=_serve, args=(rank, count, theirs), daemon=True)
+            for rank, (_, theirs) in enumerate(pairs)
+        ]
+        for process in self._processes:
+            process.start()
+        port = self._answer(0)
+        for pipe in self._pipes[1:]:
+            pipe.send(port)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
+            process.kill()
+            process.join()
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """What `function(*arguments)` returned on each rank. No call can follow one in which a rank raised."""
+        for pipe in self._pipes:
+            pipe.send((function, arguments))
+        return [self._answer(rank) for rank in range(len(self._pipes))]
+
+    def _answer(self, rank: int) -> Any:
+        if not self._pipes[rank].poll(TIMEOUT):
+            raise TimeoutError(f"Rank {rank} did not answer.")
+        value, failure = self._pipes[rank].recv()
+        if failure:
+            self.__exit__()
+            raise RuntimeError(f"Rank {rank} failed:\n{failure}")
+        return value
+
+
+def _serve(rank: int, count: int, pipe: Connection) -> None:
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    port = 0 if rank == 0 else pipe.recv()
+    store = dist.TCPStore("127.0.0.1", port, count, is_master=rank == 0, wait_for_workers=False)  # type: ignore[attr-defined]
+    if rank == 0:
+        pipe.send((store.port, None))
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=timedelta(seconds=TIMEOUT))
+    import_deepspeed(CPU)
+    while True:
+        function, arguments = pipe.recv()
+        try:
+            pipe.send((function(*arguments), None))
+        except Exception:
+            pipe.send((None, traceback.format_exc()))
+
+
+def rows_of(config: TrainConfig, step: int) -> Tensor:
+    """The whole batch of the step after `step`, [batch, L + 1]."""
+    generator = torch.Generator().manual_seed(step)
+    size = (config.training.batch, config.data.sequence_length + 1)
+    return torch.randint(config.vocabulary, size, generator=generator)
+
+
+def drawn(config: TrainConfig) -> Read:
+    """The weights of step 0."""
+    whole = shapes(config.model, config.vocabulary, config.context)
+    return lambda _, name: draw(name, whole[name], config.model, config.training.seed)
+
+
+def from_file(path: Path) -> Read:
+    tensors = safe_open(path, "pt")
+    return lambda kind, name: tensors.get_tensor(f"{kind}.{name}")  # type: ignore[no-any-return]
+
+
+def engine_of(config: TrainConfig, read: Read, step: int = 0) -> tuple[DistributedEngine, Place]:
+    parallel = config.parallel
+    place = with_groups(Place(dist.get_rank(), dist.get_world_size(), CPU, parallel.pipeline, parallel.tensor))
+    engine = DistributedEngine(config, place)
+    engine.load(read, step)
+    return engine, place
+
+
+def advance(engine: DistributedEngine, place: Place, config: TrainConfig, step: int) -> tuple[float, float]:
+    """Loss and gradient norm of the step after `step`."""
+    mine = rows_of(config, step).chunk(place.data)[place.data_rank]
+    return engine.step(mine.split(config.training.micro_batch), config.optimizer.learning_rate)
+
+
+def save(engine: DistributedEngine, place: Place, path: Path) -> None:
+    """Weights and moments, whole."""
+    tensors = {f"{kind}.{name}": tensor.contiguous() for kind in KINDS for name, tensor in engine.gather(kind)}
+    assert bool(tensors) == place.leads
+    if place.leads:
+        save_file(tensors, path)
+    place.wait()
+
+
+def train(
+    config: TrainConfig, steps: range, start: Path | None = None, saves: dict[int, Path] | None = None
+) -> list[tuple[float, float]]:
+    """Loss and gradient norm of each step, from the weights drawn or from a file, saving after some steps."""
+    engine, place = engine_of(config, from_file(start) if start else drawn(config), steps.start)
+    done = []
+    for step in steps:
+        done.append(advance(engine, place, config, step))
+        if saves and step + 1 in saves:
+            save(engine, place, saves[step + 1])
+    return done
+
+
+def train_without(guard: str, config: TrainConfig, steps: range) -> list[tuple[float, float]]:
+    """As `train`, with one of the guards of trainer.engine.library open."""
+    opened: dict[str, tuple[str, Callable[..., Any]]] = {
+        "usable_stage": ("trainer.engine.library.usable_stage", lambda parallel, _: parallel.zero_stage),
+        "mark_split": ("trainer.engine.distributed.mark_split", lambda _: None),
+    }
+    with mock.patch(*opened[guard]):
+        return train(config, steps)
+
+
+def step_nowhere_in_bf16(stage: int) -> bool:
+    """Whether the first step at a learning rate of 0 changes weights, at a ZeRO stage of DeepSpeed's."""
+    import deepspeed
+
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(8, 8)
+    before = layer.weight.detach().bfloat16()
+    engine, optimizer, _, _ = deepspeed.initialize(
+        model=layer,
+        optimizer=torch.optim.AdamW(layer.parameters(), lr=0.1, weight_decay=0.1),
+        mpu=Groups(with_groups(Place(dist.get_rank(), dist.get_world_size(), CPU))),
+        config={
+            "train_micro_batch_size_per_gpu": 1,
+            "bf16": {"enabled": True},
+            "data_types": {"grad_accum_dtype": "fp32" if stage else "bf16"},
+            "zero_optimization": {"stage": stage},
+            "zero_allow_untested_optimizer": True,
+        },
+    )
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    engine.backward(engine(torch.ones(1, 8, dtype=torch.bfloat16)).sum())
+    engine.step()
+    return not torch.equal(layer.weight, before)
+
+
+def look(config: TrainConfig, start: Path, rows: Tensor) -> tuple[Tensor, Tensor, list[tuple[float, float]]]:
+    """Cross-entropy of rows and their logits, then two steps with another look between."""
+    engine, place = engine_of(config, from_file(start), 10)
+    nll, logits = engine.nll(rows), engine.logits(rows[:, :-1])
+    first = advance(engine, place, config, 10)
+    engine.nll(rows)
+    engine.logits(rows[:1, :-1])
+    return nll, logits, [first, advance(engine, place, config, 11)]
+
+
+def evaluate(config: TrainConfig, start: Path, rows: Tensor) -> Tensor:
+    """Cross-entropy of those of the rows [data-parallel ranks, b, L + 1] that are this rank's."""
+    engine, place = engine_of(config, from_file(start), 10)
+    return engine.nll(rows[place.data_rank])
+
+
+def stumble(config: TrainConfig, factors: dict[str, float], path: Path) -> tuple[str, float] | None:
+    """A step from drawn weights of which some are multiplied, and what it raised; saves what was there before and
+    after."""
+    read = drawn(config)
+    engine, place = engine_of(config, lambda kind, name: read(kind, name) * factors.get(name, 1.0))
+    save(engine, place, path / "before")
+    raised = None
+    try:
+        advance(engine, place, config, 0)
+    except NonFiniteError as error:
+        raised = error.what, error.value
+    save(engine, place, path / "after")
+    return raised

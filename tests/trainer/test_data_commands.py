@@ -1,0 +1,155 @@
+"""`python -m trainer data`, as a person at a terminal uses it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from tests.trainer.conftest import TINY, write_config
+from tests.trainer.test_data_indexed import DOCUMENTS, write
+from tests.trainer.test_data_sources import write_jsonl
+from trainer.config import dump, load
+from trainer.data import readers
+from trainer.data.commands import app
+from trainer.data.corpus import Corpus
+
+run = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run: its configuration and its data, prepared on the command line."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "config.yml").write_text(dump(load(write_config(folder / "tiny.yml"))))
+    result = run.invoke(app, ["prepare", str(folder / "config.yml"), "--out", str(folder / "data"), "--workers", "1"])
+    assert result.exit_code == 0, result.output
+    assert "python-stdlib" in result.stdout
+    assert "PSF-2.0" in result.stdout
+    return folder
+
+
+def test_show_says_what_a_step_saw(folder: Path) -> None:
+    result = run.invoke(app, ["show", str(folder), "--step", "3", "--json"])
+    assert result.exit_code == 0, result.output
+    seen = json.loads(result.stdout)
+    assert (seen["step"], seen["sequence_length"], len(seen["rows"])) == (3, 32, 8)
+    config = load(folder / "config.yml")
+    # Step 3 is the third: the one after step 2.
+    rows = Corpus(config, folder / "data").batch(2, 0, 2, 0).tolist()
+    assert [row["tokens"] for row in seen["rows"][:4]] == rows
+    texts = {}
+    for source in config.data.sources:
+        texts |= {document.name: document.text for document in readers.read(source, config.data)}
+    for row in seen["rows"]:
+        assert row["licence"] == "PSF-2.0"
+        assert all(part["document"].startswith(f"{row['source']}/") for part in row["documents"])
+        if len(row["documents"]) == 1:
+            assert row["text"] in texts[row["documents"][0]["document"]]
+    alone = json.loads(run.invoke(app, ["show", str(folder), "--step", "3", "--row", "5", "--json"]).stdout)
+    assert alone["rows"] == seen["rows"][5:6]
+
+
+def test_show_prints_a_table(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    seen = json.loads(run.invoke(app, ["show", str(folder), "--step", "1", "--json"]).stdout)["rows"]
+    plain = run.invoke(app, ["show", str(folder), "--step", "1"]).stdout
+    assert "Step 1: 8 rows of 32 tokens" in plain
+    assert all(row["documents"][0]["document"][:30] in plain for row in seen)
+    tokens = run.invoke(app, ["show", str(folder), "--step", "1", "--row", "0", "--tokens"]).stdout
+    assert " ".join(map(str, seen[0]["tokens"][:5])) in tokens
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--step", "0"], "--step must be between 1 and 12, the steps of"),
+        (["--step", "13"], "--step must be between 1 and 12"),
+        (["--step", "1", "--row", "8"], "--row must be between 0 and 7"),
+    ],
+)
+def test_show_refuses_what_there_was_not(folder: Path, arguments: list[str], said: str) -> None:
+    result = run.invoke(app, ["show", str(folder), *arguments])
+    assert result.exit_code == 78
+    assert said in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_show_of_a_run_on_prepared_data(folder: Path, tmp_path: Path) -> None:
+    values = yaml.safe_load((folder / "config.yml").read_text())
+    values["data"]["prepared"] = str(folder / "data")
+    (tmp_path / "config.yml").write_text(yaml.safe_dump(values))
+    ours, theirs = (run.invoke(app, ["show", str(path), "--step", "2", "--json"]).stdout for path in (tmp_path, folder))
+    assert ours == theirs
+
+
+def test_prepare_again_does_nothing_and_never_writes_over_other_things(folder: Path, tmp_path: Path) -> None:
+    before = (folder / "data" / "manifest.json").stat().st_mtime_ns
+    command = ["prepare", str(folder / "config.yml"), "--workers", "1", "--out"]
+    assert run.invoke(app, [*command, str(folder / "data")]).exit_code == 0
+    assert (folder / "data" / "manifest.json").stat().st_mtime_ns == before
+    (tmp_path / "thesis.tex").write_text("precious")
+    result = run.invoke(app, [*command, str(tmp_path)])
+    assert result.exit_code == 78
+    assert "holds something else than these data; give --out another." in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_prepare_takes_a_root_and_names_what_is_wrong(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "there" / "a.jsonl.gz", ["some text of a document"] * 30)
+    source = {"name": "a", "weight": 1, "licence": "CC0-1.0", "path": "a.jsonl.gz"}
+    config = write_config(tmp_path / "tiny.yml", {"data": {"sources": [source], "tokenizer": {"vocabulary": 320}}})
+    command = ["prepare", str(config), "--out", str(tmp_path / "out"), "--workers", "2"]
+    result = run.invoke(app, command)
+    assert result.exit_code == 78
+    assert "There is no file at a.jsonl.gz, the path of the source a; correct it or data.root." in result.stderr
+    (tmp_path / "there" / "a.jsonl.gz").write_bytes((tmp_path / "there" / "a.jsonl.gz").read_bytes()[:-9])
+    result = run.invoke(app, [*command, "--root", str(tmp_path / "there")])
+    assert result.exit_code == 78
+    assert "a.jsonl.gz is truncated or damaged; fetch it again." in result.stderr
+    assert not (tmp_path / "out").exists()
+    write_jsonl(tmp_path / "there" / "a.jsonl.gz", ["some text of a document"] * 30)
+    assert run.invoke(app, [*command, "--root", str(tmp_path / "there")]).exit_code == 0
+    assert (tmp_path / "out" / "a.train.idx").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"mixture": "heap", "sources": None}, "There is no mixture 'heap'; the mixtures are common-pile, pile."),
+        ({"sources": [{"name": "a", "weight": 1, "path": "a"}]}, "licence is missing; a source is used only with its"),
+        ({"sources": [{"name": "a", "weight": 1, "licence": "MIT", "paht": "a"}]}, "data.sources.0.paht is not a key"),
+        ({"dedupe": {"treshold": 0.8}}, "data.dedupe.treshold is not a key"),
+    ],
+)
+def test_wrong_configuration(tmp_path: Path, data: dict[str, object], said: str) -> None:
+    path = tmp_path / "tiny.yml"
+    path.write_text(yaml.safe_dump(TINY | {"data": TINY["data"] | data}))
+    result = run.invoke(app, ["prepare", str(path), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 78
+    assert said in result.stderr
+
+
+def test_inspect(tmp_path: Path) -> None:
+    write(tmp_path / "a", DOCUMENTS)
+    described = json.loads(run.invoke(app, ["inspect", str(tmp_path / "a"), "--json"]).stdout)
+    assert described | {"sha256": None} == {
+        "type": "uint16",
+        "documents": 3,
+        "sequences": 3,
+        "tokens": 15,
+        "highest token": 8,
+        "sha256": None,
+    }
+    assert "uint16" in run.invoke(app, ["inspect", str(tmp_path / "a")]).stdout
+    (tmp_path / "a.bin").unlink()
+    result = run.invoke(app, ["inspect", str(tmp_path / "a")])
+    assert result.exit_code == 78
+    assert "a.bin is missing; put it beside" in result.stderr
+
+
+def test_mixtures() -> None:
+    assert run.invoke(app, ["mixtures"]).stdout == "common-pile: 31 sources by weight\npile: 22 sources by epochs\n"
+    assert "LicenseRef-Public" in run.invoke(app, ["mixtures", "pile"]).stdout
+    assert run.invoke(app, ["mixtures", "heap"]).exit_code == 78

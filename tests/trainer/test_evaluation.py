@@ -1,0 +1,327 @@
+"""What a checkpoint says of a text, against transformers' own class and lm-evaluation-harness's own model of it."""
+
+import json
+import math
+import random
+import string
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import get_rolling_token_windows
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner, Result
+
+from trainer import state
+from trainer.config import TrainConfig
+from trainer.data import readers, tokenizer
+from trainer.data.prepare import is_held_out, prepare
+from trainer.evaluation.commands import app
+from trainer.evaluation.harness import CheckpointLM
+from trainer.evaluation.opened import Opened, open_checkpoint
+from trainer.evaluation.score import log_likelihoods, score, windows
+
+WINDOW = 32
+TEXT = "def main(arguments):\n    return [argument.strip() for argument in arguments if argument]\n"
+
+
+def write_checkpoint(config: TrainConfig, data: Path, folder: Path) -> None:
+    """A checkpoint with weights large enough to tell one token from another."""
+    folder.mkdir(parents=True)
+    family, read = state.family(config), state.fresh(config)
+    weights = ((name, read("weight", name) * 3) for name in state.shapes(config.model, config.vocabulary, WINDOW))
+    exported = (pair for name, weight in weights for pair in family.export(name, weight).items())
+    state.write_tensors(folder, state.WEIGHTS, exported)
+    state.describe(config, folder, 3, {}, data)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A step folder in a run's folder, the prepared data beside it."""
+    run = tmp_path_factory.mktemp("run")
+    prepare(config.data, run / "data", None, lambda message: None)
+    write_checkpoint(config, run / "data", run / "checkpoints" / "step3")
+    return run / "checkpoints" / "step3"
+
+
+@pytest.fixture(scope="module")
+def opened(checkpoint: Path) -> Opened:
+    return open_checkpoint(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def theirs(checkpoint: Path) -> HFLM:
+    return HFLM(pretrained=str(checkpoint), dtype="float32", device="cpu", batch_size=4)
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    # The two libraries read these once, when they are imported.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    return
+
+
+def run(*arguments: str | Path, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
+
+
+def requests(kind: Any, *arguments: tuple[Any, ...]) -> list[Instance]:
+    return [Instance(request_type=kind, doc={}, arguments=each, idx=0) for each in arguments]
+
+
+def ours(opened: Opened, rows: int | None = None) -> CheckpointLM:
+    return CheckpointLM(opened, rows, lambda name, share: None)
+
+
+def long_text(words: int, seed: int = 0) -> str:
+    draw = random.Random(seed)
+    return " ".join("".join(draw.choices(string.ascii_lowercase, k=draw.randint(1, 9))) for _ in range(words))
+
+
+def test_windows_are_the_harness_rolling_ones_at_a_stride_of_the_window() -> None:
+    for length in (1, 5, 8, 9, 16, 17, 31):
+        tokens = list(range(100, 100 + length))
+        expected = [(tuple(inputs), tuple(targets)) for inputs, targets in get_rolling_token_windows(tokens, 7, 8, 1)]
+        assert list(windows([7], tokens, 8)) == expected
+
+
+def test_windows_that_slide_score_each_token_once_after_as_many_as_fit() -> None:
+    tokens = list(range(100, 121))
+    pairs = list(windows([7], tokens, 8, 3))
+    assert [target for _, targets in pairs for target in targets] == tokens
+    assert {len(inputs) for inputs, _ in pairs} == {8}
+    assert [len(targets) for _, targets in pairs] == [8, 3, 3, 3, 3, 1]
+    for inputs, targets in pairs:
+        assert [*inputs[1:], targets[-1]] == [*inputs[1 : len(inputs) - len(targets) + 1], *targets]
+
+
+@pytest.mark.parametrize("rows", [None, 1, 5])
+def test_log_likelihoods_are_those_of_the_harness_own_model(opened: Opened, theirs: HFLM, rows: int | None) -> None:
+    pairs = requests(
+        "loglikelihood",
+        ("def main", "():"),
+        ("", "import os"),
+        ("class A:\n    ", "pass"),
+        (long_text(60), " return"),
+        (long_text(60), " import"),
+        (long_text(3), " x" * 10),
+        ("import", " os"),
+        *((f"{TEXT}{letter}", " =") for letter in "abcdef"),
+    )
+    expected = theirs.loglikelihood(pairs, disable_tqdm=True)
+    found = ours(opened, rows).loglikelihood(pairs)
+    assert [total for total, _ in found] == pytest.approx([total for total, _ in expected], abs=1e-4)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+
+
+def test_whole_texts_are_as_likely_as_the_harness_own_model_finds_them(opened: Opened, theirs: HFLM) -> None:
+    texts = requests("loglikelihood_rolling", *((text,) for text in ("a", TEXT, long_text(40), long_text(100, 1))))
+    expected = theirs.loglikelihood_rolling(texts, disable_tqdm=True)
+    assert ours(opened).loglikelihood_rolling(texts) == pytest.approx(expected, rel=1e-6, abs=1e-4)
+
+
+def test_answers_are_those_of_the_harness_own_model(opened: Opened, theirs: HFLM) -> None:
+    greedy = {"until": ["\n"], "do_sample": False, "max_gen_toks": 12}
+    other = greedy | {"until": ["e"], "max_gen_toks": 5}
+    questions = requests(
+        "generate_until",
+        *((text, greedy) for text in ("def main", "import os", TEXT, long_text(50), "x")),
+        *((text, other) for text in ("class", "for x in")),
+    )
+    expected = theirs.generate_until(questions, disable_tqdm=True)
+    assert ours(opened, 2).generate_until(questions) == expected
+    assert len(set(expected)) > 3
+
+
+def test_answer_longer_than_the_window(opened: Opened) -> None:
+    [answer] = ours(opened).generate_until(requests("generate_until", (TEXT, {"max_gen_toks": 2 * WINDOW})))
+    assert len(opened.encode(answer)) > WINDOW
+
+
+def test_score_is_that_of_transformers(checkpoint: Path, opened: Opened, tmp_path: Path) -> None:
+    """Token by token, each after the 31 before it or as many as the windows of stride 16 leave."""
+    text = TEXT + long_text(30) + " ünïcödé 漢字 🦉\r\n"
+    (tmp_path / "text.txt").write_bytes(text.encode())
+    result = run("score", checkpoint, "--text", tmp_path / "text.txt")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert list(found) == ["tokens", "bytes", "nll", "bits_per_byte"]
+
+    bpe, model = AutoTokenizer.from_pretrained(checkpoint), AutoModelForCausalLM.from_pretrained(checkpoint).eval()
+    ids = [bpe.eos_token_id, *bpe(text)["input_ids"]]
+    total = 0.0
+    for place in range(1, len(ids)):
+        scored_before = place - 1
+        end = WINDOW if scored_before < WINDOW else WINDOW + 16 * math.ceil((place - WINDOW) / 16)
+        end = min(end, len(ids) - 1)
+        context = torch.tensor([ids[max(0, end - WINDOW) : place]])
+        with torch.no_grad():
+            total -= float(functional.log_softmax(model(context).logits[0, -1].double(), dim=-1)[ids[place]])
+    assert found["tokens"] == len(ids) - 1
+    assert found["bytes"] == len(text.encode())
+    assert found["nll"] == pytest.approx(total, rel=1e-5)
+    assert found["bits_per_byte"] == pytest.approx(total / math.log(2) / len(text.encode()), rel=1e-5)
+
+
+def test_score_reads_the_standard_input_and_takes_a_stride(checkpoint: Path, opened: Opened) -> None:
+    text = long_text(60)
+    result = run("score", checkpoint, "--text", "-", "--stride", str(WINDOW), stdin=text)
+    [rolling] = ours(opened).loglikelihood_rolling(requests("loglikelihood_rolling", (text,)))
+    assert json.loads(result.stdout)["nll"] == pytest.approx(-rolling)
+    assert json.loads(result.stdout)["nll"] != pytest.approx(score(opened, text, 8, lambda share: None).nll)
+
+
+def test_text_that_quotes_the_end_of_a_document_is_text(opened: Opened) -> None:
+    assert opened.end not in opened.encode("a <|endoftext|> b")
+    assert opened.encode("<|endoftext|>", special=True) == [opened.end]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"", "is empty"), (b"ab\xff", "is not UTF-8 at byte 2"), (None, "cannot be read (No such file or directory)")],
+)
+def test_text_that_cannot_be_scored(checkpoint: Path, tmp_path: Path, content: bytes | None, said: str) -> None:
+    path = tmp_path / "text.txt"
+    if content is not None:
+        path.write_bytes(content)
+    result = run("score", checkpoint, "--text", path)
+    assert result.exit_code == 78
+    assert said in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+
+
+def test_continuation_longer_than_the_window_is_scored_whole(opened: Opened) -> None:
+    tokens = opened.encode(long_text(40))
+    [(whole, _)] = log_likelihoods(opened, [([opened.end], tokens)])
+    [(first, _), (second, _)] = log_likelihoods(
+        opened, [([opened.end], tokens[:WINDOW]), ([opened.end, *tokens[:WINDOW]], tokens[WINDOW:])]
+    )
+    assert whole == pytest.approx(first + second)
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one task of each kind, as a user writes them."""
+    folder = tmp_path_factory.mktemp("tasks")
+    documents = [
+        {
+            "text": f"{word} = {long_text(20, seed)}",
+            "question": f"import {word}",
+            "choices": [" as", " from"],
+            "gold": 0,
+        }
+        for seed, word in enumerate(("os", "sys", "json", "math", "re"))
+    ]
+    data = folder / "data.jsonl"
+    data.write_text("".join(json.dumps(document) + "\n" for document in documents))
+    kinds: dict[str, dict[str, Any]] = {
+        "local_choice": {
+            "output_type": "multiple_choice",
+            "doc_to_text": "{{question}}",
+            "doc_to_choice": "{{choices}}",
+            "doc_to_target": "gold",
+        },
+        "local_text": {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}"},
+        "local_answer": {
+            "output_type": "generate_until",
+            "doc_to_text": "{{question}}",
+            "doc_to_target": "{{choices[0]}}",
+            "generation_kwargs": {"until": ["\n"], "max_gen_toks": 6, "do_sample": False},
+            "metric_list": [{"metric": "bleu", "aggregation": "bleu", "higher_is_better": True}],
+        },
+    }
+    for name, kind in kinds.items():
+        source = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data)}}, "test_split": "test"}
+        (folder / f"{name}.yaml").write_text(json.dumps({"task": name, **source, **kind}))
+    (folder / "away.yaml").write_text(
+        json.dumps({"task": "local_away", "dataset_path": "nobody/no-such-data", **kinds["local_text"]})
+    )
+    return folder
+
+
+def test_eval_of_every_kind_of_task_is_that_of_the_harness_own_model(
+    checkpoint: Path, theirs: HFLM, tasks: Path, tmp_path: Path
+) -> None:
+    names = ["local_choice", "local_text", "local_answer"]
+    result = run(
+        "eval", checkpoint, "--tasks", ",".join(names), "--include-path", tasks, "--json", "--out", tmp_path / "out"
+    )
+    assert result.exit_code == 0, result.stderr
+    manager = TaskManager(include_path=tasks, include_defaults=False)
+    expected = lm_eval.simple_evaluate(model=theirs, tasks=names, task_manager=manager)["results"]
+    found = json.loads(result.stdout)
+    for name in names:
+        numbers = {key: value for key, value in expected[name].items() if isinstance(value, float)}
+        assert numbers
+        assert {key: found["results"][name][key] for key in numbers} == pytest.approx(numbers, abs=1e-4, rel=1e-4)
+    assert found["checkpoint"] == {"path": str(checkpoint), "step": 3}
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == found
+
+
+def test_heldout_is_bits_per_byte_of_each_source_and_changes_nothing(checkpoint: Path, config: TrainConfig) -> None:
+    before = {path: path.stat().st_mtime_ns for path in checkpoint.parents[1].rglob("*")}
+    result = run("eval", checkpoint, "--tasks", "heldout", "--limit", "3", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert {path: path.stat().st_mtime_ns for path in checkpoint.parents[1].rglob("*")} == before
+    found = json.loads(result.stdout)["results"]
+    opened = open_checkpoint(checkpoint)
+    for source in config.data.sources:
+        texts = [document.text for document in readers.read(source, config.data) if is_held_out(document.name, 0.2)]
+        scores = [score(opened, text, WINDOW, lambda share: None) for text in texts[:3]]
+        expected = sum(each.nll for each in scores) / math.log(2) / sum(each.bytes for each in scores)
+        assert found[f"heldout_{source.name}"]["bits_per_byte,none"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_eval_prints_a_table_of_the_tasks_that_match(checkpoint: Path, tmp_path: Path) -> None:
+    data = checkpoint.parents[1] / "data"
+    result = run("eval", checkpoint, "--tasks", "heldout_*docs", "--data", data, "--limit", "1")
+    assert result.exit_code == 0, result.stderr
+    assert "heldout_python-docs" in result.stdout
+    assert "bits_per_byte" in result.stdout
+    assert "heldout_python-stdlib" not in result.stdout
+    assert "metadata" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("task", "status", "said"),
+    [
+        ("local_txet", 78, "There is no task 'local_txet'; do you mean local_text"),
+        ("heldout_none", 78, "do you mean heldout"),
+        ("local_away", 70, "The task local_away needs a data set that is not on this machine"),
+        (",", 78, "--tasks names no task"),
+    ],
+)
+def test_task_that_cannot_be_run(
+    checkpoint: Path, tasks: Path, monkeypatch: pytest.MonkeyPatch, task: str, status: int, said: str
+) -> None:
+    result = run("eval", checkpoint, "--tasks", task, "--include-path", tasks)
+    assert result.exit_code == status
+    assert said in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+
+
+def test_heldout_without_prepared_data(checkpoint: Path, tmp_path: Path) -> None:
+    result = run("eval", checkpoint, "--tasks", "heldout", "--data", tmp_path)
+    assert result.exit_code == 78
+    assert "holds no prepared data" in result.stderr
+
+
+def test_eval_of_a_model_that_transformers_has_not(checkpoint: Path, config: TrainConfig, tmp_path: Path) -> None:
+    switches = config.model.model_copy(update={"positions": "alibi"})
+    data = checkpoint.parents[1] / "data"
+    write_checkpoint(config.model_copy(update={"model": switches}), data, tmp_path / "step3")
+    assert not (tmp_path / "step3" / "config.json").exists()
+    result = run("eval", tmp_path / "step3", "--tasks", "heldout", "--data", data, "--limit", "1", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["results"]["heldout_python-docs"]["bits_per_byte,none"] > 0
+    assert tokenizer.load(data)

@@ -1,0 +1,1 @@
+"""Text to rows of tokens: sources, tokenizer, prepared folder, order, and what a step saw."""

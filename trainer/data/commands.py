@@ -1,0 +1,178 @@
+"""`python -m trainer data`: prepare data, look at them, and ask what a step of a run saw. Imports no torch."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    FileSizeColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+
+from trainer.config import load
+from trainer.data.config import SourceConfig, mixture, mixture_names
+from trainer.outcome import Status
+from trainer.schema import ConfigError
+
+app = typer.Typer(help="Data: prepare them, look at them, ask what a step saw.", no_args_is_help=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def prepare(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yml", help="A training configuration; its data are read.")],
+    out: Annotated[Path, typer.Option(help="The folder to write; data.prepared names it in a configuration.")],
+    root: Annotated[Path | None, typer.Option(help="Where relative places start, in place of data.root.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; as many as there are cores.")] = None,
+) -> None:
+    """Read the sources, train the tokenizer if there is none, and write tokens in Megatron's format."""
+    with _refusals():
+        data = load(config).data
+        if root is not None:
+            data = data.model_copy(update={"root": str(root)})
+        import os
+
+        from trainer.data import prepare as preparing
+
+        mark = preparing.fingerprint(data)
+        if out.exists() and not preparing.stands(out, mark) and (out.is_file() or any(out.iterdir())):
+            raise ConfigError(f"The folder {out} holds something else than these data; give --out another.")
+        with _bar() as (say, advance):
+            preparing.prepare(data, out, None, say, workers or os.cpu_count() or 1, advance)
+        Console().print(_sources(preparing.manifest_of(out)["sources"]))
+
+
+@app.command()
+def show(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    step: Annotated[int, typer.Option(help="The step, counted from 1 as in the metrics.")],
+    row: Annotated[int | None, typer.Option(help="One row of its batch, counted from 0.")] = None,
+    tokens: Annotated[bool, typer.Option("--tokens", help="Show the token ids.")] = False,
+    text: Annotated[bool, typer.Option("--text", help="Show all of the text.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Show what a step saw: each row's source, documents, licence and text. stepN's checkpoint saw steps 1 to N."""
+    with _refusals():
+        from trainer.data.show import look, table
+
+        seen = look(run, step, row)
+        if json:
+            print(seen.model_dump_json())
+        else:
+            Console().print(table(seen, tokens, text))
+
+
+@app.command()
+def inspect(
+    prefix: Annotated[Path, typer.Argument(metavar="PREFIX", help="A .bin/.idx pair, without the ending.")],
+    json: AsJson = False,
+) -> None:
+    """Read all of a .bin/.idx pair, check that the two agree, and say what they hold."""
+    with _refusals():
+        from trainer.data.indexed import describe
+
+        described = describe(prefix)
+        if json:
+            import json as encoder
+
+            print(encoder.dumps(described))
+        else:
+            table = Table(show_header=False)
+            for key, value in described.items():
+                table.add_row(key, f"{value:,}" if isinstance(value, int) else value)
+            Console().print(table)
+
+
+@app.command()
+def mixtures(name: Annotated[str | None, typer.Argument(help="Show the sources of this one.")] = None) -> None:
+    """List the mixtures that data.mixture may name, or the sources of one."""
+    with _refusals():
+        if name is None:
+            for each in mixture_names():
+                sources = mixture(each)
+                print(f"{each}: {len(sources)} sources by {'weight' if 'weight' in sources[0] else 'epochs'}")
+            return
+        try:
+            listed = [SourceConfig.model_validate(source) for source in mixture(name)]
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        table = Table()
+        for key in ("source", "licence", "weight" if listed[0].weight else "epochs", "place"):
+            table.add_column(key, overflow="fold")
+        for source in listed:
+            table.add_row(source.name, source.licence, f"{source.share:g}", source.path or source.dataset)
+        Console().print(table)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """End with the sentence and the status of what went wrong."""
+    try:
+        yield
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(Status.CONFIG) from None
+    except OSError as error:
+        print(
+            f"{error.filename or 'A file'} cannot be used ({error.strerror}); see to it and try again.", file=sys.stderr
+        )
+        raise typer.Exit(Status.FAILED) from None
+
+
+@contextmanager
+def _bar() -> Iterator[tuple[Callable[[str], None], Callable[[int], None]]]:
+    """A bar of stages on a terminal, lines elsewhere: what to call at each stage, and with the bytes of each batch."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        FileSizeColumn(),
+        TransferSpeedColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+
+        def say(message: str) -> None:
+            for task in progress.tasks:
+                progress.update(task.id, total=task.completed or 1, completed=task.completed or 1)
+            progress.add_task(message, total=None)
+            if not console.is_terminal:
+                console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+        def advance(size: int) -> None:
+            progress.advance(progress.tasks[-1].id, size)
+
+        yield say, advance
+        say("done")
+
+
+def _sources(sources: list[dict[str, object]]) -> Table:
+    table = Table()
+    for name in ("source", "licence"):
+        table.add_column(name, overflow="fold")
+    for name in ("documents", "held out", "tokens", "near-duplicates"):
+        table.add_column(name, justify="right")
+    for source in sources:
+        train, held_out = source["train"], source["held_out"]
+        assert isinstance(train, dict)
+        assert isinstance(held_out, dict)
+        removed = source["near_duplicates_removed"]
+        table.add_row(
+            str(source["name"]),
+            str(source["licence"]),
+            f"{train['documents']:,}",
+            f"{held_out['documents']:,}",
+            f"{train['tokens'] + held_out['tokens']:,}",
+            "not looked for" if removed is None else f"{removed:,}",
+        )
+    return table

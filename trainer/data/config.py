@@ -1,0 +1,164 @@
+"""The data section of the configuration: sources, their mixture and the tokenizer. Imports no torch."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
+from pydantic import AfterValidator, Field, model_validator
+
+from trainer.schema import Section
+
+MIXTURES = Path(__file__).parent / "mixtures"
+END_OF_DOCUMENT = "<|endoftext|>"
+
+Builtin = Literal["python-docs", "python-stdlib"]
+"""Text that every Python carries."""
+
+
+def _is_name(name: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
+        raise ValueError(
+            f"The source name {name[:64]!r} must be lower-case letters, digits, dots, dashes and underscores, "
+            "64 at most, a letter or a digit first."
+        )
+    return name
+
+
+def _is_spdx(licence: str) -> str:
+    if not licence:
+        return licence
+    try:
+        return canonicalize_license_expression(licence)
+    except InvalidLicenseExpression:
+        raise ValueError(
+            f"The licence {licence[:60]!r} is no SPDX identifier such as CC-BY-4.0; where there is none, give "
+            "LicenseRef- and a name."
+        ) from None
+
+
+SourceName = Annotated[str, AfterValidator(_is_name)]
+Licence = Annotated[str, Field(min_length=1), AfterValidator(_is_spdx)]
+
+
+class TokenizerConfig(Section):
+    """A byte-level BPE tokenizer, trained on the first `train_bytes` of the sources, or read from `file`.
+
+    `vocabulary` counts its tokens; a file may have fewer.
+    """
+
+    vocabulary: int = Field(ge=320, le=262_144)
+    train_bytes: int = Field(default=2_000_000, ge=1_000)
+    file: str | None = None
+    end_of_document: str = Field(default=END_OF_DOCUMENT, min_length=1)
+
+
+class SourceConfig(Section):
+    """A source of text in one place, with its licence, and its share: by `weight`, or by the `epochs` it is read.
+
+    The place is `builtin`, a `path` (a JSONL file, plain, .gz or .zst; a glob of such; a folder of text files), a
+    Hugging Face `dataset` (an id or a folder) or the prefix of a .bin/.idx pair of `tokens`. The licence is an SPDX
+    expression. A source is read until it gave `max_bytes` of text.
+    """
+
+    name: SourceName
+    weight: float | None = Field(default=None, gt=0)
+    epochs: float | None = Field(default=None, gt=0)
+    licence: Licence
+    builtin: Builtin | None = None
+    path: str | None = Field(default=None, min_length=1)
+    dataset: str | None = Field(default=None, min_length=1)
+    revision: str | None = None
+    subset: str | None = None
+    split: str | None = None
+    tokens: str | None = Field(default=None, min_length=1)
+    text_key: str = Field(default="text", min_length=1)
+    max_bytes: int | None = Field(default=None, ge=1_000)
+
+    @property
+    def share(self) -> float:
+        """The weight, or the epochs: what the mixture is measured in."""
+        return self.weight or self.epochs or 0.0
+
+    @model_validator(mode="after")
+    def _one_place_one_share(self) -> Self:
+        places = [key for key in ("builtin", "path", "dataset", "tokens") if getattr(self, key) is not None]
+        if len(places) != 1:
+            raise ValueError(
+                f"The source {self.name} must name one place (builtin, path, dataset or tokens) and names "
+                f"{' and '.join(places) or 'none'}."
+            )
+        if (self.weight is None) == (self.epochs is None):
+            raise ValueError(f"The source {self.name} must have a weight or epochs, one of the two.")
+        for key in ("revision", "subset", "split"):
+            if getattr(self, key) is not None and self.dataset is None:
+                raise ValueError(f"The source {self.name} has a {key}, which only a dataset has; take it out.")
+        return self
+
+
+class DedupeConfig(Section):
+    """Near-duplicates: MinHash LSH over word n-grams; of documents at least `threshold` alike (Jaccard) one stays."""
+
+    threshold: float = Field(default=0.87, gt=0, le=1)
+    ngram: int = Field(default=5, ge=1, le=100)
+    permutations: int = Field(default=128, ge=16, le=1024)
+
+
+class DataConfig(Section):
+    """`held_out` is the share of the documents that is kept for evaluation.
+
+    Relative places start at `root`, or where the trainer was started. A `mixture` of this package stands for the
+    sources it lists. `prepared` is a folder that `data prepare` wrote.
+    """
+
+    sequence_length: int = Field(ge=8, le=1_048_576)
+    held_out: float = Field(default=0.1, gt=0, lt=1)
+    tokenizer: TokenizerConfig
+    prepared: str | None = Field(default=None, min_length=1)
+    root: str | None = Field(default=None, min_length=1)
+    dedupe: DedupeConfig | None = None
+    mixture: str | None = None
+    sources: list[SourceConfig] = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mixture_is_spelt_out(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or values.get("mixture") is None:
+            return values
+        if values.get("sources") is not None:
+            raise ValueError("data.mixture and data.sources are both given; give one of the two.")
+        return {**values, "sources": mixture(str(values["mixture"])), "mixture": None}
+
+    @model_validator(mode="after")
+    def _sources_fit_together(self) -> Self:
+        names = [source.name for source in self.sources]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"data.sources names {name} twice; give it once, with its whole weight.")
+        first = self.sources[0]
+        for source in self.sources:
+            if (source.weight is None) != (first.weight is None):
+                raise ValueError(
+                    f"data.sources mixes weight and epochs ({first.name} and {source.name}); give all of them the same."
+                )
+            if source.tokens is not None and self.tokenizer.file is None and self.prepared is None:
+                raise ValueError(
+                    f"The source {source.name} is tokens, and data.tokenizer.file is missing; give the tokenizer.json "
+                    "that made them."
+                )
+        return self
+
+
+def mixture_names() -> list[str]:
+    return sorted(path.stem for path in MIXTURES.glob("*.yml"))
+
+
+def mixture(name: str) -> list[dict[str, Any]]:
+    """The sources of a mixture of this package, as values of `data.sources`. Raises ValueError if there is none."""
+    if name not in mixture_names():
+        raise ValueError(f"There is no mixture {name!r}; the mixtures are {', '.join(mixture_names())}.")
+    content = yaml.safe_load((MIXTURES / f"{name}.yml").read_text(encoding="utf-8"))
+    other = {"weight", "epochs"} - {content["by"]}
+    return [{key: value for key, value in source.items() if key not in other} for source in content["sources"]]

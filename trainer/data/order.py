@@ -1,0 +1,130 @@
+"""The order of the data: which row each place of each batch holds, a pure function of the seed and the place."""
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK = 1 << 14
+"""Places in a block. Each block holds each source's share of places to within one."""
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_ROUNDS = 8
+
+Words = NDArray[np.uint64]
+
+
+class Row(NamedTuple):
+    """Row `number` of source number `source`."""
+
+    source: int
+    number: int
+
+
+class Order:
+    """Rows for ever, sources mixed by weight; each source is read in a fresh shuffle every epoch.
+
+    The number of ranks and the length of the run have no part in it. Nothing as long as the run or as the data is
+    held: the source of a place comes from its block, where the sources' shares lie in a random order, and the row from
+    a permutation that is computed for the one place (a Feistel network).
+    """
+
+    def __init__(self, weights: Sequence[float], rows: Sequence[int], seed: int) -> None:
+        self._rows = rows
+        self._seed = seed
+        total = math.fsum(weights)
+        edges = [math.fsum(weights[:count]) / total for count in range(len(weights))]
+        self._edges = np.array([*edges, 1.0])
+        self._before = np.zeros((1, len(rows)), dtype=np.int64)
+        self._block = lru_cache(maxsize=8)(self._draw)
+
+    def __getitem__(self, place: int) -> Row:
+        return self.rows(place, 1)[0]
+
+    def rows(self, first: int, count: int) -> list[Row]:
+        """The rows of `count` places from place `first` on."""
+        sources = np.empty(count, dtype=np.int64)
+        nth = np.empty(count, dtype=np.int64)
+        done = 0
+        while done < count:
+            block, inside = divmod(first + done, BLOCK)
+            drawn = self._block(block)
+            part = slice(done, done + min(count - done, BLOCK - inside))
+            taken = slice(inside, inside + part.stop - done)
+            sources[part], nth[part] = drawn[0][taken], drawn[1][taken]
+            done = part.stop
+        numbers = np.empty(count, dtype=np.int64)
+        for source in np.unique(sources):
+            here = sources == source
+            epochs, positions = nth[here] // self._rows[source], nth[here] % self._rows[source]
+            keys = _hash(self._seed, 1 + int(source), epochs.astype(np.uint64))
+            numbers[here] = _shuffled(positions.astype(np.uint64), self._rows[source], keys)
+        return [Row(int(source), int(number)) for source, number in zip(sources, numbers, strict=True)]
+
+    def _draw(self, block: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """For each place of a block, its source and how many places that source had before."""
+        counts = self._counts(np.array([block]))[0]
+        shuffle = np.argsort(_hash(self._seed, 0, block, np.arange(BLOCK, dtype=np.uint64)), kind="stable")
+        sources = np.repeat(np.arange(len(counts)), counts)[shuffle]
+        nth = np.empty(BLOCK, dtype=np.int64)
+        nth[np.argsort(sources, kind="stable")] = np.concatenate([np.arange(count) for count in counts])
+        nth += self._counted(block)[sources]
+        return sources, nth
+
+    def _counts(self, blocks: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many places of each block each source has.
+
+        The block's places stand for BLOCK equally spaced points in [0, 1), and each source takes those between its
+        edges. The points' offset moves by the golden ratio from block to block, so that what rounding takes from a
+        source in one block it gets back in the next ones.
+        """
+        steps = blocks.astype(np.uint64) * np.uint64(_GOLDEN) + _hash(self._seed, 0)
+        offsets = (steps >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        ends = np.ceil(BLOCK * self._edges - offsets[:, None]).astype(np.int64)
+        return ends[:, 1:] - ends[:, :-1]
+
+    def _counted(self, block: int) -> NDArray[np.int64]:
+        """How many places each source has in all blocks before this one; the table grows as blocks are asked for."""
+        while block >= len(self._before):
+            start = len(self._before) - 1
+            blocks = np.arange(start, start + max(1024, len(self._before)))
+            sums = self._before[-1] + np.cumsum(self._counts(blocks), axis=0)
+            self._before = np.concatenate([self._before, sums])
+        return self._before[block]  # type: ignore[no-any-return]
+
+
+def _shuffled(positions: Words, size: int, keys: Words) -> NDArray[np.int64]:
+    """Where a permutation of range(size), one for each key, sends each position.
+
+    A Feistel network on the next power of four, walked until it comes back below `size` (Black and Rogaway 2002,
+    "Ciphers with arbitrary finite domains").
+    """
+    half = np.uint64(max(3, -(-(size - 1).bit_length() // 2)))
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    result = positions.copy()
+    todo = np.arange(len(result))
+    while len(todo):
+        left, right = result[todo] >> half, result[todo] & mask
+        for number in range(_ROUNDS):
+            left, right = right, left ^ (_mix(keys[todo] + right + (np.uint64(number) << np.uint64(40))) & mask)
+        result[todo] = (left << half) | right
+        todo = todo[result[todo] >= size]
+    return result.astype(np.int64)
+
+
+def _hash(*parts: int | Words) -> Words:
+    """A 64-bit hash of the parts, for each element where one of them is an array."""
+    state = np.zeros(1, dtype=np.uint64)
+    for part in parts:
+        state = _mix(state + np.uint64(_GOLDEN) ^ (part if isinstance(part, np.ndarray) else np.uint64(part)))
+    return state
+
+
+def _mix(words: Words) -> Words:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014): every bit of a word changes every bit of the result."""
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))

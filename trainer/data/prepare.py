@@ -1,0 +1,291 @@
+"""The prepared folder: a tokenizer, and each source's documents as tokens, split into train and held out.
+
+It holds `manifest.json`, `tokenizer.json`, and for each source and split `SOURCE.SPLIT.bin/.idx` (the tokens, each
+document followed by its end), `SOURCE.SPLIT.names.bin/.idx` (the documents' names, as UTF-8 bytes in the same format)
+and, for train, `SOURCE.train.counts.npy` (how often each token occurs).
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from platform import python_version
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from trainer.config import TrainConfig
+from trainer.data import dedupe, readers, tokenizer
+from trainer.data.config import DataConfig, DedupeConfig, SourceConfig
+from trainer.data.encode import SPLITS, Encoded, Encoder, is_held_out
+from trainer.data.indexed import Writer, token_type
+from trainer.data.parallel import Workers, batches
+from trainer.data.readers import Document
+from trainer.schema import ConfigError
+
+FORMAT = 1
+
+Say = Callable[[str], None]
+Advance = Callable[[int], None]
+
+
+def folder_of(config: TrainConfig, out: Path) -> Path:
+    """The prepared folder that a run in `out` trains from."""
+    return Path(config.data.prepared) if config.data.prepared else out / "data"
+
+
+def ensure(config: TrainConfig, out: Path, checkpoint: Path | None, progress: Say) -> Path:
+    """The prepared folder that a run in `out` trains from, built if need be and if it is the run's own.
+
+    Raises ConfigError if a source cannot be read, or if the folder's tokenizer is not that of the configuration or of
+    the checkpoint.
+    """
+    folder = folder_of(config, out)
+    if not config.data.prepared:
+        prepare(config.data, folder, checkpoint, progress)
+    _check_tokenizer(config.data, folder, checkpoint)
+    return folder
+
+
+def prepare(
+    data: DataConfig,
+    folder: Path,
+    checkpoint: Path | None,
+    progress: Say,
+    workers: int = 1,
+    advance: Advance = lambda size: None,
+) -> None:
+    """Build `folder`, unless it stands already for the same settings; whole once it is there.
+
+    With a checkpoint, its tokenizer is taken. The same bytes come out for any number of workers; `advance` is told of
+    each batch's bytes. Raises ConfigError if a source cannot be read or has no text.
+    """
+    mark = fingerprint(data)
+    if stands(folder, mark) and (checkpoint is None or _digest(folder) == _digest(checkpoint)):
+        return
+    building = folder.with_name(f".{folder.name}.building")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    try:
+        _Build(data, building, progress, workers, advance)(checkpoint, mark)
+        shutil.rmtree(folder, ignore_errors=True)
+        building.rename(folder)
+        _sync(folder.parent)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    """The manifest of a prepared folder. Raises ConfigError if it is none."""
+    try:
+        content: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        content["fingerprint"], content["tokenizer"]["sha256"], content["sources"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigError(
+            f"{folder} holds no prepared data; prepare it with `python -m trainer data prepare CONFIG --out {folder}`."
+        ) from None
+    return content
+
+
+def stands(folder: Path, mark: str) -> bool:
+    """Whether the folder was built from the settings and files of this fingerprint."""
+    try:
+        return bool(manifest_of(folder)["fingerprint"] == mark)
+    except ConfigError:
+        return False
+
+
+def fingerprint(data: DataConfig) -> str:
+    """What the prepared folder depends on: the settings, the files as they are now, and for some texts the Python."""
+    settings = data.model_dump(mode="json", exclude={"sequence_length", "prepared", "root"}) | {"format": FORMAT}
+    root = Path(data.root or ".")
+    files = [path for source in data.sources for path in readers.files_of(source, root) if path.is_file()]
+    settings["files"] = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    if data.tokenizer.file:
+        settings["tokenizer_sha256"] = tokenizer.digest(_file_of(data))
+    if any(source.builtin for source in data.sources):
+        settings["python"] = python_version()
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+class _Build:
+    def __init__(self, data: DataConfig, folder: Path, progress: Say, workers: int, advance: Advance) -> None:
+        self._data, self._folder, self._progress = data, folder, progress
+        self._workers, self._advance = workers, advance
+        self._removed: dict[str, NDArray[np.bool_]] = {}
+
+    def __call__(self, checkpoint: Path | None, mark: str) -> None:
+        data = self._data
+        given = tokenizer.load(checkpoint) if checkpoint else _file_of(data) if data.tokenizer.file else None
+        if data.dedupe:
+            self._progress("looking for near-duplicates")
+            self._find_duplicates(data.dedupe, given)
+        bpe = given or self._train_tokenizer()
+        tokenizer.save(bpe, self._folder, data.sequence_length, data.tokenizer.end_of_document)
+        with Workers(self._workers, Encoder, bpe.to_str(), data) as pool:
+            sources = [self._write(source, pool) for source in data.sources]
+        if sources[0]["epochs"] is not None:
+            whole = sum(source["epochs"] * source["train"]["tokens"] for source in sources)
+            for source in sources:
+                source["weight"] = round(source["epochs"] * source["train"]["tokens"] / whole, 6)
+        content = {
+            "fingerprint": mark,
+            "python": python_version(),
+            "tokenizer": {
+                "sha256": tokenizer.digest(bpe),
+                "vocabulary": tokenizer.size(bpe),
+                "end_of_document": data.tokenizer.end_of_document,
+            },
+            "held_out": data.held_out,
+            "dedupe": data.dedupe and data.dedupe.model_dump(),
+            "sources": sources,
+        }
+        (self._folder / "manifest.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        for path in self._folder.iterdir():
+            _sync(path)
+
+    def _read(self, source: SourceConfig) -> Iterator[Document]:
+        """The source's documents without the near-duplicates."""
+        removed = self._removed.get(source.name)
+        number = -1
+        for number, document in enumerate(readers.read(source, self._data)):
+            if removed is None:
+                yield document
+            elif number >= len(removed):
+                _changed(source)
+            elif not removed[number]:
+                yield document
+        if removed is not None and number + 1 != len(removed):
+            _changed(source)
+
+    def _find_duplicates(self, config: DedupeConfig, given: Tokenizer | None) -> None:
+        counts: list[int] = []
+
+        def documents() -> Iterator[Document]:
+            for source in self._data.sources:
+                counts.append(0)
+                for document in readers.read(source, self._data):
+                    counts[-1] += 1
+                    yield document
+
+        removed = dedupe.duplicates(
+            config,
+            documents(),
+            lambda name: is_held_out(name, self._data.held_out),
+            self._folder / ".signatures",
+            given and given.to_str(),
+            self._workers,
+            self._advance,
+        )
+        parts = np.split(removed, np.cumsum(counts)[:-1])
+        self._removed = {source.name: part for source, part in zip(self._data.sources, parts, strict=True)}
+
+    def _train_tokenizer(self) -> Tokenizer:
+        """From the first training documents of each source, as many bytes as is its share of `train_bytes`."""
+        settings = self._data.tokenizer
+        whole = sum(source.share for source in self._data.sources)
+
+        def texts() -> Iterator[str]:
+            for source in self._data.sources:
+                left = settings.train_bytes * source.share / whole
+                for document in self._read(source):
+                    if left <= 0:
+                        break
+                    if not is_held_out(document.name, self._data.held_out):
+                        yield document.text
+                        left -= document.size
+
+        self._progress(f"training the tokenizer on {settings.train_bytes:,} bytes")
+        return tokenizer.train(texts(), settings.vocabulary)
+
+    def _write(self, source: SourceConfig, pool: Workers[dict[str, Encoded]]) -> dict[str, Any]:
+        """Write a source's files; its part of the manifest."""
+        self._progress(f"encoding {source.name}")
+        counts = np.zeros(self._data.tokenizer.vocabulary, dtype=np.int64)
+        text_bytes = dict.fromkeys(SPLITS, 0)
+        with ExitStack() as stack:
+            prefixes = {split: self._folder / f"{source.name}.{split}" for split in SPLITS}
+            dtype = token_type(self._data.tokenizer.vocabulary)
+            tokens = {split: stack.enter_context(Writer(prefix, dtype)) for split, prefix in prefixes.items()}
+            names = {
+                split: stack.enter_context(Writer(prefix.with_name(f"{prefix.name}.names"), "u1"))
+                for split, prefix in prefixes.items()
+            }
+            for results in pool.map(batches(self._read(source))):
+                for split, encoded in results.items():
+                    tokens[split].add(encoded.tokens, encoded.sizes)
+                    joined = np.frombuffer(b"".join(encoded.names), dtype=np.uint8)
+                    names[split].add(joined, np.array([len(name) for name in encoded.names], dtype=np.int32))
+                    text_bytes[split] += encoded.text_bytes
+                counts += np.bincount(results["train"].tokens, minlength=len(counts))
+                self._advance(sum(encoded.text_bytes for encoded in results.values()))
+        np.save(self._folder / f"{source.name}.train.counts.npy", counts)
+        described = {
+            split: {
+                "documents": writer.sequences,
+                "tokens": writer.tokens,
+                "bytes": text_bytes[split],
+                "sha256": writer.sha256,
+            }
+            for split, writer in tokens.items()
+        }
+        place = source.model_dump(mode="json", exclude={"name", "licence", "weight", "epochs"}, exclude_defaults=True)
+        removed = self._removed.get(source.name)
+        return {
+            "name": source.name,
+            "licence": source.licence,
+            "weight": source.weight,
+            "epochs": source.epochs,
+            "place": place,
+            **described,
+            "near_duplicates_removed": None if removed is None else int(removed.sum()),
+        }
+
+
+def _file_of(data: DataConfig) -> Tokenizer:
+    return tokenizer.load_checked(Path(data.root or ".") / str(data.tokenizer.file), data.tokenizer)
+
+
+def _digest(folder: Path) -> str:
+    return tokenizer.digest(tokenizer.load(folder))
+
+
+def _check_tokenizer(data: DataConfig, folder: Path, checkpoint: Path | None) -> None:
+    """Raise ConfigError unless the folder's tokenizer made its tokens and is the one that is asked for."""
+    made = manifest_of(folder)["tokenizer"]
+    bpe = tokenizer.load_checked(folder / "tokenizer.json", data.tokenizer)
+    if tokenizer.digest(bpe) != made["sha256"]:
+        raise ConfigError(f"{folder / 'tokenizer.json'} is not the tokenizer that made the data; prepare them again.")
+    if made["end_of_document"] != data.tokenizer.end_of_document:
+        raise ConfigError(
+            f"data.tokenizer.end_of_document is {data.tokenizer.end_of_document!r} and the data in {folder} end their "
+            f"documents with {made['end_of_document']!r}; set it to that, or prepare the data again."
+        )
+    if data.tokenizer.file and tokenizer.digest(_file_of(data)) != made["sha256"]:
+        raise ConfigError(
+            f"data.tokenizer.file ({data.tokenizer.file}) is not the tokenizer that made the data in {folder}; take "
+            "it out, or prepare the data again."
+        )
+    if checkpoint and _digest(checkpoint) != made["sha256"]:
+        raise ConfigError(
+            f"The checkpoint's tokenizer is not the one that made the data in {folder}; prepare the data with the "
+            "checkpoint's tokenizer.json."
+        )
+
+
+def _changed(source: SourceConfig) -> NoReturn:
+    raise ConfigError(f"The source {source.name} changed while it was read; prepare the data again when it is at rest.")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,101 @@
+"""What a step of a run saw: each row of its batch with its source, licence, documents and text."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from rich.markup import escape
+from rich.table import Table
+
+from trainer.config import load
+from trainer.data import tokenizer
+from trainer.data.corpus import Corpus
+from trainer.data.prepare import folder_of
+from trainer.schema import ConfigError
+
+EXCERPT = 160
+
+
+class Part(BaseModel):
+    """A document's part of a row: tokens [start, end) of it."""
+
+    document: str
+    start: int
+    end: int
+
+
+class SeenRow(BaseModel):
+    """Row `row` of the step's batch. It is row `number` of its source's training tokens, counted from 0."""
+
+    row: int
+    source: str
+    licence: str
+    number: int
+    documents: list[Part]
+    text: str
+    tokens: list[int]
+
+
+class SeenStep(BaseModel):
+    step: int
+    sequence_length: int
+    rows: list[SeenRow]
+
+
+def look(run: Path, step: int, row: int | None = None) -> SeenStep:
+    """The rows of step `step`, or the one row of it. Steps count from 1, as in the metrics.
+
+    The line of step N in the metrics is about these rows, and the checkpoint of step N has seen steps 1 to N. A row
+    has sequence_length + 1 tokens: all but the last go in, all but the first are to be predicted. Raises ConfigError
+    if the run has no such step or its data are gone.
+    """
+    config = load(run / "config.yml")
+    if not 1 <= step <= config.training.steps:
+        raise ConfigError(f"--step must be between 1 and {config.training.steps}, the steps of {run}, not {step}.")
+    if row is not None and not 0 <= row < config.training.batch:
+        raise ConfigError(f"--row must be between 0 and {config.training.batch - 1}, the rows of a step, not {row}.")
+    folder = folder_of(config, run)
+    corpus = Corpus(config, folder)
+    bpe = tokenizer.load(folder)
+    rows = []
+    for number, place in enumerate(corpus.rows(step - 1)):
+        if row is not None and number != row:
+            continue
+        source = corpus.sources[place.source]
+        tokens = corpus.tokens(place).tolist()
+        rows.append(
+            SeenRow(
+                row=number,
+                source=source.name,
+                licence=source.licence,
+                number=place.number,
+                documents=[
+                    Part(document=span.document, start=span.start, end=span.end) for span in corpus.documents(place)
+                ],
+                text=bpe.decode(tokens, skip_special_tokens=False),
+                tokens=tokens,
+            )
+        )
+    return SeenStep(step=step, sequence_length=config.data.sequence_length, rows=rows)
+
+
+def table(seen: SeenStep, tokens: bool, text: bool) -> Table:
+    """The step as a table: an excerpt of each row's text, or all of it, or its tokens."""
+    shown = Table(title=f"Step {seen.step}: {len(seen.rows)} rows of {seen.sequence_length} tokens", show_lines=True)
+    shown.add_column("row", justify="right")
+    for name in ("source", "licence", "documents"):
+        shown.add_column(name, overflow="fold")
+    shown.add_column("tokens" if tokens else "text", overflow="fold", ratio=1)
+    for row in seen.rows:
+        documents = [part.document for part in row.documents]
+        if not text and len(documents) > 3:
+            documents = [*documents[:3], f"and {len(documents) - 3} more"]
+        body = " ".join(map(str, row.tokens)) if tokens else row.text if text else _excerpt(row.text)
+        cells: list[Any] = [str(row.row), row.source, row.licence, "\n".join(documents), body]
+        shown.add_row(*map(escape, cells))
+    return shown
+
+
+def _excerpt(text: str) -> str:
+    joined = " ".join(text.split())
+    return joined if len(joined) <= EXCERPT else f"{joined[: EXCERPT - 1]}…"

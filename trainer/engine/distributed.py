@@ -1,0 +1,136 @@
+"""The engine of several ranks: DeepSpeed's ZeRO 0-3 over data-parallel ranks, tensor parallelism, a pipeline."""
+
+import contextlib
+import io
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from trainer.config import TrainConfig
+from trainer.engine.base import Kind, NonFiniteError, Read, Step
+from trainer.engine.library import import_deepspeed, mark_split, settings
+from trainer.engine.masters import MOMENTS, masters_of
+from trainer.engine.optimizer import adamw
+from trainer.engine.whole import Whole
+from trainer.model.tensor_parallel import TensorParallel, split_dim
+from trainer.model.transformer import shapes
+from trainer.world import Place
+
+
+class Layers(Protocol):
+    """What a rank holds of the model."""
+
+    module: Any
+    groups: Any
+
+    def named(self) -> dict[str, nn.Parameter]:
+        """This rank's parameters by their names in the whole model."""
+
+    def stage_of(self, name: str) -> int:
+        """The pipeline stage that answers for a parameter."""
+
+    def step(self, engine: Any, micro_batches: Sequence[Tensor]) -> float:
+        """One step through DeepSpeed; the mean loss over all ranks. Raises NonFiniteError for a loss."""
+
+    def nll(self, rows: Tensor) -> Tensor: ...
+
+    def logits(self, ids_BL: Tensor) -> Tensor: ...
+
+
+class DistributedEngine:
+    """Implements `trainer.engine.base.Engine` for any layout."""
+
+    def __init__(self, config: TrainConfig, place: Place) -> None:
+        deepspeed = import_deepspeed(place.device)
+        self._place = place
+        self._clip, self._norm = config.optimizer.clip, math.nan
+        self._tp = TensorParallel(place.tensor_rank, place.tensor, place.tensor_group)
+        self._shapes = shapes(config.model, config.vocabulary, config.context)
+        self._layers = self._make_layers(config)
+        self._named = self._layers.named()
+        mark_split(self._named.items())
+        # It prints the memory in use.
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._engine, self._optimizer, _, _ = deepspeed.initialize(
+                model=self._layers.module,
+                optimizer=adamw(self._named.items(), config.optimizer),
+                mpu=self._layers.groups,
+                config=settings(config, place),
+            )
+        stage = self._engine.zero_optimization_stage()
+        self._masters = masters_of(stage, self._optimizer)
+        self._clips = stage == 0
+        if self._clips:
+            self._engine.clip_fp32_gradients = self._clip_gradients
+
+    def step(self, micro_batches: Sequence[Tensor], rate: float) -> Step:
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        loss = self._layers.step(self._engine, micro_batches)
+        if not self._clips:
+            # DeepSpeed leaves out the step where the norm is not finite, and calls it infinite.
+            self._norm = float(self._engine.get_global_grad_norm())
+        if not math.isfinite(self._norm):
+            raise NonFiniteError("gradient norm", self._norm)
+        return Step(loss, self._norm)
+
+    @torch.no_grad()
+    def nll(self, rows: Tensor) -> Tensor:
+        return self._layers.nll(rows)
+
+    @torch.no_grad()
+    def logits(self, ids_BL: Tensor) -> Tensor:
+        return self._layers.logits(ids_BL).float()
+
+    def gather(self, kind: Kind) -> Iterator[tuple[str, Tensor]]:
+        for name in self._shapes:
+            whole = self._whole(name, kind)
+            if whole is not None:
+                yield name, whole.cpu()
+
+    def load(self, read: Read, step: int) -> None:
+        self._masters.create_moments(step)
+        kinds: tuple[Kind, ...] = ("weight", *MOMENTS) if step else ("weight",)
+        for name, parameter in self._named.items():
+            for kind in kinds:
+                part = self._tp.part(read(kind, name), split_dim(name))
+                self._masters.set(parameter, kind, part.to(self._place.device))
+        self._masters.publish()
+
+    def _make_layers(self, config: TrainConfig) -> Layers:
+        if self._place.pipeline == 1:
+            return Whole(config, self._place, self._tp)
+        from trainer.engine.pipeline import Pipeline
+
+        return Pipeline(config, self._place, self._tp)
+
+    def _whole(self, name: str, kind: Kind) -> Tensor | None:
+        """On the leading rank the whole parameter or moment, on the others nothing."""
+        place, stage = self._place, self._layers.stage_of(name)
+        whole = None
+        if place.pipeline_rank == stage:
+            part = self._masters.get(self._named[name], kind)
+            if place.data_rank == 0:
+                dim = split_dim(name)
+                whole = part if dim is None else self._tp.join(part, dim)
+        source = stage * place.data * place.tensor
+        if source and place.leads:
+            whole = torch.empty(self._shapes[name], device=place.device)
+            dist.recv(whole, source)
+        elif source and place.rank == source:
+            assert whole is not None
+            dist.send(whole.contiguous(), 0)
+        return whole if place.leads else None
+
+    def _clip_gradients(self) -> None:
+        """DeepSpeed's clipping at ZeRO-0, which would not tell the norm, nor stop at one that is not finite."""
+        from deepspeed.runtime.utils import clip_grad_norm_
+
+        parameters = list(self._named.values())
+        self._norm = float(clip_grad_norm_(parameters, self._clip, mpu=self._engine.mpu))
+        if not math.isfinite(self._norm):
+            raise NonFiniteError("gradient norm", self._norm)

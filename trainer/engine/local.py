@@ -1,0 +1,159 @@
+"""One process: the whole model on one device, with nothing between it and its optimizer."""
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from trainer.config import TrainConfig
+from trainer.engine.base import Kind, NonFiniteError, Read, Step
+from trainer.engine.flat import FlatAdamW
+from trainer.model.loss import HeadLoss
+from trainer.model.transformer import Transformer
+from trainer.world import Place
+
+EMBEDDING, HEAD, BIAS = "embed.tokens.weight", "head.weight", "head.bias"
+
+
+class LocalEngine:
+    """In bf16 the model computes on copies of fp32 masters; gradients of several micro-batches are summed in fp32.
+
+    Gradients stay in buffers of their own. Head, loss and their gradients are made a chunk of tokens at a time, and
+    the host waits for the device once a step, for loss and norm, before a weight changes.
+    """
+
+    def __init__(self, config: TrainConfig, place: Place) -> None:
+        self.device = place.device
+        dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
+        summed = config.training.batch > config.training.micro_batch
+        self.exact = _empty(config, self.device)
+        self.optimizer = FlatAdamW(
+            self.exact.named_parameters(),
+            config.optimizer,
+            dtype,
+            torch.float32 if summed else dtype,
+            self.device,
+        )
+        _fill(self.exact, self.optimizer.masters())
+        self.model = _empty(config, self.device)
+        _fill(self.model, self.optimizer.weights())
+        for block in self.model.blocks:
+            block.recompute = config.training.recompute
+        self.tied = config.model.tied_head
+        self.head_loss = HeadLoss(self.model.head.weight, self.model.head.bias)
+        self._first = True
+        self._touched: list[Tensor] = []
+        self._keep_gradients()
+
+    def step(self, micro_batches: Sequence[Tensor], rate: float) -> Step:
+        tokens = sum(rows.shape[0] * (rows.shape[1] - 1) for rows in micro_batches)
+        self._clear_rows()
+        losses = []
+        for number, rows in enumerate(micro_batches):
+            self._first = number == 0
+            losses.append(self._accumulate(rows, 1 / tokens))
+        total = torch.stack(losses).sum(dtype=torch.float64) / tokens
+        loss, norm = torch.stack([total, self.optimizer.norm()]).tolist()
+        if not math.isfinite(loss):
+            raise NonFiniteError("loss", loss)
+        if not math.isfinite(norm):
+            raise NonFiniteError("gradient norm", norm)
+        self.optimizer.step(rate, norm)
+        return Step(loss, norm)
+
+    @torch.no_grad()
+    def nll(self, rows: Tensor) -> Tensor:
+        """On the fp32 masters."""
+        nll_BL: Tensor = self.exact(rows[:, :-1], rows[:, 1:], mean=False)
+        return nll_BL
+
+    @torch.no_grad()
+    def logits(self, ids_BL: Tensor) -> Tensor:
+        """On the fp32 masters, as who opens the checkpoint will see them."""
+        logits_BLV: Tensor = self.exact(ids_BL)
+        return logits_BLV
+
+    def gather(self, kind: Kind) -> Iterator[tuple[str, Tensor]]:
+        """On a CPU the tensors themselves, which the next step changes."""
+        for name, _ in self.exact.named_parameters():
+            yield name, self.optimizer.view(kind, name).cpu()
+
+    def load(self, read: Read, step: int) -> None:
+        for name, _ in self.exact.named_parameters():
+            self.optimizer.view("weight", name).copy_(read("weight", name))
+            for kind in ("exp_avg", "exp_avg_sq"):
+                moment = self.optimizer.view(kind, name)
+                moment.copy_(read(kind, name)) if step else moment.zero_()
+        self.optimizer.count.fill_(step)
+        self.optimizer.publish()
+
+    def _accumulate(self, rows: Tensor, scale: float) -> Tensor:
+        """Add a micro-batch's gradients, times `scale`; its summed loss."""
+        ids_BL, targets_BL = rows[:, :-1], rows[:, 1:]
+        embed = self.model.embed
+        with torch.no_grad():
+            tokens_BLD = embed.look_up(ids_BL)
+        tokens_BLD.requires_grad_()
+        x_BLD = embed.place(tokens_BLD)
+        for block in self.model.blocks:
+            x_BLD = block(x_BLD)
+        x_ND = self.model.head.norm(x_BLD).flatten(0, 1)
+        gradients = self.optimizer.gradients
+        total, dx_ND = self.head_loss(
+            x_ND.detach(),
+            targets_BL.flatten(),
+            scale,
+            gradients[EMBEDDING if self.tied else HEAD],
+            gradients.get(BIAS),
+            add=not self._first,
+        )
+        x_ND.backward(dx_ND)
+        self._add_rows(ids_BL.flatten(), tokens_BLD)
+        return total
+
+    def _keep_gradients(self) -> None:
+        """Move each gradient that autograd makes to where it is kept, as soon as it is made."""
+
+        def keep(parameter: Tensor, kept: Tensor) -> None:
+            assert parameter.grad is not None
+            kept.copy_(parameter.grad) if self._first else kept.add_(parameter.grad)
+            parameter.grad = None
+
+        for name, parameter in self.model.named_parameters():
+            parameter.register_post_accumulate_grad_hook(partial(keep, kept=self.optimizer.gradients[name]))
+
+    def _add_rows(self, ids_N: Tensor, tokens_BLD: Tensor) -> None:
+        """The embedding's gradient has a row for each token of the batch and is zero elsewhere."""
+        assert tokens_BLD.grad is not None
+        dtokens_ND = tokens_BLD.grad.flatten(0, 1).float()
+        gradient_VD = self.optimizer.gradients[EMBEDDING]
+        if self.device.type == "cuda":
+            # There index_add_ adds in any order.
+            gradient_VD.index_put_((ids_N,), dtokens_ND, accumulate=True)
+        else:
+            gradient_VD.index_add_(0, ids_N, dtokens_ND)
+        self._touched.append(ids_N)
+
+    def _clear_rows(self) -> None:
+        """Those that the last step added to; under a tied head, its gradient overwrites them all."""
+        for ids_N in self._touched if not self.tied else ():
+            self.optimizer.gradients[EMBEDDING].index_fill_(0, ids_N, 0.0)
+        self._touched.clear()
+
+
+def _empty(config: TrainConfig, device: torch.device) -> Transformer:
+    """The model without weights; its tables are real."""
+    with torch.device("meta"):
+        model = Transformer(config.model, config.vocabulary, config.context)
+    if model.rotary:
+        model.rotary.to(device)
+    return model
+
+
+def _fill(model: Transformer, weights: dict[str, nn.Parameter]) -> None:
+    """Give each parameter its weights; those that are one stay one."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    shared = model.named_parameters(remove_duplicate=False)
+    model.load_state_dict({name: weights[names[id(parameter)]] for name, parameter in shared}, assign=True)

@@ -1,0 +1,162 @@
+"""The layers of a rank in a pipeline: consecutive blocks, the embedding before the first and the head after the last.
+
+DeepSpeed trains them as a PipelineModule whose last layer is the head with its loss, so that the logits are never held
+whole. A tied head has a copy of the embedding, whose gradients DeepSpeed adds to those of the first stage.
+"""
+
+import contextlib
+import io
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from trainer.config import TrainConfig
+from trainer.engine.base import NonFiniteError
+from trainer.model.positions import Rotary
+from trainer.model.tensor_parallel import TensorParallel
+from trainer.model.transformer import Block, Embedding, Head
+from trainer.world import Place
+
+_TIED = "embed.tokens.weight"
+
+
+class Pipeline:
+    """One stage of it. The blocks are spread evenly; where they do not divide, the first stages have one more."""
+
+    groups = None
+    """DeepSpeed makes its own."""
+
+    def __init__(self, config: TrainConfig, place: Place, tp: TensorParallel) -> None:
+        from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
+        from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
+
+        self._config, self._place, self._hidden = config, place, config.model.hidden_size
+        self._first, self._last = place.pipeline_rank == 0, place.pipeline_rank == place.pipeline - 1
+        rotary = Rotary(config.model, config.context) if config.model.positions == "rotary" else None
+        if rotary:
+            rotary.to(place.device)
+        embedding = (Embedding, config.model, config.vocabulary, config.context, tp)
+        layers = [LayerSpec(*embedding)]
+        layers += [LayerSpec(Block, config.model, layer, rotary, tp) for layer in range(config.model.layers)]
+        if config.model.tied_head:
+            tie = {"tied_weight_attr": "tokens.weight"}
+            layers[0] = TiedLayerSpec("embed", *embedding, **tie)
+            layers.append(TiedLayerSpec("embed", *embedding, forward_fn=_pass, **tie))
+        # Within the layers, for DeepSpeed in bf16 forgets gradients that a loss after them has of its own.
+        layers.append(self._loss)
+        # It prints its layers, and copies the tied weights in sight of autograd.
+        with contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+            self.module = PipelineModule(
+                layers=layers,
+                topology=PipeModelDataParallelTopology(place.pipeline, place.tensor, place.data),
+                partition_method="type:Block",
+            )
+        start = self.module.parts[place.pipeline_rank]
+        own = enumerate(self.module.forward_funcs, start=start)
+        self._layers = {number: layer for number, layer in own if isinstance(layer, Embedding | Block)}
+        self._head = self._make_head(tp) if self._last else None
+        self._targets_BL: Tensor | None = None
+        for layer in self._layers.values():
+            if isinstance(layer, Block):
+                layer.recompute = config.training.recompute
+
+    def named(self) -> dict[str, nn.Parameter]:
+        named: dict[str, nn.Parameter] = {}
+        for number, layer in self._layers.items():
+            prefix = "embed" if number == 0 else f"blocks.{number - 1}"
+            named |= {f"{prefix}.{name}": parameter for name, parameter in layer.named_parameters()}
+        if self._head:
+            named |= {f"head.{name}": parameter for name, parameter in self._head.named_parameters()}
+            if self._config.model.tied_head:
+                named[_TIED] = named.pop("head.weight")
+        return named
+
+    def stage_of(self, name: str) -> int:
+        match name.split("."):
+            case ["embed", *_]:
+                return 0
+            case ["blocks", number, *_]:
+                stage: int = self.module.stage_owner(int(number) + 1)
+                return stage
+        return self._place.pipeline - 1
+
+    def step(self, engine: Any, micro_batches: Sequence[Tensor]) -> float:
+        loss = float(engine.train_batch(self._batches(micro_batches)))
+        if not math.isfinite(loss):
+            raise NonFiniteError("loss", loss)
+        return loss
+
+    def nll(self, rows: Tensor) -> Tensor:
+        x_BLD = self._run(rows[:, :-1])
+        if self._head:
+            nll_BL: Tensor = self._head(x_BLD, rows[:, 1:], mean=False)
+        else:
+            nll_BL = torch.empty(rows[:, 1:].shape, device=self._place.device)
+        last = self._place.rank + (self._place.pipeline - 1 - self._place.pipeline_rank) * self._stride
+        dist.broadcast(nll_BL, last, group=self.module.mpu().get_pipe_parallel_group())
+        return nll_BL
+
+    def logits(self, ids_BL: Tensor) -> Tensor:
+        x_BLD = self._run(ids_BL)
+        source = (self._place.pipeline - 1) * self._stride
+        logits_BLV = torch.empty(*ids_BL.shape, self._config.vocabulary, device=self._place.device)
+        if self._head:
+            logits_BLV = self._head(x_BLD).float()
+        if self._place.rank == source:
+            dist.send(logits_BLV.contiguous(), 0)
+        elif self._place.leads:
+            dist.recv(logits_BLV, source)
+        return logits_BLV
+
+    @property
+    def _stride(self) -> int:
+        """From a rank to its counterpart in the next stage."""
+        return self._place.data * self._place.tensor
+
+    def _run(self, ids_BL: Tensor) -> Tensor:
+        """Through all stages in turn, without a gradient; the last one's outcome on its ranks."""
+        if self._first:
+            x = ids_BL
+        else:
+            x = torch.empty(*ids_BL.shape, self._hidden, device=self._place.device, dtype=self._dtype)
+            dist.recv(x, self._place.rank - self._stride)
+        for layer in self._layers.values():
+            x = layer(x)
+        if not self._last:
+            dist.send(x.contiguous(), self._place.rank + self._stride)
+        return x
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self._config.training.precision == "bf16" else torch.float32
+
+    def _make_head(self, tp: TensorParallel) -> Head:
+        config = self._config
+        tied = None
+        if config.model.tied_head:
+            copy = self.module.tied_modules["embed"]
+            copy.positions = None
+            tied = copy.tokens.weight
+        head = Head(config.model, config.vocabulary, tp, tied).to(self._place.device)
+        self.module.head = head
+        return head
+
+    def _batches(self, micro_batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The last stage takes a batch right before it computes it."""
+        for rows in micro_batches:
+            self._targets_BL = rows[:, 1:]
+            yield rows[:, :-1], rows[:, 1:]
+
+    def _loss(self, x_BLD: Tensor) -> Tensor:
+        assert self._head
+        loss: Tensor = self._head(x_BLD, self._targets_BL)
+        # One that is not finite makes the gradient so too, which keeps DeepSpeed from the step on every rank.
+        return loss if loss.isfinite() else loss * torch.nan
+
+
+def _pass(_: nn.Module, x_BLD: Tensor) -> Tensor:
+    return x_BLD

@@ -1,0 +1,159 @@
+"""The commands that use a checkpoint: eval, score, generate. Torch and the harness are imported when one is run."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress, TaskID
+
+from trainer.exits import FailedError, fail, finish, hold, interruptible
+from trainer.outcome import Outcome, Status, write_atomically
+from trainer.schema import ConfigError
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+Checkpoint = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A step folder.")]
+
+
+@app.command("eval")
+def evaluate(
+    folder: Checkpoint,
+    tasks: Annotated[
+        str,
+        typer.Option(help="Names of lm-evaluation-harness, with commas; heldout: bits per byte of each source."),
+    ],
+    data: Annotated[Path | None, typer.Option(help="The prepared data for heldout; without it, the run's.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Documents of each task, for a trial.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Sequences at once; without it, by length.")] = None,
+    include_path: Annotated[Path | None, typer.Option(help="A folder with task files of your own.")] = None,
+    num_fewshot: Annotated[int | None, typer.Option(min=0, help="Examples before each question.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A folder for results.json.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, not a table.")] = False,
+) -> None:
+    """Evaluate a checkpoint with lm-evaluation-harness."""
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    with _said():
+        if not names:
+            raise ConfigError("--tasks names no task; give names with commas between, such as heldout.")
+        if out is not None:
+            _make_folder(out)
+        from trainer.evaluation.opened import open_checkpoint
+
+        opened = open_checkpoint(folder)
+        from trainer.evaluation import evaluate as harness
+
+        found = harness.find_tasks(names, data or opened.data, include_path)
+        with _bar() as advance:
+            results = harness.evaluate(opened, found, limit=limit, shots=num_fewshot, rows=batch_size, advance=advance)
+        if out is not None:
+            write_atomically(out / "results.json", harness.as_json(results))
+        if json:
+            print(harness.as_json(results), end="")
+        else:
+            Console().print(harness.as_table(results))
+
+
+@app.command()
+def score(
+    folder: Checkpoint,
+    text: Annotated[Path, typer.Option(help="The text, UTF-8; - reads the standard input.")],
+    stride: Annotated[
+        int | None, typer.Option(min=1, help="Tokens that each later window scores; without it, half of a window.")
+    ] = None,
+) -> None:
+    """Print how likely a text is: {"tokens", "bytes", "nll" in nats, "bits_per_byte"}.
+
+    The first token follows the end of a document. A text longer than the model's window is read in windows that
+    overlap: each token is scored once, after as many tokens as fit.
+    """
+    with _said():
+        from trainer.evaluation.opened import open_checkpoint
+        from trainer.evaluation.score import read_text
+        from trainer.evaluation.score import score as score_text
+
+        content = read_text(text)
+        opened = open_checkpoint(folder)
+        with _bar() as advance:
+            result = score_text(opened, content, stride, lambda share: advance("windows", share))
+        print(result.model_dump_json())
+
+
+@app.command()
+def generate(
+    folder: Checkpoint,
+    prompt: Annotated[str, typer.Option(help="The text to continue.")],
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    max_tokens: Annotated[int, typer.Option(min=1, max=100_000)] = 100,
+    temperature: Annotated[float, typer.Option(min=0.0, max=100.0, help="0 takes the likeliest token.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Draw from the K likeliest tokens.")] = None,
+    top_p: Annotated[float, typer.Option(min=1e-6, max=1.0, help="Draw from the likeliest that hold P.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Sample a text from a checkpoint."""
+    with hold(out):
+        try:
+            with interruptible(), _bar() as advance:
+                from trainer.evaluation.generate import Sampling
+                from trainer.evaluation.generate import generate as sample
+                from trainer.evaluation.opened import open_checkpoint
+
+                opened = open_checkpoint(folder)
+                drawn = Sampling(temperature, top_k, top_p)
+                written = sample(
+                    opened, prompt, out, max_tokens, drawn, seed, lambda n: advance("tokens", n / max_tokens)
+                )
+            print(written)
+            outcome = Outcome(status=Status.DONE, step=opened.step)
+        except (Exception, KeyboardInterrupt) as error:
+            outcome = _outcome(error)
+        finish(out, outcome)
+
+
+@contextlib.contextmanager
+def _said() -> Iterator[None]:
+    """An error is one sentence, and the exit status that goes with it."""
+    try:
+        with interruptible():
+            yield
+    except (Exception, KeyboardInterrupt) as error:
+        outcome = _outcome(error)
+        if outcome.reason:
+            fail(outcome.status, outcome.reason)
+        raise typer.Exit(outcome.status) from None
+
+
+def _outcome(error: BaseException) -> Outcome:
+    match error:
+        case KeyboardInterrupt():
+            return Outcome(status=Status.STOPPED)
+        case ConfigError():
+            return Outcome(status=Status.CONFIG, reason=str(error))
+        case FailedError():
+            return Outcome(status=Status.FAILED, reason=str(error))
+    said = str(error).strip().partition("\n")[0]
+    return Outcome(status=Status.FAILED, reason=f"{type(error).__name__}: {said}")
+
+
+@contextlib.contextmanager
+def _bar() -> Iterator[Callable[[str, float], None]]:
+    """A bar on a terminal's standard error, one line for each name that advances."""
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        lines: dict[str, TaskID] = {}
+
+        def advance(name: str, share: float) -> None:
+            if name not in lines:
+                lines[name] = progress.add_task(name, total=1.0)
+            progress.advance(lines[name], share)
+
+        yield advance
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"The folder {out} cannot be written ({error.strerror}); give --out another.") from error

@@ -1,0 +1,63 @@
+"""`heldout`: bits per byte on the documents that a run kept out of its training, one task a source.
+
+They are tasks of lm-evaluation-harness like any other, so their numbers compare with its own on other texts. Bits per
+byte do not depend on the tokenizer: any checkpoint can be evaluated on any run's data.
+"""
+
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict
+from lm_eval.api.group import Group
+from lm_eval.api.task import ConfigurableTask
+
+from trainer.data import tokenizer
+from trainer.data.indexed import Indexed
+from trainer.data.prepare import manifest_of
+from trainer.schema import ConfigError
+
+NAME = "heldout"
+_METRICS = {"bits_per_byte": "bits_per_byte", "byte_perplexity": "weighted_perplexity"}
+"""Metrics and how the harness sums them up: over all bytes, not over documents."""
+
+
+def heldout(data: Path) -> Group:
+    """The tasks `heldout_{source}` of a prepared data folder.
+
+    Raises ConfigError if it is none, a file of it is damaged, or it holds no held-out document.
+    """
+    group = Group(NAME)
+    for source in manifest_of(data)["sources"]:
+        texts = documents(data, source["name"])
+        if texts:
+            group.add(_task(source["name"], texts))
+    if not len(group):
+        raise ConfigError(f"The data in {data} hold no held-out document; prepare them with a higher data.held_out.")
+    return group
+
+
+def documents(data: Path, source: str) -> list[str]:
+    """The texts of a source's held-out documents; empty ones are left out. Raises ConfigError."""
+    bpe = tokenizer.load(data)
+    held_out = Indexed(data / f"{source}.held_out").documents()
+    # Each document is followed by its end.
+    texts = (bpe.decode(tokens[:-1].tolist(), skip_special_tokens=False) for tokens in held_out)
+    return [text for text in texts if text]
+
+
+def _task(source: str, texts: list[str]) -> ConfigurableTask:
+    dataset = DatasetDict({"test": Dataset.from_dict({"text": texts})})
+    return ConfigurableTask(
+        config={
+            "task": f"{NAME}_{source}",
+            "custom_dataset": lambda **_: dataset,
+            "test_split": "test",
+            "output_type": "loglikelihood_rolling",
+            "doc_to_text": "",
+            "doc_to_target": "text",
+            "metric_list": [
+                {"metric": metric, "aggregation": aggregation, "higher_is_better": False}
+                for metric, aggregation in _METRICS.items()
+            ],
+            "metadata": {"version": 1.0},
+        }
+    )

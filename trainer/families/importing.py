@@ -1,0 +1,182 @@
+"""A model folder of transformers becomes a run folder of ours, at step 0."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import ValidationError
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from trainer import checkpoint, state
+from trainer.config import TrainConfig, dump, load_recipe
+from trainer.data import tokenizer as bpe
+from trainer.families import Family, family_of
+from trainer.families.foreign import Foreign, read_folder
+from trainer.families.weights import Weights
+from trainer.model.config import ModelConfig
+from trainer.model.transformer import shapes
+from trainer.outcome import write_atomically
+from trainer.schema import ConfigError
+
+PROBE_ROWS, PROBE_LENGTH = 2, 16
+TOLERANCE = 1e-4
+"""How far logits may be from theirs, as a share of the largest one."""
+
+# Masks and angles that older versions of transformers kept beside the weights.
+_BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
+
+Advance = Callable[[str, float], None]
+"""Told the stage, and the share of it that was just done."""
+
+
+class Imported(NamedTuple):
+    """`difference` is the largest between our logits and those of transformers; `notes` say what was left behind."""
+
+    folder: Path
+    difference: float
+    notes: list[str]
+
+
+def import_folder(source: Path, out: Path, recipe: str, advance: Advance) -> Imported:
+    """Write `config.yml`, `tokenizer.json` and the checkpoint of step 0 into `out`.
+
+    The configuration has the foreign model and tokenizer, and the rest from the recipe. Raises ConfigError if the
+    folder is not whole, or not of a model that ours can express, and then leaves nothing behind.
+    """
+    foreign = read_folder(source)
+    tokens = _tokenizer(source)
+    config = _config(foreign, tokens, _end(source, foreign, tokens), out.absolute() / "tokenizer.json", recipe)
+    family = family_of(config.model, config.vocabulary, config.context)
+    weights = Weights(source)
+    whole = shapes(config.model, config.vocabulary, config.context)
+    _check(weights, family, whole, config.model)
+
+    def converted() -> Iterator[tuple[str, Tensor]]:
+        for name in whole:
+            yield from family.export(name, family.fetch(name, weights.get)).items()
+            advance("weights", 1 / len(whole))
+
+    ids_BL = torch.randint(config.vocabulary, (PROBE_ROWS, PROBE_LENGTH), generator=torch.Generator().manual_seed(0))
+    with checkpoint.staged(out, 0) as folder:
+        state.write_tensors(folder, state.WEIGHTS, converted())
+        logits_BLV = _our_logits(config, folder, ids_BL)
+        advance("logits against transformers", 0.5)
+        difference = _compare(logits_BLV, _their_logits(source, ids_BL))
+        advance("logits against transformers", 0.5)
+        save_file({"ids": ids_BL, "logits": logits_BLV}, folder / state.PROBE, metadata={"format": "pt"})
+        state.describe(config, folder, 0, _made(source, config, tokens), source)
+        tokens.save(str(out / "tokenizer.json"))
+        write_atomically(out / "config.yml", dump(config))
+    return Imported(checkpoint.folder_of(out, 0), difference, foreign.notes)
+
+
+def _tokenizer(source: Path) -> Tokenizer:
+    path = source / "tokenizer.json"
+    if not path.is_file():
+        raise ConfigError(
+            f"{source} has no tokenizer.json; transformers' AutoTokenizer.from_pretrained and save_pretrained write it."
+        )
+    try:
+        return bpe.load(source)
+    # What the library raises is a bare Exception.
+    except Exception as error:
+        raise ConfigError(f"{path} is no tokenizer.json of the tokenizers library; fetch it again.") from error
+
+
+def _end(source: Path, foreign: Foreign, tokens: Tokenizer) -> str:
+    """The token that ends a document: the tokenizer's own, or else the model's."""
+    path = source / "tokenizer_config.json"
+    try:
+        named = json.loads(path.read_text(encoding="utf-8")).get("eos_token") if path.is_file() else None
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{path} is no configuration of a tokenizer; fetch it again.") from error
+    end = named["content"] if isinstance(named, dict) else named
+    if end is None and foreign.end is not None:
+        end = tokens.id_to_token(foreign.end)
+    if end is None or tokens.token_to_id(end) is None:
+        raise ConfigError(f"{source} names no token that ends a document; set eos_token in its tokenizer_config.json.")
+    return str(end)
+
+
+def _config(foreign: Foreign, tokens: Tokenizer, end: str, file: Path, recipe: str) -> TrainConfig:
+    """The recipe with the foreign model and tokenizer. Raises ConfigError if they do not fit together."""
+    values = load_recipe(recipe).model_dump(mode="json", include={"data", "optimizer", "training", "checkpoints"})
+    size, context = bpe.size(tokens), foreign.model.context
+    if foreign.model.vocabulary is not None and size > foreign.model.vocabulary:
+        raise ConfigError(
+            f"The tokenizer has {size} tokens and the model's vocabulary {foreign.model.vocabulary}; give the folder "
+            "the model's own tokenizer.json."
+        )
+    data = values["data"]
+    data["tokenizer"] = {"vocabulary": size, "file": str(file), "end_of_document": end}
+    data["sequence_length"] = min(data["sequence_length"], context or data["sequence_length"])
+    try:
+        return TrainConfig.model_validate(values | {"model": foreign.model})
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        problem = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"With the recipe {recipe}: {place}{': ' if place else ''}{problem}") from None
+
+
+def _check(weights: Weights, family: Family, whole: dict[str, torch.Size], model: ModelConfig) -> None:
+    """Raise ConfigError unless the weights are, name by name, those that the configuration describes."""
+    expected: dict[str, torch.Size] = {}
+    for name, shape in whole.items():
+        parts = family.export(name, torch.empty(shape, device="meta"))
+        expected |= {theirs: part.shape for theirs, part in parts.items()}
+    for name, shape in expected.items():
+        if weights.shape(name) != tuple(shape):
+            raise ConfigError(
+                f"{name} is {list(weights.shape(name))} in {weights.folder} and config.json makes it {list(shape)}; "
+                "the two must be of one model."
+            )
+    tied = {"lm_head.weight", "embed_out.weight"} if model.tied_head else set()
+    for name in sorted(weights.names - expected.keys() - tied):
+        if not name.endswith(_BUFFERS):
+            raise ConfigError(f"{weights.folder} holds {name}, which {family.architecture} has not by its config.json.")
+
+
+@torch.no_grad()
+def _our_logits(config: TrainConfig, folder: Path, ids_BL: Tensor) -> Tensor:
+    model = state.build(config)
+    state.load_weights(model, folder, config)
+    logits_BLV: Tensor = model(ids_BL)
+    return logits_BLV
+
+
+@torch.no_grad()
+def _their_logits(source: Path, ids_BL: Tensor) -> Tensor:
+    from transformers import AutoModelForCausalLM, logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, local_files_only=True)
+    logits_BLV: Tensor = model.eval()(ids_BL).logits
+    return logits_BLV
+
+
+def _compare(ours_BLV: Tensor, theirs_BLV: Tensor) -> float:
+    difference, largest = (ours_BLV - theirs_BLV).abs().max().item(), theirs_BLV.abs().max().item()
+    # Not a number is no agreement either.
+    if not difference <= TOLERANCE * max(1.0, largest):
+        raise ConfigError(
+            f"Our logits differ from transformers' by {difference:.2g}, of {largest:.2g} at most; this model is not "
+            "what its config.json says."
+        )
+    return difference
+
+
+def _made(source: Path, config: TrainConfig, tokens: Tokenizer) -> dict[str, Any]:
+    """What the checkpoint says of its making; of what it was trained on, nothing is known."""
+    end = config.data.tokenizer.end_of_document
+    described = {"sha256": bpe.digest(tokens), "vocabulary": bpe.size(tokens), "end_of_document": end}
+    return {
+        "tokens": 0,
+        "parent": None,
+        "imported": source.absolute().name,
+        "data": {"tokenizer": described, "sources": []},
+    }

@@ -1,0 +1,1 @@
+"""The transformer: its switches, its parts, its loss."""

@@ -1,0 +1,134 @@
+"""The shape of a transformer: the switches that tell GPT-Neo, GPT-J, GPT-NeoX and Llama apart. Imports no torch."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from trainer.schema import Section
+
+
+class YarnConfig(Section):
+    """Rotary positions stretched past the context they were trained on (Peng et al. 2023, YaRN).
+
+    `factor` is the stretch, `original_context` the tokens of the context before it. Wavelengths that turn more than
+    `beta_fast` times in that context stay as they are, those that turn fewer than `beta_slow` times are stretched.
+    """
+
+    factor: float = Field(gt=1)
+    original_context: int = Field(ge=8)
+    beta_fast: float = Field(default=32.0, gt=0)
+    beta_slow: float = Field(default=1.0, gt=0)
+
+
+class InitConfig(Section):
+    """How the matrices are drawn, d being the hidden size and L the layers.
+
+    `matrices`: `small` has the standard deviation √(2/5d) (Nguyen & Salazar 2019), `normal` has `std`.
+    `residual`, for those that write to the residual stream: `wang` 2/(L·√d) (Wang & Komatsuzaki 2021), `scaled`
+    std/√(2L) (Radford et al. 2019), `same` as the others.
+    """
+
+    matrices: Literal["small", "normal"] = "small"
+    std: float = Field(default=0.02, gt=0)
+    residual: Literal["wang", "scaled", "same"] = "wang"
+
+
+class ModelConfig(Section):
+    """A decoder-only transformer; the defaults are GPT-NeoX's.
+
+    `heads` of queries share `kv_heads` of keys and values (grouped-query attention), all of them unless given.
+    `mlp_size` is 4 × `hidden_size` unless given. `vocabulary` counts the rows of the embedding: the tokenizer's,
+    padded to a multiple of 128, unless given. `context` is the longest sequence, data.sequence_length unless given.
+    `norms`: `two` a block; `one`, whose output attention and MLP share in a parallel residual; `tied`, one set of
+    weights at both places. `attention` is a pattern repeated over the layers; a local layer sees `window` tokens,
+    the present one among them. `logit_scale` multiplies attention's logits, 1/√head_size unless given.
+    """
+
+    layers: int = Field(ge=1, le=512)
+    hidden_size: int = Field(ge=8, le=65536)
+    heads: int = Field(ge=1, le=1024)
+    kv_heads: int | None = Field(default=None, ge=1)
+    mlp_size: int | None = Field(default=None, ge=8)
+    vocabulary: int | None = Field(default=None, ge=2, le=1_048_576)
+    context: int | None = Field(default=None, ge=8, le=1_048_576)
+    positions: Literal["rotary", "learned", "sinusoidal", "alibi"] = "rotary"
+    rotary_pct: float = Field(default=0.25, gt=0, le=1)
+    rotary_base: float = Field(default=10_000.0, gt=1)
+    rotary_layout: Literal["half", "interleaved"] = "half"
+    yarn: YarnConfig | None = None
+    parallel_residual: bool = True
+    norms: Literal["two", "one", "tied"] = "two"
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    norm_eps: float = Field(default=1e-5, gt=0)
+    activation: Literal["gelu-tanh", "gelu-erf", "swiglu"] = "gelu-tanh"
+    qkv_bias: bool = True
+    attention_bias: bool = True
+    mlp_bias: bool = True
+    head_bias: bool = False
+    attention: tuple[Literal["global", "local"], ...] = Field(default=("global",), min_length=1)
+    window: int = Field(default=256, ge=1)
+    logit_scale: float | None = Field(default=None, gt=0)
+    tied_head: bool = False
+    init: InitConfig = InitConfig()
+
+    @property
+    def head_size(self) -> int:
+        return self.hidden_size // self.heads
+
+    @property
+    def groups(self) -> int:
+        """Heads of keys and values."""
+        return self.kv_heads or self.heads
+
+    @property
+    def inner_size(self) -> int:
+        """Width of the MLP."""
+        return self.mlp_size or 4 * self.hidden_size
+
+    @property
+    def rotary_size(self) -> int:
+        """Dimensions of each head that are rotated."""
+        return int(self.head_size * self.rotary_pct)
+
+    @property
+    def scale(self) -> float:
+        """What attention's logits are multiplied by."""
+        return self.logit_scale or self.head_size**-0.5
+
+    def is_local(self, layer: int) -> bool:
+        return self.attention[layer % len(self.attention)] == "local"
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.hidden_size % self.heads:
+            raise ValueError(
+                f"model.hidden_size ({self.hidden_size}) must be a multiple of model.heads ({self.heads})."
+            )
+        if self.heads % self.groups:
+            raise ValueError(f"model.heads ({self.heads}) must be a multiple of model.kv_heads ({self.groups}).")
+        return self
+
+    @model_validator(mode="after")
+    def _positions_fit(self) -> Self:
+        if self.positions == "rotary" and (self.rotary_size < 2 or self.rotary_size % 2):
+            raise ValueError(
+                f"model.rotary_pct ({self.rotary_pct}) must rotate an even number of a head's {self.head_size} "
+                f"dimensions, not {self.rotary_size}."
+            )
+        if self.yarn and self.positions != "rotary":
+            raise ValueError(
+                f"model.yarn stretches rotary positions; leave it out with model.positions {self.positions}."
+            )
+        if self.positions == "sinusoidal" and self.hidden_size % 2:
+            raise ValueError(
+                f"model.hidden_size ({self.hidden_size}) must be even with model.positions sinusoidal."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _switches_fit(self) -> Self:
+        if self.norms == "one" and not self.parallel_residual:
+            raise ValueError("model.norms one needs model.parallel_residual; use two or tied.")
+        if self.tied_head and self.head_bias:
+            raise ValueError("model.head_bias goes with an untied head; set model.tied_head or model.head_bias false.")
+        return self

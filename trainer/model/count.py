@@ -1,0 +1,29 @@
+"""How many parameters a model has, from its switches alone. Imports no torch."""
+
+from trainer.model.config import ModelConfig
+
+
+def parameters(model: ModelConfig, vocabulary: int, context: int) -> int:
+    """All of the trained numbers, embeddings among them; a tied head counts once."""
+    hidden = model.hidden_size
+    table = vocabulary * hidden
+    embedding = table + (context * hidden if model.positions == "learned" else 0)
+    head = _norm(model) + (0 if model.tied_head else table) + (vocabulary if model.head_bias else 0)
+    return embedding + model.layers * _block(model) + head
+
+
+def _block(model: ModelConfig) -> int:
+    hidden, inner = model.hidden_size, model.inner_size
+    norms = _norm(model) * (2 if model.norms == "two" else 1)
+    qkv = _linear(hidden, (model.heads + 2 * model.groups) * model.head_size, model.qkv_bias)
+    out = _linear(hidden, hidden, model.attention_bias)
+    up = _linear(hidden, inner, model.mlp_bias) * (2 if model.activation == "swiglu" else 1)
+    return norms + qkv + out + up + _linear(inner, hidden, model.mlp_bias)
+
+
+def _linear(inputs: int, outputs: int, bias: bool) -> int:
+    return outputs * (inputs + bias)
+
+
+def _norm(model: ModelConfig) -> int:
+    return model.hidden_size * (2 if model.norm == "layernorm" else 1)

@@ -1,0 +1,150 @@
+"""Cross-entropy straight from the hidden states, a chunk of tokens at a time: all the logits are never held at once.
+
+N tokens, D hidden size, V this rank's part of the vocabulary.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from trainer.model.tensor_parallel import ALONE, TensorParallel
+
+CHUNK = 512
+ROWS = 16
+"""Tokens whose logits stay in a CPU's cache while they become gradients, where nothing compiles that."""
+
+Kernel = Callable[[Tensor, Tensor, float], Tensor]
+
+
+class FusedLoss(torch.autograd.Function):
+    """Summed cross-entropy in nats; the gradients are made on the way forwards, while the logits are there."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, tp: TensorParallel
+    ) -> Tensor:
+        dweight_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
+        dbias_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
+        total, dx_ND = HeadLoss(weight_VD, bias_V, tp)(x_ND, targets_N, 1.0, dweight_VD, dbias_V)
+        dbias_V = None if dbias_V is None else dbias_V.to(weight_VD.dtype)
+        ctx.save_for_backward(dx_ND, dweight_VD.to(weight_VD.dtype), dbias_V)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        scale = gradients[0]
+        dx_ND, dweight_VD, dbias_V = ctx.saved_tensors
+        return dx_ND * scale, dweight_VD * scale, None if dbias_V is None else dbias_V * scale, None, None
+
+
+class HeadLoss:
+    """The head's loss and gradients, through buffers that are kept from call to call.
+
+    `kernel` is `to_gradient_`, compiled, or what stands in for it.
+    """
+
+    def __init__(
+        self, weight_VD: Tensor, bias_V: Tensor | None, tp: TensorParallel = ALONE, kernel: Kernel | None = None
+    ) -> None:
+        self.weight_VD, self.bias_V, self.tp, self.kernel = weight_VD, bias_V, tp, kernel or by_rows
+        self._kept: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        x_ND: Tensor,
+        targets_N: Tensor,
+        scale: float,
+        dweight_VD: Tensor,
+        dbias_V: Tensor | None,
+        add: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """The summed cross-entropy in nats, fp32, and `scale` × its gradient by x [N, D].
+
+        The gradients by weight and bias, scaled alike, overwrite `dweight_VD` and `dbias_V` or are added to them;
+        these may be fp32 where the weight is not.
+        """
+        total = torch.zeros((), dtype=torch.float32, device=x_ND.device)
+        dx_ND = torch.empty_like(x_ND)
+        for x, targets, dx in zip(x_ND.split(CHUNK), targets_N.split(CHUNK), dx_ND.split(CHUNK), strict=True):
+            logits_NV = self._buffer("logits", len(x), len(self.weight_VD))
+            if self.bias_V is None:
+                torch.mm(x, self.weight_VD.T, out=logits_NV)
+            else:
+                torch.addmm(self.bias_V, x, self.weight_VD.T, out=logits_NV)
+            total += self._to_gradient_(logits_NV, targets, scale)
+            torch.mm(logits_NV, self.weight_VD, out=dx)
+            self._add_product(dweight_VD, logits_NV.T, x, add)
+            if dbias_V is not None:
+                summed_V = logits_NV.sum(0, dtype=dbias_V.dtype)
+                dbias_V.copy_(dbias_V + summed_V if add else summed_V)
+            add = True
+        return total, dx_ND
+
+    def _add_product(self, dweight_VD: Tensor, dlogits_VN: Tensor, x_ND: Tensor, add: bool) -> None:
+        if dweight_VD.dtype == x_ND.dtype:
+            torch.addmm(dweight_VD, dlogits_VN, x_ND, beta=int(add), out=dweight_VD)
+        else:
+            product_VD = torch.mm(dlogits_VN, x_ND, out=self._buffer("product", *dweight_VD.shape))
+            dweight_VD.add_(product_VD) if add else dweight_VD.copy_(product_VD)
+
+    def _buffer(self, name: str, rows: int, columns: int) -> Tensor:
+        kept = self._kept.get(name)
+        if kept is None or len(kept) < rows:
+            kept = self._kept[name] = self.weight_VD.new_empty(rows, columns)
+        return kept[:rows]
+
+    def _to_gradient_(self, logits_NV: Tensor, targets_N: Tensor, scale: float) -> Tensor:
+        """Put `scale` × the gradient of the summed cross-entropy in the place of the logits; the sum, in fp32."""
+        here_N, index_N = _place(targets_N, logits_NV.shape[1], self.tp)
+        if self.tp.size == 1:
+            total = self.kernel(logits_NV, targets_N, scale)
+        else:
+            nll_N, probability_NV = _nll(logits_NV, targets_N, self.tp)
+            logits_NV.copy_(probability_NV.mul_(scale))
+            total = nll_N.sum()
+        logits_NV.scatter_add_(-1, index_N[:, None], (-scale * here_N).to(logits_NV.dtype)[:, None])
+        return total
+
+
+def to_probability_(logits_NV: Tensor, targets_N: Tensor, scale: float) -> Tensor:
+    """Put `scale` × the probabilities in the place of the logits; the summed cross-entropy in fp32."""
+    exact_NV = logits_NV.float()
+    log_sum_N1 = exact_NV.logsumexp(-1, keepdim=True)
+    nll_N1 = log_sum_N1 - exact_NV.gather(-1, targets_N[:, None])
+    logits_NV.copy_((exact_NV - log_sum_N1).exp_().mul_(scale))
+    return nll_N1.sum()
+
+
+def by_rows(logits_NV: Tensor, targets_N: Tensor, scale: float) -> Tensor:
+    """`to_probability_` on so few tokens at a time that their logits stay in a CPU's cache."""
+    pairs = zip(logits_NV.split(ROWS), targets_N.split(ROWS), strict=True)
+    return torch.stack([to_probability_(*pair, scale) for pair in pairs]).sum()
+
+
+@torch.no_grad()
+def nll(x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, tp: TensorParallel) -> Tensor:
+    """Cross-entropy of each token in nats, [N], without a gradient."""
+    pairs = zip(x_ND.split(CHUNK), targets_N.split(CHUNK), strict=True)
+    return torch.cat([_nll(functional.linear(x, weight_VD, bias_V), targets, tp)[0] for x, targets in pairs])
+
+
+def _nll(logits_NV: Tensor, targets_N: Tensor, tp: TensorParallel) -> tuple[Tensor, Tensor]:
+    """Cross-entropy [N] and the probabilities of this rank's part of the vocabulary [N, V], both fp32."""
+    logits_NV = logits_NV.float()
+    logits_NV -= tp.max(logits_NV.amax(-1))[:, None]
+    here_N, index_N = _place(targets_N, logits_NV.shape[1], tp)
+    target_N = tp.sum(torch.where(here_N, logits_NV.gather(-1, index_N[:, None])[:, 0], 0.0))
+    probability_NV = logits_NV.exp_()
+    sum_N = tp.sum(probability_NV.sum(-1))
+    return sum_N.log() - target_N, probability_NV.div_(sum_N[:, None])
+
+
+def _place(targets_N: Tensor, rows: int, tp: TensorParallel) -> tuple[Tensor, Tensor]:
+    """Whether each target is in this rank's part of the vocabulary, and where in it (0 if it is not)."""
+    index_N = targets_N - tp.rank * rows
+    here_N = (index_N >= 0) & (index_N < rows)
+    return here_N, torch.where(here_N, index_N, 0)

@@ -1,0 +1,207 @@
+"""One decoder-only transformer for GPT-Neo, GPT-J, GPT-NeoX and Llama. Tensor names carry their shapes:
+
+B batch, L sequence, D hidden size, H this rank's heads of queries, G those of keys and values, Q queries a key,
+K head size, V vocabulary.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from trainer.model import loss
+from trainer.model.config import ModelConfig
+from trainer.model.positions import Rotary, alibi_slopes, sinusoids
+from trainer.model.tensor_parallel import ALONE, RowLinear, TensorParallel
+
+
+class Attention(nn.Module):
+    """Causal attention. The rows of `qkv` are [G, (Q queries, key, value), K]: GPT-NeoX's layout, grouped."""
+
+    def __init__(self, config: ModelConfig, local: bool, rotary: Rotary | None, tp: TensorParallel) -> None:
+        super().__init__()
+        self.groups, self.queries = config.groups // tp.size, config.heads // config.groups
+        self.head_size, self.scale, self.rotary, self.tp = config.head_size, config.scale, rotary, tp
+        self.window = config.window if local else None
+        slopes = alibi_slopes(config.heads) if config.positions == "alibi" else None
+        self.slopes_H = None if slopes is None else tp.part(slopes, 0)
+        rows = self.groups * (self.queries + 2) * self.head_size
+        self.qkv = nn.Linear(config.hidden_size, rows, bias=config.qkv_bias)
+        self.out = RowLinear(config.hidden_size, config.hidden_size, config.attention_bias, tp)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        B, L, _ = x_BLD.shape
+        qkv_BLGxK = self.qkv(self.tp.enter(x_BLD)).view(B, L, self.groups, self.queries + 2, self.head_size)
+        q_BLGQK, k_BLGK, v_BLGK = qkv_BLGxK.split([self.queries, 1, 1], dim=3)
+        q_BHLK, k_BGLK, v_BGLK = (part.flatten(2, 3).transpose(1, 2) for part in (q_BLGQK, k_BLGK, v_BLGK))
+        if self.rotary:
+            q_BHLK, k_BGLK = self.rotary(q_BHLK), self.rotary(k_BGLK)
+        bias_HLL = self._bias(L, x_BLD)
+        y_BHLK = functional.scaled_dot_product_attention(
+            q_BHLK,
+            k_BGLK,
+            v_BGLK,
+            attn_mask=bias_HLL,
+            is_causal=bias_HLL is None,
+            scale=self.scale,
+            enable_gqa=self.queries > 1,
+        )
+        out_BLD: Tensor = self.out(y_BHLK.transpose(1, 2).reshape(B, L, -1))
+        return out_BLD
+
+    def _bias(self, length: int, like: Tensor) -> Tensor | None:
+        """What is added to the logits, [1 or H, L, L]; None where attention is causal and no more."""
+        windowed = self.window is not None and self.window < length
+        if self.slopes_H is None and not windowed:
+            return None
+        place = torch.arange(length, device=like.device)
+        distance_LL = place[:, None] - place[None, :]
+        seen_LL = (distance_LL >= 0) & (distance_LL < self.window) if self.window else distance_LL >= 0
+        bias_LL = torch.zeros(length, length, dtype=like.dtype, device=like.device).masked_fill_(~seen_LL, -torch.inf)
+        if self.slopes_H is None:
+            return bias_LL[None]
+        return bias_LL - (self.slopes_H.to(like.device)[:, None, None] * distance_LL).to(like.dtype)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: ModelConfig, tp: TensorParallel) -> None:
+        super().__init__()
+        width = config.inner_size // tp.size
+        self.activation, self.tp = config.activation, tp
+        self.gate = nn.Linear(config.hidden_size, width, config.mlp_bias) if config.activation == "swiglu" else None
+        self.up = nn.Linear(config.hidden_size, width, config.mlp_bias)
+        self.down = RowLinear(config.inner_size, config.hidden_size, config.mlp_bias, tp)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        x_BLD = self.tp.enter(x_BLD)
+        if self.gate is not None:
+            inner = functional.silu(self.gate(x_BLD)) * self.up(x_BLD)
+        else:
+            inner = functional.gelu(self.up(x_BLD), approximate="tanh" if self.activation == "gelu-tanh" else "none")
+        out_BLD: Tensor = self.down(inner)
+        return out_BLD
+
+
+def _norm(config: ModelConfig) -> nn.Module:
+    kind = nn.LayerNorm if config.norm == "layernorm" else nn.RMSNorm
+    return kind(config.hidden_size, eps=config.norm_eps)
+
+
+class Block(nn.Module):
+    """Attention and MLP around the residual stream. `recompute` keeps no activations within (Chen et al. 2016)."""
+
+    def __init__(self, config: ModelConfig, layer: int, rotary: Rotary | None, tp: TensorParallel) -> None:
+        super().__init__()
+        self.parallel_residual, self.recompute = config.parallel_residual, False
+        self.shared_input = config.parallel_residual and config.norms != "two"
+        self.attention_norm = _norm(config)
+        self.attention = Attention(config, config.is_local(layer), rotary, tp)
+        self.mlp_norm = _norm(config) if config.norms == "two" else None
+        self.mlp = MLP(config, tp)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            out_BLD: Tensor = checkpoint(self._forward, x_BLD, use_reentrant=False)
+            return out_BLD
+        return self._forward(x_BLD)
+
+    def _forward(self, x_BLD: Tensor) -> Tensor:
+        normed_BLD = self.attention_norm(x_BLD)
+        attended_BLD = x_BLD + self.attention(normed_BLD)
+        if not self.shared_input:
+            mlp_norm = self.attention_norm if self.mlp_norm is None else self.mlp_norm
+            normed_BLD = mlp_norm(x_BLD if self.parallel_residual else attended_BLD)
+        out_BLD: Tensor = attended_BLD + self.mlp(normed_BLD)
+        return out_BLD
+
+
+class Embedding(nn.Module):
+    """Token ids [B, L] to hidden states [B, L, D]; the rows of the vocabulary are split over tensor-parallel ranks."""
+
+    def __init__(self, config: ModelConfig, vocabulary: int, context: int, tp: TensorParallel) -> None:
+        super().__init__()
+        self.tp = tp
+        self.tokens = _embedding(vocabulary // tp.size, config.hidden_size)
+        self.positions = _embedding(context, config.hidden_size) if config.positions == "learned" else None
+        self.sinusoids_LD = sinusoids(context, config.hidden_size) if config.positions == "sinusoidal" else None
+
+    def forward(self, ids_BL: Tensor) -> Tensor:
+        return self.place(self.look_up(ids_BL))
+
+    def place(self, x_BLD: Tensor) -> Tensor:
+        """Add the positions, where they are added here."""
+        if self.positions is not None:
+            x_BLD = x_BLD + self.positions(torch.arange(x_BLD.shape[1], device=x_BLD.device))
+        elif self.sinusoids_LD is not None:
+            x_BLD = x_BLD + self.sinusoids_LD[: x_BLD.shape[1]].to(x_BLD)
+        return x_BLD
+
+    def look_up(self, ids_BL: Tensor) -> Tensor:
+        if self.tp.size == 1:
+            out_BLD: Tensor = self.tokens(ids_BL)
+            return out_BLD
+        rows = self.tokens.num_embeddings
+        local_BL = ids_BL - self.tp.rank * rows
+        elsewhere_BL = (local_BL < 0) | (local_BL >= rows)
+        x_BLD = self.tokens(local_BL.masked_fill(elsewhere_BL, 0)).masked_fill(elsewhere_BL[..., None], 0)
+        return self.tp.leave(x_BLD)
+
+
+def _embedding(rows: int, width: int) -> nn.Embedding:
+    # Left to itself it draws weights, which on the meta device imports torch's compiler: seconds.
+    return nn.Embedding(rows, width, _weight=torch.empty(rows, width))
+
+
+class Head(nn.Module):
+    """Hidden states to logits, or straight to the loss; with a tied head, `weight` is the embedding's."""
+
+    def __init__(
+        self, config: ModelConfig, vocabulary: int, tp: TensorParallel, tied: nn.Parameter | None = None
+    ) -> None:
+        super().__init__()
+        rows = vocabulary // tp.size
+        self.tp = tp
+        self.norm = _norm(config)
+        self.weight = nn.Parameter(torch.empty(rows, config.hidden_size)) if tied is None else tied
+        self.bias = nn.Parameter(torch.empty(rows)) if config.head_bias else None
+
+    def forward(self, x_BLD: Tensor, targets_BL: Tensor | None = None, mean: bool = True) -> Tensor:
+        """Logits [B, L, V] of the whole vocabulary, without a gradient. With targets, their cross-entropy in nats:
+        its mean, or that of each target [B, L], without a gradient."""
+        x_BLD = self.norm(x_BLD)
+        if targets_BL is None:
+            with torch.no_grad():
+                return self.tp.join(functional.linear(x_BLD, self.weight, self.bias), dim=-1)
+        x_ND = self.tp.enter(x_BLD).flatten(0, 1)
+        inputs = (x_ND, self.weight, self.bias, targets_BL.flatten(), self.tp)
+        if not mean:
+            return loss.nll(*inputs).view(targets_BL.shape)
+        total: Tensor = loss.FusedLoss.apply(*inputs)  # type: ignore[no-untyped-call]
+        return total / targets_BL.numel()
+
+
+class Transformer(nn.Module):
+    """The whole model, or this rank's part of it in every matrix. The weights are not drawn yet."""
+
+    def __init__(self, config: ModelConfig, vocabulary: int, context: int, tp: TensorParallel = ALONE) -> None:
+        super().__init__()
+        self.rotary = Rotary(config, context) if config.positions == "rotary" else None
+        self.embed = Embedding(config, vocabulary, context, tp)
+        self.blocks = nn.ModuleList(Block(config, layer, self.rotary, tp) for layer in range(config.layers))
+        tied = self.embed.tokens.get_parameter("weight") if config.tied_head else None
+        self.head = Head(config, vocabulary, tp, tied)
+
+    def forward(self, ids_BL: Tensor, targets_BL: Tensor | None = None, mean: bool = True) -> Tensor:
+        """Logits [B, L, V]; with targets, their cross-entropy as the head gives it."""
+        x_BLD: Tensor = self.embed(ids_BL)
+        for block in self.blocks:
+            x_BLD = block(x_BLD)
+        out: Tensor = self.head(x_BLD, targets_BL, mean)
+        return out
+
+
+def shapes(config: ModelConfig, vocabulary: int, context: int) -> dict[str, torch.Size]:
+    """The whole shape of each parameter by its name, no weights made."""
+    with torch.device("meta"):
+        model = Transformer(config, vocabulary, context)
+    return {name: parameter.shape for name, parameter in model.named_parameters()}
