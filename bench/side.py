@@ -18,6 +18,7 @@ from torch import Tensor
 from bench.shapes import SHAPES, Shape, Side
 from trainer import state
 from trainer.config import TrainConfig, load_recipe
+from trainer.model.transformer import shapes
 
 RATE = 1e-3
 Stepper = Callable[[Tensor], float]
@@ -75,13 +76,14 @@ def transformers(config: TrainConfig, device: torch.device, side: Side) -> tuple
     with torch.device(device):
         model = GPTNeoXForCausalLM._from_config(theirs, attn_implementation="sdpa", dtype=torch.float32)
     read = state.fresh(config)
-    weights = {
-        theirs_name: tensor
-        for name in model_names(config)
+    exported = {
+        # The name in files; transformers 5 has another in memory.
+        theirs_name.replace("embed_out", "lm_head"): tensor
+        for name in shapes(config.model, config.vocabulary, config.context)
         for theirs_name, tensor in family.export(name, read("weight", name)).items()
     }
-    model.load_state_dict(weights, strict=False)
-    del weights
+    model.load_state_dict(exported)
+    del exported
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(
         [
@@ -107,12 +109,6 @@ def transformers(config: TrainConfig, device: torch.device, side: Side) -> tuple
         return float(loss.detach())
 
     return step, imported
-
-
-def model_names(config: TrainConfig) -> list[str]:
-    from trainer.model.transformer import shapes
-
-    return list(shapes(config.model, config.vocabulary, config.context))
 
 
 def tokens(config: TrainConfig, shape: Shape, device: torch.device, steps: int = 32) -> Tensor:

@@ -10,6 +10,13 @@ from typing import Any, NamedTuple
 
 from trainer.config import CheckpointsConfig, ConfigError, TrainConfig
 
+RESUMED = ("model", "data", "training.seed", "training.batch")
+"""What a run must keep when it goes on."""
+PLACES = ("data.prepared", "data.root")
+"""But for these: the hashes show that the data are the same wherever they lie."""
+REACH = ("model.context", "model.yarn")
+"""What a fork may change of the model: how far its positions reach."""
+
 
 class Start(NamedTuple):
     """Where a run begins: at a checkpoint that is only read, or at step 0 where there is none.
@@ -71,7 +78,7 @@ def start(config: TrainConfig, out: Path, resume: Path | None = None, fork: str 
     if folder is None:
         return Start()
     made = how(folder)
-    _demand_same(config, made, ("model", "data", "training.seed", "training.batch"), "start afresh in another folder")
+    _demand_same(config, made, RESUMED, PLACES, "start afresh in another folder")
     _demand_steps_left(config, made)
     return Start(folder, made["step"], made.get("parent"))
 
@@ -84,7 +91,7 @@ def _fork(config: TrainConfig, fork: str) -> Start:
     if not folder.is_dir():
         raise ConfigError(f"{run} has no checkpoint of step {step}; it has {_kept(Path(run)) or 'none'}.")
     made = how(folder)
-    _demand_same(config, made, ("model",), "fork with the model it has")
+    _demand_same(config, made, ("model",), REACH, "fork with the model it has")
     _demand_steps_left(config, made)
     parent = {"run": Path(run).absolute().name, "step": made["step"], "parent": made.get("parent")}
     return Start(folder, made["step"], parent, forks=True)
@@ -96,13 +103,12 @@ def _kept(run: Path) -> str:
     return ", ".join(map(str, sorted(int(name) for name in names if name.isdecimal())))
 
 
-def _demand_same(config: TrainConfig, made: dict[str, Any], paths: tuple[str, ...], otherwise: str) -> None:
-    # Where the data lie is free; that they are the same is shown by their hashes.
-    places = dict.fromkeys(("prepared", "root"))
-    now, then = config.model_dump(mode="json"), made["config"]
-    now, then = ({**values, "data": values["data"] | places} for values in (now, then))
+def _demand_same(
+    config: TrainConfig, made: dict[str, Any], paths: tuple[str, ...], free: tuple[str, ...], otherwise: str
+) -> None:
+    now = config.model_dump(mode="json")
     for path in paths:
-        difference = _difference(path, _at(now, path), _at(then, path))
+        difference = _difference(path, _at(now, path), _at(made["config"], path), free)
         if difference:
             raise ConfigError(f"{difference}; go on with the checkpoint's value, or {otherwise}.")
 
@@ -146,9 +152,11 @@ def _at(values: Any, dotted: str) -> Any:
     return values
 
 
-def _difference(path: str, ours: Any, theirs: Any) -> str | None:
-    """The first key under `path` at which the two differ, as a clause."""
+def _difference(path: str, ours: Any, theirs: Any, free: tuple[str, ...]) -> str | None:
+    """The first key under `path` that is not free and at which the two differ, as a clause."""
+    if path in free:
+        return None
     if isinstance(ours, dict) and isinstance(theirs, dict):
-        found = (_difference(f"{path}.{key}", ours.get(key), theirs.get(key)) for key in {**ours, **theirs})
+        found = (_difference(f"{path}.{key}", ours.get(key), theirs.get(key), free) for key in {**ours, **theirs})
         return next(filter(None, found), None)
     return None if ours == theirs else f"{path} is {ours!r} here and {theirs!r} in the checkpoint"

@@ -55,9 +55,7 @@ def start_trainer(*arguments: str | Path) -> subprocess.Popen[str]:
     )
 
 
-def run_trainer(
-    *arguments: str | Path, limits: Mapping[int, int] | None = None
-) -> subprocess.CompletedProcess[str]:
+def run_trainer(*arguments: str | Path, limits: Mapping[int, int] | None = None) -> subprocess.CompletedProcess[str]:
     """Run the command line to its end, under `limits` of the kernel (resource.RLIMIT_…)."""
 
     def limit() -> None:

@@ -164,6 +164,22 @@ def test_fork_starts_a_new_run_from_a_kept_step(finished: Path, tmp_path: Path) 
     assert how["parent"]["parent"]["run"] == finished.name
 
 
+def test_fork_reaches_further_by_yarn(finished: Path, tmp_path: Path) -> None:
+    sections = {"model": {"yarn": {"factor": 2.0, "original_context": 32}}, "data": {"sequence_length": 64}}
+    config = write_config(tmp_path / "tiny.yml", sections, steps=5)
+    result = run_trainer("train", config, "--out", tmp_path / "out", "--fork", f"{finished}@4")
+    assert result.returncode == 0, result.stderr
+    folder = tmp_path / "out" / "checkpoints" / "step5"
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    probe = load_file(folder / "probe.safetensors")
+    with torch.no_grad():
+        torch.testing.assert_close(model(probe["ids"]).logits, probe["logits"], atol=1e-4, rtol=0)
+    assert model.config.rope_parameters["rope_type"] == "yarn"
+    result = run_trainer("train", config, "--out", tmp_path / "other", "--resume", finished / "checkpoints" / "step4")
+    assert result.returncode == 78
+    assert "model.yarn is {" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("fork", "said"),
     [

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from trainer.config import TrainConfig
 from trainer.engine.base import Kind, NonFiniteError, Read, Step
+from trainer.engine.compiling import can_compile
 from trainer.engine.flat import FlatAdamW
-from trainer.model.loss import HeadLoss
+from trainer.model.loss import HeadLoss, to_probability_
 from trainer.model.transformer import Transformer
 from trainer.world import Place
 
@@ -42,7 +43,12 @@ class LocalEngine:
         for block in self.model.blocks:
             block.recompute = config.training.recompute
         self.tied = config.model.tied_head
-        self.head_loss = HeadLoss(self.model.head.weight, self.model.head.bias)
+        kernel = None
+        if config.training.compile and can_compile(self.device):
+            for block in self.model.blocks:
+                block.compile(dynamic=False)
+            kernel = torch.compile(to_probability_, dynamic=False)
+        self.head_loss = HeadLoss(self.model.head.weight, self.model.head.bias, kernel=kernel)
         self._first = True
         self._touched: list[Tensor] = []
         self._keep_gradients()

@@ -120,9 +120,7 @@ class ModelConfig(Section):
                 f"model.yarn stretches rotary positions; leave it out with model.positions {self.positions}."
             )
         if self.positions == "sinusoidal" and self.hidden_size % 2:
-            raise ValueError(
-                f"model.hidden_size ({self.hidden_size}) must be even with model.positions sinusoidal."
-            )
+            raise ValueError(f"model.hidden_size ({self.hidden_size}) must be even with model.positions sinusoidal.")
         return self
 
     @model_validator(mode="after")
