@@ -1,5 +1,6 @@
 """The trainer's command line."""
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -66,6 +67,9 @@ def check(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what a configuration would cost, without running it."""
+    for option, value in (("--tokens-per-second", tokens_per_second), ("--gpu-memory", gpu_memory)):
+        if value is not None and not math.isfinite(value):
+            fail(Status.CONFIG, f"{option} must be a finite number, not {value}.")
     try:
         memory = None if gpu_memory is None else int(gpu_memory * 2**30)
         report = dry_run(load(config), gpus, memory, tokens_per_second)

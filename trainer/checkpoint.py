@@ -70,6 +70,8 @@ def start(config: TrainConfig, out: Path, resume: Path | None = None, fork: str 
 
     Raises ConfigError if the checkpoint is of another model, or, unless it is forked, of other data or another order.
     """
+    if resume is not None and fork is not None:
+        raise ConfigError("--resume goes on with a run and --fork starts a new one; give one of the two.")
     folder = newest(out)
     if resume is not None and (folder is None or how(resume)["step"] > how(folder)["step"]):
         folder = resume.absolute()
@@ -86,10 +88,13 @@ def start(config: TrainConfig, out: Path, resume: Path | None = None, fork: str 
 def _fork(config: TrainConfig, fork: str) -> Start:
     run, _, step = fork.rpartition("@")
     if not run or not step.isdecimal():
-        raise ConfigError(f"--fork must be RUN@STEP, a run's folder and one of its steps, not {fork!r}.")
+        raise ConfigError(f"--fork must be RUN@STEP, a run's folder and one of its steps, not {fork[:80]!r}.")
     folder = folder_of(Path(run).absolute(), int(step))
-    if not folder.is_dir():
-        raise ConfigError(f"{run} has no checkpoint of step {step}; it has {_kept(Path(run)) or 'none'}.")
+    try:
+        if not folder.is_dir():
+            raise ConfigError(f"{run} has no checkpoint of step {step}; it has {_kept(Path(run)) or 'none'}.")
+    except OSError as error:
+        raise ConfigError(f"--fork {run[:80]!r} cannot be read: {error.strerror}.") from error
     made = how(folder)
     _demand_same(config, made, ("model",), REACH, "fork with the model it has")
     _demand_steps_left(config, made)
@@ -156,6 +161,8 @@ def _difference(path: str, ours: Any, theirs: Any, free: tuple[str, ...]) -> str
     """The first key under `path` that is not free and at which the two differ, as a clause."""
     if path in free:
         return None
+    if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        ours, theirs = dict(enumerate(ours)), dict(enumerate(theirs))
     if isinstance(ours, dict) and isinstance(theirs, dict):
         found = (_difference(f"{path}.{key}", ours.get(key), theirs.get(key), free) for key in {**ours, **theirs})
         return next(filter(None, found), None)

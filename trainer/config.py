@@ -104,7 +104,7 @@ class ParallelConfig(Section):
 class TrainConfig(Section):
     """Everything that decides a run's weights."""
 
-    version: int = Field(default=VERSION, ge=1)
+    version: int = Field(default=VERSION, ge=1, le=VERSION, strict=True)
     model: ModelConfig
     data: DataConfig
     optimizer: OptimizerConfig
@@ -153,10 +153,12 @@ class TrainConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _version_is_known(cls, values: Any) -> Any:
-        version = values.get("version") if isinstance(values, Mapping) else None
-        if isinstance(version, int) and version > VERSION:
+        """Before all else, for a newer version may have any other key."""
+        version = str(values.get("version")) if isinstance(values, Mapping) else ""
+        if version.isdecimal() and int(version) > VERSION:
             raise ValueError(
-                f"version is {version}, and this trainer reads configurations up to {VERSION}; use a newer trainer."
+                f"version is {version[:20]}, and this trainer reads configurations up to {VERSION}; use a newer "
+                "trainer."
             )
         return values
 
@@ -234,7 +236,7 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError(f"The configuration {path} cannot be read: {reason}.") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         place = getattr(error, "problem_mark", None)
         where = f" at line {place.line + 1}" if place else ""
         raise ConfigError(f"The configuration {path} is not valid YAML{where}.") from error
@@ -254,7 +256,7 @@ def _validate(values: dict[str, Any], names: Mapping[str, str] | None = None) ->
 def _sentence(error: ErrorDetails, names: Mapping[str, str]) -> str:
     """One of pydantic's errors in one sentence."""
     dotted = ".".join(str(part) for part in error["loc"])
-    key = names.get(dotted, dotted)
+    key = names.get(dotted, dotted)[:80]
     match error["type"]:
         case "value_error":
             return str(error["ctx"]["error"])
@@ -265,6 +267,8 @@ def _sentence(error: ErrorDetails, names: Mapping[str, str]) -> str:
             return f"{key} is missing; a source is used only with its licence, an SPDX identifier such as PSF-2.0."
         case "missing":
             return f"{key} is missing; add it."
+    if error["type"] == "too_short":
+        return f"{key} must have at least {error['ctx']['min_length']} entry."
     must = error["msg"].replace("Input should", "must", 1).replace("must be less", "must be a number less")
     must = must.replace("must be greater", "must be a number greater").split(", unable")[0]
     return f"{key} {must}, not {str(error['input'])[:60]!r}."

@@ -21,6 +21,8 @@ class FailedError(Exception):
 @contextlib.contextmanager
 def hold(out: Path, host: int = 0) -> Iterator[None]:
     """Make the folder and hold it alone, or as one of several hosts that share it, an earlier outcome taken away."""
+    if out == Path():
+        fail(Status.CONFIG, "--out is empty or the folder you stand in; name a folder of the run's own.")
     try:
         out.mkdir(parents=True, exist_ok=True)
         with (out / (f".lock.{host}" if host else ".lock")).open("w") as lock:

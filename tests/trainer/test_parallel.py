@@ -169,5 +169,6 @@ def test_parts_that_are_not_marked_would_be_left_out_of_the_norm(two: Ranks, lay
 def test_bf16_trains_as_fp32_does_but_for_rounding(four: Ranks, layout: dict[str, Any]) -> None:
     done = four.call(train, config_of("neo", precision="bf16", **layout), range(6))[0]
     for (loss, norm), (wanted_loss, wanted_norm) in zip(done, alone("neo"), strict=False):
+        assert abs(loss - wanted_loss) > 1e-6, "it trained in fp32"
         assert loss == pytest.approx(wanted_loss, abs=0.02)
         assert norm == pytest.approx(wanted_norm, rel=0.02)

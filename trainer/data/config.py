@@ -64,8 +64,8 @@ class SourceConfig(Section):
     """
 
     name: SourceName
-    weight: float | None = Field(default=None, gt=0)
-    epochs: float | None = Field(default=None, gt=0)
+    weight: float | None = Field(default=None, gt=0, le=1e9)
+    epochs: float | None = Field(default=None, gt=0, le=1e9)
     licence: Licence
     builtin: Builtin | None = None
     path: str | None = Field(default=None, min_length=1)

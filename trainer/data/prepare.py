@@ -68,6 +68,8 @@ def prepare(
     mark = fingerprint(data)
     if stands(folder, mark) and (checkpoint is None or _digest(folder) == _digest(checkpoint)):
         return
+    if folder.exists() and not (folder / "manifest.json").is_file() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} holds something else than prepared data; give --out another folder.")
     building = folder.with_name(f".{folder.name}.building")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)

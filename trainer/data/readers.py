@@ -56,6 +56,13 @@ def files_of(source: SourceConfig, root: Path) -> list[Path]:
 
     Raises ConfigError if there is none.
     """
+    try:
+        return _files_of(source, root)
+    except OSError as error:
+        raise ConfigError(f"The place of the source {source.name} cannot be read: {error.strerror}.") from error
+
+
+def _files_of(source: SourceConfig, root: Path) -> list[Path]:
     if source.tokens is not None:
         return list(paths_of(root / source.tokens))
     if source.path is None:

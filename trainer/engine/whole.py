@@ -66,10 +66,12 @@ class Whole:
     def _partition(self, part: nn.Module, config: TrainConfig) -> None:
         from deepspeed.runtime.zero import Init
 
+        dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
+        # It leaves a part that is there already in the precision it has.
         Init(
-            module=part,
+            module=part.to(dtype),
             data_parallel_group=self._place.data_group,
             config_dict_or_path=settings(config, self._place),
             mpu=self.groups,
-            dtype=torch.bfloat16 if config.training.precision == "bf16" else torch.float32,
+            dtype=dtype,
         )
