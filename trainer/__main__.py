@@ -16,7 +16,7 @@ from trainer.data.commands import app as data
 from trainer.evaluation.commands import app as evaluation
 from trainer.exits import fail, finish, hold
 from trainer.imported import app as importing
-from trainer.outcome import Outcome, Status, add_event, write_atomically
+from trainer.outcome import Outcome, Status, add_event, cut_metrics, write_atomically
 
 app = typer.Typer(help="Stoa's trainer.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -49,6 +49,7 @@ def train(
             start = checkpoint.start(settings, out, resume, fork)
             if host == 0:
                 write_atomically(out / "config.yml", dump(settings))
+                cut_metrics(out, start.step)
                 add_event(out, "started", step=start.step, steps=settings.training.steps, ranks=gpus * hosts)
             outcome = ranks.run(out.absolute(), settings, start, gpus, here)
         except ConfigError as error:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import xxhash
+
 from trainer.config import CheckpointsConfig, ConfigError, TrainConfig
 
 RESUMED = ("model", "data", "training.seed", "training.batch")
@@ -64,6 +66,43 @@ def how(folder: Path) -> dict[str, Any]:
     return made
 
 
+def whole(folder: Path) -> dict[str, Any]:
+    """How the checkpoint was made, its files being those that were written. Raises ConfigError if they are not."""
+    made = how(folder)
+    kinds = {"step": int, "tokens": int, "config": dict}
+    for key, kind in kinds.items():
+        if not isinstance(made, dict) or not isinstance(made.get(key), kind):
+            raise ConfigError(_damaged(folder, f"how.json lacks {key}"))
+    if folder.name not in (f"step{made['step']}", folder.name.removeprefix("step")):
+        raise ConfigError(_damaged(folder, f"how.json is of step {made['step']}"))
+    verify(folder, made)
+    return made
+
+
+def verify(folder: Path, made: dict[str, Any]) -> None:
+    """Raise ConfigError unless each file has the hash that `how.json` says."""
+    for name, written in made.get("files", {}).items():
+        try:
+            found = digest(folder / name)
+        except OSError as error:
+            raise ConfigError(_damaged(folder, f"{name} cannot be read")) from error
+        if found != written:
+            raise ConfigError(_damaged(folder, f"{name} is not what was written"))
+
+
+def digest(path: Path) -> str:
+    """The file's XXH3, which is as fast as the disk and shows damage, not malice."""
+    state = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            state.update(block)
+    return f"xxh3:{state.hexdigest()}"
+
+
+def _damaged(folder: Path, problem: str) -> str:
+    return f"The checkpoint {folder} is damaged: {problem}; remove it and go on from the one before."
+
+
 def start(config: TrainConfig, out: Path, resume: Path | None = None, fork: str | None = None) -> Start:
     """Where to go on: at the newest checkpoint in `out`, at `resume` where that is further, or else at `fork`, which
     is RUN@STEP.
@@ -73,13 +112,13 @@ def start(config: TrainConfig, out: Path, resume: Path | None = None, fork: str 
     if resume is not None and fork is not None:
         raise ConfigError("--resume goes on with a run and --fork starts a new one; give one of the two.")
     folder = newest(out)
-    if resume is not None and (folder is None or how(resume)["step"] > how(folder)["step"]):
+    if resume is not None and (folder is None or whole(resume)["step"] > whole(folder)["step"]):
         folder = resume.absolute()
     if folder is None and fork is not None:
         return _fork(config, fork)
     if folder is None:
         return Start()
-    made = how(folder)
+    made = whole(folder)
     _demand_same(config, made, RESUMED, PLACES, "start afresh in another folder")
     _demand_steps_left(config, made)
     return Start(folder, made["step"], made.get("parent"))
@@ -95,7 +134,7 @@ def _fork(config: TrainConfig, fork: str) -> Start:
             raise ConfigError(f"{run} has no checkpoint of step {step}; it has {_kept(Path(run)) or 'none'}.")
     except OSError as error:
         raise ConfigError(f"--fork {run[:80]!r} cannot be read: {error.strerror}.") from error
-    made = how(folder)
+    made = whole(folder)
     _demand_same(config, made, ("model",), REACH, "fork with the model it has")
     _demand_steps_left(config, made)
     parent = {"run": Path(run).absolute().name, "step": made["step"], "parent": made.get("parent")}

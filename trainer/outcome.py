@@ -61,6 +61,18 @@ def last_metrics(out: Path, count: int) -> list[dict[str, Any]]:
         return []
 
 
+def cut_metrics(out: Path, step: int) -> None:
+    """Take out the lines past `step`, which is done again."""
+    path = out / "metrics.jsonl"
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    # A line that a kill cut short goes too.
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    if len(kept) < len(lines):
+        write_atomically(path, "".join(kept))
+
+
 def _append(path: Path, record: dict[str, Any]) -> None:
     """Add one line in one write, so that a reader never sees half of one."""
     line = json.dumps(record, allow_nan=False).encode() + b"\n"

@@ -79,11 +79,6 @@ def reader(folder: Path, config: TrainConfig) -> Read:
     return read
 
 
-def has_moments(folder: Path) -> bool:
-    """Whether Adam's moments are in the checkpoint; there are none at step 0."""
-    return any((folder / MOMENTS).parent.glob("optimizer*.safetensors"))
-
-
 def save(
     config: TrainConfig,
     out: Path,
@@ -134,8 +129,13 @@ def describe(config: TrainConfig, folder: Path, step: int, made: dict[str, Any],
         **made,
         "code_version": code_version(),
         "torch_version": torch.__version__,
+        "files": {str(path.relative_to(folder)): checkpoint.digest(path) for path in _files(folder)},
     }
     _write_json(folder / "how.json", how)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def write_tensors(folder: Path, stem: str, pairs: Iterable[tuple[str, Tensor]]) -> None:

@@ -88,12 +88,13 @@ class Run:
 
     def build(self) -> None:
         """Make the model and its engine, from the checkpoint or from the seed."""
+        if self.place.leads and self.made and self.made["code_version"] != state.code_version():
+            add_event(self.out, "warning", message="the checkpoint was written by another version of the trainer")
         self.progress.stage("building the model")
         self.engine = open_engine(self.config, self.place)
         folder = self.start.folder
         read = state.reader(folder, self.config) if folder else state.fresh(self.config)
-        # An imported checkpoint has a step but no moments: Adam starts anew there.
-        self.engine.load(read, self.step if folder and state.has_moments(folder) else 0)
+        self.engine.load(read, self.step)
         self.peak_flops = hardware.peak_flops(self.config.training, self.place.device) * self.place.ranks
 
     def close(self) -> None:

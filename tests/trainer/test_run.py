@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.trainer.conftest import run_trainer, write_config
+from trainer import checkpoint
 from trainer.spikes import Spikes
 
 
@@ -99,6 +101,9 @@ def test_non_finite_loss_fails_and_names_the_step(finished: Path, tmp_path: Path
     weights = load_file(broken / "model.safetensors")
     weights["embed_out.weight"][0, 0] = torch.nan
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    how = json.loads((broken / "how.json").read_text())
+    how["files"]["model.safetensors"] = checkpoint.digest(broken / "model.safetensors")
+    (broken / "how.json").write_text(json.dumps(how))
     config = write_config(tmp_path / "tiny.yml")
     result = run_trainer("train", config, "--out", tmp_path / "out", "--resume", broken)
     assert result.returncode == 70
@@ -109,6 +114,36 @@ def test_non_finite_loss_fails_and_names_the_step(finished: Path, tmp_path: Path
     assert outcome(tmp_path / "out")["transient"] is False
     assert lines(tmp_path / "out" / "events.jsonl")[-1]["event"] == "failed"
     assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def damage(path: Path) -> None:
+    """Four bytes in the middle."""
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 4] = b"\xff\xff\xc0\x7f"
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (lambda folder: damage(folder / "model.safetensors"), "model.safetensors is not what was written"),
+        (lambda folder: damage(folder / "trainer" / "optimizer.safetensors"), "optimizer.safetensors is not what was"),
+        (lambda folder: shutil.rmtree(folder / "trainer"), "trainer/optimizer.safetensors cannot be read"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json cannot be read"),
+        (lambda folder: (folder / "how.json").write_text("[]"), "how.json lacks step"),
+        (lambda folder: (folder / "how.json").write_text("{"), "is not a whole checkpoint of this trainer"),
+    ],
+)
+def test_damaged_checkpoint_is_refused(
+    finished: Path, tmp_path: Path, fault: Callable[[Path], object], said: str
+) -> None:
+    shutil.copytree(finished / "checkpoints" / "step4", tmp_path / "out" / "checkpoints" / "step4")
+    fault(tmp_path / "out" / "checkpoints" / "step4")
+    result = run_trainer("train", write_config(tmp_path / "tiny.yml"), "--out", tmp_path / "out")
+    assert result.returncode == 78
+    assert said in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_generate(finished: Path, tmp_path: Path) -> None:

@@ -90,6 +90,7 @@ def open_checkpoint(folder: Path) -> Opened:
     state.load_weights(model, folder, config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     end = bpe.end_of_document(tokenizer, config.data.tokenizer.end_of_document)
+    checkpoint.verify(folder, made)
     return Opened(folder, step, config, model.eval().to(device), tokenizer, config.context, end, device)
 
 
