@@ -1,5 +1,6 @@
 """The folders of checkpoints: when one is due, where it lies, and what makes it whole. Imports no torch."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -162,6 +163,15 @@ def _demand_steps_left(config: TrainConfig, made: dict[str, Any]) -> None:
         raise ConfigError(
             f"training.steps ({config.training.steps}) must be at least the checkpoint's step ({made['step']})."
         )
+
+
+def code_version() -> str:
+    """A hash of the trainer's own source, which names the code whether or not it lies in a repository."""
+    digest = hashlib.sha256()
+    root = Path(__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return f"sha256:{digest.hexdigest()}"
 
 
 @contextmanager

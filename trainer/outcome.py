@@ -9,6 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+CONNECTION_LOST = "The connection to another rank was lost, which ended before this one."
+
 
 class Status(IntEnum):
     """Exit statuses, after sysexits.h."""

@@ -9,10 +9,12 @@ from types import FrameType
 
 from trainer import check
 from trainer.config import ConfigError
-from trainer.outcome import Outcome, Status
+from trainer.outcome import CONNECTION_LOST, Outcome, Status
 from trainer.ranks import STOP_SIGNALS, Assignment
 
 PR_SET_PDEATHSIG = 1
+# What gloo, NCCL and the store say when a rank at the other end is gone.
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "recvValue")
 
 
 def main() -> None:
@@ -56,6 +58,8 @@ def _train(assignment: Assignment, stop: _Stop) -> Outcome:
     except ConfigError as error:
         return Outcome(status=Status.CONFIG, reason=str(error))
     except Exception as error:
+        if any(text in str(error) for text in LOST):
+            return Outcome(status=Status.FAILED, reason=CONNECTION_LOST, transient=True)
         traceback.print_exc()
         lines = str(error).strip().splitlines()
         reason = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from trainer.checkpoint import Start
 from trainer.config import ConfigError, TrainConfig
-from trainer.outcome import Outcome, Status, last_metrics
+from trainer.outcome import CONNECTION_LOST, Outcome, Status, last_metrics
 
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 SECONDS_TO_FOLLOW = 2.0
@@ -52,10 +52,10 @@ class Host:
 
 def host(number: int, count: int, rendezvous: str | None, address: str | None) -> Host:
     """From the command line's options. Raises ConfigError."""
-    if count == 1:
-        return Host()
     if number >= count:
         raise ConfigError(f"--host ({number}) counts from 0 and must be less than --hosts ({count}).")
+    if count == 1:
+        return Host()
     name, _, port = (rendezvous or "").rpartition(":")
     if not name or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise ConfigError(
@@ -199,10 +199,14 @@ def _wait(ranks: list[Rank]) -> list[int]:
 
 
 def _combine(outcomes: list[Outcome], step: int | None) -> Outcome:
-    """One outcome of the ranks', in the order they ended: a wrong configuration first, then a lost rank, then the
-    first failure (the others lose their connection because of it)."""
-    wrong = [outcome for outcome in outcomes if outcome.status == Status.CONFIG]
-    failed = [outcome for outcome in outcomes if outcome.status == Status.FAILED]
-    lost = [outcome for outcome in failed if outcome.transient]
-    first = next(iter([*wrong, *lost, *failed, *outcomes]))
+    """One outcome of the ranks', which come in the order they ended: the one that the others follow from."""
+
+    def order(outcome: Outcome) -> int:
+        if outcome.status != Status.FAILED:
+            return 0 if outcome.status == Status.CONFIG else 4
+        if outcome.reason == CONNECTION_LOST:
+            return 3
+        return 1 if outcome.transient else 2
+
+    first = min(outcomes, key=order)
     return first.model_copy(update={"step": step if first.step is None else first.step})

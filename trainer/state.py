@@ -3,7 +3,6 @@
 Everything is written whole, not a rank's part of it, so that any layout of ranks can go on from it.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -127,7 +126,7 @@ def describe(config: TrainConfig, folder: Path, step: int, made: dict[str, Any],
         "config": config.model_dump(mode="json"),
         "opens_in_transformers": theirs.refusal or theirs.architecture,
         **made,
-        "code_version": code_version(),
+        "code_version": checkpoint.code_version(),
         "torch_version": torch.__version__,
         "files": {str(path.relative_to(folder)): checkpoint.digest(path) for path in _files(folder)},
     }
@@ -172,15 +171,6 @@ def tensors(folder: Path, stem: str) -> Callable[[str], Tensor]:
         ) from error
     places = {name: file for file in files for name in file.keys()}  # type: ignore[no-untyped-call]  # noqa: SIM118
     return lambda name: cast(Tensor, places[name].get_tensor(name))  # type: ignore[no-untyped-call]
-
-
-def code_version() -> str:
-    """A hash of the trainer's own source, which names the code whether or not it lies in a repository."""
-    digest = hashlib.sha256()
-    root = Path(__file__).parent
-    for path in sorted(root.rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return f"sha256:{digest.hexdigest()}"
 
 
 def _batches(pairs: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:

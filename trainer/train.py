@@ -88,7 +88,7 @@ class Run:
 
     def build(self) -> None:
         """Make the model and its engine, from the checkpoint or from the seed."""
-        if self.place.leads and self.made and self.made["code_version"] != state.code_version():
+        if self.place.leads and self.made and self.made["code_version"] != checkpoint.code_version():
             add_event(self.out, "warning", message="the checkpoint was written by another version of the trainer")
         self.progress.stage("building the model")
         self.engine = open_engine(self.config, self.place)

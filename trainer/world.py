@@ -6,11 +6,13 @@ Ranks are counted with tensor parallelism innermost, then data, then pipeline: n
 import os
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from trainer import hardware
+from trainer.checkpoint import code_version
 from trainer.config import ConfigError, ParallelConfig
 from trainer.ranks import Assignment
 
@@ -88,7 +90,23 @@ def join(assignment: Assignment, parallel: ParallelConfig) -> Place:
     )
     backend = "nccl" if gpus else "gloo"
     dist.init_process_group(backend, store=store, rank=assignment.rank, world_size=assignment.ranks, timeout=TIMEOUT)
+    _demand_one_start(assignment)
     return with_groups(place)
+
+
+def _demand_one_start(assignment: Assignment) -> None:
+    """Raise ConfigError on every rank unless all were started alike: hosts may have been given other files."""
+    mine = {
+        "configuration": assignment.config.model_dump(mode="json"),
+        "checkpoint to go on from": (assignment.start.step, assignment.start.parent),
+        "version of the trainer": code_version(),
+    }
+    everyone: list[dict[str, Any]] = [{} for _ in range(assignment.ranks)]
+    dist.all_gather_object(everyone, mine)
+    for rank, theirs in enumerate(everyone):
+        for what, ours in everyone[0].items():
+            if theirs[what] != ours:
+                raise ConfigError(f"The {what} of rank {rank} is not that of rank 0; start all hosts alike.")
 
 
 def with_groups(place: Place) -> Place:

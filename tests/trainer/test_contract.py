@@ -182,6 +182,26 @@ def test_two_starts_with_one_rendezvous_are_two_hosts(finished: Path, tmp_path: 
     assert len([event for event in lines(out / "events.jsonl") if event["event"] in ("started", "finished")]) == 2
 
 
+def test_hosts_with_other_configurations_do_not_train_together(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.2", 0)) as free:
+        port = free.getsockname()[1]
+    hosts = []
+    for number, rate in enumerate((0.01, 0.5)):
+        config = write_config(tmp_path / f"{number}.yml", {"optimizer": {"learning_rate": rate}})
+        options = ("--hosts", "2", "--host", str(number), "--rendezvous", f"127.0.0.2:{port}")
+        hosts.append(start_trainer("train", config, "--out", tmp_path / "out", *options))
+    try:
+        assert [host.wait(timeout=120) for host in hosts] == [78, 78]
+    finally:
+        for host in hosts:
+            with suppress(ProcessLookupError):
+                os.killpg(host.pid, signal.SIGKILL)
+            host.communicate(timeout=30)
+    assert outcome(tmp_path / "out")["reason"] == (
+        "The configuration of rank 1 is not that of rank 0; start all hosts alike."
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -189,6 +209,7 @@ def test_two_starts_with_one_rendezvous_are_two_hosts(finished: Path, tmp_path: 
         (("--hosts", "2", "--host", "2", "--rendezvous", "127.0.0.2:29500"), "--host (2) counts from 0"),
         (("--hosts", "2", "--rendezvous", "127.0.0.2:99999"), "--rendezvous must be ADDRESS:PORT"),
         (("--hosts", "2", "--rendezvous", "192.0.2.1:29500"), "192.0.2.1:29500 cannot be held on this host"),
+        (("--hosts", "1", "--host", "3"), "--host (3) counts from 0 and must be less than --hosts (1)."),
         (("--gpus", "3"), "training.batch (8) must be a multiple of training.micro_batch"),
     ],
 )

@@ -93,11 +93,16 @@ class FlatAdamW:
 
     def norm(self) -> Tensor:
         """Of the whole gradient, a scalar in fp64."""
-        rows = [
-            torch.linalg.vector_norm(segment.gradient.view(-1, ROW), dim=1, dtype=torch.float32)
+        norms = [
+            torch.linalg.vector_norm(self._exact(piece).view(-1, ROW), dim=1)
             for segment in self.segments
+            for piece in segment.gradient.split(PIECE[self.count.device.type])
         ]
-        return torch.linalg.vector_norm(torch.cat(rows), dtype=torch.float64)
+        return torch.linalg.vector_norm(torch.cat(norms), dtype=torch.float64)
+
+    def _exact(self, gradient: Tensor) -> Tensor:
+        """In fp32; valid until the next."""
+        return gradient if gradient.dtype == torch.float32 else self._cast[: len(gradient)].copy_(gradient)
 
     @torch.no_grad()
     def step(self, rate: float, norm: float) -> None:

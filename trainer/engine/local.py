@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from trainer.config import TrainConfig
 from trainer.engine.base import Kind, NonFiniteError, Read, Step
-from trainer.engine.compiling import can_compile
+from trainer.engine.compiling import can_compile, compile_blocks
 from trainer.engine.flat import FlatAdamW
 from trainer.model.loss import HeadLoss, to_probability_
 from trainer.model.transformer import Transformer
@@ -45,8 +45,7 @@ class LocalEngine:
         self.tied = config.model.tied_head
         kernel = None
         if config.training.compile and can_compile(self.device):
-            for block in self.model.blocks:
-                block.compile(dynamic=False)
+            compile_blocks(self.model, self.device)
             kernel = torch.compile(to_probability_, dynamic=False)
         self.head_loss = HeadLoss(self.model.head.weight, self.model.head.bias, kernel=kernel)
         self._first = True

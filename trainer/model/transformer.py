@@ -4,12 +4,15 @@ B batch, L sequence, D hidden size, H this rank's heads of queries, G those of k
 K head size, V vocabulary.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from trainer.model import loss
+from trainer.model.attention import BlockedAttention
 from trainer.model.config import ModelConfig
 from trainer.model.positions import Rotary, alibi_slopes, sinusoids
 from trainer.model.tensor_parallel import ALONE, RowLinear, TensorParallel
@@ -28,26 +31,47 @@ class Attention(nn.Module):
         rows = self.groups * (self.queries + 2) * self.head_size
         self.qkv = nn.Linear(config.hidden_size, rows, bias=config.qkv_bias)
         self.out = RowLinear(config.hidden_size, config.hidden_size, config.attention_bias, tp)
+        # An engine may put a compiled form in its place.
+        self.heads = self.split
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         B, L, _ = x_BLD.shape
-        qkv_BLGxK = self.qkv(self.tp.enter(x_BLD)).view(B, L, self.groups, self.queries + 2, self.head_size)
+        q_BHLK, k_BGLK, v_BGLK = self.heads(self.qkv(self.tp.enter(x_BLD)))
+        bias_HLL = self._bias(L, x_BLD)
+        if self._blocked(x_BLD) and bias_HLL is None:
+            inputs = (part.flatten(0, 1) for part in (q_BHLK, k_BGLK, v_BGLK))
+            y_NLK: Tensor = BlockedAttention.apply(*inputs, self.scale)  # type: ignore[no-untyped-call]
+            y_BHLK = y_NLK.unflatten(0, (B, -1))
+        else:
+            y_BHLK = functional.scaled_dot_product_attention(
+                q_BHLK,
+                k_BGLK,
+                v_BGLK,
+                attn_mask=bias_HLL,
+                is_causal=bias_HLL is None,
+                scale=self.scale,
+                enable_gqa=self.queries > 1,
+            )
+        out_BLD: Tensor = self.out(y_BHLK.transpose(1, 2).reshape(B, L, -1))
+        return out_BLD
+
+    def split(self, qkv_BLX: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, H, L, K], keys and values [B, G, L, K], turned to their positions."""
+        qkv_BLGxK = qkv_BLX.unflatten(-1, (self.groups, self.queries + 2, self.head_size))
         q_BLGQK, k_BLGK, v_BLGK = qkv_BLGxK.split([self.queries, 1, 1], dim=3)
         q_BHLK, k_BGLK, v_BGLK = (part.flatten(2, 3).transpose(1, 2) for part in (q_BLGQK, k_BLGK, v_BLGK))
         if self.rotary:
             q_BHLK, k_BGLK = self.rotary(q_BHLK), self.rotary(k_BGLK)
-        bias_HLL = self._bias(L, x_BLD)
-        y_BHLK = functional.scaled_dot_product_attention(
-            q_BHLK,
-            k_BGLK,
-            v_BGLK,
-            attn_mask=bias_HLL,
-            is_causal=bias_HLL is None,
-            scale=self.scale,
-            enable_gqa=self.queries > 1,
+        return q_BHLK, k_BGLK, v_BGLK
+
+    def _blocked(self, x_BLD: Tensor) -> bool:
+        """Where blocks of our own are faster than PyTorch's kernel: training in bf16 on a CPU."""
+        return (
+            x_BLD.device.type == "cpu"
+            and x_BLD.dtype == torch.bfloat16
+            and self.queries == 1
+            and torch.is_grad_enabled()
         )
-        out_BLD: Tensor = self.out(y_BHLK.transpose(1, 2).reshape(B, L, -1))
-        return out_BLD
 
     def _bias(self, length: int, like: Tensor) -> Tensor | None:
         """What is added to the logits, [1 or H, L, L]; None where attention is causal and no more."""
@@ -67,7 +91,9 @@ class MLP(nn.Module):
     def __init__(self, config: ModelConfig, tp: TensorParallel) -> None:
         super().__init__()
         width = config.inner_size // tp.size
-        self.activation, self.tp = config.activation, tp
+        self.tp = tp
+        # An engine may put a compiled form in its place.
+        self.gelu = partial(functional.gelu, approximate="tanh" if config.activation == "gelu-tanh" else "none")
         self.gate = nn.Linear(config.hidden_size, width, config.mlp_bias) if config.activation == "swiglu" else None
         self.up = nn.Linear(config.hidden_size, width, config.mlp_bias)
         self.down = RowLinear(config.inner_size, config.hidden_size, config.mlp_bias, tp)
@@ -77,7 +103,7 @@ class MLP(nn.Module):
         if self.gate is not None:
             inner = functional.silu(self.gate(x_BLD)) * self.up(x_BLD)
         else:
-            inner = functional.gelu(self.up(x_BLD), approximate="tanh" if self.activation == "gelu-tanh" else "none")
+            inner = self.gelu(self.up(x_BLD))
         out_BLD: Tensor = self.down(inner)
         return out_BLD
 
