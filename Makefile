@@ -5,7 +5,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test chaos check clean
+.PHONY: demo test chaos bench-trainer check clean
 
 demo: $(INSTALLED)
 	@$(BIN)/stoa demo $(if $(EXIT),--no-stay)
@@ -15,6 +15,9 @@ test: $(INSTALLED)
 
 chaos: $(INSTALLED)
 	$(BIN)/pytest -m chaos
+
+bench-trainer: $(INSTALLED)
+	$(BIN)/python -m bench.trainer
 
 check: $(INSTALLED)
 	$(BIN)/ruff check

@@ -74,7 +74,8 @@ def transformers(config: TrainConfig, device: torch.device, side: Side) -> tuple
     family = state.family(config)
     theirs = GPTNeoXConfig(**family.config_json(end=0), use_cache=False)
     with torch.device(device):
-        model = GPTNeoXForCausalLM._from_config(theirs, attn_implementation="sdpa", dtype=torch.float32)
+        theirs._attn_implementation = "sdpa"
+        model = GPTNeoXForCausalLM(theirs)
     read = state.fresh(config)
     exported = {
         # The name in files; transformers 5 has another in memory.

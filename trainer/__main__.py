@@ -11,12 +11,12 @@ from rich.table import Table
 from trainer import checkpoint, ranks
 from trainer.check import CheckReport
 from trainer.check import check as dry_run
-from trainer.config import ConfigError, dump, load
+from trainer.config import ConfigError, load
 from trainer.data.commands import app as data
 from trainer.evaluation.commands import app as evaluation
 from trainer.exits import fail, finish, hold
 from trainer.imported import app as importing
-from trainer.outcome import Outcome, Status, add_event, cut_metrics, write_atomically
+from trainer.outcome import Outcome, Status, add_event
 
 app = typer.Typer(help="Stoa's trainer.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -48,8 +48,6 @@ def train(
             settings.data_ranks(gpus * hosts)
             start = checkpoint.start(settings, out, resume, fork)
             if host == 0:
-                write_atomically(out / "config.yml", dump(settings))
-                cut_metrics(out, start.step)
                 add_event(out, "started", step=start.step, steps=settings.training.steps, ranks=gpus * hosts)
             outcome = ranks.run(out.absolute(), settings, start, gpus, here)
         except ConfigError as error:

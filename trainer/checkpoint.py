@@ -192,6 +192,12 @@ def staged(out: Path, step: int) -> Iterator[Path]:
         raise
 
 
+def sweep(out: Path) -> None:
+    """Take away what a kill left half-written."""
+    for path in (out / "checkpoints").glob(".step*.writing"):
+        shutil.rmtree(path)
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

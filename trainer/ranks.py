@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 from pydantic import BaseModel
 
+from trainer import allocator
 from trainer.checkpoint import Start
 from trainer.config import ConfigError, TrainConfig
 from trainer.outcome import CONNECTION_LOST, Outcome, Status, last_metrics
@@ -140,6 +141,7 @@ def _environment(here: Host, port: int, count: int) -> dict[str, str]:
         "GLOO_SOCKET_IFNAME": interface,
         "NCCL_SOCKET_IFNAME": interface,
         "OMP_NUM_THREADS": str(threads),
+        **allocator.environment(os.environ),
     }
 
 

@@ -14,13 +14,13 @@ from torch import Tensor
 from trainer import checkpoint, hardware, state
 from trainer.check import flops_per_token
 from trainer.checkpoint import Start
-from trainer.config import OptimizerConfig, TrainConfig
+from trainer.config import OptimizerConfig, TrainConfig, dump
 from trainer.data.corpus import Corpus
 from trainer.data.prepare import ensure, folder_of
 from trainer.engine import open_engine
 from trainer.engine.base import NonFiniteError
 from trainer.engine.base import Step as Stepped
-from trainer.outcome import Status, add_event, add_metrics, last_metrics
+from trainer.outcome import Status, add_event, add_metrics, cut_metrics, last_metrics, write_atomically
 from trainer.progress import Progress
 from trainer.spikes import SPAN, Spikes
 from trainer.world import Place
@@ -77,10 +77,15 @@ class Run:
         self.made = checkpoint.how(start.folder) if start.folder else None
         self.progress = Progress(out, config.training.steps, shown=place.leads)
         if place.leads:
-            ensure(config, out, start.folder, self.progress.stage)
+            ensure(config, out, start.folder, self.progress.stage, start.forks)
         place.wait()
         self.data = folder_of(config, out)
         self.corpus = Corpus(config, self.data, None if start.forks else start.folder)
+        if place.leads:
+            # Not before the data are known to be the run's: a start that is refused changes nothing.
+            write_atomically(out / "config.yml", dump(config))
+            cut_metrics(out, start.step)
+            checkpoint.sweep(out)
         self.spikes = Spikes(config.training.spike)
         for line in last_metrics(out, SPAN):
             self.spikes.above(line["loss"])

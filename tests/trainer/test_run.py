@@ -230,6 +230,35 @@ def test_fork_of_what_is_not_there(finished: Path, tmp_path: Path, fork: str, sa
     assert said in result.stderr
 
 
+def test_a_refused_start_changes_nothing(tmp_path: Path) -> None:
+    """A source that changed is found out before the data that the run was trained on are replaced."""
+    text = tmp_path / "text.jsonl"
+    documents = [json.dumps({"text": f"document {number} of the source " * 20}) for number in range(200)]
+    text.write_text("\n".join(documents) + "\n")
+    source = {"name": "mine", "path": str(text), "weight": 1, "licence": "CC0-1.0"}
+    config = write_config(tmp_path / "tiny.yml", {"data": {"sources": [source]}}, steps=3)
+    assert run_trainer("train", config, "--out", tmp_path / "out").returncode == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    seen = run_trainer("data", "show", tmp_path / "out", "--step", "2", "--json").stdout
+    text.write_text("\n".join(documents[20:]) + "\n")
+    shutil.rmtree(tmp_path / "out" / "checkpoints" / "step3")
+    result = run_trainer("train", config, "--out", tmp_path / "out")
+    assert result.returncode == 78
+    assert "The text of the source mine is not the checkpoint's; give the same files." in result.stderr
+    kept = ("config.yml", "metrics.jsonl", "data/mine.train.bin", "data/manifest.json")
+    assert all((tmp_path / "out" / name).read_bytes() == before[tmp_path / "out" / name] for name in kept)
+    assert run_trainer("data", "show", tmp_path / "out", "--step", "2", "--json").stdout == seen
+
+
+def test_show_answers_only_for_what_the_run_saw(finished: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "tiny.yml", seed=7, steps=8)
+    run_trainer("train", config, "--out", tmp_path / "out", "--fork", f"{finished}@4")
+    for step, status, said in ((4, 78, f"were done by {finished.name}"), (5, 0, ""), (9, 78, "must be between 1 and 8")):
+        result = run_trainer("data", "show", tmp_path / "out", "--step", str(step), "--json")
+        assert result.returncode == status
+        assert said in result.stderr
+
+
 def test_a_jump_of_the_loss_is_an_event() -> None:
     spikes = Spikes(deviations=6)
     generator = random.Random(0)

@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from trainer.checkpoint import how
 from trainer.config import TrainConfig
 from trainer.data.config import SourceConfig
-from trainer.data.encode import SPLITS
 from trainer.data.indexed import Indexed
 from trainer.data.order import Order, Row
-from trainer.data.prepare import manifest_of
+from trainer.data.prepare import demand_same, manifest_of
 from trainer.schema import ConfigError
 
 Tokens = NDArray[Any]
@@ -52,7 +51,7 @@ class Corpus:
                 f"{self.manifest['tokenizer']['vocabulary']} tokens of the tokenizer in {folder}."
             )
         if checkpoint:
-            self._verify(how(checkpoint))
+            demand_same(self.manifest, how(checkpoint), folder)
         self._train = [self._open(source, "train", described) for source in self.sources]
         self._held_out = [self._open(source, "held_out", described) for source in self.sources]
         rows = [len(indexed.tokens) // self.row_size for indexed in self._train]
@@ -122,25 +121,6 @@ class Corpus:
             counts[: len(found)] += found[: len(counts)]
             frequencies += weight * counts / counts.sum()
         return float(-np.log(frequencies)[self.evaluation[:, 1:]].mean())
-
-    def _verify(self, made: Mapping[str, Any]) -> None:
-        """Raise ConfigError unless these data are those that the checkpoint was trained on, if it was on any."""
-        then = made.get("data") or {}
-        before = {source["name"]: source for source in then.get("sources", [])}
-        if not before:
-            return
-        if self.manifest["tokenizer"]["sha256"] != then["tokenizer"]["sha256"]:
-            raise ConfigError(
-                f"The tokenizer of the data in {self.folder} is not the checkpoint's; prepare the data with the "
-                "checkpoint's tokenizer.json."
-            )
-        for source in self.manifest["sources"]:
-            theirs = before.get(source["name"], {})
-            if any(source[split]["sha256"] != theirs.get(split, {}).get("sha256") for split in SPLITS):
-                fix = "give the same files"
-                if "builtin" in source["place"]:
-                    fix = f"resume on the Python that the checkpoint was made with, {then['python']}"
-                raise ConfigError(f"The text of the source {source['name']} is not the checkpoint's; {fix}.")
 
     @property
     def _evaluation_rows(self) -> list[int]:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from platform import python_version
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from trainer.checkpoint import how
 from trainer.config import TrainConfig
 from trainer.data import dedupe, readers, tokenizer
 from trainer.data.config import DataConfig, DedupeConfig, SourceConfig
@@ -39,15 +40,16 @@ def folder_of(config: TrainConfig, out: Path) -> Path:
     return Path(config.data.prepared) if config.data.prepared else out / "data"
 
 
-def ensure(config: TrainConfig, out: Path, checkpoint: Path | None, progress: Say) -> Path:
+def ensure(config: TrainConfig, out: Path, checkpoint: Path | None, progress: Say, forks: bool = False) -> Path:
     """The prepared folder that a run in `out` trains from, built if need be and if it is the run's own.
 
-    Raises ConfigError if a source cannot be read, or if the folder's tokenizer is not that of the configuration or of
-    the checkpoint.
+    Raises ConfigError if a source cannot be read, if the folder's tokenizer is not that of the configuration or of
+    the checkpoint, or, unless the run forks, if its text is not the checkpoint's.
     """
     folder = folder_of(config, out)
     if not config.data.prepared:
-        prepare(config.data, folder, checkpoint, progress)
+        made = how(checkpoint) if checkpoint and not forks else None
+        prepare(config.data, folder, checkpoint, progress, made=made)
     _check_tokenizer(config.data, folder, checkpoint)
     return folder
 
@@ -59,6 +61,7 @@ def prepare(
     progress: Say,
     workers: int = 1,
     advance: Advance = lambda size: None,
+    made: Mapping[str, Any] | None = None,
 ) -> None:
     """Build `folder`, unless it stands already for the same settings; whole once it is there.
 
@@ -75,6 +78,8 @@ def prepare(
     building.mkdir(parents=True)
     try:
         _Build(data, building, progress, workers, advance)(checkpoint, mark)
+        if made:
+            demand_same(manifest_of(building), made, folder)
         shutil.rmtree(folder, ignore_errors=True)
         building.rename(folder)
         _sync(folder.parent)
@@ -93,6 +98,26 @@ def manifest_of(folder: Path) -> dict[str, Any]:
             f"{folder} holds no prepared data; prepare it with `python -m trainer data prepare CONFIG --out {folder}`."
         ) from None
     return content
+
+
+def demand_same(manifest: Mapping[str, Any], made: Mapping[str, Any], folder: Path) -> None:
+    """Raise ConfigError unless the data are those that the checkpoint of `made` was trained on, if it was on any."""
+    then = made.get("data") or {}
+    before = {source["name"]: source for source in then.get("sources", [])}
+    if not before:
+        return
+    if manifest["tokenizer"]["sha256"] != then["tokenizer"]["sha256"]:
+        raise ConfigError(
+            f"The tokenizer of the data in {folder} is not the checkpoint's; prepare the data with the checkpoint's "
+            "tokenizer.json."
+        )
+    for source in manifest["sources"]:
+        theirs = before.get(source["name"], {})
+        if any(source[split]["sha256"] != theirs.get(split, {}).get("sha256") for split in SPLITS):
+            fix = "give the same files"
+            if "builtin" in source["place"]:
+                fix = f"resume on the Python that the checkpoint was made with, {then['python']}"
+            raise ConfigError(f"The text of the source {source['name']} is not the checkpoint's; {fix}.")
 
 
 def stands(folder: Path, mark: str) -> bool:

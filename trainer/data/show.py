@@ -7,10 +7,12 @@ from pydantic import BaseModel
 from rich.markup import escape
 from rich.table import Table
 
+from trainer.checkpoint import how, newest
 from trainer.config import load
 from trainer.data import tokenizer
 from trainer.data.corpus import Corpus
 from trainer.data.prepare import folder_of
+from trainer.outcome import last_metrics
 from trainer.schema import ConfigError
 
 EXCERPT = 160
@@ -54,8 +56,14 @@ def look(run: Path, step: int, row: int | None = None) -> SeenStep:
         raise ConfigError(f"--step must be between 1 and {config.training.steps}, the steps of {run}, not {step}.")
     if row is not None and not 0 <= row < config.training.batch:
         raise ConfigError(f"--row must be between 0 and {config.training.batch - 1}, the rows of a step, not {row}.")
-    folder = folder_of(config, run)
-    corpus = Corpus(config, folder)
+    folder, kept = folder_of(config, run), newest(run)
+    parent = how(kept).get("parent") if kept else None
+    if parent and step <= parent["step"]:
+        raise ConfigError(f"The steps up to {parent['step']} were done by {parent['run']}; ask that run.")
+    done = last_metrics(run, 1)
+    if done and step > done[0]["step"]:
+        raise ConfigError(f"{run} has done {done[0]['step']} steps so far; --step must be one of them, not {step}.")
+    corpus = Corpus(config, folder, kept)
     bpe = tokenizer.load(folder)
     rows = []
     for number, place in enumerate(corpus.rows(step - 1)):

@@ -24,7 +24,7 @@ def compile_blocks(model: Transformer, device: torch.device) -> None:
     for module in model.modules():
         if isinstance(module, Attention):
             module.heads = partial(heads, module)
-        elif isinstance(module, MLP) and module.gelu.keywords["approximate"] == "tanh":
+        elif isinstance(module, MLP) and module.tanh:
             module.gelu = gelu
 
 

@@ -96,9 +96,10 @@ class FlatAdamW:
         norms = [
             torch.linalg.vector_norm(self._exact(piece).view(-1, ROW), dim=1)
             for segment in self.segments
-            for piece in segment.gradient.split(PIECE[self.count.device.type])
+            for piece in torch.split(segment.gradient, PIECE[self.count.device.type])
         ]
-        return torch.linalg.vector_norm(torch.cat(norms), dtype=torch.float64)
+        norm: Tensor = torch.linalg.vector_norm(torch.cat(norms), dtype=torch.float64)
+        return norm
 
     def _exact(self, gradient: Tensor) -> Tensor:
         """In fp32; valid until the next."""
@@ -112,7 +113,7 @@ class FlatAdamW:
         divisor = torch.tensor(max(1.0, (norm + 1e-6) / self.config.clip), device=self.count.device)
         for segment in self.segments:
             places = range(segment.place.start, segment.place.stop, PIECE[self.count.device.type])
-            for start, gradient in zip(places, segment.gradient.split(places.step), strict=True):
+            for start, gradient in zip(places, torch.split(segment.gradient, places.step), strict=True):
                 self._update(slice(start, start + len(gradient)), gradient, segment.decay, rate, divisor)
 
     def _update(self, place: slice, gradient: Tensor, decay: float, rate: float, divisor: Tensor) -> None:

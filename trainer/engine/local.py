@@ -12,7 +12,7 @@ from trainer.engine.base import Kind, NonFiniteError, Read, Step
 from trainer.engine.compiling import can_compile, compile_blocks
 from trainer.engine.flat import FlatAdamW
 from trainer.model.loss import HeadLoss, to_probability_
-from trainer.model.transformer import Transformer
+from trainer.model.transformer import Block, Transformer
 from trainer.world import Place
 
 EMBEDDING, HEAD, BIAS = "embed.tokens.weight", "head.weight", "head.bias"
@@ -40,8 +40,9 @@ class LocalEngine:
         _fill(self.exact, self.optimizer.masters())
         self.model = _empty(config, self.device)
         _fill(self.model, self.optimizer.weights())
-        for block in self.model.blocks:
-            block.recompute = config.training.recompute
+        for block in self.model.modules():
+            if isinstance(block, Block):
+                block.recompute = config.training.recompute
         self.tied = config.model.tied_head
         kernel = None
         if config.training.compile and can_compile(self.device):
@@ -127,7 +128,8 @@ class LocalEngine:
             parameter.grad = None
 
         for name, parameter in self.model.named_parameters():
-            parameter.register_post_accumulate_grad_hook(partial(keep, kept=self.optimizer.gradients[name]))
+            hook = partial(keep, kept=self.optimizer.gradients[name])
+            parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
     def _add_rows(self, ids_N: Tensor, tokens_BLD: Tensor) -> None:
         """The embedding's gradient has a row for each token of the batch and is zero elsewhere."""

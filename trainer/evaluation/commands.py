@@ -90,7 +90,7 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0.0, max=100.0, help="0 takes the likeliest token.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(min=1, help="Draw from the K likeliest tokens.")] = None,
     top_p: Annotated[float, typer.Option(min=1e-6, max=1.0, help="Draw from the likeliest that hold P.")] = 1.0,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
 ) -> None:
     """Sample a text from a checkpoint."""
     with hold(out):

@@ -21,7 +21,7 @@ class BlockedAttention(torch.autograd.Function):
         y_NLK = torch.empty_like(q_NLK)
         future = torch.full((BLOCK, BLOCK), -torch.inf, dtype=q_NLK.dtype).triu_(1)
         kept = []
-        for start, q, y in zip(_starts(q_NLK), q_NLK.split(BLOCK, 1), y_NLK.split(BLOCK, 1), strict=True):
+        for start, q, y in zip(_starts(q_NLK), torch.split(q_NLK, BLOCK, 1), torch.split(y_NLK, BLOCK, 1), strict=True):
             queries, keys = q.shape[1], start + q.shape[1]
             logits = q.new_empty(len(q), queries, keys)
             torch.baddbmm(logits, q, k_NLK[:, :keys].mT, beta=0, alpha=scale, out=logits)
@@ -41,7 +41,7 @@ class BlockedAttention(torch.autograd.Function):
         # Each key's gradient is a sum over the blocks: in fp32.
         dk_NLK = torch.zeros_like(k_NLK, dtype=torch.float32)
         dv_NLK = torch.zeros_like(v_NLK, dtype=torch.float32)
-        blocks = (part.split(BLOCK, 1) for part in (q_NLK, dq_NLK, gradients[0]))
+        blocks = (torch.split(part, BLOCK, 1) for part in (q_NLK, dq_NLK, gradients[0]))
         for probabilities, q, dq, dy in zip(kept, *blocks, strict=True):
             keys = probabilities.shape[2]
             dv_NLK[:, :keys] += torch.bmm(probabilities.mT, dy)

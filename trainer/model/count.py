@@ -9,10 +9,10 @@ def parameters(model: ModelConfig, vocabulary: int, context: int) -> int:
     table = vocabulary * hidden
     embedding = table + (context * hidden if model.positions == "learned" else 0)
     head = _norm(model) + (0 if model.tied_head else table) + (vocabulary if model.head_bias else 0)
-    return embedding + model.layers * _block(model) + head
+    return embedding + model.layers * block(model) + head
 
 
-def _block(model: ModelConfig) -> int:
+def block(model: ModelConfig) -> int:
     hidden, inner = model.hidden_size, model.inner_size
     norms = _norm(model) * (2 if model.norms == "two" else 1)
     qkv = _linear(hidden, (model.heads + 2 * model.groups) * model.head_size, model.qkv_bias)

@@ -70,7 +70,7 @@ class HeadLoss:
         """
         total = torch.zeros((), dtype=torch.float32, device=x_ND.device)
         dx_ND = torch.empty_like(x_ND)
-        for x, targets, dx in zip(x_ND.split(CHUNK), targets_N.split(CHUNK), dx_ND.split(CHUNK), strict=True):
+        for x, targets, dx in zip(*(torch.split(part, CHUNK) for part in (x_ND, targets_N, dx_ND)), strict=True):
             logits_NV = self._buffer("logits", len(x), len(self.weight_VD))
             if self.bias_V is None:
                 torch.mm(x, self.weight_VD.T, out=logits_NV)
@@ -124,7 +124,7 @@ def to_probability_(logits_NV: Tensor, targets_N: Tensor, scale: float) -> Tenso
 def by_rows(logits_NV: Tensor, targets_N: Tensor, scale: float) -> Tensor:
     """`to_probability_` for a CPU where nothing compiles it: through PyTorch's softmax, in its cache."""
     total = torch.zeros((), dtype=torch.float32)
-    for logits, targets in zip(logits_NV.split(ROWS), targets_N.split(ROWS), strict=True):
+    for logits, targets in zip(torch.split(logits_NV, ROWS), torch.split(targets_N, ROWS), strict=True):
         exact = logits.float()
         target = exact.gather(-1, targets[:, None])
         largest = exact.amax(-1, keepdim=True)
@@ -139,7 +139,7 @@ def by_rows(logits_NV: Tensor, targets_N: Tensor, scale: float) -> Tensor:
 @torch.no_grad()
 def nll(x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, tp: TensorParallel) -> Tensor:
     """Cross-entropy of each token in nats, [N], without a gradient."""
-    pairs = zip(x_ND.split(CHUNK), targets_N.split(CHUNK), strict=True)
+    pairs = zip(torch.split(x_ND, CHUNK), torch.split(targets_N, CHUNK), strict=True)
     return torch.cat([_nll(functional.linear(x, weight_VD, bias_V), targets, tp)[0] for x, targets in pairs])
 
 

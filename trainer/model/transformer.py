@@ -4,6 +4,7 @@ B batch, L sequence, D hidden size, H this rank's heads of queries, G those of k
 K head size, V vocabulary.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -41,7 +42,7 @@ class Attention(nn.Module):
         if self._blocked(x_BLD) and bias_HLL is None:
             inputs = (part.flatten(0, 1) for part in (q_BHLK, k_BGLK, v_BGLK))
             y_NLK: Tensor = BlockedAttention.apply(*inputs, self.scale)  # type: ignore[no-untyped-call]
-            y_BHLK = y_NLK.unflatten(0, (B, -1))
+            y_BHLK = y_NLK.view(B, -1, L, self.head_size)
         else:
             y_BHLK = functional.scaled_dot_product_attention(
                 q_BHLK,
@@ -57,8 +58,9 @@ class Attention(nn.Module):
 
     def split(self, qkv_BLX: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, H, L, K], keys and values [B, G, L, K], turned to their positions."""
-        qkv_BLGxK = qkv_BLX.unflatten(-1, (self.groups, self.queries + 2, self.head_size))
-        q_BLGQK, k_BLGK, v_BLGK = qkv_BLGxK.split([self.queries, 1, 1], dim=3)
+        B, L, _ = qkv_BLX.shape
+        qkv_BLGxK = qkv_BLX.view(B, L, self.groups, self.queries + 2, self.head_size)
+        q_BLGQK, k_BLGK, v_BLGK = torch.split(qkv_BLGxK, [self.queries, 1, 1], dim=3)
         q_BHLK, k_BGLK, v_BGLK = (part.flatten(2, 3).transpose(1, 2) for part in (q_BLGQK, k_BLGK, v_BLGK))
         if self.rotary:
             q_BHLK, k_BGLK = self.rotary(q_BHLK), self.rotary(k_BGLK)
@@ -92,8 +94,9 @@ class MLP(nn.Module):
         super().__init__()
         width = config.inner_size // tp.size
         self.tp = tp
+        self.tanh = config.activation == "gelu-tanh"
         # An engine may put a compiled form in its place.
-        self.gelu = partial(functional.gelu, approximate="tanh" if config.activation == "gelu-tanh" else "none")
+        self.gelu: Callable[[Tensor], Tensor] = partial(functional.gelu, approximate="tanh" if self.tanh else "none")
         self.gate = nn.Linear(config.hidden_size, width, config.mlp_bias) if config.activation == "swiglu" else None
         self.up = nn.Linear(config.hidden_size, width, config.mlp_bias)
         self.down = RowLinear(config.inner_size, config.hidden_size, config.mlp_bias, tp)
