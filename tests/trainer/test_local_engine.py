@@ -213,7 +213,7 @@ def test_looks_through_the_masters() -> None:
     model = Transformer(config.model, config.vocabulary, config.context)
     model.load_state_dict(dict(engine.gather("weight")))
     rows = batch(config, 9)[0]
-    torch.testing.assert_close(engine.logits(rows), model(rows))
+    torch.testing.assert_close(engine.logits(rows[:, :-1]), model(rows[:, :-1]))
     logits_BLV = model(rows[:, :-1])
     expected = functional.cross_entropy(logits_BLV.transpose(1, 2), rows[:, 1:], reduction="none")
     torch.testing.assert_close(engine.nll(rows), expected)
@@ -244,4 +244,5 @@ def test_the_loss_by_chunks_is_cross_entropy() -> None:
     theirs = functional.cross_entropy(functional.linear(x_ND, weight_VD, bias_V), targets_N, reduction="sum")
     torch.testing.assert_close(ours, theirs)
     inputs = [x_ND, weight_VD, bias_V]
-    torch.testing.assert_close(torch.autograd.grad(ours * 3, inputs), torch.autograd.grad(theirs * 3, inputs))
+    gradients, expected = torch.autograd.grad(ours * 3, inputs), torch.autograd.grad(theirs * 3, inputs)
+    torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-4)

@@ -253,7 +253,8 @@ def test_a_refused_start_changes_nothing(tmp_path: Path) -> None:
 def test_show_answers_only_for_what_the_run_saw(finished: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "tiny.yml", seed=7, steps=8)
     run_trainer("train", config, "--out", tmp_path / "out", "--fork", f"{finished}@4")
-    for step, status, said in ((4, 78, f"were done by {finished.name}"), (5, 0, ""), (9, 78, "must be between 1 and 8")):
+    answers = ((4, 78, f"were done by {finished.name}"), (5, 0, ""), (9, 78, "must be between 1 and 8"))
+    for step, status, said in answers:
         result = run_trainer("data", "show", tmp_path / "out", "--step", str(step), "--json")
         assert result.returncode == status
         assert said in result.stderr
