@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trainer import checkpoint, ranks
-from trainer.check import CheckReport
+from trainer.check import CheckReport, readable
 from trainer.check import check as dry_run
 from trainer.config import ConfigError, load
 from trainer.data.commands import app as data
@@ -93,7 +93,9 @@ def _table(report: CheckReport) -> Table:
     table.add_row("tokens", f"{report.tokens:,}")
     table.add_row("steps", f"{report.steps:,}")
     table.add_row("FLOPs", f"{report.flops:.3g}")
-    table.add_row("memory per GPU", f"{report.memory_per_gpu / 2**30:.2f} GiB (estimate)")
+    table.add_row("memory per GPU", f"{readable(report.memory_per_gpu)} (estimate)")
+    for part, size in report.memory.items():
+        table.add_row(f"  {part}", readable(size))
     if report.seconds is not None:
         table.add_row("time", f"{report.seconds:,.0f} s")
     return table

@@ -5,17 +5,19 @@ from collections.abc import Iterator
 from pydantic import BaseModel
 
 from trainer.config import ConfigError, TrainConfig
+from trainer.memory import memory_per_gpu
 from trainer.model import count
 
 
 class CheckReport(BaseModel):
-    """`memory_per_gpu` is in bytes, an estimate; `refusal` is the sentence that says why it would not run."""
+    """`memory_per_gpu` is in bytes, an estimate, and `memory` its parts; `refusal` says why it would not run."""
 
     parameters: int
     tokens: int
     steps: int
     flops: float
     memory_per_gpu: int
+    memory: dict[str, int]
     seconds: float | None = None
     refusal: str | None = None
 
@@ -33,7 +35,8 @@ def check(
         data_ranks = config.data_ranks(gpus)
     except ConfigError as error:
         refusal, data_ranks = str(error), max(1, gpus // (config.parallel.pipeline * config.parallel.tensor))
-    memory = memory_per_gpu(config, data_ranks)
+    parts = memory_per_gpu(config, data_ranks)
+    memory = sum(parts)
     if refusal is None and gpu_memory is not None and memory > gpu_memory:
         refusal = what_fits(config, gpus, gpu_memory)
     return CheckReport(
@@ -42,6 +45,7 @@ def check(
         steps=config.training.steps,
         flops=float(flops_per_token(config)) * tokens,
         memory_per_gpu=memory,
+        memory=parts._asdict(),
         seconds=tokens / tokens_per_second if tokens_per_second else None,
         refusal=refusal,
     )
@@ -68,12 +72,12 @@ def flops_per_token(config: TrainConfig) -> int:
 
 def what_fits(config: TrainConfig, gpus: int, gpu_memory: int) -> str:
     """What the run needs and the first change of it that would fit, in one sentence."""
-    need = f"It needs about {_gib(memory_per_gpu(config, config.data_ranks(gpus)))} on each GPU and there are "
-    need += _gib(gpu_memory)
+    need = f"It needs about {readable(sum(memory_per_gpu(config, config.data_ranks(gpus))))} on each GPU and there are "
+    need += readable(gpu_memory)
     for words, changed in _smaller(config, gpus):
-        wanted = memory_per_gpu(changed, changed.data_ranks(gpus))
+        wanted = sum(memory_per_gpu(changed, changed.data_ranks(gpus)))
         if wanted <= gpu_memory:
-            return f"{need}; with {words} it would need about {_gib(wanted)}."
+            return f"{need}; with {words} it would need about {readable(wanted)}."
     return f"{need}; use more GPUs, or split the model further with parallel.tensor and parallel.pipeline."
 
 
@@ -99,17 +103,6 @@ def _smaller(config: TrainConfig, gpus: int) -> Iterator[tuple[str, TrainConfig]
                     yield words, config.model_copy(update={"training": training, "parallel": parallel})
 
 
-def _gib(size: int) -> str:
+def readable(size: int) -> str:
+    """Bytes in MiB or GiB."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
-
-
-def memory_per_gpu(config: TrainConfig, data_ranks: int) -> int:
-    """Bytes in fp32 under ZeRO-1: weights and gradients whole, master weights and Adam's moments split over the GPUs.
-
-    Activations: 32 numbers a layer, token and hidden unit (Korthikanti et al. 2022, "Reducing activation
-    recomputation", eq. 1, without dropout and with attention that keeps no scores), and three copies of the logits.
-    """
-    tokens = config.training.micro_batch * config.data.sequence_length
-    activations = 32 * config.model.layers * config.model.hidden_size + 3 * config.vocabulary
-    total = parameters(config)
-    return 4 * (2 * total + 3 * -(-total // data_ranks) + tokens * activations)

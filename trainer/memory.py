@@ -60,23 +60,18 @@ def _rank(config: TrainConfig, data_ranks: int, stage: int, device: Device) -> M
     accumulates = config.training.batch > config.training.micro_batch * data_ranks
     zero = _zero_stage(config)
     part = -(-held // data_ranks) if zero else held
-    bucket = min(held, BUCKET)
     weights, gradients, optimizer = size * held, 4 * held, 8 * part
     if alone:
         optimizer += 4 * held if size == 2 else 0
         if size == 2 and not accumulates:
             # The embedding's are fp32 even here.
             gradients = 2 * held + 2 * config.vocabulary * config.model.hidden_size
-    else:
-        optimizer += 4 * part if zero else 0
-        match zero:
-            case 0 | 1:
-                # In fp32 those at ZeRO-1 lie in the bucket.
-                gradients += 4 * (bucket if zero == 0 or size == 2 else part)
-            case 2 | 3:
-                gradients = 4 * (part + bucket)
-        if zero == 3:
-            weights = size * (part + min(held, LIVE))
+    elif zero:
+        optimizer += 4 * part
+        gradients = 4 * (part if zero > 1 else held)
+        # In bf16, DeepSpeed's ZeRO-1 reduces its fp32 sums where they are.
+        gradients += 4 * BUCKET if zero > 1 or size == 4 else 0
+        weights = size * (part + min(held, LIVE)) if zero == 3 else weights
     activations = _activations(config, stage, device, alone)
     if device == "cpu":
         # Weights are drawn one parameter at a time, when nothing is computed yet: the room is used again.
@@ -175,5 +170,7 @@ def _head(config: TrainConfig, alone: bool) -> int:
     if alone:
         accumulates = config.training.batch > config.training.micro_batch
         return size * chunk + (2 * table if size == 2 and accumulates else 0)
-    exact = 4 * chunk if tensor > 1 and size == 2 else 0
-    return size * chunk + exact + (8 if size == 4 else 8) * table
+    if size == 4:
+        return 4 * (max(chunk, table) + table)
+    # Summed in fp32 from products in bf16; tensor-parallel ranks have the logits in fp32 too.
+    return 2 * chunk + 6 * table + (4 * chunk if tensor > 1 else 0)

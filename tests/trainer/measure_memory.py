@@ -11,7 +11,6 @@ from typing import Annotated
 from unittest import mock
 
 import deepspeed.pipe
-import torch
 import torch.distributed as dist
 import typer
 
@@ -34,7 +33,7 @@ def measure(config: TrainConfig, gpus: int = 1, times: int = 3) -> int:
     peaks = []
     for _ in range(times):
         # The server that the ranks are forked from starts with the first of them.
-        with mock.patch.dict(os.environ, allocator.environment()), Ranks(gpus) as ranks:
+        with mock.patch.dict(os.environ, allocator.environment(os.environ)), Ranks(gpus) as ranks:
             peaks.append(max(ranks.call(_peak, config)))
     return int(statistics.median(peaks))
 
@@ -44,20 +43,13 @@ def _peak(config: TrainConfig) -> int:
     place = Place(dist.get_rank(), dist.get_world_size(), CPU, config.parallel.pipeline, config.parallel.tensor)
     if place.ranks > 1:
         place = with_groups(place)
-    def note(phase):
-        import os, sys
-        if place.rank in (0, place.ranks - 1):
-            print("  ", place.rank, phase, (_resident("VmRSS") - before) // 2**20, (_resident("VmHWM") - before) // 2**20, file=sys.stderr)
+
     engine = open_engine(config, place)
-    note("open")
     engine.load(drawn(config), 0)
-    note("load")
     for step in range(STEPS):
         mine = rows_of(config, step).chunk(place.data)[place.data_rank]
         engine.step(mine.split(config.training.micro_batch), config.optimizer.learning_rate)
-        note("step")
     engine.nll(mine[: config.training.micro_batch])
-    note("nll")
     place.wait()
     return _resident("VmHWM") - before
 

@@ -24,7 +24,9 @@ def test_report_and_time(config: TrainConfig) -> None:
     assert report.tokens == 12 * 8 * 32
     assert report.seconds == pytest.approx(30.72)
     assert report.refusal is None
-    assert report.memory_per_gpu < check(config, gpus=1).memory_per_gpu
+    large = load_recipe("pythia-1b")
+    assert check(large, gpus=8).memory_per_gpu < check(large, gpus=1).memory_per_gpu
+    assert sum(report.memory.values()) == report.memory_per_gpu
 
 
 def test_refusals(config: TrainConfig) -> None:

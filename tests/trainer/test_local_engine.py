@@ -1,6 +1,6 @@
 """The engine of one process, beside the same model under PyTorch's own AdamW and clipping."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -24,6 +24,15 @@ RATE = 2e-3
 KINDS: tuple[Kind, ...] = ("weight", "exp_avg", "exp_avg_sq")
 POISONED = 7
 """A token whose embedding is not finite, in some tests."""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """The models are so small that threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def configured(model: dict[str, Any] | None = None, **training: Any) -> TrainConfig:
@@ -112,6 +121,13 @@ def test_fp32_is_the_plain_step_to_1e5(model: dict[str, Any], training: dict[str
     for (loss, norm), (plain_loss, plain_norm) in zip(ours, plain, strict=True):
         assert loss == pytest.approx(plain_loss, abs=1e-5)
         assert norm == pytest.approx(plain_norm, rel=1e-5)
+
+
+def test_a_gradient_within_the_clip_is_not_scaled() -> None:
+    config = configured()
+    config = config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"clip": 100.0})})
+    ours, plain = run(engine_of(config), config, range(4)), reference(config, range(4))
+    assert [loss for loss, _ in ours] == pytest.approx([loss for loss, _ in plain], abs=1e-5)
 
 
 @pytest.mark.parametrize("training", [{}, {"micro_batch": 2}, {"micro_batch": 4, "recompute": True}], ids=str)

@@ -1,0 +1,16 @@
+"""The benchmark's small mode: both sides run, agree in their losses, and the last line is JSON."""
+
+import json
+import subprocess
+import sys
+
+from tests.trainer.conftest import ROOT
+
+
+def test_both_sides_compute_the_same() -> None:
+    command = [sys.executable, "-m", "bench.trainer", "--small", "--turns", "1"]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=240, check=True)
+    goals = json.loads(done.stdout.splitlines()[-1])
+    assert goals["small tuned: losses apart"]["value"] < 0.02
+    assert not any(goal["missed"] for goal in goals.values())
+    assert "tokens/s" in done.stderr
