@@ -2,15 +2,13 @@
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import xxhash
-
+from trainer import files
 from trainer.config import CheckpointsConfig, ConfigError, TrainConfig
 
 RESUMED = ("model", "data", "training.seed", "training.batch")
@@ -82,22 +80,8 @@ def whole(folder: Path) -> dict[str, Any]:
 
 def verify(folder: Path, made: dict[str, Any]) -> None:
     """Raise ConfigError unless each file has the hash that `how.json` says."""
-    for name, written in made.get("files", {}).items():
-        try:
-            found = digest(folder / name)
-        except OSError as error:
-            raise ConfigError(_damaged(folder, f"{name} cannot be read")) from error
-        if found != written:
-            raise ConfigError(_damaged(folder, f"{name} is not what was written"))
-
-
-def digest(path: Path) -> str:
-    """The file's XXH3, which is as fast as the disk and shows damage, not malice."""
-    state = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            state.update(block)
-    return f"xxh3:{state.hexdigest()}"
+    if found := files.damage(folder, made.get("files", {})):
+        raise ConfigError(_damaged(folder, found))
 
 
 def _damaged(folder: Path, problem: str) -> str:
@@ -184,9 +168,9 @@ def staged(out: Path, step: int) -> Iterator[Path]:
     try:
         yield staging
         for path in [*staging.rglob("*"), staging]:
-            _sync(path)
+            files.sync(path)
         staging.rename(final)
-        _sync(final.parent)
+        files.sync(final.parent)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -196,14 +180,6 @@ def sweep(out: Path) -> None:
     """Take away what a kill left half-written."""
     for path in (out / "checkpoints").glob(".step*.writing"):
         shutil.rmtree(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _at(values: Any, dotted: str) -> Any:

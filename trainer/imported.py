@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import Progress, TaskID
 
 from trainer import checkpoint
 from trainer.exits import fail, hold, interruptible
 from trainer.outcome import Status
+from trainer.progress import bars
 from trainer.schema import ConfigError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -32,15 +31,7 @@ def import_(
         with interruptible(), hold(out):
             from trainer.families.importing import import_folder
 
-            console = Console(stderr=True)
-            with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-                lines: dict[str, TaskID] = {}
-
-                def advance(stage: str, share: float) -> None:
-                    if stage not in lines:
-                        lines[stage] = bar.add_task(stage, total=1.0)
-                    bar.advance(lines[stage], share)
-
+            with bars() as advance:
                 done = import_folder(source, out, recipe, advance)
     except KeyboardInterrupt:
         raise typer.Exit(Status.STOPPED) from None

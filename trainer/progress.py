@@ -1,15 +1,32 @@
 """What a person at the terminal sees: a bar on a terminal, short lines elsewhere."""
 
+import contextlib
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from trainer.outcome import add_event
 
 SECONDS_BETWEEN_LINES = 10.0
+
+
+@contextlib.contextmanager
+def bars() -> Iterator[Callable[[str, float], None]]:
+    """A bar on a terminal's standard error for each name that advances: by what share of the whole, it is told."""
+    console = Console(stderr=True)
+    with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
+        lines: dict[str, TaskID] = {}
+
+        def advance(name: str, share: float) -> None:
+            if name not in lines:
+                lines[name] = bar.add_task(name, total=1.0)
+            bar.advance(lines[name], share)
+
+        yield advance
 
 
 class Progress:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trainer import checkpoint
+from trainer import checkpoint, files
 from trainer.config import ConfigError, TrainConfig
 from trainer.data import tokenizer
 from trainer.engine.base import Engine, Kind, Read
@@ -128,27 +128,23 @@ def describe(config: TrainConfig, folder: Path, step: int, made: dict[str, Any],
         **made,
         "code_version": checkpoint.code_version(),
         "torch_version": torch.__version__,
-        "files": {str(path.relative_to(folder)): checkpoint.digest(path) for path in _files(folder)},
+        "files": files.digests(folder, (path for path in folder.rglob("*") if path.is_file())),
     }
     _write_json(folder / "how.json", how)
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
 def write_tensors(folder: Path, stem: str, pairs: Iterable[tuple[str, Tensor]]) -> None:
     """One file, or numbered ones with an index, as transformers names them."""
-    files: list[list[str]] = []
+    written: list[list[str]] = []
     for batch in _batches(pairs):
-        _save(batch, folder / f"{stem}.{len(files)}.part")
-        files.append(list(batch))
-    if len(files) == 1:
+        _save(batch, folder / f"{stem}.{len(written)}.part")
+        written.append(list(batch))
+    if len(written) == 1:
         (folder / f"{stem}.0.part").rename(folder / f"{stem}.safetensors")
         return
     index: dict[str, str] = {}
-    for number, names in enumerate(files):
-        path = folder / f"{stem}-{number + 1:05}-of-{len(files):05}.safetensors"
+    for number, names in enumerate(written):
+        path = folder / f"{stem}-{number + 1:05}-of-{len(written):05}.safetensors"
         (folder / f"{stem}.{number}.part").rename(path)
         index |= dict.fromkeys(names, path.name)
     _write_json(folder / f"{stem}.safetensors.index.json", {"metadata": {}, "weight_map": index})
@@ -164,12 +160,12 @@ def tensors(folder: Path, stem: str) -> Callable[[str], Tensor]:
         else:
             names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             paths = {single.parent / name for name in names.values()}
-        files = [safe_open(path, framework="pt") for path in sorted(paths)]
+        opened = [safe_open(path, framework="pt") for path in sorted(paths)]
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise ConfigError(
             f"The checkpoint {folder} is damaged: {stem}.safetensors is missing or cut short; use another step."
         ) from error
-    places = {name: file for file in files for name in file.keys()}  # type: ignore[no-untyped-call]  # noqa: SIM118
+    places = {name: file for file in opened for name in file.keys()}  # type: ignore[no-untyped-call]  # noqa: SIM118
     return lambda name: cast(Tensor, places[name].get_tensor(name))  # type: ignore[no-untyped-call]
 
 

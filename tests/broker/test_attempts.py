@@ -206,17 +206,18 @@ def test_a_run_fails_for_good_after_its_last_attempt(lab: Lab, project: int, all
     assert lab.kinds(project).count("run.requeued") == 2
 
 
+@pytest.mark.parametrize(("grace", "held"), [(3600, {0, 1}), (0, set())])
 @pytest.mark.parametrize("end", ["cancelled", "failed"])
-def test_a_lost_attempt_holds_its_devices_though_the_run_has_ended(lab: Lab, run: int, end: str) -> None:
+def test_a_lost_attempt_holds_its_devices_through_the_grace_though_the_run_has_ended(
+    lab: Lab, run: int, end: str, grace: float, held: set[int]
+) -> None:
     token = lab.start(run, 0, 1, lease=0.001)
     if end == "cancelled":
         lab.cancel(run)
     time.sleep(0.01)
-    lab.lose(run, token, grace=0.3, most=1)
+    lab.lose(run, token, grace=grace, most=1)
     assert lab.run(run).state == end
-    assert devices(lab) == {0, 1}
-    time.sleep(0.35)
-    assert devices(lab) == set()
+    assert devices(lab) == held
 
 
 @pytest.mark.parametrize(

@@ -174,11 +174,38 @@ def test_prepared_folder_that_does_not_fit(config: TrainConfig, folder: Path, tm
     assert "tokenizer.json is not the tokenizer that made the data; prepare them again" in refusal(prepared, tmp_path)
     shutil.copy(folder / "tokenizer.json", copy)
     write(copy / "python-docs.train", [[1, 2, 3]])
-    assert "python-docs.train.bin holds 3 tokens and manifest.json says" in refusal(prepared, tmp_path)
-    (copy / "python-docs.train.bin").write_bytes(b"\1\0")
-    assert "python-docs.train.bin should have 6 bytes, as python-docs.train.idx says, and has 2" in refusal(
+    assert "python-docs.train.bin is not what was written; fetch that file again, or prepare them" in refusal(
         prepared, tmp_path
     )
+
+
+@pytest.mark.parametrize(
+    "name", ["train.bin", "train.idx", "train.names.bin", "train.counts.npy", "held_out.bin", "held_out.names.idx"]
+)
+@pytest.mark.parametrize("befalls", ["lost", "cut", "flipped"])
+def test_a_damaged_file_of_the_prepared_data_is_named(
+    config: TrainConfig, folder: Path, tmp_path: Path, name: str, befalls: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    path = copy / f"python-docs.{name}"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()
+    if befalls != "lost":
+        path.write_bytes(content[: len(content) // 2 if befalls == "cut" else None])
+    said = refusal(changed(config, prepared=str(copy)), tmp_path)
+    assert f"The data in {copy} are damaged: {path.name} " in said
+
+
+def test_a_token_beyond_the_vocabulary_is_refused(config: TrainConfig, folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    for source in config.data.sources:
+        tokens = len(Indexed(folder / f"{source.name}.train").tokens)
+        write(copy / f"{source.name}.train", [[config.vocabulary] * tokens])
+    with pytest.raises(ConfigError, match=r"train\.bin holds the token 512 and the vocabulary has 512; prepare"):
+        Corpus(config, copy).batch(0, 0, 1, 0)
 
 
 def test_a_run_goes_on_with_the_data_it_began_with(config: TrainConfig, folder: Path, tmp_path: Path) -> None:

@@ -149,6 +149,20 @@ def test_inspect(tmp_path: Path) -> None:
     assert "a.bin is missing; put it beside" in result.stderr
 
 
+def test_inspect_holds_prepared_files_against_their_manifest(tmp_path: Path) -> None:
+    path, out = tmp_path / "tiny.yml", tmp_path / "out"
+    path.write_text(yaml.safe_dump(TINY))
+    assert run.invoke(app, ["prepare", str(path), "--out", str(out)]).exit_code == 0
+    prefix = next(out.glob("*.train.bin")).with_suffix("")
+    assert run.invoke(app, ["inspect", str(prefix)]).exit_code == 0
+    content = bytearray(prefix.with_name(f"{prefix.name}.bin").read_bytes())
+    content[0] ^= 1
+    prefix.with_name(f"{prefix.name}.bin").write_bytes(content)
+    result = run.invoke(app, ["inspect", str(prefix)])
+    assert result.exit_code == 78
+    assert f"damaged: {prefix.name}.bin is not what was written" in result.stderr
+
+
 def test_mixtures() -> None:
     assert run.invoke(app, ["mixtures"]).stdout == "common-pile: 31 sources by weight\npile: 22 sources by epochs\n"
     assert "LicenseRef-Public" in run.invoke(app, ["mixtures", "pile"]).stdout

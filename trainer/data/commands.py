@@ -1,5 +1,6 @@
 """`python -m trainer data`: prepare data, look at them, and ask what a step of a run saw. Imports no torch."""
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -77,11 +78,15 @@ def inspect(
     prefix: Annotated[Path, typer.Argument(metavar="PREFIX", help="A .bin/.idx pair, without the ending.")],
     json: AsJson = False,
 ) -> None:
-    """Read all of a .bin/.idx pair, check that the two agree, and say what they hold."""
+    """Read all of a .bin/.idx pair, check that the two agree with each other and with the manifest beside them, and say
+    what they hold."""
     with _refusals():
         from trainer.data.indexed import describe
+        from trainer.data.prepare import verify
 
         described = describe(prefix)
+        if (prefix.parent / "manifest.json").is_file():
+            verify(prefix.parent, f"{prefix.name}.", math.inf)
         if json:
             import json as encoder
 

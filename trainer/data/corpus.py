@@ -133,7 +133,13 @@ class Corpus:
         return [Indexed(self.folder / f"{source.name}.train.names") for source in self.sources]
 
     def _cut(self, indexed: Indexed, number: int) -> Tokens:
-        return indexed.read(number * self.row_size, self.row_size).astype(np.int64)
+        tokens = indexed.read(number * self.row_size, self.row_size).astype(np.int64)
+        if tokens.max() >= self.config.vocabulary:
+            raise ConfigError(
+                f"{indexed.prefix}.bin holds the token {tokens.max()} and the vocabulary has {self.config.vocabulary}; "
+                "prepare the data with the tokenizer of the configuration."
+            )
+        return tokens
 
     def _open(self, source: SourceConfig, split: str, described: Mapping[str, Any]) -> Indexed:
         indexed = Indexed(self.folder / f"{source.name}.{split}")

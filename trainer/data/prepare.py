@@ -7,7 +7,6 @@ and, for train, `SOURCE.train.counts.npy` (how often each token occurs).
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from trainer import files
 from trainer.checkpoint import how
 from trainer.config import TrainConfig
 from trainer.data import dedupe, readers, tokenizer
@@ -29,7 +29,9 @@ from trainer.data.parallel import Workers, batches
 from trainer.data.readers import Document
 from trainer.schema import ConfigError
 
-FORMAT = 1
+FORMAT = 2
+AT_ONCE = 1 << 30
+"""Bytes of a prepared file that each start of a run reads again to see that it is whole."""
 
 Say = Callable[[str], None]
 Advance = Callable[[int], None]
@@ -51,6 +53,7 @@ def ensure(config: TrainConfig, out: Path, checkpoint: Path | None, progress: Sa
         made = how(checkpoint) if checkpoint and not forks else None
         prepare(config.data, folder, checkpoint, progress, made=made)
     _check_tokenizer(config.data, folder, checkpoint)
+    verify(folder)
     return folder
 
 
@@ -82,7 +85,7 @@ def prepare(
             demand_same(manifest_of(building), made, folder)
         shutil.rmtree(folder, ignore_errors=True)
         building.rename(folder)
-        _sync(folder.parent)
+        files.sync(folder.parent)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
         raise
@@ -92,12 +95,25 @@ def manifest_of(folder: Path) -> dict[str, Any]:
     """The manifest of a prepared folder. Raises ConfigError if it is none."""
     try:
         content: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        content["fingerprint"], content["tokenizer"]["sha256"], content["sources"]
+        content["fingerprint"], content["tokenizer"]["sha256"], content["tokenizer"]["vocabulary"], content["files"]
+        for source in content["sources"]:
+            source["name"], source["licence"], [(source[split]["tokens"], source[split]["sha256"]) for split in SPLITS]
     except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(
             f"{folder} holds no prepared data; prepare it with `python -m trainer data prepare CONFIG --out {folder}`."
         ) from None
     return content
+
+
+def verify(folder: Path, prefix: str = "", largest: float = AT_ONCE) -> None:
+    """Raise ConfigError unless the prepared files whose names begin with `prefix` are those that were written.
+
+    Those larger than `largest` bytes are passed over: reading them at each start would take too long, and `data
+    inspect` reads them.
+    """
+    written = {name: hashed for name, hashed in manifest_of(folder)["files"].items() if name.startswith(prefix)}
+    if found := files.damage(folder, written, largest):
+        raise ConfigError(f"The data in {folder} are damaged: {found}; fetch that file again, or prepare them again.")
 
 
 def demand_same(manifest: Mapping[str, Any], made: Mapping[str, Any], folder: Path) -> None:
@@ -132,8 +148,8 @@ def fingerprint(data: DataConfig) -> str:
     """What the prepared folder depends on: the settings, the files as they are now, and for some texts the Python."""
     settings = data.model_dump(mode="json", exclude={"sequence_length", "prepared", "root"}) | {"format": FORMAT}
     root = Path(data.root or ".")
-    files = [path for source in data.sources for path in readers.files_of(source, root) if path.is_file()]
-    settings["files"] = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    texts = [path for source in data.sources for path in readers.files_of(source, root) if path.is_file()]
+    settings["files"] = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in texts]
     if data.tokenizer.file:
         settings["tokenizer_sha256"] = tokenizer.digest(_file_of(data))
     if any(source.builtin for source in data.sources):
@@ -172,10 +188,11 @@ class _Build:
             "held_out": data.held_out,
             "dedupe": data.dedupe and data.dedupe.model_dump(),
             "sources": sources,
+            "files": files.digests(self._folder, self._folder.iterdir()),
         }
         (self._folder / "manifest.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         for path in self._folder.iterdir():
-            _sync(path)
+            files.sync(path)
 
     def _read(self, source: SourceConfig) -> Iterator[Document]:
         """The source's documents without the near-duplicates."""
@@ -308,11 +325,3 @@ def _check_tokenizer(data: DataConfig, folder: Path, checkpoint: Path | None) ->
 
 def _changed(source: SourceConfig) -> NoReturn:
     raise ConfigError(f"The source {source.name} changed while it was read; prepare the data again when it is at rest.")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,7 +11,7 @@ from trainer.checkpoint import how, newest
 from trainer.config import load
 from trainer.data import tokenizer
 from trainer.data.corpus import Corpus
-from trainer.data.prepare import folder_of
+from trainer.data.prepare import folder_of, verify
 from trainer.outcome import last_metrics
 from trainer.schema import ConfigError
 
@@ -63,6 +63,7 @@ def look(run: Path, step: int, row: int | None = None) -> SeenStep:
     done = last_metrics(run, 1)
     if done and step > done[0]["step"]:
         raise ConfigError(f"{run} has done {done[0]['step']} steps so far; --step must be one of them, not {step}.")
+    verify(folder)
     corpus = Corpus(config, folder, kept)
     bpe = tokenizer.load(folder)
     rows = []

@@ -1,16 +1,18 @@
 """The commands that use a checkpoint: eval, score, generate. Torch and the harness are imported when one is run."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress, TaskID
 
 from trainer.exits import FailedError, fail, finish, hold, interruptible
 from trainer.outcome import Outcome, Status, write_atomically
+from trainer.progress import bars
 from trainer.schema import ConfigError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -46,7 +48,7 @@ def evaluate(
         from trainer.evaluation import evaluate as harness
 
         found = harness.find_tasks(names, data or opened.data, include_path)
-        with _bar() as advance:
+        with bars() as advance:
             results = harness.evaluate(opened, found, limit=limit, shots=num_fewshot, rows=batch_size, advance=advance)
         if out is not None:
             write_atomically(out / "results.json", harness.as_json(results))
@@ -76,7 +78,7 @@ def score(
 
         content = read_text(text)
         opened = open_checkpoint(folder)
-        with _bar() as advance:
+        with bars() as advance:
             result = score_text(opened, content, stride, lambda share: advance("windows", share))
         print(result.model_dump_json())
 
@@ -95,7 +97,7 @@ def generate(
     """Sample a text from a checkpoint."""
     with hold(out):
         try:
-            with interruptible(), _bar() as advance:
+            with interruptible(), bars() as advance:
                 from trainer.evaluation.generate import Sampling
                 from trainer.evaluation.generate import generate as sample
                 from trainer.evaluation.opened import open_checkpoint
@@ -115,6 +117,9 @@ def generate(
 @contextlib.contextmanager
 def _said() -> Iterator[None]:
     """An error is one sentence, and the exit status that goes with it."""
+    if not sys.stderr.isatty():
+        # The bars of libraries, which are read when they are imported; ours know it by themselves.
+        os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         with interruptible():
             yield
@@ -135,21 +140,6 @@ def _outcome(error: BaseException) -> Outcome:
             return Outcome(status=Status.FAILED, reason=str(error))
     said = str(error).strip().partition("\n")[0]
     return Outcome(status=Status.FAILED, reason=f"{type(error).__name__}: {said}")
-
-
-@contextlib.contextmanager
-def _bar() -> Iterator[Callable[[str, float], None]]:
-    """A bar on a terminal's standard error, one line for each name that advances."""
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        lines: dict[str, TaskID] = {}
-
-        def advance(name: str, share: float) -> None:
-            if name not in lines:
-                lines[name] = progress.add_task(name, total=1.0)
-            progress.advance(lines[name], share)
-
-        yield advance
 
 
 def _make_folder(out: Path) -> None:
