@@ -1,7 +1,7 @@
 """How much memory a rank needs, from the configuration alone: what each part of training holds. Imports no torch.
 
-Bytes are those of the tensors at the peak of a step, and what libraries and allocator take besides. On a GPU that is
-what PyTorch allocates there: CUDA's own context, about half a GiB, comes on top.
+It is the tensors at the peak of a step, and what libraries and the allocator hold besides. On a GPU that is what
+PyTorch allocates there; CUDA's own context, about half a GiB, comes on top.
 """
 
 import os
@@ -13,25 +13,27 @@ from trainer.model import count
 
 Device = Literal["cuda", "cpu"]
 
-MIB = 2**20
 CHUNK = 512
 """Tokens whose logits are held at once, as in trainer.model.loss."""
+BLOCK = 128
+"""Queries that attention in bf16 on a CPU takes at once, as in trainer.model.attention."""
 BUCKET = 50_000_000
 """Numbers that DeepSpeed reduces or gathers at once, as in trainer.engine.library."""
-BLOCK = 128
-"""Queries that attention on a CPU computes at once in bf16, as in trainer.model.attention."""
 LIVE = 1_000_000_000
-"""Gathered weights that DeepSpeed keeps at ZeRO-3 for their next use, at most: its default."""
-LIBRARIES: dict[Device, int] = {"cuda": 64 * MIB, "cpu": 56 * MIB}
-"""Held whatever the model: cuBLAS's workspace; threads, oneDNN's kernels and what is imported at the first step."""
-HOLES: dict[Device, float] = {"cuda": 0.0, "cpu": 0.15}
-"""Of the rest, what glibc's allocator holds free between tensors, for it never moves one. Measured."""
+"""Gathered weights that DeepSpeed keeps for their next use at ZeRO-3: its default."""
+LIBRARIES: dict[Device, int] = {"cuda": 64 << 20, "cpu": 48 << 20}
+"""Whatever the model: cuBLAS's workspace; threads, oneDNN's kernels and what is imported at the first step."""
+HOLES: dict[Device, float] = {"cuda": 0.05, "cpu": 0.2}
+"""Of the activations, what the allocator holds free between those that come and go. Measured on the CPU."""
+COPIES = (2, 2, 2, 3)
+"""By ZeRO stage, how many times over DeepSpeed has a rank's parameters in fp32 while it flattens, gathers and reduces
+them. Measured on the CPU, where freed memory stays with the process."""
 
 
 class Memory(NamedTuple):
-    """Bytes on the rank that needs most. `weights` are those that the model computes with, `optimizer` Adam's moments
-    and, where they are not the weights, fp32 masters; `gradients` has the buckets that ranks exchange them through,
-    `activations` the head's logits, `other` libraries and allocator."""
+    """Bytes on the rank that needs most: `weights` that the model computes with, with those gathered at ZeRO-3;
+    `gradients` with the bucket they are reduced in; `optimizer`, Adam's moments and the fp32 masters that are not the
+    weights; `activations` with the logits; `other`, libraries and allocator."""
 
     weights: int
     gradients: int
@@ -41,43 +43,55 @@ class Memory(NamedTuple):
 
 
 def memory_per_gpu(config: TrainConfig, data_ranks: int, device: Device | None = None) -> Memory:
-    """Of one of the ranks with the most; `device` is this machine's unless given."""
+    """Of the rank that needs most, at either end of a pipeline; `device` is this machine's unless given."""
     device = device or device_here()
-    last = config.parallel.pipeline - 1
-    return max((_rank(config, data_ranks, stage, device) for stage in {0, last}), key=sum)
+    ends = {0, config.parallel.pipeline - 1}
+    return max((_of_rank(config, data_ranks, stage, device) for stage in ends), key=sum)
 
 
 def device_here() -> Device:
-    """Whether ranks would compute on a GPU here."""
+    """What ranks would compute on here."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
     return "cuda" if Path("/dev/nvidiactl").exists() and not hidden else "cpu"
 
 
-def _rank(config: TrainConfig, data_ranks: int, stage: int, device: Device) -> Memory:
-    """The states as ZeRO splits them (Rajbhandari et al. 2020, figure 1), for what a pipeline's stage holds."""
-    held, size = _parameters(config, stage), _bytes(config)
+def _of_rank(config: TrainConfig, data_ranks: int, stage: int, device: Device) -> Memory:
     alone = config.parallel.pipeline * config.parallel.tensor * data_ranks == 1
-    accumulates = config.training.batch > config.training.micro_batch * data_ranks
-    zero = _zero_stage(config)
-    part = -(-held // data_ranks) if zero else held
-    weights, gradients, optimizer = size * held, 4 * held, 8 * part
-    if alone:
-        optimizer += 4 * held if size == 2 else 0
-        if size == 2 and not accumulates:
-            # The embedding's are fp32 even here.
-            gradients = 2 * held + 2 * config.vocabulary * config.model.hidden_size
-    elif zero:
-        optimizer += 4 * part
-        gradients = 4 * (part if zero > 1 else held)
-        # In bf16, DeepSpeed's ZeRO-1 reduces its fp32 sums where they are.
-        gradients += 4 * BUCKET if zero > 1 or size == 4 else 0
-        weights = size * (part + min(held, LIVE)) if zero == 3 else weights
-    activations = _activations(config, stage, device, alone)
+    weights, gradients, optimizer = _alone(config) if alone else _partitioned(config, data_ranks, stage, device)
+    activations = _activations(config, stage, device) + _head(config, stage, device, alone)
     if device == "cpu":
-        # Weights are drawn one parameter at a time, when nothing is computed yet: the room is used again.
+        # Where a table of the first weights was drawn, while nothing was computed yet.
         activations = max(activations, 8 * config.vocabulary * config.model.hidden_size)
-    other = LIBRARIES[device] + HOLES[device] * (weights + gradients + optimizer + activations)
-    return Memory(weights, gradients, optimizer, activations, int(other))
+    other = LIBRARIES[device] + int(HOLES[device] * activations)
+    if device == "cpu" and not alone:
+        other += COPIES[_zero_stage(config)] * 4 * _held(config, stage)
+    return Memory(weights, gradients, optimizer, activations, other)
+
+
+def _alone(config: TrainConfig) -> tuple[int, int, int]:
+    """Weights, gradients and optimizer of one process, as trainer.engine.flat keeps them."""
+    held = count.parameters(config.model, config.vocabulary, config.context)
+    if _bytes(config) == 4:
+        return 4 * held, 4 * held, 8 * held
+    if config.training.batch > config.training.micro_batch:
+        return 2 * held, 4 * held, 12 * held
+    # The embedding's gradient is fp32 even here.
+    return 2 * held, 2 * held + 2 * config.vocabulary * config.model.hidden_size, 12 * held
+
+
+def _partitioned(config: TrainConfig, data_ranks: int, stage: int, device: Device) -> tuple[int, int, int]:
+    """The same as DeepSpeed splits them over data-parallel ranks (Rajbhandari et al. 2020, ZeRO, figure 1)."""
+    held, size, zero = _held(config, stage), _bytes(config), _zero_stage(config)
+    part = -(-held // data_ranks)
+    if zero == 0:
+        return 4 * held, 4 * held, 8 * held
+    # On a CPU what nobody writes to is not resident.
+    bucket = 4 * (min(held, BUCKET) if device == "cpu" else BUCKET)
+    if zero == 1:
+        # In bf16 they are reduced in place; in fp32 through the bucket to this rank's part.
+        return size * held, 4 * held + (bucket + 4 * part if size == 4 else 0), 12 * part
+    gathered = size * min(held, LIVE) if zero == 3 else 0
+    return gathered + size * (part if zero == 3 else held), 4 * part + bucket, 12 * part
 
 
 def _zero_stage(config: TrainConfig) -> int:
@@ -91,24 +105,21 @@ def _bytes(config: TrainConfig) -> int:
     return 2 if config.training.precision == "bf16" else 4
 
 
-def _parameters(config: TrainConfig, stage: int) -> int:
-    """Those that a rank of the stage holds: its blocks and its end of the model, split over tensor-parallel ranks.
-
-    The few that are not split, norms and some biases, are counted as if they were.
-    """
-    model, parallel = config.model, config.parallel
+def _held(config: TrainConfig, stage: int) -> int:
+    """Parameters of a rank: its stage's, split over tensor-parallel ranks, among whom the few that each has whole
+    (norms and some biases) are counted once."""
+    model, last = config.model, config.parallel.pipeline - 1
+    block = count.block(model)
     table = config.vocabulary * model.hidden_size
-    total = count.parameters(model, config.vocabulary, config.context)
-    blocks = model.layers * count.block(model)
-    held = blocks * _layers(config, stage) // model.layers
     first = table + (config.context * model.hidden_size if model.positions == "learned" else 0)
+    held = _layers(config, stage) * block
     if stage == 0:
         held += first
-    if stage == parallel.pipeline - 1:
-        held += total - blocks - first
+    if stage == last:
+        held += count.parameters(model, config.vocabulary, config.context) - model.layers * block - first
         # A tied head has a copy of the embedding.
-        held += table if model.tied_head and stage else 0
-    return -(-held // parallel.tensor)
+        held += table if model.tied_head and stage > 0 else 0
+    return -(-held // config.parallel.tensor)
 
 
 def _layers(config: TrainConfig, stage: int) -> int:
@@ -117,60 +128,66 @@ def _layers(config: TrainConfig, stage: int) -> int:
     return each + (stage < more)
 
 
-def _activations(config: TrainConfig, stage: int, device: Device, alone: bool) -> int:
-    """What is held when the way back begins: all that blocks keep for it, and what the first of them needs at once."""
-    model, parallel, size = config.model, config.parallel, _bytes(config)
-    tokens = config.training.micro_batch * config.data.sequence_length
-    hidden, inner = model.hidden_size, model.inner_size // parallel.tensor
-    block = sum(_block(config, layer, device) for layer in range(len(model.attention))) // len(model.attention)
-    kept = hidden if config.training.recompute else block
-    # One at the front of a pipeline has as many micro-batches under way as there are stages (Narayanan et al. 2021).
-    flights = min(parallel.pipeline - stage, config.training.batch // config.training.micro_batch)
-    numbers = flights * _layers(config, stage) * kept
-    numbers += hidden + 2 * inner + (block if config.training.recompute else 0)
-    if stage < parallel.pipeline - 1:
-        return tokens * size * numbers
-    numbers += 3 * hidden
-    return tokens * size * numbers + _head(config, alone)
+def _activations(config: TrainConfig, stage: int, device: Device) -> int:
+    """Bytes that the blocks keep for the way back and what the first of them needs there."""
+    model, parallel, training = config.model, config.parallel, config.training
+    tokens = training.micro_batch * config.data.sequence_length
+    pattern = len(model.attention)
+    block = sum(_block(config, layer, device) for layer in range(pattern)) // pattern
+    kept = model.hidden_size if training.recompute else block
+    # At the front of a pipeline as many micro-batches are under way as it has stages (Narayanan et al. 2019, 1F1B).
+    under_way = min(parallel.pipeline - stage, training.batch // training.micro_batch)
+    back = model.hidden_size + 2 * model.inner_size // parallel.tensor
+    if training.recompute:
+        back += block
+        # A block made anew fills no holes that the one before it left.
+        back *= 2 if device == "cpu" else 1
+    return tokens * _bytes(config) * (under_way * _layers(config, stage) * kept + back)
 
 
 def _block(config: TrainConfig, layer: int, device: Device) -> int:
-    """Numbers a token that a block keeps for the way back, its input among them (Korthikanti et al. 2022, section 4,
-    for attention that keeps no scores)."""
-    model, size, tensor = config.model, _bytes(config), config.parallel.tensor
+    """Numbers a token that a block keeps, its input among them (after Korthikanti et al. 2022, section 4.1, for
+    attention that keeps no scores)."""
+    model, wide = config.model, _bytes(config) == 4
     length, hidden = config.data.sequence_length, model.hidden_size
     keys = model.groups * model.head_size
     norms = 1 if model.parallel_residual and model.norms != "two" else 2
-    whole = 1 + norms + (not model.parallel_residual)
-    if device == "cpu" and model.norm == "rmsnorm":
-        # In steps of its own, which keep the input and the normalised in fp32.
-        whole += norms * (4 if size == 2 else 1)
-    rotated = hidden + keys if model.positions == "rotary" else 0
-    split = 2 * hidden + 2 * keys + rotated
-    masked = model.positions == "alibi" or (model.is_local(layer) and model.window < length)
-    if device == "cpu":
-        if masked:
-            # PyTorch's own attention with a mask keeps the scores there.
-            split += 2 * hidden + model.heads * length
-        elif size == 2 and model.groups == model.heads:
-            # Ours in bf16 keeps queries, keys, values and the scores of each block of queries with the keys before it.
-            split = 4 * hidden + model.heads * (length + BLOCK) // 2
-        else:
-            split += hidden
+    whole = hidden * (1 + norms + (not model.parallel_residual))
+    # Queries, keys and values, those that are rotated, and what attention gives.
+    split = 2 * hidden + 2 * keys + (hidden + keys if model.positions == "rotary" else 0)
     split += model.inner_size * (4 if model.activation == "swiglu" else 2)
-    return whole * hidden + split // tensor
+    if device == "cpu":
+        masked = model.positions == "alibi" or (model.is_local(layer) and model.window < length)
+        if model.norm == "rmsnorm":
+            # PyTorch's has no kernel of its own there: input and normalised are kept in fp32.
+            whole += hidden * norms * (1 if wide else 4)
+        if masked:
+            # With a mask PyTorch's attention keeps the scores, in fp32; in bf16 what the softmax makes of them too.
+            scores = model.heads * length
+            split += 2 * hidden + scores if wide else 4 * (hidden + scores)
+        elif wide or model.groups < model.heads:
+            split += hidden
+        else:
+            # Ours, which copies the values, and keeps each block's scores with the keys up to it.
+            split += model.heads * (length + BLOCK) // 2 - (2 * keys if model.positions == "rotary" else 0)
+    return whole + split // config.parallel.tensor
 
 
-def _head(config: TrainConfig, alone: bool) -> int:
-    """Bytes of a chunk's logits and of what the head's gradients pass through."""
-    size, tensor = _bytes(config), config.parallel.tensor
-    rows = config.vocabulary // tensor
-    chunk = min(CHUNK, config.training.micro_batch * config.data.sequence_length) * rows
-    table = rows * config.model.hidden_size
-    if alone:
-        accumulates = config.training.batch > config.training.micro_batch
-        return size * chunk + (2 * table if size == 2 and accumulates else 0)
+def _head(config: TrainConfig, stage: int, device: Device, alone: bool) -> int:
+    """Bytes around the head: its norm, a chunk's logits, and its gradients until they are the parameters'."""
+    if stage < config.parallel.pipeline - 1:
+        return 0
+    training, size = config.training, _bytes(config)
+    tokens = training.micro_batch * config.data.sequence_length
+    rows = config.vocabulary // config.parallel.tensor
+    chunk, table = min(CHUNK, tokens) * rows, rows * config.model.hidden_size
+    # Its input, that normalised, and the gradient of that.
+    around = 3 * tokens * size * config.model.hidden_size
     if size == 4:
-        return 4 * (max(chunk, table) + table)
-    # Summed in fp32 from products in bf16; tensor-parallel ranks have the logits in fp32 too.
-    return 2 * chunk + 6 * table + (4 * chunk if tensor > 1 else 0)
+        return around + (4 * chunk if alone else 4 * (max(chunk, table) + table))
+    # Products in bf16 are added in fp32; on a CPU through a copy.
+    added = (2 if device == "cuda" else 6) * table
+    if alone:
+        return around + 2 * chunk + (added if training.batch > training.micro_batch else 0)
+    exact = 4 * chunk if config.parallel.tensor > 1 else 0
+    return around + 2 * chunk + exact + 4 * table + added

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from trainer.model.tensor_parallel import ALONE, TensorParallel
 
 CHUNK = 512
+EVALUATED = 128
+"""As many as CHUNK, where nothing is kept for a gradient and the logits are fp32."""
 ROWS = 8
 """Tokens whose logits stay in a CPU's cache while they become probabilities."""
 
@@ -139,8 +140,17 @@ def by_rows(logits_NV: Tensor, targets_N: Tensor, scale: float) -> Tensor:
 @torch.no_grad()
 def nll(x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, tp: TensorParallel) -> Tensor:
     """Cross-entropy of each token in nats, [N], without a gradient."""
-    pairs = zip(torch.split(x_ND, CHUNK), torch.split(targets_N, CHUNK), strict=True)
-    return torch.cat([_nll(functional.linear(x, weight_VD, bias_V), targets, tp)[0] for x, targets in pairs])
+    nll_N = torch.empty(len(targets_N), dtype=torch.float32, device=x_ND.device)
+    # One buffer: what each chunk takes anew would lie between the holes that the one before it left.
+    kept_NV = x_ND.new_empty(min(EVALUATED, len(x_ND)), len(weight_VD))
+    parts = (torch.split(part, EVALUATED) for part in (x_ND, targets_N, nll_N))
+    for x, targets, found in zip(*parts, strict=True):
+        logits_NV = kept_NV[: len(x)]
+        torch.mm(x, weight_VD.T, out=logits_NV)
+        if bias_V is not None:
+            logits_NV += bias_V
+        found.copy_(_nll(logits_NV, targets, tp)[0])
+    return nll_N
 
 
 def _nll(logits_NV: Tensor, targets_N: Tensor, tp: TensorParallel) -> tuple[Tensor, Tensor]:

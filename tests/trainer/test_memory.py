@@ -1,0 +1,71 @@
+"""What the dry run says of memory is within 20% of what ranks take."""
+
+from typing import Any
+
+import pytest
+
+from tests.trainer.measure_memory import measure
+from trainer.check import check
+from trainer.config import TrainConfig, load_recipe
+
+Sections = dict[str, dict[str, Any]]
+LLAMA = {"hidden_size": 256, "layers": 8, "heads": 8, "kv_heads": 2, "mlp_size": 704, "vocabulary": 16000}
+
+
+def shape(recipe: str, batch: int, length: int, gpus: int = 1, **sections: dict[str, Any]) -> TrainConfig:
+    """A recipe at one micro-batch a rank, or as many as its pipeline has stages, without the compiler."""
+    values = load_recipe(recipe).model_dump(mode="json")
+    values["parallel"] = {"zero_stage": 0}
+    for name, changed in sections.items():
+        values[name] |= changed
+    values["data"]["sequence_length"] = length
+    values["data"]["tokenizer"]["vocabulary"] = min(16000, values["data"]["tokenizer"]["vocabulary"])
+    ranks = gpus // values["parallel"].get("tensor", 1)
+    values["training"] = {
+        "recompute": False,
+        **{key: values["training"][key] for key in ("steps", "precision")},
+        **sections.get("training", {}),
+        "batch": batch * ranks,
+        "micro_batch": batch,
+        "compile": False,
+        "evaluation_tokens": 10**6,
+    }
+    return TrainConfig.model_validate(values)
+
+
+SHAPES = {
+    "bf16": (shape("pythia-14m", 4, 512), 1),
+    "fp32": (shape("pythia-14m", 4, 512, training={"precision": "fp32"}), 1),
+    "zero3": (shape("pythia-14m", 2, 512, 2, parallel={"zero_stage": 3}), 2),
+    "tensor": (shape("pythia-14m", 2, 512, 2, parallel={"tensor": 2}), 2),
+}
+MORE_SHAPES = {
+    "70m": (shape("pythia-70m", 2, 512), 1),
+    "70m-recompute": (shape("pythia-70m", 8, 512, training={"recompute": True}), 1),
+    "deep": (shape("pythia-70m", 2, 1024, model={"hidden_size": 256, "layers": 24}), 1),
+    "alibi": (shape("pythia-14m", 4, 512, model={"positions": "alibi"}), 1),
+    "gpt-neo": (shape("gpt-neo-125m", 2, 512), 1),
+    "gpt-j": (
+        shape("gpt-j-6b", 4, 512, model={key: LLAMA[key] for key in ("hidden_size", "layers", "heads", "vocabulary")}),
+        1,
+    ),
+    "llama": (shape("comma-7b", 4, 512, model=LLAMA), 1),
+    "demo": (load_recipe("demo"), 1),
+    "zero0": (shape("pythia-14m", 2, 512, 2, training={"precision": "fp32"}), 2),
+    "zero1": (shape("pythia-70m", 2, 512, 2, parallel={"zero_stage": 1}), 2),
+    "zero2": (shape("pythia-14m", 2, 512, 2, parallel={"zero_stage": 2}), 2),
+    "70m-zero3": (shape("pythia-70m", 2, 512, 2, parallel={"zero_stage": 3}), 2),
+    "pipeline": (shape("pythia-70m", 2, 512, 2, parallel={"pipeline": 2}), 2),
+    "70m-tensor": (shape("pythia-70m", 2, 512, 2, parallel={"tensor": 2}), 2),
+}
+
+
+@pytest.mark.parametrize(("config", "gpus"), SHAPES.values(), ids=SHAPES)
+def test_predicted_is_measured(config: TrainConfig, gpus: int) -> None:
+    assert check(config, gpus).memory_per_gpu == pytest.approx(measure(config, gpus, times=1), rel=0.2)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize(("config", "gpus"), MORE_SHAPES.values(), ids=MORE_SHAPES)
+def test_predicted_is_measured_in_other_shapes(config: TrainConfig, gpus: int) -> None:
+    assert check(config, gpus).memory_per_gpu == pytest.approx(measure(config, gpus), rel=0.2)
