@@ -152,12 +152,18 @@ def demo(*, stay: Annotated[bool, typer.Option(help="Keep the parts up after the
 
 
 @pool_app.command("add")
-def pool_add(name: str, gpu_type: str, gpus: int) -> None:
+def pool_add(
+    name: str,
+    gpu_type: str,
+    gpus: int,
+    launcher: Annotated[str, typer.Option(help="local or slurm")] = "local",
+    price_weight: Annotated[float, typer.Option(help="What a GPU-second weighs in fair-share.")] = 1.0,
+) -> None:
     """Add a pool of GPUS devices of GPU_TYPE."""
     from broker import pools
 
     with _refusing(), _database().write() as session:
-        pools.add_pool(session, name=name, gpu_type=gpu_type, gpus=gpus)
+        pools.add_pool(session, name=name, gpu_type=gpu_type, gpus=gpus, launcher=launcher, price_weight=price_weight)
     typer.echo(f"pool {name}: {gpus} × {gpu_type}")
 
 

@@ -1,6 +1,7 @@
 """Pools of GPUs, and the grants by which sponsors give their time to the community."""
 
 from datetime import datetime
+from enum import StrEnum
 
 from sqlalchemy import ForeignKey, func, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
@@ -8,6 +9,15 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 from projects import record
 from projects.db import Base, utcnow
 from projects.errors import InvalidError, NotFoundError
+
+HEAVIEST = 1000
+
+
+class Launcher(StrEnum):
+    """What starts the trainers of a pool."""
+
+    LOCAL = "local"
+    SLURM = "slurm"
 
 
 class Pool(Base):
@@ -19,6 +29,8 @@ class Pool(Base):
     name: Mapped[str] = mapped_column(unique=True)
     gpu_type: Mapped[str]
     gpus: Mapped[int]
+    launcher: Mapped[str] = mapped_column(default="local")
+    price_weight: Mapped[float] = mapped_column(default=1.0)
 
 
 class Grant(Base):
@@ -34,17 +46,42 @@ class Grant(Base):
     until: Mapped[datetime]
 
 
-def add_pool(session: Session, *, name: str, gpu_type: str, gpus: int) -> int:
-    """Write a pool down and return its id; a repeat with the same name changes nothing."""
+def add_pool(
+    session: Session,
+    *,
+    name: str,
+    gpu_type: str,
+    gpus: int,
+    launcher: str = Launcher.LOCAL,
+    price_weight: float = 1.0,
+) -> int:
+    """Write a pool down and return its id; a repeat with the same name changes nothing.
+
+    `price_weight` is what a GPU-second of it weighs in fair-share; balances are raw GPU-seconds.
+    """
     earlier = session.scalars(select(Pool.id).where(Pool.name == name)).one_or_none()
     if earlier is not None:
         return earlier
     if gpus < 1:
         raise InvalidError(f"A pool has at least one GPU; {gpus} is not a count.")
-    pool = Pool(name=name, gpu_type=gpu_type, gpus=gpus)
+    if launcher not in set(Launcher):
+        raise InvalidError(f"The launcher is one of: {', '.join(Launcher)}.")
+    if not 0 < price_weight <= HEAVIEST:
+        raise InvalidError(f"A price weight is above 0 and at most {HEAVIEST}; {price_weight} is not.")
+    pool = Pool(name=name, gpu_type=gpu_type, gpus=gpus, launcher=launcher, price_weight=price_weight)
     session.add(pool)
     session.flush()
-    record.append(session, record.LAB, "pool.added", by=None, pool=name, gpu_type=gpu_type, gpus=gpus)
+    record.append(
+        session,
+        record.LAB,
+        "pool.added",
+        by=None,
+        pool=name,
+        gpu_type=gpu_type,
+        gpus=gpus,
+        launcher=launcher,
+        price_weight=price_weight,
+    )
     return pool.id
 
 
