@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 pool_app = typer.Typer(help="Pools of GPUs.", no_args_is_help=True)
 grant_app = typer.Typer(help="Grants of GPU time by sponsors.", no_args_is_help=True)
+policy_app = typer.Typer(help="The operator's policies: limits and tiers.", no_args_is_help=True)
 record_app = typer.Typer(help="The public record.", no_args_is_help=True)
 app.add_typer(pool_app, name="pool")
 app.add_typer(grant_app, name="grant")
+app.add_typer(policy_app, name="policy")
 app.add_typer(record_app, name="record")
 
 NEEDED = (
@@ -176,6 +178,27 @@ def grant_add(pool: str, hours: str, sponsor: str, until: datetime) -> None:
         seconds = allocations.parse_hours(hours)
         pools.add_grant(session, pool=pool, sponsor=sponsor, seconds=seconds, until=until.replace(tzinfo=UTC))
     typer.echo(f"{sponsor} gives {hours} GPU-hours of {pool}")
+
+
+@policy_app.command("list")
+def policy_list() -> None:
+    """Show every policy, its value and what it is about."""
+    from projects import policies
+
+    with _database().read() as session:
+        now = policies.current(session)
+    for name, field in policies.Policies.model_fields.items():
+        typer.echo(f"{name} {policies.said_as(getattr(now, name))}: {field.description}")
+
+
+@policy_app.command("set")
+def policy_set(name: str, value: str, why: Annotated[str, typer.Option(help="The reason; it is public.")]) -> None:
+    """Set the policy NAME to VALUE."""
+    from projects import policies
+
+    with _refusing(), _database().write() as session:
+        after = policies.change(session, None, name, value, why)
+    typer.echo(f"{name} {policies.said_as(getattr(after, name))}")
 
 
 @record_app.command("verify")

@@ -110,7 +110,8 @@ class ScopeForm(Form):
         )
         project = await app.read(pipeline.view, self.project_id)
         if project.stage == pipeline.Stage.ACTIVE:
-            return "The scope is written, and the project is active: its channel opens in a moment."
+            channel = "its channel opens in a moment" if project.has_channel else "a moderator opens its channel"
+            return f"The scope is written, and the project is active: {channel}."
         missing = app.settings.min_people - len(project.members)
         return f"The scope is written. With {text.count(missing, 'more person', 'more people')} the project starts."
 

@@ -8,11 +8,13 @@ from typing import Any
 from bot import text
 from broker import allocations
 from broker.runs import RunView
+from projects import policies
 from projects.pipeline import ProjectView
 from projects.record import LAB, Told
 
 Payload = Mapping[str, Any]
 
+OPENINGS = frozenset({"project.activated", "project.channel_opened"})
 ENDINGS = frozenset({"run.finished", "run.failed", "run.timed_out", "run.cancelled"})
 ROOM_FOR_TEXT = 900
 
@@ -41,11 +43,11 @@ def places(entry: Told, *, has_channel: bool) -> Sequence[Place]:
     payload = entry.payload or {}
     if entry.stream == LAB:
         return [Place.RECORD]
-    if entry.kind == "project.activated":
+    if _opens(entry):
         return [Place.PROPOSAL, Place.CHANNEL]
     if entry.kind == "project.completed":
         return [Place.CHANNEL if has_channel else Place.PROPOSAL, Place.ANNOUNCEMENTS]
-    if "run" in payload:
+    if "run" in payload and has_channel:
         return [Place.RUN, Place.CHANNEL] if _milestone(entry.kind, payload) else [Place.RUN]
     return [Place.CHANNEL if has_channel else Place.PROPOSAL]
 
@@ -62,12 +64,17 @@ def render(entry: Told, place: Place, scene: Scene | None = None) -> str:
         said = "This entry was blanked on request; the chain still vouches for its place."
     elif place is Place.ANNOUNCEMENTS and scene is not None:
         said = _announcement(entry.payload, scene)
-    elif entry.kind == "project.activated" and place is Place.PROPOSAL and scene is not None and scene.channel_id:
+    elif _opens(entry) and place is Place.PROPOSAL and scene is not None and scene.channel_id:
         said = f"🏛️ The project is on its way: from now on it lives in <#{scene.channel_id}>."
     else:
         said = RENDERINGS.get(entry.kind, _generic(entry.kind))(entry.payload)
     end = marker(entry)
     return f"{text.bounded(said, text.CARD - text.length(end) - 1)}\n{end}"
+
+
+def _opens(entry: Told) -> bool:
+    """Whether the project gets its channel by this entry."""
+    return entry.kind in OPENINGS and bool((entry.payload or {}).get("channel", True))
 
 
 def _milestone(kind: str, payload: Payload) -> bool:
@@ -113,8 +120,16 @@ def _joined(p: Payload) -> str:
 def _scoped(p: Payload) -> str:
     return (
         f"📐 {_by(p)} has written the scope.{_quoted(p['goal'], '**Goal**')}{_quoted(p['plan'], '**Plan**')}"
-        f"{_quoted(p['compute'], '**Compute**')}{_quoted(p['release'], '**To be released**')}"
+        f"{_quoted(p['compute'], '**Compute**')}{_quoted(p['release'], '**To be released**')}{_models(p)}"
     )
+
+
+def _models(p: Payload) -> str:
+    if "licence" not in p:
+        return ""
+    held = p["release_policy"] == "held"
+    how = "are held back until reviewers release them" if held else "are public as they come"
+    return f"\nCheckpoints {how}; the models' licence is {_line(p['licence'])}."
 
 
 def _activated(p: Payload) -> str:
@@ -122,6 +137,54 @@ def _activated(p: Payload) -> str:
         f"🏛️ The project has a scope and {text.count(p['people'], 'person', 'people')}, so it is active. "
         "What happens in it is told here, for everyone to read."
     )
+
+
+def _channel_opened(p: Payload) -> str:
+    return f"🏛️ {_by(p)} has opened this channel. What happens in the project is told here, for everyone to read."
+
+
+def _paused(p: Payload) -> str:
+    return f"⏸️ {_by(p)} pauses the project.{_quoted(p['why'])}"
+
+
+def _resumed(p: Payload) -> str:
+    return f"▶️ {_by(p)} lets the project go on."
+
+
+def _stopped(p: Payload) -> str:
+    return f"⏹️ {_by(p)} has stopped the project.{_quoted(p['why'])}"
+
+
+def _update(p: Payload) -> str:
+    return f"📣 {_by(p)} reports:{_quoted(p['text'])}"
+
+
+def _needs_changed(p: Payload) -> str:
+    return f"🔎 {_by(p)} says who is needed now:{_quoted(p['needs'] or 'Nobody more.')}"
+
+
+def _followed(p: Payload) -> str:
+    return f"👀 {_by(p)} follows the project."
+
+
+def _left(p: Payload) -> str:
+    return f"👋 {_by(p)} leaves the project."
+
+
+def _lead_offered(p: Payload) -> str:
+    return f"🔑 {_by(p)} offers the lead to **{_line(p['to']['name'])}**.{_quoted(p['why'])}"
+
+
+def _lead_accepted(p: Payload) -> str:
+    return f"🔑 {_by(p)} leads the project from now on."
+
+
+def _lead_declined(p: Payload) -> str:
+    return f"🔑 {_by(p)} ends the offer of the lead; it stays where it is."
+
+
+def _released(p: Payload) -> str:
+    return f"🔓 {_by(p)} releases what was held back; the models' licence is {_line(p['licence'])}.{_quoted(p['why'])}"
 
 
 def _completed(p: Payload) -> str:
@@ -218,6 +281,12 @@ def _grant(p: Payload) -> str:
     )
 
 
+def _policy(p: Payload) -> str:
+    was, now = policies.said_as(p["was"]), policies.said_as(p["now"])
+    change = f"{text.code(p['policy'], 60)} is {_line(now)}, was {_line(was)}"
+    return f"⚖️ {_by(p)} changes a policy: {change}.{_quoted(p['why'])}"
+
+
 def _generic(kind: str) -> Callable[[Payload], str]:
     def rendering(p: Payload) -> str:
         return f"{_by(p)}: {_line(kind.replace('.', ' '))}.{_quoted(str(p.get('why', '')))}"
@@ -250,6 +319,18 @@ RENDERINGS: Mapping[str, Callable[[Payload], str]] = {
     "project.joined": _joined,
     "project.scoped": _scoped,
     "project.activated": _activated,
+    "project.channel_opened": _channel_opened,
+    "project.paused": _paused,
+    "project.resumed": _resumed,
+    "project.stopped": _stopped,
+    "project.update": _update,
+    "project.needs_changed": _needs_changed,
+    "project.followed": _followed,
+    "project.left": _left,
+    "project.lead_offered": _lead_offered,
+    "project.lead_accepted": _lead_accepted,
+    "project.lead_declined": _lead_declined,
+    "project.released": _released,
     "project.completed": _completed,
     "allocation.requested": _requested,
     "allocation.approved": _approved,
@@ -266,4 +347,5 @@ RENDERINGS: Mapping[str, Callable[[Payload], str]] = {
     "checkpoint.published": _checkpoint,
     "pool.added": _pool,
     "grant.added": _grant,
+    "policy.changed": _policy,
 }
