@@ -31,6 +31,16 @@ REQUESTS = {
     AllocationState.REQUESTED: ("🙋", ORANGE),
     AllocationState.APPROVED: ("✅", GREEN),
     AllocationState.DECLINED: ("🚫", VERMILION),
+    AllocationState.WITHDRAWN: ("↩️", GREY),
+    AllocationState.EXHAUSTED: ("🪫", ORANGE),
+    AllocationState.EXPIRED: ("⌛", GREY),
+    AllocationState.REVOKED: ("🚫", VERMILION),
+    AllocationState.RENEWED: ("♻️", GREY),
+}
+DECIDED = frozenset(AllocationState) - {
+    AllocationState.EXHAUSTED,
+    AllocationState.EXPIRED,
+    AllocationState.RENEWED,
 }
 RUNS = {
     RunState.QUEUED: ("⏳", GREY),
@@ -118,8 +128,10 @@ def review_card(request: AllocationView) -> Card:
         granted = request.state == AllocationState.APPROVED
         what = f": {text.gpu_hours(request.account.granted)}" if granted else ""
         sponsor = f", given by {text.line(request.sponsor, 80)}" if request.sponsor else ""
-        by = text.line(request.decided_by or "somebody", 60)
-        lines += [f"**{request.state.capitalize()} by {by}**{what}{sponsor}", text.quote(request.reason, 1000)]
+        by = f" by {text.line(request.decided_by or 'policy', 60)}" if request.state in DECIDED else ""
+        lines += [f"**{request.state.capitalize()}{by}**{what}{sponsor}", text.quote(request.reason, 1000)]
+    elif request.endorsed_by is not None:
+        lines.append(f"Endorsed by {text.line(request.endorsed_by, 60)}; a second reviewer decides.")
     marker = f"-# P{request.project_id} · allocation {request.id}"
     parts = [_texts(lines, marker)]
     if request.state == AllocationState.REQUESTED:

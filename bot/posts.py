@@ -201,10 +201,15 @@ def _requested(p: Payload) -> str:
 
 
 def _approved(p: Payload) -> str:
-    part = "" if p["seconds"] == p["asked"] else f" of the {allocations.in_hours(p['asked'])} asked for"
+    part = (
+        ""
+        if p["seconds"] + p.get("second_half", 0) == p["asked"]
+        else f" of the {allocations.in_hours(p['asked'])} asked for"
+    )
+    half = f", and {text.gpu_hours(p['second_half'])} more on a report of progress" if p.get("second_half") else ""
     return (
         f"✅ {_by(p)} approves {text.gpu_hours(p['seconds'])}{part} on {text.code(p['pool'], 60)}, given by "
-        f"{_line(p['sponsor'])} (allocation {p['allocation']}).{_quoted(p['why'])}"
+        f"{_line(p['sponsor'])} (allocation {p['allocation']}){half}.{_quoted(p['why'])}"
     )
 
 
@@ -213,6 +218,45 @@ def _declined(p: Payload) -> str:
         f"🚫 {_by(p)} declines the {text.gpu_hours(p['asked'])} asked for on {text.code(p['pool'], 60)} "
         f"(allocation {p['allocation']}).{_quoted(p['why'])}"
     )
+
+
+def _endorsed(p: Payload) -> str:
+    return (
+        f"☑️ {_by(p)} endorses {text.gpu_hours(p['seconds'])} on {text.code(p['pool'], 60)} "
+        f"(allocation {p['allocation']}); a grant of this size needs a second reviewer.{_quoted(p['why'])}"
+    )
+
+
+def _allocation_says(emoji: str, said: str) -> Callable[[Payload], str]:
+    """A sentence about an allocation that has one amount of GPU-seconds at most, put where it says {amount}."""
+
+    def rendering(p: Payload) -> str:
+        seconds = next((p[key] for key in ("returned", "seconds", "spent", "left", "asked") if key in p), 0)
+        amount = text.gpu_hours(abs(seconds))
+        about = said.format(by=_by(p), allocation=f"allocation {p['allocation']}", amount=amount)
+        return f"{emoji} {about}{_quoted(str(p.get('why', '')))}"
+
+    return rendering
+
+
+def _warning(p: Payload) -> str:
+    if "percent" in p:
+        return f"⚠️ {p['percent']}% of allocation {p['allocation']} are spent; {text.gpu_hours(p['left'])} are left."
+    ends = f", on {_line(p['ends'])}" if "ends" in p else ""
+    return f"⏰ Allocation {p['allocation']} ends in {text.count(p.get('days', 0), 'day')} or less{ends}."
+
+
+def _changed(p: Payload) -> str:
+    ends = f", until {_line(p['ends'])}" if "ends" in p else ""
+    half = f" and {text.gpu_hours(p['second_half'])} more on a report" if p.get("second_half") else ""
+    more = f": {text.gpu_hours(p['seconds'])} more{half}" if p["seconds"] else ""
+    return f"✅ {_by(p)} approves the change of allocation {p['allocation']}{more}{ends}.{_quoted(p['why'])}"
+
+
+def _change_requested(p: Payload) -> str:
+    wants = [f"{text.gpu_hours(p['seconds'])} more"] if p["seconds"] else []
+    wants += [f"an end on {_line(p['until'])}"] if p["until"] else []
+    return f"🙋 {_by(p)} asks for {' and '.join(wants)} on allocation {p['allocation']}.{_quoted(p['why'])}"
 
 
 def _queued(p: Payload) -> str:
@@ -335,6 +379,33 @@ RENDERINGS: Mapping[str, Callable[[Payload], str]] = {
     "allocation.requested": _requested,
     "allocation.approved": _approved,
     "allocation.declined": _declined,
+    "allocation.endorsed": _endorsed,
+    "allocation.withdrawn": _allocation_says("↩️", "{by} withdraws the request for {amount} ({allocation})."),
+    "allocation.asked": _allocation_says("❓", "{by} asks about the request ({allocation}):"),
+    "allocation.reported": _allocation_says("📝", "{by} reports on {allocation}:"),
+    "allocation.half_released": _allocation_says("✅", "{by} releases the second half of {allocation}: {amount}."),
+    "allocation.half_returned": _allocation_says(
+        "⌛", "The second half of {allocation}, {amount}, returns to its sponsor's grant: nobody released it in time."
+    ),
+    "allocation.revoked": _allocation_says("🚫", "{by} revokes {allocation}; {amount} return to the sponsor's grant."),
+    "allocation.expired": _allocation_says(
+        "⌛", "The time of {allocation} is over; {amount} return to the sponsor's grant."
+    ),
+    "allocation.exhausted": _allocation_says("🪫", "All of {allocation} is spent; more can be asked for."),
+    "allocation.reopened": _allocation_says("🔋", "There are {amount} left on {allocation} again."),
+    "allocation.returned": _allocation_says("↩️", "{amount} of {allocation}, which has ended, return to its grant."),
+    "allocation.renewed": _allocation_says(
+        "♻️", "Another allocation succeeds {allocation}; {amount} return to its grant."
+    ),
+    "allocation.adjusted": _allocation_says("⚖️", "{by} adjusts {allocation} by {amount}."),
+    "allocation.warning": _warning,
+    "allocation.change_requested": _change_requested,
+    "allocation.change_endorsed": _allocation_says(
+        "☑️", "{by} endorses the change of {allocation}; a second reviewer decides."
+    ),
+    "allocation.change_declined": _allocation_says("🚫", "{by} declines the change of {allocation}."),
+    "allocation.change_withdrawn": _allocation_says("↩️", "{by} withdraws the request to change {allocation}."),
+    "allocation.changed": _changed,
     "run.queued": _queued,
     "run.starting": _starting,
     "run.started": _started,

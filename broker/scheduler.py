@@ -16,7 +16,7 @@ from sqlalchemy import case, func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from broker import attempts, ledger, publisher, queue
+from broker import attempts, ledger, publisher, queue, tending
 from broker.allocations import Allocation
 from broker.attempts import StaleError
 from broker.ledger import LedgerRow, Movement
@@ -126,6 +126,7 @@ class Scheduler:
         """Give up what is lost or cannot be, admit what fits, and ring for all that waits to be claimed."""
         self._give_up_lost()
         self._withdraw_cancelled()
+        tending.tend(self.db, utcnow())
         with self.db.read() as session:
             refusals = hopeless(session)
         for run_id, reason in refusals:
