@@ -329,7 +329,7 @@ def devices_in_use(session: Session, pool_id: int) -> set[int]:
             Attempt.state.in_(OPEN) | ((Attempt.state == AttemptState.LOST) & (Attempt.lease_until > utcnow())),
         )
     )
-    return {int(device) for devices in held for device in devices.split(",")}
+    return {int(device) for devices in held for device in devices.split(",") if device}
 
 
 def _charge(session: Session, run: Run, attempt: Attempt, elapsed: float) -> None:

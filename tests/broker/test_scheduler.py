@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
-from broker import attempts, queue, scheduler
+from broker import attempts, planning, queue, snapshot
 from broker.allocations import Allocation
 from broker.attempts import Checkpoint, Ending, Progress
+from broker.fairshare import HALF_LIFE_SECONDS
+from broker.planning import Decision
 from broker.runs import RunState
-from broker.scheduler import HALF_LIFE_SECONDS, Decision, Scheduler
+from broker.scheduler import Scheduler
 from projects.db import utcnow
 from projects.errors import ConflictError
 from tests.broker.lab import HOUR, PROCESS, STRANGER, Lab, settings
@@ -42,7 +44,7 @@ def theirs(lab: Lab) -> int:
 
 def plan(lab: Lab) -> list[Decision]:
     with lab.db.read() as session:
-        return scheduler.plan(session)
+        return list(planning.plan(snapshot.load(session)).starts)
 
 
 def started(lab: Lab) -> list[int]:
@@ -51,7 +53,7 @@ def started(lab: Lab) -> list[int]:
 
 def usage(lab: Lab, project: int, later: timedelta = timedelta(0)) -> float:
     with lab.db.read() as session:
-        return scheduler.usage(session, 1, utcnow() + later)[project]
+        return snapshot.usage(session, utcnow() + later)[project]
 
 
 def use(lab: Lab, project: int, seconds: int, **launch: Any) -> None:

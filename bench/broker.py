@@ -1,0 +1,201 @@
+"""How long the scheduler thinks, by the length of its queue: `make bench-broker`.
+
+A round loads the queue's state from the database and plans on it; both are timed, apart and together, and the commits
+that follow are not. The last line is one JSON object of values and goals; the status is 1 where a goal is missed.
+"""
+
+import random
+import statistics
+import tempfile
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import insert, select
+from sqlalchemy.orm import Session
+
+from bench.goals import Goal, as_json
+from broker import planning, snapshot
+from broker.allocations import Allocation, AllocationState
+from broker.attempts import Attempt, AttemptState
+from broker.ledger import Balance, LedgerRow, Movement
+from broker.pools import Pool
+from broker.runs import Run, RunState
+from projects.db import Database, utcnow
+from projects.people import Person
+from projects.pipeline import Project, Stage
+
+POOLS = 16
+GPUS = 64
+PROJECTS = 200
+ENDED_A_PROJECT = 25
+HOUR = 3600
+LIMITS = [HOUR // 4, HOUR // 2, HOUR, 2 * HOUR, 3 * HOUR, 6 * HOUR, 12 * HOUR, 24 * HOUR, 72 * HOUR]
+MOST_SECONDS = 0.020
+
+
+class Times(NamedTuple):
+    """Seconds of one round, and the runs it would have started."""
+
+    load: float
+    plan: float
+    starts: int
+
+
+def main(
+    sizes: Annotated[str, typer.Option(help="Lengths of the queue, with commas.")] = "100,1000,3000,10000",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds at each length.")] = 31,
+    database: Annotated[str, typer.Option(help="URL of an empty database; SQLite in a file without it.")] = "",
+) -> None:
+    """Time rounds of the scheduler at each length of the queue, and hold that of 1,000 against its goal."""
+    goals: list[Goal] = []
+    table = Table("queued runs", "load", "plan", "both", "each run", "slowest", "would start")
+    with tempfile.TemporaryDirectory() as folder:
+        db = Database(database or f"sqlite:///{Path(folder) / 'stoa.db'}")
+        db.migrate()
+        with db.write() as session:
+            furnish(session)
+        for size in map(int, sizes.split(",")):
+            with db.write() as session:
+                queue_up(session, size)
+            once(db)
+            times = [once(db) for _ in range(rounds)]
+            load = statistics.median(one.load for one in times)
+            plan = statistics.median(one.plan for one in times)
+            both = statistics.median(one.load + one.plan for one in times)
+            slowest = max(one.load + one.plan for one in times)
+            row = [*(f"{1000 * seconds:.1f} ms" for seconds in (load, plan, both)), f"{1e6 * both / size:.0f} µs"]
+            table.add_row(f"{size:,}", *row, f"{1000 * slowest:.1f} ms", str(times[0].starts))
+            goals.append(Goal(f"{size}: seconds to load", load))
+            goals.append(Goal(f"{size}: seconds to plan", plan, most=MOST_SECONDS if size == 1000 else None))
+            goals.append(Goal(f"{size}: seconds to load and plan", both, most=MOST_SECONDS if size == 1000 else None))
+        db.close()
+    Console().print(table)
+    print(as_json(goals))
+    raise typer.Exit(any(goal.missed for goal in goals))
+
+
+def once(db: Database) -> Times:
+    """One round's thinking."""
+    with db.read() as session:
+        began = time.perf_counter()
+        state = snapshot.load(session)
+        loaded = time.perf_counter()
+        planning.hopeless(state)
+        decided = planning.plan(state)
+        planned = time.perf_counter()
+    return Times(loaded - began, planned - loaded, len(decided.starts))
+
+
+def furnish(session: Session) -> None:
+    """Pools three quarters in use, projects with an allocation on every pool, and a history that fair-share reads.
+
+    Each project's runs of the last weeks were admitted, charged ten times and given back in part, as real ones are.
+    """
+    chance, now = random.Random(7), utcnow()
+    people = [{"id": one, "discord_id": str(one), "name": f"P{one}"} for one in range(1, 2 * PROJECTS + 1)]
+    session.execute(insert(Person), people)
+    session.execute(
+        insert(Pool), [{"id": one, "name": f"pool-{one}", "gpu_type": "H200", "gpus": GPUS} for one in pools()]
+    )
+    about = dict.fromkeys(("question", "why", "needs", "goal", "plan", "compute", "release", "learnt"), "")
+    projects = [
+        {"id": one, "request_id": str(one), "title": f"Project {one}", "stage": Stage.ACTIVE, "lead_id": one} | about
+        for one in range(1, PROJECTS + 1)
+    ]
+    session.execute(insert(Project), projects)
+    for project in range(1, PROJECTS + 1):
+        for pool in pools():
+            allocate(session, project, pool)
+    runs, attempts, ledger = [], [], []
+    for number in range(1, PROJECTS * ENDED_A_PROJECT + POOLS * 6 + 1):
+        ended = number <= PROJECTS * ENDED_A_PROJECT
+        run = new_run(chance, number, RunState.FINISHED if ended else RunState.RUNNING, 8)
+        if not ended:
+            run["pool_id"] = 1 + number % POOLS
+        at = now - timedelta(days=chance.uniform(1, 60)) if ended else now - timedelta(minutes=chance.uniform(1, 14))
+        cost = run["gpus"] * run["time_limit"]
+        about_attempt = {"run_id": number, "token": 1, "allocation_id": run["allocation_id"]}
+        ledger.append({**about_attempt, "movement": Movement.RESERVE, "seconds": cost, "at": at, "period": 0})
+        for period in range(1, 11):
+            charge = {"movement": Movement.CHARGE, "seconds": cost // 20, "at": at, "period": period}
+            ledger.append(about_attempt | charge)
+        if ended:
+            ledger.append({**about_attempt, "movement": Movement.RELEASE, "seconds": cost // 2, "at": at, "period": 0})
+        slot = (number // POOLS) % 6
+        devices = ",".join(map(str, range(slot * 8, slot * 8 + 8)))
+        state = AttemptState.ENDED if ended else AttemptState.RUNNING
+        attempts.append(
+            {"run_id": number, "token": 1, "state": state, "pool_id": run["pool_id"], "devices": devices}
+            | {"reserved": cost, "charged": cost // 2, "reason": ""}
+        )
+        runs.append(run)
+    session.execute(insert(Run), runs)
+    session.execute(insert(Attempt), attempts)
+    session.execute(insert(LedgerRow), ledger)
+
+
+def queue_up(session: Session, size: int) -> None:
+    """Lengthen the queue to `size` runs, of every project and for every pool."""
+    chance = random.Random(size)
+    queued = len(session.scalars(select(Run.id).where(Run.state == RunState.QUEUED)).all())
+    newest = max(session.scalars(select(Run.id)))
+    rows = [
+        new_run(chance, number, RunState.QUEUED, chance.choice([1, 1, 2, 4, 8, 16, 32, GPUS]))
+        for number in range(newest + 1, newest + 1 + size - queued)
+    ]
+    session.execute(insert(Run), rows)
+
+
+def new_run(chance: random.Random, number: int, state: RunState, gpus: int) -> dict[str, object]:
+    """A run's row, of any project and pool."""
+    project, pool = chance.randint(1, PROJECTS), chance.randint(1, POOLS)
+    about = dict.fromkeys(("reason", "config", "sample"), "")
+    return about | {
+        "id": number,
+        "request_id": str(number),
+        "project_id": project,
+        "allocation_id": (project - 1) * POOLS + pool,
+        "pool_id": pool,
+        "requested_by": 2 * project - chance.randint(0, 1),
+        "recipe": "demo",
+        "overrides": {},
+        "total_steps": 1,
+        "gpus": gpus,
+        "time_limit": chance.choice(LIMITS),
+        "state": state,
+        "token": 0 if state == RunState.QUEUED else 1,
+        "queued_at": utcnow() - timedelta(seconds=chance.uniform(0, 86_400)),
+    }
+
+
+def allocate(session: Session, project: int, pool: int) -> None:
+    """More hours than all its runs may cost."""
+    number = (project - 1) * POOLS + pool
+    session.execute(
+        insert(Allocation).values(
+            id=number,
+            request_id=str(number),
+            project_id=project,
+            pool_id=pool,
+            requested_by=project,
+            seconds=10**12,
+            until=utcnow() + timedelta(days=30),
+            justification="",
+            state=AllocationState.APPROVED,
+        )
+    )
+    session.execute(insert(Balance).values(allocation_id=number, granted=10**12, reserved=0, spent=0))
+
+
+def pools() -> range:
+    """The pools' ids."""
+    return range(1, POOLS + 1)
+
+
+if __name__ == "__main__":
+    typer.run(main)
