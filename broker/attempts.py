@@ -49,6 +49,7 @@ class Attempt(Base):
     devices: Mapped[str]
     reserved: Mapped[int]
     charged: Mapped[int] = mapped_column(default=0)
+    counted: Mapped[bool] = mapped_column(default=False, index=True)
     period: Mapped[int] = mapped_column(default=0)
     host: Mapped[str] = mapped_column(default="")
     boot_id: Mapped[str] = mapped_column(default="")

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 HALF_LIFE_SECONDS = 7 * 86_400
-HORIZON_SECONDS = 10 * HALF_LIFE_SECONDS
-"""What was used longer ago weighs less than a thousandth, and is left out."""
 _FADING = math.log(2) / HALF_LIFE_SECONDS
 
 Sibling = TypeVar("Sibling", bound=Hashable)

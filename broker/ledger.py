@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint, func, select, update
+from sqlalchemy import CheckConstraint, ForeignKey, UniqueConstraint, func, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from projects.db import Base, utcnow
@@ -32,7 +32,6 @@ class LedgerRow(Base):
     __table_args__ = (
         UniqueConstraint("run_id", "token", "movement", "period"),
         CheckConstraint("seconds > 0", name="positive"),
-        Index("ix_ledger_movement", "movement", "at"),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)

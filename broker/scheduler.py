@@ -13,7 +13,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from broker import attempts, planning, publisher, queue, runs, snapshot
+from broker import attempts, planning, publisher, queue, runs, snapshot, usage
 from broker.attempts import OPEN, Attempt, StaleError
 from broker.planning import Decision, Limits
 from broker.pools import Launcher, Pool
@@ -72,6 +72,7 @@ class Scheduler:
         """Give up what is lost or cannot be, admit what fits, and ring for all that waits to be claimed."""
         self._give_up_lost()
         self._withdraw_cancelled()
+        self._add_usage()
         with self.db.read() as session:
             state = snapshot.load(session, self.limits)
         for run_id, reason in planning.hopeless(state):
@@ -98,6 +99,13 @@ class Scheduler:
         for attempt in candidates:
             with suppress(StaleError), self.db.write() as session:
                 attempts.withdraw(session, attempt.run_id, attempt.token)
+
+    def _add_usage(self) -> None:
+        with self.db.read() as session:
+            if not usage.any_ended(session):
+                return
+        with self.db.write() as session:
+            usage.add_ended(session)
 
     def _admit(self, decision: Decision) -> None:
         try:

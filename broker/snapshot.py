@@ -1,14 +1,16 @@
 """The queue's state at one moment, read by a few queries whose number does not grow with the queue."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 
-from sqlalchemy import case, func, select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from broker import usage
 from broker.allocations import Allocation
 from broker.attempts import OPEN, Attempt, AttemptState
-from broker.fairshare import HORIZON_SECONDS, decayed
+from broker.fairshare import decayed
 from broker.ledger import Balance, LedgerRow, Movement
 from broker.planning import Held, Limits, PoolRow, Purse, QueueState, Waiting
 from broker.pools import Launcher, Pool
@@ -19,46 +21,21 @@ from projects.db import utcnow
 def load(session: Session, limits: Limits | None = None) -> QueueState:
     """All that a plan of this moment depends on."""
     now = utcnow()
-    weights: dict[int, float] = {}
-    pools: list[PoolRow] = []
-    for pool in session.execute(
-        select(Pool.id, Pool.name, Pool.gpus, Pool.launcher, Pool.price_weight).order_by(Pool.id)
-    ):
-        pools.append(PoolRow(pool.id, pool.name, pool.gpus, pool.launcher == Launcher.SLURM, pool.price_weight))
-        weights[pool.id] = pool.price_weight
+    rows = session.execute(
+        select(Pool.id, Pool.name, Pool.gpus, Pool.launcher == Launcher.SLURM, Pool.price_weight).order_by(Pool.id)
+    )
+    pools = [PoolRow._make(row) for row in rows]
     waiting = _waiting(session)
+    held, used = _attempts(session, now, {pool.id: pool.price_weight for pool in pools})
     return QueueState(
         now=now,
         pools=pools,
         waiting=waiting,
-        held=_held(session, now),
-        purses=_purses(session) if waiting else {},
-        usage=usage(session, now) if waiting else {},
+        held=held,
+        purses=_purses(session),
+        usage=used,
         limits=limits or Limits(),
     )
-
-
-def usage(session: Session, now: datetime) -> dict[int, float]:
-    """GPU-seconds that each project has used of all pools, decayed, each weighing as much as its pool's price.
-
-    What is reserved counts as used from the moment of admission (Kueue's entry penalty), so that many quick launches
-    gain nothing. What an attempt has not given back ages as one sum: a release never outweighs its older reservation.
-    """
-    kept = case((LedgerRow.movement == Movement.RESERVE, LedgerRow.seconds), else_=-LedgerRow.seconds)
-    rows = session.execute(
-        select(Run.project_id, func.sum(kept), func.max(LedgerRow.at), Pool.price_weight)
-        .join(Run, Run.id == LedgerRow.run_id)
-        .join(Pool, Pool.id == Run.pool_id)
-        .where(
-            LedgerRow.movement.in_((Movement.RESERVE, Movement.RELEASE)),
-            LedgerRow.at > now - timedelta(seconds=HORIZON_SECONDS),
-        )
-        .group_by(Run.project_id, LedgerRow.run_id, LedgerRow.token, Pool.price_weight)
-    )
-    used: defaultdict[int, float] = defaultdict(float)
-    for project_id, seconds, at, weight in rows:
-        used[project_id] += decayed(weight * max(0, int(seconds)), (now - at).total_seconds())
-    return dict(used)
 
 
 def _waiting(session: Session) -> list[Waiting]:
@@ -94,8 +71,12 @@ def _waiting(session: Session) -> list[Waiting]:
     return waiting
 
 
-def _held(session: Session, now: datetime) -> list[Held]:
-    """What open attempts hold: until what they reserved at admission is over; lost ones until they surely stopped."""
+def _attempts(session: Session, now: datetime, weights: Mapping[int, float]) -> tuple[list[Held], dict[int, float]]:
+    """What attempts hold, and what each project has used.
+
+    An open attempt holds its devices until what it reserved at its admission is over, a lost one until it must surely
+    have stopped.
+    """
     admission = (LedgerRow.run_id == Attempt.run_id) & (LedgerRow.token == Attempt.token)
     admission &= (LedgerRow.movement == Movement.RESERVE) & (LedgerRow.period == 0)
     rows = session.execute(
@@ -106,22 +87,29 @@ def _held(session: Session, now: datetime) -> list[Held]:
             Run.requested_by,
             Attempt.devices,
             Attempt.reserved,
+            Attempt.charged,
             LedgerRow.at,
             Run.gpus,
             Attempt.state,
             Attempt.lease_until,
+            Run.ended_at,
         )
         .join(Run, Run.id == Attempt.run_id)
         .join(LedgerRow, admission)
-        .where(Attempt.state.in_(OPEN) | ((Attempt.state == AttemptState.LOST) & (Attempt.lease_until > now)))
+        .where(Attempt.counted.is_(False))
     )
     held: list[Held] = []
-    for run_id, pool_id, project_id, person_id, devices, reserved, at, gpus, state, until in rows:
-        is_open = state != AttemptState.LOST
-        ends = at + timedelta(seconds=reserved / gpus) if is_open or until is None else until
-        places = tuple(int(device) for device in devices.split(",") if device)
-        held.append(Held(run_id, pool_id, project_id, person_id, places, (ends - now).total_seconds(), is_open))
-    return held
+    used = defaultdict(float, usage.of_ended(session, now))
+    for run_id, pool_id, project_id, person_id, devices, reserved, charged, at, gpus, state, until, ended_at in rows:
+        is_open = state in OPEN
+        age = (now - ended_at).total_seconds() if ended_at else 0.0
+        used[project_id] += decayed(weights[pool_id] * (reserved if is_open else charged), max(0.0, age))
+        ends = at + timedelta(seconds=reserved / gpus) if is_open else until if state == AttemptState.LOST else None
+        if is_open or (ends is not None and ends > now):
+            places = tuple(int(device) for device in devices.split(",") if device)
+            seconds = 0.0 if ends is None else (ends - now).total_seconds()
+            held.append(Held(run_id, pool_id, project_id, person_id, places, seconds, is_open))
+    return held, dict(used)
 
 
 def _purses(session: Session) -> dict[int, Purse]:
