@@ -10,7 +10,7 @@ import tempfile
 import time
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
@@ -25,6 +25,7 @@ from broker.attempts import Attempt, AttemptState
 from broker.ledger import Balance, LedgerRow, Movement
 from broker.pools import Pool
 from broker.runs import Run, RunState
+from broker.usage import FairUsage
 from projects.db import Database, utcnow
 from projects.people import Person
 from projects.pipeline import Project, Stage
@@ -33,9 +34,13 @@ POOLS = 16
 GPUS = 64
 PROJECTS = 200
 ENDED_A_PROJECT = 25
+GANG = 8
+GANGS = [1, 1, 2, 4, GANG, 16, 32, GPUS]
 HOUR = 3600
 LIMITS = [HOUR // 4, HOUR // 2, HOUR, 2 * HOUR, 3 * HOUR, 6 * HOUR, 12 * HOUR, 24 * HOUR, 72 * HOUR]
 MOST_SECONDS = 0.020
+
+Row = dict[str, Any]
 
 
 class Times(NamedTuple):
@@ -85,7 +90,6 @@ def once(db: Database) -> Times:
         began = time.perf_counter()
         state = snapshot.load(session)
         loaded = time.perf_counter()
-        planning.hopeless(state)
         decided = planning.plan(state)
         planned = time.perf_counter()
     return Times(loaded - began, planned - loaded, len(decided.starts))
@@ -94,7 +98,7 @@ def once(db: Database) -> Times:
 def furnish(session: Session) -> None:
     """Pools three quarters in use, projects with an allocation on every pool, and a history that fair-share reads.
 
-    Each project's runs of the last weeks were admitted, charged ten times and given back in part, as real ones are.
+    Each run of the last weeks was admitted, charged ten times and given back in part, and is part of the sums of use.
     """
     chance, now = random.Random(7), utcnow()
     people = [{"id": one, "discord_id": str(one), "name": f"P{one}"} for one in range(1, 2 * PROJECTS + 1)]
@@ -111,32 +115,31 @@ def furnish(session: Session) -> None:
     for project in range(1, PROJECTS + 1):
         for pool in pools():
             allocate(session, project, pool)
-    runs, attempts, ledger = [], [], []
-    for number in range(1, PROJECTS * ENDED_A_PROJECT + POOLS * 6 + 1):
-        ended = number <= PROJECTS * ENDED_A_PROJECT
-        run = new_run(chance, number, RunState.FINISHED if ended else RunState.RUNNING, 8)
-        if not ended:
-            run["pool_id"] = 1 + number % POOLS
-        at = now - timedelta(days=chance.uniform(1, 60)) if ended else now - timedelta(minutes=chance.uniform(1, 14))
-        cost = run["gpus"] * run["time_limit"]
-        about_attempt = {"run_id": number, "token": 1, "allocation_id": run["allocation_id"]}
-        ledger.append({**about_attempt, "movement": Movement.RESERVE, "seconds": cost, "at": at, "period": 0})
-        for period in range(1, 11):
-            charge = {"movement": Movement.CHARGE, "seconds": cost // 20, "at": at, "period": period}
-            ledger.append(about_attempt | charge)
-        if ended:
-            ledger.append({**about_attempt, "movement": Movement.RELEASE, "seconds": cost // 2, "at": at, "period": 0})
-        slot = (number // POOLS) % 6
-        devices = ",".join(map(str, range(slot * 8, slot * 8 + 8)))
-        state = AttemptState.ENDED if ended else AttemptState.RUNNING
-        attempts.append(
-            {"run_id": number, "token": 1, "state": state, "pool_id": run["pool_id"], "devices": devices}
-            | {"reserved": cost, "charged": cost // 2, "reason": ""}
-        )
+    used = {"seconds": 1e6, "at": now - timedelta(days=1)}
+    session.execute(insert(FairUsage), [used | {"project_id": one} for one in range(1, PROJECTS + 1)])
+    runs, attempts, ledger = list[Row](), list[Row](), list[Row]()
+    ended = PROJECTS * ENDED_A_PROJECT
+    for number in range(1, ended + POOLS * GPUS * 3 // 4 // GANG + 1):
+        over = number <= ended
+        pool = 1 + number % POOLS
+        run = new_run(chance, number, RunState.FINISHED if over else RunState.RUNNING, GANG, pool=pool)
+        at = now - timedelta(days=chance.uniform(1, 60)) if over else now - timedelta(minutes=chance.uniform(1, 14))
+        cost = GANG * chance.choice(LIMITS)
+        first = number // POOLS * GANG % GPUS
+        attempt: Row = {"run_id": number, "token": 1}
+        moved = attempt | {"allocation_id": run["allocation_id"], "at": at}
+        ledger.append(moved | {"movement": Movement.RESERVE, "seconds": cost, "period": 0})
+        charge = moved | {"movement": Movement.CHARGE, "seconds": cost // 20}
+        ledger += [charge | {"period": period} for period in range(1, 11)]
+        if over:
+            ledger.append(moved | {"movement": Movement.RELEASE, "seconds": cost // 2, "period": 0})
+        state = AttemptState.ENDED if over else AttemptState.RUNNING
+        devices = ",".join(map(str, range(first, first + GANG)))
+        attempt |= {"state": state, "counted": over, "reserved": cost, "charged": cost // 2, "reason": ""}
+        attempts.append(attempt | {"pool_id": pool, "devices": devices})
         runs.append(run)
-    session.execute(insert(Run), runs)
-    session.execute(insert(Attempt), attempts)
-    session.execute(insert(LedgerRow), ledger)
+    for table, rows in ((Run, runs), (Attempt, attempts), (LedgerRow, ledger)):
+        session.execute(insert(table), rows)
 
 
 def queue_up(session: Session, size: int) -> None:
@@ -145,15 +148,15 @@ def queue_up(session: Session, size: int) -> None:
     queued = len(session.scalars(select(Run.id).where(Run.state == RunState.QUEUED)).all())
     newest = max(session.scalars(select(Run.id)))
     rows = [
-        new_run(chance, number, RunState.QUEUED, chance.choice([1, 1, 2, 4, 8, 16, 32, GPUS]))
+        new_run(chance, number, RunState.QUEUED, chance.choice(GANGS), pool=chance.randint(1, POOLS))
         for number in range(newest + 1, newest + 1 + size - queued)
     ]
     session.execute(insert(Run), rows)
 
 
-def new_run(chance: random.Random, number: int, state: RunState, gpus: int) -> dict[str, object]:
-    """A run's row, of any project and pool."""
-    project, pool = chance.randint(1, PROJECTS), chance.randint(1, POOLS)
+def new_run(chance: random.Random, number: int, state: RunState, gpus: int, *, pool: int) -> Row:
+    """A run's row, of any project."""
+    project = chance.randint(1, PROJECTS)
     about = dict.fromkeys(("reason", "config", "sample"), "")
     return about | {
         "id": number,

@@ -131,10 +131,11 @@ class Placed(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """What starts now, and every queued run in the order of its pool's queue."""
+    """What starts now, the order of each pool's queue, and the queued runs that can never start, with the reason."""
 
     starts: Sequence[Decision]
     queues: Mapping[int, Sequence[Placed]]
+    refusals: Mapping[int, str]
 
     def expected(self, placed: Placed, now: datetime) -> datetime | None:
         """When a run is expected to start, should all others take as long as they may; None where nobody knows."""
@@ -164,15 +165,15 @@ def blocker(state: QueueState, planned: Plan, placed: Placed) -> int | None:
     return None
 
 
-def hopeless(state: QueueState) -> list[tuple[int, str]]:
+def hopeless(state: QueueState) -> dict[int, str]:
     """Queued runs that can never start as things stand, each with the reason."""
-    found: list[tuple[int, str]] = []
+    found: dict[int, str] = {}
     for run in state.waiting:
         purse = state.purses[run.allocation_id]
         if purse.until <= state.now:
-            found.append((run.id, f"its allocation ended on {purse.until:%Y-%m-%d}"))
+            found[run.id] = f"its allocation ended on {purse.until:%Y-%m-%d}"
         elif run.cost > purse.left and not purse.reserved:
-            found.append((run.id, f"it may cost {run.cost:,} GPU-seconds and its allocation has {purse.left:,} left"))
+            found[run.id] = f"it may cost {run.cost:,} GPU-seconds and its allocation has {purse.left:,} left"
     return found
 
 
@@ -191,9 +192,10 @@ class _Planner:
 
     def plan(self, orders: Mapping[int, Sequence[Waiting]]) -> Plan:
         """In the order of fair-share, or in the one given."""
-        waiting = _by_pool(self.state.waiting)
+        refusals = hopeless(self.state)
+        waiting = _by_pool([run for run in self.state.waiting if run.id not in refusals])
         queues = {pool.id: self._pool(pool, waiting[pool.id], orders.get(pool.id)) for pool in self.state.pools}
-        return Plan(self.starts, queues)
+        return Plan(self.starts, queues, refusals)
 
     def _pool(self, pool: PoolRow, waiting: Sequence[Waiting], order: Sequence[Waiting] | None) -> list[Placed]:
         held = self.of_pool[pool.id]

@@ -75,10 +75,11 @@ class Scheduler:
         self._add_usage()
         with self.db.read() as session:
             state = snapshot.load(session, self.limits)
-        for run_id, reason in planning.hopeless(state):
+        planned = planning.plan(state)
+        for run_id, reason in planned.refusals.items():
             with suppress(ConflictError), self.db.write() as session:
                 attempts.refuse(session, run_id, reason)
-        for decision in planning.plan(state).starts:
+        for decision in planned.starts:
             self._admit(decision)
         self._ring()
 

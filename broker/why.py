@@ -48,11 +48,13 @@ class Why:
 def why(session: Session, run_id: int, limits: Limits | None = None) -> Why:
     """Why the run waits, or that it does not; raises NotFoundError."""
     run = runs.load(session, run_id)
+    refusal = ""
     if run.state == RunState.QUEUED:
         told = _Told(session, snapshot.load(session, limits))
         for placed in told.plan.queues[run.pool_id]:
             if placed.run.id == run_id:
                 return told.of(placed)
+        refusal = told.plan.refusals[run_id]
     pool = session.get_one(Pool, run.pool_id)
     return Why(
         run_id=run.id,
@@ -60,7 +62,7 @@ def why(session: Session, run_id: int, limits: Limits | None = None) -> Why:
         pool=pool.name,
         gpus=run.gpus,
         state=RunState(run.state),
-        reason=_not_queued(run, pool),
+        reason=f"It cannot start: {refusal}." if refusal else _not_queued(run, pool),
         place=None,
         length=0,
         factors=None,
@@ -90,8 +92,8 @@ class _Told:
         waiting = {run.project_id for run in state.waiting}
         shares = {project_id: state.shares.get(project_id, 1.0) for project_id in waiting | set(state.usage)}
         self.standings = fairshare.standings(state.usage, shares)
-        titles = session.execute(select(Project.id, Project.title).where(Project.id.in_(waiting)))
-        self.titles: dict[int, str] = dict(titles.tuples().all())
+        projects = session.scalars(select(Project).where(Project.id.in_(waiting)))
+        self.titles = {project.id: project.title for project in projects}
 
     def of(self, placed: Placed) -> Why:
         run = placed.run
@@ -124,9 +126,9 @@ class _Told:
             case Hold.EARLIER_ATTEMPT:
                 return f"Not before {run.not_before:%F %T} UTC: an earlier attempt of it may still be stopping."
             case Hold.PROJECT_LIMIT:
-                return f"Its project has {limits.most_running_a_project} runs under way, the most it may."
+                return f"Its project has as many runs under way as it may at once: {limits.most_running_a_project}."
             case Hold.PERSON_LIMIT:
-                return f"Who launched it has {limits.most_running_a_person} runs under way, the most anybody may."
+                return f"Who launched it has as many runs under way as one may at once: {limits.most_running_a_person}."
             case Hold.GPUS if pool.slurm:
                 return f"Stoa keeps at most {limits.most_submitted} jobs submitted to Slurm on “{pool.name}”, and has."
             case Hold.GPUS:
@@ -137,13 +139,14 @@ class _Told:
 
 
 def _not_queued(run: Run, pool: Pool) -> str:
+    reason = run.reason.rstrip(".")
     match run.state:
         case RunState.STARTING if pool.launcher == Launcher.SLURM:
-            return f"Slurm decides when it starts: {run.reason or 'it has not said what it waits for'}."
+            return f"Slurm decides when it starts: {reason or 'it has not said what it waits for'}."
         case RunState.STARTING:
             return "It has its GPUs and is starting."
         case RunState.RUNNING:
             return "It is running."
         case RunState.STOPPING:
             return "It is stopping."
-    return f"It is {run.state} and waits for nothing{f': {run.reason}' if run.reason else ''}."
+    return f"It is {run.state} and waits for nothing{reason and f': {reason}'}."
