@@ -23,6 +23,7 @@ class Movement(StrEnum):
     RESERVE = "reserve"
     CHARGE = "charge"
     RELEASE = "release"
+    REFUND = "refund"
 
 
 class LedgerRow(Base):
@@ -81,9 +82,9 @@ def grant(session: Session, allocation_id: int, seconds: int) -> None:
     session.flush()
 
 
-def reserve(session: Session, allocation_id: int, run_id: int, token: int, seconds: int) -> None:
-    """Set `seconds` aside for an attempt; raises ConflictError where less is left."""
-    _move(session, allocation_id, Movement.RESERVE, seconds, run_id, token, reserved=seconds)
+def reserve(session: Session, allocation_id: int, run_id: int, token: int, seconds: int, period: int = 0) -> None:
+    """Set `seconds` aside for an attempt, each period of it once; raises ConflictError where less is left."""
+    _move(session, allocation_id, Movement.RESERVE, seconds, run_id, token, period, reserved=seconds)
 
 
 def charge(session: Session, allocation_id: int, run_id: int, token: int, period: int, seconds: int) -> None:
@@ -96,6 +97,16 @@ def release(session: Session, allocation_id: int, run_id: int, token: int) -> No
     rest = outstanding(session, run_id, token)
     if rest:
         _move(session, allocation_id, Movement.RELEASE, rest, run_id, token, reserved=-rest)
+
+
+def refund(session: Session, allocation_id: int, run_id: int, token: int, seconds: int, why: str) -> None:
+    """Give back `seconds` that an attempt was charged for, once; raises ConflictError where it was charged less."""
+    charged = totals(session, run_id=run_id, token=token)[Movement.CHARGE]
+    if not why or seconds > charged:
+        raise ConflictError(
+            f"Attempt {token} of run {run_id} was charged {charged:,} GPU-seconds; refund at most that."
+        )
+    _move(session, allocation_id, Movement.REFUND, seconds, run_id, token, spent=-seconds)
 
 
 def outstanding(session: Session, run_id: int, token: int) -> int:

@@ -16,8 +16,7 @@ from sqlalchemy import case, func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from broker import attempts, ledger, publisher, queue
-from broker.allocations import Allocation
+from broker import attempts, control, ledger, publisher, queue
 from broker.attempts import StaleError
 from broker.ledger import LedgerRow, Movement
 from broker.pools import Pool
@@ -84,20 +83,6 @@ def plan(session: Session) -> list[Decision]:
     return decisions
 
 
-def hopeless(session: Session) -> list[tuple[int, str]]:
-    """Queued runs that can never start as things stand, each with the reason."""
-    found: list[tuple[int, str]] = []
-    for run in session.scalars(select(Run).where(Run.state == RunState.QUEUED)):
-        allocation = session.get_one(Allocation, run.allocation_id)
-        account = ledger.account(session, run.allocation_id)
-        cost = run.gpus * attempts.remaining(session, run)
-        if allocation.until <= utcnow():
-            found.append((run.id, f"its allocation ended on {allocation.until:%Y-%m-%d}"))
-        elif cost > account.left and not account.reserved:
-            found.append((run.id, f"it may cost {cost:,} GPU-seconds and its allocation has {account.left:,} left"))
-    return found
-
-
 def _waiting(session: Session, pool_id: int, now: datetime) -> list[Run]:
     return list(
         session.scalars(select(Run).where(Run.pool_id == pool_id, Run.state == RunState.QUEUED, Run.not_before <= now))
@@ -126,11 +111,7 @@ class Scheduler:
         """Give up what is lost or cannot be, admit what fits, and ring for all that waits to be claimed."""
         self._give_up_lost()
         self._withdraw_cancelled()
-        with self.db.read() as session:
-            refusals = hopeless(session)
-        for run_id, reason in refusals:
-            with suppress(ConflictError), self.db.write() as session:
-                attempts.refuse(session, run_id, reason)
+        self._pause_dry_and_revive()
         with self.db.read() as session:
             decisions = plan(session)
         for decision in decisions:
@@ -154,6 +135,16 @@ class Scheduler:
         for attempt in candidates:
             with suppress(StaleError), self.db.write() as session:
                 attempts.withdraw(session, attempt.run_id, attempt.token)
+
+    def _pause_dry_and_revive(self) -> None:
+        with self.db.read() as session:
+            dry, revivable = control.dry(session), control.revivable(session)
+        for run_id, _ in dry:
+            with suppress(ConflictError), self.db.write() as session:
+                control.run_dry(session, run_id)
+        for run_id in revivable:
+            with suppress(ConflictError), self.db.write() as session:
+                control.revive(session, run_id)
 
     def _admit(self, decision: Decision) -> None:
         try:
