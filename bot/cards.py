@@ -47,6 +47,7 @@ RUNS = {
     RunState.STARTING: ("🛫", SKY),
     RunState.RUNNING: ("▶️", BLUE),
     RunState.STOPPING: ("✋", ORANGE),
+    RunState.PAUSED: ("⏸️", GREY),
     RunState.FINISHED: ("🏁", GREEN),
     RunState.FAILED: ("❌", VERMILION),
     RunState.CANCELLED: ("✋", GREY),

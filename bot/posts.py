@@ -262,11 +262,18 @@ def _change_requested(p: Payload) -> str:
 def _queued(p: Payload) -> str:
     if "sample" in p:
         return f"✍️ A short text will be sampled from the last checkpoint of run {p['run']}."
+    return f"🚀 {_by(p)} launches run {p['run']}: {_asked(p)}"
+
+
+def _forked(p: Payload) -> str:
+    return f"🔱 {_by(p)} forks run {p['run']} from step {p['from_step']:,} of run {p['parent']}: {_asked(p)}"
+
+
+def _asked(p: Payload) -> str:
     changed = ", ".join(f"{name}={value}" for name, value in p["overrides"].items())
     return (
-        f"🚀 {_by(p)} launches run {p['run']}: recipe {text.code(p['recipe'], 60)}"
-        f"{f' with {_line(changed)}' if changed else ''} on {text.count(p['gpus'], 'GPU')}, "
-        f"at most {text.duration(p['time_limit'])}. It waits for its turn."
+        f"recipe {text.code(p['recipe'], 60)}{f' with {_line(changed)}' if changed else ''} on "
+        f"{text.count(p['gpus'], 'GPU')}, at most {text.duration(p['time_limit'])}. It waits for its turn."
     )
 
 
@@ -284,7 +291,30 @@ def _requeued(p: Payload) -> str:
 
 
 def _stopping(p: Payload) -> str:
-    return f"✋ {_by(p)} asks {_run(p).lower()} to stop; it writes a checkpoint first."
+    what = "pause" if p.get("stops_as") == "paused" else "stop"
+    return f"✋ {_by(p)} asks {_run(p).lower()} to {what}; it writes a checkpoint first.{_quoted(p['why'])}"
+
+
+def _run_paused(p: Payload) -> str:
+    return f"⏸️ {_run(p)} is paused at step {p['step']:,}, after {_spent(p)}.{_quoted(p['why'])}"
+
+
+def _run_resumed(p: Payload) -> str:
+    return (
+        f"⏯️ {_by(p)} lets {_run(p).lower()} go on from step {p['step']:,}, on {text.count(p['gpus'], 'GPU')} for at "
+        f"most {text.duration(p['time_limit'])}. It waits for its turn.{_quoted(p['why'])}"
+    )
+
+
+def _extended(p: Payload) -> str:
+    return f"⏳ {_by(p)} gives {_run(p).lower()} {text.duration(p['seconds'])} more."
+
+
+def _refunded(p: Payload) -> str:
+    return (
+        f"↩️ {p['seconds']:,} GPU-seconds of {_run(p).lower()} are refunded, all since its last whole checkpoint: a "
+        f"fault of the machines ended attempt {p['attempt']}.{_quoted(p['why'])}"
+    )
 
 
 def _checkpoint(p: Payload) -> str:
@@ -411,6 +441,11 @@ RENDERINGS: Mapping[str, Callable[[Payload], str]] = {
     "run.started": _started,
     "run.requeued": _requeued,
     "run.stopping": _stopping,
+    "run.forked": _forked,
+    "run.paused": _run_paused,
+    "run.resumed": _run_resumed,
+    "run.extended": _extended,
+    "run.refunded": _refunded,
     "run.finished": _finished,
     "run.failed": _failed,
     "run.timed_out": _timed_out,

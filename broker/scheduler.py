@@ -13,7 +13,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from broker import attempts, planning, publisher, queue, runs, snapshot, tending, usage
+from broker import attempts, control, planning, publisher, queue, runs, snapshot, tending, usage
 from broker.attempts import OPEN, Attempt, StaleError
 from broker.planning import Decision, Limits
 from broker.pools import Launcher, Pool
@@ -74,12 +74,13 @@ class Scheduler:
         self._withdraw_cancelled()
         tending.tend(self.db, utcnow())
         self._add_usage()
+        self._revive()
         with self.db.read() as session:
             state = snapshot.load(session, self.limits)
         planned = planning.plan(state)
-        for run_id, reason in planned.refusals.items():
+        for run_id in planned.refusals:
             with suppress(ConflictError), self.db.write() as session:
-                attempts.refuse(session, run_id, reason)
+                control.run_dry(session, run_id)
         for decision in planned.starts:
             self._admit(decision)
         self._ring()
@@ -108,6 +109,14 @@ class Scheduler:
                 return
         with self.db.write() as session:
             usage.add_ended(session)
+
+    def _revive(self) -> None:
+        """Queue again what was paused because nobody could pay for it, where somebody can."""
+        with self.db.read() as session:
+            revivable = control.revivable(session)
+        for run_id in revivable:
+            with suppress(ConflictError), self.db.write() as session:
+                control.revive(session, run_id)
 
     def _admit(self, decision: Decision) -> None:
         try:

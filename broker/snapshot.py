@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from broker import usage
@@ -39,17 +39,7 @@ def load(session: Session, limits: Limits | None = None) -> QueueState:
 
 
 def _waiting(session: Session) -> list[Waiting]:
-    """The queued runs; what their attempts were charged is taken from their time limits."""
-    queued = Run.state == RunState.QUEUED
-    charged = {
-        run_id: int(seconds)
-        for run_id, seconds in session.execute(
-            select(Attempt.run_id, func.sum(Attempt.charged))
-            .join(Run, Run.id == Attempt.run_id)
-            .where(queued)
-            .group_by(Attempt.run_id)
-        )
-    }
+    """The queued runs, with what no attempt has used of their time limits."""
     rows = session.execute(
         select(
             Run.id,
@@ -58,17 +48,12 @@ def _waiting(session: Session) -> list[Waiting]:
             Run.allocation_id,
             Run.pool_id,
             Run.gpus,
-            Run.time_limit,
+            Run.time_limit - Run.used,
             Run.queued_at,
             Run.not_before,
-        ).where(queued)
+        ).where(Run.state == RunState.QUEUED)
     )
-    waiting: list[Waiting] = []
-    for row in rows:
-        run = Waiting._make(row)
-        spent = charged.get(run.id, 0)
-        waiting.append(run._replace(seconds=run.seconds - spent // run.gpus) if spent else run)
-    return waiting
+    return [Waiting._make(row) for row in rows]
 
 
 def _attempts(session: Session, now: datetime, weights: Mapping[int, float]) -> tuple[list[Held], dict[int, float]]:
@@ -87,7 +72,7 @@ def _attempts(session: Session, now: datetime, weights: Mapping[int, float]) -> 
             Run.requested_by,
             Attempt.devices,
             Attempt.reserved,
-            Attempt.charged,
+            Attempt.charged - Attempt.refunded,
             LedgerRow.at,
             Run.gpus,
             Attempt.state,

@@ -18,6 +18,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 
 from broker import attempts, launchers, output, publications, runs
 from broker.attempts import Attempt, Checkpoint, Ending, Process, Progress, StaleError
+from broker.publications import Publication
 from broker.runs import Run
 from projects import log as log_format
 from projects.db import Database
@@ -106,7 +107,7 @@ class Supervisor:
                     attempts.started(
                         session, self.run_id, self.token, process, before, lease_seconds=self.settings.lease_seconds
                     )
-            self._follow(attempt.reserved / run.gpus)
+            self._follow()
         finally:
             self.over.set()
             self.launcher.kill()
@@ -134,8 +135,8 @@ class Supervisor:
         with self.db.write() as session:
             attempts.settle(session, self.run_id, self.token, elapsed, progress, ending, self.settings.max_attempts)
 
-    def _follow(self, limit: float) -> None:
-        """Renew until the trainer has ended; `limit` is the time it may take, in seconds."""
+    def _follow(self) -> None:
+        """Renew until the trainer has ended, as long as it may take."""
         pause = self.settings.lease_seconds / 6
         ended_at: float | None = None
         while True:
@@ -151,7 +152,7 @@ class Supervisor:
                     self._settle(elapsed, progress, ending)
                     return
                 with self.db.write() as session:
-                    wanted = not attempts.renew(
+                    told = attempts.renew(
                         session, self.run_id, self.token, elapsed, progress, lease_seconds=self.settings.lease_seconds
                     )
             except DBAPIError as error:
@@ -160,9 +161,9 @@ class Supervisor:
                 continue
             self.renewed_at = asked_at
             self.metrics_read, self.events_read = progress.metrics_read, progress.events_read
-            if not wanted:
+            if told.stop:
                 self._stop("the run was asked to stop")
-            elif elapsed >= limit:
+            elif elapsed >= told.seconds:
                 self.timed_out = True
                 self._stop("the time limit is reached")
 
@@ -202,7 +203,17 @@ class Supervisor:
         config = self.folder.parent / "config.yml"
         config.write_text(run.config)
         command = [*trainer, "train", str(config), *out, "--gpus", str(run.gpus)]
-        return [*command, "--resume", before[-1].folder] if before else command
+        if before:
+            return [*command, "--resume", before[-1].folder]
+        return command if run.fork_step is None else [*command, "--fork", self._origin(run)]
+
+    def _origin(self, run: Run) -> str:
+        """What a fork goes on from, as the trainer reads it: a run's folder @ one of its steps."""
+        with self.db.read() as session:
+            kept = session.get(Publication, (run.parent_id, run.fork_step))
+        if kept is None or not Path(kept.folder).is_dir():
+            raise FileNotFoundError(f"step {run.fork_step} of run {run.parent_id} is no longer on this disk")
+        return f"{Path(kept.folder).parents[1]}@{run.fork_step}"
 
 
 def main() -> None:

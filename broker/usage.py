@@ -42,7 +42,7 @@ def add_ended(session: Session) -> None:
         update(Attempt)
         .where(Attempt.counted.is_(False), over)
         .values(counted=True)
-        .returning(Attempt.run_id, Attempt.charged)
+        .returning(Attempt.run_id, Attempt.charged - Attempt.refunded)
         .execution_options(synchronize_session=False)
     ).all()
     ended = session.execute(

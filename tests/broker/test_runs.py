@@ -6,8 +6,9 @@ import pytest
 from sqlalchemy import text
 
 from broker import runs, series
+from broker.launching import parse_overrides, parse_time_limit
 from broker.ledger import Account
-from broker.runs import ENDED, TRANSITIONS, RunState, parse_overrides, parse_time_limit
+from broker.runs import ENDED, TRANSITIONS, RunState
 from broker.series import Measured
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
 from tests.broker.lab import ADA, GRACE, HOUR, STRANGER, Lab
@@ -192,7 +193,7 @@ def test_a_run_takes_the_tables_transitions_only(seen: RunState, to: RunState) -
     if seen in ENDED:
         assert not allowed
     if to == RunState.QUEUED:
-        assert allowed == (seen in {RunState.STARTING, RunState.RUNNING})
+        assert allowed == (seen in {RunState.STARTING, RunState.RUNNING, RunState.PAUSED})
 
 
 def test_a_move_that_somebody_else_has_made_is_refused(lab: Lab) -> None:
