@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 pool_app = typer.Typer(help="Pools of GPUs.", no_args_is_help=True)
 grant_app = typer.Typer(help="Grants of GPU time by sponsors.", no_args_is_help=True)
+allocation_app = typer.Typer(help="GPU time of projects.", no_args_is_help=True)
 policy_app = typer.Typer(help="The operator's policies: limits and tiers.", no_args_is_help=True)
 record_app = typer.Typer(help="The public record.", no_args_is_help=True)
 app.add_typer(pool_app, name="pool")
 app.add_typer(grant_app, name="grant")
+app.add_typer(allocation_app, name="allocation")
 app.add_typer(policy_app, name="policy")
 app.add_typer(record_app, name="record")
 
@@ -243,6 +245,49 @@ def policy_set(name: str, value: str, why: Annotated[str, typer.Option(help="The
     with _refusing(), _database().write() as session:
         after = policies.change(session, None, name, value, why)
     typer.echo(f"{name} {policies.said_as(getattr(after, name))}")
+
+
+@pool_app.command("list")
+def pool_list() -> None:
+    """List the pools, and the GPU-hours of each that no allocation holds."""
+    from broker import allocations, pools
+
+    with _database().read() as session:
+        for pool in pools.every(session):
+            left = allocations.in_hours(pools.available(session, pool.id))
+            typer.echo(
+                f"{pool.name}: {pool.gpus} × {pool.gpu_type}, {pool.launcher}, weight {pool.price_weight:g}, "
+                f"{left} GPU-hours left"
+            )
+
+
+@grant_app.command("list")
+def grant_list() -> None:
+    """List the grants with what is granted to allocations, committed to second halves, and left."""
+    from broker import pools
+    from broker.allocations import in_hours
+
+    with _database().read() as session:
+        for grant in pools.grants(session):
+            typer.echo(
+                f"{grant.id}: {grant.sponsor} gives {in_hours(grant.seconds)} GPU-hours of {grant.pool} until "
+                f"{grant.until:%Y-%m-%d}: {in_hours(grant.granted)} granted, {in_hours(grant.committed)} committed, "
+                f"{in_hours(grant.left)} left"
+            )
+
+
+@allocation_app.command("adjust")
+def allocation_adjust(
+    allocation: int,
+    seconds: Annotated[int, typer.Option(help="GPU-seconds more, or below zero.")],
+    why: Annotated[str, typer.Option(help="The reason, which everyone can read.")],
+) -> None:
+    """Correct an allocation by GPU-seconds, out of its sponsor's grant or back to it."""
+    from broker import reviews
+
+    with _refusing(), _database().write() as session:
+        reviews.adjust(session, allocation, seconds, why)
+    typer.echo(f"allocation {allocation}: {seconds:+,} GPU-seconds")
 
 
 @record_app.command("verify")

@@ -239,6 +239,14 @@ def _allocation_says(emoji: str, said: str) -> Callable[[Payload], str]:
     return rendering
 
 
+def _adjusted(p: Payload) -> str:
+    more = "more" if p["seconds"] > 0 else "less"
+    return (
+        f"⚖️ An operator corrects allocation {p['allocation']}: {text.gpu_hours(abs(p['seconds']))} {more}."
+        f"{_quoted(p['why'])}"
+    )
+
+
 def _warning(p: Payload) -> str:
     if "percent" in p:
         return f"⚠️ {p['percent']}% of allocation {p['allocation']} are spent; {text.gpu_hours(p['left'])} are left."
@@ -427,7 +435,7 @@ RENDERINGS: Mapping[str, Callable[[Payload], str]] = {
     "allocation.renewed": _allocation_says(
         "♻️", "Another allocation succeeds {allocation}; {amount} return to its grant."
     ),
-    "allocation.adjusted": _allocation_says("⚖️", "{by} adjusts {allocation} by {amount}."),
+    "allocation.adjusted": _adjusted,
     "allocation.warning": _warning,
     "allocation.change_requested": _change_requested,
     "allocation.change_endorsed": _allocation_says(
