@@ -74,8 +74,8 @@ def _waiting(session: Session) -> list[Waiting]:
 def _attempts(session: Session, now: datetime, weights: Mapping[int, float]) -> tuple[list[Held], dict[int, float]]:
     """What attempts hold, and what each project has used.
 
-    An open attempt holds its devices until what it reserved at its admission is over, a lost one until it must surely
-    have stopped.
+    An open attempt holds its devices until what it reserved at its admission is over (its trainer's own clock starts
+    when a worker has claimed it, seconds later), a lost one until it must surely have stopped.
     """
     admission = (LedgerRow.run_id == Attempt.run_id) & (LedgerRow.token == Attempt.token)
     admission &= (LedgerRow.movement == Movement.RESERVE) & (LedgerRow.period == 0)
