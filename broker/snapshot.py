@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
-from sqlalchemy import select
+from sqlalchemy import case, select
 from sqlalchemy.orm import Session
 
 from broker import usage
@@ -25,20 +25,20 @@ def load(session: Session, limits: Limits | None = None) -> QueueState:
         select(Pool.id, Pool.name, Pool.gpus, Pool.launcher == Launcher.SLURM, Pool.price_weight).order_by(Pool.id)
     )
     pools = [PoolRow._make(row) for row in rows]
-    waiting = _waiting(session)
+    waiting = _waiting(session, now)
     held, used = _attempts(session, now, {pool.id: pool.price_weight for pool in pools})
     return QueueState(
         now=now,
         pools=pools,
         waiting=waiting,
         held=held,
-        purses=_purses(session),
+        purses=_purses(session, now),
         usage=used,
         limits=limits or Limits(),
     )
 
 
-def _waiting(session: Session) -> list[Waiting]:
+def _waiting(session: Session, now: datetime) -> list[Waiting]:
     """The queued runs, with what no attempt has used of their time limits."""
     rows = session.execute(
         select(
@@ -50,7 +50,7 @@ def _waiting(session: Session) -> list[Waiting]:
             Run.gpus,
             Run.time_limit - Run.used,
             Run.queued_at,
-            Run.not_before,
+            case((Run.not_before > now, Run.not_before)),
         ).where(Run.state == RunState.QUEUED)
     )
     return [Waiting._make(row) for row in rows]
@@ -59,8 +59,8 @@ def _waiting(session: Session) -> list[Waiting]:
 def _attempts(session: Session, now: datetime, weights: Mapping[int, float]) -> tuple[list[Held], dict[int, float]]:
     """What attempts hold, and what each project has used.
 
-    An open attempt holds its devices until what it reserved at its admission is over, a lost one until it must surely
-    have stopped.
+    An open attempt holds its devices until what it reserved at its admission is over (its trainer's own clock starts
+    when a worker has claimed it, seconds later), a lost one until it must surely have stopped.
     """
     admission = (LedgerRow.run_id == Attempt.run_id) & (LedgerRow.token == Attempt.token)
     admission &= (LedgerRow.movement == Movement.RESERVE) & (LedgerRow.period == 0)
@@ -97,15 +97,21 @@ def _attempts(session: Session, now: datetime, weights: Mapping[int, float]) -> 
     return held, dict(used)
 
 
-def _purses(session: Session) -> dict[int, Purse]:
+def _purses(session: Session, now: datetime) -> dict[int, Purse]:
     """Of the allocations that queued runs draw on; all zero where nothing was granted."""
     drawn_on = select(Run.allocation_id).where(Run.state == RunState.QUEUED)
     rows = session.execute(
-        select(Allocation.id, Allocation.until, Balance.granted, Balance.reserved, Balance.spent)
+        select(
+            Allocation.id,
+            case((Allocation.until <= now, Allocation.until)),
+            Balance.granted,
+            Balance.reserved,
+            Balance.spent,
+        )
         .outerjoin(Balance, Balance.allocation_id == Allocation.id)
         .where(Allocation.id.in_(drawn_on))
     )
     purses: dict[int, Purse] = {}
-    for allocation_id, until, granted, reserved, spent in rows:
-        purses[allocation_id] = Purse((granted or 0) - (reserved or 0) - (spent or 0), reserved or 0, until)
+    for allocation_id, ended_at, granted, reserved, spent in rows:
+        purses[allocation_id] = Purse((granted or 0) - (reserved or 0) - (spent or 0), reserved or 0, ended_at)
     return purses
