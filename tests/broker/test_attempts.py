@@ -2,6 +2,7 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -390,6 +391,23 @@ def test_a_series_stays_bounded_and_keeps_its_ends_and_extremes(lab: Lab, run: i
     assert (steps[0], steps[-1], steps) == (1, 5000, sorted(set(steps)))
     assert {(point.step, point.tokens, point.value) for point in kept} >= {(1234, 2468, 99.0), (3456, 6912, -7.0)}
     assert all(point.value == values[point.step] for point in kept)
+
+
+def test_a_hundred_thousand_points_at_once_or_in_batches_stay_bounded(lab: Lab, run: int) -> None:
+    values = {step: float(step * 7919 % 1009) for step in range(100_000)}
+    values[12_345], values[67_890] = -1.0, 9999.0
+    points = [Measured("loss", step, step, value) for step, value in values.items()]
+    with lab.db.write() as session:
+        series.add(session, run, points)
+        series.add(session, run, [replace(point, series="lr") for point in points[:10_000]])
+        series.add(session, run, [replace(point, series="lr") for point in points[10_000:]])
+    with lab.db.read() as session:
+        for name in ("loss", "lr"):
+            kept = series.read(session, run, name)
+            assert 500 < len(kept) <= series.MOST_POINTS
+            assert (kept[0].step, kept[-1].step) == (0, 99_999)
+            assert {point.step for point in kept} >= {12_345, 67_890}
+            assert all(point.value == values[point.step] for point in kept)
 
 
 def test_of_two_attempts_values_the_later_one_stands(lab: Lab, run: int) -> None:

@@ -23,7 +23,7 @@ def upgrade() -> None:
         runs.add_column(sa.Column("fork_step", WHOLE, nullable=True))
         runs.add_column(sa.Column("used", WHOLE, nullable=False, server_default="0"))
         runs.add_column(sa.Column("stops_as", sa.String(), nullable=False, server_default="cancelled"))
-        runs.add_column(sa.Column("dry", sa.Boolean(), nullable=False, server_default=sa.false()))
+        runs.add_column(sa.Column("dry", sa.Boolean(), nullable=False, server_default="0"))
     with op.batch_alter_table("attempts") as attempts:
         attempts.add_column(sa.Column("charged_at_checkpoint", WHOLE, nullable=False, server_default="0"))
         attempts.add_column(sa.Column("refunded", WHOLE, nullable=False, server_default="0"))
