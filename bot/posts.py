@@ -182,7 +182,23 @@ def _stopping(p: Payload) -> str:
 
 def _checkpoint(p: Payload) -> str:
     which = "The first checkpoint" if p.get("first") else "The last checkpoint" if p.get("final") else "A checkpoint"
-    return f"📦 {which} of run {p['run']} is on the Hub: [step {p['step']}]({p['url']})"
+    held = ", held back until reviewers release it" if p.get("held") else ""
+    return f"📦 {which} of run {p['run']} is on the Hub{held}: [step {p['step']}]({p['url']})"
+
+
+def _delayed(p: Payload) -> str:
+    return (
+        f"⏳ The checkpoint of step {p['step']:,} of run {p['run']} is not on the Hub yet, after "
+        f"{text.count(p['tries'], 'try', 'tries')}. It is kept here and tried again; the run goes on."
+    )
+
+
+def _released(p: Payload) -> str:
+    return f"🔓 The checkpoints of run {p['run']} are open to everyone: [{p['count']} on the Hub]({p['url']})"
+
+
+def _withheld(p: Payload) -> str:
+    return f"🔒 The checkpoints of run {p['run']} are held back until reviewers release them."
 
 
 def _finished(p: Payload) -> str:
@@ -264,6 +280,9 @@ RENDERINGS: Mapping[str, Callable[[Payload], str]] = {
     "run.timed_out": _timed_out,
     "run.cancelled": _cancelled,
     "checkpoint.published": _checkpoint,
+    "checkpoint.delayed": _delayed,
+    "checkpoints.released": _released,
+    "checkpoints.withheld": _withheld,
     "pool.added": _pool,
     "grant.added": _grant,
 }

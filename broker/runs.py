@@ -26,6 +26,8 @@ from trainer import config as trainer_config
 SAMPLE_TIME_LIMIT = 120
 LONGEST_TIME_LIMIT = 30 * 86_400
 LONGEST_OVERRIDE = 80
+DELAYED_AFTER = 5
+"""Tries after which a checkpoint that the Hub does not take is told of."""
 
 
 class RunState(StrEnum):
@@ -136,6 +138,7 @@ class RunView:
     sample: str
     started_at: datetime | None
     ended_at: datetime | None
+    delayed: str = ""
 
     @property
     def eta(self) -> int | None:
@@ -308,6 +311,7 @@ def view(session: Session, run_id: int) -> RunView:
         sample=run.sample,
         started_at=run.started_at,
         ended_at=run.ended_at,
+        delayed=publications.delayed(session, run.id, after=DELAYED_AFTER),
     )
 
 
