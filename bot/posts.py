@@ -234,6 +234,17 @@ def _grant(p: Payload) -> str:
     )
 
 
+def _disk_low(p: Payload) -> str:
+    return (
+        f"💽 The disk is nearly full: {p['free_gib']:g} GiB are free and {p['floor_gib']:g} must be. Runs write a "
+        "checkpoint and pause, and none starts, until there is room."
+    )
+
+
+def _disk_enough(p: Payload) -> str:
+    return f"💽 There is room on the disk again, {p['free_gib']:g} GiB: runs go on."
+
+
 def _generic(kind: str) -> Callable[[Payload], str]:
     def rendering(p: Payload) -> str:
         return f"{_by(p)}: {_line(kind.replace('.', ' '))}.{_quoted(str(p.get('why', '')))}"
@@ -283,6 +294,8 @@ RENDERINGS: Mapping[str, Callable[[Payload], str]] = {
     "checkpoint.delayed": _delayed,
     "checkpoints.released": _released,
     "checkpoints.withheld": _withheld,
+    "disk.low": _disk_low,
+    "disk.enough": _disk_enough,
     "pool.added": _pool,
     "grant.added": _grant,
 }

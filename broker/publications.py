@@ -36,7 +36,7 @@ class Publication(Base):
     tries: Mapped[int] = mapped_column(default=0)
     not_before: Mapped[datetime] = mapped_column(default=utcnow)
     error: Mapped[str] = mapped_column(default="")
-    disk: Mapped[str] = mapped_column(default=Disk.KEPT)
+    disk: Mapped[str] = mapped_column(default=Disk.KEPT, index=True)
 
 
 class Repository(Base):

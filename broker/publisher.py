@@ -12,7 +12,7 @@ from sqlalchemy import false, func, or_, select, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from broker import publications, runs
+from broker import disk, publications, runs
 from broker.card import write_card
 from broker.hub import Hub, HubError
 from broker.publications import Publication, Repository
@@ -85,6 +85,7 @@ def publish_waiting(settings: Settings, db: Database, run_id: int) -> None:
             return
         with db.write() as session:
             finish(session, claimed, url)
+        disk.tidy(settings, db)
 
 
 def show_as_decided(settings: Settings, db: Database, hub: Hub, run_id: int) -> None:

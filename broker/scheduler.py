@@ -16,7 +16,7 @@ from sqlalchemy import case, func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from broker import attempts, ledger, publisher, queue
+from broker import attempts, disk, ledger, publisher, queue
 from broker.allocations import Allocation
 from broker.attempts import StaleError
 from broker.ledger import LedgerRow, Movement
@@ -133,6 +133,9 @@ class Scheduler:
                 attempts.refuse(session, run_id, reason)
         with self.db.read() as session:
             decisions = plan(session)
+        if not disk.admits(self.settings, self.db):
+            disk.tidy(self.settings, self.db)
+            decisions = []
         for decision in decisions:
             self._admit(decision)
         self._ring()

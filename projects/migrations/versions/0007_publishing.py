@@ -17,6 +17,7 @@ def upgrade() -> None:
     """Every checkpoint so far is on disk and every repository public; the catalogue begins empty."""
     with op.batch_alter_table("publications") as publications:
         publications.add_column(sa.Column("disk", sa.String(), nullable=False, server_default="kept"))
+    op.create_index("ix_publications_disk", "publications", ["disk"], unique=False)
     op.create_table(
         "repositories",
         sa.Column("run_id", WHOLE, nullable=False),
@@ -64,5 +65,6 @@ def downgrade() -> None:
     op.drop_index("ix_catalogue_entries_name", table_name="catalogue_entries")
     op.drop_table("catalogue_entries")
     op.drop_table("repositories")
+    op.drop_index("ix_publications_disk", table_name="publications")
     with op.batch_alter_table("publications") as publications:
         publications.drop_column("disk")
