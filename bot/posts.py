@@ -234,6 +234,18 @@ def _grant(p: Payload) -> str:
     )
 
 
+def _catalogue(done: str) -> Callable[[Payload], str]:
+    def rendering(p: Payload) -> str:
+        what = f"the {_line(p['what'])} {text.code(p['name'], 60)}"
+        place = ""
+        if p.get("dataset"):
+            place = f": {text.code(p['dataset'], 200)} at {text.code(p['revision'], 40)}, {_line(p['licence'])}"
+        body = _quoted(p["body"], "It reads:") if done == "proposes" and p.get("body") else ""
+        return f"📚 {_by(p)} {done} {what}{place}.{_quoted(p['why'])}{body}"
+
+    return rendering
+
+
 def _disk_low(p: Payload) -> str:
     return (
         f"💽 The disk is nearly full: {p['free_gib']:g} GiB are free and {p['floor_gib']:g} must be. Runs write a "
@@ -294,6 +306,10 @@ RENDERINGS: Mapping[str, Callable[[Payload], str]] = {
     "checkpoint.delayed": _delayed,
     "checkpoints.released": _released,
     "checkpoints.withheld": _withheld,
+    "catalogue.proposed": _catalogue("proposes"),
+    "catalogue.accepted": _catalogue("accepts"),
+    "catalogue.declined": _catalogue("declines"),
+    "catalogue.retired": _catalogue("retires"),
     "disk.low": _disk_low,
     "disk.enough": _disk_enough,
     "pool.added": _pool,

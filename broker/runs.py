@@ -10,7 +10,7 @@ from typing import Literal
 from sqlalchemy import ForeignKey, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from broker import allocations, ledger, publications, series
+from broker import allocations, catalogue, ledger, publications, series
 from broker.allocations import Allocation, AllocationState
 from broker.ledger import Account
 from broker.pools import Grant, Pool
@@ -197,12 +197,7 @@ def launch(
         raise InvalidError(f"The pool “{pool.name}” has {pool.gpus} GPUs; ask for 1 to {pool.gpus}.")
     seconds = parse_time_limit(time_limit)
     changes = parse_overrides(overrides)
-    if recipe not in recipes():
-        raise NotFoundError(f"There is no recipe “{recipe[:60]}”; the recipes are: {', '.join(recipes())}.")
-    try:
-        config = trainer_config.load_recipe(recipe, changes)
-    except trainer_config.ConfigError as error:
-        raise InvalidError(str(error)) from error
+    config = catalogue.load(session, recipe, changes)
     refusal = dry_run.check(config, gpus=gpus).refusal
     if refusal is not None:
         raise InvalidError(refusal)
@@ -324,9 +319,9 @@ def of_project(session: Session, project_id: int, *, kind: Kind | None = None, l
     return [view(session, run_id) for run_id in ids]
 
 
-def recipes() -> list[str]:
+def recipes(session: Session) -> list[str]:
     """The names of the recipes that runs can be launched from."""
-    return trainer_config.recipe_names()
+    return catalogue.recipes(session)
 
 
 def in_motion(session: Session) -> Mapping[int, set[int]]:
@@ -387,7 +382,7 @@ def _receipt(session: Session, run: Run) -> Receipt:
     rate = _measured_rate(session, run)
     expected = None
     if rate is not None:
-        config = trainer_config.load_recipe(run.recipe, run.overrides)
+        config = trainer_config.parse(run.config)
         seconds = dry_run.check(config, gpus=run.gpus, tokens_per_second=rate).seconds
         expected = None if seconds is None else round(run.gpus * seconds)
     left = ledger.account(session, run.allocation_id).left
