@@ -246,6 +246,10 @@ def _catalogue(done: str) -> Callable[[Payload], str]:
     return rendering
 
 
+def _preparing(p: Payload) -> str:
+    return f"🗂️ Run {p['run']} prepares the data of {text.code(p['recipe'], 60)}, for every later run of that recipe."
+
+
 def _disk_low(p: Payload) -> str:
     return (
         f"💽 The disk is nearly full: {p['free_gib']:g} GiB are free and {p['floor_gib']:g} must be. Runs write a "
@@ -306,6 +310,7 @@ RENDERINGS: Mapping[str, Callable[[Payload], str]] = {
     "checkpoint.delayed": _delayed,
     "checkpoints.released": _released,
     "checkpoints.withheld": _withheld,
+    "run.preparing": _preparing,
     "catalogue.proposed": _catalogue("proposes"),
     "catalogue.accepted": _catalogue("accepts"),
     "catalogue.declined": _catalogue("declines"),

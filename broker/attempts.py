@@ -12,7 +12,7 @@ from enum import StrEnum
 from sqlalchemy import ForeignKey, func, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from broker import ledger, publications, runs, series
+from broker import ledger, preparing, publications, runs, series
 from broker.pools import Pool
 from broker.runs import ENDED, Run, RunState
 from broker.series import Measured
@@ -238,6 +238,8 @@ def settle(
         _end(session, run, RunState.FINISHED, ending.reason, sample=ending.sample)
         if run.kind == "train":
             runs.queue_sample(session, run)
+        elif run.kind == "prepare":
+            preparing.made(session, run)
     elif run.state == RunState.STOPPING:
         failed = ending.status > 0 and ending.status != 75
         _end(session, run, *((RunState.FAILED, ending.reason) if failed else (RunState.CANCELLED, run.reason)))

@@ -54,7 +54,10 @@ TRANSITIONS: Mapping[State, frozenset[State]] = {
 
 
 class CatalogueEntry(Base):
-    """A recipe (`body` is its YAML) or a Hub `dataset` at a `revision`. A name is free again only once declined."""
+    """A recipe (`body` is its YAML) or a Hub `dataset` at a `revision`. A name is free again only once declined.
+
+    `prepared` is the folder below the home's `data/` that holds a recipe's prepared data, once a run has made it.
+    """
 
     __tablename__ = "catalogue_entries"
 
@@ -70,6 +73,7 @@ class CatalogueEntry(Base):
     proposed_by: Mapped[int | None] = mapped_column(ForeignKey("people.id"))
     decided_by: Mapped[int | None] = mapped_column(ForeignKey("people.id"))
     reason: Mapped[str] = mapped_column(default="")
+    prepared: Mapped[str] = mapped_column(default="")
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
 
 

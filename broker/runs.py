@@ -53,7 +53,8 @@ TRANSITIONS: dict[RunState, frozenset[RunState]] = {
     **dict.fromkeys(ENDED, frozenset()),
 }
 
-Kind = Literal["train", "sample"]
+Kind = Literal["train", "sample", "prepare"]
+KINDS: dict[str, Kind] = {"train": "train", "sample": "sample", "prepare": "prepare"}
 
 
 class Run(Base):
@@ -279,7 +280,7 @@ def view(session: Session, run_id: int) -> RunView:
     allocation = session.get_one(Allocation, run.allocation_id)
     return RunView(
         id=run.id,
-        kind="sample" if run.kind == "sample" else "train",
+        kind=KINDS[run.kind],
         project_id=run.project_id,
         project=session.get_one(Project, run.project_id).title,
         recipe=run.recipe,

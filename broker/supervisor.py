@@ -17,7 +17,7 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from broker import attempts, disk, launchers, output, publications, runs
+from broker import attempts, disk, launchers, output, preparing, publications, runs
 from broker.attempts import Attempt, Checkpoint, Ending, Process, Progress, StaleError
 from broker.runs import Run
 from projects import log as log_format
@@ -208,7 +208,13 @@ class Supervisor:
                 raise FileNotFoundError(f"run {run.parent_id} has left no checkpoint to sample from")
             return [*trainer, "generate", checkpoint.folder, "--prompt", SAMPLE_PROMPT, *out]
         config = self.folder.parent / "config.yml"
-        config.write_text(run.config)
+        if run.kind == "prepare":
+            config.write_text(run.config)
+            place = preparing.folder(self.settings, run)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            return [*trainer, "data", "prepare", str(config), "--out", str(place), "--workers", str(run.gpus)]
+        with self.db.read() as session:
+            config.write_text(preparing.using(self.settings, session, run))
         command = [*trainer, "train", str(config), *out, "--gpus", str(run.gpus)]
         return [*command, "--resume", before[-1].folder] if before else command
 

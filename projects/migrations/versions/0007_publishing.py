@@ -42,6 +42,7 @@ def upgrade() -> None:
         sa.Column("proposed_by", WHOLE, nullable=True),
         sa.Column("decided_by", WHOLE, nullable=True),
         sa.Column("reason", sa.String(), nullable=False),
+        sa.Column("prepared", sa.String(), nullable=False),
         sa.Column("created_at", UtcDateTime(), nullable=False),
         sa.ForeignKeyConstraint(["proposed_by"], ["people.id"], name="fk_catalogue_entries_proposed_by_people"),
         sa.ForeignKeyConstraint(["decided_by"], ["people.id"], name="fk_catalogue_entries_decided_by_people"),
