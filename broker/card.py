@@ -18,7 +18,9 @@ from projects.text import cleaned
 CARD = "README.md"
 METRICS = "metrics.jsonl"
 MANIFEST = "data_manifest.json"
-LICENCE = "apache-2.0"
+LICENCE = "Apache-2.0"
+HUB_LICENCES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc0-1.0", "bsd-3-clause")
+"""SPDX identifiers in lower case that the Hub knows as such; for any other it wants a name."""
 ROWS = 12
 
 TEMPLATE = """\
@@ -38,7 +40,7 @@ checkpoint is a branch `step{N}` of this repository; `main` is the newest one.
 - Compute: {{ run.gpus }} × {{ run.pool | plain }}{% if run.sponsor %}, given by {{ run.sponsor | plain }}{% endif %}
 
 - People: {{ people | join(", ") }}
-- Licence of the weights: Apache-2.0
+- Licence of the weights: {{ licence | plain }}
 {% if sources %}
 
 ## Data
@@ -115,8 +117,10 @@ def _card(
     run = runs.view(session, run_id)
     project = pipeline.view(session, run.project_id)
     sources = [_source(source) for source in how.get("data", {}).get("sources", [])]
+    licence = str(getattr(project, "licence", LICENCE))
+    known = licence.lower() in HUB_LICENCES
     metadata = {
-        "license": LICENCE,
+        **({"license": licence.lower()} if known else {"license": "other", "license_name": licence.lower()}),
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["stoa", run.recipe],
@@ -130,6 +134,7 @@ def _card(
         metadata=yaml.safe_dump(metadata | ({"datasets": hub_ids} if hub_ids else {}), sort_keys=False),
         run=run,
         project=project,
+        licence=licence,
         people=[_plain(member.name) + (" (lead)" if member.lead else "") for member in project.members],
         repo=repo,
         step=step,
