@@ -18,7 +18,6 @@ from projects.text import cleaned
 CARD = "README.md"
 METRICS = "metrics.jsonl"
 MANIFEST = "data_manifest.json"
-LICENCE = "Apache-2.0"
 HUB_LICENCES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc0-1.0", "bsd-3-clause")
 """SPDX identifiers in lower case that the Hub knows as such; for any other it wants a name."""
 ROWS = 12
@@ -117,7 +116,7 @@ def _card(
     run = runs.view(session, run_id)
     project = pipeline.view(session, run.project_id)
     sources = [_source(source) for source in how.get("data", {}).get("sources", [])]
-    licence = str(getattr(project, "licence", LICENCE))
+    licence = project.licence
     known = licence.lower() in HUB_LICENCES
     metadata = {
         **({"license": licence.lower()} if known else {"license": "other", "license_name": licence.lower()}),

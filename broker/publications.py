@@ -11,7 +11,7 @@ from sqlalchemy import ForeignKey, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from projects.db import Base, utcnow
-from projects.pipeline import Project
+from projects.pipeline import Project, ReleasePolicy
 
 
 class Disk(StrEnum):
@@ -97,12 +97,4 @@ def delayed(session: Session, run_id: int, *, after: int) -> str:
 
 def held(session: Session) -> set[int]:
     """The projects that hold their releases back."""
-    policy = Project.__table__.c.get("release_policy")
-    if policy is None:
-        return set()
-    return set(session.scalars(select(Project.id).where(policy == "held")))
-
-
-def is_held(session: Session, project_id: int) -> bool:
-    """Whether the project's checkpoints stay private until reviewers release them."""
-    return project_id in held(session)
+    return set(session.scalars(select(Project.id).where(Project.release_policy == ReleasePolicy.HELD)))

@@ -155,7 +155,7 @@ def claim(session: Session, run_id: int, settings: Settings) -> Claimed | None:
     upcoming.lease += 1
     upcoming.lease_until = utcnow() + timedelta(seconds=settings.lease_seconds)
     newest = publications.newest(session, run_id) or upcoming
-    private = publications.is_held(session, run.project_id)
+    private = pipeline.is_held(pipeline.load(session, run.project_id))
     repository = session.get(Repository, run_id)
     if repository is None:
         project = pipeline.view(session, run.project_id)

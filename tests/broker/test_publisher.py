@@ -16,15 +16,16 @@ import pytest
 import yaml
 from huggingface_hub import HfApi
 from safetensors.numpy import save_file
-from sqlalchemy import text
+from sqlalchemy import text, update
 
 from broker import card, publications, publisher
 from broker.attempts import Checkpoint, Progress
 from broker.publications import Publication, Repository
-from projects import record
+from projects import pipeline, progress, record
 from projects.people import Actor
+from projects.pipeline import Project
 from projects.settings import Settings
-from tests.broker.lab import Lab, request_id, settings
+from tests.broker.lab import ADA, GRACE, REVIEWERS, ROSA, Lab, request_id, settings
 
 LAST = 4
 PUBLISHED = {"README.md", "how.json", "model.safetensors", "tokenizer.json", "metrics.jsonl", "data_manifest.json"}
@@ -379,11 +380,15 @@ def test_a_hub_that_is_down_for_a_day_costs_nothing(lab: Lab, conf: Settings, hu
     assert lab.run(run).delayed == ""
 
 
-def test_held_checkpoints_are_private_until_they_are_released(
-    lab: Lab, conf: Settings, hub: Hub, run: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    held = {1}
-    monkeypatch.setattr(publications, "held", lambda _session: held)
+def test_held_checkpoints_are_private_until_reviewers_release_them(lab: Lab, conf: Settings, hub: Hub) -> None:
+    project = lab.proposal(title="Sinks of attention")
+    with lab.db.write() as session:
+        pipeline.join(session, GRACE, project, min_people=2)
+        told_of = {"goal": "g", "plan": "p", "compute": "c", "release": "r"}
+        pipeline.scope(session, ADA, project, **told_of, release_policy="held", licence="MIT", min_people=2)
+    lab.allocation(project)
+    run = lab.launch(project, overrides=f"steps={LAST}")
+    lab.start(run, 0)
     write(lab, conf, run, 0)
     publish(lab, conf, run)
     assert lab.kinds(1)[-1] == "checkpoint.published"
@@ -392,20 +397,21 @@ def test_held_checkpoints_are_private_until_they_are_released(
         hub.read(repo(conf, run), "README.md", "step0")
     assert waiting(lab) == []
 
-    held.clear()
+    with lab.db.write() as session:
+        progress.release(session, ROSA, project, "It is safe.", REVIEWERS)
     assert waiting(lab) == [(run, publisher.SHOWING)]
     hub.fault(path="/settings", status=503)
     publish(lab, conf, run)
     assert "checkpoints.released" not in lab.kinds(1)
-    assert waiting(lab) == [], "it pauses"
     time.sleep(0.25)
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda _: publish(lab, conf, run), range(2)))
     assert lab.kinds(1).count("checkpoints.released") == 1
-    assert "Step 0 of 4" in hub.read(repo(conf, run), "README.md", "step0")
+    assert "\nlicense: mit\n" in hub.read(repo(conf, run), "README.md", "step0")
     assert waiting(lab) == []
 
-    held.add(1)
+    with lab.db.write() as session:
+        session.execute(update(Project).values(release_policy="held"))
     write(lab, conf, run, 1)
     publish(lab, conf, run)
     assert hub.api.model_info(repo(conf, run)).private, "held again, all of it"
