@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from broker import catalogue, runs
+from broker import catalogue, publications, runs
+from broker.publications import Repository
 from projects import record
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
 from projects.people import Actor
@@ -228,3 +229,19 @@ def test_operators_decide_from_the_command_line(tmp_path: Path) -> None:
         "small: recipe, accepted, by an operator",
         "recipes to launch: demo, small",
     ]
+
+
+def test_the_tables_go_and_come_back_with_data_in_them(lab: Lab) -> None:
+    project = lab.project()
+    lab.allocation(project)
+    run = lab.launch(project)
+    with lab.db.write() as session:
+        publications.add(session, run, 0, "there")
+        session.add(Repository(run_id=run, name="a/b", private=True))
+    dataset(lab)
+    for revision in ("-3", "head"):
+        lab.db.migrate(revision)
+    with lab.db.read() as session:
+        assert publications.kept(session, run) == [0]
+        assert session.get(Repository, run) is None
+        assert catalogue.entries(session) == []
