@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from broker import attempts, disk, publications, runs
+from broker import attempts, disk, publications, runs, why
 from broker.attempts import Checkpoint, Ending, Progress
 from broker.publications import Disk, Publication
 from broker.runs import RunState
@@ -130,6 +130,9 @@ def test_below_the_floor_no_run_starts_and_it_is_told_once(lab: Lab, conf: Setti
         list(pool.map(lambda _: low.round(), range(3)))
     assert lab.run(waiting).state == RunState.QUEUED
     assert told(lab) == ["disk.low"]
+    with lab.db.read() as session:
+        reason = why.why(session, waiting)
+    assert (reason.reason, reason.expected) == ("The disk is nearly full: no run starts until there is room.", None)
     almost = conf.model_copy(update={"disk_floor_gib": disk.free_gib(conf) / (disk.ENOUGH * 0.98)})
     assert not disk.admits(almost, lab.db), "a little more than the floor is not enough to start again"
     high = Scheduler(conf, lab.db)
