@@ -327,7 +327,23 @@ def _refunded(p: Payload) -> str:
 
 def _checkpoint(p: Payload) -> str:
     which = "The first checkpoint" if p.get("first") else "The last checkpoint" if p.get("final") else "A checkpoint"
-    return f"📦 {which} of run {p['run']} is on the Hub: [step {p['step']}]({p['url']})"
+    held = ", held back until reviewers release it" if p.get("held") else ""
+    return f"📦 {which} of run {p['run']} is on the Hub{held}: [step {p['step']}]({p['url']})"
+
+
+def _delayed(p: Payload) -> str:
+    return (
+        f"⏳ The checkpoint of step {p['step']:,} of run {p['run']} is not on the Hub yet, after "
+        f"{text.count(p['tries'], 'try', 'tries')}. It is kept here and tried again; the run goes on."
+    )
+
+
+def _opened(p: Payload) -> str:
+    return f"🔓 The checkpoints of run {p['run']} are open to everyone: [{p['count']} on the Hub]({p['url']})"
+
+
+def _withheld(p: Payload) -> str:
+    return f"🔒 The checkpoints of run {p['run']} are held back until reviewers release them."
 
 
 def _finished(p: Payload) -> str:
@@ -361,6 +377,33 @@ def _grant(p: Payload) -> str:
         f"🎁 {_line(p['sponsor'])} gives {text.gpu_hours(p['seconds'])} of {text.code(p['pool'], 60)} "
         f"to the community, until {_line(str(p['until'])[:10])}. Thank you!"
     )
+
+
+def _catalogue(done: str) -> Callable[[Payload], str]:
+    def rendering(p: Payload) -> str:
+        what = f"the {_line(p['what'])} {text.code(p['name'], 60)}"
+        place = ""
+        if p.get("dataset"):
+            place = f": {text.code(p['dataset'], 200)} at {text.code(p['revision'], 40)}, {_line(p['licence'])}"
+        body = _quoted(p["body"], "It reads:") if done == "proposes" and p.get("body") else ""
+        return f"📚 {_by(p)} {done} {what}{place}.{_quoted(p['why'])}{body}"
+
+    return rendering
+
+
+def _preparing(p: Payload) -> str:
+    return f"🗂️ Run {p['run']} prepares the data of {text.code(p['recipe'], 60)}, for every later run of that recipe."
+
+
+def _disk_low(p: Payload) -> str:
+    return (
+        f"💽 The disk is nearly full: {p['free_gib']:g} GiB are free and {p['floor_gib']:g} must be. Runs write a "
+        "checkpoint and pause, and none starts, until there is room."
+    )
+
+
+def _disk_enough(p: Payload) -> str:
+    return f"💽 There is room on the disk again, {p['free_gib']:g} GiB: runs go on."
 
 
 def _policy(p: Payload) -> str:
@@ -459,6 +502,16 @@ RENDERINGS: Mapping[str, Callable[[Payload], str]] = {
     "run.timed_out": _timed_out,
     "run.cancelled": _cancelled,
     "checkpoint.published": _checkpoint,
+    "checkpoint.delayed": _delayed,
+    "checkpoints.released": _opened,
+    "checkpoints.withheld": _withheld,
+    "run.preparing": _preparing,
+    "catalogue.proposed": _catalogue("proposes"),
+    "catalogue.accepted": _catalogue("accepts"),
+    "catalogue.declined": _catalogue("declines"),
+    "catalogue.retired": _catalogue("retires"),
+    "disk.low": _disk_low,
+    "disk.enough": _disk_enough,
     "pool.added": _pool,
     "grant.added": _grant,
     "policy.changed": _policy,

@@ -12,7 +12,7 @@ from enum import StrEnum
 from sqlalchemy import ForeignKey, func, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from broker import ledger, publications, runs, series
+from broker import ledger, preparing, publications, runs, series
 from broker.ledger import LedgerRow, Movement
 from broker.pools import Pool
 from broker.runs import ENDED, Run, RunState
@@ -298,6 +298,8 @@ def settle(
         _end(session, run, RunState.FINISHED, ending.reason, sample=ending.sample)
         if run.kind == "train":
             runs.queue_sample(session, run)
+        elif run.kind == "prepare":
+            preparing.made(session, run)
     elif run.state == RunState.STOPPING:
         pausing = run.stops_as == RunState.PAUSED
         if ending.status > 0 and ending.status != 75 and not (pausing and ending.transient):

@@ -15,7 +15,7 @@ from projects import pipeline
 from projects.db import utcnow
 from projects.errors import ConflictError, InvalidError
 from projects.people import Actor, Person
-from projects.pipeline import Project, Stage
+from projects.pipeline import Project
 from trainer.config import TrainConfig
 
 
@@ -75,8 +75,8 @@ def resume(
     if run.state != RunState.PAUSED:
         raise ConflictError(f"Run {run.id} is {run.state}; only a paused run can be resumed.")
     project = session.get_one(Project, run.project_id)
-    if project.stage != Stage.ACTIVE:
-        raise ConflictError(f"“{project.title}” is {project.stage}; only an active project can resume runs.")
+    if not pipeline.may_compute(project):
+        raise ConflictError(f"“{project.title}” is {project.stage}; runs are resumed while a project is under way.")
     allocation = launching.spendable(session, project, allocation_id or run.allocation_id)
     pool = session.get_one(Pool, allocation.pool_id)
     count = run.gpus if gpus is None else gpus

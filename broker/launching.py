@@ -8,16 +8,16 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from broker import allocations, estimates, ledger
+from broker import allocations, catalogue, estimates, ledger, preparing
 from broker.allocations import Allocation, AllocationState
 from broker.pools import Pool
 from broker.publications import Publication
-from broker.runs import Run, load, recipes, tell
+from broker.runs import Run, load, tell
 from projects import pipeline
 from projects.db import utcnow
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor
-from projects.pipeline import Project, Stage
+from projects.pipeline import Project
 from trainer import check as dry_run
 from trainer import config as trainer_config
 from trainer.config import TrainConfig
@@ -90,19 +90,14 @@ def launch(
         return receipt(session, earlier)
     project = pipeline.load(session, project_id)
     person = pipeline.require_member(session, actor, project)
-    if project.stage != Stage.ACTIVE:
-        raise ConflictError(f"“{project.title}” is {project.stage}; only an active project can launch runs.")
+    if not pipeline.may_compute(project):
+        raise ConflictError(f"“{project.title}” is {project.stage}; runs are launched while a project is under way.")
     allocation = spendable(session, project, allocation_id)
     pool = session.get_one(Pool, allocation.pool_id)
     check_count(pool, gpus)
     seconds = parse_time_limit(time_limit)
     changes = parse_overrides(overrides)
-    if recipe not in recipes():
-        raise NotFoundError(f"There is no recipe “{recipe[:60]}”; the recipes are: {', '.join(recipes())}.")
-    try:
-        config = trainer_config.load_recipe(recipe, changes)
-    except trainer_config.ConfigError as error:
-        raise InvalidError(str(error)) from error
+    config = catalogue.load(session, recipe, changes)
     check_fit(config, gpus)
     if origin is not None and config.training.steps <= origin.step:
         raise InvalidError(f"The fork would end at step {config.training.steps}, where step {origin.step} is done.")
@@ -182,6 +177,35 @@ def rerun(session: Session, actor: Actor, request_id: str, run_id: int) -> Recei
         allocation_id=_still_spendable(session, run),
         origin=origin,
     )
+
+
+def prepare(
+    session: Session,
+    actor: Actor,
+    request_id: str,
+    *,
+    project_id: int,
+    recipe: str,
+    time_limit: str,
+    allocation_id: int | None = None,
+) -> Receipt:
+    """Queue a run on one device that prepares an accepted recipe's data, charged like any other."""
+    preparing.check(session, recipe)
+    said = launch(
+        session,
+        actor,
+        request_id,
+        project_id=project_id,
+        recipe=recipe,
+        time_limit=time_limit,
+        allocation_id=allocation_id,
+    )
+    run = load(session, said.run_id)
+    if run.kind != "prepare":  # and no repeat of the same request
+        run.kind, run.total_steps = "prepare", 0
+        session.flush()
+        tell(session, run, "run.preparing", recipe=recipe)
+    return said
 
 
 def as_typed(seconds: int) -> str:

@@ -9,7 +9,7 @@ from typing import Literal
 from sqlalchemy import ForeignKey, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from broker import ledger, publications, series
+from broker import catalogue, ledger, publications, series
 from broker.allocations import Allocation
 from broker.ledger import Account, Movement
 from broker.pools import Grant, Pool
@@ -18,9 +18,10 @@ from projects.db import Base, utcnow
 from projects.errors import ConflictError, NotFoundError
 from projects.people import Person
 from projects.pipeline import Project
-from trainer import config as trainer_config
 
 SAMPLE_TIME_LIMIT = 120
+DELAYED_AFTER = 5
+"""Tries after which a checkpoint that the Hub does not take is told of."""
 
 
 class RunState(StrEnum):
@@ -48,7 +49,8 @@ TRANSITIONS: dict[RunState, frozenset[RunState]] = {
     **dict.fromkeys(ENDED, frozenset()),
 }
 
-Kind = Literal["train", "sample"]
+Kind = Literal["train", "sample", "prepare"]
+KINDS: dict[str, Kind] = {"train": "train", "sample": "sample", "prepare": "prepare"}
 
 
 class Run(Base):
@@ -132,6 +134,7 @@ class RunView:
     sample: str
     started_at: datetime | None
     ended_at: datetime | None
+    delayed: str = ""
 
     @property
     def eta(self) -> int | None:
@@ -180,7 +183,7 @@ def view(session: Session, run_id: int) -> RunView:
     allocation = session.get_one(Allocation, run.allocation_id)
     return RunView(
         id=run.id,
-        kind="sample" if run.kind == "sample" else "train",
+        kind=KINDS[run.kind],
         project_id=run.project_id,
         project=session.get_one(Project, run.project_id).title,
         recipe=run.recipe,
@@ -207,6 +210,7 @@ def view(session: Session, run_id: int) -> RunView:
         sample=run.sample,
         started_at=run.started_at,
         ended_at=run.ended_at,
+        delayed=publications.delayed(session, run.id, after=DELAYED_AFTER),
     )
 
 
@@ -225,9 +229,9 @@ def of_project(session: Session, project_id: int, *, kind: Kind | None = None, l
     return [view(session, run_id) for run_id in ids]
 
 
-def recipes() -> list[str]:
+def recipes(session: Session) -> list[str]:
     """The names of the recipes that runs can be launched from."""
-    return trainer_config.recipe_names()
+    return catalogue.recipes(session)
 
 
 def needed_by_forks(session: Session) -> set[tuple[int, int]]:

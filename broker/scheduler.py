@@ -13,7 +13,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from broker import attempts, control, planning, publisher, queue, runs, snapshot, tending, usage
+from broker import attempts, control, disk, planning, publisher, queue, runs, snapshot, tending, usage
 from broker.attempts import OPEN, Attempt, StaleError
 from broker.planning import Decision, Limits
 from broker.pools import Launcher, Pool
@@ -81,7 +81,10 @@ class Scheduler:
         for run_id in planned.refusals:
             with suppress(ConflictError), self.db.write() as session:
                 control.run_dry(session, run_id)
-        for decision in planned.starts:
+        room = disk.admits(self.settings, self.db)
+        if not room:
+            disk.tidy(self.settings, self.db)
+        for decision in planned.starts if room else ():
             self._admit(decision)
         self._ring()
 

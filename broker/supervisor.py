@@ -10,13 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
 from sqlalchemy.exc import DBAPIError
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from broker import attempts, launchers, output, publications, runs
+from broker import attempts, disk, launchers, output, preparing, publications, runs
 from broker.attempts import Attempt, Checkpoint, Ending, Process, Progress, StaleError
 from broker.publications import Publication
 from broker.runs import Run
@@ -41,6 +42,7 @@ def spawn(settings: Settings, run_id: int, token: int, owner: str) -> None:
         "STOA_LEASE_SECONDS": str(settings.lease_seconds),
         "STOA_STOP_GRACE_SECONDS": str(settings.stop_grace_seconds),
         "STOA_MAX_ATTEMPTS": str(settings.max_attempts),
+        "STOA_DISK_FLOOR_GIB": str(settings.disk_floor_gib),
     }
     with (folder / f"supervisor-{token}.log").open("ab") as out:
         supervisor = subprocess.Popen(
@@ -86,6 +88,7 @@ class Supervisor:
         self.renewed_at = 0.0
         self.stopped_at: float | None = None
         self.timed_out = False
+        self.low = False
         self.over = threading.Event()
 
     def run(self) -> None:
@@ -149,6 +152,8 @@ class Supervisor:
             try:
                 if status is not None:
                     ending = output.ending(self.folder, status, timed_out=self.timed_out)
+                    if self.low and status == 75:
+                        ending = replace(ending, reason=disk.PAUSED)
                     self._settle(elapsed, progress, ending)
                     return
                 with self.db.write() as session:
@@ -166,6 +171,9 @@ class Supervisor:
             elif elapsed >= told.seconds:
                 self.timed_out = True
                 self._stop("the time limit is reached")
+            elif self.stopped_at is None and disk.is_low(self.settings):
+                self.low = True
+                self._stop(disk.PAUSED)
 
     def _wait(self, seconds: float) -> int | None:
         """Wait for the trainer's end, at most so long."""
@@ -201,7 +209,13 @@ class Supervisor:
                 raise FileNotFoundError(f"run {run.parent_id} has left no checkpoint to sample from")
             return [*trainer, "generate", checkpoint.folder, "--prompt", SAMPLE_PROMPT, *out]
         config = self.folder.parent / "config.yml"
-        config.write_text(run.config)
+        if run.kind == "prepare":
+            config.write_text(run.config)
+            place = preparing.folder(self.settings, run)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            return [*trainer, "data", "prepare", str(config), "--out", str(place), "--workers", str(run.gpus)]
+        with self.db.read() as session:
+            config.write_text(preparing.using(self.settings, session, run))
         command = [*trainer, "train", str(config), *out, "--gpus", str(run.gpus)]
         if before:
             return [*command, "--resume", before[-1].folder]

@@ -41,7 +41,7 @@ def in_days(days: int) -> str:
 
 def settings(home: Path, **values: object) -> Settings:
     """Settings that no environment has a say in."""
-    return Settings(_env_file=None, home=home, **values)
+    return Settings(_env_file=None, **({"home": home, "disk_floor_gib": 0} | values))
 
 
 @dataclass

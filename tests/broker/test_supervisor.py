@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from broker import supervisor
+from broker import disk, supervisor
 from broker.runs import Run, RunState
 from tests.broker.lab import Lab, settings
 
@@ -26,6 +26,11 @@ os.fork()
 print("here", flush=True)
 while True:
     time.sleep(60)
+"""
+POLITE = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+time.sleep(60)
 """
 SUPERVISE = """
 import sys
@@ -218,3 +223,19 @@ def test_what_cannot_be_started_says_why(lab: Lab, run: int, tmp_path: Path) -> 
     subprocess.run(command, env=environment, check=True, timeout=30)
     assert lab.run(run).state == RunState.QUEUED
     assert "could not be started" in lab.run(run).reason
+
+
+def test_a_run_on_a_full_disk_is_asked_to_stop_and_waits(lab: Lab, run: int, tmp_path: Path) -> None:
+    token = lab.admit(run)
+    assert lab.claim(run, token)
+    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | {
+        "STOA_ENV_FILE": "",
+        "STOA_HOME": str(tmp_path),
+        "STOA_DATABASE_URL": lab.db.url.render_as_string(hide_password=False),
+        "STOA_DISK_FLOOR_GIB": "1e9",
+        "STOA_LEASE_SECONDS": "18",  # time for the trainer to be up before the first look at the disk
+    }
+    (tmp_path / "runs" / str(run)).mkdir(parents=True)
+    command = [sys.executable, "-c", SUPERVISE, str(run), str(token), POLITE]
+    subprocess.run(command, env=environment, check=True, timeout=60)
+    assert (lab.run(run).state, lab.run(run).reason) == (RunState.QUEUED, disk.PAUSED)
