@@ -85,9 +85,17 @@ class Cluster:
             )
 
     def end(self, name: str) -> None:
-        """Kill a daemon; the jobs of a node live on. The controller may save its state first."""
-        self.daemons[name].send_signal(signal.SIGTERM if name == "ctld" else signal.SIGKILL)
-        self.daemons[name].wait(30)
+        """Kill a node's daemon; its jobs live on."""
+        self.daemons[name].kill()
+        self.daemons[name].wait()
+
+    def hang(self) -> None:
+        """Let the controller answer nobody."""
+        self.daemons["ctld"].send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let it answer again."""
+        self.daemons["ctld"].send_signal(signal.SIGCONT)
 
     def ask(self, *command: str) -> str:
         """What a command of Slurm's answers."""
@@ -111,6 +119,7 @@ class Cluster:
 
     def clear(self) -> None:
         """Take away all jobs, with what a node that was given up still runs, and put both nodes to work."""
+        self.go_on()
         for name, daemon in self.daemons.items():
             if daemon.poll() is not None:
                 self.start(name)
@@ -127,10 +136,7 @@ class Cluster:
         """End all of it."""
         self.ask("scancel", "--me")
         for daemon in self.daemons.values():
-            daemon.terminate()
-        for daemon in self.daemons.values():
-            with suppress(subprocess.TimeoutExpired):
-                daemon.wait(5)
+            daemon.kill()
         for pid in self.processes():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

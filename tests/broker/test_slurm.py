@@ -229,14 +229,14 @@ def test_slurm_may_be_away_for_a_while(cluster: Cluster, start: Callable[..., tu
     """What runs goes on, what is to be submitted waits, and a stop is passed on as soon as it can be."""
     running, folder = start(LISTENS)
     here(running, folder)
-    cluster.end("ctld")
+    cluster.hang()
     late, late_folder = start(LISTENS)
     assert late.poll() is None
     assert (late.job, late.waiting.startswith("Slurm: ")) == (None, True)
     running.stop()
     assert running.poll() is None
     assert not running.waiting
-    cluster.start("ctld")
+    cluster.go_on()
     assert ended(running) == 75
     here(late, late_folder)
     late.kill()
