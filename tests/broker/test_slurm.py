@@ -279,7 +279,7 @@ def run(lab: Lab) -> int:
     project = lab.project()
     allocation = lab.request(project, pool=POOL)
     lab.approve(allocation)
-    return lab.launch(project, overrides="steps=4, batch_tokens=2048, context=128")
+    return lab.launch(project, overrides="steps=4, batch=2, micro_batch=2, sequence_length=32")
 
 
 @contextmanager
