@@ -330,6 +330,7 @@ def slurms_seconds(cluster: Cluster, job: int | None) -> int:
     return seconds
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # once: it is the trainer that is slow
 def test_the_trainer_itself_runs_as_a_job(lab: Lab, cluster: Cluster, tmp_path: Path, run: int) -> None:
     with supervised(lab, cluster, tmp_path, run) as (supervisor, token, folder):
         assert supervisor.wait(120) == 0
