@@ -16,7 +16,7 @@ from sqlalchemy import case, func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from broker import attempts, ledger, publisher, queue
+from broker import attempts, ledger, publisher, queue, reaper
 from broker.allocations import Allocation
 from broker.attempts import StaleError
 from broker.ledger import LedgerRow, Movement
@@ -111,6 +111,7 @@ class Scheduler:
         self.settings = settings
         self.db = db
         self.rung: dict[int, tuple[int, float]] = {}
+        self.reaped_at = time.monotonic()
 
     def run_forever(self) -> None:
         """Go round until the process is ended."""
@@ -136,6 +137,9 @@ class Scheduler:
         for decision in decisions:
             self._admit(decision)
         self._ring()
+        if time.monotonic() - self.reaped_at > reaper.EVERY_SECONDS:
+            reaper.reap(self.settings, self.db)
+            self.reaped_at = time.monotonic()
 
     def _give_up_lost(self) -> None:
         with self.db.read() as session:

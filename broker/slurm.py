@@ -257,27 +257,49 @@ class SlurmLauncher:
 
     def _siblings(self) -> list[tuple[int, int, str]]:
         """The number, token and state of every job of the run that Slurm remembers."""
-        done = _slurm(["squeue", "--me", "--noheader", "--states=all", "--format=%A %T %j"], self._patience)
-        if done.returncode != 0:
-            raise AwayError(f"Slurm: {_sentence(done.stderr)}")
-        found = []
-        for line in done.stdout.splitlines():
-            job, state, name = line.split(maxsplit=2)
-            run, _, token = name.rpartition("-")
-            if run == self._run_name() and token.isdigit():
-                found.append((int(job), int(token), state))
-        return found
+        run = self._folder.parent
+        found = jobs(run.parent, self._patience)
+        return [(job.number, job.token, job.state) for job in found if str(job.run_id) == run.name]
 
     def _name(self) -> str:
         """The job's name: `stoa-INSTALLATION-RUN-TOKEN`."""
-        return f"{self._run_name()}-{self._token()}"
-
-    def _run_name(self) -> str:
         run = self._folder.parent
-        return f"stoa-{zlib.crc32(os.fsencode(run.parent)):08x}-{run.name}"
+        return f"{_installation(run.parent)}{run.name}-{self._token()}"
 
     def _token(self) -> int:
         return int(self._folder.name.rpartition("-")[2])
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of this installation that Slurm remembers."""
+
+    number: int
+    run_id: int
+    token: int
+    state: str
+
+
+def jobs(runs_dir: Path, patience: float = SHORTEST_SECONDS) -> list[Job]:
+    """All jobs for the runs of this folder, ended ones too as long as Slurm remembers them; raises AwayError."""
+    done = _slurm(["squeue", "--me", "--noheader", "--states=all", "--format=%A %T %j"], patience)
+    if done.returncode != 0:
+        raise AwayError(f"Slurm: {_sentence(done.stderr)}")
+    name = re.compile(rf"(\d+) (\S+) {_installation(runs_dir)}(\d+)-(\d+)")
+    found = [name.fullmatch(line.strip()) for line in done.stdout.splitlines()]
+    return [Job(int(job[1]), int(job[3]), int(job[4]), job[2]) for job in found if job]
+
+
+def cancel(job: Job, patience: float = SHORTEST_SECONDS) -> None:
+    """Have Slurm end a job: SIGTERM, and SIGKILL after its KillWait; raises AwayError."""
+    done = _slurm(["scancel", str(job.number)], patience)
+    if done.returncode != 0:
+        raise AwayError(f"Slurm: {_sentence(done.stderr)}")
+
+
+def _installation(runs_dir: Path) -> str:
+    """What the names of this installation's jobs begin with."""
+    return f"stoa-{zlib.crc32(os.fsencode(runs_dir)):08x}-"
 
 
 def _slurm(command: Sequence[str], timeout: float, given: str = "") -> subprocess.CompletedProcess[str]:

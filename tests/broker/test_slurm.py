@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select
 
-from broker import attempts, output, pools
+from broker import attempts, output, pools, reaper
 from broker.attempts import Attempt
 from broker.ledger import LedgerRow, Movement
 from broker.runs import RunState
 from broker.slurm import REFUSED, SlurmLauncher, Wanted
+from projects.db import utcnow
 from projects.errors import InvalidError
-from tests.broker.lab import Lab
+from tests.broker.lab import Lab, settings
 from tests.slurm import Cluster, slurm, wait_for
 
 __all__ = ["slurm"]
@@ -419,6 +420,41 @@ def test_a_run_goes_on_elsewhere_while_its_old_job_still_lives_on_a_lost_node(
     read = output.checkpoints([old, new])
     assert {Path(found.folder).name for found in read if found.folder.startswith(f"{old}/")} == set(closed)
     assert of(old)
+
+
+def test_a_job_that_an_operator_cancels_goes_on_later_from_its_checkpoint(
+    lab: Lab, cluster: Cluster, tmp_path: Path, run: int
+) -> None:
+    with supervised(lab, cluster, tmp_path, run, TRAINER, "10000") as (supervisor, token, folder):
+        wait_for(lambda: (folder / "checkpoints" / "step10").exists(), "a checkpoint")
+        cluster.ask("scancel", str(attempt(lab, run, token).pid))
+        assert supervisor.wait(30) == 0
+    assert lab.run(run).state == RunState.QUEUED
+    assert not attempt(lab, run, token).failed
+    assert json.loads((folder / "outcome.json").read_text())["status"] == 75
+
+
+def test_a_job_whose_attempt_is_given_up_is_ended_though_no_other_follows(
+    lab: Lab, cluster: Cluster, tmp_path: Path, run: int
+) -> None:
+    conf = settings(tmp_path)
+    with supervised(lab, cluster, tmp_path, run, TRAINER, "10000") as (supervisor, token, folder):
+        wait_for(lambda: (folder / "checkpoints" / "step10").exists(), "a checkpoint")
+        wait_for(lambda: lab.run(run).state == RunState.RUNNING, "the run")
+        supervisor.kill()
+        supervisor.wait()
+        assert reaper.reap(conf, lab.db) == 0
+        lab.cancel(run)
+        until = attempt(lab, run, token).lease_until
+        assert until is not None
+        wait_for(lambda: utcnow() > until, "the end of the lease")
+        lab.lose(run, token)
+        assert lab.run(run).state == RunState.CANCELLED
+        assert reaper.reap(conf, lab.db) == 1
+        wait_for(lambda: not of(folder), "the end of the job")
+        wait_for(lambda: cluster.ask("squeue", "--noheader") == "", "an empty queue")
+        assert reaper.reap(conf, lab.db) == 0
+    assert json.loads((folder / "outcome.json").read_text())["status"] == 75
 
 
 @pytest.mark.parametrize(
