@@ -263,13 +263,13 @@ def test_an_earlier_job_of_the_run_is_gone_before_the_next_is_submitted(
     here(earlier, folder, times=2)
     bystander, beside = start(LISTENS, run=8)
     here(bystander, beside)
-    later, later_folder = start(LISTENS, run=7, token=2)
+    later, later_folder = start(LISTENS, run=7, token=3)
     assert later.job is None
     here(later, later_folder)
     assert of(folder) == []
     assert len(of(beside)) == 1
-    stale, _ = start(LISTENS, run=7, token=1)
-    assert ended(stale) != 0
+    stale, _ = start(LISTENS, run=7, token=2)
+    assert (ended(stale), stale.job) == (75, None)
     assert later.poll() is None
 
 
