@@ -21,6 +21,8 @@ from projects.db import Base, utcnow
 from projects.errors import ConflictError
 from projects.people import Person
 
+MOST_WAITING = 200
+
 
 class StaleError(Exception):
     """The token is no longer good: another attempt has taken the run, or it has ended."""
@@ -76,6 +78,7 @@ class Attempt(Base):
     events_read: Mapped[int] = mapped_column(default=0)
     failed: Mapped[bool] = mapped_column(default=False)
     reason: Mapped[str] = mapped_column(default="")
+    waiting: Mapped[str] = mapped_column(default="")
 
 
 @dataclass(frozen=True)
@@ -221,6 +224,7 @@ def started(
         boot_id=process.boot_id,
         pid=process.pid,
         pid_started=process.started,
+        waiting="",
         lease_until=_from_now(lease_seconds),
     )
     run = runs.load(session, run_id)
@@ -228,6 +232,25 @@ def started(
     if run.state == RunState.STARTING:
         runs.move(session, run, RunState.RUNNING, started_at=run.started_at or utcnow())
         runs.tell(session, run, "run.started")
+
+
+def waits(session: Session, run_id: int, token: int, process: Process, waiting: str, *, lease_seconds: float) -> bool:
+    """Renew the lease of an attempt whose trainer is not yet running, and why it waits; nothing is charged.
+
+    Returns whether the run is still wanted; raises StaleError.
+    """
+    _guarded(
+        session,
+        run_id,
+        token,
+        (AttemptState.CLAIMED,),
+        boot_id=process.boot_id,
+        pid=process.pid,
+        pid_started=process.started,
+        waiting=waiting[:MOST_WAITING],
+        lease_until=_from_now(lease_seconds),
+    )
+    return runs.load(session, run_id).state != RunState.STOPPING
 
 
 def renew(

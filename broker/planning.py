@@ -22,11 +22,10 @@ SOONEST = 1.0
 
 @dataclass(frozen=True)
 class Limits:
-    """How many runs may be under way at once: of a project, of a person, and submitted to one Slurm."""
+    """How many runs may be under way at once, of a project and of a person."""
 
     most_running_a_project: int = 100
     most_running_a_person: int = 100
-    most_submitted: int = 4
 
 
 class PoolRow(NamedTuple):
@@ -37,6 +36,7 @@ class PoolRow(NamedTuple):
     gpus: int
     slurm: bool
     price_weight: float
+    most_submitted: int = 4
 
 
 class Waiting(NamedTuple):
@@ -201,7 +201,7 @@ class _Planner:
         held = self.of_pool[pool.id]
         taken = {device for one in held for device in one.devices}
         devices = [device for device in range(pool.gpus) if device not in taken]
-        gpus = Timeline(self.state.limits.most_submitted if pool.slurm else pool.gpus)
+        gpus = Timeline(pool.most_submitted if pool.slurm else pool.gpus)
         for one in held:
             gpus.take(1 if pool.slurm else len(one.devices), 0.0, max(one.seconds, SOONEST))
         queue: list[Placed] = []

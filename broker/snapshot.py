@@ -22,7 +22,9 @@ def load(session: Session, limits: Limits | None = None) -> QueueState:
     """All that a plan of this moment depends on."""
     now = utcnow()
     rows = session.execute(
-        select(Pool.id, Pool.name, Pool.gpus, Pool.launcher == Launcher.SLURM, Pool.price_weight).order_by(Pool.id)
+        select(
+            Pool.id, Pool.name, Pool.gpus, Pool.launcher == Launcher.SLURM, Pool.price_weight, Pool.most_submitted
+        ).order_by(Pool.id)
     )
     pools = [PoolRow._make(row) for row in rows]
     waiting = _waiting(session, now)

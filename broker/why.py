@@ -133,7 +133,7 @@ class _Told:
             case Hold.PERSON_LIMIT:
                 return f"Who launched it has as many runs under way as one may at once: {limits.most_running_a_person}."
             case Hold.GPUS if pool.slurm:
-                return f"Stoa keeps at most {limits.most_submitted} jobs submitted to Slurm on “{pool.name}”, and has."
+                return f"Stoa keeps at most {pool.most_submitted} jobs submitted to Slurm on “{pool.name}”, and has."
             case Hold.GPUS:
                 return f"It waits for GPUs: {run.gpus} needed, {max(0, placed.free)} free on “{pool.name}”."
             case Hold.BEHIND:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from broker import catalogue, preparing
+from broker import catalogue, launching
 from broker.runs import RunState
 from projects.errors import ConflictError, NotFoundError
 from tests.broker.lab import ADA, Lab, request_id
