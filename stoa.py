@@ -190,6 +190,51 @@ def record_verify() -> None:
     sys.exit(0 if all(verdict.ok for verdict in verdicts) else 1)
 
 
+@record_app.command("redact")
+def record_redact(stream: str, number: int, why: Annotated[str, typer.Option(help="Why, in public.")]) -> None:
+    """Blank entry NUMBER of STREAM (lab, or project:3); its posts become tombstones, and the chain still verifies."""
+    from projects import redaction
+
+    with _refusing(), _database().write() as session:
+        redaction.redact(session, None, stream, number, why)
+    typer.echo(f"entry {number} of {stream} is blanked")
+
+
+@record_app.command("forget")
+def record_forget(discord_id: int, why: Annotated[str, typer.Option(help="Why, in public.")]) -> None:
+    """Blank a person's name, and every entry that names them."""
+    from projects import redaction
+
+    with _refusing(), _database().write() as session:
+        count = redaction.forget(session, None, str(discord_id), why)
+    typer.echo(f"{count} entries are blanked")
+
+
+@app.command()
+def ban(
+    discord_id: int,
+    why: Annotated[str, typer.Option(help="Why, in public.")],
+    name: Annotated[str, typer.Option(help="What they are called, if they have done nothing here yet.")] = "somebody",
+) -> None:
+    """Let a person do nothing but read."""
+    from projects import limits
+    from projects.people import Actor
+
+    with _refusing(), _database().write() as session:
+        limits.ban(session, None, Actor(discord_id, name), why)
+    typer.echo(f"{discord_id} is banned")
+
+
+@app.command()
+def unban(discord_id: int, why: Annotated[str, typer.Option(help="Why, in public.")]) -> None:
+    """Let a banned person take part again."""
+    from projects import limits
+
+    with _refusing(), _database().write() as session:
+        limits.unban(session, None, discord_id, why)
+    typer.echo(f"{discord_id} can take part again")
+
+
 def _settings() -> "Settings":
     from projects.settings import get_settings
 

@@ -12,9 +12,10 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 from broker import ledger, pools
 from broker.ledger import Account
 from broker.pools import Grant, Pool
-from projects import people, pipeline, record, text
+from projects import limits, people, pipeline, record, text
 from projects.db import Base, utcnow
 from projects.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
+from projects.limits import Kind
 from projects.people import Actor, Person
 from projects.pipeline import Membership, Project, Stage
 
@@ -113,6 +114,7 @@ def request(
     if earlier is not None:
         return earlier
     project = check_may_request(session, actor, project_id)
+    limits.check(session, actor, Kind.REQUEST)
     target = pools.named(session, pool)
     seconds = parse_hours(hours)
     day = parse_day(until)

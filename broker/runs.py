@@ -15,7 +15,7 @@ from broker.allocations import Allocation, AllocationState
 from broker.ledger import Account
 from broker.pools import Grant, Pool
 from broker.series import Point
-from projects import pipeline, record
+from projects import limits, pipeline, record
 from projects.db import Base, utcnow
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor, Person
@@ -186,6 +186,7 @@ def launch(
         return _receipt(session, earlier)
     project = pipeline.load(session, project_id)
     person = pipeline.require_member(session, actor, project)
+    limits.check(session, actor, limits.Kind.LAUNCH)
     if project.stage != Stage.ACTIVE:
         raise ConflictError(f"“{project.title}” is {project.stage}; only an active project can launch runs.")
     allocation = _spendable(session, project, allocation_id)

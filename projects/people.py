@@ -8,16 +8,18 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from projects.db import Base, utcnow
+from projects.errors import ForbiddenError
 
 
 class Person(Base):
-    """Somebody who has done something here; known by their Discord id."""
+    """Somebody who has done something here; known by their Discord id. `banned` says why, where they are."""
 
     __tablename__ = "people"
 
     id: Mapped[int] = mapped_column(primary_key=True)
     discord_id: Mapped[str] = mapped_column(unique=True)
     name: Mapped[str]
+    banned: Mapped[str | None]
     first_seen: Mapped[datetime] = mapped_column(default=utcnow)
 
 
@@ -31,7 +33,7 @@ class Actor:
 
 
 def ensure(session: Session, actor: Actor) -> Person:
-    """The person who acts, made at their first act; their name follows Discord's."""
+    """The person who acts, made at their first act; their name follows Discord's. Raises ForbiddenError."""
     person = find(session, actor)
     if person is None:
         try:
@@ -40,9 +42,16 @@ def ensure(session: Session, actor: Actor) -> Person:
                 session.add(person)
         except IntegrityError:  # another transaction has met the same person first
             person = session.scalars(select(Person).where(Person.discord_id == str(actor.discord_id))).one()
+    require_welcome(person)
     if person.name != actor.name:
         person.name = actor.name
     return person
+
+
+def require_welcome(person: Person) -> None:
+    """Raise ForbiddenError where the person is banned."""
+    if person.banned is not None:
+        raise ForbiddenError(f"You can read here, and do nothing else, since you are banned: {person.banned}")
 
 
 def find(session: Session, actor: Actor) -> Person | None:

@@ -8,9 +8,10 @@ from enum import StrEnum
 from sqlalchemy import ForeignKey, func, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from projects import people, record, text
+from projects import limits, people, record, text
 from projects.db import Base, utcnow
 from projects.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
+from projects.limits import Kind
 from projects.people import Actor, Person
 
 
@@ -116,6 +117,7 @@ def propose(session: Session, actor: Actor, request_id: str, *, title: str, ques
     earlier = session.scalars(select(Project.id).where(Project.request_id == request_id)).one_or_none()
     if earlier is not None:
         return earlier
+    limits.check(session, actor, Kind.PROPOSAL)
     said = {
         "title": text.title(title),
         "question": text.prose("The research question", question, most=1000),
@@ -259,6 +261,7 @@ def require_lead(session: Session, actor: Actor, project: Project) -> Person:
     if person is None or person.id != project.lead_id:
         lead = session.get_one(Person, project.lead_id)
         raise ForbiddenError(f"Only the lead of “{project.title}”, {lead.name}, can do this.")
+    people.require_welcome(person)
     return person
 
 
@@ -267,6 +270,7 @@ def require_member(session: Session, actor: Actor, project: Project) -> Person:
     person = people.find(session, actor)
     if person is None or session.get(Membership, (project.id, person.id)) is None:
         raise ForbiddenError(f"Only members of “{project.title}” can do this; its Join button makes you one.")
+    people.require_welcome(person)
     return person
 
 
