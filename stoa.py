@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -134,6 +135,45 @@ def health(part: Annotated[str, typer.Argument(help="bot, worker, publisher or s
     problem = health.problem(_settings(), part)
     typer.echo(problem or f"The {part} is at work.")
     sys.exit(0 if problem is None else 1)
+
+
+@app.command()
+def doctor() -> None:
+    """Look at everything that Stoa stands on, and say what to do where something is wrong; status 1 then."""
+    from rich.console import Console
+
+    from doctor import examine, show
+
+    sys.exit(0 if show(Console(), examine(_settings())) else 1)
+
+
+@app.command()
+def backup(folder: Path) -> None:
+    """Write the database to a new FOLDER, while all parts run; the runs' own folders are not copied."""
+    from keeping import KeepingError
+    from keeping import backup as make
+
+    try:
+        manifest = make(_settings(), folder)
+    except KeepingError as error:
+        _refuse(str(error))
+    for missing in manifest.missing_folders:
+        typer.echo(f"not there, though a run still needs it: {missing}")
+    typer.echo(f"{sum(manifest.heads.values())} entries in {len(manifest.heads)} chains are in {folder}")
+
+
+@app.command()
+def restore(folder: Path) -> None:
+    """Bring a backup into an empty database, and verify the record's chains."""
+    from keeping import KeepingError
+    from keeping import restore as bring
+
+    try:
+        manifest = bring(_settings(), folder)
+    except KeepingError as error:
+        _refuse(str(error))
+    typer.echo(f"the database is as of {manifest.made_at}, at {manifest.revision}, and its chains are whole")
+    typer.echo("Posts that were made after that stay on Discord. Next: `stoa migrate`, then start the parts.")
 
 
 @app.command()
