@@ -33,7 +33,7 @@ from projects.settings import Settings
 
 LEAST_FREE_BYTES = 10 * 2**30
 CLOCKS_APART = timedelta(seconds=5)
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 10
 CHANNELS = ("proposals", "review", "announcements", "record")
 NEEDED = ("discord_token", "guild_id", *(f"{name}_channel_id" for name in CHANNELS), "reviewer_role_id")
 

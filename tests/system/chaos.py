@@ -266,7 +266,7 @@ class Story:
         small = "batch=2, micro_batch=1, sequence_length=32"
         overrides = f"steps=12, {small}" if real else f"steps=60, seed={STANDIN_SEED}, {small}"
         gpus = 2 if number % 7 == 3 and not real else 1
-        run = self.lab.launch(project, lead, allocation_id=allocation, overrides=overrides, gpus=gpus, time_limit="5m")
+        run = self.lab.launch(project, lead, allocation_id=allocation, overrides=overrides, gpus=gpus, time_limit="10m")
         self.launched.append(run)
 
     def _decide(self, allocation: int, reviewer: Actor) -> bool:

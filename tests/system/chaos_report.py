@@ -172,8 +172,9 @@ def _sums(session: Session) -> Line:
 
 
 def _process_time(session: Session, census: Census, renewal: float) -> Line:
-    """An attempt is charged its trainer's life; where its supervisor died first, it may be charged less.
+    """An attempt is charged its trainer's life, and never more than it has reserved.
 
+    Where its supervisor died first, it may be charged less.
     Beside the renewal: charges are whole seconds, the census sees no better than its own longest gap, and on a busy
     machine a renewal is late by as much.
     """
@@ -188,6 +189,7 @@ def _process_time(session: Session, census: Census, renewal: float) -> Line:
         if lives is not None:
             supervised = census.supervisor_seen.get((attempt.run_id, attempt.token), lives.trainer_seen)
             least = min(seen, supervised - lives.born)
+        least = min(least, attempt.reserved / gpus)
         seconds = attempt.charged / gpus
         charged, lived = charged + attempt.charged, lived + seen * gpus
         if not least - renewal - slack <= seconds <= seen + slack:
