@@ -42,6 +42,7 @@ from tests.system.census import Census
 
 LEASE = 6.0
 GRACE = 6.0
+HOURS = "0.5"
 MOST_ATTEMPTS = 8
 DEVICES = 4
 PROJECTS = 5
@@ -259,7 +260,7 @@ class Story:
         number = len(self.launched)
         lead, project = LEADS[number % len(self.projects)], self.projects[number % len(self.projects)]
         real = number % REAL_EVERY == 2
-        allocation = self.lab.request(project, lead, hours="0.25")
+        allocation = self.lab.request(project, lead, hours=HOURS)
         with ThreadPoolExecutor(2) as reviewers:
             decided = list(reviewers.map(lambda reviewer: self._decide(allocation, reviewer), (ROSA, EMMY)))
         assert sorted(decided) == [False, True], "one decision, and one only"
@@ -271,7 +272,7 @@ class Story:
 
     def _decide(self, allocation: int, reviewer: Actor) -> bool:
         try:
-            self.lab.approve(allocation, "0.25", reviewer)
+            self.lab.approve(allocation, HOURS, reviewer)
         except ConflictError:
             return False
         return True
