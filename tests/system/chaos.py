@@ -49,7 +49,7 @@ PROJECTS = 5
 REAL_EVERY = 5
 """Every so manieth run is the real trainer's; the others only sleep."""
 
-HEAL_SECONDS = 420.0
+HEAL_SECONDS = 900.0
 QUICKEST, SLOWEST = 0.4, 2.6
 DISK = "2g"
 ROOT = Path(__file__).parents[2]
