@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 pool_app = typer.Typer(help="Pools of GPUs.", no_args_is_help=True)
 grant_app = typer.Typer(help="Grants of GPU time by sponsors.", no_args_is_help=True)
+policy_app = typer.Typer(help="The operator's policies: limits and tiers.", no_args_is_help=True)
 record_app = typer.Typer(help="The public record.", no_args_is_help=True)
 app.add_typer(pool_app, name="pool")
 app.add_typer(grant_app, name="grant")
+app.add_typer(policy_app, name="policy")
 app.add_typer(record_app, name="record")
 
 NEEDED = (
@@ -128,6 +130,50 @@ def scheduler() -> None:
 
 
 @app.command()
+def why(run: int) -> None:
+    """Say why RUN waits, its place in the queue, what decides its place, and when it is expected to start."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from broker.why import why
+
+    with _refusing(), _database().read() as session:
+        told = why(session, run)
+    table = Table(show_header=False)
+    table.add_row("run", f"{told.run_id} of {told.project}: {told.gpus} GPUs of {told.pool}, {told.state}")
+    table.add_row("why", told.reason)
+    if told.place is not None and told.factors is not None:
+        project = told.factors.project
+        table.add_row("place", f"{told.place} of {told.length}")
+        table.add_row("fair-share", f"level {project.level:.3g}, rank {project.rank} of {project.of}")
+        table.add_row("its project", f"share {project.share:.2%}, usage {project.used:.2%} ({project.usage:,.0f} s)")
+        table.add_row("age", f"{told.factors.age / 3600:.1f} hours")
+        table.add_row("expected", "not known" if told.expected is None else f"{told.expected:%Y-%m-%d %H:%M} UTC")
+    Console().print(table)
+
+
+@app.command()
+def queue(
+    pool: Annotated[str | None, typer.Argument(help="One pool; without it, all.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many of each pool.")] = 25,
+) -> None:
+    """Show who waits for GPUs, in order, each with the reason."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from broker.why import queue
+
+    with _refusing(), _database().read() as session:
+        waiting = queue(session, pool, limit=limit)
+    table = Table("pool", "place", "run", "project", "GPUs", "expected", "why")
+    for told in waiting:
+        expected = "not known" if told.expected is None else f"{told.expected:%Y-%m-%d %H:%M}"
+        about = (told.pool, f"{told.place}/{told.length}", str(told.run_id), told.project, str(told.gpus))
+        table.add_row(*about, expected, told.reason)
+    Console().print(table if waiting else "Nothing waits.")
+
+
+@app.command()
 def health(part: Annotated[str, typer.Argument(help="bot, worker, publisher or scheduler")]) -> None:
     """Say whether a part is at work on this host; status 1 where it is not."""
     from projects import health
@@ -216,6 +262,27 @@ def grant_add(pool: str, hours: str, sponsor: str, until: datetime) -> None:
         seconds = allocations.parse_hours(hours)
         pools.add_grant(session, pool=pool, sponsor=sponsor, seconds=seconds, until=until.replace(tzinfo=UTC))
     typer.echo(f"{sponsor} gives {hours} GPU-hours of {pool}")
+
+
+@policy_app.command("list")
+def policy_list() -> None:
+    """Show every policy, its value and what it is about."""
+    from projects import policies
+
+    with _database().read() as session:
+        now = policies.current(session)
+    for name, field in policies.Policies.model_fields.items():
+        typer.echo(f"{name} {policies.said_as(getattr(now, name))}: {field.description}")
+
+
+@policy_app.command("set")
+def policy_set(name: str, value: str, why: Annotated[str, typer.Option(help="The reason; it is public.")]) -> None:
+    """Set the policy NAME to VALUE."""
+    from projects import policies
+
+    with _refusing(), _database().write() as session:
+        after = policies.change(session, None, name, value, why)
+    typer.echo(f"{name} {policies.said_as(getattr(after, name))}")
 
 
 @record_app.command("verify")

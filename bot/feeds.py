@@ -100,7 +100,7 @@ class ProjectFeed:
     async def _tell(self, entry: Told) -> None:
         channel_id, closed = await self.rooms.find(f"project:{self.project_id}")
         project = await self.app.read(pipeline.view, self.project_id)
-        if entry.kind == "project.activated":
+        if entry.kind in posts.OPENINGS and project.has_channel:
             channel_id = await self.rooms.channel(project)
         ran: Sequence[RunView] = ()
         if entry.kind == "project.completed":

@@ -49,6 +49,7 @@ class Attempt(Base):
     devices: Mapped[str]
     reserved: Mapped[int]
     charged: Mapped[int] = mapped_column(default=0)
+    counted: Mapped[bool] = mapped_column(default=False, index=True)
     period: Mapped[int] = mapped_column(default=0)
     host: Mapped[str] = mapped_column(default="")
     boot_id: Mapped[str] = mapped_column(default="")
@@ -329,7 +330,7 @@ def devices_in_use(session: Session, pool_id: int) -> set[int]:
             Attempt.state.in_(OPEN) | ((Attempt.state == AttemptState.LOST) & (Attempt.lease_until > utcnow())),
         )
     )
-    return {int(device) for devices in held for device in devices.split(",")}
+    return {int(device) for devices in held for device in devices.split(",") if device}
 
 
 def _charge(session: Session, run: Run, attempt: Attempt, elapsed: float) -> None:

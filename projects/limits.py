@@ -1,14 +1,13 @@
 """What one person may ask for at most, and the ban list: who is on it may read, and do nothing else."""
 
 import json
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
 from sqlalchemy import column, func, select, table
 from sqlalchemy.orm import Session
 
-from projects import people, record, redaction, text
+from projects import people, policies, record, redaction, text
 from projects.db import utcnow
 from projects.errors import ConflictError, NotFoundError
 from projects.people import Actor, Person
@@ -29,27 +28,14 @@ class Kind(StrEnum):
     LAUNCH = "run.queued"
 
 
-@dataclass(frozen=True)
-class Limits:
-    """How much one person may ask for."""
-
-    most_open_proposals: int = 5
-    most_requests_a_day: int = 20
-    most_launches_a_day: int = 50
-
-
-LIMITS = Limits()
-
-
-def check(session: Session, actor: Actor, kind: Kind, limits: Limits = LIMITS) -> None:
+def check(session: Session, actor: Actor, kind: Kind) -> None:
     """Raise ForbiddenError where the actor is banned, and ConflictError where they have asked for enough."""
-    # The row is held, so that two requests at the same moment cannot both be the last one.
-    person = session.scalars(
-        select(Person).where(Person.discord_id == str(actor.discord_id)).with_for_update(key_share=True)
-    ).one_or_none()
+    person = people.find(session, actor)
     if person is None:
         return
-    people.require_welcome(person)
+    # The row is held, so that two requests at the same moment cannot both be the last one.
+    session.refresh(person, with_for_update={"key_share": True})
+    limits = policies.current(session)
     if kind is Kind.PROPOSAL:
         led = (_projects.c.lead_id == person.id) & _projects.c.stage.in_(_UNBEGUN)
         unbegun = session.scalar(select(func.count()).select_from(_projects).where(led)) or 0
@@ -81,7 +67,7 @@ def ban(session: Session, actor: Actor | None, who: Actor, reason: str, *, admin
     if actor is not None and actor.discord_id == who.discord_id:
         raise ConflictError("Nobody can ban themselves.")
     by = None if actor is None else people.ensure(session, actor)
-    person = people.find(session, who) or people.ensure(session, who)
+    person = people.known(session, who.discord_id) or people.ensure(session, who)
     if person.banned is not None:
         raise ConflictError(f"{person.name} is banned already.")
     person.banned = because
@@ -96,7 +82,7 @@ def unban(session: Session, actor: Actor | None, discord_id: int, reason: str, *
     """
     redaction.require_admin(actor, admin_role_id)
     because = text.prose("The reason", reason, most=1000)
-    person = people.find(session, Actor(discord_id, ""))
+    person = people.known(session, discord_id)
     if person is None:
         raise NotFoundError(f"Nobody with the Discord id {discord_id} has done anything here.")
     if person.banned is None:

@@ -42,18 +42,19 @@ def ensure(session: Session, actor: Actor) -> Person:
                 session.add(person)
         except IntegrityError:  # another transaction has met the same person first
             person = session.scalars(select(Person).where(Person.discord_id == str(actor.discord_id))).one()
-    require_welcome(person)
     if person.name != actor.name:
         person.name = actor.name
     return person
 
 
-def require_welcome(person: Person) -> None:
-    """Raise ForbiddenError where the person is banned."""
-    if person.banned is not None:
-        raise ForbiddenError(f"You can read here, and do nothing else, since you are banned: {person.banned}")
-
-
 def find(session: Session, actor: Actor) -> Person | None:
-    """The person who acts, if they have acted before."""
-    return session.scalars(select(Person).where(Person.discord_id == str(actor.discord_id))).one_or_none()
+    """The person who acts, if they have acted before; raises ForbiddenError where they are banned."""
+    person = known(session, actor.discord_id)
+    if person is not None and person.banned is not None:
+        raise ForbiddenError(f"You can read here, and do nothing else, since you are banned: {person.banned}")
+    return person
+
+
+def known(session: Session, discord_id: int) -> Person | None:
+    """The person with a Discord id, who may be banned."""
+    return session.scalars(select(Person).where(Person.discord_id == str(discord_id))).one_or_none()

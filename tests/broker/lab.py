@@ -5,7 +5,8 @@ from datetime import timedelta
 from itertools import count
 from pathlib import Path
 
-from broker import allocations, attempts, ledger, pools, runs
+from broker import allocations, attempts, ledger, pools, reviews, runs
+from broker.allocations import AllocationState
 from broker.attempts import Attempt, Ending, Process, Progress
 from broker.ledger import Account, Movement
 from broker.runs import Run, RunView
@@ -78,18 +79,26 @@ class Lab:
     def approve(self, allocation: int, hours: str = "1", reviewer: Actor = ROSA, reason: str = "Fine.") -> None:
         """A reviewer's consent."""
         with self.db.write() as session:
-            allocations.approve(session, reviewer, allocation, hours=hours, reason=reason, reviewer_role_id=REVIEWERS)
+            reviews.approve(session, reviewer, allocation, hours=hours, reason=reason, reviewer_role_id=REVIEWERS)
 
     def decline(self, allocation: int, reviewer: Actor = ROSA, reason: str = "Not yet.") -> None:
         """A reviewer's refusal."""
         with self.db.write() as session:
-            allocations.decline(session, reviewer, allocation, reason=reason, reviewer_role_id=REVIEWERS)
+            reviews.decline(session, reviewer, allocation, reason=reason, reviewer_role_id=REVIEWERS)
 
     def allocation(self, project: int, hours: str = "1", lead: Actor = ADA) -> int:
-        """An approved allocation."""
+        """An approved allocation, by policy or by as many reviewers as it takes."""
         allocation = self.request(project, lead, hours=hours)
-        self.approve(allocation, hours)
+        self.consent(allocation, hours)
         return allocation
+
+    def consent(self, allocation: int, hours: str) -> None:
+        """The approvals that a request still needs."""
+        for reviewer in (ROSA, EMMY):
+            with self.db.read() as session:
+                state = allocations.load(session, allocation).state
+            if state == AllocationState.REQUESTED:
+                self.approve(allocation, hours, reviewer)
 
     def launch(self, project: int, actor: Actor = ADA, **changes: object) -> int:
         """A queued run of ten minutes on one GPU."""
@@ -156,8 +165,8 @@ class Lab:
         with self.db.read() as session:
             account = ledger.account(session, allocation)
             sums = ledger.totals(session, allocation_id=allocation)
-        assert account.granted == sums[Movement.GRANT]
-        assert account.spent == sums[Movement.CHARGE]
+        assert account.granted == sums[Movement.GRANT] + sums[Movement.ADJUST]
+        assert account.spent == sums[Movement.CHARGE] - sums[Movement.REFUND]
         assert account.reserved == sums[Movement.RESERVE] - sums[Movement.CHARGE] - sums[Movement.RELEASE]
         assert min(account.granted, account.reserved, account.spent, account.left) >= 0
         return account
@@ -169,7 +178,10 @@ class Lab:
 
     def everything(self) -> object:
         """What must be the same after a refusal: the record's heads, all balances, runs, attempts and allocations."""
-        tables = ("streams", "balances", "ledger", "runs", "attempts", "allocations", "grants", "people", "points")
+        tables = (
+            *("streams", "balances", "ledger", "runs", "attempts", "allocations", "grants", "people", "points"),
+            *("grant_ledger", "allocation_changes", "allocation_warnings"),
+        )
         with self.db.read() as session:
             connection = session.connection()
             return [connection.exec_driver_sql(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall() for table in tables]

@@ -14,6 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from broker import ledger
+from broker.ledger import Account
 from projects.errors import ConflictError
 from tests.broker.lab import HOUR, Lab
 
@@ -170,5 +171,5 @@ def test_amounts_of_a_cluster_fit(lab: Lab) -> None:
     """A million GPU-hours are more seconds than 32 bits hold."""
     lab.pool("cluster", gpus=4096, granted=2_000_000 * HOUR)
     allocation = lab.request(lab.project(title="Large"), pool="cluster", hours="1000000")
-    lab.approve(allocation, hours="1000000")
-    assert lab.account(allocation).left == 1_000_000 * HOUR
+    lab.consent(allocation, "1000000")
+    assert lab.account(allocation) == Account(500_000 * HOUR, 0, 0, committed=500_000 * HOUR)

@@ -1,9 +1,15 @@
 """Migrations go down and up again with data in every table, and nothing that the first tables hold is lost."""
 
+import importlib
+import pkgutil
+
 import pytest
 from sqlalchemy import inspect, text
 from sqlalchemy.exc import DBAPIError
 
+import bot
+import broker
+import projects
 from bot import lease, outbox
 from bot.tables import DiscordCommands
 from broker import attempts, publications
@@ -119,5 +125,9 @@ def whole(database: Database) -> None:
 
 
 def test_the_tables_are_what_the_classes_say(db: Database) -> None:
+    for package in (projects, broker, bot):
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            if not module.ispkg:
+                importlib.import_module(module.name)
     said = {name: sorted(column.name for column in table.columns) for name, table in Base.metadata.tables.items()}
     assert columns(db) == said
