@@ -189,6 +189,45 @@ def health(part: Annotated[str, typer.Argument(help="bot, worker, publisher or s
 
 
 @app.command()
+def doctor() -> None:
+    """Look at everything that Stoa stands on, and say what to do where something is wrong; status 1 then."""
+    from rich.console import Console
+
+    from doctor import examine, show
+
+    sys.exit(0 if show(Console(), examine(_settings())) else 1)
+
+
+@app.command()
+def backup(folder: Path) -> None:
+    """Write the database to a new FOLDER, while all parts run; the runs' own folders are not copied."""
+    from keeping import KeepingError
+    from keeping import backup as make
+
+    try:
+        manifest = make(_settings(), folder)
+    except KeepingError as error:
+        _refuse(str(error))
+    for missing in manifest.missing_folders:
+        typer.echo(f"not there, though a run still needs it: {missing}")
+    typer.echo(f"{sum(manifest.heads.values())} entries in {len(manifest.heads)} chains are in {folder}")
+
+
+@app.command()
+def restore(folder: Path) -> None:
+    """Bring a backup into an empty database, and verify the record's chains."""
+    from keeping import KeepingError
+    from keeping import restore as bring
+
+    try:
+        manifest = bring(_settings(), folder)
+    except KeepingError as error:
+        _refuse(str(error))
+    typer.echo(f"the database is as of {manifest.made_at}, at {manifest.revision}, and its chains are whole")
+    typer.echo("Posts that were made after that stay on Discord. Next: `stoa migrate`, then start the parts.")
+
+
+@app.command()
 def migrate(revision: Annotated[str, typer.Argument(help="head, base, or a revision")] = "head") -> None:
     """Bring the database's tables to a revision."""
     _database().migrate(revision)
@@ -390,6 +429,51 @@ def record_verify() -> None:
     for verdict in verdicts:
         typer.echo(f"{verdict.stream}: {verdict.entries} entries, {verdict.problem or 'whole'}")
     sys.exit(0 if all(verdict.ok for verdict in verdicts) else 1)
+
+
+@record_app.command("redact")
+def record_redact(stream: str, number: int, why: Annotated[str, typer.Option(help="Why, in public.")]) -> None:
+    """Blank entry NUMBER of STREAM (lab, or project:3); its posts become tombstones, and the chain still verifies."""
+    from projects import redaction
+
+    with _refusing(), _database().write() as session:
+        redaction.redact(session, None, stream, number, why)
+    typer.echo(f"entry {number} of {stream} is blanked")
+
+
+@record_app.command("forget")
+def record_forget(discord_id: int, why: Annotated[str, typer.Option(help="Why, in public.")]) -> None:
+    """Blank a person's name, and every entry that names them."""
+    from projects import redaction
+
+    with _refusing(), _database().write() as session:
+        count = redaction.forget(session, None, str(discord_id), why)
+    typer.echo(f"{count} entries are blanked")
+
+
+@app.command()
+def ban(
+    discord_id: int,
+    why: Annotated[str, typer.Option(help="Why, in public.")],
+    name: Annotated[str, typer.Option(help="What they are called, if they have done nothing here yet.")] = "somebody",
+) -> None:
+    """Let a person do nothing but read."""
+    from projects import limits
+    from projects.people import Actor
+
+    with _refusing(), _database().write() as session:
+        limits.ban(session, None, Actor(discord_id, name), why)
+    typer.echo(f"{discord_id} is banned")
+
+
+@app.command()
+def unban(discord_id: int, why: Annotated[str, typer.Option(help="Why, in public.")]) -> None:
+    """Let a banned person take part again."""
+    from projects import limits
+
+    with _refusing(), _database().write() as session:
+        limits.unban(session, None, discord_id, why)
+    typer.echo(f"{discord_id} can take part again")
 
 
 def _settings() -> "Settings":

@@ -17,6 +17,7 @@ from discord.http import Route
 from sqlalchemy.orm import Session
 
 from bot import errors
+from bot.admin_commands import admin
 from bot.allocation_commands import allocation
 from bot.app import App, Interaction
 from bot.buttons import Button
@@ -65,7 +66,7 @@ class Bot(App):
     async def setup_hook(self) -> None:
         """Register the commands, if they have changed since the last time."""
         guild = discord.Object(self.settings.guild_id)
-        for group in (project, allocation, run_group):
+        for group in (project, allocation, run_group, admin):
             self.tree.add_command(group, guild=guild)
         self.add_dynamic_items(Button)
         definition = [command.to_dict(self.tree) for command in self.tree.get_commands(guild=guild)]

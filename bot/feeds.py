@@ -15,7 +15,7 @@ from bot.sender import Sender
 from bot.studio import Curve, Studio
 from broker import allocations, runs, series
 from broker.runs import ACTIVE, RunView
-from projects import pipeline, record
+from projects import pipeline, record, redaction
 from projects.pipeline import ProjectView
 from projects.record import Told
 
@@ -24,6 +24,16 @@ RUNS_SHOWN = 4
 RUNS_KEPT = 25
 
 log = structlog.get_logger()
+
+
+async def blank_posts(app: App, sender: Sender, entry: Told) -> None:
+    """Where an entry tells of a redaction, turn the posts of what was blanked into tombstones."""
+    if entry.kind not in redaction.KINDS:
+        return
+    numbers = (entry.payload or {}).get("numbers", ())
+    for blanked, rows in await app.read(outbox.posts_of, entry.stream, numbers):
+        for row in rows:
+            await sender.rewrite(row, f"{posts.BLANKED}\n{posts.marker(blanked)}")
 
 
 class LabFeed:
@@ -39,6 +49,7 @@ class LabFeed:
         channel_id = str(self.app.settings.record_channel_id)
         while entries := await self.app.read(outbox.untold, record.LAB):
             for entry in entries:
+                await blank_posts(self.app, self.sender, entry)
                 said = posts.render(entry, Place.RECORD)
                 await self.sender.post(f"entry:{entry.id}:{Place.RECORD}", channel_id, said)
                 await self.app.write(outbox.told, entry)
@@ -74,6 +85,7 @@ class ProjectFeed:
             self._begun = True
         while entries := await self.app.read(outbox.untold, stream):
             for entry in entries:
+                await blank_posts(self.app, self.sender, entry)
                 await self._tell(entry)
                 await self.app.write(outbox.told, entry)
                 self._note_stale(entry)

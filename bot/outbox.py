@@ -37,6 +37,17 @@ def sent(session: Session, key: str, message_id: str, digest: str = "", picture:
     row.message_id, row.digest, row.picture = message_id, digest, picture
 
 
+def posts_of(session: Session, stream: str, numbers: Sequence[int]) -> Sequence[tuple[Told, Sequence[DiscordMessage]]]:
+    """Entries of a stream, each with the messages that tell of it."""
+    found = []
+    for number in numbers:
+        for entry in record.since(session, stream, number - 1, limit=1):
+            sent = DiscordMessage.key.startswith(f"entry:{entry.id}:", autoescape=True)
+            query = select(DiscordMessage).where(sent, DiscordMessage.message_id.is_not(None), ~DiscordMessage.gone)
+            found.append((entry, session.scalars(query).all()))
+    return found
+
+
 def message_gone(session: Session, key: str) -> None:
     """Note that a person has deleted the message or its channel: it is not sent again."""
     row = session.get(DiscordMessage, key)

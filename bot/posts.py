@@ -17,6 +17,7 @@ Payload = Mapping[str, Any]
 OPENINGS = frozenset({"project.activated", "project.channel_opened"})
 ENDINGS = frozenset({"run.finished", "run.failed", "run.timed_out", "run.cancelled"})
 ROOM_FOR_TEXT = 900
+BLANKED = "🪦 This entry was blanked on request; the chain still vouches for its place."
 
 
 class Place(StrEnum):
@@ -61,7 +62,7 @@ def marker(entry: Told) -> str:
 def render(entry: Told, place: Place, scene: Scene | None = None) -> str:
     """The post of an entry, its marker included; it fits a Components V2 message whatever members typed."""
     if entry.payload is None:
-        said = "This entry was blanked on request; the chain still vouches for its place."
+        said = BLANKED
     elif place is Place.ANNOUNCEMENTS and scene is not None:
         said = _announcement(entry.payload, scene)
     elif _opens(entry) and place is Place.PROPOSAL and scene is not None and scene.channel_id:
@@ -406,6 +407,20 @@ def _disk_enough(p: Payload) -> str:
     return f"💽 There is room on the disk again, {p['free_gib']:g} GiB: runs go on."
 
 
+def _redacted(p: Payload) -> str:
+    which = ", ".join(map(str, p["numbers"][:20])) + (" …" if len(p["numbers"]) > 20 else "")
+    entries = "Entry" if len(p["numbers"]) == 1 else "Entries"
+    return f"🪦 {entries} {which} of this record {'was' if entries == 'Entry' else 'were'} blanked.{_quoted(p['why'])}"
+
+
+def _banned(p: Payload) -> str:
+    return f"⛔ {text.line(p['person']['name'], 80)} is banned: they can read, and do nothing else.{_quoted(p['why'])}"
+
+
+def _unbanned(p: Payload) -> str:
+    return f"🕊️ {text.line(p['person']['name'], 80)} can take part again.{_quoted(p['why'])}"
+
+
 def _policy(p: Payload) -> str:
     was, now = policies.said_as(p["was"]), policies.said_as(p["now"])
     change = f"{text.code(p['policy'], 60)} is {_line(now)}, was {_line(was)}"
@@ -514,5 +529,9 @@ RENDERINGS: Mapping[str, Callable[[Payload], str]] = {
     "disk.enough": _disk_enough,
     "pool.added": _pool,
     "grant.added": _grant,
+    "person.banned": _banned,
+    "person.unbanned": _unbanned,
+    "record.redacted": _redacted,
+    "record.forgotten": _redacted,
     "policy.changed": _policy,
 }

@@ -59,6 +59,20 @@ class Sender:
         else:
             await self.app.write(outbox.sent, row.key, row.message_id or "", card.digest, name)
 
+    async def rewrite(self, row: DiscordMessage, said: str) -> None:
+        """Put another text in the place of a post, whichever sort of message it is."""
+        place = self._channel(row.channel_id)
+        try:
+            message = await place.fetch_message(int(row.message_id or 0))
+            if message.flags.components_v2:
+                view = ui.LayoutView(timeout=None)
+                view.add_item(ui.TextDisplay(said))
+                await message.edit(view=view)
+            else:
+                await message.edit(content=said)
+        except discord.NotFound as error:
+            await self._deleted(row.key, error)
+
     async def _send(
         self,
         key: str,

@@ -10,14 +10,15 @@ from enum import StrEnum
 from sqlalchemy import ForeignKey, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from broker import ledger, pools
+from broker import ledger, pools, tiers
 from broker.endorsements import Endorsable
 from broker.ledger import Account
 from broker.pools import Grant, Pool
-from broker.tiers import DEFAULT_TIERS, Tiers
-from projects import people, pipeline, record, text
+from broker.tiers import Tiers
+from projects import limits, people, pipeline, record, text
 from projects.db import Base, utcnow
 from projects.errors import ConflictError, InvalidError, NotFoundError
+from projects.limits import Kind
 from projects.people import Actor, Person
 from projects.pipeline import Project, Stage
 
@@ -147,7 +148,6 @@ def request(
     until: str,
     justification: str,
     renews: int | None = None,
-    tiers: Tiers = DEFAULT_TIERS,
 ) -> int:
     """Ask for `hours` of a pool until a day; returns the allocation's id, the same one for a repeat of the request.
 
@@ -160,16 +160,18 @@ def request(
     pipeline.load(session, project_id)
     session.get_one(Project, project_id, with_for_update={"key_share": True}, populate_existing=True)
     project = check_may_request(session, actor, project_id)
+    limits.check(session, actor, Kind.REQUEST)
     target = pools.named(session, pool)
     seconds = parse_hours(hours)
     day = parse_day(until)
     because = text.prose("The justification", justification, most=1500)
     person = people.ensure(session, actor)
-    starter = renews is None and _starts(session, project, person, seconds, tiers)
+    bounds = tiers.current(session)
+    starter = renews is None and _starts(session, project, person, seconds, bounds)
     if project.stage != Stage.ACTIVE and not starter:
         raise ConflictError(
             f"“{project.title}” is {project.stage}; only an active project can ask for more than one starter grant of "
-            f"at most {in_hours(tiers.starter)} GPU-hours."
+            f"at most {in_hours(bounds.starter)} GPU-hours."
         )
     available = pools.available(session, target.id)
     if seconds > available:
@@ -194,7 +196,7 @@ def request(
         told["renews"] = renews
     tell(session, allocation, "allocation.requested", by=person, why=because, **told)
     if starter:
-        award(session, allocation, seconds, None, "A starter grant, by policy.", tiers)
+        award(session, allocation, seconds, None, "A starter grant, by policy.")
     return allocation.id
 
 
@@ -228,14 +230,12 @@ def report(session: Session, actor: Actor, allocation_id: int, said: str) -> Non
     tell(session, allocation, "allocation.reported", by=lead, why=allocation.report)
 
 
-def award(
-    session: Session, allocation: Allocation, seconds: int, by: Person | None, because: str, tiers: Tiers
-) -> None:
+def award(session: Session, allocation: Allocation, seconds: int, by: Person | None, because: str) -> None:
     """Approve a request: draw it on a sponsor's grant, a large one in two halves, and end what it renews.
 
     It lasts at most as long as the grant. Raises ConflictError where no grant of the pool holds so much.
     """
-    second = seconds // 2 if seconds > tiers.halves else 0
+    second = seconds // 2 if seconds > tiers.current(session).halves else 0
     source = _draw(session, allocation, seconds - second, second)
     now = utcnow()
     until = min(allocation.until, source.until)
@@ -351,9 +351,9 @@ def in_hours(seconds: int) -> str:
     return f"{seconds / 3600:,.3f}".rstrip("0").rstrip(".")
 
 
-def _starts(session: Session, project: Project, person: Person, seconds: int, tiers: Tiers) -> bool:
+def _starts(session: Session, project: Project, person: Person, seconds: int, bounds: Tiers) -> bool:
     """Whether a request is a starter grant: small, the project's first one ever, and the person's only open one."""
-    if seconds > tiers.starter:
+    if seconds > bounds.starter:
         return False
     session.execute(select(Person.id).where(Person.id == person.id).with_for_update(key_share=True))
     theirs = (Allocation.requested_by == person.id) & (Allocation.state == AllocationState.APPROVED)

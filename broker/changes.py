@@ -8,11 +8,10 @@ from enum import StrEnum
 from sqlalchemy import ForeignKey, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from broker import allocations, ledger, reviews
+from broker import allocations, ledger, reviews, tiers
 from broker.allocations import Allocation, in_hours, parse_day, parse_hours
 from broker.endorsements import Endorsable, endorse
 from broker.pools import Grant
-from broker.tiers import DEFAULT_TIERS, Tiers
 from projects import people, pipeline, text
 from projects.db import Base, utcnow
 from projects.errors import ConflictError, InvalidError, NotFoundError
@@ -125,7 +124,6 @@ def approve(
     reason: str,
     reviewer_role_id: int,
     hours: str = "",
-    tiers: Tiers = DEFAULT_TIERS,
 ) -> ChangeState:
     """Grant the change, with fewer `hours` where they are given, or endorse it; returns where it stands now.
 
@@ -143,7 +141,7 @@ def approve(
     reviewer = people.ensure(session, actor)
     account = ledger.account(session, allocation.id)
     size = account.granted + account.committed + seconds if seconds else 0
-    if endorse(session, change, allocation.project_id, reviewer, seconds, size=size, tiers=tiers):
+    if endorse(session, change, allocation.project_id, reviewer, seconds, size=size):
         _tell(session, allocation, change, "allocation.change_endorsed", reviewer, because, seconds=seconds)
         return ChangeState.REQUESTED
     if change.endorsed_seconds is not None:
@@ -151,7 +149,7 @@ def approve(
     _move(session, change, ChangeState.APPROVED, reviewer, because)
     if change.until is not None and allocation.grant_id is not None:
         allocation.until = max(allocation.until, min(change.until, session.get_one(Grant, allocation.grant_id).until))
-    second = seconds // 2 if seconds > tiers.halves else 0
+    second = seconds // 2 if seconds > tiers.current(session).halves else 0
     if seconds:
         ledger.top_up(session, allocation.id, seconds - second, committed=second)
     if second:

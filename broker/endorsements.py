@@ -3,10 +3,11 @@
 from sqlalchemy import ForeignKey
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from broker.tiers import Tiers
+from broker import tiers
+from projects import pipeline
 from projects.errors import ConflictError
 from projects.people import Person
-from projects.pipeline import Membership
+from projects.pipeline import Project
 
 
 class Endorsable:
@@ -24,19 +25,18 @@ def endorse(
     seconds: int,
     *,
     size: int,
-    tiers: Tiers,
 ) -> bool:
     """Whether a reviewer's consent to `seconds` is only the first of two; a decision of `size` may do with one.
 
     Raises ConflictError where the reviewer has given the first one. That of somebody who has joined the project since
     no longer counts. The request's row must be locked.
     """
-    if request.endorsed_by is not None and session.get(Membership, (project_id, request.endorsed_by)) is not None:
+    first = None if request.endorsed_by is None else session.get_one(Person, request.endorsed_by)
+    if first is not None and pipeline.works_on(session, first, session.get_one(Project, project_id)):
         request.endorsed_by = request.endorsed_seconds = None
-    first = request.endorsed_by is None
     if request.endorsed_by == reviewer.id:
         raise ConflictError("You have endorsed this request already; it needs the consent of another reviewer.")
-    needed = first and size > tiers.one_reviewer
+    needed = request.endorsed_by is None and size > tiers.current(session).one_reviewer
     if needed:
         request.endorsed_by, request.endorsed_seconds = reviewer.id, seconds
     session.flush()

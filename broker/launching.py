@@ -13,7 +13,7 @@ from broker.allocations import Allocation, AllocationState
 from broker.pools import Pool
 from broker.publications import Publication
 from broker.runs import Run, load, tell
-from projects import pipeline
+from projects import limits, pipeline
 from projects.db import utcnow
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor
@@ -90,6 +90,7 @@ def launch(
         return receipt(session, earlier)
     project = pipeline.load(session, project_id)
     person = pipeline.require_member(session, actor, project)
+    limits.check(session, actor, limits.Kind.LAUNCH)
     if not pipeline.may_compute(project):
         raise ConflictError(f"“{project.title}” is {project.stage}; runs are launched while a project is under way.")
     allocation = spendable(session, project, allocation_id)

@@ -6,16 +6,15 @@ endorsement, and a second reviewer grants at most the lesser of both. A refusal 
 
 from sqlalchemy.orm import Session
 
-from broker import allocations, ledger
+from broker import allocations, control, ledger
 from broker.allocations import Allocation, AllocationState, in_hours, parse_hours
 from broker.endorsements import endorse
 from broker.pools import Pool
-from broker.tiers import DEFAULT_TIERS, Tiers
-from projects import people, text
+from projects import people, pipeline, text
 from projects.db import utcnow
 from projects.errors import ConflictError, ForbiddenError, InvalidError
 from projects.people import Actor, Person
-from projects.pipeline import Membership
+from projects.pipeline import Project
 
 
 def require_reviewer(session: Session, actor: Actor, project_id: int, *, reviewer_role_id: int) -> None:
@@ -23,7 +22,7 @@ def require_reviewer(session: Session, actor: Actor, project_id: int, *, reviewe
     if reviewer_role_id not in actor.role_ids:
         raise ForbiddenError("Only compute reviewers can decide requests; the reviewers' role is given by the admins.")
     person = people.find(session, actor)
-    if person is not None and session.get(Membership, (project_id, person.id)) is not None:
+    if person is not None and pipeline.works_on(session, person, session.get_one(Project, project_id)):
         raise ForbiddenError("Nobody decides on a request of their own project; another reviewer can.")
 
 
@@ -44,7 +43,6 @@ def approve(
     hours: str,
     reason: str,
     reviewer_role_id: int,
-    tiers: Tiers = DEFAULT_TIERS,
 ) -> AllocationState:
     """Grant the request in full or in part, or endorse a large one; returns where it stands now."""
     allocation = allocations.lock(session, allocation_id)
@@ -56,14 +54,14 @@ def approve(
         raise ConflictError(f"The end asked for, {allocation.until:%Y-%m-%d}, has passed; only a new request helps.")
     because = text.prose("The reason", reason, most=1000)
     reviewer = people.ensure(session, actor)
-    if endorse(session, allocation, allocation.project_id, reviewer, seconds, size=seconds, tiers=tiers):
+    if endorse(session, allocation, allocation.project_id, reviewer, seconds, size=seconds):
         pool = session.get_one(Pool, allocation.pool_id).name
         told = {"asked": allocation.seconds, "seconds": seconds, "pool": pool}
         allocations.tell(session, allocation, "allocation.endorsed", by=reviewer, why=because, **told)
         return AllocationState.REQUESTED
     if allocation.endorsed_seconds is not None:
         seconds = min(seconds, allocation.endorsed_seconds)
-    allocations.award(session, allocation, seconds, reviewer, because, tiers)
+    allocations.award(session, allocation, seconds, reviewer, because)
     return AllocationState.APPROVED
 
 
@@ -97,6 +95,7 @@ def revoke(session: Session, actor: Actor, allocation_id: int, *, reason: str, r
     decided = {"decided_by": reviewer.id, "reason": because}
     returned = allocations.close(session, allocation, AllocationState.REVOKED, **decided)
     allocations.tell(session, allocation, "allocation.revoked", by=reviewer, why=because, returned=returned)
+    control.stop_all(session, allocation_id, "its allocation was revoked")
 
 
 def release_half(session: Session, actor: Actor, allocation_id: int, *, reason: str, reviewer_role_id: int) -> None:

@@ -52,10 +52,9 @@ def admit(session: Session, decision: Decision, limits: Limits) -> int:
 class Scheduler:
     """One round after another; two schedulers at once do no harm, since every write is guarded."""
 
-    def __init__(self, settings: Settings, db: Database, limits: Limits | None = None) -> None:
+    def __init__(self, settings: Settings, db: Database) -> None:
         self.settings = settings
         self.db = db
-        self.limits = limits or Limits()
         self.rung: dict[int, tuple[int, float]] = {}
         self.reaped_at = time.monotonic()
 
@@ -77,7 +76,7 @@ class Scheduler:
         self._add_usage()
         self._revive()
         with self.db.read() as session:
-            state = snapshot.load(session, self.limits)
+            state = snapshot.load(session)
         planned = planning.plan(state)
         for run_id in planned.refusals:
             with suppress(ConflictError), self.db.write() as session:
@@ -86,7 +85,7 @@ class Scheduler:
         if not room:
             disk.tidy(self.settings, self.db)
         for decision in planned.starts if room else ():
-            self._admit(decision)
+            self._admit(decision, state.limits)
         self._ring()
         if time.monotonic() - self.reaped_at > reaper.EVERY_SECONDS:
             reaper.reap(self.settings, self.db)
@@ -125,10 +124,10 @@ class Scheduler:
             with suppress(ConflictError), self.db.write() as session:
                 control.revive(session, run_id)
 
-    def _admit(self, decision: Decision) -> None:
+    def _admit(self, decision: Decision, limits: Limits) -> None:
         try:
             with self.db.write() as session:
-                token = admit(session, decision, self.limits)
+                token = admit(session, decision, limits)
         except ConflictError as conflict:
             log.info("not admitted", run=decision.run_id, why=str(conflict))
         else:

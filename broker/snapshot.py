@@ -15,6 +15,7 @@ from broker.ledger import Balance, LedgerRow, Movement
 from broker.planning import Held, Limits, PoolRow, Purse, QueueState, Waiting
 from broker.pools import Launcher, Pool
 from broker.runs import Run, RunState
+from projects import policies
 from projects.db import utcnow
 
 
@@ -36,8 +37,14 @@ def load(session: Session, limits: Limits | None = None) -> QueueState:
         held=held,
         purses=_purses(session, now),
         usage=used,
-        limits=limits or Limits(),
+        limits=limits or bounds(session),
     )
+
+
+def bounds(session: Session) -> Limits:
+    """As the operator's policies have them now."""
+    now = policies.current(session)
+    return Limits(now.most_running_a_project, now.most_running_a_person)
 
 
 def _waiting(session: Session, now: datetime) -> list[Waiting]:

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import ForeignKey, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from broker import allocations, ledger, reviews
+from broker import allocations, control, ledger, reviews
 from broker.allocations import LIVE, Allocation, AllocationState
 from broker.ledger import Balance
 from projects.db import Base, Database, utcnow
@@ -73,6 +73,7 @@ def tend_one(session: Session, allocation_id: int, now: datetime) -> None:
     if allocation.until <= now:
         returned = allocations.close(session, allocation, AllocationState.EXPIRED)
         allocations.tell(session, allocation, "allocation.expired", returned=returned)
+        control.stop_all(session, allocation_id, "its allocation has ended")
         return
     if allocation.half_until is not None and allocation.half_until <= now:
         allocation.half_until = None

@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+from sqlalchemy.orm import Session
+
+from projects import policies
+
 
 @dataclass(frozen=True)
 class Tiers:
@@ -31,4 +35,7 @@ class Tiers:
         return int(self.halves_hours * 3600)
 
 
-DEFAULT_TIERS = Tiers()
+def current(session: Session) -> Tiers:
+    """As the operator's policies have them now."""
+    now = policies.current(session)
+    return Tiers(now.starter_hours, now.one_reviewer_hours, now.halves_hours)

@@ -8,7 +8,20 @@ from typing import Any, ClassVar
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Engine, Integer, MetaData, create_engine, event, make_url
+from alembic.migration import MigrationContext
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Connection,
+    DateTime,
+    Dialect,
+    Engine,
+    Integer,
+    MetaData,
+    create_engine,
+    event,
+    make_url,
+)
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.types import TypeDecorator
 
@@ -88,20 +101,43 @@ class Database:
             yield session
 
     def migrate(self, revision: str = "head") -> None:
-        """Bring the tables to `revision`, forth or back."""
+        """Bring the tables to `revision`, forth or back, in one transaction."""
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-        with self._write_engine.begin() as connection:
+        with self._write_engine.connect() as connection, _tables_replaceable(connection), connection.begin():
             config.attributes["connection"] = connection
-            if revision == "base" or revision.startswith("-"):
+            current = MigrationContext.configure(connection).get_current_revision()
+            older = revision.isdecimal() and current is not None and revision < current
+            if older or revision == "base" or revision.startswith("-"):
                 command.downgrade(config, revision)
             else:
                 command.upgrade(config, revision)
+            if connection.dialect.name == "sqlite":
+                broken = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()
+                if broken:
+                    raise RuntimeError(f"the migration would leave rows that refer to nothing: {broken[:5]}")
 
     def close(self) -> None:
         """Give all connections back."""
         self._read_engine.dispose()
         self._write_engine.dispose()
+
+
+@contextmanager
+def _tables_replaceable(connection: Connection) -> Iterator[None]:
+    """Let SQLite exchange a table that others refer to, which is how Alembic changes one there.
+
+    Whether foreign keys are watched can only be changed between transactions.
+    """
+    if connection.dialect.name != "sqlite":
+        yield
+        return
+    driver: Any = connection.connection.driver_connection
+    driver.execute("PRAGMA foreign_keys=OFF")
+    try:
+        yield
+    finally:
+        driver.execute("PRAGMA foreign_keys=ON")
 
 
 def _sqlite_engine(url: str, *, begin: str, query_only: bool) -> Engine:

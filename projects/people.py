@@ -8,16 +8,18 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from projects.db import Base, utcnow
+from projects.errors import ForbiddenError
 
 
 class Person(Base):
-    """Somebody who has done something here; known by their Discord id."""
+    """Somebody who has done something here; known by their Discord id. `banned` says why, where they are."""
 
     __tablename__ = "people"
 
     id: Mapped[int] = mapped_column(primary_key=True)
     discord_id: Mapped[str] = mapped_column(unique=True)
     name: Mapped[str]
+    banned: Mapped[str | None]
     first_seen: Mapped[datetime] = mapped_column(default=utcnow)
 
 
@@ -31,7 +33,7 @@ class Actor:
 
 
 def ensure(session: Session, actor: Actor) -> Person:
-    """The person who acts, made at their first act; their name follows Discord's."""
+    """The person who acts, made at their first act; their name follows Discord's. Raises ForbiddenError."""
     person = find(session, actor)
     if person is None:
         try:
@@ -46,5 +48,13 @@ def ensure(session: Session, actor: Actor) -> Person:
 
 
 def find(session: Session, actor: Actor) -> Person | None:
-    """The person who acts, if they have acted before."""
-    return session.scalars(select(Person).where(Person.discord_id == str(actor.discord_id))).one_or_none()
+    """The person who acts, if they have acted before; raises ForbiddenError where they are banned."""
+    person = known(session, actor.discord_id)
+    if person is not None and person.banned is not None:
+        raise ForbiddenError(f"You can read here, and do nothing else, since you are banned: {person.banned}")
+    return person
+
+
+def known(session: Session, discord_id: int) -> Person | None:
+    """The person with a Discord id, who may be banned."""
+    return session.scalars(select(Person).where(Person.discord_id == str(discord_id))).one_or_none()

@@ -8,9 +8,10 @@ from enum import StrEnum
 from sqlalchemy import ForeignKey, func, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from projects import people, policies, record, rights, text
+from projects import limits, people, policies, record, rights, text
 from projects.db import Base, utcnow
 from projects.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
+from projects.limits import Kind
 from projects.people import Actor, Person
 from projects.rights import Act, Role
 
@@ -141,6 +142,7 @@ def propose(session: Session, actor: Actor, request_id: str, *, title: str, ques
     earlier = session.scalars(select(Project.id).where(Project.request_id == request_id)).one_or_none()
     if earlier is not None:
         return earlier
+    limits.check(session, actor, Kind.PROPOSAL)
     said = {
         "title": text.title(title),
         "question": text.prose("The research question", question, most=1000),

@@ -40,7 +40,7 @@ class Entry(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     stream: Mapped[str] = mapped_column(ForeignKey("streams.key"))
     number: Mapped[int]
-    kind: Mapped[str]
+    kind: Mapped[str] = mapped_column(index=True)
     payload_hash: Mapped[str]
     hash: Mapped[str]
 

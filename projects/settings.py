@@ -28,7 +28,7 @@ class Settings(BaseSettings):
     announcements_channel_id: int = 0
     record_channel_id: int = 0
     reviewer_role_id: int = 0
-    admin_role_id: int = 0
+    admin_role_id: int = Field(0, description="Who holds this role may redact, ban and manage; 0: nobody.")
     moderator_role_id: int = 0
 
     hub_endpoint: str = "https://huggingface.co"

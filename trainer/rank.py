@@ -1,6 +1,7 @@
 """A rank's process: tied to its parent's life before anything else, its end reported through the pipe."""
 
 import ctypes
+import errno
 import os
 import signal
 import sys
@@ -65,7 +66,7 @@ def _train(assignment: Assignment, stop: _Stop) -> Outcome:
         reason = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
         if _is_out_of_memory(error):
             reason = _advice(assignment)
-        return Outcome(status=Status.FAILED, reason=reason)
+        return Outcome(status=Status.FAILED, reason=reason, transient=_is_disk_full(error))
     return Outcome(status=status, step=step)
 
 
@@ -74,6 +75,11 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(
         text in str(error).lower() for text in ("out of memory", "can't allocate memory", "cannot allocate memory")
     )
+
+
+def _is_disk_full(error: Exception) -> bool:
+    """Whether there was no room to write, which another moment may have; libraries in Rust raise no OSError for it."""
+    return os.strerror(errno.ENOSPC) in str(error) or os.strerror(errno.EDQUOT) in str(error)
 
 
 def _advice(assignment: Assignment) -> str:

@@ -13,8 +13,7 @@ from broker.allocations import TRANSITIONS, AllocationState, AllocationView
 from broker.changes import ChangeState
 from broker.ledger import Account
 from broker.pools import GrantView
-from broker.tiers import Tiers
-from projects import record
+from projects import policies, record
 from projects.db import utcnow
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError
 from projects.migrations import versions
@@ -245,17 +244,19 @@ def test_two_reviewers_at_the_same_moment_make_one_grant(lab: Lab) -> None:
 
 
 def test_the_bounds_are_the_operators(lab: Lab) -> None:
-    strict = Tiers(starter_hours=0, one_reviewer_hours=1.5, halves_hours=1.6)
     project = lab.project()
     with lab.db.write() as session:
+        for name, value in (("starter_hours", "0"), ("one_reviewer_hours", "1.5"), ("halves_hours", "1.6")):
+            policies.change(session, None, name, value, "A small lab.")
+    with lab.db.write() as session:
         asked = {"pool": "laptop", "hours": "1", "until": in_days(9), "justification": "j"}
-        small = allocations.request(session, ADA, request_id(), project_id=project, tiers=strict, **asked)
+        small = allocations.request(session, ADA, request_id(), project_id=project, **asked)
     assert view(lab, small).state == AllocationState.REQUESTED
     other = lab.request(project, hours="2")
     for reviewer in (ROSA, EMMY):
         with lab.db.write() as session:
             decided = {"hours": "2", "reason": "r", "reviewer_role_id": REVIEWERS}
-            reviews.approve(session, reviewer, other, **decided, tiers=strict)  # type: ignore[arg-type]
+            reviews.approve(session, reviewer, other, **decided)  # type: ignore[arg-type]
     assert lab.account(other) == Account(HOUR, 0, 0, committed=HOUR)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-OURS = ("trainer", "projects", "broker", "bot", "sandbox", "demo", "parts", "stoa")
+OURS = ("trainer", "projects", "broker", "bot", "sandbox", "demo", "parts", "doctor", "keeping", "stoa")
 MAY_IMPORT = {
     "trainer": set[str](),
     "sandbox": set[str](),
@@ -16,6 +16,8 @@ MAY_IMPORT = {
     "broker": {"projects", "trainer.config", "trainer.check"},
     "bot": {"projects", "broker"},
     "parts": {"projects", "broker"},
+    "doctor": {"projects", "broker", "bot"},
+    "keeping": {"projects", "broker"},
     "demo": {"projects", "broker", "parts", "sandbox"},
 }
 

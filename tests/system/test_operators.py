@@ -136,3 +136,18 @@ def test_every_service_of_the_compose_file_fits_the_command_line_and_the_setting
 def test_no_service_is_given_a_secret_that_it_does_not_need(service: str, strangers: tuple[str, ...]) -> None:
     given = compose()["services"][service]["environment"]
     assert not set(strangers) & set(given)
+
+
+def test_the_operator_bans_and_blanks_by_the_command_line(tmp_path: Path) -> None:
+    assert stoa(tmp_path, "migrate").returncode == 0
+    assert stoa(tmp_path, "pool", "add", "lab", "H200", "8").returncode == 0
+    assert stoa(tmp_path, "ban", "4242", "--why", "Spam.", "--name", "Mallory").returncode == 0
+    again = stoa(tmp_path, "ban", "4242", "--why", "Spam.")
+    assert (again.returncode, "Mallory is banned already" in again.stderr) == (2, True)
+    assert stoa(tmp_path, "unban", "4242", "--why", "A mistake.").returncode == 0
+    assert stoa(tmp_path, "record", "redact", "lab", "1", "--why", "A slip.").returncode == 0
+    forgotten = stoa(tmp_path, "record", "forget", "4242", "--why", "They asked.")
+    assert "2 entries are blanked" in forgotten.stdout
+    refused = stoa(tmp_path, "record", "redact", "lab", "77", "--why", "A slip.")
+    assert (refused.returncode, "no entry 77" in refused.stderr) == (2, True)
+    assert "lab: 5 entries, whole" in stoa(tmp_path, "record", "verify").stdout

@@ -1,4 +1,7 @@
-"""Operators: redaction and limits."""
+"""Operators: the ban list, and what a count of a person's acts is found by."""
+
+import sqlalchemy as sa
+from alembic import op
 
 revision = "0009"
 down_revision = "0008"
@@ -7,8 +10,14 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Nothing yet."""
+    """Nobody is banned so far."""
+    with op.batch_alter_table("people") as people:
+        people.add_column(sa.Column("banned", sa.String(), nullable=True))
+    op.create_index("ix_entries_kind", "entries", ["kind"])
 
 
 def downgrade() -> None:
-    """Nothing yet."""
+    """Forget who is banned; the record still tells of it."""
+    op.drop_index("ix_entries_kind", table_name="entries")
+    with op.batch_alter_table("people") as people:
+        people.drop_column("banned")

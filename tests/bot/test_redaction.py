@@ -1,0 +1,71 @@
+"""What was blanked in the record is blanked in Discord: its posts are edited, and nothing is posted anew."""
+
+from sqlalchemy.orm import Session
+
+from bot import posts
+from projects import pipeline, redaction
+from projects.people import Actor
+from tests.bot.conftest import Lab
+from tests.bot.test_delivery import activate, propose
+
+
+def redact(session: Session, stream: str, number: int) -> None:
+    redaction.redact(session, None, stream, number, "It was private.")
+
+
+async def test_the_posts_of_a_blanked_entry_become_tombstones(lab: Lab) -> None:
+    await lab.start_bot()
+    propose(lab)
+    activate(lab, 1)
+    card = await lab.guild.wait_for("proposals", lambda m: m.thread_id is not None)
+    first = await lab.guild.wait_for(card.id, lambda m: "record 1 " in m.text and "Who falls?" in m.text)
+    lab.call(redact, "project:1", 1)
+    blanked = await lab.guild.wait_for(card.id, lambda m: m.id == first.id and posts.BLANKED in m.text)
+    assert blanked.text.splitlines()[-1] == first.text.splitlines()[-1], "it can still be cited"
+    assert "Who falls?" not in blanked.text
+    channel = await lab.guild.wait_for_channel(lambda c: c.name.startswith("p1-"))
+    told = await lab.guild.wait_for(channel.id, lambda m: "Entry 1 of this record was blanked" in m.text)
+    assert "It was private." in told.text
+    texts = [m.text for m in await lab.guild.messages(card.id)]
+    assert sum("record 1 " in text for text in texts) == 1
+
+
+async def test_a_long_post_and_the_labs_own_are_blanked_too(lab: Lab) -> None:
+    await lab.start_bot()
+    lab.call(propose_at_length, lab.actor("Ada"))
+    card = await lab.guild.wait_for("proposals", lambda m: m.thread_id is not None)
+    await lab.guild.wait_for(card.id, lambda m: "record 1 " in m.text and m.text.count("long") > 300)
+    await lab.guild.wait_for("public-record", lambda m: "The Library" in m.text)
+    lab.call(redact, "project:1", 1)
+    lab.call(redact, "lab", 2)
+    await lab.guild.wait_for(card.id, lambda m: "record 1 " in m.text and m.text.startswith(posts.BLANKED))
+    await lab.guild.wait_for("public-record", lambda m: "record 2 " in m.text and m.text.startswith(posts.BLANKED))
+    assert not any("The Library" in m.text for m in await lab.guild.messages("public-record"))
+
+
+def propose_at_length(session: Session, actor: Actor) -> None:
+    said = {"title": "At length", "question": "long " * 190, "why": "long " * 190, "needs": "long " * 90}
+    pipeline.propose(session, actor, "at-length", **said)
+
+
+async def test_an_admin_bans_and_blanks_from_discord_and_nobody_else_does(lab: Lab) -> None:
+    await lab.start_bot(ADMIN_ROLE_ID=str(lab.guild.info["roles"]["admin"]))
+    propose(lab)
+    card = await lab.guild.wait_for("proposals", lambda m: m.thread_id is not None)
+    omar, grace = lab.person("Omar"), lab.person("Grace")
+    refused = await grace.command("admin redact", channel=card.id, number=1, why="Mine.")
+    assert "Only the admins" in refused.text
+    assert refused.ephemeral
+    done = await omar.command("admin redact", channel=card.id, number=1, why="It was private.")
+    assert "Entry 1 is blanked" in done.text
+    await lab.guild.wait_for(card.id, lambda m: "record 1 " in m.text and posts.BLANKED in m.text)
+    await omar.command("admin ban", person="Ada", why="Spam.")
+    await lab.guild.wait_for("public-record", lambda m: "Ada is banned" in m.text)
+    refused = await lab.person("Ada").command("project scope", channel=card.id)
+    assert "you are banned: Spam." in refused.text
+    await omar.command("admin unban", person="Ada", why="A mistake.")
+    await lab.guild.wait_for("public-record", lambda m: "Ada can take part again" in m.text)
+    forgotten = await omar.command("admin forget", person="Ada", why="They asked.")
+    assert "entries are blanked" in forgotten.text
+    await lab.guild.wait_for("public-record", lambda m: "were blanked" in m.text)
+    assert not any("Ada" in m.text for m in await lab.guild.messages("public-record"))

@@ -1,0 +1,236 @@
+"""How a chaos story came out: a table of what must hold, each line with what was found."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from bot.tables import DiscordLease
+from broker import ledger
+from broker.allocations import Allocation
+from broker.attempts import OPEN, Attempt
+from broker.ledger import Balance, LedgerRow, Movement
+from broker.pools import Grant
+from broker.publications import Publication
+from broker.runs import ENDED, Run, RunState
+from projects import record
+from tests.system.census import Census
+
+if TYPE_CHECKING:
+    from tests.system.chaos import Story
+
+POST = re.compile(r"-# (?:P(\d+)|Lab) · record (\d+) · [0-9a-f]{8}\s*$")
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Line:
+    """One thing that must hold, and what was found."""
+
+    what: str
+    found: str
+    problems: Sequence[str] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether it holds."""
+        return not self.problems
+
+
+def lines(
+    story: "Story", census: Census, messages: Mapping[str, Sequence[str]], left: Sequence[int], unmet: int
+) -> list[Line]:
+    """Every line of the table; all parts have been stopped."""
+    with story.db.read() as session:
+        return [
+            _faults(story, unmet),
+            _ended(session, len(story.launched)),
+            _record(session),
+            _posted(session, messages),
+            _sums(session),
+            _process_time(session, census, story.settings.lease_seconds / 6 + POLL_SECONDS),
+            _one_at_a_time(session, census),
+            _published(session),
+            _leases(session),
+            Line("no process is left over", f"{len(left)} left", [f"process {pid}" for pid in left]),
+        ]
+
+
+def show(console: Console, story: "Story", found: Sequence[Line], seconds: float) -> None:
+    """Print the faults by their kind, and the table."""
+    faults = Table("fault", "times", title=f"What befell it in {seconds:.0f} s, seed {story.size.seed}")
+    for kind, count in sorted(story.done.items()):
+        faults.add_row(kind, str(count))
+    console.print(faults)
+    if not story.small_disk:
+        console.print("LEFT OUT: the full disk, since this user may not mount a small one.", style="yellow")
+    for said in story.ended_alone:
+        console.print(f"A part ended by itself and was started again: {said}", style="yellow", markup=False)
+    table = Table("", "what must hold", "found", title="How it came out")
+    for line in found:
+        table.add_row("[green]✔[/]" if line.ok else "[red]✘[/]", line.what, line.found)
+    console.print(table)
+    for line in found:
+        for problem in line.problems[:20]:
+            console.print(f"{line.what}: {problem}", style="red", markup=False, highlight=False)
+
+
+def _faults(story: "Story", unmet: int) -> Line:
+    met = Counter[str]()
+    for entry in (story.home / "sandbox" / "exchanges.jsonl").read_text().splitlines():
+        fault = json.loads(entry)["fault"]
+        if fault is not None:
+            met["cut" if fault["cut"] else str(fault["status"])] += 1
+    total = story.done.total()
+    problems = [] if total >= story.size.faults else [f"only {total} faults"]
+    if total >= 50:
+        problems += [f"Discord never answered {kind}" for kind in ("500", "429", "cut") if not met[kind]]
+    return Line(
+        "the faults were done, and Discord's met",
+        f"{total} faults; Discord's met {met.total()} requests; {unmet} of the Hub's waited in vain",
+        problems,
+    )
+
+
+def _ended(session: Session, launched: int) -> Line:
+    runs = session.scalars(select(Run).order_by(Run.id)).all()
+    states = Counter(run.state for run in runs)
+    problems = [f"run {run.id} is {run.state}" for run in runs if run.state not in ENDED]
+    problems += [
+        f"run {run.id} is {run.state} and says not why"
+        for run in runs
+        if run.state in ENDED - {RunState.FINISHED} and not run.reason
+    ]
+    problems += [f"run {run.id} has no end" for run in runs if run.ended_at is None]
+    trained = sum(run.kind == "train" for run in runs)
+    if trained != launched:
+        problems.append(f"{launched} runs were launched, {trained} are there")
+    said = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    attempts = session.scalar(select(func.count()).select_from(Attempt))
+    return Line("every run is in a final state, with its reason", f"{said}; {attempts} attempts", problems)
+
+
+def _record(session: Session) -> Line:
+    verdicts = [record.verify(session, stream) for stream in record.streams(session)]
+    entries = sum(verdict.entries for verdict in verdicts)
+    problems = [f"{verdict.stream}: {verdict.problem}" for verdict in verdicts if not verdict.ok]
+    return Line("the record's chains are whole", f"{entries} entries in {len(verdicts)} chains", problems)
+
+
+def _posted(session: Session, messages: Mapping[str, Sequence[str]]) -> Line:
+    found: dict[tuple[str, int], Counter[str]] = {}
+    for channel, texts in messages.items():
+        for text in texts:
+            if marker := POST.search(text):
+                stream = record.LAB if marker[1] is None else f"project:{marker[1]}"
+                found.setdefault((stream, int(marker[2])), Counter())[channel] += 1
+    heads = record.streams(session)
+    entries = {(stream, number) for stream, head in heads.items() for number in range(1, head + 1)}
+    problems = [f"entry {number} of {stream} is not posted" for stream, number in sorted(entries - set(found))]
+    problems += [f"a post tells of {entry}, which is not in the record" for entry in sorted(set(found) - entries)]
+    problems += [
+        f"entry {number} of {stream} stands {count} times in {channel}"
+        for (stream, number), channels in found.items()
+        for channel, count in channels.items()
+        if count > 1
+    ]
+    posts = sum(channels.total() for channels in found.values())
+    return Line("each entry is posted, and nowhere twice", f"{posts} posts of {len(found)} entries", problems)
+
+
+def _sums(session: Session) -> Line:
+    problems = []
+    spent = 0
+    for balance in session.scalars(select(Balance)):
+        sums = ledger.totals(session, allocation_id=balance.allocation_id)
+        left = sums[Movement.GRANT] - sums[Movement.CHARGE]
+        if (balance.granted, balance.spent) != (sums[Movement.GRANT], sums[Movement.CHARGE]):
+            problems.append(f"allocation {balance.allocation_id}: the balance is not the sum of its movements")
+        if balance.reserved != sums[Movement.RESERVE] - sums[Movement.CHARGE] - sums[Movement.RELEASE]:
+            problems.append(f"allocation {balance.allocation_id}: what is reserved does not add up")
+        if balance.reserved or balance.granted != balance.spent + left:
+            problems.append(f"allocation {balance.allocation_id}: {balance.reserved} GPU-seconds are still reserved")
+        spent += balance.spent
+    charges = session.scalar(select(func.sum(LedgerRow.seconds)).where(LedgerRow.movement == Movement.CHARGE)) or 0
+    attempts = session.scalar(select(func.sum(Attempt.charged))) or 0
+    if not spent == charges == attempts:
+        problems.append(f"accounts say {spent}, the ledger {charges}, the attempts {attempts}")
+    drawn = session.scalar(select(func.sum(Grant.drawn))) or 0
+    granted = session.scalar(select(func.sum(Balance.granted))) or 0
+    if drawn != granted:
+        problems.append(f"the grants gave {drawn}, the allocations got {granted}")
+    count = session.scalar(select(func.count()).select_from(Allocation))
+    return Line("the charges sum exactly", f"{spent:,} GPU-seconds spent on {count} allocations", problems)
+
+
+def _process_time(session: Session, census: Census, renewal: float) -> Line:
+    """An attempt is charged its trainer's life, and never more than it has reserved.
+
+    Where its supervisor died first, it may be charged less.
+    Beside the renewal: charges are whole seconds, the census sees no better than its own longest gap, and on a busy
+    machine a renewal is late by as much.
+    """
+    slack = 1 + 2 * census.longest_gap
+    problems = []
+    charged = lived = 0.0
+    for attempt in session.scalars(select(Attempt)):
+        gpus = session.get_one(Run, attempt.run_id).gpus
+        lives = census.attempts.get((attempt.run_id, attempt.token))
+        seen = 0.0 if lives is None else lives.trainer_seen - lives.born
+        least = seen
+        if lives is not None:
+            supervised = census.supervisor_seen.get((attempt.run_id, attempt.token), lives.trainer_seen)
+            least = min(seen, supervised - lives.born)
+        least = min(least, attempt.reserved / gpus)
+        seconds = attempt.charged / gpus
+        charged, lived = charged + attempt.charged, lived + seen * gpus
+        if not least - renewal - slack <= seconds <= seen + slack:
+            problems.append(
+                f"attempt {attempt.token} of run {attempt.run_id} ({attempt.state}: {attempt.reason}) was charged "
+                f"{seconds:.0f} s a GPU; its trainer lived {seen:.1f} s, {least:.1f} s of them under its supervisor"
+            )
+    return Line(
+        f"charges lie within one renewal ({renewal:.1f} s) an attempt of the process time",
+        f"charged {charged:,.0f}, lived {lived:,.0f} GPU-seconds; the census looked every {census.longest_gap:.1f} s",
+        problems,
+    )
+
+
+def _one_at_a_time(session: Session, census: Census) -> Line:
+    by_run: dict[int, list[tuple[float, float, int]]] = {}
+    for (run, token), lives in census.attempts.items():
+        by_run.setdefault(run, []).append((lives.born, lives.trainer_seen, token))
+    problems = [
+        f"attempts {before[2]} and {after[2]} of run {run} trained at once for {before[1] - after[0]:.1f} s"
+        for run, spans in by_run.items()
+        for before, after in pairwise(sorted(spans))
+        if before[1] > after[0]
+    ]
+    known = set(session.execute(select(Attempt.run_id, Attempt.token)).tuples())
+    problems += [f"a trainer ran for {attempt}, which is not recorded" for attempt in set(census.attempts) - known]
+    return Line("no two attempts of a run trained at once", f"{len(census.attempts)} attempts were seen", problems)
+
+
+def _published(session: Session) -> Line:
+    waiting = session.scalars(select(Publication).where(Publication.url.is_(None))).all()
+    count = session.scalar(select(func.count()).select_from(Publication))
+    problems = [f"step {row.step} of run {row.run_id}: {row.error or 'not tried'}" for row in waiting]
+    return Line("every checkpoint is published", f"{count} checkpoints", problems)
+
+
+def _leases(session: Session) -> Line:
+    attempts = session.scalars(select(Attempt).where(Attempt.state.in_(OPEN))).all()
+    problems = [f"attempt {row.token} of run {row.run_id} is {row.state}" for row in attempts]
+    uploads = session.scalars(select(Publication).where(Publication.lease_until.is_not(None))).all()
+    problems += [f"the upload of step {row.step} of run {row.run_id} is leased" for row in uploads]
+    senders = session.scalars(select(DiscordLease)).all()
+    problems += [f"{row.holder} holds the lease of the sender until {row.until}" for row in senders]
+    return Line("no lease is left over", f"{len(problems)} left", problems)

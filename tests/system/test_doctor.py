@@ -1,0 +1,200 @@
+"""What `stoa doctor` finds: all well against a sandbox, and each thing wrong once."""
+
+import http.server
+import json
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+import doctor
+from broker import pools
+from demo.play import settings_for
+from parts import Parts
+from projects.db import Database
+from projects.settings import Settings
+from tests.databases import postgres
+from tests.system.chaos import call
+from tests.system.test_operators import stoa
+
+__all__ = ["postgres"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """A sandbox, with a queue."""
+    home = tmp_path_factory.mktemp("doctor")
+    parts = Parts(home / "logs")
+    where = home / "sandbox"
+    environment = {name: os.environ[name] for name in ("PATH", "HOME")}
+    command = [sys.executable, "-m", "sandbox", "--dir", str(where)]
+    parts.start("sandbox", command, environment, (where / "sandbox.json").exists)
+    info = json.loads((where / "sandbox.json").read_text())
+    parts.start_valkey(settings_for(home, info))
+    try:
+        yield info | {"home": home}
+    finally:
+        parts.stop()
+
+
+@pytest.fixture
+def well(world: dict[str, Any]) -> Settings:
+    """Settings with which nothing is wrong."""
+    settings = settings_for(world["home"], world)
+    db = Database(settings.database)
+    db.migrate()
+    db.close()
+    return settings
+
+
+def changed(settings: Settings, **values: object) -> Settings:
+    return Settings(_env_file=None, **(settings.model_dump() | values))
+
+
+def test_where_all_is_well_it_says_so(well: Settings) -> None:
+    findings = doctor.examine(well)
+    assert [finding for finding in findings if not finding.ok and finding.thing != "disk"] == []
+    things = [finding.thing for finding in findings]
+    assert things[:3] == ["settings", "database", "queue"]
+    assert {"Hub", "GPUs", "disk", "clock against Discord's", "#proposals"} <= set(things)
+
+
+def test_the_command_says_what_to_do_and_ends_with_status_1(tmp_path: Path) -> None:
+    done = stoa(
+        tmp_path, "doctor", COLUMNS="200", STOA_DISCORD_API="http://127.0.0.1:9", STOA_HUB_ENDPOINT="http://127.0.0.1:9"
+    )
+    assert done.returncode == 1
+    assert ".env.example" in done.stdout
+    assert "stoa migrate" in done.stdout
+    assert not (tmp_path / "stoa.db").exists()
+
+
+def test_settings_that_miss(well: Settings, tmp_path: Path) -> None:
+    found = doctor.check_settings(changed(well, guild_id=0))
+    assert "STOA_GUILD_ID" in found.found
+    assert not found.ok
+    (tmp_path / "file").touch()
+    assert "STOA_HOME" in doctor.check_settings(changed(well, home=tmp_path / "file")).advice
+
+
+def test_a_database_that_is_old_or_away(well: Settings, tmp_path: Path, postgres: str) -> None:
+    db = Database(f"sqlite:///{tmp_path / 'stoa.db'}")
+    db.migrate("0001")
+    db.close()
+    old = doctor.check_database(changed(well, home=tmp_path))
+    assert "is at 0001" in old.found
+    assert "stoa migrate" in old.advice
+    secret = "postgresql+psycopg://stoa:opensesame@127.0.0.1:9/stoa"
+    away = doctor.check_database(changed(well, database_url=secret))
+    assert "does not answer" in away.found
+    assert "opensesame" not in str(away)
+    assert doctor.check_database(changed(well, database_url=postgres.replace("/postgres", "/tables"))).ok
+
+
+def test_a_queue_that_is_away(well: Settings, tmp_path: Path) -> None:
+    assert "stoa up" in doctor.check_queue(changed(well, home=tmp_path)).advice
+    assert "STOA_REDIS_URL" in doctor.check_queue(changed(well, redis_url="redis://127.0.0.1:9/0")).advice
+
+
+@pytest.mark.parametrize(
+    ("change", "advice"),
+    [
+        ({"discord_token": SecretStr("wrong")}, "STOA_DISCORD_TOKEN"),
+        ({"discord_api": "http://127.0.0.1:9"}, "network"),
+        ({"guild_id": 4242}, "STOA_GUILD_ID"),
+        ({"record_channel_id": 4242}, "STOA_RECORD_CHANNEL_ID"),
+        ({"reviewer_role_id": 4242}, "STOA_REVIEWER_ROLE_ID"),
+        ({"admin_role_id": 4242}, "STOA_ADMIN_ROLE_ID"),
+    ],
+)
+def test_what_is_wrong_on_discord(well: Settings, change: dict[str, object], advice: str) -> None:
+    (wrong,) = [finding for finding in doctor.check_discord(changed(well, **change)) if not finding.ok]
+    assert advice in wrong.advice
+
+
+def test_permissions_that_the_bot_lacks_are_named(well: Settings, world: dict[str, Any]) -> None:
+    roles = {role["name"]: role["permissions"] for role in _roles(world)}
+    name = next(name for name in roles if name.lower() == "stoa")
+    manage_channels = 1 << 4
+    bits = int(roles[name])
+    call("PUT", f"{world['discord']}/sandbox/roles/permissions", {"role": name, "permissions": bits & ~manage_channels})
+    try:
+        wrong = [finding for finding in doctor.check_discord(well) if not finding.ok]
+    finally:
+        call("PUT", f"{world['discord']}/sandbox/roles/permissions", {"role": name, "permissions": bits})
+    assert "the bot lacks Manage Channels" in [finding.found for finding in wrong]
+    assert all("Grant it" in finding.advice for finding in wrong)
+
+
+@pytest.mark.parametrize(
+    ("change", "advice"),
+    [
+        ({"hub_token": SecretStr("hf_wrong")}, "STOA_HUB_TOKEN"),
+        ({"hub_token": SecretStr("")}, "STOA_HUB_TOKEN"),
+        ({"hub_namespace": "elsewhere"}, "one of: stoa"),
+        ({"hub_endpoint": "http://127.0.0.1:9"}, "network"),
+    ],
+)
+def test_what_is_wrong_with_the_hub(well: Settings, change: dict[str, object], advice: str) -> None:
+    assert advice in doctor.check_hub(changed(well, **change)).advice
+
+
+def test_gpus_that_a_pool_counts_on_and_this_host_lacks(well: Settings, tmp_path: Path) -> None:
+    settings = changed(well, home=tmp_path)
+    assert "database" in doctor.check_gpus(settings).advice
+    db = Database(settings.database)
+    db.migrate()
+    with db.write() as session:
+        pools.add_pool(session, name="slots", gpu_type="CPU core", gpus=5000)
+    assert doctor.check_gpus(settings).ok
+    with db.write() as session:
+        pools.add_pool(session, name="dreams", gpu_type="H200", gpus=5000)
+    db.close()
+    found = doctor.check_gpus(settings)
+    assert "dreams counts on 5000" in found.found
+    assert "nvidia-smi" in found.advice
+
+
+def test_a_disk_without_room(tmp_path: Path) -> None:
+    assert doctor.check_disk(tmp_path / "not" / "yet", least=1).ok
+    assert "Make room" in doctor.check_disk(tmp_path, least=2**62).advice
+
+
+def test_a_clock_that_goes_wrong(well: Settings, postgres: str) -> None:
+    class Late(http.server.BaseHTTPRequestHandler):
+        def date_time_string(self, timestamp: float | None = None) -> str:
+            return "Mon, 01 Jan 2001 00:00:00 GMT"
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Late) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        late = changed(well, discord_api=f"http://127.0.0.1:{server.server_port}", database_url=postgres)
+        ours, theirs = doctor.check_clock(late)
+        server.shutdown()
+    assert ours.ok
+    assert "NTP" in theirs.advice
+    (unknown,) = doctor.check_clock(changed(well, discord_api="http://127.0.0.1:9"))
+    assert unknown.found == "not known"
+
+
+def _roles(world: dict[str, Any]) -> list[dict[str, Any]]:
+    import urllib.request
+
+    asked = urllib.request.Request(
+        f"{world['discord']}/api/v10/guilds/{world['guild_id']}/roles",
+        headers={"Authorization": f"Bot {world['bot_token']}", "User-Agent": "DiscordBot (https://example.org, 1)"},
+    )
+    with urllib.request.urlopen(asked, timeout=10) as answer:
+        roles: list[dict[str, Any]] = json.load(answer)
+        return roles
