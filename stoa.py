@@ -158,12 +158,25 @@ def pool_add(
     gpus: int,
     launcher: Annotated[str, typer.Option(help="local or slurm")] = "local",
     price_weight: Annotated[float, typer.Option(help="What a GPU-second weighs in fair-share.")] = 1.0,
+    partition: Annotated[str, typer.Option(help="Slurm's partition; its default when not given.")] = "",
+    gres: Annotated[str, typer.Option(help="What Slurm calls these GPUs: gpu, gpu:h200; empty asks for none.")] = "gpu",
+    most_submitted: Annotated[int, typer.Option(help="Jobs that Slurm is given at a time.")] = 4,
 ) -> None:
     """Add a pool of GPUS devices of GPU_TYPE."""
     from broker import pools
 
     with _refusing(), _database().write() as session:
-        pools.add_pool(session, name=name, gpu_type=gpu_type, gpus=gpus, launcher=launcher, price_weight=price_weight)
+        pools.add_pool(
+            session,
+            name=name,
+            gpu_type=gpu_type,
+            gpus=gpus,
+            launcher=launcher,
+            price_weight=price_weight,
+            slurm_partition=partition,
+            slurm_gres=gres,
+            most_submitted=most_submitted,
+        )
     typer.echo(f"pool {name}: {gpus} × {gpu_type}")
 
 

@@ -21,6 +21,8 @@ from projects.db import Base, utcnow
 from projects.errors import ConflictError
 from projects.people import Person
 
+MOST_WAITING = 200
+
 
 class StaleError(Exception):
     """The token is no longer good: another attempt has taken the run, or it has ended."""
@@ -75,6 +77,7 @@ class Attempt(Base):
     events_read: Mapped[int] = mapped_column(default=0)
     failed: Mapped[bool] = mapped_column(default=False)
     reason: Mapped[str] = mapped_column(default="")
+    waiting: Mapped[str] = mapped_column(default="")
 
 
 @dataclass(frozen=True)
@@ -220,6 +223,7 @@ def started(
         boot_id=process.boot_id,
         pid=process.pid,
         pid_started=process.started,
+        waiting="",
         lease_until=_from_now(lease_seconds),
     )
     run = runs.load(session, run_id)
@@ -227,6 +231,25 @@ def started(
     if run.state == RunState.STARTING:
         runs.move(session, run, RunState.RUNNING, started_at=run.started_at or utcnow())
         runs.tell(session, run, "run.started")
+
+
+def waits(session: Session, run_id: int, token: int, process: Process, waiting: str, *, lease_seconds: float) -> bool:
+    """Renew the lease of an attempt whose trainer is not yet running, and why it waits; nothing is charged.
+
+    Returns whether the run is still wanted; raises StaleError.
+    """
+    _guarded(
+        session,
+        run_id,
+        token,
+        (AttemptState.CLAIMED,),
+        boot_id=process.boot_id,
+        pid=process.pid,
+        pid_started=process.started,
+        waiting=waiting[:MOST_WAITING],
+        lease_until=_from_now(lease_seconds),
+    )
+    return runs.load(session, run_id).state != RunState.STOPPING
 
 
 def renew(
@@ -392,7 +415,7 @@ def devices_in_use(session: Session, pool_id: int) -> set[int]:
             Attempt.state.in_(OPEN) | ((Attempt.state == AttemptState.LOST) & (Attempt.lease_until > utcnow())),
         )
     )
-    return {int(device) for devices in held for device in devices.split(",")}
+    return {int(device) for devices in held for device in devices.split(",") if device}
 
 
 def _charge(session: Session, run: Run, attempt: Attempt, elapsed: float) -> None:

@@ -16,8 +16,9 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from broker import attempts, launchers, output, publications, runs
+from broker import attempts, launchers, output, publications, runs, slurm
 from broker.attempts import Attempt, Checkpoint, Ending, Process, Progress, StaleError
+from broker.pools import Pool
 from broker.publications import Publication
 from broker.runs import Run
 from projects import log as log_format
@@ -33,7 +34,7 @@ log = structlog.get_logger()
 def spawn(settings: Settings, run_id: int, token: int, owner: str) -> None:
     """Start the supervisor of a claimed attempt as a session of its own, with the settings it needs and no token."""
     folder = _own_folder(settings, run_id, owner)
-    environment = {name: os.environ[name] for name in launchers.PASSED_ON if name in os.environ}
+    environment = {name: os.environ[name] for name in slurm.PASSED_ON if name in os.environ}
     environment |= {
         "STOA_ENV_FILE": "",
         "STOA_HOME": str(settings.home),
@@ -79,10 +80,9 @@ class Supervisor:
         self.run_id = run_id
         self.token = token
         self.folder = run_folder(settings, run_id) / f"attempt-{token}"
-        self.launcher = launchers.LocalLauncher()
+        self.launcher: launchers.Launcher = launchers.LocalLauncher()
         self.metrics_read = 0
         self.events_read = 0
-        self.started_at = 0.0
         self.renewed_at = 0.0
         self.stopped_at: float | None = None
         self.timed_out = False
@@ -91,22 +91,29 @@ class Supervisor:
     def run(self) -> None:
         """See the attempt through to its end; raises StaleError where its token is no longer good."""
         signal.signal(signal.SIGTERM, lambda *_: self._stop("the host is being drained"))
-        self.started_at = self.renewed_at = time.monotonic()
+        self.renewed_at = time.monotonic()
         try:
             with self.db.read() as session:
                 run = runs.load(session, self.run_id)
                 attempt = session.get_one(Attempt, (self.run_id, self.token))
+                pool = session.get_one(Pool, attempt.pool_id)
+            self.launcher = launchers.choose(
+                pool,
+                gpus=run.gpus,
+                seconds=attempt.reserved / run.gpus,
+                grace=self.settings.stop_grace_seconds,
+                every=self.settings.lease_seconds / 6,
+            )
             try:
                 process, before = self._start(run, attempt.devices)
             except OSError as error:
                 self._settle(0.0, Progress(0, 0), Ending(70, f"it could not be started: {error}", transient=True))
                 return
             threading.Thread(target=self._guard, daemon=True).start()
-            for trial in self._trials():
-                with trial, self.db.write() as session:
-                    attempts.started(
-                        session, self.run_id, self.token, process, before, lease_seconds=self.settings.lease_seconds
-                    )
+            if self.launcher.waiting:
+                process = self._wait_to_run()
+            if not self.launcher.waiting:
+                self._tell_started(process, before)
             self._follow()
         finally:
             self.over.set()
@@ -122,6 +129,31 @@ class Supervisor:
             self.launcher.stop()
         return process, before
 
+    def _wait_to_run(self) -> Process:
+        """Keep the lease while the trainer waits for its place, which costs nothing."""
+        pause = self.settings.lease_seconds / 6
+        while self.launcher.poll() is None and self.launcher.waiting:
+            asked_at = time.monotonic()
+            try:
+                with self.db.write() as session:
+                    wanted = attempts.waits(
+                        session,
+                        self.run_id,
+                        self.token,
+                        self.launcher.process(),
+                        self.launcher.waiting,
+                        lease_seconds=self.settings.lease_seconds,
+                    )
+            except DBAPIError as error:
+                log.warning("the database could not be written; trying again", error=str(error.orig))
+            else:
+                self.renewed_at = asked_at
+                if not wanted:
+                    self._stop("the run was asked to stop")
+            while self.launcher.poll() is None and self.launcher.waiting and time.monotonic() < asked_at + pause:
+                time.sleep(POLL_SECONDS)
+        return self.launcher.process()
+
     def _trials(self) -> Retrying:
         """Tries a write again while the database is away, as long as the lease may last."""
         return Retrying(
@@ -131,6 +163,13 @@ class Supervisor:
             reraise=True,
         )
 
+    def _tell_started(self, process: Process, before: Sequence[Checkpoint]) -> None:
+        for trial in self._trials():
+            with trial, self.db.write() as session:
+                attempts.started(
+                    session, self.run_id, self.token, process, before, lease_seconds=self.settings.lease_seconds
+                )
+
     def _settle(self, elapsed: float, progress: Progress, ending: Ending) -> None:
         with self.db.write() as session:
             attempts.settle(session, self.run_id, self.token, elapsed, progress, ending, self.settings.max_attempts)
@@ -138,17 +177,14 @@ class Supervisor:
     def _follow(self) -> None:
         """Renew until the trainer has ended, as long as it may take."""
         pause = self.settings.lease_seconds / 6
-        ended_at: float | None = None
         while True:
             status = self._wait(pause)
             asked_at = time.monotonic()
-            if status is not None and ended_at is None:
-                ended_at = asked_at
-            elapsed = (ended_at or asked_at) - self.started_at
+            elapsed = self.launcher.seconds()
             progress = output.read(self.folder, self.metrics_read, self.events_read)
             try:
                 if status is not None:
-                    ending = output.ending(self.folder, status, timed_out=self.timed_out)
+                    ending = output.ending(self.folder, status, timed_out=self.timed_out, how=self.launcher.ended)
                     self._settle(elapsed, progress, ending)
                     return
                 with self.db.write() as session:

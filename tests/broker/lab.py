@@ -49,10 +49,10 @@ class Lab:
 
     db: Database
 
-    def pool(self, name: str = POOL, *, gpus: int = 2, granted: int = 1000 * HOUR) -> None:
+    def pool(self, name: str = POOL, *, gpus: int = 2, granted: int = 1000 * HOUR, launcher: str = "local") -> None:
         """A pool, and a grant of so many GPU-seconds of it."""
         with self.db.write() as session:
-            pools.add_pool(session, name=name, gpu_type="cpu", gpus=gpus)
+            pools.add_pool(session, name=name, gpu_type="cpu", gpus=gpus, launcher=launcher)
             until = utcnow() + timedelta(days=60)
             pools.add_grant(session, pool=name, sponsor="The house", seconds=granted, until=until)
 
