@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 from pydantic import SecretStr
 
-from broker.launchers import tied_to_parent
+from broker.keeper import tied_to_parent
 from broker.slurm import PASSED_ON
 from projects.settings import Settings
 

@@ -209,9 +209,16 @@ def withdraw(session: Session, run_id: int, token: int) -> None:
 
 
 def started(
-    session: Session, run_id: int, token: int, process: Process, found: Sequence[Checkpoint], *, lease_seconds: float
+    session: Session,
+    run_id: int,
+    token: int,
+    process: Process,
+    found: Sequence[Checkpoint],
+    *,
+    lease_seconds: float,
+    supervisor: Process | None = None,
 ) -> None:
-    """Note that the attempt's trainer runs as `process`; raises StaleError.
+    """Note that the attempt's trainer runs as `process`, with a `supervisor` on the same host; raises StaleError.
 
     `found` are whole checkpoints of earlier attempts, which may have died before they could tell of the last one.
     """
@@ -224,6 +231,8 @@ def started(
         boot_id=process.boot_id,
         pid=process.pid,
         pid_started=process.started,
+        supervisor_pid=None if supervisor is None else supervisor.pid,
+        supervisor_started=None if supervisor is None else supervisor.started,
         waiting="",
         lease_until=_from_now(lease_seconds),
     )
@@ -232,6 +241,48 @@ def started(
     if run.state == RunState.STARTING:
         runs.move(session, run, RunState.RUNNING, started_at=run.started_at or utcnow())
         runs.tell(session, run, "run.started")
+
+
+def take_over(
+    session: Session, run_id: int, token: int, generation: int, supervisor: Process, *, lease_seconds: float
+) -> Attempt:
+    """Become the supervisor of a running attempt after the one of `generation`; raises StaleError where one did."""
+    return _guarded(
+        session,
+        run_id,
+        token,
+        (AttemptState.RUNNING,),
+        generation=generation,
+        next_generation=generation + 1,
+        supervisor_pid=supervisor.pid,
+        supervisor_started=supervisor.started,
+        lease_until=_from_now(lease_seconds),
+    )
+
+
+def process_of(attempt: Attempt) -> Process | None:
+    """The trainer's process, once it is known."""
+    if attempt.pid is None or attempt.pid_started is None:
+        return None
+    return Process(attempt.host, attempt.boot_id, attempt.pid, attempt.pid_started)
+
+
+def supervisor_of(attempt: Attempt) -> Process | None:
+    """The process of the attempt's supervisor, on the same host and boot as the trainer's, where it can be replaced."""
+    if attempt.supervisor_pid is None or attempt.supervisor_started is None:
+        return None
+    return Process(attempt.host, attempt.boot_id, attempt.supervisor_pid, attempt.supervisor_started)
+
+
+def unsupervised(session: Session, *, lease_seconds: float) -> Sequence[Attempt]:
+    """Running attempts of local pools that have missed renewals, and may have lost their supervisor."""
+    return session.scalars(
+        select(Attempt).where(
+            Attempt.state == AttemptState.RUNNING,
+            Attempt.supervisor_pid.is_not(None),
+            Attempt.lease_until.between(utcnow(), _from_now(lease_seconds / 2)),
+        )
+    ).all()
 
 
 def waits(session: Session, run_id: int, token: int, process: Process, waiting: str, *, lease_seconds: float) -> bool:
@@ -503,13 +554,17 @@ def _guarded(
     expected: Sequence[AttemptState],
     *,
     generation: int = 1,
+    next_generation: int | None = None,
     **values: object,
 ) -> Attempt:
     """Write to the attempt where its token is good; raises StaleError, and TakenOverError where only that is."""
     current = lock(session, run_id)
     good = (Attempt.run_id == run_id, Attempt.token == token, Attempt.state.in_(expected))
     written = session.execute(
-        update(Attempt).where(*good, Attempt.generation == generation).values(**values).returning(Attempt.token)
+        update(Attempt)
+        .where(*good, Attempt.generation == generation)
+        .values(generation=next_generation or generation, **values)
+        .returning(Attempt.token)
     ).one_or_none()
     if current == token and written is None and session.scalar(select(Attempt.token).where(*good)) is not None:
         raise TakenOverError(f"attempt {token} of run {run_id} has another supervisor")

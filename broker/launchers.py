@@ -4,35 +4,36 @@
 """
 
 import contextlib
-import ctypes
+import json
 import os
 import signal
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import psutil
 
-from broker import pools, slurm
+from broker import keeper, pools, slurm
 from broker.attempts import Process
 
 PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR")
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Launcher(Protocol):
     """Starts one trainer and ends it. A trainer's process sees no token and no database address.
 
     `waiting`: why the trainer has not begun yet, empty once it has; that time costs nothing. `ended`: how it came to
-    its end, where the launcher knows more than the exit status says.
+    its end, where the launcher knows more than the exit status says. `can_be_adopted`: whether it outlives a
+    supervisor, so that the next one may take it over.
     """
 
     waiting: str
     ended: str
+    can_be_adopted: bool
 
     def start(self, command: Sequence[str], folder: Path, devices: str) -> Process:
         """Start `command` in `folder` on `devices`, its output going to `trainer.log` there."""
@@ -46,6 +47,9 @@ class Launcher(Protocol):
     def seconds(self) -> float:
         """How long the trainer has run."""
 
+    def keep(self, seconds: float) -> None:
+        """Let it run so much longer from now without another word."""
+
     def stop(self) -> None:
         """Ask it to write a checkpoint and exit (SIGTERM)."""
 
@@ -53,43 +57,56 @@ class Launcher(Protocol):
         """End it and all that it has started at once, and wait until they are gone."""
 
 
-def choose(pool: pools.Pool, *, gpus: int, seconds: float, grace: float, every: float) -> Launcher:
+def choose(pool: pools.Pool, *, gpus: int, seconds: float, grace: float, lease: float, every: float) -> Launcher:
     """The launcher of a pool, for a trainer that may run `seconds` and has `grace` seconds to stop."""
     if pool.launcher == pools.Launcher.LOCAL:
-        return LocalLauncher()
+        return LocalLauncher(lease, grace)
     wanted = slurm.Wanted(gpus, seconds, grace, partition=pool.slurm_partition, gres=pool.slurm_gres)
     return slurm.SlurmLauncher(wanted, every=every)
 
 
 class LocalLauncher:
-    """The trainer as a process group of this host, which is asked to stop should its supervisor die."""
+    """The trainer as a process group of this host, led by its keeper: it outlives its supervisor by its lease."""
 
     waiting = ""
     ended = ""
+    can_be_adopted = True
 
-    def __init__(self) -> None:
+    def __init__(self, lease: float = 60, grace: float = 60) -> None:
+        self._lease = lease
+        self._grace = grace
+        self._folder = Path()
         self._popen: subprocess.Popen[bytes] | None = None
         self._process: Process | None = None
-        self._began = 0.0
-        self._over_at: float | None = None
+        self._over: tuple[int, float] | None = None
 
     def start(self, command: Sequence[str], folder: Path, devices: str) -> Process:
-        """See `Launcher`. Must be called from the main thread: PR_SET_PDEATHSIG is bound to the thread that forks."""
+        """See `Launcher`."""
         environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+        self._folder = folder
+        self.keep(self._lease)
         with (folder / "trainer.log").open("ab") as log:
             self._popen = subprocess.Popen(
-                command,
-                cwd=folder,
+                [sys.executable, "-I", "-S", keeper.__file__, str(folder), str(self._grace), *command],
                 env={**environment, "CUDA_VISIBLE_DEVICES": devices},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=tied_to_parent(),
             )
-        self._began = time.monotonic()
         self._process = identify(self._popen.pid)
         return self._process
+
+    def adopt(self, process: Process, folder: Path) -> None:
+        """Take over what another launcher of this host and boot has started in `folder`, be it running or over."""
+        self._process, self._folder = process, folder
+        if self.poll() is None:
+            self.keep(self._lease)
+
+    def keep(self, seconds: float) -> None:
+        """See `Launcher`."""
+        with contextlib.suppress(OSError):  # a disk that is full now may be so no more at the next renewal
+            keeper.write(self._folder / "lease", keeper.since_boot() + seconds)
 
     def process(self) -> Process:
         """See `Launcher`."""
@@ -98,37 +115,39 @@ class LocalLauncher:
 
     def poll(self) -> int | None:
         """See `Launcher`."""
-        status = None if self._popen is None else self._popen.poll()
-        if status is not None and self._over_at is None:
-            self._over_at = time.monotonic()
-        return status
+        if self._process is None:
+            return None
+        if self._over is None and not (alive(self._process) if self._popen is None else self._popen.poll() is None):
+            self._over = self._exit()
+        return None if self._over is None else self._over[0]
 
     def seconds(self) -> float:
         """See `Launcher`."""
-        return 0.0 if self._popen is None else (self._over_at or time.monotonic()) - self._began
+        if self._process is None:
+            return 0.0
+        over_at = keeper.since_boot() if self._over is None else self._over[1]
+        return max(0.0, over_at - self._process.started / os.sysconf("SC_CLK_TCK"))
 
     def stop(self) -> None:
-        """See `Launcher`. Only the trainer's parent is told; it tells its ranks."""
-        if self._popen is not None and self._popen.poll() is None:
-            self._popen.send_signal(signal.SIGTERM)
+        """See `Launcher`. Only the trainer's keeper is told; it tells the trainer, and that its ranks."""
+        if self._process is not None and self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGTERM)
 
     def kill(self) -> None:
         """See `Launcher`."""
-        if self._popen is not None and self._process is not None:
+        if self._process is not None:
             kill_group(self._process)
-            self._popen.wait()
+            if self._popen is not None:
+                self._popen.wait()
 
-
-def tied_to_parent() -> Callable[[], None]:
-    """What a new process runs before its program, so that it gets SIGTERM when the thread that started it is gone."""
-    parent = os.getpid()
-
-    def tie() -> None:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:
-            os._exit(75)
-
-    return tie
+    def _exit(self) -> tuple[int, float]:
+        """How and when it ended, by what its keeper has left; one that left nothing was killed with its trainer."""
+        try:
+            said = json.loads((self._folder / "exit").read_text())
+        except FileNotFoundError:
+            return -signal.SIGKILL, keeper.since_boot()
+        return int(said["status"]), float(said["at"])
 
 
 def identify(pid: int) -> Process:
@@ -138,7 +157,7 @@ def identify(pid: int) -> Process:
 
 def kill_group(process: Process) -> list[int]:
     """End with SIGKILL every process of the group that `process` led, on this host and boot only; return their pids."""
-    if (process.host, process.boot_id) != (host(), boot_id()) or _number_taken(process):
+    if not of_this_host(process) or _number_taken(process):
         return []
     members = [member for member in psutil.process_iter() if _in_group(member, process)]
     for member in members:
@@ -159,6 +178,20 @@ def host() -> str:
 def boot_id() -> str:
     """What names this boot of the kernel."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def of_this_host(process: Process) -> bool:
+    """Whether a process was started on this host since its boot."""
+    return (process.host, process.boot_id) == (host(), boot_id())
+
+
+def alive(process: Process) -> bool:
+    """Whether a process of this host and boot still runs."""
+    try:
+        stat = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return False
+    return int(stat[19]) == process.started and stat[0] != "Z"
 
 
 def _start_ticks(pid: int) -> int:

@@ -5,7 +5,7 @@ from celery.signals import worker_ready
 from celery.worker.consumer import Consumer
 
 from broker import attempts, launchers, publisher, runs, supervisor
-from broker.attempts import Process
+from broker.attempts import Attempt, Process
 from projects import health
 from projects.db import Database
 from projects.settings import get_settings
@@ -41,6 +41,11 @@ def ring_start(run_id: int, token: int) -> None:
     start_attempt.apply_async((run_id, token), expires=RING_GOOD_FOR_SECONDS)
 
 
+def ring_take_over(run_id: int, token: int) -> None:
+    """Ask the worker of its host to look after an attempt; raises kombu's OperationalError."""
+    take_over.apply_async((run_id, token), expires=RING_GOOD_FOR_SECONDS)
+
+
 def ring_publish(run_id: int) -> None:
     """Ask any worker to publish the checkpoints of a run that wait; raises kombu's OperationalError."""
     publish.apply_async((run_id,), expires=RING_GOOD_FOR_SECONDS)
@@ -63,6 +68,21 @@ def start_attempt(run_id: int, token: int) -> None:
         supervisor.spawn(settings, run_id, token, owner)
     finally:
         db.close()
+
+
+@app.task(name="stoa.take_over")
+def take_over(run_id: int, token: int) -> None:
+    """Replace the supervisor of an attempt where it ran on this host and is surely dead; its trainer goes on."""
+    settings = get_settings()
+    db = Database(settings.database)
+    try:
+        with db.read() as session:
+            attempt = session.get_one(Attempt, (run_id, token))
+    finally:
+        db.close()
+    before = attempts.supervisor_of(attempt)
+    if before is not None and launchers.of_this_host(before) and not launchers.alive(before):
+        supervisor.spawn(settings, run_id, token, after=attempt.generation)
 
 
 @app.task(name="stoa.publish")

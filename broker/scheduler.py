@@ -137,7 +137,10 @@ class Scheduler:
         with self.db.read() as session:
             unclaimed = attempts.unclaimed(session, since_seconds=RING_AGAIN_SECONDS)
             unpublished = publisher.waiting(session)
+            unsupervised = attempts.unsupervised(session, lease_seconds=self.settings.lease_seconds)
         try:
+            for attempt in unsupervised:
+                queue.ring_take_over(attempt.run_id, attempt.token)
             for attempt in unclaimed:
                 queue.ring_start(attempt.run_id, attempt.token)
                 with self.db.write() as session:

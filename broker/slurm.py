@@ -78,6 +78,8 @@ class SlurmLauncher:
     Slurm is asked at most once in `every` seconds, and waited for about twice that long at most.
     """
 
+    can_be_adopted = False
+
     def __init__(self, wanted: Wanted, *, every: float = 5.0) -> None:
         self.job: int | None = None
         self.waiting = "it is being submitted to Slurm"  # and where the job ends without having run, its last reason
@@ -117,6 +119,9 @@ class SlurmLauncher:
         """How long the job has run by Slurm's clock, to the second; 0 while it waits."""
         with self._lock:
             return self._ran + (0.0 if self._runs_since is None else time.monotonic() - self._runs_since)
+
+    def keep(self, seconds: float) -> None:
+        """See `Launcher`. The job has its time limit from Slurm."""
 
     def stop(self) -> None:
         """Ask the trainer for a checkpoint and its end; a job that has not begun is cancelled."""

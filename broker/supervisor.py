@@ -1,6 +1,7 @@
 """The supervisor of one attempt: a small process that outlives the worker, starts the trainer and keeps its lease.
 
-`python -m broker.supervisor RUN TOKEN`
+`python -m broker.supervisor RUN TOKEN [GENERATION]`, where GENERATION is that of a supervisor which has died and whose
+trainer is taken over.
 """
 
 import os
@@ -18,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from broker import attempts, disk, launchers, output, preparing, publications, runs, slurm
-from broker.attempts import Attempt, Checkpoint, Ending, Process, Progress, StaleError
+from broker.attempts import Attempt, Checkpoint, Ending, Process, Progress, StaleError, TakenOverError
 from broker.pools import Pool
 from broker.publications import Publication
 from broker.runs import Run
@@ -32,9 +33,12 @@ SAMPLE_PROMPT = "The "
 log = structlog.get_logger()
 
 
-def spawn(settings: Settings, run_id: int, token: int, owner: str) -> None:
-    """Start the supervisor of a claimed attempt as a session of its own, with the settings it needs and no token."""
-    folder = _own_folder(settings, run_id, owner)
+def spawn(settings: Settings, run_id: int, token: int, owner: str = "", after: int | None = None) -> None:
+    """Start the supervisor of a claimed attempt as a session of its own, with the settings it needs and no token.
+
+    `owner` marks the folder of a run as this database's; `after` is the generation of a supervisor to be replaced.
+    """
+    folder = _own_folder(settings, run_id, owner) if after is None else run_folder(settings, run_id)
     environment = {name: os.environ[name] for name in slurm.PASSED_ON if name in os.environ}
     environment |= {
         "STOA_ENV_FILE": "",
@@ -47,7 +51,14 @@ def spawn(settings: Settings, run_id: int, token: int, owner: str) -> None:
     }
     with (folder / f"supervisor-{token}.log").open("ab") as out:
         supervisor = subprocess.Popen(
-            [sys.executable, "-m", "broker.supervisor", str(run_id), str(token)],
+            [
+                sys.executable,
+                "-m",
+                "broker.supervisor",
+                str(run_id),
+                str(token),
+                *([] if after is None else [str(after)]),
+            ],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=out,
@@ -76,11 +87,13 @@ def _own_folder(settings: Settings, run_id: int, owner: str) -> Path:
 class Supervisor:
     """Starts the trainer of one attempt, follows it, and stops it when told to or when its lease cannot be renewed."""
 
-    def __init__(self, settings: Settings, run_id: int, token: int) -> None:
+    def __init__(self, settings: Settings, run_id: int, token: int, after: int | None = None) -> None:
         self.settings = settings
         self.db = Database(settings.database)
         self.run_id = run_id
         self.token = token
+        self.after = after
+        self.generation = 1 if after is None else after + 1
         self.folder = run_folder(settings, run_id) / f"attempt-{token}"
         self.launcher: launchers.Launcher = launchers.LocalLauncher()
         self.metrics_read = 0
@@ -89,6 +102,7 @@ class Supervisor:
         self.stopped_at: float | None = None
         self.timed_out = False
         self.low = False
+        self.mine = True
         self.over = threading.Event()
 
     def run(self) -> None:
@@ -96,6 +110,9 @@ class Supervisor:
         signal.signal(signal.SIGTERM, lambda *_: self._stop("the host is being drained"))
         self.renewed_at = time.monotonic()
         try:
+            if self.after is not None:
+                self._take_over(self.after)
+                return
             with self.db.read() as session:
                 run = runs.load(session, self.run_id)
                 attempt = session.get_one(Attempt, (self.run_id, self.token))
@@ -105,6 +122,7 @@ class Supervisor:
                 gpus=run.gpus,
                 seconds=attempt.reserved / run.gpus,
                 grace=self.settings.stop_grace_seconds,
+                lease=self.settings.lease_seconds,
                 every=self.settings.lease_seconds / 6,
             )
             try:
@@ -118,10 +136,39 @@ class Supervisor:
             if not self.launcher.waiting:
                 self._tell_started(process, before)
             self._follow()
+        except TakenOverError:
+            self.mine = False
+            raise
         finally:
             self.over.set()
-            self.launcher.kill()
+            if self.mine:
+                self.launcher.kill()
             self.db.close()
+
+    def _take_over(self, after: int) -> None:
+        """Go on where the supervisor before has died; raises StaleError where another does so, or the lease is gone."""
+        self.mine = False
+        with self.db.read() as session:
+            attempt = session.get_one(Attempt, (self.run_id, self.token))
+        process, before = attempts.process_of(attempt), attempts.supervisor_of(attempt)
+        if process is None or before is None or not launchers.of_this_host(process) or launchers.alive(before):
+            raise StaleError(f"the supervisor of attempt {self.token} of run {self.run_id} has not died on this host")
+        with self.db.write() as session:
+            attempt = attempts.take_over(
+                session,
+                self.run_id,
+                self.token,
+                after,
+                launchers.identify(os.getpid()),
+                lease_seconds=self.settings.lease_seconds,
+            )
+        launcher = launchers.LocalLauncher(self.settings.lease_seconds, self.settings.stop_grace_seconds)
+        launcher.adopt(process, self.folder)
+        self.launcher, self.mine = launcher, True
+        self.metrics_read, self.events_read = attempt.metrics_read, attempt.events_read
+        log.info("took a trainer over", run=self.run_id, token=self.token, pid=process.pid)
+        threading.Thread(target=self._guard, daemon=True).start()
+        self._follow()
 
     def _start(self, run: Run, devices: str) -> tuple[Process, Sequence[Checkpoint]]:
         """Start the trainer; its process, and the checkpoints of earlier attempts. Raises OSError."""
@@ -170,12 +217,27 @@ class Supervisor:
         for trial in self._trials():
             with trial, self.db.write() as session:
                 attempts.started(
-                    session, self.run_id, self.token, process, before, lease_seconds=self.settings.lease_seconds
+                    session,
+                    self.run_id,
+                    self.token,
+                    process,
+                    before,
+                    lease_seconds=self.settings.lease_seconds,
+                    supervisor=launchers.identify(os.getpid()) if self.launcher.can_be_adopted else None,
                 )
 
     def _settle(self, elapsed: float, progress: Progress, ending: Ending) -> None:
         with self.db.write() as session:
-            attempts.settle(session, self.run_id, self.token, elapsed, progress, ending, self.settings.max_attempts)
+            attempts.settle(
+                session,
+                self.run_id,
+                self.token,
+                elapsed,
+                progress,
+                ending,
+                self.settings.max_attempts,
+                generation=self.generation,
+            )
 
     def _follow(self) -> None:
         """Renew until the trainer has ended, as long as it may take."""
@@ -187,6 +249,7 @@ class Supervisor:
             progress = output.read(self.folder, self.metrics_read, self.events_read)
             try:
                 if status is not None:
+                    self.launcher.kill()  # nothing of it is left once the run may start again
                     ending = output.ending(self.folder, status, timed_out=self.timed_out, how=self.launcher.ended)
                     if self.low and status == 75:
                         ending = replace(ending, reason=disk.PAUSED)
@@ -194,13 +257,20 @@ class Supervisor:
                     return
                 with self.db.write() as session:
                     told = attempts.renew(
-                        session, self.run_id, self.token, elapsed, progress, lease_seconds=self.settings.lease_seconds
+                        session,
+                        self.run_id,
+                        self.token,
+                        elapsed,
+                        progress,
+                        lease_seconds=self.settings.lease_seconds,
+                        generation=self.generation,
                     )
             except DBAPIError as error:
                 log.warning("the database could not be written; trying again", error=str(error.orig))
                 time.sleep(pause)
                 continue
             self.renewed_at = asked_at
+            self.launcher.keep(self.settings.lease_seconds - (time.monotonic() - asked_at))
             self.metrics_read, self.events_read = progress.metrics_read, progress.events_read
             if told.stop:
                 self._stop("the run was asked to stop")
@@ -269,9 +339,12 @@ class Supervisor:
 def main() -> None:
     """Run the supervisor that the command line names."""
     log_format.configure()
-    run_id, token = map(int, sys.argv[1:])
+    run_id, token, *after = map(int, sys.argv[1:])
     try:
-        Supervisor(get_settings(), run_id, token).run()
+        Supervisor(get_settings(), run_id, token, *after).run()
+    except TakenOverError as other:
+        log.warning("another supervisor has taken the trainer over", reason=str(other))
+        sys.exit(1)
     except StaleError as stale:
         log.warning("the token is no longer good; the trainer was stopped", reason=str(stale))
         sys.exit(1)

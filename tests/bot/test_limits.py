@@ -101,7 +101,7 @@ async def test_cards(said: str) -> None:
 def test_posts(kind: str, said: str) -> None:
     numbers = ("seconds", "asked", "allocation", "run", "attempt", "gpus", "time_limit", "reserved", "step", "spent")
     words = ("title", "question", "needs", "why", "goal", "plan", "compute", "release", "outcome", "learnt", "pool")
-    payload = dict.fromkeys(numbers, 7) | dict.fromkeys(
+    payload = dict.fromkeys((*numbers, "from_step", "parent"), 7) | dict.fromkeys(
         (*words, "sponsor", "gpu_type", "until", "recipe", "text"), said
     )
     everyone = [{"id": member.discord_id, "name": member.name, "lead": member.lead} for member in MANY]

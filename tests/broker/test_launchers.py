@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from broker.attempts import Process
-from broker.launchers import LocalLauncher, identify, kill_group
+from broker.launchers import LocalLauncher, alive, identify, kill_group
 
 PARENT = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); "
 DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
@@ -95,7 +95,7 @@ def test_a_trainer_sees_no_secret_and_stands_in_its_folder(tmp_path: Path, monke
     assert set(given) <= {"PATH", "HOME", "LANG", "TMPDIR", "CUDA_VISIBLE_DEVICES", "LC_CTYPE"}
     assert given["CUDA_VISIBLE_DEVICES"] == "0,1"
     assert "not-to-be-seen" not in given.values()
-    assert (folder, leads) == (str(tmp_path), True)
+    assert (folder, leads) == (str(tmp_path), False), "its keeper leads the group"
 
 
 def test_it_is_asked_first_and_ended_then(tmp_path: Path) -> None:
@@ -104,9 +104,9 @@ def test_it_is_asked_first_and_ended_then(tmp_path: Path) -> None:
     process = launcher.start([sys.executable, "-c", DEAF + PARENT + WAIT], tmp_path, "0")
     while "here" not in (tmp_path / "trainer.log").read_text():
         time.sleep(0.02)
-    assert len(members(process.pid)) == 2
+    assert len(members(process.pid)) == 3, "the keeper, the trainer and its child"
     launcher.stop()
-    time.sleep(0.1)
+    time.sleep(0.2)
     assert launcher.poll() is None
     launcher.kill()
     assert launcher.poll() == -signal.SIGKILL
@@ -115,23 +115,53 @@ def test_it_is_asked_first_and_ended_then(tmp_path: Path) -> None:
     launcher.kill()
 
 
-def test_a_trainer_is_asked_to_stop_when_its_supervisor_dies(tmp_path: Path) -> None:
-    """A supervisor that is killed cannot ask any more; the kernel does."""
-    trainer = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); " + WAIT
+def orphan(folder: Path, trainer: str, lease: float, grace: float) -> Process:
+    """A trainer whose supervisor was killed."""
     supervise = (
         "import sys, time, pathlib; from broker.launchers import LocalLauncher; "
-        f"p = LocalLauncher().start([sys.executable, '-c', {trainer!r}], pathlib.Path({str(tmp_path)!r}), ''); "
-        "print(p.pid, flush=True); time.sleep(60)"
+        f"p = LocalLauncher({lease}, {grace}).start([sys.executable, '-c', {trainer!r}], "
+        f"pathlib.Path({str(folder)!r}), ''); print(p.pid, flush=True); time.sleep(60)"
     )
     supervisor = subprocess.Popen([sys.executable, "-c", supervise], stdout=subprocess.PIPE)
     assert supervisor.stdout is not None
-    pid = int(supervisor.stdout.readline())
-    while "here" not in (tmp_path / "trainer.log").read_text():
+    process = identify(int(supervisor.stdout.readline()))
+    while "here" not in (folder / "trainer.log").read_text():
         time.sleep(0.02)
     supervisor.kill()
     supervisor.wait()
     supervisor.stdout.close()
-    until = time.monotonic() + 5
-    while members(pid):
+    return process
+
+
+STOPS = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); " + WAIT
+
+
+@pytest.mark.parametrize(("trainer", "status"), [(STOPS, 75), (DEAF + PARENT + WAIT, -9)])
+def test_a_trainer_outlives_its_supervisor_by_its_lease_and_no_longer(
+    tmp_path: Path, trainer: str, status: int
+) -> None:
+    process = orphan(tmp_path, trainer, lease=3, grace=0.5)
+    assert alive(process)
+    until = time.monotonic() + 30
+    while members(process.pid):
         assert time.monotonic() < until
         time.sleep(0.02)
+    launcher = LocalLauncher()
+    launcher.adopt(process, tmp_path)
+    assert launcher.poll() == status, "its keeper has left word of it"
+    assert 2.5 < launcher.seconds() < 30
+
+
+def test_an_adopted_trainer_is_followed_stopped_and_ended(tmp_path: Path) -> None:
+    process = orphan(tmp_path, STOPS, lease=20, grace=10)
+    launcher = LocalLauncher()
+    launcher.adopt(process, tmp_path)
+    assert launcher.poll() is None
+    launcher.stop()
+    until = time.monotonic() + 10
+    while launcher.poll() is None:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    assert launcher.poll() == 75
+    launcher.kill()
+    assert members(process.pid) == []

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,9 +13,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from broker import disk, supervisor
+from broker import attempts, disk, keeper, launchers, supervisor
+from broker.attempts import Attempt, TakenOverError
 from broker.runs import Run, RunState
-from tests.broker.lab import Lab, settings
+from tests.broker.lab import NOTHING, Lab, settings
 
 LEASE = 1.0
 GRACE = 1.0
@@ -42,7 +44,7 @@ class Deaf(Supervisor):
         return [sys.executable, "-c", sys.argv[3]]
 
 try:
-    Deaf(get_settings(), int(sys.argv[1]), int(sys.argv[2])).run()
+    Deaf(get_settings(), *map(int, sys.argv[1:3] + sys.argv[4:])).run()
 except StaleError:
     sys.exit(1)
 """
@@ -63,21 +65,39 @@ def run(lab: Lab) -> int:
     return lab.launch(project)
 
 
-@contextmanager
-def supervised(lab: Lab, home: Path, run: int) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[], str]]]:
-    """The supervisor of a claimed attempt whose trainer is up, and what that has said."""
-    token = lab.admit(run)
-    assert lab.claim(run, token, lease=LEASE)
-    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | {
+def supervise(lab: Lab, home: Path, run: int, token: int, lease: float, *after: str) -> subprocess.Popen[bytes]:
+    """A supervisor over the deaf trainer, or one that comes after another of a generation."""
+    command = [sys.executable, "-c", SUPERVISE, str(run), str(token), DEAF, *after]
+    return subprocess.Popen(command, env=environment(lab, home, lease))
+
+
+def environment(lab: Lab, home: Path, lease: float) -> dict[str, str]:
+    """What a part of Stoa is given."""
+    return {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | {
         "STOA_ENV_FILE": "",
         "STOA_HOME": str(home),
         "STOA_DATABASE_URL": lab.db.url.render_as_string(hide_password=False),
-        "STOA_LEASE_SECONDS": str(LEASE),
+        "STOA_LEASE_SECONDS": str(lease),
         "STOA_STOP_GRACE_SECONDS": str(GRACE),
     }
+
+
+def generation(lab: Lab, run: int) -> int:
+    with lab.db.read() as session:
+        return session.get_one(Attempt, (run, 1)).generation
+
+
+@contextmanager
+def supervised(
+    lab: Lab, home: Path, run: int, *, lease: float = LEASE
+) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[], str]]]:
+    """The supervisor of a claimed attempt whose trainer is up, and what that has said."""
+    token = lab.admit(run)
+    with lab.db.write() as session:
+        assert attempts.claim(session, run, token, host=launchers.host(), lease_seconds=lease)
     folder = home / "runs" / str(run) / f"attempt-{token}"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    supervisor = subprocess.Popen([sys.executable, "-c", SUPERVISE, str(run), str(token), DEAF], env=environment)
+    supervisor = supervise(lab, home, run, token, lease)
 
     def said() -> str:
         log = folder / "trainer.log"
@@ -194,6 +214,47 @@ def end(process: subprocess.Popen[bytes]) -> None:
     """Ask a supervisor to stop, and its trainer with it, should it still be there."""
     process.terminate()
     process.wait(100)
+
+
+def test_a_supervisor_that_dies_is_replaced_and_its_trainer_goes_on(lab: Lab, tmp_path: Path, run: int) -> None:
+    with supervised(lab, tmp_path, run, lease=20) as (first, said):
+        before = living(tmp_path)
+        with lab.db.read() as session:
+            attempt = session.get_one(Attempt, (run, 1))
+        trainer, dead = attempts.process_of(attempt), attempts.supervisor_of(attempt)
+        assert trainer is not None
+        assert dead is not None
+        alive = supervise(lab, tmp_path, run, 1, 20, "1")
+        assert alive.wait(60) == 1, "nobody takes over from one that lives"
+        first.kill()
+        first.wait()
+        assert not launchers.alive(dead)
+        task = [sys.executable, "-c", "from broker.queue import take_over; take_over(1, 1)"]
+        rings = [subprocess.Popen(task, env=environment(lab, tmp_path, 20)) for _ in range(2)]
+        assert [ring.wait(60) for ring in rings] == [0, 0]
+        until(lambda: generation(lab, run) == 2, 60)
+        late = supervise(lab, tmp_path, run, 1, 20, "1")
+        assert late.wait(60) == 1
+        with lab.db.read() as session:
+            taken = session.get_one(Attempt, (run, 1))
+        heir = attempts.supervisor_of(taken)
+        assert heir is not None
+        try:
+            assert (taken.generation, taken.pid, taken.state) == (2, attempt.pid, "running")
+            assert living(tmp_path) == before, "the one that came too late has left the trainer alone"
+            assert "asked" not in said()
+            with pytest.raises(TakenOverError), lab.db.write() as session:
+                attempts.renew(session, run, 1, 999, NOTHING, lease_seconds=20)
+            ran = keeper.since_boot() - trainer.started / os.sysconf("SC_CLK_TCK")
+            lab.cancel(run)
+            until(lambda: lab.run(run).state == RunState.CANCELLED, 60)
+            ended = keeper.since_boot() - trainer.started / os.sysconf("SC_CLK_TCK")
+            assert living(tmp_path) == []
+        finally:
+            if launchers.alive(heir):
+                os.kill(heir.pid, signal.SIGKILL)
+    assert int(ran) <= lab.run(run).spent <= ended, "all of its life is charged, once"
+    assert lab.account(1).reserved == 0
 
 
 def test_a_folder_that_another_database_has_left_is_moved_aside(tmp_path: Path) -> None:

@@ -23,14 +23,12 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name="fk_fair_usage_project_id_projects"),
         sa.PrimaryKeyConstraint("project_id", name="pk_fair_usage"),
     )
-    with op.batch_alter_table("attempts") as attempts:
-        attempts.add_column(sa.Column("counted", sa.Boolean(), nullable=False, server_default=sa.false()))
-        attempts.create_index("ix_attempts_counted", ["counted"])
+    op.add_column("attempts", sa.Column("counted", sa.Boolean(), nullable=False, server_default=sa.false()))
+    op.create_index("ix_attempts_counted", "attempts", ["counted"])
 
 
 def downgrade() -> None:
     """Forget both."""
-    with op.batch_alter_table("attempts") as attempts:
-        attempts.drop_index("ix_attempts_counted")
-        attempts.drop_column("counted")
+    op.drop_index("ix_attempts_counted", table_name="attempts")
+    op.drop_column("attempts", "counted")
     op.drop_table("fair_usage")

@@ -19,17 +19,15 @@ ADDED = {
 
 def upgrade() -> None:
     """Say of every run so far what it has used; none is paused."""
-    with op.batch_alter_table("runs") as runs:
-        runs.add_column(sa.Column("fork_step", WHOLE, nullable=True))
-        runs.add_column(sa.Column("used", WHOLE, nullable=False, server_default="0"))
-        runs.add_column(sa.Column("stops_as", sa.String(), nullable=False, server_default="cancelled"))
-        runs.add_column(sa.Column("dry", sa.Boolean(), nullable=False, server_default="0"))
-    with op.batch_alter_table("attempts") as attempts:
-        attempts.add_column(sa.Column("charged_at_checkpoint", WHOLE, nullable=False, server_default="0"))
-        attempts.add_column(sa.Column("refunded", WHOLE, nullable=False, server_default="0"))
-        attempts.add_column(sa.Column("generation", WHOLE, nullable=False, server_default="1"))
-        attempts.add_column(sa.Column("supervisor_pid", WHOLE, nullable=True))
-        attempts.add_column(sa.Column("supervisor_started", WHOLE, nullable=True))
+    op.add_column("runs", sa.Column("fork_step", WHOLE, nullable=True))
+    op.add_column("runs", sa.Column("used", WHOLE, nullable=False, server_default="0"))
+    op.add_column("runs", sa.Column("stops_as", sa.String(), nullable=False, server_default="cancelled"))
+    op.add_column("runs", sa.Column("dry", sa.Boolean(), nullable=False, server_default="0"))
+    op.add_column("attempts", sa.Column("charged_at_checkpoint", WHOLE, nullable=False, server_default="0"))
+    op.add_column("attempts", sa.Column("refunded", WHOLE, nullable=False, server_default="0"))
+    op.add_column("attempts", sa.Column("generation", WHOLE, nullable=False, server_default="1"))
+    op.add_column("attempts", sa.Column("supervisor_pid", WHOLE, nullable=True))
+    op.add_column("attempts", sa.Column("supervisor_started", WHOLE, nullable=True))
     op.execute(
         "UPDATE runs SET used = "
         "CAST((SELECT COALESCE(SUM(charged), 0) FROM attempts WHERE attempts.run_id = runs.id) AS BIGINT) / gpus"

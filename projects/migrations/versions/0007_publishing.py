@@ -15,8 +15,7 @@ WHOLE = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 def upgrade() -> None:
     """Every checkpoint so far is on disk and every repository public; the catalogue begins empty."""
-    with op.batch_alter_table("publications") as publications:
-        publications.add_column(sa.Column("disk", sa.String(), nullable=False, server_default="kept"))
+    op.add_column("publications", sa.Column("disk", sa.String(), nullable=False, server_default="kept"))
     op.create_index("ix_publications_disk", "publications", ["disk"], unique=False)
     op.create_table(
         "repositories",
@@ -66,5 +65,4 @@ def downgrade() -> None:
     op.drop_table("catalogue_entries")
     op.drop_table("repositories")
     op.drop_index("ix_publications_disk", table_name="publications")
-    with op.batch_alter_table("publications") as publications:
-        publications.drop_column("disk")
+    op.drop_column("publications", "disk")

@@ -11,19 +11,15 @@ depends_on = None
 
 def upgrade() -> None:
     """Slurm's default partition, and GPUs of any type."""
-    with op.batch_alter_table("pools") as pools:
-        pools.add_column(sa.Column("slurm_partition", sa.String(), nullable=False, server_default=""))
-        pools.add_column(sa.Column("slurm_gres", sa.String(), nullable=False, server_default="gpu"))
-        pools.add_column(sa.Column("most_submitted", sa.Integer(), nullable=False, server_default="4"))
-    with op.batch_alter_table("attempts") as attempts:
-        attempts.add_column(sa.Column("waiting", sa.String(), nullable=False, server_default=""))
+    op.add_column("pools", sa.Column("slurm_partition", sa.String(), nullable=False, server_default=""))
+    op.add_column("pools", sa.Column("slurm_gres", sa.String(), nullable=False, server_default="gpu"))
+    op.add_column("pools", sa.Column("most_submitted", sa.Integer(), nullable=False, server_default="4"))
+    op.add_column("attempts", sa.Column("waiting", sa.String(), nullable=False, server_default=""))
 
 
 def downgrade() -> None:
     """Forget it."""
-    with op.batch_alter_table("attempts") as attempts:
-        attempts.drop_column("waiting")
-    with op.batch_alter_table("pools") as pools:
-        pools.drop_column("most_submitted")
-        pools.drop_column("slurm_gres")
-        pools.drop_column("slurm_partition")
+    op.drop_column("attempts", "waiting")
+    op.drop_column("pools", "most_submitted")
+    op.drop_column("pools", "slurm_gres")
+    op.drop_column("pools", "slurm_partition")

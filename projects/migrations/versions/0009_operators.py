@@ -11,13 +11,11 @@ depends_on = None
 
 def upgrade() -> None:
     """Nobody is banned so far."""
-    with op.batch_alter_table("people") as people:
-        people.add_column(sa.Column("banned", sa.String(), nullable=True))
+    op.add_column("people", sa.Column("banned", sa.String(), nullable=True))
     op.create_index("ix_entries_kind", "entries", ["kind"])
 
 
 def downgrade() -> None:
     """Forget who is banned; the record still tells of it."""
     op.drop_index("ix_entries_kind", table_name="entries")
-    with op.batch_alter_table("people") as people:
-        people.drop_column("banned")
+    op.drop_column("people", "banned")
