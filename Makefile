@@ -5,7 +5,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test chaos bench-trainer check clean
+.PHONY: demo test chaos bench-trainer bench-broker check clean
 
 demo: $(INSTALLED)
 	@$(BIN)/stoa demo $(if $(EXIT),--no-stay)
@@ -18,6 +18,9 @@ chaos: $(INSTALLED)
 
 bench-trainer: $(INSTALLED)
 	$(BIN)/python -m bench.trainer
+
+bench-broker: $(INSTALLED)
+	$(BIN)/python -m bench.broker
 
 check: $(INSTALLED)
 	$(BIN)/ruff check

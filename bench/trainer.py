@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from bench.goals import Goal, as_json
 from bench.shapes import CPU, GPU, SHAPES, SMALL, Side
 from trainer.allocator import environment
 from trainer.check import flops_per_token
@@ -29,22 +30,6 @@ APART = 0.02
 """Nats that the losses of one step may differ by: the two round bf16 at different places."""
 PEAK = 989e12
 """FLOP/s of the H200's datasheet, dense bf16."""
-
-
-class Goal(NamedTuple):
-    """`least` or `most` is what a value must be; a value of None was not measured here."""
-
-    name: str
-    value: float | None
-    least: float | None = None
-    most: float | None = None
-
-    @property
-    def missed(self) -> bool:
-        if self.value is None:
-            return False
-        too_low = self.least is not None and self.value < self.least
-        return too_low or (self.most is not None and self.value > self.most)
 
 
 class Runner:
@@ -214,7 +199,7 @@ def main(
         goals += [Goal(f"{name}: tokens/s", None, least=1.3) for name in GPU]
         goals.append(Goal("1.4b: share of 989 TFLOP/s", None, least=0.5))
     Console().print(table)
-    print(json.dumps({goal.name: {**goal._asdict(), "missed": goal.missed} for goal in goals}))
+    print(as_json(goals))
     raise typer.Exit(any(goal.missed for goal in goals))
 
 

@@ -66,9 +66,13 @@ def _ledger(view: AllocationView) -> str:
     ]
     if view.state == AllocationState.REQUESTED:
         lines.append(f"Asked for: {text.gpu_hours(view.seconds)}; a reviewer decides.")
-    if view.decided_by:
-        lines.append(f"Decided by {text.line(view.decided_by, 60)}:\n{text.quote(view.reason, 1000)}")
-    if view.state == AllocationState.APPROVED:
+    if view.reason:
+        by = text.line(view.decided_by or "policy", 60)
+        lines.append(f"Decided by {by}:\n{text.quote(view.reason, 1000)}")
+    if account.committed and view.half_until:
+        half = text.gpu_hours(account.committed)
+        lines.append(f"A second half of {half} is released on a report until {view.half_until:%Y-%m-%d}.")
+    if view.account.granted:
         for name in ("granted", "reserved", "spent", "left"):
             seconds: int = getattr(account, name)
             lines.append(f"{name.capitalize()}: {seconds:,} GPU-seconds ({text.gpu_hours(seconds)})")

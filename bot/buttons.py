@@ -10,7 +10,7 @@ from discord import ui
 from bot import errors, text
 from bot.app import Interaction, actor
 from bot.forms import ApproveForm, DeclineForm
-from broker import allocations
+from broker import allocations, reviews
 from projects import pipeline
 
 
@@ -63,7 +63,7 @@ async def _check_may_decide(interaction: Interaction, allocation_id: int) -> Non
     """Raise the domain's refusal before a form is opened that could not be sent."""
     app = interaction.client
     role = app.settings.reviewer_role_id
-    await app.read(allocations.check_may_decide, actor(interaction), allocation_id, reviewer_role_id=role)
+    await app.read(reviews.check_may_decide, actor(interaction), allocation_id, reviewer_role_id=role)
 
 
 ACTS: Mapping[str, tuple[discord.ButtonStyle, Callable[[Interaction, int], Awaitable[None]]]] = {

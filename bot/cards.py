@@ -13,7 +13,7 @@ from bot.buttons import Button
 from broker import allocations
 from broker.allocations import AllocationState, AllocationView
 from broker.runs import RunState, RunView
-from projects.pipeline import ProjectView, Stage
+from projects.pipeline import ENDED, ProjectView, ReleasePolicy, Stage
 
 # Okabe–Ito, as in the charts.
 GREY, BLUE, SKY, GREEN, ORANGE, VERMILION = 0x8A8F98, 0x0072B2, 0x56B4E9, 0x009E73, 0xE69F00, 0xD55E00
@@ -23,18 +23,31 @@ STAGES = {
     Stage.RECRUITING: ("🤝", SKY),
     Stage.SCOPED: ("📐", ORANGE),
     Stage.ACTIVE: ("🏛️", BLUE),
+    Stage.PAUSED: ("⏸️", ORANGE),
     Stage.COMPLETED: ("🏁", GREEN),
+    Stage.STOPPED: ("⏹️", GREY),
 }
 REQUESTS = {
     AllocationState.REQUESTED: ("🙋", ORANGE),
     AllocationState.APPROVED: ("✅", GREEN),
     AllocationState.DECLINED: ("🚫", VERMILION),
+    AllocationState.WITHDRAWN: ("↩️", GREY),
+    AllocationState.EXHAUSTED: ("🪫", ORANGE),
+    AllocationState.EXPIRED: ("⌛", GREY),
+    AllocationState.REVOKED: ("🚫", VERMILION),
+    AllocationState.RENEWED: ("♻️", GREY),
+}
+DECIDED = frozenset(AllocationState) - {
+    AllocationState.EXHAUSTED,
+    AllocationState.EXPIRED,
+    AllocationState.RENEWED,
 }
 RUNS = {
     RunState.QUEUED: ("⏳", GREY),
     RunState.STARTING: ("🛫", SKY),
     RunState.RUNNING: ("▶️", BLUE),
     RunState.STOPPING: ("✋", ORANGE),
+    RunState.PAUSED: ("⏸️", GREY),
     RunState.FINISHED: ("🏁", GREEN),
     RunState.FAILED: ("❌", VERMILION),
     RunState.CANCELLED: ("✋", GREY),
@@ -72,6 +85,8 @@ def project_card(
         f"## {text.line(project.title, 160)}",
         f"{emoji} **{project.stage.capitalize()}** · led by {text.line(project.lead.name, 60)}{home}",
     ]
+    if project.stage_reason:
+        lines.append(text.quote(project.stage_reason, 400))
     if project.outcome:
         lines += [f"**Outcome: {project.outcome}**", text.quote(project.learnt, 500)]
     for label, said, most in (
@@ -85,13 +100,17 @@ def project_card(
     ):
         if said:
             lines += [f"**{label}**", text.quote(said, most)]
+    if project.goal:
+        held = ", held back until reviewers release them" if project.release_policy == ReleasePolicy.HELD else ""
+        lines.append(f"**Models** {project.licence}{held}")
     names = ", ".join(text.line(member.name, 60) + (" (lead)" if member.lead else "") for member in project.members)
-    lines.append(f"**People ({len(project.members)})** {text.bounded(names, 300)}")
+    following = f" · {text.count(project.followers, 'follower')}" if project.followers else ""
+    lines.append(f"**People ({len(project.members)})** {text.bounded(names, 300)}{following}")
     lines += [_request_line(request) for request in requests[:3]]
     lines += [_run_line(run) for run in runs[:4]]
     marker = f"-# P{project.id} · project"
     parts = [_texts(lines, marker)]
-    if buttons and project.stage != Stage.COMPLETED:
+    if buttons and project.stage not in ENDED:
         parts.append(ui.ActionRow(Button("join", project.id)))
     return Card(*parts, colour=colour, marker=marker)
 
@@ -110,8 +129,10 @@ def review_card(request: AllocationView) -> Card:
         granted = request.state == AllocationState.APPROVED
         what = f": {text.gpu_hours(request.account.granted)}" if granted else ""
         sponsor = f", given by {text.line(request.sponsor, 80)}" if request.sponsor else ""
-        by = text.line(request.decided_by or "somebody", 60)
-        lines += [f"**{request.state.capitalize()} by {by}**{what}{sponsor}", text.quote(request.reason, 1000)]
+        by = f" by {text.line(request.decided_by or 'policy', 60)}" if request.state in DECIDED else ""
+        lines += [f"**{request.state.capitalize()}{by}**{what}{sponsor}", text.quote(request.reason, 1000)]
+    elif request.endorsed_by is not None:
+        lines.append(f"Endorsed by {text.line(request.endorsed_by, 60)}; a second reviewer decides.")
     marker = f"-# P{request.project_id} · allocation {request.id}"
     parts = [_texts(lines, marker)]
     if request.state == AllocationState.REQUESTED:
@@ -144,6 +165,8 @@ def run_card(run: RunView, *, picture: str = "") -> Card:
     if run.checkpoints:
         newest = run.checkpoints[-1]
         lines.append(f"**Newest checkpoint** [step {newest.step}]({newest.url})")
+    if run.delayed:
+        lines.append(run.delayed)
     marker = f"-# P{run.project_id} · run {run.id}"
     parts: list[ui.Item[Any]] = []
     if picture:

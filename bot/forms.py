@@ -9,7 +9,8 @@ from discord import ui
 
 from bot import errors, text
 from bot.app import Interaction, actor
-from broker import allocations
+from broker import allocations, reviews
+from broker.allocations import AllocationState
 from projects import pipeline
 from projects.pipeline import Outcome
 
@@ -80,10 +81,10 @@ class ProposeForm(Form):
 
 
 class ScopeForm(Form):
-    """What a project will do."""
+    """What a project will do; how it releases was chosen with the command."""
 
-    def __init__(self, project_id: int) -> None:
-        self.project_id = project_id
+    def __init__(self, project_id: int, release_policy: str, licence: str) -> None:
+        self.project_id, self.release_policy, self.licence = project_id, release_policy, licence
         self.goal, self.plan, self.compute, self.release = long(), long(), long(), long()
         super().__init__(
             "The scope of the project",
@@ -106,11 +107,14 @@ class ScopeForm(Form):
             plan=self.plan.value,
             compute=self.compute.value,
             release=self.release.value,
+            release_policy=self.release_policy,
+            licence=self.licence,
             min_people=app.settings.min_people,
         )
         project = await app.read(pipeline.view, self.project_id)
         if project.stage == pipeline.Stage.ACTIVE:
-            return "The scope is written, and the project is active: its channel opens in a moment."
+            channel = "its channel opens in a moment" if project.has_channel else "a moderator opens its channel"
+            return f"The scope is written, and the project is active: {channel}."
         missing = app.settings.min_people - len(project.members)
         return f"The scope is written. With {text.count(missing, 'more person', 'more people')} the project starts."
 
@@ -172,14 +176,16 @@ class ApproveForm(Form):
     async def send(self, interaction: Interaction) -> str:
         """Grant it."""
         app = interaction.client
-        await app.write(
-            allocations.approve,
+        state = await app.write(
+            reviews.approve,
             actor(interaction),
             self.allocation_id,
             hours=self.hours.value,
             reason=self.reason.value,
             reviewer_role_id=app.settings.reviewer_role_id,
         )
+        if state == AllocationState.REQUESTED:
+            return "Endorsed; a grant of this size needs a second reviewer, who decides now."
         return "Approved; the decision and its reason are posted in the project's channel."
 
 
@@ -195,7 +201,7 @@ class DeclineForm(Form):
         """Refuse it."""
         app = interaction.client
         await app.write(
-            allocations.decline,
+            reviews.decline,
             actor(interaction),
             self.allocation_id,
             reason=self.reason.value,

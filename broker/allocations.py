@@ -1,6 +1,7 @@
 """Allocations: GPU time that a project asks for and that a reviewer grants, in full or in part, with a reason."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
@@ -10,28 +11,56 @@ from sqlalchemy import ForeignKey, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from broker import ledger, pools
+from broker.endorsements import Endorsable
 from broker.ledger import Account
 from broker.pools import Grant, Pool
+from broker.tiers import DEFAULT_TIERS, Tiers
 from projects import people, pipeline, record, text
 from projects.db import Base, utcnow
-from projects.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
+from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor, Person
-from projects.pipeline import Membership, Project, Stage
+from projects.pipeline import Project, Stage
 
 MOST_HOURS = 1_000_000
 LONGEST = timedelta(days=366)
 
 
 class AllocationState(StrEnum):
-    """Where a request stands."""
+    """Where an allocation stands."""
 
     REQUESTED = "requested"
     APPROVED = "approved"
     DECLINED = "declined"
+    WITHDRAWN = "withdrawn"
+    EXHAUSTED = "exhausted"
+    EXPIRED = "expired"
+    REVOKED = "revoked"
+    RENEWED = "renewed"
 
 
-class Allocation(Base):
-    """A request for GPU-seconds of a pool, and what was decided on it."""
+_CLOSED = frozenset({AllocationState.EXPIRED, AllocationState.REVOKED, AllocationState.RENEWED})
+TRANSITIONS: dict[AllocationState, frozenset[AllocationState]] = {
+    AllocationState.REQUESTED: frozenset(
+        {AllocationState.APPROVED, AllocationState.DECLINED, AllocationState.WITHDRAWN}
+    ),
+    AllocationState.APPROVED: _CLOSED | {AllocationState.EXHAUSTED},
+    AllocationState.EXHAUSTED: _CLOSED | {AllocationState.APPROVED},  # a top-up, a refund or the second half
+    AllocationState.DECLINED: frozenset(),
+    AllocationState.WITHDRAWN: frozenset(),
+    AllocationState.EXPIRED: frozenset(),
+    AllocationState.REVOKED: frozenset(),
+    AllocationState.RENEWED: frozenset(),
+}
+LIVE = (AllocationState.APPROVED, AllocationState.EXHAUSTED)
+MAY_START = (Stage.PROPOSED, Stage.RECRUITING, Stage.SCOPED, Stage.ACTIVE)
+
+
+class Allocation(Endorsable, Base):
+    """A request for GPU-seconds of a pool, and what was decided on it.
+
+    `starter_of` is its project where policy granted it as the project's one starter; `half_until` is the deadline of
+    a committed second half.
+    """
 
     __tablename__ = "allocations"
 
@@ -48,6 +77,11 @@ class Allocation(Base):
     decided_by: Mapped[int | None] = mapped_column(ForeignKey("people.id"))
     reason: Mapped[str] = mapped_column(default="")
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
+    starter_of: Mapped[int | None] = mapped_column(unique=True)
+    renews_id: Mapped[int | None] = mapped_column(ForeignKey("allocations.id"))
+    decided_at: Mapped[datetime | None]
+    half_until: Mapped[datetime | None]
+    report: Mapped[str] = mapped_column(default="")
 
 
 @dataclass(frozen=True)
@@ -68,6 +102,11 @@ class AllocationView:
     reason: str
     sponsor: str | None
     account: Account
+    starter: bool = False
+    renews: int | None = None
+    endorsed_by: str | None = None
+    half_until: datetime | None = None
+    report: str = ""
 
 
 def parse_hours(value: str) -> int:
@@ -107,20 +146,36 @@ def request(
     hours: str,
     until: str,
     justification: str,
+    renews: int | None = None,
+    tiers: Tiers = DEFAULT_TIERS,
 ) -> int:
-    """Ask for `hours` of a pool until a day; returns the allocation's id, the same one for a repeat of the request."""
+    """Ask for `hours` of a pool until a day; returns the allocation's id, the same one for a repeat of the request.
+
+    A project's first small request is its starter grant, approved by policy at once. An approval of one that `renews`
+    another allocation of the project ends that one.
+    """
     earlier = session.scalars(select(Allocation.id).where(Allocation.request_id == request_id)).one_or_none()
     if earlier is not None:
         return earlier
+    pipeline.load(session, project_id)
+    session.get_one(Project, project_id, with_for_update={"key_share": True}, populate_existing=True)
     project = check_may_request(session, actor, project_id)
     target = pools.named(session, pool)
     seconds = parse_hours(hours)
     day = parse_day(until)
     because = text.prose("The justification", justification, most=1500)
+    person = people.ensure(session, actor)
+    starter = renews is None and _starts(session, project, person, seconds, tiers)
+    if project.stage != Stage.ACTIVE and not starter:
+        raise ConflictError(
+            f"“{project.title}” is {project.stage}; only an active project can ask for more than one starter grant of "
+            f"at most {in_hours(tiers.starter)} GPU-hours."
+        )
     available = pools.available(session, target.id)
     if seconds > available:
         raise InvalidError(f"The grants of “{pool}” have {in_hours(available)} GPU-hours left; ask for at most that.")
-    person = people.ensure(session, actor)
+    if renews is not None:
+        _check_renewable(session, project, renews)
     allocation = Allocation(
         request_id=request_id,
         project_id=project.id,
@@ -129,20 +184,17 @@ def request(
         seconds=seconds,
         until=day,
         justification=because,
+        starter_of=project.id if starter else None,
+        renews_id=renews,
     )
     session.add(allocation)
     session.flush()
-    record.append(
-        session,
-        record.project_stream(project.id),
-        "allocation.requested",
-        by=person,
-        why=because,
-        allocation=allocation.id,
-        pool=pool,
-        seconds=seconds,
-        until=day.date().isoformat(),
-    )
+    told = {"pool": pool, "seconds": seconds, "until": day.date().isoformat()}
+    if renews is not None:
+        told["renews"] = renews
+    tell(session, allocation, "allocation.requested", by=person, why=because, **told)
+    if starter:
+        award(session, allocation, seconds, None, "A starter grant, by policy.", tiers)
     return allocation.id
 
 
@@ -150,69 +202,99 @@ def check_may_request(session: Session, actor: Actor, project_id: int) -> Projec
     """The project where the actor may ask for compute for it; only reads, since a form may be opened on it."""
     project = pipeline.load(session, project_id)
     pipeline.require_lead(session, actor, project)
-    if project.stage != Stage.ACTIVE:
+    if project.stage not in MAY_START:
         raise ConflictError(f"“{project.title}” is {project.stage}; only an active project can ask for GPUs.")
     return project
 
 
-def check_may_decide(session: Session, actor: Actor, allocation_id: int, *, reviewer_role_id: int) -> None:
-    """Raise unless the actor is a reviewer, the request is open, and it is not their own or their own project's."""
-    allocation = load(session, allocation_id)
-    if reviewer_role_id not in actor.role_ids:
-        raise ForbiddenError("Only compute reviewers can decide requests; the reviewers' role is given by the admins.")
+def withdraw(session: Session, actor: Actor, allocation_id: int, *, reason: str) -> None:
+    """Take an open request back; for who asked and for the project's lead."""
+    allocation = lock(session, allocation_id)
     person = people.find(session, actor)
-    project = session.get_one(Project, allocation.project_id)
-    if person is not None and session.get(Membership, (project.id, person.id)) is not None:
-        raise ForbiddenError("Nobody decides on a request of their own project; another reviewer can.")
-    if allocation.state != AllocationState.REQUESTED:
-        raise ConflictError(_decided(session, allocation))
+    if person is None or person.id != allocation.requested_by:
+        person = pipeline.require_lead(session, actor, session.get_one(Project, allocation.project_id))
+    because = text.prose("The reason", reason, most=1000)
+    move(session, allocation, AllocationState.WITHDRAWN, decided_by=person.id, reason=because, decided_at=utcnow())
+    tell(session, allocation, "allocation.withdrawn", by=person, why=because, asked=allocation.seconds)
 
 
-def approve(
-    session: Session, actor: Actor, allocation_id: int, *, hours: str, reason: str, reviewer_role_id: int
+def report(session: Session, actor: Actor, allocation_id: int, said: str) -> None:
+    """Tell in public what has come of an allocation; a second half is released on it."""
+    allocation = lock(session, allocation_id)
+    lead = pipeline.require_lead(session, actor, session.get_one(Project, allocation.project_id))
+    require_live(allocation)
+    allocation.report = text.prose("The report", said, most=1500)
+    session.flush()
+    tell(session, allocation, "allocation.reported", by=lead, why=allocation.report)
+
+
+def award(
+    session: Session, allocation: Allocation, seconds: int, by: Person | None, because: str, tiers: Tiers
 ) -> None:
-    """Grant the request in full or in part, out of a sponsor's grant of the pool."""
-    check_may_decide(session, actor, allocation_id, reviewer_role_id=reviewer_role_id)
-    allocation = load(session, allocation_id)
-    seconds = parse_hours(hours)
-    if seconds > allocation.seconds:
-        raise InvalidError(f"{in_hours(allocation.seconds)} GPU-hours were asked for; grant at most that.")
-    because = text.prose("The reason", reason, most=1000)
-    reviewer = people.ensure(session, actor)
-    _decide(session, allocation, AllocationState.APPROVED, reviewer, because)
-    source = _draw(session, allocation, seconds)
-    ledger.grant(session, allocation.id, seconds)
-    record.append(
+    """Approve a request: draw it on a sponsor's grant, a large one in two halves, and end what it renews.
+
+    It lasts at most as long as the grant. Raises ConflictError where no grant of the pool holds so much.
+    """
+    second = seconds // 2 if seconds > tiers.halves else 0
+    source = _draw(session, allocation, seconds - second, second)
+    now = utcnow()
+    until = min(allocation.until, source.until)
+    move(
         session,
-        record.project_stream(allocation.project_id),
-        "allocation.approved",
-        by=reviewer,
-        why=because,
-        allocation=allocation.id,
-        asked=allocation.seconds,
-        seconds=seconds,
-        pool=session.get_one(Pool, allocation.pool_id).name,
-        sponsor=source.sponsor,
+        allocation,
+        AllocationState.APPROVED,
+        grant_id=source.id,
+        until=until,
+        decided_by=None if by is None else by.id,
+        decided_at=now,
+        reason=because,
+        half_until=now + (until - now) / 2 if second else None,
     )
+    told: dict[str, object] = {"asked": allocation.seconds, "seconds": seconds - second, "until": _day(until)}
+    if allocation.half_until is not None:
+        told |= {"second_half": second, "half_until": _day(allocation.half_until)}
+    if allocation.endorsed_by is not None:
+        told["endorsed_by"] = session.get_one(Person, allocation.endorsed_by).name
+    pool = session.get_one(Pool, allocation.pool_id).name
+    tell(session, allocation, "allocation.approved", by=by, why=because, pool=pool, sponsor=source.sponsor, **told)
+    if allocation.renews_id is not None:
+        _renewed(session, allocation.renews_id, allocation.id)
 
 
-def decline(session: Session, actor: Actor, allocation_id: int, *, reason: str, reviewer_role_id: int) -> None:
-    """Refuse the request, with a reason."""
-    check_may_decide(session, actor, allocation_id, reviewer_role_id=reviewer_role_id)
-    allocation = load(session, allocation_id)
-    because = text.prose("The reason", reason, most=1000)
-    reviewer = people.ensure(session, actor)
-    _decide(session, allocation, AllocationState.DECLINED, reviewer, because)
-    record.append(
-        session,
-        record.project_stream(allocation.project_id),
-        "allocation.declined",
-        by=reviewer,
-        why=because,
-        allocation=allocation.id,
-        asked=allocation.seconds,
-        pool=session.get_one(Pool, allocation.pool_id).name,
-    )
+def close(session: Session, allocation: Allocation, to: AllocationState, **values: object) -> int:
+    """End a live allocation: what is neither spent nor reserved returns to the grant. Returns those GPU-seconds."""
+    move(session, allocation, to, half_until=None, **values)
+    return ledger.give_back(session, allocation.id, f"it was {to}") + ledger.lapse_half(session, allocation.id)
+
+
+def move(session: Session, allocation: Allocation, to: AllocationState, **values: object) -> None:
+    """Take one of the table's transitions, guarded against another taken at the same moment."""
+    if to not in TRANSITIONS[AllocationState(allocation.state)]:
+        raise ConflictError(f"Allocation {allocation.id} is {allocation.state} and cannot become {to}.")
+    session.flush()
+    moved = session.execute(
+        update(Allocation)
+        .where(Allocation.id == allocation.id, Allocation.state == allocation.state)
+        .values(state=to, **values)
+        .returning(Allocation.id)
+    ).one_or_none()
+    if moved is None:
+        raise ConflictError(f"Allocation {allocation.id} has just changed; look again.")
+    session.refresh(allocation)
+
+
+def tell(
+    session: Session, allocation: Allocation, kind: str, *, by: Person | None = None, why: str = "", **told: object
+) -> None:
+    """Append an entry about the allocation to its project's record."""
+    stream = record.project_stream(allocation.project_id)
+    record.append(session, stream, kind, by=by, why=why, allocation=allocation.id, **told)
+
+
+def require_live(allocation: Allocation) -> None:
+    """Raise ConflictError unless the allocation is approved and has not ended; an exhausted one has not."""
+    if allocation.state not in LIVE:
+        raise ConflictError(f"Allocation {allocation.id} is {allocation.state}; this needs an approved one.")
 
 
 def load(session: Session, allocation_id: int) -> Allocation:
@@ -223,11 +305,16 @@ def load(session: Session, allocation_id: int) -> Allocation:
     return allocation
 
 
+def lock(session: Session, allocation_id: int) -> Allocation:
+    """The allocation's row, locked first of all, so that two decisions on it take turns; raises NotFoundError."""
+    load(session, allocation_id)
+    return session.get_one(Allocation, allocation_id, with_for_update={"key_share": True}, populate_existing=True)
+
+
 def view(session: Session, allocation_id: int) -> AllocationView:
     """The allocation as cards show it; raises NotFoundError."""
     allocation = load(session, allocation_id)
     pool = session.get_one(Pool, allocation.pool_id)
-    decided_by = None if allocation.decided_by is None else session.get_one(Person, allocation.decided_by).name
     return AllocationView(
         id=allocation.id,
         project_id=allocation.project_id,
@@ -239,10 +326,15 @@ def view(session: Session, allocation_id: int) -> AllocationView:
         until=allocation.until,
         justification=allocation.justification,
         state=AllocationState(allocation.state),
-        decided_by=decided_by,
+        decided_by=_name(session, allocation.decided_by),
         reason=allocation.reason,
         sponsor=None if allocation.grant_id is None else session.get_one(Grant, allocation.grant_id).sponsor,
         account=ledger.account(session, allocation.id),
+        starter=allocation.starter_of is not None,
+        renews=allocation.renews_id,
+        endorsed_by=_name(session, allocation.endorsed_by),
+        half_until=allocation.half_until,
+        report=allocation.report,
     )
 
 
@@ -259,43 +351,56 @@ def in_hours(seconds: int) -> str:
     return f"{seconds / 3600:,.3f}".rstrip("0").rstrip(".")
 
 
-def _decide(session: Session, allocation: Allocation, to: AllocationState, reviewer: Person, reason: str) -> None:
-    """Close the request, guarded against another reviewer's click at the same moment."""
-    moved = session.execute(
-        update(Allocation)
-        .where(Allocation.id == allocation.id, Allocation.state == AllocationState.REQUESTED)
-        .values(state=to, decided_by=reviewer.id, reason=reason)
-        .returning(Allocation.id)
-    ).one_or_none()
-    if moved is None:
-        session.refresh(allocation)
-        raise ConflictError(_decided(session, allocation))
+def _starts(session: Session, project: Project, person: Person, seconds: int, tiers: Tiers) -> bool:
+    """Whether a request is a starter grant: small, the project's first one ever, and the person's only open one."""
+    if seconds > tiers.starter:
+        return False
+    session.execute(select(Person.id).where(Person.id == person.id).with_for_update(key_share=True))
+    theirs = (Allocation.requested_by == person.id) & (Allocation.state == AllocationState.APPROVED)
+    taken = select(Allocation.id).where(
+        (Allocation.starter_of == project.id) | (Allocation.starter_of.is_not(None) & theirs)
+    )
+    return session.scalars(taken.limit(1)).one_or_none() is None
 
 
-def _decided(session: Session, allocation: Allocation) -> str:
-    by = "somebody" if allocation.decided_by is None else session.get_one(Person, allocation.decided_by).name
-    return f"This request has been {allocation.state} already, by {by}."
+def _check_renewable(session: Session, project: Project, allocation_id: int) -> None:
+    earlier = load(session, allocation_id)
+    if earlier.project_id != project.id:
+        raise NotFoundError(f"Allocation {allocation_id} is not one of “{project.title}”.")
+    require_live(earlier)
 
 
-def _draw(session: Session, allocation: Allocation, seconds: int) -> Grant:
-    """Take `seconds` from the grant of the pool that ends first and still holds them."""
+def _renewed(session: Session, allocation_id: int, successor: int) -> None:
+    """End the allocation that another succeeds, unless it has ended by itself meanwhile."""
+    earlier = lock(session, allocation_id)
+    if earlier.state in LIVE:
+        returned = close(session, earlier, AllocationState.RENEWED)
+        tell(session, earlier, "allocation.renewed", successor=successor, returned=returned)
+
+
+def _draw(session: Session, allocation: Allocation, seconds: int, committed: int) -> Grant:
+    """Open the account on the grant of the pool that ends first and still holds enough."""
+    total = seconds + committed
     candidates = session.scalars(
         select(Grant)
-        .where(Grant.pool_id == allocation.pool_id, Grant.until > utcnow(), Grant.seconds - Grant.drawn >= seconds)
+        .where(
+            Grant.pool_id == allocation.pool_id,
+            Grant.until > utcnow(),
+            Grant.seconds - Grant.drawn - Grant.committed >= total,
+        )
         .order_by(Grant.until)
     ).all()
-    for grant in candidates:
-        drawn = session.execute(
-            update(Grant)
-            .where(Grant.id == grant.id, Grant.seconds - Grant.drawn >= seconds)
-            .values(drawn=Grant.drawn + seconds)
-            .returning(Grant.id)
-        ).one_or_none()
-        if drawn is not None:
-            allocation.grant_id = grant.id
-            session.flush()
-            return grant
+    for source in candidates:
+        with suppress(ConflictError):
+            ledger.grant(session, allocation.id, source.id, seconds, committed=committed)
+            return source
     left = pools.available(session, allocation.pool_id)
-    raise ConflictError(
-        f"No grant of this pool holds {in_hours(seconds)} GPU-hours any more; {in_hours(left)} are left."
-    )
+    raise ConflictError(f"No grant of this pool holds {in_hours(total)} GPU-hours any more; {in_hours(left)} are left.")
+
+
+def _name(session: Session, person_id: int | None) -> str | None:
+    return None if person_id is None else session.get_one(Person, person_id).name
+
+
+def _day(moment: datetime) -> str:
+    return moment.date().isoformat()

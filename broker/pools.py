@@ -1,10 +1,12 @@
 """Pools of GPUs, and the grants by which sponsors give their time to the community."""
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import ForeignKey, func, select
+from sqlalchemy import CheckConstraint, ForeignKey, func, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from projects import record
@@ -38,16 +40,62 @@ class Pool(Base):
 
 
 class Grant(Base):
-    """GPU-seconds of a pool that a sponsor gives to the community until a day; every allocation draws on one."""
+    """GPU-seconds of a pool that a sponsor gives to the community until a day; every allocation draws on one.
+
+    `drawn` is granted to allocations, `committed` is kept for their second halves; only the ledger moves either.
+    """
 
     __tablename__ = "grants"
+    __table_args__ = (
+        CheckConstraint("committed >= 0 AND drawn >= 0 AND seconds - drawn - committed >= 0", name="left"),
+    )
 
     id: Mapped[int] = mapped_column(primary_key=True)
     pool_id: Mapped[int] = mapped_column(ForeignKey("pools.id"))
     sponsor: Mapped[str]
     seconds: Mapped[int]
     drawn: Mapped[int] = mapped_column(default=0)
+    committed: Mapped[int] = mapped_column(default=0)
     until: Mapped[datetime]
+
+
+class GrantMovement(StrEnum):
+    """The kinds of movement on a grant: between what is left, what is committed and what is drawn."""
+
+    GIVE = "give"
+    DRAW = "draw"
+    COMMIT = "commit"
+    FULFIL = "fulfil"
+    RETURN = "return"
+    LAPSE = "lapse"
+
+
+class GrantRow(Base):
+    """One movement on a grant, for an allocation; append-only, like the ledger of allocations."""
+
+    __tablename__ = "grant_ledger"
+    __table_args__ = (CheckConstraint("seconds > 0", name="positive"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    grant_id: Mapped[int] = mapped_column(ForeignKey("grants.id"), index=True)
+    allocation_id: Mapped[int | None] = mapped_column(ForeignKey("allocations.id"))
+    movement: Mapped[str]
+    seconds: Mapped[int]
+    at: Mapped[datetime] = mapped_column(default=utcnow)
+
+
+@dataclass(frozen=True)
+class GrantView:
+    """A grant as people read it, in GPU-seconds: `seconds = granted + committed + left` at every moment."""
+
+    id: int
+    pool: str
+    sponsor: str
+    seconds: int
+    granted: int
+    committed: int
+    left: int
+    until: datetime
 
 
 def add_pool(
@@ -117,6 +165,7 @@ def add_grant(session: Session, *, pool: str, sponsor: str, seconds: int, until:
     grant = Grant(pool_id=named(session, pool).id, sponsor=sponsor, seconds=seconds, until=until)
     session.add(grant)
     session.flush()
+    session.add(GrantRow(grant_id=grant.id, movement=GrantMovement.GIVE, seconds=seconds))
     record.append(
         session,
         record.LAB,
@@ -143,11 +192,39 @@ def names(session: Session) -> list[str]:
     return list(session.scalars(select(Pool.name).order_by(Pool.name)))
 
 
+def every(session: Session) -> Sequence[Pool]:
+    """All pools, by name."""
+    return session.scalars(select(Pool).order_by(Pool.name)).all()
+
+
+def grants(session: Session) -> Sequence[GrantView]:
+    """All grants, the one that ends first first."""
+    rows = session.execute(
+        select(Grant, Pool.name)
+        .join(Pool, Pool.id == Grant.pool_id)
+        .order_by(Grant.until, Grant.id)
+        .execution_options(populate_existing=True)
+    )
+    return [
+        GrantView(
+            id=grant.id,
+            pool=pool,
+            sponsor=grant.sponsor,
+            seconds=grant.seconds,
+            granted=grant.drawn,
+            committed=grant.committed,
+            left=grant.seconds - grant.drawn - grant.committed,
+            until=grant.until,
+        )
+        for grant, pool in rows
+    ]
+
+
 def available(session: Session, pool_id: int) -> int:
     """GPU-seconds that the pool's running grants have not yet given to allocations."""
     return (
         session.scalar(
-            select(func.coalesce(func.sum(Grant.seconds - Grant.drawn), 0)).where(
+            select(func.coalesce(func.sum(Grant.seconds - Grant.drawn - Grant.committed), 0)).where(
                 Grant.pool_id == pool_id, Grant.until > utcnow()
             )
         )

@@ -4,112 +4,58 @@ The database is the truth. What is decided here is written first and rung after;
 """
 
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import datetime
 
 import structlog
 from kombu.exceptions import OperationalError
-from sqlalchemy import case, func, select
+from sqlalchemy import func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from broker import attempts, ledger, publisher, queue, reaper
-from broker.allocations import Allocation
-from broker.attempts import StaleError
-from broker.ledger import LedgerRow, Movement
-from broker.pools import Pool
-from broker.runs import Run, RunState
+from broker import attempts, control, disk, planning, publisher, queue, reaper, runs, snapshot, tending, usage
+from broker.attempts import OPEN, Attempt, StaleError
+from broker.planning import Decision, Limits
+from broker.pools import Launcher, Pool
+from broker.runs import Run
 from projects import health
 from projects.db import Database, utcnow
 from projects.errors import ConflictError
 from projects.settings import Settings
 
-HALF_LIFE_SECONDS = 7 * 86_400
 RING_AGAIN_SECONDS = 5.0
 
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True)
-class Decision:
-    """That a queued run starts now, on these devices of its pool."""
+def admit(session: Session, decision: Decision, limits: Limits) -> int:
+    """Take a run for its devices, in a short transaction of its own. Returns the attempt's token.
 
-    run_id: int
-    devices: tuple[int, ...]
-
-
-def usage(session: Session, pool_id: int, now: datetime) -> defaultdict[int, float]:
-    """GPU-seconds that each project has used of the pool, halved every seven days (Slurm's decay).
-
-    What is reserved counts as used from the moment of admission (Kueue's entry penalty), so that many quick launches
-    gain nothing. What an attempt has not given back ages as one sum: a release never outweighs its older reservation.
+    Raises ConflictError where what the plan counted on has meanwhile been taken. Two schedulers may have planned on
+    different moments: the pools' rows let one of them admit at a time, so that none of the limits is ever passed.
     """
-    used: defaultdict[int, float] = defaultdict(float)
-    kept = case((LedgerRow.movement == Movement.RESERVE, LedgerRow.seconds), else_=-LedgerRow.seconds)
-    rows = session.execute(
-        select(Run.project_id, func.sum(kept), func.max(LedgerRow.at))
-        .join(Run, Run.id == LedgerRow.run_id)
-        .where(Run.pool_id == pool_id, LedgerRow.movement.in_((Movement.RESERVE, Movement.RELEASE)))
-        .group_by(Run.project_id, LedgerRow.run_id, LedgerRow.token)
-    )
-    for project_id, seconds, at in rows:
-        used[project_id] += int(seconds) * 2 ** (-(now - at).total_seconds() / HALF_LIFE_SECONDS)
-    return used
-
-
-def plan(session: Session) -> list[Decision]:
-    """The runs that start now: in each pool the project that has used least first, with nobody overtaking it."""
-    now = utcnow()
-    decisions: list[Decision] = []
-    for pool in session.scalars(select(Pool).order_by(Pool.id)):
-        waiting = _waiting(session, pool.id, now)
-        if not waiting:
-            continue
-        free = sorted(set(range(pool.gpus)) - attempts.devices_in_use(session, pool.id))
-        used = usage(session, pool.id, now)
-        while waiting:
-            run = min(waiting, key=lambda run: (used[run.project_id], run.queued_at, run.id))
-            waiting.remove(run)
-            cost = run.gpus * attempts.remaining(session, run)
-            if cost > ledger.account(session, run.allocation_id).left:
-                continue  # it waits for its own allocation, not for devices
-            if run.gpus > len(free):
-                break
-            decisions.append(Decision(run.id, tuple(free[: run.gpus])))
-            free = free[run.gpus :]
-            used[run.project_id] += cost
-    return decisions
-
-
-def hopeless(session: Session) -> list[tuple[int, str]]:
-    """Queued runs that can never start as things stand, each with the reason."""
-    found: list[tuple[int, str]] = []
-    for run in session.scalars(select(Run).where(Run.state == RunState.QUEUED)):
-        allocation = session.get_one(Allocation, run.allocation_id)
-        account = ledger.account(session, run.allocation_id)
-        cost = run.gpus * attempts.remaining(session, run)
-        if allocation.until <= utcnow():
-            found.append((run.id, f"its allocation ended on {allocation.until:%Y-%m-%d}"))
-        elif cost > account.left and not account.reserved:
-            found.append((run.id, f"it may cost {cost:,} GPU-seconds and its allocation has {account.left:,} left"))
-    return found
-
-
-def _waiting(session: Session, pool_id: int, now: datetime) -> list[Run]:
-    return list(
-        session.scalars(select(Run).where(Run.pool_id == pool_id, Run.state == RunState.QUEUED, Run.not_before <= now))
-    )
+    session.execute(select(Pool.id).order_by(Pool.id).with_for_update(key_share=True)).all()
+    run = runs.load(session, decision.run_id)
+    pool = session.get_one(Pool, run.pool_id)
+    counted = [(Run.project_id == run.project_id, limits.most_running_a_project, "of its project")]
+    counted.append((Run.requested_by == run.requested_by, limits.most_running_a_person, "of who launched it"))
+    if pool.launcher == Launcher.SLURM:
+        counted.append((Run.pool_id == run.pool_id, limits.most_submitted, "submitted to its pool"))
+    for whose, most, words in counted:
+        held = Attempt.state.in_(OPEN)
+        under_way = session.scalar(select(func.count()).join_from(Attempt, Run).where(held, whose)) or 0
+        if under_way >= most:
+            raise ConflictError(f"{under_way} runs {words} are under way already, the most there may be.")
+    return attempts.admit(session, run.id, decision.devices)
 
 
 class Scheduler:
     """One round after another; two schedulers at once do no harm, since every write is guarded."""
 
-    def __init__(self, settings: Settings, db: Database) -> None:
+    def __init__(self, settings: Settings, db: Database, limits: Limits | None = None) -> None:
         self.settings = settings
         self.db = db
+        self.limits = limits or Limits()
         self.rung: dict[int, tuple[int, float]] = {}
         self.reaped_at = time.monotonic()
 
@@ -127,14 +73,19 @@ class Scheduler:
         """Give up what is lost or cannot be, admit what fits, and ring for all that waits to be claimed."""
         self._give_up_lost()
         self._withdraw_cancelled()
+        tending.tend(self.db, utcnow())
+        self._add_usage()
+        self._revive()
         with self.db.read() as session:
-            refusals = hopeless(session)
-        for run_id, reason in refusals:
+            state = snapshot.load(session, self.limits)
+        planned = planning.plan(state)
+        for run_id in planned.refusals:
             with suppress(ConflictError), self.db.write() as session:
-                attempts.refuse(session, run_id, reason)
-        with self.db.read() as session:
-            decisions = plan(session)
-        for decision in decisions:
+                control.run_dry(session, run_id)
+        room = disk.admits(self.settings, self.db)
+        if not room:
+            disk.tidy(self.settings, self.db)
+        for decision in planned.starts if room else ():
             self._admit(decision)
         self._ring()
         if time.monotonic() - self.reaped_at > reaper.EVERY_SECONDS:
@@ -159,10 +110,25 @@ class Scheduler:
             with suppress(StaleError), self.db.write() as session:
                 attempts.withdraw(session, attempt.run_id, attempt.token)
 
+    def _add_usage(self) -> None:
+        with self.db.read() as session:
+            if not usage.any_ended(session):
+                return
+        with self.db.write() as session:
+            usage.add_ended(session)
+
+    def _revive(self) -> None:
+        """Queue again what was paused because nobody could pay for it, where somebody can."""
+        with self.db.read() as session:
+            revivable = control.revivable(session)
+        for run_id in revivable:
+            with suppress(ConflictError), self.db.write() as session:
+                control.revive(session, run_id)
+
     def _admit(self, decision: Decision) -> None:
         try:
             with self.db.write() as session:
-                token = attempts.admit(session, decision.run_id, decision.devices)
+                token = admit(session, decision, self.limits)
         except ConflictError as conflict:
             log.info("not admitted", run=decision.run_id, why=str(conflict))
         else:

@@ -10,15 +10,17 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
 from sqlalchemy.exc import DBAPIError
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from broker import attempts, launchers, output, publications, runs, slurm
+from broker import attempts, disk, launchers, output, preparing, publications, runs, slurm
 from broker.attempts import Attempt, Checkpoint, Ending, Process, Progress, StaleError
 from broker.pools import Pool
+from broker.publications import Publication
 from broker.runs import Run
 from projects import log as log_format
 from projects.db import Database
@@ -41,6 +43,7 @@ def spawn(settings: Settings, run_id: int, token: int, owner: str) -> None:
         "STOA_LEASE_SECONDS": str(settings.lease_seconds),
         "STOA_STOP_GRACE_SECONDS": str(settings.stop_grace_seconds),
         "STOA_MAX_ATTEMPTS": str(settings.max_attempts),
+        "STOA_DISK_FLOOR_GIB": str(settings.disk_floor_gib),
     }
     with (folder / f"supervisor-{token}.log").open("ab") as out:
         supervisor = subprocess.Popen(
@@ -85,6 +88,7 @@ class Supervisor:
         self.renewed_at = 0.0
         self.stopped_at: float | None = None
         self.timed_out = False
+        self.low = False
         self.over = threading.Event()
 
     def run(self) -> None:
@@ -113,7 +117,7 @@ class Supervisor:
                 process = self._wait_to_run()
             if not self.launcher.waiting:
                 self._tell_started(process, before)
-            self._follow(attempt.reserved / run.gpus)
+            self._follow()
         finally:
             self.over.set()
             self.launcher.kill()
@@ -173,8 +177,8 @@ class Supervisor:
         with self.db.write() as session:
             attempts.settle(session, self.run_id, self.token, elapsed, progress, ending, self.settings.max_attempts)
 
-    def _follow(self, limit: float) -> None:
-        """Renew until the trainer has ended; `limit` is the time it may take, in seconds."""
+    def _follow(self) -> None:
+        """Renew until the trainer has ended, as long as it may take."""
         pause = self.settings.lease_seconds / 6
         while True:
             status = self._wait(pause)
@@ -184,10 +188,12 @@ class Supervisor:
             try:
                 if status is not None:
                     ending = output.ending(self.folder, status, timed_out=self.timed_out, how=self.launcher.ended)
+                    if self.low and status == 75:
+                        ending = replace(ending, reason=disk.PAUSED)
                     self._settle(elapsed, progress, ending)
                     return
                 with self.db.write() as session:
-                    wanted = not attempts.renew(
+                    told = attempts.renew(
                         session, self.run_id, self.token, elapsed, progress, lease_seconds=self.settings.lease_seconds
                     )
             except DBAPIError as error:
@@ -196,11 +202,14 @@ class Supervisor:
                 continue
             self.renewed_at = asked_at
             self.metrics_read, self.events_read = progress.metrics_read, progress.events_read
-            if not wanted:
+            if told.stop:
                 self._stop("the run was asked to stop")
-            elif elapsed >= limit:
+            elif elapsed >= told.seconds:
                 self.timed_out = True
                 self._stop("the time limit is reached")
+            elif self.stopped_at is None and disk.is_low(self.settings):
+                self.low = True
+                self._stop(disk.PAUSED)
 
     def _wait(self, seconds: float) -> int | None:
         """Wait for the trainer's end, at most so long."""
@@ -236,9 +245,25 @@ class Supervisor:
                 raise FileNotFoundError(f"run {run.parent_id} has left no checkpoint to sample from")
             return [*trainer, "generate", checkpoint.folder, "--prompt", SAMPLE_PROMPT, *out]
         config = self.folder.parent / "config.yml"
-        config.write_text(run.config)
+        if run.kind == "prepare":
+            config.write_text(run.config)
+            place = preparing.folder(self.settings, run)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            return [*trainer, "data", "prepare", str(config), "--out", str(place), "--workers", str(run.gpus)]
+        with self.db.read() as session:
+            config.write_text(preparing.using(self.settings, session, run))
         command = [*trainer, "train", str(config), *out, "--gpus", str(run.gpus)]
-        return [*command, "--resume", before[-1].folder] if before else command
+        if before:
+            return [*command, "--resume", before[-1].folder]
+        return command if run.fork_step is None else [*command, "--fork", self._origin(run)]
+
+    def _origin(self, run: Run) -> str:
+        """What a fork goes on from, as the trainer reads it: a run's folder @ one of its steps."""
+        with self.db.read() as session:
+            kept = session.get(Publication, (run.parent_id, run.fork_step))
+        if kept is None or not Path(kept.folder).is_dir():
+            raise FileNotFoundError(f"step {run.fork_step} of run {run.parent_id} is no longer on this disk")
+        return f"{Path(kept.folder).parents[1]}@{run.fork_step}"
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The pipeline of a project: proposed, joined, scoped, active, and completed with an outcome told to everyone."""
+"""The pipeline of a project: proposed, recruiting, scoped, active or paused, and completed or stopped, in public."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,10 +8,11 @@ from enum import StrEnum
 from sqlalchemy import ForeignKey, func, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from projects import people, record, text
+from projects import people, policies, record, rights, text
 from projects.db import Base, utcnow
 from projects.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
 from projects.people import Actor, Person
+from projects.rights import Act, Role
 
 
 class Stage(StrEnum):
@@ -21,7 +22,9 @@ class Stage(StrEnum):
     RECRUITING = "recruiting"
     SCOPED = "scoped"
     ACTIVE = "active"
+    PAUSED = "paused"
     COMPLETED = "completed"
+    STOPPED = "stopped"
 
 
 class Outcome(StrEnum):
@@ -32,17 +35,27 @@ class Outcome(StrEnum):
     ABANDONED = "abandoned"
 
 
+class ReleasePolicy(StrEnum):
+    """Whether checkpoints are public as they come, or stay private until a reviewer's decision."""
+
+    OPEN = "open"
+    HELD = "held"
+
+
+ENDED = frozenset({Stage.COMPLETED, Stage.STOPPED})
 TRANSITIONS: dict[Stage, frozenset[Stage]] = {
-    Stage.PROPOSED: frozenset({Stage.RECRUITING, Stage.SCOPED, Stage.COMPLETED}),
-    Stage.RECRUITING: frozenset({Stage.SCOPED, Stage.COMPLETED}),
-    Stage.SCOPED: frozenset({Stage.ACTIVE, Stage.COMPLETED}),
-    Stage.ACTIVE: frozenset({Stage.COMPLETED}),
-    Stage.COMPLETED: frozenset(),
+    Stage.PROPOSED: frozenset({Stage.RECRUITING, Stage.SCOPED, *ENDED}),
+    Stage.RECRUITING: frozenset({Stage.SCOPED, *ENDED}),
+    Stage.SCOPED: frozenset({Stage.ACTIVE, *ENDED}),
+    Stage.ACTIVE: frozenset({Stage.PAUSED, *ENDED}),
+    Stage.PAUSED: frozenset({Stage.ACTIVE, *ENDED}),
+    **dict.fromkeys(ENDED, frozenset()),
 }
+LICENCES = ("Apache-2.0", "MIT", "BSD-3-Clause", "CC0-1.0", "CC-BY-4.0", "CC-BY-SA-4.0", "CC-BY-NC-4.0")
 
 
 class Project(Base):
-    """A question that people work on together."""
+    """A question that people work on together. `stage_reason` is why it was paused or stopped."""
 
     __tablename__ = "projects"
 
@@ -53,23 +66,29 @@ class Project(Base):
     why: Mapped[str]
     needs: Mapped[str]
     stage: Mapped[str] = mapped_column(default=Stage.PROPOSED)
+    stage_reason: Mapped[str] = mapped_column(default="")
     lead_id: Mapped[int] = mapped_column(ForeignKey("people.id"))
     goal: Mapped[str] = mapped_column(default="")
     plan: Mapped[str] = mapped_column(default="")
     compute: Mapped[str] = mapped_column(default="")
     release: Mapped[str] = mapped_column(default="")
+    release_policy: Mapped[str] = mapped_column(default=ReleasePolicy.OPEN)
+    licence: Mapped[str] = mapped_column(default=LICENCES[0])
+    has_channel: Mapped[bool] = mapped_column(default=False)
+    hidden: Mapped[bool] = mapped_column(default=False)
     outcome: Mapped[str | None]
     learnt: Mapped[str] = mapped_column(default="")
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
 
 
 class Membership(Base):
-    """That a person works on a project."""
+    """That a person works on a project, or follows it. Its lead is a contributor whom the project names."""
 
     __tablename__ = "memberships"
 
     project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"), primary_key=True)
     person_id: Mapped[int] = mapped_column(ForeignKey("people.id"), primary_key=True)
+    role: Mapped[str] = mapped_column(default=Role.CONTRIBUTOR)
     joined_at: Mapped[datetime] = mapped_column(default=utcnow)
 
 
@@ -84,7 +103,7 @@ class Member:
 
 @dataclass(frozen=True)
 class ProjectView:
-    """A project as cards show it; `members` begin with the lead."""
+    """A project as cards show it; `members` are who works on it, the lead first, and followers are counted apart."""
 
     id: int
     title: str
@@ -99,6 +118,12 @@ class ProjectView:
     outcome: Outcome | None
     learnt: str
     members: tuple[Member, ...]
+    followers: int = 0
+    stage_reason: str = ""
+    release_policy: ReleasePolicy = ReleasePolicy.OPEN
+    licence: str = LICENCES[0]
+    has_channel: bool = False
+    hidden: bool = False
 
     @property
     def lead(self) -> Member:
@@ -134,18 +159,22 @@ def propose(session: Session, actor: Actor, request_id: str, *, title: str, ques
 
 
 def join(session: Session, actor: Actor, project_id: int, *, min_people: int) -> None:
-    """Add the actor to the project; a scoped project that has now enough people becomes active."""
-    project = _locked(session, project_id)
-    if project.stage == Stage.COMPLETED:
-        raise ConflictError(f"“{project.title}” is completed; nobody can join it any more.")
+    """Make the actor a contributor; a scoped project that has now enough people becomes active."""
+    project = locked(session, project_id)
+    if project.stage in ENDED:
+        raise ConflictError(f"“{project.title}” is {project.stage}; nobody can join it any more.")
     person = people.ensure(session, actor)
-    if session.get(Membership, (project_id, person.id)) is not None:
+    membership = session.get(Membership, (project_id, person.id))
+    if membership is None:
+        session.add(Membership(project_id=project_id, person_id=person.id))
+    elif membership.role == Role.FOLLOWER:
+        membership.role = Role.CONTRIBUTOR
+    else:
         raise ConflictError(f"You are already in “{project.title}”.")
-    session.add(Membership(project_id=project_id, person_id=person.id))
     session.flush()
     record.append(session, record.project_stream(project_id), "project.joined", by=person)
     if project.stage == Stage.PROPOSED:
-        _move(session, project, Stage.RECRUITING)
+        move(session, project, Stage.RECRUITING)
     _activate(session, project, min_people)
 
 
@@ -158,24 +187,63 @@ def scope(
     plan: str,
     compute: str,
     release: str,
+    release_policy: str = ReleasePolicy.OPEN,
+    licence: str = LICENCES[0],
     min_people: int,
 ) -> None:
-    """Say what the project will do; with enough people it becomes active and gets its channel."""
-    project = _locked(session, project_id)
-    lead = require_lead(session, actor, project)
+    """Say what the project will do and how it releases; with enough people it becomes active."""
+    project = locked(session, project_id)
+    lead = require(session, actor, project, Act.SCOPE)
+    if project.stage in ENDED:
+        raise ConflictError(f"“{project.title}” is {project.stage}; its scope stays as it is.")
     if Stage.SCOPED not in TRANSITIONS[Stage(project.stage)]:
         raise ConflictError(f"“{project.title}” is {project.stage}: its scope has been written already.")
+    if release_policy not in set(ReleasePolicy):
+        raise InvalidError(f"A project releases in one of these ways: {', '.join(ReleasePolicy)}.")
+    if licence not in LICENCES:
+        raise InvalidError(f"The licence of the models is one of: {', '.join(LICENCES)}.")
     said = {
         "goal": text.prose("The goal", goal, most=1000),
         "plan": text.prose("The plan", plan, most=1500),
         "compute": text.prose("The estimate of compute", compute, most=500),
         "release": text.prose("What will be released", release, most=500),
+        "release_policy": release_policy,
+        "licence": licence,
     }
     for field, value in said.items():
         setattr(project, field, value)
-    _move(session, project, Stage.SCOPED)
+    move(session, project, Stage.SCOPED)
     record.append(session, record.project_stream(project_id), "project.scoped", by=lead, **said)
     _activate(session, project, min_people)
+
+
+def pause(session: Session, actor: Actor, project_id: int, *, reason: str) -> None:
+    """Rest an active project: nothing more is launched in it until it is resumed."""
+    project = locked(session, project_id)
+    lead = require(session, actor, project, Act.PAUSE)
+    project.stage_reason = text.prose("The reason", reason, most=1000)
+    move(session, project, Stage.PAUSED)
+    record.append(session, record.project_stream(project_id), "project.paused", by=lead, why=project.stage_reason)
+
+
+def resume(session: Session, actor: Actor, project_id: int) -> None:
+    """Let a paused project go on."""
+    project = locked(session, project_id)
+    lead = require(session, actor, project, Act.RESUME)
+    if project.stage != Stage.PAUSED:
+        raise ConflictError(f"“{project.title}” is {project.stage}; only a paused project can be resumed.")
+    project.stage_reason = ""
+    move(session, project, Stage.ACTIVE)
+    record.append(session, record.project_stream(project_id), "project.resumed", by=lead)
+
+
+def stop(session: Session, actor: Actor, project_id: int, *, reason: str, moderator_role_id: int) -> None:
+    """End the project without an outcome, for a reason that its lead or a moderator gives."""
+    project = locked(session, project_id)
+    by = require(session, actor, project, Act.STOP, moderator_role_id=moderator_role_id)
+    project.stage_reason = text.prose("The reason", reason, most=1000)
+    move(session, project, Stage.STOPPED)
+    record.append(session, record.project_stream(project_id), "project.stopped", by=by, why=project.stage_reason)
 
 
 def complete(session: Session, actor: Actor, project_id: int, *, outcome: str, learnt: str) -> None:
@@ -183,17 +251,18 @@ def complete(session: Session, actor: Actor, project_id: int, *, outcome: str, l
 
     What has not become active can only be abandoned.
     """
-    project = _locked(session, project_id)
-    lead = require_lead(session, actor, project)
-    if project.stage == Stage.COMPLETED:
-        raise ConflictError(f"“{project.title}” is completed already.")
+    project = locked(session, project_id)
+    lead = require(session, actor, project, Act.COMPLETE)
+    if project.stage in ENDED:
+        raise ConflictError(f"“{project.title}” is {project.stage} already.")
     if outcome not in set(Outcome):
         raise InvalidError(f"The outcome is one of: {', '.join(Outcome)}.")
-    if project.stage != Stage.ACTIVE and outcome != Outcome.ABANDONED:
+    if project.stage not in {Stage.ACTIVE, Stage.PAUSED} and outcome != Outcome.ABANDONED:
         raise ConflictError(f"“{project.title}” is {project.stage}; only an active project can have a result.")
+    project.stage_reason = ""
     project.outcome = outcome
     project.learnt = text.prose("What was learnt", learnt, most=1500)
-    _move(session, project, Stage.COMPLETED)
+    move(session, project, Stage.COMPLETED)
     record.append(
         session,
         record.project_stream(project_id),
@@ -215,7 +284,7 @@ def load(session: Session, project_id: int) -> Project:
     return project
 
 
-def _locked(session: Session, project_id: int) -> Project:
+def locked(session: Session, project_id: int) -> Project:
     """The project's row, locked first of all, so that two changes of a project take turns and cannot deadlock."""
     load(session, project_id)
     return session.get_one(Project, project_id, with_for_update={"key_share": True}, populate_existing=True)
@@ -238,60 +307,111 @@ def view(session: Session, project_id: int) -> ProjectView:
         outcome=None if project.outcome is None else Outcome(project.outcome),
         learnt=project.learnt,
         members=_members(session, project),
+        followers=_count(session, project, Role.FOLLOWER),
+        stage_reason=project.stage_reason,
+        release_policy=ReleasePolicy(project.release_policy),
+        licence=project.licence,
+        has_channel=project.has_channel,
+        hidden=project.hidden,
     )
 
 
 def views(session: Session, *, limit: int = 25) -> Sequence[ProjectView]:
-    """The newest projects first."""
-    ids = session.scalars(select(Project.id).order_by(Project.id.desc()).limit(limit)).all()
-    return [view(session, project_id) for project_id in ids]
+    """The newest projects first, without those that a moderator has hidden."""
+    newest = select(Project.id).where(Project.hidden.is_(False)).order_by(Project.id.desc()).limit(limit)
+    return [view(session, project_id) for project_id in session.scalars(newest).all()]
+
+
+def may_compute(project: Project) -> bool:
+    """Whether the project may ask for GPU time and launch runs: from its proposal on, unless it is paused or ended."""
+    return project.stage not in {Stage.PAUSED, *ENDED}
+
+
+def is_held(project: Project) -> bool:
+    """Whether the project's checkpoints stay private for now."""
+    return project.release_policy == ReleasePolicy.HELD
+
+
+def works_on(session: Session, person: Person, project: Project) -> bool:
+    """Whether the person is the project's lead or a contributor; followers only read along."""
+    membership = session.get(Membership, (project.id, person.id))
+    return membership is not None and membership.role != Role.FOLLOWER
+
+
+def check(
+    session: Session,
+    actor: Actor,
+    project: Project,
+    act: Act,
+    *,
+    moderator_role_id: int = 0,
+    reviewer_role_id: int = 0,
+) -> None:
+    """Raise ForbiddenError unless the table of rights lets the actor do this. Only reads."""
+    roles = set[Role]()
+    person = people.find(session, actor)
+    if person is not None and (membership := session.get(Membership, (project.id, person.id))) is not None:
+        roles.add(Role.LEAD if person.id == project.lead_id else Role(membership.role))
+    if moderator_role_id in actor.role_ids:
+        roles.add(Role.MODERATOR)
+    if reviewer_role_id in actor.role_ids and roles.isdisjoint(rights.WORKING):
+        roles.add(Role.REVIEWER)
+    if roles.isdisjoint(rights.MAY[act]):
+        lead = session.get_one(Person, project.lead_id).name
+        raise ForbiddenError(rights.refusal(act, project=project.title, lead=lead))
+
+
+def require(session: Session, actor: Actor, project: Project, act: Act, **role_ids: int) -> Person:
+    """The actor's person where the table of rights lets them do this; raises ForbiddenError."""
+    check(session, actor, project, act, **role_ids)
+    return people.ensure(session, actor)
 
 
 def check_lead(session: Session, actor: Actor, project_id: int) -> None:
     """Raise ForbiddenError unless the actor leads the project. Only reads: a form may be opened on it."""
-    project = load(session, project_id)
-    require_lead(session, actor, project)
+    check(session, actor, load(session, project_id), Act.SCOPE)
 
 
 def require_lead(session: Session, actor: Actor, project: Project) -> Person:
-    """The actor's person where they lead the project; raises ForbiddenError."""
-    person = people.find(session, actor)
-    if person is None or person.id != project.lead_id:
-        lead = session.get_one(Person, project.lead_id)
-        raise ForbiddenError(f"Only the lead of “{project.title}”, {lead.name}, can do this.")
-    return person
+    """The actor's person where they may ask for compute for the project; raises ForbiddenError. Only reads."""
+    check(session, actor, project, Act.ASK_FOR_COMPUTE)
+    return session.get_one(Person, project.lead_id)
 
 
 def require_member(session: Session, actor: Actor, project: Project) -> Person:
-    """The actor's person where they are in the project; raises ForbiddenError."""
-    person = people.find(session, actor)
-    if person is None or session.get(Membership, (project.id, person.id)) is None:
-        raise ForbiddenError(f"Only members of “{project.title}” can do this; its Join button makes you one.")
-    return person
+    """The actor's person where they may launch runs of the project; raises ForbiddenError."""
+    return require(session, actor, project, Act.USE_COMPUTE)
 
 
 def _members(session: Session, project: Project) -> tuple[Member, ...]:
     rows = session.scalars(
         select(Person)
         .join(Membership, Membership.person_id == Person.id)
-        .where(Membership.project_id == project.id)
+        .where(Membership.project_id == project.id, Membership.role != Role.FOLLOWER)
         .order_by(Person.id != project.lead_id, Membership.joined_at)
     )
     return tuple(Member(row.discord_id, row.name, row.id == project.lead_id) for row in rows)
 
 
+def _count(session: Session, project: Project, role: Role) -> int:
+    return session.scalar(select(func.count()).where(Membership.project_id == project.id, Membership.role == role)) or 0
+
+
 def _activate(session: Session, project: Project, min_people: int) -> None:
-    """Make a scoped project with enough people active."""
+    """Make a scoped project with enough people active; by policy it has its channel from now on."""
     if project.stage != Stage.SCOPED:
         return
-    count = session.scalar(select(func.count()).where(Membership.project_id == project.id)) or 0
+    count = _count(session, project, Role.CONTRIBUTOR)
     if count < min_people:
         return
-    _move(session, project, Stage.ACTIVE)
-    record.append(session, record.project_stream(project.id), "project.activated", by=None, people=count)
+    opens = not project.has_channel and policies.current(session).channel_policy == "automatic"
+    project.has_channel |= opens
+    move(session, project, Stage.ACTIVE)
+    stream = record.project_stream(project.id)
+    record.append(session, stream, "project.activated", by=None, people=count, channel=opens)
 
 
-def _move(session: Session, project: Project, to: Stage) -> None:
+def move(session: Session, project: Project, to: Stage) -> None:
     """Take one of the table's transitions, guarded against another taken at the same moment."""
     if to not in TRANSITIONS[Stage(project.stage)]:
         raise ConflictError(f"“{project.title}” is {project.stage} and cannot become {to}.")

@@ -25,7 +25,7 @@ LIBRARIES: dict[Device, int] = {"cuda": 64 << 20, "cpu": 48 << 20}
 """Whatever the model: cuBLAS's workspace; threads, oneDNN's kernels and what is imported at the first step."""
 HOLES: dict[Device, float] = {"cuda": 0.05, "cpu": 0.2}
 """Of the activations, what the allocator holds free between those that come and go. Measured on the CPU."""
-COPIES = (2, 2, 2, 3)
+COPIES = (0, 2, 2, 3)
 """By ZeRO stage, how many times over DeepSpeed has a rank's parameters in fp32 while it flattens, gathers and reduces
 them. Measured on the CPU, where freed memory stays with the process."""
 

@@ -5,7 +5,8 @@ from datetime import timedelta
 from itertools import count
 from pathlib import Path
 
-from broker import allocations, attempts, ledger, pools, runs
+from broker import allocations, attempts, control, launching, ledger, pools, reviews, runs
+from broker.allocations import AllocationState
 from broker.attempts import Attempt, Ending, Process, Progress
 from broker.ledger import Account, Movement
 from broker.runs import Run, RunView
@@ -40,7 +41,7 @@ def in_days(days: int) -> str:
 
 def settings(home: Path, **values: object) -> Settings:
     """Settings that no environment has a say in."""
-    return Settings(_env_file=None, home=home, **values)
+    return Settings(_env_file=None, **({"home": home, "disk_floor_gib": 0} | values))
 
 
 @dataclass
@@ -78,28 +79,38 @@ class Lab:
     def approve(self, allocation: int, hours: str = "1", reviewer: Actor = ROSA, reason: str = "Fine.") -> None:
         """A reviewer's consent."""
         with self.db.write() as session:
-            allocations.approve(session, reviewer, allocation, hours=hours, reason=reason, reviewer_role_id=REVIEWERS)
+            reviews.approve(session, reviewer, allocation, hours=hours, reason=reason, reviewer_role_id=REVIEWERS)
 
     def decline(self, allocation: int, reviewer: Actor = ROSA, reason: str = "Not yet.") -> None:
         """A reviewer's refusal."""
         with self.db.write() as session:
-            allocations.decline(session, reviewer, allocation, reason=reason, reviewer_role_id=REVIEWERS)
+            reviews.decline(session, reviewer, allocation, reason=reason, reviewer_role_id=REVIEWERS)
 
     def allocation(self, project: int, hours: str = "1", lead: Actor = ADA) -> int:
-        """An approved allocation."""
+        """An approved allocation, by policy or by as many reviewers as it takes."""
         allocation = self.request(project, lead, hours=hours)
-        self.approve(allocation, hours)
+        self.consent(allocation, hours)
         return allocation
+
+    def consent(self, allocation: int, hours: str) -> None:
+        """The approvals that a request still needs."""
+        for reviewer in (ROSA, EMMY):
+            with self.db.read() as session:
+                state = allocations.load(session, allocation).state
+            if state == AllocationState.REQUESTED:
+                self.approve(allocation, hours, reviewer)
 
     def launch(self, project: int, actor: Actor = ADA, **changes: object) -> int:
         """A queued run of ten minutes on one GPU."""
         return self.receipt(project, actor, **changes).run_id
 
-    def receipt(self, project: int, actor: Actor = ADA, request: str | None = None, **changes: object) -> runs.Receipt:
+    def receipt(
+        self, project: int, actor: Actor = ADA, request: str | None = None, **changes: object
+    ) -> launching.Receipt:
         """What a launch answers."""
         asked: dict[str, object] = {"recipe": "demo", "time_limit": "10m", "gpus": 1} | changes
         with self.db.write() as session:
-            return runs.launch(session, actor, request or request_id(), project_id=project, **asked)  # type: ignore[arg-type]
+            return launching.launch(session, actor, request or request_id(), project_id=project, **asked)  # type: ignore[arg-type]
 
     def admit(self, run: int, *devices: int) -> int:
         """Its token, from a scheduler."""
@@ -122,7 +133,7 @@ class Lab:
     def renew(self, run: int, token: int, elapsed: float, progress: Progress = NOTHING, *, lease: float = 60) -> bool:
         """Whether the run is asked to stop."""
         with self.db.write() as session:
-            return attempts.renew(session, run, token, elapsed, progress, lease_seconds=lease)
+            return attempts.renew(session, run, token, elapsed, progress, lease_seconds=lease).stop
 
     def settle(self, run: int, token: int, elapsed: float, ending: Ending, *, most: int = 3) -> None:
         """The trainer has ended."""
@@ -139,7 +150,27 @@ class Lab:
     def cancel(self, run: int, actor: Actor = ADA) -> None:
         """A member asks for the end of a run."""
         with self.db.write() as session:
-            runs.cancel(session, actor, run)
+            control.cancel(session, actor, run)
+
+    def pause(self, run: int, actor: Actor = ADA) -> None:
+        """A member takes a run from its GPUs for a while."""
+        with self.db.write() as session:
+            control.pause(session, actor, run)
+
+    def resume(self, run: int, **changes: object) -> launching.Receipt:
+        """A member lets it go on."""
+        with self.db.write() as session:
+            return control.resume(session, ADA, run, **changes)  # type: ignore[arg-type]
+
+    def extend(self, run: int, time: str) -> launching.Receipt:
+        """A member gives it more time."""
+        with self.db.write() as session:
+            return control.extend(session, ADA, run, time)
+
+    def top_up(self, allocation: int, seconds: int) -> None:
+        """More GPU-seconds for an allocation."""
+        with self.db.write() as session:
+            ledger.top_up(session, allocation, seconds)
 
     def run(self, run: int) -> RunView:
         """The run as cards show it."""
@@ -156,8 +187,8 @@ class Lab:
         with self.db.read() as session:
             account = ledger.account(session, allocation)
             sums = ledger.totals(session, allocation_id=allocation)
-        assert account.granted == sums[Movement.GRANT]
-        assert account.spent == sums[Movement.CHARGE]
+        assert account.granted == sums[Movement.GRANT] + sums[Movement.ADJUST]
+        assert account.spent == sums[Movement.CHARGE] - sums[Movement.REFUND]
         assert account.reserved == sums[Movement.RESERVE] - sums[Movement.CHARGE] - sums[Movement.RELEASE]
         assert min(account.granted, account.reserved, account.spent, account.left) >= 0
         return account
@@ -169,7 +200,10 @@ class Lab:
 
     def everything(self) -> object:
         """What must be the same after a refusal: the record's heads, all balances, runs, attempts and allocations."""
-        tables = ("streams", "balances", "ledger", "runs", "attempts", "allocations", "grants", "people", "points")
+        tables = (
+            *("streams", "balances", "ledger", "runs", "attempts", "allocations", "grants", "people", "points"),
+            *("grant_ledger", "allocation_changes", "allocation_warnings"),
+        )
         with self.db.read() as session:
             connection = session.connection()
             return [connection.exec_driver_sql(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall() for table in tables]

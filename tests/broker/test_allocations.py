@@ -47,9 +47,9 @@ def view(lab: Lab, allocation: int) -> AllocationView:
         return allocations.view(session, allocation)
 
 
-def available(lab: Lab) -> int:
+def available(lab: Lab, pool: str = POOL) -> int:
     with lab.db.read() as session:
-        return pools.available(session, pools.named(session, POOL).id)
+        return pools.available(session, pools.named(session, pool).id)
 
 
 @pytest.mark.parametrize(
@@ -227,13 +227,14 @@ def test_of_reviewers_at_the_same_moment_one_wins(lab: Lab) -> None:
 
 def test_a_grant_is_drawn_empty_and_not_further(lab: Lab) -> None:
     project = lab.project()
-    large, small, last = (lab.request(project, hours=hours) for hours in ("999", "2", "1"))
-    lab.approve(large, hours="999")
+    large, small, last = (lab.request(project, hours=hours) for hours in ("998", "3", "1.5"))
+    lab.consent(large, "998")
     before = lab.everything()
-    with pytest.raises(ConflictError, match="No grant of this pool holds 2 GPU-hours any more; 1 are left"):
-        lab.approve(small, hours="2")
+    with pytest.raises(ConflictError, match="No grant of this pool holds 3 GPU-hours any more; 2 are left"):
+        lab.approve(small, hours="3")
     assert lab.everything() == before
-    lab.approve(last, hours="1")
+    lab.approve(last, hours="1.5")
+    lab.approve(small, hours="0.5")
     assert available(lab) == 0
     with pytest.raises(InvalidError, match="have 0 GPU-hours left"):
         lab.request(project, hours="0.001")
@@ -241,18 +242,19 @@ def test_a_grant_is_drawn_empty_and_not_further(lab: Lab) -> None:
 
 def test_many_approvals_at_once_do_not_overdraw_a_grant(lab: Lab) -> None:
     project = lab.project()
-    asked = [lab.request(project, hours="300") for _ in range(6)]
+    lab.pool("narrow", granted=310 * HOUR)
+    asked = [lab.request(project, hours="100", pool="narrow") for _ in range(6)]
 
     def approve(allocation: int) -> bool:
         try:
-            lab.approve(allocation, hours="300")
+            lab.approve(allocation, hours="100")
         except ConflictError:
             return False
         return True
 
     with ThreadPoolExecutor(6) as pool:
         assert sum(pool.map(approve, asked)) == 3
-    assert available(lab) == 100 * HOUR
+    assert available(lab, "narrow") == 10 * HOUR
 
 
 def test_the_grant_that_ends_first_is_drawn_first_and_an_ended_one_not_at_all(lab: Lab) -> None:
@@ -265,8 +267,7 @@ def test_the_grant_that_ends_first_is_drawn_first_and_an_ended_one_not_at_all(la
         session.execute(text("UPDATE grants SET until = :day WHERE id = :id"), {"day": yesterday, "id": over})
     sponsors = []
     for _ in range(2):
-        allocation = lab.request(project, hours="1")
-        lab.approve(allocation, hours="1")
+        allocation = lab.allocation(project, hours="1")
         sponsors.append(view(lab, allocation).sponsor)
     assert sponsors == ["The well-wisher", "The house"]
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.trainer.conftest import run_trainer, write_config
-from trainer import checkpoint
+from trainer import files
 from trainer.spikes import Spikes
 
 
@@ -102,7 +102,7 @@ def test_non_finite_loss_fails_and_names_the_step(finished: Path, tmp_path: Path
     weights["embed_out.weight"][0, 0] = torch.nan
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     how = json.loads((broken / "how.json").read_text())
-    how["files"]["model.safetensors"] = checkpoint.digest(broken / "model.safetensors")
+    how["files"]["model.safetensors"] = files.digest(broken / "model.safetensors")
     (broken / "how.json").write_text(json.dumps(how))
     config = write_config(tmp_path / "tiny.yml")
     result = run_trainer("train", config, "--out", tmp_path / "out", "--resume", broken)

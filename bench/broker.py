@@ -1,0 +1,201 @@
+"""How long the scheduler thinks, by the length of its queue: `make bench-broker`.
+
+A round loads the queue's state from the database and plans on it; both are timed, apart and together, and the commits
+that follow are not. The last line is one JSON object of values and goals; the status is 1 where a goal is missed.
+"""
+
+import random
+import statistics
+import tempfile
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import insert, select
+from sqlalchemy.orm import Session
+
+from bench.goals import Goal, as_json
+from broker import planning, snapshot
+from broker.allocations import Allocation, AllocationState
+from broker.attempts import Attempt, AttemptState
+from broker.ledger import Balance, LedgerRow, Movement
+from broker.pools import Pool
+from broker.runs import Run, RunState
+from broker.usage import FairUsage
+from projects.db import Database, utcnow
+from projects.people import Person
+from projects.pipeline import Project, Stage
+
+POOLS = 16
+GPUS = 64
+PROJECTS = 200
+ENDED_A_PROJECT = 25
+GANG = 8
+GANGS = [1, 1, 2, 4, GANG, 16, 32, GPUS]
+HOUR = 3600
+HOURS = 10**12
+LIMITS = [HOUR // 4, HOUR // 2, HOUR, 2 * HOUR, 3 * HOUR, 6 * HOUR, 12 * HOUR, 24 * HOUR, 72 * HOUR]
+MOST_SECONDS = 0.020
+
+Row = dict[str, Any]
+
+
+class Times(NamedTuple):
+    """Seconds of one round, those of them by the processor's clock, and the runs it would have started."""
+
+    load: float
+    plan: float
+    cpu: float
+    starts: int
+
+    @property
+    def both(self) -> float:
+        return self.load + self.plan
+
+
+def main(
+    sizes: Annotated[str, typer.Option(help="Lengths of the queue, with commas.")] = "100,1000,3000,10000",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds at each length.")] = 31,
+    database: Annotated[str, typer.Option(help="URL of an empty database; SQLite in a file without it.")] = "",
+) -> None:
+    """Time rounds of the scheduler at each length of the queue, and hold that of 1,000 against its goal."""
+    goals: list[Goal] = []
+    table = Table("queued runs", "load", "plan", "both", "processor", "slowest", "a run", "start")
+    with tempfile.TemporaryDirectory() as folder:
+        db = Database(database or f"sqlite:///{Path(folder) / 'stoa.db'}")
+        db.migrate()
+        with db.write() as session:
+            furnish(session)
+        for size in map(int, sizes.split(",")):
+            with db.write() as session:
+                queue_up(session, size)
+            once(db)
+            times = [once(db) for _ in range(rounds)]
+            medians = {
+                what: statistics.median(getattr(one, what) for one in times) for what in ("load", "plan", "both", "cpu")
+            }
+            shown = [f"{1000 * seconds:.1f} ms" for seconds in (*medians.values(), max(one.both for one in times))]
+            table.add_row(f"{size:,}", *shown, f"{1e6 * medians['both'] / size:.0f} µs", str(times[0].starts))
+            most = MOST_SECONDS if size == 1000 else None
+            goals.append(Goal(f"{size}: seconds to load", medians["load"]))
+            goals.append(Goal(f"{size}: seconds to plan", medians["plan"], most=most))
+            goals.append(Goal(f"{size}: seconds to load and plan", medians["both"], most=most))
+            goals.append(Goal(f"{size}: seconds of the processor", medians["cpu"]))
+        db.close()
+    Console().print(table)
+    print(as_json(goals))
+    raise typer.Exit(any(goal.missed for goal in goals))
+
+
+def once(db: Database) -> Times:
+    """One round's thinking."""
+    with db.read() as session:
+        began, cpu = time.perf_counter(), time.process_time()
+        state = snapshot.load(session)
+        loaded = time.perf_counter()
+        decided = planning.plan(state)
+        planned, used = time.perf_counter(), time.process_time() - cpu
+    return Times(loaded - began, planned - loaded, used, len(decided.starts))
+
+
+def furnish(session: Session) -> None:
+    """Pools three quarters in use, projects with an allocation on every pool, and a history that fair-share reads.
+
+    Each run of the last weeks was admitted, charged ten times and given back in part, and is part of the sums of use.
+    """
+    chance, now = random.Random(7), utcnow()
+    people = [{"id": one, "discord_id": str(one), "name": f"P{one}"} for one in range(1, 2 * PROJECTS + 1)]
+    session.execute(insert(Person), people)
+    session.execute(
+        insert(Pool), [{"id": one, "name": f"pool-{one}", "gpu_type": "H200", "gpus": GPUS} for one in pools()]
+    )
+    about = dict.fromkeys(("question", "why", "needs", "goal", "plan", "compute", "release", "learnt"), "")
+    projects = [
+        {"id": one, "request_id": str(one), "title": f"Project {one}", "stage": Stage.ACTIVE, "lead_id": one} | about
+        for one in range(1, PROJECTS + 1)
+    ]
+    session.execute(insert(Project), projects)
+    allocations = [allocation(project, pool) for project in range(1, PROJECTS + 1) for pool in pools()]
+    session.execute(insert(Allocation), allocations)
+    balances = [{"allocation_id": row["id"], "granted": HOURS, "reserved": 0, "spent": 0} for row in allocations]
+    session.execute(insert(Balance), balances)
+    used = {"seconds": 1e6, "at": now - timedelta(days=1)}
+    session.execute(insert(FairUsage), [used | {"project_id": one} for one in range(1, PROJECTS + 1)])
+    runs, attempts, ledger = list[Row](), list[Row](), list[Row]()
+    ended = PROJECTS * ENDED_A_PROJECT
+    for number in range(1, ended + POOLS * GPUS * 3 // 4 // GANG + 1):
+        over = number <= ended
+        pool = 1 + number % POOLS
+        run = new_run(chance, number, RunState.FINISHED if over else RunState.RUNNING, GANG, pool=pool)
+        at = now - timedelta(days=chance.uniform(1, 60)) if over else now - timedelta(minutes=chance.uniform(1, 14))
+        cost = GANG * chance.choice(LIMITS)
+        first = number // POOLS * GANG % GPUS
+        attempt: Row = {"run_id": number, "token": 1}
+        moved = attempt | {"allocation_id": run["allocation_id"], "at": at}
+        ledger.append(moved | {"movement": Movement.RESERVE, "seconds": cost, "period": 0})
+        charge = moved | {"movement": Movement.CHARGE, "seconds": cost // 20}
+        ledger += [charge | {"period": period} for period in range(1, 11)]
+        if over:
+            ledger.append(moved | {"movement": Movement.RELEASE, "seconds": cost // 2, "period": 0})
+        state = AttemptState.ENDED if over else AttemptState.RUNNING
+        devices = ",".join(map(str, range(first, first + GANG)))
+        attempt |= {"state": state, "counted": over, "reserved": cost, "charged": cost // 2, "reason": ""}
+        attempts.append(attempt | {"pool_id": pool, "devices": devices})
+        runs.append(run)
+    for table, rows in ((Run, runs), (Attempt, attempts), (LedgerRow, ledger)):
+        session.execute(insert(table), rows)
+
+
+def queue_up(session: Session, size: int) -> None:
+    """Lengthen the queue to `size` runs, of every project and for every pool."""
+    chance = random.Random(size)
+    queued = len(session.scalars(select(Run.id).where(Run.state == RunState.QUEUED)).all())
+    newest = max(session.scalars(select(Run.id)))
+    rows = [
+        new_run(chance, number, RunState.QUEUED, chance.choice(GANGS), pool=chance.randint(1, POOLS))
+        for number in range(newest + 1, newest + 1 + size - queued)
+    ]
+    session.execute(insert(Run), rows)
+
+
+def new_run(chance: random.Random, number: int, state: RunState, gpus: int, *, pool: int) -> Row:
+    """A run's row, of any project."""
+    project = chance.randint(1, PROJECTS)
+    about = dict.fromkeys(("reason", "config", "sample"), "")
+    return about | {
+        "id": number,
+        "request_id": str(number),
+        "project_id": project,
+        "allocation_id": (project - 1) * POOLS + pool,
+        "pool_id": pool,
+        "requested_by": 2 * project - chance.randint(0, 1),
+        "recipe": "demo",
+        "overrides": {},
+        "total_steps": 1,
+        "gpus": gpus,
+        "time_limit": chance.choice(LIMITS),
+        "state": state,
+        "token": 0 if state == RunState.QUEUED else 1,
+        "queued_at": utcnow() - timedelta(seconds=chance.uniform(0, 86_400)),
+    }
+
+
+def allocation(project: int, pool: int) -> Row:
+    """More hours than all its runs may cost."""
+    number = (project - 1) * POOLS + pool
+    about = {"id": number, "request_id": str(number), "project_id": project, "pool_id": pool, "requested_by": project}
+    until = utcnow() + timedelta(days=30)
+    return about | {"seconds": HOURS, "until": until, "justification": "", "state": AllocationState.APPROVED}
+
+
+def pools() -> range:
+    """The pools' ids."""
+    return range(1, POOLS + 1)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,148 @@
+"""Tending: what time does to allocations. Ends, exhaustion, deadlines of second halves, and warnings before them.
+
+Each allocation is tended in a transaction of its own, on its locked row; two schedulers at once do nothing twice.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Set
+from contextlib import suppress
+from datetime import datetime, timedelta
+
+from sqlalchemy import ForeignKey, select
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from broker import allocations, ledger, reviews
+from broker.allocations import LIVE, Allocation, AllocationState
+from broker.ledger import Balance
+from projects.db import Base, Database, utcnow
+from projects.errors import ConflictError
+
+DAYS = (30, 14, 7)
+PERCENTS = (80, 95)
+
+Mark = tuple[str, str]
+
+
+class AllocationWarning(Base):
+    """That a mark has been passed: so many days before which end (`about`), or so much of how many GPU-seconds."""
+
+    __tablename__ = "allocation_warnings"
+
+    allocation_id: Mapped[int] = mapped_column(ForeignKey("allocations.id"), primary_key=True)
+    mark: Mapped[str] = mapped_column(primary_key=True)
+    about: Mapped[str] = mapped_column(primary_key=True)
+    at: Mapped[datetime] = mapped_column(default=utcnow)
+
+
+def tend(db: Database, now: datetime) -> None:
+    """Tend every allocation on which something is due at `now`."""
+    with db.read() as session:
+        waiting = due(session, now)
+    for allocation_id in waiting:
+        with suppress(ConflictError), db.write() as session:
+            tend_one(session, allocation_id, now)
+
+
+def due(session: Session, now: datetime) -> list[int]:
+    """The allocations on which something is to be done; only reads."""
+    warned: defaultdict[int, set[Mark]] = defaultdict(set)
+    live = Allocation.state.in_(LIVE)
+    marks = select(AllocationWarning).join(Allocation, Allocation.id == AllocationWarning.allocation_id).where(live)
+    for row in session.scalars(marks):
+        warned[row.allocation_id].add((row.mark, row.about))
+    left_over = Balance.granted - Balance.reserved - Balance.spent > 0
+    rows = session.execute(
+        select(Allocation, Balance)
+        .join(Balance, Balance.allocation_id == Allocation.id)
+        .where(live | left_over)
+        .order_by(Allocation.id)
+    )
+    return [
+        allocation.id
+        for allocation, balance in rows
+        if _is_due(allocation, balance, now) or _passed(allocation, balance, now) - warned[allocation.id]
+    ]
+
+
+def tend_one(session: Session, allocation_id: int, now: datetime) -> None:
+    """Do what is due on one allocation, with an entry of the record for each thing done."""
+    allocation = allocations.lock(session, allocation_id)
+    if allocation.state not in LIVE:
+        _collect(session, allocation)
+        return
+    if allocation.until <= now:
+        returned = allocations.close(session, allocation, AllocationState.EXPIRED)
+        allocations.tell(session, allocation, "allocation.expired", returned=returned)
+        return
+    if allocation.half_until is not None and allocation.half_until <= now:
+        allocation.half_until = None
+        returned = ledger.lapse_half(session, allocation_id)
+        allocations.tell(session, allocation, "allocation.half_returned", returned=returned)
+    account = ledger.account(session, allocation_id)
+    if allocation.state == AllocationState.EXHAUSTED and account.left:
+        reviews.reopen(session, allocation)
+        allocations.tell(session, allocation, "allocation.reopened", left=account.left)
+    elif allocation.state == AllocationState.APPROVED and not account.left and not account.reserved:
+        allocations.move(session, allocation, AllocationState.EXHAUSTED)
+        allocations.tell(session, allocation, "allocation.exhausted", spent=account.spent)
+    _warn(session, allocation, now)
+
+
+def _collect(session: Session, allocation: Allocation) -> None:
+    """Return to the grant what runs or refunds have given back to an allocation that has ended."""
+    returned = ledger.give_back(session, allocation.id, f"it is {allocation.state}")
+    if returned:
+        allocations.tell(session, allocation, "allocation.returned", returned=returned)
+
+
+def _warn(session: Session, allocation: Allocation, now: datetime) -> None:
+    """Of the marks passed since the last look, tell the nearest of each kind, and none of them ever again."""
+    balance = session.get_one(Balance, allocation.id, populate_existing=True)
+    known = session.execute(
+        select(AllocationWarning.mark, AllocationWarning.about).where(AllocationWarning.allocation_id == allocation.id)
+    )
+    fresh = _passed(allocation, balance, now) - {(mark, about) for mark, about in known}
+    for mark, about in sorted(fresh):
+        session.add(AllocationWarning(allocation_id=allocation.id, mark=mark, about=about))
+    session.flush()
+    told = {mark for mark, _ in fresh}
+    days = next((days for days in sorted(DAYS) if f"{days}d" in told), None)
+    percent = next((percent for percent in sorted(PERCENTS, reverse=True) if f"{percent}%" in told), None)
+    if days is not None:
+        ends = allocation.until.date().isoformat()
+        allocations.tell(session, allocation, "allocation.warning", days=days, ends=ends)
+    if percent is not None:
+        left = ledger.account(session, allocation.id).left
+        allocations.tell(session, allocation, "allocation.warning", percent=percent, left=left)
+
+
+def _is_due(allocation: Allocation, balance: Balance, now: datetime) -> bool:
+    """Whether the allocation's state no longer fits its time and its balance."""
+    left = balance.granted - balance.reserved - balance.spent
+    if allocation.state not in LIVE:
+        return left > 0
+    if allocation.until <= now or (allocation.half_until is not None and allocation.half_until <= now):
+        return True
+    exhausted = allocation.state == AllocationState.EXHAUSTED
+    return bool(left) if exhausted else left == 0 and balance.reserved == 0
+
+
+def _passed(allocation: Allocation, balance: Balance, now: datetime) -> Set[Mark]:
+    """The marks that the allocation has passed; one that was shorter than a mark from its start never passes it."""
+    if allocation.state != AllocationState.APPROVED:
+        return frozenset()
+    return frozenset(_of_time(allocation, now)) | frozenset(_of_hours(balance))
+
+
+def _of_time(allocation: Allocation, now: datetime) -> Iterable[Mark]:
+    since = allocation.decided_at or allocation.created_at
+    for days in DAYS:
+        at = allocation.until - timedelta(days=days)
+        if since < at <= now:
+            yield f"{days}d", allocation.until.isoformat()
+
+
+def _of_hours(balance: Balance) -> Iterable[Mark]:
+    for percent in PERCENTS:
+        if 100 * balance.spent >= percent * balance.granted > 0:
+            yield f"{percent}%", str(balance.granted)

@@ -1,0 +1,155 @@
+"""Why a run waits: the one reason, its place, what its priority is made of, and when it is expected to start.
+
+Told from the same plan of the same state that the scheduler decides by.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from broker import disk, fairshare, planning, pools, runs, snapshot
+from broker.allocations import in_hours
+from broker.fairshare import Standing
+from broker.planning import Hold, Limits, Placed, Plan, QueueState
+from broker.pools import Launcher, Pool
+from broker.runs import Run, RunState
+from projects.pipeline import Project
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What decides a run's place: its project's standing by fair-share, then its age in seconds."""
+
+    project: Standing
+    age: float
+
+
+@dataclass(frozen=True)
+class Why:
+    """Why a run is where it is. `place`, of `length`, and `factors` are None but for a queued run.
+
+    `expected` is when it starts at the latest if nothing comes before it; None where nobody can say.
+    """
+
+    run_id: int
+    project: str
+    pool: str
+    gpus: int
+    state: RunState
+    reason: str
+    place: int | None
+    length: int
+    factors: Factors | None
+    expected: datetime | None
+
+
+def why(session: Session, run_id: int, limits: Limits | None = None) -> Why:
+    """Why the run waits, or that it does not; raises NotFoundError."""
+    run = runs.load(session, run_id)
+    refusal = ""
+    if run.state == RunState.QUEUED:
+        told = _Told(session, snapshot.load(session, limits))
+        for placed in told.plan.queues[run.pool_id]:
+            if placed.run.id == run_id:
+                return told.of(placed)
+        refusal = told.plan.refusals[run_id]
+    pool = session.get_one(Pool, run.pool_id)
+    return Why(
+        run_id=run.id,
+        project=session.get_one(Project, run.project_id).title,
+        pool=pool.name,
+        gpus=run.gpus,
+        state=RunState(run.state),
+        reason=f"It cannot start: {refusal}." if refusal else _not_queued(run, pool),
+        place=None,
+        length=0,
+        factors=None,
+        expected=run.started_at,
+    )
+
+
+def queue(session: Session, pool: str | None = None, *, limit: int = 25, limits: Limits | None = None) -> list[Why]:
+    """The first of each pool's queue, or of one pool's, in order; raises NotFoundError."""
+    only = None if pool is None else pools.named(session, pool).id
+    told = _Told(session, snapshot.load(session, limits))
+    return [
+        told.of(placed)
+        for pool_id, placed_in in told.plan.queues.items()
+        if only in (None, pool_id)
+        for placed in placed_in[:limit]
+    ]
+
+
+class _Told:
+    """A plan in words."""
+
+    def __init__(self, session: Session, state: QueueState) -> None:
+        self.state = state
+        self.low = disk.said_low(session)
+        self.plan: Plan = planning.plan(state)
+        self.pools = {pool.id: pool for pool in state.pools}
+        waiting = {run.project_id for run in state.waiting}
+        shares = {project_id: state.shares.get(project_id, 1.0) for project_id in waiting | set(state.usage)}
+        self.standings = fairshare.standings(state.usage, shares)
+        projects = session.scalars(select(Project).where(Project.id.in_(waiting)))
+        self.titles = {project.id: project.title for project in projects}
+
+    def of(self, placed: Placed) -> Why:
+        run = placed.run
+        pool = self.pools[run.pool_id]
+        return Why(
+            run_id=run.id,
+            project=self.titles[run.project_id],
+            pool=pool.name,
+            gpus=run.gpus,
+            state=RunState.QUEUED,
+            reason=self._reason(placed),
+            place=placed.place,
+            length=len(self.plan.queues[run.pool_id]),
+            factors=Factors(self.standings[run.project_id], (self.state.now - run.queued_at).total_seconds()),
+            # When Slurm starts what Stoa has submitted, Stoa does not know.
+            expected=None if pool.slurm or self.low else self.plan.expected(placed, self.state.now),
+        )
+
+    def _reason(self, placed: Placed) -> str:
+        run, pool = placed.run, self.pools[placed.run.pool_id]
+        limits = self.state.limits
+        match placed.hold:
+            case None if self.low:
+                return "The disk is nearly full: no run starts until there is room."
+            case None:
+                return "It starts at the scheduler's next round."
+            case Hold.HOURS:
+                return (
+                    f"Its allocation's other runs hold the hours: it may cost {in_hours(run.cost)} GPU-hours, and "
+                    f"{in_hours(placed.free)} are not promised to them."
+                )
+            case Hold.EARLIER_ATTEMPT:
+                return f"Not before {run.not_before:%F %T} UTC: an earlier attempt of it may still be stopping."
+            case Hold.PROJECT_LIMIT:
+                return f"Its project has as many runs under way as it may at once: {limits.most_running_a_project}."
+            case Hold.PERSON_LIMIT:
+                return f"Who launched it has as many runs under way as one may at once: {limits.most_running_a_person}."
+            case Hold.GPUS if pool.slurm:
+                return f"Stoa keeps at most {limits.most_submitted} jobs submitted to Slurm on “{pool.name}”, and has."
+            case Hold.GPUS:
+                return f"It waits for GPUs: {run.gpus} needed, {max(0, placed.free)} free on “{pool.name}”."
+            case Hold.BEHIND:
+                ahead = planning.blocker(self.state, self.plan, placed)
+                return f"It is behind run {ahead}, which would start later if this one started now."
+
+
+def _not_queued(run: Run, pool: Pool) -> str:
+    reason = run.reason.rstrip(".")
+    match run.state:
+        case RunState.STARTING if pool.launcher == Launcher.SLURM:
+            return f"Slurm decides when it starts: {reason or 'it has not said what it waits for'}."
+        case RunState.STARTING:
+            return "It has its GPUs and is starting."
+        case RunState.RUNNING:
+            return "It is running."
+        case RunState.STOPPING:
+            return "It is stopping."
+    return f"It is {run.state} and waits for nothing{reason and f': {reason}'}."

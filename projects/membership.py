@@ -1,0 +1,119 @@
+"""The people of a project: who follows it, who leaves it, and how its lead is handed over.
+
+Joining is in `projects.pipeline`, since it moves the project.
+"""
+
+from datetime import datetime
+
+from sqlalchemy import ForeignKey, delete, select
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from projects import people, pipeline, record, text
+from projects.db import Base, utcnow
+from projects.errors import ConflictError, ForbiddenError, NotFoundError
+from projects.people import Actor, Person
+from projects.pipeline import Membership, Project
+from projects.rights import Act, Role
+
+
+class LeadOffer(Base):
+    """That the lead of a project offers it to one of its contributors; at most one offer is open."""
+
+    __tablename__ = "lead_offers"
+
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"), primary_key=True)
+    person_id: Mapped[int] = mapped_column(ForeignKey("people.id"))
+    offered_at: Mapped[datetime] = mapped_column(default=utcnow)
+
+
+def follow(session: Session, actor: Actor, project_id: int) -> None:
+    """Let the actor read along, without a say in the project and without being counted."""
+    project = pipeline.locked(session, project_id)
+    if project.stage in pipeline.ENDED:
+        raise ConflictError(f"“{project.title}” is {project.stage}; there is nothing more to follow.")
+    person = people.ensure(session, actor)
+    membership = session.get(Membership, (project_id, person.id))
+    if membership is not None:
+        how = "follow" if membership.role == Role.FOLLOWER else "are in"
+        raise ConflictError(f"You {how} “{project.title}” already.")
+    session.add(Membership(project_id=project_id, person_id=person.id, role=Role.FOLLOWER))
+    record.append(session, record.project_stream(project_id), "project.followed", by=person)
+
+
+def leave(session: Session, actor: Actor, project_id: int) -> None:
+    """End the actor's part in the project; who worked on a project that has ended stays named in it."""
+    project = pipeline.locked(session, project_id)
+    person = people.find(session, actor)
+    membership = None if person is None else session.get(Membership, (project_id, person.id))
+    if person is None or membership is None:
+        raise ConflictError(f"You are not in “{project.title}”.")
+    if person.id == project.lead_id:
+        raise ConflictError(f"You lead “{project.title}”: hand the lead over before you leave.")
+    if project.stage in pipeline.ENDED and membership.role != Role.FOLLOWER:
+        raise ConflictError(f"“{project.title}” is {project.stage}; who worked on it stays named in it.")
+    role = membership.role
+    session.delete(membership)
+    session.execute(delete(LeadOffer).where(LeadOffer.project_id == project_id, LeadOffer.person_id == person.id))
+    record.append(session, record.project_stream(project_id), "project.left", by=person, role=role)
+
+
+def offer_lead(session: Session, actor: Actor, project_id: int, *, to: str, reason: str) -> None:
+    """Offer the lead to the contributor with the Discord id `to`; it takes the place of an earlier offer."""
+    project = _open(session, project_id)
+    lead = pipeline.require(session, actor, project, Act.HAND_OVER)
+    because = text.prose("The reason", reason, most=1000)
+    heir = session.scalars(select(Person).where(Person.discord_id == to)).one_or_none()
+    if heir is None or not pipeline.works_on(session, heir, project):
+        raise NotFoundError(f"The lead can only be offered to a contributor of “{project.title}”.")
+    if heir.id == lead.id:
+        raise ConflictError(f"You lead “{project.title}” already.")
+    session.merge(LeadOffer(project_id=project_id, person_id=heir.id, offered_at=utcnow()))
+    session.flush()
+    stream, named = record.project_stream(project_id), {"id": heir.discord_id, "name": heir.name}
+    record.append(session, stream, "project.lead_offered", by=lead, why=because, to=named)
+
+
+def accept_lead(session: Session, actor: Actor, project_id: int) -> None:
+    """Become the lead, having been offered it; who led stays a contributor."""
+    project = _open(session, project_id)
+    offer, heir = _offer(session, actor, project)
+    before = session.get_one(Person, project.lead_id)
+    project.lead_id = heir.id
+    session.delete(offer)
+    session.flush()
+    stream, named = record.project_stream(project_id), {"id": before.discord_id, "name": before.name}
+    record.append(session, stream, "project.lead_accepted", by=heir, before=named)
+
+
+def decline_lead(session: Session, actor: Actor, project_id: int) -> None:
+    """End an offer of the lead: by whom it was made to, or by the lead, who takes it back."""
+    project = _open(session, project_id)
+    offer, person = _offer(session, actor, project, or_lead=True)
+    session.delete(offer)
+    record.append(session, record.project_stream(project_id), "project.lead_declined", by=person)
+
+
+def offered_to(session: Session, project_id: int) -> Person | None:
+    """Whom the lead is offered to, if an offer is open."""
+    offer = session.get(LeadOffer, project_id)
+    return None if offer is None else session.get_one(Person, offer.person_id)
+
+
+def _open(session: Session, project_id: int) -> Project:
+    """The project, locked; raises ConflictError where it has ended."""
+    project = pipeline.locked(session, project_id)
+    if project.stage in pipeline.ENDED:
+        raise ConflictError(f"“{project.title}” is {project.stage}; its lead stays as it is.")
+    return project
+
+
+def _offer(session: Session, actor: Actor, project: Project, *, or_lead: bool = False) -> tuple[LeadOffer, Person]:
+    """The open offer, and the actor's person where it is made to them."""
+    offer = session.get(LeadOffer, project.id, populate_existing=True)
+    if offer is None:
+        raise ConflictError(f"Nobody is offered the lead of “{project.title}” now.")
+    person = people.find(session, actor)
+    if person is None or not (person.id == offer.person_id or (or_lead and person.id == project.lead_id)):
+        heir = session.get_one(Person, offer.person_id).name
+        raise ForbiddenError(f"The lead of “{project.title}” is offered to {heir}, who alone can answer.")
+    return offer, person

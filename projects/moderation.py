@@ -1,0 +1,49 @@
+"""What moderators do with projects: open their channels, and hide them from lists, in public and with a reason."""
+
+from sqlalchemy.orm import Session
+
+from projects import pipeline, record, text
+from projects.errors import ConflictError
+from projects.people import Actor
+from projects.pipeline import Stage
+from projects.rights import Act
+
+WITH_SCOPE = frozenset({Stage.SCOPED, Stage.ACTIVE, Stage.PAUSED})
+
+
+def open_channel(session: Session, actor: Actor, project_id: int, *, moderator_role_id: int) -> None:
+    """Give a project that has a scope its channel, whatever the policy and however few its people."""
+    project = pipeline.locked(session, project_id)
+    by = pipeline.require(session, actor, project, Act.OPEN_CHANNEL, moderator_role_id=moderator_role_id)
+    if project.has_channel:
+        raise ConflictError(f"“{project.title}” has its channel already.")
+    if project.stage not in WITH_SCOPE:
+        raise ConflictError(f"“{project.title}” is {project.stage}; a channel comes with a project's scope.")
+    project.has_channel = True
+    session.flush()
+    record.append(session, record.project_stream(project_id), "project.channel_opened", by=by)
+
+
+def hide(session: Session, actor: Actor, project_id: int, *, reason: str, moderator_role_id: int) -> None:
+    """Take a project out of lists and suggestions; its record goes on, and who knows its number still finds it."""
+    _set_hidden(session, actor, project_id, hidden=True, reason=reason, moderator_role_id=moderator_role_id)
+
+
+def unhide(session: Session, actor: Actor, project_id: int, *, reason: str, moderator_role_id: int) -> None:
+    """Show a hidden project again."""
+    _set_hidden(session, actor, project_id, hidden=False, reason=reason, moderator_role_id=moderator_role_id)
+
+
+def _set_hidden(
+    session: Session, actor: Actor, project_id: int, *, hidden: bool, reason: str, moderator_role_id: int
+) -> None:
+    project = pipeline.locked(session, project_id)
+    act = Act.HIDE if hidden else Act.UNHIDE
+    by = pipeline.require(session, actor, project, act, moderator_role_id=moderator_role_id)
+    because = text.prose("The reason", reason, most=1000)
+    if project.hidden == hidden:
+        raise ConflictError(f"“{project.title}” is {'hidden' if hidden else 'shown'} already.")
+    project.hidden = hidden
+    session.flush()
+    kind = "project.hidden" if hidden else "project.unhidden"
+    record.append(session, record.project_stream(project_id), kind, by=by, why=because)

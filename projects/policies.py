@@ -1,0 +1,93 @@
+"""The operator's policies: a few numbers and choices by which the lab is run; each change is public."""
+
+import math
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from projects import people, record, text
+from projects.db import Base
+from projects.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
+from projects.people import Actor
+
+
+class Policies(BaseModel):
+    """The policies in force."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    starter_hours: float = Field(1, ge=0, description="GPU-hours a proposal gets at once; 0 for none.")
+    one_reviewer_hours: float = Field(
+        100, ge=0, description="GPU-hours that one reviewer may grant; above, two decide."
+    )
+    halves_hours: float = Field(1000, gt=0, description="GPU-hours above which a grant comes in two halves.")
+    most_open_proposals: int = Field(5, ge=1, description="Proposals a person may have open.")
+    most_requests_a_day: int = Field(20, ge=1, description="Requests for GPU time a person may make a day.")
+    most_launches_a_day: int = Field(50, ge=1, description="Runs a person may launch a day.")
+    most_running_a_project: int = Field(100, ge=1, description="Runs a project may have at work at once.")
+    most_running_a_person: int = Field(100, ge=1, description="Runs a person may have at work at once.")
+    channel_policy: Literal["automatic", "moderator"] = Field(
+        "automatic", description="Whether a project's channel comes once it is active, or when a moderator opens it."
+    )
+
+
+class Policy(Base):
+    """A policy that was changed from its default."""
+
+    __tablename__ = "policies"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[str]
+
+
+def current(session: Session) -> Policies:
+    """The policies in force now."""
+    return Policies.model_validate({policy.name: policy.value for policy in session.scalars(select(Policy))})
+
+
+def change(
+    session: Session, actor: Actor | None, name: str, value: str, reason: str, *, admin_role_id: int = 0
+) -> Policies:
+    """Set one policy and return all; the operator at the command line (`None`), or an admin.
+
+    Raises NotFoundError for a name that is no policy, InvalidError for a value it cannot have, ConflictError where it
+    has that value already.
+    """
+    if actor is not None and admin_role_id not in actor.role_ids:
+        raise ForbiddenError("Only admins can change policies; their role is given by the operator.")
+    if name not in Policies.model_fields:
+        raise NotFoundError(f"There is no policy “{name[:60]}”; the policies are: {', '.join(Policies.model_fields)}.")
+    because = text.prose("The reason", reason, most=1000)
+    row = _locked(session, name)
+    before = current(session)
+    try:
+        after = Policies.model_validate(before.model_dump() | {name: value.strip()})
+    except ValidationError as error:
+        said = error.errors()[0]["msg"]
+        raise InvalidError(f"“{value[:60]}” cannot be {name}: {said[:1].lower()}{said[1:]}.") from error
+    was, now = getattr(before, name), getattr(after, name)
+    if was == now:
+        raise ConflictError(f"{name} is {said_as(now)} already.")
+    row.value = said_as(now)
+    by = None if actor is None else people.ensure(session, actor)
+    record.append(session, record.LAB, "policy.changed", by=by, why=because, policy=name, was=was, now=now)
+    return after
+
+
+def said_as(value: float | str) -> str:
+    """A policy's value as it is kept and shown: whole numbers without a point."""
+    return f"{value:.0f}" if isinstance(value, float) and math.floor(value) == value else str(value)
+
+
+def _locked(session: Session, name: str) -> Policy:
+    """The policy's row, made with what is in force where there is none, locked until the change is committed."""
+    if session.get(Policy, name) is None:
+        try:
+            with session.begin_nested():
+                session.add(Policy(name=name, value=said_as(getattr(current(session), name))))
+        except IntegrityError:  # another transaction changes it for the first time too
+            pass
+    return session.get_one(Policy, name, with_for_update=True, populate_existing=True)

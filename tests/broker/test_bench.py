@@ -1,0 +1,24 @@
+"""The benchmark of the queue: it runs, and its last line is JSON that says what was missed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from bench.goals import Goal, as_json
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_small_queue_is_timed() -> None:
+    command = [sys.executable, "-m", "bench.broker", "--sizes", "20,40", "--rounds", "1"]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=240, check=True)
+    goals = json.loads(done.stdout.splitlines()[-1])
+    assert goals["40: seconds to load and plan"]["value"] > 0
+    assert not any(goal["missed"] for goal in goals.values())
+
+
+def test_a_goal_is_missed_below_or_above_and_not_where_nothing_was_measured() -> None:
+    goals = [Goal("a", 1.0, least=2), Goal("b", 3.0, most=2), Goal("c", 2.0, least=2, most=2), Goal("d", None, least=1)]
+    said = json.loads(as_json(goals))
+    assert {name: goal["missed"] for name, goal in said.items()} == {"a": True, "b": True, "c": False, "d": False}

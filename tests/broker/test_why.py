@@ -1,0 +1,185 @@
+"""Why a run waits: one true reason, and what the scheduler then does."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import update
+from typer.testing import CliRunner
+
+from broker import pools, queue, scheduler, snapshot, why
+from broker.attempts import Ending
+from broker.planning import Decision, Limits
+from broker.runs import Run, RunState
+from broker.scheduler import Scheduler
+from broker.why import Why
+from projects.db import utcnow
+from projects.errors import ConflictError, NotFoundError
+from projects.settings import get_settings
+from stoa import app
+from tests.broker.lab import GRACE, HOUR, STRANGER, Lab, settings
+
+
+@pytest.fixture(autouse=True, scope="module")
+def doorbells() -> None:
+    """A queue in memory, which nobody listens to: Celery's own, without a server."""
+    queue.app.conf.update(broker_url="memory://", broker_transport_options={})
+
+
+@pytest.fixture
+def ours(lab: Lab) -> int:
+    """A project with ten hours on a pool of two GPUs."""
+    project = lab.project()
+    lab.allocation(project, hours="10")
+    return project
+
+
+def tell(lab: Lab, run: int, limits: Limits | None = None) -> Why:
+    with lab.db.read() as session:
+        return why.why(session, run, limits)
+
+
+def go_round(lab: Lab, tmp_path: Path, limits: Limits | None = None) -> None:
+    Scheduler(settings(tmp_path), lab.db, limits).round()
+
+
+def test_what_is_said_to_start_is_started_and_the_rest_waits(lab: Lab, ours: int, tmp_path: Path) -> None:
+    queued = [lab.launch(ours, gpus=gpus, time_limit=limit) for gpus, limit in ((1, "10m"), (2, "10m"), (1, "5m"))]
+    said = [tell(lab, run) for run in queued]
+    assert [one.reason for one in said] == [
+        "It starts at the scheduler's next round.",
+        "It waits for GPUs: 2 needed, 1 free on “laptop”.",
+        "It starts at the scheduler's next round.",
+    ]
+    assert [(one.place, one.length) for one in said] == [(1, 3), (2, 3), (3, 3)]
+    waits = [one.expected - utcnow() for one in said if one.expected]
+    assert [round(wait.total_seconds(), -1) for wait in waits] == [0, 600, 0]
+    go_round(lab, tmp_path)
+    assert [lab.run(run).state for run in queued] == [RunState.STARTING, RunState.QUEUED, RunState.STARTING]
+    assert tell(lab, queued[0]).reason == "It has its GPUs and is starting."
+    assert tell(lab, queued[1]).reason == "It waits for GPUs: 2 needed, 0 free on “laptop”."
+
+
+def test_behind_whom(lab: Lab, ours: int) -> None:
+    lab.start(lab.launch(ours), 0)
+    large = lab.launch(ours, gpus=2)
+    small = lab.launch(ours, time_limit="30m")
+    told = tell(lab, small)
+    assert told.reason == f"It is behind run {large}, which would start later if this one started now."
+    assert told.expected is not None
+    assert 1190 <= (told.expected - utcnow()).total_seconds() <= 1201
+    lab.cancel(large)
+    assert tell(lab, small).reason == "It starts at the scheduler's next round."
+
+
+def test_what_decides_its_place(lab: Lab, ours: int) -> None:
+    theirs = lab.project(STRANGER, "Another question")
+    lab.allocation(theirs, hours="10", lead=STRANGER)
+    for project, seconds, actor in ((ours, 300, GRACE), (theirs, 100, STRANGER)):
+        run = lab.launch(project, actor)
+        lab.settle(run, lab.start(run, 0), seconds, Ending(70, "enough"))
+    older, newer = lab.launch(ours), lab.launch(theirs, STRANGER)
+    with lab.db.write() as session:
+        session.execute(update(Run).where(Run.id == older).values(queued_at=utcnow() - timedelta(hours=2)))
+    first, second = tell(lab, newer), tell(lab, older)
+    assert (first.place, second.place) == (1, 2)
+    assert first.factors is not None
+    assert second.factors is not None
+    assert (first.factors.project.rank, second.factors.project.rank) == (1, 2)
+    assert (first.factors.project.level, second.factors.project.level) == pytest.approx((2, 2 / 3), rel=1e-3)
+    assert second.factors.project.usage == pytest.approx(300, rel=1e-3)
+    assert second.factors.age == pytest.approx(7200, abs=60)
+
+
+def test_the_hours_of_its_allocation(lab: Lab, ours: int) -> None:
+    lab.allocation(ours, "0.5")
+    running, second = lab.launch(ours, time_limit="20m"), lab.launch(ours, time_limit="20m")
+    lab.start(running, 0)
+    told = tell(lab, second)
+    assert "other runs hold the hours: it may cost 0.333 GPU-hours, and 0.167 are not promised" in told.reason
+    assert told.expected is None
+    lab.settle(running, 1, 1200, Ending(70, "enough"))
+    assert "It cannot start: it may cost 1,200 GPU-seconds and its allocation has 600 left" in tell(lab, second).reason
+
+
+def test_an_earlier_attempt_that_may_still_be_stopping(lab: Lab, ours: int) -> None:
+    run = lab.launch(ours)
+    token = lab.start(run, 0, lease=0.001)
+    lab.lose(run, token, grace=60)
+    assert tell(lab, run).reason.startswith("Not before ")
+    assert "an earlier attempt of it may still be stopping" in tell(lab, run).reason
+
+
+def test_the_limits_of_project_and_person(lab: Lab, ours: int, tmp_path: Path) -> None:
+    one = Limits(most_running_a_project=1)
+    first, second = lab.launch(ours), lab.launch(ours, GRACE)
+    go_round(lab, tmp_path, one)
+    assert [lab.run(run).state for run in (first, second)] == [RunState.STARTING, RunState.QUEUED]
+    assert tell(lab, second, one).reason == "Its project has as many runs under way as it may at once: 1."
+    person = Limits(most_running_a_person=1)
+    third = lab.launch(ours)
+    assert tell(lab, third, person).reason == "Who launched it has as many runs under way as one may at once: 1."
+    go_round(lab, tmp_path, person)
+    assert [lab.run(run).state for run in (second, third)] == [RunState.STARTING, RunState.QUEUED]
+
+
+def test_schedulers_with_different_plans_pass_no_limit(lab: Lab, ours: int) -> None:
+    first, second = lab.launch(ours), lab.launch(ours)
+    one = Limits(most_running_a_project=1)
+    with lab.db.write() as session:
+        scheduler.admit(session, Decision(first, (0,)), one)
+    with pytest.raises(ConflictError, match="1 runs of its project are under way"), lab.db.write() as session:
+        scheduler.admit(session, Decision(second, (1,)), one)
+    assert lab.run(second).state == RunState.QUEUED
+
+
+def test_a_pool_of_slurm_is_given_a_few_jobs_without_devices(lab: Lab, ours: int, tmp_path: Path) -> None:
+    with lab.db.write() as session:
+        pools.add_pool(session, name="cluster", gpu_type="V100", gpus=64, launcher="slurm")
+        pools.add_grant(session, pool="cluster", sponsor="s", seconds=900 * HOUR, until=utcnow() + timedelta(days=9))
+    allocation = lab.request(ours, pool="cluster", hours="100")
+    lab.approve(allocation, "100")
+    two = Limits(most_submitted=2)
+    queued = [lab.launch(ours, gpus=2, allocation_id=allocation) for _ in range(3)]
+    go_round(lab, tmp_path, two)
+    assert [lab.run(run).state for run in queued] == [RunState.STARTING] * 2 + [RunState.QUEUED]
+    go_round(lab, tmp_path, two)
+    assert lab.run(queued[2]).state == RunState.QUEUED
+    with lab.db.read() as session:
+        assert [one.devices for one in snapshot.load(session).held] == [(), ()]
+    told = tell(lab, queued[2], two)
+    assert told.reason == "Stoa keeps at most 2 jobs submitted to Slurm on “cluster”, and has."
+    assert told.expected is None
+    with lab.db.write() as session:
+        session.execute(update(Run).where(Run.id == queued[0]).values(reason="Resources"))
+    assert tell(lab, queued[0]).reason == "Slurm decides when it starts: Resources."
+    assert lab.account(allocation).reserved == 2 * 2 * 600
+
+
+def test_what_is_not_queued_waits_for_nothing(lab: Lab, ours: int) -> None:
+    run = lab.launch(ours)
+    token = lab.start(run, 0)
+    assert (tell(lab, run).reason, tell(lab, run).place) == ("It is running.", None)
+    lab.settle(run, token, 1, Ending(70, "The loss is not finite."))
+    assert tell(lab, run).reason == "It is failed and waits for nothing: The loss is not finite."
+    with pytest.raises(NotFoundError):
+        tell(lab, 99)
+
+
+def test_the_command_line_says_the_same(lab: Lab, ours: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.start(lab.launch(ours), 0)
+    large = lab.launch(ours, gpus=2)
+    monkeypatch.setenv("STOA_DATABASE_URL", lab.db.url.render_as_string(hide_password=False))
+    monkeypatch.setenv("STOA_ENV_FILE", "")
+    monkeypatch.setenv("COLUMNS", "200")
+    get_settings.cache_clear()
+    try:
+        said, listed = (CliRunner().invoke(app, words) for words in (["why", str(large)], ["queue"]))
+        nobody = CliRunner().invoke(app, ["queue", "nowhere"])
+    finally:
+        get_settings.cache_clear()
+    for shown in (said, listed):
+        assert shown.exit_code == 0
+        assert "It waits for GPUs: 2 needed, 1 free on “laptop”." in shown.output
+    assert "1 of 1" in said.output
+    assert nobody.exit_code == 2
