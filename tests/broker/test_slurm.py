@@ -24,6 +24,8 @@ from tests.slurm import Cluster, slurm, wait_for
 
 __all__ = ["slurm"]
 
+# What is slow and asks the database for nothing that another test does not.
+ONCE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 EVERY = 0.3
 LEASE = 6.0
 GRACE = 6.0
@@ -331,7 +333,7 @@ def slurms_seconds(cluster: Cluster, job: int | None) -> int:
     return seconds
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # once: it is the trainer that is slow
+@ONCE
 def test_the_trainer_itself_runs_as_a_job(lab: Lab, cluster: Cluster, tmp_path: Path, run: int) -> None:
     with supervised(lab, cluster, tmp_path, run) as (supervisor, token, folder):
         assert supervisor.wait(120) == 0
@@ -375,6 +377,7 @@ def test_a_run_that_is_cancelled_while_it_waits_in_slurm_costs_nothing(
     assert cluster.ask("squeue", "--noheader") == ""
 
 
+@ONCE
 def test_a_cancelled_job_leaves_a_checkpoint(lab: Lab, cluster: Cluster, tmp_path: Path, run: int) -> None:
     with supervised(lab, cluster, tmp_path, run, TRAINER, "10000") as (supervisor, _, folder):
         wait_for(lambda: (folder / "checkpoints" / "step10").exists(), "a checkpoint")
@@ -422,6 +425,7 @@ def test_a_run_goes_on_elsewhere_while_its_old_job_still_lives_on_a_lost_node(
     assert of(old)
 
 
+@ONCE
 def test_a_job_that_an_operator_cancels_goes_on_later_from_its_checkpoint(
     lab: Lab, cluster: Cluster, tmp_path: Path, run: int
 ) -> None:
