@@ -17,7 +17,8 @@ from pathlib import Path
 import psutil
 from pydantic import SecretStr
 
-from broker.launchers import PASSED_ON, tied_to_parent
+from broker.launchers import tied_to_parent
+from broker.slurm import PASSED_ON
 from projects.settings import Settings
 
 # Each part is given only the secrets that it needs: what is not named here, no part gets.

@@ -47,6 +47,7 @@ RUNS = {
     RunState.STARTING: ("🛫", SKY),
     RunState.RUNNING: ("▶️", BLUE),
     RunState.STOPPING: ("✋", ORANGE),
+    RunState.PAUSED: ("⏸️", GREY),
     RunState.FINISHED: ("🏁", GREEN),
     RunState.FAILED: ("❌", VERMILION),
     RunState.CANCELLED: ("✋", GREY),
@@ -164,6 +165,8 @@ def run_card(run: RunView, *, picture: str = "") -> Card:
     if run.checkpoints:
         newest = run.checkpoints[-1]
         lines.append(f"**Newest checkpoint** [step {newest.step}]({newest.url})")
+    if run.delayed:
+        lines.append(run.delayed)
     marker = f"-# P{run.project_id} · run {run.id}"
     parts: list[ui.Item[Any]] = []
     if picture:

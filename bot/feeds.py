@@ -14,7 +14,7 @@ from bot.rooms import Rooms
 from bot.sender import Sender
 from bot.studio import Curve, Studio
 from broker import allocations, runs, series
-from broker.runs import ENDED, RunView
+from broker.runs import ACTIVE, RunView
 from projects import pipeline, record, redaction
 from projects.pipeline import ProjectView
 from projects.record import Told
@@ -81,7 +81,7 @@ class ProjectFeed:
         stream = record.project_stream(self.project_id)
         if not self._begun:  # a crash may have left any card behind its run
             newest = await self.app.read(runs.of_project, self.project_id, limit=RUNS_KEPT)
-            self._stale_runs |= {run.parent_id or run.id for run in newest}
+            self._stale_runs |= {run.parent_id if run.kind == "sample" and run.parent_id else run.id for run in newest}
             self._begun = True
         while entries := await self.app.read(outbox.untold, stream):
             for entry in entries:
@@ -203,12 +203,12 @@ class ProjectFeed:
             await self.sender.change(row, card, name, picture)
         if picture is not None:
             self._drawn[run.id] = time.monotonic()
-        return run.state in ENDED
+        return run.state not in ACTIVE
 
     async def _picture_due(self, run: RunView, shown: str) -> tuple[str, bytes | None]:
         """The name of the picture to show, and its bytes where it is a new one."""
         waited = time.monotonic() - self._drawn.get(run.id, float("-inf"))
-        if waited < self.app.settings.picture_seconds and run.state not in ENDED:
+        if waited < self.app.settings.picture_seconds and run.state in ACTIVE:
             return shown, None
         curve = await self.app.read(_curve, run)
         name = f"run-{run.id}-{curve.digest}.png"

@@ -81,10 +81,10 @@ class ProposeForm(Form):
 
 
 class ScopeForm(Form):
-    """What a project will do."""
+    """What a project will do; how it releases was chosen with the command."""
 
-    def __init__(self, project_id: int) -> None:
-        self.project_id = project_id
+    def __init__(self, project_id: int, release_policy: str, licence: str) -> None:
+        self.project_id, self.release_policy, self.licence = project_id, release_policy, licence
         self.goal, self.plan, self.compute, self.release = long(), long(), long(), long()
         super().__init__(
             "The scope of the project",
@@ -107,6 +107,8 @@ class ScopeForm(Form):
             plan=self.plan.value,
             compute=self.compute.value,
             release=self.release.value,
+            release_policy=self.release_policy,
+            licence=self.licence,
             min_people=app.settings.min_people,
         )
         project = await app.read(pipeline.view, self.project_id)

@@ -48,7 +48,8 @@ async def pool_names(interaction: Interaction, typed: str) -> list[Choice[str]]:
 
 async def recipe_names(interaction: Interaction, typed: str) -> list[Choice[str]]:
     """The recipes whose name fits."""
-    return _choices([(name, name) for name in runs.recipes()], typed)
+    names = await interaction.client.read(runs.recipes)
+    return _choices([(name, name) for name in names], typed)
 
 
 async def allocation_ids(interaction: Interaction, typed: str) -> list[Choice[int]]:

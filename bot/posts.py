@@ -240,6 +240,14 @@ def _allocation_says(emoji: str, said: str) -> Callable[[Payload], str]:
     return rendering
 
 
+def _adjusted(p: Payload) -> str:
+    more = "more" if p["seconds"] > 0 else "less"
+    return (
+        f"⚖️ An operator corrects allocation {p['allocation']}: {text.gpu_hours(abs(p['seconds']))} {more}."
+        f"{_quoted(p['why'])}"
+    )
+
+
 def _warning(p: Payload) -> str:
     if "percent" in p:
         return f"⚠️ {p['percent']}% of allocation {p['allocation']} are spent; {text.gpu_hours(p['left'])} are left."
@@ -263,11 +271,18 @@ def _change_requested(p: Payload) -> str:
 def _queued(p: Payload) -> str:
     if "sample" in p:
         return f"✍️ A short text will be sampled from the last checkpoint of run {p['run']}."
+    return f"🚀 {_by(p)} launches run {p['run']}: {_asked(p)}"
+
+
+def _forked(p: Payload) -> str:
+    return f"🔱 {_by(p)} forks run {p['run']} from step {p['from_step']:,} of run {p['parent']}: {_asked(p)}"
+
+
+def _asked(p: Payload) -> str:
     changed = ", ".join(f"{name}={value}" for name, value in p["overrides"].items())
     return (
-        f"🚀 {_by(p)} launches run {p['run']}: recipe {text.code(p['recipe'], 60)}"
-        f"{f' with {_line(changed)}' if changed else ''} on {text.count(p['gpus'], 'GPU')}, "
-        f"at most {text.duration(p['time_limit'])}. It waits for its turn."
+        f"recipe {text.code(p['recipe'], 60)}{f' with {_line(changed)}' if changed else ''} on "
+        f"{text.count(p['gpus'], 'GPU')}, at most {text.duration(p['time_limit'])}. It waits for its turn."
     )
 
 
@@ -285,12 +300,51 @@ def _requeued(p: Payload) -> str:
 
 
 def _stopping(p: Payload) -> str:
-    return f"✋ {_by(p)} asks {_run(p).lower()} to stop; it writes a checkpoint first."
+    what = "pause" if p.get("stops_as") == "paused" else "stop"
+    return f"✋ {_by(p)} asks {_run(p).lower()} to {what}; it writes a checkpoint first.{_quoted(p['why'])}"
+
+
+def _run_paused(p: Payload) -> str:
+    return f"⏸️ {_run(p)} is paused at step {p['step']:,}, after {_spent(p)}.{_quoted(p['why'])}"
+
+
+def _run_resumed(p: Payload) -> str:
+    return (
+        f"⏯️ {_by(p)} lets {_run(p).lower()} go on from step {p['step']:,}, on {text.count(p['gpus'], 'GPU')} for at "
+        f"most {text.duration(p['time_limit'])}. It waits for its turn.{_quoted(p['why'])}"
+    )
+
+
+def _extended(p: Payload) -> str:
+    return f"⏳ {_by(p)} gives {_run(p).lower()} {text.duration(p['seconds'])} more."
+
+
+def _refunded(p: Payload) -> str:
+    return (
+        f"↩️ {p['seconds']:,} GPU-seconds of {_run(p).lower()} are refunded, all since its last whole checkpoint: a "
+        f"fault of the machines ended attempt {p['attempt']}.{_quoted(p['why'])}"
+    )
 
 
 def _checkpoint(p: Payload) -> str:
     which = "The first checkpoint" if p.get("first") else "The last checkpoint" if p.get("final") else "A checkpoint"
-    return f"📦 {which} of run {p['run']} is on the Hub: [step {p['step']}]({p['url']})"
+    held = ", held back until reviewers release it" if p.get("held") else ""
+    return f"📦 {which} of run {p['run']} is on the Hub{held}: [step {p['step']}]({p['url']})"
+
+
+def _delayed(p: Payload) -> str:
+    return (
+        f"⏳ The checkpoint of step {p['step']:,} of run {p['run']} is not on the Hub yet, after "
+        f"{text.count(p['tries'], 'try', 'tries')}. It is kept here and tried again; the run goes on."
+    )
+
+
+def _opened(p: Payload) -> str:
+    return f"🔓 The checkpoints of run {p['run']} are open to everyone: [{p['count']} on the Hub]({p['url']})"
+
+
+def _withheld(p: Payload) -> str:
+    return f"🔒 The checkpoints of run {p['run']} are held back until reviewers release them."
 
 
 def _finished(p: Payload) -> str:
@@ -338,6 +392,33 @@ def _banned(p: Payload) -> str:
 
 def _unbanned(p: Payload) -> str:
     return f"🕊️ {text.line(p['person']['name'], 80)} can take part again.{_quoted(p['why'])}"
+
+
+def _catalogue(done: str) -> Callable[[Payload], str]:
+    def rendering(p: Payload) -> str:
+        what = f"the {_line(p['what'])} {text.code(p['name'], 60)}"
+        place = ""
+        if p.get("dataset"):
+            place = f": {text.code(p['dataset'], 200)} at {text.code(p['revision'], 40)}, {_line(p['licence'])}"
+        body = _quoted(p["body"], "It reads:") if done == "proposes" and p.get("body") else ""
+        return f"📚 {_by(p)} {done} {what}{place}.{_quoted(p['why'])}{body}"
+
+    return rendering
+
+
+def _preparing(p: Payload) -> str:
+    return f"🗂️ Run {p['run']} prepares the data of {text.code(p['recipe'], 60)}, for every later run of that recipe."
+
+
+def _disk_low(p: Payload) -> str:
+    return (
+        f"💽 The disk is nearly full: {p['free_gib']:g} GiB are free and {p['floor_gib']:g} must be. Runs write a "
+        "checkpoint and pause, and none starts, until there is room."
+    )
+
+
+def _disk_enough(p: Payload) -> str:
+    return f"💽 There is room on the disk again, {p['free_gib']:g} GiB: runs go on."
 
 
 def _policy(p: Payload) -> str:
@@ -412,7 +493,7 @@ RENDERINGS: Mapping[str, Callable[[Payload], str]] = {
     "allocation.renewed": _allocation_says(
         "♻️", "Another allocation succeeds {allocation}; {amount} return to its grant."
     ),
-    "allocation.adjusted": _allocation_says("⚖️", "{by} adjusts {allocation} by {amount}."),
+    "allocation.adjusted": _adjusted,
     "allocation.warning": _warning,
     "allocation.change_requested": _change_requested,
     "allocation.change_endorsed": _allocation_says(
@@ -426,11 +507,26 @@ RENDERINGS: Mapping[str, Callable[[Payload], str]] = {
     "run.started": _started,
     "run.requeued": _requeued,
     "run.stopping": _stopping,
+    "run.forked": _forked,
+    "run.paused": _run_paused,
+    "run.resumed": _run_resumed,
+    "run.extended": _extended,
+    "run.refunded": _refunded,
     "run.finished": _finished,
     "run.failed": _failed,
     "run.timed_out": _timed_out,
     "run.cancelled": _cancelled,
     "checkpoint.published": _checkpoint,
+    "checkpoint.delayed": _delayed,
+    "checkpoints.released": _opened,
+    "checkpoints.withheld": _withheld,
+    "run.preparing": _preparing,
+    "catalogue.proposed": _catalogue("proposes"),
+    "catalogue.accepted": _catalogue("accepts"),
+    "catalogue.declined": _catalogue("declines"),
+    "catalogue.retired": _catalogue("retires"),
+    "disk.low": _disk_low,
+    "disk.enough": _disk_enough,
     "pool.added": _pool,
     "grant.added": _grant,
     "person.banned": _banned,

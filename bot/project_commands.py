@@ -1,6 +1,7 @@
 """`/project …`: propose, scope, complete, show and list."""
 
 from discord import app_commands
+from discord.app_commands import Choice
 
 from bot import cards, errors, lookup, outbox, text
 from bot.app import Interaction, actor
@@ -18,13 +19,26 @@ async def propose(interaction: Interaction) -> None:
 
 
 @project.command(name="scope", description="Say what your project will do: goal, plan, compute, release")
-@app_commands.describe(project="The project, where this is not its channel or thread")
+@app_commands.describe(
+    project="The project, where this is not its channel or thread",
+    checkpoints="open: public as they come; held: private until reviewers release them",
+    licence="The licence of the models",
+)
+@app_commands.choices(
+    checkpoints=[Choice(name=policy, value=policy) for policy in pipeline.ReleasePolicy],
+    licence=[Choice(name=licence, value=licence) for licence in pipeline.LICENCES],
+)
 @app_commands.autocomplete(project=lookup.projects)
-async def scope(interaction: Interaction, project: int | None = None) -> None:
+async def scope(
+    interaction: Interaction,
+    project: int | None = None,
+    checkpoints: str = pipeline.ReleasePolicy.OPEN,
+    licence: str = pipeline.LICENCES[0],
+) -> None:
     """Open the form of the scope for the lead."""
     project_id = await lookup.project_of(interaction, project)
     await interaction.client.read(pipeline.check_lead, actor(interaction), project_id)
-    await interaction.response.send_modal(ScopeForm(project_id))
+    await interaction.response.send_modal(ScopeForm(project_id, checkpoints, licence))
 
 
 @project.command(name="complete", description="End your project with its outcome and what was learnt")

@@ -4,8 +4,8 @@ from discord import app_commands
 
 from bot import cards, errors, lookup, text
 from bot.app import Interaction, actor
-from broker import runs
-from broker.runs import Receipt
+from broker import control, launching, runs
+from broker.launching import Receipt
 
 run = app_commands.Group(name="run", description="Runs of the shared trainer")
 
@@ -34,7 +34,7 @@ async def launch(
     await interaction.response.defer(ephemeral=True, thinking=True)
     project_id = await lookup.project_of(interaction, project)
     receipt = await interaction.client.write(
-        runs.launch,
+        launching.launch,
         actor(interaction),
         str(interaction.id),
         project_id=project_id,
@@ -77,7 +77,7 @@ async def list_runs(interaction: Interaction, project: int | None = None) -> Non
 async def cancel(interaction: Interaction, run: int) -> None:
     """Ask it to stop."""
     await interaction.response.defer(ephemeral=True, thinking=True)
-    await interaction.client.write(runs.cancel, actor(interaction), run)
+    await interaction.client.write(control.cancel, actor(interaction), run)
     await errors.reply(interaction, f"Run {run} is asked to stop.")
 
 
@@ -85,7 +85,7 @@ def _told(receipt: Receipt) -> str:
     def amount(seconds: int) -> str:
         return f"{seconds:,} GPU-seconds ({text.gpu_hours(seconds)})"
 
-    expected = "" if receipt.expected is None else f", about {amount(receipt.expected)} to judge by earlier runs"
+    expected = "" if receipt.expected is None else f", about {amount(receipt.expected)} as {receipt.basis}"
     return (
         f"Run {receipt.run_id} is queued. It will cost {amount(receipt.cost)} at most{expected}. "
         f"The allocation has {amount(receipt.left)} left."

@@ -1,61 +1,178 @@
-"""The model card beside each published checkpoint: how it was made, from what, by whom, and how to load it."""
+"""What goes to the Hub beside each checkpoint: the model card, the measures up to its step, and its data manifest."""
 
 import json
+import os
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from jinja2 import Environment
+import yaml
+from jinja2 import Environment, StrictUndefined
 from sqlalchemy.orm import Session
 
 from broker import runs
 from projects import pipeline
+from projects.text import cleaned
+
+CARD = "README.md"
+METRICS = "metrics.jsonl"
+MANIFEST = "data_manifest.json"
+HUB_LICENCES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc0-1.0", "bsd-3-clause")
+"""SPDX identifiers in lower case that the Hub knows as such; for any other it wants a name."""
+ROWS = 12
 
 TEMPLATE = """\
 ---
-license: apache-2.0
-library_name: transformers
-pipeline_tag: text-generation
-tags: [stoa, {{ run.recipe }}]
----
+{{ metadata }}---
 # {{ project.title | plain }}: run {{ run.id }}
 
 {{ project.question | plain }}
 
-- Recipe: `{{ run.recipe }}`{% if run.overrides %} with {{ run.overrides | tojson }}{% endif %}
+Step {{ step }} of {{ run.total_steps }}{% if tokens %}, after {{ "{:,}".format(tokens) }} tokens{% endif %}. Each \
+checkpoint is a branch `step{N}` of this repository; `main` is the newest one.
+
+- Recipe: {{ run.recipe | plain }}
+{% for name, value in run.overrides.items() %}
+- Changed in it: {{ name | plain }} = {{ value | plain }}
+{% endfor %}
 - Compute: {{ run.gpus }} × {{ run.pool | plain }}{% if run.sponsor %}, given by {{ run.sponsor | plain }}{% endif %}
+
 - People: {{ people | join(", ") }}
-- Checkpoints: one branch `step{N}` each; `main` is the last one
+- Licence of the weights: {{ licence | plain }}
 {% if sources %}
+
 ## Data
-{% for source in sources %}- {{ source.name }}: {{ source.licence }}
-{% endfor %}{% endif %}
+
+| Source | Licence | From | Training tokens |
+|---|---|---|---|
+{% for source in sources %}
+| {{ source.name | plain }} | {{ source.licence | plain }} | {{ source.place | plain }} | {{ source.tokens }} |
+{% endfor %}
+
+`data_manifest.json` holds their hashes.
+{% endif %}
+{% if curve %}
+
+## Loss
+
+| Step | Tokens | Loss (nats per token) |
+|---|---|---|
+{% for line in curve %}
+| {{ line.step }} | {{ "{:,}".format(line.tokens) }} | {{ "%.4f" % line.loss }} |
+{% endfor %}
+
+`metrics.jsonl` holds every measured step.
+{% endif %}
+
 ## Loading
+
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("{{ repo }}", revision="step{{ step }}")
 tokenizer = AutoTokenizer.from_pretrained("{{ repo }}", revision="step{{ step }}")
 ```
+
 `how.json` holds the whole configuration, and `probe.safetensors` the trainer's own logits for a few held-out tokens.
 """
 
 
 def write_card(session: Session, run_id: int, repo: str, folder: Path) -> None:
-    """Write `README.md` into a checkpoint's folder."""
-    run = runs.view(session, run_id)
+    """Write the card, `metrics.jsonl` and `data_manifest.json` into a checkpoint's folder, once.
+
+    A second try sends the same bytes, so that an answer lost on the way makes no second commit. Raises OSError and
+    ValueError where the folder is not as the trainer leaves it.
+    """
     how = json.loads((folder / "how.json").read_text())
-    sources = how.get("data", {}).get("sources", [])
-    environment = Environment(autoescape=False, trim_blocks=True)  # Markdown, not HTML: `plain` escapes what was typed
-    environment.filters["plain"] = _plain
-    project = pipeline.view(session, run.project_id)
-    people = [_plain(member.name) + (" (lead)" if member.lead else "") for member in project.members]
+    if (folder / CARD).exists():
+        return
     step = int(folder.name.removeprefix("step"))
-    text = environment.from_string(TEMPLATE).render(
-        run=run, project=project, people=people, repo=repo, step=step, sources=sources
+    lines = measured(folder.parent.parent, step)
+    _write(folder / METRICS, "".join(f"{json.dumps(line)}\n" for line in lines))
+    _write(folder / MANIFEST, json.dumps(how.get("data", {}), indent=2) + "\n")
+    _write(folder / CARD, _card(session, run_id, repo, step, how, lines))
+
+
+def measured(attempt: Path, step: int) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl` up to `step`, of this attempt and those before it; a later one's measure stands."""
+    token = attempt.name.removeprefix("attempt-")
+    numbers = range(1, int(token) + 1) if token.isdecimal() else ()
+    found: dict[int, dict[str, Any]] = {}
+    for folder in [attempt.with_name(f"attempt-{number}") for number in numbers] or [attempt]:
+        path = folder / METRICS
+        for text in path.read_bytes().splitlines() if path.exists() else ():
+            try:
+                line = json.loads(text)
+                found[int(line["step"])] = line
+            except (ValueError, KeyError, TypeError):
+                continue  # the last line of a trainer that was killed
+    return [found[each] for each in sorted(found) if each <= step]
+
+
+def _card(
+    session: Session, run_id: int, repo: str, step: int, how: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]
+) -> str:
+    run = runs.view(session, run_id)
+    project = pipeline.view(session, run.project_id)
+    sources = [_source(source) for source in how.get("data", {}).get("sources", [])]
+    licence = project.licence
+    known = licence.lower() in HUB_LICENCES
+    metadata = {
+        **({"license": licence.lower()} if known else {"license": "other", "license_name": licence.lower()}),
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["stoa", run.recipe],
+    }
+    hub_ids = [source["dataset"] for source in sources if source["dataset"]]
+    environment = Environment(  # Markdown, not HTML: `plain` escapes what was typed
+        autoescape=False, trim_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined
     )
-    (folder / "README.md").write_text(text)
+    environment.filters["plain"] = _plain
+    return environment.from_string(TEMPLATE).render(
+        metadata=yaml.safe_dump(metadata | ({"datasets": hub_ids} if hub_ids else {}), sort_keys=False),
+        run=run,
+        project=project,
+        licence=licence,
+        people=[_plain(member.name) + (" (lead)" if member.lead else "") for member in project.members],
+        repo=repo,
+        step=step,
+        tokens=how.get("tokens", 0),
+        sources=sources,
+        curve=_thinned([line for line in lines if isinstance(line.get("loss"), float)]),
+    )
+
+
+def _source(source: Mapping[str, Any]) -> dict[str, str]:
+    """A source of the manifest as the card's table shows it; a Hub dataset's id and commit where it is one."""
+    place = source.get("place", {})
+    dataset = str(place.get("dataset", ""))
+    commit = str(place.get("revision", ""))
+    where = f"{dataset} at {commit[:12]}" if dataset and commit else dataset or str(place.get("builtin", "files"))
+    tokens = source.get("train", {}).get("tokens")
+    return {
+        "name": source["name"],
+        "licence": source["licence"],
+        "place": where,
+        "dataset": dataset if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", dataset) else "",
+        "tokens": "" if tokens is None else f"{int(tokens):,}",
+    }
+
+
+def _thinned(lines: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """At most ROWS of the lines, evenly spread, both ends among them."""
+    if len(lines) <= ROWS:
+        return lines
+    return [lines[place * (len(lines) - 1) // (ROWS - 1)] for place in range(ROWS)]
 
 
 def _plain(value: str) -> str:
     """What somebody typed, as one line without markup."""
-    return re.sub(r"([\\`*_{}\[\]<>()#+!|~-])", r"\\\1", " ".join(value.split()))
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&:@$.-])", r"\\\1", " ".join(cleaned(str(value)).split()))
+
+
+def _write(path: Path, content: str) -> None:
+    """Write the whole file or none of it."""
+    partial = path.with_name(f".{path.name}.writing")
+    partial.write_text(content, encoding="utf-8")
+    os.replace(partial, path)

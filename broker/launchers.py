@@ -1,4 +1,7 @@
-"""Launchers start a trainer somewhere and know it again: one small interface, here with processes of this host."""
+"""Launchers start a trainer somewhere and know it again: one small interface, here with processes of this host.
+
+`broker.slurm` has the other one.
+"""
 
 import contextlib
 import ctypes
@@ -13,6 +16,7 @@ from typing import Protocol
 
 import psutil
 
+from broker import pools, slurm
 from broker.attempts import Process
 
 PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR")
@@ -21,13 +25,26 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Launcher(Protocol):
-    """Starts one trainer and ends it. A trainer's process sees no token and no database address."""
+    """Starts one trainer and ends it. A trainer's process sees no token and no database address.
+
+    `waiting`: why the trainer has not begun yet, empty once it has; that time costs nothing. `ended`: how it came to
+    its end, where the launcher knows more than the exit status says.
+    """
+
+    waiting: str
+    ended: str
 
     def start(self, command: Sequence[str], folder: Path, devices: str) -> Process:
         """Start `command` in `folder` on `devices`, its output going to `trainer.log` there."""
 
+    def process(self) -> Process:
+        """What it started."""
+
     def poll(self) -> int | None:
-        """The exit status, negative for a signal; None while it runs."""
+        """The exit status, negative for a signal; None while it waits or runs."""
+
+    def seconds(self) -> float:
+        """How long the trainer has run."""
 
     def stop(self) -> None:
         """Ask it to write a checkpoint and exit (SIGTERM)."""
@@ -36,12 +53,25 @@ class Launcher(Protocol):
         """End it and all that it has started at once, and wait until they are gone."""
 
 
+def choose(pool: pools.Pool, *, gpus: int, seconds: float, grace: float, every: float) -> Launcher:
+    """The launcher of a pool, for a trainer that may run `seconds` and has `grace` seconds to stop."""
+    if pool.launcher == pools.Launcher.LOCAL:
+        return LocalLauncher()
+    wanted = slurm.Wanted(gpus, seconds, grace, partition=pool.slurm_partition, gres=pool.slurm_gres)
+    return slurm.SlurmLauncher(wanted, every=every)
+
+
 class LocalLauncher:
     """The trainer as a process group of this host, which is asked to stop should its supervisor die."""
+
+    waiting = ""
+    ended = ""
 
     def __init__(self) -> None:
         self._popen: subprocess.Popen[bytes] | None = None
         self._process: Process | None = None
+        self._began = 0.0
+        self._over_at: float | None = None
 
     def start(self, command: Sequence[str], folder: Path, devices: str) -> Process:
         """See `Launcher`. Must be called from the main thread: PR_SET_PDEATHSIG is bound to the thread that forks."""
@@ -57,12 +87,25 @@ class LocalLauncher:
                 start_new_session=True,
                 preexec_fn=tied_to_parent(),
             )
+        self._began = time.monotonic()
         self._process = identify(self._popen.pid)
+        return self._process
+
+    def process(self) -> Process:
+        """See `Launcher`."""
+        assert self._process is not None
         return self._process
 
     def poll(self) -> int | None:
         """See `Launcher`."""
-        return None if self._popen is None else self._popen.poll()
+        status = None if self._popen is None else self._popen.poll()
+        if status is not None and self._over_at is None:
+            self._over_at = time.monotonic()
+        return status
+
+    def seconds(self) -> float:
+        """See `Launcher`."""
+        return 0.0 if self._popen is None else (self._over_at or time.monotonic()) - self._began
 
     def stop(self) -> None:
         """See `Launcher`. Only the trainer's parent is told; it tells its ranks."""

@@ -147,9 +147,9 @@ def adjust(session: Session, allocation_id: int, seconds: int, why: str) -> None
         _move_grant(session, grant_id, allocation_id, GrantMovement.RETURN, -seconds, drawn=seconds)
 
 
-def reserve(session: Session, allocation_id: int, run_id: int, token: int, seconds: int) -> None:
-    """Set `seconds` aside for an attempt; raises ConflictError where less is left."""
-    _move(session, allocation_id, Movement.RESERVE, seconds, run_id, token, reserved=seconds)
+def reserve(session: Session, allocation_id: int, run_id: int, token: int, seconds: int, period: int = 0) -> None:
+    """Set `seconds` aside for an attempt, each period of it once; raises ConflictError where less is left."""
+    _move(session, allocation_id, Movement.RESERVE, seconds, run_id, token, period, reserved=seconds)
 
 
 def charge(session: Session, allocation_id: int, run_id: int, token: int, period: int, seconds: int) -> None:

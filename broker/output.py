@@ -2,12 +2,14 @@
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from broker.attempts import Checkpoint, Ending, Progress
 from broker.series import Measured
+from broker.slurm import REFUSED
 from projects import text
 
 MOST_SAID = 4000
@@ -43,18 +45,19 @@ def read(folder: Path, metrics_read: int, events_read: int) -> Progress:
     )
 
 
-def ending(folder: Path, status: int, *, timed_out: bool) -> Ending:
-    """How the trainer ended, by its exit status and what it has said about it."""
+def ending(folder: Path, status: int, *, timed_out: bool, how: str = "") -> Ending:
+    """How the trainer ended, by its exit status and what it, or else its launcher with `how`, has said about it."""
     said: dict[str, Any] = {}
     outcome = folder / "outcome.json"
     if outcome.exists():
         said = json.loads(outcome.read_text())
-    reason = said.get("reason") or ("" if status == 0 else _unsaid(status))
+    reason = said.get("reason") or how or ("" if status == 0 else _unsaid(status))
     sample = folder / "sample.json"
     return Ending(
         status=status,
         reason=text.cleaned(reason)[:MOST_SAID],
-        transient=said.get("transient", True),  # one that could not even say how it ended may do better again
+        # One that could not even say how it ended may do better again, but for what Slurm will not have.
+        transient=said.get("transient", status != REFUSED),
         timed_out=timed_out,
         sample=text.cleaned(json.loads(sample.read_text())["text"])[:MOST_SAID]
         if status == 0 and sample.exists()
@@ -63,9 +66,26 @@ def ending(folder: Path, status: int, *, timed_out: bool) -> Ending:
 
 
 def checkpoints(folders: Sequence[Path]) -> list[Checkpoint]:
-    """The checkpoints in the folders of a run's attempts, in the order of steps; a final name means a whole one."""
-    whole = [path for folder in folders for path in folder.glob("checkpoints/step*") if path.name[4:].isdigit()]
+    """The checkpoints in the folders of a run's earlier attempts, in the order of steps, which this closes.
+
+    What a stale trainer adds later, on a host that was given up but lives on, is not read by any later attempt.
+    """
+    whole = [path for folder in folders for path in _closed(folder)]
     return sorted((Checkpoint(int(path.name[4:]), str(path)) for path in whole), key=lambda found: found.step)
+
+
+def _closed(folder: Path) -> list[Path]:
+    """The whole checkpoints, which have a final name, as they stood when this was first asked."""
+    closed = folder / "closed.json"
+    if not closed.exists():
+        names = [path.name for path in folder.glob("checkpoints/step*") if path.name[4:].isdigit()]
+        if not folder.is_dir():
+            return []
+        new = folder / f".closed.{os.getpid()}"
+        new.write_text(json.dumps(names))
+        new.replace(closed)
+    paths = [folder / "checkpoints" / name for name in json.loads(closed.read_text())]
+    return [path for path in paths if path.exists()]
 
 
 def _unsaid(status: int) -> str:

@@ -22,11 +22,10 @@ SOONEST = 1.0
 
 @dataclass(frozen=True)
 class Limits:
-    """How many runs may be under way at once: of a project, of a person, and submitted to one Slurm."""
+    """How many runs may be under way at once, of a project and of a person."""
 
     most_running_a_project: int = 100
     most_running_a_person: int = 100
-    most_submitted: int = 4
 
 
 class PoolRow(NamedTuple):
@@ -37,10 +36,11 @@ class PoolRow(NamedTuple):
     gpus: int
     slurm: bool
     price_weight: float
+    most_submitted: int = 4
 
 
 class Waiting(NamedTuple):
-    """A queued run. `seconds` is what is left of its time limit."""
+    """A queued run. `seconds` is what is left of its time limit, `not_before` None where it may start at once."""
 
     id: int
     project_id: int
@@ -50,7 +50,7 @@ class Waiting(NamedTuple):
     gpus: int
     seconds: int
     queued_at: datetime
-    not_before: datetime
+    not_before: datetime | None
 
     @property
     def cost(self) -> int:
@@ -77,11 +77,11 @@ Row = TypeVar("Row", Waiting, Held)
 
 
 class Purse(NamedTuple):
-    """What an allocation has left and has reserved, in GPU-seconds, and its last moment."""
+    """What an allocation has left and has reserved, in GPU-seconds, and when it ended, if it has."""
 
     left: int
     reserved: int
-    until: datetime
+    ended: datetime | None
 
 
 @dataclass(frozen=True)
@@ -170,8 +170,8 @@ def hopeless(state: QueueState) -> dict[int, str]:
     found: dict[int, str] = {}
     for run in state.waiting:
         purse = state.purses[run.allocation_id]
-        if purse.until <= state.now:
-            found[run.id] = f"its allocation ended on {purse.until:%Y-%m-%d}"
+        if purse.ended:
+            found[run.id] = f"its allocation ended on {purse.ended:%Y-%m-%d}"
         elif run.cost > purse.left and not purse.reserved:
             found[run.id] = f"it may cost {run.cost:,} GPU-seconds and its allocation has {purse.left:,} left"
     return found
@@ -201,7 +201,7 @@ class _Planner:
         held = self.of_pool[pool.id]
         taken = {device for one in held for device in one.devices}
         devices = [device for device in range(pool.gpus) if device not in taken]
-        gpus = Timeline(self.state.limits.most_submitted if pool.slurm else pool.gpus)
+        gpus = Timeline(pool.most_submitted if pool.slurm else pool.gpus)
         for one in held:
             gpus.take(1 if pool.slurm else len(one.devices), 0.0, max(one.seconds, SOONEST))
         queue: list[Placed] = []
@@ -229,7 +229,7 @@ class _Planner:
         needed = [(gpus, 1 if pool.slurm else run.gpus)]
         needed += [(line, 1) for line in (self.projects.get(run.project_id), self.people.get(run.person_id)) if line]
         free = gpus.now
-        after = max(0.0, (run.not_before - self.state.now).total_seconds())
+        after = max(0.0, (run.not_before - self.state.now).total_seconds()) if run.not_before else 0.0
         start = _earliest(needed, run.seconds, after)
         hold = None if start == 0 else self._hold(run, after, needed[0])
         if start < math.inf:

@@ -1,5 +1,6 @@
 """Pools of GPUs, and the grants by which sponsors give their time to the community."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -33,6 +34,9 @@ class Pool(Base):
     gpus: Mapped[int]
     launcher: Mapped[str] = mapped_column(default="local")
     price_weight: Mapped[float] = mapped_column(default=1.0)
+    slurm_partition: Mapped[str] = mapped_column(default="")
+    slurm_gres: Mapped[str] = mapped_column(default="gpu")
+    most_submitted: Mapped[int] = mapped_column(default=4)
 
 
 class Grant(Base):
@@ -102,10 +106,14 @@ def add_pool(
     gpus: int,
     launcher: str = Launcher.LOCAL,
     price_weight: float = 1.0,
+    slurm_partition: str = "",
+    slurm_gres: str = "gpu",
+    most_submitted: int = 4,
 ) -> int:
     """Write a pool down and return its id; a repeat with the same name changes nothing.
 
-    `price_weight` is what a GPU-second of it weighs in fair-share; balances are raw GPU-seconds.
+    `price_weight` is what a GPU-second of it weighs in fair-share; balances are raw GPU-seconds. Jobs for Slurm ask
+    `slurm_partition` (empty: its default) for `slurm_gres` by the number; at most `most_submitted` wait or run at once.
     """
     earlier = session.scalars(select(Pool.id).where(Pool.name == name)).one_or_none()
     if earlier is not None:
@@ -116,7 +124,22 @@ def add_pool(
         raise InvalidError(f"The launcher is one of: {', '.join(Launcher)}.")
     if not 0 < price_weight <= HEAVIEST:
         raise InvalidError(f"A price weight is above 0 and at most {HEAVIEST}; {price_weight} is not.")
-    pool = Pool(name=name, gpu_type=gpu_type, gpus=gpus, launcher=launcher, price_weight=price_weight)
+    if not re.fullmatch(r"[\w.-]*", slurm_partition, re.ASCII):
+        raise InvalidError("A Slurm partition's name has letters, digits and “._-” only.")
+    if not re.fullmatch(r"([\w.-]+(:[\w.-]+)?)?", slurm_gres, re.ASCII):
+        raise InvalidError("A Slurm GRES is a name, or name:type, such as gpu or gpu:h200.")
+    if most_submitted < 1:
+        raise InvalidError(f"At least one job is submitted at a time; {most_submitted} is not a count.")
+    pool = Pool(
+        name=name,
+        gpu_type=gpu_type,
+        gpus=gpus,
+        launcher=launcher,
+        price_weight=price_weight,
+        slurm_partition=slurm_partition,
+        slurm_gres=slurm_gres,
+        most_submitted=most_submitted,
+    )
     session.add(pool)
     session.flush()
     record.append(

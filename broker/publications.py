@@ -1,12 +1,25 @@
-"""Checkpoints on their way to the Hub: each whole checkpoint of a run is one leased row until it is verified there."""
+"""Checkpoints on their way to the Hub: each whole checkpoint of a run is one leased row until it is verified there.
+
+A run's repository is private as long as its project holds its releases back, and opened when reviewers have so decided.
+"""
 
 from collections.abc import Sequence
 from datetime import datetime
+from enum import StrEnum
 
 from sqlalchemy import ForeignKey, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from projects.db import Base, utcnow
+from projects.pipeline import Project, ReleasePolicy
+
+
+class Disk(StrEnum):
+    """Where the folder of a checkpoint stands: one that is `leaving` may be half removed, and nobody may read it."""
+
+    KEPT = "kept"
+    LEAVING = "leaving"
+    GONE = "gone"
 
 
 class Publication(Base):
@@ -23,6 +36,19 @@ class Publication(Base):
     tries: Mapped[int] = mapped_column(default=0)
     not_before: Mapped[datetime] = mapped_column(default=utcnow)
     error: Mapped[str] = mapped_column(default="")
+    disk: Mapped[str] = mapped_column(default=Disk.KEPT, index=True)
+
+
+class Repository(Base):
+    """The Hub's repository of a run, its name kept for good, and whether it is private there."""
+
+    __tablename__ = "repositories"
+
+    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    name: Mapped[str]
+    private: Mapped[bool]
+    tries: Mapped[int] = mapped_column(default=0)
+    not_before: Mapped[datetime] = mapped_column(default=utcnow)
 
 
 def add(session: Session, run_id: int, step: int, folder: str) -> None:
@@ -45,3 +71,30 @@ def newest(session: Session, run_id: int) -> Publication | None:
     return session.scalars(
         select(Publication).where(Publication.run_id == run_id).order_by(Publication.step.desc()).limit(1)
     ).one_or_none()
+
+
+def kept(session: Session, run_id: int) -> Sequence[int]:
+    """The steps of a run whose folders are whole on this disk, in order: what it can be forked from."""
+    return session.scalars(
+        select(Publication.step)
+        .where(Publication.run_id == run_id, Publication.disk == Disk.KEPT)
+        .order_by(Publication.step)
+    ).all()
+
+
+def delayed(session: Session, run_id: int, *, after: int) -> str:
+    """One sentence where the next checkpoint has failed to be published `after` times or more; empty otherwise."""
+    row = session.scalars(
+        select(Publication)
+        .where(Publication.run_id == run_id, Publication.url.is_(None))
+        .order_by(Publication.step)
+        .limit(1)
+    ).one_or_none()
+    if row is None or row.tries < after:
+        return ""
+    return f"The checkpoint of step {row.step:,} is not on the Hub yet, after {row.tries} tries; it is tried again."
+
+
+def held(session: Session) -> set[int]:
+    """The projects that hold their releases back."""
+    return set(session.scalars(select(Project.id).where(Project.release_policy == ReleasePolicy.HELD)))

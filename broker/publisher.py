@@ -4,25 +4,26 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import structlog
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import false, func, or_, select, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from broker import publications, runs
+from broker import disk, publications, runs
 from broker.card import write_card
 from broker.hub import Hub, HubError
-from broker.publications import Publication
-from broker.runs import ENDED
+from broker.publications import Publication, Repository
+from broker.runs import DELAYED_AFTER, ENDED, Run
 from projects import pipeline
 from projects.db import Database, utcnow
 from projects.settings import Settings
 
-BACKOFF_SECONDS = 5.0
 LONGEST_BACKOFF_SECONDS = 600.0
+SHOWING = -1
+"""Stands for a step where what waits is that a repository be opened or closed."""
 
 log = structlog.get_logger()
 
@@ -36,12 +37,16 @@ class Claimed:
     lease: int
     folder: Path
     repo: str
+    private: bool
     first: bool
     final: bool
 
 
 def waiting(session: Session) -> Sequence[tuple[int, int]]:
-    """Runs and the step of their next checkpoint, where nobody holds it and its time has come."""
+    """Runs and the step of their next checkpoint, where nobody holds it and its time has come.
+
+    SHOWING instead of a step: the run's repository is to be opened or closed.
+    """
     upcoming = (
         select(Publication.run_id, func.min(Publication.step).label("step"))
         .where(Publication.url.is_(None))
@@ -56,12 +61,15 @@ def waiting(session: Session) -> Sequence[tuple[int, int]]:
             Publication.not_before <= utcnow(),
         )
     )
-    return [(run_id, step) for run_id, step in rows]
+    found = dict.fromkeys(_misplaced(session), SHOWING)
+    found.update((run_id, step) for run_id, step in rows)
+    return sorted(found.items())
 
 
 def publish_waiting(settings: Settings, db: Database, run_id: int) -> None:
     """Publish what waits of a run, in the order of steps; stops at the first that the Hub does not take."""
     hub = Hub(settings)
+    show_as_decided(settings, db, hub, run_id)
     while True:
         with db.write() as session:
             claimed = claim(session, run_id, settings)
@@ -73,10 +81,61 @@ def publish_waiting(settings: Settings, db: Database, run_id: int) -> None:
         except (HubError, OSError, ValueError) as error:  # the Hub refuses, or the folder is not as it should be
             log.warning("not published yet", run=run_id, step=claimed.step, error=str(error))
             with db.write() as session:
-                fail(session, claimed, str(error))
+                fail(session, claimed, str(error), pause_seconds=settings.publish_retry_seconds)
             return
         with db.write() as session:
             finish(session, claimed, url)
+        disk.tidy(settings, db)
+
+
+def show_as_decided(settings: Settings, db: Database, hub: Hub, run_id: int) -> None:
+    """Open the run's repository once reviewers have released it, or close it where its project holds back now."""
+    with db.read() as session:
+        due = run_id in _misplaced(session)
+        repository = session.get(Repository, run_id)
+    if not due or repository is None:
+        return
+    try:
+        url = hub.show(repository.name, private=not repository.private)
+    except HubError as error:
+        log.warning("not shown as decided yet", run=run_id, error=str(error))
+        with db.write() as session:
+            session.execute(
+                update(Repository)
+                .where(Repository.run_id == run_id)
+                .values(
+                    tries=repository.tries + 1,
+                    not_before=_later(repository.tries, settings.publish_retry_seconds),
+                )
+            )
+        return
+    with db.write() as session:
+        _shown(session, run_id, url, private=not repository.private)
+
+
+def _shown(session: Session, run_id: int, url: str, *, private: bool) -> None:
+    """Note that a repository is open or closed now, and tell it once."""
+    changed = session.execute(
+        update(Repository)
+        .where(Repository.run_id == run_id, Repository.private != private)
+        .values(private=private, tries=0)
+        .returning(Repository.run_id)
+    ).one_or_none()
+    if changed is not None:
+        kind = "checkpoints.withheld" if private else "checkpoints.released"
+        count = len(publications.links(session, run_id))
+        runs.tell(session, runs.load(session, run_id), kind, url=url, count=count)
+
+
+def _misplaced(session: Session) -> Sequence[int]:
+    """The runs whose repository is private though its project releases openly, or public though it holds back."""
+    held = publications.held(session)
+    wanted = Run.project_id.in_(held) if held else false()
+    return session.scalars(
+        select(Repository.run_id)
+        .join(Run, Run.id == Repository.run_id)
+        .where(Repository.private != wanted, Repository.not_before <= utcnow())
+    ).all()
 
 
 def claim(session: Session, run_id: int, settings: Settings) -> Claimed | None:
@@ -96,13 +155,22 @@ def claim(session: Session, run_id: int, settings: Settings) -> Claimed | None:
     upcoming.lease += 1
     upcoming.lease_until = utcnow() + timedelta(seconds=settings.lease_seconds)
     newest = publications.newest(session, run_id) or upcoming
-    project = pipeline.view(session, run.project_id)
+    private = pipeline.is_held(pipeline.load(session, run.project_id))
+    repository = session.get(Repository, run_id)
+    if repository is None:
+        project = pipeline.view(session, run.project_id)
+        repository = Repository(
+            run_id=run_id, name=f"{settings.hub_namespace}/{project.slug}-run-{run_id}", private=private
+        )
+        session.add(repository)
+        session.flush()
     return Claimed(
         run_id=run_id,
         step=upcoming.step,
         lease=upcoming.lease,
         folder=Path(upcoming.folder),
-        repo=f"{settings.hub_namespace}/{project.slug}-run-{run_id}",
+        repo=repository.name,
+        private=private,
         first=not publications.links(session, run_id),
         final=upcoming.step == run.total_steps or (run.state in ENDED and upcoming.step == newest.step),
     )
@@ -114,31 +182,44 @@ def finish(session: Session, claimed: Claimed, url: str) -> None:
     if done:
         run = runs.load(session, claimed.run_id)
         runs.tell(
-            session, run, "checkpoint.published", step=claimed.step, url=url, first=claimed.first, final=claimed.final
+            session,
+            run,
+            "checkpoint.published",
+            step=claimed.step,
+            url=url,
+            first=claimed.first,
+            final=claimed.final,
+            held=claimed.private,
         )
 
 
-def fail(session: Session, claimed: Claimed, error: str) -> None:
-    """Give the lease back and try again later, ever less often."""
+def fail(session: Session, claimed: Claimed, error: str, *, pause_seconds: float) -> None:
+    """Give the lease back and try again later, ever less often; that it keeps failing is told once."""
     publication = session.get_one(Publication, (claimed.run_id, claimed.step))
-    pause = min(BACKOFF_SECONDS * 2**publication.tries, LONGEST_BACKOFF_SECONDS)
-    _guarded(
+    tries = publication.tries + 1
+    noted = _guarded(
         session,
         claimed,
         lease_until=None,
-        tries=publication.tries + 1,
-        not_before=utcnow() + timedelta(seconds=pause),
+        tries=tries,
+        not_before=_later(publication.tries, pause_seconds),
         error=error[:500],
     )
+    if noted and tries == DELAYED_AFTER:
+        runs.tell(session, runs.load(session, claimed.run_id), "checkpoint.delayed", step=claimed.step, tries=tries)
+
+
+def _later(tries: int, pause_seconds: float) -> datetime:
+    """When to try again after so many tries before this one."""
+    return utcnow() + timedelta(seconds=min(pause_seconds * 2 ** min(tries, 20), LONGEST_BACKOFF_SECONDS))
 
 
 def _upload(settings: Settings, db: Database, hub: Hub, claimed: Claimed) -> str:
     with db.read() as session:
         write_card(session, claimed.run_id, claimed.repo, claimed.folder)
     message = f"step {claimed.step}"
-    url = hub.publish(claimed.repo, f"step{claimed.step}", claimed.folder, message)
-    if claimed.final:
-        hub.publish(claimed.repo, "main", claimed.folder, message)
+    url = hub.publish(claimed.repo, f"step{claimed.step}", claimed.folder, message, private=claimed.private)
+    hub.publish(claimed.repo, "main", claimed.folder, message, private=claimed.private)
     return url
 
 

@@ -13,7 +13,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from broker import attempts, planning, publisher, queue, runs, snapshot, tending, usage
+from broker import attempts, control, disk, planning, publisher, queue, reaper, runs, snapshot, tending, usage
 from broker.attempts import OPEN, Attempt, StaleError
 from broker.planning import Decision, Limits
 from broker.pools import Launcher, Pool
@@ -40,7 +40,7 @@ def admit(session: Session, decision: Decision, limits: Limits) -> int:
     counted = [(Run.project_id == run.project_id, limits.most_running_a_project, "of its project")]
     counted.append((Run.requested_by == run.requested_by, limits.most_running_a_person, "of who launched it"))
     if pool.launcher == Launcher.SLURM:
-        counted.append((Run.pool_id == run.pool_id, limits.most_submitted, "submitted to its pool"))
+        counted.append((Run.pool_id == run.pool_id, pool.most_submitted, "submitted to its pool"))
     for whose, most, words in counted:
         held = Attempt.state.in_(OPEN)
         under_way = session.scalar(select(func.count()).join_from(Attempt, Run).where(held, whose)) or 0
@@ -57,6 +57,7 @@ class Scheduler:
         self.db = db
         self.limits = limits or Limits()
         self.rung: dict[int, tuple[int, float]] = {}
+        self.reaped_at = time.monotonic()
 
     def run_forever(self) -> None:
         """Go round until the process is ended."""
@@ -74,15 +75,22 @@ class Scheduler:
         self._withdraw_cancelled()
         tending.tend(self.db, utcnow())
         self._add_usage()
+        self._revive()
         with self.db.read() as session:
             state = snapshot.load(session, self.limits)
         planned = planning.plan(state)
-        for run_id, reason in planned.refusals.items():
+        for run_id in planned.refusals:
             with suppress(ConflictError), self.db.write() as session:
-                attempts.refuse(session, run_id, reason)
-        for decision in planned.starts:
+                control.run_dry(session, run_id)
+        room = disk.admits(self.settings, self.db)
+        if not room:
+            disk.tidy(self.settings, self.db)
+        for decision in planned.starts if room else ():
             self._admit(decision)
         self._ring()
+        if time.monotonic() - self.reaped_at > reaper.EVERY_SECONDS:
+            reaper.reap(self.settings, self.db)
+            self.reaped_at = time.monotonic()
 
     def _give_up_lost(self) -> None:
         with self.db.read() as session:
@@ -108,6 +116,14 @@ class Scheduler:
                 return
         with self.db.write() as session:
             usage.add_ended(session)
+
+    def _revive(self) -> None:
+        """Queue again what was paused because nobody could pay for it, where somebody can."""
+        with self.db.read() as session:
+            revivable = control.revivable(session)
+        for run_id in revivable:
+            with suppress(ConflictError), self.db.write() as session:
+                control.revive(session, run_id)
 
     def _admit(self, decision: Decision) -> None:
         try:

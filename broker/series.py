@@ -35,12 +35,14 @@ class Measured:
 
 
 def add(session: Session, run_id: int, points: Iterable[Measured]) -> None:
-    """Add a batch and thin the series that have grown past their bound."""
+    """Add a batch in place of what stood at its steps and between, and thin the series that grow past their bound."""
     newest = {(point.series, point.step): point for point in points}
     for name in {series for series, _ in newest}:
-        batch = [point for (series, _), point in newest.items() if series == name]
-        steps = [point.step for point in batch]
-        session.execute(delete(Point).where(Point.run_id == run_id, Point.series == name, Point.step.in_(steps)))
+        batch = sorted((point for (series, _), point in newest.items() if series == name), key=lambda p: p.step)
+        between = Point.step.between(batch[0].step, batch[-1].step)
+        session.execute(delete(Point).where(Point.run_id == run_id, Point.series == name, between))
+        if len(batch) > MOST_POINTS:
+            batch = keep(batch)
         session.add_all(Point(run_id=run_id, series=name, step=p.step, tokens=p.tokens, value=p.value) for p in batch)
         session.flush()
         count = session.scalar(select(func.count()).where(Point.run_id == run_id, Point.series == name)) or 0

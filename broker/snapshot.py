@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
-from sqlalchemy import func, select
+from sqlalchemy import case, select
 from sqlalchemy.orm import Session
 
 from broker import usage
@@ -22,34 +22,26 @@ def load(session: Session, limits: Limits | None = None) -> QueueState:
     """All that a plan of this moment depends on."""
     now = utcnow()
     rows = session.execute(
-        select(Pool.id, Pool.name, Pool.gpus, Pool.launcher == Launcher.SLURM, Pool.price_weight).order_by(Pool.id)
+        select(
+            Pool.id, Pool.name, Pool.gpus, Pool.launcher == Launcher.SLURM, Pool.price_weight, Pool.most_submitted
+        ).order_by(Pool.id)
     )
     pools = [PoolRow._make(row) for row in rows]
-    waiting = _waiting(session)
+    waiting = _waiting(session, now)
     held, used = _attempts(session, now, {pool.id: pool.price_weight for pool in pools})
     return QueueState(
         now=now,
         pools=pools,
         waiting=waiting,
         held=held,
-        purses=_purses(session),
+        purses=_purses(session, now),
         usage=used,
         limits=limits or Limits(),
     )
 
 
-def _waiting(session: Session) -> list[Waiting]:
-    """The queued runs; what their attempts were charged is taken from their time limits."""
-    queued = Run.state == RunState.QUEUED
-    charged = {
-        run_id: int(seconds)
-        for run_id, seconds in session.execute(
-            select(Attempt.run_id, func.sum(Attempt.charged))
-            .join(Run, Run.id == Attempt.run_id)
-            .where(queued)
-            .group_by(Attempt.run_id)
-        )
-    }
+def _waiting(session: Session, now: datetime) -> list[Waiting]:
+    """The queued runs, with what no attempt has used of their time limits."""
     rows = session.execute(
         select(
             Run.id,
@@ -58,24 +50,19 @@ def _waiting(session: Session) -> list[Waiting]:
             Run.allocation_id,
             Run.pool_id,
             Run.gpus,
-            Run.time_limit,
+            Run.time_limit - Run.used,
             Run.queued_at,
-            Run.not_before,
-        ).where(queued)
+            case((Run.not_before > now, Run.not_before)),
+        ).where(Run.state == RunState.QUEUED)
     )
-    waiting: list[Waiting] = []
-    for row in rows:
-        run = Waiting._make(row)
-        spent = charged.get(run.id, 0)
-        waiting.append(run._replace(seconds=run.seconds - spent // run.gpus) if spent else run)
-    return waiting
+    return [Waiting._make(row) for row in rows]
 
 
 def _attempts(session: Session, now: datetime, weights: Mapping[int, float]) -> tuple[list[Held], dict[int, float]]:
     """What attempts hold, and what each project has used.
 
-    An open attempt holds its devices until what it reserved at its admission is over, a lost one until it must surely
-    have stopped.
+    An open attempt holds its devices until what it reserved at its admission is over (its trainer's own clock starts
+    when a worker has claimed it, seconds later), a lost one until it must surely have stopped.
     """
     admission = (LedgerRow.run_id == Attempt.run_id) & (LedgerRow.token == Attempt.token)
     admission &= (LedgerRow.movement == Movement.RESERVE) & (LedgerRow.period == 0)
@@ -87,7 +74,7 @@ def _attempts(session: Session, now: datetime, weights: Mapping[int, float]) -> 
             Run.requested_by,
             Attempt.devices,
             Attempt.reserved,
-            Attempt.charged,
+            Attempt.charged - Attempt.refunded,
             LedgerRow.at,
             Run.gpus,
             Attempt.state,
@@ -112,15 +99,21 @@ def _attempts(session: Session, now: datetime, weights: Mapping[int, float]) -> 
     return held, dict(used)
 
 
-def _purses(session: Session) -> dict[int, Purse]:
+def _purses(session: Session, now: datetime) -> dict[int, Purse]:
     """Of the allocations that queued runs draw on; all zero where nothing was granted."""
     drawn_on = select(Run.allocation_id).where(Run.state == RunState.QUEUED)
     rows = session.execute(
-        select(Allocation.id, Allocation.until, Balance.granted, Balance.reserved, Balance.spent)
+        select(
+            Allocation.id,
+            case((Allocation.until <= now, Allocation.until)),
+            Balance.granted,
+            Balance.reserved,
+            Balance.spent,
+        )
         .outerjoin(Balance, Balance.allocation_id == Allocation.id)
         .where(Allocation.id.in_(drawn_on))
     )
     purses: dict[int, Purse] = {}
-    for allocation_id, until, granted, reserved, spent in rows:
-        purses[allocation_id] = Purse((granted or 0) - (reserved or 0) - (spent or 0), reserved or 0, until)
+    for allocation_id, ended_at, granted, reserved, spent in rows:
+        purses[allocation_id] = Purse((granted or 0) - (reserved or 0) - (spent or 0), reserved or 0, ended_at)
     return purses

@@ -10,14 +10,17 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
 from sqlalchemy.exc import DBAPIError
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from broker import attempts, launchers, output, publications, runs
+from broker import attempts, disk, launchers, output, preparing, publications, runs, slurm
 from broker.attempts import Attempt, Checkpoint, Ending, Process, Progress, StaleError
+from broker.pools import Pool
+from broker.publications import Publication
 from broker.runs import Run
 from projects import log as log_format
 from projects.db import Database
@@ -32,7 +35,7 @@ log = structlog.get_logger()
 def spawn(settings: Settings, run_id: int, token: int, owner: str) -> None:
     """Start the supervisor of a claimed attempt as a session of its own, with the settings it needs and no token."""
     folder = _own_folder(settings, run_id, owner)
-    environment = {name: os.environ[name] for name in launchers.PASSED_ON if name in os.environ}
+    environment = {name: os.environ[name] for name in slurm.PASSED_ON if name in os.environ}
     environment |= {
         "STOA_ENV_FILE": "",
         "STOA_HOME": str(settings.home),
@@ -40,6 +43,7 @@ def spawn(settings: Settings, run_id: int, token: int, owner: str) -> None:
         "STOA_LEASE_SECONDS": str(settings.lease_seconds),
         "STOA_STOP_GRACE_SECONDS": str(settings.stop_grace_seconds),
         "STOA_MAX_ATTEMPTS": str(settings.max_attempts),
+        "STOA_DISK_FLOOR_GIB": str(settings.disk_floor_gib),
     }
     with (folder / f"supervisor-{token}.log").open("ab") as out:
         supervisor = subprocess.Popen(
@@ -78,35 +82,42 @@ class Supervisor:
         self.run_id = run_id
         self.token = token
         self.folder = run_folder(settings, run_id) / f"attempt-{token}"
-        self.launcher = launchers.LocalLauncher()
+        self.launcher: launchers.Launcher = launchers.LocalLauncher()
         self.metrics_read = 0
         self.events_read = 0
-        self.started_at = 0.0
         self.renewed_at = 0.0
         self.stopped_at: float | None = None
         self.timed_out = False
+        self.low = False
         self.over = threading.Event()
 
     def run(self) -> None:
         """See the attempt through to its end; raises StaleError where its token is no longer good."""
         signal.signal(signal.SIGTERM, lambda *_: self._stop("the host is being drained"))
-        self.started_at = self.renewed_at = time.monotonic()
+        self.renewed_at = time.monotonic()
         try:
             with self.db.read() as session:
                 run = runs.load(session, self.run_id)
                 attempt = session.get_one(Attempt, (self.run_id, self.token))
+                pool = session.get_one(Pool, attempt.pool_id)
+            self.launcher = launchers.choose(
+                pool,
+                gpus=run.gpus,
+                seconds=attempt.reserved / run.gpus,
+                grace=self.settings.stop_grace_seconds,
+                every=self.settings.lease_seconds / 6,
+            )
             try:
                 process, before = self._start(run, attempt.devices)
             except OSError as error:
                 self._settle(0.0, Progress(0, 0), Ending(70, f"it could not be started: {error}", transient=True))
                 return
             threading.Thread(target=self._guard, daemon=True).start()
-            for trial in self._trials():
-                with trial, self.db.write() as session:
-                    attempts.started(
-                        session, self.run_id, self.token, process, before, lease_seconds=self.settings.lease_seconds
-                    )
-            self._follow(attempt.reserved / run.gpus)
+            if self.launcher.waiting:
+                process = self._wait_to_run()
+            if not self.launcher.waiting:
+                self._tell_started(process, before)
+            self._follow()
         finally:
             self.over.set()
             self.launcher.kill()
@@ -121,6 +132,31 @@ class Supervisor:
             self.launcher.stop()
         return process, before
 
+    def _wait_to_run(self) -> Process:
+        """Keep the lease while the trainer waits for its place, which costs nothing."""
+        pause = self.settings.lease_seconds / 6
+        while self.launcher.poll() is None and self.launcher.waiting:
+            asked_at = time.monotonic()
+            try:
+                with self.db.write() as session:
+                    wanted = attempts.waits(
+                        session,
+                        self.run_id,
+                        self.token,
+                        self.launcher.process(),
+                        self.launcher.waiting,
+                        lease_seconds=self.settings.lease_seconds,
+                    )
+            except DBAPIError as error:
+                log.warning("the database could not be written; trying again", error=str(error.orig))
+            else:
+                self.renewed_at = asked_at
+                if not wanted:
+                    self._stop("the run was asked to stop")
+            while self.launcher.poll() is None and self.launcher.waiting and time.monotonic() < asked_at + pause:
+                time.sleep(POLL_SECONDS)
+        return self.launcher.process()
+
     def _trials(self) -> Retrying:
         """Tries a write again while the database is away, as long as the lease may last."""
         return Retrying(
@@ -130,28 +166,34 @@ class Supervisor:
             reraise=True,
         )
 
+    def _tell_started(self, process: Process, before: Sequence[Checkpoint]) -> None:
+        for trial in self._trials():
+            with trial, self.db.write() as session:
+                attempts.started(
+                    session, self.run_id, self.token, process, before, lease_seconds=self.settings.lease_seconds
+                )
+
     def _settle(self, elapsed: float, progress: Progress, ending: Ending) -> None:
         with self.db.write() as session:
             attempts.settle(session, self.run_id, self.token, elapsed, progress, ending, self.settings.max_attempts)
 
-    def _follow(self, limit: float) -> None:
-        """Renew until the trainer has ended; `limit` is the time it may take, in seconds."""
+    def _follow(self) -> None:
+        """Renew until the trainer has ended, as long as it may take."""
         pause = self.settings.lease_seconds / 6
-        ended_at: float | None = None
         while True:
             status = self._wait(pause)
             asked_at = time.monotonic()
-            if status is not None and ended_at is None:
-                ended_at = asked_at
-            elapsed = (ended_at or asked_at) - self.started_at
+            elapsed = self.launcher.seconds()
             progress = output.read(self.folder, self.metrics_read, self.events_read)
             try:
                 if status is not None:
-                    ending = output.ending(self.folder, status, timed_out=self.timed_out)
+                    ending = output.ending(self.folder, status, timed_out=self.timed_out, how=self.launcher.ended)
+                    if self.low and status == 75:
+                        ending = replace(ending, reason=disk.PAUSED)
                     self._settle(elapsed, progress, ending)
                     return
                 with self.db.write() as session:
-                    wanted = not attempts.renew(
+                    told = attempts.renew(
                         session, self.run_id, self.token, elapsed, progress, lease_seconds=self.settings.lease_seconds
                     )
             except DBAPIError as error:
@@ -160,11 +202,14 @@ class Supervisor:
                 continue
             self.renewed_at = asked_at
             self.metrics_read, self.events_read = progress.metrics_read, progress.events_read
-            if not wanted:
+            if told.stop:
                 self._stop("the run was asked to stop")
-            elif elapsed >= limit:
+            elif elapsed >= told.seconds:
                 self.timed_out = True
                 self._stop("the time limit is reached")
+            elif self.stopped_at is None and disk.is_low(self.settings):
+                self.low = True
+                self._stop(disk.PAUSED)
 
     def _wait(self, seconds: float) -> int | None:
         """Wait for the trainer's end, at most so long."""
@@ -200,9 +245,25 @@ class Supervisor:
                 raise FileNotFoundError(f"run {run.parent_id} has left no checkpoint to sample from")
             return [*trainer, "generate", checkpoint.folder, "--prompt", SAMPLE_PROMPT, *out]
         config = self.folder.parent / "config.yml"
-        config.write_text(run.config)
+        if run.kind == "prepare":
+            config.write_text(run.config)
+            place = preparing.folder(self.settings, run)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            return [*trainer, "data", "prepare", str(config), "--out", str(place), "--workers", str(run.gpus)]
+        with self.db.read() as session:
+            config.write_text(preparing.using(self.settings, session, run))
         command = [*trainer, "train", str(config), *out, "--gpus", str(run.gpus)]
-        return [*command, "--resume", before[-1].folder] if before else command
+        if before:
+            return [*command, "--resume", before[-1].folder]
+        return command if run.fork_step is None else [*command, "--fork", self._origin(run)]
+
+    def _origin(self, run: Run) -> str:
+        """What a fork goes on from, as the trainer reads it: a run's folder @ one of its steps."""
+        with self.db.read() as session:
+            kept = session.get(Publication, (run.parent_id, run.fork_step))
+        if kept is None or not Path(kept.folder).is_dir():
+            raise FileNotFoundError(f"step {run.fork_step} of run {run.parent_id} is no longer on this disk")
+        return f"{Path(kept.folder).parents[1]}@{run.fork_step}"
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ many quick launches gain nothing, and begins to decay when it ends.
 
 from datetime import datetime
 
-from sqlalchemy import ForeignKey, select, update
+from sqlalchemy import ColumnElement, ForeignKey, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from broker.attempts import Attempt, AttemptState
@@ -37,12 +37,11 @@ def add_ended(session: Session) -> None:
     """Add the attempts that hold nothing any more and are not part of the sums yet; two at once add each but once."""
     now = utcnow()
     session.execute(select(Pool.id).order_by(Pool.id).with_for_update(key_share=True)).all()
-    over = (Attempt.state == AttemptState.ENDED) | ((Attempt.state == AttemptState.LOST) & (Attempt.lease_until <= now))
     found = session.execute(
         update(Attempt)
-        .where(Attempt.counted.is_(False), over)
+        .where(_over(now))
         .values(counted=True)
-        .returning(Attempt.run_id, Attempt.charged)
+        .returning(Attempt.run_id, Attempt.charged - Attempt.refunded)
         .execution_options(synchronize_session=False)
     ).all()
     ended = session.execute(
@@ -66,6 +65,11 @@ def add_ended(session: Session) -> None:
 
 
 def any_ended(session: Session) -> bool:
-    """Whether there may be attempts to add."""
-    over = Attempt.state.in_((AttemptState.ENDED, AttemptState.LOST))
-    return session.scalar(select(Attempt.run_id).where(Attempt.counted.is_(False), over).limit(1)) is not None
+    """Whether there are attempts to add."""
+    return session.scalar(select(Attempt.run_id).where(_over(utcnow())).limit(1)) is not None
+
+
+def _over(now: datetime) -> ColumnElement[bool]:
+    """Those that are not part of the sums and hold nothing any more; a lost one's trainer may still be stopping."""
+    stopped = (Attempt.state == AttemptState.LOST) & (Attempt.lease_until <= now)
+    return Attempt.counted.is_(False) & ((Attempt.state == AttemptState.ENDED) | stopped)

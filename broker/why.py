@@ -9,7 +9,7 @@ from datetime import datetime
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from broker import fairshare, planning, pools, runs, snapshot
+from broker import disk, fairshare, planning, pools, runs, snapshot
 from broker.allocations import in_hours
 from broker.fairshare import Standing
 from broker.planning import Hold, Limits, Placed, Plan, QueueState
@@ -87,6 +87,7 @@ class _Told:
 
     def __init__(self, session: Session, state: QueueState) -> None:
         self.state = state
+        self.low = disk.said_low(session)
         self.plan: Plan = planning.plan(state)
         self.pools = {pool.id: pool for pool in state.pools}
         waiting = {run.project_id for run in state.waiting}
@@ -109,13 +110,15 @@ class _Told:
             length=len(self.plan.queues[run.pool_id]),
             factors=Factors(self.standings[run.project_id], (self.state.now - run.queued_at).total_seconds()),
             # When Slurm starts what Stoa has submitted, Stoa does not know.
-            expected=None if pool.slurm else self.plan.expected(placed, self.state.now),
+            expected=None if pool.slurm or self.low else self.plan.expected(placed, self.state.now),
         )
 
     def _reason(self, placed: Placed) -> str:
         run, pool = placed.run, self.pools[placed.run.pool_id]
         limits = self.state.limits
         match placed.hold:
+            case None if self.low:
+                return "The disk is nearly full: no run starts until there is room."
             case None:
                 return "It starts at the scheduler's next round."
             case Hold.HOURS:
@@ -130,7 +133,7 @@ class _Told:
             case Hold.PERSON_LIMIT:
                 return f"Who launched it has as many runs under way as one may at once: {limits.most_running_a_person}."
             case Hold.GPUS if pool.slurm:
-                return f"Stoa keeps at most {limits.most_submitted} jobs submitted to Slurm on “{pool.name}”, and has."
+                return f"Stoa keeps at most {pool.most_submitted} jobs submitted to Slurm on “{pool.name}”, and has."
             case Hold.GPUS:
                 return f"It waits for GPUs: {run.gpus} needed, {max(0, placed.free)} free on “{pool.name}”."
             case Hold.BEHIND:

@@ -28,12 +28,18 @@ class Settings(BaseSettings):
     announcements_channel_id: int = 0
     record_channel_id: int = 0
     reviewer_role_id: int = 0
-    admin_role_id: int = Field(0, description="Who holds this role may redact, ban and manage; 0: nobody.")
+    admin_role_id: int = 0
     moderator_role_id: int = 0
 
     hub_endpoint: str = "https://huggingface.co"
     hub_token: SecretStr = SecretStr("")
     hub_namespace: str = Field("", description="The user or organisation of the Hub that checkpoints go to.")
+
+    publish_retry_seconds: float = Field(
+        5, gt=0, description="Pause after a checkpoint that the Hub did not take; it doubles up to ten minutes."
+    )
+    keep_checkpoints: int = Field(2, ge=1, description="Published checkpoints of a run that stay on the disk.")
+    disk_floor_gib: float = Field(5, ge=0, description="Free space in the home folder below which runs pause.")
 
     min_people: int = Field(2, ge=1, description="People a project needs before it gets its own channel.")
     lease_seconds: float = Field(

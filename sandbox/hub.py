@@ -28,6 +28,11 @@ class NewRepo(pydantic.BaseModel):
     private: bool | None = None
 
 
+class Settings(pydantic.BaseModel):
+    visibility: Literal["public", "private"] | None = None
+    private: bool | None = None
+
+
 class NewBranch(pydantic.BaseModel):
     startingPoint: str = "main"  # noqa: N815 (the name on the wire)
 
@@ -61,6 +66,17 @@ async def create_repo(request: web.Request) -> web.Response:
             raise HubError(409, str(error), url=url) from error
         raise
     return web.json_response({"url": url, "name": repo_id})
+
+
+async def change_settings(request: web.Request) -> web.Response:
+    """Open a repository to everyone, or close it."""
+    need_token(request)
+    repo = find_repo(request)
+    asked = await read_body(request, Settings)
+    if asked.visibility is None and asked.private is None:
+        raise HubError(400, "visibility: say public or private")
+    repo.show(private=bool(asked.private) or asked.visibility == "private")
+    return web.json_response({"private": repo.refs["private"]})
 
 
 async def create_branch(request: web.Request) -> web.Response:
@@ -229,6 +245,7 @@ ROUTES = [
     web.post("/api/validate-yaml", validate_card),
     web.get(_API, repo_info),
     web.get(_API + "/revision/{rev}", repo_info),
+    web.put(_API + "/settings", change_settings),
     web.get(_API + "/refs", list_refs),
     web.get(_API + "/commits/{rev}", list_commits),
     web.get(_API + "/tree/{rev}", list_tree),

@@ -182,6 +182,10 @@ class Repo:
         refs[kind][name] = target
         self._write_refs(refs)
 
+    def show(self, *, private: bool) -> None:
+        """Let everyone read the repository, or only those with a token."""
+        self._write_refs(self.refs | {"private": private})
+
     def commit(self, branch: str, files: Mapping[str, Entry], title: str, message: str = "") -> Commit:
         """Put a commit that holds `files` on a branch; HubError 400 where a file stands in another's path."""
         refs = self.refs

@@ -216,12 +216,21 @@ def load_recipe(name: str, overrides: Mapping[str, str] | None = None) -> TrainC
     """A recipe of this package by its name, with some of OVERRIDES set. Raises ConfigError."""
     if name not in recipe_names():
         raise ConfigError(f"There is no recipe {name!r}; the recipes are {', '.join(recipe_names())}.")
-    values = _read(RECIPES / f"{name}.yml")
+    return _overridden(_read(RECIPES / f"{name}.yml"), overrides)
+
+
+def parse(text: str, overrides: Mapping[str, str] | None = None) -> TrainConfig:
+    """A configuration from YAML text, with some of OVERRIDES set. Raises ConfigError."""
+    return _overridden(_sections(text, "The configuration"), overrides)
+
+
+def _overridden(values: dict[str, Any], overrides: Mapping[str, str] | None) -> TrainConfig:
     for short, value in (overrides or {}).items():
         if short not in OVERRIDES:
             raise ConfigError(f"{short!r} may not be overridden; what may be is {', '.join(OVERRIDES)}.")
         section, key = OVERRIDES[short].split(".")
-        values.setdefault(section, {})[key] = value
+        if isinstance(values.setdefault(section, {}), dict):  # what is no section is refused below
+            values[section][key] = value
     return _validate(values, {OVERRIDES[short]: short for short in overrides or {}})
 
 
@@ -232,16 +241,22 @@ def dump(config: TrainConfig) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError(f"The configuration {path} cannot be read: {reason}.") from error
+    return _sections(text, f"The configuration {path}")
+
+
+def _sections(text: str, what: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
         place = getattr(error, "problem_mark", None)
         where = f" at line {place.line + 1}" if place else ""
-        raise ConfigError(f"The configuration {path} is not valid YAML{where}.") from error
+        raise ConfigError(f"{what} is not valid YAML{where}.") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"The configuration {path} must hold sections such as model and data.")
+        raise ConfigError(f"{what} must hold sections such as model and data.")
     return values
 
 

@@ -5,7 +5,7 @@ from datetime import timedelta
 from itertools import count
 from pathlib import Path
 
-from broker import allocations, attempts, ledger, pools, reviews, runs
+from broker import allocations, attempts, control, launching, ledger, pools, reviews, runs
 from broker.allocations import AllocationState
 from broker.attempts import Attempt, Ending, Process, Progress
 from broker.ledger import Account, Movement
@@ -41,7 +41,7 @@ def in_days(days: int) -> str:
 
 def settings(home: Path, **values: object) -> Settings:
     """Settings that no environment has a say in."""
-    return Settings(_env_file=None, home=home, **values)
+    return Settings(_env_file=None, **({"home": home, "disk_floor_gib": 0} | values))
 
 
 @dataclass
@@ -50,10 +50,10 @@ class Lab:
 
     db: Database
 
-    def pool(self, name: str = POOL, *, gpus: int = 2, granted: int = 1000 * HOUR) -> None:
+    def pool(self, name: str = POOL, *, gpus: int = 2, granted: int = 1000 * HOUR, launcher: str = "local") -> None:
         """A pool, and a grant of so many GPU-seconds of it."""
         with self.db.write() as session:
-            pools.add_pool(session, name=name, gpu_type="cpu", gpus=gpus)
+            pools.add_pool(session, name=name, gpu_type="cpu", gpus=gpus, launcher=launcher)
             until = utcnow() + timedelta(days=60)
             pools.add_grant(session, pool=name, sponsor="The house", seconds=granted, until=until)
 
@@ -104,11 +104,13 @@ class Lab:
         """A queued run of ten minutes on one GPU."""
         return self.receipt(project, actor, **changes).run_id
 
-    def receipt(self, project: int, actor: Actor = ADA, request: str | None = None, **changes: object) -> runs.Receipt:
+    def receipt(
+        self, project: int, actor: Actor = ADA, request: str | None = None, **changes: object
+    ) -> launching.Receipt:
         """What a launch answers."""
         asked: dict[str, object] = {"recipe": "demo", "time_limit": "10m", "gpus": 1} | changes
         with self.db.write() as session:
-            return runs.launch(session, actor, request or request_id(), project_id=project, **asked)  # type: ignore[arg-type]
+            return launching.launch(session, actor, request or request_id(), project_id=project, **asked)  # type: ignore[arg-type]
 
     def admit(self, run: int, *devices: int) -> int:
         """Its token, from a scheduler."""
@@ -131,7 +133,7 @@ class Lab:
     def renew(self, run: int, token: int, elapsed: float, progress: Progress = NOTHING, *, lease: float = 60) -> bool:
         """Whether the run is asked to stop."""
         with self.db.write() as session:
-            return attempts.renew(session, run, token, elapsed, progress, lease_seconds=lease)
+            return attempts.renew(session, run, token, elapsed, progress, lease_seconds=lease).stop
 
     def settle(self, run: int, token: int, elapsed: float, ending: Ending, *, most: int = 3) -> None:
         """The trainer has ended."""
@@ -148,7 +150,27 @@ class Lab:
     def cancel(self, run: int, actor: Actor = ADA) -> None:
         """A member asks for the end of a run."""
         with self.db.write() as session:
-            runs.cancel(session, actor, run)
+            control.cancel(session, actor, run)
+
+    def pause(self, run: int, actor: Actor = ADA) -> None:
+        """A member takes a run from its GPUs for a while."""
+        with self.db.write() as session:
+            control.pause(session, actor, run)
+
+    def resume(self, run: int, **changes: object) -> launching.Receipt:
+        """A member lets it go on."""
+        with self.db.write() as session:
+            return control.resume(session, ADA, run, **changes)  # type: ignore[arg-type]
+
+    def extend(self, run: int, time: str) -> launching.Receipt:
+        """A member gives it more time."""
+        with self.db.write() as session:
+            return control.extend(session, ADA, run, time)
+
+    def top_up(self, allocation: int, seconds: int) -> None:
+        """More GPU-seconds for an allocation."""
+        with self.db.write() as session:
+            ledger.top_up(session, allocation, seconds)
 
     def run(self, run: int) -> RunView:
         """The run as cards show it."""

@@ -1,7 +1,9 @@
 """The ledger: granted = reserved + spent + left at every moment, and no second is charged twice."""
 
 import random
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from itertools import count
 from threading import Event
 from typing import Any
@@ -10,15 +12,18 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
-from sqlalchemy import text
+from sqlalchemy import func, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from broker import ledger
+from broker import ledger, pools
 from broker.ledger import Account
-from projects.errors import ConflictError
-from tests.broker.lab import HOUR, Lab
+from broker.pools import GrantRow, GrantView
+from projects.db import utcnow
+from projects.errors import ConflictError, InvalidError
+from tests.broker.lab import HOUR, POOL, Lab
 
 GRANTED = 1000
+RUNS = count(10_000)
 A_THOUSAND_SECONDS = "0.27777778"
 
 
@@ -31,12 +36,12 @@ def allocation(lab: Lab) -> int:
     return allocation
 
 
-def move(lab: Lab, what: str, *args: int) -> bool:
+def move(lab: Lab, what: str, *args: int | str, **named: int) -> bool:
     """Whether the ledger lets a movement happen."""
     try:
         with lab.db.write() as session:
-            getattr(ledger, what)(session, *args)
-    except (ConflictError, IntegrityError):
+            getattr(ledger, what)(session, *args, **named)
+    except (ConflictError, InvalidError, IntegrityError):
         return False
     return True
 
@@ -128,6 +133,178 @@ def test_threads_at_once_neither_lose_nor_overdraw_a_second(lab: Lab, allocation
     account = lab.account(allocation)
     assert (account.reserved, account.spent, account.left) == (0, charged, GRANTED - charged)
     assert charged > 0
+
+
+def source(lab: Lab, allocations: list[int], grant_id: int) -> GrantView:
+    """A grant, after its parts have been held against its movements and its allocations, at one moment."""
+    with lab.db.read() as session:
+        found = next(grant for grant in pools.grants(session) if grant.id == grant_id)
+        accounts = [ledger.account(session, allocation) for allocation in allocations]
+        query = select(GrantRow.movement, func.sum(GrantRow.seconds)).where(GrantRow.grant_id == grant_id)
+        sums = defaultdict(int, {kind: int(seconds) for kind, seconds in session.execute(query.group_by("movement"))})
+    assert found.seconds == found.granted + found.committed + found.left == sums["give"]
+    assert found.granted == sum(account.granted for account in accounts)
+    assert found.granted == sums["draw"] + sums["fulfil"] - sums["return"]
+    assert found.committed == sum(account.committed for account in accounts)
+    assert found.committed == sums["commit"] - sums["fulfil"] - sums["lapse"]
+    assert min(found.granted, found.committed, found.left) >= 0
+    return found
+
+
+def unopened(lab: Lab, project: int, number: int) -> list[int]:
+    """Requests on which nothing has been decided."""
+    return [lab.request(project) for _ in range(number)]
+
+
+def small_grant(lab: Lab, seconds: int) -> int:
+    with lab.db.write() as session:
+        until = utcnow() + timedelta(days=9)
+        return pools.add_grant(session, pool=POOL, sponsor="A small house", seconds=seconds, until=until)
+
+
+def test_any_sequence_of_movements_keeps_the_grant_true(lab: Lab) -> None:
+    project = lab.project()
+
+    class Movements(RuleBasedStateMachine):
+        def __init__(self) -> None:
+            super().__init__()
+            self.grant = small_grant(lab, GRANTED)
+            self.waiting = unopened(lab, project, 3)
+            self.opened: list[int] = []
+            self.charged: dict[int, tuple[int, int]] = {}
+
+        def one(self, data: Any) -> int:
+            return self.opened[data.draw(st.integers(0, len(self.opened) - 1))]
+
+        @precondition(lambda self: self.waiting)
+        @rule(seconds=st.integers(1, 600), half=st.integers(0, 400))
+        def open(self, seconds: int, half: int) -> None:
+            left = source(lab, self.opened, self.grant).left
+            moved = move(lab, "grant", self.waiting[-1], self.grant, seconds, committed=half)
+            assert moved == (seconds + half <= left)
+            if moved:
+                self.opened.append(self.waiting.pop())
+
+        @precondition(lambda self: self.opened)
+        @rule(data=st.data(), seconds=st.integers(1, 600), half=st.integers(0, 300))
+        def top_up(self, data: Any, seconds: int, half: int) -> None:
+            left = source(lab, self.opened, self.grant).left
+            assert move(lab, "top_up", self.one(data), seconds, committed=half) == (seconds + half <= left)
+
+        @precondition(lambda self: self.opened)
+        @rule(data=st.data(), seconds=st.integers(-600, 600).filter(bool))
+        def adjust(self, data: Any, seconds: int) -> None:
+            allocation = self.one(data)
+            gives = source(lab, self.opened, self.grant).left if seconds > 0 else lab.account(allocation).left
+            assert move(lab, "adjust", allocation, seconds, "Counted anew.") == (abs(seconds) <= gives)
+
+        @precondition(lambda self: self.opened)
+        @rule(data=st.data(), what=st.sampled_from(["release_half", "lapse_half"]))
+        def half(self, data: Any, what: str) -> None:
+            allocation = self.one(data)
+            assert move(lab, what, allocation)
+            assert lab.account(allocation).committed == 0
+
+        @precondition(lambda self: self.opened)
+        @rule(data=st.data())
+        def give_back(self, data: Any) -> None:
+            allocation = self.one(data)
+            assert move(lab, "give_back", allocation, "It ended.")
+            assert lab.account(allocation).left == 0
+
+        @precondition(lambda self: self.opened)
+        @rule(data=st.data(), seconds=st.integers(1, 300))
+        def spend(self, data: Any, seconds: int) -> None:
+            allocation, run = self.one(data), next(RUNS)
+            left = lab.account(allocation).left
+            moved = move(lab, "reserve", allocation, run, 1, seconds)
+            assert moved == (seconds <= left)
+            if moved:
+                assert move(lab, "charge", allocation, run, 1, 1, (seconds + 1) // 2)
+                assert move(lab, "release", allocation, run, 1)
+                self.charged[run] = (allocation, (seconds + 1) // 2)
+
+        @precondition(lambda self: self.charged)
+        @rule(data=st.data(), seconds=st.integers(1, 300))
+        def refund(self, data: Any, seconds: int) -> None:
+            run = data.draw(st.sampled_from(sorted(self.charged)))
+            allocation, charged = self.charged[run]
+            moved = move(lab, "refund", allocation, run, 1, seconds, "The host died.")
+            assert moved == (seconds <= charged)
+            if moved:
+                self.charged.pop(run)
+                assert not move(lab, "refund", allocation, run, 1, 1, "Again.")
+
+        @invariant()
+        def holds(self) -> None:
+            source(lab, self.opened, self.grant)
+            for allocation in self.opened:
+                lab.account(allocation)
+
+    run_state_machine_as_test(
+        Movements, settings=settings(max_examples=6, stateful_step_count=14, deadline=None, database=None)
+    )
+
+
+def test_threads_at_once_keep_the_grant_true(lab: Lab) -> None:
+    """Twelve allocations that want more than the grant holds, moving at once, while a reader looks at all of it."""
+    grant, requests, over = small_grant(lab, GRANTED), unopened(lab, lab.project(), 12), Event()
+
+    def live(allocation: int) -> None:
+        chance = random.Random(allocation)
+        if not move(lab, "grant", allocation, grant, chance.randrange(50, 200), committed=chance.randrange(60)):
+            return
+        acts: list[tuple[str, Any]] = [
+            ("reserve", (1000 + allocation, 1, 40)),
+            ("charge", (1000 + allocation, 1, 1, 30)),
+            ("top_up", (chance.randrange(1, 100),)),
+            ("adjust", (-chance.randrange(1, 100), "Less.")),
+            (chance.choice(["release_half", "lapse_half"]), ()),
+            ("refund", (1000 + allocation, 1, 20, "The host died.")),
+            ("release", (1000 + allocation, 1)),
+            ("give_back", ("It ended.",)),
+        ]
+        for what, args in acts:
+            move(lab, what, allocation, *args)
+
+    def watch() -> int:
+        looks = 0
+        while not over.wait(0.02):
+            source(lab, requests, grant)
+            looks += 1
+        return looks
+
+    with ThreadPoolExecutor(13) as pool:
+        watcher = pool.submit(watch)
+        list(pool.map(live, requests))
+        over.set()
+        assert watcher.result() > 0
+    accounts = [lab.account(allocation) for allocation in requests]
+    assert all((account.reserved, account.left, account.committed) == (0, 0, 0) for account in accounts)
+    assert source(lab, requests, grant).left == GRANTED - sum(account.spent for account in accounts)
+    assert sum(account.spent for account in accounts) > 0
+
+
+def test_an_attempt_is_refunded_once_and_at_most_what_it_was_charged(lab: Lab, allocation: int) -> None:
+    assert move(lab, "reserve", allocation, 1, 1, 100)
+    assert move(lab, "charge", allocation, 1, 1, 1, 60)
+    before = lab.everything()
+    for seconds in (61, 0, -5):
+        assert not move(lab, "refund", allocation, 1, 1, seconds, "Too much.")
+    assert not move(lab, "refund", allocation, 2, 1, 1, "Never charged.")
+    assert lab.everything() == before
+    with ThreadPoolExecutor(8) as pool:
+        taken = list(pool.map(lambda _: move(lab, "refund", allocation, 1, 1, 50, "The host died."), range(8)))
+    assert sum(taken) == 1
+    assert (lab.account(allocation).spent, lab.account(allocation).left) == (10, GRANTED - 50)
+
+
+def test_an_attempt_cannot_be_charged_what_another_has_reserved(lab: Lab, allocation: int) -> None:
+    assert move(lab, "reserve", allocation, 1, 1, 10)
+    assert move(lab, "reserve", allocation, 2, 1, 500)
+    with pytest.raises(ConflictError, match="has 10 GPU-seconds reserved; 11 cannot"), lab.db.write() as session:
+        ledger.charge(session, allocation, 1, 1, 1, 11)
+    assert lab.account(allocation).spent == 0
 
 
 def test_more_than_is_left_is_refused(lab: Lab, allocation: int) -> None:

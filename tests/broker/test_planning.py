@@ -39,7 +39,7 @@ def held(run: int, devices: Sequence[int], seconds: float = 50.0, *, project: in
 
 
 def queue(*runs: Waiting, running: Sequence[Held] = (), limits: Limits | None = None, left: int = 10**9) -> QueueState:
-    purses = {run.allocation_id: Purse(left, 1, NOW + timedelta(days=9)) for run in runs}
+    purses = {run.allocation_id: Purse(left, 1, None) for run in runs}
     pools = (POOL, SLURM)
     return QueueState(NOW, pools, runs, running, purses, limits=limits or Limits())
 
@@ -104,7 +104,7 @@ def test_who_can_never_start_is_refused_and_holds_up_nobody() -> None:
     ended = replace(state, purses={1: Purse(10**9, 0, NOW), 2: state.purses[2]})
     assert list(plan(ended).refusals) == [1]
     assert "ended on 2030-01-01" in plan(ended).refusals[1]
-    short = replace(state, purses={1: Purse(399, 0, NOW + timedelta(days=1)), 2: state.purses[2]})
+    short = replace(state, purses={1: Purse(399, 0, None), 2: state.purses[2]})
     assert "400 GPU-seconds and its allocation has 399 left" in plan(short).refusals[1]
     assert [one.run_id for one in plan(short).starts] == [2]
 
@@ -133,7 +133,7 @@ def states(draw: st.DrawFn) -> QueueState:
         pools=[POOL._replace(gpus=gpus)],
         waiting=runs,
         held=running,
-        purses={n: Purse(draw(st.integers(0, 400)), 1, NOW + timedelta(days=1)) for n in range(1, 4)},
+        purses={n: Purse(draw(st.integers(0, 400)), 1, None) for n in range(1, 4)},
         usage={n: draw(st.sampled_from([0.0, 10.0, 50.0])) for n in range(1, 4)},
         limits=Limits(draw(st.integers(1, 4)), draw(st.integers(1, 5))),
     )
@@ -173,6 +173,7 @@ def test_each_run_has_the_first_time_that_those_above_it_leave(state: QueueState
     for rank, one in enumerate(placed):
         if one.hold == Hold.HOURS:
             continue
+        assert one.run.not_before
         after = (one.run.not_before - NOW).total_seconds()
         earlier = {moment for moment in ends | {0.0, after} if after <= moment < one.start}
         assert one.start < math.inf
@@ -215,6 +216,7 @@ def test_the_reason_is_true(state: QueueState) -> None:
                 promised = sum(o.run.cost for o in above if o.run.allocation_id == run.allocation_id)
                 assert run.cost > state.purses[run.allocation_id].left - promised == one.free
             case Hold.EARLIER_ATTEMPT:
+                assert run.not_before
                 assert run.not_before > state.now
             case Hold.PROJECT_LIMIT:
                 running = sum(other.open and other.project_id == run.project_id for other in state.held)
@@ -234,7 +236,7 @@ def test_the_reason_is_true(state: QueueState) -> None:
 def test_no_start_that_was_expected_comes_later(state: QueueState) -> None:
     """Played to the end with every run taking all its time: with one project, whose order stands, promises are kept."""
     runs = [run._replace(project_id=1, person_id=1, allocation_id=1, not_before=NOW) for run in state.waiting]
-    purses = {1: Purse(10**9, 0, NOW + timedelta(days=1))}
+    purses = {1: Purse(10**9, 0, None)}
     running = [one._replace(seconds=max(one.seconds, SOONEST), project_id=9, person_id=9) for one in state.held]
     state = replace(state, waiting=runs, purses=purses, held=running)
     expected = {one.run.id: one.start for one in plan(state).queues[1]}

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,18 +13,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from huggingface_hub import HfApi, hf_hub_download
+import yaml
+from huggingface_hub import HfApi
 from safetensors.numpy import save_file
-from sqlalchemy import text
+from sqlalchemy import text, update
 
-from broker import publications, publisher
+from broker import card, publications, publisher
 from broker.attempts import Checkpoint, Progress
-from broker.publications import Publication
-from projects import record
+from broker.publications import Publication, Repository
+from projects import pipeline, progress, record
+from projects.people import Actor
+from projects.pipeline import Project
 from projects.settings import Settings
-from tests.broker.lab import Lab, request_id, settings
+from tests.broker.lab import ADA, GRACE, REVIEWERS, ROSA, Lab, request_id, settings
 
 LAST = 4
+PUBLISHED = {"README.md", "how.json", "model.safetensors", "tokenizer.json", "metrics.jsonl", "data_manifest.json"}
 
 
 @dataclass
@@ -52,6 +57,12 @@ class Hub:
     def branches(self, repo: str) -> set[str]:
         return {branch.name for branch in self.api.list_repo_refs(repo).branches}
 
+    def read(self, repo: str, name: str, branch: str) -> str:
+        """A file's text, as anybody gets it, without a token."""
+        with urllib.request.urlopen(f"{self.url}/{repo}/resolve/{branch}/{name}", timeout=5) as answer:
+            text: str = answer.read().decode()
+        return text
+
     def commits(self, repo: str, branch: str) -> list[str]:
         """The titles of a branch's commits after the first, which makes the repository."""
         return [commit.title for commit in self.api.list_repo_commits(repo, revision=branch)][:-1]
@@ -74,11 +85,10 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 
 
 @pytest.fixture
-def conf(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+def conf(hub: Hub, tmp_path: Path) -> Iterator[Settings]:
     """Settings with a namespace of their own, and short pauses."""
-    monkeypatch.setattr(publisher, "BACKOFF_SECONDS", 0.2)
-    name = request_id()
-    yield settings(tmp_path, hub_endpoint=hub.url, hub_token=hub.token, hub_namespace=name, lease_seconds=30)
+    place = {"hub_endpoint": hub.url, "hub_token": hub.token, "hub_namespace": request_id()}
+    yield settings(tmp_path, **place, lease_seconds=30, publish_retry_seconds=0.2)
     hub.heal()
 
 
@@ -94,14 +104,22 @@ def run(lab: Lab) -> int:
 
 def checkpoint(home: Path, step: int) -> Checkpoint:
     """A folder as the trainer leaves it, with nothing of a model in it but its shape."""
-    folder = home / "checkpoints" / f"step{step}"
+    folder = home / "attempt-1" / "checkpoints" / f"step{step}"
     (folder / "trainer").mkdir(parents=True)
     save_file({"weight": np.full((64, 64), step, np.float32)}, folder / "model.safetensors")
-    sources = [{"name": "python-docs", "licence": "PSF-2.0"}]
+    place = {"dataset": "common/text", "revision": "0123456789abcdef" * 2}
+    sources = [{"name": "python-docs", "licence": "PSF-2.0", "place": place, "train": {"tokens": 123456}}]
     (folder / "how.json").write_text(json.dumps({"step": step, "data": {"sources": sources}}))
     (folder / "tokenizer.json").write_text("{}")
     save_file({"moments": np.zeros(64, np.float32)}, folder / "trainer" / "moments.safetensors")
     return Checkpoint(step, str(folder))
+
+
+def measure(conf: Settings, *steps: int) -> None:
+    """The trainer writes its measures."""
+    (conf.home / "attempt-1").mkdir(exist_ok=True)
+    lines = [json.dumps({"step": step, "tokens": 100 * step, "loss": 1 / step}) for step in steps]
+    (conf.home / "attempt-1" / "metrics.jsonl").write_text("\n".join(lines) + "\n")
 
 
 def write(lab: Lab, conf: Settings, run: int, *steps: int) -> None:
@@ -120,6 +138,12 @@ def publish(lab: Lab, conf: Settings, run: int) -> None:
 def waiting(lab: Lab) -> list[tuple[int, int]]:
     with lab.db.read() as session:
         return list(publisher.waiting(session))
+
+
+def lapse(lab: Lab) -> None:
+    """All leases run out."""
+    with lab.db.write() as session:
+        session.execute(text("UPDATE publications SET lease_until = '2020-01-01 00:00:00.000000'"))
 
 
 def row(lab: Lab, run: int, step: int) -> Publication:
@@ -141,32 +165,77 @@ def test_published_once_in_the_order_of_steps(lab: Lab, conf: Settings, hub: Hub
     publish(lab, conf, run)
     assert waiting(lab) == []
     assert told(lab) == [(0, True, False), (1, False, False), (2, False, False)]
-    assert hub.commits(repo(conf, run), "main") == [], "main waits for the last one"
+    assert hub.commits(repo(conf, run), "main") == ["step 2", "step 1", "step 0"], "main follows"
     write(lab, conf, run, LAST)
     publish(lab, conf, run)
     publish(lab, conf, run)
     assert told(lab)[3:] == [(LAST, False, True)]
     assert hub.branches(repo(conf, run)) == {"main", "step0", "step1", "step2", "step4"}
     for branch, step in (("main", LAST), ("step0", 0), ("step1", 1), ("step2", 2), ("step4", LAST)):
-        assert hub.commits(repo(conf, run), branch) == [f"step {step}"]
+        if branch != "main":
+            assert hub.commits(repo(conf, run), branch) == [f"step {step}"]
+        said = hub.read(repo(conf, run), "README.md", branch)
+        assert f"Step {step} of {LAST}" in said
         files = set(hub.api.list_repo_files(repo(conf, run), revision=branch)) - {".gitattributes"}
-        assert files == {"README.md", "how.json", "model.safetensors", "tokenizer.json"}, "the trainer's own stays here"
+        assert files == PUBLISHED, "the trainer's own stays here"
     links = lab.run(run).checkpoints
     assert [(link.step, link.url) for link in links] == [
         (step, f"{hub.url}/{repo(conf, run)}/tree/step{step}") for step in (0, 1, 2, LAST)
     ]
 
 
-def test_the_card_says_how_and_by_whom(lab: Lab, conf: Settings, hub: Hub, run: int, tmp_path: Path) -> None:
+def test_the_card_says_how_and_by_whom(lab: Lab, conf: Settings, hub: Hub, run: int) -> None:
+    measure(conf, *range(1, 41))
+    write(lab, conf, run, LAST)
+    publish(lab, conf, run)
+    said = hub.read(repo(conf, run), "README.md", f"step{LAST}")
+    front = yaml.safe_load(said.split("---\n")[1])
+    assert front == {
+        "license": "apache-2.0",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["stoa", "demo"],
+        "datasets": ["common/text"],
+    }
+    assert r"# Sinks of \<attention\>: run" in said
+    assert r"| python\-docs | PSF\-2\.0 | common/text at 0123456789ab | 123,456 |" in said
+    assert "People: Ada (lead), Grace" in said
+    assert "given by The house" in said
+    assert r"- Changed in it: steps = 4" in said
+    assert f'from_pretrained("{repo(conf, run)}", revision="step{LAST}")' in said
+    assert "| 4 | 400 | 0.2500 |" in said
+    assert "| 5 | 500" not in said, "the curve ends at the checkpoint"
+    measures = hub.read(repo(conf, run), "metrics.jsonl", f"step{LAST}").splitlines()
+    assert [json.loads(line)["step"] for line in measures] == [1, 2, 3, 4]
+    manifest = json.loads(hub.read(repo(conf, run), "data_manifest.json", f"step{LAST}"))
+    assert manifest["sources"][0]["train"] == {"tokens": 123456}
+
+
+def test_nothing_typed_becomes_markup_or_metadata(lab: Lab, conf: Settings, hub: Hub) -> None:
+    ada = Actor(1, "---\nlicense: mit\n--- **Ada** <img src=x> [a](http://x)")
+    project = lab.project(ada, title="A # title | with `all` of it: www.example.org")
+    lab.allocation(project, lead=ada)
+    run = lab.launch(project, ada)
+    lab.start(run, 0)
     write(lab, conf, run, 0)
     publish(lab, conf, run)
-    where = {"repo_id": repo(conf, run), "filename": "README.md", "revision": "step0", "endpoint": hub.url}
-    card = Path(hf_hub_download(**where, token=hub.token, cache_dir=tmp_path / "cache")).read_text()
-    assert r"# Sinks of \<attention\>: run" in card
-    assert "python-docs: PSF-2.0" in card
-    assert "Ada (lead), Grace" in card
-    assert "given by The house" in card
-    assert f'from_pretrained("{repo(conf, run)}", revision="step0")' in card
+    with lab.db.read() as session:
+        name = session.get_one(Repository, run).name
+    said = hub.read(name, "README.md", "step0")
+    assert hub.api.model_info(name, revision="step0").card_data["license"] == "apache-2.0"
+    assert said.count("\n---\n") == 1
+    assert r"# A \# title \| with \`all\` of it\: www\.example\.org: run" in said
+    assert r"\-\-\- license\: mit \-\-\- \*\*Ada\*\* \<img src=x\> \[a\]\(http\://x\)" in said
+
+
+def test_metrics_of_earlier_attempts_go_along(tmp_path: Path) -> None:
+    for token, steps in ((1, range(1, 8)), (2, range(5, 12))):
+        folder = tmp_path / f"attempt-{token}"
+        folder.mkdir()
+        lines = [json.dumps({"step": step, "loss": float(token)}) for step in steps]
+        (folder / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 99, "lo']))
+    found = card.measured(tmp_path / "attempt-2", 10)
+    assert [(line["step"], line["loss"]) for line in found] == [(n, 1.0 if n < 5 else 2.0) for n in range(1, 11)]
 
 
 @pytest.mark.parametrize(("path", "status"), [("/api/repos/create", 500), ("/commit/", 503), ("/tree/", 403)])
@@ -192,9 +261,9 @@ def test_a_hub_that_fails_is_tried_again_later(
     assert hub.commits(repo(conf, run), "step0") == ["step 0"]
 
 
-def test_the_pauses_grow(lab: Lab, conf: Settings, run: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publisher, "BACKOFF_SECONDS", 100)
-    away = settings(conf.home, hub_endpoint="http://127.0.0.1:1", hub_token="x", hub_namespace="n")
+def test_the_pauses_grow(lab: Lab, conf: Settings, run: int) -> None:
+    place = {"hub_endpoint": "http://127.0.0.1:1", "hub_token": "x", "hub_namespace": "n"}
+    away = settings(conf.home, **place, publish_retry_seconds=100)
     write(lab, conf, run, 0)
     pauses = []
     for tries in range(1, 4):
@@ -238,9 +307,8 @@ def test_an_answer_that_was_lost_makes_no_second_commit(lab: Lab, conf: Settings
 
 def test_another_takes_over_from_a_publisher_that_died(lab: Lab, conf: Settings, hub: Hub, run: int) -> None:
     write(lab, conf, run, 0, 1)
-    short = conf.model_copy(update={"lease_seconds": 0.5})
     with lab.db.write() as session:
-        died = publisher.claim(session, run, short)
+        died = publisher.claim(session, run, conf)
     assert died is not None
     with lab.db.read() as session:
         publisher.write_card(session, run, died.repo, died.folder)
@@ -249,15 +317,15 @@ def test_another_takes_over_from_a_publisher_that_died(lab: Lab, conf: Settings,
     assert waiting(lab) == [], "it is leased"
     publish(lab, conf, run)
     assert told(lab) == []
-    time.sleep(0.55)
+    lapse(lab)
     assert waiting(lab) == [(run, 0)]
     with lab.db.write() as session:
-        assert publisher.claim(session, run, short) is not None
+        assert publisher.claim(session, run, conf) is not None
     with lab.db.write() as session:
-        publisher.fail(session, died, "late")
+        publisher.fail(session, died, "late", pause_seconds=1)
         publisher.finish(session, died, "https://elsewhere")
     assert (told(lab), waiting(lab), row(lab, run, 0).error) == ([], [], ""), "another holds it now"
-    time.sleep(0.55)
+    lapse(lab)
     publish(lab, conf, run)
     assert told(lab) == [(0, True, False), (1, False, False)]
     assert hub.commits(repo(conf, run), "step0") == ["step 0"]
@@ -290,7 +358,64 @@ def test_a_checkpoint_is_noted_once(lab: Lab, conf: Settings, run: int) -> None:
     write(lab, conf, run, 0)
     with lab.db.write() as session:
         publications.add(session, run, 0, "another folder")
-    assert row(lab, run, 0).folder == str(conf.home / "checkpoints" / "step0")
+    assert row(lab, run, 0).folder == str(conf.home / "attempt-1" / "checkpoints" / "step0")
+
+
+def test_a_hub_that_is_down_for_a_day_costs_nothing(lab: Lab, conf: Settings, hub: Hub, run: int) -> None:
+    soon = conf.model_copy(update={"publish_retry_seconds": 1e-9})
+    for hour, (path, status, cut) in enumerate(
+        [("/create", 500, False), ("/refs", 429, False), ("/commit", 500, True)]
+    ):
+        write(lab, conf, run, hour)  # the run does not wait
+        hub.fault(path=path, status=status, cut=cut, times=1000)
+        for _ in range(8):
+            publish(lab, soon, run)
+    assert (lab.run(run).checkpoints, row(lab, run, 0).tries) == ((), 24)
+    assert lab.run(run).delayed == "The checkpoint of step 0 is not on the Hub yet, after 24 tries; it is tried again."
+    assert lab.kinds(1).count("checkpoint.delayed") == 1, "told once, not at each try"
+    hub.heal()
+    publish(lab, conf, run)
+    assert [step for step, *_ in told(lab)] == [0, 1, 2]
+    assert [hub.commits(repo(conf, run), f"step{step}") for step in range(3)] == [["step 0"], ["step 1"], ["step 2"]]
+    assert lab.run(run).delayed == ""
+
+
+def test_held_checkpoints_are_private_until_reviewers_release_them(lab: Lab, conf: Settings, hub: Hub) -> None:
+    project = lab.proposal(title="Sinks of attention")
+    with lab.db.write() as session:
+        pipeline.join(session, GRACE, project, min_people=2)
+        told_of = {"goal": "g", "plan": "p", "compute": "c", "release": "r"}
+        pipeline.scope(session, ADA, project, **told_of, release_policy="held", licence="MIT", min_people=2)
+    lab.allocation(project)
+    run = lab.launch(project, overrides=f"steps={LAST}")
+    lab.start(run, 0)
+    write(lab, conf, run, 0)
+    publish(lab, conf, run)
+    assert lab.kinds(1)[-1] == "checkpoint.published"
+    assert hub.api.model_info(repo(conf, run)).private
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        hub.read(repo(conf, run), "README.md", "step0")
+    assert waiting(lab) == []
+
+    with lab.db.write() as session:
+        progress.release(session, ROSA, project, "It is safe.", REVIEWERS)
+    assert waiting(lab) == [(run, publisher.SHOWING)]
+    hub.fault(path="/settings", status=503)
+    publish(lab, conf, run)
+    assert "checkpoints.released" not in lab.kinds(1)
+    time.sleep(0.25)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: publish(lab, conf, run), range(2)))
+    assert lab.kinds(1).count("checkpoints.released") == 1
+    assert "\nlicense: mit\n" in hub.read(repo(conf, run), "README.md", "step0")
+    assert waiting(lab) == []
+
+    with lab.db.write() as session:
+        session.execute(update(Project).values(release_policy="held"))
+    write(lab, conf, run, 1)
+    publish(lab, conf, run)
+    assert hub.api.model_info(repo(conf, run)).private, "held again, all of it"
+    assert lab.kinds(1)[-2:] == ["checkpoints.withheld", "checkpoint.published"]
 
 
 def test_a_publisher_without_a_token_says_so(lab: Lab, conf: Settings, run: int) -> None:

@@ -6,14 +6,17 @@ import pytest
 from sqlalchemy import text
 
 from broker import runs, series
+from broker.launching import parse_overrides, parse_time_limit
 from broker.ledger import Account
-from broker.runs import ENDED, TRANSITIONS, RunState, parse_overrides, parse_time_limit
+from broker.runs import ENDED, TRANSITIONS, RunState
 from broker.series import Measured
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
 from tests.broker.lab import ADA, GRACE, HOUR, STRANGER, Lab
+from trainer import check as dry_run
+from trainer import config as trainer_config
 
 REFUSED_LAUNCHES: list[tuple[dict[str, object], str]] = [
-    ({"recipe": "nonesuch"}, "no recipe “nonesuch”; the recipes are: comma-7b, demo, gpt-j-6b"),
+    ({"recipe": "nonesuch"}, "no recipe “nonesuch”; the recipes are: demo."),
     ({"recipe": "../demo"}, "no recipe"),
     ({"recipe": "x" * 6000}, "no recipe"),
     ({"overrides": "layers=3"}, "'layers' may not be overridden; what may be is steps"),
@@ -81,13 +84,48 @@ def test_a_launch_says_what_it_costs_and_is_told(lab: Lab) -> None:
     assert lab.account(allocation) == Account(HOUR, 0, 0), "a queued run reserves nothing yet"
 
 
+def measure(lab: Lab, run: int, *rates: float) -> None:
+    with lab.db.write() as session:
+        series.add(session, run, [Measured("tokens_per_second", 2 * n, 4096, rate) for n, rate in enumerate(rates)])
+
+
 def test_a_like_run_that_was_measured_says_what_to_expect(lab: Lab) -> None:
     project = lab.project()
     lab.allocation(project)
     first = lab.launch(project, overrides="steps=100")
-    with lab.db.write() as session:
-        series.add(session, first, [Measured("tokens_per_second", 2, 4096, 2048.0)])
-    assert lab.receipt(project, overrides="steps=100").expected == 100 * 16 * 128 / 2048
+    assert lab.receipt(project).basis == "nothing like it has been measured on this pool yet"
+    measure(lab, first, 10.0, 2048.0, 2048.0, 2048.0, 1.0)
+    receipt = lab.receipt(project, overrides="steps=100")
+    assert receipt.expected == 100 * 16 * 128 / 2048
+    assert receipt.basis == f"run {first} measured 2,048 tokens per second of this recipe on this pool"
+
+
+def test_a_recipe_measured_on_another_number_of_gpus_is_scaled(lab: Lab) -> None:
+    project = lab.project()
+    lab.allocation(project)
+    first = lab.launch(project)
+    measure(lab, first, 2048.0)
+    receipt = lab.receipt(project, gpus=2)
+    assert receipt.expected == 200 * 16 * 128 / 2048, "twice as fast, on twice as many"
+    assert receipt.basis == f"run {first} measured 2,048 tokens per second, scaled from 1 to 2 GPUs"
+    shorter = lab.receipt(project, overrides="sequence_length=64")
+    assert shorter.expected is not None
+    assert shorter.expected < 50, "half the tokens, and each a little cheaper"
+    assert shorter.basis.endswith("scaled by FLOPs per token")
+
+
+def test_a_recipe_that_was_never_measured_is_scaled_by_its_flops_from_one_of_like_size(lab: Lab) -> None:
+    project = lab.project()
+    lab.allocation(project, hours="100")
+    demo, small = lab.launch(project), lab.launch(project, recipe="pythia-70m")
+    measure(lab, demo, 9999.0)
+    assert lab.receipt(project, recipe="pythia-160m").expected is None, "the demo is too small to compare"
+    measure(lab, small, 1000.0)
+    receipt = lab.receipt(project, recipe="pythia-160m", overrides="steps=10")
+    flops = {name: dry_run.flops_per_token(trainer_config.load_recipe(name)) for name in ("pythia-70m", "pythia-160m")}
+    tokens = 10 * trainer_config.load_recipe("pythia-160m").tokens_per_step
+    assert receipt.expected == round(tokens / (1000 * flops["pythia-70m"] / flops["pythia-160m"]))
+    assert receipt.basis.endswith("scaled from the recipe pythia-70m by FLOPs per token")
 
 
 def test_a_launch_that_cannot_stand_changes_nothing(lab: Lab, subtests: pytest.Subtests) -> None:
@@ -192,7 +230,7 @@ def test_a_run_takes_the_tables_transitions_only(seen: RunState, to: RunState) -
     if seen in ENDED:
         assert not allowed
     if to == RunState.QUEUED:
-        assert allowed == (seen in {RunState.STARTING, RunState.RUNNING})
+        assert allowed == (seen in {RunState.STARTING, RunState.RUNNING, RunState.PAUSED})
 
 
 def test_a_move_that_somebody_else_has_made_is_refused(lab: Lab) -> None:
@@ -215,4 +253,4 @@ def test_the_runs_of_a_project_and_those_in_motion(lab: Lab) -> None:
     with lab.db.read() as session:
         assert [view.id for view in runs.of_project(session, project)] == [second, first]
         assert runs.in_motion(session) == {project: {second}}
-        assert "demo" in runs.recipes()
+        assert "demo" in runs.recipes(session)

@@ -145,8 +145,8 @@ def test_what_runs_does_not_fade(lab: Lab, ours: int, tmp_path: Path) -> None:
 def test_a_dear_pool_counts_for_more_on_every_pool(lab: Lab, ours: int, theirs: int) -> None:
     with lab.db.write() as session:
         pools.add_pool(session, name="dear", gpu_type="H200", gpus=2, price_weight=3)
-        pools.add_grant(session, pool="dear", sponsor="s", seconds=HOUR, until=utcnow() + timedelta(days=1))
-    dear = lab.request(ours, pool="dear", hours="1")
+        pools.add_grant(session, pool="dear", sponsor="s", seconds=2 * HOUR, until=utcnow() + timedelta(days=1))
+    dear = lab.request(ours, pool="dear")
     lab.approve(dear, "1")
     use(lab, ours, 100, allocation_id=dear)
     use(lab, theirs, 200, actor=STRANGER)
@@ -236,7 +236,7 @@ def test_a_round_gives_up_what_is_lost_and_goes_on_with_it(lab: Lab, ours: int, 
     rounds.round()
     assert (lab.run(run).state, lab.run(run).attempt) == (RunState.STARTING, token + 1)
     account = lab.account(1)
-    assert (account.spent, account.reserved, account.granted) == (20, 1200 - 20, 10 * HOUR)
+    assert (account.spent, account.reserved, account.granted) == (0, 1200, 10 * HOUR)
 
 
 def test_the_doorbells_are_rung_once_and_not_at_every_round(lab: Lab, ours: int, tmp_path: Path) -> None:
@@ -258,8 +258,10 @@ def test_the_doorbells_are_rung_once_and_not_at_every_round(lab: Lab, ours: int,
     assert (messages("runs") - before[0], messages("publish") - before[1]) == (1, 1)
 
 
-def test_a_run_that_can_never_start_fails_with_the_reason(lab: Lab, ours: int, tmp_path: Path) -> None:
-    lab.allocation(ours, "0.5")
+def test_a_run_that_nobody_can_pay_for_is_paused_and_goes_on_after_a_top_up(
+    lab: Lab, ours: int, tmp_path: Path
+) -> None:
+    allocation = lab.allocation(ours, "0.5")
     first = lab.launch(ours, time_limit="20m")
     second = lab.launch(ours, time_limit="20m")
     scheduler = Scheduler(settings(tmp_path, redis_url="redis://127.0.0.1:1/0"), lab.db)
@@ -270,8 +272,13 @@ def test_a_run_that_can_never_start_fails_with_the_reason(lab: Lab, ours: int, t
         attempts.started(session, first, 1, PROCESS, (), lease_seconds=60)
     lab.settle(first, 1, 1200, Ending(70, "The loss is not finite."))
     scheduler.round()
-    assert lab.run(second).state == RunState.FAILED
+    assert lab.run(second).state == RunState.PAUSED
     assert "1,200 GPU-seconds and its allocation has 600 left" in lab.run(second).reason
+    scheduler.round()
+    assert lab.run(second).state == RunState.PAUSED
+    lab.top_up(allocation, 600)
+    scheduler.round()
+    assert lab.run(second).state == RunState.STARTING
 
 
 def test_nothing_starts_on_an_allocation_that_has_ended(lab: Lab, ours: int, tmp_path: Path) -> None:
@@ -280,5 +287,5 @@ def test_nothing_starts_on_an_allocation_that_has_ended(lab: Lab, ours: int, tmp
     with lab.db.write() as session:
         session.get_one(Allocation, allocation).until = utcnow() - timedelta(days=1)
     Scheduler(settings(tmp_path, redis_url="redis://127.0.0.1:1/0"), lab.db).round()
-    assert lab.run(run).state == RunState.FAILED
+    assert lab.run(run).state == RunState.PAUSED
     assert "its allocation ended on" in lab.run(run).reason

@@ -1,5 +1,6 @@
 """A supervisor as a process of its own, over a trainer that does not listen."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from broker import supervisor
+from broker import disk, supervisor
 from broker.runs import Run, RunState
 from tests.broker.lab import Lab, settings
 
@@ -25,6 +26,11 @@ os.fork()
 print("here", flush=True)
 while True:
     time.sleep(60)
+"""
+POLITE = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+time.sleep(60)
 """
 SUPERVISE = """
 import sys
@@ -138,6 +144,58 @@ def test_a_supervisor_whose_run_went_to_another_ends_its_trainer(lab: Lab, tmp_p
     assert lab.run(run).state == RunState.RUNNING
 
 
+def test_a_run_pauses_and_goes_on_with_another_number_of_gpus(lab: Lab, tmp_path: Path) -> None:
+    """The real trainer: the second attempt begins at the checkpoint that the pause has made the first one write."""
+    project = lab.project()
+    allocation = lab.allocation(project)
+    run = lab.launch(project, gpus=2, overrides="steps=100000", time_limit="20m")
+    first = real(lab, tmp_path, run, 0, 1)
+    try:
+        until(lambda: lab.run(run).step >= 2, 200)
+        lab.pause(run)
+        assert first.wait(100) == 0
+    finally:
+        end(first)
+    paused = lab.run(run)
+    assert (paused.state, paused.reason) == (RunState.PAUSED, "paused by Ada")
+    assert (lab.account(allocation).reserved, living(tmp_path)) == (0, [])
+    lab.resume(run, gpus=1)
+    second = real(lab, tmp_path, run, 0)
+    try:
+        until(lambda: lab.run(run).step > paused.step, 200)
+        lab.cancel(run)
+        assert second.wait(100) == 0
+    finally:
+        end(second)
+    events = (tmp_path / "runs" / str(run) / "attempt-2" / "events.jsonl").read_text().splitlines()
+    started = json.loads(events[0])
+    last = max(int(path.name[4:]) for path in (tmp_path / "runs" / str(run)).glob("attempt-1/checkpoints/step*"))
+    assert (started["event"], started["step"], started["ranks"]) == ("started", last, 1)
+    assert last >= paused.step
+    assert lab.run(run).state == RunState.CANCELLED
+    assert lab.account(allocation).reserved == 0
+
+
+def real(lab: Lab, home: Path, run: int, *devices: int) -> subprocess.Popen[bytes]:
+    """The supervisor of a new attempt, over the trainer itself."""
+    token = lab.admit(run, *devices)
+    assert lab.claim(run, token, lease=60)
+    (home / "runs" / str(run)).mkdir(parents=True, exist_ok=True)
+    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | {
+        "STOA_ENV_FILE": "",
+        "STOA_HOME": str(home),
+        "STOA_DATABASE_URL": lab.db.url.render_as_string(hide_password=False),
+        "STOA_LEASE_SECONDS": "6",
+    }
+    return subprocess.Popen([sys.executable, "-m", "broker.supervisor", str(run), str(token)], env=environment)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ask a supervisor to stop, and its trainer with it, should it still be there."""
+    process.terminate()
+    process.wait(100)
+
+
 def test_a_folder_that_another_database_has_left_is_moved_aside(tmp_path: Path) -> None:
     conf = settings(tmp_path)
     left = supervisor.run_folder(conf, 7) / "attempt-1" / "checkpoints" / "step9"
@@ -165,3 +223,19 @@ def test_what_cannot_be_started_says_why(lab: Lab, run: int, tmp_path: Path) -> 
     subprocess.run(command, env=environment, check=True, timeout=30)
     assert lab.run(run).state == RunState.QUEUED
     assert "could not be started" in lab.run(run).reason
+
+
+def test_a_run_on_a_full_disk_is_asked_to_stop_and_waits(lab: Lab, run: int, tmp_path: Path) -> None:
+    token = lab.admit(run)
+    assert lab.claim(run, token)
+    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | {
+        "STOA_ENV_FILE": "",
+        "STOA_HOME": str(tmp_path),
+        "STOA_DATABASE_URL": lab.db.url.render_as_string(hide_password=False),
+        "STOA_DISK_FLOOR_GIB": "1e9",
+        "STOA_LEASE_SECONDS": "18",  # time for the trainer to be up before the first look at the disk
+    }
+    (tmp_path / "runs" / str(run)).mkdir(parents=True)
+    command = [sys.executable, "-c", SUPERVISE, str(run), str(token), POLITE]
+    subprocess.run(command, env=environment, check=True, timeout=60)
+    assert (lab.run(run).state, lab.run(run).reason) == (RunState.QUEUED, disk.PAUSED)

@@ -23,6 +23,24 @@ LEADS_TO = {
 }
 CAST = {Role.LEAD: ADA, Role.CONTRIBUTOR: GRACE, Role.FOLLOWER: STRANGER, Role.REVIEWER: ROSA, Role.MODERATOR: MARIE}
 
+L, C, R, M = Role.LEAD, Role.CONTRIBUTOR, Role.REVIEWER, Role.MODERATOR
+AGREED = {
+    Act.SCOPE: {L},
+    Act.PAUSE: {L},
+    Act.RESUME: {L},
+    Act.COMPLETE: {L},
+    Act.STOP: {L, M},
+    Act.CHANGE_NEEDS: {L},
+    Act.POST_UPDATE: {L, C},
+    Act.HAND_OVER: {L},
+    Act.USE_COMPUTE: {L, C},
+    Act.ASK_FOR_COMPUTE: {L},
+    Act.RELEASE: {R},
+    Act.OPEN_CHANNEL: {M},
+    Act.HIDE: {M},
+    Act.UNHIDE: {M},
+}
+
 
 def test_the_table_of_stages_is_the_one_that_was_agreed() -> None:
     shown = {f"{one} → {', '.join(sorted(others))}" for one, others in TRANSITIONS.items()}
@@ -35,6 +53,10 @@ def test_the_table_of_stages_is_the_one_that_was_agreed() -> None:
         "completed → ",
         "stopped → ",
     }
+
+
+def test_the_table_of_rights_is_the_one_that_was_agreed() -> None:
+    assert MAY == AGREED
 
 
 @pytest.mark.parametrize("stage", list(Stage))

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select, update
 
-from broker import attempts, runs
+from broker import attempts, launching
 from broker.ledger import LedgerRow, Movement
 from broker.publications import Publication
 from broker.runs import ENDED, Run, RunState
@@ -79,7 +79,7 @@ class Stoa:
         """Queue a run on one device."""
         allocation = self.lab.allocation(self.project, hours=str((max(time_limit, 60) + 1) / 3600))
         with self.db.write() as session:
-            launched = runs.launch(
+            launched = launching.launch(
                 session,
                 ADA,
                 f"faults-{allocation}",

@@ -11,13 +11,11 @@ depends_on = None
 
 def upgrade() -> None:
     """Every pool so far is of this kind of host."""
-    with op.batch_alter_table("pools") as pools:
-        pools.add_column(sa.Column("launcher", sa.String(), nullable=False, server_default="local"))
-        pools.add_column(sa.Column("price_weight", sa.Float(), nullable=False, server_default="1"))
+    op.add_column("pools", sa.Column("launcher", sa.String(), nullable=False, server_default="local"))
+    op.add_column("pools", sa.Column("price_weight", sa.Float(), nullable=False, server_default="1"))
 
 
 def downgrade() -> None:
-    """Forget both."""
-    with op.batch_alter_table("pools") as pools:
-        pools.drop_column("price_weight")
-        pools.drop_column("launcher")
+    """Forget both; not as a batch, for SQLite would make anew a table that others refer to."""
+    op.drop_column("pools", "price_weight")
+    op.drop_column("pools", "launcher")

@@ -85,12 +85,16 @@ def downgrade() -> None:
 
 
 def _retell_movements() -> None:
-    """A refund becomes a grant; what was taken away becomes a charge. What is left is the same."""
+    """A refund becomes a grant; what was taken away, a reservation and its charge. What is left is the same."""
     told = (
         "(SELECT COALESCE(SUM(ABS(seconds)), 0) FROM ledger WHERE ledger.allocation_id = balances.allocation_id "
         "AND (movement = 'refund' OR movement = 'adjust' AND seconds < 0))"
     )
     op.execute(f"UPDATE balances SET granted = granted + {told}, spent = spent + {told}")
+    op.execute(
+        "INSERT INTO ledger (allocation_id, movement, seconds, period, at) SELECT allocation_id, 'reserve', "
+        "-seconds, period, at FROM ledger WHERE movement = 'adjust' AND seconds < 0"
+    )
     op.execute("UPDATE ledger SET movement = 'charge', seconds = -seconds WHERE movement = 'adjust' AND seconds < 0")
     op.execute("UPDATE ledger SET movement = 'grant' WHERE movement IN ('refund', 'adjust')")
 
@@ -151,13 +155,9 @@ def _create_changes() -> None:
 
 def _check_ledger(rule: str) -> None:
     """Hold the ledger's seconds to another rule. SQLite builds the table anew for it; nothing refers to it."""
-    if op.get_bind().dialect.name == "sqlite":
-        check = sa.CheckConstraint(rule, name=op.f("ck_ledger_positive"))
-        with op.batch_alter_table("ledger", recreate="always", table_args=(check,)):
-            pass
-        return
-    op.drop_constraint(op.f("ck_ledger_positive"), "ledger")
-    op.create_check_constraint(op.f("ck_ledger_positive"), "ledger", rule)
+    with op.batch_alter_table("ledger") as ledger:
+        ledger.drop_constraint(op.f("ck_ledger_positive"), type_="check")
+        ledger.create_check_constraint(op.f("ck_ledger_positive"), rule)
 
 
 def _forbid_changes(table: str) -> None:

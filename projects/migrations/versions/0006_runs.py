@@ -1,14 +1,45 @@
-"""Runs: paused, resumed, forked, taken over."""
+"""Runs: paused, resumed, forked, refunded, taken over."""
+
+import sqlalchemy as sa
+from alembic import op
+
+from projects.db import UtcDateTime, utcnow
 
 revision = "0006"
 down_revision = "0005"
 branch_labels = None
 depends_on = None
 
+WHOLE = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+ADDED = {
+    "runs": ("fork_step", "used", "stops_as", "dry"),
+    "attempts": ("charged_at_checkpoint", "refunded", "generation", "supervisor_pid", "supervisor_started"),
+}
+
 
 def upgrade() -> None:
-    """Nothing yet."""
+    """Say of every run so far what it has used; none is paused."""
+    with op.batch_alter_table("runs") as runs:
+        runs.add_column(sa.Column("fork_step", WHOLE, nullable=True))
+        runs.add_column(sa.Column("used", WHOLE, nullable=False, server_default="0"))
+        runs.add_column(sa.Column("stops_as", sa.String(), nullable=False, server_default="cancelled"))
+        runs.add_column(sa.Column("dry", sa.Boolean(), nullable=False, server_default="0"))
+    with op.batch_alter_table("attempts") as attempts:
+        attempts.add_column(sa.Column("charged_at_checkpoint", WHOLE, nullable=False, server_default="0"))
+        attempts.add_column(sa.Column("refunded", WHOLE, nullable=False, server_default="0"))
+        attempts.add_column(sa.Column("generation", WHOLE, nullable=False, server_default="1"))
+        attempts.add_column(sa.Column("supervisor_pid", WHOLE, nullable=True))
+        attempts.add_column(sa.Column("supervisor_started", WHOLE, nullable=True))
+    op.execute(
+        "UPDATE runs SET used = "
+        "CAST((SELECT COALESCE(SUM(charged), 0) FROM attempts WHERE attempts.run_id = runs.id) AS BIGINT) / gpus"
+    )
 
 
 def downgrade() -> None:
-    """Nothing yet."""
+    """Forget it all; a paused run, which the older states have no word for, is cancelled."""
+    runs = sa.table("runs", sa.column("state"), sa.column("ended_at", UtcDateTime()))
+    op.execute(runs.update().where(runs.c.state == "paused").values(state="cancelled", ended_at=utcnow()))
+    for table, columns in ADDED.items():
+        for column in columns:
+            op.execute(f"ALTER TABLE {table} DROP COLUMN {column}")  # in place: others refer to the rows

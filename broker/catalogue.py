@@ -1,0 +1,371 @@
+"""The catalogue: recipes and datasets by name. Members propose entries; an admin accepts or declines them in public.
+
+A dataset is a Hub dataset at a commit, with its licence. A recipe is a configuration of the trainer whose sources are
+text that every Python carries, or datasets of the catalogue by name: nothing that a member types becomes a path.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from functools import lru_cache
+from typing import Any
+
+import yaml
+from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
+from sqlalchemy import ForeignKey, Index, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from projects import people, record, text
+from projects.db import Base, utcnow
+from projects.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
+from projects.people import Actor, Person
+from trainer import config as trainer_config
+from trainer.config import ConfigError, TrainConfig
+
+LONGEST_RECIPE = 8_000
+PLACES = ("path", "tokens")
+
+
+class Kind(StrEnum):
+    """What an entry stands for."""
+
+    RECIPE = "recipe"
+    DATASET = "dataset"
+
+
+class State(StrEnum):
+    """Where an entry stands."""
+
+    PROPOSED = "proposed"
+    ACCEPTED = "accepted"
+    DECLINED = "declined"
+    RETIRED = "retired"
+
+
+TRANSITIONS: Mapping[State, frozenset[State]] = {
+    State.PROPOSED: frozenset({State.ACCEPTED, State.DECLINED}),
+    State.ACCEPTED: frozenset({State.RETIRED}),
+    State.DECLINED: frozenset(),
+    State.RETIRED: frozenset(),
+}
+
+
+class CatalogueEntry(Base):
+    """A recipe (`body` is its YAML) or a Hub `dataset` at a `revision`. A name is free again only once declined.
+
+    `prepared` is the folder below the home's `data/` that holds a recipe's prepared data, once a run has made it.
+    """
+
+    __tablename__ = "catalogue_entries"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    request_id: Mapped[str] = mapped_column(unique=True)
+    kind: Mapped[str]
+    name: Mapped[str]
+    body: Mapped[str] = mapped_column(default="")
+    dataset: Mapped[str] = mapped_column(default="")
+    revision: Mapped[str] = mapped_column(default="")
+    licence: Mapped[str] = mapped_column(default="")
+    state: Mapped[str] = mapped_column(default=State.PROPOSED)
+    proposed_by: Mapped[int | None] = mapped_column(ForeignKey("people.id"))
+    decided_by: Mapped[int | None] = mapped_column(ForeignKey("people.id"))
+    reason: Mapped[str] = mapped_column(default="")
+    prepared: Mapped[str] = mapped_column(default="")
+    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+
+
+_TAKEN = CatalogueEntry.state != State.DECLINED
+Index("ix_catalogue_entries_name", CatalogueEntry.name, unique=True, sqlite_where=_TAKEN, postgresql_where=_TAKEN)
+
+
+@dataclass(frozen=True)
+class EntryView:
+    """An entry as it is listed; `proposed_by` is None for an operator."""
+
+    id: int
+    kind: Kind
+    name: str
+    state: State
+    body: str
+    dataset: str
+    revision: str
+    licence: str
+    proposed_by: str | None
+    reason: str
+
+
+def propose_recipe(session: Session, actor: Actor | None, request_id: str, *, name: str, body: str) -> int:
+    """Propose a configuration of the trainer, as YAML; returns the entry's id. `actor` is None for an operator.
+
+    A source names a dataset of the catalogue as its `dataset`, and takes its commit and licence from there. A repeat
+    of the same request returns the same entry.
+    """
+    earlier = _earlier(session, request_id)
+    if earlier is not None:
+        return earlier
+    _free_name(session, name)
+    values = _safe(body)
+    _named_datasets(session, values, {State.PROPOSED, State.ACCEPTED})
+    expanded = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    _check(_parsed(expanded, {}))
+    return _propose(session, actor, CatalogueEntry(request_id=request_id, kind=Kind.RECIPE, name=name, body=expanded))
+
+
+def propose_dataset(
+    session: Session, actor: Actor | None, request_id: str, *, name: str, dataset: str, revision: str, licence: str
+) -> int:
+    """Propose a Hub dataset at a commit, with its licence; returns the entry's id. See `propose_recipe`."""
+    earlier = _earlier(session, request_id)
+    if earlier is not None:
+        return earlier
+    _free_name(session, name)
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", dataset, re.ASCII):
+        raise InvalidError("A dataset is named as on the Hub: owner/name.")
+    if not re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise InvalidError("A dataset is taken at a commit: give its 40 hexadecimal digits, not a branch or a tag.")
+    try:
+        spdx = canonicalize_license_expression(licence.strip())
+    except InvalidLicenseExpression as error:
+        raise InvalidError("The licence must be an SPDX identifier such as CC-BY-4.0 or Apache-2.0.") from error
+    entry = CatalogueEntry(
+        request_id=request_id, kind=Kind.DATASET, name=name, dataset=dataset, revision=revision, licence=spdx
+    )
+    return _propose(session, actor, entry)
+
+
+def accept(session: Session, actor: Actor | None, name: str, *, reason: str, admin_role_id: int) -> None:
+    """Let everyone use the proposed entry, with a reason; a recipe's datasets must be accepted before it."""
+    entry = _decidable(session, actor, name, State.ACCEPTED, admin_role_id)
+    if entry.kind == Kind.RECIPE:
+        _demand_accepted(session, _parsed(entry.body, {}))
+    _decide(session, actor, entry, State.ACCEPTED, reason)
+
+
+def decline(session: Session, actor: Actor | None, name: str, *, reason: str, admin_role_id: int) -> None:
+    """Refuse the proposed entry, with a reason; its name is free again."""
+    entry = _decidable(session, actor, name, State.DECLINED, admin_role_id)
+    _decide(session, actor, entry, State.DECLINED, reason)
+
+
+def retire(session: Session, actor: Actor | None, name: str, *, reason: str, admin_role_id: int) -> None:
+    """Take an accepted entry out, with a reason: no run is launched from it any more, and none that runs is touched."""
+    entry = _decidable(session, actor, name, State.RETIRED, admin_role_id)
+    _decide(session, actor, entry, State.RETIRED, reason)
+
+
+def recipes(session: Session) -> list[str]:
+    """The names of the recipes that runs can be launched from: accepted ones, and built-in ones whose data are here."""
+    accepted = session.scalars(
+        select(CatalogueEntry.name).where(CatalogueEntry.kind == Kind.RECIPE, CatalogueEntry.state == State.ACCEPTED)
+    )
+    return sorted({*_ready(), *accepted})
+
+
+def datasets(session: Session) -> list[str]:
+    """The names of the datasets that recipes can use."""
+    return sorted(
+        session.scalars(
+            select(CatalogueEntry.name).where(
+                CatalogueEntry.kind == Kind.DATASET, CatalogueEntry.state == State.ACCEPTED
+            )
+        )
+    )
+
+
+def load(session: Session, name: str, overrides: Mapping[str, str] | None = None) -> TrainConfig:
+    """The recipe's configuration with some fields overridden; raises NotFoundError, ConflictError and InvalidError."""
+    listed = recipes(session)
+    if name not in listed:
+        raise NotFoundError(f"There is no recipe “{name[:60]}”; the recipes are: {', '.join(listed)}.")
+    if name in _ready():
+        try:
+            return trainer_config.load_recipe(name, overrides)
+        except ConfigError as error:
+            raise InvalidError(str(error)) from error
+    config = _parsed(_named(session, name).body, overrides or {})
+    _demand_accepted(session, config)
+    return config
+
+
+def entries(session: Session) -> Sequence[EntryView]:
+    """All entries, the newest first."""
+    rows = session.execute(
+        select(CatalogueEntry, Person.name)
+        .outerjoin(Person, Person.id == CatalogueEntry.proposed_by)
+        .order_by(CatalogueEntry.id.desc())
+    )
+    return [
+        EntryView(
+            id=entry.id,
+            kind=Kind(entry.kind),
+            name=entry.name,
+            state=State(entry.state),
+            body=entry.body,
+            dataset=entry.dataset,
+            revision=entry.revision,
+            licence=entry.licence,
+            proposed_by=by,
+            reason=entry.reason,
+        )
+        for entry, by in rows
+    ]
+
+
+@lru_cache(maxsize=1)
+def _ready() -> frozenset[str]:
+    """The built-in recipes whose data every host has."""
+    names = trainer_config.recipe_names()
+    loaded = {name: trainer_config.load_recipe(name).data for name in names}
+    return frozenset(name for name in names if all(source.builtin for source in loaded[name].sources))
+
+
+def _earlier(session: Session, request_id: str) -> int | None:
+    return session.scalars(select(CatalogueEntry.id).where(CatalogueEntry.request_id == request_id)).one_or_none()
+
+
+def _named(session: Session, name: str) -> CatalogueEntry:
+    """The entry that holds a name; raises NotFoundError."""
+    entry = session.scalars(select(CatalogueEntry).where(CatalogueEntry.name == name, _TAKEN)).one_or_none()
+    if entry is None:
+        raise NotFoundError(f"The catalogue has no entry “{name[:60]}”.")
+    return entry
+
+
+def _free_name(session: Session, name: str) -> None:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{1,39}", name):
+        raise InvalidError(
+            "A name in the catalogue has 2 to 40 lower-case letters, digits, dots, dashes and underscores, a letter or "
+            "a digit first."
+        )
+    taken = session.scalars(select(CatalogueEntry.state).where(CatalogueEntry.name == name, _TAKEN)).one_or_none()
+    if taken is not None or name in trainer_config.recipe_names():
+        raise ConflictError(f"The catalogue has “{name}” already ({taken or 'built in'}); give it another name.")
+
+
+def _safe(body: str) -> dict[str, Any]:
+    """The sections of a recipe as typed; raises InvalidError where it is too long, no YAML or uses aliases."""
+    if len(body) > LONGEST_RECIPE:
+        raise InvalidError(f"The recipe has {len(body):,} characters; at most {LONGEST_RECIPE:,} fit.")
+    try:
+        # A few aliases of aliases stand for more text than any memory holds.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(body, Loader=yaml.SafeLoader)):
+            raise InvalidError("A recipe repeats itself in full: YAML's aliases (*name) are not taken.")
+        values = yaml.safe_load(body)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        place = getattr(error, "problem_mark", None)
+        raise InvalidError(f"The recipe is not valid YAML{f' at line {place.line + 1}' if place else ''}.") from error
+    if not isinstance(values, dict):
+        raise InvalidError("A recipe holds sections such as model and data.")
+    return values
+
+
+def _named_datasets(session: Session, values: dict[str, Any], states: set[State]) -> None:
+    """Put commit and licence of the catalogue's datasets where the sources name them."""
+    data = values.get("data")
+    sources = data.get("sources") if isinstance(data, dict) else None
+    for source in sources if isinstance(sources, list) else []:
+        if not isinstance(source, dict) or "dataset" not in source:
+            continue
+        name = str(source["dataset"])[:60]
+        entry = session.scalars(
+            select(CatalogueEntry).where(
+                CatalogueEntry.name == name, CatalogueEntry.kind == Kind.DATASET, CatalogueEntry.state.in_(states)
+            )
+        ).one_or_none()
+        if entry is None:
+            known = ", ".join(datasets(session)) or "none yet"
+            raise NotFoundError(f"The catalogue has no dataset “{name}”; it has: {known}. Propose it first.")
+        for key in ("revision", "licence"):
+            if key in source and source[key] != getattr(entry, key):
+                raise InvalidError(f"The dataset “{name}” brings its own {key}, {getattr(entry, key)}; leave it out.")
+        source |= {"dataset": entry.dataset, "revision": entry.revision, "licence": entry.licence}
+
+
+def _parsed(body: str, overrides: Mapping[str, str]) -> TrainConfig:
+    try:
+        return trainer_config.parse(body, overrides)
+    except ConfigError as error:
+        raise InvalidError(str(error)) from error
+
+
+def _check(config: TrainConfig) -> None:
+    """Refuse what would let a recipe read from the host that it runs on."""
+    places = {
+        "data.prepared": config.data.prepared,
+        "data.root": config.data.root,
+        "data.tokenizer.file": config.data.tokenizer.file,
+    }
+    for number, source in enumerate(config.data.sources):
+        places |= {f"data.sources.{number}.{key}": getattr(source, key) for key in PLACES}
+        if source.dataset and not (source.revision and re.fullmatch(r"[0-9a-f]{40}", source.revision)):
+            raise InvalidError(f"data.sources.{number} takes a dataset of the catalogue, by its name.")
+    for key, value in places.items():
+        if value is not None:
+            raise InvalidError(f"{key} names a place on a host; a recipe of the catalogue uses its datasets by name.")
+
+
+def _demand_accepted(session: Session, config: TrainConfig) -> None:
+    """Raise ConflictError unless every dataset of a recipe is accepted still."""
+    for source in config.data.sources:
+        if source.dataset is None:
+            continue
+        entry = session.scalars(
+            select(CatalogueEntry)
+            .where(
+                CatalogueEntry.kind == Kind.DATASET,
+                CatalogueEntry.dataset == source.dataset,
+                CatalogueEntry.revision == source.revision,
+                CatalogueEntry.licence == source.licence,
+            )
+            .order_by(CatalogueEntry.state != State.ACCEPTED)
+            .limit(1)
+        ).one_or_none()
+        if entry is None or entry.state != State.ACCEPTED:
+            state = "not in the catalogue" if entry is None else entry.state
+            raise ConflictError(f"The recipe's dataset {source.dataset} is {state}; it must be accepted.")
+
+
+def _propose(session: Session, actor: Actor | None, entry: CatalogueEntry) -> int:
+    person = None if actor is None else people.ensure(session, actor)
+    entry.proposed_by = None if person is None else person.id
+    try:
+        with session.begin_nested():
+            session.add(entry)
+    except IntegrityError as error:  # another transaction has taken the name first
+        raise ConflictError(f"The catalogue has “{entry.name}” already; give it another name.") from error
+    record.append(session, record.LAB, "catalogue.proposed", by=person, **_about(entry))
+    return entry.id
+
+
+def _decidable(session: Session, actor: Actor | None, name: str, to: State, admin_role_id: int) -> CatalogueEntry:
+    """The entry, locked, where the actor may take it there; raises ForbiddenError, NotFoundError and ConflictError."""
+    if actor is not None and (not admin_role_id or admin_role_id not in actor.role_ids):
+        raise ForbiddenError("Only admins decide on the catalogue; the admins' role is given by the operator.")
+    entry = _named(session, name)
+    session.refresh(entry, with_for_update=True)
+    if to not in TRANSITIONS[State(entry.state)]:
+        raise ConflictError(f"“{entry.name}” is {entry.state} and cannot become {to}.")
+    proposer = None if entry.proposed_by is None else session.get_one(Person, entry.proposed_by)
+    if actor is not None and proposer is not None and proposer.discord_id == str(actor.discord_id):
+        raise ForbiddenError("Nobody decides on an entry of their own; another admin can.")
+    return entry
+
+
+def _decide(session: Session, actor: Actor | None, entry: CatalogueEntry, to: State, reason: str) -> None:
+    because = text.prose("The reason", reason, most=1000)
+    person = None if actor is None else people.ensure(session, actor)
+    entry.state, entry.reason = to, because
+    entry.decided_by = None if person is None else person.id
+    session.flush()
+    record.append(session, record.LAB, f"catalogue.{to}", by=person, why=because, **_about(entry))
+
+
+def _about(entry: CatalogueEntry) -> dict[str, Any]:
+    """What the record tells of an entry: all that somebody who judges it must see."""
+    if entry.kind == Kind.RECIPE:
+        return {"entry": entry.id, "what": entry.kind, "name": entry.name, "body": entry.body}
+    place = {"dataset": entry.dataset, "revision": entry.revision, "licence": entry.licence}
+    return {"entry": entry.id, "what": entry.kind, "name": entry.name, **place}

@@ -1,0 +1,204 @@
+"""What is done to a run once it is launched: cancelled, paused, resumed, extended, and paused while nobody can pay."""
+
+from collections.abc import Sequence
+
+import yaml
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from broker import attempts, launching, ledger, runs
+from broker.allocations import Allocation, AllocationState
+from broker.launching import LONGEST_TIME_LIMIT, Receipt
+from broker.pools import Pool
+from broker.runs import ACTIVE, Run, RunState
+from projects import pipeline
+from projects.db import utcnow
+from projects.errors import ConflictError, InvalidError
+from projects.people import Actor, Person
+from projects.pipeline import Project
+from trainer.config import TrainConfig
+
+
+def cancel(session: Session, actor: Actor, run_id: int) -> None:
+    """Ask a run to stop for good; a running one writes a checkpoint first."""
+    run, person = _of_member(session, actor, run_id)
+    reason = f"cancelled by {person.name}"
+    if run.state in (RunState.QUEUED, RunState.PAUSED):
+        runs.move(session, run, RunState.CANCELLED, reason=reason, ended_at=utcnow())
+        runs.tell(session, run, "run.cancelled", by=person, spent=runs.spent(session, run.id))
+    elif run.state == RunState.STOPPING and run.stops_as == RunState.PAUSED:
+        _turn_to_cancelled(session, run, reason)
+        runs.tell(session, run, "run.stopping", by=person)
+    elif run.state in ACTIVE and run.state != RunState.STOPPING:
+        runs.move(session, run, RunState.STOPPING, reason=reason, stops_as=RunState.CANCELLED)
+        runs.tell(session, run, "run.stopping", by=person)
+    else:
+        raise ConflictError(f"Run {run.id} is {run.state} already.")
+
+
+def pause(session: Session, actor: Actor, run_id: int) -> None:
+    """Take a run from its GPUs until it is resumed; a running one writes a checkpoint first."""
+    run, person = _of_member(session, actor, run_id)
+    _demand_training(run)
+    suspend(session, run, f"paused by {person.name}", by=person)
+
+
+def suspend(session: Session, run: Run, reason: str, *, by: Person | None = None, dry: bool = False) -> None:
+    """Pause a run, at once where it waits and by way of a checkpoint where it runs.
+
+    One that is `dry` goes on by itself once its allocation can pay for it. Raises ConflictError where it has ended,
+    or is paused or stopping already.
+    """
+    if run.state == RunState.QUEUED:
+        runs.move(session, run, RunState.PAUSED, reason=reason, dry=dry)
+        attempts.tell_paused(session, run, by=by)
+    elif run.state in (RunState.STARTING, RunState.RUNNING):
+        runs.move(session, run, RunState.STOPPING, reason=reason, dry=dry, stops_as=RunState.PAUSED)
+        runs.tell(session, run, "run.stopping", by=by, why="" if by else reason, stops_as=RunState.PAUSED)
+    else:
+        raise ConflictError(f"Run {run.id} is {run.state}; only one that waits or runs can be paused.")
+
+
+def resume(
+    session: Session,
+    actor: Actor,
+    run_id: int,
+    gpus: int | None = None,
+    time_limit: str | None = None,
+    allocation_id: int | None = None,
+) -> Receipt:
+    """Queue a paused run again, to go on from its last checkpoint, on as many GPUs as before or another number.
+
+    `time_limit` is what it may take from here on, and what is left of its old one where not given.
+    """
+    run, person = _of_member(session, actor, run_id)
+    if run.state != RunState.PAUSED:
+        raise ConflictError(f"Run {run.id} is {run.state}; only a paused run can be resumed.")
+    project = session.get_one(Project, run.project_id)
+    if not pipeline.may_compute(project):
+        raise ConflictError(f"“{project.title}” is {project.stage}; runs are resumed while a project is under way.")
+    allocation = launching.spendable(session, project, allocation_id or run.allocation_id)
+    pool = session.get_one(Pool, allocation.pool_id)
+    count = run.gpus if gpus is None else gpus
+    launching.check_count(pool, count)
+    seconds = run.time_limit - run.used if time_limit is None else launching.parse_time_limit(time_limit)
+    if run.kind == "train":
+        launching.check_fit(TrainConfig.model_validate(yaml.safe_load(run.config)), count)
+    launching.check_left(session, allocation.id, count, seconds)
+    runs.move(
+        session,
+        run,
+        RunState.QUEUED,
+        reason="",
+        dry=False,
+        gpus=count,
+        time_limit=run.used + seconds,
+        allocation_id=allocation.id,
+        pool_id=pool.id,
+        queued_at=utcnow(),
+    )
+    runs.tell(session, run, "run.resumed", by=person, gpus=count, time_limit=seconds, step=run.step)
+    return launching.receipt(session, run)
+
+
+def extend(session: Session, actor: Actor, run_id: int, time: str) -> Receipt:
+    """Let a run take so much longer, such as “30m”; for one that runs, the cost is reserved at once."""
+    run, person = _of_member(session, actor, run_id)
+    _demand_training(run)
+    seconds = launching.parse_time_limit(time)
+    attempts.lock(session, run.id)
+    session.refresh(run)
+    if run.state not in ACTIVE - {RunState.STOPPING} | {RunState.PAUSED}:
+        raise ConflictError(f"Run {run.id} is {run.state}; its time limit matters no more.")
+    if run.time_limit - run.used + seconds > LONGEST_TIME_LIMIT:
+        raise InvalidError("A run may have 720 hours before it at most; extend it by less, or later.")
+    if run.state in (RunState.STARTING, RunState.RUNNING):
+        attempts.extend(session, run, run.gpus * seconds)
+    else:
+        launching.check_left(session, run.allocation_id, run.gpus, run.time_limit - run.used + seconds)
+    run.time_limit += seconds
+    session.flush()
+    runs.tell(session, run, "run.extended", by=person, seconds=seconds, time_limit=run.time_limit)
+    return launching.receipt(session, run)
+
+
+def unpayable(session: Session, run: Run) -> str | None:
+    """Why the run's allocation cannot pay for what is before it, whatever else ends; None where it can."""
+    allocation = session.get_one(Allocation, run.allocation_id)
+    account = ledger.account(session, run.allocation_id)
+    cost = run.gpus * attempts.remaining(session, run)
+    if allocation.state != AllocationState.APPROVED:
+        return f"its allocation is {allocation.state}"
+    if allocation.until <= utcnow():
+        return f"its allocation ended on {allocation.until:%Y-%m-%d}"
+    if cost > account.left and not account.reserved:
+        return f"it may cost {cost:,} GPU-seconds and its allocation has {account.left:,} left"
+    return None
+
+
+def run_dry(session: Session, run_id: int) -> bool:
+    """Pause a run that waits and cannot be paid for, until its allocation can; False where that has changed."""
+    run = runs.load(session, run_id)
+    why = unpayable(session, run)
+    if run.state != RunState.QUEUED or why is None:
+        return False
+    suspend(session, run, why, dry=True)
+    return True
+
+
+def stop_all(session: Session, allocation_id: int, reason: str) -> Sequence[int]:
+    """Pause all that waits or runs on an allocation that was revoked or has ended, with a checkpoint; their ids."""
+    found = session.scalars(
+        select(Run)
+        .where(Run.allocation_id == allocation_id, Run.state.in_(ACTIVE - {RunState.STOPPING}))
+        .order_by(Run.id)
+    ).all()
+    for run in found:
+        suspend(session, run, reason, dry=True)
+    return [run.id for run in found]
+
+
+def revivable(session: Session) -> Sequence[int]:
+    """Runs that were paused because nobody could pay for them, and that can be paid for again."""
+    paused = session.scalars(select(Run).where(Run.state == RunState.PAUSED, Run.dry).order_by(Run.queued_at, Run.id))
+    return [run.id for run in paused if _payable(session, run)]
+
+
+def revive(session: Session, run_id: int) -> bool:
+    """Queue such a run again; False where it was resumed or cancelled meanwhile, or the money is gone again."""
+    run = runs.load(session, run_id)
+    if run.state != RunState.PAUSED or not run.dry or not _payable(session, run):
+        return False
+    runs.move(session, run, RunState.QUEUED, reason="", dry=False, queued_at=utcnow())
+    why = "its allocation can pay for it again"
+    seconds = attempts.remaining(session, run)
+    runs.tell(session, run, "run.resumed", why=why, gpus=run.gpus, time_limit=seconds, step=run.step)
+    return True
+
+
+def _payable(session: Session, run: Run) -> bool:
+    cost = run.gpus * attempts.remaining(session, run)
+    return unpayable(session, run) is None and cost <= ledger.account(session, run.allocation_id).left
+
+
+def _of_member(session: Session, actor: Actor, run_id: int) -> tuple[Run, Person]:
+    run = runs.load(session, run_id)
+    return run, pipeline.require_member(session, actor, session.get_one(Project, run.project_id))
+
+
+def _demand_training(run: Run) -> None:
+    if run.kind != "train":
+        raise ConflictError(f"Run {run.id} is a sample of run {run.parent_id}, over in moments; let it end.")
+
+
+def _turn_to_cancelled(session: Session, run: Run, reason: str) -> None:
+    """Let a run that stops to be paused end instead."""
+    turned = session.execute(
+        update(Run)
+        .where(Run.id == run.id, Run.state == RunState.STOPPING, Run.token == run.token)
+        .values(stops_as=RunState.CANCELLED, reason=reason, dry=False)
+        .returning(Run.id)
+    ).one_or_none()
+    if turned is None:
+        raise ConflictError(f"Run {run.id} has just changed; look again.")
+    session.refresh(run)

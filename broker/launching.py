@@ -1,0 +1,287 @@
+"""Launching: how members start runs, anew, again or from a step of another, and what they are told of the cost."""
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from broker import allocations, catalogue, estimates, ledger, preparing
+from broker.allocations import Allocation, AllocationState
+from broker.pools import Pool
+from broker.publications import Publication
+from broker.runs import Run, load, tell
+from projects import limits, pipeline
+from projects.db import utcnow
+from projects.errors import ConflictError, InvalidError, NotFoundError
+from projects.people import Actor
+from projects.pipeline import Project
+from trainer import check as dry_run
+from trainer import config as trainer_config
+from trainer.config import TrainConfig
+
+LONGEST_TIME_LIMIT = 30 * 86_400
+LONGEST_OVERRIDE = 80
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a launch answers. Costs in GPU-seconds; `expected` is None until one like it has been measured.
+
+    `basis` says in words what the expectation rests on.
+    """
+
+    run_id: int
+    cost: int
+    expected: int | None
+    left: int
+    basis: str = ""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The checkpoint that a fork goes on from."""
+
+    run_id: int
+    step: int
+
+
+def parse_time_limit(value: str) -> int:
+    """A time limit as typed, such as “45m”, “2h” or “1h30m”, in seconds; raises InvalidError."""
+    match = re.fullmatch(r"(?:(\d{1,4})h)?(?:(\d{1,5})m)?", value.strip().lower().replace(" ", ""))
+    hours, minutes = match.groups() if match else (None, None)
+    seconds = int(hours or 0) * 3600 + int(minutes or 0) * 60
+    if not 60 <= seconds <= LONGEST_TIME_LIMIT:
+        raise InvalidError("A time limit is written like 45m, 2h or 1h30m, from one minute to 720 hours.")
+    return seconds
+
+
+def parse_overrides(value: str) -> dict[str, str]:
+    """Overrides as typed, such as “steps=100, seed=7”; raises InvalidError."""
+    overrides: dict[str, str] = {}
+    for part in filter(None, (part.strip() for part in value.split(","))):
+        name, equals, given = (piece.strip() for piece in part.partition("="))
+        if not (name and equals and given) or len(part) > LONGEST_OVERRIDE:
+            raise InvalidError("An override is written like steps=100; several are parted by commas.")
+        if name in overrides:
+            raise InvalidError(f"“{name}” is overridden twice; once is enough.")
+        overrides[name] = given
+    return overrides
+
+
+def launch(
+    session: Session,
+    actor: Actor,
+    request_id: str,
+    *,
+    project_id: int,
+    recipe: str,
+    time_limit: str,
+    gpus: int = 1,
+    overrides: str = "",
+    allocation_id: int | None = None,
+    origin: Origin | None = None,
+) -> Receipt:
+    """Queue a run and say what it will cost; a repeat of the same request returns the same run."""
+    earlier = session.scalars(select(Run).where(Run.request_id == request_id)).one_or_none()
+    if earlier is not None:
+        return receipt(session, earlier)
+    project = pipeline.load(session, project_id)
+    person = pipeline.require_member(session, actor, project)
+    limits.check(session, actor, limits.Kind.LAUNCH)
+    if not pipeline.may_compute(project):
+        raise ConflictError(f"“{project.title}” is {project.stage}; runs are launched while a project is under way.")
+    allocation = spendable(session, project, allocation_id)
+    pool = session.get_one(Pool, allocation.pool_id)
+    check_count(pool, gpus)
+    seconds = parse_time_limit(time_limit)
+    changes = parse_overrides(overrides)
+    config = catalogue.load(session, recipe, changes)
+    check_fit(config, gpus)
+    if origin is not None and config.training.steps <= origin.step:
+        raise InvalidError(f"The fork would end at step {config.training.steps}, where step {origin.step} is done.")
+    check_left(session, allocation.id, gpus, seconds)
+    run = Run(
+        request_id=request_id,
+        project_id=project.id,
+        allocation_id=allocation.id,
+        pool_id=pool.id,
+        requested_by=person.id,
+        parent_id=None if origin is None else origin.run_id,
+        fork_step=None if origin is None else origin.step,
+        recipe=recipe,
+        overrides=changes,
+        config=trainer_config.dump(config),
+        total_steps=config.training.steps,
+        gpus=gpus,
+        time_limit=seconds,
+    )
+    session.add(run)
+    session.flush()
+    asked: dict[str, Any] = {"recipe": recipe, "overrides": changes, "gpus": gpus, "time_limit": seconds}
+    if origin is None:
+        tell(session, run, "run.queued", by=person, **asked)
+    else:
+        tell(session, run, "run.forked", by=person, parent=origin.run_id, from_step=origin.step, **asked)
+    return receipt(session, run)
+
+
+def fork(
+    session: Session,
+    actor: Actor,
+    request_id: str,
+    run_id: int,
+    step: int,
+    *,
+    overrides: str = "",
+    time_limit: str | None = None,
+    gpus: int | None = None,
+    allocation_id: int | None = None,
+) -> Receipt:
+    """Queue a run that goes on from a checkpoint of another, with its recipe and overrides but for those given."""
+    parent = _trained(session, run_id)
+    if session.get(Publication, (parent.id, step)) is None:
+        steps = session.scalars(select(Publication.step).where(Publication.run_id == run_id).order_by(Publication.step))
+        kept = ", ".join(map(str, steps)) or "none yet"
+        raise NotFoundError(f"Run {run_id} has no checkpoint of step {step}; it has: {kept[:300]}.")
+    return launch(
+        session,
+        actor,
+        request_id,
+        project_id=parent.project_id,
+        recipe=parent.recipe,
+        time_limit=time_limit or as_typed(parent.time_limit),
+        gpus=gpus or parent.gpus,
+        overrides=_typed(parent.overrides | parse_overrides(overrides)),
+        allocation_id=allocation_id or _still_spendable(session, parent),
+        origin=Origin(parent.id, step),
+    )
+
+
+def rerun(session: Session, actor: Actor, request_id: str, run_id: int) -> Receipt:
+    """Queue a run anew: the same recipe, overrides, GPUs and time limit, and the same step where it was a fork."""
+    run = _trained(session, run_id)
+    origin = None
+    if run.parent_id is not None and run.fork_step is not None:
+        origin = Origin(run.parent_id, run.fork_step)
+    return launch(
+        session,
+        actor,
+        request_id,
+        project_id=run.project_id,
+        recipe=run.recipe,
+        time_limit=as_typed(run.time_limit),
+        gpus=run.gpus,
+        overrides=_typed(run.overrides),
+        allocation_id=_still_spendable(session, run),
+        origin=origin,
+    )
+
+
+def prepare(
+    session: Session,
+    actor: Actor,
+    request_id: str,
+    *,
+    project_id: int,
+    recipe: str,
+    time_limit: str,
+    allocation_id: int | None = None,
+) -> Receipt:
+    """Queue a run on one device that prepares an accepted recipe's data, charged like any other."""
+    preparing.check(session, recipe)
+    said = launch(
+        session,
+        actor,
+        request_id,
+        project_id=project_id,
+        recipe=recipe,
+        time_limit=time_limit,
+        allocation_id=allocation_id,
+    )
+    run = load(session, said.run_id)
+    if run.kind != "prepare":  # and no repeat of the same request
+        run.kind, run.total_steps = "prepare", 0
+        session.flush()
+        tell(session, run, "run.preparing", recipe=recipe)
+    return said
+
+
+def as_typed(seconds: int) -> str:
+    """A time limit as it is typed, in whole minutes rounded up."""
+    return f"{math.ceil(seconds / 60)}m"
+
+
+def check_count(pool: Pool, gpus: int) -> None:
+    """Raise InvalidError unless the pool has so many."""
+    if not 1 <= gpus <= pool.gpus:
+        raise InvalidError(f"The pool “{pool.name}” has {pool.gpus} GPUs; ask for 1 to {pool.gpus}.")
+
+
+def check_fit(config: TrainConfig, gpus: int) -> None:
+    """Raise InvalidError where the trainer's own check says that it would not run."""
+    refusal = dry_run.check(config, gpus=gpus).refusal
+    if refusal is not None:
+        raise InvalidError(refusal)
+
+
+def check_left(session: Session, allocation_id: int, gpus: int, seconds: int) -> None:
+    """Raise ConflictError unless the allocation can pay so many GPUs for so long."""
+    left = ledger.account(session, allocation_id).left
+    if gpus * seconds > left:
+        raise ConflictError(
+            f"{gpus} GPUs for {seconds // 60} minutes may cost {gpus * seconds:,} GPU-seconds; the allocation has "
+            f"{left:,} left. A shorter time limit or fewer GPUs would fit."
+        )
+
+
+def spendable(session: Session, project: Project, allocation_id: int | None) -> Allocation:
+    """The allocation that a run of the project is to draw on: the one named, or the newest approved one."""
+    if allocation_id is not None:
+        allocation = allocations.load(session, allocation_id)
+        if allocation.project_id != project.id:
+            raise NotFoundError(f"Allocation {allocation_id} is not one of “{project.title}”.")
+    else:
+        newest = session.scalars(
+            select(Allocation)
+            .where(Allocation.project_id == project.id)
+            .order_by(Allocation.state != AllocationState.APPROVED, Allocation.id.desc())
+        ).first()
+        if newest is None:
+            raise ConflictError("The project has no allocation yet: /allocation request asks for one.")
+        allocation = newest
+    if allocation.state != AllocationState.APPROVED:
+        raise ConflictError(f"Allocation {allocation.id} is {allocation.state}; a run needs an approved one.")
+    if allocation.until <= utcnow():
+        raise ConflictError(f"Allocation {allocation.id} ended on {allocation.until:%Y-%m-%d}; ask for a new one.")
+    return allocation
+
+
+def receipt(session: Session, run: Run) -> Receipt:
+    """What the rest of the run may cost, and what it will cost by earlier measurements."""
+    seconds = run.time_limit - run.used
+    estimate = estimates.estimate(session, run)
+    left = ledger.account(session, run.allocation_id).left
+    return Receipt(run.id, run.gpus * seconds, estimate.cost, left, estimate.basis)
+
+
+def _trained(session: Session, run_id: int) -> Run:
+    run = load(session, run_id)
+    if run.kind != "train":
+        raise ConflictError(
+            f"Run {run_id} is a sample of run {run.parent_id}; only a run that trains can be run again."
+        )
+    return run
+
+
+def _still_spendable(session: Session, run: Run) -> int | None:
+    """The run's own allocation while it is good; None lets the newest one stand in."""
+    allocation = session.get_one(Allocation, run.allocation_id)
+    good = allocation.state == AllocationState.APPROVED and allocation.until > utcnow()
+    return allocation.id if good else None
+
+
+def _typed(overrides: dict[str, str]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in overrides.items())

@@ -1,0 +1,60 @@
+"""Preparing the data of a catalogue's recipe: a queued, charged run whose folder later runs of that recipe train from.
+
+Each attempt writes a folder of its own below the home's `data/`; the one that its token still holds for when it is
+done is entered in the catalogue.
+"""
+
+from pathlib import Path
+
+import yaml
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from broker import catalogue
+from broker.catalogue import CatalogueEntry, State
+from broker.runs import Run
+from projects.errors import ConflictError, NotFoundError
+from projects.settings import Settings
+
+
+def check(session: Session, recipe: str) -> None:
+    """Raise unless the recipe is an accepted one of the catalogue whose data are not prepared yet."""
+    entry = _entry(session, recipe)
+    if entry is None:
+        listed = ", ".join(catalogue.recipes(session))
+        raise NotFoundError(f"“{recipe[:60]}” is no accepted recipe of the catalogue; the recipes are: {listed}.")
+    if entry.prepared:
+        raise ConflictError(f"The data of “{recipe}” are prepared already; its runs use them.")
+
+
+def folder(settings: Settings, run: Run) -> Path:
+    """Where the newest attempt of a preparing run writes."""
+    return settings.home / "data" / _mark(run)
+
+
+def made(session: Session, run: Run) -> None:
+    """Enter what a preparing run has made in the catalogue, in the transaction that ends it."""
+    session.execute(update(CatalogueEntry).where(CatalogueEntry.name == run.recipe).values(prepared=_mark(run)))
+
+
+def using(settings: Settings, session: Session, run: Run) -> str:
+    """The run's configuration, which reads its recipe's prepared data where there are any."""
+    entry = _entry(session, run.recipe)
+    if entry is None or not entry.prepared:
+        return run.config
+    values = yaml.safe_load(run.config)
+    values["data"]["prepared"] = str(settings.home / "data" / entry.prepared)
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+def _mark(run: Run) -> str:
+    return f"{run.recipe}/{run.id}-{run.token}"
+
+
+def _entry(session: Session, recipe: str) -> CatalogueEntry | None:
+    """The recipe's entry; one that is retired counts for the runs that it has left."""
+    return session.scalars(
+        select(CatalogueEntry).where(
+            CatalogueEntry.name == recipe, CatalogueEntry.state.in_((State.ACCEPTED, State.RETIRED))
+        )
+    ).one_or_none()

@@ -1,0 +1,57 @@
+"""When a project gets its channel, and where it is told of until then."""
+
+from bot import posts
+from bot.posts import Place
+from projects import membership, moderation, pipeline, policies, progress
+from projects.people import Actor
+from projects.record import Told
+from tests.bot.conftest import SCOPE, Lab
+
+MODERATORS = 7
+
+
+async def test_by_policy_the_channel_waits_for_a_moderator(lab: Lab) -> None:
+    lab.call(policies.change, None, "channel_policy", "moderator", "Too many channels.")
+    await lab.start_bot()
+    await lab.propose()
+    card = await lab.guild.wait_for("proposals", lambda m: m.thread_id is not None)
+    thread = card.thread_id or ""
+    await lab.guild.wait_for(thread, lambda m: "record 1" in m.text)
+    lab.call(pipeline.join, lab.actor("Grace"), 1, min_people=2)
+    form = await lab.person("Ada").command("project scope", channel=thread, checkpoints="held", licence="MIT")
+    answer = await lab.person("Ada").submit(form, SCOPE)
+    assert "a moderator opens its channel" in answer.text
+    scoped = await lab.guild.wait_for(thread, lambda m: "record 3" in m.text)
+    assert "Checkpoints are held back until reviewers release them; the models' licence is MIT." in scoped.text
+    lab.call(progress.post_update, lab.actor("Grace"), 1, "We begin.")
+    await lab.guild.wait_for(thread, lambda m: "We begin." in m.text and "record 5" in m.text)
+    assert not [c.name for c in await lab.guild.channels() if c.name.startswith("p1-")]
+
+    omar = lab.actor("Omar")
+    moderator = Actor(omar.discord_id, omar.name, frozenset({MODERATORS}))
+    lab.call(moderation.open_channel, moderator, 1, moderator_role_id=MODERATORS)
+    channel = await lab.guild.wait_for_channel(lambda c: c.name.startswith("p1-"))
+    await lab.guild.wait_for(channel.id, lambda m: "Omar** has opened this channel" in m.text)
+    await lab.guild.wait_for(thread, lambda m: f"lives in <#{channel.id}>" in m.text)
+    lab.call(pipeline.pause, lab.actor("Ada"), 1, reason="Exams.")
+    await lab.guild.wait_for(channel.id, lambda m: "pauses the project" in m.text and "Exams." in m.text)
+    await lab.guild.wait_for("proposals", lambda m: "Paused" in m.text and "held back" in m.text)
+
+
+async def test_a_hidden_project_is_not_suggested(lab: Lab) -> None:
+    await lab.start_bot()
+    await lab.propose()
+    await lab.guild.wait_for("proposals", lambda m: m.thread_id is not None)
+    lab.call(membership.follow, lab.actor("Rosa"), 1)
+    await lab.guild.wait_for("proposals", lambda m: "1 follower" in m.text)
+    omar = Actor(99, "Omar", frozenset({MODERATORS}))
+    before = await lab.person("Grace").command("project list")
+    lab.call(moderation.hide, omar, 1, reason="Spam.", moderator_role_id=MODERATORS)
+    after = await lab.person("Grace").command("project list")
+    assert ("dream" in before.text, "no project yet" in after.text) == (True, True)
+
+
+def test_a_run_of_a_project_without_a_channel_is_told_in_its_thread() -> None:
+    told = Told(1, "project:1", 3, "run.started", "0" * 64, {"run": 1, "attempt": 1, "by": None})
+    assert posts.places(told, has_channel=False) == [Place.PROPOSAL]
+    assert posts.places(told, has_channel=True) == [Place.RUN]

@@ -1,0 +1,247 @@
+"""The catalogue: what members may propose, who decides, and what runs can then be launched from."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from broker import catalogue, publications, runs
+from broker.publications import Repository
+from projects import record
+from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
+from projects.people import Actor
+from tests.broker.lab import ADA, GRACE, Lab, request_id
+from trainer.config import RECIPES
+
+ADMINS = 77
+ALAN = Actor(70, "Alan", frozenset({ADMINS}))
+KURT = Actor(71, "Kurt", frozenset({ADMINS}))
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+DEMO = (RECIPES / "demo.yml").read_text()
+
+
+def recipe(lab: Lab, body: str = DEMO, name: str = "ours", actor: Actor | None = ADA) -> int:
+    with lab.db.write() as session:
+        return catalogue.propose_recipe(session, actor, request_id(), name=name, body=body)
+
+
+def dataset(lab: Lab, name: str = "books", actor: Actor | None = ADA, **changes: str) -> int:
+    asked = {"dataset": "common/books", "revision": COMMIT, "licence": "cc-by-4.0"} | changes
+    with lab.db.write() as session:
+        return catalogue.propose_dataset(session, actor, request_id(), name=name, **asked)
+
+
+def accept(lab: Lab, name: str, actor: Actor | None = ALAN, reason: str = "Well made.") -> None:
+    with lab.db.write() as session:
+        catalogue.accept(session, actor, name, reason=reason, admin_role_id=ADMINS)
+
+
+def retire(lab: Lab, name: str, actor: Actor | None = ALAN) -> None:
+    with lab.db.write() as session:
+        catalogue.retire(session, actor, name, reason="It leaks.", admin_role_id=ADMINS)
+
+
+def decline(lab: Lab, name: str, actor: Actor | None = ALAN, reason: str = "Too large.") -> None:
+    with lab.db.write() as session:
+        catalogue.decline(session, actor, name, reason=reason, admin_role_id=ADMINS)
+
+
+def listed(lab: Lab) -> list[str]:
+    with lab.db.read() as session:
+        return runs.recipes(session)
+
+
+def told(lab: Lab) -> list[tuple[str, str, str]]:
+    """Kind, name and reason of what the lab's chain tells of the catalogue."""
+    with lab.db.read() as session:
+        entries = record.since(session, record.LAB, 0)
+    payloads = [(entry.kind, entry.payload or {}) for entry in entries if entry.kind.startswith("catalogue")]
+    return [(kind, payload["name"], payload["why"]) for kind, payload in payloads]
+
+
+def with_sources(*sources: dict[str, object]) -> str:
+    values = yaml.safe_load(DEMO)
+    values["data"]["sources"] = list(sources)
+    return yaml.safe_dump(values)
+
+
+BOOKS: dict[str, object] = {"name": "books", "dataset": "books", "weight": 1.0}
+
+
+def test_only_builtin_recipes_whose_data_are_here_are_listed(lab: Lab) -> None:
+    assert listed(lab) == ["demo"]
+
+
+def test_a_recipe_is_proposed_accepted_and_launched(lab: Lab) -> None:
+    project = lab.project()
+    lab.allocation(project)
+    recipe(lab)
+    assert listed(lab) == ["demo"]
+    with pytest.raises(NotFoundError, match="no recipe “ours”; the recipes are: demo"):
+        lab.launch(project, recipe="ours")
+    accept(lab, "ours")
+    assert listed(lab) == ["demo", "ours"]
+    run = lab.launch(project, recipe="ours", overrides="steps=7")
+    assert (lab.run(run).recipe, lab.run(run).total_steps) == ("ours", 7)
+    with pytest.raises(InvalidError, match="steps must be"):
+        lab.launch(project, recipe="ours", overrides="steps=0")
+    retire(lab, "ours")
+    assert listed(lab) == ["demo"]
+    assert lab.run(run).recipe == "ours"
+    assert told(lab) == [
+        ("catalogue.proposed", "ours", ""),
+        ("catalogue.accepted", "ours", "Well made."),
+        ("catalogue.retired", "ours", "It leaks."),
+    ]
+
+
+def test_a_recipe_names_a_dataset_and_takes_its_commit_and_licence(lab: Lab) -> None:
+    with pytest.raises(NotFoundError, match="no dataset “books”; it has: none yet"):
+        recipe(lab, with_sources(BOOKS))
+    dataset(lab)
+    recipe(lab, with_sources(BOOKS))
+    with pytest.raises(ConflictError, match="common/books is proposed; it must be accepted"):
+        accept(lab, "ours")
+    accept(lab, "books")
+    accept(lab, "ours")
+    with lab.db.read() as session:
+        source = catalogue.load(session, "ours").data.sources[0]
+    assert (source.dataset, source.revision, source.licence) == ("common/books", COMMIT, "CC-BY-4.0")
+    retire(lab, "books")
+    with lab.db.read() as session, pytest.raises(ConflictError, match="common/books is retired"):
+        catalogue.load(session, "ours")
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        (DEMO.replace("layers: 4", "layers: 4\n  latyers: 4"), "model.latyers is not a key of the configuration"),
+        (DEMO.replace("steps: 200", "steps: many"), "training.steps must be"),
+        (DEMO.replace("sequence_length: 128", "sequence_length: 128\n  root: /etc"), "data.root names a place"),
+        (DEMO.replace("sequence_length: 128", "sequence_length: 128\n  prepared: /x"), "data.prepared names a place"),
+        (DEMO.replace("train_bytes: 2000000", "file: /etc/passwd"), "data.tokenizer.file names a place"),
+        (with_sources({"name": "a", "path": "/etc/*", "weight": 1, "licence": "MIT"}), "sources.0.path names a place"),
+        (with_sources({"name": "a", "tokens": "/x", "weight": 1, "licence": "MIT"}), "is missing; give"),
+        (with_sources({"name": "a", "dataset": "../x", "weight": 1, "licence": "MIT"}), "no dataset “../x”"),
+        (with_sources(BOOKS | {"revision": "main"}), "brings its own revision"),
+        ("a: &a [1]\nb: *a\n", "aliases"),
+        ("[1, 2]", "holds sections"),
+        ("a: [", "not valid YAML at line 1"),
+        ("a: 2026-13-45", "not valid YAML"),
+        ("", "holds sections"),
+        ("training: 3", "model is missing"),
+        ("x" * 9000, "at most 8,000 fit"),
+    ],
+)
+def test_recipes_that_are_refused_change_nothing(lab: Lab, body: str, sentence: str) -> None:
+    dataset(lab)
+    before = lab.everything()
+    with pytest.raises(DomainError, match=sentence):
+        recipe(lab, body)
+    assert lab.everything() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"dataset": "books"}, "owner/name"),
+        ({"dataset": "../books"}, "owner/name"),
+        ({"dataset": "a/b/c"}, "owner/name"),
+        ({"revision": "main"}, "40 hexadecimal digits"),
+        ({"revision": COMMIT.upper()}, "40 hexadecimal digits"),
+        ({"licence": "free for all"}, "SPDX"),
+        ({"name": "Books"}, "lower-case"),
+        ({"name": "../books"}, "lower-case"),
+        ({"name": "pythia-14m"}, "built in"),
+    ],
+)
+def test_datasets_that_are_refused_change_nothing(lab: Lab, changes: dict[str, str], sentence: str) -> None:
+    before = lab.everything()
+    with pytest.raises(DomainError, match=sentence):
+        dataset(lab, **changes)
+    assert lab.everything() == before
+
+
+def test_who_decides_and_how_often(lab: Lab) -> None:
+    recipe(lab, actor=KURT)
+    for actor, sentence in ((GRACE, "Only admins"), (KURT, "entry of their own")):
+        for decide in (accept, decline):
+            with pytest.raises(ForbiddenError, match=sentence):
+                decide(lab, "ours", actor)
+    with lab.db.write() as session, pytest.raises(ForbiddenError, match="Only admins"):
+        catalogue.accept(session, Actor(9, "No", frozenset({0})), "ours", reason="x", admin_role_id=0)
+    with pytest.raises(InvalidError, match="The reason is empty"):
+        accept(lab, "ours", reason=" ")
+    with pytest.raises(ConflictError, match="is proposed and cannot become retired"):
+        retire(lab, "ours")
+    accept(lab, "ours")
+    for again in (accept, decline):
+        with pytest.raises(ConflictError, match="is accepted and cannot become"):
+            again(lab, "ours")
+    with pytest.raises(NotFoundError, match="no entry “nothing”"):
+        accept(lab, "nothing")
+
+
+def test_a_declined_name_is_free_again_and_a_taken_one_is_not(lab: Lab) -> None:
+    recipe(lab)
+    with pytest.raises(ConflictError, match="“ours” already"):
+        dataset(lab, name="ours")
+    decline(lab, "ours", None)
+    recipe(lab)
+    accept(lab, "ours", None)
+    retire(lab, "ours", None)
+    with pytest.raises(ConflictError, match="“ours” already"):
+        recipe(lab)
+    assert [kind for kind, *_ in told(lab)] == [
+        f"catalogue.{done}" for done in ("proposed", "declined", "proposed", "accepted", "retired")
+    ]
+
+
+def test_a_repeated_proposal_is_one_entry(lab: Lab) -> None:
+    request = request_id()
+    with lab.db.write() as session:
+        first = catalogue.propose_recipe(session, ADA, request, name="ours", body=DEMO)
+    with lab.db.write() as session:
+        assert catalogue.propose_recipe(session, ADA, request, name="ours", body=DEMO) == first
+    assert len(told(lab)) == 1
+
+
+def test_operators_decide_from_the_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "small.yml"
+    file.write_text(DEMO)
+
+    def stoa(*said: str) -> subprocess.CompletedProcess[str]:
+        environment = {"STOA_ENV_FILE": "", "STOA_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+        command = [sys.executable, "-m", "stoa", *said]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+    assert stoa("migrate").returncode == 0
+    assert stoa("catalogue", "propose", str(file)).returncode == 0
+    refused = stoa("catalogue", "propose", str(file))
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert stoa("catalogue", "propose-dataset", "books", "common/books", COMMIT, "MIT").returncode == 0
+    assert stoa("catalogue", "accept", "small", "--why", "For all.").returncode == 0
+    assert stoa("catalogue", "decline", "books", "--why", "Not yet.").returncode == 0
+    assert stoa("catalogue", "list").stdout.splitlines() == [
+        f"books: dataset, declined, by an operator common/books at {COMMIT}, MIT",
+        "small: recipe, accepted, by an operator",
+        "recipes to launch: demo, small",
+    ]
+
+
+def test_the_tables_go_and_come_back_with_data_in_them(lab: Lab) -> None:
+    project = lab.project()
+    lab.allocation(project)
+    run = lab.launch(project)
+    with lab.db.write() as session:
+        publications.add(session, run, 0, "there")
+        session.add(Repository(run_id=run, name="a/b", private=True))
+    dataset(lab)
+    for revision in ("-3", "head"):
+        lab.db.migrate(revision)
+    with lab.db.read() as session:
+        assert publications.kept(session, run) == [0]
+        assert session.get(Repository, run) is None
+        assert catalogue.entries(session) == []

@@ -1,0 +1,150 @@
+"""The disk stays bounded: what is safe on the Hub and not needed goes, and below the floor nothing starts."""
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from sqlalchemy import update
+
+from broker import attempts, disk, publications, runs, why
+from broker.attempts import Checkpoint, Ending, Progress
+from broker.publications import Disk, Publication
+from broker.runs import RunState
+from broker.scheduler import Scheduler
+from projects import record
+from projects.settings import Settings
+from tests.broker.lab import Lab, settings
+
+FULL = 1e9
+
+
+@pytest.fixture
+def conf(tmp_path: Path) -> Settings:
+    return settings(tmp_path)
+
+
+@pytest.fixture
+def run(lab: Lab) -> int:
+    """A running run."""
+    project = lab.project()
+    lab.allocation(project)
+    run = lab.launch(project)
+    lab.start(run)
+    return run
+
+
+def write(lab: Lab, conf: Settings, run: int, *steps: int) -> None:
+    """The trainer writes checkpoints, and its supervisor tells of them."""
+    folders = {step: conf.runs_dir / str(run) / "attempt-1" / "checkpoints" / f"step{step}" for step in steps}
+    for folder in folders.values():
+        (folder / "trainer").mkdir(parents=True)
+    found = [Checkpoint(step, str(folder)) for step, folder in folders.items()]
+    lab.renew(run, 1, 0, Progress(0, 0, checkpoints=found))
+
+
+def publish(lab: Lab, run: int, steps: Iterable[int]) -> None:
+    """Those steps stand verified on the Hub."""
+    with lab.db.write() as session:
+        session.execute(
+            update(Publication).where(Publication.run_id == run, Publication.step.in_(list(steps))).values(url="there")
+        )
+
+
+def here(conf: Settings, run: int) -> list[int]:
+    """The steps whose folders are on the disk."""
+    return sorted(int(path.name[4:]) for path in conf.runs_dir.glob(f"{run}/attempt-*/checkpoints/step*"))
+
+
+def told(lab: Lab) -> list[str]:
+    with lab.db.read() as session:
+        return [entry.kind for entry in record.since(session, record.LAB, 0) if entry.kind.startswith("disk")]
+
+
+def queued(lab: Lab) -> int:
+    project = lab.project(title="Another one")
+    lab.allocation(project)
+    return lab.launch(project)
+
+
+def test_only_what_is_published_goes_and_the_newest_stay(lab: Lab, conf: Settings, run: int) -> None:
+    write(lab, conf, run, 0, 1, 2, 4, 8, 16)
+    assert disk.tidy(conf, lab.db) == 0
+    publish(lab, run, (0, 1, 4, 8))
+    assert disk.tidy(conf, lab.db) == 3
+    assert here(conf, run) == [2, 8, 16], "2 is not published, 8 and 16 are the newest"
+    publish(lab, run, (2, 16))
+    assert disk.tidy(conf, lab.db) == 1
+    assert disk.tidy(conf, lab.db) == 0
+    assert here(conf, run) == [8, 16]
+    with lab.db.read() as session:
+        assert publications.kept(session, run) == [8, 16]
+
+
+def test_a_removal_cut_short_is_finished(lab: Lab, conf: Settings, run: int) -> None:
+    write(lab, conf, run, 0, 1, 2)
+    publish(lab, run, (0, 1, 2))
+    with lab.db.write() as session:
+        session.execute(update(Publication).where(Publication.step == 0).values(disk=Disk.LEAVING))
+    assert disk.tidy(conf, lab.db) == 1
+    assert here(conf, run) == [1, 2]
+
+
+def test_what_a_waiting_run_needs_of_another_stays(lab: Lab, conf: Settings, run: int) -> None:
+    write(lab, conf, run, 0, 1, 2, 3)
+    publish(lab, run, range(4))
+    lab.settle(run, 1, 1, Ending(0))
+    sample = run + 1
+    assert lab.run(sample).parent_id == run
+    assert disk.tidy(conf.model_copy(update={"disk_floor_gib": FULL}), lab.db) == 0
+    token = lab.start(sample)
+    lab.settle(sample, token, 1, Ending(0))
+    assert disk.tidy(conf, lab.db) == 2
+    assert here(conf, run) == [2, 3]
+    assert disk.tidy(conf.model_copy(update={"disk_floor_gib": FULL}), lab.db) == 2, "room is scarce"
+    assert here(conf, run) == []
+
+
+def test_a_scarce_disk_leaves_an_unfinished_run_its_newest(lab: Lab, conf: Settings, run: int) -> None:
+    write(lab, conf, run, 0, 1, 2)
+    publish(lab, run, range(3))
+    disk.tidy(conf.model_copy(update={"disk_floor_gib": FULL}), lab.db)
+    assert here(conf, run) == [2]
+
+
+def test_nothing_outside_the_runs_is_removed(lab: Lab, conf: Settings, run: int, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    lab.renew(run, 1, 0, Progress(0, 0, checkpoints=[Checkpoint(0, str(elsewhere))]))
+    write(lab, conf, run, 1, 2)
+    publish(lab, run, range(3))
+    disk.tidy(conf, lab.db)
+    assert elsewhere.exists()
+
+
+def test_below_the_floor_no_run_starts_and_it_is_told_once(lab: Lab, conf: Settings) -> None:
+    waiting = queued(lab)
+    low = Scheduler(conf.model_copy(update={"disk_floor_gib": FULL}), lab.db)
+    low._ring = lambda: None  # type: ignore[method-assign]  # there is no queue here
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: low.round(), range(3)))
+    assert lab.run(waiting).state == RunState.QUEUED
+    assert told(lab) == ["disk.low"]
+    with lab.db.read() as session:
+        reason = why.why(session, waiting)
+    assert (reason.reason, reason.expected) == ("The disk is nearly full: no run starts until there is room.", None)
+    almost = conf.model_copy(update={"disk_floor_gib": disk.free_gib(conf) / (disk.ENOUGH * 0.98)})
+    assert not disk.admits(almost, lab.db), "a little more than the floor is not enough to start again"
+    high = Scheduler(conf, lab.db)
+    high._ring = lambda: None  # type: ignore[method-assign]
+    high.round()
+    assert lab.run(waiting).state == RunState.STARTING
+    assert told(lab) == ["disk.low", "disk.enough"]
+
+
+def test_a_run_paused_by_the_disk_waits_and_loses_no_try(lab: Lab, conf: Settings, run: int) -> None:
+    lab.settle(run, 1, 1, Ending(75, reason=disk.PAUSED), most=1)
+    assert (lab.run(run).state, lab.run(run).reason) == (RunState.QUEUED, disk.PAUSED)
+    with lab.db.read() as session:
+        assert not session.get_one(attempts.Attempt, (run, 1)).failed
+        assert runs.view(session, run).attempt == 1

@@ -1,0 +1,80 @@
+"""Preparing data is a run like any other, by the real trainer; later runs of the recipe train from what it made."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from broker import catalogue, launching
+from broker.runs import RunState
+from projects.errors import ConflictError, NotFoundError
+from tests.broker.lab import ADA, Lab, request_id
+from trainer.config import RECIPES
+
+
+@pytest.fixture
+def project(lab: Lab) -> int:
+    """A project with an allocation, and an accepted recipe of next to no data."""
+    values = yaml.safe_load((RECIPES / "demo.yml").read_text())
+    values["data"]["sources"] = [values["data"]["sources"][0] | {"max_bytes": 60_000, "weight": 1.0}]
+    values["data"]["tokenizer"] = {"vocabulary": 512, "train_bytes": 20_000}
+    values["model"] |= {"layers": 1, "hidden_size": 32, "heads": 2}
+    values["training"] |= {"steps": 2, "batch": 2, "micro_batch": 2, "evaluation_tokens": 256}
+    with lab.db.write() as session:
+        catalogue.propose_recipe(session, None, request_id(), name="tiny", body=yaml.safe_dump(values))
+        catalogue.accept(session, None, "tiny", reason="For all.", admin_role_id=0)
+    project = lab.project()
+    lab.allocation(project)
+    return project
+
+
+def prepare(lab: Lab, project: int, recipe: str = "tiny") -> int:
+    with lab.db.write() as session:
+        asked = {"project_id": project, "recipe": recipe, "time_limit": "10m"}
+        return launching.prepare(session, ADA, request_id(), **asked).run_id  # type: ignore[arg-type]
+
+
+def see_through(lab: Lab, home: Path, run: int) -> None:
+    """A supervisor, to the end of its trainer."""
+    token = lab.admit(run)
+    assert lab.claim(run, token)
+    (home / "runs" / str(run)).mkdir(parents=True)
+    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | {
+        "STOA_ENV_FILE": "",
+        "STOA_HOME": str(home),
+        "STOA_DATABASE_URL": lab.db.url.render_as_string(hide_password=False),
+        "STOA_DISK_FLOOR_GIB": "0",
+    }
+    command = [sys.executable, "-m", "broker.supervisor", str(run), str(token)]
+    subprocess.run(command, env=environment, check=True, timeout=200)
+
+
+def test_data_are_prepared_once_and_later_runs_train_from_them(lab: Lab, project: int, tmp_path: Path) -> None:
+    run = prepare(lab, project)
+    assert lab.run(run).kind == "prepare"
+    assert "run.preparing" in lab.kinds(project)
+    see_through(lab, tmp_path, run)
+    view = lab.run(run)
+    assert (view.state, view.reason) == (RunState.FINISHED, "")
+    assert view.spent > 0
+    place = tmp_path / "data" / "tiny" / f"{run}-1"
+    assert (place / "manifest.json").exists()
+    with pytest.raises(ConflictError, match="prepared already"):
+        prepare(lab, project)
+    later = lab.launch(project, recipe="tiny")
+    see_through(lab, tmp_path, later)
+    assert (lab.run(later).state, lab.run(later).step) == (RunState.FINISHED, 2)
+    attempt = tmp_path / "runs" / str(later) / "attempt-1"
+    assert yaml.safe_load((attempt / "config.yml").read_text())["data"]["prepared"] == str(place)
+    assert not (attempt / "data").exists()
+
+
+def test_only_recipes_of_the_catalogue_are_prepared(lab: Lab, project: int) -> None:
+    before = lab.everything()
+    for name in ("demo", "nothing"):
+        with pytest.raises(NotFoundError, match="no accepted recipe of the catalogue; the recipes are: demo, tiny"):
+            prepare(lab, project, name)
+    assert lab.everything() == before

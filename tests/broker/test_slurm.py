@@ -1,0 +1,473 @@
+"""Trainers as jobs of a real Slurm of two nodes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from sqlalchemy import func, select
+
+from broker import attempts, output, pools, reaper
+from broker.attempts import Attempt
+from broker.ledger import LedgerRow, Movement
+from broker.runs import RunState
+from broker.slurm import REFUSED, SlurmLauncher, Wanted
+from projects.db import utcnow
+from projects.errors import InvalidError
+from tests.broker.lab import Lab, settings
+from tests.slurm import Cluster, slurm, wait_for
+
+__all__ = ["slurm"]
+
+EVERY = 0.3
+LEASE = 6.0
+GRACE = 6.0
+POOL = "cluster"
+TELL = "import json, os, sys; print(json.dumps([dict(os.environ), os.getcwd(), sys.argv[1:]]))"
+LISTENS = (
+    "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); "
+    "print('here', flush=True); time.sleep(600)"
+)
+DEAF = (
+    "import os, signal, time; signal.signal(signal.SIGTERM, lambda *_: print('asked', flush=True)); os.fork(); "
+    "print('here', flush=True)\nwhile True: time.sleep(60)"
+)
+# It keeps the trainer's contract: a step every 0.1 seconds, a checkpoint every ten and when it is asked to stop.
+TRAINER = """
+import json, os, pathlib, signal, sys, time
+out, last = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+step = int(sys.argv[3].rpartition("step")[2]) if len(sys.argv) > 3 else 0
+asked = []
+signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+
+def add(name, **line):
+    with (out / name).open("a") as file:
+        file.write(json.dumps(line) + "\\n")
+
+def checkpoint():
+    folder = out / "checkpoints" / f"step{step}"
+    folder.mkdir(parents=True, exist_ok=True)
+    add("events.jsonl", event="checkpoint", step=step, path=f"checkpoints/step{step}")
+
+def end(status):
+    checkpoint()
+    (out / "outcome.new").write_text(json.dumps({"status": status, "reason": None, "transient": False}))
+    (out / "outcome.new").replace(out / "outcome.json")
+    sys.exit(status)
+
+(out / "node").write_text(os.environ["SLURMD_NODENAME"])
+while step < last:
+    time.sleep(0.1)
+    step += 1
+    add("metrics.jsonl", step=step, tokens=step * 10, loss=1 / step)
+    if step % 10 == 0:
+        checkpoint()
+    if asked:
+        end(75)
+end(0)
+"""
+SUPERVISE = """
+import sys
+from broker.supervisor import Supervisor, StaleError
+from projects.settings import get_settings
+
+class StandIn(Supervisor):
+    def _command(self, run, before):
+        resume = [before[-1].folder] if before else []
+        return [sys.executable, "-c", sys.argv[3], str(self.folder), sys.argv[4], *resume]
+
+try:
+    kind = StandIn if len(sys.argv) > 3 else Supervisor
+    kind(get_settings(), int(sys.argv[1]), int(sys.argv[2])).run()
+except StaleError:
+    sys.exit(1)
+"""
+
+
+@pytest.fixture
+def cluster(slurm: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """Slurm, and this process as one that uses it."""
+    monkeypatch.setenv("SLURM_CONF", str(slurm.conf))
+    yield slurm
+    slurm.clear()
+
+
+@pytest.fixture
+def start(cluster: Cluster, tmp_path: Path) -> Callable[..., tuple[SlurmLauncher, Path]]:
+    """Starts a program as the job of a run of its own, or of a given attempt; the launcher and the folder."""
+
+    def start(
+        code: str, *arguments: str, run: int | None = None, token: int = 1, **wanted: float
+    ) -> tuple[SlurmLauncher, Path]:
+        number = run or len(list(tmp_path.glob("runs/*"))) + 1
+        folder = tmp_path / "runs" / str(number) / f"attempt-{token}"
+        folder.mkdir(parents=True, exist_ok=True)
+        asked = Wanted(**({"gpus": 1, "seconds": 60, "grace": 5} | wanted))  # type: ignore[arg-type]
+        launcher = SlurmLauncher(asked, every=EVERY)
+        launcher.start([sys.executable, "-c", code, *arguments], folder, "")
+        return launcher, folder
+
+    return start
+
+
+def ended(launcher: SlurmLauncher) -> int:
+    wait_for(lambda: launcher.poll() is not None, "the end of a job")
+    status = launcher.poll()
+    assert status is not None
+    return status
+
+
+def said(folder: Path) -> str:
+    log = folder / "trainer.log"
+    return log.read_text() if log.exists() else ""
+
+
+def here(launcher: SlurmLauncher, folder: Path, times: int = 1) -> None:
+    wait_for(lambda: launcher.poll() is None and not launcher.waiting, "a job that runs")
+    wait_for(lambda: said(folder).count("here") == times, "its program")
+
+
+def of(folder: Path) -> list[int]:
+    """The processes that stand in an attempt's folder."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            if os.readlink(f"/proc/{name}/cwd") == str(folder):
+                found.append(int(name))
+    return found
+
+
+def test_a_job_has_its_own_devices_and_no_secret(
+    start: Callable[..., tuple[SlurmLauncher, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("STOA_DISCORD_TOKEN", "STOA_HUB_TOKEN", "STOA_DATABASE_URL", "HF_TOKEN", "PGPASSWORD"):
+        monkeypatch.setenv(name, "not-to-be-seen")
+    typed = ["; touch here", "$HOME", "`id`", "it's", '"', "a\nb"]
+    launcher, folder = start(TELL, *typed, gpus=2)
+    assert ended(launcher) == 0
+    environment, stood_in, arguments = json.loads(said(folder))
+    assert environment["CUDA_VISIBLE_DEVICES"] == "0,1"
+    assert "not-to-be-seen" not in "".join(environment.values())
+    assert (stood_in, arguments) == (str(folder), typed)
+    assert not (folder / "here").exists()
+    assert launcher.process().pid == launcher.job
+
+
+def test_a_job_that_is_asked_to_stop_says_how_it_ended(start: Callable[..., tuple[SlurmLauncher, Path]]) -> None:
+    launcher, folder = start(LISTENS)
+    here(launcher, folder)
+    wait_for(lambda: launcher.seconds() >= 1, "a second")
+    launcher.stop()
+    assert ended(launcher) == 75
+    ran = launcher.seconds()
+    assert ran >= 1
+    launcher.stop()
+    launcher.kill()
+    assert (launcher.poll(), launcher.seconds()) == (75, ran)
+
+
+def test_a_job_that_does_not_listen_is_ended_with_all_its_processes(
+    start: Callable[..., tuple[SlurmLauncher, Path]],
+) -> None:
+    launcher, folder = start(DEAF)
+    here(launcher, folder, times=2)
+    assert len(of(folder)) == 2
+    launcher.stop()
+    wait_for(lambda: "asked" in said(folder), "the asking")
+    assert launcher.poll() is None
+    launcher.kill()
+    assert launcher.poll() == -signal.SIGKILL
+    assert of(folder) == []
+
+
+def test_what_slurm_will_not_have_is_refused_in_one_sentence(start: Callable[..., tuple[SlurmLauncher, Path]]) -> None:
+    launcher, folder = start(TELL, gpus=9)
+    assert ended(launcher) == REFUSED
+    ending = output.ending(folder, REFUSED, timed_out=False, how=launcher.ended)
+    assert ending.reason.startswith("Slurm refused the job: ")
+    assert "Requested node configuration is not available" in ending.reason
+    assert not ending.transient
+    assert launcher.waiting
+    launcher, _ = start(TELL, partition="elsewhere")
+    assert ended(launcher) == REFUSED
+    assert "invalid partition" in launcher.ended.lower()
+
+
+def test_what_waits_says_why_and_may_be_stopped(
+    cluster: Cluster, start: Callable[..., tuple[SlurmLauncher, Path]]
+) -> None:
+    first, second = start(LISTENS, gpus=8), start(LISTENS, gpus=8)
+    here(*first)
+    here(*second)
+    launcher, folder = start(LISTENS)
+    wait_for(lambda: launcher.poll() is None and "Resources" in launcher.waiting, "Slurm's reason")
+    assert launcher.waiting == "Slurm: PENDING (Resources)"
+    assert launcher.seconds() == 0
+    launcher.stop()
+    assert ended(launcher) == 75
+    assert (launcher.seconds(), said(folder)) == (0, "")
+    assert launcher.waiting
+    for other, _ in (first, second):
+        other.kill()
+
+
+def test_the_end_of_slurms_time_is_a_checkpoint_too(
+    cluster: Cluster, start: Callable[..., tuple[SlurmLauncher, Path]]
+) -> None:
+    launcher, folder = start(LISTENS, grace=55)
+    here(launcher, folder)
+    assert "TimeLimit=00:03:00" in cluster.ask("scontrol", "show", "job", str(launcher.job))
+    cluster.ask("scontrol", "update", f"jobid={launcher.job}", "timelimit=1")
+    assert ended(launcher) == 75
+
+
+def test_slurm_may_be_away_for_a_while(cluster: Cluster, start: Callable[..., tuple[SlurmLauncher, Path]]) -> None:
+    """What runs goes on, what is to be submitted waits, and a stop is passed on as soon as it can be."""
+    running, folder = start(LISTENS)
+    here(running, folder)
+    cluster.hang()
+    late, late_folder = start(LISTENS)
+    assert late.poll() is None
+    assert (late.job, late.waiting.startswith("Slurm: ")) == (None, True)
+    running.stop()
+    assert running.poll() is None
+    assert not running.waiting
+    cluster.go_on()
+    assert ended(running) == 75
+    here(late, late_folder)
+    late.kill()
+
+
+def test_a_job_is_found_again_and_never_submitted_twice(
+    cluster: Cluster, start: Callable[..., tuple[SlurmLauncher, Path]]
+) -> None:
+    launcher, folder = start(LISTENS, run=7)
+    here(launcher, folder)
+    assert start(LISTENS, run=7)[0].job == launcher.job
+    (folder / "slurm-job").unlink()
+    again, _ = start(LISTENS, run=7)
+    assert again.job == launcher.job
+    assert len(cluster.ask("squeue", "--noheader").splitlines()) == 1
+    again.kill()
+
+
+def test_an_earlier_job_of_the_run_is_gone_before_the_next_is_submitted(
+    start: Callable[..., tuple[SlurmLauncher, Path]],
+) -> None:
+    earlier, folder = start(DEAF, run=7)
+    here(earlier, folder, times=2)
+    bystander, beside = start(LISTENS, run=8)
+    here(bystander, beside)
+    later, later_folder = start(LISTENS, run=7, token=3)
+    assert later.job is None
+    here(later, later_folder)
+    assert of(folder) == []
+    assert len(of(beside)) == 1
+    stale, _ = start(LISTENS, run=7, token=2)
+    assert (ended(stale), stale.job) == (75, None)
+    assert later.poll() is None
+
+
+@pytest.fixture
+def run(lab: Lab) -> int:
+    """A queued run on a pool of Slurm's."""
+    lab.pool(POOL, gpus=16, launcher="slurm")
+    project = lab.project()
+    allocation = lab.request(project, pool=POOL)
+    lab.approve(allocation)
+    return lab.launch(project, overrides="steps=4, batch=2, micro_batch=2, sequence_length=32")
+
+
+@contextmanager
+def supervised(
+    lab: Lab, cluster: Cluster, home: Path, run: int, *trainer: str
+) -> Iterator[tuple[subprocess.Popen[bytes], int, Path]]:
+    """A supervisor of the run's next attempt, its token and folder."""
+    with lab.db.write() as session:
+        token = attempts.admit(session, run, ())
+    assert lab.claim(run, token, lease=LEASE)
+    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | {
+        "STOA_ENV_FILE": "",
+        "STOA_HOME": str(home),
+        "STOA_DATABASE_URL": lab.db.url.render_as_string(hide_password=False),
+        "STOA_LEASE_SECONDS": str(LEASE),
+        "STOA_STOP_GRACE_SECONDS": str(GRACE),
+        "SLURM_CONF": str(cluster.conf),
+    }
+    folder = home / "runs" / str(run) / f"attempt-{token}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    supervisor = subprocess.Popen([sys.executable, "-c", SUPERVISE, str(run), str(token), *trainer], env=environment)
+    try:
+        yield supervisor, token, folder
+    finally:
+        supervisor.kill()
+        supervisor.wait()
+
+
+def attempt(lab: Lab, run: int, token: int) -> Attempt:
+    with lab.db.read() as session:
+        return session.get_one(Attempt, (run, token))
+
+
+def charged(lab: Lab, run: int, token: int) -> int:
+    query = select(func.coalesce(func.sum(LedgerRow.seconds), 0)).where(
+        LedgerRow.run_id == run, LedgerRow.token == token, LedgerRow.movement == Movement.CHARGE
+    )
+    with lab.db.read() as session:
+        return session.scalars(query).one()
+
+
+def slurms_seconds(cluster: Cluster, job: int | None) -> int:
+    """How long a job ran, in Slurm's own words."""
+    clock = cluster.ask("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%M").strip()
+    seconds = 0
+    for part in clock.split(":"):
+        seconds = seconds * 60 + int(part)
+    return seconds
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # once: it is the trainer that is slow
+def test_the_trainer_itself_runs_as_a_job(lab: Lab, cluster: Cluster, tmp_path: Path, run: int) -> None:
+    with supervised(lab, cluster, tmp_path, run) as (supervisor, token, folder):
+        assert supervisor.wait(120) == 0
+    assert lab.run(run).state == RunState.FINISHED, said(folder)
+    assert lab.row(run).step == 4
+    row = attempt(lab, run, token)
+    assert (row.boot_id, row.waiting) == ("slurm", "")
+    assert charged(lab, run, token) == slurms_seconds(cluster, row.pid)
+
+
+def test_a_run_that_waits_in_slurm_is_not_charged_and_says_why(
+    lab: Lab, cluster: Cluster, tmp_path: Path, run: int
+) -> None:
+    cluster.ask("scontrol", "update", "nodename=n[1-2]", "state=drain", "reason=test")
+    with supervised(lab, cluster, tmp_path, run, TRAINER, "20") as (supervisor, token, _):
+        wait_for(lambda: "PENDING" in attempt(lab, run, token).waiting, "the reason of the wait")
+        first = attempt(lab, run, token).lease_until
+        wait_for(lambda: attempt(lab, run, token).lease_until != first, "a renewal")
+        assert lab.run(run).state == RunState.STARTING
+        assert "run.started" not in lab.kinds(1)
+        assert charged(lab, run, token) == 0
+        cluster.ask("scontrol", "update", "nodename=n[1-2]", "state=resume")
+        assert supervisor.wait(60) == 0
+    assert lab.run(run).state == RunState.FINISHED
+    assert "run.started" in lab.kinds(1)
+    row = attempt(lab, run, token)
+    assert row.waiting == ""
+    assert charged(lab, run, token) == slurms_seconds(cluster, row.pid)
+
+
+def test_a_run_that_is_cancelled_while_it_waits_in_slurm_costs_nothing(
+    lab: Lab, cluster: Cluster, tmp_path: Path, run: int
+) -> None:
+    cluster.ask("scontrol", "update", "nodename=n[1-2]", "state=drain", "reason=test")
+    with supervised(lab, cluster, tmp_path, run, TRAINER, "20") as (supervisor, token, folder):
+        wait_for(lambda: "PENDING" in attempt(lab, run, token).waiting, "the reason of the wait")
+        lab.cancel(run)
+        assert supervisor.wait(30) == 0
+    assert lab.run(run).state == RunState.CANCELLED
+    assert (charged(lab, run, token), said(folder)) == (0, "")
+    assert cluster.ask("squeue", "--noheader") == ""
+
+
+def test_a_cancelled_job_leaves_a_checkpoint(lab: Lab, cluster: Cluster, tmp_path: Path, run: int) -> None:
+    with supervised(lab, cluster, tmp_path, run, TRAINER, "10000") as (supervisor, _, folder):
+        wait_for(lambda: (folder / "checkpoints" / "step10").exists(), "a checkpoint")
+        lab.cancel(run)
+        assert supervisor.wait(30) == 0
+    assert lab.run(run).state == RunState.CANCELLED
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    assert (folder / "checkpoints" / f"step{last}").exists()
+
+
+def test_a_run_goes_on_elsewhere_while_its_old_job_still_lives_on_a_lost_node(
+    lab: Lab, cluster: Cluster, tmp_path: Path, run: int
+) -> None:
+    """Slurm gives the node up, and nobody can reach what runs there: it writes on, and no one reads it."""
+    with supervised(lab, cluster, tmp_path, run, TRAINER, "10000") as (supervisor, token, old):
+        wait_for(lambda: (old / "checkpoints" / "step10").exists(), "a checkpoint")
+        node = (old / "node").read_text()
+        cluster.end(node)
+        cluster.ask("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+        assert supervisor.wait(30) == 0
+    first = attempt(lab, run, token)
+    assert lab.run(run).state == RunState.QUEUED
+    assert first.reason == f"Slurm ended the job: NODE_FAIL on {node}"
+    assert abs(charged(lab, run, token) - slurms_seconds(cluster, first.pid)) <= 1
+
+    with supervised(lab, cluster, tmp_path, run, TRAINER, "10000") as (supervisor, second, new):
+        wait_for(lambda: (new / "metrics.jsonl").exists(), "the second attempt")
+        assert (new / "node").read_text() != node
+        closed = json.loads((old / "closed.json").read_text())
+        size = (old / "metrics.jsonl").stat().st_size
+        wait_for(lambda: set(os.listdir(old / "checkpoints")) > set(closed), "a stale checkpoint")
+        wait_for(lambda: (old / "metrics.jsonl").stat().st_size > size, "stale steps")
+        assert of(old)
+        paid = charged(lab, run, token)
+        lab.cancel(run)
+        assert supervisor.wait(30) == 0
+    assert lab.run(run).state == RunState.CANCELLED
+    last = attempt(lab, run, second)
+    assert charged(lab, run, token) == paid
+    assert charged(lab, run, second) == slurms_seconds(cluster, last.pid)
+    assert lab.account(1).reserved == 0
+    assert lab.row(run).step == json.loads((new / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    read = output.checkpoints([old, new])
+    assert {Path(found.folder).name for found in read if found.folder.startswith(f"{old}/")} == set(closed)
+    assert of(old)
+
+
+def test_a_job_that_an_operator_cancels_goes_on_later_from_its_checkpoint(
+    lab: Lab, cluster: Cluster, tmp_path: Path, run: int
+) -> None:
+    with supervised(lab, cluster, tmp_path, run, TRAINER, "10000") as (supervisor, token, folder):
+        wait_for(lambda: (folder / "checkpoints" / "step10").exists(), "a checkpoint")
+        cluster.ask("scancel", str(attempt(lab, run, token).pid))
+        assert supervisor.wait(30) == 0
+    assert lab.run(run).state == RunState.QUEUED
+    assert not attempt(lab, run, token).failed
+    assert json.loads((folder / "outcome.json").read_text())["status"] == 75
+
+
+def test_a_job_whose_attempt_is_given_up_is_ended_though_no_other_follows(
+    lab: Lab, cluster: Cluster, tmp_path: Path, run: int
+) -> None:
+    conf = settings(tmp_path)
+    with supervised(lab, cluster, tmp_path, run, TRAINER, "10000") as (supervisor, token, folder):
+        wait_for(lambda: (folder / "checkpoints" / "step10").exists(), "a checkpoint")
+        wait_for(lambda: lab.run(run).state == RunState.RUNNING, "the run")
+        supervisor.kill()
+        supervisor.wait()
+        assert reaper.reap(conf, lab.db) == 0
+        lab.cancel(run)
+        until = attempt(lab, run, token).lease_until
+        assert until is not None
+        wait_for(lambda: utcnow() > until, "the end of the lease")
+        lab.lose(run, token)
+        assert lab.run(run).state == RunState.CANCELLED
+        assert reaper.reap(conf, lab.db) == 1
+        wait_for(lambda: not of(folder), "the end of the job")
+        wait_for(lambda: cluster.ask("squeue", "--noheader") == "", "an empty queue")
+        assert reaper.reap(conf, lab.db) == 0
+    assert json.loads((folder / "outcome.json").read_text())["status"] == 75
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"slurm_partition": "main --wrap=id"}, "partition"),
+        ({"slurm_gres": "gpu:h200:8"}, "GRES"),
+        ({"slurm_gres": "gpu;id"}, "GRES"),
+        ({"most_submitted": 0}, "At least one job"),
+    ],
+)
+def test_a_pool_of_slurms_is_checked(lab: Lab, wrong: dict[str, object], sentence: str) -> None:
+    before = lab.everything()
+    with pytest.raises(InvalidError, match=sentence), lab.db.write() as session:
+        pools.add_pool(session, name=POOL, gpu_type="h200", gpus=16, launcher="slurm", **wrong)  # type: ignore[arg-type]
+    assert lab.everything() == before
