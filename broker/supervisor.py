@@ -19,11 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from broker import attempts, disk, launchers, output, preparing, publications, runs, slurm
-<<<<<<< HEAD
 from broker.attempts import Attempt, Checkpoint, Ending, Process, Progress, StaleError, TakenOverError
-=======
-from broker.attempts import Attempt, Checkpoint, Ending, Process, Progress, StaleError
->>>>>>> slurm
 from broker.pools import Pool
 from broker.publications import Publication
 from broker.runs import Run
@@ -140,12 +136,9 @@ class Supervisor:
             if not self.launcher.waiting:
                 self._tell_started(process, before)
             self._follow()
-<<<<<<< HEAD
         except TakenOverError:
             self.mine = False
             raise
-=======
->>>>>>> slurm
         finally:
             self.over.set()
             if self.mine:
@@ -256,10 +249,7 @@ class Supervisor:
             progress = output.read(self.folder, self.metrics_read, self.events_read)
             try:
                 if status is not None:
-<<<<<<< HEAD
                     self.launcher.kill()  # nothing of it is left once the run may start again
-=======
->>>>>>> slurm
                     ending = output.ending(self.folder, status, timed_out=self.timed_out, how=self.launcher.ended)
                     if self.low and status == 75:
                         ending = replace(ending, reason=disk.PAUSED)

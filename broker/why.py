@@ -11,8 +11,9 @@ from sqlalchemy.orm import Session
 
 from broker import disk, fairshare, planning, pools, runs, snapshot
 from broker.allocations import in_hours
+from broker.attempts import Attempt
 from broker.fairshare import Standing
-from broker.planning import Hold, Limits, Placed, Plan, QueueState
+from broker.planning import Hold, Placed, Plan, QueueState
 from broker.pools import Launcher, Pool
 from broker.runs import Run, RunState
 from projects.pipeline import Project
@@ -45,12 +46,12 @@ class Why:
     expected: datetime | None
 
 
-def why(session: Session, run_id: int, limits: Limits | None = None) -> Why:
+def why(session: Session, run_id: int) -> Why:
     """Why the run waits, or that it does not; raises NotFoundError."""
     run = runs.load(session, run_id)
     refusal = ""
     if run.state == RunState.QUEUED:
-        told = _Told(session, snapshot.load(session, limits))
+        told = _Told(session, snapshot.load(session))
         for placed in told.plan.queues[run.pool_id]:
             if placed.run.id == run_id:
                 return told.of(placed)
@@ -62,7 +63,7 @@ def why(session: Session, run_id: int, limits: Limits | None = None) -> Why:
         pool=pool.name,
         gpus=run.gpus,
         state=RunState(run.state),
-        reason=f"It cannot start: {refusal}." if refusal else _not_queued(run, pool),
+        reason=f"It cannot start: {refusal}." if refusal else _not_queued(session, run, pool),
         place=None,
         length=0,
         factors=None,
@@ -70,10 +71,10 @@ def why(session: Session, run_id: int, limits: Limits | None = None) -> Why:
     )
 
 
-def queue(session: Session, pool: str | None = None, *, limit: int = 25, limits: Limits | None = None) -> list[Why]:
+def queue(session: Session, pool: str | None = None, *, limit: int = 25) -> list[Why]:
     """The first of each pool's queue, or of one pool's, in order; raises NotFoundError."""
     only = None if pool is None else pools.named(session, pool).id
-    told = _Told(session, snapshot.load(session, limits))
+    told = _Told(session, snapshot.load(session))
     return [
         told.of(placed)
         for pool_id, placed_in in told.plan.queues.items()
@@ -141,11 +142,12 @@ class _Told:
                 return f"It is behind run {ahead}, which would start later if this one started now."
 
 
-def _not_queued(run: Run, pool: Pool) -> str:
+def _not_queued(session: Session, run: Run, pool: Pool) -> str:
     reason = run.reason.rstrip(".")
     match run.state:
         case RunState.STARTING if pool.launcher == Launcher.SLURM:
-            return f"Slurm decides when it starts: {reason or 'it has not said what it waits for'}."
+            said = session.get_one(Attempt, (run.id, run.token)).waiting
+            return f"Slurm decides when it starts. {said or 'It has not said what it waits for'}."
         case RunState.STARTING:
             return "It has its GPUs and is starting."
         case RunState.RUNNING:

@@ -86,7 +86,7 @@ def test_a_requeued_run_keeps_its_place_while_its_earlier_attempt_stops() -> Non
 
 def test_slurm_is_given_a_few_jobs_and_no_devices() -> None:
     runs = [waiting(number, 64, pool_id=2) for number in range(1, 7)]
-    state = queue(*runs, limits=Limits(most_submitted=4))
+    state = queue(*runs)
     assert plan(state).starts == [Decision(number, ()) for number in range(1, 5)]
     submitted = Held(90, 2, 9, 9, (), 1000.0, True)
     assert len(plan(replace(state, held=[submitted])).starts) == 3

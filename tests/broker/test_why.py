@@ -8,11 +8,12 @@ from sqlalchemy import update
 from typer.testing import CliRunner
 
 from broker import pools, queue, scheduler, snapshot, why
-from broker.attempts import Ending
+from broker.attempts import Attempt, Ending
 from broker.planning import Decision, Limits
 from broker.runs import Run, RunState
 from broker.scheduler import Scheduler
 from broker.why import Why
+from projects import policies
 from projects.db import utcnow
 from projects.errors import ConflictError, NotFoundError
 from projects.settings import get_settings
@@ -34,13 +35,18 @@ def ours(lab: Lab) -> int:
     return project
 
 
-def tell(lab: Lab, run: int, limits: Limits | None = None) -> Why:
+def tell(lab: Lab, run: int) -> Why:
     with lab.db.read() as session:
-        return why.why(session, run, limits)
+        return why.why(session, run)
 
 
-def go_round(lab: Lab, tmp_path: Path, limits: Limits | None = None) -> None:
-    Scheduler(settings(tmp_path), lab.db, limits).round()
+def go_round(lab: Lab, tmp_path: Path) -> None:
+    Scheduler(settings(tmp_path), lab.db).round()
+
+
+def let(lab: Lab, policy: str, most: int) -> None:
+    with lab.db.write() as session:
+        policies.change(session, None, policy, str(most), "To see.")
 
 
 def test_what_is_said_to_start_is_started_and_the_rest_waits(lab: Lab, ours: int, tmp_path: Path) -> None:
@@ -111,15 +117,16 @@ def test_an_earlier_attempt_that_may_still_be_stopping(lab: Lab, ours: int) -> N
 
 
 def test_the_limits_of_project_and_person(lab: Lab, ours: int, tmp_path: Path) -> None:
-    one = Limits(most_running_a_project=1)
+    let(lab, "most_running_a_project", 1)
     first, second = lab.launch(ours), lab.launch(ours, GRACE)
-    go_round(lab, tmp_path, one)
+    go_round(lab, tmp_path)
     assert [lab.run(run).state for run in (first, second)] == [RunState.STARTING, RunState.QUEUED]
-    assert tell(lab, second, one).reason == "Its project has as many runs under way as it may at once: 1."
-    person = Limits(most_running_a_person=1)
+    assert tell(lab, second).reason == "Its project has as many runs under way as it may at once: 1."
+    let(lab, "most_running_a_project", 100)
+    let(lab, "most_running_a_person", 1)
     third = lab.launch(ours)
-    assert tell(lab, third, person).reason == "Who launched it has as many runs under way as one may at once: 1."
-    go_round(lab, tmp_path, person)
+    assert tell(lab, third).reason == "Who launched it has as many runs under way as one may at once: 1."
+    go_round(lab, tmp_path)
     assert [lab.run(run).state for run in (second, third)] == [RunState.STARTING, RunState.QUEUED]
 
 
@@ -135,24 +142,23 @@ def test_schedulers_with_different_plans_pass_no_limit(lab: Lab, ours: int) -> N
 
 def test_a_pool_of_slurm_is_given_a_few_jobs_without_devices(lab: Lab, ours: int, tmp_path: Path) -> None:
     with lab.db.write() as session:
-        pools.add_pool(session, name="cluster", gpu_type="V100", gpus=64, launcher="slurm")
+        pools.add_pool(session, name="cluster", gpu_type="V100", gpus=64, launcher="slurm", most_submitted=2)
         pools.add_grant(session, pool="cluster", sponsor="s", seconds=900 * HOUR, until=utcnow() + timedelta(days=9))
     allocation = lab.request(ours, pool="cluster", hours="100")
     lab.approve(allocation, "100")
-    two = Limits(most_submitted=2)
     queued = [lab.launch(ours, gpus=2, allocation_id=allocation) for _ in range(3)]
-    go_round(lab, tmp_path, two)
+    go_round(lab, tmp_path)
     assert [lab.run(run).state for run in queued] == [RunState.STARTING] * 2 + [RunState.QUEUED]
-    go_round(lab, tmp_path, two)
+    go_round(lab, tmp_path)
     assert lab.run(queued[2]).state == RunState.QUEUED
     with lab.db.read() as session:
         assert [one.devices for one in snapshot.load(session).held] == [(), ()]
-    told = tell(lab, queued[2], two)
+    told = tell(lab, queued[2])
     assert told.reason == "Stoa keeps at most 2 jobs submitted to Slurm on “cluster”, and has."
     assert told.expected is None
     with lab.db.write() as session:
-        session.execute(update(Run).where(Run.id == queued[0]).values(reason="Resources"))
-    assert tell(lab, queued[0]).reason == "Slurm decides when it starts: Resources."
+        session.execute(update(Attempt).where(Attempt.run_id == queued[0]).values(waiting="Slurm: PENDING (Resources)"))
+    assert tell(lab, queued[0]).reason == "Slurm decides when it starts. Slurm: PENDING (Resources)."
     assert lab.account(allocation).reserved == 2 * 2 * 600
 
 

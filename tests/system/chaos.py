@@ -42,7 +42,7 @@ from tests.system.census import Census
 
 LEASE = 6.0
 GRACE = 6.0
-HOURS = "0.5"
+HOURS = "1.5"
 MOST_ATTEMPTS = 8
 DEVICES = 4
 PROJECTS = 5

@@ -151,8 +151,9 @@ def _sums(session: Session) -> Line:
     spent = 0
     for balance in session.scalars(select(Balance)):
         sums = ledger.totals(session, allocation_id=balance.allocation_id)
-        left = sums[Movement.GRANT] - sums[Movement.CHARGE]
-        if (balance.granted, balance.spent) != (sums[Movement.GRANT], sums[Movement.CHARGE]):
+        granted, charged = sums[Movement.GRANT] + sums[Movement.ADJUST], sums[Movement.CHARGE] - sums[Movement.REFUND]
+        left = granted - charged
+        if (balance.granted, balance.spent) != (granted, charged):
             problems.append(f"allocation {balance.allocation_id}: the balance is not the sum of its movements")
         if balance.reserved != sums[Movement.RESERVE] - sums[Movement.CHARGE] - sums[Movement.RELEASE]:
             problems.append(f"allocation {balance.allocation_id}: what is reserved does not add up")
@@ -160,15 +161,18 @@ def _sums(session: Session) -> Line:
             problems.append(f"allocation {balance.allocation_id}: {balance.reserved} GPU-seconds are still reserved")
         spent += balance.spent
     charges = session.scalar(select(func.sum(LedgerRow.seconds)).where(LedgerRow.movement == Movement.CHARGE)) or 0
+    refunds = session.scalar(select(func.sum(LedgerRow.seconds)).where(LedgerRow.movement == Movement.REFUND)) or 0
     attempts = session.scalar(select(func.sum(Attempt.charged))) or 0
-    if not spent == charges == attempts:
-        problems.append(f"accounts say {spent}, the ledger {charges}, the attempts {attempts}")
+    if spent != charges - refunds or charges != attempts:
+        problems.append(f"accounts say {spent}, the ledger {charges} less {refunds}, the attempts {attempts}")
     drawn = session.scalar(select(func.sum(Grant.drawn))) or 0
     granted = session.scalar(select(func.sum(Balance.granted))) or 0
     if drawn != granted:
         problems.append(f"the grants gave {drawn}, the allocations got {granted}")
     count = session.scalar(select(func.count()).select_from(Allocation))
-    return Line("the charges sum exactly", f"{spent:,} GPU-seconds spent on {count} allocations", problems)
+    return Line(
+        "the charges sum exactly", f"{spent:,} GPU-seconds spent on {count} allocations, {refunds:,} refunded", problems
+    )
 
 
 def _process_time(session: Session, census: Census, renewal: float) -> Line:
