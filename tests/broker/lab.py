@@ -10,7 +10,7 @@ from broker.allocations import AllocationState
 from broker.attempts import Attempt, Ending, Process, Progress
 from broker.ledger import Account, Movement
 from broker.runs import Run, RunView
-from projects import pipeline, record
+from projects import pipeline, policies, record
 from projects.db import Database, utcnow
 from projects.people import Actor
 from projects.settings import Settings
@@ -56,6 +56,11 @@ class Lab:
             pools.add_pool(session, name=name, gpu_type="cpu", gpus=gpus, launcher=launcher)
             until = utcnow() + timedelta(days=60)
             pools.add_grant(session, pool=name, sponsor="The house", seconds=granted, until=until)
+
+    def let(self, policy: str, value: float) -> None:
+        """The operator sets a policy."""
+        with self.db.write() as session:
+            policies.change(session, None, policy, str(value), "To see.")
 
     def proposal(self, lead: Actor = ADA, title: str = "Sinks of attention") -> int:
         """A project of its lead alone."""

@@ -3,17 +3,20 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import yaml
 from sqlalchemy import text
 
-from broker import runs, series
+from broker import catalogue, runs, series
 from broker.launching import parse_overrides, parse_time_limit
 from broker.ledger import Account
 from broker.runs import ENDED, TRANSITIONS, RunState
 from broker.series import Measured
+from projects import pipeline
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
-from tests.broker.lab import ADA, GRACE, HOUR, STRANGER, Lab
+from tests.broker.lab import ADA, GRACE, HOUR, STRANGER, Lab, request_id
 from trainer import check as dry_run
 from trainer import config as trainer_config
+from trainer.config import TrainConfig
 
 REFUSED_LAUNCHES: list[tuple[dict[str, object], str]] = [
     ({"recipe": "nonesuch"}, "no recipe “nonesuch”; the recipes are: demo."),
@@ -110,22 +113,33 @@ def test_a_recipe_measured_on_another_number_of_gpus_is_scaled(lab: Lab) -> None
     assert receipt.basis == f"run {first} measured 2,048 tokens per second, scaled from 1 to 2 GPUs"
     shorter = lab.receipt(project, overrides="sequence_length=64")
     assert shorter.expected is not None
-    assert shorter.expected < 50, "half the tokens, and each a little cheaper"
+    assert shorter.expected < 100, "half the tokens, and each a little cheaper"
     assert shorter.basis.endswith("scaled by FLOPs per token")
 
 
 def test_a_recipe_that_was_never_measured_is_scaled_by_its_flops_from_one_of_like_size(lab: Lab) -> None:
     project = lab.project()
     lab.allocation(project, hours="100")
-    demo, small = lab.launch(project), lab.launch(project, recipe="pythia-70m")
+    configs = {name: accepted(lab, name, width) for name, width in (("wide", 512), ("wider", 768))}
+    demo, small = lab.launch(project), lab.launch(project, recipe="wide")
     measure(lab, demo, 9999.0)
-    assert lab.receipt(project, recipe="pythia-160m").expected is None, "the demo is too small to compare"
+    assert lab.receipt(project, recipe="wider").expected is None, "the demo is too small to compare"
     measure(lab, small, 1000.0)
-    receipt = lab.receipt(project, recipe="pythia-160m", overrides="steps=10")
-    flops = {name: dry_run.flops_per_token(trainer_config.load_recipe(name)) for name in ("pythia-70m", "pythia-160m")}
-    tokens = 10 * trainer_config.load_recipe("pythia-160m").tokens_per_step
-    assert receipt.expected == round(tokens / (1000 * flops["pythia-70m"] / flops["pythia-160m"]))
-    assert receipt.basis.endswith("scaled from the recipe pythia-70m by FLOPs per token")
+    receipt = lab.receipt(project, recipe="wider", overrides="steps=10")
+    flops = {name: dry_run.flops_per_token(config) for name, config in configs.items()}
+    tokens = 10 * configs["wider"].tokens_per_step
+    assert receipt.expected == round(tokens / (1000 * flops["wide"] / flops["wider"]))
+    assert receipt.basis.endswith("scaled from the recipe wide by FLOPs per token")
+
+
+def accepted(lab: Lab, name: str, width: int) -> TrainConfig:
+    """The demo's recipe with wider layers, in the catalogue."""
+    values = yaml.safe_load((trainer_config.RECIPES / "demo.yml").read_text())
+    values["model"]["hidden_size"] = width
+    with lab.db.write() as session:
+        catalogue.propose_recipe(session, None, request_id(), name=name, body=yaml.safe_dump(values))
+        catalogue.accept(session, None, name, reason="To compare.", admin_role_id=0)
+        return catalogue.load(session, name)
 
 
 def test_a_launch_that_cannot_stand_changes_nothing(lab: Lab, subtests: pytest.Subtests) -> None:
@@ -172,16 +186,18 @@ def test_a_launch_needs_an_allocation_that_has_not_ended(lab: Lab) -> None:
 
 
 def test_only_members_of_an_active_project_launch_and_cancel(lab: Lab) -> None:
-    project, proposal = lab.project(), lab.proposal(title="Not yet")
+    project, resting = lab.project(), lab.project(title="Resting")
     lab.allocation(project)
+    with lab.db.write() as session:
+        pipeline.pause(session, ADA, resting, reason="No time.")
     run = lab.launch(project)
     before = lab.everything()
     with pytest.raises(ForbiddenError, match="Only members of “Sinks of attention”"):
         lab.launch(project, STRANGER)
     with pytest.raises(ForbiddenError, match="Only members of “Sinks of attention”"):
         lab.cancel(run, STRANGER)
-    with pytest.raises(ConflictError, match="only an active project can launch"):
-        lab.launch(proposal)
+    with pytest.raises(ConflictError, match="is paused; runs are launched while"):
+        lab.launch(resting)
     with pytest.raises(NotFoundError, match="no project 99"):
         lab.launch(99)
     with pytest.raises(NotFoundError, match="no run 99"):

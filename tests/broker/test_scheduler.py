@@ -288,4 +288,4 @@ def test_nothing_starts_on_an_allocation_that_has_ended(lab: Lab, ours: int, tmp
         session.get_one(Allocation, allocation).until = utcnow() - timedelta(days=1)
     Scheduler(settings(tmp_path, redis_url="redis://127.0.0.1:1/0"), lab.db).round()
     assert lab.run(run).state == RunState.PAUSED
-    assert "its allocation ended on" in lab.run(run).reason
+    assert lab.run(run).reason == "its allocation has ended"

@@ -13,7 +13,6 @@ from broker.planning import Decision, Limits
 from broker.runs import Run, RunState
 from broker.scheduler import Scheduler
 from broker.why import Why
-from projects import policies
 from projects.db import utcnow
 from projects.errors import ConflictError, NotFoundError
 from projects.settings import get_settings
@@ -42,11 +41,6 @@ def tell(lab: Lab, run: int) -> Why:
 
 def go_round(lab: Lab, tmp_path: Path) -> None:
     Scheduler(settings(tmp_path), lab.db).round()
-
-
-def let(lab: Lab, policy: str, most: int) -> None:
-    with lab.db.write() as session:
-        policies.change(session, None, policy, str(most), "To see.")
 
 
 def test_what_is_said_to_start_is_started_and_the_rest_waits(lab: Lab, ours: int, tmp_path: Path) -> None:
@@ -117,13 +111,13 @@ def test_an_earlier_attempt_that_may_still_be_stopping(lab: Lab, ours: int) -> N
 
 
 def test_the_limits_of_project_and_person(lab: Lab, ours: int, tmp_path: Path) -> None:
-    let(lab, "most_running_a_project", 1)
+    lab.let("most_running_a_project", 1)
     first, second = lab.launch(ours), lab.launch(ours, GRACE)
     go_round(lab, tmp_path)
     assert [lab.run(run).state for run in (first, second)] == [RunState.STARTING, RunState.QUEUED]
     assert tell(lab, second).reason == "Its project has as many runs under way as it may at once: 1."
-    let(lab, "most_running_a_project", 100)
-    let(lab, "most_running_a_person", 1)
+    lab.let("most_running_a_project", 100)
+    lab.let("most_running_a_person", 1)
     third = lab.launch(ours)
     assert tell(lab, third).reason == "Who launched it has as many runs under way as one may at once: 1."
     go_round(lab, tmp_path)
