@@ -110,6 +110,7 @@ def test_posts(kind: str, said: str) -> None:
     payload |= {"what": "recipe", "name": said, "body": said, "dataset": said, "revision": said, "licence": said}
     payload |= {"licence": said, "release_policy": "held", "to": {"id": "2", "name": said}}
     payload |= {"policy": said, "was": 1, "now": said}
+    payload |= {"person": {"id": "3", "name": said}, "numbers": list(range(1, 900))}
     payload["people"] = everyone if kind == "project.completed" else 2
     told = Told(1, "project:1", 12, kind, "00112233445566", payload)
     scene = Scene(project(said), "5", [run(said)] * 30)

@@ -3,7 +3,6 @@
 import pytest
 
 from bot import text
-from broker.runs import recipes
 from sandbox.people import Answer, Channel
 from tests.bot.conftest import Lab
 
@@ -55,7 +54,7 @@ async def test_a_day_that_has_passed(shared_lab: Shared) -> None:
     ("options", "sentence"),
     [
         ({"allocation": 2}, "Allocation 2 is requested; a run needs an approved one."),
-        ({"recipe": "**nope**"}, f"There is no recipe “**nope**”; the recipes are: {', '.join(recipes())}."),
+        ({"recipe": "**nope**"}, "There is no recipe “**nope**”; the recipes are: demo."),
         ({"time_limit": "soon"}, "A time limit is written like 45m, 2h or 1h30m, from one minute to 720 hours."),
         ({"gpus": 9}, "The pool “local” has 2 GPUs; ask for 1 to 2."),
     ],
