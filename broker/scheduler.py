@@ -3,6 +3,7 @@
 The database is the truth. What is decided here is written first and rung after; a doorbell that was lost is rung again.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -56,6 +57,7 @@ class Scheduler:
         self.settings = settings
         self.db = db
         self.rung: dict[int, tuple[int, float]] = {}
+        self.heirs: dict[tuple[int, int], float] = {}
         self.reaped_at = time.monotonic()
 
     def run_forever(self) -> None:
@@ -139,8 +141,7 @@ class Scheduler:
             unpublished = publisher.waiting(session)
             unsupervised = attempts.unsupervised(session, lease_seconds=self.settings.lease_seconds)
         try:
-            for attempt in unsupervised:
-                queue.ring_take_over(attempt.run_id, attempt.token)
+            self._ring_heirs(unsupervised)
             for attempt in unclaimed:
                 queue.ring_start(attempt.run_id, attempt.token)
                 with self.db.write() as session:
@@ -148,6 +149,17 @@ class Scheduler:
             self._ring_publishers(unpublished)
         except OperationalError as error:
             log.warning("the queue could not be reached; ringing again later", error=str(error))
+
+    def _ring_heirs(self, unsupervised: Sequence[Attempt]) -> None:
+        """Ring for another supervisor, and again only after it must have come: each ring starts a process."""
+        before, self.heirs = self.heirs, {}
+        for attempt in unsupervised:
+            key = (attempt.run_id, attempt.token)
+            at = before.get(key, -math.inf)
+            if time.monotonic() - at > self.settings.lease_seconds / 3:
+                queue.ring_take_over(*key)
+                at = time.monotonic()
+            self.heirs[key] = at
 
     def _ring_publishers(self, unpublished: Sequence[tuple[int, int]]) -> None:
         """Ring at once for a checkpoint that has just come to be next, and now and then for one that stays so."""

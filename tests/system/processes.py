@@ -46,14 +46,16 @@ def of_home(home: Path) -> dict[int, str]:
 def supervisor(home: Path, run: int, token: int) -> int | None:
     """The pid of an attempt's supervisor."""
     for pid, line in of_home(home).items():
-        if line.strip().endswith(f"broker.supervisor {run} {token}"):
+        if f"broker.supervisor {run} {token} " in f"{line.strip()} ":
             return pid
     return None
 
 
 def trainers(folder: Path) -> list[int]:
-    """The pids of the trainer and its ranks that write in an attempt's folder, the trainer first."""
-    found = [pid for pid in pids() if f"{folder}\0" in command(pid) or f'"{folder}"' in command(pid)]
+    """The pids of the trainer and its ranks that write in an attempt's folder, the trainer first; not its keeper."""
+    lines = {pid: command(pid) for pid in pids()}
+    named = {pid: line for pid, line in lines.items() if f"{folder}\0" in line or f'"{folder}"' in line}
+    found = [pid for pid, line in named.items() if "keeper.py" not in line]
     return sorted(found, key=lambda pid: "trainer.rank" in command(pid))
 
 
