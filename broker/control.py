@@ -106,8 +106,6 @@ def extend(session: Session, actor: Actor, run_id: int, time: str) -> Receipt:
     run, person = _of_member(session, actor, run_id)
     _demand_training(run)
     seconds = launching.parse_time_limit(time)
-    attempts.lock(session, run.id)
-    session.refresh(run)
     if run.state not in ACTIVE - {RunState.STOPPING} | {RunState.PAUSED}:
         raise ConflictError(f"Run {run.id} is {run.state}; its time limit matters no more.")
     if run.time_limit - run.used + seconds > LONGEST_TIME_LIMIT:
@@ -182,7 +180,10 @@ def _payable(session: Session, run: Run) -> bool:
 
 
 def _of_member(session: Session, actor: Actor, run_id: int) -> tuple[Run, Person]:
+    """The run, locked: its supervisor may be at the same row, and a member should not have to ask twice."""
     run = runs.load(session, run_id)
+    attempts.lock(session, run_id)
+    session.refresh(run)
     return run, pipeline.require_member(session, actor, session.get_one(Project, run.project_id))
 
 
