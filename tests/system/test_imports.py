@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-OURS = ("trainer", "projects", "broker", "bot", "sandbox", "demo", "parts", "doctor", "keeping", "stoa")
+OURS = ("trainer", "projects", "broker", "bot", "sandbox", "demo", "parts", "doctor", "keeping", "operating", "stoa")
 MAY_IMPORT = {
     "trainer": set[str](),
     "sandbox": set[str](),
@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "parts": {"projects", "broker"},
     "doctor": {"projects", "broker", "bot"},
     "keeping": {"projects", "broker"},
+    "operating": {"projects", "broker"},
     "demo": {"projects", "broker", "parts", "sandbox"},
 }
 
@@ -46,7 +47,7 @@ def test_imports_run_one_way(package: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["stoa", "parts", "broker.supervisor", "broker.scheduler", "bot.client", "trainer.check"]
+    "module", ["stoa", "operating", "parts", "broker.supervisor", "broker.scheduler", "bot.client", "trainer.check"]
 )
 def test_no_torch_is_loaded_where_none_is_needed(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
