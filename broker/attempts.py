@@ -12,14 +12,13 @@ from enum import StrEnum
 from sqlalchemy import ForeignKey, func, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from broker import ledger, preparing, publications, runs, series
+from broker import ledger, publications, runs, series
 from broker.ledger import LedgerRow, Movement
 from broker.pools import Pool
-from broker.runs import ENDED, Run, RunState
+from broker.runs import Run, RunState
 from broker.series import Measured
 from projects.db import Base, utcnow
 from projects.errors import ConflictError
-from projects.people import Person
 
 MOST_WAITING = 200
 
@@ -200,14 +199,6 @@ def claim(session: Session, run_id: int, token: int, *, host: str, lease_seconds
     return claimed is not None
 
 
-def withdraw(session: Session, run_id: int, token: int) -> None:
-    """End an attempt whose run was stopped before a worker claimed it; raises StaleError where one just has."""
-    _guarded(session, run_id, token, (AttemptState.ADMITTED,), state=AttemptState.ENDED, reason="it was not claimed")
-    run = runs.load(session, run_id)
-    ledger.release(session, run.allocation_id, run_id, token)
-    _stop(session, run)
-
-
 def started(
     session: Session,
     run_id: int,
@@ -222,7 +213,7 @@ def started(
 
     `found` are whole checkpoints of earlier attempts, which may have died before they could tell of the last one.
     """
-    _guarded(
+    guarded(
         session,
         run_id,
         token,
@@ -237,7 +228,7 @@ def started(
         lease_until=_from_now(lease_seconds),
     )
     run = runs.load(session, run_id)
-    _keep(session, run, Progress(metrics_read=0, events_read=0, checkpoints=found))
+    keep(session, run, Progress(metrics_read=0, events_read=0, checkpoints=found))
     if run.state == RunState.STARTING:
         runs.move(session, run, RunState.RUNNING, started_at=run.started_at or utcnow())
         runs.tell(session, run, "run.started")
@@ -247,7 +238,7 @@ def take_over(
     session: Session, run_id: int, token: int, generation: int, supervisor: Process, *, lease_seconds: float
 ) -> Attempt:
     """Become the supervisor of a running attempt after the one of `generation`; raises StaleError where one did."""
-    return _guarded(
+    return guarded(
         session,
         run_id,
         token,
@@ -290,7 +281,7 @@ def waits(session: Session, run_id: int, token: int, process: Process, waiting: 
 
     Returns whether the run is still wanted; raises StaleError.
     """
-    _guarded(
+    guarded(
         session,
         run_id,
         token,
@@ -318,7 +309,7 @@ def renew(
 
     Raises StaleError.
     """
-    attempt = _guarded(
+    attempt = guarded(
         session,
         run_id,
         token,
@@ -329,100 +320,9 @@ def renew(
         events_read=progress.events_read,
     )
     run = runs.load(session, run_id)
-    _charge(session, run, attempt, elapsed)
-    _keep(session, run, progress, attempt)
+    charge(session, run, attempt, elapsed)
+    keep(session, run, progress, attempt)
     return Renewed(run.state == RunState.STOPPING, attempt.reserved / run.gpus)
-
-
-def settle(
-    session: Session,
-    run_id: int,
-    token: int,
-    elapsed: float,
-    progress: Progress,
-    ending: Ending,
-    most: int,
-    *,
-    generation: int = 1,
-) -> None:
-    """End the attempt: the last charge and progress, the rest of the reservation given back, the run moved on.
-
-    A run fails for good after `most` failed attempts; one that was stopped from outside is none. A fault of the
-    infrastructure refunds what no checkpoint stands for. Raises StaleError.
-    """
-    attempt = _guarded(
-        session,
-        run_id,
-        token,
-        (AttemptState.CLAIMED, AttemptState.RUNNING),
-        generation=generation,
-        state=AttemptState.ENDED,
-        lease_until=None,
-        reason=ending.reason,
-        metrics_read=progress.metrics_read,
-        events_read=progress.events_read,
-    )
-    run = runs.load(session, run_id)
-    _charge(session, run, attempt, elapsed)
-    _keep(session, run, progress, attempt)
-    ledger.release(session, run.allocation_id, run_id, token)
-    if ending.fault and run.state != RunState.STOPPING:
-        _refund(session, run, attempt, ending.reason)
-    if ending.status == 0:
-        _end(session, run, RunState.FINISHED, ending.reason, sample=ending.sample)
-        if run.kind == "train":
-            runs.queue_sample(session, run)
-        elif run.kind == "prepare":
-            preparing.made(session, run)
-    elif run.state == RunState.STOPPING:
-        pausing = run.stops_as == RunState.PAUSED
-        if ending.status > 0 and ending.status != 75 and not (pausing and ending.transient):
-            _end(session, run, RunState.FAILED, ending.reason)
-        else:
-            _stop(session, run)
-    elif ending.timed_out:
-        _end(session, run, RunState.TIMED_OUT, "it reached its time limit")
-    elif ending.status == 75:
-        _retry(session, run, ending.reason, utcnow(), most)
-    elif ending.transient or ending.status < 0:
-        attempt.failed = True
-        _retry(session, run, ending.reason, utcnow(), most)
-    else:
-        _end(session, run, RunState.FAILED, ending.reason)
-
-
-def lose(session: Session, attempt: Attempt, *, grace_seconds: float, most: int) -> bool:
-    """Give up an attempt whose lease has run out; its place is held until its trainer must surely have stopped.
-
-    False where it was renewed or ended at the last moment.
-    """
-    lock(session, attempt.run_id)
-    if attempt.lease_until is None:
-        return False
-    stopped_by = attempt.lease_until + timedelta(seconds=grace_seconds)
-    reason = "its supervisor stopped renewing the lease"
-    lost = session.execute(
-        update(Attempt)
-        .where(
-            Attempt.run_id == attempt.run_id,
-            Attempt.token == attempt.token,
-            Attempt.state.in_(OPEN),
-            Attempt.lease_until == attempt.lease_until,
-            Attempt.lease_until < utcnow(),
-        )
-        .values(state=AttemptState.LOST, failed=True, reason=reason, lease_until=stopped_by)
-        .returning(Attempt.token)
-    ).one_or_none()
-    if lost is None:
-        return False
-    run = runs.load(session, attempt.run_id)
-    ledger.release(session, run.allocation_id, run.id, attempt.token)
-    _refund(session, run, session.get_one(Attempt, (run.id, attempt.token)), reason)
-    if run.state == RunState.STOPPING:
-        _stop(session, run, not_before=stopped_by)
-    else:
-        _retry(session, run, reason, stopped_by, most)
-    return True
 
 
 def expired(session: Session) -> Sequence[Attempt]:
@@ -472,7 +372,7 @@ def devices_in_use(session: Session, pool_id: int) -> set[int]:
     return {int(device) for devices in held for device in devices.split(",") if device}
 
 
-def _charge(session: Session, run: Run, attempt: Attempt, elapsed: float) -> None:
+def charge(session: Session, run: Run, attempt: Attempt, elapsed: float) -> None:
     """Charge whole GPU-seconds up to `elapsed` seconds of the attempt's life, never more than it has reserved."""
     due = min(int(elapsed) * run.gpus, attempt.reserved) - attempt.charged
     if due <= 0:
@@ -483,19 +383,8 @@ def _charge(session: Session, run: Run, attempt: Attempt, elapsed: float) -> Non
     ledger.charge(session, run.allocation_id, run.id, attempt.token, attempt.period, due)
 
 
-def _refund(session: Session, run: Run, attempt: Attempt, why: str) -> None:
-    """Give back what the attempt was charged for since its last whole checkpoint, and the time with it."""
-    seconds = attempt.charged - attempt.charged_at_checkpoint
-    if seconds <= 0:
-        return
-    ledger.refund(session, run.allocation_id, run.id, attempt.token, seconds, why)
-    attempt.refunded = seconds
-    run.used -= seconds // run.gpus
-    session.flush()
-    runs.tell(session, run, "run.refunded", why=why, seconds=seconds)
-
-
-def _keep(session: Session, run: Run, progress: Progress, attempt: Attempt | None = None) -> None:
+def keep(session: Session, run: Run, progress: Progress, attempt: Attempt | None = None) -> None:
+    """Keep what a supervisor has read: points, checkpoints, and how far the run has come."""
     series.add(session, run.id, progress.points)
     if attempt is not None and progress.checkpoints:
         attempt.charged_at_checkpoint = attempt.charged
@@ -510,44 +399,7 @@ def _keep(session: Session, run: Run, progress: Progress, attempt: Attempt | Non
     session.flush()
 
 
-def _retry(session: Session, run: Run, reason: str, not_before: datetime, most: int) -> None:
-    session.flush()
-    failed = session.scalar(select(func.count()).where(Attempt.run_id == run.id, Attempt.failed)) or 0
-    if failed >= most:
-        _end(session, run, RunState.FAILED, f"{failed} attempts failed; the last one: {reason}")
-        return
-    if remaining(session, run) < 1:
-        _end(session, run, RunState.TIMED_OUT, "it reached its time limit")
-        return
-    runs.move(session, run, RunState.QUEUED, reason=reason, not_before=not_before)
-    runs.tell(session, run, "run.requeued", why=reason)
-
-
-def _stop(session: Session, run: Run, **values: object) -> None:
-    """Bring a run that was asked to stop to where that was to take it."""
-    if run.stops_as == RunState.PAUSED:
-        runs.move(session, run, RunState.PAUSED, **values)
-        tell_paused(session, run)
-    else:
-        _end(session, run, RunState.CANCELLED, run.reason)
-
-
-def tell_paused(session: Session, run: Run, *, by: Person | None = None) -> None:
-    """Append the entry of a run that has come to be paused."""
-    spent = runs.spent(session, run.id)
-    runs.tell(session, run, "run.paused", by=by, why=run.reason, step=run.step, spent=spent)
-
-
-def _end(session: Session, run: Run, to: RunState, reason: str, *, sample: str = "") -> None:
-    if to not in ENDED:
-        raise ValueError(f"{to} is not an end")
-    runs.move(session, run, to, reason=reason, ended_at=utcnow(), sample=sample)
-    spent = runs.spent(session, run.id)
-    kind = {RunState.TIMED_OUT: "run.timed_out"}.get(to, f"run.{to}")
-    runs.tell(session, run, kind, why=reason, step=run.step, spent=spent, text=sample)
-
-
-def _guarded(
+def guarded(
     session: Session,
     run_id: int,
     token: int,

@@ -6,7 +6,7 @@ import yaml
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from broker import attempts, launching, ledger, runs
+from broker import attempts, endings, launching, ledger, runs
 from broker.allocations import Allocation, AllocationState
 from broker.launching import LONGEST_TIME_LIMIT, Receipt
 from broker.pools import Pool
@@ -51,7 +51,7 @@ def suspend(session: Session, run: Run, reason: str, *, by: Person | None = None
     """
     if run.state == RunState.QUEUED:
         runs.move(session, run, RunState.PAUSED, reason=reason, dry=dry)
-        attempts.tell_paused(session, run, by=by)
+        endings.tell_paused(session, run, by=by)
     elif run.state in (RunState.STARTING, RunState.RUNNING):
         runs.move(session, run, RunState.STOPPING, reason=reason, dry=dry, stops_as=RunState.PAUSED)
         runs.tell(session, run, "run.stopping", by=by, why="" if by else reason, stops_as=RunState.PAUSED)

@@ -14,7 +14,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from broker import attempts, control, disk, planning, publisher, queue, reaper, runs, snapshot, tending, usage
+from broker import attempts, control, disk, endings, planning, publisher, queue, reaper, runs, snapshot, tending, usage
 from broker.attempts import OPEN, Attempt, StaleError
 from broker.planning import Decision, Limits
 from broker.pools import Launcher, Pool
@@ -98,7 +98,7 @@ class Scheduler:
             candidates = attempts.expired(session)
         for attempt in candidates:
             with self.db.write() as session:
-                lost = attempts.lose(
+                lost = endings.lose(
                     session, attempt, grace_seconds=self.settings.stop_grace_seconds, most=self.settings.max_attempts
                 )
             if lost:
@@ -109,7 +109,7 @@ class Scheduler:
             candidates = attempts.cancelled_unclaimed(session)
         for attempt in candidates:
             with suppress(StaleError), self.db.write() as session:
-                attempts.withdraw(session, attempt.run_id, attempt.token)
+                endings.withdraw(session, attempt.run_id, attempt.token)
 
     def _add_usage(self) -> None:
         with self.db.read() as session:

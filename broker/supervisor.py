@@ -18,7 +18,7 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from broker import attempts, disk, launchers, output, preparing, publications, runs, slurm
+from broker import attempts, disk, endings, launchers, output, preparing, publications, runs, slurm
 from broker.attempts import Attempt, Checkpoint, Ending, Process, Progress, StaleError, TakenOverError
 from broker.pools import Pool
 from broker.publications import Publication
@@ -228,7 +228,7 @@ class Supervisor:
 
     def _settle(self, elapsed: float, progress: Progress, ending: Ending) -> None:
         with self.db.write() as session:
-            attempts.settle(
+            endings.settle(
                 session,
                 self.run_id,
                 self.token,

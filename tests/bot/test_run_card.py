@@ -2,7 +2,7 @@
 
 import psutil
 
-from broker import attempts, publications, runs
+from broker import attempts, endings, publications, runs
 from broker.attempts import Ending, Process, Progress
 from broker.series import Measured
 from projects import pipeline
@@ -48,7 +48,7 @@ async def test_the_card_follows_the_run(lab: Lab) -> None:
         if step == STEPS:
             lab.call(attempts.renew, 1, token, 60.0, progress(11, STEPS), lease_seconds=60)
         lab.call(publish, step, first=first, final=final)
-    lab.call(attempts.settle, 1, token, 62.0, Progress(0, 0), Ending(0), 3)
+    lab.call(endings.settle, 1, token, 62.0, Progress(0, 0), Ending(0), 3)
     done = await lab.guild.wait_for(
         channel.id, lambda m: m.id == card.id and "finished" in m.text and m.attachments[0].url != first_picture.url
     )
@@ -60,7 +60,7 @@ async def test_the_card_follows_the_run(lab: Lab) -> None:
     lab.call(attempts.claim, 2, sample, host="here", lease_seconds=60)
     lab.call(attempts.started, 2, sample, Process("here", "boot", 2, 1.0), [], lease_seconds=60)
     ending = Ending(0, sample="def hello(@everyone):\n    **pass**")
-    lab.call(attempts.settle, 2, sample, 2.0, Progress(0, 0), ending, 3)
+    lab.call(endings.settle, 2, sample, 2.0, Progress(0, 0), ending, 3)
     said = await lab.guild.wait_for(channel.id, lambda m: "def hello" in m.text)
     assert "@everyone" not in said.text
     assert r"\*\*pass" in said.text

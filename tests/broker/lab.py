@@ -5,7 +5,7 @@ from datetime import timedelta
 from itertools import count
 from pathlib import Path
 
-from broker import allocations, attempts, control, launching, ledger, pools, reviews, runs
+from broker import allocations, attempts, control, endings, launching, ledger, pools, reviews, runs
 from broker.allocations import AllocationState
 from broker.attempts import Attempt, Ending, Process, Progress
 from broker.ledger import Account, Movement
@@ -143,14 +143,14 @@ class Lab:
     def settle(self, run: int, token: int, elapsed: float, ending: Ending, *, most: int = 3) -> None:
         """The trainer has ended."""
         with self.db.write() as session:
-            attempts.settle(session, run, token, elapsed, NOTHING, ending, most)
+            endings.settle(session, run, token, elapsed, NOTHING, ending, most)
 
     def lose(self, run: int, token: int, *, grace: float = 0, most: int = 3) -> None:
         """The scheduler gives an attempt up, should its lease have run out."""
         with self.db.read() as session:
             attempt = session.get_one(Attempt, (run, token))
         with self.db.write() as session:
-            attempts.lose(session, attempt, grace_seconds=grace, most=most)
+            endings.lose(session, attempt, grace_seconds=grace, most=most)
 
     def cancel(self, run: int, actor: Actor = ADA) -> None:
         """A member asks for the end of a run."""

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import text
 
-from broker import attempts, control, launching, ledger, runs
+from broker import attempts, control, endings, launching, ledger, runs
 from broker.attempts import Attempt, Checkpoint, Ending, Progress
 from broker.launching import Receipt
 from broker.ledger import Account
@@ -114,7 +114,7 @@ def test_a_run_paused_before_it_was_claimed_or_as_its_supervisor_died_is_paused(
     token = lab.admit(run, 0, 1)
     lab.pause(run)
     with lab.db.write() as session:
-        attempts.withdraw(session, run, token)
+        endings.withdraw(session, run, token)
     assert lab.run(run).state == RunState.PAUSED
     lab.resume(run)
     token = lab.start(run, 0, 1, lease=-1)
