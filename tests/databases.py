@@ -18,6 +18,8 @@ from sqlalchemy import create_engine, text
 from projects.db import Database
 from tests.absent import absent
 
+ONCE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+"""For a slow test of what the kind of database has no say in."""
 TABLES = "tables"  # made once, and copied for each test: quicker than a migration
 
 

@@ -53,6 +53,7 @@ def outstanding(lab: Lab, run: int, token: int = 1) -> int:
 
 def test_any_sequence_of_movements_keeps_the_balance_true(lab: Lab) -> None:
     project = lab.project()
+    lab.let("most_requests_a_day", 1_000_000)
     runs = count(1)
 
     class Movements(RuleBasedStateMachine):

@@ -20,12 +20,12 @@ from broker.slurm import REFUSED, SlurmLauncher, Wanted
 from projects.db import utcnow
 from projects.errors import InvalidError
 from tests.broker.lab import Lab, settings
+from tests.databases import ONCE
 from tests.slurm import Cluster, slurm, wait_for
 
 __all__ = ["slurm"]
 
 # What is slow and asks the database for nothing that another test does not.
-ONCE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 EVERY = 0.3
 LEASE = 6.0
 GRACE = 6.0

@@ -17,6 +17,7 @@ from broker import attempts, disk, keeper, launchers, supervisor
 from broker.attempts import Attempt, TakenOverError
 from broker.runs import Run, RunState
 from tests.broker.lab import NOTHING, Lab, settings
+from tests.databases import ONCE
 
 LEASE = 1.0
 GRACE = 1.0
@@ -164,6 +165,7 @@ def test_a_supervisor_whose_run_went_to_another_ends_its_trainer(lab: Lab, tmp_p
     assert lab.run(run).state == RunState.RUNNING
 
 
+@ONCE
 def test_a_run_pauses_and_goes_on_with_another_number_of_gpus(lab: Lab, tmp_path: Path) -> None:
     """The real trainer: the second attempt begins at the checkpoint that the pause has made the first one write."""
     project = lab.project()
