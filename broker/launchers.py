@@ -79,6 +79,7 @@ class LocalLauncher:
         self._popen: subprocess.Popen[bytes] | None = None
         self._process: Process | None = None
         self._over: tuple[int, float] | None = None
+        self._last_renewed: float | None = None
 
     def start(self, command: Sequence[str], folder: Path, devices: str) -> Process:
         """See `Launcher`."""
@@ -100,7 +101,10 @@ class LocalLauncher:
     def adopt(self, process: Process, folder: Path) -> None:
         """Take over what another launcher of this host and boot has started in `folder`, be it running or over."""
         self._process, self._folder = process, folder
+        with contextlib.suppress(OSError, ValueError):
+            self._last_renewed = float(json.loads((folder / "lease").read_text())) - self._lease
         if self.poll() is None:
+            self._last_renewed = None
             self.keep(self._lease)
 
     def keep(self, seconds: float) -> None:
@@ -142,11 +146,14 @@ class LocalLauncher:
                 self._popen.wait()
 
     def _exit(self) -> tuple[int, float]:
-        """How and when it ended, by what its keeper has left; one that left nothing was killed with its trainer."""
+        """How and when it ended, by what its keeper has left; one that left nothing was killed with its trainer.
+
+        Of one that was dead when it was taken over, no more is known than that it lived at the last renewal.
+        """
         try:
             said = json.loads((self._folder / "exit").read_text())
         except FileNotFoundError:
-            return -signal.SIGKILL, keeper.since_boot()
+            return -signal.SIGKILL, self._last_renewed or keeper.since_boot()
         return int(said["status"]), float(said["at"])
 
 

@@ -165,3 +165,17 @@ def test_an_adopted_trainer_is_followed_stopped_and_ended(tmp_path: Path) -> Non
     assert launcher.poll() == 75
     launcher.kill()
     assert members(process.pid) == []
+
+
+def test_one_that_was_dead_when_taken_over_lived_until_its_last_renewal_at_most(tmp_path: Path) -> None:
+    first = LocalLauncher(lease=60, grace=1)
+    process = first.start([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path, "")
+    first.keep(60)
+    renewed = first.seconds()
+    first.kill()
+    (tmp_path / "exit").unlink(missing_ok=True)
+    time.sleep(0.5)
+    heir = LocalLauncher(lease=60, grace=1)
+    heir.adopt(process, tmp_path)
+    assert heir.poll() == -9
+    assert abs(heir.seconds() - renewed) < 0.2
