@@ -8,10 +8,9 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from broker import allocations, catalogue, estimates, ledger, preparing
+from broker import allocations, catalogue, estimates, ledger, preparing, publications
 from broker.allocations import Allocation, AllocationState
 from broker.pools import Pool
-from broker.publications import Publication
 from broker.runs import Run, load, tell
 from projects import limits, pipeline
 from projects.db import utcnow
@@ -142,10 +141,11 @@ def fork(
 ) -> Receipt:
     """Queue a run that goes on from a checkpoint of another, with its recipe and overrides but for those given."""
     parent = _trained(session, run_id)
-    if session.get(Publication, (parent.id, step)) is None:
-        steps = session.scalars(select(Publication.step).where(Publication.run_id == run_id).order_by(Publication.step))
-        kept = ", ".join(map(str, steps)) or "none yet"
-        raise NotFoundError(f"Run {run_id} has no checkpoint of step {step}; it has: {kept[:300]}.")
+    session.get_one(Run, parent.id, with_for_update={"key_share": True})  # lest it is tidied away meanwhile
+    steps = publications.kept(session, parent.id)
+    if step not in steps:
+        kept = ", ".join(map(str, steps)) or "none"
+        raise NotFoundError(f"Run {run_id} has no checkpoint of step {step} on this disk; it has: {kept[:300]}.")
     return launch(
         session,
         actor,

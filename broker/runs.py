@@ -234,14 +234,6 @@ def recipes(session: Session) -> list[str]:
     return catalogue.recipes(session)
 
 
-def needed_by_forks(session: Session) -> set[tuple[int, int]]:
-    """Runs and steps whose checkpoints must be kept, since a run that has not ended goes on from them."""
-    rows = session.execute(
-        select(Run.parent_id, Run.fork_step).where(Run.fork_step.is_not(None), Run.state.not_in(ENDED))
-    )
-    return {(parent_id, step) for parent_id, step in rows if parent_id is not None and step is not None}
-
-
 def in_motion(session: Session) -> Mapping[int, set[int]]:
     """The runs that have not ended, by their project."""
     projects: dict[int, set[int]] = {}

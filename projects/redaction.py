@@ -61,11 +61,6 @@ def forget(session: Session, actor: Actor | None, discord_id: str, reason: str, 
     return sum(map(len, found.values()))
 
 
-def entry_ids(session: Session, stream: str, numbers: Sequence[int]) -> Sequence[int]:
-    """The ids of the entries of a stream with these numbers."""
-    return session.scalars(select(Entry.id).where(Entry.stream == stream, Entry.number.in_(numbers))).all()
-
-
 def require_admin(actor: Actor | None, admin_role_id: int) -> None:
     """Raise ForbiddenError unless the actor holds the admins' role, or is the operator at the command line."""
     if actor is not None and (admin_role_id == 0 or admin_role_id not in actor.role_ids):

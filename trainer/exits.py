@@ -56,6 +56,9 @@ def interruptible() -> Iterator[None]:
             raise KeyboardInterrupt from None
         raise
     finally:
+        if stopped:
+            # CPython ends a process by SIGINT where an interrupt, even one caught since, came out of exec() of a text.
+            exec("")
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -236,12 +236,10 @@ def test_a_fork_goes_on_from_a_kept_step_of_another_run(lab: Lab, project: int, 
     assert (view.parent_id, row.fork_step, view.gpus, view.time_limit) == (run, 2, 1, 300)
     assert (view.recipe, view.overrides, view.total_steps) == ("demo", {"seed": "7", "steps": "300"}, 300)
     assert lab.kinds(project)[-1] == "run.forked"
-    with lab.db.read() as session:
-        assert runs.needed_by_forks(session) == {(run, 2)}
     again = fork(lab, run, 4)
     assert (lab.run(again.run_id).gpus, lab.run(again.run_id).time_limit) == (2, 600)
     before = lab.everything()
-    with pytest.raises(NotFoundError, match=f"Run {run} has no checkpoint of step 3; it has: 1, 2, 4"):
+    with pytest.raises(NotFoundError, match=f"Run {run} has no checkpoint of step 3 on this disk; it has: 1, 2, 4"):
         fork(lab, run, 3)
     with pytest.raises(InvalidError, match="would end at step 4, where step 4 is done"):
         fork(lab, run, 4, overrides="steps=4")

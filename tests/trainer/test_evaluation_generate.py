@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -124,6 +125,22 @@ def test_stop_that_breaks_an_import_is_a_stop() -> None:
     with pytest.raises(KeyboardInterrupt):
         half_an_import()
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_stop_within_an_exec_keeps_the_status(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import signal, sys\n"
+        "from trainer.exits import interruptible\n"
+        "try:\n"
+        "    with interruptible():\n"
+        "        exec('signal.raise_signal(signal.SIGTERM)')\n"
+        "except KeyboardInterrupt:\n"
+        "    sys.exit(75)\n"
+    )
+    search = os.pathsep.join([str(tmp_path), *sys.path])
+    ended = subprocess.run([sys.executable, "-m", "program"], env=os.environ | {"PYTHONPATH": search}, check=False)
+    assert ended.returncode == 75
 
 
 def test_another_trainer_in_the_folder(checkpoint: Path, tmp_path: Path) -> None:
