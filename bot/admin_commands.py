@@ -18,7 +18,7 @@ WHY = "The reason, which everyone can read"
 async def ban(interaction: Interaction, person: discord.User, why: str) -> None:
     """Put them on the ban list."""
     await interaction.response.defer(ephemeral=True, thinking=True)
-    who, role = Actor(person.id, person.display_name), interaction.client.settings.admin_role_id
+    who, role = Actor(person.id, person.display_name), interaction.client.server.admin_role
     await interaction.client.write(limits.ban, actor(interaction), who, why, admin_role_id=role)
     await errors.reply(interaction, "They can read, and do nothing else; the record says so.")
 
@@ -28,7 +28,7 @@ async def ban(interaction: Interaction, person: discord.User, why: str) -> None:
 async def unban(interaction: Interaction, person: discord.User, why: str) -> None:
     """Take them off the ban list."""
     await interaction.response.defer(ephemeral=True, thinking=True)
-    role = interaction.client.settings.admin_role_id
+    role = interaction.client.server.admin_role
     await interaction.client.write(limits.unban, actor(interaction), person.id, why, admin_role_id=role)
     await errors.reply(interaction, "They can take part again; the record says so.")
 
@@ -44,7 +44,7 @@ async def redact(interaction: Interaction, number: int, why: str, project: int |
     """Blank one entry."""
     await interaction.response.defer(ephemeral=True, thinking=True)
     stream = record.LAB if project == 0 else record.project_stream(await lookup.project_of(interaction, project))
-    role = interaction.client.settings.admin_role_id
+    role = interaction.client.server.admin_role
     await interaction.client.write(redaction.redact, actor(interaction), stream, number, why, admin_role_id=role)
     await errors.reply(interaction, f"Entry {number} is blanked; its posts will follow.")
 
@@ -54,7 +54,7 @@ async def redact(interaction: Interaction, number: int, why: str, project: int |
 async def forget(interaction: Interaction, person: discord.User, why: str) -> None:
     """Blank all that names them."""
     await interaction.response.defer(ephemeral=True, thinking=True)
-    role = interaction.client.settings.admin_role_id
+    role = interaction.client.server.admin_role
     count = await interaction.client.write(
         redaction.forget, actor(interaction), str(person.id), why, admin_role_id=role
     )

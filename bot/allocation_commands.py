@@ -3,8 +3,8 @@
 from discord import app_commands
 
 from bot import errors, lookup, text
+from bot.allocation_forms import RequestForm
 from bot.app import Interaction, actor
-from bot.forms import RequestForm
 from broker import allocations
 from broker.allocations import AllocationState, AllocationView
 from projects.errors import NotFoundError

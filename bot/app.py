@@ -9,6 +9,7 @@ from typing import Concatenate, ParamSpec, TypeAlias, TypeVar
 import discord
 from sqlalchemy.orm import Session
 
+from bot.server import Server
 from projects.db import Database
 from projects.people import Actor
 from projects.settings import Settings
@@ -27,6 +28,7 @@ class App(discord.Client):
             guild_ready_timeout=0.5,
         )
         self.settings = settings
+        self.server = Server.of(settings)
         self.db = db
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="database")
 

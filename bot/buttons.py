@@ -7,20 +7,28 @@ from typing import Any, Self
 import discord
 from discord import ui
 
-from bot import errors, text
-from bot.app import Interaction, actor
-from bot.forms import ApproveForm, DeclineForm
-from broker import allocations, reviews
-from projects import pipeline
+from bot import errors
+from bot.app import Interaction
+from projects.errors import ConflictError
+
+Press = Callable[[Interaction, int], Awaitable[None]]
+
+_presses: dict[str, Press] = {}
 
 
-class Button(ui.DynamicItem[ui.Button[Any]], template=r"(?P<act>join|approve|decline):(?P<id>[0-9]{1,18})"):
-    """A button that does one of `ACTS` with the project or the request of that number."""
+class Button(ui.DynamicItem[ui.Button[Any]], template=r"(?P<act>[a-z_]+):(?P<id>[0-9]{1,18})"):
+    """A button that does the act of its name with the project, request or run of its number."""
 
-    def __init__(self, act: str, number: int) -> None:
-        style, self.press = ACTS[act]
-        super().__init__(ui.Button(label=act.capitalize(), style=style, custom_id=f"{act}:{number}"))
-        self.number = number
+    def __init__(
+        self,
+        act: str,
+        number: int,
+        *,
+        label: str = "",
+        style: discord.ButtonStyle = discord.ButtonStyle.secondary,
+    ) -> None:
+        super().__init__(ui.Button(label=label or act.capitalize(), style=style, custom_id=f"{act}:{number}"))
+        self.act, self.number = act, number
 
     @classmethod
     async def from_custom_id(
@@ -32,42 +40,13 @@ class Button(ui.DynamicItem[ui.Button[Any]], template=r"(?P<act>join|approve|dec
     async def callback(self, interaction: discord.Interaction[Any]) -> Any:
         """Do it, or say why not."""
         try:
-            await self.press(interaction, self.number)
+            if self.act not in _presses:
+                raise ConflictError("This button is of an earlier version of Stoa; the newest card has its successor.")
+            await _presses[self.act](interaction, self.number)
         except Exception as error:
             await errors.answer(interaction, error)
 
 
-async def _join(interaction: Interaction, project_id: int) -> None:
-    """Make who presses it a member of the project."""
-    app = interaction.client
-    await interaction.response.defer(ephemeral=True, thinking=True)
-    await app.write(pipeline.join, actor(interaction), project_id, min_people=app.settings.min_people)
-    project = await app.read(pipeline.view, project_id)
-    await errors.reply(interaction, f"Welcome! You are in **{text.line(project.title, 160)}**.")
-
-
-async def _approve(interaction: Interaction, allocation_id: int) -> None:
-    """Open the form by which a reviewer grants a request."""
-    await _check_may_decide(interaction, allocation_id)
-    request = await interaction.client.read(allocations.view, allocation_id)
-    await interaction.response.send_modal(ApproveForm(request.id, request.seconds))
-
-
-async def _decline(interaction: Interaction, allocation_id: int) -> None:
-    """Open the form by which a reviewer refuses a request."""
-    await _check_may_decide(interaction, allocation_id)
-    await interaction.response.send_modal(DeclineForm(allocation_id))
-
-
-async def _check_may_decide(interaction: Interaction, allocation_id: int) -> None:
-    """Raise the domain's refusal before a form is opened that could not be sent."""
-    app = interaction.client
-    role = app.settings.reviewer_role_id
-    await app.read(reviews.check_may_decide, actor(interaction), allocation_id, reviewer_role_id=role)
-
-
-ACTS: Mapping[str, tuple[discord.ButtonStyle, Callable[[Interaction, int], Awaitable[None]]]] = {
-    "join": (discord.ButtonStyle.success, _join),
-    "approve": (discord.ButtonStyle.success, _approve),
-    "decline": (discord.ButtonStyle.danger, _decline),
-}
+def register(presses: Mapping[str, Press]) -> None:
+    """Say what buttons are pressed for, by the names of their acts."""
+    _presses.update(presses)

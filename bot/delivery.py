@@ -43,7 +43,7 @@ class Delivery:
     async def run(self) -> None:
         """Deliver until cancelled; then let the lease go."""
         settings = self.app.settings
-        guild = str(settings.guild_id)
+        guild = str(self.app.server.guild)
         try:
             while True:
                 try:

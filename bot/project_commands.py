@@ -3,9 +3,10 @@
 from discord import app_commands
 from discord.app_commands import Choice
 
-from bot import cards, errors, lookup, outbox, text
+from bot import errors, lookup, outbox, text
 from bot.app import Interaction, actor
-from bot.forms import CompleteForm, ProposeForm, ScopeForm
+from bot.project_card import project_card
+from bot.project_forms import CompleteForm, ProposeForm, ScopeForm
 from broker import allocations, runs
 from projects import pipeline
 
@@ -63,7 +64,7 @@ async def show(interaction: Interaction, project: int | None = None) -> None:
     newest = await app.read(runs.of_project, project_id, kind="train", limit=4)
     rooms = await app.read(outbox.rooms, project_id)
     room = rooms.get(f"project:{project_id}")
-    card = cards.project_card(view, requests, newest, channel_id=room.channel_id if room else None, buttons=False)
+    card = project_card(view, requests, newest, channel_id=room.channel_id if room else None, buttons=False)
     await interaction.response.send_message(view=card, ephemeral=True)
 
 

@@ -36,7 +36,7 @@ class Rooms:
         thread_id, gone = await self.find(key)
         if thread_id is not None or gone:
             return thread_id
-        channel = self.app.get_partial_messageable(int(channel_id), guild_id=self.app.settings.guild_id)
+        channel = self.app.get_partial_messageable(int(channel_id), guild_id=self.app.server.guild)
         message = channel.get_partial_message(int(message_id))
         try:
             await message.create_thread(name=text.bounded(name, 100), auto_archive_duration=WEEK)
@@ -59,7 +59,7 @@ class Rooms:
         room = rooms.get(key)
         if room is not None and (room.gone or room.channel_id is not None):
             return None if room.gone else room.channel_id
-        guild = self.app.get_guild(self.app.settings.guild_id) or await self.app.fetch_guild(self.app.settings.guild_id)
+        guild = self.app.get_guild(self.app.server.guild) or await self.app.fetch_guild(self.app.server.guild)
         made: discord.abc.GuildChannel | None = None
         if room is None:
             room = await self.app.write(outbox.plan_room, key, project.id)

@@ -2,8 +2,9 @@
 
 from discord import app_commands
 
-from bot import cards, errors, lookup, text
+from bot import errors, lookup, text
 from bot.app import Interaction, actor
+from bot.run_card import run_card
 from broker import control, launching, runs
 from broker.launching import Receipt
 
@@ -53,7 +54,7 @@ async def launch(
 async def show(interaction: Interaction, run: int) -> None:
     """Show the run's card."""
     view = await interaction.client.read(runs.view, run)
-    await interaction.response.send_message(view=cards.run_card(view), ephemeral=True)
+    await interaction.response.send_message(view=run_card(view), ephemeral=True)
 
 
 @run.command(name="list", description="List the newest runs of a project")

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from bot import lease, outbox, text
 from bot.app import App
-from bot.cards import Card
+from bot.card import Card
 from bot.tables import DiscordMessage
 from projects.db import utcnow
 
@@ -31,7 +31,7 @@ class Sender:
 
     def __init__(self, app: App, holder: str) -> None:
         self.app = app
-        self.guild_id = app.settings.guild_id
+        self.guild_id = app.server.guild
         self.holder = holder
 
     async def post(self, key: str, channel_id: str, said: str) -> str | None:

@@ -8,10 +8,13 @@ from discord import ui
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bot import cards, posts, text
-from bot.cards import Card
+from bot import posts, text
+from bot.card import Card
 from bot.charts import draw
 from bot.posts import Place, Scene
+from bot.project_card import project_card
+from bot.review_card import review_card
+from bot.run_card import run_card
 from bot.studio import Curve
 from broker import allocations
 from broker.allocations import AllocationState, AllocationView
@@ -89,11 +92,11 @@ def checked(card: Card) -> None:
 async def test_cards(said: str) -> None:
     for stage in Stage:
         shown = replace(project(said), stage=stage)
-        checked(cards.project_card(shown, [request(said)] * 30, [run(said)] * 30, channel_id="1"))
+        checked(project_card(shown, [request(said)] * 30, [run(said)] * 30, channel_id="1"))
     for state in AllocationState:
-        checked(cards.review_card(replace(request(said), state=state)))
+        checked(review_card(replace(request(said), state=state)))
     for phase in RunState:
-        checked(cards.run_card(replace(run(said), state=phase), picture="curve.png"))
+        checked(run_card(replace(run(said), state=phase), picture="curve.png"))
 
 
 @pytest.mark.parametrize("said", LONG, ids=range(len(LONG)))
