@@ -13,7 +13,7 @@ async def test_from_a_proposal_to_a_launched_run(lab: Lab) -> None:
     proposal = await lab.guild.wait_for("proposals", lambda m: channel.id in m.text)
     assert "Do small models dream?" in proposal.text
     assert "Ada (lead), Grace" in proposal.text
-    assert proposal.button_labels == ["Join"]
+    assert proposal.button_labels == ["Join", "Follow"]
     assert proposal.thread_id is not None
     thread = await lab.guild.messages(proposal.thread_id)
     assert [m.text.splitlines()[-1].rpartition(" · ")[0] for m in thread] == [
