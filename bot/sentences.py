@@ -393,6 +393,7 @@ RENDERINGS: Mapping[str, Callable[[Payload], str]] = {
     "allocation.endorsed": _endorsed,
     "allocation.withdrawn": _allocation_says("↩️", "{by} withdraws the request for {amount} ({allocation})."),
     "allocation.asked": _allocation_says("❓", "{by} asks about the request ({allocation}):"),
+    "allocation.answered": _allocation_says("💬", "{by} answers about the request ({allocation}):"),
     "allocation.reported": _allocation_says("📝", "{by} reports on {allocation}:"),
     "allocation.half_released": _allocation_says("✅", "{by} releases the second half of {allocation}: {amount}."),
     "allocation.half_returned": _allocation_says(
