@@ -111,7 +111,7 @@ def _for_reviewers(dossier: Dossier | None, endorsed_by: str | None) -> Sequence
     if dossier is None:
         return []
     before = f" of {text.count(dossier.grants, 'allocation')}" if dossier.grants else "; this would be its first"
-    running = f", and {text.gpu_hours(dossier.reserved)} are set aside for its runs at work" if dossier.reserved else ""
+    running = f", with {text.gpu_hours(dossier.reserved)} set aside for its runs at work" if dossier.reserved else ""
     lines = [f"**The project** has used {text.gpu_hours(dossier.spent)}{before}{running}."]
     standing = dossier.standing
     if standing.of > 1 and standing.usage:
