@@ -9,9 +9,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from bot.studio import Curve
+from bot.studio import Comparison, Curve
 
 BLUE, SKY, VERMILION, GREEN, GREY = "#0072B2", "#56B4E9", "#D55E00", "#009E73", "#5A6068"
+
+STYLES = ((BLUE, "-"), (VERMILION, "--"), (GREEN, "-."), ("#CC79A7", ":"), ("#E69F00", "-"), ("#000000", "--"))
 
 
 def draw(curve: Curve) -> bytes:
@@ -67,6 +69,27 @@ def draw(curve: Curve) -> bytes:
     axes.set_xlim(left=0)
     if curve.loss or curve.held_out:
         axes.legend(fontsize=10.5, loc="best", facecolor="white", edgecolor="none", framealpha=0.85)
+    out = io.BytesIO()
+    figure.savefig(out, format="png")
+    return out.getvalue()
+
+
+def compare(comparison: Comparison) -> bytes:
+    """A PNG of the same size with the smoothed losses of several runs over each other."""
+    figure = Figure(figsize=(5, 3.125), dpi=200, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for curve, (colour, style) in zip(comparison.curves, STYLES, strict=False):
+        tokens = [point[0] for point in curve.loss]
+        losses = _smoothed([point[1] for point in curve.loss])
+        axes.plot(tokens, losses, color=colour, linestyle=style, linewidth=2, label=curve.title)
+    axes.set_xlabel("tokens", fontsize=12)
+    axes.set_ylabel("loss, nats per token", fontsize=12)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.tick_params(labelsize=12)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#E4E7EB", linewidth=0.8)
+    axes.legend(fontsize=10.5, loc="best", facecolor="white", edgecolor="none", framealpha=0.85)
     out = io.BytesIO()
     figure.savefig(out, format="png")
     return out.getvalue()

@@ -8,10 +8,13 @@ import pickle
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,13 @@ class Curve:
         return hashlib.sha256(pickle.dumps(self)).hexdigest()[:8]
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """What a picture of several runs shows: their curves, up to six, one over the other."""
+
+    curves: Sequence[Curve]
+
+
 class Studio:
     """Draws in one process of its own, started at the first picture, which ends with this one."""
 
@@ -38,12 +48,19 @@ class Studio:
 
     async def draw(self, curve: Curve) -> bytes:
         """The picture, as PNG; drawn in a fresh process where the old one was killed."""
+        return await self._do(_draw, curve)
+
+    async def compare(self, comparison: Comparison) -> bytes:
+        """The picture of several runs, as PNG; see `draw`."""
+        return await self._do(_compare, comparison)
+
+    async def _do(self, work: Callable[[T], bytes], shown: T) -> bytes:
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._pool, _draw, curve)
+            return await loop.run_in_executor(self._pool, work, shown)
         except BrokenProcessPool:
             self._pool = _open()
-            return await loop.run_in_executor(self._pool, _draw, curve)
+            return await loop.run_in_executor(self._pool, work, shown)
 
     def close(self) -> None:
         """End the process."""
@@ -59,6 +76,12 @@ def _draw(curve: Curve) -> bytes:
     from bot.charts import draw  # matplotlib is slow to import, and the bot itself does without
 
     return draw(curve)
+
+
+def _compare(comparison: Comparison) -> bytes:
+    from bot.charts import compare
+
+    return compare(comparison)
 
 
 def _follow(parent: int) -> None:
