@@ -89,9 +89,7 @@ async def gpus(interaction: Interaction, typed: str) -> list[Choice[int]]:
     def look(session: Session, project_id: int | None) -> list[tuple[str, int]]:
         order = _order(session, interaction, project_id)
         size = launching.pool_of(session, order).gpus
-        counts = (
-            [number] if number is not None else [n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256) if n < size] + [size]
-        )
+        counts = [*(2**n for n in range(9) if 2**n < size), size] if number is None else [number]
         return [(f"{text.count(n, 'GPU')} · {_said(session, replace(order, gpus=n))}", n) for n in counts]
 
     return await _looked_up(interaction, look)
