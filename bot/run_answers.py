@@ -93,8 +93,8 @@ def waits(why: Why) -> str:
     if why.factors is not None:
         project = why.factors.project
         lines.append(
-            f"**Turn** its project ranks {project.rank} of {project.of} by fair-share, with {project.used:.0%} of the "
-            f"recent use for {project.share:.0%} of the share. The run has waited {text.duration(why.factors.age)}."
+            f"**Turn** its project ranks {project.rank} of {project.of} by fair-share (share {project.share:.0%}, "
+            f"recent use {project.used:.0%}), and the run has waited {text.duration(why.factors.age)}"
         )
         lines.append(f"**Start** {f'expected {_when(why)}' if why.expected else 'nobody can say when yet'}")
     return "\n".join(lines)

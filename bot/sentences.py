@@ -275,8 +275,8 @@ def _withheld(p: Payload) -> str:
 
 def _finished(p: Payload) -> str:
     if "sample" in p and "prompt" in p:
-        asked = quoted(p["prompt"], f"The last checkpoint of run {p['run']} was given:")
-        return f"✍️{asked}{quoted(p['text'], 'It writes:')}"
+        asked = f"✍️ The last checkpoint of run {p['run']} was given:{quoted(p['prompt'])}"
+        return f"{asked}{quoted(p['text'], 'It goes on:')}"
     if "sample" in p:
         return f"✍️ What the last checkpoint of run {p['run']} writes:{quoted(p['text'])}"
     return f"🏁 {_run(p)} is finished at step {p['step']:,}, for {_spent(p)}."

@@ -176,7 +176,7 @@ async def test_a_run_is_paused_resumed_extended_and_looked_at(shared_lab: Shared
     assert card.button_labels == ["Pause", "Config"]
     thread = card.thread_id or ""
     why = said(await ada.command("run why", channel=thread))
-    assert f"Run {run} of Do small models dream? is queued." in why
+    assert f"**Run {run}** of Do small models dream? is queued." in why
     assert "**Place**" in why
     assert "by fair-share" in why
     assert "not been tried yet" in said(await ada.command("run log", run=run))
@@ -189,10 +189,12 @@ async def test_a_run_is_paused_resumed_extended_and_looked_at(shared_lab: Shared
     for gpus in (-1, 3):
         wrong = await ada.command("run resume", run=run, gpus=gpus)
         assert said(wrong) == "The pool “local” has 2 GPUs; ask for 1 to 2."
+    await lab.guild.fault(r"PATCH /channels/\d+/messages/", count=100, status=503)
     resumed = said(await ada.command("run resume", channel=thread, gpus=2))
     assert resumed.startswith(f"Run {run} is queued. It will cost 1,200 GPU-seconds")
     stale = said(await ada.press(card, "Resume"))
     assert stale == f"Run {run} is queued; only a paused run can be resumed."
+    await lab.guild.clear_faults()
     extended = said(await ada.command("run extend", run=run, time="2m"))
     assert extended.startswith(f"Run {run} may take 2 min longer; what is before it will cost 1,440 GPU-seconds")
     assert "written like 45m" in said(await ada.command("run extend", run=run, time="-2m"))
