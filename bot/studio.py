@@ -19,13 +19,23 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Curve:
-    """What a picture shows: points of (tokens, nats per token), and the tokens at which checkpoints were written."""
+    """What a run's picture shows: points of (tokens, nats per token), and the tokens at which checkpoints were written.
+
+    `below` are the points of the second panel, of which `below_label` says what they are.
+    """
 
     title: str
     loss: Sequence[tuple[int, float]]
     held_out: Sequence[tuple[int, float]]
     checkpoints: Sequence[int]
     unigram_entropy: float | None
+    below: Sequence[tuple[int, float]] = ()
+    below_label: str = ""
+
+    @property
+    def name(self) -> str:
+        """The shortest name: “7” where the title is “Run 7 · demo”."""
+        return self.title.partition(" · ")[0].removeprefix("Run ")
 
     @property
     def digest(self) -> str:
@@ -35,9 +45,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a picture of several runs shows: their curves, up to six, one over the other."""
+    """Up to six runs in one picture; of their curves only title and loss are shown."""
 
     curves: Sequence[Curve]
+
+    @property
+    def digest(self) -> str:
+        """Eight characters that change with what is shown."""
+        return hashlib.sha256(pickle.dumps(self)).hexdigest()[:8]
 
 
 class Studio:
@@ -47,20 +62,21 @@ class Studio:
         self._pool = _open()
 
     async def draw(self, curve: Curve) -> bytes:
-        """The picture, as PNG; drawn in a fresh process where the old one was killed."""
-        return await self._do(_draw, curve)
+        """The picture of a run, as PNG."""
+        return await self._drawn(_draw, curve)
 
     async def compare(self, comparison: Comparison) -> bytes:
-        """The picture of several runs, as PNG; see `draw`."""
-        return await self._do(_compare, comparison)
+        """The picture of several runs, as PNG."""
+        return await self._drawn(_compare, comparison)
 
-    async def _do(self, work: Callable[[T], bytes], shown: T) -> bytes:
+    async def _drawn(self, work: Callable[[T], bytes], what: T) -> bytes:
+        """What `work` draws; in a fresh process where the old one was killed."""
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._pool, work, shown)
+            return await loop.run_in_executor(self._pool, work, what)
         except BrokenProcessPool:
             self._pool = _open()
-            return await loop.run_in_executor(self._pool, work, shown)
+            return await loop.run_in_executor(self._pool, work, what)
 
     def close(self) -> None:
         """End the process."""
@@ -79,9 +95,9 @@ def _draw(curve: Curve) -> bytes:
 
 
 def _compare(comparison: Comparison) -> bytes:
-    from bot.charts import compare
+    from bot.comparison import draw
 
-    return compare(comparison)
+    return draw(comparison)
 
 
 def _follow(parent: int) -> None:
