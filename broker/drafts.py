@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import ForeignKey, delete, select
+from sqlalchemy import ForeignKey, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from broker import launching, why
@@ -16,11 +16,13 @@ from projects.errors import ConflictError, ForbiddenError, NotFoundError
 from projects.people import Actor
 
 GOOD_FOR = timedelta(hours=1)
-KEPT_FOR = timedelta(days=1)
 
 
 class LaunchDraft(Base):
-    """An order as typed, under the request id that its run is to have; the allocation is the one it was priced on."""
+    """An order as typed, under the request id that its run is to have; the allocation is the one it was priced on.
+
+    None is ever deleted: a button that is still about must not come to mean another one.
+    """
 
     __tablename__ = "launch_drafts"
 
@@ -36,6 +38,7 @@ class LaunchDraft(Base):
     gpus: Mapped[int]
     parent_id: Mapped[int | None] = mapped_column(ForeignKey("runs.id"))
     fork_step: Mapped[int | None]
+    discarded: Mapped[bool] = mapped_column(default=False)
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
 
 
@@ -57,7 +60,6 @@ def launch(session: Session, actor: Actor, request_id: str, order: Order) -> Pre
         launching.check_kept(session, order.origin)
     quote = launching.quote(session, order)
     quote.run.requested_by = person.id
-    session.execute(delete(LaunchDraft).where(LaunchDraft.created_at < utcnow() - KEPT_FOR))
     draft = session.scalars(select(LaunchDraft).where(LaunchDraft.request_id == request_id)).one_or_none()
     if draft is None:
         draft = LaunchDraft(
@@ -135,17 +137,19 @@ def discard(session: Session, actor: Actor, draft_id: int) -> None:
     launched = _launched(session, draft)
     if launched is not None:
         raise ConflictError(f"It is launched already, as run {launched.id}; /run cancel stops it.")
-    session.delete(draft)
+    draft.discarded = True
 
 
 def _own(session: Session, actor: Actor, draft_id: int) -> LaunchDraft:
     """The actor's draft, locked, so that two presses take turns."""
     draft = session.get(LaunchDraft, draft_id, with_for_update={"key_share": True}, populate_existing=True)
     if draft is None:
-        raise NotFoundError("This offer was cancelled or is too old; type the command again.")
+        raise NotFoundError("There is no such offer; type the command again.")
     person = people.find(session, actor)
     if person is None or person.id != draft.person_id:
         raise ForbiddenError("Only the one who asked for this run can confirm or cancel it.")
+    if draft.discarded:
+        raise ConflictError("This offer was cancelled; type the command again.")
     return draft
 
 

@@ -128,7 +128,7 @@ async def test_an_offer_does_not_outlive_its_hour_or_its_place(shared_lab: Share
     old = said(await ada.press(offer.message, "Launch"))
     assert old == "This offer is more than an hour old; type the command again to see what it costs now."
     lab.call(drafts.discard, lab.actor("Ada"), draft)
-    gone = "This offer was cancelled or is too old; type the command again."
+    gone = "This offer was cancelled; type the command again."
     assert said(await ada.press(offer.message, "Launch")) == gone
     assert said(await ada.press(offer.message, "Cancel")) == gone
 

@@ -28,6 +28,7 @@ def upgrade() -> None:
         sa.Column("gpus", WHOLE, nullable=False),
         sa.Column("parent_id", WHOLE, nullable=True),
         sa.Column("fork_step", WHOLE, nullable=True),
+        sa.Column("discarded", sa.Boolean(), nullable=False),
         sa.Column("created_at", sa.DateTime(), nullable=False),
         sa.UniqueConstraint("request_id", name="uq_launch_drafts_request_id"),
         sa.ForeignKeyConstraint(["person_id"], ["people.id"], name="fk_launch_drafts_person_id_people"),
