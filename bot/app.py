@@ -10,6 +10,7 @@ import discord
 from sqlalchemy.orm import Session
 
 from bot.server import Server
+from bot.studio import Studio
 from projects.db import Database
 from projects.people import Actor
 from projects.settings import Settings
@@ -30,6 +31,7 @@ class App(discord.Client):
         self.settings = settings
         self.server = Server.of(settings)
         self.db = db
+        self.studio = Studio()
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="database")
 
     async def read(self, call: Callable[Concatenate[Session, P], R], /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -55,6 +57,7 @@ class App(discord.Client):
         await super().close()
         end = functools.partial(self._threads.shutdown, wait=True, cancel_futures=True)
         await asyncio.get_running_loop().run_in_executor(None, end)
+        self.studio.close()
 
 
 Interaction: TypeAlias = discord.Interaction[App]

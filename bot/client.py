@@ -16,7 +16,7 @@ from discord.gateway import DiscordWebSocket
 from discord.http import Route
 from sqlalchemy.orm import Session
 
-from bot import allocation_buttons, buttons, errors, project_buttons
+from bot import allocation_buttons, buttons, errors, project_buttons, run_buttons
 from bot.admin_commands import admin
 from bot.allocation_commands import allocation
 from bot.app import App, Interaction
@@ -68,7 +68,7 @@ class Bot(App):
         guild = discord.Object(self.settings.guild_id)
         for group in (project, allocation, run_group, admin):
             self.tree.add_command(group, guild=guild)
-        for presses in (project_buttons.PRESSES, allocation_buttons.PRESSES):
+        for presses in (project_buttons.PRESSES, allocation_buttons.PRESSES, run_buttons.PRESSES):
             buttons.register(presses)
         self.add_dynamic_items(Button)
         definition = [command.to_dict(self.tree) for command in self.tree.get_commands(guild=guild)]

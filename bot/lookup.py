@@ -54,7 +54,7 @@ async def recipe_names(interaction: Interaction, typed: str) -> list[Choice[str]
 
 async def allocation_ids(interaction: Interaction, typed: str) -> list[Choice[int]]:
     """The allocations of the project that the command is about."""
-    project_id = await _project_meant(interaction)
+    project_id = await project_meant(interaction)
     if project_id is None:
         return []
     views = await interaction.client.read(allocations.of_project, project_id)
@@ -64,14 +64,15 @@ async def allocation_ids(interaction: Interaction, typed: str) -> list[Choice[in
 
 async def run_ids(interaction: Interaction, typed: str) -> list[Choice[int]]:
     """The newest runs of the project that the command is about."""
-    project_id = await _project_meant(interaction)
+    project_id = await project_meant(interaction)
     if project_id is None:
         return []
     views = await interaction.client.read(runs.of_project, project_id, kind="train")
     return _choices([(f"{v.id} · {v.recipe}, {v.state}", v.id) for v in views], typed)
 
 
-async def _project_meant(interaction: Interaction) -> int | None:
+async def project_meant(interaction: Interaction) -> int | None:
+    """The project that the command is about, as far as it is typed."""
     named = getattr(interaction.namespace, "project", None)
     return named if isinstance(named, int) else await _project_here(interaction)
 

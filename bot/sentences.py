@@ -193,6 +193,8 @@ def _change_requested(p: Payload) -> str:
 
 
 def _queued(p: Payload) -> str:
+    if "sample" in p and "prompt" in p:
+        return f"✍️ {_by(p)} lets the last checkpoint of run {p['run']} continue:{quoted(p['prompt'])}"
     if "sample" in p:
         return f"✍️ A short text will be sampled from the last checkpoint of run {p['run']}."
     return f"🚀 {_by(p)} launches run {p['run']}: {_asked(p)}"
@@ -272,6 +274,9 @@ def _withheld(p: Payload) -> str:
 
 
 def _finished(p: Payload) -> str:
+    if "sample" in p and "prompt" in p:
+        asked = f"✍️ The last checkpoint of run {p['run']} was given:{quoted(p['prompt'])}"
+        return f"{asked}{quoted(p['text'], 'It goes on:')}"
     if "sample" in p:
         return f"✍️ What the last checkpoint of run {p['run']} writes:{quoted(p['text'])}"
     return f"🏁 {_run(p)} is finished at step {p['step']:,}, for {_spent(p)}."

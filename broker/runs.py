@@ -58,7 +58,8 @@ class Run(Base):
 
     `time_limit` and `used` are seconds: what all its attempts together may take, and what they have been charged for.
     `parent_id` is the run that a sample is of, or that a fork goes on from at `fork_step`. One that is stopping becomes
-    `stops_as`; one that is `dry` is paused until its allocation can pay for it again.
+    `stops_as`; one that is `dry` is paused until its allocation can pay for it again. `prompt` is what a member wants
+    a sample to continue.
     """
 
     __tablename__ = "runs"
@@ -88,6 +89,7 @@ class Run(Base):
     tokens: Mapped[int] = mapped_column(default=0)
     unigram_entropy: Mapped[float | None]
     sample: Mapped[str] = mapped_column(default="")
+    prompt: Mapped[str] = mapped_column(default="")
     queued_at: Mapped[datetime] = mapped_column(default=utcnow)
     not_before: Mapped[datetime] = mapped_column(default=utcnow)
     started_at: Mapped[datetime | None]
@@ -263,4 +265,6 @@ def tell(session: Session, run: Run, kind: str, *, by: Person | None = None, why
     about: dict[str, int | None] = {"run": run.id, "attempt": run.token}
     if run.kind == "sample":
         about |= {"run": run.parent_id, "sample": run.id}
+        if run.prompt:
+            told["prompt"] = run.prompt
     record.append(session, record.project_stream(run.project_id), kind, by=by, why=why, **about, **told)

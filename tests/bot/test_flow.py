@@ -40,7 +40,7 @@ async def test_from_a_proposal_to_a_launched_run(lab: Lab) -> None:
     assert "Approved by Rosa" in decided.text
 
     assert await ada.complete("run launch", "recipe", "de", channel=channel.id) == [("demo", "demo")]
-    launched = await ada.command("run launch", channel=channel.id, recipe="demo", time_limit="10m", override="steps=20")
+    launched = await lab.launch(channel, override="steps=20")
     assert launched.ephemeral
     assert "600 GPU-seconds (0.167 GPU-hours) at most" in launched.text
     assert "3,600 GPU-seconds (1 GPU-hour) left" in launched.text
