@@ -1,5 +1,6 @@
 """Which project, allocation or run a command is about, and what is suggested while somebody types."""
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import discord
@@ -7,7 +8,9 @@ from discord.app_commands import Choice
 
 from bot import outbox, text
 from bot.app import Interaction
-from broker import allocations, pools, runs
+from broker import allocations, changes, pools, runs
+from broker.allocations import AllocationState, AllocationView
+from broker.changes import ChangeState
 from projects import pipeline
 from projects.errors import NotFoundError
 
@@ -54,12 +57,32 @@ async def recipe_names(interaction: Interaction, typed: str) -> list[Choice[str]
 
 async def allocation_ids(interaction: Interaction, typed: str) -> list[Choice[int]]:
     """The allocations of the project that the command is about."""
+    return _allocations(await _of_project_meant(interaction), typed)
+
+
+async def live_allocations(interaction: Interaction, typed: str) -> list[Choice[int]]:
+    """Those that were granted and have not ended."""
+    views = await _of_project_meant(interaction)
+    return _allocations([view for view in views if view.state in allocations.LIVE], typed)
+
+
+async def open_requests(interaction: Interaction, typed: str) -> list[Choice[int]]:
+    """Those that are asked for, or of which a change is."""
+    views = await _of_project_meant(interaction)
+    waiting = {view.id for view in views if view.state == AllocationState.REQUESTED}
+    if views:
+        asked = await interaction.client.read(changes.of_project, views[0].project_id)
+        waiting |= {change.allocation_id for change in asked if change.state == ChangeState.REQUESTED}
+    return _allocations([view for view in views if view.id in waiting], typed)
+
+
+async def _of_project_meant(interaction: Interaction) -> Sequence[AllocationView]:
     project_id = await project_meant(interaction)
-    if project_id is None:
-        return []
-    views = await interaction.client.read(allocations.of_project, project_id)
-    named = [(f"{v.id} · {text.gpu_hours(v.seconds)} of {v.pool}, {v.state}", v.id) for v in views]
-    return _choices(named, typed)
+    return () if project_id is None else await interaction.client.read(allocations.of_project, project_id)
+
+
+def _allocations(views: Sequence[AllocationView], typed: str) -> list[Choice[int]]:
+    return _choices([(f"{v.id} · {text.gpu_hours(v.seconds)} of {v.pool}, {v.state}", v.id) for v in views], typed)
 
 
 async def run_ids(interaction: Interaction, typed: str) -> list[Choice[int]]:

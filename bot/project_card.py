@@ -65,7 +65,8 @@ def project_card(
     marker = f"-# P{project.id} · project"
     parts = [texts(lines, marker)]
     if buttons and project.stage not in ENDED:
-        parts.append(ui.ActionRow(Button("join", project.id, style=discord.ButtonStyle.success)))
+        join = Button("join", project.id, style=discord.ButtonStyle.success)
+        parts.append(ui.ActionRow(join, Button("follow", project.id)))
     return Card(*parts, colour=colour, marker=marker)
 
 

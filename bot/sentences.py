@@ -114,6 +114,15 @@ def _released(p: Payload) -> str:
     return f"🔓 {_by(p)} releases what was held back; the models' licence is {line(p['licence'])}.{quoted(p['why'])}"
 
 
+def _project_says(emoji: str, said: str) -> Callable[[Payload], str]:
+    """A sentence about a project, with the reason where one was given."""
+
+    def rendering(p: Payload) -> str:
+        return f"{emoji} {said.format(by=_by(p))}{quoted(str(p.get('why', '')))}"
+
+    return rendering
+
+
 def _completed(p: Payload) -> str:
     return f"🏁 {_by(p)} has completed the project: **{line(p['outcome'])}**.{quoted(p['learnt'], 'What was learnt:')}"
 
@@ -380,6 +389,8 @@ RENDERINGS: Mapping[str, Callable[[Payload], str]] = {
     "project.lead_accepted": _lead_accepted,
     "project.lead_declined": _lead_declined,
     "project.released": _released,
+    "project.hidden": _project_says("🙈", "{by} takes the project out of the lists."),
+    "project.unhidden": _project_says("👁️", "{by} shows the project in the lists again."),
     "project.completed": _completed,
     "allocation.requested": _requested,
     "allocation.approved": _approved,
@@ -387,6 +398,7 @@ RENDERINGS: Mapping[str, Callable[[Payload], str]] = {
     "allocation.endorsed": _endorsed,
     "allocation.withdrawn": _allocation_says("↩️", "{by} withdraws the request for {amount} ({allocation})."),
     "allocation.asked": _allocation_says("❓", "{by} asks about the request ({allocation}):"),
+    "allocation.answered": _allocation_says("💬", "{by} answers about the request ({allocation}):"),
     "allocation.reported": _allocation_says("📝", "{by} reports on {allocation}:"),
     "allocation.half_released": _allocation_says("✅", "{by} releases the second half of {allocation}: {amount}."),
     "allocation.half_returned": _allocation_says(

@@ -132,7 +132,7 @@ async def test_a_second_approval(shared_lab: Shared) -> None:
     refused(lab, await lab.person("Omar").press(card, "Approve"), sentence, heads)
     refused(lab, await lab.person("Omar").press(card, "Decline"), sentence, heads)
     await lab.guild.clear_faults()
-    decided = await lab.guild.wait_for("compute-review", lambda m: m.id == card.id and not m.buttons)
+    decided = await lab.guild.wait_for("compute-review", lambda m: m.id == card.id and m.button_labels == ["Revoke"])
     assert "Approved by Rosa" in decided.text
 
 
