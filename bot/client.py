@@ -23,6 +23,7 @@ from bot.app import App, Interaction
 from bot.buttons import Button
 from bot.delivery import Delivery
 from bot.project_commands import project
+from bot.put_on_record import put_on_record
 from bot.run_commands import run as run_group
 from bot.tables import DiscordCommands
 from projects import log as log_format
@@ -68,6 +69,7 @@ class Bot(App):
         guild = discord.Object(self.settings.guild_id)
         for group in (project, allocation, run_group, admin):
             self.tree.add_command(group, guild=guild)
+        self.tree.add_command(put_on_record, guild=guild)
         for presses in (project_buttons.PRESSES, allocation_buttons.PRESSES):
             buttons.register(presses)
         self.add_dynamic_items(Button)

@@ -17,14 +17,15 @@ T = TypeVar("T", int, str)
 
 async def project_of(interaction: Interaction, named: int | None) -> int:
     """The project that was named, or the one whose channel or thread this is; raises NotFoundError."""
-    project_id = named if named is not None else await _project_here(interaction)
+    project_id = named if named is not None else await project_here(interaction)
     if project_id is None:
         raise NotFoundError("Use this in a project's channel or thread, or name the project in the option “project”.")
     await interaction.client.read(pipeline.view, project_id)
     return project_id
 
 
-async def _project_here(interaction: Interaction) -> int | None:
+async def project_here(interaction: Interaction) -> int | None:
+    """The project whose channel or thread this is, if it is one."""
     channel = interaction.channel
     if channel is None:
         return None
@@ -73,7 +74,7 @@ async def run_ids(interaction: Interaction, typed: str) -> list[Choice[int]]:
 
 async def _project_meant(interaction: Interaction) -> int | None:
     named = getattr(interaction.namespace, "project", None)
-    return named if isinstance(named, int) else await _project_here(interaction)
+    return named if isinstance(named, int) else await project_here(interaction)
 
 
 def _choices(named: list[tuple[str, T]], typed: str) -> list[Choice[T]]:

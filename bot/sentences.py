@@ -86,6 +86,14 @@ def _update(p: Payload) -> str:
     return f"📣 {_by(p)} reports:{quoted(p['text'])}"
 
 
+def _finding(p: Payload) -> str:
+    day = line(str(p["said_at"])[:10])
+    return (
+        f"📌 {_by(p)} puts on record what **{line(p['author']['name'])}** wrote on {day}:{quoted(p['text'])}\n"
+        f"[Go to the message]({p['link']})"
+    )
+
+
 def _needs_changed(p: Payload) -> str:
     return f"🔎 {_by(p)} says who is needed now:{quoted(p['needs'] or 'Nobody more.')}"
 
@@ -368,6 +376,7 @@ RENDERINGS: Mapping[str, Callable[[Payload], str]] = {
     "project.resumed": _resumed,
     "project.stopped": _stopped,
     "project.update": _update,
+    "project.finding": _finding,
     "project.needs_changed": _needs_changed,
     "project.followed": _followed,
     "project.left": _left,

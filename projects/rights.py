@@ -24,6 +24,7 @@ class Act(StrEnum):
     STOP = "stop"
     CHANGE_NEEDS = "change needs"
     POST_UPDATE = "post update"
+    PUT_ON_RECORD = "put on record"
     HAND_OVER = "hand over"
     USE_COMPUTE = "use compute"
     ASK_FOR_COMPUTE = "ask for compute"
@@ -45,6 +46,7 @@ MAY: Mapping[Act, frozenset[Role]] = {
     Act.STOP: LEAD | MODERATOR,
     Act.CHANGE_NEEDS: LEAD,
     Act.POST_UPDATE: WORKING,
+    Act.PUT_ON_RECORD: WORKING,
     Act.HAND_OVER: LEAD,
     Act.USE_COMPUTE: WORKING,
     Act.ASK_FOR_COMPUTE: LEAD,
