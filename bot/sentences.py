@@ -345,6 +345,11 @@ def _redacted(p: Payload) -> str:
     return f"🪦 {entries} {which} of this record {'was' if entries == 'Entry' else 'were'} blanked.{quoted(p['why'])}"
 
 
+def _set_up(p: Payload) -> str:
+    named = [f"{place.replace('_', ' ')} {text.code(target['name'], 100)}" for place, target in p["places"].items()]
+    return f"🧭 {_by(p)} says what stands for what in this server: {', '.join(named)}."
+
+
 def _banned(p: Payload) -> str:
     return f"⛔ {text.line(p['person']['name'], 80)} is banned: they can read, and do nothing else.{quoted(p['why'])}"
 
@@ -442,6 +447,7 @@ RENDERINGS: Mapping[str, Callable[[Payload], str]] = {
     "disk.enough": _disk_enough,
     "pool.added": _pool,
     "grant.added": _grant,
+    "server.set_up": _set_up,
     "person.banned": _banned,
     "person.unbanned": _unbanned,
     "record.redacted": _redacted,
