@@ -20,6 +20,7 @@ from bot import allocation_buttons, buttons, errors, project_buttons, setting_up
 from bot.allocation_commands import allocation
 from bot.app import App, Interaction
 from bot.buttons import Button
+from bot.catalogue_commands import catalogue_group
 from bot.cluster_commands import cluster_group
 from bot.delivery import Delivery
 from bot.project_commands import project
@@ -70,7 +71,7 @@ class Bot(App):
         """Register the commands, if they have changed since the last time."""
         await super().look_again()
         guild = discord.Object(self.settings.guild_id)
-        for group in (project, allocation, run_group, cluster_group, stoa):
+        for group in (project, allocation, run_group, catalogue_group, cluster_group, stoa):
             self.tree.add_command(group, guild=guild)
         self.tree.add_command(put_on_record, guild=guild)
         for presses in (project_buttons.PRESSES, allocation_buttons.PRESSES):

@@ -7,7 +7,8 @@ from discord.app_commands import Choice
 
 from bot import outbox, text
 from bot.app import Interaction
-from broker import allocations, pools, runs
+from broker import allocations, catalogue, pools, runs
+from broker.catalogue import State
 from projects import pipeline
 from projects.errors import NotFoundError
 
@@ -51,6 +52,21 @@ async def recipe_names(interaction: Interaction, typed: str) -> list[Choice[str]
     """The recipes whose name fits."""
     names = await interaction.client.read(runs.recipes)
     return _choices([(name, name) for name in names], typed)
+
+
+async def proposed_entries(interaction: Interaction, typed: str) -> list[Choice[str]]:
+    """The entries of the catalogue that wait for a decision."""
+    return await _entries(interaction, typed, State.PROPOSED)
+
+
+async def accepted_entries(interaction: Interaction, typed: str) -> list[Choice[str]]:
+    """The accepted entries of the catalogue."""
+    return await _entries(interaction, typed, State.ACCEPTED)
+
+
+async def _entries(interaction: Interaction, typed: str, state: State) -> list[Choice[str]]:
+    entries = await interaction.client.read(catalogue.entries)
+    return _choices([(entry.name, entry.name) for entry in entries if entry.state is state], typed)
 
 
 async def allocation_ids(interaction: Interaction, typed: str) -> list[Choice[int]]:

@@ -324,7 +324,7 @@ class Person:
     async def _act(self, act: str, body: Json) -> Answer:
         return Answer.read(await self.guild.call("POST", f"/interactions/{act}", body | {"user": self.name}))
 
-    async def command(self, name: str, channel: str = "general", *, timeout: float = 10.0, **options: Any) -> Answer:
+    async def command(self, name: str, /, channel: str = "general", *, timeout: float = 10.0, **options: Any) -> Answer:
         """Runs a slash command such as "project propose".
 
         Raises ActionError where the bot registered no such command or the options do not fit it. People, channels
