@@ -9,6 +9,7 @@ from typing import Concatenate, ParamSpec, TypeAlias, TypeVar
 import discord
 from sqlalchemy.orm import Session
 
+from bot import server
 from bot.server import Server
 from bot.studio import Studio
 from projects.db import Database
@@ -30,6 +31,7 @@ class App(discord.Client):
         )
         self.settings = settings
         self.server = Server.of(settings)
+        self.trouble = ""
         self.db = db
         self.studio = Studio()
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="database")
@@ -51,6 +53,10 @@ class App(discord.Client):
                 return call(session, *args, **kwargs)
 
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    async def look_again(self) -> None:
+        """Take over what the admins have chosen with `/stoa setup`; `trouble` is what the server lacks still."""
+        self.server = await self.read(server.load, self.settings)
 
     async def close(self) -> None:
         """Leave Discord, and let the calls end that are still at the database."""

@@ -86,6 +86,14 @@ def _update(p: Payload) -> str:
     return f"📣 {_by(p)} reports:{quoted(p['text'])}"
 
 
+def _finding(p: Payload) -> str:
+    day = line(str(p["said_at"])[:10])
+    return (
+        f"📌 {_by(p)} puts on record what **{line(p['author']['name'])}** wrote on {day}:{quoted(p['text'])}\n"
+        f"[Go to the message]({p['link']})"
+    )
+
+
 def _needs_changed(p: Payload) -> str:
     return f"🔎 {_by(p)} says who is needed now:{quoted(p['needs'] or 'Nobody more.')}"
 
@@ -351,6 +359,11 @@ def _redacted(p: Payload) -> str:
     return f"🪦 {entries} {which} of this record {'was' if entries == 'Entry' else 'were'} blanked.{quoted(p['why'])}"
 
 
+def _set_up(p: Payload) -> str:
+    named = [f"{place.replace('_', ' ')} {text.code(target['name'], 100)}" for place, target in p["places"].items()]
+    return f"🧭 {_by(p)} says what stands for what in this server: {', '.join(named)}."
+
+
 def _banned(p: Payload) -> str:
     return f"⛔ {text.line(p['person']['name'], 80)} is banned: they can read, and do nothing else.{quoted(p['why'])}"
 
@@ -382,6 +395,7 @@ RENDERINGS: Mapping[str, Callable[[Payload], str]] = {
     "project.resumed": _resumed,
     "project.stopped": _stopped,
     "project.update": _update,
+    "project.finding": _finding,
     "project.needs_changed": _needs_changed,
     "project.followed": _followed,
     "project.left": _left,
@@ -450,6 +464,7 @@ RENDERINGS: Mapping[str, Callable[[Payload], str]] = {
     "disk.enough": _disk_enough,
     "pool.added": _pool,
     "grant.added": _grant,
+    "server.set_up": _set_up,
     "person.banned": _banned,
     "person.unbanned": _unbanned,
     "record.redacted": _redacted,

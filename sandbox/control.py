@@ -185,6 +185,12 @@ async def press(request: web.Request) -> web.Response:
     return await _finish(request, interaction, float(body.get("timeout", 10)))
 
 
+async def menu(request: web.Request) -> web.Response:
+    world, body = world_of(request), await request.json()
+    interaction = interactions.menu(world, person(world, body["user"]), body["message_id"], body["name"])
+    return await _finish(request, interaction, float(body.get("timeout", 10)))
+
+
 async def submit(request: web.Request) -> web.Response:
     world, body = world_of(request), await request.json()
     asked = world.interactions.get(str(body["interaction_id"]))
@@ -317,6 +323,7 @@ def add_routes(app: web.Application) -> None:
             web.post(PREFIX + "/interactions/command", command),
             web.post(PREFIX + "/interactions/autocomplete", autocomplete),
             web.post(PREFIX + "/interactions/press", press),
+            web.post(PREFIX + "/interactions/menu", menu),
             web.post(PREFIX + "/interactions/submit", submit),
             web.get(PREFIX + "/interactions/{interaction_id}", answer),
             web.get(PREFIX + "/channels/{channel}/messages", read_channel),
