@@ -23,24 +23,6 @@ KILLED = Ending(-9, "the trainer was ended by signal 9")
 BROKEN = Ending(70, "the loss is not finite")
 
 
-@pytest.fixture
-def project(lab: Lab) -> int:
-    """An active project."""
-    return lab.project()
-
-
-@pytest.fixture
-def allocation(lab: Lab, project: int) -> int:
-    """An hour for it."""
-    return lab.allocation(project)
-
-
-@pytest.fixture
-def run(lab: Lab, project: int, allocation: int) -> int:
-    """A queued run of ten minutes on two GPUs."""
-    return lab.launch(project, gpus=2)
-
-
 def attempt(lab: Lab, run: int, token: int) -> Attempt:
     with lab.db.read() as session:
         return session.get_one(Attempt, (run, token))

@@ -17,24 +17,6 @@ STOPPED = Ending(75, "stopped")
 KILLED = Ending(-9, "the trainer was ended by signal 9")
 
 
-@pytest.fixture
-def project(lab: Lab) -> int:
-    """An active project."""
-    return lab.project()
-
-
-@pytest.fixture
-def allocation(lab: Lab, project: int) -> int:
-    """An hour for it."""
-    return lab.allocation(project)
-
-
-@pytest.fixture
-def run(lab: Lab, project: int, allocation: int) -> int:
-    """A queued run of ten minutes on two GPUs."""
-    return lab.launch(project, gpus=2)
-
-
 def wrote(*steps: int) -> Progress:
     """The progress of a trainer that has written these checkpoints."""
     return Progress(1, 1, step=steps[-1], tokens=1, checkpoints=[Checkpoint(s, f"attempt-1/step{s}") for s in steps])
