@@ -422,6 +422,7 @@ RENDERINGS: Mapping[str, Callable[[Payload], str]] = {
     "allocation.expired": _allocation_says(
         "⌛", "The time of {allocation} is over; {amount} return to the sponsor's grant."
     ),
+    "allocation.ended": _allocation_says("🏁", "There is no more use for {allocation}; {amount} return to its grant."),
     "allocation.exhausted": _allocation_says("🪫", "All of {allocation} is spent; more can be asked for."),
     "allocation.reopened": _allocation_says("🔋", "There are {amount} left on {allocation} again."),
     "allocation.returned": _allocation_says("↩️", "{amount} of {allocation}, which has ended, return to its grant."),
