@@ -11,7 +11,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from bot import lease, outbox
-from bot.app import App
+from bot.app import App, in_delivery
 from bot.feeds import LabFeed, ProjectFeed
 from bot.lease import LostLeaseError
 from bot.sender import Sender
@@ -19,7 +19,7 @@ from bot.studio import Studio
 from broker import runs
 from projects import health, record
 
-AT_ONCE = 8
+AT_ONCE = 64
 TELL_AGAIN_SECONDS = 60.0
 LONGEST_PAUSE_SECONDS = 30.0
 
@@ -44,6 +44,7 @@ class Delivery:
         """Deliver until cancelled; then let the lease go."""
         settings = self.app.settings
         guild = str(self.app.server.guild)
+        in_delivery.set(True)
         try:
             while True:
                 try:
