@@ -157,8 +157,9 @@ export class Bar {
     });
     this.run = el("button", { class: "button primary", type: "submit" }, "Run");
     this.place.className = "line command";
-    this.place.replaceChildren(el("b", {}, `/${command.words}`), ...this.fields.map((field) => field.element), ...more, this.run,
-      el("button", { class: "quiet", type: "button", "aria-label": "Put the command away", onclick: () => this.away({ focus: true }) }, "✕"));
+    this.place.replaceChildren(el("b", {}, `/${command.words}`), ...this.fields.map((field) => field.element), ...more,
+      el("span", { class: "ends" }, this.run,
+        el("button", { class: "quiet", type: "button", "aria-label": "Put the command away", onclick: () => this.away({ focus: true }) }, "✕")));
     this.place.onkeydown = (event) => {
       if (event.key === "Escape") this.away({ focus: true, text: `/${command.words}` });
       else if (event.key === "Backspace" && event.target.tagName === "INPUT" && !event.target.value && event.target === this.fields[0].input) {

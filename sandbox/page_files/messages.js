@@ -34,7 +34,8 @@ export function show(message, page) {
   }
   const used = USED.includes(message.type) && !message.private && message.interaction_metadata?.user;
   article.append(
-    el("span", { class: `face hue${hue(author.id)}`, "aria-hidden": "true" }, name[0]),
+    author.bot ? el("img", { class: "face", src: "/page/icon.svg", alt: "" })
+      : el("span", { class: `face hue${hue(author.id)}`, "aria-hidden": "true" }, name[0]),
     el("header", {},
       el("b", {}, name),
       author.bot && el("span", { class: "app" }, "APP"),
