@@ -86,6 +86,14 @@ def _update(p: Payload) -> str:
     return f"📣 {_by(p)} reports:{quoted(p['text'])}"
 
 
+def _finding(p: Payload) -> str:
+    day = line(str(p["said_at"])[:10])
+    return (
+        f"📌 {_by(p)} puts on record what **{line(p['author']['name'])}** wrote on {day}:{quoted(p['text'])}\n"
+        f"[Go to the message]({p['link']})"
+    )
+
+
 def _needs_changed(p: Payload) -> str:
     return f"🔎 {_by(p)} says who is needed now:{quoted(p['needs'] or 'Nobody more.')}"
 
@@ -211,6 +219,8 @@ def _change_requested(p: Payload) -> str:
 
 
 def _queued(p: Payload) -> str:
+    if "sample" in p and "prompt" in p:
+        return f"✍️ {_by(p)} lets the last checkpoint of run {p['run']} continue:{quoted(p['prompt'])}"
     if "sample" in p:
         return f"✍️ A short text will be sampled from the last checkpoint of run {p['run']}."
     return f"🚀 {_by(p)} launches run {p['run']}: {_asked(p)}"
@@ -290,6 +300,9 @@ def _withheld(p: Payload) -> str:
 
 
 def _finished(p: Payload) -> str:
+    if "sample" in p and "prompt" in p:
+        asked = f"✍️ The last checkpoint of run {p['run']} was given:{quoted(p['prompt'])}"
+        return f"{asked}{quoted(p['text'], 'It goes on:')}"
     if "sample" in p:
         return f"✍️ What the last checkpoint of run {p['run']} writes:{quoted(p['text'])}"
     return f"🏁 {_run(p)} is finished at step {p['step']:,}, for {_spent(p)}."
@@ -355,6 +368,11 @@ def _redacted(p: Payload) -> str:
     return f"🪦 {entries} {which} of this record {'was' if entries == 'Entry' else 'were'} blanked.{quoted(p['why'])}"
 
 
+def _set_up(p: Payload) -> str:
+    named = [f"{place.replace('_', ' ')} {text.code(target['name'], 100)}" for place, target in p["places"].items()]
+    return f"🧭 {_by(p)} says what stands for what in this server: {', '.join(named)}."
+
+
 def _banned(p: Payload) -> str:
     return f"⛔ {text.line(p['person']['name'], 80)} is banned: they can read, and do nothing else.{quoted(p['why'])}"
 
@@ -386,6 +404,7 @@ RENDERINGS: Mapping[str, Callable[[Payload], str]] = {
     "project.resumed": _resumed,
     "project.stopped": _stopped,
     "project.update": _update,
+    "project.finding": _finding,
     "project.needs_changed": _needs_changed,
     "project.followed": _followed,
     "project.left": _left,
@@ -412,6 +431,7 @@ RENDERINGS: Mapping[str, Callable[[Payload], str]] = {
     "allocation.expired": _allocation_says(
         "⌛", "The time of {allocation} is over; {amount} return to the sponsor's grant."
     ),
+    "allocation.ended": _allocation_says("🏁", "There is no more use for {allocation}; {amount} return to its grant."),
     "allocation.exhausted": _allocation_says("🪫", "All of {allocation} is spent." + MORE),
     "allocation.reopened": _allocation_says("🔋", "There are {amount} left on {allocation} again."),
     "allocation.returned": _allocation_says("↩️", "{amount} of {allocation}, which has ended, return to its grant."),
@@ -454,6 +474,7 @@ RENDERINGS: Mapping[str, Callable[[Payload], str]] = {
     "disk.enough": _disk_enough,
     "pool.added": _pool,
     "grant.added": _grant,
+    "server.set_up": _set_up,
     "person.banned": _banned,
     "person.unbanned": _unbanned,
     "record.redacted": _redacted,

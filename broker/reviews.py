@@ -10,16 +10,17 @@ from broker import allocations, control, ledger
 from broker.allocations import Allocation, AllocationState, in_hours, parse_hours
 from broker.endorsements import check_second, endorse
 from broker.pools import Pool
-from projects import people, pipeline, text
+from projects import people, pipeline, rights, text
 from projects.db import utcnow
 from projects.errors import ConflictError, ForbiddenError, InvalidError
 from projects.people import Actor, Person
 from projects.pipeline import Project
+from projects.rights import Act
 
 
 def require_reviewer(session: Session, actor: Actor, project_id: int, *, reviewer_role_id: int) -> None:
     """Raise ForbiddenError unless the actor is a reviewer and not of this project. Only reads."""
-    if reviewer_role_id not in actor.role_ids:
+    if rights.held(actor, reviewer_role_id=reviewer_role_id).isdisjoint(rights.MAY[Act.REVIEW]):
         raise ForbiddenError("Only compute reviewers can decide requests; the reviewers' role is given by the admins.")
     person = people.find(session, actor)
     if person is not None and pipeline.works_on(session, person, session.get_one(Project, project_id)):

@@ -350,17 +350,21 @@ def check(
     reviewer_role_id: int = 0,
 ) -> None:
     """Raise ForbiddenError unless the table of rights lets the actor do this. Only reads."""
-    roles = set[Role]()
-    person = people.find(session, actor)
-    if person is not None and (membership := session.get(Membership, (project.id, person.id))) is not None:
-        roles.add(Role.LEAD if person.id == project.lead_id else Role(membership.role))
-    if moderator_role_id in actor.role_ids:
-        roles.add(Role.MODERATOR)
-    if reviewer_role_id in actor.role_ids and roles.isdisjoint(rights.WORKING):
-        roles.add(Role.REVIEWER)
+    held = rights.held(actor, moderator_role_id=moderator_role_id, reviewer_role_id=reviewer_role_id)
+    roles = roles_in(session, actor, project, held)
     if roles.isdisjoint(rights.MAY[act]):
         lead = session.get_one(Person, project.lead_id).name
         raise ForbiddenError(rights.refusal(act, project=project.title, lead=lead))
+
+
+def roles_in(session: Session, actor: Actor, project: Project, held: set[Role]) -> set[Role]:
+    """What the actor is to the project, with the roles of the lab that they hold; raises ForbiddenError for banned."""
+    person = people.find(session, actor)
+    membership = None if person is None else session.get(Membership, (project.id, person.id))
+    if person is None or membership is None:
+        return held
+    role = Role.LEAD if person.id == project.lead_id else Role(membership.role)
+    return (held - {Role.REVIEWER} if role in rights.WORKING else held) | {role}
 
 
 def require(session: Session, actor: Actor, project: Project, act: Act, **role_ids: int) -> Person:

@@ -40,11 +40,11 @@ async def test_from_a_proposal_to_a_launched_run(lab: Lab) -> None:
     assert "Approved by Rosa" in decided.text
 
     assert await ada.complete("run launch", "recipe", "de", channel=channel.id) == [("demo", "demo")]
-    launched = await ada.command("run launch", channel=channel.id, recipe="demo", time_limit="10m", override="steps=20")
+    launched = await lab.launch(channel, override="steps=20")
     assert launched.ephemeral
     assert "600 GPU-seconds (0.167 GPU-hours) at most" in launched.text
     assert "3,600 GPU-seconds (1 GPU-hour) left" in launched.text
-    run_card = await lab.guild.wait_for(channel.id, lambda m: m.text.endswith("-# P1 · run 1"))
+    run_card = await lab.guild.wait_for(channel.id, lambda m: m.text.endswith("-# P1 · run 1") and m.thread_id)
     assert "queued" in run_card.text
     assert run_card.thread_id is not None
     queued = await lab.guild.wait_for(run_card.thread_id, lambda m: "launches run 1" in m.text)
