@@ -1,13 +1,17 @@
 """`/allocation …`: request, change, withdraw, report, show and list."""
 
+from collections.abc import Sequence
+
 from discord import app_commands
 
 from bot import errors, lookup, text
 from bot.allocation_forms import ChangeForm, RequestForm
 from bot.app import Interaction, actor
 from bot.reason_form import ReasonForm, ReportForm
-from broker import allocations, changes
+from bot.review_card import changed
+from broker import allocations, changes, pools
 from broker.allocations import AllocationState, AllocationView
+from broker.changes import ChangeState, ChangeView
 from projects.errors import NotFoundError
 
 allocation = app_commands.Group(name="allocation", description="GPU time for projects")
@@ -25,7 +29,8 @@ async def request(interaction: Interaction, pool: str, renews: int | None = None
     """Open the form of a request for the lead."""
     project_id = await lookup.project_of(interaction, project)
     await interaction.client.read(allocations.check_may_request, actor(interaction), project_id)
-    await interaction.response.send_modal(RequestForm(project_id, pool, renews))
+    most = await interaction.client.read(pools.available_in, pool)
+    await interaction.response.send_modal(RequestForm(project_id, pool, most, renews))
 
 
 @allocation.command(name="change", description="Ask for more GPU-hours of an allocation, or for a later end")
@@ -79,7 +84,8 @@ async def show(interaction: Interaction, allocation: int | None = None, project:
         view = next((view for view in views if view.state == AllocationState.APPROVED), views[0])
     else:
         view = await app.read(allocations.view, allocation)
-    await errors.reply(interaction, _ledger(view))
+    asked = await app.read(changes.of_allocation, view.id)
+    await errors.reply(interaction, _ledger(view, asked))
 
 
 @allocation.command(name="list", description="List the allocations of a project")
@@ -97,7 +103,7 @@ async def list_allocations(interaction: Interaction, project: int | None = None)
     await errors.reply(interaction, "\n".join(lines) or "No allocation yet: /allocation request asks for one.")
 
 
-def _ledger(view: AllocationView) -> str:
+def _ledger(view: AllocationView, asked: Sequence[ChangeView]) -> str:
     account = view.account
     sponsor = f", given by {text.line(view.sponsor, 80)}" if view.sponsor else ""
     lines = [
@@ -116,4 +122,6 @@ def _ledger(view: AllocationView) -> str:
         for name in ("granted", "reserved", "spent", "left"):
             seconds: int = getattr(account, name)
             lines.append(f"{name.capitalize()}: {seconds:,} GPU-seconds ({text.gpu_hours(seconds)})")
+    waiting = [change for change in asked if change.state == ChangeState.REQUESTED]
+    lines += [f"Asked for: {changed(change)}; a reviewer decides." for change in waiting]
     return "\n".join(lines)

@@ -13,12 +13,13 @@ ENDORSED = "Endorsed; a grant of this size needs a second reviewer, who decides 
 
 
 class RequestForm(Form):
-    """A request for GPU time; one that `renews` another allocation takes its place."""
+    """A request for GPU time, at most as many GPU-seconds as the pool can give; it may take another's place."""
 
-    def __init__(self, project_id: int, pool: str, renews: int | None = None) -> None:
+    def __init__(self, project_id: int, pool: str, most: int, renews: int | None) -> None:
         self.project_id, self.pool, self.renews = project_id, pool, renews
-        self.hours, self.until = short(placeholder="1.5"), short(placeholder="YYYY-MM-DD")
-        self.justification = long()
+        self.hours = short(placeholder=f"such as 1.5; the pool can give {allocations.in_hours(most)}")
+        self.until = short(placeholder="YYYY-MM-DD")
+        self.justification = long("What it is for, and how you know that it takes so much. Everyone can read it.")
         super().__init__(
             "Ask for GPU time", {"GPU-hours": self.hours, "Until": self.until, "Justification": self.justification}
         )
@@ -36,6 +37,8 @@ class RequestForm(Form):
             justification=self.justification.value,
             renews=self.renews,
         )
+        if (await interaction.client.read(allocations.view, allocation_id)).starter:
+            return f"Allocation {allocation_id} is yours at once: the starter grant of your project."
         return f"Allocation {allocation_id} is asked for; the reviewers' decision is posted in the project's channel."
 
 

@@ -14,6 +14,7 @@ from broker.catalogue import State
 from broker.changes import ChangeState
 from projects import pipeline
 from projects.errors import NotFoundError
+from projects.pipeline import ENDED
 
 MOST_CHOICES = 25
 T = TypeVar("T", int, str)
@@ -43,6 +44,12 @@ async def projects(interaction: Interaction, typed: str) -> list[Choice[int]]:
     """The newest projects whose number or title fits."""
     views = await interaction.client.read(pipeline.views, limit=100)
     return _choices([(f"{view.id} · {view.title}", view.id) for view in views], typed)
+
+
+async def open_projects(interaction: Interaction, typed: str) -> list[Choice[int]]:
+    """Those of them that have not ended."""
+    views = await interaction.client.read(pipeline.views, limit=100)
+    return _choices([(f"{view.id} · {view.title}", view.id) for view in views if view.stage not in ENDED], typed)
 
 
 async def pool_names(interaction: Interaction, typed: str) -> list[Choice[str]]:

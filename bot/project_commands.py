@@ -23,9 +23,17 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def of_project(command: Command) -> Command:
-    """Let the option “project” name another project than the one whose channel this is."""
-    described = app_commands.describe(project="The project, where this is not its channel or thread")
-    return app_commands.autocomplete(project=lookup.projects)(described(command))
+    """Let the option “project” name another project than this channel's; those that go on are suggested."""
+    return app_commands.autocomplete(project=lookup.open_projects)(_described(command))
+
+
+def of_any_project(command: Command) -> Command:
+    """The same, with those suggested that have ended, too."""
+    return app_commands.autocomplete(project=lookup.projects)(_described(command))
+
+
+def _described(command: Command) -> Command:
+    return app_commands.describe(project="The project, where this is not its channel or thread")(command)
 
 
 @project.command(description="Propose a research project")
@@ -71,7 +79,7 @@ async def follow(interaction: Interaction, project: int | None = None) -> None:
 
 
 @project.command(name="leave", description="Leave a project that you work on, or follow it no longer")
-@of_project
+@of_any_project
 async def leave(interaction: Interaction, project: int | None = None) -> None:
     """End the part of who asks."""
     await _act(interaction, project, _left)
@@ -147,7 +155,7 @@ async def stop(interaction: Interaction, project: int | None = None) -> None:
 
 
 @project.command(name="release", description="Open the held checkpoints of a project to everyone: for reviewers")
-@of_project
+@of_any_project
 async def release(interaction: Interaction, project: int | None = None) -> None:
     """Open the form of the reason."""
     role = interaction.client.server.reviewer_role
@@ -166,7 +174,7 @@ async def open_channel(interaction: Interaction, project: int | None = None) -> 
 
 
 @project.command(name="hide", description="Take a project out of lists and suggestions: for moderators")
-@of_project
+@of_any_project
 async def hide(interaction: Interaction, project: int | None = None) -> None:
     """Open the form of the reason."""
     role = interaction.client.server.moderator_role
@@ -194,7 +202,7 @@ async def unhide(interaction: Interaction, project: int | None = None) -> None:
 
 
 @project.command(name="show", description="Show a project: its question, people, compute and runs")
-@of_project
+@of_any_project
 async def show(interaction: Interaction, project: int | None = None) -> None:
     """Show the project's card."""
     app = interaction.client
@@ -209,13 +217,16 @@ async def show(interaction: Interaction, project: int | None = None) -> None:
 
 
 @project.command(name="list", description="List the newest projects")
-async def list_projects(interaction: Interaction) -> None:
+@app_commands.describe(stage="Only those that stand there")
+@app_commands.choices(stage=[Choice(name=stage, value=stage) for stage in Stage])
+async def list_projects(interaction: Interaction, stage: str | None = None) -> None:
     """List them."""
-    views = await interaction.client.read(pipeline.views)
+    views = await interaction.client.read(pipeline.views, stage=stage)
     lines = [
         f"**{view.id}** {text.line(view.title, 160)} · {view.stage} · {text.line(view.lead.name, 60)}" for view in views
     ]
-    await errors.reply(interaction, "\n".join(lines) or "There is no project yet: /project propose begins one.")
+    none = f"No project is {stage} now." if stage else "There is no project yet: /project propose begins one."
+    await errors.reply(interaction, "\n".join(lines) or none)
 
 
 async def _act(interaction: Interaction, named: int | None, act: project_buttons.Answering) -> None:

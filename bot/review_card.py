@@ -37,9 +37,11 @@ def review_card(request: AllocationView, dossier: Dossier | None = None) -> Card
     emoji, colour = REQUESTS[request.state]
     asked = text.gpu_hours(request.seconds)
     renewal = f", in place of allocation {request.renews}" if request.renews else ""
+    asks = "asks for" if request.state == AllocationState.REQUESTED else "asked for"
+    held = request.account.granted + request.account.committed if request.state in LIVE else request.seconds
     lines = [
-        f"### {emoji} {asked} for {text.line(request.project, 160)}",
-        f"{text.line(request.requested_by, 60)} asks for {asked} of {text.code(request.pool, 60)} "
+        f"### {emoji} {text.gpu_hours(held)} for {text.line(request.project, 160)}",
+        f"{text.line(request.requested_by, 60)} {asks} {asked} of {text.code(request.pool, 60)} "
         f"({text.line(request.gpu_type, 60)}) until {request.until:%Y-%m-%d}{renewal}.",
         text.quote(request.justification, 1200),
     ]
@@ -73,12 +75,11 @@ def change_card(change: ChangeView, request: AllocationView, dossier: Dossier | 
     """A request for a change of an allocation: with buttons while it is open, with the decision after."""
     state = AllocationState(change.state.value)
     emoji, colour = REQUESTS[state]
-    wants = [f"{text.gpu_hours(change.seconds)} more"] if change.seconds else []
-    wants += [f"an end on {change.until:%Y-%m-%d}"] if change.until else []
-    asked, account = " and ".join(wants), request.account
+    asked, account = changed(change), request.account
+    asks = "asks for" if change.state == ChangeState.REQUESTED else "asked for"
     lines = [
         f"### {emoji} {asked} for {text.line(request.project, 160)}",
-        f"{text.line(change.requested_by, 60)} asks for it on allocation {request.id}, {text.code(request.pool, 60)} "
+        f"{text.line(change.requested_by, 60)} {asks} it on allocation {request.id}, {text.code(request.pool, 60)} "
         f"until {request.until:%Y-%m-%d}.",
         text.quote(change.justification, 1200),
         f"**The allocation** {allocations.in_hours(account.left)} of {text.gpu_hours(account.granted)} left",
@@ -98,13 +99,19 @@ def change_card(change: ChangeView, request: AllocationView, dossier: Dossier | 
     return _card(lines, marker, colour, buttons)
 
 
+def changed(change: ChangeView) -> str:
+    """What would be other: “2 GPU-hours more and an end on 2030-01-01”."""
+    wants = [f"{text.gpu_hours(change.seconds)} more"] if change.seconds else []
+    wants += [f"an end on {change.until:%Y-%m-%d}"] if change.until else []
+    return " and ".join(wants)
+
+
 def _for_reviewers(dossier: Dossier | None, endorsed_by: str | None) -> Sequence[str]:
     """What a reviewer should know, a line each."""
     if dossier is None:
         return []
-    hours = allocations.in_hours
     before = f" of {text.count(dossier.grants, 'allocation')}" if dossier.grants else "; this would be its first"
-    running = f", {hours(dossier.reserved)} set aside for runs at work" if dossier.reserved else ""
+    running = f", with {text.gpu_hours(dossier.reserved)} set aside for its runs at work" if dossier.reserved else ""
     lines = [f"**The project** has used {text.gpu_hours(dossier.spent)}{before}{running}."]
     standing = dossier.standing
     if standing.of > 1 and standing.usage:

@@ -61,7 +61,7 @@ class Showcase:
             project, requests, newest, channel_id = await self.app.read(self._look)
             card = project_card(project, requests, newest, channel_id=channel_id)
             done &= await self._show(f"project:{project.id}", str(server.proposals), card)
-            for key, card in (await review_desk.cards(self.app, project.id)).items():
+            for key, card in (await review_desk.cards(self.app, project.id, requests)).items():
                 done &= await self._show(key, str(server.review), card)
             self._cards_stale = not done
         moving = (await self.app.read(runs.in_motion)).get(self.project_id, set())

@@ -46,7 +46,8 @@ class Dossier:
 def of_request(session: Session, allocation_id: int) -> Dossier:
     """Of a request for an allocation; raises NotFoundError."""
     allocation = allocations.load(session, allocation_id)
-    return _of(session, allocation, allocation.seconds, allocation.seconds)
+    remarks = _remarks(session, allocation)
+    return _of(session, allocation, allocation.seconds, allocation.seconds, remarks)
 
 
 def of_change(session: Session, change_id: int) -> Dossier:
@@ -57,7 +58,7 @@ def of_change(session: Session, change_id: int) -> Dossier:
     return _of(session, allocations.load(session, change.allocation_id), change.seconds, size)
 
 
-def _of(session: Session, allocation: Allocation, seconds: int, size: int) -> Dossier:
+def _of(session: Session, allocation: Allocation, seconds: int, size: int, remarks: Sequence[Remark] = ()) -> Dossier:
     project_id, bounds = allocation.project_id, tiers.current(session)
     grants, spent, reserved = session.execute(
         select(
@@ -79,7 +80,7 @@ def _of(session: Session, allocation: Allocation, seconds: int, size: int) -> Do
         reviewers=2 if size > bounds.one_reviewer else 1,
         halves=seconds > bounds.halves,
         standing=standing,
-        remarks=_remarks(session, allocation),
+        remarks=remarks,
     )
 
 

@@ -316,9 +316,11 @@ def view(session: Session, project_id: int) -> ProjectView:
     )
 
 
-def views(session: Session, *, limit: int = 25) -> Sequence[ProjectView]:
-    """The newest projects first, without those that a moderator has hidden."""
+def views(session: Session, *, limit: int = 25, stage: str | None = None) -> Sequence[ProjectView]:
+    """The newest projects first, of one stage or of all, without those that a moderator has hidden."""
     newest = select(Project.id).where(Project.hidden.is_(False)).order_by(Project.id.desc()).limit(limit)
+    if stage is not None:
+        newest = newest.where(Project.stage == stage)
     return [view(session, project_id) for project_id in session.scalars(newest).all()]
 
 

@@ -135,6 +135,8 @@ async def test_a_change_is_decided_and_an_allocation_revoked(shared_lab: Shared)
     await lab.guild.wait_for(channel.id, lambda m: "asks for 2 GPU-hours more and an end on" in m.text)
     first = await card(lab, "change 1 of allocation 1", "2 GPU-hours more", "1 of 1 GPU-hour left", "One reviewer")
     assert first.button_labels == ["Approve", "Decline"]
+    ledger = await ada.command("allocation show", channel=channel.id, allocation=1)
+    assert f"Asked for: 2 GPU-hours more and an end on {later}; a reviewer decides." in ledger.text
     open_already = "A change of allocation 1 is asked for already; it is decided first."
     await refused(lab, ada.command("allocation change", channel=channel.id, allocation=1), open_already)
     form = await rosa.press(first, "Approve")
@@ -168,3 +170,24 @@ async def test_a_change_is_decided_and_an_allocation_revoked(shared_lab: Shared)
         await refused(lab, rosa.press(shown, "Revoke"), "Allocation 1 is revoked; this needs an approved one.")
     await lab.guild.wait_for(channel.id, lambda m: "**Rosa** revokes allocation 1; 1.5 GPU-hours return" in m.text)
     assert (await card(lab, "-# P1 · allocation 1", "Revoked by Rosa")).buttons == []
+
+
+async def test_a_starter_grant_and_what_takes_its_place(shared_lab: Shared) -> None:
+    lab, _ = shared_lab
+    ada = lab.person("Ada")
+    channel = await lab.activate()
+    nope = ada.command("allocation request", channel=channel.id, pool="nope")
+    await refused(lab, nope, "There is no pool “nope”; the pools are: local.")
+    answer = await lab.request(channel, "1")
+    number = int(answer.text.split()[1])
+    assert answer.text == f"Allocation {number} is yours at once: the starter grant of your project."
+    assert "Approved by policy" in (await card(lab, f"allocation {number}", "starter grant")).text
+    suggested = await ada.complete("allocation request", "renews", "", channel=channel.id, pool="local")
+    assert suggested == [(f"{number} · 1 GPU-hour of local, approved", number)]
+    day = (datetime.now(UTC) + timedelta(days=30)).date().isoformat()
+    form = await ada.command("allocation request", channel=channel.id, pool="local", renews=number)
+    await ada.submit(form, {"GPU-hours": "2", "Until": day, "Justification": "It goes well."})
+    asked = await card(lab, f"allocation {number + 1}", f"in place of allocation {number}.")
+    await lab.person("Rosa").submit(await lab.person("Rosa").press(asked, "Approve"), WHY)
+    await card(lab, f"allocation {number}", "**Renewed**")
+    assert lab.allocation(number + 1).account.granted == 7200

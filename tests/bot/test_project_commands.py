@@ -147,6 +147,10 @@ async def test_a_project_rests_is_moderated_and_ends(shared_lab: Shared) -> None
     assert "its record stays" in (await omar.submit(stop, {"Reason": "Its lead asked for it."})).text
     card = await lab.guild.wait_for("proposals", lambda m: f"P{number} · project" in m.text and "Stopped" in m.text)
     assert card.buttons == []
+    assert await grace.complete("project join", "project", "large") == []
+    assert len(await grace.complete("project show", "project", "large")) == 1
+    assert "large models" in (await grace.command("project list", stage="stopped")).text
+    assert (await grace.command("project list", stage="paused")).text == "No project is paused now."
     await refused(lab, ada.submit(late, {"Update": "!"}), f"{title} is stopped; it has no more updates.")
     over = f"{title} is stopped; this can no longer be done."
     for act in ("update", "needs", "complete", "stop"):
