@@ -46,12 +46,6 @@ async def pool_names(interaction: Interaction, typed: str) -> list[Choice[str]]:
     return _choices([(name, name) for name in names if len(name) <= 100], typed)
 
 
-async def recipe_names(interaction: Interaction, typed: str) -> list[Choice[str]]:
-    """The recipes whose name fits."""
-    names = await interaction.client.read(runs.recipes)
-    return _choices([(name, name) for name in names], typed)
-
-
 async def allocation_ids(interaction: Interaction, typed: str) -> list[Choice[int]]:
     """The allocations of the project that the command is about."""
     project_id = await project_meant(interaction)
