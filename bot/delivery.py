@@ -11,14 +11,14 @@ import structlog
 from sqlalchemy.orm import Session
 
 from bot import lease, outbox
-from bot.app import App
+from bot.app import App, in_delivery
 from bot.feeds import LabFeed, ProjectFeed
 from bot.lease import LostLeaseError
 from bot.sender import Sender
 from broker import runs
 from projects import health, record
 
-AT_ONCE = 8
+AT_ONCE = 64
 TELL_AGAIN_SECONDS = 60.0
 LONGEST_PAUSE_SECONDS = 30.0
 
@@ -42,6 +42,7 @@ class Delivery:
         """Deliver until cancelled; then let the lease go."""
         settings = self.app.settings
         guild = str(self.app.server.guild)
+        in_delivery.set(True)
         try:
             while True:
                 try:
@@ -91,6 +92,8 @@ class Delivery:
             log.warning("the lease went to another process", stream=stream)
         except discord.Forbidden as error:
             trouble.note(stream, f"the bot lacks a permission: {error.text} ({error.code})")
+        except discord.RateLimited as error:
+            trouble.note(stream, f"Discord asks to wait {error.retry_after:.0f} s")
         except discord.HTTPException as error:
             trouble.note(stream, f"Discord answers {error.status} {error.code}: {error.text}")
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
