@@ -7,7 +7,7 @@ from discord.app_commands import Choice
 
 from bot import outbox, text
 from bot.app import Interaction
-from broker import allocations, pools, runs
+from broker import allocations, pools
 from projects import pipeline
 from projects.errors import NotFoundError
 
@@ -54,15 +54,6 @@ async def allocation_ids(interaction: Interaction, typed: str) -> list[Choice[in
     views = await interaction.client.read(allocations.of_project, project_id)
     named = [(f"{v.id} · {text.gpu_hours(v.seconds)} of {v.pool}, {v.state}", v.id) for v in views]
     return _choices(named, typed)
-
-
-async def run_ids(interaction: Interaction, typed: str) -> list[Choice[int]]:
-    """The newest runs of the project that the command is about."""
-    project_id = await project_meant(interaction)
-    if project_id is None:
-        return []
-    views = await interaction.client.read(runs.of_project, project_id, kind="train")
-    return _choices([(f"{v.id} · {v.recipe}, {v.state}", v.id) for v in views], typed)
 
 
 async def project_meant(interaction: Interaction) -> int | None:

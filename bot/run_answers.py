@@ -70,7 +70,8 @@ def offer(preview: Preview) -> Card:
 def launched(receipt: Receipt) -> Card:
     """What an offer turns into once it is confirmed."""
     marker = f"-# run {receipt.run_id}"
-    return Card(texts([f"### 🚀 {told(receipt)}"], marker), colour=GREEN, marker=marker)
+    head, _, costs = told(receipt).partition(". ")
+    return Card(texts([f"### 🚀 {head}", costs], marker), colour=GREEN, marker=marker)
 
 
 def discarded() -> Card:
