@@ -21,6 +21,9 @@ from projects.settings import Settings
 P = ParamSpec("P")
 R = TypeVar("R")
 
+LONGEST_WAIT = 30.0
+"""Seconds for which a request waits for its bucket; where Discord says longer, discord.RateLimited is raised."""
+
 in_delivery: ContextVar[bool] = ContextVar("in_delivery", default=False)
 """Set in the delivery and in all that it starts, whose calls of the database never stand before a person's."""
 
@@ -34,6 +37,7 @@ class App(discord.Client):
             allowed_mentions=discord.AllowedMentions.none(),
             guild_ready_timeout=0.5,
             http_trace=Pace().trace,
+            max_ratelimit_timeout=LONGEST_WAIT,
         )
         self.settings = settings
         self.server = Server.of(settings)

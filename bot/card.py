@@ -28,6 +28,31 @@ class Card(ui.LayoutView):
         return hashlib.sha256(json.dumps(components, sort_keys=True).encode()).hexdigest()
 
 
+def sections(blocks: Sequence[Sequence[str] | ui.Item[Any]], marker: str) -> list[ui.Item[Any]]:
+    """Blocks of lines, ruled off from each other, and what stands between them; the last line of text is the marker.
+
+    The blocks share the 4,000 characters of a message; where they have more, the later ones are cut.
+    """
+    parts: list[ui.Item[Any]] = []
+    room = text.CARD - text.length(marker) - 1
+    for block in blocks:
+        if isinstance(block, ui.Item):
+            parts.append(block)
+            continue
+        said = text.bounded("\n".join(line for line in block if line), room) if room > 1 else ""
+        if not said:
+            continue
+        room -= text.length(said)
+        if parts and isinstance(parts[-1], ui.TextDisplay):
+            parts.append(ui.Separator())
+        parts.append(ui.TextDisplay(said))
+    if parts and isinstance(parts[-1], ui.TextDisplay):
+        parts[-1].content += f"\n{marker}"
+    else:
+        parts.append(ui.TextDisplay(marker))
+    return parts
+
+
 def texts(lines: Sequence[str], marker: str) -> ui.Item[Any]:
     said = text.bounded("\n".join(lines), text.CARD - text.length(marker) - 1)
     return ui.TextDisplay(f"{said}\n{marker}")

@@ -5,7 +5,7 @@ from typing import Literal
 import discord
 from discord import app_commands
 
-from bot import errors, lookup, text
+from bot import errors, lookup, run_lookup, text
 from bot.app import Interaction, actor
 from bot.catalogue_forms import DatasetForm, RecipeForm
 from broker import catalogue, launching
@@ -105,7 +105,7 @@ async def retire(interaction: Interaction, name: str, why: str) -> None:
     allocation="The allocation to draw on; the newest approved one otherwise",
     project="The project, where this is not its channel or one of its threads",
 )
-@app_commands.autocomplete(recipe=lookup.recipe_names, allocation=lookup.allocation_ids, project=lookup.projects)
+@app_commands.autocomplete(recipe=run_lookup.recipes, allocation=lookup.allocation_ids, project=lookup.projects)
 async def prepare(
     interaction: Interaction,
     recipe: str,

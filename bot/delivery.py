@@ -92,6 +92,8 @@ class Delivery:
             log.warning("the lease went to another process", stream=stream)
         except discord.Forbidden as error:
             trouble.note(stream, f"the bot lacks a permission: {error.text} ({error.code})")
+        except discord.RateLimited as error:
+            trouble.note(stream, f"Discord asks to wait {error.retry_after:.0f} s")
         except discord.HTTPException as error:
             trouble.note(stream, f"Discord answers {error.status} {error.code}: {error.text}")
         except (aiohttp.ClientError, OSError, TimeoutError) as error:

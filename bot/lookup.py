@@ -8,7 +8,7 @@ from discord.app_commands import Choice
 
 from bot import outbox, text
 from bot.app import Interaction
-from broker import allocations, catalogue, changes, pools, runs
+from broker import allocations, catalogue, changes, pools
 from broker.allocations import AllocationState, AllocationView
 from broker.catalogue import State
 from broker.changes import ChangeState
@@ -58,12 +58,6 @@ async def pool_names(interaction: Interaction, typed: str) -> list[Choice[str]]:
     return _choices([(name, name) for name in names if len(name) <= 100], typed)
 
 
-async def recipe_names(interaction: Interaction, typed: str) -> list[Choice[str]]:
-    """The recipes whose name fits."""
-    names = await interaction.client.read(runs.recipes)
-    return _choices([(name, name) for name in names], typed)
-
-
 async def proposed_entries(interaction: Interaction, typed: str) -> list[Choice[str]]:
     """The entries of the catalogue that wait for a decision."""
     return await _entries(interaction, typed, State.PROPOSED)
@@ -107,15 +101,6 @@ async def _of_project_meant(interaction: Interaction) -> Sequence[AllocationView
 
 def _allocations(views: Sequence[AllocationView], typed: str) -> list[Choice[int]]:
     return _choices([(f"{v.id} · {text.gpu_hours(v.seconds)} of {v.pool}, {v.state}", v.id) for v in views], typed)
-
-
-async def run_ids(interaction: Interaction, typed: str) -> list[Choice[int]]:
-    """The newest runs of the project that the command is about."""
-    project_id = await project_meant(interaction)
-    if project_id is None:
-        return []
-    views = await interaction.client.read(runs.of_project, project_id, kind="train")
-    return _choices([(f"{v.id} · {v.recipe}, {v.state}", v.id) for v in views], typed)
 
 
 async def project_meant(interaction: Interaction) -> int | None:

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from bot import text
 from bot.app import Interaction
 from bot.buttons import Button
-from bot.card import BLUE, GREEN, GREY, Card, texts
+from bot.card import BLUE, GREEN, GREY, Card, sections, texts
 from bot.studio import Comparison, Curve
 from broker import runs, series
 from broker.drafts import Preview
@@ -42,32 +42,36 @@ def offer(preview: Preview) -> Card:
     what = text.line(run.recipe, 60)
     if run.parent_id is not None:
         what = f"a fork of run {run.parent_id} from step {run.fork_step:,}"
-    lines = [f"### 🚀 Launch {what} on {text.count(run.gpus, 'GPU')} of {text.code(quote.pool.name, 60)}?"]
-    if run.overrides:
-        lines.append(f"With {text.line(', '.join(f'{k}={v}' for k, v in run.overrides.items()), 300)}")
+    asks = [
+        f"### 🚀 Launch {what} on {text.count(run.gpus, 'GPU')} of {text.code(quote.pool.name, 60)}?",
+        f"With {text.line(', '.join(f'{k}={v}' for k, v in run.overrides.items()), 300)}" if run.overrides else "",
+        f"{short(quote.parameters)} parameters · {short(quote.tokens)} tokens in {run.total_steps:,} steps · "
+        f"about {quote.memory_needed} of memory on each GPU",
+    ]
     known = "not known" if quote.expected is None else f"about {amount(quote.expected)}"
-    lines += [
+    costs = [
         f"**Cost** {amount(quote.cost)} at most, in {text.duration(run.time_limit)}",
         f"**Expected** {known}: {text.line(quote.basis, 200)}",
         f"**Left** allocation {run.allocation_id} has {amount(quote.left)} left, and {amount(quote.left - quote.cost)} "
         "should this run take all its time",
+    ]
+    starts = [
         f"**Queue** place {preview.queue.place} of {preview.queue.length}. {text.line(preview.queue.reason, 300)}"
         + (f" Expected to start {_when(preview.queue)}." if preview.queue.expected else ""),
-        f"**Size** {short(quote.parameters)} parameters · {short(quote.tokens)} tokens in {run.total_steps:,} steps · "
-        f"about {quote.memory_needed} of memory on each GPU",
     ]
     row: ui.ActionRow[Any] = ui.ActionRow(
         Button("launch", preview.draft_id, style=discord.ButtonStyle.success),
         Button("discard", preview.draft_id, label="Cancel"),
     )
     marker = "-# Nothing is queued or charged before you press Launch."
-    return Card(texts(lines, marker), row, colour=BLUE, marker=marker)
+    return Card(*sections([asks, costs, starts], marker), row, colour=BLUE, marker=marker)
 
 
 def launched(receipt: Receipt) -> Card:
     """What an offer turns into once it is confirmed."""
     marker = f"-# run {receipt.run_id}"
-    return Card(texts([f"### 🚀 {told(receipt)}"], marker), colour=GREEN, marker=marker)
+    head, _, costs = told(receipt).partition(". ")
+    return Card(texts([f"### 🚀 {head}", costs], marker), colour=GREEN, marker=marker)
 
 
 def discarded() -> Card:

@@ -60,7 +60,7 @@ async def launch(
     gpus="How many GPUs; as the run's where not given",
     allocation="The allocation to draw on",
 )
-@app_commands.autocomplete(step=run_lookup.kept_steps, run=lookup.run_ids)
+@app_commands.autocomplete(step=run_lookup.kept_steps, run=run_lookup.any_run)
 @app_commands.autocomplete(gpus=run_lookup.gpus, allocation=lookup.allocation_ids)
 @app_commands.autocomplete(time_limit=run_lookup.time_limits, override=run_lookup.overrides)
 async def fork(
@@ -90,7 +90,7 @@ async def fork(
 
 @run.command(name="rerun", description="Launch a run anew, as it was")
 @app_commands.describe(run=RUN)
-@app_commands.autocomplete(run=lookup.run_ids)
+@app_commands.autocomplete(run=run_lookup.any_run)
 async def rerun(interaction: Interaction, run: int | None = None) -> None:
     """Offer it with its cost; the button launches it."""
     await interaction.response.defer(ephemeral=True, thinking=True)
@@ -101,7 +101,7 @@ async def rerun(interaction: Interaction, run: int | None = None) -> None:
 
 @run.command(name="show", description="Show how a run stands")
 @app_commands.describe(run=RUN)
-@app_commands.autocomplete(run=lookup.run_ids)
+@app_commands.autocomplete(run=run_lookup.any_run)
 async def show(interaction: Interaction, run: int | None = None) -> None:
     """Show the run's card."""
     view = await interaction.client.read(runs.view, await run_lookup.run_of(interaction, run))
@@ -125,7 +125,7 @@ async def list_runs(interaction: Interaction, project: int | None = None) -> Non
 
 @run.command(name="pause", description="Take a run from its GPUs for a while; a running one writes a checkpoint first")
 @app_commands.describe(run=RUN)
-@app_commands.autocomplete(run=lookup.run_ids)
+@app_commands.autocomplete(run=run_lookup.pausable_run)
 async def pause(interaction: Interaction, run: int | None = None) -> None:
     """Ask it to pause."""
     await run_buttons.pause(interaction, await run_lookup.run_of(interaction, run))
@@ -138,7 +138,7 @@ async def pause(interaction: Interaction, run: int | None = None) -> None:
     time_limit="What it may take from here on; what is left of its old limit where not given",
     allocation="The allocation to draw on; as before where not given",
 )
-@app_commands.autocomplete(run=lookup.run_ids, allocation=lookup.allocation_ids)
+@app_commands.autocomplete(run=run_lookup.paused_run, gpus=run_lookup.gpus_to_resume, allocation=lookup.allocation_ids)
 async def resume(
     interaction: Interaction,
     run: int | None = None,
@@ -155,7 +155,7 @@ async def resume(
 
 @run.command(name="extend", description="Let a run take longer")
 @app_commands.describe(time="How much longer, such as 30m or 2h", run=RUN)
-@app_commands.autocomplete(run=lookup.run_ids)
+@app_commands.autocomplete(run=run_lookup.unended_run)
 async def extend(interaction: Interaction, time: str, run: int | None = None) -> None:
     """Give it more time."""
     await interaction.response.defer(ephemeral=True, thinking=True)
@@ -171,7 +171,7 @@ async def extend(interaction: Interaction, time: str, run: int | None = None) ->
 
 @run.command(name="cancel", description="Stop a run for good; a running one writes a checkpoint first")
 @app_commands.describe(run=RUN)
-@app_commands.autocomplete(run=lookup.run_ids)
+@app_commands.autocomplete(run=run_lookup.unended_run)
 async def cancel(interaction: Interaction, run: int | None = None) -> None:
     """Ask it to stop."""
     await interaction.response.defer(ephemeral=True, thinking=True)
@@ -182,7 +182,7 @@ async def cancel(interaction: Interaction, run: int | None = None) -> None:
 
 @run.command(name="why", description="Say why a run waits, its place in the queue and when it is expected to start")
 @app_commands.describe(run=RUN)
-@app_commands.autocomplete(run=lookup.run_ids)
+@app_commands.autocomplete(run=run_lookup.any_run)
 async def why_waits(interaction: Interaction, run: int | None = None) -> None:
     """Say it."""
     run_id = await run_lookup.run_of(interaction, run)
@@ -191,7 +191,7 @@ async def why_waits(interaction: Interaction, run: int | None = None) -> None:
 
 @run.command(name="config", description="Show the configuration that a run trains by, every default spelt out")
 @app_commands.describe(run=RUN)
-@app_commands.autocomplete(run=lookup.run_ids)
+@app_commands.autocomplete(run=run_lookup.any_run)
 async def config(interaction: Interaction, run: int | None = None) -> None:
     """Attach it."""
     await run_buttons.config(interaction, await run_lookup.run_of(interaction, run))
@@ -199,7 +199,7 @@ async def config(interaction: Interaction, run: int | None = None) -> None:
 
 @run.command(name="log", description="Show a run's attempts and the last lines that its trainer wrote")
 @app_commands.describe(run=RUN)
-@app_commands.autocomplete(run=lookup.run_ids)
+@app_commands.autocomplete(run=run_lookup.any_run)
 async def log(interaction: Interaction, run: int | None = None) -> None:
     """Show them."""
     await interaction.response.defer(ephemeral=True, thinking=True)
@@ -210,7 +210,7 @@ async def log(interaction: Interaction, run: int | None = None) -> None:
 
 @run.command(name="sample", description="Let the last checkpoint of a run continue a text of yours")
 @app_commands.describe(run=RUN)
-@app_commands.autocomplete(run=lookup.run_ids)
+@app_commands.autocomplete(run=run_lookup.any_run)
 async def sample(interaction: Interaction, run: int | None = None) -> None:
     """Open the form."""
     await run_buttons.sample(interaction, await run_lookup.run_of(interaction, run))

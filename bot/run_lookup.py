@@ -1,6 +1,6 @@
 """What is suggested while somebody types a command about runs: choices that say what would come of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -12,8 +12,9 @@ from sqlalchemy.orm import Session
 from bot import lookup, text
 from bot.app import Interaction
 from bot.tables import DiscordRoom
-from broker import catalogue, launching, publications
+from broker import catalogue, control, launching, publications, runs
 from broker.launching import Order
+from broker.runs import ENDED, RunState
 from projects.errors import DomainError, NotFoundError
 
 LONGEST = 100
@@ -44,11 +45,30 @@ def _run_in(session: Session, thread_id: str) -> int | None:
     return None if key is None else int(key.partition(":")[2])
 
 
+def runs_in(states: Collection[RunState]) -> Callable[[Interaction, str], Coroutine[Any, Any, list[Choice[int]]]]:
+    """What suggests the newest runs in these states, of the project that the command is about or of all."""
+
+    async def found(interaction: Interaction, typed: str) -> list[Choice[int]]:
+        project_id = await lookup.project_meant(interaction)
+        rows = await interaction.client.read(runs.newest, project_id, states=states)
+        named = [(f"{number} · {recipe}, {state}", number) for number, recipe, state in rows]
+        fitting = [(name, number) for name, number in named if typed.casefold() in name.casefold()]
+        return [Choice(name=text.bounded(name, LONGEST), value=n) for name, n in fitting[: lookup.MOST_CHOICES]]
+
+    return found
+
+
+any_run = runs_in(tuple(RunState))
+unended_run = runs_in(set(RunState) - ENDED)
+pausable_run = runs_in((RunState.QUEUED, RunState.STARTING, RunState.RUNNING))
+paused_run = runs_in((RunState.PAUSED,))
+
+
 async def numbers(interaction: Interaction, typed: str) -> list[Choice[str]]:
     """Lines of runs to compare: what is typed, and one more."""
     words = typed.replace(",", " ").split()
     begun, last = (words, "") if not words or typed.endswith((" ", ",")) else (words[:-1], words[-1])
-    near = await lookup.run_ids(interaction, last)
+    near = await any_run(interaction, last)
     found = [
         Choice(name=text.bounded(" ".join([*begun, choice.name]), LONGEST), value=" ".join([*begun, str(choice.value)]))
         for choice in near
@@ -93,6 +113,20 @@ async def gpus(interaction: Interaction, typed: str) -> list[Choice[int]]:
         return [(f"{text.count(n, 'GPU')} · {_said(session, replace(order, gpus=n))}", n) for n in counts]
 
     return await _looked_up(interaction, look)
+
+
+async def gpus_to_resume(interaction: Interaction, typed: str) -> list[Choice[int]]:
+    """Numbers of GPUs on which the paused run can go on."""
+    named, number = _whole(_given(interaction, "run")), _whole(typed)
+    run_id = named if named is not None else await _run_here(interaction)
+    if run_id is None:
+        return []
+    counts = await interaction.client.read(control.resumable_on, run_id)
+    fitting = [(count, before) for count, before in counts if number in (None, count)]
+    return [
+        Choice(name=f"{text.count(count, 'GPU')}{', as before' if before else ''}", value=count)
+        for count, before in fitting[: lookup.MOST_CHOICES]
+    ]
 
 
 async def steps(interaction: Interaction, typed: str) -> list[Choice[int]]:

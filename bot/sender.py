@@ -14,8 +14,9 @@ import structlog
 from discord import ui
 from sqlalchemy.orm import Session
 
-from bot import lease, outbox, text
+from bot import cadence, lease, outbox, text
 from bot.app import App
+from bot.cadence import Cadence, OldMessageError
 from bot.card import Card
 from bot.tables import DiscordMessage
 from projects.db import utcnow
@@ -24,6 +25,7 @@ NONCE_GOOD_FOR = timedelta(minutes=2)
 CLOCKS_APART = timedelta(minutes=10)
 # Unknown channel, unknown message: a person has deleted it.
 DELETED = frozenset({10003, 10008})
+TOO_MANY_OLD_EDITS = 30046
 
 log = structlog.get_logger()
 
@@ -35,6 +37,7 @@ class Sender:
         self.app = app
         self.guild_id = app.server.guild
         self.holder = holder
+        self.cadence = Cadence()
 
     async def post(self, key: str, channel_id: str, said: str, buttons: Sequence[ui.Item[Any]] = ()) -> str | None:
         """Post a text whose last line is its marker; the message's id, or None where a person has deleted its place."""
@@ -51,15 +54,26 @@ class Sender:
         return await self._send(key, channel_id, card.marker, view=card, digest=card.digest)
 
     async def change(self, row: DiscordMessage, card: Card, name: str, picture: bytes | None) -> None:
-        """Bring a card up to date; `picture` replaces the one it has, `name` is the one it shows now."""
+        """Bring a card up to date; `picture` replaces the one it has, `name` is the one it shows now.
+
+        Raises OldMessageError where Discord takes no more edits of so old a message for now.
+        """
         message = self._channel(row.channel_id).get_partial_message(int(row.message_id or 0))
         try:
-            if picture is None:
+            if picture is not None:
+                await message.edit(view=card, attachments=[discord.File(io.BytesIO(picture), name)])
+            elif name:
                 await message.edit(view=card)
             else:
-                await message.edit(view=card, attachments=[discord.File(io.BytesIO(picture), name)])
+                await message.edit(view=card, attachments=[])
         except discord.NotFound as error:
             await self._deleted(row.key, error)
+        except discord.RateLimited as error:
+            raise OldMessageError(error.retry_after) from error
+        except discord.HTTPException as error:
+            if error.code != TOO_MANY_OLD_EDITS:
+                raise
+            raise OldMessageError(cadence.OLD) from error
         else:
             await self.app.write(outbox.sent, row.key, row.message_id or "", card.digest, name)
 

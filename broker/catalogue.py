@@ -179,17 +179,20 @@ def datasets(session: Session) -> list[str]:
 
 def load(session: Session, name: str, overrides: Mapping[str, str] | None = None) -> TrainConfig:
     """The recipe's configuration with some fields overridden; raises NotFoundError, ConflictError and InvalidError."""
+    return load_with_text(session, name, overrides)[0]
+
+
+def load_with_text(session: Session, name: str, overrides: Mapping[str, str] | None = None) -> tuple[TrainConfig, str]:
+    """What `load` returns, and the same as YAML with every default spelt out."""
     listed = recipes(session)
     if name not in listed:
         raise NotFoundError(f"There is no recipe “{name[:60]}”; the recipes are: {', '.join(listed)}.")
+    changes = tuple((overrides or {}).items())
     if name in _ready():
-        try:
-            return trainer_config.load_recipe(name, overrides)
-        except ConfigError as error:
-            raise InvalidError(str(error)) from error
-    config = _parsed(_named(session, name).body, overrides or {})
+        return _resolved(name, None, changes)
+    config, spelt_out = _resolved(name, _named(session, name).body, changes)
     _demand_accepted(session, config)
-    return config
+    return config, spelt_out
 
 
 def trains_on(session: Session, config: TrainConfig) -> list[str]:
@@ -256,6 +259,19 @@ def _ready() -> frozenset[str]:
     names = trainer_config.recipe_names()
     loaded = {name: trainer_config.load_recipe(name).data for name in names}
     return frozenset(name for name in names if all(source.builtin for source in loaded[name].sources))
+
+
+@lru_cache(maxsize=256)
+def _resolved(name: str, body: str | None, changes: tuple[tuple[str, str], ...]) -> tuple[TrainConfig, str]:
+    """A configuration and its text, kept: somebody who types a launch asks for the same one again and again."""
+    try:
+        if body is None:
+            config = trainer_config.load_recipe(name, dict(changes))
+        else:
+            config = trainer_config.parse(body, dict(changes))
+    except ConfigError as error:
+        raise InvalidError(str(error)) from error
+    return config, trainer_config.dump(config)
 
 
 def _earlier(session: Session, request_id: str) -> int | None:

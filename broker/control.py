@@ -1,5 +1,6 @@
 """What is done to a run once it is launched: cancelled, paused, resumed, extended, and paused while nobody can pay."""
 
+import contextlib
 from collections.abc import Sequence
 
 import yaml
@@ -88,6 +89,21 @@ def resume(
     )
     runs.tell(session, run, "run.resumed", by=person, gpus=count, time_limit=seconds, step=run.step)
     return launching.receipt(session, run)
+
+
+def resumable_on(session: Session, run_id: int) -> list[tuple[int, bool]]:
+    """The numbers of GPUs of its pool that the run's configuration fits, each with whether it had as many before."""
+    run = runs.load(session, run_id)
+    if run.kind != "train":
+        return [(run.gpus, True)]
+    config = TrainConfig.model_validate(yaml.safe_load(run.config))
+    size = session.get_one(Pool, run.pool_id).gpus
+    fitting = []
+    for count in sorted({*(2**n for n in range(size.bit_length())), size, run.gpus}):
+        with contextlib.suppress(InvalidError):
+            launching.check_fit(config, count)
+            fitting.append((count, count == run.gpus))
+    return fitting
 
 
 def extend(session: Session, actor: Actor, run_id: int, time: str) -> Receipt:

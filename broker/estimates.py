@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import median
 
 import yaml
@@ -44,7 +45,7 @@ def estimate(session: Session, run: Run) -> Estimate:
     """
     if run.kind != "train":
         return Estimate(None, "a sample takes as long as its text")
-    config = _config(run)
+    config = _config(run.config)
     flops = float(dry_run.flops_per_token(config))
     nearest = min(_measured(session, run), key=lambda m: _distance(m, run, flops), default=None)
     if nearest is None or not 1 / FARTHEST <= flops / nearest.flops <= FARTHEST:
@@ -67,7 +68,7 @@ def _measured(session: Session, run: Run) -> list[Measurement]:
     return [
         Measurement(other.id, other.recipe, other.gpus, _rate(session, other.id), float(flops))
         for other in found
-        for flops in [dry_run.flops_per_token(_config(other))]
+        for flops in [dry_run.flops_per_token(_config(other.config))]
     ]
 
 
@@ -101,5 +102,7 @@ def _basis(measured: Measurement, run: Run, flops: float) -> str:
     return f"{said}, scaled {' and '.join(scaled)}" if scaled else f"{said} of this recipe on this pool"
 
 
-def _config(run: Run) -> TrainConfig:
-    return TrainConfig.model_validate(yaml.safe_load(run.config))
+@lru_cache(maxsize=256)
+def _config(text: str) -> TrainConfig:
+    """Read once: a pool's measured runs are asked about at every launch."""
+    return TrainConfig.model_validate(yaml.safe_load(text))

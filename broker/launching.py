@@ -181,7 +181,7 @@ def _drawn_up(session: Session, order: Order) -> tuple[Run, TrainConfig]:
     check_count(session.get_one(Pool, allocation.pool_id), order.gpus)
     seconds = parse_time_limit(order.time_limit)
     changes = parse_overrides(order.overrides)
-    config = catalogue.load(session, order.recipe, changes)
+    config, spelt_out = catalogue.load_with_text(session, order.recipe, changes)
     if order.dataset:
         catalogue.check_trains_on(session, order.recipe, config, order.dataset)
     check_fit(config, order.gpus)
@@ -198,7 +198,7 @@ def _drawn_up(session: Session, order: Order) -> tuple[Run, TrainConfig]:
         fork_step=None if origin is None else origin.step,
         recipe=order.recipe,
         overrides=changes,
-        config=trainer_config.dump(config),
+        config=spelt_out,
         total_steps=config.training.steps,
         gpus=order.gpus,
         time_limit=seconds,

@@ -1,6 +1,6 @@
 """Runs of the shared trainer: their rows, the table of their states, and how they are shown."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -231,6 +231,17 @@ def of_project(session: Session, project_id: int, *, kind: Kind | None = None, l
         query = query.where(Run.kind == kind)
     ids = session.scalars(query).all()
     return [view(session, run_id) for run_id in ids]
+
+
+def newest(
+    session: Session, project_id: int | None = None, *, states: Collection[RunState] = tuple(RunState), limit: int = 100
+) -> Sequence[tuple[int, str, str]]:
+    """Number, recipe and state of the newest runs that train, of a project or of all, in these states."""
+    query = select(Run.id, Run.recipe, Run.state).where(Run.kind == "train", Run.state.in_(states))
+    if project_id is not None:
+        query = query.where(Run.project_id == project_id)
+    rows = session.execute(query.order_by(Run.id.desc()).limit(limit))
+    return [(number, recipe, state) for number, recipe, state in rows]
 
 
 def recipes(session: Session) -> list[str]:

@@ -100,7 +100,7 @@ async def test_a_launch_is_offered_with_its_cost_and_confirmed_once(shared_lab: 
     await ada.press(offer.message, "Launch", timeout=2)
     await lab.guild.clear_faults()
     again = await ada.press(offer.message, "Launch")
-    assert again.text.startswith("### 🚀 Run 1 is queued. It will cost 1,200 GPU-seconds (0.333 GPU-hours) at most")
+    assert again.text.startswith("### 🚀 Run 1 is queued\nIt will cost 1,200 GPU-seconds (0.333 GPU-hours) at most")
     run = lab.call(runs.load, 1)
     assert (run.gpus, run.overrides) == (2, {"steps": "40", "seed": "7"})
     assert await lab_runs(lab) == [1]
@@ -186,6 +186,11 @@ async def test_a_run_is_paused_resumed_extended_and_looked_at(shared_lab: Shared
     card = await card_of(lab, channel, run, "paused", "Resume")
     refused = said(await omar.press(card, "Resume"))
     assert refused.startswith("Only members of")
+    paused = await ada.complete("run resume", "run", "")
+    assert paused == [(f"{run} · demo, paused", run)]
+    assert run not in [value for _, value in await ada.complete("run pause", "run", "")]
+    offered = await ada.complete("run resume", "gpus", "", channel=thread)
+    assert offered == [("1 GPU, as before", 1), ("2 GPUs", 2)]
     for gpus in (-1, 3):
         wrong = await ada.command("run resume", run=run, gpus=gpus)
         assert said(wrong) == "The pool “local” has 2 GPUs; ask for 1 to 2."
@@ -251,6 +256,9 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     assert unknown == f"Run {first} has no checkpoint of step 7 on this disk; it has: 0, 16."
     offer = await ada.command("run fork", run=first, step=16, override="seed=9", gpus=2)
     assert f"Launch a fork of run {first} from step 16 on 2 GPUs" in offer.text
+    assert "**Expected** about 98 GPU-seconds (0.027 GPU-hours): run" in offer.text  # 24 steps of 2,048 at 500/s
+    [expected, *_] = await ada.complete("run launch", "time_limit", "", channel=channel.id, recipe="demo", steps=40)
+    assert expected == ("4m · a quarter more than expected", "4m")
     assert offer.message is not None
     forked = await ada.press(offer.message, "Launch")
     second = int(forked.text.split("Run ")[1].split()[0])

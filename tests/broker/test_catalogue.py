@@ -239,7 +239,7 @@ def test_the_tables_go_and_come_back_with_data_in_them(lab: Lab) -> None:
         publications.add(session, run, 0, "there")
         session.add(Repository(run_id=run, name="a/b", private=True))
     dataset(lab)
-    for revision in ("-3", "head"):
+    for revision in ("0006", "head"):
         lab.db.migrate(revision)
     with lab.db.read() as session:
         assert publications.kept(session, run) == [0]

@@ -1,0 +1,104 @@
+"""When cards may be edited: a budget for each channel, shared by all of its cards, and served oldest first.
+
+Discord takes about five edits in five seconds in a channel, and few, how many it does not say, of messages older than
+an hour. An edit waits for its turn here and not at Discord, so that it shows the state of the moment when it goes out.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import discord
+
+from projects.db import utcnow
+
+BUSY, CALM, OLD = 3.0, 10.0, 300.0
+"""Least seconds between two edits of a card: while much changes, while little does, and once its message is old."""
+OLD_AGE = 3600.0
+FRESH_EDITS = (4, 5.0)
+OLD_EDITS = (1, 120.0)
+A_SECOND = 18
+REMEMBERED = 30.0
+PATIENCE = 5.0
+
+
+class OldMessageError(Exception):
+    """Discord takes no edit of this message now: it is older than an hour, and too many such were edited."""
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__(f"no edit of an old message for {retry_after:.0f} s")
+        self.retry_after = retry_after
+
+
+def age(message_id: str) -> float:
+    """Seconds since the message was sent, by its id."""
+    return (utcnow() - discord.utils.snowflake_time(int(message_id))).total_seconds()
+
+
+@dataclass
+class Line:
+    """The cards of a channel that wait, each with since when and when it last asked, and the edits of late."""
+
+    most: int
+    seconds: float
+    waiting: dict[str, tuple[float, float]] = field(default_factory=dict)
+    edits: deque[float] = field(default_factory=deque)
+    closed_until: float = 0.0
+
+    def ask(self, key: str, now: float) -> bool:
+        """Whether it is this card's turn; it keeps its place while it asks again and again."""
+        self.waiting = {name: times for name, times in self.waiting.items() if now - times[1] <= PATIENCE}
+        since, _ = self.waiting.get(key, (now, now))
+        self.waiting[key] = (since, now)
+        while self.edits and now - self.edits[0] >= self.seconds:
+            self.edits.popleft()
+        free = self.most - len(self.edits) if now >= self.closed_until else 0
+        first = sorted(self.waiting, key=lambda name: self.waiting[name][0])[: max(0, free)]
+        return key in first
+
+
+class Cadence:
+    """One for the process. Keys are those of the messages; seconds throughout."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lines: dict[tuple[str, bool], Line] = {}
+        self._edited: dict[str, float] = {}
+        self._recent: deque[float] = deque()
+
+    def edited_at(self, key: str) -> float:
+        """When the card was last edited, on the clock; minus infinity where never."""
+        return self._edited.get(key, float("-inf"))
+
+    def rested(self, key: str, pause: float = BUSY) -> bool:
+        """Whether the last edit is long enough ago; with many cards in motion, longer."""
+        now = self._clock()
+        while self._recent and now - self._recent[0] >= REMEMBERED:
+            self._recent.popleft()
+        crowd = len(self._recent) / REMEMBERED / A_SECOND
+        return now - self.edited_at(key) >= pause * max(1.0, crowd)
+
+    def turn(self, key: str, channel_id: str, *, age: float, pause: float = BUSY) -> bool:
+        """Whether the card may be edited now; one that may not stands in line, if it has rested."""
+        return self.rested(key, pause) and self._line(channel_id, age).ask(key, self._clock())
+
+    def edited(self, key: str, channel_id: str, *, age: float) -> None:
+        """Count an edit."""
+        now, line = self._clock(), self._line(channel_id, age)
+        self._edited[key] = now
+        self._recent.append(now)
+        line.edits.append(now)
+        line.waiting.pop(key, None)
+
+    def leave(self, key: str, channel_id: str, *, age: float) -> None:
+        """Leave the line: there is nothing to edit."""
+        self._line(channel_id, age).waiting.pop(key, None)
+
+    def refused(self, channel_id: str, retry_after: float) -> None:
+        """Edit no old message of the channel for so long."""
+        self._line(channel_id, OLD_AGE).closed_until = self._clock() + retry_after
+
+    def _line(self, channel_id: str, age: float) -> Line:
+        old = age >= OLD_AGE
+        return self._lines.setdefault((channel_id, old), Line(*(OLD_EDITS if old else FRESH_EDITS)))
