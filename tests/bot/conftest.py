@@ -173,6 +173,14 @@ class Lab:
         fields = {"GPU-hours": hours, "Until": day, "Justification": "Five sizes, one seed each."}
         return await self.person("Ada").submit(form, fields | changes, force=True)
 
+    async def launch(self, channel: Channel, **options: Any) -> Answer:
+        """Ada launches a run and confirms what she is offered; a refusal is the answer as it is."""
+        given = {"recipe": "demo", "time_limit": "10m"} | options
+        offer = await self.person("Ada").command("run launch", channel=channel.id, **given)
+        if offer.message is None or "Launch" not in offer.message.button_labels:
+            return offer
+        return await self.person("Ada").press(offer.message, "Launch")
+
     async def review_card(self, allocation: int) -> Message:
         """The card of a request."""
         return await self.guild.wait_for("compute-review", lambda m: m.text.endswith(f"allocation {allocation}"))
