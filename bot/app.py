@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Concatenate, ParamSpec, TypeAlias, TypeVar
 
 import discord
+from discord import app_commands
 from sqlalchemy.orm import Session
 
 from bot import server
@@ -31,6 +32,7 @@ class App(discord.Client):
         self.settings = settings
         self.server = Server.of(settings)
         self.trouble = ""
+        self.tree: app_commands.CommandTree[App]
         self.db = db
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="database")
 

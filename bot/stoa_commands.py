@@ -3,7 +3,7 @@
 import discord
 from discord import app_commands
 
-from bot import errors, lookup, setting_up
+from bot import errors, helping, lookup, setting_up
 from bot.app import Interaction, actor
 from projects import limits, record, redaction, rights
 from projects.errors import ConflictError
@@ -61,6 +61,25 @@ async def setup(
     }
     chosen = {name: target for name, target in given.items() if target is not None}
     await errors.reply(interaction, await setting_up.set_up(app, guild, who, chosen))
+
+
+@stoa.command(name="help", description="Show what you can do here")
+async def help_here(interaction: Interaction) -> None:
+    """Show it by the table of rights, for who asks and where they ask."""
+    app, who = interaction.client, actor(interaction)
+    project_id = await lookup.project_here(interaction)
+    held = rights.held(
+        who,
+        moderator_role_id=app.server.moderator_role,
+        reviewer_role_id=app.server.reviewer_role,
+        admin_role_id=app.server.admin_role,
+    )
+    standing = await app.read(helping.standing, who, project_id, held)
+    tree = app.tree.get_commands(guild=discord.Object(app.server.guild))
+    first, *others = helping.pages(tree, standing, review=app.server.review)
+    await interaction.response.send_message(view=first, ephemeral=True)
+    for page in others:
+        await interaction.followup.send(view=page, ephemeral=True)
 
 
 @stoa.command(name="ban", description="Let somebody do nothing but read")
