@@ -16,7 +16,7 @@ from discord.gateway import DiscordWebSocket
 from discord.http import Route
 from sqlalchemy.orm import Session
 
-from bot import allocation_buttons, buttons, errors, project_buttons, setting_up, text
+from bot import allocation_buttons, buttons, errors, project_buttons, setting_up, stoa_buttons, text
 from bot.allocation_commands import allocation
 from bot.app import App, Interaction
 from bot.buttons import Button
@@ -74,7 +74,7 @@ class Bot(App):
         for group in (project, allocation, run_group, catalogue_group, cluster_group, stoa):
             self.tree.add_command(group, guild=guild)
         self.tree.add_command(put_on_record, guild=guild)
-        for presses in (project_buttons.PRESSES, allocation_buttons.PRESSES):
+        for presses in (project_buttons.PRESSES, allocation_buttons.PRESSES, stoa_buttons.PRESSES):
             buttons.register(presses)
         self.add_dynamic_items(Button)
         definition = [command.to_dict(self.tree) for command in self.tree.get_commands(guild=guild)]

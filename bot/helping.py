@@ -1,4 +1,4 @@
-"""`/stoa help`: the commands there are, each with its sentence, so far as the table of rights lets a person use them."""
+"""`/stoa help`: the commands there are, each with its sentence, as far as the table of rights lets one use them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -3,9 +3,10 @@
 import discord
 from discord import app_commands
 
-from bot import errors, helping, lookup, setting_up
+from bot import errors, helping, lookup, setting_up, stoa_buttons
 from bot.app import Interaction, actor
-from projects import limits, record, redaction, rights
+from broker import cluster, inventory, pools
+from projects import limits, policies, record, redaction, rights
 from projects.errors import ConflictError
 from projects.people import Actor
 from projects.rights import Act
@@ -80,6 +81,31 @@ async def help_here(interaction: Interaction) -> None:
     await interaction.response.send_message(view=first, ephemeral=True)
     for page in others:
         await interaction.followup.send(view=page, ephemeral=True)
+
+
+@stoa.command(name="pools", description="Admins: list the pools of GPUs with their use; add or change one")
+async def list_pools(interaction: Interaction) -> None:
+    """List them."""
+    stoa_buttons.require(interaction, Act.MANAGE_COMPUTE)
+    listed = await interaction.client.read(cluster.status)
+    await interaction.response.send_message(view=stoa_buttons.pools_view(listed), ephemeral=True)
+
+
+@stoa.command(name="grants", description="Admins: list what sponsors give, with its use; add or change a grant")
+async def list_grants(interaction: Interaction) -> None:
+    """List them."""
+    stoa_buttons.require(interaction, Act.MANAGE_COMPUTE)
+    listed = await interaction.client.read(pools.grants)
+    spent = await interaction.client.read(inventory.spent_by_grant)
+    await interaction.response.send_message(view=stoa_buttons.grants_view(listed, spent), ephemeral=True)
+
+
+@stoa.command(name="limits", description="Admins: list the limits by which the lab is run; change one")
+async def list_limits(interaction: Interaction) -> None:
+    """List them."""
+    stoa_buttons.require(interaction, Act.CHANGE_POLICIES)
+    now = await interaction.client.read(policies.current)
+    await interaction.response.send_message(view=stoa_buttons.limits_view(now), ephemeral=True)
 
 
 @stoa.command(name="ban", description="Let somebody do nothing but read")

@@ -46,9 +46,9 @@ async def test_nobody_reviews_their_own_project_and_who_is_banned_hears_it(share
     assert "you are banned: Spam." in (await lab.person("Grace").command("stoa help")).text
 
 
-def test_it_fits_however_many_commands_there_are() -> None:
+async def test_it_fits_however_many_commands_there_are() -> None:
     here = helping.Standing(frozenset(helping.HEADINGS), "x" * 80)
-    pages = helping.pages([stoa] * 1, here, review=1)
+    pages = helping.pages([stoa], here, review=1)
     assert all(page.content_length() <= 4000 for page in pages)
     known = {command.qualified_name for command in stoa.commands}
     assert known <= {*helping.NEEDS, "stoa help"}
