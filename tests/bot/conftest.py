@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 
 from bot import outbox
-from broker import pools
+from broker import allocations, pools
 from projects import record
 from projects.db import Database
 from projects.people import Actor
@@ -53,8 +53,8 @@ class Lab:
         self.db.migrate()
         with self.db.write() as session:
             pools.add_pool(session, name="local", gpu_type="CPU", gpus=2)
-            until = datetime.now(UTC) + timedelta(days=90)
-            pools.add_grant(session, pool="local", sponsor="The Library", seconds=360_000, until=until)
+            given, until = allocations.parse_hours("100"), datetime.now(UTC) + timedelta(days=90)
+            pools.add_grant(session, pool="local", sponsor="The Library", seconds=given, until=until)
         self._sandbox = self._spawn("sandbox.log", "-m", "sandbox", "--dir", str(self.root / "sandbox"))
         self.guild = await Guild.open(self.root / "sandbox")
 
