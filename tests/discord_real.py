@@ -2,7 +2,7 @@
 
     STOA_DISCORD_TOKEN=… STOA_GUILD_ID=… python -m tests.discord_real
 
-Take a server made for tests, with the bot invited and `stoa bot` run once. It makes one channel and deletes it at the
+Take a server made for tests, with the bot invited and started once. It makes one channel and deletes it at the
 end. Each answer is judged by Discord's API description too, where there is one. A bot presses no button and uses no
 command, so that the second half of the story is the person's. With STOA_DISCORD_API it runs against the loopback one.
 """
