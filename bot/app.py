@@ -4,6 +4,7 @@ import asyncio
 import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from typing import Concatenate, ParamSpec, TypeAlias, TypeVar
 
 import discord
@@ -11,13 +12,18 @@ from discord import app_commands
 from sqlalchemy.orm import Session
 
 from bot import server
+from bot.pace import Pace
 from bot.server import Server
+from bot.studio import Studio
 from projects.db import Database
 from projects.people import Actor
 from projects.settings import Settings
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+in_delivery: ContextVar[bool] = ContextVar("in_delivery", default=False)
+"""Set in the delivery and in all that it starts, whose calls of the database never stand before a person's."""
 
 
 class App(discord.Client):
@@ -28,13 +34,16 @@ class App(discord.Client):
             intents=discord.Intents(guilds=True),
             allowed_mentions=discord.AllowedMentions.none(),
             guild_ready_timeout=0.5,
+            http_trace=Pace().trace,
         )
         self.settings = settings
         self.server = Server.of(settings)
         self.trouble = ""
         self.tree: app_commands.CommandTree[App]
         self.db = db
+        self.studio = Studio()
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="database")
+        self._delivery_threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="delivery")
 
     async def read(self, call: Callable[Concatenate[Session, P], R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call a function of the domain in a session that only looks."""
@@ -43,7 +52,7 @@ class App(discord.Client):
             with self.db.read() as session:
                 return call(session, *args, **kwargs)
 
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        return await asyncio.get_running_loop().run_in_executor(self._pool(), work)
 
     async def write(self, call: Callable[Concatenate[Session, P], R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call a function of the domain in a transaction of its own."""
@@ -52,7 +61,7 @@ class App(discord.Client):
             with self.db.write() as session:
                 return call(session, *args, **kwargs)
 
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        return await asyncio.get_running_loop().run_in_executor(self._pool(), work)
 
     async def look_again(self) -> None:
         """Take over what the admins have chosen with `/stoa setup`; `trouble` is what the server lacks still."""
@@ -61,8 +70,13 @@ class App(discord.Client):
     async def close(self) -> None:
         """Leave Discord, and let the calls end that are still at the database."""
         await super().close()
-        end = functools.partial(self._threads.shutdown, wait=True, cancel_futures=True)
-        await asyncio.get_running_loop().run_in_executor(None, end)
+        for threads in (self._threads, self._delivery_threads):
+            end = functools.partial(threads.shutdown, wait=True, cancel_futures=True)
+            await asyncio.get_running_loop().run_in_executor(None, end)
+        self.studio.close()
+
+    def _pool(self) -> ThreadPoolExecutor:
+        return self._delivery_threads if in_delivery.get() else self._threads
 
 
 Interaction: TypeAlias = discord.Interaction[App]

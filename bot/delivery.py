@@ -11,15 +11,14 @@ import structlog
 from sqlalchemy.orm import Session
 
 from bot import lease, outbox
-from bot.app import App
+from bot.app import App, in_delivery
 from bot.feeds import LabFeed, ProjectFeed
 from bot.lease import LostLeaseError
 from bot.sender import Sender
-from bot.studio import Studio
 from broker import runs
 from projects import health, record
 
-AT_ONCE = 8
+AT_ONCE = 64
 TELL_AGAIN_SECONDS = 60.0
 LONGEST_PAUSE_SECONDS = 30.0
 
@@ -33,7 +32,6 @@ class Delivery:
         self.app = app
         self.holder = f"{socket.gethostname()}:{os.getpid()}:{os.urandom(4).hex()}"
         self._sender = Sender(app, self.holder)
-        self._studio = Studio()
         self._feeds: dict[str, LabFeed | ProjectFeed] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._places = asyncio.Semaphore(AT_ONCE)
@@ -44,6 +42,7 @@ class Delivery:
         """Deliver until cancelled; then let the lease go."""
         settings = self.app.settings
         guild = str(self.app.server.guild)
+        in_delivery.set(True)
         try:
             while True:
                 try:
@@ -61,7 +60,6 @@ class Delivery:
                 await asyncio.sleep(settings.tick_seconds)
         finally:
             await self._stop()
-            self._studio.close()
             await self.app.write(lease.let_go, guild, self.holder)
 
     async def _round(self) -> None:
@@ -81,7 +79,7 @@ class Delivery:
         if stream == record.LAB:
             feed: LabFeed | ProjectFeed = LabFeed(self.app, self._sender)
         else:
-            feed = ProjectFeed(self.app, self._sender, self._studio, int(stream.partition(":")[2]))
+            feed = ProjectFeed(self.app, self._sender, self.app.studio, int(stream.partition(":")[2]))
         self._feeds[stream] = feed
         return feed
 

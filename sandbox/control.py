@@ -114,6 +114,7 @@ def show_answer(world: World, interaction: Interaction) -> Json:
         "kind": kind,
         "message": None if message is None else show_message(world, message),
         "modal": None if interaction.modal is None else _show_modal(interaction.modal),
+        "form": interaction.modal,
         "choices": interaction.choices,
         "followups": [show_message(world, m) for m in later],
         "ephemeral": bool(original and original.ephemeral_for and kind != "update" and message is original)
@@ -135,12 +136,17 @@ def _show_modal(modal: Json) -> Json:
 
 
 async def _finish(request: web.Request, interaction: Interaction, seconds: float) -> web.Response:
-    """Waits for what the person would see: 3 s for a first answer, `seconds` for the end of a deferred one."""
+    """Waits for what the person would see: 3 s for a first answer, `seconds` for the end of a deferred one.
+
+    With 0 seconds the first answer is enough: the page is told of the rest.
+    """
     ends = interaction.created + max(interactions.FIRST_ANSWER_SECONDS, seconds)
     while not interaction.settled.is_set() and not interactions.expired(interaction) and time.monotonic() < ends:
+        if interaction.shown is not None and seconds == 0:
+            break
         # In short waits: the first answer of a deferral moves the end from 3 s to `seconds`.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(interaction.settled.wait(), 0.1)
+            await asyncio.wait_for(interaction.settled.wait(), 0.1 if seconds else 0.02)
     return reply(show_answer(world_of(request), interaction))
 
 
@@ -293,12 +299,14 @@ async def clear_faults(request: web.Request) -> web.Response:
 
 
 async def set_limit(request: web.Request) -> web.Response:
-    """Changes one bucket (`route`, `requests`, `seconds`) or turns all of them on or off (`enforced`)."""
+    """Changes one bucket (`route`, `requests`, `seconds`), how old an old message is, or turns all on or off."""
     rates, body = server_of(request).rates, await request.json()
     if "enforced" in body:
         rates.enforced = bool(body["enforced"])
     if "route" in body:
         rates.limits[body["route"]] = (int(body["requests"]), float(body["seconds"]))
+    if "old_seconds" in body:
+        rates.old_seconds = float(body["old_seconds"])
     return reply({})
 
 

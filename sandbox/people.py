@@ -299,8 +299,15 @@ class Guild:
         await self.call("DELETE", "/faults")
 
     async def limit(self, route: str, requests: int, seconds: float) -> None:
-        """Sets the rate limit of a route such as "POST /channels/{channel_id}/messages", or of "rename"."""
+        """Sets the rate limit of a route such as "POST /channels/{channel_id}/messages".
+
+        Three are no routes: "rename", "old edit" (of messages older than an hour) and "invalid" (401, 403, 429).
+        """
         await self.call("POST", "/limits", {"route": route, "requests": requests, "seconds": seconds})
+
+    async def count_as_old(self, seconds: float) -> None:
+        """Sets the age from which a message's edits have a limit of their own; an hour on Discord."""
+        await self.call("POST", "/limits", {"old_seconds": seconds})
 
     async def enforce_limits(self, on: bool) -> None:
         await self.call("POST", "/limits", {"enforced": on})

@@ -1,5 +1,7 @@
 """Rate limits: fixed windows per route and major parameter, and 50 requests a second over all, as Discord keeps them.
 
+Beside these: two changes of a channel's name in ten minutes, few edits of messages older than an hour, and the network
+in front of Discord, which shuts out an address with 10,000 invalid requests (401, 403, 429) within ten minutes.
 Discord publishes no numbers for its buckets; these are close to what bots observe, and tests may set others.
 """
 
@@ -27,8 +29,13 @@ LIMITS: dict[str, tuple[int, float]] = {
     "PUT /applications/{application_id}/guilds/{guild_id}/commands": (5, 20.0),
     "PUT /applications/{application_id}/commands": (5, 20.0),
 }
+# `limits` knows these as "rename", "old edit" and "invalid".
 RENAME = (2, 600.0)
+OLD_EDIT = (3, 300.0)
+INVALID = (10_000, 600.0)
 GLOBAL = (50, 1.0)
+OLD_SECONDS = 3600.0
+REFUSED = frozenset({401, 403, 429})
 
 
 @dataclass
@@ -62,6 +69,7 @@ class Rates:
 
     limits: dict[str, tuple[int, float]] = field(default_factory=lambda: dict(LIMITS))
     enforced: bool = True
+    old_seconds: float = OLD_SECONDS
     _windows: dict[tuple[str, str], Window] = field(default_factory=dict)
     _global: Window = field(default_factory=lambda: Window(*GLOBAL))
 
@@ -86,6 +94,27 @@ class Rates:
         """Counts a change of a channel's name or topic: the seconds to wait where it is refused."""
         window = self._window("rename", channel_id, self.limits.get("rename", RENAME))
         return None if window.take() or not self.enforced else window.reset_after
+
+    def edit(self, channel_id: str, age: float) -> float | None:
+        """Counts an edit of a message `age` seconds old: the seconds to wait where it is refused with 30046."""
+        if age < self.old_seconds:
+            return None
+        window = self._window("old edit", channel_id, self.limits.get("old edit", OLD_EDIT))
+        return None if window.take() or not self.enforced else window.reset_after
+
+    def answered(self, status: int, *, shared: bool) -> None:
+        """Counts an answer that makes a request invalid; one refused for others' sake, a shared limit, is not."""
+        if status in REFUSED and not shared:
+            self._invalid.take()
+
+    def shut_out(self) -> float | None:
+        """The seconds for which the address is shut out, if it is."""
+        window = self._invalid
+        return window.reset_after or None if self.enforced and window.used >= window.limit else None
+
+    @property
+    def _invalid(self) -> Window:
+        return self._window("invalid", "", self.limits.get("invalid", INVALID))
 
     def _window(self, route: str, major: str, limit: tuple[int, float]) -> Window:
         window = self._windows.get((route, major))

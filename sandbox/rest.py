@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Awaitable, Callable
 
@@ -42,7 +43,10 @@ async def discord_api(request: web.Request, handler: Handler) -> web.StreamRespo
     body: Json | None
     if fault is not None and fault.delay:
         await asyncio.sleep(fault.delay)
-    if fault is not None and fault.status is not None:
+    shut_out = server.rates.shut_out()
+    if shut_out is not None:
+        response, body = _shut_out(shut_out), None
+    elif fault is not None and fault.status is not None:
         response, body = _failed(fault)
     else:
         try:
@@ -50,6 +54,7 @@ async def discord_api(request: web.Request, handler: Handler) -> web.StreamRespo
             response, body = await _answer(request, handler)
         except ApiError as error:
             response, body = reply(error.body, error.status), error.body
+    server.rates.answered(response.status, shared=response.headers.get("X-RateLimit-Scope") == "shared")
     server.journal.exchange(
         {
             "at": round(started, 3),
@@ -92,10 +97,16 @@ async def _answer(request: web.Request, handler: Handler) -> tuple[web.StreamRes
         response = await handler(request)
     except ApiError as error:
         if error.status == 429:
-            headers |= {"Retry-After": str(int(error.body["retry_after"]) + 1), "X-RateLimit-Scope": "shared"}
+            headers |= {"Retry-After": str(int(error.body["retry_after"]) + 1), "X-RateLimit-Scope": "user"}
         return reply(error.body, error.status, headers), error.body
     response.headers.update(headers)
     return response, _body_of(response)
+
+
+def _shut_out(seconds: float) -> web.Response:
+    """What the network in front of Discord says: no JSON, and no `Via`."""
+    headers = {"Retry-After": str(math.ceil(seconds))}
+    return web.Response(text="error code: 1015", status=429, headers=headers, content_type="text/plain")
 
 
 def _body_of(response: web.StreamResponse) -> Json | None:

@@ -9,7 +9,7 @@ from sandbox.errors import ApiError, Json
 from sandbox.form import Form
 from sandbox.messages import COMPONENTS_V2, NONCE_SECONDS, SUPPRESS_EMBEDS, SUPPRESS_NOTIFICATIONS
 from sandbox.state import CATEGORY, THREADS, Message, World
-from sandbox.wire import draft_of, reply, world_of
+from sandbox.wire import draft_of, reply, server_of, world_of
 
 SETTABLE_FLAGS = SUPPRESS_EMBEDS | SUPPRESS_NOTIFICATIONS | COMPONENTS_V2
 
@@ -110,6 +110,11 @@ async def edit_message(request: web.Request) -> web.Response:
     if message.author_id != world.application_id:
         raise ApiError(50005)
     messages.check(Form(), draft, before=message.payload, edit=True)
+    wait = server_of(request).rates.edit(channel["id"], time.monotonic() - message.created)
+    if wait is not None:
+        refusal = ApiError(30046)
+        refusal.body |= {"retry_after": round(wait, 3), "global": False}
+        raise refusal
     messages.edit(world, message, draft)
     return reply(message.payload)
 
