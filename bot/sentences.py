@@ -335,6 +335,21 @@ def _grant(p: Payload) -> str:
     )
 
 
+def _pool_changed(p: Payload) -> str:
+    return (
+        f"🖥️ {_by(p)} changes the pool {text.code(p['pool'], 60)}: it has {text.count(p['gpus'], 'GPU')} and a price "
+        f"weight of {p['price_weight']:g}.{quoted(p['why'])}"
+    )
+
+
+def _grant_changed(p: Payload) -> str:
+    more = f"{text.gpu_hours(p['seconds'])} more, " if p["seconds"] else ""
+    return (
+        f"🎁 {_by(p)} changes grant {p['grant']} of {line(p['sponsor'])} on {text.code(p['pool'], 60)}: {more}until "
+        f"{line(str(p['until'])[:10])}.{quoted(p['why'])}"
+    )
+
+
 def _catalogue(done: str) -> Callable[[Payload], str]:
     def rendering(p: Payload) -> str:
         what = f"the {line(p['what'])} {text.code(p['name'], 60)}"
@@ -474,6 +489,8 @@ RENDERINGS: Mapping[str, Callable[[Payload], str]] = {
     "disk.enough": _disk_enough,
     "pool.added": _pool,
     "grant.added": _grant,
+    "pool.changed": _pool_changed,
+    "grant.changed": _grant_changed,
     "server.set_up": _set_up,
     "person.banned": _banned,
     "person.unbanned": _unbanned,

@@ -137,6 +137,12 @@ def test_posts(kind: str, said: str) -> None:
     payload |= {"before": {"id": "2", "name": said}, "endorsed_by": said, "renews": 3}
     payload |= {"policy": said, "was": 1, "now": said}
     payload |= {"person": {"id": "3", "name": said}, "numbers": list(range(1, 900))}
+    payload |= {
+        "author": {"id": "4", "name": said},
+        "said_at": "2030-01-01",
+        "link": "https://discord.com/channels/1/2/3",
+    }
+    payload |= {"price_weight": 2.5, "grant": 7, "places": {"record": {"id": "5", "name": said[:100]}}}
     payload["people"] = everyone if kind == "project.completed" else 2
     told = Told(1, "project:1", 12, kind, "00112233445566", payload)
     scene = Scene(project(said), "5", [run(said)] * 30)
