@@ -10,10 +10,11 @@ import discord
 import structlog
 from sqlalchemy.orm import Session
 
-from bot import lease, outbox
+from bot import lease, notices, outbox
 from bot.app import App, in_delivery
 from bot.feeds import LabFeed, ProjectFeed
 from bot.lease import LostLeaseError
+from bot.notices import Notices
 from bot.sender import Sender
 from bot.studio import Studio
 from broker import runs
@@ -22,6 +23,8 @@ from projects import health, record
 AT_ONCE = 64
 TELL_AGAIN_SECONDS = 60.0
 LONGEST_PAUSE_SECONDS = 30.0
+TRIES_BEFORE_TOLD = 3
+TOO_MANY = 429
 
 log = structlog.get_logger()
 
@@ -33,11 +36,13 @@ class Delivery:
         self.app = app
         self.holder = f"{socket.gethostname()}:{os.getpid()}:{os.urandom(4).hex()}"
         self._sender = Sender(app, self.holder)
+        self._notices = Notices(app, self._sender)
         self._studio = Studio()
         self._feeds: dict[str, LabFeed | ProjectFeed] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._places = asyncio.Semaphore(AT_ONCE)
         self._troubles: dict[str, Trouble] = {}
+        self._begun: set[str] = set()
         self._waiting = False
 
     async def run(self) -> None:
@@ -80,9 +85,9 @@ class Delivery:
 
     def _open(self, stream: str) -> LabFeed | ProjectFeed:
         if stream == record.LAB:
-            feed: LabFeed | ProjectFeed = LabFeed(self.app, self._sender)
+            feed: LabFeed | ProjectFeed = LabFeed(self.app, self._sender, self._notices)
         else:
-            feed = ProjectFeed(self.app, self._sender, self._studio, int(stream.partition(":")[2]))
+            feed = ProjectFeed(self.app, self._sender, self._notices, self._studio, int(stream.partition(":")[2]))
         self._feeds[stream] = feed
         return feed
 
@@ -93,15 +98,20 @@ class Delivery:
                 await feed.catch_up()
         except LostLeaseError:
             log.warning("the lease went to another process", stream=stream)
-        except discord.Forbidden as error:
-            trouble.note(stream, f"the bot lacks a permission: {error.text} ({error.code})")
         except discord.HTTPException as error:
             trouble.note(stream, f"Discord answers {error.status} {error.code}: {error.text}")
+            if error.status < 500 and error.status != TOO_MANY:
+                await self._notices.waits(stream, notices.refusal(error))
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             trouble.note(stream, f"Discord cannot be reached: {error!r}")
         except Exception as error:
             trouble.note(stream, "an error of our own", error)
+            if trouble.count >= TRIES_BEFORE_TOLD:
+                await self._notices.waits(stream, "an error of our own, which is in the bot's log.")
         else:
+            if trouble.count or stream not in self._begun:
+                await self._notices.goes_on(stream)
+            self._begun.add(stream)
             del self._troubles[stream]
 
     async def _stop(self) -> None:

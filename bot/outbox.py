@@ -7,7 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from bot.tables import DiscordCursor, DiscordMessage, DiscordRoom
-from projects import record
+from projects import channels, record
 from projects.db import utcnow
 from projects.record import Told
 
@@ -84,8 +84,10 @@ def open_room(session: Session, key: str, project_id: int, channel_id: str) -> N
 
 
 def room_gone(session: Session, key: str, project_id: int) -> None:
-    """Note that a person has deleted a channel or thread, or what it would hang on."""
+    """Note that a person has deleted a channel or thread, or what it would hang on; a channel's end is recorded."""
     row = session.get(DiscordRoom, key)
+    if key == f"project:{project_id}" and (row is None or not row.gone):
+        channels.deleted(session, project_id)
     if row is None:
         row = DiscordRoom(key=key, project_id=project_id, mark="")
         session.add(row)

@@ -12,6 +12,7 @@ from projects.record import LAB, Told
 
 OPENINGS = frozenset({"project.activated", "project.channel_opened"})
 ENDINGS = frozenset({"run.finished", "run.failed", "run.timed_out", "run.cancelled"})
+FOR_ADMINS = frozenset({"channel.deleted"})
 BLANKED = "🪦 This entry was blanked on request; the chain still vouches for its place."
 
 
@@ -23,6 +24,7 @@ class Place(StrEnum):
     RUN = "run"
     ANNOUNCEMENTS = "announcements"
     RECORD = "record"
+    REVIEW = "review"
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ def places(entry: Told, *, has_channel: bool) -> Sequence[Place]:
     """Where an entry is posted."""
     payload = entry.payload or {}
     if entry.stream == LAB:
-        return [Place.RECORD]
+        return [Place.RECORD, Place.REVIEW] if entry.kind in FOR_ADMINS else [Place.RECORD]
     if _opens(entry):
         return [Place.PROPOSAL, Place.CHANNEL]
     if entry.kind == "project.completed":
