@@ -44,7 +44,7 @@ class Notices:
 
     async def place_gone(self, name: str, channel_id: str) -> None:
         """Say that one of the lab's own channels was deleted."""
-        said = f"⚠️ The channel for the {name} was deleted: what belongs there is posted no more. /stoa setup names another."
+        said = f"⚠️ The channel for the {name} was deleted: nothing more is posted there. /stoa setup names another."
         await self._post(f"gone:{channel_id}", f"{said}\n-# Lab · channel {channel_id} is gone")
 
     async def _post(self, key: str, said: str) -> None:
