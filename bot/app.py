@@ -10,8 +10,10 @@ from typing import Concatenate, ParamSpec, TypeAlias, TypeVar
 import discord
 from sqlalchemy.orm import Session
 
+from bot import server
 from bot.pace import Pace
 from bot.server import Server
+from bot.studio import Studio
 from projects.db import Database
 from projects.people import Actor
 from projects.settings import Settings
@@ -35,7 +37,9 @@ class App(discord.Client):
         )
         self.settings = settings
         self.server = Server.of(settings)
+        self.trouble = ""
         self.db = db
+        self.studio = Studio()
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="database")
         self._delivery_threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="delivery")
 
@@ -57,12 +61,17 @@ class App(discord.Client):
 
         return await asyncio.get_running_loop().run_in_executor(self._pool(), work)
 
+    async def look_again(self) -> None:
+        """Take over what the admins have chosen with `/stoa setup`; `trouble` is what the server lacks still."""
+        self.server = await self.read(server.load, self.settings)
+
     async def close(self) -> None:
         """Leave Discord, and let the calls end that are still at the database."""
         await super().close()
         for threads in (self._threads, self._delivery_threads):
             end = functools.partial(threads.shutdown, wait=True, cancel_futures=True)
             await asyncio.get_running_loop().run_in_executor(None, end)
+        self.studio.close()
 
     def _pool(self) -> ThreadPoolExecutor:
         return self._delivery_threads if in_delivery.get() else self._threads

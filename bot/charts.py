@@ -1,46 +1,69 @@
-"""The loss curve of a run as a picture. Colours: Okabe–Ito. Only the studio's process imports this, and matplotlib."""
-
-import io
-from collections.abc import Sequence
+"""The curve of a run as a picture: its loss, and under it the gradient norm or the learning rate."""
 
 import numpy as np
-import numpy.typing as npt
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.patheffects import withStroke
 
+from bot import plot
+from bot.plot import BLUE, GREEN, GREY, SKY, VERMILION, Array
 from bot.studio import Curve
 
-BLUE, SKY, VERMILION, GREEN, GREY = "#0072B2", "#56B4E9", "#D55E00", "#009E73", "#5A6068"
+HALO = [withStroke(linewidth=3, foreground="white")]
 
 
 def draw(curve: Curve) -> bytes:
-    """A PNG of 1000 × 625 pixels, meant to be read at a phone's 390."""
-    figure = Figure(figsize=(5, 3.125), dpi=200, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    tokens = [point[0] for point in curve.loss]
-    values = [point[1] for point in curve.loss]
-    if curve.loss:
-        axes.plot(tokens, values, color=SKY, linewidth=1, alpha=0.55)
-        axes.plot(tokens, _smoothed(values), color=BLUE, linewidth=2.2, label="training")
-    if curve.held_out:
-        at, held_out = zip(*curve.held_out, strict=True)
+    """A PNG of 1000 × 625 pixels, or 1000 × 800 with the second panel."""
+    return plot.png(figure(curve))
+
+
+def figure(curve: Curve) -> Figure:
+    """The picture, still to be turned into bytes."""
+    second = len(curve.below) > 1
+    made = plot.canvas(800 if second else 625)
+    heights = (3.6, 1) if second else (1,)
+    axes, *others = made.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    _loss(axes, curve)
+    if second:
+        _below(others[0], curve)
+    lowest = others[-1] if others else axes
+    lowest.set_xlabel("tokens", fontsize=plot.NORMAL)
+    return made
+
+
+def _loss(axes: Axes, curve: Curve) -> None:
+    at, values = plot.columns(curve.loss)
+    held_at, held = plot.columns(curve.held_out)
+    plot.style(axes)
+    axes.margins(y=0.12)
+    if len(at):
+        top = max(plot.ceiling(np.concatenate((values, held))), curve.unigram_entropy or 0)
+        few = len(at) <= 12
+        axes.plot(*plot.broken(at, values), "o-" if few else "-", color=SKY, linewidth=1, markersize=4, alpha=0.65)
+        usual = values <= top
+        smooth = plot.smoothed(at[usual], values[usual])
+        axes.plot(*plot.broken(at[usual], smooth), color=BLUE, linewidth=2.2, label="training")
+        measured, tokens = np.concatenate((values, held)), np.concatenate((at, held_at))
+        held_at, held = held_at[held <= top], held[held <= top]
+        _spikes(axes, tokens[measured > top], measured[measured > top])
+        _scale(axes, np.concatenate((values[usual], held, [curve.unigram_entropy or values[usual][-1]])))
+    if len(held):
+        size = 6 if len(held) <= 25 else 4
+        axes.plot(held_at, held, color=VERMILION, linewidth=0.9, alpha=0.6)
         axes.plot(
-            at, held_out, "D", color=VERMILION, markersize=6, markeredgecolor="white", clip_on=False, label="held-out"
+            held_at,
+            held,
+            "D",
+            color=VERMILION,
+            markersize=size,
+            markeredgecolor="white",
+            markeredgewidth=0.6,
+            clip_on=False,
+            label="held-out",
+            zorder=4,
         )
     if curve.unigram_entropy is not None:
-        axes.axhline(curve.unigram_entropy, color=GREY, linestyle=(0, (4, 3)), linewidth=1.4)
-        axes.annotate(
-            f"unigram entropy {curve.unigram_entropy:.2f}",
-            (1, curve.unigram_entropy),
-            xycoords=axes.get_yaxis_transform(),
-            xytext=(0, 3),
-            textcoords="offset points",
-            ha="right",
-            fontsize=10.5,
-            color=GREY,
-        )
+        _floor(axes, curve.unigram_entropy, at, values)
     if curve.checkpoints:
         axes.plot(
             curve.checkpoints,
@@ -53,31 +76,80 @@ def draw(curve: Curve) -> bytes:
             clip_on=False,
             label="checkpoint",
         )
-    axes.set_title(curve.title, fontsize=13, loc="left", fontweight="bold")
-    axes.set_xlabel("tokens", fontsize=12)
-    axes.set_ylabel("loss, nats per token", fontsize=12)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.yaxis.set_major_locator(MaxNLocator(6))
-    axes.tick_params(labelsize=12)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#E4E7EB", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.margins(y=0.12)
-    axes.set_xlim(left=0)
-    if curve.loss or curve.held_out:
-        axes.legend(fontsize=10.5, loc="best", facecolor="white", edgecolor="none", framealpha=0.85)
-    out = io.BytesIO()
-    figure.savefig(out, format="png")
-    return out.getvalue()
+    first, last = (at[0], max(at[-1], held_at.max(initial=0))) if len(at) else (0.0, 1000.0)
+    start = 0.0 if first <= 0.5 * last else first
+    axes.set_xlim(start, last + 0.02 * (last - start) or 1.0)
+    title = plot.said(curve.title, plot.LARGE, 820, bold=True)
+    axes.set_title(title, fontsize=plot.LARGE, loc="left", fontweight="bold", parse_math=False, pad=26)
+    axes.set_ylabel("loss, nats per token", fontsize=plot.NORMAL)
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        axes.legend(
+            handles,
+            labels,
+            fontsize=plot.SMALL,
+            loc="lower left",
+            bbox_to_anchor=(-0.01, 0.985),
+            ncols=len(handles),
+            frameon=False,
+            borderpad=0,
+            handlelength=1.1,
+            handletextpad=0.4,
+            columnspacing=1.1,
+        )
 
 
-def _smoothed(values: Sequence[float]) -> npt.NDArray[np.float64]:
-    """A centred moving mean over an eighth of the points at most, narrower towards the ends."""
-    array = np.asarray(values, dtype=float)
-    half = min(len(array) // 16, 25)
-    sums = np.concatenate(([0.0], np.cumsum(array)))
-    index = np.arange(len(array))
-    reach = np.minimum(np.minimum(index, len(array) - 1 - index), half)
-    means: npt.NDArray[np.float64] = (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)
-    return means
+def _scale(axes: Axes, shown: Array) -> None:
+    low, high = float(shown.min()), float(shown.max())
+    room = 0.08 * (high - low) or 0.5
+    axes.set_ylim(low - 1.6 * room, high + room)
+
+
+def _spikes(axes: Axes, at: Array, values: Array) -> None:
+    """Marks at the upper edge for what is above it; how high it went stands beside the highest."""
+    if not len(at):
+        return
+    across = axes.get_xaxis_transform()
+    axes.plot(at, np.full(len(at), 0.975), "^", color=GREY, markersize=6, transform=across)
+    highest = at[values.argmax()]
+    left = highest > 0.6 * at[-1] and highest > at.mean()
+    axes.annotate(
+        f"spike to {values.max():,.3g}",
+        (highest, 0.975),
+        xycoords=across,
+        xytext=(-6 if left else 6, 0),
+        textcoords="offset points",
+        ha="right" if left else "left",
+        va="center",
+        fontsize=plot.SMALL,
+        color=GREY,
+        path_effects=HALO,
+    )
+
+
+def _floor(axes: Axes, entropy: float, at: Array, values: Array) -> None:
+    """The unigram entropy: what knowing only how frequent each token is would reach. Its name stands off the curve."""
+    axes.axhline(entropy, color=GREY, linestyle=(0, (4, 3)), linewidth=1.4)
+    above = at[values > entropy]
+    late = len(above) > 0 and np.median(above) > 0.3 * at[-1]
+    axes.annotate(
+        f"unigram entropy {entropy:.2f}",
+        (0.01 if late else 1, entropy),
+        xycoords=axes.get_yaxis_transform(),
+        xytext=(0, -3 if late else 3),
+        textcoords="offset points",
+        ha="left" if late else "right",
+        va="top" if late else "bottom",
+        fontsize=plot.SMALL,
+        color=GREY,
+        path_effects=HALO,
+    )
+
+
+def _below(axes: Axes, curve: Curve) -> None:
+    at, values = plot.columns(curve.below)
+    plot.style(axes, ticks=3)
+    axes.plot(*plot.broken(at, np.minimum(values, plot.ceiling(values))), color=GREY, linewidth=1.3)
+    axes.margins(y=0.15)
+    label = plot.said(curve.below_label, plot.SMALL, 800)
+    axes.set_title(label, fontsize=plot.SMALL, loc="left", color=GREY, parse_math=False, pad=3)

@@ -16,7 +16,6 @@ from bot.feeds import LabFeed, ProjectFeed
 from bot.lease import LostLeaseError
 from bot.notices import Notices
 from bot.sender import Sender
-from bot.studio import Studio
 from broker import runs
 from projects import health, record
 
@@ -39,7 +38,6 @@ class Delivery:
         self.holder = f"{socket.gethostname()}:{os.getpid()}:{os.urandom(4).hex()}"
         self._sender = Sender(app, self.holder)
         self._notices = Notices(app, self._sender)
-        self._studio = Studio()
         self._feeds: dict[str, LabFeed | ProjectFeed] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._places = asyncio.Semaphore(AT_ONCE)
@@ -70,7 +68,6 @@ class Delivery:
                 await asyncio.sleep(settings.tick_seconds)
         finally:
             await self._stop()
-            self._studio.close()
             await self.app.write(lease.let_go, guild, self.holder)
 
     async def _round(self) -> None:
@@ -95,7 +92,8 @@ class Delivery:
         if stream == record.LAB:
             feed: LabFeed | ProjectFeed = LabFeed(self.app, self._sender, self._notices)
         else:
-            feed = ProjectFeed(self.app, self._sender, self._notices, self._studio, int(stream.partition(":")[2]))
+            number = int(stream.partition(":")[2])
+            feed = ProjectFeed(self.app, self._sender, self._notices, self.app.studio, number)
         self._feeds[stream] = feed
         return feed
 

@@ -7,6 +7,7 @@ from discord import ui
 
 from bot import text
 from bot.card import BLUE, GREEN, GREY, ORANGE, SKY, VERMILION, Card, texts
+from bot.run_buttons import buttons
 from broker import allocations
 from broker.runs import RunState, RunView
 
@@ -54,6 +55,9 @@ def run_card(run: RunView, *, picture: str = "") -> Card:
     parts: list[ui.Item[Any]] = []
     if picture:
         parts.append(ui.MediaGallery(discord.MediaGalleryItem(f"attachment://{picture}", description=_alt(run))))
+    row = buttons(run)
+    if row is not None:
+        parts.append(row)
     return Card(texts(lines, marker), *parts, colour=colour, marker=marker)
 
 

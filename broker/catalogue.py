@@ -4,6 +4,7 @@ A dataset is a Hub dataset at a commit, with its licence. A recipe is a configur
 text that every Python carries, or datasets of the catalogue by name: nothing that a member types becomes a path.
 """
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +19,11 @@ from sqlalchemy import ForeignKey, Index, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from projects import people, record, text
+from projects import people, record, rights, text
 from projects.db import Base, utcnow
-from projects.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
+from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
 from projects.people import Actor, Person
+from projects.rights import Act
 from trainer import config as trainer_config
 from trainer.config import ConfigError, TrainConfig
 
@@ -190,6 +192,40 @@ def load(session: Session, name: str, overrides: Mapping[str, str] | None = None
     return config
 
 
+def trains_on(session: Session, config: TrainConfig) -> list[str]:
+    """The data of a configuration by the names that members know: the catalogue's datasets, and built-in text."""
+    names = {
+        (entry.dataset, entry.revision): entry.name
+        for entry in session.scalars(select(CatalogueEntry).where(CatalogueEntry.kind == Kind.DATASET, _TAKEN))
+    }
+    return [
+        source.builtin or names.get((source.dataset or "", source.revision or ""), source.name)
+        for source in config.data.sources
+    ]
+
+
+def by_dataset(session: Session) -> dict[str, list[str]]:
+    """The datasets that recipes train on, and those accepted that none does yet, each with its recipes."""
+    found: dict[str, list[str]] = {name: [] for name in datasets(session)}
+    for recipe in recipes(session):
+        with contextlib.suppress(DomainError):  # one of its datasets may have been retired
+            for name in trains_on(session, load(session, recipe)):
+                found.setdefault(name, []).append(recipe)
+    return found
+
+
+def check_trains_on(session: Session, recipe: str, config: TrainConfig, dataset: str) -> None:
+    """Raise unless the recipe's configuration trains on the dataset of that name."""
+    own = trains_on(session, config)
+    if dataset in own:
+        return
+    known = by_dataset(session)
+    if dataset not in known:
+        raise NotFoundError(f"There is no dataset “{dataset[:60]}”; there are: {', '.join(sorted(known))[:400]}.")
+    others = ", ".join(known[dataset])[:200] or "none yet: /catalogue proposes one"
+    raise InvalidError(f"“{recipe}” trains on {', '.join(own)[:200]}; recipes on “{dataset}” are: {others}.")
+
+
 def entries(session: Session) -> Sequence[EntryView]:
     """All entries, the newest first."""
     rows = session.execute(
@@ -342,8 +378,7 @@ def _propose(session: Session, actor: Actor | None, entry: CatalogueEntry) -> in
 
 def _decidable(session: Session, actor: Actor | None, name: str, to: State, admin_role_id: int) -> CatalogueEntry:
     """The entry, locked, where the actor may take it there; raises ForbiddenError, NotFoundError and ConflictError."""
-    if actor is not None and (not admin_role_id or admin_role_id not in actor.role_ids):
-        raise ForbiddenError("Only admins decide on the catalogue; the admins' role is given by the operator.")
+    rights.require_admin(actor, Act.DECIDE_CATALOGUE, admin_role_id)
     entry = _named(session, name)
     session.refresh(entry, with_for_update=True)
     if to not in TRANSITIONS[State(entry.state)]:

@@ -47,6 +47,43 @@ class Origin:
     step: int
 
 
+@dataclass(frozen=True)
+class Order:
+    """A run as a member asks for it, as typed; `dataset` is one that its recipe must train on."""
+
+    project_id: int
+    recipe: str
+    time_limit: str
+    gpus: int = 1
+    overrides: str = ""
+    allocation_id: int | None = None
+    origin: Origin | None = None
+    dataset: str = ""
+
+
+@dataclass(frozen=True)
+class Quote:
+    """What an order comes to, with nothing queued: a run that is in no session, and what it would be and cost.
+
+    `cost`, `expected` and `left` as in a Receipt; `memory` is in bytes on each GPU, by the trainer's own check.
+    """
+
+    run: Run
+    pool: Pool
+    cost: int
+    expected: int | None
+    basis: str
+    left: int
+    parameters: int
+    tokens: int
+    memory: int
+
+    @property
+    def memory_needed(self) -> str:
+        """As people read it."""
+        return dry_run.readable(self.memory)
+
+
 def parse_time_limit(value: str) -> int:
     """A time limit as typed, such as “45m”, “2h” or “1h30m”, in seconds; raises InvalidError."""
     match = re.fullmatch(r"(?:(\d{1,4})h)?(?:(\d{1,5})m)?", value.strip().lower().replace(" ", ""))
@@ -82,6 +119,7 @@ def launch(
     overrides: str = "",
     allocation_id: int | None = None,
     origin: Origin | None = None,
+    dataset: str = "",
 ) -> Receipt:
     """Queue a run and say what it will cost; a repeat of the same request returns the same run."""
     earlier = session.scalars(select(Run).where(Run.request_id == request_id)).one_or_none()
@@ -90,41 +128,84 @@ def launch(
     project = pipeline.load(session, project_id)
     person = pipeline.require_member(session, actor, project)
     limits.check(session, actor, limits.Kind.LAUNCH)
-    if not pipeline.may_compute(project):
-        raise ConflictError(f"“{project.title}” is {project.stage}; runs are launched while a project is under way.")
-    allocation = spendable(session, project, allocation_id)
-    pool = session.get_one(Pool, allocation.pool_id)
-    check_count(pool, gpus)
-    seconds = parse_time_limit(time_limit)
-    changes = parse_overrides(overrides)
-    config = catalogue.load(session, recipe, changes)
-    check_fit(config, gpus)
-    if origin is not None and config.training.steps <= origin.step:
-        raise InvalidError(f"The fork would end at step {config.training.steps}, where step {origin.step} is done.")
-    check_left(session, allocation.id, gpus, seconds)
-    run = Run(
-        request_id=request_id,
-        project_id=project.id,
-        allocation_id=allocation.id,
-        pool_id=pool.id,
-        requested_by=person.id,
-        parent_id=None if origin is None else origin.run_id,
-        fork_step=None if origin is None else origin.step,
-        recipe=recipe,
-        overrides=changes,
-        config=trainer_config.dump(config),
-        total_steps=config.training.steps,
-        gpus=gpus,
-        time_limit=seconds,
-    )
+    order = Order(project_id, recipe, time_limit, gpus, overrides, allocation_id, origin, dataset)
+    run, _ = _drawn_up(session, order)
+    run.request_id, run.requested_by = request_id, person.id
     session.add(run)
     session.flush()
-    asked: dict[str, Any] = {"recipe": recipe, "overrides": changes, "gpus": gpus, "time_limit": seconds}
+    asked: dict[str, Any] = {"recipe": recipe, "overrides": run.overrides, "gpus": gpus, "time_limit": run.time_limit}
     if origin is None:
         tell(session, run, "run.queued", by=person, **asked)
     else:
         tell(session, run, "run.forked", by=person, parent=origin.run_id, from_step=origin.step, **asked)
     return receipt(session, run)
+
+
+def quote(session: Session, order: Order) -> Quote:
+    """What a launch of the order would be and cost; refuses what a launch would, but for who asks. Only reads."""
+    run, config = _drawn_up(session, order)
+    report = dry_run.check(config, gpus=run.gpus)
+    estimate = estimates.estimate(session, run)
+    return Quote(
+        run=run,
+        pool=session.get_one(Pool, run.pool_id),
+        cost=run.gpus * run.time_limit,
+        expected=estimate.cost,
+        basis=estimate.basis,
+        left=ledger.account(session, run.allocation_id).left,
+        parameters=report.parameters,
+        tokens=report.tokens,
+        memory=report.memory_per_gpu,
+    )
+
+
+def pool_of(session: Session, order: Order) -> Pool:
+    """The pool that an order would run on; raises NotFoundError and ConflictError."""
+    allocation = spendable(session, pipeline.load(session, order.project_id), order.allocation_id)
+    return session.get_one(Pool, allocation.pool_id)
+
+
+def overridable(session: Session, recipe: str) -> dict[str, str]:
+    """What a member may override, each with its value in the recipe; raises as `catalogue.load`."""
+    config = catalogue.load(session, recipe)
+    values = {short: key.split(".") for short, key in trainer_config.OVERRIDES.items()}
+    return {short: str(getattr(getattr(config, section), key)) for short, (section, key) in values.items()}
+
+
+def _drawn_up(session: Session, order: Order) -> tuple[Run, TrainConfig]:
+    """The run that an order makes, in no session yet, with its configuration; raises what a launch is refused with."""
+    project = pipeline.load(session, order.project_id)
+    if not pipeline.may_compute(project):
+        raise ConflictError(f"“{project.title}” is {project.stage}; runs are launched while a project is under way.")
+    allocation = spendable(session, project, order.allocation_id)
+    check_count(session.get_one(Pool, allocation.pool_id), order.gpus)
+    seconds = parse_time_limit(order.time_limit)
+    changes = parse_overrides(order.overrides)
+    config = catalogue.load(session, order.recipe, changes)
+    if order.dataset:
+        catalogue.check_trains_on(session, order.recipe, config, order.dataset)
+    check_fit(config, order.gpus)
+    origin = order.origin
+    if origin is not None and config.training.steps <= origin.step:
+        raise InvalidError(f"The fork would end at step {config.training.steps}, where step {origin.step} is done.")
+    check_left(session, allocation.id, order.gpus, seconds)
+    run = Run(
+        kind="train",
+        project_id=project.id,
+        allocation_id=allocation.id,
+        pool_id=allocation.pool_id,
+        parent_id=None if origin is None else origin.run_id,
+        fork_step=None if origin is None else origin.step,
+        recipe=order.recipe,
+        overrides=changes,
+        config=trainer_config.dump(config),
+        total_steps=config.training.steps,
+        gpus=order.gpus,
+        time_limit=seconds,
+        used=0,
+        step=0,
+    )
+    return run, config
 
 
 def fork(
@@ -140,42 +221,68 @@ def fork(
     allocation_id: int | None = None,
 ) -> Receipt:
     """Queue a run that goes on from a checkpoint of another, with its recipe and overrides but for those given."""
+    order = fork_order(
+        session, run_id, step, overrides=overrides, time_limit=time_limit, gpus=gpus, allocation_id=allocation_id
+    )
+    check_kept(session, Origin(run_id, step))
+    return launch(session, actor, request_id, **vars(order))
+
+
+def fork_order(
+    session: Session,
+    run_id: int,
+    step: int,
+    *,
+    overrides: str = "",
+    time_limit: str | None = None,
+    gpus: int | None = None,
+    allocation_id: int | None = None,
+) -> Order:
+    """What a fork asks for: all that is not given is as its parent had it."""
     parent = _trained(session, run_id)
-    session.get_one(Run, parent.id, with_for_update={"key_share": True})  # lest it is tidied away meanwhile
-    steps = publications.kept(session, parent.id)
-    if step not in steps:
-        kept = ", ".join(map(str, steps)) or "none"
-        raise NotFoundError(f"Run {run_id} has no checkpoint of step {step} on this disk; it has: {kept[:300]}.")
-    return launch(
-        session,
-        actor,
-        request_id,
+    return Order(
         project_id=parent.project_id,
         recipe=parent.recipe,
         time_limit=time_limit or as_typed(parent.time_limit),
-        gpus=gpus or parent.gpus,
+        gpus=parent.gpus if gpus is None else gpus,
         overrides=_typed(parent.overrides | parse_overrides(overrides)),
-        allocation_id=allocation_id or _still_spendable(session, parent),
+        allocation_id=allocation_id or still_spendable(session, parent),
         origin=Origin(parent.id, step),
     )
 
 
+def check_kept(session: Session, origin: Origin) -> None:
+    """Raise NotFoundError unless the checkpoint is whole on this disk, where it now stays until the transaction ends.
+
+    What is forked from must not be tidied away meanwhile.
+    """
+    session.get_one(Run, origin.run_id, with_for_update={"key_share": True})
+    steps = publications.kept(session, origin.run_id)
+    if origin.step not in steps:
+        kept = ", ".join(map(str, steps)) or "none"
+        raise NotFoundError(
+            f"Run {origin.run_id} has no checkpoint of step {origin.step} on this disk; it has: {kept[:300]}."
+        )
+
+
 def rerun(session: Session, actor: Actor, request_id: str, run_id: int) -> Receipt:
     """Queue a run anew: the same recipe, overrides, GPUs and time limit, and the same step where it was a fork."""
+    return launch(session, actor, request_id, **vars(rerun_order(session, run_id)))
+
+
+def rerun_order(session: Session, run_id: int) -> Order:
+    """What a run anew asks for."""
     run = _trained(session, run_id)
     origin = None
     if run.parent_id is not None and run.fork_step is not None:
         origin = Origin(run.parent_id, run.fork_step)
-    return launch(
-        session,
-        actor,
-        request_id,
+    return Order(
         project_id=run.project_id,
         recipe=run.recipe,
         time_limit=as_typed(run.time_limit),
         gpus=run.gpus,
         overrides=_typed(run.overrides),
-        allocation_id=_still_spendable(session, run),
+        allocation_id=still_spendable(session, run),
         origin=origin,
     )
 
@@ -276,7 +383,7 @@ def _trained(session: Session, run_id: int) -> Run:
     return run
 
 
-def _still_spendable(session: Session, run: Run) -> int | None:
+def still_spendable(session: Session, run: Run) -> int | None:
     """The run's own allocation while it is good; None lets the newest one stand in."""
     allocation = session.get_one(Allocation, run.allocation_id)
     good = allocation.state == AllocationState.APPROVED and allocation.until > utcnow()

@@ -10,7 +10,7 @@ from sqlalchemy import ForeignKey, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from broker import catalogue, ledger, publications, series
-from broker.allocations import Allocation
+from broker.allocations import Allocation, AllocationState
 from broker.ledger import Account, Movement
 from broker.pools import Grant, Pool
 from projects import record
@@ -58,7 +58,8 @@ class Run(Base):
 
     `time_limit` and `used` are seconds: what all its attempts together may take, and what they have been charged for.
     `parent_id` is the run that a sample is of, or that a fork goes on from at `fork_step`. One that is stopping becomes
-    `stops_as`; one that is `dry` is paused until its allocation can pay for it again.
+    `stops_as`; one that is `dry` is paused until its allocation can pay for it again. `prompt` is what a member wants
+    a sample to continue.
     """
 
     __tablename__ = "runs"
@@ -88,6 +89,7 @@ class Run(Base):
     tokens: Mapped[int] = mapped_column(default=0)
     unigram_entropy: Mapped[float | None]
     sample: Mapped[str] = mapped_column(default="")
+    prompt: Mapped[str] = mapped_column(default="")
     queued_at: Mapped[datetime] = mapped_column(default=utcnow)
     not_before: Mapped[datetime] = mapped_column(default=utcnow)
     started_at: Mapped[datetime | None]
@@ -145,8 +147,10 @@ class RunView:
 
 
 def queue_sample(session: Session, parent: Run) -> int | None:
-    """Queue a sample of text from the run's last checkpoint, charged like a run; None where too little is left."""
-    if ledger.account(session, parent.allocation_id).left < SAMPLE_TIME_LIMIT:
+    """Queue a sample of text from the run's last checkpoint, charged like a run; None where it cannot be paid for."""
+    allocation = session.get_one(Allocation, parent.allocation_id)
+    left = ledger.account(session, parent.allocation_id).left
+    if allocation.state != AllocationState.APPROVED or left < SAMPLE_TIME_LIMIT:
         return None
     sample = Run(
         request_id=f"sample-{parent.id}",
@@ -263,4 +267,6 @@ def tell(session: Session, run: Run, kind: str, *, by: Person | None = None, why
     about: dict[str, int | None] = {"run": run.id, "attempt": run.token}
     if run.kind == "sample":
         about |= {"run": run.parent_id, "sample": run.id}
+        if run.prompt:
+            told["prompt"] = run.prompt
     record.append(session, record.project_stream(run.project_id), kind, by=by, why=why, **about, **told)

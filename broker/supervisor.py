@@ -313,7 +313,7 @@ class Supervisor:
                 checkpoint = publications.newest(session, run.parent_id or 0)
             if checkpoint is None:
                 raise FileNotFoundError(f"run {run.parent_id} has left no checkpoint to sample from")
-            return [*trainer, "generate", checkpoint.folder, "--prompt", SAMPLE_PROMPT, *out]
+            return [*trainer, "generate", checkpoint.folder, f"--prompt={run.prompt or SAMPLE_PROMPT}", *out]
         config = self.folder.parent / "config.yml"
         if run.kind == "prepare":
             config.write_text(run.config)

@@ -3,20 +3,23 @@
 Told from the same plan of the same state that the scheduler decides by.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from broker import disk, fairshare, planning, pools, runs, snapshot
+from broker import disk, fairshare, ledger, planning, pools, runs, snapshot
 from broker.allocations import in_hours
 from broker.attempts import Attempt
 from broker.fairshare import Standing
-from broker.planning import Hold, Placed, Plan, QueueState
+from broker.planning import Hold, Placed, Plan, Purse, QueueState, Waiting
 from broker.pools import Launcher, Pool
 from broker.runs import Run, RunState
 from projects.pipeline import Project
+
+UNBORN = 0
+"""The number of a run that has none yet."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,26 @@ def queue(session: Session, pool: str | None = None, *, limit: int = 25) -> list
         if only in (None, pool_id)
         for placed in placed_in[:limit]
     ]
+
+
+def forecast(session: Session, run: Run) -> Why:
+    """Where a run that is in no queue yet would stand if it were queued now."""
+    state = snapshot.load(session)
+    account = ledger.account(session, run.allocation_id)
+    new = Waiting(
+        id=UNBORN,
+        project_id=run.project_id,
+        person_id=run.requested_by,
+        allocation_id=run.allocation_id,
+        pool_id=run.pool_id,
+        gpus=run.gpus,
+        seconds=run.time_limit,
+        queued_at=state.now,
+        not_before=None,
+    )
+    purses = {run.allocation_id: Purse(account.left, account.reserved, None)} | dict(state.purses)
+    told = _Told(session, replace(state, waiting=[*state.waiting, new], purses=purses))
+    return next(told.of(placed) for placed in told.plan.queues[run.pool_id] if placed.run.id == UNBORN)
 
 
 class _Told:

@@ -131,12 +131,16 @@ async def approve(stage: Stage, console: Console) -> str:
 
 
 async def launch(stage: Stage, console: Console) -> str:
-    """Ada launches a run with a time limit and one override; the reply says what it costs and what is left."""
-    answer = await stage.person("Ada").command(
+    """Ada sees what a run with a time limit and one override costs and what is left, and launches it by the button."""
+    ada = stage.person("Ada")
+    offer = await ada.command(
         "run launch", channel=stage.channel, recipe="demo", time_limit="10m", gpus=2, override=stage.override
     )
-    _private(answer)
-    expect("GPU-seconds" in answer.text and "left" in answer.text, f"the reply names no cost: {answer.text}")
+    _private(offer)
+    expect("GPU-seconds" in offer.text and "left" in offer.text, f"the offer names no cost: {offer.text}")
+    expect(offer.message is not None and "Launch" in offer.message.button_labels, "the offer has no button Launch")
+    answer = await ada.press(offer.message or "", "Launch")
+    expect(answer.ephemeral and "is queued" in answer.text, f"the run was not launched: {answer.text}")
     with stage.database.read() as session:
         stage.run_id = runs.of_project(session, stage.project_id, kind="train")[0].id
     return answer.text

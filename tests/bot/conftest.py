@@ -15,7 +15,8 @@ import pytest
 import pytest_asyncio
 
 from bot import outbox
-from broker import pools
+from broker import allocations, pools
+from broker.allocations import AllocationView
 from projects import record
 from projects.db import Database
 from projects.people import Actor
@@ -84,6 +85,7 @@ class Lab:
             "ANNOUNCEMENTS_CHANNEL_ID": channels["announcements"],
             "RECORD_CHANNEL_ID": channels["public-record"],
             "REVIEWER_ROLE_ID": roles["reviewer"],
+            "MODERATOR_ROLE_ID": roles["admin"],
             "TICK_SECONDS": "0.1",
             "PICTURE_SECONDS": "1",
             "LEASE_SECONDS": "1.5",
@@ -145,6 +147,11 @@ class Lab:
         with self.db.read() as session:
             return dict(record.streams(session))
 
+    def allocation(self, number: int) -> AllocationView:
+        """How an allocation stands."""
+        with self.db.read() as session:
+            return allocations.view(session, number)
+
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call a function of the domain in a transaction."""
         with self.db.write() as session:
@@ -172,6 +179,14 @@ class Lab:
         form = await self.person("Ada").command("allocation request", channel=channel.id, pool="local")
         fields = {"GPU-hours": hours, "Until": day, "Justification": "Five sizes, one seed each."}
         return await self.person("Ada").submit(form, fields | changes, force=True)
+
+    async def launch(self, channel: Channel, **options: Any) -> Answer:
+        """Ada launches a run and confirms what she is offered; a refusal is the answer as it is."""
+        given = {"recipe": "demo", "time_limit": "10m"} | options
+        offer = await self.person("Ada").command("run launch", channel=channel.id, **given)
+        if offer.message is None or "Launch" not in offer.message.button_labels:
+            return offer
+        return await self.person("Ada").press(offer.message, "Launch")
 
     async def review_card(self, allocation: int) -> Message:
         """The card of a request."""

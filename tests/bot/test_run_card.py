@@ -23,9 +23,7 @@ async def test_the_card_follows_the_run(lab: Lab) -> None:
     await lab.start_bot()
     channel = await lab.activate()
     await lab.approved(channel)
-    await lab.person("Ada").command(
-        "run launch", channel=channel.id, recipe="demo", time_limit="10m", override=f"steps={STEPS}"
-    )
+    await lab.launch(channel, override=f"steps={STEPS}")
     card = await lab.guild.wait_for(channel.id, lambda m: m.text.endswith("-# P1 · run 1"))
     thread = card.thread_id or ""
 

@@ -1,0 +1,135 @@
+"""The pictures: of few points and many, with spikes and gaps and odd titles; nothing is cut off, nothing warns."""
+
+import io
+import math
+import random
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+
+from bot import charts, comparison
+from bot.comparison import STYLES
+from bot.studio import Comparison, Curve, Studio
+
+Points = list[tuple[int, float]]
+ODD = "🧪🔥 数据 $x_1$ $ _\\frac{ a title that goes on " + "and on " * 600
+
+
+@pytest.fixture(autouse=True)
+def nothing_warns() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def falling(count: int, *, every: int = 4096, first: int = 0, floor: float = 3.0) -> Points:
+    chance = random.Random(count)
+    return [
+        (first + (n + 1) * every, floor + 7 * math.exp(-8 * n / count) + chance.gauss(0, 0.1)) for n in range(count)
+    ]
+
+
+def spiked(points: Points, *at: int) -> Points:
+    return [(tokens, 40.0 + n if n in at else value) for n, (tokens, value) in enumerate(points)]
+
+
+def with_gap(points: Points) -> Points:
+    return [(tokens, math.nan if 120 < n < 180 else value) for n, (tokens, value) in enumerate(points)]
+
+
+def curve(loss: Points, title: str = "Run 1 · demo", **more: object) -> Curve:
+    held_out = [(tokens, value + 0.2) for tokens, value in loss[:: max(1, len(loss) // 8)]]
+    checkpoints = [tokens for tokens, _ in loss[:: max(1, len(loss) // 5)]]
+    return Curve(title, loss, held_out, checkpoints, 6.5, **more)  # type: ignore[arg-type]
+
+
+CURVES = {
+    "two": curve(falling(2)),
+    "short": curve(falling(10), below=falling(10), below_label="learning rate"),
+    "spikes": curve(spiked(falling(400), 90, 91, 350), below=spiked(falling(400), 90), below_label="gradient norm"),
+    "gap": curve(with_gap(falling(300))),
+    "long": curve(falling(2000, every=500_000), below=falling(2000, every=500_000), below_label="gradient norm"),
+    "odd": curve(falling(50), title=f"Run 7 · {ODD}"),
+    "fork": curve(falling(50, first=9_000_000)),
+    "above": curve(falling(50, floor=8.0)),
+    "alike": Curve("Run 1 · demo", [(100, 5.0), (200, 5.0)], [], [], None, [(100, 0.0), (200, 0.0)], "learning rate"),
+    "nothing": Curve("Run 1 · demo", [(1, math.inf)], [(1, math.nan)], [], None),
+}
+SIX = Comparison(
+    [curve(falling(2 + 90 * n, every=40_000 // (n + 1)), title=f"Run {n + 11} · demo {n}") for n in range(5)]
+    + [curve(falling(2000, every=900), title=f"Run 104 · {ODD}")]
+)
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_a_run_is_drawn_whole(name: str) -> None:
+    shown = charts.figure(CURVES[name])
+    assert len(shown.axes) == (2 if CURVES[name].below else 1)
+    picture(charts.draw(CURVES[name]))
+    assert said(shown)[0].startswith("Run ")
+
+
+def test_a_run_names_all_that_it_shows() -> None:
+    legend = charts.figure(CURVES["spikes"]).axes[0].get_legend()
+    assert legend is not None
+    assert [label.get_text() for label in legend.get_texts()] == ["training", "held-out", "checkpoint"]
+    assert {"unigram entropy 6.50", "gradient norm", "spike to 390"} <= set(said(charts.figure(CURVES["spikes"])))
+
+
+def test_spikes_do_not_flatten_the_curve() -> None:
+    calm, spikes = charts.figure(CURVES["gap"]).axes[0], charts.figure(CURVES["spikes"]).axes[0]
+    assert spikes.get_ylim()[1] < 1.5 * calm.get_ylim()[1]
+    smooth = next(line for line in spikes.get_lines() if line.get_label() == "training")
+    assert np.nanmax(np.asarray(smooth.get_ydata())) < 12
+
+
+def test_a_gap_is_not_bridged() -> None:
+    smooth = next(line for line in charts.figure(CURVES["gap"]).axes[0].get_lines() if line.get_label() == "training")
+    assert np.isnan(np.asarray(smooth.get_ydata(), dtype=float)).sum() == 1
+
+
+def test_six_runs_are_told_apart_by_more_than_colour() -> None:
+    assert len({line for _, line, _ in STYLES}) == len({marker for *_, marker in STYLES}) == len(STYLES) == 6
+    shown = comparison.figure(SIX)
+    picture(comparison.draw(SIX))
+    (legend,) = shown.legends
+    labels = [label.get_text() for label in legend.get_texts()]
+    assert [label.split(" · ")[0] for label in labels] == [f"Run {n}" for n in (11, 12, 13, 14, 15, 104)]
+    assert all(label.rpartition(": ")[2].replace(".", "").isdigit() for label in labels)
+    # At a phone's 390 pixels a letter is still about 11 high.
+    assert all(label.get_fontsize() * 200 / 72 * 390 / 1000 > 11 for label in legend.get_texts())
+    assert {"11", "12", "13", "14", "15", "104"} <= set(said(shown))
+
+
+def test_a_run_without_a_measurement_has_its_line_in_the_legend() -> None:
+    shown = comparison.figure(Comparison([curve(falling(50)), CURVES["nothing"]]))
+    assert [label.get_text() for label in shown.legends[0].get_texts()][1] == "Run 1 · demo: nothing measured yet"
+
+
+async def test_the_studio_draws_both() -> None:
+    studio = Studio()
+    try:
+        picture(await studio.draw(CURVES["short"]))
+        picture(await studio.compare(SIX))
+    finally:
+        studio.close()
+    assert SIX.digest != Comparison(SIX.curves[:2]).digest
+
+
+def picture(png: bytes) -> None:
+    """It is 1000 pixels wide, shows something, and nothing is cut off at its edges."""
+    image = np.asarray(Image.open(io.BytesIO(png)).convert("L"))
+    assert image.shape[1] == 1000
+    assert 600 <= image.shape[0] <= 1000
+    assert (image < 128).mean() > 0.005
+    assert min(image[0].min(), image[-1].min(), image[:, 0].min(), image[:, -1].min()) == 255
+
+
+def said(shown: Figure) -> list[str]:
+    words = [word.get_text() for word in shown.findobj(Text) if isinstance(word, Text) and word.get_text()]
+    return sorted(words, key=lambda word: not word.startswith("Run "))

@@ -1,0 +1,302 @@
+"""Everything that a person does to runs: offered and launched, paused and resumed, forked, looked at, compared."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from bot import text
+from broker import attempts, drafts, endings, runs
+from broker.attempts import Checkpoint, Ending, Process, Progress
+from broker.drafts import LaunchDraft
+from broker.runs import RunState
+from broker.series import Measured
+from projects import membership
+from projects.db import utcnow
+from sandbox.people import Answer, Channel, Message
+from tests.bot.conftest import Lab
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+Shared = tuple[Lab, Channel]
+
+
+def progress(first: int, last: int, checkpoints: tuple[int, ...] = (), at: float = 9.0) -> Progress:
+    """What a trainer reports from one step to another."""
+    points = [Measured("loss", step, step * 1000, at - step / 10) for step in range(first, last + 1)]
+    points += [Measured("tokens_per_second", last, last * 1000, 500.0), Measured("held_out", last, last * 1000, 6.5)]
+    kept = [Checkpoint(step, f"/nowhere/attempt-1/checkpoints/step{step}") for step in checkpoints]
+    return Progress(0, 0, step=last, tokens=last * 1000, unigram_entropy=7.25, points=points, checkpoints=kept)
+
+
+def start(lab: Lab, run: int, *devices: int) -> int:
+    """The token of an attempt of the run that runs."""
+    token: int = lab.call(attempts.admit, run, devices or (0,))
+    lab.call(attempts.claim, run, token, host="here", lease_seconds=600)
+    lab.call(attempts.started, run, token, Process("here", "boot", 1, 1), [], lease_seconds=600)
+    return token
+
+
+async def launched(lab: Lab, channel: Channel, **options: object) -> int:
+    """The number of a run that Ada has launched and confirmed."""
+    answer = await lab.launch(channel, **options)
+    assert "is queued" in answer.text
+    return int(answer.text.split("Run ")[1].split()[0])
+
+
+async def card_of(lab: Lab, channel: Channel, run: int, *words: str) -> Message:
+    """The run's card once it has these words and buttons."""
+    return await lab.guild.wait_for(
+        channel.id,
+        lambda m: (
+            m.text.endswith(f"· run {run}")
+            and bool(m.thread_id)
+            and all(w in m.text or w in m.button_labels for w in words)
+        ),
+    )
+
+
+def said(answer: Answer) -> str:
+    """The words of one private answer."""
+    assert answer.ephemeral
+    assert answer.kind == "message"
+    assert not answer.followups
+    return answer.text.replace("\\", "")
+
+
+async def test_a_launch_is_offered_with_its_cost_and_confirmed_once(shared_lab: Shared) -> None:
+    lab, channel = shared_lab
+    ada = lab.person("Ada")
+    given = {"recipe": "demo", "time_limit": "10m", "gpus": 2, "steps": 40, "override": "seed=7"}
+    heads = lab.heads()
+    offer = await ada.command("run launch", channel=channel.id, dataset="python-docs", **given)
+    assert offer.message is not None
+    assert offer.ephemeral
+    for words in (
+        "Launch demo on 2 GPUs of `local`?",
+        "With steps=40, seed=7",
+        "**Cost** 1,200 GPU-seconds (0.333 GPU-hours) at most, in 10 min",
+        "allocation 1 has 3,600 GPU-seconds (1 GPU-hour) left, and 2,400 GPU-seconds (0.667 GPU-hours)",
+        "place 1 of 1. It starts at the scheduler's next round.",
+        "81.9k tokens in 40 steps",
+        "MiB of memory on each GPU",
+    ):
+        assert words in offer.text.replace("\\", "")
+    assert offer.message.button_labels == ["Launch", "Cancel"]
+    assert lab.heads() == heads
+
+    cancelled = await ada.press(offer.message, "Cancel")
+    assert cancelled.kind == "update"
+    assert "Not launched" in cancelled.text
+    assert cancelled.message is not None
+    assert cancelled.message.buttons == []
+    assert lab.heads() == heads
+
+    offer = await ada.command("run launch", channel=channel.id, **given)
+    assert offer.message is not None
+    lab.kill_bot()
+    await lab.start_bot()
+    await lab.guild.fault(r"PATCH /webhooks/", count=2, status=500)  # the answer is lost, the run is not
+    await ada.press(offer.message, "Launch", timeout=2)
+    await lab.guild.clear_faults()
+    again = await ada.press(offer.message, "Launch")
+    assert again.text.startswith("### 🚀 Run 1 is queued. It will cost 1,200 GPU-seconds (0.333 GPU-hours) at most")
+    run = lab.call(runs.load, 1)
+    assert (run.gpus, run.overrides) == (2, {"steps": "40", "seed": "7"})
+    assert await lab_runs(lab) == [1]
+
+
+async def lab_runs(lab: Lab) -> list[int]:
+    """The numbers of all runs of the project."""
+    return [view.id for view in reversed(lab.call(runs.of_project, 1))]
+
+
+async def test_an_offer_does_not_outlive_its_hour_or_its_place(shared_lab: Shared) -> None:
+    lab, channel = shared_lab
+    ada = lab.person("Ada")
+    before = await lab_runs(lab)
+    offer = await ada.command("run launch", channel=channel.id, recipe="demo", time_limit="10m")
+    assert offer.message is not None
+    draft = int(str(offer.message.buttons[0].custom_id).partition(":")[2])
+    with pytest.raises(Exception, match="Only the one who asked"):
+        lab.call(drafts.confirm, lab.actor("Grace"), draft)
+
+    def age(session: runs.Session) -> None:
+        session.get_one(LaunchDraft, draft).created_at = utcnow() - timedelta(hours=2)
+
+    lab.call(age)
+    old = said(await ada.press(offer.message, "Launch"))
+    assert old == "This offer is more than an hour old; type the command again to see what it costs now."
+    lab.call(drafts.discard, lab.actor("Ada"), draft)
+    gone = "This offer was cancelled; type the command again."
+    assert said(await ada.press(offer.message, "Launch")) == gone
+    assert said(await ada.press(offer.message, "Cancel")) == gone
+
+    offer = await lab.person("Grace").command("run launch", channel=channel.id, recipe="demo", time_limit="10m")
+    lab.call(membership.leave, lab.actor("Grace"), 1)
+    assert offer.message is not None
+    left = said(await lab.person("Grace").press(offer.message, "Launch"))
+    assert left.startswith("Only members of “Do small models dream?” can do this")
+    assert await lab_runs(lab) == before
+
+
+async def test_what_is_typed_is_judged_while_it_is_typed(shared_lab: Shared) -> None:
+    lab, channel = shared_lab
+    ada = lab.person("Ada")
+
+    async def shown(option: str, typed: str, **others: object) -> list[str]:
+        found = await ada.complete("run launch", option, typed, channel=channel.id, **others)
+        return [name for name, _ in found]
+
+    given: dict[str, object] = {"recipe": "demo", "time_limit": "30m"}
+    assert await shown("gpus", "", **given) == [
+        "1 GPU · ✓ 0.5 GPU-hours at most; 1 GPU-hour left",
+        "2 GPUs · ✓ 1 GPU-hour at most; 1 GPU-hour left",
+    ]
+    assert await shown("gpus", "-3", **given) == ["-3 GPUs · ✗ The pool “local” has 2 GPUs; ask for 1 to 2."]
+    assert (await shown("time_limit", "", recipe="demo"))[0].startswith("15m · ✓ 0.25 GPU-hours at most")
+    assert (await shown("time_limit", "soon", recipe="demo"))[0].startswith("soon · ✗ A time limit is written like")
+    assert (await shown("steps", "", **given))[0].startswith("200 steps, as the recipe has it · ✓")
+    assert await shown("override", "seed=1, le", **given) == ["seed=1, learning_rate= · the recipe has 0.005"]
+    assert (await shown("override", "batch=7", **given))[0].startswith("batch=7 · ✗ ")
+    assert await shown("override", "", recipe="nonsense") == []
+    assert await shown("dataset", "docs", **given) == ["python-docs · demo"]
+    assert await shown("recipe", "", dataset="python-stdlib") == ["demo"]
+    wrong = await ada.command("run launch", channel=channel.id, recipe="demo", time_limit="5m", dataset="pile")
+    assert said(wrong) == "There is no dataset “pile”; there are: python-docs, python-stdlib."
+    wrong = await ada.command("run launch", channel=channel.id, recipe="demo", time_limit="5m", override="magic=1")
+    assert said(wrong).startswith("'magic' may not be overridden; what may be is steps, learning_rate,")
+
+
+async def test_a_run_is_paused_resumed_extended_and_looked_at(shared_lab: Shared, tmp_path: Path) -> None:
+    lab, channel = shared_lab
+    ada, omar = lab.person("Ada"), lab.person("Omar")
+    run = await launched(lab, channel, time_limit="10m")
+    card = await card_of(lab, channel, run, "queued", "Pause")
+    assert card.button_labels == ["Pause", "Config"]
+    thread = card.thread_id or ""
+    why = said(await ada.command("run why", channel=thread))
+    assert f"**Run {run}** of Do small models dream? is queued." in why
+    assert "**Place**" in why
+    assert "by fair-share" in why
+    assert "not been tried yet" in said(await ada.command("run log", run=run))
+
+    assert said(await ada.press(card, "Pause")) == f"Run {run} is paused; /run resume lets it go on."
+    assert "only one that waits or runs can be paused" in said(await ada.command("run pause", run=run))
+    card = await card_of(lab, channel, run, "paused", "Resume")
+    refused = said(await omar.press(card, "Resume"))
+    assert refused.startswith("Only members of")
+    for gpus in (-1, 3):
+        wrong = await ada.command("run resume", run=run, gpus=gpus)
+        assert said(wrong) == "The pool “local” has 2 GPUs; ask for 1 to 2."
+    await lab.guild.fault(r"PATCH /channels/\d+/messages/", count=100, status=503)
+    resumed = said(await ada.command("run resume", channel=thread, gpus=2))
+    assert resumed.startswith(f"Run {run} is queued. It will cost 1,200 GPU-seconds")
+    stale = said(await ada.press(card, "Resume"))
+    assert stale == f"Run {run} is queued; only a paused run can be resumed."
+    await lab.guild.clear_faults()
+    extended = said(await ada.command("run extend", run=run, time="2m"))
+    assert extended.startswith(f"Run {run} may take 2 min longer; what is before it will cost 1,440 GPU-seconds")
+    assert "written like 45m" in said(await ada.command("run extend", run=run, time="-2m"))
+
+    config = await ada.command("run config", channel=thread)
+    assert config.ephemeral
+    assert config.message is not None
+    assert config.message.attachments[0].filename == f"run-{run}.yml"
+    assert "learning_rate: 0.005" in config.message.attachments[0].path.read_text()
+
+    token = start(lab, run, 0, 1)
+    assert "lies on another machine" in said(await ada.command("run log", run=run))
+    folder = lab.root / "runs" / str(run) / f"attempt-{token}"
+    folder.mkdir(parents=True)
+    (folder.parent / "owner").write_text(lab.call(runs.load, run).request_id)
+    written = [f"step {n} loss {9 - n / 100:.2f}" for n in range(5000)]
+    (folder / "trainer.log").write_text("\n".join([*written, f"```@everyone {lab.root}/runs", "  the last"]))
+    log = await ada.command("run log", run=run)
+    assert log.ephemeral
+    assert f"**{token}** running" in log.text
+    assert "step 4999 loss" in log.text
+    assert log.text.endswith("ˋˋˋ@everyone …/runs\n  the last\n```")
+    assert text.length(log.text) <= text.MESSAGE
+
+    lab.call(attempts.renew, run, token, 20.0, progress(1, 10), lease_seconds=600)
+    card = await card_of(lab, channel, run, "running", "Compare")
+    assert card.button_labels == ["Pause", "Compare", "Config"]
+    assert said(await ada.press(card, "Pause")).startswith(f"Run {run} writes a checkpoint and pauses")
+    lab.call(endings.settle, run, token, 30.0, Progress(0, 0), Ending(75, "stopped"), 3)
+    assert lab.call(runs.view, run).state == RunState.PAUSED
+    assert said(await ada.command("run cancel", run=run)) == f"Run {run} is asked to stop."
+    assert said(await ada.command("run cancel", run=run)) == f"Run {run} is cancelled already."
+    assert said(await ada.command("run show", run=404)) == "There is no run 404."
+    assert said(await ada.command("run show")) == "Use this in a run's thread, or name the run in the option “run”."
+
+
+async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared) -> None:
+    lab, channel = shared_lab
+    ada = lab.person("Ada")
+    for other in await lab_runs(lab):
+        if lab.call(runs.view, other).state == RunState.QUEUED:
+            await ada.command("run cancel", run=other)
+    first = await launched(lab, channel, time_limit="2m", override="steps=40")
+    assert (
+        said(await ada.command("run sample", run=first))
+        == f"Run {first} has no checkpoint on this disk to sample from."
+    )
+    token = start(lab, first)
+    lab.call(attempts.renew, first, token, 20.0, progress(1, 20, (0, 16)), lease_seconds=600)
+
+    steps = await ada.complete("run fork", "step", "", channel=channel.id, run=first)
+    assert steps == [(f"step 16 of run {first}", 16), (f"step 0 of run {first}", 0)]
+    unknown = said(await ada.command("run fork", run=first, step=7))
+    assert unknown == f"Run {first} has no checkpoint of step 7 on this disk; it has: 0, 16."
+    offer = await ada.command("run fork", run=first, step=16, override="seed=9", gpus=2)
+    assert f"Launch a fork of run {first} from step 16 on 2 GPUs" in offer.text
+    assert offer.message is not None
+    forked = await ada.press(offer.message, "Launch")
+    second = int(forked.text.split("Run ")[1].split()[0])
+    row = lab.call(runs.load, second)
+    assert (row.parent_id, row.fork_step, row.overrides) == (first, 16, {"steps": "40", "seed": "9"})
+    offer = await ada.command("run rerun", run=first)
+    assert "With steps=40" in offer.text
+
+    alone = said(await ada.command("run compare", runs=f"{first}"))
+    assert alone == "A comparison needs at least two runs, such as 3 5."
+    assert "at most 6 runs" in said(await ada.command("run compare", runs="1 2 3 4 5 6 7")).lower()
+    assert "by their numbers" in said(await ada.command("run compare", runs="all of them"))
+    lab.call(attempts.renew, second, start(lab, second, 1), 5.0, progress(17, 30, at=8.5), lease_seconds=600)
+    suggested = await ada.complete("run compare", "runs", f"{first} ", channel=channel.id)
+    assert f"{first} {second}" in [value for _, value in suggested]
+    compared = await ada.command("run compare", runs=f"{first}, {second}")
+    assert compared.ephemeral
+    assert compared.message is not None
+    assert f"**{first}** `demo` · loss **7.000** · held-out **6.500** · 20k tokens · running" in compared.text
+    [picture] = compared.message.attachments
+    assert picture.path.read_bytes().startswith(b"\x89PNG")
+    assert f"run {second} at 5.50 after 30k" in (picture.description or "")
+    card = await card_of(lab, channel, first, "Compare")
+    pressed = await ada.press(card, "Compare")
+    assert pressed.ephemeral
+    assert f"**{second}** `demo`" in pressed.text
+
+    form = await ada.command("run sample", run=first)
+    assert form.kind == "modal"
+    assert (
+        said(await ada.submit(form, {"Prompt": ""}, force=True))
+        == "The prompt is empty: please write a sentence or two."
+    )
+    form = await ada.command("run sample", run=first)
+    queued = said(await ada.submit(form, {"Prompt": "def hello(@everyone):"}))
+    assert "120 GPU-seconds" in queued
+    sample = lab.call(runs.of_project, 1, kind="sample")[0]
+    assert lab.call(runs.load, sample.id).prompt == "def hello(@everyone):"
+    thread = (await card_of(lab, channel, first)).thread_id or ""
+    asked = await lab.guild.wait_for(thread, lambda m: "lets the last checkpoint of run" in m.text)
+    assert "def hello" in asked.text
+    assert "@everyone" not in asked.text
+    lab.call(endings.settle, first, token, 21.0, Progress(0, 0), Ending(0), 3)
+    writes = start(lab, sample.id)
+    ending = Ending(0, sample="    return 42")
+    lab.call(endings.settle, sample.id, writes, 2.0, Progress(0, 0), ending, 3)
+    done = await lab.guild.wait_for(channel.id, lambda m: "return 42" in m.text)
+    assert "was given:" in done.text
+    assert "Traceback" not in lab.log
