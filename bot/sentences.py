@@ -324,6 +324,13 @@ def _spent(p: Payload) -> str:
     return f"{p['spent']:,} GPU-seconds"
 
 
+def _channel_deleted(p: Payload) -> str:
+    return (
+        f"🚫 The channel of **P{p['project']} · {line(p['title'])}** was deleted. Nothing more is posted there; "
+        "the project's record goes on."
+    )
+
+
 def _pool(p: Payload) -> str:
     return f"🖥️ A new pool: {text.code(p['pool'], 60)} with {p['gpus']} × {line(p['gpu_type'])}."
 
@@ -487,6 +494,7 @@ RENDERINGS: Mapping[str, Callable[[Payload], str]] = {
     "catalogue.retired": _catalogue("retires"),
     "disk.low": _disk_low,
     "disk.enough": _disk_enough,
+    "channel.deleted": _channel_deleted,
     "pool.added": _pool,
     "grant.added": _grant,
     "pool.changed": _pool_changed,
