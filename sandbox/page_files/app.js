@@ -40,9 +40,7 @@ const page = {
   async say(content) {
     await ask(`/sandbox/channels/${known.open}/messages`, { user: me(), content });
   },
-  async run(command, options) {
-    await act("command", { channel: known.open, command, options });
-  },
+  run: (command, options) => act("command", { channel: known.open, command, options }),
   async complete(command, option, typed, options) {
     return (await ask("/sandbox/interactions/autocomplete", { user: me(), channel: known.open, command, option, typed, options })).choices;
   },
@@ -64,8 +62,9 @@ const bar = new Bar(by("bar"), page);
 async function busy(button, work) {
   button?.setAttribute("aria-busy", "true");
   try {
-    await work();
+    const form = await work();
     bar.say("");
+    form?.();
   } catch (error) {
     bar.say(error.message);
   } finally {
@@ -73,13 +72,12 @@ async function busy(button, work) {
   }
 }
 
-/** An act of this person. Messages that answer it come by the stream; a form comes here. */
+/** An act of this person. Messages that answer it come by the stream; where it is a form, what opens it is given. */
 async function act(kind, body) {
   const answer = await ask(`/sandbox/interactions/${kind}`, { user: me(), timeout: 0, ...body });
   if (answer.kind === "none") throw new Error(`${known.guild.bot.name} did not answer in time. Try it again.`);
-  if (answer.form) {
-    forms.open(answer.form, seen, (values) => act("submit", { interaction_id: answer.interaction_id, values }));
-  }
+  if (!answer.form) return null;
+  return () => forms.open(answer.form, seen, (values) => act("submit", { interaction_id: answer.interaction_id, values }));
 }
 
 // --- The guild, the list of channels, and who one is

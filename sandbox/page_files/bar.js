@@ -87,7 +87,7 @@ function combobox(input, list, suggest, take, { eager }) {
 }
 
 /**
- * The bar. `page` gives `commands()`, `channel()`, `seen`, `refresh()`, `say(text)`, `run(words, options)` and
+ * The bar. `page` gives `commands()`, `channel()`, `seen`, `refresh()`, `say(text)`, `run(words, options)`, which gives what opens a form, and
  * `complete(words, option, typed, options)`; what these throw is shown here.
  */
 export class Bar {
@@ -111,7 +111,8 @@ export class Bar {
     this.fields = [];
     this.line.value = text;
     this.place.className = "line";
-    this.place.replaceChildren(this.line, this.send);
+    this.place.onkeydown = null;
+    if (!this.line.isConnected) this.place.replaceChildren(this.line, this.send);
     this.show();
     if (focus) this.line.focus();
   }
@@ -281,9 +282,10 @@ export class Bar {
     try {
       if (this.command) {
         const options = await this.values();
-        await this.page.run(this.command.words, options);
+        const form = await this.page.run(this.command.words, options);
         this.away({ focus: true });
         this.say("");
+        form?.(); // it gives the focus back to the line
       } else if (words.startsWith("/")) {
         const exact = leaves(this.page.commands()).find((command) => `/${command.words}` === words);
         if (exact) this.begin(exact);
