@@ -17,6 +17,7 @@ const known = {
   open: "", // the channel's id
   messages: new Map(), // of the open channel, by id
   privates: new Map(), // answers that this person alone sees, by id
+  dismissed: new Set(), // of these, by id: an edit does not bring one back
   unread: new Set(),
   more: false,
   allThreads: false,
@@ -49,6 +50,7 @@ const page = {
   },
   choose: (message, name) => busy(null, () => act("menu", { message_id: message.id, name })),
   dismiss(message) {
+    known.dismissed.add(message.id);
     known.privates.delete(message.id);
     by(`m${message.id}`)?.remove();
     bar.line.focus();
@@ -243,6 +245,7 @@ async function earlier() {
 
 /** A message that came or changed. */
 async function arrived(message) {
+  if (known.dismissed.has(message.id)) return;
   const place = message.private ? known.privates : known.messages;
   if (message.channel_id !== known.open) {
     if (message.private) place.set(message.id, message);
