@@ -210,9 +210,9 @@ export class Bar {
     }
     if (!option.autocomplete) return [];
     field.asked = (field.asked ?? 0) + 1;
-    const mine = field.asked;
+    const [mine, command] = [field.asked, this.command];
     await new Promise((wake) => setTimeout(wake, PAUSE_MS));
-    if (mine !== field.asked) return [];
+    if (mine !== field.asked || command !== this.command) return [];
     const others = {};
     for (const other of this.fields) {
       if (other !== field && other.input.value && other.option.type !== FILE) {
@@ -220,10 +220,10 @@ export class Bar {
       }
     }
     try {
-      const choices = await this.page.complete(this.command.words, option.name, field.picked ? "" : text, others);
+      const choices = await this.page.complete(command.words, option.name, field.picked ? "" : text, others);
       return choices.map((choice) => ({ label: choice.name, value: choice.value }));
     } catch (error) {
-      this.say(error.message);
+      if (command === this.command) this.say(error.message);
       return [];
     }
   }

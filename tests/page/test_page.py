@@ -76,6 +76,7 @@ async def launch(visit: Visit, override: str) -> None:
         await visit.shoot("launch-1280")
         await confirm.click()
     await expect(answer).to_contain_text("is queued")
+    await expect(visit.page.locator("#hint")).to_be_empty()
     await answer.get_by_role("button", name="Dismiss message").click()
 
 
