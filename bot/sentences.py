@@ -385,6 +385,8 @@ def _disk_enough(p: Payload) -> str:
 
 
 def _redacted(p: Payload) -> str:
+    if field := p.get("field"):
+        return f"🪦 The project's {line(field)} was removed, here and from its card.{quoted(p['why'])}"
     which = ", ".join(map(str, p["numbers"][:20])) + (" …" if len(p["numbers"]) > 20 else "")
     entries = "Entry" if len(p["numbers"]) == 1 else "Entries"
     return f"🪦 {entries} {which} of this record {'was' if entries == 'Entry' else 'were'} blanked.{quoted(p['why'])}"
