@@ -80,18 +80,25 @@ async def allocation_ids(interaction: Interaction, typed: str) -> list[Choice[in
 
 async def live_allocations(interaction: Interaction, typed: str) -> list[Choice[int]]:
     """Those that were granted and have not ended."""
-    views = await _of_project_meant(interaction)
+    views = await _meant_or_led(interaction)
     return _allocations([view for view in views if view.state in allocations.LIVE], typed)
 
 
 async def open_requests(interaction: Interaction, typed: str) -> list[Choice[int]]:
     """Those that are asked for, or of which a change is."""
-    views = await _of_project_meant(interaction)
+    views = await _meant_or_led(interaction)
     waiting = {view.id for view in views if view.state == AllocationState.REQUESTED}
-    if views:
-        asked = await interaction.client.read(changes.of_project, views[0].project_id)
+    for project_id in {view.project_id for view in views}:
+        asked = await interaction.client.read(changes.of_project, project_id)
         waiting |= {change.allocation_id for change in asked if change.state == ChangeState.REQUESTED}
     return _allocations([view for view in views if view.id in waiting], typed)
+
+
+async def _meant_or_led(interaction: Interaction) -> Sequence[AllocationView]:
+    """The allocations of the project that the command is about; of all that its user leads, where it is about none."""
+    if await project_meant(interaction) is None:
+        return await interaction.client.read(allocations.of_lead, interaction.user.id)
+    return await _of_project_meant(interaction)
 
 
 async def _of_project_meant(interaction: Interaction) -> Sequence[AllocationView]:

@@ -375,6 +375,19 @@ def of_project(session: Session, project_id: int) -> Sequence[AllocationView]:
     return [view(session, allocation_id) for allocation_id in ids]
 
 
+def of_lead(session: Session, discord_id: int, *, limit: int = 25) -> Sequence[AllocationView]:
+    """The newest allocations of all projects that the person with this Discord id leads, the newest first."""
+    ids = session.scalars(
+        select(Allocation.id)
+        .join(Project, Project.id == Allocation.project_id)
+        .join(Person, Person.id == Project.lead_id)
+        .where(Person.discord_id == str(discord_id))
+        .order_by(Allocation.id.desc())
+        .limit(limit)
+    ).all()
+    return [view(session, allocation_id) for allocation_id in ids]
+
+
 def in_hours(seconds: int) -> str:
     """GPU-seconds as GPU-hours with three digits at most behind the point."""
     return f"{seconds / 3600:,.3f}".rstrip("0").rstrip(".")

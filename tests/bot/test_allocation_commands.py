@@ -64,6 +64,8 @@ async def test_a_request_is_asked_about_answered_and_withdrawn(shared_lab: Share
     await refused(lab, omar.command("allocation withdraw", channel=channel.id, allocation=2), LEAD)
     suggested = await ada.complete("allocation withdraw", "allocation", "", channel=channel.id)
     assert suggested == [("2 · 2 GPU-hours of local, requested", 2)]
+    assert await ada.complete("allocation withdraw", "allocation", "") == suggested
+    assert await omar.complete("allocation withdraw", "allocation", "") == []
     late = await rosa.press(shown, "Approve")
     withdraw = await ada.command("allocation withdraw", channel=channel.id, allocation=2)
     async with stale_cards(lab):

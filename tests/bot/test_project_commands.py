@@ -4,7 +4,7 @@ from collections.abc import Awaitable
 
 import pytest
 
-from projects import membership, pipeline
+from projects import membership, pipeline, redaction
 from sandbox.people import Answer, Channel
 from tests.bot.conftest import SCOPE, Lab
 
@@ -89,6 +89,10 @@ async def test_the_lead_is_offered_and_accepted(shared_lab: Shared) -> None:
     assert "stays where it is" in (await ada.press(second, "Decline")).text
     assert (await ada.command("project leave", channel=channel.id)).text.startswith("You have left the project.")
     await refused(lab, ada.press(second, "Accept"), nobody)
+    number = int(second.text.rpartition("record ")[2].split()[0])
+    lab.call(redaction.redact, None, "project:1", number, "By mistake.")
+    blanked = await lab.guild.wait_for(channel.id, lambda m: m.id == second.id and "was blanked" in m.text)
+    assert blanked.buttons == []
     lab.call(pipeline.join, lab.actor("Ada"), 1, min_people=2)
     lab.call(membership.offer_lead, lab.actor("Grace"), 1, to=str(lab.actor("Ada").discord_id), reason="Again.")
     lab.call(membership.accept_lead, lab.actor("Ada"), 1)
