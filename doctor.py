@@ -25,7 +25,8 @@ from rich.table import Table
 from sqlalchemy import select, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from bot.client import IN_GUILD, IN_OTHERS, IN_PROPOSALS
+from bot import server
+from bot.server import CHANNELS, IN_GUILD, IN_OTHERS, IN_PROPOSALS, Server
 from broker.pools import Launcher, Pool
 from projects import db as database
 from projects.db import Database, utcnow
@@ -34,8 +35,7 @@ from projects.settings import Settings
 LEAST_FREE_BYTES = 10 * 2**30
 CLOCKS_APART = timedelta(seconds=5)
 PATIENCE_SECONDS = 10
-CHANNELS = ("proposals", "review", "announcements", "record")
-NEEDED = ("discord_token", "guild_id", *(f"{name}_channel_id" for name in CHANNELS), "reviewer_role_id")
+NEEDED = ("discord_token", "guild_id")
 
 
 @dataclass(frozen=True)
@@ -161,22 +161,44 @@ async def _ask_discord(settings: Settings, token: str) -> list[Finding]:
         findings.append(Finding("Discord's server", guild.name))
         advice = "Grant it to the bot's role in the server's settings, under Roles."
         findings.append(_permissions("the bot's role", IN_GUILD, me.guild_permissions, advice))
-        for name in ("reviewer", "admin"):
-            role = getattr(settings, f"{name}_role_id")
+        known = _server(settings)
+        for name in ("reviewer", "moderator", "admin"):
+            role = getattr(known, f"{name}_role")
             if role and guild.get_role(role) is None:
-                advice = f"Set STOA_{name.upper()}_ROLE_ID to the id of a role there is."
+                advice = (
+                    f"Use /stoa setup in the server, or set STOA_{name.upper()}_ROLE_ID to the id of a role there is."
+                )
                 findings.append(Finding(f"the {name}s' role", f"the server has none with the id {role}", advice))
-        return findings + [await _channel(settings, guild, me, name) for name in CHANNELS]
+        if not known.reviewer_role:
+            advice = "Use /stoa setup in the server, or set STOA_REVIEWER_ROLE_ID."
+            findings.append(Finding("the reviewers' role", "none is chosen", advice))
+        return findings + [await _channel(getattr(known, name), guild, me, name) for name in CHANNELS]
 
 
-async def _channel(settings: Settings, guild: discord.Guild, me: discord.Member, name: str) -> Finding:
-    variable = f"{name}_channel_id"
+def _server(settings: Settings) -> Server:
+    """What stands for what, as the admins have chosen, where the database can be asked."""
+    if _is_missing(settings):
+        return Server.of(settings)
+    db = Database(settings.database)
     try:
-        channel = await guild.fetch_channel(getattr(settings, variable))
+        with db.read() as session:
+            return server.load(session, settings)
+    except SQLAlchemyError:
+        return Server.of(settings)
+    finally:
+        db.close()
+
+
+async def _channel(channel_id: int, guild: discord.Guild, me: discord.Member, name: str) -> Finding:
+    try:
+        channel = await guild.fetch_channel(channel_id)
     except (discord.NotFound, discord.Forbidden, discord.InvalidData):
         channel = None
     if not isinstance(channel, discord.TextChannel):
-        advice = f"Set STOA_{variable.upper()} to the id of a text channel, and let the bot see it."
+        advice = (
+            f"Use /stoa setup in the server, or set STOA_{name.upper()}_CHANNEL_ID to the id of a text channel that "
+            "the bot sees."
+        )
         return Finding(f"the {name} channel", "the bot sees no such text channel", advice)
     wanted = IN_PROPOSALS if name == "proposals" else IN_OTHERS
     advice = "Grant it to the bot's role in the channel's settings, under Permissions."

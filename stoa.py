@@ -17,15 +17,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(operating.app)
 
-NEEDED = (
-    "discord_token",
-    "guild_id",
-    "proposals_channel_id",
-    "review_channel_id",
-    "announcements_channel_id",
-    "record_channel_id",
-    "reviewer_role_id",
-)
+NEEDED = ("discord_token", "guild_id")
 
 
 @app.command()

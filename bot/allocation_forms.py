@@ -1,19 +1,25 @@
-"""The forms about GPU time: a request, and what a reviewer says to it."""
+"""The forms about GPU time: a request, a change of what was granted, and a reviewer's consent to either."""
+
+from datetime import datetime
 
 from bot import text
 from bot.app import Interaction, actor
 from bot.form import Form, long, short
-from broker import allocations, reviews
+from broker import allocations, changes, reviews
 from broker.allocations import AllocationState
+from broker.changes import ChangeState
+
+ENDORSED = "Endorsed; a grant of this size needs a second reviewer, who decides now."
 
 
 class RequestForm(Form):
-    """A request for GPU time."""
+    """A request for GPU time, at most as many GPU-seconds as the pool can give; it may take another's place."""
 
-    def __init__(self, project_id: int, pool: str) -> None:
-        self.project_id, self.pool = project_id, pool
-        self.hours, self.until = short(placeholder="1.5"), short(placeholder="YYYY-MM-DD")
-        self.justification = long()
+    def __init__(self, project_id: int, pool: str, most: int, renews: int | None) -> None:
+        self.project_id, self.pool, self.renews = project_id, pool, renews
+        self.hours = short(placeholder=f"such as 1.5; the pool can give {allocations.in_hours(most)}")
+        self.until = short(placeholder="YYYY-MM-DD")
+        self.justification = long("What it is for, and how you know that it takes so much. Everyone can read it.")
         super().__init__(
             "Ask for GPU time", {"GPU-hours": self.hours, "Until": self.until, "Justification": self.justification}
         )
@@ -29,17 +35,48 @@ class RequestForm(Form):
             hours=self.hours.value,
             until=self.until.value,
             justification=self.justification.value,
+            renews=self.renews,
         )
+        if (await interaction.client.read(allocations.view, allocation_id)).starter:
+            return f"Allocation {allocation_id} is yours at once: the starter grant of your project."
         return f"Allocation {allocation_id} is asked for; the reviewers' decision is posted in the project's channel."
 
 
-class ApproveForm(Form):
-    """A reviewer's approval, in full or in part."""
+class ChangeForm(Form):
+    """More hours of an allocation, or a later end than `until`."""
 
-    def __init__(self, allocation_id: int, seconds: int) -> None:
+    def __init__(self, allocation_id: int, until: datetime) -> None:
         self.allocation_id = allocation_id
-        self.hours, self.reason = short(default=text.exact_hours(seconds)), long()
-        super().__init__("Approve GPU time", {"GPU-hours": self.hours, "Reason": self.reason})
+        self.hours = short(placeholder="Empty for no more hours")
+        self.until = short(placeholder=f"Later than {until:%Y-%m-%d}; empty for the same end")
+        self.justification = long()
+        fields = {"GPU-hours more": self.hours, "Until": self.until, "Justification": self.justification}
+        super().__init__(f"Change allocation {allocation_id}", fields)
+
+    async def send(self, interaction: Interaction) -> str:
+        """Ask for it."""
+        await interaction.client.write(
+            changes.request,
+            actor(interaction),
+            str(interaction.id),
+            self.allocation_id,
+            justification=self.justification.value,
+            hours=self.hours.value,
+            until=self.until.value,
+        )
+        return "The change is asked for; the reviewers' decision is posted in the project's channel."
+
+
+class ApproveForm(Form):
+    """A reviewer's consent to a request: the hours are those asked for, or to be filled in for a part of them."""
+
+    def __init__(self, allocation_id: int, seconds: int, *, part: bool = False) -> None:
+        self.allocation_id = allocation_id
+        asked = text.exact_hours(seconds)
+        self.hours = short(placeholder=f"Less than the {asked} asked for") if part else short(default=asked)
+        self.reason = long("Everyone can read it.")
+        title = "Approve a part of it" if part else "Approve GPU time"
+        super().__init__(title, {"GPU-hours": self.hours, "Reason": self.reason})
 
     async def send(self, interaction: Interaction) -> str:
         """Grant it."""
@@ -53,26 +90,30 @@ class ApproveForm(Form):
             reviewer_role_id=app.server.reviewer_role,
         )
         if state == AllocationState.REQUESTED:
-            return "Endorsed; a grant of this size needs a second reviewer, who decides now."
+            return ENDORSED
         return "Approved; the decision and its reason are posted in the project's channel."
 
 
-class DeclineForm(Form):
-    """A reviewer's refusal."""
+class ApproveChangeForm(Form):
+    """A reviewer's consent to a change; fewer hours than were asked for can be granted."""
 
-    def __init__(self, allocation_id: int) -> None:
-        self.allocation_id = allocation_id
-        self.reason = long()
-        super().__init__("Decline GPU time", {"Reason": self.reason})
+    def __init__(self, change_id: int, seconds: int) -> None:
+        self.change_id = change_id
+        self.hours, self.reason = short(default=text.exact_hours(seconds)), long("Everyone can read it.")
+        hours = {"GPU-hours more": self.hours} if seconds else {}
+        super().__init__("Approve the change", hours | {"Reason": self.reason})
 
     async def send(self, interaction: Interaction) -> str:
-        """Refuse it."""
+        """Grant it."""
         app = interaction.client
-        await app.write(
-            reviews.decline,
+        state = await app.write(
+            changes.approve,
             actor(interaction),
-            self.allocation_id,
+            self.change_id,
+            hours=self.hours.value,
             reason=self.reason.value,
             reviewer_role_id=app.server.reviewer_role,
         )
-        return "Declined; the decision and its reason are posted in the project's channel."
+        if state == ChangeState.REQUESTED:
+            return ENDORSED
+        return "Approved; the decision and its reason are posted in the project's channel."

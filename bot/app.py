@@ -10,6 +10,7 @@ from typing import Concatenate, ParamSpec, TypeAlias, TypeVar
 import discord
 from sqlalchemy.orm import Session
 
+from bot import server
 from bot.pace import Pace
 from bot.server import Server
 from bot.studio import Studio
@@ -40,6 +41,7 @@ class App(discord.Client):
         )
         self.settings = settings
         self.server = Server.of(settings)
+        self.trouble = ""
         self.db = db
         self.studio = Studio()
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="database")
@@ -62,6 +64,10 @@ class App(discord.Client):
                 return call(session, *args, **kwargs)
 
         return await asyncio.get_running_loop().run_in_executor(self._pool(), work)
+
+    async def look_again(self) -> None:
+        """Take over what the admins have chosen with `/stoa setup`; `trouble` is what the server lacks still."""
+        self.server = await self.read(server.load, self.settings)
 
     async def close(self) -> None:
         """Leave Discord, and let the calls end that are still at the database."""

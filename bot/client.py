@@ -16,28 +16,22 @@ from discord.gateway import DiscordWebSocket
 from discord.http import Route
 from sqlalchemy.orm import Session
 
-from bot import allocation_buttons, buttons, errors, project_buttons, run_buttons
-from bot.admin_commands import admin
+from bot import allocation_buttons, buttons, errors, project_buttons, run_buttons, setting_up, text
 from bot.allocation_commands import allocation
 from bot.app import App, Interaction
 from bot.buttons import Button
+from bot.catalogue_commands import catalogue_group
+from bot.cluster_commands import cluster_group
 from bot.delivery import Delivery
 from bot.project_commands import project
+from bot.put_on_record import put_on_record
 from bot.run_commands import run as run_group
+from bot.server import CHANNELS, Server
+from bot.stoa_commands import stoa
 from bot.tables import DiscordCommands
 from projects import log as log_format
 from projects.db import Database
 from projects.settings import Settings
-
-IN_PROPOSALS = {
-    "view_channel": "View Channel",
-    "send_messages": "Send Messages",
-    "read_message_history": "Read Message History",
-    "create_public_threads": "Create Public Threads",
-    "send_messages_in_threads": "Send Messages in Threads",
-}
-IN_OTHERS = {name: IN_PROPOSALS[name] for name in ("view_channel", "send_messages", "read_message_history")}
-IN_GUILD = IN_PROPOSALS | {"manage_channels": "Manage Channels", "attach_files": "Attach Files"}
 
 log = structlog.get_logger()
 
@@ -53,6 +47,16 @@ class Tree(app_commands.CommandTree[App]):
         """Answer what went wrong."""
         await errors.answer(interaction, error)
 
+    async def interaction_check(self, interaction: Interaction) -> bool:
+        """Say what is to be done where the server is not set up; `/stoa` works all the same."""
+        app = interaction.client
+        if not app.trouble or getattr(interaction.command, "root_parent", None) is stoa:
+            return True
+        await app.look_again()
+        if app.trouble and interaction.type is discord.InteractionType.application_command:
+            await errors.reply(interaction, text.escape(not_at_work(app.trouble)))
+        return not app.trouble
+
 
 class Bot(App):
     """The client with its commands, its buttons and its delivery."""
@@ -65,9 +69,11 @@ class Bot(App):
 
     async def setup_hook(self) -> None:
         """Register the commands, if they have changed since the last time."""
+        await super().look_again()
         guild = discord.Object(self.settings.guild_id)
-        for group in (project, allocation, run_group, admin):
+        for group in (project, allocation, run_group, catalogue_group, cluster_group, stoa):
             self.tree.add_command(group, guild=guild)
+        self.tree.add_command(put_on_record, guild=guild)
         for presses in (project_buttons.PRESSES, allocation_buttons.PRESSES, run_buttons.PRESSES):
             buttons.register(presses)
         self.add_dynamic_items(Button)
@@ -91,19 +97,31 @@ class Bot(App):
         """Begin, where the server came late."""
         self._begin()
 
+    async def look_again(self) -> None:
+        """Take over what the admins have chosen, and begin where that was all that was missing."""
+        await super().look_again()
+        self._begin()
+
     def _begin(self) -> None:
-        """Begin to deliver, once the server is there and as the settings say."""
+        """Begin to deliver, once the server is there and set up."""
         guild = self.get_guild(self.settings.guild_id)
-        if self._delivery is not None or (guild is not None and guild.unavailable):
+        if guild is not None and guild.unavailable:
             return
         try:
-            check_server(guild, self.settings)
+            trouble = check_server(guild, self.settings, self.server)
         except SetupError as error:
-            if not self.failure.done():
+            if self._delivery is None and not self.failure.done():
                 self.failure.set_exception(error)
             return
-        log.info("ready", name=str(self.user))
-        self._delivery = asyncio.create_task(Delivery(self).run(), name="delivery")
+        if trouble:
+            if trouble != self.trouble:
+                log.warning(not_at_work(trouble))
+            self.trouble = trouble
+            return
+        self.trouble = ""
+        if self._delivery is None:
+            log.info("ready", name=str(self.user))
+            self._delivery = asyncio.create_task(Delivery(self).run(), name="delivery")
 
     async def close(self) -> None:
         """Stop delivering, then leave."""
@@ -115,27 +133,24 @@ class Bot(App):
         await super().close()
 
 
-def check_server(guild: discord.Guild | None, settings: Settings) -> None:
-    """Raise SetupError with the first thing that the server or the settings lack."""
+def check_server(guild: discord.Guild | None, settings: Settings, server: Server) -> str:
+    """What `/stoa setup` is to set right, or nothing; raises SetupError for what only the operator can."""
     if guild is None:
         raise SetupError(_not_invited(settings))
-    missing = [name for bit, name in IN_GUILD.items() if not getattr(guild.me.guild_permissions, bit)]
-    if missing:
-        raise SetupError(f"The bot's role lacks {', '.join(missing)}: grant it in the server's settings, under Roles.")
-    if guild.get_role(settings.reviewer_role_id) is None:
-        raise SetupError("STOA_REVIEWER_ROLE_ID names no role of the server: set it to the id of the reviewers' role.")
-    for name in ("proposals", "review", "announcements", "record"):
-        variable = f"STOA_{name.upper()}_CHANNEL_ID"
-        channel = guild.get_channel(getattr(settings, f"{name}_channel_id"))
-        if not isinstance(channel, discord.TextChannel):
+    if server.unset or server.by_admins:
+        return setting_up.trouble(guild, server)
+    for name in CHANNELS:
+        if not isinstance(guild.get_channel(getattr(server, name)), discord.TextChannel):
+            variable = f"STOA_{name.upper()}_CHANNEL_ID"
             raise SetupError(f"{variable} names no text channel that the bot can see: set it to one's id.")
-        own = channel.permissions_for(guild.me)
-        wanted = IN_PROPOSALS if name == "proposals" else IN_OTHERS
-        missing = [label for bit, label in wanted.items() if not getattr(own, bit)]
-        if missing:
-            raise SetupError(
-                f"In #{channel.name} the bot lacks {', '.join(missing)}: grant it to the bot's role there."
-            )
+    if guild.get_role(server.reviewer_role) is None:
+        raise SetupError("STOA_REVIEWER_ROLE_ID names no role of the server: set it to the id of the reviewers' role.")
+    return setting_up.trouble(guild, server)
+
+
+def not_at_work(trouble: str) -> str:
+    """What the log and whoever uses a command are told."""
+    return f"Stoa is not at work in this server: {trouble} An admin sets it right with /stoa setup."
 
 
 def run(settings: Settings) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from bot import outbox, posts
+from bot import outbox, post_buttons, posts
 from bot.app import App
 from bot.posts import Place, Scene
 from bot.project_card import project_card
@@ -89,7 +89,7 @@ class ProjectFeed:
             if room is None:
                 continue
             said = posts.render(entry, place, scene)
-            sent = await self.sender.post(f"entry:{entry.id}:{place}", room, said)
+            sent = await self.sender.post(f"entry:{entry.id}:{place}", room, said, post_buttons.of(entry))
             if sent is None and place is Place.CHANNEL:
                 await self.rooms.gone(f"project:{self.project_id}")
 

@@ -18,10 +18,12 @@ def short(default: str = "", placeholder: str = "") -> Input:
     return ui.TextInput(required=False, max_length=4000, default=default or None, placeholder=placeholder or None)
 
 
-def long(placeholder: str = "") -> Input:
+def long(placeholder: str = "", default: str = "") -> Input:
     """A field of several lines."""
     style = discord.TextStyle.paragraph
-    return ui.TextInput(style=style, required=False, max_length=4000, placeholder=placeholder or None)
+    return ui.TextInput(
+        style=style, required=False, max_length=4000, default=default or None, placeholder=placeholder or None
+    )
 
 
 class Form(ui.Modal):

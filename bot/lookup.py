@@ -1,5 +1,6 @@
 """Which project, allocation or run a command is about, and what is suggested while somebody types."""
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import discord
@@ -7,9 +8,13 @@ from discord.app_commands import Choice
 
 from bot import outbox, text
 from bot.app import Interaction
-from broker import allocations, pools
+from broker import allocations, catalogue, changes, pools, runs
+from broker.allocations import AllocationState, AllocationView
+from broker.catalogue import State
+from broker.changes import ChangeState
 from projects import pipeline
 from projects.errors import NotFoundError
+from projects.pipeline import ENDED
 
 MOST_CHOICES = 25
 T = TypeVar("T", int, str)
@@ -17,14 +22,15 @@ T = TypeVar("T", int, str)
 
 async def project_of(interaction: Interaction, named: int | None) -> int:
     """The project that was named, or the one whose channel or thread this is; raises NotFoundError."""
-    project_id = named if named is not None else await _project_here(interaction)
+    project_id = named if named is not None else await project_here(interaction)
     if project_id is None:
         raise NotFoundError("Use this in a project's channel or thread, or name the project in the option “project”.")
     await interaction.client.read(pipeline.view, project_id)
     return project_id
 
 
-async def _project_here(interaction: Interaction) -> int | None:
+async def project_here(interaction: Interaction) -> int | None:
+    """The project whose channel or thread this is, if it is one."""
     channel = interaction.channel
     if channel is None:
         return None
@@ -40,26 +46,73 @@ async def projects(interaction: Interaction, typed: str) -> list[Choice[int]]:
     return _choices([(f"{view.id} · {view.title}", view.id) for view in views], typed)
 
 
+async def open_projects(interaction: Interaction, typed: str) -> list[Choice[int]]:
+    """Those of them that have not ended."""
+    views = await interaction.client.read(pipeline.views, limit=100)
+    return _choices([(f"{view.id} · {view.title}", view.id) for view in views if view.stage not in ENDED], typed)
+
+
 async def pool_names(interaction: Interaction, typed: str) -> list[Choice[str]]:
     """The pools whose name fits."""
     names = await interaction.client.read(pools.names)
     return _choices([(name, name) for name in names if len(name) <= 100], typed)
 
 
+async def recipe_names(interaction: Interaction, typed: str) -> list[Choice[str]]:
+    """The recipes whose name fits."""
+    names = await interaction.client.read(runs.recipes)
+    return _choices([(name, name) for name in names], typed)
+
+
+async def proposed_entries(interaction: Interaction, typed: str) -> list[Choice[str]]:
+    """The entries of the catalogue that wait for a decision."""
+    return await _entries(interaction, typed, State.PROPOSED)
+
+
+async def accepted_entries(interaction: Interaction, typed: str) -> list[Choice[str]]:
+    """The accepted entries of the catalogue."""
+    return await _entries(interaction, typed, State.ACCEPTED)
+
+
+async def _entries(interaction: Interaction, typed: str, state: State) -> list[Choice[str]]:
+    entries = await interaction.client.read(catalogue.entries)
+    return _choices([(entry.name, entry.name) for entry in entries if entry.state is state], typed)
+
+
 async def allocation_ids(interaction: Interaction, typed: str) -> list[Choice[int]]:
     """The allocations of the project that the command is about."""
+    return _allocations(await _of_project_meant(interaction), typed)
+
+
+async def live_allocations(interaction: Interaction, typed: str) -> list[Choice[int]]:
+    """Those that were granted and have not ended."""
+    views = await _of_project_meant(interaction)
+    return _allocations([view for view in views if view.state in allocations.LIVE], typed)
+
+
+async def open_requests(interaction: Interaction, typed: str) -> list[Choice[int]]:
+    """Those that are asked for, or of which a change is."""
+    views = await _of_project_meant(interaction)
+    waiting = {view.id for view in views if view.state == AllocationState.REQUESTED}
+    if views:
+        asked = await interaction.client.read(changes.of_project, views[0].project_id)
+        waiting |= {change.allocation_id for change in asked if change.state == ChangeState.REQUESTED}
+    return _allocations([view for view in views if view.id in waiting], typed)
+
+
+async def _of_project_meant(interaction: Interaction) -> Sequence[AllocationView]:
     project_id = await project_meant(interaction)
-    if project_id is None:
-        return []
-    views = await interaction.client.read(allocations.of_project, project_id)
-    named = [(f"{v.id} · {text.gpu_hours(v.seconds)} of {v.pool}, {v.state}", v.id) for v in views]
-    return _choices(named, typed)
+    return () if project_id is None else await interaction.client.read(allocations.of_project, project_id)
+
+
+def _allocations(views: Sequence[AllocationView], typed: str) -> list[Choice[int]]:
+    return _choices([(f"{v.id} · {text.gpu_hours(v.seconds)} of {v.pool}, {v.state}", v.id) for v in views], typed)
 
 
 async def project_meant(interaction: Interaction) -> int | None:
     """The project that the command is about, as far as it is typed."""
     named = getattr(interaction.namespace, "project", None)
-    return named if isinstance(named, int) else await _project_here(interaction)
+    return named if isinstance(named, int) else await project_here(interaction)
 
 
 def _choices(named: list[tuple[str, T]], typed: str) -> list[Choice[T]]:

@@ -32,7 +32,6 @@ def project_card(
     runs: Sequence[RunView],
     *,
     channel_id: str | None,
-    buttons: bool = True,
 ) -> Card:
     """What the project is about, who is in it, and where it stands."""
     emoji, colour, stage = STAGES[project.stage]
@@ -61,8 +60,9 @@ def project_card(
     compute = [_request_line(request) for request in requests[:3]] + [_run_line(run) for run in runs[:4]]
     marker = f"-# P{project.id} · project"
     parts = sections([head, asks, scope, people, compute], marker)
-    if buttons and project.stage not in ENDED:
-        parts.append(ui.ActionRow(Button("join", project.id, style=discord.ButtonStyle.success)))
+    if project.stage not in ENDED:
+        join = Button("join", project.id, style=discord.ButtonStyle.success)
+        parts.append(ui.ActionRow(join, Button("follow", project.id)))
     return Card(*parts, colour=colour, marker=marker)
 
 

@@ -1,4 +1,4 @@
-"""The forms about a project: its proposal, its scope, its outcome."""
+"""The forms about a project: its proposal, its scope, updates, whom it needs, a new lead, its outcome."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from discord import ui
 from bot import text
 from bot.app import Interaction, actor
 from bot.form import Form, long, short
-from projects import pipeline
+from projects import membership, pipeline, progress
 from projects.pipeline import Outcome
 
 
@@ -79,6 +79,54 @@ class ScopeForm(Form):
             return f"The scope is written, and the project is active: {channel}."
         missing = app.settings.min_people - len(project.members)
         return f"The scope is written. With {text.count(missing, 'more person', 'more people')} the project starts."
+
+
+class UpdateForm(Form):
+    """How a project goes."""
+
+    def __init__(self, project_id: int) -> None:
+        self.project_id = project_id
+        self.update = long("What was done, what was found, what comes next.")
+        super().__init__("How the project goes", {"Update": self.update})
+
+    async def send(self, interaction: Interaction) -> str:
+        """Post it."""
+        said = self.update.value
+        told = await interaction.client.write(progress.post_update, actor(interaction), self.project_id, said)
+        return f"Your update is entry {told.number} of the project's record; it is posted in a moment."
+
+
+class NeedsForm(Form):
+    """Whom a project needs."""
+
+    def __init__(self, project_id: int, needs: str) -> None:
+        self.project_id = project_id
+        self.needs = long("Empty where nobody more is needed.", default=needs)
+        super().__init__("Whom the project needs", {"Who is needed": self.needs})
+
+    async def send(self, interaction: Interaction) -> str:
+        """Say it."""
+        await interaction.client.write(progress.change_needs, actor(interaction), self.project_id, self.needs.value)
+        return "The project's card says it in a moment."
+
+
+class HandoverForm(Form):
+    """An offer of the lead to the person with the Discord id `to`."""
+
+    def __init__(self, project_id: int, to: str, name: str) -> None:
+        self.project_id, self.to, self.name = project_id, to, name
+        self.reason = long("Everyone can read it.")
+        super().__init__(f"Offer the lead to {name}", {"Reason": self.reason})
+
+    async def send(self, interaction: Interaction) -> str:
+        """Offer it."""
+        await interaction.client.write(
+            membership.offer_lead, actor(interaction), self.project_id, to=self.to, reason=self.reason.value
+        )
+        return (
+            f"The lead is offered to {text.line(self.name, 60)}, who accepts or declines it by the buttons of the "
+            "post; until then you lead, and its button “Decline” takes the offer back."
+        )
 
 
 class CompleteForm(Form):

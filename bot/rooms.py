@@ -68,7 +68,8 @@ class Rooms:
                 if isinstance(channel, discord.TextChannel) and (channel.topic or "").endswith(room.mark):
                     made = channel
         if made is None:
-            category = discord.utils.get(guild.categories, name=CATEGORY)
+            chosen = self.app.server.projects_category
+            category = discord.utils.get(guild.categories, **({"id": chosen} if chosen else {"name": CATEGORY}))
             if category is not None and len(category.channels) >= MOST_IN_CATEGORY:
                 category = None
             topic = f"{text.line(project.title, 200)}: {text.line(project.question, 700)} · {room.mark}"

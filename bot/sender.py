@@ -5,7 +5,9 @@ by looking in the channel for the message's marker, its last line of text.
 """
 
 import io
+from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 import discord
 import structlog
@@ -37,12 +39,14 @@ class Sender:
         self.holder = holder
         self.cadence = Cadence()
 
-    async def post(self, key: str, channel_id: str, said: str) -> str | None:
+    async def post(self, key: str, channel_id: str, said: str, buttons: Sequence[ui.Item[Any]] = ()) -> str | None:
         """Post a text whose last line is its marker; the message's id, or None where a person has deleted its place."""
-        if text.length(said) <= text.MESSAGE:
+        if not buttons and text.length(said) <= text.MESSAGE:
             return await self._send(key, channel_id, said.splitlines()[-1], content=said)
         view = ui.LayoutView(timeout=None)
         view.add_item(ui.TextDisplay(said))
+        if buttons:
+            view.add_item(ui.ActionRow(*buttons))
         return await self._send(key, channel_id, said.splitlines()[-1], view=view)
 
     async def place(self, key: str, channel_id: str, card: Card) -> str | None:

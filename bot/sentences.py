@@ -86,6 +86,14 @@ def _update(p: Payload) -> str:
     return f"📣 {_by(p)} reports:{quoted(p['text'])}"
 
 
+def _finding(p: Payload) -> str:
+    day = line(str(p["said_at"])[:10])
+    return (
+        f"📌 {_by(p)} puts on record what **{line(p['author']['name'])}** wrote on {day}:{quoted(p['text'])}\n"
+        f"[Go to the message]({p['link']})"
+    )
+
+
 def _needs_changed(p: Payload) -> str:
     return f"🔎 {_by(p)} says who is needed now:{quoted(p['needs'] or 'Nobody more.')}"
 
@@ -95,15 +103,17 @@ def _followed(p: Payload) -> str:
 
 
 def _left(p: Payload) -> str:
-    return f"👋 {_by(p)} leaves the project."
+    return f"👋 {_by(p)} {'follows the project no longer' if p.get('role') == 'follower' else 'leaves the project'}."
 
 
 def _lead_offered(p: Payload) -> str:
-    return f"🔑 {_by(p)} offers the lead to **{line(p['to']['name'])}**.{quoted(p['why'])}"
+    to = line(p["to"]["name"])
+    return f"🔑 {_by(p)} offers the lead to **{to}**, who answers by these buttons.{quoted(p['why'])}"
 
 
 def _lead_accepted(p: Payload) -> str:
-    return f"🔑 {_by(p)} leads the project from now on."
+    before = f" **{line(p['before']['name'])}** stays in it; thank you!" if "before" in p else ""
+    return f"🔑 {_by(p)} leads the project from now on.{before}"
 
 
 def _lead_declined(p: Payload) -> str:
@@ -114,14 +124,24 @@ def _released(p: Payload) -> str:
     return f"🔓 {_by(p)} releases what was held back; the models' licence is {line(p['licence'])}.{quoted(p['why'])}"
 
 
+def _project_says(emoji: str, said: str) -> Callable[[Payload], str]:
+    """A sentence about a project, with the reason where one was given."""
+
+    def rendering(p: Payload) -> str:
+        return f"{emoji} {said.format(by=_by(p))}{quoted(str(p.get('why', '')))}"
+
+    return rendering
+
+
 def _completed(p: Payload) -> str:
     return f"🏁 {_by(p)} has completed the project: **{line(p['outcome'])}**.{quoted(p['learnt'], 'What was learnt:')}"
 
 
 def _requested(p: Payload) -> str:
+    renews = f", in place of allocation {p['renews']}" if "renews" in p else ""
     return (
         f"🙋 {_by(p)} asks for {text.gpu_hours(p['seconds'])} of {text.code(p['pool'], 60)} until {line(p['until'])} "
-        f"(allocation {p['allocation']}).{quoted(p['why'])}"
+        f"(allocation {p['allocation']}{renews}).{quoted(p['why'])}"
     )
 
 
@@ -132,9 +152,10 @@ def _approved(p: Payload) -> str:
         else f" of the {allocations.in_hours(p['asked'])} asked for"
     )
     half = f", and {text.gpu_hours(p['second_half'])} more on a report of progress" if p.get("second_half") else ""
+    first = f"; {line(p['endorsed_by'])} has endorsed it" if p.get("endorsed_by") else ""
     return (
         f"✅ {_by(p)} approves {text.gpu_hours(p['seconds'])}{part} on {text.code(p['pool'], 60)}, given by "
-        f"{line(p['sponsor'])} (allocation {p['allocation']}){half}.{quoted(p['why'])}"
+        f"{line(p['sponsor'])} (allocation {p['allocation']}){half}{first}.{quoted(p['why'])}"
     )
 
 
@@ -172,11 +193,16 @@ def _adjusted(p: Payload) -> str:
     )
 
 
+MORE = " Its lead can ask for more by `/allocation change`."
+
+
 def _warning(p: Payload) -> str:
     if "percent" in p:
-        return f"⚠️ {p['percent']}% of allocation {p['allocation']} are spent; {text.gpu_hours(p['left'])} are left."
+        return (
+            f"⚠️ {p['percent']}% of allocation {p['allocation']} are spent; {text.gpu_hours(p['left'])} are left.{MORE}"
+        )
     ends = f", on {line(p['ends'])}" if "ends" in p else ""
-    return f"⏰ Allocation {p['allocation']} ends in {text.count(p.get('days', 0), 'day')} or less{ends}."
+    return f"⏰ Allocation {p['allocation']} ends in {text.count(p.get('days', 0), 'day')} or less{ends}.{MORE}"
 
 
 def _changed(p: Payload) -> str:
@@ -342,6 +368,11 @@ def _redacted(p: Payload) -> str:
     return f"🪦 {entries} {which} of this record {'was' if entries == 'Entry' else 'were'} blanked.{quoted(p['why'])}"
 
 
+def _set_up(p: Payload) -> str:
+    named = [f"{place.replace('_', ' ')} {text.code(target['name'], 100)}" for place, target in p["places"].items()]
+    return f"🧭 {_by(p)} says what stands for what in this server: {', '.join(named)}."
+
+
 def _banned(p: Payload) -> str:
     return f"⛔ {text.line(p['person']['name'], 80)} is banned: they can read, and do nothing else.{quoted(p['why'])}"
 
@@ -373,6 +404,7 @@ RENDERINGS: Mapping[str, Callable[[Payload], str]] = {
     "project.resumed": _resumed,
     "project.stopped": _stopped,
     "project.update": _update,
+    "project.finding": _finding,
     "project.needs_changed": _needs_changed,
     "project.followed": _followed,
     "project.left": _left,
@@ -380,6 +412,8 @@ RENDERINGS: Mapping[str, Callable[[Payload], str]] = {
     "project.lead_accepted": _lead_accepted,
     "project.lead_declined": _lead_declined,
     "project.released": _released,
+    "project.hidden": _project_says("🙈", "{by} takes the project out of the lists."),
+    "project.unhidden": _project_says("👁️", "{by} shows the project in the lists again."),
     "project.completed": _completed,
     "allocation.requested": _requested,
     "allocation.approved": _approved,
@@ -387,6 +421,7 @@ RENDERINGS: Mapping[str, Callable[[Payload], str]] = {
     "allocation.endorsed": _endorsed,
     "allocation.withdrawn": _allocation_says("↩️", "{by} withdraws the request for {amount} ({allocation})."),
     "allocation.asked": _allocation_says("❓", "{by} asks about the request ({allocation}):"),
+    "allocation.answered": _allocation_says("💬", "{by} answers about the request ({allocation}):"),
     "allocation.reported": _allocation_says("📝", "{by} reports on {allocation}:"),
     "allocation.half_released": _allocation_says("✅", "{by} releases the second half of {allocation}: {amount}."),
     "allocation.half_returned": _allocation_says(
@@ -396,7 +431,8 @@ RENDERINGS: Mapping[str, Callable[[Payload], str]] = {
     "allocation.expired": _allocation_says(
         "⌛", "The time of {allocation} is over; {amount} return to the sponsor's grant."
     ),
-    "allocation.exhausted": _allocation_says("🪫", "All of {allocation} is spent; more can be asked for."),
+    "allocation.ended": _allocation_says("🏁", "There is no more use for {allocation}; {amount} return to its grant."),
+    "allocation.exhausted": _allocation_says("🪫", "All of {allocation} is spent." + MORE),
     "allocation.reopened": _allocation_says("🔋", "There are {amount} left on {allocation} again."),
     "allocation.returned": _allocation_says("↩️", "{amount} of {allocation}, which has ended, return to its grant."),
     "allocation.renewed": _allocation_says(
@@ -406,7 +442,7 @@ RENDERINGS: Mapping[str, Callable[[Payload], str]] = {
     "allocation.warning": _warning,
     "allocation.change_requested": _change_requested,
     "allocation.change_endorsed": _allocation_says(
-        "☑️", "{by} endorses the change of {allocation}; a second reviewer decides."
+        "☑️", "{by} endorses the change of {allocation}, {amount} more; a change of this size needs a second reviewer."
     ),
     "allocation.change_declined": _allocation_says("🚫", "{by} declines the change of {allocation}."),
     "allocation.change_withdrawn": _allocation_says("↩️", "{by} withdraws the request to change {allocation}."),
@@ -438,6 +474,7 @@ RENDERINGS: Mapping[str, Callable[[Payload], str]] = {
     "disk.enough": _disk_enough,
     "pool.added": _pool,
     "grant.added": _grant,
+    "server.set_up": _set_up,
     "person.banned": _banned,
     "person.unbanned": _unbanned,
     "record.redacted": _redacted,

@@ -1,14 +1,35 @@
-"""Which channels and roles of the Discord server stand for what."""
+"""Which channels and roles of the Discord server stand for what: as its admins chose, else as the settings say."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from bot.tables import DiscordPlace
+from projects import people, record
+from projects.people import Actor
 from projects.settings import Settings
+
+CHANNELS = ("proposals", "review", "announcements", "record")
+CATEGORIES = ("lab_category", "projects_category")
+ROLES = ("reviewer_role", "moderator_role", "admin_role")
+
+IN_PROPOSALS = {
+    "view_channel": "View Channel",
+    "send_messages": "Send Messages",
+    "read_message_history": "Read Message History",
+    "create_public_threads": "Create Public Threads",
+    "send_messages_in_threads": "Send Messages in Threads",
+}
+IN_OTHERS = {name: IN_PROPOSALS[name] for name in ("view_channel", "send_messages", "read_message_history")}
+IN_GUILD = IN_PROPOSALS | {"manage_channels": "Manage Channels", "attach_files": "Attach Files"}
 
 
 @dataclass(frozen=True)
 class Server:
-    """Ids on Discord; 0 where nothing stands for it."""
+    """Ids on Discord; 0 where nothing stands for it. `by_admins` says that `/stoa setup` has chosen some of them."""
 
     guild: int
     proposals: int
@@ -18,6 +39,9 @@ class Server:
     reviewer_role: int
     moderator_role: int
     admin_role: int
+    lab_category: int = 0
+    projects_category: int = 0
+    by_admins: bool = False
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -32,3 +56,26 @@ class Server:
             moderator_role=settings.moderator_role_id,
             admin_role=settings.admin_role_id,
         )
+
+    @property
+    def unset(self) -> list[str]:
+        """What Stoa cannot do without and nothing stands for."""
+        return [name for name in (*CHANNELS, "reviewer_role") if not getattr(self, name)]
+
+
+def load(session: Session, settings: Settings) -> Server:
+    """As the server's admins have chosen, and where they have not, as the settings say."""
+    server = Server.of(settings)
+    known = {field.name for field in fields(Server)}
+    rows = session.scalars(select(DiscordPlace).where(DiscordPlace.guild_id == str(server.guild)))
+    chosen = {row.name: int(row.discord_id) for row in rows if row.name in known}
+    return replace(server, **chosen, by_admins=bool(chosen))
+
+
+def choose(session: Session, actor: Actor, guild_id: int, chosen: Mapping[str, tuple[int, str]]) -> None:
+    """Let the channels, categories and roles (id and name) stand for what they are keyed by, in public."""
+    by = people.ensure(session, actor)
+    for name, (discord_id, _) in chosen.items():
+        session.merge(DiscordPlace(guild_id=str(guild_id), name=name, discord_id=str(discord_id)))
+    told = {name: {"id": str(discord_id), "name": called} for name, (discord_id, called) in chosen.items()}
+    record.append(session, record.LAB, "server.set_up", by=by, places=told)

@@ -2,12 +2,11 @@
 
 from sqlalchemy.orm import Session
 
-from bot import cadence, outbox
+from bot import cadence, outbox, review_desk
 from bot.app import App
 from bot.cadence import OldMessageError
 from bot.card import Card
 from bot.project_card import project_card
-from bot.review_card import review_card
 from bot.run_showcase import RunShowcase
 from bot.sender import Sender
 from bot.studio import Studio
@@ -49,9 +48,8 @@ class Showcase:
             project, requests, newest, channel_id = await self.app.read(self._look)
             card = project_card(project, requests, newest, channel_id=channel_id)
             done &= await self._show(f"project:{project.id}", str(server.proposals), card)
-            for request in requests:
-                card = review_card(request)
-                done &= await self._show(f"allocation:{request.id}", str(server.review), card)
+            for key, card in (await review_desk.cards(self.app, project.id, requests)).items():
+                done &= await self._show(key, str(server.review), card)
             self._cards_stale = not done
         await self._runs.refresh()
 

@@ -69,3 +69,13 @@ class DiscordCommands(Base):
     application_id: Mapped[str] = mapped_column(primary_key=True)
     guild_id: Mapped[str] = mapped_column(primary_key=True)
     digest: Mapped[str]
+
+
+class DiscordPlace(Base):
+    """The channel, category or role that stands for something in a server, as its admins have chosen."""
+
+    __tablename__ = "discord_places"
+
+    guild_id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    discord_id: Mapped[str]

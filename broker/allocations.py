@@ -212,9 +212,7 @@ def check_may_request(session: Session, actor: Actor, project_id: int) -> Projec
 def withdraw(session: Session, actor: Actor, allocation_id: int, *, reason: str) -> None:
     """Take an open request back; for who asked and for the project's lead."""
     allocation = lock(session, allocation_id)
-    person = people.find(session, actor)
-    if person is None or person.id != allocation.requested_by:
-        person = pipeline.require_lead(session, actor, session.get_one(Project, allocation.project_id))
+    person = check_may_withdraw(session, actor, allocation_id)
     because = text.prose("The reason", reason, most=1000)
     move(session, allocation, AllocationState.WITHDRAWN, decided_by=person.id, reason=because, decided_at=utcnow())
     tell(session, allocation, "allocation.withdrawn", by=person, why=because, asked=allocation.seconds)
@@ -223,11 +221,37 @@ def withdraw(session: Session, actor: Actor, allocation_id: int, *, reason: str)
 def report(session: Session, actor: Actor, allocation_id: int, said: str) -> None:
     """Tell in public what has come of an allocation; a second half is released on it."""
     allocation = lock(session, allocation_id)
-    lead = pipeline.require_lead(session, actor, session.get_one(Project, allocation.project_id))
-    require_live(allocation)
+    lead = check_may_ask_more(session, actor, allocation_id)
     allocation.report = text.prose("The report", said, most=1500)
     session.flush()
     tell(session, allocation, "allocation.reported", by=lead, why=allocation.report)
+
+
+def check_may_withdraw(session: Session, actor: Actor, allocation_id: int) -> Person:
+    """The person who may take the request back: who asked, or the project's lead. Only reads, as for a form.
+
+    Raises ForbiddenError, and ConflictError where the request is not open.
+    """
+    allocation = load(session, allocation_id)
+    person = require_asker(session, actor, allocation.project_id, allocation.requested_by)
+    check_move(allocation, AllocationState.WITHDRAWN)
+    return person
+
+
+def check_may_ask_more(session: Session, actor: Actor, allocation_id: int) -> Person:
+    """The lead, who may report on the allocation and ask for a change of it while it lives. Only reads."""
+    allocation = load(session, allocation_id)
+    lead = pipeline.require_lead(session, actor, session.get_one(Project, allocation.project_id))
+    require_live(allocation)
+    return lead
+
+
+def require_asker(session: Session, actor: Actor, project_id: int, asked_by: int) -> Person:
+    """The actor's person where it is the one who asked, or the project's lead; raises ForbiddenError. Only reads."""
+    person = people.find(session, actor)
+    if person is not None and person.id == asked_by:
+        return person
+    return pipeline.require_lead(session, actor, session.get_one(Project, project_id))
 
 
 def award(session: Session, allocation: Allocation, seconds: int, by: Person | None, because: str) -> None:
@@ -269,8 +293,7 @@ def close(session: Session, allocation: Allocation, to: AllocationState, **value
 
 def move(session: Session, allocation: Allocation, to: AllocationState, **values: object) -> None:
     """Take one of the table's transitions, guarded against another taken at the same moment."""
-    if to not in TRANSITIONS[AllocationState(allocation.state)]:
-        raise ConflictError(f"Allocation {allocation.id} is {allocation.state} and cannot become {to}.")
+    check_move(allocation, to)
     session.flush()
     moved = session.execute(
         update(Allocation)
@@ -281,6 +304,12 @@ def move(session: Session, allocation: Allocation, to: AllocationState, **values
     if moved is None:
         raise ConflictError(f"Allocation {allocation.id} has just changed; look again.")
     session.refresh(allocation)
+
+
+def check_move(allocation: Allocation, to: AllocationState) -> None:
+    """Raise ConflictError where no transition leads there from where the allocation stands."""
+    if to not in TRANSITIONS[AllocationState(allocation.state)]:
+        raise ConflictError(f"Allocation {allocation.id} is {allocation.state} and cannot become {to}.")
 
 
 def tell(

@@ -266,12 +266,12 @@ def supervisor_of(attempt: Attempt) -> Process | None:
 
 
 def unsupervised(session: Session, *, lease_seconds: float) -> Sequence[Attempt]:
-    """Running attempts of local pools that have missed renewals, and may have lost their supervisor."""
+    """Running attempts that have missed a renewal, and may have lost their supervisor; most of the lease is left."""
     return session.scalars(
         select(Attempt).where(
             Attempt.state == AttemptState.RUNNING,
             Attempt.supervisor_pid.is_not(None),
-            Attempt.lease_until.between(utcnow(), _from_now(lease_seconds / 2)),
+            Attempt.lease_until.between(utcnow(), _from_now(lease_seconds * 2 / 3)),
         )
     ).all()
 

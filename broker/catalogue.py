@@ -19,10 +19,11 @@ from sqlalchemy import ForeignKey, Index, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from projects import people, record, text
+from projects import people, record, rights, text
 from projects.db import Base, utcnow
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
 from projects.people import Actor, Person
+from projects.rights import Act
 from trainer import config as trainer_config
 from trainer.config import ConfigError, TrainConfig
 
@@ -393,8 +394,7 @@ def _propose(session: Session, actor: Actor | None, entry: CatalogueEntry) -> in
 
 def _decidable(session: Session, actor: Actor | None, name: str, to: State, admin_role_id: int) -> CatalogueEntry:
     """The entry, locked, where the actor may take it there; raises ForbiddenError, NotFoundError and ConflictError."""
-    if actor is not None and (not admin_role_id or admin_role_id not in actor.role_ids):
-        raise ForbiddenError("Only admins decide on the catalogue; the admins' role is given by the operator.")
+    rights.require_admin(actor, Act.DECIDE_CATALOGUE, admin_role_id)
     entry = _named(session, name)
     session.refresh(entry, with_for_update=True)
     if to not in TRANSITIONS[State(entry.state)]:

@@ -10,13 +10,12 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from broker import allocations, ledger, reviews, tiers
 from broker.allocations import Allocation, in_hours, parse_day, parse_hours
-from broker.endorsements import Endorsable, endorse
+from broker.endorsements import Endorsable, check_second, endorse
 from broker.pools import Grant
-from projects import people, pipeline, text
+from projects import people, text
 from projects.db import Base, utcnow
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor, Person
-from projects.pipeline import Project
 
 
 class ChangeState(StrEnum):
@@ -59,6 +58,7 @@ class ChangeView:
     state: ChangeState
     decided_by: str | None
     reason: str
+    endorsed_by: str | None = None
 
 
 def request(
@@ -78,8 +78,7 @@ def request(
     if earlier is not None:
         return earlier
     allocation = allocations.lock(session, allocation_id)
-    lead = pipeline.require_lead(session, actor, session.get_one(Project, allocation.project_id))
-    allocations.require_live(allocation)
+    lead = check_may_request(session, actor, allocation_id)
     if not hours.strip() and not until.strip():
         raise InvalidError("Say what is to change: more GPU-hours, a later end, or both.")
     seconds = parse_hours(hours) if hours.strip() else 0
@@ -87,11 +86,6 @@ def request(
     if day is not None and day <= allocation.until:
         raise InvalidError(f"The allocation ends on {allocation.until:%Y-%m-%d}; ask for a later day.")
     because = text.prose("The justification", justification, most=1500)
-    open_ = select(AllocationChange.id).where(
-        AllocationChange.allocation_id == allocation_id, AllocationChange.state == ChangeState.REQUESTED
-    )
-    if session.scalars(open_).first() is not None:
-        raise ConflictError(f"A change of allocation {allocation_id} is asked for already; it is decided first.")
     change = AllocationChange(
         request_id=request_id,
         allocation_id=allocation_id,
@@ -104,6 +98,20 @@ def request(
     session.flush()
     _tell(session, allocation, change, "allocation.change_requested", lead, because, seconds=seconds)
     return change.id
+
+
+def check_may_request(session: Session, actor: Actor, allocation_id: int) -> Person:
+    """The lead, where a change of the allocation can be asked for now. Only reads: a form may be opened on it."""
+    lead = allocations.check_may_ask_more(session, actor, allocation_id)
+    if open_of(session, allocation_id) is not None:
+        raise ConflictError(f"A change of allocation {allocation_id} is asked for already; it is decided first.")
+    return lead
+
+
+def check_may_approve(session: Session, actor: Actor, change_id: int, *, reviewer_role_id: int) -> None:
+    """As `check_may_decide`; and it takes another reviewer than who has endorsed it. Only reads."""
+    check_may_decide(session, actor, change_id, reviewer_role_id=reviewer_role_id)
+    check_second(session, actor, load(session, change_id))
 
 
 def check_may_decide(session: Session, actor: Actor, change_id: int, *, reviewer_role_id: int) -> None:
@@ -174,9 +182,7 @@ def decline(session: Session, actor: Actor, change_id: int, *, reason: str, revi
 def withdraw(session: Session, actor: Actor, change_id: int, *, reason: str) -> None:
     """Take an open request for a change back; for who asked and for the project's lead."""
     change, allocation = _locked(session, change_id)
-    person = people.find(session, actor)
-    if person is None or person.id != change.requested_by:
-        person = pipeline.require_lead(session, actor, session.get_one(Project, allocation.project_id))
+    person = allocations.require_asker(session, actor, allocation.project_id, change.requested_by)
     because = text.prose("The reason", reason, most=1000)
     _move(session, change, ChangeState.WITHDRAWN, person, because)
     _tell(session, allocation, change, "allocation.change_withdrawn", person, because, seconds=change.seconds)
@@ -190,27 +196,57 @@ def load(session: Session, change_id: int) -> AllocationChange:
     return change
 
 
+def open_of(session: Session, allocation_id: int) -> int | None:
+    """The one change of the allocation that is not decided yet, if there is one."""
+    open_ = select(AllocationChange.id).where(
+        AllocationChange.allocation_id == allocation_id, AllocationChange.state == ChangeState.REQUESTED
+    )
+    return session.scalars(open_).first()
+
+
+def check_may_withdraw(session: Session, actor: Actor, change_id: int) -> None:
+    """Raise unless the actor asked for the change or leads the project. Only reads: a form may be opened on it."""
+    change = load(session, change_id)
+    project_id = allocations.load(session, change.allocation_id).project_id
+    allocations.require_asker(session, actor, project_id, change.requested_by)
+
+
 def of_allocation(session: Session, allocation_id: int) -> Sequence[ChangeView]:
     """The changes asked for, the newest first."""
     rows = session.scalars(
-        select(AllocationChange)
+        select(AllocationChange.id)
         .where(AllocationChange.allocation_id == allocation_id)
         .order_by(AllocationChange.id.desc())
     )
-    return [
-        ChangeView(
-            id=row.id,
-            allocation_id=row.allocation_id,
-            requested_by=session.get_one(Person, row.requested_by).name,
-            seconds=row.seconds,
-            until=row.until,
-            justification=row.justification,
-            state=ChangeState(row.state),
-            decided_by=None if row.decided_by is None else session.get_one(Person, row.decided_by).name,
-            reason=row.reason,
-        )
-        for row in rows
-    ]
+    return [view(session, change_id) for change_id in rows]
+
+
+def of_project(session: Session, project_id: int) -> Sequence[ChangeView]:
+    """The changes asked for of any allocation of the project, the newest first."""
+    rows = session.scalars(
+        select(AllocationChange.id)
+        .join(Allocation, Allocation.id == AllocationChange.allocation_id)
+        .where(Allocation.project_id == project_id)
+        .order_by(AllocationChange.id.desc())
+    )
+    return [view(session, change_id) for change_id in rows]
+
+
+def view(session: Session, change_id: int) -> ChangeView:
+    """The change as people read it; raises NotFoundError."""
+    row = load(session, change_id)
+    return ChangeView(
+        id=row.id,
+        allocation_id=row.allocation_id,
+        requested_by=session.get_one(Person, row.requested_by).name,
+        seconds=row.seconds,
+        until=row.until,
+        justification=row.justification,
+        state=ChangeState(row.state),
+        decided_by=_name(session, row.decided_by),
+        reason=row.reason,
+        endorsed_by=_name(session, row.endorsed_by),
+    )
 
 
 def _locked(session: Session, change_id: int) -> tuple[AllocationChange, Allocation]:
@@ -238,3 +274,7 @@ def _tell(
 ) -> None:
     until = None if change.until is None else change.until.date().isoformat()
     allocations.tell(session, allocation, kind, by=by, why=why, change=change.id, until=until, **told)
+
+
+def _name(session: Session, person_id: int | None) -> str | None:
+    return None if person_id is None else session.get_one(Person, person_id).name

@@ -4,14 +4,14 @@ import contextlib
 from collections.abc import Sequence
 
 import yaml
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.orm import Session
 
 from broker import attempts, endings, launching, ledger, runs
 from broker.allocations import Allocation, AllocationState
 from broker.launching import LONGEST_TIME_LIMIT, Receipt
 from broker.pools import Pool
-from broker.runs import ACTIVE, Run, RunState
+from broker.runs import ACTIVE, ENDED, Run, RunState
 from projects import pipeline
 from projects.db import utcnow
 from projects.errors import ConflictError, InvalidError
@@ -23,18 +23,7 @@ from trainer.config import TrainConfig
 def cancel(session: Session, actor: Actor, run_id: int) -> None:
     """Ask a run to stop for good; a running one writes a checkpoint first."""
     run, person = _of_member(session, actor, run_id)
-    reason = f"cancelled by {person.name}"
-    if run.state in (RunState.QUEUED, RunState.PAUSED):
-        runs.move(session, run, RunState.CANCELLED, reason=reason, ended_at=utcnow())
-        runs.tell(session, run, "run.cancelled", by=person, spent=runs.spent(session, run.id))
-    elif run.state == RunState.STOPPING and run.stops_as == RunState.PAUSED:
-        _turn_to_cancelled(session, run, reason)
-        runs.tell(session, run, "run.stopping", by=person)
-    elif run.state in ACTIVE and run.state != RunState.STOPPING:
-        runs.move(session, run, RunState.STOPPING, reason=reason, stops_as=RunState.CANCELLED)
-        runs.tell(session, run, "run.stopping", by=person)
-    else:
-        raise ConflictError(f"Run {run.id} is {run.state} already.")
+    _cancel(session, run, f"cancelled by {person.name}", by=person)
 
 
 def pause(session: Session, actor: Actor, run_id: int) -> None:
@@ -172,6 +161,22 @@ def stop_all(session: Session, allocation_id: int, reason: str) -> Sequence[int]
     return [run.id for run in found]
 
 
+def cancel_all(session: Session, project_id: int, reason: str) -> Sequence[int]:
+    """Cancel every run of a project that is over, those that run with a checkpoint first; their ids."""
+    found = session.scalars(select(Run).where(Run.project_id == project_id, cancellable()).order_by(Run.id)).all()
+    for run in found:
+        attempts.lock(session, run.id)
+        session.refresh(run)
+        _cancel(session, run, reason)
+    return [run.id for run in found]
+
+
+def cancellable() -> ColumnElement[bool]:
+    """Which runs have not ended and are not on their way to."""
+    stops = (Run.state == RunState.STOPPING) & (Run.stops_as == RunState.CANCELLED)
+    return Run.state.not_in(ENDED) & ~stops
+
+
 def revivable(session: Session) -> Sequence[int]:
     """Runs that were paused because nobody could pay for them, and that can be paid for again."""
     paused = session.scalars(select(Run).where(Run.state == RunState.PAUSED, Run.dry).order_by(Run.queued_at, Run.id))
@@ -201,6 +206,22 @@ def _of_member(session: Session, actor: Actor, run_id: int) -> tuple[Run, Person
     attempts.lock(session, run_id)
     session.refresh(run)
     return run, pipeline.require_member(session, actor, session.get_one(Project, run.project_id))
+
+
+def _cancel(session: Session, run: Run, reason: str, *, by: Person | None = None) -> None:
+    """Cancel a run at once where it waits, and by way of a checkpoint where it runs; `reason` without `by` is told."""
+    why = "" if by else reason
+    if run.state in (RunState.QUEUED, RunState.PAUSED):
+        runs.move(session, run, RunState.CANCELLED, reason=reason, ended_at=utcnow())
+        runs.tell(session, run, "run.cancelled", by=by, why=why, spent=runs.spent(session, run.id))
+    elif run.state == RunState.STOPPING and run.stops_as == RunState.PAUSED:
+        _turn_to_cancelled(session, run, reason)
+        runs.tell(session, run, "run.stopping", by=by, why=why)
+    elif run.state in ACTIVE and run.state != RunState.STOPPING:
+        runs.move(session, run, RunState.STOPPING, reason=reason, stops_as=RunState.CANCELLED)
+        runs.tell(session, run, "run.stopping", by=by, why=why)
+    else:
+        raise ConflictError(f"Run {run.id} is {run.state} already.")
 
 
 def _demand_training(run: Run) -> None:

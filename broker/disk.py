@@ -1,5 +1,7 @@
 """The disk: checkpoints that are safe on the Hub and not needed here any more go, and below a floor runs pause.
 
+So does the data that an attempt has prepared for itself, once it is over: the next one prepares its own.
+
 Needed are: what is not published yet; the newest checkpoints of a run, from which it goes on; all of those of a run
 that one still to run was forked or is sampled from. Where room is scarce, what is left of ended runs goes too.
 """
@@ -12,10 +14,11 @@ import structlog
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session, aliased
 
+from broker.attempts import Attempt, AttemptState
 from broker.publications import Disk, Publication
 from broker.runs import ENDED, Run
 from projects import record
-from projects.db import Database
+from projects.db import Database, utcnow
 from projects.record import Entry, Stream
 from projects.settings import Settings
 
@@ -94,6 +97,7 @@ def tidy(settings: Settings, db: Database) -> int:
             _mark(session, publication.run_id, publication.step, Disk.GONE)
     if leaving:
         log.info("checkpoints that are on the Hub were removed here", count=len(leaving))
+    _remove_data(settings, db)
     return len(leaving)
 
 
@@ -129,3 +133,23 @@ def _remove(settings: Settings, publication: Publication) -> None:
     for folder in {Path(publication.folder), *run.glob(f"attempt-*/checkpoints/step{publication.step}")}:
         if folder.is_relative_to(settings.runs_dir):  # nothing else is ours to remove
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_data(settings: Settings, db: Database) -> None:
+    """Remove what attempts that are over have prepared of their data in their own folders."""
+    found = {
+        (int(folder.parents[1].name), int(folder.parent.name.removeprefix("attempt-"))): folder
+        for folder in settings.runs_dir.glob("*/attempt-*/data")
+        if folder.parents[1].name.isdecimal() and folder.parent.name.removeprefix("attempt-").isdecimal()
+    }
+    with db.read() as session:
+        rows = session.execute(
+            select(Attempt.run_id, Attempt.token).where(
+                Attempt.run_id.in_({run_id for run_id, _ in found}),
+                (Attempt.state == AttemptState.ENDED)
+                | ((Attempt.state == AttemptState.LOST) & (Attempt.lease_until < utcnow())),
+            )
+        )
+        over = [found[run_id, token] for run_id, token in rows if (run_id, token) in found]
+    for folder in over:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -11,6 +11,8 @@ from broker.runs import ENDED, Run, RunState
 from projects.db import utcnow
 from projects.people import Person
 
+EXTENDED = "it was extended while it stopped for its time limit, and goes on from its checkpoint"
+
 
 def withdraw(session: Session, run_id: int, token: int) -> None:
     """End an attempt whose run was stopped before a worker claimed it; raises StaleError where one just has."""
@@ -68,6 +70,8 @@ def settle(
             _end(session, run, RunState.FAILED, ending.reason)
         else:
             _stop(session, run)
+    elif ending.timed_out and attempts.remaining(session, run) >= 1:
+        _retry(session, run, EXTENDED, utcnow(), most)
     elif ending.timed_out:
         _end(session, run, RunState.TIMED_OUT, "it reached its time limit")
     elif ending.status == 75:

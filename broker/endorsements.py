@@ -4,9 +4,9 @@ from sqlalchemy import ForeignKey
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from broker import tiers
-from projects import pipeline
+from projects import people, pipeline
 from projects.errors import ConflictError
-from projects.people import Person
+from projects.people import Actor, Person
 from projects.pipeline import Project
 
 
@@ -15,6 +15,13 @@ class Endorsable:
 
     endorsed_by: Mapped[int | None] = mapped_column(ForeignKey("people.id"))
     endorsed_seconds: Mapped[int | None]
+
+
+def check_second(session: Session, actor: Actor, request: Endorsable) -> None:
+    """Raise ConflictError where the actor has given the first consent. Only reads: a form may be opened on it."""
+    person = people.find(session, actor)
+    if person is not None and request.endorsed_by == person.id:
+        raise ConflictError("You have endorsed this request already; it needs the consent of another reviewer.")
 
 
 def endorse(

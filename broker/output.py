@@ -4,27 +4,35 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import structlog
 
 from broker.attempts import Checkpoint, Ending, Progress
 from broker.series import Measured
 from broker.slurm import REFUSED
 from projects import text
 
+WRONG = 78
+"""The status of a trainer that will not do what it was told, now or another time."""
 MOST_SAID = 4000
+LAST_BYTES = 2000
 MEASURED = ("loss", "lr", "grad_norm", "tokens_per_second")
+
+log = structlog.get_logger()
 
 
 def read(folder: Path, metrics_read: int, events_read: int) -> Progress:
     """The progress written since those bytes of `metrics.jsonl` and `events.jsonl`; only whole lines are read."""
-    metrics, metrics_end = _lines(folder / "metrics.jsonl", metrics_read)
-    events, events_end = _lines(folder / "events.jsonl", events_read)
+    metrics, metrics_end = _lines(folder / "metrics.jsonl", metrics_read, "step", "tokens")
+    events, events_end = _lines(folder / "events.jsonl", events_read, "event")
     points = [
         Measured(name, line["step"], line["tokens"], float(line[name]))
         for line in metrics
         for name in MEASURED
-        if line.get(name) is not None and math.isfinite(line[name])
+        if isinstance(line.get(name), int | float) and math.isfinite(line[name])
     ]
     evaluations = [event for event in events if event["event"] == "evaluation"]
     points += [
@@ -47,21 +55,15 @@ def read(folder: Path, metrics_read: int, events_read: int) -> Progress:
 
 def ending(folder: Path, status: int, *, timed_out: bool, how: str = "") -> Ending:
     """How the trainer ended, by its exit status and what it, or else its launcher with `how`, has said about it."""
-    said: dict[str, Any] = {}
-    outcome = folder / "outcome.json"
-    if outcome.exists():
-        said = json.loads(outcome.read_text())
-    reason = said.get("reason") or how or ("" if status == 0 else _unsaid(status))
-    sample = folder / "sample.json"
+    said = _said(folder / "outcome.json")
+    reason = said.get("reason") or how or ("" if status == 0 else _unsaid(folder, status))
     return Ending(
         status=status,
         reason=text.cleaned(reason)[:MOST_SAID],
-        # One that could not even say how it ended may do better again, but for what Slurm will not have.
-        transient=said.get("transient", status != REFUSED),
+        # One that could not even say how it ended may do better again, but for what is refused as it is.
+        transient=said.get("transient", status not in (REFUSED, WRONG)),
         timed_out=timed_out,
-        sample=text.cleaned(json.loads(sample.read_text())["text"])[:MOST_SAID]
-        if status == 0 and sample.exists()
-        else "",
+        sample=text.cleaned(str(_said(folder / "sample.json").get("text", "")))[:MOST_SAID] if status == 0 else "",
     )
 
 
@@ -88,18 +90,52 @@ def _closed(folder: Path) -> list[Path]:
     return [path for path in paths if path.exists()]
 
 
-def _unsaid(status: int) -> str:
+def _said(path: Path) -> dict[str, Any]:
+    """What a trainer has left in a file of its own; nothing where it is missing, or a full disk has cut it short."""
+    with suppress(OSError, ValueError):
+        said = json.loads(path.read_text())
+        return said if isinstance(said, dict) else {}
+    return {}
+
+
+def _unsaid(folder: Path, status: int) -> str:
     if status == 75:
         return "its host asked it to stop"
+    if status == WRONG and (last := _last_line(folder / "trainer.log")):
+        return last
     return f"the trainer was ended by signal {-status}" if status < 0 else f"the trainer ended with status {status}"
 
 
-def _lines(path: Path, start: int) -> tuple[list[dict[str, Any]], int]:
-    """The whole lines of a JSONL file from byte `start`, and the byte after the last of them."""
+def _last_line(path: Path) -> str:
+    """The last words of a log; empty where there are none."""
+    with suppress(OSError), path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - LAST_BYTES))
+        lines = file.read().decode(errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return ""
+
+
+def _lines(path: Path, start: int, *names: str) -> tuple[list[dict[str, Any]], int]:
+    """The whole lines of a JSONL file from byte `start` that have these names, and the byte after the last of them.
+
+    A line that a full disk has cut short, with the next one written on to it, is left out.
+    """
     if not path.exists():
         return [], start
     with path.open("rb") as file:
         file.seek(start)
         data = file.read()
     whole = data[: data.rfind(b"\n") + 1]
-    return [json.loads(line) for line in whole.splitlines()], start + len(whole)
+    found = [_parsed(line) for line in whole.splitlines()]
+    good = [line for line in found if line is not None and all(name in line for name in names)]
+    if len(good) < len(found):
+        log.warning("lines that are no entries were left out", file=str(path), count=len(found) - len(good))
+    return good, start + len(whole)
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        parsed = json.loads(line)
+    except ValueError:
+        return None
+    return parsed if isinstance(parsed, dict) else None

@@ -187,6 +187,11 @@ def named(session: Session, name: str) -> Pool:
     return pool
 
 
+def available_in(session: Session, name: str) -> int:
+    """`available` of the pool of that name; raises NotFoundError."""
+    return available(session, named(session, name).id)
+
+
 def names(session: Session) -> list[str]:
     """The names of all pools."""
     return list(session.scalars(select(Pool.name).order_by(Pool.name)))

@@ -8,18 +8,19 @@ from sqlalchemy.orm import Session
 
 from broker import allocations, control, ledger
 from broker.allocations import Allocation, AllocationState, in_hours, parse_hours
-from broker.endorsements import endorse
+from broker.endorsements import check_second, endorse
 from broker.pools import Pool
-from projects import people, pipeline, text
+from projects import people, pipeline, rights, text
 from projects.db import utcnow
 from projects.errors import ConflictError, ForbiddenError, InvalidError
 from projects.people import Actor, Person
 from projects.pipeline import Project
+from projects.rights import Act
 
 
 def require_reviewer(session: Session, actor: Actor, project_id: int, *, reviewer_role_id: int) -> None:
     """Raise ForbiddenError unless the actor is a reviewer and not of this project. Only reads."""
-    if reviewer_role_id not in actor.role_ids:
+    if rights.held(actor, reviewer_role_id=reviewer_role_id).isdisjoint(rights.MAY[Act.REVIEW]):
         raise ForbiddenError("Only compute reviewers can decide requests; the reviewers' role is given by the admins.")
     person = people.find(session, actor)
     if person is not None and pipeline.works_on(session, person, session.get_one(Project, project_id)):
@@ -33,6 +34,12 @@ def check_may_decide(session: Session, actor: Actor, allocation_id: int, *, revi
     if allocation.state != AllocationState.REQUESTED:
         by = "policy" if allocation.decided_by is None else session.get_one(Person, allocation.decided_by).name
         raise ConflictError(f"This request has been {allocation.state} already, by {by}.")
+
+
+def check_may_approve(session: Session, actor: Actor, allocation_id: int, *, reviewer_role_id: int) -> None:
+    """As `check_may_decide`; and it takes another reviewer than who has endorsed it. Only reads."""
+    check_may_decide(session, actor, allocation_id, reviewer_role_id=reviewer_role_id)
+    check_second(session, actor, allocations.load(session, allocation_id))
 
 
 def approve(
@@ -86,6 +93,30 @@ def ask(session: Session, actor: Actor, allocation_id: int, question: str, *, re
     allocations.tell(session, allocation, "allocation.asked", by=people.ensure(session, actor), why=asked)
 
 
+def answer(session: Session, actor: Actor, allocation_id: int, said: str) -> None:
+    """Answer what was asked about an open request; for who made it and for the project's lead."""
+    allocation = allocations.lock(session, allocation_id)
+    person = check_may_answer(session, actor, allocation_id)
+    answered = text.prose("The answer", said, most=1000)
+    allocations.tell(session, allocation, "allocation.answered", by=person, why=answered)
+
+
+def check_may_answer(session: Session, actor: Actor, allocation_id: int) -> Person:
+    """The person who may answer: who asked for the allocation, or the lead; while the request is open. Only reads."""
+    allocation = allocations.load(session, allocation_id)
+    person = allocations.require_asker(session, actor, allocation.project_id, allocation.requested_by)
+    if allocation.state != AllocationState.REQUESTED:
+        raise ConflictError(f"Allocation {allocation_id} is {allocation.state}; its reviewers ask nothing any more.")
+    return person
+
+
+def check_may_revoke(session: Session, actor: Actor, allocation_id: int, *, reviewer_role_id: int) -> None:
+    """Raise unless the actor is a reviewer, not of the project, and the allocation lives. Only reads."""
+    allocation = allocations.load(session, allocation_id)
+    require_reviewer(session, actor, allocation.project_id, reviewer_role_id=reviewer_role_id)
+    allocations.require_live(allocation)
+
+
 def revoke(session: Session, actor: Actor, allocation_id: int, *, reason: str, reviewer_role_id: int) -> None:
     """End an allocation; what is neither spent nor reserved returns to the grant at once, the rest as runs end."""
     allocation = allocations.lock(session, allocation_id)
@@ -98,15 +129,21 @@ def revoke(session: Session, actor: Actor, allocation_id: int, *, reason: str, r
     control.stop_all(session, allocation_id, "its allocation was revoked")
 
 
-def release_half(session: Session, actor: Actor, allocation_id: int, *, reason: str, reviewer_role_id: int) -> None:
-    """Grant the second half of a large allocation, after a public report and before its deadline."""
-    allocation = allocations.lock(session, allocation_id)
+def check_may_release_half(session: Session, actor: Actor, allocation_id: int, *, reviewer_role_id: int) -> None:
+    """Raise unless the actor is a reviewer, and the second half waits with a report. Only reads."""
+    allocation = allocations.load(session, allocation_id)
     require_reviewer(session, actor, allocation.project_id, reviewer_role_id=reviewer_role_id)
     allocations.require_live(allocation)
     if allocation.half_until is None or allocation.half_until <= utcnow():
         raise ConflictError(f"Allocation {allocation_id} has no second half waiting.")
     if not allocation.report:
         raise ConflictError("The second half is released on a public report of progress; the lead writes it first.")
+
+
+def release_half(session: Session, actor: Actor, allocation_id: int, *, reason: str, reviewer_role_id: int) -> None:
+    """Grant the second half of a large allocation, after a public report and before its deadline."""
+    allocation = allocations.lock(session, allocation_id)
+    check_may_release_half(session, actor, allocation_id, reviewer_role_id=reviewer_role_id)
     because = text.prose("The reason", reason, most=1000)
     reviewer = people.ensure(session, actor)
     seconds = ledger.release_half(session, allocation_id)

@@ -10,7 +10,7 @@ from sqlalchemy import ForeignKey, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from broker import catalogue, ledger, publications, series
-from broker.allocations import Allocation
+from broker.allocations import Allocation, AllocationState
 from broker.ledger import Account, Movement
 from broker.pools import Grant, Pool
 from projects import record
@@ -147,8 +147,10 @@ class RunView:
 
 
 def queue_sample(session: Session, parent: Run) -> int | None:
-    """Queue a sample of text from the run's last checkpoint, charged like a run; None where too little is left."""
-    if ledger.account(session, parent.allocation_id).left < SAMPLE_TIME_LIMIT:
+    """Queue a sample of text from the run's last checkpoint, charged like a run; None where it cannot be paid for."""
+    allocation = session.get_one(Allocation, parent.allocation_id)
+    left = ledger.account(session, parent.allocation_id).left
+    if allocation.state != AllocationState.APPROVED or left < SAMPLE_TIME_LIMIT:
         return None
     sample = Run(
         request_id=f"sample-{parent.id}",

@@ -1,10 +1,11 @@
 """Tending: what time does to allocations. Ends, exhaustion, deadlines of second halves, and warnings before them.
 
-Each allocation is tended in a transaction of its own, on its locked row; two schedulers at once do nothing twice.
+And what the end of a project does to its allocations and runs. Each allocation is tended in a transaction of its own,
+on its locked row, and each project that is over in one; two schedulers at once do nothing twice.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Sequence, Set
 from contextlib import suppress
 from datetime import datetime, timedelta
 
@@ -14,8 +15,11 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 from broker import allocations, control, ledger, reviews
 from broker.allocations import LIVE, Allocation, AllocationState
 from broker.ledger import Balance
+from broker.runs import Run
+from projects import pipeline
 from projects.db import Base, Database, utcnow
 from projects.errors import ConflictError
+from projects.pipeline import Project
 
 DAYS = (30, 14, 7)
 PERCENTS = (80, 95)
@@ -35,12 +39,44 @@ class AllocationWarning(Base):
 
 
 def tend(db: Database, now: datetime) -> None:
-    """Tend every allocation on which something is due at `now`."""
+    """Tend every project that is over, and every allocation on which something is due at `now`."""
+    with db.read() as session:
+        over = unsettled(session)
+    for project_id in over:
+        with suppress(ConflictError), db.write() as session:
+            wind_up(session, project_id)
     with db.read() as session:
         waiting = due(session, now)
     for allocation_id in waiting:
         with suppress(ConflictError), db.write() as session:
             tend_one(session, allocation_id, now)
+
+
+def unsettled(session: Session) -> Sequence[int]:
+    """The projects that are over and still have allocations, open requests or runs; only reads."""
+    has = Allocation.state.in_((AllocationState.REQUESTED, *LIVE))
+    allocated = select(Allocation.id).where(Allocation.project_id == Project.id, has).exists()
+    running = select(Run.id).where(Run.project_id == Project.id, control.cancellable()).exists()
+    query = select(Project.id).where(Project.stage.in_(pipeline.ENDED), allocated | running)
+    return session.scalars(query.order_by(Project.id)).all()
+
+
+def wind_up(session: Session, project_id: int) -> None:
+    """End the allocations, open requests and runs of a project that is over, all or nothing, with an entry for each.
+
+    What no run has reserved returns to the grant at once, the rest as soon as the runs have stopped.
+    """
+    why = f"its project is {session.get_one(Project, project_id).stage}"
+    ids = select(Allocation.id).where(Allocation.project_id == project_id).order_by(Allocation.id)
+    for allocation_id in session.scalars(ids).all():
+        allocation = allocations.lock(session, allocation_id)
+        if allocation.state == AllocationState.REQUESTED:
+            allocations.move(session, allocation, AllocationState.WITHDRAWN, reason=why, decided_at=utcnow())
+            allocations.tell(session, allocation, "allocation.withdrawn", why=why, asked=allocation.seconds)
+        elif allocation.state in LIVE:
+            returned = allocations.close(session, allocation, AllocationState.EXPIRED)
+            allocations.tell(session, allocation, "allocation.ended", why=why, returned=returned)
+    control.cancel_all(session, project_id, why)
 
 
 def due(session: Session, now: datetime) -> list[int]:

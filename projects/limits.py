@@ -7,11 +7,12 @@ from enum import StrEnum
 from sqlalchemy import column, func, select, table
 from sqlalchemy.orm import Session
 
-from projects import people, policies, record, redaction, text
+from projects import people, policies, record, rights, text
 from projects.db import utcnow
 from projects.errors import ConflictError, NotFoundError
 from projects.people import Actor, Person
 from projects.record import Entry, Payload
+from projects.rights import Act
 
 DAY = timedelta(days=1)
 
@@ -62,7 +63,7 @@ def ban(session: Session, actor: Actor | None, who: Actor, reason: str, *, admin
 
     Raises ForbiddenError for all but admins, and ConflictError.
     """
-    redaction.require_admin(actor, admin_role_id)
+    rights.require_admin(actor, Act.BAN, admin_role_id)
     because = text.prose("The reason", reason, most=1000)
     if actor is not None and actor.discord_id == who.discord_id:
         raise ConflictError("Nobody can ban themselves.")
@@ -80,7 +81,7 @@ def unban(session: Session, actor: Actor | None, discord_id: int, reason: str, *
 
     Raises ForbiddenError for all but admins, NotFoundError and ConflictError.
     """
-    redaction.require_admin(actor, admin_role_id)
+    rights.require_admin(actor, Act.BAN, admin_role_id)
     because = text.prose("The reason", reason, most=1000)
     person = people.known(session, discord_id)
     if person is None:

@@ -61,16 +61,18 @@ def offer_lead(session: Session, actor: Actor, project_id: int, *, to: str, reas
     """Offer the lead to the contributor with the Discord id `to`; it takes the place of an earlier offer."""
     project = _open(session, project_id)
     lead = pipeline.require(session, actor, project, Act.HAND_OVER)
+    heir = _heir(session, project, to)
     because = text.prose("The reason", reason, most=1000)
-    heir = session.scalars(select(Person).where(Person.discord_id == to)).one_or_none()
-    if heir is None or not pipeline.works_on(session, heir, project):
-        raise NotFoundError(f"The lead can only be offered to a contributor of “{project.title}”.")
-    if heir.id == lead.id:
-        raise ConflictError(f"You lead “{project.title}” already.")
     session.merge(LeadOffer(project_id=project_id, person_id=heir.id, offered_at=utcnow()))
     session.flush()
     stream, named = record.project_stream(project_id), {"id": heir.discord_id, "name": heir.name}
     record.append(session, stream, "project.lead_offered", by=lead, why=because, to=named)
+
+
+def check_may_offer(session: Session, actor: Actor, project_id: int, *, to: str) -> None:
+    """Raise unless the actor may offer the lead to this person. Only reads: a form may be opened on it."""
+    pipeline.check_may(session, actor, project_id, Act.HAND_OVER)
+    _heir(session, pipeline.load(session, project_id), to)
 
 
 def accept_lead(session: Session, actor: Actor, project_id: int) -> None:
@@ -105,6 +107,16 @@ def _open(session: Session, project_id: int) -> Project:
     if project.stage in pipeline.ENDED:
         raise ConflictError(f"“{project.title}” is {project.stage}; its lead stays as it is.")
     return project
+
+
+def _heir(session: Session, project: Project, to: str) -> Person:
+    """The contributor with the Discord id `to`; raises NotFoundError, and ConflictError where they lead already."""
+    heir = session.scalars(select(Person).where(Person.discord_id == to)).one_or_none()
+    if heir is None or not pipeline.works_on(session, heir, project):
+        raise NotFoundError(f"The lead can only be offered to a contributor of “{project.title}”.")
+    if heir.id == project.lead_id:
+        raise ConflictError(f"{heir.name} leads “{project.title}” already.")
+    return heir
 
 
 def _offer(session: Session, actor: Actor, project: Project, *, or_lead: bool = False) -> tuple[LeadOffer, Person]:

@@ -44,6 +44,7 @@ class ReleasePolicy(StrEnum):
 
 
 ENDED = frozenset({Stage.COMPLETED, Stage.STOPPED})
+AFTER_THE_END = frozenset({Act.RELEASE, Act.HIDE, Act.UNHIDE})
 TRANSITIONS: dict[Stage, frozenset[Stage]] = {
     Stage.PROPOSED: frozenset({Stage.RECRUITING, Stage.SCOPED, *ENDED}),
     Stage.RECRUITING: frozenset({Stage.SCOPED, *ENDED}),
@@ -196,10 +197,7 @@ def scope(
     """Say what the project will do and how it releases; with enough people it becomes active."""
     project = locked(session, project_id)
     lead = require(session, actor, project, Act.SCOPE)
-    if project.stage in ENDED:
-        raise ConflictError(f"“{project.title}” is {project.stage}; its scope stays as it is.")
-    if Stage.SCOPED not in TRANSITIONS[Stage(project.stage)]:
-        raise ConflictError(f"“{project.title}” is {project.stage}: its scope has been written already.")
+    _check_unscoped(project)
     if release_policy not in set(ReleasePolicy):
         raise InvalidError(f"A project releases in one of these ways: {', '.join(ReleasePolicy)}.")
     if licence not in LICENCES:
@@ -318,9 +316,11 @@ def view(session: Session, project_id: int) -> ProjectView:
     )
 
 
-def views(session: Session, *, limit: int = 25) -> Sequence[ProjectView]:
-    """The newest projects first, without those that a moderator has hidden."""
+def views(session: Session, *, limit: int = 25, stage: str | None = None) -> Sequence[ProjectView]:
+    """The newest projects first, of one stage or of all, without those that a moderator has hidden."""
     newest = select(Project.id).where(Project.hidden.is_(False)).order_by(Project.id.desc()).limit(limit)
+    if stage is not None:
+        newest = newest.where(Project.stage == stage)
     return [view(session, project_id) for project_id in session.scalars(newest).all()]
 
 
@@ -350,17 +350,21 @@ def check(
     reviewer_role_id: int = 0,
 ) -> None:
     """Raise ForbiddenError unless the table of rights lets the actor do this. Only reads."""
-    roles = set[Role]()
-    person = people.find(session, actor)
-    if person is not None and (membership := session.get(Membership, (project.id, person.id))) is not None:
-        roles.add(Role.LEAD if person.id == project.lead_id else Role(membership.role))
-    if moderator_role_id in actor.role_ids:
-        roles.add(Role.MODERATOR)
-    if reviewer_role_id in actor.role_ids and roles.isdisjoint(rights.WORKING):
-        roles.add(Role.REVIEWER)
+    held = rights.held(actor, moderator_role_id=moderator_role_id, reviewer_role_id=reviewer_role_id)
+    roles = roles_in(session, actor, project, held)
     if roles.isdisjoint(rights.MAY[act]):
         lead = session.get_one(Person, project.lead_id).name
         raise ForbiddenError(rights.refusal(act, project=project.title, lead=lead))
+
+
+def roles_in(session: Session, actor: Actor, project: Project, held: set[Role]) -> set[Role]:
+    """What the actor is to the project, with the roles of the lab that they hold; raises ForbiddenError for banned."""
+    person = people.find(session, actor)
+    membership = None if person is None else session.get(Membership, (project.id, person.id))
+    if person is None or membership is None:
+        return held
+    role = Role.LEAD if person.id == project.lead_id else Role(membership.role)
+    return (held - {Role.REVIEWER} if role in rights.WORKING else held) | {role}
 
 
 def require(session: Session, actor: Actor, project: Project, act: Act, **role_ids: int) -> Person:
@@ -369,9 +373,31 @@ def require(session: Session, actor: Actor, project: Project, act: Act, **role_i
     return people.ensure(session, actor)
 
 
-def check_lead(session: Session, actor: Actor, project_id: int) -> None:
-    """Raise ForbiddenError unless the actor leads the project. Only reads: a form may be opened on it."""
-    check(session, actor, load(session, project_id), Act.SCOPE)
+def check_may(
+    session: Session,
+    actor: Actor,
+    project_id: int,
+    act: Act,
+    *,
+    to: Stage | None = None,
+    moderator_role_id: int = 0,
+    reviewer_role_id: int = 0,
+) -> ProjectView:
+    """The project where the actor may do this now, and where it can become `to`. Only reads: a form may be opened."""
+    project = load(session, project_id)
+    check(session, actor, project, act, moderator_role_id=moderator_role_id, reviewer_role_id=reviewer_role_id)
+    if project.stage in ENDED and act not in AFTER_THE_END:
+        raise ConflictError(f"“{project.title}” is {project.stage}; this can no longer be done.")
+    if to is not None:
+        _check_move(project, to)
+    return view(session, project_id)
+
+
+def check_may_scope(session: Session, actor: Actor, project_id: int) -> None:
+    """Raise unless the actor may write the project's scope now. Only reads: a form may be opened on it."""
+    project = load(session, project_id)
+    check(session, actor, project, Act.SCOPE)
+    _check_unscoped(project)
 
 
 def require_lead(session: Session, actor: Actor, project: Project) -> Person:
@@ -415,8 +441,7 @@ def _activate(session: Session, project: Project, min_people: int) -> None:
 
 def move(session: Session, project: Project, to: Stage) -> None:
     """Take one of the table's transitions, guarded against another taken at the same moment."""
-    if to not in TRANSITIONS[Stage(project.stage)]:
-        raise ConflictError(f"“{project.title}” is {project.stage} and cannot become {to}.")
+    _check_move(project, to)
     session.flush()
     moved = session.execute(
         update(Project)
@@ -426,3 +451,15 @@ def move(session: Session, project: Project, to: Stage) -> None:
     ).one_or_none()
     if moved is None:
         raise ConflictError(f"“{project.title}” has just changed; look again.")
+
+
+def _check_unscoped(project: Project) -> None:
+    if project.stage in ENDED:
+        raise ConflictError(f"“{project.title}” is {project.stage}; its scope stays as it is.")
+    if Stage.SCOPED not in TRANSITIONS[Stage(project.stage)]:
+        raise ConflictError(f"“{project.title}” is {project.stage}: its scope has been written already.")
+
+
+def _check_move(project: Project, to: Stage) -> None:
+    if to not in TRANSITIONS[Stage(project.stage)]:
+        raise ConflictError(f"“{project.title}” is {project.stage} and cannot become {to}.")

@@ -8,10 +8,11 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from projects import people, record, text
+from projects import people, record, rights, text
 from projects.db import Base
-from projects.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
+from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor
+from projects.rights import Act
 
 
 class Policies(BaseModel):
@@ -56,8 +57,7 @@ def change(
     Raises NotFoundError for a name that is no policy, InvalidError for a value it cannot have, ConflictError where it
     has that value already.
     """
-    if actor is not None and admin_role_id not in actor.role_ids:
-        raise ForbiddenError("Only admins can change policies; their role is given by the operator.")
+    rights.require_admin(actor, Act.CHANGE_POLICIES, admin_role_id)
     if name not in Policies.model_fields:
         raise NotFoundError(f"There is no policy “{name[:60]}”; the policies are: {', '.join(Policies.model_fields)}.")
     because = text.prose("The reason", reason, most=1000)

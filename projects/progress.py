@@ -5,7 +5,7 @@ from sqlalchemy.orm import Session
 from projects import pipeline, record, text
 from projects.errors import ConflictError
 from projects.people import Actor
-from projects.pipeline import ReleasePolicy
+from projects.pipeline import Project, ReleasePolicy
 from projects.record import Told
 from projects.rights import Act
 
@@ -34,14 +34,24 @@ def change_needs(session: Session, actor: Actor, project_id: int, needs: str) ->
     record.append(session, record.project_stream(project_id), "project.needs_changed", by=lead, needs=said)
 
 
+def check_may_release(session: Session, actor: Actor, project_id: int, *, reviewer_role_id: int) -> None:
+    """Raise unless the actor may release what the project holds back. Only reads: a form may be opened on it."""
+    pipeline.check_may(session, actor, project_id, Act.RELEASE, reviewer_role_id=reviewer_role_id)
+    _check_held(pipeline.load(session, project_id))
+
+
 def release(session: Session, actor: Actor, project_id: int, reason: str, reviewer_role_id: int) -> None:
     """Make the checkpoints of a project that holds them public: decided by a reviewer who is not of the project."""
     project = pipeline.locked(session, project_id)
     reviewer = pipeline.require(session, actor, project, Act.RELEASE, reviewer_role_id=reviewer_role_id)
     because = text.prose("The reason", reason, most=1000)
-    if not pipeline.is_held(project):
-        raise ConflictError(f"“{project.title}” holds nothing back.")
+    _check_held(project)
     project.release_policy = ReleasePolicy.OPEN
     session.flush()
     stream, licence = record.project_stream(project_id), project.licence
     record.append(session, stream, "project.released", by=reviewer, why=because, licence=licence)
+
+
+def _check_held(project: Project) -> None:
+    if not pipeline.is_held(project):
+        raise ConflictError(f"“{project.title}” holds nothing back.")

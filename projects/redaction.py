@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from projects import people, record, text
-from projects.errors import ConflictError, ForbiddenError, NotFoundError
+from projects import people, record, rights, text
+from projects.errors import ConflictError, NotFoundError
 from projects.people import Actor, Person
 from projects.record import Entry, Payload, Stream
+from projects.rights import Act
 
 NAMELESS = "a former member"
 
@@ -25,7 +26,7 @@ def redact(
 
     Raises ForbiddenError for all but admins, NotFoundError and ConflictError.
     """
-    require_admin(actor, admin_role_id)
+    rights.require_admin(actor, Act.REDACT, admin_role_id)
     because = text.prose("The reason", reason, most=1000)
     entry = session.scalars(select(Entry).where(Entry.stream == stream, Entry.number == number)).one_or_none()
     if entry is None:
@@ -45,7 +46,7 @@ def forget(session: Session, actor: Actor | None, discord_id: str, reason: str, 
 
     Raises ForbiddenError for all but admins, and NotFoundError.
     """
-    require_admin(actor, admin_role_id)
+    rights.require_admin(actor, Act.REDACT, admin_role_id)
     because = text.prose("The reason", reason, most=1000)
     person = session.scalars(select(Person).where(Person.discord_id == discord_id)).one_or_none()
     if person is None:
@@ -59,12 +60,6 @@ def forget(session: Session, actor: Actor | None, discord_id: str, reason: str, 
         numbers = [entry.number for entry in found[stream]]
         record.append(session, stream, "record.forgotten", by=by, why=because, numbers=numbers)
     return sum(map(len, found.values()))
-
-
-def require_admin(actor: Actor | None, admin_role_id: int) -> None:
-    """Raise ForbiddenError unless the actor holds the admins' role, or is the operator at the command line."""
-    if actor is not None and (admin_role_id == 0 or admin_role_id not in actor.role_ids):
-        raise ForbiddenError("Only the admins can do this; their role is given by the server's owner.")
 
 
 def _naming(session: Session, person: Person) -> dict[str, list[Entry]]:

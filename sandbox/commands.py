@@ -5,6 +5,7 @@ from typing import Any
 
 from sandbox.errors import Json
 from sandbox.form import Form
+from sandbox.messages import Draft, Upload, store_uploads
 from sandbox.state import World
 
 SUBCOMMAND, GROUP, STRING, INTEGER, BOOLEAN, USER, CHANNEL, ROLE, MENTIONABLE, NUMBER, ATTACHMENT = range(1, 12)
@@ -12,6 +13,7 @@ KINDS = {STRING: "text", INTEGER: "a whole number", BOOLEAN: "true or false", US
 KINDS |= {ROLE: "a role", MENTIONABLE: "a member or role", NUMBER: "a number", ATTACHMENT: "a file"}
 NAME = re.compile(r"^[-_'\w]{1,32}$")
 MAX_OPTIONS, MAX_CHOICES, MAX_CHARACTERS, MAX_COMMANDS = 25, 25, 8000, 100
+CHAT_INPUT, USER_MENU, MESSAGE_MENU = 1, 2, 3
 BOUND = 2**53
 
 
@@ -31,6 +33,9 @@ def check(form: Form, command: Any) -> None:
         _check_options(form, command, {SUBCOMMAND, GROUP, *KINDS})
     else:
         form.text(command, "name", 1, 32, required=True)
+        for key in ("description", "options"):
+            if command.get(key):
+                form.at(key).fault("APPLICATION_COMMAND_INVALID", f"Context menu commands cannot have {key}")
     form.integer(command, "default_member_permissions", 0, BOUND)
     for key, kinds in (("contexts", {0, 1, 2}), ("integration_types", {0, 1})):
         for index, item in enumerate(form.items(command, key, 1, 3)):
@@ -108,17 +113,22 @@ def _check_value_option(form: Form, option: Json, kind: int) -> None:
         form.integer(option, "max_value", -BOUND, BOUND)
 
 
+def named(world: World, kind: int, name: str) -> Json | None:
+    """The command of a type and a name; a guild's own hides a global one."""
+    found = [c for c in world.commands.values() if (c["type"], c["name"]) == (kind, name)]
+    return next((c for c in found if c.get("guild_id")), found[0] if found else None)
+
+
 def find(world: World, words: str) -> tuple[Json, list[Json], Json]:
     """The command that "group sub" names: the root, the steps below it, and the one that carries the options.
 
     Raises InputError where the bot has registered none of that name.
     """
     first, *rest = words.removeprefix("/").split()
-    roots = [c for c in world.commands.values() if c["type"] == 1 and c["name"] == first]
-    # A guild's own command hides a global one of the same name.
-    root = next((c for c in roots if c.get("guild_id")), roots[0] if roots else None)
+    root = named(world, CHAT_INPUT, first)
     if root is None:
-        known = ", ".join(sorted("/" + c["name"] for c in world.commands.values())) or "none"
+        slashed = sorted("/" + c["name"] for c in world.commands.values() if c["type"] == CHAT_INPUT)
+        known = ", ".join(slashed) or "none"
         raise InputError(f"The bot has registered no command /{first}; registered: {known}.")
     steps: list[Json] = []
     here = root
@@ -197,8 +207,18 @@ def _value(world: World, option: Json, value: Any, resolved: Json) -> Any:
         case 6 | 7 | 8 | 9:
             return _entity(world, option, str(value), resolved)
         case _:
-            raise InputError(f"{name} takes a file, which the sandbox's people cannot send.")
+            return _file(world, name, value, resolved)
     return value
+
+
+def _file(world: World, option: str, value: Any, resolved: Json) -> str:
+    """The id of a file that a person attaches to a command: its name and its text."""
+    if not (isinstance(value, dict) and value.keys() == {"filename", "content"}):
+        raise InputError(f"{option} takes a file: its filename and its content.")
+    draft = Draft({}, [Upload(0, str(value["filename"]), str(value["content"]).encode())])
+    (attachment,) = store_uploads(world, world.application_id, draft, ephemeral=True)
+    resolved.setdefault("attachments", {})[attachment["id"]] = attachment
+    return str(attachment["id"])
 
 
 def _entity(world: World, option: Json, value: str, resolved: Json) -> str:

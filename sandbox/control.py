@@ -114,6 +114,7 @@ def show_answer(world: World, interaction: Interaction) -> Json:
         "kind": kind,
         "message": None if message is None else show_message(world, message),
         "modal": None if interaction.modal is None else _show_modal(interaction.modal),
+        "form": interaction.modal,
         "choices": interaction.choices,
         "followups": [show_message(world, m) for m in later],
         "ephemeral": bool(original and original.ephemeral_for and kind != "update" and message is original)
@@ -135,12 +136,17 @@ def _show_modal(modal: Json) -> Json:
 
 
 async def _finish(request: web.Request, interaction: Interaction, seconds: float) -> web.Response:
-    """Waits for what the person would see: 3 s for a first answer, `seconds` for the end of a deferred one."""
+    """Waits for what the person would see: 3 s for a first answer, `seconds` for the end of a deferred one.
+
+    With 0 seconds the first answer is enough: the page is told of the rest.
+    """
     ends = interaction.created + max(interactions.FIRST_ANSWER_SECONDS, seconds)
     while not interaction.settled.is_set() and not interactions.expired(interaction) and time.monotonic() < ends:
+        if interaction.shown is not None and seconds == 0:
+            break
         # In short waits: the first answer of a deferral moves the end from 3 s to `seconds`.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(interaction.settled.wait(), 0.1)
+            await asyncio.wait_for(interaction.settled.wait(), 0.1 if seconds else 0.02)
     return reply(show_answer(world_of(request), interaction))
 
 
@@ -182,6 +188,12 @@ async def press(request: web.Request) -> web.Response:
     world, body = world_of(request), await request.json()
     user = person(world, body["user"])
     interaction = interactions.press(world, user, body["message_id"], body["target"], body.get("values"))
+    return await _finish(request, interaction, float(body.get("timeout", 10)))
+
+
+async def menu(request: web.Request) -> web.Response:
+    world, body = world_of(request), await request.json()
+    interaction = interactions.menu(world, person(world, body["user"]), body["message_id"], body["name"])
     return await _finish(request, interaction, float(body.get("timeout", 10)))
 
 
@@ -319,6 +331,7 @@ def add_routes(app: web.Application) -> None:
             web.post(PREFIX + "/interactions/command", command),
             web.post(PREFIX + "/interactions/autocomplete", autocomplete),
             web.post(PREFIX + "/interactions/press", press),
+            web.post(PREFIX + "/interactions/menu", menu),
             web.post(PREFIX + "/interactions/submit", submit),
             web.get(PREFIX + "/interactions/{interaction_id}", answer),
             web.get(PREFIX + "/channels/{channel}/messages", read_channel),

@@ -59,7 +59,7 @@ class Gateway:
         self.journal = journal
         self.sessions: dict[str, Session] = {}
         self.sockets: set[web.WebSocketResponse] = set()
-        world.dispatch = self.broadcast
+        world.listeners.append(self.broadcast)
 
     @property
     def connected(self) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 from sandbox import components as parts
 from sandbox import permissions
-from sandbox.commands import InputError, fill, find, find_user, nest
+from sandbox.commands import MESSAGE_MENU, InputError, fill, find, find_user, named, nest
 from sandbox.errors import Json
 from sandbox.messages import ATTACHMENT_LIMIT
 from sandbox.state import Interaction, Message, World
@@ -93,6 +93,16 @@ def find_channel(world: World, value: str) -> Json:
 def run_command(world: World, user: Json, channel: Json, words: str, options: Json) -> Interaction:
     _may(world, user, channel)
     root, steps, leaf = find(world, words)
+    _shown(world, user, channel, root)
+    resolved: Json = {}
+    data = nest(root, steps, fill(world, leaf, options, resolved))
+    if resolved:
+        data["resolved"] = resolved
+    return start(world, COMMAND, user["id"], channel, data)
+
+
+def _shown(world: World, user: Json, channel: Json, root: Json) -> None:
+    """Raises InputError where the client does not show the command to this person."""
     own = world.permissions(user["id"], channel)
     needed = root["default_member_permissions"]
     # "0" shows a command to administrators alone; a number asks for all its bits.
@@ -100,10 +110,22 @@ def run_command(world: World, user: Json, channel: Json, words: str, options: Js
         int(needed) or permissions.ADMINISTRATOR
     ):
         raise InputError(f"/{root['name']} is not shown to {user['username']}: it asks for permissions they lack.")
-    resolved: Json = {}
-    data = nest(root, steps, fill(world, leaf, options, resolved))
-    if resolved:
-        data["resolved"] = resolved
+
+
+def menu(world: World, user: Json, message_id: str, name: str) -> Interaction:
+    """A choice in a message's context menu."""
+    channel, message = visible_message(world, user, message_id)
+    _may(world, user, channel)
+    command = named(world, MESSAGE_MENU, name)
+    if command is None:
+        there = [c["name"] for c in world.commands.values() if c["type"] == MESSAGE_MENU]
+        raise InputError(f"Messages have no menu entry {name!r}; they have: {', '.join(there) or 'none'}.")
+    _shown(world, user, channel, command)
+    data = {"id": command["id"], "name": command["name"], "type": MESSAGE_MENU, "target_id": message.id}
+    if command.get("guild_id"):
+        data["guild_id"] = command["guild_id"]
+    # Whoever's message it is, the bot is shown all of it.
+    data["resolved"] = {"messages": {message.id: message.payload}}
     return start(world, COMMAND, user["id"], channel, data)
 
 

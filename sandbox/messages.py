@@ -275,6 +275,8 @@ def edit(world: World, message: Message, draft: Draft) -> None:
     message.edits += 1
     if message.ephemeral_for is None:
         world.dispatch("MESSAGE_UPDATE", payload | {"guild_id": world.guild_id})
+    else:
+        world.whisper("MESSAGE_UPDATE", message)
 
 
 def _described(entry: Json) -> Json:
@@ -283,5 +285,7 @@ def _described(entry: Json) -> Json:
 
 def delete(world: World, message: Message) -> None:
     channel_id = message.payload["channel_id"]
+    if message.ephemeral_for is not None:
+        world.whisper("MESSAGE_DELETE", message)
     if world.messages.get(channel_id, {}).pop(message.id, None) is not None:
         world.dispatch("MESSAGE_DELETE", {"id": message.id, "channel_id": channel_id, "guild_id": world.guild_id})

@@ -331,11 +331,12 @@ class Person:
     async def _act(self, act: str, body: Json) -> Answer:
         return Answer.read(await self.guild.call("POST", f"/interactions/{act}", body | {"user": self.name}))
 
-    async def command(self, name: str, channel: str = "general", *, timeout: float = 10.0, **options: Any) -> Answer:
+    async def command(self, name: str, /, channel: str = "general", *, timeout: float = 10.0, **options: Any) -> Answer:
         """Runs a slash command such as "project propose".
 
         Raises ActionError where the bot registered no such command or the options do not fit it. People, channels
-        and roles are given by name or id. A deferred answer is waited for up to `timeout` seconds.
+        and roles are given by name or id, a file as {"filename": …, "content": text}. A deferred answer is waited for
+        up to `timeout` seconds.
         """
         body = {"command": name, "channel": channel, "options": options, "timeout": timeout}
         return await self._act("command", body)
@@ -354,6 +355,14 @@ class Person:
         """
         message_id = message if isinstance(message, str) else message.id
         return await self._act("press", {"message_id": message_id, "target": target, "timeout": timeout})
+
+    async def menu(self, message: Message | str, name: str, *, timeout: float = 10.0) -> Answer:
+        """Chooses an entry of a message's context menu, such as "Put on record".
+
+        Raises ActionError where the bot registered no such entry, or the message is not visible to this person.
+        """
+        message_id = message if isinstance(message, str) else message.id
+        return await self._act("menu", {"message_id": message_id, "name": name, "timeout": timeout})
 
     async def choose(self, message: Message | str, target: str, *values: str, timeout: float = 10.0) -> Answer:
         """Chooses in a select, given by placeholder or custom id, options by label or value."""

@@ -5,7 +5,7 @@ from aiohttp import web
 from sandbox.errors import ApiError, Json
 from sandbox.form import Form
 from sandbox.permissions import ADMINISTRATOR, MANAGE_ROLES
-from sandbox.wire import reply, world_of
+from sandbox.wire import json_object, reply, world_of
 
 
 async def own_user(request: web.Request) -> web.Response:
@@ -87,6 +87,23 @@ async def guild_roles(request: web.Request) -> web.Response:
     return reply(list(world_of(request).roles.values()))
 
 
+async def create_role(request: web.Request) -> web.Response:
+    """A bot gives a role only what it may do itself."""
+    in_guild(request)
+    world, body, form = world_of(request), json_object(request), Form()
+    world.require(None, MANAGE_ROLES)
+    name = form.text(body, "name", 0, 100)
+    bits = form.integer(body, "permissions", 0, 2**63 - 1)
+    form.close()
+    given = int(world.roles[world.guild_id]["permissions"]) if bits is None else bits
+    if given & ~world.permissions(world.application_id):
+        raise ApiError(50013)
+    role = world.add_role(name or "new role", given)
+    role |= {key: body[key] for key in ("hoist", "mentionable") if key in body}
+    world.dispatch("GUILD_ROLE_CREATE", {"guild_id": world.guild_id, "role": role})
+    return reply(role)
+
+
 async def member(request: web.Request) -> web.Response:
     in_guild(request)
     return reply(world_of(request).member(request.match_info["user_id"]))
@@ -130,6 +147,7 @@ ROUTES = [
     web.get("/gateway/bot", gateway_bot),
     web.get("/guilds/{guild_id}", guild),
     web.get("/guilds/{guild_id}/roles", guild_roles),
+    web.post("/guilds/{guild_id}/roles", create_role),
     web.get("/guilds/{guild_id}/members", members),
     web.get("/guilds/{guild_id}/members/{user_id}", member),
     web.put("/guilds/{guild_id}/members/{user_id}/roles/{role_id}", change_role),

@@ -67,7 +67,9 @@ def _compose(world: World, interaction: Interaction, draft: Draft, *, flags: int
         payload["type"] = 0
     ephemeral = bool(flags & EPHEMERAL)
     message = Message(payload, ephemeral_for=interaction.user_id if ephemeral else None)
-    if not ephemeral:
+    if ephemeral:
+        world.whisper("MESSAGE_CREATE", message)
+    else:
         messages.post(world, message)
     return message
 

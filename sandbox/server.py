@@ -4,7 +4,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from sandbox import control, rest
+from sandbox import control, page, rest
 from sandbox.gateway import Gateway
 from sandbox.journal import Journal
 from sandbox.messages import MAX_REQUEST_BYTES
@@ -22,16 +22,19 @@ async def _attachment(request: web.Request) -> web.StreamResponse:
     path = world_of(request).attachments.get(request.match_info["attachment_id"])
     if path is None or path.name != request.match_info["filename"]:
         raise web.HTTPNotFound
-    return web.FileResponse(path)
+    # A file of the bot's is shown, never run: it would be a page of this server's own.
+    return web.FileResponse(path, headers={"Content-Security-Policy": "sandbox", "X-Content-Type-Options": "nosniff"})
 
 
 def make_app(server: Server) -> web.Application:
     app = web.Application(
-        middlewares=[rest.discord_api, control.control_errors], client_max_size=MAX_REQUEST_BYTES + 2**20
+        middlewares=[page.here_only, rest.discord_api, control.control_errors],
+        client_max_size=MAX_REQUEST_BYTES + 2**20,
     )
     app[SERVER] = server
     rest.add_routes(app)
     control.add_routes(app)
+    page.add_routes(app, server.world)
     app.router.add_get("/gateway", _gateway)
     app.router.add_get("/gateway/", _gateway)
     app.router.add_get("/attachments/{channel_id}/{attachment_id}/{filename}", _attachment)

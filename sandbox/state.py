@@ -84,14 +84,18 @@ class Interaction:
 
 
 class World:
-    """Everything the loopback Discord knows. `dispatch(name, data)` is set by the gateway and sends an event."""
+    """Everything the loopback Discord knows.
+
+    `listeners` hear each event that `dispatch` sends; `whisper` is set by whoever shows what one person alone sees.
+    """
 
     def __init__(self, root: Path, base_url: str = "") -> None:
         self.root = root.resolve()
         self.root.mkdir(parents=True, exist_ok=True)
         self.base_url = base_url
         self.ids = Snowflakes()
-        self.dispatch: Callable[[str, Json], None] = lambda name, data: None
+        self.listeners: list[Callable[[str, Json], None]] = []
+        self.whisper: Callable[[str, Message], None] = lambda name, message: None
         self.bot_token = f"sandbox.{secrets.token_urlsafe(24)}"
         self.application_id = self.ids.next()
         self.guild_id = self.ids.next()
@@ -107,6 +111,10 @@ class World:
         self.interactions: dict[str, Interaction] = {}
         self.attachments: dict[str, Path] = {}
         self._positions = itertools.count()
+
+    def dispatch(self, name: str, data: Json) -> None:
+        for listener in self.listeners:
+            listener(name, data)
 
     def add_user(self, name: str, *, bot: bool = False, user_id: str | None = None) -> Json:
         user: Json = {

@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ ONCE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 TABLES = "tables"  # made once, and copied for each test: quicker than a migration
 
 
-def _binaries() -> Path | None:
+def binaries() -> Path | None:
     """The folder of PostgreSQL's server binaries, if this machine has them."""
     found = shutil.which("initdb")
     folders = [Path(found).parent] if found else []
@@ -31,39 +32,46 @@ def _binaries() -> Path | None:
     return next((folder for folder in folders if (folder / "initdb").exists()), None)
 
 
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
-    """The URL of a PostgreSQL server's maintenance database."""
-    binaries = _binaries()
-    if binaries is None:
-        absent("the tests on PostgreSQL", "its server is not installed (Debian: apt-get install postgresql)")
+@contextmanager
+def server(programs: Path) -> Iterator[str]:
+    """The URL of the maintenance database of a PostgreSQL server, which is there as long as the context."""
     folder = Path(tempfile.mkdtemp(prefix="stoa-pg-"))
     # PostgreSQL refuses to run as root.
     user = {"user": "nobody"} if os.getuid() == 0 else {}
     if user:
         os.chown(folder, pwd.getpwnam("nobody").pw_uid, -1)
-    initdb = [str(binaries / "initdb"), "-D", str(folder / "data"), "-A", "trust", "-U", "stoa", "-E", "UTF8"]
+    initdb = [str(programs / "initdb"), "-D", str(folder / "data"), "-A", "trust", "-U", "stoa", "-E", "UTF8"]
     subprocess.run([*initdb, "--no-sync", "--locale=C"], check=True, capture_output=True, cwd="/", **user)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [str(binaries / "postgres"), "-D", str(folder / "data"), "-h", "127.0.0.1", "-p", str(port)]
+    command = [str(programs / "postgres"), "-D", str(folder / "data"), "-h", "127.0.0.1", "-p", str(port)]
     with (folder.parent / f"{folder.name}.log").open("wb") as log:
-        server = subprocess.Popen(
+        started = subprocess.Popen(
             [*command, "-k", "", "-F"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", **user
         )
     url = f"postgresql+psycopg://stoa@127.0.0.1:{port}/postgres"
     try:
         _wait_for(url)
+        yield url
+    finally:
+        started.send_signal(signal.SIGQUIT)  # at once: nothing of it is kept
+        started.wait(30)
+        shutil.rmtree(folder, ignore_errors=True)
+        Path(log.name).unlink()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The URL of a PostgreSQL server's maintenance database."""
+    found = binaries()
+    if found is None:
+        absent("the tests on PostgreSQL", "its server is not installed (Debian: apt-get install postgresql)")
+    with server(found) as url:
         tables = Database(_create(url, TABLES))
         tables.migrate()
         tables.close()
         yield url
-    finally:
-        server.send_signal(signal.SIGQUIT)  # at once: nothing of it is kept
-        server.wait(30)
-        shutil.rmtree(folder, ignore_errors=True)
-        Path(log.name).unlink()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -227,6 +227,9 @@ def _strings_for_ids(body: Any) -> Any:
                 item["id"] = str(item["id"])
             for item in holder.get("permission_overwrites") or []:
                 item.update({key: int(item[key]) for key in ("allow", "deny") if isinstance(item.get(key), str)})
+            # A new role's bits; in commands and answers Discord itself names bits as text.
+            if isinstance(holder.get("permissions"), str) and holder["permissions"].isdigit():
+                holder["permissions"] = int(holder["permissions"])
             if isinstance(holder.get("parent_id"), int):
                 holder["parent_id"] = str(holder["parent_id"])
             mentions = holder.get("allowed_mentions") or {}

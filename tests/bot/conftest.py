@@ -15,7 +15,8 @@ import pytest
 import pytest_asyncio
 
 from bot import outbox
-from broker import pools
+from broker import allocations, pools
+from broker.allocations import AllocationView
 from projects import record
 from projects.db import Database
 from projects.people import Actor
@@ -84,6 +85,7 @@ class Lab:
             "ANNOUNCEMENTS_CHANNEL_ID": channels["announcements"],
             "RECORD_CHANNEL_ID": channels["public-record"],
             "REVIEWER_ROLE_ID": roles["reviewer"],
+            "MODERATOR_ROLE_ID": roles["admin"],
             "TICK_SECONDS": "0.1",
             "PICTURE_SECONDS": "1",
             "LEASE_SECONDS": "1.5",
@@ -144,6 +146,11 @@ class Lab:
         """How many entries each stream has."""
         with self.db.read() as session:
             return dict(record.streams(session))
+
+    def allocation(self, number: int) -> AllocationView:
+        """How an allocation stands."""
+        with self.db.read() as session:
+            return allocations.view(session, number)
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call a function of the domain in a transaction."""

@@ -13,7 +13,7 @@ async def test_from_a_proposal_to_a_launched_run(lab: Lab) -> None:
     proposal = await lab.guild.wait_for("proposals", lambda m: channel.id in m.text)
     assert "Do small models dream?" in proposal.text
     assert "Ada (lead), Grace" in proposal.text
-    assert proposal.button_labels == ["Join"]
+    assert proposal.button_labels == ["Join", "Follow"]
     assert proposal.thread_id is not None
     thread = await lab.guild.messages(proposal.thread_id)
     assert [m.text.splitlines()[-1].rpartition(" · ")[0] for m in thread] == [
@@ -24,7 +24,7 @@ async def test_from_a_proposal_to_a_launched_run(lab: Lab) -> None:
 
     number = int((await lab.request(channel)).text.split()[1])
     card = await lab.review_card(number)
-    assert card.button_labels == ["Approve", "Decline"]
+    assert card.button_labels == ["Approve", "Approve part", "Ask", "Decline"]
     refused = await ada.press(card, "Approve")
     assert refused.ephemeral
     assert refused.text == "Only compute reviewers can decide requests; the reviewers' role is given by the admins."
@@ -35,7 +35,7 @@ async def test_from_a_proposal_to_a_launched_run(lab: Lab) -> None:
     decision = await lab.guild.wait_for(channel.id, lambda m: "approves 1 GPU-hour of the 2 asked for" in m.text)
     assert "Half of it, to begin with." in decision.text
     assert "The Library" in decision.text
-    decided = await lab.guild.wait_for("compute-review", lambda m: not m.buttons)
+    decided = await lab.guild.wait_for("compute-review", lambda m: m.button_labels == ["Revoke"])
     assert decided.id == card.id
     assert "Approved by Rosa" in decided.text
 
@@ -44,7 +44,7 @@ async def test_from_a_proposal_to_a_launched_run(lab: Lab) -> None:
     assert launched.ephemeral
     assert "600 GPU-seconds (0.167 GPU-hours) at most" in launched.text
     assert "3,600 GPU-seconds (1 GPU-hour) left" in launched.text
-    run_card = await lab.guild.wait_for(channel.id, lambda m: m.text.endswith("-# P1 · run 1"))
+    run_card = await lab.guild.wait_for(channel.id, lambda m: m.text.endswith("-# P1 · run 1") and m.thread_id)
     assert "queued" in run_card.text
     assert run_card.thread_id is not None
     queued = await lab.guild.wait_for(run_card.thread_id, lambda m: "launches run 1" in m.text)

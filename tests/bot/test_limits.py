@@ -13,11 +13,14 @@ from bot.card import Card
 from bot.charts import draw
 from bot.posts import Place, Scene
 from bot.project_card import project_card
-from bot.review_card import review_card
+from bot.review_card import change_card, review_card
 from bot.run_card import run_card
 from bot.studio import Curve
 from broker import allocations
 from broker.allocations import AllocationState, AllocationView
+from broker.changes import ChangeState, ChangeView
+from broker.dossier import Dossier, Remark
+from broker.fairshare import Standing
 from broker.ledger import Account
 from broker.runs import CheckpointLink, RunState, RunView
 from projects.pipeline import Member, Outcome, ProjectView, Stage
@@ -46,6 +49,14 @@ def request(said: str) -> AllocationView:
     until = datetime(2030, 1, 1, tzinfo=UTC)
     state, account = AllocationState.APPROVED, Account(3600, 0, 0)
     return AllocationView(1, 1, said, said, said, said, 3600, until, said, state, said, said, said, account)
+
+
+def change(said: str, state: ChangeState) -> ChangeView:
+    return ChangeView(1, 1, said, 3600, datetime(2031, 1, 1, tzinfo=UTC), said, state, said, said, said)
+
+
+def dossier(said: str) -> Dossier:
+    return Dossier(3, 1, 1, 1, 2, True, Standing(1.0, 1, 2, 0.5, 0.5, 9.0), [Remark(said, said, True)] * 9)
 
 
 def run(said: str) -> RunView:
@@ -94,7 +105,9 @@ async def test_cards(said: str) -> None:
         shown = replace(project(said), stage=stage)
         checked(project_card(shown, [request(said)] * 30, [run(said)] * 30, channel_id="1"))
     for state in AllocationState:
-        checked(review_card(replace(request(said), state=state)))
+        checked(review_card(replace(request(said), state=state), dossier(said)))
+    for decision in ChangeState:
+        checked(change_card(change(said, decision), request(said), dossier(said)))
     for phase in RunState:
         checked(run_card(replace(run(said), state=phase), picture="curve.png"))
 
@@ -112,6 +125,7 @@ def test_posts(kind: str, said: str) -> None:
     payload |= {"tries": 5, "count": 3, "free_gib": 1.5, "floor_gib": 5.0}
     payload |= {"what": "recipe", "name": said, "body": said, "dataset": said, "revision": said, "licence": said}
     payload |= {"licence": said, "release_policy": "held", "to": {"id": "2", "name": said}}
+    payload |= {"before": {"id": "2", "name": said}, "endorsed_by": said, "renews": 3}
     payload |= {"policy": said, "was": 1, "now": said}
     payload |= {"person": {"id": "3", "name": said}, "numbers": list(range(1, 900))}
     payload["people"] = everyone if kind == "project.completed" else 2

@@ -53,19 +53,19 @@ async def test_an_admin_bans_and_blanks_from_discord_and_nobody_else_does(lab: L
     propose(lab)
     card = await lab.guild.wait_for("proposals", lambda m: m.thread_id is not None)
     omar, grace = lab.person("Omar"), lab.person("Grace")
-    refused = await grace.command("admin redact", channel=card.id, number=1, why="Mine.")
+    refused = await grace.command("stoa redact", channel=card.id, number=1, why="Mine.")
     assert "Only the admins" in refused.text
     assert refused.ephemeral
-    done = await omar.command("admin redact", channel=card.id, number=1, why="It was private.")
+    done = await omar.command("stoa redact", channel=card.id, number=1, why="It was private.")
     assert "Entry 1 is blanked" in done.text
     await lab.guild.wait_for(card.id, lambda m: "record 1 " in m.text and posts.BLANKED in m.text)
-    await omar.command("admin ban", person="Ada", why="Spam.")
+    await omar.command("stoa ban", person="Ada", why="Spam.")
     await lab.guild.wait_for("public-record", lambda m: "Ada is banned" in m.text)
     refused = await lab.person("Ada").command("project scope", channel=card.id)
     assert "you are banned: Spam." in refused.text
-    await omar.command("admin unban", person="Ada", why="A mistake.")
+    await omar.command("stoa unban", person="Ada", why="A mistake.")
     await lab.guild.wait_for("public-record", lambda m: "Ada can take part again" in m.text)
-    forgotten = await omar.command("admin forget", person="Ada", why="They asked.")
+    forgotten = await omar.command("stoa forget", person="Ada", why="They asked.")
     assert "entries are blanked" in forgotten.text
     await lab.guild.wait_for("public-record", lambda m: "were blanked" in m.text)
     assert not any("Ada" in m.text for m in await lab.guild.messages("public-record"))

@@ -97,6 +97,8 @@ async def test_only_the_lead_gets_the_form_of_the_scope(shared_lab: Shared) -> N
     heads = lab.heads()
     answer = await lab.person("Grace").command("project scope", channel=channel.id)
     refused(lab, answer, "Only the lead of “Do small models dream?”, Ada, can do this.", heads)
+    answer = await lab.person("Ada").command("project scope", channel=channel.id)
+    refused(lab, answer, "“Do small models dream?” is active: its scope has been written already.", heads)
 
 
 async def test_joining_twice(shared_lab: Shared) -> None:
@@ -132,15 +134,16 @@ async def test_a_second_approval(shared_lab: Shared) -> None:
     refused(lab, await lab.person("Omar").press(card, "Approve"), sentence, heads)
     refused(lab, await lab.person("Omar").press(card, "Decline"), sentence, heads)
     await lab.guild.clear_faults()
-    decided = await lab.guild.wait_for("compute-review", lambda m: m.id == card.id and not m.buttons)
+    decided = await lab.guild.wait_for("compute-review", lambda m: m.id == card.id and m.button_labels == ["Revoke"])
     assert "Approved by Rosa" in decided.text
 
 
 async def test_forms_leave_the_judging_to_the_domain(shared_lab: Shared) -> None:
     lab, channel = shared_lab
+    proposed = int((await lab.propose()).text.split()[1])
     forms = [
         await lab.person("Ada").command("project propose"),
-        await lab.person("Ada").command("project scope", channel=channel.id),
+        await lab.person("Ada").command("project scope", project=proposed),
         await lab.person("Ada").command("allocation request", channel=channel.id, pool="local"),
     ]
     for form in forms:

@@ -1,7 +1,8 @@
-"""The databases of these tests, and a lab on each."""
+"""The databases of these tests, a lab on each, and what most of them begin with."""
 
 import pytest
 
+from broker import queue
 from projects.db import Database
 from tests.broker.lab import Lab
 from tests.databases import database_url, db, postgres
@@ -15,3 +16,35 @@ def lab(db: Database) -> Lab:
     lab = Lab(db)
     lab.pool()
     return lab
+
+
+@pytest.fixture
+def project(lab: Lab) -> int:
+    """An active project."""
+    return lab.project()
+
+
+@pytest.fixture
+def allocation(lab: Lab, project: int) -> int:
+    """An hour for it."""
+    return lab.allocation(project)
+
+
+@pytest.fixture
+def run(lab: Lab, project: int, allocation: int) -> int:
+    """A queued run of ten minutes on two GPUs."""
+    return lab.launch(project, gpus=2)
+
+
+@pytest.fixture
+def ours(lab: Lab) -> int:
+    """A project with ten hours on a pool of two GPUs."""
+    project = lab.project()
+    lab.allocation(project, hours="10")
+    return project
+
+
+@pytest.fixture(scope="module")
+def doorbells() -> None:
+    """A queue in memory, which nobody listens to: Celery's own, without a server."""
+    queue.app.conf.update(broker_url="memory://", broker_transport_options={})

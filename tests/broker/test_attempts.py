@@ -23,24 +23,6 @@ KILLED = Ending(-9, "the trainer was ended by signal 9")
 BROKEN = Ending(70, "the loss is not finite")
 
 
-@pytest.fixture
-def project(lab: Lab) -> int:
-    """An active project."""
-    return lab.project()
-
-
-@pytest.fixture
-def allocation(lab: Lab, project: int) -> int:
-    """An hour for it."""
-    return lab.allocation(project)
-
-
-@pytest.fixture
-def run(lab: Lab, project: int, allocation: int) -> int:
-    """A queued run of ten minutes on two GPUs."""
-    return lab.launch(project, gpus=2)
-
-
 def attempt(lab: Lab, run: int, token: int) -> Attempt:
     with lab.db.read() as session:
         return session.get_one(Attempt, (run, token))
@@ -238,9 +220,10 @@ def test_how_a_run_goes_on_from_a_trainers_end(
     lab: Lab, allocation: int, run: int, ending: Ending, state: RunState, reason: str
 ) -> None:
     token = lab.start(run, 0)
-    lab.settle(run, token, 3, ending)
+    seconds = 600 if ending.timed_out else 3
+    lab.settle(run, token, seconds, ending)
     view = lab.run(run)
-    spent = 0 if ending.fault else 6
+    spent = 0 if ending.fault else 2 * seconds
     assert (view.state, view.reason, view.spent) == (state, reason, spent)
     assert (view.ended_at is None) == (state == RunState.QUEUED)
     assert lab.account(allocation) == Account(HOUR, 0, spent)

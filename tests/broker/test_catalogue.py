@@ -166,11 +166,11 @@ def test_datasets_that_are_refused_change_nothing(lab: Lab, changes: dict[str, s
 
 def test_who_decides_and_how_often(lab: Lab) -> None:
     recipe(lab, actor=KURT)
-    for actor, sentence in ((GRACE, "Only admins"), (KURT, "entry of their own")):
+    for actor, sentence in ((GRACE, "Only the admins"), (KURT, "entry of their own")):
         for decide in (accept, decline):
             with pytest.raises(ForbiddenError, match=sentence):
                 decide(lab, "ours", actor)
-    with lab.db.write() as session, pytest.raises(ForbiddenError, match="Only admins"):
+    with lab.db.write() as session, pytest.raises(ForbiddenError, match="Only the admins"):
         catalogue.accept(session, Actor(9, "No", frozenset({0})), "ours", reason="x", admin_role_id=0)
     with pytest.raises(InvalidError, match="The reason is empty"):
         accept(lab, "ours", reason=" ")

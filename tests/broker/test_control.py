@@ -17,24 +17,6 @@ STOPPED = Ending(75, "stopped")
 KILLED = Ending(-9, "the trainer was ended by signal 9")
 
 
-@pytest.fixture
-def project(lab: Lab) -> int:
-    """An active project."""
-    return lab.project()
-
-
-@pytest.fixture
-def allocation(lab: Lab, project: int) -> int:
-    """An hour for it."""
-    return lab.allocation(project)
-
-
-@pytest.fixture
-def run(lab: Lab, project: int, allocation: int) -> int:
-    """A queued run of ten minutes on two GPUs."""
-    return lab.launch(project, gpus=2)
-
-
 def wrote(*steps: int) -> Progress:
     """The progress of a trainer that has written these checkpoints."""
     return Progress(1, 1, step=steps[-1], tokens=1, checkpoints=[Checkpoint(s, f"attempt-1/step{s}") for s in steps])
@@ -190,6 +172,23 @@ def test_a_run_that_waits_is_extended_and_reserves_as_it_starts(lab: Lab, alloca
     assert lab.extend(run, "5m").cost == 1800
     lab.start(run, 0, 1)
     assert lab.account(allocation).reserved == 1800
+
+
+def test_an_extension_that_comes_while_the_time_limit_ends_a_run_lets_it_go_on(
+    lab: Lab, project: int, allocation: int, run: int
+) -> None:
+    token = lab.start(run, 0, 1)
+    lab.renew(run, token, 601, wrote(4))
+    lab.extend(run, "5m")
+    lab.settle(run, token, 610, Ending(75, timed_out=True))
+    view = lab.run(run)
+    assert (view.state, view.spent) == (RunState.QUEUED, 1220)
+    assert view.reason == "it was extended while it stopped for its time limit, and goes on from its checkpoint"
+    assert lab.kinds(project)[-2:] == ["run.extended", "run.requeued"]
+    second = lab.start(run, 0, 1)
+    assert lab.account(allocation).reserved == 2 * 290
+    lab.settle(run, second, 290, Ending(75, timed_out=True))
+    assert (lab.run(run).state, lab.run(run).reason) == (RunState.TIMED_OUT, "it reached its time limit")
 
 
 def test_a_running_run_is_extended_at_once_and_its_supervisor_is_told(

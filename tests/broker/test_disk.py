@@ -112,6 +112,25 @@ def test_a_scarce_disk_leaves_an_unfinished_run_its_newest(lab: Lab, conf: Setti
     assert here(conf, run) == [2]
 
 
+def test_the_data_of_an_attempt_go_once_it_is_over(lab: Lab, conf: Settings, run: int) -> None:
+    runs_of_another = conf.runs_dir / f"{run}.before-7" / "attempt-1" / "data"
+    first, second = (conf.runs_dir / str(run) / f"attempt-{token}" / "data" for token in (1, 2))
+    for folder in (first, runs_of_another):
+        folder.mkdir(parents=True)
+    disk.tidy(conf, lab.db)
+    assert first.exists(), "it trains from them"
+    lab.settle(run, 1, 1, Ending(75))
+    lab.start(run)
+    second.mkdir(parents=True)
+    disk.tidy(conf, lab.db)
+    assert not first.exists()
+    assert second.exists()
+    lab.settle(run, 2, 1, Ending(0))
+    disk.tidy(conf, lab.db)
+    assert not second.exists()
+    assert runs_of_another.exists()
+
+
 def test_nothing_outside_the_runs_is_removed(lab: Lab, conf: Settings, run: int, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

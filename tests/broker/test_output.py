@@ -59,6 +59,29 @@ def test_what_is_no_number_is_left_out_and_breaks_nothing(tmp_path: Path) -> Non
     assert (progress.step, progress.unigram_entropy) == (1, 6.0)
 
 
+def test_what_a_full_disk_has_cut_short_is_left_out(tmp_path: Path) -> None:
+    """The half line stays, and the next one is written on to it."""
+    path = tmp_path / "metrics.jsonl"
+    write(path, metrics(1, loss=7.0), end=json.dumps(metrics(2, loss=6.0))[:17])
+    write(path, metrics(3, loss=5.0), metrics(4, loss=4.0), 5, {"step": 6}, end="\n\0\n")
+    write(tmp_path / "events.jsonl", {"step": 4}, {"event": "checkpoint", "step": 4, "path": "checkpoints/step4"})
+    progress = output.read(tmp_path, 0, 0)
+    assert list(progress.points) == [Measured("loss", 1, 10, 7.0), Measured("loss", 4, 40, 4.0)]
+    assert (progress.step, progress.metrics_read) == (4, path.stat().st_size)
+    assert [checkpoint.step for checkpoint in progress.checkpoints] == [4]
+    for name in ("outcome.json", "sample.json"):
+        (tmp_path / name).write_text('{"status": 7')
+    assert output.ending(tmp_path, 0, timed_out=False) == Ending(0, transient=True)
+
+
+def test_what_is_refused_before_it_could_leave_an_outcome_is_not_tried_again(tmp_path: Path) -> None:
+    (tmp_path / "trainer.log").write_text("Reading …\nThe source “web” has no column text.\n\n")
+    said = output.ending(tmp_path, 78, timed_out=False)
+    assert said == Ending(78, "The source “web” has no column text.", transient=False)
+    (tmp_path / "trainer.log").unlink()
+    assert output.ending(tmp_path, 78, timed_out=False).reason == "the trainer ended with status 78"
+
+
 def test_evaluations_and_checkpoints_come_from_the_events(tmp_path: Path) -> None:
     write(
         tmp_path / "events.jsonl",

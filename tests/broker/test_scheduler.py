@@ -20,19 +20,7 @@ from projects.db import utcnow
 from projects.errors import ConflictError
 from tests.broker.lab import HOUR, PROCESS, STRANGER, Lab, settings
 
-
-@pytest.fixture(autouse=True, scope="module")
-def doorbells() -> None:
-    """A queue in memory, which nobody listens to: Celery's own, without a server."""
-    queue.app.conf.update(broker_url="memory://", broker_transport_options={})
-
-
-@pytest.fixture
-def ours(lab: Lab) -> int:
-    """A project with ten hours."""
-    project = lab.project()
-    lab.allocation(project, hours="10")
-    return project
+pytestmark = pytest.mark.usefixtures("doorbells")
 
 
 @pytest.fixture

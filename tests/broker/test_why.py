@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import update
 from typer.testing import CliRunner
 
-from broker import pools, queue, scheduler, snapshot, why
+from broker import pools, scheduler, snapshot, why
 from broker.attempts import Attempt, Ending
 from broker.planning import Decision, Limits
 from broker.runs import Run, RunState
@@ -19,19 +19,7 @@ from projects.settings import get_settings
 from stoa import app
 from tests.broker.lab import GRACE, HOUR, STRANGER, Lab, settings
 
-
-@pytest.fixture(autouse=True, scope="module")
-def doorbells() -> None:
-    """A queue in memory, which nobody listens to: Celery's own, without a server."""
-    queue.app.conf.update(broker_url="memory://", broker_transport_options={})
-
-
-@pytest.fixture
-def ours(lab: Lab) -> int:
-    """A project with ten hours on a pool of two GPUs."""
-    project = lab.project()
-    lab.allocation(project, hours="10")
-    return project
+pytestmark = pytest.mark.usefixtures("doorbells")
 
 
 def tell(lab: Lab, run: int) -> Why:

@@ -61,7 +61,7 @@ def test_a_change_is_in_force_at_once_and_told_with_who_and_why(db: Database) ->
         ("channel_policy", "never", "Why not.", None, InvalidError, "should be 'automatic' or 'moderator'"),
         ("starter_hours", "1.0", "Why not.", None, ConflictError, "starter_hours is 1 already"),
         ("starter_hours", "2", " ", None, InvalidError, "The reason is empty"),
-        ("starter_hours", "2", "Why not.", Actor(2, "Grace"), ForbiddenError, "Only admins"),
+        ("starter_hours", "2", "Why not.", Actor(2, "Grace"), ForbiddenError, "Only the admins"),
     ],
 )
 def test_what_cannot_be_changes_nothing(

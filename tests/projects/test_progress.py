@@ -155,7 +155,7 @@ def test_migrations_go_down_and_up_with_projects_of_every_stage(school: School) 
     school.offer(active, GRACE)
     school.hide(projects[Stage.PAUSED], MARIE)
     by_moderators(school)
-    school.db.migrate("-7")
+    school.db.migrate("0002")
     with school.db.read() as session:
         rows = session.execute(text("SELECT id, stage, outcome FROM projects ORDER BY id")).all()
         people = session.scalar(text(f"SELECT count(*) FROM memberships WHERE project_id = {active}"))

@@ -32,7 +32,7 @@ class Census:
         self.supervisor_seen: dict[Attempt, float] = {}
         self.longest_gap = 0.0
         self._writes_in = re.compile(re.escape(str(runs)) + r"/(\d+)/attempt-(\d+)[\0\"]")
-        self._supervises = re.compile(r"\0broker\.supervisor\0(\d+)\0(\d+)\0?$")
+        self._supervises = re.compile(r"\0broker\.supervisor\0(\d+)\0(\d+)(\0\d+)?\0?$")
         self._born: dict[int, float] = {}
         self._trainers: dict[int, Attempt] = {}
         self._over = threading.Event()
@@ -69,7 +69,8 @@ class Census:
             if found := self._supervises.search(line):
                 attempt = (int(found[1]), int(found[2]))
                 supervisors[attempt] = pid
-                self.supervisor_seen[attempt] = now
+                if not found[3]:  # an heir may come when the trainer is dead already
+                    self.supervisor_seen[attempt] = now
             elif "trainer" in line and (found := self._writes_in.search(line)):
                 attempt = (int(found[1]), int(found[2]))
                 trainers[pid] = attempt

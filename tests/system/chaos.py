@@ -1,7 +1,8 @@
 """The chaos story: five projects launch small runs while one fault after another befalls every part of Stoa.
 
 `python -m tests.system.chaos` plays it and prints how it came out; `STOA_CHAOS_RUNS`, `STOA_CHAOS_FAULTS` and
-`STOA_CHAOS_SEED` make it smaller, or the same again.
+`STOA_CHAOS_SEED` make it smaller, or the same again; `STOA_CHAOS_DATABASE=postgresql` plays it on a PostgreSQL server
+of its own.
 """
 
 import json
@@ -18,7 +19,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from projects import record
 from projects.db import Database
 from projects.errors import ConflictError
 from projects.people import Actor
+from tests import databases
 from tests.broker.lab import EMMY, ROSA, Lab
 from tests.system import chaos_report, processes
 from tests.system.census import Census
@@ -75,13 +77,14 @@ class Size:
     runs: int = 20
     faults: int = 110
     seed: int = 0
+    database: str = "sqlite"
 
     @classmethod
     def given(cls) -> "Size":
         """The size that the environment asks for."""
         seed = os.environ.get("STOA_CHAOS_SEED") or int.from_bytes(os.urandom(4))
         asked = (os.environ.get(f"STOA_CHAOS_{name}") or default for name, default in (("RUNS", 20), ("FAULTS", 110)))
-        return cls(*map(int, asked), seed=int(seed))
+        return cls(*map(int, asked), seed=int(seed), database=os.environ.get("STOA_CHAOS_DATABASE") or "sqlite")
 
 
 @dataclass
@@ -92,6 +95,7 @@ class Story:
     home: Path
     python: Path
     parts: Parts
+    database_url: str
     down: dict[str, float] = field(default_factory=dict)
     done: Counter[str] = field(default_factory=Counter)
     ended_alone: list[str] = field(default_factory=list)
@@ -106,6 +110,7 @@ class Story:
         self.parts.start("sandbox", command, dict(os.environ), described.exists)
         self.world: dict[str, Any] = json.loads(described.read_text())
         changes = {
+            "database_url": self.database_url,
             "lease_seconds": LEASE,
             "stop_grace_seconds": GRACE,
             "max_attempts": MOST_ATTEMPTS,
@@ -320,12 +325,16 @@ class Story:
 def play(size: Size, console: Console) -> bool:
     """Play the story and print its table; whether every line of it holds."""
     home = Path(tempfile.mkdtemp(prefix="stoa-chaos-"))
-    console.print(f"chaos: {size.runs} runs, {size.faults} faults, STOA_CHAOS_SEED={size.seed}, in {home}")
+    console.print(
+        f"chaos: {size.runs} runs, {size.faults} faults, STOA_CHAOS_SEED={size.seed}, on {size.database}, in {home}"
+    )
     started = time.monotonic()
     story: Story | None = None
     parts = Parts(home / "logs")
+    database = ExitStack()
     try:
-        story = Story(size, home, python_with_standin(home), parts)
+        url = database.enter_context(database_of(size.database))
+        story = Story(size, home, python_with_standin(home), parts, url)
         with Census(home / "runs") as census:
             story.play(census, console)
             messages = posted(story.world["discord"])
@@ -344,11 +353,24 @@ def play(size: Size, console: Console) -> bool:
             story.db.close()
             if story.small_disk:
                 subprocess.run(["umount", "-l", str(home / "runs")], check=False)
+        database.close()
     if good:
         shutil.rmtree(home, ignore_errors=True)
     else:
         console.print(f"The logs are kept in {home / 'logs'}.")
     return good
+
+
+def database_of(kind: str) -> AbstractContextManager[str]:
+    """The URL of the story's database while it plays; empty for SQLite in its home."""
+    if kind == "sqlite":
+        return nullcontext("")
+    if kind != "postgresql":
+        sys.exit(f"STOA_CHAOS_DATABASE is sqlite or postgresql; {kind!r} is neither.")
+    programs = databases.binaries()
+    if programs is None:
+        sys.exit("PostgreSQL's server is not installed (Debian: apt-get install postgresql).")
+    return databases.server(programs)
 
 
 def python_with_standin(home: Path) -> Path:

@@ -64,6 +64,7 @@ class Watch:
 
     def __init__(self, runs: Path, run: int) -> None:
         self.lives: dict[int, Life] = {}
+        self.longest_gap = 0.0
         self._folder = runs / str(run)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
@@ -82,7 +83,10 @@ class Watch:
         return min(life.born for life in lives), max(life.seen for life in lives)
 
     def _look(self) -> None:
+        last = time.time()
         while not self._over.wait(0.2):
+            now = time.time()
+            self.longest_gap, last = max(self.longest_gap, now - last), now
             for folder in self._folder.glob("attempt-*"):
                 for pid in trainers(folder):
                     self._note(pid, int(folder.name.removeprefix("attempt-")))

@@ -26,15 +26,19 @@ from tests.broker.lab import ADA, Lab, settings
 from tests.system import processes
 from tests.system.processes import Watch
 
-LEASE = 8.0
-GRACE = 8.0
+LEASE = 15.0  # an heir has most of it to come in, and a busy machine takes seconds to start one
+GRACE = 15.0
 RENEWAL = LEASE / 6 + 0.2
 SMALL = "batch=2, micro_batch=2, sequence_length=32"
 SCHEDULER = [sys.executable, "-m", "stoa", "scheduler"]
+LONG = 1800
+"""A time limit in seconds that is for nobody to reach."""
+PATIENCE = 240.0
+"""Seconds after which a wait is given up; a quiet machine is done in a few, and a busy one is no fault."""
 SECRET = "a-discord-token-nobody-may-see"
 
 
-def until(what: Callable[[], object], why: str, seconds: float = 90) -> None:
+def until(what: Callable[[], object], why: str, seconds: float = PATIENCE) -> None:
     """Wait for something to be true."""
     end = time.monotonic() + seconds
     while not what():
@@ -75,7 +79,7 @@ class Stoa:
     def second_scheduler(self) -> None:
         self.parts.start("second scheduler", SCHEDULER, environment(self.settings, "scheduler"), lambda: True)
 
-    def launch(self, steps: int, time_limit: int = 240) -> int:
+    def launch(self, steps: int, time_limit: int = LONG) -> int:
         """Queue a run on one device."""
         allocation = self.lab.allocation(self.project, hours=str((max(time_limit, 60) + 1) / 3600))
         with self.db.write() as session:
@@ -150,10 +154,10 @@ class Stoa:
     def is_over(self, run: int) -> None:
         """Wait until nothing of a run is left: no process, nothing reserved, nothing that waits to be published."""
         until(lambda: self.state(run) in ENDED, "the run ends")
-        until(lambda: not self._processes(run), "its processes are gone", 15)
+        until(lambda: not self._processes(run), "its processes are gone")
         with self.db.read() as session:
             folders = [row.folder for row in session.scalars(select(Publication).where(Publication.run_id == run))]
-        until(lambda: len(self.published(run)) == len(folders), "its checkpoints are published", 60)
+        until(lambda: len(self.published(run)) == len(folders), "its checkpoints are published")
         assert sorted(step for kind, step in self.told(run) if kind == "checkpoint.published") == self.published(run)
         assert self.lab.account(self.lab.row(run).allocation_id).reserved == 0
 
@@ -186,6 +190,7 @@ def stoa() -> Iterator[Stoa]:
     shutil.rmtree(home)
 
 
+@pytest.mark.timeout(900)
 def test_a_run_never_notices_what_befalls_queue_worker_and_scheduler(stoa: Stoa) -> None:
     stoa.parts.kill("worker")
     run = stoa.launch(steps=150, time_limit=115)  # with less than a sample may take, none follows it
@@ -216,6 +221,7 @@ def test_a_run_never_notices_what_befalls_queue_worker_and_scheduler(stoa: Stoa)
     paid_once(stoa, run, watch, {1: watch.span(1)[1]})
 
 
+@pytest.mark.timeout(900)
 def test_a_run_goes_on_after_its_supervisor_and_its_trainer_were_killed(stoa: Stoa) -> None:
     run = stoa.launch(steps=100_000)
     with Watch(stoa.settings.runs_dir, run) as watch:
@@ -247,6 +253,7 @@ def test_a_run_goes_on_after_its_supervisor_and_its_trainer_were_killed(stoa: St
     paid_once(stoa, run, watch, ends)
 
 
+@pytest.mark.timeout(900)
 def test_the_time_limit_ends_a_run_with_a_checkpoint(stoa: Stoa) -> None:
     run = stoa.launch(steps=100_000, time_limit=40)
     with Watch(stoa.settings.runs_dir, run) as watch:
@@ -281,18 +288,22 @@ def no_secret_is_seen(stoa: Stoa, supervisor: int, *trainers: int) -> None:
 
 
 def paid_once(stoa: Stoa, run: int, watch: Watch, ends: dict[int, float]) -> None:
-    """Assert that each attempt was charged what its trainer lived until it was ended, by a clock of the test's own."""
+    """Assert that each attempt was charged what its trainer lived until it was ended, by a clock of the test's own.
+
+    That clock sees no better than the watch's longest gap; a busy machine starts a trainer as late after its keeper.
+    """
+    slack = 0.5 + 2 * watch.longest_gap
     for attempt, end in ends.items():
         lived = end - watch.span(attempt)[0]
         charged = stoa.charged(run, attempt)
-        assert lived - RENEWAL - 2 <= charged <= lived + 0.5, f"attempt {attempt} lived {lived:.1f} s"
+        assert lived - RENEWAL - 1 - slack <= charged <= lived + slack, f"attempt {attempt} lived {lived:.1f} s"
     with stoa.db.read() as session:
         assert len(attempts.earlier(session, run, 1 + max(ends))) == len(ends)
         refunded = ledger.totals(session, run_id=run)[Movement.REFUND]
     lived = sum(watch.span(attempt)[1] - watch.span(attempt)[0] for attempt in ends)
     charged = sum(stoa.charged(run, attempt) for attempt in ends)
     assert stoa.lab.run(run).spent == charged - refunded
-    assert charged <= lived + 0.5
+    assert charged <= lived + slack * len(ends)
 
 
 def ask_valkey(stoa: Stoa, command: str) -> bytes:

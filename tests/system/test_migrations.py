@@ -11,18 +11,19 @@ import bot
 import broker
 import projects
 from bot import lease, outbox
-from bot.tables import DiscordCommands
+from bot.tables import DiscordCommands, DiscordPlace
 from broker import attempts, publications
 from broker.attempts import Checkpoint, Ending, Progress
 from broker.series import Measured
 from projects import limits, pipeline, record, redaction
 from projects.db import Base, Database
+from projects.findings import Finding
 from tests.broker.lab import ADA, GRACE, STRANGER, Lab
 from tests.databases import database_url, db, postgres
 
 __all__ = ["database_url", "db", "postgres"]
 
-FIRST, LAST = 1, 9
+FIRST, LAST = 1, 10
 
 
 def fill(database: Database) -> None:
@@ -46,6 +47,8 @@ def fill(database: Database) -> None:
         outbox.sent(session, "project:1", "200", "digest")
         outbox.open_room(session, "project:1", project, "300")
         session.merge(DiscordCommands(application_id="1", guild_id="2", digest="d"))
+        session.add(DiscordPlace(guild_id="2", name="record", discord_id="400"))
+        session.add(Finding(message_id="500", project_id=project, number=2))
         lease.hold(session, "2", "somebody", 60)
         for entry in record.since(session, record.project_stream(project), 0):
             outbox.told(session, entry)

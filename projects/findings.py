@@ -1,0 +1,105 @@
+"""Findings: what somebody wrote in a conversation, put on a project's record by one who works on it, once a message."""
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from sqlalchemy import ForeignKey, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from projects import people, pipeline, record, text
+from projects.db import Base
+from projects.errors import ConflictError, InvalidError
+from projects.people import Actor
+from projects.pipeline import Membership, Project
+from projects.rights import Act, Role
+
+LONGEST = 4000
+
+
+class Finding(Base):
+    """That a message has become the entry `number` of a project's record."""
+
+    __tablename__ = "findings"
+
+    message_id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"))
+    number: Mapped[int]
+
+
+@dataclass(frozen=True)
+class Said:
+    """A message: who wrote what, when, and its address."""
+
+    message_id: int
+    author: Actor
+    text: str
+    at: datetime
+    link: str
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where a message stands on record; `new` where it was put there just now."""
+
+    project_id: int
+    number: int
+    new: bool
+
+
+def put_on_record(session: Session, actor: Actor, project_id: int, said: Said) -> Placed:
+    """Make a message an entry of the project's record; one that is an entry already stays the one that it is.
+
+    Raises ForbiddenError for who does not work on the project, InvalidError for a message without words.
+    """
+    project = pipeline.locked(session, project_id)
+    person = pipeline.require(session, actor, project, Act.PUT_ON_RECORD)
+    earlier = find(session, said.message_id)
+    if earlier is not None:
+        return earlier
+    words = text.cleaned(said.text)
+    if not words:
+        raise InvalidError("This message has no words to put on record; write in one what it shows.")
+    if not re.fullmatch(r"https://[\w.-]+(/[\w@.-]+)*", said.link, re.ASCII):
+        raise InvalidError("This message has no address that the record could name.")
+    if len(words) > LONGEST:
+        words = words[: LONGEST - 1] + "…"
+    row = Finding(message_id=str(said.message_id), project_id=project_id, number=0)
+    try:
+        with session.begin_nested():
+            session.add(row)
+    except IntegrityError:  # another transaction puts it on another project's record
+        raise ConflictError("This message is just being put on record; look again.") from None
+    told = record.append(
+        session,
+        record.project_stream(project_id),
+        "project.finding",
+        by=person,
+        text=words,
+        author={"id": str(said.author.discord_id), "name": said.author.name},
+        said_at=said.at.astimezone(UTC).isoformat(timespec="seconds"),
+        link=said.link,
+    )
+    row.number = told.number
+    session.flush()
+    return Placed(project_id, told.number, new=True)
+
+
+def find(session: Session, message_id: int) -> Placed | None:
+    """Where a message stands on record, if it does."""
+    row = session.get(Finding, str(message_id))
+    return None if row is None else Placed(row.project_id, row.number, new=False)
+
+
+def projects_of(session: Session, actor: Actor, limit: int = 25) -> list[tuple[int, str]]:
+    """Number and title of the projects that the actor works on, the newest first; raises ConflictError for none."""
+    person = people.find(session, actor)
+    rows = []
+    if person is not None:
+        works_on = (Membership.person_id == person.id) & (Membership.role != Role.FOLLOWER)
+        query = select(Project.id, Project.title).join(Membership, Membership.project_id == Project.id)
+        rows = [(row.id, row.title) for row in session.execute(query.where(works_on).order_by(Project.id.desc()))]
+    if not rows:
+        raise ConflictError("You work on no project yet, whose record it could be put on: /project list shows them.")
+    return rows[:limit]

@@ -1,0 +1,73 @@
+"""`/catalogue`: members propose recipes and datasets, admins decide in public, and data are prepared by a run."""
+
+import pytest
+
+from bot import text
+from sandbox.people import Channel
+from tests.bot.conftest import Lab
+from trainer.config import RECIPES
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+Shared = tuple[Lab, Channel]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+DEMO = (RECIPES / "demo.yml").read_text()
+
+
+async def test_a_recipe_goes_from_a_file_to_a_run(shared_lab: Shared) -> None:
+    lab, channel = shared_lab
+    ada, grace, omar = lab.person("Ada"), lab.person("Grace"), lab.person("Omar")
+    assert "(adopted)" in (await omar.command("stoa setup", admins="admin")).text
+
+    bad = await grace.command("catalogue propose", what="recipe", file={"filename": "Ours.yml", "content": "x: ["})
+    assert "A name in the catalogue" in bad.text
+    bad = await grace.command("catalogue propose", what="recipe", file={"filename": "ours.yml", "content": "x: ["})
+    assert bad.text.startswith("The recipe is not valid YAML")
+    long = await grace.command("catalogue propose", what="recipe", file={"filename": "a.yml", "content": "é" * 17_000})
+    assert long.text == "The file has 34,000 bytes; a recipe has at most 8,000."
+    done = await grace.command("catalogue propose", what="recipe", file={"filename": "ours.yml", "content": DEMO})
+    assert (done.text, done.ephemeral) == ("`ours` is proposed; an admin decides.", True)
+    await lab.guild.wait_for("public-record", lambda m: "`ours`" in m.text and "Grace" in m.text)
+
+    assert await omar.complete("catalogue accept", "name", "ou") == [("ours", "ours")]
+    refused = await grace.command("catalogue accept", name="ours", why="Mine.")
+    assert refused.text.startswith("Only the admins can decide on the catalogue")
+    accepted = await omar.command("catalogue accept", name="ours", why="Well made.")
+    assert accepted.text == "`ours` is accepted: everyone can use it."
+    listed = (await ada.command("catalogue list")).text
+    assert listed.startswith("✅ `ours` recipe, accepted · proposed by Grace\n-# Well made.\nTo launch now: `demo`")
+    assert listed.endswith("`ours`")
+
+    given = {"recipe": "ours", "time_limit": "5m"}
+    prepared = await grace.command("catalogue prepare", channel=channel.id, **given)
+    assert prepared.text.startswith(
+        f"Run 1 will prepare the data of `ours`. It will cost {text.gpu_hours(300)} at most"
+    )
+    launched = await ada.command("run launch", channel=channel.id, **given)
+    assert "Run 2 is queued" in launched.text
+    retired = await omar.command("catalogue retire", name="ours", why="A better one came.")
+    assert "is retired" in retired.text
+    assert "There is no recipe" in (await ada.command("run launch", channel=channel.id, **given)).text
+
+
+async def test_a_recipe_and_a_dataset_by_form(shared_lab: Shared) -> None:
+    lab, _ = shared_lab
+    ada, omar = lab.person("Ada"), lab.person("Omar")
+    form = await ada.command("catalogue propose", what="dataset")
+    fields = {"Name": "books", "Dataset": f"common/books@{COMMIT}", "Licence": "cc-by-4.0"}
+    assert (await ada.submit(form, fields)).text == "`books` is proposed; an admin decides."
+    form = await ada.command("catalogue propose", what="dataset")
+    wrong = await ada.submit(form, {"Name": "words", "Dataset": "common/words", "Commit": "main"})
+    assert wrong.text == "A dataset is taken at a commit: give its 40 hexadecimal digits, not a branch or a tag."
+    form = await ada.command("catalogue propose", what="recipe")
+    assert (
+        await ada.submit(form, {"Name": "theirs", "Recipe": DEMO})
+    ).text == "`theirs` is proposed; an admin decides."
+    with_file = await ada.command("catalogue propose", what="dataset", file={"filename": "a.yml", "content": ""})
+    assert with_file.text.startswith("A file is a recipe")
+    declined = await omar.command("catalogue decline", name="theirs", why="It is the demo.")
+    assert declined.text == "`theirs` is declined."
+    shown = (await ada.command("catalogue list", state="proposed")).text
+    assert shown.startswith(
+        f"🕓 `books` dataset, proposed · proposed by Ada\n-# `common/books` at {COMMIT[:8]} · CC-BY-4.0"
+    )

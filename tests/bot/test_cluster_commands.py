@@ -1,0 +1,47 @@
+"""`/cluster`: what the GPUs do, who has used how much, and why each run waits, for anyone."""
+
+import pytest
+
+from bot import text
+from broker import launching, pools
+from sandbox.people import Channel
+from tests.bot.conftest import Lab
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+Shared = tuple[Lab, Channel]
+
+
+async def test_the_cluster_at_a_glance(shared_lab: Shared) -> None:
+    lab, channel = shared_lab
+    grace = lab.person("Grace")
+    assert (await grace.command("cluster queue")).text.startswith("Nobody waits")
+    lab.call(pools.add_pool, name="big`", gpu_type="H200", gpus=8, launcher="slurm")
+    for number in range(3):
+        given = {"project_id": 1, "recipe": "demo", "time_limit": "5m", "gpus": 2}
+        lab.call(launching.launch, lab.actor("Ada"), f"r{number}", **given)
+
+    status = await grace.command("cluster status")
+    assert status.ephemeral
+    assert status.text.splitlines() == [
+        "`bigˋ` H200",
+        "░░░░░░░░░░ 0 of 8 GPUs busy · Slurm decides when",
+        "-# 0 runs at work, 0 waiting · 0 GPU-hours of its grants left to allocate",
+        "`local` CPU",
+        "░░░░░░░░░░ 0 of 2 GPUs busy",
+        "-# 0 runs at work, 3 waiting · 99 GPU-hours of its grants left to allocate",
+    ]
+
+    queue = (await grace.command("cluster queue", pool="local")).text.splitlines()
+    assert queue[0] == "`local` 3 runs waiting"
+    assert queue[1] == "**1.** Run 1, 2 GPUs · Do small models dream?"
+    assert queue[2] == "-# Starts at once. It starts at the scheduler's next round."
+    assert queue[4].startswith("-# Starts within 5 min. It waits for GPUs: 2 needed, 0 free on “local”.")
+    assert max(map(len, queue)) < 120
+    refused = await grace.command("cluster queue", pool="**nowhere**")
+    assert refused.text == text.escape("There is no pool “**nowhere**”; the pools are: big`, local.")
+
+    usage = (await grace.command("cluster usage")).text.splitlines()
+    assert usage[0] == "**P1** Do small models dream?"
+    assert usage[1] == "-# 0 GPU-hours of 1 GPU-hour spent · 0% of all use of late"
+    assert channel.id

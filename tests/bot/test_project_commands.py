@@ -1,0 +1,159 @@
+"""What people do with projects in Discord, from following one to ending it; each refusal is one private sentence."""
+
+from collections.abc import Awaitable
+
+import pytest
+
+from projects import membership, pipeline
+from sandbox.people import Answer, Channel
+from tests.bot.conftest import SCOPE, Lab
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+Shared = tuple[Lab, Channel]
+WHY = {"Reason": "Exams in June."}
+TITLE = "“Do small models dream?”"
+
+
+async def refused(lab: Lab, acting: Awaitable[Answer], sentence: str) -> None:
+    """The answer is that one sentence, for one person, and the record does not grow."""
+    heads = lab.heads()
+    answer = await acting
+    assert (answer.kind, answer.ephemeral, answer.text) == ("message", True, sentence)
+    assert lab.heads() == heads
+
+
+async def test_people_come_and_go(shared_lab: Shared) -> None:
+    lab, channel = shared_lab
+    ada, grace, rosa = map(lab.person, ("Ada", "Grace", "Rosa"))
+    card = await lab.guild.wait_for("proposals", lambda m: m.text.endswith("-# P1 · project"))
+    assert card.button_labels == ["Join", "Follow"]
+
+    assert "You follow **Do small models dream?** now" in (await rosa.press(card, "Follow")).text
+    await lab.guild.wait_for("proposals", lambda m: m.id == card.id and "1 follower" in m.text)
+    await refused(lab, rosa.press(card, "Follow"), f"You follow {TITLE} already.")
+    assert "You are in" in (await rosa.command("project join", channel=channel.id)).text
+    lead = f"You lead {TITLE}: hand the lead over before you leave."
+    await refused(lab, ada.command("project leave", channel=channel.id), lead)
+
+    update = await rosa.command("project update", channel=channel.id)
+    assert [field.label for field in update.fields] == ["Update"]
+    told = await rosa.submit(update, {"Update": "The *first* curve bends."})
+    number = lab.heads()["project:1"]
+    assert told.text == f"Your update is entry {number} of the project's record; it is posted in a moment."
+    post = await lab.guild.wait_for(channel.id, lambda m: f"record {number} " in m.text)
+    assert "📣 **Rosa** reports:\n> The \\*first\\* curve bends." in post.text
+
+    late = await rosa.command("project update", channel=channel.id)
+    assert "You have left" in (await rosa.command("project leave", channel=channel.id)).text
+    await lab.guild.wait_for(channel.id, lambda m: "👋 **Rosa** leaves the project." in m.text)
+    members_only = f"Only members of {TITLE} can do this; its Join button makes you one."
+    await refused(lab, rosa.submit(late, {"Update": "One more thing."}), members_only)
+    await refused(lab, rosa.command("project update", channel=channel.id), members_only)
+    await refused(lab, rosa.command("project leave", channel=channel.id), f"You are not in {TITLE}.")
+
+    needs = await ada.command("project needs", channel=channel.id)
+    assert needs.fields[0].value == "Somebody who can plot."
+    await ada.submit(needs, {"Who is needed": "A statistician."})
+    await lab.guild.wait_for("proposals", lambda m: m.id == card.id and "A statistician." in m.text)
+    sentence = f"Only the lead of {TITLE}, Ada, can do this."
+    await refused(lab, grace.command("project needs", channel=channel.id), sentence)
+
+
+async def test_the_lead_is_offered_and_accepted(shared_lab: Shared) -> None:
+    lab, channel = shared_lab
+    ada, grace = lab.person("Ada"), lab.person("Grace")
+    outside = f"The lead can only be offered to a contributor of {TITLE}."
+    await refused(lab, ada.command("project handover", channel=channel.id, person="Omar"), outside)
+    only = f"Only the lead of {TITLE}, Ada, can do this."
+    await refused(lab, grace.command("project handover", channel=channel.id, person="Grace"), only)
+
+    form = await ada.command("project handover", channel=channel.id, person="Grace")
+    assert form.title == "Offer the lead to Grace"
+    assert "The lead is offered to Grace" in (await ada.submit(form, WHY)).text
+    offer = await lab.guild.wait_for(channel.id, lambda m: "offers the lead to **Grace**" in m.text)
+    assert offer.button_labels == ["Accept", "Decline"]
+    assert offer.text.splitlines()[-1].startswith("-# P1 · record")
+    theirs = f"The lead of {TITLE} is offered to Grace, who alone can answer."
+    await refused(lab, lab.person("Omar").press(offer, "Accept"), theirs)
+    await refused(lab, ada.press(offer, "Accept"), theirs)
+    assert (await grace.press(offer, "Accept")).text == "You lead **Do small models dream?** from now on. Thank you!"
+    await lab.guild.wait_for(channel.id, lambda m: "**Grace** leads the project from now on" in m.text)
+    await lab.guild.wait_for("proposals", lambda m: "led by Grace" in m.text)
+    nobody = f"Nobody is offered the lead of {TITLE} now."
+    await refused(lab, grace.press(offer, "Accept"), nobody)
+
+    back = await grace.command("project handover", channel=channel.id, person="Ada")
+    await grace.submit(back, {"Reason": "It was hers."})
+    second = await lab.guild.wait_for(channel.id, lambda m: "offers the lead to **Ada**" in m.text)
+    assert "stays where it is" in (await ada.press(second, "Decline")).text
+    assert (await ada.command("project leave", channel=channel.id)).text.startswith("You have left the project.")
+    await refused(lab, ada.press(second, "Accept"), nobody)
+    lab.call(pipeline.join, lab.actor("Ada"), 1, min_people=2)
+    lab.call(membership.offer_lead, lab.actor("Grace"), 1, to=str(lab.actor("Ada").discord_id), reason="Again.")
+    lab.call(membership.accept_lead, lab.actor("Ada"), 1)
+
+
+async def test_a_project_rests_is_moderated_and_ends(shared_lab: Shared) -> None:
+    lab, _ = shared_lab
+    ada, grace, omar, rosa = map(lab.person, ("Ada", "Grace", "Omar", "Rosa"))
+    number = int((await lab.propose(Title="Do large models sleep?")).text.split()[1])
+    here = {"channel": "general", "project": number}
+    lab.call(pipeline.join, lab.actor("Grace"), number, min_people=2)
+    title = "“Do large models sleep?”"
+    early = f"{title} is recruiting and cannot become paused."
+    await refused(lab, ada.command("project pause", **here), early)
+    early = f"{title} is recruiting; a channel comes with a project's scope."
+    await refused(lab, omar.command("project open", **here), early)
+    moderators = "Only moderators can do this; their role is given by the admins."
+    for act in ("open", "hide", "unhide"):
+        await refused(lab, ada.command(f"project {act}", **here), moderators)
+    scope = await ada.command("project scope", checkpoints="held", **here)
+    await ada.submit(scope, SCOPE)
+    channel = await lab.guild.wait_for_channel(lambda c: c.name.startswith(f"p{number}-"))
+
+    unsaid = await ada.command("project pause", channel=channel.id)
+    await refused(lab, ada.submit(unsaid, {}), "The reason is empty: please write a sentence or two.")
+    pause = await ada.command("project pause", channel=channel.id)
+    assert "The project is paused" in (await ada.submit(pause, WHY)).text
+    await lab.guild.wait_for(channel.id, lambda m: "**Ada** pauses the project" in m.text and "Exams" in m.text)
+    again = f"{title} is paused and cannot become paused."
+    await refused(lab, ada.command("project pause", **here), again)
+    only = f"Only the lead of {title}, Ada, can do this."
+    await refused(lab, grace.command("project resume", **here), only)
+    assert (await ada.command("project resume", channel=channel.id)).text == "The project goes on."
+
+    members = f"Only a reviewer who is not of {title} can do this; the reviewers' role is given by the admins."
+    await refused(lab, grace.command("project release", **here), members)
+    release, twice = [await rosa.command("project release", **here) for _ in range(2)]
+    assert "the checkpoints become public" in (await rosa.submit(release, {"Reason": "Nothing is wrong."})).text
+    await refused(lab, rosa.submit(twice, {"Reason": "Twice."}), f"{title} holds nothing back.")
+    await lab.guild.wait_for(channel.id, lambda m: "**Rosa** releases what was held back" in m.text)
+
+    assert await grace.complete("project join", "project", "large") == [(f"{number} · {title.strip('“”')}", number)]
+    hide = await omar.command("project hide", **here)
+    assert "in no list" in (await omar.submit(hide, {"Reason": "Asked for."})).text
+    assert "large models" not in (await grace.command("project list")).text
+    assert await grace.complete("project join", "project", "large") == []
+    await lab.guild.wait_for(channel.id, lambda m: "**Omar** takes the project out of the lists." in m.text)
+    unhide = await omar.command("project unhide", **here)
+    await omar.submit(unhide, {"Reason": "Asked for, too."})
+    await lab.guild.wait_for(channel.id, lambda m: "**Omar** shows the project in the lists again." in m.text)
+    assert "large models" in (await grace.command("project list")).text
+
+    late = await ada.command("project update", channel=channel.id)
+    stop = await omar.command("project stop", **here)
+    assert stop.title == "Stop the project for good"
+    assert "its record stays" in (await omar.submit(stop, {"Reason": "Its lead asked for it."})).text
+    card = await lab.guild.wait_for("proposals", lambda m: f"P{number} · project" in m.text and "Stopped" in m.text)
+    assert card.buttons == []
+    assert await grace.complete("project join", "project", "large") == []
+    assert len(await grace.complete("project show", "project", "large")) == 1
+    assert "large models" in (await grace.command("project list", stage="stopped")).text
+    assert (await grace.command("project list", stage="paused")).text == "No project is paused now."
+    await refused(lab, ada.submit(late, {"Update": "!"}), f"{title} is stopped; it has no more updates.")
+    over = f"{title} is stopped; this can no longer be done."
+    for act in ("update", "needs", "complete", "stop"):
+        await refused(lab, ada.command(f"project {act}", **here), over)
+    ended = f"{title} is stopped; nobody can join it any more."
+    await refused(lab, rosa.command("project join", **here), ended)

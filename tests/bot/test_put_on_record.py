@@ -1,0 +1,62 @@
+"""A message becomes an entry of a project's record, by one who works on it, once."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from bot.put_on_record import put_on_record
+from sandbox.people import ActionError, Channel
+from tests.bot.conftest import Lab
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+Shared = tuple[Lab, Channel]
+ENTRY = put_on_record.name
+
+
+async def test_a_finding_is_put_on_record_once(shared_lab: Shared) -> None:
+    lab, channel = shared_lab
+    ada, grace, omar = lab.person("Ada"), lab.person("Grace"), lab.person("Omar")
+    found = await omar.say(channel.id, "The **exponent** is 0.34 @everyone\n# so it falls")
+    refused = await omar.menu(found, ENTRY)
+    assert "Only members of" in refused.text
+    done = await grace.menu(found, ENTRY)
+    number = lab.heads()["project:1"]
+    assert (done.text, done.ephemeral) == (f"It is entry {number} of project 1's record; its post follows.", True)
+    post = await lab.guild.wait_for(channel.id, lambda m: f"record {number} " in m.text)
+    today = datetime.now(UTC).date().isoformat()
+    assert f"**Grace** puts on record what **Omar** wrote on {today}:" in post.text
+    assert "> The \\*\\*exponent\\*\\* is 0.34 @\u200beveryone\n> \\# so it falls" in post.text
+    guild = lab.guild.info["guild_id"]
+    assert f"https://discord.com/channels/{guild}/{channel.id}/{found.id}" in post.text
+    for again in (await ada.menu(found, ENTRY), await omar.menu(found, ENTRY)):
+        assert again.text == f"This message is on record already: entry {number} of project 1."
+    assert lab.heads()["project:1"] == number
+
+
+async def test_elsewhere_it_asks_for_the_project(shared_lab: Shared) -> None:
+    lab, _ = shared_lab
+    ada, rosa = lab.person("Ada"), lab.person("Rosa")
+    found = await rosa.say("general", "long " * 399)
+    refused = await rosa.menu(found, ENTRY)
+    assert "You work on no project yet" in refused.text
+    form = await ada.menu(found, ENTRY)
+    assert (form.kind, form.fields[0].options) == ("modal", ["1 · Do small models dream?"])
+    head = lab.heads()["project:1"]
+    done = await ada.submit(form, {form.fields[0].label: "1 · Do small models dream?"})
+    assert done.text.startswith(f"It is entry {head + 1} of project 1")
+    post = await lab.guild.wait_for("general", lambda m: m.id == found.id)
+    assert post.text == found.text, "what was said stays where it was"
+
+
+async def test_what_cannot_be_put_on_record(shared_lab: Shared) -> None:
+    lab, channel = shared_lab
+    ada = lab.person("Ada")
+    heads = lab.heads()
+    own = await lab.guild.wait_for(channel.id, lambda m: m.author_id == lab.guild.info["application_id"])
+    assert "Stoa's own message" in (await ada.menu(own, ENTRY)).text
+    blank = await ada.say(channel.id, "\u200b")
+    assert "no words" in (await ada.menu(blank, ENTRY)).text
+    with pytest.raises(ActionError, match="Messages have no menu entry 'Bookmark'; they have: Put on record"):
+        await ada.menu(blank, "Bookmark")
+    assert lab.heads() == heads

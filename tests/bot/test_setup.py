@@ -1,0 +1,66 @@
+"""`/stoa setup`: a bot that knows no channel starts all the same, adopts, makes, and makes nothing twice."""
+
+from bot.setting_up import NEW
+from sandbox import permissions
+from tests.bot.conftest import Lab
+
+NOTHING = {
+    f"{name}_ID": "0"
+    for name in ("PROPOSALS_CHANNEL", "REVIEW_CHANNEL", "ANNOUNCEMENTS_CHANNEL", "RECORD_CHANNEL", "REVIEWER_ROLE")
+}
+WITHOUT = permissions.BOT & ~permissions.MANAGE_CHANNELS & ~permissions.MANAGE_ROLES
+
+
+async def test_a_server_is_set_up_once_and_again(lab: Lab) -> None:
+    await lab.start_bot(**NOTHING)
+    ada, grace, omar = lab.person("Ada"), lab.person("Grace"), lab.person("Omar")
+    roles = lab.guild.info["roles"]
+    refused = await grace.command("project list")
+    assert refused.ephemeral
+    assert "nothing stands for proposals, review, announcements" in refused.text
+    assert "An admin sets it right with /stoa setup." in refused.text
+    assert "An admin sets it right with /stoa setup." in lab.log
+    assert "Only the admins can set up" in (await grace.command("stoa setup")).text
+
+    before = [channel.id for channel in await lab.guild.channels()]
+    await lab.guild.set_permissions("Stoa", WITHOUT)
+    lacking = await omar.command("stoa setup")
+    assert "grant the bot's role Manage Channels, Manage Roles, in" in lacking.text
+    assert "Administrator" not in lacking.text
+    await lab.guild.set_permissions("Stoa", permissions.BOT)
+    everyone = await omar.command("stoa setup", admins="@everyone")
+    assert "@\u200beveryone cannot stand for a role" in everyone.text
+    assert [channel.id for channel in await lab.guild.channels()] == before
+
+    given = {"proposals": "proposals", "announcements": "announcements", "reviewers": "reviewer"}
+    done = await omar.command("stoa setup", category="Lab", projects="Projects", **given)
+    assert done.text.startswith("Stoa is set up.")
+    assert f"- reviewers: <@&{roles['reviewer']}> (adopted)" in done.text
+    after = await lab.guild.channels()
+    made = [channel for channel in after if channel.id not in before]
+    assert [channel.name for channel in made] == [NEW["review"].name, NEW["record"].name]
+    assert {channel.parent_id for channel in made} == {lab.guild.info["categories"]["Lab"]}
+    assert f"- the lab's record: <#{made[1].id}> (new)" in done.text
+    told = await lab.guild.wait_for(made[1].id, lambda m: "says what stands for what" in m.text)
+    assert "**Omar**" in told.text
+
+    heads = lab.heads()
+    again = await omar.command("stoa setup")
+    assert again.text.startswith("Stoa is set up already: nothing was changed.")
+    assert "(" not in again.text
+    assert ([c.id for c in await lab.guild.channels()], lab.heads()) == ([c.id for c in after], heads)
+
+    # From now on it works, without a restart and after one.
+    assert "Project 1 is proposed" in (await lab.propose()).text
+    await lab.guild.wait_for("proposals", lambda m: "P1 · project" in m.text)
+    await lab.guild.set_roles("Grace", [NEW["admin_role"].name])
+    assert "Ada" in (await lab.guild.wait_for("proposals", lambda m: m.thread_id is not None)).text
+    lab.kill_bot()
+    await omar.delete_channel("announcements")
+    await lab.start_bot(**NOTHING)
+    gone = await ada.command("project list")
+    assert "the channel of announcements is gone" in gone.text
+    mended = await grace.command("stoa setup")
+    assert "- announcements: <#" in mended.text
+    assert mended.text.count("(new)") == 1
+    assert "dream" in (await ada.command("project list")).text

@@ -1,0 +1,152 @@
+"""A real Chromium before the page of a lab whose bot is real."""
+
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest_asyncio
+from playwright.async_api import Browser, Page, Request, async_playwright, expect
+
+from tests.absent import absent
+from tests.bot.conftest import ROOT, Lab, judge, wire_problems
+from tests.discord_openapi import DiscordJudge
+
+__all__ = ["judge"]
+
+ARTIFACTS = ROOT / "var" / "page"
+DESKTOP, PHONE = (1280, 800), (390, 844)
+OPTIONS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+expect.set_options(timeout=15_000)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    """Debian's Chromium, with a folder of its own that is empty."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        absent("the page in a browser", "chromium is not installed")
+    async with async_playwright() as playwright:
+        opened = await playwright.chromium.launch(executable_path=chromium, args=OPTIONS)
+        yield opened
+        await opened.close()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def lab(judge: DiscordJudge | None) -> AsyncIterator[Lab]:
+    """A lab with a running bot and nothing proposed yet; what went over the wire is judged at its end."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = Lab(Path(folder))
+        await made.open()
+        try:
+            await made.start_bot()
+            yield made
+        finally:
+            await made.close()
+        assert wire_problems(made, judge) == []
+
+
+class Visit:
+    """Somebody before the page: what they do by clicks and keys, and what the browser complained of meanwhile."""
+
+    def __init__(self, page: Page, url: str) -> None:
+        self.page = page
+        self.url = url
+        self.complaints: list[str] = []
+        self.elsewhere: list[str] = []
+        page.on(
+            "console", lambda said: self.complaints.append(said.text) if said.type in ("error", "warning") else None
+        )
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("request", self._requested)
+
+    def _requested(self, request: Request) -> None:
+        if not request.url.startswith(self.url):
+            self.elsewhere.append(request.url)
+
+    @classmethod
+    async def begin(cls, browser: Browser, lab: Lab, size: tuple[int, int], scheme: str) -> "Visit":
+        width, height = size
+        context = await browser.new_context(
+            viewport={"width": width, "height": height}, color_scheme="dark" if scheme == "dark" else "light"
+        )
+        context.set_default_timeout(15_000)
+        visit = cls(await context.new_page(), lab.guild.info["discord"])
+        await visit.page.goto(visit.url)
+        await expect(visit.page.locator("#name")).not_to_be_empty()
+        return visit
+
+    async def end(self) -> None:
+        """Close the page, which must have had nothing to complain of and have asked nobody but its own server."""
+        await self.page.context.close()
+        assert self.complaints == []
+        assert self.elsewhere == []
+
+    async def shoot(self, name: str) -> None:
+        """Keep a screenshot; the page must not be wider than the window."""
+        ARTIFACTS.mkdir(parents=True, exist_ok=True)
+        await self.page.screenshot(path=ARTIFACTS / f"{name}.png")
+        too_wide = await self.page.evaluate("document.documentElement.scrollWidth > window.innerWidth")
+        assert not too_wide, f"{name} is wider than the window"
+
+    async def be(self, name: str) -> None:
+        """Switch who one is."""
+        page = self.page
+        label = await page.locator("#who option").filter(has_text=f"{name},").text_content()
+        # The page is read anew for them: a new stream is the last of it.
+        async with page.expect_request("**/sandbox/page/stream?*"):
+            await page.select_option("#who", label=label)
+
+    async def channel(self, name: str) -> None:
+        """Open a channel of the list."""
+        await self.page.locator("#channels a").filter(has_text=name).first.click()
+        await expect(self.page.locator("#name")).to_contain_text(name)
+
+    async def type(self, words: str, **options: str | tuple[str, str]) -> None:
+        """Type a command into the bar with keys alone, and run it.
+
+        An option is typed out, or begun and then taken from what is suggested: ("de", "demo").
+        """
+        page = self.page
+        await page.locator("#line").focus()
+        await page.keyboard.type(f"/{words}")
+        await expect(page.locator("#choices li[aria-selected=true]")).to_contain_text(f"/{words}")
+        await page.keyboard.press("Enter")
+        for name, value in options.items():
+            field = page.locator(f"#option-{name}")
+            if not await field.is_visible():
+                await page.get_by_role("button", name=f"+ {name}", exact=True).press("Enter")
+            await field.focus()
+            typed, suggested = value if isinstance(value, tuple) else (value, None)
+            await page.keyboard.type(typed)
+            if suggested is not None:
+                await expect(page.locator("#choices li[aria-selected=true] span")).to_have_text(suggested)
+                await page.keyboard.press("Enter")
+                await expect(field).to_have_value(suggested)
+        if options:
+            await page.get_by_role("button", name="Run", exact=True).press("Enter")
+
+    async def fill(self, values: dict[str, str]) -> None:
+        """Fill in the open form and send it."""
+        dialog = self.page.get_by_role("dialog")
+        for label, value in values.items():
+            await dialog.get_by_label(label).fill(value)
+        await dialog.get_by_role("button", name="Submit").click()
+        await expect(dialog).to_have_count(0)
+
+    async def answered(self, words: str) -> None:
+        """Wait for a private answer with these words, and dismiss it."""
+        answer = self.page.locator(".private").filter(has_text=words).last
+        await expect(answer).to_contain_text("Only you can see this")
+        await answer.get_by_role("button", name="Dismiss message").click()
+        await expect(answer).to_have_count(0)

@@ -1,0 +1,221 @@
+"""The sandbox's page in a real Chromium: the main job by clicks and keys, with the real bot behind it."""
+
+import re
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from playwright.async_api import Browser, expect
+
+from broker import attempts
+from broker.attempts import Process
+from tests.bot.conftest import PROPOSAL, SCOPE, Lab
+from tests.bot.test_run_card import progress
+from tests.page.conftest import DESKTOP, PHONE, Visit
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
+
+
+async def test_from_a_proposal_to_a_resumed_run(lab: Lab, browser: Browser) -> None:
+    visit = await Visit.begin(browser, lab, DESKTOP, "light")
+    page = visit.page
+    card = page.locator(".card")
+
+    await visit.channel("general")
+    await visit.type("project propose")
+    await visit.fill(PROPOSAL)
+    await visit.answered("Project 1")
+    await visit.channel("proposals")
+    await expect(card).to_contain_text("Do small models dream?")
+
+    await page.get_by_role("button", name="Join as a newcomer").click()
+    await visit.fill({"Your name": "Noor"})
+    await expect(page.locator("#who option:checked")).to_have_text("Noor, a newcomer")
+    await card.get_by_role("button", name="Join", exact=True).click()
+    await visit.answered("Do small models dream?")
+    await expect(card).to_contain_text("Ada (lead), Noor")
+    await visit.shoot("proposal-1280")
+
+    await visit.be("Ada")
+    await visit.type("project scope", project=("dream", "1 · Do small models dream?"))
+    await visit.fill(SCOPE)
+    channel = page.locator("#channels a").filter(has_text="p1-do-small-models-dream")
+    await expect(channel).to_be_visible()
+    await expect(card.get_by_role("link", name="#p1-do-small-models-dream")).to_be_visible()
+    await card.get_by_role("link", name="#p1-do-small-models-dream").click()
+    await expect(page.locator("#name")).to_have_text("#p1-do-small-models-dream")
+
+    day = (datetime.now(UTC) + timedelta(days=30)).date().isoformat()
+    await visit.type("allocation request", pool="local")
+    await visit.fill({"GPU-hours": "2", "Until": day, "Justification": "Five sizes, one seed each."})
+    await visit.be("Rosa")
+    await visit.channel("compute-review")
+    await visit.shoot("review-1280")
+    await card.get_by_role("button", name="Approve", exact=True).click()
+    await visit.fill({"GPU-hours": "1", "Reason": "A good start."})
+    await expect(card).to_contain_text("Approved by Rosa")
+
+    await visit.be("Ada")
+    await visit.channel("p1-")
+    await launch(visit, "steps=40")
+    run = page.locator(".message:not(.private) .card").filter(has_text="P1 · run 1")
+    await expect(run).to_contain_text("queued")
+    await watch_the_curve_grow(lab, visit)
+    if "run pause" in await commands(lab):
+        await launch(visit, "steps=40, seed=2")
+        await compare_pause_and_resume(visit)
+    await visit.end()
+
+
+async def launch(visit: Visit, override: str) -> None:
+    """Launch a run of the demo recipe, and confirm it where one is asked to."""
+    await visit.type("run launch", recipe=("de", "demo"), time_limit="10m", override=override)
+    answer = visit.page.locator(".private").last
+    await expect(answer).to_contain_text("GPU")
+    confirm = answer.get_by_role("button", name="Launch", exact=True)
+    if await confirm.count():
+        await visit.shoot("launch-1280")
+        await confirm.click()
+    await expect(answer).to_contain_text("queued")
+    await answer.get_by_role("button", name="Dismiss message").click()
+
+
+async def watch_the_curve_grow(lab: Lab, visit: Visit) -> None:
+    """The run's card changes in its place, within a second of the bot's edit, and what one reads stays where it is."""
+    page = visit.page
+    run = page.locator(".message:not(.private) .card").filter(has_text="P1 · run 1")
+    token = lab.call(attempts.admit, 1, [0])
+    lab.call(attempts.claim, 1, token, host="here", lease_seconds=60)
+    lab.call(attempts.started, 1, token, Process("here", "boot", 1, 1.0), [], lease_seconds=60)
+    lab.call(attempts.renew, 1, token, 20.0, progress(1, 10), lease_seconds=60)
+    picture = run.get_by_role("img")
+    await expect(run).to_contain_text("step 10 of 40")
+    await expect(picture).to_have_attribute("alt", expected("at step 10 of 40"))
+    drawn = await picture.evaluate("image => image.complete && image.naturalWidth > 0 && image.src")
+    assert drawn
+
+    # What one looks at stays in its place while the card below changes.
+    await page.evaluate("document.getElementById('messages').scrollTop = 0")
+    top = page.locator(".message").first
+    before = await top.bounding_box()
+    await page.evaluate("document.querySelector('.card button, .thread')?.focus()")
+    lab.call(attempts.renew, 1, token, 40.0, progress(11, 30), lease_seconds=60)
+    await expect(run).to_contain_text("step 30 of 40")
+    await expect(picture).to_have_attribute("alt", expected("at step 30 of 40"))
+    assert await top.bounding_box() == before
+    assert await picture.get_attribute("src") not in drawn
+    await run.scroll_into_view_if_needed()
+    await visit.shoot("run-1280")
+
+
+def expected(words: str) -> re.Pattern[str]:
+    return re.compile(re.escape(words))
+
+
+async def compare_pause_and_resume(visit: Visit) -> None:
+    """By the buttons of the cards."""
+    page = visit.page
+    cards = page.locator(".message:not(.private) .card")
+    first, second = cards.filter(has_text="P1 · run 1"), cards.filter(has_text="P1 · run 2")
+    await first.get_by_role("button", name="Compare").click()
+    overlay = page.locator(".private").last
+    await expect(overlay.get_by_role("img").last).to_have_attribute("alt", re.compile("."))
+    await visit.shoot("compare-1280")
+    await overlay.get_by_role("button", name="Dismiss message").click()
+    await second.get_by_role("button", name="Pause").press("Enter")
+    await visit.answered("Run 2 is paused")
+    await expect(second).to_contain_text("paused")
+    await second.get_by_role("button", name="Resume").press("Enter")
+    await visit.answered("Run 2")
+    await expect(second).to_contain_text("queued")
+
+
+async def commands(lab: Lab) -> set[str]:
+    """The subcommands that the bot has registered."""
+    return {
+        f"{group['name']} {sub['name']}" for group in await lab.guild.commands() for sub in group.get("options", [])
+    }
+
+
+async def test_the_keyboard_is_enough_on_a_phone(lab: Lab, browser: Browser) -> None:
+    await lab.person("Grace").say(
+        "general", "Good morning <b>all</b>, see **this** and `x`: <img src=x onerror=alert(1)>"
+    )
+    visit = await Visit.begin(browser, lab, PHONE, "dark")
+    page, keys = visit.page, visit.page.keyboard
+    focused = page.locator(":focus")
+
+    await keys.press("Tab")
+    await expect(focused).to_have_text("Skip to the command bar")
+    await keys.press("Enter")
+    await expect(focused).to_have_attribute("id", "line")
+
+    for _ in range(12):  # back to the button of the channel list
+        await keys.press("Shift+Tab")
+        if await focused.get_attribute("id") == "open":
+            break
+    await keys.press("Enter")
+    await expect(page.locator("#side")).to_be_visible()
+    await visit.shoot("channels-390")
+    await keys.press("Escape")
+    await expect(focused).to_have_attribute("id", "open")
+    await keys.press("Enter")
+    await expect(page.locator("#channels a:focus")).to_contain_text("proposals")
+    while "general" not in (await focused.text_content() or ""):
+        await keys.press("ArrowDown")
+    await keys.press("Enter")
+    await expect(page.locator("#name")).to_have_text("#general")
+    await expect(page.locator("#side")).to_be_hidden()
+
+    said = page.locator(".message .body").first
+    await expect(said).to_contain_text("<b>all</b>")
+    await expect(said).to_contain_text("<img src=x")
+    await expect(said.locator("b")).to_have_text("this")
+    await expect(said.locator("img")).to_have_count(0)
+
+    await keys.press("/")
+    await expect(page.locator("#choices li").first).to_be_visible()
+    await visit.shoot("commands-390")
+    await keys.type("allocation req")
+    await expect(page.locator("#choices li").first).to_contain_text("/allocation request")
+    await keys.press("Enter")
+    await expect(page.locator("#choices li").first).to_contain_text("local")
+    await keys.press("ArrowDown")
+    await keys.press("Enter")
+    await expect(page.locator("#option-pool")).to_have_value("local")
+    await page.locator("#option-pool").fill("")
+    await keys.press("Enter")
+    await expect(page.locator("#hint")).to_contain_text("required")
+    await keys.press("Escape")
+    await keys.press("Escape")
+    await expect(focused).to_have_attribute("id", "line")
+
+    await page.locator("#line").fill("")
+    await keys.type("/project propose")
+    await expect(page.locator("#choices li").first).to_contain_text("/project propose")
+    await keys.press("Enter")
+    await expect(page.get_by_role("dialog").get_by_label("Title")).to_be_focused()
+    await visit.shoot("form-390")
+    for _ in range(12):  # the focus stays in the form
+        await keys.press("Tab")
+        assert await page.evaluate(
+            "document.activeElement === document.body || !!document.activeElement.closest('dialog')"
+        )
+    await keys.press("Escape")
+    await expect(page.get_by_role("dialog")).to_have_count(0)
+    await expect(focused).to_have_attribute("id", "line")
+
+    await keys.type("/project list")
+    await expect(page.locator("#choices li").first).to_contain_text("/project list")
+    await keys.press("Enter")
+    answer = page.locator(".private")
+    await expect(answer).to_contain_text("Only you can see this")
+    await expect(page.locator("#said")).not_to_be_empty()
+
+    await page.locator("#who").focus()
+    await visit.be("Grace")
+    await expect(answer).to_have_count(0)  # it was for Ada alone
+    await page.locator("#line").fill("Thank you")
+    await keys.press("Enter")
+    await expect(page.locator(".message").last).to_contain_text("Thank you")
+    await visit.shoot("general-390")
+    await visit.end()
