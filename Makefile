@@ -5,7 +5,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test chaos bench-trainer bench-broker check clean
+.PHONY: demo test chaos bench-trainer bench-broker bench-bot check clean
 
 demo: $(INSTALLED)
 	@$(BIN)/stoa demo $(if $(EXIT),--no-stay)
@@ -21,6 +21,9 @@ bench-trainer: $(INSTALLED)
 
 bench-broker: $(INSTALLED)
 	$(BIN)/python -m bench.broker
+
+bench-bot: $(INSTALLED)
+	$(BIN)/python -m bench.bot
 
 check: $(INSTALLED)
 	$(BIN)/ruff check

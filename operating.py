@@ -263,9 +263,22 @@ def record_redact(stream: str, number: int, why: Why) -> None:
     typer.echo(f"entry {number} of {stream} is blanked")
 
 
+@record_app.command("remove")
+def record_remove(project_id: int, field: str, why: Why) -> None:
+    """Take a text of a project, such as its title or question, from its card and from every entry that tells it."""
+    from projects import moderation
+
+    with refusing(), database().write() as session:
+        count = moderation.remove_text(session, None, project_id, field, why)
+    typer.echo(f"the {field} of project {project_id} is removed, with {count} entries")
+
+
 @record_app.command("forget")
 def record_forget(discord_id: int, why: Why) -> None:
     """Blank a person's name, and every entry that names them."""
+    import broker.catalogue
+    import broker.changes
+    import broker.runs  # noqa: F401  their tables hold names too
     from projects import redaction
 
     with refusing(), database().write() as session:

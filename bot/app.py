@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from typing import Concatenate, ParamSpec, TypeAlias, TypeVar
 
 import discord
+from discord import app_commands
 from sqlalchemy.orm import Session
 
 from bot import server
@@ -42,6 +43,7 @@ class App(discord.Client):
         self.settings = settings
         self.server = Server.of(settings)
         self.trouble = ""
+        self.tree: app_commands.CommandTree[App]
         self.db = db
         self.studio = Studio()
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="database")

@@ -1,4 +1,4 @@
-"""When cards may be edited: a budget for each channel, shared by all of its cards, and served oldest first.
+"""When cards may be edited: a budget for each channel, shared by all of its cards, the longest waiting first.
 
 Discord takes about five edits in five seconds in a channel, and few, how many it does not say, of messages older than
 an hour. An edit waits for its turn here and not at Discord, so that it shows the state of the moment when it goes out.
@@ -19,8 +19,11 @@ OLD_AGE = 3600.0
 FRESH_EDITS = (4, 5.0)
 OLD_EDITS = (1, 120.0)
 A_SECOND = 18
+"""Edits over all channels, which leave room for posts below Discord's 50 requests a second."""
 REMEMBERED = 30.0
+"""Seconds after its last edit for which a card counts as in motion."""
 PATIENCE = 5.0
+"""Seconds for which a card that does not ask again keeps its place."""
 
 
 class OldMessageError(Exception):
@@ -64,8 +67,9 @@ class Cadence:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lines: dict[tuple[str, bool], Line] = {}
+        # When each card was last edited, the one edited longest ago first: within `OLD` and `REMEMBERED` seconds.
         self._edited: dict[str, float] = {}
-        self._recent: deque[float] = deque()
+        self._moving: dict[str, float] = {}
 
     def edited_at(self, key: str) -> float:
         """When the card was last edited, on the clock; minus infinity where never."""
@@ -74,10 +78,11 @@ class Cadence:
     def rested(self, key: str, pause: float = BUSY) -> bool:
         """Whether the last edit is long enough ago; with many cards in motion, longer."""
         now = self._clock()
-        while self._recent and now - self._recent[0] >= REMEMBERED:
-            self._recent.popleft()
-        crowd = len(self._recent) / REMEMBERED / A_SECOND
-        return now - self.edited_at(key) >= pause * max(1.0, crowd)
+        while self._edited and now - next(iter(self._edited.values())) >= OLD:
+            del self._edited[next(iter(self._edited))]
+        while self._moving and now - next(iter(self._moving.values())) >= REMEMBERED:
+            del self._moving[next(iter(self._moving))]
+        return now - self.edited_at(key) >= max(pause, len(self._moving) / A_SECOND)
 
     def turn(self, key: str, channel_id: str, *, age: float, pause: float = BUSY) -> bool:
         """Whether the card may be edited now; one that may not stands in line, if it has rested."""
@@ -86,8 +91,9 @@ class Cadence:
     def edited(self, key: str, channel_id: str, *, age: float) -> None:
         """Count an edit."""
         now, line = self._clock(), self._line(channel_id, age)
-        self._edited[key] = now
-        self._recent.append(now)
+        for known in (self._edited, self._moving):
+            known.pop(key, None)
+            known[key] = now
         line.edits.append(now)
         line.waiting.pop(key, None)
 

@@ -5,7 +5,7 @@ from typing import Literal
 import discord
 from discord import app_commands
 
-from bot import errors, lookup, text
+from bot import errors, lookup, run_lookup, text
 from bot.app import Interaction, actor
 from bot.catalogue_forms import DatasetForm, RecipeForm
 from broker import catalogue, launching
@@ -49,9 +49,9 @@ async def propose(
 ) -> None:
     """Take the file, or open the form."""
     if file is None:
-        await interaction.response.send_modal(RecipeForm() if what == Kind.RECIPE else DatasetForm())
+        await interaction.response.send_modal(RecipeForm() if what == "recipe" else DatasetForm())
         return
-    if what != Kind.RECIPE:
+    if what != "recipe":
         raise InvalidError("A file is a recipe; a dataset is named in a form, which comes without a file.")
     # Four bytes a character at most; what is longer need not be fetched to be refused.
     if file.size > 4 * catalogue.LONGEST_RECIPE:
@@ -105,7 +105,8 @@ async def retire(interaction: Interaction, name: str, why: str) -> None:
     allocation="The allocation to draw on; the newest approved one otherwise",
     project="The project, where this is not its channel or one of its threads",
 )
-@app_commands.autocomplete(recipe=lookup.recipe_names, allocation=lookup.allocation_ids, project=lookup.projects)
+@app_commands.autocomplete(recipe=run_lookup.recipes)
+@app_commands.autocomplete(allocation=lookup.allocation_ids, project=lookup.projects)
 async def prepare(
     interaction: Interaction,
     recipe: str,

@@ -16,7 +16,7 @@ from discord.gateway import DiscordWebSocket
 from discord.http import Route
 from sqlalchemy.orm import Session
 
-from bot import allocation_buttons, buttons, errors, project_buttons, run_buttons, setting_up, text
+from bot import allocation_buttons, buttons, errors, project_buttons, run_buttons, setting_up, stoa_buttons, text
 from bot.allocation_commands import allocation
 from bot.app import App, Interaction
 from bot.buttons import Button
@@ -74,8 +74,8 @@ class Bot(App):
         for group in (project, allocation, run_group, catalogue_group, cluster_group, stoa):
             self.tree.add_command(group, guild=guild)
         self.tree.add_command(put_on_record, guild=guild)
-        for presses in (project_buttons.PRESSES, allocation_buttons.PRESSES, run_buttons.PRESSES):
-            buttons.register(presses)
+        for nouns in (project_buttons, allocation_buttons, run_buttons, stoa_buttons):
+            buttons.register(nouns.PRESSES)
         self.add_dynamic_items(Button)
         definition = [command.to_dict(self.tree) for command in self.tree.get_commands(guild=guild)]
         digest = hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()

@@ -10,17 +10,22 @@ import discord
 import structlog
 from sqlalchemy.orm import Session
 
-from bot import lease, outbox
+from bot import lease, notices, outbox
 from bot.app import App, in_delivery
 from bot.feeds import LabFeed, ProjectFeed
 from bot.lease import LostLeaseError
+from bot.notices import Notices
 from bot.sender import Sender
 from broker import runs
 from projects import health, record
 
 AT_ONCE = 64
+IDLE_AT_ONCE = 4
+"""Of projects in which nothing happens, whose cards are looked at once after a start: thousands, perhaps."""
 TELL_AGAIN_SECONDS = 60.0
 LONGEST_PAUSE_SECONDS = 30.0
+TRIES_BEFORE_TOLD = 3
+TOO_MANY = 429
 
 log = structlog.get_logger()
 
@@ -32,10 +37,13 @@ class Delivery:
         self.app = app
         self.holder = f"{socket.gethostname()}:{os.getpid()}:{os.urandom(4).hex()}"
         self._sender = Sender(app, self.holder)
+        self._notices = Notices(app, self._sender)
         self._feeds: dict[str, LabFeed | ProjectFeed] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._places = asyncio.Semaphore(AT_ONCE)
+        self._idle_places = asyncio.Semaphore(IDLE_AT_ONCE)
         self._troubles: dict[str, Trouble] = {}
+        self._begun: set[str] = set()
         self._waiting = False
 
     async def run(self) -> None:
@@ -64,43 +72,54 @@ class Delivery:
 
     async def _round(self) -> None:
         """Start the feeds that have something to do and are not at it."""
-        heads, cursors, moving = await self.app.read(_look)
-        for stream, head in heads.items():
-            feed = self._feeds.get(stream) or self._open(stream)
+        due, moving = await self.app.read(_look)
+        if not self._feeds:  # a crash may have left the cards of any project behind
+            for stream in await self.app.read(record.streams):
+                self._open(stream)
+        for stream in (due | moving) - self._feeds.keys():
+            self._open(stream)
+        for stream, feed in self._feeds.items():
             task = self._tasks.get(stream)
             if task is not None and not task.done():
                 continue
-            due = head > cursors.get(stream, 0) or feed.behind or stream in moving
+            urgent = stream in due or stream in moving
             trouble = self._troubles.get(stream)
-            if due and (trouble is None or trouble.over):
-                self._tasks[stream] = asyncio.create_task(self._catch_up(stream, feed), name=f"feed {stream}")
+            if (urgent or feed.behind) and (trouble is None or trouble.over):
+                places = self._places if urgent else self._idle_places
+                self._tasks[stream] = asyncio.create_task(self._catch_up(stream, feed, places), name=f"feed {stream}")
 
     def _open(self, stream: str) -> LabFeed | ProjectFeed:
         if stream == record.LAB:
-            feed: LabFeed | ProjectFeed = LabFeed(self.app, self._sender)
+            feed: LabFeed | ProjectFeed = LabFeed(self.app, self._sender, self._notices)
         else:
-            feed = ProjectFeed(self.app, self._sender, self.app.studio, int(stream.partition(":")[2]))
+            number = int(stream.partition(":")[2])
+            feed = ProjectFeed(self.app, self._sender, self._notices, self.app.studio, number)
         self._feeds[stream] = feed
         return feed
 
-    async def _catch_up(self, stream: str, feed: LabFeed | ProjectFeed) -> None:
+    async def _catch_up(self, stream: str, feed: LabFeed | ProjectFeed, places: asyncio.Semaphore) -> None:
         trouble = self._troubles.setdefault(stream, Trouble())
         try:
-            async with self._places:
+            async with places:
                 await feed.catch_up()
         except LostLeaseError:
             log.warning("the lease went to another process", stream=stream)
-        except discord.Forbidden as error:
-            trouble.note(stream, f"the bot lacks a permission: {error.text} ({error.code})")
         except discord.RateLimited as error:
             trouble.note(stream, f"Discord asks to wait {error.retry_after:.0f} s")
         except discord.HTTPException as error:
             trouble.note(stream, f"Discord answers {error.status} {error.code}: {error.text}")
+            if error.status < 500 and error.status != TOO_MANY:
+                await self._notices.waits(stream, notices.refusal(error))
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             trouble.note(stream, f"Discord cannot be reached: {error!r}")
         except Exception as error:
             trouble.note(stream, "an error of our own", error)
+            if trouble.count >= TRIES_BEFORE_TOLD:
+                await self._notices.waits(stream, "an error of our own, which is in the bot's log.")
         else:
+            if trouble.count or stream not in self._begun:
+                await self._notices.goes_on(stream)
+            self._begun.add(stream)
             del self._troubles[stream]
 
     async def _stop(self) -> None:
@@ -134,6 +153,7 @@ class Trouble:
             log.warning("posting waits and is tried again", stream=stream, reason=said, exc_info=error)
 
 
-def _look(session: Session) -> tuple[dict[str, int], dict[str, int], set[str]]:
+def _look(session: Session) -> tuple[set[str], set[str]]:
+    """The streams that have entries to tell, and those of projects with runs in motion."""
     moving = {record.project_stream(project_id) for project_id in runs.in_motion(session)}
-    return dict(record.streams(session)), dict(outbox.cursors(session)), moving
+    return set(outbox.due(session)), moving

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from bot import outbox, post_buttons, posts
 from bot.app import App
+from bot.notices import Notices
 from bot.posts import Place, Scene
 from bot.project_card import project_card
 from bot.rooms import Rooms
@@ -33,17 +34,21 @@ class LabFeed:
 
     behind = False
 
-    def __init__(self, app: App, sender: Sender) -> None:
-        self.app, self.sender = app, sender
+    def __init__(self, app: App, sender: Sender, notices: Notices) -> None:
+        self.app, self.sender, self.notices = app, sender, notices
 
     async def catch_up(self) -> None:
         """Post what is new."""
-        channel_id = str(self.app.server.record)
+        server = self.app.server
+        rooms = {Place.RECORD: str(server.record), Place.REVIEW: str(server.review)}
         while entries := await self.app.read(outbox.untold, record.LAB):
             for entry in entries:
                 await blank_posts(self.app, self.sender, entry)
-                said = posts.render(entry, Place.RECORD)
-                await self.sender.post(f"entry:{entry.id}:{Place.RECORD}", channel_id, said)
+                for place in posts.places(entry, has_channel=True):
+                    said = posts.render(entry, place)
+                    sent = await self.sender.post(f"entry:{entry.id}:{place}", rooms[place], said)
+                    if sent is None and place is Place.RECORD:
+                        await self.notices.place_gone("public record", rooms[place])
                 await self.app.write(outbox.told, entry)
 
 
@@ -53,8 +58,8 @@ class ProjectFeed:
     `behind` says that a card does not show the present state yet, so that the feed must come again.
     """
 
-    def __init__(self, app: App, sender: Sender, studio: Studio, project_id: int) -> None:
-        self.app, self.sender = app, sender
+    def __init__(self, app: App, sender: Sender, notices: Notices, studio: Studio, project_id: int) -> None:
+        self.app, self.sender, self.notices = app, sender, notices
         self.project_id = project_id
         self.rooms = Rooms(app, project_id)
         self.showcase = Showcase(app, sender, studio, project_id)
@@ -92,6 +97,8 @@ class ProjectFeed:
             sent = await self.sender.post(f"entry:{entry.id}:{place}", room, said, post_buttons.of(entry))
             if sent is None and place is Place.CHANNEL:
                 await self.rooms.gone(f"project:{self.project_id}")
+            elif sent is None and place is Place.ANNOUNCEMENTS:
+                await self.notices.place_gone("announcements", room)
 
     async def _room(self, place: Place, entry: Told, scene: Scene) -> str | None:
         """The id of the channel or thread that a place is; None where a person has deleted it."""

@@ -8,7 +8,7 @@ from discord.app_commands import Choice
 
 from bot import outbox, text
 from bot.app import Interaction
-from broker import allocations, catalogue, changes, pools, runs
+from broker import allocations, catalogue, changes, pools
 from broker.allocations import AllocationState, AllocationView
 from broker.catalogue import State
 from broker.changes import ChangeState
@@ -56,12 +56,6 @@ async def pool_names(interaction: Interaction, typed: str) -> list[Choice[str]]:
     """The pools whose name fits."""
     names = await interaction.client.read(pools.names)
     return _choices([(name, name) for name in names if len(name) <= 100], typed)
-
-
-async def recipe_names(interaction: Interaction, typed: str) -> list[Choice[str]]:
-    """The recipes whose name fits."""
-    names = await interaction.client.read(runs.recipes)
-    return _choices([(name, name) for name in names], typed)
 
 
 async def proposed_entries(interaction: Interaction, typed: str) -> list[Choice[str]]:

@@ -3,13 +3,13 @@
 import secrets
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from bot.tables import DiscordCursor, DiscordMessage, DiscordRoom
-from projects import record
+from projects import channels, record
 from projects.db import utcnow
-from projects.record import Told
+from projects.record import Stream, Told
 
 
 def message(session: Session, key: str) -> DiscordMessage | None:
@@ -84,8 +84,10 @@ def open_room(session: Session, key: str, project_id: int, channel_id: str) -> N
 
 
 def room_gone(session: Session, key: str, project_id: int) -> None:
-    """Note that a person has deleted a channel or thread, or what it would hang on."""
+    """Note that a person has deleted a channel or thread, or what it would hang on; a channel's end is recorded."""
     row = session.get(DiscordRoom, key)
+    if key == f"project:{project_id}" and (row is None or not row.gone):
+        channels.deleted(session, project_id)
     if row is None:
         row = DiscordRoom(key=key, project_id=project_id, mark="")
         session.add(row)
@@ -94,12 +96,20 @@ def room_gone(session: Session, key: str, project_id: int) -> None:
 
 def untold(session: Session, stream: str, limit: int = 50) -> Sequence[Told]:
     """The next entries of a stream that have not been posted."""
-    return record.since(session, stream, cursors(session).get(stream, 0), limit)
+    row = session.get(DiscordCursor, stream)
+    return record.since(session, stream, 0 if row is None else row.number, limit)
 
 
 def cursors(session: Session) -> Mapping[str, int]:
     """How far each stream has been posted."""
     return {row.stream: row.number for row in session.scalars(select(DiscordCursor))}
+
+
+def due(session: Session) -> Sequence[str]:
+    """The streams with entries that have not been posted."""
+    behind = or_(DiscordCursor.number.is_(None), DiscordCursor.number < Stream.head)
+    query = select(Stream.key).outerjoin(DiscordCursor, DiscordCursor.stream == Stream.key)
+    return session.scalars(query.where(Stream.head > 0, behind).order_by(Stream.key)).all()
 
 
 def told(session: Session, entry: Told) -> None:

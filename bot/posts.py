@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+import structlog
+
 from bot import text
 from bot.sentences import RENDERINGS, Payload, generic, line, quoted
 from broker.runs import RunView
@@ -12,7 +14,10 @@ from projects.record import LAB, Told
 
 OPENINGS = frozenset({"project.activated", "project.channel_opened"})
 ENDINGS = frozenset({"run.finished", "run.failed", "run.timed_out", "run.cancelled"})
+FOR_ADMINS = frozenset({"channel.deleted"})
 BLANKED = "🪦 This entry was blanked on request; the chain still vouches for its place."
+
+log = structlog.get_logger()
 
 
 class Place(StrEnum):
@@ -23,6 +28,7 @@ class Place(StrEnum):
     RUN = "run"
     ANNOUNCEMENTS = "announcements"
     RECORD = "record"
+    REVIEW = "review"
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ def places(entry: Told, *, has_channel: bool) -> Sequence[Place]:
     """Where an entry is posted."""
     payload = entry.payload or {}
     if entry.stream == LAB:
-        return [Place.RECORD]
+        return [Place.RECORD, Place.REVIEW] if entry.kind in FOR_ADMINS else [Place.RECORD]
     if _opens(entry):
         return [Place.PROPOSAL, Place.CHANNEL]
     if entry.kind == "project.completed":
@@ -63,9 +69,18 @@ def render(entry: Told, place: Place, scene: Scene | None = None) -> str:
     elif _opens(entry) and place is Place.PROPOSAL and scene is not None and scene.channel_id:
         said = f"🏛️ The project is on its way: from now on it lives in <#{scene.channel_id}>."
     else:
-        said = RENDERINGS.get(entry.kind, generic(entry.kind))(entry.payload)
+        said = _sentence(entry.kind, entry.payload)
     end = marker(entry)
     return f"{text.bounded(said, text.CARD - text.length(end) - 1)}\n{end}"
+
+
+def _sentence(kind: str, payload: Payload) -> str:
+    """How the entry reads; one that another version of the lab wrote may lack what its sentence tells."""
+    try:
+        return RENDERINGS.get(kind, generic(kind))(payload)
+    except (KeyError, TypeError, ValueError) as error:
+        log.error("an entry does not fit its sentence; it is told in general terms", kind=kind, exc_info=error)
+        return generic(kind)(payload)
 
 
 def _opens(entry: Told) -> bool:

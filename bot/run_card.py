@@ -110,7 +110,7 @@ def _costs(run: RunView, thread_id: str) -> Sequence[str]:
         newest = run.checkpoints[-1]
         lines.append(f"**Newest checkpoint** [step {newest.step}]({newest.url})")
     if run.delayed:
-        lines.append(run.delayed)
+        lines.append(text.line(run.delayed, 300))
     if thread_id:
         lines.append(f"This card goes on from an older one; the run's posts are in <#{thread_id}>.")
     return lines

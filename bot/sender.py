@@ -4,6 +4,7 @@ Discord returns the first message for a repeat of its nonce within a few minutes
 by looking in the channel for the message's marker, its last line of text.
 """
 
+import asyncio
 import io
 from collections.abc import Sequence
 from datetime import timedelta
@@ -22,9 +23,12 @@ from bot.tables import DiscordMessage
 from projects.db import utcnow
 
 NONCE_GOOD_FOR = timedelta(minutes=2)
+REPEAT_SECONDS = 45.0
+"""The longest that a repeat may take, waiting for its turn included, so that its nonce is still known on arrival."""
 CLOCKS_APART = timedelta(minutes=10)
-# Unknown channel, unknown message: a person has deleted it.
-DELETED = frozenset({10003, 10008})
+UNKNOWN_CHANNEL, UNKNOWN_MESSAGE = 10003, 10008
+# A person has deleted it.
+DELETED = frozenset({UNKNOWN_CHANNEL, UNKNOWN_MESSAGE})
 TOO_MANY_OLD_EDITS = 30046
 
 log = structlog.get_logger()
@@ -113,10 +117,11 @@ class Sender:
                     return found
                 row, certain = await self.app.write(outbox.intend_again, key), True
             channel = self._channel(row.channel_id)
-            if view is None:
-                message = await channel.send(content, nonce=row.nonce, suppress_embeds=True)
-            else:
-                message = await channel.send(view=view, nonce=row.nonce)
+            async with asyncio.timeout(None if certain else REPEAT_SECONDS):
+                if view is None:
+                    message = await channel.send(content, nonce=row.nonce, suppress_embeds=True)
+                else:
+                    message = await channel.send(view=view, nonce=row.nonce)
         except discord.NotFound as error:
             await self._deleted(key, error)
             return None
@@ -133,13 +138,25 @@ class Sender:
         return outbox.intend(session, key, channel_id), True
 
     async def _find(self, row: DiscordMessage, marker: str) -> str | None:
-        """The message of an old intent, if it stands in its channel."""
+        """The message of an old intent, if it stands in its channel; raises Forbidden where that cannot be read."""
         after = row.intended_at - CLOCKS_APART
-        me = self.app.user
-        async for message in self._channel(row.channel_id).history(limit=None, after=after):
+        me, channel = self.app.user, self._channel(row.channel_id)
+        await self._require_history(channel)
+        async for message in channel.history(limit=None, after=after):
             if me is not None and message.author.id == me.id and _last_line(message) == marker:
                 return str(message.id)
         return None
+
+    async def _require_history(self, channel: discord.PartialMessageable) -> None:
+        """Raise Forbidden where the bot may not read a channel's history: Discord lists it as empty then.
+
+        A single message is refused instead, even one that never was; the application's id is such a one.
+        """
+        try:
+            await channel.fetch_message(self.app.application_id or 0)
+        except discord.NotFound as error:
+            if error.code != UNKNOWN_MESSAGE:
+                raise
 
     async def _deleted(self, key: str, error: discord.NotFound) -> None:
         """Take a deletion as a decision."""

@@ -324,6 +324,13 @@ def _spent(p: Payload) -> str:
     return f"{p['spent']:,} GPU-seconds"
 
 
+def _channel_deleted(p: Payload) -> str:
+    return (
+        f"🚫 The channel of **P{p['project']} · {line(p['title'])}** was deleted. Nothing more is posted there; "
+        "the project's record goes on."
+    )
+
+
 def _pool(p: Payload) -> str:
     return f"🖥️ A new pool: {text.code(p['pool'], 60)} with {p['gpus']} × {line(p['gpu_type'])}."
 
@@ -332,6 +339,21 @@ def _grant(p: Payload) -> str:
     return (
         f"🎁 {line(p['sponsor'])} gives {text.gpu_hours(p['seconds'])} of {text.code(p['pool'], 60)} "
         f"to the community, until {line(str(p['until'])[:10])}. Thank you!"
+    )
+
+
+def _pool_changed(p: Payload) -> str:
+    return (
+        f"🖥️ {_by(p)} changes the pool {text.code(p['pool'], 60)}: it has {text.count(p['gpus'], 'GPU')} and a price "
+        f"weight of {p['price_weight']:g}.{quoted(p['why'])}"
+    )
+
+
+def _grant_changed(p: Payload) -> str:
+    more = f"{text.gpu_hours(p['seconds'])} more, " if p["seconds"] else ""
+    return (
+        f"🎁 {_by(p)} changes grant {p['grant']} of {line(p['sponsor'])} on {text.code(p['pool'], 60)}: {more}until "
+        f"{line(str(p['until'])[:10])}.{quoted(p['why'])}"
     )
 
 
@@ -363,6 +385,8 @@ def _disk_enough(p: Payload) -> str:
 
 
 def _redacted(p: Payload) -> str:
+    if field := p.get("field"):
+        return f"🪦 The project's {line(field)} was removed, here and from its card.{quoted(p['why'])}"
     which = ", ".join(map(str, p["numbers"][:20])) + (" …" if len(p["numbers"]) > 20 else "")
     entries = "Entry" if len(p["numbers"]) == 1 else "Entries"
     return f"🪦 {entries} {which} of this record {'was' if entries == 'Entry' else 'were'} blanked.{quoted(p['why'])}"
@@ -472,8 +496,11 @@ RENDERINGS: Mapping[str, Callable[[Payload], str]] = {
     "catalogue.retired": _catalogue("retires"),
     "disk.low": _disk_low,
     "disk.enough": _disk_enough,
+    "channel.deleted": _channel_deleted,
     "pool.added": _pool,
     "grant.added": _grant,
+    "pool.changed": _pool_changed,
+    "grant.changed": _grant_changed,
     "server.set_up": _set_up,
     "person.banned": _banned,
     "person.unbanned": _unbanned,

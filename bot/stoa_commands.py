@@ -3,9 +3,10 @@
 import discord
 from discord import app_commands
 
-from bot import errors, lookup, setting_up
+from bot import errors, helping, lookup, setting_up, stoa_buttons
 from bot.app import Interaction, actor
-from projects import limits, record, redaction, rights
+from broker import cluster, inventory, pools
+from projects import limits, policies, record, redaction, rights
 from projects.errors import ConflictError
 from projects.people import Actor
 from projects.rights import Act
@@ -61,6 +62,50 @@ async def setup(
     }
     chosen = {name: target for name, target in given.items() if target is not None}
     await errors.reply(interaction, await setting_up.set_up(app, guild, who, chosen))
+
+
+@stoa.command(name="help", description="Show what you can do here")
+async def help_here(interaction: Interaction) -> None:
+    """Show it by the table of rights, for who asks and where they ask."""
+    app, who = interaction.client, actor(interaction)
+    project_id = await lookup.project_here(interaction)
+    held = rights.held(
+        who,
+        moderator_role_id=app.server.moderator_role,
+        reviewer_role_id=app.server.reviewer_role,
+        admin_role_id=app.server.admin_role,
+    )
+    standing = await app.read(helping.standing, who, project_id, held)
+    tree = app.tree.get_commands(guild=discord.Object(app.server.guild))
+    first, *others = helping.pages(tree, standing, review=app.server.review)
+    await interaction.response.send_message(view=first, ephemeral=True)
+    for page in others:
+        await interaction.followup.send(view=page, ephemeral=True)
+
+
+@stoa.command(name="pools", description="Admins: list the pools of GPUs with their use; add or change one")
+async def list_pools(interaction: Interaction) -> None:
+    """List them."""
+    stoa_buttons.require(interaction, Act.MANAGE_COMPUTE)
+    listed = await interaction.client.read(cluster.status)
+    await interaction.response.send_message(view=stoa_buttons.pools_view(listed), ephemeral=True)
+
+
+@stoa.command(name="grants", description="Admins: list what sponsors give, with its use; add or change a grant")
+async def list_grants(interaction: Interaction) -> None:
+    """List them."""
+    stoa_buttons.require(interaction, Act.MANAGE_COMPUTE)
+    listed = await interaction.client.read(pools.grants)
+    spent = await interaction.client.read(inventory.spent_by_grant)
+    await interaction.response.send_message(view=stoa_buttons.grants_view(listed, spent), ephemeral=True)
+
+
+@stoa.command(name="limits", description="Admins: list the limits by which the lab is run; change one")
+async def list_limits(interaction: Interaction) -> None:
+    """List them."""
+    stoa_buttons.require(interaction, Act.CHANGE_POLICIES)
+    now = await interaction.client.read(policies.current)
+    await interaction.response.send_message(view=stoa_buttons.limits_view(now), ephemeral=True)
 
 
 @stoa.command(name="ban", description="Let somebody do nothing but read")

@@ -16,7 +16,7 @@ from broker.ledger import Account
 from broker.pools import Grant, Pool
 from broker.tiers import Tiers
 from projects import limits, people, pipeline, record, text
-from projects.db import Base, utcnow
+from projects.db import WORDS, Base, utcnow
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.limits import Kind
 from projects.people import Actor, Person
@@ -73,16 +73,16 @@ class Allocation(Endorsable, Base):
     requested_by: Mapped[int] = mapped_column(ForeignKey("people.id"))
     seconds: Mapped[int]
     until: Mapped[datetime]
-    justification: Mapped[str]
+    justification: Mapped[str] = mapped_column(info=WORDS)
     state: Mapped[str] = mapped_column(default=AllocationState.REQUESTED)
     decided_by: Mapped[int | None] = mapped_column(ForeignKey("people.id"))
-    reason: Mapped[str] = mapped_column(default="")
+    reason: Mapped[str] = mapped_column(default="", info=WORDS)
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
     starter_of: Mapped[int | None] = mapped_column(unique=True)
     renews_id: Mapped[int | None] = mapped_column(ForeignKey("allocations.id"))
     decided_at: Mapped[datetime | None]
     half_until: Mapped[datetime | None]
-    report: Mapped[str] = mapped_column(default="")
+    report: Mapped[str] = mapped_column(default="", info=WORDS)
 
 
 @dataclass(frozen=True)

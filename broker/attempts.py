@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Any
 
 from sqlalchemy import ForeignKey, func, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
@@ -69,6 +70,7 @@ class Attempt(Base):
     pid: Mapped[int | None]
     pid_started: Mapped[int | None]
     generation: Mapped[int] = mapped_column(default=1)
+    supervisor_boot_id: Mapped[str] = mapped_column(default="")
     supervisor_pid: Mapped[int | None]
     supervisor_started: Mapped[int | None]
     lease_until: Mapped[datetime | None]
@@ -208,8 +210,9 @@ def started(
     *,
     lease_seconds: float,
     supervisor: Process | None = None,
+    generation: int = 1,
 ) -> None:
-    """Note that the attempt's trainer runs as `process`, with a `supervisor` on the same host; raises StaleError.
+    """Note that the attempt's trainer runs as `process`, with a `supervisor` on the attempt's host; raises StaleError.
 
     `found` are whole checkpoints of earlier attempts, which may have died before they could tell of the last one.
     """
@@ -218,12 +221,12 @@ def started(
         run_id,
         token,
         (AttemptState.CLAIMED,),
+        generation=generation,
         state=AttemptState.RUNNING,
         boot_id=process.boot_id,
         pid=process.pid,
         pid_started=process.started,
-        supervisor_pid=None if supervisor is None else supervisor.pid,
-        supervisor_started=None if supervisor is None else supervisor.started,
+        **_supervised_by(supervisor),
         waiting="",
         lease_until=_from_now(lease_seconds),
     )
@@ -237,16 +240,18 @@ def started(
 def take_over(
     session: Session, run_id: int, token: int, generation: int, supervisor: Process, *, lease_seconds: float
 ) -> Attempt:
-    """Become the supervisor of a running attempt after the one of `generation`; raises StaleError where one did."""
+    """Become the supervisor of an attempt after the one of `generation`; raises StaleError where another did.
+
+    Its trainer runs, or waits as a job in Slurm.
+    """
     return guarded(
         session,
         run_id,
         token,
-        (AttemptState.RUNNING,),
+        (AttemptState.CLAIMED, AttemptState.RUNNING),
         generation=generation,
         next_generation=generation + 1,
-        supervisor_pid=supervisor.pid,
-        supervisor_started=supervisor.started,
+        **_supervised_by(supervisor),
         lease_until=_from_now(lease_seconds),
     )
 
@@ -259,24 +264,43 @@ def process_of(attempt: Attempt) -> Process | None:
 
 
 def supervisor_of(attempt: Attempt) -> Process | None:
-    """The process of the attempt's supervisor, on the same host and boot as the trainer's, where it can be replaced."""
+    """The process of the attempt's supervisor, where it is known and can be replaced."""
     if attempt.supervisor_pid is None or attempt.supervisor_started is None:
         return None
-    return Process(attempt.host, attempt.boot_id, attempt.supervisor_pid, attempt.supervisor_started)
+    return Process(attempt.host, attempt.supervisor_boot_id, attempt.supervisor_pid, attempt.supervisor_started)
+
+
+def _supervised_by(supervisor: Process | None) -> dict[str, Any]:
+    """What an attempt keeps of its supervisor's process."""
+    return {
+        "supervisor_boot_id": "" if supervisor is None else supervisor.boot_id,
+        "supervisor_pid": None if supervisor is None else supervisor.pid,
+        "supervisor_started": None if supervisor is None else supervisor.started,
+    }
 
 
 def unsupervised(session: Session, *, lease_seconds: float) -> Sequence[Attempt]:
-    """Running attempts that have missed a renewal, and may have lost their supervisor; most of the lease is left."""
+    """Attempts under way that have missed a renewal, and may have lost their supervisor; most of the lease is left."""
     return session.scalars(
         select(Attempt).where(
-            Attempt.state == AttemptState.RUNNING,
+            Attempt.state.in_((AttemptState.CLAIMED, AttemptState.RUNNING)),
             Attempt.supervisor_pid.is_not(None),
             Attempt.lease_until.between(utcnow(), _from_now(lease_seconds * 2 / 3)),
         )
     ).all()
 
 
-def waits(session: Session, run_id: int, token: int, process: Process, waiting: str, *, lease_seconds: float) -> bool:
+def waits(
+    session: Session,
+    run_id: int,
+    token: int,
+    process: Process,
+    waiting: str,
+    *,
+    lease_seconds: float,
+    supervisor: Process,
+    generation: int = 1,
+) -> bool:
     """Renew the lease of an attempt whose trainer is not yet running, and why it waits; nothing is charged.
 
     Returns whether the run is still wanted; raises StaleError.
@@ -286,9 +310,11 @@ def waits(session: Session, run_id: int, token: int, process: Process, waiting: 
         run_id,
         token,
         (AttemptState.CLAIMED,),
+        generation=generation,
         boot_id=process.boot_id,
         pid=process.pid,
         pid_started=process.started,
+        **_supervised_by(supervisor),
         waiting=waiting[:MOST_WAITING],
         lease_until=_from_now(lease_seconds),
     )

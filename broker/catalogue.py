@@ -20,7 +20,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from projects import people, record, rights, text
-from projects.db import Base, utcnow
+from projects.db import WORDS, Base, utcnow
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
 from projects.people import Actor, Person
 from projects.rights import Act
@@ -74,7 +74,7 @@ class CatalogueEntry(Base):
     state: Mapped[str] = mapped_column(default=State.PROPOSED)
     proposed_by: Mapped[int | None] = mapped_column(ForeignKey("people.id"))
     decided_by: Mapped[int | None] = mapped_column(ForeignKey("people.id"))
-    reason: Mapped[str] = mapped_column(default="")
+    reason: Mapped[str] = mapped_column(default="", info=WORDS)
     prepared: Mapped[str] = mapped_column(default="")
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
 

@@ -13,7 +13,7 @@ from broker.allocations import Allocation, in_hours, parse_day, parse_hours
 from broker.endorsements import Endorsable, check_second, endorse
 from broker.pools import Grant
 from projects import people, text
-from projects.db import Base, utcnow
+from projects.db import WORDS, Base, utcnow
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor, Person
 
@@ -38,10 +38,10 @@ class AllocationChange(Endorsable, Base):
     requested_by: Mapped[int] = mapped_column(ForeignKey("people.id"))
     seconds: Mapped[int]
     until: Mapped[datetime | None]
-    justification: Mapped[str]
+    justification: Mapped[str] = mapped_column(info=WORDS)
     state: Mapped[str] = mapped_column(default=ChangeState.REQUESTED)
     decided_by: Mapped[int | None] = mapped_column(ForeignKey("people.id"))
-    reason: Mapped[str] = mapped_column(default="")
+    reason: Mapped[str] = mapped_column(default="", info=WORDS)
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
 
 

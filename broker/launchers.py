@@ -27,16 +27,17 @@ class Launcher(Protocol):
     """Starts one trainer and ends it. A trainer's process sees no token and no database address.
 
     `waiting`: why the trainer has not begun yet, empty once it has; that time costs nothing. `ended`: how it came to
-    its end, where the launcher knows more than the exit status says. `can_be_adopted`: whether it outlives a
-    supervisor, so that the next one may take it over.
+    its end, where the launcher knows more than the exit status says. It outlives a supervisor that dies.
     """
 
     waiting: str
     ended: str
-    can_be_adopted: bool
 
     def start(self, command: Sequence[str], folder: Path, devices: str) -> Process:
         """Start `command` in `folder` on `devices`, its output going to `trainer.log` there."""
+
+    def adopt(self, process: Process, folder: Path, waiting: str = "") -> None:
+        """Take over what another launcher has started in `folder`, be it `waiting`, running or over."""
 
     def process(self) -> Process:
         """What it started."""
@@ -70,7 +71,6 @@ class LocalLauncher:
 
     waiting = ""
     ended = ""
-    can_be_adopted = True
 
     def __init__(self, lease: float = 60, grace: float = 60) -> None:
         self._lease = lease
@@ -98,8 +98,8 @@ class LocalLauncher:
         self._process = identify(self._popen.pid)
         return self._process
 
-    def adopt(self, process: Process, folder: Path) -> None:
-        """Take over what another launcher of this host and boot has started in `folder`, be it running or over."""
+    def adopt(self, process: Process, folder: Path, waiting: str = "") -> None:
+        """See `Launcher`; the other was of this host and boot."""
         self._process, self._folder = process, folder
         with contextlib.suppress(OSError, ValueError):
             self._last_renewed = float(json.loads((folder / "lease").read_text())) - self._lease
@@ -190,6 +190,11 @@ def boot_id() -> str:
 def of_this_host(process: Process) -> bool:
     """Whether a process was started on this host since its boot."""
     return (process.host, process.boot_id) == (host(), boot_id())
+
+
+def gone(process: Process) -> bool:
+    """Whether a process has surely ended: it was one of this host, and of an earlier boot, or it runs no more."""
+    return process.host == host() and (process.boot_id != boot_id() or not alive(process))
 
 
 def alive(process: Process) -> bool:

@@ -9,9 +9,11 @@ from enum import StrEnum
 from sqlalchemy import CheckConstraint, ForeignKey, func, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from projects import record
+from projects import people, record, rights
 from projects.db import Base, utcnow
 from projects.errors import InvalidError, NotFoundError
+from projects.people import Actor
+from projects.rights import Act
 
 HEAVIEST = 1000
 
@@ -109,12 +111,15 @@ def add_pool(
     slurm_partition: str = "",
     slurm_gres: str = "gpu",
     most_submitted: int = 4,
+    actor: Actor | None = None,
+    admin_role_id: int = 0,
 ) -> int:
-    """Write a pool down and return its id; a repeat with the same name changes nothing.
+    """Write a pool down and return its id; a repeat with the same name changes nothing. `actor` None is the operator.
 
     `price_weight` is what a GPU-second of it weighs in fair-share; balances are raw GPU-seconds. Jobs for Slurm ask
     `slurm_partition` (empty: its default) for `slurm_gres` by the number; at most `most_submitted` wait or run at once.
     """
+    rights.require_admin(actor, Act.MANAGE_COMPUTE, admin_role_id)
     earlier = session.scalars(select(Pool.id).where(Pool.name == name)).one_or_none()
     if earlier is not None:
         return earlier
@@ -146,7 +151,7 @@ def add_pool(
         session,
         record.LAB,
         "pool.added",
-        by=None,
+        by=None if actor is None else people.ensure(session, actor),
         pool=name,
         gpu_type=gpu_type,
         gpus=gpus,
@@ -156,8 +161,18 @@ def add_pool(
     return pool.id
 
 
-def add_grant(session: Session, *, pool: str, sponsor: str, seconds: int, until: datetime) -> int:
-    """Write a sponsor's grant of GPU-seconds down and return its id."""
+def add_grant(
+    session: Session,
+    *,
+    pool: str,
+    sponsor: str,
+    seconds: int,
+    until: datetime,
+    actor: Actor | None = None,
+    admin_role_id: int = 0,
+) -> int:
+    """Write a sponsor's grant of GPU-seconds down and return its id; `actor` None is the operator."""
+    rights.require_admin(actor, Act.MANAGE_COMPUTE, admin_role_id)
     if seconds < 1:
         raise InvalidError("A grant gives at least one GPU-second.")
     if until <= utcnow():
@@ -170,7 +185,7 @@ def add_grant(session: Session, *, pool: str, sponsor: str, seconds: int, until:
         session,
         record.LAB,
         "grant.added",
-        by=None,
+        by=None if actor is None else people.ensure(session, actor),
         pool=pool,
         sponsor=sponsor,
         seconds=seconds,

@@ -81,7 +81,7 @@ def take_over(run_id: int, token: int) -> None:
     finally:
         db.close()
     before = attempts.supervisor_of(attempt)
-    if before is not None and launchers.of_this_host(before) and not launchers.alive(before):
+    if before is not None and launchers.gone(before):
         supervisor.spawn(settings, run_id, token, after=attempt.generation)
 
 

@@ -17,7 +17,7 @@ log = structlog.get_logger()
 def reap(settings: Settings, db: Database) -> int:
     """Cancel every living job of this installation whose attempt is not open; how many.
 
-    A local trainer gets its SIGTERM from the kernel when its supervisor dies; a job would go on to its time limit. Does
+    A local trainer that nobody supervises ends with its lease; a job would go on to its time limit. Does
     nothing where no pool is Slurm's, and tries again another time where Slurm is away.
     """
     with db.read() as session:

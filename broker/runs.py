@@ -14,7 +14,7 @@ from broker.allocations import Allocation, AllocationState
 from broker.ledger import Account, Movement
 from broker.pools import Grant, Pool
 from projects import record
-from projects.db import Base, utcnow
+from projects.db import WORDS, Base, utcnow
 from projects.errors import ConflictError, NotFoundError
 from projects.people import Person
 from projects.pipeline import Project
@@ -81,7 +81,7 @@ class Run(Base):
     time_limit: Mapped[int]
     used: Mapped[int] = mapped_column(default=0)
     state: Mapped[str] = mapped_column(default=RunState.QUEUED, index=True)
-    reason: Mapped[str] = mapped_column(default="")
+    reason: Mapped[str] = mapped_column(default="", info=WORDS)
     stops_as: Mapped[str] = mapped_column(default=RunState.CANCELLED)
     dry: Mapped[bool] = mapped_column(default=False)
     token: Mapped[int] = mapped_column(default=0)

@@ -78,8 +78,6 @@ class SlurmLauncher:
     Slurm is asked at most once in `every` seconds, and waited for about twice that long at most.
     """
 
-    can_be_adopted = False
-
     def __init__(self, wanted: Wanted, *, every: float = 5.0) -> None:
         self.job: int | None = None
         self.waiting = "it is being submitted to Slurm"  # and where the job ends without having run, its last reason
@@ -103,6 +101,11 @@ class SlurmLauncher:
         self._command, self._folder = command, folder
         self.poll()
         return self.process()
+
+    def adopt(self, process: Process, folder: Path, waiting: str = "") -> None:
+        """See `Launcher`; the job is known by its number, and no other is ever submitted in its place."""
+        self.job, self._folder, self.waiting = process.pid, folder, waiting
+        self.poll()
 
     def process(self) -> Process:
         """The job's number in the place of a process's; 0 until it has one."""
@@ -134,10 +137,11 @@ class SlurmLauncher:
         """End the job with all its processes, and wait until Slurm says that they are gone."""
         with self._lock:
             self._to_stop = self._to_kill = True
-            if self._status is None and self._command:
+            begun = self.job is not None or bool(self._command)
+            if self._status is None and begun:
                 self._ask()
         until = time.monotonic() + GONE_SECONDS
-        while self._command and self.poll() is None:
+        while begun and self.poll() is None:
             if time.monotonic() > until:
                 log.error("a job is still not gone; scancel it and look at its node", job=self.job)
                 return

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from broker import attempts, disk, endings, launchers, output, preparing, publications, runs, slurm
-from broker.attempts import Attempt, Checkpoint, Ending, Process, Progress, StaleError, TakenOverError
+from broker.attempts import Attempt, AttemptState, Checkpoint, Ending, Process, Progress, StaleError, TakenOverError
 from broker.pools import Pool
 from broker.publications import Publication
 from broker.runs import Run
@@ -113,28 +113,14 @@ class Supervisor:
             if self.after is not None:
                 self._take_over(self.after)
                 return
-            with self.db.read() as session:
-                run = runs.load(session, self.run_id)
-                attempt = session.get_one(Attempt, (self.run_id, self.token))
-                pool = session.get_one(Pool, attempt.pool_id)
-            self.launcher = launchers.choose(
-                pool,
-                gpus=run.gpus,
-                seconds=attempt.reserved / run.gpus,
-                grace=self.settings.stop_grace_seconds,
-                lease=self.settings.lease_seconds,
-                every=self.settings.lease_seconds / 6,
-            )
+            run, attempt, self.launcher = self._load()
             try:
                 process, before = self._start(run, attempt.devices)
             except OSError as error:
                 self._settle(0.0, Progress(0, 0), Ending(70, f"it could not be started: {error}", transient=True))
                 return
             threading.Thread(target=self._guard, daemon=True).start()
-            if self.launcher.waiting:
-                process = self._wait_to_run()
-            if not self.launcher.waiting:
-                self._tell_started(process, before)
+            self._see_begin(process, before)
             self._follow()
         except TakenOverError:
             self.mine = False
@@ -145,13 +131,29 @@ class Supervisor:
                 self.launcher.kill()
             self.db.close()
 
+    def _load(self) -> tuple[Run, Attempt, launchers.Launcher]:
+        """The run, the attempt, and a launcher of its pool."""
+        with self.db.read() as session:
+            run = runs.load(session, self.run_id)
+            attempt = session.get_one(Attempt, (self.run_id, self.token))
+            pool = session.get_one(Pool, attempt.pool_id)
+        launcher = launchers.choose(
+            pool,
+            gpus=run.gpus,
+            seconds=attempt.reserved / run.gpus,
+            grace=self.settings.stop_grace_seconds,
+            lease=self.settings.lease_seconds,
+            every=self.settings.lease_seconds / 6,
+        )
+        return run, attempt, launcher
+
     def _take_over(self, after: int) -> None:
         """Go on where the supervisor before has died; raises StaleError where another does so, or the lease is gone."""
         self.mine = False
-        with self.db.read() as session:
-            attempt = session.get_one(Attempt, (self.run_id, self.token))
+        run, attempt, launcher = self._load()
         process, before = attempts.process_of(attempt), attempts.supervisor_of(attempt)
-        if process is None or before is None or not launchers.of_this_host(process) or launchers.alive(before):
+        follows = process is not None and (process.boot_id == slurm.BOOT or launchers.of_this_host(process))
+        if process is None or before is None or not follows or not launchers.gone(before):
             raise StaleError(f"the supervisor of attempt {self.token} of run {self.run_id} has not died on this host")
         with self.db.write() as session:
             attempt = attempts.take_over(
@@ -162,18 +164,34 @@ class Supervisor:
                 launchers.identify(os.getpid()),
                 lease_seconds=self.settings.lease_seconds,
             )
-        launcher = launchers.LocalLauncher(self.settings.lease_seconds, self.settings.stop_grace_seconds)
-        launcher.adopt(process, self.folder)
         self.launcher, self.mine = launcher, True
+        found = self._earlier()
+        if process.pid:
+            launcher.adopt(process, self.folder, attempt.waiting)
+        else:  # it died while it submitted a job, which may be there
+            launcher.start(self._command(run, found), self.folder, attempt.devices)
         self.metrics_read, self.events_read = attempt.metrics_read, attempt.events_read
         log.info("took a trainer over", run=self.run_id, token=self.token, pid=process.pid)
         threading.Thread(target=self._guard, daemon=True).start()
+        if attempt.state == AttemptState.CLAIMED:
+            self._see_begin(launcher.process(), found)
         self._follow()
+
+    def _earlier(self) -> Sequence[Checkpoint]:
+        """The checkpoints of earlier attempts."""
+        return output.checkpoints([self.folder.parent / f"attempt-{token}" for token in range(1, self.token)])
+
+    def _see_begin(self, process: Process, before: Sequence[Checkpoint]) -> None:
+        """Wait until the trainer has its place, and tell that it runs."""
+        if self.launcher.waiting:
+            process = self._wait_to_run()
+        if not self.launcher.waiting:
+            self._tell_started(process, before)
 
     def _start(self, run: Run, devices: str) -> tuple[Process, Sequence[Checkpoint]]:
         """Start the trainer; its process, and the checkpoints of earlier attempts. Raises OSError."""
         self.folder.mkdir()
-        before = output.checkpoints([self.folder.parent / f"attempt-{token}" for token in range(1, self.token)])
+        before = self._earlier()
         process = self.launcher.start(self._command(run, before), self.folder, devices)
         if self.stopped_at is not None:  # asked to stop before there was anything to stop
             self.launcher.stop()
@@ -193,6 +211,8 @@ class Supervisor:
                         self.launcher.process(),
                         self.launcher.waiting,
                         lease_seconds=self.settings.lease_seconds,
+                        supervisor=launchers.identify(os.getpid()),
+                        generation=self.generation,
                     )
             except DBAPIError as error:
                 log.warning("the database could not be written; trying again", error=str(error.orig))
@@ -223,7 +243,8 @@ class Supervisor:
                     process,
                     before,
                     lease_seconds=self.settings.lease_seconds,
-                    supervisor=launchers.identify(os.getpid()) if self.launcher.can_be_adopted else None,
+                    supervisor=launchers.identify(os.getpid()),
+                    generation=self.generation,
                 )
 
     def _settle(self, elapsed: float, progress: Progress, ending: Ending) -> None:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 import time
+import webbrowser
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,10 @@ async def _play(console: Console, home: Path, *, stay: bool) -> int:
         with report.step(console, steps, "start the parts") as note:
             stage = await set_stage(home, parts)
             note(f"Valkey, sandbox (Discord {stage.guild.info['discord']}), scheduler, worker, publisher, bot")
+        page = stage.guild.info["discord"]
+        console.print(f"The server is at [bold]{page}[/] in a browser: watch the story, or take part.", soft_wrap=True)
+        if stay:
+            await _open(page)
         for name, act in STORY:
             parts.check()
             with report.step(console, steps, name) as note:
@@ -133,10 +138,17 @@ def settings_for(home: Path, sandbox: dict[str, Any]) -> Settings:
     )
 
 
+async def _open(page: str) -> None:
+    """Open the server's page, where there is a desktop to open it on."""
+    if sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
+        await asyncio.to_thread(webbrowser.open, page)
+
+
 async def _stay(console: Console, stage: Stage, parts: Parts) -> None:
     """Say what to try, and keep the parts up until Ctrl-C."""
     console.print(
         f"\nEverything is still up; Ctrl-C ends it. What to try next:\n"
+        f"  the whole server:     {stage.guild.info['discord']} in a browser, as newcomer, lead, reviewer or admin\n"
         f"  the checkpoints:      {stage.guild.info['hub']}/{stage.repo} in a browser\n"
         f"  the loss curve:       the report names the picture, and holds all channels as they stand\n"
         f"  the record's chains:  STOA_HOME={stage.home} .venv/bin/stoa record verify\n"

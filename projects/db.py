@@ -33,6 +33,9 @@ NAMING = {
     "pk": "pk_%(table_name)s",
 }
 
+WORDS: dict[Any, Any] = {"words": True}
+"""The `info` of a column that holds what somebody has written or who did something: where redaction looks for names."""
+
 
 def utcnow() -> datetime:
     """The current time, UTC with zone."""

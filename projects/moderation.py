@@ -1,14 +1,21 @@
-"""What moderators do with projects: open their channels, and hide them from lists, in public and with a reason."""
+"""What moderators and admins do with projects, in public and with a reason.
+
+Moderators open their channels and hide them from lists; admins take a text of theirs away.
+"""
 
 from sqlalchemy.orm import Session
 
-from projects import pipeline, record, text
-from projects.errors import ConflictError
+from projects import people, pipeline, record, redaction, rights, text
+from projects.db import WORDS
+from projects.errors import ConflictError, NotFoundError
 from projects.people import Actor
-from projects.pipeline import Stage
+from projects.pipeline import Project, Stage
 from projects.rights import Act
 
 WITH_SCOPE = frozenset({Stage.SCOPED, Stage.ACTIVE, Stage.PAUSED})
+TEXTS = tuple(column.name for column in Project.__table__.columns if column.info == WORDS)
+"""What of a project can be taken away."""
+REMOVED = "[removed]"
 
 
 def open_channel(session: Session, actor: Actor, project_id: int, *, moderator_role_id: int) -> None:
@@ -32,6 +39,30 @@ def hide(session: Session, actor: Actor, project_id: int, *, reason: str, modera
 def unhide(session: Session, actor: Actor, project_id: int, *, reason: str, moderator_role_id: int) -> None:
     """Show a hidden project again."""
     _set_hidden(session, actor, project_id, hidden=False, reason=reason, moderator_role_id=moderator_role_id)
+
+
+def remove_text(
+    session: Session, actor: Actor | None, project_id: int, name: str, reason: str, *, admin_role_id: int = 0
+) -> int:
+    """Take one text of a project, such as its title, from its card and blank every entry of its chain that tells it.
+
+    Returns how many those are. Raises ForbiddenError for all but admins and the operator, NotFoundError, ConflictError.
+    """
+    rights.require_admin(actor, Act.REDACT, admin_role_id)
+    because = text.prose("The reason", reason, most=1000)
+    if name not in TEXTS:
+        raise NotFoundError(f"A project has no text “{name[:30]}”; it has: {', '.join(TEXTS)}.")
+    project = pipeline.locked(session, project_id)
+    said, spoken = getattr(project, name), name.replace("_", " ")
+    if said in ("", REMOVED):
+        raise ConflictError(f"The {spoken} of project {project_id} is empty already.")
+    setattr(project, name, REMOVED)
+    by = None if actor is None else people.ensure(session, actor)
+    session.flush()
+    stream = record.project_stream(project_id)
+    numbers = redaction.blank_saying(session, stream, said)
+    record.append(session, stream, "record.redacted", by=by, why=because, numbers=numbers, field=spoken)
+    return len(numbers)
 
 
 def _set_hidden(

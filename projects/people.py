@@ -7,7 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from projects.db import Base, utcnow
+from projects.db import WORDS, Base, utcnow
 from projects.errors import ForbiddenError
 
 
@@ -19,7 +19,7 @@ class Person(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     discord_id: Mapped[str] = mapped_column(unique=True)
     name: Mapped[str]
-    banned: Mapped[str | None]
+    banned: Mapped[str | None] = mapped_column(info=WORDS)
     first_seen: Mapped[datetime] = mapped_column(default=utcnow)
 
 

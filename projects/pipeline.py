@@ -9,7 +9,7 @@ from sqlalchemy import ForeignKey, func, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from projects import limits, people, policies, record, rights, text
-from projects.db import Base, utcnow
+from projects.db import WORDS, Base, utcnow
 from projects.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
 from projects.limits import Kind
 from projects.people import Actor, Person
@@ -63,23 +63,23 @@ class Project(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     request_id: Mapped[str] = mapped_column(unique=True)
-    title: Mapped[str]
-    question: Mapped[str]
-    why: Mapped[str]
-    needs: Mapped[str]
+    title: Mapped[str] = mapped_column(info=WORDS)
+    question: Mapped[str] = mapped_column(info=WORDS)
+    why: Mapped[str] = mapped_column(info=WORDS)
+    needs: Mapped[str] = mapped_column(info=WORDS)
     stage: Mapped[str] = mapped_column(default=Stage.PROPOSED)
-    stage_reason: Mapped[str] = mapped_column(default="")
+    stage_reason: Mapped[str] = mapped_column(default="", info=WORDS)
     lead_id: Mapped[int] = mapped_column(ForeignKey("people.id"))
-    goal: Mapped[str] = mapped_column(default="")
-    plan: Mapped[str] = mapped_column(default="")
-    compute: Mapped[str] = mapped_column(default="")
-    release: Mapped[str] = mapped_column(default="")
+    goal: Mapped[str] = mapped_column(default="", info=WORDS)
+    plan: Mapped[str] = mapped_column(default="", info=WORDS)
+    compute: Mapped[str] = mapped_column(default="", info=WORDS)
+    release: Mapped[str] = mapped_column(default="", info=WORDS)
     release_policy: Mapped[str] = mapped_column(default=ReleasePolicy.OPEN)
     licence: Mapped[str] = mapped_column(default=LICENCES[0])
     has_channel: Mapped[bool] = mapped_column(default=False)
     hidden: Mapped[bool] = mapped_column(default=False)
     outcome: Mapped[str | None]
-    learnt: Mapped[str] = mapped_column(default="")
+    learnt: Mapped[str] = mapped_column(default="", info=WORDS)
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
 
 

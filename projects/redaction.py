@@ -4,10 +4,11 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 
-from sqlalchemy import select, update
+from sqlalchemy import Select, select, update
 from sqlalchemy.orm import Session
 
 from projects import people, record, rights, text
+from projects.db import WORDS, Base
 from projects.errors import ConflictError, NotFoundError
 from projects.people import Actor, Person
 from projects.record import Entry, Payload, Stream
@@ -41,8 +42,16 @@ def redact(
     record.append(session, stream, "record.redacted", by=by, why=because, numbers=[number])
 
 
+def blank_saying(session: Session, stream: str, said: str) -> list[int]:
+    """Blank every entry of a chain that tells just this text; returns their numbers."""
+    rows = session.execute(_told().where(Entry.stream == stream)).all()
+    found = [entry for entry, body in rows if said in _strings(json.loads(body or "{}"))]
+    _blank(session, [entry.id for entry in found])
+    return [entry.number for entry in found]
+
+
 def forget(session: Session, actor: Actor | None, discord_id: str, reason: str, *, admin_role_id: int = 0) -> int:
-    """Blank a person's name, and every entry that holds it or their id; returns how many those are.
+    """Blank a person's name wherever it stands, and every entry that holds it or their id; returns how many those are.
 
     Raises ForbiddenError for all but admins, and NotFoundError.
     """
@@ -53,6 +62,7 @@ def forget(session: Session, actor: Actor | None, discord_id: str, reason: str, 
         raise NotFoundError(f"Nobody with the Discord id {discord_id[:30]!r} has done anything here.")
     by = None if actor is None else people.ensure(session, actor)
     found = _naming(session, person)
+    _unname(session, _standing_alone(person.name))
     person.name = NAMELESS
     session.flush()
     for stream in sorted(found):
@@ -64,9 +74,8 @@ def forget(session: Session, actor: Actor | None, discord_id: str, reason: str, 
 
 def _naming(session: Session, person: Person) -> dict[str, list[Entry]]:
     """The entries whose payload holds a person's id or name, by stream; locks those streams in their order."""
-    told = select(Entry, Payload.body).join(Payload, Payload.entry_id == Entry.id)
-    rows = session.execute(told.where(Payload.body.is_not(None), Entry.kind.not_in(KINDS)).order_by(Entry.id)).all()
-    name = re.compile(rf"(?<!\w){re.escape(person.name)}(?!\w)") if person.name else re.compile(r"(?!)")
+    rows = session.execute(_told()).all()
+    name = _standing_alone(person.name)
     found: dict[str, list[Entry]] = {}
     for entry, body in rows:
         if any(said == person.discord_id or name.search(said) for said in _strings(json.loads(body or "{}"))):
@@ -74,6 +83,29 @@ def _naming(session: Session, person: Person) -> dict[str, list[Entry]]:
     for stream in sorted(found):
         session.execute(select(Stream.key).where(Stream.key == stream).with_for_update())
     return found
+
+
+def _told() -> Select[Entry, str | None]:
+    """The entries that can be blanked, with what they tell."""
+    told = select(Entry, Payload.body).join(Payload, Payload.entry_id == Entry.id)
+    return told.where(Payload.body.is_not(None), Entry.kind.not_in(KINDS)).order_by(Entry.id)
+
+
+def _standing_alone(name: str) -> re.Pattern[str]:
+    """Finds a name, and no longer word that holds it; nothing for an empty one or the common one of the forgotten."""
+    return re.compile(rf"(?<!\w){re.escape(name)}(?!\w)" if name not in ("", NAMELESS) else r"(?!)")
+
+
+def _unname(session: Session, name: re.Pattern[str]) -> None:
+    """Take a name out of the texts that cards show: titles, reasons such as “cancelled by Ada”, and the like."""
+    for table in Base.metadata.sorted_tables:
+        keys = list(table.primary_key.columns)
+        for column in (column for column in table.columns if column.info == WORDS):
+            for *key, said in session.execute(select(*keys, column).where(column.is_not(None))).all():
+                if name.search(said):
+                    is_it = [each == value for each, value in zip(keys, key, strict=True)]
+                    session.execute(update(table).where(*is_it).values({column.name: name.sub(NAMELESS, said)}))
+    session.expire_all()
 
 
 def _strings(value: object) -> Iterator[str]:

@@ -17,6 +17,7 @@ const known = {
   open: "", // the channel's id
   messages: new Map(), // of the open channel, by id
   privates: new Map(), // answers that this person alone sees, by id
+  dismissed: new Set(), // of these, by id: an edit does not bring one back
   unread: new Set(),
   more: false,
   allThreads: false,
@@ -40,9 +41,7 @@ const page = {
   async say(content) {
     await ask(`/sandbox/channels/${known.open}/messages`, { user: me(), content });
   },
-  async run(command, options) {
-    await act("command", { channel: known.open, command, options });
-  },
+  run: (command, options) => act("command", { channel: known.open, command, options }),
   async complete(command, option, typed, options) {
     return (await ask("/sandbox/interactions/autocomplete", { user: me(), channel: known.open, command, option, typed, options })).choices;
   },
@@ -51,6 +50,7 @@ const page = {
   },
   choose: (message, name) => busy(null, () => act("menu", { message_id: message.id, name })),
   dismiss(message) {
+    known.dismissed.add(message.id);
     known.privates.delete(message.id);
     by(`m${message.id}`)?.remove();
     bar.line.focus();
@@ -64,8 +64,9 @@ const bar = new Bar(by("bar"), page);
 async function busy(button, work) {
   button?.setAttribute("aria-busy", "true");
   try {
-    await work();
+    const form = await work();
     bar.say("");
+    form?.();
   } catch (error) {
     bar.say(error.message);
   } finally {
@@ -73,13 +74,12 @@ async function busy(button, work) {
   }
 }
 
-/** An act of this person. Messages that answer it come by the stream; a form comes here. */
+/** An act of this person. Messages that answer it come by the stream; where it is a form, what opens it is given. */
 async function act(kind, body) {
   const answer = await ask(`/sandbox/interactions/${kind}`, { user: me(), timeout: 0, ...body });
   if (answer.kind === "none") throw new Error(`${known.guild.bot.name} did not answer in time. Try it again.`);
-  if (answer.form) {
-    forms.open(answer.form, seen, (values) => act("submit", { interaction_id: answer.interaction_id, values }));
-  }
+  if (!answer.form) return null;
+  return () => forms.open(answer.form, seen, (values) => act("submit", { interaction_id: answer.interaction_id, values }));
 }
 
 // --- The guild, the list of channels, and who one is
@@ -245,6 +245,7 @@ async function earlier() {
 
 /** A message that came or changed. */
 async function arrived(message) {
+  if (known.dismissed.has(message.id)) return;
   const place = message.private ? known.privates : known.messages;
   if (message.channel_id !== known.open) {
     if (message.private) place.set(message.id, message);

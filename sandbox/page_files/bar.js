@@ -87,7 +87,7 @@ function combobox(input, list, suggest, take, { eager }) {
 }
 
 /**
- * The bar. `page` gives `commands()`, `channel()`, `seen`, `refresh()`, `say(text)`, `run(words, options)` and
+ * The bar. `page` gives `commands()`, `channel()`, `seen`, `refresh()`, `say(text)`, `run(words, options)`, which gives what opens a form, and
  * `complete(words, option, typed, options)`; what these throw is shown here.
  */
 export class Bar {
@@ -111,7 +111,8 @@ export class Bar {
     this.fields = [];
     this.line.value = text;
     this.place.className = "line";
-    this.place.replaceChildren(this.line, this.send);
+    this.place.onkeydown = null;
+    if (!this.line.isConnected) this.place.replaceChildren(this.line, this.send);
     this.show();
     if (focus) this.line.focus();
   }
@@ -209,9 +210,9 @@ export class Bar {
     }
     if (!option.autocomplete) return [];
     field.asked = (field.asked ?? 0) + 1;
-    const mine = field.asked;
+    const [mine, command] = [field.asked, this.command];
     await new Promise((wake) => setTimeout(wake, PAUSE_MS));
-    if (mine !== field.asked) return [];
+    if (mine !== field.asked || command !== this.command) return [];
     const others = {};
     for (const other of this.fields) {
       if (other !== field && other.input.value && other.option.type !== FILE) {
@@ -219,10 +220,10 @@ export class Bar {
       }
     }
     try {
-      const choices = await this.page.complete(this.command.words, option.name, field.picked ? "" : text, others);
+      const choices = await this.page.complete(command.words, option.name, field.picked ? "" : text, others);
       return choices.map((choice) => ({ label: choice.name, value: choice.value }));
     } catch (error) {
-      this.say(error.message);
+      if (command === this.command) this.say(error.message);
       return [];
     }
   }
@@ -281,9 +282,10 @@ export class Bar {
     try {
       if (this.command) {
         const options = await this.values();
-        await this.page.run(this.command.words, options);
+        const form = await this.page.run(this.command.words, options);
         this.away({ focus: true });
         this.say("");
+        form?.(); // it gives the focus back to the line
       } else if (words.startsWith("/")) {
         const exact = leaves(this.page.commands()).find((command) => `/${command.words}` === words);
         if (exact) this.begin(exact);

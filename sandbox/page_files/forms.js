@@ -44,7 +44,13 @@ export function open(form, seen, send) {
   dialog.append(el("form", { method: "dialog", noValidate: true, onsubmit: sent }, title, body, problem,
     el("div", { class: "row" },
       el("button", { class: "button secondary", type: "button", onclick: () => dialog.close() }, "Cancel"), submit)));
-  dialog.addEventListener("close", () => dialog.remove());
+  dialog.addEventListener("close", () => {
+    dialog.remove();
+    // Chromium gives the focus back, but to an input without its caret: it then takes no letters.
+    const back = document.activeElement;
+    back.blur();
+    back.focus({ preventScroll: true });
+  });
   // Ctrl+Enter sends from within a text of several lines too.
   dialog.addEventListener("keydown", (event) => event.key === "Enter" && (event.ctrlKey || event.metaKey) && submit.click());
   document.body.append(dialog);

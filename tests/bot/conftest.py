@@ -54,8 +54,8 @@ class Lab:
         self.db.migrate()
         with self.db.write() as session:
             pools.add_pool(session, name="local", gpu_type="CPU", gpus=2)
-            until = datetime.now(UTC) + timedelta(days=90)
-            pools.add_grant(session, pool="local", sponsor="The Library", seconds=360_000, until=until)
+            given, until = allocations.parse_hours("100"), datetime.now(UTC) + timedelta(days=90)
+            pools.add_grant(session, pool="local", sponsor="The Library", seconds=given, until=until)
         self._sandbox = self._spawn("sandbox.log", "-m", "sandbox", "--dir", str(self.root / "sandbox"))
         self.guild = await Guild.open(self.root / "sandbox")
 

@@ -14,7 +14,7 @@ from bot.charts import draw
 from bot.posts import Place, Scene
 from bot.project_card import project_card
 from bot.review_card import change_card, review_card
-from bot.run_card import run_card
+from bot.run_card import moved_card, run_card
 from bot.studio import Curve
 from broker import allocations
 from broker.allocations import AllocationState, AllocationView
@@ -23,6 +23,7 @@ from broker.dossier import Dossier, Remark
 from broker.fairshare import Standing
 from broker.ledger import Account
 from broker.runs import CheckpointLink, RunState, RunView
+from broker.why import Why
 from projects.pipeline import Member, Outcome, ProjectView, Stage
 from projects.record import Told
 
@@ -95,6 +96,8 @@ def run(said: str) -> RunView:
 def checked(card: Card) -> None:
     texts = [item.content for item in card.walk_children() if isinstance(item, ui.TextDisplay)]
     assert sum(map(text.length, texts)) <= 4000
+    assert len(list(card.walk_children())) <= 40
+    assert all(texts)
     assert texts[-1].splitlines()[-1] == card.marker
     assert "@everyone" not in "".join(texts)
 
@@ -102,14 +105,20 @@ def checked(card: Card) -> None:
 @pytest.mark.parametrize("said", LONG, ids=range(len(LONG)))
 async def test_cards(said: str) -> None:
     for stage in Stage:
-        shown = replace(project(said), stage=stage)
+        shown = replace(project(said), stage=stage, stage_reason=said)
         checked(project_card(shown, [request(said)] * 30, [run(said)] * 30, channel_id="1"))
     for state in AllocationState:
         checked(review_card(replace(request(said), state=state), dossier(said)))
     for decision in ChangeState:
         checked(change_card(change(said, decision), request(said), dossier(said)))
     for phase in RunState:
-        checked(run_card(replace(run(said), state=phase), picture="curve.png"))
+        shown = replace(run(said), state=phase, delayed=said, parent_id=1, attempt=3)
+        why = Why(1, said, said, 1, phase, said, 9, 9, None, datetime(2030, 1, 1, tzinfo=UTC))
+        card = run_card(shown, picture="curve.png", why=why, thread_id="1")
+        checked(card)
+        galleries = [item for item in card.walk_children() if isinstance(item, ui.MediaGallery)]
+        assert [bool(picture.description) for gallery in galleries for picture in gallery.items] == [True]
+        checked(moved_card(shown, "https://discord.com/channels/1/2/3"))
 
 
 @pytest.mark.parametrize("said", LONG, ids=range(len(LONG)))
@@ -128,6 +137,12 @@ def test_posts(kind: str, said: str) -> None:
     payload |= {"before": {"id": "2", "name": said}, "endorsed_by": said, "renews": 3}
     payload |= {"policy": said, "was": 1, "now": said}
     payload |= {"person": {"id": "3", "name": said}, "numbers": list(range(1, 900))}
+    payload |= {
+        "author": {"id": "4", "name": said},
+        "said_at": "2030-01-01",
+        "link": "https://discord.com/channels/1/2/3",
+    }
+    payload |= {"price_weight": 2.5, "grant": 7, "places": {"record": {"id": "5", "name": said[:100]}}}
     payload["people"] = everyone if kind == "project.completed" else 2
     told = Told(1, "project:1", 12, kind, "00112233445566", payload)
     scene = Scene(project(said), "5", [run(said)] * 30)

@@ -1,6 +1,7 @@
 """A run as its project's channel sees it: one card edited in place, a thread, milestones, and the announcement."""
 
 import psutil
+from PIL import Image
 
 from broker import attempts, endings, publications, runs
 from broker.attempts import Ending, Process, Progress
@@ -15,6 +16,7 @@ URL = "http://127.0.0.1:9/stoa/p1-run-1/tree/step"
 def progress(first: int, last: int) -> Progress:
     """What a trainer reports from one step to another."""
     points = [Measured("loss", step, step * 1000, 9 - step / 10) for step in range(first, last + 1)]
+    points += [Measured("grad_norm", step, step * 1000, 1.5) for step in range(first, last + 1)]
     points += [Measured("tokens_per_second", last, last * 1000, 500.0), Measured("held_out", last, last * 1000, 6.5)]
     return Progress(0, 0, step=last, tokens=last * 1000, unigram_entropy=7.25, points=points)
 
@@ -39,6 +41,7 @@ async def test_the_card_follows_the_run(lab: Lab) -> None:
     assert "**Speed** 500 tokens/s · **ETA** 1 min" in now.text
     assert "0.006 used" in now.text
     first_picture = now.attachments[0]
+    assert Image.open(first_picture.path).size == (1000, 800)  # with the second panel
     assert first_picture.path.read_bytes().startswith(b"\x89PNG")
     assert "step 10 of 40" in (first_picture.description or "")
 
@@ -52,6 +55,7 @@ async def test_the_card_follows_the_run(lab: Lab) -> None:
     )
     assert f"[step {STEPS}]({URL}{STEPS})" in done.text
     assert "step 40 of 40 (100 %)" in done.text
+    assert "**Took**" in done.text
     assert len(done.attachments) == 1
 
     sample = lab.call(attempts.admit, 2, [0])

@@ -3,6 +3,7 @@
 from bot.setting_up import NEW
 from sandbox import permissions
 from tests.bot.conftest import Lab
+from tests.bot.test_delivery import until
 
 NOTHING = {
     f"{name}_ID": "0"
@@ -15,11 +16,11 @@ async def test_a_server_is_set_up_once_and_again(lab: Lab) -> None:
     await lab.start_bot(**NOTHING)
     ada, grace, omar = lab.person("Ada"), lab.person("Grace"), lab.person("Omar")
     roles = lab.guild.info["roles"]
+    await until(lambda: "An admin sets it right with /stoa setup." in lab.log)
     refused = await grace.command("project list")
     assert refused.ephemeral
     assert "nothing stands for proposals, review, announcements" in refused.text
     assert "An admin sets it right with /stoa setup." in refused.text
-    assert "An admin sets it right with /stoa setup." in lab.log
     assert "Only the admins can set up" in (await grace.command("stoa setup")).text
 
     before = [channel.id for channel in await lab.guild.channels()]
@@ -33,6 +34,10 @@ async def test_a_server_is_set_up_once_and_again(lab: Lab) -> None:
     assert [channel.id for channel in await lab.guild.channels()] == before
 
     given = {"proposals": "proposals", "announcements": "announcements", "reviewers": "reviewer"}
+    await lab.guild.fault(r"POST /guilds/\d+/roles", status=403)
+    broken_off = await omar.command("stoa setup", category="Lab", projects="Projects", **given)
+    assert broken_off.text.startswith("Discord does not let the bot make “Stoa moderator”")
+    assert "nothing stands for" in (await grace.command("project list")).text
     done = await omar.command("stoa setup", category="Lab", projects="Projects", **given)
     assert done.text.startswith("Stoa is set up.")
     assert f"- reviewers: <@&{roles['reviewer']}> (adopted)" in done.text
@@ -40,7 +45,8 @@ async def test_a_server_is_set_up_once_and_again(lab: Lab) -> None:
     made = [channel for channel in after if channel.id not in before]
     assert [channel.name for channel in made] == [NEW["review"].name, NEW["record"].name]
     assert {channel.parent_id for channel in made} == {lab.guild.info["categories"]["Lab"]}
-    assert f"- the lab's record: <#{made[1].id}> (new)" in done.text
+    assert f"- the lab's record: <#{made[1].id}> (adopted)" in done.text, "made by the one that broke off"
+    assert done.text.count("(new)") == 2
     told = await lab.guild.wait_for(made[1].id, lambda m: "says what stands for what" in m.text)
     assert "**Omar**" in told.text
 
@@ -58,6 +64,7 @@ async def test_a_server_is_set_up_once_and_again(lab: Lab) -> None:
     lab.kill_bot()
     await omar.delete_channel("announcements")
     await lab.start_bot(**NOTHING)
+    await until(lambda: "the channel of announcements is gone" in lab.log)
     gone = await ada.command("project list")
     assert "the channel of announcements is gone" in gone.text
     mended = await grace.command("stoa setup")

@@ -130,10 +130,10 @@ class Lab:
             attempts.started(session, run, token, PROCESS, (), lease_seconds=lease)
         return token
 
-    def claim(self, run: int, token: int, *, lease: float = 60) -> bool:
+    def claim(self, run: int, token: int, *, lease: float = 60, host: str = "host") -> bool:
         """Whether a worker gets the attempt."""
         with self.db.write() as session:
-            return attempts.claim(session, run, token, host="host", lease_seconds=lease)
+            return attempts.claim(session, run, token, host=host, lease_seconds=lease)
 
     def renew(self, run: int, token: int, elapsed: float, progress: Progress = NOTHING, *, lease: float = 60) -> bool:
         """Whether the run is asked to stop."""

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select
 
-from broker import attempts, output, pools, reaper
+from broker import attempts, launchers, output, pools, reaper
 from broker.attempts import Attempt
 from broker.ledger import LedgerRow, Movement
 from broker.runs import RunState
-from broker.slurm import REFUSED, SlurmLauncher, Wanted
+from broker.slurm import REFUSED, SlurmLauncher, Wanted, jobs
 from projects.db import utcnow
 from projects.errors import InvalidError
 from tests.broker.lab import Lab, settings
@@ -85,7 +85,7 @@ class StandIn(Supervisor):
 
 try:
     kind = StandIn if len(sys.argv) > 3 else Supervisor
-    kind(get_settings(), int(sys.argv[1]), int(sys.argv[2])).run()
+    kind(get_settings(), int(sys.argv[1]), int(sys.argv[2]), *map(int, sys.argv[5:])).run()
 except StaleError:
     sys.exit(1)
 """
@@ -287,25 +287,34 @@ def run(lab: Lab) -> int:
 
 @contextmanager
 def supervised(
-    lab: Lab, cluster: Cluster, home: Path, run: int, *trainer: str
+    lab: Lab, cluster: Cluster, home: Path, run: int, *trainer: str, lease: float = LEASE
 ) -> Iterator[tuple[subprocess.Popen[bytes], int, Path]]:
     """A supervisor of the run's next attempt, its token and folder."""
     with lab.db.write() as session:
         token = attempts.admit(session, run, ())
-    assert lab.claim(run, token, lease=LEASE)
+    assert lab.claim(run, token, lease=lease, host=launchers.host())
+    folder = home / "runs" / str(run) / f"attempt-{token}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with supervisor_of(lab, cluster, home, lease, str(run), str(token), *trainer) as supervisor:
+        yield supervisor, token, folder
+
+
+@contextmanager
+def supervisor_of(
+    lab: Lab, cluster: Cluster, home: Path, lease: float, *arguments: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A supervisor of a run and token: of a stand-in for the trainer, after one of a generation."""
     environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | {
         "STOA_ENV_FILE": "",
         "STOA_HOME": str(home),
         "STOA_DATABASE_URL": lab.db.url.render_as_string(hide_password=False),
-        "STOA_LEASE_SECONDS": str(LEASE),
+        "STOA_LEASE_SECONDS": str(lease),
         "STOA_STOP_GRACE_SECONDS": str(GRACE),
         "SLURM_CONF": str(cluster.conf),
     }
-    folder = home / "runs" / str(run) / f"attempt-{token}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    supervisor = subprocess.Popen([sys.executable, "-c", SUPERVISE, str(run), str(token), *trainer], env=environment)
+    supervisor = subprocess.Popen([sys.executable, "-c", SUPERVISE, *arguments], env=environment)
     try:
-        yield supervisor, token, folder
+        yield supervisor
     finally:
         supervisor.kill()
         supervisor.wait()
@@ -459,6 +468,52 @@ def test_a_job_whose_attempt_is_given_up_is_ended_though_no_other_follows(
         wait_for(lambda: cluster.ask("squeue", "--noheader") == "", "an empty queue")
         assert reaper.reap(conf, lab.db) == 0
     assert json.loads((folder / "outcome.json").read_text())["status"] == 75
+
+
+@ONCE
+def test_a_job_outlives_its_supervisor_and_gets_another(lab: Lab, cluster: Cluster, tmp_path: Path, run: int) -> None:
+    arguments = (str(run), "1", TRAINER, "10000", "1")
+    with supervised(lab, cluster, tmp_path, run, TRAINER, "10000", lease=60) as (first, token, folder):
+        wait_for(lambda: lab.row(run).step > 2, "some steps")
+        job = attempt(lab, run, token).pid
+        with supervisor_of(lab, cluster, tmp_path, 60, *arguments) as early:
+            assert early.wait(60) == 1, "nobody takes over from one that lives"
+        first.kill()
+        first.wait()
+        with supervisor_of(lab, cluster, tmp_path, 6, *arguments) as heir:
+            wait_for(lambda: attempt(lab, run, token).generation == 2, "the heir")
+            seen = lab.row(run).step
+            wait_for(lambda: lab.row(run).step > seen + 2, "more steps")
+            with supervisor_of(lab, cluster, tmp_path, 60, *arguments) as late:
+                assert late.wait(60) == 1, "one heir is enough"
+            lab.cancel(run)
+            assert heir.wait(60) == 0
+    assert lab.run(run).state == RunState.CANCELLED
+    assert [known.number for known in jobs(tmp_path / "runs")] == [attempt(lab, run, token).pid] == [job]
+    assert charged(lab, run, token) == slurms_seconds(cluster, job)
+    assert json.loads((folder / "outcome.json").read_text())["status"] == 75
+    assert lab.kinds(1).count("run.started") == 1
+
+
+@ONCE
+def test_a_job_that_waits_keeps_its_place_when_its_supervisor_dies(
+    lab: Lab, cluster: Cluster, tmp_path: Path, run: int
+) -> None:
+    cluster.ask("scontrol", "update", "nodename=n[1-2]", "state=drain", "reason=test")
+    with supervised(lab, cluster, tmp_path, run, TRAINER, "10", lease=60) as (first, token, _):
+        wait_for(lambda: "PENDING" in attempt(lab, run, token).waiting, "the reason of the wait")
+        job = attempt(lab, run, token).pid
+        first.kill()
+        first.wait()
+        with supervisor_of(lab, cluster, tmp_path, 6, str(run), "1", TRAINER, "10", "1") as heir:
+            wait_for(lambda: attempt(lab, run, token).generation == 2, "the heir")
+            assert attempt(lab, run, token).state == "claimed"
+            cluster.ask("scontrol", "update", "nodename=n[1-2]", "state=resume")
+            assert heir.wait(90) == 0
+    assert lab.run(run).state == RunState.FINISHED
+    assert [known.number for known in jobs(tmp_path / "runs")] == [attempt(lab, run, token).pid] == [job]
+    assert charged(lab, run, token) == slurms_seconds(cluster, job)
+    assert lab.kinds(1).count("run.started") == 1
 
 
 @pytest.mark.parametrize(

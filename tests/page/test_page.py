@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from playwright.async_api import Browser, expect
 
-from broker import attempts
-from broker.attempts import Process
+from broker import attempts, endings
+from broker.attempts import Ending, Process, Progress
 from tests.bot.conftest import PROPOSAL, SCOPE, Lab
 from tests.bot.test_run_card import progress
 from tests.page.conftest import DESKTOP, PHONE, Visit
@@ -62,7 +62,7 @@ async def test_from_a_proposal_to_a_resumed_run(lab: Lab, browser: Browser) -> N
     await watch_the_curve_grow(lab, visit)
     if "run pause" in await commands(lab):
         await launch(visit, "steps=40, seed=2")
-        await compare_pause_and_resume(visit)
+        await compare_pause_and_resume(lab, visit)
     await visit.end()
 
 
@@ -75,7 +75,8 @@ async def launch(visit: Visit, override: str) -> None:
     if await confirm.count():
         await visit.shoot("launch-1280")
         await confirm.click()
-    await expect(answer).to_contain_text("queued")
+    await expect(answer).to_contain_text("is queued")
+    await expect(visit.page.locator("#hint")).to_be_empty()
     await answer.get_by_role("button", name="Dismiss message").click()
 
 
@@ -83,10 +84,7 @@ async def watch_the_curve_grow(lab: Lab, visit: Visit) -> None:
     """The run's card changes in its place, within a second of the bot's edit, and what one reads stays where it is."""
     page = visit.page
     run = page.locator(".message:not(.private) .card").filter(has_text="P1 · run 1")
-    token = lab.call(attempts.admit, 1, [0])
-    lab.call(attempts.claim, 1, token, host="here", lease_seconds=60)
-    lab.call(attempts.started, 1, token, Process("here", "boot", 1, 1.0), [], lease_seconds=60)
-    lab.call(attempts.renew, 1, token, 20.0, progress(1, 10), lease_seconds=60)
+    token = train(lab, 1)
     picture = run.get_by_role("img")
     await expect(run).to_contain_text("step 10 of 40")
     await expect(picture).to_have_attribute("alt", expected("at step 10 of 40"))
@@ -107,23 +105,37 @@ async def watch_the_curve_grow(lab: Lab, visit: Visit) -> None:
     await visit.shoot("run-1280")
 
 
+def train(lab: Lab, run: int) -> int:
+    """Start a run as the worker does and report its first ten steps; the attempt's token."""
+    token: int = lab.call(attempts.admit, run, [run - 1])
+    lab.call(attempts.claim, run, token, host="here", lease_seconds=60)
+    lab.call(attempts.started, run, token, Process("here", "boot", run, 1.0), [], lease_seconds=60)
+    lab.call(attempts.renew, run, token, 20.0, progress(1, 10), lease_seconds=60)
+    return token
+
+
 def expected(words: str) -> re.Pattern[str]:
     return re.compile(re.escape(words))
 
 
-async def compare_pause_and_resume(visit: Visit) -> None:
-    """By the buttons of the cards."""
+async def compare_pause_and_resume(lab: Lab, visit: Visit) -> None:
+    """By the buttons of the cards, with clicks and with keys."""
     page = visit.page
     cards = page.locator(".message:not(.private) .card")
     first, second = cards.filter(has_text="P1 · run 1"), cards.filter(has_text="P1 · run 2")
+    token = train(lab, 2)
+    await expect(second).to_contain_text("step 10 of 40")
     await first.get_by_role("button", name="Compare").click()
     overlay = page.locator(".private").last
-    await expect(overlay.get_by_role("img").last).to_have_attribute("alt", re.compile("."))
+    await expect(overlay.get_by_role("img").last).to_have_attribute("alt", re.compile("un 1"))
     await visit.shoot("compare-1280")
     await overlay.get_by_role("button", name="Dismiss message").click()
+
     await second.get_by_role("button", name="Pause").press("Enter")
-    await visit.answered("Run 2 is paused")
+    await visit.answered("pauses")
+    lab.call(endings.settle, 2, token, 21.0, Progress(0, 0), Ending(75), 3)
     await expect(second).to_contain_text("paused")
+    await visit.shoot("paused-1280")
     await second.get_by_role("button", name="Resume").press("Enter")
     await visit.answered("Run 2")
     await expect(second).to_contain_text("queued")

@@ -5,7 +5,8 @@ import json
 import pytest
 from sqlalchemy import select
 
-from projects import pipeline, record, redaction
+from broker import allocations
+from projects import moderation, pipeline, record, redaction
 from projects.db import Database
 from projects.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
 from projects.people import Actor, Person
@@ -95,3 +96,61 @@ def test_a_person_is_forgotten_wherever_they_are_named(db: Database) -> None:
     assert everything_verifies(db)
     with pytest.raises(NotFoundError), db.write() as session:
         redaction.forget(session, OMAR, "404", "Who?", admin_role_id=ADMINS)
+
+
+def test_a_forgotten_name_is_on_no_card(db: Database) -> None:
+    lab = Lab(db)
+    lab.pool()
+    project = lab.project(ADA, "Ada's telescope, adapted")
+    allocation = lab.allocation(project)
+    run = lab.launch(project)
+    lab.cancel(run)
+    asked = lab.request(project, ADA, hours="300", justification="Ada needs them.")
+    lab.decline(asked, reason="Not for Ada; for Adam perhaps.")
+    with db.write() as session:
+        redaction.forget(session, OMAR, str(ADA.discord_id), "She asked for it.", admin_role_id=ADMINS)
+    assert lab.run(run).reason == "cancelled by a former member"
+    assert lab.run(run).requested_by == redaction.NAMELESS
+    with db.read() as session:
+        assert pipeline.view(session, project).title == "a former member's telescope, adapted"
+        view = allocations.view(session, asked)
+        assert allocations.view(session, allocation).requested_by == redaction.NAMELESS
+    assert (view.justification, view.reason) == (
+        "a former member needs them.",
+        "Not for a former member; for Adam perhaps.",
+    )
+    with db.write() as session:
+        again = redaction.forget(session, OMAR, str(ADA.discord_id), "Once more.", admin_role_id=ADMINS)
+    assert again == 0, "who else is forgotten is named no more"
+    assert everything_verifies(db)
+
+
+def test_one_text_of_a_project_is_removed_from_card_and_record(db: Database) -> None:
+    project = Lab(db).proposal(title="My telephone number")
+    stream = record.project_stream(project)
+
+    def remove(actor: Actor | None, field: str, reason: str = "It was private.") -> int:
+        with db.write() as session:
+            return moderation.remove_text(session, actor, project, field, reason, admin_role_id=ADMINS)
+
+    before = bodies(db)
+    with pytest.raises(ForbiddenError, match="Only the admins"):
+        remove(GRACE, "title")
+    with pytest.raises(NotFoundError, match="it has: title, question, why, needs"):
+        remove(OMAR, "lead_id")
+    with pytest.raises(ConflictError, match="The stage reason of project 1 is empty already"):
+        remove(OMAR, "stage_reason")
+    assert bodies(db) == before
+    assert remove(OMAR, "title") == 1
+    assert not any("telephone" in body for body in bodies(db) if body)
+    with db.read() as session:
+        view = pipeline.view(session, project)
+        entries = record.since(session, stream, 0)
+    assert (view.title, view.question) == (moderation.REMOVED, "q")
+    assert entries[-1].kind == "record.redacted"
+    assert entries[-1].payload is not None
+    assert (entries[-1].payload["numbers"], entries[-1].payload["field"]) == ([1], "title")
+    with pytest.raises(ConflictError, match="empty already"):
+        remove(None, "title")
+    assert remove(None, "question") == 0, "its entry was blanked with the title's"
+    assert everything_verifies(db)

@@ -23,7 +23,7 @@ LEADS_TO = {
 }
 CAST = {Role.LEAD: ADA, Role.CONTRIBUTOR: GRACE, Role.FOLLOWER: STRANGER, Role.REVIEWER: ROSA, Role.MODERATOR: MARIE}
 
-L, C, R, M = Role.LEAD, Role.CONTRIBUTOR, Role.REVIEWER, Role.MODERATOR
+L, C, R, M, A = Role.LEAD, Role.CONTRIBUTOR, Role.REVIEWER, Role.MODERATOR, Role.ADMIN
 AGREED = {
     Act.SCOPE: {L},
     Act.PAUSE: {L},
@@ -32,6 +32,7 @@ AGREED = {
     Act.STOP: {L, M},
     Act.CHANGE_NEEDS: {L},
     Act.POST_UPDATE: {L, C},
+    Act.PUT_ON_RECORD: {L, C},
     Act.HAND_OVER: {L},
     Act.USE_COMPUTE: {L, C},
     Act.ASK_FOR_COMPUTE: {L},
@@ -39,6 +40,13 @@ AGREED = {
     Act.OPEN_CHANNEL: {M},
     Act.HIDE: {M},
     Act.UNHIDE: {M},
+    Act.REVIEW: {R},
+    Act.DECIDE_CATALOGUE: {A},
+    Act.MANAGE_COMPUTE: {A},
+    Act.CHANGE_POLICIES: {A},
+    Act.BAN: {A},
+    Act.REDACT: {A},
+    Act.SET_UP: {A},
 }
 
 

@@ -13,10 +13,12 @@ import pytest
 from pydantic import SecretStr
 
 import doctor
+from bot import server
 from broker import pools
 from demo.play import settings_for
 from parts import Parts
 from projects.db import Database
+from projects.people import Actor
 from projects.settings import Settings
 from tests.databases import postgres
 from tests.system.chaos import call
@@ -115,6 +117,20 @@ def test_a_queue_that_is_away(well: Settings, tmp_path: Path) -> None:
 def test_what_is_wrong_on_discord(well: Settings, change: dict[str, object], advice: str) -> None:
     (wrong,) = [finding for finding in doctor.check_discord(changed(well, **change)) if not finding.ok]
     assert advice in wrong.advice
+
+
+def test_what_the_admins_chose_in_discord_counts(well: Settings, tmp_path: Path) -> None:
+    unset = changed(well, home=tmp_path, review_channel_id=0, reviewer_role_id=0)
+    wrong = [finding for finding in doctor.check_discord(unset) if not finding.ok]
+    assert [finding.thing for finding in wrong] == ["the reviewers' role", "the review channel"]
+    assert all("/stoa setup" in finding.advice for finding in wrong)
+    db = Database(unset.database)
+    db.migrate()
+    chosen = {"review": (well.review_channel_id, "review"), "reviewer_role": (well.reviewer_role_id, "reviewer")}
+    with db.write() as session:
+        server.choose(session, Actor(1, "Omar"), well.guild_id, chosen)
+    db.close()
+    assert all(finding.ok for finding in doctor.check_discord(unset))
 
 
 def test_permissions_that_the_bot_lacks_are_named(well: Settings, world: dict[str, Any]) -> None:

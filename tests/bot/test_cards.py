@@ -1,0 +1,204 @@
+"""How cards look and how often they are edited: whose turn it is, old messages, and the successor of an old card."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import discord
+import pytest
+from discord import ui
+
+from bot import cadence, outbox
+from bot.cadence import BUSY, FRESH_EDITS, OLD_AGE, OLD_EDITS, Cadence
+from bot.project_card import project_card
+from bot.run_card import RUNS, moved_card, run_card
+from broker import attempts, endings
+from broker.attempts import Ending, Process, Progress
+from broker.runs import RunState
+from broker.series import Measured
+from broker.why import Why
+from projects.pipeline import Stage
+from sandbox.people import Channel, Message
+from tests.bot.conftest import Lab
+from tests.bot.test_limits import project, request, run
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+class Clock:
+    """A clock that a test turns."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def said(view: ui.LayoutView) -> str:
+    return "\n".join(item.content for item in view.walk_children() if isinstance(item, ui.TextDisplay))
+
+
+async def test_a_card_is_edited_at_once_and_then_rests() -> None:
+    clock = Clock()
+    pace = Cadence(clock)
+    assert edits(pace, "run:1")
+    clock.now += BUSY - 0.1
+    assert not edits(pace, "run:1")
+    clock.now += 0.2
+    assert edits(pace, "run:1")
+    clock.now += BUSY + 0.1
+    assert not edits(pace, "run:1", pause=10)
+
+
+async def test_the_cards_of_a_channel_share_its_budget_and_the_longest_waiting_goes_first() -> None:
+    clock = Clock()
+    pace = Cadence(clock)
+    most, seconds = FRESH_EDITS
+    cards = [f"run:{n}" for n in range(3 * most)]
+    order = []
+    for _ in range(int(6 * seconds)):
+        # The one that asks first is not the one that waits longest.
+        order += [(clock.now, key) for key in reversed(cards) if edits(pace, key)]
+        clock.now += 1.0
+    for start in range(int(6 * seconds)):
+        within = [key for at, key in order if 1000 + start <= at < 1000 + start + seconds]
+        assert len(within) <= most
+    edited = [key for _, key in order]
+    assert sorted(edited[: len(cards)]) == sorted(cards)
+    assert edits(pace, "run:99", channel="another")
+
+
+async def test_a_card_that_asks_no_more_holds_nobody_up() -> None:
+    clock = Clock()
+    pace = Cadence(clock)
+    most, seconds = FRESH_EDITS
+    for n in range(most):
+        assert edits(pace, f"run:{n}")
+    assert not edits(pace, "run:gone")
+    clock.now += seconds + 1
+    assert [edits(pace, f"project:{n}") for n in range(most)] == [True] * most
+
+
+async def test_old_cards_are_edited_rarely_and_not_at_all_once_refused() -> None:
+    clock = Clock()
+    pace = Cadence(clock)
+    assert edits(pace, "run:1", age=OLD_AGE)
+    assert not edits(pace, "run:2", age=OLD_AGE + 1)
+    assert edits(pace, "run:3", age=OLD_AGE - 1)
+    clock.now += OLD_EDITS[1]
+    assert edits(pace, "run:2", age=OLD_AGE)
+    pace.refused("here", 500)
+    clock.now += 499
+    assert not edits(pace, "run:4", age=OLD_AGE)
+    assert edits(pace, "run:3", age=60)
+    clock.now += 2
+    assert edits(pace, "run:4", age=OLD_AGE)
+
+
+async def test_with_many_cards_in_motion_each_rests_longer() -> None:
+    clock = Clock()
+    pace = Cadence(clock)
+    count = 0
+    for _ in range(60):
+        count += sum(edits(pace, f"run:{n}", channel=str(n // 5)) for n in range(200))
+        clock.now += 1.0
+    assert 10 <= count / 60 <= 30
+
+
+def edits(pace: Cadence, key: str, *, channel: str = "here", age: float = 0.0, pause: float = BUSY) -> bool:
+    """Edit the card, if it is its turn."""
+    if not pace.turn(key, channel, age=age, pause=pause):
+        return False
+    pace.edited(key, channel, age=age)
+    return True
+
+
+async def test_a_runs_card_says_in_plain_words_how_it_stands() -> None:
+    shown = run("demo")
+    for state, (emoji, colour, word) in RUNS.items():
+        card = run_card(replace(shown, state=state))
+        assert said(card).startswith(f"### {emoji} Run 1 {word}\n")
+        (container,) = card.children
+        assert isinstance(container, ui.Container)
+        assert container.accent_colour == colour
+    assert len({(emoji, colour) for emoji, colour, _ in RUNS.values()}) == len(RunState)
+    started = datetime(2030, 1, 1, 10, tzinfo=UTC)
+    ended = replace(shown, started_at=started, ended_at=started.replace(minute=5), state=RunState.FINISHED)
+    assert "**Took** 5 min" in said(run_card(ended))
+    fork = replace(shown, parent_id=3, attempt=2)
+    assert "forked from run 3 · attempt 2" in said(run_card(fork))
+    assert "<#77>" in said(run_card(fork, thread_id="77"))
+    assert "(https://there)" in said(moved_card(fork, "https://there"))
+
+
+async def test_a_queued_runs_card_says_what_it_waits_for() -> None:
+    queued = replace(run("demo"), state=RunState.QUEUED, reason="")
+
+    def told(expected: datetime) -> str:
+        waits = Why(1, "Title", "local", 2, RunState.QUEUED, "It waits for GPUs: 2 needed.", 3, 7, None, expected)
+        return said(run_card(queued, why=waits))
+
+    first, later = told(datetime(2030, 1, 1, 10, 1, tzinfo=UTC)), told(datetime(2030, 1, 1, 10, 9, tzinfo=UTC))
+    assert "It waits for GPUs: 2 needed. It is number 3 of 7 in line. It should start by <t:" in first
+    assert first == later
+
+
+async def test_a_projects_card_tells_all_that_a_reader_asks() -> None:
+    shown = project("Why?")
+    card = said(project_card(replace(shown, stage=Stage.ACTIVE), [request("local")], [run("demo")], channel_id="5"))
+    for word in ("Active", "<#5>", "**Question**", "**Who is needed**", "**People (200)**", "Allocation 1", "Run 1"):
+        assert word in card
+    assert "Who is needed" not in said(project_card(shown, [], [], channel_id=None))
+
+
+async def test_a_card_too_old_to_edit_has_a_successor(shared_lab: tuple[Lab, Channel]) -> None:
+    lab, channel = shared_lab
+    await lab.launch(channel, override="steps=4000")
+    first = await lab.guild.wait_for(channel.id, lambda m: m.text.endswith("-# P1 · run 1"))
+    await lab.guild.wait_for(channel.id, lambda m: m.id == first.id and "next round" in m.text)
+    token = lab.call(attempts.admit, 1, [0])
+    lab.call(attempts.claim, 1, token, host="here", lease_seconds=60)
+    lab.call(attempts.started, 1, token, Process("here", "boot", 1, 1.0), [], lease_seconds=60)
+    lab.call(attempts.renew, 1, token, 5.0, progress(1, 100), lease_seconds=60)
+    await lab.guild.wait_for(channel.id, lambda m: m.id == first.id and "step 100 of" in m.text)
+
+    await lab.guild.count_as_old(0)
+    await lab.guild.limit("old edit", 0, 300.0)
+    lab.call(attempts.renew, 1, token, 10.0, progress(101, 200), lease_seconds=60)
+    second = await lab.guild.wait_for(channel.id, lambda m: m.id != first.id and m.text.endswith("-# P1 · run 1"))
+    assert "step 200 of" in second.text
+    assert f"<#{first.id}>" in second.text
+    assert "step 100 of" in (await of(lab, channel, first)).text
+
+    await lab.guild.count_as_old(3600)
+    lab.kill_bot()
+    await lab.start_bot()
+    moved = await lab.guild.wait_for(channel.id, lambda m: m.id == first.id and "newer card" in m.text)
+    assert moved.text.endswith("-# P1 · run 1")
+    assert f"/{channel.id}/{second.id})" in moved.text
+    assert moved.attachments == []
+    lab.call(attempts.renew, 1, token, 15.0, progress(201, 300), lease_seconds=60)
+    lab.call(endings.settle, 1, token, 20.0, Progress(0, 0), Ending(70, reason="It broke."), 0)
+    ended = await lab.guild.wait_for(
+        channel.id, lambda m: m.id == second.id and "has failed" in m.text and m.attachments != []
+    )
+    assert "step 300 of" in ended.text
+    assert await of(lab, channel, first) == moved
+    with lab.db.read() as session:
+        assert outbox.message(session, "run:1:2") is not None
+        assert outbox.message(session, "run:1:3") is None
+    assert "Traceback" not in lab.log
+
+
+async def of(lab: Lab, channel: Channel, message: Message) -> Message:
+    """The message as it is now."""
+    return next(m for m in await lab.guild.messages(channel.id) if m.id == message.id)
+
+
+def progress(first: int, last: int) -> Progress:
+    points = [Measured("loss", step, step * 1000, 9 - step / 100) for step in range(first, last + 1)]
+    return Progress(0, 0, step=last, tokens=last * 1000, points=points)
+
+
+async def test_the_age_of_a_message_is_in_its_id() -> None:
+    id_of_an_hour_ago = discord.utils.time_snowflake(discord.utils.utcnow()) - (3600 * 1000 << 22)
+    assert 3590 < cadence.age(str(id_of_an_hour_ago)) < 3610

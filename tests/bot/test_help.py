@@ -1,0 +1,54 @@
+"""`/stoa help` shows each person what they can do, by the table of rights, where they ask."""
+
+import pytest
+
+from bot import helping
+from bot.stoa_commands import stoa
+from sandbox.people import Channel
+from tests.bot.conftest import Lab
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+Shared = tuple[Lab, Channel]
+
+
+async def test_each_person_sees_what_they_can_do(shared_lab: Shared) -> None:
+    lab, channel = shared_lab
+    await lab.person("Omar").command("stoa setup", admins="admin")
+    seen = {}
+    for name in ("Ada", "Grace", "Rosa", "Omar"):
+        for place in ("general", channel.id):
+            answer = await lab.person(name).command("stoa help", channel=place)
+            assert answer.ephemeral
+            seen[name, place == channel.id] = "\n".join([answer.text, *(more.text for more in answer.followups)])
+    assert seen["Ada", True].startswith("What you can do in **Do small models dream?**, as lead:")
+    assert "### As the lead of this project\n**/project scope** · " in seen["Ada", True]
+    assert "**/run launch** · " in seen["Ada", True]
+    assert "Put on record** · " in seen["Grace", True]
+    assert "**/project scope**" not in seen["Grace", True]
+    assert seen["Ada", False].startswith("What you can do here, as member of the lab:")
+    assert "**/run launch**" not in seen["Ada", False]
+    assert "### As a reviewer" in seen["Rosa", True]
+    assert "### As an admin" in seen["Omar", False]
+    assert "**/stoa ban** · " in seen["Omar", False]
+    for text in seen.values():
+        assert ("**/stoa ban**" in text) == (text in (seen["Omar", False], seen["Omar", True]))
+        assert text.count("**/project propose** · ") == text.count("**/cluster queue** · ") == 1
+
+
+async def test_nobody_reviews_their_own_project_and_who_is_banned_hears_it(shared_lab: Shared) -> None:
+    lab, channel = shared_lab
+    await lab.guild.set_roles("Ada", ["reviewer"])
+    assert "### As a reviewer" in (await lab.person("Ada").command("stoa help")).text
+    assert "### As a reviewer" not in (await lab.person("Ada").command("stoa help", channel=channel.id)).text
+    await lab.guild.set_roles("Ada", [])
+    await lab.person("Omar").command("stoa ban", person="Grace", why="Spam.")
+    assert "you are banned: Spam." in (await lab.person("Grace").command("stoa help")).text
+
+
+async def test_it_fits_however_many_commands_there_are() -> None:
+    here = helping.Standing(frozenset(helping.HEADINGS), "x" * 80)
+    pages = helping.pages([stoa], here, review=1)
+    assert all(page.content_length() <= 4000 for page in pages)
+    known = {command.qualified_name for command in stoa.commands}
+    assert known <= {*helping.NEEDS, "stoa help"}

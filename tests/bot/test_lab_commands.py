@@ -1,0 +1,75 @@
+"""`/stoa pools · grants · limits`: admins see them with their use, and change them, in public and with a reason."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from bot import text
+from sandbox.people import Channel
+from tests.bot.conftest import Lab
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+Shared = tuple[Lab, Channel]
+
+
+async def test_pools_and_grants(shared_lab: Shared) -> None:
+    lab, _ = shared_lab
+    ada, omar = lab.person("Ada"), lab.person("Omar")
+    await omar.command("stoa setup", admins="admin")
+    for name in ("pools", "grants", "limits"):
+        refused = await ada.command(f"stoa {name}")
+        assert refused.text.startswith("Only the admins can")
+
+    listed = await omar.command("stoa pools")
+    assert "`local` 2 GPUs, CPU\n-# 0 busy, 0 at work, 0 waiting · local, weight 1 · 99 GPU-hours" in listed.text
+    assert listed.message is not None
+    form = await omar.press(listed.message, "Add a pool")
+    fields = {"Name": "hall", "GPU type": "H200", "GPUs": "eight", "Launcher": "Slurm", "Price weight": "2.5"}
+    heads = lab.heads()
+    wrong = await omar.submit(form, fields)
+    assert (wrong.text, lab.heads()) == ("The GPUs are a whole number from 1 to 1,000,000.", heads)
+    form = await omar.press(listed.message, "Add a pool")
+    assert "The pool `hall` is added" in (await omar.submit(form, fields | {"GPUs": "8"})).text
+    form = await omar.press(listed.message, "Change one")
+    changed = await omar.submit(form, {"Pool": "hall", "GPUs": "16", "Reason": "A second host."})
+    assert "`hall` is changed" in changed.text
+    told = await lab.guild.wait_for("public-record", lambda m: "changes the pool `hall`" in m.text)
+    assert "**Omar** changes the pool `hall`: it has 16 GPUs and a price weight of 2.5.\n> A second host." in told.text
+
+    listed = await omar.command("stoa grants")
+    assert "**1** The Library · `local` until" in listed.text
+    assert "100 GPU-hours: 1 GPU-hour granted, 0 GPU-hours of them spent" in listed.text
+    assert listed.message is not None
+    form = await omar.press(listed.message, "Add a grant")
+    fields = {"Pool": "hall", "Sponsor": "**A bank**", "GPU-hours": "5000", "Until": "2090-01-31"}
+    assert (await omar.submit(form, fields)).text == "Grant 2 is added; the record thanks the sponsor."
+    form = await omar.press(listed.message, "Change one")
+    assert form.fields[0].options[-1] == "2 · **A bank**, hall, until 2090-01-31"
+    more = {"Grant": form.fields[0].options[-1], "GPU-hours more": "500", "Reason": "They like it."}
+    assert (await omar.submit(form, more)).text == "Grant 2 is changed; the record says so."
+    told = await lab.guild.wait_for("public-record", lambda m: "500 GPU-hours more, until 2090-01-31" in m.text)
+    assert text.escape("**A bank**") in told.text
+    assert "5500 GPU-hours" in (await omar.command("stoa grants")).text.replace(",", "")
+    form = await omar.press(listed.message, "Change one")
+    tomorrow = (datetime.now(UTC) + timedelta(days=1)).date().isoformat()
+    early = {"Grant": form.fields[0].options[0], "Until": tomorrow, "Reason": "It is needed elsewhere."}
+    assert "go on until" in (await omar.submit(form, early)).text
+
+
+async def test_limits(shared_lab: Shared) -> None:
+    lab, _ = shared_lab
+    ada, omar = lab.person("Ada"), lab.person("Omar")
+    listed = await omar.command("stoa limits")
+    assert "**Starter hours** 1\n-# GPU-hours a proposal gets at once; 0 for none." in listed.text
+    assert listed.message is not None
+    form = await omar.press(listed.message, "Change one")
+    changed = await omar.submit(form, {"Limit": "Starter hours", "Value": "2", "Reason": "It was too small."})
+    assert changed.text == "`starter_hours` is 2 from now on."
+    await lab.guild.wait_for("public-record", lambda m: "It was too small." in m.text and "Omar" in m.text)
+    form = await omar.press(listed.message, "Change one")
+    await lab.guild.set_roles("Omar", [])
+    late = await omar.submit(form, {"Limit": "Starter hours", "Value": "9", "Reason": "More."})
+    await lab.guild.set_roles("Omar", ["admin"])
+    assert late.text.startswith("Only the admins can change policies")
+    assert "Only the admins" in (await ada.command("stoa limits")).text

@@ -1,0 +1,172 @@
+"""What a bot can check by itself on the real Discord, and a list of clicks for the person beside it.
+
+    STOA_DISCORD_TOKEN=… STOA_GUILD_ID=… python -m tests.discord_real
+
+Take a server made for tests, with the bot invited and started once. It makes one channel and deletes it at the
+end. Each answer is judged by Discord's API description too, where there is one. A bot presses no button and uses no
+command, so that the second half of the story is the person's. With STOA_DISCORD_API it runs against the loopback one.
+"""
+
+import asyncio
+import os
+import secrets
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+
+from bot.server import IN_GUILD
+from sandbox import permissions
+from tests.discord_openapi import DiscordJudge, find_description
+
+Json = dict[str, Any]
+V2, SUPPRESS = 1 << 15, 1 << 2
+COMMANDS = {"project", "allocation", "run", "catalogue", "cluster", "stoa", "Put on record"}
+CLICKS = """
+Now you, in the server, with a second account beside the first; each line tells what must be seen:
+[ ] /stoa setup as the owner: every channel and role by name; once more: “nothing was changed”.
+[ ] /stoa help as the owner and as the other: only the owner sees “As an admin”.
+[ ] /project propose, all four fields: a private answer, a card with Join in the proposals, a thread under it.
+[ ] Join from the other account: a private welcome; the card counts two people.
+[ ] /project scope: the project's channel comes, and the card links it.
+[ ] /allocation request: the pools are suggested while you type; a card in the review channel.
+[ ] Approve it as a reviewer who is not of the project: the buttons go, the channel tells it.
+[ ] /run launch: recipes are suggested; the run's card shows a curve that grows, with alt text, and a thread under it.
+[ ] A message's menu, Apps, Put on record: a post with a link that leads back to the message; once more: its number.
+[ ] On a phone: the cards, pictures and forms are whole, and nothing scrolls sideways.
+[ ] Stop the bot for a minute and start it again: an old button works, and nothing is posted twice.
+"""
+
+
+class Check:
+    """Requests to Discord as the bot, each answer judged, and what was seen so far."""
+
+    def __init__(self, session: aiohttp.ClientSession, base: str, token: str) -> None:
+        self._session, self._base, self._token = session, base.rstrip("/"), token
+        self._judge = DiscordJudge() if find_description() else None
+        self.failed = 0
+        self.headers: Json = {}
+
+    async def call(self, method: str, path: str, body: Json | None = None) -> tuple[int, Any]:
+        """Status and body of an answer; a 429 is waited for."""
+        headers = {"Authorization": f"Bot {self._token}", "User-Agent": "DiscordBot (stoa check, 1)"}
+        url = f"{self._base}/api/v10{path}"
+        while True:
+            async with self._session.request(method, url, json=body, headers=headers) as reply:
+                told = await reply.json() if reply.content_type == "application/json" else None
+                status, self.headers = reply.status, dict(reply.headers)
+            if status != 429:
+                break
+            await asyncio.sleep(float(told["retry_after"]))
+        if self._judge is not None:
+            exchange = {"method": method, "path": path, "request": body, "status": status, "response": told}
+            for problem in self._judge.judge(exchange):
+                self.see("Discord's API description fits", False, problem)
+        return status, told
+
+    def see(self, what: str, ok: bool, found: object = "") -> None:
+        """Print one line, and count a failure."""
+        self.failed += not ok
+        print(f"{'✔' if ok else '✘'} {what}{'' if ok else f': {found}'}", flush=True)
+
+
+async def look_at_the_server(check: Check, guild_id: str) -> None:
+    """The token, the permissions of the bot's roles, and the commands that it has registered."""
+    status, me = await check.call("GET", "/users/@me")
+    check.see("the token is good", status == 200, me)
+    status, guild = await check.call("GET", f"/guilds/{guild_id}")
+    check.see("the bot is in the server", status == 200, guild)
+    if check.failed:
+        return
+    _, member = await check.call("GET", f"/guilds/{guild_id}/members/{me['id']}")
+    mine = [role for role in guild["roles"] if role["id"] in (guild_id, *member["roles"])]
+    bits = 0
+    for role in mine:
+        bits |= int(role["permissions"])
+    wanted = {name: getattr(permissions, name.upper(), 0) for name in IN_GUILD}
+    lacking = [name for name, bit in wanted.items() if not bits & bit]
+    check.see("its role has the permissions that Stoa needs", not lacking, f"grant {', '.join(lacking)}")
+    check.see("and is no administrator", not bits & permissions.ADMINISTRATOR, "take Administrator away: it needs less")
+    _, commands = await check.call("GET", f"/applications/{me['id']}/guilds/{guild_id}/commands")
+    missing = COMMANDS - {command["name"] for command in commands}
+    check.see("its commands are registered", not missing, f"start the bot first; missing: {', '.join(sorted(missing))}")
+
+
+@asynccontextmanager
+async def a_channel(check: Check, guild_id: str) -> AsyncIterator[str]:
+    """A channel of its own for the rest, deleted at the end."""
+    body: Json = {"name": f"stoa-check-{secrets.token_hex(3)}", "type": 0, "topic": "Made by a check; may be deleted"}
+    status, channel = await check.call("POST", f"/guilds/{guild_id}/channels", body)
+    check.see("it can make a channel", status == 201, channel)
+    try:
+        yield str(channel["id"])
+    finally:
+        status, told = await check.call("DELETE", f"/channels/{channel['id']}")
+        check.see("and delete it", status == 200, told)
+
+
+async def post(check: Check, channel: str) -> None:
+    """What the delivery rests on: nonces, edits, threads, Components V2, headers, codes of errors."""
+    messages = f"/channels/{channel}/messages"
+    said: Json = {"content": "One **post**", "flags": SUPPRESS, "allowed_mentions": {"parse": []}}
+    said |= {"nonce": secrets.token_hex(12), "enforce_nonce": True}
+    _, first = await check.call("POST", messages, said)
+    limits = {key.lower() for key in check.headers}
+    named = {f"x-ratelimit-{name}" for name in ("limit", "remaining", "reset-after", "bucket")}
+    check.see("answers carry the headers of rate limits", named <= limits, sorted(named - limits))
+    _, second = await check.call("POST", messages, said)
+    check.see("the same nonce posts once", first["id"] == second["id"], (first["id"], second["id"]))
+    status, told = await check.call("POST", messages, said | {"nonce": "x" * 26})
+    check.see("a nonce over 25 characters is refused", status == 400, told)
+    status, told = await check.call("POST", messages, {"content": "x" * 2001})
+    check.see("2,001 characters are refused as a form's error", told.get("code") == 50035 and "errors" in told, told)
+
+    _, edited = await check.call("PATCH", f"{messages}/{first['id']}", {"content": "Edited"})
+    check.see("a post is edited", edited.get("content") == "Edited", edited)
+    status, thread = await check.call("POST", f"{messages}/{first['id']}/threads", {"name": "Below it"})
+    check.see("a message's thread has the message's id", thread.get("id") == first["id"], thread)
+    _, told = await check.call("POST", f"{messages}/{first['id']}/threads", {"name": "Again"})
+    check.see("a second thread is refused with 160004", told.get("code") == 160004, told)
+    status, told = await check.call("POST", f"/channels/{thread.get('id')}/messages", {"content": "In the thread"})
+    check.see("it can post in the thread", status == 200, told)
+
+    button = {"type": 2, "style": 3, "label": "Join", "custom_id": "join:1"}
+    inner = [{"type": 10, "content": "## A card"}, {"type": 1, "components": [button]}]
+    card: Json = {"flags": V2, "components": [{"type": 17, "accent_color": 0x0072B2, "components": inner}]}
+    status, shown = await check.call("POST", messages, card)
+    check.see("a card of Components V2 is accepted", status == 200 and bool(shown["flags"] & V2), shown)
+    inner[0]["content"] = "## A card, edited"
+    status, shown = await check.call("PATCH", f"{messages}/{shown.get('id')}", {"components": card["components"]})
+    check.see("and edited in place", status == 200 and "edited" in str(shown["components"]), shown)
+    _, told = await check.call("POST", messages, card | {"content": "beside it"})
+    check.see("a card with content beside it is refused", told.get("code") == 50035, told)
+
+    await check.call("DELETE", f"{messages}/{first['id']}")
+    _, told = await check.call("PATCH", f"{messages}/{first['id']}", {"content": "Gone"})
+    check.see("a deleted message answers 10008", told.get("code") == 10008, told)
+    _, listed = await check.call("GET", messages)
+    texts = [message["content"] for message in listed if message["type"] == 0]
+    check.see("the history shows what is left", texts == [""], texts)
+
+
+async def main() -> int:
+    """All of it; the exit status."""
+    token, guild_id = os.environ.get("STOA_DISCORD_TOKEN", ""), os.environ.get("STOA_GUILD_ID", "")
+    if not (token and guild_id):
+        print("Set STOA_DISCORD_TOKEN and STOA_GUILD_ID, of a server made for tests.")
+        return 2
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30), trust_env=True) as session:
+        check = Check(session, os.environ.get("STOA_DISCORD_API") or "https://discord.com", token)
+        await look_at_the_server(check, guild_id)
+        if not check.failed:
+            async with a_channel(check, guild_id) as channel:
+                await post(check, channel)
+        print(f"\n{check.failed} failed." if check.failed else "\nAll is as Stoa takes it to be.")
+        print(CLICKS)
+        return 1 if check.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))
