@@ -282,6 +282,9 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     [picture] = compared.message.attachments
     assert picture.path.read_bytes().startswith(b"\x89PNG")
     assert f"run {second} at 5.50 after 30k" in (picture.description or "")
+    shown = await ada.command("run show", run=first)
+    assert shown.message is not None
+    assert [picture.filename for picture in shown.message.attachments] == [f"run-{first}.png"]
     card = await card_of(lab, channel, first, "Compare")
     pressed = await ada.press(card, "Compare")
     assert pressed.ephemeral
