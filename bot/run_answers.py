@@ -6,14 +6,14 @@ from typing import Any
 
 import discord
 from discord import ui
-from sqlalchemy.orm import Session
 
 from bot import text
 from bot.app import Interaction
 from bot.buttons import Button
 from bot.card import BLUE, GREEN, GREY, Card, sections, texts
-from bot.studio import Comparison, Curve
-from broker import runs, series
+from bot.curves import curve_of
+from bot.studio import Comparison
+from broker import runs
 from broker.drafts import Preview
 from broker.launching import Receipt
 from broker.logs import Log
@@ -149,7 +149,7 @@ def compared(views: Sequence[RunView], picture: str) -> Card:
 async def comparison(interaction: Interaction, views: Sequence[RunView]) -> tuple[Card, discord.File]:
     """The comparison of runs with its picture; raises NotFoundError where none of them has a curve yet."""
     app = interaction.client
-    curves = [curve for curve in [await app.read(_curve, view) for view in views] if len(curve.loss) > 1]
+    curves = [curve for curve in [await app.read(curve_of, view) for view in views] if len(curve.loss) > 1]
     if not curves:
         raise NotFoundError("None of these runs has a curve yet; look again once they have trained some steps.")
     name = f"runs-{'-'.join(str(view.id) for view in views)}.png"
@@ -193,11 +193,3 @@ def _alt(views: Sequence[RunView]) -> str:
         for view in views
     ]
     return text.bounded(f"The losses of {len(views)} runs over their tokens, nats per token: {'; '.join(told)}.", 1000)
-
-
-def _curve(session: Session, run: RunView) -> Curve:
-    loss = [(point.tokens, point.value) for point in series.read(session, run.id, "loss")]
-    held_out = [(point.tokens, point.value) for point in series.read(session, run.id, "held_out")]
-    return Curve(
-        title=f"Run {run.id} · {run.recipe}", loss=loss, held_out=held_out, checkpoints=[], unigram_entropy=None
-    )

@@ -1,12 +1,17 @@
 """`/run …`: launch, look at, pause and go on, fork, sample from and compare runs."""
 
+import io
+
+import discord
 from discord import app_commands
 
 from bot import errors, lookup, run_answers, run_buttons, run_lookup, text
 from bot.app import Interaction, actor
+from bot.curves import curve_of
 from bot.run_card import run_card
 from broker import comparison, control, drafts, launching, logs, runs, why
 from broker.launching import Order
+from broker.runs import RunState
 
 run = app_commands.Group(name="run", description="Runs of the shared trainer")
 
@@ -104,8 +109,17 @@ async def rerun(interaction: Interaction, run: int | None = None) -> None:
 @app_commands.autocomplete(run=run_lookup.any_run)
 async def show(interaction: Interaction, run: int | None = None) -> None:
     """Show the run's card."""
-    view = await interaction.client.read(runs.view, await run_lookup.run_of(interaction, run))
-    await interaction.response.send_message(view=run_card(view), ephemeral=True)
+    await interaction.response.defer(ephemeral=True, thinking=True)
+    app = interaction.client
+    view = await app.read(runs.view, await run_lookup.run_of(interaction, run))
+    waits = await app.read(why.why, view.id) if view.state == RunState.QUEUED else None
+    curve = await app.read(curve_of, view)
+    if len(curve.loss) < 2:
+        await run_answers.show(interaction, run_card(view, why=waits))
+        return
+    name = f"run-{view.id}.png"
+    picture = discord.File(io.BytesIO(await app.studio.draw(curve)), name)
+    await run_answers.show(interaction, run_card(view, picture=name), picture)
 
 
 @run.command(name="list", description="List the newest runs of a project")

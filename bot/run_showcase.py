@@ -15,11 +15,12 @@ from bot import cadence, outbox
 from bot.app import App
 from bot.cadence import BUSY, CALM, OLD, OLD_AGE, OldMessageError
 from bot.card import Card
+from bot.curves import curve_of
 from bot.run_card import moved_card, run_card
 from bot.sender import Sender
-from bot.studio import Curve, Studio
+from bot.studio import Studio
 from bot.tables import DiscordMessage
-from broker import runs, series, why
+from broker import runs, why
 from broker.runs import ACTIVE, RunState, RunView
 from broker.why import Why
 
@@ -155,7 +156,7 @@ class RunShowcase:
         waited = time.monotonic() - self._drawn.get(run.id, float("-inf"))
         if waited < self.app.settings.picture_seconds and run.state in ACTIVE:
             return shown, None
-        curve = await self.app.read(_curve, run)
+        curve = await self.app.read(curve_of, run)
         name = f"run-{run.id}-{curve.digest}.png"
         if len(curve.loss) < 2 or name == shown:
             return shown, None
@@ -173,20 +174,3 @@ def _cards(session: Session, run: RunView) -> tuple[list[DiscordMessage], str]:
     rows = sorted(session.scalars(select(DiscordMessage).where(own)), key=lambda row: (len(row.key), row.key))
     room = outbox.rooms(session, run.project_id).get(key)
     return rows, room.channel_id or "" if room is not None and not room.gone else ""
-
-
-def _curve(session: Session, run: RunView) -> Curve:
-    def points(name: str) -> list[tuple[int, float]]:
-        return [(point.tokens, point.value) for point in series.read(session, run.id, name)]
-
-    per_step = run.tokens / run.step if run.step else 0.0
-    norms = points("grad_norm")
-    return Curve(
-        title=f"Run {run.id} · {run.recipe}",
-        loss=points("loss"),
-        held_out=points("held_out"),
-        checkpoints=[round(link.step * per_step) for link in run.checkpoints],
-        unigram_entropy=run.unigram_entropy,
-        below=norms or points("lr"),
-        below_label="gradient norm" if norms else "learning rate",
-    )
