@@ -93,7 +93,7 @@ def _progress(run: RunView) -> Sequence[str]:
     if run.state in ENDED and run.started_at is not None and run.ended_at is not None:
         pace.append(f"**Took** {text.duration((run.ended_at - run.started_at).total_seconds())}")
     return [
-        f"{text.bar(run.step, run.total_steps)} step {run.step:,} of {run.total_steps:,}{share}",
+        f"{text.bar(run.step, run.total_steps, 12)} step {run.step:,} of {run.total_steps:,}{share}",
         " · ".join(losses) + " nats per token" if losses else "",
         " · ".join(pace),
     ]
