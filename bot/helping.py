@@ -37,6 +37,7 @@ NEEDS: Mapping[str, Act] = {
     "run extend": Act.USE_COMPUTE,
     "run fork": Act.USE_COMPUTE,
     "run rerun": Act.USE_COMPUTE,
+    "run sample": Act.USE_COMPUTE,
     "catalogue prepare": Act.USE_COMPUTE,
     "catalogue accept": Act.DECIDE_CATALOGUE,
     "catalogue decline": Act.DECIDE_CATALOGUE,

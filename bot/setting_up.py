@@ -12,6 +12,7 @@ import discord
 
 from bot import server, text
 from bot.app import App
+from projects import people
 from projects.errors import ForbiddenError, InvalidError
 from projects.people import Actor
 
@@ -45,6 +46,7 @@ NEW: Mapping[str, New] = {
 
 async def set_up(app: App, guild: discord.Guild, actor: Actor, given: Mapping[str, Target]) -> str:
     """Adopt, make, note, and say what came of it; raises ForbiddenError with the permissions that the bot lacks."""
+    await app.read(people.find, actor)  # lest something is made for who is banned
     async with _one_at_a_time:
         found = await _standing(app, guild, given)
         made = [name for name in NEW if name not in found]

@@ -11,6 +11,15 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 Shared = tuple[Lab, Channel]
 
+EVERYONE = {
+    *(f"project {name}" for name in ("propose", "join", "follow", "leave", "show", "list")),
+    *(f"allocation {name}" for name in ("show", "list")),
+    *(f"run {name}" for name in ("show", "list", "compare", "why", "config", "log")),
+    *(f"catalogue {name}" for name in ("list", "propose")),
+    *(f"cluster {name}" for name in ("status", "usage", "queue")),
+    "stoa help",
+}
+
 
 async def test_each_person_sees_what_they_can_do(shared_lab: Shared) -> None:
     lab, channel = shared_lab
@@ -34,6 +43,17 @@ async def test_each_person_sees_what_they_can_do(shared_lab: Shared) -> None:
     for text in seen.values():
         assert ("**/stoa ban**" in text) == (text in (seen["Omar", False], seen["Omar", True]))
         assert text.count("**/project propose** · ") == text.count("**/cluster queue** · ") == 1
+
+
+async def test_every_command_is_for_everyone_or_has_its_row_in_the_table(shared_lab: Shared) -> None:
+    lab, _ = shared_lab
+    names = set()
+    for command in await lab.guild.commands():
+        below = command.get("options") or []
+        nested = [option["name"] for option in below if option["type"] == 1]
+        names |= {f"{command['name']} {name}" for name in nested} or {command["name"]}
+    assert names - set(helping.NEEDS) == EVERYONE
+    assert set(helping.NEEDS) <= names
 
 
 async def test_nobody_reviews_their_own_project_and_who_is_banned_hears_it(shared_lab: Shared) -> None:

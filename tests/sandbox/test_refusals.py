@@ -95,6 +95,7 @@ LONG = [{"name": f"{n}" * 100, "value": f"{n}" * 100} for n in range(10)]
 COMMANDS = [
     (command(name="Upper"), "0.name"),
     (command(name="two words"), "0.name"),
+    (command(name="Put on record", type=3), "0.description"),
     (command(description=""), "0.description"),
     (command(description="d" * 101), "0.description"),
     (command(*[option(str(n)) for n in range(26)]), "0.options"),
