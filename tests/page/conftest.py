@@ -30,7 +30,7 @@ OPTIONS = [
 expect.set_options(timeout=15_000)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="package", loop_scope="package")
 async def browser() -> AsyncIterator[Browser]:
     """Debian's Chromium, with a folder of its own that is empty."""
     chromium = shutil.which("chromium")
@@ -42,7 +42,7 @@ async def browser() -> AsyncIterator[Browser]:
         await opened.close()
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="package")
 async def lab(judge: DiscordJudge | None) -> AsyncIterator[Lab]:
     """A lab with a running bot and nothing proposed yet; what went over the wire is judged at its end."""
     with tempfile.TemporaryDirectory() as folder:
@@ -75,13 +75,13 @@ class Visit:
             self.elsewhere.append(request.url)
 
     @classmethod
-    async def begin(cls, browser: Browser, lab: Lab, size: tuple[int, int], scheme: str) -> "Visit":
+    async def begin(cls, browser: Browser, url: str, size: tuple[int, int], scheme: str) -> "Visit":
         width, height = size
         context = await browser.new_context(
             viewport={"width": width, "height": height}, color_scheme="dark" if scheme == "dark" else "light"
         )
         context.set_default_timeout(15_000)
-        visit = cls(await context.new_page(), lab.guild.info["discord"])
+        visit = cls(await context.new_page(), url)
         await visit.page.goto(visit.url)
         await expect(visit.page.locator("#name")).not_to_be_empty()
         return visit
