@@ -43,7 +43,9 @@ const page = {
   },
   run: (command, options) => act("command", { channel: known.open, command, options }),
   async complete(command, option, typed, options) {
-    return (await ask("/sandbox/interactions/autocomplete", { user: me(), channel: known.open, command, option, typed, options })).choices;
+    const answer = await ask("/sandbox/interactions/autocomplete", { user: me(), channel: known.open, command, option, typed, options });
+    if (answer.kind === "none") throw new Error(`${known.guild.bot.name} sent no suggestions in time. Type on to ask again.`);
+    return answer.choices;
   },
   press(message, target, values, button) {
     return busy(button, () => act("press", { message_id: message.id, target, values }));

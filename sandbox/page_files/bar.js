@@ -251,7 +251,10 @@ export class Bar {
       if (number > (option.max_value ?? Infinity)) throw new Error(`${option.name} must be at most ${option.max_value}.`);
       return number;
     }
-    return text.replace(/^[@#]/, option.type === STRING ? "$&" : "");
+    if (option.type !== STRING) return text.replace(/^[@#]/, ""); // a name of the guild's
+    const [low, high] = [option.min_length ?? 0, option.max_length ?? 6000];
+    if (text.length < low || text.length > high) throw new Error(`${option.name} must have between ${low} and ${high} characters.`);
+    return text;
   }
 
   async values() {

@@ -171,7 +171,7 @@ function picture(media, alt) {
 }
 
 function attached(file) {
-  if (/\.(png|jpe?g|gif|webp)$/i.test(file.filename ?? "")) return el("div", { class: "gallery of1" }, picture(file, file.description));
+  if (/\.(png|jpe?g|gif|webp)$/i.test(file.filename ?? "")) return el("div", { class: "gallery of1" }, picture(file, file.description ?? file.filename));
   const path = new URL(file.url, location.href).pathname;
   return el("a", { class: "file", href: path, download: file.filename }, `📄 ${file.filename}`, el("small", {}, ` ${Math.ceil(file.size / 1024)} KiB`));
 }

@@ -12,11 +12,11 @@ from tests.bot.conftest import PROPOSAL, SCOPE, Lab
 from tests.bot.test_run_card import progress
 from tests.page.conftest import DESKTOP, PHONE, Visit
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.timeout(120)]
 
 
 async def test_from_a_proposal_to_a_resumed_run(lab: Lab, browser: Browser) -> None:
-    visit = await Visit.begin(browser, lab, DESKTOP, "light")
+    visit = await Visit.begin(browser, lab.guild.info["discord"], DESKTOP, "light")
     page = visit.page
     card = page.locator(".card")
 
@@ -152,7 +152,7 @@ async def test_the_keyboard_is_enough_on_a_phone(lab: Lab, browser: Browser) -> 
     await lab.person("Grace").say(
         "general", "Good morning <b>all</b>, see **this** and `x`: <img src=x onerror=alert(1)>"
     )
-    visit = await Visit.begin(browser, lab, PHONE, "dark")
+    visit = await Visit.begin(browser, lab.guild.info["discord"], PHONE, "dark")
     page, keys = visit.page, visit.page.keyboard
     focused = page.locator(":focus")
 
