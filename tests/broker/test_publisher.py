@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 import yaml
 from huggingface_hub import HfApi
+from PIL import Image
 from safetensors.numpy import save_file
 from sqlalchemy import text, update
 
-from broker import card, publications, publisher
+from broker import card, curve, publications, publisher
 from broker.attempts import Checkpoint, Progress
 from broker.publications import Publication, Repository
 from projects import pipeline, progress, record
@@ -205,6 +206,13 @@ def test_the_card_says_how_and_by_whom(lab: Lab, conf: Settings, hub: Hub, run: 
     assert f'from_pretrained("{repo(conf, run)}", revision="step{LAST}")' in said
     assert "| 4 | 400 | 0.2500 |" in said
     assert "| 5 | 500" not in said, "the curve ends at the checkpoint"
+    assert "](loss.png)" in said
+    picture = row(lab, run, LAST).folder + "/loss.png"
+    assert (Path(picture).read_bytes()[:8], Image.open(picture).size) == (b"\x89PNG\r\n\x1a\n", (1000, 600))
+    assert "loss.png" in hub.api.list_repo_files(repo(conf, run), revision=f"step{LAST}")
+    assert (
+        curve.draw([100, 200], [2.0, 1.0]) == curve.draw([100, 200], [2.0, 1.0]) != curve.draw([100, 200], [2.0, 3.0])
+    )
     measures = hub.read(repo(conf, run), "metrics.jsonl", f"step{LAST}").splitlines()
     assert [json.loads(line)["step"] for line in measures] == [1, 2, 3, 4]
     manifest = json.loads(hub.read(repo(conf, run), "data_manifest.json", f"step{LAST}"))
