@@ -1,6 +1,7 @@
-"""What goes to the Hub beside each checkpoint: the model card, the measures up to its step, and its data manifest."""
+"""What goes to the Hub beside each checkpoint: model card, loss curve, the measures up to its step, data manifest."""
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from projects.text import cleaned
 
 CARD = "README.md"
 METRICS = "metrics.jsonl"
+PICTURE = "loss.png"
 MANIFEST = "data_manifest.json"
 HUB_LICENCES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc0-1.0", "bsd-3-clause")
 """SPDX identifiers in lower case that the Hub knows as such; for any other it wants a name."""
@@ -56,6 +58,10 @@ checkpoint is a branch `step{N}` of this repository; `main` is the newest one.
 
 ## Loss
 
+{% if picture %}
+![The loss, in nats per token, over the tokens seen]({{ picture }})
+
+{% endif %}
 | Step | Tokens | Loss (nats per token) |
 |---|---|---|
 {% for line in curve %}
@@ -79,7 +85,7 @@ tokenizer = AutoTokenizer.from_pretrained("{{ repo }}", revision="step{{ step }}
 
 
 def write_card(session: Session, run_id: int, repo: str, folder: Path) -> None:
-    """Write the card, `metrics.jsonl` and `data_manifest.json` into a checkpoint's folder, once.
+    """Write the card, its picture, `metrics.jsonl` and `data_manifest.json` into a checkpoint's folder, once.
 
     A second try sends the same bytes, so that an answer lost on the way makes no second commit. Raises OSError and
     ValueError where the folder is not as the trainer leaves it.
@@ -89,9 +95,12 @@ def write_card(session: Session, run_id: int, repo: str, folder: Path) -> None:
         return
     step = int(folder.name.removeprefix("step"))
     lines = measured(folder.parent.parent, step)
+    losses = [line for line in lines if isinstance(line.get("loss"), float) and math.isfinite(line["loss"])]
     _write(folder / METRICS, "".join(f"{json.dumps(line)}\n" for line in lines))
     _write(folder / MANIFEST, json.dumps(how.get("data", {}), indent=2) + "\n")
-    _write(folder / CARD, _card(session, run_id, repo, step, how, lines))
+    if len(losses) > 1:
+        _write(folder / PICTURE, _picture(losses))
+    _write(folder / CARD, _card(session, run_id, repo, step, how, losses))
 
 
 def measured(attempt: Path, step: int) -> list[dict[str, Any]]:
@@ -111,7 +120,7 @@ def measured(attempt: Path, step: int) -> list[dict[str, Any]]:
 
 
 def _card(
-    session: Session, run_id: int, repo: str, step: int, how: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]
+    session: Session, run_id: int, repo: str, step: int, how: Mapping[str, Any], losses: Sequence[Mapping[str, Any]]
 ) -> str:
     run = runs.view(session, run_id)
     project = pipeline.view(session, run.project_id)
@@ -139,8 +148,15 @@ def _card(
         step=step,
         tokens=how.get("tokens", 0),
         sources=sources,
-        curve=_thinned([line for line in lines if isinstance(line.get("loss"), float)]),
+        curve=_thinned(losses),
+        picture=PICTURE if len(losses) > 1 else "",
     )
+
+
+def _picture(losses: Sequence[Mapping[str, Any]]) -> bytes:
+    from broker import curve  # matplotlib takes its time to load, and only a publisher draws
+
+    return curve.draw([line.get("tokens", line["step"]) for line in losses], [line["loss"] for line in losses])
 
 
 def _source(source: Mapping[str, Any]) -> dict[str, str]:
@@ -171,8 +187,8 @@ def _plain(value: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>()#+!|~&:@$.-])", r"\\\1", " ".join(cleaned(str(value)).split()))
 
 
-def _write(path: Path, content: str) -> None:
+def _write(path: Path, content: str | bytes) -> None:
     """Write the whole file or none of it."""
     partial = path.with_name(f".{path.name}.writing")
-    partial.write_text(content, encoding="utf-8")
+    partial.write_bytes(content if isinstance(content, bytes) else content.encode())
     os.replace(partial, path)

@@ -15,13 +15,15 @@ import numpy as np
 import pytest
 import yaml
 from huggingface_hub import HfApi
+from PIL import Image
 from safetensors.numpy import save_file
 from sqlalchemy import text, update
 
-from broker import card, publications, publisher
+from broker import card, curve, publications, publisher
 from broker.attempts import Checkpoint, Progress
 from broker.publications import Publication, Repository
 from projects import pipeline, progress, record
+from projects.db import utcnow
 from projects.people import Actor
 from projects.pipeline import Project
 from projects.settings import Settings
@@ -205,6 +207,13 @@ def test_the_card_says_how_and_by_whom(lab: Lab, conf: Settings, hub: Hub, run: 
     assert f'from_pretrained("{repo(conf, run)}", revision="step{LAST}")' in said
     assert "| 4 | 400 | 0.2500 |" in said
     assert "| 5 | 500" not in said, "the curve ends at the checkpoint"
+    assert "](loss.png)" in said
+    picture = row(lab, run, LAST).folder + "/loss.png"
+    assert (Path(picture).read_bytes()[:8], Image.open(picture).size) == (b"\x89PNG\r\n\x1a\n", (1000, 600))
+    assert "loss.png" in hub.api.list_repo_files(repo(conf, run), revision=f"step{LAST}")
+    assert (
+        curve.draw([100, 200], [2.0, 1.0]) == curve.draw([100, 200], [2.0, 1.0]) != curve.draw([100, 200], [2.0, 3.0])
+    )
     measures = hub.read(repo(conf, run), "metrics.jsonl", f"step{LAST}").splitlines()
     assert [json.loads(line)["step"] for line in measures] == [1, 2, 3, 4]
     manifest = json.loads(hub.read(repo(conf, run), "data_manifest.json", f"step{LAST}"))
@@ -244,7 +253,7 @@ def test_a_hub_that_fails_is_tried_again_later(
 ) -> None:
     write(lab, conf, run, 0, 1)
     hub.fault(path=path, status=status, times=40)
-    publish(lab, conf, run)
+    publish(lab, conf.model_copy(update={"publish_retry_seconds": 600}), run)
     first = row(lab, run, 0)
     assert (first.url, first.lease_until, first.tries) == (None, None, 1)
     assert str(status) in first.error
@@ -252,7 +261,8 @@ def test_a_hub_that_fails_is_tried_again_later(
     assert (waiting(lab), told(lab)) == ([], []), "the next one waits for it too"
     publish(lab, conf, run)
     assert row(lab, run, 0).tries == 1
-    time.sleep(0.25)
+    with lab.db.write() as session:
+        session.execute(update(Publication).values(not_before=utcnow()))
     hub.heal()
     assert waiting(lab) == [(run, 0)]
     publish(lab, conf, run)
