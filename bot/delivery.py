@@ -43,7 +43,6 @@ class Delivery:
         self._places = asyncio.Semaphore(AT_ONCE)
         self._idle_places = asyncio.Semaphore(IDLE_AT_ONCE)
         self._troubles: dict[str, Trouble] = {}
-        self._begun: set[str] = set()
         self._waiting = False
 
     async def run(self) -> None:
@@ -104,6 +103,8 @@ class Delivery:
                 await feed.catch_up()
         except LostLeaseError:
             log.warning("the lease went to another process", stream=stream)
+        except discord.RateLimited as error:
+            trouble.note(stream, f"Discord asks to wait {error.retry_after:.0f} s")
         except discord.HTTPException as error:
             trouble.note(stream, f"Discord answers {error.status} {error.code}: {error.text}")
             if error.status < 500 and error.status != TOO_MANY:
@@ -115,9 +116,7 @@ class Delivery:
             if trouble.count >= TRIES_BEFORE_TOLD:
                 await self._notices.waits(stream, "an error of our own, which is in the bot's log.")
         else:
-            if trouble.count or stream not in self._begun:
-                await self._notices.goes_on(stream)
-            self._begun.add(stream)
+            await self._notices.goes_on(stream)
             del self._troubles[stream]
 
     async def _stop(self) -> None:
