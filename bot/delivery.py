@@ -43,7 +43,6 @@ class Delivery:
         self._places = asyncio.Semaphore(AT_ONCE)
         self._idle_places = asyncio.Semaphore(IDLE_AT_ONCE)
         self._troubles: dict[str, Trouble] = {}
-        self._begun: set[str] = set()
         self._waiting = False
 
     async def run(self) -> None:
@@ -117,9 +116,7 @@ class Delivery:
             if trouble.count >= TRIES_BEFORE_TOLD:
                 await self._notices.waits(stream, "an error of our own, which is in the bot's log.")
         else:
-            if trouble.count or stream not in self._begun:
-                await self._notices.goes_on(stream)
-            self._begun.add(stream)
+            await self._notices.goes_on(stream)
             del self._troubles[stream]
 
     async def _stop(self) -> None:

@@ -12,9 +12,8 @@ from broker import allocations, catalogue, changes, pools
 from broker.allocations import AllocationState, AllocationView
 from broker.catalogue import State
 from broker.changes import ChangeState
-from projects import pipeline
+from projects import pipeline, suggestions
 from projects.errors import NotFoundError
-from projects.pipeline import ENDED
 
 MOST_CHOICES = 25
 T = TypeVar("T", int, str)
@@ -25,7 +24,7 @@ async def project_of(interaction: Interaction, named: int | None) -> int:
     project_id = named if named is not None else await project_here(interaction)
     if project_id is None:
         raise NotFoundError("Use this in a project's channel or thread, or name the project in the option “project”.")
-    await interaction.client.read(pipeline.view, project_id)
+    await interaction.client.read(pipeline.load, project_id)
     return project_id
 
 
@@ -42,14 +41,12 @@ async def project_here(interaction: Interaction) -> int | None:
 
 async def projects(interaction: Interaction, typed: str) -> list[Choice[int]]:
     """The newest projects whose number or title fits."""
-    views = await interaction.client.read(pipeline.views, limit=100)
-    return _choices([(f"{view.id} · {view.title}", view.id) for view in views], typed)
+    return _choices(await interaction.client.read(suggestions.projects, typed), typed)
 
 
 async def open_projects(interaction: Interaction, typed: str) -> list[Choice[int]]:
     """Those of them that have not ended."""
-    views = await interaction.client.read(pipeline.views, limit=100)
-    return _choices([(f"{view.id} · {view.title}", view.id) for view in views if view.stage not in ENDED], typed)
+    return _choices(await interaction.client.read(suggestions.projects, typed, open_only=True), typed)
 
 
 async def pool_names(interaction: Interaction, typed: str) -> list[Choice[str]]:
@@ -116,6 +113,6 @@ async def project_meant(interaction: Interaction) -> int | None:
     return named if isinstance(named, int) else await project_here(interaction)
 
 
-def _choices(named: list[tuple[str, T]], typed: str) -> list[Choice[T]]:
+def _choices(named: Sequence[tuple[str, T]], typed: str) -> list[Choice[T]]:
     fitting = [(name, value) for name, value in named if typed.casefold() in name.casefold()]
     return [Choice(name=text.bounded(name, 100), value=value) for name, value in fitting[:MOST_CHOICES]]

@@ -14,7 +14,7 @@ from bot.sender import Sender
 from bot.tables import DiscordMessage
 from projects import record
 
-OVER = "over"
+WAITS, OVER = "waits:", "over"
 
 log = structlog.get_logger()
 
@@ -24,21 +24,29 @@ class Notices:
 
     def __init__(self, app: App, sender: Sender) -> None:
         self.app, self.sender = app, sender
+        self._waiting: set[str] | None = None
 
     async def waits(self, stream: str, reason: str) -> None:
         """Say that the posts of a stream wait, at which entry, and why."""
+        if self._waiting is not None:
+            self._waiting.add(stream)
         number = (await self.app.read(outbox.cursors)).get(stream, 0) + 1
         said = f"⚠️ Posting waits: {reason} It goes on by itself once that is mended."
         await self._post(_key(stream, number), f"{said}\n-# {_owner(stream)} · waits at record {number}")
 
     async def goes_on(self, stream: str) -> None:
         """Say where it was said to wait that it does no more."""
+        if self._waiting is None:  # of an earlier process
+            self._waiting = {row.key.removeprefix(WAITS).rpartition(":")[0] for row in await self.app.read(_open)}
+        if stream not in self._waiting:
+            return
         try:
             for row in await self.app.read(_open, stream):
                 number = row.key.rpartition(":")[2]
                 said = "✅ Posting waited here, and goes on."
                 await self.sender.rewrite(row, f"{said}\n-# {_owner(stream)} · waited at record {number}")
                 await self.app.write(outbox.sent, row.key, row.message_id or "", OVER)
+            self._waiting.discard(stream)
         except discord.DiscordException as error:
             log.warning("a notice to the admins cannot be changed", stream=stream, reason=str(error))
 
@@ -64,14 +72,15 @@ def refusal(error: discord.HTTPException) -> str:
 
 
 def _key(stream: str, number: int) -> str:
-    return f"waits:{stream}:{number}"
+    return f"{WAITS}{stream}:{number}"
 
 
 def _owner(stream: str) -> str:
     return "Lab" if stream == record.LAB else f"P{stream.partition(':')[2]}"
 
 
-def _open(session: Session, stream: str) -> list[DiscordMessage]:
-    mine = DiscordMessage.key.startswith(f"waits:{stream}:", autoescape=True)
+def _open(session: Session, stream: str = "") -> list[DiscordMessage]:
+    """The notices, of one stream or all, that say of something that it waits."""
+    mine = DiscordMessage.key.startswith(f"{WAITS}{stream}:" if stream else WAITS, autoescape=True)
     told = select(DiscordMessage).where(mine, DiscordMessage.message_id.is_not(None), DiscordMessage.digest != OVER)
     return list(session.scalars(told.where(DiscordMessage.gone.is_(False))))

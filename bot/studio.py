@@ -101,8 +101,9 @@ def _compare(comparison: Comparison) -> bytes:
 
 
 def _follow(parent: int) -> None:
-    """Leave Ctrl-C to the parent, and end when it has ended, however it did."""
+    """Leave Ctrl-C and the first turn at the processor to the parent, and end when it has ended, however it did."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(10)
 
     def watch() -> None:
         while os.getppid() == parent:

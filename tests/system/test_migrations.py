@@ -12,8 +12,9 @@ import broker
 import projects
 from bot import lease, outbox
 from bot.tables import DiscordCommands, DiscordPlace
-from broker import attempts, publications
+from broker import attempts, drafts, publications
 from broker.attempts import Checkpoint, Ending, Progress
+from broker.launching import Order
 from broker.series import Measured
 from projects import limits, pipeline, record, redaction
 from projects.db import Base, Database
@@ -23,7 +24,7 @@ from tests.databases import database_url, db, postgres
 
 __all__ = ["database_url", "db", "postgres"]
 
-FIRST, LAST = 1, 10
+FIRST, LAST = 1, 12
 
 
 def fill(database: Database) -> None:
@@ -49,6 +50,7 @@ def fill(database: Database) -> None:
         session.merge(DiscordCommands(application_id="1", guild_id="2", digest="d"))
         session.add(DiscordPlace(guild_id="2", name="record", discord_id="400"))
         session.add(Finding(message_id="500", project_id=project, number=2))
+        drafts.launch(session, ADA, "draft", Order(project, "demo", "10m"))
         lease.hold(session, "2", "somebody", 60)
         for entry in record.since(session, record.project_stream(project), 0):
             outbox.told(session, entry)
