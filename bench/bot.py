@@ -31,8 +31,8 @@ from sqlalchemy import select
 
 from bench.crowd import Crowd, furnish, go_on
 from bench.goals import Goal, as_json
-from bot import outbox
-from bot.tables import DiscordMessage
+from bot.delivery import outbox
+from bot.delivery.tables import DiscordMessage
 from projects import record
 from projects.db import Database
 from sandbox.people import ActionError, Guild

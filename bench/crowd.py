@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
-from bot.tables import DiscordMessage
+from bot.delivery.tables import DiscordMessage
 from broker import pools, runs, series
 from broker.allocations import Allocation, AllocationState
 from broker.ledger import Balance

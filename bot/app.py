@@ -12,9 +12,9 @@ from discord import app_commands
 from sqlalchemy.orm import Session
 
 from bot import server
-from bot.pace import Pace
+from bot.cards.studio import Studio
+from bot.delivery.pace import Pace
 from bot.server import Server
-from bot.studio import Studio
 from projects.db import Database
 from projects.people import Actor
 from projects.settings import Settings

@@ -16,19 +16,20 @@ from discord.gateway import DiscordWebSocket
 from discord.http import Route
 from sqlalchemy.orm import Session
 
-from bot import allocation_buttons, buttons, errors, project_buttons, run_buttons, setting_up, stoa_buttons, text
-from bot.allocation_commands import allocation
+from bot import buttons, errors, text
 from bot.app import App, Interaction
 from bot.buttons import Button
-from bot.catalogue_commands import catalogue_group
-from bot.cluster_commands import cluster_group
-from bot.delivery import Delivery
-from bot.project_commands import project
-from bot.put_on_record import put_on_record
-from bot.run_commands import run as run_group
+from bot.commands import allocation_buttons, project_buttons, run_buttons, setting_up, stoa_buttons
+from bot.commands.allocation_commands import allocation
+from bot.commands.catalogue_commands import catalogue_group
+from bot.commands.cluster_commands import cluster_group
+from bot.commands.project_commands import project
+from bot.commands.put_on_record import put_on_record
+from bot.commands.run_commands import run as run_group
+from bot.commands.stoa_commands import stoa
+from bot.delivery.loop import Delivery
+from bot.delivery.tables import DiscordCommands
 from bot.server import CHANNELS, Server
-from bot.stoa_commands import stoa
-from bot.tables import DiscordCommands
 from projects import log as log_format
 from projects.db import Database
 from projects.settings import Settings

@@ -7,7 +7,7 @@ from typing import Self
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from bot.tables import DiscordPlace
+from bot.delivery.tables import DiscordPlace
 from projects import people, record
 from projects.people import Actor
 from projects.settings import Settings

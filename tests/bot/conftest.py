@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from bot import outbox
+from bot.delivery import outbox
 from broker import allocations, pools
 from broker.allocations import AllocationView
 from projects import record

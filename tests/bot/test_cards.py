@@ -7,10 +7,10 @@ import discord
 import pytest
 from discord import ui
 
-from bot import cadence, outbox
-from bot.cadence import BUSY, FRESH_EDITS, OLD_AGE, OLD_EDITS, Cadence
-from bot.project_card import project_card
-from bot.run_card import RUNS, moved_card, run_card
+from bot.cards.project_card import project_card
+from bot.cards.run_card import RUNS, moved_card, run_card
+from bot.delivery import cadence, outbox
+from bot.delivery.cadence import BUSY, FRESH_EDITS, OLD_AGE, OLD_EDITS, Cadence
 from broker import attempts, endings
 from broker.attempts import Ending, Process, Progress
 from broker.runs import RunState

@@ -1,7 +1,7 @@
 """When a project gets its channel, and where it is told of until then."""
 
-from bot import posts
-from bot.posts import Place
+from bot.delivery import posts
+from bot.delivery.posts import Place
 from projects import membership, moderation, pipeline, policies, progress
 from projects.people import Actor
 from projects.record import Told

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from bot import charts, comparison
-from bot.comparison import STYLES
-from bot.studio import Comparison, Curve, Studio
+from bot.cards import charts, comparison
+from bot.cards.comparison import STYLES
+from bot.cards.studio import Comparison, Curve, Studio
 
 Points = list[tuple[int, float]]
 ODD = "🧪🔥 数据 $x_1$ $ _\\frac{ a title that goes on " + "and on " * 600

@@ -10,7 +10,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 import broker.runs  # noqa: F401 - the tables that others refer to
-from bot.tables import DiscordMessage
+from bot.delivery.tables import DiscordMessage
 from projects import pipeline, record
 from projects.db import utcnow
 from projects.record import Payload

@@ -2,8 +2,8 @@
 
 import pytest
 
-from bot import helping
-from bot.stoa_commands import stoa
+from bot.commands import helping
+from bot.commands.stoa_commands import stoa
 from sandbox.people import Channel
 from tests.bot.conftest import Lab
 

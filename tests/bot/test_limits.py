@@ -8,14 +8,15 @@ from discord import ui
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bot import posts, text
-from bot.card import Card
-from bot.charts import draw
-from bot.posts import Place, Scene
-from bot.project_card import project_card
-from bot.review_card import change_card, review_card
-from bot.run_card import moved_card, run_card
-from bot.studio import Curve
+from bot import text
+from bot.cards.card import Card
+from bot.cards.charts import draw
+from bot.cards.project_card import project_card
+from bot.cards.review_card import change_card, review_card
+from bot.cards.run_card import moved_card, run_card
+from bot.cards.studio import Curve
+from bot.delivery import posts
+from bot.delivery.posts import Place, Scene
 from broker import allocations
 from broker.allocations import AllocationState, AllocationView
 from broker.changes import ChangeState, ChangeView

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import aiohttp
 
-from bot.pace import Pace
+from bot.delivery.pace import Pace
 from sandbox import server as discord_server
 from sandbox.__main__ import describe
 

@@ -2,7 +2,7 @@
 
 from sqlalchemy.orm import Session
 
-from bot import posts
+from bot.delivery import posts
 from projects import pipeline, redaction
 from projects.people import Actor
 from tests.bot.conftest import Lab

@@ -1,6 +1,6 @@
 """`/stoa setup`: a bot that knows no channel starts all the same, adopts, makes, and makes nothing twice."""
 
-from bot.setting_up import NEW
+from bot.commands.setting_up import NEW
 from sandbox import permissions
 from tests.bot.conftest import Lab
 from tests.bot.test_delivery import until

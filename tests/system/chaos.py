@@ -28,7 +28,7 @@ import psutil
 from rich.console import Console
 from sqlalchemy import func, select
 
-from bot.tables import DiscordCursor
+from bot.delivery.tables import DiscordCursor
 from broker.publications import Publication
 from broker.runs import ENDED, Run
 from demo.play import settings_for

@@ -13,7 +13,7 @@ from rich.table import Table
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from bot.tables import DiscordLease
+from bot.delivery.tables import DiscordLease
 from broker import ledger
 from broker.allocations import Allocation
 from broker.attempts import OPEN, Attempt

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,15 @@ def test_imports_run_one_way(package: str) -> None:
         for name in imported(path):
             if name.partition(".")[0] in OURS:
                 assert any(f"{name}.".startswith(f"{door}.") for door in allowed), f"{path} imports {name}"
+
+
+@pytest.mark.parametrize(("lower", "higher"), [("cards", ("delivery", "commands")), ("delivery", ("commands",))])
+def test_within_the_bot_commands_stand_on_delivery_and_delivery_on_cards(lower: str, higher: Sequence[str]) -> None:
+    files = sorted((ROOT / "bot" / lower).glob("*.py"))
+    assert files
+    for path in files:
+        for name in imported(path):
+            assert not any(name.startswith(f"bot.{package}.") for package in higher), f"{path} imports {name}"
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from sqlalchemy.exc import DBAPIError
 import bot
 import broker
 import projects
-from bot import lease, outbox
-from bot.tables import DiscordCommands, DiscordPlace
+from bot.delivery import lease, outbox
+from bot.delivery.tables import DiscordCommands, DiscordPlace
 from broker import attempts, drafts, publications
 from broker.attempts import Checkpoint, Ending, Progress
 from broker.launching import Order
@@ -131,7 +131,7 @@ def whole(database: Database) -> None:
 
 def test_the_tables_are_what_the_classes_say(db: Database) -> None:
     for package in (projects, broker, bot):
-        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if not module.ispkg:
                 importlib.import_module(module.name)
     said = {name: sorted(column.name for column in table.columns) for name, table in Base.metadata.tables.items()}

@@ -1,0 +1,1 @@
+"""Views of the current state: cards, and the pictures on them."""

@@ -1,0 +1,87 @@
+"""A project's card."""
+
+from collections.abc import Sequence
+
+import discord
+from discord import ui
+
+from bot import text
+from bot.buttons import Button
+from bot.cards.card import BLUE, GREEN, GREY, ORANGE, SKY, Card, sections
+from bot.cards.review_card import REQUESTS
+from bot.cards.run_card import RUNS
+from broker import allocations
+from broker.allocations import AllocationState, AllocationView
+from broker.runs import ACTIVE, RunView
+from projects.pipeline import ENDED, ProjectView, ReleasePolicy, Stage
+
+STAGES = {
+    Stage.PROPOSED: ("🌱", SKY, "Proposed"),
+    Stage.RECRUITING: ("🤝", SKY, "Looking for people"),
+    Stage.SCOPED: ("📐", ORANGE, "Scope written, looking for people"),
+    Stage.ACTIVE: ("🏛️", BLUE, "Active"),
+    Stage.PAUSED: ("⏸️", ORANGE, "Paused"),
+    Stage.COMPLETED: ("🏁", GREEN, "Completed"),
+    Stage.STOPPED: ("⏹️", GREY, "Stopped"),
+}
+
+
+def project_card(
+    project: ProjectView,
+    requests: Sequence[AllocationView],
+    runs: Sequence[RunView],
+    *,
+    channel_id: str | None,
+) -> Card:
+    """What the project is about, who is in it, and where it stands."""
+    emoji, colour, stage = STAGES[project.stage]
+    home = f" · told in <#{channel_id}>" if channel_id else ""
+    head = [
+        f"## {text.line(project.title, 160)}",
+        f"{emoji} **{stage}** · led by {text.line(project.lead.name, 60)}{home}",
+        text.quote(project.stage_reason, 400) if project.stage_reason else "",
+    ]
+    if project.outcome:
+        head += [f"**Outcome: {project.outcome}**", text.quote(project.learnt, 500)]
+    asks = _told(("Question", project.question, 500), ("Why it matters", project.why, 350))
+    scope = _told(
+        ("Goal", project.goal, 330),
+        ("Plan", project.plan, 400),
+        ("Compute", project.compute, 150),
+        ("To be released", project.release, 150),
+    )
+    if project.goal:
+        held = ", held back until reviewers release them" if project.release_policy == ReleasePolicy.HELD else ""
+        scope.append(f"**Models** {project.licence}{held}")
+    names = ", ".join(text.line(member.name, 60) + (" (lead)" if member.lead else "") for member in project.members)
+    following = f" · {text.count(project.followers, 'follower')}" if project.followers else ""
+    people = _told(("Who is needed", project.needs, 220)) if project.stage not in ENDED else []
+    people.append(f"**People ({len(project.members)})** {text.bounded(names, 300)}{following}")
+    compute = [_request_line(request) for request in requests[:3]] + [_run_line(run) for run in runs[:4]]
+    marker = f"-# P{project.id} · project"
+    parts = sections([head, asks, scope, people, compute], marker)
+    if project.stage not in ENDED:
+        join = Button("join", project.id, style=discord.ButtonStyle.success)
+        parts.append(ui.ActionRow(join, Button("follow", project.id)))
+    return Card(*parts, colour=colour, marker=marker)
+
+
+def _told(*about: tuple[str, str, int]) -> list[str]:
+    """A heading and a quote for each text that is there."""
+    return [line for label, said, most in about if said for line in (f"**{label}**", text.quote(said, most))]
+
+
+def _request_line(request: AllocationView) -> str:
+    hours, account = allocations.in_hours, request.account
+    said = f"{REQUESTS[request.state][0]} **Allocation {request.id}** on {text.code(request.pool, 40)}"
+    if request.state == AllocationState.APPROVED:
+        return f"{said}: {hours(account.left)} of {text.gpu_hours(account.granted)} left"
+    if request.state == AllocationState.REQUESTED:
+        return f"{said}: {text.gpu_hours(request.seconds)} asked for, waiting for the reviewers"
+    return f"{said}: {request.state}"
+
+
+def _run_line(run: RunView) -> str:
+    emoji, _, word = RUNS[run.state]
+    loss = "" if run.loss is None or run.state in ACTIVE else f", loss {run.loss:.3f}"
+    return f"{emoji} **Run {run.id}** {text.code(run.recipe, 40)} {word}{loss}"

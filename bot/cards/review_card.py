@@ -1,0 +1,135 @@
+"""The card of a request for GPU time, and of one for a change of what was granted."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import discord
+from discord import ui
+
+from bot import text
+from bot.buttons import Button
+from bot.cards.card import GREEN, GREY, ORANGE, VERMILION, Card, texts
+from broker import allocations
+from broker.allocations import LIVE, AllocationState, AllocationView
+from broker.changes import ChangeState, ChangeView
+from broker.dossier import Dossier
+
+REQUESTS = {
+    AllocationState.REQUESTED: ("🙋", ORANGE),
+    AllocationState.APPROVED: ("✅", GREEN),
+    AllocationState.DECLINED: ("🚫", VERMILION),
+    AllocationState.WITHDRAWN: ("↩️", GREY),
+    AllocationState.EXHAUSTED: ("🪫", ORANGE),
+    AllocationState.EXPIRED: ("⌛", GREY),
+    AllocationState.REVOKED: ("🚫", VERMILION),
+    AllocationState.RENEWED: ("♻️", GREY),
+}
+DECIDED = frozenset(AllocationState) - {
+    AllocationState.EXHAUSTED,
+    AllocationState.EXPIRED,
+    AllocationState.RENEWED,
+}
+SUCCESS, DANGER = discord.ButtonStyle.success, discord.ButtonStyle.danger
+
+
+def review_card(request: AllocationView, dossier: Dossier | None = None) -> Card:
+    """A request for GPU time: with what its reviewers need while it is open, with the decision once there is one."""
+    emoji, colour = REQUESTS[request.state]
+    asked = text.gpu_hours(request.seconds)
+    renewal = f", in place of allocation {request.renews}" if request.renews else ""
+    asks = "asks for" if request.state == AllocationState.REQUESTED else "asked for"
+    held = request.account.granted + request.account.committed if request.state in LIVE else request.seconds
+    lines = [
+        f"### {emoji} {text.gpu_hours(held)} for {text.line(request.project, 160)}",
+        f"{text.line(request.requested_by, 60)} {asks} {asked} of {text.code(request.pool, 60)} "
+        f"({text.line(request.gpu_type, 60)}) until {request.until:%Y-%m-%d}{renewal}.",
+        text.quote(request.justification, 1200),
+    ]
+    buttons: list[Button] = []
+    if request.state == AllocationState.REQUESTED:
+        lines += _for_reviewers(dossier, request.endorsed_by)
+        buttons = [
+            Button("approve", request.id, style=SUCCESS),
+            Button("approve_part", request.id, label="Approve part"),
+            Button("ask", request.id, label="Ask"),
+            Button("decline", request.id, style=DANGER),
+        ]
+    else:
+        granted = request.state == AllocationState.APPROVED
+        what = f": {text.gpu_hours(request.account.granted)}" if granted else ""
+        sponsor = f", given by {text.line(request.sponsor, 80)}" if request.sponsor else ""
+        by = f" by {text.line(request.decided_by or 'policy', 60)}" if request.state in DECIDED else ""
+        lines += [f"**{request.state.capitalize()}{by}**{what}{sponsor}", text.quote(request.reason, 800)]
+    if request.state in LIVE:
+        if request.half_until is not None:
+            half = text.gpu_hours(request.account.committed)
+            lines.append(f"**Second half** {half}, to be released on a report until {request.half_until:%Y-%m-%d}")
+            buttons.append(Button("release_half", request.id, label="Release second half", style=SUCCESS))
+        if request.report:
+            lines += ["**Report**", text.quote(request.report, 600)]
+        buttons.append(Button("revoke", request.id, style=DANGER))
+    return _card(lines, f"-# P{request.project_id} · allocation {request.id}", colour, buttons)
+
+
+def change_card(change: ChangeView, request: AllocationView, dossier: Dossier | None = None) -> Card:
+    """A request for a change of an allocation: with buttons while it is open, with the decision after."""
+    state = AllocationState(change.state.value)
+    emoji, colour = REQUESTS[state]
+    asked, account = changed(change), request.account
+    asks = "asks for" if change.state == ChangeState.REQUESTED else "asked for"
+    lines = [
+        f"### {emoji} {asked} for {text.line(request.project, 160)}",
+        f"{text.line(change.requested_by, 60)} {asks} it on allocation {request.id}, {text.code(request.pool, 60)} "
+        f"until {request.until:%Y-%m-%d}.",
+        text.quote(change.justification, 1200),
+        f"**The allocation** {allocations.in_hours(account.left)} of {text.gpu_hours(account.granted)} left",
+    ]
+    buttons: list[Button] = []
+    if change.state == ChangeState.REQUESTED:
+        lines += _for_reviewers(dossier, change.endorsed_by)
+        buttons = [
+            Button("approve_change", change.id, label="Approve", style=SUCCESS),
+            Button("decline_change", change.id, label="Decline", style=DANGER),
+        ]
+    else:
+        del lines[-1]
+        by = text.line(change.decided_by or "policy", 60)
+        lines += [f"**{change.state.capitalize()} by {by}**", text.quote(change.reason, 800)]
+    marker = f"-# P{request.project_id} · change {change.id} of allocation {request.id}"
+    return _card(lines, marker, colour, buttons)
+
+
+def changed(change: ChangeView) -> str:
+    """What would be other: “2 GPU-hours more and an end on 2030-01-01”."""
+    wants = [f"{text.gpu_hours(change.seconds)} more"] if change.seconds else []
+    wants += [f"an end on {change.until:%Y-%m-%d}"] if change.until else []
+    return " and ".join(wants)
+
+
+def _for_reviewers(dossier: Dossier | None, endorsed_by: str | None) -> Sequence[str]:
+    """What a reviewer should know, a line each."""
+    if dossier is None:
+        return []
+    before = f" of {text.count(dossier.grants, 'allocation')}" if dossier.grants else "; this would be its first"
+    running = f", with {text.gpu_hours(dossier.reserved)} set aside for its runs at work" if dossier.reserved else ""
+    lines = [f"**The project** has used {text.gpu_hours(dossier.spent)}{before}{running}."]
+    standing = dossier.standing
+    if standing.of > 1 and standing.usage:
+        lines.append(
+            f"**Of late** {standing.used:.0%} of what all projects used; an equal share is {standing.share:.0%}."
+        )
+    lines.append(f"**The pool** can give {text.gpu_hours(dossier.available)}.")
+    if endorsed_by is not None:
+        lines.append(f"Endorsed by {text.line(endorsed_by, 60)}; a second reviewer decides.")
+    else:
+        needed = "Two reviewers decide" if dossier.reviewers > 1 else "One reviewer decides"
+        lines.append(f"**Decision** {needed}{', and it comes in two halves' if dossier.halves else ''}.")
+    for remark in dossier.remarks[-4:]:
+        does = "asks" if remark.question else "answers"
+        lines += [f"**{text.line(remark.by, 60)}** {does}", text.quote(remark.said, 300)]
+    return lines
+
+
+def _card(lines: Sequence[str], marker: str, colour: int, buttons: Sequence[Button]) -> Card:
+    row: list[ui.Item[Any]] = [ui.ActionRow(*buttons)] if buttons else []
+    return Card(texts(lines, marker), *row, colour=colour, marker=marker)

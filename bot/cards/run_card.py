@@ -1,0 +1,144 @@
+"""The card of a run."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import discord
+from discord import ui
+
+from bot import text
+from bot.buttons import Button
+from bot.cards.card import BLUE, GREEN, GREY, ORANGE, SKY, VERMILION, Card, sections
+from broker import allocations
+from broker.runs import ENDED, RunState, RunView
+from broker.why import Why
+
+RUNS = {
+    RunState.QUEUED: ("⏳", GREY, "waits for GPUs"),
+    RunState.STARTING: ("🛫", SKY, "is starting"),
+    RunState.RUNNING: ("▶️", BLUE, "is running"),
+    RunState.STOPPING: ("✋", ORANGE, "is stopping"),
+    RunState.PAUSED: ("⏸️", ORANGE, "is paused"),
+    RunState.FINISHED: ("🏁", GREEN, "has finished"),
+    RunState.FAILED: ("❌", VERMILION, "has failed"),
+    RunState.CANCELLED: ("🚫", GREY, "was cancelled"),
+    RunState.TIMED_OUT: ("⏱️", ORANGE, "has used up its time limit"),
+}
+PAUSABLE = frozenset({RunState.QUEUED, RunState.STARTING, RunState.RUNNING})
+ROUNDED = 900
+
+
+def run_card(run: RunView, *, picture: str = "", why: Why | None = None, thread_id: str = "") -> Card:
+    """A run as it goes; `picture` is the name of the attached file that shows its loss curve.
+
+    `why` says what a queued run waits for. A successor card says by `thread_id` where the run's posts are.
+    """
+    marker = _marker(run)
+    shown: list[ui.Item[Any]] = []
+    if picture:
+        shown.append(ui.MediaGallery(discord.MediaGalleryItem(f"attachment://{picture}", description=_alt(run))))
+    parts = sections([_head(run, why), _progress(run), *shown, _costs(run, thread_id)], marker)
+    row = _buttons(run)
+    return Card(*parts, *([row] if row else []), colour=RUNS[run.state][1], marker=marker)
+
+
+def moved_card(run: RunView, url: str) -> Card:
+    """What stays in the place of a card that a newer one has succeeded."""
+    lines = [
+        f"### ⏩ Run {run.id} · {text.line(run.recipe, 60)}",
+        f"How it stands is told [in a newer card]({url}); its posts stay in the thread of this one.",
+    ]
+    return Card(*sections([lines], _marker(run)), colour=GREY, marker=_marker(run))
+
+
+def _head(run: RunView, why: Why | None) -> Sequence[str]:
+    emoji, _, word = RUNS[run.state]
+    waits = "queued " if run.state == RunState.QUEUED else ""
+    sponsor = f", given by {text.line(run.sponsor, 80)}" if run.sponsor else ""
+    about = [f"{name}={value}" for name, value in run.overrides.items()]
+    about = [text.line(f"with {', '.join(about)}", 200)] if about else []
+    if run.parent_id is not None:
+        about.append(f"forked from run {run.parent_id}")
+    if run.attempt > 1:
+        about.append(f"attempt {run.attempt}")
+    return [
+        f"### {emoji} Run {run.id} {word}",
+        f"**{text.line(run.recipe, 60)}** · {waits}by {text.line(run.requested_by, 60)} on "
+        f"{text.count(run.gpus, 'GPU')} of {text.code(run.pool, 60)}{sponsor}",
+        f"-# {' · '.join(about)}" if about else "",
+        _waits(why) if why is not None and run.state == RunState.QUEUED else "",
+        text.quote(run.reason, 400) if run.reason else "",
+    ]
+
+
+def _waits(why: Why) -> str:
+    """What a run waits for; its time is rounded, so that the card is not edited for each second of it."""
+    place = f" It is number {why.place} of {why.length} in line." if why.place is not None else ""
+    expected = ""
+    if why.expected is not None:
+        at = -(-int(why.expected.timestamp()) // ROUNDED) * ROUNDED
+        expected = f" It should start by <t:{at}:t>, <t:{at}:R>."
+    return f"{text.line(why.reason, 300)}{place}{expected}"
+
+
+def _progress(run: RunView) -> Sequence[str]:
+    share = f" ({run.step * 100 // run.total_steps} %)" if run.total_steps else ""
+    losses = [
+        f"**{name}** {value:.3f}"
+        for name, value in (("Loss", run.loss), ("held-out", run.held_out), ("unigram entropy", run.unigram_entropy))
+        if value is not None
+    ]
+    pace = [f"**Speed** {run.rate:,.0f} tokens/s"] if run.rate else []
+    if run.eta is not None:
+        pace.append(f"**ETA** {text.duration(run.eta)}")
+    if run.state in ENDED and run.started_at is not None and run.ended_at is not None:
+        pace.append(f"**Took** {text.duration((run.ended_at - run.started_at).total_seconds())}")
+    return [
+        f"{text.bar(run.step, run.total_steps, 12)} step {run.step:,} of {run.total_steps:,}{share}",
+        " · ".join(losses) + " nats per token" if losses else "",
+        " · ".join(pace),
+    ]
+
+
+def _costs(run: RunView, thread_id: str) -> Sequence[str]:
+    hours, account = allocations.in_hours, run.account
+    reserved = f", {hours(account.reserved)} set aside" if account.reserved else ""
+    lines = [
+        f"**GPU-hours** {hours(run.spent)} by this run · its allocation of {hours(account.granted)}: "
+        f"{hours(account.spent)} used{reserved}, {hours(account.left)} left"
+    ]
+    if run.checkpoints:
+        newest = run.checkpoints[-1]
+        lines.append(f"**Newest checkpoint** [step {newest.step}]({newest.url})")
+    if run.delayed:
+        lines.append(text.line(run.delayed, 300))
+    if thread_id:
+        lines.append(f"This card goes on from an older one; the run's posts are in <#{thread_id}>.")
+    return lines
+
+
+def _buttons(run: RunView) -> ui.ActionRow[Any] | None:
+    """What can be done with a run as it stands; None for what does not train."""
+    if run.kind != "train":
+        return None
+    row: ui.ActionRow[Any] = ui.ActionRow()
+    if run.state in PAUSABLE:
+        row.add_item(Button("pause", run.id))
+    elif run.state == RunState.PAUSED:
+        row.add_item(Button("resume", run.id, style=discord.ButtonStyle.success))
+    if run.loss is not None:
+        row.add_item(Button("compare", run.id))
+    row.add_item(Button("config", run.id))
+    if run.checkpoints:
+        row.add_item(Button("sample", run.id))
+    return row
+
+
+def _marker(run: RunView) -> str:
+    return f"-# P{run.project_id} · run {run.id}"
+
+
+def _alt(run: RunView) -> str:
+    held_out = "" if run.held_out is None else f", {run.held_out:.2f} on held-out documents"
+    loss = "" if run.loss is None else f", now {run.loss:.2f} nats per token"
+    return f"The loss of run {run.id} over its tokens{loss}{held_out}, at step {run.step} of {run.total_steps}."

@@ -1,0 +1,1 @@
+"""What members type and press: commands, buttons, forms, and what each answers."""

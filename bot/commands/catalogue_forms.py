@@ -1,0 +1,52 @@
+"""The forms by which members propose recipes and datasets."""
+
+from bot import text
+from bot.app import Interaction, actor
+from bot.commands.form import Form, long, short
+from broker import catalogue
+
+
+class RecipeForm(Form):
+    """A configuration of the trainer, as YAML."""
+
+    def __init__(self) -> None:
+        self.name = short(placeholder="small-cosine")
+        self.body = long("YAML, as in a recipe that there is; its sources are datasets of the catalogue, by name")
+        super().__init__("Propose a recipe", {"Name": self.name, "Recipe": self.body})
+
+    async def send(self, interaction: Interaction) -> str:
+        """Propose it."""
+        name = self.name.value.strip()
+        await interaction.client.write(
+            catalogue.propose_recipe, actor(interaction), str(interaction.id), name=name, body=self.body.value
+        )
+        return f"{text.code(name, 60)} is proposed; an admin decides."
+
+
+class DatasetForm(Form):
+    """A dataset of the Hub at a commit, with its licence."""
+
+    def __init__(self) -> None:
+        self.name = short(placeholder="wikitext")
+        self.dataset = short(placeholder="owner/name, or owner/name@commit")
+        self.commit = short(placeholder="40 hexadecimal digits, where the dataset does not say it")
+        self.licence = short(placeholder="An SPDX identifier, such as CC-BY-4.0")
+        super().__init__(
+            "Propose a dataset",
+            {"Name": self.name, "Dataset": self.dataset, "Commit": self.commit, "Licence": self.licence},
+        )
+
+    async def send(self, interaction: Interaction) -> str:
+        """Propose it."""
+        name = self.name.value.strip()
+        dataset, _, commit = self.dataset.value.strip().partition("@")
+        await interaction.client.write(
+            catalogue.propose_dataset,
+            actor(interaction),
+            str(interaction.id),
+            name=name,
+            dataset=dataset,
+            revision=(self.commit.value or commit).strip(),
+            licence=self.licence.value,
+        )
+        return f"{text.code(name, 60)} is proposed; an admin decides."

@@ -1,0 +1,64 @@
+"""“Put on record”, in every message's menu: a finding becomes an entry of a project's record."""
+
+from typing import Any
+
+import discord
+from discord import app_commands, ui
+
+from bot import errors, text
+from bot.app import Interaction, actor
+from bot.commands import lookup
+from bot.commands.form import Form
+from projects import findings
+from projects.errors import InvalidError
+from projects.findings import Placed, Said
+from projects.people import Actor
+
+
+@app_commands.context_menu(name="Put on record")
+async def put_on_record(interaction: Interaction, message: discord.Message) -> None:
+    """Put it on the record of the project whose channel this is, or ask for the project."""
+    app = interaction.client
+    if app.user is not None and message.author.id == app.user.id:
+        raise InvalidError("This is Stoa's own message; what it tells is on record already.")
+    earlier = await app.read(findings.find, message.id)
+    if earlier is not None:
+        await errors.reply(interaction, _told(earlier))
+        return
+    project_id = await lookup.project_here(interaction)
+    if project_id is None:
+        choices = await app.read(findings.projects_of, actor(interaction))
+        await interaction.response.send_modal(ProjectForm(_said(message), choices))
+        return
+    await interaction.response.defer(ephemeral=True, thinking=True)
+    placed = await app.write(findings.put_on_record, actor(interaction), project_id, _said(message))
+    await errors.reply(interaction, _told(placed))
+
+
+class ProjectForm(Form):
+    """Whose record it belongs to, where the channel does not tell."""
+
+    def __init__(self, said: Said, choices: list[tuple[int, str]]) -> None:
+        self.said = said
+        options = [
+            discord.SelectOption(label=text.bounded(f"{number} · {title}", 100), value=str(number))
+            for number, title in choices
+        ]
+        self.project: ui.Select[Any] = ui.Select(placeholder="One of your projects", options=options)
+        super().__init__("Put on record", {"The project whose record it belongs to": self.project})
+
+    async def send(self, interaction: Interaction) -> str:
+        """Put it there."""
+        app, project_id = interaction.client, int(self.project.values[0])
+        return _told(await app.write(findings.put_on_record, actor(interaction), project_id, self.said))
+
+
+def _said(message: discord.Message) -> Said:
+    author = Actor(message.author.id, message.author.display_name)
+    return Said(message.id, author, message.content, message.created_at, message.jump_url)
+
+
+def _told(placed: Placed) -> str:
+    if placed.new:
+        return f"It is entry {placed.number} of project {placed.project_id}'s record; its post follows."
+    return f"This message is on record already: entry {placed.number} of project {placed.project_id}."

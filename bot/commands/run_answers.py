@@ -1,0 +1,195 @@
+"""What is said in private about runs: offers and receipts, waits, configurations, logs and comparisons."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import discord
+from discord import ui
+
+from bot import text
+from bot.app import Interaction
+from bot.buttons import Button
+from bot.cards.card import BLUE, GREEN, GREY, Card, sections, texts
+from bot.cards.curves import curve_of
+from bot.cards.studio import Comparison
+from broker import runs
+from broker.drafts import Preview
+from broker.launching import Receipt
+from broker.logs import Log
+from broker.runs import RunView
+from broker.why import Why
+from projects.errors import ConflictError, NotFoundError
+
+ATTEMPTS_SHOWN = 6
+CODE = 1900
+
+
+async def show(interaction: Interaction, card: Card, *files: discord.File) -> None:
+    """End a deferred answer with a card, and the pictures that it shows."""
+    await interaction.edit_original_response(view=card, attachments=list(files))
+
+
+async def attach(interaction: Interaction, said: str, name: str, content: str) -> None:
+    """End a deferred answer with a text file."""
+    file = discord.File(io.BytesIO(content.encode()), name)
+    await interaction.edit_original_response(content=text.bounded(said, text.MESSAGE), attachments=[file])
+
+
+def offer(preview: Preview) -> Card:
+    """What a launch would be and cost, with the buttons that decide."""
+    quote, run = preview.quote, preview.quote.run
+    what = text.line(run.recipe, 60)
+    if run.parent_id is not None:
+        what = f"a fork of run {run.parent_id} from step {run.fork_step:,}"
+    asks = [
+        f"### 🚀 Launch {what} on {text.count(run.gpus, 'GPU')} of {text.code(quote.pool.name, 60)}?",
+        f"With {text.line(', '.join(f'{k}={v}' for k, v in run.overrides.items()), 300)}" if run.overrides else "",
+        f"{short(quote.parameters)} parameters · {short(quote.tokens)} tokens in {run.total_steps:,} steps · "
+        f"about {quote.memory_needed} of memory on each GPU",
+    ]
+    known = "not known" if quote.expected is None else f"about {amount(quote.expected)}"
+    costs = [
+        f"**Cost** {amount(quote.cost)} at most, in {text.duration(run.time_limit)}",
+        f"**Expected** {known}: {text.line(quote.basis, 200)}",
+        f"**Left** allocation {run.allocation_id} has {amount(quote.left)} left, and {amount(quote.left - quote.cost)} "
+        "should this run take all its time",
+    ]
+    starts = [
+        f"**Queue** place {preview.queue.place} of {preview.queue.length}. {text.line(preview.queue.reason, 300)}"
+        + (f" Expected to start {_when(preview.queue)}." if preview.queue.expected else ""),
+    ]
+    row: ui.ActionRow[Any] = ui.ActionRow(
+        Button("launch", preview.draft_id, style=discord.ButtonStyle.success),
+        Button("discard", preview.draft_id, label="Cancel"),
+    )
+    marker = "-# Nothing is queued or charged before you press Launch."
+    return Card(*sections([asks, costs, starts], marker), row, colour=BLUE, marker=marker)
+
+
+def launched(receipt: Receipt) -> Card:
+    """What an offer turns into once it is confirmed."""
+    marker = f"-# run {receipt.run_id}"
+    head, _, costs = told(receipt).partition(". ")
+    return Card(texts([f"### 🚀 {head}", costs], marker), colour=GREEN, marker=marker)
+
+
+def discarded() -> Card:
+    """What an offer turns into once it is cancelled."""
+    marker = "-# Nothing was queued or charged."
+    return Card(texts(["### ✋ Not launched"], marker), colour=GREY, marker=marker)
+
+
+def told(receipt: Receipt) -> str:
+    """What a queued run may cost and leaves."""
+    expected = "" if receipt.expected is None else f", about {amount(receipt.expected)} as {receipt.basis}"
+    return (
+        f"Run {receipt.run_id} is queued. It will cost {amount(receipt.cost)} at most{expected}. "
+        f"The allocation has {amount(receipt.left)} left."
+    )
+
+
+def waits(why: Why) -> str:
+    """Why a run is where it is."""
+    lines = [f"**Run {why.run_id}** of {text.line(why.project, 100)} is {why.state}. {text.escape(why.reason)}"]
+    if why.place is not None:
+        lines.append(f"**Place** {why.place} of {why.length} on {text.code(why.pool, 60)}")
+    if why.factors is not None:
+        project = why.factors.project
+        lines.append(
+            f"**Turn** its project ranks {project.rank} of {project.of} by fair-share (share {project.share:.0%}, "
+            f"recent use {project.used:.0%}), and the run has waited {text.duration(why.factors.age)}"
+        )
+        lines.append(f"**Start** {f'expected {_when(why)}' if why.expected else 'nobody can say when yet'}")
+    return "\n".join(lines)
+
+
+def configured(run: runs.Run) -> str:
+    """What stands over the attached configuration; raises ConflictError where the run has none."""
+    if not run.config:
+        raise ConflictError(f"Run {run.id} is a sample of run {run.parent_id}, whose configuration it uses.")
+    changed = text.line(", ".join(f"{name}={value}" for name, value in run.overrides.items()), 300)
+    asked = f" with {changed}" if changed else ""
+    return f"**Run {run.id}** · recipe {text.code(run.recipe, 60)}{asked}. Every default is spelt out in the file."
+
+
+def logged(log: Log) -> str:
+    """A run's attempts and the last lines of its log."""
+    if not log.attempts:
+        return f"Run {log.run_id} has not been tried yet; /run why says what it waits for."
+    lines = [f"**Attempts of run {log.run_id}**"]
+    lines += [
+        f"**{tried.token}** {tried.state} · {amount(tried.spent)}"
+        + (f" · on {text.line(tried.host, 60)}" if tried.host else "")
+        + (f" · {text.line(tried.reason, 160)}" if tried.reason else "")
+        for tried in log.attempts[-ATTEMPTS_SHOWN:]
+    ]
+    if log.lines is None:
+        lines.append("Its log lies on another machine than the bot, or is tidied away; this is all that is recorded.")
+        return "\n".join(lines)
+    lines.append(f"**The last lines of attempt {log.of_attempt}'s log**")
+    said = "\n".join(lines)
+    return f"{said}\n{_block(log.lines, CODE - text.length(said))}"
+
+
+def compared(views: Sequence[RunView], picture: str) -> Card:
+    """Runs side by side, over the picture of their curves."""
+    lines = [f"### 📈 Runs {', '.join(str(view.id) for view in views)}"]
+    for view in views:
+        held_out = "" if view.held_out is None else f" · held-out **{view.held_out:.3f}**"
+        loss = "no loss yet" if view.loss is None else f"loss **{view.loss:.3f}**{held_out}"
+        lines.append(
+            f"**{view.id}** {text.code(view.recipe, 40)} · {loss} · {short(view.tokens)} tokens · {view.state}"
+        )
+    marker = "-# Loss in nats per token; smoothed in the picture."
+    gallery = ui.MediaGallery[Any](discord.MediaGalleryItem(f"attachment://{picture}", description=_alt(views)))
+    return Card(texts(lines, marker), gallery, colour=BLUE, marker=marker)
+
+
+async def comparison(interaction: Interaction, views: Sequence[RunView]) -> tuple[Card, discord.File]:
+    """The comparison of runs with its picture; raises NotFoundError where none of them has a curve yet."""
+    app = interaction.client
+    curves = [curve for curve in [await app.read(curve_of, view) for view in views] if len(curve.loss) > 1]
+    if not curves:
+        raise NotFoundError("None of these runs has a curve yet; look again once they have trained some steps.")
+    name = f"runs-{'-'.join(str(view.id) for view in views)}.png"
+    png = await app.studio.compare(Comparison(curves))
+    return compared(views, name), discord.File(io.BytesIO(png), name, description=_alt(views))
+
+
+def amount(seconds: int) -> str:
+    """GPU-seconds, and as GPU-hours."""
+    return f"{seconds:,} GPU-seconds ({text.gpu_hours(seconds)})"
+
+
+def short(number: int) -> str:
+    """A large number in three figures: 1.31M, 410k, 950."""
+    for size, unit in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)
+
+
+def _when(why: Why) -> str:
+    return f"<t:{int(why.expected.timestamp())}:R>" if why.expected else ""
+
+
+def _block(lines: Sequence[str], most: int) -> str:
+    """The last lines that fit, as code."""
+    kept: list[str] = []
+    room = most - len("```\n\n```")
+    for line in reversed(lines):
+        shown = text.bounded(line.replace("```", "ˋˋˋ"), 200)
+        room -= text.length(shown) + 1
+        if room < 0:
+            break
+        kept.append(shown)
+    return "```\n" + "\n".join(reversed(kept)) + "\n```" if kept else "It is empty."
+
+
+def _alt(views: Sequence[RunView]) -> str:
+    told = [
+        f"run {view.id} {'has no loss yet' if view.loss is None else f'at {view.loss:.2f}'} after {short(view.tokens)}"
+        for view in views
+    ]
+    return text.bounded(f"The losses of {len(views)} runs over their tokens, nats per token: {'; '.join(told)}.", 1000)

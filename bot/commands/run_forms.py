@@ -1,0 +1,25 @@
+"""The form by which a member lets a run continue a text."""
+
+from bot.app import Interaction, actor
+from bot.commands import run_answers
+from bot.commands.form import Form, long
+from broker import sampling
+
+
+class SampleForm(Form):
+    """A prompt for the last checkpoint of a run."""
+
+    def __init__(self, run_id: int) -> None:
+        self.run_id = run_id
+        self.prompt = long(placeholder="def fibonacci(n):")
+        super().__init__(f"Sample from run {run_id}", {"Prompt": self.prompt})
+
+    async def send(self, interaction: Interaction) -> str:
+        """Queue the sample."""
+        receipt = await interaction.client.write(
+            sampling.sample, actor(interaction), str(interaction.id), self.run_id, self.prompt.value
+        )
+        return (
+            f"The last checkpoint of run {self.run_id} will continue your prompt; what it writes is posted in the "
+            f"project's channel. It will cost {run_answers.amount(receipt.cost)} at most."
+        )

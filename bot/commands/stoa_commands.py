@@ -1,0 +1,157 @@
+"""`/stoa …`: setting the server up, and what only admins do; who may is decided in the domain."""
+
+import discord
+from discord import app_commands
+
+from bot import errors
+from bot.app import Interaction, actor
+from bot.commands import helping, lookup, setting_up, stoa_buttons
+from broker import cluster, inventory, pools
+from projects import limits, policies, record, redaction, rights
+from projects.errors import ConflictError
+from projects.people import Actor
+from projects.rights import Act
+
+stoa = app_commands.Group(name="stoa", description="The lab itself: what you can do here, and what its admins do")
+
+WHY = "The reason, which everyone can read"
+
+
+@stoa.command(name="setup", description="Say which channels and roles stand for what; what is missing is made")
+@app_commands.describe(
+    proposals="Where projects are proposed",
+    review="Where requests for GPU time are decided",
+    announcements="Where results are announced",
+    record="Where the lab's own record is posted",
+    reviewers="Who decides requests for GPU time",
+    moderators="Who opens channels, and stops or hides projects",
+    admins="Who manages the lab",
+    category="Where the lab's new channels go",
+    projects="The category of the projects' channels",
+)
+async def setup(
+    interaction: Interaction,
+    proposals: discord.TextChannel | None = None,
+    review: discord.TextChannel | None = None,
+    announcements: discord.TextChannel | None = None,
+    record: discord.TextChannel | None = None,
+    reviewers: discord.Role | None = None,
+    moderators: discord.Role | None = None,
+    admins: discord.Role | None = None,
+    category: discord.CategoryChannel | None = None,
+    projects: discord.CategoryChannel | None = None,
+) -> None:
+    """Adopt what was given, make what is missing."""
+    app, who = interaction.client, actor(interaction)
+    # Whoever manages the server may name its admins; nobody else could, before there are any.
+    if not interaction.permissions.manage_guild:
+        rights.require_admin(who, Act.SET_UP, app.server.admin_role)
+    await interaction.response.defer(ephemeral=True, thinking=True)
+    guild = app.get_guild(app.server.guild)
+    if guild is None or guild.unavailable:
+        raise ConflictError("Discord has not shown this server to the bot yet; try again in a minute.")
+    given = {
+        "proposals": proposals,
+        "review": review,
+        "announcements": announcements,
+        "record": record,
+        "reviewer_role": reviewers,
+        "moderator_role": moderators,
+        "admin_role": admins,
+        "lab_category": category,
+        "projects_category": projects,
+    }
+    chosen = {name: target for name, target in given.items() if target is not None}
+    await errors.reply(interaction, await setting_up.set_up(app, guild, who, chosen))
+
+
+@stoa.command(name="help", description="Show what you can do here")
+async def help_here(interaction: Interaction) -> None:
+    """Show it by the table of rights, for who asks and where they ask."""
+    app, who = interaction.client, actor(interaction)
+    project_id = await lookup.project_here(interaction)
+    held = rights.held(
+        who,
+        moderator_role_id=app.server.moderator_role,
+        reviewer_role_id=app.server.reviewer_role,
+        admin_role_id=app.server.admin_role,
+    )
+    standing = await app.read(helping.standing, who, project_id, held)
+    tree = app.tree.get_commands(guild=discord.Object(app.server.guild))
+    first, *others = helping.pages(tree, standing, review=app.server.review)
+    await interaction.response.send_message(view=first, ephemeral=True)
+    for page in others:
+        await interaction.followup.send(view=page, ephemeral=True)
+
+
+@stoa.command(name="pools", description="Admins: list the pools of GPUs with their use; add or change one")
+async def list_pools(interaction: Interaction) -> None:
+    """List them."""
+    stoa_buttons.require(interaction, Act.MANAGE_COMPUTE)
+    listed = await interaction.client.read(cluster.status)
+    await interaction.response.send_message(view=stoa_buttons.pools_view(listed), ephemeral=True)
+
+
+@stoa.command(name="grants", description="Admins: list what sponsors give, with its use; add or change a grant")
+async def list_grants(interaction: Interaction) -> None:
+    """List them."""
+    stoa_buttons.require(interaction, Act.MANAGE_COMPUTE)
+    listed = await interaction.client.read(pools.grants)
+    spent = await interaction.client.read(inventory.spent_by_grant)
+    await interaction.response.send_message(view=stoa_buttons.grants_view(listed, spent), ephemeral=True)
+
+
+@stoa.command(name="limits", description="Admins: list the limits by which the lab is run; change one")
+async def list_limits(interaction: Interaction) -> None:
+    """List them."""
+    stoa_buttons.require(interaction, Act.CHANGE_POLICIES)
+    now = await interaction.client.read(policies.current)
+    await interaction.response.send_message(view=stoa_buttons.limits_view(now), ephemeral=True)
+
+
+@stoa.command(name="ban", description="Let somebody do nothing but read")
+@app_commands.describe(person="Who", why=WHY)
+async def ban(interaction: Interaction, person: discord.User, why: str) -> None:
+    """Put them on the ban list."""
+    await interaction.response.defer(ephemeral=True, thinking=True)
+    who, role = Actor(person.id, person.display_name), interaction.client.server.admin_role
+    await interaction.client.write(limits.ban, actor(interaction), who, why, admin_role_id=role)
+    await errors.reply(interaction, "They can read, and do nothing else; the record says so.")
+
+
+@stoa.command(name="unban", description="Let a banned person take part again")
+@app_commands.describe(person="Who", why=WHY)
+async def unban(interaction: Interaction, person: discord.User, why: str) -> None:
+    """Take them off the ban list."""
+    await interaction.response.defer(ephemeral=True, thinking=True)
+    role = interaction.client.server.admin_role
+    await interaction.client.write(limits.unban, actor(interaction), person.id, why, admin_role_id=role)
+    await errors.reply(interaction, "They can take part again; the record says so.")
+
+
+@stoa.command(name="redact", description="Blank what an entry of the record tells; its posts become tombstones")
+@app_commands.describe(
+    number="The entry's number, as its post ends with",
+    why=WHY + ": say nothing of what is blanked",
+    project="The project, where this is not its channel or one of its threads; 0 for the lab's own record",
+)
+@app_commands.autocomplete(project=lookup.projects)
+async def redact(interaction: Interaction, number: int, why: str, project: int | None = None) -> None:
+    """Blank one entry."""
+    await interaction.response.defer(ephemeral=True, thinking=True)
+    stream = record.LAB if project == 0 else record.project_stream(await lookup.project_of(interaction, project))
+    role = interaction.client.server.admin_role
+    await interaction.client.write(redaction.redact, actor(interaction), stream, number, why, admin_role_id=role)
+    await errors.reply(interaction, f"Entry {number} is blanked; its posts will follow.")
+
+
+@stoa.command(name="forget", description="Blank a person's name, and every entry that names them")
+@app_commands.describe(person="Who", why=WHY + ": do not name them")
+async def forget(interaction: Interaction, person: discord.User, why: str) -> None:
+    """Blank all that names them."""
+    await interaction.response.defer(ephemeral=True, thinking=True)
+    role = interaction.client.server.admin_role
+    count = await interaction.client.write(
+        redaction.forget, actor(interaction), str(person.id), why, admin_role_id=role
+    )
+    await errors.reply(interaction, f"{count} entries are blanked; their posts will follow.")

@@ -1,0 +1,133 @@
+"""A feed takes one stream of the record to Discord: its entries as posts in order, then its cards as they stand."""
+
+from collections.abc import Sequence
+
+from bot.app import App
+from bot.cards.project_card import project_card
+from bot.cards.run_card import run_card
+from bot.cards.studio import Studio
+from bot.delivery import outbox, post_buttons, posts
+from bot.delivery.notices import Notices
+from bot.delivery.posts import Place, Scene
+from bot.delivery.rooms import Rooms
+from bot.delivery.sender import Sender
+from bot.delivery.showcase import Showcase
+from broker import runs
+from broker.runs import RunView
+from projects import pipeline, record, redaction
+from projects.pipeline import ProjectView
+from projects.record import Told
+
+
+async def blank_posts(app: App, sender: Sender, entry: Told) -> None:
+    """Where an entry tells of a redaction, turn the posts of what was blanked into tombstones."""
+    if entry.kind not in redaction.KINDS:
+        return
+    numbers = (entry.payload or {}).get("numbers", ())
+    for blanked, rows in await app.read(outbox.posts_of, entry.stream, numbers):
+        for row in rows:
+            await sender.rewrite(row, f"{posts.BLANKED}\n{posts.marker(blanked)}")
+
+
+class LabFeed:
+    """The lab's own stream, in the channel of the public record."""
+
+    behind = False
+
+    def __init__(self, app: App, sender: Sender, notices: Notices) -> None:
+        self.app, self.sender, self.notices = app, sender, notices
+
+    async def catch_up(self) -> None:
+        """Post what is new."""
+        server = self.app.server
+        rooms = {Place.RECORD: str(server.record), Place.REVIEW: str(server.review)}
+        while entries := await self.app.read(outbox.untold, record.LAB):
+            for entry in entries:
+                await blank_posts(self.app, self.sender, entry)
+                for place in posts.places(entry, has_channel=True):
+                    said = posts.render(entry, place)
+                    sent = await self.sender.post(f"entry:{entry.id}:{place}", rooms[place], said)
+                    if sent is None and place is Place.RECORD:
+                        await self.notices.place_gone("public record", rooms[place])
+                await self.app.write(outbox.told, entry)
+
+
+class ProjectFeed:
+    """The stream of a project, and the cards of the project, of its requests and of its runs.
+
+    `behind` says that a card does not show the present state yet, so that the feed must come again.
+    """
+
+    def __init__(self, app: App, sender: Sender, notices: Notices, studio: Studio, project_id: int) -> None:
+        self.app, self.sender, self.notices = app, sender, notices
+        self.project_id = project_id
+        self.rooms = Rooms(app, project_id)
+        self.showcase = Showcase(app, sender, studio, project_id)
+
+    @property
+    def behind(self) -> bool:
+        """Whether a card waits for its turn."""
+        return self.showcase.behind
+
+    async def catch_up(self) -> None:
+        """Post what is new, then bring the cards up to date."""
+        stream = record.project_stream(self.project_id)
+        while entries := await self.app.read(outbox.untold, stream):
+            for entry in entries:
+                await blank_posts(self.app, self.sender, entry)
+                await self._tell(entry)
+                await self.app.write(outbox.told, entry)
+                self.showcase.note(entry)
+        await self.showcase.refresh()
+
+    async def _tell(self, entry: Told) -> None:
+        channel_id, closed = await self.rooms.find(f"project:{self.project_id}")
+        project = await self.app.read(pipeline.view, self.project_id)
+        if entry.kind in posts.OPENINGS and project.has_channel:
+            channel_id = await self.rooms.channel(project)
+        ran: Sequence[RunView] = ()
+        if entry.kind == "project.completed":
+            ran = await self.app.read(runs.of_project, self.project_id, kind="train")
+        scene = Scene(project, channel_id, ran)
+        for place in posts.places(entry, has_channel=channel_id is not None or closed):
+            room = await self._room(place, entry, scene)
+            if room is None:
+                continue
+            said = posts.render(entry, place, scene)
+            sent = await self.sender.post(f"entry:{entry.id}:{place}", room, said, post_buttons.of(entry))
+            if sent is None and place is Place.CHANNEL:
+                await self.rooms.gone(f"project:{self.project_id}")
+            elif sent is None and place is Place.ANNOUNCEMENTS:
+                await self.notices.place_gone("announcements", room)
+
+    async def _room(self, place: Place, entry: Told, scene: Scene) -> str | None:
+        """The id of the channel or thread that a place is; None where a person has deleted it."""
+        server = self.app.server
+        if place is Place.ANNOUNCEMENTS:
+            return str(server.announcements)
+        if place is Place.CHANNEL:
+            return scene.channel_id
+        if place is Place.RUN:
+            run_id = (entry.payload or {})["run"]
+            thread_id, gone = await self.rooms.find(f"run:{run_id}")
+            if thread_id is not None or gone or scene.channel_id is None:
+                return thread_id
+            card = run_card(await self.app.read(runs.view, run_id))
+            message_id = await self.sender.place(f"run:{run_id}", scene.channel_id, card)
+            if message_id is None:
+                await self.rooms.gone(f"run:{run_id}")
+                return None
+            return await self.rooms.thread(f"run:{run_id}", scene.channel_id, message_id, f"Run {run_id}")
+        return await self._proposal_thread(scene.project)
+
+    async def _proposal_thread(self, project: ProjectView) -> str | None:
+        key, proposals = f"proposal:{project.id}", str(self.app.server.proposals)
+        thread_id, gone = await self.rooms.find(key)
+        if thread_id is not None or gone:
+            return thread_id
+        card = project_card(project, (), (), channel_id=None)
+        message_id = await self.sender.place(f"project:{project.id}", proposals, card)
+        if message_id is None:
+            await self.rooms.gone(key)
+            return None
+        return await self.rooms.thread(key, proposals, message_id, f"P{project.id} · {project.title}")

@@ -1,0 +1,87 @@
+"""What the admins are told of the delivery itself, in the channel of the reviews: each thing once."""
+
+import re
+
+import discord
+import structlog
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from bot import text
+from bot.app import App
+from bot.delivery import outbox
+from bot.delivery.lease import LostLeaseError
+from bot.delivery.sender import Sender
+from bot.delivery.tables import DiscordMessage
+from projects import record
+
+WAITS, OVER = "waits:", "over"
+
+log = structlog.get_logger()
+
+
+class Notices:
+    """Where a notice itself cannot be posted, the log alone has it."""
+
+    def __init__(self, app: App, sender: Sender) -> None:
+        self.app, self.sender = app, sender
+        self._waiting: set[str] | None = None
+
+    async def waits(self, stream: str, reason: str) -> None:
+        """Say that the posts of a stream wait, at which entry, and why."""
+        if self._waiting is not None:
+            self._waiting.add(stream)
+        number = (await self.app.read(outbox.cursors)).get(stream, 0) + 1
+        said = f"⚠️ Posting waits: {reason} It goes on by itself once that is mended."
+        await self._post(_key(stream, number), f"{said}\n-# {_owner(stream)} · waits at record {number}")
+
+    async def goes_on(self, stream: str) -> None:
+        """Say where it was said to wait that it does no more."""
+        if self._waiting is None:  # of an earlier process
+            self._waiting = {row.key.removeprefix(WAITS).rpartition(":")[0] for row in await self.app.read(_open)}
+        if stream not in self._waiting:
+            return
+        try:
+            for row in await self.app.read(_open, stream):
+                number = row.key.rpartition(":")[2]
+                said = "✅ Posting waited here, and goes on."
+                await self.sender.rewrite(row, f"{said}\n-# {_owner(stream)} · waited at record {number}")
+                await self.app.write(outbox.sent, row.key, row.message_id or "", OVER)
+            self._waiting.discard(stream)
+        except discord.DiscordException as error:
+            log.warning("a notice to the admins cannot be changed", stream=stream, reason=str(error))
+
+    async def place_gone(self, name: str, channel_id: str) -> None:
+        """Say that one of the lab's own channels was deleted."""
+        said = f"⚠️ The channel for the {name} was deleted: nothing more is posted there. /stoa setup names another."
+        await self._post(f"gone:{channel_id}", f"{said}\n-# Lab · channel {channel_id} is gone")
+
+    async def _post(self, key: str, said: str) -> None:
+        try:
+            await self.sender.post(key, str(self.app.server.review), said)
+        except (discord.DiscordException, LostLeaseError) as error:
+            log.warning("the admins cannot be told", notice=key, reason=str(error))
+
+
+def refusal(error: discord.HTTPException) -> str:
+    """What Discord refuses and where, in a sentence for the admins."""
+    found = re.search(r"/channels/(\d+)", str(error.response.url))
+    where = f" in <#{found[1]}>" if found else ""
+    if error.status == 403:
+        return f"the bot lacks a permission{where} ({text.line(error.text, 100)}, {error.code})."
+    return f"Discord refuses it{where} ({text.line(error.text, 300)}, {error.code})."
+
+
+def _key(stream: str, number: int) -> str:
+    return f"{WAITS}{stream}:{number}"
+
+
+def _owner(stream: str) -> str:
+    return "Lab" if stream == record.LAB else f"P{stream.partition(':')[2]}"
+
+
+def _open(session: Session, stream: str = "") -> list[DiscordMessage]:
+    """The notices, of one stream or all, that say of something that it waits."""
+    mine = DiscordMessage.key.startswith(f"{WAITS}{stream}:" if stream else WAITS, autoescape=True)
+    told = select(DiscordMessage).where(mine, DiscordMessage.message_id.is_not(None), DiscordMessage.digest != OVER)
+    return list(session.scalars(told.where(DiscordMessage.gone.is_(False))))

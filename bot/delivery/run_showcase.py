@@ -1,0 +1,176 @@
+"""The cards of one project's runs, brought to the present state, each with its picture.
+
+A card is edited more often while much changes. Where Discord takes no more edits of it because its message is old, a
+successor is posted, with the key `run:7:2` and so on, and the old card keeps a line that leads there.
+"""
+
+import time
+from itertools import pairwise
+
+import structlog
+from sqlalchemy import or_, select
+from sqlalchemy.orm import Session
+
+from bot.app import App
+from bot.cards.card import Card
+from bot.cards.curves import curve_of
+from bot.cards.run_card import moved_card, run_card
+from bot.cards.studio import Studio
+from bot.delivery import cadence, outbox
+from bot.delivery.cadence import BUSY, CALM, OLD, OLD_AGE, OldMessageError
+from bot.delivery.sender import Sender
+from bot.delivery.tables import DiscordMessage
+from broker import runs, why
+from broker.runs import ACTIVE, RunState, RunView
+from broker.why import Why
+
+RUNS_KEPT = 25
+WHY_SECONDS = 60.0
+MUCH = 0.01
+"""Of its steps: what a run must have gone on since its last edit for much to have changed."""
+
+log = structlog.get_logger()
+
+
+class RunShowcase:
+    """`behind` says that a card does not show the present state yet, so that it must be refreshed again."""
+
+    def __init__(self, app: App, sender: Sender, studio: Studio, project_id: int) -> None:
+        self.app, self.sender, self.studio = app, sender, studio
+        self.project_id = project_id
+        self._begun = False
+        self._stale: set[int] = set()
+        self._shown: dict[int, RunView] = {}
+        self._drawn: dict[int, float] = {}
+        self._why: dict[int, tuple[float, Why]] = {}
+
+    @property
+    def behind(self) -> bool:
+        """Whether a card waits for its turn."""
+        return bool(self._stale)
+
+    def note(self, run_id: int) -> None:
+        """Remember that a run's card is stale."""
+        self._stale.add(run_id)
+
+    async def refresh(self) -> None:
+        """Bring the cards up to date whose turn has come, the one that has waited longest first."""
+        if not self._begun:  # a crash may have left any card behind its run
+            newest = await self.app.read(runs.of_project, self.project_id, limit=RUNS_KEPT)
+            self._stale |= {run.parent_id if run.kind == "sample" and run.parent_id else run.id for run in newest}
+            self._begun = True
+        moving = (await self.app.read(runs.in_motion)).get(self.project_id, set())
+        pace = self.sender.cadence
+        for run_id in sorted(self._stale | moving, key=lambda run_id: (pace.edited_at(f"run:{run_id}"), run_id)):
+            if pace.rested(f"run:{run_id}") and await self._show(run_id):
+                self._stale.discard(run_id)
+
+    async def _show(self, run_id: int) -> bool:
+        """Bring a run's card to the present state; False where it must be looked at again."""
+        run = await self.app.read(runs.view, run_id)
+        cards, thread_id = await self.app.read(_cards, run)
+        if run.kind == "sample" or not cards or cards[-1].gone or cards[0].message_id is None:
+            return True
+        row = cards[-1]
+        if row.message_id is None:
+            return await self._succeed(run, row.key, row.channel_id, thread_id)
+        settled = await self._retire(run, cards)
+        age = cadence.age(row.message_id)
+        pace, key = self.sender.cadence, f"run:{run_id}"
+        if not pace.turn(key, row.channel_id, age=age, pause=self._pause(run, age)):
+            return False
+        name, picture = await self._picture_due(run, row.picture)
+        card = run_card(run, picture=name, why=await self._waits(run), thread_id=thread_id if len(cards) > 1 else "")
+        if row.digest == card.digest:
+            pace.leave(key, row.channel_id, age=age)
+        elif not await self._change(key, row, card, name, picture, age):
+            if run.state in ACTIVE:
+                await self._succeed(run, f"{key}:{len(cards) + 1}", row.channel_id, thread_id)
+            return False
+        else:
+            self._shown[run.id] = run
+        if picture is not None:
+            self._drawn[run.id] = time.monotonic()
+        return settled and run.state not in ACTIVE
+
+    async def _change(
+        self, key: str, row: DiscordMessage, card: Card, name: str, picture: bytes | None, age: float
+    ) -> bool:
+        """Edit a card; False where its message is too old for it now."""
+        self.sender.cadence.edited(key, row.channel_id, age=age)
+        try:
+            await self.sender.change(row, card, name, picture)
+        except OldMessageError as error:
+            log.info("an old card takes no edit now", key=row.key, seconds=error.retry_after)
+            self.sender.cadence.refused(row.channel_id, error.retry_after)
+            return False
+        return True
+
+    async def _succeed(self, run: RunView, key: str, channel_id: str, thread_id: str) -> bool:
+        """Post a successor of a card that takes no more edits; False, as it has no picture yet."""
+        self._drawn.pop(run.id, None)
+        await self.sender.place(key, channel_id, run_card(run, why=await self._waits(run), thread_id=thread_id))
+        return False
+
+    async def _retire(self, run: RunView, cards: list[DiscordMessage]) -> bool:
+        """Have each card but the newest lead to its successor; False while one still waits for its turn."""
+        due = []
+        for row, successor in pairwise(cards):
+            url = f"https://discord.com/channels/{self.app.server.guild}/{successor.channel_id}/{successor.message_id}"
+            card = moved_card(run, url)
+            if not row.gone and row.message_id is not None and row.digest != card.digest:
+                due.append((row, card))
+        for row, card in due[:1]:
+            key = f"{row.key}:moved"
+            if not self.sender.cadence.turn(key, row.channel_id, age=OLD_AGE):
+                return False
+            return await self._change(key, row, card, "", None, OLD_AGE) and len(due) == 1
+        return True
+
+    def _pause(self, run: RunView, age: float) -> float:
+        """Seconds that should lie between the last edit of a run's card and the next one."""
+        shown = self._shown.get(run.id)
+        if shown is None or (shown.state, shown.attempt, shown.checkpoints) != (
+            run.state,
+            run.attempt,
+            run.checkpoints,
+        ):
+            return BUSY
+        if age >= OLD_AGE:
+            return OLD
+        return BUSY if run.step - shown.step >= MUCH * run.total_steps else CALM
+
+    async def _waits(self, run: RunView) -> Why | None:
+        """What a queued run waits for; a plan is made for it, so it is not asked for at each edit."""
+        if run.state != RunState.QUEUED:
+            self._why.pop(run.id, None)
+            return None
+        asked, known = self._why.get(run.id, (float("-inf"), None))
+        if known is None or time.monotonic() - asked >= WHY_SECONDS:
+            known = await self.app.read(why.why, run.id)
+            self._why[run.id] = (time.monotonic(), known)
+        return known
+
+    async def _picture_due(self, run: RunView, shown: str) -> tuple[str, bytes | None]:
+        """The name of the picture to show, and its bytes where it is a new one."""
+        waited = time.monotonic() - self._drawn.get(run.id, float("-inf"))
+        if waited < self.app.settings.picture_seconds and run.state in ACTIVE:
+            return shown, None
+        curve = await self.app.read(curve_of, run)
+        name = f"run-{run.id}-{curve.digest}.png"
+        if len(curve.loss) < 2 or name == shown:
+            return shown, None
+        try:
+            return name, await self.studio.draw(curve)
+        except Exception as error:  # what the card says matters more than its picture
+            log.error("a picture could not be drawn", run=run.id, exc_info=error)
+            return shown, None
+
+
+def _cards(session: Session, run: RunView) -> tuple[list[DiscordMessage], str]:
+    """The run's card and its successors, the newest last, and the id of the thread under the first one."""
+    key = f"run:{run.id}"
+    own = or_(DiscordMessage.key == key, DiscordMessage.key.startswith(f"{key}:"))
+    rows = sorted(session.scalars(select(DiscordMessage).where(own)), key=lambda row: (len(row.key), row.key))
+    room = outbox.rooms(session, run.project_id).get(key)
+    return rows, room.channel_id or "" if room is not None and not room.gone else ""

@@ -1,0 +1,180 @@
+"""Sending each message once: the intent is committed before, the message's id after, and an open intent is settled.
+
+Discord returns the first message for a repeat of its nonce within a few minutes. An intent older than that is settled
+by looking in the channel for the message's marker, its last line of text.
+"""
+
+import asyncio
+import io
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import discord
+import structlog
+from discord import ui
+from sqlalchemy.orm import Session
+
+from bot import text
+from bot.app import App
+from bot.cards.card import Card
+from bot.delivery import cadence, lease, outbox
+from bot.delivery.cadence import Cadence, OldMessageError
+from bot.delivery.tables import DiscordMessage
+from projects.db import utcnow
+
+NONCE_GOOD_FOR = timedelta(minutes=2)
+REPEAT_SECONDS = 45.0
+"""The longest that a repeat may take, waiting for its turn included, so that its nonce is still known on arrival."""
+CLOCKS_APART = timedelta(minutes=10)
+UNKNOWN_CHANNEL, UNKNOWN_MESSAGE = 10003, 10008
+# A person has deleted it.
+DELETED = frozenset({UNKNOWN_CHANNEL, UNKNOWN_MESSAGE})
+TOO_MANY_OLD_EDITS = 30046
+
+log = structlog.get_logger()
+
+
+class Sender:
+    """The only sender of posts and cards to a server; `holder` names this process in the lease."""
+
+    def __init__(self, app: App, holder: str) -> None:
+        self.app = app
+        self.guild_id = app.server.guild
+        self.holder = holder
+        self.cadence = Cadence()
+
+    async def post(self, key: str, channel_id: str, said: str, buttons: Sequence[ui.Item[Any]] = ()) -> str | None:
+        """Post a text whose last line is its marker; the message's id, or None where a person has deleted its place."""
+        if not buttons and text.length(said) <= text.MESSAGE:
+            return await self._send(key, channel_id, said.splitlines()[-1], content=said)
+        view = ui.LayoutView(timeout=None)
+        view.add_item(ui.TextDisplay(said))
+        if buttons:
+            view.add_item(ui.ActionRow(*buttons))
+        return await self._send(key, channel_id, said.splitlines()[-1], view=view)
+
+    async def place(self, key: str, channel_id: str, card: Card) -> str | None:
+        """Send a card for the first time; like `post`."""
+        return await self._send(key, channel_id, card.marker, view=card, digest=card.digest)
+
+    async def change(self, row: DiscordMessage, card: Card, name: str, picture: bytes | None) -> None:
+        """Bring a card up to date; `picture` replaces the one it has, `name` is the one it shows now.
+
+        Raises OldMessageError where Discord takes no more edits of so old a message for now.
+        """
+        message = self._channel(row.channel_id).get_partial_message(int(row.message_id or 0))
+        try:
+            if picture is not None:
+                await message.edit(view=card, attachments=[discord.File(io.BytesIO(picture), name)])
+            elif name:
+                await message.edit(view=card)
+            else:
+                await message.edit(view=card, attachments=[])
+        except discord.NotFound as error:
+            await self._deleted(row.key, error)
+        except discord.RateLimited as error:
+            raise OldMessageError(error.retry_after) from error
+        except discord.HTTPException as error:
+            if error.code != TOO_MANY_OLD_EDITS:
+                raise
+            raise OldMessageError(cadence.OLD) from error
+        else:
+            await self.app.write(outbox.sent, row.key, row.message_id or "", card.digest, name)
+
+    async def rewrite(self, row: DiscordMessage, said: str) -> None:
+        """Put another text in the place of a post, whichever sort of message it is."""
+        place = self._channel(row.channel_id)
+        try:
+            message = await place.fetch_message(int(row.message_id or 0))
+            if message.flags.components_v2:
+                view = ui.LayoutView(timeout=None)
+                view.add_item(ui.TextDisplay(said))
+                await message.edit(view=view)
+            else:
+                await message.edit(content=said)
+        except discord.NotFound as error:
+            await self._deleted(row.key, error)
+
+    async def _send(
+        self,
+        key: str,
+        channel_id: str,
+        marker: str,
+        *,
+        content: str | None = None,
+        view: ui.LayoutView | None = None,
+        digest: str = "",
+    ) -> str | None:
+        row, certain = await self.app.write(self._intend, key, channel_id)
+        if row.gone or row.message_id is not None:
+            return None if row.gone else row.message_id
+        try:
+            if not certain and row.intended_at < utcnow() - NONCE_GOOD_FOR:
+                found = await self._find(row, marker)
+                if found is not None:
+                    # What it shows is not known: an empty digest has a card drawn anew.
+                    await self.app.write(outbox.sent, key, found)
+                    return found
+                row, certain = await self.app.write(outbox.intend_again, key), True
+            channel = self._channel(row.channel_id)
+            async with asyncio.timeout(None if certain else REPEAT_SECONDS):
+                if view is None:
+                    message = await channel.send(content, nonce=row.nonce, suppress_embeds=True)
+                else:
+                    message = await channel.send(view=view, nonce=row.nonce)
+        except discord.NotFound as error:
+            await self._deleted(key, error)
+            return None
+        # For a repeat of a nonce Discord returns the first message, which may show an earlier state.
+        await self.app.write(outbox.sent, key, str(message.id), digest if certain else "")
+        return str(message.id)
+
+    def _intend(self, session: Session, key: str, channel_id: str) -> tuple[DiscordMessage, bool]:
+        """The message's row, and whether its intent is new; raises LostLeaseError."""
+        lease.require(session, str(self.guild_id), self.holder)
+        row = outbox.message(session, key)
+        if row is not None:
+            return row, False
+        return outbox.intend(session, key, channel_id), True
+
+    async def _find(self, row: DiscordMessage, marker: str) -> str | None:
+        """The message of an old intent, if it stands in its channel; raises Forbidden where that cannot be read."""
+        after = row.intended_at - CLOCKS_APART
+        me, channel = self.app.user, self._channel(row.channel_id)
+        await self._require_history(channel)
+        async for message in channel.history(limit=None, after=after):
+            if me is not None and message.author.id == me.id and _last_line(message) == marker:
+                return str(message.id)
+        return None
+
+    async def _require_history(self, channel: discord.PartialMessageable) -> None:
+        """Raise Forbidden where the bot may not read a channel's history: Discord lists it as empty then.
+
+        A single message is refused instead, even one that never was; the application's id is such a one.
+        """
+        try:
+            await channel.fetch_message(self.app.application_id or 0)
+        except discord.NotFound as error:
+            if error.code != UNKNOWN_MESSAGE:
+                raise
+
+    async def _deleted(self, key: str, error: discord.NotFound) -> None:
+        """Take a deletion as a decision."""
+        if error.code not in DELETED:
+            raise error
+        log.warning("a person has deleted this message or its channel; it is not sent again", key=key)
+        await self.app.write(outbox.message_gone, key)
+
+    def _channel(self, channel_id: str) -> discord.PartialMessageable:
+        return self.app.get_partial_messageable(int(channel_id), guild_id=self.guild_id)
+
+
+def _last_line(message: discord.Message) -> str:
+    """The last line of text of a message, of either sort."""
+    texts = [message.content]
+    if message.flags.components_v2:
+        shown = ui.LayoutView.from_message(message).walk_children()
+        texts += [item.content for item in shown if isinstance(item, ui.TextDisplay)]
+    lines = "\n".join(texts).splitlines()
+    return lines[-1] if lines else ""
