@@ -171,7 +171,10 @@ class Lab:
         await self.person("Grace").press(card, "Join")
         form = await self.person("Ada").command("project scope", channel="general", project=int(number))
         await self.person("Ada").submit(form, SCOPE)
-        return await self.guild.wait_for_channel(lambda c: c.name.startswith(f"p{number}-") and c.id not in before)
+        channel = await self.guild.wait_for_channel(lambda c: c.name.startswith(f"p{number}-") and c.id not in before)
+        # The bot knows it as the project's a moment after everybody sees it.
+        await self.guild.wait_for(channel.id, lambda m: True)
+        return channel
 
     async def request(self, channel: Channel, hours: str = "2", **changes: str) -> Answer:
         """Ada asks for GPU time."""

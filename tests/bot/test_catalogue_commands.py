@@ -43,7 +43,7 @@ async def test_a_recipe_goes_from_a_file_to_a_run(shared_lab: Shared) -> None:
     assert prepared.text.startswith(
         f"Run 1 will prepare the data of `ours`. It will cost {text.gpu_hours(300)} at most"
     )
-    launched = await ada.command("run launch", channel=channel.id, **given)
+    launched = await lab.launch(channel, **given)
     assert "Run 2 is queued" in launched.text
     retired = await omar.command("catalogue retire", name="ours", why="A better one came.")
     assert "is retired" in retired.text
