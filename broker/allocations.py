@@ -173,9 +173,11 @@ def request(
             f"“{project.title}” is {project.stage}; only an active project can ask for more than one starter grant of "
             f"at most {in_hours(bounds.starter)} GPU-hours."
         )
-    available = pools.available(session, target.id)
-    if seconds > available:
-        raise InvalidError(f"The grants of “{pool}” have {in_hours(available)} GPU-hours left; ask for at most that.")
+    largest = pools.largest(session, target.id)
+    if seconds > largest:
+        raise InvalidError(
+            f"The grants of “{pool}” have {in_hours(largest)} GPU-hours left for one allocation; ask for at most that."
+        )
     if renews is not None:
         _check_renewable(session, project, renews)
     allocation = Allocation(
@@ -255,7 +257,7 @@ def require_asker(session: Session, actor: Actor, project_id: int, asked_by: int
 
 
 def award(session: Session, allocation: Allocation, seconds: int, by: Person | None, because: str) -> None:
-    """Approve a request: draw it on a sponsor's grant, a large one in two halves, and end what it renews.
+    """Approve a request: draw it on a sponsor's grant, a large one in two halves.
 
     It lasts at most as long as the grant. Raises ConflictError where no grant of the pool holds so much.
     """
@@ -281,8 +283,6 @@ def award(session: Session, allocation: Allocation, seconds: int, by: Person | N
         told["endorsed_by"] = session.get_one(Person, allocation.endorsed_by).name
     pool = session.get_one(Pool, allocation.pool_id).name
     tell(session, allocation, "allocation.approved", by=by, why=because, pool=pool, sponsor=source.sponsor, **told)
-    if allocation.renews_id is not None:
-        _renewed(session, allocation.renews_id, allocation.id)
 
 
 def close(session: Session, allocation: Allocation, to: AllocationState, **values: object) -> int:
@@ -324,6 +324,25 @@ def require_live(allocation: Allocation) -> None:
     """Raise ConflictError unless the allocation is approved and has not ended; an exhausted one has not."""
     if allocation.state not in LIVE:
         raise ConflictError(f"Allocation {allocation.id} is {allocation.state}; this needs an approved one.")
+
+
+def successor(session: Session, allocation_id: int) -> int:
+    """The allocation that pays for the runs of another now: what renewed it on the same pool, or it itself."""
+    renewed = load(session, allocation_id)
+    while renewed.state == AllocationState.RENEWED:
+        heir = session.scalars(
+            select(Allocation)
+            .where(
+                Allocation.renews_id == renewed.id,
+                Allocation.pool_id == renewed.pool_id,
+                Allocation.grant_id.is_not(None),
+            )
+            .order_by(Allocation.decided_at)
+        ).first()
+        if heir is None:
+            break
+        renewed = heir
+    return renewed.id
 
 
 def load(session: Session, allocation_id: int) -> Allocation:
@@ -412,14 +431,6 @@ def _check_renewable(session: Session, project: Project, allocation_id: int) -> 
     require_live(earlier)
 
 
-def _renewed(session: Session, allocation_id: int, successor: int) -> None:
-    """End the allocation that another succeeds, unless it has ended by itself meanwhile."""
-    earlier = lock(session, allocation_id)
-    if earlier.state in LIVE:
-        returned = close(session, earlier, AllocationState.RENEWED)
-        tell(session, earlier, "allocation.renewed", successor=successor, returned=returned)
-
-
 def _draw(session: Session, allocation: Allocation, seconds: int, committed: int) -> Grant:
     """Open the account on the grant of the pool that ends first and still holds enough."""
     total = seconds + committed
@@ -435,8 +446,9 @@ def _draw(session: Session, allocation: Allocation, seconds: int, committed: int
     for source in candidates:
         with suppress(ConflictError):
             ledger.grant(session, allocation.id, source.id, seconds, committed=committed)
+            session.refresh(source)  # its end may have been moved until it was held
             return source
-    left = pools.available(session, allocation.pool_id)
+    left = pools.largest(session, allocation.pool_id)
     raise ConflictError(f"No grant of this pool holds {in_hours(total)} GPU-hours any more; {in_hours(left)} are left.")
 
 

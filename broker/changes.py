@@ -12,10 +12,12 @@ from broker import allocations, ledger, reviews, tiers
 from broker.allocations import Allocation, in_hours, parse_day, parse_hours
 from broker.endorsements import Endorsable, check_second, endorse
 from broker.pools import Grant
-from projects import people, text
+from projects import limits, people, text
 from projects.db import WORDS, Base, utcnow
 from projects.errors import ConflictError, InvalidError, NotFoundError
+from projects.limits import Kind
 from projects.people import Actor, Person
+from projects.pipeline import Project, Stage
 
 
 class ChangeState(StrEnum):
@@ -79,12 +81,15 @@ def request(
         return earlier
     allocation = allocations.lock(session, allocation_id)
     lead = check_may_request(session, actor, allocation_id)
+    limits.check(session, actor, Kind.REQUEST)
     if not hours.strip() and not until.strip():
         raise InvalidError("Say what is to change: more GPU-hours, a later end, or both.")
     seconds = parse_hours(hours) if hours.strip() else 0
     day = parse_day(until) if until.strip() else None
     if day is not None and day <= allocation.until:
         raise InvalidError(f"The allocation ends on {allocation.until:%Y-%m-%d}; ask for a later day.")
+    if not seconds:
+        _check_can_last(session, allocation)
     because = text.prose("The justification", justification, most=1500)
     change = AllocationChange(
         request_id=request_id,
@@ -103,6 +108,9 @@ def request(
 def check_may_request(session: Session, actor: Actor, allocation_id: int) -> Person:
     """The lead, where a change of the allocation can be asked for now. Only reads: a form may be opened on it."""
     lead = allocations.check_may_ask_more(session, actor, allocation_id)
+    project = session.get_one(Project, allocations.load(session, allocation_id).project_id)
+    if project.stage != Stage.ACTIVE:
+        raise ConflictError(f"“{project.title}” is {project.stage}; only an active project can ask for a change.")
     if open_of(session, allocation_id) is not None:
         raise ConflictError(f"A change of allocation {allocation_id} is asked for already; it is decided first.")
     return lead
@@ -118,7 +126,7 @@ def check_may_decide(session: Session, actor: Actor, change_id: int, *, reviewer
     """Raise unless the actor is a reviewer, the change is open, and it is not one of their own project. Only reads."""
     change = load(session, change_id)
     project_id = allocations.load(session, change.allocation_id).project_id
-    reviews.require_reviewer(session, actor, project_id, reviewer_role_id=reviewer_role_id)
+    reviews.require_reviewer(session, actor, project_id, change.requested_by, reviewer_role_id=reviewer_role_id)
     if change.state != ChangeState.REQUESTED:
         by = "somebody" if change.decided_by is None else session.get_one(Person, change.decided_by).name
         raise ConflictError(f"This change has been {change.state} already, by {by}.")
@@ -145,6 +153,8 @@ def approve(
         raise InvalidError(f"{in_hours(change.seconds)} GPU-hours more were asked for; grant at most that.")
     if change.until is not None and change.until <= utcnow():
         raise ConflictError(f"The end asked for, {change.until:%Y-%m-%d}, has passed; only a new request helps.")
+    if not seconds:
+        _check_can_last(session, allocation)
     because = text.prose("The reason", reason, most=1000)
     reviewer = people.ensure(session, actor)
     account = ledger.account(session, allocation.id)
@@ -186,6 +196,16 @@ def withdraw(session: Session, actor: Actor, change_id: int, *, reason: str) -> 
     because = text.prose("The reason", reason, most=1000)
     _move(session, change, ChangeState.WITHDRAWN, person, because)
     _tell(session, allocation, change, "allocation.change_withdrawn", person, because, seconds=change.seconds)
+
+
+def lapse(session: Session, allocation: Allocation) -> None:
+    """Take back what is asked for of an allocation that has ended: nobody can grant it any more."""
+    change_id = open_of(session, allocation.id)
+    if change_id is None:
+        return
+    change, why = load(session, change_id), f"its allocation is {allocation.state}"
+    _move(session, change, ChangeState.WITHDRAWN, None, why)
+    _tell(session, allocation, change, "allocation.change_withdrawn", None, why, seconds=change.seconds)
 
 
 def load(session: Session, change_id: int) -> AllocationChange:
@@ -249,19 +269,31 @@ def view(session: Session, change_id: int) -> ChangeView:
     )
 
 
+def _check_can_last(session: Session, allocation: Allocation) -> None:
+    """Raise ConflictError where the allocation ends with its grant: a later end would change nothing."""
+    if allocation.grant_id is None:
+        return
+    source = session.get_one(Grant, allocation.grant_id, populate_existing=True)
+    if source.until <= allocation.until:
+        raise ConflictError(
+            f"The sponsor's grant ends on {source.until:%Y-%m-%d}, and the allocation with it; only a later end of "
+            "the grant, or a request that draws on another one, helps."
+        )
+
+
 def _locked(session: Session, change_id: int) -> tuple[AllocationChange, Allocation]:
     """The change and its allocation; the allocation is locked first, like for every other decision on it."""
     allocation = allocations.lock(session, load(session, change_id).allocation_id)
     return session.get_one(AllocationChange, change_id, populate_existing=True), allocation
 
 
-def _move(session: Session, change: AllocationChange, to: ChangeState, by: Person, reason: str) -> None:
+def _move(session: Session, change: AllocationChange, to: ChangeState, by: Person | None, reason: str) -> None:
     """Close the request; nothing leads out of any other state."""
     session.flush()
     moved = session.execute(
         update(AllocationChange)
         .where(AllocationChange.id == change.id, AllocationChange.state == ChangeState.REQUESTED)
-        .values(state=to, decided_by=by.id, reason=reason)
+        .values(state=to, decided_by=None if by is None else by.id, reason=reason)
         .returning(AllocationChange.id)
     ).one_or_none()
     if moved is None:
@@ -270,7 +302,13 @@ def _move(session: Session, change: AllocationChange, to: ChangeState, by: Perso
 
 
 def _tell(
-    session: Session, allocation: Allocation, change: AllocationChange, kind: str, by: Person, why: str, **told: object
+    session: Session,
+    allocation: Allocation,
+    change: AllocationChange,
+    kind: str,
+    by: Person | None,
+    why: str,
+    **told: object,
 ) -> None:
     until = None if change.until is None else change.until.date().isoformat()
     allocations.tell(session, allocation, kind, by=by, why=why, change=change.id, until=until, **told)

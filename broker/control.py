@@ -7,7 +7,7 @@ import yaml
 from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.orm import Session
 
-from broker import attempts, endings, launching, ledger, runs
+from broker import allocations, attempts, endings, launching, ledger, runs
 from broker.allocations import Allocation, AllocationState
 from broker.launching import LONGEST_TIME_LIMIT, Receipt
 from broker.pools import Pool
@@ -16,7 +16,7 @@ from projects import pipeline
 from projects.db import utcnow
 from projects.errors import ConflictError, InvalidError
 from projects.people import Actor, Person
-from projects.pipeline import Project
+from projects.pipeline import Project, Stage
 from trainer.config import TrainConfig
 
 
@@ -29,7 +29,9 @@ def cancel(session: Session, actor: Actor, run_id: int) -> None:
 def pause(session: Session, actor: Actor, run_id: int) -> None:
     """Take a run from its GPUs until it is resumed; a running one writes a checkpoint first."""
     run, person = _of_member(session, actor, run_id)
-    _demand_training(run)
+    _demand_long(run)
+    if run.kind == "prepare":
+        raise ConflictError(f"Run {run.id} prepares data and keeps no checkpoint; let it end, or cancel it.")
     suspend(session, run, f"paused by {person.name}", by=person)
 
 
@@ -67,7 +69,8 @@ def resume(
     project = session.get_one(Project, run.project_id)
     if not pipeline.may_compute(project):
         raise ConflictError(f"“{project.title}” is {project.stage}; runs are resumed while a project is under way.")
-    allocation = launching.spendable(session, project, allocation_id or run.allocation_id)
+    pays = allocation_id or allocations.successor(session, run.allocation_id)
+    allocation = launching.spendable(session, project, pays)
     pool = session.get_one(Pool, allocation.pool_id)
     count = run.gpus if gpus is None else gpus
     launching.check_count(pool, count)
@@ -109,7 +112,7 @@ def resumable_on(session: Session, run_id: int) -> list[tuple[int, bool]]:
 def extend(session: Session, actor: Actor, run_id: int, time: str) -> Receipt:
     """Let a run take so much longer, such as “30m”; for one that runs, the cost is reserved at once."""
     run, person = _of_member(session, actor, run_id)
-    _demand_training(run)
+    _demand_long(run)
     seconds = launching.parse_time_limit(time)
     if run.state not in ACTIVE - {RunState.STOPPING} | {RunState.PAUSED}:
         raise ConflictError(f"Run {run.id} is {run.state}; its time limit matters no more.")
@@ -149,12 +152,35 @@ def run_dry(session: Session, run_id: int) -> bool:
     return True
 
 
+def hold(session: Session, whose: ColumnElement[bool]) -> None:
+    """Lock runs that have not ended before the balance that they draw on: the order of their supervisors."""
+    open_ = select(Run.id).where(whose, Run.state.not_in(ENDED)).order_by(Run.id)
+    session.execute(open_.with_for_update(key_share=True)).all()
+
+
+def carry_over(session: Session, earlier: Allocation, later: Allocation) -> Sequence[int]:
+    """Let all that waits or is paused on an allocation go on with its successor on the same pool; their ids.
+
+    What is under way does so when its attempt ends: what that has reserved is of the earlier one.
+    """
+    waits = Run.state.in_((RunState.QUEUED, RunState.PAUSED))
+    moved = session.execute(
+        update(Run)
+        .where(Run.allocation_id == earlier.id, Run.pool_id == later.pool_id, waits)
+        .values(allocation_id=later.id)
+        .returning(Run.id)
+    )
+    return sorted(moved.scalars())
+
+
 def stop_all(session: Session, allocation_id: int, reason: str) -> Sequence[int]:
     """Pause all that waits or runs on an allocation that was revoked or has ended, with a checkpoint; their ids."""
     found = session.scalars(
         select(Run)
         .where(Run.allocation_id == allocation_id, Run.state.in_(ACTIVE - {RunState.STOPPING}))
         .order_by(Run.id)
+        .with_for_update(key_share=True)
+        .execution_options(populate_existing=True)
     ).all()
     for run in found:
         suspend(session, run, reason, dry=True)
@@ -179,14 +205,21 @@ def cancellable() -> ColumnElement[bool]:
 
 def revivable(session: Session) -> Sequence[int]:
     """Runs that were paused because nobody could pay for them, and that can be paid for again."""
-    paused = session.scalars(select(Run).where(Run.state == RunState.PAUSED, Run.dry).order_by(Run.queued_at, Run.id))
+    paused = session.scalars(
+        select(Run)
+        .join(Project, Project.id == Run.project_id)
+        .where(Run.state == RunState.PAUSED, Run.dry, Project.stage.not_in((Stage.PAUSED, *pipeline.ENDED)))
+        .order_by(Run.queued_at, Run.id)
+    )
     return [run.id for run in paused if _payable(session, run)]
 
 
 def revive(session: Session, run_id: int) -> bool:
-    """Queue such a run again; False where it was resumed or cancelled meanwhile, or the money is gone again."""
+    """Queue such a run again; False where it was resumed or cancelled meanwhile, or cannot go on after all."""
     run = runs.load(session, run_id)
     if run.state != RunState.PAUSED or not run.dry or not _payable(session, run):
+        return False
+    if not pipeline.may_compute(session.get_one(Project, run.project_id)):
         return False
     runs.move(session, run, RunState.QUEUED, reason="", dry=False, queued_at=utcnow())
     why = "its allocation can pay for it again"
@@ -224,8 +257,8 @@ def _cancel(session: Session, run: Run, reason: str, *, by: Person | None = None
         raise ConflictError(f"Run {run.id} is {run.state} already.")
 
 
-def _demand_training(run: Run) -> None:
-    if run.kind != "train":
+def _demand_long(run: Run) -> None:
+    if run.kind == "sample":
         raise ConflictError(f"Run {run.id} is a sample of run {run.parent_id}, over in moments; let it end.")
 
 

@@ -11,6 +11,7 @@ from broker import allocations, changes, fairshare, ledger, pools, tiers, usage
 from broker.allocations import Allocation
 from broker.fairshare import Standing
 from broker.ledger import Balance
+from broker.pools import Grant
 from projects import record
 from projects.db import utcnow
 from projects.record import Entry, Payload
@@ -30,7 +31,7 @@ class Dossier:
     """Amounts are in GPU-seconds.
 
     `grants` counts the project's allocations so far, of which it has `spent` and `reserved` so much; `available` is
-    what the grants of the pool hold still; a full consent takes `reviewers`, and comes in `halves` or whole.
+    the most that can be granted, out of one grant; a full consent takes `reviewers`, and comes in `halves` or whole.
     """
 
     grants: int
@@ -76,12 +77,20 @@ def _of(session: Session, allocation: Allocation, seconds: int, size: int, remar
         grants=grants,
         spent=int(spent),
         reserved=int(reserved),
-        available=pools.available(session, allocation.pool_id),
+        available=_available(session, allocation),
         reviewers=2 if size > bounds.one_reviewer else 1,
         halves=seconds > bounds.halves,
         standing=standing,
         remarks=remarks,
     )
+
+
+def _available(session: Session, allocation: Allocation) -> int:
+    """What a request can be given at most, or a change of an allocation that draws on its grant already."""
+    if allocation.grant_id is None:
+        return pools.largest(session, allocation.pool_id)
+    grant = session.get_one(Grant, allocation.grant_id, populate_existing=True)
+    return grant.seconds - grant.drawn - grant.committed
 
 
 def _remarks(session: Session, allocation: Allocation) -> Sequence[Remark]:

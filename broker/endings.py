@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from broker import attempts, ledger, preparing, runs
+from broker import allocations, attempts, ledger, preparing, runs
 from broker.attempts import OPEN, Attempt, AttemptState, Ending, Progress
 from broker.runs import ENDED, Run, RunState
 from projects.db import utcnow
@@ -38,7 +38,7 @@ def settle(
     """End the attempt: the last charge and progress, the rest of the reservation given back, the run moved on.
 
     A run fails for good after `most` failed attempts; one that was stopped from outside is none. A fault of the
-    infrastructure refunds what no checkpoint stands for. Raises StaleError.
+    infrastructure refunds what no checkpoint stands for, also while the run stops. Raises StaleError.
     """
     attempt = attempts.guarded(
         session,
@@ -56,7 +56,7 @@ def settle(
     attempts.charge(session, run, attempt, elapsed)
     attempts.keep(session, run, progress, attempt)
     ledger.release(session, run.allocation_id, run_id, token)
-    if ending.fault and run.state != RunState.STOPPING:
+    if ending.fault:
         _refund(session, run, attempt, ending.reason)
     if ending.status == 0:
         _end(session, run, RunState.FINISHED, ending.reason, sample=ending.sample)
@@ -138,14 +138,16 @@ def _retry(session: Session, run: Run, reason: str, not_before: datetime, most: 
     if attempts.remaining(session, run) < 1:
         _end(session, run, RunState.TIMED_OUT, "it reached its time limit")
         return
-    runs.move(session, run, RunState.QUEUED, reason=reason, not_before=not_before)
+    pays = allocations.successor(session, run.allocation_id)
+    runs.move(session, run, RunState.QUEUED, reason=reason, not_before=not_before, allocation_id=pays)
     runs.tell(session, run, "run.requeued", why=reason)
 
 
 def _stop(session: Session, run: Run, **values: object) -> None:
     """Bring a run that was asked to stop to where that was to take it."""
     if run.stops_as == RunState.PAUSED:
-        runs.move(session, run, RunState.PAUSED, **values)
+        pays = allocations.successor(session, run.allocation_id)
+        runs.move(session, run, RunState.PAUSED, allocation_id=pays, **values)
         tell_paused(session, run)
     else:
         _end(session, run, RunState.CANCELLED, run.reason)

@@ -43,8 +43,11 @@ def estimate(session: Session, run: Run) -> Estimate:
     The rate is that of the newest run of the same recipe and number of GPUs, or else of the nearest one measured on the
     pool, taken to do as many FLOPs per second on each GPU.
     """
-    if run.kind != "train":
-        return Estimate(None, "a sample takes as long as its text")
+    match run.kind:
+        case "sample":
+            return Estimate(None, "a sample takes as long as its text")
+        case "prepare":
+            return Estimate(None, "how long data take to prepare has not been measured")
     config = _config(run.config)
     flops = float(dry_run.flops_per_token(config))
     nearest = min(_measured(session, run), key=lambda m: _distance(m, run, flops), default=None)

@@ -66,11 +66,11 @@ class Turns(Generic[Sibling]):
         self,
         queues: Mapping[Sibling, list[tuple[float, int]]],
         usage: Mapping[Sibling, float],
-        shares: Mapping[Sibling, float],
+        shares: Mapping[Sibling, float] | None = None,
     ) -> None:
         """`queues` hold (queued at, id), the oldest first."""
         self.usage = {sibling: usage.get(sibling, 0.0) for sibling in queues}
-        self.shares = shares
+        self.shares = shares or {}
         self.left = {sibling: iter(queue) for sibling, queue in queues.items()}
         self.heads: list[tuple[float, float, int, Sibling]] = []
         for sibling in queues:

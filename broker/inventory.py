@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from broker import pools
-from broker.allocations import Allocation, AllocationState, parse_hours
+from broker.allocations import LIVE, Allocation, parse_hours
 from broker.ledger import Balance
 from broker.pools import HEAVIEST, Grant, GrantMovement, GrantRow, Pool
 from broker.runs import ACTIVE, Run
@@ -107,7 +107,7 @@ def change_grant(
         raise ConflictError(f"Nothing would change: give more GPU-hours, or another end than {grant.until:%Y-%m-%d}.")
     if ends <= utcnow():
         raise InvalidError(f"A grant ends in the future; {ends:%Y-%m-%d} has passed.")
-    drawn = (Allocation.grant_id == grant_id) & (Allocation.state == AllocationState.APPROVED)
+    drawn = (Allocation.grant_id == grant_id) & Allocation.state.in_(LIVE)
     last = session.scalar(select(func.max(Allocation.until)).where(drawn))
     if last is not None and ends < min(last, grant.until):
         raise ConflictError(f"Allocations that draw on this grant go on until {last:%Y-%m-%d}; it cannot end before.")

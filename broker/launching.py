@@ -298,6 +298,9 @@ def prepare(
     allocation_id: int | None = None,
 ) -> Receipt:
     """Queue a run on one device that prepares an accepted recipe's data, charged like any other."""
+    earlier = session.scalars(select(Run).where(Run.request_id == request_id)).one_or_none()
+    if earlier is not None:
+        return receipt(session, earlier)
     preparing.check(session, recipe)
     said = launch(
         session,
@@ -309,11 +312,10 @@ def prepare(
         allocation_id=allocation_id,
     )
     run = load(session, said.run_id)
-    if run.kind != "prepare":  # and no repeat of the same request
-        run.kind, run.total_steps = "prepare", 0
-        session.flush()
-        tell(session, run, "run.preparing", recipe=recipe)
-    return said
+    run.kind, run.total_steps = "prepare", 0
+    session.flush()
+    tell(session, run, "run.preparing", recipe=recipe)
+    return receipt(session, run)
 
 
 def as_typed(seconds: int) -> str:
@@ -377,9 +379,8 @@ def receipt(session: Session, run: Run) -> Receipt:
 def _trained(session: Session, run_id: int) -> Run:
     run = load(session, run_id)
     if run.kind != "train":
-        raise ConflictError(
-            f"Run {run_id} is a sample of run {run.parent_id}; only a run that trains can be run again."
-        )
+        what = "prepares data" if run.kind == "prepare" else f"is a sample of run {run.parent_id}"
+        raise ConflictError(f"Run {run_id} {what}; only a run that trains can be run again.")
     return run
 
 

@@ -40,7 +40,10 @@ class PoolRow(NamedTuple):
 
 
 class Waiting(NamedTuple):
-    """A queued run. `seconds` is what is left of its time limit, `not_before` None where it may start at once."""
+    """A queued run. `seconds` is what is left of its time limit, `not_before` None where it may start at once.
+
+    One of a project that is `paused` keeps its place, and does not start.
+    """
 
     id: int
     project_id: int
@@ -51,6 +54,7 @@ class Waiting(NamedTuple):
     seconds: int
     queued_at: datetime
     not_before: datetime | None
+    paused: bool = False
 
     @property
     def cost(self) -> int:
@@ -86,7 +90,7 @@ class Purse(NamedTuple):
 
 @dataclass(frozen=True)
 class QueueState:
-    """All that a plan depends on, at one moment: `usage` by project is decayed and weighted; shares unsaid are 1."""
+    """All that a plan depends on, at one moment: `usage` by project is decayed and weighted."""
 
     now: datetime
     pools: Sequence[PoolRow] = ()
@@ -94,13 +98,13 @@ class QueueState:
     held: Sequence[Held] = ()
     purses: Mapping[int, Purse] = field(default_factory=dict)
     usage: Mapping[int, float] = field(default_factory=dict)
-    shares: Mapping[int, float] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
 
 
 class Hold(StrEnum):
     """What a run waits for."""
 
+    PAUSED = "paused"
     HOURS = "hours"
     EARLIER_ATTEMPT = "earlier attempt"
     PROJECT_LIMIT = "project limit"
@@ -210,10 +214,10 @@ class _Planner:
                 queue.append(self._place(pool, run, len(queue) + 1, gpus, devices))
             return queue
         by_id = {run.id: run for run in waiting}
-        turns = Turns(_by_project(waiting), self.usage, self.state.shares)
+        turns = Turns(_by_project(waiting), self.usage)
         while turns:
             placed = self._place(pool, by_id[turns.take()], len(queue) + 1, gpus, devices)
-            turns.done(0.0 if placed.hold == Hold.HOURS else placed.run.cost * pool.price_weight)
+            turns.done(0.0 if placed.hold in (Hold.HOURS, Hold.PAUSED) else placed.run.cost * pool.price_weight)
             queue.append(placed)
         for placed in queue:
             if placed.hold is None:
@@ -221,7 +225,9 @@ class _Planner:
         return queue
 
     def _place(self, pool: PoolRow, run: Waiting, place: int, gpus: Timeline, devices: list[int]) -> Placed:
-        """Give a run its time; what waits for its own allocation's hours is given none, and holds up nobody."""
+        """Give a run its time; what waits for its project or its allocation's hours has none, and holds up nobody."""
+        if run.paused:
+            return Placed(run, place, math.inf, Hold.PAUSED, 0)
         left = self.left[run.allocation_id]
         if run.cost > left:
             return Placed(run, place, math.inf, Hold.HOURS, left)

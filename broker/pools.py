@@ -202,9 +202,9 @@ def named(session: Session, name: str) -> Pool:
     return pool
 
 
-def available_in(session: Session, name: str) -> int:
-    """`available` of the pool of that name; raises NotFoundError."""
-    return available(session, named(session, name).id)
+def largest_in(session: Session, name: str) -> int:
+    """`largest` of the pool of that name; raises NotFoundError."""
+    return largest(session, named(session, name).id)
 
 
 def names(session: Session) -> list[str]:
@@ -238,6 +238,12 @@ def grants(session: Session) -> Sequence[GrantView]:
         )
         for grant, pool in rows
     ]
+
+
+def largest(session: Session, pool_id: int) -> int:
+    """The most GPU-seconds that one allocation can be given: it draws on one of the pool's running grants."""
+    left = func.max(Grant.seconds - Grant.drawn - Grant.committed)
+    return session.scalar(select(left).where(Grant.pool_id == pool_id, Grant.until > utcnow())) or 0
 
 
 def available(session: Session, pool_id: int) -> int:

@@ -12,19 +12,27 @@ from sqlalchemy.orm import Session
 
 from broker import catalogue
 from broker.catalogue import CatalogueEntry, State
-from broker.runs import Run
+from broker.runs import ENDED, Run
 from projects.errors import ConflictError, NotFoundError
 from projects.settings import Settings
 
 
 def check(session: Session, recipe: str) -> None:
-    """Raise unless the recipe is an accepted one of the catalogue whose data are not prepared yet."""
+    """Raise unless the recipe is an accepted one of the catalogue whose data nobody has prepared or prepares now.
+
+    The entry stays locked, so that of two who ask at once one is refused.
+    """
     entry = _entry(session, recipe)
     if entry is None:
         listed = ", ".join(catalogue.recipes(session))
         raise NotFoundError(f"“{recipe[:60]}” is no accepted recipe of the catalogue; the recipes are: {listed}.")
     if entry.prepared:
         raise ConflictError(f"The data of “{recipe}” are prepared already; its runs use them.")
+    session.refresh(entry, with_for_update={"key_share": True})
+    under_way = (Run.kind == "prepare") & (Run.recipe == recipe) & Run.state.not_in(ENDED)
+    other = session.scalars(select(Run).where(under_way).limit(1)).one_or_none()
+    if other is not None:
+        raise ConflictError(f"Run {other.id} is to prepare the data of “{recipe}” already; it is {other.state}.")
 
 
 def folder(settings: Settings, run: Run) -> Path:

@@ -7,9 +7,10 @@ endorsement, and a second reviewer grants at most the lesser of both. A refusal 
 from sqlalchemy.orm import Session
 
 from broker import allocations, control, ledger
-from broker.allocations import Allocation, AllocationState, in_hours, parse_hours
+from broker.allocations import LIVE, Allocation, AllocationState, in_hours, parse_hours
 from broker.endorsements import check_second, endorse
 from broker.pools import Pool
+from broker.runs import Run
 from projects import people, pipeline, rights, text
 from projects.db import utcnow
 from projects.errors import ConflictError, ForbiddenError, InvalidError
@@ -18,19 +19,23 @@ from projects.pipeline import Project
 from projects.rights import Act
 
 
-def require_reviewer(session: Session, actor: Actor, project_id: int, *, reviewer_role_id: int) -> None:
-    """Raise ForbiddenError unless the actor is a reviewer and not of this project. Only reads."""
+def require_reviewer(session: Session, actor: Actor, project_id: int, asked_by: int, *, reviewer_role_id: int) -> None:
+    """Raise ForbiddenError unless the actor is a reviewer, not of this project, and not who asked. Only reads."""
     if rights.held(actor, reviewer_role_id=reviewer_role_id).isdisjoint(rights.MAY[Act.REVIEW]):
         raise ForbiddenError("Only compute reviewers can decide requests; the reviewers' role is given by the admins.")
     person = people.find(session, actor)
-    if person is not None and pipeline.works_on(session, person, session.get_one(Project, project_id)):
+    if person is None:
+        return
+    if pipeline.works_on(session, person, session.get_one(Project, project_id)):
         raise ForbiddenError("Nobody decides on a request of their own project; another reviewer can.")
+    if person.id == asked_by:  # who has left the project has asked all the same
+        raise ForbiddenError("Nobody decides on what they have asked for themselves; another reviewer can.")
 
 
 def check_may_decide(session: Session, actor: Actor, allocation_id: int, *, reviewer_role_id: int) -> None:
     """Raise unless the actor is a reviewer, the request is open, and it is not their own or their own project's."""
     allocation = allocations.load(session, allocation_id)
-    require_reviewer(session, actor, allocation.project_id, reviewer_role_id=reviewer_role_id)
+    require_reviewer(session, actor, allocation.project_id, allocation.requested_by, reviewer_role_id=reviewer_role_id)
     if allocation.state != AllocationState.REQUESTED:
         by = "policy" if allocation.decided_by is None else session.get_one(Person, allocation.decided_by).name
         raise ConflictError(f"This request has been {allocation.state} already, by {by}.")
@@ -69,7 +74,19 @@ def approve(
     if allocation.endorsed_seconds is not None:
         seconds = min(seconds, allocation.endorsed_seconds)
     allocations.award(session, allocation, seconds, reviewer, because)
+    if allocation.renews_id is not None:
+        _renew(session, allocations.lock(session, allocation.renews_id), allocation)
     return AllocationState.APPROVED
+
+
+def _renew(session: Session, earlier: Allocation, later: Allocation) -> None:
+    """End the allocation that another succeeds, unless it has ended by itself meanwhile; its runs go on with that."""
+    if earlier.state not in LIVE:
+        return
+    control.hold(session, Run.allocation_id == earlier.id)
+    carried = control.carry_over(session, earlier, later)
+    returned = allocations.close(session, earlier, AllocationState.RENEWED)
+    allocations.tell(session, earlier, "allocation.renewed", successor=later.id, returned=returned, runs=list(carried))
 
 
 def decline(session: Session, actor: Actor, allocation_id: int, *, reason: str, reviewer_role_id: int) -> None:
@@ -113,17 +130,18 @@ def check_may_answer(session: Session, actor: Actor, allocation_id: int) -> Pers
 def check_may_revoke(session: Session, actor: Actor, allocation_id: int, *, reviewer_role_id: int) -> None:
     """Raise unless the actor is a reviewer, not of the project, and the allocation lives. Only reads."""
     allocation = allocations.load(session, allocation_id)
-    require_reviewer(session, actor, allocation.project_id, reviewer_role_id=reviewer_role_id)
+    require_reviewer(session, actor, allocation.project_id, allocation.requested_by, reviewer_role_id=reviewer_role_id)
     allocations.require_live(allocation)
 
 
 def revoke(session: Session, actor: Actor, allocation_id: int, *, reason: str, reviewer_role_id: int) -> None:
     """End an allocation; what is neither spent nor reserved returns to the grant at once, the rest as runs end."""
     allocation = allocations.lock(session, allocation_id)
-    require_reviewer(session, actor, allocation.project_id, reviewer_role_id=reviewer_role_id)
+    require_reviewer(session, actor, allocation.project_id, allocation.requested_by, reviewer_role_id=reviewer_role_id)
     because = text.prose("The reason", reason, most=1000)
     reviewer = people.ensure(session, actor)
     decided = {"decided_by": reviewer.id, "reason": because}
+    control.hold(session, Run.allocation_id == allocation_id)
     returned = allocations.close(session, allocation, AllocationState.REVOKED, **decided)
     allocations.tell(session, allocation, "allocation.revoked", by=reviewer, why=because, returned=returned)
     control.stop_all(session, allocation_id, "its allocation was revoked")
@@ -132,7 +150,7 @@ def revoke(session: Session, actor: Actor, allocation_id: int, *, reason: str, r
 def check_may_release_half(session: Session, actor: Actor, allocation_id: int, *, reviewer_role_id: int) -> None:
     """Raise unless the actor is a reviewer, and the second half waits with a report. Only reads."""
     allocation = allocations.load(session, allocation_id)
-    require_reviewer(session, actor, allocation.project_id, reviewer_role_id=reviewer_role_id)
+    require_reviewer(session, actor, allocation.project_id, allocation.requested_by, reviewer_role_id=reviewer_role_id)
     allocations.require_live(allocation)
     if allocation.half_until is None or allocation.half_until <= utcnow():
         raise ConflictError(f"Allocation {allocation_id} has no second half waiting.")

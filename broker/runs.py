@@ -41,7 +41,7 @@ class RunState(StrEnum):
 ACTIVE = frozenset({RunState.QUEUED, RunState.STARTING, RunState.RUNNING, RunState.STOPPING})
 ENDED = frozenset(RunState) - ACTIVE - {RunState.PAUSED}
 TRANSITIONS: dict[RunState, frozenset[RunState]] = {
-    RunState.QUEUED: frozenset({RunState.STARTING, RunState.PAUSED, RunState.CANCELLED, RunState.FAILED}),
+    RunState.QUEUED: frozenset({RunState.STARTING, RunState.PAUSED, RunState.CANCELLED}),
     RunState.STARTING: frozenset({RunState.RUNNING, RunState.STOPPING, RunState.QUEUED, RunState.FAILED}),
     RunState.RUNNING: frozenset({RunState.STOPPING, RunState.QUEUED, *ENDED}),
     RunState.STOPPING: ENDED | {RunState.PAUSED},

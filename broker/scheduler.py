@@ -19,9 +19,10 @@ from broker.attempts import OPEN, Attempt, StaleError
 from broker.planning import Decision, Limits
 from broker.pools import Launcher, Pool
 from broker.runs import Run
-from projects import health
+from projects import health, pipeline
 from projects.db import Database, utcnow
 from projects.errors import ConflictError
+from projects.pipeline import Project
 from projects.settings import Settings
 
 RING_AGAIN_SECONDS = 5.0
@@ -37,6 +38,9 @@ def admit(session: Session, decision: Decision, limits: Limits) -> int:
     """
     session.execute(select(Pool.id).order_by(Pool.id).with_for_update(key_share=True)).all()
     run = runs.load(session, decision.run_id)
+    project = session.get_one(Project, run.project_id)
+    if not pipeline.may_compute(project):
+        raise ConflictError(f"“{project.title}” is {project.stage}; nothing of it starts.")
     pool = session.get_one(Pool, run.pool_id)
     counted = [(Run.project_id == run.project_id, limits.most_running_a_project, "of its project")]
     counted.append((Run.requested_by == run.requested_by, limits.most_running_a_person, "of who launched it"))

@@ -17,6 +17,7 @@ from broker.pools import Launcher, Pool
 from broker.runs import Run, RunState
 from projects import policies
 from projects.db import utcnow
+from projects.pipeline import Project, Stage
 
 
 def load(session: Session, limits: Limits | None = None) -> QueueState:
@@ -60,7 +61,10 @@ def _waiting(session: Session, now: datetime) -> list[Waiting]:
             Run.time_limit - Run.used,
             Run.queued_at,
             case((Run.not_before > now, Run.not_before)),
-        ).where(Run.state == RunState.QUEUED)
+            Project.stage == Stage.PAUSED,
+        )
+        .join(Project, Project.id == Run.project_id)
+        .where(Run.state == RunState.QUEUED)
     )
     return [Waiting._make(row) for row in rows]
 

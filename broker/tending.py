@@ -12,8 +12,9 @@ from datetime import datetime, timedelta
 from sqlalchemy import ForeignKey, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from broker import allocations, control, ledger, reviews
+from broker import allocations, changes, control, ledger, reviews
 from broker.allocations import LIVE, Allocation, AllocationState
+from broker.changes import AllocationChange, ChangeState
 from broker.ledger import Balance
 from broker.runs import Run
 from projects import pipeline
@@ -68,8 +69,9 @@ def wind_up(session: Session, project_id: int) -> None:
     """
     why = f"its project is {session.get_one(Project, project_id).stage}"
     ids = select(Allocation.id).where(Allocation.project_id == project_id).order_by(Allocation.id)
-    for allocation_id in session.scalars(ids).all():
-        allocation = allocations.lock(session, allocation_id)
+    found = [allocations.lock(session, allocation_id) for allocation_id in session.scalars(ids).all()]
+    control.hold(session, Run.project_id == project_id)
+    for allocation in found:
         if allocation.state == AllocationState.REQUESTED:
             allocations.move(session, allocation, AllocationState.WITHDRAWN, reason=why, decided_at=utcnow())
             allocations.tell(session, allocation, "allocation.withdrawn", why=why, asked=allocation.seconds)
@@ -93,11 +95,14 @@ def due(session: Session, now: datetime) -> list[int]:
         .where(live | left_over)
         .order_by(Allocation.id)
     )
-    return [
+    found = {
         allocation.id
         for allocation, balance in rows
         if _is_due(allocation, balance, now) or _passed(allocation, balance, now) - warned[allocation.id]
-    ]
+    }
+    asked = AllocationChange.state == ChangeState.REQUESTED
+    outlived = select(Allocation.id).join(AllocationChange, AllocationChange.allocation_id == Allocation.id)
+    return sorted(found | set(session.scalars(outlived.where(asked, ~live))))
 
 
 def tend_one(session: Session, allocation_id: int, now: datetime) -> None:
@@ -107,6 +112,7 @@ def tend_one(session: Session, allocation_id: int, now: datetime) -> None:
         _collect(session, allocation)
         return
     if allocation.until <= now:
+        control.hold(session, Run.allocation_id == allocation_id)
         returned = allocations.close(session, allocation, AllocationState.EXPIRED)
         allocations.tell(session, allocation, "allocation.expired", returned=returned)
         control.stop_all(session, allocation_id, "its allocation has ended")
@@ -126,7 +132,8 @@ def tend_one(session: Session, allocation_id: int, now: datetime) -> None:
 
 
 def _collect(session: Session, allocation: Allocation) -> None:
-    """Return to the grant what runs or refunds have given back to an allocation that has ended."""
+    """Return to the grant what an allocation that has ended was given back, and let what is asked of it lapse."""
+    changes.lapse(session, allocation)
     returned = ledger.give_back(session, allocation.id, f"it is {allocation.state}")
     if returned:
         allocations.tell(session, allocation, "allocation.returned", returned=returned)

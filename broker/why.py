@@ -62,7 +62,7 @@ def why(session: Session, run_id: int) -> Why:
     pool = session.get_one(Pool, run.pool_id)
     return Why(
         run_id=run.id,
-        project=session.get_one(Project, run.project_id).title,
+        project=_called(session.get_one(Project, run.project_id)),
         pool=pool.name,
         gpus=run.gpus,
         state=RunState(run.state),
@@ -115,10 +115,9 @@ class _Told:
         self.plan: Plan = planning.plan(state)
         self.pools = {pool.id: pool for pool in state.pools}
         waiting = {run.project_id for run in state.waiting}
-        shares = {project_id: state.shares.get(project_id, 1.0) for project_id in waiting | set(state.usage)}
-        self.standings = fairshare.standings(state.usage, shares)
+        self.standings = fairshare.standings(state.usage, dict.fromkeys(waiting | set(state.usage), 1.0))
         projects = session.scalars(select(Project).where(Project.id.in_(waiting)))
-        self.titles = {project.id: project.title for project in projects}
+        self.titles = {project.id: _called(project) for project in projects}
 
     def of(self, placed: Placed) -> Why:
         run = placed.run
@@ -145,6 +144,8 @@ class _Told:
                 return "The disk is nearly full: no run starts until there is room."
             case None:
                 return "It starts at the scheduler's next round."
+            case Hold.PAUSED:
+                return "Its project is paused: nothing of it starts before its lead resumes the project."
             case Hold.HOURS:
                 return (
                     f"Its allocation's other runs hold the hours: it may cost {in_hours(run.cost)} GPU-hours, and "
@@ -163,6 +164,11 @@ class _Told:
             case Hold.BEHIND:
                 ahead = planning.blocker(self.state, self.plan, placed)
                 return f"It is behind run {ahead}, which would start later if this one started now."
+
+
+def _called(project: Project) -> str:
+    """A project in a list that everyone sees: without its title where a moderator has hidden it."""
+    return f"P{project.id}" if project.hidden else project.title
 
 
 def _not_queued(session: Session, run: Run, pool: Pool) -> str:

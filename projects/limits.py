@@ -22,11 +22,18 @@ _UNBEGUN = ("proposed", "recruiting", "scoped")
 
 
 class Kind(StrEnum):
-    """What is counted, each by the entry that the record has of it."""
+    """What is counted."""
 
-    PROPOSAL = "project.proposed"
-    REQUEST = "allocation.requested"
-    LAUNCH = "run.queued"
+    PROPOSAL = "proposal"
+    REQUEST = "request"
+    LAUNCH = "launch"
+
+
+# Each by the entries that the record has of it.
+_ENTRIES = {
+    Kind.REQUEST: ("allocation.requested", "allocation.change_requested"),
+    Kind.LAUNCH: ("run.queued", "run.forked"),
+}
 
 
 def check(session: Session, actor: Actor, kind: Kind) -> None:
@@ -104,7 +111,7 @@ def _nth_newest(session: Session, person: Person, kind: Kind, number: int) -> da
     body = session.scalars(
         select(Payload.body)
         .join(Entry, Entry.id == Payload.entry_id)
-        .where(Entry.kind == kind, Payload.body.contains(by, autoescape=True))
+        .where(Entry.kind.in_(_ENTRIES[kind]), Payload.body.contains(by, autoescape=True))
         .order_by(Entry.id.desc())
         .offset(number - 1)
         .limit(1)

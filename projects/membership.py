@@ -95,12 +95,6 @@ def decline_lead(session: Session, actor: Actor, project_id: int) -> None:
     record.append(session, record.project_stream(project_id), "project.lead_declined", by=person)
 
 
-def offered_to(session: Session, project_id: int) -> Person | None:
-    """Whom the lead is offered to, if an offer is open."""
-    offer = session.get(LeadOffer, project_id)
-    return None if offer is None else session.get_one(Person, offer.person_id)
-
-
 def _open(session: Session, project_id: int) -> Project:
     """The project, locked; raises ConflictError where it has ended."""
     project = pipeline.locked(session, project_id)

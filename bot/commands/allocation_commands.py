@@ -30,7 +30,7 @@ async def request(interaction: Interaction, pool: str, renews: int | None = None
     """Open the form of a request for the lead."""
     project_id = await lookup.project_of(interaction, project)
     await interaction.client.read(allocations.check_may_request, actor(interaction), project_id)
-    most = await interaction.client.read(pools.available_in, pool)
+    most = await interaction.client.read(pools.largest_in, pool)
     await interaction.response.send_modal(RequestForm(project_id, pool, most, renews))
 
 

@@ -151,7 +151,9 @@ def _approved(p: Payload) -> str:
         if p["seconds"] + p.get("second_half", 0) == p["asked"]
         else f" of the {allocations.in_hours(p['asked'])} asked for"
     )
-    half = f", and {text.gpu_hours(p['second_half'])} more on a report of progress" if p.get("second_half") else ""
+    half = ""
+    if p.get("second_half"):
+        half = f", and {text.gpu_hours(p['second_half'])} more on a report of progress by {p['half_until']}"
     first = f"; {line(p['endorsed_by'])} has endorsed it" if p.get("endorsed_by") else ""
     return (
         f"✅ {_by(p)} approves {text.gpu_hours(p['seconds'])}{part} on {text.code(p['pool'], 60)}, given by "

@@ -98,7 +98,7 @@ async def test_a_large_request_takes_two_reviewers_and_comes_in_halves(shared_la
     second = await omar.press(shown, "Approve")
     assert second.fields[0].value == "4"
     await omar.submit(second, WHY)
-    await lab.guild.wait_for(channel.id, lambda m: "1.5 GPU-hours more on a report of progress" in m.text)
+    await lab.guild.wait_for(channel.id, lambda m: "1.5 GPU-hours more on a report of progress by 20" in m.text)
 
     granted = await card(lab, f"allocation {number}", "**Second half** 1.5 GPU-hours, to be released on a report")
     assert granted.button_labels == ["Release second half", "Revoke"]

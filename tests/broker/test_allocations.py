@@ -7,7 +7,7 @@ from threading import Barrier
 import pytest
 from sqlalchemy import text
 
-from broker import allocations, pools
+from broker import allocations, dossier, pools
 from broker.allocations import AllocationState, AllocationView, parse_day, parse_hours
 from broker.ledger import Account
 from projects.db import utcnow
@@ -255,6 +255,23 @@ def test_many_approvals_at_once_do_not_overdraw_a_grant(lab: Lab) -> None:
     with ThreadPoolExecutor(6) as pool:
         assert sum(pool.map(approve, asked)) == 3
     assert available(lab, "narrow") == 10 * HOUR
+
+
+def test_no_more_is_asked_for_than_one_grant_holds(lab: Lab) -> None:
+    project = lab.project()
+    lab.pool("shared", granted=3 * HOUR)
+    with lab.db.write() as session:
+        until = utcnow() + timedelta(days=60)
+        pools.add_grant(session, pool="shared", sponsor="Another house", seconds=2 * HOUR, until=until)
+    with pytest.raises(InvalidError, match="have 3 GPU-hours left for one allocation"):
+        lab.request(project, pool="shared", hours="4")
+    asked = lab.request(project, pool="shared", hours="3")
+    with lab.db.read() as session:
+        assert dossier.of_request(session, asked).available == 3 * HOUR
+    lab.approve(asked, hours="3")
+    with lab.db.read() as session:
+        assert dossier.of_request(session, asked).available == 0, "a change of it draws on its own grant"
+        assert pools.largest_in(session, "shared") == 2 * HOUR
 
 
 def test_the_grant_that_ends_first_is_drawn_first_and_an_ended_one_not_at_all(lab: Lab) -> None:

@@ -362,3 +362,17 @@ def test_the_tables_of_runs_go_down_and_up_with_paused_runs_in_them(lab: Lab, pr
 def _head(lab: Lab) -> str:
     with lab.db.read() as session:
         return str(session.scalar(text("SELECT version_num FROM alembic_version")))
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_fault_refunds_also_while_the_run_stops(lab: Lab, run: int, lost: bool) -> None:
+    """One rule, whether the trainer dies under its supervisor's eyes or with it."""
+    token = lab.start(run, 0, 1, lease=60)
+    lab.renew(run, token, 60, wrote(4))
+    lab.renew(run, token, 90, lease=0.001 if lost else 60)
+    lab.pause(run)
+    if lost:
+        lab.lose(run, token)
+    else:
+        lab.settle(run, token, 90, KILLED)
+    assert (lab.run(run).state, lab.run(run).spent) == (RunState.PAUSED, 120)

@@ -74,4 +74,4 @@ def test_the_second_consent_is_another_reviewers(lab: Lab) -> None:
         with pytest.raises(ConflictError, match="endorsed this request already"):
             reviews.check_may_approve(session, ROSA, large, reviewer_role_id=REVIEWERS)
         reviews.check_may_approve(session, EMMY, large, reviewer_role_id=REVIEWERS)
-        assert pools.available_in(session, "laptop") == 1000 * HOUR
+        assert pools.largest_in(session, "laptop") == 1000 * HOUR

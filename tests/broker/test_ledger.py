@@ -2,21 +2,21 @@
 
 import random
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import timedelta
 from itertools import count
-from threading import Event
+from threading import Barrier, Event
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from sqlalchemy import func, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from broker import ledger, pools
-from broker.ledger import Account
+from broker.ledger import Account, Movement
 from broker.pools import GrantRow, GrantView
 from projects.db import utcnow
 from projects.errors import ConflictError, InvalidError
@@ -98,7 +98,7 @@ def test_any_sequence_of_movements_keeps_the_balance_true(lab: Lab) -> None:
             assert lab.account(self.allocation).granted == GRANTED
 
     run_state_machine_as_test(
-        Movements, settings=settings(max_examples=10, stateful_step_count=12, deadline=None, database=None)
+        Movements, settings=settings(max_examples=15, stateful_step_count=15, deadline=None, database=None)
     )
 
 
@@ -244,8 +244,67 @@ def test_any_sequence_of_movements_keeps_the_grant_true(lab: Lab) -> None:
                 lab.account(allocation)
 
     run_state_machine_as_test(
-        Movements, settings=settings(max_examples=6, stateful_step_count=14, deadline=None, database=None)
+        Movements, settings=settings(max_examples=10, stateful_step_count=15, deadline=None, database=None)
     )
+
+
+SECONDS = st.integers(1, 400)
+MOVES = st.one_of(
+    st.tuples(st.sampled_from(["reserve", "charge", "refund"]), st.integers(0, 2), SECONDS),
+    st.tuples(st.just("release"), st.integers(0, 2), st.just(0)),
+    st.tuples(st.just("adjust"), st.just(0), st.integers(-400, 400).filter(bool)),
+    st.tuples(st.just("top_up"), st.integers(0, 300), SECONDS),
+    st.tuples(st.sampled_from(["release_half", "lapse_half", "give_back"]), st.just(0), st.just(0)),
+)
+"""A movement: what; of which run, or how much of it committed; and GPU-seconds."""
+
+
+def test_any_movements_of_threads_at_once_keep_all_balances_true(lab: Lab) -> None:
+    """Hypothesis draws what each thread does; they share two allocations, three runs of each, and one small grant."""
+    project = lab.project()
+    lab.let("most_requests_a_day", 1_000_000)
+
+    @settings(max_examples=12, deadline=None, database=None)
+    @given(st.lists(st.lists(st.tuples(st.integers(0, 1), MOVES), min_size=2, max_size=7), min_size=2, max_size=4))
+    def at_once(threads: list[list[tuple[int, tuple[str, int, int]]]]) -> None:
+        grant, opened, runs = small_grant(lab, GRANTED), unopened(lab, project, 2), [next(RUNS) for _ in range(6)]
+        periods, together = count(1), Barrier(len(threads))
+        for allocation in opened:
+            assert move(lab, "grant", allocation, grant, 300, committed=100)
+
+        def act(which: int, what: str, number: int, seconds: int) -> bool:
+            allocation, of_run = opened[which], (runs[3 * which + number % 3], 1)
+            args: dict[str, tuple[int | str, ...]] = {
+                "reserve": (*of_run, seconds),
+                "charge": (*of_run, next(periods), seconds),
+                "refund": (*of_run, seconds, "The host died."),
+                "release": of_run,
+                "adjust": (seconds, "Counted anew."),
+                "top_up": (seconds,),
+                "give_back": ("It ended.",),
+            }
+            named = {"committed": number} if what == "top_up" else {}
+            return move(lab, what, allocation, *args.get(what, ()), **named)
+
+        def live(moves: list[tuple[int, tuple[str, int, int]]]) -> list[tuple[int, str, int]]:
+            together.wait(10)
+            return [(which, what, seconds) for which, (what, n, seconds) in moves if act(which, what, n, seconds)]
+
+        with ThreadPoolExecutor(len(threads)) as pool:
+            lives = [pool.submit(live, moves) for moves in threads]
+            while wait(lives, 0.01).not_done:
+                source(lab, opened, grant)
+        taken = [one for life in lives for one in life.result()]
+        source(lab, opened, grant)
+        for which, allocation in enumerate(opened):
+            lab.account(allocation)
+            with lab.db.read() as session:
+                sums = ledger.totals(session, allocation_id=allocation)
+            for movement in (Movement.RESERVE, Movement.CHARGE, Movement.REFUND):
+                said = sum(seconds for of, what, seconds in taken if (of, what) == (which, movement))
+                assert sums[movement] == said, "what was answered is what was written"
+
+    at_once()
 
 
 def test_threads_at_once_keep_the_grant_true(lab: Lab) -> None:

@@ -5,11 +5,13 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select, update
 
+from broker import changes
+from broker.launching import Origin
 from projects import limits, pipeline, policies, record
 from projects.errors import ConflictError, ForbiddenError, NotFoundError
 from projects.people import Actor
 from projects.record import Payload
-from tests.broker.lab import ADA, GRACE, ROSA, STRANGER, Lab
+from tests.broker.lab import ADA, GRACE, ROSA, STRANGER, Lab, request_id
 
 ADMINS = 77
 OMAR = Actor(50, "Omar", frozenset({ADMINS}))
@@ -119,3 +121,24 @@ def test_only_admins_ban_and_nobody_twice(lab: Lab) -> None:
     ban(lab, ADA)
     with pytest.raises(ConflictError, match="banned already"):
         ban(lab, ADA)
+
+
+def test_forks_count_as_launches_and_changes_as_requests(lab: Lab) -> None:
+    project = lab.project()
+    allocation = lab.allocation(project, "10")
+    parent = lab.launch(project)
+    policy(lab, "most_launches_a_day", 3)
+    for _ in range(2):
+        lab.launch(project, origin=Origin(parent, 5))
+    for origin in (None, Origin(parent, 5)):
+        with pytest.raises(ConflictError, match="3 launches a day"):
+            lab.launch(project, origin=origin)
+    policy(lab, "most_requests_a_day", 2)
+    asked = {"justification": "More.", "hours": "1"}
+    with lab.db.write() as session:
+        change = changes.request(session, ADA, request_id(), allocation, **asked)
+        changes.withdraw(session, ADA, change, reason="Less.")
+    with pytest.raises(ConflictError, match="2 requests for compute a day"), lab.db.write() as session:
+        changes.request(session, ADA, request_id(), allocation, **asked)
+    with pytest.raises(ConflictError, match="2 requests for compute a day"):
+        lab.request(project)

@@ -1,19 +1,23 @@
 """The lives of allocations: tiers, two reviewers, halves, changes, ends, and nothing outside of the table."""
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, Event
 
 import pytest
+from sqlalchemy.orm import Session
 
-from broker import allocations, changes, ledger, pools, reviews, tending
+from broker import allocations, attempts, changes, control, endings, inventory, ledger, pools, reviews, tending
 from broker.allocations import TRANSITIONS, AllocationState, AllocationView
+from broker.attempts import Ending, Progress
 from broker.changes import ChangeState
 from broker.ledger import Account
 from broker.pools import GrantView
-from projects import policies, record
+from broker.runs import Run, RunState
+from projects import membership, pipeline, policies, record
 from projects.db import utcnow
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError
 from projects.migrations import versions
@@ -640,3 +644,179 @@ def test_half_of_the_time_is_the_deadline(lab: Lab) -> None:
     assert shown.half_until is not None
     expected: datetime = utcnow() + (shown.until - utcnow()) / 2
     assert abs(shown.half_until - expected) < timedelta(minutes=1)
+
+
+def as_reviewer(actor: Actor) -> Actor:
+    return Actor(actor.discord_id, actor.name, frozenset({REVIEWERS}))
+
+
+def test_who_has_left_the_project_decides_nothing_that_they_asked_for(lab: Lab) -> None:
+    project = lab.project()
+    live, asked = lab.allocation(project, hours="200"), lab.request(project, hours="200")
+    change = ask_change(lab, live, hours="1")
+    with lab.db.write() as session:
+        membership.offer_lead(session, ADA, project, to=str(GRACE.discord_id), reason="Moving on.")
+        membership.accept_lead(session, GRACE, project)
+        membership.leave(session, ADA, project)
+    before = lab.everything()
+    for what, about in (
+        *((what, asked) for what in (reviews.approve, reviews.decline)),
+        *((what, live) for what in (reviews.revoke, reviews.release_half)),
+        *((what, change) for what in (changes.approve, changes.decline)),
+    ):
+        asking = {"hours": "1"} if what is reviews.approve else {}
+        with pytest.raises(ForbiddenError, match="Nobody decides on what they have asked for themselves"):
+            review(lab, what, about, as_reviewer(ADA), **asking)
+    assert lab.everything() == before
+    lab.approve(asked, hours="1")
+
+
+def test_only_an_active_project_asks_for_a_change(lab: Lab) -> None:
+    proposal = lab.proposal()
+    starter = lab.request(proposal, hours="1")
+    assert view(lab, starter).starter
+    with pytest.raises(ConflictError, match="is proposed; only an active project can ask for a change"):
+        ask_change(lab, starter, hours="500")
+    project = lab.project(STRANGER)
+    allocation = lab.allocation(project, lead=STRANGER)
+    with lab.db.write() as session:
+        pipeline.pause(session, STRANGER, project, reason="A holiday.")
+    with pytest.raises(ConflictError, match="is paused; only an active project"):
+        ask_change(lab, allocation, STRANGER, until=in_days(50))
+
+
+def test_runs_go_on_with_what_renews_their_allocation(lab: Lab) -> None:
+    project = lab.project()
+    earlier = lab.allocation(project, hours="2")
+    runs, pauses, waits, rests = (lab.launch(project) for _ in range(4))
+    running, pausing = lab.start(runs, 0), lab.start(pauses, 1)
+    lab.pause(pauses)
+    lab.pause(rests)
+    asked = {"pool": "laptop", "hours": "4", "until": in_days(50), "justification": "On we go."}
+    with lab.db.write() as session:
+        later = allocations.request(session, ADA, request_id(), project_id=project, renews=earlier, **asked)
+    lab.approve(later, hours="4")
+    assert told(lab, project, "allocation.renewed")[0]["runs"] == [waits, rests]
+    with lab.db.write() as session:
+        assert not control.run_dry(session, waits)
+    assert [lab.row(run).allocation_id for run in (runs, pauses, waits, rests)] == [earlier, earlier, later, later]
+    lab.settle(runs, running, 60, Ending(75, "its node went down"))
+    lab.settle(pauses, pausing, 60, Ending(75))
+    assert [(lab.row(run).allocation_id, lab.row(run).state) for run in (runs, pauses)] == [
+        (later, RunState.QUEUED),
+        (later, RunState.PAUSED),
+    ]
+    for run in (rests, pauses):
+        assert lab.resume(run).left == 4 * HOUR
+    second = lab.start(runs, 0)
+    lab.settle(runs, second, 60, Ending(70, "enough"))
+    assert (lab.account(earlier).spent, lab.account(later).spent, lab.account(earlier).reserved) == (120, 60, 0)
+
+
+def test_a_run_paused_for_want_of_hours_is_resumed_on_what_renews_them(lab: Lab) -> None:
+    """Also one that was stranded before, on an allocation that had been renewed already."""
+    project = lab.project()
+    earlier = lab.allocation(project, hours="2")
+    run = lab.launch(project)
+    lab.pause(run)
+    asked = {"pool": "laptop", "hours": "4", "until": in_days(50), "justification": "On we go."}
+    with lab.db.write() as session:
+        later = allocations.request(session, ADA, request_id(), project_id=project, renews=earlier, **asked)
+    lab.approve(later, hours="4")
+    with lab.db.write() as session:
+        session.get_one(Run, run).allocation_id = earlier
+    lab.resume(run)
+    assert lab.row(run).allocation_id == later
+
+
+@pytest.mark.parametrize("end", ["revoked", "expired", "renewed", "stopped"])
+def test_what_is_asked_of_an_allocation_ends_with_it(lab: Lab, end: str) -> None:
+    project = lab.project()
+    allocation = lab.allocation(project, hours="2")
+    change = ask_change(lab, allocation, hours="1")
+    if end == "revoked":
+        review(lab, reviews.revoke, allocation)
+    elif end == "renewed":
+        with lab.db.write() as session:
+            asked = {"pool": "laptop", "hours": "2", "until": in_days(50), "justification": "On."}
+            later = allocations.request(session, ADA, request_id(), project_id=project, renews=allocation, **asked)
+        lab.approve(later)
+    elif end == "stopped":
+        with lab.db.write() as session:
+            pipeline.stop(session, ADA, project, reason="No time.", moderator_role_id=0)
+    days = 40 if end == "expired" else 0
+    tend(lab, days=days)
+    tend(lab, days=days)
+    with lab.db.read() as session:
+        found = changes.view(session, change)
+    state = "expired" if end == "stopped" else end
+    assert (found.state, found.reason) == (ChangeState.WITHDRAWN, f"its allocation is {state}")
+    assert [entry["change"] for entry in told(lab, project, "allocation.change_withdrawn")] == [change]
+    before = lab.everything()
+    tend(lab, days=days)
+    assert lab.everything() == before
+
+
+def test_a_later_end_than_the_grants_is_no_change(lab: Lab) -> None:
+    allocation = lab.allocation(lab.project(), hours="2")
+    longer = ask_change(lab, allocation, until=in_days(50))
+    with lab.db.write() as session:
+        grant_id = session.get_one(allocations.Allocation, allocation).grant_id
+        session.get_one(pools.Grant, grant_id).until = view(lab, allocation).until
+    before = lab.everything()
+    with pytest.raises(ConflictError, match="The sponsor's grant ends on"):
+        review(lab, changes.approve, longer)
+    assert lab.everything() == before
+    review(lab, changes.decline, longer)
+    with pytest.raises(ConflictError, match="The sponsor's grant ends on"):
+        ask_change(lab, allocation, until=in_days(50))
+
+
+def test_a_grant_is_not_shortened_below_an_exhausted_allocation(lab: Lab) -> None:
+    project = lab.project()
+    allocation = in_state(lab, project, AllocationState.EXHAUSTED)
+    grant_id = grant(lab).id
+    admin = Actor(9, "Omar", frozenset({7}))
+    asked = {"more_hours": "", "until": in_days(5), "reason": "Less."}
+    with pytest.raises(ConflictError, match="it cannot end before"), lab.db.write() as session:
+        inventory.change_grant(session, admin, grant_id, **asked, admin_role_id=7)
+    assert view(lab, allocation).state == AllocationState.EXHAUSTED
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_an_allocation_ends_with_its_grant_also_where_that_was_just_moved(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = lab.request(lab.project(), until=in_days(30))
+    sooner = utcnow() + timedelta(days=9)
+    draw = ledger.grant
+
+    def late(session: Session, allocation_id: int, grant_id: int, seconds: int, *, committed: int = 0) -> None:
+        with lab.db.write() as other:
+            other.get_one(pools.Grant, grant_id).until = sooner
+        draw(session, allocation_id, grant_id, seconds, committed=committed)
+
+    monkeypatch.setattr(ledger, "grant", late)
+    lab.approve(asked)
+    assert view(lab, asked).until == sooner
+
+
+def test_an_allocation_is_revoked_while_a_supervisor_settles_its_run(lab: Lab, project: int, allocation: int) -> None:
+    run = lab.launch(project)
+    token, waits, locked = lab.start(run, 0), lab.launch(project), Event()
+
+    def settle() -> None:
+        with lab.db.write() as session:
+            attempts.lock(session, run)
+            locked.set()
+            time.sleep(0.5)  # until the other one has come to wait for the run
+            endings.settle(session, run, token, 60, Progress(0, 0), Ending(0), 3)
+
+    with ThreadPoolExecutor(1) as pool:
+        settled = pool.submit(settle)
+        assert locked.wait(10)
+        review(lab, reviews.revoke, allocation)
+        settled.result()
+    assert (lab.run(run).state, lab.run(waits).state) == (RunState.FINISHED, RunState.PAUSED)
+    tend(lab)
+    assert lab.account(allocation) == Account(60, 0, 60)

@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 import yaml
@@ -79,3 +81,35 @@ def test_only_recipes_of_the_catalogue_are_prepared(lab: Lab, project: int) -> N
         with pytest.raises(NotFoundError, match="no accepted recipe of the catalogue; the recipes are: demo, tiny"):
             prepare(lab, project, name)
     assert lab.everything() == before
+
+
+def test_one_run_at_a_time_prepares_a_recipe(lab: Lab, project: int) -> None:
+    with lab.db.write() as session:
+        asked = {"project_id": project, "recipe": "tiny", "time_limit": "10m"}
+        said = [launching.prepare(session, ADA, "twice", **asked) for _ in range(2)]  # type: ignore[arg-type]
+    assert said[0].run_id == said[1].run_id
+    with pytest.raises(ConflictError, match=f"Run {said[0].run_id} is to prepare the data of “tiny” already; it is qu"):
+        prepare(lab, project)
+    lab.cancel(said[0].run_id)
+    together = Barrier(4)
+
+    def try_to(_: int) -> bool:
+        together.wait(10)
+        try:
+            prepare(lab, project)
+        except ConflictError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(try_to, range(4))) == 1
+
+
+def test_what_cannot_be_done_to_a_preparing_run_is_told_of_it(lab: Lab, project: int) -> None:
+    run = prepare(lab, project)
+    with pytest.raises(ConflictError, match="prepares data and keeps no checkpoint; let it end, or cancel it"):
+        lab.pause(run)
+    with pytest.raises(ConflictError, match="prepares data; only a run that trains"), lab.db.write() as session:
+        launching.rerun(session, ADA, request_id(), run)
+    assert "data take to prepare" in lab.extend(run, "5m").basis
+    assert lab.row(run).time_limit == 900

@@ -7,17 +7,19 @@ import pytest
 from sqlalchemy import update
 from typer.testing import CliRunner
 
-from broker import pools, scheduler, snapshot, why
+from broker import control, pools, runs, scheduler, snapshot, why
 from broker.attempts import Attempt, Ending
 from broker.planning import Decision, Limits
 from broker.runs import Run, RunState
 from broker.scheduler import Scheduler
 from broker.why import Why
+from projects import pipeline
 from projects.db import utcnow
 from projects.errors import ConflictError, NotFoundError
+from projects.pipeline import Project
 from projects.settings import get_settings
 from stoa import app
-from tests.broker.lab import GRACE, HOUR, STRANGER, Lab, settings
+from tests.broker.lab import ADA, GRACE, HOUR, STRANGER, Lab, settings
 
 pytestmark = pytest.mark.usefixtures("doorbells")
 
@@ -171,3 +173,39 @@ def test_the_command_line_says_the_same(lab: Lab, ours: int, monkeypatch: pytest
         assert "It waits for GPUs: 2 needed, 1 free on “laptop”." in shown.output
     assert "1 of 1" in said.output
     assert nobody.exit_code == 2
+
+
+def test_a_paused_project_starts_nothing_and_goes_on_where_it_was(lab: Lab, ours: int, tmp_path: Path) -> None:
+    waits, dry = lab.launch(ours), lab.launch(ours)
+    theirs = lab.project(STRANGER, "Another question")
+    lab.allocation(theirs, lead=STRANGER)
+    with lab.db.write() as session:
+        control.suspend(session, runs.load(session, dry), "nobody can pay for it", dry=True)
+        pipeline.pause(session, ADA, ours, reason="A holiday.")
+    behind = lab.launch(theirs, STRANGER, gpus=2)
+    told = tell(lab, waits)
+    assert told.reason == "Its project is paused: nothing of it starts before its lead resumes the project."
+    assert (told.place, told.expected) == (1, None)
+    with pytest.raises(ConflictError, match="is paused; nothing of it starts"), lab.db.write() as session:
+        scheduler.admit(session, Decision(waits, (0,)), Limits())
+    with lab.db.write() as session:
+        assert (control.revivable(session), control.revive(session, dry)) == ([], False)
+    go_round(lab, tmp_path)
+    assert [lab.run(run).state for run in (waits, dry, behind)] == [
+        *(RunState.QUEUED, RunState.PAUSED),
+        RunState.STARTING,
+    ]
+    with lab.db.write() as session:
+        pipeline.resume(session, ADA, ours)
+    assert lab.claim(behind, 1)
+    lab.settle(behind, 1, 0, Ending(70))
+    go_round(lab, tmp_path)
+    assert [lab.run(run).state for run in (waits, dry)] == [RunState.STARTING] * 2
+
+
+def test_a_hidden_project_has_no_title_in_the_queue(lab: Lab, ours: int) -> None:
+    lab.launch(ours)
+    with lab.db.write() as session:
+        session.get_one(Project, ours).hidden = True
+    with lab.db.read() as session:
+        assert [one.project for one in why.queue(session)] == [f"P{ours}"]
