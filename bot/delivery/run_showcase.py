@@ -73,19 +73,20 @@ class RunShowcase:
             return True
         row = cards[-1]
         if row.message_id is None:
-            return await self._succeed(run, row.key, row.channel_id, thread_id)
+            return await self._succeed(run, len(cards), row.channel_id, thread_id)
         settled = await self._retire(run, cards)
         age = cadence.age(row.message_id)
         pace, key = self.sender.cadence, f"run:{run_id}"
         if not pace.turn(key, row.channel_id, age=age, pause=self._pause(run, age)):
             return False
         name, picture = await self._picture_due(run, row.picture)
-        card = run_card(run, picture=name, why=await self._waits(run), thread_id=thread_id if len(cards) > 1 else "")
+        why, number = await self._waits(run), len(cards)
+        card = run_card(run, picture=name, why=why, thread_id=thread_id if number > 1 else "", number=number)
         if row.digest == card.digest:
             pace.leave(key, row.channel_id, age=age)
         elif not await self._change(key, row, card, name, picture, age):
             if run.state in ACTIVE:
-                await self._succeed(run, f"{key}:{len(cards) + 1}", row.channel_id, thread_id)
+                await self._succeed(run, number + 1, row.channel_id, thread_id)
             return False
         else:
             self._shown[run.id] = run
@@ -106,18 +107,19 @@ class RunShowcase:
             return False
         return True
 
-    async def _succeed(self, run: RunView, key: str, channel_id: str, thread_id: str) -> bool:
+    async def _succeed(self, run: RunView, number: int, channel_id: str, thread_id: str) -> bool:
         """Post a successor of a card that takes no more edits; False, as it has no picture yet."""
         self._drawn.pop(run.id, None)
-        await self.sender.place(key, channel_id, run_card(run, why=await self._waits(run), thread_id=thread_id))
+        card = run_card(run, why=await self._waits(run), thread_id=thread_id, number=number)
+        await self.sender.place(f"run:{run.id}:{number}", channel_id, card)
         return False
 
     async def _retire(self, run: RunView, cards: list[DiscordMessage]) -> bool:
         """Have each card but the newest lead to its successor; False while one still waits for its turn."""
         due = []
-        for row, successor in pairwise(cards):
+        for number, (row, successor) in enumerate(pairwise(cards), start=1):
             url = f"https://discord.com/channels/{self.app.server.guild}/{successor.channel_id}/{successor.message_id}"
-            card = moved_card(run, url)
+            card = moved_card(run, url, number)
             if not row.gone and row.message_id is not None and row.digest != card.digest:
                 due.append((row, card))
         for row, card in due[:1]:
