@@ -28,8 +28,16 @@ PAUSABLE = frozenset({RunState.QUEUED, RunState.STARTING, RunState.RUNNING})
 ROUNDED = 900
 
 
-def run_card(run: RunView, *, picture: str = "", why: Why | None = None, thread_id: str = "", number: int = 1) -> Card:
-    """A run as it goes; `picture` is the name of the attached file that shows its loss curve.
+def run_card(
+    run: RunView,
+    *,
+    picture: str = "",
+    why: Why | None = None,
+    thread_id: str = "",
+    number: int = 1,
+    drawn: RunView | None = None,
+) -> Card:
+    """A run as it goes; `picture` is the name of the attached file that shows its loss curve, of the run as `drawn`.
 
     `why` says what a queued run waits for. A successor card, `number` 2 and on, says by `thread_id` where the run's
     posts are.
@@ -37,7 +45,9 @@ def run_card(run: RunView, *, picture: str = "", why: Why | None = None, thread_
     marker = _marker(run, number)
     shown: list[ui.Item[Any]] = []
     if picture:
-        shown.append(ui.MediaGallery(discord.MediaGalleryItem(f"attachment://{picture}", description=_alt(run))))
+        shown.append(
+            ui.MediaGallery(discord.MediaGalleryItem(f"attachment://{picture}", description=_alt(drawn or run)))
+        )
     parts = sections([_head(run, why), _progress(run), *shown, _costs(run, thread_id)], marker)
     row = _buttons(run)
     return Card(*parts, *([row] if row else []), colour=RUNS[run.state][1], marker=marker)

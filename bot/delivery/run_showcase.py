@@ -42,6 +42,7 @@ class RunShowcase:
         self._stale: set[int] = set()
         self._shown: dict[int, RunView] = {}
         self._drawn: dict[int, float] = {}
+        self._pictured: dict[int, RunView] = {}
         self._why: dict[int, tuple[float, Why]] = {}
 
     @property
@@ -81,7 +82,8 @@ class RunShowcase:
             return False
         name, picture = await self._picture_due(run, row.picture)
         why, number = await self._waits(run), len(cards)
-        card = run_card(run, picture=name, why=why, thread_id=thread_id if number > 1 else "", number=number)
+        drawn, posts = self._pictured.get(run_id), thread_id if number > 1 else ""
+        card = run_card(run, picture=name, why=why, thread_id=posts, number=number, drawn=drawn)
         if row.digest == card.digest:
             pace.leave(key, row.channel_id, age=age)
         elif not await self._change(key, row, card, name, picture, age):
@@ -160,13 +162,15 @@ class RunShowcase:
             return shown, None
         curve = await self.app.read(curve_of, run)
         name = f"run-{run.id}-{curve.digest}.png"
-        if len(curve.loss) < 2 or name == shown:
+        if len(curve.loss) < 2:
             return shown, None
         try:
-            return name, await self.studio.draw(curve)
+            picture = None if name == shown else await self.studio.draw(curve)
         except Exception as error:  # what the card says matters more than its picture
             log.error("a picture could not be drawn", run=run.id, exc_info=error)
             return shown, None
+        self._pictured[run.id] = run
+        return name, picture
 
 
 def _cards(session: Session, run: RunView) -> tuple[list[DiscordMessage], str]:

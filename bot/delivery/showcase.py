@@ -1,5 +1,7 @@
 """The cards of one project and of its requests, brought to the present state; those of its runs are apart."""
 
+from collections.abc import Sequence
+
 import discord
 import structlog
 from sqlalchemy.orm import Session
@@ -13,6 +15,7 @@ from bot.delivery.cadence import BUSY, OLD, OLD_AGE, OldMessageError
 from bot.delivery.run_showcase import RunShowcase
 from bot.delivery.sender import Sender
 from broker import allocations, runs
+from broker.allocations import AllocationView
 from broker.runs import RunView
 from projects import pipeline
 from projects.pipeline import ProjectView
@@ -21,6 +24,19 @@ from projects.record import Told
 RUNS_SHOWN = 4
 
 log = structlog.get_logger()
+
+
+def look(
+    session: Session, project_id: int
+) -> tuple[ProjectView, Sequence[AllocationView], Sequence[RunView], str | None]:
+    """What a project's card tells of: the project, its requests, its newest runs, and its channel while it stands."""
+    room = outbox.rooms(session, project_id).get(f"project:{project_id}")
+    return (
+        pipeline.view(session, project_id),
+        allocations.of_project(session, project_id),
+        runs.of_project(session, project_id, kind="train", limit=RUNS_SHOWN),
+        None if room is None or room.gone else room.channel_id,
+    )
 
 
 class Showcase:
@@ -53,7 +69,7 @@ class Showcase:
         server = self.app.server
         if self._cards_stale or self._review != server.review:
             done, urgent = True, self._urgent
-            project, requests, newest, channel_id = await self.app.read(self._look)
+            project, requests, newest, channel_id = await self.app.read(look, self.project_id)
             card = project_card(project, requests, newest, channel_id=channel_id)
             done &= await self._show(f"project:{project.id}", str(server.proposals), card, urgent=urgent)
             desk = await review_desk.cards(self.app, project.id, requests)
@@ -63,17 +79,6 @@ class Showcase:
                 done &= await self._show(key, str(server.review), card, urgent=urgent or not is_open)
             self._cards_stale, self._urgent, self._review = not done, urgent and not done, server.review
         await self._runs.refresh()
-
-    def _look(
-        self, session: Session
-    ) -> tuple[ProjectView, list[allocations.AllocationView], list[RunView], str | None]:
-        room = outbox.rooms(session, self.project_id).get(f"project:{self.project_id}")
-        return (
-            pipeline.view(session, self.project_id),
-            list(allocations.of_project(session, self.project_id)),
-            list(runs.of_project(session, self.project_id, kind="train", limit=RUNS_SHOWN)),
-            None if room is None or room.gone else room.channel_id,
-        )
 
     async def _follow(self, key: str, channel_id: str) -> None:
         """Forget a card that stands in another channel than the present one, so that it is posted there."""

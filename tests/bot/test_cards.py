@@ -10,15 +10,16 @@ from discord import ui
 from bot.cards.project_card import project_card
 from bot.cards.run_card import RUNS, moved_card, run_card
 from bot.delivery import cadence, outbox
-from bot.delivery.cadence import BUSY, FRESH_EDITS, OLD_AGE, OLD_EDITS, Cadence
+from bot.delivery.cadence import BUSY, FRESH_EDITS, OLD, OLD_AGE, OLD_EDITS, Cadence
 from broker import attempts, endings
 from broker.attempts import Ending, Process, Progress
 from broker.runs import RunState
 from broker.series import Measured
 from broker.why import Why
+from projects import membership
 from projects.pipeline import Stage
 from sandbox.people import Channel, Message
-from tests.bot.conftest import Lab
+from tests.bot.conftest import AGED, Lab
 from tests.bot.test_limits import project, request, run
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -94,6 +95,20 @@ async def test_old_cards_are_edited_rarely_and_not_at_all_once_refused() -> None
     assert edits(pace, "run:4", age=OLD_AGE)
 
 
+async def test_a_decision_waits_for_no_line_about_a_run() -> None:
+    """However many old cards wait in a channel, one that is urgent is the next; those keep their order."""
+    clock = Clock()
+    pace = Cadence(clock)
+    assert edits(pace, "run:0", age=OLD_AGE)
+    edited = []
+    for second in range(int(4 * OLD_EDITS[1])):
+        clock.now += 1
+        waiting = [(f"project:{n}", False) for n in range(40)]
+        waiting += [("allocation:7", True)] if second >= OLD_EDITS[1] / 2 else []
+        edited += [key for key, urgent in waiting if edits(pace, key, age=OLD_AGE, pause=OLD, urgent=urgent)]
+    assert edited[:3] == ["allocation:7", "project:0", "project:1"]
+
+
 async def test_with_many_cards_in_motion_each_rests_longer() -> None:
     clock = Clock()
     pace = Cadence(clock)
@@ -104,9 +119,11 @@ async def test_with_many_cards_in_motion_each_rests_longer() -> None:
     assert 10 <= count / 60 <= 30
 
 
-def edits(pace: Cadence, key: str, *, channel: str = "here", age: float = 0.0, pause: float = BUSY) -> bool:
+def edits(
+    pace: Cadence, key: str, *, channel: str = "here", age: float = 0.0, pause: float = BUSY, urgent: bool = False
+) -> bool:
     """Edit the card, if it is its turn."""
-    if not pace.turn(key, channel, age=age, pause=pause):
+    if not pace.turn(key, channel, age=age, pause=pause, urgent=urgent):
         return False
     pace.edited(key, channel, age=age)
     return True
@@ -161,17 +178,29 @@ async def test_a_card_too_old_to_edit_has_a_successor(shared_lab: tuple[Lab, Cha
     lab.call(attempts.renew, 1, token, 5.0, progress(1, 100), lease_seconds=60)
     await lab.guild.wait_for(channel.id, lambda m: m.id == first.id and "step 100 of" in m.text)
 
+    # A fresh message is only refused because the bot was too fast: it is edited later.
+    await lab.guild.fault(rf"PATCH /channels/{channel.id}/messages/{first.id}$", status=429, retry_after=40)
+    lab.call(attempts.renew, 1, token, 8.0, progress(101, 150), lease_seconds=60)
+    await lab.guild.wait_for(channel.id, lambda m: m.id == first.id and "step 150 of" in m.text)
+    assert "Discord asks to wait 40 s" in lab.log
+
+    lab.kill_bot()
     await lab.guild.count_as_old(0)
     await lab.guild.limit("old edit", 0, 300.0)
-    lab.call(attempts.renew, 1, token, 10.0, progress(101, 200), lease_seconds=60)
-    second = await lab.guild.wait_for(channel.id, lambda m: m.id != first.id and m.text.endswith("-# P1 · run 1"))
+    lab.call(attempts.renew, 1, token, 10.0, progress(151, 200), lease_seconds=60)
+    lab.call(membership.follow, lab.actor("Rosa"), 1)
+    await lab.start_bot(AGED)
+    second = await lab.guild.wait_for(channel.id, lambda m: m.text.endswith("-# P1 · run 1 · card 2"))
     assert "step 200 of" in second.text
     assert f"<#{first.id}>" in second.text
-    assert "step 100 of" in (await of(lab, channel, first)).text
+    assert "step 150 of" in (await of(lab, channel, first)).text
+    before = [m for m in await lab.guild.messages("proposals") if m.text.endswith("P1 · project")]
+    assert "Followers" not in before[0].text
 
     await lab.guild.count_as_old(3600)
     lab.kill_bot()
     await lab.start_bot()
+    await lab.guild.wait_for("proposals", lambda m: m.id == before[0].id and "**Followers** 1" in m.text)
     moved = await lab.guild.wait_for(channel.id, lambda m: m.id == first.id and "newer card" in m.text)
     assert moved.text.endswith("-# P1 · run 1")
     assert f"/{channel.id}/{second.id})" in moved.text
@@ -186,6 +215,31 @@ async def test_a_card_too_old_to_edit_has_a_successor(shared_lab: tuple[Lab, Cha
     with lab.db.read() as session:
         assert outbox.message(session, "run:1:2") is not None
         assert outbox.message(session, "run:1:3") is None
+    assert "Traceback" not in lab.log
+
+
+async def test_a_run_card_that_a_moderator_deletes_stays_deleted(shared_lab: tuple[Lab, Channel]) -> None:
+    """The first or its successor: the run goes on, its posts go on in the thread, and no card comes back."""
+    lab, channel = shared_lab
+    await lab.launch(channel, override="steps=4000")
+    card = await lab.guild.wait_for(channel.id, lambda m: m.text.endswith("-# P1 · run 2") and m.thread_id)
+    await lab.person("Omar").delete(channel.id, card)
+    second = await lab.guild.wait_for(channel.id, lambda m: m.text.endswith("-# P1 · run 1 · card 2"))
+    await lab.person("Omar").delete(channel.id, second)
+    token = lab.call(attempts.admit, 2, [1])
+    lab.call(attempts.claim, 2, token, host="here", lease_seconds=60)
+    lab.call(attempts.started, 2, token, Process("here", "boot", 2, 1.0), [], lease_seconds=60)
+    lab.call(attempts.renew, 2, token, 5.0, progress(1, 100), lease_seconds=60)
+    lab.call(endings.settle, 2, token, 20.0, Progress(0, 0), Ending(70, reason="It broke."), 0)
+    await lab.guild.wait_for(card.id, lambda m: "It broke." in m.text)
+    await lab.guild.wait_for(channel.id, lambda m: "It broke." in m.text)
+    await lab.launch(channel, override="steps=4000")
+    await lab.guild.wait_for(channel.id, lambda m: m.text.endswith("-# P1 · run 3"))
+    left = [m.text.splitlines()[-1] for m in await lab.guild.messages(channel.id)]
+    assert [line for line in left if line.startswith("-# P1 · run")] == ["-# P1 · run 1", "-# P1 · run 3"]
+    with lab.db.read() as session:
+        rows = [outbox.message(session, key) for key in ("run:2", "run:1:2")]
+        assert [row is not None and row.gone for row in rows] == [True, False]
     assert "Traceback" not in lab.log
 
 

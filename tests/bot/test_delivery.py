@@ -10,6 +10,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 import broker.runs  # noqa: F401 - the tables that others refer to
+from bot.delivery.loop import Trouble
 from bot.delivery.tables import DiscordMessage
 from projects import pipeline, record
 from projects.db import utcnow
@@ -238,6 +239,14 @@ async def test_a_missing_permission_is_waited_for(lab: Lab) -> None:
     await lab.guild.wait_for("compute-review", lambda m: m.id == notice.id and "goes on" in m.text)
     assert len(await lab.guild.messages("compute-review")) == 1
     assert await told(lab, one) == [1, 2, 3, 4, 4, 5]
+
+
+def test_trouble_that_lasts_for_days_is_tried_again_all_the_same() -> None:
+    trouble = Trouble()
+    for _ in range(5000):
+        trouble.note("project:1", "Discord answers 503")
+    assert trouble.count == 5000
+    assert not trouble.over
 
 
 async def test_it_says_what_is_missing(lab: Lab) -> None:
