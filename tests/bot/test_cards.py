@@ -1,5 +1,6 @@
 """How cards look and how often they are edited: whose turn it is, old messages, and the successor of an old card."""
 
+import re
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -12,12 +13,13 @@ from bot.cards.run_card import RUNS, moved_card, run_card
 from bot.delivery import cadence, outbox
 from bot.delivery.cadence import BUSY, FRESH_EDITS, OLD, OLD_AGE, OLD_EDITS, Cadence
 from broker import attempts, endings
+from broker.allocations import AllocationState
 from broker.attempts import Ending, Process, Progress
 from broker.runs import RunState
 from broker.series import Measured
 from broker.why import Why
 from projects import membership
-from projects.pipeline import Stage
+from projects.pipeline import Member, Stage
 from sandbox.people import Channel, Message
 from tests.bot.conftest import AGED, Lab
 from tests.bot.test_limits import project, request, run
@@ -162,9 +164,29 @@ async def test_a_queued_runs_card_says_what_it_waits_for() -> None:
 async def test_a_projects_card_tells_all_that_a_reader_asks() -> None:
     shown = project("Why?")
     card = said(project_card(replace(shown, stage=Stage.ACTIVE), [request("local")], [run("demo")], channel_id="5"))
-    for word in ("Active", "<#5>", "**Question**", "**Who is needed**", "**People (200)**", "Allocation 1", "Run 1"):
+    for word in ("Active", "<#5>", "**Question**", "**Who is needed**", "Allocation 1", "Run 1"):
         assert word in card
+    people = (Member("1", "Ada", True), Member("2", "Grace", False), Member("3", "Noor", False))
+    few = said(project_card(replace(shown, members=people, followers=3), [], [], channel_id=None))
+    assert "**Lead** Ada · **Contributors (2)** Grace, Noor · **Followers** 3" in few
+    alone = said(project_card(replace(shown, members=people[:1], followers=0), [], [], channel_id=None))
+    assert "**Lead** Ada\n-# P1" in alone
     assert "Who is needed" not in said(project_card(shown, [], [], channel_id=None))
+
+
+async def test_a_projects_card_shows_first_what_can_be_used() -> None:
+    states = [AllocationState.DECLINED] * 3 + [AllocationState.REQUESTED, AllocationState.APPROVED]
+    requests = [replace(request("local"), id=9 - n, state=state) for n, state in enumerate(states)]
+    card = said(project_card(project("Why?"), requests, [], channel_id=None))
+    assert re.findall(r"Allocation (\d)", card) == ["6", "5", "9"]
+
+
+async def test_the_alt_text_tells_of_what_was_drawn() -> None:
+    now = replace(run("demo"), step=300, total_steps=400)
+    card = run_card(now, picture="curve.png", drawn=replace(now, step=200))
+    (gallery,) = [item for item in card.walk_children() if isinstance(item, ui.MediaGallery)]
+    assert "at step 200 of 400" in (gallery.items[0].description or "")
+    assert "step 300 of 400" in said(card)
 
 
 async def test_a_card_too_old_to_edit_has_a_successor(shared_lab: tuple[Lab, Channel]) -> None:
@@ -199,16 +221,20 @@ async def test_a_card_too_old_to_edit_has_a_successor(shared_lab: tuple[Lab, Cha
 
     await lab.guild.count_as_old(3600)
     lab.kill_bot()
-    await lab.start_bot()
+    await lab.start_bot(PICTURE_SECONDS="600")
     await lab.guild.wait_for("proposals", lambda m: m.id == before[0].id and "**Followers** 1" in m.text)
     moved = await lab.guild.wait_for(channel.id, lambda m: m.id == first.id and "newer card" in m.text)
     assert moved.text.endswith("-# P1 · run 1")
     assert f"/{channel.id}/{second.id})" in moved.text
     assert moved.attachments == []
+    drawn = await lab.guild.wait_for(channel.id, lambda m: m.id == second.id and m.attachments != [])
     lab.call(attempts.renew, 1, token, 15.0, progress(201, 300), lease_seconds=60)
+    now = await lab.guild.wait_for(channel.id, lambda m: m.id == second.id and "step 300 of" in m.text)
+    assert [shown.url for shown in now.attachments] == [shown.url for shown in drawn.attachments]
+    assert "at step 200 of" in (now.attachments[0].description or "")
     lab.call(endings.settle, 1, token, 20.0, Progress(0, 0), Ending(70, reason="It broke."), 0)
     ended = await lab.guild.wait_for(
-        channel.id, lambda m: m.id == second.id and "has failed" in m.text and m.attachments != []
+        channel.id, lambda m: m.id == second.id and "has failed" in m.text and m.attachments != now.attachments
     )
     assert "step 300 of" in ended.text
     assert await of(lab, channel, first) == moved

@@ -46,7 +46,7 @@ async def test_a_hidden_project_is_not_suggested(lab: Lab) -> None:
     await lab.propose()
     await lab.guild.wait_for("proposals", lambda m: m.thread_id is not None)
     lab.call(membership.follow, lab.actor("Rosa"), 1)
-    await lab.guild.wait_for("proposals", lambda m: "1 follower" in m.text)
+    await lab.guild.wait_for("proposals", lambda m: "**Followers** 1" in m.text)
     omar = Actor(99, "Omar", frozenset({MODERATORS}))
     before = await lab.person("Grace").command("project list")
     lab.call(moderation.hide, omar, 1, reason="Spam.", moderator_role_id=MODERATORS)

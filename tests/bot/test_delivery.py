@@ -92,7 +92,7 @@ async def test_killed_between_the_post_and_its_commit(lab: Lab) -> None:
     lab.kill_bot()
     assert len(open_intents(lab)) == 1
     await lab.start_bot()
-    await lab.guild.wait_for("proposals", lambda m: "Ada (lead), Grace" in m.text)
+    await lab.guild.wait_for("proposals", lambda m: "**Contributors (1)** Grace" in m.text)
     assert await cards(lab, 1) == 1
     assert await told(lab, 1) == [1, 2]
 
@@ -176,7 +176,7 @@ async def test_a_second_bot_waits(lab: Lab) -> None:
     first.kill()
     first.wait()
     lab.call(pipeline.join, lab.actor("Grace"), 1, min_people=2)
-    await lab.guild.wait_for("proposals", lambda m: "Ada (lead), Grace" in m.text)
+    await lab.guild.wait_for("proposals", lambda m: "**Contributors (1)** Grace" in m.text)
     assert second.poll() is None
     assert await told(lab, 1) == [1, 2]
 
@@ -188,6 +188,9 @@ async def test_what_a_person_deletes_stays_deleted_and_stops_nothing_else(lab: L
     activate(lab, two)
     await lab.guild.wait_for("p1-one-is-deleted", lambda m: "record 4" in m.text)
     await lab.guild.wait_for("p2-two-lives-on", lambda m: "record 4" in m.text)
+    room = next(c for c in await lab.guild.channels() if c.name == "p1-one-is-deleted")
+    assert re.search(r"Who falls\? · P1 \(stoa-[0-9a-f]{12}\)$", room.topic or "")
+    assert f"<#{room.id}>" in (await lab.person("Ada").command("project show", project=one)).text
     await lab.person("Omar").delete_channel("p1-one-is-deleted")
     card = await lab.guild.wait_for("proposals", lambda m: m.text.endswith("P1 · project"))
     await lab.person("Omar").delete("proposals", card)
@@ -201,6 +204,7 @@ async def test_what_a_person_deletes_stays_deleted_and_stops_nothing_else(lab: L
         post = await lab.guild.wait_for(channel, lambda m: "was deleted" in m.text)
         assert "The channel of **P1 · One is deleted** was deleted" in post.text
     await until(lambda: lab.log.count("it is not sent again") == 2)  # a post and the card
+    assert f"<#{room.id}>" not in (await lab.person("Ada").command("project show", project=one)).text
     assert await cards(lab, one) == 0
     assert "p1-one-is-deleted" not in [channel.name for channel in await lab.guild.channels()]
 
