@@ -15,7 +15,7 @@ from tests.discord_openapi import DiscordJudge
 __all__ = ["judge"]
 
 ARTIFACTS = ROOT / "var" / "page"
-DESKTOP, PHONE = (1280, 800), (390, 844)
+DESKTOP, PHONE = (1280, 920), (390, 844)
 # What scrolls sideways: nothing may, but a block of code.
 TOO_WIDE = """[...document.querySelectorAll('*')]
     .filter(it => ['auto', 'scroll'].includes(getComputedStyle(it).overflowX) && it.scrollWidth > it.clientWidth)
@@ -104,7 +104,7 @@ class Visit:
         assert size is not None
         for width, height in dict.fromkeys(((size["width"], size["height"]), PHONE)):
             await self.page.set_viewport_size({"width": width, "height": height})
-            await self.page.screenshot(path=ARTIFACTS / f"{name}-{width}.png")
+            await self.page.screenshot(path=ARTIFACTS / f"{name}-{width}.png", animations="disabled")
             assert await self.page.evaluate(TOO_WIDE) == [], f"{name} is wider than {width} pixels"
         await self.page.set_viewport_size(size)
 
