@@ -104,11 +104,13 @@ def pages(commands: Sequence[Any], here: Standing, *, review: int) -> list[ui.La
 
 
 def _greeting(here: Standing) -> str:
-    what = [str(role) for role in HEADINGS if role in here.roles]
+    what = [str(role) for role in HEADINGS if role in here.roles] or ["member"]
+    named = " and ".join(what)
     if here.project is None:
-        return f"What you can do here, as {' and '.join(what or ['member'])} of the lab:"
-    what = ["follower", *what] if Role.FOLLOWER in here.roles else what or ["visitor"]
-    return f"What you can do in **{text.line(here.project, 160)}**, as {' and '.join(what)}:"
+        return f"What you can do here, as {named} of the lab:"
+    if Role.FOLLOWER in here.roles:
+        named = f"follower{'' if what == ['member'] else f' and {named}'}"
+    return f"What you can do in **{text.line(here.project, 160)}**, as {named}:"
 
 
 def _line(name: str, said: str) -> str:
