@@ -7,7 +7,9 @@ from datetime import UTC, datetime
 import discord
 import pytest
 from discord import ui
+from PIL import Image
 
+from bot.cards import comparison
 from bot.cards.project_card import project_card
 from bot.cards.run_card import RUNS, moved_card, run_card
 from bot.delivery import cadence, outbox
@@ -227,7 +229,7 @@ async def test_a_card_too_old_to_edit_has_a_successor(shared_lab: tuple[Lab, Cha
     assert moved.text.endswith("-# P1 · run 1")
     assert f"/{channel.id}/{second.id})" in moved.text
     assert moved.attachments == []
-    drawn = await lab.guild.wait_for(channel.id, lambda m: m.id == second.id and m.attachments != [])
+    drawn = await lab.guild.wait_for(channel.id, lambda m: m.id == second.id and m.attachments != [], timeout=40)
     lab.call(attempts.renew, 1, token, 15.0, progress(201, 300), lease_seconds=60)
     now = await lab.guild.wait_for(channel.id, lambda m: m.id == second.id and "step 300 of" in m.text)
     assert [shown.url for shown in now.attachments] == [shown.url for shown in drawn.attachments]
@@ -261,6 +263,10 @@ async def test_a_run_card_that_a_moderator_deletes_stays_deleted(shared_lab: tup
     await lab.guild.wait_for(channel.id, lambda m: "It broke." in m.text)
     await lab.launch(channel, override="steps=4000")
     await lab.guild.wait_for(channel.id, lambda m: m.text.endswith("-# P1 · run 3"))
+    compared = (await lab.person("Ada").command("run compare", runs="1 3")).message
+    assert compared is not None
+    assert "**3** `demo` · no loss yet" in compared.text
+    assert Image.open(compared.attachments[0].path).size == (1000, 700 + 2 * comparison.ROW)  # a line in the legend
     left = [m.text.splitlines()[-1] for m in await lab.guild.messages(channel.id)]
     assert [line for line in left if line.startswith("-# P1 · run")] == ["-# P1 · run 1", "-# P1 · run 3"]
     with lab.db.read() as session:
