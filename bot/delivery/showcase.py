@@ -26,6 +26,11 @@ RUNS_SHOWN = 4
 log = structlog.get_logger()
 
 
+def urgent(entry: Told) -> bool:
+    """Whether what an entry changes goes before the lines about runs, on the cards of all projects: a decision, say."""
+    return "run" not in (entry.payload or {})
+
+
 def look(
     session: Session, project_id: int
 ) -> tuple[ProjectView, Sequence[AllocationView], Sequence[RunView], str | None]:
@@ -56,12 +61,11 @@ class Showcase:
         return self._cards_stale or self._runs.behind or self._review != self.app.server.review
 
     def note(self, entry: Told) -> None:
-        """Remember which cards an entry makes stale; decisions, stages and members do not wait for lines about runs."""
+        """Remember which cards an entry makes stale."""
         self._cards_stale = True
+        self._urgent |= urgent(entry)
         run_id = (entry.payload or {}).get("run")
-        if run_id is None:
-            self._urgent = True
-        else:
+        if run_id is not None:
             self._runs.note(run_id)
 
     async def refresh(self) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from bot.cards import comparison
 from bot.cards.project_card import project_card
 from bot.cards.run_card import RUNS, moved_card, run_card
-from bot.delivery import cadence, outbox
+from bot.delivery import cadence, outbox, showcase
 from bot.delivery.cadence import BUSY, FRESH_EDITS, OLD, OLD_AGE, OLD_EDITS, Cadence
 from broker import attempts, endings
 from broker.allocations import AllocationState
@@ -22,6 +22,7 @@ from broker.series import Measured
 from broker.why import Why
 from projects import membership
 from projects.pipeline import Member, Stage
+from projects.record import Told
 from sandbox.people import Channel, Message
 from tests.bot.conftest import AGED, Lab
 from tests.bot.test_limits import project, request, run
@@ -111,6 +112,9 @@ async def test_a_decision_waits_for_no_line_about_a_run() -> None:
         waiting += [("allocation:7", True)] if second >= OLD_EDITS[1] / 2 else []
         edited += [key for key, urgent in waiting if edits(pace, key, age=OLD_AGE, pause=OLD, urgent=urgent)]
     assert edited[:3] == ["allocation:7", "project:0", "project:1"]
+    told = {"run.started": {"run": 1}, "checkpoint.published": {"run": 1}, "member.joined": {"by": "Grace"}}
+    entries = [Told(n, "project:1", n, kind, "0" * 64, payload) for n, (kind, payload) in enumerate(told.items())]
+    assert [showcase.urgent(entry) for entry in entries] == [False, False, True]
 
 
 async def test_with_many_cards_in_motion_each_rests_longer() -> None:

@@ -108,4 +108,6 @@ async def test_a_deleted_channel_is_told_of_and_open_requests_follow_to_the_next
     await rosa.submit(await rosa.press(there, "Approve"), {"GPU-hours": "1", "Reason": "Go."})
     await lab.guild.wait_for("general", lambda m: m.id == there.id and "Approved by Rosa" in m.text)
     assert "dream" in (await ada.command("project list")).text
+    await omar.delete_channel("public-record")
+    await lab.guild.wait_for("general", lambda m: "the public record was deleted" in m.text)
     assert "Traceback" not in lab.log
