@@ -98,6 +98,11 @@ class Bot(App):
         """Begin, where the server came late."""
         self._begin()
 
+    async def on_guild_channel_delete(self, channel: discord.abc.GuildChannel) -> None:
+        """Look anew where it was one of the lab's own, so that whoever uses a command hears of it."""
+        if channel.id in {getattr(self.server, name) for name in CHANNELS}:
+            await self.look_again()
+
     async def look_again(self) -> None:
         """Take over what the admins have chosen, and begin where that was all that was missing."""
         await super().look_again()
@@ -113,7 +118,9 @@ class Bot(App):
         except SetupError as error:
             if self._delivery is None and not self.failure.done():
                 self.failure.set_exception(error)
-            return
+            if self._delivery is None or guild is None:
+                return
+            trouble = setting_up.trouble(guild, self.server)
         if trouble:
             if trouble != self.trouble:
                 log.warning(not_at_work(trouble))

@@ -127,6 +127,8 @@ def settings_for(home: Path, sandbox: dict[str, Any]) -> Settings:
         announcements_channel_id=int(sandbox["channels"]["announcements"]),
         record_channel_id=int(sandbox["channels"]["public-record"]),
         reviewer_role_id=int(sandbox["roles"]["reviewer"]),
+        moderator_role_id=int(sandbox["roles"]["admin"]),
+        admin_role_id=int(sandbox["roles"]["admin"]),
         hub_endpoint=sandbox["hub"],
         hub_token=SecretStr(sandbox["hub_token"]),
         hub_namespace="stoa",

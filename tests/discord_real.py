@@ -27,14 +27,23 @@ COMMANDS = {"project", "allocation", "run", "catalogue", "cluster", "stoa", "Put
 CLICKS = """
 Now you, in the server, with a second account beside the first; each line tells what must be seen:
 [ ] /stoa setup as the owner: every channel and role by name; once more: “nothing was changed”.
-[ ] /stoa help as the owner and as the other: only the owner sees “As an admin”.
+[ ] Give yourself the role of the admins, and of the reviewers; /stoa help as yourself and as the other: only one sees
+    “As an admin”.
 [ ] /project propose, all four fields: a private answer, a card with Join in the proposals, a thread under it.
 [ ] Join from the other account: a private welcome; the card counts two people.
 [ ] /project scope: the project's channel comes, and the card links it.
 [ ] /allocation request: the pools are suggested while you type; a card in the review channel.
 [ ] Approve it as a reviewer who is not of the project: the buttons go, the channel tells it.
-[ ] /run launch: recipes are suggested; the run's card shows a curve that grows, with alt text, and a thread under it.
+[ ] /run launch: recipes are suggested; an offer with the cost; Launch: the run's card, with a thread under it.
+[ ] Watch it: one card whose curve grows, with alt text; where it is older than an hour, a newer card that it links.
+[ ] Launch a second run, then Compare on a card: both curves in one picture, with a legend one can read on a phone.
+[ ] Pause, and once it is paused, Resume: the card's words and colour follow.
+[ ] Config: the file opens. Sample, once there is a checkpoint: a form for the prompt, and its text in the thread.
 [ ] A message's menu, Apps, Put on record: a post with a link that leads back to the message; once more: its number.
+[ ] As a moderator, delete a run's card: it does not come back, and the run's posts go on in the thread.
+[ ] Take “Send Messages” in the project's channel from the bot, then /project update: “Posting waits” in the review
+    channel; give it back: the update comes, and the notice says that it goes on.
+[ ] /project complete, with an outcome and what was learnt: an announcement with the people and the checkpoints.
 [ ] On a phone: the cards, pictures and forms are whole, and nothing scrolls sideways.
 [ ] Stop the bot for a minute and start it again: an old button works, and nothing is posted twice.
 """
@@ -59,7 +68,8 @@ class Check:
                 status, self.headers = reply.status, dict(reply.headers)
             if status != 429:
                 break
-            await asyncio.sleep(float(told["retry_after"]))
+            # A 429 from before Discord's API itself is no JSON.
+            await asyncio.sleep(float(told["retry_after"] if told else self.headers.get("Retry-After", 5)))
         if self._judge is not None:
             exchange = {"method": method, "path": path, "request": body, "status": status, "response": told}
             for problem in self._judge.judge(exchange):
@@ -95,11 +105,14 @@ async def look_at_the_server(check: Check, guild_id: str) -> None:
 
 
 @asynccontextmanager
-async def a_channel(check: Check, guild_id: str) -> AsyncIterator[str]:
-    """A channel of its own for the rest, deleted at the end."""
+async def a_channel(check: Check, guild_id: str) -> AsyncIterator[str | None]:
+    """A channel of its own for the rest, deleted at the end; None where it cannot be made."""
     body: Json = {"name": f"stoa-check-{secrets.token_hex(3)}", "type": 0, "topic": "Made by a check; may be deleted"}
     status, channel = await check.call("POST", f"/guilds/{guild_id}/channels", body)
     check.see("it can make a channel", status == 201, channel)
+    if status != 201:
+        yield None
+        return
     try:
         yield str(channel["id"])
     finally:
@@ -162,7 +175,8 @@ async def main() -> int:
         await look_at_the_server(check, guild_id)
         if not check.failed:
             async with a_channel(check, guild_id) as channel:
-                await post(check, channel)
+                if channel is not None:
+                    await post(check, channel)
         print(f"\n{check.failed} failed." if check.failed else "\nAll is as Stoa takes it to be.")
         print(CLICKS)
         return 1 if check.failed else 0

@@ -148,8 +148,11 @@ def _floor(axes: Axes, entropy: float, at: Array, values: Array) -> None:
 
 def _below(axes: Axes, curve: Curve) -> None:
     at, values = plot.columns(curve.below)
-    plot.style(axes, ticks=3)
-    axes.plot(*plot.broken(at, np.minimum(values, plot.ceiling(values))), color=GREY, linewidth=1.3)
-    axes.margins(y=0.15)
+    plot.style(axes, ticks=2)
+    values = np.minimum(values, plot.ceiling(values))
+    axes.plot(*plot.broken(at, values), color=GREY, linewidth=1.3)
+    # Room around what never changes too, so that its scale can be read.
+    room = 0.15 * (values.max() - values.min()) or 0.5 * abs(values[0]) or 0.5
+    axes.set_ylim(values.min() - room, values.max() + room)
     label = plot.said(curve.below_label, plot.SMALL, 800)
     axes.set_title(label, fontsize=plot.SMALL, loc="left", color=GREY, parse_math=False, pad=3)

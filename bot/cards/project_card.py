@@ -11,10 +11,11 @@ from bot.cards.card import BLUE, GREEN, GREY, ORANGE, SKY, Card, sections
 from bot.cards.review_card import REQUESTS
 from bot.cards.run_card import RUNS
 from broker import allocations
-from broker.allocations import AllocationState, AllocationView
+from broker.allocations import LIVE, AllocationState, AllocationView
 from broker.runs import ACTIVE, RunView
 from projects.pipeline import ENDED, ProjectView, ReleasePolicy, Stage
 
+OPEN = (*LIVE, AllocationState.REQUESTED)
 STAGES = {
     Stage.PROPOSED: ("🌱", SKY, "Proposed"),
     Stage.RECRUITING: ("🤝", SKY, "Looking for people"),
@@ -38,7 +39,7 @@ def project_card(
     home = f" · told in <#{channel_id}>" if channel_id else ""
     head = [
         f"## {text.line(project.title, 160)}",
-        f"{emoji} **{stage}** · led by {text.line(project.lead.name, 60)}{home}",
+        f"{emoji} **{stage}**{home}",
         text.quote(project.stage_reason, 400) if project.stage_reason else "",
     ]
     if project.outcome:
@@ -53,17 +54,28 @@ def project_card(
     if project.goal:
         held = ", held back until reviewers release them" if project.release_policy == ReleasePolicy.HELD else ""
         scope.append(f"**Models** {project.licence}{held}")
-    names = ", ".join(text.line(member.name, 60) + (" (lead)" if member.lead else "") for member in project.members)
-    following = f" · {text.count(project.followers, 'follower')}" if project.followers else ""
     people = _told(("Who is needed", project.needs, 220)) if project.stage not in ENDED else []
-    people.append(f"**People ({len(project.members)})** {text.bounded(names, 300)}{following}")
-    compute = [_request_line(request) for request in requests[:3]] + [_run_line(run) for run in runs[:4]]
+    people.append(_people(project))
+    # What can be used or waits for a decision, then the newest of the others.
+    standing = sorted(requests, key=lambda request: request.state not in OPEN)
+    compute = [_request_line(request) for request in standing[:3]] + [_run_line(run) for run in runs[:4]]
     marker = f"-# P{project.id} · project"
     parts = sections([head, asks, scope, people, compute], marker)
     if project.stage not in ENDED:
         join = Button("join", project.id, style=discord.ButtonStyle.success)
         parts.append(ui.ActionRow(join, Button("follow", project.id)))
     return Card(*parts, colour=colour, marker=marker)
+
+
+def _people(project: ProjectView) -> str:
+    """Who is in it, by what they are there."""
+    others = [text.line(member.name, 60) for member in project.members if not member.lead]
+    roles = [f"**Lead** {text.line(project.lead.name, 60)}"]
+    if others:
+        roles.append(f"**Contributors ({len(others)})** {text.bounded(', '.join(others), 300)}")
+    if project.followers:
+        roles.append(f"**Followers** {project.followers}")
+    return " · ".join(roles)
 
 
 def _told(*about: tuple[str, str, int]) -> list[str]:

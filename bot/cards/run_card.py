@@ -28,27 +28,39 @@ PAUSABLE = frozenset({RunState.QUEUED, RunState.STARTING, RunState.RUNNING})
 ROUNDED = 900
 
 
-def run_card(run: RunView, *, picture: str = "", why: Why | None = None, thread_id: str = "") -> Card:
-    """A run as it goes; `picture` is the name of the attached file that shows its loss curve.
+def run_card(
+    run: RunView,
+    *,
+    picture: str = "",
+    why: Why | None = None,
+    thread_id: str = "",
+    number: int = 1,
+    drawn: RunView | None = None,
+) -> Card:
+    """A run as it goes; `picture` is the name of the attached file that shows its loss curve, of the run as `drawn`.
 
-    `why` says what a queued run waits for. A successor card says by `thread_id` where the run's posts are.
+    `why` says what a queued run waits for. A successor card, `number` 2 and on, says by `thread_id` where the run's
+    posts are.
     """
-    marker = _marker(run)
+    marker = _marker(run, number)
     shown: list[ui.Item[Any]] = []
     if picture:
-        shown.append(ui.MediaGallery(discord.MediaGalleryItem(f"attachment://{picture}", description=_alt(run))))
+        shown.append(
+            ui.MediaGallery(discord.MediaGalleryItem(f"attachment://{picture}", description=_alt(drawn or run)))
+        )
     parts = sections([_head(run, why), _progress(run), *shown, _costs(run, thread_id)], marker)
     row = _buttons(run)
     return Card(*parts, *([row] if row else []), colour=RUNS[run.state][1], marker=marker)
 
 
-def moved_card(run: RunView, url: str) -> Card:
+def moved_card(run: RunView, url: str, number: int = 1) -> Card:
     """What stays in the place of a card that a newer one has succeeded."""
     lines = [
         f"### ⏩ Run {run.id} · {text.line(run.recipe, 60)}",
         f"How it stands is told [in a newer card]({url}); its posts stay in the thread of this one.",
     ]
-    return Card(*sections([lines], _marker(run)), colour=GREY, marker=_marker(run))
+    marker = _marker(run, number)
+    return Card(*sections([lines], marker), colour=GREY, marker=marker)
 
 
 def _head(run: RunView, why: Why | None) -> Sequence[str]:
@@ -134,8 +146,9 @@ def _buttons(run: RunView) -> ui.ActionRow[Any] | None:
     return row
 
 
-def _marker(run: RunView) -> str:
-    return f"-# P{run.project_id} · run {run.id}"
+def _marker(run: RunView, number: int) -> str:
+    """Each card of a run has its own, so that one is never taken for another."""
+    return f"-# P{run.project_id} · run {run.id}{f' · card {number}' if number > 1 else ''}"
 
 
 def _alt(run: RunView) -> str:

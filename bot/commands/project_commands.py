@@ -13,8 +13,7 @@ from bot.cards.project_card import project_card
 from bot.commands import lookup, project_buttons
 from bot.commands.project_forms import CompleteForm, HandoverForm, NeedsForm, ProposeForm, ScopeForm, UpdateForm
 from bot.commands.reason_form import ReasonForm
-from bot.delivery import outbox
-from broker import allocations, runs
+from bot.delivery import showcase
 from projects import membership, moderation, pipeline, progress
 from projects.pipeline import Stage
 from projects.rights import Act
@@ -209,12 +208,8 @@ async def show(interaction: Interaction, project: int | None = None) -> None:
     """Show the project's card."""
     app = interaction.client
     project_id = await lookup.project_of(interaction, project)
-    view = await app.read(pipeline.view, project_id)
-    requests = await app.read(allocations.of_project, project_id)
-    newest = await app.read(runs.of_project, project_id, kind="train", limit=4)
-    rooms = await app.read(outbox.rooms, project_id)
-    room = rooms.get(f"project:{project_id}")
-    card = project_card(view, requests, newest, channel_id=room.channel_id if room else None)
+    view, requests, newest, channel_id = await app.read(showcase.look, project_id)
+    card = project_card(view, requests, newest, channel_id=channel_id)
     await interaction.response.send_message(view=card, ephemeral=True)
 
 

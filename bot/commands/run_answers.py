@@ -149,8 +149,8 @@ def compared(views: Sequence[RunView], picture: str) -> Card:
 async def comparison(interaction: Interaction, views: Sequence[RunView]) -> tuple[Card, discord.File]:
     """The comparison of runs with its picture; raises NotFoundError where none of them has a curve yet."""
     app = interaction.client
-    curves = [curve for curve in [await app.read(curve_of, view) for view in views] if len(curve.loss) > 1]
-    if not curves:
+    curves = [await app.read(curve_of, view) for view in views]
+    if not any(len(curve.loss) > 1 for curve in curves):
         raise NotFoundError("None of these runs has a curve yet; look again once they have trained some steps.")
     name = f"runs-{'-'.join(str(view.id) for view in views)}.png"
     png = await app.studio.compare(Comparison(curves))

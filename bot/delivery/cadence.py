@@ -1,5 +1,7 @@
 """When cards may be edited: a budget for each channel, shared by all of its cards, the longest waiting first.
 
+What is urgent, such as a decision, goes before all that is not.
+
 Discord takes about five edits in five seconds in a channel, and few, how many it does not say, of messages older than
 an hour. An edit waits for its turn here and not at Discord, so that it shows the state of the moment when it goes out.
 """
@@ -41,19 +43,22 @@ def age(message_id: str) -> float:
 
 @dataclass
 class Line:
-    """The cards of a channel that wait, each with since when and when it last asked, and the edits of late."""
+    """The cards of a channel that wait, and the edits of late.
+
+    Each is kept with its place, the urgent ones before the others, then by since when, and with when it last asked.
+    """
 
     most: int
     seconds: float
-    waiting: dict[str, tuple[float, float]] = field(default_factory=dict)
+    waiting: dict[str, tuple[tuple[bool, float], float]] = field(default_factory=dict)
     edits: deque[float] = field(default_factory=deque)
     closed_until: float = 0.0
 
-    def ask(self, key: str, now: float) -> bool:
+    def ask(self, key: str, now: float, *, urgent: bool) -> bool:
         """Whether it is this card's turn; it keeps its place while it asks again and again."""
         self.waiting = {name: times for name, times in self.waiting.items() if now - times[1] <= PATIENCE}
-        since, _ = self.waiting.get(key, (now, now))
-        self.waiting[key] = (since, now)
+        (_, since), _ = self.waiting.get(key, ((False, now), now))
+        self.waiting[key] = ((not urgent, since), now)
         while self.edits and now - self.edits[0] >= self.seconds:
             self.edits.popleft()
         free = self.most - len(self.edits) if now >= self.closed_until else 0
@@ -84,9 +89,9 @@ class Cadence:
             del self._moving[next(iter(self._moving))]
         return now - self.edited_at(key) >= max(pause, len(self._moving) / A_SECOND)
 
-    def turn(self, key: str, channel_id: str, *, age: float, pause: float = BUSY) -> bool:
+    def turn(self, key: str, channel_id: str, *, age: float, pause: float = BUSY, urgent: bool = False) -> bool:
         """Whether the card may be edited now; one that may not stands in line, if it has rested."""
-        return self.rested(key, pause) and self._line(channel_id, age).ask(key, self._clock())
+        return self.rested(key, pause) and self._line(channel_id, age).ask(key, self._clock(), urgent=urgent)
 
     def edited(self, key: str, channel_id: str, *, age: float) -> None:
         """Count an edit."""

@@ -7,7 +7,6 @@ from bot.cards.project_card import project_card
 from bot.cards.run_card import run_card
 from bot.cards.studio import Studio
 from bot.delivery import outbox, post_buttons, posts
-from bot.delivery.notices import Notices
 from bot.delivery.posts import Place, Scene
 from bot.delivery.rooms import Rooms
 from bot.delivery.sender import Sender
@@ -34,8 +33,8 @@ class LabFeed:
 
     behind = False
 
-    def __init__(self, app: App, sender: Sender, notices: Notices) -> None:
-        self.app, self.sender, self.notices = app, sender, notices
+    def __init__(self, app: App, sender: Sender) -> None:
+        self.app, self.sender = app, sender
 
     async def catch_up(self) -> None:
         """Post what is new."""
@@ -46,9 +45,7 @@ class LabFeed:
                 await blank_posts(self.app, self.sender, entry)
                 for place in posts.places(entry, has_channel=True):
                     said = posts.render(entry, place)
-                    sent = await self.sender.post(f"entry:{entry.id}:{place}", rooms[place], said)
-                    if sent is None and place is Place.RECORD:
-                        await self.notices.place_gone("public record", rooms[place])
+                    await self.sender.post(f"entry:{entry.id}:{place}", rooms[place], said)
                 await self.app.write(outbox.told, entry)
 
 
@@ -58,8 +55,8 @@ class ProjectFeed:
     `behind` says that a card does not show the present state yet, so that the feed must come again.
     """
 
-    def __init__(self, app: App, sender: Sender, notices: Notices, studio: Studio, project_id: int) -> None:
-        self.app, self.sender, self.notices = app, sender, notices
+    def __init__(self, app: App, sender: Sender, studio: Studio, project_id: int) -> None:
+        self.app, self.sender = app, sender
         self.project_id = project_id
         self.rooms = Rooms(app, project_id)
         self.showcase = Showcase(app, sender, studio, project_id)
@@ -97,8 +94,6 @@ class ProjectFeed:
             sent = await self.sender.post(f"entry:{entry.id}:{place}", room, said, post_buttons.of(entry))
             if sent is None and place is Place.CHANNEL:
                 await self.rooms.gone(f"project:{self.project_id}")
-            elif sent is None and place is Place.ANNOUNCEMENTS:
-                await self.notices.place_gone("announcements", room)
 
     async def _room(self, place: Place, entry: Told, scene: Scene) -> str | None:
         """The id of the channel or thread that a place is; None where a person has deleted it."""
@@ -107,18 +102,28 @@ class ProjectFeed:
             return str(server.announcements)
         if place is Place.CHANNEL:
             return scene.channel_id
-        if place is Place.RUN:
-            run_id = (entry.payload or {})["run"]
-            thread_id, gone = await self.rooms.find(f"run:{run_id}")
-            if thread_id is not None or gone or scene.channel_id is None:
-                return thread_id
-            card = run_card(await self.app.read(runs.view, run_id))
-            message_id = await self.sender.place(f"run:{run_id}", scene.channel_id, card)
-            if message_id is None:
-                await self.rooms.gone(f"run:{run_id}")
-                return None
-            return await self.rooms.thread(f"run:{run_id}", scene.channel_id, message_id, f"Run {run_id}")
-        return await self._proposal_thread(scene.project)
+        run_id = (entry.payload or {}).get("run")
+        if place is Place.RUN and run_id is not None:
+            return await self._run_thread(run_id, scene)
+        thread_id = await self._proposal_thread(scene.project)
+        if run_id is not None and thread_id is not None:
+            await self.sender.place(f"run:{run_id}", thread_id, run_card(await self.app.read(runs.view, run_id)))
+        return thread_id
+
+    async def _run_thread(self, run_id: int, scene: Scene) -> str | None:
+        """The thread under the run's card; of a run from before the project had its channel, the proposal's."""
+        key = f"run:{run_id}"
+        thread_id, gone = await self.rooms.find(key)
+        if thread_id is not None or gone or scene.channel_id is None:
+            return thread_id
+        message_id = await self.sender.place(key, scene.channel_id, run_card(await self.app.read(runs.view, run_id)))
+        if message_id is None:
+            await self.rooms.gone(key)
+            return None
+        row = await self.app.read(outbox.message, key)
+        if row is not None and row.channel_id != scene.channel_id:  # no thread hangs in a thread
+            return await self._proposal_thread(scene.project)
+        return await self.rooms.thread(key, scene.channel_id, message_id, f"Run {run_id}")
 
     async def _proposal_thread(self, project: ProjectView) -> str | None:
         key, proposals = f"proposal:{project.id}", str(self.app.server.proposals)

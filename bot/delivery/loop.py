@@ -24,6 +24,7 @@ IDLE_AT_ONCE = 4
 """Of projects in which nothing happens, whose cards are looked at once after a start: thousands, perhaps."""
 TELL_AGAIN_SECONDS = 60.0
 LONGEST_PAUSE_SECONDS = 30.0
+DOUBLINGS = 6
 TRIES_BEFORE_TOLD = 3
 TOO_MANY = 429
 
@@ -55,6 +56,7 @@ class Delivery:
                 try:
                     held = await self.app.write(lease.hold, guild, self.holder, settings.lease_seconds)
                     if held:
+                        await self._notices.look_around()
                         await self._round()
                     else:
                         await self._stop()
@@ -89,10 +91,10 @@ class Delivery:
 
     def _open(self, stream: str) -> LabFeed | ProjectFeed:
         if stream == record.LAB:
-            feed: LabFeed | ProjectFeed = LabFeed(self.app, self._sender, self._notices)
+            feed: LabFeed | ProjectFeed = LabFeed(self.app, self._sender)
         else:
             number = int(stream.partition(":")[2])
-            feed = ProjectFeed(self.app, self._sender, self._notices, self.app.studio, number)
+            feed = ProjectFeed(self.app, self._sender, self.app.studio, number)
         self._feeds[stream] = feed
         return feed
 
@@ -143,7 +145,7 @@ class Trouble:
     def note(self, stream: str, said: str, error: BaseException | None = None) -> None:
         """Count a failure."""
         now = time.monotonic()
-        self._again = now + min(0.5 * 2**self.count, LONGEST_PAUSE_SECONDS)
+        self._again = now + min(0.5 * 2 ** min(self.count, DOUBLINGS), LONGEST_PAUSE_SECONDS)
         self.count += 1
         if now - self._told >= TELL_AGAIN_SECONDS:
             self._told = now

@@ -1,7 +1,9 @@
 """What the admins are told of the delivery itself, in the channel of the reviews: each thing once."""
 
+import contextlib
 import re
 
+import aiohttp
 import discord
 import structlog
 from sqlalchemy import select
@@ -16,6 +18,7 @@ from bot.delivery.tables import DiscordMessage
 from projects import record
 
 WAITS, OVER = "waits:", "over"
+NAMES = {"proposals": "proposals", "review": "reviews", "announcements": "announcements", "record": "public record"}
 
 log = structlog.get_logger()
 
@@ -26,6 +29,7 @@ class Notices:
     def __init__(self, app: App, sender: Sender) -> None:
         self.app, self.sender = app, sender
         self._waiting: set[str] | None = None
+        self._gone: set[int] = set()
 
     async def waits(self, stream: str, reason: str) -> None:
         """Say that the posts of a stream wait, at which entry, and why."""
@@ -33,7 +37,8 @@ class Notices:
             self._waiting.add(stream)
         number = (await self.app.read(outbox.cursors)).get(stream, 0) + 1
         said = f"⚠️ Posting waits: {reason} It goes on by itself once that is mended."
-        await self._post(_key(stream, number), f"{said}\n-# {_owner(stream)} · waits at record {number}")
+        end = f"-# {_owner(stream)} · waits at record {number}"
+        await self._post(_key(stream, number), f"{said}\n{end}", self.app.server.review)
 
     async def goes_on(self, stream: str) -> None:
         """Say where it was said to wait that it does no more."""
@@ -51,14 +56,27 @@ class Notices:
         except discord.DiscordException as error:
             log.warning("a notice to the admins cannot be changed", stream=stream, reason=str(error))
 
-    async def place_gone(self, name: str, channel_id: str) -> None:
-        """Say that one of the lab's own channels was deleted."""
-        said = f"⚠️ The channel for the {name} was deleted: nothing more is posted there. /stoa setup names another."
-        await self._post(f"gone:{channel_id}", f"{said}\n-# Lab · channel {channel_id} is gone")
+    async def look_around(self) -> None:
+        """Say, once each, which of the lab's own channels were deleted: to the reviews, else in the public record."""
+        server = self.app.server
+        guild = self.app.get_guild(server.guild)
+        if guild is None or guild.unavailable:
+            return
+        ids = {name: getattr(server, name) for name in NAMES}
+        gone = {name for name, channel_id in ids.items() if guild.get_channel(channel_id) is None}
+        for name in gone:
+            if ids[name] in self._gone:
+                continue
+            said = f"⚠️ The channel for the {NAMES[name]} was deleted: nothing more is posted there."
+            end = f"-# Lab · channel {ids[name]} is gone"
+            place = ids["record" if "review" in gone else "review"]
+            with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):  # told in the next round, then
+                await self._post(f"gone:{ids[name]}", f"{said} /stoa setup names another.\n{end}", place)
+                self._gone.add(ids[name])
 
-    async def _post(self, key: str, said: str) -> None:
+    async def _post(self, key: str, said: str, channel_id: int) -> None:
         try:
-            await self.sender.post(key, str(self.app.server.review), said)
+            await self.sender.post(key, str(channel_id), said)
         except (discord.DiscordException, LostLeaseError) as error:
             log.warning("the admins cannot be told", notice=key, reason=str(error))
 

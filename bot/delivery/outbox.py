@@ -3,7 +3,7 @@
 import secrets
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import or_, select
+from sqlalchemy import delete, or_, select
 from sqlalchemy.orm import Session
 
 from bot.delivery.tables import DiscordCursor, DiscordMessage, DiscordRoom
@@ -53,6 +53,11 @@ def message_gone(session: Session, key: str) -> None:
     row = session.get(DiscordMessage, key)
     if row is not None:
         row.gone = True
+
+
+def forget(session: Session, key: str) -> None:
+    """Let a message stand for nothing any more, so that another is sent in its place."""
+    session.execute(delete(DiscordMessage).where(DiscordMessage.key == key))
 
 
 def rooms(session: Session, project_id: int) -> Mapping[str, DiscordRoom]:

@@ -16,15 +16,18 @@ from broker.dossier import Dossier
 Known = Mapping[int, Dossier]
 
 
-async def cards(app: App, project_id: int, requests: Sequence[AllocationView]) -> Mapping[str, Card]:
-    """The cards as they should be now, by the keys of their messages."""
+async def cards(app: App, project_id: int, requests: Sequence[AllocationView]) -> Mapping[str, tuple[Card, bool]]:
+    """The cards as they should be now, by the keys of their messages, and whether each still waits for a decision."""
     asked, of_requests, of_changes = await app.read(_look, project_id, requests)
     about = {request.id: request for request in requests}
-    shown = {f"allocation:{number}": review_card(view, of_requests.get(number)) for number, view in about.items()}
+    shown = {
+        f"allocation:{number}": (review_card(view, of_requests.get(number)), number in of_requests)
+        for number, view in about.items()
+    }
     for change in asked:
         if change.allocation_id in about:
             card = change_card(change, about[change.allocation_id], of_changes.get(change.id))
-            shown[f"change:{change.id}"] = card
+            shown[f"change:{change.id}"] = (card, change.id in of_changes)
     return shown
 
 

@@ -66,14 +66,15 @@ class Rooms:
             room = await self.app.write(outbox.plan_room, key, project.id)
         else:
             for channel in await guild.fetch_channels():
-                if isinstance(channel, discord.TextChannel) and (channel.topic or "").endswith(room.mark):
+                if isinstance(channel, discord.TextChannel) and room.mark in (channel.topic or ""):
                     made = channel
         if made is None:
             chosen = self.app.server.projects_category
             category = discord.utils.get(guild.categories, **({"id": chosen} if chosen else {"name": CATEGORY}))
             if category is not None and len(category.channels) >= MOST_IN_CATEGORY:
                 category = None
-            topic = f"{text.line(project.title, 200)}: {text.line(project.question, 700)} · {room.mark}"
+            about = f"{text.line(project.title, 200)}: {text.line(project.question, 700)}"
+            topic = f"{about} · P{project.id} ({room.mark})"
             made = await guild.create_text_channel(project.slug, topic=topic, category=category)
         await self.app.write(outbox.open_room, key, project.id, str(made.id))
         return str(made.id)

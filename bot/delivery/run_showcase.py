@@ -6,6 +6,7 @@ successor is posted, with the key `run:7:2` and so on, and the old card keeps a 
 
 import asyncio
 import time
+from dataclasses import dataclass
 from itertools import pairwise
 
 import structlog
@@ -35,6 +36,15 @@ QUICK = 0.5
 log = structlog.get_logger()
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """A picture of a run as it then was, which is being drawn."""
+
+    run: RunView
+    name: str
+    task: asyncio.Task[bytes | None]
+
+
 class RunShowcase:
     """`behind` says that a card does not show the present state yet, so that it must be refreshed again."""
 
@@ -45,7 +55,8 @@ class RunShowcase:
         self._stale: set[int] = set()
         self._shown: dict[int, RunView] = {}
         self._drawn: dict[int, float] = {}
-        self._drawings: dict[int, asyncio.Task[tuple[str, bytes | None]]] = {}
+        self._drawings: dict[int, Drawing] = {}
+        self._pictured: dict[int, RunView] = {}
         self._why: dict[int, tuple[float, Why]] = {}
 
     @property
@@ -77,19 +88,21 @@ class RunShowcase:
             return True
         row = cards[-1]
         if row.message_id is None:
-            return await self._succeed(run, row.key, row.channel_id, thread_id)
+            return await self._succeed(run, len(cards), row.channel_id, thread_id)
         settled = await self._retire(run, cards)
         age = cadence.age(row.message_id)
         pace, key = self.sender.cadence, f"run:{run_id}"
         if not pace.turn(key, row.channel_id, age=age, pause=self._pause(run, age)):
             return False
         name, picture = await self._picture_due(run, row.picture)
-        card = run_card(run, picture=name, why=await self._waits(run), thread_id=thread_id if len(cards) > 1 else "")
+        why, number = await self._waits(run), len(cards)
+        drawn, posts = self._pictured.get(run_id), thread_id if number > 1 else ""
+        card = run_card(run, picture=name, why=why, thread_id=posts, number=number, drawn=drawn)
         if row.digest == card.digest:
             pace.leave(key, row.channel_id, age=age)
         elif not await self._change(key, row, card, name, picture, age):
             if run.state in ACTIVE:
-                await self._succeed(run, f"{key}:{len(cards) + 1}", row.channel_id, thread_id)
+                await self._succeed(run, number + 1, row.channel_id, thread_id)
             return False
         else:
             self._shown[run.id] = run
@@ -110,18 +123,19 @@ class RunShowcase:
             return False
         return True
 
-    async def _succeed(self, run: RunView, key: str, channel_id: str, thread_id: str) -> bool:
+    async def _succeed(self, run: RunView, number: int, channel_id: str, thread_id: str) -> bool:
         """Post a successor of a card that takes no more edits; False, as it has no picture yet."""
         self._drawn.pop(run.id, None)
-        await self.sender.place(key, channel_id, run_card(run, why=await self._waits(run), thread_id=thread_id))
+        card = run_card(run, why=await self._waits(run), thread_id=thread_id, number=number)
+        await self.sender.place(f"run:{run.id}:{number}", channel_id, card)
         return False
 
     async def _retire(self, run: RunView, cards: list[DiscordMessage]) -> bool:
         """Have each card but the newest lead to its successor; False while one still waits for its turn."""
         due = []
-        for row, successor in pairwise(cards):
+        for number, (row, successor) in enumerate(pairwise(cards), start=1):
             url = f"https://discord.com/channels/{self.app.server.guild}/{successor.channel_id}/{successor.message_id}"
-            card = moved_card(run, url)
+            card = moved_card(run, url, number)
             if not row.gone and row.message_id is not None and row.digest != card.digest:
                 due.append((row, card))
         for row, card in due[:1]:
@@ -163,23 +177,28 @@ class RunShowcase:
                 return shown, None
             curve = await self.app.read(curve_of, run)
             name = f"run-{run.id}-{curve.digest}.png"
+            if name == shown:
+                self._pictured[run.id] = run
             if len(curve.loss) < 2 or name == shown:
                 return shown, None
-            self._drawings[run.id] = asyncio.create_task(self._draw(run.id, name, curve))
+            self._drawings[run.id] = Drawing(run, name, asyncio.create_task(self._draw(run.id, curve)))
         drawing = self._drawings[run.id]
-        await asyncio.wait({drawing}, timeout=QUICK)
-        if not drawing.done():
+        await asyncio.wait({drawing.task}, timeout=QUICK)
+        if not drawing.task.done():
             return shown, None
         del self._drawings[run.id]
-        name, picture = drawing.result()
-        return (name, picture) if picture is not None else (shown, None)
+        picture = drawing.task.result()
+        if picture is None:
+            return shown, None
+        self._pictured[run.id] = drawing.run
+        return drawing.name, picture
 
-    async def _draw(self, run_id: int, name: str, curve: Curve) -> tuple[str, bytes | None]:
+    async def _draw(self, run_id: int, curve: Curve) -> bytes | None:
         try:
-            return name, await self.studio.draw(curve)
+            return await self.studio.draw(curve)
         except Exception as error:  # what the card says matters more than its picture
             log.error("a picture could not be drawn", run=run_id, exc_info=error)
-            return name, None
+            return None
 
 
 def _cards(session: Session, run: RunView) -> tuple[list[DiscordMessage], str]:

@@ -74,6 +74,8 @@ class Sender:
         except discord.NotFound as error:
             await self._deleted(row.key, error)
         except discord.RateLimited as error:
+            if cadence.age(row.message_id or "") < cadence.OLD_AGE:  # it is the bot's pace that Discord refuses
+                raise
             raise OldMessageError(error.retry_after) from error
         except discord.HTTPException as error:
             if error.code != TOO_MANY_OLD_EDITS:

@@ -1,5 +1,9 @@
 """The cards of one project and of its requests, brought to the present state; those of its runs are apart."""
 
+from collections.abc import Sequence
+
+import discord
+import structlog
 from sqlalchemy.orm import Session
 
 from bot.app import App
@@ -7,16 +11,37 @@ from bot.cards.card import Card
 from bot.cards.project_card import project_card
 from bot.cards.studio import Studio
 from bot.delivery import cadence, outbox, review_desk
-from bot.delivery.cadence import OldMessageError
+from bot.delivery.cadence import BUSY, OLD, OLD_AGE, OldMessageError
 from bot.delivery.run_showcase import RunShowcase
 from bot.delivery.sender import Sender
 from broker import allocations, runs
+from broker.allocations import AllocationView
 from broker.runs import RunView
 from projects import pipeline
 from projects.pipeline import ProjectView
 from projects.record import Told
 
 RUNS_SHOWN = 4
+
+log = structlog.get_logger()
+
+
+def urgent(entry: Told) -> bool:
+    """Whether what an entry changes goes before the lines about runs, on the cards of all projects: a decision, say."""
+    return "run" not in (entry.payload or {})
+
+
+def look(
+    session: Session, project_id: int
+) -> tuple[ProjectView, Sequence[AllocationView], Sequence[RunView], str | None]:
+    """What a project's card tells of: the project, its requests, its newest runs, and its channel while it stands."""
+    room = outbox.rooms(session, project_id).get(f"project:{project_id}")
+    return (
+        pipeline.view(session, project_id),
+        allocations.of_project(session, project_id),
+        runs.of_project(session, project_id, kind="train", limit=RUNS_SHOWN),
+        None if room is None or room.gone else room.channel_id,
+    )
 
 
 class Showcase:
@@ -26,16 +51,19 @@ class Showcase:
         self.app, self.sender = app, sender
         self.project_id = project_id
         self._cards_stale = True
+        self._urgent = False
+        self._review = app.server.review
         self._runs = RunShowcase(app, sender, studio, project_id)
 
     @property
     def behind(self) -> bool:
         """Whether a card waits for its turn."""
-        return self._cards_stale or self._runs.behind
+        return self._cards_stale or self._runs.behind or self._review != self.app.server.review
 
     def note(self, entry: Told) -> None:
         """Remember which cards an entry makes stale."""
         self._cards_stale = True
+        self._urgent |= urgent(entry)
         run_id = (entry.payload or {}).get("run")
         if run_id is not None:
             self._runs.note(run_id)
@@ -43,28 +71,32 @@ class Showcase:
     async def refresh(self) -> None:
         """Bring the cards up to date whose turn has come."""
         server = self.app.server
-        if self._cards_stale:
-            done = True
-            project, requests, newest, channel_id = await self.app.read(self._look)
+        if self._cards_stale or self._review != server.review:
+            done, urgent = True, self._urgent
+            project, requests, newest, channel_id = await self.app.read(look, self.project_id)
             card = project_card(project, requests, newest, channel_id=channel_id)
-            done &= await self._show(f"project:{project.id}", str(server.proposals), card)
-            for key, card in (await review_desk.cards(self.app, project.id, requests)).items():
-                done &= await self._show(key, str(server.review), card)
-            self._cards_stale = not done
+            done &= await self._show(f"project:{project.id}", str(server.proposals), card, urgent=urgent)
+            desk = await review_desk.cards(self.app, project.id, requests)
+            for key, (card, is_open) in desk.items():
+                if is_open:
+                    await self._follow(key, str(server.review))
+                done &= await self._show(key, str(server.review), card, urgent=urgent or not is_open)
+            self._cards_stale, self._urgent, self._review = not done, urgent and not done, server.review
         await self._runs.refresh()
 
-    def _look(
-        self, session: Session
-    ) -> tuple[ProjectView, list[allocations.AllocationView], list[RunView], str | None]:
-        room = outbox.rooms(session, self.project_id).get(f"project:{self.project_id}")
-        return (
-            pipeline.view(session, self.project_id),
-            list(allocations.of_project(session, self.project_id)),
-            list(runs.of_project(session, self.project_id, kind="train", limit=RUNS_SHOWN)),
-            None if room is None or room.gone else room.channel_id,
-        )
+    async def _follow(self, key: str, channel_id: str) -> None:
+        """Forget a card that stands in another channel than the present one, so that it is posted there."""
+        row = await self.app.read(outbox.message, key)
+        if row is None or row.channel_id == channel_id:
+            return
+        await self.app.write(outbox.forget, key)
+        if row.message_id is not None and not row.gone:
+            try:
+                await self.sender.rewrite(row, f"➡️ This request is decided in <#{channel_id}> now.")
+            except discord.DiscordException as error:
+                log.warning("a card that has moved cannot be changed", key=key, reason=str(error))
 
-    async def _show(self, key: str, channel_id: str, card: Card) -> bool:
+    async def _show(self, key: str, channel_id: str, card: Card, *, urgent: bool) -> bool:
         """Bring a card to the present state; False where it must wait for its turn."""
         row = await self.app.read(outbox.message, key)
         if row is not None and (row.gone or row.digest == card.digest):
@@ -73,7 +105,8 @@ class Showcase:
             await self.sender.place(key, channel_id, card)
             return True
         age, pace = cadence.age(row.message_id), self.sender.cadence
-        if not pace.turn(key, row.channel_id, age=age):
+        pause = OLD if age >= OLD_AGE and not urgent else BUSY
+        if not pace.turn(key, row.channel_id, age=age, pause=pause, urgent=urgent):
             return False
         pace.edited(key, row.channel_id, age=age)
         try:

@@ -25,6 +25,8 @@ from tests.discord_openapi import DiscordJudge, find_description
 
 ROOT = Path(__file__).parents[2]
 BOT = "from bot.client import run; from projects.settings import get_settings; run(get_settings())"
+# An hour cannot be waited for: this bot takes every message for an old one.
+AGED = f"from bot.delivery import cadence; cadence.OLD_AGE = 0.0; {BOT}"
 PROPOSAL = {
     "Title": "Do small models dream?",
     "Research question": "Does the loss of a small model follow the power law of larger ones?",
@@ -93,15 +95,15 @@ class Lab:
         }
         return os.environ | {f"STOA_{name}": str(value) for name, value in told.items()}
 
-    async def start_bot(self, **changes: str) -> None:
+    async def start_bot(self, code: str = BOT, **changes: str) -> None:
         """Start the bot and wait until it is there."""
-        self.spawn_bot(**changes)
+        self.spawn_bot(code=code, **changes)
         await self.guild.wait_for_bot("run")
 
-    def spawn_bot(self, log: str = "bot.log", **changes: str) -> "subprocess.Popen[bytes]":
+    def spawn_bot(self, log: str = "bot.log", code: str = BOT, **changes: str) -> "subprocess.Popen[bytes]":
         """Start the bot's process; `changes` are settings by their names without the prefix."""
         environment = self.environment | {f"STOA_{name}": value for name, value in changes.items()}
-        self.bot = self._spawn(log, "-c", BOT, environment=environment)
+        self.bot = self._spawn(log, "-c", code, environment=environment)
         return self.bot
 
     def _spawn(self, log: str, *arguments: str, environment: dict[str, str] | None = None) -> "subprocess.Popen[bytes]":

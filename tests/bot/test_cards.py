@@ -1,24 +1,30 @@
 """How cards look and how often they are edited: whose turn it is, old messages, and the successor of an old card."""
 
+import re
 from dataclasses import replace
 from datetime import UTC, datetime
 
 import discord
 import pytest
 from discord import ui
+from PIL import Image
 
+from bot.cards import comparison
 from bot.cards.project_card import project_card
 from bot.cards.run_card import RUNS, moved_card, run_card
-from bot.delivery import cadence, outbox
-from bot.delivery.cadence import BUSY, FRESH_EDITS, OLD_AGE, OLD_EDITS, Cadence
+from bot.delivery import cadence, outbox, showcase
+from bot.delivery.cadence import BUSY, FRESH_EDITS, OLD, OLD_AGE, OLD_EDITS, Cadence
 from broker import attempts, endings
+from broker.allocations import AllocationState
 from broker.attempts import Ending, Process, Progress
 from broker.runs import RunState
 from broker.series import Measured
 from broker.why import Why
-from projects.pipeline import Stage
+from projects import membership
+from projects.pipeline import Member, Stage
+from projects.record import Told
 from sandbox.people import Channel, Message
-from tests.bot.conftest import Lab
+from tests.bot.conftest import AGED, Lab
 from tests.bot.test_limits import project, request, run
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -94,6 +100,23 @@ async def test_old_cards_are_edited_rarely_and_not_at_all_once_refused() -> None
     assert edits(pace, "run:4", age=OLD_AGE)
 
 
+async def test_a_decision_waits_for_no_line_about_a_run() -> None:
+    """However many old cards wait in a channel, one that is urgent is the next; those keep their order."""
+    clock = Clock()
+    pace = Cadence(clock)
+    assert edits(pace, "run:0", age=OLD_AGE)
+    edited = []
+    for second in range(int(4 * OLD_EDITS[1])):
+        clock.now += 1
+        waiting = [(f"project:{n}", False) for n in range(40)]
+        waiting += [("allocation:7", True)] if second >= OLD_EDITS[1] / 2 else []
+        edited += [key for key, urgent in waiting if edits(pace, key, age=OLD_AGE, pause=OLD, urgent=urgent)]
+    assert edited[:3] == ["allocation:7", "project:0", "project:1"]
+    told = {"run.started": {"run": 1}, "checkpoint.published": {"run": 1}, "member.joined": {"by": "Grace"}}
+    entries = [Told(n, "project:1", n, kind, "0" * 64, payload) for n, (kind, payload) in enumerate(told.items())]
+    assert [showcase.urgent(entry) for entry in entries] == [False, False, True]
+
+
 async def test_with_many_cards_in_motion_each_rests_longer() -> None:
     clock = Clock()
     pace = Cadence(clock)
@@ -104,9 +127,11 @@ async def test_with_many_cards_in_motion_each_rests_longer() -> None:
     assert 10 <= count / 60 <= 30
 
 
-def edits(pace: Cadence, key: str, *, channel: str = "here", age: float = 0.0, pause: float = BUSY) -> bool:
+def edits(
+    pace: Cadence, key: str, *, channel: str = "here", age: float = 0.0, pause: float = BUSY, urgent: bool = False
+) -> bool:
     """Edit the card, if it is its turn."""
-    if not pace.turn(key, channel, age=age, pause=pause):
+    if not pace.turn(key, channel, age=age, pause=pause, urgent=urgent):
         return False
     pace.edited(key, channel, age=age)
     return True
@@ -145,9 +170,29 @@ async def test_a_queued_runs_card_says_what_it_waits_for() -> None:
 async def test_a_projects_card_tells_all_that_a_reader_asks() -> None:
     shown = project("Why?")
     card = said(project_card(replace(shown, stage=Stage.ACTIVE), [request("local")], [run("demo")], channel_id="5"))
-    for word in ("Active", "<#5>", "**Question**", "**Who is needed**", "**People (200)**", "Allocation 1", "Run 1"):
+    for word in ("Active", "<#5>", "**Question**", "**Who is needed**", "Allocation 1", "Run 1"):
         assert word in card
+    people = (Member("1", "Ada", True), Member("2", "Grace", False), Member("3", "Noor", False))
+    few = said(project_card(replace(shown, members=people, followers=3), [], [], channel_id=None))
+    assert "**Lead** Ada · **Contributors (2)** Grace, Noor · **Followers** 3" in few
+    alone = said(project_card(replace(shown, members=people[:1], followers=0), [], [], channel_id=None))
+    assert "**Lead** Ada\n-# P1" in alone
     assert "Who is needed" not in said(project_card(shown, [], [], channel_id=None))
+
+
+async def test_a_projects_card_shows_first_what_can_be_used() -> None:
+    states = [AllocationState.DECLINED] * 3 + [AllocationState.REQUESTED, AllocationState.APPROVED]
+    requests = [replace(request("local"), id=9 - n, state=state) for n, state in enumerate(states)]
+    card = said(project_card(project("Why?"), requests, [], channel_id=None))
+    assert re.findall(r"Allocation (\d)", card) == ["6", "5", "9"]
+
+
+async def test_the_alt_text_tells_of_what_was_drawn() -> None:
+    now = replace(run("demo"), step=300, total_steps=400)
+    card = run_card(now, picture="curve.png", drawn=replace(now, step=200))
+    (gallery,) = [item for item in card.walk_children() if isinstance(item, ui.MediaGallery)]
+    assert "at step 200 of 400" in (gallery.items[0].description or "")
+    assert "step 300 of 400" in said(card)
 
 
 async def test_a_card_too_old_to_edit_has_a_successor(shared_lab: tuple[Lab, Channel]) -> None:
@@ -161,31 +206,76 @@ async def test_a_card_too_old_to_edit_has_a_successor(shared_lab: tuple[Lab, Cha
     lab.call(attempts.renew, 1, token, 5.0, progress(1, 100), lease_seconds=60)
     await lab.guild.wait_for(channel.id, lambda m: m.id == first.id and "step 100 of" in m.text)
 
+    # A fresh message is only refused because the bot was too fast: it is edited later.
+    await lab.guild.fault(rf"PATCH /channels/{channel.id}/messages/{first.id}$", status=429, retry_after=40)
+    lab.call(attempts.renew, 1, token, 8.0, progress(101, 150), lease_seconds=60)
+    await lab.guild.wait_for(channel.id, lambda m: m.id == first.id and "step 150 of" in m.text)
+    assert "Discord asks to wait 40 s" in lab.log
+
+    lab.kill_bot()
     await lab.guild.count_as_old(0)
     await lab.guild.limit("old edit", 0, 300.0)
-    lab.call(attempts.renew, 1, token, 10.0, progress(101, 200), lease_seconds=60)
-    second = await lab.guild.wait_for(channel.id, lambda m: m.id != first.id and m.text.endswith("-# P1 · run 1"))
+    lab.call(attempts.renew, 1, token, 10.0, progress(151, 200), lease_seconds=60)
+    lab.call(membership.follow, lab.actor("Rosa"), 1)
+    await lab.start_bot(AGED)
+    second = await lab.guild.wait_for(channel.id, lambda m: m.text.endswith("-# P1 · run 1 · card 2"))
     assert "step 200 of" in second.text
     assert f"<#{first.id}>" in second.text
-    assert "step 100 of" in (await of(lab, channel, first)).text
+    assert "step 150 of" in (await of(lab, channel, first)).text
+    before = [m for m in await lab.guild.messages("proposals") if m.text.endswith("P1 · project")]
+    assert "Followers" not in before[0].text
 
     await lab.guild.count_as_old(3600)
     lab.kill_bot()
-    await lab.start_bot()
+    await lab.start_bot(PICTURE_SECONDS="600")
+    await lab.guild.wait_for("proposals", lambda m: m.id == before[0].id and "**Followers** 1" in m.text)
     moved = await lab.guild.wait_for(channel.id, lambda m: m.id == first.id and "newer card" in m.text)
     assert moved.text.endswith("-# P1 · run 1")
     assert f"/{channel.id}/{second.id})" in moved.text
     assert moved.attachments == []
+    drawn = await lab.guild.wait_for(channel.id, lambda m: m.id == second.id and m.attachments != [], timeout=40)
     lab.call(attempts.renew, 1, token, 15.0, progress(201, 300), lease_seconds=60)
+    now = await lab.guild.wait_for(channel.id, lambda m: m.id == second.id and "step 300 of" in m.text)
+    assert [shown.url for shown in now.attachments] == [shown.url for shown in drawn.attachments]
+    assert "at step 200 of" in (now.attachments[0].description or "")
     lab.call(endings.settle, 1, token, 20.0, Progress(0, 0), Ending(70, reason="It broke."), 0)
     ended = await lab.guild.wait_for(
-        channel.id, lambda m: m.id == second.id and "has failed" in m.text and m.attachments != []
+        channel.id, lambda m: m.id == second.id and "has failed" in m.text and m.attachments != now.attachments
     )
     assert "step 300 of" in ended.text
     assert await of(lab, channel, first) == moved
     with lab.db.read() as session:
         assert outbox.message(session, "run:1:2") is not None
         assert outbox.message(session, "run:1:3") is None
+    assert "Traceback" not in lab.log
+
+
+async def test_a_run_card_that_a_moderator_deletes_stays_deleted(shared_lab: tuple[Lab, Channel]) -> None:
+    """The first or its successor: the run goes on, its posts go on in the thread, and no card comes back."""
+    lab, channel = shared_lab
+    await lab.launch(channel, override="steps=4000")
+    card = await lab.guild.wait_for(channel.id, lambda m: m.text.endswith("-# P1 · run 2") and m.thread_id)
+    await lab.person("Omar").delete(channel.id, card)
+    second = await lab.guild.wait_for(channel.id, lambda m: m.text.endswith("-# P1 · run 1 · card 2"))
+    await lab.person("Omar").delete(channel.id, second)
+    token = lab.call(attempts.admit, 2, [1])
+    lab.call(attempts.claim, 2, token, host="here", lease_seconds=60)
+    lab.call(attempts.started, 2, token, Process("here", "boot", 2, 1.0), [], lease_seconds=60)
+    lab.call(attempts.renew, 2, token, 5.0, progress(1, 100), lease_seconds=60)
+    lab.call(endings.settle, 2, token, 20.0, Progress(0, 0), Ending(70, reason="It broke."), 0)
+    await lab.guild.wait_for(card.id, lambda m: "It broke." in m.text)
+    await lab.guild.wait_for(channel.id, lambda m: "It broke." in m.text)
+    await lab.launch(channel, override="steps=4000")
+    await lab.guild.wait_for(channel.id, lambda m: m.text.endswith("-# P1 · run 3"))
+    compared = (await lab.person("Ada").command("run compare", runs="1 3")).message
+    assert compared is not None
+    assert "**3** `demo` · no loss yet" in compared.text
+    assert Image.open(compared.attachments[0].path).size == (1000, 700 + 2 * comparison.ROW)  # a line in the legend
+    left = [m.text.splitlines()[-1] for m in await lab.guild.messages(channel.id)]
+    assert [line for line in left if line.startswith("-# P1 · run")] == ["-# P1 · run 1", "-# P1 · run 3"]
+    with lab.db.read() as session:
+        rows = [outbox.message(session, key) for key in ("run:2", "run:1:2")]
+        assert [row is not None and row.gone for row in rows] == [True, False]
     assert "Traceback" not in lab.log
 
 

@@ -2,10 +2,13 @@
 
 from bot.delivery import posts
 from bot.delivery.posts import Place
+from broker import attempts, endings
+from broker.attempts import Ending, Process, Progress
 from projects import membership, moderation, pipeline, policies, progress
 from projects.people import Actor
 from projects.record import Told
 from tests.bot.conftest import SCOPE, Lab
+from tests.bot.test_run_card import progress as steps
 
 MODERATORS = 7
 
@@ -43,7 +46,7 @@ async def test_a_hidden_project_is_not_suggested(lab: Lab) -> None:
     await lab.propose()
     await lab.guild.wait_for("proposals", lambda m: m.thread_id is not None)
     lab.call(membership.follow, lab.actor("Rosa"), 1)
-    await lab.guild.wait_for("proposals", lambda m: "1 follower" in m.text)
+    await lab.guild.wait_for("proposals", lambda m: "**Followers** 1" in m.text)
     omar = Actor(99, "Omar", frozenset({MODERATORS}))
     before = await lab.person("Grace").command("project list")
     lab.call(moderation.hide, omar, 1, reason="Spam.", moderator_role_id=MODERATORS)
@@ -55,3 +58,32 @@ def test_a_run_of_a_project_without_a_channel_is_told_in_its_thread() -> None:
     told = Told(1, "project:1", 3, "run.started", "0" * 64, {"run": 1, "attempt": 1, "by": None})
     assert posts.places(told, has_channel=False) == [Place.PROPOSAL]
     assert posts.places(told, has_channel=True) == [Place.RUN]
+
+
+async def test_a_run_before_the_channel_has_its_card_in_the_proposals_thread(lab: Lab) -> None:
+    """A starter grant may be used at once; the card stays where it is once the project has its channel."""
+    await lab.start_bot()
+    await lab.propose()
+    thread = (await lab.guild.wait_for("proposals", lambda m: m.thread_id is not None)).thread_id or ""
+    project = next(c for c in await lab.guild.channels() if c.id == thread)
+    assert "yours at once" in (await lab.request(project, "1")).text
+    await lab.launch(project, override="steps=400")
+    card = await lab.guild.wait_for(thread, lambda m: m.text.endswith("-# P1 · run 1"))
+    assert "Pause" in card.button_labels
+    token = lab.call(attempts.admit, 1, [0])
+    lab.call(attempts.claim, 1, token, host="here", lease_seconds=60)
+    lab.call(attempts.started, 1, token, Process("here", "boot", 1, 1.0), [], lease_seconds=60)
+    lab.call(attempts.renew, 1, token, 20.0, steps(1, 10), lease_seconds=60)
+    await lab.guild.wait_for(thread, lambda m: m.id == card.id and "step 10 of" in m.text and m.attachments != [])
+
+    lab.call(pipeline.join, lab.actor("Grace"), 1, min_people=2)
+    form = await lab.person("Ada").command("project scope", channel=thread)
+    await lab.person("Ada").submit(form, SCOPE)
+    channel = await lab.guild.wait_for_channel(lambda c: c.name.startswith("p1-"))
+    lab.call(endings.settle, 1, token, 20.0, Progress(0, 0), Ending(70, reason="It broke."), 0)
+    for place in (thread, channel.id):
+        await lab.guild.wait_for(place, lambda m: "It broke." in m.text and "record" in m.text)
+    await lab.guild.wait_for(thread, lambda m: m.id == card.id and "has failed" in m.text)
+    rooms = [(c.name, c.is_thread) for c in await lab.guild.channels()]
+    assert [is_thread for name, is_thread in rooms if "Run" in name] == []
+    assert "Traceback" not in lab.log

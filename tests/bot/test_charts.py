@@ -93,6 +93,13 @@ def test_a_gap_is_not_bridged() -> None:
     assert np.isnan(np.asarray(smooth.get_ydata(), dtype=float)).sum() == 1
 
 
+def test_the_second_panel_has_room_for_its_numbers_where_nothing_changes() -> None:
+    constant = [(step * 1000, 1.5) for step in range(1, 40)]
+    _, below = charts.figure(curve(falling(40), below=constant, below_label="learning rate")).axes
+    low, high = below.get_ylim()
+    assert len([tick for tick in below.get_yticks() if low <= tick <= high]) == 2
+
+
 def test_six_runs_are_told_apart_by_more_than_colour() -> None:
     assert len({line for _, line, _ in STYLES}) == len({marker for *_, marker in STYLES}) == len(STYLES) == 6
     shown = comparison.figure(SIX)

@@ -10,6 +10,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 import broker.runs  # noqa: F401 - the tables that others refer to
+from bot.delivery.loop import Trouble
 from bot.delivery.tables import DiscordMessage
 from projects import pipeline, record
 from projects.db import utcnow
@@ -91,7 +92,7 @@ async def test_killed_between_the_post_and_its_commit(lab: Lab) -> None:
     lab.kill_bot()
     assert len(open_intents(lab)) == 1
     await lab.start_bot()
-    await lab.guild.wait_for("proposals", lambda m: "Ada (lead), Grace" in m.text)
+    await lab.guild.wait_for("proposals", lambda m: "**Contributors (1)** Grace" in m.text)
     assert await cards(lab, 1) == 1
     assert await told(lab, 1) == [1, 2]
 
@@ -175,7 +176,7 @@ async def test_a_second_bot_waits(lab: Lab) -> None:
     first.kill()
     first.wait()
     lab.call(pipeline.join, lab.actor("Grace"), 1, min_people=2)
-    await lab.guild.wait_for("proposals", lambda m: "Ada (lead), Grace" in m.text)
+    await lab.guild.wait_for("proposals", lambda m: "**Contributors (1)** Grace" in m.text)
     assert second.poll() is None
     assert await told(lab, 1) == [1, 2]
 
@@ -187,6 +188,9 @@ async def test_what_a_person_deletes_stays_deleted_and_stops_nothing_else(lab: L
     activate(lab, two)
     await lab.guild.wait_for("p1-one-is-deleted", lambda m: "record 4" in m.text)
     await lab.guild.wait_for("p2-two-lives-on", lambda m: "record 4" in m.text)
+    room = next(c for c in await lab.guild.channels() if c.name == "p1-one-is-deleted")
+    assert re.search(r"Who falls\? · P1 \(stoa-[0-9a-f]{12}\)$", room.topic or "")
+    assert f"<#{room.id}>" in (await lab.person("Ada").command("project show", project=one)).text
     await lab.person("Omar").delete_channel("p1-one-is-deleted")
     card = await lab.guild.wait_for("proposals", lambda m: m.text.endswith("P1 · project"))
     await lab.person("Omar").delete("proposals", card)
@@ -200,6 +204,7 @@ async def test_what_a_person_deletes_stays_deleted_and_stops_nothing_else(lab: L
         post = await lab.guild.wait_for(channel, lambda m: "was deleted" in m.text)
         assert "The channel of **P1 · One is deleted** was deleted" in post.text
     await until(lambda: lab.log.count("it is not sent again") == 2)  # a post and the card
+    assert f"<#{room.id}>" not in (await lab.person("Ada").command("project show", project=one)).text
     assert await cards(lab, one) == 0
     assert "p1-one-is-deleted" not in [channel.name for channel in await lab.guild.channels()]
 
@@ -238,6 +243,14 @@ async def test_a_missing_permission_is_waited_for(lab: Lab) -> None:
     await lab.guild.wait_for("compute-review", lambda m: m.id == notice.id and "goes on" in m.text)
     assert len(await lab.guild.messages("compute-review")) == 1
     assert await told(lab, one) == [1, 2, 3, 4, 4, 5]
+
+
+def test_trouble_that_lasts_for_days_is_tried_again_all_the_same() -> None:
+    trouble = Trouble()
+    for _ in range(5000):
+        trouble.note("project:1", "Discord answers 503")
+    assert trouble.count == 5000
+    assert not trouble.over
 
 
 async def test_it_says_what_is_missing(lab: Lab) -> None:

@@ -14,6 +14,26 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 async def test_the_script_for_the_real_discord(shared_lab: tuple[Lab, Channel]) -> None:
     lab, _ = shared_lab
+    status, said = await play(lab)
+    assert "✘" not in said, said
+    assert status == 0
+    assert said.count("✔") == 20
+    for click in ("/stoa setup", "/project propose", "/run launch", "Compare", "Pause", "Config", "/project complete"):
+        assert f"[ ] {click}" in said or f"{click} on" in said, click
+
+
+async def test_it_says_what_it_cannot_do(shared_lab: tuple[Lab, Channel]) -> None:
+    lab, _ = shared_lab
+    await lab.guild.fault(r"POST /guilds/\d+/channels$", status=403)
+    status, said = await play(lab)
+    assert "✘ it can make a channel: " in said
+    assert "1 failed." in said
+    assert "[ ] /stoa setup" in said
+    assert status == 1
+
+
+async def play(lab: Lab) -> tuple[int | None, str]:
+    """The script's exit status, and what it prints."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -23,8 +43,4 @@ async def test_the_script_for_the_real_discord(shared_lab: tuple[Lab, Channel]) 
         stdout=asyncio.subprocess.PIPE,
     )
     out, _ = await asyncio.wait_for(process.communicate(), 60)
-    said = out.decode()
-    assert "✘" not in said, said
-    assert process.returncode == 0
-    assert said.count("✔") == 20
-    assert "[ ] /stoa setup" in said
+    return process.returncode, out.decode()

@@ -12,7 +12,7 @@ async def test_from_a_proposal_to_a_launched_run(lab: Lab) -> None:
 
     proposal = await lab.guild.wait_for("proposals", lambda m: channel.id in m.text)
     assert "Do small models dream?" in proposal.text
-    assert "Ada (lead), Grace" in proposal.text
+    assert "**Lead** Ada · **Contributors (1)** Grace" in proposal.text
     assert proposal.button_labels == ["Join", "Follow"]
     assert proposal.thread_id is not None
     thread = await lab.guild.messages(proposal.thread_id)

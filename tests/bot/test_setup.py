@@ -78,3 +78,36 @@ async def test_a_server_is_set_up_once_and_again(lab: Lab) -> None:
     assert "- announcements: <#" in mended.text
     assert mended.text.count("(new)") == 1
     assert "dream" in (await ada.command("project list")).text
+
+
+async def test_a_deleted_channel_is_told_of_and_open_requests_follow_to_the_next(lab: Lab) -> None:
+    await lab.start_bot()
+    ada, omar, rosa = lab.person("Ada"), lab.person("Omar"), lab.person("Rosa")
+    channel = await lab.activate()
+    await lab.approved(channel)
+    await lab.request(channel)
+    await lab.review_card(2)
+    await omar.delete_channel("announcements")
+    notice = await lab.guild.wait_for("compute-review", lambda m: "announcements was deleted" in m.text)
+    assert "/stoa setup names another" in notice.text
+    gone = await ada.command("project list")
+    assert "the channel of announcements is gone. An admin sets it right with /stoa setup." in gone.text
+    await omar.delete_channel("compute-review")
+    await lab.guild.wait_for("public-record", lambda m: "the reviews was deleted" in m.text)
+    made = await omar.command("stoa setup", category="Lab", reviewers="reviewer")
+    assert made.text.count("(new)") >= 2
+    card = await lab.review_card(2)
+    assert card.button_labels == ["Approve", "Approve part", "Ask", "Decline"]
+    decided = [m for m in await lab.guild.messages("compute-review") if m.text.endswith("allocation 1")]
+    assert decided == []
+
+    # Another channel takes its place: what waits there leads to it.
+    await omar.command("stoa setup", review="general")
+    there = await lab.guild.wait_for("general", lambda m: m.text.endswith("allocation 2"))
+    await lab.guild.wait_for("compute-review", lambda m: m.id == card.id and "is decided in <#" in m.text)
+    await rosa.submit(await rosa.press(there, "Approve"), {"GPU-hours": "1", "Reason": "Go."})
+    await lab.guild.wait_for("general", lambda m: m.id == there.id and "Approved by Rosa" in m.text)
+    assert "dream" in (await ada.command("project list")).text
+    await omar.delete_channel("public-record")
+    await lab.guild.wait_for("general", lambda m: "the public record was deleted" in m.text)
+    assert "Traceback" not in lab.log

@@ -15,7 +15,12 @@ from tests.discord_openapi import DiscordJudge
 __all__ = ["judge"]
 
 ARTIFACTS = ROOT / "var" / "page"
-DESKTOP, PHONE = (1280, 800), (390, 844)
+DESKTOP, PHONE = (1280, 920), (390, 844)
+# What scrolls sideways: nothing may, but a block of code.
+TOO_WIDE = """[...document.querySelectorAll('*')]
+    .filter(it => ['auto', 'scroll'].includes(getComputedStyle(it).overflowX) && it.scrollWidth > it.clientWidth)
+    .filter(it => !it.matches('pre')).map(it => it.outerHTML.slice(0, 200))
+    .concat(document.documentElement.scrollWidth > window.innerWidth ? ['the page'] : [])"""
 OPTIONS = [
     "--headless",
     "--no-sandbox",
@@ -93,11 +98,15 @@ class Visit:
         assert self.elsewhere == []
 
     async def shoot(self, name: str) -> None:
-        """Keep a screenshot; the page must not be wider than the window."""
+        """Keep a screenshot of this width and of a phone's; nothing must be wider than the window."""
         ARTIFACTS.mkdir(parents=True, exist_ok=True)
-        await self.page.screenshot(path=ARTIFACTS / f"{name}.png")
-        too_wide = await self.page.evaluate("document.documentElement.scrollWidth > window.innerWidth")
-        assert not too_wide, f"{name} is wider than the window"
+        size = self.page.viewport_size
+        assert size is not None
+        for width, height in dict.fromkeys(((size["width"], size["height"]), PHONE)):
+            await self.page.set_viewport_size({"width": width, "height": height})
+            await self.page.screenshot(path=ARTIFACTS / f"{name}-{width}.png", animations="disabled")
+            assert await self.page.evaluate(TOO_WIDE) == [], f"{name} is wider than {width} pixels"
+        await self.page.set_viewport_size(size)
 
     async def be(self, name: str) -> None:
         """Switch who one is."""

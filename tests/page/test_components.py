@@ -82,7 +82,7 @@ async def test_cards_and_selects(bot: tuple[bots.Bot, dict[str, Any]], browser: 
         await expect(card.locator(tag).first).to_have_text(words)
 
     await card.locator("summary").filter(has_text="Several").click()
-    await visit.shoot("components-390")
+    await visit.shoot("components")
     for name in ("red", "green"):
         await card.get_by_label(name).check()
     await card.get_by_role("button", name="Choose", exact=True).click()
@@ -112,7 +112,7 @@ async def test_answers_and_forms(bot: tuple[bots.Bot, dict[str, Any]], browser: 
     await expect(private).to_contain_text("is thinking")
     await expect(private.first).to_contain_text("Done")
     await expect(private.last.get_by_role("img").last).to_be_visible()
-    await visit.shoot("answers-1280")
+    await visit.shoot("answers")
     await visit.answered("And a file")
     await visit.answered("Done")
 

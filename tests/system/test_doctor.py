@@ -54,6 +54,11 @@ def well(world: dict[str, Any]) -> Settings:
     return settings
 
 
+def test_the_sandboxs_admin_is_one(world: dict[str, Any], well: Settings) -> None:
+    admin = int(world["roles"]["admin"])
+    assert (well.admin_role_id, well.moderator_role_id) == (admin, admin)
+
+
 def changed(settings: Settings, **values: object) -> Settings:
     return Settings(_env_file=None, **(settings.model_dump() | values))
 
