@@ -69,8 +69,8 @@ def waiting(session: Session) -> Sequence[tuple[int, int]]:
 def publish_waiting(settings: Settings, db: Database, run_id: int) -> None:
     """Publish what waits of a run, in the order of steps; stops at the first that the Hub does not take."""
     hub = Hub(settings)
-    show_as_decided(settings, db, hub, run_id)
     while True:
+        show_as_decided(settings, db, hub, run_id)
         with db.write() as session:
             claimed = claim(session, run_id, settings)
         if claimed is None:
@@ -128,13 +128,23 @@ def _shown(session: Session, run_id: int, url: str, *, private: bool) -> None:
 
 
 def _misplaced(session: Session) -> Sequence[int]:
-    """The runs whose repository is private though its project releases openly, or public though it holds back."""
+    """The runs whose repository is private though its project releases openly, or public though it holds back.
+
+    One that an upload is under way to is opened after it: what was claimed as private closes what it finds open.
+    """
     held = publications.held(session)
     wanted = Run.project_id.in_(held) if held else false()
+    uploading = select(Publication.run_id).where(
+        Publication.run_id == Repository.run_id, Publication.url.is_(None), Publication.lease_until > utcnow()
+    )
     return session.scalars(
         select(Repository.run_id)
         .join(Run, Run.id == Repository.run_id)
-        .where(Repository.private != wanted, Repository.not_before <= utcnow())
+        .where(
+            Repository.private != wanted,
+            Repository.not_before <= utcnow(),
+            ~(Repository.private & uploading.exists()),
+        )
     ).all()
 
 
@@ -177,9 +187,11 @@ def claim(session: Session, run_id: int, settings: Settings) -> Claimed | None:
 
 
 def finish(session: Session, claimed: Claimed, url: str) -> None:
-    """Note a verified publication, and tell it; does nothing where the lease has gone to another."""
+    """Note a verified publication, and tell it; only `_came_late` where the lease has gone to another."""
     done = _guarded(session, claimed, url=url, lease_until=None, error="")
-    if done:
+    if not done:
+        _came_late(session, claimed)
+    else:
         run = runs.load(session, claimed.run_id)
         runs.tell(
             session,
@@ -205,8 +217,16 @@ def fail(session: Session, claimed: Claimed, error: str, *, pause_seconds: float
         not_before=_later(publication.tries, pause_seconds),
         error=error[:500],
     )
-    if noted and tries == DELAYED_AFTER:
+    if not noted:
+        _came_late(session, claimed)
+    elif tries == DELAYED_AFTER:
         runs.tell(session, runs.load(session, claimed.run_id), "checkpoint.delayed", step=claimed.step, tries=tries)
+
+
+def _came_late(session: Session, claimed: Claimed) -> None:
+    """Let a repository that was opened meanwhile be looked at again: this upload may have closed it."""
+    if claimed.private:
+        session.execute(update(Repository).where(Repository.run_id == claimed.run_id).values(private=True))
 
 
 def _later(tries: int, pause_seconds: float) -> datetime:

@@ -390,7 +390,8 @@ def test_a_hub_that_is_down_for_a_day_costs_nothing(lab: Lab, conf: Settings, hu
     assert lab.run(run).delayed == ""
 
 
-def test_held_checkpoints_are_private_until_reviewers_release_them(lab: Lab, conf: Settings, hub: Hub) -> None:
+def held_run(lab: Lab) -> tuple[int, int]:
+    """A project that holds its releases back, and a running run of it."""
     project = lab.proposal(title="Sinks of attention")
     with lab.db.write() as session:
         pipeline.join(session, GRACE, project, min_people=2)
@@ -399,6 +400,61 @@ def test_held_checkpoints_are_private_until_reviewers_release_them(lab: Lab, con
     lab.allocation(project)
     run = lab.launch(project, overrides=f"steps={LAST}")
     lab.start(run, 0)
+    return project, run
+
+
+def upload(conf: Settings, claimed: publisher.Claimed) -> None:
+    """What a publisher sends once it has claimed a checkpoint."""
+    hub = publisher.Hub(conf)
+    for branch in (f"step{claimed.step}", "main"):
+        hub.publish(claimed.repo, branch, claimed.folder, "late", private=claimed.private)
+
+
+def test_a_release_decided_during_an_upload_opens_the_repository(lab: Lab, conf: Settings, hub: Hub) -> None:
+    project, run = held_run(lab)
+    write(lab, conf, run, 0)
+    with lab.db.write() as session:
+        claimed = publisher.claim(session, run, conf)
+    assert claimed is not None
+    assert claimed.private
+    with lab.db.write() as session:
+        progress.release(session, ROSA, project, "It is safe.", REVIEWERS)
+    publish(lab, conf, run)
+    upload(conf, claimed)
+    with lab.db.write() as session:
+        publisher.finish(session, claimed, "https://here")
+    publish(lab, conf, run)
+    assert not hub.api.model_info(repo(conf, run)).private
+    assert lab.kinds(1).count("checkpoints.released") == 1
+    assert waiting(lab) == []
+
+
+@pytest.mark.parametrize("late", ["finish", "fail"])
+def test_a_publisher_that_comes_late_closes_nothing_for_good(lab: Lab, conf: Settings, hub: Hub, late: str) -> None:
+    project, run = held_run(lab)
+    write(lab, conf, run, 0)
+    with lab.db.write() as session:
+        claimed = publisher.claim(session, run, conf)
+    assert claimed is not None
+    lapse(lab)
+    publish(lab, conf, run)
+    with lab.db.write() as session:
+        progress.release(session, ROSA, project, "It is safe.", REVIEWERS)
+    publish(lab, conf, run)
+    assert not hub.api.model_info(repo(conf, run)).private
+    upload(conf, claimed)
+    assert hub.api.model_info(repo(conf, run)).private
+    with lab.db.write() as session:
+        if late == "finish":
+            publisher.finish(session, claimed, "https://here")
+        else:
+            publisher.fail(session, claimed, "late", pause_seconds=1)
+    publish(lab, conf, run)
+    assert not hub.api.model_info(repo(conf, run)).private
+
+
+def test_held_checkpoints_are_private_until_reviewers_release_them(lab: Lab, conf: Settings, hub: Hub) -> None:
+    project, run = held_run(lab)
     write(lab, conf, run, 0)
     publish(lab, conf, run)
     assert lab.kinds(1)[-1] == "checkpoint.published"
