@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 
@@ -126,12 +126,7 @@ def parse_hours(value: str) -> int:
 
 def parse_day(value: str) -> datetime:
     """A day as typed, such as “2030-12-31”: its last second, UTC; raises InvalidError."""
-    try:
-        day = datetime.strptime(value.strip(), "%Y-%m-%d").replace(tzinfo=UTC)
-    except ValueError as error:
-        example = (utcnow() + timedelta(days=30)).date()
-        raise InvalidError(f"The day must be written like {example}: year, month, day.") from error
-    end = day + timedelta(days=1, seconds=-1)
+    end = text.day_end(value)
     if not utcnow() < end <= utcnow() + LONGEST:
         raise InvalidError("The day must lie in the future, at most one year from now.")
     return end

@@ -96,9 +96,17 @@ def test_pools_and_grants_are_added_and_the_record_verifies(tmp_path: Path) -> N
     refused = stoa(tmp_path, "grant", "add", "moon", "1000", "A sponsor", "2999-01-01")
     assert refused.returncode == 2
     assert "the pools are: lab" in refused.stderr
+    other = stoa(tmp_path, "pool", "add", "lab", "H200", "16")
+    assert (other.returncode, other.stdout) == (2, "")
+    assert "There is a pool “lab” already (8 × H200" in other.stderr
+    assert stoa(tmp_path, "pool", "change", "lab", "--gpus", "16", "--why", "A second host.").returncode == 0
+    changed = stoa(tmp_path, "grant", "change", "1", "--more-hours", "5", "--until", "2998-12-31", "--why", "They ask.")
+    assert changed.returncode == 0
+    assert "lab: 16 × H200, local, weight 1, 1,005 GPU-hours left" in stoa(tmp_path, "pool", "list").stdout
+    assert "until 2998-12-31" in stoa(tmp_path, "grant", "list").stdout
     verified = stoa(tmp_path, "record", "verify")
     assert verified.returncode == 0
-    assert "lab: 2 entries, whole" in verified.stdout
+    assert "lab: 4 entries, whole" in verified.stdout
 
 
 def test_a_part_that_never_went_round_is_not_healthy(tmp_path: Path) -> None:
