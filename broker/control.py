@@ -109,7 +109,8 @@ def resumable_on(session: Session, run_id: int) -> list[tuple[int, bool]]:
 def extend(session: Session, actor: Actor, run_id: int, time: str) -> Receipt:
     """Let a run take so much longer, such as “30m”; for one that runs, the cost is reserved at once."""
     run, person = _of_member(session, actor, run_id)
-    _demand_training(run)
+    if run.kind != "prepare":
+        _demand_training(run)
     seconds = launching.parse_time_limit(time)
     if run.state not in ACTIVE - {RunState.STOPPING} | {RunState.PAUSED}:
         raise ConflictError(f"Run {run.id} is {run.state}; its time limit matters no more.")
@@ -225,8 +226,10 @@ def _cancel(session: Session, run: Run, reason: str, *, by: Person | None = None
 
 
 def _demand_training(run: Run) -> None:
+    if run.kind == "prepare":
+        raise ConflictError(f"{runs.what_it_is(run)}, and would begin anew; let it end, or cancel it.")
     if run.kind != "train":
-        raise ConflictError(f"Run {run.id} is a sample of run {run.parent_id}, over in moments; let it end.")
+        raise ConflictError(f"{runs.what_it_is(run)}, over in moments; let it end.")
 
 
 def _turn_to_cancelled(session: Session, run: Run, reason: str) -> None:

@@ -43,6 +43,8 @@ def estimate(session: Session, run: Run) -> Estimate:
     The rate is that of the newest run of the same recipe and number of GPUs, or else of the nearest one measured on the
     pool, taken to do as many FLOPs per second on each GPU.
     """
+    if run.kind == "prepare":
+        return Estimate(None, "a preparation takes as long as its recipe has data")
     if run.kind != "train":
         return Estimate(None, "a sample takes as long as its text")
     config = _config(run.config)

@@ -12,19 +12,23 @@ from sqlalchemy.orm import Session
 
 from broker import catalogue
 from broker.catalogue import CatalogueEntry, State
-from broker.runs import Run
+from broker.runs import ENDED, Run
 from projects.errors import ConflictError, NotFoundError
 from projects.settings import Settings
 
 
 def check(session: Session, recipe: str) -> None:
-    """Raise unless the recipe is an accepted one of the catalogue whose data are not prepared yet."""
+    """Raise unless the recipe is an accepted one of the catalogue whose data nobody has prepared, or is preparing."""
     entry = _entry(session, recipe)
     if entry is None:
         listed = ", ".join(catalogue.recipes(session))
         raise NotFoundError(f"“{recipe[:60]}” is no accepted recipe of the catalogue; the recipes are: {listed}.")
     if entry.prepared:
         raise ConflictError(f"The data of “{recipe}” are prepared already; its runs use them.")
+    session.refresh(entry, with_for_update=True)  # two may ask at once
+    under_way = select(Run.id).where(Run.kind == "prepare", Run.recipe == recipe, Run.state.not_in(ENDED))
+    if run_id := session.scalars(under_way.limit(1)).one_or_none():
+        raise ConflictError(f"Run {run_id} is preparing the data of “{recipe}”; let it end, or cancel it first.")
 
 
 def folder(settings: Settings, run: Run) -> Path:

@@ -146,6 +146,13 @@ class RunView:
         return round(self.tokens / self.step * (self.total_steps - self.step) / self.rate)
 
 
+def what_it_is(run: Run) -> str:
+    """The beginning of a sentence that refuses what only a run that trains can do."""
+    if run.kind == "prepare":
+        return f"Run {run.id} prepares the data of “{run.recipe}”"
+    return f"Run {run.id} is a sample of run {run.parent_id}"
+
+
 def queue_sample(session: Session, parent: Run) -> int | None:
     """Queue a sample of text from the run's last checkpoint, charged like a run; None where it cannot be paid for."""
     allocation = session.get_one(Allocation, parent.allocation_id)

@@ -79,3 +79,32 @@ def test_only_recipes_of_the_catalogue_are_prepared(lab: Lab, project: int) -> N
         with pytest.raises(NotFoundError, match="no accepted recipe of the catalogue; the recipes are: demo, tiny"):
             prepare(lab, project, name)
     assert lab.everything() == before
+
+
+def test_one_preparation_of_a_recipe_at_a_time(lab: Lab, project: int) -> None:
+    first = prepare(lab, project)
+    before = lab.everything()
+    with pytest.raises(ConflictError, match=f"Run {first} is preparing the data of “tiny”"):
+        prepare(lab, project)
+    assert lab.everything() == before
+    lab.cancel(first)
+    again = request_id()
+    for _ in range(2):
+        with lab.db.write() as session:
+            asked = {"project_id": project, "recipe": "tiny", "time_limit": "10m"}
+            second = launching.prepare(session, ADA, again, **asked).run_id  # type: ignore[arg-type]
+    assert second > first
+    assert lab.kinds(project).count("run.preparing") == 2, "a repeat of a request is none"
+
+
+def test_what_a_preparation_is_not_for_says_so(lab: Lab, project: int) -> None:
+    run = prepare(lab, project)
+    with pytest.raises(ConflictError, match="prepares the data of “tiny”, and would begin anew"):
+        lab.pause(run)
+    with pytest.raises(ConflictError, match="prepares the data of “tiny”; only a run that trains"), lab.db.write() as s:
+        launching.rerun(s, ADA, request_id(), run)
+    with lab.db.read() as session:
+        assert (
+            launching.receipt(session, launching.load(session, run)).basis == "a preparation takes as long as its recipe has data"
+        )
+    assert lab.extend(run, "10m").cost == 1200
