@@ -4,7 +4,7 @@ Throughout, `actor` None is the operator.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -135,6 +135,18 @@ def spent_by_grant(session: Session) -> Mapping[int, int]:
     """GPU-seconds that runs have spent of each grant."""
     rows = session.execute(select(Balance.grant_id, func.sum(Balance.spent)).group_by(Balance.grant_id))
     return {grant_id: int(spent) for grant_id, spent in rows if grant_id is not None}
+
+
+def sponsors(session: Session, project_id: int) -> Sequence[str]:
+    """Who gave what runs of the project have spent, by name."""
+    return session.scalars(
+        select(Grant.sponsor)
+        .join(Balance, Balance.grant_id == Grant.id)
+        .join(Allocation, Allocation.id == Balance.allocation_id)
+        .where(Allocation.project_id == project_id, Balance.spent > 0)
+        .distinct()
+        .order_by(Grant.sponsor)
+    ).all()
 
 
 def _check_later_rest(session: Session, pool: Pool) -> None:

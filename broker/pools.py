@@ -11,7 +11,7 @@ from sqlalchemy import CheckConstraint, ForeignKey, func, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from projects import people, record, rights, text
-from projects.db import Base, utcnow
+from projects.db import WORDS, Base, utcnow
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor
 from projects.rights import Act
@@ -61,7 +61,7 @@ class Grant(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     pool_id: Mapped[int] = mapped_column(ForeignKey("pools.id"))
-    sponsor: Mapped[str]
+    sponsor: Mapped[str] = mapped_column(info=WORDS)
     seconds: Mapped[int]
     drawn: Mapped[int] = mapped_column(default=0)
     committed: Mapped[int] = mapped_column(default=0)

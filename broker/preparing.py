@@ -33,7 +33,7 @@ def check(session: Session, recipe: str) -> None:
 
 def folder(settings: Settings, run: Run) -> Path:
     """Where the newest attempt of a preparing run writes."""
-    return settings.home / "data" / _mark(run)
+    return settings.data_dir / _mark(run)
 
 
 def made(session: Session, run: Run) -> None:
@@ -47,7 +47,7 @@ def using(settings: Settings, session: Session, run: Run) -> str:
     if entry is None or not entry.prepared:
         return run.config
     values = yaml.safe_load(run.config)
-    values["data"]["prepared"] = str(settings.home / "data" / entry.prepared)
+    values["data"]["prepared"] = str(settings.data_dir / entry.prepared)
     return yaml.safe_dump(values, sort_keys=False)
 
 

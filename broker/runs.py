@@ -88,8 +88,8 @@ class Run(Base):
     step: Mapped[int] = mapped_column(default=0)
     tokens: Mapped[int] = mapped_column(default=0)
     unigram_entropy: Mapped[float | None]
-    sample: Mapped[str] = mapped_column(default="")
-    prompt: Mapped[str] = mapped_column(default="")
+    sample: Mapped[str] = mapped_column(default="", info=WORDS)
+    prompt: Mapped[str] = mapped_column(default="", info=WORDS)
     queued_at: Mapped[datetime] = mapped_column(default=utcnow)
     not_before: Mapped[datetime] = mapped_column(default=utcnow)
     started_at: Mapped[datetime | None]

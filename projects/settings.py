@@ -66,6 +66,11 @@ class Settings(BaseSettings):
         """Where runs keep their folders: `{id}/attempt-{token}/`."""
         return self.home / "runs"
 
+    @property
+    def data_dir(self) -> Path:
+        """Where preparing runs put data: `{recipe}/{run}-{token}/`."""
+        return self.home / "data"
+
     @cached_property
     def valkey_socket(self) -> Path:
         """The embedded Valkey's socket: in a short private folder, since a socket's path is limited to 107 bytes."""

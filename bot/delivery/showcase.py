@@ -12,7 +12,7 @@ from bot.delivery.run_showcase import RunShowcase
 from bot.delivery.sender import Sender
 from broker import allocations, runs
 from broker.runs import RunView
-from projects import pipeline
+from projects import pipeline, redaction
 from projects.pipeline import ProjectView
 from projects.record import Told
 
@@ -36,6 +36,8 @@ class Showcase:
     def note(self, entry: Told) -> None:
         """Remember which cards an entry makes stale."""
         self._cards_stale = True
+        if entry.kind in redaction.KINDS:
+            self._runs.note_all()
         run_id = (entry.payload or {}).get("run")
         if run_id is not None:
             self._runs.note(run_id)

@@ -99,3 +99,20 @@ def test_gpus_in_use_are_not_dealt_out_anew(lab: Lab) -> None:
     lab.settle(run, token, 1, Ending(75))
     with lab.db.write() as session:
         inventory.change_pool(session, None, POOL, gpus="1", reason="One has burnt.")
+
+
+def test_every_sponsor_is_credited_whose_time_was_spent(lab: Lab) -> None:
+    project, other = lab.project(), lab.project(title="Adaptive rates")
+    for sponsor, pool, spent in (("A bank", "hall", True), ("A school", "barn", True), ("A shop", "shed", False)):
+        add(lab, pool, gpu_type="cpu")
+        with lab.db.write() as session:
+            inventory.add_grant(session, None, pool=pool, sponsor=sponsor, hours="9", until=in_days(9))
+        allocation = lab.request(project, pool=pool, until=in_days(5))
+        lab.consent(allocation, "1")
+        run = lab.launch(project, allocation_id=allocation)
+        token = lab.start(run, 0)
+        lab.settle(run, token, 60 if spent else 0, Ending(0))
+    lab.allocation(other)
+    with lab.db.read() as session:
+        assert inventory.sponsors(session, project) == ["A bank", "A school"]
+        assert inventory.sponsors(session, other) == []

@@ -105,6 +105,7 @@ def test_what_a_preparation_is_not_for_says_so(lab: Lab, project: int) -> None:
         launching.rerun(s, ADA, request_id(), run)
     with lab.db.read() as session:
         assert (
-            launching.receipt(session, launching.load(session, run)).basis == "a preparation takes as long as its recipe has data"
+            launching.receipt(session, launching.load(session, run)).basis
+            == "a preparation takes as long as its recipe has data"
         )
     assert lab.extend(run, "10m").cost == 1200
