@@ -12,7 +12,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Engine, create_engine, inspect, make_url, select
 from sqlalchemy.orm import Session
 
-from broker.publications import Publication
+from broker.publications import Publication, unpublished
 from broker.runs import ACTIVE, Run
 from projects import record
 from projects.db import Database, utcnow
@@ -126,7 +126,7 @@ def _describe(settings: Settings, engine: Engine) -> Manifest:
     with Session(engine) as session:
         revision = MigrationContext.configure(session.connection()).get_current_revision()
         heads = dict(record.streams(session))
-        folders = list(session.scalars(select(Publication.folder).where(Publication.url.is_(None))))
+        folders = list(session.scalars(select(Publication.folder).where(unpublished())))
         moving = session.scalars(select(Run.id).where(Run.state.in_(ACTIVE), Run.token > 0))
         folders += [str(settings.runs_dir / str(run_id)) for run_id in moving]
     kind = engine.dialect.name

@@ -303,6 +303,41 @@ def test_a_folder_that_cannot_be_read_is_tried_again_later(lab: Lab, conf: Setti
     assert told(lab) == [(0, True, False)]
 
 
+@pytest.mark.parametrize("broken", ["{", '{"data": {"sources": [{}]}}'])
+def test_one_broken_folder_does_not_keep_the_others(lab: Lab, conf: Settings, hub: Hub, run: int, broken: str) -> None:
+    soon = conf.model_copy(update={"publish_retry_seconds": 1e-9})
+    write(lab, conf, run, 0, 1)
+    how = Path(row(lab, run, 0).folder) / "how.json"
+    how.write_text(broken)
+    for tries in range(1, publisher.LOST_AFTER + 1):
+        assert waiting(lab) == [(run, 0)]
+        publish(lab, soon, run)
+        assert row(lab, run, 0).tries == tries
+    assert lab.kinds(1)[-1] == "checkpoint.lost"
+    assert waiting(lab) == [(run, 1)]
+    publish(lab, soon, run)
+    assert told(lab) == [(1, True, False)]
+    assert (row(lab, run, 0).url, waiting(lab)) == (None, [])
+    assert how.exists(), "somebody may mend it"
+    with lab.db.read() as session:
+        assert publications.kept(session, run) == [1], "nobody forks from it"
+
+
+def test_a_hub_that_was_away_for_long_makes_no_folder_lost(lab: Lab, conf: Settings, hub: Hub, run: int) -> None:
+    soon = conf.model_copy(update={"publish_retry_seconds": 1e-9})
+    write(lab, conf, run, 0)
+    with lab.db.write() as session:
+        session.execute(update(Publication).values(tries=publisher.LOST_AFTER + 9, error="HubError: away"))
+    how = Path(row(lab, run, 0).folder) / "how.json"
+    whole = how.read_text()
+    how.unlink()
+    publish(lab, soon, run)
+    assert (row(lab, run, 0).tries, waiting(lab)) == (1, [(run, 0)])
+    how.write_text(whole)
+    publish(lab, soon, run)
+    assert told(lab) == [(0, True, False)]
+
+
 def test_an_answer_that_was_lost_makes_no_second_commit(lab: Lab, conf: Settings, hub: Hub, run: int) -> None:
     write(lab, conf, run, 0)
     hub.fault(path="/commit/", cut=True)
