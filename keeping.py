@@ -111,10 +111,11 @@ def _run_postgres(program: str, settings: Settings, *options: str) -> None:
     found = shutil.which(program)
     if found is None:
         raise KeepingError(f"{program} is not installed; install PostgreSQL's client programs (postgresql-client).")
-    url = make_url(settings.database_url)
-    where = {"PGHOST": url.host, "PGPORT": url.port, "PGUSER": url.username, "PGPASSWORD": url.password}
-    environment = os.environ | {name: str(value) for name, value in where.items() if value is not None}
-    named = f"--dbname={url.database}"
+    url = make_url(settings.database_url).set(drivername="postgresql")
+    password = url.password or url.query.get("password")
+    environment = os.environ | ({} if password is None else {"PGPASSWORD": str(password)})
+    shown = url.set(password="").difference_update_query(["password"])
+    named = f"--dbname={shown.render_as_string(hide_password=False)}"
     done = subprocess.run([found, named, *options], env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = done.stderr.strip().splitlines()

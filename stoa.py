@@ -52,7 +52,9 @@ def _run_parts(settings: "Settings") -> None:
             typer.echo(f"{name} is up")
         typer.echo("Stoa is up. Ctrl-C stops it; runs that are under way go on.")
         while True:
-            parts.check()
+            for name in parts.fallen():
+                typer.echo(f"the {name} has ended by itself, and is started again; its log says more")
+                parts.start_valkey(settings) if name == "valkey" else parts.start_stoa(settings, name)
             time.sleep(0.5)
     except KeyboardInterrupt:
         typer.echo("stopping")

@@ -15,7 +15,7 @@ import yaml
 from typer.testing import CliRunner
 
 from demo.play import settings_for
-from parts import Parts
+from parts import MOST_FALLS, PartError, Parts
 from parts import environment as part_environment
 from projects.health import problem
 from projects.settings import Settings
@@ -81,12 +81,32 @@ def test_up_runs_the_parts_on_a_server_until_it_is_stopped(tmp_path: Path) -> No
         while any(problem(settings, part) for part in ("bot", "worker", "publisher", "scheduler")):
             assert time.monotonic() < until
             time.sleep(0.2)
+        (fallen,) = [child for child in children if child.cmdline()[-1] == "scheduler"]
+        fallen.kill()
+        assert "the scheduler has ended by itself, and is started again" in up.stdout.readline()
+        children = psutil.Process(up.pid).children(recursive=True)
+        until = time.monotonic() + 20
+        while problem(settings, "scheduler") or all(child.cmdline()[-1:] != ["scheduler"] for child in children):
+            assert time.monotonic() < until
+            time.sleep(0.2)
+            children = psutil.Process(up.pid).children(recursive=True)
         up.terminate()
         assert up.wait(60) == 0
         assert [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE] == []
     finally:
         up.kill()
         parts.stop()
+
+
+def test_a_part_that_falls_time_and_again_is_given_up(tmp_path: Path) -> None:
+    parts = Parts(tmp_path)
+    command = [sys.executable, "-c", "import sys; sys.exit('It is no use.')"]
+    for _ in range(MOST_FALLS):
+        parts.start("scheduler", command, {}, lambda: True).popen.wait(20)
+        assert parts.fallen() == ["scheduler"]
+    parts.start("scheduler", command, {}, lambda: True).popen.wait(20)
+    with pytest.raises(PartError, match="The scheduler ended with status 1: It is no use"):
+        parts.fallen()
 
 
 def test_pools_and_grants_are_added_and_the_record_verifies(tmp_path: Path) -> None:
