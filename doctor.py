@@ -35,7 +35,6 @@ from projects.settings import Settings
 LEAST_FREE_BYTES = 10 * 2**30
 CLOCKS_APART = timedelta(seconds=5)
 PATIENCE_SECONDS = 10
-NEEDED = ("discord_token", "guild_id")
 
 
 @dataclass(frozen=True)
@@ -78,10 +77,11 @@ def show(console: Console, findings: list[Finding]) -> bool:
 
 def check_settings(settings: Settings) -> Finding:
     """Whether what a server needs is set, and the home folder can be written."""
-    missing = [f"STOA_{name.upper()}" for name in NEEDED if not getattr(settings, name)]
-    if missing:
+    if settings.missing:
         return Finding(
-            "settings", f"not set: {', '.join(missing)}", "Copy .env.example to .env; it says where each is found."
+            "settings",
+            f"not set: {', '.join(settings.missing)}",
+            "Copy .env.example to .env; it says where each is found.",
         )
     place = next(folder for folder in (settings.home, *settings.home.parents) if folder.exists())
     if not (place.is_dir() and os.access(place, os.W_OK)):

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(operating.app)
 
-NEEDED = ("discord_token", "guild_id")
-
 
 @app.command()
 def up() -> None:
@@ -26,9 +24,8 @@ def up() -> None:
     from parts import PartError, alone
 
     ours = settings()
-    missing = [f"STOA_{name.upper()}" for name in NEEDED if not getattr(ours, name)]
-    if missing:
-        refuse(f"Not set: {', '.join(missing)}. Copy .env.example to .env; it says where each is found.")
+    if ours.missing:
+        refuse(f"Not set: {', '.join(ours.missing)}. Copy .env.example to .env; it says where each is found.")
     if not (ours.hub_token and ours.hub_namespace):
         typer.echo("STOA_HUB_TOKEN or STOA_HUB_NAMESPACE is not set: checkpoints wait unpublished until both are.")
     signal.signal(signal.SIGTERM, signal.default_int_handler)

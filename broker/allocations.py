@@ -350,13 +350,13 @@ def view(session: Session, allocation_id: int) -> AllocationView:
         until=allocation.until,
         justification=allocation.justification,
         state=AllocationState(allocation.state),
-        decided_by=_name(session, allocation.decided_by),
+        decided_by=people.name_of(session, allocation.decided_by),
         reason=allocation.reason,
         sponsor=None if allocation.grant_id is None else session.get_one(Grant, allocation.grant_id).sponsor,
         account=ledger.account(session, allocation.id),
         starter=allocation.starter_of is not None,
         renews=allocation.renews_id,
-        endorsed_by=_name(session, allocation.endorsed_by),
+        endorsed_by=people.name_of(session, allocation.endorsed_by),
         half_until=allocation.half_until,
         report=allocation.report,
     )
@@ -433,10 +433,6 @@ def _draw(session: Session, allocation: Allocation, seconds: int, committed: int
             return source
     left = pools.available(session, allocation.pool_id)
     raise ConflictError(f"No grant of this pool holds {in_hours(total)} GPU-hours any more; {in_hours(left)} are left.")
-
-
-def _name(session: Session, person_id: int | None) -> str | None:
-    return None if person_id is None else session.get_one(Person, person_id).name
 
 
 def _day(moment: datetime) -> str:

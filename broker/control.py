@@ -3,11 +3,10 @@
 import contextlib
 from collections.abc import Sequence
 
-import yaml
 from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.orm import Session
 
-from broker import attempts, endings, launching, ledger, runs
+from broker import attempts, endings, estimates, launching, ledger, runs
 from broker.allocations import Allocation, AllocationState
 from broker.launching import LONGEST_TIME_LIMIT, Receipt
 from broker.pools import Pool
@@ -17,7 +16,6 @@ from projects.db import utcnow
 from projects.errors import ConflictError, InvalidError
 from projects.people import Actor, Person
 from projects.pipeline import Project
-from trainer.config import TrainConfig
 
 
 def cancel(session: Session, actor: Actor, run_id: int) -> None:
@@ -73,7 +71,7 @@ def resume(
     launching.check_count(pool, count)
     seconds = run.time_limit - run.used if time_limit is None else launching.parse_time_limit(time_limit)
     if run.kind == "train":
-        launching.check_fit(TrainConfig.model_validate(yaml.safe_load(run.config)), count)
+        launching.check_fit(estimates.config_of(run), count)
     launching.check_left(session, allocation.id, count, seconds)
     runs.move(
         session,
@@ -96,7 +94,7 @@ def resumable_on(session: Session, run_id: int) -> list[tuple[int, bool]]:
     run = runs.load(session, run_id)
     if run.kind != "train":
         return [(run.gpus, True)]
-    config = TrainConfig.model_validate(yaml.safe_load(run.config))
+    config = estimates.config_of(run)
     size = session.get_one(Pool, run.pool_id).gpus
     fitting = []
     for count in sorted({*(2**n for n in range(size.bit_length())), size, run.gpus}):
