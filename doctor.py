@@ -22,12 +22,12 @@ from kombu import Connection
 from kombu.exceptions import OperationalError
 from rich.console import Console
 from rich.table import Table
-from sqlalchemy import select, text
+from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from bot import server
 from bot.server import CHANNELS, IN_GUILD, IN_OTHERS, IN_PROPOSALS, Server
-from broker.pools import Launcher, Pool
+from broker import pools
 from projects import db as database
 from projects.db import Database, utcnow
 from projects.settings import Settings
@@ -35,7 +35,6 @@ from projects.settings import Settings
 LEAST_FREE_BYTES = 10 * 2**30
 CLOCKS_APART = timedelta(seconds=5)
 PATIENCE_SECONDS = 10
-NEEDED = ("discord_token", "guild_id")
 
 
 @dataclass(frozen=True)
@@ -78,10 +77,11 @@ def show(console: Console, findings: list[Finding]) -> bool:
 
 def check_settings(settings: Settings) -> Finding:
     """Whether what a server needs is set, and the home folder can be written."""
-    missing = [f"STOA_{name.upper()}" for name in NEEDED if not getattr(settings, name)]
-    if missing:
+    if settings.missing:
         return Finding(
-            "settings", f"not set: {', '.join(missing)}", "Copy .env.example to .env; it says where each is found."
+            "settings",
+            f"not set: {', '.join(settings.missing)}",
+            "Copy .env.example to .env; it says where each is found.",
         )
     place = next(folder for folder in (settings.home, *settings.home.parents) if folder.exists())
     if not (place.is_dir() and os.access(place, os.W_OK)):
@@ -251,14 +251,13 @@ def check_gpus(settings: Settings) -> Finding:
     db = Database(settings.database)
     try:
         with db.read() as session:
-            pools = session.scalars(select(Pool).where(Pool.launcher == Launcher.LOCAL)).all()
+            wanted = {pool.name: pool.gpus for pool in pools.sharing(session)}
     except SQLAlchemyError:
         return unread
     finally:
         db.close()
-    wanted = {pool.name: pool.gpus for pool in pools if "cpu" not in pool.gpu_type.lower()}
     counted = ", ".join(f"{name} counts on {gpus}" for name, gpus in wanted.items())
-    if wanted and max(wanted.values()) > count:
+    if sum(wanted.values()) > count:
         advice = "Look at the driver (nvidia-smi -L), or run doctor and the worker on the pool's own host."
         return Finding("GPUs", f"{count} here, and the pool {counted}", advice)
     return Finding("GPUs", f"{count} here" + (f", and the pool {counted}" if wanted else "; no pool here needs one"))

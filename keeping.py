@@ -12,7 +12,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Engine, create_engine, inspect, make_url, select
 from sqlalchemy.orm import Session
 
-from broker.publications import Publication
+from broker.publications import Publication, unpublished
 from broker.runs import ACTIVE, Run
 from projects import record
 from projects.db import Database, utcnow
@@ -111,10 +111,11 @@ def _run_postgres(program: str, settings: Settings, *options: str) -> None:
     found = shutil.which(program)
     if found is None:
         raise KeepingError(f"{program} is not installed; install PostgreSQL's client programs (postgresql-client).")
-    url = make_url(settings.database_url)
-    where = {"PGHOST": url.host, "PGPORT": url.port, "PGUSER": url.username, "PGPASSWORD": url.password}
-    environment = os.environ | {name: str(value) for name, value in where.items() if value is not None}
-    named = f"--dbname={url.database}"
+    url = make_url(settings.database_url).set(drivername="postgresql")
+    password = url.password or url.query.get("password")
+    environment = os.environ | ({} if password is None else {"PGPASSWORD": str(password)})
+    shown = url.set(password="").difference_update_query(["password"])
+    named = f"--dbname={shown.render_as_string(hide_password=False)}"
     done = subprocess.run([found, named, *options], env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = done.stderr.strip().splitlines()
@@ -126,7 +127,7 @@ def _describe(settings: Settings, engine: Engine) -> Manifest:
     with Session(engine) as session:
         revision = MigrationContext.configure(session.connection()).get_current_revision()
         heads = dict(record.streams(session))
-        folders = list(session.scalars(select(Publication.folder).where(Publication.url.is_(None))))
+        folders = list(session.scalars(select(Publication.folder).where(unpublished())))
         moving = session.scalars(select(Run.id).where(Run.state.in_(ACTIVE), Run.token > 0))
         folders += [str(settings.runs_dir / str(run_id)) for run_id in moving]
     kind = engine.dialect.name

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 from uuid import uuid4
@@ -96,6 +95,21 @@ def pool_add(
     typer.echo(f"pool {name}: {gpus} × {gpu_type}")
 
 
+@pool_app.command("change")
+def pool_change(
+    name: str,
+    why: Why,
+    gpus: Annotated[str, typer.Option(help="Another count of GPUs.")] = "",
+    price_weight: Annotated[str, typer.Option(help="Another weight in fair-share.")] = "",
+) -> None:
+    """Set how many GPUs the pool NAME has, or its price weight."""
+    from broker import inventory
+
+    with refusing(), database().write() as session:
+        inventory.change_pool(session, None, name, gpus=gpus, price_weight=price_weight, reason=why)
+    typer.echo(f"pool {name} is changed")
+
+
 @pool_app.command("list")
 def pool_list() -> None:
     """List the pools, and the GPU-hours of each that no allocation holds."""
@@ -111,14 +125,28 @@ def pool_list() -> None:
 
 
 @grant_app.command("add")
-def grant_add(pool: str, hours: str, sponsor: str, until: datetime) -> None:
-    """Add a grant of HOURS GPU-hours of POOL, given by SPONSOR UNTIL a day."""
-    from broker import allocations, pools
+def grant_add(pool: str, hours: str, sponsor: str, until: str) -> None:
+    """Add a grant of HOURS GPU-hours of POOL, given by SPONSOR to the end of the day UNTIL (2030-12-31)."""
+    from broker import inventory
 
     with refusing(), database().write() as session:
-        seconds = allocations.parse_hours(hours)
-        pools.add_grant(session, pool=pool, sponsor=sponsor, seconds=seconds, until=until.replace(tzinfo=UTC))
+        inventory.add_grant(session, None, pool=pool, sponsor=sponsor, hours=hours, until=until)
     typer.echo(f"{sponsor} gives {hours} GPU-hours of {pool}")
+
+
+@grant_app.command("change")
+def grant_change(
+    grant: int,
+    why: Why,
+    more_hours: Annotated[str, typer.Option(help="GPU-hours to add.")] = "",
+    until: Annotated[str, typer.Option(help="Another last day.")] = "",
+) -> None:
+    """Add GPU-hours to GRANT (a number of `stoa grant list`), or move its end."""
+    from broker import inventory
+
+    with refusing(), database().write() as session:
+        inventory.change_grant(session, None, grant, more_hours=more_hours, until=until, reason=why)
+    typer.echo(f"grant {grant} is changed")
 
 
 @grant_app.command("list")
@@ -256,6 +284,9 @@ def record_verify() -> None:
 @record_app.command("redact")
 def record_redact(stream: str, number: int, why: Why) -> None:
     """Blank entry NUMBER of STREAM (lab, or project:3); its posts become tombstones, and the chain still verifies."""
+    import broker.catalogue
+    import broker.changes
+    import broker.runs  # noqa: F401  cards show what stands in their tables
     from projects import redaction
 
     with refusing(), database().write() as session:

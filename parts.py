@@ -31,6 +31,8 @@ SECRETS: Mapping[str, frozenset[str]] = {
 SECRET_NAMES = frozenset({"discord_token", "hub_token", "database_url", "redis_url"})
 STOP_SECONDS = 20.0
 SETTLE_SECONDS = 15.0
+MOST_FALLS, FALLS_SECONDS = 3, 3600.0
+"""How often, in how long, a part may end by itself and be started again."""
 LOCK = ".lock"
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -69,6 +71,7 @@ class Parts:
         self.logs = logs
         self.logs.mkdir(parents=True, exist_ok=True)
         self.running: dict[str, Part] = {}
+        self._fell_at: dict[str, list[float]] = {}
         self._socket_folder: Path | None = None
 
     def start(self, name: str, command: Sequence[str], env: Mapping[str, str], ready: Callable[[], bool]) -> Part:
@@ -88,7 +91,7 @@ class Parts:
         self.running[name] = part
         until = time.monotonic() + 60
         while not ready():
-            self.check()
+            self.check(name)
             if time.monotonic() > until:
                 raise PartError(f"The {name} was not ready after a minute; its log is {log}.")
             time.sleep(0.05)
@@ -120,9 +123,25 @@ class Parts:
         ]
         return self.start("valkey", command, {}, lambda: _answers(socket_path))
 
-    def check(self) -> None:
-        """Raise PartError where a part has ended by itself."""
-        for part in self.running.values():
+    def fallen(self) -> list[str]:
+        """The parts that have ended by themselves, for the caller to start again, with nothing of them left.
+
+        Raises PartError where one does so time and again.
+        """
+        found = [name for name, part in self.running.items() if part.popen.poll() is not None]
+        now = time.monotonic()
+        for name in found:
+            with suppress(ProcessLookupError):
+                os.killpg(self.running[name].popen.pid, signal.SIGKILL)
+            recent = [at for at in self._fell_at.get(name, []) if now - at < FALLS_SECONDS]
+            if len(recent) >= MOST_FALLS:
+                self.check(name)
+            self._fell_at[name] = [*recent, now]
+        return found
+
+    def check(self, *names: str) -> None:
+        """Raise PartError where one of these parts, or of all, has ended by itself."""
+        for part in [self.running[name] for name in names or self.running]:
             status = part.popen.poll()
             if status is not None:
                 raise PartError(f"The {part.name} ended with status {status}: {last_line(part.log)} (log: {part.log})")

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(operating.app)
 
-NEEDED = ("discord_token", "guild_id")
-
 
 @app.command()
 def up() -> None:
@@ -26,9 +24,8 @@ def up() -> None:
     from parts import PartError, alone
 
     ours = settings()
-    missing = [f"STOA_{name.upper()}" for name in NEEDED if not getattr(ours, name)]
-    if missing:
-        refuse(f"Not set: {', '.join(missing)}. Copy .env.example to .env; it says where each is found.")
+    if ours.missing:
+        refuse(f"Not set: {', '.join(ours.missing)}. Copy .env.example to .env; it says where each is found.")
     if not (ours.hub_token and ours.hub_namespace):
         typer.echo("STOA_HUB_TOKEN or STOA_HUB_NAMESPACE is not set: checkpoints wait unpublished until both are.")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -52,7 +49,9 @@ def _run_parts(settings: "Settings") -> None:
             typer.echo(f"{name} is up")
         typer.echo("Stoa is up. Ctrl-C stops it; runs that are under way go on.")
         while True:
-            parts.check()
+            for name in parts.fallen():
+                typer.echo(f"the {name} has ended by itself, and is started again; its log says more")
+                parts.start_valkey(settings) if name == "valkey" else parts.start_stoa(settings, name)
             time.sleep(0.5)
     except KeyboardInterrupt:
         typer.echo("stopping")

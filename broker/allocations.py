@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 
@@ -126,12 +126,7 @@ def parse_hours(value: str) -> int:
 
 def parse_day(value: str) -> datetime:
     """A day as typed, such as “2030-12-31”: its last second, UTC; raises InvalidError."""
-    try:
-        day = datetime.strptime(value.strip(), "%Y-%m-%d").replace(tzinfo=UTC)
-    except ValueError as error:
-        example = (utcnow() + timedelta(days=30)).date()
-        raise InvalidError(f"The day must be written like {example}: year, month, day.") from error
-    end = day + timedelta(days=1, seconds=-1)
+    end = text.day_end(value)
     if not utcnow() < end <= utcnow() + LONGEST:
         raise InvalidError("The day must lie in the future, at most one year from now.")
     return end
@@ -374,13 +369,13 @@ def view(session: Session, allocation_id: int) -> AllocationView:
         until=allocation.until,
         justification=allocation.justification,
         state=AllocationState(allocation.state),
-        decided_by=_name(session, allocation.decided_by),
+        decided_by=people.name_of(session, allocation.decided_by),
         reason=allocation.reason,
         sponsor=None if allocation.grant_id is None else session.get_one(Grant, allocation.grant_id).sponsor,
         account=ledger.account(session, allocation.id),
         starter=allocation.starter_of is not None,
         renews=allocation.renews_id,
-        endorsed_by=_name(session, allocation.endorsed_by),
+        endorsed_by=people.name_of(session, allocation.endorsed_by),
         half_until=allocation.half_until,
         report=allocation.report,
     )
@@ -450,10 +445,6 @@ def _draw(session: Session, allocation: Allocation, seconds: int, committed: int
             return source
     left = pools.largest(session, allocation.pool_id)
     raise ConflictError(f"No grant of this pool holds {in_hours(total)} GPU-hours any more; {in_hours(left)} are left.")
-
-
-def _name(session: Session, person_id: int | None) -> str | None:
-    return None if person_id is None else session.get_one(Person, person_id).name
 
 
 def _day(moment: datetime) -> str:

@@ -100,7 +100,11 @@ def write_card(session: Session, run_id: int, repo: str, folder: Path) -> None:
     _write(folder / MANIFEST, json.dumps(how.get("data", {}), indent=2) + "\n")
     if len(losses) > 1:
         _write(folder / PICTURE, _picture(losses))
-    _write(folder / CARD, _card(session, run_id, repo, step, how, losses))
+    try:
+        said = _card(session, run_id, repo, step, how, losses)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"how.json of step {step} lacks something: {error!r}") from error
+    _write(folder / CARD, said)
 
 
 def measured(attempt: Path, step: int) -> list[dict[str, Any]]:

@@ -263,9 +263,9 @@ def view(session: Session, change_id: int) -> ChangeView:
         until=row.until,
         justification=row.justification,
         state=ChangeState(row.state),
-        decided_by=_name(session, row.decided_by),
+        decided_by=people.name_of(session, row.decided_by),
         reason=row.reason,
-        endorsed_by=_name(session, row.endorsed_by),
+        endorsed_by=people.name_of(session, row.endorsed_by),
     )
 
 
@@ -312,7 +312,3 @@ def _tell(
 ) -> None:
     until = None if change.until is None else change.until.date().isoformat()
     allocations.tell(session, allocation, kind, by=by, why=why, change=change.id, until=until, **told)
-
-
-def _name(session: Session, person_id: int | None) -> str | None:
-    return None if person_id is None else session.get_one(Person, person_id).name

@@ -3,11 +3,10 @@
 import contextlib
 from collections.abc import Sequence
 
-import yaml
 from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.orm import Session
 
-from broker import allocations, attempts, endings, launching, ledger, runs
+from broker import allocations, attempts, endings, estimates, launching, ledger, runs
 from broker.allocations import Allocation, AllocationState
 from broker.launching import LONGEST_TIME_LIMIT, Receipt
 from broker.pools import Pool
@@ -17,7 +16,6 @@ from projects.db import utcnow
 from projects.errors import ConflictError, InvalidError
 from projects.people import Actor, Person
 from projects.pipeline import Project, Stage
-from trainer.config import TrainConfig
 
 
 def cancel(session: Session, actor: Actor, run_id: int) -> None:
@@ -29,9 +27,7 @@ def cancel(session: Session, actor: Actor, run_id: int) -> None:
 def pause(session: Session, actor: Actor, run_id: int) -> None:
     """Take a run from its GPUs until it is resumed; a running one writes a checkpoint first."""
     run, person = _of_member(session, actor, run_id)
-    _demand_long(run)
-    if run.kind == "prepare":
-        raise ConflictError(f"Run {run.id} prepares data and keeps no checkpoint; let it end, or cancel it.")
+    _demand_training(run)
     suspend(session, run, f"paused by {person.name}", by=person)
 
 
@@ -76,7 +72,7 @@ def resume(
     launching.check_count(pool, count)
     seconds = run.time_limit - run.used if time_limit is None else launching.parse_time_limit(time_limit)
     if run.kind == "train":
-        launching.check_fit(TrainConfig.model_validate(yaml.safe_load(run.config)), count)
+        launching.check_fit(estimates.config_of(run), count)
     launching.check_left(session, allocation.id, count, seconds)
     runs.move(
         session,
@@ -99,7 +95,7 @@ def resumable_on(session: Session, run_id: int) -> list[tuple[int, bool]]:
     run = runs.load(session, run_id)
     if run.kind != "train":
         return [(run.gpus, True)]
-    config = TrainConfig.model_validate(yaml.safe_load(run.config))
+    config = estimates.config_of(run)
     size = session.get_one(Pool, run.pool_id).gpus
     fitting = []
     for count in sorted({*(2**n for n in range(size.bit_length())), size, run.gpus}):
@@ -112,7 +108,8 @@ def resumable_on(session: Session, run_id: int) -> list[tuple[int, bool]]:
 def extend(session: Session, actor: Actor, run_id: int, time: str) -> Receipt:
     """Let a run take so much longer, such as “30m”; for one that runs, the cost is reserved at once."""
     run, person = _of_member(session, actor, run_id)
-    _demand_long(run)
+    if run.kind != "prepare":
+        _demand_training(run)
     seconds = launching.parse_time_limit(time)
     if run.state not in ACTIVE - {RunState.STOPPING} | {RunState.PAUSED}:
         raise ConflictError(f"Run {run.id} is {run.state}; its time limit matters no more.")
@@ -257,9 +254,11 @@ def _cancel(session: Session, run: Run, reason: str, *, by: Person | None = None
         raise ConflictError(f"Run {run.id} is {run.state} already.")
 
 
-def _demand_long(run: Run) -> None:
-    if run.kind == "sample":
-        raise ConflictError(f"Run {run.id} is a sample of run {run.parent_id}, over in moments; let it end.")
+def _demand_training(run: Run) -> None:
+    if run.kind == "prepare":
+        raise ConflictError(f"{runs.what_it_is(run)}, and would begin anew; let it end, or cancel it.")
+    if run.kind != "train":
+        raise ConflictError(f"{runs.what_it_is(run)}, over in moments; let it end.")
 
 
 def _turn_to_cancelled(session: Session, run: Run, reason: str) -> None:

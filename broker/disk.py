@@ -1,6 +1,7 @@
 """The disk: checkpoints that are safe on the Hub and not needed here any more go, and below a floor runs pause.
 
-So does the data that an attempt has prepared for itself, once it is over: the next one prepares its own.
+So does the data that an attempt has prepared, once it is over: the next one prepares its own. What a preparing run has
+made stays where the catalogue names it.
 
 Needed are: what is not published yet; the newest checkpoints of a run, from which it goes on; all of those of a run
 that one still to run was forked or is sampled from. Where room is scarce, what is left of ended runs goes too.
@@ -15,6 +16,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session, aliased
 
 from broker.attempts import Attempt, AttemptState
+from broker.catalogue import CatalogueEntry
 from broker.publications import Disk, Publication
 from broker.runs import ENDED, Run
 from projects import record
@@ -34,9 +36,9 @@ log = structlog.get_logger()
 
 
 def free_gib(settings: Settings) -> float:
-    """Free space in the home folder, in GiB."""
-    settings.home.mkdir(parents=True, exist_ok=True)
-    return shutil.disk_usage(settings.home).free / GIB
+    """Free space in the home folder and in that of the runs, which may be a disk of its own, in GiB: the lesser."""
+    settings.runs_dir.mkdir(parents=True, exist_ok=True)
+    return min(shutil.disk_usage(place).free for place in (settings.home, settings.runs_dir)) / GIB
 
 
 def is_low(settings: Settings) -> bool:
@@ -136,20 +138,29 @@ def _remove(settings: Settings, publication: Publication) -> None:
 
 
 def _remove_data(settings: Settings, db: Database) -> None:
-    """Remove what attempts that are over have prepared of their data in their own folders."""
-    found = {
-        (int(folder.parents[1].name), int(folder.parent.name.removeprefix("attempt-"))): folder
-        for folder in settings.runs_dir.glob("*/attempt-*/data")
-        if folder.parents[1].name.isdecimal() and folder.parent.name.removeprefix("attempt-").isdecimal()
-    }
+    """Remove what attempts that are over have prepared of their data, but for what the catalogue names."""
+    found: dict[tuple[int, int], list[Path]] = {}
+    for folder in settings.runs_dir.glob("*/attempt-*/data"):
+        _note(found, folder, folder.parents[1].name, folder.parent.name.removeprefix("attempt-"))
+    for folder in settings.data_dir.glob("*/*-*"):
+        _note(found, folder, *folder.name.split("-", 1))
     with db.read() as session:
-        rows = session.execute(
+        over = session.execute(
             select(Attempt.run_id, Attempt.token).where(
                 Attempt.run_id.in_({run_id for run_id, _ in found}),
                 (Attempt.state == AttemptState.ENDED)
                 | ((Attempt.state == AttemptState.LOST) & (Attempt.lease_until < utcnow())),
             )
-        )
-        over = [found[run_id, token] for run_id, token in rows if (run_id, token) in found]
-    for folder in over:
-        shutil.rmtree(folder, ignore_errors=True)
+        ).all()
+        # Asked after the attempts: the transaction that ends one also enters what it has made.
+        named = {settings.data_dir / prepared for prepared in session.scalars(select(CatalogueEntry.prepared))}
+    for run_id, token in over:
+        for folder in found.get((run_id, token), ()):
+            if folder not in named:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _note(found: dict[tuple[int, int], list[Path]], folder: Path, run_id: str, token: str) -> None:
+    """Note a folder of an attempt, where it is one by its name."""
+    if run_id.isdecimal() and token.isdecimal():
+        found.setdefault((int(run_id), int(token)), []).append(folder)

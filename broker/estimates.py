@@ -43,12 +43,11 @@ def estimate(session: Session, run: Run) -> Estimate:
     The rate is that of the newest run of the same recipe and number of GPUs, or else of the nearest one measured on the
     pool, taken to do as many FLOPs per second on each GPU.
     """
-    match run.kind:
-        case "sample":
-            return Estimate(None, "a sample takes as long as its text")
-        case "prepare":
-            return Estimate(None, "how long data take to prepare has not been measured")
-    config = _config(run.config)
+    if run.kind == "prepare":
+        return Estimate(None, "a preparation takes as long as its recipe has data")
+    if run.kind != "train":
+        return Estimate(None, "a sample takes as long as its text")
+    config = config_of(run)
     flops = float(dry_run.flops_per_token(config))
     nearest = min(_measured(session, run), key=lambda m: _distance(m, run, flops), default=None)
     if nearest is None or not 1 / FARTHEST <= flops / nearest.flops <= FARTHEST:
@@ -71,7 +70,7 @@ def _measured(session: Session, run: Run) -> list[Measurement]:
     return [
         Measurement(other.id, other.recipe, other.gpus, _rate(session, other.id), float(flops))
         for other in found
-        for flops in [dry_run.flops_per_token(_config(other.config))]
+        for flops in [dry_run.flops_per_token(config_of(other))]
     ]
 
 
@@ -105,7 +104,12 @@ def _basis(measured: Measurement, run: Run, flops: float) -> str:
     return f"{said}, scaled {' and '.join(scaled)}" if scaled else f"{said} of this recipe on this pool"
 
 
+def config_of(run: Run) -> TrainConfig:
+    """The configuration of a run that trains."""
+    return _read(run.config)
+
+
 @lru_cache(maxsize=256)
-def _config(text: str) -> TrainConfig:
+def _read(text: str) -> TrainConfig:
     """Read once: a pool's measured runs are asked about at every launch."""
     return TrainConfig.model_validate(yaml.safe_load(text))

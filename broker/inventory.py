@@ -1,24 +1,24 @@
-"""What admins do with pools and grants from a form: fields come as typed, each change is public and has a reason."""
+"""What admins and operators do with pools and grants: fields come as typed, each change is public and has a reason.
+
+Throughout, `actor` None is the operator.
+"""
 
 import re
-from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from broker import pools
+from broker import attempts, pools
 from broker.allocations import LIVE, Allocation, parse_hours
 from broker.ledger import Balance
-from broker.pools import HEAVIEST, Grant, GrantMovement, GrantRow, Pool
+from broker.pools import HEAVIEST, MOST_GPUS, Grant, GrantMovement, GrantRow, Pool
 from broker.runs import ACTIVE, Run
 from projects import people, record, rights, text
 from projects.db import utcnow
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor
 from projects.rights import Act
-
-MOST_GPUS = 1_000_000
 
 
 def add_pool(
@@ -28,23 +28,16 @@ def add_pool(
     name: str,
     gpu_type: str,
     gpus: str,
-    launcher: str,
     price_weight: str,
     admin_role_id: int,
 ) -> None:
-    """Add a pool under a name that is free."""
+    """Add a pool of this host under a name that is free."""
     rights.require_admin(actor, Act.MANAGE_COMPUTE, admin_role_id)
-    called = name.strip()
-    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,39}", called):
-        raise InvalidError("A pool's name has up to 40 lower-case letters, digits, dots, dashes and underscores.")
-    if called in pools.names(session):
-        raise ConflictError(f"There is a pool “{called}” already; change it, or choose another name.")
     pools.add_pool(
         session,
-        name=called,
-        gpu_type=text.prose("The GPU type", gpu_type, most=60),
+        name=name.strip(),
+        gpu_type=gpu_type,
         gpus=_count(gpus),
-        launcher=launcher,
         price_weight=_weight(price_weight),
         actor=actor,
         admin_role_id=admin_role_id,
@@ -52,7 +45,14 @@ def add_pool(
 
 
 def change_pool(
-    session: Session, actor: Actor, name: str, *, gpus: str, price_weight: str, reason: str, admin_role_id: int
+    session: Session,
+    actor: Actor | None,
+    name: str,
+    *,
+    gpus: str = "",
+    price_weight: str = "",
+    reason: str,
+    admin_role_id: int = 0,
 ) -> None:
     """Set a pool's count of GPUs and its price weight; a field left empty stays as it is."""
     rights.require_admin(actor, Act.MANAGE_COMPUTE, admin_role_id)
@@ -69,31 +69,40 @@ def change_pool(
         raise ConflictError(
             f"A run on “{name}” has or waits for {largest} GPUs; leave it as many, or cancel that first."
         )
+    if count != pool.gpus and pool.shares_gpus:
+        _check_later_rest(session, pool)
     pool.gpus, pool.price_weight = count, weight
     session.flush()
-    by = people.ensure(session, actor)
+    by = None if actor is None else people.ensure(session, actor)
     told = {"pool": name, "gpus": count, "price_weight": weight}
     record.append(session, record.LAB, "pool.changed", by=by, why=because, **told)
 
 
 def add_grant(
-    session: Session, actor: Actor, *, pool: str, sponsor: str, hours: str, until: str, admin_role_id: int
+    session: Session, actor: Actor | None, *, pool: str, sponsor: str, hours: str, until: str, admin_role_id: int = 0
 ) -> int:
     """Add a sponsor's grant; returns its number."""
     rights.require_admin(actor, Act.MANAGE_COMPUTE, admin_role_id)
     return pools.add_grant(
         session,
         pool=pool,
-        sponsor=text.prose("The sponsor", sponsor, most=80),
+        sponsor=sponsor,
         seconds=parse_hours(hours),
-        until=_day(until),
+        until=text.day_end(until),
         actor=actor,
         admin_role_id=admin_role_id,
     )
 
 
 def change_grant(
-    session: Session, actor: Actor, grant_id: int, *, more_hours: str, until: str, reason: str, admin_role_id: int
+    session: Session,
+    actor: Actor | None,
+    grant_id: int,
+    *,
+    more_hours: str = "",
+    until: str = "",
+    reason: str,
+    admin_role_id: int = 0,
 ) -> None:
     """Add GPU-hours to a grant, or move its end; a field left empty stays as it is."""
     rights.require_admin(actor, Act.MANAGE_COMPUTE, admin_role_id)
@@ -102,7 +111,7 @@ def change_grant(
     if grant is None:
         raise NotFoundError(f"There is no grant {grant_id}.")
     seconds = parse_hours(more_hours) if more_hours.strip() else 0
-    ends = _day(until) if until.strip() else grant.until
+    ends = text.day_end(until) if until.strip() else grant.until
     if not seconds and ends == grant.until:
         raise ConflictError(f"Nothing would change: give more GPU-hours, or another end than {grant.until:%Y-%m-%d}.")
     if ends <= utcnow():
@@ -118,13 +127,38 @@ def change_grant(
     session.flush()
     told = {"grant": grant_id, "pool": session.get_one(Pool, grant.pool_id).name, "sponsor": grant.sponsor}
     told |= {"seconds": seconds, "until": ends.isoformat()}
-    record.append(session, record.LAB, "grant.changed", by=people.ensure(session, actor), why=because, **told)
+    by = None if actor is None else people.ensure(session, actor)
+    record.append(session, record.LAB, "grant.changed", by=by, why=because, **told)
 
 
 def spent_by_grant(session: Session) -> Mapping[int, int]:
     """GPU-seconds that runs have spent of each grant."""
     rows = session.execute(select(Balance.grant_id, func.sum(Balance.spent)).group_by(Balance.grant_id))
     return {grant_id: int(spent) for grant_id, spent in rows if grant_id is not None}
+
+
+def sponsors(session: Session, project_id: int) -> Sequence[str]:
+    """Who gave what runs of the project have spent, by name."""
+    return session.scalars(
+        select(Grant.sponsor)
+        .join(Balance, Balance.grant_id == Grant.id)
+        .join(Allocation, Allocation.id == Balance.allocation_id)
+        .where(Allocation.project_id == project_id, Balance.spent > 0)
+        .distinct()
+        .order_by(Grant.sponsor)
+    ).all()
+
+
+def _check_later_rest(session: Session, pool: Pool) -> None:
+    """Raise ConflictError where something runs on a pool whose GPUs come after this one's on the host."""
+    for later in pools.sharing(session):
+        if later.id <= pool.id:
+            continue
+        session.execute(select(Pool.id).where(Pool.id == later.id).with_for_update(key_share=True))
+        if attempts.devices_in_use(session, later.id):
+            raise ConflictError(
+                f"“{later.name}” has the GPUs after those of “{pool.name}”, and runs hold some; pause them first."
+            )
 
 
 def _count(value: str) -> int:
@@ -137,15 +171,3 @@ def _weight(value: str) -> float:
     if not re.fullmatch(r"\d{1,4}(\.\d{1,4})?", value.strip(), re.ASCII) or not 0 < float(value) <= HEAVIEST:
         raise InvalidError(f"A price weight is a number above 0 and at most {HEAVIEST}, such as 1 or 2.5.")
     return float(value)
-
-
-def _day(value: str) -> datetime:
-    """The last second of a day as typed, in UTC."""
-    try:
-        day = datetime.strptime(value.strip(), "%Y-%m-%d").replace(tzinfo=UTC)
-    except ValueError as error:
-        example = (utcnow() + timedelta(days=365)).date()
-        raise InvalidError(f"The day must be written like {example}: year, month, day.") from error
-    if day.year > 9000:
-        raise InvalidError("The day lies too far ahead.")
-    return day + timedelta(days=1, seconds=-1)

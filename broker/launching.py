@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from broker import allocations, catalogue, estimates, ledger, preparing, publications
 from broker.allocations import Allocation, AllocationState
 from broker.pools import Pool
-from broker.runs import Run, load, tell
+from broker.runs import Run, load, tell, what_it_is
 from projects import limits, pipeline
 from projects.db import utcnow
 from projects.errors import ConflictError, InvalidError, NotFoundError
@@ -298,10 +298,8 @@ def prepare(
     allocation_id: int | None = None,
 ) -> Receipt:
     """Queue a run on one device that prepares an accepted recipe's data, charged like any other."""
-    earlier = session.scalars(select(Run).where(Run.request_id == request_id)).one_or_none()
-    if earlier is not None:
-        return receipt(session, earlier)
-    preparing.check(session, recipe)
+    if session.scalars(select(Run.id).where(Run.request_id == request_id)).one_or_none() is None:
+        preparing.check(session, recipe)
     said = launch(
         session,
         actor,
@@ -379,8 +377,7 @@ def receipt(session: Session, run: Run) -> Receipt:
 def _trained(session: Session, run_id: int) -> Run:
     run = load(session, run_id)
     if run.kind != "train":
-        what = "prepares data" if run.kind == "prepare" else f"is a sample of run {run.parent_id}"
-        raise ConflictError(f"Run {run_id} {what}; only a run that trains can be run again.")
+        raise ConflictError(f"{what_it_is(run)}; only a run that trains can be run again.")
     return run
 
 

@@ -5,17 +5,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
 from sqlalchemy import CheckConstraint, ForeignKey, func, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from projects import people, record, rights
-from projects.db import Base, utcnow
-from projects.errors import InvalidError, NotFoundError
+from projects import people, record, rights, text
+from projects.db import WORDS, Base, utcnow
+from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor
 from projects.rights import Act
 
 HEAVIEST = 1000
+MOST_GPUS = 1_000_000
 
 
 class Launcher(StrEnum):
@@ -40,6 +42,11 @@ class Pool(Base):
     slurm_gres: Mapped[str] = mapped_column(default="gpu")
     most_submitted: Mapped[int] = mapped_column(default=4)
 
+    @property
+    def shares_gpus(self) -> bool:
+        """Whether it hands out GPUs of the worker's host, which all such pools share."""
+        return self.launcher == Launcher.LOCAL and "cpu" not in self.gpu_type.lower()
+
 
 class Grant(Base):
     """GPU-seconds of a pool that a sponsor gives to the community until a day; every allocation draws on one.
@@ -54,7 +61,7 @@ class Grant(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     pool_id: Mapped[int] = mapped_column(ForeignKey("pools.id"))
-    sponsor: Mapped[str]
+    sponsor: Mapped[str] = mapped_column(info=WORDS)
     seconds: Mapped[int]
     drawn: Mapped[int] = mapped_column(default=0)
     committed: Mapped[int] = mapped_column(default=0)
@@ -114,17 +121,17 @@ def add_pool(
     actor: Actor | None = None,
     admin_role_id: int = 0,
 ) -> int:
-    """Write a pool down and return its id; a repeat with the same name changes nothing. `actor` None is the operator.
+    """Write a pool down and return its id; a repeat changes nothing. `actor` None is the operator.
 
+    Raises InvalidError, and ConflictError where the name is that of another pool.
     `price_weight` is what a GPU-second of it weighs in fair-share; balances are raw GPU-seconds. Jobs for Slurm ask
     `slurm_partition` (empty: its default) for `slurm_gres` by the number; at most `most_submitted` wait or run at once.
     """
     rights.require_admin(actor, Act.MANAGE_COMPUTE, admin_role_id)
-    earlier = session.scalars(select(Pool.id).where(Pool.name == name)).one_or_none()
-    if earlier is not None:
-        return earlier
-    if gpus < 1:
-        raise InvalidError(f"A pool has at least one GPU; {gpus} is not a count.")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,39}", name):
+        raise InvalidError("A pool's name has up to 40 lower-case letters, digits, dots, dashes and underscores.")
+    if not 1 <= gpus <= MOST_GPUS:
+        raise InvalidError(f"A pool has at least one GPU, and at most {MOST_GPUS:,}; {gpus} is not such a count.")
     if launcher not in set(Launcher):
         raise InvalidError(f"The launcher is one of: {', '.join(Launcher)}.")
     if not 0 < price_weight <= HEAVIEST:
@@ -135,16 +142,16 @@ def add_pool(
         raise InvalidError("A Slurm GRES is a name, or name:type, such as gpu or gpu:h200.")
     if most_submitted < 1:
         raise InvalidError(f"At least one job is submitted at a time; {most_submitted} is not a count.")
-    pool = Pool(
-        name=name,
-        gpu_type=gpu_type,
-        gpus=gpus,
-        launcher=launcher,
-        price_weight=price_weight,
-        slurm_partition=slurm_partition,
-        slurm_gres=slurm_gres,
-        most_submitted=most_submitted,
-    )
+    gpu_type = text.prose("The GPU type", gpu_type, most=60)
+    told: dict[str, Any] = {"gpu_type": gpu_type, "gpus": gpus, "launcher": launcher, "price_weight": price_weight}
+    asked = told | {"slurm_partition": slurm_partition, "slurm_gres": slurm_gres, "most_submitted": most_submitted}
+    earlier = session.scalars(select(Pool).where(Pool.name == name)).one_or_none()
+    if earlier is not None:
+        if any(getattr(earlier, field) != value for field, value in asked.items()):
+            is_now = f"{earlier.gpus} × {earlier.gpu_type}, {earlier.launcher}, weight {earlier.price_weight:g}"
+            raise ConflictError(f"There is a pool “{name}” already ({is_now}); change it, or choose another name.")
+        return earlier.id
+    pool = Pool(name=name, **asked)
     session.add(pool)
     session.flush()
     record.append(
@@ -153,10 +160,7 @@ def add_pool(
         "pool.added",
         by=None if actor is None else people.ensure(session, actor),
         pool=name,
-        gpu_type=gpu_type,
-        gpus=gpus,
-        launcher=launcher,
-        price_weight=price_weight,
+        **told,
     )
     return pool.id
 
@@ -175,6 +179,7 @@ def add_grant(
     rights.require_admin(actor, Act.MANAGE_COMPUTE, admin_role_id)
     if seconds < 1:
         raise InvalidError("A grant gives at least one GPU-second.")
+    sponsor = text.prose("The sponsor", sponsor, most=80)
     if until <= utcnow():
         raise InvalidError(f"A grant ends in the future; {until:%Y-%m-%d} has passed.")
     grant = Grant(pool_id=named(session, pool).id, sponsor=sponsor, seconds=seconds, until=until)
@@ -205,6 +210,19 @@ def named(session: Session, name: str) -> Pool:
 def largest_in(session: Session, name: str) -> int:
     """`largest` of the pool of that name; raises NotFoundError."""
     return largest(session, named(session, name).id)
+
+
+def sharing(session: Session) -> Sequence[Pool]:
+    """The pools that share the GPUs of the worker's host, in the order in which these are dealt out to them."""
+    return [pool for pool in session.scalars(select(Pool).order_by(Pool.id)) if pool.shares_gpus]
+
+
+def numbers_on_host(session: Session, pool: Pool, devices: str) -> str:
+    """The numbers that the host knows a local pool's `devices` by, such as “2,3”; empty where it has no GPUs."""
+    if not pool.shares_gpus:
+        return ""
+    first = sum(other.gpus for other in sharing(session) if other.id < pool.id)
+    return ",".join(str(first + int(device)) for device in devices.split(",") if device)
 
 
 def names(session: Session) -> list[str]:

@@ -29,15 +29,14 @@ def check(session: Session, recipe: str) -> None:
     if entry.prepared:
         raise ConflictError(f"The data of “{recipe}” are prepared already; its runs use them.")
     session.refresh(entry, with_for_update={"key_share": True})
-    under_way = (Run.kind == "prepare") & (Run.recipe == recipe) & Run.state.not_in(ENDED)
-    other = session.scalars(select(Run).where(under_way).limit(1)).one_or_none()
-    if other is not None:
-        raise ConflictError(f"Run {other.id} is to prepare the data of “{recipe}” already; it is {other.state}.")
+    under_way = select(Run.id).where(Run.kind == "prepare", Run.recipe == recipe, Run.state.not_in(ENDED))
+    if run_id := session.scalars(under_way.limit(1)).one_or_none():
+        raise ConflictError(f"Run {run_id} is preparing the data of “{recipe}”; let it end, or cancel it first.")
 
 
 def folder(settings: Settings, run: Run) -> Path:
     """Where the newest attempt of a preparing run writes."""
-    return settings.home / "data" / _mark(run)
+    return settings.data_dir / _mark(run)
 
 
 def made(session: Session, run: Run) -> None:
@@ -51,7 +50,7 @@ def using(settings: Settings, session: Session, run: Run) -> str:
     if entry is None or not entry.prepared:
         return run.config
     values = yaml.safe_load(run.config)
-    values["data"]["prepared"] = str(settings.home / "data" / entry.prepared)
+    values["data"]["prepared"] = str(settings.data_dir / entry.prepared)
     return yaml.safe_dump(values, sort_keys=False)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import ForeignKey, select
+from sqlalchemy import ColumnElement, ForeignKey, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from projects.db import Base, utcnow
@@ -15,15 +15,22 @@ from projects.pipeline import Project, ReleasePolicy
 
 
 class Disk(StrEnum):
-    """Where the folder of a checkpoint stands: one that is `leaving` may be half removed, and nobody may read it."""
+    """Where the folder of a checkpoint stands: one that is `leaving` may be half removed, and nobody may read it.
+
+    One that is `lost` could not be read when it was to be published; it is left as it is, and never published.
+    """
 
     KEPT = "kept"
+    LOST = "lost"
     LEAVING = "leaving"
     GONE = "gone"
 
 
 class Publication(Base):
-    """A checkpoint of a run; it pins its folder until `url` is set. The first attempt to reach a step stands for it."""
+    """A checkpoint of a run; it pins its folder until `url` is set, or it is lost.
+
+    The first attempt to reach a step stands for it.
+    """
 
     __tablename__ = "publications"
 
@@ -58,6 +65,11 @@ def add(session: Session, run_id: int, step: int, folder: str) -> None:
         session.flush()
 
 
+def unpublished() -> ColumnElement[bool]:
+    """Which checkpoints are still to go to the Hub."""
+    return Publication.url.is_(None) & (Publication.disk != Disk.LOST)
+
+
 def links(session: Session, run_id: int) -> Sequence[tuple[int, str]]:
     """Step and address of each published checkpoint of a run, in the order of steps."""
     rows = session.execute(
@@ -67,9 +79,12 @@ def links(session: Session, run_id: int) -> Sequence[tuple[int, str]]:
 
 
 def newest(session: Session, run_id: int) -> Publication | None:
-    """The checkpoint with the highest step, published or not."""
+    """The checkpoint with the highest step, published or not, that is not lost."""
     return session.scalars(
-        select(Publication).where(Publication.run_id == run_id).order_by(Publication.step.desc()).limit(1)
+        select(Publication)
+        .where(Publication.run_id == run_id, Publication.disk != Disk.LOST)
+        .order_by(Publication.step.desc())
+        .limit(1)
     ).one_or_none()
 
 
@@ -85,10 +100,7 @@ def kept(session: Session, run_id: int) -> Sequence[int]:
 def delayed(session: Session, run_id: int, *, after: int) -> str:
     """One sentence where the next checkpoint has failed to be published `after` times or more; empty otherwise."""
     row = session.scalars(
-        select(Publication)
-        .where(Publication.run_id == run_id, Publication.url.is_(None))
-        .order_by(Publication.step)
-        .limit(1)
+        select(Publication).where(Publication.run_id == run_id, unpublished()).order_by(Publication.step).limit(1)
     ).one_or_none()
     if row is None or row.tries < after:
         return ""

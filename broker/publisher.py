@@ -15,13 +15,17 @@ from sqlalchemy.orm import Session
 from broker import disk, publications, runs
 from broker.card import write_card
 from broker.hub import Hub, HubError
-from broker.publications import Publication, Repository
+from broker.publications import Disk, Publication, Repository
 from broker.runs import DELAYED_AFTER, ENDED, Run
 from projects import pipeline
 from projects.db import Database, utcnow
 from projects.settings import Settings
 
 LONGEST_BACKOFF_SECONDS = 600.0
+UNREADABLE = (ValueError, FileNotFoundError, NotADirectoryError)
+"""What a folder is to blame for, and no full disk nor the Hub."""
+LOST_AFTER = 12
+"""Tries, most of an hour in all, that meet with the same such error."""
 SHOWING = -1
 """Stands for a step where what waits is that a repository be opened or closed."""
 
@@ -49,7 +53,7 @@ def waiting(session: Session) -> Sequence[tuple[int, int]]:
     """
     upcoming = (
         select(Publication.run_id, func.min(Publication.step).label("step"))
-        .where(Publication.url.is_(None))
+        .where(publications.unpublished())
         .group_by(Publication.run_id)
         .subquery()
     )
@@ -67,10 +71,10 @@ def waiting(session: Session) -> Sequence[tuple[int, int]]:
 
 
 def publish_waiting(settings: Settings, db: Database, run_id: int) -> None:
-    """Publish what waits of a run, in the order of steps; stops at the first that the Hub does not take."""
+    """Publish what waits of a run, in the order of steps; stops at the first that cannot be published now."""
     hub = Hub(settings)
-    show_as_decided(settings, db, hub, run_id)
     while True:
+        show_as_decided(settings, db, hub, run_id)
         with db.write() as session:
             claimed = claim(session, run_id, settings)
         if claimed is None:
@@ -81,7 +85,13 @@ def publish_waiting(settings: Settings, db: Database, run_id: int) -> None:
         except (HubError, OSError, ValueError) as error:  # the Hub refuses, or the folder is not as it should be
             log.warning("not published yet", run=run_id, step=claimed.step, error=str(error))
             with db.write() as session:
-                fail(session, claimed, str(error), pause_seconds=settings.publish_retry_seconds)
+                fail(
+                    session,
+                    claimed,
+                    str(error),
+                    pause_seconds=settings.publish_retry_seconds,
+                    unreadable=isinstance(error, UNREADABLE),
+                )
             return
         with db.write() as session:
             finish(session, claimed, url)
@@ -128,13 +138,23 @@ def _shown(session: Session, run_id: int, url: str, *, private: bool) -> None:
 
 
 def _misplaced(session: Session) -> Sequence[int]:
-    """The runs whose repository is private though its project releases openly, or public though it holds back."""
+    """The runs whose repository is private though its project releases openly, or public though it holds back.
+
+    One that an upload is under way to is opened after it: what was claimed as private closes what it finds open.
+    """
     held = publications.held(session)
     wanted = Run.project_id.in_(held) if held else false()
+    uploading = select(Publication.run_id).where(
+        Publication.run_id == Repository.run_id, Publication.url.is_(None), Publication.lease_until > utcnow()
+    )
     return session.scalars(
         select(Repository.run_id)
         .join(Run, Run.id == Repository.run_id)
-        .where(Repository.private != wanted, Repository.not_before <= utcnow())
+        .where(
+            Repository.private != wanted,
+            Repository.not_before <= utcnow(),
+            ~(Repository.private & uploading.exists()),
+        )
     ).all()
 
 
@@ -144,7 +164,7 @@ def claim(session: Session, run_id: int, settings: Settings) -> Claimed | None:
     session.refresh(run, with_for_update=True)
     upcoming = session.scalars(
         select(Publication)
-        .where(Publication.run_id == run_id, Publication.url.is_(None))
+        .where(Publication.run_id == run_id, publications.unpublished())
         .order_by(Publication.step)
         .limit(1)
     ).one_or_none()
@@ -177,9 +197,11 @@ def claim(session: Session, run_id: int, settings: Settings) -> Claimed | None:
 
 
 def finish(session: Session, claimed: Claimed, url: str) -> None:
-    """Note a verified publication, and tell it; does nothing where the lease has gone to another."""
+    """Note a verified publication, and tell it; only `_came_late` where the lease has gone to another."""
     done = _guarded(session, claimed, url=url, lease_until=None, error="")
-    if done:
+    if not done:
+        _came_late(session, claimed)
+    else:
         run = runs.load(session, claimed.run_id)
         runs.tell(
             session,
@@ -193,20 +215,36 @@ def finish(session: Session, claimed: Claimed, url: str) -> None:
         )
 
 
-def fail(session: Session, claimed: Claimed, error: str, *, pause_seconds: float) -> None:
-    """Give the lease back and try again later, ever less often; that it keeps failing is told once."""
+def fail(session: Session, claimed: Claimed, error: str, *, pause_seconds: float, unreadable: bool = False) -> None:
+    """Give the lease back and try again later, ever less often; that it keeps failing is told once.
+
+    A folder that stays `unreadable` is given up as lost, and told of, so that the checkpoints after it can go.
+    """
     publication = session.get_one(Publication, (claimed.run_id, claimed.step))
-    tries = publication.tries + 1
+    anew = unreadable and publication.error != error[:500]
+    tries = 1 if anew else publication.tries + 1
+    lost = unreadable and tries >= LOST_AFTER
     noted = _guarded(
         session,
         claimed,
         lease_until=None,
         tries=tries,
-        not_before=_later(publication.tries, pause_seconds),
+        not_before=_later(tries - 1, pause_seconds),
         error=error[:500],
+        disk=Disk.LOST if lost else publication.disk,
     )
-    if noted and tries == DELAYED_AFTER:
+    if not noted:
+        _came_late(session, claimed)
+    elif lost:
+        runs.tell(session, runs.load(session, claimed.run_id), "checkpoint.lost", step=claimed.step, tries=tries)
+    elif tries == DELAYED_AFTER:
         runs.tell(session, runs.load(session, claimed.run_id), "checkpoint.delayed", step=claimed.step, tries=tries)
+
+
+def _came_late(session: Session, claimed: Claimed) -> None:
+    """Let a repository that was opened meanwhile be looked at again: this upload may have closed it."""
+    if claimed.private:
+        session.execute(update(Repository).where(Repository.run_id == claimed.run_id).values(private=True))
 
 
 def _later(tries: int, pause_seconds: float) -> datetime:

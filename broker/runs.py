@@ -88,8 +88,8 @@ class Run(Base):
     step: Mapped[int] = mapped_column(default=0)
     tokens: Mapped[int] = mapped_column(default=0)
     unigram_entropy: Mapped[float | None]
-    sample: Mapped[str] = mapped_column(default="")
-    prompt: Mapped[str] = mapped_column(default="")
+    sample: Mapped[str] = mapped_column(default="", info=WORDS)
+    prompt: Mapped[str] = mapped_column(default="", info=WORDS)
     queued_at: Mapped[datetime] = mapped_column(default=utcnow)
     not_before: Mapped[datetime] = mapped_column(default=utcnow)
     started_at: Mapped[datetime | None]
@@ -144,6 +144,13 @@ class RunView:
         if self.state != RunState.RUNNING or not self.rate or not self.step:
             return None
         return round(self.tokens / self.step * (self.total_steps - self.step) / self.rate)
+
+
+def what_it_is(run: Run) -> str:
+    """The beginning of a sentence that refuses what only a run that trains can do."""
+    if run.kind == "prepare":
+        return f"Run {run.id} prepares the data of “{run.recipe}”"
+    return f"Run {run.id} is a sample of run {run.parent_id}"
 
 
 def queue_sample(session: Session, parent: Run) -> int | None:

@@ -72,6 +72,8 @@ class Scheduler:
                 health.beat(self.settings, "scheduler")
             except DBAPIError as error:
                 log.warning("the database could not be reached; trying again", error=str(error.orig))
+            except OSError as error:
+                log.warning("the disk could not be used; trying again", error=str(error))
             time.sleep(self.settings.tick_seconds)
 
     def round(self) -> None:
@@ -101,7 +103,8 @@ class Scheduler:
         with self.db.read() as session:
             candidates = attempts.expired(session)
         for attempt in candidates:
-            with self.db.write() as session:
+            lost = False
+            with suppress(ConflictError), self.db.write() as session:
                 lost = endings.lose(
                     session, attempt, grace_seconds=self.settings.stop_grace_seconds, most=self.settings.max_attempts
                 )

@@ -20,7 +20,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 
 from broker import attempts, disk, endings, launchers, output, preparing, publications, runs, slurm
 from broker.attempts import Attempt, AttemptState, Checkpoint, Ending, Process, Progress, StaleError, TakenOverError
-from broker.pools import Pool
+from broker.pools import Pool, numbers_on_host
 from broker.publications import Publication
 from broker.runs import Run
 from projects import log as log_format
@@ -96,6 +96,7 @@ class Supervisor:
         self.generation = 1 if after is None else after + 1
         self.folder = run_folder(settings, run_id) / f"attempt-{token}"
         self.launcher: launchers.Launcher = launchers.LocalLauncher()
+        self.devices = ""
         self.metrics_read = 0
         self.events_read = 0
         self.renewed_at = 0.0
@@ -113,9 +114,9 @@ class Supervisor:
             if self.after is not None:
                 self._take_over(self.after)
                 return
-            run, attempt, self.launcher = self._load()
+            run, _, self.launcher = self._load()
             try:
-                process, before = self._start(run, attempt.devices)
+                process, before = self._start(run)
             except OSError as error:
                 self._settle(0.0, Progress(0, 0), Ending(70, f"it could not be started: {error}", transient=True))
                 return
@@ -137,6 +138,7 @@ class Supervisor:
             run = runs.load(session, self.run_id)
             attempt = session.get_one(Attempt, (self.run_id, self.token))
             pool = session.get_one(Pool, attempt.pool_id)
+            self.devices = numbers_on_host(session, pool, attempt.devices)
         launcher = launchers.choose(
             pool,
             gpus=run.gpus,
@@ -169,7 +171,7 @@ class Supervisor:
         if process.pid:
             launcher.adopt(process, self.folder, attempt.waiting)
         else:  # it died while it submitted a job, which may be there
-            launcher.start(self._command(run, found), self.folder, attempt.devices)
+            launcher.start(self._command(run, found), self.folder, self.devices)
         self.metrics_read, self.events_read = attempt.metrics_read, attempt.events_read
         log.info("took a trainer over", run=self.run_id, token=self.token, pid=process.pid)
         threading.Thread(target=self._guard, daemon=True).start()
@@ -188,11 +190,11 @@ class Supervisor:
         if not self.launcher.waiting:
             self._tell_started(process, before)
 
-    def _start(self, run: Run, devices: str) -> tuple[Process, Sequence[Checkpoint]]:
+    def _start(self, run: Run) -> tuple[Process, Sequence[Checkpoint]]:
         """Start the trainer; its process, and the checkpoints of earlier attempts. Raises OSError."""
         self.folder.mkdir()
         before = self._earlier()
-        process = self.launcher.start(self._command(run, before), self.folder, devices)
+        process = self.launcher.start(self._command(run, before), self.folder, self.devices)
         if self.stopped_at is not None:  # asked to stop before there was anything to stop
             self.launcher.stop()
         return process, before

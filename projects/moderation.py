@@ -15,7 +15,6 @@ from projects.rights import Act
 WITH_SCOPE = frozenset({Stage.SCOPED, Stage.ACTIVE, Stage.PAUSED})
 TEXTS = tuple(column.name for column in Project.__table__.columns if column.info == WORDS)
 """What of a project can be taken away."""
-REMOVED = "[removed]"
 
 
 def open_channel(session: Session, actor: Actor, project_id: int, *, moderator_role_id: int) -> None:
@@ -54,9 +53,9 @@ def remove_text(
         raise NotFoundError(f"A project has no text “{name[:30]}”; it has: {', '.join(TEXTS)}.")
     project = pipeline.locked(session, project_id)
     said, spoken = getattr(project, name), name.replace("_", " ")
-    if said in ("", REMOVED):
+    if said in ("", redaction.REMOVED):
         raise ConflictError(f"The {spoken} of project {project_id} is empty already.")
-    setattr(project, name, REMOVED)
+    setattr(project, name, redaction.REMOVED)
     by = None if actor is None else people.ensure(session, actor)
     session.flush()
     stream = record.project_stream(project_id)

@@ -3,8 +3,9 @@
 import json
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
-from sqlalchemy import Select, select, update
+from sqlalchemy import Column, Select, Table, select, update
 from sqlalchemy.orm import Session
 
 from projects import people, record, rights, text
@@ -15,6 +16,15 @@ from projects.record import Entry, Payload, Stream
 from projects.rights import Act
 
 NAMELESS = "a former member"
+REMOVED = "[removed]"
+
+# What of a payload names the rows of a table that an entry is about; one that names none is about its project.
+ABOUT = {
+    "runs": ("run", "sample"),
+    "allocations": ("allocation",),
+    "allocation_changes": ("change",),
+    "catalogue_entries": ("entry",),
+}
 
 # What these entries tell is only that something was taken away, and they name nobody.
 KINDS = frozenset({"record.redacted", "record.forgotten"})
@@ -25,6 +35,7 @@ def redact(
 ) -> None:
     """Blank what an entry tells, and say in the same chain that and why it was done; `actor` None is the operator.
 
+    What cards show of it goes too: the words of the run, the request or the project that it is about.
     Raises ForbiddenError for all but admins, NotFoundError and ConflictError.
     """
     rights.require_admin(actor, Act.REDACT, admin_role_id)
@@ -36,8 +47,10 @@ def redact(
         )
     if entry.kind in KINDS:
         raise ConflictError(f"Entry {number} of “{stream}” is itself a tombstone and stays.")
+    told = session.scalars(select(Payload.body).where(Payload.entry_id == entry.id)).one()
     if not _blank(session, [entry.id]):
         raise ConflictError(f"Entry {number} of “{stream}” is blank already.")
+    _unsay(session, stream, json.loads(told or "{}"))
     by = None if actor is None else people.ensure(session, actor)
     record.append(session, stream, "record.redacted", by=by, why=because, numbers=[number])
 
@@ -100,12 +113,30 @@ def _unname(session: Session, name: re.Pattern[str]) -> None:
     """Take a name out of the texts that cards show: titles, reasons such as “cancelled by Ada”, and the like."""
     for table in Base.metadata.sorted_tables:
         keys = list(table.primary_key.columns)
-        for column in (column for column in table.columns if column.info == WORDS):
+        for column in _words(table):
             for *key, said in session.execute(select(*keys, column).where(column.is_not(None))).all():
                 if name.search(said):
                     is_it = [each == value for each, value in zip(keys, key, strict=True)]
                     session.execute(update(table).where(*is_it).values({column.name: name.sub(NAMELESS, said)}))
     session.expire_all()
+
+
+def _unsay(session: Session, stream: str, told: dict[str, Any]) -> None:
+    """Take just what an entry told out of the rows that it is about."""
+    said = set(_strings(told)) - {""}
+    about = {table: [told[key] for key in keys if told.get(key) is not None] for table, keys in ABOUT.items()}
+    if not any(about.values()) and stream != record.LAB:
+        about["projects"] = [int(stream.removeprefix("project:"))]
+    for table in Base.metadata.sorted_tables:
+        for column in _words(table) if about.get(table.name) else ():
+            these = table.c.id.in_(about[table.name]) & column.in_(said)
+            session.execute(update(table).where(these).values({column.name: REMOVED}))
+    session.expire_all()
+
+
+def _words(table: Table) -> list[Column[Any]]:
+    """The columns of a table that hold what people wrote."""
+    return [column for column in table.columns if column.info == WORDS]
 
 
 def _strings(value: object) -> Iterator[str]:

@@ -57,6 +57,11 @@ class Settings(BaseSettings):
         return self
 
     @property
+    def missing(self) -> list[str]:
+        """What a server needs and is not set, by its name in the environment."""
+        return [f"STOA_{name.upper()}" for name in ("discord_token", "guild_id") if not getattr(self, name)]
+
+    @property
     def database(self) -> str:
         """SQLAlchemy's URL of the database in force."""
         return self.database_url or f"sqlite:///{self.home / 'stoa.db'}"
@@ -65,6 +70,11 @@ class Settings(BaseSettings):
     def runs_dir(self) -> Path:
         """Where runs keep their folders: `{id}/attempt-{token}/`."""
         return self.home / "runs"
+
+    @property
+    def data_dir(self) -> Path:
+        """Where preparing runs put data: `{recipe}/{run}-{token}/`."""
+        return self.home / "data"
 
     @cached_property
     def valkey_socket(self) -> Path:

@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from datetime import UTC, datetime, timedelta
 
 from projects.errors import InvalidError
 
@@ -39,6 +40,18 @@ def title(value: str) -> str:
     if sum(char.isalnum() for char in line) < 3:
         raise InvalidError("A title needs at least three letters or digits, so that people can say and find it.")
     return line
+
+
+def day_end(value: str) -> datetime:
+    """A day as typed, such as “2030-12-31”: its last second, UTC; raises InvalidError."""
+    try:
+        day = datetime.strptime(value.strip(), "%Y-%m-%d").replace(tzinfo=UTC)
+    except ValueError as error:
+        example = (datetime.now(UTC) + timedelta(days=30)).date()
+        raise InvalidError(f"The day must be written like {example}: year, month, day.") from error
+    if day.year > 9000:
+        raise InvalidError("The day must lie nearer than the year 9001.")
+    return day + timedelta(days=1, seconds=-1)
 
 
 def slug(value: str, *, most: int = 60) -> str:

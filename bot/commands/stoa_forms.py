@@ -10,7 +10,7 @@ from bot import text
 from bot.app import Interaction, actor
 from bot.commands.form import Form, long, short
 from broker import inventory
-from broker.pools import GrantView, Launcher
+from broker.pools import GrantView
 from projects import policies
 from projects.policies import Policies
 
@@ -25,11 +25,11 @@ def choice(options: Sequence[tuple[str, str]]) -> Choice:
 
 
 class AddPoolForm(Form):
-    """A new pool."""
+    """A new pool of the worker's own host; one of a Slurm cluster, which needs more, is an operator's to add."""
 
     def __init__(self) -> None:
-        self.name, self.gpu_type, self.gpus = short(placeholder="hall-h200"), short(placeholder="H200"), short()
-        self.launcher = choice([(launcher.capitalize(), launcher) for launcher in Launcher])
+        self.name, self.gpu_type = short(placeholder="hall-h200"), short(placeholder="H200")
+        self.gpus = short(placeholder="On this host; a Slurm cluster is added by `stoa pool add`")
         self.weight = short("1")
         super().__init__(
             "Add a pool",
@@ -37,7 +37,6 @@ class AddPoolForm(Form):
                 "Name": self.name,
                 "GPU type": self.gpu_type,
                 "GPUs": self.gpus,
-                "Launcher": self.launcher,
                 "Price weight": self.weight,
             },
         )
@@ -51,7 +50,6 @@ class AddPoolForm(Form):
             name=self.name.value,
             gpu_type=self.gpu_type.value,
             gpus=self.gpus.value,
-            launcher=next(iter(self.launcher.values), ""),
             price_weight=self.weight.value,
             admin_role_id=app.server.admin_role,
         )

@@ -11,7 +11,7 @@ from bot.delivery.posts import Place, Scene
 from bot.delivery.rooms import Rooms
 from bot.delivery.sender import Sender
 from bot.delivery.showcase import Showcase
-from broker import runs
+from broker import inventory, runs
 from broker.runs import RunView
 from projects import pipeline, record, redaction
 from projects.pipeline import ProjectView
@@ -83,9 +83,11 @@ class ProjectFeed:
         if entry.kind in posts.OPENINGS and project.has_channel:
             channel_id = await self.rooms.channel(project)
         ran: Sequence[RunView] = ()
+        sponsors: Sequence[str] = ()
         if entry.kind == "project.completed":
             ran = await self.app.read(runs.of_project, self.project_id, kind="train")
-        scene = Scene(project, channel_id, ran)
+            sponsors = await self.app.read(inventory.sponsors, self.project_id)
+        scene = Scene(project, channel_id, ran, sponsors)
         for place in posts.places(entry, has_channel=channel_id is not None or closed):
             room = await self._room(place, entry, scene)
             if room is None:

@@ -38,6 +38,7 @@ class Scene:
     project: ProjectView
     channel_id: str | None = None
     runs: Sequence[RunView] = ()
+    sponsors: Sequence[str] = ()
 
 
 def places(entry: Told, *, has_channel: bool) -> Sequence[Place]:
@@ -104,8 +105,9 @@ def _announcement(p: Payload, scene: Scene) -> str:
         f"**What was learnt**\n{text.quote(p['learnt'], 1600)}",
         f"**People** {text.bounded(everyone, 400)}",
     ]
-    if sponsors := sorted({text.line(run.sponsor, 60) for run in scene.runs if run.sponsor}):
-        lines.append(f"**Compute** given by {text.bounded(', '.join(sponsors), 200)}")
+    if scene.sponsors:
+        given = ", ".join(text.line(sponsor, 80) for sponsor in scene.sponsors)
+        lines.append(f"**Compute** given by {text.bounded(given, 600)}")
     for run in scene.runs:
         if run.kind == "train" and run.checkpoints:
             last = run.checkpoints[-1]

@@ -68,6 +68,10 @@ class RunShowcase:
         """Remember that a run's card is stale."""
         self._stale.add(run_id)
 
+    def note_all(self) -> None:
+        """Any card may be stale."""
+        self._begun = False
+
     async def refresh(self) -> None:
         """Bring the cards up to date whose turn has come, the one that has waited longest first."""
         if not self._begun:  # a crash may have left any card behind its run

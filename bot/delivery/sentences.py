@@ -293,6 +293,13 @@ def _delayed(p: Payload) -> str:
     )
 
 
+def _lost(p: Payload) -> str:
+    return (
+        f"💔 The checkpoint of step {p['step']:,} of run {p['run']} cannot be read, after "
+        f"{text.count(p['tries'], 'try', 'tries')}, and is not published; those after it are."
+    )
+
+
 def _opened(p: Payload) -> str:
     return f"🔓 The checkpoints of run {p['run']} are open to everyone: [{p['count']} on the Hub]({p['url']})"
 
@@ -489,6 +496,7 @@ RENDERINGS: Mapping[str, Callable[[Payload], str]] = {
     "run.cancelled": _cancelled,
     "checkpoint.published": _checkpoint,
     "checkpoint.delayed": _delayed,
+    "checkpoint.lost": _lost,
     "checkpoints.released": _opened,
     "checkpoints.withheld": _withheld,
     "run.preparing": _preparing,

@@ -17,7 +17,7 @@ from bot.delivery.sender import Sender
 from broker import allocations, runs
 from broker.allocations import AllocationView
 from broker.runs import RunView
-from projects import pipeline
+from projects import pipeline, redaction
 from projects.pipeline import ProjectView
 from projects.record import Told
 
@@ -64,6 +64,8 @@ class Showcase:
         """Remember which cards an entry makes stale."""
         self._cards_stale = True
         self._urgent |= urgent(entry)
+        if entry.kind in redaction.KINDS:
+            self._runs.note_all()
         run_id = (entry.payload or {}).get("run")
         if run_id is not None:
             self._runs.note(run_id)

@@ -16,7 +16,7 @@ async def test_the_cluster_at_a_glance(shared_lab: Shared) -> None:
     lab, channel = shared_lab
     grace = lab.person("Grace")
     assert (await grace.command("cluster queue")).text.startswith("Nobody waits")
-    lab.call(pools.add_pool, name="big`", gpu_type="H200", gpus=8, launcher="slurm")
+    lab.call(pools.add_pool, name="big", gpu_type="H200", gpus=8, launcher="slurm")
     for number in range(3):
         given = {"project_id": 1, "recipe": "demo", "time_limit": "5m", "gpus": 2}
         lab.call(launching.launch, lab.actor("Ada"), f"r{number}", **given)
@@ -24,7 +24,7 @@ async def test_the_cluster_at_a_glance(shared_lab: Shared) -> None:
     status = await grace.command("cluster status")
     assert status.ephemeral
     assert status.text.splitlines() == [
-        "`bigˋ` H200",
+        "`big` H200",
         "░░░░░░░░░░ 0 of 8 GPUs busy · Slurm decides when",
         "-# 0 runs at work, 0 waiting · 0 GPU-hours of its grants left to allocate",
         "`local` CPU",
@@ -39,7 +39,7 @@ async def test_the_cluster_at_a_glance(shared_lab: Shared) -> None:
     assert queue[4].startswith("-# Starts within 5 min. It waits for GPUs: 2 needed, 0 free on “local”.")
     assert max(map(len, queue)) < 120
     refused = await grace.command("cluster queue", pool="**nowhere**")
-    assert refused.text == text.escape("There is no pool “**nowhere**”; the pools are: big`, local.")
+    assert refused.text == text.escape("There is no pool “**nowhere**”; the pools are: big, local.")
 
     usage = (await grace.command("cluster usage")).text.splitlines()
     assert usage[0] == "**P1** Do small models dream?"

@@ -25,7 +25,7 @@ async def test_pools_and_grants(shared_lab: Shared) -> None:
     assert "`local` 2 GPUs, CPU\n-# 0 busy, 0 at work, 0 waiting · local, weight 1 · 99 GPU-hours" in listed.text
     assert listed.message is not None
     form = await omar.press(listed.message, "Add a pool")
-    fields = {"Name": "hall", "GPU type": "H200", "GPUs": "eight", "Launcher": "Slurm", "Price weight": "2.5"}
+    fields = {"Name": "hall", "GPU type": "H200", "GPUs": "eight", "Price weight": "2.5"}
     heads = lab.heads()
     wrong = await omar.submit(form, fields)
     assert (wrong.text, lab.heads()) == ("The GPUs are a whole number from 1 to 1,000,000.", heads)

@@ -26,7 +26,7 @@ async def test_the_card_follows_the_run(lab: Lab) -> None:
     channel = await lab.activate()
     await lab.approved(channel)
     await lab.launch(channel, override=f"steps={STEPS}")
-    card = await lab.guild.wait_for(channel.id, lambda m: m.text.endswith("-# P1 · run 1"))
+    card = await lab.guild.wait_for(channel.id, lambda m: m.text.endswith("-# P1 · run 1") and m.thread_id is not None)
     thread = card.thread_id or ""
 
     token = lab.call(attempts.admit, 1, [0])
@@ -81,6 +81,7 @@ async def test_the_card_follows_the_run(lab: Lab) -> None:
     told = await lab.guild.wait_for("announcements", lambda m: "It does not." in m.text)
     assert "negative result" in told.text
     assert "Ada (lead), Grace" in told.text
+    assert "**Compute** given by The Library" in told.text
     assert f"{URL}{STEPS}" in told.text
     closed = await lab.guild.wait_for("proposals", lambda m: "Completed" in m.text)
     assert closed.buttons == []

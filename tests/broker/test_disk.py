@@ -3,18 +3,21 @@
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import update
 
-from broker import attempts, disk, publications, runs, why
+from broker import attempts, catalogue, disk, publications, runs, why
 from broker.attempts import Checkpoint, Ending, Progress
+from broker.catalogue import CatalogueEntry
 from broker.publications import Disk, Publication
 from broker.runs import RunState
 from broker.scheduler import Scheduler
 from projects import record
 from projects.settings import Settings
 from tests.broker.lab import Lab, settings
+from trainer.config import RECIPES
 
 FULL = 1e9
 
@@ -167,3 +170,37 @@ def test_a_run_paused_by_the_disk_waits_and_loses_no_try(lab: Lab, conf: Setting
     with lab.db.read() as session:
         assert not session.get_one(attempts.Attempt, (run, 1)).failed
         assert runs.view(session, run).attempt == 1
+
+
+def test_data_that_a_failed_preparation_left_goes_and_what_the_catalogue_names_stays(
+    lab: Lab, conf: Settings, run: int
+) -> None:
+    def data(run_id: int, token: int) -> Path:
+        folder = conf.data_dir / "tiny" / f"{run_id}-{token}"
+        folder.mkdir(parents=True)
+        return folder
+
+    with lab.db.write() as session:
+        catalogue.propose_recipe(session, None, "tiny", name="tiny", body=(RECIPES / "demo.yml").read_text())
+    failed, going, other = data(run, 1), data(run, 2), data(4242, 1)
+    disk.tidy(conf, lab.db)
+    assert failed.exists(), "its attempt runs"
+    lab.settle(run, 1, 1, Ending(70, "A host fell over.", transient=True))
+    lab.start(run)
+    with lab.db.write() as session:
+        session.execute(update(CatalogueEntry).values(prepared=f"tiny/{run}-1"))
+    disk.tidy(conf, lab.db)
+    assert failed.exists(), "the catalogue names it"
+    with lab.db.write() as session:
+        session.execute(update(CatalogueEntry).values(prepared=""))
+    disk.tidy(conf, lab.db)
+    assert [folder.exists() for folder in (failed, going, other)] == [False, True, True]
+
+
+def test_a_disk_of_the_runs_own_counts(conf: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk of its own cannot be mounted by every user."""
+    free = {conf.home: 9 * 2**30, conf.runs_dir: 2**30}
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda place: SimpleNamespace(free=free[place]))
+    assert disk.free_gib(conf) == 1
+    free[conf.home] = 2**29
+    assert disk.free_gib(conf) == 0.5

@@ -88,7 +88,7 @@ def test_one_run_at_a_time_prepares_a_recipe(lab: Lab, project: int) -> None:
         asked = {"project_id": project, "recipe": "tiny", "time_limit": "10m"}
         said = [launching.prepare(session, ADA, "twice", **asked) for _ in range(2)]  # type: ignore[arg-type]
     assert said[0].run_id == said[1].run_id
-    with pytest.raises(ConflictError, match=f"Run {said[0].run_id} is to prepare the data of “tiny” already; it is qu"):
+    with pytest.raises(ConflictError, match=f"Run {said[0].run_id} is preparing the data of “tiny”"):
         prepare(lab, project)
     lab.cancel(said[0].run_id)
     together = Barrier(4)
@@ -105,11 +105,15 @@ def test_one_run_at_a_time_prepares_a_recipe(lab: Lab, project: int) -> None:
         assert sum(pool.map(try_to, range(4))) == 1
 
 
-def test_what_cannot_be_done_to_a_preparing_run_is_told_of_it(lab: Lab, project: int) -> None:
+def test_what_a_preparation_is_not_for_says_so(lab: Lab, project: int) -> None:
     run = prepare(lab, project)
-    with pytest.raises(ConflictError, match="prepares data and keeps no checkpoint; let it end, or cancel it"):
+    with pytest.raises(ConflictError, match="prepares the data of “tiny”, and would begin anew"):
         lab.pause(run)
-    with pytest.raises(ConflictError, match="prepares data; only a run that trains"), lab.db.write() as session:
-        launching.rerun(session, ADA, request_id(), run)
-    assert "data take to prepare" in lab.extend(run, "5m").basis
-    assert lab.row(run).time_limit == 900
+    with pytest.raises(ConflictError, match="prepares the data of “tiny”; only a run that trains"), lab.db.write() as s:
+        launching.rerun(s, ADA, request_id(), run)
+    with lab.db.read() as session:
+        assert (
+            launching.receipt(session, launching.load(session, run)).basis
+            == "a preparation takes as long as its recipe has data"
+        )
+    assert lab.extend(run, "10m").cost == 1200

@@ -303,6 +303,41 @@ def test_a_folder_that_cannot_be_read_is_tried_again_later(lab: Lab, conf: Setti
     assert told(lab) == [(0, True, False)]
 
 
+@pytest.mark.parametrize("broken", ["{", '{"data": {"sources": [{}]}}'])
+def test_one_broken_folder_does_not_keep_the_others(lab: Lab, conf: Settings, hub: Hub, run: int, broken: str) -> None:
+    soon = conf.model_copy(update={"publish_retry_seconds": 1e-9})
+    write(lab, conf, run, 0, 1)
+    how = Path(row(lab, run, 0).folder) / "how.json"
+    how.write_text(broken)
+    for tries in range(1, publisher.LOST_AFTER + 1):
+        assert waiting(lab) == [(run, 0)]
+        publish(lab, soon, run)
+        assert row(lab, run, 0).tries == tries
+    assert lab.kinds(1)[-1] == "checkpoint.lost"
+    assert waiting(lab) == [(run, 1)]
+    publish(lab, soon, run)
+    assert told(lab) == [(1, True, False)]
+    assert (row(lab, run, 0).url, waiting(lab)) == (None, [])
+    assert how.exists(), "somebody may mend it"
+    with lab.db.read() as session:
+        assert publications.kept(session, run) == [1], "nobody forks from it"
+
+
+def test_a_hub_that_was_away_for_long_makes_no_folder_lost(lab: Lab, conf: Settings, hub: Hub, run: int) -> None:
+    soon = conf.model_copy(update={"publish_retry_seconds": 1e-9})
+    write(lab, conf, run, 0)
+    with lab.db.write() as session:
+        session.execute(update(Publication).values(tries=publisher.LOST_AFTER + 9, error="HubError: away"))
+    how = Path(row(lab, run, 0).folder) / "how.json"
+    whole = how.read_text()
+    how.unlink()
+    publish(lab, soon, run)
+    assert (row(lab, run, 0).tries, waiting(lab)) == (1, [(run, 0)])
+    how.write_text(whole)
+    publish(lab, soon, run)
+    assert told(lab) == [(0, True, False)]
+
+
 def test_an_answer_that_was_lost_makes_no_second_commit(lab: Lab, conf: Settings, hub: Hub, run: int) -> None:
     write(lab, conf, run, 0)
     hub.fault(path="/commit/", cut=True)
@@ -390,7 +425,8 @@ def test_a_hub_that_is_down_for_a_day_costs_nothing(lab: Lab, conf: Settings, hu
     assert lab.run(run).delayed == ""
 
 
-def test_held_checkpoints_are_private_until_reviewers_release_them(lab: Lab, conf: Settings, hub: Hub) -> None:
+def held_run(lab: Lab) -> tuple[int, int]:
+    """A project that holds its releases back, and a running run of it."""
     project = lab.proposal(title="Sinks of attention")
     with lab.db.write() as session:
         pipeline.join(session, GRACE, project, min_people=2)
@@ -399,6 +435,61 @@ def test_held_checkpoints_are_private_until_reviewers_release_them(lab: Lab, con
     lab.allocation(project)
     run = lab.launch(project, overrides=f"steps={LAST}")
     lab.start(run, 0)
+    return project, run
+
+
+def upload(conf: Settings, claimed: publisher.Claimed) -> None:
+    """What a publisher sends once it has claimed a checkpoint."""
+    hub = publisher.Hub(conf)
+    for branch in (f"step{claimed.step}", "main"):
+        hub.publish(claimed.repo, branch, claimed.folder, "late", private=claimed.private)
+
+
+def test_a_release_decided_during_an_upload_opens_the_repository(lab: Lab, conf: Settings, hub: Hub) -> None:
+    project, run = held_run(lab)
+    write(lab, conf, run, 0)
+    with lab.db.write() as session:
+        claimed = publisher.claim(session, run, conf)
+    assert claimed is not None
+    assert claimed.private
+    with lab.db.write() as session:
+        progress.release(session, ROSA, project, "It is safe.", REVIEWERS)
+    publish(lab, conf, run)
+    upload(conf, claimed)
+    with lab.db.write() as session:
+        publisher.finish(session, claimed, "https://here")
+    publish(lab, conf, run)
+    assert not hub.api.model_info(repo(conf, run)).private
+    assert lab.kinds(1).count("checkpoints.released") == 1
+    assert waiting(lab) == []
+
+
+@pytest.mark.parametrize("late", ["finish", "fail"])
+def test_a_publisher_that_comes_late_closes_nothing_for_good(lab: Lab, conf: Settings, hub: Hub, late: str) -> None:
+    project, run = held_run(lab)
+    write(lab, conf, run, 0)
+    with lab.db.write() as session:
+        claimed = publisher.claim(session, run, conf)
+    assert claimed is not None
+    lapse(lab)
+    publish(lab, conf, run)
+    with lab.db.write() as session:
+        progress.release(session, ROSA, project, "It is safe.", REVIEWERS)
+    publish(lab, conf, run)
+    assert not hub.api.model_info(repo(conf, run)).private
+    upload(conf, claimed)
+    assert hub.api.model_info(repo(conf, run)).private
+    with lab.db.write() as session:
+        if late == "finish":
+            publisher.finish(session, claimed, "https://here")
+        else:
+            publisher.fail(session, claimed, "late", pause_seconds=1)
+    publish(lab, conf, run)
+    assert not hub.api.model_info(repo(conf, run)).private
+
+
+def test_held_checkpoints_are_private_until_reviewers_release_them(lab: Lab, conf: Settings, hub: Hub) -> None:
+    project, run = held_run(lab)
     write(lab, conf, run, 0)
     publish(lab, conf, run)
     assert lab.kinds(1)[-1] == "checkpoint.published"

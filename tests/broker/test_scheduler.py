@@ -277,3 +277,30 @@ def test_nothing_starts_on_an_allocation_that_has_ended(lab: Lab, ours: int, tmp
     Scheduler(settings(tmp_path, redis_url="redis://127.0.0.1:1/0"), lab.db).round()
     assert lab.run(run).state == RunState.PAUSED
     assert lab.run(run).reason == "its allocation has ended"
+
+
+class OverError(Exception):
+    """The rounds that a test wants have been gone."""
+
+
+def test_a_disk_that_fails_for_a_while_ends_no_scheduler(
+    lab: Lab, ours: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = lab.launch(ours)
+    in_the_way = tmp_path / "runs"
+    in_the_way.touch()
+    rounds = 0
+
+    def sleep(_: float) -> None:
+        nonlocal rounds
+        rounds += 1
+        if rounds == 2:
+            assert lab.run(run).state == RunState.QUEUED
+            in_the_way.unlink()
+        elif rounds == 3:
+            raise OverError
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    with pytest.raises(OverError):
+        Scheduler(settings(tmp_path), lab.db).run_forever()
+    assert lab.run(run).state == RunState.STARTING

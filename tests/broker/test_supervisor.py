@@ -15,6 +15,7 @@ from sqlalchemy import update
 
 from broker import attempts, disk, keeper, launchers, supervisor
 from broker.attempts import Attempt, TakenOverError
+from broker.pools import Pool
 from broker.runs import Run, RunState
 from tests.broker.lab import NOTHING, Lab, settings
 from tests.databases import ONCE
@@ -26,7 +27,7 @@ DEAF = """
 import os, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: print("asked", flush=True))
 os.fork()
-print("here", flush=True)
+print("here", "on", repr(os.environ["CUDA_VISIBLE_DEVICES"]), flush=True)
 while True:
     time.sleep(60)
 """
@@ -64,6 +65,17 @@ def run(lab: Lab) -> int:
     project = lab.project()
     lab.allocation(project)
     return lab.launch(project)
+
+
+@pytest.mark.parametrize(("gpu_type", "seen"), [("cpu", ""), ("V100", "2")])
+def test_a_trainer_sees_its_own_gpus_alone(lab: Lab, tmp_path: Path, gpu_type: str, seen: str) -> None:
+    lab.pool("second")
+    with lab.db.write() as session:
+        session.execute(update(Pool).values(gpu_type=gpu_type))
+    project = lab.project()
+    lab.approve(lab.request(project, pool="second"))
+    with supervised(lab, tmp_path, lab.launch(project)) as (_, said):
+        assert said().count(f"here on {seen!r}") == 2
 
 
 def supervise(lab: Lab, home: Path, run: int, token: int, lease: float, *after: str) -> subprocess.Popen[bytes]:

@@ -1,17 +1,18 @@
 """Redaction: what an entry told is gone, a tombstone stays, and the chain still verifies."""
 
 import json
+from datetime import timedelta
 
 import pytest
 from sqlalchemy import select
 
-from broker import allocations
+from broker import allocations, pools, runs
 from projects import moderation, pipeline, record, redaction
-from projects.db import Database
+from projects.db import Database, utcnow
 from projects.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
 from projects.people import Actor, Person
 from projects.record import Entry, Payload
-from tests.broker.lab import ADA, GRACE, Lab
+from tests.broker.lab import ADA, GRACE, POOL, Lab
 
 ADMINS = 77
 OMAR = Actor(50, "Omar", frozenset({ADMINS}))
@@ -48,6 +49,34 @@ def test_a_text_is_blanked_and_its_tombstone_says_why_but_never_what(db: Databas
     assert (tombstone.payload["numbers"], tombstone.payload["why"]) == ([1], "It was private.")
     assert tombstone.payload["by"]["name"] == "Omar"
     assert not any("telephone" in body for body in bodies(db) if body)
+    assert everything_verifies(db)
+
+
+def test_what_cards_show_of_a_blanked_entry_goes_too(db: Database) -> None:
+    lab = Lab(db)
+    lab.pool()
+    project = lab.project()
+    stream = record.project_stream(project)
+    other = lab.proposal(GRACE, "Adaptive rates")
+    allocation = lab.allocation(project)
+    run = lab.launch(project)
+    with db.write() as session:
+        row = runs.load(session, run)
+        row.sample, row.prompt = "The number is 555.", "Call me:"
+        runs.tell(session, row, "run.finished", text=row.sample, prompt=row.prompt)
+        allocations.report(session, ADA, allocation, "The number is 555.")
+    redact(db, OMAR, stream, 1)
+    for number in range(1, len(lab.kinds(project)) + 1):
+        if lab.kinds(project)[number - 1] in ("allocation.requested", "run.finished"):
+            redact(db, OMAR, stream, number)
+    with db.read() as session:
+        view = pipeline.view(session, project)
+        shown = allocations.view(session, allocation)
+        assert (view.title, view.question) == (redaction.REMOVED, redaction.REMOVED)
+        assert view.goal == "g", "another entry tells it"
+        assert (shown.justification, shown.report) == (redaction.REMOVED, "The number is 555.")
+        assert pipeline.view(session, other).question == "q", "another project's"
+    assert (lab.row(run).sample, lab.row(run).prompt) == (redaction.REMOVED, redaction.REMOVED)
     assert everything_verifies(db)
 
 
@@ -108,11 +137,16 @@ def test_a_forgotten_name_is_on_no_card(db: Database) -> None:
     asked = lab.request(project, ADA, hours="300", justification="Ada needs them.")
     lab.decline(asked, reason="Not for Ada; for Adam perhaps.")
     with db.write() as session:
+        runs.load(session, run).prompt = "Once Ada"
+        pools.add_grant(session, pool=POOL, sponsor="Ada", seconds=1, until=utcnow() + timedelta(days=99))
+    with db.write() as session:
         redaction.forget(session, OMAR, str(ADA.discord_id), "She asked for it.", admin_role_id=ADMINS)
     assert lab.run(run).reason == "cancelled by a former member"
     assert lab.run(run).requested_by == redaction.NAMELESS
+    assert lab.row(run).prompt == "Once a former member"
     with db.read() as session:
         assert pipeline.view(session, project).title == "a former member's telescope, adapted"
+        assert [grant.sponsor for grant in pools.grants(session)] == ["The house", redaction.NAMELESS]
         view = allocations.view(session, asked)
         assert allocations.view(session, allocation).requested_by == redaction.NAMELESS
     assert (view.justification, view.reason) == (
@@ -146,7 +180,7 @@ def test_one_text_of_a_project_is_removed_from_card_and_record(db: Database) -> 
     with db.read() as session:
         view = pipeline.view(session, project)
         entries = record.since(session, stream, 0)
-    assert (view.title, view.question) == (moderation.REMOVED, "q")
+    assert (view.title, view.question) == (redaction.REMOVED, "q")
     assert entries[-1].kind == "record.redacted"
     assert entries[-1].payload is not None
     assert (entries[-1].payload["numbers"], entries[-1].payload["field"]) == ([1], "title")

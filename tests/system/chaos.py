@@ -338,7 +338,7 @@ def play(size: Size, console: Console) -> bool:
         with Census(home / "runs") as census:
             story.play(census, console)
             messages = posted(story.world["discord"])
-            unmet = len(call("GET", f"{story.world['hub']}/sandbox/faults"))
+            unmet = call("GET", f"{story.world['hub']}/sandbox/faults")
             story.close()
             settle(home)
         lines = chaos_report.lines(story, census, messages, left_over(home), unmet)
@@ -408,7 +408,7 @@ def posted(discord: str) -> dict[str, list[str]]:
     return {
         channel["id"]: [m["text"] for m in call("GET", f"{discord}/sandbox/channels/{channel['id']}/messages")]
         for channel in channels
-        if channel["type"] != 4 and channel["name"] != "announcements"
+        if channel["type"] != 4
     }
 
 

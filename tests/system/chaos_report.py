@@ -1,12 +1,13 @@
 """How a chaos story came out: a table of what must hold, each line with what was found."""
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -22,6 +23,7 @@ from broker.pools import Grant
 from broker.publications import Publication
 from broker.runs import ENDED, Run, RunState
 from projects import record
+from tests.absent import REQUIRE_ALL
 from tests.system.census import Census
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 POST = re.compile(r"-# (?:P(\d+)|Lab) · record (\d+) · [0-9a-f]{8}\s*$")
 POLL_SECONDS = 0.2
+HUBS_FAULTS = ("Hub answers 500", "Hub answers 429", "upload cut")
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,13 @@ class Line:
 
 
 def lines(
-    story: "Story", census: Census, messages: Mapping[str, Sequence[str]], left: Sequence[int], unmet: int
+    story: "Story",
+    census: Census,
+    messages: Mapping[str, Sequence[str]],
+    left: Sequence[int],
+    unmet: Sequence[Mapping[str, Any]],
 ) -> list[Line]:
-    """Every line of the table; all parts have been stopped."""
+    """Every line of the table; all parts have been stopped, and `unmet` are the Hub's faults that none has met."""
     with story.db.read() as session:
         return [
             _faults(story, unmet),
@@ -83,7 +90,7 @@ def show(console: Console, story: "Story", found: Sequence[Line], seconds: float
             console.print(f"{line.what}: {problem}", style="red", markup=False, highlight=False)
 
 
-def _faults(story: "Story", unmet: int) -> Line:
+def _faults(story: "Story", unmet: Sequence[Mapping[str, Any]]) -> Line:
     met = Counter[str]()
     for entry in (story.home / "sandbox" / "exchanges.jsonl").read_text().splitlines():
         fault = json.loads(entry)["fault"]
@@ -93,9 +100,15 @@ def _faults(story: "Story", unmet: int) -> Line:
     problems = [] if total >= story.size.faults else [f"only {total} faults"]
     if total >= 50:
         problems += [f"Discord never answered {kind}" for kind in ("500", "429", "cut") if not met[kind]]
+        waits = Counter("upload cut" if fault["cut"] else f"Hub answers {fault['status']}" for fault in unmet)
+        problems += [f"no upload ever met “{kind}”" for kind in HUBS_FAULTS if story.done[kind] <= waits[kind]]
+        if story.small_disk and not story.done["disk full"]:
+            problems.append("the disk was never full")
+    if not story.small_disk and os.environ.get(REQUIRE_ALL) == "1":
+        problems.append(f"no small disk could be mounted and filled, and {REQUIRE_ALL}=1 allows nothing to be left out")
     return Line(
-        "the faults were done, and Discord's met",
-        f"{total} faults; Discord's met {met.total()} requests; {unmet} of the Hub's waited in vain",
+        "the faults were done, and Discord's and the Hub's met",
+        f"{total} faults; Discord's met {met.total()} requests; {len(unmet)} of the Hub's waited in vain",
         problems,
     )
 
@@ -152,12 +165,14 @@ def _sums(session: Session) -> Line:
     for balance in session.scalars(select(Balance)):
         sums = ledger.totals(session, allocation_id=balance.allocation_id)
         granted, charged = sums[Movement.GRANT] + sums[Movement.ADJUST], sums[Movement.CHARGE] - sums[Movement.REFUND]
-        left = granted - charged
+        left = granted - sums[Movement.RESERVE] + sums[Movement.RELEASE] + sums[Movement.REFUND]
         if (balance.granted, balance.spent) != (granted, charged):
             problems.append(f"allocation {balance.allocation_id}: the balance is not the sum of its movements")
         if balance.reserved != sums[Movement.RESERVE] - sums[Movement.CHARGE] - sums[Movement.RELEASE]:
             problems.append(f"allocation {balance.allocation_id}: what is reserved does not add up")
-        if balance.reserved or balance.granted != balance.spent + left:
+        if ledger.account(session, balance.allocation_id).left != left:
+            problems.append(f"allocation {balance.allocation_id}: what is left does not add up")
+        if balance.reserved:
             problems.append(f"allocation {balance.allocation_id}: {balance.reserved} GPU-seconds are still reserved")
         spent += balance.spent
     charges = session.scalar(select(func.sum(LedgerRow.seconds)).where(LedgerRow.movement == Movement.CHARGE)) or 0

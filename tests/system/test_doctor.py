@@ -175,9 +175,10 @@ def test_gpus_that_a_pool_counts_on_and_this_host_lacks(well: Settings, tmp_path
     assert doctor.check_gpus(settings).ok
     with db.write() as session:
         pools.add_pool(session, name="dreams", gpu_type="H200", gpus=5000)
+        pools.add_pool(session, name="hopes", gpu_type="H200", gpus=5000)
     db.close()
     found = doctor.check_gpus(settings)
-    assert "dreams counts on 5000" in found.found
+    assert "dreams counts on 5000, hopes counts on 5000" in found.found
     assert "nvidia-smi" in found.advice
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import URL, make_url
 
 import keeping
 from keeping import KeepingError
@@ -93,6 +94,24 @@ def test_a_backup_taken_in_full_run_is_restored_whole(
     assert lab.account(1).granted == 3600
     db.close()
     assert len(heads(other)) == len(found) + 1
+
+
+def test_a_database_may_be_named_by_parameters(postgres: str, tmp_path: Path) -> None:
+    def named() -> Settings:
+        url = make_url(_create(postgres, f"kept_{secrets.token_hex(6)}"))
+        where = {"host": url.host, "port": str(url.port), "user": url.username, "password": url.password}
+        query = {name: value for name, value in where.items() if value is not None} | {"sslmode": "disable"}
+        told = URL.create(url.drivername, database=url.database, query=query)
+        return settings_of(tmp_path, database_url=told.render_as_string(hide_password=False))
+
+    one, other = named(), named()
+    db = Database(one.database)
+    db.migrate()
+    Lab(db).proposal()
+    db.close()
+    manifest = keeping.backup(one, tmp_path / "kept")
+    assert keeping.restore(other, tmp_path / "kept") == manifest
+    assert heads(other) == heads(one)
 
 
 def test_a_restore_refuses_a_database_that_is_not_empty(

@@ -15,7 +15,7 @@ import yaml
 from typer.testing import CliRunner
 
 from demo.play import settings_for
-from parts import Parts
+from parts import MOST_FALLS, PartError, Parts
 from parts import environment as part_environment
 from projects.health import problem
 from projects.settings import Settings
@@ -81,12 +81,32 @@ def test_up_runs_the_parts_on_a_server_until_it_is_stopped(tmp_path: Path) -> No
         while any(problem(settings, part) for part in ("bot", "worker", "publisher", "scheduler")):
             assert time.monotonic() < until
             time.sleep(0.2)
+        (fallen,) = [child for child in children if child.cmdline()[-1] == "scheduler"]
+        fallen.kill()
+        assert "the scheduler has ended by itself, and is started again" in up.stdout.readline()
+        children = psutil.Process(up.pid).children(recursive=True)
+        until = time.monotonic() + 20
+        while problem(settings, "scheduler") or all(child.cmdline()[-1:] != ["scheduler"] for child in children):
+            assert time.monotonic() < until
+            time.sleep(0.2)
+            children = psutil.Process(up.pid).children(recursive=True)
         up.terminate()
         assert up.wait(60) == 0
         assert [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE] == []
     finally:
         up.kill()
         parts.stop()
+
+
+def test_a_part_that_falls_time_and_again_is_given_up(tmp_path: Path) -> None:
+    parts = Parts(tmp_path)
+    command = [sys.executable, "-c", "import sys; sys.exit('It is no use.')"]
+    for _ in range(MOST_FALLS):
+        parts.start("scheduler", command, {}, lambda: True).popen.wait(20)
+        assert parts.fallen() == ["scheduler"]
+    parts.start("scheduler", command, {}, lambda: True).popen.wait(20)
+    with pytest.raises(PartError, match="The scheduler ended with status 1: It is no use"):
+        parts.fallen()
 
 
 def test_pools_and_grants_are_added_and_the_record_verifies(tmp_path: Path) -> None:
@@ -96,9 +116,17 @@ def test_pools_and_grants_are_added_and_the_record_verifies(tmp_path: Path) -> N
     refused = stoa(tmp_path, "grant", "add", "moon", "1000", "A sponsor", "2999-01-01")
     assert refused.returncode == 2
     assert "the pools are: lab" in refused.stderr
+    other = stoa(tmp_path, "pool", "add", "lab", "H200", "16")
+    assert (other.returncode, other.stdout) == (2, "")
+    assert "There is a pool “lab” already (8 × H200" in other.stderr
+    assert stoa(tmp_path, "pool", "change", "lab", "--gpus", "16", "--why", "A second host.").returncode == 0
+    changed = stoa(tmp_path, "grant", "change", "1", "--more-hours", "5", "--until", "2998-12-31", "--why", "They ask.")
+    assert changed.returncode == 0
+    assert "lab: 16 × H200, local, weight 1, 1,005 GPU-hours left" in stoa(tmp_path, "pool", "list").stdout
+    assert "until 2998-12-31" in stoa(tmp_path, "grant", "list").stdout
     verified = stoa(tmp_path, "record", "verify")
     assert verified.returncode == 0
-    assert "lab: 2 entries, whole" in verified.stdout
+    assert "lab: 4 entries, whole" in verified.stdout
 
 
 def test_a_part_that_never_went_round_is_not_healthy(tmp_path: Path) -> None:
