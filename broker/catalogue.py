@@ -406,7 +406,7 @@ def _decidable(session: Session, actor: Actor | None, name: str, to: State, admi
 
 
 def _decide(session: Session, actor: Actor | None, entry: CatalogueEntry, to: State, reason: str) -> None:
-    because = text.prose("The reason", reason, most=1000)
+    because = text.prose("The reason", reason, most=text.USUAL)
     person = None if actor is None else people.ensure(session, actor)
     entry.state, entry.reason = to, because
     entry.decided_by = None if person is None else person.id

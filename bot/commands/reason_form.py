@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from bot.app import Interaction, actor
 from bot.commands.form import Form, long
+from projects.text import LONG, USUAL
 
 
 class ReasonForm(Form):
@@ -12,10 +13,11 @@ class ReasonForm(Form):
 
     label: ClassVar = "Reason"
     parameter: ClassVar = "reason"
+    most: ClassVar = USUAL
 
     def __init__(self, title: str, act: Callable[..., object], number: int, done: str, **roles: int) -> None:
         self.act, self.number, self.done, self.roles = act, number, done, roles
-        self.said = long("Everyone can read it.")
+        self.said = long(self.most, "Everyone can read it.")
         super().__init__(title, {self.label: self.said})
 
     async def send(self, interaction: Interaction) -> str:
@@ -40,4 +42,4 @@ class AnswerForm(ReasonForm):
 class ReportForm(ReasonForm):
     """What has come of something."""
 
-    label, parameter = "Report", "said"
+    label, parameter, most = "Report", "said", LONG
