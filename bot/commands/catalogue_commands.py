@@ -106,8 +106,8 @@ async def retire(interaction: Interaction, name: str, why: str) -> None:
     allocation="The allocation to draw on; the newest approved one otherwise",
     project="The project, where this is not its channel or one of its threads",
 )
-@app_commands.autocomplete(recipe=run_lookup.recipes)
-@app_commands.autocomplete(allocation=lookup.allocation_ids, project=lookup.projects)
+@app_commands.autocomplete(recipe=run_lookup.recipes, time_limit=run_lookup.durations)
+@app_commands.autocomplete(allocation=lookup.live_allocations, project=lookup.open_projects)
 async def prepare(
     interaction: Interaction,
     recipe: str,

@@ -17,8 +17,8 @@ from bot.app import Interaction
 Input = ui.TextInput[Any]
 MOST = 4000
 CLOSED = (
-    "This form is closed, and nothing came of it now: it was sent before, or opened long ago, or Stoa was started anew since then. "
-    "Use the command or the button again"
+    "This form is closed, and nothing came of it now: it was sent before, or opened long ago, or Stoa was started "
+    "anew. Use the command or the button again"
 )
 
 

@@ -189,7 +189,8 @@ async def hide(interaction: Interaction, project: int | None = None) -> None:
 
 
 @project.command(name="unhide", description="Show a hidden project again: for moderators")
-@app_commands.describe(project="Its number; hidden projects are not suggested")
+@app_commands.describe(project="The project, where this is not its channel or thread")
+@app_commands.autocomplete(project=lookup.hidden_projects)
 async def unhide(interaction: Interaction, project: int | None = None) -> None:
     """Open the form of the reason."""
     role = interaction.client.server.moderator_role

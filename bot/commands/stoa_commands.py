@@ -135,7 +135,7 @@ async def unban(interaction: Interaction, person: discord.User, why: str) -> Non
     why=WHY + ": say nothing of what is blanked",
     project="The project, where this is not its channel or one of its threads; 0 for the lab's own record",
 )
-@app_commands.autocomplete(project=lookup.projects)
+@app_commands.autocomplete(number=lookup.entry_numbers, project=lookup.projects)
 async def redact(interaction: Interaction, number: int, why: str, project: int | None = None) -> None:
     """Blank one entry."""
     await interaction.response.defer(ephemeral=True, thinking=True)
