@@ -110,7 +110,9 @@ async def list_allocations(interaction: Interaction, project: int | None = None)
         f"until {view.until:%Y-%m-%d} · {view.state} · {text.gpu_hours(view.account.left)} left"
         for view in views[:15]
     ]
-    await errors.reply(interaction, "\n".join(lines) or "No allocation yet: /allocation request asks for one.")
+    await errors.reply(
+        interaction, text.listed(lines, of=len(views)) or "No allocation yet: /allocation request asks for one."
+    )
 
 
 def _ledger(view: AllocationView, asked: Sequence[ChangeView]) -> str:

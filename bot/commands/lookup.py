@@ -76,6 +76,12 @@ async def pool_names(interaction: Interaction, typed: str) -> list[Choice[str]]:
     return _choices([(name, name) for name in names if len(name) <= 100], typed)
 
 
+async def grant_numbers(interaction: Interaction, typed: str) -> list[Choice[int]]:
+    """The grants of which number, sponsor or pool fits, those of older pools too."""
+    grants = await interaction.client.read(pools.grants)
+    return _choices([(f"{g.id} · {g.sponsor}, {g.pool}, until {g.until:%Y-%m-%d}", g.id) for g in grants], typed)
+
+
 async def proposed_entries(interaction: Interaction, typed: str) -> list[Choice[str]]:
     """The entries of the catalogue that wait for a decision."""
     return await _entries(interaction, typed, State.PROPOSED)

@@ -229,7 +229,7 @@ async def list_projects(interaction: Interaction, stage: str | None = None) -> N
         f"**{view.id}** {text.line(view.title, 160)} · {view.stage} · {text.line(view.lead.name, 60)}" for view in views
     ]
     none = f"No project is {stage} now." if stage else "There is no project yet: /project propose begins one."
-    await errors.reply(interaction, "\n".join(lines) or none)
+    await errors.reply(interaction, text.listed(lines) or none)
 
 
 async def _act(interaction: Interaction, named: int | None, act: project_buttons.Answering) -> None:

@@ -135,7 +135,7 @@ async def list_runs(interaction: Interaction, project: int | None = None) -> Non
         f"{text.line(view.requested_by, 60)}"
         for view in views
     ]
-    await errors.reply(interaction, "\n".join(lines) or "No run yet: /run launch starts one.")
+    await errors.reply(interaction, text.listed(lines) or "No run yet: /run launch starts one.")
 
 
 @run.command(name="pause", description="Take a run from its GPUs for a while; a running one writes a checkpoint first")

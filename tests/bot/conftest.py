@@ -171,7 +171,17 @@ class Lab:
         await self.person("Grace").press(card, "Join")
         form = await self.person("Ada").command("project scope", channel="general", project=int(number))
         await self.person("Ada").submit(form, SCOPE)
-        return await self.guild.wait_for_channel(lambda c: c.name.startswith(f"p{number}-") and c.id not in before)
+        channel = await self.guild.wait_for_channel(lambda c: c.name.startswith(f"p{number}-") and c.id not in before)
+        async with asyncio.timeout(10):
+            while True:
+                if self.known(channel):
+                    return channel
+                await asyncio.sleep(0.05)
+
+    def known(self, channel: Channel) -> bool:
+        """Whether the bot has noted whose channel it is, which it does a moment after making it."""
+        with self.db.read() as session:
+            return outbox.project_in(session, [int(channel.id)]) is not None
 
     async def request(self, channel: Channel, hours: str = "2", **changes: str) -> Answer:
         """Ada asks for GPU time."""

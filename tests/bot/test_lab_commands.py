@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from bot import text
+from broker import pools
 from sandbox.people import Channel
 from tests.bot.conftest import Lab
 
@@ -51,7 +52,22 @@ async def test_pools_and_grants(shared_lab: Shared) -> None:
     told = await lab.guild.wait_for("public-record", lambda m: "500 GPU-hours more, until 2090-01-31" in m.text)
     assert text.escape("**A bank**") in told.text
     assert "5500 GPU-hours" in (await omar.command("stoa grants")).text.replace(",", "")
-    form = await omar.press(listed.message, "Change one")
+    for number in range(3, 30):
+        with lab.db.write() as session:
+            pools.add_pool(session, name=f"pool{number}", gpu_type="CPU", gpus=1)
+            until = datetime.now(UTC) + timedelta(days=60)
+            pools.add_grant(session, pool=f"pool{number}", sponsor="A club", seconds=3600, until=until)
+    listed_all = (await omar.command("stoa grants")).text
+    assert "-# and 9 more: the command's option finds each of them" in listed_all
+    assert await omar.complete("stoa grants", "grant", "bank") == [("2 · **A bank**, hall, until 2090-01-31", 2)]
+    form = await omar.command("stoa grants", grant=2)
+    assert form.fields[0].options == ["2 · **A bank**, hall, until 2090-01-31"]
+    assert (await omar.command("stoa grants", grant=99)).text == "There is no grant 99."
+    form = await omar.command("stoa pools", pool="pool9")
+    assert form.fields[0].options == ["pool9"]
+    assert (await omar.command("stoa pools", pool="nope")).text.startswith("There is no pool “nope”")
+    assert (await ada.command("stoa grants", grant=2)).text.startswith("Only the admins can")
+    form = await omar.command("stoa grants", grant=1)
     tomorrow = (datetime.now(UTC) + timedelta(days=1)).date().isoformat()
     early = {"Grant": form.fields[0].options[0], "Until": tomorrow, "Reason": "It is needed elsewhere."}
     assert "go on until" in (await omar.submit(form, early)).text

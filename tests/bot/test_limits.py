@@ -166,6 +166,18 @@ def test_bounds_and_escapes(said: str, most: int) -> None:
     assert "@everyone" not in text.escape(said)
 
 
+@given(st.lists(st.text(alphabet="a 🧪", min_size=1, max_size=300), max_size=60), st.text("end", max_size=400))
+@settings(max_examples=100)
+def test_a_list_keeps_whole_entries_its_end_and_the_count_of_the_rest(entries: list[str], end: str) -> None:
+    shown = text.listed(entries, end=end, of=len(entries) + 2)
+    assert text.length(shown) <= text.MESSAGE
+    kept = shown.removesuffix(f"\n{end}" if end else "").splitlines()
+    more = int(kept.pop().removeprefix("-# and ").removesuffix(" more"))
+    assert kept == entries[: len(kept)]
+    assert len(kept) + more == len(entries) + 2
+    assert shown.endswith(end)
+
+
 @given(st.integers(1, 10**9))
 def test_prefilled_hours_read_back_the_same(seconds: int) -> None:
     assert allocations.parse_hours(text.exact_hours(seconds)) == seconds
