@@ -1,6 +1,7 @@
 """`/stoa help` shows each person what they can do, by the table of rights, where they ask."""
 
 import pytest
+from discord import Permissions
 
 from bot.commands import helping
 from bot.commands.stoa_commands import stoa
@@ -58,7 +59,7 @@ async def test_who_manages_the_server_or_only_visits_is_told_so(shared_lab: Shar
     assert "**/stoa setup**" not in visitor
     assert "as member of the lab" in (await lab.person("Noor").command("stoa help")).text
     everyone = permissions.EVERYONE
-    await lab.guild.set_permissions("@everyone", everyone | permissions.MANAGE_GUILD)
+    await lab.guild.set_permissions("@everyone", everyone | Permissions(manage_guild=True).value)
     manager = (await lab.person("Noor").command("stoa help")).text
     await lab.guild.set_permissions("@everyone", everyone)
     assert "### As who manages this server\n**/stoa setup** · " in manager

@@ -46,7 +46,7 @@ async def test_a_server_is_set_up_once_and_again(lab: Lab) -> None:
 
     twice = await omar.command("stoa setup", record="compute-review", review="compute-review")
     assert "compute-review cannot stand for both review and the lab's record" in twice.text
-    await overwrite(lab, "PUT", type=0, deny=str(permissions.SEND_MESSAGES))
+    await overwrite(lab, "PUT", type=0, deny=permissions.SEND_MESSAGES)
     shut = await omar.command("stoa setup", category="Lab", projects="Projects")
     assert "Send Messages in the category Projects, under its Permissions" in shut.text
     await overwrite(lab, "DELETE")
