@@ -11,7 +11,7 @@ demo: $(INSTALLED)
 	@$(BIN)/stoa demo $(if $(EXIT),--no-stay)
 
 test: $(INSTALLED)
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses $(or $(PROCESSES),3) --dist loadfile --no-loadscope-reorder tests/system tests/page tests
 
 chaos: $(INSTALLED)
 	$(BIN)/pytest -m chaos

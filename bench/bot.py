@@ -213,7 +213,9 @@ def judge(journal: Path, cards_of: dict[str, int], seen: Seen) -> list[Goal]:
     texts: dict[int, list[tuple[float, int]]] = defaultdict(list)
     pictures: dict[int, list[tuple[float, int]]] = defaultdict(list)
     for exchange in measured(journal, seen):
-        refused += exchange["status"] == 429
+        if exchange["status"] == 429:
+            refused += 1
+            out.print(f"429: {exchange['method']} {exchange['path']}")
         if (callback := CALLBACK.search(exchange["path"])) is not None:
             asked = ((int(callback[1]) >> 22) + DISCORD_EPOCH_MS) / 1000
             answered.setdefault(callback[1], exchange["at"] - asked)

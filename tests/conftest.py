@@ -2,10 +2,10 @@
 
 import pytest
 
-from tests.absent import LEFT_OUT
-
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """One line for each thing that this machine lacks, so that nothing is left out unseen."""
-    for line in LEFT_OUT:
-        terminalreporter.write_line(f"LEFT OUT: {line}", yellow=True)
+    skipped = terminalreporter.getreports("skipped")
+    whys = {report.longrepr[2] for report in skipped if isinstance(report.longrepr, tuple)}
+    for why in sorted(whys):
+        terminalreporter.write_line(f"LEFT OUT: {why.removeprefix('Skipped: ')}", yellow=True)

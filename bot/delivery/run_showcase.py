@@ -4,6 +4,7 @@ A card is edited more often while much changes. Where Discord takes no more edit
 successor is posted, with the key `run:7:2` and so on, and the old card keeps a line that leads there.
 """
 
+import asyncio
 import time
 from itertools import pairwise
 
@@ -15,7 +16,7 @@ from bot.app import App
 from bot.cards.card import Card
 from bot.cards.curves import curve_of
 from bot.cards.run_card import moved_card, run_card
-from bot.cards.studio import Studio
+from bot.cards.studio import Curve, Studio
 from bot.delivery import cadence, outbox
 from bot.delivery.cadence import BUSY, CALM, OLD, OLD_AGE, OldMessageError
 from bot.delivery.sender import Sender
@@ -28,6 +29,8 @@ RUNS_KEPT = 25
 WHY_SECONDS = 60.0
 MUCH = 0.01
 """Of its steps: what a run must have gone on since its last edit for much to have changed."""
+QUICK = 0.5
+"""Seconds that an edit waits for its picture; one that takes longer comes with a later edit."""
 
 log = structlog.get_logger()
 
@@ -42,6 +45,7 @@ class RunShowcase:
         self._stale: set[int] = set()
         self._shown: dict[int, RunView] = {}
         self._drawn: dict[int, float] = {}
+        self._drawings: dict[int, asyncio.Task[tuple[str, bytes | None]]] = {}
         self._why: dict[int, tuple[float, Why]] = {}
 
     @property
@@ -91,7 +95,7 @@ class RunShowcase:
             self._shown[run.id] = run
         if picture is not None:
             self._drawn[run.id] = time.monotonic()
-        return settled and run.state not in ACTIVE
+        return settled and run.state not in ACTIVE and run.id not in self._drawings
 
     async def _change(
         self, key: str, row: DiscordMessage, card: Card, name: str, picture: bytes | None, age: float
@@ -153,18 +157,29 @@ class RunShowcase:
 
     async def _picture_due(self, run: RunView, shown: str) -> tuple[str, bytes | None]:
         """The name of the picture to show, and its bytes where it is a new one."""
-        waited = time.monotonic() - self._drawn.get(run.id, float("-inf"))
-        if waited < self.app.settings.picture_seconds and run.state in ACTIVE:
+        if run.id not in self._drawings:
+            waited = time.monotonic() - self._drawn.get(run.id, float("-inf"))
+            if waited < self.app.settings.picture_seconds and run.state in ACTIVE:
+                return shown, None
+            curve = await self.app.read(curve_of, run)
+            name = f"run-{run.id}-{curve.digest}.png"
+            if len(curve.loss) < 2 or name == shown:
+                return shown, None
+            self._drawings[run.id] = asyncio.create_task(self._draw(run.id, name, curve))
+        drawing = self._drawings[run.id]
+        await asyncio.wait({drawing}, timeout=QUICK)
+        if not drawing.done():
             return shown, None
-        curve = await self.app.read(curve_of, run)
-        name = f"run-{run.id}-{curve.digest}.png"
-        if len(curve.loss) < 2 or name == shown:
-            return shown, None
+        del self._drawings[run.id]
+        name, picture = drawing.result()
+        return (name, picture) if picture is not None else (shown, None)
+
+    async def _draw(self, run_id: int, name: str, curve: Curve) -> tuple[str, bytes | None]:
         try:
             return name, await self.studio.draw(curve)
         except Exception as error:  # what the card says matters more than its picture
-            log.error("a picture could not be drawn", run=run.id, exc_info=error)
-            return shown, None
+            log.error("a picture could not be drawn", run=run_id, exc_info=error)
+            return name, None
 
 
 def _cards(session: Session, run: RunView) -> tuple[list[DiscordMessage], str]:

@@ -172,16 +172,9 @@ class Lab:
         form = await self.person("Ada").command("project scope", channel="general", project=int(number))
         await self.person("Ada").submit(form, SCOPE)
         channel = await self.guild.wait_for_channel(lambda c: c.name.startswith(f"p{number}-") and c.id not in before)
-        async with asyncio.timeout(10):
-            while True:
-                if self.known(channel):
-                    return channel
-                await asyncio.sleep(0.05)
-
-    def known(self, channel: Channel) -> bool:
-        """Whether the bot has noted whose channel it is, which it does a moment after making it."""
-        with self.db.read() as session:
-            return outbox.project_in(session, [int(channel.id)]) is not None
+        # The bot knows it as the project's a moment after everybody sees it.
+        await self.guild.wait_for(channel.id, lambda m: True)
+        return channel
 
     async def request(self, channel: Channel, hours: str = "2", **changes: str) -> Answer:
         """Ada asks for GPU time."""

@@ -9,7 +9,14 @@ from tests.bot.test_delivery import until
 
 NOTHING = {
     f"{name}_ID": "0"
-    for name in ("PROPOSALS_CHANNEL", "REVIEW_CHANNEL", "ANNOUNCEMENTS_CHANNEL", "RECORD_CHANNEL", "REVIEWER_ROLE")
+    for name in (
+        "PROPOSALS_CHANNEL",
+        "REVIEW_CHANNEL",
+        "ANNOUNCEMENTS_CHANNEL",
+        "RECORD_CHANNEL",
+        "REVIEWER_ROLE",
+        "MODERATOR_ROLE",
+    )
 }
 WITHOUT = permissions.BOT & ~permissions.MANAGE_CHANNELS & ~permissions.MANAGE_ROLES
 
