@@ -152,6 +152,7 @@ def test_posts(kind: str, said: str) -> None:
         assert text.length(shown) <= 4000
         assert shown.splitlines()[-1] == "-# P1 · record 12 · 00112233"
         assert "@everyone" not in shown
+        assert "GPU-seconds" not in shown
     sample = Told(1, "project:1", 12, kind, "00112233445566", payload | {"sample": 2})
     assert text.length(posts.render(sample, Place.RUN, scene)) <= 4000
 
