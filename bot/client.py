@@ -23,6 +23,7 @@ from bot.commands import allocation_buttons, project_buttons, run_buttons, setti
 from bot.commands.allocation_commands import allocation
 from bot.commands.catalogue_commands import catalogue_group
 from bot.commands.cluster_commands import cluster_group
+from bot.commands.form import answer_closed
 from bot.commands.project_commands import project
 from bot.commands.put_on_record import put_on_record
 from bot.commands.run_commands import run as run_group
@@ -102,6 +103,10 @@ class Bot(App):
         """Look anew where it was one of the lab's own, so that whoever uses a command hears of it."""
         if channel.id in {getattr(self.server, name) for name in CHANNELS}:
             await self.look_again()
+
+    async def on_interaction(self, interaction: Interaction) -> None:
+        """Answer what discord.py leaves unanswered: a form that it no longer knows."""
+        await answer_closed(interaction)
 
     async def look_again(self) -> None:
         """Take over what the admins have chosen, and begin where that was all that was missing."""

@@ -1,5 +1,6 @@
 """The one place that answers errors: commands, buttons and forms all come here. What went wrong is said in private."""
 
+import io
 import secrets
 
 import discord
@@ -16,38 +17,41 @@ UNANSWERABLE = frozenset({10062, 40060, 10015, 50027})
 log = structlog.get_logger()
 
 
-async def answer(interaction: Interaction, error: Exception) -> None:
+async def answer(interaction: Interaction, error: Exception, written: str = "") -> None:
     """Answer an error, in this order: the domain's refusals, Discord's own errors, and anything else.
 
-    The first two say what is wrong; the last apologises with a reference that is also in the log.
+    The first two say what is wrong; the last apologises with a reference that is also in the log. `written` is what
+    somebody wrote in vain: they get it back.
     """
     if isinstance(error, app_commands.CommandInvokeError):
         error = error.original
     if isinstance(error, DomainError):
-        await reply(interaction, text.escape(str(error)))
+        await reply(interaction, text.escape(str(error)), written)
     elif isinstance(error, app_commands.TransformerError):
-        await reply(interaction, f"“{text.line(str(error.value), 100)}” cannot be used there.")
+        await reply(interaction, f"“{text.line(str(error.value), 100)}” cannot be used there.", written)
     elif isinstance(error, app_commands.AppCommandError):
-        await reply(interaction, "This command has changed; please type it again in a moment.")
+        await reply(interaction, "This command has changed; please type it again in a moment.", written)
         log.warning("command refused", error=str(error))
     elif isinstance(error, discord.HTTPException) and error.code in UNANSWERABLE:
         log.warning("an answer came too late", code=error.code)
     else:
         reference = secrets.token_hex(4)
         log.error("a command failed", reference=reference, exc_info=error)
-        await reply(interaction, f"Sorry, something went wrong on our side. The admins find it as `{reference}`.")
+        apology = f"Sorry, something went wrong on our side. The admins find it as `{reference}`."
+        await reply(interaction, apology, written)
 
 
-async def reply(interaction: Interaction, said: str) -> None:
-    """Answer the person who asked, privately, whatever has been answered so far."""
+async def reply(interaction: Interaction, said: str, written: str = "") -> None:
+    """Answer the person who asked, privately, whatever has been answered so far; `written` comes as a file."""
     said = text.bounded(said, text.MESSAGE)
+    files = [discord.File(io.BytesIO(written.encode("utf-8", "replace")), "what-you-wrote.txt")] if written else []
     response = interaction.response
     try:
         if not response.is_done():
-            await response.send_message(said, ephemeral=True, suppress_embeds=True)
+            await response.send_message(said, files=files, ephemeral=True, suppress_embeds=True)
         elif response.type is discord.InteractionResponseType.deferred_channel_message:
-            await interaction.edit_original_response(content=said)
+            await interaction.edit_original_response(content=said, attachments=files)
         else:
-            await interaction.followup.send(said, ephemeral=True, suppress_embeds=True)
+            await interaction.followup.send(said, files=files, ephemeral=True, suppress_embeds=True)
     except discord.HTTPException as error:
         log.warning("an answer did not arrive", code=error.code, status=error.status)

@@ -1,6 +1,7 @@
 """How the bot words things: what members typed is escaped and bounded, numbers are written for people."""
 
 import re
+from collections.abc import Sequence
 
 from broker.allocations import in_hours
 
@@ -53,6 +54,19 @@ def quote(value: str, most: int) -> str:
     """`value` as an escaped block quote."""
     lines = [part.strip() for part in escape(value).splitlines() if part.strip()]
     return bounded("\n".join(f"> {part}" for part in lines), most)
+
+
+def listed(entries: Sequence[str], *, end: str = "", of: int = 0) -> str:
+    """As many entries as fit a message whole, “and N more” of all (`of`, where they are more), and the line `end`."""
+    room = MESSAGE - length(end) - len("\n\n-# and 1,000,000 more")
+    kept: list[str] = []
+    for entry in entries:
+        room -= length(entry) + 1
+        if room < 0:
+            break
+        kept.append(entry)
+    more = max(len(entries), of) - len(kept)
+    return "\n".join(filter(None, [*kept, f"-# and {more:,} more" if more else "", end]))
 
 
 def duration(seconds: float) -> str:

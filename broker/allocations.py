@@ -159,7 +159,7 @@ def request(
     target = pools.named(session, pool)
     seconds = parse_hours(hours)
     day = parse_day(until)
-    because = text.prose("The justification", justification, most=1500)
+    because = text.prose("The justification", justification, most=text.LONG)
     person = people.ensure(session, actor)
     bounds = tiers.current(session)
     starter = renews is None and _starts(session, project, person, seconds, bounds)
@@ -210,7 +210,7 @@ def withdraw(session: Session, actor: Actor, allocation_id: int, *, reason: str)
     """Take an open request back; for who asked and for the project's lead."""
     allocation = lock(session, allocation_id)
     person = check_may_withdraw(session, actor, allocation_id)
-    because = text.prose("The reason", reason, most=1000)
+    because = text.prose("The reason", reason, most=text.USUAL)
     move(session, allocation, AllocationState.WITHDRAWN, decided_by=person.id, reason=because, decided_at=utcnow())
     tell(session, allocation, "allocation.withdrawn", by=person, why=because, asked=allocation.seconds)
 
@@ -219,7 +219,7 @@ def report(session: Session, actor: Actor, allocation_id: int, said: str) -> Non
     """Tell in public what has come of an allocation; a second half is released on it."""
     allocation = lock(session, allocation_id)
     lead = check_may_ask_more(session, actor, allocation_id)
-    allocation.report = text.prose("The report", said, most=1500)
+    allocation.report = text.prose("The report", said, most=text.LONG)
     session.flush()
     tell(session, allocation, "allocation.reported", by=lead, why=allocation.report)
 

@@ -138,6 +138,11 @@ def propose_dataset(
     return _propose(session, actor, entry)
 
 
+def check_may_decide(session: Session, actor: Actor | None, name: str, to: State, *, admin_role_id: int) -> None:
+    """Raise unless the actor may take the entry there now. Only reads: a form may be opened on it."""
+    _decidable(session, actor, name, to, admin_role_id, lock=False)
+
+
 def accept(session: Session, actor: Actor | None, name: str, *, reason: str, admin_role_id: int) -> None:
     """Let everyone use the proposed entry, with a reason; a recipe's datasets must be accepted before it."""
     entry = _decidable(session, actor, name, State.ACCEPTED, admin_role_id)
@@ -392,11 +397,14 @@ def _propose(session: Session, actor: Actor | None, entry: CatalogueEntry) -> in
     return entry.id
 
 
-def _decidable(session: Session, actor: Actor | None, name: str, to: State, admin_role_id: int) -> CatalogueEntry:
-    """The entry, locked, where the actor may take it there; raises ForbiddenError, NotFoundError and ConflictError."""
+def _decidable(
+    session: Session, actor: Actor | None, name: str, to: State, admin_role_id: int, *, lock: bool = True
+) -> CatalogueEntry:
+    """The entry, where the actor may take it there; raises ForbiddenError, NotFoundError and ConflictError."""
     rights.require_admin(actor, Act.DECIDE_CATALOGUE, admin_role_id)
     entry = _named(session, name)
-    session.refresh(entry, with_for_update=True)
+    if lock:
+        session.refresh(entry, with_for_update=True)
     if to not in TRANSITIONS[State(entry.state)]:
         raise ConflictError(f"“{entry.name}” is {entry.state} and cannot become {to}.")
     proposer = None if entry.proposed_by is None else session.get_one(Person, entry.proposed_by)
@@ -406,7 +414,7 @@ def _decidable(session: Session, actor: Actor | None, name: str, to: State, admi
 
 
 def _decide(session: Session, actor: Actor | None, entry: CatalogueEntry, to: State, reason: str) -> None:
-    because = text.prose("The reason", reason, most=1000)
+    because = text.prose("The reason", reason, most=text.USUAL)
     person = None if actor is None else people.ensure(session, actor)
     entry.state, entry.reason = to, because
     entry.decided_by = None if person is None else person.id

@@ -90,7 +90,7 @@ def request(
         raise InvalidError(f"The allocation ends on {allocation.until:%Y-%m-%d}; ask for a later day.")
     if not seconds:
         _check_can_last(session, allocation)
-    because = text.prose("The justification", justification, most=1500)
+    because = text.prose("The justification", justification, most=text.LONG)
     change = AllocationChange(
         request_id=request_id,
         allocation_id=allocation_id,
@@ -155,7 +155,7 @@ def approve(
         raise ConflictError(f"The end asked for, {change.until:%Y-%m-%d}, has passed; only a new request helps.")
     if not seconds:
         _check_can_last(session, allocation)
-    because = text.prose("The reason", reason, most=1000)
+    because = text.prose("The reason", reason, most=text.USUAL)
     reviewer = people.ensure(session, actor)
     account = ledger.account(session, allocation.id)
     size = account.granted + account.committed + seconds if seconds else 0
@@ -183,7 +183,7 @@ def decline(session: Session, actor: Actor, change_id: int, *, reason: str, revi
     """Refuse the change, with a reason."""
     change, allocation = _locked(session, change_id)
     check_may_decide(session, actor, change_id, reviewer_role_id=reviewer_role_id)
-    because = text.prose("The reason", reason, most=1000)
+    because = text.prose("The reason", reason, most=text.USUAL)
     reviewer = people.ensure(session, actor)
     _move(session, change, ChangeState.DECLINED, reviewer, because)
     _tell(session, allocation, change, "allocation.change_declined", reviewer, because, seconds=change.seconds)
@@ -193,7 +193,7 @@ def withdraw(session: Session, actor: Actor, change_id: int, *, reason: str) -> 
     """Take an open request for a change back; for who asked and for the project's lead."""
     change, allocation = _locked(session, change_id)
     person = allocations.require_asker(session, actor, allocation.project_id, change.requested_by)
-    because = text.prose("The reason", reason, most=1000)
+    because = text.prose("The reason", reason, most=text.USUAL)
     _move(session, change, ChangeState.WITHDRAWN, person, because)
     _tell(session, allocation, change, "allocation.change_withdrawn", person, because, seconds=change.seconds)
 

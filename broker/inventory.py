@@ -56,7 +56,7 @@ def change_pool(
 ) -> None:
     """Set a pool's count of GPUs and its price weight; a field left empty stays as it is."""
     rights.require_admin(actor, Act.MANAGE_COMPUTE, admin_role_id)
-    because = text.prose("The reason", reason, most=1000)
+    because = text.prose("The reason", reason, most=text.USUAL)
     pool = pools.named(session, name)
     session.refresh(pool, with_for_update=True)
     count = _count(gpus) if gpus.strip() else pool.gpus
@@ -106,7 +106,7 @@ def change_grant(
 ) -> None:
     """Add GPU-hours to a grant, or move its end; a field left empty stays as it is."""
     rights.require_admin(actor, Act.MANAGE_COMPUTE, admin_role_id)
-    because = text.prose("The reason", reason, most=1000)
+    because = text.prose("The reason", reason, most=text.USUAL)
     grant = session.get(Grant, grant_id, with_for_update=True, populate_existing=True)
     if grant is None:
         raise NotFoundError(f"There is no grant {grant_id}.")

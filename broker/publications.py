@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import ColumnElement, ForeignKey, select
+from sqlalchemy import ColumnElement, ForeignKey, Select, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from projects.db import Base, utcnow
@@ -95,6 +95,11 @@ def kept(session: Session, run_id: int) -> Sequence[int]:
         .where(Publication.run_id == run_id, Publication.disk == Disk.KEPT)
         .order_by(Publication.step)
     ).all()
+
+
+def runs_kept() -> Select[int]:
+    """The runs of which a checkpoint is whole on this disk."""
+    return select(Publication.run_id).where(Publication.disk == Disk.KEPT)
 
 
 def delayed(session: Session, run_id: int, *, after: int) -> str:

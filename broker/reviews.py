@@ -64,7 +64,7 @@ def approve(
         raise InvalidError(f"{in_hours(allocation.seconds)} GPU-hours were asked for; grant at most that.")
     if allocation.until <= utcnow():
         raise ConflictError(f"The end asked for, {allocation.until:%Y-%m-%d}, has passed; only a new request helps.")
-    because = text.prose("The reason", reason, most=1000)
+    because = text.prose("The reason", reason, most=text.USUAL)
     reviewer = people.ensure(session, actor)
     if endorse(session, allocation, allocation.project_id, reviewer, seconds, size=seconds):
         pool = session.get_one(Pool, allocation.pool_id).name
@@ -93,7 +93,7 @@ def decline(session: Session, actor: Actor, allocation_id: int, *, reason: str, 
     """Refuse the request, with a reason."""
     allocation = allocations.lock(session, allocation_id)
     check_may_decide(session, actor, allocation_id, reviewer_role_id=reviewer_role_id)
-    because = text.prose("The reason", reason, most=1000)
+    because = text.prose("The reason", reason, most=text.USUAL)
     reviewer = people.ensure(session, actor)
     decided = {"decided_by": reviewer.id, "reason": because, "decided_at": utcnow()}
     allocations.move(session, allocation, AllocationState.DECLINED, **decided)
@@ -106,7 +106,7 @@ def ask(session: Session, actor: Actor, allocation_id: int, question: str, *, re
     """Ask the project about its open request, in public."""
     allocation = allocations.lock(session, allocation_id)
     check_may_decide(session, actor, allocation_id, reviewer_role_id=reviewer_role_id)
-    asked = text.prose("The question", question, most=1000)
+    asked = text.prose("The question", question, most=text.USUAL)
     allocations.tell(session, allocation, "allocation.asked", by=people.ensure(session, actor), why=asked)
 
 
@@ -114,7 +114,7 @@ def answer(session: Session, actor: Actor, allocation_id: int, said: str) -> Non
     """Answer what was asked about an open request; for who made it and for the project's lead."""
     allocation = allocations.lock(session, allocation_id)
     person = check_may_answer(session, actor, allocation_id)
-    answered = text.prose("The answer", said, most=1000)
+    answered = text.prose("The answer", said, most=text.USUAL)
     allocations.tell(session, allocation, "allocation.answered", by=person, why=answered)
 
 
@@ -138,7 +138,7 @@ def revoke(session: Session, actor: Actor, allocation_id: int, *, reason: str, r
     """End an allocation; what is neither spent nor reserved returns to the grant at once, the rest as runs end."""
     allocation = allocations.lock(session, allocation_id)
     require_reviewer(session, actor, allocation.project_id, allocation.requested_by, reviewer_role_id=reviewer_role_id)
-    because = text.prose("The reason", reason, most=1000)
+    because = text.prose("The reason", reason, most=text.USUAL)
     reviewer = people.ensure(session, actor)
     decided = {"decided_by": reviewer.id, "reason": because}
     control.hold(session, Run.allocation_id == allocation_id)
@@ -162,7 +162,7 @@ def release_half(session: Session, actor: Actor, allocation_id: int, *, reason: 
     """Grant the second half of a large allocation, after a public report and before its deadline."""
     allocation = allocations.lock(session, allocation_id)
     check_may_release_half(session, actor, allocation_id, reviewer_role_id=reviewer_role_id)
-    because = text.prose("The reason", reason, most=1000)
+    because = text.prose("The reason", reason, most=text.USUAL)
     reviewer = people.ensure(session, actor)
     seconds = ledger.release_half(session, allocation_id)
     allocation.half_until = None
@@ -174,7 +174,7 @@ def adjust(session: Session, allocation_id: int, seconds: int, reason: str) -> N
     """An operator's correction of a live allocation, by GPU-seconds above or below zero, out of its grant or back."""
     allocation = allocations.lock(session, allocation_id)
     allocations.require_live(allocation)
-    because = text.prose("The reason", reason, most=1000)
+    because = text.prose("The reason", reason, most=text.USUAL)
     ledger.adjust(session, allocation_id, seconds, because)
     reopen(session, allocation)
     allocations.tell(session, allocation, "allocation.adjusted", why=because, seconds=seconds)

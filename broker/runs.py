@@ -241,12 +241,22 @@ def of_project(session: Session, project_id: int, *, kind: Kind | None = None, l
 
 
 def newest(
-    session: Session, project_id: int | None = None, *, states: Collection[RunState] = tuple(RunState), limit: int = 100
+    session: Session,
+    project_id: int | None = None,
+    *,
+    states: Collection[RunState] = tuple(RunState),
+    kept: bool = False,
+    limit: int = 100,
 ) -> Sequence[tuple[int, str, str]]:
-    """Number, recipe and state of the newest runs that train, of a project or of all, in these states."""
+    """Number, recipe and state of the newest runs that train, of a project or of all, in these states.
+
+    `kept`: only those with a checkpoint on this disk.
+    """
     query = select(Run.id, Run.recipe, Run.state).where(Run.kind == "train", Run.state.in_(states))
     if project_id is not None:
         query = query.where(Run.project_id == project_id)
+    if kept:
+        query = query.where(Run.id.in_(publications.runs_kept()))
     rows = session.execute(query.order_by(Run.id.desc()).limit(limit))
     return [(number, recipe, state) for number, recipe, state in rows]
 

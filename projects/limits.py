@@ -71,7 +71,7 @@ def ban(session: Session, actor: Actor | None, who: Actor, reason: str, *, admin
     Raises ForbiddenError for all but admins, and ConflictError.
     """
     rights.require_admin(actor, Act.BAN, admin_role_id)
-    because = text.prose("The reason", reason, most=1000)
+    because = text.prose("The reason", reason, most=text.USUAL)
     if actor is not None and actor.discord_id == who.discord_id:
         raise ConflictError("Nobody can ban themselves.")
     by = None if actor is None else people.ensure(session, actor)
@@ -89,7 +89,7 @@ def unban(session: Session, actor: Actor | None, discord_id: int, reason: str, *
     Raises ForbiddenError for all but admins, NotFoundError and ConflictError.
     """
     rights.require_admin(actor, Act.BAN, admin_role_id)
-    because = text.prose("The reason", reason, most=1000)
+    because = text.prose("The reason", reason, most=text.USUAL)
     person = people.known(session, discord_id)
     if person is None:
         raise NotFoundError(f"Nobody with the Discord id {discord_id} has done anything here.")

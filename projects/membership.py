@@ -62,7 +62,7 @@ def offer_lead(session: Session, actor: Actor, project_id: int, *, to: str, reas
     project = _open(session, project_id)
     lead = pipeline.require(session, actor, project, Act.HAND_OVER)
     heir = _heir(session, project, to)
-    because = text.prose("The reason", reason, most=1000)
+    because = text.prose("The reason", reason, most=text.USUAL)
     session.merge(LeadOffer(project_id=project_id, person_id=heir.id, offered_at=utcnow()))
     session.flush()
     stream, named = record.project_stream(project_id), {"id": heir.discord_id, "name": heir.name}

@@ -48,7 +48,7 @@ def remove_text(
     Returns how many those are. Raises ForbiddenError for all but admins and the operator, NotFoundError, ConflictError.
     """
     rights.require_admin(actor, Act.REDACT, admin_role_id)
-    because = text.prose("The reason", reason, most=1000)
+    because = text.prose("The reason", reason, most=text.USUAL)
     if name not in TEXTS:
         raise NotFoundError(f"A project has no text “{name[:30]}”; it has: {', '.join(TEXTS)}.")
     project = pipeline.locked(session, project_id)
@@ -70,7 +70,7 @@ def _set_hidden(
     project = pipeline.locked(session, project_id)
     act = Act.HIDE if hidden else Act.UNHIDE
     by = pipeline.require(session, actor, project, act, moderator_role_id=moderator_role_id)
-    because = text.prose("The reason", reason, most=1000)
+    because = text.prose("The reason", reason, most=text.USUAL)
     if project.hidden == hidden:
         raise ConflictError(f"“{project.title}” is {'hidden' if hidden else 'shown'} already.")
     project.hidden = hidden

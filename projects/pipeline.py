@@ -146,10 +146,10 @@ def propose(session: Session, actor: Actor, request_id: str, *, title: str, ques
     limits.check(session, actor, Kind.PROPOSAL)
     said = {
         "title": text.title(title),
-        "question": text.prose("The research question", question, most=1000),
-        "needs": text.prose("Who is needed", needs, most=500),
+        "question": text.prose("The research question", question, most=text.USUAL),
+        "needs": text.prose("Who is needed", needs, most=text.BRIEF),
     }
-    reason = text.prose("Why it matters", why, most=1000)
+    reason = text.prose("Why it matters", why, most=text.USUAL)
     lead = people.ensure(session, actor)
     project = Project(request_id=request_id, lead_id=lead.id, why=reason, **said)
     session.add(project)
@@ -203,10 +203,10 @@ def scope(
     if licence not in LICENCES:
         raise InvalidError(f"The licence of the models is one of: {', '.join(LICENCES)}.")
     said = {
-        "goal": text.prose("The goal", goal, most=1000),
-        "plan": text.prose("The plan", plan, most=1500),
-        "compute": text.prose("The estimate of compute", compute, most=500),
-        "release": text.prose("What will be released", release, most=500),
+        "goal": text.prose("The goal", goal, most=text.USUAL),
+        "plan": text.prose("The plan", plan, most=text.LONG),
+        "compute": text.prose("The estimate of compute", compute, most=text.BRIEF),
+        "release": text.prose("What will be released", release, most=text.BRIEF),
         "release_policy": release_policy,
         "licence": licence,
     }
@@ -221,7 +221,7 @@ def pause(session: Session, actor: Actor, project_id: int, *, reason: str) -> No
     """Rest an active project: nothing more is launched in it until it is resumed."""
     project = locked(session, project_id)
     lead = require(session, actor, project, Act.PAUSE)
-    project.stage_reason = text.prose("The reason", reason, most=1000)
+    project.stage_reason = text.prose("The reason", reason, most=text.USUAL)
     move(session, project, Stage.PAUSED)
     record.append(session, record.project_stream(project_id), "project.paused", by=lead, why=project.stage_reason)
 
@@ -241,7 +241,7 @@ def stop(session: Session, actor: Actor, project_id: int, *, reason: str, modera
     """End the project without an outcome, for a reason that its lead or a moderator gives."""
     project = locked(session, project_id)
     by = require(session, actor, project, Act.STOP, moderator_role_id=moderator_role_id)
-    project.stage_reason = text.prose("The reason", reason, most=1000)
+    project.stage_reason = text.prose("The reason", reason, most=text.USUAL)
     move(session, project, Stage.STOPPED)
     record.append(session, record.project_stream(project_id), "project.stopped", by=by, why=project.stage_reason)
 
@@ -261,7 +261,7 @@ def complete(session: Session, actor: Actor, project_id: int, *, outcome: str, l
         raise ConflictError(f"“{project.title}” is {project.stage}; only an active project can have a result.")
     project.stage_reason = ""
     project.outcome = outcome
-    project.learnt = text.prose("What was learnt", learnt, most=1500)
+    project.learnt = text.prose("What was learnt", learnt, most=text.LONG)
     move(session, project, Stage.COMPLETED)
     record.append(
         session,

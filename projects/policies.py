@@ -60,7 +60,7 @@ def change(
     rights.require_admin(actor, Act.CHANGE_POLICIES, admin_role_id)
     if name not in Policies.model_fields:
         raise NotFoundError(f"There is no policy “{name[:60]}”; the policies are: {', '.join(Policies.model_fields)}.")
-    because = text.prose("The reason", reason, most=1000)
+    because = text.prose("The reason", reason, most=text.USUAL)
     row = _locked(session, name)
     before = current(session)
     try:

@@ -16,7 +16,7 @@ def post_update(session: Session, actor: Actor, project_id: int, said: str) -> T
     person = pipeline.require(session, actor, project, Act.POST_UPDATE)
     if project.stage in pipeline.ENDED:
         raise ConflictError(f"“{project.title}” is {project.stage}; it has no more updates.")
-    update = text.prose("The update", said, most=2000)
+    update = text.prose("The update", said, most=text.LONGEST)
     return record.append(session, record.project_stream(project_id), "project.update", by=person, text=update)
 
 
@@ -26,7 +26,7 @@ def change_needs(session: Session, actor: Actor, project_id: int, needs: str) ->
     lead = pipeline.require(session, actor, project, Act.CHANGE_NEEDS)
     if project.stage in pipeline.ENDED:
         raise ConflictError(f"“{project.title}” is {project.stage}; it needs nobody any more.")
-    said = text.prose("Who is needed", needs, most=500, required=False)
+    said = text.prose("Who is needed", needs, most=text.BRIEF, required=False)
     if said == project.needs:
         raise ConflictError("This is what the project says already.")
     project.needs = said
@@ -44,7 +44,7 @@ def release(session: Session, actor: Actor, project_id: int, reason: str, review
     """Make the checkpoints of a project that holds them public: decided by a reviewer who is not of the project."""
     project = pipeline.locked(session, project_id)
     reviewer = pipeline.require(session, actor, project, Act.RELEASE, reviewer_role_id=reviewer_role_id)
-    because = text.prose("The reason", reason, most=1000)
+    because = text.prose("The reason", reason, most=text.USUAL)
     _check_held(project)
     project.release_policy = ReleasePolicy.OPEN
     session.flush()

@@ -140,6 +140,18 @@ def since(session: Session, stream: str, number: int, limit: int = 100) -> Seque
     return [_told(entry, body) for entry, body in rows]
 
 
+def newest(session: Session, stream: str, limit: int = 100) -> Sequence[Told]:
+    """The last entries of `stream`, newest first."""
+    rows = session.execute(
+        select(Entry, Payload.body)
+        .join(Payload, Payload.entry_id == Entry.id)
+        .where(Entry.stream == stream)
+        .order_by(Entry.number.desc())
+        .limit(limit)
+    )
+    return [_told(entry, body) for entry, body in rows]
+
+
 def streams(session: Session) -> Mapping[str, int]:
     """Every chain with the number of its newest entry."""
     return {stream.key: stream.head for stream in session.scalars(select(Stream).order_by(Stream.key))}

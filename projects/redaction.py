@@ -39,7 +39,7 @@ def redact(
     Raises ForbiddenError for all but admins, NotFoundError and ConflictError.
     """
     rights.require_admin(actor, Act.REDACT, admin_role_id)
-    because = text.prose("The reason", reason, most=1000)
+    because = text.prose("The reason", reason, most=text.USUAL)
     entry = session.scalars(select(Entry).where(Entry.stream == stream, Entry.number == number)).one_or_none()
     if entry is None:
         raise NotFoundError(
@@ -69,7 +69,7 @@ def forget(session: Session, actor: Actor | None, discord_id: str, reason: str, 
     Raises ForbiddenError for all but admins, and NotFoundError.
     """
     rights.require_admin(actor, Act.REDACT, admin_role_id)
-    because = text.prose("The reason", reason, most=1000)
+    because = text.prose("The reason", reason, most=text.USUAL)
     person = session.scalars(select(Person).where(Person.discord_id == discord_id)).one_or_none()
     if person is None:
         raise NotFoundError(f"Nobody with the Discord id {discord_id[:30]!r} has done anything here.")

@@ -10,12 +10,14 @@ from projects.pipeline import ENDED, Project
 MOST = 25
 
 
-def projects(session: Session, typed: str, *, open_only: bool = False) -> Sequence[tuple[str, int]]:
-    """The newest projects that fit, as “3 · title” and number; none that a moderator has hidden."""
+def projects(
+    session: Session, typed: str, *, open_only: bool = False, hidden: bool = False
+) -> Sequence[tuple[str, int]]:
+    """The newest projects that fit, as “3 · title” and number; either those that a moderator has hidden or the rest."""
     name = cast(Project.id, String) + " · " + Project.title
     # SQLite ignores the case of ASCII letters alone; what is typed as it is written fits in any case.
     fits = name.icontains(typed, autoescape=True) | name.contains(typed, autoescape=True)
-    query = select(name, Project.id).where(Project.hidden.is_(False), fits)
+    query = select(name, Project.id).where(Project.hidden.is_(hidden), fits)
     if open_only:
         query = query.where(Project.stage.not_in(ENDED))
     return [(shown, number) for shown, number in session.execute(query.order_by(Project.id.desc()).limit(MOST))]

@@ -6,6 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 from projects.errors import InvalidError
 
+# Characters that fit, at most: a title, and what is written in a few sentences, in a page, and between the two.
+TITLE, BRIEF, USUAL, LONG, LONGEST = 80, 500, 1000, 1500, 2000
+
 _KEPT = frozenset("\n\u200c\u200d")
 _DROPPED = frozenset({"Cc", "Cf", "Cs", "Co"})
 _MENTION = re.compile(r"@(?:everyone|here)\b|<(?:@[!&]?|#|/|a?:\w+:|id:|t:)[^>]*>", re.IGNORECASE)
@@ -36,7 +39,7 @@ def title(value: str) -> str:
         raise InvalidError("A project needs a title: a few words that say what it is about.")
     if _MENTION.search(value):
         raise InvalidError("A title cannot mention people, roles or channels, such as @everyone: use plain words.")
-    line = " ".join(prose("The title", value, most=80).split())
+    line = " ".join(prose("The title", value, most=TITLE).split())
     if sum(char.isalnum() for char in line) < 3:
         raise InvalidError("A title needs at least three letters or digits, so that people can say and find it.")
     return line

@@ -97,7 +97,7 @@ def _progress(run: RunView) -> Sequence[str]:
     share = f" ({run.step * 100 // run.total_steps} %)" if run.total_steps else ""
     losses = [
         f"**{name}** {value:.3f}"
-        for name, value in (("Loss", run.loss), ("held-out", run.held_out), ("unigram entropy", run.unigram_entropy))
+        for name, value in (("Loss", run.loss), ("held-out", run.held_out))
         if value is not None
     ]
     pace = [f"**Speed** {run.rate:,.0f} tokens/s"] if run.rate else []
@@ -107,9 +107,16 @@ def _progress(run: RunView) -> Sequence[str]:
         pace.append(f"**Took** {text.duration((run.ended_at - run.started_at).total_seconds())}")
     return [
         f"{text.bar(run.step, run.total_steps, 12)} step {run.step:,} of {run.total_steps:,}{share}",
-        " · ".join(losses) + " nats per token" if losses else "",
+        " · ".join(losses),
+        _explained(run.unigram_entropy) if losses else "",
         " · ".join(pace),
     ]
+
+
+def _explained(entropy: float | None) -> str:
+    """What the losses are measured in and against, for who does not know."""
+    known = "" if entropy is None else f" {entropy:.3f} (unigram entropy) is what guessing by frequency alone reaches;"
+    return f"-# Lower is better;{known} all in nats per token."
 
 
 def _costs(run: RunView, thread_id: str) -> Sequence[str]:

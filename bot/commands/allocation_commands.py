@@ -6,14 +6,18 @@ from discord import app_commands
 
 from bot import errors, text
 from bot.app import Interaction, actor
+from bot.buttons import Button
 from bot.cards.review_card import changed
 from bot.commands import lookup
 from bot.commands.allocation_forms import ChangeForm, RequestForm
 from bot.commands.reason_form import ReasonForm, ReportForm
+from bot.delivery import review_desk
 from broker import allocations, changes, pools
 from broker.allocations import AllocationState, AllocationView
 from broker.changes import ChangeState, ChangeView
+from projects import rights
 from projects.errors import NotFoundError
+from projects.rights import Role
 
 allocation = app_commands.Group(name="allocation", description="GPU time for projects")
 
@@ -25,7 +29,7 @@ allocation = app_commands.Group(name="allocation", description="GPU time for pro
     project="The project, where this is not its channel or one of its threads",
 )
 @app_commands.autocomplete(pool=lookup.pool_names)
-@app_commands.autocomplete(renews=lookup.live_allocations, project=lookup.projects)
+@app_commands.autocomplete(renews=lookup.live_allocations, project=lookup.open_projects)
 async def request(interaction: Interaction, pool: str, renews: int | None = None, project: int | None = None) -> None:
     """Open the form of a request for the lead."""
     project_id = await lookup.project_of(interaction, project)
@@ -87,6 +91,11 @@ async def show(interaction: Interaction, allocation: int | None = None, project:
         view = await app.read(allocations.view, allocation)
     asked = await app.read(changes.of_allocation, view.id)
     await errors.reply(interaction, _ledger(view, asked))
+    # Their channel or a card in it may have been deleted: what is open can be decided from here, too.
+    if Role.REVIEWER in rights.held(actor(interaction), reviewer_role_id=app.server.reviewer_role):
+        for card, _ in (await review_desk.cards(app, view.project_id, [view])).values():
+            if any(isinstance(item, Button) for item in card.walk_children()):
+                await interaction.followup.send(view=card, ephemeral=True)
 
 
 @allocation.command(name="list", description="List the allocations of a project")
@@ -101,7 +110,9 @@ async def list_allocations(interaction: Interaction, project: int | None = None)
         f"until {view.until:%Y-%m-%d} · {view.state} · {text.gpu_hours(view.account.left)} left"
         for view in views[:15]
     ]
-    await errors.reply(interaction, "\n".join(lines) or "No allocation yet: /allocation request asks for one.")
+    await errors.reply(
+        interaction, text.listed(lines, of=len(views)) or "No allocation yet: /allocation request asks for one."
+    )
 
 
 def _ledger(view: AllocationView, asked: Sequence[ChangeView]) -> str:

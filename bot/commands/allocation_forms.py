@@ -8,6 +8,7 @@ from bot.commands.form import Form, long, short
 from broker import allocations, changes, reviews
 from broker.allocations import AllocationState
 from broker.changes import ChangeState
+from projects.text import LONG, USUAL
 
 ENDORSED = "Endorsed; a grant of this size needs a second reviewer, who decides now."
 
@@ -19,7 +20,7 @@ class RequestForm(Form):
         self.project_id, self.pool, self.renews = project_id, pool, renews
         self.hours = short(placeholder=f"such as 1.5; the pool can give {allocations.in_hours(most)}")
         self.until = short(placeholder="YYYY-MM-DD")
-        self.justification = long("What it is for, and how you know that it takes so much. Everyone can read it.")
+        self.justification = long(LONG, "What it is for, and how you know that it takes so much. Everyone can read it.")
         super().__init__(
             "Ask for GPU time", {"GPU-hours": self.hours, "Until": self.until, "Justification": self.justification}
         )
@@ -49,7 +50,7 @@ class ChangeForm(Form):
         self.allocation_id = allocation_id
         self.hours = short(placeholder="Empty for no more hours")
         self.until = short(placeholder=f"Later than {until:%Y-%m-%d}; empty for the same end")
-        self.justification = long()
+        self.justification = long(LONG)
         fields = {"GPU-hours more": self.hours, "Until": self.until, "Justification": self.justification}
         super().__init__(f"Change allocation {allocation_id}", fields)
 
@@ -74,7 +75,7 @@ class ApproveForm(Form):
         self.allocation_id = allocation_id
         asked = text.exact_hours(seconds)
         self.hours = short(placeholder=f"Less than the {asked} asked for") if part else short(default=asked)
-        self.reason = long("Everyone can read it.")
+        self.reason = long(USUAL, "Everyone can read it.")
         title = "Approve a part of it" if part else "Approve GPU time"
         super().__init__(title, {"GPU-hours": self.hours, "Reason": self.reason})
 
@@ -99,7 +100,7 @@ class ApproveChangeForm(Form):
 
     def __init__(self, change_id: int, seconds: int) -> None:
         self.change_id = change_id
-        self.hours, self.reason = short(default=text.exact_hours(seconds)), long("Everyone can read it.")
+        self.hours, self.reason = short(default=text.exact_hours(seconds)), long(USUAL, "Everyone can read it.")
         hours = {"GPU-hours more": self.hours} if seconds else {}
         super().__init__("Approve the change", hours | {"Reason": self.reason})
 

@@ -1,5 +1,6 @@
 """`/catalogue …`: recipes and datasets by name; members propose, admins decide, and a recipe's data are prepared."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import discord
@@ -9,13 +10,13 @@ from bot import errors, text
 from bot.app import Interaction, actor
 from bot.commands import lookup, run_lookup
 from bot.commands.catalogue_forms import DatasetForm, RecipeForm
+from bot.commands.reason_form import ReasonForm
 from broker import catalogue, launching
 from broker.catalogue import EntryView, Kind, State
 from projects.errors import InvalidError
 
 catalogue_group = app_commands.Group(name="catalogue", description="Recipes and datasets that runs are launched from")
 
-WHY = "The reason, which everyone can read"
 MOST_LISTED = 15
 
 
@@ -28,12 +29,10 @@ async def list_entries(
     entries = await interaction.client.read(catalogue.entries)
     recipes = await interaction.client.read(catalogue.recipes)
     listed = [entry for entry in entries if state in (None, entry.state)]
-    lines = [_entry(entry) for entry in listed[:MOST_LISTED]]
-    if len(listed) > MOST_LISTED:
-        lines.append(f"-# and {len(listed) - MOST_LISTED:,} older ones")
     can = ", ".join(text.code(name, 40) for name in recipes)
-    lines.append(f"To launch now: {text.bounded(can, 500) or 'nothing'}")
-    await errors.reply(interaction, "\n".join(lines))
+    end = f"To launch now: {text.bounded(can, 500) or 'nothing'}"
+    lines = [_entry(entry) for entry in listed[:MOST_LISTED]]
+    await errors.reply(interaction, text.listed(lines, of=len(listed), end=end))
 
 
 @catalogue_group.command(name="propose", description="Propose a recipe, or a dataset of the Hub; an admin decides")
@@ -67,36 +66,36 @@ async def propose(
 
 
 @catalogue_group.command(name="accept", description="Admins: let everyone use a proposed entry")
-@app_commands.describe(name="The entry", why=WHY)
+@app_commands.describe(name="The entry")
 @app_commands.autocomplete(name=lookup.proposed_entries)
-async def accept(interaction: Interaction, name: str, why: str) -> None:
-    """Accept it."""
-    await interaction.response.defer(ephemeral=True, thinking=True)
-    role = interaction.client.server.admin_role
-    await interaction.client.write(catalogue.accept, actor(interaction), name, reason=why, admin_role_id=role)
-    await errors.reply(interaction, f"{text.code(name, 60)} is accepted: everyone can use it.")
+async def accept(interaction: Interaction, name: str) -> None:
+    """Open the form of the reason."""
+    done = f"{text.code(name, 60)} is accepted: everyone can use it."
+    await _decide(interaction, name, State.ACCEPTED, ("Accept", catalogue.accept, done))
 
 
 @catalogue_group.command(name="decline", description="Admins: refuse a proposed entry; its name is free again")
-@app_commands.describe(name="The entry", why=WHY)
+@app_commands.describe(name="The entry")
 @app_commands.autocomplete(name=lookup.proposed_entries)
-async def decline(interaction: Interaction, name: str, why: str) -> None:
-    """Decline it."""
-    await interaction.response.defer(ephemeral=True, thinking=True)
-    role = interaction.client.server.admin_role
-    await interaction.client.write(catalogue.decline, actor(interaction), name, reason=why, admin_role_id=role)
-    await errors.reply(interaction, f"{text.code(name, 60)} is declined.")
+async def decline(interaction: Interaction, name: str) -> None:
+    """Open the form of the reason."""
+    done = f"{text.code(name, 60)} is declined."
+    await _decide(interaction, name, State.DECLINED, ("Decline", catalogue.decline, done))
 
 
 @catalogue_group.command(name="retire", description="Admins: take an accepted entry out; runs from it go on")
-@app_commands.describe(name="The entry", why=WHY)
+@app_commands.describe(name="The entry")
 @app_commands.autocomplete(name=lookup.accepted_entries)
-async def retire(interaction: Interaction, name: str, why: str) -> None:
-    """Retire it."""
-    await interaction.response.defer(ephemeral=True, thinking=True)
-    role = interaction.client.server.admin_role
-    await interaction.client.write(catalogue.retire, actor(interaction), name, reason=why, admin_role_id=role)
-    await errors.reply(interaction, f"{text.code(name, 60)} is retired: no run is launched from it any more.")
+async def retire(interaction: Interaction, name: str) -> None:
+    """Open the form of the reason."""
+    done = f"{text.code(name, 60)} is retired: no run is launched from it any more."
+    await _decide(interaction, name, State.RETIRED, ("Retire", catalogue.retire, done))
+
+
+async def _decide(interaction: Interaction, name: str, to: State, how: tuple[str, Callable[..., object], str]) -> None:
+    role, (verb, act, done) = interaction.client.server.admin_role, how
+    await interaction.client.read(catalogue.check_may_decide, actor(interaction), name, to, admin_role_id=role)
+    await interaction.response.send_modal(ReasonForm(f"{verb} {name}", act, name, done, admin_role_id=role))
 
 
 @catalogue_group.command(name="prepare", description="Prepare a recipe's data once, by a run on one device")
@@ -106,8 +105,8 @@ async def retire(interaction: Interaction, name: str, why: str) -> None:
     allocation="The allocation to draw on; the newest approved one otherwise",
     project="The project, where this is not its channel or one of its threads",
 )
-@app_commands.autocomplete(recipe=run_lookup.recipes)
-@app_commands.autocomplete(allocation=lookup.allocation_ids, project=lookup.projects)
+@app_commands.autocomplete(recipe=run_lookup.recipes, time_limit=run_lookup.durations)
+@app_commands.autocomplete(allocation=lookup.live_allocations, project=lookup.open_projects)
 async def prepare(
     interaction: Interaction,
     recipe: str,

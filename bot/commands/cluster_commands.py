@@ -23,7 +23,7 @@ MOST_RUNS = 10
 async def status(interaction: Interaction) -> None:
     """Show the pools."""
     listed = await interaction.client.read(cluster.status)
-    await errors.reply(interaction, "\n".join(map(_pool, listed)) or "There is no pool of GPUs yet.")
+    await errors.reply(interaction, text.listed([_pool(pool) for pool in listed]) or "There is no pool of GPUs yet.")
 
 
 @cluster_group.command(name="usage", description="Show which projects have used how much")
@@ -64,8 +64,7 @@ def _usage(listed: Sequence[ProjectUse]) -> str:
         f"-# {text.gpu_hours(use.spent)} of {text.gpu_hours(use.granted)} spent · {use.lately:.0%} of all use of late"
         for use in listed
     ]
-    lines.append("-# Who has used less of late goes first; use counts half after seven days.")
-    return "\n".join(lines)
+    return text.listed(lines, end="-# Who has used less of late goes first; use counts half after seven days.")
 
 
 def _queue(listed: Sequence[Why], now: datetime) -> str:
@@ -73,13 +72,13 @@ def _queue(listed: Sequence[Why], now: datetime) -> str:
         return "Nobody waits: a run that is launched now starts at once where its pool has the GPUs free."
     lines: list[str] = []
     for number, one in enumerate(listed):
-        if number == 0 or listed[number - 1].pool != one.pool:
-            lines.append(f"{text.code(one.pool, 60)} {text.count(one.length, 'run')} waiting")
+        first = number == 0 or listed[number - 1].pool != one.pool
+        head = f"{text.code(one.pool, 60)} {text.count(one.length, 'run')} waiting\n" if first else ""
         lines.append(
-            f"**{one.place}.** Run {one.run_id}, {text.count(one.gpus, 'GPU')} · {text.line(one.project, 50)}\n"
+            f"{head}**{one.place}.** Run {one.run_id}, {text.count(one.gpus, 'GPU')} · {text.line(one.project, 50)}\n"
             f"-# {_expected(one.expected, now)} {text.line(one.reason, 200)}"
         )
-    return "\n".join(lines)
+    return text.listed(lines)
 
 
 def _expected(moment: datetime | None, now: datetime) -> str:

@@ -1,7 +1,11 @@
-"""Forms. None of their fields is required and none checks anything: the domain judges what was typed, in its words."""
+"""Forms. No field is required, and what was typed is judged by the domain, in its words; Discord counts along.
+
+A long field ends where the domain's own limit is. What was written is never lost: where it comes to nothing, its author
+gets it back.
+"""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import discord
@@ -11,18 +15,23 @@ from bot import errors, text
 from bot.app import Interaction
 
 Input = ui.TextInput[Any]
+MOST = 4000
+CLOSED = (
+    "This form is closed, and nothing came of it now: it was sent before, or opened long ago, or Stoa was started "
+    "anew. Use the command or the button again"
+)
 
 
-def short(default: str = "", placeholder: str = "") -> Input:
+def short(default: str = "", placeholder: str = "", most: int = MOST) -> Input:
     """A field of one line."""
-    return ui.TextInput(required=False, max_length=4000, default=default or None, placeholder=placeholder or None)
+    return ui.TextInput(required=False, max_length=most, default=default or None, placeholder=placeholder or None)
 
 
-def long(placeholder: str = "", default: str = "") -> Input:
-    """A field of several lines."""
-    style = discord.TextStyle.paragraph
+def long(most: int, placeholder: str = "", default: str = "") -> Input:
+    """A field of several lines, for at most as many characters as the domain takes."""
+    style, most = discord.TextStyle.paragraph, max(most, text.length(default))
     return ui.TextInput(
-        style=style, required=False, max_length=4000, default=default or None, placeholder=placeholder or None
+        style=style, required=False, max_length=most, default=default or None, placeholder=placeholder or None
     )
 
 
@@ -31,18 +40,43 @@ class Form(ui.Modal):
 
     def __init__(self, title: str, fields: Mapping[str, ui.Item[Any]]) -> None:
         super().__init__(title=text.bounded(title, 45), timeout=3600)
+        self.fields = fields
         for label, component in fields.items():
             self.add_item(ui.Label(text=label, component=component))
 
     async def on_submit(self, interaction: discord.Interaction[Any]) -> None:
         """Acknowledge, change the state, say so."""
+        interaction.extras[Form] = self
         await interaction.response.defer(ephemeral=True, thinking=True)
         await errors.reply(interaction, await self.send(interaction))
 
     async def on_error(self, interaction: discord.Interaction[Any], error: Exception, /, *_: Any) -> None:
-        """Answer like everything else."""
-        await errors.answer(interaction, error)
+        """Answer like everything else; prose comes back to who wrote it."""
+        typed = {
+            label: field for label, field in self.fields.items() if isinstance(field, ui.TextInput) and field.value
+        }
+        prose = any(field.style is discord.TextStyle.paragraph for field in typed.values())
+        written = "\n\n".join(f"{label}\n{field.value}" for label, field in typed.items()) if prose else ""
+        await errors.answer(interaction, error, written)
 
     @abstractmethod
     async def send(self, interaction: Interaction) -> str:
         """Do what the form is for and return what to say."""
+
+
+async def answer_closed(interaction: Interaction) -> None:
+    """Give what was written back where a form was sent that the bot no longer has."""
+    if interaction.type is discord.InteractionType.modal_submit and Form not in interaction.extras:
+        written = "\n\n".join(_typed(interaction.data))
+        await errors.reply(interaction, f"{CLOSED}{'; what you wrote is attached' if written else ''}.", written)
+
+
+def _typed(data: Any) -> Iterator[str]:
+    """The texts in what Discord sends of a form, at whatever depth."""
+    if isinstance(data, list):
+        for item in data:
+            yield from _typed(item)
+    elif isinstance(data, dict):
+        if data.get("type") == discord.ComponentType.text_input.value and data.get("value"):
+            yield str(data["value"])
+        yield from _typed([data.get("components"), data.get("component")])

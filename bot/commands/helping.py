@@ -60,6 +60,10 @@ HEADINGS: Mapping[Role, str] = {
     Role.MODERATOR: "As a moderator",
     Role.ADMIN: "As an admin",
 }
+# What is done by buttons alone, or by who holds no role of Stoa's.
+ANSWERS = "The button **Answer** of a reviewer's question about GPU time that you asked for."
+OFFERS = "-# An offer, of a launch or of a lead, is answered by its buttons, and by nobody but who it was made to."
+MANAGES = "As who manages this server"
 LONGEST_PAGE = 3800
 
 
@@ -80,8 +84,11 @@ def standing(session: Session, actor: Actor, project_id: int | None, held: set[R
     return Standing(frozenset(pipeline.roles_in(session, actor, project, held)), project.title)
 
 
-def pages(commands: Sequence[Any], here: Standing, *, review: int) -> list[ui.LayoutView]:
-    """What the person can do, in as many messages as it takes; `review` is the channel where requests are decided."""
+def pages(commands: Sequence[Any], here: Standing, *, review: int, manages: bool) -> list[ui.LayoutView]:
+    """What the person can do, in as many messages as it takes; `review` is the channel where requests are decided.
+
+    `manages`: they may manage the server, and so set it up before it has admins.
+    """
     known = dict(_flat(commands))
     lines = [_greeting(here)]
     told: set[str] = set()
@@ -94,22 +101,27 @@ def pages(commands: Sequence[Any], here: Standing, *, review: int) -> list[ui.La
         block = [_line(name, known[name]) for name in names]
         if role is Role.REVIEWER:
             block.insert(0, f"The buttons on the cards in <#{review}>: approve, in part or in full, or decline.")
+        if role is Role.LEAD:
+            block.append(ANSWERS)
         if block:
             lines += [f"### {heading}", *block]
+    if manages and "stoa setup" in known.keys() - told:
+        lines += [f"### {MANAGES}", _line("stoa setup", known["stoa setup"])]
     lines.append("### As everyone")
     lines += [_line(name, said) for name, said in known.items() if name not in NEEDS]
+    lines.append(OFFERS)
     if here.project is None:
         lines.append("-# In a project's channel, this command says what you can do in it.")
     return [_page(part) for part in _parts(lines)]
 
 
 def _greeting(here: Standing) -> str:
-    what = [str(role) for role in HEADINGS if role in here.roles] or ["member"]
-    named = " and ".join(what)
+    what = [str(role) for role in HEADINGS if role in here.roles]
     if here.project is None:
-        return f"What you can do here, as {named} of the lab:"
+        return f"What you can do here, as {' and '.join(what) or 'member'} of the lab:"
     if Role.FOLLOWER in here.roles:
-        named = f"follower{'' if what == ['member'] else f' and {named}'}"
+        what.insert(0, "follower")
+    named = " and ".join(what) or "a visitor"
     return f"What you can do in **{text.line(here.project, 160)}**, as {named}:"
 
 

@@ -7,14 +7,15 @@ import discord
 from discord.app_commands import Choice
 
 from bot import text
-from bot.app import Interaction
+from bot.app import Interaction, actor
 from bot.delivery import outbox
 from broker import allocations, catalogue, changes, pools
 from broker.allocations import AllocationState, AllocationView
 from broker.catalogue import State
 from broker.changes import ChangeState
-from projects import pipeline, suggestions
+from projects import pipeline, record, rights, suggestions
 from projects.errors import NotFoundError
+from projects.rights import Role
 
 MOST_CHOICES = 25
 T = TypeVar("T", int, str)
@@ -50,10 +51,35 @@ async def open_projects(interaction: Interaction, typed: str) -> list[Choice[int
     return _choices(await interaction.client.read(suggestions.projects, typed, open_only=True), typed)
 
 
+async def hidden_projects(interaction: Interaction, typed: str) -> list[Choice[int]]:
+    """Those that are in no list, for moderators."""
+    role = interaction.client.server.moderator_role
+    if Role.MODERATOR not in rights.held(actor(interaction), moderator_role_id=role):
+        return []
+    return _choices(await interaction.client.read(suggestions.projects, typed, hidden=True), typed)
+
+
+async def entry_numbers(interaction: Interaction, typed: str) -> list[Choice[int]]:
+    """The newest entries of the record that the command is about, for admins; those that are blank are left out."""
+    role, project_id = interaction.client.server.admin_role, await project_meant(interaction)
+    if project_id is None or Role.ADMIN not in rights.held(actor(interaction), admin_role_id=role):
+        return []
+    entries = await interaction.client.read(
+        record.newest, record.project_stream(project_id) if project_id else record.LAB
+    )
+    return _choices([(f"{e.number} · {e.kind}", e.number) for e in entries if e.payload is not None], typed)
+
+
 async def pool_names(interaction: Interaction, typed: str) -> list[Choice[str]]:
     """The pools whose name fits."""
     names = await interaction.client.read(pools.names)
     return _choices([(name, name) for name in names if len(name) <= 100], typed)
+
+
+async def grant_numbers(interaction: Interaction, typed: str) -> list[Choice[int]]:
+    """The grants of which number, sponsor or pool fits, those of older pools too."""
+    grants = await interaction.client.read(pools.grants)
+    return _choices([(f"{g.id} · {g.sponsor}, {g.pool}, until {g.until:%Y-%m-%d}", g.id) for g in grants], typed)
 
 
 async def proposed_entries(interaction: Interaction, typed: str) -> list[Choice[str]]:
@@ -78,7 +104,11 @@ async def allocation_ids(interaction: Interaction, typed: str) -> list[Choice[in
 
 async def live_allocations(interaction: Interaction, typed: str) -> list[Choice[int]]:
     """Those that were granted and have not ended."""
-    views = await _meant_or_led(interaction)
+    return live(await _meant_or_led(interaction), typed)
+
+
+def live(views: Sequence[AllocationView], typed: str) -> list[Choice[int]]:
+    """Those of some allocations that were granted and have not ended."""
     return _allocations([view for view in views if view.state in allocations.LIVE], typed)
 
 

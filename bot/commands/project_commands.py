@@ -188,7 +188,8 @@ async def hide(interaction: Interaction, project: int | None = None) -> None:
 
 
 @project.command(name="unhide", description="Show a hidden project again: for moderators")
-@app_commands.describe(project="Its number; hidden projects are not suggested")
+@app_commands.describe(project="The project, where this is not its channel or thread")
+@app_commands.autocomplete(project=lookup.hidden_projects)
 async def unhide(interaction: Interaction, project: int | None = None) -> None:
     """Open the form of the reason."""
     role = interaction.client.server.moderator_role
@@ -223,7 +224,7 @@ async def list_projects(interaction: Interaction, stage: str | None = None) -> N
         f"**{view.id}** {text.line(view.title, 160)} · {view.stage} · {text.line(view.lead.name, 60)}" for view in views
     ]
     none = f"No project is {stage} now." if stage else "There is no project yet: /project propose begins one."
-    await errors.reply(interaction, "\n".join(lines) or none)
+    await errors.reply(interaction, text.listed(lines) or none)
 
 
 async def _act(interaction: Interaction, named: int | None, act: project_buttons.Answering) -> None:

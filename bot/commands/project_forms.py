@@ -10,13 +10,15 @@ from bot.app import Interaction, actor
 from bot.commands.form import Form, long, short
 from projects import membership, pipeline, progress
 from projects.pipeline import Outcome
+from projects.text import BRIEF, LONG, LONGEST, TITLE, USUAL
 
 
 class ProposeForm(Form):
     """A new project."""
 
     def __init__(self) -> None:
-        self.title_field, self.question, self.why, self.needs = short(), long(), long(), long()
+        self.title_field, self.question = short(most=TITLE), long(USUAL)
+        self.why, self.needs = long(USUAL), long(BRIEF)
         super().__init__(
             "Propose a project",
             {
@@ -47,7 +49,7 @@ class ScopeForm(Form):
 
     def __init__(self, project_id: int, release_policy: str, licence: str) -> None:
         self.project_id, self.release_policy, self.licence = project_id, release_policy, licence
-        self.goal, self.plan, self.compute, self.release = long(), long(), long(), long()
+        self.goal, self.plan, self.compute, self.release = long(USUAL), long(LONG), long(BRIEF), long(BRIEF)
         super().__init__(
             "The scope of the project",
             {
@@ -86,7 +88,7 @@ class UpdateForm(Form):
 
     def __init__(self, project_id: int) -> None:
         self.project_id = project_id
-        self.update = long("What was done, what was found, what comes next.")
+        self.update = long(LONGEST, "What was done, what was found, what comes next.")
         super().__init__("How the project goes", {"Update": self.update})
 
     async def send(self, interaction: Interaction) -> str:
@@ -101,7 +103,7 @@ class NeedsForm(Form):
 
     def __init__(self, project_id: int, needs: str) -> None:
         self.project_id = project_id
-        self.needs = long("Empty where nobody more is needed.", default=needs)
+        self.needs = long(BRIEF, "Empty where nobody more is needed.", default=needs)
         super().__init__("Whom the project needs", {"Who is needed": self.needs})
 
     async def send(self, interaction: Interaction) -> str:
@@ -115,7 +117,7 @@ class HandoverForm(Form):
 
     def __init__(self, project_id: int, to: str, name: str) -> None:
         self.project_id, self.to, self.name = project_id, to, name
-        self.reason = long("Everyone can read it.")
+        self.reason = long(USUAL, "Everyone can read it.")
         super().__init__(f"Offer the lead to {name}", {"Reason": self.reason})
 
     async def send(self, interaction: Interaction) -> str:
@@ -136,7 +138,7 @@ class CompleteForm(Form):
         self.project_id = project_id
         options = [discord.SelectOption(label=outcome.capitalize(), value=outcome) for outcome in Outcome]
         self.outcome: ui.Select[Any] = ui.Select(options=options)
-        self.learnt = long("A negative result is a result: what would you tell those who try next?")
+        self.learnt = long(LONG, "A negative result is a result: what would you tell those who try next?")
         super().__init__("Complete the project", {"Outcome": self.outcome, "What was learnt": self.learnt})
 
     async def send(self, interaction: Interaction) -> str:

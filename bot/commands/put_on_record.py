@@ -49,8 +49,11 @@ class ProjectForm(Form):
 
     async def send(self, interaction: Interaction) -> str:
         """Put it there."""
-        app, project_id = interaction.client, int(self.project.values[0])
-        return _told(await app.write(findings.put_on_record, actor(interaction), project_id, self.said))
+        chosen = next(iter(self.project.values), "")
+        if not chosen:
+            raise InvalidError("Choose the project whose record it belongs to.")
+        app = interaction.client
+        return _told(await app.write(findings.put_on_record, actor(interaction), int(chosen), self.said))
 
 
 def _said(message: discord.Message) -> Said:

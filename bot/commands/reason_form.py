@@ -1,28 +1,39 @@
 """The forms of every act that needs nothing but some words, which everyone can read."""
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from bot.app import Interaction, actor
 from bot.commands.form import Form, long
+from projects.text import LONG, USUAL
+
+Done = str | Callable[[Any], str]
 
 
 class ReasonForm(Form):
-    """Does `act` with what the number names; `done` is the answer, `roles` are ids that the domain asks for."""
+    """Does `act` with what it is about; `done` is the answer, or makes it; `roles` are ids that the domain asks for."""
 
     label: ClassVar = "Reason"
     parameter: ClassVar = "reason"
+    hint: ClassVar = "Everyone can read it."
+    most: ClassVar = USUAL
 
-    def __init__(self, title: str, act: Callable[..., object], number: int, done: str, **roles: int) -> None:
-        self.act, self.number, self.done, self.roles = act, number, done, roles
-        self.said = long("Everyone can read it.")
+    def __init__(self, title: str, act: Callable[..., object], about: object, done: Done, **roles: int) -> None:
+        self.act, self.about, self.done, self.roles = act, about, done, roles
+        self.said = long(self.most, self.hint)
         super().__init__(title, {self.label: self.said})
 
     async def send(self, interaction: Interaction) -> str:
         """Do it."""
         said = {self.parameter: self.said.value}
-        await interaction.client.write(self.act, actor(interaction), self.number, **said, **self.roles)
-        return self.done
+        result = await interaction.client.write(self.act, actor(interaction), self.about, **said, **self.roles)
+        return self.done if isinstance(self.done, str) else self.done(result)
+
+
+class BlankingForm(ReasonForm):
+    """Why something was blanked."""
+
+    hint = "Everyone can read it: say nothing of what is blanked, and name nobody."
 
 
 class QuestionForm(ReasonForm):
@@ -40,4 +51,4 @@ class AnswerForm(ReasonForm):
 class ReportForm(ReasonForm):
     """What has come of something."""
 
-    label, parameter = "Report", "said"
+    label, parameter, most = "Report", "said", LONG

@@ -36,7 +36,7 @@ TIME_LIMIT = "The longest it may take, such as 45m, 2h or 1h30m"
 @app_commands.autocomplete(recipe=run_lookup.recipes, time_limit=run_lookup.time_limits)
 @app_commands.autocomplete(override=run_lookup.overrides, dataset=run_lookup.datasets)
 @app_commands.autocomplete(gpus=run_lookup.gpus, steps=run_lookup.steps)
-@app_commands.autocomplete(allocation=lookup.allocation_ids, project=lookup.projects)
+@app_commands.autocomplete(allocation=lookup.live_allocations, project=lookup.open_projects)
 async def launch(
     interaction: Interaction,
     recipe: str,
@@ -66,8 +66,8 @@ async def launch(
     gpus="How many GPUs; as the run's where not given",
     allocation="The allocation to draw on",
 )
-@app_commands.autocomplete(step=run_lookup.kept_steps, run=run_lookup.any_run)
-@app_commands.autocomplete(gpus=run_lookup.gpus, allocation=lookup.allocation_ids)
+@app_commands.autocomplete(step=run_lookup.kept_steps, run=run_lookup.kept_run)
+@app_commands.autocomplete(gpus=run_lookup.gpus, allocation=run_lookup.allocations_of_run)
 @app_commands.autocomplete(time_limit=run_lookup.time_limits, override=run_lookup.overrides)
 async def fork(
     interaction: Interaction,
@@ -120,7 +120,7 @@ async def show(interaction: Interaction, run: int | None = None) -> None:
         return
     name = f"run-{view.id}.png"
     picture = discord.File(io.BytesIO(await app.studio.draw(curve)), name)
-    await run_answers.show(interaction, run_card(view, picture=name), picture)
+    await run_answers.show(interaction, run_card(view, picture=name, why=waits), picture)
 
 
 @run.command(name="list", description="List the newest runs of a project")
@@ -135,7 +135,7 @@ async def list_runs(interaction: Interaction, project: int | None = None) -> Non
         f"{text.line(view.requested_by, 60)}"
         for view in views
     ]
-    await errors.reply(interaction, "\n".join(lines) or "No run yet: /run launch starts one.")
+    await errors.reply(interaction, text.listed(lines) or "No run yet: /run launch starts one.")
 
 
 @run.command(name="pause", description="Take a run from its GPUs for a while; a running one writes a checkpoint first")
@@ -153,7 +153,9 @@ async def pause(interaction: Interaction, run: int | None = None) -> None:
     time_limit="What it may take from here on; what is left of its old limit where not given",
     allocation="The allocation to draw on; as before where not given",
 )
-@app_commands.autocomplete(run=run_lookup.paused_run, gpus=run_lookup.gpus_to_resume, allocation=lookup.allocation_ids)
+@app_commands.autocomplete(run=run_lookup.paused_run, gpus=run_lookup.gpus_to_resume)
+@app_commands.autocomplete(allocation=run_lookup.allocations_of_run)
+@app_commands.autocomplete(time_limit=run_lookup.durations)
 async def resume(
     interaction: Interaction,
     run: int | None = None,
@@ -170,6 +172,7 @@ async def resume(
 
 @run.command(name="extend", description="Let a run take longer")
 @app_commands.describe(time="How much longer, such as 30m or 2h", run=RUN)
+@app_commands.autocomplete(time=run_lookup.durations)
 @app_commands.autocomplete(run=run_lookup.unended_run)
 async def extend(interaction: Interaction, time: str, run: int | None = None) -> None:
     """Give it more time."""
@@ -225,7 +228,7 @@ async def log(interaction: Interaction, run: int | None = None) -> None:
 
 @run.command(name="sample", description="Let the last checkpoint of a run continue a text of yours")
 @app_commands.describe(run=RUN)
-@app_commands.autocomplete(run=run_lookup.any_run)
+@app_commands.autocomplete(run=run_lookup.kept_run)
 async def sample(interaction: Interaction, run: int | None = None) -> None:
     """Open the form."""
     await run_buttons.sample(interaction, await run_lookup.run_of(interaction, run))

@@ -11,7 +11,7 @@ class SampleForm(Form):
 
     def __init__(self, run_id: int) -> None:
         self.run_id = run_id
-        self.prompt = long(placeholder="def fibonacci(n):")
+        self.prompt = long(sampling.LONGEST_PROMPT, "def fibonacci(n):")
         super().__init__(f"Sample from run {run_id}", {"Prompt": self.prompt})
 
     async def send(self, interaction: Interaction) -> str:

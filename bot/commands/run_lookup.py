@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import discord
 from discord.app_commands import Choice
@@ -13,7 +13,8 @@ from bot import text
 from bot.app import Interaction
 from bot.commands import lookup
 from bot.delivery.tables import DiscordRoom
-from broker import catalogue, control, launching, publications, runs
+from broker import allocations, catalogue, control, launching, publications, runs
+from broker.allocations import AllocationView
 from broker.launching import Order
 from broker.runs import ENDED, RunState
 from projects.errors import DomainError, NotFoundError
@@ -21,6 +22,13 @@ from projects.errors import DomainError, NotFoundError
 LONGEST = 100
 TIME_LIMITS = ("15m", "30m", "1h", "2h", "4h", "8h", "12h", "24h")
 T = TypeVar("T", int, str)
+
+
+class Meant(NamedTuple):
+    """What a command is about, as far as it is typed."""
+
+    project: int | None
+    run: int | None
 
 
 async def run_of(interaction: Interaction, named: int | None) -> int:
@@ -31,6 +39,15 @@ async def run_of(interaction: Interaction, named: int | None) -> int:
     if found is None:
         raise NotFoundError("Use this in a run's thread, or name the run in the option “run”.")
     return found
+
+
+async def _run_meant(interaction: Interaction) -> int | None:
+    """The run that the command is about, as far as it is typed; None for a command that is about none."""
+    command = interaction.command
+    if not isinstance(command, discord.app_commands.Command) or command.get_parameter("run") is None:
+        return None
+    named = _whole(_given(interaction, "run"))
+    return named if named is not None else await _run_here(interaction)
 
 
 async def _run_here(interaction: Interaction) -> int | None:
@@ -46,12 +63,17 @@ def _run_in(session: Session, thread_id: str) -> int | None:
     return None if key is None else int(key.partition(":")[2])
 
 
-def runs_in(states: Collection[RunState]) -> Callable[[Interaction, str], Coroutine[Any, Any, list[Choice[int]]]]:
-    """What suggests the newest runs in these states, of the project that the command is about or of all."""
+def runs_in(
+    states: Collection[RunState], *, kept: bool = False
+) -> Callable[[Interaction, str], Coroutine[Any, Any, list[Choice[int]]]]:
+    """What suggests the newest runs in these states, of the project that the command is about or of all.
+
+    `kept`: only those with a checkpoint on this disk.
+    """
 
     async def found(interaction: Interaction, typed: str) -> list[Choice[int]]:
         project_id = await lookup.project_meant(interaction)
-        rows = await interaction.client.read(runs.newest, project_id, states=states)
+        rows = await interaction.client.read(runs.newest, project_id, states=states, kept=kept)
         named = [(f"{number} · {recipe}, {state}", number) for number, recipe, state in rows]
         fitting = [(name, number) for name, number in named if typed.casefold() in name.casefold()]
         return [Choice(name=text.bounded(name, LONGEST), value=n) for name, n in fitting[: lookup.MOST_CHOICES]]
@@ -60,6 +82,7 @@ def runs_in(states: Collection[RunState]) -> Callable[[Interaction, str], Corout
 
 
 any_run = runs_in(tuple(RunState))
+kept_run = runs_in(tuple(RunState), kept=True)
 unended_run = runs_in(set(RunState) - ENDED)
 pausable_run = runs_in((RunState.QUEUED, RunState.STARTING, RunState.RUNNING))
 paused_run = runs_in((RunState.PAUSED,))
@@ -107,35 +130,33 @@ async def gpus(interaction: Interaction, typed: str) -> list[Choice[int]]:
     """Numbers of GPUs up to the pool's, each with what it may cost."""
     number = _whole(typed)
 
-    def look(session: Session, project_id: int | None) -> list[tuple[str, int]]:
-        order = _order(session, interaction, project_id)
+    def look(session: Session, meant: Meant) -> list[tuple[str, int]]:
+        order = _order(session, interaction, meant)
         size = launching.pool_of(session, order).gpus
         counts = [*(2**n for n in range(9) if 2**n < size), size] if number is None else [number]
         return [(f"{text.count(n, 'GPU')} · {_said(session, replace(order, gpus=n))}", n) for n in counts]
 
-    return await _looked_up(interaction, look)
+    return await _looked_up(interaction, look, refused=number or 1)
 
 
 async def gpus_to_resume(interaction: Interaction, typed: str) -> list[Choice[int]]:
     """Numbers of GPUs on which the paused run can go on."""
-    named, number = _whole(_given(interaction, "run")), _whole(typed)
-    run_id = named if named is not None else await _run_here(interaction)
-    if run_id is None:
-        return []
-    counts = await interaction.client.read(control.resumable_on, run_id)
-    fitting = [(count, before) for count, before in counts if number in (None, count)]
-    return [
-        Choice(name=f"{text.count(count, 'GPU')}{', as before' if before else ''}", value=count)
-        for count, before in fitting[: lookup.MOST_CHOICES]
-    ]
+    number = _whole(typed)
+
+    def look(session: Session, meant: Meant) -> list[tuple[str, int]]:
+        counts = [] if meant.run is None else control.resumable_on(session, meant.run)
+        fitting = [(count, before) for count, before in counts if number in (None, count)]
+        return [(f"{text.count(count, 'GPU')}{', as before' if before else ''}", count) for count, before in fitting]
+
+    return await _looked_up(interaction, look)
 
 
 async def steps(interaction: Interaction, typed: str) -> list[Choice[int]]:
     """Numbers of steps: the recipe's own, and what is typed."""
     number = _whole(typed)
 
-    def look(session: Session, project_id: int | None) -> list[tuple[str, int]]:
-        order = _order(session, interaction, project_id, without="steps")
+    def look(session: Session, meant: Meant) -> list[tuple[str, int]]:
+        order = _order(session, interaction, meant, without="steps")
         own = int(launching.overridable(session, order.recipe)["steps"])
         counts = {own: ", as the recipe has it", own // 2: "", own * 2: ""} if number is None else {number: ""}
         return [
@@ -143,14 +164,40 @@ async def steps(interaction: Interaction, typed: str) -> list[Choice[int]]:
             for n, note in counts.items()
         ]
 
+    return await _looked_up(interaction, look, refused=number or 1)
+
+
+async def durations(interaction: Interaction, typed: str) -> list[Choice[str]]:
+    """Round times, or what is typed, each with what it costs at most on the GPUs that the command is about."""
+
+    def look(session: Session, meant: Meant) -> list[tuple[str, str]]:
+        before = 1 if meant.run is None else runs.load(session, meant.run).gpus
+        gpus = _whole(_given(interaction, "gpus")) or before
+        return [(f"{time} · {_costing(time, gpus)}", time) for time in ((typed,) if typed.strip() else TIME_LIMITS)]
+
     return await _looked_up(interaction, look)
+
+
+async def allocations_of_run(interaction: Interaction, typed: str) -> list[Choice[int]]:
+    """The allocations on which the run's project can draw."""
+    run_id = await _run_meant(interaction)
+    if run_id is None:
+        return []
+
+    def look(session: Session) -> Sequence[AllocationView]:
+        return allocations.of_project(session, runs.load(session, run_id).project_id)
+
+    try:
+        return lookup.live(await interaction.client.read(look), typed)
+    except DomainError:
+        return []
 
 
 async def time_limits(interaction: Interaction, typed: str) -> list[Choice[str]]:
     """Time limits: what is typed, what is expected and a quarter more, and round ones; each with what it may cost."""
 
-    def look(session: Session, project_id: int | None) -> list[tuple[str, str]]:
-        order = _order(session, interaction, project_id)
+    def look(session: Session, meant: Meant) -> list[tuple[str, str]]:
+        order = _order(session, interaction, meant)
         if typed.strip():
             return [(f"{typed} · {_said(session, replace(order, time_limit=typed))}", typed)]
         offers = [(f"{limit} · {_said(session, replace(order, time_limit=limit))}", limit) for limit in TIME_LIMITS]
@@ -172,8 +219,8 @@ async def overrides(interaction: Interaction, typed: str) -> list[Choice[str]]:
     before = f"{begun}{comma} " if comma else ""
     name, equals, _ = part.strip().partition("=")
 
-    def look(session: Session, project_id: int | None) -> list[tuple[str, str]]:
-        order = _order(session, interaction, project_id, without="override")
+    def look(session: Session, meant: Meant) -> list[tuple[str, str]]:
+        order = _order(session, interaction, meant, without="override")
         if equals:
             whole = with_steps(typed, _whole(_given(interaction, "steps")))
             return [(f"{typed} · {_said(session, replace(order, overrides=whole))}", typed)]
@@ -189,7 +236,7 @@ async def overrides(interaction: Interaction, typed: str) -> list[Choice[str]]:
 
 async def kept_steps(interaction: Interaction, typed: str) -> list[Choice[int]]:
     """The steps of the run that it can be forked from, the newest first."""
-    run_id = _whole(_given(interaction, "run")) or await _run_here(interaction)
+    run_id = await _run_meant(interaction)
     if run_id is None:
         return []
     kept = await interaction.client.read(publications.kept, run_id)
@@ -203,36 +250,42 @@ def with_steps(overrides: str, steps: int | None) -> str:
 
 
 async def _looked_up(
-    interaction: Interaction, look: Callable[[Session, int | None], list[tuple[str, T]]]
+    interaction: Interaction, look: Callable[[Session, Meant], list[tuple[str, T]]], refused: T | None = None
 ) -> list[Choice[T]]:
-    """Choices of a function of the domain; a refusal of all there is to choose shows nothing."""
-    project_id = await lookup.project_meant(interaction)
+    """Choices of a function of the domain; where all is refused, why, as a choice of `refused`, or nothing."""
+    meant = Meant(await lookup.project_meant(interaction), await _run_meant(interaction))
     try:
-        found = await interaction.client.read(look, project_id)
-    except DomainError:
-        return []
+        found = await interaction.client.read(look, meant)
+    except DomainError as refusal:
+        found = [] if refused is None else [(f"✗ {refusal}", refused)]
     short = [(name, value) for name, value in found if not isinstance(value, str) or 0 < len(value) <= LONGEST]
     return [Choice(name=text.bounded(name, LONGEST), value=value) for name, value in short[: lookup.MOST_CHOICES]]
 
 
-def _order(session: Session, interaction: Interaction, project_id: int | None, without: str = "") -> Order:
+def _order(session: Session, interaction: Interaction, meant: Meant, without: str = "") -> Order:
     """The launch or fork as far as it is typed; what is missing stands as its default. Raises NotFoundError."""
     overrides = _word(interaction, "override") if without != "override" else ""
     gpus, limit = _whole(_given(interaction, "gpus")), _word(interaction, "time_limit")
-    run_id, step = _whole(_given(interaction, "run")), _whole(_given(interaction, "step"))
-    if run_id is not None and not _word(interaction, "recipe"):
+    allocation, step = _whole(_given(interaction, "allocation")), _whole(_given(interaction, "step"))
+    if meant.run is not None:
         return launching.fork_order(
-            session, run_id, step or 0, overrides=overrides, time_limit=limit or None, gpus=gpus
+            session,
+            meant.run,
+            step or 0,
+            overrides=overrides,
+            time_limit=limit or None,
+            gpus=gpus,
+            allocation_id=allocation,
         )
-    if project_id is None:
-        raise NotFoundError("No project is meant.")
+    if meant.project is None:
+        raise NotFoundError("Name the project in the option “project”, or use this in its channel.")
     return Order(
-        project_id=project_id,
+        project_id=meant.project,
         recipe=_word(interaction, "recipe"),
         time_limit=limit or "1h",
         gpus=1 if gpus is None else gpus,
         overrides=overrides if without == "steps" else with_steps(overrides, _whole(_given(interaction, "steps"))),
-        allocation_id=_whole(_given(interaction, "allocation")),
+        allocation_id=allocation,
         dataset=_word(interaction, "dataset"),
     )
 
@@ -245,6 +298,14 @@ def _said(session: Session, order: Order) -> str:
         return f"✗ {refusal}"
     expected = "" if quote.expected is None else f", about {text.gpu_hours(quote.expected)}"
     return f"✓ {text.gpu_hours(quote.cost)} at most{expected}; {text.gpu_hours(quote.left)} left"
+
+
+def _costing(time: str, gpus: int) -> str:
+    """What a time costs at most, in a few words."""
+    try:
+        return f"{text.gpu_hours(gpus * launching.parse_time_limit(time))} at most"
+    except DomainError as refusal:
+        return f"✗ {refusal}"
 
 
 def _given(interaction: Interaction, option: str) -> Any:

@@ -49,6 +49,7 @@ async def set_up(app: App, guild: discord.Guild, actor: Actor, given: Mapping[st
     await app.read(people.find, actor)  # lest something is made for who is banned
     async with _one_at_a_time:
         found = await _standing(app, guild, given)
+        _demand_apart(found)
         made = [name for name in NEW if name not in found]
         if not set(made).intersection(server.CHANNELS):
             made = [name for name in made if name != "lab_category"]
@@ -64,6 +65,19 @@ async def set_up(app: App, guild: discord.Guild, actor: Actor, given: Mapping[st
             await app.write(server.choose, actor, guild.id, {n: (t.id, t.name) for n, t in found.items()})
         await app.look_again()
         return _said(found, made, changed)
+
+
+def _demand_apart(found: Mapping[str, Target]) -> None:
+    """Raise InvalidError where one channel would stand for two things, whose cards and posts would mix."""
+    stands: dict[int, str] = {}
+    for name in server.CHANNELS:
+        channel = found.get(name)
+        if channel is None:
+            continue
+        if channel.id in stands:
+            both = f"{NEW[stands[channel.id]].label} and {NEW[name].label}"
+            raise InvalidError(f"#{channel.name} cannot stand for both {both}: choose another channel for one of them.")
+        stands[channel.id] = name
 
 
 async def _standing(app: App, guild: discord.Guild, given: Mapping[str, Target]) -> dict[str, Target]:
@@ -101,16 +115,21 @@ def _lacking(guild: discord.Guild, found: Mapping[str, Target], made: list[str])
     own = guild.me.guild_permissions
     if missing := [label for bit, label in needed.items() if not getattr(own, bit)]:
         yield f"Please grant the bot's role {', '.join(missing)}, in the server's settings under Roles."
-    for name in server.CHANNELS:
+    # What is made in a category has its permissions.
+    wants = dict.fromkeys(server.CHANNELS, server.IN_OTHERS) | {"proposals": server.IN_PROPOSALS}
+    wants["projects_category"] = server.IN_GUILD
+    if set(made).intersection(server.CHANNELS):
+        wants["lab_category"] = server.IN_PROPOSALS | {"manage_channels": "Manage Channels"}
+    for name, wanted in wants.items():
         channel = found.get(name)
-        if not isinstance(channel, discord.TextChannel):
+        if not isinstance(channel, discord.TextChannel | discord.CategoryChannel):
             continue
         there = channel.permissions_for(guild.me)
-        wanted = server.IN_PROPOSALS if name == "proposals" else server.IN_OTHERS
         # What the whole server denies was said above.
         labels = [label for bit, label in wanted.items() if not getattr(there, bit) and getattr(own, bit)]
         if labels:
-            yield f"Please grant the bot's role {', '.join(labels)} in #{channel.name}, under its Permissions."
+            where = f"the category {channel.name}" if name in server.CATEGORIES else f"#{channel.name}"
+            yield f"Please grant the bot's role {', '.join(labels)} in {where}, under its Permissions."
 
 
 async def _make(guild: discord.Guild, name: str, found: Mapping[str, Target]) -> Target:

@@ -55,7 +55,7 @@ def limits_view(now: Policies) -> ui.LayoutView:
 def _view(title: str, lines: Sequence[str], labels: Mapping[str, str]) -> ui.LayoutView:
     shown = [f"## {title}", *lines[:MOST_LISTED]]
     if len(lines) > MOST_LISTED:
-        shown.append(f"-# and {len(lines) - MOST_LISTED} more, which `stoa` at the command line lists")
+        shown.append(f"-# and {len(lines) - MOST_LISTED} more: the command's option finds each of them")
     said = text.bounded("\n".join(shown if lines else [*shown, "There is none yet."]), text.CARD)
     view = ui.LayoutView(timeout=None)
     buttons = [Button(act, 0, label=label) for act, label in labels.items()]

@@ -1,20 +1,22 @@
 """`/stoa …`: setting the server up, and what only admins do; who may is decided in the domain."""
 
+import functools
+
 import discord
 from discord import app_commands
 
-from bot import errors
+from bot import errors, text
 from bot.app import Interaction, actor
 from bot.commands import helping, lookup, setting_up, stoa_buttons
+from bot.commands.reason_form import BlankingForm, ReasonForm
+from bot.commands.stoa_forms import ChangeGrantForm, ChangePoolForm
 from broker import cluster, inventory, pools
 from projects import limits, policies, record, redaction, rights
-from projects.errors import ConflictError
+from projects.errors import ConflictError, NotFoundError
 from projects.people import Actor
 from projects.rights import Act
 
 stoa = app_commands.Group(name="stoa", description="The lab itself: what you can do here, and what its admins do")
-
-WHY = "The reason, which everyone can read"
 
 
 @stoa.command(name="setup", description="Say which channels and roles stand for what; what is missing is made")
@@ -78,25 +80,40 @@ async def help_here(interaction: Interaction) -> None:
     )
     standing = await app.read(helping.standing, who, project_id, held)
     tree = app.tree.get_commands(guild=discord.Object(app.server.guild))
-    first, *others = helping.pages(tree, standing, review=app.server.review)
+    manages = interaction.permissions.manage_guild
+    first, *others = helping.pages(tree, standing, review=app.server.review, manages=manages)
     await interaction.response.send_message(view=first, ephemeral=True)
     for page in others:
         await interaction.followup.send(view=page, ephemeral=True)
 
 
 @stoa.command(name="pools", description="Admins: list the pools of GPUs with their use; add or change one")
-async def list_pools(interaction: Interaction) -> None:
-    """List them."""
+@app_commands.describe(pool="One to change at once, where there are many")
+@app_commands.autocomplete(pool=lookup.pool_names)
+async def list_pools(interaction: Interaction, pool: str | None = None) -> None:
+    """List them, or open the form of a change to one."""
     stoa_buttons.require(interaction, Act.MANAGE_COMPUTE)
+    if pool is not None:
+        await interaction.client.read(pools.named, pool)
+        await interaction.response.send_modal(ChangePoolForm([pool]))
+        return
     listed = await interaction.client.read(cluster.status)
     await interaction.response.send_message(view=stoa_buttons.pools_view(listed), ephemeral=True)
 
 
 @stoa.command(name="grants", description="Admins: list what sponsors give, with its use; add or change a grant")
-async def list_grants(interaction: Interaction) -> None:
-    """List them."""
+@app_commands.describe(grant="One to change at once, where there are many")
+@app_commands.autocomplete(grant=lookup.grant_numbers)
+async def list_grants(interaction: Interaction, grant: int | None = None) -> None:
+    """List them, or open the form of a change to one."""
     stoa_buttons.require(interaction, Act.MANAGE_COMPUTE)
     listed = await interaction.client.read(pools.grants)
+    if grant is not None:
+        named = [one for one in listed if one.id == grant]
+        if not named:
+            raise NotFoundError(f"There is no grant {grant}.")
+        await interaction.response.send_modal(ChangeGrantForm(named))
+        return
     spent = await interaction.client.read(inventory.spent_by_grant)
     await interaction.response.send_message(view=stoa_buttons.grants_view(listed, spent), ephemeral=True)
 
@@ -110,48 +127,55 @@ async def list_limits(interaction: Interaction) -> None:
 
 
 @stoa.command(name="ban", description="Let somebody do nothing but read")
-@app_commands.describe(person="Who", why=WHY)
-async def ban(interaction: Interaction, person: discord.User, why: str) -> None:
-    """Put them on the ban list."""
-    await interaction.response.defer(ephemeral=True, thinking=True)
-    who, role = Actor(person.id, person.display_name), interaction.client.server.admin_role
-    await interaction.client.write(limits.ban, actor(interaction), who, why, admin_role_id=role)
-    await errors.reply(interaction, "They can read, and do nothing else; the record says so.")
+@app_commands.describe(person="Who")
+async def ban(interaction: Interaction, person: discord.User) -> None:
+    """Open the form of the reason."""
+    stoa_buttons.require(interaction, Act.BAN)
+    who, done = Actor(person.id, person.display_name), "They can read, and do nothing else; the record says so."
+    role = interaction.client.server.admin_role
+    await interaction.response.send_modal(
+        ReasonForm(f"Ban {person.display_name}", limits.ban, who, done, admin_role_id=role)
+    )
 
 
 @stoa.command(name="unban", description="Let a banned person take part again")
-@app_commands.describe(person="Who", why=WHY)
-async def unban(interaction: Interaction, person: discord.User, why: str) -> None:
-    """Take them off the ban list."""
-    await interaction.response.defer(ephemeral=True, thinking=True)
-    role = interaction.client.server.admin_role
-    await interaction.client.write(limits.unban, actor(interaction), person.id, why, admin_role_id=role)
-    await errors.reply(interaction, "They can take part again; the record says so.")
+@app_commands.describe(person="Who")
+async def unban(interaction: Interaction, person: discord.User) -> None:
+    """Open the form of the reason."""
+    stoa_buttons.require(interaction, Act.BAN)
+    role, done = interaction.client.server.admin_role, "They can take part again; the record says so."
+    await interaction.response.send_modal(
+        ReasonForm(f"Unban {person.display_name}", limits.unban, person.id, done, admin_role_id=role)
+    )
 
 
 @stoa.command(name="redact", description="Blank what an entry of the record tells; its posts become tombstones")
 @app_commands.describe(
     number="The entry's number, as its post ends with",
-    why=WHY + ": say nothing of what is blanked",
     project="The project, where this is not its channel or one of its threads; 0 for the lab's own record",
 )
-@app_commands.autocomplete(project=lookup.projects)
-async def redact(interaction: Interaction, number: int, why: str, project: int | None = None) -> None:
-    """Blank one entry."""
-    await interaction.response.defer(ephemeral=True, thinking=True)
+@app_commands.autocomplete(number=lookup.entry_numbers, project=lookup.projects)
+async def redact(interaction: Interaction, number: int, project: int | None = None) -> None:
+    """Open the form of the reason, which is to say nothing of what is blanked."""
+    stoa_buttons.require(interaction, Act.REDACT)
     stream = record.LAB if project == 0 else record.project_stream(await lookup.project_of(interaction, project))
-    role = interaction.client.server.admin_role
-    await interaction.client.write(redaction.redact, actor(interaction), stream, number, why, admin_role_id=role)
-    await errors.reply(interaction, f"Entry {number} is blanked; its posts will follow.")
+    role, done = interaction.client.server.admin_role, f"Entry {number} is blanked; its posts will follow."
+    act = functools.partial(redaction.redact, number=number)
+    await interaction.response.send_modal(
+        BlankingForm(f"Blank entry {number} of {stream}", act, stream, done, admin_role_id=role)
+    )
 
 
 @stoa.command(name="forget", description="Blank a person's name, and every entry that names them")
-@app_commands.describe(person="Who", why=WHY + ": do not name them")
-async def forget(interaction: Interaction, person: discord.User, why: str) -> None:
-    """Blank all that names them."""
-    await interaction.response.defer(ephemeral=True, thinking=True)
+@app_commands.describe(person="Who")
+async def forget(interaction: Interaction, person: discord.User) -> None:
+    """Open the form of the reason, which is not to name them."""
+    stoa_buttons.require(interaction, Act.REDACT)
     role = interaction.client.server.admin_role
-    count = await interaction.client.write(
-        redaction.forget, actor(interaction), str(person.id), why, admin_role_id=role
+
+    def done(count: int) -> str:
+        return f"{text.count(count, 'entry is', 'entries are')} blanked; their posts will follow."
+
+    await interaction.response.send_modal(
+        BlankingForm("Forget a person", redaction.forget, str(person.id), done, admin_role_id=role)
     )
-    await errors.reply(interaction, f"{count} entries are blanked; their posts will follow.")

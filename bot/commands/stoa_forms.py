@@ -13,6 +13,7 @@ from broker import inventory
 from broker.pools import GrantView
 from projects import policies
 from projects.policies import Policies
+from projects.text import USUAL
 
 MOST = 25
 Choice = ui.Select[Any]
@@ -62,7 +63,7 @@ class ChangePoolForm(Form):
     def __init__(self, names: Sequence[str]) -> None:
         self.pool = choice([(name, name) for name in names])
         self.gpus, self.weight = short(placeholder="As it is"), short(placeholder="As it is")
-        self.why = long("Everyone can read it")
+        self.why = long(USUAL, "Everyone can read it")
         super().__init__(
             "Change a pool", {"Pool": self.pool, "GPUs": self.gpus, "Price weight": self.weight, "Reason": self.why}
         )
@@ -114,7 +115,7 @@ class ChangeGrantForm(Form):
     def __init__(self, grants: Sequence[GrantView]) -> None:
         self.grant = choice([(f"{g.id} · {g.sponsor}, {g.pool}, until {g.until:%Y-%m-%d}", str(g.id)) for g in grants])
         self.hours, self.until = short(placeholder="None more"), short(placeholder="As it is")
-        self.why = long("Everyone can read it")
+        self.why = long(USUAL, "Everyone can read it")
         super().__init__(
             "Change a grant",
             {"Grant": self.grant, "GPU-hours more": self.hours, "Until": self.until, "Reason": self.why},
@@ -140,7 +141,7 @@ class ChangeLimitForm(Form):
 
     def __init__(self) -> None:
         self.name = choice([(name.replace("_", " ").capitalize(), name) for name in Policies.model_fields])
-        self.value, self.why = short(), long("Everyone can read it")
+        self.value, self.why = short(), long(USUAL, "Everyone can read it")
         super().__init__("Change a limit", {"Limit": self.name, "Value": self.value, "Reason": self.why})
 
     async def send(self, interaction: Interaction) -> str:

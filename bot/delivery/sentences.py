@@ -241,7 +241,7 @@ def _asked(p: Payload) -> str:
 
 
 def _starting(p: Payload) -> str:
-    return f"🛫 {_run(p)} has got its place; {p['reserved']:,} GPU-seconds are set aside for it."
+    return f"🛫 {_run(p)} has got its place, with {text.gpu_hours(p['reserved'])} set aside for it."
 
 
 def _started(p: Payload) -> str:
@@ -275,8 +275,8 @@ def _extended(p: Payload) -> str:
 
 def _refunded(p: Payload) -> str:
     return (
-        f"↩️ {p['seconds']:,} GPU-seconds of {_run(p).lower()} are refunded, all since its last whole checkpoint: a "
-        f"fault of the machines ended attempt {p['attempt']}.{quoted(p['why'])}"
+        f"↩️ {_run(p)} gets {text.gpu_hours(p['seconds'])} back, all since its last whole checkpoint: a fault of the "
+        f"machines ended attempt {p['attempt']}.{quoted(p['why'])}"
     )
 
 
@@ -330,7 +330,7 @@ def _cancelled(p: Payload) -> str:
 
 
 def _spent(p: Payload) -> str:
-    return f"{p['spent']:,} GPU-seconds"
+    return text.gpu_hours(p["spent"])
 
 
 def _channel_deleted(p: Payload) -> str:

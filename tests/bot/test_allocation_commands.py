@@ -1,5 +1,6 @@
 """What people do with requests for GPU time, from a reviewer's question to a revocation."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -193,3 +194,33 @@ async def test_a_starter_grant_and_what_takes_its_place(shared_lab: Shared) -> N
     await lab.person("Rosa").submit(await lab.person("Rosa").press(asked, "Approve"), WHY)
     await card(lab, f"allocation {number}", "**Renewed**")
     assert lab.allocation(number + 1).account.granted == 7200
+
+
+async def test_what_is_open_can_be_decided_without_its_card(shared_lab: Shared) -> None:
+    lab, channel = shared_lab
+    ada, rosa, omar = map(lab.person, ("Ada", "Rosa", "Omar"))
+    number = int((await lab.request(channel, "2")).text.split()[1])
+    shown = await card(lab, f"allocation {number}")
+    await omar.delete("compute-review", shown)
+    show = {"channel": channel.id, "allocation": number}
+    assert (await ada.command("allocation show", **show)).followups == []
+
+    async def in_private(label: str) -> Message:
+        answer = await rosa.command("allocation show", **show)
+        assert answer.ephemeral
+        async with asyncio.timeout(5):
+            while True:
+                for followup in (await lab.guild.answer(answer)).followups:
+                    if label in followup.button_labels:
+                        assert followup.ephemeral
+                        return followup
+                await asyncio.sleep(0.1)
+
+    again = await in_private("Approve part")
+    assert (again.text, again.button_labels) == (shown.text, shown.button_labels)
+    assert "Approved" in (await rosa.submit(await rosa.press(again, "Approve"), {"GPU-hours": "1"} | WHY)).text
+    form = await ada.command("allocation change", **show)
+    await ada.submit(form, {"Justification": "One more.", "GPU-hours more": "1"})
+    change = await in_private("Approve")
+    assert "Declined" in (await rosa.submit(await rosa.press(change, "Decline"), WHY)).text
+    assert (await in_private("Revoke")).text.endswith(f"allocation {number}")

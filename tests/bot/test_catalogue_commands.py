@@ -30,9 +30,13 @@ async def test_a_recipe_goes_from_a_file_to_a_run(shared_lab: Shared) -> None:
     await lab.guild.wait_for("public-record", lambda m: "`ours`" in m.text and "Grace" in m.text)
 
     assert await omar.complete("catalogue accept", "name", "ou") == [("ours", "ours")]
-    refused = await grace.command("catalogue accept", name="ours", why="Mine.")
+    refused = await grace.command("catalogue accept", name="ours")
     assert refused.text.startswith("Only the admins can decide on the catalogue")
-    accepted = await omar.command("catalogue accept", name="ours", why="Well made.")
+    missing = await omar.command("catalogue accept", name="nothing")
+    assert missing.text == "The catalogue has no entry “nothing”."
+    form = await omar.command("catalogue accept", name="ours")
+    assert (form.title, [field.max_length for field in form.fields]) == ("Accept ours", [1000])
+    accepted = await omar.submit(form, {"Reason": "Well made."})
     assert accepted.text == "`ours` is accepted: everyone can use it."
     listed = (await ada.command("catalogue list")).text
     assert listed.startswith("✅ `ours` recipe, accepted · proposed by Grace\n-# Well made.\nTo launch now: `demo`")
@@ -45,7 +49,7 @@ async def test_a_recipe_goes_from_a_file_to_a_run(shared_lab: Shared) -> None:
     )
     launched = await lab.launch(channel, **given)
     assert "Run 2 is queued" in launched.text
-    retired = await omar.command("catalogue retire", name="ours", why="A better one came.")
+    retired = await omar.submit(await omar.command("catalogue retire", name="ours"), {"Reason": "A better one came."})
     assert "is retired" in retired.text
     assert "There is no recipe" in (await ada.command("run launch", channel=channel.id, **given)).text
 
@@ -65,7 +69,7 @@ async def test_a_recipe_and_a_dataset_by_form(shared_lab: Shared) -> None:
     ).text == "`theirs` is proposed; an admin decides."
     with_file = await ada.command("catalogue propose", what="dataset", file={"filename": "a.yml", "content": ""})
     assert with_file.text.startswith("A file is a recipe")
-    declined = await omar.command("catalogue decline", name="theirs", why="It is the demo.")
+    declined = await omar.submit(await omar.command("catalogue decline", name="theirs"), {"Reason": "It is the demo."})
     assert declined.text == "`theirs` is declined."
     shown = (await ada.command("catalogue list", state="proposed")).text
     assert shown.startswith(

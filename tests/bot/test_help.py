@@ -1,9 +1,11 @@
 """`/stoa help` shows each person what they can do, by the table of rights, where they ask."""
 
 import pytest
+from discord import Permissions
 
 from bot.commands import helping
 from bot.commands.stoa_commands import stoa
+from sandbox import permissions
 from sandbox.people import Channel
 from tests.bot.conftest import Lab
 
@@ -35,6 +37,9 @@ async def test_each_person_sees_what_they_can_do(shared_lab: Shared) -> None:
     assert "**/run launch** · " in seen["Ada", True]
     assert "Put on record** · " in seen["Grace", True]
     assert "**/project scope**" not in seen["Grace", True]
+    assert "button **Answer** of a reviewer" in seen["Ada", True]
+    assert "### As who manages this server" not in seen["Omar", True], "an admin is told it once"
+    assert seen["Omar", True].count("**/stoa setup**") == 1
     assert seen["Ada", False].startswith("What you can do here, as member of the lab:")
     assert "**/run launch**" not in seen["Ada", False]
     assert "### As a reviewer" in seen["Rosa", True]
@@ -43,6 +48,21 @@ async def test_each_person_sees_what_they_can_do(shared_lab: Shared) -> None:
     for text in seen.values():
         assert ("**/stoa ban**" in text) == (text in (seen["Omar", False], seen["Omar", True]))
         assert text.count("**/project propose** · ") == text.count("**/cluster queue** · ") == 1
+
+
+async def test_who_manages_the_server_or_only_visits_is_told_so(shared_lab: Shared) -> None:
+    lab, channel = shared_lab
+    await lab.guild.join("Noor")
+    visitor = (await lab.person("Noor").command("stoa help", channel=channel.id)).text
+    assert visitor.startswith("What you can do in **Do small models dream?**, as a visitor:")
+    assert "An offer, of a launch or of a lead, is answered by its buttons" in visitor
+    assert "**/stoa setup**" not in visitor
+    assert "as member of the lab" in (await lab.person("Noor").command("stoa help")).text
+    everyone = permissions.EVERYONE
+    await lab.guild.set_permissions("@everyone", everyone | Permissions(manage_guild=True).value)
+    manager = (await lab.person("Noor").command("stoa help")).text
+    await lab.guild.set_permissions("@everyone", everyone)
+    assert "### As who manages this server\n**/stoa setup** · " in manager
 
 
 async def test_every_command_is_for_everyone_or_has_its_row_in_the_table(shared_lab: Shared) -> None:
@@ -62,13 +82,14 @@ async def test_nobody_reviews_their_own_project_and_who_is_banned_hears_it(share
     assert "### As a reviewer" in (await lab.person("Ada").command("stoa help")).text
     assert "### As a reviewer" not in (await lab.person("Ada").command("stoa help", channel=channel.id)).text
     await lab.guild.set_roles("Ada", [])
-    await lab.person("Omar").command("stoa ban", person="Grace", why="Spam.")
+    form = await lab.person("Omar").command("stoa ban", person="Grace")
+    await lab.person("Omar").submit(form, {"Reason": "Spam."})
     assert "you are banned: Spam." in (await lab.person("Grace").command("stoa help")).text
 
 
 async def test_it_fits_however_many_commands_there_are() -> None:
     here = helping.Standing(frozenset(helping.HEADINGS), "x" * 80)
-    pages = helping.pages([stoa], here, review=1)
+    pages = helping.pages([stoa], here, review=1, manages=True)
     assert all(page.content_length() <= 4000 for page in pages)
     known = {command.qualified_name for command in stoa.commands}
     assert known <= {*helping.NEEDS, "stoa help"}

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from bot import text
+from broker import pools
 from sandbox.people import Channel
 from tests.bot.conftest import Lab
 
@@ -73,3 +74,23 @@ async def test_limits(shared_lab: Shared) -> None:
     await lab.guild.set_roles("Omar", ["admin"])
     assert late.text.startswith("Only the admins can change policies")
     assert "Only the admins" in (await ada.command("stoa limits")).text
+
+
+async def test_what_the_lists_and_forms_leave_out_is_reached_by_name(shared_lab: Shared) -> None:
+    lab, _ = shared_lab
+    ada, omar = lab.person("Ada"), lab.person("Omar")
+    for number in range(3, 30):
+        with lab.db.write() as session:
+            pools.add_pool(session, name=f"pool{number}", gpu_type="CPU", gpus=1)
+            until = datetime.now(UTC) + timedelta(days=60)
+            pools.add_grant(session, pool=f"pool{number}", sponsor="A club", seconds=3600, until=until)
+    listed_all = (await omar.command("stoa grants")).text
+    assert "-# and 9 more: the command's option finds each of them" in listed_all
+    assert await omar.complete("stoa grants", "grant", "bank") == [("2 · **A bank**, hall, until 2090-01-31", 2)]
+    form = await omar.command("stoa grants", grant=2)
+    assert form.fields[0].options == ["2 · **A bank**, hall, until 2090-01-31"]
+    assert (await omar.command("stoa grants", grant=99)).text == "There is no grant 99."
+    form = await omar.command("stoa pools", pool="pool9")
+    assert form.fields[0].options == ["pool9"]
+    assert (await omar.command("stoa pools", pool="nope")).text.startswith("There is no pool “nope”")
+    assert (await ada.command("stoa grants", grant=2)).text.startswith("Only the admins can")

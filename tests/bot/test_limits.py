@@ -152,6 +152,7 @@ def test_posts(kind: str, said: str) -> None:
         assert text.length(shown) <= 4000
         assert shown.splitlines()[-1] == "-# P1 · record 12 · 00112233"
         assert "@everyone" not in shown
+        assert "GPU-seconds" not in shown
     sample = Told(1, "project:1", 12, kind, "00112233445566", payload | {"sample": 2})
     assert text.length(posts.render(sample, Place.RUN, scene)) <= 4000
 
@@ -164,6 +165,18 @@ def test_bounds_and_escapes(said: str, most: int) -> None:
         bare = shown.removesuffix("…")
         assert (len(bare) - len(bare.rstrip("\\"))) % 2 == 0
     assert "@everyone" not in text.escape(said)
+
+
+@given(st.lists(st.text(alphabet="a 🧪", min_size=1, max_size=300), max_size=60), st.text("end", max_size=400))
+@settings(max_examples=100)
+def test_a_list_keeps_whole_entries_its_end_and_the_count_of_the_rest(entries: list[str], end: str) -> None:
+    shown = text.listed(entries, end=end, of=len(entries) + 2)
+    assert text.length(shown) <= text.MESSAGE
+    kept = shown.removesuffix(f"\n{end}" if end else "").splitlines()
+    more = int(kept.pop().removeprefix("-# and ").removesuffix(" more"))
+    assert kept == entries[: len(kept)]
+    assert len(kept) + more == len(entries) + 2
+    assert shown.endswith(end)
 
 
 @given(st.integers(1, 10**9))

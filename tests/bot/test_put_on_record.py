@@ -41,6 +41,9 @@ async def test_elsewhere_it_asks_for_the_project(shared_lab: Shared) -> None:
     refused = await rosa.menu(found, ENTRY)
     assert "You work on no project yet" in refused.text
     form = await ada.menu(found, ENTRY)
+    empty = await ada.submit(form, {}, force=True)
+    assert empty.text == "Choose the project whose record it belongs to."
+    form = await ada.menu(found, ENTRY)
     assert (form.kind, form.fields[0].options) == ("modal", ["1 · Do small models dream?"])
     head = lab.heads()["project:1"]
     done = await ada.submit(form, {form.fields[0].label: "1 · Do small models dream?"})

@@ -5,6 +5,7 @@ from sqlalchemy.orm import Session
 from bot.delivery import posts
 from projects import pipeline, redaction
 from projects.people import Actor
+from sandbox.people import Answer
 from tests.bot.conftest import Lab
 from tests.bot.test_delivery import activate, propose
 
@@ -53,19 +54,27 @@ async def test_an_admin_bans_and_blanks_from_discord_and_nobody_else_does(lab: L
     propose(lab)
     card = await lab.guild.wait_for("proposals", lambda m: m.thread_id is not None)
     omar, grace = lab.person("Omar"), lab.person("Grace")
-    refused = await grace.command("stoa redact", channel=card.id, number=1, why="Mine.")
+
+    async def because(command: str, why: str, **given: object) -> Answer:
+        return await omar.submit(await omar.command(command, **given), {"Reason": why})
+
+    refused = await grace.command("stoa redact", channel=card.id, number=1)
     assert "Only the admins" in refused.text
     assert refused.ephemeral
-    done = await omar.command("stoa redact", channel=card.id, number=1, why="It was private.")
+    assert await grace.complete("stoa redact", "number", "", channel=card.id) == []
+    assert await omar.complete("stoa redact", "number", "prop", channel=card.id) == [("1 · project.proposed", 1)]
+    assert await omar.complete("stoa redact", "number", "grant", project=0) == [("2 · grant.added", 2)]
+    done = await because("stoa redact", "It was private.", channel=card.id, number=1)
+    assert await omar.complete("stoa redact", "number", "prop", channel=card.id) == []
     assert "Entry 1 is blanked" in done.text
     await lab.guild.wait_for(card.id, lambda m: "record 1 " in m.text and posts.BLANKED in m.text)
-    await omar.command("stoa ban", person="Ada", why="Spam.")
+    await because("stoa ban", "Spam.", person="Ada")
     await lab.guild.wait_for("public-record", lambda m: "Ada is banned" in m.text)
     refused = await lab.person("Ada").command("project scope", channel=card.id)
     assert "you are banned: Spam." in refused.text
-    await omar.command("stoa unban", person="Ada", why="A mistake.")
+    await because("stoa unban", "A mistake.", person="Ada")
     await lab.guild.wait_for("public-record", lambda m: "Ada can take part again" in m.text)
-    forgotten = await omar.command("stoa forget", person="Ada", why="They asked.")
+    forgotten = await because("stoa forget", "They asked.", person="Ada")
     assert "entries are blanked" in forgotten.text
     await lab.guild.wait_for("public-record", lambda m: "were blanked" in m.text)
     assert not any("Ada" in m.text for m in await lab.guild.messages("public-record"))

@@ -4,7 +4,7 @@ import pytest
 
 from bot import text
 from sandbox.people import Answer, Channel
-from tests.bot.conftest import Lab
+from tests.bot.conftest import PROPOSAL, Lab
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -138,14 +138,45 @@ async def test_a_second_approval(shared_lab: Shared) -> None:
     assert "Approved by Rosa" in decided.text
 
 
-async def test_forms_leave_the_judging_to_the_domain(shared_lab: Shared) -> None:
+async def test_forms_leave_the_judging_to_the_domain_and_count_by_its_limits(shared_lab: Shared) -> None:
     lab, channel = shared_lab
     proposed = int((await lab.propose()).text.split()[1])
-    forms = [
-        await lab.person("Ada").command("project propose"),
-        await lab.person("Ada").command("project scope", project=proposed),
-        await lab.person("Ada").command("allocation request", channel=channel.id, pool="local"),
-    ]
-    for form in forms:
+    forms = {
+        (80, 1000, 1000, 500): await lab.person("Ada").command("project propose"),
+        (1000, 1500, 500, 500): await lab.person("Ada").command("project scope", project=proposed),
+        (4000, 4000, 1500): await lab.person("Ada").command("allocation request", channel=channel.id, pool="local"),
+    }
+    for limits, form in forms.items():
         assert form.kind == "modal"
-        assert {(field.required, field.min_length, field.max_length) for field in form.fields} == {(False, None, 4000)}
+        assert {(field.required, field.min_length) for field in form.fields} == {(False, None)}
+        assert tuple(field.max_length for field in form.fields) == limits
+
+
+async def test_what_was_written_in_vain_comes_back(shared_lab: Shared) -> None:
+    lab, channel = shared_lab
+    heads, long = lab.heads(), "Small models. " * 100
+    answer = await lab.propose(**{"Why it matters": long})
+    refused(lab, answer, "Why it matters has 1,399 characters; at most 1,000 fit.", heads)
+    [kept] = answer.message.attachments if answer.message else []
+    assert kept.filename == "what-you-wrote.txt"
+    written = kept.path.read_text()
+    assert f"Research question\n{PROPOSAL['Research question']}\n\nWhy it matters\n{long}\n\n" in written
+    short = await lab.request(channel, "-5", Justification="")
+    assert short.message is not None
+    assert short.message.attachments == [], "a number is typed again in no time"
+
+
+async def test_a_form_that_was_open_while_the_bot_was_started_anew(shared_lab: Shared) -> None:
+    lab, _ = shared_lab
+    ada = lab.person("Ada")
+    form = await ada.command("project propose")
+    lab.kill_bot()
+    await lab.start_bot()
+    heads = lab.heads()
+    answer = await ada.submit(form, PROPOSAL)
+    assert (answer.kind, answer.ephemeral, lab.heads()) == ("message", True, heads)
+    assert answer.text.startswith("This form is closed, and nothing came of it now: ")
+    [kept] = answer.message.attachments if answer.message else []
+    assert kept.path.read_text() == "\n\n".join(PROPOSAL.values())
+    form = await ada.command("project propose")
+    assert "is proposed" in (await ada.submit(form, PROPOSAL | {"Title": "Do they wake?"})).text

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bot import text
-from broker import attempts, drafts, endings, runs
+from broker import attempts, drafts, endings, runs, why
 from broker.attempts import Checkpoint, Ending, Process, Progress
 from broker.drafts import LaunchDraft
 from broker.runs import RunState
@@ -162,6 +162,12 @@ async def test_what_is_typed_is_judged_while_it_is_typed(shared_lab: Shared) -> 
     assert await shown("override", "", recipe="nonsense") == []
     assert await shown("dataset", "docs", **given) == ["python-docs · demo"]
     assert await shown("recipe", "", dataset="python-stdlib") == ["demo"]
+    assert await shown("steps", "7", recipe="nonsense") == ["✗ There is no recipe “nonsense”; the recipes are: demo."]
+    [(nowhere, value)] = await ada.complete("run launch", "gpus", "", recipe="demo")
+    assert (nowhere[:21], value) == ("✗ Name the project in", 1)
+    assert await shown("allocation", "") == ["1 · 2 GPU-hours of local, approved"], "what is asked for is not there yet"
+    prepare = await ada.complete("catalogue prepare", "time_limit", "", channel=channel.id, recipe="demo")
+    assert prepare[0] == ("15m · 0.25 GPU-hours at most", "15m")
     wrong = await ada.command("run launch", channel=channel.id, recipe="demo", time_limit="5m", dataset="pile")
     assert said(wrong) == "There is no dataset “pile”; there are: python-docs, python-stdlib."
     wrong = await ada.command("run launch", channel=channel.id, recipe="demo", time_limit="5m", override="magic=1")
@@ -175,10 +181,10 @@ async def test_a_run_is_paused_resumed_extended_and_looked_at(shared_lab: Shared
     card = await card_of(lab, channel, run, "queued", "Pause")
     assert card.button_labels == ["Pause", "Config"]
     thread = card.thread_id or ""
-    why = said(await ada.command("run why", channel=thread))
-    assert f"**Run {run}** of Do small models dream? is queued." in why
-    assert "**Place**" in why
-    assert "by fair-share" in why
+    place = said(await ada.command("run why", channel=thread))
+    assert f"**Run {run}** of Do small models dream? is queued." in place
+    assert "**Place**" in place
+    assert "by fair-share" in place
     assert "not been tried yet" in said(await ada.command("run log", run=run))
 
     assert said(await ada.press(card, "Pause")) == f"Run {run} is paused; /run resume lets it go on."
@@ -191,6 +197,14 @@ async def test_a_run_is_paused_resumed_extended_and_looked_at(shared_lab: Shared
     assert run not in [value for _, value in await ada.complete("run pause", "run", "")]
     offered = await ada.complete("run resume", "gpus", "", channel=thread)
     assert offered == [("1 GPU, as before", 1), ("2 GPUs", 2)]
+    assert await ada.complete("run resume", "gpus", "", run=404) == []
+    longer = await ada.complete("run resume", "time_limit", "", channel=thread, gpus=2)
+    assert longer[0] == ("15m · 0.5 GPU-hours at most", "15m")
+    assert await ada.complete("run resume", "time_limit", "soon", channel=thread) == [
+        ("soon · ✗ A time limit is written like 45m, 2h or 1h30m, from one minute to 720 hours.", "soon")
+    ]
+    on = await ada.complete("run resume", "allocation", "", run=run)
+    assert on == [("1 · 2 GPU-hours of local, approved", 1)], "the run's project is meant, wherever this is typed"
     for gpus in (-1, 3):
         wrong = await ada.command("run resume", run=run, gpus=gpus)
         assert said(wrong) == "The pool “local” has 2 GPUs; ask for 1 to 2."
@@ -200,6 +214,7 @@ async def test_a_run_is_paused_resumed_extended_and_looked_at(shared_lab: Shared
     stale = said(await ada.press(card, "Resume"))
     assert stale == f"Run {run} is queued; only a paused run can be resumed."
     await lab.guild.clear_faults()
+    assert (await ada.complete("run extend", "time", "2m", run=run))[0] == ("2m · 0.067 GPU-hours at most", "2m")
     extended = said(await ada.command("run extend", run=run, time="2m"))
     assert extended.startswith(f"Run {run} may take 2 min longer; what is before it will cost 1,440 GPU-seconds")
     assert "written like 45m" in said(await ada.command("run extend", run=run, time="-2m"))
@@ -230,6 +245,12 @@ async def test_a_run_is_paused_resumed_extended_and_looked_at(shared_lab: Shared
     assert said(await ada.press(card, "Pause")).startswith(f"Run {run} writes a checkpoint and pauses")
     lab.call(endings.settle, run, token, 30.0, Progress(0, 0), Ending(75, "stopped"), 3)
     assert lab.call(runs.view, run).state == RunState.PAUSED
+    assert "is queued" in said(await ada.command("run resume", run=run))
+    waits = lab.call(why.why, run).reason
+    shown = await ada.command("run show", run=run)
+    assert shown.message is not None
+    assert len(shown.message.attachments) == 1
+    assert waits in said(shown), "a run that waits again says why, under its curve"
     assert said(await ada.command("run cancel", run=run)) == f"Run {run} is asked to stop."
     assert said(await ada.command("run cancel", run=run)) == f"Run {run} is cancelled already."
     assert said(await ada.command("run show", run=404)) == "There is no run 404."
@@ -252,6 +273,15 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
 
     steps = await ada.complete("run fork", "step", "", channel=channel.id, run=first)
     assert steps == [(f"step 16 of run {first}", 16), (f"step 0 of run {first}", 0)]
+    for command in ("run fork", "run sample"):
+        assert [value for _, value in await ada.complete(command, "run", "")] == [first], "alone with a checkpoint"
+    thread = (await card_of(lab, channel, first)).thread_id or ""
+    here = {"channel": thread, "step": 16}
+    given = await ada.complete("run fork", "gpus", "", channel=channel.id, run=first, step=16)
+    assert given[0][0].startswith("1 GPU · ✓ 0.033 GPU-hours at most")
+    assert await ada.complete("run fork", "gpus", "", **here) == given
+    assert (await ada.complete("run fork", "time_limit", "", **here))[0][0].startswith("3m · a quarter more")
+    assert (await ada.complete("run fork", "override", "le", **here))[0][0].startswith("learning_rate= · the recipe")
     unknown = said(await ada.command("run fork", run=first, step=7))
     assert unknown == f"Run {first} has no checkpoint of step 7 on this disk; it has: 0, 16."
     offer = await ada.command("run fork", run=first, step=16, override="seed=9", gpus=2)
@@ -301,7 +331,6 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     assert "120 GPU-seconds" in queued
     sample = lab.call(runs.of_project, 1, kind="sample")[0]
     assert lab.call(runs.load, sample.id).prompt == "def hello(@everyone):"
-    thread = (await card_of(lab, channel, first)).thread_id or ""
     asked = await lab.guild.wait_for(thread, lambda m: "lets the last checkpoint of run" in m.text)
     assert "def hello" in asked.text
     assert "@everyone" not in asked.text

@@ -1,5 +1,7 @@
 """`/stoa setup`: a bot that knows no channel starts all the same, adopts, makes, and makes nothing twice."""
 
+import aiohttp
+
 from bot.commands.setting_up import NEW
 from sandbox import permissions
 from tests.bot.conftest import Lab
@@ -17,6 +19,15 @@ NOTHING = {
     )
 }
 WITHOUT = permissions.BOT & ~permissions.MANAGE_CHANNELS & ~permissions.MANAGE_ROLES
+
+
+async def overwrite(lab: Lab, method: str, **body: object) -> None:
+    """Change what everyone may do in the category of the projects, as an admin of the server would."""
+    info = lab.guild.info
+    path = f"/api/v10/channels/{info['categories']['Projects']}/permissions/{info['guild_id']}"
+    headers = {"Authorization": f"Bot {info['bot_token']}"}
+    async with aiohttp.request(method, info["discord"] + path, json=body or None, headers=headers) as answer:
+        assert answer.status == 204
 
 
 async def test_a_server_is_set_up_once_and_again(lab: Lab) -> None:
@@ -38,6 +49,14 @@ async def test_a_server_is_set_up_once_and_again(lab: Lab) -> None:
     await lab.guild.set_permissions("Stoa", permissions.BOT)
     everyone = await omar.command("stoa setup", admins="@everyone")
     assert "@\u200beveryone cannot stand for a role" in everyone.text
+    assert [channel.id for channel in await lab.guild.channels()] == before
+
+    twice = await omar.command("stoa setup", record="compute-review", review="compute-review")
+    assert "compute-review cannot stand for both review and the lab's record" in twice.text
+    await overwrite(lab, "PUT", type=0, deny=permissions.SEND_MESSAGES)
+    shut = await omar.command("stoa setup", category="Lab", projects="Projects")
+    assert "Send Messages in the category Projects, under its Permissions" in shut.text
+    await overwrite(lab, "DELETE")
     assert [channel.id for channel in await lab.guild.channels()] == before
 
     given = {"proposals": "proposals", "announcements": "announcements", "reviewers": "reviewer"}
