@@ -1,5 +1,7 @@
 """The sandbox's page in a real Chromium: the main job by clicks and keys, with the real bot behind it."""
 
+import math
+import random
 import re
 from datetime import UTC, datetime, timedelta
 
@@ -8,8 +10,8 @@ from playwright.async_api import Browser, expect
 
 from broker import attempts, endings
 from broker.attempts import Ending, Process, Progress
+from broker.series import Measured
 from tests.bot.conftest import PROPOSAL, SCOPE, Lab
-from tests.bot.test_run_card import progress
 from tests.page.conftest import DESKTOP, PHONE, Visit
 
 pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.timeout(120)]
@@ -95,7 +97,7 @@ async def watch_the_curve_grow(lab: Lab, visit: Visit) -> None:
     top = page.locator(".message").first
     before = await top.bounding_box()
     await page.evaluate("document.querySelector('.card button, .thread')?.focus()")
-    lab.call(attempts.renew, 1, token, 40.0, progress(11, 30), lease_seconds=60)
+    lab.call(attempts.renew, 1, token, 40.0, progress(1, 11, 30), lease_seconds=60)
     await expect(run).to_contain_text("step 30 of 40")
     await expect(picture).to_have_attribute("alt", expected("at step 30 of 40"))
     assert await top.bounding_box() == before
@@ -109,8 +111,22 @@ def train(lab: Lab, run: int) -> int:
     token: int = lab.call(attempts.admit, run, [run - 1])
     lab.call(attempts.claim, run, token, host="here", lease_seconds=60)
     lab.call(attempts.started, run, token, Process("here", "boot", run, 1.0), [], lease_seconds=60)
-    lab.call(attempts.renew, run, token, 20.0, progress(1, 10), lease_seconds=60)
+    lab.call(attempts.renew, run, token, 20.0, progress(run, 1, 10), lease_seconds=60)
     return token
+
+
+def progress(run: int, first: int, last: int) -> Progress:
+    """What a trainer reports from one step to another, with a loss that falls as losses do."""
+    points: list[Measured] = []
+    for step in range(first, last + 1):
+        noise, tokens = random.Random(1000 * run + step), step * 1000
+        loss = 3.5 + run / 4 + 5 * math.exp(-step / 12)
+        points += [Measured("loss", step, tokens, loss + noise.gauss(0, 0.12))]
+        points += [Measured("grad_norm", step, tokens, 0.6 + math.exp(-step / 5) + noise.random() / 5)]
+        if step % 5 == 0:
+            points += [Measured("held_out", step, tokens, loss + 0.15)]
+    points += [Measured("tokens_per_second", last, last * 1000, 500.0)]
+    return Progress(0, 0, step=last, tokens=last * 1000, unigram_entropy=7.25, points=points)
 
 
 def expected(words: str) -> re.Pattern[str]:
