@@ -140,6 +140,8 @@ async def test_a_project_rests_is_moderated_and_ends(shared_lab: Shared) -> None
     assert "large models" not in (await grace.command("project list")).text
     assert await grace.complete("project join", "project", "large") == []
     await lab.guild.wait_for(channel.id, lambda m: "**Omar** takes the project out of the lists." in m.text)
+    assert await omar.complete("project unhide", "project", "large") == [(f"{number} · {title.strip('“”')}", number)]
+    assert await grace.complete("project unhide", "project", "large") == []
     unhide = await omar.command("project unhide", **here)
     await omar.submit(unhide, {"Reason": "Asked for, too."})
     await lab.guild.wait_for(channel.id, lambda m: "**Omar** shows the project in the lists again." in m.text)
