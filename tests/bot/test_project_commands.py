@@ -30,7 +30,7 @@ async def test_people_come_and_go(shared_lab: Shared) -> None:
     assert card.button_labels == ["Join", "Follow"]
 
     assert "You follow **Do small models dream?** now" in (await rosa.press(card, "Follow")).text
-    await lab.guild.wait_for("proposals", lambda m: m.id == card.id and "1 follower" in m.text)
+    await lab.guild.wait_for("proposals", lambda m: m.id == card.id and "**Followers** 1" in m.text)
     await refused(lab, rosa.press(card, "Follow"), f"You follow {TITLE} already.")
     assert "You are in" in (await rosa.command("project join", channel=channel.id)).text
     lead = f"You lead {TITLE}: hand the lead over before you leave."
@@ -79,7 +79,7 @@ async def test_the_lead_is_offered_and_accepted(shared_lab: Shared) -> None:
     await refused(lab, ada.press(offer, "Accept"), theirs)
     assert (await grace.press(offer, "Accept")).text == "You lead **Do small models dream?** from now on. Thank you!"
     await lab.guild.wait_for(channel.id, lambda m: "**Grace** leads the project from now on" in m.text)
-    await lab.guild.wait_for("proposals", lambda m: "led by Grace" in m.text)
+    await lab.guild.wait_for("proposals", lambda m: "**Lead** Grace" in m.text)
     nobody = f"Nobody is offered the lead of {TITLE} now."
     await refused(lab, grace.press(offer, "Accept"), nobody)
 
