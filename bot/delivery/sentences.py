@@ -469,7 +469,7 @@ RENDERINGS: Mapping[str, Callable[[Payload], str]] = {
     "allocation.reopened": _allocation_says("🔋", "There are {amount} left on {allocation} again."),
     "allocation.returned": _allocation_says("↩️", "{amount} of {allocation}, which has ended, return to its grant."),
     "allocation.renewed": _allocation_says(
-        "♻️", "Another allocation succeeds {allocation}; {amount} return to its grant."
+        "♻️", "Another allocation succeeds {allocation} and pays for its runs; {amount} return to its grant."
     ),
     "allocation.adjusted": _adjusted,
     "allocation.warning": _warning,
