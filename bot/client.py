@@ -91,6 +91,10 @@ class Bot(App):
         await self.write(_register, key, digest)
         log.info("commands registered", count=len(definition))
 
+    async def on_interaction(self, interaction: Interaction) -> None:
+        """Answer what discord.py leaves unanswered: a form that it no longer knows."""
+        await answer_closed(interaction)
+
     async def on_ready(self) -> None:
         """Begin, unless the server is still to come."""
         self._begin()
@@ -98,10 +102,6 @@ class Bot(App):
     async def on_guild_available(self, guild: discord.Guild) -> None:
         """Begin, where the server came late."""
         self._begin()
-
-    async def on_interaction(self, interaction: Interaction) -> None:
-        """Answer what discord.py leaves unanswered: a form that it no longer knows."""
-        await answer_closed(interaction)
 
     async def look_again(self) -> None:
         """Take over what the admins have chosen, and begin where that was all that was missing."""
