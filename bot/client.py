@@ -91,6 +91,10 @@ class Bot(App):
         await self.write(_register, key, digest)
         log.info("commands registered", count=len(definition))
 
+    async def on_interaction(self, interaction: Interaction) -> None:
+        """Answer what discord.py leaves unanswered: a form that it no longer knows."""
+        await answer_closed(interaction)
+
     async def on_ready(self) -> None:
         """Begin, unless the server is still to come."""
         self._begin()
@@ -103,10 +107,6 @@ class Bot(App):
         """Look anew where it was one of the lab's own, so that whoever uses a command hears of it."""
         if channel.id in {getattr(self.server, name) for name in CHANNELS}:
             await self.look_again()
-
-    async def on_interaction(self, interaction: Interaction) -> None:
-        """Answer what discord.py leaves unanswered: a form that it no longer knows."""
-        await answer_closed(interaction)
 
     async def look_again(self) -> None:
         """Take over what the admins have chosen, and begin where that was all that was missing."""

@@ -151,7 +151,7 @@ class RunShowcase:
 
     def _pause(self, run: RunView, age: float) -> float:
         """Seconds that should lie between the last edit of a run's card and the next one."""
-        shown = self._shown.get(run.id)
+        shown, drawing = self._shown.get(run.id), self._drawings.get(run.id)
         if shown is None or (shown.state, shown.attempt, shown.checkpoints) != (
             run.state,
             run.attempt,
@@ -160,7 +160,8 @@ class RunShowcase:
             return BUSY
         if age >= OLD_AGE:
             return OLD
-        return BUSY if run.step - shown.step >= MUCH * run.total_steps else CALM
+        drawn = drawing is not None and drawing.task.done()
+        return BUSY if drawn or run.step - shown.step >= MUCH * run.total_steps else CALM
 
     async def _waits(self, run: RunView) -> Why | None:
         """What a queued run waits for; a plan is made for it, so it is not asked for at each edit."""
