@@ -61,9 +61,6 @@ def furnish(session: Session, members: Sequence[int], *, projects: int, each: in
     session.execute(insert(Project), old)
     ended = session.scalars(select(Project.id).where(Project.stage == Stage.STOPPED)).all()
     session.execute(insert(Membership), [{"project_id": one, "person_id": people[n]} for n, one in enumerate(ended)])
-    # Their cards were deleted: with the bot's start they are looked at, and left alone.
-    gone = {"channel_id": "", "nonce": "", "message_id": "", "gone": True}
-    session.execute(insert(DiscordMessage), [gone | {"key": f"project:{one}"} for one in ended])
     session.execute(insert(Stream), [{"key": record.project_stream(one), "head": 0, "head_hash": ""} for one in ended])
     granted = [
         {
@@ -82,6 +79,10 @@ def furnish(session: Session, members: Sequence[int], *, projects: int, each: in
     allocations = {row.project_id: row.id for row in session.execute(select(Allocation.id, Allocation.project_id))}
     balances = [{"allocation_id": one, "granted": SECONDS, "reserved": 0, "spent": 0} for one in allocations.values()]
     session.execute(insert(Balance), balances)
+    # Their cards were deleted: with the bot's start they are looked at, and left alone.
+    gone = {"channel_id": "", "nonce": "", "message_id": "", "gone": True}
+    keys = [key for one in ended for key in (f"project:{one}", f"allocation:{allocations[one]}")]
+    session.execute(insert(DiscordMessage), [gone | {"key": key} for key in keys])
 
     def rows(project_ids: Sequence[int], count: int, state: RunState) -> list[Row]:
         return [

@@ -38,7 +38,8 @@ def settle(
     """End the attempt: the last charge and progress, the rest of the reservation given back, the run moved on.
 
     A run fails for good after `most` failed attempts; one that was stopped from outside is none. A fault of the
-    infrastructure refunds what no checkpoint stands for, also while the run stops. Raises StaleError.
+    infrastructure refunds what no checkpoint stands for; a signal that ends what was told to stop is none. Raises
+    StaleError.
     """
     attempt = attempts.guarded(
         session,
@@ -56,7 +57,7 @@ def settle(
     attempts.charge(session, run, attempt, elapsed)
     attempts.keep(session, run, progress, attempt)
     ledger.release(session, run.allocation_id, run_id, token)
-    if ending.fault:
+    if ending.fault and run.state != RunState.STOPPING:
         _refund(session, run, attempt, ending.reason)
     if ending.status == 0:
         _end(session, run, RunState.FINISHED, ending.reason, sample=ending.sample)

@@ -6,6 +6,7 @@ by looking in the channel for the message's marker, its last line of text.
 
 import asyncio
 import io
+from collections import defaultdict
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -43,6 +44,8 @@ class Sender:
         self.guild_id = app.server.guild
         self.holder = holder
         self.cadence = Cadence()
+        # One post at a time in a channel: of several at once more may go out than are left of its limit.
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def post(self, key: str, channel_id: str, said: str, buttons: Sequence[ui.Item[Any]] = ()) -> str | None:
         """Post a text whose last line is its marker; the message's id, or None where a person has deleted its place."""
@@ -120,7 +123,7 @@ class Sender:
                     return found
                 row, certain = await self.app.write(outbox.intend_again, key), True
             channel = self._channel(row.channel_id)
-            async with asyncio.timeout(None if certain else REPEAT_SECONDS):
+            async with asyncio.timeout(None if certain else REPEAT_SECONDS), self._turns[row.channel_id]:
                 if view is None:
                     message = await channel.send(content, nonce=row.nonce, suppress_embeds=True)
                 else:
