@@ -233,7 +233,7 @@ def _one_at_a_time(session: Session, census: Census) -> Line:
         for before, after in pairwise(sorted(spans))
         if before[1] > after[0]
     ]
-    known = set(session.execute(select(Attempt.run_id, Attempt.token)).tuples())
+    known = {(run_id, token) for run_id, token in session.execute(select(Attempt.run_id, Attempt.token))}
     problems += [f"a trainer ran for {attempt}, which is not recorded" for attempt in set(census.attempts) - known]
     return Line("no two attempts of a run trained at once", f"{len(census.attempts)} attempts were seen", problems)
 
