@@ -1,7 +1,7 @@
 """A busy lab for the bot's benchmark: its people, projects and runs, how the runs go on, and what members ask."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -21,15 +21,20 @@ from projects.people import Actor, Person
 from projects.pipeline import Membership, Project, Stage
 from projects.record import Stream
 from sandbox.people import Answer, Channel, Guild, Message
+from trainer import config as trainer_config
 
 PEOPLE = 30_000
 OLD_PROJECTS = 2_000
 RUNS_OF_OLD = 3
 OLD_POINTS = 500
+ENDED_POINTS = 50
 STEPS_A_BATCH = 10
 TOKENS_A_STEP = 32_768
 TOTAL_STEPS = 1_000_000
+RATE = 90_000.0
 SECONDS = 10**9
+GPUS = 256
+RECIPE = "demo"
 
 Row = dict[str, Any]
 
@@ -40,7 +45,7 @@ def furnish(session: Session, members: Sequence[int], *, projects: int, each: in
     known = [*members, *range(1, PEOPLE - len(members) + 1)]
     session.execute(insert(Person), [{"discord_id": str(one), "name": f"Person {one % 10**6}"} for one in known])
     people = session.scalars(select(Person.id).order_by(Person.id)).all()
-    pools.add_pool(session, name="local", gpu_type="CPU", gpus=2)
+    pools.add_pool(session, name="cluster", gpu_type="A100", gpus=GPUS)
     pool_id = session.scalars(select(Pool.id)).one()
     lead, other = Actor(members[0], "Ada", frozenset()), Actor(members[1], "Grace", frozenset())
     about = {"question": "How does the loss fall?", "why": "To know.", "needs": "People who plot."}
@@ -84,6 +89,8 @@ def furnish(session: Session, members: Sequence[int], *, projects: int, each: in
     keys = [key for one in ended for key in (f"project:{one}", f"allocation:{allocations[one]}")]
     session.execute(insert(DiscordMessage), [gone | {"key": key} for key in keys])
 
+    config = trainer_config.dump(trainer_config.load_recipe(RECIPE))
+
     def rows(project_ids: Sequence[int], count: int, state: RunState) -> list[Row]:
         return [
             {
@@ -92,9 +99,9 @@ def furnish(session: Session, members: Sequence[int], *, projects: int, each: in
                 "allocation_id": allocations[project_id],
                 "pool_id": pool_id,
                 "requested_by": people[0],
-                "recipe": "pythia-70m",
+                "recipe": RECIPE,
                 "overrides": {},
-                "config": "",
+                "config": config,
                 "total_steps": TOTAL_STEPS,
                 "gpus": 1,
                 "time_limit": 86_400,
@@ -108,12 +115,15 @@ def furnish(session: Session, members: Sequence[int], *, projects: int, each: in
     session.execute(insert(Run), rows(ended, RUNS_OF_OLD, RunState.FINISHED))
     session.execute(insert(Run), rows(active, each, RunState.RUNNING))
     moving = session.scalars(select(Run.id).where(Run.state == RunState.RUNNING).order_by(Run.id)).all()
-    first = [
-        {"run_id": run_id, "series": "loss", "step": step, "tokens": step * TOKENS_A_STEP, "value": loss(run_id, step)}
-        for run_id in moving
-        for step in range(1, OLD_POINTS + 1)
+    over = session.scalars(select(Run.id).where(Run.state == RunState.FINISHED)).all()
+    measured = [
+        {"run_id": run_id, "series": name, "step": step, "tokens": step * TOKENS_A_STEP, "value": value(run_id, step)}
+        for run_ids, steps in ((over, ENDED_POINTS), (moving, OLD_POINTS))
+        for run_id in run_ids
+        for name, value in (("loss", loss), ("tokens_per_second", lambda *_: RATE))
+        for step in range(1, steps + 1)
     ]
-    session.execute(insert(Point), first)
+    session.execute(insert(Point), measured)
     for run_id in moving:
         run = runs.load(session, run_id)
         run.step, run.tokens = OLD_POINTS, OLD_POINTS * TOKENS_A_STEP
@@ -133,14 +143,14 @@ def go_on(session: Session, run_id: int) -> int:
     points = [
         Measured("loss", step, step * TOKENS_A_STEP, loss(run_id, step)) for step in range(run.step + 1, last + 1)
     ]
-    points.append(Measured("tokens_per_second", last, last * TOKENS_A_STEP, 90_000.0))
+    points.append(Measured("tokens_per_second", last, last * TOKENS_A_STEP, RATE))
     series.add(session, run_id, points)
     run.step, run.tokens = last, last * TOKENS_A_STEP
     return last
 
 
 class Crowd:
-    """Members who complete commands, look at cards and press buttons, each act at random."""
+    """Members who complete commands, look at cards, open forms and press buttons, each act at random."""
 
     def __init__(
         self, guild: Guild, names: Sequence[str], channels: Sequence[Channel], cards: Sequence[Message]
@@ -151,21 +161,25 @@ class Crowd:
 
     async def act(self, run_id: int) -> Answer | list[tuple[str, Any]]:
         """What one of them does next; some of it is about a run."""
-        person = self.guild.person(self._chance.choice(self.names))
-        where = self._chance.choice(self.channels).id
-        draw = self._chance.random()
-        if draw < 0.25:
-            return await person.complete("run show", "run", str(run_id)[:1], channel=where)
-        if draw < 0.5:
-            return await person.complete("project show", "project", self._chance.choice(["", "law", "old", "7"]))
-        if draw < 0.62:
-            return await person.command("run show", channel=where, run=run_id)
-        if draw < 0.72:
-            return await person.command("run list", channel=where)
-        if draw < 0.82:
-            return await person.command("project show", channel=where)
-        if draw < 0.87:
-            return await person.command("project list", channel=where)
-        if draw < 0.92:
-            return await person.command("allocation list", channel=where)
-        return await person.press(self._chance.choice(self.cards), "Join")
+        one, lead = self.guild.person(self._chance.choice(self.names)), self.guild.person(self.names[0])
+        where, card = self._chance.choice(self.channels).id, self._chance.choice(self.cards)
+        typed = self._chance.choice(["", "law", "old", "7"])
+        launch: dict[str, Any] = {"channel": where, "recipe": RECIPE, "time_limit": "1h"}
+        acts: list[tuple[int, Callable[[], Awaitable[Answer | list[tuple[str, Any]]]]]] = [
+            (18, lambda: one.complete("run show", "run", str(run_id)[:1], channel=where)),
+            (20, lambda: one.complete("project show", "project", typed)),
+            (8, lambda: one.complete("run launch", "gpus", "", **launch)),
+            (4, lambda: one.complete("run launch", "time_limit", "", channel=where, recipe=RECIPE)),
+            (10, lambda: one.command("run show", channel=where, run=run_id)),
+            (8, lambda: one.command("run list", channel=where)),
+            (2, lambda: one.command("run compare", channel=where, runs=f"{run_id} {max(1, run_id - 1)}")),
+            (2, lambda: lead.command("run launch", **launch)),
+            (8, lambda: one.command("project show", channel=where)),
+            (4, lambda: one.command("project list", channel=where)),
+            (2, lambda: one.command("project propose", channel=where)),
+            (4, lambda: one.command("allocation list", channel=where)),
+            (2, lambda: one.command("stoa help", channel=where)),
+            (8, lambda: one.press(card, "Join")),
+        ]
+        ((_, act),) = self._chance.choices(acts, [weight for weight, _ in acts])
+        return await act()

@@ -6,7 +6,7 @@ from functools import lru_cache
 from statistics import median
 
 import yaml
-from sqlalchemy import func, select
+from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
 from broker.runs import Run
@@ -60,13 +60,18 @@ def estimate(session: Session, run: Run) -> Estimate:
 
 def _measured(session: Session, run: Run) -> list[Measurement]:
     """The newest measured run of each recipe and number of GPUs on the run's pool."""
-    measured = select(Point.run_id).where(Point.series == "tokens_per_second", Point.value > 0)
+    of_pool = Run.pool_id == run.pool_id, Run.kind == "train"
+    kind = select(Run.recipe, Run.gpus).where(*of_pool).distinct().subquery()
+    # One look into the points for each run, from the newest back: a lab comes to have tens of millions of them.
+    measured = exists().where(Point.run_id == Run.id, Point.series == "tokens_per_second", Point.value > 0)
     newest = (
-        select(func.max(Run.id))
-        .where(Run.pool_id == run.pool_id, Run.kind == "train", Run.id.in_(measured))
-        .group_by(Run.recipe, Run.gpus)
+        select(Run.id)
+        .where(*of_pool, Run.recipe == kind.c.recipe, Run.gpus == kind.c.gpus, measured)
+        .order_by(Run.id.desc())
+        .limit(1)
+        .scalar_subquery()
     )
-    found = session.scalars(select(Run).where(Run.id.in_(newest))).all()
+    found = session.scalars(select(Run).where(Run.id.in_(select(newest).select_from(kind)))).all()
     return [
         Measurement(other.id, other.recipe, other.gpus, _rate(session, other.id), float(flops))
         for other in found

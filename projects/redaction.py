@@ -40,6 +40,17 @@ def redact(
     """
     rights.require_admin(actor, Act.REDACT, admin_role_id)
     because = text.prose("The reason", reason, most=text.USUAL)
+    entry = named(session, stream, number)
+    told = session.scalars(select(Payload.body).where(Payload.entry_id == entry.id)).one()
+    if not _blank(session, [entry.id]):
+        raise ConflictError(f"Entry {number} of “{stream}” is blank already.")
+    _unsay(session, stream, json.loads(told or "{}"))
+    by = None if actor is None else people.ensure(session, actor)
+    record.append(session, stream, "record.redacted", by=by, why=because, numbers=[number])
+
+
+def named(session: Session, stream: str, number: int) -> Entry:
+    """An entry that may be blanked; raises NotFoundError, and ConflictError for one that tells of a blanking itself."""
     entry = session.scalars(select(Entry).where(Entry.stream == stream, Entry.number == number)).one_or_none()
     if entry is None:
         raise NotFoundError(
@@ -47,12 +58,7 @@ def redact(
         )
     if entry.kind in KINDS:
         raise ConflictError(f"Entry {number} of “{stream}” is itself a tombstone and stays.")
-    told = session.scalars(select(Payload.body).where(Payload.entry_id == entry.id)).one()
-    if not _blank(session, [entry.id]):
-        raise ConflictError(f"Entry {number} of “{stream}” is blank already.")
-    _unsay(session, stream, json.loads(told or "{}"))
-    by = None if actor is None else people.ensure(session, actor)
-    record.append(session, stream, "record.redacted", by=by, why=because, numbers=[number])
+    return entry
 
 
 def blank_saying(session: Session, stream: str, said: str) -> list[int]:

@@ -159,6 +159,7 @@ async def redact(interaction: Interaction, number: int, project: int | None = No
     """Open the form of the reason, which is to say nothing of what is blanked."""
     stoa_buttons.require(interaction, Act.REDACT)
     stream = record.LAB if project == 0 else record.project_stream(await lookup.project_of(interaction, project))
+    await interaction.client.read(redaction.named, stream, number)
     role, done = interaction.client.server.admin_role, f"Entry {number} is blanked; its posts will follow."
     act = functools.partial(redaction.redact, number=number)
     await interaction.response.send_modal(

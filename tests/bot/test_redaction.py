@@ -64,6 +64,8 @@ async def test_an_admin_bans_and_blanks_from_discord_and_nobody_else_does(lab: L
     assert await grace.complete("stoa redact", "number", "", channel=card.id) == []
     assert await omar.complete("stoa redact", "number", "prop", channel=card.id) == [("1 · project.proposed", 1)]
     assert await omar.complete("stoa redact", "number", "grant", project=0) == [("2 · grant.added", 2)]
+    nothing = await omar.command("stoa redact", channel=card.id, number=99)
+    assert "There is no entry 99" in nothing.text, "it is said before a form opens"
     done = await because("stoa redact", "It was private.", channel=card.id, number=1)
     assert await omar.complete("stoa redact", "number", "prop", channel=card.id) == []
     assert "Entry 1 is blanked" in done.text
