@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import ForeignKey, func, select, update
+from sqlalchemy import ForeignKey, Select, func, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from projects import limits, people, policies, record, rights, text
@@ -318,10 +318,18 @@ def view(session: Session, project_id: int) -> ProjectView:
 
 def views(session: Session, *, limit: int = 25, stage: str | None = None) -> Sequence[ProjectView]:
     """The newest projects first, of one stage or of all, without those that a moderator has hidden."""
-    newest = select(Project.id).where(Project.hidden.is_(False)).order_by(Project.id.desc()).limit(limit)
-    if stage is not None:
-        newest = newest.where(Project.stage == stage)
+    newest = _shown(stage).order_by(Project.id.desc()).limit(limit)
     return [view(session, project_id) for project_id in session.scalars(newest).all()]
+
+
+def count(session: Session, *, stage: str | None = None) -> int:
+    """How many projects `views` chooses from."""
+    return session.scalar(select(func.count()).select_from(_shown(stage).subquery())) or 0
+
+
+def _shown(stage: str | None) -> Select[int]:
+    shown = select(Project.id).where(Project.hidden.is_(False))
+    return shown if stage is None else shown.where(Project.stage == stage)
 
 
 def may_compute(project: Project) -> bool:

@@ -220,11 +220,12 @@ async def show(interaction: Interaction, project: int | None = None) -> None:
 async def list_projects(interaction: Interaction, stage: str | None = None) -> None:
     """List them."""
     views = await interaction.client.read(pipeline.views, stage=stage)
+    there_are = await interaction.client.read(pipeline.count, stage=stage)
     lines = [
         f"**{view.id}** {text.line(view.title, 160)} · {view.stage} · {text.line(view.lead.name, 60)}" for view in views
     ]
     none = f"No project is {stage} now." if stage else "There is no project yet: /project propose begins one."
-    await errors.reply(interaction, text.listed(lines) or none)
+    await errors.reply(interaction, text.listed(lines, of=there_are) or none)
 
 
 async def _act(interaction: Interaction, named: int | None, act: project_buttons.Answering) -> None:

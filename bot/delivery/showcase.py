@@ -26,8 +26,8 @@ RUNS_SHOWN = 4
 log = structlog.get_logger()
 
 
-def urgent(entry: Told) -> bool:
-    """Whether what an entry changes goes before the lines about runs, on the cards of all projects: a decision, say."""
+def goes_first(entry: Told) -> bool:
+    """Whether what an entry changes, such as a decision, is shown on cards before what is new of runs."""
     return "run" not in (entry.payload or {})
 
 
@@ -63,7 +63,7 @@ class Showcase:
     def note(self, entry: Told) -> None:
         """Remember which cards an entry makes stale."""
         self._cards_stale = True
-        self._urgent |= urgent(entry)
+        self._urgent |= goes_first(entry)
         if entry.kind in redaction.KINDS:
             self._runs.note_all()
         run_id = (entry.payload or {}).get("run")

@@ -114,7 +114,7 @@ async def test_a_decision_waits_for_no_line_about_a_run() -> None:
     assert edited[:3] == ["allocation:7", "project:0", "project:1"]
     told = {"run.started": {"run": 1}, "checkpoint.published": {"run": 1}, "member.joined": {"by": "Grace"}}
     entries = [Told(n, "project:1", n, kind, "0" * 64, payload) for n, (kind, payload) in enumerate(told.items())]
-    assert [showcase.urgent(entry) for entry in entries] == [False, False, True]
+    assert [showcase.goes_first(entry) for entry in entries] == [False, False, True]
 
 
 async def test_with_many_cards_in_motion_each_rests_longer() -> None:

@@ -3,8 +3,11 @@
 from collections.abc import Awaitable
 
 import pytest
+from sqlalchemy import func, insert, select
+from sqlalchemy.orm import Session
 
 from projects import membership, pipeline, redaction
+from projects.pipeline import Membership, Project, Stage
 from sandbox.people import Answer, Channel
 from tests.bot.conftest import SCOPE, Lab
 
@@ -163,3 +166,20 @@ async def test_a_project_rests_is_moderated_and_ends(shared_lab: Shared) -> None
         await refused(lab, ada.command(f"project {act}", **here), over)
     ended = f"{title} is stopped; nobody can join it any more."
     await refused(lab, rosa.command("project join", **here), ended)
+
+
+async def test_a_long_list_says_how_many_more_there_are(shared_lab: Shared) -> None:
+    lab, _ = shared_lab
+    words = dict.fromkeys(("question", "why", "needs", "goal", "plan", "compute", "release", "learnt"), "")
+    rows = [
+        {"request_id": f"list-{n}", "title": f"{n} {'🧪' * 70}", "stage": Stage.COMPLETED, "lead_id": 1} | words
+        for n in range(40)
+    ]
+    lab.call(Session.execute, insert(Project), rows)
+    leads = select(Project.id, Project.lead_id).where(Project.stage == Stage.COMPLETED)
+    lab.call(Session.execute, insert(Membership).from_select(["project_id", "person_id"], leads))
+    shown = (await lab.person("Grace").command("project list", stage="completed")).text.splitlines()
+    assert shown[0].startswith(f"**{lab.call(Session.scalar, select(func.max(Project.id)))}** 39 🧪")
+    assert 5 < len(shown) < 25, "what fits one message"
+    assert shown[-1] == f"-# and {40 - len(shown) + 1} more"
+    assert all(line.endswith("Ada") for line in shown[:-1]), "no line is cut"
