@@ -70,11 +70,13 @@ def main(
     seconds: Annotated[int, typer.Option(min=20, help="How long it is measured.")] = 240,
     projects: Annotated[int, typer.Option(min=1, help="Projects, each with a channel and five runs in motion.")] = 40,
     a_minute: Annotated[int, typer.Option(min=1, help="Interactions a minute.")] = 1000,
+    database: Annotated[str, typer.Option(help="URL of an empty database; SQLite in a file without it.")] = "",
     profile: Annotated[Path | None, typer.Option(help="Write the bot's profile, for pstats, to this file.")] = None,
 ) -> None:
     """Let a lab be busy for a while, and hold the bot against its goals."""
     with tempfile.TemporaryDirectory() as folder:
-        goals = asyncio.run(story(Path(folder), seconds, projects, a_minute, profile))
+        url = database or f"sqlite:///{Path(folder) / 'stoa.db'}"
+        goals = asyncio.run(story(Path(folder), Database(url), seconds, projects, a_minute, profile))
     table = Table("", "measured", "goal")
     for goal in goals:
         bound = f"≤ {goal.most:g}" if goal.most is not None else f"≥ {goal.least:g}" if goal.least is not None else ""
@@ -84,9 +86,10 @@ def main(
     raise typer.Exit(any(goal.missed for goal in goals))
 
 
-async def story(root: Path, seconds: int, projects: int, a_minute: int, profile: Path | None) -> list[Goal]:
+async def story(
+    root: Path, db: Database, seconds: int, projects: int, a_minute: int, profile: Path | None
+) -> list[Goal]:
     """Set the lab up, let the bot catch up with it, then measure."""
-    db = Database(f"sqlite:///{root / 'stoa.db'}")
     db.migrate()
     async with sandbox(root) as guild:
         names = [f"Member {number}" for number in range(MEMBERS)]
@@ -97,7 +100,7 @@ async def story(root: Path, seconds: int, projects: int, a_minute: int, profile:
             moving = furnish(session, [int(one) for one in users.values()], projects=projects, each=EACH)
         # A lab of this size does not come about in a minute: the limits are kept from when it stands.
         await guild.enforce_limits(False)
-        async with bot(root, guild, profile) as process:
+        async with bot(root, db, guild, profile) as process:
             out.print(f"{projects} projects and {len(moving)} runs are told of for the first time…")
             began = time.monotonic()
             await settle(db, len(moving))
@@ -302,13 +305,13 @@ async def sandbox(root: Path) -> AsyncIterator[Guild]:
 
 
 @asynccontextmanager
-async def bot(root: Path, guild: Guild, profile: Path | None) -> AsyncIterator[psutil.Process]:
+async def bot(root: Path, db: Database, guild: Guild, profile: Path | None) -> AsyncIterator[psutil.Process]:
     """The bot in a process of its own."""
     info = guild.info
     channels, roles = info["channels"], info["roles"]
     told = {
         "HOME": str(root),
-        "DATABASE_URL": f"sqlite:///{root / 'stoa.db'}",
+        "DATABASE_URL": db.url.render_as_string(hide_password=False),
         "DISCORD_TOKEN": info["bot_token"],
         "DISCORD_API": info["discord"],
         "DISCORD_GATEWAY": info["gateway"],

@@ -98,6 +98,7 @@ class RunShowcase:
         pace, key = self.sender.cadence, f"run:{run_id}"
         if not pace.turn(key, row.channel_id, age=age, pause=self._pause(run, age)):
             return False
+        begun = self._drawings.get(run_id)
         name, picture = await self._picture_due(run, row.picture)
         why, number = await self._waits(run), len(cards)
         drawn, posts = self._pictured.get(run_id), thread_id if number > 1 else ""
@@ -112,7 +113,8 @@ class RunShowcase:
             self._shown[run.id] = run
         if picture is not None:
             self._drawn[run.id] = time.monotonic()
-        return settled and run.state not in ACTIVE and run.id not in self._drawings
+        newest_drawn = run.id not in self._drawings and (begun is None or begun.run == run)
+        return settled and run.state not in ACTIVE and newest_drawn
 
     async def _change(
         self, key: str, row: DiscordMessage, card: Card, name: str, picture: bytes | None, age: float
@@ -161,7 +163,8 @@ class RunShowcase:
         if age >= OLD_AGE:
             return OLD
         drawn = drawing is not None and drawing.task.done()
-        return BUSY if drawn or run.step - shown.step >= MUCH * run.total_steps else CALM
+        much = run.step - shown.step >= MUCH * run.total_steps
+        return BUSY if drawn or much or run.state not in ACTIVE else CALM
 
     async def _waits(self, run: RunView) -> Why | None:
         """What a queued run waits for; a plan is made for it, so it is not asked for at each edit."""

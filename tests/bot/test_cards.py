@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import discord
+import psutil
 import pytest
 from discord import ui
 from PIL import Image
@@ -277,6 +278,33 @@ async def test_a_run_card_that_a_moderator_deletes_stays_deleted(shared_lab: tup
         rows = [outbox.message(session, key) for key in ("run:2", "run:1:2")]
         assert [row is not None and row.gone for row in rows] == [True, False]
     assert "Traceback" not in lab.log
+
+
+async def test_a_picture_that_was_being_drawn_as_its_run_ended_is_not_the_last(
+    shared_lab: tuple[Lab, Channel],
+) -> None:
+    lab, channel = shared_lab
+    launched = re.search(r"Run (\d+) is queued", (await lab.launch(channel, override="steps=4000")).text)
+    assert launched is not None
+    number = int(launched[1])
+    card = await lab.guild.wait_for(channel.id, lambda m: m.text.endswith(f"-# P1 · run {number}"))
+    token = lab.call(attempts.admit, number, [0])
+    lab.call(attempts.claim, number, token, host="here", lease_seconds=60)
+    lab.call(attempts.started, number, token, Process("here", "boot", 3, 1.0), [], lease_seconds=60)
+    assert lab.bot is not None
+    drawing = psutil.Process(lab.bot.pid).children(recursive=True)
+    for process in drawing:
+        process.suspend()
+    lab.call(attempts.renew, number, token, 5.0, progress(1, 100), lease_seconds=60)
+    await lab.guild.wait_for(channel.id, lambda m: m.id == card.id and "step 100 of" in m.text)
+    lab.call(endings.settle, number, token, 20.0, progress(101, 300), Ending(70, reason="It broke."), 0)
+    await lab.guild.wait_for(channel.id, lambda m: m.id == card.id and "has failed" in m.text)
+    for process in drawing:
+        process.resume()
+    await lab.guild.wait_for(
+        channel.id,
+        lambda m: m.id == card.id and m.attachments != [] and "at step 300" in (m.attachments[0].description or ""),
+    )
 
 
 async def of(lab: Lab, channel: Channel, message: Message) -> Message:
