@@ -109,6 +109,21 @@ class AllocationView:
     half_until: datetime | None = None
     report: str = ""
 
+    @property
+    def size(self) -> int:
+        """GPU-seconds: what is asked for until it is granted, what was granted then, and once it is over what was used.
+
+        What was granted counts with a second half that is still to be released.
+        """
+        if self.state in {AllocationState.REQUESTED, AllocationState.DECLINED, AllocationState.WITHDRAWN}:
+            return self.seconds
+        return self.account.granted + self.account.committed
+
+    @property
+    def standing(self) -> str:
+        """Where it stands, in a word."""
+        return "ended" if self.state == AllocationState.EXPIRED else str(self.state)
+
 
 def parse_hours(value: str) -> int:
     """GPU-hours as typed, such as “1.5”, in GPU-seconds; raises InvalidError with what would be right."""

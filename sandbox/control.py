@@ -123,7 +123,7 @@ def show_answer(world: World, interaction: Interaction) -> Json:
 
 
 def _show_modal(modal: Json) -> Json:
-    shown = ("custom_id", "label", "type", "style", "value", "min_length", "max_length")
+    shown = ("custom_id", "label", "type", "style", "value", "placeholder", "min_length", "max_length")
     fields = [
         {key: item.get(key) for key in shown}
         | {

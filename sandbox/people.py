@@ -87,6 +87,7 @@ class Field:
     style: int | None
     required: bool
     value: str | None
+    placeholder: str | None
     min_length: int | None
     max_length: int | None
     options: list[str]

@@ -5,11 +5,12 @@ Each opens a form, once the domain has been asked whether what it is for can be 
 
 from collections.abc import Mapping
 
+from bot import text
 from bot.app import Interaction, actor
 from bot.buttons import Press
 from bot.commands.allocation_forms import ApproveChangeForm, ApproveForm
 from bot.commands.reason_form import AnswerForm, QuestionForm, ReasonForm
-from broker import allocations, changes, reviews
+from broker import allocations, changes, dossier, reviews
 
 DECLINED = "Declined; the decision and its reason are posted in the project's channel."
 
@@ -49,10 +50,14 @@ async def ask(interaction: Interaction, allocation_id: int) -> None:
 
 
 async def answer(interaction: Interaction, allocation_id: int) -> None:
-    """Answer what was asked."""
+    """Answer what was asked; the form shows the last question."""
     await interaction.client.read(reviews.check_may_answer, actor(interaction), allocation_id)
+    remarks = (await interaction.client.read(dossier.of_request, allocation_id)).remarks
+    asked = [remark.said for remark in remarks if remark.question]
     done = "Answered; the reviewers see it on the request's card."
-    await interaction.response.send_modal(AnswerForm("Answer the reviewers", reviews.answer, allocation_id, done))
+    form = AnswerForm("Answer the reviewers", reviews.answer, allocation_id, done)
+    form.said.placeholder = text.bounded(asked[-1], 100) if asked else None
+    await interaction.response.send_modal(form)
 
 
 async def revoke(interaction: Interaction, allocation_id: int) -> None:

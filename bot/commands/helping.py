@@ -100,7 +100,7 @@ def pages(commands: Sequence[Any], here: Standing, *, review: int, manages: bool
         told.update(names)
         block = [_line(name, known[name]) for name in names]
         if role is Role.REVIEWER:
-            block.insert(0, f"The buttons on the cards in <#{review}>: approve, in part or in full, or decline.")
+            block.insert(0, f"The buttons on the cards in <#{review}>: approve, in part or in full, ask, decline; later, revoke.")
         if role is Role.LEAD:
             block.append(ANSWERS)
         if block:

@@ -135,7 +135,7 @@ async def _of_project_meant(interaction: Interaction) -> Sequence[AllocationView
 
 
 def _allocations(views: Sequence[AllocationView], typed: str) -> list[Choice[int]]:
-    return _choices([(f"{v.id} · {text.gpu_hours(v.seconds)} of {v.pool}, {v.state}", v.id) for v in views], typed)
+    return _choices([(f"{v.id} · {text.gpu_hours(v.size)} of {v.pool}, {v.standing}", v.id) for v in views], typed)
 
 
 async def project_meant(interaction: Interaction) -> int | None:

@@ -401,9 +401,25 @@ def _redacted(p: Payload) -> str:
     return f"🪦 {entries} {which} of this record {'was' if entries == 'Entry' else 'were'} blanked.{quoted(p['why'])}"
 
 
+PLACES = {
+    "proposals": "proposals are in <#{id}>",
+    "review": "requests are reviewed in <#{id}>",
+    "announcements": "what comes of projects is announced in <#{id}>",
+    "record": "the lab's own record is told in <#{id}>",
+    "reviewer_role": "reviewers have the role {name}",
+    "moderator_role": "moderators have the role {name}",
+    "admin_role": "admins have the role {name}",
+    "lab_category": "the lab's channels are under {name}",
+    "projects_category": "the projects' channels are under {name}",
+}
+
+
 def _set_up(p: Payload) -> str:
-    named = [f"{place.replace('_', ' ')} {text.code(target['name'], 100)}" for place, target in p["places"].items()]
-    return f"🧭 {_by(p)} says what stands for what in this server: {', '.join(named)}."
+    told = [
+        f"> {PLACES[place].format(id=target['id'], name=text.code(target['name'], 100))}"
+        for place, target in p["places"].items()
+    ]
+    return "\n".join([f"🧭 {_by(p)} sets this server up:", *told])
 
 
 def _banned(p: Payload) -> str:

@@ -12,12 +12,14 @@ from PIL import Image
 
 from bot.cards import comparison
 from bot.cards.project_card import project_card
+from bot.cards.review_card import review_card
 from bot.cards.run_card import RUNS, moved_card, run_card
 from bot.delivery import cadence, outbox, showcase
 from bot.delivery.cadence import BUSY, FRESH_EDITS, OLD, OLD_AGE, OLD_EDITS, Cadence
 from broker import attempts, endings
 from broker.allocations import AllocationState
 from broker.attempts import Ending, Process, Progress
+from broker.ledger import Account
 from broker.runs import RunState
 from broker.series import Measured
 from broker.why import Why
@@ -29,6 +31,21 @@ from tests.bot.conftest import AGED, Lab
 from tests.bot.test_limits import project, request, run
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def test_an_allocation_tells_what_it_is_of_where_it_stands() -> None:
+    asked = replace(request("Sizes"), seconds=7200, account=Account(3600, 0, 1800), reason="One is plenty.")
+    heads = {
+        AllocationState.REQUESTED: "2 GPU-hours for Sizes",
+        AllocationState.APPROVED: "1 GPU-hour for Sizes",
+        AllocationState.EXPIRED: "0.5 GPU-hours used by Sizes",
+    }
+    for state, head in heads.items():
+        granted = Account(1800, 0, 1800) if state == AllocationState.EXPIRED else asked.account
+        card = said(review_card(replace(asked, state=state, account=granted)))
+        assert head in card.splitlines()[0]
+        assert "asks for 2 GPU-hours" in card or "asked for 2 GPU-hours" in card
+    assert "**Ended**, approved by Sizes, given by Sizes\n> One is plenty." in card
 
 
 class Clock:

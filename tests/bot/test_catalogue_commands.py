@@ -61,7 +61,7 @@ async def test_a_recipe_and_a_dataset_by_form(shared_lab: Shared) -> None:
     fields = {"Name": "books", "Dataset": f"common/books@{COMMIT}", "Licence": "cc-by-4.0"}
     assert (await ada.submit(form, fields)).text == "`books` is proposed; an admin decides."
     form = await ada.command("catalogue propose", what="dataset")
-    wrong = await ada.submit(form, {"Name": "words", "Dataset": "common/words", "Commit": "main"})
+    wrong = await ada.submit(form, {"Name": "words", "Dataset": "common/words", "Commit": "main", "Licence": "MIT"})
     assert wrong.text == "A dataset is taken at a commit: give its 40 hexadecimal digits, not a branch or a tag."
     form = await ada.command("catalogue propose", what="recipe")
     assert (

@@ -165,7 +165,7 @@ async def test_what_is_typed_is_judged_while_it_is_typed(shared_lab: Shared) -> 
     assert await shown("steps", "7", recipe="nonsense") == ["✗ There is no recipe “nonsense”; the recipes are: demo."]
     [(nowhere, value)] = await ada.complete("run launch", "gpus", "", recipe="demo")
     assert (nowhere[:21], value) == ("✗ Name the project in", 1)
-    assert await shown("allocation", "") == ["1 · 2 GPU-hours of local, approved"], "what is asked for is not there yet"
+    assert await shown("allocation", "") == ["1 · 1 GPU-hour of local, approved"], "what is asked for is not there yet"
     prepare = await ada.complete("catalogue prepare", "time_limit", "", channel=channel.id, recipe="demo")
     assert prepare[0] == ("15m · 0.25 GPU-hours at most", "15m")
     wrong = await ada.command("run launch", channel=channel.id, recipe="demo", time_limit="5m", dataset="pile")
@@ -204,7 +204,7 @@ async def test_a_run_is_paused_resumed_extended_and_looked_at(shared_lab: Shared
         ("soon · ✗ A time limit is written like 45m, 2h or 1h30m, from one minute to 720 hours.", "soon")
     ]
     on = await ada.complete("run resume", "allocation", "", run=run)
-    assert on == [("1 · 2 GPU-hours of local, approved", 1)], "the run's project is meant, wherever this is typed"
+    assert on == [("1 · 1 GPU-hour of local, approved", 1)], "the run's project is meant, wherever this is typed"
     for gpus in (-1, 3):
         wrong = await ada.command("run resume", run=run, gpus=gpus)
         assert said(wrong) == "The pool “local” has 2 GPUs; ask for 1 to 2."

@@ -73,7 +73,7 @@ async def test_a_server_is_set_up_once_and_again(lab: Lab) -> None:
     assert {channel.parent_id for channel in made} == {lab.guild.info["categories"]["Lab"]}
     assert f"- the lab's record: <#{made[1].id}> (adopted)" in done.text, "made by the one that broke off"
     assert done.text.count("(new)") == 2
-    told = await lab.guild.wait_for(made[1].id, lambda m: "says what stands for what" in m.text)
+    told = await lab.guild.wait_for(made[1].id, lambda m: "sets this server up" in m.text)
     assert "**Omar**" in told.text
 
     heads = lab.heads()
