@@ -9,7 +9,7 @@ import pytest
 from sandbox import server as discord_server
 from sandbox.people import Guild
 from tests.discord_openapi import DiscordJudge
-from tests.sandbox.conftest import Rest, problems
+from tests.sandbox.conftest import Rest
 
 
 async def test_old_messages_bear_few_edits(
@@ -27,7 +27,7 @@ async def test_old_messages_bear_few_edits(
     assert [m.text for m in await guild.messages("general")] == ["0", "1"]
     await guild.count_as_old(3600.0)
     assert (await rest("PATCH", f"{path}/{ids[0]}", {"content": "young again"}))[0] == 200
-    assert problems(judge, tmp_path) == []
+    assert judge.judge_recorded(tmp_path) == []
 
 
 @pytest.mark.parametrize("invalid", [{"Authorization": "Bot wrong"}, {}])

@@ -11,7 +11,7 @@ from sandbox import permissions
 from sandbox.people import Guild
 from sandbox.server import Server
 from tests.discord_openapi import DiscordJudge
-from tests.sandbox.conftest import Rest, problems
+from tests.sandbox.conftest import Rest
 
 V2 = 1 << 15
 
@@ -153,7 +153,7 @@ async def test_errors_carry_discords_codes(
         assert (answered, refusal["code"]) == (status, code), path
     assert (await rest("GET", "/users/@me", headers={"Authorization": "Bot wrong"}))[0] == 401
     assert (await rest("POST", f"/channels/{general}/messages", data="{"))[1]["code"] == 50109
-    assert problems(judge, tmp_path) == []
+    assert judge.judge_recorded(tmp_path) == []
 
 
 async def test_permissions_are_kept(rest: Rest, info: dict[str, Any], guild: Guild) -> None:
@@ -202,7 +202,7 @@ async def test_limits_are_told_and_kept(rest: Rest, info: dict[str, Any], judge:
     topics = [await rest("PATCH", f"/channels/{info['channels']['general']}", {"topic": str(n)}) for n in range(3)]
     assert [status for status, _ in topics] == [200, 200, 429]
     assert topics[2][1]["retry_after"] > 500
-    assert problems(judge, tmp_path) == []
+    assert judge.judge_recorded(tmp_path) == []
 
 
 async def test_fifty_requests_a_second_over_all(rest: Rest) -> None:

@@ -9,9 +9,9 @@ import pytest
 import yarl
 
 from sandbox.people import ActionError, Guild
-from tests.discord_openapi import DiscordJudge
+from tests.discord_openapi import DiscordJudge, recorded
 from tests.sandbox import bot as bots
-from tests.sandbox.conftest import problems, recorded, until
+from tests.sandbox.conftest import until
 
 
 async def test_the_whole_way_is_as_discord_describes_it(
@@ -57,7 +57,7 @@ async def test_the_whole_way_is_as_discord_describes_it(
     with pytest.raises(discord.NotFound):
         await bot.fetch_channel(channel.id)
     assert len(recorded(tmp_path, "exchanges.jsonl")) >= 35
-    assert problems(judge, tmp_path) == []
+    assert judge.judge_recorded(tmp_path) == []
 
 
 async def test_options_reach_the_bot_resolved(bot: bots.Bot, guild: Guild) -> None:
