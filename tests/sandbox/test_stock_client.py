@@ -131,7 +131,10 @@ async def test_a_form_is_filled_by_label(bot: bots.Bot, guild: Guild) -> None:
 
 
 async def test_autocomplete(bot: bots.Bot, guild: Guild) -> None:
-    assert await guild.person("Ada").complete("run", "recipe", "de") == [("Demo", "demo"), ("Debug", "debug")]
+    ada, offered = guild.person("Ada"), [("Demo", "demo"), ("Debug", "debug")]
+    assert await ada.complete("run", "recipe", "de") == offered
+    # The other options reach the bot as they stand, half-typed or not.
+    assert await ada.complete("run", "recipe", "de", gpus="tw") == offered
 
 
 async def test_a_card_its_button_and_its_new_picture(bot: bots.Bot, guild: Guild) -> None:
@@ -194,6 +197,8 @@ async def test_the_same_nonce_posts_once(bot: bots.Bot, guild: Guild) -> None:
     other = await channel.send("entry 2", nonce=42)
     assert first.id == again.id != other.id
     assert [(m.text, m.nonce) for m in await guild.messages("public-record")] == [("entry 1", "41"), ("entry 2", "42")]
+    await guild.nonce_lasts(0.0)
+    assert (await channel.send("entry 1, much later", nonce=41)).id != first.id
 
 
 async def test_a_dropped_gateway_is_resumed_and_misses_nothing(bot: bots.Bot, guild: Guild) -> None:
