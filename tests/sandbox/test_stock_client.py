@@ -240,8 +240,13 @@ async def test_others_words_are_blank_without_the_intent(bot: bots.Bot, guild: G
     ada = guild.person("Ada")
     await ada.say("general", "secret thoughts")
     await ada.say("general", f"<@{info['application_id']}> hello")
-    await until(lambda: len(bot.seen) == 2)
-    assert [m.content for m in bot.seen] == ["", f"<@{info['application_id']}> hello"]
+    hidden = {bot.guilds[0].me: discord.PermissionOverwrite(view_channel=False)}
+    await bot.guilds[0].create_text_channel("hidden", overwrites=hidden)
+    await ada.say("hidden", "not for the bot at all")
+    await ada.say("general", "the last")
+    await until(lambda: len(bot.seen) == 3)
+    assert [m.content for m in bot.seen] == ["", f"<@{info['application_id']}> hello", ""]
+    assert {m.channel.id for m in bot.seen} == {bot.text_channel("general").id}
     intents = discord.Intents.default()
     intents.message_content = True
     with pytest.raises(discord.PrivilegedIntentsRequired):
