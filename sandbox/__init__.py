@@ -10,7 +10,7 @@ The Discord here is meant to be taken for the real one by an unmodified client. 
 | permission algorithm, overwrites; no messages of unseen channels  | Topics: Permissions                              |
 | history: empty without its permission, a single message refused   | Resources: Message                               |
 | limits of messages, embeds, files (10 of 10 MiB, 25 MiB in all)   | Resources: Message; Reference: Uploading Files   |
-| edits: absent keys stay, attachments that are not listed go       | Resources: Message                               |
+| edits: absent keys stay; of files, all or what is listed          | Resources: Message                               |
 | channels: 500; a deleted one takes its threads, no category's     | Opcodes: JSON codes; Resources: Channel          |
 | buckets, headers, global 50/s, exempt interaction routes          | Topics: Rate Limits (the numbers are observed)   |
 | 3 s for the first answer, 15 min for the token, kinds of answer   | Interactions: Receiving and Responding           |
@@ -28,8 +28,8 @@ The Discord here is meant to be taken for the real one by an unmodified client. 
 
 Not documented, and plausible values: the numbers of buckets and of edits, two changes of a name or topic in ten
 minutes, 50 channels in a category, the replay time of a session (5 min) and of a nonce (3 min). Nor are: that content
-is trimmed, that a new role is the lowest, and that `attachment://` may name a file that an edit keeps. Not kept: the
-limits of IDENTIFY (1,000 a day) and of new commands (200 a day), and that a private thread is its members' alone.
-`tests/discord_real.py` asks the real Discord for what the bot's delivery rests on. State lives in memory: a bot may
-restart, the sandbox itself starts afresh.
+is trimmed, that a new role is the lowest, that `attachment://` may name a file that an edit keeps, and that an update
+of the message pressed on drops files it does not list. Not kept: the limits of IDENTIFY (1,000 a day) and of new
+commands (200 a day), and that a private thread is its members' alone. `tests/discord_real.py` asks the real Discord
+for what the bot's delivery rests on. State lives in memory: a bot may restart, the sandbox itself starts afresh.
 """

@@ -73,7 +73,7 @@ def check(form: Form, draft: Draft, *, before: Json | None = None, edit: bool = 
             if body.get(key):
                 form.at(key).fault("MESSAGE_CANNOT_USE_LEGACY_FIELDS_WITH_COMPONENTS_V2", LEGACY_WITH_V2)
     declared = _declared(body, uploads)
-    kept = [a for a in had.get("attachments", []) if body.get("attachments") is None or a["id"] in declared]
+    kept = _kept(had.get("attachments", []), draft)
     names = {safe_name(declared.get(str(u.index), {}).get("filename") or u.filename) for u in uploads}
     if body.get("components") is not None:
         listed = form.items(body, "components", 0, parts.MAX_COMPONENTS)
@@ -250,14 +250,10 @@ def post(world: World, message: Message) -> Message:
 
 
 def edit(world: World, message: Message, draft: Draft) -> None:
-    """Applies a checked edit and tells the gateway. Absent keys stay; attachments not listed go."""
+    """Applies a checked edit and tells the gateway. Absent keys stay."""
     body, payload = draft.body, message.payload
     added = store_uploads(world, payload["channel_id"], draft, ephemeral=message.ephemeral_for is not None)
-    kept = payload["attachments"]
-    if body.get("attachments") is not None or "attachments" in body:
-        listed = _declared(body | {"attachments": body.get("attachments") or []}, [])
-        kept = [a | _described(listed[a["id"]]) for a in kept if a["id"] in listed]
-    payload["attachments"] = kept + added
+    payload["attachments"] = _kept(payload["attachments"], draft) + added
     if "content" in body:
         payload["content"] = (body["content"] or "").strip()
     if "embeds" in body:
@@ -277,6 +273,14 @@ def edit(world: World, message: Message, draft: Draft) -> None:
         world.dispatch("MESSAGE_UPDATE", payload | {"guild_id": world.guild_id})
     else:
         world.whisper("MESSAGE_UPDATE", message)
+
+
+def _kept(had: list[Json], draft: Draft) -> list[Json]:
+    """The attachments that stay: those an edit lists, or all where it neither lists any nor brings a file."""
+    if "attachments" not in draft.body and not draft.uploads:
+        return had
+    listed = _declared({"attachments": draft.body.get("attachments") or []}, [])
+    return [a | _described(listed[a["id"]]) for a in had if a["id"] in listed]
 
 
 def _described(entry: Json) -> Json:

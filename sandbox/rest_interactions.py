@@ -134,8 +134,10 @@ def _take(world: World, interaction: Interaction, kind: int, data: Any, draft: D
         interaction.original = interaction.source
         if kind == UPDATE and interaction.source is not None:
             _still_there(world, interaction.source)
-            messages.check(form.at("data"), draft, before=interaction.source.payload, edit=True)
-            messages.edit(world, interaction.source, draft)
+            # Unlike an edit, it takes away what it does not list.
+            update = Draft({"attachments": []} | draft.body, draft.uploads)
+            messages.check(form.at("data"), update, before=interaction.source.payload, edit=True)
+            messages.edit(world, interaction.source, update)
             return interaction.source
         return None
     if kind == FORM:

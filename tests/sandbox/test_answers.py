@@ -1,8 +1,10 @@
 """Which answers to an interaction are taken, for how long, and by whose act there is one at all."""
 
+import json
 import time
 from typing import Any
 
+import aiohttp
 import pytest
 
 from sandbox import interactions
@@ -109,6 +111,34 @@ async def test_what_was_deleted_meanwhile_takes_no_answer(
     assert (await rest("POST", callback(silent), SAID))[1]["code"] == 10003
     later = f"/webhooks/{info['application_id']}/{answered.token}"
     assert (await rest("POST", later, {"content": "x"}))[1]["code"] == 10003
+    assert judge.judge_recorded(sandbox.world.root) == []
+
+
+async def test_files_stay_where_an_edit_is_of_words_alone(
+    rest: Rest, info: dict[str, Any], sandbox: Server, judge: DiscordJudge
+) -> None:
+    """An edit that brings a file keeps those that it lists, and an update of the message pressed on only these."""
+    general = f"/channels/{info['channels']['general']}/messages"
+
+    def with_file(name: str, body: dict[str, Any]) -> aiohttp.FormData:
+        data = aiohttp.FormData(quote_fields=False)
+        data.add_field("payload_json", json.dumps(body))
+        data.add_field("files[0]", b"x", filename=name)
+        return data
+
+    first = (await rest("POST", general, data=with_file("a.txt", {})))[1]
+    card = f"{general}/{first['id']}"
+    listed = {"attachments": [{"id": first["attachments"][0]["id"]}, {"id": "0", "filename": "b.txt"}]}
+    for changed, names in [
+        ({"body": {"content": "words"}}, ["a.txt"]),
+        ({"data": with_file("b.txt", listed)}, ["a.txt", "b.txt"]),
+        ({"data": with_file("c.txt", {"content": "words"})}, ["c.txt"]),
+    ]:
+        shown = (await rest("PATCH", card, **changed))[1]
+        assert [file["filename"] for file in shown["attachments"]] == names
+    pressed = asked(sandbox, COMPONENT, message_id=first["id"])
+    assert (await rest("POST", callback(pressed), UPDATE))[0] == 204
+    assert (await rest("GET", card))[1]["attachments"] == []
     assert judge.judge_recorded(sandbox.world.root) == []
 
 
