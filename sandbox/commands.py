@@ -158,7 +158,8 @@ def nest(root: Json, steps: list[Json], options: list[Json]) -> Json:
 def fill(world: World, leaf: Json, given: Json, resolved: Json, *, focused: str | None = None) -> list[Json]:
     """A person's values as an interaction's options, checked as a Discord client does; `resolved` gains what they name.
 
-    Raises InputError for unknown, missing or impossible values; while one option is `focused` none is required.
+    Raises InputError for unknown, missing or impossible values; while one option is `focused` none is required, and
+    an impossible one goes to the bot as it was typed.
     """
     declared = {option["name"]: option for option in leaf.get("options", [])}
     for name in given:
@@ -172,7 +173,11 @@ def fill(world: World, leaf: Json, given: Json, resolved: Json, *, focused: str 
             continue
         value = given[name]
         if name != focused:
-            value = _value(world, option, value, resolved)
+            try:
+                value = _value(world, option, value, resolved)
+            except InputError:
+                if focused is None:
+                    raise
         entry: Json = {"name": name, "type": option["type"], "value": value}
         if name == focused:
             entry["focused"] = True

@@ -299,14 +299,15 @@ async def clear_faults(request: web.Request) -> web.Response:
 
 
 async def set_limit(request: web.Request) -> web.Response:
-    """Changes one bucket (`route`, `requests`, `seconds`), how old an old message is, or turns all on or off."""
+    """Changes one bucket (`route`, `requests`, `seconds`) or how long something lasts, or turns all on or off."""
     rates, body = server_of(request).rates, await request.json()
     if "enforced" in body:
         rates.enforced = bool(body["enforced"])
     if "route" in body:
         rates.limits[body["route"]] = (int(body["requests"]), float(body["seconds"]))
-    if "old_seconds" in body:
-        rates.old_seconds = float(body["old_seconds"])
+    for key in ("old_seconds", "token_seconds", "nonce_seconds"):
+        if key in body:
+            setattr(rates, key, float(body[key]))
     return reply({})
 
 

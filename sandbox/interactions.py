@@ -13,7 +13,6 @@ from sandbox.state import Interaction, Message, World
 
 COMMAND, COMPONENT, AUTOCOMPLETE, MODAL = 2, 3, 4, 5
 FIRST_ANSWER_SECONDS = 3.0
-TOKEN_SECONDS = 900.0
 
 
 def start(
@@ -58,10 +57,6 @@ def start(
 def expired(interaction: Interaction) -> bool:
     """Whether the first answer came too late."""
     return interaction.shown is None and time.monotonic() - interaction.created > FIRST_ANSWER_SECONDS
-
-
-def token_dead(interaction: Interaction) -> bool:
-    return time.monotonic() - interaction.created > TOKEN_SECONDS
 
 
 def _may(world: World, user: Json, channel: Json) -> None:

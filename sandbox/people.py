@@ -310,6 +310,14 @@ class Guild:
         """Sets the age from which a message's edits have a limit of their own; an hour on Discord."""
         await self.call("POST", "/limits", {"old_seconds": seconds})
 
+    async def token_lasts(self, seconds: float) -> None:
+        """Sets for how long an interaction's token is good; 15 minutes on Discord."""
+        await self.call("POST", "/limits", {"token_seconds": seconds})
+
+    async def nonce_lasts(self, seconds: float) -> None:
+        """Sets for how long a nonce keeps a second message away."""
+        await self.call("POST", "/limits", {"nonce_seconds": seconds})
+
     async def enforce_limits(self, on: bool) -> None:
         await self.call("POST", "/limits", {"enforced": on})
 

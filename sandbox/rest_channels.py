@@ -112,6 +112,8 @@ async def modify_channel(request: web.Request) -> web.Response:
     _checked(form, body, world, creating=False)
     overwrites = _overwrites(form, form.items(body, "permission_overwrites", 0, 100), world)
     form.close()
+    if "permission_overwrites" in body:
+        world.require(channel, permissions.MANAGE_ROLES)
     renamed = any(body.get(key) not in (None, channel.get(key)) for key in ("name", "topic"))
     if renamed and (wait := server_of(request).rates.rename(channel["id"])) is not None:
         raise _too_soon(wait)

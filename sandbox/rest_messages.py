@@ -7,7 +7,7 @@ from aiohttp import web
 from sandbox import messages, permissions
 from sandbox.errors import ApiError, Json
 from sandbox.form import Form
-from sandbox.messages import COMPONENTS_V2, NONCE_SECONDS, SUPPRESS_EMBEDS, SUPPRESS_NOTIFICATIONS
+from sandbox.messages import COMPONENTS_V2, SUPPRESS_EMBEDS, SUPPRESS_NOTIFICATIONS
 from sandbox.state import CATEGORY, THREADS, Message, World
 from sandbox.wire import draft_of, reply, server_of, world_of
 
@@ -60,8 +60,9 @@ async def create_message(request: web.Request) -> web.Response:
         world.require(channel, permissions.MANAGE_THREADS)
     nonce = draft.body.get("nonce")
     if nonce is not None and draft.body.get("enforce_nonce"):
+        remembered = server_of(request).rates.nonce_seconds
         for earlier in reversed(world.messages[channel["id"]].values()):
-            recent = time.monotonic() - earlier.created < NONCE_SECONDS
+            recent = time.monotonic() - earlier.created < remembered
             if recent and earlier.nonce == str(nonce) and earlier.author_id == world.application_id:
                 return reply(earlier.payload | {"nonce": nonce})
     flags = int(draft.body.get("flags") or 0) & SETTABLE_FLAGS

@@ -12,8 +12,8 @@ import discord
 import pytest
 
 from sandbox.people import ActionError, Guild
+from tests.discord_openapi import recorded
 from tests.sandbox import bot as bots
-from tests.sandbox.conftest import recorded
 
 
 async def test_a_cut_answer_is_done_all_the_same(bot: bots.Bot, guild: Guild, tmp_path: Path) -> None:
