@@ -186,21 +186,36 @@ async function openChannel(id, message) {
   known.allThreads = known.allThreads && !changed;
   drawChannels();
   drawHead();
-  if (changed) bar.away();
+  if (changed) {
+    known.messages.clear();
+    known.more = false;
+    delete box.dataset.channel;
+    box.replaceChildren();
+    bar.away();
+  }
   await load();
   if (message) by(`m${message}`)?.scrollIntoView({ block: "start" });
 }
+
+// What the server tells while a channel is read, a list for each reading: it may be newer than what is read.
+const meanwhile = new Set();
 
 /** Reads the channel anew, keeping the place where one reads. */
 async function load() {
   const id = known.open;
   const same = box.dataset.channel === id;
   const end = !same || atEnd();
-  const got = await ask(`/sandbox/page/channels/${id}?user=${me()}`);
+  const told = [];
+  meanwhile.add(told);
+  const got = await ask(`/sandbox/page/channels/${id}?user=${me()}`).finally(() => meanwhile.delete(told));
   if (id !== known.open) return;
   const earlier = same ? [...known.messages.values()].filter((old) => got.messages.length && byAge(old.id, got.messages[0].id) < 0) : [];
   known.messages = new Map([...earlier, ...got.messages].map((item) => [item.id, item]));
   known.more = earlier.length ? known.more : got.more;
+  for (const event of told) {
+    if (event.kind === "gone") known.messages.delete(event.id);
+    if (event.kind === "message" && event.message.channel_id === id && !event.message.private) keep(event.message);
+  }
   const top = box.scrollTop;
   box.dataset.channel = id;
   draw();
@@ -245,6 +260,16 @@ async function earlier() {
   by(`m${oldest.id}`)?.querySelector("a, button")?.focus({ preventScroll: true });
 }
 
+/** Keeps a message in its newest state: whether this is it. */
+function keep(message) {
+  const place = message.private ? known.privates : known.messages;
+  const old = place.get(message.id);
+  if (old && (old.edited_timestamp ?? "") > (message.edited_timestamp ?? "")) return false;
+  if (!old && known.more && byAge(message.id, all()[0]?.id ?? "") < 0) return false;
+  place.set(message.id, message);
+  return true;
+}
+
 /** A message that came or changed. */
 async function arrived(message) {
   if (known.dismissed.has(message.id)) return;
@@ -258,10 +283,7 @@ async function arrived(message) {
     return;
   }
   const old = place.get(message.id);
-  if (old && (old.edited_timestamp ?? "") > (message.edited_timestamp ?? "")) return;
-  if (!old && known.more && byAge(message.id, all()[0]?.id ?? "") < 0) return;
-  place.set(message.id, message);
-  if (!isShown(message)) return;
+  if (!keep(message) || !isShown(message)) return;
   if (old) await redraw(message, old);
   else append(message);
 }
@@ -327,6 +349,7 @@ function listen() {
   source.onopen = () => refresh().then(load).catch((error) => bar.say(error.message));
   source.onmessage = ({ data }) => {
     const event = JSON.parse(data);
+    for (const told of meanwhile) told.push(event);
     if (event.kind === "message") arrived(event.message);
     if (event.kind === "gone") gone(event);
     if (event.kind === "guild") guildChanged();

@@ -1,34 +1,16 @@
 """Each sort of component, answer and form as the page shows it, from a small bot on stock discord.py."""
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import discord
 import pytest
-import pytest_asyncio
 from discord import ui
 from playwright.async_api import Browser, expect
 
-from sandbox import server as discord_server
-from sandbox.__main__ import describe
 from tests.page.conftest import DESKTOP, PHONE, Visit
 from tests.sandbox import bot as bots
 
 pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.timeout(120)]
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="package")
-async def bot(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[bots.Bot, dict[str, Any]]]:
-    folder: Path = tmp_path_factory.mktemp("sandbox")
-    runner, server = await discord_server.start(folder)
-    info = describe(server, None, "")
-    started = await bots.start(info)
-    try:
-        yield started, info
-    finally:
-        await started.close()
-        await discord_server.stop(runner, server)
 
 
 class Sheet(ui.LayoutView):
