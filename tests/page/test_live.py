@@ -40,6 +40,7 @@ async def test_what_comes_while_a_channel_is_read(bot: tuple[bots.Bot, dict[str,
     await channel.send("come meanwhile")
     await expect(words.filter(has_text="come meanwhile")).to_be_visible()
     answer.set()
+    await expect(page.locator("#messages")).to_have_attribute("data-channel", str(channel.id))  # it is read
     await expect(words).to_have_text(["a later word", "come meanwhile"])
 
     # So too where it is read again, in the place of what is shown.
