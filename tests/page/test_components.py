@@ -31,9 +31,11 @@ class Sheet(ui.LayoutView):
         self.add_item(
             ui.Container(
                 ui.Section("# Heading\n-# small print\n> a quote\n1. one\n2. two", accessory=thumbnail),
+                ui.Section("A question", accessory=ui.Button(label="Answer it " + "in many words " * 4)),
                 ui.Separator(spacing=discord.SeparatorSpacing.large),
                 ui.TextDisplay(
                     "**bold** *slanted* __under__ ~~gone~~ ||hidden|| `code` [a link](https://example.org) a_b_c"
+                    " <t:99999999999999>"
                 ),
                 ui.ActionRow(several),
                 ui.ActionRow(places),
@@ -59,7 +61,7 @@ async def test_cards_and_selects(bot: tuple[bots.Bot, dict[str, Any]], browser: 
     await expect(card.get_by_role("img")).to_have_attribute("alt", "A small picture")
     await expect(card).to_have_css("border-left-color", "rgb(230, 159, 0)")
     await expect(card.get_by_role("link", name="a link")).to_have_attribute("rel", "noopener noreferrer")
-    await expect(card.locator("p").last).to_contain_text("a_b_c")
+    await expect(card.locator("p").last).to_contain_text("a_b_c <t:99999999999999>")  # which no clock can say
     for tag, words in (("b", "bold"), ("i", "slanted"), ("u", "under"), ("s", "gone"), ("small", "small print")):
         await expect(card.locator(tag).first).to_have_text(words)
 
