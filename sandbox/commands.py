@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+from sandbox import permissions
 from sandbox.errors import Json
 from sandbox.form import Form
 from sandbox.messages import Draft, Upload, store_uploads
@@ -111,6 +112,13 @@ def _check_value_option(form: Form, option: Json, kind: int) -> None:
     if kind == INTEGER:
         form.integer(option, "min_value", -BOUND, BOUND)
         form.integer(option, "max_value", -BOUND, BOUND)
+
+
+def offered(command: Json, bits: int) -> bool:
+    """Whether a command is shown to who has these permissions: "0" asks for an administrator, a number for all."""
+    needed = command["default_member_permissions"]
+    asked = 0 if needed is None else int(needed) or permissions.ADMINISTRATOR
+    return bits & asked == asked
 
 
 def named(world: World, kind: int, name: str) -> Json | None:

@@ -23,6 +23,7 @@ from sandbox.state import Interaction, Message, World
 from sandbox.wire import reply, server_of, world_of
 
 PREFIX = "/sandbox"
+NAME_LENGTH = 32
 
 
 @web.middleware
@@ -259,9 +260,12 @@ async def delete_channel(request: web.Request) -> web.Response:
 async def join(request: web.Request) -> web.Response:
     """A new person comes into the guild."""
     world, body = world_of(request), await request.json()
-    if any(user["global_name"] == body["name"] for user in world.users.values()):
-        raise InputError(f"{body['name']} is in the guild already.")
-    member = world.add_member(world.add_user(body["name"]), [])
+    name = str(body["name"]).strip()
+    if not 1 <= len(name) <= NAME_LENGTH:
+        raise InputError(f"A name has between 1 and {NAME_LENGTH} characters.")
+    if any(user["username"].lower() == name.lower() for user in world.users.values()):
+        raise InputError(f"{name} is in the guild already.")
+    member = world.add_member(world.add_user(name), [])
     world.dispatch("GUILD_MEMBER_ADD", member | {"guild_id": world.guild_id})
     return reply({"id": member["user"]["id"]})
 

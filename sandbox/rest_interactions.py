@@ -38,13 +38,8 @@ def _metadata(world: World, interaction: Interaction) -> Json:
     }
     if interaction.kind == COMPONENT and interaction.source is not None:
         shown["interacted_message_id"] = interaction.source.id
-    if interaction.kind == MODAL:
-        shown["triggering_interaction_metadata"] = {
-            "id": interaction.id,
-            "type": COMMAND,
-            "user": world.users[interaction.user_id],
-            "authorizing_integration_owners": {"0": world.guild_id},
-        }
+    if interaction.asked is not None:
+        shown["triggering_interaction_metadata"] = _metadata(world, interaction.asked)
     return shown
 
 
@@ -92,6 +87,8 @@ async def callback(request: web.Request) -> web.Response:
     data = body.get("data")
     resource = _take(world, interaction, kind, data, Draft(data or {}, draft_of(request).uploads))
     interaction.shown = SHOWN[kind]
+    if interaction.asked is not None:
+        interaction.asked.modal = None  # a form closes once it is answered; until then it can be sent again
     if kind not in (DEFER, ACK):
         interaction.settled.set()
     if request.query.get("with_response") not in ("1", "true", "True"):

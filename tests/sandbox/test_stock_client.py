@@ -1,6 +1,7 @@
 """Stock discord.py on a real socket against the sandbox, and every exchange judged by Discord's own description."""
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ async def test_a_deferred_answer_is_waited_for(bot: bots.Bot, guild: Guild) -> N
     assert unfinished.kind == "deferred"
 
 
-async def test_a_form_is_filled_by_label(bot: bots.Bot, guild: Guild) -> None:
+async def test_a_form_is_filled_by_label(bot: bots.Bot, guild: Guild, tmp_path: Path) -> None:
     ada = guild.person("Ada")
     form = await ada.command("project propose")
     assert (form.kind, form.title) == ("modal", "A proposal")
@@ -120,6 +121,9 @@ async def test_a_form_is_filled_by_label(bot: bots.Bot, guild: Guild) -> None:
     ]:
         with pytest.raises(ActionError, match=reason):
             await ada.submit(form, values)
+    await guild.fault("POST /interactions/.*/callback", delay=3.2)
+    late = await ada.submit(form, {"Title": "Scaling", "Field": "Data"})
+    assert late.kind == "none"  # the form stays open, and can be sent again
     answer = await ada.submit(form, {"Title": "Scaling", "Field": "Data", "Note": "two\nlines"})
     assert (answer.text, answer.ephemeral) == ("Scaling|d|two\nlines", True)
     with pytest.raises(ActionError, match="sent already"):
@@ -128,6 +132,10 @@ async def test_a_form_is_filled_by_label(bot: bots.Bot, guild: Guild) -> None:
     assert forced.text == "|d|"
     with pytest.raises(ActionError, match="not shown to this person"):
         await guild.person("Grace").submit(await ada.command("project propose"), {"Title": "x"})
+    answers = [entry["response"] for entry in recorded(tmp_path, "exchanges.jsonl") if entry["response"]]
+    (sent,) = [a["resource"]["message"] for a in answers if "two\\nlines" in json.dumps(a)]
+    opened = sent["interaction_metadata"]["triggering_interaction_metadata"]
+    assert (opened["id"], opened["type"]) == (form.interaction_id, 2)
 
 
 async def test_autocomplete(bot: bots.Bot, guild: Guild) -> None:
