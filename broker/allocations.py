@@ -13,6 +13,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 from broker import ledger, pools, tiers
 from broker.endorsements import Endorsable
 from broker.ledger import Account
+from broker.ledger import in_hours as in_hours
 from broker.pools import Grant, Pool
 from broker.tiers import Tiers
 from projects import limits, people, pipeline, record, text
@@ -415,11 +416,6 @@ def of_lead(session: Session, discord_id: int, *, limit: int = 25) -> Sequence[A
         .limit(limit)
     ).all()
     return [view(session, allocation_id) for allocation_id in ids]
-
-
-def in_hours(seconds: int) -> str:
-    """GPU-seconds as GPU-hours with three digits at most behind the point."""
-    return f"{seconds / 3600:,.3f}".rstrip("0").rstrip(".")
 
 
 def _starts(session: Session, project: Project, person: Person, seconds: int, bounds: Tiers) -> bool:

@@ -89,7 +89,7 @@ def _waits(why: Why) -> str:
     expected = ""
     if why.expected is not None:
         at = -(-int(why.expected.timestamp()) // ROUNDED) * ROUNDED
-        expected = f" It should start by <t:{at}:t>, <t:{at}:R>."
+        expected = f" It starts by <t:{at}:t> at the latest."
     return f"{text.line(why.reason, 300)}{place}{expected}"
 
 
@@ -122,10 +122,14 @@ def _explained(entropy: float | None) -> str:
 def _costs(run: RunView, thread_id: str) -> Sequence[str]:
     hours, account = allocations.in_hours, run.account
     reserved = f", {hours(account.reserved)} set aside" if account.reserved else ""
-    lines = [
-        f"**GPU-hours** {hours(run.spent)} by this run · its allocation of {hours(account.granted)}: "
-        f"{hours(account.spent)} used{reserved}, {hours(account.left)} left"
-    ]
+    # Who is over is not looked at again, while others go on to draw on its allocation.
+    balance = (
+        ""
+        if run.state in ENDED
+        else f" · its allocation of {hours(account.granted)}: {hours(account.spent)} used{reserved}, "
+        f"{hours(account.left)} left"
+    )
+    lines = [f"**GPU-hours** {hours(run.spent)} by this run{balance}"]
     if run.checkpoints:
         newest = run.checkpoints[-1]
         lines.append(f"**Newest checkpoint** [step {newest.step}]({newest.url})")

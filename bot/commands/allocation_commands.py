@@ -131,9 +131,8 @@ def _ledger(view: AllocationView, asked: Sequence[ChangeView]) -> str:
         half = text.gpu_hours(account.committed)
         lines.append(f"A second half of {half} is released on a report until {view.half_until:%Y-%m-%d}.")
     if view.account.granted:
-        for name in ("granted", "reserved", "spent", "left"):
-            seconds: int = getattr(account, name)
-            lines.append(f"{name.capitalize()}: {seconds:,} GPU-seconds ({text.gpu_hours(seconds)})")
+        names = ("granted", "reserved", "spent", "left")
+        lines += [f"{name.capitalize()}: {text.gpu_hours(getattr(account, name))}" for name in names]
     waiting = [change for change in asked if change.state == ChangeState.REQUESTED]
     lines += [f"Asked for: {changed(change)}; a reviewer decides." for change in waiting]
     return "\n".join(lines)

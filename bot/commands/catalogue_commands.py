@@ -8,7 +8,7 @@ from discord import app_commands
 
 from bot import errors, text
 from bot.app import Interaction, actor
-from bot.commands import lookup, run_lookup
+from bot.commands import lookup, run_answers, run_lookup
 from bot.commands.catalogue_forms import DatasetForm, RecipeForm
 from bot.commands.reason_form import ReasonForm
 from broker import catalogue, launching
@@ -129,7 +129,7 @@ async def prepare(
     await errors.reply(
         interaction,
         f"Run {receipt.run_id} will prepare the data of {text.code(recipe, 60)}. It will cost "
-        f"{text.gpu_hours(receipt.cost)} at most; the allocation has {text.gpu_hours(receipt.left)} left.",
+        f"{text.gpu_hours(receipt.cost)} at most. {run_answers.remains(receipt)}",
     )
 
 

@@ -166,7 +166,11 @@ async def test_a_runs_card_says_in_plain_words_how_it_stands() -> None:
     assert len({(emoji, colour) for emoji, colour, _ in RUNS.values()}) == len(RunState)
     started = datetime(2030, 1, 1, 10, tzinfo=UTC)
     ended = replace(shown, started_at=started, ended_at=started.replace(minute=5), state=RunState.FINISHED)
-    assert "**Took** 5 min" in said(run_card(ended))
+    over = said(run_card(ended))
+    assert "**Took** 5 min" in over
+    assert re.search(r"\*\*GPU-hours\*\* [\d.]+ by this run\n", over), (
+        "what others draw of the allocation is not its own"
+    )
     fork = replace(shown, parent_id=3, attempt=2)
     assert "forked from run 3 · attempt 2" in said(run_card(fork))
     assert "<#77>" in said(run_card(fork, thread_id="77"))
@@ -181,7 +185,10 @@ async def test_a_queued_runs_card_says_what_it_waits_for() -> None:
         return said(run_card(queued, why=waits))
 
     first, later = told(datetime(2030, 1, 1, 10, 1, tzinfo=UTC)), told(datetime(2030, 1, 1, 10, 9, tzinfo=UTC))
-    assert "It waits for GPUs: 2 needed. It is number 3 of 7 in line. It should start by <t:" in first
+    assert (
+        "It waits for GPUs: 2 needed. It is number 3 of 7 in line. It starts by <t:1893493800:t> at the latest."
+        in first
+    )
     assert first == later
 
 
@@ -217,7 +224,7 @@ async def test_a_card_too_old_to_edit_has_a_successor(shared_lab: tuple[Lab, Cha
     lab, channel = shared_lab
     await lab.launch(channel, override="steps=4000")
     first = await lab.guild.wait_for(channel.id, lambda m: m.text.endswith("-# P1 · run 1"))
-    await lab.guild.wait_for(channel.id, lambda m: m.id == first.id and "next round" in m.text)
+    await lab.guild.wait_for(channel.id, lambda m: m.id == first.id and "Nothing stands in its way." in m.text)
     token = lab.call(attempts.admit, 1, [0])
     lab.call(attempts.claim, 1, token, host="here", lease_seconds=60)
     lab.call(attempts.started, 1, token, Process("here", "boot", 1, 1.0), [], lease_seconds=60)
