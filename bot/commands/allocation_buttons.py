@@ -36,7 +36,7 @@ async def decline(interaction: Interaction, allocation_id: int) -> None:
     """Refuse a request."""
     role = interaction.client.server.reviewer_role
     await interaction.client.read(reviews.check_may_decide, actor(interaction), allocation_id, reviewer_role_id=role)
-    form = ReasonForm("Decline GPU time", reviews.decline, allocation_id, DECLINED, reviewer_role_id=role)
+    form = ReasonForm("Decline GPU time", reviews.decline, allocation_id, DECLINED, role="reviewer_role")
     await interaction.response.send_modal(form)
 
 
@@ -45,7 +45,7 @@ async def ask(interaction: Interaction, allocation_id: int) -> None:
     role = interaction.client.server.reviewer_role
     await interaction.client.read(reviews.check_may_decide, actor(interaction), allocation_id, reviewer_role_id=role)
     done = "Asked in the project's channel, with a button for the answer; this card will show it."
-    form = QuestionForm("Ask about the request", reviews.ask, allocation_id, done, reviewer_role_id=role)
+    form = QuestionForm("Ask about the request", reviews.ask, allocation_id, done, role="reviewer_role")
     await interaction.response.send_modal(form)
 
 
@@ -66,7 +66,7 @@ async def revoke(interaction: Interaction, allocation_id: int) -> None:
     await interaction.client.read(reviews.check_may_revoke, actor(interaction), allocation_id, reviewer_role_id=role)
     done = "Revoked: its runs write a checkpoint and stop, and what is left returns to the sponsor's grant."
     title = f"Revoke allocation {allocation_id}"
-    await interaction.response.send_modal(ReasonForm(title, reviews.revoke, allocation_id, done, reviewer_role_id=role))
+    await interaction.response.send_modal(ReasonForm(title, reviews.revoke, allocation_id, done, role="reviewer_role"))
 
 
 async def release_half(interaction: Interaction, allocation_id: int) -> None:
@@ -76,7 +76,7 @@ async def release_half(interaction: Interaction, allocation_id: int) -> None:
         reviews.check_may_release_half, actor(interaction), allocation_id, reviewer_role_id=role
     )
     done = "Released; the project's channel tells of it."
-    form = ReasonForm("Release the second half", reviews.release_half, allocation_id, done, reviewer_role_id=role)
+    form = ReasonForm("Release the second half", reviews.release_half, allocation_id, done, role="reviewer_role")
     await interaction.response.send_modal(form)
 
 
@@ -92,7 +92,7 @@ async def decline_change(interaction: Interaction, change_id: int) -> None:
     """Refuse a change."""
     role = interaction.client.server.reviewer_role
     await interaction.client.read(changes.check_may_decide, actor(interaction), change_id, reviewer_role_id=role)
-    form = ReasonForm("Decline the change", changes.decline, change_id, DECLINED, reviewer_role_id=role)
+    form = ReasonForm("Decline the change", changes.decline, change_id, DECLINED, role="reviewer_role")
     await interaction.response.send_modal(form)
 
 

@@ -132,9 +132,8 @@ async def ban(interaction: Interaction, person: discord.User) -> None:
     """Open the form of the reason."""
     stoa_buttons.require(interaction, Act.BAN)
     who, done = Actor(person.id, person.display_name), "They can read, and do nothing else; the record says so."
-    role = interaction.client.server.admin_role
     await interaction.response.send_modal(
-        ReasonForm(f"Ban {person.display_name}", limits.ban, who, done, admin_role_id=role)
+        ReasonForm(f"Ban {person.display_name}", limits.ban, who, done, role="admin_role")
     )
 
 
@@ -143,9 +142,9 @@ async def ban(interaction: Interaction, person: discord.User) -> None:
 async def unban(interaction: Interaction, person: discord.User) -> None:
     """Open the form of the reason."""
     stoa_buttons.require(interaction, Act.BAN)
-    role, done = interaction.client.server.admin_role, "They can take part again; the record says so."
+    done = "They can take part again; the record says so."
     await interaction.response.send_modal(
-        ReasonForm(f"Unban {person.display_name}", limits.unban, person.id, done, admin_role_id=role)
+        ReasonForm(f"Unban {person.display_name}", limits.unban, person.id, done, role="admin_role")
     )
 
 
@@ -160,10 +159,10 @@ async def redact(interaction: Interaction, number: int, project: int | None = No
     stoa_buttons.require(interaction, Act.REDACT)
     stream = record.LAB if project == 0 else record.project_stream(await lookup.project_of(interaction, project))
     await interaction.client.read(redaction.named, stream, number)
-    role, done = interaction.client.server.admin_role, f"Entry {number} is blanked; its posts will follow."
+    done = f"Entry {number} is blanked; its posts will follow."
     act = functools.partial(redaction.redact, number=number)
     await interaction.response.send_modal(
-        BlankingForm(f"Blank entry {number} of {stream}", act, stream, done, admin_role_id=role)
+        BlankingForm(f"Blank entry {number} of {stream}", act, stream, done, role="admin_role")
     )
 
 
@@ -172,11 +171,10 @@ async def redact(interaction: Interaction, number: int, project: int | None = No
 async def forget(interaction: Interaction, person: discord.User) -> None:
     """Open the form of the reason, which is not to name them."""
     stoa_buttons.require(interaction, Act.REDACT)
-    role = interaction.client.server.admin_role
 
     def done(count: int) -> str:
         return f"{text.count(count, 'entry is', 'entries are')} blanked; their posts will follow."
 
     await interaction.response.send_modal(
-        BlankingForm("Forget a person", redaction.forget, str(person.id), done, admin_role_id=role)
+        BlankingForm("Forget a person", redaction.forget, str(person.id), done, role="admin_role")
     )

@@ -128,7 +128,8 @@ class ProjectFeed:
         return await self.rooms.thread(key, scene.channel_id, message_id, f"Run {run_id}")
 
     async def _proposal_thread(self, project: ProjectView) -> str | None:
-        key, proposals = f"proposal:{project.id}", str(self.app.server.proposals)
+        await self.showcase.follow(project.id)
+        key, proposals = f"{outbox.PROPOSAL}{project.id}", str(self.app.server.proposals)
         thread_id, gone = await self.rooms.find(key)
         if thread_id is not None or gone:
             return thread_id

@@ -67,7 +67,7 @@ class Notices:
         for name in gone:
             if ids[name] in self._gone:
                 continue
-            said = f"⚠️ The channel for the {NAMES[name]} was deleted: nothing more is posted there."
+            said = f"⚠️ The channel for the {NAMES[name]} was deleted: what belongs there waits."
             end = f"-# Lab · channel {ids[name]} is gone"
             place = ids["record" if "review" in gone else "review"]
             with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):  # told in the next round, then

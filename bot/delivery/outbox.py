@@ -11,6 +11,8 @@ from projects import channels, record
 from projects.db import utcnow
 from projects.record import Stream, Told
 
+PROPOSAL = "proposal:"
+
 
 def message(session: Session, key: str) -> DiscordMessage | None:
     """What is known of a message, if it was ever meant to be sent."""
@@ -55,9 +57,14 @@ def message_gone(session: Session, key: str) -> None:
         row.gone = True
 
 
-def forget(session: Session, key: str) -> None:
-    """Let a message stand for nothing any more, so that another is sent in its place."""
+def forget(session: Session, key: str, room: str = "") -> None:
+    """Let a message, the room that hangs on it and the runs' cards there stand for nothing, so that others follow."""
     session.execute(delete(DiscordMessage).where(DiscordMessage.key == key))
+    stood = session.get(DiscordRoom, room)
+    if stood is not None:
+        cards = DiscordMessage.key.startswith("run:") & (DiscordMessage.channel_id == stood.channel_id)
+        session.execute(delete(DiscordMessage).where(cards, DiscordMessage.gone.is_(False)))
+        session.delete(stood)
 
 
 def rooms(session: Session, project_id: int) -> Mapping[str, DiscordRoom]:
@@ -70,6 +77,11 @@ def project_in(session: Session, channel_ids: Sequence[int]) -> int | None:
     """The project that one of these channels or threads belongs to."""
     wanted = [str(channel_id) for channel_id in channel_ids]
     return session.scalars(select(DiscordRoom.project_id).where(DiscordRoom.channel_id.in_(wanted)).limit(1)).first()
+
+
+def room_in(session: Session, channel_id: str) -> str | None:
+    """The key of the room that a channel or thread is, if it is one of a project."""
+    return session.scalars(select(DiscordRoom.key).where(DiscordRoom.channel_id == channel_id)).one_or_none()
 
 
 def plan_room(session: Session, key: str, project_id: int) -> DiscordRoom:

@@ -8,7 +8,7 @@ import structlog
 from bot import text
 from bot.app import App
 from bot.delivery import outbox
-from bot.delivery.sender import DELETED
+from bot.delivery.sender import DELETED, UNKNOWN_CHANNEL
 from projects.pipeline import ProjectView
 
 CATEGORY = "Projects"
@@ -42,7 +42,7 @@ class Rooms:
         try:
             await message.create_thread(name=text.bounded(name, 100), auto_archive_duration=WEEK)
         except discord.NotFound as error:
-            if error.code not in DELETED:
+            if error.code not in DELETED or (error.code == UNKNOWN_CHANNEL and key.startswith(outbox.PROPOSAL)):
                 raise
             await self.gone(key)
             return None

@@ -48,7 +48,10 @@ class Sender:
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def post(self, key: str, channel_id: str, said: str, buttons: Sequence[ui.Item[Any]] = ()) -> str | None:
-        """Post a text whose last line is its marker; the message's id, or None where a person has deleted its place."""
+        """Post a text whose last line is its marker; the message's id, or None where a person has deleted its place.
+
+        Raises discord.NotFound where the place is one of the lab's own channels, until there is another.
+        """
         if not buttons and text.length(said) <= text.MESSAGE:
             return await self._send(key, channel_id, said.splitlines()[-1], content=said)
         view = ui.LayoutView(timeout=None)
@@ -75,7 +78,8 @@ class Sender:
             else:
                 await message.edit(view=card, attachments=[])
         except discord.NotFound as error:
-            await self._deleted(row.key, error)
+            if not await self._awaits_another(row.channel_id, error):
+                await self._deleted(row.key, error)
         except discord.RateLimited as error:
             if cadence.age(row.message_id or "") < cadence.OLD_AGE:  # it is the bot's pace that Discord refuses
                 raise
@@ -129,6 +133,9 @@ class Sender:
                 else:
                     message = await channel.send(view=view, nonce=row.nonce)
         except discord.NotFound as error:
+            if await self._awaits_another(row.channel_id, error):
+                await self.app.write(outbox.forget, key)
+                raise
             await self._deleted(key, error)
             return None
         # For a repeat of a nonce Discord returns the first message, which may show an earlier state.
@@ -163,6 +170,19 @@ class Sender:
         except discord.NotFound as error:
             if error.code != UNKNOWN_MESSAGE:
                 raise
+
+    async def _awaits_another(self, channel_id: str, error: discord.NotFound) -> bool:
+        """Whether one of the lab's own channels is gone, or a thread with it: `/stoa setup` names another."""
+        if error.code != UNKNOWN_CHANNEL:
+            return False
+        room = await self.app.read(outbox.room_in, channel_id)
+        if room is None or not room.startswith(outbox.PROPOSAL):
+            return room is None
+        try:
+            await self.app.fetch_channel(self.app.server.proposals)
+        except discord.NotFound:
+            return True
+        return False
 
     async def _deleted(self, key: str, error: discord.NotFound) -> None:
         """Take a deletion as a decision."""

@@ -13,12 +13,12 @@ from bot.cards.studio import Studio
 from bot.delivery import cadence, outbox, review_desk
 from bot.delivery.cadence import BUSY, OLD, OLD_AGE, OldMessageError
 from bot.delivery.run_showcase import RunShowcase
-from bot.delivery.sender import Sender
+from bot.delivery.sender import UNKNOWN_CHANNEL, Sender
 from broker import allocations, runs
 from broker.allocations import AllocationView
 from broker.runs import RunView
 from projects import pipeline, redaction
-from projects.pipeline import ProjectView
+from projects.pipeline import ENDED, ProjectView
 from projects.record import Told
 
 RUNS_SHOWN = 4
@@ -52,13 +52,13 @@ class Showcase:
         self.project_id = project_id
         self._cards_stale = True
         self._urgent = False
-        self._review = app.server.review
+        self._places = _places(app)
         self._runs = RunShowcase(app, sender, studio, project_id)
 
     @property
     def behind(self) -> bool:
         """Whether a card waits for its turn."""
-        return self._cards_stale or self._runs.behind or self._review != self.app.server.review
+        return self._cards_stale or self._runs.behind or self._places != _places(self.app)
 
     def note(self, entry: Told) -> None:
         """Remember which cards an entry makes stale."""
@@ -73,29 +73,36 @@ class Showcase:
     async def refresh(self) -> None:
         """Bring the cards up to date whose turn has come."""
         server = self.app.server
-        if self._cards_stale or self._review != server.review:
-            done, urgent = True, self._urgent
+        if self._cards_stale or self._places != _places(self.app):
+            done, urgent, places = True, self._urgent, _places(self.app)
             project, requests, newest, channel_id = await self.app.read(look, self.project_id)
+            if project.stage not in ENDED:
+                await self.follow(project.id)
             card = project_card(project, requests, newest, channel_id=channel_id)
             done &= await self._show(f"project:{project.id}", str(server.proposals), card, urgent=urgent)
             desk = await review_desk.cards(self.app, project.id, requests)
             for key, (card, is_open) in desk.items():
                 if is_open:
-                    await self._follow(key, str(server.review))
+                    await self._follow(key, str(server.review), "This request is decided")
                 done &= await self._show(key, str(server.review), card, urgent=urgent or not is_open)
-            self._cards_stale, self._urgent, self._review = not done, urgent and not done, server.review
+            self._cards_stale, self._urgent, self._places = not done, urgent and not done, places
         await self._runs.refresh()
 
-    async def _follow(self, key: str, channel_id: str) -> None:
+    async def follow(self, project_id: int) -> None:
+        """Let the project's card and thread be made anew, if the proposals now have another channel."""
+        thread, proposals = f"{outbox.PROPOSAL}{project_id}", str(self.app.server.proposals)
+        await self._follow(f"project:{project_id}", proposals, "This project is told of", thread)
+
+    async def _follow(self, key: str, channel_id: str, said: str, thread: str = "") -> None:
         """Forget a card that stands in another channel than the present one, so that it is posted there."""
         row = await self.app.read(outbox.message, key)
-        if row is None or row.channel_id == channel_id:
+        if row is None or row.gone or row.channel_id == channel_id:
             return
-        await self.app.write(outbox.forget, key)
-        if row.message_id is not None and not row.gone:
+        await self.app.write(outbox.forget, key, thread)
+        if row.message_id is not None:
             try:
-                await self.sender.rewrite(row, f"➡️ This request is decided in <#{channel_id}> now.")
-            except discord.DiscordException as error:
+                await self.sender.rewrite(row, f"➡️ {said} in <#{channel_id}> now.")
+            except (discord.DiscordException, OldMessageError) as error:
                 log.warning("a card that has moved cannot be changed", key=key, reason=str(error))
 
     async def _show(self, key: str, channel_id: str, card: Card, *, urgent: bool) -> bool:
@@ -104,7 +111,11 @@ class Showcase:
         if row is not None and (row.gone or row.digest == card.digest):
             return True
         if row is None or row.message_id is None:
-            await self.sender.place(key, channel_id, card)
+            try:
+                await self.sender.place(key, channel_id, card)
+            except discord.NotFound as error:  # it comes where the next such channel is
+                if error.code != UNKNOWN_CHANNEL:
+                    raise
             return True
         age, pace = cadence.age(row.message_id), self.sender.cadence
         pause = OLD if age >= OLD_AGE and not urgent else BUSY
@@ -117,3 +128,8 @@ class Showcase:
             pace.refused(row.channel_id, error.retry_after)
             return False
         return True
+
+
+def _places(app: App) -> tuple[int, int]:
+    """The channels that the cards stand in, which the admins may exchange."""
+    return app.server.proposals, app.server.review

@@ -80,3 +80,8 @@ async def test_an_admin_bans_and_blanks_from_discord_and_nobody_else_does(lab: L
     assert "entries are blanked" in forgotten.text
     await lab.guild.wait_for("public-record", lambda m: "were blanked" in m.text)
     assert not any("Ada" in m.text for m in await lab.guild.messages("public-record"))
+
+    form = await omar.command("stoa ban", person="Grace")
+    await omar.command("stoa setup", admins="reviewer")
+    too_late = await omar.submit(form, {"Reason": "I was an admin as I opened this."})
+    assert "Only the admins" in too_late.text
