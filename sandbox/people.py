@@ -290,7 +290,8 @@ class Guild:
     ) -> None:
         """Breaks the next `count` bot requests whose "METHOD /path" matches the regex.
 
-        `status` answers so and does nothing; `cut` does the work and hangs up before the answer; `delay` waits first.
+        `status` answers so and does nothing; `cut` does the work and hangs up before the answer, or with a `status`
+        answers so; `delay` waits first.
         """
         order = {"pattern": pattern, "count": count, "status": status, "cut": cut, "delay": delay}
         await self.call("POST", "/faults", order | {"retry_after": retry_after})

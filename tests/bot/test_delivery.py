@@ -139,7 +139,10 @@ async def test_an_old_intent_is_settled_in_the_channel(lab: Lab) -> None:
 
 
 async def test_a_channel_is_made_once(lab: Lab) -> None:
-    """Killed while the channel is made: it is found again by the mark in its topic; a thread by its message."""
+    """Killed while the channel is made: it is found again by the mark in its topic; a thread by its message.
+
+    So it is where Discord makes the channel and answers with an error all the same.
+    """
     await lab.guild.fault(r"POST /channels/\d+/messages/\d+/threads$", cut=True)
     lab.spawn_bot()
     propose(lab)
@@ -156,6 +159,11 @@ async def test_a_channel_is_made_once(lab: Lab) -> None:
     assert names.count("p1-crash-course") == 1
     assert [channel.is_thread for channel in await lab.guild.channels()].count(True) == 1
     assert await told(lab, 1) == [1, 2, 3, 4, 4]
+
+    await lab.guild.fault(r"POST /guilds/\d+/channels$", status=502, cut=True)
+    activate(lab, propose(lab, "Failing course"))
+    await lab.guild.wait_for("p2-failing-course", lambda m: "record 4" in m.text)
+    assert [channel.name for channel in await lab.guild.channels()].count("p2-failing-course") == 1
 
 
 async def test_killed_again_and_again(lab: Lab) -> None:
