@@ -317,6 +317,10 @@ class Guild:
         """Grants the application privileged intents, as bits."""
         await self.call("POST", "/intents", {"privileged": bits})
 
+    async def invite_bot_again(self) -> None:
+        """Removes the bot from the guild and invites it again; its commands there are gone."""
+        await self.call("POST", "/bot/invite")
+
     async def drop_gateway(self, *, forget: bool = False) -> int:
         """Cuts all gateway connections; with `forget`, a resume gets INVALID_SESSION. Returns how many were cut."""
         return int((await self.call("POST", "/gateway/drop", {"forget": forget}))["closed"])
