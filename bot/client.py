@@ -70,7 +70,7 @@ class Bot(App):
         self._delivery: asyncio.Task[None] | None = None
 
     async def setup_hook(self) -> None:
-        """Register the commands, if they have changed since the last time."""
+        """Register the commands and the buttons."""
         await super().look_again()
         guild = discord.Object(self.settings.guild_id)
         for group in (project, allocation, run_group, catalogue_group, cluster_group, stoa):
@@ -79,12 +79,18 @@ class Bot(App):
         for nouns in (project_buttons, allocation_buttons, run_buttons, stoa_buttons):
             buttons.register(nouns.PRESSES)
         self.add_dynamic_items(Button)
+        await self._register_commands()
+
+    async def _register_commands(self) -> None:
+        """Register the commands, unless they stand in the server as they are; raises SetupError where it may not."""
+        guild = discord.Object(self.settings.guild_id)
         definition = [command.to_dict(self.tree) for command in self.tree.get_commands(guild=guild)]
         digest = hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()
         key = (str(self.application_id), str(guild.id))
-        if await self.read(_registered, key) == digest:
-            return
         try:
+            there = {command.name for command in await self.tree.fetch_commands(guild=guild)}
+            if there == {command["name"] for command in definition} and await self.read(_registered, key) == digest:
+                return
             await self.tree.sync(guild=guild)
         except discord.Forbidden as error:
             raise SetupError(_not_invited(self.settings)) from error
@@ -100,8 +106,17 @@ class Bot(App):
         self._begin()
 
     async def on_guild_available(self, guild: discord.Guild) -> None:
-        """Begin, where the server came late."""
+        """Begin, where the server came late; where the bot was removed meanwhile, Discord has dropped its commands."""
         self._begin()
+        if guild.id == self.settings.guild_id:
+            try:
+                await self._register_commands()
+            except (SetupError, discord.DiscordException, *errors.BROKEN) as error:
+                log.warning("the commands cannot be registered; a restart tries again", reason=str(error))
+
+    async def on_guild_join(self, guild: discord.Guild) -> None:
+        """Go on where the bot is invited again."""
+        await self.on_guild_available(guild)
 
     async def on_guild_channel_delete(self, channel: discord.abc.GuildChannel) -> None:
         """Look anew where it was one of the lab's own, so that whoever uses a command hears of it."""

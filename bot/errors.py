@@ -2,7 +2,9 @@
 
 import io
 import secrets
+from collections.abc import Awaitable, Callable
 
+import aiohttp
 import discord
 import structlog
 from discord import app_commands
@@ -13,6 +15,7 @@ from projects.errors import DomainError
 
 # Unknown interaction, already acknowledged, unknown webhook, invalid webhook token: nobody is left to be answered.
 UNANSWERABLE = frozenset({10062, 40060, 10015, 50027})
+BROKEN = (aiohttp.ClientError, OSError)
 
 log = structlog.get_logger()
 
@@ -43,15 +46,28 @@ async def answer(interaction: Interaction, error: Exception, written: str = "") 
 
 async def reply(interaction: Interaction, said: str, written: str = "") -> None:
     """Answer the person who asked, privately, whatever has been answered so far; `written` comes as a file."""
-    said = text.bounded(said, text.MESSAGE)
-    files = [discord.File(io.BytesIO(written.encode("utf-8", "replace")), "what-you-wrote.txt")] if written else []
-    response = interaction.response
     try:
-        if not response.is_done():
-            await response.send_message(said, files=files, ephemeral=True, suppress_embeds=True)
-        elif response.type is discord.InteractionResponseType.deferred_channel_message:
-            await interaction.edit_original_response(content=said, attachments=files)
-        else:
-            await interaction.followup.send(said, files=files, ephemeral=True, suppress_embeds=True)
+        await again(lambda: _say(interaction, text.bounded(said, text.MESSAGE), written))
     except discord.HTTPException as error:
         log.warning("an answer did not arrive", code=error.code, status=error.status)
+    except BROKEN as error:  # its text may name the interaction's token
+        log.warning("an answer did not arrive", error=type(error).__name__)
+
+
+async def again(send: Callable[[], Awaitable[object]]) -> None:
+    """Send an answer, and once more where the connection breaks: what it tells of is done."""
+    try:
+        await send()
+    except BROKEN:
+        await send()
+
+
+async def _say(interaction: Interaction, said: str, written: str) -> None:
+    files = [discord.File(io.BytesIO(written.encode("utf-8", "replace")), "what-you-wrote.txt")] if written else []
+    response = interaction.response
+    if not response.is_done():
+        await response.send_message(said, files=files, ephemeral=True, suppress_embeds=True)
+    elif response.type is discord.InteractionResponseType.deferred_channel_message:
+        await interaction.edit_original_response(content=said, attachments=files)
+    else:
+        await interaction.followup.send(said, files=files, ephemeral=True, suppress_embeds=True)

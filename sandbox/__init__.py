@@ -25,6 +25,7 @@ The Discord here is meant to be taken for the real one by an unmodified client. 
 | nonce with enforce_nonce, message flags, allowed mentions         | Resources: Message                               |
 | threads: id of the message, one thread a message                  | Topics: Threads                                  |
 | identify, resume, intents, close codes, 120 events a minute       | Topics: Gateway                                  |
+| a bot removed and invited again has lost its commands there       | not said; observed (discord.js issue 10321)      |
 
 Not documented, and plausible values: the numbers of buckets and of edits, two changes of a name or topic in ten
 minutes, 50 channels in a category, the replay time of a session (5 min) and of a nonce (3 min). Nor are: that content

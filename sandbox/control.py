@@ -321,6 +321,11 @@ async def set_intents(request: web.Request) -> web.Response:
     return reply({})
 
 
+async def invite_again(request: web.Request) -> web.Response:
+    server_of(request).gateway.invite_again()
+    return reply({})
+
+
 async def gateway_drop(request: web.Request) -> web.Response:
     gateway, body = server_of(request).gateway, await request.json()
     if body.get("forget"):
@@ -350,6 +355,7 @@ def add_routes(app: web.Application) -> None:
             web.delete(PREFIX + "/faults", clear_faults),
             web.post(PREFIX + "/limits", set_limit),
             web.post(PREFIX + "/intents", set_intents),
+            web.post(PREFIX + "/bot/invite", invite_again),
             web.post(PREFIX + "/gateway/drop", gateway_drop),
         ]
     )

@@ -9,7 +9,8 @@ class Fault:
     """What befalls the next `count` requests whose "METHOD /path" matches `pattern`.
 
     `status` answers with that status and does nothing; `cut` does the work and closes the connection before the
-    answer; `delay` waits that many seconds first. `retry_after` goes with status 429.
+    answer; both do the work and answer with the status; `delay` waits that many seconds first. `retry_after` goes with
+    status 429.
     """
 
     pattern: str

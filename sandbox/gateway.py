@@ -110,6 +110,34 @@ class Gateway:
             await socket.close(code=4000, message=b"Unknown error")
         return count
 
+    def guild(self) -> Json:
+        """The guild as GUILD_CREATE gives it."""
+        world = self.world
+        own = world.members[world.application_id]
+        return world.guild() | {
+            "joined_at": own["joined_at"],
+            "large": False,
+            "unavailable": False,
+            "member_count": len(world.members),
+            "voice_states": [],
+            "members": [own],
+            "channels": world.guild_channels(),
+            "threads": world.threads(),
+            "presences": [],
+            "stage_instances": [],
+            "guild_scheduled_events": [],
+            "soundboard_sounds": [],
+        }
+
+    def invite_again(self) -> None:
+        """Removes the bot from the guild, with which its commands there go, and lets it join anew."""
+        world = self.world
+        world.commands = {key: command for key, command in world.commands.items() if "guild_id" not in command}
+        self.broadcast("GUILD_DELETE", {"id": world.guild_id})
+        joined = self.guild()
+        del joined["unavailable"]
+        self.broadcast("GUILD_CREATE", joined)
+
     def forget(self) -> None:
         """Loses every session: a resume then gets INVALID_SESSION."""
         self.sessions.clear()
@@ -227,31 +255,13 @@ class Connection:
         }
         self._own(session, "READY", ready)
         if intents & GUILDS:
-            self._own(session, "GUILD_CREATE", self._guild())
+            self._own(session, "GUILD_CREATE", gateway.guild())
         return True
 
     def _own(self, session: Session, name: str, data: Json) -> None:
         """An event for this session alone."""
         self.gateway.journal.dispatch(name, data)
         self.gateway._send(session, name, data)
-
-    def _guild(self) -> Json:
-        world = self.gateway.world
-        own = world.members[world.application_id]
-        return world.guild() | {
-            "joined_at": own["joined_at"],
-            "large": False,
-            "unavailable": False,
-            "member_count": len(world.members),
-            "voice_states": [],
-            "members": [own],
-            "channels": world.guild_channels(),
-            "threads": world.threads(),
-            "presences": [],
-            "stage_instances": [],
-            "guild_scheduled_events": [],
-            "soundboard_sounds": [],
-        }
 
     async def _resume(self, data: Any) -> bool:
         gateway = self.gateway

@@ -291,7 +291,8 @@ class Guild:
     ) -> None:
         """Breaks the next `count` bot requests whose "METHOD /path" matches the regex.
 
-        `status` answers so and does nothing; `cut` does the work and hangs up before the answer; `delay` waits first.
+        `status` answers so and does nothing; `cut` does the work and hangs up before the answer, or with a `status`
+        answers so; `delay` waits first.
         """
         order = {"pattern": pattern, "count": count, "status": status, "cut": cut, "delay": delay}
         await self.call("POST", "/faults", order | {"retry_after": retry_after})
@@ -324,6 +325,10 @@ class Guild:
     async def grant_intents(self, bits: int) -> None:
         """Grants the application privileged intents, as bits."""
         await self.call("POST", "/intents", {"privileged": bits})
+
+    async def invite_bot_again(self) -> None:
+        """Removes the bot from the guild and invites it again; its commands there are gone."""
+        await self.call("POST", "/bot/invite")
 
     async def drop_gateway(self, *, forget: bool = False) -> int:
         """Cuts all gateway connections; with `forget`, a resume gets INVALID_SESSION. Returns how many were cut."""

@@ -46,7 +46,7 @@ async def discord_api(request: web.Request, handler: Handler) -> web.StreamRespo
     shut_out = server.rates.shut_out()
     if shut_out is not None:
         response, body = _shut_out(shut_out), None
-    elif fault is not None and fault.status is not None:
+    elif fault is not None and fault.status is not None and not fault.cut:
         response, body = _failed(fault)
     else:
         try:
@@ -54,6 +54,8 @@ async def discord_api(request: web.Request, handler: Handler) -> web.StreamRespo
             response, body = await _answer(request, handler)
         except ApiError as error:
             response, body = reply(error.body, error.status), error.body
+        if fault is not None and fault.status is not None:
+            response, body = _failed(fault)
     server.rates.answered(response.status, shared=response.headers.get("X-RateLimit-Scope") == "shared")
     server.journal.exchange(
         {
@@ -71,7 +73,7 @@ async def discord_api(request: web.Request, handler: Handler) -> web.StreamRespo
             "fault": None if fault is None else {"status": fault.status, "cut": fault.cut, "delay": fault.delay},
         }
     )
-    if fault is not None and fault.cut and request.transport is not None:
+    if fault is not None and fault.cut and fault.status is None and request.transport is not None:
         request.transport.abort()
     return response
 

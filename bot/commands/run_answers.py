@@ -8,7 +8,7 @@ from typing import Any
 import discord
 from discord import ui
 
-from bot import text
+from bot import errors, text
 from bot.app import Interaction
 from bot.buttons import Button
 from bot.cards.card import BLUE, GREEN, GREY, Card, sections, texts
@@ -30,7 +30,13 @@ CODE = 1900
 
 async def show(interaction: Interaction, card: Card, *files: discord.File) -> None:
     """End a deferred answer with a card, and the pictures that it shows."""
-    await interaction.edit_original_response(view=card, attachments=list(files))
+
+    async def send() -> None:
+        for file in files:
+            file.reset()
+        await interaction.edit_original_response(view=card, attachments=list(files))
+
+    await errors.again(send)
 
 
 async def attach(interaction: Interaction, said: str, name: str, content: str) -> None:

@@ -8,12 +8,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import aiohttp
 import discord
 
 from bot import server, text
 from bot.app import App
+from bot.delivery.pace import once
 from projects import people
-from projects.errors import ForbiddenError, InvalidError
+from projects.errors import ConflictError, ForbiddenError, InvalidError
 from projects.people import Actor
 
 Target: TypeAlias = discord.TextChannel | discord.CategoryChannel | discord.Role
@@ -56,7 +58,8 @@ async def set_up(app: App, guild: discord.Guild, actor: Actor, given: Mapping[st
         if lacking := list(_lacking(guild, found, made)):
             raise ForbiddenError(f"{' '.join(lacking)} Then use /stoa setup again; nothing was changed.")
         for name in made:
-            found[name] = await _make(guild, name, found)
+            with once():  # a repeat of the whole finds it, if it was made
+                found[name] = await _make(guild, name, found)
         changed = {
             name: (target.id, target.name) for name, target in found.items() if target.id != getattr(app.server, name)
         }
@@ -151,6 +154,8 @@ async def _make(guild: discord.Guild, name: str, found: Mapping[str, Target]) ->
         )
     except discord.Forbidden as error:
         raise ForbiddenError(f"Discord does not let the bot make “{new.name}”: {error.text}.") from error
+    except (discord.DiscordServerError, aiohttp.ClientError, OSError) as error:
+        raise ConflictError(f"Discord did not say whether it has made “{new.name}”: use /stoa setup again.") from error
 
 
 def _said(found: Mapping[str, Target], made: list[str], changed: Mapping[str, object]) -> str:

@@ -3,11 +3,17 @@
 discord.py holds each route's own bucket; it learns of the limit over all routes only by being refused. Here requests
 go out evenly, below that limit, and only so many at once: answers that are slow to come cannot let a crowd arrive
 together. The interactions' own endpoints are outside of Discord's limit, so that a first answer never waits here.
+
+discord.py also repeats a request after an error of Discord's own, which may have done the work all the same: what must
+not be made twice is asked for within `once`.
 """
 
 import asyncio
+import contextlib
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +22,7 @@ import structlog
 
 A_SECOND = 30.0
 AT_ONCE = 15
+FAILED = 500
 # Discord shuts out an address with 10,000 answers of 401, 403 or 429 within ten minutes.
 INVALID = frozenset({401, 403, 429})
 MOST_INVALID = 5_000
@@ -23,6 +30,23 @@ INVALID_SECONDS = 600.0
 EXEMPT = ("/interactions/", "/webhooks/")
 
 log = structlog.get_logger()
+
+
+class UnsureError(aiohttp.ClientError):
+    """Discord has failed at a request that it may have carried out."""
+
+
+_failures: ContextVar[list[int] | None] = ContextVar("failures", default=None)
+
+
+@contextlib.contextmanager
+def once() -> Iterator[None]:
+    """Let a request in here go out again after a 429, but not after an error of Discord's own: raise UnsureError."""
+    token = _failures.set([])
+    try:
+        yield
+    finally:
+        _failures.reset(token)
 
 
 class Pace:
@@ -40,6 +64,8 @@ class Pace:
         self.trace.on_request_exception.append(self._failed)
 
     async def _start(self, _: Any, request: SimpleNamespace, about: aiohttp.TraceRequestStartParams) -> None:
+        if failures := _failures.get():
+            raise UnsureError(f"Discord answers {failures[0]} to {about.method} {about.url.path}")
         request.counted = "/api/" in about.url.path and not any(part in about.url.path for part in EXEMPT)
         if not request.counted:
             return
@@ -54,6 +80,9 @@ class Pace:
             raise
 
     async def _end(self, _: Any, request: SimpleNamespace, about: aiohttp.TraceRequestEndParams) -> None:
+        failures = _failures.get()
+        if failures is not None and about.response.status >= FAILED:
+            failures.append(about.response.status)
         if about.response.status in INVALID and about.response.headers.get("X-RateLimit-Scope") != "shared":
             self._invalid.append(time.monotonic())
         self._release(request)

@@ -8,6 +8,7 @@ import structlog
 from bot import text
 from bot.app import App
 from bot.delivery import outbox
+from bot.delivery.pace import once
 from bot.delivery.sender import DELETED, UNKNOWN_CHANNEL
 from projects.pipeline import ProjectView
 
@@ -75,7 +76,8 @@ class Rooms:
                 category = None
             about = f"{text.line(project.title, 200)}: {text.line(project.question, 700)}"
             topic = f"{about} · P{project.id} ({room.mark})"
-            made = await guild.create_text_channel(project.slug, topic=topic, category=category)
+            with once():  # by its mark it is found, if it was made
+                made = await guild.create_text_channel(project.slug, topic=topic, category=category)
         await self.app.write(outbox.open_room, key, project.id, str(made.id))
         return str(made.id)
 

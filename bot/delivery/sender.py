@@ -21,6 +21,7 @@ from bot.app import App
 from bot.cards.card import Card
 from bot.delivery import cadence, lease, outbox
 from bot.delivery.cadence import Cadence, OldMessageError
+from bot.delivery.lease import LostLeaseError
 from bot.delivery.tables import DiscordMessage
 from projects.db import utcnow
 
@@ -128,6 +129,7 @@ class Sender:
                 row, certain = await self.app.write(outbox.intend_again, key), True
             channel = self._channel(row.channel_id)
             async with asyncio.timeout(None if certain else REPEAT_SECONDS), self._turns[row.channel_id]:
+                await self.app.read(self._require_still, row)
                 if view is None:
                     message = await channel.send(content, nonce=row.nonce, suppress_embeds=True)
                 else:
@@ -139,7 +141,7 @@ class Sender:
             await self._deleted(key, error)
             return None
         # For a repeat of a nonce Discord returns the first message, which may show an earlier state.
-        await self.app.write(outbox.sent, key, str(message.id), digest if certain else "")
+        await self.app.write(_close, row, str(message.id), digest if certain else "")
         return str(message.id)
 
     def _intend(self, session: Session, key: str, channel_id: str) -> tuple[DiscordMessage, bool]:
@@ -149,6 +151,11 @@ class Sender:
         if row is not None:
             return row, False
         return outbox.intend(session, key, channel_id), True
+
+    def _require_still(self, session: Session, row: DiscordMessage) -> None:
+        """Raise LostLeaseError where this process was held up so long that another may have sent the message."""
+        lease.require(session, str(self.guild_id), self.holder)
+        _require_nonce(session, row)
 
     async def _find(self, row: DiscordMessage, marker: str) -> str | None:
         """The message of an old intent, if it stands in its channel; raises Forbidden where that cannot be read."""
@@ -193,6 +200,19 @@ class Sender:
 
     def _channel(self, channel_id: str) -> discord.PartialMessageable:
         return self.app.get_partial_messageable(int(channel_id), guild_id=self.guild_id)
+
+
+def _close(session: Session, row: DiscordMessage, message_id: str, digest: str) -> None:
+    """Close an intent, unless another process has begun it anew."""
+    _require_nonce(session, row)
+    outbox.sent(session, row.key, message_id, digest)
+
+
+def _require_nonce(session: Session, row: DiscordMessage) -> None:
+    """Raise LostLeaseError where another process has begun the intent anew."""
+    known = outbox.message(session, row.key)
+    if known is None or known.nonce != row.nonce:
+        raise LostLeaseError
 
 
 def _last_line(message: discord.Message) -> str:

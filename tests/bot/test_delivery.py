@@ -15,9 +15,24 @@ from bot.delivery.tables import DiscordMessage
 from projects import pipeline, record
 from projects.db import utcnow
 from projects.record import Payload
-from tests.bot.conftest import Lab
+from tests.bot.conftest import BOT, Lab
 
 POST = r"POST /channels/\d+/messages$"
+# Two minutes cannot be waited for: this bot takes every nonce for forgotten after a second.
+FORGETFUL = (
+    f"from datetime import timedelta; from bot.delivery import sender; sender.NONCE_GOOD_FOR = timedelta(0, 1); {BOT}"
+)
+# The whole process stands still, as on a machine that is paused, before it posts where a file "paused" says.
+PAUSED = f"""
+import os, time, discord
+from pathlib import Path
+place, file = discord.Client.get_partial_messageable, Path(os.environ["STOA_HOME"]) / "paused"
+def paused(self, channel_id, **options):
+    while file.exists() and file.read_text() == str(channel_id):
+        time.sleep(0.1)
+    return place(self, channel_id, **options)
+discord.Client.get_partial_messageable = paused
+{BOT}"""
 
 
 def propose(lab: Lab, title: str = "Crash course") -> int:
@@ -124,7 +139,10 @@ async def test_an_old_intent_is_settled_in_the_channel(lab: Lab) -> None:
 
 
 async def test_a_channel_is_made_once(lab: Lab) -> None:
-    """Killed while the channel is made: it is found again by the mark in its topic; a thread by its message."""
+    """Killed while the channel is made: it is found again by the mark in its topic; a thread by its message.
+
+    So it is where Discord makes the channel and answers with an error all the same.
+    """
     await lab.guild.fault(r"POST /channels/\d+/messages/\d+/threads$", cut=True)
     lab.spawn_bot()
     propose(lab)
@@ -141,6 +159,11 @@ async def test_a_channel_is_made_once(lab: Lab) -> None:
     assert names.count("p1-crash-course") == 1
     assert [channel.is_thread for channel in await lab.guild.channels()].count(True) == 1
     assert await told(lab, 1) == [1, 2, 3, 4, 4]
+
+    await lab.guild.fault(r"POST /guilds/\d+/channels$", status=502, cut=True)
+    activate(lab, propose(lab, "Failing course"))
+    await lab.guild.wait_for("p2-failing-course", lambda m: "record 4" in m.text)
+    assert [channel.name for channel in await lab.guild.channels()].count("p2-failing-course") == 1
 
 
 async def test_killed_again_and_again(lab: Lab) -> None:
@@ -179,6 +202,27 @@ async def test_a_second_bot_waits(lab: Lab) -> None:
     await lab.guild.wait_for("proposals", lambda m: "**Contributors (1)** Grace" in m.text)
     assert second.poll() is None
     assert await told(lab, 1) == [1, 2]
+
+
+async def test_a_bot_that_was_paused_does_not_post_what_the_next_has_posted(lab: Lab) -> None:
+    await lab.start_bot(code=PAUSED)
+    first = lab.bot
+    assert first is not None
+    propose(lab)
+    thread = (await lab.guild.wait_for("proposals", lambda m: m.thread_id is not None)).thread_id or ""
+    await until(lambda: lab.sent().get("project:1") == 1)
+    (lab.root / "paused").write_text(thread)
+    lab.call(pipeline.join, lab.actor("Grace"), 1, min_people=2)
+    await until(lambda: open_intents(lab))
+    lab.spawn_bot("second.log", code=FORGETFUL, HOME=str(lab.root / "second"))
+    await lab.guild.wait_for(thread, lambda m: "record 2" in m.text)
+    (lab.root / "paused").unlink()
+    await until(lambda: "another process delivers to this server" in lab.log)
+    lab.call(pipeline.join, lab.actor("Rosa"), 1, min_people=2)
+    await lab.guild.wait_for(thread, lambda m: "record 3" in m.text)
+    assert await told(lab, 1) == [1, 2, 3]
+    first.kill()
+    first.wait()
 
 
 async def test_what_a_person_deletes_stays_deleted_and_stops_nothing_else(lab: Lab) -> None:

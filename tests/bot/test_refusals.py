@@ -1,10 +1,13 @@
 """Bad input: each gets one private sentence, and nothing changes."""
 
+import asyncio
+
 import pytest
 
 from bot import text
 from sandbox.people import Answer, Channel
 from tests.bot.conftest import PROPOSAL, Lab
+from tests.bot.test_delivery import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -165,6 +168,31 @@ async def test_what_was_written_in_vain_comes_back(shared_lab: Shared) -> None:
     short = await lab.request(channel, "-5", Justification="")
     assert short.message is not None
     assert short.message.attachments == [], "a number is typed again in no time"
+
+
+async def test_an_answer_whose_connection_breaks_is_sent_again(shared_lab: Shared) -> None:
+    """What was done is not called a failure, and what was written for it does not come back."""
+    lab, channel = shared_lab
+    ada, answering = lab.person("Ada"), r"PATCH /webhooks/.*/messages/@original"
+    form = await ada.command("project propose")
+    await lab.guild.fault(answering, cut=True)
+    proposed = await ada.submit(form, PROPOSAL | {"Title": "Do they snore?"})
+    offer = await ada.command("run launch", channel=channel.id, recipe="demo", time_limit="10m")
+    assert offer.message is not None
+    await lab.guild.fault(answering, cut=True)
+    launched = await ada.press(offer.message, "Launch")
+    for answer, said, edits in ((proposed, "is proposed", 1), (launched, "is queued", 2)):
+        async with asyncio.timeout(10):
+            now = await lab.guild.answer(answer)
+            while now.message is None or now.message.edits < edits:
+                await asyncio.sleep(0.1)
+                now = await lab.guild.answer(answer)
+        assert said in now.text
+        assert (now.message.attachments, now.followups) == ([], [])
+    await lab.guild.fault(answering, count=2, cut=True)
+    await ada.submit(await ada.command("project propose"), PROPOSAL | {"Title": "Do they talk?"})
+    await until(lambda: "an answer did not arrive" in lab.log)
+    assert "a command failed" not in lab.log
 
 
 async def test_a_form_that_was_open_while_the_bot_was_started_anew(shared_lab: Shared) -> None:
