@@ -7,7 +7,7 @@ by looking in the channel for the message's marker, its last line of text.
 import asyncio
 import io
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -67,15 +67,41 @@ class Sender:
         Raises OldMessageError where Discord takes no more edits of so old a message for now.
         """
         message = self._channel(row.channel_id).get_partial_message(int(row.message_id or 0))
-        try:
+
+        async def edit() -> None:
             if picture is not None:
                 await message.edit(view=card, attachments=[discord.File(io.BytesIO(picture), name)])
             elif name:
                 await message.edit(view=card)
             else:
                 await message.edit(view=card, attachments=[])
+
+        if await self._edited(row, edit):
+            await self.app.write(outbox.sent, row.key, row.message_id or "", card.digest, name)
+
+    async def rewrite(self, row: DiscordMessage, said: str) -> None:
+        """Put another text in the place of a post, whichever sort of message it is; raises OldMessageError."""
+
+        async def edit() -> None:
+            message = await self._channel(row.channel_id).fetch_message(int(row.message_id or 0))
+            if _said(message) == said:
+                return
+            if message.flags.components_v2:
+                view = ui.LayoutView(timeout=None)
+                view.add_item(ui.TextDisplay(said))
+                await message.edit(view=view)
+            else:
+                await message.edit(content=said)
+
+        await self._edited(row, edit)
+
+    async def _edited(self, row: DiscordMessage, edit: Callable[[], Awaitable[None]]) -> bool:
+        """Make an edit; False where a person has deleted the message. Raises OldMessageError."""
+        try:
+            await edit()
         except discord.NotFound as error:
             await self._deleted(row.key, error)
+            return False
         except discord.RateLimited as error:
             if cadence.age(row.message_id or "") < cadence.OLD_AGE:  # it is the bot's pace that Discord refuses
                 raise
@@ -84,22 +110,7 @@ class Sender:
             if error.code != TOO_MANY_OLD_EDITS:
                 raise
             raise OldMessageError(cadence.OLD) from error
-        else:
-            await self.app.write(outbox.sent, row.key, row.message_id or "", card.digest, name)
-
-    async def rewrite(self, row: DiscordMessage, said: str) -> None:
-        """Put another text in the place of a post, whichever sort of message it is."""
-        place = self._channel(row.channel_id)
-        try:
-            message = await place.fetch_message(int(row.message_id or 0))
-            if message.flags.components_v2:
-                view = ui.LayoutView(timeout=None)
-                view.add_item(ui.TextDisplay(said))
-                await message.edit(view=view)
-            else:
-                await message.edit(content=said)
-        except discord.NotFound as error:
-            await self._deleted(row.key, error)
+        return True
 
     async def _send(
         self,
@@ -175,11 +186,15 @@ class Sender:
         return self.app.get_partial_messageable(int(channel_id), guild_id=self.guild_id)
 
 
+def _said(message: discord.Message) -> str:
+    """The text of a message, of either sort."""
+    if not message.flags.components_v2:
+        return message.content
+    shown = ui.LayoutView.from_message(message).walk_children()
+    return "\n".join(item.content for item in shown if isinstance(item, ui.TextDisplay))
+
+
 def _last_line(message: discord.Message) -> str:
-    """The last line of text of a message, of either sort."""
-    texts = [message.content]
-    if message.flags.components_v2:
-        shown = ui.LayoutView.from_message(message).walk_children()
-        texts += [item.content for item in shown if isinstance(item, ui.TextDisplay)]
-    lines = "\n".join(texts).splitlines()
+    """The last line of text of a message."""
+    lines = _said(message).splitlines()
     return lines[-1] if lines else ""
