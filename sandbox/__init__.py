@@ -18,6 +18,7 @@ The Discord here is meant to be taken for the real one by an unmodified client. 
 | components, Components V2, modals and labels                      | Components: Reference                            |
 | nonce with enforce_nonce, message flags, allowed mentions         | Resources: Message                               |
 | threads: id of the message, one thread a message                  | Topics: Threads                                  |
+| an archived thread takes no edit (50083), a locked one no member  | Topics: Threads; Opcodes: JSON codes             |
 | identify, resume, intents, close codes, 120 events a minute       | Topics: Gateway                                  |
 
 The numbers of buckets and of edits, the replay time of a session (5 min) and of a nonce (3 min) are not documented;

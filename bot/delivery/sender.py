@@ -32,8 +32,14 @@ UNKNOWN_CHANNEL, UNKNOWN_MESSAGE = 10003, 10008
 # A person has deleted it.
 DELETED = frozenset({UNKNOWN_CHANNEL, UNKNOWN_MESSAGE})
 TOO_MANY_OLD_EDITS = 30046
+# A thread is archived, or a moderator has locked it; for a locked one it may also be a permission that is missing.
+CLOSED = frozenset({50013, 50083, 160005})
 
 log = structlog.get_logger()
+
+
+class LockedThreadError(discord.DiscordException):
+    """A moderator has locked the thread: the bot says nothing there, and changes nothing."""
 
 
 class Sender:
@@ -76,11 +82,17 @@ class Sender:
             else:
                 await message.edit(view=card, attachments=[])
 
-        if await self._edited(row, edit):
-            await self.app.write(outbox.sent, row.key, row.message_id or "", card.digest, name)
+        try:
+            if await self._edited(row, edit):
+                await self.app.write(outbox.sent, row.key, row.message_id or "", card.digest, name)
+        except LockedThreadError:
+            await self._locked(row.key)
 
     async def rewrite(self, row: DiscordMessage, said: str) -> None:
-        """Put another text in the place of a post, whichever sort of message it is; raises OldMessageError."""
+        """Put another text in the place of a post, whichever sort of message it is.
+
+        Raises OldMessageError, and LockedThreadError.
+        """
 
         async def edit() -> None:
             message = await self._channel(row.channel_id).fetch_message(int(row.message_id or 0))
@@ -96,9 +108,19 @@ class Sender:
         await self._edited(row, edit)
 
     async def _edited(self, row: DiscordMessage, edit: Callable[[], Awaitable[None]]) -> bool:
-        """Make an edit; False where a person has deleted the message. Raises OldMessageError."""
+        """Make an edit, in an archived thread too; False where a person has deleted the message.
+
+        Raises OldMessageError, and LockedThreadError.
+        """
         try:
-            await edit()
+            try:
+                await edit()
+            except discord.HTTPException as error:
+                thread = await self._closed(row.channel_id, error)
+                if thread.locked:
+                    raise LockedThreadError from error
+                await thread.edit(archived=False)
+                await edit()
         except discord.NotFound as error:
             await self._deleted(row.key, error)
             return False
@@ -142,6 +164,11 @@ class Sender:
         except discord.NotFound as error:
             await self._deleted(key, error)
             return None
+        except discord.HTTPException as error:
+            if not (await self._closed(row.channel_id, error)).locked:
+                raise
+            await self._locked(key)
+            return None
         # For a repeat of a nonce Discord returns the first message, which may show an earlier state.
         await self.app.write(outbox.sent, key, str(message.id), digest if certain else "")
         return str(message.id)
@@ -180,6 +207,18 @@ class Sender:
         if error.code not in DELETED:
             raise error
         log.warning("a person has deleted this message or its channel; it is not sent again", key=key)
+        await self.app.write(outbox.message_gone, key)
+
+    async def _closed(self, channel_id: str, error: discord.HTTPException) -> discord.Thread:
+        """The thread that is archived or locked, which may be why Discord refuses; raises `error` elsewhere."""
+        thread = await self.app.fetch_channel(int(channel_id)) if error.code in CLOSED else None
+        if not isinstance(thread, discord.Thread) or not (thread.archived or thread.locked):
+            raise error
+        return thread
+
+    async def _locked(self, key: str) -> None:
+        """Take a locked thread as a decision, of what stands there alone."""
+        log.warning("a moderator has locked the thread of this message; it is neither sent nor changed", key=key)
         await self.app.write(outbox.message_gone, key)
 
     def _channel(self, channel_id: str) -> discord.PartialMessageable:

@@ -7,7 +7,7 @@ import structlog
 from bot.app import App
 from bot.delivery import cadence, outbox, posts
 from bot.delivery.cadence import OldMessageError
-from bot.delivery.sender import Sender
+from bot.delivery.sender import LockedThreadError, Sender
 from bot.delivery.tables import DiscordMessage
 from projects import redaction
 from projects.record import Told
@@ -48,5 +48,14 @@ class Tombstones:
             log.info("an old post is blanked later", key=row.key, seconds=error.retry_after)
             self._again[row.channel_id] = time.monotonic() + error.retry_after
             pace.refused(row.channel_id, error.retry_after)
+        except LockedThreadError:
+            self._again[row.channel_id] = time.monotonic() + cadence.OLD
+            await self._tell(row.channel_id, posts.marker(entry))
         else:
             await self.app.write(outbox.sent, row.key, row.message_id or "", outbox.TOMBSTONE)
+
+    async def _tell(self, thread_id: str, marker: str) -> None:
+        """Tell the admins, once for each thread, where only they can help."""
+        said = f"⚠️ What was blanked can still be read in <#{thread_id}>, as that thread is locked."
+        said = f"{said} Unlock it, or delete the post.\n{marker} · to be blanked"
+        await self.sender.post(f"locked:{thread_id}", str(self.app.server.review), said)

@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 from bot.delivery import posts
 from projects import pipeline, progress, redaction
 from projects.people import Actor
+from sandbox import permissions
 from sandbox.people import Answer
 from tests.bot.conftest import AGED, Lab
 from tests.bot.test_delivery import activate, propose, until
@@ -65,6 +66,37 @@ async def test_many_old_posts_are_blanked_as_discord_takes_the_edits_and_nothing
         while await blanked() != [1, 2, 3, 4]:  # noqa: ASYNC110
             await asyncio.sleep(0.2)
     assert "posting waits" not in lab.log
+
+
+async def test_an_archived_thread_is_opened_for_it_and_a_locked_one_is_left_to_the_moderators(lab: Lab) -> None:
+    await lab.start_bot()
+    projects = [propose(lab, "One sleeps"), propose(lab, "Two is locked")]
+    one, two = [
+        (await lab.guild.wait_for("proposals", lambda m, n=n: f"P{n} ·" in m.text and m.thread_id is not None)).id
+        for n in projects
+    ]
+    for thread in (one, two):
+        await lab.guild.wait_for(thread, lambda m: "record 1 " in m.text)
+    await lab.guild.set_permissions("Stoa", permissions.BOT & ~permissions.MANAGE_THREADS)
+    activate(lab, 1)
+    await lab.guild.wait_for("p1-one-sleeps", lambda m: "record 4 " in m.text)
+    await lab.person("Omar").set_thread(one, archived=True)
+    await lab.person("Omar").set_thread(two, archived=True, locked=True)
+    for number in projects:
+        lab.call(redact, f"project:{number}", 1)
+    activate(lab, 2)
+    await lab.guild.wait_for(one, lambda m: "record 1 " in m.text and posts.BLANKED in m.text)
+    await lab.guild.wait_for_channel(lambda c: c.name == "p2-removed")
+    await lab.guild.wait_for("p2-removed", lambda m: "record 5 " in m.text)
+    notice = await lab.guild.wait_for("compute-review", lambda m: f"can still be read in <#{two}>" in m.text)
+    assert "P2 · record 1 " in notice.text
+    assert len(await lab.guild.messages(two)) == 1
+    assert "posting waits" not in lab.log
+    await lab.person("Omar").set_thread(two, locked=False)
+    lab.kill_bot()
+    await lab.start_bot()
+    await lab.guild.wait_for(two, lambda m: "record 1 " in m.text and posts.BLANKED in m.text)
+    assert len(await lab.guild.messages("compute-review")) == 1
 
 
 async def test_a_long_post_and_the_labs_own_are_blanked_too(lab: Lab) -> None:
