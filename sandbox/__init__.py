@@ -24,6 +24,7 @@ The Discord here is meant to be taken for the real one by an unmodified client. 
 | components, modals and labels; V2: every file is referenced       | Components: Reference                            |
 | nonce with enforce_nonce, message flags, allowed mentions         | Resources: Message                               |
 | threads: id of the message, one thread a message                  | Topics: Threads                                  |
+| an archived thread takes no edit (50083), a locked one no member  | Topics: Threads; Opcodes: JSON codes             |
 | identify, resume, intents, close codes, 120 events a minute       | Topics: Gateway                                  |
 | a bot removed and invited again has lost its commands there       | not said; observed (discord.js issue 10321)      |
 

@@ -257,6 +257,17 @@ async def delete_channel(request: web.Request) -> web.Response:
     return reply({})
 
 
+async def set_thread(request: web.Request) -> web.Response:
+    """A moderator closes or opens a thread: `archived`, `locked`."""
+    world, body = world_of(request), await request.json()
+    thread = find_channel(world, request.match_info["channel"])
+    _moderator(world, body["user"], thread, permissions.MANAGE_THREADS)
+    for key in ("archived", "locked"):
+        thread["thread_metadata"][key] = bool(body.get(key, thread["thread_metadata"][key]))
+    world.dispatch("THREAD_UPDATE", thread)
+    return reply({})
+
+
 async def join(request: web.Request) -> web.Response:
     """A new person comes into the guild."""
     world, body = world_of(request), await request.json()
@@ -348,6 +359,7 @@ def add_routes(app: web.Application) -> None:
             web.post(PREFIX + "/channels/{channel}/messages", say),
             web.delete(PREFIX + "/channels/{channel}/messages/{message_id}", delete_message),
             web.delete(PREFIX + "/channels/{channel}", delete_channel),
+            web.patch(PREFIX + "/channels/{channel}", set_thread),
             web.post(PREFIX + "/members", join),
             web.put(PREFIX + "/members/roles", set_roles),
             web.put(PREFIX + "/roles/permissions", set_permissions),

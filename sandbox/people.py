@@ -404,3 +404,7 @@ class Person:
 
     async def delete_channel(self, channel: str) -> None:
         await self.guild.call("DELETE", f"/channels/{channel}", user=self.name)
+
+    async def set_thread(self, thread: str, **state: bool) -> None:
+        """Closes or opens a thread, as a moderator: `archived`, `locked`."""
+        await self.guild.call("PATCH", f"/channels/{thread}", {"user": self.name, **state})

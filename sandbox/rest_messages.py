@@ -21,6 +21,12 @@ def _channel(request: web.Request) -> Json:
     return channel
 
 
+def _require_open(world: World, channel: Json) -> None:
+    """Raises 50013 in a locked thread where the bot may not manage threads."""
+    if channel["type"] in THREADS and channel["thread_metadata"]["locked"]:
+        world.require(channel, permissions.MANAGE_THREADS)
+
+
 def reference(world: World, channel_id: str, body: Json) -> Json:
     """The fields of a message that answers another one.
 
@@ -56,8 +62,7 @@ async def create_message(request: web.Request) -> web.Response:
     if draft.uploads:
         world.require(channel, permissions.ATTACH_FILES)
     messages.check(Form(), draft)
-    if in_thread and channel["thread_metadata"]["locked"]:
-        world.require(channel, permissions.MANAGE_THREADS)
+    _require_open(world, channel)
     nonce = draft.body.get("nonce")
     if nonce is not None and draft.body.get("enforce_nonce"):
         remembered = server_of(request).rates.nonce_seconds
@@ -111,6 +116,9 @@ async def edit_message(request: web.Request) -> web.Response:
     if message.author_id != world.application_id:
         raise ApiError(50005)
     messages.check(Form(), draft, before=message.payload, edit=True)
+    if channel["type"] in THREADS and channel["thread_metadata"]["archived"]:
+        raise ApiError(50083)
+    _require_open(world, channel)
     wait = server_of(request).rates.edit(channel["id"], time.monotonic() - message.created)
     if wait is not None:
         refusal = ApiError(30046)

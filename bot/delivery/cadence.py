@@ -28,7 +28,7 @@ PATIENCE = 5.0
 """Seconds for which a card that does not ask again keeps its place."""
 
 
-class OldMessageError(Exception):
+class OldMessageError(discord.DiscordException):
     """Discord takes no edit of this message now: it is older than an hour, and too many such were edited."""
 
     def __init__(self, retry_after: float) -> None:

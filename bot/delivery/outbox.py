@@ -3,13 +3,17 @@
 import secrets
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import delete, or_, select
+from sqlalchemy import String, cast, delete, literal, or_, select
 from sqlalchemy.orm import Session
 
+from bot.delivery.posts import Place
 from bot.delivery.tables import DiscordCursor, DiscordMessage, DiscordRoom
 from projects import channels, record
 from projects.db import utcnow
-from projects.record import Stream, Told
+from projects.record import Entry, Payload, Stream, Told
+
+TOMBSTONE = "tombstone"
+"""The digest of a post that shows that its entry was blanked."""
 
 PROPOSAL = "proposal:"
 
@@ -39,15 +43,19 @@ def sent(session: Session, key: str, message_id: str, digest: str = "", picture:
     row.message_id, row.digest, row.picture = message_id, digest, picture
 
 
-def posts_of(session: Session, stream: str, numbers: Sequence[int]) -> Sequence[tuple[Told, Sequence[DiscordMessage]]]:
-    """Entries of a stream, each with the messages that tell of it."""
-    found = []
-    for number in numbers:
-        for entry in record.since(session, stream, number - 1, limit=1):
-            sent = DiscordMessage.key.startswith(f"entry:{entry.id}:", autoescape=True)
-            query = select(DiscordMessage).where(sent, DiscordMessage.message_id.is_not(None), ~DiscordMessage.gone)
-            found.append((entry, session.scalars(query).all()))
-    return found
+def readable(session: Session, stream: str) -> Sequence[tuple[Told, DiscordMessage]]:
+    """The entries of a stream that were blanked, each with a post that does not show it yet."""
+    begins = literal("entry:") + cast(Entry.id, String)
+    tells = or_(*(DiscordMessage.key == begins + f":{place}" for place in Place))
+    shows = DiscordMessage.message_id.is_not(None) & ~DiscordMessage.gone & (DiscordMessage.digest != TOMBSTONE)
+    rows = session.execute(
+        select(Entry, DiscordMessage)
+        .join(Payload, Payload.entry_id == Entry.id)
+        .join(DiscordMessage, tells)
+        .where(Entry.stream == stream, Payload.body.is_(None), shows)
+        .order_by(Entry.number, DiscordMessage.key)
+    )
+    return [(Told(entry.id, stream, entry.number, entry.kind, entry.hash, None), row) for entry, row in rows]
 
 
 def message_gone(session: Session, key: str) -> None:
