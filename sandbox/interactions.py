@@ -56,7 +56,7 @@ def start(
     if source is not None:
         event["message"] = source.payload
     interaction = Interaction(interaction_id, token, kind, event, user_id, channel["id"], source, asked)
-    world.interactions[interaction_id] = interaction
+    world.interactions[interaction_id] = world.by_token[token] = interaction
     world.dispatch("INTERACTION_CREATE", event)
     return interaction
 
