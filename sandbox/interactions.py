@@ -55,7 +55,7 @@ def start(
     if source is not None:
         event["message"] = source.payload
     interaction = Interaction(interaction_id, token, kind, event, user_id, channel["id"], source, asked)
-    world.interactions[interaction_id] = interaction
+    world.interactions[interaction_id] = world.by_token[token] = interaction
     world.dispatch("INTERACTION_CREATE", event)
     return interaction
 
@@ -201,7 +201,10 @@ def fields(modal: Json) -> list[Json]:
 
 
 def submit(world: World, asked: Interaction, given: Json, *, force: bool) -> Interaction:
-    """A filled-in modal. `given` is by label or custom id; `force` skips what the client itself would refuse."""
+    """A filled-in modal. `given` is by label or custom id; `force` skips what the client itself would refuse.
+
+    It stays open until it is answered, as Discord's client does it; the documentation does not say so.
+    """
     modal = asked.modal
     if modal is None:
         raise InputError("That answer is no form, or the form was sent already.")

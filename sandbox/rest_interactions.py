@@ -159,8 +159,7 @@ def _by_token(request: web.Request) -> Interaction:
     Raises ApiError 10015 for a wrong one or before any answer, 50027 once it is 15 minutes old.
     """
     world = world_of(request)
-    token = request.match_info["webhook_token"]
-    found = next((i for i in world.interactions.values() if i.token == token), None)
+    found = world.by_token.get(request.match_info["webhook_token"])
     if found is None or request.match_info["webhook_id"] != world.application_id:
         raise ApiError(50027)
     if time.monotonic() - found.created > server_of(request).rates.token_seconds:

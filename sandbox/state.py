@@ -111,6 +111,7 @@ class World:
         self.thread_members: dict[str, dict[str, Json]] = {}
         self.commands: dict[str, Json] = {}
         self.interactions: dict[str, Interaction] = {}
+        self.by_token: dict[str, Interaction] = {}
         self.attachments: dict[str, Path] = {}
         self._positions = itertools.count()
 

@@ -11,6 +11,7 @@ from playwright.async_api import Browser, Route, expect
 
 from sandbox import server as discord_server
 from sandbox.__main__ import describe
+from sandbox.page import FEED
 from tests.page.conftest import DESKTOP, PHONE, Visit
 from tests.sandbox import bot as bots
 
@@ -153,6 +154,12 @@ async def test_on_a_phone(bot: tuple[bots.Bot, dict[str, Any]], browser: Browser
 
     await page.locator("#open").press("Enter")
     await expect(page.locator("#channels a:focus")).to_contain_text("proposals")
+    await page.set_viewport_size({"width": DESKTOP[0], "height": DESKTOP[1]})
+    await page.locator("#who").focus()  # a wide window has no drawer, and covers nothing
+    await expect(page.locator("#who:focus")).to_be_visible()
+    await page.set_viewport_size({"width": PHONE[0], "height": PHONE[1]})
+    await page.locator("#open").press("Enter")
+    await expect(page.locator("#channels a:focus")).to_contain_text("proposals")
     for _ in range(40):  # what the list covers cannot be reached
         await page.keyboard.press("Tab")
         assert await page.evaluate("!document.activeElement.closest('main')")
@@ -182,6 +189,10 @@ async def test_a_server_that_goes_away(tmp_path: Path, browser: Browser) -> None
     visit = await Visit.begin(browser, describe(server, None, "")["discord"], PHONE, "light")
     hint = visit.page.locator("#hint")
     await visit.page.context.set_offline(True)
+    await runner.app[FEED].close(runner.app)  # a stream that is open outlasts the network
+    await expect(hint).to_contain_text("The server does not answer")
+    await visit.page.context.set_offline(False)
+    await expect(hint).to_be_empty()
     await discord_server.stop(runner, server)
     await expect(hint).to_contain_text("The server does not answer")
     await visit.page.locator("#line").focus()

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -85,6 +86,24 @@ def test_the_demo_leaves_no_process_behind(played: tuple[Path, subprocess.Comple
         process.cmdline() for process in psutil.process_iter() if any(str(home) in word for word in cmdline(process))
     ]
     assert left == []
+
+
+def test_a_part_that_dies_after_the_story_is_no_failure_of_the_story(tmp_path: Path) -> None:
+    # With a story of no steps, it is told as soon as its parts stand.
+    program = "import sys; from demo import play; play.STORY = (); sys.exit(play.play(stay=True))"
+    environment = {name: os.environ[name] for name in ("PATH", "HOME")}
+    environment |= {"STOA_HOME": str(tmp_path), "STOA_ENV_FILE": "", "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True) as demo:
+        assert demo.stdout is not None
+        for line in demo.stdout:
+            if "Everything is still up" in line:
+                sandbox = json.loads((tmp_path / "demo" / "sandbox" / "sandbox.json").read_text())
+                os.kill(sandbox["pid"], signal.SIGKILL)
+                break
+        rest = demo.stdout.read()
+    assert demo.returncode == 1
+    assert "A part ended after the story: The sandbox ended with status -9" in rest
+    assert "The demo failed" not in rest
 
 
 @pytest.mark.timeout(500)
