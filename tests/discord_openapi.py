@@ -71,6 +71,8 @@ class DiscordJudge:
         operation = self._path(template)[method]
         problems = []
         refused = status >= 400
+        if status >= 500 and not exchange.get("fault"):
+            problems.append(f"{where}: the sandbox itself failed")
         request = exchange.get("request")
         # A refused request is allowed to be wrong: that is why it was refused.
         if request is not None and not refused:

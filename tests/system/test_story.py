@@ -10,7 +10,6 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -22,7 +21,7 @@ from demo.stage import Stage
 from parts import Parts
 from projects import record
 from tests.absent import absent
-from tests.discord_openapi import DESCRIPTION_ENV, DiscordJudge, find_description
+from tests.discord_openapi import DESCRIPTION_ENV, DiscordJudge, find_description, malformed, recorded
 
 POST = re.compile(r"-# (?:P(\d+)|Lab) · record (\d+) · ([0-9a-f]{8})\s*$")
 
@@ -127,12 +126,8 @@ def test_all_that_was_said_on_the_wire_is_discords_own_api(
     if find_description() is None:
         absent("the judgement of the story's exchanges", f"Discord's description is not at {DESCRIPTION_ENV}")
     home, _ = played
-    judge = DiscordJudge()
-    exchanges = lines(home / "sandbox" / "exchanges.jsonl")
-    dispatches = lines(home / "sandbox" / "dispatches.jsonl")
-    assert len(exchanges) > 50
-    assert [problem for exchange in exchanges for problem in judge.judge(exchange)] == []
-    assert [problem for dispatch in dispatches for problem in judge.judge_dispatch(dispatch)] == []
+    assert len(recorded(home / "sandbox", "exchanges.jsonl")) > 50
+    assert DiscordJudge().judge_recorded(home / "sandbox") + malformed(home / "sandbox") == []
 
 
 @pytest.mark.timeout(400)
@@ -203,7 +198,3 @@ def cmdline(process: psutil.Process) -> list[str]:
         return process.cmdline()
     except psutil.Error:
         return []
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
