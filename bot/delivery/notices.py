@@ -36,23 +36,30 @@ class Notices:
         if self._waiting is not None:
             self._waiting.add(stream)
         number = (await self.app.read(outbox.cursors)).get(stream, 0) + 1
+        before = await self.app.read(outbox.message, _key(stream, number))
+        if before is not None and before.digest == OVER:  # that was another time
+            await self.app.write(outbox.forget, before.key)
         said = f"⚠️ Posting waits: {reason} It goes on by itself once that is mended."
         end = f"-# {_owner(stream)} · waits at record {number}"
         await self._post(_key(stream, number), f"{said}\n{end}", self.app.server.review)
 
-    async def goes_on(self, stream: str) -> None:
-        """Say where it was said to wait that it does no more."""
+    async def goes_on(self, stream: str, *, behind: bool) -> None:
+        """Say where it was said to wait that it does no more; `behind`: a card may be what waits still."""
         if self._waiting is None:  # of an earlier process
             self._waiting = {row.key.removeprefix(WAITS).rpartition(":")[0] for row in await self.app.read(_open)}
         if stream not in self._waiting:
             return
         try:
+            told = (await self.app.read(outbox.cursors)).get(stream, 0)
             for row in await self.app.read(_open, stream):
-                number = row.key.rpartition(":")[2]
+                number = int(row.key.rpartition(":")[2])
+                if behind and number > told:
+                    continue
                 said = "✅ Posting waited here, and goes on."
                 await self.sender.rewrite(row, f"{said}\n-# {_owner(stream)} · waited at record {number}")
                 await self.app.write(outbox.sent, row.key, row.message_id or "", OVER)
-            self._waiting.discard(stream)
+            if not behind:
+                self._waiting.discard(stream)
         except discord.DiscordException as error:
             log.warning("a notice to the admins cannot be changed", stream=stream, reason=str(error))
 
