@@ -19,6 +19,7 @@ The Discord here is meant to be taken for the real one by an unmodified client. 
 | nonce with enforce_nonce, message flags, allowed mentions         | Resources: Message                               |
 | threads: id of the message, one thread a message                  | Topics: Threads                                  |
 | identify, resume, intents, close codes, 120 events a minute       | Topics: Gateway                                  |
+| a deleted role: GUILD_ROLE_DELETE with the ids of guild and role  | Topics: Gateway Events                           |
 | a bot removed and invited again has lost its commands there       | not said; observed (discord.js issue 10321)      |
 
 The numbers of buckets and of edits, the replay time of a session (5 min) and of a nonce (3 min) are not documented;

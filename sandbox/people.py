@@ -395,3 +395,6 @@ class Person:
 
     async def delete_channel(self, channel: str) -> None:
         await self.guild.call("DELETE", f"/channels/{channel}", user=self.name)
+
+    async def delete_role(self, role: str) -> None:
+        await self.guild.call("DELETE", f"/roles/{role}", user=self.name)

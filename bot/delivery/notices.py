@@ -19,6 +19,7 @@ from projects import record
 
 WAITS, OVER = "waits:", "over"
 NAMES = {"proposals": "proposals", "review": "reviews", "announcements": "announcements", "record": "public record"}
+ROLES = {"reviewer_role": "reviewers", "moderator_role": "moderators", "admin_role": "admins"}
 
 log = structlog.get_logger()
 
@@ -64,22 +65,29 @@ class Notices:
             log.warning("a notice to the admins cannot be changed", stream=stream, reason=str(error))
 
     async def look_around(self) -> None:
-        """Say, once each, which of the lab's own channels were deleted: to the reviews, else in the public record."""
+        """Say, once each, which of the lab's own channels and roles are gone: to the reviews, else in the record."""
         server = self.app.server
         guild = self.app.get_guild(server.guild)
         if guild is None or guild.unavailable:
             return
         ids = {name: getattr(server, name) for name in NAMES}
         gone = {name for name, channel_id in ids.items() if guild.get_channel(channel_id) is None}
+        place = ids["record" if "review" in gone else "review"]
         for name in gone:
-            if ids[name] in self._gone:
-                continue
-            said = f"⚠️ The channel for the {NAMES[name]} was deleted: nothing more is posted there."
-            end = f"-# Lab · channel {ids[name]} is gone"
-            place = ids["record" if "review" in gone else "review"]
-            with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):  # told in the next round, then
-                await self._post(f"gone:{ids[name]}", f"{said} /stoa setup names another.\n{end}", place)
-                self._gone.add(ids[name])
+            said = f"The channel for the {NAMES[name]} was deleted: nothing more is posted there."
+            await self._is_gone("channel", ids[name], said, place)
+        for name, holders in ROLES.items():
+            role_id = getattr(server, name)
+            if role_id and guild.get_role(role_id) is None:
+                await self._is_gone("role", role_id, f"The role of the {holders} was deleted: nobody holds it.", place)
+
+    async def _is_gone(self, kind: str, discord_id: int, said: str, place: int) -> None:
+        if discord_id in self._gone:
+            return
+        end = f"-# Lab · {kind} {discord_id} is gone"
+        with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):  # told in the next round, then
+            await self._post(f"gone:{discord_id}", f"⚠️ {said} /stoa setup names another.\n{end}", place)
+            self._gone.add(discord_id)
 
     async def _post(self, key: str, said: str, channel_id: int) -> None:
         try:
