@@ -30,7 +30,7 @@ from bot.commands.run_commands import run as run_group
 from bot.commands.stoa_commands import stoa
 from bot.delivery.loop import Delivery
 from bot.delivery.tables import DiscordCommands
-from bot.server import CHANNELS, Server
+from bot.server import CHANNELS, ROLES, Server
 from projects import log as log_format
 from projects.db import Database
 from projects.settings import Settings
@@ -121,6 +121,11 @@ class Bot(App):
     async def on_guild_channel_delete(self, channel: discord.abc.GuildChannel) -> None:
         """Look anew where it was one of the lab's own, so that whoever uses a command hears of it."""
         if channel.id in {getattr(self.server, name) for name in CHANNELS}:
+            await self.look_again()
+
+    async def on_guild_role_delete(self, role: discord.Role) -> None:
+        """The same of the lab's own roles."""
+        if role.id in {getattr(self.server, name) for name in ROLES}:
             await self.look_again()
 
     async def look_again(self) -> None:

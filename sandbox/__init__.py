@@ -26,6 +26,7 @@ The Discord here is meant to be taken for the real one by an unmodified client. 
 | threads: id of the message, one thread a message                  | Topics: Threads                                  |
 | an archived thread takes no edit (50083), a locked one no member  | Topics: Threads; Opcodes: JSON codes             |
 | identify, resume, intents, close codes, 120 events a minute       | Topics: Gateway                                  |
+| a deleted role: GUILD_ROLE_DELETE with the ids of guild and role  | Topics: Gateway Events                           |
 | a bot removed and invited again has lost its commands there       | not said; observed (discord.js issue 10321)      |
 
 Not documented, and plausible values: the numbers of buckets and of edits, two changes of a name or topic in ten

@@ -303,6 +303,21 @@ async def set_permissions(request: web.Request) -> web.Response:
     raise InputError(f"There is no role {body['role']!r}.")
 
 
+async def delete_role(request: web.Request) -> web.Response:
+    """Deletes a role, which then nobody holds."""
+    world, name = world_of(request), request.match_info["role"]
+    if not world.permissions(person(world, request.query["user"])["id"]) & permissions.MANAGE_ROLES:
+        raise InputError(f"{request.query['user']} may not delete roles.")
+    role = next((role for role in world.roles.values() if role["name"] == name), None)
+    if role is None or role["managed"] or role["id"] == world.guild_id:
+        raise InputError(f"There is no role {name!r} that can be deleted.")
+    del world.roles[role["id"]]
+    for member in world.members.values():
+        member["roles"] = [role_id for role_id in member["roles"] if role_id != role["id"]]
+    world.dispatch("GUILD_ROLE_DELETE", {"guild_id": world.guild_id, "role_id": role["id"]})
+    return reply({})
+
+
 async def order_fault(request: web.Request) -> web.Response:
     server_of(request).faults.ordered.append(Fault(**await request.json()))
     return reply({})
@@ -363,6 +378,7 @@ def add_routes(app: web.Application) -> None:
             web.post(PREFIX + "/members", join),
             web.put(PREFIX + "/members/roles", set_roles),
             web.put(PREFIX + "/roles/permissions", set_permissions),
+            web.delete(PREFIX + "/roles/{role}", delete_role),
             web.post(PREFIX + "/faults", order_fault),
             web.delete(PREFIX + "/faults", clear_faults),
             web.post(PREFIX + "/limits", set_limit),

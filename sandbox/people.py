@@ -408,3 +408,6 @@ class Person:
     async def set_thread(self, thread: str, **state: bool) -> None:
         """Closes or opens a thread, as a moderator: `archived`, `locked`."""
         await self.guild.call("PATCH", f"/channels/{thread}", {"user": self.name, **state})
+
+    async def delete_role(self, role: str) -> None:
+        await self.guild.call("DELETE", f"/roles/{role}", user=self.name)

@@ -132,7 +132,7 @@ class Delivery:
             if trouble.count >= TRIES_BEFORE_TOLD:
                 await self._notices.waits(stream, "an error of our own, which is in the bot's log.")
         else:
-            await self._notices.goes_on(stream)
+            await self._notices.goes_on(stream, behind=feed.behind)
             del self._troubles[stream]
 
     async def _stop(self) -> None:

@@ -19,6 +19,7 @@ from projects import record
 
 WAITS, OVER = "waits:", "over"
 NAMES = {"proposals": "proposals", "review": "reviews", "announcements": "announcements", "record": "public record"}
+ROLES = {"reviewer_role": "reviewers", "moderator_role": "moderators", "admin_role": "admins"}
 
 log = structlog.get_logger()
 
@@ -36,43 +37,57 @@ class Notices:
         if self._waiting is not None:
             self._waiting.add(stream)
         number = (await self.app.read(outbox.cursors)).get(stream, 0) + 1
+        before = await self.app.read(outbox.message, _key(stream, number))
+        if before is not None and before.digest == OVER:  # that was another time
+            await self.app.write(outbox.forget, before.key)
         said = f"⚠️ Posting waits: {reason} It goes on by itself once that is mended."
         end = f"-# {_owner(stream)} · waits at record {number}"
         await self._post(_key(stream, number), f"{said}\n{end}", self.app.server.review)
 
-    async def goes_on(self, stream: str) -> None:
-        """Say where it was said to wait that it does no more."""
+    async def goes_on(self, stream: str, *, behind: bool) -> None:
+        """Say where it was said to wait that it does no more; `behind`: a card may be what waits still."""
         if self._waiting is None:  # of an earlier process
             self._waiting = {row.key.removeprefix(WAITS).rpartition(":")[0] for row in await self.app.read(_open)}
         if stream not in self._waiting:
             return
         try:
+            told = (await self.app.read(outbox.cursors)).get(stream, 0)
             for row in await self.app.read(_open, stream):
-                number = row.key.rpartition(":")[2]
+                number = int(row.key.rpartition(":")[2])
+                if behind and number > told:
+                    continue
                 said = "✅ Posting waited here, and goes on."
                 await self.sender.rewrite(row, f"{said}\n-# {_owner(stream)} · waited at record {number}")
                 await self.app.write(outbox.sent, row.key, row.message_id or "", OVER)
-            self._waiting.discard(stream)
+            if not behind:
+                self._waiting.discard(stream)
         except discord.DiscordException as error:
             log.warning("a notice to the admins cannot be changed", stream=stream, reason=str(error))
 
     async def look_around(self) -> None:
-        """Say, once each, which of the lab's own channels were deleted: to the reviews, else in the public record."""
+        """Say, once each, which of the lab's own channels and roles are gone: to the reviews, else in the record."""
         server = self.app.server
         guild = self.app.get_guild(server.guild)
         if guild is None or guild.unavailable:
             return
         ids = {name: getattr(server, name) for name in NAMES}
         gone = {name for name, channel_id in ids.items() if guild.get_channel(channel_id) is None}
+        place = ids["record" if "review" in gone else "review"]
         for name in gone:
-            if ids[name] in self._gone:
-                continue
-            said = f"⚠️ The channel for the {NAMES[name]} was deleted: what belongs there waits."
-            end = f"-# Lab · channel {ids[name]} is gone"
-            place = ids["record" if "review" in gone else "review"]
-            with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):  # told in the next round, then
-                await self._post(f"gone:{ids[name]}", f"{said} /stoa setup names another.\n{end}", place)
-                self._gone.add(ids[name])
+            said = f"The channel for the {NAMES[name]} was deleted: what belongs there waits."
+            await self._is_gone("channel", ids[name], said, place)
+        for name, holders in ROLES.items():
+            role_id = getattr(server, name)
+            if role_id and guild.get_role(role_id) is None:
+                await self._is_gone("role", role_id, f"The role of the {holders} was deleted: nobody holds it.", place)
+
+    async def _is_gone(self, kind: str, discord_id: int, said: str, place: int) -> None:
+        if discord_id in self._gone:
+            return
+        end = f"-# Lab · {kind} {discord_id} is gone"
+        with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):  # told in the next round, then
+            await self._post(f"gone:{discord_id}", f"⚠️ {said} /stoa setup names another.\n{end}", place)
+            self._gone.add(discord_id)
 
     async def _post(self, key: str, said: str, channel_id: int) -> None:
         try:

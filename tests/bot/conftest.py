@@ -130,6 +130,11 @@ class Lab:
         """What the bot has logged."""
         return (self.root / "bot.log").read_text()
 
+    def refused(self) -> int:
+        """How many of the bot's requests were answered with a 403."""
+        exchanges = (self.root / "sandbox" / "exchanges.jsonl").read_text().splitlines()
+        return sum(json.loads(exchange)["status"] == 403 for exchange in exchanges)
+
     def person(self, name: str) -> Person:
         """A member of the sandbox's guild: Ada, Grace, Rosa (a reviewer) or Omar (an admin)."""
         return self.guild.person(name)

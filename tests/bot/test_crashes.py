@@ -83,7 +83,7 @@ async def test_a_history_that_cannot_be_read_is_not_taken_for_empty(lab: Lab) ->
     for role, bits in roles.items():
         await lab.guild.set_permissions(role, bits)
     await until(lambda: lab.sent() == lab.heads(), seconds=40)
-    await lab.guild.wait_for("compute-review", lambda m: m.id == notice.id and "goes on" in m.text)
+    await lab.guild.wait_for("compute-review", lambda m: m.id == notice.id and "✅" in m.text)
     assert await told(lab, 1) == [1, 2]
 
 

@@ -63,6 +63,11 @@ def open_intents(lab: Lab) -> list[str]:
         return list(session.scalars(select(DiscordMessage.key).where(DiscordMessage.message_id.is_(None))))
 
 
+def redraw(session: Session, key: str) -> None:
+    """Have a card drawn anew, as after a release that has changed its look."""
+    session.execute(update(DiscordMessage).where(DiscordMessage.key == key).values(digest=""))
+
+
 def forget_nonces(session: Session) -> None:
     """Make all open intents older than Discord remembers a nonce."""
     past = utcnow() - timedelta(minutes=10)
@@ -284,9 +289,24 @@ async def test_a_missing_permission_is_waited_for(lab: Lab) -> None:
     await until(lambda: lab.log.count("posting waits") >= 2)
     await lab.guild.clear_faults()
     await lab.guild.wait_for(channel.id, lambda m: "record 5" in m.text)
-    await lab.guild.wait_for("compute-review", lambda m: m.id == notice.id and "goes on" in m.text)
+    await lab.guild.wait_for("compute-review", lambda m: m.id == notice.id and "✅" in m.text)
     assert len(await lab.guild.messages("compute-review")) == 1
     assert await told(lab, one) == [1, 2, 3, 4, 4, 5]
+
+    # Of a card alone, again and again at the same entry: each outage is told of once.
+    for count in (2, 3):
+        lab.kill_bot()
+        lab.call(redraw, f"project:{one}")
+        proposals = lab.guild.info["channels"]["proposals"]
+        await lab.guild.fault(rf"PATCH /channels/{proposals}/", count=1000, status=403)
+        await lab.start_bot()
+        notice = await lab.guild.wait_for("compute-review", lambda m: "waits at record 6" in m.text)
+        refused = lab.refused()
+        await until(lambda refused=refused: lab.refused() > refused)
+        notices = await lab.guild.messages("compute-review")
+        assert [m.text[0] for m in notices] == ["✅"] * (count - 1) + ["⚠"]
+        await lab.guild.clear_faults()
+        await lab.guild.wait_for("compute-review", lambda m, now=notice: m.id == now.id and "✅" in m.text)
 
 
 def test_trouble_that_lasts_for_days_is_tried_again_all_the_same() -> None:

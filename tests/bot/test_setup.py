@@ -131,6 +131,14 @@ async def test_a_deleted_channel_is_told_of_and_open_requests_follow_to_the_next
     await rosa.submit(await rosa.press(there, "Approve"), {"GPU-hours": "1", "Reason": "Go."})
     await lab.guild.wait_for("general", lambda m: m.id == there.id and "Approved by Rosa" in m.text)
     assert "dream" in (await ada.command("project list")).text
+    await omar.delete_role("reviewer")
+    told = await lab.guild.wait_for("general", lambda m: "The role of the reviewers was deleted" in m.text)
+    assert "/stoa setup names another" in told.text
+    gone = await ada.command("project list")
+    assert "the reviewers' role is gone. An admin sets it right with /stoa setup." in gone.text
+    made = await omar.command("stoa setup")
+    assert [line.partition(":")[0] for line in made.text.splitlines() if "(new)" in line] == ["- reviewers"]
+    assert "dream" in (await ada.command("project list")).text
     await omar.delete_channel("public-record")
     await lab.guild.wait_for("general", lambda m: "the public record was deleted" in m.text)
     assert "Traceback" not in lab.log
