@@ -52,7 +52,7 @@ class LabFeed:
 class ProjectFeed:
     """The stream of a project, and the cards of the project, of its requests and of its runs.
 
-    `behind` says that a card does not show the present state yet, so that the feed must come again.
+    `behind` says that a card does not show the present state yet, and that its turn has come.
     """
 
     def __init__(self, app: App, sender: Sender, studio: Studio, project_id: int) -> None:
@@ -63,7 +63,7 @@ class ProjectFeed:
 
     @property
     def behind(self) -> bool:
-        """Whether a card waits for its turn."""
+        """Whether a card's turn has come."""
         return self.showcase.behind
 
     async def catch_up(self) -> None:
