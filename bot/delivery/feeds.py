@@ -17,6 +17,8 @@ from projects import pipeline, record, redaction
 from projects.pipeline import ProjectView
 from projects.record import Told
 
+MOST_RUNS = 1000
+
 
 async def blank_posts(app: App, sender: Sender, entry: Told) -> None:
     """Where an entry tells of a redaction, turn the posts of what was blanked into tombstones."""
@@ -85,7 +87,7 @@ class ProjectFeed:
         ran: Sequence[RunView] = ()
         sponsors: Sequence[str] = ()
         if entry.kind == "project.completed":
-            ran = await self.app.read(runs.of_project, self.project_id, kind="train")
+            ran = await self.app.read(runs.of_project, self.project_id, kind="train", limit=MOST_RUNS)
             sponsors = await self.app.read(inventory.sponsors, self.project_id)
         scene = Scene(project, channel_id, ran, sponsors)
         for place in posts.places(entry, has_channel=channel_id is not None or closed):
