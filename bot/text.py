@@ -56,9 +56,9 @@ def quote(value: str, most: int) -> str:
     return bounded("\n".join(f"> {part}" for part in lines), most)
 
 
-def listed(entries: Sequence[str], *, end: str = "", of: int = 0) -> str:
-    """As many entries as fit a message whole, “and N more” of all (`of`, where they are more), and the line `end`."""
-    room = MESSAGE - length(end) - len("\n\n-# and 1,000,000 more")
+def listed(entries: Sequence[str], *, end: str = "", of: int = 0, most: int = MESSAGE) -> str:
+    """As many entries as fit `most` whole, “and N more” of all (`of`, where they are more), and the line `end`."""
+    room = most - length(end) - len("\n\n-# and 1,000,000 more")
     kept: list[str] = []
     for entry in entries:
         room -= length(entry) + 1

@@ -9,7 +9,7 @@ from bot import errors, text
 from bot.app import Interaction, actor
 from bot.commands import helping, lookup, setting_up, stoa_buttons
 from bot.commands.reason_form import BlankingForm, ReasonForm
-from bot.commands.stoa_forms import ChangeGrantForm, ChangePoolForm
+from bot.commands.stoa_forms import AddGrantForm, ChangeGrantForm, ChangePoolForm
 from broker import cluster, inventory, pools
 from projects import limits, policies, record, redaction, rights
 from projects.errors import ConflictError, NotFoundError
@@ -102,10 +102,13 @@ async def list_pools(interaction: Interaction, pool: str | None = None) -> None:
 
 
 @stoa.command(name="grants", description="Admins: list what sponsors give, with its use; add or change a grant")
-@app_commands.describe(grant="One to change at once, where there are many")
+@app_commands.describe(
+    grant="One to change at once, where there are many", pool="One to add a grant of at once, where there are many"
+)
 @app_commands.autocomplete(grant=lookup.grant_numbers)
-async def list_grants(interaction: Interaction, grant: int | None = None) -> None:
-    """List them, or open the form of a change to one."""
+@app_commands.autocomplete(pool=lookup.pool_names)
+async def list_grants(interaction: Interaction, grant: int | None = None, pool: str | None = None) -> None:
+    """List them, or open the form of a change to one, or of a new one."""
     stoa_buttons.require(interaction, Act.MANAGE_COMPUTE)
     listed = await interaction.client.read(pools.grants)
     if grant is not None:
@@ -113,6 +116,10 @@ async def list_grants(interaction: Interaction, grant: int | None = None) -> Non
         if not named:
             raise NotFoundError(f"There is no grant {grant}.")
         await interaction.response.send_modal(ChangeGrantForm(named))
+        return
+    if pool is not None:
+        await interaction.client.read(pools.named, pool)
+        await interaction.response.send_modal(AddGrantForm([pool]))
         return
     spent = await interaction.client.read(inventory.spent_by_grant)
     await interaction.response.send_message(view=stoa_buttons.grants_view(listed, spent), ephemeral=True)

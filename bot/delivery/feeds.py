@@ -18,6 +18,8 @@ from projects import pipeline, record
 from projects.pipeline import ProjectView
 from projects.record import Told
 
+MOST_RUNS = 1000
+
 
 class LabFeed:
     """The lab's own stream, in the channel of the public record."""
@@ -48,7 +50,8 @@ class LabFeed:
 class ProjectFeed:
     """The stream of a project, and the cards of the project, of its requests and of its runs.
 
-    `behind` says that a card or a post does not show the present state yet, so that the feed must come again.
+    `behind` says that the turn has come of a card that does not show the present state yet, or that a post may still
+    show what was blanked.
     """
 
     def __init__(self, app: App, sender: Sender, studio: Studio, project_id: int) -> None:
@@ -60,7 +63,7 @@ class ProjectFeed:
 
     @property
     def behind(self) -> bool:
-        """Whether a card waits for its turn, or a post may still show what was blanked."""
+        """Whether a card's turn has come, or a post may still show what was blanked."""
         return self.showcase.behind or self.tombstones.behind
 
     async def catch_up(self) -> None:
@@ -83,7 +86,7 @@ class ProjectFeed:
         ran: Sequence[RunView] = ()
         sponsors: Sequence[str] = ()
         if entry.kind == "project.completed":
-            ran = await self.app.read(runs.of_project, self.project_id, kind="train")
+            ran = await self.app.read(runs.of_project, self.project_id, kind="train", limit=MOST_RUNS)
             sponsors = await self.app.read(inventory.sponsors, self.project_id)
         scene = Scene(project, channel_id, ran, sponsors)
         for place in posts.places(entry, has_channel=channel_id is not None or closed):

@@ -1,5 +1,6 @@
 """How cards look and how often they are edited: whose turn it is, old messages, and the successor of an old card."""
 
+import asyncio
 import re
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -23,11 +24,13 @@ from broker.ledger import Account
 from broker.runs import RunState
 from broker.series import Measured
 from broker.why import Why
-from projects import membership
+from projects import membership, pipeline
+from projects.people import Actor
 from projects.pipeline import Member, Stage
 from projects.record import Told
 from sandbox.people import Channel, Message
 from tests.bot.conftest import AGED, Lab
+from tests.bot.test_delivery import until
 from tests.bot.test_limits import project, request, run
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -344,3 +347,31 @@ def progress(first: int, last: int) -> Progress:
 async def test_the_age_of_a_message_is_in_its_id() -> None:
     id_of_an_hour_ago = discord.utils.time_snowflake(discord.utils.utcnow()) - (3600 * 1000 << 22)
     assert 3590 < cadence.age(str(id_of_an_hour_ago)) < 3610
+
+
+async def test_a_card_that_waits_for_its_turn_costs_nothing_meanwhile(shared_lab: tuple[Lab, Channel]) -> None:
+    lab, _ = shared_lab
+
+    def looks() -> int:
+        return lab.log.count("looked at")
+
+    lab.kill_bot()
+    await lab.guild.count_as_old(0)
+    await lab.guild.limit("old edit", 0, 300.0)
+    counted = "from bot.delivery import showcase; look = showcase.look; "
+    counted += "showcase.look = lambda *given: print('looked at', flush=True) or look(*given); "
+    await lab.start_bot(counted + AGED)
+    begun = looks()
+    lab.call(membership.follow, Actor(77, "Zoe"), 1)
+    await until(lambda: looks() > begun)
+    before = -1
+    async with asyncio.timeout(20):
+        while before != looks():
+            before = looks()
+            await asyncio.sleep(2)  # its rounds are a tenth of a second apart
+    lab.kill_bot()
+    await lab.guild.count_as_old(3600)
+    await lab.start_bot()
+    with lab.db.read() as session:
+        followers = pipeline.view(session, 1).followers
+    await lab.guild.wait_for("proposals", lambda m: f"**Followers** {followers}" in m.text)

@@ -157,6 +157,19 @@ def test_posts(kind: str, said: str) -> None:
     assert text.length(posts.render(sample, Place.RUN, scene)) <= 4000
 
 
+def test_an_announcement_names_whole_runs_and_counts_the_others() -> None:
+    people = [{"id": "1", "name": "Ada", "lead": True}]
+    payload = {"outcome": "result", "learnt": "word " * 300, "people": people}
+    told = Told(1, "project:1", 12, "project.completed", "00112233445566", payload)
+    url = f"https://hub/{'long' * 40}/step1"
+    ran = [replace(run("demo"), id=number, checkpoints=(CheckpointLink(1, url),)) for number in range(25)]
+    lines = posts.render(told, Place.ANNOUNCEMENTS, Scene(project("Why?"), "5", ran)).splitlines()
+    links = [line for line in lines if line.startswith("**Run ")]
+    assert 1 < len(links) < 25
+    assert all(line.endswith(f"[step 1]({url})") for line in links)
+    assert lines[-2:] == [f"-# and {25 - len(links)} more", "-# P1 · record 12 · 00112233"]
+
+
 @given(st.text(alphabet="ab @everyone<#*_`\\\n[]()🧪", max_size=200), st.integers(1, 80))
 @settings(max_examples=300)
 def test_bounds_and_escapes(said: str, most: int) -> None:
