@@ -1,6 +1,7 @@
 """What was blanked in the record is blanked in Discord: its posts are edited, and nothing is posted anew."""
 
 import asyncio
+import re
 
 from sqlalchemy.orm import Session
 
@@ -29,15 +30,21 @@ async def test_the_posts_of_a_blanked_entry_become_tombstones(lab: Lab) -> None:
     activate(lab, 1)
     card = await lab.guild.wait_for("proposals", lambda m: m.thread_id is not None)
     first = await lab.guild.wait_for(card.id, lambda m: "record 1 " in m.text and "Who falls?" in m.text)
+    channel = await lab.guild.wait_for_channel(lambda c: c.name == "p1-crash-course")
+    assert "Crash course: Who falls?" in (channel.topic or "")
+    await lab.guild.wait_for(channel.id, lambda m: "record 4 " in m.text)
     lab.call(redact, "project:1", 1)
     blanked = await lab.guild.wait_for(card.id, lambda m: m.id == first.id and posts.BLANKED in m.text)
     assert blanked.text.splitlines()[-1] == first.text.splitlines()[-1], "it can still be cited"
     assert "Who falls?" not in blanked.text
-    channel = await lab.guild.wait_for_channel(lambda c: c.name.startswith("p1-"))
     told = await lab.guild.wait_for(channel.id, lambda m: "Entry 1 of this record was blanked" in m.text)
     assert "It was private." in told.text
     texts = [m.text for m in await lab.guild.messages(card.id)]
     assert sum("record 1 " in text for text in texts) == 1
+    names = {c.id: (c.name, c.topic) for c in await lab.guild.channels()}
+    assert names[channel.id][0] == "p1-removed"
+    assert re.fullmatch(r"\\\[removed\\\]: \\\[removed\\\] · P1 \(stoa-[0-9a-f]{12}\)", names[channel.id][1] or "")
+    assert names[card.id][0] == "P1 · [removed]"
 
 
 async def test_many_old_posts_are_blanked_as_discord_takes_the_edits_and_nothing_waits_for_them(lab: Lab) -> None:
