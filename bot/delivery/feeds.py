@@ -8,13 +8,13 @@ from bot.cards.run_card import run_card
 from bot.cards.studio import Studio
 from bot.delivery import outbox, post_buttons, posts
 from bot.delivery.posts import Place, Scene
-from bot.delivery.rooms import Rooms
+from bot.delivery.rooms import Rooms, thread_name
 from bot.delivery.sender import Sender
 from bot.delivery.showcase import Showcase
 from bot.delivery.tombstones import Tombstones
 from broker import inventory, runs
 from broker.runs import RunView
-from projects import pipeline, record
+from projects import pipeline, record, redaction
 from projects.pipeline import ProjectView
 from projects.record import Told
 
@@ -81,6 +81,8 @@ class ProjectFeed:
     async def _tell(self, entry: Told) -> None:
         channel_id, closed = await self.rooms.find(f"project:{self.project_id}")
         project = await self.app.read(pipeline.view, self.project_id)
+        if entry.kind in redaction.KINDS:
+            await self.rooms.relabel(project)
         if entry.kind in posts.OPENINGS and project.has_channel:
             channel_id = await self.rooms.channel(project)
         ran: Sequence[RunView] = ()
@@ -139,4 +141,4 @@ class ProjectFeed:
         if message_id is None:
             await self.rooms.gone(key)
             return None
-        return await self.rooms.thread(key, proposals, message_id, f"P{project.id} · {project.title}")
+        return await self.rooms.thread(key, proposals, message_id, thread_name(project))

@@ -26,8 +26,9 @@ from bot.delivery.cadence import BUSY, CALM, OLD, OLD_AGE, OldMessageError
 from bot.delivery.sender import Sender
 from bot.delivery.tables import DiscordMessage
 from broker import runs, why
-from broker.runs import ACTIVE, RunState, RunView
+from broker.runs import ACTIVE, Run, RunState, RunView
 from broker.why import Why
+from projects import record, redaction
 
 RUNS_KEPT = 25
 WHY_SECONDS = 60.0
@@ -56,6 +57,7 @@ class RunShowcase:
         self.project_id = project_id
         self._begun = False
         self._stale: set[int] = set()
+        self._later: list[int] = []
         # Of each run whose card was told to wait, how to ask anew whether its turn has come.
         self._waiting: defaultdict[int, list[Callable[[], bool]]] = defaultdict(list)
         self._shown: dict[int, RunView] = {}
@@ -67,7 +69,8 @@ class RunShowcase:
     @property
     def behind(self) -> bool:
         """Whether a card's turn has come; those that wait stand in line by being asked."""
-        return any(self._due(run_id) for run_id in self._stale)
+        more = bool(self._later) and len(self._stale) < RUNS_KEPT
+        return more or any(self._due(run_id) for run_id in self._stale)
 
     def note(self, run_id: int) -> None:
         """Remember that a run's card is stale."""
@@ -81,9 +84,10 @@ class RunShowcase:
     async def refresh(self) -> None:
         """Bring the cards up to date whose turn has come, the one that has waited longest first."""
         if not self._begun:  # a crash may have left any card behind its run
-            newest = await self.app.read(runs.of_project, self.project_id, limit=RUNS_KEPT)
-            self._stale |= {run.parent_id if run.kind == "sample" and run.parent_id else run.id for run in newest}
+            self._later = await self.app.read(_newest, self.project_id)
             self._begun = True
+        while self._later and len(self._stale) < RUNS_KEPT:
+            self._stale.add(self._later.pop(0))
         moving = (await self.app.read(runs.in_motion)).get(self.project_id, set())
         pace = self.sender.cadence
         due = moving | {run_id for run_id in self._stale if self._due(run_id)}
@@ -229,6 +233,15 @@ class RunShowcase:
         except Exception as error:  # what the card says matters more than its picture
             log.error("a picture could not be drawn", run=run_id, exc_info=error)
             return None
+
+
+def _newest(session: Session, project_id: int) -> list[int]:
+    """The runs whose cards may be behind, the newest first: of those of a project from which a text was taken, all."""
+    query = select(Run).where(Run.project_id == project_id).order_by(Run.id.desc())
+    if not redaction.happened(session, record.project_stream(project_id)):
+        query = query.limit(RUNS_KEPT)
+    found = session.scalars(query)
+    return list(dict.fromkeys(run.parent_id if run.kind == "sample" and run.parent_id else run.id for run in found))
 
 
 def _cards(session: Session, run: RunView) -> tuple[list[DiscordMessage], str]:

@@ -1,6 +1,7 @@
 """A lab for the tests of the bot: a real sandbox, a real database, and the real bot as a process of its own."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess

@@ -180,6 +180,12 @@ def test_bounds_and_escapes(said: str, most: int) -> None:
     assert "@everyone" not in text.escape(said)
 
 
+def test_an_address_leads_where_it_did_and_no_line_of_a_quote_is_a_heading() -> None:
+    said = "@ada wrote https://a.org/@ada_b\u2028# big\u2029-# small\x85> not hers"
+    shown = ["@\u200bada wrote https://a.org/%40ada_b", "\\# big", "\\-# small", "\\> not hers"]
+    assert text.quote(said, 500).splitlines() == [f"> {line}" for line in shown]
+
+
 @given(st.lists(st.text(alphabet="a 🧪", min_size=1, max_size=300), max_size=60), st.text("end", max_size=400))
 @settings(max_examples=100)
 def test_a_list_keeps_whole_entries_its_end_and_the_count_of_the_rest(entries: list[str], end: str) -> None:

@@ -1,6 +1,7 @@
 """What was blanked in the record is blanked in Discord: its posts are edited, and nothing is posted anew."""
 
 import asyncio
+import re
 
 from sqlalchemy.orm import Session
 
@@ -9,7 +10,7 @@ from projects import pipeline, progress, redaction
 from projects.people import Actor
 from sandbox import permissions
 from sandbox.people import Answer
-from tests.bot.conftest import AGED, Lab
+from tests.bot.conftest import AGED, BOT, Lab
 from tests.bot.test_delivery import activate, propose, until
 
 # Half a minute cannot be waited for either: this bot takes a wait of more than six seconds for a refusal.
@@ -29,15 +30,21 @@ async def test_the_posts_of_a_blanked_entry_become_tombstones(lab: Lab) -> None:
     activate(lab, 1)
     card = await lab.guild.wait_for("proposals", lambda m: m.thread_id is not None)
     first = await lab.guild.wait_for(card.id, lambda m: "record 1 " in m.text and "Who falls?" in m.text)
+    channel = await lab.guild.wait_for_channel(lambda c: c.name == "p1-crash-course")
+    assert "Crash course: Who falls?" in (channel.topic or "")
+    await lab.guild.wait_for(channel.id, lambda m: "record 4 " in m.text)
     lab.call(redact, "project:1", 1)
     blanked = await lab.guild.wait_for(card.id, lambda m: m.id == first.id and posts.BLANKED in m.text)
     assert blanked.text.splitlines()[-1] == first.text.splitlines()[-1], "it can still be cited"
     assert "Who falls?" not in blanked.text
-    channel = await lab.guild.wait_for_channel(lambda c: c.name.startswith("p1-"))
     told = await lab.guild.wait_for(channel.id, lambda m: "Entry 1 of this record was blanked" in m.text)
     assert "It was private." in told.text
     texts = [m.text for m in await lab.guild.messages(card.id)]
     assert sum("record 1 " in text for text in texts) == 1
+    names = {c.id: (c.name, c.topic) for c in await lab.guild.channels()}
+    assert names[channel.id][0] == "p1-removed"
+    assert re.fullmatch(r"\\\[removed\\\]: \\\[removed\\\] · P1 \(stoa-[0-9a-f]{12}\)", names[channel.id][1] or "")
+    assert names[card.id][0] == "P1 · [removed]"
 
 
 async def test_many_old_posts_are_blanked_as_discord_takes_the_edits_and_nothing_waits_for_them(lab: Lab) -> None:
@@ -97,6 +104,30 @@ async def test_an_archived_thread_is_opened_for_it_and_a_locked_one_is_left_to_t
     await lab.start_bot()
     await lab.guild.wait_for(two, lambda m: "record 1 " in m.text and posts.BLANKED in m.text)
     assert len(await lab.guild.messages("compute-review")) == 1
+
+
+async def test_who_is_forgotten_is_named_on_no_card_however_old(lab: Lab) -> None:
+    """Also where the bot ends before it has come to the card of a run that is none of the newest."""
+    few = f"from bot.delivery import run_showcase; run_showcase.RUNS_KEPT = 1; {BOT}"
+    await lab.start_bot(few)
+    channel = await lab.activate()
+    await lab.approved(channel)
+    cards = []
+    for run in (1, 2):
+        await lab.launch(channel)
+        await lab.guild.wait_for(channel.id, lambda m, run=run: m.text.endswith(f"P1 · run {run}"))
+        await lab.person("Ada").command("run cancel", channel=channel.id, run=run)
+        cards.append(await lab.guild.wait_for(channel.id, lambda m, run=run: f"Run {run} was cancelled" in m.text))
+    assert all("by Ada" in card.text for card in cards)
+    await lab.guild.fault(rf"PATCH /channels/{channel.id}/messages/{cards[0].id}$", count=1000, status=503)
+    lab.call(redaction.forget, None, lab.guild.info["users"]["Ada"], "They asked.")
+    await until(lambda: lab.sent()["project:1"] == lab.heads()["project:1"])
+    lab.kill_bot()
+    await lab.guild.clear_faults()
+    await lab.start_bot(few)
+    for card in cards:
+        now = await lab.guild.wait_for(channel.id, lambda m, card=card: m.id == card.id and "Ada" not in m.text)
+        assert f"by {redaction.NAMELESS}" in now.text
 
 
 async def test_a_long_post_and_the_labs_own_are_blanked_too(lab: Lab) -> None:
