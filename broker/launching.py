@@ -380,7 +380,8 @@ def receipt(session: Session, run: Run) -> Receipt:
 def _promised(session: Session, allocation_id: int) -> int:
     """GPU-seconds that queued runs of an allocation may cost."""
     cost = func.sum(Run.gpus * (Run.time_limit - Run.used))
-    return session.scalar(select(cost).where(Run.allocation_id == allocation_id, Run.state == RunState.QUEUED)) or 0
+    queued = (Run.allocation_id == allocation_id) & (Run.state == RunState.QUEUED)
+    return int(session.scalar(select(cost).where(queued)) or 0)
 
 
 def _trained(session: Session, run_id: int) -> Run:

@@ -106,7 +106,9 @@ def remains(receipt: Receipt) -> str:
 
 def waits(why: Why) -> str:
     """Why a run is where it is."""
-    lines = [f"**Run {why.run_id}** of {text.line(why.project, 100)} is {why.state}. {text.escape(why.reason)}"]
+    lines = [
+        f"**Run {why.run_id}** of {text.line(why.project, 100)} is {why.state}. {text.escape(why.reason)}".rstrip()
+    ]
     if why.place is not None:
         lines.append(f"**Place** {why.place} of {why.length} on {text.code(why.pool, 60)}")
     if why.factors is not None:
