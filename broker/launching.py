@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from broker import allocations, catalogue, estimates, ledger, preparing, publications
 from broker.allocations import Allocation, AllocationState
 from broker.pools import Pool
-from broker.runs import Run, RunState, load, tell, what_it_is
+from broker.runs import Kind, Run, RunState, load, tell, what_it_is
 from projects import limits, pipeline
 from projects.db import utcnow
 from projects.errors import ConflictError, InvalidError, NotFoundError
@@ -124,6 +124,7 @@ def launch(
     allocation_id: int | None = None,
     origin: Origin | None = None,
     dataset: str = "",
+    kind: Kind = "train",
 ) -> Receipt:
     """Queue a run and say what it will cost; a repeat of the same request returns the same run."""
     earlier = session.scalars(select(Run).where(Run.request_id == request_id)).one_or_none()
@@ -134,7 +135,9 @@ def launch(
     limits.check(session, actor, limits.Kind.LAUNCH)
     order = Order(project_id, recipe, time_limit, gpus, overrides, allocation_id, origin, dataset)
     run, _ = _drawn_up(session, order)
-    run.request_id, run.requested_by = request_id, person.id
+    run.request_id, run.requested_by, run.kind = request_id, person.id, kind
+    if kind == "prepare":
+        run.total_steps = 0
     session.add(run)
     session.flush()
     asked: dict[str, Any] = {"recipe": recipe, "overrides": run.overrides, "gpus": gpus, "time_limit": run.time_limit}
@@ -305,7 +308,7 @@ def prepare(
     """Queue a run on one device that prepares an accepted recipe's data, charged like any other."""
     if session.scalars(select(Run.id).where(Run.request_id == request_id)).one_or_none() is None:
         preparing.check(session, recipe)
-    said = launch(
+    return launch(
         session,
         actor,
         request_id,
@@ -313,12 +316,8 @@ def prepare(
         recipe=recipe,
         time_limit=time_limit,
         allocation_id=allocation_id,
+        kind="prepare",
     )
-    run = load(session, said.run_id)
-    run.kind, run.total_steps = "prepare", 0
-    session.flush()
-    tell(session, run, "run.preparing", recipe=recipe)
-    return receipt(session, run)
 
 
 def as_typed(seconds: int) -> str:
@@ -381,7 +380,8 @@ def receipt(session: Session, run: Run) -> Receipt:
 def _promised(session: Session, allocation_id: int) -> int:
     """GPU-seconds that queued runs of an allocation may cost."""
     cost = func.sum(Run.gpus * (Run.time_limit - Run.used))
-    return session.scalar(select(cost).where(Run.allocation_id == allocation_id, Run.state == RunState.QUEUED)) or 0
+    queued = (Run.allocation_id == allocation_id) & (Run.state == RunState.QUEUED)
+    return int(session.scalar(select(cost).where(queued)) or 0)
 
 
 def _trained(session: Session, run_id: int) -> Run:

@@ -186,5 +186,6 @@ def _not_queued(session: Session, run: Run, pool: Pool) -> str:
         case RunState.PAUSED if run.dry:
             return f"It goes on by itself once its allocation can pay for it: {reason}."
         case RunState.PAUSED:
-            return f"It was {reason}; /run resume lets it go on."
+            said = f"It was {reason}; " if reason.startswith("paused by") else ""
+            return f"{said}/run resume lets it go on."
     return reason and f"{reason[0].upper()}{reason[1:]}."

@@ -73,9 +73,10 @@ def _head(run: RunView, why: Why | None) -> Sequence[str]:
         about.append(f"forked from run {run.parent_id}")
     if run.attempt > 1:
         about.append(f"attempt {run.attempt}")
+    does = "prepares the data of " if run.kind == "prepare" else ""
     return [
         f"### {emoji} Run {run.id} {word}",
-        f"**{text.line(run.recipe, 60)}** · {waits}by {text.line(run.requested_by, 60)} on "
+        f"{does}**{text.line(run.recipe, 60)}** · {waits}by {text.line(run.requested_by, 60)} on "
         f"{text.count(run.gpus, 'GPU')} of {text.code(run.pool, 60)}{sponsor}",
         f"-# {' · '.join(about)}" if about else "",
         _waits(why) if why is not None and run.state == RunState.QUEUED else "",
@@ -105,6 +106,8 @@ def _progress(run: RunView) -> Sequence[str]:
         pace.append(f"**ETA** {text.duration(run.eta)}")
     if run.state in ENDED and run.started_at is not None and run.ended_at is not None:
         pace.append(f"**Took** {text.duration((run.ended_at - run.started_at).total_seconds())}")
+    if run.kind == "prepare":
+        return [" · ".join(pace)]
     return [
         f"{text.bar(run.step, run.total_steps, 12)} step {run.step:,} of {run.total_steps:,}{share}",
         " · ".join(losses),

@@ -105,7 +105,7 @@ async def _decide(interaction: Interaction, name: str, to: State, how: tuple[str
     allocation="The allocation to draw on; the newest approved one otherwise",
     project="The project, where this is not its channel or one of its threads",
 )
-@app_commands.autocomplete(recipe=run_lookup.recipes, time_limit=run_lookup.durations)
+@app_commands.autocomplete(recipe=lookup.preparable_recipes, time_limit=run_lookup.durations)
 @app_commands.autocomplete(allocation=lookup.live_allocations, project=lookup.open_projects)
 async def prepare(
     interaction: Interaction,

@@ -9,7 +9,7 @@ from discord.app_commands import Choice
 from bot import text
 from bot.app import Interaction, actor
 from bot.delivery import outbox
-from broker import allocations, catalogue, changes, pools
+from broker import allocations, catalogue, changes, pools, preparing
 from broker.allocations import AllocationState, AllocationView
 from broker.catalogue import State
 from broker.changes import ChangeState
@@ -90,6 +90,12 @@ async def proposed_entries(interaction: Interaction, typed: str) -> list[Choice[
 async def accepted_entries(interaction: Interaction, typed: str) -> list[Choice[str]]:
     """The accepted entries of the catalogue."""
     return await _entries(interaction, typed, State.ACCEPTED)
+
+
+async def preparable_recipes(interaction: Interaction, typed: str) -> list[Choice[str]]:
+    """The accepted recipes whose data nobody has prepared."""
+    names = await interaction.client.read(preparing.preparable)
+    return _choices([(name, name) for name in names], typed)
 
 
 async def _entries(interaction: Interaction, typed: str, state: State) -> list[Choice[str]]:

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -14,6 +15,7 @@ from bot.buttons import Button
 from bot.cards.card import BLUE, GREEN, GREY, Card, sections, texts
 from bot.cards.curves import curve_of
 from bot.cards.studio import Comparison
+from broker import comparison as comparing
 from broker import runs
 from broker.drafts import Preview
 from broker.launching import Receipt
@@ -110,7 +112,9 @@ def remains(receipt: Receipt) -> str:
 
 def waits(why: Why) -> str:
     """Why a run is where it is."""
-    lines = [f"**Run {why.run_id}** of {text.line(why.project, 100)} is {why.state}. {text.escape(why.reason)}"]
+    lines = [
+        f"**Run {why.run_id}** of {text.line(why.project, 100)} is {why.state}. {text.escape(why.reason)}".rstrip()
+    ]
     if why.place is not None:
         lines.append(f"**Place** {why.place} of {why.length} on {text.code(why.pool, 60)}")
     if why.factors is not None:
@@ -153,13 +157,13 @@ def logged(log: Log) -> str:
 
 def compared(views: Sequence[RunView], picture: str) -> Card:
     """Runs side by side, over the picture of their curves."""
-    lines = [f"### 📈 Runs {', '.join(str(view.id) for view in views)}"]
-    for view in views:
+    recipes = {view.recipe for view in views}
+    of = f" of {text.code(recipes.pop(), 60)}" if len(recipes) == 1 else ""
+    lines = [f"### 📈 Runs {', '.join(str(view.id) for view in views)}{of}"]
+    for view, name in zip(views, comparing.names(views), strict=True):
         held_out = "" if view.held_out is None else f" · held-out **{view.held_out:.3f}**"
         loss = "no loss yet" if view.loss is None else f"loss **{view.loss:.3f}**{held_out}"
-        lines.append(
-            f"**{view.id}** {text.code(view.recipe, 40)} · {loss} · {short(view.tokens)} tokens · {view.state}"
-        )
+        lines.append(f"**{view.id}** {text.code(name, 60)} · {loss} · {short(view.tokens)} tokens · {view.state}")
     marker = "-# Loss in nats per token; smoothed in the picture."
     gallery = ui.MediaGallery[Any](discord.MediaGalleryItem(f"attachment://{picture}", description=_alt(views)))
     return Card(texts(lines, marker), gallery, colour=BLUE, marker=marker)
@@ -168,7 +172,11 @@ def compared(views: Sequence[RunView], picture: str) -> Card:
 async def comparison(interaction: Interaction, views: Sequence[RunView]) -> tuple[Card, discord.File]:
     """The comparison of runs with its picture; raises NotFoundError where none of them has a curve yet."""
     app = interaction.client
-    curves = [await app.read(curve_of, view) for view in views]
+    names = comparing.names(views)
+    curves = [
+        replace(await app.read(curve_of, view), title=f"Run {view.id} · {name}")
+        for view, name in zip(views, names, strict=True)
+    ]
     if not any(len(curve.loss) > 1 for curve in curves):
         raise NotFoundError("None of these runs has a curve yet; look again once they have trained some steps.")
     name = f"runs-{'-'.join(str(view.id) for view in views)}.png"
@@ -209,7 +217,8 @@ def _block(lines: Sequence[str], most: int) -> str:
 
 def _alt(views: Sequence[RunView]) -> str:
     told = [
-        f"run {view.id} {'has no loss yet' if view.loss is None else f'at {view.loss:.2f}'} after {short(view.tokens)}"
-        for view in views
+        f"run {view.id} ({name}) {'has no loss yet' if view.loss is None else f'at {view.loss:.2f}'} "
+        f"after {short(view.tokens)}"
+        for view, name in zip(views, comparing.names(views), strict=True)
     ]
     return text.bounded(f"The losses of {len(views)} runs over their tokens, nats per token: {'; '.join(told)}.", 1000)

@@ -189,7 +189,7 @@ async def test_a_queued_runs_card_says_what_it_waits_for() -> None:
 
     first, later = told(datetime(2030, 1, 1, 10, 1, tzinfo=UTC)), told(datetime(2030, 1, 1, 10, 9, tzinfo=UTC))
     assert (
-        "It waits for GPUs: 2 needed. It is number 3 of 7 in line. It starts by <t:1893493800:t> at the latest."
+        "It waits for GPUs: 2 needed. It is number 3 of 7 in line. It starts by <t:1893492900:t> at the latest."
         in first
     )
     assert first == later

@@ -153,8 +153,9 @@ def test_posts(kind: str, said: str) -> None:
         assert shown.splitlines()[-1] == "-# P1 · record 12 · 00112233"
         assert "@everyone" not in shown
         assert "GPU-seconds" not in shown
-    sample = Told(1, "project:1", 12, kind, "00112233445566", payload | {"sample": 2})
-    assert text.length(posts.render(sample, Place.RUN, scene)) <= 4000
+    for other in ({"sample": 2}, {"prepares": said}):
+        about = Told(1, "project:1", 12, kind, "00112233445566", payload | other)
+        assert text.length(posts.render(about, Place.RUN, scene)) <= 4000
 
 
 def test_an_announcement_names_whole_runs_and_counts_the_others() -> None:

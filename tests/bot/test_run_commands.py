@@ -46,7 +46,7 @@ async def launched(lab: Lab, channel: Channel, **options: object) -> int:
 
 async def card_of(lab: Lab, channel: Channel, run: int, *words: str) -> Message:
     """The run's card once it has these words and buttons."""
-    return await lab.guild.wait_for(
+    card = await lab.guild.wait_for(
         channel.id,
         lambda m: (
             m.text.endswith(f"· run {run}")
@@ -54,6 +54,9 @@ async def card_of(lab: Lab, channel: Channel, run: int, *words: str) -> Message:
             and all(w in m.text or w in m.button_labels for w in words)
         ),
     )
+    # The bot knows the thread as the run's a moment after everybody sees it.
+    await lab.guild.wait_for(card.thread_id or "", lambda m: True)
+    return card
 
 
 def said(answer: Answer) -> str:
@@ -307,10 +310,9 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     given = await ada.complete("run fork", "gpus", "", channel=channel.id, run=first, step=16)
     assert given[0][0].startswith("1 GPU · ✓ 0.033 GPU-hours at most")
     assert await ada.complete("run fork", "gpus", "", **here) == given
-    assert (await ada.complete("run fork", "time_limit", "", **here))[0] == (
-        "3m, a quarter more than expected · ✓ 0.05 GPU-hours at most, about 0.027; 0.95 left",
-        "3m",
-    )
+    [(expected, limit), *_] = await ada.complete("run fork", "time_limit", "", **here)
+    assert expected.startswith("3m, a quarter more than expected · ✓ 0.05 GPU-hours at most, about 0.027; 0.9")
+    assert limit == "3m"
     assert (await ada.complete("run fork", "override", "le", **here))[0][0].startswith("learning_rate= · the recipe")
     unknown = said(await ada.command("run fork", run=first, step=7))
     assert unknown == f"Run {first} has no checkpoint of step 7 on this disk; it has: 0, 16."
@@ -319,9 +321,11 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     assert "49.2k tokens in the 24 steps from 16 to 40" in offer.text
     assert "**Expected** about " in offer.text
     assert "measured 500 tokens per second" in offer.text
-    [expected, *_] = await ada.complete("run launch", "time_limit", "", channel=channel.id, recipe="demo", steps=40)
-    assert expected[0].startswith("4m, a quarter more than expected · ✓ 0.067 GPU-hours at most")
-    assert expected[1] == "4m"
+    [(expected, limit), *_] = await ada.complete(
+        "run launch", "time_limit", "", channel=channel.id, recipe="demo", steps=40
+    )
+    assert expected.startswith("4m, a quarter more than expected · ✓ 0.067 GPU-hours at most")
+    assert limit == "4m"
     assert offer.message is not None
     forked = await ada.press(offer.message, "Launch")
     second = int(forked.text.split("Run ")[1].split()[0])
@@ -340,17 +344,19 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     compared = await ada.command("run compare", runs=f"{first}, {second}")
     assert compared.ephemeral
     assert compared.message is not None
+    assert f"### 📈 Runs {first}, {second} of `demo`\n" in compared.text
+    assert f"**{second}** `seed 9, fork of {first}` · loss **5.500**" in compared.text
     assert f"**{first}** `demo` · loss **7.000** · held-out **6.500** · 20k tokens · running" in compared.text
     [picture] = compared.message.attachments
     assert picture.path.read_bytes().startswith(b"\x89PNG")
-    assert f"run {second} at 5.50 after 30k" in (picture.description or "")
+    assert f"run {second} (seed 9, fork of {first}) at 5.50 after 30k" in (picture.description or "")
     shown = await ada.command("run show", run=first)
     assert shown.message is not None
     assert [picture.filename for picture in shown.message.attachments] == [f"run-{first}.png"]
     card = await card_of(lab, channel, first, "Compare")
     pressed = await ada.press(card, "Compare")
     assert pressed.ephemeral
-    assert f"**{second}** `demo`" in pressed.text
+    assert f"**{second}** `" in pressed.text
 
     form = await ada.command("run sample", run=first)
     assert form.kind == "modal"
