@@ -136,6 +136,10 @@ def _show_modal(modal: Json) -> Json:
     return {"title": modal["title"], "custom_id": modal["custom_id"], "fields": fields}
 
 
+FORM_SECONDS = 0.2
+"""How much sooner a bot hears that its form was taken than anybody can have filled it in."""
+
+
 async def _finish(request: web.Request, interaction: Interaction, seconds: float) -> web.Response:
     """Waits for what the person would see: 3 s for a first answer, `seconds` for the end of a deferred one.
 
@@ -148,6 +152,8 @@ async def _finish(request: web.Request, interaction: Interaction, seconds: float
         # In short waits: the first answer of a deferral moves the end from 3 s to `seconds`.
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(interaction.settled.wait(), 0.1 if seconds else 0.02)
+    if interaction.modal is not None:
+        await asyncio.sleep(FORM_SECONDS)
     return reply(show_answer(world_of(request), interaction))
 
 

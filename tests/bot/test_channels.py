@@ -4,10 +4,12 @@ from bot.delivery import posts
 from bot.delivery.posts import Place
 from broker import attempts, endings
 from broker.attempts import Ending, Process, Progress
-from projects import membership, moderation, pipeline, policies, progress
+from projects import membership, moderation, pipeline, policies, progress, redaction
 from projects.people import Actor
 from projects.record import Told
+from sandbox import permissions
 from tests.bot.conftest import SCOPE, Lab
+from tests.bot.test_delivery import until
 from tests.bot.test_run_card import progress as steps
 
 MODERATORS = 7
@@ -61,7 +63,10 @@ def test_a_run_of_a_project_without_a_channel_is_told_in_its_thread() -> None:
 
 
 async def test_a_run_before_the_channel_has_its_card_in_the_proposals_thread(lab: Lab) -> None:
-    """A starter grant may be used at once; the card stays where it is once the project has its channel."""
+    """A starter grant may be used at once; the card stays where it is once the project has its channel.
+
+    It goes on where the thread is archived, and rests where a moderator has locked it, which holds nothing else up.
+    """
     await lab.start_bot()
     await lab.propose()
     thread = (await lab.guild.wait_for("proposals", lambda m: m.thread_id is not None)).thread_id or ""
@@ -80,10 +85,23 @@ async def test_a_run_before_the_channel_has_its_card_in_the_proposals_thread(lab
     form = await lab.person("Ada").command("project scope", channel=thread)
     await lab.person("Ada").submit(form, SCOPE)
     channel = await lab.guild.wait_for_channel(lambda c: c.name.startswith("p1-"))
+    await lab.guild.wait_for(channel.id, lambda m: "record" in m.text)
+    omar = lab.person("Omar")
+    await omar.set_thread(thread, archived=True)
+    lab.call(attempts.renew, 1, token, 21.0, steps(11, 20), lease_seconds=60)
+    await lab.guild.wait_for(thread, lambda m: m.id == card.id and "step 20 of" in m.text)
     lab.call(endings.settle, 1, token, 20.0, Progress(0, 0), Ending(70, reason="It broke."), 0)
     for place in (thread, channel.id):
         await lab.guild.wait_for(place, lambda m: "It broke." in m.text and "record" in m.text)
     await lab.guild.wait_for(thread, lambda m: m.id == card.id and "has failed" in m.text)
     rooms = [(c.name, c.is_thread) for c in await lab.guild.channels()]
     assert [is_thread for name, is_thread in rooms if "Run" in name] == []
+
+    await lab.guild.set_permissions("Stoa", permissions.BOT & ~permissions.MANAGE_THREADS)
+    await omar.set_thread(thread, archived=True, locked=True)
+    lab.call(redaction.forget, None, lab.guild.info["users"]["Ada"], "They asked.")
+    await until(lambda: "a moderator has locked the thread" in lab.log)
+    lab.call(pipeline.join, lab.actor("Rosa"), 1, min_people=2)
+    await lab.guild.wait_for(channel.id, lambda m: "Rosa" in m.text and "joins the project" in m.text)
+    assert "posting waits" not in lab.log
     assert "Traceback" not in lab.log
