@@ -9,8 +9,8 @@ MESSAGE = 2000
 CARD = 4000
 ZERO_WIDTH = "\u200b"
 
-# A web address stays as it is; a list, a heading or a quote begins a line; the rest marks anywhere.
-_MARKUP = re.compile(r"(https?://[^\s<>\\]+)|(^[ \t]*)([-+#>])|([\\*_~`|<\[\]])", re.MULTILINE)
+# A web address stays one; a list, a heading or a quote begins a line; the rest marks anywhere.
+_MARKUP = re.compile(r"(https?://[^\s<>\\]+)|(^[ \t]*)([-+#>])|([\\*_~`|<\[\]])|@", re.MULTILINE)
 
 
 def length(value: str) -> int:
@@ -35,9 +35,11 @@ def escape(value: str) -> str:
 
     def replacement(found: re.Match[str]) -> str:
         address, indent, first, mark = found.groups()
-        return address or f"{indent or ''}\\{first or mark}"
+        if address:
+            return address.replace("@", "%40")
+        return f"@{ZERO_WIDTH}" if found[0] == "@" else f"{indent or ''}\\{first or mark}"
 
-    return _MARKUP.sub(replacement, value).replace("@", f"@{ZERO_WIDTH}")
+    return _MARKUP.sub(replacement, value)
 
 
 def line(value: str, most: int) -> str:
@@ -52,13 +54,13 @@ def code(value: str, most: int) -> str:
 
 def quote(value: str, most: int) -> str:
     """`value` as an escaped block quote."""
-    lines = [part.strip() for part in escape(value).splitlines() if part.strip()]
+    lines = [escape(part.strip()) for part in value.splitlines() if part.strip()]
     return bounded("\n".join(f"> {part}" for part in lines), most)
 
 
-def listed(entries: Sequence[str], *, end: str = "", of: int = 0) -> str:
-    """As many entries as fit a message whole, “and N more” of all (`of`, where they are more), and the line `end`."""
-    room = MESSAGE - length(end) - len("\n\n-# and 1,000,000 more")
+def listed(entries: Sequence[str], *, end: str = "", of: int = 0, most: int = MESSAGE) -> str:
+    """As many entries as fit `most` whole, “and N more” of all (`of`, where they are more), and the line `end`."""
+    room = most - length(end) - len("\n\n-# and 1,000,000 more")
     kept: list[str] = []
     for entry in entries:
         room -= length(entry) + 1

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 from broker import ledger, pools, tiers
 from broker.endorsements import Endorsable
 from broker.ledger import Account
+from broker.ledger import in_hours as in_hours
 from broker.pools import Grant, Pool
 from broker.tiers import Tiers
 from projects import limits, people, pipeline, record, text
@@ -108,6 +109,21 @@ class AllocationView:
     endorsed_by: str | None = None
     half_until: datetime | None = None
     report: str = ""
+
+    @property
+    def size(self) -> int:
+        """GPU-seconds: what is asked for until it is granted, what was granted then, and once it is over what was used.
+
+        What was granted counts with a second half that is still to be released.
+        """
+        if self.state in {AllocationState.REQUESTED, AllocationState.DECLINED, AllocationState.WITHDRAWN}:
+            return self.seconds
+        return self.account.granted + self.account.committed
+
+    @property
+    def standing(self) -> str:
+        """Where it stands, in a word."""
+        return "ended" if self.state == AllocationState.EXPIRED else str(self.state)
 
 
 def parse_hours(value: str) -> int:
@@ -400,11 +416,6 @@ def of_lead(session: Session, discord_id: int, *, limit: int = 25) -> Sequence[A
         .limit(limit)
     ).all()
     return [view(session, allocation_id) for allocation_id in ids]
-
-
-def in_hours(seconds: int) -> str:
-    """GPU-seconds as GPU-hours with three digits at most behind the point."""
-    return f"{seconds / 3600:,.3f}".rstrip("0").rstrip(".")
 
 
 def _starts(session: Session, project: Project, person: Person, seconds: int, bounds: Tiers) -> bool:

@@ -182,6 +182,11 @@ def datasets(session: Session) -> list[str]:
     )
 
 
+def is_ready(name: str) -> bool:
+    """Whether it is a built-in recipe whose data every host has."""
+    return name in _ready()
+
+
 def load(session: Session, name: str, overrides: Mapping[str, str] | None = None) -> TrainConfig:
     """The recipe's configuration with some fields overridden; raises NotFoundError, ConflictError and InvalidError."""
     return load_with_text(session, name, overrides)[0]
@@ -193,7 +198,7 @@ def load_with_text(session: Session, name: str, overrides: Mapping[str, str] | N
     if name not in listed:
         raise NotFoundError(f"There is no recipe “{name[:60]}”; the recipes are: {', '.join(listed)}.")
     changes = tuple((overrides or {}).items())
-    if name in _ready():
+    if is_ready(name):
         return _resolved(name, None, changes)
     config, spelt_out = _resolved(name, _named(session, name).body, changes)
     _demand_accepted(session, config)

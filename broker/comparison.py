@@ -31,6 +31,27 @@ def named(session: Session, numbers: str) -> Sequence[RunView]:
     return views
 
 
+def names(views: Sequence[RunView]) -> list[str]:
+    """What to call each of some runs: its recipe, or where another is of the same one, what it differs by from those.
+
+    That are the overrides in which they differ, and where it was forked from.
+    """
+    return [_name(view, [other for other in views if other.recipe == view.recipe]) for view in views]
+
+
+def _name(view: RunView, alike: Sequence[RunView]) -> str:
+    differing = {
+        name
+        for other in alike
+        for name in other.overrides.keys() | view.overrides.keys()
+        if other.overrides.get(name) != view.overrides.get(name)
+    }
+    said = [f"{name} {value}" for name, value in view.overrides.items() if name in differing]
+    if len(alike) > 1 and view.parent_id is not None:
+        said.append(f"fork of {view.parent_id}")
+    return ", ".join(said) or view.recipe
+
+
 def nearest(session: Session, run_id: int) -> Sequence[RunView]:
     """The run and the newest others of its project that have a curve; raises NotFoundError where there is none."""
     run = runs.load(session, run_id)

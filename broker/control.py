@@ -135,7 +135,8 @@ def unpayable(session: Session, run: Run) -> str | None:
     if allocation.until <= utcnow():
         return f"its allocation ended on {allocation.until:%Y-%m-%d}"
     if cost > account.left and not account.reserved:
-        return f"it may cost {cost:,} GPU-seconds and its allocation has {account.left:,} left"
+        needed, left = ledger.too_much(cost, account.left)
+        return f"it may cost {needed} GPU-hours and its allocation has {left} left"
     return None
 
 

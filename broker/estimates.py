@@ -101,7 +101,7 @@ def _basis(measured: Measurement, run: Run, flops: float) -> str:
     said = f"run {measured.run_id} measured {measured.rate:,.0f} tokens per second"
     scaled = []
     if measured.gpus != run.gpus:
-        scaled.append(f"from {measured.gpus} to {run.gpus} GPUs")
+        scaled.append(f"from {measured.gpus} to {run.gpus} {'GPU' if run.gpus == 1 else 'GPUs'}")
     if measured.recipe != run.recipe:
         scaled.append(f"from the recipe {measured.recipe} by FLOPs per token")
     elif not math.isclose(measured.flops, flops):

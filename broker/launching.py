@@ -5,13 +5,13 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from broker import allocations, catalogue, estimates, ledger, preparing, publications
 from broker.allocations import Allocation, AllocationState
 from broker.pools import Pool
-from broker.runs import Run, load, tell, what_it_is
+from broker.runs import Kind, Run, RunState, load, tell, what_it_is
 from projects import limits, pipeline
 from projects.db import utcnow
 from projects.errors import ConflictError, InvalidError, NotFoundError
@@ -29,13 +29,15 @@ LONGEST_OVERRIDE = 80
 class Receipt:
     """What a launch answers. Costs in GPU-seconds; `expected` is None until one like it has been measured.
 
-    `basis` says in words what the expectation rests on.
+    `promised` is what the allocation's queued runs may cost and have not reserved of what is `left`. `basis` says in
+    words what the expectation rests on.
     """
 
     run_id: int
     cost: int
     expected: int | None
     left: int
+    promised: int
     basis: str = ""
 
 
@@ -65,7 +67,8 @@ class Order:
 class Quote:
     """What an order comes to, with nothing queued: a run that is in no session, and what it would be and cost.
 
-    `cost`, `expected` and `left` as in a Receipt; `memory` is in bytes on each GPU, by the trainer's own check.
+    `cost`, `expected`, `left` and `promised` as in a Receipt; `tokens` are those of the steps that a fork has before
+    it; `memory` is in bytes on each GPU, by the trainer's own check.
     """
 
     run: Run
@@ -74,6 +77,7 @@ class Quote:
     expected: int | None
     basis: str
     left: int
+    promised: int
     parameters: int
     tokens: int
     memory: int
@@ -120,6 +124,7 @@ def launch(
     allocation_id: int | None = None,
     origin: Origin | None = None,
     dataset: str = "",
+    kind: Kind = "train",
 ) -> Receipt:
     """Queue a run and say what it will cost; a repeat of the same request returns the same run."""
     earlier = session.scalars(select(Run).where(Run.request_id == request_id)).one_or_none()
@@ -130,7 +135,9 @@ def launch(
     limits.check(session, actor, limits.Kind.LAUNCH)
     order = Order(project_id, recipe, time_limit, gpus, overrides, allocation_id, origin, dataset)
     run, _ = _drawn_up(session, order)
-    run.request_id, run.requested_by = request_id, person.id
+    run.request_id, run.requested_by, run.kind = request_id, person.id, kind
+    if kind == "prepare":
+        run.total_steps = 0
     session.add(run)
     session.flush()
     asked: dict[str, Any] = {"recipe": recipe, "overrides": run.overrides, "gpus": gpus, "time_limit": run.time_limit}
@@ -153,8 +160,9 @@ def quote(session: Session, order: Order) -> Quote:
         expected=estimate.cost,
         basis=estimate.basis,
         left=ledger.account(session, run.allocation_id).left,
+        promised=_promised(session, run.allocation_id),
         parameters=report.parameters,
-        tokens=report.tokens,
+        tokens=config.tokens_per_step * (run.total_steps - (run.fork_step or 0)),
         memory=report.memory_per_gpu,
     )
 
@@ -300,7 +308,7 @@ def prepare(
     """Queue a run on one device that prepares an accepted recipe's data, charged like any other."""
     if session.scalars(select(Run.id).where(Run.request_id == request_id)).one_or_none() is None:
         preparing.check(session, recipe)
-    said = launch(
+    return launch(
         session,
         actor,
         request_id,
@@ -308,12 +316,8 @@ def prepare(
         recipe=recipe,
         time_limit=time_limit,
         allocation_id=allocation_id,
+        kind="prepare",
     )
-    run = load(session, said.run_id)
-    run.kind, run.total_steps = "prepare", 0
-    session.flush()
-    tell(session, run, "run.preparing", recipe=recipe)
-    return receipt(session, run)
 
 
 def as_typed(seconds: int) -> str:
@@ -336,12 +340,10 @@ def check_fit(config: TrainConfig, gpus: int) -> None:
 
 def check_left(session: Session, allocation_id: int, gpus: int, seconds: int) -> None:
     """Raise ConflictError unless the allocation can pay so many GPUs for so long."""
-    left = ledger.account(session, allocation_id).left
-    if gpus * seconds > left:
-        raise ConflictError(
-            f"{gpus} GPUs for {seconds // 60} minutes may cost {gpus * seconds:,} GPU-seconds; the allocation has "
-            f"{left:,} left. A shorter time limit or fewer GPUs would fit."
-        )
+    account = ledger.account(session, allocation_id)
+    if gpus * seconds > account.left:
+        cost, left = ledger.too_much(gpus * seconds, account.left)
+        raise ConflictError(f"It may cost {cost} GPU-hours, with {left} left: less time or fewer GPUs would fit.")
 
 
 def spendable(session: Session, project: Project, allocation_id: int | None) -> Allocation:
@@ -371,7 +373,15 @@ def receipt(session: Session, run: Run) -> Receipt:
     seconds = run.time_limit - run.used
     estimate = estimates.estimate(session, run)
     left = ledger.account(session, run.allocation_id).left
-    return Receipt(run.id, run.gpus * seconds, estimate.cost, left, estimate.basis)
+    promised = _promised(session, run.allocation_id)
+    return Receipt(run.id, run.gpus * seconds, estimate.cost, left, promised, estimate.basis)
+
+
+def _promised(session: Session, allocation_id: int) -> int:
+    """GPU-seconds that queued runs of an allocation may cost."""
+    cost = func.sum(Run.gpus * (Run.time_limit - Run.used))
+    queued = (Run.allocation_id == allocation_id) & (Run.state == RunState.QUEUED)
+    return int(session.scalar(select(cost).where(queued)) or 0)
 
 
 def _trained(session: Session, run_id: int) -> Run:

@@ -19,6 +19,16 @@ from projects.db import Base, utcnow
 from projects.errors import ConflictError, InvalidError
 
 
+def in_hours(seconds: float) -> str:
+    """GPU-seconds as GPU-hours with three digits at most behind the point."""
+    return f"{seconds / 3600:,.3f}".rstrip("0").rstrip(".")
+
+
+def too_much(needed: int, left: int) -> tuple[str, str]:
+    """GPU-seconds that are needed, and the fewer that are left, in GPU-hours that never read alike."""
+    return in_hours(-(-needed * 10 // 36) * 3.6), in_hours(left * 10 // 36 * 3.6)
+
+
 class Movement(StrEnum):
     """The kinds of movement on an allocation; only an adjustment may be below zero."""
 
@@ -245,8 +255,8 @@ def _move(
 ) -> None:
     """Write a movement down with the balance that it changes; raises ConflictError where too little is left."""
     if not _change(session, allocation_id, granted, reserved, spent, committed):
-        left = account(session, allocation_id).left
-        raise ConflictError(f"The allocation has {left:,} GPU-seconds left; {abs(seconds):,} are needed.")
+        needed, left = too_much(abs(seconds), account(session, allocation_id).left)
+        raise ConflictError(f"{needed} GPU-hours are needed; the allocation has {left} left.")
     session.add(
         LedgerRow(
             allocation_id=allocation_id,
@@ -328,5 +338,6 @@ def _change_grant(session: Session, grant_id: int, *, drawn: int = 0, committed:
         .execution_options(synchronize_session=False)
     ).one_or_none()
     if changed is None:
-        left = session.scalar(select(Grant.seconds - Grant.drawn - Grant.committed).where(Grant.id == grant_id)) or 0
-        raise ConflictError(f"The sponsor's grant has {left:,} GPU-seconds left; {drawn + committed:,} are needed.")
+        free = session.scalar(select(Grant.seconds - Grant.drawn - Grant.committed).where(Grant.id == grant_id)) or 0
+        needed, left = too_much(drawn + committed, free)
+        raise ConflictError(f"{needed} GPU-hours are needed; the sponsor's grant has {left} left.")

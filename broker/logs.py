@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from broker import runs
 from broker.attempts import Attempt
+from broker.runs import Run, RunState
 from projects import text
 from projects.settings import Settings
 
@@ -41,7 +42,7 @@ def read(session: Session, settings: Settings, run_id: int) -> Log:
     """What is known of a run's attempts; raises NotFoundError. The log is looked for in this host's home."""
     run = runs.load(session, run_id)
     rows = session.scalars(select(Attempt).where(Attempt.run_id == run_id).order_by(Attempt.token)).all()
-    tried = [Tried(row.token, row.state, row.host, row.charged - row.refunded, row.reason) for row in rows]
+    tried = [Tried(row.token, row.state, row.host, row.charged - row.refunded, _reason(run, row)) for row in rows]
     folder = settings.runs_dir / str(run_id)
     owner = folder / "owner"
     try:
@@ -53,6 +54,12 @@ def read(session: Session, settings: Settings, run_id: int) -> Log:
         if lines is not None:
             return Log(run_id, tried, lines, attempt.token)
     return Log(run_id, tried, None)
+
+
+def _reason(run: Run, attempt: Attempt) -> str:
+    """Why an attempt ended; of the one by which a run was paused or cancelled, who or what has asked for that."""
+    stopped = attempt.token == run.token and run.state in (RunState.PAUSED, RunState.CANCELLED)
+    return run.reason if stopped and attempt.reason else attempt.reason
 
 
 def _tail(settings: Settings, path: Path) -> list[str] | None:

@@ -100,7 +100,7 @@ def _said(path: Path) -> dict[str, Any]:
 
 def _unsaid(folder: Path, status: int) -> str:
     if status == 75:
-        return "its host asked it to stop"
+        return "it was asked to stop"
     if status == WRONG and (last := _last_line(folder / "trainer.log")):
         return last
     return f"the trainer was ended by signal {-status}" if status < 0 else f"the trainer ended with status {status}"

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import NamedTuple, TypeVar
 
+from broker import ledger
 from broker.fairshare import Turns
 from broker.timeline import Timeline
 
@@ -177,7 +178,8 @@ def hopeless(state: QueueState) -> dict[int, str]:
         if purse.ended:
             found[run.id] = f"its allocation ended on {purse.ended:%Y-%m-%d}"
         elif run.cost > purse.left and not purse.reserved:
-            found[run.id] = f"it may cost {run.cost:,} GPU-seconds and its allocation has {purse.left:,} left"
+            needed, left = ledger.too_much(run.cost, purse.left)
+            found[run.id] = f"it may cost {needed} GPU-hours and its allocation has {left} left"
     return found
 
 

@@ -11,7 +11,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from broker import catalogue
-from broker.catalogue import CatalogueEntry, State
+from broker.catalogue import CatalogueEntry, Kind, State
 from broker.runs import ENDED, Run
 from projects.errors import ConflictError, NotFoundError
 from projects.settings import Settings
@@ -22,16 +22,25 @@ def check(session: Session, recipe: str) -> None:
 
     The entry stays locked, so that of two who ask at once one is refused.
     """
+    if catalogue.is_ready(recipe):
+        raise ConflictError(f"“{recipe}” is built in, and its data are on every host: it needs no preparing.")
     entry = _entry(session, recipe)
     if entry is None:
-        listed = ", ".join(catalogue.recipes(session))
-        raise NotFoundError(f"“{recipe[:60]}” is no accepted recipe of the catalogue; the recipes are: {listed}.")
+        listed = ", ".join(preparable(session)) or "none"
+        raise NotFoundError(f"“{recipe[:60]}” is no accepted recipe of the catalogue; those to prepare are: {listed}.")
     if entry.prepared:
         raise ConflictError(f"The data of “{recipe}” are prepared already; its runs use them.")
     session.refresh(entry, with_for_update={"key_share": True})
     under_way = select(Run.id).where(Run.kind == "prepare", Run.recipe == recipe, Run.state.not_in(ENDED))
     if run_id := session.scalars(under_way.limit(1)).one_or_none():
         raise ConflictError(f"Run {run_id} is preparing the data of “{recipe}”; let it end, or cancel it first.")
+
+
+def preparable(session: Session) -> list[str]:
+    """The names of the accepted recipes whose data nobody has prepared."""
+    recipe = (CatalogueEntry.kind == Kind.RECIPE) & (CatalogueEntry.state == State.ACCEPTED)
+    names = select(CatalogueEntry.name).where(recipe, CatalogueEntry.prepared == "")
+    return sorted(session.scalars(names))
 
 
 def folder(settings: Settings, run: Run) -> Path:

@@ -291,10 +291,15 @@ def move(session: Session, run: Run, to: RunState, **values: object) -> None:
 
 
 def tell(session: Session, run: Run, kind: str, *, by: Person | None = None, why: str = "", **told: object) -> None:
-    """Append an entry about the run to its project's record. A sample is told as part of the run it samples from."""
+    """Append an entry about the run to its project's record.
+
+    A sample is told as part of the run it samples from, a preparation with the recipe that it `prepares`.
+    """
     about: dict[str, int | None] = {"run": run.id, "attempt": run.token}
     if run.kind == "sample":
         about |= {"run": run.parent_id, "sample": run.id}
         if run.prompt:
             told["prompt"] = run.prompt
+    elif run.kind == "prepare":
+        told["prepares"] = run.recipe
     record.append(session, record.project_stream(run.project_id), kind, by=by, why=why, **about, **told)

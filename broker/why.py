@@ -143,7 +143,7 @@ class _Told:
             case None if self.low:
                 return "The disk is nearly full: no run starts until there is room."
             case None:
-                return "It starts at the scheduler's next round."
+                return "Nothing stands in its way."
             case Hold.PAUSED:
                 return "Its project is paused: nothing of it starts before its lead resumes the project."
             case Hold.HOURS:
@@ -183,4 +183,9 @@ def _not_queued(session: Session, run: Run, pool: Pool) -> str:
             return "It is running."
         case RunState.STOPPING:
             return "It is stopping."
-    return f"It is {run.state} and waits for nothing{reason and f': {reason}'}."
+        case RunState.PAUSED if run.dry:
+            return f"It goes on by itself once its allocation can pay for it: {reason}."
+        case RunState.PAUSED:
+            said = f"It was {reason}; " if reason.startswith("paused by") else ""
+            return f"{said}/run resume lets it go on."
+    return reason and f"{reason[0].upper()}{reason[1:]}."

@@ -51,6 +51,7 @@ async def _play(console: Console, home: Path, *, stay: bool) -> int:
     stage: Stage | None = None
     steps: list[report.Step] = []
     started = time.monotonic()
+    told = False
     console.print(f"[bold]Stoa[/]: the main job, end to end, in {home}", soft_wrap=True)
     try:
         with report.step(console, steps, "start the parts") as note:
@@ -66,6 +67,7 @@ async def _play(console: Console, home: Path, *, stay: bool) -> int:
                 note(await act(stage, console))
         seconds = time.monotonic() - started
         await report.write(stage, steps, seconds=seconds)
+        told = True
         console.print(
             f"[bold green]The story took {seconds:.0f} s.[/] Its report is {home / 'report.json'}", soft_wrap=True
         )
@@ -73,11 +75,12 @@ async def _play(console: Console, home: Path, *, stay: bool) -> int:
             await _stay(console, stage, parts)
     except asyncio.CancelledError:
         console.print("stopping")
-        return 0 if len(steps) > len(STORY) else 130
+        return 0 if told else 130
     except Exception as error:  # whatever it was, the operator is told where to look
-        console.print(f"[bold red]The demo failed[/] at “{steps[-1].name}”: {error}", soft_wrap=True)
+        what = "A part ended[/] after the story" if told else f"The demo failed[/] at “{steps[-1].name}”"
+        console.print(f"[bold red]{what}: {error}", soft_wrap=True)
         console.print(f"The logs of all parts are in {parts.logs}, those of runs in {home / 'runs'}.", soft_wrap=True)
-        if stage is not None:
+        if stage is not None and not told:
             await report.write(stage, steps, seconds=time.monotonic() - started)
         return 1
     finally:

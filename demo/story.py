@@ -137,7 +137,7 @@ async def launch(stage: Stage, console: Console) -> str:
         "run launch", channel=stage.channel, recipe="demo", time_limit="10m", gpus=2, override=stage.override
     )
     _private(offer)
-    expect("GPU-seconds" in offer.text and "left" in offer.text, f"the offer names no cost: {offer.text}")
+    expect("GPU-hours at most" in offer.text and "left" in offer.text, f"the offer names no cost: {offer.text}")
     expect(offer.message is not None and "Launch" in offer.message.button_labels, "the offer has no button Launch")
     answer = await ada.press(offer.message or "", "Launch")
     expect(answer.ephemeral and "is queued" in answer.text, f"the run was not launched: {answer.text}")

@@ -61,6 +61,12 @@ def named(session: Session, stream: str, number: int) -> Entry:
     return entry
 
 
+def happened(session: Session, stream: str) -> bool:
+    """Whether anything was ever taken out of a chain."""
+    told = select(Entry.id).where(Entry.stream == stream, Entry.kind.in_(KINDS)).limit(1)
+    return session.scalars(told).first() is not None
+
+
 def blank_saying(session: Session, stream: str, said: str) -> list[int]:
     """Blank every entry of a chain that tells just this text; returns their numbers."""
     rows = session.execute(_told().where(Entry.stream == stream)).all()

@@ -10,6 +10,7 @@ from projects.errors import InvalidError
 TITLE, BRIEF, USUAL, LONG, LONGEST = 80, 500, 1000, 1500, 2000
 
 _KEPT = frozenset("\n\u200c\u200d")
+_SPACES = str.maketrans({"\t": " ", "\u2028": "\n", "\u2029": "\n"})
 _DROPPED = frozenset({"Cc", "Cf", "Cs", "Co"})
 _MENTION = re.compile(r"@(?:everyone|here)\b|<(?:@[!&]?|#|/|a?:\w+:|id:|t:)[^>]*>", re.IGNORECASE)
 
@@ -29,7 +30,7 @@ def prose(field: str, value: str, *, most: int, required: bool = True) -> str:
 
 def cleaned(value: str) -> str:
     """`value` without control and other invisible characters, but for line ends and what joins letters and emoji."""
-    spaced = value.replace("\t", " ")
+    spaced = value.translate(_SPACES)
     return "".join(char for char in spaced if char in _KEPT or unicodedata.category(char) not in _DROPPED).strip()
 
 

@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+from sandbox import permissions
 from sandbox.errors import Json
 from sandbox.form import Form
 from sandbox.messages import Draft, Upload, store_uploads
@@ -113,6 +114,13 @@ def _check_value_option(form: Form, option: Json, kind: int) -> None:
         form.integer(option, "max_value", -BOUND, BOUND)
 
 
+def offered(command: Json, bits: int) -> bool:
+    """Whether a command is shown to who has these permissions: "0" asks for an administrator, a number for all."""
+    needed = command["default_member_permissions"]
+    asked = 0 if needed is None else int(needed) or permissions.ADMINISTRATOR
+    return bits & asked == asked
+
+
 def named(world: World, kind: int, name: str) -> Json | None:
     """The command of a type and a name; a guild's own hides a global one."""
     found = [c for c in world.commands.values() if (c["type"], c["name"]) == (kind, name)]
@@ -158,7 +166,8 @@ def nest(root: Json, steps: list[Json], options: list[Json]) -> Json:
 def fill(world: World, leaf: Json, given: Json, resolved: Json, *, focused: str | None = None) -> list[Json]:
     """A person's values as an interaction's options, checked as a Discord client does; `resolved` gains what they name.
 
-    Raises InputError for unknown, missing or impossible values; while one option is `focused` none is required.
+    Raises InputError for unknown, missing or impossible values; while one option is `focused` none is required, and
+    an impossible one goes to the bot as it was typed.
     """
     declared = {option["name"]: option for option in leaf.get("options", [])}
     for name in given:
@@ -172,7 +181,11 @@ def fill(world: World, leaf: Json, given: Json, resolved: Json, *, focused: str 
             continue
         value = given[name]
         if name != focused:
-            value = _value(world, option, value, resolved)
+            try:
+                value = _value(world, option, value, resolved)
+            except InputError:
+                if focused is None:
+                    raise
         entry: Json = {"name": name, "type": option["type"], "value": value}
         if name == focused:
             entry["focused"] = True

@@ -102,7 +102,9 @@ def _check(form: Form, component: Any, allowed: set[int], files: set[str]) -> No
                 _check(form.at("components", index), part, {TEXT}, files)
             _check(form.at("accessory"), component.get("accessory"), {BUTTON, THUMBNAIL}, files)
         case 10:
-            form.text(component, "content", 1, MAX_TEXT, required=True)
+            text = form.text(component, "content", 1, MAX_TEXT, required=True)
+            if text is not None and not text.strip():
+                form.at("content").fault("BASE_TYPE_REQUIRED", "This field is required")
         case 11:
             form.text(component, "description", 1, 1024)
             _check_media(form.at("media"), component.get("media"), files)

@@ -23,6 +23,7 @@ from sandbox.state import Interaction, Message, World
 from sandbox.wire import reply, server_of, world_of
 
 PREFIX = "/sandbox"
+NAME_LENGTH = 32
 
 
 @web.middleware
@@ -123,7 +124,7 @@ def show_answer(world: World, interaction: Interaction) -> Json:
 
 
 def _show_modal(modal: Json) -> Json:
-    shown = ("custom_id", "label", "type", "style", "value", "min_length", "max_length")
+    shown = ("custom_id", "label", "type", "style", "value", "placeholder", "min_length", "max_length")
     fields = [
         {key: item.get(key) for key in shown}
         | {
@@ -256,12 +257,26 @@ async def delete_channel(request: web.Request) -> web.Response:
     return reply({})
 
 
+async def set_thread(request: web.Request) -> web.Response:
+    """A moderator closes or opens a thread: `archived`, `locked`."""
+    world, body = world_of(request), await request.json()
+    thread = find_channel(world, request.match_info["channel"])
+    _moderator(world, body["user"], thread, permissions.MANAGE_THREADS)
+    for key in ("archived", "locked"):
+        thread["thread_metadata"][key] = bool(body.get(key, thread["thread_metadata"][key]))
+    world.dispatch("THREAD_UPDATE", thread)
+    return reply({})
+
+
 async def join(request: web.Request) -> web.Response:
     """A new person comes into the guild."""
     world, body = world_of(request), await request.json()
-    if any(user["global_name"] == body["name"] for user in world.users.values()):
-        raise InputError(f"{body['name']} is in the guild already.")
-    member = world.add_member(world.add_user(body["name"]), [])
+    name = str(body["name"]).strip()
+    if not 1 <= len(name) <= NAME_LENGTH:
+        raise InputError(f"A name has between 1 and {NAME_LENGTH} characters.")
+    if any(user["username"].lower() == name.lower() for user in world.users.values()):
+        raise InputError(f"{name} is in the guild already.")
+    member = world.add_member(world.add_user(name), [])
     world.dispatch("GUILD_MEMBER_ADD", member | {"guild_id": world.guild_id})
     return reply({"id": member["user"]["id"]})
 
@@ -314,14 +329,15 @@ async def clear_faults(request: web.Request) -> web.Response:
 
 
 async def set_limit(request: web.Request) -> web.Response:
-    """Changes one bucket (`route`, `requests`, `seconds`), how old an old message is, or turns all on or off."""
+    """Changes one bucket (`route`, `requests`, `seconds`) or how long something lasts, or turns all on or off."""
     rates, body = server_of(request).rates, await request.json()
     if "enforced" in body:
         rates.enforced = bool(body["enforced"])
     if "route" in body:
         rates.limits[body["route"]] = (int(body["requests"]), float(body["seconds"]))
-    if "old_seconds" in body:
-        rates.old_seconds = float(body["old_seconds"])
+    for key in ("old_seconds", "token_seconds", "nonce_seconds"):
+        if key in body:
+            setattr(rates, key, float(body[key]))
     return reply({})
 
 
@@ -358,6 +374,7 @@ def add_routes(app: web.Application) -> None:
             web.post(PREFIX + "/channels/{channel}/messages", say),
             web.delete(PREFIX + "/channels/{channel}/messages/{message_id}", delete_message),
             web.delete(PREFIX + "/channels/{channel}", delete_channel),
+            web.patch(PREFIX + "/channels/{channel}", set_thread),
             web.post(PREFIX + "/members", join),
             web.put(PREFIX + "/members/roles", set_roles),
             web.put(PREFIX + "/roles/permissions", set_permissions),

@@ -10,11 +10,12 @@ from typing import Any
 
 from aiohttp import WSMessage, WSMsgType, web
 
+from sandbox import permissions
 from sandbox.errors import Json
 from sandbox.journal import Journal
 from sandbox.state import World
 
-DISPATCH, HEARTBEAT, IDENTIFY, PRESENCE, VOICE, RESUME, RECONNECT = 0, 1, 2, 3, 4, 6, 7
+DISPATCH, HEARTBEAT, IDENTIFY, PRESENCE, VOICE, RESUME = 0, 1, 2, 3, 4, 6
 REQUEST_MEMBERS, INVALID_SESSION, HELLO, HEARTBEAT_ACK = 8, 9, 10, 11
 HEARTBEAT_MS = 41_250
 MAX_PAYLOAD, MAX_EVENTS, EVENTS_SECONDS = 4096, 120, 60.0
@@ -66,8 +67,13 @@ class Gateway:
         return any(session.outbox is not None for session in self.sessions.values())
 
     def broadcast(self, name: str, data: Json) -> None:
-        """Sends an event to every session whose intents ask for it; one without a connection gets it on resume."""
+        """Sends an event to every session whose intents ask for it; one without a connection gets it on resume.
+
+        Of messages the bot hears in the channels alone that it sees.
+        """
         self.journal.dispatch(name, data)
+        if name.startswith("MESSAGE_") and not self._sees(self.world.channels[data["channel_id"]]):
+            return
         for session in [s for s in self.sessions.values() if s.expired]:
             del self.sessions[session.id]
         for session in self.sessions.values():
@@ -75,6 +81,9 @@ class Gateway:
             if needed and not session.intents & needed:
                 continue
             self._send(session, name, self._as_seen(session, name, data))
+
+    def _sees(self, channel: Json) -> bool:
+        return bool(self.world.permissions(self.world.application_id, channel) & permissions.VIEW_CHANNEL)
 
     def _as_seen(self, session: Session, name: str, data: Json) -> Json:
         """Without the message content intent, what others write is blank unless it mentions the bot."""

@@ -6,20 +6,25 @@ from typing import Any
 
 from sandbox import components as parts
 from sandbox import permissions
-from sandbox.commands import MESSAGE_MENU, InputError, fill, find, find_user, named, nest
+from sandbox.commands import MESSAGE_MENU, InputError, fill, find, find_user, named, nest, offered
 from sandbox.errors import Json
 from sandbox.messages import ATTACHMENT_LIMIT
 from sandbox.state import Interaction, Message, World
 
 COMMAND, COMPONENT, AUTOCOMPLETE, MODAL = 2, 3, 4, 5
 FIRST_ANSWER_SECONDS = 3.0
-TOKEN_SECONDS = 900.0
 
 
 def start(
-    world: World, kind: int, user_id: str, channel: Json, data: Json, source: Message | None = None
+    world: World,
+    kind: int,
+    user_id: str,
+    channel: Json,
+    data: Json,
+    source: Message | None = None,
+    asked: Interaction | None = None,
 ) -> Interaction:
-    """Sends an interaction to the bot."""
+    """Sends an interaction to the bot: `source` is the message it comes from, `asked` what opened its form."""
     member = world.members[user_id] | {
         "permissions": str(world.permissions(user_id, channel)),
         "unusual_dm_activity_until": None,
@@ -49,8 +54,8 @@ def start(
     }
     if source is not None:
         event["message"] = source.payload
-    interaction = Interaction(interaction_id, token, kind, event, user_id, channel["id"], source)
-    world.interactions[interaction_id] = interaction
+    interaction = Interaction(interaction_id, token, kind, event, user_id, channel["id"], source, asked)
+    world.interactions[interaction_id] = world.by_token[token] = interaction
     world.dispatch("INTERACTION_CREATE", event)
     return interaction
 
@@ -58,10 +63,6 @@ def start(
 def expired(interaction: Interaction) -> bool:
     """Whether the first answer came too late."""
     return interaction.shown is None and time.monotonic() - interaction.created > FIRST_ANSWER_SECONDS
-
-
-def token_dead(interaction: Interaction) -> bool:
-    return time.monotonic() - interaction.created > TOKEN_SECONDS
 
 
 def _may(world: World, user: Json, channel: Json) -> None:
@@ -103,12 +104,7 @@ def run_command(world: World, user: Json, channel: Json, words: str, options: Js
 
 def _shown(world: World, user: Json, channel: Json, root: Json) -> None:
     """Raises InputError where the client does not show the command to this person."""
-    own = world.permissions(user["id"], channel)
-    needed = root["default_member_permissions"]
-    # "0" shows a command to administrators alone; a number asks for all its bits.
-    if needed is not None and own & (int(needed) or permissions.ADMINISTRATOR) != (
-        int(needed) or permissions.ADMINISTRATOR
-    ):
+    if not offered(root, world.permissions(user["id"], channel)):
         raise InputError(f"/{root['name']} is not shown to {user['username']}: it asks for permissions they lack.")
 
 
@@ -205,7 +201,10 @@ def fields(modal: Json) -> list[Json]:
 
 
 def submit(world: World, asked: Interaction, given: Json, *, force: bool) -> Interaction:
-    """A filled-in modal. `given` is by label or custom id; `force` skips what the client itself would refuse."""
+    """A filled-in modal. `given` is by label or custom id; `force` skips what the client itself would refuse.
+
+    It stays open until it is answered, as Discord's client does it; the documentation does not say so.
+    """
     modal = asked.modal
     if modal is None:
         raise InputError("That answer is no form, or the form was sent already.")
@@ -229,11 +228,10 @@ def submit(world: World, asked: Interaction, given: Json, *, force: bool) -> Int
             submitted.append(base | {"components": [filled(inner, inner["label"]) for inner in part["components"]]})
         else:
             submitted.append(base)
-    asked.modal = None
     data: Json = {"custom_id": modal["custom_id"], "components": submitted}
     if resolved:
         data["resolved"] = resolved
-    return start(world, MODAL, asked.user_id, world.channels[asked.channel_id], data, asked.source)
+    return start(world, MODAL, asked.user_id, world.channels[asked.channel_id], data, asked.source, asked)
 
 
 def _entry(world: World, component: Json, label: str, value: Any, resolved: Json, *, force: bool) -> Json:

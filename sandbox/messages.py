@@ -15,7 +15,6 @@ from sandbox.state import THREADS, Message, World, now_iso, snowflake_time
 SUPPRESS_EMBEDS, HAS_THREAD, EPHEMERAL, LOADING = 1 << 2, 1 << 5, 1 << 6, 1 << 7
 SUPPRESS_NOTIFICATIONS, COMPONENTS_V2 = 1 << 12, 1 << 15
 MAX_FILES, MAX_FILE_BYTES, MAX_REQUEST_BYTES = 10, 10 * 2**20, 25 * 2**20
-NONCE_SECONDS = 180.0
 ATTACHMENT_LIMIT = 10 * 2**20
 
 LEGACY_WITH_V2 = "The 'content', 'embeds' and 'poll' fields cannot be used when using MessageFlags.IS_COMPONENTS_V2"
@@ -74,7 +73,7 @@ def check(form: Form, draft: Draft, *, before: Json | None = None, edit: bool = 
             if body.get(key):
                 form.at(key).fault("MESSAGE_CANNOT_USE_LEGACY_FIELDS_WITH_COMPONENTS_V2", LEGACY_WITH_V2)
     declared = _declared(body, uploads)
-    kept = [a for a in had.get("attachments", []) if body.get("attachments") is None or a["id"] in declared]
+    kept = _kept(had.get("attachments", []), draft)
     names = {safe_name(declared.get(str(u.index), {}).get("filename") or u.filename) for u in uploads}
     if body.get("components") is not None:
         listed = form.items(body, "components", 0, parts.MAX_COMPONENTS)
@@ -87,8 +86,9 @@ def check(form: Form, draft: Draft, *, before: Json | None = None, edit: bool = 
 
 def _check_empty(body: Json, had: Json, *, v2: bool, files: bool, edit: bool) -> None:
     fields = ("components",) if v2 else ("content", "embeds", "components", "sticker_ids", "poll")
-    after = {key: body[key] if key in body else had.get(key) for key in fields} if edit else body
-    if not any(after.get(key) for key in fields) and not (files and not v2):
+    after = {key: (body if key in body or not edit else had).get(key) for key in fields}
+    after["content"] = (after.get("content") or "").strip()
+    if not any(after[key] for key in fields) and not (files and not v2):
         raise ApiError(50006)
 
 
@@ -220,7 +220,7 @@ def build(world: World, channel_id: str, author: Json, draft: Draft, *, kind: in
         "type": kind,
         "channel_id": channel_id,
         "author": author,
-        "content": body.get("content") or "",
+        "content": (body.get("content") or "").strip(),
         "timestamp": snowflake_time(message_id),
         "edited_timestamp": None,
         "tts": False,
@@ -250,16 +250,12 @@ def post(world: World, message: Message) -> Message:
 
 
 def edit(world: World, message: Message, draft: Draft) -> None:
-    """Applies a checked edit and tells the gateway. Absent keys stay; attachments not listed go."""
+    """Applies a checked edit and tells the gateway. Absent keys stay."""
     body, payload = draft.body, message.payload
     added = store_uploads(world, payload["channel_id"], draft, ephemeral=message.ephemeral_for is not None)
-    kept = payload["attachments"]
-    if body.get("attachments") is not None or "attachments" in body:
-        listed = _declared(body | {"attachments": body.get("attachments") or []}, [])
-        kept = [a | _described(listed[a["id"]]) for a in kept if a["id"] in listed]
-    payload["attachments"] = kept + added
+    payload["attachments"] = _kept(payload["attachments"], draft) + added
     if "content" in body:
-        payload["content"] = body["content"] or ""
+        payload["content"] = (body["content"] or "").strip()
     if "embeds" in body:
         payload["embeds"] = _embeds(body["embeds"] or [], payload["attachments"])
     if body.get("flags") is not None:
@@ -277,6 +273,14 @@ def edit(world: World, message: Message, draft: Draft) -> None:
         world.dispatch("MESSAGE_UPDATE", payload | {"guild_id": world.guild_id})
     else:
         world.whisper("MESSAGE_UPDATE", message)
+
+
+def _kept(had: list[Json], draft: Draft) -> list[Json]:
+    """The attachments that stay: those an edit lists, or all where it neither lists any nor brings a file."""
+    if "attachments" not in draft.body and not draft.uploads:
+        return had
+    listed = _declared({"attachments": draft.body.get("attachments") or []}, [])
+    return [a | _described(listed[a["id"]]) for a in had if a["id"] in listed]
 
 
 def _described(entry: Json) -> Json:

@@ -14,6 +14,7 @@ from aiohttp import web
 from yarl import URL
 
 from sandbox import permissions
+from sandbox.commands import offered
 from sandbox.errors import Json
 from sandbox.interactions import find_channel, person
 from sandbox.state import CATEGORY, THREADS, Message, World
@@ -157,16 +158,9 @@ async def view(request: web.Request) -> web.Response:
             ],
             "roles": [{"id": role["id"], "name": role["name"]} for role in world.roles.values()],
             "channels": _channels(world, you["id"]),
-            "commands": [c for c in world.commands.values() if _offered(world, you, c)],
+            "commands": [c for c in world.commands.values() if offered(c, world.permissions(you["id"]))],
         }
     )
-
-
-def _offered(world: World, user: Json, command: Json) -> bool:
-    """Whether a command is shown to a person: "0" asks for an administrator, a number for all its bits."""
-    needed = command["default_member_permissions"]
-    bits = 0 if needed is None else int(needed) or permissions.ADMINISTRATOR
-    return world.permissions(user["id"]) & bits == bits
 
 
 def _about(world: World, user: Json) -> str:

@@ -87,6 +87,7 @@ class Field:
     style: int | None
     required: bool
     value: str | None
+    placeholder: str | None
     min_length: int | None
     max_length: int | None
     options: list[str]
@@ -310,6 +311,14 @@ class Guild:
         """Sets the age from which a message's edits have a limit of their own; an hour on Discord."""
         await self.call("POST", "/limits", {"old_seconds": seconds})
 
+    async def token_lasts(self, seconds: float) -> None:
+        """Sets for how long an interaction's token is good; 15 minutes on Discord."""
+        await self.call("POST", "/limits", {"token_seconds": seconds})
+
+    async def nonce_lasts(self, seconds: float) -> None:
+        """Sets for how long a nonce keeps a second message away."""
+        await self.call("POST", "/limits", {"nonce_seconds": seconds})
+
     async def enforce_limits(self, on: bool) -> None:
         await self.call("POST", "/limits", {"enforced": on})
 
@@ -395,6 +404,10 @@ class Person:
 
     async def delete_channel(self, channel: str) -> None:
         await self.guild.call("DELETE", f"/channels/{channel}", user=self.name)
+
+    async def set_thread(self, thread: str, **state: bool) -> None:
+        """Closes or opens a thread, as a moderator: `archived`, `locked`."""
+        await self.guild.call("PATCH", f"/channels/{thread}", {"user": self.name, **state})
 
     async def delete_role(self, role: str) -> None:
         await self.guild.call("DELETE", f"/roles/{role}", user=self.name)

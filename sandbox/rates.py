@@ -34,7 +34,8 @@ RENAME = (2, 600.0)
 OLD_EDIT = (3, 300.0)
 INVALID = (10_000, 600.0)
 GLOBAL = (50, 1.0)
-OLD_SECONDS = 3600.0
+# How old a message is old, and for how long an interaction's token and a nonce are good.
+OLD_SECONDS, TOKEN_SECONDS, NONCE_SECONDS = 3600.0, 900.0, 180.0
 REFUSED = frozenset({401, 403, 429})
 
 
@@ -70,6 +71,8 @@ class Rates:
     limits: dict[str, tuple[int, float]] = field(default_factory=lambda: dict(LIMITS))
     enforced: bool = True
     old_seconds: float = OLD_SECONDS
+    token_seconds: float = TOKEN_SECONDS
+    nonce_seconds: float = NONCE_SECONDS
     _windows: dict[tuple[str, str], Window] = field(default_factory=dict)
     _global: Window = field(default_factory=lambda: Window(*GLOBAL))
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
@@ -20,6 +21,7 @@ MAJOR = ("channel_id", "guild_id", "webhook_id", "webhook_token", "interaction_t
 TOKENLESS = ("/webhooks/{webhook_id}/{webhook_token}", "/interactions/")
 REASONS = {500: "Internal Server Error", 502: "Bad Gateway", 503: "Service Unavailable", 504: "Gateway Timeout"}
 
+log = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -101,6 +103,11 @@ async def _answer(request: web.Request, handler: Handler) -> tuple[web.StreamRes
         if error.status == 429:
             headers |= {"Retry-After": str(int(error.body["retry_after"]) + 1), "X-RateLimit-Scope": "user"}
         return reply(error.body, error.status, headers), error.body
+    except Exception:
+        # A failure of the sandbox's own belongs in the journal too, where tests look for it.
+        log.exception("%s %s failed", request.method, template)
+        failed = bare(500, REASONS[500])
+        return reply(failed.body, failed.status, headers), failed.body
     response.headers.update(headers)
     return response, _body_of(response)
 

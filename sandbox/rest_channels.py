@@ -112,6 +112,8 @@ async def modify_channel(request: web.Request) -> web.Response:
     _checked(form, body, world, creating=False)
     overwrites = _overwrites(form, form.items(body, "permission_overwrites", 0, 100), world)
     form.close()
+    if "permission_overwrites" in body:
+        world.require(channel, permissions.MANAGE_ROLES)
     renamed = any(body.get(key) not in (None, channel.get(key)) for key in ("name", "topic"))
     if renamed and (wait := server_of(request).rates.rename(channel["id"])) is not None:
         raise _too_soon(wait)
@@ -137,8 +139,11 @@ def _too_soon(wait: float) -> ApiError:
 def _modify_thread(request: web.Request, thread: Json, body: Json, form: Form) -> web.Response:
     world = world_of(request)
     world.require(thread, permissions.VIEW_CHANNEL)
-    if thread["owner_id"] != world.application_id:
+    state = thread["thread_metadata"]
+    if state["locked"] or (thread["owner_id"] != world.application_id and body != {"archived": False}):
         world.require(thread, permissions.MANAGE_THREADS)
+    if state["archived"] and body.get("archived") is not False:
+        raise ApiError(50083)
     form.text(body, "name", 1, 100)
     form.integer(body, "rate_limit_per_user", 0, 21_600)
     form.choice(body, "auto_archive_duration", ARCHIVE_MINUTES)
@@ -151,7 +156,7 @@ def _modify_thread(request: web.Request, thread: Json, body: Json, form: Form) -
         thread["rate_limit_per_user"] = body["rate_limit_per_user"]
     for key in ("archived", "locked", "auto_archive_duration"):
         if body.get(key) is not None:
-            thread["thread_metadata"][key] = body[key]
+            state[key] = body[key]
     world.dispatch("THREAD_UPDATE", thread)
     return reply(thread)
 

@@ -99,7 +99,8 @@ async def create_role(request: web.Request) -> web.Response:
     if given & ~world.permissions(world.application_id):
         raise ApiError(50013)
     role = world.add_role(name or "new role", given)
-    role |= {key: body[key] for key in ("hoist", "mentionable") if key in body}
+    # A new role is the lowest but @everyone, so that the bot may give it.
+    role |= {"position": 1} | {key: body[key] for key in ("hoist", "mentionable") if key in body}
     world.dispatch("GUILD_ROLE_CREATE", {"guild_id": world.guild_id, "role": role})
     return reply(role)
 

@@ -1,5 +1,6 @@
 """REST: the first answer to an interaction, and the messages that its token allows afterwards."""
 
+import time
 from typing import Any
 
 from aiohttp import web
@@ -7,10 +8,10 @@ from aiohttp import web
 from sandbox import components, messages
 from sandbox.errors import ApiError, Json
 from sandbox.form import Form
-from sandbox.interactions import AUTOCOMPLETE, COMMAND, COMPONENT, MODAL, expired, token_dead
+from sandbox.interactions import AUTOCOMPLETE, COMMAND, COMPONENT, MODAL, expired
 from sandbox.messages import COMPONENTS_V2, EPHEMERAL, LOADING, SUPPRESS_EMBEDS, SUPPRESS_NOTIFICATIONS, Draft
 from sandbox.state import Interaction, Message, World
-from sandbox.wire import draft_of, json_object, reply, world_of
+from sandbox.wire import draft_of, json_object, reply, server_of, world_of
 
 MESSAGE, DEFER, ACK, UPDATE, CHOICES, FORM = 4, 5, 6, 7, 8, 9
 # Which answers each kind of interaction may have first.
@@ -37,18 +38,17 @@ def _metadata(world: World, interaction: Interaction) -> Json:
     }
     if interaction.kind == COMPONENT and interaction.source is not None:
         shown["interacted_message_id"] = interaction.source.id
-    if interaction.kind == MODAL:
-        shown["triggering_interaction_metadata"] = {
-            "id": interaction.id,
-            "type": COMMAND,
-            "user": world.users[interaction.user_id],
-            "authorizing_integration_owners": {"0": world.guild_id},
-        }
+    if interaction.asked is not None:
+        shown["triggering_interaction_metadata"] = _metadata(world, interaction.asked)
     return shown
 
 
 def _compose(world: World, interaction: Interaction, draft: Draft, *, flags: int, kind: int) -> Message:
-    """A new message in answer to an interaction; one that is not ephemeral goes into the channel."""
+    """A new message in answer to an interaction; one that is not ephemeral goes into the channel.
+
+    Raises ApiError 10003 where the channel was deleted meanwhile.
+    """
+    world.channel(interaction.channel_id)
     author = world.users[world.application_id]
     payload = messages.build(world, interaction.channel_id, author, draft, kind=kind, flags=flags)
     payload |= {
@@ -87,6 +87,8 @@ async def callback(request: web.Request) -> web.Response:
     data = body.get("data")
     resource = _take(world, interaction, kind, data, Draft(data or {}, draft_of(request).uploads))
     interaction.shown = SHOWN[kind]
+    if interaction.asked is not None:
+        interaction.asked.modal = None  # a form closes once it is answered; until then it can be sent again
     if kind not in (DEFER, ACK):
         interaction.settled.set()
     if request.query.get("with_response") not in ("1", "true", "True"):
@@ -102,6 +104,12 @@ async def callback(request: web.Request) -> web.Response:
         if kind != DEFER:
             return reply({"interaction": about, "resource": {"type": kind, "message": resource.payload}})
     return reply({"interaction": about})
+
+
+def _still_there(world: World, message: Message) -> None:
+    """Raises ApiError 10008 for a message that was deleted from its channel."""
+    if message.ephemeral_for is None and message.id not in world.messages.get(message.payload["channel_id"], {}):
+        raise ApiError(10008)
 
 
 def _take(world: World, interaction: Interaction, kind: int, data: Any, draft: Draft) -> Message | None:
@@ -122,8 +130,11 @@ def _take(world: World, interaction: Interaction, kind: int, data: Any, draft: D
             form.close()
         interaction.original = interaction.source
         if kind == UPDATE and interaction.source is not None:
-            messages.check(form.at("data"), draft, before=interaction.source.payload, edit=True)
-            messages.edit(world, interaction.source, draft)
+            _still_there(world, interaction.source)
+            # Unlike an edit, it takes away what it does not list.
+            update = Draft({"attachments": []} | draft.body, draft.uploads)
+            messages.check(form.at("data"), update, before=interaction.source.payload, edit=True)
+            messages.edit(world, interaction.source, update)
             return interaction.source
         return None
     if kind == FORM:
@@ -148,11 +159,10 @@ def _by_token(request: web.Request) -> Interaction:
     Raises ApiError 10015 for a wrong one or before any answer, 50027 once it is 15 minutes old.
     """
     world = world_of(request)
-    token = request.match_info["webhook_token"]
-    found = next((i for i in world.interactions.values() if i.token == token), None)
+    found = world.by_token.get(request.match_info["webhook_token"])
     if found is None or request.match_info["webhook_id"] != world.application_id:
         raise ApiError(50027)
-    if token_dead(found):
+    if time.monotonic() - found.created > server_of(request).rates.token_seconds:
         raise ApiError(50027)
     if found.shown is None:
         raise ApiError(10015)
@@ -168,8 +178,7 @@ def _named(request: web.Request, interaction: Interaction) -> Message:
         found = next((m for m in everything if m is not None and m.id == message_id), None)
     if found is None:
         raise ApiError(10008)
-    if found.ephemeral_for is None and found.id not in world.messages.get(interaction.channel_id, {}):
-        raise ApiError(10008)
+    _still_there(world, found)
     return found
 
 
@@ -179,6 +188,7 @@ async def follow_up(request: web.Request) -> web.Response:
     loading = original is not None and bool(original.payload["flags"] & LOADING)
     # The first follow-up of a deferred answer takes the place of its "thinking" message.
     if loading and original is not None:
+        _still_there(world, original)
         messages.check(Form(), draft, before=original.payload, edit=True)
         messages.edit(world, original, draft)
         original.edits = 0

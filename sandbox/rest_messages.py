@@ -7,7 +7,7 @@ from aiohttp import web
 from sandbox import messages, permissions
 from sandbox.errors import ApiError, Json
 from sandbox.form import Form
-from sandbox.messages import COMPONENTS_V2, NONCE_SECONDS, SUPPRESS_EMBEDS, SUPPRESS_NOTIFICATIONS
+from sandbox.messages import COMPONENTS_V2, SUPPRESS_EMBEDS, SUPPRESS_NOTIFICATIONS
 from sandbox.state import CATEGORY, THREADS, Message, World
 from sandbox.wire import draft_of, reply, server_of, world_of
 
@@ -19,6 +19,12 @@ def _channel(request: web.Request) -> Json:
     if channel["type"] == CATEGORY:
         raise ApiError(50024)
     return channel
+
+
+def _require_open(world: World, channel: Json) -> None:
+    """Raises 50013 in a locked thread where the bot may not manage threads."""
+    if channel["type"] in THREADS and channel["thread_metadata"]["locked"]:
+        world.require(channel, permissions.MANAGE_THREADS)
 
 
 def reference(world: World, channel_id: str, body: Json) -> Json:
@@ -56,12 +62,12 @@ async def create_message(request: web.Request) -> web.Response:
     if draft.uploads:
         world.require(channel, permissions.ATTACH_FILES)
     messages.check(Form(), draft)
-    if in_thread and channel["thread_metadata"]["locked"]:
-        world.require(channel, permissions.MANAGE_THREADS)
+    _require_open(world, channel)
     nonce = draft.body.get("nonce")
     if nonce is not None and draft.body.get("enforce_nonce"):
+        remembered = server_of(request).rates.nonce_seconds
         for earlier in reversed(world.messages[channel["id"]].values()):
-            recent = time.monotonic() - earlier.created < NONCE_SECONDS
+            recent = time.monotonic() - earlier.created < remembered
             if recent and earlier.nonce == str(nonce) and earlier.author_id == world.application_id:
                 return reply(earlier.payload | {"nonce": nonce})
     flags = int(draft.body.get("flags") or 0) & SETTABLE_FLAGS
@@ -110,6 +116,9 @@ async def edit_message(request: web.Request) -> web.Response:
     if message.author_id != world.application_id:
         raise ApiError(50005)
     messages.check(Form(), draft, before=message.payload, edit=True)
+    if channel["type"] in THREADS and channel["thread_metadata"]["archived"]:
+        raise ApiError(50083)
+    _require_open(world, channel)
     wait = server_of(request).rates.edit(channel["id"], time.monotonic() - message.created)
     if wait is not None:
         refusal = ApiError(30046)

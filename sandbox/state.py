@@ -63,6 +63,7 @@ class Message:
 class Interaction:
     """One press, command or form of a person, and what the bot answered.
 
+    `asked` is what opened the form that this one sends.
     `shown` is "message", "modal", "deferred", "update", "ack" (a deferred update), "choices" or None before an answer.
     `settled` is set once the person sees a result: anything but the two deferrals, or what ended one of these.
     """
@@ -74,6 +75,7 @@ class Interaction:
     user_id: str
     channel_id: str
     source: Message | None = None
+    asked: "Interaction | None" = None
     shown: str | None = None
     modal: Json | None = None
     choices: list[Json] = field(default_factory=list)
@@ -109,6 +111,7 @@ class World:
         self.thread_members: dict[str, dict[str, Json]] = {}
         self.commands: dict[str, Json] = {}
         self.interactions: dict[str, Interaction] = {}
+        self.by_token: dict[str, Interaction] = {}
         self.attachments: dict[str, Path] = {}
         self._positions = itertools.count()
 

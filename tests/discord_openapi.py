@@ -30,6 +30,8 @@ EXTRA_KEYS_IN = {
     ".attachments[": {"proxy_url", "size", "url", "spoiler", "height", "width", "content_type"},
     ".embeds[": {"flags", "type"},
 }
+# Answers that say a request was wrong in itself: an empty message, a form's errors, no JSON, too large a file.
+MALFORMED = {50006, 50035, 50109, 40005}
 COMPONENTS_V2 = 1 << 15
 COMMANDS = re.compile(r"^/applications/\d+(/guilds/\d+)?/commands(/\d+)?$")
 COMMAND_NAME = re.compile(r"^[-_'\w]{1,32}$")
@@ -69,6 +71,8 @@ class DiscordJudge:
         operation = self._path(template)[method]
         problems = []
         refused = status >= 400
+        if status >= 500 and not exchange.get("fault"):
+            problems.append(f"{where}: the sandbox itself failed")
         request = exchange.get("request")
         # A refused request is allowed to be wrong: that is why it was refused.
         if request is not None and not refused:
@@ -93,6 +97,11 @@ class DiscordJudge:
         if schema is None:
             return []
         return [f"{name}: {problem}" for problem in self._check(f"/components/schemas/{schema}", data)]
+
+    def judge_recorded(self, folder: Path) -> list[str]:
+        """Problems of all that a sandbox recorded in its folder, REST and gateway."""
+        found = [problem for exchange in recorded(folder, "exchanges.jsonl") for problem in self.judge(exchange)]
+        return found + [p for entry in recorded(folder, "dispatches.jsonl") for p in self.judge_dispatch(entry)]
 
     def _path(self, template: str) -> Json:
         found: Json = self.description["paths"][template]
@@ -171,6 +180,20 @@ class DiscordJudge:
                     return None
                 tree = merged
         return tree
+
+
+def recorded(folder: Path, name: str) -> list[Json]:
+    """The entries of one of a sandbox's journals."""
+    return [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
+
+
+def malformed(folder: Path) -> list[str]:
+    """The requests that a sandbox refused as wrong in themselves: no time or place would have made them right."""
+    return [
+        f"{exchange['method']} {exchange['path']}: was refused: {exchange['response']}"
+        for exchange in recorded(folder, "exchanges.jsonl")
+        if exchange["status"] >= 400 and (exchange["response"] or {}).get("code") in MALFORMED
+    ]
 
 
 def _merged(one: Json | None, other: Json | None) -> Json | None:

@@ -8,11 +8,11 @@ command, so that the second half of the story is the person's. With STOA_DISCORD
 """
 
 import asyncio
+import json
 import os
 import secrets
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 import aiohttp
@@ -20,9 +20,11 @@ import aiohttp
 from bot.server import IN_GUILD
 from sandbox import permissions
 from tests.discord_openapi import DiscordJudge, find_description
+from tests.sandbox.bot import PNG
 
 Json = dict[str, Any]
 V2, SUPPRESS = 1 << 15, 1 << 2
+GALLERY = 12
 COMMANDS = {"project", "allocation", "run", "catalogue", "cluster", "stoa", "Put on record"}
 CLICKS = """
 Now you, in the server, with a second account beside the first; each line tells what must be seen:
@@ -36,6 +38,7 @@ Now you, in the server, with a second account beside the first; each line tells 
 [ ] Approve it as a reviewer who is not of the project: the buttons go, the channel tells it.
 [ ] /run launch: recipes are suggested; an offer with the cost; Launch: the run's card, with a thread under it.
 [ ] Watch it: one card whose curve grows, with alt text; where it is older than an hour, a newer card that it links.
+[ ] /run show, once there is a curve: an answer to you alone, with the curve in it.
 [ ] Launch a second run, then Compare on a card: both curves in one picture, with a legend one can read on a phone.
 [ ] Pause, and once it is paused, Resume: the card's words and colour follow.
 [ ] Config: the file opens. Sample, once there is a checkpoint: a form for the prompt, and its text in the thread.
@@ -57,19 +60,32 @@ class Check:
         self._judge = DiscordJudge() if find_description() else None
         self.failed = 0
         self.headers: Json = {}
+        self.last = "nothing was asked"
 
-    async def call(self, method: str, path: str, body: Json | None = None) -> tuple[int, Any]:
+    async def part(self, story: Awaitable[None]) -> None:
+        """A part of the story; an answer that leaves it nothing to go on with ends it, as a failure."""
+        try:
+            await story
+        except (AttributeError, KeyError, TypeError, StopIteration, aiohttp.ClientError, TimeoutError) as error:
+            self.see("the story can go on", False, f"{self.last} ({error!r})")
+
+    async def call(
+        self, method: str, path: str, body: Json | None = None, files: Mapping[str, bytes] | None = None
+    ) -> tuple[int, Any]:
         """Status and body of an answer; a 429 is waited for."""
+        self.last = f"no answer to {method} {path}"
         headers = {"Authorization": f"Bot {self._token}", "User-Agent": "DiscordBot (stoa check, 1)"}
         url = f"{self._base}/api/v10{path}"
         while True:
-            async with self._session.request(method, url, json=body, headers=headers) as reply:
+            sent: Json = {"json": body} if files is None else {"data": multipart(body, files)}
+            async with self._session.request(method, url, headers=headers, **sent) as reply:
                 told = await reply.json() if reply.content_type == "application/json" else None
                 status, self.headers = reply.status, dict(reply.headers)
             if status != 429:
                 break
             # A 429 from before Discord's API itself is no JSON.
             await asyncio.sleep(float(told["retry_after"] if told else self.headers.get("Retry-After", 5)))
+        self.last = f"{method} {path} was answered {status} {told}"
         if self._judge is not None:
             exchange = {"method": method, "path": path, "request": body, "status": status, "response": told}
             for problem in self._judge.judge(exchange):
@@ -80,6 +96,15 @@ class Check:
         """Print one line, and count a failure."""
         self.failed += not ok
         print(f"{'✔' if ok else '✘'} {what}{'' if ok else f': {found}'}", flush=True)
+
+
+def multipart(body: Json | None, files: Mapping[str, bytes]) -> aiohttp.FormData:
+    """A body with files, by their names."""
+    data = aiohttp.FormData(quote_fields=False)
+    data.add_field("payload_json", json.dumps(body), content_type="application/json")
+    for number, (name, content) in enumerate(files.items()):
+        data.add_field(f"files[{number}]", content, filename=name, content_type="image/png")
+    return data
 
 
 async def look_at_the_server(check: Check, guild_id: str) -> None:
@@ -104,20 +129,28 @@ async def look_at_the_server(check: Check, guild_id: str) -> None:
     check.see("its commands are registered", not missing, f"start the bot first; missing: {', '.join(sorted(missing))}")
 
 
-@asynccontextmanager
-async def a_channel(check: Check, guild_id: str) -> AsyncIterator[str | None]:
-    """A channel of its own for the rest, deleted at the end; None where it cannot be made."""
+async def in_a_channel(check: Check, guild_id: str) -> None:
+    """The rest, in a channel that the bot alone may write in, as /stoa setup makes them; it is deleted at the end."""
+    _, me = await check.call("GET", "/users/@me")
+    quiet: list[Json] = [{"id": guild_id, "type": 0, "allow": 0, "deny": permissions.SEND_MESSAGES}]
+    quiet.append({"id": me["id"]} | own())
     body: Json = {"name": f"stoa-check-{secrets.token_hex(3)}", "type": 0, "topic": "Made by a check; may be deleted"}
+    body |= {"permission_overwrites": quiet}
     status, channel = await check.call("POST", f"/guilds/{guild_id}/channels", body)
     check.see("it can make a channel", status == 201, channel)
     if status != 201:
-        yield None
         return
     try:
-        yield str(channel["id"])
+        for story in (post, pictures, history):
+            await check.part(story(check, str(channel["id"])))
     finally:
         status, told = await check.call("DELETE", f"/channels/{channel['id']}")
         check.see("and delete it", status == 200, told)
+
+
+def own(deny: int = 0) -> Json:
+    """The bot's own overwrite in its channel."""
+    return {"type": 1, "allow": permissions.SEND_MESSAGES, "deny": deny}
 
 
 async def post(check: Check, channel: str) -> None:
@@ -164,6 +197,52 @@ async def post(check: Check, channel: str) -> None:
     check.see("the history shows what is left", texts == [""], texts)
 
 
+async def pictures(check: Check, channel: str) -> None:
+    """What a run's card rests on: its picture stays while its text is edited, and gives way to a newer one."""
+    messages = f"/channels/{channel}/messages"
+    status, shown = await check.call("POST", messages, pictured("Step 1", "one.png"), {"one.png": PNG})
+    first = picture_of(shown)
+    check.see("a card shows the picture sent with it", status == 200 and first is not None, shown)
+    card = f"{messages}/{shown['id']}"
+    # No `attachments` here: those there are stay, and the card names one of them.
+    text_only = {key: value for key, value in pictured("Step 2", "one.png").items() if key != "attachments"}
+    status, shown = await check.call("PATCH", card, text_only)
+    kept = status == 200 and "Step 2" in str(shown["components"]) and picture_of(shown) == first
+    check.see("its text is edited, and the picture stays", kept, shown)
+    status, shown = await check.call("PATCH", card, pictured("Step 3", "two.png"), {"two.png": PNG})
+    check.see("a newer picture takes its place", status == 200 and picture_of(shown) not in (None, first), shown)
+
+
+def pictured(said: str, name: str) -> Json:
+    """A card with an uploaded picture."""
+    gallery = {"type": GALLERY, "items": [{"media": {"url": f"attachment://{name}"}, "description": "A curve"}]}
+    inner = [{"type": 10, "content": said}, gallery]
+    card = {"type": 17, "components": inner}
+    return {"flags": V2, "components": [card], "attachments": [{"id": 0, "filename": name}]}
+
+
+def picture_of(message: Json) -> str | None:
+    """Which attachment a card shows."""
+    gallery = next(part for part in message["components"][0]["components"] if part["type"] == GALLERY)
+    found: str | None = gallery["items"][0]["media"].get("attachment_id")
+    return found
+
+
+async def history(check: Check, channel: str) -> None:
+    """How the bot tells a channel that holds nothing from one whose history it may not read."""
+    _, me = await check.call("GET", "/users/@me")
+    messages, overwrite = f"/channels/{channel}/messages", f"/channels/{channel}/permissions/{me['id']}"
+    never = f"{messages}/{me['id']}"
+    _, told = await check.call("GET", never)
+    check.see("a message that never was answers 10008", told.get("code") == 10008, told)
+    status, told = await check.call("PUT", overwrite, own(permissions.READ_MESSAGE_HISTORY))
+    check.see("it can change who may do what in a channel", status == 204, told)
+    status, told = await check.call("GET", messages)
+    check.see("without Read Message History the history is empty", told == [], told)
+    status, told = await check.call("GET", never)
+    check.see("and a single message refused", status == 403, told)
+
+
 async def main() -> int:
     """All of it; the exit status."""
     token, guild_id = os.environ.get("STOA_DISCORD_TOKEN", ""), os.environ.get("STOA_GUILD_ID", "")
@@ -172,11 +251,9 @@ async def main() -> int:
         return 2
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30), trust_env=True) as session:
         check = Check(session, os.environ.get("STOA_DISCORD_API") or "https://discord.com", token)
-        await look_at_the_server(check, guild_id)
+        await check.part(look_at_the_server(check, guild_id))
         if not check.failed:
-            async with a_channel(check, guild_id) as channel:
-                if channel is not None:
-                    await post(check, channel)
+            await check.part(in_a_channel(check, guild_id))
         print(f"\n{check.failed} failed." if check.failed else "\nAll is as Stoa takes it to be.")
         print(CLICKS)
         return 1 if check.failed else 0

@@ -90,7 +90,7 @@ def _request_line(request: AllocationView) -> str:
         return f"{said}: {hours(account.left)} of {text.gpu_hours(account.granted)} left"
     if request.state == AllocationState.REQUESTED:
         return f"{said}: {text.gpu_hours(request.seconds)} asked for, waiting for the reviewers"
-    return f"{said}: {request.state}"
+    return f"{said}: {request.standing}"
 
 
 def _run_line(run: RunView) -> str:

@@ -24,6 +24,7 @@ REQUESTS = {
     AllocationState.REVOKED: ("🚫", VERMILION),
     AllocationState.RENEWED: ("♻️", GREY),
 }
+OVER = frozenset({AllocationState.EXPIRED, AllocationState.REVOKED, AllocationState.RENEWED})
 DECIDED = frozenset(AllocationState) - {
     AllocationState.EXHAUSTED,
     AllocationState.EXPIRED,
@@ -38,9 +39,9 @@ def review_card(request: AllocationView, dossier: Dossier | None = None) -> Card
     asked = text.gpu_hours(request.seconds)
     renewal = f", in place of allocation {request.renews}" if request.renews else ""
     asks = "asks for" if request.state == AllocationState.REQUESTED else "asked for"
-    held = request.account.granted + request.account.committed if request.state in LIVE else request.seconds
+    does = "used by" if request.state in OVER else "for"
     lines = [
-        f"### {emoji} {text.gpu_hours(held)} for {text.line(request.project, 160)}",
+        f"### {emoji} {text.gpu_hours(request.size)} {does} {text.line(request.project, 160)}",
         f"{text.line(request.requested_by, 60)} {asks} {asked} of {text.code(request.pool, 60)} "
         f"({text.line(request.gpu_type, 60)}) until {request.until:%Y-%m-%d}{renewal}.",
         text.quote(request.justification, 1200),
@@ -58,8 +59,9 @@ def review_card(request: AllocationView, dossier: Dossier | None = None) -> Card
         granted = request.state == AllocationState.APPROVED
         what = f": {text.gpu_hours(request.account.granted)}" if granted else ""
         sponsor = f", given by {text.line(request.sponsor, 80)}" if request.sponsor else ""
-        by = f" by {text.line(request.decided_by or 'policy', 60)}" if request.state in DECIDED else ""
-        lines += [f"**{request.state.capitalize()}{by}**{what}{sponsor}", text.quote(request.reason, 800)]
+        by = text.line(request.decided_by or "policy", 60)
+        decided = f" by {by}**" if request.state in DECIDED else f"**, approved by {by}"
+        lines += [f"**{request.standing.capitalize()}{decided}{what}{sponsor}", text.quote(request.reason, 800)]
     if request.state in LIVE:
         if request.half_until is not None:
             half = text.gpu_hours(request.account.committed)

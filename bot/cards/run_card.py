@@ -73,9 +73,10 @@ def _head(run: RunView, why: Why | None) -> Sequence[str]:
         about.append(f"forked from run {run.parent_id}")
     if run.attempt > 1:
         about.append(f"attempt {run.attempt}")
+    does = "prepares the data of " if run.kind == "prepare" else ""
     return [
         f"### {emoji} Run {run.id} {word}",
-        f"**{text.line(run.recipe, 60)}** · {waits}by {text.line(run.requested_by, 60)} on "
+        f"{does}**{text.line(run.recipe, 60)}** · {waits}by {text.line(run.requested_by, 60)} on "
         f"{text.count(run.gpus, 'GPU')} of {text.code(run.pool, 60)}{sponsor}",
         f"-# {' · '.join(about)}" if about else "",
         _waits(why) if why is not None and run.state == RunState.QUEUED else "",
@@ -89,7 +90,7 @@ def _waits(why: Why) -> str:
     expected = ""
     if why.expected is not None:
         at = -(-int(why.expected.timestamp()) // ROUNDED) * ROUNDED
-        expected = f" It should start by <t:{at}:t>, <t:{at}:R>."
+        expected = f" It starts by <t:{at}:t> at the latest."
     return f"{text.line(why.reason, 300)}{place}{expected}"
 
 
@@ -105,6 +106,8 @@ def _progress(run: RunView) -> Sequence[str]:
         pace.append(f"**ETA** {text.duration(run.eta)}")
     if run.state in ENDED and run.started_at is not None and run.ended_at is not None:
         pace.append(f"**Took** {text.duration((run.ended_at - run.started_at).total_seconds())}")
+    if run.kind == "prepare":
+        return [" · ".join(pace)]
     return [
         f"{text.bar(run.step, run.total_steps, 12)} step {run.step:,} of {run.total_steps:,}{share}",
         " · ".join(losses),
@@ -122,10 +125,14 @@ def _explained(entropy: float | None) -> str:
 def _costs(run: RunView, thread_id: str) -> Sequence[str]:
     hours, account = allocations.in_hours, run.account
     reserved = f", {hours(account.reserved)} set aside" if account.reserved else ""
-    lines = [
-        f"**GPU-hours** {hours(run.spent)} by this run · its allocation of {hours(account.granted)}: "
-        f"{hours(account.spent)} used{reserved}, {hours(account.left)} left"
-    ]
+    # Who is over is not looked at again, while others go on to draw on its allocation.
+    balance = (
+        ""
+        if run.state in ENDED
+        else f" · its allocation of {hours(account.granted)}: {hours(account.spent)} used{reserved}, "
+        f"{hours(account.left)} left"
+    )
+    lines = [f"**GPU-hours** {hours(run.spent)} by this run{balance}"]
     if run.checkpoints:
         newest = run.checkpoints[-1]
         lines.append(f"**Newest checkpoint** [step {newest.step}]({newest.url})")

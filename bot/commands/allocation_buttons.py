@@ -5,11 +5,12 @@ Each opens a form, once the domain has been asked whether what it is for can be 
 
 from collections.abc import Mapping
 
+from bot import text
 from bot.app import Interaction, actor
 from bot.buttons import Press
 from bot.commands.allocation_forms import ApproveChangeForm, ApproveForm
 from bot.commands.reason_form import AnswerForm, QuestionForm, ReasonForm
-from broker import allocations, changes, reviews
+from broker import allocations, changes, dossier, reviews
 
 DECLINED = "Declined; the decision and its reason are posted in the project's channel."
 
@@ -35,7 +36,7 @@ async def decline(interaction: Interaction, allocation_id: int) -> None:
     """Refuse a request."""
     role = interaction.client.server.reviewer_role
     await interaction.client.read(reviews.check_may_decide, actor(interaction), allocation_id, reviewer_role_id=role)
-    form = ReasonForm("Decline GPU time", reviews.decline, allocation_id, DECLINED, reviewer_role_id=role)
+    form = ReasonForm("Decline GPU time", reviews.decline, allocation_id, DECLINED, role="reviewer_role")
     await interaction.response.send_modal(form)
 
 
@@ -44,15 +45,19 @@ async def ask(interaction: Interaction, allocation_id: int) -> None:
     role = interaction.client.server.reviewer_role
     await interaction.client.read(reviews.check_may_decide, actor(interaction), allocation_id, reviewer_role_id=role)
     done = "Asked in the project's channel, with a button for the answer; this card will show it."
-    form = QuestionForm("Ask about the request", reviews.ask, allocation_id, done, reviewer_role_id=role)
+    form = QuestionForm("Ask about the request", reviews.ask, allocation_id, done, role="reviewer_role")
     await interaction.response.send_modal(form)
 
 
 async def answer(interaction: Interaction, allocation_id: int) -> None:
-    """Answer what was asked."""
+    """Answer what was asked; the form shows the last question."""
     await interaction.client.read(reviews.check_may_answer, actor(interaction), allocation_id)
+    remarks = (await interaction.client.read(dossier.of_request, allocation_id)).remarks
+    asked = [remark.said for remark in remarks if remark.question]
     done = "Answered; the reviewers see it on the request's card."
-    await interaction.response.send_modal(AnswerForm("Answer the reviewers", reviews.answer, allocation_id, done))
+    form = AnswerForm("Answer the reviewers", reviews.answer, allocation_id, done)
+    form.said.placeholder = text.bounded(asked[-1], 100) if asked else None
+    await interaction.response.send_modal(form)
 
 
 async def revoke(interaction: Interaction, allocation_id: int) -> None:
@@ -61,7 +66,7 @@ async def revoke(interaction: Interaction, allocation_id: int) -> None:
     await interaction.client.read(reviews.check_may_revoke, actor(interaction), allocation_id, reviewer_role_id=role)
     done = "Revoked: its runs write a checkpoint and stop, and what is left returns to the sponsor's grant."
     title = f"Revoke allocation {allocation_id}"
-    await interaction.response.send_modal(ReasonForm(title, reviews.revoke, allocation_id, done, reviewer_role_id=role))
+    await interaction.response.send_modal(ReasonForm(title, reviews.revoke, allocation_id, done, role="reviewer_role"))
 
 
 async def release_half(interaction: Interaction, allocation_id: int) -> None:
@@ -71,7 +76,7 @@ async def release_half(interaction: Interaction, allocation_id: int) -> None:
         reviews.check_may_release_half, actor(interaction), allocation_id, reviewer_role_id=role
     )
     done = "Released; the project's channel tells of it."
-    form = ReasonForm("Release the second half", reviews.release_half, allocation_id, done, reviewer_role_id=role)
+    form = ReasonForm("Release the second half", reviews.release_half, allocation_id, done, role="reviewer_role")
     await interaction.response.send_modal(form)
 
 
@@ -87,7 +92,7 @@ async def decline_change(interaction: Interaction, change_id: int) -> None:
     """Refuse a change."""
     role = interaction.client.server.reviewer_role
     await interaction.client.read(changes.check_may_decide, actor(interaction), change_id, reviewer_role_id=role)
-    form = ReasonForm("Decline the change", changes.decline, change_id, DECLINED, reviewer_role_id=role)
+    form = ReasonForm("Decline the change", changes.decline, change_id, DECLINED, role="reviewer_role")
     await interaction.response.send_modal(form)
 
 

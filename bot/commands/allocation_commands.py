@@ -39,7 +39,7 @@ async def request(interaction: Interaction, pool: str, renews: int | None = None
 
 
 @allocation.command(name="change", description="Ask for more GPU-hours of an allocation, or for a later end")
-@app_commands.describe(allocation="Its number")
+@app_commands.describe(allocation="The allocation's number")
 @app_commands.autocomplete(allocation=lookup.live_allocations)
 async def change(interaction: Interaction, allocation: int) -> None:
     """Open the form of the change for the lead."""
@@ -49,7 +49,7 @@ async def change(interaction: Interaction, allocation: int) -> None:
 
 
 @allocation.command(name="withdraw", description="Take back an open request, or an open change of an allocation")
-@app_commands.describe(allocation="Its number")
+@app_commands.describe(allocation="The allocation's number")
 @app_commands.autocomplete(allocation=lookup.open_requests)
 async def withdraw(interaction: Interaction, allocation: int) -> None:
     """Open the form of the reason."""
@@ -65,7 +65,7 @@ async def withdraw(interaction: Interaction, allocation: int) -> None:
 
 
 @allocation.command(name="report", description="Tell everyone what has come of an allocation")
-@app_commands.describe(allocation="Its number")
+@app_commands.describe(allocation="The allocation's number")
 @app_commands.autocomplete(allocation=lookup.live_allocations)
 async def report(interaction: Interaction, allocation: int) -> None:
     """Open the form of the report for the lead."""
@@ -106,8 +106,8 @@ async def list_allocations(interaction: Interaction, project: int | None = None)
     project_id = await lookup.project_of(interaction, project)
     views = await interaction.client.read(allocations.of_project, project_id)
     lines = [
-        f"**{view.id}** {text.gpu_hours(view.seconds)} of {text.code(view.pool, 60)} "
-        f"until {view.until:%Y-%m-%d} · {view.state} · {text.gpu_hours(view.account.left)} left"
+        f"**{view.id}** {text.gpu_hours(view.size)} of {text.code(view.pool, 60)} "
+        f"until {view.until:%Y-%m-%d} · {view.standing} · {text.gpu_hours(view.account.left)} left"
         for view in views[:15]
     ]
     await errors.reply(
@@ -119,7 +119,7 @@ def _ledger(view: AllocationView, asked: Sequence[ChangeView]) -> str:
     account = view.account
     sponsor = f", given by {text.line(view.sponsor, 80)}" if view.sponsor else ""
     lines = [
-        f"**Allocation {view.id}** of {text.line(view.project, 160)}: {view.state}, "
+        f"**Allocation {view.id}** of {text.line(view.project, 160)}: {view.standing}, "
         f"{text.code(view.pool, 60)} until {view.until:%Y-%m-%d}{sponsor}"
     ]
     if view.state == AllocationState.REQUESTED:
@@ -131,9 +131,8 @@ def _ledger(view: AllocationView, asked: Sequence[ChangeView]) -> str:
         half = text.gpu_hours(account.committed)
         lines.append(f"A second half of {half} is released on a report until {view.half_until:%Y-%m-%d}.")
     if view.account.granted:
-        for name in ("granted", "reserved", "spent", "left"):
-            seconds: int = getattr(account, name)
-            lines.append(f"{name.capitalize()}: {seconds:,} GPU-seconds ({text.gpu_hours(seconds)})")
+        names = ("granted", "reserved", "spent", "left")
+        lines += [f"{name.capitalize()}: {text.gpu_hours(getattr(account, name))}" for name in names]
     waiting = [change for change in asked if change.state == ChangeState.REQUESTED]
     lines += [f"Asked for: {changed(change)}; a reviewer decides." for change in waiting]
     return "\n".join(lines)

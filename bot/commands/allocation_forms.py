@@ -48,9 +48,9 @@ class ChangeForm(Form):
 
     def __init__(self, allocation_id: int, until: datetime) -> None:
         self.allocation_id = allocation_id
-        self.hours = short(placeholder="Empty for no more hours")
-        self.until = short(placeholder=f"Later than {until:%Y-%m-%d}; empty for the same end")
-        self.justification = long(LONG)
+        self.hours = short(placeholder="Empty for no more hours", required=False)
+        self.until = short(placeholder=f"Later than {until:%Y-%m-%d}; empty for the same end", required=False)
+        self.justification = long(LONG, "What has come of it so far, and what more is for. Everyone can read it.")
         fields = {"GPU-hours more": self.hours, "Until": self.until, "Justification": self.justification}
         super().__init__(f"Change allocation {allocation_id}", fields)
 

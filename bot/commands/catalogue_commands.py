@@ -8,7 +8,7 @@ from discord import app_commands
 
 from bot import errors, text
 from bot.app import Interaction, actor
-from bot.commands import lookup, run_lookup
+from bot.commands import lookup, run_answers, run_lookup
 from bot.commands.catalogue_forms import DatasetForm, RecipeForm
 from bot.commands.reason_form import ReasonForm
 from broker import catalogue, launching
@@ -95,7 +95,7 @@ async def retire(interaction: Interaction, name: str) -> None:
 async def _decide(interaction: Interaction, name: str, to: State, how: tuple[str, Callable[..., object], str]) -> None:
     role, (verb, act, done) = interaction.client.server.admin_role, how
     await interaction.client.read(catalogue.check_may_decide, actor(interaction), name, to, admin_role_id=role)
-    await interaction.response.send_modal(ReasonForm(f"{verb} {name}", act, name, done, admin_role_id=role))
+    await interaction.response.send_modal(ReasonForm(f"{verb} {name}", act, name, done, role="admin_role"))
 
 
 @catalogue_group.command(name="prepare", description="Prepare a recipe's data once, by a run on one device")
@@ -105,7 +105,7 @@ async def _decide(interaction: Interaction, name: str, to: State, how: tuple[str
     allocation="The allocation to draw on; the newest approved one otherwise",
     project="The project, where this is not its channel or one of its threads",
 )
-@app_commands.autocomplete(recipe=run_lookup.recipes, time_limit=run_lookup.durations)
+@app_commands.autocomplete(recipe=lookup.preparable_recipes, time_limit=run_lookup.durations)
 @app_commands.autocomplete(allocation=lookup.live_allocations, project=lookup.open_projects)
 async def prepare(
     interaction: Interaction,
@@ -129,7 +129,7 @@ async def prepare(
     await errors.reply(
         interaction,
         f"Run {receipt.run_id} will prepare the data of {text.code(recipe, 60)}. It will cost "
-        f"{text.gpu_hours(receipt.cost)} at most; the allocation has {text.gpu_hours(receipt.left)} left.",
+        f"{text.gpu_hours(receipt.cost)} at most. {run_answers.remains(receipt)}",
     )
 
 

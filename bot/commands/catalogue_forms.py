@@ -29,7 +29,7 @@ class DatasetForm(Form):
     def __init__(self) -> None:
         self.name = short(placeholder="wikitext")
         self.dataset = short(placeholder="owner/name, or owner/name@commit")
-        self.commit = short(placeholder="40 hexadecimal digits, where the dataset does not say it")
+        self.commit = short(placeholder="40 hexadecimal digits, where the dataset does not say it", required=False)
         self.licence = short(placeholder="An SPDX identifier, such as CC-BY-4.0")
         super().__init__(
             "Propose a dataset",

@@ -1,18 +1,16 @@
 """`/cluster …`: what the GPUs are doing, who has used how much, and who waits for what; short lines, for phones."""
 
 from collections.abc import Sequence
-from datetime import datetime
 
 from discord import app_commands
 
 from bot import errors, text
 from bot.app import Interaction
-from bot.commands import lookup
+from bot.commands import lookup, run_answers
 from broker import cluster, why
 from broker.cluster import PoolStatus, ProjectUse
 from broker.pools import Launcher
 from broker.why import Why
-from projects.db import utcnow
 
 cluster_group = app_commands.Group(name="cluster", description="The GPUs: what they do, for whom, and who waits")
 
@@ -42,7 +40,7 @@ async def queue(interaction: Interaction, pool: str | None = None) -> None:
     """Show the queue of each pool, in order."""
     await interaction.response.defer(ephemeral=True, thinking=True)
     listed = await interaction.client.read(why.queue, pool, limit=MOST_RUNS)
-    await errors.reply(interaction, _queue(listed, utcnow()))
+    await errors.reply(interaction, _queue(listed))
 
 
 def _pool(pool: PoolStatus) -> str:
@@ -67,7 +65,7 @@ def _usage(listed: Sequence[ProjectUse]) -> str:
     return text.listed(lines, end="-# Who has used less of late goes first; use counts half after seven days.")
 
 
-def _queue(listed: Sequence[Why], now: datetime) -> str:
+def _queue(listed: Sequence[Why]) -> str:
     if not listed:
         return "Nobody waits: a run that is launched now starts at once where its pool has the GPUs free."
     lines: list[str] = []
@@ -76,13 +74,6 @@ def _queue(listed: Sequence[Why], now: datetime) -> str:
         head = f"{text.code(one.pool, 60)} {text.count(one.length, 'run')} waiting\n" if first else ""
         lines.append(
             f"{head}**{one.place}.** Run {one.run_id}, {text.count(one.gpus, 'GPU')} · {text.line(one.project, 50)}\n"
-            f"-# {_expected(one.expected, now)} {text.line(one.reason, 200)}"
+            f"-# {run_answers.starts(one.expected)} {text.line(one.reason, 200)}"
         )
     return text.listed(lines)
-
-
-def _expected(moment: datetime | None, now: datetime) -> str:
-    if moment is None:
-        return "Nobody can say when it starts."
-    seconds = (moment - now).total_seconds()
-    return "Starts at once." if seconds < 1 else f"Starts within {text.duration(seconds)}."

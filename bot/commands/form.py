@@ -1,7 +1,7 @@
-"""Forms. No field is required, and what was typed is judged by the domain, in its words; Discord counts along.
+"""Forms. Discord keeps one open until what is required is there; the rest is judged by the domain, in its words.
 
-A long field ends where the domain's own limit is. What was written is never lost: where it comes to nothing, its author
-gets it back.
+Discord counts along: a long field ends where the domain's own limit is. What was written is never lost: where it comes
+to nothing, its author gets it back.
 """
 
 from abc import abstractmethod
@@ -22,16 +22,16 @@ CLOSED = (
 )
 
 
-def short(default: str = "", placeholder: str = "", most: int = MOST) -> Input:
+def short(default: str = "", placeholder: str = "", most: int = MOST, *, required: bool = True) -> Input:
     """A field of one line."""
-    return ui.TextInput(required=False, max_length=most, default=default or None, placeholder=placeholder or None)
+    return ui.TextInput(required=required, max_length=most, default=default or None, placeholder=placeholder or None)
 
 
-def long(most: int, placeholder: str = "", default: str = "") -> Input:
+def long(most: int, placeholder: str = "", default: str = "", *, required: bool = True) -> Input:
     """A field of several lines, for at most as many characters as the domain takes."""
     style, most = discord.TextStyle.paragraph, max(most, text.length(default))
     return ui.TextInput(
-        style=style, required=False, max_length=most, default=default or None, placeholder=placeholder or None
+        style=style, required=required, max_length=most, default=default or None, placeholder=placeholder or None
     )
 
 

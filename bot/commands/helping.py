@@ -100,7 +100,8 @@ def pages(commands: Sequence[Any], here: Standing, *, review: int, manages: bool
         told.update(names)
         block = [_line(name, known[name]) for name in names]
         if role is Role.REVIEWER:
-            block.insert(0, f"The buttons on the cards in <#{review}>: approve, in part or in full, or decline.")
+            buttons = "approve, in part or in full, ask, decline; later, revoke"
+            block.insert(0, f"The buttons on the cards in <#{review}>: {buttons}.")
         if role is Role.LEAD:
             block.append(ANSWERS)
         if block:

@@ -9,7 +9,7 @@ from discord.app_commands import Choice
 from bot import text
 from bot.app import Interaction, actor
 from bot.delivery import outbox
-from broker import allocations, catalogue, changes, pools
+from broker import allocations, catalogue, changes, pools, preparing
 from broker.allocations import AllocationState, AllocationView
 from broker.catalogue import State
 from broker.changes import ChangeState
@@ -92,6 +92,12 @@ async def accepted_entries(interaction: Interaction, typed: str) -> list[Choice[
     return await _entries(interaction, typed, State.ACCEPTED)
 
 
+async def preparable_recipes(interaction: Interaction, typed: str) -> list[Choice[str]]:
+    """The accepted recipes whose data nobody has prepared."""
+    names = await interaction.client.read(preparing.preparable)
+    return _choices([(name, name) for name in names], typed)
+
+
 async def _entries(interaction: Interaction, typed: str, state: State) -> list[Choice[str]]:
     entries = await interaction.client.read(catalogue.entries)
     return _choices([(entry.name, entry.name) for entry in entries if entry.state is state], typed)
@@ -135,7 +141,7 @@ async def _of_project_meant(interaction: Interaction) -> Sequence[AllocationView
 
 
 def _allocations(views: Sequence[AllocationView], typed: str) -> list[Choice[int]]:
-    return _choices([(f"{v.id} · {text.gpu_hours(v.seconds)} of {v.pool}, {v.state}", v.id) for v in views], typed)
+    return _choices([(f"{v.id} · {text.gpu_hours(v.size)} of {v.pool}, {v.standing}", v.id) for v in views], typed)
 
 
 async def project_meant(interaction: Interaction) -> int | None:

@@ -151,7 +151,7 @@ async def stop(interaction: Interaction, project: int | None = None) -> None:
         pipeline.check_may, who, project_id, Act.STOP, to=Stage.STOPPED, moderator_role_id=role
     )
     done = "The project is stopped; its record stays."
-    form = ReasonForm("Stop the project for good", pipeline.stop, project_id, done, moderator_role_id=role)
+    form = ReasonForm("Stop the project for good", pipeline.stop, project_id, done, role="moderator_role")
     await interaction.response.send_modal(form)
 
 
@@ -163,7 +163,7 @@ async def release(interaction: Interaction, project: int | None = None) -> None:
     project_id = await lookup.project_of(interaction, project)
     await interaction.client.read(progress.check_may_release, actor(interaction), project_id, reviewer_role_id=role)
     done = "Released: the checkpoints become public, those to come as they are written."
-    form = ReasonForm("Release the checkpoints", progress.release, project_id, done, reviewer_role_id=role)
+    form = ReasonForm("Release the checkpoints", progress.release, project_id, done, role="reviewer_role")
     await interaction.response.send_modal(form)
 
 
@@ -183,7 +183,7 @@ async def hide(interaction: Interaction, project: int | None = None) -> None:
     await interaction.client.read(pipeline.check_may, actor(interaction), project_id, Act.HIDE, moderator_role_id=role)
     done = "The project is in no list any more; who knows its number still finds it."
     await interaction.response.send_modal(
-        ReasonForm("Hide the project", moderation.hide, project_id, done, moderator_role_id=role)
+        ReasonForm("Hide the project", moderation.hide, project_id, done, role="moderator_role")
     )
 
 
@@ -198,7 +198,7 @@ async def unhide(interaction: Interaction, project: int | None = None) -> None:
         pipeline.check_may, actor(interaction), project_id, Act.UNHIDE, moderator_role_id=role
     )
     form = ReasonForm(
-        "Show the project", moderation.unhide, project_id, "The project is in the lists again.", moderator_role_id=role
+        "Show the project", moderation.unhide, project_id, "The project is in the lists again.", role="moderator_role"
     )
     await interaction.response.send_modal(form)
 

@@ -17,8 +17,10 @@ class ProposeForm(Form):
     """A new project."""
 
     def __init__(self) -> None:
-        self.title_field, self.question = short(most=TITLE), long(USUAL)
-        self.why, self.needs = long(USUAL), long(BRIEF)
+        self.title_field = short(placeholder="A few words that say what it is about", most=TITLE)
+        self.question = long(USUAL, "What do you want to find out?")
+        self.why = long(USUAL, "What would be different with an answer, and for whom?")
+        self.needs = long(BRIEF, "Whom you would like to join, and for what")
         super().__init__(
             "Propose a project",
             {
@@ -49,7 +51,10 @@ class ScopeForm(Form):
 
     def __init__(self, project_id: int, release_policy: str, licence: str) -> None:
         self.project_id, self.release_policy, self.licence = project_id, release_policy, licence
-        self.goal, self.plan, self.compute, self.release = long(USUAL), long(LONG), long(BRIEF), long(BRIEF)
+        self.goal = long(USUAL, "What will be there at the end that is not there yet?")
+        self.plan = long(LONG, "The steps to it, and who does them")
+        self.compute = long(BRIEF, "How many GPU-hours, on which GPUs, and how you know")
+        self.release = long(BRIEF, "Models, data, code, a report: what others can use")
         super().__init__(
             "The scope of the project",
             {
@@ -103,7 +108,7 @@ class NeedsForm(Form):
 
     def __init__(self, project_id: int, needs: str) -> None:
         self.project_id = project_id
-        self.needs = long(BRIEF, "Empty where nobody more is needed.", default=needs)
+        self.needs = long(BRIEF, "Empty where nobody more is needed.", default=needs, required=False)
         super().__init__("Whom the project needs", {"Who is needed": self.needs})
 
     async def send(self, interaction: Interaction) -> str:

@@ -2,6 +2,8 @@
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import discord
@@ -13,12 +15,15 @@ from bot.buttons import Button
 from bot.cards.card import BLUE, GREEN, GREY, Card, sections, texts
 from bot.cards.curves import curve_of
 from bot.cards.studio import Comparison
+from broker import comparison as comparing
 from broker import runs
 from broker.drafts import Preview
 from broker.launching import Receipt
+from broker.ledger import in_hours
 from broker.logs import Log
 from broker.runs import RunView
 from broker.why import Why
+from projects.db import utcnow
 from projects.errors import ConflictError, NotFoundError
 
 ATTEMPTS_SHOWN = 6
@@ -48,29 +53,34 @@ def offer(preview: Preview) -> Card:
     what = text.line(run.recipe, 60)
     if run.parent_id is not None:
         what = f"a fork of run {run.parent_id} from step {run.fork_step:,}"
+    first = run.fork_step or 0
+    steps = text.count(run.total_steps - first, "step")
+    if first:
+        steps = f"the {steps} from {first:,} to {run.total_steps:,}"
     asks = [
         f"### 🚀 Launch {what} on {text.count(run.gpus, 'GPU')} of {text.code(quote.pool.name, 60)}?",
         f"With {text.line(', '.join(f'{k}={v}' for k, v in run.overrides.items()), 300)}" if run.overrides else "",
-        f"{short(quote.parameters)} parameters · {short(quote.tokens)} tokens in {run.total_steps:,} steps · "
+        f"{short(quote.parameters)} parameters · {short(quote.tokens)} tokens in {steps} · "
         f"about {quote.memory_needed} of memory on each GPU",
     ]
-    known = "not known" if quote.expected is None else f"about {amount(quote.expected)}"
+    known = "not known" if quote.expected is None else f"about {text.gpu_hours(quote.expected)}"
     costs = [
-        f"**Cost** {amount(quote.cost)} at most, in {text.duration(run.time_limit)}",
+        f"**Cost** {text.gpu_hours(quote.cost)} at most, in {text.duration(run.time_limit)}",
         f"**Expected** {known}: {text.line(quote.basis, 200)}",
-        f"**Left** allocation {run.allocation_id} has {amount(quote.left)} left, and {amount(quote.left - quote.cost)} "
-        "should this run take all its time",
+        f"**Left** allocation {run.allocation_id} has {text.gpu_hours(quote.left)} left, and "
+        f"{in_hours(max(0, quote.left - quote.promised - quote.cost))} should this run "
+        f"{'and those queued take all their' if quote.promised else 'take all its'} time",
     ]
-    starts = [
-        f"**Queue** place {preview.queue.place} of {preview.queue.length}. {text.line(preview.queue.reason, 300)}"
-        + (f" Expected to start {_when(preview.queue)}." if preview.queue.expected else ""),
+    queue = [
+        f"**Queue** place {preview.queue.place} of {preview.queue.length}. {text.line(preview.queue.reason, 300)} "
+        f"{starts(preview.queue.expected)}",
     ]
     row: ui.ActionRow[Any] = ui.ActionRow(
         Button("launch", preview.draft_id, style=discord.ButtonStyle.success),
         Button("discard", preview.draft_id, label="Cancel"),
     )
     marker = "-# Nothing is queued or charged before you press Launch."
-    return Card(*sections([asks, costs, starts], marker), row, colour=BLUE, marker=marker)
+    return Card(*sections([asks, costs, queue], marker), row, colour=BLUE, marker=marker)
 
 
 def launched(receipt: Receipt) -> Card:
@@ -88,16 +98,23 @@ def discarded() -> Card:
 
 def told(receipt: Receipt) -> str:
     """What a queued run may cost and leaves."""
-    expected = "" if receipt.expected is None else f", about {amount(receipt.expected)} as {receipt.basis}"
-    return (
-        f"Run {receipt.run_id} is queued. It will cost {amount(receipt.cost)} at most{expected}. "
-        f"The allocation has {amount(receipt.left)} left."
-    )
+    expected = "" if receipt.expected is None else f", about {text.gpu_hours(receipt.expected)} as {receipt.basis}"
+    cost = f"{text.gpu_hours(receipt.cost)} at most{expected}"
+    return f"Run {receipt.run_id} is queued. It will cost {cost}. {remains(receipt)}"
+
+
+def remains(receipt: Receipt) -> str:
+    """What the allocation has left, and what will be once its queued runs, which have reserved nothing, are over."""
+    after = in_hours(max(0, receipt.left - receipt.promised))
+    then = f", and {after} should its queued runs take all their time" if receipt.promised else ""
+    return f"The allocation has {text.gpu_hours(receipt.left)} left{then}."
 
 
 def waits(why: Why) -> str:
     """Why a run is where it is."""
-    lines = [f"**Run {why.run_id}** of {text.line(why.project, 100)} is {why.state}. {text.escape(why.reason)}"]
+    lines = [
+        f"**Run {why.run_id}** of {text.line(why.project, 100)} is {why.state}. {text.escape(why.reason)}".rstrip()
+    ]
     if why.place is not None:
         lines.append(f"**Place** {why.place} of {why.length} on {text.code(why.pool, 60)}")
     if why.factors is not None:
@@ -106,7 +123,7 @@ def waits(why: Why) -> str:
             f"**Turn** its project ranks {project.rank} of {project.of} by fair-share (share {project.share:.0%}, "
             f"recent use {project.used:.0%}), and the run has waited {text.duration(why.factors.age)}"
         )
-        lines.append(f"**Start** {f'expected {_when(why)}' if why.expected else 'nobody can say when yet'}")
+        lines.append(starts(why.expected))
     return "\n".join(lines)
 
 
@@ -125,7 +142,7 @@ def logged(log: Log) -> str:
         return f"Run {log.run_id} has not been tried yet; /run why says what it waits for."
     lines = [f"**Attempts of run {log.run_id}**"]
     lines += [
-        f"**{tried.token}** {tried.state} · {amount(tried.spent)}"
+        f"**{tried.token}** {tried.state} · {text.gpu_hours(tried.spent)}"
         + (f" · on {text.line(tried.host, 60)}" if tried.host else "")
         + (f" · {text.line(tried.reason, 160)}" if tried.reason else "")
         for tried in log.attempts[-ATTEMPTS_SHOWN:]
@@ -140,13 +157,13 @@ def logged(log: Log) -> str:
 
 def compared(views: Sequence[RunView], picture: str) -> Card:
     """Runs side by side, over the picture of their curves."""
-    lines = [f"### 📈 Runs {', '.join(str(view.id) for view in views)}"]
-    for view in views:
+    recipes = {view.recipe for view in views}
+    of = f" of {text.code(recipes.pop(), 60)}" if len(recipes) == 1 else ""
+    lines = [f"### 📈 Runs {', '.join(str(view.id) for view in views)}{of}"]
+    for view, name in zip(views, comparing.names(views), strict=True):
         held_out = "" if view.held_out is None else f" · held-out **{view.held_out:.3f}**"
         loss = "no loss yet" if view.loss is None else f"loss **{view.loss:.3f}**{held_out}"
-        lines.append(
-            f"**{view.id}** {text.code(view.recipe, 40)} · {loss} · {short(view.tokens)} tokens · {view.state}"
-        )
+        lines.append(f"**{view.id}** {text.code(name, 60)} · {loss} · {short(view.tokens)} tokens · {view.state}")
     marker = "-# Loss in nats per token; smoothed in the picture."
     gallery = ui.MediaGallery[Any](discord.MediaGalleryItem(f"attachment://{picture}", description=_alt(views)))
     return Card(texts(lines, marker), gallery, colour=BLUE, marker=marker)
@@ -155,17 +172,16 @@ def compared(views: Sequence[RunView], picture: str) -> Card:
 async def comparison(interaction: Interaction, views: Sequence[RunView]) -> tuple[Card, discord.File]:
     """The comparison of runs with its picture; raises NotFoundError where none of them has a curve yet."""
     app = interaction.client
-    curves = [await app.read(curve_of, view) for view in views]
+    names = comparing.names(views)
+    curves = [
+        replace(await app.read(curve_of, view), title=f"Run {view.id} · {name}")
+        for view, name in zip(views, names, strict=True)
+    ]
     if not any(len(curve.loss) > 1 for curve in curves):
         raise NotFoundError("None of these runs has a curve yet; look again once they have trained some steps.")
     name = f"runs-{'-'.join(str(view.id) for view in views)}.png"
     png = await app.studio.compare(Comparison(curves))
     return compared(views, name), discord.File(io.BytesIO(png), name, description=_alt(views))
-
-
-def amount(seconds: int) -> str:
-    """GPU-seconds, and as GPU-hours."""
-    return f"{seconds:,} GPU-seconds ({text.gpu_hours(seconds)})"
 
 
 def short(number: int) -> str:
@@ -176,8 +192,14 @@ def short(number: int) -> str:
     return str(number)
 
 
-def _when(why: Why) -> str:
-    return f"<t:{int(why.expected.timestamp())}:R>" if why.expected else ""
+def starts(expected: datetime | None) -> str:
+    """When a queued run starts, should all others take as long as they may."""
+    if expected is None:
+        return "Nobody can say when it starts."
+    seconds = (expected - utcnow()).total_seconds()
+    if seconds < 1:
+        return "It starts at once."
+    return f"It starts within {'a minute' if seconds < 60 else text.duration(seconds)} at the latest."
 
 
 def _block(lines: Sequence[str], most: int) -> str:
@@ -195,7 +217,8 @@ def _block(lines: Sequence[str], most: int) -> str:
 
 def _alt(views: Sequence[RunView]) -> str:
     told = [
-        f"run {view.id} {'has no loss yet' if view.loss is None else f'at {view.loss:.2f}'} after {short(view.tokens)}"
-        for view in views
+        f"run {view.id} ({name}) {'has no loss yet' if view.loss is None else f'at {view.loss:.2f}'} "
+        f"after {short(view.tokens)}"
+        for view, name in zip(views, comparing.names(views), strict=True)
     ]
     return text.bounded(f"The losses of {len(views)} runs over their tokens, nats per token: {'; '.join(told)}.", 1000)

@@ -182,8 +182,8 @@ async def extend(interaction: Interaction, time: str, run: int | None = None) ->
     more = text.duration(launching.parse_time_limit(time))
     await errors.reply(
         interaction,
-        f"Run {run_id} may take {more} longer; what is before it will cost {run_answers.amount(receipt.cost)} at most. "
-        f"The allocation has {run_answers.amount(receipt.left)} left.",
+        f"Run {run_id} may take {more} longer: from here on it costs {text.gpu_hours(receipt.cost)} at most. "
+        f"{run_answers.remains(receipt)}",
     )
 
 

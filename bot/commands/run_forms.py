@@ -1,7 +1,7 @@
 """The form by which a member lets a run continue a text."""
 
+from bot import text
 from bot.app import Interaction, actor
-from bot.commands import run_answers
 from bot.commands.form import Form, long
 from broker import sampling
 
@@ -21,5 +21,5 @@ class SampleForm(Form):
         )
         return (
             f"The last checkpoint of run {self.run_id} will continue your prompt; what it writes is posted in the "
-            f"project's channel. It will cost {run_answers.amount(receipt.cost)} at most."
+            f"project's channel. It will cost {text.gpu_hours(receipt.cost)} at most."
         )

@@ -16,11 +16,13 @@ from bot.delivery.tables import DiscordRoom
 from broker import allocations, catalogue, control, launching, publications, runs
 from broker.allocations import AllocationView
 from broker.launching import Order
+from broker.ledger import in_hours
 from broker.runs import ENDED, RunState
 from projects.errors import DomainError, NotFoundError
 
 LONGEST = 100
 TIME_LIMITS = ("15m", "30m", "1h", "2h", "4h", "8h", "12h", "24h")
+NO_RUN = "Name the run in the option “run”, or use this in its thread."
 T = TypeVar("T", int, str)
 
 
@@ -43,11 +45,15 @@ async def run_of(interaction: Interaction, named: int | None) -> int:
 
 async def _run_meant(interaction: Interaction) -> int | None:
     """The run that the command is about, as far as it is typed; None for a command that is about none."""
-    command = interaction.command
-    if not isinstance(command, discord.app_commands.Command) or command.get_parameter("run") is None:
+    if not _is_about_a_run(interaction):
         return None
     named = _whole(_given(interaction, "run"))
     return named if named is not None else await _run_here(interaction)
+
+
+def _is_about_a_run(interaction: Interaction) -> bool:
+    command = interaction.command
+    return isinstance(command, discord.app_commands.Command) and command.get_parameter("run") is not None
 
 
 async def _run_here(interaction: Interaction) -> int | None:
@@ -160,7 +166,7 @@ async def steps(interaction: Interaction, typed: str) -> list[Choice[int]]:
         own = int(launching.overridable(session, order.recipe)["steps"])
         counts = {own: ", as the recipe has it", own // 2: "", own * 2: ""} if number is None else {number: ""}
         return [
-            (f"{n:,} steps{note} · {_said(session, replace(order, overrides=with_steps(order.overrides, n)))}", n)
+            (f"{n:,} steps{note} · {_changed(session, order, with_steps(order.overrides, n), f'steps={n}')}", n)
             for n, note in counts.items()
         ]
 
@@ -199,18 +205,19 @@ async def time_limits(interaction: Interaction, typed: str) -> list[Choice[str]]
     def look(session: Session, meant: Meant) -> list[tuple[str, str]]:
         order = _order(session, interaction, meant)
         if typed.strip():
-            return [(f"{typed} · {_said(session, replace(order, time_limit=typed))}", typed)]
-        offers = [(f"{limit} · {_said(session, replace(order, time_limit=limit))}", limit) for limit in TIME_LIMITS]
+            return [(f"{typed} · {_lasting(session, order, typed)}", typed)]
+        offers = [(f"{limit} · {_lasting(session, order, limit)}", limit) for limit in TIME_LIMITS]
         try:
             expected = launching.quote(session, replace(order, time_limit="1m")).expected
         except DomainError:
             expected = None
         if expected is not None:
             limit = launching.as_typed(max(60, expected * 5 // (4 * order.gpus)))
-            offers.insert(0, (f"{limit} · a quarter more than expected", limit))
+            said = _lasting(session, order, limit)
+            offers.insert(0, (f"{limit}, a quarter more than expected · {said}", limit))
         return offers
 
-    return await _looked_up(interaction, look)
+    return await _looked_up(interaction, look, refused=typed or "✗")
 
 
 async def overrides(interaction: Interaction, typed: str) -> list[Choice[str]]:
@@ -223,7 +230,7 @@ async def overrides(interaction: Interaction, typed: str) -> list[Choice[str]]:
         order = _order(session, interaction, meant, without="override")
         if equals:
             whole = with_steps(typed, _whole(_given(interaction, "steps")))
-            return [(f"{typed} · {_said(session, replace(order, overrides=whole))}", typed)]
+            return [(f"{typed} · {_changed(session, order, whole, typed)}", typed)]
         taken = {given.partition("=")[0].strip() for given in begun.split(",")}
         return [
             (f"{before}{field}= · the recipe has {value}", f"{before}{field}=")
@@ -231,17 +238,19 @@ async def overrides(interaction: Interaction, typed: str) -> list[Choice[str]]:
             if field.startswith(name.casefold()) and field not in taken
         ]
 
-    return await _looked_up(interaction, look)
+    return await _looked_up(interaction, look, refused=typed or "✗")
 
 
 async def kept_steps(interaction: Interaction, typed: str) -> list[Choice[int]]:
     """The steps of the run that it can be forked from, the newest first."""
-    run_id = await _run_meant(interaction)
-    if run_id is None:
-        return []
-    kept = await interaction.client.read(publications.kept, run_id)
-    fitting = [step for step in reversed(kept) if typed.strip() in str(step)]
-    return [Choice(name=f"step {step:,} of run {run_id}", value=step) for step in fitting[: lookup.MOST_CHOICES]]
+
+    def look(session: Session, meant: Meant) -> list[tuple[str, int]]:
+        if meant.run is None:
+            raise NotFoundError(NO_RUN)
+        kept = publications.kept(session, meant.run)
+        return [(f"step {step:,} of run {meant.run}", step) for step in reversed(kept) if typed.strip() in str(step)]
+
+    return await _looked_up(interaction, look, refused=_whole(typed) or 0)
 
 
 def with_steps(overrides: str, steps: int | None) -> str:
@@ -277,11 +286,16 @@ def _order(session: Session, interaction: Interaction, meant: Meant, without: st
             gpus=gpus,
             allocation_id=allocation,
         )
+    if _is_about_a_run(interaction):
+        raise NotFoundError(NO_RUN)
     if meant.project is None:
         raise NotFoundError("Name the project in the option “project”, or use this in its channel.")
+    recipe = _word(interaction, "recipe")
+    if not recipe:
+        raise NotFoundError("Name the recipe first, in the option “recipe”.")
     return Order(
         project_id=meant.project,
-        recipe=_word(interaction, "recipe"),
+        recipe=recipe,
         time_limit=limit or "1h",
         gpus=1 if gpus is None else gpus,
         overrides=overrides if without == "steps" else with_steps(overrides, _whole(_given(interaction, "steps"))),
@@ -290,14 +304,30 @@ def _order(session: Session, interaction: Interaction, meant: Meant, without: st
     )
 
 
-def _said(session: Session, order: Order) -> str:
-    """What would come of an order, in a few words."""
+def _lasting(session: Session, order: Order, limit: str) -> str:
+    """What would come of an order with this time limit, which is what is typed: its own faults are told first."""
+    return _said(session, replace(order, time_limit=limit), lambda: launching.parse_time_limit(limit))
+
+
+def _changed(session: Session, order: Order, overrides: str, typed: str) -> str:
+    """What would come of an order with these overrides, of which some are what is typed: its faults are told first."""
+
+    def check() -> object:
+        return catalogue.load(session, order.recipe, launching.parse_overrides(typed))
+
+    return _said(session, replace(order, overrides=overrides), check)
+
+
+def _said(session: Session, order: Order, check: Callable[[], object] | None = None) -> str:
+    """What would come of an order that passes a check, in a few words."""
     try:
+        if check is not None:
+            check()
         quote = launching.quote(session, order)
     except DomainError as refusal:
         return f"✗ {refusal}"
-    expected = "" if quote.expected is None else f", about {text.gpu_hours(quote.expected)}"
-    return f"✓ {text.gpu_hours(quote.cost)} at most{expected}; {text.gpu_hours(quote.left)} left"
+    expected = "" if quote.expected is None else f", about {in_hours(quote.expected)}"
+    return f"✓ {text.gpu_hours(quote.cost)} at most{expected}; {in_hours(quote.left)} left"
 
 
 def _costing(time: str, gpus: int) -> str:

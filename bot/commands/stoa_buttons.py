@@ -17,8 +17,6 @@ from projects.errors import NotFoundError
 from projects.policies import Policies
 from projects.rights import Act
 
-MOST_LISTED = 20
-
 
 def pools_view(listed: Sequence[PoolStatus]) -> ui.LayoutView:
     """Each pool with its use."""
@@ -53,10 +51,10 @@ def limits_view(now: Policies) -> ui.LayoutView:
 
 
 def _view(title: str, lines: Sequence[str], labels: Mapping[str, str]) -> ui.LayoutView:
-    shown = [f"## {title}", *lines[:MOST_LISTED]]
-    if len(lines) > MOST_LISTED:
-        shown.append(f"-# and {len(lines) - MOST_LISTED} more: the command's option finds each of them")
-    said = text.bounded("\n".join(shown if lines else [*shown, "There is none yet."]), text.CARD)
+    head = f"## {title}"
+    room = text.CARD - text.length(head) - 1
+    hint = "-# The command's option finds each of them." if text.length("\n".join(lines)) > room else ""
+    said = f"{head}\n{text.listed(lines, end=hint, most=room) or 'There is none yet.'}"
     view = ui.LayoutView(timeout=None)
     buttons = [Button(act, 0, label=label) for act, label in labels.items()]
     view.add_item(ui.Container(ui.TextDisplay(said), ui.ActionRow(*buttons), accent_colour=card.BLUE))

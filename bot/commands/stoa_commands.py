@@ -9,7 +9,7 @@ from bot import errors, text
 from bot.app import Interaction, actor
 from bot.commands import helping, lookup, setting_up, stoa_buttons
 from bot.commands.reason_form import BlankingForm, ReasonForm
-from bot.commands.stoa_forms import ChangeGrantForm, ChangePoolForm
+from bot.commands.stoa_forms import AddGrantForm, ChangeGrantForm, ChangePoolForm
 from broker import cluster, inventory, pools
 from projects import limits, policies, record, redaction, rights
 from projects.errors import ConflictError, NotFoundError
@@ -102,10 +102,13 @@ async def list_pools(interaction: Interaction, pool: str | None = None) -> None:
 
 
 @stoa.command(name="grants", description="Admins: list what sponsors give, with its use; add or change a grant")
-@app_commands.describe(grant="One to change at once, where there are many")
+@app_commands.describe(
+    grant="One to change at once, where there are many", pool="One to add a grant of at once, where there are many"
+)
 @app_commands.autocomplete(grant=lookup.grant_numbers)
-async def list_grants(interaction: Interaction, grant: int | None = None) -> None:
-    """List them, or open the form of a change to one."""
+@app_commands.autocomplete(pool=lookup.pool_names)
+async def list_grants(interaction: Interaction, grant: int | None = None, pool: str | None = None) -> None:
+    """List them, or open the form of a change to one, or of a new one."""
     stoa_buttons.require(interaction, Act.MANAGE_COMPUTE)
     listed = await interaction.client.read(pools.grants)
     if grant is not None:
@@ -113,6 +116,10 @@ async def list_grants(interaction: Interaction, grant: int | None = None) -> Non
         if not named:
             raise NotFoundError(f"There is no grant {grant}.")
         await interaction.response.send_modal(ChangeGrantForm(named))
+        return
+    if pool is not None:
+        await interaction.client.read(pools.named, pool)
+        await interaction.response.send_modal(AddGrantForm([pool]))
         return
     spent = await interaction.client.read(inventory.spent_by_grant)
     await interaction.response.send_message(view=stoa_buttons.grants_view(listed, spent), ephemeral=True)
@@ -132,9 +139,8 @@ async def ban(interaction: Interaction, person: discord.User) -> None:
     """Open the form of the reason."""
     stoa_buttons.require(interaction, Act.BAN)
     who, done = Actor(person.id, person.display_name), "They can read, and do nothing else; the record says so."
-    role = interaction.client.server.admin_role
     await interaction.response.send_modal(
-        ReasonForm(f"Ban {person.display_name}", limits.ban, who, done, admin_role_id=role)
+        ReasonForm(f"Ban {person.display_name}", limits.ban, who, done, role="admin_role")
     )
 
 
@@ -143,9 +149,9 @@ async def ban(interaction: Interaction, person: discord.User) -> None:
 async def unban(interaction: Interaction, person: discord.User) -> None:
     """Open the form of the reason."""
     stoa_buttons.require(interaction, Act.BAN)
-    role, done = interaction.client.server.admin_role, "They can take part again; the record says so."
+    done = "They can take part again; the record says so."
     await interaction.response.send_modal(
-        ReasonForm(f"Unban {person.display_name}", limits.unban, person.id, done, admin_role_id=role)
+        ReasonForm(f"Unban {person.display_name}", limits.unban, person.id, done, role="admin_role")
     )
 
 
@@ -160,10 +166,10 @@ async def redact(interaction: Interaction, number: int, project: int | None = No
     stoa_buttons.require(interaction, Act.REDACT)
     stream = record.LAB if project == 0 else record.project_stream(await lookup.project_of(interaction, project))
     await interaction.client.read(redaction.named, stream, number)
-    role, done = interaction.client.server.admin_role, f"Entry {number} is blanked; its posts will follow."
+    done = f"Entry {number} is blanked; its posts will follow."
     act = functools.partial(redaction.redact, number=number)
     await interaction.response.send_modal(
-        BlankingForm(f"Blank entry {number} of {stream}", act, stream, done, admin_role_id=role)
+        BlankingForm(f"Blank entry {number} of {stream}", act, stream, done, role="admin_role")
     )
 
 
@@ -172,11 +178,10 @@ async def redact(interaction: Interaction, number: int, project: int | None = No
 async def forget(interaction: Interaction, person: discord.User) -> None:
     """Open the form of the reason, which is not to name them."""
     stoa_buttons.require(interaction, Act.REDACT)
-    role = interaction.client.server.admin_role
 
     def done(count: int) -> str:
         return f"{text.count(count, 'entry is', 'entries are')} blanked; their posts will follow."
 
     await interaction.response.send_modal(
-        BlankingForm("Forget a person", redaction.forget, str(person.id), done, admin_role_id=role)
+        BlankingForm("Forget a person", redaction.forget, str(person.id), done, role="admin_role")
     )

@@ -62,7 +62,7 @@ class ChangePoolForm(Form):
 
     def __init__(self, names: Sequence[str]) -> None:
         self.pool = choice([(name, name) for name in names])
-        self.gpus, self.weight = short(placeholder="As it is"), short(placeholder="As it is")
+        self.gpus, self.weight = [short(placeholder="As it is", required=False) for _ in range(2)]
         self.why = long(USUAL, "Everyone can read it")
         super().__init__(
             "Change a pool", {"Pool": self.pool, "GPUs": self.gpus, "Price weight": self.weight, "Reason": self.why}
@@ -114,7 +114,8 @@ class ChangeGrantForm(Form):
 
     def __init__(self, grants: Sequence[GrantView]) -> None:
         self.grant = choice([(f"{g.id} · {g.sponsor}, {g.pool}, until {g.until:%Y-%m-%d}", str(g.id)) for g in grants])
-        self.hours, self.until = short(placeholder="None more"), short(placeholder="As it is")
+        self.hours = short(placeholder="None more", required=False)
+        self.until = short(placeholder="As it is", required=False)
         self.why = long(USUAL, "Everyone can read it")
         super().__init__(
             "Change a grant",

@@ -28,7 +28,7 @@ PATIENCE = 5.0
 """Seconds for which a card that does not ask again keeps its place."""
 
 
-class OldMessageError(Exception):
+class OldMessageError(discord.DiscordException):
     """Discord takes no edit of this message now: it is older than an hour, and too many such were edited."""
 
     def __init__(self, retry_after: float) -> None:
@@ -43,27 +43,47 @@ def age(message_id: str) -> float:
 
 @dataclass
 class Line:
-    """The cards of a channel that wait, and the edits of late.
+    """The cards of a channel that wait, the longest waiting first, each with when it last asked; and the edits of late.
 
-    Each is kept with its place, the urgent ones before the others, then by since when, and with when it last asked.
+    Thousands may ask again and again, so an answer looks only at those whose turn it is.
     """
 
     most: int
     seconds: float
-    waiting: dict[str, tuple[tuple[bool, float], float]] = field(default_factory=dict)
+    urgent: dict[str, float] = field(default_factory=dict)
+    others: dict[str, float] = field(default_factory=dict)
     edits: deque[float] = field(default_factory=deque)
     closed_until: float = 0.0
 
     def ask(self, key: str, now: float, *, urgent: bool) -> bool:
         """Whether it is this card's turn; it keeps its place while it asks again and again."""
-        self.waiting = {name: times for name, times in self.waiting.items() if now - times[1] <= PATIENCE}
-        (_, since), _ = self.waiting.get(key, ((False, now), now))
-        self.waiting[key] = ((not urgent, since), now)
+        mine, other = (self.urgent, self.others) if urgent else (self.others, self.urgent)
+        other.pop(key, None)
+        if now - mine.get(key, now) > PATIENCE:
+            del mine[key]
+        mine[key] = now
         while self.edits and now - self.edits[0] >= self.seconds:
             self.edits.popleft()
         free = self.most - len(self.edits) if now >= self.closed_until else 0
-        first = sorted(self.waiting, key=lambda name: self.waiting[name][0])[: max(0, free)]
-        return key in first
+        return key in self._first(free, now)
+
+    def leave(self, key: str) -> None:
+        """Give a place up."""
+        self.urgent.pop(key, None)
+        self.others.pop(key, None)
+
+    def _first(self, free: int, now: float) -> list[str]:
+        """Whose turn it is; those before them that ask no more lose their places."""
+        first: list[str] = []
+        for waiting in (self.urgent, self.others):
+            gone: list[str] = []
+            for key, asked in waiting.items():
+                if len(first) >= free:
+                    break
+                (gone if now - asked > PATIENCE else first).append(key)
+            for key in gone:
+                del waiting[key]
+        return first
 
 
 class Cadence:
@@ -100,11 +120,11 @@ class Cadence:
             known.pop(key, None)
             known[key] = now
         line.edits.append(now)
-        line.waiting.pop(key, None)
+        line.leave(key)
 
     def leave(self, key: str, channel_id: str, *, age: float) -> None:
         """Leave the line: there is nothing to edit."""
-        self._line(channel_id, age).waiting.pop(key, None)
+        self._line(channel_id, age).leave(key)
 
     def refused(self, channel_id: str, retry_after: float) -> None:
         """Edit no old message of the channel for so long."""

@@ -8,33 +8,30 @@ from bot.cards.run_card import run_card
 from bot.cards.studio import Studio
 from bot.delivery import outbox, post_buttons, posts
 from bot.delivery.posts import Place, Scene
-from bot.delivery.rooms import Rooms
+from bot.delivery.rooms import Rooms, thread_name
 from bot.delivery.sender import Sender
 from bot.delivery.showcase import Showcase
+from bot.delivery.tombstones import Tombstones
 from broker import inventory, runs
 from broker.runs import RunView
 from projects import pipeline, record, redaction
 from projects.pipeline import ProjectView
 from projects.record import Told
 
-
-async def blank_posts(app: App, sender: Sender, entry: Told) -> None:
-    """Where an entry tells of a redaction, turn the posts of what was blanked into tombstones."""
-    if entry.kind not in redaction.KINDS:
-        return
-    numbers = (entry.payload or {}).get("numbers", ())
-    for blanked, rows in await app.read(outbox.posts_of, entry.stream, numbers):
-        for row in rows:
-            await sender.rewrite(row, f"{posts.BLANKED}\n{posts.marker(blanked)}")
+MOST_RUNS = 1000
 
 
 class LabFeed:
     """The lab's own stream, in the channel of the public record."""
 
-    behind = False
-
     def __init__(self, app: App, sender: Sender) -> None:
         self.app, self.sender = app, sender
+        self.tombstones = Tombstones(app, sender, record.LAB)
+
+    @property
+    def behind(self) -> bool:
+        """Whether a post may still show what was blanked."""
+        return self.tombstones.behind
 
     async def catch_up(self) -> None:
         """Post what is new."""
@@ -42,50 +39,56 @@ class LabFeed:
         rooms = {Place.RECORD: str(server.record), Place.REVIEW: str(server.review)}
         while entries := await self.app.read(outbox.untold, record.LAB):
             for entry in entries:
-                await blank_posts(self.app, self.sender, entry)
                 for place in posts.places(entry, has_channel=True):
                     said = posts.render(entry, place)
                     await self.sender.post(f"entry:{entry.id}:{place}", rooms[place], said)
                 await self.app.write(outbox.told, entry)
+                self.tombstones.note(entry)
+        await self.tombstones.refresh()
 
 
 class ProjectFeed:
     """The stream of a project, and the cards of the project, of its requests and of its runs.
 
-    `behind` says that a card does not show the present state yet, so that the feed must come again.
+    `behind` says that the turn has come of a card that does not show the present state yet, or that a post may still
+    show what was blanked.
     """
 
     def __init__(self, app: App, sender: Sender, studio: Studio, project_id: int) -> None:
         self.app, self.sender = app, sender
         self.project_id = project_id
         self.rooms = Rooms(app, project_id)
+        self.tombstones = Tombstones(app, sender, record.project_stream(project_id))
         self.showcase = Showcase(app, sender, studio, project_id)
 
     @property
     def behind(self) -> bool:
-        """Whether a card waits for its turn."""
-        return self.showcase.behind
+        """Whether a card's turn has come, or a post may still show what was blanked."""
+        return self.showcase.behind or self.tombstones.behind
 
     async def catch_up(self) -> None:
         """Post what is new, then bring the cards up to date."""
         stream = record.project_stream(self.project_id)
         while entries := await self.app.read(outbox.untold, stream):
             for entry in entries:
-                await blank_posts(self.app, self.sender, entry)
                 await self._tell(entry)
                 await self.app.write(outbox.told, entry)
+                self.tombstones.note(entry)
                 self.showcase.note(entry)
+        await self.tombstones.refresh()
         await self.showcase.refresh()
 
     async def _tell(self, entry: Told) -> None:
         channel_id, closed = await self.rooms.find(f"project:{self.project_id}")
         project = await self.app.read(pipeline.view, self.project_id)
+        if entry.kind in redaction.KINDS:
+            await self.rooms.relabel(project)
         if entry.kind in posts.OPENINGS and project.has_channel:
             channel_id = await self.rooms.channel(project)
         ran: Sequence[RunView] = ()
         sponsors: Sequence[str] = ()
         if entry.kind == "project.completed":
-            ran = await self.app.read(runs.of_project, self.project_id, kind="train")
+            ran = await self.app.read(runs.of_project, self.project_id, kind="train", limit=MOST_RUNS)
             sponsors = await self.app.read(inventory.sponsors, self.project_id)
         scene = Scene(project, channel_id, ran, sponsors)
         for place in posts.places(entry, has_channel=channel_id is not None or closed):
@@ -128,7 +131,8 @@ class ProjectFeed:
         return await self.rooms.thread(key, scene.channel_id, message_id, f"Run {run_id}")
 
     async def _proposal_thread(self, project: ProjectView) -> str | None:
-        key, proposals = f"proposal:{project.id}", str(self.app.server.proposals)
+        await self.showcase.follow(project.id)
+        key, proposals = f"{outbox.PROPOSAL}{project.id}", str(self.app.server.proposals)
         thread_id, gone = await self.rooms.find(key)
         if thread_id is not None or gone:
             return thread_id
@@ -137,4 +141,4 @@ class ProjectFeed:
         if message_id is None:
             await self.rooms.gone(key)
             return None
-        return await self.rooms.thread(key, proposals, message_id, f"P{project.id} · {project.title}")
+        return await self.rooms.thread(key, proposals, message_id, thread_name(project))

@@ -27,6 +27,8 @@ LONGEST_PAUSE_SECONDS = 30.0
 DOUBLINGS = 6
 TRIES_BEFORE_TOLD = 3
 TOO_MANY = 429
+LOOKING = "look around"
+"""The task beside those of the streams."""
 
 log = structlog.get_logger()
 
@@ -56,7 +58,7 @@ class Delivery:
                 try:
                     held = await self.app.write(lease.hold, guild, self.holder, settings.lease_seconds)
                     if held:
-                        await self._notices.look_around()
+                        self._look_around()
                         await self._round()
                     else:
                         await self._stop()
@@ -70,6 +72,18 @@ class Delivery:
         finally:
             await self._stop()
             await self.app.write(lease.let_go, guild, self.holder)
+
+    def _look_around(self) -> None:
+        """Have the admins told of what is gone, beside the rounds: what is told them may wait for Discord."""
+        task = self._tasks.get(LOOKING)
+        if task is None or task.done():
+            self._tasks[LOOKING] = asyncio.create_task(self._tell_what_is_gone(), name=LOOKING)
+
+    async def _tell_what_is_gone(self) -> None:
+        try:
+            await self._notices.look_around()
+        except Exception as error:
+            log.error("the admins could not be told of what is gone", exc_info=error)
 
     async def _round(self) -> None:
         """Start the feeds that have something to do and are not at it."""
@@ -85,7 +99,7 @@ class Delivery:
                 continue
             urgent = stream in due or stream in moving
             trouble = self._troubles.get(stream)
-            if (urgent or feed.behind) and (trouble is None or trouble.over):
+            if (trouble is None or trouble.over) and (urgent or feed.behind):
                 places = self._places if urgent else self._idle_places
                 self._tasks[stream] = asyncio.create_task(self._catch_up(stream, feed, places), name=f"feed {stream}")
 

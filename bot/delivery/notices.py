@@ -74,7 +74,7 @@ class Notices:
         gone = {name for name, channel_id in ids.items() if guild.get_channel(channel_id) is None}
         place = ids["record" if "review" in gone else "review"]
         for name in gone:
-            said = f"The channel for the {NAMES[name]} was deleted: nothing more is posted there."
+            said = f"The channel for the {NAMES[name]} was deleted: what belongs there waits."
             await self._is_gone("channel", ids[name], said, place)
         for name, holders in ROLES.items():
             role_id = getattr(server, name)

@@ -3,13 +3,19 @@
 import secrets
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import delete, or_, select
+from sqlalchemy import String, cast, delete, literal, or_, select
 from sqlalchemy.orm import Session
 
+from bot.delivery.posts import Place
 from bot.delivery.tables import DiscordCursor, DiscordMessage, DiscordRoom
 from projects import channels, record
 from projects.db import utcnow
-from projects.record import Stream, Told
+from projects.record import Entry, Payload, Stream, Told
+
+TOMBSTONE = "tombstone"
+"""The digest of a post that shows that its entry was blanked."""
+
+PROPOSAL = "proposal:"
 
 
 def message(session: Session, key: str) -> DiscordMessage | None:
@@ -37,15 +43,19 @@ def sent(session: Session, key: str, message_id: str, digest: str = "", picture:
     row.message_id, row.digest, row.picture = message_id, digest, picture
 
 
-def posts_of(session: Session, stream: str, numbers: Sequence[int]) -> Sequence[tuple[Told, Sequence[DiscordMessage]]]:
-    """Entries of a stream, each with the messages that tell of it."""
-    found = []
-    for number in numbers:
-        for entry in record.since(session, stream, number - 1, limit=1):
-            sent = DiscordMessage.key.startswith(f"entry:{entry.id}:", autoescape=True)
-            query = select(DiscordMessage).where(sent, DiscordMessage.message_id.is_not(None), ~DiscordMessage.gone)
-            found.append((entry, session.scalars(query).all()))
-    return found
+def readable(session: Session, stream: str) -> Sequence[tuple[Told, DiscordMessage]]:
+    """The entries of a stream that were blanked, each with a post that does not show it yet."""
+    begins = literal("entry:") + cast(Entry.id, String)
+    tells = or_(*(DiscordMessage.key == begins + f":{place}" for place in Place))
+    shows = DiscordMessage.message_id.is_not(None) & ~DiscordMessage.gone & (DiscordMessage.digest != TOMBSTONE)
+    rows = session.execute(
+        select(Entry, DiscordMessage)
+        .join(Payload, Payload.entry_id == Entry.id)
+        .join(DiscordMessage, tells)
+        .where(Entry.stream == stream, Payload.body.is_(None), shows)
+        .order_by(Entry.number, DiscordMessage.key)
+    )
+    return [(Told(entry.id, stream, entry.number, entry.kind, entry.hash, None), row) for entry, row in rows]
 
 
 def message_gone(session: Session, key: str) -> None:
@@ -55,9 +65,14 @@ def message_gone(session: Session, key: str) -> None:
         row.gone = True
 
 
-def forget(session: Session, key: str) -> None:
-    """Let a message stand for nothing any more, so that another is sent in its place."""
+def forget(session: Session, key: str, room: str = "") -> None:
+    """Let a message, the room that hangs on it and the runs' cards there stand for nothing, so that others follow."""
     session.execute(delete(DiscordMessage).where(DiscordMessage.key == key))
+    stood = session.get(DiscordRoom, room)
+    if stood is not None:
+        cards = DiscordMessage.key.startswith("run:") & (DiscordMessage.channel_id == stood.channel_id)
+        session.execute(delete(DiscordMessage).where(cards, DiscordMessage.gone.is_(False)))
+        session.delete(stood)
 
 
 def rooms(session: Session, project_id: int) -> Mapping[str, DiscordRoom]:
@@ -70,6 +85,11 @@ def project_in(session: Session, channel_ids: Sequence[int]) -> int | None:
     """The project that one of these channels or threads belongs to."""
     wanted = [str(channel_id) for channel_id in channel_ids]
     return session.scalars(select(DiscordRoom.project_id).where(DiscordRoom.channel_id.in_(wanted)).limit(1)).first()
+
+
+def room_in(session: Session, channel_id: str) -> str | None:
+    """The key of the room that a channel or thread is, if it is one of a project."""
+    return session.scalars(select(DiscordRoom.key).where(DiscordRoom.channel_id == channel_id)).one_or_none()
 
 
 def plan_room(session: Session, key: str, project_id: int) -> DiscordRoom:

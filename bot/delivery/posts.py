@@ -66,7 +66,7 @@ def render(entry: Told, place: Place, scene: Scene | None = None) -> str:
     if entry.payload is None:
         said = BLANKED
     elif place is Place.ANNOUNCEMENTS and scene is not None:
-        said = _announcement(entry.payload, scene)
+        said = _announcement(entry.payload, scene, text.CARD - text.length(marker(entry)) - 1)
     elif _opens(entry) and place is Place.PROPOSAL and scene is not None and scene.channel_id:
         said = f"🏛️ The project is on its way: from now on it lives in <#{scene.channel_id}>."
     else:
@@ -97,7 +97,7 @@ def _milestone(kind: str, payload: Payload) -> bool:
     return kind in ENDINGS
 
 
-def _announcement(p: Payload, scene: Scene) -> str:
+def _announcement(p: Payload, scene: Scene, most: int) -> str:
     everyone = ", ".join(f"{text.line(m['name'], 60)}{' (lead)' if m['lead'] else ''}" for m in p["people"])
     lines = [
         f"## {text.line(scene.project.title, 200)}",
@@ -108,13 +108,16 @@ def _announcement(p: Payload, scene: Scene) -> str:
     if scene.sponsors:
         given = ", ".join(text.line(sponsor, 80) for sponsor in scene.sponsors)
         lines.append(f"**Compute** given by {text.bounded(given, 600)}")
-    for run in scene.runs:
-        if run.kind == "train" and run.checkpoints:
-            last = run.checkpoints[-1]
-            lines.append(
-                f"**Run {run.id}** ({text.code(run.recipe, 60)}): {text.count(len(run.checkpoints), 'checkpoint')}, "
-                f"the last one is [step {last.step}]({last.url})"
-            )
     if scene.channel_id:
         lines.insert(2, f"All of it is told in <#{scene.channel_id}>.")
-    return "\n".join(lines)
+    head = "\n".join(lines)
+    published = [_published(run) for run in scene.runs if run.kind == "train" and run.checkpoints]
+    return "\n".join(filter(None, [head, text.listed(published, most=most - text.length(head) - 1)]))
+
+
+def _published(run: RunView) -> str:
+    last = run.checkpoints[-1]
+    return (
+        f"**Run {run.id}** ({text.code(run.recipe, 60)}): {text.count(len(run.checkpoints), 'checkpoint')}, "
+        f"the last one is [step {last.step}]({last.url})"
+    )

@@ -9,7 +9,8 @@ from bot import text
 from bot.app import App
 from bot.delivery import outbox
 from bot.delivery.pace import once
-from bot.delivery.sender import DELETED
+from bot.delivery.sender import DELETED, UNKNOWN_CHANNEL
+from bot.delivery.tables import DiscordRoom
 from projects.pipeline import ProjectView
 
 CATEGORY = "Projects"
@@ -43,7 +44,7 @@ class Rooms:
         try:
             await message.create_thread(name=text.bounded(name, 100), auto_archive_duration=WEEK)
         except discord.NotFound as error:
-            if error.code not in DELETED:
+            if error.code not in DELETED or (error.code == UNKNOWN_CHANNEL and key.startswith(outbox.PROPOSAL)):
                 raise
             await self.gone(key)
             return None
@@ -74,14 +75,51 @@ class Rooms:
             category = discord.utils.get(guild.categories, **({"id": chosen} if chosen else {"name": CATEGORY}))
             if category is not None and len(category.channels) >= MOST_IN_CATEGORY:
                 category = None
-            about = f"{text.line(project.title, 200)}: {text.line(project.question, 700)}"
-            topic = f"{about} · P{project.id} ({room.mark})"
             with once():  # by its mark it is found, if it was made
+                topic = _topic(project, room.mark)
                 made = await guild.create_text_channel(project.slug, topic=topic, category=category)
         await self.app.write(outbox.open_room, key, project.id, str(made.id))
         return str(made.id)
+
+    async def relabel(self, project: ProjectView) -> None:
+        """Bring the names of the project's channel and of its thread, and the topic, to the present state."""
+        rooms = await self.app.read(outbox.rooms, project.id)
+        room = rooms.get(f"project:{project.id}")
+        channel = await self._fetch(room)
+        if room is not None and isinstance(channel, discord.TextChannel):
+            topic, shown = _topic(project, room.mark), channel.topic or ""
+            if room.mark in shown and shown != topic:  # what an admin has put in its place stays
+                await channel.edit(name=project.slug, topic=topic)
+        thread, name = await self._fetch(rooms.get(f"proposal:{project.id}")), thread_name(project)
+        if isinstance(thread, discord.Thread) and thread.name != name:
+            try:
+                await thread.edit(name=name, archived=False)
+            except discord.Forbidden:
+                if not thread.locked:
+                    raise
+                log.warning("a locked thread keeps a name that was taken out of the record", thread=thread.id)
+
+    async def _fetch(self, room: DiscordRoom | None) -> object:
+        """The channel or thread that a room is, as Discord has it; None where there is none."""
+        if room is None or room.gone or room.channel_id is None:
+            return None
+        try:
+            return await self.app.fetch_channel(int(room.channel_id))
+        except discord.NotFound as error:
+            if error.code not in DELETED:
+                raise
+            return None
 
     async def gone(self, key: str) -> None:
         """Note that a person has deleted a room: nothing is sent there any more."""
         log.warning("a person has deleted this channel or thread; nothing more is posted there", key=key)
         await self.app.write(outbox.room_gone, key, self.project_id)
+
+
+def thread_name(project: ProjectView) -> str:
+    """What the thread under a proposal is called."""
+    return text.bounded(f"P{project.id} · {project.title}", 100)
+
+
+def _topic(project: ProjectView, mark: str) -> str:
+    return f"{text.line(project.title, 200)}: {text.line(project.question, 700)} · P{project.id} ({mark})"

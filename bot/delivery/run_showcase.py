@@ -5,7 +5,10 @@ successor is posted, with the key `run:7:2` and so on, and the old card keeps a 
 """
 
 import asyncio
+import functools
 import time
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -23,8 +26,9 @@ from bot.delivery.cadence import BUSY, CALM, OLD, OLD_AGE, OldMessageError
 from bot.delivery.sender import Sender
 from bot.delivery.tables import DiscordMessage
 from broker import runs, why
-from broker.runs import ACTIVE, RunState, RunView
+from broker.runs import ACTIVE, Run, RunState, RunView
 from broker.why import Why
+from projects import record, redaction
 
 RUNS_KEPT = 25
 WHY_SECONDS = 60.0
@@ -46,13 +50,16 @@ class Drawing:
 
 
 class RunShowcase:
-    """`behind` says that a card does not show the present state yet, so that it must be refreshed again."""
+    """`behind` says that a card does not show the present state yet, and that its turn to be refreshed has come."""
 
     def __init__(self, app: App, sender: Sender, studio: Studio, project_id: int) -> None:
         self.app, self.sender, self.studio = app, sender, studio
         self.project_id = project_id
         self._begun = False
         self._stale: set[int] = set()
+        self._later: list[int] = []
+        # Of each run whose card was told to wait, how to ask anew whether its turn has come.
+        self._waiting: defaultdict[int, list[Callable[[], bool]]] = defaultdict(list)
         self._shown: dict[int, RunView] = {}
         self._drawn: dict[int, float] = {}
         self._drawings: dict[int, Drawing] = {}
@@ -61,12 +68,14 @@ class RunShowcase:
 
     @property
     def behind(self) -> bool:
-        """Whether a card waits for its turn."""
-        return bool(self._stale)
+        """Whether a card's turn has come; those that wait stand in line by being asked."""
+        more = bool(self._later) and len(self._stale) < RUNS_KEPT
+        return more or any(self._due(run_id) for run_id in self._stale)
 
     def note(self, run_id: int) -> None:
         """Remember that a run's card is stale."""
         self._stale.add(run_id)
+        self._waiting.pop(run_id, None)
 
     def note_all(self) -> None:
         """Any card may be stale."""
@@ -75,14 +84,22 @@ class RunShowcase:
     async def refresh(self) -> None:
         """Bring the cards up to date whose turn has come, the one that has waited longest first."""
         if not self._begun:  # a crash may have left any card behind its run
-            newest = await self.app.read(runs.of_project, self.project_id, limit=RUNS_KEPT)
-            self._stale |= {run.parent_id if run.kind == "sample" and run.parent_id else run.id for run in newest}
+            self._later = await self.app.read(_newest, self.project_id)
             self._begun = True
+        while self._later and len(self._stale) < RUNS_KEPT:
+            self._stale.add(self._later.pop(0))
         moving = (await self.app.read(runs.in_motion)).get(self.project_id, set())
         pace = self.sender.cadence
-        for run_id in sorted(self._stale | moving, key=lambda run_id: (pace.edited_at(f"run:{run_id}"), run_id)):
+        due = moving | {run_id for run_id in self._stale if self._due(run_id)}
+        for run_id in sorted(due, key=lambda run_id: (pace.edited_at(f"run:{run_id}"), run_id)):
+            self._waiting.pop(run_id, None)
             if pace.rested(f"run:{run_id}") and await self._show(run_id):
                 self._stale.discard(run_id)
+
+    def _due(self, run_id: int) -> bool:
+        """Whether a card may be edited now, as far as is known without looking at it."""
+        rested = self.sender.cadence.rested(f"run:{run_id}")
+        return rested and (run_id not in self._waiting or any(ask() for ask in self._waiting[run_id]))
 
     async def _show(self, run_id: int) -> bool:
         """Bring a run's card to the present state; False where it must be looked at again."""
@@ -96,8 +113,9 @@ class RunShowcase:
         settled = await self._retire(run, cards)
         age = cadence.age(row.message_id)
         pace, key = self.sender.cadence, f"run:{run_id}"
-        if not pace.turn(key, row.channel_id, age=age, pause=self._pause(run, age)):
+        if not self._turn(run, key, row.channel_id, age, self._pause(run, age)):
             return False
+        self._waiting.pop(run_id, None)
         begun = self._drawings.get(run_id)
         name, picture = await self._picture_due(run, row.picture)
         why, number = await self._waits(run), len(cards)
@@ -146,10 +164,18 @@ class RunShowcase:
                 due.append((row, card))
         for row, card in due[:1]:
             key = f"{row.key}:moved"
-            if not self.sender.cadence.turn(key, row.channel_id, age=OLD_AGE):
+            if not self._turn(run, key, row.channel_id, OLD_AGE, BUSY):
                 return False
             return await self._change(key, row, card, "", None, OLD_AGE) and len(due) == 1
         return True
+
+    def _turn(self, run: RunView, key: str, channel_id: str, age: float, pause: float) -> bool:
+        """Whether a card of a run may be edited now; one that may not stands in line."""
+        ask = functools.partial(self.sender.cadence.turn, key, channel_id, age=age, pause=pause)
+        if ask():
+            return True
+        self._waiting[run.id].append(ask)
+        return False
 
     def _pause(self, run: RunView, age: float) -> float:
         """Seconds that should lie between the last edit of a run's card and the next one."""
@@ -207,6 +233,15 @@ class RunShowcase:
         except Exception as error:  # what the card says matters more than its picture
             log.error("a picture could not be drawn", run=run_id, exc_info=error)
             return None
+
+
+def _newest(session: Session, project_id: int) -> list[int]:
+    """The runs whose cards may be behind, the newest first: of those of a project from which a text was taken, all."""
+    query = select(Run).where(Run.project_id == project_id).order_by(Run.id.desc())
+    if not redaction.happened(session, record.project_stream(project_id)):
+        query = query.limit(RUNS_KEPT)
+    found = session.scalars(query)
+    return list(dict.fromkeys(run.parent_id if run.kind == "sample" and run.parent_id else run.id for run in found))
 
 
 def _cards(session: Session, run: RunView) -> tuple[list[DiscordMessage], str]:

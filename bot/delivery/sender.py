@@ -7,7 +7,7 @@ by looking in the channel for the message's marker, its last line of text.
 import asyncio
 import io
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -33,8 +33,14 @@ UNKNOWN_CHANNEL, UNKNOWN_MESSAGE = 10003, 10008
 # A person has deleted it.
 DELETED = frozenset({UNKNOWN_CHANNEL, UNKNOWN_MESSAGE})
 TOO_MANY_OLD_EDITS = 30046
+# A thread is archived, or a moderator has locked it; for a locked one it may also be a permission that is missing.
+CLOSED = frozenset({50013, 50083, 160005})
 
 log = structlog.get_logger()
+
+
+class LockedThreadError(discord.DiscordException):
+    """A moderator has locked the thread: the bot says nothing there, and changes nothing."""
 
 
 class Sender:
@@ -49,7 +55,10 @@ class Sender:
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def post(self, key: str, channel_id: str, said: str, buttons: Sequence[ui.Item[Any]] = ()) -> str | None:
-        """Post a text whose last line is its marker; the message's id, or None where a person has deleted its place."""
+        """Post a text whose last line is its marker; the message's id, or None where a person has deleted its place.
+
+        Raises discord.NotFound where the place is one of the lab's own channels, until there is another.
+        """
         if not buttons and text.length(said) <= text.MESSAGE:
             return await self._send(key, channel_id, said.splitlines()[-1], content=said)
         view = ui.LayoutView(timeout=None)
@@ -68,15 +77,58 @@ class Sender:
         Raises OldMessageError where Discord takes no more edits of so old a message for now.
         """
         message = self._channel(row.channel_id).get_partial_message(int(row.message_id or 0))
-        try:
+
+        async def edit() -> None:
             if picture is not None:
                 await message.edit(view=card, attachments=[discord.File(io.BytesIO(picture), name)])
             elif name:
                 await message.edit(view=card)
             else:
                 await message.edit(view=card, attachments=[])
+
+        try:
+            if await self._edited(row, edit):
+                await self.app.write(outbox.sent, row.key, row.message_id or "", card.digest, name)
+        except LockedThreadError:
+            await self._locked(row.key)
+
+    async def rewrite(self, row: DiscordMessage, said: str) -> None:
+        """Put another text in the place of a post, whichever sort of message it is.
+
+        Raises OldMessageError, and LockedThreadError.
+        """
+
+        async def edit() -> None:
+            message = await self._channel(row.channel_id).fetch_message(int(row.message_id or 0))
+            if _said(message) == said:
+                return
+            if message.flags.components_v2:
+                view = ui.LayoutView(timeout=None)
+                view.add_item(ui.TextDisplay(said))
+                await message.edit(view=view)
+            else:
+                await message.edit(content=said)
+
+        await self._edited(row, edit)
+
+    async def _edited(self, row: DiscordMessage, edit: Callable[[], Awaitable[None]]) -> bool:
+        """Make an edit, in an archived thread too; False where a person has deleted the message.
+
+        Raises OldMessageError, and LockedThreadError.
+        """
+        try:
+            try:
+                await edit()
+            except discord.HTTPException as error:
+                thread = await self._closed(row.channel_id, error)
+                if thread.locked:
+                    raise LockedThreadError from error
+                await thread.edit(archived=False)
+                await edit()
         except discord.NotFound as error:
-            await self._deleted(row.key, error)
+            if not await self._awaits_another(row.channel_id, error):
+                await self._deleted(row.key, error)
+            return False
         except discord.RateLimited as error:
             if cadence.age(row.message_id or "") < cadence.OLD_AGE:  # it is the bot's pace that Discord refuses
                 raise
@@ -85,22 +137,7 @@ class Sender:
             if error.code != TOO_MANY_OLD_EDITS:
                 raise
             raise OldMessageError(cadence.OLD) from error
-        else:
-            await self.app.write(outbox.sent, row.key, row.message_id or "", card.digest, name)
-
-    async def rewrite(self, row: DiscordMessage, said: str) -> None:
-        """Put another text in the place of a post, whichever sort of message it is."""
-        place = self._channel(row.channel_id)
-        try:
-            message = await place.fetch_message(int(row.message_id or 0))
-            if message.flags.components_v2:
-                view = ui.LayoutView(timeout=None)
-                view.add_item(ui.TextDisplay(said))
-                await message.edit(view=view)
-            else:
-                await message.edit(content=said)
-        except discord.NotFound as error:
-            await self._deleted(row.key, error)
+        return True
 
     async def _send(
         self,
@@ -131,7 +168,15 @@ class Sender:
                 else:
                     message = await channel.send(view=view, nonce=row.nonce)
         except discord.NotFound as error:
+            if await self._awaits_another(row.channel_id, error):
+                await self.app.write(outbox.forget, key)
+                raise
             await self._deleted(key, error)
+            return None
+        except discord.HTTPException as error:
+            if not (await self._closed(row.channel_id, error)).locked:
+                raise
+            await self._locked(key)
             return None
         # For a repeat of a nonce Discord returns the first message, which may show an earlier state.
         await self.app.write(_close, row, str(message.id), digest if certain else "")
@@ -171,11 +216,36 @@ class Sender:
             if error.code != UNKNOWN_MESSAGE:
                 raise
 
+    async def _awaits_another(self, channel_id: str, error: discord.NotFound) -> bool:
+        """Whether one of the lab's own channels is gone, or a thread with it: `/stoa setup` names another."""
+        if error.code != UNKNOWN_CHANNEL:
+            return False
+        room = await self.app.read(outbox.room_in, channel_id)
+        if room is None or not room.startswith(outbox.PROPOSAL):
+            return room is None
+        try:
+            await self.app.fetch_channel(self.app.server.proposals)
+        except discord.NotFound:
+            return True
+        return False
+
     async def _deleted(self, key: str, error: discord.NotFound) -> None:
         """Take a deletion as a decision."""
         if error.code not in DELETED:
             raise error
         log.warning("a person has deleted this message or its channel; it is not sent again", key=key)
+        await self.app.write(outbox.message_gone, key)
+
+    async def _closed(self, channel_id: str, error: discord.HTTPException) -> discord.Thread:
+        """The thread that is archived or locked, which may be why Discord refuses; raises `error` elsewhere."""
+        thread = await self.app.fetch_channel(int(channel_id)) if error.code in CLOSED else None
+        if not isinstance(thread, discord.Thread) or not (thread.archived or thread.locked):
+            raise error
+        return thread
+
+    async def _locked(self, key: str) -> None:
+        """Take a locked thread as a decision, of what stands there alone."""
+        log.warning("a moderator has locked the thread of this message; it is neither sent nor changed", key=key)
         await self.app.write(outbox.message_gone, key)
 
     def _channel(self, channel_id: str) -> discord.PartialMessageable:
@@ -195,11 +265,15 @@ def _require_nonce(session: Session, row: DiscordMessage) -> None:
         raise LostLeaseError
 
 
+def _said(message: discord.Message) -> str:
+    """The text of a message, of either sort."""
+    if not message.flags.components_v2:
+        return message.content
+    shown = ui.LayoutView.from_message(message).walk_children()
+    return "\n".join(item.content for item in shown if isinstance(item, ui.TextDisplay))
+
+
 def _last_line(message: discord.Message) -> str:
-    """The last line of text of a message, of either sort."""
-    texts = [message.content]
-    if message.flags.components_v2:
-        shown = ui.LayoutView.from_message(message).walk_children()
-        texts += [item.content for item in shown if isinstance(item, ui.TextDisplay)]
-    lines = "\n".join(texts).splitlines()
+    """The last line of text of a message."""
+    lines = _said(message).splitlines()
     return lines[-1] if lines else ""

@@ -225,7 +225,21 @@ def _queued(p: Payload) -> str:
         return f"✍️ {_by(p)} lets the last checkpoint of run {p['run']} continue:{quoted(p['prompt'])}"
     if "sample" in p:
         return f"✍️ A short text will be sampled from the last checkpoint of run {p['run']}."
+    if "prepares" in p:
+        return (
+            f"🗂️ {_by(p)} lets run {p['run']} prepare the data of {_prepared(p)}, for every later run of that recipe, "
+            f"in at most {text.duration(p['time_limit'])}. It waits for its turn."
+        )
     return f"🚀 {_by(p)} launches run {p['run']}: {_asked(p)}"
+
+
+def _prepared(p: Payload) -> str:
+    return text.code(p["prepares"], 60)
+
+
+def _at_step(p: Payload) -> str:
+    """Where a run stands; a preparation has no steps."""
+    return "" if "prepares" in p else f" at step {p['step']:,}"
 
 
 def _forked(p: Payload) -> str:
@@ -250,21 +264,24 @@ def _started(p: Payload) -> str:
 
 
 def _requeued(p: Payload) -> str:
-    return f"🔁 {_run(p)} was interrupted and will go on from its last checkpoint.{quoted(p['why'])}"
+    on = "begin anew" if "prepares" in p else "go on from its last checkpoint"
+    return f"🔁 {_run(p)} was interrupted and will {on}.{quoted(p['why'])}"
 
 
 def _stopping(p: Payload) -> str:
     what = "pause" if p.get("stops_as") == "paused" else "stop"
-    return f"✋ {_by(p)} asks {_run(p).lower()} to {what}; it writes a checkpoint first.{quoted(p['why'])}"
+    first = "" if "prepares" in p else "; it writes a checkpoint first"
+    return f"✋ {_by(p)} asks {_run(p).lower()} to {what}{first}.{quoted(p['why'])}"
 
 
 def _run_paused(p: Payload) -> str:
-    return f"⏸️ {_run(p)} is paused at step {p['step']:,}, after {_spent(p)}.{quoted(p['why'])}"
+    return f"⏸️ {_run(p)} is paused{_at_step(p)}, after {_spent(p)}.{quoted(p['why'])}"
 
 
 def _run_resumed(p: Payload) -> str:
+    start = "begin anew" if "prepares" in p else f"go on from step {p['step']:,}"
     return (
-        f"⏯️ {_by(p)} lets {_run(p).lower()} go on from step {p['step']:,}, on {text.count(p['gpus'], 'GPU')} for at "
+        f"⏯️ {_by(p)} lets {_run(p).lower()} {start}, on {text.count(p['gpus'], 'GPU')} for at "
         f"most {text.duration(p['time_limit'])}. It waits for its turn.{quoted(p['why'])}"
     )
 
@@ -314,7 +331,9 @@ def _finished(p: Payload) -> str:
         return f"{asked}{quoted(p['text'], 'It goes on:')}"
     if "sample" in p:
         return f"✍️ What the last checkpoint of run {p['run']} writes:{quoted(p['text'])}"
-    return f"🏁 {_run(p)} is finished at step {p['step']:,}, for {_spent(p)}."
+    if "prepares" in p:
+        return f"🏁 The data of {_prepared(p)} are prepared (run {p['run']}), for {_spent(p)}."
+    return f"🏁 {_run(p)} is finished{_at_step(p)}, for {_spent(p)}."
 
 
 def _failed(p: Payload) -> str:
@@ -322,7 +341,7 @@ def _failed(p: Payload) -> str:
 
 
 def _timed_out(p: Payload) -> str:
-    return f"⏱️ {_run(p)} reached its time limit at step {p['step']:,}, for {_spent(p)}."
+    return f"⏱️ {_run(p)} reached its time limit{_at_step(p)}, for {_spent(p)}."
 
 
 def _cancelled(p: Payload) -> str:
@@ -401,9 +420,25 @@ def _redacted(p: Payload) -> str:
     return f"🪦 {entries} {which} of this record {'was' if entries == 'Entry' else 'were'} blanked.{quoted(p['why'])}"
 
 
+PLACES = {
+    "proposals": "proposals are in <#{id}>",
+    "review": "requests are reviewed in <#{id}>",
+    "announcements": "what comes of projects is announced in <#{id}>",
+    "record": "the lab's own record is told in <#{id}>",
+    "reviewer_role": "reviewers have the role {name}",
+    "moderator_role": "moderators have the role {name}",
+    "admin_role": "admins have the role {name}",
+    "lab_category": "the lab's channels are under {name}",
+    "projects_category": "the projects' channels are under {name}",
+}
+
+
 def _set_up(p: Payload) -> str:
-    named = [f"{place.replace('_', ' ')} {text.code(target['name'], 100)}" for place, target in p["places"].items()]
-    return f"🧭 {_by(p)} says what stands for what in this server: {', '.join(named)}."
+    told = [
+        f"> {PLACES[place].format(id=target['id'], name=text.code(target['name'], 100))}"
+        for place, target in p["places"].items()
+    ]
+    return "\n".join([f"🧭 {_by(p)} sets this server up:", *told])
 
 
 def _banned(p: Payload) -> str:

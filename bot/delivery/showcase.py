@@ -1,6 +1,7 @@
 """The cards of one project and of its requests, brought to the present state; those of its runs are apart."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import discord
 import structlog
@@ -13,15 +14,16 @@ from bot.cards.studio import Studio
 from bot.delivery import cadence, outbox, review_desk
 from bot.delivery.cadence import BUSY, OLD, OLD_AGE, OldMessageError
 from bot.delivery.run_showcase import RunShowcase
-from bot.delivery.sender import Sender
+from bot.delivery.sender import UNKNOWN_CHANNEL, Sender
 from broker import allocations, runs
 from broker.allocations import AllocationView
 from broker.runs import RunView
 from projects import pipeline, redaction
-from projects.pipeline import ProjectView
+from projects.pipeline import ENDED, ProjectView
 from projects.record import Told
 
 RUNS_SHOWN = 4
+Ask = Callable[[], bool]
 
 log = structlog.get_logger()
 
@@ -45,20 +47,25 @@ def look(
 
 
 class Showcase:
-    """`behind` says that a card does not show the present state yet, so that it must be refreshed again."""
+    """`behind` says that a card does not show the present state yet, and that its turn to be refreshed has come."""
 
     def __init__(self, app: App, sender: Sender, studio: Studio, project_id: int) -> None:
         self.app, self.sender = app, sender
         self.project_id = project_id
         self._cards_stale = True
         self._urgent = False
-        self._review = app.server.review
+        self._waiting: list[Ask] = []
+        self._places = _places(app)
         self._runs = RunShowcase(app, sender, studio, project_id)
 
     @property
     def behind(self) -> bool:
-        """Whether a card waits for its turn."""
-        return self._cards_stale or self._runs.behind or self._review != self.app.server.review
+        """Whether a card's turn has come; those that wait stand in line by being asked."""
+        return self._due or self._runs.behind
+
+    @property
+    def _due(self) -> bool:
+        return self._cards_stale or self._places != _places(self.app) or any(ask() for ask in self._waiting)
 
     def note(self, entry: Told) -> None:
         """Remember which cards an entry makes stale."""
@@ -73,47 +80,66 @@ class Showcase:
     async def refresh(self) -> None:
         """Bring the cards up to date whose turn has come."""
         server = self.app.server
-        if self._cards_stale or self._review != server.review:
-            done, urgent = True, self._urgent
+        if self._due:
+            urgent, places = self._urgent, _places(self.app)
             project, requests, newest, channel_id = await self.app.read(look, self.project_id)
+            if project.stage not in ENDED:
+                await self.follow(project.id)
             card = project_card(project, requests, newest, channel_id=channel_id)
-            done &= await self._show(f"project:{project.id}", str(server.proposals), card, urgent=urgent)
+            asks = [await self._show(f"project:{project.id}", str(server.proposals), card, urgent=urgent)]
             desk = await review_desk.cards(self.app, project.id, requests)
             for key, (card, is_open) in desk.items():
                 if is_open:
-                    await self._follow(key, str(server.review))
-                done &= await self._show(key, str(server.review), card, urgent=urgent or not is_open)
-            self._cards_stale, self._urgent, self._review = not done, urgent and not done, server.review
+                    await self._follow(key, str(server.review), "This request is decided")
+                asks.append(await self._show(key, str(server.review), card, urgent=urgent or not is_open))
+            self._cards_stale, self._places = False, places
+            self._waiting = [ask for ask in asks if ask is not None]
+            self._urgent = urgent and bool(self._waiting)
         await self._runs.refresh()
 
-    async def _follow(self, key: str, channel_id: str) -> None:
+    async def follow(self, project_id: int) -> None:
+        """Let the project's card and thread be made anew, if the proposals now have another channel."""
+        thread, proposals = f"{outbox.PROPOSAL}{project_id}", str(self.app.server.proposals)
+        await self._follow(f"project:{project_id}", proposals, "This project is told of", thread)
+
+    async def _follow(self, key: str, channel_id: str, said: str, thread: str = "") -> None:
         """Forget a card that stands in another channel than the present one, so that it is posted there."""
         row = await self.app.read(outbox.message, key)
-        if row is None or row.channel_id == channel_id:
+        if row is None or row.gone or row.channel_id == channel_id:
             return
-        await self.app.write(outbox.forget, key)
-        if row.message_id is not None and not row.gone:
+        await self.app.write(outbox.forget, key, thread)
+        if row.message_id is not None:
             try:
-                await self.sender.rewrite(row, f"➡️ This request is decided in <#{channel_id}> now.")
-            except discord.DiscordException as error:
+                await self.sender.rewrite(row, f"➡️ {said} in <#{channel_id}> now.")
+            except (discord.DiscordException, OldMessageError) as error:
                 log.warning("a card that has moved cannot be changed", key=key, reason=str(error))
 
-    async def _show(self, key: str, channel_id: str, card: Card, *, urgent: bool) -> bool:
-        """Bring a card to the present state; False where it must wait for its turn."""
+    async def _show(self, key: str, channel_id: str, card: Card, *, urgent: bool) -> Ask | None:
+        """Bring a card to the present state; where it must wait, what asks anew whether its turn has come."""
         row = await self.app.read(outbox.message, key)
         if row is not None and (row.gone or row.digest == card.digest):
-            return True
+            return None
         if row is None or row.message_id is None:
-            await self.sender.place(key, channel_id, card)
-            return True
+            try:
+                await self.sender.place(key, channel_id, card)
+            except discord.NotFound as error:  # it comes where the next such channel is
+                if error.code != UNKNOWN_CHANNEL:
+                    raise
+            return None
         age, pace = cadence.age(row.message_id), self.sender.cadence
         pause = OLD if age >= OLD_AGE and not urgent else BUSY
-        if not pace.turn(key, row.channel_id, age=age, pause=pause, urgent=urgent):
-            return False
+        ask = functools.partial(pace.turn, key, row.channel_id, age=age, pause=pause, urgent=urgent)
+        if not ask():
+            return ask
         pace.edited(key, row.channel_id, age=age)
         try:
             await self.sender.change(row, card, row.picture, None)
         except OldMessageError as error:
             pace.refused(row.channel_id, error.retry_after)
-            return False
-        return True
+            return ask
+        return None
+
+
+def _places(app: App) -> tuple[int, int]:
+    """The channels that the cards stand in, which the admins may exchange."""
+    return app.server.proposals, app.server.review

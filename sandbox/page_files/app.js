@@ -1,6 +1,6 @@
 // The page: what is known of the guild, who one is, which channel is open, and what the server tells.
 import { Bar } from "./bar.js";
-import { ask, byAge, el } from "./dom.js";
+import { SILENT, ask, byAge, el } from "./dom.js";
 import * as forms from "./forms.js";
 import { plain } from "./markdown.js";
 import { isShown, show } from "./messages.js";
@@ -150,8 +150,9 @@ function drawHead() {
   const channel = seen.channel(known.open);
   if (!channel) return;
   const parent = channel.type >= 10 ? seen.channel(channel.parent_id) : null;
-  by("name").replaceChildren(...(parent ? [el("a", { href: `#${parent.id}` }, `#${parent.name}`), " › ", channel.name] : [`#${channel.name}`]));
-  by("topic").textContent = channel.topic ?? "";
+  by("name").replaceChildren(...(parent ? [el("a", { href: `#${parent.id}` }, `#${parent.name}`), el("span", {}, " › ")] : []),
+    el("b", {}, parent ? channel.name : `#${channel.name}`));
+  by("topic").textContent = plain(channel.topic ?? "", seen);
   document.title = `${channel.name} · ${known.guild.guild.name}`;
   bar.show();
 }
@@ -179,6 +180,11 @@ const all = () => [...known.messages.values(), ...[...known.privates.values()].f
 const atEnd = () => box.scrollHeight - box.scrollTop - box.clientHeight < NEAR_PIXELS;
 const toEnd = () => { box.scrollTop = box.scrollHeight; };
 
+// Where the end was in view, it stays there when the bar, the window or a phone's keyboard take or give room.
+let following = true;
+box.addEventListener("scroll", () => { following = atEnd(); });
+new ResizeObserver(() => following && toEnd()).observe(box);
+
 async function openChannel(id, message) {
   const changed = known.open !== id;
   known.open = id;
@@ -186,21 +192,36 @@ async function openChannel(id, message) {
   known.allThreads = known.allThreads && !changed;
   drawChannels();
   drawHead();
-  if (changed) bar.away();
+  if (changed) {
+    known.messages.clear();
+    known.more = false;
+    delete box.dataset.channel;
+    box.replaceChildren();
+    bar.away();
+  }
   await load();
   if (message) by(`m${message}`)?.scrollIntoView({ block: "start" });
 }
+
+// What the server tells while a channel is read, a list for each reading: it may be newer than what is read.
+const meanwhile = new Set();
 
 /** Reads the channel anew, keeping the place where one reads. */
 async function load() {
   const id = known.open;
   const same = box.dataset.channel === id;
   const end = !same || atEnd();
-  const got = await ask(`/sandbox/page/channels/${id}?user=${me()}`);
+  const told = [];
+  meanwhile.add(told);
+  const got = await ask(`/sandbox/page/channels/${id}?user=${me()}`).finally(() => meanwhile.delete(told));
   if (id !== known.open) return;
   const earlier = same ? [...known.messages.values()].filter((old) => got.messages.length && byAge(old.id, got.messages[0].id) < 0) : [];
   known.messages = new Map([...earlier, ...got.messages].map((item) => [item.id, item]));
   known.more = earlier.length ? known.more : got.more;
+  for (const event of told) {
+    if (event.kind === "gone") known.messages.delete(event.id);
+    if (event.kind === "message" && event.message.channel_id === id && !event.message.private) keep(event.message);
+  }
   const top = box.scrollTop;
   box.dataset.channel = id;
   draw();
@@ -231,7 +252,7 @@ function beginning(channel) {
   if (parent) {
     return el("p", { class: "beginning" }, "A thread of ", el("a", { href: `#${parent.id}/${channel.id}` }, `the message in #${parent.name}`), ".");
   }
-  return el("p", { class: "beginning" }, channel?.messages ? `This is where #${channel.name} begins.` : `Nothing has been said in #${channel?.name} yet.`);
+  return el("p", { class: "beginning" }, all().length ? `This is where #${channel.name} begins.` : `Nothing has been said in #${channel?.name} yet.`);
 }
 
 async function earlier() {
@@ -243,6 +264,16 @@ async function earlier() {
   draw();
   box.scrollTop = box.scrollHeight - fromEnd;
   by(`m${oldest.id}`)?.querySelector("a, button")?.focus({ preventScroll: true });
+}
+
+/** Keeps a message in its newest state: whether this is it. */
+function keep(message) {
+  const place = message.private ? known.privates : known.messages;
+  const old = place.get(message.id);
+  if (old && (old.edited_timestamp ?? "") > (message.edited_timestamp ?? "")) return false;
+  if (!old && known.more && byAge(message.id, all()[0]?.id ?? "") < 0) return false;
+  place.set(message.id, message);
+  return true;
 }
 
 /** A message that came or changed. */
@@ -258,10 +289,7 @@ async function arrived(message) {
     return;
   }
   const old = place.get(message.id);
-  if (old && (old.edited_timestamp ?? "") > (message.edited_timestamp ?? "")) return;
-  if (!old && known.more && byAge(message.id, all()[0]?.id ?? "") < 0) return;
-  place.set(message.id, message);
-  if (!isShown(message)) return;
+  if (!keep(message) || !isShown(message)) return;
   if (old) await redraw(message, old);
   else append(message);
 }
@@ -280,6 +308,13 @@ function append(message) {
   announce(message);
 }
 
+/** What stands in a message's new state where something stood in the old: what has its id, or else its place. */
+function successor(element, shown, made) {
+  const id = element.dataset.id;
+  const those = (article) => [...article.querySelectorAll(element.tagName)];
+  return (id && made.querySelector(`[data-id="${CSS.escape(id)}"]`)) ?? those(made)[those(shown).indexOf(element)];
+}
+
 /** Puts a message's new state in the place of the old, when its pictures are there: nothing jumps, nothing flickers. */
 async function redraw(message, old) {
   const made = show(message, page);
@@ -287,18 +322,23 @@ async function redraw(message, old) {
   const place = message.private ? known.privates : known.messages;
   const shown = by(`m${message.id}`);
   if (place.get(message.id) !== message || !shown) return; // it changed again, or is gone
-  const focus = shown.contains(document.activeElement) ? document.activeElement.dataset.id : undefined;
+  const focused = shown.contains(document.activeElement) ? document.activeElement : null;
   const opened = shown.querySelector("details[open] > summary");
+  const [focus, open] = [focused, opened].map((element) => element && successor(element, shown, made));
   const end = atEnd();
   const above = shown.getBoundingClientRect().bottom <= box.getBoundingClientRect().top + 1;
   const height = shown.offsetHeight;
   const answered = old.private && old.flags !== message.flags;
-  if (!answered) made.classList.add("changed");
+  if (!answered && message !== old) made.classList.add("changed");
   shown.replaceWith(made);
+  open?.parentElement.setAttribute("open", "");
   if (end) toEnd();
   else if (above) box.scrollTop += made.offsetHeight - height;
-  if (focus) made.querySelector(`[data-id="${CSS.escape(focus)}"]`)?.focus({ preventScroll: true });
-  if (opened) made.querySelector(`summary[data-id="${CSS.escape(opened.dataset.id ?? "")}"]`)?.parentElement.setAttribute("open", "");
+  focus?.focus({ preventScroll: true });
+  if (focused && !made.contains(document.activeElement)) {
+    made.tabIndex = -1;
+    made.focus({ preventScroll: true });
+  }
   if (answered) announce(message);
 }
 
@@ -324,34 +364,45 @@ function listen() {
   source?.close();
   source = new EventSource(`/sandbox/page/stream?user=${me()}`);
   // Also after a break: what was missed is read anew.
-  source.onopen = () => refresh().then(load).catch((error) => bar.say(error.message));
+  source.onopen = () => {
+    if (bar.hint.textContent === SILENT) bar.say("");
+    refresh().then(load).catch((error) => bar.say(error.message));
+  };
   source.onmessage = ({ data }) => {
     const event = JSON.parse(data);
+    for (const told of meanwhile) told.push(event);
     if (event.kind === "message") arrived(event.message);
     if (event.kind === "gone") gone(event);
     if (event.kind === "guild") guildChanged();
   };
-  source.onerror = () => { by("state").textContent = "The server does not answer: is the demo still up?"; };
+  source.onerror = () => {
+    if (by("state").textContent !== SILENT) bar.say(SILENT); // once, since it tries again twice a second
+    by("state").textContent = SILENT;
+  };
 }
 
 /** Many changes at once, as when a project gets its channel, are read once. */
 function guildChanged() {
   clearTimeout(changes);
   changes = setTimeout(async () => {
-    const threads = (guild) => guild.channels.filter((channel) => channel.type >= 10 && channel.parent_id === known.open).length;
-    const before = threads(known.guild);
+    const named = (guild) => guild.channels.map(({ id, name }) => `${id} ${name}`).join();
+    const before = named(known.guild);
     await refresh().catch((error) => bar.say(error.message));
     if (!seen.channel(known.open)) location.hash = firstChannel();
-    else if (threads(known.guild) !== before) all().filter((message) => seen.channel(message.id)).forEach((message) => redraw(message, message));
+    else if (named(known.guild) !== before) all().filter(pointsElsewhere).forEach((message) => redraw(message, message));
   }, 100);
 }
+
+/** Whether a message names channels, or has a thread: what it shows depends on the guild too. */
+const pointsElsewhere = (message) => seen.channel(message.id) || by(`m${message.id}`)?.querySelector(".mention");
 
 // --- Keys, the drawer, and the beginning
 
 function drawer(open) {
   document.body.classList.toggle("drawer", open);
+  document.querySelector("main").inert = open;
   by("open").setAttribute("aria-expanded", String(open));
-  if (open) by("channels").querySelector("[aria-current], a")?.focus();
+  if (open) (by("channels").querySelector("[aria-current]") ?? by("channels").querySelector("a"))?.focus();
 }
 
 function route() {
@@ -364,7 +415,8 @@ function route() {
 by("open").onclick = () => drawer(true);
 by("shut").onclick = () => { drawer(false); by("open").focus(); };
 by("veil").onclick = () => drawer(false);
-by("skip").onclick = (event) => { event.preventDefault(); bar.line.focus(); };
+matchMedia("(max-width: 760px)").onchange = () => drawer(false); // a wide window has no drawer
+by("skip").onclick = (event) => { event.preventDefault(); drawer(false); bar.line.focus(); };
 by("who").onchange = (event) => become(event.target.value).catch((error) => bar.say(error.message));
 by("join").onclick = () => forms.open({ title: "Join as a newcomer", components: [
   { type: 18, label: "Your name", component: { type: 4, style: 1, custom_id: "name", max_length: 32, value: "" } },

@@ -101,7 +101,7 @@ export class Bar {
     form.append(this.list, this.hint, this.place);
     form.addEventListener("submit", (event) => { event.preventDefault(); this.enter(); });
     this.finder = combobox(this.line, this.list, async (text) => this.find(text), (item) => this.begin(item.value), { eager: () => true });
-    this.line.addEventListener("focus", () => this.line.value.startsWith("/") || page.refresh());
+    this.line.addEventListener("focus", () => this.line.value.startsWith("/") || page.refresh().catch((error) => this.say(error.message)));
     this.away();
   }
 

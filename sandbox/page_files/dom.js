@@ -13,6 +13,8 @@ export function el(tag, properties = {}, ...children) {
   return made;
 }
 
+export const SILENT = "The server does not answer: is the demo still up?";
+
 /** What the server answers; throws an Error with its sentence where it refuses. */
 export async function ask(path, body) {
   const sent = body && { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
@@ -20,7 +22,7 @@ export async function ask(path, body) {
   try {
     response = await fetch(path, sent);
   } catch {
-    throw new Error("The server does not answer: is the demo still up?");
+    throw new Error(SILENT);
   }
   const data = await response.json().catch(() => ({ error: `The server answered ${response.status}.` }));
   if (!response.ok) throw new Error(data.error ?? `The server answered ${response.status}.`);

@@ -15,7 +15,7 @@ const INLINE = [
   [/^<@!?(\d+)>/, (m, seen) => el("span", { class: "mention" }, `@${seen.person(m[1])}`)],
   [/^<@&(\d+)>/, (m, seen) => el("span", { class: "mention" }, `@${seen.role(m[1])}`)],
   [/^<\/([^:>]+):\d+>/, (m) => el("span", { class: "mention" }, `/${m[1]}`)],
-  [/^<t:(-?\d+)(?::([tTdDfFR]))?>/, (m) => time(Number(m[1]), m[2] ?? "f")],
+  [/^<t:(-?\d+)(?::([tTdDfFR]))?>/, (m) => time(Number(m[1]), m[2] ?? "f") ?? m[0]],
   [/^<a?:(\w+):\d+>/, (m) => `:${m[1]}:`],
   [/^\*\*\*(?=\S)([^]+?)\*\*\*/, (m, seen) => el("b", {}, el("i", {}, inline(m[1], seen)))],
   [/^\*\*(?=\S)((?:\\.|[^\\])+?)\*\*(?!\*)/, (m, seen) => el("b", {}, inline(m[1], seen))],
@@ -48,8 +48,10 @@ function spoiler(children) {
   return shown;
 }
 
+/** A moment in the reader's own time; null where it is beyond what a Date can say. */
 function time(seconds, style) {
   const at = new Date(seconds * 1000);
+  if (Number.isNaN(at.getTime())) return null;
   const short = { dateStyle: "medium" };
   const said = {
     t: () => at.toLocaleTimeString([], { timeStyle: "short" }),

@@ -2,7 +2,6 @@
 import { el, hue } from "./dom.js";
 import { isWeb, markdown } from "./markdown.js";
 
-const PRIVATE = 64;
 const LOADING = 128;
 const HAS_THREAD = 32;
 const THREAD_CREATED = 18;
@@ -52,7 +51,7 @@ export function show(message, page) {
   if (message.edited_timestamp && !author.bot) body.append(el("small", {}, "(edited)"));
   if (message.flags & HAS_THREAD) {
     const thread = page.seen.channel(message.id);
-    if (thread) body.append(el("a", { class: "thread", href: `#${thread.id}` }, el("b", {}, thread.name), ` ${count(thread.messages - 1)} ›`));
+    if (thread) body.append(el("a", { class: "thread", href: `#${thread.id}` }, el("b", {}, thread.name), el("span", {}, `${count(thread.messages - 1)} ›`)));
   }
   if (message.private) {
     body.append(el("footer", {}, "Only you can see this",
@@ -184,5 +183,3 @@ function menu(message, page) {
     el("button", { type: "button", onclick: () => { details.open = false; page.choose(message, name); } }, name))));
   return details;
 }
-
-export const isPrivate = (message) => Boolean(message.flags & PRIVATE);

@@ -1,7 +1,6 @@
 """A lab for the tests of the bot: a real sandbox, a real database, and the real bot as a process of its own."""
 
 import asyncio
-import json
 import os
 import signal
 import subprocess
@@ -21,7 +20,7 @@ from projects import record
 from projects.db import Database
 from projects.people import Actor
 from sandbox.people import Answer, Channel, Guild, Message, Person
-from tests.discord_openapi import DiscordJudge, find_description
+from tests.discord_openapi import DiscordJudge, find_description, malformed, recorded
 
 ROOT = Path(__file__).parents[2]
 BOT = "from bot.client import run; from projects.settings import get_settings; run(get_settings())"
@@ -47,6 +46,8 @@ class Lab:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.db = Database(f"sqlite:///{root / 'stoa.db'}")
+        # Whether somebody sends what Discord refuses, to see it refused.
+        self.malformed_on_purpose = False
         self.bot: subprocess.Popen[bytes] | None = None
         self._sandbox: subprocess.Popen[bytes] | None = None
         self.guild: Guild
@@ -131,8 +132,7 @@ class Lab:
 
     def refused(self) -> int:
         """How many of the bot's requests were answered with a 403."""
-        exchanges = (self.root / "sandbox" / "exchanges.jsonl").read_text().splitlines()
-        return sum(json.loads(exchange)["status"] == 403 for exchange in exchanges)
+        return sum(exchange["status"] == 403 for exchange in recorded(self.root / "sandbox", "exchanges.jsonl"))
 
     def person(self, name: str) -> Person:
         """A member of the sandbox's guild: Ada, Grace, Rosa (a reviewer) or Omar (an admin)."""
@@ -249,9 +249,8 @@ async def shared_lab(
 
 
 def wire_problems(lab: Lab, judge: DiscordJudge | None) -> list[str]:
-    """What of the requests, answers and events between bot and sandbox does not fit Discord's description."""
+    """What between bot and sandbox does not fit Discord's description, and the bot's requests that were malformed."""
     if judge is None:
         return []
     folder = lab.root / "sandbox"
-    exchanges = (folder / "exchanges.jsonl").read_text().splitlines()
-    return [problem for exchange in exchanges for problem in judge.judge(json.loads(exchange))]
+    return judge.judge_recorded(folder) + ([] if lab.malformed_on_purpose else malformed(folder))

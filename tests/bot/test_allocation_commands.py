@@ -56,8 +56,9 @@ async def test_a_request_is_asked_about_answered_and_withdrawn(shared_lab: Share
     assert post.button_labels == ["Answer"]
     await refused(lab, omar.press(post, "Answer"), LEAD)
     unsaid = await ada.press(post, "Answer")
-    await refused(lab, ada.submit(unsaid, {}), "The answer is empty: please write a sentence or two.")
+    await refused(lab, ada.submit(unsaid, {}, force=True), "The answer is empty: please write a sentence or two.")
     said = await ada.press(post, "Answer")
+    assert said.fields[0].placeholder == "Why *five* sizes?"
     await ada.submit(said, {"Answer": "A line needs points."})
     await lab.guild.wait_for(channel.id, lambda m: "**Ada** answers about the request (allocation 2):" in m.text)
     await card(lab, "allocation 2", "**Rosa** asks\n> Why", "**Ada** answers\n> A line needs points.")
@@ -127,7 +128,7 @@ async def test_a_change_is_decided_and_an_allocation_revoked(shared_lab: Shared)
     no_live = "Allocation 2 is withdrawn; this needs an approved one."
     await refused(lab, ada.command("allocation change", channel=channel.id, allocation=2), no_live)
     suggested = await ada.complete("allocation change", "allocation", "1 ·", channel=channel.id)
-    assert suggested == [("1 · 2 GPU-hours of local, approved", 1)]
+    assert suggested == [("1 · 1 GPU-hour of local, approved", 1)]
 
     async def ask(**fields: str) -> Answer:
         form = await ada.command("allocation change", channel=channel.id, allocation=1)
@@ -172,7 +173,10 @@ async def test_a_change_is_decided_and_an_allocation_revoked(shared_lab: Shared)
         assert (await rosa.submit(revoke, WHY)).text.startswith("Revoked: ")
         await refused(lab, rosa.press(shown, "Revoke"), "Allocation 1 is revoked; this needs an approved one.")
     await lab.guild.wait_for(channel.id, lambda m: "**Rosa** revokes allocation 1; 1.5 GPU-hours return" in m.text)
-    assert (await card(lab, "-# P1 · allocation 1", "Revoked by Rosa")).buttons == []
+    assert (await card(lab, "-# P1 · allocation 1", "Revoked by Rosa", "0 GPU-hours used by")).buttons == []
+    listed = (await grace.command("allocation list", channel=channel.id)).text.splitlines()
+    assert listed[-1].startswith("**1** 0 GPU-hours of `local` until")
+    assert "· revoked · 0 GPU-hours left" in listed[-1]
 
 
 async def test_a_starter_grant_and_what_takes_its_place(shared_lab: Shared) -> None:

@@ -1,5 +1,6 @@
 """How cards look and how often they are edited: whose turn it is, old messages, and the successor of an old card."""
 
+import asyncio
 import re
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -12,16 +13,19 @@ from PIL import Image
 
 from bot.cards import comparison
 from bot.cards.project_card import project_card
+from bot.cards.review_card import review_card
 from bot.cards.run_card import RUNS, moved_card, run_card
 from bot.delivery import cadence, outbox, showcase
 from bot.delivery.cadence import BUSY, FRESH_EDITS, OLD, OLD_AGE, OLD_EDITS, Cadence
 from broker import attempts, endings
 from broker.allocations import AllocationState
 from broker.attempts import Ending, Process, Progress
+from broker.ledger import Account
 from broker.runs import RunState
 from broker.series import Measured
 from broker.why import Why
-from projects import membership
+from projects import membership, pipeline
+from projects.people import Actor
 from projects.pipeline import Member, Stage
 from projects.record import Told
 from sandbox.people import Channel, Message
@@ -30,6 +34,21 @@ from tests.bot.test_delivery import until
 from tests.bot.test_limits import project, request, run
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def test_an_allocation_tells_what_it_is_of_where_it_stands() -> None:
+    asked = replace(request("Sizes"), seconds=7200, account=Account(3600, 0, 1800), reason="One is plenty.")
+    heads = {
+        AllocationState.REQUESTED: "2 GPU-hours for Sizes",
+        AllocationState.APPROVED: "1 GPU-hour for Sizes",
+        AllocationState.EXPIRED: "0.5 GPU-hours used by Sizes",
+    }
+    for state, head in heads.items():
+        granted = Account(1800, 0, 1800) if state == AllocationState.EXPIRED else asked.account
+        card = said(review_card(replace(asked, state=state, account=granted)))
+        assert head in card.splitlines()[0]
+        assert "asks for 2 GPU-hours" in card or "asked for 2 GPU-hours" in card
+    assert "**Ended**, approved by Sizes, given by Sizes\n> One is plenty." in card
 
 
 class Clock:
@@ -150,7 +169,11 @@ async def test_a_runs_card_says_in_plain_words_how_it_stands() -> None:
     assert len({(emoji, colour) for emoji, colour, _ in RUNS.values()}) == len(RunState)
     started = datetime(2030, 1, 1, 10, tzinfo=UTC)
     ended = replace(shown, started_at=started, ended_at=started.replace(minute=5), state=RunState.FINISHED)
-    assert "**Took** 5 min" in said(run_card(ended))
+    over = said(run_card(ended))
+    assert "**Took** 5 min" in over
+    assert re.search(r"\*\*GPU-hours\*\* [\d.]+ by this run\n", over), (
+        "what others draw of the allocation is not its own"
+    )
     fork = replace(shown, parent_id=3, attempt=2)
     assert "forked from run 3 · attempt 2" in said(run_card(fork))
     assert "<#77>" in said(run_card(fork, thread_id="77"))
@@ -165,7 +188,10 @@ async def test_a_queued_runs_card_says_what_it_waits_for() -> None:
         return said(run_card(queued, why=waits))
 
     first, later = told(datetime(2030, 1, 1, 10, 1, tzinfo=UTC)), told(datetime(2030, 1, 1, 10, 9, tzinfo=UTC))
-    assert "It waits for GPUs: 2 needed. It is number 3 of 7 in line. It should start by <t:" in first
+    assert (
+        "It waits for GPUs: 2 needed. It is number 3 of 7 in line. It starts by <t:1893492900:t> at the latest."
+        in first
+    )
     assert first == later
 
 
@@ -201,7 +227,7 @@ async def test_a_card_too_old_to_edit_has_a_successor(shared_lab: tuple[Lab, Cha
     lab, channel = shared_lab
     await lab.launch(channel, override="steps=4000")
     first = await lab.guild.wait_for(channel.id, lambda m: m.text.endswith("-# P1 · run 1"))
-    await lab.guild.wait_for(channel.id, lambda m: m.id == first.id and "next round" in m.text)
+    await lab.guild.wait_for(channel.id, lambda m: m.id == first.id and "Nothing stands in its way." in m.text)
     token = lab.call(attempts.admit, 1, [0])
     lab.call(attempts.claim, 1, token, host="here", lease_seconds=60)
     lab.call(attempts.started, 1, token, Process("here", "boot", 1, 1.0), [], lease_seconds=60)
@@ -327,3 +353,31 @@ def progress(first: int, last: int) -> Progress:
 async def test_the_age_of_a_message_is_in_its_id() -> None:
     id_of_an_hour_ago = discord.utils.time_snowflake(discord.utils.utcnow()) - (3600 * 1000 << 22)
     assert 3590 < cadence.age(str(id_of_an_hour_ago)) < 3610
+
+
+async def test_a_card_that_waits_for_its_turn_costs_nothing_meanwhile(shared_lab: tuple[Lab, Channel]) -> None:
+    lab, _ = shared_lab
+
+    def looks() -> int:
+        return lab.log.count("looked at")
+
+    lab.kill_bot()
+    await lab.guild.count_as_old(0)
+    await lab.guild.limit("old edit", 0, 300.0)
+    counted = "from bot.delivery import showcase; look = showcase.look; "
+    counted += "showcase.look = lambda *given: print('looked at', flush=True) or look(*given); "
+    await lab.start_bot(counted + AGED)
+    begun = looks()
+    lab.call(membership.follow, Actor(77, "Zoe"), 1)
+    await until(lambda: looks() > begun)
+    before = -1
+    async with asyncio.timeout(20):
+        while before != looks():
+            before = looks()
+            await asyncio.sleep(2)  # its rounds are a tenth of a second apart
+    lab.kill_bot()
+    await lab.guild.count_as_old(3600)
+    await lab.start_bot()
+    with lab.db.read() as session:
+        followers = pipeline.view(session, 1).followers
+    await lab.guild.wait_for("proposals", lambda m: f"**Followers** {followers}" in m.text)

@@ -3,6 +3,8 @@
 import pytest
 
 from bot import text
+from broker import attempts, endings
+from broker.attempts import Ending, Process, Progress
 from sandbox.people import Channel
 from tests.bot.conftest import Lab
 from trainer.config import RECIPES
@@ -43,10 +45,27 @@ async def test_a_recipe_goes_from_a_file_to_a_run(shared_lab: Shared) -> None:
     assert listed.endswith("`ours`")
 
     given = {"recipe": "ours", "time_limit": "5m"}
+    assert await grace.complete("catalogue prepare", "recipe", "", channel=channel.id) == [("ours", "ours")]
+    built_in = await grace.command("catalogue prepare", channel=channel.id, recipe="demo", time_limit="5m")
+    assert built_in.text == "“demo” is built in, and its data are on every host: it needs no preparing."
     prepared = await grace.command("catalogue prepare", channel=channel.id, **given)
     assert prepared.text.startswith(
         f"Run 1 will prepare the data of `ours`. It will cost {text.gpu_hours(300)} at most"
     )
+    card = await lab.guild.wait_for(channel.id, lambda m: m.text.endswith("-# P1 · run 1") and bool(m.thread_id))
+    assert "### ⏳ Run 1 waits for GPUs\nprepares the data of **ours** · queued by Grace on 1 GPU" in card.text
+    await lab.guild.wait_for(
+        card.thread_id or "", lambda m: "**Grace** lets run 1 prepare the data of `ours`" in m.text
+    )
+    token = lab.call(attempts.admit, 1, (0,))
+    lab.call(attempts.claim, 1, token, host="here", lease_seconds=600)
+    lab.call(attempts.started, 1, token, Process("here", "boot", 1, 1), [], lease_seconds=600)
+    lab.call(endings.settle, 1, token, 36.0, Progress(0, 0), Ending(0), 3)
+    done = "🏁 The data of `ours` are prepared (run 1), for 0.01 GPU-hours."
+    await lab.guild.wait_for(channel.id, lambda m: m.text.startswith(done))
+    over = await lab.guild.wait_for(channel.id, lambda m: m.id == card.id and "has finished" in m.text)
+    assert "step" not in over.text
+    assert await grace.complete("catalogue prepare", "recipe", "", channel=channel.id) == []
     launched = await lab.launch(channel, **given)
     assert "Run 2 is queued" in launched.text
     retired = await omar.submit(await omar.command("catalogue retire", name="ours"), {"Reason": "A better one came."})
@@ -61,7 +80,7 @@ async def test_a_recipe_and_a_dataset_by_form(shared_lab: Shared) -> None:
     fields = {"Name": "books", "Dataset": f"common/books@{COMMIT}", "Licence": "cc-by-4.0"}
     assert (await ada.submit(form, fields)).text == "`books` is proposed; an admin decides."
     form = await ada.command("catalogue propose", what="dataset")
-    wrong = await ada.submit(form, {"Name": "words", "Dataset": "common/words", "Commit": "main"})
+    wrong = await ada.submit(form, {"Name": "words", "Dataset": "common/words", "Commit": "main", "Licence": "MIT"})
     assert wrong.text == "A dataset is taken at a commit: give its 40 hexadecimal digits, not a branch or a tag."
     form = await ada.command("catalogue propose", what="recipe")
     assert (

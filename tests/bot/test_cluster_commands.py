@@ -35,8 +35,10 @@ async def test_the_cluster_at_a_glance(shared_lab: Shared) -> None:
     queue = (await grace.command("cluster queue", pool="local")).text.splitlines()
     assert queue[0] == "`local` 3 runs waiting"
     assert queue[1] == "**1.** Run 1, 2 GPUs · Do small models dream?"
-    assert queue[2] == "-# Starts at once. It starts at the scheduler's next round."
-    assert queue[4].startswith("-# Starts within 5 min. It waits for GPUs: 2 needed, 0 free on “local”.")
+    assert queue[2] == "-# It starts at once. Nothing stands in its way."
+    assert queue[4].startswith(
+        "-# It starts within 5 min at the latest. It waits for GPUs: 2 needed, 0 free on “local”."
+    )
     assert max(map(len, queue)) < 120
     refused = await grace.command("cluster queue", pool="**nowhere**")
     assert refused.text == text.escape("There is no pool “**nowhere**”; the pools are: big, local.")

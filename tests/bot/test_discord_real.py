@@ -14,11 +14,21 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 async def test_the_script_for_the_real_discord(shared_lab: tuple[Lab, Channel]) -> None:
     lab, _ = shared_lab
+    lab.malformed_on_purpose = True
     status, said = await play(lab)
     assert "✘" not in said, said
     assert status == 0
-    assert said.count("✔") == 20
-    for click in ("/stoa setup", "/project propose", "/run launch", "Compare", "Pause", "Config", "/project complete"):
+    assert said.count("✔") == 27
+    for click in (
+        "/stoa setup",
+        "/project propose",
+        "/run launch",
+        "/run show",
+        "Compare",
+        "Pause",
+        "Config",
+        "/project complete",
+    ):
         assert f"[ ] {click}" in said or f"{click} on" in said, click
 
 
@@ -30,6 +40,27 @@ async def test_it_says_what_it_cannot_do(shared_lab: tuple[Lab, Channel]) -> Non
     assert "1 failed." in said
     assert "[ ] /stoa setup" in said
     assert status == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "seen"),
+    [
+        (r"POST /channels/\d+/messages$", 502, "✘ the story can go on: POST /channels/"),
+        (r"GET /guilds/\d+/members", 403, "✘ the story can go on: GET /guilds/"),
+    ],
+)
+async def test_an_odd_answer_is_a_failure_and_not_the_end(
+    shared_lab: tuple[Lab, Channel], asked: str, status: int, seen: str
+) -> None:
+    lab, _ = shared_lab
+    lab.malformed_on_purpose = True
+    await lab.guild.fault(asked, status=status)
+    ended, said = await play(lab)
+    assert seen in said
+    assert " failed.\n" in said
+    assert "[ ] /stoa setup" in said
+    assert ended == 1
+    assert not [channel.name for channel in await lab.guild.channels() if "check" in channel.name]
 
 
 async def play(lab: Lab) -> tuple[int | None, str]:

@@ -42,8 +42,8 @@ async def test_from_a_proposal_to_a_launched_run(lab: Lab) -> None:
     assert await ada.complete("run launch", "recipe", "de", channel=channel.id) == [("demo", "demo")]
     launched = await lab.launch(channel, override="steps=20")
     assert launched.ephemeral
-    assert "600 GPU-seconds (0.167 GPU-hours) at most" in launched.text
-    assert "3,600 GPU-seconds (1 GPU-hour) left" in launched.text
+    assert "0.167 GPU-hours at most" in launched.text
+    assert "1 GPU-hour left" in launched.text
     run_card = await lab.guild.wait_for(channel.id, lambda m: m.text.endswith("-# P1 · run 1") and m.thread_id)
     assert "queued" in run_card.text
     assert run_card.thread_id is not None
@@ -51,7 +51,7 @@ async def test_from_a_proposal_to_a_launched_run(lab: Lab) -> None:
     assert "steps=20" in queued.text
 
     ledger = await ada.command("allocation show", channel=channel.id)
-    assert "Granted: 3,600 GPU-seconds (1 GPU-hour)" in ledger.text
+    assert "Granted: 1 GPU-hour\n" in ledger.text
     assert "queued" in (await ada.command("run list", channel=run_card.thread_id)).text
     assert "Do small models dream?" in (await ada.command("project list")).text
     assert (await ada.command("run show", run=1)).ephemeral

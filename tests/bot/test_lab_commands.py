@@ -1,5 +1,6 @@
 """`/stoa pools · grants · limits`: admins see them with their use, and change them, in public and with a reason."""
 
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -83,9 +84,16 @@ async def test_what_the_lists_and_forms_leave_out_is_reached_by_name(shared_lab:
         with lab.db.write() as session:
             pools.add_pool(session, name=f"pool{number}", gpu_type="CPU", gpus=1)
             until = datetime.now(UTC) + timedelta(days=60)
-            pools.add_grant(session, pool=f"pool{number}", sponsor="A club", seconds=3600, until=until)
+            pools.add_grant(session, pool=f"pool{number}", sponsor="A club " * 11, seconds=3600, until=until)
     listed_all = (await omar.command("stoa grants")).text
-    assert "-# and 9 more: the command's option finds each of them" in listed_all
+    shown = re.findall(r"^\*\*(\d+)\*\* ", listed_all, re.MULTILINE)
+    *_, whole, more, hint = listed_all.splitlines()
+    assert whole.endswith(" left")
+    assert (more, hint) == (f"-# and {29 - len(shown)} more", "-# The command's option finds each of them.")
+    form = await omar.command("stoa grants", pool="pool29")
+    assert form.fields[0].options == ["pool29"]
+    given = {"Pool": "pool29", "Sponsor": "A club", "GPU-hours": "1", "Until": "2090-01-31"}
+    assert (await omar.submit(form, given)).text.startswith("Grant 30 is added")
     assert await omar.complete("stoa grants", "grant", "bank") == [("2 · **A bank**, hall, until 2090-01-31", 2)]
     form = await omar.command("stoa grants", grant=2)
     assert form.fields[0].options == ["2 · **A bank**, hall, until 2090-01-31"]

@@ -153,8 +153,22 @@ def test_posts(kind: str, said: str) -> None:
         assert shown.splitlines()[-1] == "-# P1 · record 12 · 00112233"
         assert "@everyone" not in shown
         assert "GPU-seconds" not in shown
-    sample = Told(1, "project:1", 12, kind, "00112233445566", payload | {"sample": 2})
-    assert text.length(posts.render(sample, Place.RUN, scene)) <= 4000
+    for other in ({"sample": 2}, {"prepares": said}):
+        about = Told(1, "project:1", 12, kind, "00112233445566", payload | other)
+        assert text.length(posts.render(about, Place.RUN, scene)) <= 4000
+
+
+def test_an_announcement_names_whole_runs_and_counts_the_others() -> None:
+    people = [{"id": "1", "name": "Ada", "lead": True}]
+    payload = {"outcome": "result", "learnt": "word " * 300, "people": people}
+    told = Told(1, "project:1", 12, "project.completed", "00112233445566", payload)
+    url = f"https://hub/{'long' * 40}/step1"
+    ran = [replace(run("demo"), id=number, checkpoints=(CheckpointLink(1, url),)) for number in range(25)]
+    lines = posts.render(told, Place.ANNOUNCEMENTS, Scene(project("Why?"), "5", ran)).splitlines()
+    links = [line for line in lines if line.startswith("**Run ")]
+    assert 1 < len(links) < 25
+    assert all(line.endswith(f"[step 1]({url})") for line in links)
+    assert lines[-2:] == [f"-# and {25 - len(links)} more", "-# P1 · record 12 · 00112233"]
 
 
 @given(st.text(alphabet="ab @everyone<#*_`\\\n[]()🧪", max_size=200), st.integers(1, 80))
@@ -165,6 +179,12 @@ def test_bounds_and_escapes(said: str, most: int) -> None:
         bare = shown.removesuffix("…")
         assert (len(bare) - len(bare.rstrip("\\"))) % 2 == 0
     assert "@everyone" not in text.escape(said)
+
+
+def test_an_address_leads_where_it_did_and_no_line_of_a_quote_is_a_heading() -> None:
+    said = "@ada wrote https://a.org/@ada_b\u2028# big\u2029-# small\x85> not hers"
+    shown = ["@\u200bada wrote https://a.org/%40ada_b", "\\# big", "\\-# small", "\\> not hers"]
+    assert text.quote(said, 500).splitlines() == [f"> {line}" for line in shown]
 
 
 @given(st.lists(st.text(alphabet="a 🧪", min_size=1, max_size=300), max_size=60), st.text("end", max_size=400))

@@ -120,7 +120,7 @@ async def test_a_project_rests_is_moderated_and_ends(shared_lab: Shared) -> None
     channel = await lab.guild.wait_for_channel(lambda c: c.name.startswith(f"p{number}-"))
 
     unsaid = await ada.command("project pause", channel=channel.id)
-    await refused(lab, ada.submit(unsaid, {}), "The reason is empty: please write a sentence or two.")
+    await refused(lab, ada.submit(unsaid, {}, force=True), "The reason is empty: please write a sentence or two.")
     pause = await ada.command("project pause", channel=channel.id)
     assert "The project is paused" in (await ada.submit(pause, WHY)).text
     await lab.guild.wait_for(channel.id, lambda m: "**Ada** pauses the project" in m.text and "Exams" in m.text)

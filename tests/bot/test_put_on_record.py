@@ -17,7 +17,9 @@ ENTRY = put_on_record.name
 async def test_a_finding_is_put_on_record_once(shared_lab: Shared) -> None:
     lab, channel = shared_lab
     ada, grace, omar = lab.person("Ada"), lab.person("Grace"), lab.person("Omar")
-    found = await omar.say(channel.id, "The **exponent** is 0.34 @everyone\n# so it falls")
+    found = await omar.say(
+        channel.id, "The **exponent** is 0.34 @everyone\n# so it falls\u2028# see https://a.org/@ada_b?c"
+    )
     refused = await omar.menu(found, ENTRY)
     assert "Only members of" in refused.text
     done = await grace.menu(found, ENTRY)
@@ -26,7 +28,10 @@ async def test_a_finding_is_put_on_record_once(shared_lab: Shared) -> None:
     post = await lab.guild.wait_for(channel.id, lambda m: f"record {number} " in m.text)
     today = datetime.now(UTC).date().isoformat()
     assert f"**Grace** puts on record what **Omar** wrote on {today}:" in post.text
-    assert "> The \\*\\*exponent\\*\\* is 0.34 @\u200beveryone\n> \\# so it falls" in post.text
+    assert (
+        "> The \\*\\*exponent\\*\\* is 0.34 @\u200beveryone\n> \\# so it falls\n> \\# see https://a.org/%40ada_b?c"
+        in post.text
+    )
     guild = lab.guild.info["guild_id"]
     assert f"https://discord.com/channels/{guild}/{channel.id}/{found.id}" in post.text
     for again in (await ada.menu(found, ENTRY), await omar.menu(found, ENTRY)):

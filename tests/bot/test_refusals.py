@@ -151,7 +151,8 @@ async def test_forms_leave_the_judging_to_the_domain_and_count_by_its_limits(sha
     }
     for limits, form in forms.items():
         assert form.kind == "modal"
-        assert {(field.required, field.min_length) for field in form.fields} == {(False, None)}
+        assert {(field.required, field.min_length) for field in form.fields} == {(True, None)}
+        assert all(field.placeholder for field in form.fields), "each says what belongs there"
         assert tuple(field.max_length for field in form.fields) == limits
 
 

@@ -46,7 +46,7 @@ async def launched(lab: Lab, channel: Channel, **options: object) -> int:
 
 async def card_of(lab: Lab, channel: Channel, run: int, *words: str) -> Message:
     """The run's card once it has these words and buttons."""
-    return await lab.guild.wait_for(
+    card = await lab.guild.wait_for(
         channel.id,
         lambda m: (
             m.text.endswith(f"· run {run}")
@@ -54,6 +54,9 @@ async def card_of(lab: Lab, channel: Channel, run: int, *words: str) -> Message:
             and all(w in m.text or w in m.button_labels for w in words)
         ),
     )
+    # The bot knows the thread as the run's a moment after everybody sees it.
+    await lab.guild.wait_for(card.thread_id or "", lambda m: True)
+    return card
 
 
 def said(answer: Answer) -> str:
@@ -75,9 +78,9 @@ async def test_a_launch_is_offered_with_its_cost_and_confirmed_once(shared_lab: 
     for words in (
         "Launch demo on 2 GPUs of `local`?",
         "With steps=40, seed=7",
-        "**Cost** 1,200 GPU-seconds (0.333 GPU-hours) at most, in 10 min",
-        "allocation 1 has 3,600 GPU-seconds (1 GPU-hour) left, and 2,400 GPU-seconds (0.667 GPU-hours)",
-        "place 1 of 1. It starts at the scheduler's next round.",
+        "**Cost** 0.333 GPU-hours at most, in 10 min",
+        "allocation 1 has 1 GPU-hour left, and 0.667 should this run take all its time",
+        "place 1 of 1. Nothing stands in its way. It starts at once.",
         "81.9k tokens in 40 steps",
         "MiB of memory on each GPU",
     ):
@@ -100,7 +103,14 @@ async def test_a_launch_is_offered_with_its_cost_and_confirmed_once(shared_lab: 
     await ada.press(offer.message, "Launch", timeout=2)
     await lab.guild.clear_faults()
     again = await ada.press(offer.message, "Launch")
-    assert again.text.startswith("### 🚀 Run 1 is queued\nIt will cost 1,200 GPU-seconds (0.333 GPU-hours) at most")
+    assert again.text.startswith("### 🚀 Run 1 is queued\nIt will cost 0.333 GPU-hours at most")
+    assert "The allocation has 1 GPU-hour left, and 0.667 should its queued runs take all their time." in again.text
+    offer = await ada.command("run launch", channel=channel.id, recipe="demo", time_limit="1m")
+    for words in (
+        "has 1 GPU-hour left, and 0.65 should this run and those queued take all their time",
+        "place 2 of 2. It waits for GPUs: 1 needed, 0 free on “local”. It starts within 10 min at the latest.",
+    ):
+        assert words in offer.text
     run = lab.call(runs.load, 1)
     assert (run.gpus, run.overrides) == (2, {"steps": "40", "seed": "7"})
     assert await lab_runs(lab) == [1]
@@ -150,8 +160,8 @@ async def test_what_is_typed_is_judged_while_it_is_typed(shared_lab: Shared) -> 
 
     given: dict[str, object] = {"recipe": "demo", "time_limit": "30m"}
     assert await shown("gpus", "", **given) == [
-        "1 GPU · ✓ 0.5 GPU-hours at most; 1 GPU-hour left",
-        "2 GPUs · ✓ 1 GPU-hour at most; 1 GPU-hour left",
+        "1 GPU · ✓ 0.5 GPU-hours at most; 1 left",
+        "2 GPUs · ✓ 1 GPU-hour at most; 1 left",
     ]
     assert await shown("gpus", "-3", **given) == ["-3 GPUs · ✗ The pool “local” has 2 GPUs; ask for 1 to 2."]
     assert (await shown("time_limit", "", recipe="demo"))[0].startswith("15m · ✓ 0.25 GPU-hours at most")
@@ -159,13 +169,23 @@ async def test_what_is_typed_is_judged_while_it_is_typed(shared_lab: Shared) -> 
     assert (await shown("steps", "", **given))[0].startswith("200 steps, as the recipe has it · ✓")
     assert await shown("override", "seed=1, le", **given) == ["seed=1, learning_rate= · the recipe has 0.005"]
     assert (await shown("override", "batch=7", **given))[0].startswith("batch=7 · ✗ ")
-    assert await shown("override", "", recipe="nonsense") == []
+    unknown = ["✗ There is no recipe “nonsense”; the recipes are: demo."]
+    assert await shown("override", "", recipe="nonsense") == unknown
+    assert await shown("override", "") == ["✗ Name the recipe first, in the option “recipe”."]
     assert await shown("dataset", "docs", **given) == ["python-docs · demo"]
     assert await shown("recipe", "", dataset="python-stdlib") == ["demo"]
-    assert await shown("steps", "7", recipe="nonsense") == ["✗ There is no recipe “nonsense”; the recipes are: demo."]
+    assert await shown("steps", "7", recipe="nonsense") == unknown
+    for option, typed, own in (
+        ("steps", "-5", "-5 steps · ✗ steps must be a number greater"),
+        ("time_limit", "banana", "banana · ✗ A time limit is written like"),
+        ("override", "seed=", "seed= · ✗ An override is written like"),
+        ("override", "magic=1", "magic=1 · ✗ 'magic' may not be overridden"),
+        ("override", "seed=1", "seed=1 · ✗ The pool “local” has 2 GPUs"),
+    ):
+        assert (await shown(option, typed, **given | {"gpus": 9}))[0].startswith(own), "its own fault before another's"
     [(nowhere, value)] = await ada.complete("run launch", "gpus", "", recipe="demo")
     assert (nowhere[:21], value) == ("✗ Name the project in", 1)
-    assert await shown("allocation", "") == ["1 · 2 GPU-hours of local, approved"], "what is asked for is not there yet"
+    assert await shown("allocation", "") == ["1 · 1 GPU-hour of local, approved"], "what is asked for is not there yet"
     prepare = await ada.complete("catalogue prepare", "time_limit", "", channel=channel.id, recipe="demo")
     assert prepare[0] == ("15m · 0.25 GPU-hours at most", "15m")
     wrong = await ada.command("run launch", channel=channel.id, recipe="demo", time_limit="5m", dataset="pile")
@@ -184,11 +204,14 @@ async def test_a_run_is_paused_resumed_extended_and_looked_at(shared_lab: Shared
     place = said(await ada.command("run why", channel=thread))
     assert f"**Run {run}** of Do small models dream? is queued." in place
     assert "**Place**" in place
+    assert place.endswith(("It starts at once.", "at the latest."))
     assert "by fair-share" in place
     assert "not been tried yet" in said(await ada.command("run log", run=run))
 
     assert said(await ada.press(card, "Pause")) == f"Run {run} is paused; /run resume lets it go on."
     assert "only one that waits or runs can be paused" in said(await ada.command("run pause", run=run))
+    paused_by = f"**Run {run}** of Do small models dream? is paused. It was paused by Ada; /run resume lets it go on."
+    assert said(await ada.command("run why", run=run)) == paused_by
     card = await card_of(lab, channel, run, "paused", "Resume")
     refused = said(await omar.press(card, "Resume"))
     assert refused.startswith("Only members of")
@@ -204,19 +227,21 @@ async def test_a_run_is_paused_resumed_extended_and_looked_at(shared_lab: Shared
         ("soon · ✗ A time limit is written like 45m, 2h or 1h30m, from one minute to 720 hours.", "soon")
     ]
     on = await ada.complete("run resume", "allocation", "", run=run)
-    assert on == [("1 · 2 GPU-hours of local, approved", 1)], "the run's project is meant, wherever this is typed"
+    assert on == [("1 · 1 GPU-hour of local, approved", 1)], "the run's project is meant, wherever this is typed"
     for gpus in (-1, 3):
         wrong = await ada.command("run resume", run=run, gpus=gpus)
         assert said(wrong) == "The pool “local” has 2 GPUs; ask for 1 to 2."
     await lab.guild.fault(r"PATCH /channels/\d+/messages/", count=100, status=503)
     resumed = said(await ada.command("run resume", channel=thread, gpus=2))
-    assert resumed.startswith(f"Run {run} is queued. It will cost 1,200 GPU-seconds")
+    assert resumed.startswith(f"Run {run} is queued. It will cost 0.333 GPU-hours at most")
     stale = said(await ada.press(card, "Resume"))
     assert stale == f"Run {run} is queued; only a paused run can be resumed."
     await lab.guild.clear_faults()
     assert (await ada.complete("run extend", "time", "2m", run=run))[0] == ("2m · 0.067 GPU-hours at most", "2m")
     extended = said(await ada.command("run extend", run=run, time="2m"))
-    assert extended.startswith(f"Run {run} may take 2 min longer; what is before it will cost 1,440 GPU-seconds")
+    assert extended.startswith(
+        f"Run {run} may take 2 min longer: from here on it costs 0.4 GPU-hours at most. The allocation"
+    )
     assert "written like 45m" in said(await ada.command("run extend", run=run, time="-2m"))
 
     config = await ada.command("run config", channel=thread)
@@ -243,8 +268,10 @@ async def test_a_run_is_paused_resumed_extended_and_looked_at(shared_lab: Shared
     card = await card_of(lab, channel, run, "running", "Compare")
     assert card.button_labels == ["Pause", "Compare", "Config"]
     assert said(await ada.press(card, "Pause")).startswith(f"Run {run} writes a checkpoint and pauses")
-    lab.call(endings.settle, run, token, 30.0, Progress(0, 0), Ending(75, "stopped"), 3)
+    lab.call(endings.settle, run, token, 30.0, Progress(0, 0), Ending(75, "it was asked to stop"), 3)
     assert lab.call(runs.view, run).state == RunState.PAUSED
+    paused_log = (await ada.command("run log", run=run)).text
+    assert f"**{token}** ended · 0.017 GPU-hours · on here · paused by Ada\n" in paused_log
     assert "is queued" in said(await ada.command("run resume", run=run))
     waits = lab.call(why.why, run).reason
     shown = await ada.command("run show", run=run)
@@ -271,6 +298,9 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     token = start(lab, first)
     lab.call(attempts.renew, first, token, 20.0, progress(1, 20, (0, 16)), lease_seconds=600)
 
+    nowhere = "✗ Name the run in the option “run”, or use this in its thread."
+    for option, sent in (("step", 0), ("gpus", 1), ("override", "✗"), ("time_limit", "✗")):
+        assert await ada.complete("run fork", option, "", channel=channel.id) == [(nowhere, sent)]
     steps = await ada.complete("run fork", "step", "", channel=channel.id, run=first)
     assert steps == [(f"step 16 of run {first}", 16), (f"step 0 of run {first}", 0)]
     for command in ("run fork", "run sample"):
@@ -280,16 +310,22 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     given = await ada.complete("run fork", "gpus", "", channel=channel.id, run=first, step=16)
     assert given[0][0].startswith("1 GPU · ✓ 0.033 GPU-hours at most")
     assert await ada.complete("run fork", "gpus", "", **here) == given
-    assert (await ada.complete("run fork", "time_limit", "", **here))[0][0].startswith("3m · a quarter more")
+    [(expected, limit), *_] = await ada.complete("run fork", "time_limit", "", **here)
+    assert expected.startswith("3m, a quarter more than expected · ✓ 0.05 GPU-hours at most, about 0.027; 0.9")
+    assert limit == "3m"
     assert (await ada.complete("run fork", "override", "le", **here))[0][0].startswith("learning_rate= · the recipe")
     unknown = said(await ada.command("run fork", run=first, step=7))
     assert unknown == f"Run {first} has no checkpoint of step 7 on this disk; it has: 0, 16."
     offer = await ada.command("run fork", run=first, step=16, override="seed=9", gpus=2)
     assert f"Launch a fork of run {first} from step 16 on 2 GPUs" in offer.text
+    assert "49.2k tokens in the 24 steps from 16 to 40" in offer.text
     assert "**Expected** about " in offer.text
     assert "measured 500 tokens per second" in offer.text
-    [expected, *_] = await ada.complete("run launch", "time_limit", "", channel=channel.id, recipe="demo", steps=40)
-    assert expected == ("4m · a quarter more than expected", "4m")
+    [(expected, limit), *_] = await ada.complete(
+        "run launch", "time_limit", "", channel=channel.id, recipe="demo", steps=40
+    )
+    assert expected.startswith("4m, a quarter more than expected · ✓ 0.067 GPU-hours at most")
+    assert limit == "4m"
     assert offer.message is not None
     forked = await ada.press(offer.message, "Launch")
     second = int(forked.text.split("Run ")[1].split()[0])
@@ -308,17 +344,19 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     compared = await ada.command("run compare", runs=f"{first}, {second}")
     assert compared.ephemeral
     assert compared.message is not None
+    assert f"### 📈 Runs {first}, {second} of `demo`\n" in compared.text
+    assert f"**{second}** `seed 9, fork of {first}` · loss **5.500**" in compared.text
     assert f"**{first}** `demo` · loss **7.000** · held-out **6.500** · 20k tokens · running" in compared.text
     [picture] = compared.message.attachments
     assert picture.path.read_bytes().startswith(b"\x89PNG")
-    assert f"run {second} at 5.50 after 30k" in (picture.description or "")
+    assert f"run {second} (seed 9, fork of {first}) at 5.50 after 30k" in (picture.description or "")
     shown = await ada.command("run show", run=first)
     assert shown.message is not None
     assert [picture.filename for picture in shown.message.attachments] == [f"run-{first}.png"]
     card = await card_of(lab, channel, first, "Compare")
     pressed = await ada.press(card, "Compare")
     assert pressed.ephemeral
-    assert f"**{second}** `demo`" in pressed.text
+    assert f"**{second}** `" in pressed.text
 
     form = await ada.command("run sample", run=first)
     assert form.kind == "modal"
@@ -328,7 +366,7 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     )
     form = await ada.command("run sample", run=first)
     queued = said(await ada.submit(form, {"Prompt": "def hello(@everyone):"}))
-    assert "120 GPU-seconds" in queued
+    assert "0.033 GPU-hours at most" in queued
     sample = lab.call(runs.of_project, 1, kind="sample")[0]
     assert lab.call(runs.load, sample.id).prompt == "def hello(@everyone):"
     asked = await lab.guild.wait_for(thread, lambda m: "lets the last checkpoint of run" in m.text)

@@ -3,9 +3,10 @@
 import aiohttp
 
 from bot.commands.setting_up import NEW
+from projects import limits, pipeline, progress
 from sandbox import permissions
 from tests.bot.conftest import Lab
-from tests.bot.test_delivery import until
+from tests.bot.test_delivery import activate, propose, told, until
 
 NOTHING = {
     f"{name}_ID": "0"
@@ -76,7 +77,7 @@ async def test_a_server_is_set_up_once_and_again(lab: Lab) -> None:
     assert {channel.parent_id for channel in made} == {lab.guild.info["categories"]["Lab"]}
     assert f"- the lab's record: <#{made[1].id}> (adopted)" in done.text, "made by the one that broke off"
     assert done.text.count("(new)") == 1, "the admins' role; the moderators' was made"
-    told = await lab.guild.wait_for(made[1].id, lambda m: "says what stands for what" in m.text)
+    told = await lab.guild.wait_for(made[1].id, lambda m: "sets this server up" in m.text)
     assert "**Omar**" in told.text
 
     heads = lab.heads()
@@ -141,6 +142,55 @@ async def test_a_deleted_channel_is_told_of_and_open_requests_follow_to_the_next
     await omar.delete_channel("public-record")
     await lab.guild.wait_for("general", lambda m: "the public record was deleted" in m.text)
     assert "Traceback" not in lab.log
+
+
+async def test_what_is_told_while_a_channel_is_gone_waits_for_the_next(lab: Lab) -> None:
+    """Neither the lab's entries nor a project without a channel are lost; the notice of it holds nobody up."""
+    await lab.start_bot()
+    omar = lab.person("Omar")
+    one, two = propose(lab, "One stays a proposal"), propose(lab, "Two is completed")
+    activate(lab, two)
+    thread = (await lab.guild.wait_for("proposals", lambda m: "P1 · project" in m.text and m.thread_id)).thread_id or ""
+    await lab.guild.wait_for("p2-two-is-completed", lambda m: "record 4" in m.text)
+    review = lab.guild.info["channels"]["compute-review"]
+    await lab.guild.fault(rf"POST /channels/{review}/messages$", delay=5.0)
+    await omar.delete_channel("announcements")
+    await until(lambda: "the channel of announcements is gone" in lab.log)
+    lab.call(pipeline.join, lab.actor("Rosa"), one, min_people=9)
+    await lab.guild.wait_for(thread, lambda m: "record 2" in m.text)
+    assert await lab.guild.messages("compute-review") == []
+    notice = await lab.guild.wait_for("compute-review", lambda m: True)
+    assert "announcements was deleted: what belongs there waits" in notice.text
+
+    await omar.delete_channel("public-record")
+    await omar.delete_channel("proposals")
+    lab.call(pipeline.complete, lab.actor("Ada"), two, outcome="result", learnt="It goes on.")
+    lab.call(limits.ban, None, lab.actor("Grace"), "Spam.")
+    lab.call(pipeline.join, lab.actor("Omar"), one, min_people=9)
+    for stream in ("lab", "project:1", "project:2"):
+        await until(lambda stream=stream: f"stream={stream}" in lab.log)
+    before = lab.sent()
+    await omar.command("stoa setup")
+    await lab.guild.wait_for("announcements", lambda m: "It goes on." in m.text, timeout=40)
+    first = await lab.guild.wait_for("public-record", lambda m: True, timeout=40)
+    assert "record 3" in first.text
+    card = await lab.guild.wait_for("proposals", lambda m: "P1 · project" in m.text and m.thread_id, timeout=40)
+    await lab.guild.wait_for(card.thread_id or "", lambda m: "**Omar**" in m.text and "record 3" in m.text)
+    assert before == {"lab": 2, "project:1": 2, "project:2": 4}
+    assert "Two is completed" not in "".join(m.text for m in await lab.guild.messages("proposals"))
+
+    # Where another channel takes the place of one that stands, its cards lead there.
+    await omar.command("stoa setup", proposals="general")
+    there = await lab.guild.wait_for("general", lambda m: "P1 · project" in m.text)
+    await lab.guild.wait_for("proposals", lambda m: m.id == card.id and "is told of in <#" in m.text)
+    assert (await (await lab.guild.join("Zoe")).press(there, "Follow")).ephemeral
+    await lab.guild.wait_for("general", lambda m: m.id == there.id and "**Followers** 1" in m.text)
+    lab.call(progress.post_update, lab.actor("Ada"), one, "Exams.")
+    moved = await lab.guild.wait_for("general", lambda m: m.thread_id is not None)
+    await lab.guild.wait_for(moved.thread_id or "", lambda m: "Exams." in m.text)
+    assert await told(lab, one) == [3, 4, 5]
+    assert "Traceback" not in lab.log
+    assert "the lease went to another process" not in lab.log
 
 
 async def test_a_bot_that_is_invited_again_registers_its_commands_again(lab: Lab) -> None:

@@ -10,10 +10,15 @@ async def test_the_wire_is_judged(lab: Lab, judge: DiscordJudge | None) -> None:
         absent("Discord's API description", f"not at {DESCRIPTION_ENV} nor in ../shared/discord")
     await lab.start_bot()
     await lab.guild.wait_for("public-record", lambda m: "record 2" in m.text)
-    exchanges = lab.root / "sandbox" / "exchanges.jsonl"
     assert wire_problems(lab, judge) == []
-    good = exchanges.read_text()
-    exchanges.write_text(good.replace('"content": "', '"contents": "'))
-    found = wire_problems(lab, judge)
-    exchanges.write_text(good)
-    assert found
+    for name, right, wrong in [
+        ("exchanges", '"content": "', '"contents": "'),
+        ("exchanges", '"status": 200, "response": {', '"status": 400, "response": {"message": "", "code": 50006, '),
+        ("dispatches", '"timestamp": "', '"timestamps": "'),
+    ]:
+        journal = lab.root / "sandbox" / f"{name}.jsonl"
+        good = journal.read_text()
+        journal.write_text(good.replace(right, wrong))
+        found = wire_problems(lab, judge)
+        journal.write_text(good)
+        assert found, wrong

@@ -134,7 +134,7 @@ def test_what_cannot_be_resumed_changes_nothing(lab: Lab, project: int, run: int
     for changes, sentence in (
         ({"gpus": 3}, "has 2 GPUs; ask for 1 to 2"),
         ({"gpus": 0}, "has 2 GPUs; ask for 1 to 2"),
-        ({"time_limit": "2h"}, "may cost 14,400 GPU-seconds"),
+        ({"time_limit": "2h"}, "may cost 4 GPU-hours, with 1 left: less time or fewer GPUs would fit"),
         ({"time_limit": "soon"}, "A time limit is written like"),
         ({"allocation_id": 99}, "no allocation 99"),
     ):
@@ -202,7 +202,7 @@ def test_a_running_run_is_extended_at_once_and_its_supervisor_is_told(
         told = attempts.renew(session, run, token, 700, NOTHING, lease_seconds=60)
     assert (told.stop, told.seconds) == (False, 1200)
     assert lab.account(allocation) == Account(HOUR, 1000, 1400)
-    with pytest.raises(ConflictError, match="has 1,200 GPU-seconds left; 1,320 are needed"):
+    with pytest.raises(ConflictError, match=r"0.367 GPU-hours are needed; the allocation has 0.333 left"):
         lab.extend(run, "11m")
     lab.settle(run, token, 1200, Ending(75, timed_out=True))
     assert (lab.run(run).state, lab.account(allocation)) == (RunState.TIMED_OUT, Account(HOUR, 0, 2400))
@@ -286,7 +286,7 @@ def test_a_run_that_runs_dry_goes_on_once_it_can_be_paid(lab: Lab, project: int,
     lab.settle(first, token, 2400, Ending(70, "broken"))
     assert act(control.run_dry, second)
     assert (lab.run(second).state, lab.row(second).dry) == (RunState.PAUSED, True)
-    assert "2,400 GPU-seconds and its allocation has 1,200 left" in lab.run(second).reason
+    assert "0.667 GPU-hours and its allocation has 0.333 left" in lab.run(second).reason
     assert (revivable(), act(control.revive, second)) == ([], False)
     lab.top_up(allocation, 1200)
     assert revivable() == [second]

@@ -370,7 +370,10 @@ def test_an_attempt_cannot_be_charged_what_another_has_reserved(lab: Lab, alloca
 
 def test_more_than_is_left_is_refused(lab: Lab, allocation: int) -> None:
     assert move(lab, "reserve", allocation, 1, 1, GRANTED - 1)
-    with pytest.raises(ConflictError, match="1 GPU-seconds left; 2 are needed"), lab.db.write() as session:
+    with (
+        pytest.raises(ConflictError, match=r"0.001 GPU-hours are needed; the allocation has 0 left"),
+        lab.db.write() as session,
+    ):
         ledger.reserve(session, allocation, 2, 1, 2)
     assert move(lab, "reserve", allocation, 2, 1, 1)
     assert lab.account(allocation).left == 0

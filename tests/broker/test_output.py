@@ -100,7 +100,7 @@ def test_evaluations_and_checkpoints_come_from_the_events(tmp_path: Path) -> Non
     ("status", "said", "expected"),
     [
         (0, {"status": 0, "step": 9}, Ending(0, "", sample="Once.")),
-        (75, {"status": 75}, Ending(75, "its host asked it to stop")),
+        (75, {"status": 75}, Ending(75, "it was asked to stop")),
         (70, {"status": 70, "reason": "Rank 1 was killed.", "transient": True}, Ending(70, "Rank 1 was killed.", True)),
         (70, {"status": 70, "reason": "The loss is not finite."}, Ending(70, "The loss is not finite.")),
         (-9, None, Ending(-9, "the trainer was ended by signal 9", True)),

@@ -59,7 +59,6 @@ def see_through(lab: Lab, home: Path, run: int) -> None:
 def test_data_are_prepared_once_and_later_runs_train_from_them(lab: Lab, project: int, tmp_path: Path) -> None:
     run = prepare(lab, project)
     assert lab.run(run).kind == "prepare"
-    assert "run.preparing" in lab.kinds(project)
     see_through(lab, tmp_path, run)
     view = lab.run(run)
     assert (view.state, view.reason) == (RunState.FINISHED, "")
@@ -77,9 +76,10 @@ def test_data_are_prepared_once_and_later_runs_train_from_them(lab: Lab, project
 
 def test_only_recipes_of_the_catalogue_are_prepared(lab: Lab, project: int) -> None:
     before = lab.everything()
-    for name in ("demo", "nothing"):
-        with pytest.raises(NotFoundError, match="no accepted recipe of the catalogue; the recipes are: demo, tiny"):
-            prepare(lab, project, name)
+    with pytest.raises(NotFoundError, match="no accepted recipe of the catalogue; those to prepare are: tiny"):
+        prepare(lab, project, "nothing")
+    with pytest.raises(ConflictError, match="“demo” is built in, and its data are on every host"):
+        prepare(lab, project, "demo")
     assert lab.everything() == before
 
 

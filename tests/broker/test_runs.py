@@ -42,8 +42,8 @@ REFUSED_LAUNCHES: list[tuple[dict[str, object], str]] = [
     ({"gpus": 0}, "ask for 1 to 2"),
     ({"gpus": -1}, "ask for 1 to 2"),
     ({"gpus": 3}, "has 2 GPUs; ask for 1 to 2"),
-    ({"time_limit": "61m"}, "may cost 3,660 GPU-seconds; the allocation has 3,600 left"),
-    ({"time_limit": "31m", "gpus": 2}, "may cost 3,720 GPU-seconds"),
+    ({"time_limit": "61m"}, "It may cost 1.017 GPU-hours, with 1 left: less time or fewer GPUs would fit."),
+    ({"time_limit": "31m", "gpus": 2}, "may cost 1.034 GPU-hours, with 1 left"),
     ({"allocation_id": 99}, "no allocation 99"),
 ]
 

@@ -37,9 +37,9 @@ def test_what_is_said_to_start_is_started_and_the_rest_waits(lab: Lab, ours: int
     queued = [lab.launch(ours, gpus=gpus, time_limit=limit) for gpus, limit in ((1, "10m"), (2, "10m"), (1, "5m"))]
     said = [tell(lab, run) for run in queued]
     assert [one.reason for one in said] == [
-        "It starts at the scheduler's next round.",
+        "Nothing stands in its way.",
         "It waits for GPUs: 2 needed, 1 free on “laptop”.",
-        "It starts at the scheduler's next round.",
+        "Nothing stands in its way.",
     ]
     assert [(one.place, one.length) for one in said] == [(1, 3), (2, 3), (3, 3)]
     waits = [one.expected - utcnow() for one in said if one.expected]
@@ -59,7 +59,7 @@ def test_behind_whom(lab: Lab, ours: int) -> None:
     assert told.expected is not None
     assert 1190 <= (told.expected - utcnow()).total_seconds() <= 1201
     lab.cancel(large)
-    assert tell(lab, small).reason == "It starts at the scheduler's next round."
+    assert tell(lab, small).reason == "Nothing stands in its way."
 
 
 def test_what_decides_its_place(lab: Lab, ours: int) -> None:
@@ -89,7 +89,7 @@ def test_the_hours_of_its_allocation(lab: Lab, ours: int) -> None:
     assert "other runs hold the hours: it may cost 0.333 GPU-hours, and 0.167 are not promised" in told.reason
     assert told.expected is None
     lab.settle(running, 1, 1200, Ending(70, "enough"))
-    assert "It cannot start: it may cost 1,200 GPU-seconds and its allocation has 600 left" in tell(lab, second).reason
+    assert "It cannot start: it may cost 0.334 GPU-hours and its allocation has 0.166 left" in tell(lab, second).reason
 
 
 def test_an_earlier_attempt_that_may_still_be_stopping(lab: Lab, ours: int) -> None:
@@ -151,7 +151,7 @@ def test_what_is_not_queued_waits_for_nothing(lab: Lab, ours: int) -> None:
     token = lab.start(run, 0)
     assert (tell(lab, run).reason, tell(lab, run).place) == ("It is running.", None)
     lab.settle(run, token, 1, Ending(70, "The loss is not finite."))
-    assert tell(lab, run).reason == "It is failed and waits for nothing: The loss is not finite."
+    assert tell(lab, run).reason == "The loss is not finite."
     with pytest.raises(NotFoundError):
         tell(lab, 99)
 

@@ -4,13 +4,18 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
+import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Locator, Page, Request, async_playwright, expect
 
+from sandbox import server as discord_server
+from sandbox.__main__ import describe
 from tests.absent import absent
 from tests.bot.conftest import ROOT, Lab, judge, wire_problems
 from tests.discord_openapi import DiscordJudge
+from tests.sandbox import bot as bots
 
 __all__ = ["judge"]
 
@@ -59,6 +64,19 @@ async def lab(judge: DiscordJudge | None) -> AsyncIterator[Lab]:
         finally:
             await made.close()
         assert wire_problems(made, judge) == []
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="package")
+async def bot(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[bots.Bot, dict[str, Any]]]:
+    """A small bot on stock discord.py in a sandbox of its own, with how to reach that."""
+    runner, server = await discord_server.start(tmp_path_factory.mktemp("sandbox"))
+    info = describe(server, None, "")
+    started = await bots.start(info)
+    try:
+        yield started, info
+    finally:
+        await started.close()
+        await discord_server.stop(runner, server)
 
 
 class Visit:

@@ -92,15 +92,17 @@ async def watch_the_curve_grow(lab: Lab, visit: Visit) -> None:
     drawn = await picture.evaluate("image => image.complete && image.naturalWidth > 0 && image.src")
     assert drawn
 
-    # What one looks at stays in its place while the card below changes.
+    # What one looks at stays in its place while the card below changes, and so does the focus.
     await page.evaluate("document.getElementById('messages').scrollTop = 0")
     top = page.locator(".message").first
     before = await top.bounding_box()
-    await page.evaluate("document.querySelector('.card button, .thread')?.focus()")
+    pause = run.get_by_role("button", name="Pause")
+    await pause.evaluate("button => button.focus({ preventScroll: true })")
     lab.call(attempts.renew, 1, token, 40.0, progress(1, 11, 30), lease_seconds=60)
     await expect(run).to_contain_text("step 30 of 40")
     await expect(picture).to_have_attribute("alt", expected("at step 30 of 40"))
     assert await top.bounding_box() == before
+    await expect(pause).to_be_focused()
     assert await picture.get_attribute("src") not in drawn
     await run.scroll_into_view_if_needed()
     await visit.shoot("run")
@@ -174,7 +176,7 @@ async def test_the_keyboard_is_enough_on_a_phone(lab: Lab, browser: Browser) -> 
         if await focused.get_attribute("id") == "open":
             break
     await keys.press("Enter")
-    await expect(page.locator("#side")).to_be_visible()
+    await expect(page.locator("#channels a:focus")).to_contain_text("proposals")
     await visit.shoot("channels")
     await keys.press("Escape")
     await expect(focused).to_have_attribute("id", "open")

@@ -140,7 +140,7 @@ def _commands(tree: app_commands.CommandTree[Bot]) -> None:
         await interaction.followup.send("And a file", file=picture("more.png"), ephemeral=True)
 
     @tree.command(description="Launches a recipe")
-    async def run(interaction: discord.Interaction, recipe: str) -> None:
+    async def run(interaction: discord.Interaction, recipe: str, gpus: int = 1) -> None:
         await interaction.response.send_message(recipe, ephemeral=True)
 
     @run.autocomplete("recipe")

@@ -1,7 +1,6 @@
 """A running sandbox, its people and a stock discord.py bot; every exchange is judged when a test ends."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -68,16 +67,6 @@ async def rest(info: dict[str, Any]) -> AsyncIterator[Rest]:
                 return response.status, await response.json() if response.status != 204 else None
 
         yield request
-
-
-def recorded(root: Path, name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (root / name).read_text(encoding="utf-8").splitlines()]
-
-
-def problems(judge: DiscordJudge, root: Path) -> list[str]:
-    """What the judge finds in all that a sandbox recorded."""
-    found = [problem for exchange in recorded(root, "exchanges.jsonl") for problem in judge.judge(exchange)]
-    return found + [p for entry in recorded(root, "dispatches.jsonl") for p in judge.judge_dispatch(entry)]
 
 
 async def until(condition: Callable[[], Any], seconds: float = 5.0) -> None:

@@ -12,8 +12,8 @@ import discord
 import pytest
 
 from sandbox.people import ActionError, Guild
+from tests.discord_openapi import recorded
 from tests.sandbox import bot as bots
-from tests.sandbox.conftest import recorded
 
 
 async def test_a_cut_answer_is_done_all_the_same(bot: bots.Bot, guild: Guild, tmp_path: Path) -> None:
@@ -83,6 +83,9 @@ async def test_people_come_and_get_roles(bot: bots.Bot, guild: Guild) -> None:
     assert answer.text == "learn 1 Linus(reviewer) -"
     with pytest.raises(ActionError, match="may not write in #announcements"):
         await guild.person("Linus").say("announcements", "hello")
+    for name, reason in (("", "between 1 and 32"), ("x" * 33, "between 1 and 32"), ("linus ", "in the guild already")):
+        with pytest.raises(ActionError, match=reason):
+            await guild.join(name)
 
 
 async def test_the_program_starts_and_ends(tmp_path: Path) -> None:

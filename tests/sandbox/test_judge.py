@@ -60,6 +60,7 @@ def test_what_is_right_passes_quickly(judge: DiscordJudge) -> None:
         (exchange("GET", "/users/@me", None, 200, {"id": "1"}), "is a required property"),
         (exchange("GET", "/channels/1", None, 404, {"message": "no code"}), "'code' is a required property"),
         (exchange("GET", "/channels/1", None, 400, {"message": "Invalid", "code": 50035}), "without the form's errors"),
+        (exchange("GET", "/channels/1", None, 500, {"message": "500: oh", "code": 0}), "the sandbox itself failed"),
         (exchange("GET", "/channels/1", None, 429, {"message": "slow", "code": 0}), "is a required property"),
     ],
 )

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
+import discord
 import pytest
 
 from sandbox.messages import LOADING
@@ -77,15 +78,33 @@ async def test_each_person_is_told_what_they_may_see(
         assert (done["message"]["id"], done["message"]["content"]) == (thinking["message"]["id"], "Done")
         assert file["message"]["content"] == "And a file"
         await guild.person("Omar").delete("general", said)
-        event = await told(grace)
-        assert (event["kind"], event["id"]) == ("gone", said.id)
+        for reader in (ada, grace):
+            event = await told(reader)
+            assert (event["kind"], event["id"]) == ("gone", said.id)
 
         await guild.join("Noor")
-        assert (await told(grace))["kind"] == "guild"
+        for reader in (ada, grace):
+            assert (await told(reader))["kind"] == "guild"
+
+        home = bot.guilds[0]
+        sees = discord.PermissionOverwrite(view_channel=True)
+        shown = {home.default_role: discord.PermissionOverwrite(view_channel=False), home.me: sees}
+        shown[await home.fetch_member(int(info["users"]["Ada"]))] = sees
+        secret = await home.create_text_channel("for-ada", overwrites=shown)
+        for reader in (ada, grace):
+            assert (await told(reader))["kind"] == "guild"
+        for channel in (secret, bot.text_channel("general")):
+            await channel.send(channel.name)
+        assert [(await told(ada))["message"]["content"] for _ in range(2)] == ["for-ada", "general"]
+        assert (await told(grace))["message"]["content"] == "general"
+    for name, status in (("Ada", 200), ("Grace", 400)):
+        async with http.get("/sandbox/page/channels/for-ada", params={"user": name}) as response:
+            assert response.status == status
     async with http.get("/sandbox/page", params={"user": "Grace"}) as response:
         view = await response.json()
     assert {"name": "Noor", "about": "a newcomer"}.items() <= view["people"][-1].items()
     writes = {channel["name"]: channel["writes"] for channel in view["channels"]}
+    assert "for-ada" not in writes
     assert writes["general"]
     assert not writes["announcements"]
 

@@ -1,5 +1,6 @@
-"""Limits of Discord's beside its buckets: edits of old messages, and the network in front of it."""
+"""Limits of Discord's beside its buckets: edits of old messages, the gateway's, and the network in front of it."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from sandbox import server as discord_server
 from sandbox.people import Guild
 from tests.discord_openapi import DiscordJudge
-from tests.sandbox.conftest import Rest, problems
+from tests.sandbox.conftest import Rest
 
 
 async def test_old_messages_bear_few_edits(
@@ -27,7 +28,7 @@ async def test_old_messages_bear_few_edits(
     assert [m.text for m in await guild.messages("general")] == ["0", "1"]
     await guild.count_as_old(3600.0)
     assert (await rest("PATCH", f"{path}/{ids[0]}", {"content": "young again"}))[0] == 200
-    assert problems(judge, tmp_path) == []
+    assert judge.judge_recorded(tmp_path) == []
 
 
 @pytest.mark.parametrize("invalid", [{"Authorization": "Bot wrong"}, {}])
@@ -35,7 +36,7 @@ async def test_too_many_refusals_shut_an_address_out(
     sandbox: discord_server.Server, guild: Guild, info: dict[str, Any], invalid: dict[str, str]
 ) -> None:
     """Only what the bot is to blame for counts, and even what would be allowed is refused then, in another form."""
-    await guild.limit("invalid", 3, 0.5)
+    await guild.limit("invalid", 3, 60.0)
     headers = {"Authorization": f"Bot {info['bot_token']}"}
     url = f"{info['discord']}/api/v10/users/@me"
     async with aiohttp.ClientSession() as session:
@@ -47,3 +48,14 @@ async def test_too_many_refusals_shut_an_address_out(
         assert sandbox.rates.shut_out() is not None
     else:
         assert answer.status == 200
+
+
+async def test_a_gateway_connection_bears_120_events_a_minute(info: dict[str, Any]) -> None:
+    async with aiohttp.ClientSession() as session, session.ws_connect(info["gateway"]) as socket:
+        await socket.receive()
+        for _ in range(120):
+            await socket.send_json({"op": 1, "d": None})
+        assert {json.loads((await socket.receive()).data)["op"] for _ in range(120)} == {11}
+        await socket.send_json({"op": 1, "d": None})
+        await socket.receive()
+        assert socket.close_code == 4008

@@ -11,7 +11,7 @@ from sandbox import permissions
 from sandbox.people import Guild
 from sandbox.server import Server
 from tests.discord_openapi import DiscordJudge
-from tests.sandbox.conftest import Rest, problems
+from tests.sandbox.conftest import Rest
 
 V2 = 1 << 15
 
@@ -67,6 +67,7 @@ MESSAGES = [
     (buttons({}, {}), "components", "COMPONENT_CUSTOM_ID_DUPLICATED"),
     (buttons({"type": 3, "options": choices(26)}), BUTTON + "options", "BASE_TYPE_BAD_LENGTH"),
     (cards(text("y"), content="x"), "content", "MESSAGE_CANNOT_USE_LEGACY_FIELDS_WITH_COMPONENTS_V2"),
+    (cards(text(" ")), "components.0.content", "BASE_TYPE_REQUIRED"),
     (cards(text("x" * 3000), text("y" * 1001)), "components", "COMPONENT_DISPLAYABLE_TEXT_SIZE_EXCEEDED"),
     (cards(*FORTY_TWO), "components", "COMPONENT_MAX_TOTAL_COMPONENTS_EXCEEDED"),
     (cards(NO_FILE), URL, "COMPONENT_REFERENCED_ATTACHMENT_NOT_FOUND"),
@@ -130,11 +131,28 @@ async def test_a_channel_over_a_limit_is_refused(rest: Rest, info: dict[str, Any
         assert fault_at(answer, place)
 
 
-async def test_errors_carry_discords_codes(
+async def test_a_guild_holds_500_channels_and_a_category_50(
     rest: Rest, info: dict[str, Any], sandbox: Server, judge: DiscordJudge, tmp_path: Path
+) -> None:
+    path, world = f"/guilds/{info['guild_id']}/channels", sandbox.world
+    category = next(c["id"] for c in world.guild_channels() if c["name"] == "Projects")
+    for number in range(49):
+        world.add_channel(f"p{number}", parent_id=category)
+    statuses = [(await rest("POST", path, {"name": "x", "parent_id": category}))[0] for _ in range(2)]
+    assert statuses == [201, 400]
+    while len(world.guild_channels()) < 499:
+        world.add_channel("x")
+    assert (await rest("POST", path, {"name": "the last"}))[0] == 201
+    assert (await rest("POST", path, {"name": "one more"}))[1]["code"] == 30013
+    assert judge.judge_recorded(tmp_path) == []
+
+
+async def test_errors_carry_discords_codes(
+    rest: Rest, info: dict[str, Any], guild: Guild, sandbox: Server, judge: DiscordJudge, tmp_path: Path
 ) -> None:
     general = info["channels"]["general"]
     message = (await rest("POST", f"/channels/{general}/messages", {"content": "x"}))[1]["id"]
+    said = await guild.person("Ada").say("general", "Hello")
     ada = (sandbox.world.users[info["users"]["Ada"]])["id"]
     expected = [
         ("GET", "/channels/1", None, 404, 10003),
@@ -142,7 +160,9 @@ async def test_errors_carry_discords_codes(
         ("GET", "/guilds/1", None, 404, 10004),
         ("GET", f"/guilds/{info['guild_id']}/members/1", None, 404, 10007),
         ("POST", f"/channels/{general}/messages", {}, 400, 50006),
+        ("POST", f"/channels/{general}/messages", {"content": " \n"}, 400, 50006),
         ("PATCH", f"/channels/{general}/messages/{message}", {"content": ""}, 400, 50006),
+        ("PATCH", f"/channels/{general}/messages/{said.id}", {"content": "x"}, 403, 50005),
         ("POST", "/interactions/1/none/callback", {"type": 4, "data": {"content": "x"}}, 404, 10062),
         ("PATCH", f"/webhooks/{info['application_id']}/none/messages/@original", {"content": "x"}, 401, 50027),
         ("PUT", f"/guilds/{info['guild_id']}/members/{ada}/roles/{info['roles']['admin']}", None, 403, 50013),
@@ -153,23 +173,51 @@ async def test_errors_carry_discords_codes(
         assert (answered, refusal["code"]) == (status, code), path
     assert (await rest("GET", "/users/@me", headers={"Authorization": "Bot wrong"}))[0] == 401
     assert (await rest("POST", f"/channels/{general}/messages", data="{"))[1]["code"] == 50109
-    assert problems(judge, tmp_path) == []
+    assert judge.judge_recorded(tmp_path) == []
 
 
 async def test_permissions_are_kept(rest: Rest, info: dict[str, Any], guild: Guild) -> None:
-    everyone, own = info["guild_id"], info["roles"]["Stoa"]
+    everyone, own, me = info["guild_id"], info["roles"]["Stoa"], info["application_id"]
+    channels = f"/guilds/{info['guild_id']}/channels"
     hidden = [{"id": own, "type": 0, "allow": 0, "deny": permissions.VIEW_CHANNEL}]
     body = {"name": "Hidden One", "permission_overwrites": hidden}
-    _, channel = await rest("POST", f"/guilds/{info['guild_id']}/channels", body)
+    _, channel = await rest("POST", channels, body)
     assert channel["name"] == "hidden-one"
     assert (await rest("GET", f"/channels/{channel['id']}"))[1]["code"] == 50001
-    mute = {"type": 0, "allow": 0, "deny": permissions.SEND_MESSAGES}
-    general = info["channels"]["general"]
-    assert (await rest("PUT", f"/channels/{general}/permissions/{everyone}", mute))[0] == 204
-    assert (await rest("PUT", f"/channels/{general}/permissions/{own}", mute))[0] == 204
-    assert (await rest("POST", f"/channels/{general}/messages", {"content": "x"}))[1]["code"] == 50013
+    general = f"/channels/{info['channels']['general']}"
+    speak, mute = [{"allow": 0, "deny": 0, key: permissions.SEND_MESSAGES} for key in ("allow", "deny")]
+    for target, kind, overwrite, code in ((everyone, 0, mute, 50013), (own, 0, speak, None), (me, 1, mute, 50013)):
+        assert (await rest("PUT", f"{general}/permissions/{target}", overwrite | {"type": kind}))[0] == 204
+        assert (await rest("POST", f"{general}/messages", {"content": "x"}))[1].get("code") == code, target
+    beyond = [{"id": everyone, "type": 0, "allow": permissions.ADMINISTRATOR, "deny": 0}]
+    assert (await rest("POST", channels, {"name": "x", "permission_overwrites": beyond}))[1]["code"] == 50013
+
+    _, role = await rest("POST", f"/guilds/{everyone}/roles", {"name": "new", "permissions": "0"})
+    given = f"/guilds/{everyone}/members/{info['users']['Ada']}/roles/{role['id']}"
+    assert (await rest("PUT", given))[0] == 204
+
+    await guild.set_permissions("Stoa", permissions.BOT & ~permissions.MANAGE_ROLES)
+    for method, path, changed in (("PATCH", general, {}), ("POST", channels, {"name": "x"})):
+        changed = changed | {"permission_overwrites": [{"id": own, "type": 0, "allow": 0, "deny": 0}]}
+        assert (await rest(method, path, changed))[1]["code"] == 50013
     await guild.set_permissions("Stoa", permissions.VIEW_CHANNEL)
-    assert (await rest("POST", f"/guilds/{info['guild_id']}/channels", {"name": "x"}))[1]["code"] == 50013
+    assert (await rest("POST", channels, {"name": "x"}))[1]["code"] == 50013
+
+
+async def test_history_and_a_locked_thread_ask_for_permissions_of_their_own(
+    rest: Rest, info: dict[str, Any], guild: Guild
+) -> None:
+    messages = f"/channels/{info['channels']['general']}/messages"
+    message = (await rest("POST", messages, {"content": "x"}))[1]["id"]
+    assert (await rest("POST", f"{messages}/{message}/threads", {"name": "t"}))[0] == 201
+    assert (await rest("PATCH", f"/channels/{message}", {"locked": True}))[0] == 200
+    assert (await rest("POST", f"/channels/{message}/messages", {"content": "a moderator's"}))[0] == 200
+    lacking = permissions.MANAGE_THREADS | permissions.READ_MESSAGE_HISTORY
+    for role, bits in (("Stoa", permissions.BOT), ("@everyone", permissions.EVERYONE)):
+        await guild.set_permissions(role, bits & ~lacking)
+    assert (await rest("POST", f"/channels/{message}/messages", {"content": "y"}))[1]["code"] == 50013
+    assert (await rest("GET", messages)) == (200, [])
+    assert (await rest("GET", f"{messages}/{message}"))[1]["code"] == 50013
 
 
 async def test_files_over_10_mib_and_unreferenced_ones_are_refused(rest: Rest, info: dict[str, Any]) -> None:
@@ -202,7 +250,7 @@ async def test_limits_are_told_and_kept(rest: Rest, info: dict[str, Any], judge:
     topics = [await rest("PATCH", f"/channels/{info['channels']['general']}", {"topic": str(n)}) for n in range(3)]
     assert [status for status, _ in topics] == [200, 200, 429]
     assert topics[2][1]["retry_after"] > 500
-    assert problems(judge, tmp_path) == []
+    assert judge.judge_recorded(tmp_path) == []
 
 
 async def test_fifty_requests_a_second_over_all(rest: Rest) -> None:
@@ -211,3 +259,4 @@ async def test_fifty_requests_a_second_over_all(rest: Rest) -> None:
     assert [status for status, _ in answers[:50]] == [200] * 50
     assert answers[50][0] == 429
     assert answers[50][1]["global"] is True
+    assert (await rest("POST", "/interactions/1/none/callback", {}))[1]["code"] == 10062

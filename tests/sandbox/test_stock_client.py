@@ -1,6 +1,7 @@
 """Stock discord.py on a real socket against the sandbox, and every exchange judged by Discord's own description."""
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ import pytest
 import yarl
 
 from sandbox.people import ActionError, Guild
-from tests.discord_openapi import DiscordJudge
+from tests.discord_openapi import DiscordJudge, recorded
 from tests.sandbox import bot as bots
-from tests.sandbox.conftest import problems, recorded, until
+from tests.sandbox.conftest import until
 
 
 async def test_the_whole_way_is_as_discord_describes_it(
@@ -57,7 +58,7 @@ async def test_the_whole_way_is_as_discord_describes_it(
     with pytest.raises(discord.NotFound):
         await bot.fetch_channel(channel.id)
     assert len(recorded(tmp_path, "exchanges.jsonl")) >= 35
-    assert problems(judge, tmp_path) == []
+    assert judge.judge_recorded(tmp_path) == []
 
 
 async def test_options_reach_the_bot_resolved(bot: bots.Bot, guild: Guild) -> None:
@@ -102,7 +103,7 @@ async def test_a_deferred_answer_is_waited_for(bot: bots.Bot, guild: Guild) -> N
     assert unfinished.kind == "deferred"
 
 
-async def test_a_form_is_filled_by_label(bot: bots.Bot, guild: Guild) -> None:
+async def test_a_form_is_filled_by_label(bot: bots.Bot, guild: Guild, tmp_path: Path) -> None:
     ada = guild.person("Ada")
     form = await ada.command("project propose")
     assert (form.kind, form.title) == ("modal", "A proposal")
@@ -120,6 +121,9 @@ async def test_a_form_is_filled_by_label(bot: bots.Bot, guild: Guild) -> None:
     ]:
         with pytest.raises(ActionError, match=reason):
             await ada.submit(form, values)
+    await guild.fault("POST /interactions/.*/callback", delay=3.2)
+    late = await ada.submit(form, {"Title": "Scaling", "Field": "Data"})
+    assert late.kind == "none"  # the form stays open, and can be sent again
     answer = await ada.submit(form, {"Title": "Scaling", "Field": "Data", "Note": "two\nlines"})
     assert (answer.text, answer.ephemeral) == ("Scaling|d|two\nlines", True)
     with pytest.raises(ActionError, match="sent already"):
@@ -128,10 +132,17 @@ async def test_a_form_is_filled_by_label(bot: bots.Bot, guild: Guild) -> None:
     assert forced.text == "|d|"
     with pytest.raises(ActionError, match="not shown to this person"):
         await guild.person("Grace").submit(await ada.command("project propose"), {"Title": "x"})
+    answers = [entry["response"] for entry in recorded(tmp_path, "exchanges.jsonl") if entry["response"]]
+    (sent,) = [a["resource"]["message"] for a in answers if "two\\nlines" in json.dumps(a)]
+    opened = sent["interaction_metadata"]["triggering_interaction_metadata"]
+    assert (opened["id"], opened["type"]) == (form.interaction_id, 2)
 
 
 async def test_autocomplete(bot: bots.Bot, guild: Guild) -> None:
-    assert await guild.person("Ada").complete("run", "recipe", "de") == [("Demo", "demo"), ("Debug", "debug")]
+    ada, offered = guild.person("Ada"), [("Demo", "demo"), ("Debug", "debug")]
+    assert await ada.complete("run", "recipe", "de") == offered
+    # The other options reach the bot as they stand, half-typed or not.
+    assert await ada.complete("run", "recipe", "de", gpus="tw") == offered
 
 
 async def test_a_card_its_button_and_its_new_picture(bot: bots.Bot, guild: Guild) -> None:
@@ -194,6 +205,8 @@ async def test_the_same_nonce_posts_once(bot: bots.Bot, guild: Guild) -> None:
     other = await channel.send("entry 2", nonce=42)
     assert first.id == again.id != other.id
     assert [(m.text, m.nonce) for m in await guild.messages("public-record")] == [("entry 1", "41"), ("entry 2", "42")]
+    await guild.nonce_lasts(0.0)
+    assert (await channel.send("entry 1, much later", nonce=41)).id != first.id
 
 
 async def test_a_dropped_gateway_is_resumed_and_misses_nothing(bot: bots.Bot, guild: Guild) -> None:
@@ -235,8 +248,13 @@ async def test_others_words_are_blank_without_the_intent(bot: bots.Bot, guild: G
     ada = guild.person("Ada")
     await ada.say("general", "secret thoughts")
     await ada.say("general", f"<@{info['application_id']}> hello")
-    await until(lambda: len(bot.seen) == 2)
-    assert [m.content for m in bot.seen] == ["", f"<@{info['application_id']}> hello"]
+    hidden = {bot.guilds[0].me: discord.PermissionOverwrite(view_channel=False)}
+    await bot.guilds[0].create_text_channel("hidden", overwrites=hidden)
+    await ada.say("hidden", "not for the bot at all")
+    await ada.say("general", "the last")
+    await until(lambda: len(bot.seen) == 3)
+    assert [m.content for m in bot.seen] == ["", f"<@{info['application_id']}> hello", ""]
+    assert {m.channel.id for m in bot.seen} == {bot.text_channel("general").id}
     intents = discord.Intents.default()
     intents.message_content = True
     with pytest.raises(discord.PrivilegedIntentsRequired):

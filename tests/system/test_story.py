@@ -4,12 +4,12 @@ import asyncio
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -21,7 +21,7 @@ from demo.stage import Stage
 from parts import Parts
 from projects import record
 from tests.absent import absent
-from tests.discord_openapi import DESCRIPTION_ENV, DiscordJudge, find_description
+from tests.discord_openapi import DESCRIPTION_ENV, DiscordJudge, find_description, malformed, recorded
 
 POST = re.compile(r"-# (?:P(\d+)|Lab) · record (\d+) · ([0-9a-f]{8})\s*$")
 
@@ -87,6 +87,24 @@ def test_the_demo_leaves_no_process_behind(played: tuple[Path, subprocess.Comple
     assert left == []
 
 
+def test_a_part_that_dies_after_the_story_is_no_failure_of_the_story(tmp_path: Path) -> None:
+    # With a story of no steps, it is told as soon as its parts stand.
+    program = "import sys; from demo import play; play.STORY = (); sys.exit(play.play(stay=True))"
+    environment = {name: os.environ[name] for name in ("PATH", "HOME")}
+    environment |= {"STOA_HOME": str(tmp_path), "STOA_ENV_FILE": "", "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True) as demo:
+        assert demo.stdout is not None
+        for line in demo.stdout:
+            if "Everything is still up" in line:
+                sandbox = json.loads((tmp_path / "demo" / "sandbox" / "sandbox.json").read_text())
+                os.kill(sandbox["pid"], signal.SIGKILL)
+                break
+        rest = demo.stdout.read()
+    assert demo.returncode == 1
+    assert "A part ended after the story: The sandbox ended with status -9" in rest
+    assert "The demo failed" not in rest
+
+
 @pytest.mark.timeout(500)
 def test_every_entry_of_the_record_is_posted_once(played: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     home, _ = played
@@ -108,12 +126,8 @@ def test_all_that_was_said_on_the_wire_is_discords_own_api(
     if find_description() is None:
         absent("the judgement of the story's exchanges", f"Discord's description is not at {DESCRIPTION_ENV}")
     home, _ = played
-    judge = DiscordJudge()
-    exchanges = lines(home / "sandbox" / "exchanges.jsonl")
-    dispatches = lines(home / "sandbox" / "dispatches.jsonl")
-    assert len(exchanges) > 50
-    assert [problem for exchange in exchanges for problem in judge.judge(exchange)] == []
-    assert [problem for dispatch in dispatches for problem in judge.judge_dispatch(dispatch)] == []
+    assert len(recorded(home / "sandbox", "exchanges.jsonl")) > 50
+    assert DiscordJudge().judge_recorded(home / "sandbox") + malformed(home / "sandbox") == []
 
 
 @pytest.mark.timeout(400)
@@ -184,7 +198,3 @@ def cmdline(process: psutil.Process) -> list[str]:
         return process.cmdline()
     except psutil.Error:
         return []
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,61 @@
+"""The posts of entries that were blanked: each is edited to say so, one after the other, while other posts go on."""
+
+import time
+
+import structlog
+
+from bot.app import App
+from bot.delivery import cadence, outbox, posts
+from bot.delivery.cadence import OldMessageError
+from bot.delivery.sender import LockedThreadError, Sender
+from bot.delivery.tables import DiscordMessage
+from projects import redaction
+from projects.record import Told
+
+log = structlog.get_logger()
+
+
+class Tombstones:
+    """Of one stream. `behind` says that a post may still show what was blanked, so that it must be refreshed again."""
+
+    def __init__(self, app: App, sender: Sender, stream: str) -> None:
+        self.app, self.sender = app, sender
+        self.stream = stream
+        self.behind = True  # a crash may have left any post as it was
+        self._again: dict[str, float] = {}
+
+    def note(self, entry: Told) -> None:
+        """Remember that an entry tells of a redaction."""
+        self.behind |= entry.kind in redaction.KINDS
+
+    async def refresh(self) -> None:
+        """Blank the next post, and no more than one, since what is new does not wait for all of them."""
+        if not self.behind:
+            return
+        readable = await self.app.read(outbox.readable, self.stream)
+        self.behind = bool(readable)
+        for entry, row in readable:
+            if time.monotonic() >= self._again.get(row.channel_id, 0.0):
+                await self._blank(entry, row)
+                return
+
+    async def _blank(self, entry: Told, row: DiscordMessage) -> None:
+        pace, age = self.sender.cadence, cadence.age(row.message_id or "")
+        pace.edited(row.key, row.channel_id, age=age)
+        try:
+            await self.sender.rewrite(row, f"{posts.BLANKED}\n{posts.marker(entry)}")
+        except OldMessageError as error:
+            log.info("an old post is blanked later", key=row.key, seconds=error.retry_after)
+            self._again[row.channel_id] = time.monotonic() + error.retry_after
+            pace.refused(row.channel_id, error.retry_after)
+        except LockedThreadError:
+            self._again[row.channel_id] = time.monotonic() + cadence.OLD
+            await self._tell(row.channel_id, posts.marker(entry))
+        else:
+            await self.app.write(outbox.sent, row.key, row.message_id or "", outbox.TOMBSTONE)
+
+    async def _tell(self, thread_id: str, marker: str) -> None:
+        """Tell the admins, once for each thread, where only they can help."""
+        said = f"⚠️ What was blanked can still be read in <#{thread_id}>, as that thread is locked."
+        said = f"{said} Unlock it, or delete the post.\n{marker} · to be blanked"
+        await self.sender.post(f"locked:{thread_id}", str(self.app.server.review), said)
