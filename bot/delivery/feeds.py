@@ -33,7 +33,7 @@ async def blank_posts(app: App, sender: Sender, entry: Told) -> None:
 class LabFeed:
     """The lab's own stream, in the channel of the public record."""
 
-    behind = False
+    behind = due = False
 
     def __init__(self, app: App, sender: Sender) -> None:
         self.app, self.sender = app, sender
@@ -54,7 +54,7 @@ class LabFeed:
 class ProjectFeed:
     """The stream of a project, and the cards of the project, of its requests and of its runs.
 
-    `behind` says that a card does not show the present state yet, and that its turn has come.
+    `behind` says that a card does not show the present state yet, `due` that the feed must come again for one.
     """
 
     def __init__(self, app: App, sender: Sender, studio: Studio, project_id: int) -> None:
@@ -65,8 +65,13 @@ class ProjectFeed:
 
     @property
     def behind(self) -> bool:
-        """Whether a card's turn has come."""
+        """Whether a card waits for its turn."""
         return self.showcase.behind
+
+    @property
+    def due(self) -> bool:
+        """Whether the turn of a card has come."""
+        return self.showcase.due
 
     async def catch_up(self) -> None:
         """Post what is new, then bring the cards up to date."""

@@ -78,8 +78,7 @@ class Sender:
             else:
                 await message.edit(view=card, attachments=[])
         except discord.NotFound as error:
-            if not await self._awaits_another(row.channel_id, error):
-                await self._deleted(row.key, error)
+            await self._deleted(row.key, error)
         except discord.RateLimited as error:
             if cadence.age(row.message_id or "") < cadence.OLD_AGE:  # it is the bot's pace that Discord refuses
                 raise
