@@ -33,6 +33,11 @@ class LabFeed:
         """Whether a post may still show what was blanked."""
         return self.tombstones.behind
 
+    @property
+    def due(self) -> bool:
+        """Whether such a post may be looked at again."""
+        return self.tombstones.due
+
     async def catch_up(self) -> None:
         """Post what is new."""
         server = self.app.server
@@ -50,8 +55,8 @@ class LabFeed:
 class ProjectFeed:
     """The stream of a project, and the cards of the project, of its requests and of its runs.
 
-    `behind` says that the turn has come of a card that does not show the present state yet, or that a post may still
-    show what was blanked.
+    `behind` says that a card does not show the present state yet, or a post what was blanked; `due` that the feed must
+    come again for one.
     """
 
     def __init__(self, app: App, sender: Sender, studio: Studio, project_id: int) -> None:
@@ -63,8 +68,13 @@ class ProjectFeed:
 
     @property
     def behind(self) -> bool:
-        """Whether a card's turn has come, or a post may still show what was blanked."""
+        """Whether a card waits for its turn, or a post may still show what was blanked."""
         return self.showcase.behind or self.tombstones.behind
+
+    @property
+    def due(self) -> bool:
+        """Whether the turn of such a card has come, or such a post may be looked at again."""
+        return self.showcase.due or self.tombstones.due
 
     async def catch_up(self) -> None:
         """Post what is new, then bring the cards up to date."""

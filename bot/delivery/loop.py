@@ -99,7 +99,7 @@ class Delivery:
                 continue
             urgent = stream in due or stream in moving
             trouble = self._troubles.get(stream)
-            if (trouble is None or trouble.over) and (urgent or feed.behind):
+            if (trouble is None or trouble.over) and (urgent or feed.due):
                 places = self._places if urgent else self._idle_places
                 self._tasks[stream] = asyncio.create_task(self._catch_up(stream, feed, places), name=f"feed {stream}")
 

@@ -71,7 +71,7 @@ def forget(session: Session, key: str, room: str = "") -> None:
     stood = session.get(DiscordRoom, room)
     if stood is not None:
         cards = DiscordMessage.key.startswith("run:") & (DiscordMessage.channel_id == stood.channel_id)
-        session.execute(delete(DiscordMessage).where(cards, DiscordMessage.gone.is_(False)))
+        session.execute(delete(DiscordMessage).where(cards))
         session.delete(stood)
 
 

@@ -1,6 +1,6 @@
 """A project's channel and threads, each made once."""
 
-from typing import Final
+from typing import Final, Literal
 
 import discord
 import structlog
@@ -15,7 +15,9 @@ from projects.pipeline import ProjectView
 
 CATEGORY = "Projects"
 MOST_IN_CATEGORY = 50
+DAY: Final = 1440
 WEEK: Final = 10080
+"""Minutes without a post after which Discord puts a thread away, until the next one: a server has 1,000 in use."""
 THREAD_EXISTS = 160004
 
 log = structlog.get_logger()
@@ -39,10 +41,11 @@ class Rooms:
         thread_id, gone = await self.find(key)
         if thread_id is not None or gone:
             return thread_id
+        quiet: Literal[1440, 10080] = WEEK if key.startswith(outbox.PROPOSAL) else DAY
         channel = self.app.get_partial_messageable(int(channel_id), guild_id=self.app.server.guild)
         message = channel.get_partial_message(int(message_id))
         try:
-            await message.create_thread(name=text.bounded(name, 100), auto_archive_duration=WEEK)
+            await message.create_thread(name=text.bounded(name, 100), auto_archive_duration=quiet)
         except discord.NotFound as error:
             if error.code not in DELETED or (error.code == UNKNOWN_CHANNEL and key.startswith(outbox.PROPOSAL)):
                 raise

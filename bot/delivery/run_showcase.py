@@ -50,7 +50,7 @@ class Drawing:
 
 
 class RunShowcase:
-    """`behind` says that a card does not show the present state yet, and that its turn to be refreshed has come."""
+    """`behind` says that a card does not show the present state yet, `due` that its turn to be refreshed has come."""
 
     def __init__(self, app: App, sender: Sender, studio: Studio, project_id: int) -> None:
         self.app, self.sender, self.studio = app, sender, studio
@@ -68,9 +68,14 @@ class RunShowcase:
 
     @property
     def behind(self) -> bool:
-        """Whether a card's turn has come; those that wait stand in line by being asked."""
+        """Whether a card waits for its turn."""
+        return bool(self._stale or self._later)
+
+    @property
+    def due(self) -> bool:
+        """Whether the turn of a card has come; those that wait stand in line by this question."""
         more = bool(self._later) and len(self._stale) < RUNS_KEPT
-        return more or any(self._due(run_id) for run_id in self._stale)
+        return more or any(self._is_due(run_id) for run_id in self._stale)
 
     def note(self, run_id: int) -> None:
         """Remember that a run's card is stale."""
@@ -90,13 +95,19 @@ class RunShowcase:
             self._stale.add(self._later.pop(0))
         moving = (await self.app.read(runs.in_motion)).get(self.project_id, set())
         pace = self.sender.cadence
-        due = moving | {run_id for run_id in self._stale if self._due(run_id)}
+        due = moving | {run_id for run_id in self._stale if self._is_due(run_id)}
         for run_id in sorted(due, key=lambda run_id: (pace.edited_at(f"run:{run_id}"), run_id)):
             self._waiting.pop(run_id, None)
             if pace.rested(f"run:{run_id}") and await self._show(run_id):
                 self._stale.discard(run_id)
+                self._forget(run_id)
 
-    def _due(self, run_id: int) -> bool:
+    def _forget(self, run_id: int) -> None:
+        """Keep nothing of a run whose card shows its end: should it change once more, all of it is found again."""
+        for known in (self._shown, self._drawn, self._pictured):
+            known.pop(run_id, None)
+
+    def _is_due(self, run_id: int) -> bool:
         """Whether a card may be edited now, as far as is known without looking at it."""
         rested = self.sender.cadence.rested(f"run:{run_id}")
         return rested and (run_id not in self._waiting or any(ask() for ask in self._waiting[run_id]))

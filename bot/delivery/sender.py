@@ -126,8 +126,7 @@ class Sender:
                 await thread.edit(archived=False)
                 await edit()
         except discord.NotFound as error:
-            if not await self._awaits_another(row.channel_id, error):
-                await self._deleted(row.key, error)
+            await self._deleted(row.key, error)
             return False
         except discord.RateLimited as error:
             if cadence.age(row.message_id or "") < cadence.OLD_AGE:  # it is the bot's pace that Discord refuses

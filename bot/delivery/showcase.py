@@ -47,7 +47,7 @@ def look(
 
 
 class Showcase:
-    """`behind` says that a card does not show the present state yet, and that its turn to be refreshed has come."""
+    """`behind` says that a card does not show the present state yet, `due` that its turn to be refreshed has come."""
 
     def __init__(self, app: App, sender: Sender, studio: Studio, project_id: int) -> None:
         self.app, self.sender = app, sender
@@ -60,11 +60,16 @@ class Showcase:
 
     @property
     def behind(self) -> bool:
-        """Whether a card's turn has come; those that wait stand in line by being asked."""
-        return self._due or self._runs.behind
+        """Whether a card waits for its turn."""
+        return self._cards_stale or bool(self._waiting) or self._runs.behind or self._places != _places(self.app)
 
     @property
-    def _due(self) -> bool:
+    def due(self) -> bool:
+        """Whether the turn of a card has come; those that wait stand in line by this question."""
+        return self._cards_due or self._runs.due
+
+    @property
+    def _cards_due(self) -> bool:
         return self._cards_stale or self._places != _places(self.app) or any(ask() for ask in self._waiting)
 
     def note(self, entry: Told) -> None:
@@ -80,7 +85,7 @@ class Showcase:
     async def refresh(self) -> None:
         """Bring the cards up to date whose turn has come."""
         server = self.app.server
-        if self._due:
+        if self._cards_due:
             urgent, places = self._urgent, _places(self.app)
             project, requests, newest, channel_id = await self.app.read(look, self.project_id)
             if project.stage not in ENDED:
@@ -105,10 +110,12 @@ class Showcase:
     async def _follow(self, key: str, channel_id: str, said: str, thread: str = "") -> None:
         """Forget a card that stands in another channel than the present one, so that it is posted there."""
         row = await self.app.read(outbox.message, key)
-        if row is None or row.gone or row.channel_id == channel_id:
+        if row is None or row.channel_id == channel_id:
+            return
+        if row.gone and self.app.get_channel(int(row.channel_id)) is not None:  # the card itself was deleted
             return
         await self.app.write(outbox.forget, key, thread)
-        if row.message_id is not None:
+        if row.message_id is not None and not row.gone:
             try:
                 await self.sender.rewrite(row, f"➡️ {said} in <#{channel_id}> now.")
             except (discord.DiscordException, OldMessageError) as error:

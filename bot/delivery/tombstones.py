@@ -16,21 +16,29 @@ log = structlog.get_logger()
 
 
 class Tombstones:
-    """Of one stream. `behind` says that a post may still show what was blanked, so that it must be refreshed again."""
+    """Of one stream. `behind` says that a post may still show what was blanked, `due` that it may be looked at again."""
 
     def __init__(self, app: App, sender: Sender, stream: str) -> None:
         self.app, self.sender = app, sender
         self.stream = stream
         self.behind = True  # a crash may have left any post as it was
+        # By channel: when Discord may take another such edit there.
         self._again: dict[str, float] = {}
+        self._rests_until = 0.0
+
+    @property
+    def due(self) -> bool:
+        """Whether a post may be blanked now, as far as is known."""
+        return self.behind and time.monotonic() >= self._rests_until
 
     def note(self, entry: Told) -> None:
         """Remember that an entry tells of a redaction."""
-        self.behind |= entry.kind in redaction.KINDS
+        if entry.kind in redaction.KINDS:
+            self.behind, self._rests_until = True, 0.0
 
     async def refresh(self) -> None:
         """Blank the next post, and no more than one, since what is new does not wait for all of them."""
-        if not self.behind:
+        if not self.due:
             return
         readable = await self.app.read(outbox.readable, self.stream)
         self.behind = bool(readable)
@@ -38,6 +46,7 @@ class Tombstones:
             if time.monotonic() >= self._again.get(row.channel_id, 0.0):
                 await self._blank(entry, row)
                 return
+        self._rests_until = min((self._again[row.channel_id] for _, row in readable), default=0.0)
 
     async def _blank(self, entry: Told, row: DiscordMessage) -> None:
         pace, age = self.sender.cadence, cadence.age(row.message_id or "")

@@ -28,6 +28,10 @@ async def test_the_card_follows_the_run(lab: Lab) -> None:
     await lab.launch(channel, override=f"steps={STEPS}")
     card = await lab.guild.wait_for(channel.id, lambda m: m.text.endswith("-# P1 · run 1") and m.thread_id is not None)
     thread = card.thread_id or ""
+    used = {c.parent_id: c.raw["thread_metadata"] for c in await lab.guild.channels() if c.is_thread}
+    proposals = lab.guild.info["channels"]["proposals"]
+    minutes = [used[parent]["auto_archive_duration"] for parent in (proposals, channel.id)]
+    assert minutes == [7 * 24 * 60, 24 * 60], "the threads of runs, of which there are many, are put away sooner"
 
     token = lab.call(attempts.admit, 1, [0])
     lab.call(attempts.claim, 1, token, host="here", lease_seconds=60)
