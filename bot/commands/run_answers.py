@@ -120,8 +120,9 @@ def waits(why: Why) -> str:
     if why.factors is not None:
         project = why.factors.project
         lines.append(
-            f"**Turn** its project ranks {project.rank} of {project.of} by fair-share (share {project.share:.0%}, "
-            f"recent use {project.used:.0%}), and the run has waited {text.duration(why.factors.age)}"
+            f"**Turn** its project is number {project.rank} of {project.of} by fair-share, where who has used less of "
+            f"late goes first: it used {project.used:.0%}, an equal share is {project.share:.0%}. The run has waited "
+            f"{text.duration(why.factors.age)}"
         )
         lines.append(starts(why.expected))
     return "\n".join(lines)

@@ -16,7 +16,7 @@ log = structlog.get_logger()
 
 
 class Tombstones:
-    """Of one stream. `behind` says that a post may still show what was blanked, `due` that it may be looked at again."""
+    """Of one stream. `behind` says that a post may still show what was blanked, `due` that it may be edited now."""
 
     def __init__(self, app: App, sender: Sender, stream: str) -> None:
         self.app, self.sender = app, sender
@@ -28,7 +28,7 @@ class Tombstones:
 
     @property
     def due(self) -> bool:
-        """Whether a post may be blanked now, as far as is known."""
+        """Whether such a post may be edited now, as far as is known."""
         return self.behind and time.monotonic() >= self._rests_until
 
     def note(self, entry: Told) -> None:
