@@ -49,7 +49,7 @@ class Lab:
         # Whether somebody sends what Discord refuses, to see it refused.
         self.malformed_on_purpose = False
         self.bot: subprocess.Popen[bytes] | None = None
-        self._sandbox: subprocess.Popen[bytes] | None = None
+        self._started: list[subprocess.Popen[bytes]] = []
         self.guild: Guild
 
     async def open(self) -> None:
@@ -59,14 +59,14 @@ class Lab:
             pools.add_pool(session, name="local", gpu_type="CPU", gpus=2)
             given, until = allocations.parse_hours("100"), datetime.now(UTC) + timedelta(days=90)
             pools.add_grant(session, pool="local", sponsor="The Library", seconds=given, until=until)
-        self._sandbox = self._spawn("sandbox.log", "-m", "sandbox", "--dir", str(self.root / "sandbox"))
+        self._spawn("sandbox.log", "-m", "sandbox", "--dir", str(self.root / "sandbox"))
         self.guild = await Guild.open(self.root / "sandbox")
 
     async def close(self) -> None:
         """End everything that was started."""
         await self.guild.close()
-        for process in (self.bot, self._sandbox):
-            if process is not None and process.poll() is None:
+        for process in reversed(self._started):
+            if process.poll() is None:
                 process.kill()
                 process.wait()
         self.db.close()
@@ -109,9 +109,11 @@ class Lab:
 
     def _spawn(self, log: str, *arguments: str, environment: dict[str, str] | None = None) -> "subprocess.Popen[bytes]":
         with (self.root / log).open("ab") as out:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, *arguments], cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT
             )
+        self._started.append(process)
+        return process
 
     def kill_bot(self) -> None:
         """Kill -9."""
