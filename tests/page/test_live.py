@@ -18,6 +18,7 @@ from tests.sandbox import bot as bots
 pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.timeout(120)]
 
 TOP = "it => it.getBoundingClientRect().top"
+DRAWN = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 WHOLE = """it => {
     const text = document.createRange();
     text.selectNodeContents(it);
@@ -158,6 +159,7 @@ async def test_on_a_phone(bot: tuple[bots.Bot, dict[str, Any]], browser: Browser
     await page.locator("#who").focus()  # a wide window has no drawer, and covers nothing
     await expect(page.locator("#who:focus")).to_be_visible()
     await page.set_viewport_size({"width": PHONE[0], "height": PHONE[1]})
+    await page.evaluate(DRAWN)  # which shuts the drawer of the former width
     await page.locator("#open").press("Enter")
     await expect(page.locator("#channels a:focus")).to_contain_text("proposals")
     for _ in range(40):  # what the list covers cannot be reached

@@ -167,9 +167,10 @@ async def start(info: dict[str, Any], **options: Any) -> Bot:
     task = asyncio.create_task(bot.start(info["bot_token"]))
     ready = asyncio.create_task(bot.is_up.wait())
     done, _ = await asyncio.wait({task, ready}, timeout=10, return_when=asyncio.FIRST_COMPLETED)
+    if ready in done:
+        return bot
+    ready.cancel()
+    await bot.close()
     if task in done:
-        ready.cancel()
         task.result()
-    if not done:
-        raise TimeoutError("The bot did not get ready within 10 s.")
-    return bot
+    raise TimeoutError("The bot did not get ready within 10 s.")
