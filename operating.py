@@ -113,11 +113,11 @@ def pool_change(
 @pool_app.command("list")
 def pool_list() -> None:
     """List the pools, and the GPU-hours of each that no allocation holds."""
-    from broker import allocations, pools
+    from broker import ledger, pools
 
     with refusing(), database().read() as session:
         for pool in pools.every(session):
-            left = allocations.in_hours(pools.available(session, pool.id))
+            left = ledger.in_hours(pools.available(session, pool.id))
             typer.echo(
                 f"{pool.name}: {pool.gpus} × {pool.gpu_type}, {pool.launcher}, weight {pool.price_weight:g}, "
                 f"{left} GPU-hours left"
@@ -153,7 +153,7 @@ def grant_change(
 def grant_list() -> None:
     """List the grants with what is granted to allocations, committed to second halves, and left."""
     from broker import pools
-    from broker.allocations import in_hours
+    from broker.ledger import in_hours
 
     with refusing(), database().read() as session:
         for grant in pools.grants(session):

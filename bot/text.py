@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from broker.allocations import in_hours
+from broker.ledger import in_hours
 
 MESSAGE = 2000
 CARD = 4000

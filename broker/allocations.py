@@ -12,8 +12,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from broker import ledger, pools, tiers
 from broker.endorsements import Endorsable
-from broker.ledger import Account
-from broker.ledger import in_hours as in_hours
+from broker.ledger import Account, in_hours
 from broker.pools import Grant, Pool
 from broker.tiers import Tiers
 from projects import limits, people, pipeline, record, text

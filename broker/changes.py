@@ -9,8 +9,9 @@ from sqlalchemy import ForeignKey, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from broker import allocations, ledger, reviews, tiers
-from broker.allocations import Allocation, in_hours, parse_day, parse_hours
+from broker.allocations import Allocation, parse_day, parse_hours
 from broker.endorsements import Endorsable, check_second, endorse
+from broker.ledger import in_hours
 from broker.pools import Grant
 from projects import limits, people, text
 from projects.db import WORDS, Base, utcnow

@@ -7,8 +7,9 @@ endorsement, and a second reviewer grants at most the lesser of both. A refusal 
 from sqlalchemy.orm import Session
 
 from broker import allocations, control, ledger
-from broker.allocations import LIVE, Allocation, AllocationState, in_hours, parse_hours
+from broker.allocations import LIVE, Allocation, AllocationState, parse_hours
 from broker.endorsements import check_second, endorse
+from broker.ledger import in_hours
 from broker.pools import Pool
 from broker.runs import Run
 from projects import people, pipeline, rights, text

@@ -10,9 +10,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from broker import disk, fairshare, ledger, planning, pools, runs, snapshot
-from broker.allocations import in_hours
 from broker.attempts import Attempt
 from broker.fairshare import Standing
+from broker.ledger import in_hours
 from broker.planning import Hold, Placed, Plan, Purse, QueueState, Waiting
 from broker.pools import Launcher, Pool
 from broker.runs import Run, RunState

@@ -10,8 +10,8 @@ from bot.buttons import Button
 from bot.cards.card import BLUE, GREEN, GREY, ORANGE, SKY, Card, sections
 from bot.cards.review_card import REQUESTS
 from bot.cards.run_card import RUNS
-from broker import allocations
 from broker.allocations import LIVE, AllocationState, AllocationView
+from broker.ledger import in_hours
 from broker.runs import ACTIVE, RunView
 from projects.pipeline import ENDED, ProjectView, ReleasePolicy, Stage
 
@@ -84,7 +84,7 @@ def _told(*about: tuple[str, str, int]) -> list[str]:
 
 
 def _request_line(request: AllocationView) -> str:
-    hours, account = allocations.in_hours, request.account
+    hours, account = in_hours, request.account
     said = f"{REQUESTS[request.state][0]} **Allocation {request.id}** on {text.code(request.pool, 40)}"
     if request.state == AllocationState.APPROVED:
         return f"{said}: {hours(account.left)} of {text.gpu_hours(account.granted)} left"

@@ -9,10 +9,10 @@ from discord import ui
 from bot import text
 from bot.buttons import Button
 from bot.cards.card import GREEN, GREY, ORANGE, VERMILION, Card, texts
-from broker import allocations
 from broker.allocations import LIVE, AllocationState, AllocationView
 from broker.changes import ChangeState, ChangeView
 from broker.dossier import Dossier
+from broker.ledger import in_hours
 
 REQUESTS = {
     AllocationState.REQUESTED: ("🙋", ORANGE),
@@ -84,7 +84,7 @@ def change_card(change: ChangeView, request: AllocationView, dossier: Dossier | 
         f"{text.line(change.requested_by, 60)} {asks} it on allocation {request.id}, {text.code(request.pool, 60)} "
         f"until {request.until:%Y-%m-%d}.",
         text.quote(change.justification, 1200),
-        f"**The allocation** {allocations.in_hours(account.left)} of {text.gpu_hours(account.granted)} left",
+        f"**The allocation** {in_hours(account.left)} of {text.gpu_hours(account.granted)} left",
     ]
     buttons: list[Button] = []
     if change.state == ChangeState.REQUESTED:

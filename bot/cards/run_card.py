@@ -9,7 +9,7 @@ from discord import ui
 from bot import text
 from bot.buttons import Button
 from bot.cards.card import BLUE, GREEN, GREY, ORANGE, SKY, VERMILION, Card, sections
-from broker import allocations
+from broker.ledger import in_hours
 from broker.runs import ENDED, RunState, RunView
 from broker.why import Why
 
@@ -123,7 +123,7 @@ def _explained(entropy: float | None) -> str:
 
 
 def _costs(run: RunView, thread_id: str) -> Sequence[str]:
-    hours, account = allocations.in_hours, run.account
+    hours, account = in_hours, run.account
     reserved = f", {hours(account.reserved)} set aside" if account.reserved else ""
     # Who is over is not looked at again, while others go on to draw on its allocation.
     balance = (

@@ -8,6 +8,7 @@ from bot.commands.form import Form, long, short
 from broker import allocations, changes, reviews
 from broker.allocations import AllocationState
 from broker.changes import ChangeState
+from broker.ledger import in_hours
 from projects.text import LONG, USUAL
 
 ENDORSED = "Endorsed; a grant of this size needs a second reviewer, who decides now."
@@ -18,7 +19,7 @@ class RequestForm(Form):
 
     def __init__(self, project_id: int, pool: str, most: int, renews: int | None) -> None:
         self.project_id, self.pool, self.renews = project_id, pool, renews
-        self.hours = short(placeholder=f"such as 1.5; the pool can give {allocations.in_hours(most)}")
+        self.hours = short(placeholder=f"such as 1.5; the pool can give {in_hours(most)}")
         self.until = short(placeholder="YYYY-MM-DD")
         self.justification = long(LONG, "What it is for, and how you know that it takes so much. Everyone can read it.")
         super().__init__(

@@ -12,7 +12,6 @@ from sqlalchemy.orm import Session
 from bot import text
 from bot.app import App
 from bot.delivery import outbox
-from bot.delivery.cadence import OldMessageError
 from bot.delivery.lease import LostLeaseError
 from bot.delivery.sender import Sender
 from bot.delivery.tables import DiscordMessage
@@ -62,7 +61,7 @@ class Notices:
                 await self.app.write(outbox.sent, row.key, row.message_id or "", OVER)
             if not behind:
                 self._waiting.discard(stream)
-        except (discord.DiscordException, OldMessageError, aiohttp.ClientError, OSError) as error:
+        except (discord.DiscordException, aiohttp.ClientError, OSError) as error:
             log.warning("a notice to the admins cannot be changed", stream=stream, reason=str(error))
 
     async def look_around(self) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from bot import text
-from broker import allocations
+from broker.ledger import in_hours
 from projects import policies
 
 Payload = Mapping[str, Any]
@@ -146,11 +146,7 @@ def _requested(p: Payload) -> str:
 
 
 def _approved(p: Payload) -> str:
-    part = (
-        ""
-        if p["seconds"] + p.get("second_half", 0) == p["asked"]
-        else f" of the {allocations.in_hours(p['asked'])} asked for"
-    )
+    part = "" if p["seconds"] + p.get("second_half", 0) == p["asked"] else f" of the {in_hours(p['asked'])} asked for"
     half = ""
     if p.get("second_half"):
         half = f", and {text.gpu_hours(p['second_half'])} more on a report of progress by {p['half_until']}"

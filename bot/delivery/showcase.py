@@ -118,7 +118,7 @@ class Showcase:
         if row.message_id is not None and not row.gone:
             try:
                 await self.sender.rewrite(row, f"➡️ {said} in <#{channel_id}> now.")
-            except (discord.DiscordException, OldMessageError) as error:
+            except discord.DiscordException as error:
                 log.warning("a card that has moved cannot be changed", key=key, reason=str(error))
 
     async def _show(self, key: str, channel_id: str, card: Card, *, urgent: bool) -> Ask | None:
