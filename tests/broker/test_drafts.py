@@ -74,7 +74,7 @@ def test_what_a_draft_is_refused_with_and_when_it_ends(lab: Lab, project: int) -
     good = Order(project, "demo", "10m")
     refusals: list[tuple[Order, type[DomainError], str]] = [
         (Order(project, "demo", "10m", -1), InvalidError, "ask for 1 to 2"),
-        (Order(project, "demo", "3h"), ConflictError, "may cost 10,800"),
+        (Order(project, "demo", "3h"), ConflictError, "may cost 3 GPU-hours, with 1 left"),
         (Order(project, "demo", "10m", 1, "colour=red"), InvalidError, "may not be overridden"),
         (Order(project, "demo", "10m", dataset="pile"), NotFoundError, "there are: python-docs, python-stdlib"),
     ]
