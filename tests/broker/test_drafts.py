@@ -105,7 +105,7 @@ def test_what_a_draft_is_refused_with_and_when_it_ends(lab: Lab, project: int) -
 
     third = draft(lab, good)
     lab.admit(lab.launch(project, time_limit="58m"))
-    with pytest.raises(ConflictError, match="with 0.033 left"):
+    with pytest.raises(ConflictError, match=r"with 0\.033 left"):
         confirm(lab, third.draft_id)
 
 
