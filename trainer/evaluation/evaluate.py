@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
@@ -78,6 +79,7 @@ def evaluate(
 ) -> Results:
     """Run the tasks, `limit` documents of each. Raises FailedError if the harness cannot."""
     model = CheckpointLM(opened, rows, advance)
+    os.environ["DISABLE_MULTIPROC"] = "1"  # the harness would fork beside torch's threads, and might wait for ever
     with _quiet():
         try:
             results: Results = lm_eval.simple_evaluate(
