@@ -34,7 +34,7 @@ def named(session: Session, numbers: str) -> Sequence[RunView]:
 def names(views: Sequence[RunView]) -> list[str]:
     """What to call each of some runs: its recipe, or where another is of the same one, what it differs by from those.
 
-    That are the overrides in which they differ, and where it was forked from.
+    It differs by overrides, and by the run that it was forked from.
     """
     return [_name(view, [other for other in views if other.recipe == view.recipe]) for view in views]
 

@@ -84,10 +84,10 @@ def _told(*about: tuple[str, str, int]) -> list[str]:
 
 
 def _request_line(request: AllocationView) -> str:
-    hours, account = in_hours, request.account
+    account = request.account
     said = f"{REQUESTS[request.state][0]} **Allocation {request.id}** on {text.code(request.pool, 40)}"
     if request.state == AllocationState.APPROVED:
-        return f"{said}: {hours(account.left)} of {text.gpu_hours(account.granted)} left"
+        return f"{said}: {in_hours(account.left)} of {text.gpu_hours(account.granted)} left"
     if request.state == AllocationState.REQUESTED:
         return f"{said}: {text.gpu_hours(request.seconds)} asked for, waiting for the reviewers"
     return f"{said}: {request.standing}"

@@ -123,16 +123,16 @@ def _explained(entropy: float | None) -> str:
 
 
 def _costs(run: RunView, thread_id: str) -> Sequence[str]:
-    hours, account = in_hours, run.account
-    reserved = f", {hours(account.reserved)} set aside" if account.reserved else ""
+    account = run.account
+    reserved = f", {in_hours(account.reserved)} set aside" if account.reserved else ""
     # Who is over is not looked at again, while others go on to draw on its allocation.
     balance = (
         ""
         if run.state in ENDED
-        else f" · its allocation of {hours(account.granted)}: {hours(account.spent)} used{reserved}, "
-        f"{hours(account.left)} left"
+        else f" · its allocation of {in_hours(account.granted)}: {in_hours(account.spent)} used{reserved}, "
+        f"{in_hours(account.left)} left"
     )
-    lines = [f"**GPU-hours** {hours(run.spent)} by this run{balance}"]
+    lines = [f"**GPU-hours** {in_hours(run.spent)} by this run{balance}"]
     if run.checkpoints:
         newest = run.checkpoints[-1]
         lines.append(f"**Newest checkpoint** [step {newest.step}]({newest.url})")

@@ -93,7 +93,7 @@ class Rooms:
             topic, shown = _topic(project, room.mark), channel.topic or ""
             if room.mark in shown and shown != topic:  # what an admin has put in its place stays
                 await channel.edit(name=project.slug, topic=topic)
-        thread, name = await self._fetch(rooms.get(f"proposal:{project.id}")), thread_name(project)
+        thread, name = await self._fetch(rooms.get(f"{outbox.PROPOSAL}{project.id}")), thread_name(project)
         if isinstance(thread, discord.Thread) and thread.name != name:
             try:
                 await thread.edit(name=name, archived=False)
