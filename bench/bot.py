@@ -32,11 +32,11 @@ from sqlalchemy import select
 from bench.crowd import Crowd, furnish, go_on
 from bench.goals import Goal, as_json
 from bot.delivery import outbox
-from bot.delivery.tables import DiscordMessage
-from projects import record
-from projects.db import Database
+from bot.tables import DiscordMessage
+from projects.db.database import Database
+from projects.record import record
+from sandbox.discord.state import DISCORD_EPOCH_MS
 from sandbox.people import ActionError, Guild
-from sandbox.state import DISCORD_EPOCH_MS
 
 EACH = 5
 MEMBERS = 60
@@ -327,7 +327,7 @@ async def bot(root: Path, db: Database, guild: Guild, profile: Path | None) -> A
     profiled = ["-m", "cProfile", "-o", str(profile)] if profile else []
     log = root / "bot.log"
     with log.open("wb") as written:
-        command = [sys.executable, *profiled, "-m", "stoa", "bot"]
+        command = [sys.executable, *profiled, "-m", "cli.main", "bot"]
         process = subprocess.Popen(  # noqa: ASYNC220
             command, env=environment, stdout=written, stderr=subprocess.STDOUT
         )

@@ -19,16 +19,16 @@ from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
 from bench.goals import Goal, as_json
-from broker import planning, snapshot
-from broker.allocations import Allocation, AllocationState
-from broker.attempts import Attempt, AttemptState
-from broker.ledger import Balance, LedgerRow, Movement
-from broker.pools import Pool
-from broker.runs import Run, RunState
-from broker.usage import FairUsage
-from projects.db import Database, utcnow
+from broker.allocations.allocations import Allocation, AllocationState
+from broker.allocations.ledger import Balance, LedgerRow, Movement
+from broker.allocations.pools import Pool
+from broker.runs.attempts import Attempt, AttemptState
+from broker.runs.runs import Run, RunState
+from broker.scheduling import backfill, snapshot
+from broker.scheduling.usage import FairUsage
+from projects.db.database import Database, utcnow
+from projects.lifecycle import Project, Stage
 from projects.people import Person
-from projects.pipeline import Project, Stage
 
 POOLS = 16
 GPUS = 64
@@ -97,7 +97,7 @@ def once(db: Database) -> Times:
         began, cpu = time.perf_counter(), time.process_time()
         state = snapshot.load(session)
         loaded = time.perf_counter()
-        decided = planning.plan(state)
+        decided = backfill.plan(state)
         planned, used = time.perf_counter(), time.process_time() - cpu
     return Times(loaded - began, planned - loaded, used, len(decided.starts))
 

@@ -8,18 +8,20 @@ from typing import Any
 from sqlalchemy import insert, select, text
 from sqlalchemy.orm import Session
 
-from bot.delivery.tables import DiscordMessage
-from broker import pools, runs, series
-from broker.allocations import Allocation, AllocationState
-from broker.ledger import Balance
-from broker.pools import Pool
-from broker.runs import Run, RunState
-from broker.series import Measured, Point
-from projects import pipeline, record
-from projects.db import utcnow
+from bot.tables import DiscordMessage
+from broker.allocations import pools
+from broker.allocations.allocations import Allocation, AllocationState
+from broker.allocations.ledger import Balance
+from broker.allocations.pools import Pool
+from broker.runs import runs, series
+from broker.runs.runs import Run, RunState
+from broker.runs.series import Measured, Point
+from projects import lifecycle
+from projects.db.database import utcnow
+from projects.lifecycle import Membership, Project, Stage
 from projects.people import Actor, Person
-from projects.pipeline import Membership, Project, Stage
-from projects.record import Stream
+from projects.record import record
+from projects.record.record import Stream
 from sandbox.people import Answer, Channel, Guild, Message
 from trainer import config as trainer_config
 
@@ -50,10 +52,10 @@ def furnish(session: Session, members: Sequence[int], *, projects: int, each: in
     lead, other = Actor(members[0], "Ada", frozenset()), Actor(members[1], "Grace", frozenset())
     about = {"question": "How does the loss fall?", "why": "To know.", "needs": "People who plot."}
     for number in range(projects):
-        project_id = pipeline.propose(session, lead, f"bench-{number}", title=f"Scaling law {number + 1}", **about)
-        pipeline.join(session, other, project_id, min_people=2)
+        project_id = lifecycle.propose(session, lead, f"bench-{number}", title=f"Scaling law {number + 1}", **about)
+        lifecycle.join(session, other, project_id, min_people=2)
         said = {"goal": "An exponent.", "plan": "Five runs.", "compute": "Some.", "release": "All."}
-        pipeline.scope(session, lead, project_id, **said, min_people=2)
+        lifecycle.scope(session, lead, project_id, **said, min_people=2)
     session.flush()
     active = session.scalars(select(Project.id).order_by(Project.id)).all()
     texts = dict.fromkeys(("goal", "plan", "compute", "release", "learnt"), "")

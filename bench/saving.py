@@ -9,11 +9,11 @@ import torch
 
 from bench.shapes import CPU
 from bench.side import RATE, tokens
-from trainer import state
+from trainer.checkpoint import state
 from trainer.config import load_recipe
 from trainer.data import tokenizer
+from trainer.distributed.parallel_dims import Place
 from trainer.engine.local import LocalEngine
-from trainer.world import Place
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bench.shapes import SHAPES, Shape, Side
-from trainer import state
+from trainer.checkpoint import state
 from trainer.config import TrainConfig, load_recipe
 from trainer.model.transformer import shapes
 
@@ -55,8 +55,8 @@ def main(side: Side, shape: Shape) -> None:
 
 def stoa(config: TrainConfig, device: torch.device, side: Side) -> tuple[Stepper, int]:
     """This trainer's engine, through the interface that its training loop uses."""
+    from trainer.distributed.parallel_dims import Place
     from trainer.engine.local import LocalEngine
-    from trainer.world import Place
 
     imported = resident(device)
     if side == "stoa-eager":

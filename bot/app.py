@@ -12,10 +12,10 @@ from discord import app_commands
 from sqlalchemy.orm import Session
 
 from bot import server
-from bot.cards.studio import Studio
-from bot.delivery.pace import Pace
+from bot.cards.renderer import Studio
+from bot.rate_limit import Pace
 from bot.server import Server
-from projects.db import Database
+from projects.db.database import Database
 from projects.people import Actor
 from projects.settings import Settings
 

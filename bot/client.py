@@ -19,20 +19,24 @@ from sqlalchemy.orm import Session
 from bot import buttons, errors, text
 from bot.app import App, Interaction
 from bot.buttons import Button
-from bot.commands import allocation_buttons, project_buttons, run_buttons, setting_up, stoa_buttons
-from bot.commands.allocation_commands import allocation
-from bot.commands.catalogue_commands import catalogue_group
-from bot.commands.cluster_commands import cluster_group
+from bot.commands.allocation import buttons as allocation_buttons
+from bot.commands.allocation.commands import allocation
+from bot.commands.catalogue.commands import catalogue_group
+from bot.commands.cluster import cluster_group
 from bot.commands.form import answer_closed
-from bot.commands.project_commands import project
-from bot.commands.put_on_record import put_on_record
-from bot.commands.run_commands import run as run_group
-from bot.commands.stoa_commands import stoa
+from bot.commands.project import buttons as project_buttons
+from bot.commands.project.commands import project
+from bot.commands.project.put_on_record import put_on_record
+from bot.commands.run import buttons as run_buttons
+from bot.commands.run.commands import run as run_group
+from bot.commands.stoa import buttons as stoa_buttons
+from bot.commands.stoa import setup as setting_up
+from bot.commands.stoa.commands import stoa
 from bot.delivery.loop import Delivery
-from bot.delivery.tables import DiscordCommands
 from bot.server import CHANNELS, ROLES, Server
+from bot.tables import DiscordCommands
 from projects import log as log_format
-from projects.db import Database
+from projects.db.database import Database
 from projects.settings import Settings
 
 log = structlog.get_logger()

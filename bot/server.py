@@ -7,9 +7,10 @@ from typing import Self
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from bot.delivery.tables import DiscordPlace
-from projects import people, record
+from bot.tables import DiscordPlace
+from projects import people
 from projects.people import Actor
+from projects.record import record
 from projects.settings import Settings
 
 CHANNELS = ("proposals", "review", "announcements", "record")

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from broker.ledger import in_hours
+from broker.allocations.ledger import in_hours
 
 MESSAGE = 2000
 CARD = 4000

@@ -19,10 +19,11 @@ from sqlalchemy import ForeignKey, Index, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from projects import people, record, rights, text
-from projects.db import WORDS, Base, utcnow
+from projects import people, rights, text
+from projects.db.database import WORDS, Base, utcnow
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
 from projects.people import Actor, Person
+from projects.record import record
 from projects.rights import Act
 from trainer import config as trainer_config
 from trainer.config import ConfigError, TrainConfig

@@ -10,8 +10,8 @@ from enum import StrEnum
 from sqlalchemy import ColumnElement, ForeignKey, Select, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from projects.db import Base, utcnow
-from projects.pipeline import Project, ReleasePolicy
+from projects.db.database import Base, utcnow
+from projects.lifecycle import Project, ReleasePolicy
 
 
 class Disk(StrEnum):

@@ -14,12 +14,12 @@ from typing import Any
 from pydantic import SecretStr
 from rich.console import Console
 
-from broker import pools
+from broker.allocations import pools
+from cli.services import LOCK, PartError, Parts, adopting_orphans, alone
 from demo import report
 from demo.stage import Stage
 from demo.story import STORY
-from parts import LOCK, PartError, Parts, adopting_orphans, alone
-from projects.db import Database, utcnow
+from projects.db.database import Database, utcnow
 from projects.settings import Settings, get_settings
 from sandbox.people import Guild
 

@@ -11,9 +11,10 @@ import aiohttp
 from rich.console import Console
 from rich.markup import escape
 
-from broker import allocations, series
+from broker.allocations import allocations
+from broker.runs import series
 from demo.stage import Stage
-from projects import record
+from projects.record import record
 from sandbox.people import Message
 
 

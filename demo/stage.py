@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from broker import runs
-from broker.runs import RunView
-from projects.db import Database
+from broker.runs import runs
+from broker.runs.runs import RunView
+from projects.db.database import Database
 from projects.settings import Settings
 from sandbox.people import Guild, Person
 

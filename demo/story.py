@@ -11,12 +11,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from sqlalchemy import select
 
-from broker import allocations, runs, series
-from broker.runs import RunState
+from broker.allocations import allocations
+from broker.runs import runs, series
+from broker.runs.runs import RunState
 from demo.stage import Stage
-from projects import pipeline, record
-from projects.db import utcnow
-from projects.pipeline import Project
+from projects import lifecycle
+from projects.db.database import utcnow
+from projects.lifecycle import Project
+from projects.record import record
 from sandbox.people import Answer, Message
 
 LONGEST_RUN_SECONDS = 400
@@ -76,7 +78,7 @@ async def scope(stage: Stage, console: Console) -> str:
     """Ada writes the scope; with two people the project gets its channel, and the proposal links to it."""
     ada = stage.person("Ada")
     with stage.database.read() as session:
-        slug = pipeline.view(session, stage.project_id).slug
+        slug = lifecycle.view(session, stage.project_id).slug
     card = await stage.guild.wait_for("proposals", lambda m: "Join" in m.button_labels)
     form = await ada.command("project scope", channel=card.id)
     await ada.submit(

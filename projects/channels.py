@@ -2,10 +2,11 @@
 
 from sqlalchemy.orm import Session
 
-from projects import pipeline, record
+from projects import lifecycle
+from projects.record import record
 
 
 def deleted(session: Session, project_id: int) -> None:
     """Tell the lab that the project's channel is gone: what happens goes on being recorded, and is posted no more."""
-    project = pipeline.load(session, project_id)
+    project = lifecycle.load(session, project_id)
     record.append(session, record.LAB, "channel.deleted", by=None, project=project_id, title=project.title)

@@ -8,11 +8,12 @@ from sqlalchemy import ForeignKey, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from projects import people, pipeline, record, text
-from projects.db import Base
+from projects import lifecycle, people, text
+from projects.db.database import Base
 from projects.errors import ConflictError, InvalidError
+from projects.lifecycle import Membership, Project
 from projects.people import Actor
-from projects.pipeline import Membership, Project
+from projects.record import record
 from projects.rights import Act, Role
 
 LONGEST = 4000
@@ -53,8 +54,8 @@ def put_on_record(session: Session, actor: Actor, project_id: int, said: Said) -
 
     Raises ForbiddenError for who does not work on the project, InvalidError for a message without words.
     """
-    project = pipeline.locked(session, project_id)
-    person = pipeline.require(session, actor, project, Act.PUT_ON_RECORD)
+    project = lifecycle.locked(session, project_id)
+    person = lifecycle.require(session, actor, project, Act.PUT_ON_RECORD)
     earlier = find(session, said.message_id)
     if earlier is not None:
         return earlier

@@ -7,11 +7,12 @@ from enum import StrEnum
 from sqlalchemy import column, func, select, table
 from sqlalchemy.orm import Session
 
-from projects import people, policies, record, rights, text
-from projects.db import utcnow
+from projects import people, policies, rights, text
+from projects.db.database import utcnow
 from projects.errors import ConflictError, NotFoundError
 from projects.people import Actor, Person
-from projects.record import Entry, Payload
+from projects.record import record
+from projects.record.record import Entry, Payload
 from projects.rights import Act
 
 DAY = timedelta(days=1)

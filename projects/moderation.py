@@ -5,11 +5,12 @@ Moderators open their channels and hide them from lists; admins take a text of t
 
 from sqlalchemy.orm import Session
 
-from projects import people, pipeline, record, redaction, rights, text
-from projects.db import WORDS
+from projects import lifecycle, people, rights, text
+from projects.db.database import WORDS
 from projects.errors import ConflictError, NotFoundError
+from projects.lifecycle import Project, Stage
 from projects.people import Actor
-from projects.pipeline import Project, Stage
+from projects.record import record, redaction
 from projects.rights import Act
 
 WITH_SCOPE = frozenset({Stage.SCOPED, Stage.ACTIVE, Stage.PAUSED})
@@ -19,8 +20,8 @@ TEXTS = tuple(column.name for column in Project.__table__.columns if column.info
 
 def open_channel(session: Session, actor: Actor, project_id: int, *, moderator_role_id: int) -> None:
     """Give a project that has a scope its channel, whatever the policy and however few its people."""
-    project = pipeline.locked(session, project_id)
-    by = pipeline.require(session, actor, project, Act.OPEN_CHANNEL, moderator_role_id=moderator_role_id)
+    project = lifecycle.locked(session, project_id)
+    by = lifecycle.require(session, actor, project, Act.OPEN_CHANNEL, moderator_role_id=moderator_role_id)
     if project.has_channel:
         raise ConflictError(f"“{project.title}” has its channel already.")
     if project.stage not in WITH_SCOPE:
@@ -51,7 +52,7 @@ def remove_text(
     because = text.prose("The reason", reason, most=text.USUAL)
     if name not in TEXTS:
         raise NotFoundError(f"A project has no text “{name[:30]}”; it has: {', '.join(TEXTS)}.")
-    project = pipeline.locked(session, project_id)
+    project = lifecycle.locked(session, project_id)
     said, spoken = getattr(project, name), name.replace("_", " ")
     if said in ("", redaction.REMOVED):
         raise ConflictError(f"The {spoken} of project {project_id} is empty already.")
@@ -67,9 +68,9 @@ def remove_text(
 def _set_hidden(
     session: Session, actor: Actor, project_id: int, *, hidden: bool, reason: str, moderator_role_id: int
 ) -> None:
-    project = pipeline.locked(session, project_id)
+    project = lifecycle.locked(session, project_id)
     act = Act.HIDE if hidden else Act.UNHIDE
-    by = pipeline.require(session, actor, project, act, moderator_role_id=moderator_role_id)
+    by = lifecycle.require(session, actor, project, act, moderator_role_id=moderator_role_id)
     because = text.prose("The reason", reason, most=text.USUAL)
     if project.hidden == hidden:
         raise ConflictError(f"“{project.title}” is {'hidden' if hidden else 'shown'} already.")

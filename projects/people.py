@@ -7,7 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from projects.db import WORDS, Base, utcnow
+from projects.db.database import WORDS, Base, utcnow
 from projects.errors import ForbiddenError
 
 

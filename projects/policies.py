@@ -8,10 +8,11 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from projects import people, record, rights, text
-from projects.db import Base
+from projects import people, rights, text
+from projects.db.database import Base
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor
+from projects.record import record
 from projects.rights import Act
 
 

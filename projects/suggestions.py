@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from sqlalchemy import String, cast, select
 from sqlalchemy.orm import Session
 
-from projects.pipeline import ENDED, Project
+from projects.lifecycle import ENDED, Project
 
 MOST = 25
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from aiohttp import web
 
-from sandbox import server as discord
-from sandbox.errors import Json
-from sandbox.state import CATEGORY
-from sandbox.wire import Server
+from sandbox.discord import server as discord
+from sandbox.discord.errors import Json
+from sandbox.discord.state import CATEGORY
+from sandbox.discord.wire import Server
 
 
 def describe(server: Server, hub: str | None, hub_token: str) -> Json:
@@ -51,7 +51,7 @@ async def serve(root: Path, discord_port: int, hub_port: int) -> None:
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
     runner, server = await discord.start(root, discord_port)
     hub_token = f"hf_{secrets.token_hex(17)}"
-    hub_app: web.Application = importlib.import_module("sandbox.hub").make_app(root / "hub", token=hub_token)
+    hub_app: web.Application = importlib.import_module("sandbox.hub.server").make_app(root / "hub", token=hub_token)
     hub_runner, hub_url = await discord.listen(hub_app, hub_port)
     write_atomically(root / "sandbox.json", describe(server, hub_url, hub_token))
     print(f"Discord on {server.world.base_url}, Hub on {hub_url}, files in {root}", flush=True)

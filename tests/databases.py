@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, text
 
-from projects.db import Database
+from projects.db.database import Database
 from tests.absent import absent
 
 ONCE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

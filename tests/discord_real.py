@@ -18,7 +18,7 @@ from typing import Any
 import aiohttp
 
 from bot.server import IN_GUILD
-from sandbox import permissions
+from sandbox.discord import permissions
 from tests.discord_openapi import DiscordJudge, find_description
 from tests.sandbox.bot import PNG
 

@@ -8,11 +8,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from trainer import checkpoint, ranks
 from trainer.check import CheckReport, readable
 from trainer.check import check as dry_run
+from trainer.checkpoint import folders
 from trainer.config import ConfigError, load
 from trainer.data.commands import app as data
+from trainer.distributed import ranks
 from trainer.evaluation.commands import app as evaluation
 from trainer.exits import fail, finish, hold
 from trainer.imported import app as importing
@@ -46,7 +47,7 @@ def train(
         try:
             settings = load(config)
             settings.data_ranks(gpus * hosts)
-            start = checkpoint.start(settings, out, resume, fork)
+            start = folders.start(settings, out, resume, fork)
             if host == 0:
                 add_event(out, "started", step=start.step, steps=settings.training.steps, ranks=gpus * hosts)
             outcome = ranks.run(out.absolute(), settings, start, gpus, here)

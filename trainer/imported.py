@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from trainer import checkpoint
+from trainer.checkpoint import folders
 from trainer.exits import fail, hold, interruptible
 from trainer.outcome import Status
 from trainer.progress import bars
@@ -25,7 +25,7 @@ def import_(
     ] = "demo",
 ) -> None:
     """Start from foreign weights: write config.yml and the checkpoint of step 0, checked against transformers."""
-    if checkpoint.newest(out):
+    if folders.newest(out):
         fail(Status.CONFIG, f"{out} holds checkpoints already; give --out another folder.")
     try:
         with interruptible(), hold(out):

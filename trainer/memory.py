@@ -18,7 +18,7 @@ CHUNK = 512
 BLOCK = 128
 """Queries that attention in bf16 on a CPU takes at once, as in trainer.model.attention."""
 BUCKET = 50_000_000
-"""Numbers that DeepSpeed reduces or gathers at once, as in trainer.engine.library."""
+"""Numbers that DeepSpeed reduces or gathers at once, as in trainer.engine.deepspeed_setup."""
 LIVE = 1_000_000_000
 """Gathered weights that DeepSpeed keeps for their next use at ZeRO-3: its default."""
 LIBRARIES: dict[Device, int] = {"cuda": 64 << 20, "cpu": 48 << 20}
@@ -95,7 +95,7 @@ def _partitioned(config: TrainConfig, data_ranks: int, stage: int, device: Devic
 
 
 def _zero_stage(config: TrainConfig) -> int:
-    """As trainer.engine.library.usable_stage has it."""
+    """As trainer.engine.deepspeed_setup.usable_stage has it."""
     parallel = config.parallel
     return parallel.zero_stage or int(parallel.pipeline > 1 or config.training.precision == "bf16")
 

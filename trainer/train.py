@@ -11,19 +11,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trainer import checkpoint, hardware, state
+from trainer import hardware
 from trainer.check import flops_per_token
-from trainer.checkpoint import Start
+from trainer.checkpoint import folders, state
+from trainer.checkpoint.folders import Start
 from trainer.config import OptimizerConfig, TrainConfig, dump
 from trainer.data.corpus import Corpus
 from trainer.data.prepare import ensure, folder_of
+from trainer.distributed.parallel_dims import Place
 from trainer.engine import open_engine
 from trainer.engine.base import NonFiniteError
 from trainer.engine.base import Step as Stepped
 from trainer.outcome import Status, add_event, add_metrics, cut_metrics, last_metrics, write_atomically
 from trainer.progress import Progress
 from trainer.spikes import SPAN, Spikes
-from trainer.world import Place
 
 PROBE_ROWS, PROBE_LENGTH = 2, 16
 
@@ -74,7 +75,7 @@ class Run:
     def __init__(self, config: TrainConfig, out: Path, start: Start, place: Place) -> None:
         self.config, self.out, self.start, self.place = config, out, start, place
         self.step = start.step
-        self.made = checkpoint.how(start.folder) if start.folder else None
+        self.made = folders.how(start.folder) if start.folder else None
         self.progress = Progress(out, config.training.steps, shown=place.leads)
         if place.leads:
             ensure(config, out, start.folder, self.progress.stage, start.forks)
@@ -85,7 +86,7 @@ class Run:
             # Not before the data are known to be the run's: a start that is refused changes nothing.
             write_atomically(out / "config.yml", dump(config))
             cut_metrics(out, start.step)
-            checkpoint.sweep(out)
+            folders.sweep(out)
         self.spikes = Spikes(config.training.spike)
         for line in last_metrics(out, SPAN):
             self.spikes.above(line["loss"])
@@ -93,7 +94,7 @@ class Run:
 
     def build(self) -> None:
         """Make the model and its engine, from the checkpoint or from the seed."""
-        if self.place.leads and self.made and self.made["code_version"] != checkpoint.code_version():
+        if self.place.leads and self.made and self.made["code_version"] != folders.code_version():
             add_event(self.out, "warning", message="the checkpoint was written by another version of the trainer")
         self.progress.stage("building the model")
         self.engine = open_engine(self.config, self.place)
@@ -113,7 +114,7 @@ class Run:
         while True:
             if self._fresh(self.step % settings.evaluate_every == 0 or self.step == settings.steps):
                 self._evaluate()
-            if self._fresh(checkpoint.is_due(self.step, settings.steps, self.config.checkpoints)):
+            if self._fresh(folders.is_due(self.step, settings.steps, self.config.checkpoints)):
                 self._save()
             if self.step == settings.steps:
                 return Status.DONE, self.step
@@ -235,7 +236,7 @@ class Run:
             yield rows[places.clamp(max=len(rows) - 1)], (places < len(rows))[:, None].to(place.device)
 
     def _save(self) -> None:
-        folder = checkpoint.folder_of(self.out, self.step)
+        folder = folders.folder_of(self.out, self.step)
         if not folder.exists():
             probe = torch.from_numpy(self.corpus.evaluation[:PROBE_ROWS, :PROBE_LENGTH].copy()).to(self.place.device)
             try:
@@ -243,7 +244,7 @@ class Run:
                     self.config, self.out, self.step, self.engine, probe, self.place.leads, self._how(), self.data
                 )
             except OSError as error:
-                newest = checkpoint.newest(self.out)
+                newest = folders.newest(self.out)
                 raise TrainingError(
                     f"The checkpoint of step {self.step} could not be written ({error.strerror or error}); "
                     f"{f'{newest.name} is whole' if newest else 'there is none before it'}. Make room on the disk and "

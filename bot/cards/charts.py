@@ -7,7 +7,7 @@ from matplotlib.patheffects import withStroke
 
 from bot.cards import plot
 from bot.cards.plot import BLUE, GREEN, GREY, SKY, VERMILION, Array
-from bot.cards.studio import Curve
+from bot.cards.renderer import Curve
 
 HALO = [withStroke(linewidth=3, foreground="white")]
 

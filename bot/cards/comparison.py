@@ -9,7 +9,7 @@ from matplotlib.typing import LineStyleType
 
 from bot.cards import plot
 from bot.cards.plot import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION
-from bot.cards.studio import Comparison, Curve
+from bot.cards.renderer import Comparison, Curve
 
 STYLES: tuple[tuple[str, LineStyleType, str], ...] = (
     (BLUE, "-", "o"),

@@ -2,9 +2,9 @@
 
 from sqlalchemy.orm import Session
 
-from bot.cards.studio import Curve
-from broker import series
-from broker.runs import RunView
+from bot.cards.renderer import Curve
+from broker.runs import series
+from broker.runs.runs import RunView
 
 
 def curve_of(session: Session, run: RunView) -> Curve:

@@ -10,10 +10,10 @@ from bot.buttons import Button
 from bot.cards.card import BLUE, GREEN, GREY, ORANGE, SKY, Card, sections
 from bot.cards.review_card import REQUESTS
 from bot.cards.run_card import RUNS
-from broker.allocations import LIVE, AllocationState, AllocationView
-from broker.ledger import in_hours
-from broker.runs import ACTIVE, RunView
-from projects.pipeline import ENDED, ProjectView, ReleasePolicy, Stage
+from broker.allocations.allocations import LIVE, AllocationState, AllocationView
+from broker.allocations.ledger import in_hours
+from broker.runs.runs import ACTIVE, RunView
+from projects.lifecycle import ENDED, ProjectView, ReleasePolicy, Stage
 
 OPEN = (*LIVE, AllocationState.REQUESTED)
 STAGES = {

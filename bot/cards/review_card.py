@@ -9,10 +9,10 @@ from discord import ui
 from bot import text
 from bot.buttons import Button
 from bot.cards.card import GREEN, GREY, ORANGE, VERMILION, Card, texts
-from broker.allocations import LIVE, AllocationState, AllocationView
-from broker.changes import ChangeState, ChangeView
-from broker.dossier import Dossier
-from broker.ledger import in_hours
+from broker.allocations.allocations import LIVE, AllocationState, AllocationView
+from broker.allocations.ledger import in_hours
+from broker.reports.review_context import Dossier
+from broker.reviews.changes import ChangeState, ChangeView
 
 REQUESTS = {
     AllocationState.REQUESTED: ("🙋", ORANGE),

@@ -9,9 +9,9 @@ from discord import ui
 from bot import text
 from bot.buttons import Button
 from bot.cards.card import BLUE, GREEN, GREY, ORANGE, SKY, VERMILION, Card, sections
-from broker.ledger import in_hours
-from broker.runs import ENDED, RunState, RunView
-from broker.why import Why
+from broker.allocations.ledger import in_hours
+from broker.reports.why import Why
+from broker.runs.runs import ENDED, RunState, RunView
 
 RUNS = {
     RunState.QUEUED: ("⏳", GREY, "waits for GPUs"),

@@ -9,12 +9,16 @@ from discord.app_commands import Choice
 from bot import text
 from bot.app import Interaction, actor
 from bot.delivery import outbox
-from broker import allocations, catalogue, changes, pools, preparing
-from broker.allocations import AllocationState, AllocationView
+from broker import catalogue
+from broker.allocations import allocations, pools
+from broker.allocations.allocations import AllocationState, AllocationView
 from broker.catalogue import State
-from broker.changes import ChangeState
-from projects import pipeline, record, rights, suggestions
+from broker.reviews import changes
+from broker.reviews.changes import ChangeState
+from broker.runs import preparing
+from projects import lifecycle, rights, suggestions
 from projects.errors import NotFoundError
+from projects.record import record
 from projects.rights import Role
 
 MOST_CHOICES = 25
@@ -26,7 +30,7 @@ async def project_of(interaction: Interaction, named: int | None) -> int:
     project_id = named if named is not None else await project_here(interaction)
     if project_id is None:
         raise NotFoundError("Use this in a project's channel or thread, or name the project in the option “project”.")
-    await interaction.client.read(pipeline.load, project_id)
+    await interaction.client.read(lifecycle.load, project_id)
     return project_id
 
 

@@ -4,19 +4,21 @@ from collections.abc import Sequence
 
 from bot.app import App
 from bot.cards.project_card import project_card
+from bot.cards.renderer import Studio
 from bot.cards.run_card import run_card
-from bot.cards.studio import Studio
 from bot.delivery import outbox, post_buttons, posts
+from bot.delivery.card_updates import Showcase
+from bot.delivery.channels import Rooms, thread_name
 from bot.delivery.posts import Place, Scene
-from bot.delivery.rooms import Rooms, thread_name
 from bot.delivery.sender import Sender
-from bot.delivery.showcase import Showcase
 from bot.delivery.tombstones import Tombstones
-from broker import inventory, runs
-from broker.runs import RunView
-from projects import pipeline, record, redaction
-from projects.pipeline import ProjectView
-from projects.record import Told
+from broker.reviews import inventory
+from broker.runs import runs
+from broker.runs.runs import RunView
+from projects import lifecycle
+from projects.lifecycle import ProjectView
+from projects.record import record, redaction
+from projects.record.record import Told
 
 MOST_RUNS = 1000
 
@@ -90,7 +92,7 @@ class ProjectFeed:
 
     async def _tell(self, entry: Told) -> None:
         channel_id, closed = await self.rooms.find(f"project:{self.project_id}")
-        project = await self.app.read(pipeline.view, self.project_id)
+        project = await self.app.read(lifecycle.view, self.project_id)
         if entry.kind in redaction.KINDS:
             await self.rooms.relabel(project)
         if entry.kind in posts.OPENINGS and project.has_channel:

@@ -6,8 +6,8 @@ from sqlalchemy import delete, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from bot.delivery.tables import DiscordLease
-from projects.db import utcnow
+from bot.tables import DiscordLease
+from projects.db.database import utcnow
 
 
 class LostLeaseError(Exception):

@@ -16,8 +16,9 @@ from bot.delivery.feeds import LabFeed, ProjectFeed
 from bot.delivery.lease import LostLeaseError
 from bot.delivery.notices import Notices
 from bot.delivery.sender import Sender
-from broker import runs
-from projects import health, record
+from broker.runs import runs
+from projects import health
+from projects.record import record
 
 AT_ONCE = 64
 IDLE_AT_ONCE = 4

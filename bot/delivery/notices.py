@@ -14,8 +14,8 @@ from bot.app import App
 from bot.delivery import outbox
 from bot.delivery.lease import LostLeaseError
 from bot.delivery.sender import Sender
-from bot.delivery.tables import DiscordMessage
-from projects import record
+from bot.tables import DiscordMessage
+from projects.record import record
 
 WAITS, OVER = "waits:", "over"
 NAMES = {"proposals": "proposals", "review": "reviews", "announcements": "announcements", "record": "public record"}

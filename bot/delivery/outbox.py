@@ -7,10 +7,11 @@ from sqlalchemy import String, cast, delete, literal, or_, select
 from sqlalchemy.orm import Session
 
 from bot.delivery.posts import Place
-from bot.delivery.tables import DiscordCursor, DiscordMessage, DiscordRoom
-from projects import channels, record
-from projects.db import utcnow
-from projects.record import Entry, Payload, Stream, Told
+from bot.tables import DiscordCursor, DiscordMessage, DiscordRoom
+from projects import channels
+from projects.db.database import utcnow
+from projects.record import record
+from projects.record.record import Entry, Payload, Stream, Told
 
 TOMBSTONE = "tombstone"
 """The digest of a post that shows that its entry was blanked."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import discord
 
 from bot.buttons import Button
-from projects.record import Told
+from projects.record.record import Told
 
 # By the kind of entry: act, label and style; the number is the project's, or what the payload names.
 BUTTONS: Mapping[str, Sequence[tuple[str, str, discord.ButtonStyle]]] = {

@@ -7,10 +7,10 @@ from enum import StrEnum
 import structlog
 
 from bot import text
-from bot.delivery.sentences import RENDERINGS, Payload, generic, line, quoted
-from broker.runs import RunView
-from projects.pipeline import ProjectView
-from projects.record import LAB, Told
+from bot.delivery.entry_text import RENDERINGS, Payload, generic, line, quoted
+from broker.runs.runs import RunView
+from projects.lifecycle import ProjectView
+from projects.record.record import LAB, Told
 
 OPENINGS = frozenset({"project.activated", "project.channel_opened"})
 ENDINGS = frozenset({"run.finished", "run.failed", "run.timed_out", "run.cancelled"})

@@ -19,11 +19,11 @@ from sqlalchemy.orm import Session
 from bot import text
 from bot.app import App
 from bot.cards.card import Card
-from bot.delivery import cadence, lease, outbox
-from bot.delivery.cadence import Cadence, OldMessageError
+from bot.delivery import edit_budget, lease, outbox
+from bot.delivery.edit_budget import Cadence, OldMessageError
 from bot.delivery.lease import LostLeaseError
-from bot.delivery.tables import DiscordMessage
-from projects.db import utcnow
+from bot.tables import DiscordMessage
+from projects.db.database import utcnow
 
 NONCE_GOOD_FOR = timedelta(minutes=2)
 REPEAT_SECONDS = 45.0
@@ -129,13 +129,13 @@ class Sender:
             await self._deleted(row.key, error)
             return False
         except discord.RateLimited as error:
-            if cadence.age(row.message_id or "") < cadence.OLD_AGE:  # it is the bot's pace that Discord refuses
+            if edit_budget.age(row.message_id or "") < edit_budget.OLD_AGE:  # it is the bot's pace that Discord refuses
                 raise
             raise OldMessageError(error.retry_after) from error
         except discord.HTTPException as error:
             if error.code != TOO_MANY_OLD_EDITS:
                 raise
-            raise OldMessageError(cadence.OLD) from error
+            raise OldMessageError(edit_budget.OLD) from error
         return True
 
     async def _send(

@@ -5,12 +5,12 @@ import time
 import structlog
 
 from bot.app import App
-from bot.delivery import cadence, outbox, posts
-from bot.delivery.cadence import OldMessageError
+from bot.delivery import edit_budget, outbox, posts
+from bot.delivery.edit_budget import OldMessageError
 from bot.delivery.sender import LockedThreadError, Sender
-from bot.delivery.tables import DiscordMessage
-from projects import redaction
-from projects.record import Told
+from bot.tables import DiscordMessage
+from projects.record import redaction
+from projects.record.record import Told
 
 log = structlog.get_logger()
 
@@ -49,7 +49,7 @@ class Tombstones:
         self._rests_until = min((self._again[row.channel_id] for _, row in readable), default=0.0)
 
     async def _blank(self, entry: Told, row: DiscordMessage) -> None:
-        pace, age = self.sender.cadence, cadence.age(row.message_id or "")
+        pace, age = self.sender.cadence, edit_budget.age(row.message_id or "")
         pace.edited(row.key, row.channel_id, age=age)
         try:
             await self.sender.rewrite(row, f"{posts.BLANKED}\n{posts.marker(entry)}")
@@ -58,7 +58,7 @@ class Tombstones:
             self._again[row.channel_id] = time.monotonic() + error.retry_after
             pace.refused(row.channel_id, error.retry_after)
         except LockedThreadError:
-            self._again[row.channel_id] = time.monotonic() + cadence.OLD
+            self._again[row.channel_id] = time.monotonic() + edit_budget.OLD
             await self._tell(row.channel_id, posts.marker(entry))
         else:
             await self.app.write(outbox.sent, row.key, row.message_id or "", outbox.TOMBSTONE)

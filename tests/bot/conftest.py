@@ -14,11 +14,11 @@ import pytest
 import pytest_asyncio
 
 from bot.delivery import outbox
-from broker import allocations, pools
-from broker.allocations import AllocationView
-from projects import record
-from projects.db import Database
+from broker.allocations import allocations, pools
+from broker.allocations.allocations import AllocationView
+from projects.db.database import Database
 from projects.people import Actor
+from projects.record import record
 from sandbox.people import Answer, Channel, Guild, Message, Person
 from tests.discord_openapi import DiscordJudge, find_description, malformed, recorded
 

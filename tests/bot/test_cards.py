@@ -15,19 +15,19 @@ from bot.cards import comparison
 from bot.cards.project_card import project_card
 from bot.cards.review_card import review_card
 from bot.cards.run_card import RUNS, moved_card, run_card
-from bot.delivery import cadence, outbox, showcase
-from bot.delivery.cadence import BUSY, FRESH_EDITS, OLD, OLD_AGE, OLD_EDITS, Cadence
-from broker import attempts, endings
-from broker.allocations import AllocationState
-from broker.attempts import Ending, Process, Progress
-from broker.ledger import Account
-from broker.runs import RunState
-from broker.series import Measured
-from broker.why import Why
-from projects import membership, pipeline
+from bot.delivery import card_updates, edit_budget, outbox
+from bot.delivery.edit_budget import BUSY, FRESH_EDITS, OLD, OLD_AGE, OLD_EDITS, Cadence
+from broker.allocations.allocations import AllocationState
+from broker.allocations.ledger import Account
+from broker.reports.why import Why
+from broker.runs import attempts, settlement
+from broker.runs.attempts import Ending, Process, Progress
+from broker.runs.runs import RunState
+from broker.runs.series import Measured
+from projects import lifecycle, membership
+from projects.lifecycle import Member, Stage
 from projects.people import Actor
-from projects.pipeline import Member, Stage
-from projects.record import Told
+from projects.record.record import Told
 from sandbox.people import Channel, Message
 from tests.bot.conftest import AGED, Lab
 from tests.bot.test_delivery import until
@@ -135,7 +135,7 @@ async def test_a_decision_waits_for_no_line_about_a_run() -> None:
     assert edited[:3] == ["allocation:7", "project:0", "project:1"]
     told = {"run.started": {"run": 1}, "checkpoint.published": {"run": 1}, "member.joined": {"by": "Grace"}}
     entries = [Told(n, "project:1", n, kind, "0" * 64, payload) for n, (kind, payload) in enumerate(told.items())]
-    assert [showcase.goes_first(entry) for entry in entries] == [False, False, True]
+    assert [card_updates.goes_first(entry) for entry in entries] == [False, False, True]
 
 
 async def test_with_many_cards_in_motion_each_rests_longer() -> None:
@@ -266,7 +266,7 @@ async def test_a_card_too_old_to_edit_has_a_successor(shared_lab: tuple[Lab, Cha
     now = await lab.guild.wait_for(channel.id, lambda m: m.id == second.id and "step 300 of" in m.text)
     assert [shown.url for shown in now.attachments] == [shown.url for shown in drawn.attachments]
     assert "at step 200 of" in (now.attachments[0].description or "")
-    lab.call(endings.settle, 1, token, 20.0, Progress(0, 0), Ending(70, reason="It broke."), 0)
+    lab.call(settlement.settle, 1, token, 20.0, Progress(0, 0), Ending(70, reason="It broke."), 0)
     ended = await lab.guild.wait_for(
         channel.id, lambda m: m.id == second.id and "has failed" in m.text and m.attachments != now.attachments
     )
@@ -290,7 +290,7 @@ async def test_a_run_card_that_a_moderator_deletes_stays_deleted(shared_lab: tup
     lab.call(attempts.claim, 2, token, host="here", lease_seconds=60)
     lab.call(attempts.started, 2, token, Process("here", "boot", 2, 1.0), [], lease_seconds=60)
     lab.call(attempts.renew, 2, token, 5.0, progress(1, 100), lease_seconds=60)
-    lab.call(endings.settle, 2, token, 20.0, Progress(0, 0), Ending(70, reason="It broke."), 0)
+    lab.call(settlement.settle, 2, token, 20.0, Progress(0, 0), Ending(70, reason="It broke."), 0)
     await lab.guild.wait_for(card.id, lambda m: "It broke." in m.text)
     await lab.guild.wait_for(channel.id, lambda m: "It broke." in m.text)
     await lab.launch(channel, override="steps=4000")
@@ -323,7 +323,7 @@ async def test_a_picture_that_was_being_drawn_as_its_run_ended_is_not_the_last(
         process.suspend()
     lab.call(attempts.renew, number, token, 5.0, progress(1, 100), lease_seconds=60)
     await lab.guild.wait_for(channel.id, lambda m: m.id == card.id and "step 100 of" in m.text)
-    lab.call(endings.settle, number, token, 20.0, progress(101, 300), Ending(70, reason="It broke."), 0)
+    lab.call(settlement.settle, number, token, 20.0, progress(101, 300), Ending(70, reason="It broke."), 0)
     await lab.guild.wait_for(channel.id, lambda m: m.id == card.id and "has failed" in m.text)
     for process in drawing:
         process.resume()
@@ -352,7 +352,7 @@ def progress(first: int, last: int) -> Progress:
 
 async def test_the_age_of_a_message_is_in_its_id() -> None:
     id_of_an_hour_ago = discord.utils.time_snowflake(discord.utils.utcnow()) - (3600 * 1000 << 22)
-    assert 3590 < cadence.age(str(id_of_an_hour_ago)) < 3610
+    assert 3590 < edit_budget.age(str(id_of_an_hour_ago)) < 3610
 
 
 async def test_a_card_that_waits_for_its_turn_costs_nothing_meanwhile(shared_lab: tuple[Lab, Channel]) -> None:
@@ -379,5 +379,5 @@ async def test_a_card_that_waits_for_its_turn_costs_nothing_meanwhile(shared_lab
     await lab.guild.count_as_old(3600)
     await lab.start_bot()
     with lab.db.read() as session:
-        followers = pipeline.view(session, 1).followers
+        followers = lifecycle.view(session, 1).followers
     await lab.guild.wait_for("proposals", lambda m: f"**Followers** {followers}" in m.text)

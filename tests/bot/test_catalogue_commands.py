@@ -3,8 +3,8 @@
 import pytest
 
 from bot import text
-from broker import attempts, endings
-from broker.attempts import Ending, Process, Progress
+from broker.runs import attempts, settlement
+from broker.runs.attempts import Ending, Process, Progress
 from sandbox.people import Channel
 from tests.bot.conftest import Lab
 from trainer.config import RECIPES
@@ -60,7 +60,7 @@ async def test_a_recipe_goes_from_a_file_to_a_run(shared_lab: Shared) -> None:
     token = lab.call(attempts.admit, 1, (0,))
     lab.call(attempts.claim, 1, token, host="here", lease_seconds=600)
     lab.call(attempts.started, 1, token, Process("here", "boot", 1, 1), [], lease_seconds=600)
-    lab.call(endings.settle, 1, token, 36.0, Progress(0, 0), Ending(0), 3)
+    lab.call(settlement.settle, 1, token, 36.0, Progress(0, 0), Ending(0), 3)
     done = "🏁 The data of `ours` are prepared (run 1), for 0.01 GPU-hours."
     await lab.guild.wait_for(channel.id, lambda m: m.text.startswith(done))
     over = await lab.guild.wait_for(channel.id, lambda m: m.id == card.id and "has finished" in m.text)

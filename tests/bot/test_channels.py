@@ -2,12 +2,13 @@
 
 from bot.delivery import posts
 from bot.delivery.posts import Place
-from broker import attempts, endings
-from broker.attempts import Ending, Process, Progress
-from projects import membership, moderation, pipeline, policies, progress, redaction
+from broker.runs import attempts, settlement
+from broker.runs.attempts import Ending, Process, Progress
+from projects import lifecycle, membership, moderation, policies, updates
 from projects.people import Actor
-from projects.record import Told
-from sandbox import permissions
+from projects.record import redaction
+from projects.record.record import Told
+from sandbox.discord import permissions
 from tests.bot.conftest import SCOPE, Lab
 from tests.bot.test_delivery import until
 from tests.bot.test_run_card import progress as steps
@@ -22,13 +23,13 @@ async def test_by_policy_the_channel_waits_for_a_moderator(lab: Lab) -> None:
     card = await lab.guild.wait_for("proposals", lambda m: m.thread_id is not None)
     thread = card.thread_id or ""
     await lab.guild.wait_for(thread, lambda m: "record 1" in m.text)
-    lab.call(pipeline.join, lab.actor("Grace"), 1, min_people=2)
+    lab.call(lifecycle.join, lab.actor("Grace"), 1, min_people=2)
     form = await lab.person("Ada").command("project scope", channel=thread, checkpoints="held", licence="MIT")
     answer = await lab.person("Ada").submit(form, SCOPE)
     assert "a moderator opens its channel" in answer.text
     scoped = await lab.guild.wait_for(thread, lambda m: "record 3" in m.text)
     assert "Checkpoints are held back until reviewers release them; the models' licence is MIT." in scoped.text
-    lab.call(progress.post_update, lab.actor("Grace"), 1, "We begin.")
+    lab.call(updates.post_update, lab.actor("Grace"), 1, "We begin.")
     await lab.guild.wait_for(thread, lambda m: "We begin." in m.text and "record 5" in m.text)
     assert not [c.name for c in await lab.guild.channels() if c.name.startswith("p1-")]
 
@@ -38,7 +39,7 @@ async def test_by_policy_the_channel_waits_for_a_moderator(lab: Lab) -> None:
     channel = await lab.guild.wait_for_channel(lambda c: c.name.startswith("p1-"))
     await lab.guild.wait_for(channel.id, lambda m: "Omar** has opened this channel" in m.text)
     await lab.guild.wait_for(thread, lambda m: f"lives in <#{channel.id}>" in m.text)
-    lab.call(pipeline.pause, lab.actor("Ada"), 1, reason="Exams.")
+    lab.call(lifecycle.pause, lab.actor("Ada"), 1, reason="Exams.")
     await lab.guild.wait_for(channel.id, lambda m: "pauses the project" in m.text and "Exams." in m.text)
     await lab.guild.wait_for("proposals", lambda m: "Paused" in m.text and "held back" in m.text)
 
@@ -81,7 +82,7 @@ async def test_a_run_before_the_channel_has_its_card_in_the_proposals_thread(lab
     lab.call(attempts.renew, 1, token, 20.0, steps(1, 10), lease_seconds=60)
     await lab.guild.wait_for(thread, lambda m: m.id == card.id and "step 10 of" in m.text and m.attachments != [])
 
-    lab.call(pipeline.join, lab.actor("Grace"), 1, min_people=2)
+    lab.call(lifecycle.join, lab.actor("Grace"), 1, min_people=2)
     form = await lab.person("Ada").command("project scope", channel=thread)
     await lab.person("Ada").submit(form, SCOPE)
     channel = await lab.guild.wait_for_channel(lambda c: c.name.startswith("p1-"))
@@ -90,7 +91,7 @@ async def test_a_run_before_the_channel_has_its_card_in_the_proposals_thread(lab
     await omar.set_thread(thread, archived=True)
     lab.call(attempts.renew, 1, token, 21.0, steps(11, 20), lease_seconds=60)
     await lab.guild.wait_for(thread, lambda m: m.id == card.id and "step 20 of" in m.text)
-    lab.call(endings.settle, 1, token, 20.0, Progress(0, 0), Ending(70, reason="It broke."), 0)
+    lab.call(settlement.settle, 1, token, 20.0, Progress(0, 0), Ending(70, reason="It broke."), 0)
     for place in (thread, channel.id):
         await lab.guild.wait_for(place, lambda m: "It broke." in m.text and "record" in m.text)
     await lab.guild.wait_for(thread, lambda m: m.id == card.id and "has failed" in m.text)
@@ -101,7 +102,7 @@ async def test_a_run_before_the_channel_has_its_card_in_the_proposals_thread(lab
     await omar.set_thread(thread, archived=True, locked=True)
     lab.call(redaction.forget, None, lab.guild.info["users"]["Ada"], "They asked.")
     await until(lambda: "a moderator has locked the thread" in lab.log)
-    lab.call(pipeline.join, lab.actor("Rosa"), 1, min_people=2)
+    lab.call(lifecycle.join, lab.actor("Rosa"), 1, min_people=2)
     await lab.guild.wait_for(channel.id, lambda m: "Rosa" in m.text and "joins the project" in m.text)
     assert "posting waits" not in lab.log
     assert "Traceback" not in lab.log

@@ -14,7 +14,7 @@ from PIL import Image
 
 from bot.cards import charts, comparison
 from bot.cards.comparison import STYLES
-from bot.cards.studio import Comparison, Curve, Studio
+from bot.cards.renderer import Comparison, Curve, Studio
 
 Points = list[tuple[int, float]]
 ODD = "🧪🔥 数据 $x_1$ $ _\\frac{ a title that goes on " + "and on " * 600

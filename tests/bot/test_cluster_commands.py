@@ -3,7 +3,8 @@
 import pytest
 
 from bot import text
-from broker import launching, pools
+from broker.allocations import pools
+from broker.runs import launching
 from sandbox.people import Channel
 from tests.bot.conftest import Lab
 

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from projects import pipeline, progress
-from sandbox import permissions
+from projects import lifecycle, updates
+from sandbox.discord import permissions
 from tests.bot.conftest import Lab
 from tests.bot.test_delivery import POST, activate, cards, forget_nonces, open_intents, propose, told, until
 
@@ -42,7 +42,7 @@ async def test_whatever_fails_and_whenever_it_dies(lab: Lab, seed: int) -> None:
         lab.spawn_bot()
         for number in projects:
             for update in range(UPDATES):
-                lab.call(progress.post_update, lab.actor("Ada"), number, f"After {kill} falls, step {update}.")
+                lab.call(updates.post_update, lab.actor("Ada"), number, f"After {kill} falls, step {update}.")
         await until(lambda: bool(open_intents(lab)))
         await asyncio.sleep(chance.uniform(0, 0.3))
         await until(lambda: bool(open_intents(lab)))
@@ -70,7 +70,7 @@ async def test_a_history_that_cannot_be_read_is_not_taken_for_empty(lab: Lab) ->
     there = rf"POST /channels/{thread}/messages$"
     await lab.guild.fault(there, cut=True)
     await lab.guild.fault(there, count=1000, status=503)
-    lab.call(pipeline.join, lab.actor("Grace"), 1, min_people=2)
+    lab.call(lifecycle.join, lab.actor("Grace"), 1, min_people=2)
     await lab.guild.wait_for(thread, lambda m: "record 2" in m.text)
     roles = {"@everyone": permissions.EVERYONE, "Stoa": permissions.BOT}
     for role, bits in roles.items():

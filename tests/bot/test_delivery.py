@@ -9,13 +9,14 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-import broker.runs  # noqa: F401 - the tables that others refer to
+import broker.runs.runs  # noqa: F401 - the tables that others refer to
 from bot.delivery import notices
 from bot.delivery.loop import Trouble
-from bot.delivery.tables import DiscordMessage
-from projects import pipeline, record
-from projects.db import utcnow
-from projects.record import Payload
+from bot.tables import DiscordMessage
+from projects import lifecycle
+from projects.db.database import utcnow
+from projects.record import record
+from projects.record.record import Payload
 from tests.bot.conftest import BOT, Lab
 
 POST = r"POST /channels/\d+/messages$"
@@ -40,15 +41,15 @@ def propose(lab: Lab, title: str = "Crash course") -> int:
     """Ada proposes a project, beside the bot."""
     request_id = f"test-{title}"
     said = {"title": title, "question": "Who falls?", "why": "To stand up.", "needs": "A net."}
-    number: int = lab.call(pipeline.propose, lab.actor("Ada"), request_id, **said)
+    number: int = lab.call(lifecycle.propose, lab.actor("Ada"), request_id, **said)
     return number
 
 
 def activate(lab: Lab, project_id: int) -> None:
     """Grace joins and Ada writes the scope, beside the bot."""
-    lab.call(pipeline.join, lab.actor("Grace"), project_id, min_people=2)
+    lab.call(lifecycle.join, lab.actor("Grace"), project_id, min_people=2)
     said = {"goal": "Stand.", "plan": "Fall, then stand.", "compute": "Little.", "release": "All."}
-    lab.call(pipeline.scope, lab.actor("Ada"), project_id, **said, min_people=2)
+    lab.call(lifecycle.scope, lab.actor("Ada"), project_id, **said, min_people=2)
 
 
 async def until(condition: Callable[[], Any], seconds: float = 15.0) -> None:
@@ -115,7 +116,7 @@ async def test_killed_between_the_post_and_its_commit(lab: Lab) -> None:
     await lab.guild.wait_for(card.id, lambda m: "record 1" in m.text)
 
     await lab.guild.fault(POST, cut=True)
-    lab.call(pipeline.join, lab.actor("Grace"), 1, min_people=2)
+    lab.call(lifecycle.join, lab.actor("Grace"), 1, min_people=2)
     await lab.guild.wait_for(card.id, lambda m: "record 2" in m.text, every=0.02)
     lab.kill_bot()
     assert len(open_intents(lab)) == 1
@@ -133,7 +134,7 @@ async def test_an_old_intent_is_settled_in_the_channel(lab: Lab) -> None:
     await lab.guild.wait_for(thread, lambda m: "record 1" in m.text)
 
     await lab.guild.fault(rf"POST /channels/{thread}/messages$", cut=True)
-    lab.call(pipeline.join, lab.actor("Grace"), 1, min_people=2)
+    lab.call(lifecycle.join, lab.actor("Grace"), 1, min_people=2)
     await lab.guild.wait_for(thread, lambda m: "record 2" in m.text, every=0.02)
     lab.kill_bot()
     lab.call(forget_nonces)
@@ -141,7 +142,7 @@ async def test_an_old_intent_is_settled_in_the_channel(lab: Lab) -> None:
     await until(lambda: not open_intents(lab))
 
     await lab.guild.fault(POST, count=1000, status=503)
-    lab.call(pipeline.join, lab.actor("Rosa"), 1, min_people=2)
+    lab.call(lifecycle.join, lab.actor("Rosa"), 1, min_people=2)
     await until(lambda: open_intents(lab))
     lab.kill_bot()
     await lab.guild.clear_faults()
@@ -211,7 +212,7 @@ async def test_a_second_bot_waits(lab: Lab) -> None:
     await lab.guild.wait_for("proposals", lambda m: m.thread_id is not None)
     first.kill()
     first.wait()
-    lab.call(pipeline.join, lab.actor("Grace"), 1, min_people=2)
+    lab.call(lifecycle.join, lab.actor("Grace"), 1, min_people=2)
     await lab.guild.wait_for("proposals", lambda m: "**Contributors (1)** Grace" in m.text)
     assert second.poll() is None
     assert await told(lab, 1) == [1, 2]
@@ -223,13 +224,13 @@ async def test_a_bot_that_was_paused_does_not_post_what_the_next_has_posted(lab:
     thread = (await lab.guild.wait_for("proposals", lambda m: m.thread_id is not None)).thread_id or ""
     await until(lambda: lab.sent().get("project:1") == 1)
     (lab.root / "paused").write_text(thread)
-    lab.call(pipeline.join, lab.actor("Grace"), 1, min_people=2)
+    lab.call(lifecycle.join, lab.actor("Grace"), 1, min_people=2)
     await until(lambda: open_intents(lab))
     lab.spawn_bot("second.log", code=FORGETFUL, HOME=str(lab.root / "second"))
     await lab.guild.wait_for(thread, lambda m: "record 2" in m.text)
     (lab.root / "paused").unlink()
     await until(lambda: "another process delivers to this server" in lab.log)
-    lab.call(pipeline.join, lab.actor("Rosa"), 1, min_people=2)
+    lab.call(lifecycle.join, lab.actor("Rosa"), 1, min_people=2)
     await lab.guild.wait_for(thread, lambda m: "record 3" in m.text)
     assert await told(lab, 1) == [1, 2, 3]
 
@@ -248,8 +249,8 @@ async def test_what_a_person_deletes_stays_deleted_and_stops_nothing_else(lab: L
     card = await lab.guild.wait_for("proposals", lambda m: m.text.endswith("P1 · project"))
     await lab.person("Omar").delete("proposals", card)
     for number in (one, two):
-        lab.call(pipeline.join, lab.actor("Rosa"), number, min_people=2)
-    lab.call(pipeline.complete, lab.actor("Ada"), one, outcome="result", learnt="It goes on.")
+        lab.call(lifecycle.join, lab.actor("Rosa"), number, min_people=2)
+    lab.call(lifecycle.complete, lab.actor("Ada"), one, outcome="result", learnt="It goes on.")
     announced = await lab.guild.wait_for("announcements", lambda m: "One is deleted" in m.text)
     assert "It goes on." in announced.text
     await lab.guild.wait_for("p2-two-lives-on", lambda m: "record 5" in m.text)
@@ -283,7 +284,7 @@ async def test_a_missing_permission_is_waited_for(lab: Lab) -> None:
     await lab.guild.wait_for(channel.id, lambda m: "record 4" in m.text)
     await lab.guild.fault(rf"POST /channels/{channel.id}/messages$", count=1000, status=403)
     for number in (one, two):
-        lab.call(pipeline.join, lab.actor("Rosa"), number, min_people=2)
+        lab.call(lifecycle.join, lab.actor("Rosa"), number, min_people=2)
     notice = await lab.guild.wait_for("compute-review", lambda m: "waits at record 5" in m.text)
     assert f"the bot lacks a permission in <#{channel.id}>" in notice.text
     await lab.guild.wait_for("p2-two-is-open", lambda m: "record 5" in m.text)

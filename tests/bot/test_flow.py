@@ -1,6 +1,6 @@
 """The way from a proposal to a queued run, as members go it in Discord."""
 
-from broker import runs
+from broker.runs import runs
 from tests.bot.conftest import Lab
 
 

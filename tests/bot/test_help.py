@@ -3,9 +3,9 @@
 import pytest
 from discord import Permissions
 
-from bot.commands import helping
-from bot.commands.stoa_commands import stoa
-from sandbox import permissions
+from bot.commands.stoa import help_text
+from bot.commands.stoa.commands import stoa
+from sandbox.discord import permissions
 from sandbox.people import Channel
 from tests.bot.conftest import Lab
 
@@ -72,8 +72,8 @@ async def test_every_command_is_for_everyone_or_has_its_row_in_the_table(shared_
         below = command.get("options") or []
         nested = [option["name"] for option in below if option["type"] == 1]
         names |= {f"{command['name']} {name}" for name in nested} or {command["name"]}
-    assert names - set(helping.NEEDS) == EVERYONE
-    assert set(helping.NEEDS) <= names
+    assert names - set(help_text.NEEDS) == EVERYONE
+    assert set(help_text.NEEDS) <= names
 
 
 async def test_nobody_reviews_their_own_project_and_who_is_banned_hears_it(shared_lab: Shared) -> None:
@@ -88,8 +88,8 @@ async def test_nobody_reviews_their_own_project_and_who_is_banned_hears_it(share
 
 
 async def test_it_fits_however_many_commands_there_are() -> None:
-    here = helping.Standing(frozenset(helping.HEADINGS), "x" * 80)
-    pages = helping.pages([stoa], here, review=1, manages=True)
+    here = help_text.Standing(frozenset(help_text.HEADINGS), "x" * 80)
+    pages = help_text.pages([stoa], here, review=1, manages=True)
     assert all(page.content_length() <= 4000 for page in pages)
     known = {command.qualified_name for command in stoa.commands}
-    assert known <= {*helping.NEEDS, "stoa help"}
+    assert known <= {*help_text.NEEDS, "stoa help"}

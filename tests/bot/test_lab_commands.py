@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from bot import text
-from broker import pools
+from broker.allocations import pools
 from sandbox.people import Channel
 from tests.bot.conftest import Lab
 

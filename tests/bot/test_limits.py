@@ -12,21 +12,21 @@ from bot import text
 from bot.cards.card import Card
 from bot.cards.charts import draw
 from bot.cards.project_card import project_card
+from bot.cards.renderer import Curve
 from bot.cards.review_card import change_card, review_card
 from bot.cards.run_card import moved_card, run_card
-from bot.cards.studio import Curve
 from bot.delivery import posts
 from bot.delivery.posts import Place, Scene
-from broker import allocations
-from broker.allocations import AllocationState, AllocationView
-from broker.changes import ChangeState, ChangeView
-from broker.dossier import Dossier, Remark
-from broker.fairshare import Standing
-from broker.ledger import Account
-from broker.runs import CheckpointLink, RunState, RunView
-from broker.why import Why
-from projects.pipeline import Member, Outcome, ProjectView, Stage
-from projects.record import Told
+from broker.allocations import allocations
+from broker.allocations.allocations import AllocationState, AllocationView
+from broker.allocations.ledger import Account
+from broker.reports.review_context import Dossier, Remark
+from broker.reports.why import Why
+from broker.reviews.changes import ChangeState, ChangeView
+from broker.runs.runs import CheckpointLink, RunState, RunView
+from broker.scheduling.fairshare import Standing
+from projects.lifecycle import Member, Outcome, ProjectView, Stage
+from projects.record.record import Told
 
 LONG = [
     "x" * 4000,

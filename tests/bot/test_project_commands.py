@@ -6,8 +6,9 @@ import pytest
 from sqlalchemy import func, insert, select
 from sqlalchemy.orm import Session
 
-from projects import membership, pipeline, redaction
-from projects.pipeline import Membership, Project, Stage
+from projects import lifecycle, membership
+from projects.lifecycle import Membership, Project, Stage
+from projects.record import redaction
 from sandbox.people import Answer, Channel
 from tests.bot.conftest import SCOPE, Lab
 
@@ -96,7 +97,7 @@ async def test_the_lead_is_offered_and_accepted(shared_lab: Shared) -> None:
     lab.call(redaction.redact, None, "project:1", number, "By mistake.")
     blanked = await lab.guild.wait_for(channel.id, lambda m: m.id == second.id and "was blanked" in m.text)
     assert blanked.buttons == []
-    lab.call(pipeline.join, lab.actor("Ada"), 1, min_people=2)
+    lab.call(lifecycle.join, lab.actor("Ada"), 1, min_people=2)
     lab.call(membership.offer_lead, lab.actor("Grace"), 1, to=str(lab.actor("Ada").discord_id), reason="Again.")
     lab.call(membership.accept_lead, lab.actor("Ada"), 1)
 
@@ -106,7 +107,7 @@ async def test_a_project_rests_is_moderated_and_ends(shared_lab: Shared) -> None
     ada, grace, omar, rosa = map(lab.person, ("Ada", "Grace", "Omar", "Rosa"))
     number = int((await lab.propose(Title="Do large models sleep?")).text.split()[1])
     here = {"channel": "general", "project": number}
-    lab.call(pipeline.join, lab.actor("Grace"), number, min_people=2)
+    lab.call(lifecycle.join, lab.actor("Grace"), number, min_people=2)
     title = "“Do large models sleep?”"
     early = f"{title} is recruiting and cannot become paused."
     await refused(lab, ada.command("project pause", **here), early)

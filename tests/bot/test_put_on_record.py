@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from bot.commands.put_on_record import put_on_record
+from bot.commands.project.put_on_record import put_on_record
 from sandbox.people import ActionError, Channel
 from tests.bot.conftest import Lab
 

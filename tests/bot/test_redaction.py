@@ -6,9 +6,10 @@ import re
 from sqlalchemy.orm import Session
 
 from bot.delivery import posts
-from projects import pipeline, progress, redaction
+from projects import lifecycle, updates
 from projects.people import Actor
-from sandbox import permissions
+from projects.record import redaction
+from sandbox.discord import permissions
 from sandbox.people import Answer
 from tests.bot.conftest import AGED, BOT, Lab
 from tests.bot.test_delivery import activate, propose, until
@@ -52,7 +53,7 @@ async def test_many_old_posts_are_blanked_as_discord_takes_the_edits_and_nothing
     await lab.start_bot(IMPATIENT)
     propose(lab)
     for number in range(3):
-        lab.call(progress.change_needs, lab.actor("Ada"), 1, f"{number} nets.")
+        lab.call(updates.change_needs, lab.actor("Ada"), 1, f"{number} nets.")
     card = await lab.guild.wait_for("proposals", lambda m: m.thread_id is not None)
     await lab.guild.wait_for(card.id, lambda m: "record 4 " in m.text)
     await lab.guild.count_as_old(0)
@@ -63,7 +64,7 @@ async def test_many_old_posts_are_blanked_as_discord_takes_the_edits_and_nothing
         return sorted(int(text.partition("record ")[2].split()[0]) for text in told)
 
     lab.call(redaction.forget, None, lab.guild.info["users"]["Ada"], "They asked.")
-    lab.call(pipeline.join, lab.actor("Grace"), 1, min_people=9)
+    lab.call(lifecycle.join, lab.actor("Grace"), 1, min_people=9)
     await lab.guild.wait_for(card.id, lambda m: "record 6 " in m.text, timeout=5)
     assert len(await blanked()) < 4
     await until(lambda: lab.sent()["project:1"] == 6)
@@ -145,7 +146,7 @@ async def test_a_long_post_and_the_labs_own_are_blanked_too(lab: Lab) -> None:
 
 def propose_at_length(session: Session, actor: Actor) -> None:
     said = {"title": "At length", "question": "long " * 190, "why": "long " * 190, "needs": "long " * 90}
-    pipeline.propose(session, actor, "at-length", **said)
+    lifecycle.propose(session, actor, "at-length", **said)
 
 
 async def test_an_admin_bans_and_blanks_from_discord_and_nobody_else_does(lab: Lab) -> None:

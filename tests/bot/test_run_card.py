@@ -3,10 +3,11 @@
 import psutil
 from PIL import Image
 
-from broker import attempts, endings, publications, runs
-from broker.attempts import Ending, Process, Progress
-from broker.series import Measured
-from projects import pipeline
+from broker import publications
+from broker.runs import attempts, runs, settlement
+from broker.runs.attempts import Ending, Process, Progress
+from broker.runs.series import Measured
+from projects import lifecycle
 from tests.bot.conftest import Lab
 
 STEPS = 40
@@ -54,7 +55,7 @@ async def test_the_card_follows_the_run(lab: Lab) -> None:
         if step == STEPS:
             lab.call(attempts.renew, 1, token, 60.0, progress(11, STEPS), lease_seconds=60)
         lab.call(publish, step, first=first, final=final)
-    lab.call(endings.settle, 1, token, 62.0, Progress(0, 0), Ending(0), 3)
+    lab.call(settlement.settle, 1, token, 62.0, Progress(0, 0), Ending(0), 3)
     done = await lab.guild.wait_for(
         channel.id, lambda m: m.id == card.id and "finished" in m.text and m.attachments[0].url != first_picture.url
     )
@@ -67,7 +68,7 @@ async def test_the_card_follows_the_run(lab: Lab) -> None:
     lab.call(attempts.claim, 2, sample, host="here", lease_seconds=60)
     lab.call(attempts.started, 2, sample, Process("here", "boot", 2, 1.0), [], lease_seconds=60)
     ending = Ending(0, sample="def hello(@everyone):\n    **pass**")
-    lab.call(endings.settle, 2, sample, 2.0, Progress(0, 0), ending, 3)
+    lab.call(settlement.settle, 2, sample, 2.0, Progress(0, 0), ending, 3)
     said = await lab.guild.wait_for(channel.id, lambda m: "def hello" in m.text)
     assert "@everyone" not in said.text
     assert r"\*\*pass" in said.text
@@ -82,7 +83,7 @@ async def test_the_card_follows_the_run(lab: Lab) -> None:
     assert all(f"({URL}{step})" in in_thread for step in (1, 16, STEPS))
     assert sum("· run 1" in text for text in in_channel) == 1
 
-    lab.call(pipeline.complete, lab.actor("Ada"), 1, outcome="negative result", learnt="It does not.")
+    lab.call(lifecycle.complete, lab.actor("Ada"), 1, outcome="negative result", learnt="It does not.")
     told = await lab.guild.wait_for("announcements", lambda m: "It does not." in m.text)
     assert "negative result" in told.text
     assert "Ada (lead), Grace" in told.text

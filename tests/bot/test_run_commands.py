@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 from bot import text
-from broker import attempts, drafts, endings, runs, why
-from broker.attempts import Checkpoint, Ending, Process, Progress
-from broker.drafts import LaunchDraft
-from broker.runs import RunState
-from broker.series import Measured
+from broker.reports import run_plan, why
+from broker.reports.run_plan import LaunchDraft
+from broker.runs import attempts, runs, settlement
+from broker.runs.attempts import Checkpoint, Ending, Process, Progress
+from broker.runs.runs import RunState
+from broker.runs.series import Measured
 from projects import membership
-from projects.db import utcnow
+from projects.db.database import utcnow
 from sandbox.people import Answer, Channel, Message
 from tests.bot.conftest import Lab
 
@@ -129,7 +130,7 @@ async def test_an_offer_does_not_outlive_its_hour_or_its_place(shared_lab: Share
     assert offer.message is not None
     draft = int(str(offer.message.buttons[0].custom_id).partition(":")[2])
     with pytest.raises(Exception, match="Only the one who asked"):
-        lab.call(drafts.confirm, lab.actor("Grace"), draft)
+        lab.call(run_plan.confirm, lab.actor("Grace"), draft)
 
     def age(session: runs.Session) -> None:
         session.get_one(LaunchDraft, draft).created_at = utcnow() - timedelta(hours=2)
@@ -137,7 +138,7 @@ async def test_an_offer_does_not_outlive_its_hour_or_its_place(shared_lab: Share
     lab.call(age)
     old = said(await ada.press(offer.message, "Launch"))
     assert old == "This offer is more than an hour old; type the command again to see what it costs now."
-    lab.call(drafts.discard, lab.actor("Ada"), draft)
+    lab.call(run_plan.discard, lab.actor("Ada"), draft)
     gone = "This offer was cancelled; type the command again."
     assert said(await ada.press(offer.message, "Launch")) == gone
     assert said(await ada.press(offer.message, "Cancel")) == gone
@@ -268,7 +269,7 @@ async def test_a_run_is_paused_resumed_extended_and_looked_at(shared_lab: Shared
     card = await card_of(lab, channel, run, "running", "Compare")
     assert card.button_labels == ["Pause", "Compare", "Config"]
     assert said(await ada.press(card, "Pause")).startswith(f"Run {run} writes a checkpoint and pauses")
-    lab.call(endings.settle, run, token, 30.0, Progress(0, 0), Ending(75, "it was asked to stop"), 3)
+    lab.call(settlement.settle, run, token, 30.0, Progress(0, 0), Ending(75, "it was asked to stop"), 3)
     assert lab.call(runs.view, run).state == RunState.PAUSED
     paused_log = (await ada.command("run log", run=run)).text
     assert f"**{token}** ended · 0.017 GPU-hours · on here · paused by Ada\n" in paused_log
@@ -372,10 +373,10 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     asked = await lab.guild.wait_for(thread, lambda m: "lets the last checkpoint of run" in m.text)
     assert "def hello" in asked.text
     assert "@everyone" not in asked.text
-    lab.call(endings.settle, first, token, 21.0, Progress(0, 0), Ending(0), 3)
+    lab.call(settlement.settle, first, token, 21.0, Progress(0, 0), Ending(0), 3)
     writes = start(lab, sample.id)
     ending = Ending(0, sample="    return 42")
-    lab.call(endings.settle, sample.id, writes, 2.0, Progress(0, 0), ending, 3)
+    lab.call(settlement.settle, sample.id, writes, 2.0, Progress(0, 0), ending, 3)
     done = await lab.guild.wait_for(channel.id, lambda m: "return 42" in m.text)
     assert "was given:" in done.text
     assert "Traceback" not in lab.log

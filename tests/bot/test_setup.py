@@ -2,9 +2,9 @@
 
 import aiohttp
 
-from bot.commands.setting_up import NEW
-from projects import limits, pipeline, progress
-from sandbox import permissions
+from bot.commands.stoa.setup import NEW
+from projects import lifecycle, limits, updates
+from sandbox.discord import permissions
 from tests.bot.conftest import Lab
 from tests.bot.test_delivery import activate, propose, told, until
 
@@ -156,7 +156,7 @@ async def test_what_is_told_while_a_channel_is_gone_waits_for_the_next(lab: Lab)
     await lab.guild.fault(rf"POST /channels/{review}/messages$", delay=5.0)
     await omar.delete_channel("announcements")
     await until(lambda: "the channel of announcements is gone" in lab.log)
-    lab.call(pipeline.join, lab.actor("Rosa"), one, min_people=9)
+    lab.call(lifecycle.join, lab.actor("Rosa"), one, min_people=9)
     await lab.guild.wait_for(thread, lambda m: "record 2" in m.text)
     assert await lab.guild.messages("compute-review") == []
     notice = await lab.guild.wait_for("compute-review", lambda m: True)
@@ -164,9 +164,9 @@ async def test_what_is_told_while_a_channel_is_gone_waits_for_the_next(lab: Lab)
 
     await omar.delete_channel("public-record")
     await omar.delete_channel("proposals")
-    lab.call(pipeline.complete, lab.actor("Ada"), two, outcome="result", learnt="It goes on.")
+    lab.call(lifecycle.complete, lab.actor("Ada"), two, outcome="result", learnt="It goes on.")
     lab.call(limits.ban, None, lab.actor("Grace"), "Spam.")
-    lab.call(pipeline.join, lab.actor("Omar"), one, min_people=9)
+    lab.call(lifecycle.join, lab.actor("Omar"), one, min_people=9)
     for stream in ("lab", "project:1", "project:2"):
         await until(lambda stream=stream: f"stream={stream}" in lab.log)
     before = lab.sent()
@@ -185,7 +185,7 @@ async def test_what_is_told_while_a_channel_is_gone_waits_for_the_next(lab: Lab)
     await lab.guild.wait_for("proposals", lambda m: m.id == card.id and "is told of in <#" in m.text)
     assert (await (await lab.guild.join("Zoe")).press(there, "Follow")).ephemeral
     await lab.guild.wait_for("general", lambda m: m.id == there.id and "**Followers** 1" in m.text)
-    lab.call(progress.post_update, lab.actor("Ada"), one, "Exams.")
+    lab.call(updates.post_update, lab.actor("Ada"), one, "Exams.")
     moved = await lab.guild.wait_for("general", lambda m: m.thread_id is not None)
     await lab.guild.wait_for(moved.thread_id or "", lambda m: "Exams." in m.text)
     assert await told(lab, one) == [3, 4, 5]

@@ -2,8 +2,8 @@
 
 import pytest
 
-from broker import queue
-from projects.db import Database
+from broker.scheduling import tasks
+from projects.db.database import Database
 from tests.broker.lab import Lab
 from tests.databases import database_url, db, postgres
 
@@ -47,4 +47,4 @@ def ours(lab: Lab) -> int:
 @pytest.fixture(scope="module")
 def doorbells() -> None:
     """A queue in memory, which nobody listens to: Celery's own, without a server."""
-    queue.app.conf.update(broker_url="memory://", broker_transport_options={})
+    tasks.app.conf.update(broker_url="memory://", broker_transport_options={})

@@ -5,14 +5,17 @@ from datetime import timedelta
 from itertools import count
 from pathlib import Path
 
-from broker import allocations, attempts, control, endings, launching, ledger, pools, reviews, runs
-from broker.allocations import AllocationState
-from broker.attempts import Attempt, Ending, Process, Progress
-from broker.ledger import Account, Movement
-from broker.runs import Run, RunView
-from projects import pipeline, policies, record
-from projects.db import Database, utcnow
+from broker.allocations import allocations, ledger, pools
+from broker.allocations.allocations import AllocationState
+from broker.allocations.ledger import Account, Movement
+from broker.reviews import reviews
+from broker.runs import attempts, control, launching, runs, settlement
+from broker.runs.attempts import Attempt, Ending, Process, Progress
+from broker.runs.runs import Run, RunView
+from projects import lifecycle, policies
+from projects.db.database import Database, utcnow
 from projects.people import Actor
+from projects.record import record
 from projects.settings import Settings
 
 REVIEWERS = 9
@@ -65,14 +68,14 @@ class Lab:
     def proposal(self, lead: Actor = ADA, title: str = "Sinks of attention") -> int:
         """A project of its lead alone."""
         with self.db.write() as session:
-            return pipeline.propose(session, lead, request_id(), title=title, question="q", why="w", needs="n")
+            return lifecycle.propose(session, lead, request_id(), title=title, question="q", why="w", needs="n")
 
     def project(self, lead: Actor = ADA, title: str = "Sinks of attention") -> int:
         """An active project of its lead and Grace."""
         project = self.proposal(lead, title)
         with self.db.write() as session:
-            pipeline.join(session, GRACE, project, min_people=2)
-            pipeline.scope(session, lead, project, goal="g", plan="p", compute="c", release="r", min_people=2)
+            lifecycle.join(session, GRACE, project, min_people=2)
+            lifecycle.scope(session, lead, project, goal="g", plan="p", compute="c", release="r", min_people=2)
         return project
 
     def request(self, project: int, actor: Actor = ADA, **changes: str) -> int:
@@ -143,14 +146,14 @@ class Lab:
     def settle(self, run: int, token: int, elapsed: float, ending: Ending, *, most: int = 3) -> None:
         """The trainer has ended."""
         with self.db.write() as session:
-            endings.settle(session, run, token, elapsed, NOTHING, ending, most)
+            settlement.settle(session, run, token, elapsed, NOTHING, ending, most)
 
     def lose(self, run: int, token: int, *, grace: float = 0, most: int = 3) -> None:
         """The scheduler gives an attempt up, should its lease have run out."""
         with self.db.read() as session:
             attempt = session.get_one(Attempt, (run, token))
         with self.db.write() as session:
-            endings.lose(session, attempt, grace_seconds=grace, most=most)
+            settlement.lose(session, attempt, grace_seconds=grace, most=most)
 
     def cancel(self, run: int, actor: Actor = ADA) -> None:
         """A member asks for the end of a run."""

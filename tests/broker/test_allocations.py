@@ -7,10 +7,11 @@ from threading import Barrier
 import pytest
 from sqlalchemy import text
 
-from broker import allocations, dossier, pools
-from broker.allocations import AllocationState, AllocationView, parse_day, parse_hours
-from broker.ledger import Account
-from projects.db import utcnow
+from broker.allocations import allocations, pools
+from broker.allocations.allocations import AllocationState, AllocationView, parse_day, parse_hours
+from broker.allocations.ledger import Account
+from broker.reports import review_context
+from projects.db.database import utcnow
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
 from projects.people import Actor
 from tests.broker.lab import ADA, EMMY, GRACE, HOUR, POOL, REVIEWERS, ROSA, Lab, in_days
@@ -267,10 +268,10 @@ def test_no_more_is_asked_for_than_one_grant_holds(lab: Lab) -> None:
         lab.request(project, pool="shared", hours="4")
     asked = lab.request(project, pool="shared", hours="3")
     with lab.db.read() as session:
-        assert dossier.of_request(session, asked).available == 3 * HOUR
+        assert review_context.of_request(session, asked).available == 3 * HOUR
     lab.approve(asked, hours="3")
     with lab.db.read() as session:
-        assert dossier.of_request(session, asked).available == 0, "a change of it draws on its own grant"
+        assert review_context.of_request(session, asked).available == 0, "a change of it draws on its own grant"
         assert pools.largest_in(session, "shared") == 2 * HOUR
 
 

@@ -8,12 +8,13 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select, text
 
-from broker import attempts, endings, publications, series
-from broker.attempts import Attempt, AttemptState, Checkpoint, Ending, Progress, StaleError
-from broker.ledger import Account
-from broker.runs import RunState
-from broker.series import Measured
-from projects.db import utcnow
+from broker import publications
+from broker.allocations.ledger import Account
+from broker.runs import attempts, series, settlement
+from broker.runs.attempts import Attempt, AttemptState, Checkpoint, Ending, Progress, StaleError
+from broker.runs.runs import RunState
+from broker.runs.series import Measured
+from projects.db.database import utcnow
 from projects.errors import ConflictError
 from tests.broker.lab import HOUR, NOTHING, PROCESS, Lab
 
@@ -168,7 +169,7 @@ def test_a_renewal_in_time_keeps_the_run(lab: Lab, run: int) -> None:
     time.sleep(0.01)
     lab.renew(run, token, 1, lease=60)
     with lab.db.write() as session:
-        endings.lose(session, seen, grace_seconds=0, most=3)
+        settlement.lose(session, seen, grace_seconds=0, most=3)
     assert attempt(lab, run, token).state == AttemptState.RUNNING
     assert lab.run(run).state == RunState.RUNNING
 
@@ -271,11 +272,11 @@ def test_a_run_cancelled_before_it_was_claimed_is_never_started(lab: Lab, alloca
         waiting = attempts.cancelled_unclaimed(session)
     assert [(attempt.run_id, attempt.token) for attempt in waiting] == [(run, token)]
     with lab.db.write() as session:
-        endings.withdraw(session, run, token)
+        settlement.withdraw(session, run, token)
     assert lab.run(run).state == RunState.CANCELLED
     assert lab.account(allocation) == Account(HOUR, 0, 0)
     with pytest.raises(StaleError), lab.db.write() as session:
-        endings.withdraw(session, run, token)
+        settlement.withdraw(session, run, token)
 
 
 def test_being_drained_is_no_failure(lab: Lab, run: int) -> None:

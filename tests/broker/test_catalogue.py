@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from broker import catalogue, publications, runs
+from broker import catalogue, publications
 from broker.publications import Repository
-from projects import record
+from broker.runs import runs
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
 from projects.people import Actor
+from projects.record import record
 from tests.broker.lab import ADA, GRACE, Lab, request_id
 from trainer.config import RECIPES
 
@@ -214,7 +215,7 @@ def test_operators_decide_from_the_command_line(tmp_path: Path) -> None:
 
     def stoa(*said: str) -> subprocess.CompletedProcess[str]:
         environment = {"STOA_ENV_FILE": "", "STOA_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
-        command = [sys.executable, "-m", "stoa", *said]
+        command = [sys.executable, "-m", "cli.main", *said]
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
     assert stoa("migrate").returncode == 0

@@ -5,11 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import text
 
-from broker import attempts, control, endings, launching, ledger, runs
-from broker.attempts import Attempt, Checkpoint, Ending, Progress
-from broker.launching import Receipt
-from broker.ledger import Account
-from broker.runs import RunState
+from broker.allocations import ledger
+from broker.allocations.ledger import Account
+from broker.runs import attempts, control, launching, runs, settlement
+from broker.runs.attempts import Attempt, Checkpoint, Ending, Progress
+from broker.runs.launching import Receipt
+from broker.runs.runs import RunState
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
 from tests.broker.lab import ADA, GRACE, HOUR, NOTHING, STRANGER, Lab, request_id
 
@@ -96,7 +97,7 @@ def test_a_run_paused_before_it_was_claimed_or_as_its_supervisor_died_is_paused(
     token = lab.admit(run, 0, 1)
     lab.pause(run)
     with lab.db.write() as session:
-        endings.withdraw(session, run, token)
+        settlement.withdraw(session, run, token)
     assert lab.run(run).state == RunState.PAUSED
     lab.resume(run)
     token = lab.start(run, 0, 1, lease=-1)

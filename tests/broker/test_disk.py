@@ -8,13 +8,16 @@ from types import SimpleNamespace
 import pytest
 from sqlalchemy import update
 
-from broker import attempts, catalogue, disk, publications, runs, why
-from broker.attempts import Checkpoint, Ending, Progress
+from broker import catalogue, publications
 from broker.catalogue import CatalogueEntry
 from broker.publications import Disk, Publication
-from broker.runs import RunState
-from broker.scheduler import Scheduler
-from projects import record
+from broker.publishing import disk
+from broker.reports import why
+from broker.runs import attempts, runs
+from broker.runs.attempts import Checkpoint, Ending, Progress
+from broker.runs.runs import RunState
+from broker.scheduling.scheduler import Scheduler
+from projects.record import record
 from projects.settings import Settings
 from tests.broker.lab import Lab, settings
 from trainer.config import RECIPES

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from broker.fairshare import HALF_LIFE_SECONDS, Turns, decayed, standings
+from broker.scheduling.fairshare import HALF_LIFE_SECONDS, Turns, decayed, standings
 
 
 def test_use_is_halved_every_seven_days() -> None:

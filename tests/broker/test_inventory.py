@@ -5,12 +5,13 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select, update
 
-from broker import inventory, pools
-from broker.attempts import Ending
-from broker.pools import Grant, Pool
-from projects import record
-from projects.db import utcnow
+from broker.allocations import pools
+from broker.allocations.pools import Grant, Pool
+from broker.reviews import inventory
+from broker.runs.attempts import Ending
+from projects.db.database import utcnow
 from projects.errors import ConflictError, InvalidError
+from projects.record import record
 from tests.broker.lab import HOUR, POOL, Lab, in_days
 
 

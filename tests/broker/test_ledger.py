@@ -15,10 +15,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from sqlalchemy import func, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from broker import ledger, pools
-from broker.ledger import Account, Movement
-from broker.pools import GrantRow, GrantView
-from projects.db import utcnow
+from broker.allocations import ledger, pools
+from broker.allocations.ledger import Account, Movement
+from broker.allocations.pools import GrantRow, GrantView
+from projects.db.database import utcnow
 from projects.errors import ConflictError, InvalidError
 from tests.broker.lab import HOUR, POOL, Lab
 

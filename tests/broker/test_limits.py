@@ -5,12 +5,13 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select, update
 
-from broker import changes
-from broker.launching import Origin
-from projects import limits, pipeline, policies, record
+from broker.reviews import changes
+from broker.runs.launching import Origin
+from projects import lifecycle, limits, policies
 from projects.errors import ConflictError, ForbiddenError, NotFoundError
 from projects.people import Actor
-from projects.record import Payload
+from projects.record import record
+from projects.record.record import Payload
 from tests.broker.lab import ADA, GRACE, ROSA, STRANGER, Lab, request_id
 
 ADMINS = 77
@@ -39,7 +40,7 @@ def test_nobody_has_too_many_open_proposals(lab: Lab) -> None:
         lab.proposal(ADA, "One more")
     lab.proposal(GRACE, "Another's")
     with lab.db.write() as session:
-        pipeline.complete(session, ADA, 1, outcome="abandoned", learnt="To end things.")
+        lifecycle.complete(session, ADA, 1, outcome="abandoned", learnt="To end things.")
     lab.proposal(ADA, "One more")
 
 
@@ -94,7 +95,7 @@ def test_who_is_banned_does_nothing_but_read(lab: Lab) -> None:
             act()
     assert lab.everything() == before
     with lab.db.read() as session:
-        assert pipeline.view(session, project).lead.name == "Ada"
+        assert lifecycle.view(session, project).lead.name == "Ada"
         told = [(entry.kind, entry.payload) for entry in record.since(session, record.LAB, 0)][-3:]
     assert [kind for kind, _ in told] == ["person.banned"] * 3
     assert told[0][1] is not None
@@ -105,7 +106,7 @@ def test_who_is_banned_does_nothing_but_read(lab: Lab) -> None:
 
 def join(lab: Lab, actor: Actor, project: int) -> None:
     with lab.db.write() as session:
-        pipeline.join(session, actor, project, min_people=2)
+        lifecycle.join(session, actor, project, min_people=2)
 
 
 def test_only_admins_ban_and_nobody_twice(lab: Lab) -> None:

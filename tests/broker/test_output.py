@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from broker import output
-from broker.attempts import Checkpoint, Ending
-from broker.series import Measured
+from broker.runners import output
+from broker.runs.attempts import Checkpoint, Ending
+from broker.runs.series import Measured
 
 
 def write(path: Path, *lines: object, end: str = "") -> None:

@@ -10,8 +10,9 @@ from threading import Barrier
 import pytest
 import yaml
 
-from broker import catalogue, launching
-from broker.runs import RunState
+from broker import catalogue
+from broker.runs import launching
+from broker.runs.runs import RunState
 from projects.errors import ConflictError, NotFoundError
 from tests.broker.lab import ADA, Lab, request_id
 from tests.databases import ONCE
@@ -51,7 +52,7 @@ def see_through(lab: Lab, home: Path, run: int) -> None:
         "STOA_DATABASE_URL": lab.db.url.render_as_string(hide_password=False),
         "STOA_DISK_FLOOR_GIB": "0",
     }
-    command = [sys.executable, "-m", "broker.supervisor", str(run), str(token)]
+    command = [sys.executable, "-m", "broker.runners.supervisor", str(run), str(token)]
     subprocess.run(command, env=environment, check=True, timeout=200)
 
 

@@ -19,13 +19,15 @@ from PIL import Image
 from safetensors.numpy import save_file
 from sqlalchemy import text, update
 
-from broker import card, curve, publications, publisher
-from broker.attempts import Checkpoint, Progress
+from broker import publications
 from broker.publications import Publication, Repository
-from projects import pipeline, progress, record
-from projects.db import utcnow
+from broker.publishing import loss_plot, model_card, publisher
+from broker.runs.attempts import Checkpoint, Progress
+from projects import lifecycle, updates
+from projects.db.database import utcnow
+from projects.lifecycle import Project
 from projects.people import Actor
-from projects.pipeline import Project
+from projects.record import record
 from projects.settings import Settings
 from tests.broker.lab import ADA, GRACE, REVIEWERS, ROSA, Lab, request_id, settings
 
@@ -211,9 +213,8 @@ def test_the_card_says_how_and_by_whom(lab: Lab, conf: Settings, hub: Hub, run: 
     picture = row(lab, run, LAST).folder + "/loss.png"
     assert (Path(picture).read_bytes()[:8], Image.open(picture).size) == (b"\x89PNG\r\n\x1a\n", (1000, 600))
     assert "loss.png" in hub.api.list_repo_files(repo(conf, run), revision=f"step{LAST}")
-    assert (
-        curve.draw([100, 200], [2.0, 1.0]) == curve.draw([100, 200], [2.0, 1.0]) != curve.draw([100, 200], [2.0, 3.0])
-    )
+    drawn = loss_plot.draw([100, 200], [2.0, 1.0])
+    assert drawn == loss_plot.draw([100, 200], [2.0, 1.0]) != loss_plot.draw([100, 200], [2.0, 3.0])
     measures = hub.read(repo(conf, run), "metrics.jsonl", f"step{LAST}").splitlines()
     assert [json.loads(line)["step"] for line in measures] == [1, 2, 3, 4]
     manifest = json.loads(hub.read(repo(conf, run), "data_manifest.json", f"step{LAST}"))
@@ -243,7 +244,7 @@ def test_metrics_of_earlier_attempts_go_along(tmp_path: Path) -> None:
         folder.mkdir()
         lines = [json.dumps({"step": step, "loss": float(token)}) for step in steps]
         (folder / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 99, "lo']))
-    found = card.measured(tmp_path / "attempt-2", 10)
+    found = model_card.measured(tmp_path / "attempt-2", 10)
     assert [(line["step"], line["loss"]) for line in found] == [(n, 1.0 if n < 5 else 2.0) for n in range(1, 11)]
 
 
@@ -429,9 +430,9 @@ def held_run(lab: Lab) -> tuple[int, int]:
     """A project that holds its releases back, and a running run of it."""
     project = lab.proposal(title="Sinks of attention")
     with lab.db.write() as session:
-        pipeline.join(session, GRACE, project, min_people=2)
+        lifecycle.join(session, GRACE, project, min_people=2)
         told_of = {"goal": "g", "plan": "p", "compute": "c", "release": "r"}
-        pipeline.scope(session, ADA, project, **told_of, release_policy="held", licence="MIT", min_people=2)
+        lifecycle.scope(session, ADA, project, **told_of, release_policy="held", licence="MIT", min_people=2)
     lab.allocation(project)
     run = lab.launch(project, overrides=f"steps={LAST}")
     lab.start(run, 0)
@@ -453,7 +454,7 @@ def test_a_release_decided_during_an_upload_opens_the_repository(lab: Lab, conf:
     assert claimed is not None
     assert claimed.private
     with lab.db.write() as session:
-        progress.release(session, ROSA, project, "It is safe.", REVIEWERS)
+        updates.release(session, ROSA, project, "It is safe.", REVIEWERS)
     publish(lab, conf, run)
     upload(conf, claimed)
     with lab.db.write() as session:
@@ -474,7 +475,7 @@ def test_a_publisher_that_comes_late_closes_nothing_for_good(lab: Lab, conf: Set
     lapse(lab)
     publish(lab, conf, run)
     with lab.db.write() as session:
-        progress.release(session, ROSA, project, "It is safe.", REVIEWERS)
+        updates.release(session, ROSA, project, "It is safe.", REVIEWERS)
     publish(lab, conf, run)
     assert not hub.api.model_info(repo(conf, run)).private
     upload(conf, claimed)
@@ -499,7 +500,7 @@ def test_held_checkpoints_are_private_until_reviewers_release_them(lab: Lab, con
     assert waiting(lab) == []
 
     with lab.db.write() as session:
-        progress.release(session, ROSA, project, "It is safe.", REVIEWERS)
+        updates.release(session, ROSA, project, "It is safe.", REVIEWERS)
     assert waiting(lab) == [(run, publisher.SHOWING)]
     hub.fault(path="/settings", status=503)
     publish(lab, conf, run)

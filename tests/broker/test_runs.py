@@ -6,12 +6,13 @@ import pytest
 import yaml
 from sqlalchemy import text
 
-from broker import catalogue, runs, series
-from broker.launching import parse_overrides, parse_time_limit
-from broker.ledger import Account
-from broker.runs import ENDED, TRANSITIONS, RunState
-from broker.series import Measured
-from projects import pipeline
+from broker import catalogue
+from broker.allocations.ledger import Account
+from broker.runs import runs, series
+from broker.runs.launching import parse_overrides, parse_time_limit
+from broker.runs.runs import ENDED, TRANSITIONS, RunState
+from broker.runs.series import Measured
+from projects import lifecycle
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
 from tests.broker.lab import ADA, GRACE, HOUR, STRANGER, Lab, request_id
 from trainer import check as dry_run
@@ -189,7 +190,7 @@ def test_only_members_of_an_active_project_launch_and_cancel(lab: Lab) -> None:
     project, resting = lab.project(), lab.project(title="Resting")
     lab.allocation(project)
     with lab.db.write() as session:
-        pipeline.pause(session, ADA, resting, reason="No time.")
+        lifecycle.pause(session, ADA, resting, reason="No time.")
     run = lab.launch(project)
     before = lab.everything()
     with pytest.raises(ForbiddenError, match="Only members of “Sinks of attention”"):

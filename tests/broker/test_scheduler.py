@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from broker import attempts, planning, pools, queue, snapshot
-from broker.allocations import Allocation
-from broker.attempts import Attempt, Checkpoint, Ending, Progress
-from broker.planning import Decision
-from broker.runs import Run, RunState
-from broker.scheduler import Scheduler
-from broker.usage import FairUsage
-from projects.db import utcnow
+from broker.allocations import pools
+from broker.allocations.allocations import Allocation
+from broker.runs import attempts
+from broker.runs.attempts import Attempt, Checkpoint, Ending, Progress
+from broker.runs.runs import Run, RunState
+from broker.scheduling import backfill, snapshot, tasks
+from broker.scheduling.backfill import Decision
+from broker.scheduling.scheduler import Scheduler
+from broker.scheduling.usage import FairUsage
+from projects.db.database import utcnow
 from projects.errors import ConflictError
 from tests.broker.lab import HOUR, PROCESS, STRANGER, Lab, settings
 
@@ -33,7 +35,7 @@ def theirs(lab: Lab) -> int:
 
 def plan(lab: Lab) -> list[Decision]:
     with lab.db.read() as session:
-        return list(planning.plan(snapshot.load(session)).starts)
+        return list(backfill.plan(snapshot.load(session)).starts)
 
 
 def started(lab: Lab) -> list[int]:
@@ -231,7 +233,7 @@ def test_the_doorbells_are_rung_once_and_not_at_every_round(lab: Lab, ours: int,
     """A queue that nobody empties, such as overnight, does not fill up with one message a second."""
 
     def messages(name: str) -> int:
-        with queue.app.connection_for_write() as connection:
+        with tasks.app.connection_for_write() as connection:
             declared = connection.default_channel.queue_declare(queue=name, passive=False)
             return int(declared.message_count)
 

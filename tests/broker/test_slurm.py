@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select
 
-from broker import attempts, launchers, output, pools, reaper
-from broker.attempts import Attempt
-from broker.ledger import LedgerRow, Movement
-from broker.runs import RunState
-from broker.slurm import REFUSED, SlurmLauncher, Wanted, jobs
-from projects.db import utcnow
+from broker.allocations import pools
+from broker.allocations.ledger import LedgerRow, Movement
+from broker.runners import base, output, reaper
+from broker.runners.slurm import REFUSED, SlurmLauncher, Wanted, jobs
+from broker.runs import attempts
+from broker.runs.attempts import Attempt
+from broker.runs.runs import RunState
+from projects.db.database import utcnow
 from projects.errors import InvalidError
 from tests.broker.lab import Lab, settings
 from tests.databases import ONCE
@@ -75,7 +77,7 @@ end(0)
 """
 SUPERVISE = """
 import sys
-from broker.supervisor import Supervisor, StaleError
+from broker.runners.supervisor import Supervisor, StaleError
 from projects.settings import get_settings
 
 class StandIn(Supervisor):
@@ -292,7 +294,7 @@ def supervised(
     """A supervisor of the run's next attempt, its token and folder."""
     with lab.db.write() as session:
         token = attempts.admit(session, run, ())
-    assert lab.claim(run, token, lease=lease, host=launchers.host())
+    assert lab.claim(run, token, lease=lease, host=base.host())
     folder = home / "runs" / str(run) / f"attempt-{token}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with supervisor_of(lab, cluster, home, lease, str(run), str(token), *trainer) as supervisor:

@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from broker import attempts, disk, keeper, launchers, supervisor
-from broker.attempts import Attempt, TakenOverError
-from broker.pools import Pool
-from broker.runs import Run, RunState
+from broker.allocations.pools import Pool
+from broker.publishing import disk
+from broker.runners import base, shim, supervisor
+from broker.runs import attempts
+from broker.runs.attempts import Attempt, TakenOverError
+from broker.runs.runs import Run, RunState
 from tests.broker.lab import NOTHING, Lab, settings
 from tests.databases import ONCE
 
@@ -38,7 +40,7 @@ time.sleep(60)
 """
 SUPERVISE = """
 import sys
-from broker.supervisor import Supervisor, StaleError
+from broker.runners.supervisor import Supervisor, StaleError
 from projects.settings import get_settings
 
 class Deaf(Supervisor):
@@ -107,7 +109,7 @@ def supervised(
     """The supervisor of a claimed attempt whose trainer is up, and what that has said."""
     token = lab.admit(run)
     with lab.db.write() as session:
-        assert attempts.claim(session, run, token, host=launchers.host(), lease_seconds=lease)
+        assert attempts.claim(session, run, token, host=base.host(), lease_seconds=lease)
     folder = home / "runs" / str(run) / f"attempt-{token}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     supervisor = supervise(lab, home, run, token, lease)
@@ -221,7 +223,7 @@ def real(lab: Lab, home: Path, run: int, *devices: int) -> subprocess.Popen[byte
         "STOA_DATABASE_URL": lab.db.url.render_as_string(hide_password=False),
         "STOA_LEASE_SECONDS": "6",
     }
-    return subprocess.Popen([sys.executable, "-m", "broker.supervisor", str(run), str(token)], env=environment)
+    return subprocess.Popen([sys.executable, "-m", "broker.runners.supervisor", str(run), str(token)], env=environment)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -242,8 +244,8 @@ def test_a_supervisor_that_dies_is_replaced_and_its_trainer_goes_on(lab: Lab, tm
         assert alive.wait(60) == 1, "nobody takes over from one that lives"
         first.kill()
         first.wait()
-        assert not launchers.alive(dead)
-        task = [sys.executable, "-c", "from broker.queue import take_over; take_over(1, 1)"]
+        assert not base.alive(dead)
+        task = [sys.executable, "-c", "from broker.scheduling.tasks import take_over; take_over(1, 1)"]
         rings = [subprocess.Popen(task, env=environment(lab, tmp_path, 20)) for _ in range(2)]
         assert [ring.wait(60) for ring in rings] == [0, 0]
         until(lambda: generation(lab, run) == 2, 60)
@@ -259,13 +261,13 @@ def test_a_supervisor_that_dies_is_replaced_and_its_trainer_goes_on(lab: Lab, tm
             assert "asked" not in said()
             with pytest.raises(TakenOverError), lab.db.write() as session:
                 attempts.renew(session, run, 1, 999, NOTHING, lease_seconds=20)
-            ran = keeper.since_boot() - trainer.started / os.sysconf("SC_CLK_TCK")
+            ran = shim.since_boot() - trainer.started / os.sysconf("SC_CLK_TCK")
             lab.cancel(run)
             until(lambda: lab.run(run).state == RunState.CANCELLED, 60)
-            ended = keeper.since_boot() - trainer.started / os.sysconf("SC_CLK_TCK")
+            ended = shim.since_boot() - trainer.started / os.sysconf("SC_CLK_TCK")
             assert living(tmp_path) == []
         finally:
-            if launchers.alive(heir):
+            if base.alive(heir):
                 os.kill(heir.pid, signal.SIGKILL)
     assert int(ran) <= lab.run(run).spent <= ended, "all of its life is charged, once"
     assert lab.account(1).reserved == 0
@@ -294,7 +296,7 @@ def test_what_cannot_be_started_says_why(lab: Lab, run: int, tmp_path: Path) -> 
         "STOA_HOME": str(tmp_path),
         "STOA_DATABASE_URL": lab.db.url.render_as_string(hide_password=False),
     }
-    command = [sys.executable, "-m", "broker.supervisor", str(run), str(token)]
+    command = [sys.executable, "-m", "broker.runners.supervisor", str(run), str(token)]
     subprocess.run(command, env=environment, check=True, timeout=30)
     assert lab.run(run).state == RunState.QUEUED
     assert "could not be started" in lab.run(run).reason

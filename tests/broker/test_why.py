@@ -7,18 +7,21 @@ import pytest
 from sqlalchemy import update
 from typer.testing import CliRunner
 
-from broker import control, pools, runs, scheduler, snapshot, why
-from broker.attempts import Attempt, Ending
-from broker.planning import Decision, Limits
-from broker.runs import Run, RunState
-from broker.scheduler import Scheduler
-from broker.why import Why
-from projects import pipeline
-from projects.db import utcnow
+from broker.allocations import pools
+from broker.reports import why
+from broker.reports.why import Why
+from broker.runs import control, runs
+from broker.runs.attempts import Attempt, Ending
+from broker.runs.runs import Run, RunState
+from broker.scheduling import scheduler, snapshot
+from broker.scheduling.backfill import Decision, Limits
+from broker.scheduling.scheduler import Scheduler
+from cli.main import app
+from projects import lifecycle
+from projects.db.database import utcnow
 from projects.errors import ConflictError, NotFoundError
-from projects.pipeline import Project
+from projects.lifecycle import Project
 from projects.settings import get_settings
-from stoa import app
 from tests.broker.lab import ADA, GRACE, HOUR, STRANGER, Lab, settings
 
 pytestmark = pytest.mark.usefixtures("doorbells")
@@ -181,7 +184,7 @@ def test_a_paused_project_starts_nothing_and_goes_on_where_it_was(lab: Lab, ours
     lab.allocation(theirs, lead=STRANGER)
     with lab.db.write() as session:
         control.suspend(session, runs.load(session, dry), "nobody can pay for it", dry=True)
-        pipeline.pause(session, ADA, ours, reason="A holiday.")
+        lifecycle.pause(session, ADA, ours, reason="A holiday.")
     behind = lab.launch(theirs, STRANGER, gpus=2)
     told = tell(lab, waits)
     assert told.reason == "Its project is paused: nothing of it starts before its lead resumes the project."
@@ -196,7 +199,7 @@ def test_a_paused_project_starts_nothing_and_goes_on_where_it_was(lab: Lab, ours
         RunState.STARTING,
     ]
     with lab.db.write() as session:
-        pipeline.resume(session, ADA, ours)
+        lifecycle.resume(session, ADA, ours)
     assert lab.claim(behind, 1)
     lab.settle(behind, 1, 0, Ending(70))
     go_round(lab, tmp_path)

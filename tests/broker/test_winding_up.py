@@ -4,29 +4,31 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from broker import allocations, pools, tending
-from broker.allocations import AllocationState
-from broker.attempts import Ending
-from broker.ledger import Account
-from broker.runs import RunState
-from projects import pipeline, record
-from projects.db import utcnow
+from broker.allocations import allocations, pools
+from broker.allocations.allocations import AllocationState
+from broker.allocations.ledger import Account
+from broker.reviews import expiry
+from broker.runs.attempts import Ending
+from broker.runs.runs import RunState
+from projects import lifecycle
+from projects.db.database import utcnow
 from projects.errors import ConflictError
+from projects.record import record
 from tests.broker.lab import ADA, GRACE, HOUR, STRANGER, Lab
 
 
 def stop(lab: Lab, project: int) -> None:
     with lab.db.write() as session:
-        pipeline.stop(session, ADA, project, reason="Nobody has time.", moderator_role_id=0)
+        lifecycle.stop(session, ADA, project, reason="Nobody has time.", moderator_role_id=0)
 
 
 def complete(lab: Lab, project: int) -> None:
     with lab.db.write() as session:
-        pipeline.complete(session, ADA, project, outcome="result", learnt="That it works.")
+        lifecycle.complete(session, ADA, project, outcome="result", learnt="That it works.")
 
 
 def tend(lab: Lab) -> None:
-    tending.tend(lab.db, utcnow())
+    expiry.tend(lab.db, utcnow())
 
 
 def drawn(lab: Lab) -> int:
@@ -85,7 +87,7 @@ def test_a_completed_projects_hours_return_and_its_runs_stop(lab: Lab, project: 
     assert told(lab, project, "allocation.returned")[-1]["returned"] > 0
     assert len(told(lab, project, "run.cancelled")) == 3
     with lab.db.read() as session:
-        assert tending.unsettled(session) == []
+        assert expiry.unsettled(session) == []
 
 
 def test_a_stopped_project_leaves_others_alone_and_two_schedulers_end_it_once(lab: Lab) -> None:

@@ -10,8 +10,8 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Locator, Page, Request, async_playwright, expect
 
-from sandbox import server as discord_server
 from sandbox.__main__ import describe
+from sandbox.discord import server as discord_server
 from tests.absent import absent
 from tests.bot.conftest import ROOT, Lab, judge, wire_problems
 from tests.discord_openapi import DiscordJudge

@@ -9,9 +9,9 @@ import pytest
 from discord import ui
 from playwright.async_api import Browser, Route, expect
 
-from sandbox import server as discord_server
 from sandbox.__main__ import describe
-from sandbox.page import FEED
+from sandbox.discord import server as discord_server
+from sandbox.page.page import FEED
 from tests.page.conftest import DESKTOP, PHONE, Visit
 from tests.sandbox import bot as bots
 

@@ -8,9 +8,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from playwright.async_api import Browser, expect
 
-from broker import attempts, endings
-from broker.attempts import Ending, Process, Progress
-from broker.series import Measured
+from broker.runs import attempts, settlement
+from broker.runs.attempts import Ending, Process, Progress
+from broker.runs.series import Measured
 from tests.bot.conftest import PROPOSAL, SCOPE, Lab
 from tests.page.conftest import DESKTOP, PHONE, Visit
 
@@ -150,7 +150,7 @@ async def compare_pause_and_resume(lab: Lab, visit: Visit) -> None:
 
     await second.get_by_role("button", name="Pause").press("Enter")
     await visit.answered("pauses")
-    lab.call(endings.settle, 2, token, 21.0, Progress(0, 0), Ending(75), 3)
+    lab.call(settlement.settle, 2, token, 21.0, Progress(0, 0), Ending(75), 3)
     await expect(second).to_contain_text("paused")
     await visit.shoot("paused")
     await second.get_by_role("button", name="Resume").press("Enter")

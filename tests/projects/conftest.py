@@ -2,7 +2,7 @@
 
 import pytest
 
-from projects.db import Database
+from projects.db.database import Database
 from tests.databases import database_url, db, postgres
 from tests.projects.school import School
 

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from projects import membership, moderation, pipeline, progress, record
-from projects.db import Database
+from projects import lifecycle, membership, moderation, updates
+from projects.db.database import Database
+from projects.lifecycle import Outcome, ProjectView, Stage
 from projects.people import Actor
-from projects.pipeline import Outcome, ProjectView, Stage
+from projects.record import record
 from projects.rights import Act
 
 REVIEWERS, MODERATORS = 8, 9
@@ -38,19 +39,19 @@ class School:
     def propose(self, lead: Actor = ADA) -> int:
         """A proposal of its lead alone."""
         with self.db.write() as session:
-            return pipeline.propose(session, lead, f"request-{next(_requests)}", **SAID)
+            return lifecycle.propose(session, lead, f"request-{next(_requests)}", **SAID)
 
     def join(self, actor: Actor, project: int) -> None:
         """A contributor more, of three that an active project needs."""
-        self.call(pipeline.join, actor, project, min_people=3)
+        self.call(lifecycle.join, actor, project, min_people=3)
 
     def scope(self, project: int, actor: Actor = ADA, **how: str) -> None:
         """The scope of a project that needs three people."""
-        self.call(pipeline.scope, actor, project, **SCOPE, **how, min_people=3)
+        self.call(lifecycle.scope, actor, project, **SCOPE, **how, min_people=3)
 
     def release(self, project: int, actor: Actor = ROSA, reason: str = "Safe.") -> None:
         """A reviewer's decision."""
-        self.call(progress.release, actor, project, reason, REVIEWERS)
+        self.call(updates.release, actor, project, reason, REVIEWERS)
 
     def open_channel(self, project: int, actor: Actor = MARIE) -> None:
         """A moderator's click."""
@@ -70,7 +71,7 @@ class School:
 
     def stop(self, project: int, actor: Actor = ADA, reason: str = "No time.") -> None:
         """An end without an outcome."""
-        self.call(pipeline.stop, actor, project, reason=reason, moderator_role_id=MODERATORS)
+        self.call(lifecycle.stop, actor, project, reason=reason, moderator_role_id=MODERATORS)
 
     def at(self, stage: Stage) -> int:
         """A project of Ada's, with Grace where it is past its proposal, and with Emmy where it was active."""
@@ -82,9 +83,9 @@ class School:
         if stage not in {Stage.PROPOSED, Stage.RECRUITING, Stage.SCOPED}:
             self.join(EMMY, project)
         if stage == Stage.PAUSED:
-            self.call(pipeline.pause, ADA, project, reason="Exams.")
+            self.call(lifecycle.pause, ADA, project, reason="Exams.")
         elif stage == Stage.COMPLETED:
-            self.call(pipeline.complete, ADA, project, outcome=Outcome.RESULT, learnt="They do.")
+            self.call(lifecycle.complete, ADA, project, outcome=Outcome.RESULT, learnt="They do.")
         elif stage == Stage.STOPPED:
             self.stop(project)
         return project
@@ -92,7 +93,7 @@ class School:
     def view(self, project: int) -> ProjectView:
         """The project as cards show it."""
         with self.db.read() as session:
-            return pipeline.view(session, project)
+            return lifecycle.view(session, project)
 
     def told(self, project: int) -> list[record.Told]:
         """The project's chain, which must be whole."""
@@ -115,12 +116,12 @@ class School:
 # Each act of the table of rights, as the actor would do it.
 ACTS: dict[Act, Callable[[School, Actor, int], Any]] = {
     Act.SCOPE: lambda s, a, p: s.scope(p, a),
-    Act.PAUSE: lambda s, a, p: s.call(pipeline.pause, a, p, reason="Exams."),
-    Act.RESUME: lambda s, a, p: s.call(pipeline.resume, a, p),
-    Act.COMPLETE: lambda s, a, p: s.call(pipeline.complete, a, p, outcome=Outcome.ABANDONED, learnt="Nothing."),
+    Act.PAUSE: lambda s, a, p: s.call(lifecycle.pause, a, p, reason="Exams."),
+    Act.RESUME: lambda s, a, p: s.call(lifecycle.resume, a, p),
+    Act.COMPLETE: lambda s, a, p: s.call(lifecycle.complete, a, p, outcome=Outcome.ABANDONED, learnt="Nothing."),
     Act.STOP: lambda s, a, p: s.stop(p, a),
-    Act.CHANGE_NEEDS: lambda s, a, p: s.call(progress.change_needs, a, p, "A writer."),
-    Act.POST_UPDATE: lambda s, a, p: s.call(progress.post_update, a, p, "It goes well."),
+    Act.CHANGE_NEEDS: lambda s, a, p: s.call(updates.change_needs, a, p, "A writer."),
+    Act.POST_UPDATE: lambda s, a, p: s.call(updates.post_update, a, p, "It goes well."),
     Act.HAND_OVER: lambda s, a, p: s.offer(p, GRACE, a),
     Act.RELEASE: lambda s, a, p: s.release(p, a),
     Act.OPEN_CHANNEL: lambda s, a, p: s.open_channel(p, a),

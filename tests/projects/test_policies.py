@@ -4,11 +4,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from projects import policies, record
-from projects.db import Database
+from projects import policies
+from projects.db.database import Database
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
 from projects.people import Actor
 from projects.policies import Policies
+from projects.record import record
 
 ADMINS = 7
 ADMIN = Actor(1, "Ada", frozenset({ADMINS}))

@@ -7,8 +7,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from projects import record
-from projects.db import Database
+from projects.db.database import Database
+from projects.record import record
 
 
 def append(db: Database, word: str) -> None:

@@ -6,12 +6,14 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select
 
-from broker import allocations, pools, runs
-from projects import moderation, pipeline, record, redaction
-from projects.db import Database, utcnow
+from broker.allocations import allocations, pools
+from broker.runs import runs
+from projects import lifecycle, moderation
+from projects.db.database import Database, utcnow
 from projects.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
 from projects.people import Actor, Person
-from projects.record import Entry, Payload
+from projects.record import record, redaction
+from projects.record.record import Entry, Payload
 from tests.broker.lab import ADA, GRACE, POOL, Lab
 
 ADMINS = 77
@@ -70,12 +72,12 @@ def test_what_cards_show_of_a_blanked_entry_goes_too(db: Database) -> None:
         if lab.kinds(project)[number - 1] in ("allocation.requested", "run.finished"):
             redact(db, OMAR, stream, number)
     with db.read() as session:
-        view = pipeline.view(session, project)
+        view = lifecycle.view(session, project)
         shown = allocations.view(session, allocation)
         assert (view.title, view.question) == (redaction.REMOVED, redaction.REMOVED)
         assert view.goal == "g", "another entry tells it"
         assert (shown.justification, shown.report) == (redaction.REMOVED, "The number is 555.")
-        assert pipeline.view(session, other).question == "q", "another project's"
+        assert lifecycle.view(session, other).question == "q", "another project's"
     assert (lab.row(run).sample, lab.row(run).prompt) == (redaction.REMOVED, redaction.REMOVED)
     assert everything_verifies(db)
 
@@ -112,7 +114,7 @@ def test_a_person_is_forgotten_wherever_they_are_named(db: Database) -> None:
     project = lab.project(ADA)
     other = lab.proposal(GRACE, "Adaptive rates")
     with db.write() as session:
-        pipeline.join(session, ADA, other, min_people=9)
+        lifecycle.join(session, ADA, other, min_people=9)
     with db.write() as session:
         count = redaction.forget(session, OMAR, str(ADA.discord_id), "She asked for it.", admin_role_id=ADMINS)
     kept = [json.loads(body) for body in bodies(db) if body]
@@ -121,7 +123,7 @@ def test_a_person_is_forgotten_wherever_they_are_named(db: Database) -> None:
     assert any("Adaptive rates" in str(payload) for payload in kept), "a word that holds her name is none of hers"
     with db.read() as session:
         assert session.scalars(select(Person.name).where(Person.discord_id == "1")).one() == redaction.NAMELESS
-        assert pipeline.view(session, project).lead.name == redaction.NAMELESS
+        assert lifecycle.view(session, project).lead.name == redaction.NAMELESS
     assert everything_verifies(db)
     with pytest.raises(NotFoundError), db.write() as session:
         redaction.forget(session, OMAR, "404", "Who?", admin_role_id=ADMINS)
@@ -145,7 +147,7 @@ def test_a_forgotten_name_is_on_no_card(db: Database) -> None:
     assert lab.run(run).requested_by == redaction.NAMELESS
     assert lab.row(run).prompt == "Once a former member"
     with db.read() as session:
-        assert pipeline.view(session, project).title == "a former member's telescope, adapted"
+        assert lifecycle.view(session, project).title == "a former member's telescope, adapted"
         assert [grant.sponsor for grant in pools.grants(session)] == ["The house", redaction.NAMELESS]
         view = allocations.view(session, asked)
         assert allocations.view(session, allocation).requested_by == redaction.NAMELESS
@@ -178,7 +180,7 @@ def test_one_text_of_a_project_is_removed_from_card_and_record(db: Database) -> 
     assert remove(OMAR, "title") == 1
     assert not any("telephone" in body for body in bodies(db) if body)
     with db.read() as session:
-        view = pipeline.view(session, project)
+        view = lifecycle.view(session, project)
         entries = record.since(session, stream, 0)
     assert (view.title, view.question) == (redaction.REMOVED, "q")
     assert entries[-1].kind == "record.redacted"

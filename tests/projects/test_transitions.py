@@ -6,10 +6,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from projects import membership, pipeline, policies
+from projects import lifecycle, membership, policies
 from projects.errors import ConflictError, DomainError, ForbiddenError
+from projects.lifecycle import ENDED, TRANSITIONS, Outcome, Stage
 from projects.people import Actor
-from projects.pipeline import ENDED, TRANSITIONS, Outcome, Stage
 from projects.rights import MAY, Act, Role
 from tests.projects.school import ACTS, ADA, GRACE, MARIE, ROSA, STRANGER, School
 
@@ -103,7 +103,7 @@ def test_a_reviewer_or_moderator_is_one_by_the_role_alone(school: School) -> Non
     with pytest.raises(ForbiddenError, match="Only moderators"):
         ACTS[Act.HIDE](school, pretender, project)
     with pytest.raises(ForbiddenError, match="Only moderators"), school.db.write() as session:
-        pipeline.check(session, STRANGER, pipeline.load(session, project), Act.HIDE)
+        lifecycle.check(session, STRANGER, lifecycle.load(session, project), Act.HIDE)
 
 
 @given(
@@ -167,7 +167,7 @@ def test_of_two_at_the_same_moment_one_is_told_that_it_is_late(
 def test_what_was_paused_can_have_a_result_and_says_why_it_rested(school: School) -> None:
     project = school.at(Stage.PAUSED)
     assert school.view(project).stage_reason == "Exams."
-    school.call(pipeline.complete, ADA, project, outcome=Outcome.RESULT, learnt="They do.")
+    school.call(lifecycle.complete, ADA, project, outcome=Outcome.RESULT, learnt="They do.")
     view = school.view(project)
     assert (view.outcome, view.learnt, view.stage_reason) == (Outcome.RESULT, "They do.", "")
 
@@ -188,5 +188,5 @@ def test_a_moderator_stops_a_project_with_a_reason_that_is_public(school: School
 def test_a_project_may_compute_from_its_proposal_on_unless_it_rests_or_has_ended(school: School, stage: Stage) -> None:
     project = school.at(stage)
     with school.db.read() as session:
-        may = pipeline.may_compute(pipeline.load(session, project))
+        may = lifecycle.may_compute(lifecycle.load(session, project))
     assert may == (stage in {Stage.PROPOSED, Stage.RECRUITING, Stage.SCOPED, Stage.ACTIVE})

@@ -8,8 +8,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from sandbox import server as discord_server
 from sandbox.__main__ import describe
+from sandbox.discord import server as discord_server
 from sandbox.people import Guild
 from tests.absent import absent
 from tests.discord_openapi import DESCRIPTION_ENV, DiscordJudge, find_description

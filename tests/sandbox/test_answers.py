@@ -7,11 +7,11 @@ from typing import Any
 import aiohttp
 import pytest
 
-from sandbox import interactions
-from sandbox.interactions import AUTOCOMPLETE, COMPONENT, MODAL
+from sandbox.discord import interactions
+from sandbox.discord.interactions import AUTOCOMPLETE, COMPONENT, MODAL
+from sandbox.discord.server import Server
+from sandbox.discord.state import Interaction
 from sandbox.people import ActionError, Guild
-from sandbox.server import Server
-from sandbox.state import Interaction
 from tests.discord_openapi import DiscordJudge
 from tests.sandbox.conftest import Rest
 

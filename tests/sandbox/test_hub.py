@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from sandbox.hub import make_app
+from sandbox.hub.server import make_app
 
 TOKEN = "a-token-for-tests"
 REPO = "lab/tiny"

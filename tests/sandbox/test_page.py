@@ -9,7 +9,7 @@ import aiohttp
 import discord
 import pytest
 
-from sandbox.messages import LOADING
+from sandbox.discord.messages import LOADING
 from sandbox.people import Guild
 from tests.sandbox import bot as bots
 

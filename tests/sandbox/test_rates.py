@@ -7,7 +7,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from sandbox import server as discord_server
+from sandbox.discord import server as discord_server
 from sandbox.people import Guild
 from tests.discord_openapi import DiscordJudge
 from tests.sandbox.conftest import Rest

@@ -7,9 +7,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from sandbox import permissions
+from sandbox.discord import permissions
+from sandbox.discord.server import Server
 from sandbox.people import Guild
-from sandbox.server import Server
 from tests.discord_openapi import DiscordJudge
 from tests.sandbox.conftest import Rest
 

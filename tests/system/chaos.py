@@ -28,15 +28,15 @@ import psutil
 from rich.console import Console
 from sqlalchemy import func, select
 
-from bot.delivery.tables import DiscordCursor
+from bot.tables import DiscordCursor
 from broker.publications import Publication
-from broker.runs import ENDED, Run
+from broker.runs.runs import ENDED, Run
+from cli.services import Parts, environment, last_line
 from demo.play import settings_for
-from parts import Parts, environment, last_line
-from projects import record
-from projects.db import Database
+from projects.db.database import Database
 from projects.errors import ConflictError
 from projects.people import Actor
+from projects.record import record
 from tests import databases
 from tests.broker.lab import EMMY, ROSA, Lab
 from tests.system import chaos_report, processes
@@ -136,7 +136,7 @@ class Story:
             self.parts.start_valkey(self.settings)
             return
         part = PARTS[name]
-        command = [str(self.python), "-m", "stoa", part]
+        command = [str(self.python), "-m", "cli.main", part]
         self.parts.start(name, command, environment(self.settings, part), lambda: True)
 
     # What befalls it. Each returns what was done, or None where there was nothing to do it to.

@@ -14,15 +14,15 @@ from rich.table import Table
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from bot.delivery.tables import DiscordLease
-from broker import ledger
-from broker.allocations import Allocation
-from broker.attempts import OPEN, Attempt
-from broker.ledger import Balance, LedgerRow, Movement
-from broker.pools import Grant
+from bot.tables import DiscordLease
+from broker.allocations import ledger
+from broker.allocations.allocations import Allocation
+from broker.allocations.ledger import Balance, LedgerRow, Movement
+from broker.allocations.pools import Grant
 from broker.publications import Publication
-from broker.runs import ENDED, Run, RunState
-from projects import record
+from broker.runs.attempts import OPEN, Attempt
+from broker.runs.runs import ENDED, Run, RunState
+from projects.record import record
 from tests.absent import REQUIRE_ALL
 from tests.system.census import Census
 

@@ -46,7 +46,7 @@ def of_home(home: Path) -> dict[int, str]:
 def supervisor(home: Path, run: int, token: int) -> int | None:
     """The pid of an attempt's supervisor."""
     for pid, line in of_home(home).items():
-        if f"broker.supervisor {run} {token} " in f"{line.strip()} ":
+        if f"broker.runners.supervisor {run} {token} " in f"{line.strip()} ":
             return pid
     return None
 
@@ -56,7 +56,7 @@ def trainers(folder: Path) -> list[int]:
     lines = {pid: command(pid) for pid in pids()}
     named = {pid: line for pid, line in lines.items() if f"{folder}\0" in line or f'"{folder}"' in line}
     found = [pid for pid, line in named.items() if "keeper.py" not in line]
-    return sorted(found, key=lambda pid: "trainer.rank" in command(pid))
+    return sorted(found, key=lambda pid: "trainer.distributed.rank" in command(pid))
 
 
 class Watch:

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-import doctor
 from bot import server
-from broker import pools
+from broker.allocations import pools
+from cli import doctor
+from cli.services import Parts
 from demo.play import settings_for
-from parts import Parts
-from projects.db import Database
+from projects.db.database import Database
 from projects.people import Actor
 from projects.settings import Settings
 from tests.databases import postgres

@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select, update
 
-from broker import attempts, launching, ledger
-from broker.ledger import LedgerRow, Movement
+from broker.allocations import ledger
+from broker.allocations.ledger import LedgerRow, Movement
 from broker.publications import Publication
-from broker.runs import ENDED, Run, RunState
-from parts import Parts, environment
-from projects import record
-from projects.db import Database
+from broker.runs import attempts, launching
+from broker.runs.runs import ENDED, Run, RunState
+from cli.services import Parts, environment
+from projects.db.database import Database
+from projects.record import record
 from projects.settings import Settings
 from tests.broker.lab import ADA, Lab, settings
 from tests.system import processes
@@ -30,7 +31,7 @@ LEASE = 15.0  # an heir has most of it to come in, and a busy machine takes seco
 GRACE = 30.0
 RENEWAL = LEASE / 6 + 0.2
 SMALL = "batch=2, micro_batch=2, sequence_length=32"
-SCHEDULER = [sys.executable, "-m", "stoa", "scheduler"]
+SCHEDULER = [sys.executable, "-m", "cli.main", "scheduler"]
 LONG = 1800
 """A time limit in seconds that is for nobody to reach."""
 PATIENCE = 240.0
@@ -166,7 +167,7 @@ class Stoa:
         return [
             pid
             for pid, line in processes.of_home(self.settings.home).items()
-            if f"{runs_folder}/" in line or f"broker.supervisor {run} " in line
+            if f"{runs_folder}/" in line or f"broker.runners.supervisor {run} " in line
         ]
 
     def close(self) -> None:

@@ -9,18 +9,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-OURS = ("trainer", "projects", "broker", "bot", "sandbox", "demo", "parts", "doctor", "keeping", "operating", "stoa")
+OURS = ("trainer", "projects", "broker", "bot", "sandbox", "demo", "cli")
 MAY_IMPORT = {
     "trainer": set[str](),
     "sandbox": set[str](),
     "projects": set[str](),
     "broker": {"projects", "trainer.config", "trainer.check"},
     "bot": {"projects", "broker"},
-    "parts": {"projects", "broker"},
-    "doctor": {"projects", "broker", "bot"},
-    "keeping": {"projects", "broker"},
-    "operating": {"projects", "broker"},
-    "demo": {"projects", "broker", "parts", "sandbox"},
+    "cli": {"projects", "broker", "bot", "demo.play"},
+    "demo": {"projects", "broker", "cli.services", "sandbox"},
 }
 
 
@@ -39,7 +36,7 @@ def imported(path: Path) -> set[str]:
 @pytest.mark.parametrize("package", MAY_IMPORT)
 def test_imports_run_one_way(package: str) -> None:
     allowed = MAY_IMPORT[package] | {package}
-    files = [ROOT / f"{package}.py"] if (ROOT / f"{package}.py").exists() else sorted((ROOT / package).rglob("*.py"))
+    files = sorted((ROOT / package).rglob("*.py"))
     assert files
     for path in files:
         for name in imported(path):
@@ -47,9 +44,30 @@ def test_imports_run_one_way(package: str) -> None:
                 assert any(f"{name}.".startswith(f"{door}.") for door in allowed), f"{path} imports {name}"
 
 
+LAYERS = (
+    ("allocations", "catalogue", "publications"),
+    ("runs",),
+    ("publishing", "reviews"),
+    ("runners",),
+    ("scheduling",),
+    ("reports",),
+)
+"""The parts of the broker, lowest first; parts of one layer may import each other."""
+
+
+def test_the_brokers_layers_import_downwards_only() -> None:
+    height = {part: number for number, layer in enumerate(LAYERS) for part in layer}
+    assert {path.stem for path in (ROOT / "broker").iterdir()} - {"__init__", "__pycache__"} == set(height)
+    for path in sorted((ROOT / "broker").rglob("*.py")):
+        own = path.relative_to(ROOT / "broker").parts[0].removesuffix(".py")
+        for name in imported(path):
+            if name.startswith("broker.") and own != "__init__":
+                assert height[name.split(".")[1]] <= height[own], f"{path} imports {name}"
+
+
 @pytest.mark.parametrize(("lower", "higher"), [("cards", ("delivery", "commands")), ("delivery", ("commands",))])
 def test_within_the_bot_commands_stand_on_delivery_and_delivery_on_cards(lower: str, higher: Sequence[str]) -> None:
-    files = sorted((ROOT / "bot" / lower).glob("*.py"))
+    files = sorted((ROOT / "bot" / lower).rglob("*.py"))
     assert files
     for path in files:
         for name in imported(path):
@@ -57,7 +75,16 @@ def test_within_the_bot_commands_stand_on_delivery_and_delivery_on_cards(lower: 
 
 
 @pytest.mark.parametrize(
-    "module", ["stoa", "operating", "parts", "broker.supervisor", "broker.scheduler", "bot.client", "trainer.check"]
+    "module",
+    [
+        "cli.main",
+        "cli.admin",
+        "cli.services",
+        "broker.runners.supervisor",
+        "broker.scheduling.scheduler",
+        "bot.client",
+        "trainer.check",
+    ],
 )
 def test_no_torch_is_loaded_where_none_is_needed(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
@@ -65,5 +92,5 @@ def test_no_torch_is_loaded_where_none_is_needed(module: str) -> None:
 
 
 def test_the_command_line_imports_its_subcommands_lazily() -> None:
-    code = "import sys, stoa; sys.exit(any(name in sys.modules for name in ('discord', 'celery', 'sqlalchemy')))"
+    code = "import sys, cli.main; sys.exit(any(name in sys.modules for name in ('discord', 'celery', 'sqlalchemy')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

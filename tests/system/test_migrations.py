@@ -11,14 +11,17 @@ import bot
 import broker
 import projects
 from bot.delivery import lease, outbox
-from bot.delivery.tables import DiscordCommands, DiscordPlace
-from broker import attempts, drafts, publications
-from broker.attempts import Checkpoint, Ending, Progress
-from broker.launching import Order
-from broker.series import Measured
-from projects import limits, pipeline, record, redaction
-from projects.db import Base, Database
+from bot.tables import DiscordCommands, DiscordPlace
+from broker import publications
+from broker.reports import run_plan
+from broker.runs import attempts
+from broker.runs.attempts import Checkpoint, Ending, Progress
+from broker.runs.launching import Order
+from broker.runs.series import Measured
+from projects import lifecycle, limits
+from projects.db.database import Base, Database
 from projects.findings import Finding
+from projects.record import record, redaction
 from tests.broker.lab import ADA, GRACE, STRANGER, Lab
 from tests.databases import database_url, db, postgres
 
@@ -43,14 +46,14 @@ def fill(database: Database) -> None:
     with database.write() as session:
         limits.ban(session, None, STRANGER, "Spam.")
         redaction.redact(session, None, record.project_stream(project), 2, "It was private.")
-        pipeline.propose(session, GRACE, "another", title="Another one", question="q", why="w", needs="n")
+        lifecycle.propose(session, GRACE, "another", title="Another one", question="q", why="w", needs="n")
         outbox.intend(session, "project:1", "100")
         outbox.sent(session, "project:1", "200", "digest")
         outbox.open_room(session, "project:1", project, "300")
         session.merge(DiscordCommands(application_id="1", guild_id="2", digest="d"))
         session.add(DiscordPlace(guild_id="2", name="record", discord_id="400"))
         session.add(Finding(message_id="500", project_id=project, number=2))
-        drafts.launch(session, ADA, "draft", Order(project, "demo", "10m"))
+        run_plan.launch(session, ADA, "draft", Order(project, "demo", "10m"))
         lease.hold(session, "2", "somebody", 60)
         for entry in record.since(session, record.project_stream(project), 0):
             outbox.told(session, entry)

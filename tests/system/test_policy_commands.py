@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from projects import record
-from projects.db import Database
+from projects.db.database import Database
+from projects.record import record
 from tests.system.test_operators import stoa
 
 

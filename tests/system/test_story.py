@@ -15,11 +15,11 @@ import psutil
 import pytest
 from rich.console import Console
 
+from cli.services import Parts
 from demo import story
 from demo.play import set_stage
 from demo.stage import Stage
-from parts import Parts
-from projects import record
+from projects.record import record
 from tests.absent import absent
 from tests.discord_openapi import DESCRIPTION_ENV, DiscordJudge, find_description, malformed, recorded
 
@@ -54,7 +54,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.C
     """One demo, played to its end by the command that `make demo EXIT=1` runs."""
     home = tmp_path_factory.mktemp("home")
     environment = {name: os.environ[name] for name in ("PATH", "HOME")} | {"STOA_HOME": str(home), "STOA_ENV_FILE": ""}
-    command = [sys.executable, "-m", "stoa", "demo", "--no-stay"]
+    command = [sys.executable, "-m", "cli.main", "demo", "--no-stay"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
     return home / "demo", done
 

@@ -19,10 +19,10 @@ from tests.trainer.ranks_parallel import CPU, Ranks, drawn, rows_of
 from trainer import allocator
 from trainer.check import check
 from trainer.config import TrainConfig, load
+from trainer.distributed.parallel_dims import Place, with_groups
 from trainer.engine import open_engine
 from trainer.engine.distributed import DistributedEngine
 from trainer.engine.local import LocalEngine
-from trainer.world import Place, with_groups
 
 IMPORTED = (deepspeed.pipe, trainer.train, DistributedEngine, LocalEngine)
 STEPS = 3

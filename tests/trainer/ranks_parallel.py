@@ -17,12 +17,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainer.config import TrainConfig
+from trainer.distributed.parallel_dims import Place, with_groups
 from trainer.engine.base import Kind, NonFiniteError, Read
+from trainer.engine.deepspeed_setup import Groups, import_deepspeed
 from trainer.engine.distributed import DistributedEngine
-from trainer.engine.library import Groups, import_deepspeed
 from trainer.model.initialise import draw
 from trainer.model.transformer import shapes
-from trainer.world import Place, with_groups
 
 CPU = torch.device("cpu")
 TIMEOUT = 120.0
@@ -146,9 +146,9 @@ def train(
 
 
 def train_without(guard: str, config: TrainConfig, steps: range) -> list[tuple[float, float]]:
-    """As `train`, with one of the guards of trainer.engine.library open."""
+    """As `train`, with one of the guards of trainer.engine.deepspeed_setup open."""
     opened: dict[str, tuple[str, Callable[..., Any]]] = {
-        "usable_stage": ("trainer.engine.library.usable_stage", lambda parallel, _: parallel.zero_stage),
+        "usable_stage": ("trainer.engine.deepspeed_setup.usable_stage", lambda parallel, _: parallel.zero_stage),
         "mark_split": ("trainer.engine.distributed.mark_split", lambda _: None),
     }
     with mock.patch(*opened[guard]):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.conftest import ROOT, run_trainer, write_config
-from trainer import state
 from trainer.check import check
+from trainer.checkpoint import state
 from trainer.config import TrainConfig, load_recipe
 
 

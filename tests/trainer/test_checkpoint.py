@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from trainer import checkpoint
+from trainer.checkpoint import folders
 from trainer.config import CheckpointsConfig, ConfigError, TrainConfig
 
 
 def due(schedule: CheckpointsConfig, last: int) -> list[int]:
-    return [step for step in range(last + 1) if checkpoint.is_due(step, last, schedule)]
+    return [step for step in range(last + 1) if folders.is_due(step, last, schedule)]
 
 
 def test_schedule() -> None:
@@ -26,22 +26,22 @@ def test_schedule_of_pythia() -> None:
 
 def test_failed_save_leaves_nothing(tmp_path: Path) -> None:
     def save() -> None:
-        with checkpoint.staged(tmp_path, 4) as folder:
+        with folders.staged(tmp_path, 4) as folder:
             (folder / "model.safetensors").write_text("half")
             raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
         save()
     assert list((tmp_path / "checkpoints").iterdir()) == []
-    assert checkpoint.newest(tmp_path) is None
+    assert folders.newest(tmp_path) is None
 
 
 def test_newest_is_by_number_and_ignores_unfinished_ones(tmp_path: Path) -> None:
     for name in ("step9", "step10", ".step11.writing", "stepx"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
-    assert checkpoint.newest(tmp_path) == tmp_path / "checkpoints" / "step10"
+    assert folders.newest(tmp_path) == tmp_path / "checkpoints" / "step10"
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(config: TrainConfig, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is not a whole checkpoint of this trainer"):
-        checkpoint.start(config, tmp_path, tmp_path / "nothing")
+        folders.start(config, tmp_path, tmp_path / "nothing")

@@ -16,7 +16,7 @@ import pytest
 
 from tests.trainer.conftest import run_trainer, start_trainer, write_config
 from tests.trainer.test_run import lines, losses, outcome
-from trainer import checkpoint
+from trainer.checkpoint import folders
 
 FOREVER = 1_000_000
 
@@ -57,9 +57,9 @@ def test_killed_rank_then_a_rerun_then_a_stop(tmp_path: Path) -> None:
     assert outcome(out)["transient"] is True
     assert outcome(out)["reason"] == "Rank 1 was killed by SIGKILL."
     assert lines(out / "events.jsonl")[-1]["event"] == "failed"
-    newest = checkpoint.newest(out)
+    newest = folders.newest(out)
     assert newest is not None
-    reached = checkpoint.how(newest)["step"]
+    reached = folders.how(newest)["step"]
     logged = steps_logged(out)
 
     with training(out, config) as (parent, ranks):
@@ -75,7 +75,7 @@ def test_killed_rank_then_a_rerun_then_a_stop(tmp_path: Path) -> None:
     ended = outcome(out)
     assert ended["status"] == 75
     assert ended["step"] == lines(out / "metrics.jsonl")[-1]["step"]
-    assert checkpoint.how(checkpoint.folder_of(out, ended["step"]))["step"] == ended["step"]
+    assert folders.how(folders.folder_of(out, ended["step"]))["step"] == ended["step"]
 
 
 def test_no_rank_outlives_its_parent(tmp_path: Path) -> None:

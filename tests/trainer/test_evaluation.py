@@ -19,7 +19,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner, Result
 
-from trainer import state
+from trainer.checkpoint import state
 from trainer.config import TrainConfig
 from trainer.data import readers, tokenizer
 from trainer.data.prepare import is_held_out, prepare

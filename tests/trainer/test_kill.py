@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.trainer.conftest import run_trainer, start_trainer, write_config
 from tests.trainer.test_run import losses
-from trainer import checkpoint
+from trainer.checkpoint import folders
 
 STEPS = 60
 EVERY_STEP = {"checkpoints": {"log_until": 0, "every": 1}, "data": {}}
@@ -47,10 +47,10 @@ def kill_when(moment: Callable[[Path], object], folder: Path) -> Path:
 
 
 def goes_on_to_the_same_end(out: Path, untroubled: Path, folder: Path) -> None:
-    newest = checkpoint.newest(out)
+    newest = folders.newest(out)
     if newest is not None:
         AutoModelForCausalLM.from_pretrained(newest)
-        step = checkpoint.how(newest)["step"]
+        step = folders.how(newest)["step"]
         if step:
             load_file(newest / "trainer" / "optimizer.safetensors")
         assert newest.name == f"step{step}"
@@ -62,15 +62,15 @@ def goes_on_to_the_same_end(out: Path, untroubled: Path, folder: Path) -> None:
 
 
 def writing(out: Path) -> bool:
-    return any((out / "checkpoints").glob(".step*.writing")) and checkpoint.newest(out) is not None
+    return any((out / "checkpoints").glob(".step*.writing")) and folders.newest(out) is not None
 
 
 def just_written(out: Path) -> bool:
-    return checkpoint.folder_of(out, 7).exists()
+    return folders.folder_of(out, 7).exists()
 
 
 def in_a_step(out: Path) -> bool:
-    return checkpoint.folder_of(out, 12).exists() and not any((out / "checkpoints").glob(".step*.writing"))
+    return folders.folder_of(out, 12).exists() and not any((out / "checkpoints").glob(".step*.writing"))
 
 
 @pytest.mark.parametrize("moment", [writing, just_written, in_a_step], ids=lambda moment: moment.__name__)

@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.trainer.conftest import TINY
-from trainer import state
+from trainer.checkpoint import state
 from trainer.config import TrainConfig
+from trainer.distributed.parallel_dims import Place
 from trainer.engine.base import Kind, NonFiniteError, Read
 from trainer.engine.local import LocalEngine
 from trainer.model.attention import BLOCK, BlockedAttention
 from trainer.model.loss import CHUNK, FusedLoss
 from trainer.model.tensor_parallel import ALONE
 from trainer.model.transformer import Transformer
-from trainer.world import Place
 
 HERE = Place(0, 1, torch.device("cpu"))
 RATE = 2e-3

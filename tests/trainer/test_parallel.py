@@ -10,7 +10,7 @@ import torch
 from tests.trainer.conftest import TINY
 from tests.trainer.ranks_parallel import Ranks, drawn, rows_of, step_nowhere_in_bf16, train, train_without
 from trainer.config import ParallelConfig, TrainConfig
-from trainer.engine.library import usable_stage
+from trainer.engine.deepspeed_setup import usable_stage
 from trainer.model.transformer import Transformer
 
 STEPS = range(20)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.checkpoint import how
+from trainer.checkpoint.folders import how
 from trainer.config import TrainConfig
 from trainer.data.config import SourceConfig
 from trainer.data.indexed import Indexed

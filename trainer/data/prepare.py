@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from trainer import files
-from trainer.checkpoint import how
+from trainer.checkpoint.folders import how
 from trainer.config import TrainConfig
 from trainer.data import dedupe, readers, tokenizer
 from trainer.data.config import DataConfig, DedupeConfig, SourceConfig

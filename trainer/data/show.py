@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from rich.markup import escape
 from rich.table import Table
 
-from trainer.checkpoint import how, newest
+from trainer.checkpoint.folders import how, newest
 from trainer.config import load
 from trainer.data import tokenizer
 from trainer.data.corpus import Corpus

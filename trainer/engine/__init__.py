@@ -1,8 +1,8 @@
 """The model with its optimizer: `local` for one process, `distributed` for every other layout."""
 
 from trainer.config import TrainConfig
+from trainer.distributed.parallel_dims import Place
 from trainer.engine.base import Engine
-from trainer.world import Place
 
 
 def open_engine(config: TrainConfig, place: Place) -> Engine:

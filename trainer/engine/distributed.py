@@ -11,14 +11,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainer.config import TrainConfig
+from trainer.distributed.parallel_dims import Place
 from trainer.engine.base import Kind, NonFiniteError, Read, Step
-from trainer.engine.library import import_deepspeed, mark_split, settings
+from trainer.engine.deepspeed_setup import import_deepspeed, mark_split, settings
 from trainer.engine.masters import MOMENTS, masters_of
 from trainer.engine.optimizer import adamw
-from trainer.engine.whole import Whole
+from trainer.engine.single_stage import Whole
 from trainer.model.tensor_parallel import TensorParallel, split_dim
 from trainer.model.transformer import shapes
-from trainer.world import Place
 
 
 class Layers(Protocol):

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config import TrainConfig
+from trainer.distributed.parallel_dims import Place
 from trainer.engine.base import Kind, NonFiniteError, Read, Step
 from trainer.engine.compiling import can_compile, compile_blocks
 from trainer.engine.flat import FlatAdamW
 from trainer.model.loss import HeadLoss, to_probability_
 from trainer.model.transformer import Block, Transformer
-from trainer.world import Place
 
 EMBEDDING, HEAD, BIAS = "embed.tokens.weight", "head.weight", "head.bias"
 

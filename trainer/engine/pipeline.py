@@ -15,11 +15,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainer.config import TrainConfig
+from trainer.distributed.parallel_dims import Place
 from trainer.engine.base import NonFiniteError
 from trainer.model.positions import Rotary
 from trainer.model.tensor_parallel import TensorParallel
 from trainer.model.transformer import Block, Embedding, Head
-from trainer.world import Place
 
 _TIED = "embed.tokens.weight"
 

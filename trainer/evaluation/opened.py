@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from trainer import checkpoint, state
+from trainer.checkpoint import folders, state
 from trainer.config import TrainConfig
 from trainer.data import tokenizer as bpe
 from trainer.data.prepare import folder_of
@@ -73,7 +73,7 @@ class Opened:
 
 def open_checkpoint(folder: Path) -> Opened:
     """Open a step folder. Raises ConfigError if it is not a checkpoint, or a damaged one."""
-    made = checkpoint.how(folder)
+    made = folders.how(folder)
     try:
         config, step = TrainConfig.model_validate(made["config"]), int(made["step"])
     except ValidationError as error:
@@ -90,7 +90,7 @@ def open_checkpoint(folder: Path) -> Opened:
     state.load_weights(model, folder, config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     end = bpe.end_of_document(tokenizer, config.data.tokenizer.end_of_document)
-    checkpoint.verify(folder, made)
+    folders.verify(folder, made)
     return Opened(folder, step, config, model.eval().to(device), tokenizer, config.context, end, device)
 
 

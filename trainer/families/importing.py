@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from trainer import checkpoint, state
+from trainer.checkpoint import folders, state
 from trainer.config import TrainConfig, dump, load_recipe
 from trainer.data import tokenizer as bpe
 from trainer.families import Family, family_of
@@ -61,7 +61,7 @@ def import_folder(source: Path, out: Path, recipe: str, advance: Advance) -> Imp
             advance("weights", 1 / len(whole))
 
     ids_BL = torch.randint(config.vocabulary, (PROBE_ROWS, PROBE_LENGTH), generator=torch.Generator().manual_seed(0))
-    with checkpoint.staged(out, 0) as folder:
+    with folders.staged(out, 0) as folder:
         state.write_tensors(folder, state.WEIGHTS, converted())
         logits_BLV = _our_logits(config, folder, ids_BL)
         advance("logits against transformers", 0.5)
@@ -71,7 +71,7 @@ def import_folder(source: Path, out: Path, recipe: str, advance: Advance) -> Imp
         state.describe(config, folder, 0, _made(source, config, tokens), source)
         tokens.save(str(out / "tokenizer.json"))
         write_atomically(out / "config.yml", dump(config))
-    return Imported(checkpoint.folder_of(out, 0), difference, foreign.notes)
+    return Imported(folders.folder_of(out, 0), difference, foreign.notes)
 
 
 def _tokenizer(source: Path) -> Tokenizer:

@@ -1,0 +1,1 @@
+"""`/allocation …`: commands, forms and buttons about GPU time."""

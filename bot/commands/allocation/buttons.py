@@ -1,0 +1,111 @@
+"""The buttons of a request's card, for reviewers, and of the post that asks about a request, for who made it.
+
+Each opens a form, once the domain has been asked whether what it is for can be done.
+"""
+
+from collections.abc import Mapping
+
+from bot import text
+from bot.app import Interaction, actor
+from bot.buttons import Press
+from bot.commands.allocation.forms import ApproveChangeForm, ApproveForm
+from bot.commands.reason_form import AnswerForm, QuestionForm, ReasonForm
+from broker.allocations import allocations
+from broker.reports import review_context
+from broker.reviews import changes, reviews
+
+DECLINED = "Declined; the decision and its reason are posted in the project's channel."
+
+
+async def approve(interaction: Interaction, allocation_id: int) -> None:
+    """Grant a request, in full unless the reviewer says otherwise."""
+    await _approve(interaction, allocation_id, part=False)
+
+
+async def approve_part(interaction: Interaction, allocation_id: int) -> None:
+    """Grant fewer hours than were asked for."""
+    await _approve(interaction, allocation_id, part=True)
+
+
+async def _approve(interaction: Interaction, allocation_id: int, *, part: bool) -> None:
+    app, role = interaction.client, interaction.client.server.reviewer_role
+    await app.read(reviews.check_may_approve, actor(interaction), allocation_id, reviewer_role_id=role)
+    request = await app.read(allocations.view, allocation_id)
+    await interaction.response.send_modal(ApproveForm(request.id, request.seconds, part=part))
+
+
+async def decline(interaction: Interaction, allocation_id: int) -> None:
+    """Refuse a request."""
+    role = interaction.client.server.reviewer_role
+    await interaction.client.read(reviews.check_may_decide, actor(interaction), allocation_id, reviewer_role_id=role)
+    form = ReasonForm("Decline GPU time", reviews.decline, allocation_id, DECLINED, role="reviewer_role")
+    await interaction.response.send_modal(form)
+
+
+async def ask(interaction: Interaction, allocation_id: int) -> None:
+    """Ask who made a request."""
+    role = interaction.client.server.reviewer_role
+    await interaction.client.read(reviews.check_may_decide, actor(interaction), allocation_id, reviewer_role_id=role)
+    done = "Asked in the project's channel, with a button for the answer; this card will show it."
+    form = QuestionForm("Ask about the request", reviews.ask, allocation_id, done, role="reviewer_role")
+    await interaction.response.send_modal(form)
+
+
+async def answer(interaction: Interaction, allocation_id: int) -> None:
+    """Answer what was asked; the form shows the last question."""
+    await interaction.client.read(reviews.check_may_answer, actor(interaction), allocation_id)
+    remarks = (await interaction.client.read(review_context.of_request, allocation_id)).remarks
+    asked = [remark.said for remark in remarks if remark.question]
+    done = "Answered; the reviewers see it on the request's card."
+    form = AnswerForm("Answer the reviewers", reviews.answer, allocation_id, done)
+    form.said.placeholder = text.bounded(asked[-1], 100) if asked else None
+    await interaction.response.send_modal(form)
+
+
+async def revoke(interaction: Interaction, allocation_id: int) -> None:
+    """End an allocation."""
+    role = interaction.client.server.reviewer_role
+    await interaction.client.read(reviews.check_may_revoke, actor(interaction), allocation_id, reviewer_role_id=role)
+    done = "Revoked: its runs write a checkpoint and stop, and what is left returns to the sponsor's grant."
+    title = f"Revoke allocation {allocation_id}"
+    await interaction.response.send_modal(ReasonForm(title, reviews.revoke, allocation_id, done, role="reviewer_role"))
+
+
+async def release_half(interaction: Interaction, allocation_id: int) -> None:
+    """Grant the second half of an allocation."""
+    role = interaction.client.server.reviewer_role
+    await interaction.client.read(
+        reviews.check_may_release_half, actor(interaction), allocation_id, reviewer_role_id=role
+    )
+    done = "Released; the project's channel tells of it."
+    form = ReasonForm("Release the second half", reviews.release_half, allocation_id, done, role="reviewer_role")
+    await interaction.response.send_modal(form)
+
+
+async def approve_change(interaction: Interaction, change_id: int) -> None:
+    """Grant a change."""
+    app, role = interaction.client, interaction.client.server.reviewer_role
+    await app.read(changes.check_may_approve, actor(interaction), change_id, reviewer_role_id=role)
+    change = await app.read(changes.view, change_id)
+    await interaction.response.send_modal(ApproveChangeForm(change.id, change.seconds))
+
+
+async def decline_change(interaction: Interaction, change_id: int) -> None:
+    """Refuse a change."""
+    role = interaction.client.server.reviewer_role
+    await interaction.client.read(changes.check_may_decide, actor(interaction), change_id, reviewer_role_id=role)
+    form = ReasonForm("Decline the change", changes.decline, change_id, DECLINED, role="reviewer_role")
+    await interaction.response.send_modal(form)
+
+
+PRESSES: Mapping[str, Press] = {
+    "approve": approve,
+    "approve_part": approve_part,
+    "decline": decline,
+    "ask": ask,
+    "answer": answer,
+    "revoke": revoke,
+    "release_half": release_half,
+    "approve_change": approve_change,
+    "decline_change": decline_change,
+}

@@ -1,0 +1,122 @@
+"""The forms about GPU time: a request, a change of what was granted, and a reviewer's consent to either."""
+
+from datetime import datetime
+
+from bot import text
+from bot.app import Interaction, actor
+from bot.commands.form import Form, long, short
+from broker.allocations import allocations
+from broker.allocations.allocations import AllocationState
+from broker.allocations.ledger import in_hours
+from broker.reviews import changes, reviews
+from broker.reviews.changes import ChangeState
+from projects.text import LONG, USUAL
+
+ENDORSED = "Endorsed; a grant of this size needs a second reviewer, who decides now."
+
+
+class RequestForm(Form):
+    """A request for GPU time, at most as many GPU-seconds as the pool can give; it may take another's place."""
+
+    def __init__(self, project_id: int, pool: str, most: int, renews: int | None) -> None:
+        self.project_id, self.pool, self.renews = project_id, pool, renews
+        self.hours = short(placeholder=f"such as 1.5; the pool can give {in_hours(most)}")
+        self.until = short(placeholder="YYYY-MM-DD")
+        self.justification = long(LONG, "What it is for, and how you know that it takes so much. Everyone can read it.")
+        super().__init__(
+            "Ask for GPU time", {"GPU-hours": self.hours, "Until": self.until, "Justification": self.justification}
+        )
+
+    async def send(self, interaction: Interaction) -> str:
+        """Ask for it."""
+        allocation_id = await interaction.client.write(
+            allocations.request,
+            actor(interaction),
+            str(interaction.id),
+            project_id=self.project_id,
+            pool=self.pool,
+            hours=self.hours.value,
+            until=self.until.value,
+            justification=self.justification.value,
+            renews=self.renews,
+        )
+        if (await interaction.client.read(allocations.view, allocation_id)).starter:
+            return f"Allocation {allocation_id} is yours at once: the starter grant of your project."
+        return f"Allocation {allocation_id} is asked for; the reviewers' decision is posted in the project's channel."
+
+
+class ChangeForm(Form):
+    """More hours of an allocation, or a later end than `until`."""
+
+    def __init__(self, allocation_id: int, until: datetime) -> None:
+        self.allocation_id = allocation_id
+        self.hours = short(placeholder="Empty for no more hours", required=False)
+        self.until = short(placeholder=f"Later than {until:%Y-%m-%d}; empty for the same end", required=False)
+        self.justification = long(LONG, "What has come of it so far, and what more is for. Everyone can read it.")
+        fields = {"GPU-hours more": self.hours, "Until": self.until, "Justification": self.justification}
+        super().__init__(f"Change allocation {allocation_id}", fields)
+
+    async def send(self, interaction: Interaction) -> str:
+        """Ask for it."""
+        await interaction.client.write(
+            changes.request,
+            actor(interaction),
+            str(interaction.id),
+            self.allocation_id,
+            justification=self.justification.value,
+            hours=self.hours.value,
+            until=self.until.value,
+        )
+        return "The change is asked for; the reviewers' decision is posted in the project's channel."
+
+
+class ApproveForm(Form):
+    """A reviewer's consent to a request: the hours are those asked for, or to be filled in for a part of them."""
+
+    def __init__(self, allocation_id: int, seconds: int, *, part: bool = False) -> None:
+        self.allocation_id = allocation_id
+        asked = text.exact_hours(seconds)
+        self.hours = short(placeholder=f"Less than the {asked} asked for") if part else short(default=asked)
+        self.reason = long(USUAL, "Everyone can read it.")
+        title = "Approve a part of it" if part else "Approve GPU time"
+        super().__init__(title, {"GPU-hours": self.hours, "Reason": self.reason})
+
+    async def send(self, interaction: Interaction) -> str:
+        """Grant it."""
+        app = interaction.client
+        state = await app.write(
+            reviews.approve,
+            actor(interaction),
+            self.allocation_id,
+            hours=self.hours.value,
+            reason=self.reason.value,
+            reviewer_role_id=app.server.reviewer_role,
+        )
+        if state == AllocationState.REQUESTED:
+            return ENDORSED
+        return "Approved; the decision and its reason are posted in the project's channel."
+
+
+class ApproveChangeForm(Form):
+    """A reviewer's consent to a change; fewer hours than were asked for can be granted."""
+
+    def __init__(self, change_id: int, seconds: int) -> None:
+        self.change_id = change_id
+        self.hours, self.reason = short(default=text.exact_hours(seconds)), long(USUAL, "Everyone can read it.")
+        hours = {"GPU-hours more": self.hours} if seconds else {}
+        super().__init__("Approve the change", hours | {"Reason": self.reason})
+
+    async def send(self, interaction: Interaction) -> str:
+        """Grant it."""
+        app = interaction.client
+        state = await app.write(
+            changes.approve,
+            actor(interaction),
+            self.change_id,
+            hours=self.hours.value,
+            reason=self.reason.value,
+            reviewer_role_id=app.server.reviewer_role,
+        )
+        if state == ChangeState.REQUESTED:
+            return ENDORSED
+        return "Approved; the decision and its reason are posted in the project's channel."

@@ -1,0 +1,1 @@
+"""`/catalogue …`: commands and forms about recipes and datasets."""

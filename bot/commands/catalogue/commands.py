@@ -1,0 +1,147 @@
+"""`/catalogue …`: recipes and datasets by name; members propose, admins decide, and a recipe's data are prepared."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import discord
+from discord import app_commands
+
+from bot import errors, text
+from bot.app import Interaction, actor
+from bot.commands import lookup
+from bot.commands.catalogue.forms import DatasetForm, RecipeForm
+from bot.commands.reason_form import ReasonForm
+from bot.commands.run import answers as run_answers
+from bot.commands.run import suggestions as run_lookup
+from broker import catalogue
+from broker.catalogue import EntryView, Kind, State
+from broker.runs import launching
+from projects.errors import InvalidError
+
+catalogue_group = app_commands.Group(name="catalogue", description="Recipes and datasets that runs are launched from")
+
+MOST_LISTED = 15
+
+
+@catalogue_group.command(name="list", description="List the recipes and datasets there are, and what is proposed")
+@app_commands.describe(state="Only entries in this state")
+async def list_entries(
+    interaction: Interaction, state: Literal["proposed", "accepted", "declined", "retired"] | None = None
+) -> None:
+    """List them, the newest first, and what can be launched now."""
+    entries = await interaction.client.read(catalogue.entries)
+    recipes = await interaction.client.read(catalogue.recipes)
+    listed = [entry for entry in entries if state in (None, entry.state)]
+    can = ", ".join(text.code(name, 40) for name in recipes)
+    end = f"To launch now: {text.bounded(can, 500) or 'nothing'}"
+    lines = [_entry(entry) for entry in listed[:MOST_LISTED]]
+    await errors.reply(interaction, text.listed(lines, of=len(listed), end=end))
+
+
+@catalogue_group.command(name="propose", description="Propose a recipe, or a dataset of the Hub; an admin decides")
+@app_commands.describe(
+    what="A recipe is a configuration of the trainer; a dataset is one of the Hub at a commit",
+    file="The recipe as a YAML file; without it, a form asks for it",
+    name="The recipe's name, with a file; the file's own otherwise",
+)
+async def propose(
+    interaction: Interaction,
+    what: Literal["recipe", "dataset"],
+    file: discord.Attachment | None = None,
+    name: str | None = None,
+) -> None:
+    """Take the file, or open the form."""
+    if file is None:
+        await interaction.response.send_modal(RecipeForm() if what == "recipe" else DatasetForm())
+        return
+    if what != "recipe":
+        raise InvalidError("A file is a recipe; a dataset is named in a form, which comes without a file.")
+    # Four bytes a character at most; what is longer need not be fetched to be refused.
+    if file.size > 4 * catalogue.LONGEST_RECIPE:
+        raise InvalidError(f"The file has {file.size:,} bytes; a recipe has at most {catalogue.LONGEST_RECIPE:,}.")
+    await interaction.response.defer(ephemeral=True, thinking=True)
+    body = (await file.read()).decode("utf-8", errors="replace")
+    called = name or file.filename.rpartition(".")[0] or file.filename
+    await interaction.client.write(
+        catalogue.propose_recipe, actor(interaction), str(interaction.id), name=called, body=body
+    )
+    await errors.reply(interaction, f"{text.code(called, 60)} is proposed; an admin decides.")
+
+
+@catalogue_group.command(name="accept", description="Admins: let everyone use a proposed entry")
+@app_commands.describe(name="The entry")
+@app_commands.autocomplete(name=lookup.proposed_entries)
+async def accept(interaction: Interaction, name: str) -> None:
+    """Open the form of the reason."""
+    done = f"{text.code(name, 60)} is accepted: everyone can use it."
+    await _decide(interaction, name, State.ACCEPTED, ("Accept", catalogue.accept, done))
+
+
+@catalogue_group.command(name="decline", description="Admins: refuse a proposed entry; its name is free again")
+@app_commands.describe(name="The entry")
+@app_commands.autocomplete(name=lookup.proposed_entries)
+async def decline(interaction: Interaction, name: str) -> None:
+    """Open the form of the reason."""
+    done = f"{text.code(name, 60)} is declined."
+    await _decide(interaction, name, State.DECLINED, ("Decline", catalogue.decline, done))
+
+
+@catalogue_group.command(name="retire", description="Admins: take an accepted entry out; runs from it go on")
+@app_commands.describe(name="The entry")
+@app_commands.autocomplete(name=lookup.accepted_entries)
+async def retire(interaction: Interaction, name: str) -> None:
+    """Open the form of the reason."""
+    done = f"{text.code(name, 60)} is retired: no run is launched from it any more."
+    await _decide(interaction, name, State.RETIRED, ("Retire", catalogue.retire, done))
+
+
+async def _decide(interaction: Interaction, name: str, to: State, how: tuple[str, Callable[..., object], str]) -> None:
+    role, (verb, act, done) = interaction.client.server.admin_role, how
+    await interaction.client.read(catalogue.check_may_decide, actor(interaction), name, to, admin_role_id=role)
+    await interaction.response.send_modal(ReasonForm(f"{verb} {name}", act, name, done, role="admin_role"))
+
+
+@catalogue_group.command(name="prepare", description="Prepare a recipe's data once, by a run on one device")
+@app_commands.describe(
+    recipe="The recipe",
+    time_limit="The longest it may take, such as 45m, 2h or 1h30m",
+    allocation="The allocation to draw on; the newest approved one otherwise",
+    project="The project, where this is not its channel or one of its threads",
+)
+@app_commands.autocomplete(recipe=lookup.preparable_recipes, time_limit=run_lookup.durations)
+@app_commands.autocomplete(allocation=lookup.live_allocations, project=lookup.open_projects)
+async def prepare(
+    interaction: Interaction,
+    recipe: str,
+    time_limit: str,
+    allocation: int | None = None,
+    project: int | None = None,
+) -> None:
+    """Queue the run that prepares them."""
+    await interaction.response.defer(ephemeral=True, thinking=True)
+    project_id = await lookup.project_of(interaction, project)
+    receipt = await interaction.client.write(
+        launching.prepare,
+        actor(interaction),
+        str(interaction.id),
+        project_id=project_id,
+        recipe=recipe,
+        time_limit=time_limit,
+        allocation_id=allocation,
+    )
+    await errors.reply(
+        interaction,
+        f"Run {receipt.run_id} will prepare the data of {text.code(recipe, 60)}. It will cost "
+        f"{text.gpu_hours(receipt.cost)} at most. {run_answers.remains(receipt)}",
+    )
+
+
+def _entry(entry: EntryView) -> str:
+    mark = {State.PROPOSED: "🕓", State.ACCEPTED: "✅", State.DECLINED: "🚫", State.RETIRED: "🗄️"}[entry.state]
+    by = text.line(entry.proposed_by or "an operator", 60)
+    lines = [f"{mark} {text.code(entry.name, 40)} {entry.kind}, {entry.state} · proposed by {by}"]
+    if entry.kind is Kind.DATASET:
+        lines.append(f"-# {text.code(entry.dataset, 80)} at {entry.revision[:8]} · {text.line(entry.licence, 40)}")
+    if entry.reason:
+        lines.append(f"-# {text.line(entry.reason, 120)}")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""`/project …`: commands, forms and buttons about projects."""

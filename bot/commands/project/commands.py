@@ -1,0 +1,252 @@
+"""`/project …`: propose, show and list, and what its people do with a project, from the first join to its end."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import discord
+from discord import app_commands
+from discord.app_commands import Choice
+
+from bot import errors, text
+from bot.app import Interaction, actor
+from bot.cards.project_card import project_card
+from bot.commands import lookup
+from bot.commands.project import buttons
+from bot.commands.project.forms import CompleteForm, HandoverForm, NeedsForm, ProposeForm, ScopeForm, UpdateForm
+from bot.commands.reason_form import ReasonForm
+from bot.delivery import card_updates
+from projects import lifecycle, membership, moderation, updates
+from projects.lifecycle import Stage
+from projects.rights import Act
+
+project = app_commands.Group(name="project", description="Research projects, from proposal to announcement")
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def of_project(command: Command) -> Command:
+    """Let the option “project” name another project than this channel's; those that go on are suggested."""
+    return app_commands.autocomplete(project=lookup.open_projects)(_described(command))
+
+
+def of_any_project(command: Command) -> Command:
+    """The same, with those suggested that have ended, too."""
+    return app_commands.autocomplete(project=lookup.projects)(_described(command))
+
+
+def _described(command: Command) -> Command:
+    return app_commands.describe(project="The project, where this is not its channel or thread")(command)
+
+
+@project.command(description="Propose a research project")
+async def propose(interaction: Interaction) -> None:
+    """Open the form of a proposal."""
+    await interaction.response.send_modal(ProposeForm())
+
+
+@project.command(name="scope", description="Say what your project will do: goal, plan, compute, release")
+@app_commands.describe(
+    checkpoints="open: public as they come; held: private until reviewers release them",
+    licence="The licence of the models",
+)
+@app_commands.choices(
+    checkpoints=[Choice(name=policy, value=policy) for policy in lifecycle.ReleasePolicy],
+    licence=[Choice(name=licence, value=licence) for licence in lifecycle.LICENCES],
+)
+@of_project
+async def scope(
+    interaction: Interaction,
+    project: int | None = None,
+    checkpoints: str = lifecycle.ReleasePolicy.OPEN,
+    licence: str = lifecycle.LICENCES[0],
+) -> None:
+    """Open the form of the scope for the lead."""
+    project_id = await lookup.project_of(interaction, project)
+    await interaction.client.read(lifecycle.check_may_scope, actor(interaction), project_id)
+    await interaction.response.send_modal(ScopeForm(project_id, checkpoints, licence))
+
+
+@project.command(name="join", description="Work on a project")
+@of_project
+async def join(interaction: Interaction, project: int | None = None) -> None:
+    """Make who asks a contributor."""
+    await _act(interaction, project, buttons.joined)
+
+
+@project.command(name="follow", description="Read along: the project counts you among its followers")
+@of_project
+async def follow(interaction: Interaction, project: int | None = None) -> None:
+    """Make who asks a follower."""
+    await _act(interaction, project, buttons.followed)
+
+
+@project.command(name="leave", description="Leave a project that you work on, or follow it no longer")
+@of_any_project
+async def leave(interaction: Interaction, project: int | None = None) -> None:
+    """End the part of who asks."""
+    await _act(interaction, project, _left)
+
+
+@project.command(name="update", description="Tell everyone how your project goes")
+@of_project
+async def update(interaction: Interaction, project: int | None = None) -> None:
+    """Open the form of an update."""
+    project_id = await lookup.project_of(interaction, project)
+    await interaction.client.read(lifecycle.check_may, actor(interaction), project_id, Act.POST_UPDATE)
+    await interaction.response.send_modal(UpdateForm(project_id))
+
+
+@project.command(name="needs", description="Say whom your project needs now")
+@of_project
+async def needs(interaction: Interaction, project: int | None = None) -> None:
+    """Open the form with what the project says now."""
+    project_id = await lookup.project_of(interaction, project)
+    view = await interaction.client.read(lifecycle.check_may, actor(interaction), project_id, Act.CHANGE_NEEDS)
+    await interaction.response.send_modal(NeedsForm(project_id, view.needs))
+
+
+@project.command(name="handover", description="Offer the lead of your project to one of its contributors")
+@app_commands.describe(person="Who is to lead; they accept or decline the offer")
+@of_project
+async def handover(interaction: Interaction, person: discord.User, project: int | None = None) -> None:
+    """Open the form of the offer."""
+    project_id, to = await lookup.project_of(interaction, project), str(person.id)
+    await interaction.client.read(membership.check_may_offer, actor(interaction), project_id, to=to)
+    await interaction.response.send_modal(HandoverForm(project_id, to, person.display_name))
+
+
+@project.command(name="pause", description="Let your project rest: nothing more is launched in it for now")
+@of_project
+async def pause(interaction: Interaction, project: int | None = None) -> None:
+    """Open the form of the reason."""
+    project_id = await lookup.project_of(interaction, project)
+    await interaction.client.read(lifecycle.check_may, actor(interaction), project_id, Act.PAUSE, to=Stage.PAUSED)
+    done = "The project is paused; /project resume lets it go on."
+    await interaction.response.send_modal(ReasonForm("Pause the project", lifecycle.pause, project_id, done))
+
+
+@project.command(name="resume", description="Let your paused project go on")
+@of_project
+async def resume(interaction: Interaction, project: int | None = None) -> None:
+    """Let it go on."""
+    await _act(interaction, project, _resumed)
+
+
+@project.command(name="complete", description="End your project with its outcome and what was learnt")
+@of_project
+async def complete(interaction: Interaction, project: int | None = None) -> None:
+    """Open the form of the outcome for the lead."""
+    project_id = await lookup.project_of(interaction, project)
+    await interaction.client.read(lifecycle.check_may, actor(interaction), project_id, Act.COMPLETE)
+    await interaction.response.send_modal(CompleteForm(project_id))
+
+
+@project.command(name="stop", description="End a project for good, without an outcome: for its lead and moderators")
+@of_project
+async def stop(interaction: Interaction, project: int | None = None) -> None:
+    """Open the form of the reason."""
+    role = interaction.client.server.moderator_role
+    project_id = await lookup.project_of(interaction, project)
+    who = actor(interaction)
+    await interaction.client.read(
+        lifecycle.check_may, who, project_id, Act.STOP, to=Stage.STOPPED, moderator_role_id=role
+    )
+    done = "The project is stopped; its record stays."
+    form = ReasonForm("Stop the project for good", lifecycle.stop, project_id, done, role="moderator_role")
+    await interaction.response.send_modal(form)
+
+
+@project.command(name="release", description="Open the held checkpoints of a project to everyone: for reviewers")
+@of_any_project
+async def release(interaction: Interaction, project: int | None = None) -> None:
+    """Open the form of the reason."""
+    role = interaction.client.server.reviewer_role
+    project_id = await lookup.project_of(interaction, project)
+    await interaction.client.read(updates.check_may_release, actor(interaction), project_id, reviewer_role_id=role)
+    done = "Released: the checkpoints become public, those to come as they are written."
+    form = ReasonForm("Release the checkpoints", updates.release, project_id, done, role="reviewer_role")
+    await interaction.response.send_modal(form)
+
+
+@project.command(name="open", description="Give a project its channel: for moderators")
+@of_project
+async def open_channel(interaction: Interaction, project: int | None = None) -> None:
+    """Open its channel."""
+    await _act(interaction, project, _opened)
+
+
+@project.command(name="hide", description="Take a project out of lists and suggestions: for moderators")
+@of_any_project
+async def hide(interaction: Interaction, project: int | None = None) -> None:
+    """Open the form of the reason."""
+    role = interaction.client.server.moderator_role
+    project_id = await lookup.project_of(interaction, project)
+    await interaction.client.read(lifecycle.check_may, actor(interaction), project_id, Act.HIDE, moderator_role_id=role)
+    done = "The project is in no list any more; who knows its number still finds it."
+    await interaction.response.send_modal(
+        ReasonForm("Hide the project", moderation.hide, project_id, done, role="moderator_role")
+    )
+
+
+@project.command(name="unhide", description="Show a hidden project again: for moderators")
+@app_commands.describe(project="The project, where this is not its channel or thread")
+@app_commands.autocomplete(project=lookup.hidden_projects)
+async def unhide(interaction: Interaction, project: int | None = None) -> None:
+    """Open the form of the reason."""
+    role = interaction.client.server.moderator_role
+    project_id = await lookup.project_of(interaction, project)
+    await interaction.client.read(
+        lifecycle.check_may, actor(interaction), project_id, Act.UNHIDE, moderator_role_id=role
+    )
+    form = ReasonForm(
+        "Show the project", moderation.unhide, project_id, "The project is in the lists again.", role="moderator_role"
+    )
+    await interaction.response.send_modal(form)
+
+
+@project.command(name="show", description="Show a project: its question, people, compute and runs")
+@of_any_project
+async def show(interaction: Interaction, project: int | None = None) -> None:
+    """Show the project's card."""
+    app = interaction.client
+    project_id = await lookup.project_of(interaction, project)
+    view, requests, newest, channel_id = await app.read(card_updates.look, project_id)
+    card = project_card(view, requests, newest, channel_id=channel_id)
+    await interaction.response.send_message(view=card, ephemeral=True)
+
+
+@project.command(name="list", description="List the newest projects")
+@app_commands.describe(stage="Only those that stand there")
+@app_commands.choices(stage=[Choice(name=stage, value=stage) for stage in Stage])
+async def list_projects(interaction: Interaction, stage: str | None = None) -> None:
+    """List them."""
+    views = await interaction.client.read(lifecycle.views, stage=stage)
+    there_are = await interaction.client.read(lifecycle.count, stage=stage)
+    lines = [
+        f"**{view.id}** {text.line(view.title, 160)} · {view.stage} · {text.line(view.lead.name, 60)}" for view in views
+    ]
+    none = f"No project is {stage} now." if stage else "There is no project yet: /project propose begins one."
+    await errors.reply(interaction, text.listed(lines, of=there_are) or none)
+
+
+async def _act(interaction: Interaction, named: int | None, act: buttons.Answering) -> None:
+    """Acknowledge, do what changes the project, and say so."""
+    await interaction.response.defer(ephemeral=True, thinking=True)
+    project_id = await lookup.project_of(interaction, named)
+    await errors.reply(interaction, await act(interaction, project_id))
+
+
+async def _left(interaction: Interaction, project_id: int) -> str:
+    await interaction.client.write(membership.leave, actor(interaction), project_id)
+    return "You have left the project. You are welcome back at any time: /project join."
+
+
+async def _resumed(interaction: Interaction, project_id: int) -> str:
+    await interaction.client.write(lifecycle.resume, actor(interaction), project_id)
+    return "The project goes on."
+
+
+async def _opened(interaction: Interaction, project_id: int) -> str:
+    role = interaction.client.server.moderator_role
+    await interaction.client.write(moderation.open_channel, actor(interaction), project_id, moderator_role_id=role)
+    return "The project's channel opens in a moment."

@@ -1,0 +1,156 @@
+"""The forms about a project: its proposal, its scope, updates, whom it needs, a new lead, its outcome."""
+
+from typing import Any
+
+import discord
+from discord import ui
+
+from bot import text
+from bot.app import Interaction, actor
+from bot.commands.form import Form, long, short
+from projects import lifecycle, membership, updates
+from projects.lifecycle import Outcome
+from projects.text import BRIEF, LONG, LONGEST, TITLE, USUAL
+
+
+class ProposeForm(Form):
+    """A new project."""
+
+    def __init__(self) -> None:
+        self.title_field = short(placeholder="A few words that say what it is about", most=TITLE)
+        self.question = long(USUAL, "What do you want to find out?")
+        self.why = long(USUAL, "What would be different with an answer, and for whom?")
+        self.needs = long(BRIEF, "Whom you would like to join, and for what")
+        super().__init__(
+            "Propose a project",
+            {
+                "Title": self.title_field,
+                "Research question": self.question,
+                "Why it matters": self.why,
+                "Who is needed": self.needs,
+            },
+        )
+
+    async def send(self, interaction: Interaction) -> str:
+        """Propose it."""
+        app = interaction.client
+        project_id = await app.write(
+            lifecycle.propose,
+            actor(interaction),
+            str(interaction.id),
+            title=self.title_field.value,
+            question=self.question.value,
+            why=self.why.value,
+            needs=self.needs.value,
+        )
+        return f"Project {project_id} is proposed: it appears in <#{app.server.proposals}> in a moment."
+
+
+class ScopeForm(Form):
+    """What a project will do; how it releases was chosen with the command."""
+
+    def __init__(self, project_id: int, release_policy: str, licence: str) -> None:
+        self.project_id, self.release_policy, self.licence = project_id, release_policy, licence
+        self.goal = long(USUAL, "What will be there at the end that is not there yet?")
+        self.plan = long(LONG, "The steps to it, and who does them")
+        self.compute = long(BRIEF, "How many GPU-hours, on which GPUs, and how you know")
+        self.release = long(BRIEF, "Models, data, code, a report: what others can use")
+        super().__init__(
+            "The scope of the project",
+            {
+                "Goal": self.goal,
+                "Plan": self.plan,
+                "Estimate of compute": self.compute,
+                "What will be released": self.release,
+            },
+        )
+
+    async def send(self, interaction: Interaction) -> str:
+        """Write it down."""
+        app = interaction.client
+        await app.write(
+            lifecycle.scope,
+            actor(interaction),
+            self.project_id,
+            goal=self.goal.value,
+            plan=self.plan.value,
+            compute=self.compute.value,
+            release=self.release.value,
+            release_policy=self.release_policy,
+            licence=self.licence,
+            min_people=app.settings.min_people,
+        )
+        project = await app.read(lifecycle.view, self.project_id)
+        if project.stage == lifecycle.Stage.ACTIVE:
+            channel = "its channel opens in a moment" if project.has_channel else "a moderator opens its channel"
+            return f"The scope is written, and the project is active: {channel}."
+        missing = app.settings.min_people - len(project.members)
+        return f"The scope is written. With {text.count(missing, 'more person', 'more people')} the project starts."
+
+
+class UpdateForm(Form):
+    """How a project goes."""
+
+    def __init__(self, project_id: int) -> None:
+        self.project_id = project_id
+        self.update = long(LONGEST, "What was done, what was found, what comes next.")
+        super().__init__("How the project goes", {"Update": self.update})
+
+    async def send(self, interaction: Interaction) -> str:
+        """Post it."""
+        said = self.update.value
+        told = await interaction.client.write(updates.post_update, actor(interaction), self.project_id, said)
+        return f"Your update is entry {told.number} of the project's record; it is posted in a moment."
+
+
+class NeedsForm(Form):
+    """Whom a project needs."""
+
+    def __init__(self, project_id: int, needs: str) -> None:
+        self.project_id = project_id
+        self.needs = long(BRIEF, "Empty where nobody more is needed.", default=needs, required=False)
+        super().__init__("Whom the project needs", {"Who is needed": self.needs})
+
+    async def send(self, interaction: Interaction) -> str:
+        """Say it."""
+        await interaction.client.write(updates.change_needs, actor(interaction), self.project_id, self.needs.value)
+        return "The project's card says it in a moment."
+
+
+class HandoverForm(Form):
+    """An offer of the lead to the person with the Discord id `to`."""
+
+    def __init__(self, project_id: int, to: str, name: str) -> None:
+        self.project_id, self.to, self.name = project_id, to, name
+        self.reason = long(USUAL, "Everyone can read it.")
+        super().__init__(f"Offer the lead to {name}", {"Reason": self.reason})
+
+    async def send(self, interaction: Interaction) -> str:
+        """Offer it."""
+        await interaction.client.write(
+            membership.offer_lead, actor(interaction), self.project_id, to=self.to, reason=self.reason.value
+        )
+        return (
+            f"The lead is offered to {text.line(self.name, 60)}, who accepts or declines it by the buttons of the "
+            "post; until then you lead, and its button “Decline” takes the offer back."
+        )
+
+
+class CompleteForm(Form):
+    """How a project ended."""
+
+    def __init__(self, project_id: int) -> None:
+        self.project_id = project_id
+        options = [discord.SelectOption(label=outcome.capitalize(), value=outcome) for outcome in Outcome]
+        self.outcome: ui.Select[Any] = ui.Select(options=options)
+        self.learnt = long(LONG, "A negative result is a result: what would you tell those who try next?")
+        super().__init__("Complete the project", {"Outcome": self.outcome, "What was learnt": self.learnt})
+
+    async def send(self, interaction: Interaction) -> str:
+        """Complete it."""
+        app = interaction.client
+        outcome = next(iter(self.outcome.values), "")
+        await app.write(
+            lifecycle.complete, actor(interaction), self.project_id, outcome=outcome, learnt=self.learnt.value
+        )
+        return f"The project is completed; <#{app.server.announcements}> tells everyone. Thank you!"

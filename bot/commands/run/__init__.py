@@ -1,0 +1,1 @@
+"""`/run …`: commands, forms and buttons about runs."""

@@ -1,0 +1,225 @@
+"""What is said in private about runs: offers and receipts, waits, configurations, logs and comparisons."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+import discord
+from discord import ui
+
+from bot import errors, text
+from bot.app import Interaction
+from bot.buttons import Button
+from bot.cards.card import BLUE, GREEN, GREY, Card, sections, texts
+from bot.cards.curves import curve_of
+from bot.cards.renderer import Comparison
+from broker.allocations.ledger import in_hours
+from broker.reports.run_plan import Preview
+from broker.reports.why import Why
+from broker.runs import comparison as comparing
+from broker.runs import runs
+from broker.runs.launching import Receipt
+from broker.runs.logs import Log
+from broker.runs.runs import RunView
+from projects.db.database import utcnow
+from projects.errors import ConflictError, NotFoundError
+
+ATTEMPTS_SHOWN = 6
+CODE = 1900
+
+
+async def show(interaction: Interaction, card: Card, *files: discord.File) -> None:
+    """End a deferred answer with a card, and the pictures that it shows."""
+
+    async def send() -> None:
+        for file in files:
+            file.reset()
+        await interaction.edit_original_response(view=card, attachments=list(files))
+
+    await errors.again(send)
+
+
+async def attach(interaction: Interaction, said: str, name: str, content: str) -> None:
+    """End a deferred answer with a text file."""
+    file = discord.File(io.BytesIO(content.encode()), name)
+    await interaction.edit_original_response(content=text.bounded(said, text.MESSAGE), attachments=[file])
+
+
+def offer(preview: Preview) -> Card:
+    """What a launch would be and cost, with the buttons that decide."""
+    quote, run = preview.quote, preview.quote.run
+    what = text.line(run.recipe, 60)
+    if run.parent_id is not None:
+        what = f"a fork of run {run.parent_id} from step {run.fork_step:,}"
+    first = run.fork_step or 0
+    steps = text.count(run.total_steps - first, "step")
+    if first:
+        steps = f"the {steps} from {first:,} to {run.total_steps:,}"
+    asks = [
+        f"### 🚀 Launch {what} on {text.count(run.gpus, 'GPU')} of {text.code(quote.pool.name, 60)}?",
+        f"With {text.line(', '.join(f'{k}={v}' for k, v in run.overrides.items()), 300)}" if run.overrides else "",
+        f"{short(quote.parameters)} parameters · {short(quote.tokens)} tokens in {steps} · "
+        f"about {quote.memory_needed} of memory on each GPU",
+    ]
+    known = "not known" if quote.expected is None else f"about {text.gpu_hours(quote.expected)}"
+    costs = [
+        f"**Cost** {text.gpu_hours(quote.cost)} at most, in {text.duration(run.time_limit)}",
+        f"**Expected** {known}: {text.line(quote.basis, 200)}",
+        f"**Left** allocation {run.allocation_id} has {text.gpu_hours(quote.left)} left, and "
+        f"{in_hours(max(0, quote.left - quote.promised - quote.cost))} should this run "
+        f"{'and those queued take all their' if quote.promised else 'take all its'} time",
+    ]
+    queue = [
+        f"**Queue** place {preview.queue.place} of {preview.queue.length}. {text.line(preview.queue.reason, 300)} "
+        f"{starts(preview.queue.expected)}",
+    ]
+    row: ui.ActionRow[Any] = ui.ActionRow(
+        Button("launch", preview.draft_id, style=discord.ButtonStyle.success),
+        Button("discard", preview.draft_id, label="Cancel"),
+    )
+    marker = "-# Nothing is queued or charged before you press Launch."
+    return Card(*sections([asks, costs, queue], marker), row, colour=BLUE, marker=marker)
+
+
+def launched(receipt: Receipt) -> Card:
+    """What an offer turns into once it is confirmed."""
+    marker = f"-# run {receipt.run_id}"
+    head, _, costs = told(receipt).partition(". ")
+    return Card(texts([f"### 🚀 {head}", costs], marker), colour=GREEN, marker=marker)
+
+
+def discarded() -> Card:
+    """What an offer turns into once it is cancelled."""
+    marker = "-# Nothing was queued or charged."
+    return Card(texts(["### ✋ Not launched"], marker), colour=GREY, marker=marker)
+
+
+def told(receipt: Receipt) -> str:
+    """What a queued run may cost and leaves."""
+    expected = "" if receipt.expected is None else f", about {text.gpu_hours(receipt.expected)} as {receipt.basis}"
+    cost = f"{text.gpu_hours(receipt.cost)} at most{expected}"
+    return f"Run {receipt.run_id} is queued. It will cost {cost}. {remains(receipt)}"
+
+
+def remains(receipt: Receipt) -> str:
+    """What the allocation has left, and what will be once its queued runs, which have reserved nothing, are over."""
+    after = in_hours(max(0, receipt.left - receipt.promised))
+    then = f", and {after} should its queued runs take all their time" if receipt.promised else ""
+    return f"The allocation has {text.gpu_hours(receipt.left)} left{then}."
+
+
+def waits(why: Why) -> str:
+    """Why a run is where it is."""
+    lines = [
+        f"**Run {why.run_id}** of {text.line(why.project, 100)} is {why.state}. {text.escape(why.reason)}".rstrip()
+    ]
+    if why.place is not None:
+        lines.append(f"**Place** {why.place} of {why.length} on {text.code(why.pool, 60)}")
+    if why.factors is not None:
+        project = why.factors.project
+        lines.append(
+            f"**Turn** its project is number {project.rank} of {project.of} by fair-share, where who has used less of "
+            f"late goes first: it used {project.used:.0%}, an equal share is {project.share:.0%}. The run has waited "
+            f"{text.duration(why.factors.age)}"
+        )
+        lines.append(starts(why.expected))
+    return "\n".join(lines)
+
+
+def configured(run: runs.Run) -> str:
+    """What stands over the attached configuration; raises ConflictError where the run has none."""
+    if not run.config:
+        raise ConflictError(f"Run {run.id} is a sample of run {run.parent_id}, whose configuration it uses.")
+    changed = text.line(", ".join(f"{name}={value}" for name, value in run.overrides.items()), 300)
+    asked = f" with {changed}" if changed else ""
+    return f"**Run {run.id}** · recipe {text.code(run.recipe, 60)}{asked}. Every default is spelt out in the file."
+
+
+def logged(log: Log) -> str:
+    """A run's attempts and the last lines of its log."""
+    if not log.attempts:
+        return f"Run {log.run_id} has not been tried yet; /run why says what it waits for."
+    lines = [f"**Attempts of run {log.run_id}**"]
+    lines += [
+        f"**{tried.token}** {tried.state} · {text.gpu_hours(tried.spent)}"
+        + (f" · on {text.line(tried.host, 60)}" if tried.host else "")
+        + (f" · {text.line(tried.reason, 160)}" if tried.reason else "")
+        for tried in log.attempts[-ATTEMPTS_SHOWN:]
+    ]
+    if log.lines is None:
+        lines.append("Its log lies on another machine than the bot, or is tidied away; this is all that is recorded.")
+        return "\n".join(lines)
+    lines.append(f"**The last lines of attempt {log.of_attempt}'s log**")
+    said = "\n".join(lines)
+    return f"{said}\n{_block(log.lines, CODE - text.length(said))}"
+
+
+def compared(views: Sequence[RunView], picture: str) -> Card:
+    """Runs side by side, over the picture of their curves."""
+    recipes = {view.recipe for view in views}
+    of = f" of {text.code(recipes.pop(), 60)}" if len(recipes) == 1 else ""
+    lines = [f"### 📈 Runs {', '.join(str(view.id) for view in views)}{of}"]
+    for view, name in zip(views, comparing.names(views), strict=True):
+        held_out = "" if view.held_out is None else f" · held-out **{view.held_out:.3f}**"
+        loss = "no loss yet" if view.loss is None else f"loss **{view.loss:.3f}**{held_out}"
+        lines.append(f"**{view.id}** {text.code(name, 60)} · {loss} · {short(view.tokens)} tokens · {view.state}")
+    marker = "-# Loss in nats per token; smoothed in the picture."
+    gallery = ui.MediaGallery[Any](discord.MediaGalleryItem(f"attachment://{picture}", description=_alt(views)))
+    return Card(texts(lines, marker), gallery, colour=BLUE, marker=marker)
+
+
+async def comparison(interaction: Interaction, views: Sequence[RunView]) -> tuple[Card, discord.File]:
+    """The comparison of runs with its picture; raises NotFoundError where none of them has a curve yet."""
+    app = interaction.client
+    names = comparing.names(views)
+    curves = [
+        replace(await app.read(curve_of, view), title=f"Run {view.id} · {name}")
+        for view, name in zip(views, names, strict=True)
+    ]
+    if not any(len(curve.loss) > 1 for curve in curves):
+        raise NotFoundError("None of these runs has a curve yet; look again once they have trained some steps.")
+    name = f"runs-{'-'.join(str(view.id) for view in views)}.png"
+    png = await app.studio.compare(Comparison(curves))
+    return compared(views, name), discord.File(io.BytesIO(png), name, description=_alt(views))
+
+
+def short(number: int) -> str:
+    """A large number in three figures: 1.31M, 410k, 950."""
+    for size, unit in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)
+
+
+def starts(expected: datetime | None) -> str:
+    """When a queued run starts, should all others take as long as they may."""
+    if expected is None:
+        return "Nobody can say when it starts."
+    seconds = (expected - utcnow()).total_seconds()
+    if seconds < 1:
+        return "It starts at once."
+    return f"It starts within {'a minute' if seconds < 60 else text.duration(seconds)} at the latest."
+
+
+def _block(lines: Sequence[str], most: int) -> str:
+    """The last lines that fit, as code."""
+    kept: list[str] = []
+    room = most - len("```\n\n```")
+    for line in reversed(lines):
+        shown = text.bounded(line.replace("```", "ˋˋˋ"), 200)
+        room -= text.length(shown) + 1
+        if room < 0:
+            break
+        kept.append(shown)
+    return "```\n" + "\n".join(reversed(kept)) + "\n```" if kept else "It is empty."
+
+
+def _alt(views: Sequence[RunView]) -> str:
+    told = [
+        f"run {view.id} ({name}) {'has no loss yet' if view.loss is None else f'at {view.loss:.2f}'} "
+        f"after {short(view.tokens)}"
+        for view, name in zip(views, comparing.names(views), strict=True)
+    ]
+    return text.bounded(f"The losses of {len(views)} runs over their tokens, nats per token: {'; '.join(told)}.", 1000)

@@ -1,0 +1,1 @@
+"""`/stoa …`: setup, help, and what only admins do."""

@@ -1,0 +1,115 @@
+"""What admins see of pools, grants and limits, and the buttons below it, which open the forms to change them."""
+
+from collections.abc import Mapping, Sequence
+
+from discord import ui
+
+from bot import text
+from bot.app import Interaction, actor
+from bot.buttons import Button, Press
+from bot.cards import card
+from bot.commands.stoa.forms import AddGrantForm, AddPoolForm, ChangeGrantForm, ChangeLimitForm, ChangePoolForm
+from broker.allocations import pools
+from broker.allocations.pools import GrantView
+from broker.reports.cluster import PoolStatus
+from projects import policies, rights
+from projects.errors import NotFoundError
+from projects.policies import Policies
+from projects.rights import Act
+
+
+def pools_view(listed: Sequence[PoolStatus]) -> ui.LayoutView:
+    """Each pool with its use."""
+    lines = [
+        f"{text.code(pool.name, 60)} {text.count(pool.gpus, 'GPU')}, {text.line(pool.gpu_type, 60)}\n"
+        f"-# {pool.busy} busy, {pool.working} at work, {pool.waiting} waiting · {pool.launcher}, weight "
+        f"{pool.price_weight:g} · {text.gpu_hours(pool.left)} of its grants left"
+        for pool in listed
+    ]
+    return _view("Pools", lines, {"pool_add": "Add a pool", "pool_change": "Change one"})
+
+
+def grants_view(listed: Sequence[GrantView], spent: Mapping[int, int]) -> ui.LayoutView:
+    """Each grant with what was granted of it, kept for second halves, spent, and is left."""
+    lines = [
+        f"**{grant.id}** {text.line(grant.sponsor, 80)} · {text.code(grant.pool, 60)} until {grant.until:%Y-%m-%d}\n"
+        f"-# {text.gpu_hours(grant.seconds)}: {text.gpu_hours(grant.granted)} granted, "
+        f"{text.gpu_hours(spent.get(grant.id, 0))} of them spent, {text.gpu_hours(grant.committed)} kept for second "
+        f"halves, {text.gpu_hours(grant.left)} left"
+        for grant in listed
+    ]
+    return _view("Grants", lines, {"grant_add": "Add a grant", "grant_change": "Change one"})
+
+
+def limits_view(now: Policies) -> ui.LayoutView:
+    """Each policy with its value."""
+    lines = [
+        f"**{name.replace('_', ' ').capitalize()}** {policies.said_as(getattr(now, name))}\n-# {field.description}"
+        for name, field in Policies.model_fields.items()
+    ]
+    return _view("Limits", lines, {"limit_change": "Change one"})
+
+
+def _view(title: str, lines: Sequence[str], labels: Mapping[str, str]) -> ui.LayoutView:
+    head = f"## {title}"
+    room = text.CARD - text.length(head) - 1
+    hint = "-# The command's option finds each of them." if text.length("\n".join(lines)) > room else ""
+    said = f"{head}\n{text.listed(lines, end=hint, most=room) or 'There is none yet.'}"
+    view = ui.LayoutView(timeout=None)
+    buttons = [Button(act, 0, label=label) for act, label in labels.items()]
+    view.add_item(ui.Container(ui.TextDisplay(said), ui.ActionRow(*buttons), accent_colour=card.BLUE))
+    return view
+
+
+def require(interaction: Interaction, act: Act) -> None:
+    """Raise ForbiddenError unless who asks may do this in the lab."""
+    rights.require_admin(actor(interaction), act, interaction.client.server.admin_role)
+
+
+async def add_pool(interaction: Interaction, _: int) -> None:
+    """Open the form of a new pool."""
+    require(interaction, Act.MANAGE_COMPUTE)
+    await interaction.response.send_modal(AddPoolForm())
+
+
+async def change_pool(interaction: Interaction, _: int) -> None:
+    """Open the form of a change to a pool."""
+    require(interaction, Act.MANAGE_COMPUTE)
+    await interaction.response.send_modal(ChangePoolForm(await _pool_names(interaction)))
+
+
+async def add_grant(interaction: Interaction, _: int) -> None:
+    """Open the form of a new grant."""
+    require(interaction, Act.MANAGE_COMPUTE)
+    await interaction.response.send_modal(AddGrantForm(await _pool_names(interaction)))
+
+
+async def change_grant(interaction: Interaction, _: int) -> None:
+    """Open the form of a change to a grant."""
+    require(interaction, Act.MANAGE_COMPUTE)
+    listed = await interaction.client.read(pools.grants)
+    if not listed:
+        raise NotFoundError("There is no grant yet; add one first.")
+    await interaction.response.send_modal(ChangeGrantForm(listed))
+
+
+async def change_limit(interaction: Interaction, _: int) -> None:
+    """Open the form of a change to a limit."""
+    require(interaction, Act.CHANGE_POLICIES)
+    await interaction.response.send_modal(ChangeLimitForm())
+
+
+async def _pool_names(interaction: Interaction) -> Sequence[str]:
+    names = [name for name in await interaction.client.read(pools.names) if len(name) <= 100]
+    if not names:
+        raise NotFoundError("There is no pool yet; add one first.")
+    return names
+
+
+PRESSES: Mapping[str, Press] = {
+    "pool_add": add_pool,
+    "pool_change": change_pool,
+    "grant_add": add_grant,
+    "grant_change": change_grant,
+    "limit_change": change_limit,
+}

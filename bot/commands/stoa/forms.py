@@ -1,0 +1,159 @@
+"""The forms by which admins change pools, grants and limits."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import discord
+from discord import ui
+
+from bot import text
+from bot.app import Interaction, actor
+from bot.commands.form import Form, long, short
+from broker.allocations.pools import GrantView
+from broker.reviews import inventory
+from projects import policies
+from projects.policies import Policies
+from projects.text import USUAL
+
+MOST = 25
+Choice = ui.Select[Any]
+
+
+def choice(options: Sequence[tuple[str, str]]) -> Choice:
+    """A choice of one, by shown name and value."""
+    shown = [discord.SelectOption(label=text.bounded(name, 100), value=value) for name, value in options[:MOST]]
+    return ui.Select(options=shown)
+
+
+class AddPoolForm(Form):
+    """A new pool of the worker's own host; one of a Slurm cluster, which needs more, is an operator's to add."""
+
+    def __init__(self) -> None:
+        self.name, self.gpu_type = short(placeholder="hall-h200"), short(placeholder="H200")
+        self.gpus = short(placeholder="On this host; a Slurm cluster is added by `stoa pool add`")
+        self.weight = short("1")
+        super().__init__(
+            "Add a pool",
+            {
+                "Name": self.name,
+                "GPU type": self.gpu_type,
+                "GPUs": self.gpus,
+                "Price weight": self.weight,
+            },
+        )
+
+    async def send(self, interaction: Interaction) -> str:
+        """Add it."""
+        app = interaction.client
+        await app.write(
+            inventory.add_pool,
+            actor(interaction),
+            name=self.name.value,
+            gpu_type=self.gpu_type.value,
+            gpus=self.gpus.value,
+            price_weight=self.weight.value,
+            admin_role_id=app.server.admin_role,
+        )
+        return f"The pool {text.code(self.name.value, 60)} is added; a grant gives its time to the community."
+
+
+class ChangePoolForm(Form):
+    """Another count of GPUs, or another weight."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.pool = choice([(name, name) for name in names])
+        self.gpus, self.weight = [short(placeholder="As it is", required=False) for _ in range(2)]
+        self.why = long(USUAL, "Everyone can read it")
+        super().__init__(
+            "Change a pool", {"Pool": self.pool, "GPUs": self.gpus, "Price weight": self.weight, "Reason": self.why}
+        )
+
+    async def send(self, interaction: Interaction) -> str:
+        """Change it."""
+        app, name = interaction.client, next(iter(self.pool.values), "")
+        await app.write(
+            inventory.change_pool,
+            actor(interaction),
+            name,
+            gpus=self.gpus.value,
+            price_weight=self.weight.value,
+            reason=self.why.value,
+            admin_role_id=app.server.admin_role,
+        )
+        return f"The pool {text.code(name, 60)} is changed; the record says so."
+
+
+class AddGrantForm(Form):
+    """GPU-hours that a sponsor gives."""
+
+    def __init__(self, pools: Sequence[str]) -> None:
+        self.pool = choice([(name, name) for name in pools])
+        self.sponsor, self.hours, self.until = short(), short(), short(placeholder="2030-12-31")
+        super().__init__(
+            "Add a grant",
+            {"Pool": self.pool, "Sponsor": self.sponsor, "GPU-hours": self.hours, "Until": self.until},
+        )
+
+    async def send(self, interaction: Interaction) -> str:
+        """Add it."""
+        app = interaction.client
+        number = await app.write(
+            inventory.add_grant,
+            actor(interaction),
+            pool=next(iter(self.pool.values), ""),
+            sponsor=self.sponsor.value,
+            hours=self.hours.value,
+            until=self.until.value,
+            admin_role_id=app.server.admin_role,
+        )
+        return f"Grant {number} is added; the record thanks the sponsor."
+
+
+class ChangeGrantForm(Form):
+    """More hours, or another end."""
+
+    def __init__(self, grants: Sequence[GrantView]) -> None:
+        self.grant = choice([(f"{g.id} · {g.sponsor}, {g.pool}, until {g.until:%Y-%m-%d}", str(g.id)) for g in grants])
+        self.hours = short(placeholder="None more", required=False)
+        self.until = short(placeholder="As it is", required=False)
+        self.why = long(USUAL, "Everyone can read it")
+        super().__init__(
+            "Change a grant",
+            {"Grant": self.grant, "GPU-hours more": self.hours, "Until": self.until, "Reason": self.why},
+        )
+
+    async def send(self, interaction: Interaction) -> str:
+        """Change it."""
+        app, number = interaction.client, int(next(iter(self.grant.values), "0"))
+        await app.write(
+            inventory.change_grant,
+            actor(interaction),
+            number,
+            more_hours=self.hours.value,
+            until=self.until.value,
+            reason=self.why.value,
+            admin_role_id=app.server.admin_role,
+        )
+        return f"Grant {number} is changed; the record says so."
+
+
+class ChangeLimitForm(Form):
+    """Another value of one policy."""
+
+    def __init__(self) -> None:
+        self.name = choice([(name.replace("_", " ").capitalize(), name) for name in Policies.model_fields])
+        self.value, self.why = short(), long(USUAL, "Everyone can read it")
+        super().__init__("Change a limit", {"Limit": self.name, "Value": self.value, "Reason": self.why})
+
+    async def send(self, interaction: Interaction) -> str:
+        """Change it."""
+        app, name = interaction.client, next(iter(self.name.values), "")
+        after = await app.write(
+            policies.change,
+            actor(interaction),
+            name,
+            self.value.value,
+            self.why.value,
+            admin_role_id=app.server.admin_role,
+        )
+        return f"{text.code(name, 60)} is {policies.said_as(getattr(after, name))} from now on."

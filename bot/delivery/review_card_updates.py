@@ -1,0 +1,45 @@
+"""What stands in the reviewers' channel: a card for each request of a project, and for each change of one."""
+
+from collections.abc import Mapping, Sequence
+
+from sqlalchemy.orm import Session
+
+from bot.app import App
+from bot.cards.card import Card
+from bot.cards.review_card import change_card, review_card
+from broker.allocations.allocations import AllocationState, AllocationView
+from broker.reports import review_context
+from broker.reports.review_context import Dossier
+from broker.reviews import changes
+from broker.reviews.changes import ChangeState, ChangeView
+
+# Only what is open has a dossier: it moves with every run, and a card that is decided need not be edited for that.
+Known = Mapping[int, Dossier]
+
+
+async def cards(app: App, project_id: int, requests: Sequence[AllocationView]) -> Mapping[str, tuple[Card, bool]]:
+    """The cards as they should be now, by the keys of their messages, and whether each still waits for a decision."""
+    asked, of_requests, of_changes = await app.read(_look, project_id, requests)
+    about = {request.id: request for request in requests}
+    shown = {
+        f"allocation:{number}": (review_card(view, of_requests.get(number)), number in of_requests)
+        for number, view in about.items()
+    }
+    for change in asked:
+        if change.allocation_id in about:
+            card = change_card(change, about[change.allocation_id], of_changes.get(change.id))
+            shown[f"change:{change.id}"] = (card, change.id in of_changes)
+    return shown
+
+
+def _look(
+    session: Session, project_id: int, requests: Sequence[AllocationView]
+) -> tuple[Sequence[ChangeView], Known, Known]:
+    asked = changes.of_project(session, project_id)
+    open_requests = [view.id for view in requests if view.state == AllocationState.REQUESTED]
+    open_changes = [view.id for view in asked if view.state == ChangeState.REQUESTED]
+    return (
+        asked,
+        {number: review_context.of_request(session, number) for number in open_requests},
+        {number: review_context.of_change(session, number) for number in open_changes},
+    )

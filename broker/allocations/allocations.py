@@ -1,0 +1,462 @@
+"""Allocations: GPU time that a project asks for and that a reviewer grants, in full or in part, with a reason."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal, InvalidOperation
+from enum import StrEnum
+
+from sqlalchemy import ForeignKey, select, update
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from broker.allocations import ledger, pools, tiers
+from broker.allocations.endorsements import Endorsable
+from broker.allocations.ledger import Account, in_hours
+from broker.allocations.pools import Grant, Pool
+from broker.allocations.tiers import Tiers
+from projects import lifecycle, limits, people, text
+from projects.db.database import WORDS, Base, utcnow
+from projects.errors import ConflictError, InvalidError, NotFoundError
+from projects.lifecycle import Project, Stage
+from projects.limits import Kind
+from projects.people import Actor, Person
+from projects.record import record
+
+MOST_HOURS = 1_000_000
+LONGEST = timedelta(days=366)
+
+
+class AllocationState(StrEnum):
+    """Where an allocation stands."""
+
+    REQUESTED = "requested"
+    APPROVED = "approved"
+    DECLINED = "declined"
+    WITHDRAWN = "withdrawn"
+    EXHAUSTED = "exhausted"
+    EXPIRED = "expired"
+    REVOKED = "revoked"
+    RENEWED = "renewed"
+
+
+_CLOSED = frozenset({AllocationState.EXPIRED, AllocationState.REVOKED, AllocationState.RENEWED})
+TRANSITIONS: dict[AllocationState, frozenset[AllocationState]] = {
+    AllocationState.REQUESTED: frozenset(
+        {AllocationState.APPROVED, AllocationState.DECLINED, AllocationState.WITHDRAWN}
+    ),
+    AllocationState.APPROVED: _CLOSED | {AllocationState.EXHAUSTED},
+    AllocationState.EXHAUSTED: _CLOSED | {AllocationState.APPROVED},  # a top-up, a refund or the second half
+    AllocationState.DECLINED: frozenset(),
+    AllocationState.WITHDRAWN: frozenset(),
+    AllocationState.EXPIRED: frozenset(),
+    AllocationState.REVOKED: frozenset(),
+    AllocationState.RENEWED: frozenset(),
+}
+LIVE = (AllocationState.APPROVED, AllocationState.EXHAUSTED)
+MAY_START = (Stage.PROPOSED, Stage.RECRUITING, Stage.SCOPED, Stage.ACTIVE)
+
+
+class Allocation(Endorsable, Base):
+    """A request for GPU-seconds of a pool, and what was decided on it.
+
+    `starter_of` is its project where policy granted it as the project's one starter; `half_until` is the deadline of
+    a committed second half.
+    """
+
+    __tablename__ = "allocations"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    request_id: Mapped[str] = mapped_column(unique=True)
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"))
+    pool_id: Mapped[int] = mapped_column(ForeignKey("pools.id"))
+    grant_id: Mapped[int | None] = mapped_column(ForeignKey("grants.id"))
+    requested_by: Mapped[int] = mapped_column(ForeignKey("people.id"))
+    seconds: Mapped[int]
+    until: Mapped[datetime]
+    justification: Mapped[str] = mapped_column(info=WORDS)
+    state: Mapped[str] = mapped_column(default=AllocationState.REQUESTED)
+    decided_by: Mapped[int | None] = mapped_column(ForeignKey("people.id"))
+    reason: Mapped[str] = mapped_column(default="", info=WORDS)
+    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+    starter_of: Mapped[int | None] = mapped_column(unique=True)
+    renews_id: Mapped[int | None] = mapped_column(ForeignKey("allocations.id"))
+    decided_at: Mapped[datetime | None]
+    half_until: Mapped[datetime | None]
+    report: Mapped[str] = mapped_column(default="", info=WORDS)
+
+
+@dataclass(frozen=True)
+class AllocationView:
+    """An allocation as cards show it; times of use in GPU-seconds."""
+
+    id: int
+    project_id: int
+    project: str
+    pool: str
+    gpu_type: str
+    requested_by: str
+    seconds: int
+    until: datetime
+    justification: str
+    state: AllocationState
+    decided_by: str | None
+    reason: str
+    sponsor: str | None
+    account: Account
+    starter: bool = False
+    renews: int | None = None
+    endorsed_by: str | None = None
+    half_until: datetime | None = None
+    report: str = ""
+
+    @property
+    def size(self) -> int:
+        """GPU-seconds: what is asked for until it is granted, what was granted then, and once it is over what was used.
+
+        What was granted counts with a second half that is still to be released.
+        """
+        if self.state in {AllocationState.REQUESTED, AllocationState.DECLINED, AllocationState.WITHDRAWN}:
+            return self.seconds
+        return self.account.granted + self.account.committed
+
+    @property
+    def standing(self) -> str:
+        """Where it stands, in a word."""
+        return "ended" if self.state == AllocationState.EXPIRED else str(self.state)
+
+
+def parse_hours(value: str) -> int:
+    """GPU-hours as typed, such as “1.5”, in GPU-seconds; raises InvalidError with what would be right."""
+    try:
+        hours = Decimal(value.strip())
+    except InvalidOperation:
+        hours = Decimal("NaN")
+    if not hours.is_finite() or not 0 < hours <= MOST_HOURS:
+        raise InvalidError(f"GPU-hours must be a number above 0 and at most {MOST_HOURS:,}, such as 1.5.")
+    seconds = int(hours * 3600)
+    if seconds < 1:
+        raise InvalidError("GPU-hours must come to at least one GPU-second, such as 0.001.")
+    return seconds
+
+
+def parse_day(value: str) -> datetime:
+    """A day as typed, such as “2030-12-31”: its last second, UTC; raises InvalidError."""
+    end = text.day_end(value)
+    if not utcnow() < end <= utcnow() + LONGEST:
+        raise InvalidError("The day must lie in the future, at most one year from now.")
+    return end
+
+
+def request(
+    session: Session,
+    actor: Actor,
+    request_id: str,
+    *,
+    project_id: int,
+    pool: str,
+    hours: str,
+    until: str,
+    justification: str,
+    renews: int | None = None,
+) -> int:
+    """Ask for `hours` of a pool until a day; returns the allocation's id, the same one for a repeat of the request.
+
+    A project's first small request is its starter grant, approved by policy at once. An approval of one that `renews`
+    another allocation of the project ends that one.
+    """
+    earlier = session.scalars(select(Allocation.id).where(Allocation.request_id == request_id)).one_or_none()
+    if earlier is not None:
+        return earlier
+    lifecycle.load(session, project_id)
+    session.get_one(Project, project_id, with_for_update={"key_share": True}, populate_existing=True)
+    project = check_may_request(session, actor, project_id)
+    limits.check(session, actor, Kind.REQUEST)
+    target = pools.named(session, pool)
+    seconds = parse_hours(hours)
+    day = parse_day(until)
+    because = text.prose("The justification", justification, most=text.LONG)
+    person = people.ensure(session, actor)
+    bounds = tiers.current(session)
+    starter = renews is None and _starts(session, project, person, seconds, bounds)
+    if project.stage != Stage.ACTIVE and not starter:
+        raise ConflictError(
+            f"“{project.title}” is {project.stage}; only an active project can ask for more than one starter grant of "
+            f"at most {in_hours(bounds.starter)} GPU-hours."
+        )
+    largest = pools.largest(session, target.id)
+    if seconds > largest:
+        raise InvalidError(
+            f"The grants of “{pool}” have {in_hours(largest)} GPU-hours left for one allocation; ask for at most that."
+        )
+    if renews is not None:
+        _check_renewable(session, project, renews)
+    allocation = Allocation(
+        request_id=request_id,
+        project_id=project.id,
+        pool_id=target.id,
+        requested_by=person.id,
+        seconds=seconds,
+        until=day,
+        justification=because,
+        starter_of=project.id if starter else None,
+        renews_id=renews,
+    )
+    session.add(allocation)
+    session.flush()
+    told = {"pool": pool, "seconds": seconds, "until": day.date().isoformat()}
+    if renews is not None:
+        told["renews"] = renews
+    tell(session, allocation, "allocation.requested", by=person, why=because, **told)
+    if starter:
+        award(session, allocation, seconds, None, "A starter grant, by policy.")
+    return allocation.id
+
+
+def check_may_request(session: Session, actor: Actor, project_id: int) -> Project:
+    """The project where the actor may ask for compute for it; only reads, since a form may be opened on it."""
+    project = lifecycle.load(session, project_id)
+    lifecycle.require_lead(session, actor, project)
+    if project.stage not in MAY_START:
+        raise ConflictError(f"“{project.title}” is {project.stage}; only an active project can ask for GPUs.")
+    return project
+
+
+def withdraw(session: Session, actor: Actor, allocation_id: int, *, reason: str) -> None:
+    """Take an open request back; for who asked and for the project's lead."""
+    allocation = lock(session, allocation_id)
+    person = check_may_withdraw(session, actor, allocation_id)
+    because = text.prose("The reason", reason, most=text.USUAL)
+    move(session, allocation, AllocationState.WITHDRAWN, decided_by=person.id, reason=because, decided_at=utcnow())
+    tell(session, allocation, "allocation.withdrawn", by=person, why=because, asked=allocation.seconds)
+
+
+def report(session: Session, actor: Actor, allocation_id: int, said: str) -> None:
+    """Tell in public what has come of an allocation; a second half is released on it."""
+    allocation = lock(session, allocation_id)
+    lead = check_may_ask_more(session, actor, allocation_id)
+    allocation.report = text.prose("The report", said, most=text.LONG)
+    session.flush()
+    tell(session, allocation, "allocation.reported", by=lead, why=allocation.report)
+
+
+def check_may_withdraw(session: Session, actor: Actor, allocation_id: int) -> Person:
+    """The person who may take the request back: who asked, or the project's lead. Only reads, as for a form.
+
+    Raises ForbiddenError, and ConflictError where the request is not open.
+    """
+    allocation = load(session, allocation_id)
+    person = require_asker(session, actor, allocation.project_id, allocation.requested_by)
+    check_move(allocation, AllocationState.WITHDRAWN)
+    return person
+
+
+def check_may_ask_more(session: Session, actor: Actor, allocation_id: int) -> Person:
+    """The lead, who may report on the allocation and ask for a change of it while it lives. Only reads."""
+    allocation = load(session, allocation_id)
+    lead = lifecycle.require_lead(session, actor, session.get_one(Project, allocation.project_id))
+    require_live(allocation)
+    return lead
+
+
+def require_asker(session: Session, actor: Actor, project_id: int, asked_by: int) -> Person:
+    """The actor's person where it is the one who asked, or the project's lead; raises ForbiddenError. Only reads."""
+    person = people.find(session, actor)
+    if person is not None and person.id == asked_by:
+        return person
+    return lifecycle.require_lead(session, actor, session.get_one(Project, project_id))
+
+
+def award(session: Session, allocation: Allocation, seconds: int, by: Person | None, because: str) -> None:
+    """Approve a request: draw it on a sponsor's grant, a large one in two halves.
+
+    It lasts at most as long as the grant. Raises ConflictError where no grant of the pool holds so much.
+    """
+    second = seconds // 2 if seconds > tiers.current(session).halves else 0
+    source = _draw(session, allocation, seconds - second, second)
+    now = utcnow()
+    until = min(allocation.until, source.until)
+    move(
+        session,
+        allocation,
+        AllocationState.APPROVED,
+        grant_id=source.id,
+        until=until,
+        decided_by=None if by is None else by.id,
+        decided_at=now,
+        reason=because,
+        half_until=now + (until - now) / 2 if second else None,
+    )
+    told: dict[str, object] = {"asked": allocation.seconds, "seconds": seconds - second, "until": _day(until)}
+    if allocation.half_until is not None:
+        told |= {"second_half": second, "half_until": _day(allocation.half_until)}
+    if allocation.endorsed_by is not None:
+        told["endorsed_by"] = session.get_one(Person, allocation.endorsed_by).name
+    pool = session.get_one(Pool, allocation.pool_id).name
+    tell(session, allocation, "allocation.approved", by=by, why=because, pool=pool, sponsor=source.sponsor, **told)
+
+
+def close(session: Session, allocation: Allocation, to: AllocationState, **values: object) -> int:
+    """End a live allocation: what is neither spent nor reserved returns to the grant. Returns those GPU-seconds."""
+    move(session, allocation, to, half_until=None, **values)
+    return ledger.give_back(session, allocation.id, f"it was {to}") + ledger.lapse_half(session, allocation.id)
+
+
+def move(session: Session, allocation: Allocation, to: AllocationState, **values: object) -> None:
+    """Take one of the table's transitions, guarded against another taken at the same moment."""
+    check_move(allocation, to)
+    session.flush()
+    moved = session.execute(
+        update(Allocation)
+        .where(Allocation.id == allocation.id, Allocation.state == allocation.state)
+        .values(state=to, **values)
+        .returning(Allocation.id)
+    ).one_or_none()
+    if moved is None:
+        raise ConflictError(f"Allocation {allocation.id} has just changed; look again.")
+    session.refresh(allocation)
+
+
+def check_move(allocation: Allocation, to: AllocationState) -> None:
+    """Raise ConflictError where no transition leads there from where the allocation stands."""
+    if to not in TRANSITIONS[AllocationState(allocation.state)]:
+        raise ConflictError(f"Allocation {allocation.id} is {allocation.state} and cannot become {to}.")
+
+
+def tell(
+    session: Session, allocation: Allocation, kind: str, *, by: Person | None = None, why: str = "", **told: object
+) -> None:
+    """Append an entry about the allocation to its project's record."""
+    stream = record.project_stream(allocation.project_id)
+    record.append(session, stream, kind, by=by, why=why, allocation=allocation.id, **told)
+
+
+def require_live(allocation: Allocation) -> None:
+    """Raise ConflictError unless the allocation is approved and has not ended; an exhausted one has not."""
+    if allocation.state not in LIVE:
+        raise ConflictError(f"Allocation {allocation.id} is {allocation.state}; this needs an approved one.")
+
+
+def successor(session: Session, allocation_id: int) -> int:
+    """The allocation that pays for the runs of another now: what renewed it on the same pool, or it itself."""
+    renewed = load(session, allocation_id)
+    while renewed.state == AllocationState.RENEWED:
+        heir = session.scalars(
+            select(Allocation)
+            .where(
+                Allocation.renews_id == renewed.id,
+                Allocation.pool_id == renewed.pool_id,
+                Allocation.grant_id.is_not(None),
+            )
+            .order_by(Allocation.decided_at)
+        ).first()
+        if heir is None:
+            break
+        renewed = heir
+    return renewed.id
+
+
+def load(session: Session, allocation_id: int) -> Allocation:
+    """The allocation's row; raises NotFoundError."""
+    allocation = session.get(Allocation, allocation_id)
+    if allocation is None:
+        raise NotFoundError(f"There is no allocation {allocation_id}; /allocation list shows those of a project.")
+    return allocation
+
+
+def lock(session: Session, allocation_id: int) -> Allocation:
+    """The allocation's row, locked first of all, so that two decisions on it take turns; raises NotFoundError."""
+    load(session, allocation_id)
+    return session.get_one(Allocation, allocation_id, with_for_update={"key_share": True}, populate_existing=True)
+
+
+def view(session: Session, allocation_id: int) -> AllocationView:
+    """The allocation as cards show it; raises NotFoundError."""
+    allocation = load(session, allocation_id)
+    pool = session.get_one(Pool, allocation.pool_id)
+    return AllocationView(
+        id=allocation.id,
+        project_id=allocation.project_id,
+        project=session.get_one(Project, allocation.project_id).title,
+        pool=pool.name,
+        gpu_type=pool.gpu_type,
+        requested_by=session.get_one(Person, allocation.requested_by).name,
+        seconds=allocation.seconds,
+        until=allocation.until,
+        justification=allocation.justification,
+        state=AllocationState(allocation.state),
+        decided_by=people.name_of(session, allocation.decided_by),
+        reason=allocation.reason,
+        sponsor=None if allocation.grant_id is None else session.get_one(Grant, allocation.grant_id).sponsor,
+        account=ledger.account(session, allocation.id),
+        starter=allocation.starter_of is not None,
+        renews=allocation.renews_id,
+        endorsed_by=people.name_of(session, allocation.endorsed_by),
+        half_until=allocation.half_until,
+        report=allocation.report,
+    )
+
+
+def of_project(session: Session, project_id: int) -> Sequence[AllocationView]:
+    """The project's allocations, the newest first."""
+    ids = session.scalars(
+        select(Allocation.id).where(Allocation.project_id == project_id).order_by(Allocation.id.desc())
+    ).all()
+    return [view(session, allocation_id) for allocation_id in ids]
+
+
+def of_lead(session: Session, discord_id: int, *, limit: int = 25) -> Sequence[AllocationView]:
+    """The newest allocations of all projects that the person with this Discord id leads, the newest first."""
+    ids = session.scalars(
+        select(Allocation.id)
+        .join(Project, Project.id == Allocation.project_id)
+        .join(Person, Person.id == Project.lead_id)
+        .where(Person.discord_id == str(discord_id))
+        .order_by(Allocation.id.desc())
+        .limit(limit)
+    ).all()
+    return [view(session, allocation_id) for allocation_id in ids]
+
+
+def _starts(session: Session, project: Project, person: Person, seconds: int, bounds: Tiers) -> bool:
+    """Whether a request is a starter grant: small, the project's first one ever, and the person's only open one."""
+    if seconds > bounds.starter:
+        return False
+    session.execute(select(Person.id).where(Person.id == person.id).with_for_update(key_share=True))
+    theirs = (Allocation.requested_by == person.id) & (Allocation.state == AllocationState.APPROVED)
+    taken = select(Allocation.id).where(
+        (Allocation.starter_of == project.id) | (Allocation.starter_of.is_not(None) & theirs)
+    )
+    return session.scalars(taken.limit(1)).one_or_none() is None
+
+
+def _check_renewable(session: Session, project: Project, allocation_id: int) -> None:
+    earlier = load(session, allocation_id)
+    if earlier.project_id != project.id:
+        raise NotFoundError(f"Allocation {allocation_id} is not one of “{project.title}”.")
+    require_live(earlier)
+
+
+def _draw(session: Session, allocation: Allocation, seconds: int, committed: int) -> Grant:
+    """Open the account on the grant of the pool that ends first and still holds enough."""
+    total = seconds + committed
+    candidates = session.scalars(
+        select(Grant)
+        .where(
+            Grant.pool_id == allocation.pool_id,
+            Grant.until > utcnow(),
+            Grant.seconds - Grant.drawn - Grant.committed >= total,
+        )
+        .order_by(Grant.until)
+    ).all()
+    for source in candidates:
+        with suppress(ConflictError):
+            ledger.grant(session, allocation.id, source.id, seconds, committed=committed)
+            session.refresh(source)  # its end may have been moved until it was held
+            return source
+    left = pools.largest(session, allocation.pool_id)
+    raise ConflictError(f"No grant of this pool holds {in_hours(total)} GPU-hours any more; {in_hours(left)} are left.")
+
+
+def _day(moment: datetime) -> str:
+    return moment.date().isoformat()

@@ -1,0 +1,343 @@
+"""The ledger: append-only movements of whole GPU-seconds on allocations and on the grants they draw on.
+
+At every moment `granted = reserved + spent + left` for an allocation, and `seconds = drawn + committed + left` for a
+grant, whose `drawn` and `committed` are the sums over its allocations. A movement and the balances that it changes are
+written in one transaction, and the guard in each UPDATE keeps every part of a balance from falling below zero. A
+transaction takes an allocation's balance before its grant, so that no two can deadlock.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from sqlalchemy import CheckConstraint, ForeignKey, UniqueConstraint, func, select, update
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from broker.allocations.pools import Grant, GrantMovement, GrantRow
+from projects.db.database import Base, utcnow
+from projects.errors import ConflictError, InvalidError
+
+
+def in_hours(seconds: float) -> str:
+    """GPU-seconds as GPU-hours with three digits at most behind the point."""
+    return f"{seconds / 3600:,.3f}".rstrip("0").rstrip(".")
+
+
+def too_much(needed: int, left: int) -> tuple[str, str]:
+    """GPU-seconds that are needed, and the fewer that are left, in GPU-hours that never read alike."""
+    return in_hours(-(-needed * 10 // 36) * 3.6), in_hours(left * 10 // 36 * 3.6)
+
+
+class Movement(StrEnum):
+    """The kinds of movement on an allocation; only an adjustment may be below zero."""
+
+    GRANT = "grant"
+    RESERVE = "reserve"
+    CHARGE = "charge"
+    RELEASE = "release"
+    REFUND = "refund"
+    ADJUST = "adjust"
+
+
+class LedgerRow(Base):
+    """One movement. `period` numbers the charges of an attempt, so that none can be written twice."""
+
+    __tablename__ = "ledger"
+    __table_args__ = (
+        UniqueConstraint("run_id", "token", "movement", "period"),
+        CheckConstraint("seconds > 0 OR (movement = 'adjust' AND seconds <> 0)", name="positive"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    allocation_id: Mapped[int] = mapped_column(ForeignKey("allocations.id"))
+    movement: Mapped[str]
+    seconds: Mapped[int]
+    run_id: Mapped[int | None]
+    token: Mapped[int | None]
+    period: Mapped[int] = mapped_column(default=0)
+    at: Mapped[datetime] = mapped_column(default=utcnow)
+    why: Mapped[str] = mapped_column(default="")
+
+
+class Balance(Base):
+    """What the movements of an allocation add up to, in GPU-seconds; `committed` is a second half, not granted yet."""
+
+    __tablename__ = "balances"
+    __table_args__ = (
+        CheckConstraint("reserved >= 0", name="reserved"),
+        CheckConstraint("spent >= 0", name="spent"),
+        CheckConstraint("committed >= 0", name="committed"),
+        CheckConstraint("granted - reserved - spent >= 0", name="left"),
+    )
+
+    allocation_id: Mapped[int] = mapped_column(ForeignKey("allocations.id"), primary_key=True)
+    grant_id: Mapped[int | None] = mapped_column(ForeignKey("grants.id"))
+    granted: Mapped[int] = mapped_column(default=0)
+    reserved: Mapped[int] = mapped_column(default=0)
+    spent: Mapped[int] = mapped_column(default=0)
+    committed: Mapped[int] = mapped_column(default=0)
+
+
+@dataclass(frozen=True)
+class Account:
+    """A balance as people read it, in GPU-seconds."""
+
+    granted: int
+    reserved: int
+    spent: int
+    committed: int = 0
+
+    @property
+    def left(self) -> int:
+        """What can still be reserved."""
+        return self.granted - self.reserved - self.spent
+
+
+def grant(session: Session, allocation_id: int, grant_id: int, seconds: int, *, committed: int = 0) -> None:
+    """Open the account of an allocation with `seconds` of a grant, and `committed` more that it may be granted later.
+
+    Raises ConflictError, with nothing written, where the grant has ended or holds less.
+    """
+    _draw(session, allocation_id, grant_id, seconds, committed)
+    session.add(Balance(allocation_id=allocation_id, grant_id=grant_id, granted=seconds, committed=committed))
+    session.add(LedgerRow(allocation_id=allocation_id, movement=Movement.GRANT, seconds=seconds))
+    session.flush()
+
+
+def top_up(session: Session, allocation_id: int, seconds: int, *, committed: int = 0) -> None:
+    """Grant an allocation more of the grant that it draws on; raises ConflictError where that holds less."""
+    grant_id = _locked(session, allocation_id)
+    _move(session, allocation_id, Movement.GRANT, seconds, granted=seconds, committed=committed)
+    _draw(session, allocation_id, grant_id, seconds, committed)
+
+
+def release_half(session: Session, allocation_id: int) -> int:
+    """Grant what is committed to an allocation; returns the GPU-seconds, 0 where there are none."""
+    grant_id = _locked(session, allocation_id)
+    seconds = account(session, allocation_id).committed
+    if seconds:
+        _move(session, allocation_id, Movement.GRANT, seconds, granted=seconds, committed=-seconds)
+        _move_grant(session, grant_id, allocation_id, GrantMovement.FULFIL, seconds, drawn=seconds, committed=-seconds)
+    return seconds
+
+
+def lapse_half(session: Session, allocation_id: int) -> int:
+    """Give what is committed to an allocation back to its grant; returns the GPU-seconds."""
+    grant_id = _locked(session, allocation_id)
+    seconds = account(session, allocation_id).committed
+    if seconds:
+        _change(session, allocation_id, committed=-seconds)
+        _move_grant(session, grant_id, allocation_id, GrantMovement.LAPSE, seconds, committed=-seconds)
+    return seconds
+
+
+def give_back(session: Session, allocation_id: int, why: str) -> int:
+    """Give what an allocation has neither spent nor reserved back to its grant; returns the GPU-seconds."""
+    grant_id = _locked(session, allocation_id)
+    seconds = account(session, allocation_id).left
+    if seconds:
+        _move(session, allocation_id, Movement.ADJUST, -seconds, granted=-seconds, why=why)
+        _move_grant(session, grant_id, allocation_id, GrantMovement.RETURN, seconds, drawn=-seconds)
+    return seconds
+
+
+def adjust(session: Session, allocation_id: int, seconds: int, why: str) -> None:
+    """An operator's correction: `seconds` more out of the grant, or, below zero, back to it.
+
+    Raises ConflictError where less is left on the side that gives.
+    """
+    if seconds == 0:
+        raise InvalidError("An adjustment of nothing changes nothing; give seconds above or below 0.")
+    grant_id = _locked(session, allocation_id)
+    _move(session, allocation_id, Movement.ADJUST, seconds, granted=seconds, why=why)
+    if seconds > 0:
+        _draw(session, allocation_id, grant_id, seconds, 0)
+    else:
+        _move_grant(session, grant_id, allocation_id, GrantMovement.RETURN, -seconds, drawn=seconds)
+
+
+def reserve(session: Session, allocation_id: int, run_id: int, token: int, seconds: int, period: int = 0) -> None:
+    """Set `seconds` aside for an attempt, each period of it once; raises ConflictError where less is left."""
+    _move(session, allocation_id, Movement.RESERVE, seconds, run_id, token, period, reserved=seconds)
+
+
+def charge(session: Session, allocation_id: int, run_id: int, token: int, period: int, seconds: int) -> None:
+    """Turn `seconds` that an attempt has reserved into spent ones; raises ConflictError where it holds fewer."""
+    _locked(session, allocation_id)
+    held = outstanding(session, run_id, token)
+    if seconds > held:
+        raise ConflictError(f"The attempt has {held:,} GPU-seconds reserved; {seconds:,} cannot be charged.")
+    _move(session, allocation_id, Movement.CHARGE, seconds, run_id, token, period, reserved=-seconds, spent=seconds)
+
+
+def release(session: Session, allocation_id: int, run_id: int, token: int) -> None:
+    """Give back what an attempt has reserved and not spent."""
+    _locked(session, allocation_id)
+    rest = outstanding(session, run_id, token)
+    if rest:
+        _move(session, allocation_id, Movement.RELEASE, rest, run_id, token, reserved=-rest)
+
+
+def refund(session: Session, allocation_id: int, run_id: int, token: int, seconds: int, why: str) -> None:
+    """Turn `seconds` that an attempt was charged into left ones again; once an attempt, and never more than its charge.
+
+    Raises ConflictError where it was refunded already or charged less.
+    """
+    if seconds < 1:
+        raise InvalidError("A refund gives at least one GPU-second back.")
+    _locked(session, allocation_id)
+    sums = totals(session, allocation_id=allocation_id, run_id=run_id, token=token)
+    if sums[Movement.REFUND]:
+        raise ConflictError(f"Attempt {token} of run {run_id} was refunded already.")
+    if seconds > sums[Movement.CHARGE]:
+        raise ConflictError(
+            f"Attempt {token} of run {run_id} was charged {sums[Movement.CHARGE]:,} GPU-seconds; "
+            f"{seconds:,} cannot be refunded."
+        )
+    _move(session, allocation_id, Movement.REFUND, seconds, run_id, token, spent=-seconds, why=why)
+
+
+def outstanding(session: Session, run_id: int, token: int) -> int:
+    """GPU-seconds that an attempt has reserved and neither spent nor given back."""
+    sums = totals(session, run_id=run_id, token=token)
+    return sums[Movement.RESERVE] - sums[Movement.CHARGE] - sums[Movement.RELEASE]
+
+
+def account(session: Session, allocation_id: int) -> Account:
+    """The balance of an allocation; all zero before it was approved."""
+    balance = session.get(Balance, allocation_id, populate_existing=True)
+    if balance is None:
+        return Account(0, 0, 0)
+    return Account(balance.granted, balance.reserved, balance.spent, balance.committed)
+
+
+def totals(
+    session: Session, *, allocation_id: int | None = None, run_id: int | None = None, token: int | None = None
+) -> Mapping[Movement, int]:
+    """The sum of each kind of movement, over an allocation, a run or one attempt of it."""
+    query = select(LedgerRow.movement, func.sum(LedgerRow.seconds)).group_by(LedgerRow.movement)
+    for column, wanted in (
+        (LedgerRow.allocation_id, allocation_id),
+        (LedgerRow.run_id, run_id),
+        (LedgerRow.token, token),
+    ):
+        if wanted is not None:
+            query = query.where(column == wanted)
+    sums = {Movement(movement): int(seconds) for movement, seconds in session.execute(query)}
+    return dict.fromkeys(Movement, 0) | sums
+
+
+def _locked(session: Session, allocation_id: int) -> int:
+    """Lock the allocation's balance, so that what is read of its movements stays true; the grant that it draws on."""
+    grant_id = session.scalars(
+        select(Balance.grant_id).where(Balance.allocation_id == allocation_id).with_for_update(key_share=True)
+    ).one_or_none()
+    if grant_id is None:
+        raise ConflictError(f"Allocation {allocation_id} has been granted nothing yet.")
+    return grant_id
+
+
+def _move(
+    session: Session,
+    allocation_id: int,
+    movement: Movement,
+    seconds: int,
+    run_id: int | None = None,
+    token: int | None = None,
+    period: int = 0,
+    *,
+    granted: int = 0,
+    reserved: int = 0,
+    spent: int = 0,
+    committed: int = 0,
+    why: str = "",
+) -> None:
+    """Write a movement down with the balance that it changes; raises ConflictError where too little is left."""
+    if not _change(session, allocation_id, granted, reserved, spent, committed):
+        needed, left = too_much(abs(seconds), account(session, allocation_id).left)
+        raise ConflictError(f"{needed} GPU-hours are needed; the allocation has {left} left.")
+    session.add(
+        LedgerRow(
+            allocation_id=allocation_id,
+            movement=movement,
+            seconds=seconds,
+            run_id=run_id,
+            token=token,
+            period=period,
+            why=why,
+        )
+    )
+    session.flush()
+
+
+def _change(
+    session: Session, allocation_id: int, granted: int = 0, reserved: int = 0, spent: int = 0, committed: int = 0
+) -> bool:
+    """Whether the balance could be changed with no part of it falling below zero."""
+    changed = session.execute(
+        update(Balance)
+        .where(
+            Balance.allocation_id == allocation_id,
+            Balance.reserved + reserved >= 0,
+            Balance.spent + spent >= 0,
+            Balance.committed + committed >= 0,
+            Balance.granted - Balance.reserved - Balance.spent + (granted - reserved - spent) >= 0,
+        )
+        .values(
+            granted=Balance.granted + granted,
+            reserved=Balance.reserved + reserved,
+            spent=Balance.spent + spent,
+            committed=Balance.committed + committed,
+        )
+        .returning(Balance.allocation_id)
+        .execution_options(synchronize_session=False)
+    ).one_or_none()
+    return changed is not None
+
+
+def _draw(session: Session, allocation_id: int, grant_id: int, seconds: int, committed: int) -> None:
+    """Take `seconds` of a running grant for an allocation, and commit more to it."""
+    running = select(Grant.id).where(Grant.id == grant_id, Grant.until > utcnow()).exists()
+    if not session.scalar(select(running)):
+        raise ConflictError("The sponsor's grant has ended; nothing more of it can be given.")
+    _change_grant(session, grant_id, drawn=seconds, committed=committed)
+    for movement, amount in ((GrantMovement.DRAW, seconds), (GrantMovement.COMMIT, committed)):
+        if amount:
+            session.add(GrantRow(grant_id=grant_id, allocation_id=allocation_id, movement=movement, seconds=amount))
+    session.flush()
+
+
+def _move_grant(
+    session: Session,
+    grant_id: int,
+    allocation_id: int,
+    movement: GrantMovement,
+    seconds: int,
+    *,
+    drawn: int = 0,
+    committed: int = 0,
+) -> None:
+    _change_grant(session, grant_id, drawn=drawn, committed=committed)
+    session.add(GrantRow(grant_id=grant_id, allocation_id=allocation_id, movement=movement, seconds=seconds))
+    session.flush()
+
+
+def _change_grant(session: Session, grant_id: int, *, drawn: int = 0, committed: int = 0) -> None:
+    """Change a grant's balance with no part of it falling below zero; raises ConflictError where too little is left."""
+    changed = session.execute(
+        update(Grant)
+        .where(
+            Grant.id == grant_id,
+            Grant.drawn + drawn >= 0,
+            Grant.committed + committed >= 0,
+            Grant.seconds - Grant.drawn - Grant.committed - (drawn + committed) >= 0,
+        )
+        .values(drawn=Grant.drawn + drawn, committed=Grant.committed + committed)
+        .returning(Grant.id)
+        .execution_options(synchronize_session=False)
+    ).one_or_none()
+    if changed is None:
+        free = session.scalar(select(Grant.seconds - Grant.drawn - Grant.committed).where(Grant.id == grant_id)) or 0
+        needed, left = too_much(drawn + committed, free)
+        raise ConflictError(f"{needed} GPU-hours are needed; the sponsor's grant has {left} left.")

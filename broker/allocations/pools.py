@@ -1,0 +1,277 @@
+"""Pools of GPUs, and the grants by which sponsors give their time to the community."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import CheckConstraint, ForeignKey, func, select
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from projects import people, rights, text
+from projects.db.database import WORDS, Base, utcnow
+from projects.errors import ConflictError, InvalidError, NotFoundError
+from projects.people import Actor
+from projects.record import record
+from projects.rights import Act
+
+HEAVIEST = 1000
+MOST_GPUS = 1_000_000
+
+
+class Launcher(StrEnum):
+    """What starts the trainers of a pool."""
+
+    LOCAL = "local"
+    SLURM = "slurm"
+
+
+class Pool(Base):
+    """Devices of one kind in one place. On a pool without GPUs a “GPU” is one process slot of the CPU."""
+
+    __tablename__ = "pools"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    gpu_type: Mapped[str]
+    gpus: Mapped[int]
+    launcher: Mapped[str] = mapped_column(default="local")
+    price_weight: Mapped[float] = mapped_column(default=1.0)
+    slurm_partition: Mapped[str] = mapped_column(default="")
+    slurm_gres: Mapped[str] = mapped_column(default="gpu")
+    most_submitted: Mapped[int] = mapped_column(default=4)
+
+    @property
+    def shares_gpus(self) -> bool:
+        """Whether it hands out GPUs of the worker's host, which all such pools share."""
+        return self.launcher == Launcher.LOCAL and "cpu" not in self.gpu_type.lower()
+
+
+class Grant(Base):
+    """GPU-seconds of a pool that a sponsor gives to the community until a day; every allocation draws on one.
+
+    `drawn` is granted to allocations, `committed` is kept for their second halves; only the ledger moves either.
+    """
+
+    __tablename__ = "grants"
+    __table_args__ = (
+        CheckConstraint("committed >= 0 AND drawn >= 0 AND seconds - drawn - committed >= 0", name="left"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    pool_id: Mapped[int] = mapped_column(ForeignKey("pools.id"))
+    sponsor: Mapped[str] = mapped_column(info=WORDS)
+    seconds: Mapped[int]
+    drawn: Mapped[int] = mapped_column(default=0)
+    committed: Mapped[int] = mapped_column(default=0)
+    until: Mapped[datetime]
+
+
+class GrantMovement(StrEnum):
+    """The kinds of movement on a grant: between what is left, what is committed and what is drawn."""
+
+    GIVE = "give"
+    DRAW = "draw"
+    COMMIT = "commit"
+    FULFIL = "fulfil"
+    RETURN = "return"
+    LAPSE = "lapse"
+
+
+class GrantRow(Base):
+    """One movement on a grant, for an allocation; append-only, like the ledger of allocations."""
+
+    __tablename__ = "grant_ledger"
+    __table_args__ = (CheckConstraint("seconds > 0", name="positive"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    grant_id: Mapped[int] = mapped_column(ForeignKey("grants.id"), index=True)
+    allocation_id: Mapped[int | None] = mapped_column(ForeignKey("allocations.id"))
+    movement: Mapped[str]
+    seconds: Mapped[int]
+    at: Mapped[datetime] = mapped_column(default=utcnow)
+
+
+@dataclass(frozen=True)
+class GrantView:
+    """A grant as people read it, in GPU-seconds: `seconds = granted + committed + left` at every moment."""
+
+    id: int
+    pool: str
+    sponsor: str
+    seconds: int
+    granted: int
+    committed: int
+    left: int
+    until: datetime
+
+
+def add_pool(
+    session: Session,
+    *,
+    name: str,
+    gpu_type: str,
+    gpus: int,
+    launcher: str = Launcher.LOCAL,
+    price_weight: float = 1.0,
+    slurm_partition: str = "",
+    slurm_gres: str = "gpu",
+    most_submitted: int = 4,
+    actor: Actor | None = None,
+    admin_role_id: int = 0,
+) -> int:
+    """Write a pool down and return its id; a repeat changes nothing. `actor` None is the operator.
+
+    Raises InvalidError, and ConflictError where the name is that of another pool.
+    `price_weight` is what a GPU-second of it weighs in fair-share; balances are raw GPU-seconds. Jobs for Slurm ask
+    `slurm_partition` (empty: its default) for `slurm_gres` by the number; at most `most_submitted` wait or run at once.
+    """
+    rights.require_admin(actor, Act.MANAGE_COMPUTE, admin_role_id)
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,39}", name):
+        raise InvalidError("A pool's name has up to 40 lower-case letters, digits, dots, dashes and underscores.")
+    if not 1 <= gpus <= MOST_GPUS:
+        raise InvalidError(f"A pool has at least one GPU, and at most {MOST_GPUS:,}; {gpus} is not such a count.")
+    if launcher not in set(Launcher):
+        raise InvalidError(f"The launcher is one of: {', '.join(Launcher)}.")
+    if not 0 < price_weight <= HEAVIEST:
+        raise InvalidError(f"A price weight is above 0 and at most {HEAVIEST}; {price_weight} is not.")
+    if not re.fullmatch(r"[\w.-]*", slurm_partition, re.ASCII):
+        raise InvalidError("A Slurm partition's name has letters, digits and “._-” only.")
+    if not re.fullmatch(r"([\w.-]+(:[\w.-]+)?)?", slurm_gres, re.ASCII):
+        raise InvalidError("A Slurm GRES is a name, or name:type, such as gpu or gpu:h200.")
+    if most_submitted < 1:
+        raise InvalidError(f"At least one job is submitted at a time; {most_submitted} is not a count.")
+    gpu_type = text.prose("The GPU type", gpu_type, most=60)
+    told: dict[str, Any] = {"gpu_type": gpu_type, "gpus": gpus, "launcher": launcher, "price_weight": price_weight}
+    asked = told | {"slurm_partition": slurm_partition, "slurm_gres": slurm_gres, "most_submitted": most_submitted}
+    earlier = session.scalars(select(Pool).where(Pool.name == name)).one_or_none()
+    if earlier is not None:
+        if any(getattr(earlier, field) != value for field, value in asked.items()):
+            is_now = f"{earlier.gpus} × {earlier.gpu_type}, {earlier.launcher}, weight {earlier.price_weight:g}"
+            raise ConflictError(f"There is a pool “{name}” already ({is_now}); change it, or choose another name.")
+        return earlier.id
+    pool = Pool(name=name, **asked)
+    session.add(pool)
+    session.flush()
+    record.append(
+        session,
+        record.LAB,
+        "pool.added",
+        by=None if actor is None else people.ensure(session, actor),
+        pool=name,
+        **told,
+    )
+    return pool.id
+
+
+def add_grant(
+    session: Session,
+    *,
+    pool: str,
+    sponsor: str,
+    seconds: int,
+    until: datetime,
+    actor: Actor | None = None,
+    admin_role_id: int = 0,
+) -> int:
+    """Write a sponsor's grant of GPU-seconds down and return its id; `actor` None is the operator."""
+    rights.require_admin(actor, Act.MANAGE_COMPUTE, admin_role_id)
+    if seconds < 1:
+        raise InvalidError("A grant gives at least one GPU-second.")
+    sponsor = text.prose("The sponsor", sponsor, most=80)
+    if until <= utcnow():
+        raise InvalidError(f"A grant ends in the future; {until:%Y-%m-%d} has passed.")
+    grant = Grant(pool_id=named(session, pool).id, sponsor=sponsor, seconds=seconds, until=until)
+    session.add(grant)
+    session.flush()
+    session.add(GrantRow(grant_id=grant.id, movement=GrantMovement.GIVE, seconds=seconds))
+    record.append(
+        session,
+        record.LAB,
+        "grant.added",
+        by=None if actor is None else people.ensure(session, actor),
+        pool=pool,
+        sponsor=sponsor,
+        seconds=seconds,
+        until=until.isoformat(),
+    )
+    return grant.id
+
+
+def named(session: Session, name: str) -> Pool:
+    """The pool of that name; raises NotFoundError with the names there are."""
+    pool = session.scalars(select(Pool).where(Pool.name == name)).one_or_none()
+    if pool is None:
+        raise NotFoundError(f"There is no pool “{name}”; the pools are: {', '.join(names(session)) or 'none yet'}.")
+    return pool
+
+
+def largest_in(session: Session, name: str) -> int:
+    """`largest` of the pool of that name; raises NotFoundError."""
+    return largest(session, named(session, name).id)
+
+
+def sharing(session: Session) -> Sequence[Pool]:
+    """The pools that share the GPUs of the worker's host, in the order in which these are dealt out to them."""
+    return [pool for pool in session.scalars(select(Pool).order_by(Pool.id)) if pool.shares_gpus]
+
+
+def numbers_on_host(session: Session, pool: Pool, devices: str) -> str:
+    """The numbers that the host knows a local pool's `devices` by, such as “2,3”; empty where it has no GPUs."""
+    if not pool.shares_gpus:
+        return ""
+    first = sum(other.gpus for other in sharing(session) if other.id < pool.id)
+    return ",".join(str(first + int(device)) for device in devices.split(",") if device)
+
+
+def names(session: Session) -> list[str]:
+    """The names of all pools."""
+    return list(session.scalars(select(Pool.name).order_by(Pool.name)))
+
+
+def every(session: Session) -> Sequence[Pool]:
+    """All pools, by name."""
+    return session.scalars(select(Pool).order_by(Pool.name)).all()
+
+
+def grants(session: Session) -> Sequence[GrantView]:
+    """All grants, the one that ends first first."""
+    rows = session.execute(
+        select(Grant, Pool.name)
+        .join(Pool, Pool.id == Grant.pool_id)
+        .order_by(Grant.until, Grant.id)
+        .execution_options(populate_existing=True)
+    )
+    return [
+        GrantView(
+            id=grant.id,
+            pool=pool,
+            sponsor=grant.sponsor,
+            seconds=grant.seconds,
+            granted=grant.drawn,
+            committed=grant.committed,
+            left=grant.seconds - grant.drawn - grant.committed,
+            until=grant.until,
+        )
+        for grant, pool in rows
+    ]
+
+
+def largest(session: Session, pool_id: int) -> int:
+    """The most GPU-seconds that one allocation can be given: it draws on one of the pool's running grants."""
+    left = func.max(Grant.seconds - Grant.drawn - Grant.committed)
+    return session.scalar(select(left).where(Grant.pool_id == pool_id, Grant.until > utcnow())) or 0
+
+
+def available(session: Session, pool_id: int) -> int:
+    """GPU-seconds that the pool's running grants have not yet given to allocations."""
+    return (
+        session.scalar(
+            select(func.coalesce(func.sum(Grant.seconds - Grant.drawn - Grant.committed), 0)).where(
+                Grant.pool_id == pool_id, Grant.until > utcnow()
+            )
+        )
+        or 0
+    )

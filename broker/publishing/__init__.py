@@ -1,0 +1,1 @@
+"""Checkpoints on their way to the Hub, and the disk that they leave."""

@@ -1,0 +1,166 @@
+"""The disk: checkpoints that are safe on the Hub and not needed here any more go, and below a floor runs pause.
+
+So does the data that an attempt has prepared, once it is over: the next one prepares its own. What a preparing run has
+made stays where the catalogue names it.
+
+Needed are: what is not published yet; the newest checkpoints of a run, from which it goes on; all of those of a run
+that one still to run was forked or is sampled from. Where room is scarce, what is left of ended runs goes too.
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session, aliased
+
+from broker.catalogue import CatalogueEntry
+from broker.publications import Disk, Publication
+from broker.runs.attempts import Attempt, AttemptState
+from broker.runs.runs import ENDED, Run
+from projects.db.database import Database, utcnow
+from projects.record import record
+from projects.record.record import Entry, Stream
+from projects.settings import Settings
+
+GIB = 2**30
+SCARCE = 2.0
+"""Times the floor: below it, ended runs keep nothing that is published."""
+ENOUGH = 1.25
+"""Times the floor that must be free before runs start again, so that they do not stop and start about one value."""
+PAUSED = "the disk is nearly full; the run goes on once there is room"
+LOW_KINDS = ("disk.low", "disk.enough")
+
+log = structlog.get_logger()
+
+
+def free_gib(settings: Settings) -> float:
+    """Free space in the home folder and in that of the runs, which may be a disk of its own, in GiB: the lesser."""
+    settings.runs_dir.mkdir(parents=True, exist_ok=True)
+    return min(shutil.disk_usage(place).free for place in (settings.home, settings.runs_dir)) / GIB
+
+
+def is_low(settings: Settings) -> bool:
+    """Whether there is less room than a run may be left with."""
+    return free_gib(settings) < settings.disk_floor_gib
+
+
+def admits(settings: Settings, db: Database) -> bool:
+    """Whether runs may start; that they may not, and that they may again, is told once in the lab's chain."""
+    free = free_gib(settings)
+    with db.read() as session:
+        low = said_low(session)
+    changed = free < settings.disk_floor_gib if not low else free >= settings.disk_floor_gib * ENOUGH
+    if changed:
+        with db.write() as session:
+            # Two schedulers may see it at once: the chain's own row lets one of them tell it.
+            session.execute(select(Stream.key).where(Stream.key == record.LAB).with_for_update())
+            if said_low(session) == low:
+                kind = LOW_KINDS[low]
+                record.append(
+                    session, record.LAB, kind, by=None, free_gib=round(free, 2), floor_gib=settings.disk_floor_gib
+                )
+        low = not low
+    return not low
+
+
+def said_low(session: Session) -> bool:
+    """Whether no run starts for want of room: the last word of the lab's chain on the disk."""
+    last = session.scalars(
+        select(Entry.kind)
+        .where(Entry.stream == record.LAB, Entry.kind.in_(LOW_KINDS))
+        .order_by(Entry.number.desc())
+        .limit(1)
+    ).one_or_none()
+    return last == LOW_KINDS[0]
+
+
+def tidy(settings: Settings, db: Database) -> int:
+    """Remove the folders of checkpoints that are not needed here; returns how many.
+
+    What goes is marked first, in a transaction that sees whoever needs it; a removal cut short is finished next time.
+    """
+    scarce = free_gib(settings) < settings.disk_floor_gib * SCARCE
+    with db.read() as session:
+        runs_found = sorted({run_id for run_id, _ in spare(session, keep=settings.keep_checkpoints, scarce=scarce)})
+    for run_id in runs_found:
+        with db.write() as session:
+            # Whoever is about to need a checkpoint of the run, such as a fork, holds its row until that is written.
+            session.execute(select(Run.id).where(Run.id == run_id).with_for_update())
+            for each, step in spare(session, keep=settings.keep_checkpoints, scarce=scarce):
+                if each == run_id:
+                    _mark(session, run_id, step, Disk.LEAVING)
+    with db.read() as session:
+        leaving = session.scalars(select(Publication).where(Publication.disk == Disk.LEAVING)).all()
+    for publication in leaving:
+        _remove(settings, publication)
+        with db.write() as session:
+            _mark(session, publication.run_id, publication.step, Disk.GONE)
+    if leaving:
+        log.info("checkpoints that are on the Hub were removed here", count=len(leaving))
+    _remove_data(settings, db)
+    return len(leaving)
+
+
+def spare(session: Session, *, keep: int, scarce: bool = False) -> Sequence[tuple[int, int]]:
+    """Run and step of each checkpoint that is published and not needed on this disk."""
+    later = aliased(Publication)
+    child = aliased(Run)
+    newer = (
+        select(func.count())
+        .where(later.run_id == Publication.run_id, later.step > Publication.step, later.disk == Disk.KEPT)
+        .scalar_subquery()
+    )
+    pinned = select(child.id).where(child.parent_id == Run.id, child.state.not_in(ENDED)).exists()
+    needless = newer >= keep
+    if scarce:
+        needless |= Run.state.in_(ENDED) | (newer >= 1)
+    rows = session.execute(
+        select(Publication.run_id, Publication.step)
+        .join(Run, Run.id == Publication.run_id)
+        .where(Publication.url.is_not(None), Publication.disk == Disk.KEPT, ~pinned, needless)
+        .order_by(Publication.run_id, Publication.step)
+    )
+    return [(run_id, step) for run_id, step in rows]
+
+
+def _mark(session: Session, run_id: int, step: int, disk: Disk) -> None:
+    session.execute(update(Publication).where(Publication.run_id == run_id, Publication.step == step).values(disk=disk))
+
+
+def _remove(settings: Settings, publication: Publication) -> None:
+    """Remove a checkpoint's folder, and what another attempt may have written for the same step."""
+    run = settings.runs_dir / str(publication.run_id)
+    for folder in {Path(publication.folder), *run.glob(f"attempt-*/checkpoints/step{publication.step}")}:
+        if folder.is_relative_to(settings.runs_dir):  # nothing else is ours to remove
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_data(settings: Settings, db: Database) -> None:
+    """Remove what attempts that are over have prepared of their data, but for what the catalogue names."""
+    found: dict[tuple[int, int], list[Path]] = {}
+    for folder in settings.runs_dir.glob("*/attempt-*/data"):
+        _note(found, folder, folder.parents[1].name, folder.parent.name.removeprefix("attempt-"))
+    for folder in settings.data_dir.glob("*/*-*"):
+        _note(found, folder, *folder.name.split("-", 1))
+    with db.read() as session:
+        over = session.execute(
+            select(Attempt.run_id, Attempt.token).where(
+                Attempt.run_id.in_({run_id for run_id, _ in found}),
+                (Attempt.state == AttemptState.ENDED)
+                | ((Attempt.state == AttemptState.LOST) & (Attempt.lease_until < utcnow())),
+            )
+        ).all()
+        # Asked after the attempts: the transaction that ends one also enters what it has made.
+        named = {settings.data_dir / prepared for prepared in session.scalars(select(CatalogueEntry.prepared))}
+    for run_id, token in over:
+        for folder in found.get((run_id, token), ()):
+            if folder not in named:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _note(found: dict[tuple[int, int], list[Path]], folder: Path, run_id: str, token: str) -> None:
+    """Note a folder of an attempt, where it is one by its name."""
+    if run_id.isdecimal() and token.isdecimal():
+        found.setdefault((int(run_id), int(token)), []).append(folder)

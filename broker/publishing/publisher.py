@@ -1,0 +1,301 @@
+"""Publishing: the checkpoints of a run go to the Hub in order, each on a lease, until they are verified there."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import structlog
+from sqlalchemy import false, func, or_, select, update
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from broker import publications
+from broker.publications import Disk, Publication, Repository
+from broker.publishing import disk
+from broker.publishing.hub import Hub, HubError
+from broker.publishing.model_card import write_card
+from broker.runs import runs
+from broker.runs.runs import DELAYED_AFTER, ENDED, Run
+from projects import lifecycle
+from projects.db.database import Database, utcnow
+from projects.settings import Settings
+
+LONGEST_BACKOFF_SECONDS = 600.0
+UNREADABLE = (ValueError, FileNotFoundError, NotADirectoryError)
+"""What a folder is to blame for, and no full disk nor the Hub."""
+LOST_AFTER = 12
+"""Tries, most of an hour in all, that meet with the same such error."""
+SHOWING = -1
+"""Stands for a step where what waits is that a repository be opened or closed."""
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """A checkpoint that this publisher has leased; `lease` is its fencing token."""
+
+    run_id: int
+    step: int
+    lease: int
+    folder: Path
+    repo: str
+    private: bool
+    first: bool
+    final: bool
+
+
+def waiting(session: Session) -> Sequence[tuple[int, int]]:
+    """Runs and the step of their next checkpoint, where nobody holds it and its time has come.
+
+    SHOWING instead of a step: the run's repository is to be opened or closed.
+    """
+    upcoming = (
+        select(Publication.run_id, func.min(Publication.step).label("step"))
+        .where(publications.unpublished())
+        .group_by(Publication.run_id)
+        .subquery()
+    )
+    rows = session.execute(
+        select(Publication.run_id, Publication.step)
+        .join(upcoming, (Publication.run_id == upcoming.c.run_id) & (Publication.step == upcoming.c.step))
+        .where(
+            or_(Publication.lease_until.is_(None), Publication.lease_until < utcnow()),
+            Publication.not_before <= utcnow(),
+        )
+    )
+    found = dict.fromkeys(_misplaced(session), SHOWING)
+    found.update((run_id, step) for run_id, step in rows)
+    return sorted(found.items())
+
+
+def publish_waiting(settings: Settings, db: Database, run_id: int) -> None:
+    """Publish what waits of a run, in the order of steps; stops at the first that cannot be published now."""
+    hub = Hub(settings)
+    while True:
+        show_as_decided(settings, db, hub, run_id)
+        with db.write() as session:
+            claimed = claim(session, run_id, settings)
+        if claimed is None:
+            return
+        try:
+            with _renewing(settings, db, claimed):
+                url = _upload(settings, db, hub, claimed)
+        except (HubError, OSError, ValueError) as error:  # the Hub refuses, or the folder is not as it should be
+            log.warning("not published yet", run=run_id, step=claimed.step, error=str(error))
+            with db.write() as session:
+                fail(
+                    session,
+                    claimed,
+                    str(error),
+                    pause_seconds=settings.publish_retry_seconds,
+                    unreadable=isinstance(error, UNREADABLE),
+                )
+            return
+        with db.write() as session:
+            finish(session, claimed, url)
+        disk.tidy(settings, db)
+
+
+def show_as_decided(settings: Settings, db: Database, hub: Hub, run_id: int) -> None:
+    """Open the run's repository once reviewers have released it, or close it where its project holds back now."""
+    with db.read() as session:
+        due = run_id in _misplaced(session)
+        repository = session.get(Repository, run_id)
+    if not due or repository is None:
+        return
+    try:
+        url = hub.show(repository.name, private=not repository.private)
+    except HubError as error:
+        log.warning("not shown as decided yet", run=run_id, error=str(error))
+        with db.write() as session:
+            session.execute(
+                update(Repository)
+                .where(Repository.run_id == run_id)
+                .values(
+                    tries=repository.tries + 1,
+                    not_before=_later(repository.tries, settings.publish_retry_seconds),
+                )
+            )
+        return
+    with db.write() as session:
+        _shown(session, run_id, url, private=not repository.private)
+
+
+def _shown(session: Session, run_id: int, url: str, *, private: bool) -> None:
+    """Note that a repository is open or closed now, and tell it once."""
+    changed = session.execute(
+        update(Repository)
+        .where(Repository.run_id == run_id, Repository.private != private)
+        .values(private=private, tries=0)
+        .returning(Repository.run_id)
+    ).one_or_none()
+    if changed is not None:
+        kind = "checkpoints.withheld" if private else "checkpoints.released"
+        count = len(publications.links(session, run_id))
+        runs.tell(session, runs.load(session, run_id), kind, url=url, count=count)
+
+
+def _misplaced(session: Session) -> Sequence[int]:
+    """The runs whose repository is private though its project releases openly, or public though it holds back.
+
+    One that an upload is under way to is opened after it: what was claimed as private closes what it finds open.
+    """
+    held = publications.held(session)
+    wanted = Run.project_id.in_(held) if held else false()
+    uploading = select(Publication.run_id).where(
+        Publication.run_id == Repository.run_id, Publication.url.is_(None), Publication.lease_until > utcnow()
+    )
+    return session.scalars(
+        select(Repository.run_id)
+        .join(Run, Run.id == Repository.run_id)
+        .where(
+            Repository.private != wanted,
+            Repository.not_before <= utcnow(),
+            ~(Repository.private & uploading.exists()),
+        )
+    ).all()
+
+
+def claim(session: Session, run_id: int, settings: Settings) -> Claimed | None:
+    """Lease the run's next checkpoint; None where there is none, or another publisher is at this run."""
+    run = runs.load(session, run_id)
+    session.refresh(run, with_for_update=True)
+    upcoming = session.scalars(
+        select(Publication)
+        .where(Publication.run_id == run_id, publications.unpublished())
+        .order_by(Publication.step)
+        .limit(1)
+    ).one_or_none()
+    if upcoming is None or upcoming.not_before > utcnow():
+        return None
+    if upcoming.lease_until is not None and upcoming.lease_until > utcnow():
+        return None
+    upcoming.lease += 1
+    upcoming.lease_until = utcnow() + timedelta(seconds=settings.lease_seconds)
+    newest = publications.newest(session, run_id) or upcoming
+    private = lifecycle.is_held(lifecycle.load(session, run.project_id))
+    repository = session.get(Repository, run_id)
+    if repository is None:
+        project = lifecycle.view(session, run.project_id)
+        repository = Repository(
+            run_id=run_id, name=f"{settings.hub_namespace}/{project.slug}-run-{run_id}", private=private
+        )
+        session.add(repository)
+        session.flush()
+    return Claimed(
+        run_id=run_id,
+        step=upcoming.step,
+        lease=upcoming.lease,
+        folder=Path(upcoming.folder),
+        repo=repository.name,
+        private=private,
+        first=not publications.links(session, run_id),
+        final=upcoming.step == run.total_steps or (run.state in ENDED and upcoming.step == newest.step),
+    )
+
+
+def finish(session: Session, claimed: Claimed, url: str) -> None:
+    """Note a verified publication, and tell it; only `_came_late` where the lease has gone to another."""
+    done = _guarded(session, claimed, url=url, lease_until=None, error="")
+    if not done:
+        _came_late(session, claimed)
+    else:
+        run = runs.load(session, claimed.run_id)
+        runs.tell(
+            session,
+            run,
+            "checkpoint.published",
+            step=claimed.step,
+            url=url,
+            first=claimed.first,
+            final=claimed.final,
+            held=claimed.private,
+        )
+
+
+def fail(session: Session, claimed: Claimed, error: str, *, pause_seconds: float, unreadable: bool = False) -> None:
+    """Give the lease back and try again later, ever less often; that it keeps failing is told once.
+
+    A folder that stays `unreadable` is given up as lost, and told of, so that the checkpoints after it can go.
+    """
+    publication = session.get_one(Publication, (claimed.run_id, claimed.step))
+    anew = unreadable and publication.error != error[:500]
+    tries = 1 if anew else publication.tries + 1
+    lost = unreadable and tries >= LOST_AFTER
+    noted = _guarded(
+        session,
+        claimed,
+        lease_until=None,
+        tries=tries,
+        not_before=_later(tries - 1, pause_seconds),
+        error=error[:500],
+        disk=Disk.LOST if lost else publication.disk,
+    )
+    if not noted:
+        _came_late(session, claimed)
+    elif lost:
+        runs.tell(session, runs.load(session, claimed.run_id), "checkpoint.lost", step=claimed.step, tries=tries)
+    elif tries == DELAYED_AFTER:
+        runs.tell(session, runs.load(session, claimed.run_id), "checkpoint.delayed", step=claimed.step, tries=tries)
+
+
+def _came_late(session: Session, claimed: Claimed) -> None:
+    """Let a repository that was opened meanwhile be looked at again: this upload may have closed it."""
+    if claimed.private:
+        session.execute(update(Repository).where(Repository.run_id == claimed.run_id).values(private=True))
+
+
+def _later(tries: int, pause_seconds: float) -> datetime:
+    """When to try again after so many tries before this one."""
+    return utcnow() + timedelta(seconds=min(pause_seconds * 2 ** min(tries, 20), LONGEST_BACKOFF_SECONDS))
+
+
+def _upload(settings: Settings, db: Database, hub: Hub, claimed: Claimed) -> str:
+    with db.read() as session:
+        write_card(session, claimed.run_id, claimed.repo, claimed.folder)
+    message = f"step {claimed.step}"
+    url = hub.publish(claimed.repo, f"step{claimed.step}", claimed.folder, message, private=claimed.private)
+    hub.publish(claimed.repo, "main", claimed.folder, message, private=claimed.private)
+    return url
+
+
+@contextmanager
+def _renewing(settings: Settings, db: Database, claimed: Claimed) -> Iterator[None]:
+    """Renew the lease in a thread while the upload takes its time."""
+    over = threading.Event()
+
+    def renew() -> None:
+        while not over.wait(settings.lease_seconds / 3):
+            try:
+                with db.write() as session:
+                    if not _guarded(session, claimed, lease_until=utcnow() + timedelta(seconds=settings.lease_seconds)):
+                        return
+            except DBAPIError as error:
+                log.warning("a lease could not be renewed; trying again", run=claimed.run_id, error=str(error.orig))
+
+    thread = threading.Thread(target=renew, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _guarded(session: Session, claimed: Claimed, **values: object) -> bool:
+    written = session.execute(
+        update(Publication)
+        .where(
+            Publication.run_id == claimed.run_id,
+            Publication.step == claimed.step,
+            Publication.lease == claimed.lease,
+            Publication.url.is_(None),
+        )
+        .values(**values)
+        .returning(Publication.step)
+    ).one_or_none()
+    return written is not None

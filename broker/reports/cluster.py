@@ -1,0 +1,92 @@
+"""The cluster at a glance, for everyone: what each pool is doing, and what each project has used."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from broker.allocations import pools
+from broker.allocations.allocations import Allocation
+from broker.allocations.ledger import Balance
+from broker.allocations.pools import Launcher, Pool
+from broker.runs.runs import Run
+from broker.scheduling import fairshare, snapshot
+from projects.lifecycle import Project
+
+
+@dataclass(frozen=True)
+class PoolStatus:
+    """What a pool is doing; `left` is what its grants have not given to allocations, in GPU-seconds."""
+
+    name: str
+    gpu_type: str
+    gpus: int
+    busy: int
+    launcher: Launcher
+    price_weight: float
+    working: int
+    waiting: int
+    left: int
+
+
+@dataclass(frozen=True)
+class ProjectUse:
+    """What a project was granted and has spent of all pools, in GPU-seconds.
+
+    `lately` is its part of all use of late, halved every seven days, by which fair-share goes.
+    """
+
+    project_id: int
+    title: str
+    granted: int
+    spent: int
+    lately: float
+
+
+def status(session: Session) -> Sequence[PoolStatus]:
+    """Every pool, by name."""
+    state = snapshot.load(session)
+    sizes = select(Run.id, Run.gpus).where(Run.id.in_([held.run_id for held in state.held]))
+    gpus = {row.id: row.gpus for row in session.execute(sizes)}
+    listed = []
+    for pool in pools.every(session):
+        held = [row for row in state.held if row.pool_id == pool.id]
+        listed.append(
+            PoolStatus(
+                name=pool.name,
+                gpu_type=pool.gpu_type,
+                gpus=pool.gpus,
+                busy=min(pool.gpus, sum(gpus[row.run_id] for row in held)),
+                launcher=Launcher(pool.launcher),
+                price_weight=pool.price_weight,
+                working=sum(row.open for row in held),
+                waiting=sum(row.pool_id == pool.id for row in state.waiting),
+                left=pools.available(session, pool.id),
+            )
+        )
+    return listed
+
+
+def usage(session: Session, pool: str | None = None, *, limit: int = 12) -> Sequence[ProjectUse]:
+    """The projects that were granted something, of one pool or of all, those that spent most first."""
+    state = snapshot.load(session)
+    standings = fairshare.standings(state.usage, dict.fromkeys(state.usage, 1.0))
+    spent = func.sum(Balance.spent)
+    query = (
+        select(Project.id, Project.title, func.sum(Balance.granted), spent)
+        .join(Allocation, Allocation.project_id == Project.id)
+        .join(Balance, Balance.allocation_id == Allocation.id)
+        .where(Project.hidden.is_(False), Balance.granted > 0)
+        .group_by(Project.id, Project.title)
+        .order_by(spent.desc(), Project.id)
+        .limit(limit)
+    )
+    if pool is not None:
+        pools.named(session, pool)
+        query = query.join(Pool, Pool.id == Allocation.pool_id).where(Pool.name == pool)
+    return [
+        ProjectUse(project_id, title, int(granted), int(used), lately.used if lately else 0.0)
+        for project_id, title, granted, used in session.execute(query)
+        for lately in [standings.get(project_id)]
+    ]

@@ -1,0 +1,194 @@
+"""Why a run waits: the one reason, its place, what its priority is made of, and when it is expected to start.
+
+Told from the same plan of the same state that the scheduler decides by.
+"""
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from broker.allocations import ledger, pools
+from broker.allocations.ledger import in_hours
+from broker.allocations.pools import Launcher, Pool
+from broker.publishing import disk
+from broker.runs import runs
+from broker.runs.attempts import Attempt
+from broker.runs.runs import Run, RunState
+from broker.scheduling import backfill, fairshare, snapshot
+from broker.scheduling.backfill import Hold, Placed, Plan, Purse, QueueState, Waiting
+from broker.scheduling.fairshare import Standing
+from projects.lifecycle import Project
+
+UNBORN = 0
+"""The number of a run that has none yet."""
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What decides a run's place: its project's standing by fair-share, then its age in seconds."""
+
+    project: Standing
+    age: float
+
+
+@dataclass(frozen=True)
+class Why:
+    """Why a run is where it is. `place`, of `length`, and `factors` are None but for a queued run.
+
+    `expected` is when it starts at the latest if nothing comes before it; None where nobody can say.
+    """
+
+    run_id: int
+    project: str
+    pool: str
+    gpus: int
+    state: RunState
+    reason: str
+    place: int | None
+    length: int
+    factors: Factors | None
+    expected: datetime | None
+
+
+def why(session: Session, run_id: int) -> Why:
+    """Why the run waits, or that it does not; raises NotFoundError."""
+    run = runs.load(session, run_id)
+    refusal = ""
+    if run.state == RunState.QUEUED:
+        told = _Told(session, snapshot.load(session))
+        for placed in told.plan.queues[run.pool_id]:
+            if placed.run.id == run_id:
+                return told.of(placed)
+        refusal = told.plan.refusals[run_id]
+    pool = session.get_one(Pool, run.pool_id)
+    return Why(
+        run_id=run.id,
+        project=_called(session.get_one(Project, run.project_id)),
+        pool=pool.name,
+        gpus=run.gpus,
+        state=RunState(run.state),
+        reason=f"It cannot start: {refusal}." if refusal else _not_queued(session, run, pool),
+        place=None,
+        length=0,
+        factors=None,
+        expected=run.started_at,
+    )
+
+
+def queue(session: Session, pool: str | None = None, *, limit: int = 25) -> list[Why]:
+    """The first of each pool's queue, or of one pool's, in order; raises NotFoundError."""
+    only = None if pool is None else pools.named(session, pool).id
+    told = _Told(session, snapshot.load(session))
+    return [
+        told.of(placed)
+        for pool_id, placed_in in told.plan.queues.items()
+        if only in (None, pool_id)
+        for placed in placed_in[:limit]
+    ]
+
+
+def forecast(session: Session, run: Run) -> Why:
+    """Where a run that is in no queue yet would stand if it were queued now."""
+    state = snapshot.load(session)
+    account = ledger.account(session, run.allocation_id)
+    new = Waiting(
+        id=UNBORN,
+        project_id=run.project_id,
+        person_id=run.requested_by,
+        allocation_id=run.allocation_id,
+        pool_id=run.pool_id,
+        gpus=run.gpus,
+        seconds=run.time_limit,
+        queued_at=state.now,
+        not_before=None,
+    )
+    purses = {run.allocation_id: Purse(account.left, account.reserved, None)} | dict(state.purses)
+    told = _Told(session, replace(state, waiting=[*state.waiting, new], purses=purses))
+    return next(told.of(placed) for placed in told.plan.queues[run.pool_id] if placed.run.id == UNBORN)
+
+
+class _Told:
+    """A plan in words."""
+
+    def __init__(self, session: Session, state: QueueState) -> None:
+        self.state = state
+        self.low = disk.said_low(session)
+        self.plan: Plan = backfill.plan(state)
+        self.pools = {pool.id: pool for pool in state.pools}
+        waiting = {run.project_id for run in state.waiting}
+        self.standings = fairshare.standings(state.usage, dict.fromkeys(waiting | set(state.usage), 1.0))
+        projects = session.scalars(select(Project).where(Project.id.in_(waiting)))
+        self.titles = {project.id: _called(project) for project in projects}
+
+    def of(self, placed: Placed) -> Why:
+        run = placed.run
+        pool = self.pools[run.pool_id]
+        return Why(
+            run_id=run.id,
+            project=self.titles[run.project_id],
+            pool=pool.name,
+            gpus=run.gpus,
+            state=RunState.QUEUED,
+            reason=self._reason(placed),
+            place=placed.place,
+            length=len(self.plan.queues[run.pool_id]),
+            factors=Factors(self.standings[run.project_id], (self.state.now - run.queued_at).total_seconds()),
+            # When Slurm starts what Stoa has submitted, Stoa does not know.
+            expected=None if pool.slurm or self.low else self.plan.expected(placed, self.state.now),
+        )
+
+    def _reason(self, placed: Placed) -> str:
+        run, pool = placed.run, self.pools[placed.run.pool_id]
+        limits = self.state.limits
+        match placed.hold:
+            case None if self.low:
+                return "The disk is nearly full: no run starts until there is room."
+            case None:
+                return "Nothing stands in its way."
+            case Hold.PAUSED:
+                return "Its project is paused: nothing of it starts before its lead resumes the project."
+            case Hold.HOURS:
+                return (
+                    f"Its allocation's other runs hold the hours: it may cost {in_hours(run.cost)} GPU-hours, and "
+                    f"{in_hours(placed.free)} are not promised to them."
+                )
+            case Hold.EARLIER_ATTEMPT:
+                return f"Not before {run.not_before:%F %T} UTC: an earlier attempt of it may still be stopping."
+            case Hold.PROJECT_LIMIT:
+                return f"Its project has as many runs under way as it may at once: {limits.most_running_a_project}."
+            case Hold.PERSON_LIMIT:
+                return f"Who launched it has as many runs under way as one may at once: {limits.most_running_a_person}."
+            case Hold.GPUS if pool.slurm:
+                return f"Stoa keeps at most {pool.most_submitted} jobs submitted to Slurm on “{pool.name}”, and has."
+            case Hold.GPUS:
+                return f"It waits for GPUs: {run.gpus} needed, {max(0, placed.free)} free on “{pool.name}”."
+            case Hold.BEHIND:
+                ahead = backfill.blocker(self.state, self.plan, placed)
+                return f"It is behind run {ahead}, which would start later if this one started now."
+
+
+def _called(project: Project) -> str:
+    """A project in a list that everyone sees: without its title where a moderator has hidden it."""
+    return f"P{project.id}" if project.hidden else project.title
+
+
+def _not_queued(session: Session, run: Run, pool: Pool) -> str:
+    reason = run.reason.rstrip(".")
+    match run.state:
+        case RunState.STARTING if pool.launcher == Launcher.SLURM:
+            said = session.get_one(Attempt, (run.id, run.token)).waiting
+            return f"Slurm decides when it starts. {said or 'It has not said what it waits for'}."
+        case RunState.STARTING:
+            return "It has its GPUs and is starting."
+        case RunState.RUNNING:
+            return "It is running."
+        case RunState.STOPPING:
+            return "It is stopping."
+        case RunState.PAUSED if run.dry:
+            return f"It goes on by itself once its allocation can pay for it: {reason}."
+        case RunState.PAUSED:
+            said = f"It was {reason}; " if reason.startswith("paused by") else ""
+            return f"{said}/run resume lets it go on."
+    return reason and f"{reason[0].upper()}{reason[1:]}."

@@ -1,0 +1,1 @@
+"""What reviewers and operators decide: requests, changes, expiry, pools and grants."""

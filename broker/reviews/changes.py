@@ -1,0 +1,316 @@
+"""Changes of a live allocation, more hours or a later end: requests of their own, decided by the same rules."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from sqlalchemy import ForeignKey, select, update
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from broker.allocations import allocations, ledger, tiers
+from broker.allocations.allocations import Allocation, parse_day, parse_hours
+from broker.allocations.endorsements import Endorsable, check_second, endorse
+from broker.allocations.ledger import in_hours
+from broker.allocations.pools import Grant
+from broker.reviews import reviews
+from projects import limits, people, text
+from projects.db.database import WORDS, Base, utcnow
+from projects.errors import ConflictError, InvalidError, NotFoundError
+from projects.lifecycle import Project, Stage
+from projects.limits import Kind
+from projects.people import Actor, Person
+
+
+class ChangeState(StrEnum):
+    """Where a request for a change stands."""
+
+    REQUESTED = "requested"
+    APPROVED = "approved"
+    DECLINED = "declined"
+    WITHDRAWN = "withdrawn"
+
+
+class AllocationChange(Endorsable, Base):
+    """A request for `seconds` more (0: none) and for another end (None: the same) of an allocation."""
+
+    __tablename__ = "allocation_changes"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    request_id: Mapped[str] = mapped_column(unique=True)
+    allocation_id: Mapped[int] = mapped_column(ForeignKey("allocations.id"), index=True)
+    requested_by: Mapped[int] = mapped_column(ForeignKey("people.id"))
+    seconds: Mapped[int]
+    until: Mapped[datetime | None]
+    justification: Mapped[str] = mapped_column(info=WORDS)
+    state: Mapped[str] = mapped_column(default=ChangeState.REQUESTED)
+    decided_by: Mapped[int | None] = mapped_column(ForeignKey("people.id"))
+    reason: Mapped[str] = mapped_column(default="", info=WORDS)
+    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+
+
+@dataclass(frozen=True)
+class ChangeView:
+    """A request for a change as people read it; `seconds` are GPU-seconds more than before."""
+
+    id: int
+    allocation_id: int
+    requested_by: str
+    seconds: int
+    until: datetime | None
+    justification: str
+    state: ChangeState
+    decided_by: str | None
+    reason: str
+    endorsed_by: str | None = None
+
+
+def request(
+    session: Session,
+    actor: Actor,
+    request_id: str,
+    allocation_id: int,
+    *,
+    justification: str,
+    hours: str = "",
+    until: str = "",
+) -> int:
+    """Ask for more hours, a later end, or both; returns the change's id, the same one for a repeat of the request."""
+    earlier = session.scalars(
+        select(AllocationChange.id).where(AllocationChange.request_id == request_id)
+    ).one_or_none()
+    if earlier is not None:
+        return earlier
+    allocation = allocations.lock(session, allocation_id)
+    lead = check_may_request(session, actor, allocation_id)
+    limits.check(session, actor, Kind.REQUEST)
+    if not hours.strip() and not until.strip():
+        raise InvalidError("Say what is to change: more GPU-hours, a later end, or both.")
+    seconds = parse_hours(hours) if hours.strip() else 0
+    day = parse_day(until) if until.strip() else None
+    if day is not None and day <= allocation.until:
+        raise InvalidError(f"The allocation ends on {allocation.until:%Y-%m-%d}; ask for a later day.")
+    if not seconds:
+        _check_can_last(session, allocation)
+    because = text.prose("The justification", justification, most=text.LONG)
+    change = AllocationChange(
+        request_id=request_id,
+        allocation_id=allocation_id,
+        requested_by=lead.id,
+        seconds=seconds,
+        until=day,
+        justification=because,
+    )
+    session.add(change)
+    session.flush()
+    _tell(session, allocation, change, "allocation.change_requested", lead, because, seconds=seconds)
+    return change.id
+
+
+def check_may_request(session: Session, actor: Actor, allocation_id: int) -> Person:
+    """The lead, where a change of the allocation can be asked for now. Only reads: a form may be opened on it."""
+    lead = allocations.check_may_ask_more(session, actor, allocation_id)
+    project = session.get_one(Project, allocations.load(session, allocation_id).project_id)
+    if project.stage != Stage.ACTIVE:
+        raise ConflictError(f"“{project.title}” is {project.stage}; only an active project can ask for a change.")
+    if open_of(session, allocation_id) is not None:
+        raise ConflictError(f"A change of allocation {allocation_id} is asked for already; it is decided first.")
+    return lead
+
+
+def check_may_approve(session: Session, actor: Actor, change_id: int, *, reviewer_role_id: int) -> None:
+    """As `check_may_decide`; and it takes another reviewer than who has endorsed it. Only reads."""
+    check_may_decide(session, actor, change_id, reviewer_role_id=reviewer_role_id)
+    check_second(session, actor, load(session, change_id))
+
+
+def check_may_decide(session: Session, actor: Actor, change_id: int, *, reviewer_role_id: int) -> None:
+    """Raise unless the actor is a reviewer, the change is open, and it is not one of their own project. Only reads."""
+    change = load(session, change_id)
+    project_id = allocations.load(session, change.allocation_id).project_id
+    reviews.require_reviewer(session, actor, project_id, change.requested_by, reviewer_role_id=reviewer_role_id)
+    if change.state != ChangeState.REQUESTED:
+        by = "somebody" if change.decided_by is None else session.get_one(Person, change.decided_by).name
+        raise ConflictError(f"This change has been {change.state} already, by {by}.")
+
+
+def approve(
+    session: Session,
+    actor: Actor,
+    change_id: int,
+    *,
+    reason: str,
+    reviewer_role_id: int,
+    hours: str = "",
+) -> ChangeState:
+    """Grant the change, with fewer `hours` where they are given, or endorse it; returns where it stands now.
+
+    What the allocation would come to says how many reviewers it takes.
+    """
+    change, allocation = _locked(session, change_id)
+    check_may_decide(session, actor, change_id, reviewer_role_id=reviewer_role_id)
+    allocations.require_live(allocation)
+    seconds = parse_hours(hours) if hours.strip() else change.seconds
+    if seconds > change.seconds:
+        raise InvalidError(f"{in_hours(change.seconds)} GPU-hours more were asked for; grant at most that.")
+    if change.until is not None and change.until <= utcnow():
+        raise ConflictError(f"The end asked for, {change.until:%Y-%m-%d}, has passed; only a new request helps.")
+    if not seconds:
+        _check_can_last(session, allocation)
+    because = text.prose("The reason", reason, most=text.USUAL)
+    reviewer = people.ensure(session, actor)
+    account = ledger.account(session, allocation.id)
+    size = account.granted + account.committed + seconds if seconds else 0
+    if endorse(session, change, allocation.project_id, reviewer, seconds, size=size):
+        _tell(session, allocation, change, "allocation.change_endorsed", reviewer, because, seconds=seconds)
+        return ChangeState.REQUESTED
+    if change.endorsed_seconds is not None:
+        seconds = min(seconds, change.endorsed_seconds)
+    _move(session, change, ChangeState.APPROVED, reviewer, because)
+    if change.until is not None and allocation.grant_id is not None:
+        allocation.until = max(allocation.until, min(change.until, session.get_one(Grant, allocation.grant_id).until))
+    second = seconds // 2 if seconds > tiers.current(session).halves else 0
+    if seconds:
+        ledger.top_up(session, allocation.id, seconds - second, committed=second)
+    if second:
+        now = utcnow()
+        allocation.half_until, allocation.report = now + (allocation.until - now) / 2, ""
+    reviews.reopen(session, allocation)
+    told = {"seconds": seconds - second, "second_half": second, "ends": allocation.until.date().isoformat()}
+    _tell(session, allocation, change, "allocation.changed", reviewer, because, **told)
+    return ChangeState.APPROVED
+
+
+def decline(session: Session, actor: Actor, change_id: int, *, reason: str, reviewer_role_id: int) -> None:
+    """Refuse the change, with a reason."""
+    change, allocation = _locked(session, change_id)
+    check_may_decide(session, actor, change_id, reviewer_role_id=reviewer_role_id)
+    because = text.prose("The reason", reason, most=text.USUAL)
+    reviewer = people.ensure(session, actor)
+    _move(session, change, ChangeState.DECLINED, reviewer, because)
+    _tell(session, allocation, change, "allocation.change_declined", reviewer, because, seconds=change.seconds)
+
+
+def withdraw(session: Session, actor: Actor, change_id: int, *, reason: str) -> None:
+    """Take an open request for a change back; for who asked and for the project's lead."""
+    change, allocation = _locked(session, change_id)
+    person = allocations.require_asker(session, actor, allocation.project_id, change.requested_by)
+    because = text.prose("The reason", reason, most=text.USUAL)
+    _move(session, change, ChangeState.WITHDRAWN, person, because)
+    _tell(session, allocation, change, "allocation.change_withdrawn", person, because, seconds=change.seconds)
+
+
+def lapse(session: Session, allocation: Allocation) -> None:
+    """Take back what is asked for of an allocation that has ended: nobody can grant it any more."""
+    change_id = open_of(session, allocation.id)
+    if change_id is None:
+        return
+    change, why = load(session, change_id), f"its allocation is {allocation.state}"
+    _move(session, change, ChangeState.WITHDRAWN, None, why)
+    _tell(session, allocation, change, "allocation.change_withdrawn", None, why, seconds=change.seconds)
+
+
+def load(session: Session, change_id: int) -> AllocationChange:
+    """The change's row; raises NotFoundError."""
+    change = session.get(AllocationChange, change_id)
+    if change is None:
+        raise NotFoundError(f"There is no request {change_id} for a change of an allocation.")
+    return change
+
+
+def open_of(session: Session, allocation_id: int) -> int | None:
+    """The one change of the allocation that is not decided yet, if there is one."""
+    open_ = select(AllocationChange.id).where(
+        AllocationChange.allocation_id == allocation_id, AllocationChange.state == ChangeState.REQUESTED
+    )
+    return session.scalars(open_).first()
+
+
+def check_may_withdraw(session: Session, actor: Actor, change_id: int) -> None:
+    """Raise unless the actor asked for the change or leads the project. Only reads: a form may be opened on it."""
+    change = load(session, change_id)
+    project_id = allocations.load(session, change.allocation_id).project_id
+    allocations.require_asker(session, actor, project_id, change.requested_by)
+
+
+def of_allocation(session: Session, allocation_id: int) -> Sequence[ChangeView]:
+    """The changes asked for, the newest first."""
+    rows = session.scalars(
+        select(AllocationChange.id)
+        .where(AllocationChange.allocation_id == allocation_id)
+        .order_by(AllocationChange.id.desc())
+    )
+    return [view(session, change_id) for change_id in rows]
+
+
+def of_project(session: Session, project_id: int) -> Sequence[ChangeView]:
+    """The changes asked for of any allocation of the project, the newest first."""
+    rows = session.scalars(
+        select(AllocationChange.id)
+        .join(Allocation, Allocation.id == AllocationChange.allocation_id)
+        .where(Allocation.project_id == project_id)
+        .order_by(AllocationChange.id.desc())
+    )
+    return [view(session, change_id) for change_id in rows]
+
+
+def view(session: Session, change_id: int) -> ChangeView:
+    """The change as people read it; raises NotFoundError."""
+    row = load(session, change_id)
+    return ChangeView(
+        id=row.id,
+        allocation_id=row.allocation_id,
+        requested_by=session.get_one(Person, row.requested_by).name,
+        seconds=row.seconds,
+        until=row.until,
+        justification=row.justification,
+        state=ChangeState(row.state),
+        decided_by=people.name_of(session, row.decided_by),
+        reason=row.reason,
+        endorsed_by=people.name_of(session, row.endorsed_by),
+    )
+
+
+def _check_can_last(session: Session, allocation: Allocation) -> None:
+    """Raise ConflictError where the allocation ends with its grant: a later end would change nothing."""
+    if allocation.grant_id is None:
+        return
+    source = session.get_one(Grant, allocation.grant_id, populate_existing=True)
+    if source.until <= allocation.until:
+        raise ConflictError(
+            f"The sponsor's grant ends on {source.until:%Y-%m-%d}, and the allocation with it; only a later end of "
+            "the grant, or a request that draws on another one, helps."
+        )
+
+
+def _locked(session: Session, change_id: int) -> tuple[AllocationChange, Allocation]:
+    """The change and its allocation; the allocation is locked first, like for every other decision on it."""
+    allocation = allocations.lock(session, load(session, change_id).allocation_id)
+    return session.get_one(AllocationChange, change_id, populate_existing=True), allocation
+
+
+def _move(session: Session, change: AllocationChange, to: ChangeState, by: Person | None, reason: str) -> None:
+    """Close the request; nothing leads out of any other state."""
+    session.flush()
+    moved = session.execute(
+        update(AllocationChange)
+        .where(AllocationChange.id == change.id, AllocationChange.state == ChangeState.REQUESTED)
+        .values(state=to, decided_by=None if by is None else by.id, reason=reason)
+        .returning(AllocationChange.id)
+    ).one_or_none()
+    if moved is None:
+        raise ConflictError(f"The request {change.id} for a change is {change.state} and cannot become {to}.")
+    session.refresh(change)
+
+
+def _tell(
+    session: Session,
+    allocation: Allocation,
+    change: AllocationChange,
+    kind: str,
+    by: Person | None,
+    why: str,
+    **told: object,
+) -> None:
+    until = None if change.until is None else change.until.date().isoformat()
+    allocations.tell(session, allocation, kind, by=by, why=why, change=change.id, until=until, **told)

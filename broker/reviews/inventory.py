@@ -1,0 +1,175 @@
+"""What admins and operators do with pools and grants: fields come as typed, each change is public and has a reason.
+
+Throughout, `actor` None is the operator.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from broker.allocations import pools
+from broker.allocations.allocations import LIVE, Allocation, parse_hours
+from broker.allocations.ledger import Balance
+from broker.allocations.pools import HEAVIEST, MOST_GPUS, Grant, GrantMovement, GrantRow, Pool
+from broker.runs import attempts
+from broker.runs.runs import ACTIVE, Run
+from projects import people, rights, text
+from projects.db.database import utcnow
+from projects.errors import ConflictError, InvalidError, NotFoundError
+from projects.people import Actor
+from projects.record import record
+from projects.rights import Act
+
+
+def add_pool(
+    session: Session,
+    actor: Actor,
+    *,
+    name: str,
+    gpu_type: str,
+    gpus: str,
+    price_weight: str,
+    admin_role_id: int,
+) -> None:
+    """Add a pool of this host under a name that is free."""
+    rights.require_admin(actor, Act.MANAGE_COMPUTE, admin_role_id)
+    pools.add_pool(
+        session,
+        name=name.strip(),
+        gpu_type=gpu_type,
+        gpus=_count(gpus),
+        price_weight=_weight(price_weight),
+        actor=actor,
+        admin_role_id=admin_role_id,
+    )
+
+
+def change_pool(
+    session: Session,
+    actor: Actor | None,
+    name: str,
+    *,
+    gpus: str = "",
+    price_weight: str = "",
+    reason: str,
+    admin_role_id: int = 0,
+) -> None:
+    """Set a pool's count of GPUs and its price weight; a field left empty stays as it is."""
+    rights.require_admin(actor, Act.MANAGE_COMPUTE, admin_role_id)
+    because = text.prose("The reason", reason, most=text.USUAL)
+    pool = pools.named(session, name)
+    session.refresh(pool, with_for_update=True)
+    count = _count(gpus) if gpus.strip() else pool.gpus
+    weight = _weight(price_weight) if price_weight.strip() else pool.price_weight
+    if (count, weight) == (pool.gpus, pool.price_weight):
+        raise ConflictError(f"The pool “{name}” is so already: {count} GPUs, and a price weight of {weight:g}.")
+    open_run = (Run.pool_id == pool.id) & Run.state.in_(ACTIVE)
+    largest = session.scalar(select(func.max(Run.gpus)).where(open_run)) or 0
+    if count < largest:
+        raise ConflictError(
+            f"A run on “{name}” has or waits for {largest} GPUs; leave it as many, or cancel that first."
+        )
+    if count != pool.gpus and pool.shares_gpus:
+        _check_later_rest(session, pool)
+    pool.gpus, pool.price_weight = count, weight
+    session.flush()
+    by = None if actor is None else people.ensure(session, actor)
+    told = {"pool": name, "gpus": count, "price_weight": weight}
+    record.append(session, record.LAB, "pool.changed", by=by, why=because, **told)
+
+
+def add_grant(
+    session: Session, actor: Actor | None, *, pool: str, sponsor: str, hours: str, until: str, admin_role_id: int = 0
+) -> int:
+    """Add a sponsor's grant; returns its number."""
+    rights.require_admin(actor, Act.MANAGE_COMPUTE, admin_role_id)
+    return pools.add_grant(
+        session,
+        pool=pool,
+        sponsor=sponsor,
+        seconds=parse_hours(hours),
+        until=text.day_end(until),
+        actor=actor,
+        admin_role_id=admin_role_id,
+    )
+
+
+def change_grant(
+    session: Session,
+    actor: Actor | None,
+    grant_id: int,
+    *,
+    more_hours: str = "",
+    until: str = "",
+    reason: str,
+    admin_role_id: int = 0,
+) -> None:
+    """Add GPU-hours to a grant, or move its end; a field left empty stays as it is."""
+    rights.require_admin(actor, Act.MANAGE_COMPUTE, admin_role_id)
+    because = text.prose("The reason", reason, most=text.USUAL)
+    grant = session.get(Grant, grant_id, with_for_update=True, populate_existing=True)
+    if grant is None:
+        raise NotFoundError(f"There is no grant {grant_id}.")
+    seconds = parse_hours(more_hours) if more_hours.strip() else 0
+    ends = text.day_end(until) if until.strip() else grant.until
+    if not seconds and ends == grant.until:
+        raise ConflictError(f"Nothing would change: give more GPU-hours, or another end than {grant.until:%Y-%m-%d}.")
+    if ends <= utcnow():
+        raise InvalidError(f"A grant ends in the future; {ends:%Y-%m-%d} has passed.")
+    drawn = (Allocation.grant_id == grant_id) & Allocation.state.in_(LIVE)
+    last = session.scalar(select(func.max(Allocation.until)).where(drawn))
+    if last is not None and ends < min(last, grant.until):
+        raise ConflictError(f"Allocations that draw on this grant go on until {last:%Y-%m-%d}; it cannot end before.")
+    grant.until = ends
+    grant.seconds += seconds
+    if seconds:
+        session.add(GrantRow(grant_id=grant_id, movement=GrantMovement.GIVE, seconds=seconds))
+    session.flush()
+    told = {"grant": grant_id, "pool": session.get_one(Pool, grant.pool_id).name, "sponsor": grant.sponsor}
+    told |= {"seconds": seconds, "until": ends.isoformat()}
+    by = None if actor is None else people.ensure(session, actor)
+    record.append(session, record.LAB, "grant.changed", by=by, why=because, **told)
+
+
+def spent_by_grant(session: Session) -> Mapping[int, int]:
+    """GPU-seconds that runs have spent of each grant."""
+    rows = session.execute(select(Balance.grant_id, func.sum(Balance.spent)).group_by(Balance.grant_id))
+    return {grant_id: int(spent) for grant_id, spent in rows if grant_id is not None}
+
+
+def sponsors(session: Session, project_id: int) -> Sequence[str]:
+    """Who gave what runs of the project have spent, by name."""
+    return session.scalars(
+        select(Grant.sponsor)
+        .join(Balance, Balance.grant_id == Grant.id)
+        .join(Allocation, Allocation.id == Balance.allocation_id)
+        .where(Allocation.project_id == project_id, Balance.spent > 0)
+        .distinct()
+        .order_by(Grant.sponsor)
+    ).all()
+
+
+def _check_later_rest(session: Session, pool: Pool) -> None:
+    """Raise ConflictError where something runs on a pool whose GPUs come after this one's on the host."""
+    for later in pools.sharing(session):
+        if later.id <= pool.id:
+            continue
+        session.execute(select(Pool.id).where(Pool.id == later.id).with_for_update(key_share=True))
+        if attempts.devices_in_use(session, later.id):
+            raise ConflictError(
+                f"“{later.name}” has the GPUs after those of “{pool.name}”, and runs hold some; pause them first."
+            )
+
+
+def _count(value: str) -> int:
+    if not re.fullmatch(r"\d{1,7}", value.strip(), re.ASCII) or not 1 <= int(value) <= MOST_GPUS:
+        raise InvalidError(f"The GPUs are a whole number from 1 to {MOST_GPUS:,}.")
+    return int(value)
+
+
+def _weight(value: str) -> float:
+    if not re.fullmatch(r"\d{1,4}(\.\d{1,4})?", value.strip(), re.ASCII) or not 0 < float(value) <= HEAVIEST:
+        raise InvalidError(f"A price weight is a number above 0 and at most {HEAVIEST}, such as 1 or 2.5.")
+    return float(value)

@@ -1,0 +1,189 @@
+"""Reviews: what reviewers decide on allocations, each time with a reason that everyone can read.
+
+Nobody decides on a request of their own project. Up to a bound one reviewer decides; above it the first consent is an
+endorsement, and a second reviewer grants at most the lesser of both. A refusal by either ends the request.
+"""
+
+from sqlalchemy.orm import Session
+
+from broker.allocations import allocations, ledger
+from broker.allocations.allocations import LIVE, Allocation, AllocationState, parse_hours
+from broker.allocations.endorsements import check_second, endorse
+from broker.allocations.ledger import in_hours
+from broker.allocations.pools import Pool
+from broker.runs import control
+from broker.runs.runs import Run
+from projects import lifecycle, people, rights, text
+from projects.db.database import utcnow
+from projects.errors import ConflictError, ForbiddenError, InvalidError
+from projects.lifecycle import Project
+from projects.people import Actor, Person
+from projects.rights import Act
+
+
+def require_reviewer(session: Session, actor: Actor, project_id: int, asked_by: int, *, reviewer_role_id: int) -> None:
+    """Raise ForbiddenError unless the actor is a reviewer, not of this project, and not who asked. Only reads."""
+    if rights.held(actor, reviewer_role_id=reviewer_role_id).isdisjoint(rights.MAY[Act.REVIEW]):
+        raise ForbiddenError("Only compute reviewers can decide requests; the reviewers' role is given by the admins.")
+    person = people.find(session, actor)
+    if person is None:
+        return
+    if lifecycle.works_on(session, person, session.get_one(Project, project_id)):
+        raise ForbiddenError("Nobody decides on a request of their own project; another reviewer can.")
+    if person.id == asked_by:  # who has left the project has asked all the same
+        raise ForbiddenError("Nobody decides on what they have asked for themselves; another reviewer can.")
+
+
+def check_may_decide(session: Session, actor: Actor, allocation_id: int, *, reviewer_role_id: int) -> None:
+    """Raise unless the actor is a reviewer, the request is open, and it is not their own or their own project's."""
+    allocation = allocations.load(session, allocation_id)
+    require_reviewer(session, actor, allocation.project_id, allocation.requested_by, reviewer_role_id=reviewer_role_id)
+    if allocation.state != AllocationState.REQUESTED:
+        by = "policy" if allocation.decided_by is None else session.get_one(Person, allocation.decided_by).name
+        raise ConflictError(f"This request has been {allocation.state} already, by {by}.")
+
+
+def check_may_approve(session: Session, actor: Actor, allocation_id: int, *, reviewer_role_id: int) -> None:
+    """As `check_may_decide`; and it takes another reviewer than who has endorsed it. Only reads."""
+    check_may_decide(session, actor, allocation_id, reviewer_role_id=reviewer_role_id)
+    check_second(session, actor, allocations.load(session, allocation_id))
+
+
+def approve(
+    session: Session,
+    actor: Actor,
+    allocation_id: int,
+    *,
+    hours: str,
+    reason: str,
+    reviewer_role_id: int,
+) -> AllocationState:
+    """Grant the request in full or in part, or endorse a large one; returns where it stands now."""
+    allocation = allocations.lock(session, allocation_id)
+    check_may_decide(session, actor, allocation_id, reviewer_role_id=reviewer_role_id)
+    seconds = parse_hours(hours)
+    if seconds > allocation.seconds:
+        raise InvalidError(f"{in_hours(allocation.seconds)} GPU-hours were asked for; grant at most that.")
+    if allocation.until <= utcnow():
+        raise ConflictError(f"The end asked for, {allocation.until:%Y-%m-%d}, has passed; only a new request helps.")
+    because = text.prose("The reason", reason, most=text.USUAL)
+    reviewer = people.ensure(session, actor)
+    if endorse(session, allocation, allocation.project_id, reviewer, seconds, size=seconds):
+        pool = session.get_one(Pool, allocation.pool_id).name
+        told = {"asked": allocation.seconds, "seconds": seconds, "pool": pool}
+        allocations.tell(session, allocation, "allocation.endorsed", by=reviewer, why=because, **told)
+        return AllocationState.REQUESTED
+    if allocation.endorsed_seconds is not None:
+        seconds = min(seconds, allocation.endorsed_seconds)
+    allocations.award(session, allocation, seconds, reviewer, because)
+    if allocation.renews_id is not None:
+        _renew(session, allocations.lock(session, allocation.renews_id), allocation)
+    return AllocationState.APPROVED
+
+
+def _renew(session: Session, earlier: Allocation, later: Allocation) -> None:
+    """End the allocation that another succeeds, unless it has ended by itself meanwhile; its runs go on with that."""
+    if earlier.state not in LIVE:
+        return
+    control.hold(session, Run.allocation_id == earlier.id)
+    carried = control.carry_over(session, earlier, later)
+    returned = allocations.close(session, earlier, AllocationState.RENEWED)
+    allocations.tell(session, earlier, "allocation.renewed", successor=later.id, returned=returned, runs=list(carried))
+
+
+def decline(session: Session, actor: Actor, allocation_id: int, *, reason: str, reviewer_role_id: int) -> None:
+    """Refuse the request, with a reason."""
+    allocation = allocations.lock(session, allocation_id)
+    check_may_decide(session, actor, allocation_id, reviewer_role_id=reviewer_role_id)
+    because = text.prose("The reason", reason, most=text.USUAL)
+    reviewer = people.ensure(session, actor)
+    decided = {"decided_by": reviewer.id, "reason": because, "decided_at": utcnow()}
+    allocations.move(session, allocation, AllocationState.DECLINED, **decided)
+    pool = session.get_one(Pool, allocation.pool_id).name
+    told = {"asked": allocation.seconds, "pool": pool}
+    allocations.tell(session, allocation, "allocation.declined", by=reviewer, why=because, **told)
+
+
+def ask(session: Session, actor: Actor, allocation_id: int, question: str, *, reviewer_role_id: int) -> None:
+    """Ask the project about its open request, in public."""
+    allocation = allocations.lock(session, allocation_id)
+    check_may_decide(session, actor, allocation_id, reviewer_role_id=reviewer_role_id)
+    asked = text.prose("The question", question, most=text.USUAL)
+    allocations.tell(session, allocation, "allocation.asked", by=people.ensure(session, actor), why=asked)
+
+
+def answer(session: Session, actor: Actor, allocation_id: int, said: str) -> None:
+    """Answer what was asked about an open request; for who made it and for the project's lead."""
+    allocation = allocations.lock(session, allocation_id)
+    person = check_may_answer(session, actor, allocation_id)
+    answered = text.prose("The answer", said, most=text.USUAL)
+    allocations.tell(session, allocation, "allocation.answered", by=person, why=answered)
+
+
+def check_may_answer(session: Session, actor: Actor, allocation_id: int) -> Person:
+    """The person who may answer: who asked for the allocation, or the lead; while the request is open. Only reads."""
+    allocation = allocations.load(session, allocation_id)
+    person = allocations.require_asker(session, actor, allocation.project_id, allocation.requested_by)
+    if allocation.state != AllocationState.REQUESTED:
+        raise ConflictError(f"Allocation {allocation_id} is {allocation.state}; its reviewers ask nothing any more.")
+    return person
+
+
+def check_may_revoke(session: Session, actor: Actor, allocation_id: int, *, reviewer_role_id: int) -> None:
+    """Raise unless the actor is a reviewer, not of the project, and the allocation lives. Only reads."""
+    allocation = allocations.load(session, allocation_id)
+    require_reviewer(session, actor, allocation.project_id, allocation.requested_by, reviewer_role_id=reviewer_role_id)
+    allocations.require_live(allocation)
+
+
+def revoke(session: Session, actor: Actor, allocation_id: int, *, reason: str, reviewer_role_id: int) -> None:
+    """End an allocation; what is neither spent nor reserved returns to the grant at once, the rest as runs end."""
+    allocation = allocations.lock(session, allocation_id)
+    require_reviewer(session, actor, allocation.project_id, allocation.requested_by, reviewer_role_id=reviewer_role_id)
+    because = text.prose("The reason", reason, most=text.USUAL)
+    reviewer = people.ensure(session, actor)
+    decided = {"decided_by": reviewer.id, "reason": because}
+    control.hold(session, Run.allocation_id == allocation_id)
+    returned = allocations.close(session, allocation, AllocationState.REVOKED, **decided)
+    allocations.tell(session, allocation, "allocation.revoked", by=reviewer, why=because, returned=returned)
+    control.stop_all(session, allocation_id, "its allocation was revoked")
+
+
+def check_may_release_half(session: Session, actor: Actor, allocation_id: int, *, reviewer_role_id: int) -> None:
+    """Raise unless the actor is a reviewer, and the second half waits with a report. Only reads."""
+    allocation = allocations.load(session, allocation_id)
+    require_reviewer(session, actor, allocation.project_id, allocation.requested_by, reviewer_role_id=reviewer_role_id)
+    allocations.require_live(allocation)
+    if allocation.half_until is None or allocation.half_until <= utcnow():
+        raise ConflictError(f"Allocation {allocation_id} has no second half waiting.")
+    if not allocation.report:
+        raise ConflictError("The second half is released on a public report of progress; the lead writes it first.")
+
+
+def release_half(session: Session, actor: Actor, allocation_id: int, *, reason: str, reviewer_role_id: int) -> None:
+    """Grant the second half of a large allocation, after a public report and before its deadline."""
+    allocation = allocations.lock(session, allocation_id)
+    check_may_release_half(session, actor, allocation_id, reviewer_role_id=reviewer_role_id)
+    because = text.prose("The reason", reason, most=text.USUAL)
+    reviewer = people.ensure(session, actor)
+    seconds = ledger.release_half(session, allocation_id)
+    allocation.half_until = None
+    reopen(session, allocation)
+    allocations.tell(session, allocation, "allocation.half_released", by=reviewer, why=because, seconds=seconds)
+
+
+def adjust(session: Session, allocation_id: int, seconds: int, reason: str) -> None:
+    """An operator's correction of a live allocation, by GPU-seconds above or below zero, out of its grant or back."""
+    allocation = allocations.lock(session, allocation_id)
+    allocations.require_live(allocation)
+    because = text.prose("The reason", reason, most=text.USUAL)
+    ledger.adjust(session, allocation_id, seconds, because)
+    reopen(session, allocation)
+    allocations.tell(session, allocation, "allocation.adjusted", why=because, seconds=seconds)
+
+
+def reopen(session: Session, allocation: Allocation) -> None:
+    """Make an exhausted allocation approved again once something is left on it."""
+    session.flush()
+    if allocation.state == AllocationState.EXHAUSTED and ledger.account(session, allocation.id).left:
+        allocations.move(session, allocation, AllocationState.APPROVED)

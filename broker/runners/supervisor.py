@@ -1,0 +1,389 @@
+"""The supervisor of one attempt: a small process that outlives the worker, starts the trainer and keeps its lease.
+
+`python -m broker.runners.supervisor RUN TOKEN [GENERATION]`, where GENERATION is that of a supervisor which has died
+and whose trainer is taken over.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import structlog
+from sqlalchemy.exc import DBAPIError
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
+from broker import publications
+from broker.allocations.pools import Pool, numbers_on_host
+from broker.publications import Publication
+from broker.publishing import disk
+from broker.runners import base, output, slurm
+from broker.runs import attempts, preparing, runs, settlement
+from broker.runs.attempts import (
+    Attempt,
+    AttemptState,
+    Checkpoint,
+    Ending,
+    Process,
+    Progress,
+    StaleError,
+    TakenOverError,
+)
+from broker.runs.runs import Run
+from projects import log as log_format
+from projects.db.database import Database
+from projects.settings import Settings, get_settings
+
+POLL_SECONDS = 0.2
+SAMPLE_PROMPT = "The "
+
+log = structlog.get_logger()
+
+
+def spawn(settings: Settings, run_id: int, token: int, owner: str = "", after: int | None = None) -> None:
+    """Start the supervisor of a claimed attempt as a session of its own, with the settings it needs and no token.
+
+    `owner` marks the folder of a run as this database's; `after` is the generation of a supervisor to be replaced.
+    """
+    folder = _own_folder(settings, run_id, owner) if after is None else run_folder(settings, run_id)
+    environment = {name: os.environ[name] for name in slurm.PASSED_ON if name in os.environ}
+    environment |= {
+        "STOA_ENV_FILE": "",
+        "STOA_HOME": str(settings.home),
+        "STOA_DATABASE_URL": settings.database,
+        "STOA_LEASE_SECONDS": str(settings.lease_seconds),
+        "STOA_STOP_GRACE_SECONDS": str(settings.stop_grace_seconds),
+        "STOA_MAX_ATTEMPTS": str(settings.max_attempts),
+        "STOA_DISK_FLOOR_GIB": str(settings.disk_floor_gib),
+    }
+    with (folder / f"supervisor-{token}.log").open("ab") as out:
+        supervisor = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "broker.runners.supervisor",
+                str(run_id),
+                str(token),
+                *([] if after is None else [str(after)]),
+            ],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+    threading.Thread(target=supervisor.wait, daemon=True).start()  # lest it stays a zombie of a worker that lives on
+
+
+def run_folder(settings: Settings, run_id: int) -> Path:
+    """Where a run keeps the folders of its attempts."""
+    return settings.runs_dir / str(run_id)
+
+
+def _own_folder(settings: Settings, run_id: int, owner: str) -> Path:
+    """The run's folder; one that a run of another database has left under the same number is moved aside."""
+    folder = run_folder(settings, run_id)
+    mark = folder / "owner"
+    if folder.exists() and (not mark.exists() or mark.read_text() != owner):
+        folder.rename(folder.with_name(f"{run_id}.before-{time.time_ns()}"))
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.write_text(owner)
+    return folder
+
+
+class Supervisor:
+    """Starts the trainer of one attempt, follows it, and stops it when told to or when its lease cannot be renewed."""
+
+    def __init__(self, settings: Settings, run_id: int, token: int, after: int | None = None) -> None:
+        self.settings = settings
+        self.db = Database(settings.database)
+        self.run_id = run_id
+        self.token = token
+        self.after = after
+        self.generation = 1 if after is None else after + 1
+        self.folder = run_folder(settings, run_id) / f"attempt-{token}"
+        self.launcher: base.Launcher = base.LocalLauncher()
+        self.devices = ""
+        self.metrics_read = 0
+        self.events_read = 0
+        self.renewed_at = 0.0
+        self.stopped_at: float | None = None
+        self.timed_out = False
+        self.low = False
+        self.mine = True
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        """See the attempt through to its end; raises StaleError where its token is no longer good."""
+        signal.signal(signal.SIGTERM, lambda *_: self._stop("the host is being drained"))
+        self.renewed_at = time.monotonic()
+        try:
+            if self.after is not None:
+                self._take_over(self.after)
+                return
+            run, _, self.launcher = self._load()
+            try:
+                process, before = self._start(run)
+            except OSError as error:
+                self._settle(0.0, Progress(0, 0), Ending(70, f"it could not be started: {error}", transient=True))
+                return
+            threading.Thread(target=self._guard, daemon=True).start()
+            self._see_begin(process, before)
+            self._follow()
+        except TakenOverError:
+            self.mine = False
+            raise
+        finally:
+            self.over.set()
+            if self.mine:
+                self.launcher.kill()
+            self.db.close()
+
+    def _load(self) -> tuple[Run, Attempt, base.Launcher]:
+        """The run, the attempt, and a launcher of its pool."""
+        with self.db.read() as session:
+            run = runs.load(session, self.run_id)
+            attempt = session.get_one(Attempt, (self.run_id, self.token))
+            pool = session.get_one(Pool, attempt.pool_id)
+            self.devices = numbers_on_host(session, pool, attempt.devices)
+        launcher = base.choose(
+            pool,
+            gpus=run.gpus,
+            seconds=attempt.reserved / run.gpus,
+            grace=self.settings.stop_grace_seconds,
+            lease=self.settings.lease_seconds,
+            every=self.settings.lease_seconds / 6,
+        )
+        return run, attempt, launcher
+
+    def _take_over(self, after: int) -> None:
+        """Go on where the supervisor before has died; raises StaleError where another does so, or the lease is gone."""
+        self.mine = False
+        run, attempt, launcher = self._load()
+        process, before = attempts.process_of(attempt), attempts.supervisor_of(attempt)
+        follows = process is not None and (process.boot_id == slurm.BOOT or base.of_this_host(process))
+        if process is None or before is None or not follows or not base.gone(before):
+            raise StaleError(f"the supervisor of attempt {self.token} of run {self.run_id} has not died on this host")
+        with self.db.write() as session:
+            attempt = attempts.take_over(
+                session,
+                self.run_id,
+                self.token,
+                after,
+                base.identify(os.getpid()),
+                lease_seconds=self.settings.lease_seconds,
+            )
+        self.launcher, self.mine = launcher, True
+        found = self._earlier()
+        if process.pid:
+            launcher.adopt(process, self.folder, attempt.waiting)
+        else:  # it died while it submitted a job, which may be there
+            launcher.start(self._command(run, found), self.folder, self.devices)
+        self.metrics_read, self.events_read = attempt.metrics_read, attempt.events_read
+        log.info("took a trainer over", run=self.run_id, token=self.token, pid=process.pid)
+        threading.Thread(target=self._guard, daemon=True).start()
+        if attempt.state == AttemptState.CLAIMED:
+            self._see_begin(launcher.process(), found)
+        self._follow()
+
+    def _earlier(self) -> Sequence[Checkpoint]:
+        """The checkpoints of earlier attempts."""
+        return output.checkpoints([self.folder.parent / f"attempt-{token}" for token in range(1, self.token)])
+
+    def _see_begin(self, process: Process, before: Sequence[Checkpoint]) -> None:
+        """Wait until the trainer has its place, and tell that it runs."""
+        if self.launcher.waiting:
+            process = self._wait_to_run()
+        if not self.launcher.waiting:
+            self._tell_started(process, before)
+
+    def _start(self, run: Run) -> tuple[Process, Sequence[Checkpoint]]:
+        """Start the trainer; its process, and the checkpoints of earlier attempts. Raises OSError."""
+        self.folder.mkdir()
+        before = self._earlier()
+        process = self.launcher.start(self._command(run, before), self.folder, self.devices)
+        if self.stopped_at is not None:  # asked to stop before there was anything to stop
+            self.launcher.stop()
+        return process, before
+
+    def _wait_to_run(self) -> Process:
+        """Keep the lease while the trainer waits for its place, which costs nothing."""
+        pause = self.settings.lease_seconds / 6
+        while self.launcher.poll() is None and self.launcher.waiting:
+            asked_at = time.monotonic()
+            try:
+                with self.db.write() as session:
+                    wanted = attempts.waits(
+                        session,
+                        self.run_id,
+                        self.token,
+                        self.launcher.process(),
+                        self.launcher.waiting,
+                        lease_seconds=self.settings.lease_seconds,
+                        supervisor=base.identify(os.getpid()),
+                        generation=self.generation,
+                    )
+            except DBAPIError as error:
+                log.warning("the database could not be written; trying again", error=str(error.orig))
+            else:
+                self.renewed_at = asked_at
+                if not wanted:
+                    self._stop("the run was asked to stop")
+            while self.launcher.poll() is None and self.launcher.waiting and time.monotonic() < asked_at + pause:
+                time.sleep(POLL_SECONDS)
+        return self.launcher.process()
+
+    def _trials(self) -> Retrying:
+        """Tries a write again while the database is away, as long as the lease may last."""
+        return Retrying(
+            retry=retry_if_exception_type(DBAPIError),
+            stop=stop_after_delay(self.settings.lease_seconds),
+            wait=wait_fixed(self.settings.lease_seconds / 6),
+            reraise=True,
+        )
+
+    def _tell_started(self, process: Process, before: Sequence[Checkpoint]) -> None:
+        for trial in self._trials():
+            with trial, self.db.write() as session:
+                attempts.started(
+                    session,
+                    self.run_id,
+                    self.token,
+                    process,
+                    before,
+                    lease_seconds=self.settings.lease_seconds,
+                    supervisor=base.identify(os.getpid()),
+                    generation=self.generation,
+                )
+
+    def _settle(self, elapsed: float, progress: Progress, ending: Ending) -> None:
+        with self.db.write() as session:
+            settlement.settle(
+                session,
+                self.run_id,
+                self.token,
+                elapsed,
+                progress,
+                ending,
+                self.settings.max_attempts,
+                generation=self.generation,
+            )
+
+    def _follow(self) -> None:
+        """Renew until the trainer has ended, as long as it may take."""
+        pause = self.settings.lease_seconds / 6
+        while True:
+            status = self._wait(pause)
+            asked_at = time.monotonic()
+            elapsed = self.launcher.seconds()
+            progress = output.read(self.folder, self.metrics_read, self.events_read)
+            try:
+                if status is not None:
+                    self.launcher.kill()  # nothing of it is left once the run may start again
+                    ending = output.ending(self.folder, status, timed_out=self.timed_out, how=self.launcher.ended)
+                    if self.low and status == 75:
+                        ending = replace(ending, reason=disk.PAUSED)
+                    self._settle(elapsed, progress, ending)
+                    return
+                with self.db.write() as session:
+                    told = attempts.renew(
+                        session,
+                        self.run_id,
+                        self.token,
+                        elapsed,
+                        progress,
+                        lease_seconds=self.settings.lease_seconds,
+                        generation=self.generation,
+                    )
+            except DBAPIError as error:
+                log.warning("the database could not be written; trying again", error=str(error.orig))
+                time.sleep(pause)
+                continue
+            self.renewed_at = asked_at
+            self.launcher.keep(self.settings.lease_seconds - (time.monotonic() - asked_at))
+            self.metrics_read, self.events_read = progress.metrics_read, progress.events_read
+            if told.stop:
+                self._stop("the run was asked to stop")
+            elif elapsed >= told.seconds:
+                self.timed_out = True
+                self._stop("the time limit is reached")
+            elif self.stopped_at is None and disk.is_low(self.settings):
+                self.low = True
+                self._stop(disk.PAUSED)
+
+    def _wait(self, seconds: float) -> int | None:
+        """Wait for the trainer's end, at most so long."""
+        until = time.monotonic() + seconds
+        while (status := self.launcher.poll()) is None and time.monotonic() < until:
+            time.sleep(POLL_SECONDS)
+        return status
+
+    def _guard(self) -> None:
+        """In a thread, since a write may wait for the database long beyond the lease: stop what may run no longer."""
+        while not self.over.wait(POLL_SECONDS):
+            now = time.monotonic()
+            if now - self.renewed_at > self.settings.lease_seconds:
+                self._stop("the lease could not be renewed")
+            overdue = self.stopped_at is not None and now - self.stopped_at > self.settings.stop_grace_seconds
+            if overdue and self.launcher.poll() is None:
+                self.launcher.kill()
+
+    def _stop(self, why: str) -> None:
+        if self.stopped_at is None:
+            log.info("stopping the trainer", why=why)
+            self.stopped_at = time.monotonic()
+            self.launcher.stop()
+
+    def _command(self, run: Run, before: Sequence[Checkpoint]) -> list[str]:
+        """The trainer's command line, to go on from the last checkpoint `before`; the config is written beside."""
+        trainer = [sys.executable, "-m", "trainer"]
+        out = ["--out", str(self.folder)]
+        if run.kind == "sample":
+            with self.db.read() as session:
+                checkpoint = publications.newest(session, run.parent_id or 0)
+            if checkpoint is None:
+                raise FileNotFoundError(f"run {run.parent_id} has left no checkpoint to sample from")
+            return [*trainer, "generate", checkpoint.folder, f"--prompt={run.prompt or SAMPLE_PROMPT}", *out]
+        config = self.folder.parent / "config.yml"
+        if run.kind == "prepare":
+            config.write_text(run.config)
+            place = preparing.folder(self.settings, run)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            return [*trainer, "data", "prepare", str(config), "--out", str(place), "--workers", str(run.gpus)]
+        with self.db.read() as session:
+            config.write_text(preparing.using(self.settings, session, run))
+        command = [*trainer, "train", str(config), *out, "--gpus", str(run.gpus)]
+        if before:
+            return [*command, "--resume", before[-1].folder]
+        return command if run.fork_step is None else [*command, "--fork", self._origin(run)]
+
+    def _origin(self, run: Run) -> str:
+        """What a fork goes on from, as the trainer reads it: a run's folder @ one of its steps."""
+        with self.db.read() as session:
+            kept = session.get(Publication, (run.parent_id, run.fork_step))
+        if kept is None or not Path(kept.folder).is_dir():
+            raise FileNotFoundError(f"step {run.fork_step} of run {run.parent_id} is no longer on this disk")
+        return f"{Path(kept.folder).parents[1]}@{run.fork_step}"
+
+
+def main() -> None:
+    """Run the supervisor that the command line names."""
+    log_format.configure()
+    run_id, token, *after = map(int, sys.argv[1:])
+    try:
+        Supervisor(get_settings(), run_id, token, *after).run()
+    except TakenOverError as other:
+        log.warning("another supervisor has taken the trainer over", reason=str(other))
+        sys.exit(1)
+    except StaleError as stale:
+        log.warning("the token is no longer good; the trainer was stopped", reason=str(stale))
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Runs of the trainer: launch, attempts, control, settlement, and what they measured."""

@@ -1,0 +1,464 @@
+"""Attempts of a run: admitted, claimed, renewed, settled or lost, each fenced by its token.
+
+A token is good while the run carries it and its attempt is open. Every write of a supervisor is guarded by it; where
+the guard finds no row, StaleError says: stop the trainer and drop the result.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import ForeignKey, func, select, update
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from broker import publications
+from broker.allocations import ledger
+from broker.allocations.ledger import LedgerRow, Movement
+from broker.allocations.pools import Pool
+from broker.runs import runs, series
+from broker.runs.runs import Run, RunState
+from broker.runs.series import Measured
+from projects.db.database import Base, utcnow
+from projects.errors import ConflictError
+
+MOST_WAITING = 200
+
+
+class StaleError(Exception):
+    """The token is no longer good: another attempt has taken the run, or it has ended."""
+
+
+class TakenOverError(StaleError):
+    """The token is good, and another supervisor has taken its trainer over: leave it alone."""
+
+
+class AttemptState(StrEnum):
+    """Where an attempt stands; the first three are open."""
+
+    ADMITTED = "admitted"
+    CLAIMED = "claimed"
+    RUNNING = "running"
+    ENDED = "ended"
+    LOST = "lost"
+
+
+OPEN = (AttemptState.ADMITTED, AttemptState.CLAIMED, AttemptState.RUNNING)
+
+
+class Attempt(Base):
+    """One try at a run: its place, its lease, its process, and how far its output has been read (bytes).
+
+    `generation` counts its supervisors: each write of one is guarded by its own. `charged_at_checkpoint` is what of
+    `charged` the last whole checkpoint stands for.
+    """
+
+    __tablename__ = "attempts"
+
+    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    token: Mapped[int] = mapped_column(primary_key=True)
+    state: Mapped[str] = mapped_column(default=AttemptState.ADMITTED, index=True)
+    pool_id: Mapped[int] = mapped_column(ForeignKey("pools.id"))
+    devices: Mapped[str]
+    reserved: Mapped[int]
+    charged: Mapped[int] = mapped_column(default=0)
+    counted: Mapped[bool] = mapped_column(default=False, index=True)
+    charged_at_checkpoint: Mapped[int] = mapped_column(default=0)
+    refunded: Mapped[int] = mapped_column(default=0)
+    period: Mapped[int] = mapped_column(default=0)
+    host: Mapped[str] = mapped_column(default="")
+    boot_id: Mapped[str] = mapped_column(default="")
+    pid: Mapped[int | None]
+    pid_started: Mapped[int | None]
+    generation: Mapped[int] = mapped_column(default=1)
+    supervisor_boot_id: Mapped[str] = mapped_column(default="")
+    supervisor_pid: Mapped[int | None]
+    supervisor_started: Mapped[int | None]
+    lease_until: Mapped[datetime | None]
+    rung_at: Mapped[datetime | None]
+    metrics_read: Mapped[int] = mapped_column(default=0)
+    events_read: Mapped[int] = mapped_column(default=0)
+    failed: Mapped[bool] = mapped_column(default=False)
+    reason: Mapped[str] = mapped_column(default="")
+    waiting: Mapped[str] = mapped_column(default="")
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process as it is known for sure: pids are used again, the boot and the start tell them apart.
+
+    `started` is in clock ticks since the boot, which no turning of the clock changes.
+    """
+
+    host: str
+    boot_id: str
+    pid: int
+    started: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint that an attempt has written."""
+
+    step: int
+    folder: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a supervisor has read since its last renewal: up to which bytes, and what stood there."""
+
+    metrics_read: int
+    events_read: int
+    step: int | None = None
+    tokens: int | None = None
+    unigram_entropy: float | None = None
+    points: Sequence[Measured] = ()
+    checkpoints: Sequence[Checkpoint] = ()
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a trainer ended: exit status (negative: a signal), one sentence, whether a fresh try may do better."""
+
+    status: int
+    reason: str = ""
+    transient: bool = False
+    timed_out: bool = False
+    sample: str = ""
+
+    @property
+    def fault(self) -> bool:
+        """Whether the place that it ran in ended it, and not what it computed or a wish of ours."""
+        return not self.timed_out and (self.status < 0 or (self.status == 70 and self.transient))
+
+
+@dataclass(frozen=True)
+class Renewed:
+    """What a supervisor is told at a renewal: whether to stop, and how many seconds its trainer may take in all."""
+
+    stop: bool
+    seconds: float
+
+
+def admit(session: Session, run_id: int, devices: Sequence[int]) -> int:
+    """Take a queued run for `devices`: raise its token, reserve its cost, open an attempt. Returns the token.
+
+    Raises ConflictError where the run, its allocation or a device has meanwhile been taken.
+    """
+    run = runs.load(session, run_id)
+    # Two schedulers may have planned on different moments: the pool's row lets one of them at its devices at a time.
+    session.execute(select(Pool.id).where(Pool.id == run.pool_id).with_for_update(key_share=True))
+    taken = devices_in_use(session, run.pool_id).intersection(devices)
+    if taken:
+        raise ConflictError(f"Devices of the pool are in use already: {', '.join(map(str, sorted(taken)))}.")
+    runs.move(session, run, RunState.STARTING, token=Run.token + 1)
+    seconds = run.gpus * remaining(session, run)
+    ledger.reserve(session, run.allocation_id, run.id, run.token, seconds)
+    session.add(
+        Attempt(
+            run_id=run.id,
+            token=run.token,
+            pool_id=run.pool_id,
+            devices=",".join(map(str, devices)),
+            reserved=seconds,
+        )
+    )
+    session.flush()
+    runs.tell(session, run, "run.starting", reserved=seconds)
+    return run.token
+
+
+def remaining(session: Session, run: Run) -> int:
+    """Seconds of the time limit that no attempt of the run has used, or that were refunded."""
+    return run.time_limit - run.used
+
+
+def extend(session: Session, run: Run, seconds: int) -> None:
+    """Reserve so many GPU-seconds more for the run's open attempt; its supervisor learns of it at its next renewal."""
+    attempt = session.get_one(Attempt, (run.id, run.token))
+    session.refresh(attempt)
+    if attempt.state not in OPEN:
+        raise ConflictError(f"Run {run.id} is between two attempts; extend it in a moment.")
+    period = session.scalar(
+        select(func.count()).where(
+            LedgerRow.run_id == run.id, LedgerRow.token == run.token, LedgerRow.movement == Movement.RESERVE
+        )
+    )
+    ledger.reserve(session, run.allocation_id, run.id, run.token, seconds, period or 0)
+    attempt.reserved += seconds
+    session.flush()
+
+
+def claim(session: Session, run_id: int, token: int, *, host: str, lease_seconds: float) -> bool:
+    """Take an admitted attempt for this host; False where another message has done so, or it is no longer wanted."""
+    wanted = select(Run.id).where(Run.id == run_id, Run.token == token, Run.state == RunState.STARTING).exists()
+    claimed = session.execute(
+        update(Attempt)
+        .where(Attempt.run_id == run_id, Attempt.token == token, Attempt.state == AttemptState.ADMITTED, wanted)
+        .values(state=AttemptState.CLAIMED, host=host, lease_until=_from_now(lease_seconds))
+        .returning(Attempt.token)
+    ).one_or_none()
+    return claimed is not None
+
+
+def started(
+    session: Session,
+    run_id: int,
+    token: int,
+    process: Process,
+    found: Sequence[Checkpoint],
+    *,
+    lease_seconds: float,
+    supervisor: Process | None = None,
+    generation: int = 1,
+) -> None:
+    """Note that the attempt's trainer runs as `process`, with a `supervisor` on the attempt's host; raises StaleError.
+
+    `found` are whole checkpoints of earlier attempts, which may have died before they could tell of the last one.
+    """
+    guarded(
+        session,
+        run_id,
+        token,
+        (AttemptState.CLAIMED,),
+        generation=generation,
+        state=AttemptState.RUNNING,
+        boot_id=process.boot_id,
+        pid=process.pid,
+        pid_started=process.started,
+        **_supervised_by(supervisor),
+        waiting="",
+        lease_until=_from_now(lease_seconds),
+    )
+    run = runs.load(session, run_id)
+    keep(session, run, Progress(metrics_read=0, events_read=0, checkpoints=found))
+    if run.state == RunState.STARTING:
+        runs.move(session, run, RunState.RUNNING, started_at=run.started_at or utcnow())
+        runs.tell(session, run, "run.started")
+
+
+def take_over(
+    session: Session, run_id: int, token: int, generation: int, supervisor: Process, *, lease_seconds: float
+) -> Attempt:
+    """Become the supervisor of an attempt after the one of `generation`; raises StaleError where another did.
+
+    Its trainer runs, or waits as a job in Slurm.
+    """
+    return guarded(
+        session,
+        run_id,
+        token,
+        (AttemptState.CLAIMED, AttemptState.RUNNING),
+        generation=generation,
+        next_generation=generation + 1,
+        **_supervised_by(supervisor),
+        lease_until=_from_now(lease_seconds),
+    )
+
+
+def process_of(attempt: Attempt) -> Process | None:
+    """The trainer's process, once it is known."""
+    if attempt.pid is None or attempt.pid_started is None:
+        return None
+    return Process(attempt.host, attempt.boot_id, attempt.pid, attempt.pid_started)
+
+
+def supervisor_of(attempt: Attempt) -> Process | None:
+    """The process of the attempt's supervisor, where it is known and can be replaced."""
+    if attempt.supervisor_pid is None or attempt.supervisor_started is None:
+        return None
+    return Process(attempt.host, attempt.supervisor_boot_id, attempt.supervisor_pid, attempt.supervisor_started)
+
+
+def _supervised_by(supervisor: Process | None) -> dict[str, Any]:
+    """What an attempt keeps of its supervisor's process."""
+    return {
+        "supervisor_boot_id": "" if supervisor is None else supervisor.boot_id,
+        "supervisor_pid": None if supervisor is None else supervisor.pid,
+        "supervisor_started": None if supervisor is None else supervisor.started,
+    }
+
+
+def unsupervised(session: Session, *, lease_seconds: float) -> Sequence[Attempt]:
+    """Attempts under way that have missed a renewal, and may have lost their supervisor; most of the lease is left."""
+    return session.scalars(
+        select(Attempt).where(
+            Attempt.state.in_((AttemptState.CLAIMED, AttemptState.RUNNING)),
+            Attempt.supervisor_pid.is_not(None),
+            Attempt.lease_until.between(utcnow(), _from_now(lease_seconds * 2 / 3)),
+        )
+    ).all()
+
+
+def waits(
+    session: Session,
+    run_id: int,
+    token: int,
+    process: Process,
+    waiting: str,
+    *,
+    lease_seconds: float,
+    supervisor: Process,
+    generation: int = 1,
+) -> bool:
+    """Renew the lease of an attempt whose trainer is not yet running, and why it waits; nothing is charged.
+
+    Returns whether the run is still wanted; raises StaleError.
+    """
+    guarded(
+        session,
+        run_id,
+        token,
+        (AttemptState.CLAIMED,),
+        generation=generation,
+        boot_id=process.boot_id,
+        pid=process.pid,
+        pid_started=process.started,
+        **_supervised_by(supervisor),
+        waiting=waiting[:MOST_WAITING],
+        lease_until=_from_now(lease_seconds),
+    )
+    return runs.load(session, run_id).state != RunState.STOPPING
+
+
+def renew(
+    session: Session,
+    run_id: int,
+    token: int,
+    elapsed: float,
+    progress: Progress,
+    *,
+    lease_seconds: float,
+    generation: int = 1,
+) -> Renewed:
+    """Renew the lease, charge the `elapsed` seconds of the trainer's life and keep its progress, all or nothing.
+
+    Raises StaleError.
+    """
+    attempt = guarded(
+        session,
+        run_id,
+        token,
+        (AttemptState.RUNNING,),
+        generation=generation,
+        lease_until=_from_now(lease_seconds),
+        metrics_read=progress.metrics_read,
+        events_read=progress.events_read,
+    )
+    run = runs.load(session, run_id)
+    charge(session, run, attempt, elapsed)
+    keep(session, run, progress, attempt)
+    return Renewed(run.state == RunState.STOPPING, attempt.reserved / run.gpus)
+
+
+def expired(session: Session) -> Sequence[Attempt]:
+    """Open attempts whose lease has run out."""
+    return session.scalars(select(Attempt).where(Attempt.state.in_(OPEN), Attempt.lease_until < utcnow())).all()
+
+
+def unclaimed(session: Session, *, since_seconds: float) -> Sequence[Attempt]:
+    """Admitted attempts that no worker has claimed since their doorbell was rung that long ago, or never."""
+    before = _from_now(-since_seconds)
+    return session.scalars(
+        select(Attempt).where(
+            Attempt.state == AttemptState.ADMITTED, (Attempt.rung_at.is_(None)) | (Attempt.rung_at < before)
+        )
+    ).all()
+
+
+def cancelled_unclaimed(session: Session) -> Sequence[Attempt]:
+    """Admitted attempts whose run was asked to stop since."""
+    return session.scalars(
+        select(Attempt)
+        .join(Run, (Run.id == Attempt.run_id) & (Run.token == Attempt.token))
+        .where(Attempt.state == AttemptState.ADMITTED, Run.state == RunState.STOPPING)
+    ).all()
+
+
+def rung(session: Session, run_id: int, token: int) -> None:
+    """Note that the doorbell of an attempt has been rung."""
+    session.execute(update(Attempt).where(Attempt.run_id == run_id, Attempt.token == token).values(rung_at=utcnow()))
+
+
+def earlier(session: Session, run_id: int, token: int) -> Sequence[Attempt]:
+    """The run's attempts before `token`."""
+    return session.scalars(
+        select(Attempt).where(Attempt.run_id == run_id, Attempt.token < token).order_by(Attempt.token)
+    ).all()
+
+
+def devices_in_use(session: Session, pool_id: int) -> set[int]:
+    """The devices of a pool that open attempts hold, and those of lost ones whose trainer may still be stopping."""
+    held = session.scalars(
+        select(Attempt.devices).where(
+            Attempt.pool_id == pool_id,
+            Attempt.state.in_(OPEN) | ((Attempt.state == AttemptState.LOST) & (Attempt.lease_until > utcnow())),
+        )
+    )
+    return {int(device) for devices in held for device in devices.split(",") if device}
+
+
+def charge(session: Session, run: Run, attempt: Attempt, elapsed: float) -> None:
+    """Charge whole GPU-seconds up to `elapsed` seconds of the attempt's life, never more than it has reserved."""
+    due = min(int(elapsed) * run.gpus, attempt.reserved) - attempt.charged
+    if due <= 0:
+        return
+    attempt.period += 1
+    attempt.charged += due
+    run.used += due // run.gpus
+    ledger.charge(session, run.allocation_id, run.id, attempt.token, attempt.period, due)
+
+
+def keep(session: Session, run: Run, progress: Progress, attempt: Attempt | None = None) -> None:
+    """Keep what a supervisor has read: points, checkpoints, and how far the run has come."""
+    series.add(session, run.id, progress.points)
+    if attempt is not None and progress.checkpoints:
+        attempt.charged_at_checkpoint = attempt.charged
+    for checkpoint in progress.checkpoints:
+        publications.add(session, run.id, checkpoint.step, checkpoint.folder)
+    if progress.step is not None:
+        run.step = progress.step
+    if progress.tokens is not None:
+        run.tokens = progress.tokens
+    if progress.unigram_entropy is not None:
+        run.unigram_entropy = progress.unigram_entropy
+    session.flush()
+
+
+def guarded(
+    session: Session,
+    run_id: int,
+    token: int,
+    expected: Sequence[AttemptState],
+    *,
+    generation: int = 1,
+    next_generation: int | None = None,
+    **values: object,
+) -> Attempt:
+    """Write to the attempt where its token is good; raises StaleError, and TakenOverError where only that is."""
+    current = lock(session, run_id)
+    good = (Attempt.run_id == run_id, Attempt.token == token, Attempt.state.in_(expected))
+    written = session.execute(
+        update(Attempt)
+        .where(*good, Attempt.generation == generation)
+        .values(generation=next_generation or generation, **values)
+        .returning(Attempt.token)
+    ).one_or_none()
+    if current == token and written is None and session.scalar(select(Attempt.token).where(*good)) is not None:
+        raise TakenOverError(f"attempt {token} of run {run_id} has another supervisor")
+    if written is None or current != token:
+        raise StaleError(f"attempt {token} of run {run_id} is no longer {' or '.join(expected)}")
+    attempt = session.get_one(Attempt, (run_id, token))
+    session.refresh(attempt)
+    return attempt
+
+
+def lock(session: Session, run_id: int) -> int | None:
+    """Lock the run's row and return its token. Every path locks the run before its attempt."""
+    return session.scalars(select(Run.token).where(Run.id == run_id).with_for_update(key_share=True)).one_or_none()
+
+
+def _from_now(seconds: float) -> datetime:
+    return utcnow() + timedelta(seconds=seconds)

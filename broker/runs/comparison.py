@@ -1,0 +1,69 @@
+"""Which runs a comparison is of: up to six that train, as named in a line of numbers."""
+
+import re
+from collections.abc import Sequence
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from broker.runs import runs
+from broker.runs.runs import Run, RunView
+from broker.runs.series import Point
+from projects.errors import ConflictError, InvalidError, NotFoundError
+
+MOST = 6
+
+
+def named(session: Session, numbers: str) -> Sequence[RunView]:
+    """The runs of a line such as “3 5 8” or “3, 5”, each once and in its order; raises InvalidError."""
+    words = [word.removeprefix("#") for word in re.split(r"[\s,;+]+", numbers) if word]
+    if not words or not all(re.fullmatch(r"[0-9]{1,9}", word) for word in words):
+        raise InvalidError("Name the runs by their numbers, such as 3 5 8.")
+    ids = list(dict.fromkeys(map(int, words)))
+    if len(ids) < 2:
+        raise InvalidError("A comparison needs at least two runs, such as 3 5.")
+    if len(ids) > MOST:
+        raise InvalidError(f"At most {MOST} runs fit one picture; {len(ids)} are named.")
+    views = [runs.view(session, run_id) for run_id in ids]
+    for view in views:
+        if view.kind != "train":
+            raise ConflictError(f"Run {view.id} does not train; only runs that do can be compared.")
+    return views
+
+
+def names(views: Sequence[RunView]) -> list[str]:
+    """What to call each of some runs: its recipe, or where another is of the same one, what it differs by from those.
+
+    It differs by overrides, and by the run that it was forked from.
+    """
+    return [_name(view, [other for other in views if other.recipe == view.recipe]) for view in views]
+
+
+def _name(view: RunView, alike: Sequence[RunView]) -> str:
+    differing = {
+        name
+        for other in alike
+        for name in other.overrides.keys() | view.overrides.keys()
+        if other.overrides.get(name) != view.overrides.get(name)
+    }
+    said = [f"{name} {value}" for name, value in view.overrides.items() if name in differing]
+    if len(alike) > 1 and view.parent_id is not None:
+        said.append(f"fork of {view.parent_id}")
+    return ", ".join(said) or view.recipe
+
+
+def nearest(session: Session, run_id: int) -> Sequence[RunView]:
+    """The run and the newest others of its project that have a curve; raises NotFoundError where there is none."""
+    run = runs.load(session, run_id)
+    if run.kind != "train":
+        raise ConflictError(f"Run {run_id} does not train; only runs that do can be compared.")
+    measured = select(Point.run_id).where(Point.series == "loss")
+    others = session.scalars(
+        select(Run.id)
+        .where(Run.project_id == run.project_id, Run.id != run.id, Run.kind == "train", Run.id.in_(measured))
+        .order_by(Run.recipe != run.recipe, Run.id.desc())
+        .limit(MOST - 1)
+    ).all()
+    if not others:
+        raise NotFoundError(f"The project has no other run with a curve to compare run {run_id} with yet.")
+    return [runs.view(session, number) for number in (run.id, *sorted(others))]

@@ -1,0 +1,276 @@
+"""What is done to a run once it is launched: cancelled, paused, resumed, extended, and paused while nobody can pay."""
+
+import contextlib
+from collections.abc import Sequence
+
+from sqlalchemy import ColumnElement, select, update
+from sqlalchemy.orm import Session
+
+from broker.allocations import allocations, ledger
+from broker.allocations.allocations import Allocation, AllocationState
+from broker.allocations.pools import Pool
+from broker.runs import attempts, estimates, launching, runs, settlement
+from broker.runs.launching import LONGEST_TIME_LIMIT, Receipt
+from broker.runs.runs import ACTIVE, ENDED, Run, RunState
+from projects import lifecycle
+from projects.db.database import utcnow
+from projects.errors import ConflictError, InvalidError
+from projects.lifecycle import Project, Stage
+from projects.people import Actor, Person
+
+
+def cancel(session: Session, actor: Actor, run_id: int) -> None:
+    """Ask a run to stop for good; a running one writes a checkpoint first."""
+    run, person = _of_member(session, actor, run_id)
+    _cancel(session, run, f"cancelled by {person.name}", by=person)
+
+
+def pause(session: Session, actor: Actor, run_id: int) -> None:
+    """Take a run from its GPUs until it is resumed; a running one writes a checkpoint first."""
+    run, person = _of_member(session, actor, run_id)
+    _demand_training(run)
+    suspend(session, run, f"paused by {person.name}", by=person)
+
+
+def suspend(session: Session, run: Run, reason: str, *, by: Person | None = None, dry: bool = False) -> None:
+    """Pause a run, at once where it waits and by way of a checkpoint where it runs.
+
+    One that is `dry` goes on by itself once its allocation can pay for it. Raises ConflictError where it has ended,
+    or is paused or stopping already.
+    """
+    if run.state == RunState.QUEUED:
+        runs.move(session, run, RunState.PAUSED, reason=reason, dry=dry)
+        settlement.tell_paused(session, run, by=by)
+    elif run.state in (RunState.STARTING, RunState.RUNNING):
+        runs.move(session, run, RunState.STOPPING, reason=reason, dry=dry, stops_as=RunState.PAUSED)
+        runs.tell(session, run, "run.stopping", by=by, why="" if by else reason, stops_as=RunState.PAUSED)
+    else:
+        raise ConflictError(f"Run {run.id} is {run.state}; only one that waits or runs can be paused.")
+
+
+def resume(
+    session: Session,
+    actor: Actor,
+    run_id: int,
+    gpus: int | None = None,
+    time_limit: str | None = None,
+    allocation_id: int | None = None,
+) -> Receipt:
+    """Queue a paused run again, to go on from its last checkpoint, on as many GPUs as before or another number.
+
+    `time_limit` is what it may take from here on, and what is left of its old one where not given.
+    """
+    run, person = _of_member(session, actor, run_id)
+    if run.state != RunState.PAUSED:
+        raise ConflictError(f"Run {run.id} is {run.state}; only a paused run can be resumed.")
+    project = session.get_one(Project, run.project_id)
+    if not lifecycle.may_compute(project):
+        raise ConflictError(f"“{project.title}” is {project.stage}; runs are resumed while a project is under way.")
+    pays = allocation_id or allocations.successor(session, run.allocation_id)
+    allocation = launching.spendable(session, project, pays)
+    pool = session.get_one(Pool, allocation.pool_id)
+    count = run.gpus if gpus is None else gpus
+    launching.check_count(pool, count)
+    seconds = run.time_limit - run.used if time_limit is None else launching.parse_time_limit(time_limit)
+    if run.kind == "train":
+        launching.check_fit(estimates.config_of(run), count)
+    launching.check_left(session, allocation.id, count, seconds)
+    runs.move(
+        session,
+        run,
+        RunState.QUEUED,
+        reason="",
+        dry=False,
+        gpus=count,
+        time_limit=run.used + seconds,
+        allocation_id=allocation.id,
+        pool_id=pool.id,
+        queued_at=utcnow(),
+    )
+    runs.tell(session, run, "run.resumed", by=person, gpus=count, time_limit=seconds, step=run.step)
+    return launching.receipt(session, run)
+
+
+def resumable_on(session: Session, run_id: int) -> list[tuple[int, bool]]:
+    """The numbers of GPUs of its pool that the run's configuration fits, each with whether it had as many before."""
+    run = runs.load(session, run_id)
+    if run.kind != "train":
+        return [(run.gpus, True)]
+    config = estimates.config_of(run)
+    size = session.get_one(Pool, run.pool_id).gpus
+    fitting = []
+    for count in sorted({*(2**n for n in range(size.bit_length())), size, run.gpus}):
+        with contextlib.suppress(InvalidError):
+            launching.check_fit(config, count)
+            fitting.append((count, count == run.gpus))
+    return fitting
+
+
+def extend(session: Session, actor: Actor, run_id: int, time: str) -> Receipt:
+    """Let a run take so much longer, such as “30m”; for one that runs, the cost is reserved at once."""
+    run, person = _of_member(session, actor, run_id)
+    if run.kind != "prepare":
+        _demand_training(run)
+    seconds = launching.parse_time_limit(time)
+    if run.state not in ACTIVE - {RunState.STOPPING} | {RunState.PAUSED}:
+        raise ConflictError(f"Run {run.id} is {run.state}; its time limit matters no more.")
+    if run.time_limit - run.used + seconds > LONGEST_TIME_LIMIT:
+        raise InvalidError("A run may have 720 hours before it at most; extend it by less, or later.")
+    if run.state in (RunState.STARTING, RunState.RUNNING):
+        attempts.extend(session, run, run.gpus * seconds)
+    else:
+        launching.check_left(session, run.allocation_id, run.gpus, run.time_limit - run.used + seconds)
+    run.time_limit += seconds
+    session.flush()
+    runs.tell(session, run, "run.extended", by=person, seconds=seconds, time_limit=run.time_limit)
+    return launching.receipt(session, run)
+
+
+def unpayable(session: Session, run: Run) -> str | None:
+    """Why the run's allocation cannot pay for what is before it, whatever else ends; None where it can."""
+    allocation = session.get_one(Allocation, run.allocation_id)
+    account = ledger.account(session, run.allocation_id)
+    cost = run.gpus * attempts.remaining(session, run)
+    if allocation.state != AllocationState.APPROVED:
+        return f"its allocation is {allocation.state}"
+    if allocation.until <= utcnow():
+        return f"its allocation ended on {allocation.until:%Y-%m-%d}"
+    if cost > account.left and not account.reserved:
+        needed, left = ledger.too_much(cost, account.left)
+        return f"it may cost {needed} GPU-hours and its allocation has {left} left"
+    return None
+
+
+def run_dry(session: Session, run_id: int) -> bool:
+    """Pause a run that waits and cannot be paid for, until its allocation can; False where that has changed."""
+    run = runs.load(session, run_id)
+    why = unpayable(session, run)
+    if run.state != RunState.QUEUED or why is None:
+        return False
+    suspend(session, run, why, dry=True)
+    return True
+
+
+def hold(session: Session, whose: ColumnElement[bool]) -> None:
+    """Lock runs that have not ended before the balance that they draw on: the order of their supervisors."""
+    open_ = select(Run.id).where(whose, Run.state.not_in(ENDED)).order_by(Run.id)
+    session.execute(open_.with_for_update(key_share=True)).all()
+
+
+def carry_over(session: Session, earlier: Allocation, later: Allocation) -> Sequence[int]:
+    """Let all that waits or is paused on an allocation go on with its successor on the same pool; their ids.
+
+    What is under way does so when its attempt ends: what that has reserved is of the earlier one.
+    """
+    waits = Run.state.in_((RunState.QUEUED, RunState.PAUSED))
+    moved = session.execute(
+        update(Run)
+        .where(Run.allocation_id == earlier.id, Run.pool_id == later.pool_id, waits)
+        .values(allocation_id=later.id)
+        .returning(Run.id)
+    )
+    return sorted(moved.scalars())
+
+
+def stop_all(session: Session, allocation_id: int, reason: str) -> Sequence[int]:
+    """Pause all that waits or runs on an allocation that was revoked or has ended, with a checkpoint; their ids."""
+    found = session.scalars(
+        select(Run)
+        .where(Run.allocation_id == allocation_id, Run.state.in_(ACTIVE - {RunState.STOPPING}))
+        .order_by(Run.id)
+        .with_for_update(key_share=True)
+        .execution_options(populate_existing=True)
+    ).all()
+    for run in found:
+        suspend(session, run, reason, dry=True)
+    return [run.id for run in found]
+
+
+def cancel_all(session: Session, project_id: int, reason: str) -> Sequence[int]:
+    """Cancel every run of a project that is over, those that run with a checkpoint first; their ids."""
+    found = session.scalars(select(Run).where(Run.project_id == project_id, cancellable()).order_by(Run.id)).all()
+    for run in found:
+        attempts.lock(session, run.id)
+        session.refresh(run)
+        _cancel(session, run, reason)
+    return [run.id for run in found]
+
+
+def cancellable() -> ColumnElement[bool]:
+    """Which runs have not ended and are not on their way to."""
+    stops = (Run.state == RunState.STOPPING) & (Run.stops_as == RunState.CANCELLED)
+    return Run.state.not_in(ENDED) & ~stops
+
+
+def revivable(session: Session) -> Sequence[int]:
+    """Runs that were paused because nobody could pay for them, and that can be paid for again."""
+    paused = session.scalars(
+        select(Run)
+        .join(Project, Project.id == Run.project_id)
+        .where(Run.state == RunState.PAUSED, Run.dry, Project.stage.not_in((Stage.PAUSED, *lifecycle.ENDED)))
+        .order_by(Run.queued_at, Run.id)
+    )
+    return [run.id for run in paused if _payable(session, run)]
+
+
+def revive(session: Session, run_id: int) -> bool:
+    """Queue such a run again; False where it was resumed or cancelled meanwhile, or cannot go on after all."""
+    run = runs.load(session, run_id)
+    if run.state != RunState.PAUSED or not run.dry or not _payable(session, run):
+        return False
+    if not lifecycle.may_compute(session.get_one(Project, run.project_id)):
+        return False
+    runs.move(session, run, RunState.QUEUED, reason="", dry=False, queued_at=utcnow())
+    why = "its allocation can pay for it again"
+    seconds = attempts.remaining(session, run)
+    runs.tell(session, run, "run.resumed", why=why, gpus=run.gpus, time_limit=seconds, step=run.step)
+    return True
+
+
+def _payable(session: Session, run: Run) -> bool:
+    cost = run.gpus * attempts.remaining(session, run)
+    return unpayable(session, run) is None and cost <= ledger.account(session, run.allocation_id).left
+
+
+def _of_member(session: Session, actor: Actor, run_id: int) -> tuple[Run, Person]:
+    """The run, locked: its supervisor may be at the same row, and a member should not have to ask twice."""
+    run = runs.load(session, run_id)
+    attempts.lock(session, run_id)
+    session.refresh(run)
+    return run, lifecycle.require_member(session, actor, session.get_one(Project, run.project_id))
+
+
+def _cancel(session: Session, run: Run, reason: str, *, by: Person | None = None) -> None:
+    """Cancel a run at once where it waits, and by way of a checkpoint where it runs; `reason` without `by` is told."""
+    why = "" if by else reason
+    if run.state in (RunState.QUEUED, RunState.PAUSED):
+        runs.move(session, run, RunState.CANCELLED, reason=reason, ended_at=utcnow())
+        runs.tell(session, run, "run.cancelled", by=by, why=why, spent=runs.spent(session, run.id))
+    elif run.state == RunState.STOPPING and run.stops_as == RunState.PAUSED:
+        _turn_to_cancelled(session, run, reason)
+        runs.tell(session, run, "run.stopping", by=by, why=why)
+    elif run.state in ACTIVE and run.state != RunState.STOPPING:
+        runs.move(session, run, RunState.STOPPING, reason=reason, stops_as=RunState.CANCELLED)
+        runs.tell(session, run, "run.stopping", by=by, why=why)
+    else:
+        raise ConflictError(f"Run {run.id} is {run.state} already.")
+
+
+def _demand_training(run: Run) -> None:
+    if run.kind == "prepare":
+        raise ConflictError(f"{runs.what_it_is(run)}, and would begin anew; let it end, or cancel it.")
+    if run.kind != "train":
+        raise ConflictError(f"{runs.what_it_is(run)}, over in moments; let it end.")
+
+
+def _turn_to_cancelled(session: Session, run: Run, reason: str) -> None:
+    """Let a run that stops to be paused end instead."""
+    turned = session.execute(
+        update(Run)
+        .where(Run.id == run.id, Run.state == RunState.STOPPING, Run.token == run.token)
+        .values(stops_as=RunState.CANCELLED, reason=reason, dry=False)
+        .returning(Run.id)
+    ).one_or_none()
+    if turned is None:
+        raise ConflictError(f"Run {run.id} has just changed; look again.")
+    session.refresh(run)

@@ -1,0 +1,120 @@
+"""What a run will cost, by what has been measured on its pool: the nearest like run, scaled to this one."""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from statistics import median
+
+import yaml
+from sqlalchemy import exists, select
+from sqlalchemy.orm import Session
+
+from broker.runs.runs import Run
+from broker.runs.series import Point
+from trainer import check as dry_run
+from trainer.config import TrainConfig
+
+NEWEST_POINTS = 50
+FARTHEST = 10.0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """GPU-seconds that the rest of a run will take, None where nothing like it was measured, and the basis in words."""
+
+    cost: int | None
+    basis: str
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Tokens per second, over all of its GPUs, of a run whose tokens cost so many FLOPs each."""
+
+    run_id: int
+    recipe: str
+    gpus: int
+    rate: float
+    flops: float
+
+
+def estimate(session: Session, run: Run) -> Estimate:
+    """What the steps that the run has before it will cost.
+
+    The rate is that of the newest run of the same recipe and number of GPUs, or else of the nearest one measured on the
+    pool, taken to do as many FLOPs per second on each GPU.
+    """
+    if run.kind == "prepare":
+        return Estimate(None, "a preparation takes as long as its recipe has data")
+    if run.kind != "train":
+        return Estimate(None, "a sample takes as long as its text")
+    config = config_of(run)
+    flops = float(dry_run.flops_per_token(config))
+    nearest = min(_measured(session, run), key=lambda m: _distance(m, run, flops), default=None)
+    if nearest is None or not 1 / FARTHEST <= flops / nearest.flops <= FARTHEST:
+        return Estimate(None, "nothing like it has been measured on this pool yet")
+    rate = nearest.rate * nearest.flops / flops * run.gpus / nearest.gpus
+    steps = run.total_steps - max(run.step, run.fork_step or 0)
+    seconds = steps * config.tokens_per_step / rate
+    return Estimate(round(run.gpus * seconds), _basis(nearest, run, flops))
+
+
+def _measured(session: Session, run: Run) -> list[Measurement]:
+    """The newest measured run of each recipe and number of GPUs on the run's pool."""
+    of_pool = Run.pool_id == run.pool_id, Run.kind == "train"
+    kind = select(Run.recipe, Run.gpus).where(*of_pool).distinct().subquery()
+    # One look into the points for each run, from the newest back: a lab comes to have tens of millions of them.
+    measured = exists().where(Point.run_id == Run.id, Point.series == "tokens_per_second", Point.value > 0)
+    newest = (
+        select(Run.id)
+        .where(*of_pool, Run.recipe == kind.c.recipe, Run.gpus == kind.c.gpus, measured)
+        .order_by(Run.id.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    found = session.scalars(select(Run).where(Run.id.in_(select(newest).select_from(kind)))).all()
+    return [
+        Measurement(other.id, other.recipe, other.gpus, _rate(session, other.id), float(flops))
+        for other in found
+        for flops in [dry_run.flops_per_token(config_of(other))]
+    ]
+
+
+def _rate(session: Session, run_id: int) -> float:
+    """The median of the newest measurements: a single one may have met a checkpoint or an evaluation."""
+    values = session.scalars(
+        select(Point.value)
+        .where(Point.run_id == run_id, Point.series == "tokens_per_second", Point.value > 0)
+        .order_by(Point.step.desc())
+        .limit(NEWEST_POINTS)
+    ).all()
+    return median(values)
+
+
+def _distance(measured: Measurement, run: Run, flops: float) -> tuple[bool, float, float, int]:
+    """Which measurement is nearer: of the same recipe first, of like size then, of a like number of GPUs then."""
+    size = abs(math.log(flops / measured.flops))
+    gpus = abs(math.log(run.gpus / measured.gpus))
+    return measured.recipe != run.recipe, size, gpus, -measured.run_id
+
+
+def _basis(measured: Measurement, run: Run, flops: float) -> str:
+    said = f"run {measured.run_id} measured {measured.rate:,.0f} tokens per second"
+    scaled = []
+    if measured.gpus != run.gpus:
+        scaled.append(f"from {measured.gpus} to {run.gpus} {'GPU' if run.gpus == 1 else 'GPUs'}")
+    if measured.recipe != run.recipe:
+        scaled.append(f"from the recipe {measured.recipe} by FLOPs per token")
+    elif not math.isclose(measured.flops, flops):
+        scaled.append("by FLOPs per token")
+    return f"{said}, scaled {' and '.join(scaled)}" if scaled else f"{said} of this recipe on this pool"
+
+
+def config_of(run: Run) -> TrainConfig:
+    """The configuration of a run that trains."""
+    return _read(run.config)
+
+
+@lru_cache(maxsize=256)
+def _read(text: str) -> TrainConfig:
+    """Read once: a pool's measured runs are asked about at every launch."""
+    return TrainConfig.model_validate(yaml.safe_load(text))

@@ -1,0 +1,404 @@
+"""Launching: how members start runs, anew, again or from a step of another, and what they are told of the cost."""
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from broker import catalogue, publications
+from broker.allocations import allocations, ledger
+from broker.allocations.allocations import Allocation, AllocationState
+from broker.allocations.pools import Pool
+from broker.runs import estimates, preparing
+from broker.runs.runs import Kind, Run, RunState, load, tell, what_it_is
+from projects import lifecycle, limits
+from projects.db.database import utcnow
+from projects.errors import ConflictError, InvalidError, NotFoundError
+from projects.lifecycle import Project
+from projects.people import Actor
+from trainer import check as dry_run
+from trainer import config as trainer_config
+from trainer.config import TrainConfig
+
+LONGEST_TIME_LIMIT = 30 * 86_400
+LONGEST_OVERRIDE = 80
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a launch answers. Costs in GPU-seconds; `expected` is None until one like it has been measured.
+
+    `promised` is what the allocation's queued runs may cost and have not reserved of what is `left`. `basis` says in
+    words what the expectation rests on.
+    """
+
+    run_id: int
+    cost: int
+    expected: int | None
+    left: int
+    promised: int
+    basis: str = ""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The checkpoint that a fork goes on from."""
+
+    run_id: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Order:
+    """A run as a member asks for it, as typed; `dataset` is one that its recipe must train on."""
+
+    project_id: int
+    recipe: str
+    time_limit: str
+    gpus: int = 1
+    overrides: str = ""
+    allocation_id: int | None = None
+    origin: Origin | None = None
+    dataset: str = ""
+
+
+@dataclass(frozen=True)
+class Quote:
+    """What an order comes to, with nothing queued: a run that is in no session, and what it would be and cost.
+
+    `cost`, `expected`, `left` and `promised` as in a Receipt; `tokens` are those of the steps that a fork has before
+    it; `memory` is in bytes on each GPU, by the trainer's own check.
+    """
+
+    run: Run
+    pool: Pool
+    cost: int
+    expected: int | None
+    basis: str
+    left: int
+    promised: int
+    parameters: int
+    tokens: int
+    memory: int
+
+    @property
+    def memory_needed(self) -> str:
+        """As people read it."""
+        return dry_run.readable(self.memory)
+
+
+def parse_time_limit(value: str) -> int:
+    """A time limit as typed, such as “45m”, “2h” or “1h30m”, in seconds; raises InvalidError."""
+    match = re.fullmatch(r"(?:(\d{1,4})h)?(?:(\d{1,5})m)?", value.strip().lower().replace(" ", ""))
+    hours, minutes = match.groups() if match else (None, None)
+    seconds = int(hours or 0) * 3600 + int(minutes or 0) * 60
+    if not 60 <= seconds <= LONGEST_TIME_LIMIT:
+        raise InvalidError("A time limit is written like 45m, 2h or 1h30m, from one minute to 720 hours.")
+    return seconds
+
+
+def parse_overrides(value: str) -> dict[str, str]:
+    """Overrides as typed, such as “steps=100, seed=7”; raises InvalidError."""
+    overrides: dict[str, str] = {}
+    for part in filter(None, (part.strip() for part in value.split(","))):
+        name, equals, given = (piece.strip() for piece in part.partition("="))
+        if not (name and equals and given) or len(part) > LONGEST_OVERRIDE:
+            raise InvalidError("An override is written like steps=100; several are parted by commas.")
+        if name in overrides:
+            raise InvalidError(f"“{name}” is overridden twice; once is enough.")
+        overrides[name] = given
+    return overrides
+
+
+def launch(
+    session: Session,
+    actor: Actor,
+    request_id: str,
+    *,
+    project_id: int,
+    recipe: str,
+    time_limit: str,
+    gpus: int = 1,
+    overrides: str = "",
+    allocation_id: int | None = None,
+    origin: Origin | None = None,
+    dataset: str = "",
+    kind: Kind = "train",
+) -> Receipt:
+    """Queue a run and say what it will cost; a repeat of the same request returns the same run."""
+    earlier = session.scalars(select(Run).where(Run.request_id == request_id)).one_or_none()
+    if earlier is not None:
+        return receipt(session, earlier)
+    project = lifecycle.load(session, project_id)
+    person = lifecycle.require_member(session, actor, project)
+    limits.check(session, actor, limits.Kind.LAUNCH)
+    order = Order(project_id, recipe, time_limit, gpus, overrides, allocation_id, origin, dataset)
+    run, _ = _drawn_up(session, order)
+    run.request_id, run.requested_by, run.kind = request_id, person.id, kind
+    if kind == "prepare":
+        run.total_steps = 0
+    session.add(run)
+    session.flush()
+    asked: dict[str, Any] = {"recipe": recipe, "overrides": run.overrides, "gpus": gpus, "time_limit": run.time_limit}
+    if origin is None:
+        tell(session, run, "run.queued", by=person, **asked)
+    else:
+        tell(session, run, "run.forked", by=person, parent=origin.run_id, from_step=origin.step, **asked)
+    return receipt(session, run)
+
+
+def quote(session: Session, order: Order) -> Quote:
+    """What a launch of the order would be and cost; refuses what a launch would, but for who asks. Only reads."""
+    run, config = _drawn_up(session, order)
+    report = dry_run.check(config, gpus=run.gpus)
+    estimate = estimates.estimate(session, run)
+    return Quote(
+        run=run,
+        pool=session.get_one(Pool, run.pool_id),
+        cost=run.gpus * run.time_limit,
+        expected=estimate.cost,
+        basis=estimate.basis,
+        left=ledger.account(session, run.allocation_id).left,
+        promised=_promised(session, run.allocation_id),
+        parameters=report.parameters,
+        tokens=config.tokens_per_step * (run.total_steps - (run.fork_step or 0)),
+        memory=report.memory_per_gpu,
+    )
+
+
+def pool_of(session: Session, order: Order) -> Pool:
+    """The pool that an order would run on; raises NotFoundError and ConflictError."""
+    allocation = spendable(session, lifecycle.load(session, order.project_id), order.allocation_id)
+    return session.get_one(Pool, allocation.pool_id)
+
+
+def overridable(session: Session, recipe: str) -> dict[str, str]:
+    """What a member may override, each with its value in the recipe; raises as `catalogue.load`."""
+    config = catalogue.load(session, recipe)
+    values = {short: key.split(".") for short, key in trainer_config.OVERRIDES.items()}
+    return {short: str(getattr(getattr(config, section), key)) for short, (section, key) in values.items()}
+
+
+def _drawn_up(session: Session, order: Order) -> tuple[Run, TrainConfig]:
+    """The run that an order makes, in no session yet, with its configuration; raises what a launch is refused with."""
+    project = lifecycle.load(session, order.project_id)
+    if not lifecycle.may_compute(project):
+        raise ConflictError(f"“{project.title}” is {project.stage}; runs are launched while a project is under way.")
+    allocation = spendable(session, project, order.allocation_id)
+    check_count(session.get_one(Pool, allocation.pool_id), order.gpus)
+    seconds = parse_time_limit(order.time_limit)
+    changes = parse_overrides(order.overrides)
+    config, spelt_out = catalogue.load_with_text(session, order.recipe, changes)
+    if order.dataset:
+        catalogue.check_trains_on(session, order.recipe, config, order.dataset)
+    check_fit(config, order.gpus)
+    origin = order.origin
+    if origin is not None and config.training.steps <= origin.step:
+        raise InvalidError(f"The fork would end at step {config.training.steps}, where step {origin.step} is done.")
+    check_left(session, allocation.id, order.gpus, seconds)
+    run = Run(
+        kind="train",
+        project_id=project.id,
+        allocation_id=allocation.id,
+        pool_id=allocation.pool_id,
+        parent_id=None if origin is None else origin.run_id,
+        fork_step=None if origin is None else origin.step,
+        recipe=order.recipe,
+        overrides=changes,
+        config=spelt_out,
+        total_steps=config.training.steps,
+        gpus=order.gpus,
+        time_limit=seconds,
+        used=0,
+        step=0,
+    )
+    return run, config
+
+
+def fork(
+    session: Session,
+    actor: Actor,
+    request_id: str,
+    run_id: int,
+    step: int,
+    *,
+    overrides: str = "",
+    time_limit: str | None = None,
+    gpus: int | None = None,
+    allocation_id: int | None = None,
+) -> Receipt:
+    """Queue a run that goes on from a checkpoint of another, with its recipe and overrides but for those given."""
+    order = fork_order(
+        session, run_id, step, overrides=overrides, time_limit=time_limit, gpus=gpus, allocation_id=allocation_id
+    )
+    check_kept(session, Origin(run_id, step))
+    return launch(session, actor, request_id, **vars(order))
+
+
+def fork_order(
+    session: Session,
+    run_id: int,
+    step: int,
+    *,
+    overrides: str = "",
+    time_limit: str | None = None,
+    gpus: int | None = None,
+    allocation_id: int | None = None,
+) -> Order:
+    """What a fork asks for: all that is not given is as its parent had it."""
+    parent = _trained(session, run_id)
+    return Order(
+        project_id=parent.project_id,
+        recipe=parent.recipe,
+        time_limit=time_limit or as_typed(parent.time_limit),
+        gpus=parent.gpus if gpus is None else gpus,
+        overrides=_typed(parent.overrides | parse_overrides(overrides)),
+        allocation_id=allocation_id or still_spendable(session, parent),
+        origin=Origin(parent.id, step),
+    )
+
+
+def check_kept(session: Session, origin: Origin) -> None:
+    """Raise NotFoundError unless the checkpoint is whole on this disk, where it now stays until the transaction ends.
+
+    What is forked from must not be tidied away meanwhile.
+    """
+    session.get_one(Run, origin.run_id, with_for_update={"key_share": True})
+    steps = publications.kept(session, origin.run_id)
+    if origin.step not in steps:
+        kept = ", ".join(map(str, steps)) or "none"
+        raise NotFoundError(
+            f"Run {origin.run_id} has no checkpoint of step {origin.step} on this disk; it has: {kept[:300]}."
+        )
+
+
+def rerun(session: Session, actor: Actor, request_id: str, run_id: int) -> Receipt:
+    """Queue a run anew: the same recipe, overrides, GPUs and time limit, and the same step where it was a fork."""
+    return launch(session, actor, request_id, **vars(rerun_order(session, run_id)))
+
+
+def rerun_order(session: Session, run_id: int) -> Order:
+    """What a run anew asks for."""
+    run = _trained(session, run_id)
+    origin = None
+    if run.parent_id is not None and run.fork_step is not None:
+        origin = Origin(run.parent_id, run.fork_step)
+    return Order(
+        project_id=run.project_id,
+        recipe=run.recipe,
+        time_limit=as_typed(run.time_limit),
+        gpus=run.gpus,
+        overrides=_typed(run.overrides),
+        allocation_id=still_spendable(session, run),
+        origin=origin,
+    )
+
+
+def prepare(
+    session: Session,
+    actor: Actor,
+    request_id: str,
+    *,
+    project_id: int,
+    recipe: str,
+    time_limit: str,
+    allocation_id: int | None = None,
+) -> Receipt:
+    """Queue a run on one device that prepares an accepted recipe's data, charged like any other."""
+    if session.scalars(select(Run.id).where(Run.request_id == request_id)).one_or_none() is None:
+        preparing.check(session, recipe)
+    return launch(
+        session,
+        actor,
+        request_id,
+        project_id=project_id,
+        recipe=recipe,
+        time_limit=time_limit,
+        allocation_id=allocation_id,
+        kind="prepare",
+    )
+
+
+def as_typed(seconds: int) -> str:
+    """A time limit as it is typed, in whole minutes rounded up."""
+    return f"{math.ceil(seconds / 60)}m"
+
+
+def check_count(pool: Pool, gpus: int) -> None:
+    """Raise InvalidError unless the pool has so many."""
+    if not 1 <= gpus <= pool.gpus:
+        raise InvalidError(f"The pool “{pool.name}” has {pool.gpus} GPUs; ask for 1 to {pool.gpus}.")
+
+
+def check_fit(config: TrainConfig, gpus: int) -> None:
+    """Raise InvalidError where the trainer's own check says that it would not run."""
+    refusal = dry_run.check(config, gpus=gpus).refusal
+    if refusal is not None:
+        raise InvalidError(refusal)
+
+
+def check_left(session: Session, allocation_id: int, gpus: int, seconds: int) -> None:
+    """Raise ConflictError unless the allocation can pay so many GPUs for so long."""
+    account = ledger.account(session, allocation_id)
+    if gpus * seconds > account.left:
+        cost, left = ledger.too_much(gpus * seconds, account.left)
+        raise ConflictError(f"It may cost {cost} GPU-hours, with {left} left: less time or fewer GPUs would fit.")
+
+
+def spendable(session: Session, project: Project, allocation_id: int | None) -> Allocation:
+    """The allocation that a run of the project is to draw on: the one named, or the newest approved one."""
+    if allocation_id is not None:
+        allocation = allocations.load(session, allocation_id)
+        if allocation.project_id != project.id:
+            raise NotFoundError(f"Allocation {allocation_id} is not one of “{project.title}”.")
+    else:
+        newest = session.scalars(
+            select(Allocation)
+            .where(Allocation.project_id == project.id)
+            .order_by(Allocation.state != AllocationState.APPROVED, Allocation.id.desc())
+        ).first()
+        if newest is None:
+            raise ConflictError("The project has no allocation yet: /allocation request asks for one.")
+        allocation = newest
+    if allocation.state != AllocationState.APPROVED:
+        raise ConflictError(f"Allocation {allocation.id} is {allocation.state}; a run needs an approved one.")
+    if allocation.until <= utcnow():
+        raise ConflictError(f"Allocation {allocation.id} ended on {allocation.until:%Y-%m-%d}; ask for a new one.")
+    return allocation
+
+
+def receipt(session: Session, run: Run) -> Receipt:
+    """What the rest of the run may cost, and what it will cost by earlier measurements."""
+    seconds = run.time_limit - run.used
+    estimate = estimates.estimate(session, run)
+    left = ledger.account(session, run.allocation_id).left
+    promised = _promised(session, run.allocation_id)
+    return Receipt(run.id, run.gpus * seconds, estimate.cost, left, promised, estimate.basis)
+
+
+def _promised(session: Session, allocation_id: int) -> int:
+    """GPU-seconds that queued runs of an allocation may cost."""
+    cost = func.sum(Run.gpus * (Run.time_limit - Run.used))
+    queued = (Run.allocation_id == allocation_id) & (Run.state == RunState.QUEUED)
+    return int(session.scalar(select(cost).where(queued)) or 0)
+
+
+def _trained(session: Session, run_id: int) -> Run:
+    run = load(session, run_id)
+    if run.kind != "train":
+        raise ConflictError(f"{what_it_is(run)}; only a run that trains can be run again.")
+    return run
+
+
+def still_spendable(session: Session, run: Run) -> int | None:
+    """The run's own allocation while it is good; None lets the newest one stand in."""
+    allocation = session.get_one(Allocation, run.allocation_id)
+    good = allocation.state == AllocationState.APPROVED and allocation.until > utcnow()
+    return allocation.id if good else None
+
+
+def _typed(overrides: dict[str, str]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in overrides.items())

@@ -1,0 +1,76 @@
+"""What can be told of a run's attempts: how each ended, and the last lines that its trainer wrote."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from broker.runs import runs
+from broker.runs.attempts import Attempt
+from broker.runs.runs import Run, RunState
+from projects import text
+from projects.settings import Settings
+
+MOST_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Tried:
+    """An attempt: where it stands, why it ended, and the GPU-seconds it was charged for and not refunded."""
+
+    token: int
+    state: str
+    host: str
+    spent: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Log:
+    """A run's attempts, the oldest first. `lines` are the last ones of the newest log; None where it is not here."""
+
+    run_id: int
+    attempts: Sequence[Tried]
+    lines: Sequence[str] | None
+    of_attempt: int = 0
+
+
+def read(session: Session, settings: Settings, run_id: int) -> Log:
+    """What is known of a run's attempts; raises NotFoundError. The log is looked for in this host's home."""
+    run = runs.load(session, run_id)
+    rows = session.scalars(select(Attempt).where(Attempt.run_id == run_id).order_by(Attempt.token)).all()
+    tried = [Tried(row.token, row.state, row.host, row.charged - row.refunded, _reason(run, row)) for row in rows]
+    folder = settings.runs_dir / str(run_id)
+    owner = folder / "owner"
+    try:
+        mine = owner.read_text() == run.request_id  # and not of a run of another database with the same number
+    except OSError:
+        mine = False
+    for attempt in reversed(tried) if mine else ():
+        lines = _tail(settings, folder / f"attempt-{attempt.token}" / "trainer.log")
+        if lines is not None:
+            return Log(run_id, tried, lines, attempt.token)
+    return Log(run_id, tried, None)
+
+
+def _reason(run: Run, attempt: Attempt) -> str:
+    """Why an attempt ended; of the one by which a run was paused or cancelled, who or what has asked for that."""
+    stopped = attempt.token == run.token and run.state in (RunState.PAUSED, RunState.CANCELLED)
+    return run.reason if stopped and attempt.reason else attempt.reason
+
+
+def _tail(settings: Settings, path: Path) -> list[str] | None:
+    """The last lines of a log, without what the terminal alone needs and without the host's own paths."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - MOST_BYTES))
+            data = file.read()
+    except OSError:
+        return None
+    said = data.decode("utf-8", "replace").replace("\r", "\n").replace(str(settings.home), "…")
+    lines = [f"{line[: len(line) - len(line.lstrip(' '))]}{text.cleaned(line)}" for line in said.splitlines()]
+    return [line for line in lines[1 if size > MOST_BYTES else 0 :] if line.strip()]

@@ -1,0 +1,76 @@
+"""Preparing the data of a catalogue's recipe: a queued, charged run whose folder later runs of that recipe train from.
+
+Each attempt writes a folder of its own below the home's `data/`; the one that its token still holds for when it is
+done is entered in the catalogue.
+"""
+
+from pathlib import Path
+
+import yaml
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from broker import catalogue
+from broker.catalogue import CatalogueEntry, Kind, State
+from broker.runs.runs import ENDED, Run
+from projects.errors import ConflictError, NotFoundError
+from projects.settings import Settings
+
+
+def check(session: Session, recipe: str) -> None:
+    """Raise unless the recipe is an accepted one of the catalogue whose data nobody has prepared or prepares now.
+
+    The entry stays locked, so that of two who ask at once one is refused.
+    """
+    if catalogue.is_ready(recipe):
+        raise ConflictError(f"“{recipe}” is built in, and its data are on every host: it needs no preparing.")
+    entry = _entry(session, recipe)
+    if entry is None:
+        listed = ", ".join(preparable(session)) or "none"
+        raise NotFoundError(f"“{recipe[:60]}” is no accepted recipe of the catalogue; those to prepare are: {listed}.")
+    if entry.prepared:
+        raise ConflictError(f"The data of “{recipe}” are prepared already; its runs use them.")
+    session.refresh(entry, with_for_update={"key_share": True})
+    under_way = select(Run.id).where(Run.kind == "prepare", Run.recipe == recipe, Run.state.not_in(ENDED))
+    if run_id := session.scalars(under_way.limit(1)).one_or_none():
+        raise ConflictError(f"Run {run_id} is preparing the data of “{recipe}”; let it end, or cancel it first.")
+
+
+def preparable(session: Session) -> list[str]:
+    """The names of the accepted recipes whose data nobody has prepared."""
+    recipe = (CatalogueEntry.kind == Kind.RECIPE) & (CatalogueEntry.state == State.ACCEPTED)
+    names = select(CatalogueEntry.name).where(recipe, CatalogueEntry.prepared == "")
+    return sorted(session.scalars(names))
+
+
+def folder(settings: Settings, run: Run) -> Path:
+    """Where the newest attempt of a preparing run writes."""
+    return settings.data_dir / _mark(run)
+
+
+def made(session: Session, run: Run) -> None:
+    """Enter what a preparing run has made in the catalogue, in the transaction that ends it."""
+    session.execute(update(CatalogueEntry).where(CatalogueEntry.name == run.recipe).values(prepared=_mark(run)))
+
+
+def using(settings: Settings, session: Session, run: Run) -> str:
+    """The run's configuration, which reads its recipe's prepared data where there are any."""
+    entry = _entry(session, run.recipe)
+    if entry is None or not entry.prepared:
+        return run.config
+    values = yaml.safe_load(run.config)
+    values["data"]["prepared"] = str(settings.data_dir / entry.prepared)
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+def _mark(run: Run) -> str:
+    return f"{run.recipe}/{run.id}-{run.token}"
+
+
+def _entry(session: Session, recipe: str) -> CatalogueEntry | None:
+    """The recipe's entry; one that is retired counts for the runs that it has left."""
+    return session.scalars(
+        select(CatalogueEntry).where(
+            CatalogueEntry.name == recipe, CatalogueEntry.state.in_((State.ACCEPTED, State.RETIRED))
+        )
+    ).one_or_none()

@@ -1,0 +1,307 @@
+"""Runs of the shared trainer: their rows, the table of their states, and how they are shown."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Literal
+
+from sqlalchemy import ForeignKey, select, update
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from broker import catalogue, publications
+from broker.allocations import ledger
+from broker.allocations.allocations import Allocation, AllocationState
+from broker.allocations.ledger import Account, Movement
+from broker.allocations.pools import Grant, Pool
+from broker.runs import series
+from projects.db.database import WORDS, Base, utcnow
+from projects.errors import ConflictError, NotFoundError
+from projects.lifecycle import Project
+from projects.people import Person
+from projects.record import record
+
+SAMPLE_TIME_LIMIT = 120
+DELAYED_AFTER = 5
+"""Tries after which a checkpoint that the Hub does not take is told of."""
+
+
+class RunState(StrEnum):
+    """Where a run stands."""
+
+    QUEUED = "queued"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    PAUSED = "paused"
+    FINISHED = "finished"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed out"
+
+
+ACTIVE = frozenset({RunState.QUEUED, RunState.STARTING, RunState.RUNNING, RunState.STOPPING})
+ENDED = frozenset(RunState) - ACTIVE - {RunState.PAUSED}
+TRANSITIONS: dict[RunState, frozenset[RunState]] = {
+    RunState.QUEUED: frozenset({RunState.STARTING, RunState.PAUSED, RunState.CANCELLED}),
+    RunState.STARTING: frozenset({RunState.RUNNING, RunState.STOPPING, RunState.QUEUED, RunState.FAILED}),
+    RunState.RUNNING: frozenset({RunState.STOPPING, RunState.QUEUED, *ENDED}),
+    RunState.STOPPING: ENDED | {RunState.PAUSED},
+    RunState.PAUSED: frozenset({RunState.QUEUED, RunState.CANCELLED}),
+    **dict.fromkeys(ENDED, frozenset()),
+}
+
+Kind = Literal["train", "sample", "prepare"]
+KINDS: dict[str, Kind] = {"train": "train", "sample": "sample", "prepare": "prepare"}
+
+
+class Run(Base):
+    """A run. `token` is the fencing token of its newest attempt: only the holder of that token may write for it.
+
+    `time_limit` and `used` are seconds: what all its attempts together may take, and what they have been charged for.
+    `parent_id` is the run that a sample is of, or that a fork goes on from at `fork_step`. One that is stopping becomes
+    `stops_as`; one that is `dry` is paused until its allocation can pay for it again. `prompt` is what a member wants
+    a sample to continue.
+    """
+
+    __tablename__ = "runs"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    request_id: Mapped[str] = mapped_column(unique=True)
+    kind: Mapped[str] = mapped_column(default="train")
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"))
+    allocation_id: Mapped[int] = mapped_column(ForeignKey("allocations.id"))
+    pool_id: Mapped[int] = mapped_column(ForeignKey("pools.id"))
+    requested_by: Mapped[int] = mapped_column(ForeignKey("people.id"))
+    parent_id: Mapped[int | None] = mapped_column(ForeignKey("runs.id"))
+    fork_step: Mapped[int | None]
+    recipe: Mapped[str]
+    overrides: Mapped[dict[str, str]]
+    config: Mapped[str]
+    total_steps: Mapped[int]
+    gpus: Mapped[int]
+    time_limit: Mapped[int]
+    used: Mapped[int] = mapped_column(default=0)
+    state: Mapped[str] = mapped_column(default=RunState.QUEUED, index=True)
+    reason: Mapped[str] = mapped_column(default="", info=WORDS)
+    stops_as: Mapped[str] = mapped_column(default=RunState.CANCELLED)
+    dry: Mapped[bool] = mapped_column(default=False)
+    token: Mapped[int] = mapped_column(default=0)
+    step: Mapped[int] = mapped_column(default=0)
+    tokens: Mapped[int] = mapped_column(default=0)
+    unigram_entropy: Mapped[float | None]
+    sample: Mapped[str] = mapped_column(default="", info=WORDS)
+    prompt: Mapped[str] = mapped_column(default="", info=WORDS)
+    queued_at: Mapped[datetime] = mapped_column(default=utcnow)
+    not_before: Mapped[datetime] = mapped_column(default=utcnow)
+    started_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+
+
+@dataclass(frozen=True)
+class CheckpointLink:
+    """A published checkpoint."""
+
+    step: int
+    url: str
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run as cards show it; GPU-seconds, seconds, tokens per second, nats per token."""
+
+    id: int
+    kind: Kind
+    project_id: int
+    project: str
+    recipe: str
+    overrides: Mapping[str, str]
+    pool: str
+    sponsor: str
+    gpus: int
+    time_limit: int
+    requested_by: str
+    state: RunState
+    reason: str
+    attempt: int
+    parent_id: int | None
+    step: int
+    total_steps: int
+    tokens: int
+    loss: float | None
+    rate: float | None
+    held_out: float | None
+    unigram_entropy: float | None
+    spent: int
+    account: Account
+    checkpoints: tuple[CheckpointLink, ...]
+    sample: str
+    started_at: datetime | None
+    ended_at: datetime | None
+    delayed: str = ""
+
+    @property
+    def eta(self) -> int | None:
+        """Seconds until the last step at the present rate, where both are known."""
+        if self.state != RunState.RUNNING or not self.rate or not self.step:
+            return None
+        return round(self.tokens / self.step * (self.total_steps - self.step) / self.rate)
+
+
+def what_it_is(run: Run) -> str:
+    """The beginning of a sentence that refuses what only a run that trains can do."""
+    if run.kind == "prepare":
+        return f"Run {run.id} prepares the data of “{run.recipe}”"
+    return f"Run {run.id} is a sample of run {run.parent_id}"
+
+
+def queue_sample(session: Session, parent: Run) -> int | None:
+    """Queue a sample of text from the run's last checkpoint, charged like a run; None where it cannot be paid for."""
+    allocation = session.get_one(Allocation, parent.allocation_id)
+    left = ledger.account(session, parent.allocation_id).left
+    if allocation.state != AllocationState.APPROVED or left < SAMPLE_TIME_LIMIT:
+        return None
+    sample = Run(
+        request_id=f"sample-{parent.id}",
+        kind="sample",
+        project_id=parent.project_id,
+        allocation_id=parent.allocation_id,
+        pool_id=parent.pool_id,
+        requested_by=parent.requested_by,
+        parent_id=parent.id,
+        recipe=parent.recipe,
+        overrides={},
+        config="",
+        total_steps=0,
+        gpus=1,
+        time_limit=SAMPLE_TIME_LIMIT,
+    )
+    session.add(sample)
+    session.flush()
+    tell(session, sample, "run.queued", recipe=parent.recipe, gpus=1, time_limit=SAMPLE_TIME_LIMIT)
+    return sample.id
+
+
+def load(session: Session, run_id: int) -> Run:
+    """The run's row; raises NotFoundError."""
+    run = session.get(Run, run_id)
+    if run is None:
+        raise NotFoundError(f"There is no run {run_id}.")
+    return run
+
+
+def view(session: Session, run_id: int) -> RunView:
+    """The run as cards show it; raises NotFoundError."""
+    run = load(session, run_id)
+    allocation = session.get_one(Allocation, run.allocation_id)
+    return RunView(
+        id=run.id,
+        kind=KINDS[run.kind],
+        project_id=run.project_id,
+        project=session.get_one(Project, run.project_id).title,
+        recipe=run.recipe,
+        overrides=run.overrides,
+        pool=session.get_one(Pool, run.pool_id).name,
+        sponsor="" if allocation.grant_id is None else session.get_one(Grant, allocation.grant_id).sponsor,
+        gpus=run.gpus,
+        time_limit=run.time_limit,
+        requested_by=session.get_one(Person, run.requested_by).name,
+        state=RunState(run.state),
+        reason=run.reason,
+        attempt=run.token,
+        parent_id=run.parent_id,
+        step=run.step,
+        total_steps=run.total_steps,
+        tokens=run.tokens,
+        loss=series.newest(session, run.id, "loss"),
+        rate=series.newest(session, run.id, "tokens_per_second"),
+        held_out=series.newest(session, run.id, "held_out"),
+        unigram_entropy=run.unigram_entropy,
+        spent=spent(session, run.id),
+        account=ledger.account(session, run.allocation_id),
+        checkpoints=tuple(CheckpointLink(step, url) for step, url in publications.links(session, run.id)),
+        sample=run.sample,
+        started_at=run.started_at,
+        ended_at=run.ended_at,
+        delayed=publications.delayed(session, run.id, after=DELAYED_AFTER),
+    )
+
+
+def spent(session: Session, run_id: int) -> int:
+    """GPU-seconds that the run has been charged for and were not refunded."""
+    sums = ledger.totals(session, run_id=run_id)
+    return sums[Movement.CHARGE] - sums[Movement.REFUND]
+
+
+def of_project(session: Session, project_id: int, *, kind: Kind | None = None, limit: int = 25) -> Sequence[RunView]:
+    """The project's runs, of one kind or all, the newest first."""
+    query = select(Run.id).where(Run.project_id == project_id).order_by(Run.id.desc()).limit(limit)
+    if kind is not None:
+        query = query.where(Run.kind == kind)
+    ids = session.scalars(query).all()
+    return [view(session, run_id) for run_id in ids]
+
+
+def newest(
+    session: Session,
+    project_id: int | None = None,
+    *,
+    states: Collection[RunState] = tuple(RunState),
+    kept: bool = False,
+    limit: int = 100,
+) -> Sequence[tuple[int, str, str]]:
+    """Number, recipe and state of the newest runs that train, of a project or of all, in these states.
+
+    `kept`: only those with a checkpoint on this disk.
+    """
+    query = select(Run.id, Run.recipe, Run.state).where(Run.kind == "train", Run.state.in_(states))
+    if project_id is not None:
+        query = query.where(Run.project_id == project_id)
+    if kept:
+        query = query.where(Run.id.in_(publications.runs_kept()))
+    rows = session.execute(query.order_by(Run.id.desc()).limit(limit))
+    return [(number, recipe, state) for number, recipe, state in rows]
+
+
+def recipes(session: Session) -> list[str]:
+    """The names of the recipes that runs can be launched from."""
+    return catalogue.recipes(session)
+
+
+def in_motion(session: Session) -> Mapping[int, set[int]]:
+    """The runs that have not ended, by their project."""
+    projects: dict[int, set[int]] = {}
+    for run_id, project_id in session.execute(select(Run.id, Run.project_id).where(Run.state.in_(ACTIVE))):
+        projects.setdefault(project_id, set()).add(run_id)
+    return projects
+
+
+def move(session: Session, run: Run, to: RunState, **values: object) -> None:
+    """Take one of the table's transitions, guarded by the state and the token that the caller has seen."""
+    if to not in TRANSITIONS[RunState(run.state)]:
+        raise ConflictError(f"Run {run.id} is {run.state} and cannot become {to}.")
+    session.flush()
+    moved = session.execute(
+        update(Run)
+        .where(Run.id == run.id, Run.state == run.state, Run.token == run.token)
+        .values(state=to, **values)
+        .returning(Run.id)
+    ).one_or_none()
+    if moved is None:
+        raise ConflictError(f"Run {run.id} has just changed; look again.")
+    session.refresh(run)
+
+
+def tell(session: Session, run: Run, kind: str, *, by: Person | None = None, why: str = "", **told: object) -> None:
+    """Append an entry about the run to its project's record.
+
+    A sample is told as part of the run it samples from, a preparation with the recipe that it `prepares`.
+    """
+    about: dict[str, int | None] = {"run": run.id, "attempt": run.token}
+    if run.kind == "sample":
+        about |= {"run": run.parent_id, "sample": run.id}
+        if run.prompt:
+            told["prompt"] = run.prompt
+    elif run.kind == "prepare":
+        told["prepares"] = run.recipe
+    record.append(session, record.project_stream(run.project_id), kind, by=by, why=why, **about, **told)

@@ -1,0 +1,83 @@
+"""What a run measures as it goes: loss, rate and the like, thinned to a bounded number of points a series."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import ForeignKey, delete, func, select
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from projects.db.database import Base
+
+MOST_POINTS = 2000
+BUCKETS = 500
+
+
+class Point(Base):
+    """One measured value at a step; of two attempts' values for a step the later one stands."""
+
+    __tablename__ = "points"
+
+    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    series: Mapped[str] = mapped_column(primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True)
+    tokens: Mapped[int]
+    value: Mapped[float]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A value of a series, at a step after `tokens` tokens."""
+
+    series: str
+    step: int
+    tokens: int
+    value: float
+
+
+def add(session: Session, run_id: int, points: Iterable[Measured]) -> None:
+    """Add a batch in place of what stood at its steps and between, and thin the series that grow past their bound."""
+    newest = {(point.series, point.step): point for point in points}
+    for name in {series for series, _ in newest}:
+        batch = sorted((point for (series, _), point in newest.items() if series == name), key=lambda p: p.step)
+        between = Point.step.between(batch[0].step, batch[-1].step)
+        session.execute(delete(Point).where(Point.run_id == run_id, Point.series == name, between))
+        if len(batch) > MOST_POINTS:
+            batch = keep(batch)
+        session.add_all(Point(run_id=run_id, series=name, step=p.step, tokens=p.tokens, value=p.value) for p in batch)
+        session.flush()
+        count = session.scalar(select(func.count()).where(Point.run_id == run_id, Point.series == name)) or 0
+        if count > MOST_POINTS:
+            _thin(session, run_id, name)
+
+
+def read(session: Session, run_id: int, series: str) -> Sequence[Measured]:
+    """A series in the order of its steps."""
+    rows = session.scalars(select(Point).where(Point.run_id == run_id, Point.series == series).order_by(Point.step))
+    return [Measured(series, row.step, row.tokens, row.value) for row in rows]
+
+
+def newest(session: Session, run_id: int, series: str) -> float | None:
+    """The value at the highest step, if there is one."""
+    return session.scalars(
+        select(Point.value).where(Point.run_id == run_id, Point.series == series).order_by(Point.step.desc()).limit(1)
+    ).one_or_none()
+
+
+def keep(points: Sequence[Measured], buckets: int = BUCKETS) -> list[Measured]:
+    """The two ends and, of each of `buckets` equal spans of steps, the lowest and the highest point."""
+    first, last = points[0], points[-1]
+    kept = {first.step: first, last.step: last}
+    spans: dict[int, list[Measured]] = {}
+    for point in points:
+        spans.setdefault((point.step - first.step) * buckets // (last.step - first.step + 1), []).append(point)
+    for span in spans.values():
+        for point in (min(span, key=lambda p: p.value), max(span, key=lambda p: p.value)):
+            kept[point.step] = point
+    return [kept[step] for step in sorted(kept)]
+
+
+def _thin(session: Session, run_id: int, series: str) -> None:
+    kept = keep(read(session, run_id, series))
+    session.execute(delete(Point).where(Point.run_id == run_id, Point.series == series))
+    session.add_all(Point(run_id=run_id, series=series, step=p.step, tokens=p.tokens, value=p.value) for p in kept)
+    session.flush()

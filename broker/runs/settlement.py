@@ -1,0 +1,170 @@
+"""How attempts end and runs go on: settled, lost or withdrawn; then over, paused, or queued again from a checkpoint."""
+
+from datetime import datetime, timedelta
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from broker.allocations import allocations, ledger
+from broker.runs import attempts, preparing, runs
+from broker.runs.attempts import OPEN, Attempt, AttemptState, Ending, Progress
+from broker.runs.runs import ENDED, Run, RunState
+from projects.db.database import utcnow
+from projects.people import Person
+
+EXTENDED = "it was extended while it stopped for its time limit, and goes on from its checkpoint"
+
+
+def withdraw(session: Session, run_id: int, token: int) -> None:
+    """End an attempt whose run was stopped before a worker claimed it; raises StaleError where one just has."""
+    attempts.guarded(
+        session, run_id, token, (AttemptState.ADMITTED,), state=AttemptState.ENDED, reason="it was not claimed"
+    )
+    run = runs.load(session, run_id)
+    ledger.release(session, run.allocation_id, run_id, token)
+    _stop(session, run)
+
+
+def settle(
+    session: Session,
+    run_id: int,
+    token: int,
+    elapsed: float,
+    progress: Progress,
+    ending: Ending,
+    most: int,
+    *,
+    generation: int = 1,
+) -> None:
+    """End the attempt: the last charge and progress, the rest of the reservation given back, the run moved on.
+
+    A run fails for good after `most` failed attempts; one that was stopped from outside is none. A fault of the
+    infrastructure refunds what no checkpoint stands for; a signal that ends what was told to stop is none. Raises
+    StaleError.
+    """
+    attempt = attempts.guarded(
+        session,
+        run_id,
+        token,
+        (AttemptState.CLAIMED, AttemptState.RUNNING),
+        generation=generation,
+        state=AttemptState.ENDED,
+        lease_until=None,
+        reason=ending.reason,
+        metrics_read=progress.metrics_read,
+        events_read=progress.events_read,
+    )
+    run = runs.load(session, run_id)
+    attempts.charge(session, run, attempt, elapsed)
+    attempts.keep(session, run, progress, attempt)
+    ledger.release(session, run.allocation_id, run_id, token)
+    if ending.fault and run.state != RunState.STOPPING:
+        _refund(session, run, attempt, ending.reason)
+    if ending.status == 0:
+        _end(session, run, RunState.FINISHED, ending.reason, sample=ending.sample)
+        if run.kind == "train":
+            runs.queue_sample(session, run)
+        elif run.kind == "prepare":
+            preparing.made(session, run)
+    elif run.state == RunState.STOPPING:
+        pausing = run.stops_as == RunState.PAUSED
+        if ending.status > 0 and ending.status != 75 and not (pausing and ending.transient):
+            _end(session, run, RunState.FAILED, ending.reason)
+        else:
+            _stop(session, run)
+    elif ending.timed_out and attempts.remaining(session, run) >= 1:
+        _retry(session, run, EXTENDED, utcnow(), most)
+    elif ending.timed_out:
+        _end(session, run, RunState.TIMED_OUT, "it reached its time limit")
+    elif ending.status == 75:
+        _retry(session, run, ending.reason, utcnow(), most)
+    elif ending.transient or ending.status < 0:
+        attempt.failed = True
+        _retry(session, run, ending.reason, utcnow(), most)
+    else:
+        _end(session, run, RunState.FAILED, ending.reason)
+
+
+def lose(session: Session, attempt: Attempt, *, grace_seconds: float, most: int) -> bool:
+    """Give up an attempt whose lease has run out; its place is held until its trainer must surely have stopped.
+
+    False where it was renewed or ended at the last moment.
+    """
+    attempts.lock(session, attempt.run_id)
+    if attempt.lease_until is None:
+        return False
+    stopped_by = attempt.lease_until + timedelta(seconds=grace_seconds)
+    reason = "its supervisor stopped renewing the lease"
+    lost = session.execute(
+        update(Attempt)
+        .where(
+            Attempt.run_id == attempt.run_id,
+            Attempt.token == attempt.token,
+            Attempt.state.in_(OPEN),
+            Attempt.lease_until == attempt.lease_until,
+            Attempt.lease_until < utcnow(),
+        )
+        .values(state=AttemptState.LOST, failed=True, reason=reason, lease_until=stopped_by)
+        .returning(Attempt.token)
+    ).one_or_none()
+    if lost is None:
+        return False
+    run = runs.load(session, attempt.run_id)
+    ledger.release(session, run.allocation_id, run.id, attempt.token)
+    _refund(session, run, session.get_one(Attempt, (run.id, attempt.token)), reason)
+    if run.state == RunState.STOPPING:
+        _stop(session, run, not_before=stopped_by)
+    else:
+        _retry(session, run, reason, stopped_by, most)
+    return True
+
+
+def _refund(session: Session, run: Run, attempt: Attempt, why: str) -> None:
+    """Give back what the attempt was charged for since its last whole checkpoint, and the time with it."""
+    seconds = attempt.charged - attempt.charged_at_checkpoint
+    if seconds <= 0:
+        return
+    ledger.refund(session, run.allocation_id, run.id, attempt.token, seconds, why)
+    attempt.refunded = seconds
+    run.used -= seconds // run.gpus
+    session.flush()
+    runs.tell(session, run, "run.refunded", why=why, seconds=seconds)
+
+
+def _retry(session: Session, run: Run, reason: str, not_before: datetime, most: int) -> None:
+    session.flush()
+    failed = session.scalar(select(func.count()).where(Attempt.run_id == run.id, Attempt.failed)) or 0
+    if failed >= most:
+        _end(session, run, RunState.FAILED, f"{failed} attempts failed; the last one: {reason}")
+        return
+    if attempts.remaining(session, run) < 1:
+        _end(session, run, RunState.TIMED_OUT, "it reached its time limit")
+        return
+    pays = allocations.successor(session, run.allocation_id)
+    runs.move(session, run, RunState.QUEUED, reason=reason, not_before=not_before, allocation_id=pays)
+    runs.tell(session, run, "run.requeued", why=reason)
+
+
+def _stop(session: Session, run: Run, **values: object) -> None:
+    """Bring a run that was asked to stop to where that was to take it."""
+    if run.stops_as == RunState.PAUSED:
+        pays = allocations.successor(session, run.allocation_id)
+        runs.move(session, run, RunState.PAUSED, allocation_id=pays, **values)
+        tell_paused(session, run)
+    else:
+        _end(session, run, RunState.CANCELLED, run.reason)
+
+
+def tell_paused(session: Session, run: Run, *, by: Person | None = None) -> None:
+    """Append the entry of a run that has come to be paused."""
+    spent = runs.spent(session, run.id)
+    runs.tell(session, run, "run.paused", by=by, why=run.reason, step=run.step, spent=spent)
+
+
+def _end(session: Session, run: Run, to: RunState, reason: str, *, sample: str = "") -> None:
+    if to not in ENDED:
+        raise ValueError(f"{to} is not an end")
+    runs.move(session, run, to, reason=reason, ended_at=utcnow(), sample=sample)
+    spent = runs.spent(session, run.id)
+    kind = {RunState.TIMED_OUT: "run.timed_out"}.get(to, f"run.{to}")
+    runs.tell(session, run, kind, why=reason, step=run.step, spent=spent, text=sample)

@@ -1,0 +1,307 @@
+"""Which runs start now, when the others are expected to, and what each waits for: plain values in and out.
+
+Runs of a pool are taken in turn by fair-share. Each is given the first time when all its GPUs and a place under the
+limits are free for as long as it may take, and what it is given nobody after it can take: a run starts early only
+where that delays no higher one (conservative backfill).
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import NamedTuple, TypeVar
+
+from broker.allocations import ledger
+from broker.scheduling.fairshare import Turns
+from broker.scheduling.timeline import Timeline
+
+SOONEST = 1.0
+"""Seconds until what is held now is free at the earliest, however long overdue."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many runs may be under way at once, of a project and of a person."""
+
+    most_running_a_project: int = 100
+    most_running_a_person: int = 100
+
+
+class PoolRow(NamedTuple):
+    """A pool; on one of Slurm's, Stoa hands out places to submit in, and Slurm its GPUs."""
+
+    id: int
+    name: str
+    gpus: int
+    slurm: bool
+    price_weight: float
+    most_submitted: int = 4
+
+
+class Waiting(NamedTuple):
+    """A queued run. `seconds` is what is left of its time limit, `not_before` None where it may start at once.
+
+    One of a project that is `paused` keeps its place, and does not start.
+    """
+
+    id: int
+    project_id: int
+    person_id: int
+    allocation_id: int
+    pool_id: int
+    gpus: int
+    seconds: int
+    queued_at: datetime
+    not_before: datetime | None
+    paused: bool = False
+
+    @property
+    def cost(self) -> int:
+        """GPU-seconds that its admission reserves."""
+        return self.gpus * self.seconds
+
+
+class Held(NamedTuple):
+    """What an attempt holds: its devices for `seconds` more at most, and a place under the limits where it is `open`.
+
+    One that is not was lost: its trainer may still be stopping.
+    """
+
+    run_id: int
+    pool_id: int
+    project_id: int
+    person_id: int
+    devices: tuple[int, ...]
+    seconds: float
+    open: bool
+
+
+Row = TypeVar("Row", Waiting, Held)
+
+
+class Purse(NamedTuple):
+    """What an allocation has left and has reserved, in GPU-seconds, and when it ended, if it has."""
+
+    left: int
+    reserved: int
+    ended: datetime | None
+
+
+@dataclass(frozen=True)
+class QueueState:
+    """All that a plan depends on, at one moment: `usage` by project is decayed and weighted."""
+
+    now: datetime
+    pools: Sequence[PoolRow] = ()
+    waiting: Sequence[Waiting] = ()
+    held: Sequence[Held] = ()
+    purses: Mapping[int, Purse] = field(default_factory=dict)
+    usage: Mapping[int, float] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
+
+
+class Hold(StrEnum):
+    """What a run waits for."""
+
+    PAUSED = "paused"
+    HOURS = "hours"
+    EARLIER_ATTEMPT = "earlier attempt"
+    PROJECT_LIMIT = "project limit"
+    PERSON_LIMIT = "person limit"
+    GPUS = "gpus"
+    BEHIND = "behind"
+
+
+class Decision(NamedTuple):
+    """That a queued run starts now, on these devices of its pool; none of a Slurm pool."""
+
+    run_id: int
+    devices: tuple[int, ...]
+
+
+class Placed(NamedTuple):
+    """A run's place in its pool's queue, from 1. `start` is in seconds from now: 0 now, ∞ not known.
+
+    `hold` is None for what starts now; `free` is how many GPUs (or GPU-seconds, for HOURS) there were for it.
+    """
+
+    run: Waiting
+    place: int
+    start: float
+    hold: Hold | None
+    free: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What starts now, the order of each pool's queue, and the queued runs that can never start, with the reason."""
+
+    starts: Sequence[Decision]
+    queues: Mapping[int, Sequence[Placed]]
+    refusals: Mapping[int, str]
+
+    def expected(self, placed: Placed, now: datetime) -> datetime | None:
+        """When a run is expected to start, should all others take as long as they may; None where nobody knows."""
+        return None if placed.start == math.inf else now + timedelta(seconds=placed.start)
+
+
+def plan(state: QueueState) -> Plan:
+    """Decide for all pools, one after the other; what starts in one counts as used in the next."""
+    return _Planner(state).plan({})
+
+
+def blocker(state: QueueState, planned: Plan, placed: Placed) -> int | None:
+    """The first higher run that would start later if `placed` started now; None where none would."""
+    run = placed.run
+    stand_ins = tuple(range(-run.gpus, 0))
+    at_once = Held(run.id, run.pool_id, run.project_id, run.person_id, stand_ins, float(run.seconds), True)
+    orders = {
+        pool_id: [other.run for other in queue if other.run.id != run.id] for pool_id, queue in planned.queues.items()
+    }
+    replanned = _Planner(state, at_once).plan(orders)
+    for pool_id, queue in planned.queues.items():
+        for before, after in zip(queue, replanned.queues[pool_id], strict=False):
+            if before.run.id == run.id:
+                return None
+            if after.start > before.start:
+                return before.run.id
+    return None
+
+
+def hopeless(state: QueueState) -> dict[int, str]:
+    """Queued runs that can never start as things stand, each with the reason."""
+    found: dict[int, str] = {}
+    for run in state.waiting:
+        purse = state.purses[run.allocation_id]
+        if purse.ended:
+            found[run.id] = f"its allocation ended on {purse.ended:%Y-%m-%d}"
+        elif run.cost > purse.left and not purse.reserved:
+            needed, left = ledger.too_much(run.cost, purse.left)
+            found[run.id] = f"it may cost {needed} GPU-hours and its allocation has {left} left"
+    return found
+
+
+class _Planner:
+    """One plan in the making."""
+
+    def __init__(self, state: QueueState, also: Held | None = None) -> None:
+        self.state = state
+        self.usage = defaultdict(float, state.usage)
+        self.left = {allocation_id: purse.left for allocation_id, purse in state.purses.items()}
+        self.held = [*state.held, also] if also else state.held
+        self.starts: list[Decision] = []
+        self.of_pool = _by_pool(self.held)
+        self.projects = self._bounded(state.limits.most_running_a_project, "project_id")
+        self.people = self._bounded(state.limits.most_running_a_person, "person_id")
+
+    def plan(self, orders: Mapping[int, Sequence[Waiting]]) -> Plan:
+        """In the order of fair-share, or in the one given."""
+        refusals = hopeless(self.state)
+        waiting = _by_pool([run for run in self.state.waiting if run.id not in refusals])
+        queues = {pool.id: self._pool(pool, waiting[pool.id], orders.get(pool.id)) for pool in self.state.pools}
+        return Plan(self.starts, queues, refusals)
+
+    def _pool(self, pool: PoolRow, waiting: Sequence[Waiting], order: Sequence[Waiting] | None) -> list[Placed]:
+        held = self.of_pool[pool.id]
+        taken = {device for one in held for device in one.devices}
+        devices = [device for device in range(pool.gpus) if device not in taken]
+        gpus = Timeline(pool.most_submitted if pool.slurm else pool.gpus)
+        for one in held:
+            gpus.take(1 if pool.slurm else len(one.devices), 0.0, max(one.seconds, SOONEST))
+        queue: list[Placed] = []
+        if order is not None:
+            for run in order:
+                queue.append(self._place(pool, run, len(queue) + 1, gpus, devices))
+            return queue
+        by_id = {run.id: run for run in waiting}
+        turns = Turns(_by_project(waiting), self.usage)
+        while turns:
+            placed = self._place(pool, by_id[turns.take()], len(queue) + 1, gpus, devices)
+            turns.done(0.0 if placed.hold in (Hold.HOURS, Hold.PAUSED) else placed.run.cost * pool.price_weight)
+            queue.append(placed)
+        for placed in queue:
+            if placed.hold is None:
+                self.usage[placed.run.project_id] += placed.run.cost * pool.price_weight
+        return queue
+
+    def _place(self, pool: PoolRow, run: Waiting, place: int, gpus: Timeline, devices: list[int]) -> Placed:
+        """Give a run its time; what waits for its project or its allocation's hours has none, and holds up nobody."""
+        if run.paused:
+            return Placed(run, place, math.inf, Hold.PAUSED, 0)
+        left = self.left[run.allocation_id]
+        if run.cost > left:
+            return Placed(run, place, math.inf, Hold.HOURS, left)
+        self.left[run.allocation_id] = left - run.cost
+        needed = [(gpus, 1 if pool.slurm else run.gpus)]
+        needed += [(line, 1) for line in (self.projects.get(run.project_id), self.people.get(run.person_id)) if line]
+        free = gpus.now
+        after = max(0.0, (run.not_before - self.state.now).total_seconds()) if run.not_before else 0.0
+        start = _earliest(needed, run.seconds, after)
+        hold = None if start == 0 else self._hold(run, after, needed[0])
+        if start < math.inf:
+            for line, count in needed:
+                line.take(count, start, start + run.seconds)
+        if hold is None:
+            count = 0 if pool.slurm else run.gpus
+            self.starts.append(Decision(run.id, tuple(devices[:count])))
+            del devices[:count]
+        return Placed(run, place, start, hold, free)
+
+    def _hold(self, run: Waiting, after: float, gpus: tuple[Timeline, int]) -> Hold:
+        if after > 0:
+            return Hold.EARLIER_ATTEMPT
+        project, person = self.projects.get(run.project_id), self.people.get(run.person_id)
+        if project and project.now < 1:
+            return Hold.PROJECT_LIMIT
+        if person and person.now < 1:
+            return Hold.PERSON_LIMIT
+        return Hold.GPUS if gpus[0].now < gpus[1] else Hold.BEHIND
+
+    def _bounded(self, most: int, whose: str) -> dict[int, Timeline]:
+        """The places under a limit, of those only who could reach it."""
+        running: defaultdict[int, list[float]] = defaultdict(list)
+        counts: defaultdict[int, int] = defaultdict(int)
+        for one in self.held:
+            if one.open:
+                running[getattr(one, whose)].append(one.seconds)
+        for run in self.state.waiting:
+            counts[getattr(run, whose)] += 1
+        lines: dict[int, Timeline] = {}
+        for who, count in counts.items():
+            if count + len(running[who]) > most:
+                lines[who] = Timeline(most)
+                for seconds in running[who]:
+                    lines[who].take(1, 0.0, max(seconds, SOONEST))
+        return lines
+
+
+def _earliest(needed: Sequence[tuple[Timeline, int]], seconds: float, after: float) -> float:
+    """The first time when everything that is needed is free at once."""
+    if len(needed) == 1:
+        return needed[0][0].earliest(needed[0][1], seconds, after)
+    while True:
+        start = after
+        for line, count in needed:
+            start = line.earliest(count, seconds, start)
+        if start in (after, math.inf):
+            return start
+        after = start
+
+
+def _by_pool(rows: Sequence[Row]) -> defaultdict[int, list[Row]]:
+    pools: defaultdict[int, list[Row]] = defaultdict(list)
+    for row in rows:
+        pools[row.pool_id].append(row)
+    return pools
+
+
+def _by_project(waiting: Sequence[Waiting]) -> dict[int, list[tuple[float, int]]]:
+    """Each project's queue, the oldest first."""
+    queues: dict[int, list[tuple[float, int]]] = {}
+    for run in waiting:
+        queues.setdefault(run.project_id, []).append((run.queued_at.timestamp(), run.id))
+    for queue in queues.values():
+        queue.sort()
+    return queues

@@ -1,0 +1,183 @@
+"""The scheduler: lets leases run out, picks queued runs by fair share, and rings the queue's doorbells.
+
+The database is the truth. What is decided here is written first and rung after; a doorbell that was lost is rung again.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+import structlog
+from kombu.exceptions import OperationalError
+from sqlalchemy import func, select
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from broker.allocations.pools import Launcher, Pool
+from broker.publishing import disk, publisher
+from broker.reviews import expiry
+from broker.runners import reaper
+from broker.runs import attempts, control, runs, settlement
+from broker.runs.attempts import OPEN, Attempt, StaleError
+from broker.runs.runs import Run
+from broker.scheduling import backfill, snapshot, tasks, usage
+from broker.scheduling.backfill import Decision, Limits
+from projects import health, lifecycle
+from projects.db.database import Database, utcnow
+from projects.errors import ConflictError
+from projects.lifecycle import Project
+from projects.settings import Settings
+
+RING_AGAIN_SECONDS = 5.0
+
+log = structlog.get_logger()
+
+
+def admit(session: Session, decision: Decision, limits: Limits) -> int:
+    """Take a run for its devices, in a short transaction of its own. Returns the attempt's token.
+
+    Raises ConflictError where what the plan counted on has meanwhile been taken. Two schedulers may have planned on
+    different moments: the pools' rows let one of them admit at a time, so that none of the limits is ever passed.
+    """
+    session.execute(select(Pool.id).order_by(Pool.id).with_for_update(key_share=True)).all()
+    run = runs.load(session, decision.run_id)
+    project = session.get_one(Project, run.project_id)
+    if not lifecycle.may_compute(project):
+        raise ConflictError(f"“{project.title}” is {project.stage}; nothing of it starts.")
+    pool = session.get_one(Pool, run.pool_id)
+    counted = [(Run.project_id == run.project_id, limits.most_running_a_project, "of its project")]
+    counted.append((Run.requested_by == run.requested_by, limits.most_running_a_person, "of who launched it"))
+    if pool.launcher == Launcher.SLURM:
+        counted.append((Run.pool_id == run.pool_id, pool.most_submitted, "submitted to its pool"))
+    for whose, most, words in counted:
+        held = Attempt.state.in_(OPEN)
+        under_way = session.scalar(select(func.count()).join_from(Attempt, Run).where(held, whose)) or 0
+        if under_way >= most:
+            raise ConflictError(f"{under_way} runs {words} are under way already, the most there may be.")
+    return attempts.admit(session, run.id, decision.devices)
+
+
+class Scheduler:
+    """One round after another; two schedulers at once do no harm, since every write is guarded."""
+
+    def __init__(self, settings: Settings, db: Database) -> None:
+        self.settings = settings
+        self.db = db
+        self.rung: dict[int, tuple[int, float]] = {}
+        self.heirs: dict[tuple[int, int], float] = {}
+        self.reaped_at = time.monotonic()
+
+    def run_forever(self) -> None:
+        """Go round until the process is ended."""
+        while True:
+            try:
+                self.round()
+                health.beat(self.settings, "scheduler")
+            except DBAPIError as error:
+                log.warning("the database could not be reached; trying again", error=str(error.orig))
+            except OSError as error:
+                log.warning("the disk could not be used; trying again", error=str(error))
+            time.sleep(self.settings.tick_seconds)
+
+    def round(self) -> None:
+        """Give up what is lost or cannot be, admit what fits, and ring for all that waits to be claimed."""
+        self._give_up_lost()
+        self._withdraw_cancelled()
+        expiry.tend(self.db, utcnow())
+        self._add_usage()
+        self._revive()
+        with self.db.read() as session:
+            state = snapshot.load(session)
+        planned = backfill.plan(state)
+        for run_id in planned.refusals:
+            with suppress(ConflictError), self.db.write() as session:
+                control.run_dry(session, run_id)
+        room = disk.admits(self.settings, self.db)
+        if not room:
+            disk.tidy(self.settings, self.db)
+        for decision in planned.starts if room else ():
+            self._admit(decision, state.limits)
+        self._ring()
+        if time.monotonic() - self.reaped_at > reaper.EVERY_SECONDS:
+            reaper.reap(self.settings, self.db)
+            self.reaped_at = time.monotonic()
+
+    def _give_up_lost(self) -> None:
+        with self.db.read() as session:
+            candidates = attempts.expired(session)
+        for attempt in candidates:
+            lost = False
+            with suppress(ConflictError), self.db.write() as session:
+                lost = settlement.lose(
+                    session, attempt, grace_seconds=self.settings.stop_grace_seconds, most=self.settings.max_attempts
+                )
+            if lost:
+                log.warning("an attempt was lost", run=attempt.run_id, token=attempt.token)
+
+    def _withdraw_cancelled(self) -> None:
+        with self.db.read() as session:
+            candidates = attempts.cancelled_unclaimed(session)
+        for attempt in candidates:
+            with suppress(StaleError), self.db.write() as session:
+                settlement.withdraw(session, attempt.run_id, attempt.token)
+
+    def _add_usage(self) -> None:
+        with self.db.read() as session:
+            if not usage.any_ended(session):
+                return
+        with self.db.write() as session:
+            usage.add_ended(session)
+
+    def _revive(self) -> None:
+        """Queue again what was paused because nobody could pay for it, where somebody can."""
+        with self.db.read() as session:
+            revivable = control.revivable(session)
+        for run_id in revivable:
+            with suppress(ConflictError), self.db.write() as session:
+                control.revive(session, run_id)
+
+    def _admit(self, decision: Decision, limits: Limits) -> None:
+        try:
+            with self.db.write() as session:
+                token = admit(session, decision, limits)
+        except ConflictError as conflict:
+            log.info("not admitted", run=decision.run_id, why=str(conflict))
+        else:
+            log.info("admitted", run=decision.run_id, token=token, devices=decision.devices)
+
+    def _ring(self) -> None:
+        with self.db.read() as session:
+            unclaimed = attempts.unclaimed(session, since_seconds=RING_AGAIN_SECONDS)
+            unpublished = publisher.waiting(session)
+            unsupervised = attempts.unsupervised(session, lease_seconds=self.settings.lease_seconds)
+        try:
+            self._ring_heirs(unsupervised)
+            for attempt in unclaimed:
+                tasks.ring_start(attempt.run_id, attempt.token)
+                with self.db.write() as session:
+                    attempts.rung(session, attempt.run_id, attempt.token)
+            self._ring_publishers(unpublished)
+        except OperationalError as error:
+            log.warning("the queue could not be reached; ringing again later", error=str(error))
+
+    def _ring_heirs(self, unsupervised: Sequence[Attempt]) -> None:
+        """Ring for another supervisor, and again only after it must have come: each ring starts a process."""
+        before, self.heirs = self.heirs, {}
+        for attempt in unsupervised:
+            key = (attempt.run_id, attempt.token)
+            at = before.get(key, -math.inf)
+            if time.monotonic() - at > self.settings.lease_seconds / 3:
+                tasks.ring_take_over(*key)
+                at = time.monotonic()
+            self.heirs[key] = at
+
+    def _ring_publishers(self, unpublished: Sequence[tuple[int, int]]) -> None:
+        """Ring at once for a checkpoint that has just come to be next, and now and then for one that stays so."""
+        before, self.rung = self.rung, {}
+        for run_id, step in unpublished:
+            known, at = before.get(run_id, (-1, 0.0))
+            if step != known or time.monotonic() - at > RING_AGAIN_SECONDS:
+                tasks.ring_publish(run_id)
+                at = time.monotonic()
+            self.rung[run_id] = (step, at)

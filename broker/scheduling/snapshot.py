@@ -1,0 +1,130 @@
+"""The queue's state at one moment, read by a few queries whose number does not grow with the queue."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+
+from sqlalchemy import case, select
+from sqlalchemy.orm import Session
+
+from broker.allocations.allocations import Allocation
+from broker.allocations.ledger import Balance, LedgerRow, Movement
+from broker.allocations.pools import Launcher, Pool
+from broker.runs.attempts import OPEN, Attempt, AttemptState
+from broker.runs.runs import Run, RunState
+from broker.scheduling import usage
+from broker.scheduling.backfill import Held, Limits, PoolRow, Purse, QueueState, Waiting
+from broker.scheduling.fairshare import decayed
+from projects import policies
+from projects.db.database import utcnow
+from projects.lifecycle import Project, Stage
+
+
+def load(session: Session, limits: Limits | None = None) -> QueueState:
+    """All that a plan of this moment depends on."""
+    now = utcnow()
+    rows = session.execute(
+        select(
+            Pool.id, Pool.name, Pool.gpus, Pool.launcher == Launcher.SLURM, Pool.price_weight, Pool.most_submitted
+        ).order_by(Pool.id)
+    )
+    pools = [PoolRow._make(row) for row in rows]
+    waiting = _waiting(session, now)
+    held, used = _attempts(session, now, {pool.id: pool.price_weight for pool in pools})
+    return QueueState(
+        now=now,
+        pools=pools,
+        waiting=waiting,
+        held=held,
+        purses=_purses(session, now),
+        usage=used,
+        limits=limits or bounds(session),
+    )
+
+
+def bounds(session: Session) -> Limits:
+    """As the operator's policies have them now."""
+    now = policies.current(session)
+    return Limits(now.most_running_a_project, now.most_running_a_person)
+
+
+def _waiting(session: Session, now: datetime) -> list[Waiting]:
+    """The queued runs, with what no attempt has used of their time limits."""
+    rows = session.execute(
+        select(
+            Run.id,
+            Run.project_id,
+            Run.requested_by,
+            Run.allocation_id,
+            Run.pool_id,
+            Run.gpus,
+            Run.time_limit - Run.used,
+            Run.queued_at,
+            case((Run.not_before > now, Run.not_before)),
+            Project.stage == Stage.PAUSED,
+        )
+        .join(Project, Project.id == Run.project_id)
+        .where(Run.state == RunState.QUEUED)
+    )
+    return [Waiting._make(row) for row in rows]
+
+
+def _attempts(session: Session, now: datetime, weights: Mapping[int, float]) -> tuple[list[Held], dict[int, float]]:
+    """What attempts hold, and what each project has used.
+
+    An open attempt holds its devices until what it reserved at its admission is over (its trainer's own clock starts
+    when a worker has claimed it, seconds later), a lost one until it must surely have stopped.
+    """
+    admission = (LedgerRow.run_id == Attempt.run_id) & (LedgerRow.token == Attempt.token)
+    admission &= (LedgerRow.movement == Movement.RESERVE) & (LedgerRow.period == 0)
+    rows = session.execute(
+        select(
+            Attempt.run_id,
+            Attempt.pool_id,
+            Run.project_id,
+            Run.requested_by,
+            Attempt.devices,
+            Attempt.reserved,
+            Attempt.charged - Attempt.refunded,
+            LedgerRow.at,
+            Run.gpus,
+            Attempt.state,
+            Attempt.lease_until,
+            Run.ended_at,
+        )
+        .join(Run, Run.id == Attempt.run_id)
+        .join(LedgerRow, admission)
+        .where(Attempt.counted.is_(False))
+    )
+    held: list[Held] = []
+    used = defaultdict(float, usage.of_ended(session, now))
+    for run_id, pool_id, project_id, person_id, devices, reserved, charged, at, gpus, state, until, ended_at in rows:
+        is_open = state in OPEN
+        age = (now - ended_at).total_seconds() if ended_at else 0.0
+        used[project_id] += decayed(weights[pool_id] * (reserved if is_open else charged), max(0.0, age))
+        ends = at + timedelta(seconds=reserved / gpus) if is_open else until if state == AttemptState.LOST else None
+        if is_open or (ends is not None and ends > now):
+            places = tuple(int(device) for device in devices.split(",") if device)
+            seconds = 0.0 if ends is None else (ends - now).total_seconds()
+            held.append(Held(run_id, pool_id, project_id, person_id, places, seconds, is_open))
+    return held, dict(used)
+
+
+def _purses(session: Session, now: datetime) -> dict[int, Purse]:
+    """Of the allocations that queued runs draw on; all zero where nothing was granted."""
+    drawn_on = select(Run.allocation_id).where(Run.state == RunState.QUEUED)
+    rows = session.execute(
+        select(
+            Allocation.id,
+            case((Allocation.until <= now, Allocation.until)),
+            Balance.granted,
+            Balance.reserved,
+            Balance.spent,
+        )
+        .outerjoin(Balance, Balance.allocation_id == Allocation.id)
+        .where(Allocation.id.in_(drawn_on))
+    )
+    purses: dict[int, Purse] = {}
+    for allocation_id, ended_at, granted, reserved, spent in rows:
+        purses[allocation_id] = Purse((granted or 0) - (reserved or 0) - (spent or 0), reserved or 0, ended_at)
+    return purses

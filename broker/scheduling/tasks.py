@@ -1,0 +1,98 @@
+"""Celery's side: short tasks, rung by the scheduler. A message carries only ids; the database says what they mean."""
+
+from celery import Celery
+from celery.signals import worker_ready
+from celery.worker.consumer import Consumer
+
+from broker.publishing import publisher
+from broker.runners import base, supervisor
+from broker.runs import attempts, runs
+from broker.runs.attempts import Attempt, Process
+from projects import health
+from projects.db.database import Database
+from projects.settings import get_settings
+
+RING_GOOD_FOR_SECONDS = 60  # so that rings do not pile up while no worker is there to hear them
+
+app = Celery("stoa")
+app.add_defaults(lambda: {"broker_url": get_settings().broker})
+app.conf.update(
+    task_ignore_result=True,
+    task_default_queue="runs",
+    task_routes={"stoa.publish": {"queue": "publish"}},
+    worker_prefetch_multiplier=1,
+    worker_disable_prefetch=True,
+    worker_enable_remote_control=False,
+    worker_hijack_root_logger=False,
+    broker_connection_retry_on_startup=True,
+    broker_transport_options={"socket_connect_timeout": 5, "socket_timeout": 30},
+    task_publish_retry=False,
+)
+
+
+@worker_ready.connect
+def _beat(sender: Consumer, **_: object) -> None:
+    """Let the worker's own loop say that it goes round, under the name that it was started with."""
+    part = sender.hostname.partition("@")[0]
+    sender.timer.call_repeatedly(10, health.beat, (get_settings(), part))
+    health.beat(get_settings(), part)
+
+
+def ring_start(run_id: int, token: int) -> None:
+    """Ask any worker to start an admitted attempt; raises kombu's OperationalError where the queue is away."""
+    start_attempt.apply_async((run_id, token), expires=RING_GOOD_FOR_SECONDS)
+
+
+def ring_take_over(run_id: int, token: int) -> None:
+    """Ask the worker of its host to look after an attempt; raises kombu's OperationalError."""
+    take_over.apply_async((run_id, token), expires=RING_GOOD_FOR_SECONDS)
+
+
+def ring_publish(run_id: int) -> None:
+    """Ask any worker to publish the checkpoints of a run that wait; raises kombu's OperationalError."""
+    publish.apply_async((run_id,), expires=RING_GOOD_FOR_SECONDS)
+
+
+@app.task(name="stoa.start_attempt")
+def start_attempt(run_id: int, token: int) -> None:
+    """Claim an attempt and start its supervisor; a message that came twice finds it claimed and does nothing."""
+    settings = get_settings()
+    db = Database(settings.database)
+    try:
+        with db.write() as session:
+            if not attempts.claim(session, run_id, token, host=base.host(), lease_seconds=settings.lease_seconds):
+                return
+            earlier = attempts.earlier(session, run_id, token)
+            owner = runs.load(session, run_id).request_id
+        for attempt in earlier:
+            if attempt.pid is not None and attempt.pid_started is not None:
+                base.kill_group(Process(attempt.host, attempt.boot_id, attempt.pid, attempt.pid_started))
+        supervisor.spawn(settings, run_id, token, owner)
+    finally:
+        db.close()
+
+
+@app.task(name="stoa.take_over")
+def take_over(run_id: int, token: int) -> None:
+    """Replace the supervisor of an attempt where it ran on this host and is surely dead; its trainer goes on."""
+    settings = get_settings()
+    db = Database(settings.database)
+    try:
+        with db.read() as session:
+            attempt = session.get_one(Attempt, (run_id, token))
+    finally:
+        db.close()
+    before = attempts.supervisor_of(attempt)
+    if before is not None and base.gone(before):
+        supervisor.spawn(settings, run_id, token, after=attempt.generation)
+
+
+@app.task(name="stoa.publish")
+def publish(run_id: int) -> None:
+    """Publish the run's waiting checkpoints, in the order of their steps."""
+    settings = get_settings()
+    db = Database(settings.database)
+    try:
+        publisher.publish_waiting(settings, db, run_id)
+    finally:
+        db.close()

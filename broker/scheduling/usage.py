@@ -1,0 +1,75 @@
+"""What each project has used of late: one decaying sum a project, so that fair-share need not read its whole history.
+
+In weighted GPU-seconds: a pool's price weight times GPU-seconds of it. The scheduler adds what an ended attempt was
+charged, once; one that is open counts with all it has reserved, from its admission on (Kueue's entry penalty), so that
+many quick launches gain nothing, and begins to decay when it ends.
+"""
+
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, ForeignKey, select, update
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from broker.allocations.pools import Pool
+from broker.runs.attempts import Attempt, AttemptState
+from broker.runs.runs import Run
+from broker.scheduling.fairshare import decayed
+from projects.db.database import Base, utcnow
+
+
+class FairUsage(Base):
+    """What the ended attempts of a project come to, decayed until `at`."""
+
+    __tablename__ = "fair_usage"
+
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"), primary_key=True)
+    seconds: Mapped[float]
+    at: Mapped[datetime]
+
+
+def of_ended(session: Session, now: datetime) -> dict[int, float]:
+    """Each project's sum, decayed until `now`."""
+    rows = session.execute(select(FairUsage.project_id, FairUsage.seconds, FairUsage.at))
+    return {project_id: decayed(seconds, (now - at).total_seconds()) for project_id, seconds, at in rows}
+
+
+def add_ended(session: Session) -> None:
+    """Add the attempts that hold nothing any more and are not part of the sums yet; two at once add each but once."""
+    now = utcnow()
+    session.execute(select(Pool.id).order_by(Pool.id).with_for_update(key_share=True)).all()
+    found = session.execute(
+        update(Attempt)
+        .where(_over(now))
+        .values(counted=True)
+        .returning(Attempt.run_id, Attempt.charged - Attempt.refunded)
+        .execution_options(synchronize_session=False)
+    ).all()
+    ended = session.execute(
+        select(Run.id, Run.project_id, Run.ended_at, Pool.price_weight)
+        .join(Pool, Pool.id == Run.pool_id)
+        .where(Run.id.in_({run_id for run_id, _ in found}))
+    )
+    runs = {row.id: row for row in ended}
+    sums = {row.project_id: row for row in session.scalars(select(FairUsage))} if found else {}
+    for run_id, charged in found:
+        run = runs[run_id]
+        row = sums.get(run.project_id)
+        if row is None:
+            row = sums[run.project_id] = FairUsage(project_id=run.project_id, seconds=0.0, at=now)
+            session.add(row)
+        age = 0.0 if run.ended_at is None else (now - run.ended_at).total_seconds()
+        new = decayed(run.price_weight * charged, max(0.0, age))
+        row.seconds = decayed(row.seconds, (now - row.at).total_seconds()) + new
+        row.at = now
+    session.flush()
+
+
+def any_ended(session: Session) -> bool:
+    """Whether there are attempts to add."""
+    return session.scalar(select(Attempt.run_id).where(_over(utcnow())).limit(1)) is not None
+
+
+def _over(now: datetime) -> ColumnElement[bool]:
+    """Those that are not part of the sums and hold nothing any more; a lost one's trainer may still be stopping."""
+    stopped = (Attempt.state == AttemptState.LOST) & (Attempt.lease_until <= now)
+    return Attempt.counted.is_(False) & ((Attempt.state == AttemptState.ENDED) | stopped)

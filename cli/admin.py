@@ -1,0 +1,342 @@
+"""What operators decide at the command line: compute, policies, the catalogue, the record, and who may take part."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+from uuid import uuid4
+
+import typer
+
+if TYPE_CHECKING:
+    from projects.db.database import Database
+    from projects.settings import Settings
+
+app = typer.Typer()
+pool_app = typer.Typer(help="Pools of GPUs.", no_args_is_help=True)
+grant_app = typer.Typer(help="Grants of GPU time by sponsors.", no_args_is_help=True)
+allocation_app = typer.Typer(help="GPU time of projects.", no_args_is_help=True)
+catalogue_app = typer.Typer(help="The catalogue of recipes and datasets.", no_args_is_help=True)
+policy_app = typer.Typer(help="The operator's policies: limits and tiers.", no_args_is_help=True)
+record_app = typer.Typer(help="The public record.", no_args_is_help=True)
+app.add_typer(pool_app, name="pool")
+app.add_typer(grant_app, name="grant")
+app.add_typer(allocation_app, name="allocation")
+app.add_typer(policy_app, name="policy")
+app.add_typer(catalogue_app, name="catalogue")
+app.add_typer(record_app, name="record")
+
+Why = Annotated[str, typer.Option("--why", help="The reason, which everyone reads.")]
+
+
+def settings() -> "Settings":
+    """Those of this installation."""
+    from projects.settings import get_settings
+
+    return get_settings()
+
+
+def database() -> "Database":
+    """The one that the settings name."""
+    from projects.db.database import Database
+
+    return Database(settings().database)
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Turn what the domain refuses, or a database that is not ready, into a sentence and status 2."""
+    from sqlalchemy.exc import DBAPIError
+
+    from projects.errors import DomainError
+
+    try:
+        yield
+    except DomainError as error:
+        refuse(str(error))
+    except DBAPIError as error:
+        said = str(error.orig).partition("\n")[0]
+        refuse(f"The database is not ready ({said}); `stoa migrate` makes its tables, and `stoa doctor` says more.")
+
+
+def refuse(sentence: str) -> NoReturn:
+    """End with a sentence and status 2."""
+    typer.echo(sentence, err=True)
+    sys.exit(2)
+
+
+@pool_app.command("add")
+def pool_add(
+    name: str,
+    gpu_type: str,
+    gpus: int,
+    launcher: Annotated[str, typer.Option(help="local or slurm")] = "local",
+    price_weight: Annotated[float, typer.Option(help="What a GPU-second weighs in fair-share.")] = 1.0,
+    partition: Annotated[str, typer.Option(help="Slurm's partition; its default when not given.")] = "",
+    gres: Annotated[str, typer.Option(help="What Slurm calls these GPUs: gpu, gpu:h200; empty asks for none.")] = "gpu",
+    most_submitted: Annotated[int, typer.Option(help="Jobs that Slurm is given at a time.")] = 4,
+) -> None:
+    """Add a pool of GPUS devices of GPU_TYPE."""
+    from broker.allocations import pools
+
+    with refusing(), database().write() as session:
+        pools.add_pool(
+            session,
+            name=name,
+            gpu_type=gpu_type,
+            gpus=gpus,
+            launcher=launcher,
+            price_weight=price_weight,
+            slurm_partition=partition,
+            slurm_gres=gres,
+            most_submitted=most_submitted,
+        )
+    typer.echo(f"pool {name}: {gpus} × {gpu_type}")
+
+
+@pool_app.command("change")
+def pool_change(
+    name: str,
+    why: Why,
+    gpus: Annotated[str, typer.Option(help="Another count of GPUs.")] = "",
+    price_weight: Annotated[str, typer.Option(help="Another weight in fair-share.")] = "",
+) -> None:
+    """Set how many GPUs the pool NAME has, or its price weight."""
+    from broker.reviews import inventory
+
+    with refusing(), database().write() as session:
+        inventory.change_pool(session, None, name, gpus=gpus, price_weight=price_weight, reason=why)
+    typer.echo(f"pool {name} is changed")
+
+
+@pool_app.command("list")
+def pool_list() -> None:
+    """List the pools, and the GPU-hours of each that no allocation holds."""
+    from broker.allocations import ledger, pools
+
+    with refusing(), database().read() as session:
+        for pool in pools.every(session):
+            left = ledger.in_hours(pools.available(session, pool.id))
+            typer.echo(
+                f"{pool.name}: {pool.gpus} × {pool.gpu_type}, {pool.launcher}, weight {pool.price_weight:g}, "
+                f"{left} GPU-hours left"
+            )
+
+
+@grant_app.command("add")
+def grant_add(pool: str, hours: str, sponsor: str, until: str) -> None:
+    """Add a grant of HOURS GPU-hours of POOL, given by SPONSOR to the end of the day UNTIL (2030-12-31)."""
+    from broker.reviews import inventory
+
+    with refusing(), database().write() as session:
+        inventory.add_grant(session, None, pool=pool, sponsor=sponsor, hours=hours, until=until)
+    typer.echo(f"{sponsor} gives {hours} GPU-hours of {pool}")
+
+
+@grant_app.command("change")
+def grant_change(
+    grant: int,
+    why: Why,
+    more_hours: Annotated[str, typer.Option(help="GPU-hours to add.")] = "",
+    until: Annotated[str, typer.Option(help="Another last day.")] = "",
+) -> None:
+    """Add GPU-hours to GRANT (a number of `stoa grant list`), or move its end."""
+    from broker.reviews import inventory
+
+    with refusing(), database().write() as session:
+        inventory.change_grant(session, None, grant, more_hours=more_hours, until=until, reason=why)
+    typer.echo(f"grant {grant} is changed")
+
+
+@grant_app.command("list")
+def grant_list() -> None:
+    """List the grants with what is granted to allocations, committed to second halves, and left."""
+    from broker.allocations import pools
+    from broker.allocations.ledger import in_hours
+
+    with refusing(), database().read() as session:
+        for grant in pools.grants(session):
+            typer.echo(
+                f"{grant.id}: {grant.sponsor} gives {in_hours(grant.seconds)} GPU-hours of {grant.pool} until "
+                f"{grant.until:%Y-%m-%d}: {in_hours(grant.granted)} granted, {in_hours(grant.committed)} committed, "
+                f"{in_hours(grant.left)} left"
+            )
+
+
+@allocation_app.command("adjust")
+def allocation_adjust(
+    allocation: int,
+    seconds: Annotated[int, typer.Option(help="GPU-seconds more, or below zero.")],
+    why: Annotated[str, typer.Option(help="The reason, which everyone can read.")],
+) -> None:
+    """Correct an allocation by GPU-seconds, out of its sponsor's grant or back to it."""
+    from broker.reviews import reviews
+
+    with refusing(), database().write() as session:
+        reviews.adjust(session, allocation, seconds, why)
+    typer.echo(f"allocation {allocation}: {seconds:+,} GPU-seconds")
+
+
+@policy_app.command("list")
+def policy_list() -> None:
+    """Show every policy, its value and what it is about."""
+    from projects import policies
+
+    with refusing(), database().read() as session:
+        now = policies.current(session)
+    for name, field in policies.Policies.model_fields.items():
+        typer.echo(f"{name} {policies.said_as(getattr(now, name))}: {field.description}")
+
+
+@policy_app.command("set")
+def policy_set(name: str, value: str, why: Why) -> None:
+    """Set the policy NAME to VALUE."""
+    from projects import policies
+
+    with refusing(), database().write() as session:
+        after = policies.change(session, None, name, value, why)
+    typer.echo(f"{name} {policies.said_as(getattr(after, name))}")
+
+
+@catalogue_app.command("list")
+def catalogue_list() -> None:
+    """List the entries, and the recipes that runs can be launched from."""
+    from broker import catalogue
+
+    with refusing(), database().read() as session:
+        entries, recipes = catalogue.entries(session), catalogue.recipes(session)
+    for entry in entries:
+        what = f"{entry.dataset} at {entry.revision}, {entry.licence}" if entry.dataset else ""
+        by = entry.proposed_by or "an operator"
+        typer.echo(f"{entry.name}: {entry.kind}, {entry.state}, by {by} {what}".rstrip())
+    typer.echo(f"recipes to launch: {', '.join(recipes)}")
+
+
+@catalogue_app.command("propose")
+def catalogue_propose(
+    file: Annotated[Path, typer.Argument(help="A recipe, YAML.", exists=True, dir_okay=False)],
+    name: Annotated[str, typer.Option(help="Its name; the file's otherwise.")] = "",
+) -> None:
+    """Propose the recipe in FILE."""
+    from broker import catalogue
+
+    with refusing(), database().write() as session:
+        body = file.read_text(encoding="utf-8", errors="replace")
+        catalogue.propose_recipe(session, None, uuid4().hex, name=name or file.stem, body=body)
+    typer.echo(f"{name or file.stem} is proposed; stoa catalogue accept {name or file.stem} --why … lets all use it")
+
+
+@catalogue_app.command("propose-dataset")
+def catalogue_propose_dataset(name: str, dataset: str, commit: str, licence: str) -> None:
+    """Propose the Hub's DATASET at COMMIT under NAME, with its LICENCE (SPDX)."""
+    from broker import catalogue
+
+    with refusing(), database().write() as session:
+        catalogue.propose_dataset(
+            session, None, uuid4().hex, name=name, dataset=dataset, revision=commit, licence=licence
+        )
+    typer.echo(f"{name} is proposed; stoa catalogue accept {name} --why … lets all use it")
+
+
+@catalogue_app.command("accept")
+def catalogue_accept(name: str, why: Why) -> None:
+    """Let everyone use the entry NAME."""
+    from broker import catalogue
+
+    with refusing(), database().write() as session:
+        catalogue.accept(session, None, name, reason=why, admin_role_id=settings().admin_role_id)
+    typer.echo(f"{name} is accepted")
+
+
+@catalogue_app.command("decline")
+def catalogue_decline(name: str, why: Why) -> None:
+    """Refuse the proposed entry NAME."""
+    from broker import catalogue
+
+    with refusing(), database().write() as session:
+        catalogue.decline(session, None, name, reason=why, admin_role_id=settings().admin_role_id)
+    typer.echo(f"{name} is declined")
+
+
+@catalogue_app.command("retire")
+def catalogue_retire(name: str, why: Why) -> None:
+    """Take the accepted entry NAME out; runs from it go on."""
+    from broker import catalogue
+
+    with refusing(), database().write() as session:
+        catalogue.retire(session, None, name, reason=why, admin_role_id=settings().admin_role_id)
+    typer.echo(f"{name} is retired")
+
+
+@record_app.command("verify")
+def record_verify() -> None:
+    """Walk every chain of the record; status 1 where one is broken."""
+    from projects.record import record
+
+    with refusing(), database().read() as session:
+        verdicts = [record.verify(session, stream) for stream in record.streams(session)]
+    for verdict in verdicts:
+        typer.echo(f"{verdict.stream}: {verdict.entries} entries, {verdict.problem or 'whole'}")
+    sys.exit(0 if all(verdict.ok for verdict in verdicts) else 1)
+
+
+@record_app.command("redact")
+def record_redact(stream: str, number: int, why: Why) -> None:
+    """Blank entry NUMBER of STREAM (lab, or project:3); its posts become tombstones, and the chain still verifies."""
+    import broker.catalogue
+    import broker.reviews.changes
+    import broker.runs.runs  # noqa: F401  cards show what stands in their tables
+    from projects.record import redaction
+
+    with refusing(), database().write() as session:
+        redaction.redact(session, None, stream, number, why)
+    typer.echo(f"entry {number} of {stream} is blanked")
+
+
+@record_app.command("remove")
+def record_remove(project_id: int, field: str, why: Why) -> None:
+    """Take a text of a project, such as its title or question, from its card and from every entry that tells it."""
+    from projects import moderation
+
+    with refusing(), database().write() as session:
+        count = moderation.remove_text(session, None, project_id, field, why)
+    typer.echo(f"the {field} of project {project_id} is removed, with {count} entries")
+
+
+@record_app.command("forget")
+def record_forget(discord_id: int, why: Why) -> None:
+    """Blank a person's name, and every entry that names them."""
+    import broker.catalogue
+    import broker.reviews.changes
+    import broker.runs.runs  # noqa: F401  their tables hold names too
+    from projects.record import redaction
+
+    with refusing(), database().write() as session:
+        count = redaction.forget(session, None, str(discord_id), why)
+    typer.echo(f"{count} entries are blanked")
+
+
+@app.command()
+def ban(
+    discord_id: int,
+    why: Why,
+    name: Annotated[str, typer.Option(help="What they are called, if they have done nothing here yet.")] = "somebody",
+) -> None:
+    """Let a person do nothing but read."""
+    from projects import limits
+    from projects.people import Actor
+
+    with refusing(), database().write() as session:
+        limits.ban(session, None, Actor(discord_id, name), why)
+    typer.echo(f"{discord_id} is banned")
+
+
+@app.command()
+def unban(discord_id: int, why: Why) -> None:
+    """Let a banned person take part again."""
+    from projects import limits
+
+    with refusing(), database().write() as session:
+        limits.unban(session, None, discord_id, why)
+    typer.echo(f"{discord_id} can take part again")

@@ -1,0 +1,305 @@
+"""What `stoa doctor` looks at: whether all that Stoa stands on is as it must be, and what to do where it is not."""
+
+import asyncio
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+
+import aiohttp
+import discord
+import httpx2
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from discord.http import Route
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
+from kombu import Connection
+from kombu.exceptions import OperationalError
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+
+from bot import server
+from bot.server import CHANNELS, IN_GUILD, IN_OTHERS, IN_PROPOSALS, Server
+from broker.allocations import pools
+from projects.db import database as database
+from projects.db.database import Database, utcnow
+from projects.settings import Settings
+
+LEAST_FREE_BYTES = 10 * 2**30
+CLOCKS_APART = timedelta(seconds=5)
+PATIENCE_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a look at one thing has found; `advice` says what to do, and is empty where all is well."""
+
+    thing: str
+    found: str
+    advice: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self.advice
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Everything, in the order in which it should be set right."""
+    return [
+        check_settings(settings),
+        check_database(settings),
+        check_queue(settings),
+        *check_discord(settings),
+        check_hub(settings),
+        check_gpus(settings),
+        check_disk(settings.home),
+        *check_clock(settings),
+    ]
+
+
+def show(console: Console, findings: list[Finding]) -> bool:
+    """Print the findings; whether all is well."""
+    table = Table("", "thing", "found", "what to do")
+    for finding in findings:
+        mark = "[green]✔[/]" if finding.ok else "[red]✘[/]"
+        table.add_row(mark, *(part.replace("[", r"\[") for part in (finding.thing, finding.found, finding.advice)))
+    console.print(table)
+    return all(finding.ok for finding in findings)
+
+
+def check_settings(settings: Settings) -> Finding:
+    """Whether what a server needs is set, and the home folder can be written."""
+    if settings.missing:
+        return Finding(
+            "settings",
+            f"not set: {', '.join(settings.missing)}",
+            "Copy .env.example to .env; it says where each is found.",
+        )
+    place = next(folder for folder in (settings.home, *settings.home.parents) if folder.exists())
+    if not (place.is_dir() and os.access(place, os.W_OK)):
+        return Finding("settings", f"{place} cannot be written", "Set STOA_HOME to a folder of the user who runs Stoa.")
+    return Finding("settings", f"complete; home is {settings.home}")
+
+
+def check_database(settings: Settings) -> Finding:
+    """Whether the database answers and has the newest tables."""
+    where = "PostgreSQL" if settings.database_url else "SQLite in the home folder"
+    if _is_missing(settings):
+        return Finding("database", f"{where}: there is none yet", "Run `stoa migrate`, which makes it.")
+    newest = ScriptDirectory(str(Path(database.__file__).parent / "migrations")).get_current_head()
+    db = Database(settings.database)
+    try:
+        with db.read() as session:
+            revision = MigrationContext.configure(session.connection()).get_current_revision()
+    except SQLAlchemyError as error:
+        # The error's own text may hold the address, and with it a password.
+        reason = type(getattr(error, "orig", None) or error).__name__
+        return Finding("database", f"{where} does not answer ({reason})", "Start it, or correct STOA_DATABASE_URL.")
+    finally:
+        db.close()
+    if revision != newest:
+        return Finding("database", f"{where} is at {revision}, the newest is {newest}", "Run `stoa migrate`.")
+    return Finding("database", f"{where}, at {revision}")
+
+
+def _is_missing(settings: Settings) -> bool:
+    """Whether there is no embedded database yet: a look at it would make an empty one."""
+    return not settings.database_url and not (settings.home / "stoa.db").exists()
+
+
+def check_queue(settings: Settings) -> Finding:
+    """Whether the queue answers."""
+    options = {"socket_connect_timeout": PATIENCE_SECONDS, "socket_timeout": PATIENCE_SECONDS}
+    try:
+        with Connection(settings.broker, transport_options=options) as connection:
+            connection.ensure_connection(max_retries=1, timeout=PATIENCE_SECONDS)
+    except (OperationalError, OSError):
+        if settings.redis_url:
+            return Finding("queue", "Redis does not answer", "Start it, or correct STOA_REDIS_URL.")
+        return Finding("queue", "the embedded Valkey does not answer", "Run `stoa up`, which starts it.")
+    return Finding("queue", "Redis answers" if settings.redis_url else "the embedded Valkey answers")
+
+
+def check_discord(settings: Settings) -> list[Finding]:
+    """Whether the token, the server, its channels and roles, and the bot's permissions are as they must be."""
+    token = settings.discord_token.get_secret_value()
+    if not token:
+        return [Finding("Discord", "no token", "Set STOA_DISCORD_TOKEN to the bot's, from its page Bot.")]
+    if settings.discord_api:
+        Route.BASE = f"{settings.discord_api.rstrip('/')}/api/v10"
+    try:
+        return asyncio.run(asyncio.wait_for(_ask_discord(settings, token), 6 * PATIENCE_SECONDS))
+    except discord.LoginFailure:
+        return [Finding("Discord", "the token is refused", "Set STOA_DISCORD_TOKEN to the bot's, from its page Bot.")]
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        return [
+            Finding("Discord", f"it cannot be reached ({type(error).__name__})", "Look at the network and proxies.")
+        ]
+    except discord.HTTPException as error:
+        return [Finding("Discord", f"it answers {error.status} {error.text}", "Try again in some minutes.")]
+
+
+async def _ask_discord(settings: Settings, token: str) -> list[Finding]:
+    async with discord.Client(intents=discord.Intents.none()) as client:
+        await client.login(token)
+        assert client.user is not None
+        findings = [Finding("Discord's token", f"it is {client.user.name}'s")]
+        try:
+            guild = await client.fetch_guild(settings.guild_id)
+            me = await guild.fetch_member(client.user.id)
+        except (discord.NotFound, discord.Forbidden):
+            advice = "Invite the bot with the scopes bot and applications.commands, or correct STOA_GUILD_ID."
+            return [*findings, Finding("Discord's server", f"the bot is not in {settings.guild_id}", advice)]
+        findings.append(Finding("Discord's server", guild.name))
+        advice = "Grant it to the bot's role in the server's settings, under Roles."
+        findings.append(_permissions("the bot's role", IN_GUILD, me.guild_permissions, advice))
+        known = _server(settings)
+        for name in ("reviewer", "moderator", "admin"):
+            role = getattr(known, f"{name}_role")
+            if role and guild.get_role(role) is None:
+                advice = (
+                    f"Use /stoa setup in the server, or set STOA_{name.upper()}_ROLE_ID to the id of a role there is."
+                )
+                findings.append(Finding(f"the {name}s' role", f"the server has none with the id {role}", advice))
+        if not known.reviewer_role:
+            advice = "Use /stoa setup in the server, or set STOA_REVIEWER_ROLE_ID."
+            findings.append(Finding("the reviewers' role", "none is chosen", advice))
+        return findings + [await _channel(getattr(known, name), guild, me, name) for name in CHANNELS]
+
+
+def _server(settings: Settings) -> Server:
+    """What stands for what, as the admins have chosen, where the database can be asked."""
+    if _is_missing(settings):
+        return Server.of(settings)
+    db = Database(settings.database)
+    try:
+        with db.read() as session:
+            return server.load(session, settings)
+    except SQLAlchemyError:
+        return Server.of(settings)
+    finally:
+        db.close()
+
+
+async def _channel(channel_id: int, guild: discord.Guild, me: discord.Member, name: str) -> Finding:
+    try:
+        channel = await guild.fetch_channel(channel_id)
+    except (discord.NotFound, discord.Forbidden, discord.InvalidData):
+        channel = None
+    if not isinstance(channel, discord.TextChannel):
+        advice = (
+            f"Use /stoa setup in the server, or set STOA_{name.upper()}_CHANNEL_ID to the id of a text channel that "
+            "the bot sees."
+        )
+        return Finding(f"the {name} channel", "the bot sees no such text channel", advice)
+    wanted = IN_PROPOSALS if name == "proposals" else IN_OTHERS
+    advice = "Grant it to the bot's role in the channel's settings, under Permissions."
+    return _permissions(f"#{channel.name}", wanted, channel.permissions_for(me), advice)
+
+
+def _permissions(where: str, wanted: dict[str, str], has: discord.Permissions, advice: str) -> Finding:
+    missing = [name for bit, name in wanted.items() if not getattr(has, bit)]
+    if missing:
+        return Finding(where, f"the bot lacks {', '.join(missing)}", advice)
+    return Finding(where, "the bot may do what it must")
+
+
+def check_hub(settings: Settings) -> Finding:
+    """Whether the Hub takes the token, and the token writes to the namespace."""
+    token = settings.hub_token.get_secret_value()
+    if not (token and settings.hub_namespace):
+        return Finding(
+            "Hub",
+            "no token or no namespace",
+            "Set STOA_HUB_TOKEN and STOA_HUB_NAMESPACE; until then checkpoints wait unpublished.",
+        )
+    try:
+        me = HfApi(endpoint=settings.hub_endpoint.rstrip("/"), token=token).whoami()
+    except HfHubHTTPError as error:
+        if error.response is not None and error.response.status_code in (401, 403):
+            return Finding("Hub", "the token is refused", "Make one with write access, and set STOA_HUB_TOKEN to it.")
+        return Finding("Hub", f"it answers {type(error).__name__}", "Try again in some minutes.")
+    except (httpx2.HTTPError, OSError) as error:
+        return Finding("Hub", f"it cannot be reached ({type(error).__name__})", "Look at the network and proxies.")
+    if me.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        return Finding("Hub", "the token may only read", "Make one with write access, and set STOA_HUB_TOKEN to it.")
+    names = [me["name"], *(organisation["name"] for organisation in me.get("orgs", []))]
+    if settings.hub_namespace not in names:
+        advice = f"Set STOA_HUB_NAMESPACE to one of: {', '.join(names)}."
+        return Finding("Hub", f"{me['name']} does not write to {settings.hub_namespace}", advice)
+    return Finding("Hub", f"{me['name']} writes to {settings.hub_namespace}")
+
+
+def check_gpus(settings: Settings) -> Finding:
+    """Whether this host has the GPUs that its local pools count on."""
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=True).stdout
+        count = sum(line.startswith("GPU ") for line in listed.splitlines())
+    except (OSError, subprocess.SubprocessError):
+        count = 0
+    unread = Finding("GPUs", f"{count} here; the pools cannot be read", "Set the database right first.")
+    if _is_missing(settings):
+        return unread
+    db = Database(settings.database)
+    try:
+        with db.read() as session:
+            wanted = {pool.name: pool.gpus for pool in pools.sharing(session)}
+    except SQLAlchemyError:
+        return unread
+    finally:
+        db.close()
+    counted = ", ".join(f"{name} counts on {gpus}" for name, gpus in wanted.items())
+    if sum(wanted.values()) > count:
+        advice = "Look at the driver (nvidia-smi -L), or run doctor and the worker on the pool's own host."
+        return Finding("GPUs", f"{count} here, and the pool {counted}", advice)
+    return Finding("GPUs", f"{count} here" + (f", and the pool {counted}" if wanted else "; no pool here needs one"))
+
+
+def check_disk(home: Path, least: int = LEAST_FREE_BYTES) -> Finding:
+    """Whether the disk of the home folder has room."""
+    place = next(folder for folder in (home, *home.parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    found = f"{free / 2**30:,.1f} GiB free in {place}"
+    if free < least:
+        return Finding("disk", found, f"Make room for {least / 2**30:,.0f} GiB at least, or set STOA_HOME elsewhere.")
+    return Finding("disk", found)
+
+
+def check_clock(settings: Settings) -> Iterator[Finding]:
+    """Whether this host's clock agrees with the database server's and with Discord's: leases are told by it."""
+    if settings.database_url:
+        db = Database(settings.database)
+        try:
+            with db.read() as session:
+                theirs = session.scalar(text("SELECT clock_timestamp()"))
+            if isinstance(theirs, datetime):
+                yield _apart("clock against the database's", theirs)
+        except SQLAlchemyError:
+            yield Finding("clock against the database's", "not known", "Set the database right first.")
+        finally:
+            db.close()
+    api = (settings.discord_api or "https://discord.com").rstrip("/")
+    try:
+        told = httpx2.get(f"{api}/api/v10/gateway", timeout=PATIENCE_SECONDS).headers.get("Date")
+    except (httpx2.HTTPError, OSError):
+        told = None
+    if told is None:
+        yield Finding("clock against Discord's", "not known", "Look at the network and proxies.")
+    else:
+        yield _apart("clock against Discord's", parsedate_to_datetime(told))
+
+
+def _apart(which: str, theirs: datetime) -> Finding:
+    apart = utcnow() - theirs
+    found = f"{abs(apart.total_seconds()):.0f} s {'ahead' if apart > timedelta() else 'behind'}"
+    if abs(apart) > CLOCKS_APART:
+        return Finding(which, found, "Let this host keep its time by NTP (timedatectl set-ntp true).")
+    return Finding(which, found)

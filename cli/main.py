@@ -1,0 +1,224 @@
+"""The one command line that puts the parts of Stoa together."""
+
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli import admin
+from cli.admin import database, refuse, refusing, settings
+
+if TYPE_CHECKING:
+    from projects.settings import Settings
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(admin.app)
+
+
+@app.command()
+def up() -> None:
+    """Run bot, worker, publisher and scheduler against the Discord server that the settings name, until Ctrl-C."""
+    from cli.services import PartError, alone
+
+    ours = settings()
+    if ours.missing:
+        refuse(f"Not set: {', '.join(ours.missing)}. Copy .env.example to .env; it says where each is found.")
+    if not (ours.hub_token and ours.hub_namespace):
+        typer.echo("STOA_HUB_TOKEN or STOA_HUB_NAMESPACE is not set: checkpoints wait unpublished until both are.")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with alone(ours.home):
+            _run_parts(ours)
+    except PartError as error:
+        refuse(str(error))
+
+
+def _run_parts(settings: "Settings") -> None:
+    from cli.services import Parts
+
+    database().migrate()
+    parts = Parts(settings.home / "logs")
+    try:
+        if not settings.redis_url:
+            parts.start_valkey(settings)
+        for name in ("scheduler", "worker", "publisher", "bot"):
+            parts.start_stoa(settings, name)
+            typer.echo(f"{name} is up")
+        typer.echo("Stoa is up. Ctrl-C stops it; runs that are under way go on.")
+        while True:
+            for name in parts.fallen():
+                typer.echo(f"the {name} has ended by itself, and is started again; its log says more")
+                parts.start_valkey(settings) if name == "valkey" else parts.start_stoa(settings, name)
+            time.sleep(0.5)
+    except KeyboardInterrupt:
+        typer.echo("stopping")
+    finally:
+        parts.stop()
+
+
+@app.command()
+def bot() -> None:
+    """Run the bot."""
+    from bot.client import run
+
+    run(settings())
+
+
+@app.command()
+def worker(
+    *, drain: Annotated[bool, typer.Option(help="When stopped, also stop this host's runs, with a checkpoint.")] = False
+) -> None:
+    """Run a Celery worker that starts runs. Without --drain, they go on while it is replaced."""
+    from celery.signals import worker_shutting_down
+
+    from cli.services import adopting_orphans, stop_supervisors
+
+    if not drain:
+        _celery("worker", queue="runs")
+        return
+    worker_shutting_down.connect(lambda **_: stop_supervisors(), weak=False)
+    with adopting_orphans(settings().stop_grace_seconds):
+        _celery("worker", queue="runs")
+
+
+@app.command()
+def publisher() -> None:
+    """Run a Celery worker that publishes checkpoints; apart from the other, so that uploads never delay a start."""
+    _celery("publisher", queue="publish")
+
+
+def _celery(name: str, *, queue: str) -> None:
+    from broker.scheduling.tasks import app as celery
+    from projects import log
+
+    log.configure()
+    concurrency = str(settings().worker_concurrency)
+    quiet = ("--without-gossip", "--without-mingle", "--without-heartbeat")
+    celery.worker_main(["worker", "-Q", queue, "-c", concurrency, "-l", "INFO", "-n", f"{name}@%h", *quiet])
+
+
+@app.command()
+def scheduler() -> None:
+    """Run the scheduler."""
+    from broker.scheduling.scheduler import Scheduler
+    from projects import log
+
+    log.configure()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    typer.echo("scheduler ready")
+    Scheduler(settings(), database()).run_forever()
+
+
+@app.command()
+def why(run: int) -> None:
+    """Say why RUN waits, its place in the queue, what decides its place, and when it is expected to start."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from broker.reports.why import why
+
+    with refusing(), database().read() as session:
+        told = why(session, run)
+    table = Table(show_header=False)
+    table.add_row("run", f"{told.run_id} of {told.project}: {told.gpus} GPUs of {told.pool}, {told.state}")
+    table.add_row("why", told.reason)
+    if told.place is not None and told.factors is not None:
+        project = told.factors.project
+        table.add_row("place", f"{told.place} of {told.length}")
+        table.add_row("fair-share", f"level {project.level:.3g}, rank {project.rank} of {project.of}")
+        table.add_row("its project", f"share {project.share:.2%}, usage {project.used:.2%} ({project.usage:,.0f} s)")
+        table.add_row("age", f"{told.factors.age / 3600:.1f} hours")
+        table.add_row("expected", "not known" if told.expected is None else f"{told.expected:%Y-%m-%d %H:%M} UTC")
+    Console().print(table)
+
+
+@app.command()
+def queue(
+    pool: Annotated[str | None, typer.Argument(help="One pool; without it, all.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many of each pool.")] = 25,
+) -> None:
+    """Show who waits for GPUs, in order, each with the reason."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from broker.reports.why import queue
+
+    with refusing(), database().read() as session:
+        waiting = queue(session, pool, limit=limit)
+    table = Table("pool", "place", "run", "project", "GPUs", "expected", "why")
+    for told in waiting:
+        expected = "not known" if told.expected is None else f"{told.expected:%Y-%m-%d %H:%M}"
+        about = (told.pool, f"{told.place}/{told.length}", str(told.run_id), told.project, str(told.gpus))
+        table.add_row(*about, expected, told.reason)
+    Console().print(table if waiting else "Nothing waits.")
+
+
+@app.command()
+def health(part: Annotated[str, typer.Argument(help="bot, worker, publisher or scheduler")]) -> None:
+    """Say whether a part is at work on this host; status 1 where it is not."""
+    from projects import health
+
+    problem = health.problem(settings(), part)
+    typer.echo(problem or f"The {part} is at work.")
+    sys.exit(0 if problem is None else 1)
+
+
+@app.command()
+def doctor() -> None:
+    """Look at everything that Stoa stands on, and say what to do where something is wrong; status 1 then."""
+    from rich.console import Console
+
+    from cli.doctor import examine, show
+
+    sys.exit(0 if show(Console(), examine(settings())) else 1)
+
+
+@app.command()
+def backup(folder: Path) -> None:
+    """Write the database to a new FOLDER, while all parts run; the runs' own folders are not copied."""
+    from cli.backup import KeepingError
+    from cli.backup import backup as make
+
+    try:
+        manifest = make(settings(), folder)
+    except KeepingError as error:
+        refuse(str(error))
+    for missing in manifest.missing_folders:
+        typer.echo(f"not there, though a run still needs it: {missing}")
+    typer.echo(f"{sum(manifest.heads.values())} entries in {len(manifest.heads)} chains are in {folder}")
+
+
+@app.command()
+def restore(folder: Path) -> None:
+    """Bring a backup into an empty database, and verify the record's chains."""
+    from cli.backup import KeepingError
+    from cli.backup import restore as bring
+
+    try:
+        manifest = bring(settings(), folder)
+    except KeepingError as error:
+        refuse(str(error))
+    typer.echo(f"the database is as of {manifest.made_at}, at {manifest.revision}, and its chains are whole")
+    typer.echo("Posts that were made after that stay on Discord. Next: `stoa migrate`, then start the parts.")
+
+
+@app.command()
+def migrate(revision: Annotated[str, typer.Argument(help="head, base, or a revision")] = "head") -> None:
+    """Bring the database's tables to a revision."""
+    database().migrate(revision)
+    typer.echo(f"the database is at {revision}")
+
+
+@app.command()
+def demo(*, stay: Annotated[bool, typer.Option(help="Keep the parts up after the story.")] = True) -> None:
+    """Play the main job on this machine, with no account: from a proposal to published checkpoints."""
+    from demo.play import play
+
+    sys.exit(play(stay=stay))
+
+
+if __name__ == "__main__":
+    app()

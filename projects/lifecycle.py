@@ -1,0 +1,474 @@
+"""The pipeline of a project: proposed, recruiting, scoped, active or paused, and completed or stopped, in public."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from sqlalchemy import ForeignKey, Select, func, select, update
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from projects import limits, people, policies, rights, text
+from projects.db.database import WORDS, Base, utcnow
+from projects.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
+from projects.limits import Kind
+from projects.people import Actor, Person
+from projects.record import record
+from projects.rights import Act, Role
+
+
+class Stage(StrEnum):
+    """Where a project stands."""
+
+    PROPOSED = "proposed"
+    RECRUITING = "recruiting"
+    SCOPED = "scoped"
+    ACTIVE = "active"
+    PAUSED = "paused"
+    COMPLETED = "completed"
+    STOPPED = "stopped"
+
+
+class Outcome(StrEnum):
+    """How a project ended. A negative result is a result worth telling."""
+
+    RESULT = "result"
+    NEGATIVE = "negative result"
+    ABANDONED = "abandoned"
+
+
+class ReleasePolicy(StrEnum):
+    """Whether checkpoints are public as they come, or stay private until a reviewer's decision."""
+
+    OPEN = "open"
+    HELD = "held"
+
+
+ENDED = frozenset({Stage.COMPLETED, Stage.STOPPED})
+AFTER_THE_END = frozenset({Act.RELEASE, Act.HIDE, Act.UNHIDE})
+TRANSITIONS: dict[Stage, frozenset[Stage]] = {
+    Stage.PROPOSED: frozenset({Stage.RECRUITING, Stage.SCOPED, *ENDED}),
+    Stage.RECRUITING: frozenset({Stage.SCOPED, *ENDED}),
+    Stage.SCOPED: frozenset({Stage.ACTIVE, *ENDED}),
+    Stage.ACTIVE: frozenset({Stage.PAUSED, *ENDED}),
+    Stage.PAUSED: frozenset({Stage.ACTIVE, *ENDED}),
+    **dict.fromkeys(ENDED, frozenset()),
+}
+LICENCES = ("Apache-2.0", "MIT", "BSD-3-Clause", "CC0-1.0", "CC-BY-4.0", "CC-BY-SA-4.0", "CC-BY-NC-4.0")
+
+
+class Project(Base):
+    """A question that people work on together. `stage_reason` is why it was paused or stopped."""
+
+    __tablename__ = "projects"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    request_id: Mapped[str] = mapped_column(unique=True)
+    title: Mapped[str] = mapped_column(info=WORDS)
+    question: Mapped[str] = mapped_column(info=WORDS)
+    why: Mapped[str] = mapped_column(info=WORDS)
+    needs: Mapped[str] = mapped_column(info=WORDS)
+    stage: Mapped[str] = mapped_column(default=Stage.PROPOSED)
+    stage_reason: Mapped[str] = mapped_column(default="", info=WORDS)
+    lead_id: Mapped[int] = mapped_column(ForeignKey("people.id"))
+    goal: Mapped[str] = mapped_column(default="", info=WORDS)
+    plan: Mapped[str] = mapped_column(default="", info=WORDS)
+    compute: Mapped[str] = mapped_column(default="", info=WORDS)
+    release: Mapped[str] = mapped_column(default="", info=WORDS)
+    release_policy: Mapped[str] = mapped_column(default=ReleasePolicy.OPEN)
+    licence: Mapped[str] = mapped_column(default=LICENCES[0])
+    has_channel: Mapped[bool] = mapped_column(default=False)
+    hidden: Mapped[bool] = mapped_column(default=False)
+    outcome: Mapped[str | None]
+    learnt: Mapped[str] = mapped_column(default="", info=WORDS)
+    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+
+
+class Membership(Base):
+    """That a person works on a project, or follows it. Its lead is a contributor whom the project names."""
+
+    __tablename__ = "memberships"
+
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"), primary_key=True)
+    person_id: Mapped[int] = mapped_column(ForeignKey("people.id"), primary_key=True)
+    role: Mapped[str] = mapped_column(default=Role.CONTRIBUTOR)
+    joined_at: Mapped[datetime] = mapped_column(default=utcnow)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A person of a project, as cards show them."""
+
+    discord_id: str
+    name: str
+    lead: bool
+
+
+@dataclass(frozen=True)
+class ProjectView:
+    """A project as cards show it; `members` are who works on it, the lead first, and followers are counted apart."""
+
+    id: int
+    title: str
+    stage: Stage
+    question: str
+    why: str
+    needs: str
+    goal: str
+    plan: str
+    compute: str
+    release: str
+    outcome: Outcome | None
+    learnt: str
+    members: tuple[Member, ...]
+    followers: int = 0
+    stage_reason: str = ""
+    release_policy: ReleasePolicy = ReleasePolicy.OPEN
+    licence: str = LICENCES[0]
+    has_channel: bool = False
+    hidden: bool = False
+
+    @property
+    def lead(self) -> Member:
+        """Who leads the project."""
+        return self.members[0]
+
+    @property
+    def slug(self) -> str:
+        """A short name fit for a channel or a repository: unique, lower case, ASCII."""
+        return f"p{self.id}-{text.slug(self.title, most=50)}".rstrip("-")
+
+
+def propose(session: Session, actor: Actor, request_id: str, *, title: str, question: str, why: str, needs: str) -> int:
+    """Write a proposal down and return the project's id; a repeat of the same request returns the same project."""
+    earlier = session.scalars(select(Project.id).where(Project.request_id == request_id)).one_or_none()
+    if earlier is not None:
+        return earlier
+    limits.check(session, actor, Kind.PROPOSAL)
+    said = {
+        "title": text.title(title),
+        "question": text.prose("The research question", question, most=text.USUAL),
+        "needs": text.prose("Who is needed", needs, most=text.BRIEF),
+    }
+    reason = text.prose("Why it matters", why, most=text.USUAL)
+    lead = people.ensure(session, actor)
+    project = Project(request_id=request_id, lead_id=lead.id, why=reason, **said)
+    session.add(project)
+    session.flush()
+    session.add(Membership(project_id=project.id, person_id=lead.id))
+    stream = record.project_stream(project.id)
+    record.open_stream(session, stream)
+    record.append(session, stream, "project.proposed", by=lead, why=reason, **said)
+    return project.id
+
+
+def join(session: Session, actor: Actor, project_id: int, *, min_people: int) -> None:
+    """Make the actor a contributor; a scoped project that has now enough people becomes active."""
+    project = locked(session, project_id)
+    if project.stage in ENDED:
+        raise ConflictError(f"“{project.title}” is {project.stage}; nobody can join it any more.")
+    person = people.ensure(session, actor)
+    membership = session.get(Membership, (project_id, person.id))
+    if membership is None:
+        session.add(Membership(project_id=project_id, person_id=person.id))
+    elif membership.role == Role.FOLLOWER:
+        membership.role = Role.CONTRIBUTOR
+    else:
+        raise ConflictError(f"You are already in “{project.title}”.")
+    session.flush()
+    record.append(session, record.project_stream(project_id), "project.joined", by=person)
+    if project.stage == Stage.PROPOSED:
+        move(session, project, Stage.RECRUITING)
+    _activate(session, project, min_people)
+
+
+def scope(
+    session: Session,
+    actor: Actor,
+    project_id: int,
+    *,
+    goal: str,
+    plan: str,
+    compute: str,
+    release: str,
+    release_policy: str = ReleasePolicy.OPEN,
+    licence: str = LICENCES[0],
+    min_people: int,
+) -> None:
+    """Say what the project will do and how it releases; with enough people it becomes active."""
+    project = locked(session, project_id)
+    lead = require(session, actor, project, Act.SCOPE)
+    _check_unscoped(project)
+    if release_policy not in set(ReleasePolicy):
+        raise InvalidError(f"A project releases in one of these ways: {', '.join(ReleasePolicy)}.")
+    if licence not in LICENCES:
+        raise InvalidError(f"The licence of the models is one of: {', '.join(LICENCES)}.")
+    said = {
+        "goal": text.prose("The goal", goal, most=text.USUAL),
+        "plan": text.prose("The plan", plan, most=text.LONG),
+        "compute": text.prose("The estimate of compute", compute, most=text.BRIEF),
+        "release": text.prose("What will be released", release, most=text.BRIEF),
+        "release_policy": release_policy,
+        "licence": licence,
+    }
+    for field, value in said.items():
+        setattr(project, field, value)
+    move(session, project, Stage.SCOPED)
+    record.append(session, record.project_stream(project_id), "project.scoped", by=lead, **said)
+    _activate(session, project, min_people)
+
+
+def pause(session: Session, actor: Actor, project_id: int, *, reason: str) -> None:
+    """Rest an active project: nothing more is launched in it until it is resumed."""
+    project = locked(session, project_id)
+    lead = require(session, actor, project, Act.PAUSE)
+    project.stage_reason = text.prose("The reason", reason, most=text.USUAL)
+    move(session, project, Stage.PAUSED)
+    record.append(session, record.project_stream(project_id), "project.paused", by=lead, why=project.stage_reason)
+
+
+def resume(session: Session, actor: Actor, project_id: int) -> None:
+    """Let a paused project go on."""
+    project = locked(session, project_id)
+    lead = require(session, actor, project, Act.RESUME)
+    if project.stage != Stage.PAUSED:
+        raise ConflictError(f"“{project.title}” is {project.stage}; only a paused project can be resumed.")
+    project.stage_reason = ""
+    move(session, project, Stage.ACTIVE)
+    record.append(session, record.project_stream(project_id), "project.resumed", by=lead)
+
+
+def stop(session: Session, actor: Actor, project_id: int, *, reason: str, moderator_role_id: int) -> None:
+    """End the project without an outcome, for a reason that its lead or a moderator gives."""
+    project = locked(session, project_id)
+    by = require(session, actor, project, Act.STOP, moderator_role_id=moderator_role_id)
+    project.stage_reason = text.prose("The reason", reason, most=text.USUAL)
+    move(session, project, Stage.STOPPED)
+    record.append(session, record.project_stream(project_id), "project.stopped", by=by, why=project.stage_reason)
+
+
+def complete(session: Session, actor: Actor, project_id: int, *, outcome: str, learnt: str) -> None:
+    """End the project with an outcome and what was learnt; the record announces it to the whole server.
+
+    What has not become active can only be abandoned.
+    """
+    project = locked(session, project_id)
+    lead = require(session, actor, project, Act.COMPLETE)
+    if project.stage in ENDED:
+        raise ConflictError(f"“{project.title}” is {project.stage} already.")
+    if outcome not in set(Outcome):
+        raise InvalidError(f"The outcome is one of: {', '.join(Outcome)}.")
+    if project.stage not in {Stage.ACTIVE, Stage.PAUSED} and outcome != Outcome.ABANDONED:
+        raise ConflictError(f"“{project.title}” is {project.stage}; only an active project can have a result.")
+    project.stage_reason = ""
+    project.outcome = outcome
+    project.learnt = text.prose("What was learnt", learnt, most=text.LONG)
+    move(session, project, Stage.COMPLETED)
+    record.append(
+        session,
+        record.project_stream(project_id),
+        "project.completed",
+        by=lead,
+        outcome=outcome,
+        learnt=project.learnt,
+        people=[
+            {"id": member.discord_id, "name": member.name, "lead": member.lead} for member in _members(session, project)
+        ],
+    )
+
+
+def load(session: Session, project_id: int) -> Project:
+    """The project's row; raises NotFoundError."""
+    project = session.get(Project, project_id)
+    if project is None:
+        raise NotFoundError(f"There is no project {project_id}; /project list shows those there are.")
+    return project
+
+
+def locked(session: Session, project_id: int) -> Project:
+    """The project's row, locked first of all, so that two changes of a project take turns and cannot deadlock."""
+    load(session, project_id)
+    return session.get_one(Project, project_id, with_for_update={"key_share": True}, populate_existing=True)
+
+
+def view(session: Session, project_id: int) -> ProjectView:
+    """The project as cards show it; raises NotFoundError."""
+    project = load(session, project_id)
+    return ProjectView(
+        id=project.id,
+        title=project.title,
+        stage=Stage(project.stage),
+        question=project.question,
+        why=project.why,
+        needs=project.needs,
+        goal=project.goal,
+        plan=project.plan,
+        compute=project.compute,
+        release=project.release,
+        outcome=None if project.outcome is None else Outcome(project.outcome),
+        learnt=project.learnt,
+        members=_members(session, project),
+        followers=_count(session, project, Role.FOLLOWER),
+        stage_reason=project.stage_reason,
+        release_policy=ReleasePolicy(project.release_policy),
+        licence=project.licence,
+        has_channel=project.has_channel,
+        hidden=project.hidden,
+    )
+
+
+def views(session: Session, *, limit: int = 25, stage: str | None = None) -> Sequence[ProjectView]:
+    """The newest projects first, of one stage or of all, without those that a moderator has hidden."""
+    newest = _shown(stage).order_by(Project.id.desc()).limit(limit)
+    return [view(session, project_id) for project_id in session.scalars(newest).all()]
+
+
+def count(session: Session, *, stage: str | None = None) -> int:
+    """How many projects `views` chooses from."""
+    return session.scalar(select(func.count()).select_from(_shown(stage).subquery())) or 0
+
+
+def _shown(stage: str | None) -> Select[int]:
+    shown = select(Project.id).where(Project.hidden.is_(False))
+    return shown if stage is None else shown.where(Project.stage == stage)
+
+
+def may_compute(project: Project) -> bool:
+    """Whether the project may ask for GPU time and launch runs: from its proposal on, unless it is paused or ended."""
+    return project.stage not in {Stage.PAUSED, *ENDED}
+
+
+def is_held(project: Project) -> bool:
+    """Whether the project's checkpoints stay private for now."""
+    return project.release_policy == ReleasePolicy.HELD
+
+
+def works_on(session: Session, person: Person, project: Project) -> bool:
+    """Whether the person is the project's lead or a contributor; followers only read along."""
+    membership = session.get(Membership, (project.id, person.id))
+    return membership is not None and membership.role != Role.FOLLOWER
+
+
+def check(
+    session: Session,
+    actor: Actor,
+    project: Project,
+    act: Act,
+    *,
+    moderator_role_id: int = 0,
+    reviewer_role_id: int = 0,
+) -> None:
+    """Raise ForbiddenError unless the table of rights lets the actor do this. Only reads."""
+    held = rights.held(actor, moderator_role_id=moderator_role_id, reviewer_role_id=reviewer_role_id)
+    roles = roles_in(session, actor, project, held)
+    if roles.isdisjoint(rights.MAY[act]):
+        lead = session.get_one(Person, project.lead_id).name
+        raise ForbiddenError(rights.refusal(act, project=project.title, lead=lead))
+
+
+def roles_in(session: Session, actor: Actor, project: Project, held: set[Role]) -> set[Role]:
+    """What the actor is to the project, with the roles of the lab that they hold; raises ForbiddenError for banned."""
+    person = people.find(session, actor)
+    membership = None if person is None else session.get(Membership, (project.id, person.id))
+    if person is None or membership is None:
+        return held
+    role = Role.LEAD if person.id == project.lead_id else Role(membership.role)
+    return (held - {Role.REVIEWER} if role in rights.WORKING else held) | {role}
+
+
+def require(session: Session, actor: Actor, project: Project, act: Act, **role_ids: int) -> Person:
+    """The actor's person where the table of rights lets them do this; raises ForbiddenError."""
+    check(session, actor, project, act, **role_ids)
+    return people.ensure(session, actor)
+
+
+def check_may(
+    session: Session,
+    actor: Actor,
+    project_id: int,
+    act: Act,
+    *,
+    to: Stage | None = None,
+    moderator_role_id: int = 0,
+    reviewer_role_id: int = 0,
+) -> ProjectView:
+    """The project where the actor may do this now, and where it can become `to`. Only reads: a form may be opened."""
+    project = load(session, project_id)
+    check(session, actor, project, act, moderator_role_id=moderator_role_id, reviewer_role_id=reviewer_role_id)
+    if project.stage in ENDED and act not in AFTER_THE_END:
+        raise ConflictError(f"“{project.title}” is {project.stage}; this can no longer be done.")
+    if to is not None:
+        _check_move(project, to)
+    return view(session, project_id)
+
+
+def check_may_scope(session: Session, actor: Actor, project_id: int) -> None:
+    """Raise unless the actor may write the project's scope now. Only reads: a form may be opened on it."""
+    project = load(session, project_id)
+    check(session, actor, project, Act.SCOPE)
+    _check_unscoped(project)
+
+
+def require_lead(session: Session, actor: Actor, project: Project) -> Person:
+    """The actor's person where they may ask for compute for the project; raises ForbiddenError. Only reads."""
+    check(session, actor, project, Act.ASK_FOR_COMPUTE)
+    return session.get_one(Person, project.lead_id)
+
+
+def require_member(session: Session, actor: Actor, project: Project) -> Person:
+    """The actor's person where they may launch runs of the project; raises ForbiddenError."""
+    return require(session, actor, project, Act.USE_COMPUTE)
+
+
+def _members(session: Session, project: Project) -> tuple[Member, ...]:
+    rows = session.scalars(
+        select(Person)
+        .join(Membership, Membership.person_id == Person.id)
+        .where(Membership.project_id == project.id, Membership.role != Role.FOLLOWER)
+        .order_by(Person.id != project.lead_id, Membership.joined_at)
+    )
+    return tuple(Member(row.discord_id, row.name, row.id == project.lead_id) for row in rows)
+
+
+def _count(session: Session, project: Project, role: Role) -> int:
+    return session.scalar(select(func.count()).where(Membership.project_id == project.id, Membership.role == role)) or 0
+
+
+def _activate(session: Session, project: Project, min_people: int) -> None:
+    """Make a scoped project with enough people active; by policy it has its channel from now on."""
+    if project.stage != Stage.SCOPED:
+        return
+    count = _count(session, project, Role.CONTRIBUTOR)
+    if count < min_people:
+        return
+    opens = not project.has_channel and policies.current(session).channel_policy == "automatic"
+    project.has_channel |= opens
+    move(session, project, Stage.ACTIVE)
+    stream = record.project_stream(project.id)
+    record.append(session, stream, "project.activated", by=None, people=count, channel=opens)
+
+
+def move(session: Session, project: Project, to: Stage) -> None:
+    """Take one of the table's transitions, guarded against another taken at the same moment."""
+    _check_move(project, to)
+    session.flush()
+    moved = session.execute(
+        update(Project)
+        .where(Project.id == project.id, Project.stage == project.stage)
+        .values(stage=to)
+        .returning(Project.id)
+    ).one_or_none()
+    if moved is None:
+        raise ConflictError(f"“{project.title}” has just changed; look again.")
+
+
+def _check_unscoped(project: Project) -> None:
+    if project.stage in ENDED:
+        raise ConflictError(f"“{project.title}” is {project.stage}; its scope stays as it is.")
+    if Stage.SCOPED not in TRANSITIONS[Stage(project.stage)]:
+        raise ConflictError(f"“{project.title}” is {project.stage}: its scope has been written already.")
+
+
+def _check_move(project: Project, to: Stage) -> None:
+    if to not in TRANSITIONS[Stage(project.stage)]:
+        raise ConflictError(f"“{project.title}” is {project.stage} and cannot become {to}.")

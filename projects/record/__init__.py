@@ -1,0 +1,1 @@
+"""The public record: the hash chain of entries, and redaction."""

@@ -1,0 +1,211 @@
+"""The public record: an append-only, numbered, hash-chained list of entries for each project, and one for the lab.
+
+An entry is appended in the transaction of the change that it tells. Its hash is
+`H(previous, number, kind, H(salt ‖ payload))`, with H = SHA-256; the payload lies in a row of its own, so that it can
+be blanked while the chain still verifies.
+"""
+
+import hashlib
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ForeignKey, UniqueConstraint, select, update
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from projects.db.database import Base, utcnow
+from projects.people import Person
+
+LAB = "lab"
+
+
+class Stream(Base):
+    """A chain of entries. `head` is the number of its newest entry, `head_hash` that entry's hash."""
+
+    __tablename__ = "streams"
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    head: Mapped[int] = mapped_column(default=0)
+    head_hash: Mapped[str]
+
+
+class Entry(Base):
+    """One link of a chain; what happened is in its payload."""
+
+    __tablename__ = "entries"
+    __table_args__ = (UniqueConstraint("stream", "number"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    stream: Mapped[str] = mapped_column(ForeignKey("streams.key"))
+    number: Mapped[int]
+    kind: Mapped[str] = mapped_column(index=True)
+    payload_hash: Mapped[str]
+    hash: Mapped[str]
+
+
+class Payload(Base):
+    """What an entry tells, as canonical JSON, and the salt that keeps a blanked one from being guessed."""
+
+    __tablename__ = "payloads"
+
+    entry_id: Mapped[int] = mapped_column(ForeignKey("entries.id"), primary_key=True)
+    salt: Mapped[str | None]
+    body: Mapped[str | None]
+
+
+@dataclass(frozen=True)
+class Told:
+    """An entry as its readers see it. `payload` is None where it was blanked."""
+
+    id: int
+    stream: str
+    number: int
+    kind: str
+    hash: str
+    payload: dict[str, Any] | None
+
+    @property
+    def project_id(self) -> int | None:
+        """The project whose chain this is, or None for the lab's."""
+        return None if self.stream == LAB else int(self.stream.partition(":")[2])
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check of a chain found: how many entries, and the first thing wrong with it, if anything is."""
+
+    stream: str
+    entries: int
+    problem: str | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the chain is whole."""
+        return self.problem is None
+
+
+def project_stream(project_id: int) -> str:
+    """The name of a project's chain."""
+    return f"project:{project_id}"
+
+
+def open_stream(session: Session, key: str) -> None:
+    """Begin a chain; its first `previous` is the hash of its name, so that no chain can stand in for another."""
+    session.add(Stream(key=key, head_hash=_sha256(key.encode())))
+    session.flush()
+
+
+def append(session: Session, stream: str, kind: str, *, by: Person | None, why: str = "", **told: Any) -> Told:
+    """Append an entry to `stream` in the running transaction: who, what (`kind` and `told`), when and why.
+
+    A transaction that appends to several streams takes them in the order of their names, so that no two can deadlock.
+    """
+    head = session.execute(
+        update(Stream).where(Stream.key == stream).values(head=Stream.head + 1).returning(Stream.head, Stream.head_hash)
+    ).one()
+    payload = {
+        "at": utcnow().isoformat(timespec="milliseconds"),
+        "by": None if by is None else {"id": by.discord_id, "name": by.name},
+        "why": why,
+        **told,
+    }
+    body = canonical(payload)
+    salt = secrets.token_hex(16)
+    payload_hash = hash_payload(salt, body)
+    entry = Entry(
+        stream=stream,
+        number=head.head,
+        kind=kind,
+        payload_hash=payload_hash,
+        hash=hash_entry(head.head_hash, head.head, kind, payload_hash),
+    )
+    session.add(entry)
+    session.flush()
+    session.add(Payload(entry_id=entry.id, salt=salt, body=body))
+    session.execute(update(Stream).where(Stream.key == stream).values(head_hash=entry.hash))
+    return Told(entry.id, stream, entry.number, kind, entry.hash, payload)
+
+
+def since(session: Session, stream: str, number: int, limit: int = 100) -> Sequence[Told]:
+    """The entries of `stream` after `number`, oldest first."""
+    rows = session.execute(
+        select(Entry, Payload.body)
+        .join(Payload, Payload.entry_id == Entry.id)
+        .where(Entry.stream == stream, Entry.number > number)
+        .order_by(Entry.number)
+        .limit(limit)
+    )
+    return [_told(entry, body) for entry, body in rows]
+
+
+def newest(session: Session, stream: str, limit: int = 100) -> Sequence[Told]:
+    """The last entries of `stream`, newest first."""
+    rows = session.execute(
+        select(Entry, Payload.body)
+        .join(Payload, Payload.entry_id == Entry.id)
+        .where(Entry.stream == stream)
+        .order_by(Entry.number.desc())
+        .limit(limit)
+    )
+    return [_told(entry, body) for entry, body in rows]
+
+
+def streams(session: Session) -> Mapping[str, int]:
+    """Every chain with the number of its newest entry."""
+    return {stream.key: stream.head for stream in session.scalars(select(Stream).order_by(Stream.key))}
+
+
+def verify(session: Session, stream: str) -> Verdict:
+    """Walk a whole chain and say whether numbers, hashes, payloads and head fit together."""
+    head = session.get(Stream, stream)
+    if head is None:
+        return Verdict(stream, 0, "there is no such chain")
+    previous, number = _sha256(stream.encode()), 0
+    rows = session.execute(
+        select(Entry, Payload)
+        .outerjoin(Payload, Payload.entry_id == Entry.id)
+        .where(Entry.stream == stream)
+        .order_by(Entry.number)
+    )
+    for entry, payload in rows:
+        if entry.number != number + 1:
+            return Verdict(stream, number, f"entry {number + 1} is missing")
+        number = entry.number
+        if entry.hash != hash_entry(previous, number, entry.kind, entry.payload_hash):
+            return Verdict(stream, number, f"entry {number} does not follow from the one before it")
+        if payload is None:
+            return Verdict(stream, number, f"the payload of entry {number} is missing")
+        blanked = payload.body is None and payload.salt is None
+        if not blanked and hash_payload(payload.salt or "", payload.body or "") != entry.payload_hash:
+            return Verdict(stream, number, f"the payload of entry {number} was changed")
+        previous = entry.hash
+    if (head.head, head.head_hash) != (number, previous):
+        return Verdict(stream, number, "the head does not fit the newest entry")
+    return Verdict(stream, number, None)
+
+
+def canonical(payload: Mapping[str, Any]) -> str:
+    """The one JSON text of a payload: sorted keys, no spaces, UTF-8."""
+    return json.dumps(payload, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def hash_payload(salt: str, body: str) -> str:
+    """`H(salt ‖ payload)`, in hexadecimal."""
+    return _sha256(bytes.fromhex(salt) + body.encode())
+
+
+def hash_entry(previous: str, number: int, kind: str, payload_hash: str) -> str:
+    """`H(previous, number, kind, payload hash)` over their JSON list, in hexadecimal."""
+    return _sha256(json.dumps([previous, number, kind, payload_hash], separators=(",", ":")).encode())
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _told(entry: Entry, body: str | None) -> Told:
+    return Told(
+        entry.id, entry.stream, entry.number, entry.kind, entry.hash, None if body is None else json.loads(body)
+    )

@@ -1,0 +1,175 @@
+"""Redaction: what must not be read any more is blanked, a tombstone says so in public, and the chain still verifies."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sqlalchemy import Column, Select, Table, select, update
+from sqlalchemy.orm import Session
+
+from projects import people, rights, text
+from projects.db.database import WORDS, Base
+from projects.errors import ConflictError, NotFoundError
+from projects.people import Actor, Person
+from projects.record import record
+from projects.record.record import Entry, Payload, Stream
+from projects.rights import Act
+
+NAMELESS = "a former member"
+REMOVED = "[removed]"
+
+# What of a payload names the rows of a table that an entry is about; one that names none is about its project.
+ABOUT = {
+    "runs": ("run", "sample"),
+    "allocations": ("allocation",),
+    "allocation_changes": ("change",),
+    "catalogue_entries": ("entry",),
+}
+
+# What these entries tell is only that something was taken away, and they name nobody.
+KINDS = frozenset({"record.redacted", "record.forgotten"})
+
+
+def redact(
+    session: Session, actor: Actor | None, stream: str, number: int, reason: str, *, admin_role_id: int = 0
+) -> None:
+    """Blank what an entry tells, and say in the same chain that and why it was done; `actor` None is the operator.
+
+    What cards show of it goes too: the words of the run, the request or the project that it is about.
+    Raises ForbiddenError for all but admins, NotFoundError and ConflictError.
+    """
+    rights.require_admin(actor, Act.REDACT, admin_role_id)
+    because = text.prose("The reason", reason, most=text.USUAL)
+    entry = named(session, stream, number)
+    told = session.scalars(select(Payload.body).where(Payload.entry_id == entry.id)).one()
+    if not _blank(session, [entry.id]):
+        raise ConflictError(f"Entry {number} of “{stream}” is blank already.")
+    _unsay(session, stream, json.loads(told or "{}"))
+    by = None if actor is None else people.ensure(session, actor)
+    record.append(session, stream, "record.redacted", by=by, why=because, numbers=[number])
+
+
+def named(session: Session, stream: str, number: int) -> Entry:
+    """An entry that may be blanked; raises NotFoundError, and ConflictError for one that tells of a blanking itself."""
+    entry = session.scalars(select(Entry).where(Entry.stream == stream, Entry.number == number)).one_or_none()
+    if entry is None:
+        raise NotFoundError(
+            f"There is no entry {number} in the chain “{stream[:60]}”; `stoa record verify` lists them."
+        )
+    if entry.kind in KINDS:
+        raise ConflictError(f"Entry {number} of “{stream}” is itself a tombstone and stays.")
+    return entry
+
+
+def happened(session: Session, stream: str) -> bool:
+    """Whether anything was ever taken out of a chain."""
+    told = select(Entry.id).where(Entry.stream == stream, Entry.kind.in_(KINDS)).limit(1)
+    return session.scalars(told).first() is not None
+
+
+def blank_saying(session: Session, stream: str, said: str) -> list[int]:
+    """Blank every entry of a chain that tells just this text; returns their numbers."""
+    rows = session.execute(_told().where(Entry.stream == stream)).all()
+    found = [entry for entry, body in rows if said in _strings(json.loads(body or "{}"))]
+    _blank(session, [entry.id for entry in found])
+    return [entry.number for entry in found]
+
+
+def forget(session: Session, actor: Actor | None, discord_id: str, reason: str, *, admin_role_id: int = 0) -> int:
+    """Blank a person's name wherever it stands, and every entry that holds it or their id; returns how many those are.
+
+    Raises ForbiddenError for all but admins, and NotFoundError.
+    """
+    rights.require_admin(actor, Act.REDACT, admin_role_id)
+    because = text.prose("The reason", reason, most=text.USUAL)
+    person = session.scalars(select(Person).where(Person.discord_id == discord_id)).one_or_none()
+    if person is None:
+        raise NotFoundError(f"Nobody with the Discord id {discord_id[:30]!r} has done anything here.")
+    by = None if actor is None else people.ensure(session, actor)
+    found = _naming(session, person)
+    _unname(session, _standing_alone(person.name))
+    person.name = NAMELESS
+    session.flush()
+    for stream in sorted(found):
+        _blank(session, [entry.id for entry in found[stream]])
+        numbers = [entry.number for entry in found[stream]]
+        record.append(session, stream, "record.forgotten", by=by, why=because, numbers=numbers)
+    return sum(map(len, found.values()))
+
+
+def _naming(session: Session, person: Person) -> dict[str, list[Entry]]:
+    """The entries whose payload holds a person's id or name, by stream; locks those streams in their order."""
+    rows = session.execute(_told()).all()
+    name = _standing_alone(person.name)
+    found: dict[str, list[Entry]] = {}
+    for entry, body in rows:
+        if any(said == person.discord_id or name.search(said) for said in _strings(json.loads(body or "{}"))):
+            found.setdefault(entry.stream, []).append(entry)
+    for stream in sorted(found):
+        session.execute(select(Stream.key).where(Stream.key == stream).with_for_update())
+    return found
+
+
+def _told() -> Select[Entry, str | None]:
+    """The entries that can be blanked, with what they tell."""
+    told = select(Entry, Payload.body).join(Payload, Payload.entry_id == Entry.id)
+    return told.where(Payload.body.is_not(None), Entry.kind.not_in(KINDS)).order_by(Entry.id)
+
+
+def _standing_alone(name: str) -> re.Pattern[str]:
+    """Finds a name, and no longer word that holds it; nothing for an empty one or the common one of the forgotten."""
+    return re.compile(rf"(?<!\w){re.escape(name)}(?!\w)" if name not in ("", NAMELESS) else r"(?!)")
+
+
+def _unname(session: Session, name: re.Pattern[str]) -> None:
+    """Take a name out of the texts that cards show: titles, reasons such as “cancelled by Ada”, and the like."""
+    for table in Base.metadata.sorted_tables:
+        keys = list(table.primary_key.columns)
+        for column in _words(table):
+            for *key, said in session.execute(select(*keys, column).where(column.is_not(None))).all():
+                if name.search(said):
+                    is_it = [each == value for each, value in zip(keys, key, strict=True)]
+                    session.execute(update(table).where(*is_it).values({column.name: name.sub(NAMELESS, said)}))
+    session.expire_all()
+
+
+def _unsay(session: Session, stream: str, told: dict[str, Any]) -> None:
+    """Take just what an entry told out of the rows that it is about."""
+    said = set(_strings(told)) - {""}
+    about = {table: [told[key] for key in keys if told.get(key) is not None] for table, keys in ABOUT.items()}
+    if not any(about.values()) and stream != record.LAB:
+        about["projects"] = [int(stream.removeprefix("project:"))]
+    for table in Base.metadata.sorted_tables:
+        for column in _words(table) if about.get(table.name) else ():
+            these = table.c.id.in_(about[table.name]) & column.in_(said)
+            session.execute(update(table).where(these).values({column.name: REMOVED}))
+    session.expire_all()
+
+
+def _words(table: Table) -> list[Column[Any]]:
+    """The columns of a table that hold what people wrote."""
+    return [column for column in table.columns if column.info == WORDS]
+
+
+def _strings(value: object) -> Iterator[str]:
+    """Every text in a payload, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)
+
+
+def _blank(session: Session, ids: Sequence[int]) -> int:
+    """Take body and salt away; without its salt, a short text cannot be guessed from its hash."""
+    blanked = session.execute(
+        update(Payload)
+        .where(Payload.entry_id.in_(ids), Payload.body.is_not(None))
+        .values(salt=None, body=None)
+        .returning(Payload.entry_id)
+    ).all()
+    return len(blanked)

@@ -1,0 +1,1 @@
+"""A loopback Discord: REST, gateway, interactions, and acting as its people."""

@@ -1,0 +1,1 @@
+"""A loopback Hugging Face Hub."""

@@ -1,0 +1,272 @@
+"""A Hugging Face Hub on loopback: repositories with branches, files and LFS, as far as the stock client uses them.
+
+One token writes to every namespace; reading a public repository needs none. Xet is not offered: the client must run
+with HF_HUB_DISABLE_XET=1.
+"""
+
+import pathlib
+from typing import Any, Literal
+
+import pydantic
+import yaml
+from aiohttp import web
+
+from sandbox.hub import http, pages, upload
+from sandbox.hub.http import STORE, base_url, find_repo, need_token, read_body
+from sandbox.hub.store import Commit, Entry, HubError, Repo, Store, check_path
+
+USER = "stoa"
+# A commit carries its regular files inline; content above that size belongs in LFS.
+BODY_MAX_BYTES = 256 * 1024 * 1024
+
+
+class NewRepo(pydantic.BaseModel):
+    name: str
+    organization: str | None = None
+    type: Literal["model", "dataset", "space"] | None = None
+    visibility: Literal["public", "private"] | None = None
+    private: bool | None = None
+
+
+class Settings(pydantic.BaseModel):
+    visibility: Literal["public", "private"] | None = None
+    private: bool | None = None
+
+
+class NewBranch(pydantic.BaseModel):
+    startingPoint: str = "main"  # noqa: N815 (the name on the wire)
+
+
+class NewTag(pydantic.BaseModel):
+    tag: str
+    message: str | None = None
+
+
+class Card(pydantic.BaseModel):
+    content: str
+
+
+async def whoami(request: web.Request) -> web.Response:
+    need_token(request)
+    access = {"type": "access_token", "accessToken": {"displayName": "sandbox", "role": "write"}}
+    return web.json_response({"type": "user", "id": USER, "name": USER, "fullname": USER, "orgs": [], "auth": access})
+
+
+async def create_repo(request: web.Request) -> web.Response:
+    need_token(request)
+    new = await read_body(request, NewRepo)
+    kind = f"{new.type or 'model'}s"
+    repo_id = f"{new.organization or USER}/{new.name}"
+    path = repo_id if kind == "models" else f"{kind}/{repo_id}"
+    url = f"{base_url(request)}/{path}"
+    try:
+        request.app[STORE].create(kind, repo_id, private=bool(new.private) or new.visibility == "private")
+    except HubError as error:
+        if error.status == 409:
+            raise HubError(409, str(error), url=url) from error
+        raise
+    return web.json_response({"url": url, "name": repo_id})
+
+
+async def change_settings(request: web.Request) -> web.Response:
+    """Open a repository to everyone, or close it."""
+    need_token(request)
+    repo = find_repo(request)
+    asked = await read_body(request, Settings)
+    if asked.visibility is None and asked.private is None:
+        raise HubError(400, "visibility: say public or private")
+    repo.show(private=bool(asked.private) or asked.visibility == "private")
+    return web.json_response({"private": repo.refs["private"]})
+
+
+async def create_branch(request: web.Request) -> web.Response:
+    need_token(request)
+    repo = find_repo(request)
+    new = await read_body(request, NewBranch)
+    repo.add_ref("branches", request.match_info["rev"], new.startingPoint)
+    return web.json_response({})
+
+
+async def create_tag(request: web.Request) -> web.Response:
+    need_token(request)
+    repo = find_repo(request)
+    new = await read_body(request, NewTag)
+    repo.add_ref("tags", new.tag, request.match_info["rev"])
+    return web.json_response({})
+
+
+async def list_refs(request: web.Request) -> web.Response:
+    refs = find_repo(request).refs
+
+    def items(kind: str, prefix: str) -> list[dict[str, str]]:
+        return [{"name": n, "ref": f"refs/{prefix}/{n}", "targetCommit": commit} for n, commit in refs[kind].items()]
+
+    return web.json_response({"branches": items("branches", "heads"), "tags": items("tags", "tags"), "converts": []})
+
+
+async def list_commits(request: web.Request) -> web.Response:
+    history = find_repo(request).history(request.match_info["rev"])
+    authors = [{"user": USER}]
+    return web.json_response(
+        [{"id": c.id, "title": c.title, "message": c.message, "date": c.date, "authors": authors} for c in history]
+    )
+
+
+async def repo_info(request: web.Request) -> web.Response:
+    repo = find_repo(request)
+    commit = repo.find(request.match_info.get("rev", "main"))
+    with_blobs = request.query.get("blobs", "").lower() in ("1", "true")
+    card = _card_data(request.app[STORE], commit)
+    info = {
+        "_id": repo.id,
+        "id": repo.id,
+        "modelId": repo.id,
+        "author": repo.id.partition("/")[0],
+        "sha": commit.id,
+        "lastModified": commit.date,
+        "private": repo.refs["private"],
+        "gated": False,
+        "disabled": False,
+        "downloads": 0,
+        "likes": 0,
+        "tags": [tag for tag in card.get("tags") or [] if isinstance(tag, str)],
+        "cardData": card,
+        "siblings": [_sibling(path, entry, with_blobs) for path, entry in commit.files.items()],
+    }
+    return web.json_response(info, dumps=http.dumps)
+
+
+def _sibling(path: str, entry: Entry, with_blobs: bool) -> dict[str, Any]:
+    if not with_blobs:
+        return {"rfilename": path}
+    lfs = {"sha256": entry.sha256, "size": entry.size, "pointerSize": entry.pointer_size}
+    return {"rfilename": path, "size": entry.size, "blobId": entry.oid} | ({"lfs": lfs} if entry.lfs else {})
+
+
+def _card_data(store: Store, commit: Commit) -> dict[str, Any]:
+    """The metadata at the head of README.md; empty where there is none that can be read."""
+    readme = commit.files.get("README.md")
+    if readme is None or readme.lfs:
+        return {}
+    try:
+        return _front_matter(store.blob(readme.sha256).read_text(errors="replace"))
+    except ValueError:
+        return {}
+
+
+def _front_matter(text: str) -> dict[str, Any]:
+    """The YAML between the first two `---` lines; ValueError where it is not a mapping."""
+    lines = text.splitlines()
+    if not lines or lines[0].rstrip() != "---" or "---" not in lines[1:]:
+        return {}
+    try:
+        data = yaml.safe_load("\n".join(lines[1 : lines.index("---", 1)])) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+    if not isinstance(data, dict):
+        raise ValueError("the metadata is not a mapping of names to values")
+    return data
+
+
+async def validate_card(request: web.Request) -> web.Response:
+    card = await read_body(request, Card)
+    try:
+        found = _front_matter(card.content)
+    except ValueError as error:
+        return web.json_response({"errors": [{"message": str(error)}], "warnings": []}, status=400)
+    warnings = [] if found else [{"message": "empty or missing yaml metadata in repo card"}]
+    return web.json_response({"errors": [], "warnings": warnings})
+
+
+async def list_tree(request: web.Request) -> web.Response:
+    repo, folder = find_repo(request), request.match_info.get("path", "")
+    commit = repo.find(request.match_info["rev"])
+    if folder and check_path(folder) not in commit.folders:
+        raise _missing(repo, commit, folder)
+    prefix = f"{folder}/" if folder else ""
+    recursive = request.query.get("recursive", "").lower() in ("1", "true")
+    paths = sorted(path for path in [*commit.folders, *commit.files] if path.startswith(prefix))
+    return web.json_response([_item(commit, p) for p in paths if recursive or "/" not in p.removeprefix(prefix)])
+
+
+async def paths_info(request: web.Request) -> web.Response:
+    commit = find_repo(request).find(request.match_info["rev"])
+    form = await request.post()
+    asked = [path for path in form.getall("paths", []) if isinstance(path, str)]
+    return web.json_response([_item(commit, path) for path in asked if path in commit.files or path in commit.folders])
+
+
+def _item(commit: Commit, path: str) -> dict[str, Any]:
+    entry = commit.files.get(path)
+    if entry is None:
+        return {"type": "directory", "path": path, "oid": commit.folders[path], "size": 0}
+    lfs = {"oid": entry.sha256, "size": entry.size, "pointerSize": entry.pointer_size}
+    item = {"type": "file", "path": path, "oid": entry.oid, "size": entry.size}
+    return item | ({"lfs": lfs} if entry.lfs else {})
+
+
+async def resolve(request: web.Request) -> web.StreamResponse:
+    """Serve a file of a revision, whole or a range of it."""
+    repo = find_repo(request)
+    commit = repo.find(request.match_info["rev"])
+    path = check_path(request.match_info["path"])
+    entry = commit.files.get(path)
+    if entry is None:
+        raise _missing(repo, commit, path)
+    headers = {
+        "X-Repo-Commit": commit.id,
+        "X-Linked-ETag": f'"{entry.etag}"',
+        "X-Linked-Size": str(entry.size),
+        "Content-Type": "application/octet-stream" if entry.lfs else "text/plain; charset=utf-8",
+        # What a repository holds is shown as text or saved; a browser must never run it.
+        "X-Content-Type-Options": "nosniff",
+        "Content-Security-Policy": "default-src 'none'; sandbox",
+    }
+    if any(etag.value in (entry.etag, "*") for etag in request.if_none_match or ()):
+        return web.Response(status=304, headers=headers)
+    return web.FileResponse(request.app[STORE].blob(entry.sha256), headers=headers)
+
+
+async def _tag_by_content(request: web.Request, response: web.StreamResponse) -> None:
+    """Files are tagged by content: a time of writing says nothing when a branch moves back to an older blob."""
+    if "X-Linked-ETag" in response.headers:
+        response.headers["ETag"] = response.headers["X-Linked-ETag"]
+        response.headers.pop("Last-Modified", None)
+
+
+def _missing(repo: Repo, commit: Commit, path: str) -> HubError:
+    return HubError(404, f"{repo.id} has no {path!a} at {commit.id}", "EntryNotFound", commit=commit.id)
+
+
+_API = "/api/{kind:models|datasets|spaces}/{ns}/{name}"
+ROUTES = [
+    web.get("/api/whoami-v2", whoami),
+    web.post("/api/repos/create", create_repo),
+    web.post("/api/validate-yaml", validate_card),
+    web.get(_API, repo_info),
+    web.get(_API + "/revision/{rev}", repo_info),
+    web.put(_API + "/settings", change_settings),
+    web.get(_API + "/refs", list_refs),
+    web.get(_API + "/commits/{rev}", list_commits),
+    web.get(_API + "/tree/{rev}", list_tree),
+    web.get(_API + "/tree/{rev}/{path:.+}", list_tree),
+    web.post(_API + "/paths-info/{rev}", paths_info),
+    web.post(_API + "/branch/{rev}", create_branch),
+    web.post(_API + "/tag/{rev}", create_tag),
+    web.get("/{ns}/{name}/resolve/{rev}/{path:.+}", resolve),
+    web.get("/{kind:datasets|spaces}/{ns}/{name}/resolve/{rev}/{path:.+}", resolve),
+]
+
+
+def make_app(root: pathlib.Path, *, token: str) -> web.Application:
+    """The Hub that keeps its repositories under `root` and takes writes that carry `token`."""
+    app = web.Application(
+        middlewares=[http.inject_faults, http.answer_errors, http.check_token],
+        client_max_size=BODY_MAX_BYTES,
+    )
+    app[STORE] = Store(root)
+    app[http.TOKEN] = token
+    app[http.FAULTS] = []
+    app.on_response_prepare.append(_tag_by_content)
+    app.add_routes([*http.ROUTES, *ROUTES, *upload.ROUTES, *pages.ROUTES])
+    return app

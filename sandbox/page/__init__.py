@@ -1,0 +1,1 @@
+"""The loopback Discord as a page in a browser."""

@@ -1,0 +1,181 @@
+"""Processes as the launcher starts, knows and ends them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from broker.runners.base import LocalLauncher, alive, identify, kill_group
+from broker.runs.attempts import Process
+
+PARENT = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); "
+DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+WAIT = "print('here', flush=True); time.sleep(60)"
+
+
+@pytest.fixture
+def group() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that leads a group with a child in it; both ignore SIGTERM."""
+    leader = subprocess.Popen(
+        [sys.executable, "-c", DEAF + PARENT + WAIT], start_new_session=True, stdout=subprocess.PIPE
+    )
+    assert leader.stdout is not None
+    assert leader.stdout.readline() == b"here\n"
+    yield leader
+    for pid in members(leader.pid):
+        os.kill(pid, signal.SIGKILL)
+    leader.wait()
+    leader.stdout.close()
+
+
+def members(group: int) -> list[int]:
+    """The living processes of a group."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+        except (psutil.Error, ProcessLookupError):
+            continue
+    return sorted(found)
+
+
+def test_the_whole_group_is_ended_and_nothing_else(group: subprocess.Popen[bytes]) -> None:
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    alive = members(group.pid)
+    assert len(alive) == 2
+    assert sorted(kill_group(identify(group.pid))) == alive
+    assert members(group.pid) == []
+    assert bystander.poll() is None
+    bystander.kill()
+    bystander.wait()
+    assert kill_group(replace(identify(os.getpid()), pid=bystander.pid)) == []
+
+
+def test_children_are_ended_though_their_leader_is_gone(group: subprocess.Popen[bytes]) -> None:
+    leader = identify(group.pid)
+    group.kill()
+    group.wait()
+    (child,) = members(group.pid)
+    assert kill_group(leader) == [child]
+    assert members(group.pid) == []
+
+
+def test_a_stranger_who_was_given_the_number_is_left_alone(group: subprocess.Popen[bytes]) -> None:
+    theirs = identify(group.pid)
+    strangers = [
+        replace(theirs, started=theirs.started - 5),
+        replace(theirs, started=theirs.started + 5),
+        replace(theirs, host="another-host"),
+        replace(theirs, boot_id="another-boot"),
+        Process(theirs.host, theirs.boot_id, theirs.pid, 0),
+    ]
+    assert [kill_group(stranger) for stranger in strangers] == [[]] * len(strangers)
+    assert len(members(group.pid)) == 2
+
+
+def test_a_trainer_sees_no_secret_and_stands_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("STOA_DISCORD_TOKEN", "STOA_HUB_TOKEN", "STOA_DATABASE_URL", "HF_TOKEN", "PGPASSWORD", "AWS_SECRET"):
+        monkeypatch.setenv(name, "not-to-be-seen")
+    launcher = LocalLauncher()
+    command = "import json, os; print(json.dumps([dict(os.environ), os.getcwd(), os.getpgid(0) == os.getpid()]))"
+    launcher.start([sys.executable, "-c", command], tmp_path, "0,1")
+    while launcher.poll() is None:
+        time.sleep(0.02)
+    given, folder, leads = json.loads((tmp_path / "trainer.log").read_text())
+    assert launcher.poll() == 0
+    assert set(given) <= {"PATH", "HOME", "LANG", "TMPDIR", "CUDA_VISIBLE_DEVICES", "LC_CTYPE"}
+    assert given["CUDA_VISIBLE_DEVICES"] == "0,1"
+    assert "not-to-be-seen" not in given.values()
+    assert (folder, leads) == (str(tmp_path), False), "its keeper leads the group"
+
+
+def test_it_is_asked_first_and_ended_then(tmp_path: Path) -> None:
+    launcher = LocalLauncher()
+    assert launcher.poll() is None
+    process = launcher.start([sys.executable, "-c", DEAF + PARENT + WAIT], tmp_path, "0")
+    while "here" not in (tmp_path / "trainer.log").read_text():
+        time.sleep(0.02)
+    assert len(members(process.pid)) == 3, "the keeper, the trainer and its child"
+    launcher.stop()
+    time.sleep(0.2)
+    assert launcher.poll() is None
+    launcher.kill()
+    assert launcher.poll() == -signal.SIGKILL
+    assert members(process.pid) == []
+    launcher.stop()
+    launcher.kill()
+
+
+def orphan(folder: Path, trainer: str, lease: float, grace: float) -> Process:
+    """A trainer whose supervisor was killed."""
+    supervise = (
+        "import sys, time, pathlib; from broker.runners.base import LocalLauncher; "
+        f"p = LocalLauncher({lease}, {grace}).start([sys.executable, '-c', {trainer!r}], "
+        f"pathlib.Path({str(folder)!r}), ''); print(p.pid, flush=True); time.sleep(60)"
+    )
+    supervisor = subprocess.Popen([sys.executable, "-c", supervise], stdout=subprocess.PIPE)
+    assert supervisor.stdout is not None
+    process = identify(int(supervisor.stdout.readline()))
+    while "here" not in (folder / "trainer.log").read_text():
+        time.sleep(0.02)
+    supervisor.kill()
+    supervisor.wait()
+    supervisor.stdout.close()
+    return process
+
+
+STOPS = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); " + WAIT
+
+
+@pytest.mark.parametrize(("trainer", "status"), [(STOPS, 75), (DEAF + PARENT + WAIT, -9)])
+def test_a_trainer_outlives_its_supervisor_by_its_lease_and_no_longer(
+    tmp_path: Path, trainer: str, status: int
+) -> None:
+    process = orphan(tmp_path, trainer, lease=3, grace=0.5)
+    assert alive(process)
+    until = time.monotonic() + 30
+    while members(process.pid):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    launcher = LocalLauncher()
+    launcher.adopt(process, tmp_path)
+    assert launcher.poll() == status, "its keeper has left word of it"
+    assert 2.5 < launcher.seconds() < 30
+
+
+def test_an_adopted_trainer_is_followed_stopped_and_ended(tmp_path: Path) -> None:
+    process = orphan(tmp_path, STOPS, lease=20, grace=10)
+    launcher = LocalLauncher()
+    launcher.adopt(process, tmp_path)
+    assert launcher.poll() is None
+    launcher.stop()
+    until = time.monotonic() + 10
+    while launcher.poll() is None:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    assert launcher.poll() == 75
+    launcher.kill()
+    assert members(process.pid) == []
+
+
+def test_one_that_was_dead_when_taken_over_lived_until_its_last_renewal_at_most(tmp_path: Path) -> None:
+    first = LocalLauncher(lease=60, grace=1)
+    process = first.start([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path, "")
+    first.keep(60)
+    renewed = first.seconds()
+    first.kill()
+    (tmp_path / "exit").unlink(missing_ok=True)
+    time.sleep(0.5)
+    heir = LocalLauncher(lease=60, grace=1)
+    heir.adopt(process, tmp_path)
+    assert heir.poll() == -9
+    assert abs(heir.seconds() - renewed) < 0.2

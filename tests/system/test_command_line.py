@@ -1,0 +1,181 @@
+"""What an operator meets: the command line, `.env.example`, and the files for docker compose."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from cli.main import app
+from cli.services import MOST_FALLS, PartError, Parts
+from cli.services import environment as part_environment
+from demo.play import settings_for
+from projects.health import problem
+from projects.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+
+
+def stoa(home: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run `stoa` with only these settings."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME")}
+    environment = kept | {"STOA_ENV_FILE": "", "STOA_HOME": str(home)} | settings
+    return subprocess.run(
+        [sys.executable, "-m", "cli.main", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def compose() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    return content
+
+
+def known(name: str) -> bool:
+    return name.removeprefix("STOA_").lower() in Settings.model_fields
+
+
+def test_up_says_what_is_missing_and_starts_nothing(tmp_path: Path) -> None:
+    done = stoa(tmp_path, "up")
+    assert done.returncode == 2
+    assert "STOA_DISCORD_TOKEN, STOA_GUILD_ID" in done.stderr
+    assert ".env.example" in done.stderr
+    assert not (tmp_path / "logs").exists()
+
+
+def test_up_runs_the_parts_on_a_server_until_it_is_stopped(tmp_path: Path) -> None:
+    """The sandbox stands in for Discord; what is started and stopped is what a real server gets."""
+    parts = Parts(tmp_path / "sandbox-logs")
+    where = tmp_path / "sandbox"
+    environment = {name: os.environ[name] for name in ("PATH", "HOME")}
+    parts.start(
+        "sandbox", [sys.executable, "-m", "sandbox", "--dir", str(where)], environment, (where / "sandbox.json").exists
+    )
+    settings = settings_for(tmp_path / "home", json.loads((where / "sandbox.json").read_text()))
+    for part in ("bot", "worker", "publisher", "scheduler"):
+        environment |= part_environment(settings, part)
+    up = subprocess.Popen(
+        [sys.executable, "-m", "cli.main", "up"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert up.stdout is not None
+        assert any("Stoa is up" in line for line in up.stdout)
+        children = psutil.Process(up.pid).children(recursive=True)
+        assert len(children) >= 5
+        until = time.monotonic() + 20
+        while any(problem(settings, part) for part in ("bot", "worker", "publisher", "scheduler")):
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        (fallen,) = [child for child in children if child.cmdline()[-1] == "scheduler"]
+        fallen.kill()
+        assert "the scheduler has ended by itself, and is started again" in up.stdout.readline()
+        children = psutil.Process(up.pid).children(recursive=True)
+        until = time.monotonic() + 20
+        while problem(settings, "scheduler") or all(child.cmdline()[-1:] != ["scheduler"] for child in children):
+            assert time.monotonic() < until
+            time.sleep(0.2)
+            children = psutil.Process(up.pid).children(recursive=True)
+        up.terminate()
+        assert up.wait(60) == 0
+        assert [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE] == []
+    finally:
+        up.kill()
+        parts.stop()
+
+
+def test_a_part_that_falls_time_and_again_is_given_up(tmp_path: Path) -> None:
+    parts = Parts(tmp_path)
+    command = [sys.executable, "-c", "import sys; sys.exit('It is no use.')"]
+    for _ in range(MOST_FALLS):
+        parts.start("scheduler", command, {}, lambda: True).popen.wait(20)
+        assert parts.fallen() == ["scheduler"]
+    parts.start("scheduler", command, {}, lambda: True).popen.wait(20)
+    with pytest.raises(PartError, match="The scheduler ended with status 1: It is no use"):
+        parts.fallen()
+
+
+def test_pools_and_grants_are_added_and_the_record_verifies(tmp_path: Path) -> None:
+    assert stoa(tmp_path, "migrate").returncode == 0
+    assert stoa(tmp_path, "pool", "add", "lab", "H200", "8").returncode == 0
+    assert stoa(tmp_path, "grant", "add", "lab", "1000", "A sponsor", "2999-01-01").returncode == 0
+    refused = stoa(tmp_path, "grant", "add", "moon", "1000", "A sponsor", "2999-01-01")
+    assert refused.returncode == 2
+    assert "the pools are: lab" in refused.stderr
+    other = stoa(tmp_path, "pool", "add", "lab", "H200", "16")
+    assert (other.returncode, other.stdout) == (2, "")
+    assert "There is a pool “lab” already (8 × H200" in other.stderr
+    assert stoa(tmp_path, "pool", "change", "lab", "--gpus", "16", "--why", "A second host.").returncode == 0
+    changed = stoa(tmp_path, "grant", "change", "1", "--more-hours", "5", "--until", "2998-12-31", "--why", "They ask.")
+    assert changed.returncode == 0
+    assert "lab: 16 × H200, local, weight 1, 1,005 GPU-hours left" in stoa(tmp_path, "pool", "list").stdout
+    assert "until 2998-12-31" in stoa(tmp_path, "grant", "list").stdout
+    verified = stoa(tmp_path, "record", "verify")
+    assert verified.returncode == 0
+    assert "lab: 4 entries, whole" in verified.stdout
+
+
+def test_a_part_that_never_went_round_is_not_healthy(tmp_path: Path) -> None:
+    done = stoa(tmp_path, "health", "bot")
+    assert done.returncode == 1
+    assert "has not gone round" in done.stdout
+
+
+def test_the_example_names_only_settings_that_there_are() -> None:
+    names = re.findall(r"^#? ?(STOA_\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
+    assert len(names) > 8
+    assert [name for name in names if not known(name)] == []
+
+
+def test_every_service_of_the_compose_file_fits_the_command_line_and_the_settings() -> None:
+    services = compose()["services"]
+    for name in ("bot", "worker", "publisher", "scheduler", "migrate"):
+        service = services[name]
+        assert CliRunner().invoke(app, [*service["command"], "--help"]).exit_code == 0
+        assert [key for key in service["environment"] if not known(key)] == []
+        assert "stoa:/var/lib/stoa" in service["volumes"]
+    for name in ("bot", "worker", "publisher", "scheduler", "postgres", "redis"):
+        assert "healthcheck" in services[name]
+
+
+@pytest.mark.parametrize(
+    ("service", "strangers"),
+    [
+        ("bot", ("STOA_HUB_TOKEN", "STOA_REDIS_URL")),
+        ("worker", ("STOA_DISCORD_TOKEN", "STOA_HUB_TOKEN")),
+        ("publisher", ("STOA_DISCORD_TOKEN",)),
+        ("scheduler", ("STOA_DISCORD_TOKEN", "STOA_HUB_TOKEN")),
+    ],
+)
+def test_no_service_is_given_a_secret_that_it_does_not_need(service: str, strangers: tuple[str, ...]) -> None:
+    given = compose()["services"][service]["environment"]
+    assert not set(strangers) & set(given)
+
+
+def test_the_operator_bans_and_blanks_by_the_command_line(tmp_path: Path) -> None:
+    assert stoa(tmp_path, "migrate").returncode == 0
+    assert stoa(tmp_path, "pool", "add", "lab", "H200", "8").returncode == 0
+    assert stoa(tmp_path, "ban", "4242", "--why", "Spam.", "--name", "Mallory").returncode == 0
+    again = stoa(tmp_path, "ban", "4242", "--why", "Spam.")
+    assert (again.returncode, "Mallory is banned already" in again.stderr) == (2, True)
+    assert stoa(tmp_path, "unban", "4242", "--why", "A mistake.").returncode == 0
+    assert stoa(tmp_path, "record", "redact", "lab", "1", "--why", "A slip.").returncode == 0
+    forgotten = stoa(tmp_path, "record", "forget", "4242", "--why", "They asked.")
+    assert "2 entries are blanked" in forgotten.stdout
+    refused = stoa(tmp_path, "record", "redact", "lab", "77", "--why", "A slip.")
+    assert (refused.returncode, "no entry 77" in refused.stderr) == (2, True)
+    assert "lab: 5 entries, whole" in stoa(tmp_path, "record", "verify").stdout

@@ -1,0 +1,1 @@
+"""Checkpoints: their folders, and what each holds."""

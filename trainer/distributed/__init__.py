@@ -1,0 +1,1 @@
+"""The ranks: started and ended by their parent, each with its place in the parallel layout."""

@@ -1,0 +1,77 @@
+"""The layers of a rank that holds all of them, whole or its tensor-parallel part of each."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.config import TrainConfig
+from trainer.distributed.parallel_dims import Place
+from trainer.engine.base import NonFiniteError
+from trainer.engine.deepspeed_setup import Groups, settings
+from trainer.model.tensor_parallel import TensorParallel
+from trainer.model.transformer import Block, Transformer
+
+
+class Whole:
+    """All layers on one rank; under ZeRO-3 each is partitioned as soon as it is made."""
+
+    def __init__(self, config: TrainConfig, place: Place, tp: TensorParallel) -> None:
+        self._place = place
+        self.groups = Groups(place)
+        with torch.device("meta"):
+            self.module = Transformer(config.model, config.vocabulary, config.context, tp)
+        if self.module.rotary:
+            self.module.rotary.to(place.device)
+        for part in (self.module.embed, *self.module.blocks, self.module.head):
+            part.to_empty(device=place.device)
+            if config.model.tied_head and part is self.module.head:
+                self.module.head.weight = self.module.embed.tokens.get_parameter("weight")
+            if config.parallel.zero_stage == 3:
+                self._partition(part, config)
+        for block in self.module.blocks:
+            assert isinstance(block, Block)
+            block.recompute = config.training.recompute
+
+    def named(self) -> dict[str, nn.Parameter]:
+        return dict(self.module.named_parameters())
+
+    def stage_of(self, name: str) -> int:
+        return 0
+
+    def step(self, engine: Any, micro_batches: Sequence[Tensor]) -> float:
+        losses = []
+        for count, rows in enumerate(micro_batches, start=1):
+            loss = engine(rows[:, :-1], rows[:, 1:])
+            engine.backward(loss)
+            losses.append(loss.detach())
+            if count < len(micro_batches):
+                engine.step()
+        mean = self._place.sum(float(torch.stack(losses).mean()))[0] / self._place.ranks
+        if not math.isfinite(mean):
+            raise NonFiniteError("loss", mean)
+        engine.step()
+        return mean
+
+    def nll(self, rows: Tensor) -> Tensor:
+        nll_BL: Tensor = self.module(rows[:, :-1], rows[:, 1:], mean=False)
+        return nll_BL
+
+    def logits(self, ids_BL: Tensor) -> Tensor:
+        logits_BLV: Tensor = self.module(ids_BL)
+        return logits_BLV
+
+    def _partition(self, part: nn.Module, config: TrainConfig) -> None:
+        from deepspeed.runtime.zero import Init
+
+        dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
+        # It leaves a part that is there already in the precision it has.
+        Init(
+            module=part.to(dtype),
+            data_parallel_group=self._place.data_group,
+            config_dict_or_path=settings(config, self._place),
+            mpu=self.groups,
+            dtype=dtype,
+        )
