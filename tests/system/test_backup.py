@@ -19,7 +19,7 @@ from projects.settings import Settings
 from tests.broker.lab import Lab
 from tests.broker.lab import settings as settings_of
 from tests.databases import _create, postgres
-from tests.system.test_operators import stoa
+from tests.system.test_command_line import stoa
 
 __all__ = ["postgres"]
 

@@ -22,7 +22,7 @@ from projects.people import Actor
 from projects.settings import Settings
 from tests.databases import postgres
 from tests.system.chaos import call
-from tests.system.test_operators import stoa
+from tests.system.test_command_line import stoa
 
 __all__ = ["postgres"]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from projects.db.database import Database
 from projects.record import record
-from tests.system.test_operators import stoa
+from tests.system.test_command_line import stoa
 
 
 def test_an_operator_lists_and_sets_policies_in_public(tmp_path: Path) -> None:
