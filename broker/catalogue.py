@@ -21,6 +21,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from broker import configs
 from projects import people, rights, text
+from projects.db import transition
 from projects.db.database import WORDS, Base, utcnow
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
 from projects.people import Actor, Person
@@ -379,8 +380,7 @@ def _decidable(
     entry = _named(session, name)
     if lock:
         session.refresh(entry, with_for_update=True)
-    if to not in TRANSITIONS[State(entry.state)]:
-        raise ConflictError(f"“{entry.name}” is {entry.state} and cannot become {to}.")
+    transition.check(entry, to, TRANSITIONS, name=f"“{entry.name}”")
     proposer = None if entry.proposed_by is None else session.get_one(Person, entry.proposed_by)
     if actor is not None and proposer is not None and proposer.discord_id == str(actor.discord_id):
         raise ForbiddenError("Nobody decides on an entry of their own; another admin can.")
@@ -390,9 +390,8 @@ def _decidable(
 def _decide(session: Session, actor: Actor | None, entry: CatalogueEntry, to: State, reason: str) -> None:
     because = text.prose("The reason", reason, most=text.USUAL)
     person = None if actor is None else people.ensure(session, actor)
-    entry.state, entry.reason = to, because
-    entry.decided_by = None if person is None else person.id
-    session.flush()
+    decided = {"decided_by": None if person is None else person.id, "reason": because}
+    transition.move(session, entry, to, TRANSITIONS, decided, name=f"“{entry.name}”")
     record.append(session, record.LAB, f"catalogue.{to}", by=person, why=because, **_about(entry))
 
 

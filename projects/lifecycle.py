@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import ForeignKey, Select, func, select, update
+from sqlalchemy import ForeignKey, Select, func, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from projects import limits, people, policies, rights, text
+from projects.db import transition
 from projects.db.database import WORDS, Base, utcnow
 from projects.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
 from projects.limits import Kind
@@ -450,16 +451,7 @@ def _activate(session: Session, project: Project, min_people: int) -> None:
 
 def move(session: Session, project: Project, to: Stage) -> None:
     """Take one of the table's transitions, guarded against another taken at the same moment."""
-    _check_move(project, to)
-    session.flush()
-    moved = session.execute(
-        update(Project)
-        .where(Project.id == project.id, Project.stage == project.stage)
-        .values(stage=to)
-        .returning(Project.id)
-    ).one_or_none()
-    if moved is None:
-        raise ConflictError(f"“{project.title}” has just changed; look again.")
+    transition.move(session, project, to, TRANSITIONS, name=f"“{project.title}”", state="stage")
 
 
 def _check_unscoped(project: Project) -> None:
@@ -470,5 +462,4 @@ def _check_unscoped(project: Project) -> None:
 
 
 def _check_move(project: Project, to: Stage) -> None:
-    if to not in TRANSITIONS[Stage(project.stage)]:
-        raise ConflictError(f"“{project.title}” is {project.stage} and cannot become {to}.")
+    transition.check(project, to, TRANSITIONS, name=f"“{project.title}”", state="stage")

@@ -2,11 +2,12 @@
 
 from datetime import timedelta
 
-from sqlalchemy import delete, update
+from sqlalchemy import delete
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from bot.tables import DiscordLease
+from projects.db import transition
 from projects.db.database import utcnow
 
 
@@ -17,16 +18,9 @@ class LostLeaseError(Exception):
 def hold(session: Session, guild_id: str, holder: str, seconds: float) -> bool:
     """Take or renew the lease; False where another process holds it."""
     until = utcnow() + timedelta(seconds=seconds)
-    held = session.execute(
-        update(DiscordLease)
-        .where(
-            DiscordLease.guild_id == guild_id,
-            (DiscordLease.holder == holder) | (DiscordLease.until < utcnow()),
-        )
-        .values(holder=holder, until=until)
-        .returning(DiscordLease.guild_id)
-    ).one_or_none()
-    if held is not None:
+    own = (DiscordLease.holder == holder) | (DiscordLease.until < utcnow())
+    free = (DiscordLease.guild_id == guild_id, own)
+    if transition.write_where(session, DiscordLease, *free, holder=holder, until=until) is not None:
         return True
     if session.get(DiscordLease, guild_id) is not None:
         return False

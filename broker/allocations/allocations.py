@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 
-from sqlalchemy import ForeignKey, select, update
+from sqlalchemy import ForeignKey, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from broker.allocations import ledger, pools, tiers
@@ -16,6 +16,7 @@ from broker.allocations.ledger import Account, in_hours
 from broker.allocations.pools import Grant, Pool
 from broker.allocations.tiers import Tiers
 from projects import lifecycle, limits, people, text
+from projects.db import transition
 from projects.db.database import WORDS, Base, utcnow
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.lifecycle import Project, Stage
@@ -304,23 +305,12 @@ def close(session: Session, allocation: Allocation, to: AllocationState, **value
 
 def move(session: Session, allocation: Allocation, to: AllocationState, **values: object) -> None:
     """Take one of the table's transitions, guarded against another taken at the same moment."""
-    check_move(allocation, to)
-    session.flush()
-    moved = session.execute(
-        update(Allocation)
-        .where(Allocation.id == allocation.id, Allocation.state == allocation.state)
-        .values(state=to, **values)
-        .returning(Allocation.id)
-    ).one_or_none()
-    if moved is None:
-        raise ConflictError(f"Allocation {allocation.id} has just changed; look again.")
-    session.refresh(allocation)
+    transition.move(session, allocation, to, TRANSITIONS, values, name=f"Allocation {allocation.id}")
 
 
 def check_move(allocation: Allocation, to: AllocationState) -> None:
     """Raise ConflictError where no transition leads there from where the allocation stands."""
-    if to not in TRANSITIONS[AllocationState(allocation.state)]:
-        raise ConflictError(f"Allocation {allocation.id} is {allocation.state} and cannot become {to}.")
+    transition.check(allocation, to, TRANSITIONS, name=f"Allocation {allocation.id}")
 
 
 def tell(

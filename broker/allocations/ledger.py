@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import CheckConstraint, ForeignKey, UniqueConstraint, func, select, update
+from sqlalchemy import CheckConstraint, ForeignKey, UniqueConstraint, func, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from broker.allocations.pools import Grant, GrantMovement, GrantRow
+from projects.db import transition
 from projects.db.database import Base, utcnow
 from projects.errors import ConflictError, InvalidError
 
@@ -275,24 +276,19 @@ def _change(
     session: Session, allocation_id: int, granted: int = 0, reserved: int = 0, spent: int = 0, committed: int = 0
 ) -> bool:
     """Whether the balance could be changed with no part of it falling below zero."""
-    changed = session.execute(
-        update(Balance)
-        .where(
-            Balance.allocation_id == allocation_id,
-            Balance.reserved + reserved >= 0,
-            Balance.spent + spent >= 0,
-            Balance.committed + committed >= 0,
-            Balance.granted - Balance.reserved - Balance.spent + (granted - reserved - spent) >= 0,
-        )
-        .values(
-            granted=Balance.granted + granted,
-            reserved=Balance.reserved + reserved,
-            spent=Balance.spent + spent,
-            committed=Balance.committed + committed,
-        )
-        .returning(Balance.allocation_id)
-        .execution_options(synchronize_session=False)
-    ).one_or_none()
+    changed = transition.write_where(
+        session,
+        Balance,
+        Balance.allocation_id == allocation_id,
+        Balance.reserved + reserved >= 0,
+        Balance.spent + spent >= 0,
+        Balance.committed + committed >= 0,
+        Balance.granted - Balance.reserved - Balance.spent + (granted - reserved - spent) >= 0,
+        granted=Balance.granted + granted,
+        reserved=Balance.reserved + reserved,
+        spent=Balance.spent + spent,
+        committed=Balance.committed + committed,
+    )
     return changed is not None
 
 
@@ -325,18 +321,16 @@ def _move_grant(
 
 def _change_grant(session: Session, grant_id: int, *, drawn: int = 0, committed: int = 0) -> None:
     """Change a grant's balance with no part of it falling below zero; raises ConflictError where too little is left."""
-    changed = session.execute(
-        update(Grant)
-        .where(
-            Grant.id == grant_id,
-            Grant.drawn + drawn >= 0,
-            Grant.committed + committed >= 0,
-            Grant.seconds - Grant.drawn - Grant.committed - (drawn + committed) >= 0,
-        )
-        .values(drawn=Grant.drawn + drawn, committed=Grant.committed + committed)
-        .returning(Grant.id)
-        .execution_options(synchronize_session=False)
-    ).one_or_none()
+    changed = transition.write_where(
+        session,
+        Grant,
+        Grant.id == grant_id,
+        Grant.drawn + drawn >= 0,
+        Grant.committed + committed >= 0,
+        Grant.seconds - Grant.drawn - Grant.committed - (drawn + committed) >= 0,
+        drawn=Grant.drawn + drawn,
+        committed=Grant.committed + committed,
+    )
     if changed is None:
         free = session.scalar(select(Grant.seconds - Grant.drawn - Grant.committed).where(Grant.id == grant_id)) or 0
         needed, left = too_much(drawn + committed, free)

@@ -20,6 +20,7 @@ from broker.publishing.model_card import write_card
 from broker.runs import runs
 from broker.runs.runs import DELAYED_AFTER, ENDED, Run
 from projects import lifecycle
+from projects.db import transition
 from projects.db.database import Database, utcnow
 from projects.settings import Settings
 
@@ -127,13 +128,8 @@ def show_as_decided(settings: Settings, db: Database, hub: Hub, run_id: int) -> 
 
 def _shown(session: Session, run_id: int, url: str, *, private: bool) -> None:
     """Note that a repository is open or closed now, and tell it once."""
-    changed = session.execute(
-        update(Repository)
-        .where(Repository.run_id == run_id, Repository.private != private)
-        .values(private=private, tries=0)
-        .returning(Repository.run_id)
-    ).one_or_none()
-    if changed is not None:
+    other = (Repository.run_id == run_id, Repository.private != private)
+    if transition.write_where(session, Repository, *other, private=private, tries=0) is not None:
         kind = "checkpoints.withheld" if private else "checkpoints.released"
         count = len(publications.links(session, run_id))
         runs.tell(session, runs.load(session, run_id), kind, url=url, count=count)
@@ -287,15 +283,10 @@ def _renewing(settings: Settings, db: Database, claimed: Claimed) -> Iterator[No
 
 
 def _guarded(session: Session, claimed: Claimed, **values: object) -> bool:
-    written = session.execute(
-        update(Publication)
-        .where(
-            Publication.run_id == claimed.run_id,
-            Publication.step == claimed.step,
-            Publication.lease == claimed.lease,
-            Publication.url.is_(None),
-        )
-        .values(**values)
-        .returning(Publication.step)
-    ).one_or_none()
-    return written is not None
+    leased = (
+        Publication.run_id == claimed.run_id,
+        Publication.step == claimed.step,
+        Publication.lease == claimed.lease,
+        Publication.url.is_(None),
+    )
+    return transition.write_where(session, Publication, *leased, **values) is not None

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import ForeignKey, select, update
+from sqlalchemy import ForeignKey, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from broker.allocations import allocations, ledger, tiers
@@ -15,6 +15,7 @@ from broker.allocations.ledger import in_hours
 from broker.allocations.pools import Grant
 from broker.reviews import reviews
 from projects import limits, people, text
+from projects.db import transition
 from projects.db.database import WORDS, Base, utcnow
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.lifecycle import Project, Stage
@@ -29,6 +30,13 @@ class ChangeState(StrEnum):
     APPROVED = "approved"
     DECLINED = "declined"
     WITHDRAWN = "withdrawn"
+
+
+DECIDED = frozenset(ChangeState) - {ChangeState.REQUESTED}
+TRANSITIONS: dict[ChangeState, frozenset[ChangeState]] = {
+    ChangeState.REQUESTED: DECIDED,
+    **dict.fromkeys(DECIDED, frozenset()),
+}
 
 
 class AllocationChange(Endorsable, Base):
@@ -290,17 +298,9 @@ def _locked(session: Session, change_id: int) -> tuple[AllocationChange, Allocat
 
 
 def _move(session: Session, change: AllocationChange, to: ChangeState, by: Person | None, reason: str) -> None:
-    """Close the request; nothing leads out of any other state."""
-    session.flush()
-    moved = session.execute(
-        update(AllocationChange)
-        .where(AllocationChange.id == change.id, AllocationChange.state == ChangeState.REQUESTED)
-        .values(state=to, decided_by=None if by is None else by.id, reason=reason)
-        .returning(AllocationChange.id)
-    ).one_or_none()
-    if moved is None:
-        raise ConflictError(f"The request {change.id} for a change is {change.state} and cannot become {to}.")
-    session.refresh(change)
+    """Close the request, for a reason and by whom it was decided: None where nobody did."""
+    decided = {"decided_by": None if by is None else by.id, "reason": reason}
+    transition.move(session, change, to, TRANSITIONS, decided, name=f"The request {change.id} for a change")
 
 
 def _tell(

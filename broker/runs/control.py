@@ -13,6 +13,7 @@ from broker.runs import attempts, estimates, launching, runs, settlement
 from broker.runs.launching import LONGEST_TIME_LIMIT, Receipt
 from broker.runs.runs import ACTIVE, ENDED, Run, RunState
 from projects import lifecycle
+from projects.db import transition
 from projects.db.database import utcnow
 from projects.errors import ConflictError, InvalidError
 from projects.lifecycle import Project, Stage
@@ -265,12 +266,5 @@ def _demand_training(run: Run) -> None:
 
 def _turn_to_cancelled(session: Session, run: Run, reason: str) -> None:
     """Let a run that stops to be paused end instead."""
-    turned = session.execute(
-        update(Run)
-        .where(Run.id == run.id, Run.state == RunState.STOPPING, Run.token == run.token)
-        .values(stops_as=RunState.CANCELLED, reason=reason, dry=False)
-        .returning(Run.id)
-    ).one_or_none()
-    if turned is None:
-        raise ConflictError(f"Run {run.id} has just changed; look again.")
-    session.refresh(run)
+    ends = {"stops_as": RunState.CANCELLED, "reason": reason, "dry": False}
+    transition.write_as_seen(session, run, ends, ["state", "token"], name=f"Run {run.id}")

@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Literal
 
-from sqlalchemy import ForeignKey, select, update
+from sqlalchemy import ForeignKey, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from broker import publications
@@ -15,8 +15,9 @@ from broker.allocations.allocations import Allocation, AllocationState
 from broker.allocations.ledger import Account, Movement
 from broker.allocations.pools import Grant, Pool
 from broker.runs import series
+from projects.db import transition
 from projects.db.database import WORDS, Base, utcnow
-from projects.errors import ConflictError, NotFoundError
+from projects.errors import NotFoundError
 from projects.lifecycle import Project
 from projects.people import Person
 from projects.record import record
@@ -273,18 +274,7 @@ def in_motion(session: Session) -> Mapping[int, set[int]]:
 
 def move(session: Session, run: Run, to: RunState, **values: object) -> None:
     """Take one of the table's transitions, guarded by the state and the token that the caller has seen."""
-    if to not in TRANSITIONS[RunState(run.state)]:
-        raise ConflictError(f"Run {run.id} is {run.state} and cannot become {to}.")
-    session.flush()
-    moved = session.execute(
-        update(Run)
-        .where(Run.id == run.id, Run.state == run.state, Run.token == run.token)
-        .values(state=to, **values)
-        .returning(Run.id)
-    ).one_or_none()
-    if moved is None:
-        raise ConflictError(f"Run {run.id} has just changed; look again.")
-    session.refresh(run)
+    transition.move(session, run, to, TRANSITIONS, values, name=f"Run {run.id}", seen=["token"])
 
 
 def tell(session: Session, run: Run, kind: str, *, by: Person | None = None, why: str = "", **told: object) -> None:

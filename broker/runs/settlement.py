@@ -2,13 +2,14 @@
 
 from datetime import datetime, timedelta
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from broker.allocations import allocations, ledger
 from broker.runs import attempts, preparing, runs
 from broker.runs.attempts import OPEN, Attempt, AttemptState, Ending, Progress
 from broker.runs.runs import ENDED, Run, RunState
+from projects.db import transition
 from projects.db.database import utcnow
 from projects.people import Person
 
@@ -95,23 +96,20 @@ def lose(session: Session, attempt: Attempt, *, grace_seconds: float, most: int)
         return False
     stopped_by = attempt.lease_until + timedelta(seconds=grace_seconds)
     reason = "its supervisor stopped renewing the lease"
-    lost = session.execute(
-        update(Attempt)
-        .where(
-            Attempt.run_id == attempt.run_id,
-            Attempt.token == attempt.token,
-            Attempt.state.in_(OPEN),
-            Attempt.lease_until == attempt.lease_until,
-            Attempt.lease_until < utcnow(),
-        )
-        .values(state=AttemptState.LOST, failed=True, reason=reason, lease_until=stopped_by)
-        .returning(Attempt.token)
-    ).one_or_none()
+    run_out = (
+        Attempt.run_id == attempt.run_id,
+        Attempt.token == attempt.token,
+        Attempt.state.in_(OPEN),
+        Attempt.lease_until == attempt.lease_until,
+        Attempt.lease_until < utcnow(),
+    )
+    values = {"state": AttemptState.LOST, "failed": True, "reason": reason, "lease_until": stopped_by}
+    lost = transition.write_where(session, Attempt, *run_out, **values)
     if lost is None:
         return False
     run = runs.load(session, attempt.run_id)
-    ledger.release(session, run.allocation_id, run.id, attempt.token)
-    _refund(session, run, session.get_one(Attempt, (run.id, attempt.token)), reason)
+    ledger.release(session, run.allocation_id, run.id, lost.token)
+    _refund(session, run, lost, reason)
     if run.state == RunState.STOPPING:
         _stop(session, run, not_before=stopped_by)
     else:
