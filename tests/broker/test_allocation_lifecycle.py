@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
 from threading import Barrier, Event
+from typing import Any
 
 import pytest
 from sqlalchemy.orm import Session
@@ -256,7 +257,7 @@ def test_the_bounds_are_the_operators(lab: Lab) -> None:
         for name, value in (("starter_hours", "0"), ("one_reviewer_hours", "1.5"), ("halves_hours", "1.6")):
             policies.change(session, None, name, value, "A small lab.")
     with lab.db.write() as session:
-        asked = {"pool": "laptop", "hours": "1", "until": in_days(9), "justification": "j"}
+        asked: dict[str, Any] = {"pool": "laptop", "hours": "1", "until": in_days(9), "justification": "j"}
         small = allocations.request(session, ADA, request_id(), project_id=project, **asked)
     assert view(lab, small).state == AllocationState.REQUESTED
     other = lab.request(project, hours="2")
@@ -453,7 +454,7 @@ def test_a_change_that_cannot_stand_changes_nothing(lab: Lab, subtests: pytest.S
     project = lab.project()
     allocation = lab.allocation(project, hours="2")
     asked = lab.request(project)
-    refused = [
+    refused: list[tuple[dict[str, str], str]] = [
         ({}, "more GPU-hours, a later end, or both"),
         *(({"hours": hours}, "above 0") for hours in ("-5", "0", "NaN", "1e9", "inf")),
         ({"until": in_days(10)}, "ask for a later day"),
@@ -464,7 +465,7 @@ def test_a_change_that_cannot_stand_changes_nothing(lab: Lab, subtests: pytest.S
     for changed, sentence in refused:
         with subtests.test(**changed):
             with pytest.raises(InvalidError, match=sentence):
-                ask_change(lab, allocation, **changed)
+                ask_change(lab, allocation, ADA, **changed)
             assert lab.everything() == before
     with pytest.raises(ForbiddenError, match="Only the lead"):
         ask_change(lab, allocation, GRACE, hours="1")

@@ -1,6 +1,7 @@
 """Limits per person, and the ban list."""
 
-from datetime import timedelta
+import json
+from datetime import datetime, timedelta
 
 import pytest
 from sqlalchemy import select, update
@@ -67,8 +68,8 @@ def yesterday(lab: Lab) -> None:
     with lab.db.write() as session:
         for row in session.scalars(select(Payload)):
             assert row.body is not None
-            said = record.json.loads(row.body)
-            then = limits.datetime.fromisoformat(said["at"]) - timedelta(days=1)
+            said = json.loads(row.body)
+            then = datetime.fromisoformat(said["at"]) - timedelta(days=1)
             changed = record.canonical(said | {"at": then.isoformat(timespec="milliseconds")})
             session.execute(update(Payload).where(Payload.entry_id == row.entry_id).values(body=changed))
 
