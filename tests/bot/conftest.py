@@ -17,7 +17,7 @@ from bot.delivery import outbox
 from broker.allocations import allocations, pools
 from broker.allocations.allocations import AllocationView
 from projects.db.database import Database
-from projects.people import Actor
+from projects.people import Actor, LabRole
 from projects.record import record
 from sandbox.people import Answer, Channel, Guild, Message, Person
 from tests.discord_openapi import DiscordJudge, find_description, malformed, recorded
@@ -152,7 +152,7 @@ class Lab:
     def actor(self, name: str) -> Actor:
         """The same member, for calling the domain beside the bot."""
         info = self.guild.info
-        roles = {int(info["roles"]["reviewer"])} if name == "Rosa" else set()
+        roles = {LabRole.REVIEWER} if name == "Rosa" else set()
         return Actor(int(info["users"][name]), name, frozenset(roles))
 
     def sent(self) -> dict[str, int]:

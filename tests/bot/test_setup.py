@@ -1,11 +1,14 @@
 """`/stoa setup`: a bot that knows no channel starts all the same, adopts, makes, and makes nothing twice."""
 
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
 
 from bot.commands.stoa.setup import NEW
+from bot.server import Server
 from projects import lifecycle, limits, updates
+from projects.people import LabRole
 from sandbox.discord import permissions
 from tests.bot.conftest import Lab
 from tests.bot.test_delivery import activate, propose, told, until
@@ -208,3 +211,11 @@ async def test_a_bot_that_is_invited_again_registers_its_commands_again(lab: Lab
     await until(lambda: lab.log.count("commands registered") == 3)
     assert "dream" in (await lab.person("Grace").command("project list")).text
     assert "Traceback" not in lab.log
+
+
+def test_lab_roles_are_those_of_the_servers_roles_and_an_id_of_0_is_nobodys() -> None:
+    server = Server(1, 2, 3, 4, 5, reviewer_role=8, moderator_role=9, admin_role=0)
+    assert server.lab_roles([7, 8, 9]) == {LabRole.REVIEWER, LabRole.MODERATOR}
+    assert server.lab_roles([0]) == set()
+    both = replace(server, admin_role=9)
+    assert both.lab_roles([9]) == {LabRole.MODERATOR, LabRole.ADMIN}

@@ -16,15 +16,14 @@ from broker.runs.launching import Order
 from broker.runs.runs import Run, RunView
 from projects import lifecycle, policies
 from projects.db.database import Database, utcnow
-from projects.people import Actor
+from projects.people import Actor, LabRole
 from projects.record import record
 from projects.settings import Settings
 
-REVIEWERS = 9
 ADA = Actor(1, "Ada")
 GRACE = Actor(2, "Grace")
-ROSA = Actor(3, "Rosa", frozenset({REVIEWERS}))
-EMMY = Actor(4, "Emmy", frozenset({REVIEWERS}))
+ROSA = Actor(3, "Rosa", frozenset({LabRole.REVIEWER}))
+EMMY = Actor(4, "Emmy", frozenset({LabRole.REVIEWER}))
 STRANGER = Actor(5, "Stranger")
 POOL = "laptop"
 HOUR = 3600
@@ -90,12 +89,12 @@ class Lab:
     def approve(self, allocation: int, hours: str = "1", reviewer: Actor = ROSA, reason: str = "Fine.") -> None:
         """A reviewer's consent."""
         with self.db.write() as session:
-            reviews.approve(session, reviewer, allocation, hours=hours, reason=reason, reviewer_role_id=REVIEWERS)
+            reviews.approve(session, reviewer, allocation, hours=hours, reason=reason)
 
     def decline(self, allocation: int, reviewer: Actor = ROSA, reason: str = "Not yet.") -> None:
         """A reviewer's refusal."""
         with self.db.write() as session:
-            reviews.decline(session, reviewer, allocation, reason=reason, reviewer_role_id=REVIEWERS)
+            reviews.decline(session, reviewer, allocation, reason=reason)
 
     def allocation(self, project: int, hours: str = "1", lead: Actor = ADA) -> int:
         """An approved allocation, by policy or by as many reviewers as it takes."""

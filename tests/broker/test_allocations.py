@@ -14,8 +14,8 @@ from broker.allocations.ledger import Account
 from broker.reports import review_context
 from projects.db.database import utcnow
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
-from projects.people import Actor
-from tests.broker.lab import ADA, EMMY, GRACE, HOUR, POOL, REVIEWERS, ROSA, Lab, in_days
+from projects.people import Actor, LabRole
+from tests.broker.lab import ADA, EMMY, GRACE, HOUR, POOL, ROSA, Lab, in_days
 
 REFUSED_REQUESTS = [
     ({"hours": "-5"}, "above 0"),
@@ -39,8 +39,8 @@ REFUSED_DECISIONS: list[tuple[dict[str, Any], str]] = [
 NO_DECIDERS = [
     (GRACE, "Only compute reviewers"),
     (ADA, "Only compute reviewers"),
-    (Actor(1, "Ada", frozenset({REVIEWERS})), "Nobody decides on a request of their own project"),
-    (Actor(77, "Nobody", frozenset({REVIEWERS + 1})), "Only compute reviewers"),
+    (Actor(1, "Ada", frozenset({LabRole.REVIEWER})), "Nobody decides on a request of their own project"),
+    (Actor(77, "Nobody", frozenset({LabRole.MODERATOR})), "Only compute reviewers"),
 ]
 
 
@@ -199,7 +199,7 @@ def test_a_second_click_is_told_who_was_first(lab: Lab) -> None:
 def test_of_reviewers_at_the_same_moment_one_wins(lab: Lab) -> None:
     project = lab.project()
     allocation = lab.request(project, hours="2")
-    reviewers = [Actor(100 + n, f"Reviewer {n}", frozenset({REVIEWERS})) for n in range(6)]
+    reviewers = [Actor(100 + n, f"Reviewer {n}", frozenset({LabRole.REVIEWER})) for n in range(6)]
     together = Barrier(len(reviewers))
 
     def decide(n: int) -> str:

@@ -30,7 +30,7 @@ def project(lab: Lab) -> int:
     values["training"] |= {"steps": 2, "batch": 2, "micro_batch": 2, "evaluation_tokens": 256}
     with lab.db.write() as session:
         catalogue.propose_recipe(session, None, request_id(), name="tiny", body=yaml.safe_dump(values))
-        catalogue.accept(session, None, "tiny", reason="For all.", admin_role_id=0)
+        catalogue.accept(session, None, "tiny", reason="For all.")
     project = lab.project()
     lab.allocation(project)
     return project

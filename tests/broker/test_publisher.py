@@ -31,7 +31,7 @@ from projects.lifecycle import Project
 from projects.people import Actor
 from projects.record import record
 from projects.settings import Settings
-from tests.broker.lab import ADA, GRACE, REVIEWERS, ROSA, Lab, request_id, settings
+from tests.broker.lab import ADA, GRACE, ROSA, Lab, request_id, settings
 
 LAST = 4
 PUBLISHED = {"README.md", "how.json", "model.safetensors", "tokenizer.json", "metrics.jsonl", "data_manifest.json"}
@@ -458,7 +458,7 @@ def test_a_release_decided_during_an_upload_opens_the_repository(lab: Lab, conf:
     assert claimed is not None
     assert claimed.private
     with lab.db.write() as session:
-        updates.release(session, ROSA, project, "It is safe.", REVIEWERS)
+        updates.release(session, ROSA, project, "It is safe.")
     publish(lab, conf, run)
     upload(conf, claimed)
     with lab.db.write() as session:
@@ -479,7 +479,7 @@ def test_a_publisher_that_comes_late_closes_nothing_for_good(lab: Lab, conf: Set
     lapse(lab)
     publish(lab, conf, run)
     with lab.db.write() as session:
-        updates.release(session, ROSA, project, "It is safe.", REVIEWERS)
+        updates.release(session, ROSA, project, "It is safe.")
     publish(lab, conf, run)
     assert not hub.api.model_info(repo(conf, run)).private
     upload(conf, claimed)
@@ -504,7 +504,7 @@ def test_held_checkpoints_are_private_until_reviewers_release_them(lab: Lab, con
     assert waiting(lab) == []
 
     with lab.db.write() as session:
-        updates.release(session, ROSA, project, "It is safe.", REVIEWERS)
+        updates.release(session, ROSA, project, "It is safe.")
     assert waiting(lab) == [(run, publisher.SHOWING)]
     hub.fault(path="/settings", status=503)
     publish(lab, conf, run)

@@ -140,7 +140,7 @@ def accepted(lab: Lab, name: str, width: int) -> TrainConfig:
     values["model"]["hidden_size"] = width
     with lab.db.write() as session:
         catalogue.propose_recipe(session, None, request_id(), name=name, body=yaml.safe_dump(values))
-        catalogue.accept(session, None, name, reason="To compare.", admin_role_id=0)
+        catalogue.accept(session, None, name, reason="To compare.")
         return catalogue.load(session, name)
 
 

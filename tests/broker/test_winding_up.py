@@ -20,7 +20,7 @@ from tests.broker.lab import ADA, GRACE, HOUR, STRANGER, Lab
 
 def stop(lab: Lab, project: int) -> None:
     with lab.db.write() as session:
-        lifecycle.stop(session, ADA, project, reason="Nobody has time.", moderator_role_id=0)
+        lifecycle.stop(session, ADA, project, reason="Nobody has time.")
 
 
 def complete(lab: Lab, project: int) -> None:
