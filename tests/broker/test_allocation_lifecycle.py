@@ -264,7 +264,7 @@ def test_the_bounds_are_the_operators(lab: Lab) -> None:
     for reviewer in (ROSA, EMMY):
         with lab.db.write() as session:
             decided = {"hours": "2", "reason": "r"}
-            reviews.approve(session, reviewer, other, **decided)  # type: ignore[arg-type]
+            reviews.approve(session, reviewer, other, **decided)
     assert lab.account(other) == Account(HOUR, 0, 0, committed=HOUR)
 
 
