@@ -81,6 +81,7 @@ class CatalogueEntry(Base):
 
 
 _TAKEN = CatalogueEntry.state != State.DECLINED
+_ACCEPTED_RECIPES = (CatalogueEntry.kind == Kind.RECIPE, CatalogueEntry.state == State.ACCEPTED)
 Index("ix_catalogue_entries_name", CatalogueEntry.name, unique=True, sqlite_where=_TAKEN, postgresql_where=_TAKEN)
 
 
@@ -148,7 +149,7 @@ def accept(session: Session, actor: Actor | None, name: str, *, reason: str) -> 
     """Let everyone use the proposed entry, with a reason; a recipe's datasets must be accepted before it."""
     entry = _decidable(session, actor, name, State.ACCEPTED)
     if entry.kind == Kind.RECIPE:
-        _demand_accepted(session, configs.read(entry.body))
+        _check_accepted(configs.read(entry.body), _every_dataset(session))
     _decide(session, actor, entry, State.ACCEPTED, reason)
 
 
@@ -166,9 +167,7 @@ def retire(session: Session, actor: Actor | None, name: str, *, reason: str) -> 
 
 def recipes(session: Session) -> list[str]:
     """The names of the recipes that runs can be launched from: accepted ones, and built-in ones whose data are here."""
-    accepted = session.scalars(
-        select(CatalogueEntry.name).where(CatalogueEntry.kind == Kind.RECIPE, CatalogueEntry.state == State.ACCEPTED)
-    )
+    accepted = session.scalars(select(CatalogueEntry.name).where(*_ACCEPTED_RECIPES))
     return sorted({*_ready(), *accepted})
 
 
@@ -209,30 +208,42 @@ def recipe_text(session: Session, name: str) -> str:
     if is_ready(name):
         return configs.built_in()[name]
     found = _named(session, name).body
-    _demand_accepted(session, configs.read(found))
+    _check_accepted(configs.read(found), _every_dataset(session))
     return found
 
 
 def trains_on(session: Session, config: TrainConfig) -> list[str]:
     """The data of a configuration by the names that members know: the catalogue's datasets, and built-in text."""
-    names = {
-        (entry.dataset, entry.revision): entry.name
-        for entry in session.scalars(select(CatalogueEntry).where(CatalogueEntry.kind == Kind.DATASET, _TAKEN))
-    }
-    return [
-        source.builtin or names.get((source.dataset or "", source.revision or ""), source.name)
-        for source in config.data.sources
-    ]
+    return _trains_on(config, _every_dataset(session))
 
 
 def by_dataset(session: Session) -> dict[str, list[str]]:
     """The datasets that recipes train on, and those accepted that none does yet, each with its recipes."""
-    found: dict[str, list[str]] = {name: [] for name in datasets(session)}
-    for recipe in recipes(session):
+    known = _every_dataset(session)
+    found: dict[str, list[str]] = {name: [] for name in sorted(e.name for e in known if e.state == State.ACCEPTED)}
+    bodies = session.execute(select(CatalogueEntry.name, CatalogueEntry.body).where(*_ACCEPTED_RECIPES))
+    texts = {name: configs.built_in()[name] for name in _ready()} | dict(bodies.all())
+    for recipe, body in sorted(texts.items()):
         with contextlib.suppress(DomainError):  # one of its datasets may have been retired
-            for name in trains_on(session, load(session, recipe)):
+            config = configs.read(body)
+            _check_accepted(config, known)
+            for name in _trains_on(config, known):
                 found.setdefault(name, []).append(recipe)
     return found
+
+
+def _every_dataset(session: Session) -> Sequence[CatalogueEntry]:
+    """The entries of datasets in any state."""
+    return session.scalars(select(CatalogueEntry).where(CatalogueEntry.kind == Kind.DATASET)).all()
+
+
+def _trains_on(config: TrainConfig, known: Sequence[CatalogueEntry]) -> list[str]:
+    """The same as `trains_on`, with the entries of datasets in hand."""
+    names = {(entry.dataset, entry.revision): entry.name for entry in known if entry.state != State.DECLINED}
+    return [
+        source.builtin or names.get((source.dataset or "", source.revision or ""), source.name)
+        for source in config.data.sources
+    ]
 
 
 def check_trains_on(session: Session, recipe: str, config: TrainConfig, dataset: str) -> None:
@@ -339,24 +350,15 @@ def _check(config: TrainConfig) -> None:
             raise InvalidError(f"{key} names a place on a host; a recipe of the catalogue uses its datasets by name.")
 
 
-def _demand_accepted(session: Session, config: TrainConfig) -> None:
-    """Raise ConflictError unless every dataset of a recipe is accepted still."""
+def _check_accepted(config: TrainConfig, known: Sequence[CatalogueEntry]) -> None:
+    """Raise ConflictError unless every dataset of a recipe is accepted still, by the entries of datasets."""
     for source in config.data.sources:
         if source.dataset is None:
             continue
-        entry = session.scalars(
-            select(CatalogueEntry)
-            .where(
-                CatalogueEntry.kind == Kind.DATASET,
-                CatalogueEntry.dataset == source.dataset,
-                CatalogueEntry.revision == source.revision,
-                CatalogueEntry.licence == source.licence,
-            )
-            .order_by(CatalogueEntry.state != State.ACCEPTED)
-            .limit(1)
-        ).one_or_none()
-        if entry is None or entry.state != State.ACCEPTED:
-            state = "not in the catalogue" if entry is None else entry.state
+        same = (source.dataset, source.revision, source.licence)
+        states = [entry.state for entry in known if (entry.dataset, entry.revision, entry.licence) == same]
+        if State.ACCEPTED not in states:
+            state = states[0] if states else "not in the catalogue"
             raise ConflictError(f"The recipe's dataset {source.dataset} is {state}; it must be accepted.")
 
 

@@ -207,7 +207,11 @@ def outstanding(session: Session, run_id: int, token: int) -> int:
 
 def account(session: Session, allocation_id: int) -> Account:
     """The balance of an allocation; all zero before it was approved."""
-    balance = session.get(Balance, allocation_id, populate_existing=True)
+    return account_of(session.get(Balance, allocation_id, populate_existing=True))
+
+
+def account_of(balance: Balance | None) -> Account:
+    """A balance as people read it; all zero where nothing was approved yet."""
     if balance is None:
         return Account(0, 0, 0)
     return Account(balance.granted, balance.reserved, balance.spent, balance.committed)

@@ -3,11 +3,12 @@
 import contextlib
 from collections.abc import Sequence
 
-from sqlalchemy import ColumnElement, select, update
+from sqlalchemy import ColumnElement, Select, select, update
 from sqlalchemy.orm import Session
 
 from broker.allocations import allocations, ledger
 from broker.allocations.allocations import Allocation, AllocationState
+from broker.allocations.ledger import Balance
 from broker.allocations.pools import Pool
 from broker.runs import attempts, estimates, launching, runs, settlement
 from broker.runs.launching import LONGEST_TIME_LIMIT, Receipt
@@ -205,22 +206,14 @@ def cancellable() -> ColumnElement[bool]:
 
 def revivable(session: Session) -> Sequence[int]:
     """Runs that were paused because nobody could pay for them, and that can be paid for again."""
-    paused = session.scalars(
-        select(Run)
-        .join(Project, Project.id == Run.project_id)
-        .where(Run.state == RunState.PAUSED, Run.dry, Project.stage.not_in((Stage.PAUSED, *lifecycle.ENDED)))
-        .order_by(Run.queued_at, Run.id)
-    )
-    return [run.id for run in paused if _payable(session, run)]
+    return session.scalars(_revivable().order_by(Run.queued_at, Run.id)).all()
 
 
 def revive(session: Session, run_id: int) -> bool:
     """Queue such a run again; False where it was resumed or cancelled meanwhile, or cannot go on after all."""
+    if session.scalars(_revivable().where(Run.id == run_id)).one_or_none() is None:
+        return False
     run = runs.load(session, run_id)
-    if run.state != RunState.PAUSED or not run.dry or not _payable(session, run):
-        return False
-    if not lifecycle.may_compute(session.get_one(Project, run.project_id)):
-        return False
     runs.move(session, run, RunState.QUEUED, reason="", dry=False, queued_at=utcnow())
     why = "its allocation can pay for it again"
     seconds = attempts.remaining(session, run)
@@ -228,9 +221,23 @@ def revive(session: Session, run_id: int) -> bool:
     return True
 
 
-def _payable(session: Session, run: Run) -> bool:
-    cost = run.gpus * attempts.remaining(session, run)
-    return unpayable(session, run) is None and cost <= ledger.account(session, run.allocation_id).left
+def _revivable() -> Select[int]:
+    """The query for the runs that are paused for want of GPU-hours, and whose allocation has enough of them now."""
+    left = Balance.granted - Balance.reserved - Balance.spent
+    return (
+        select(Run.id)
+        .join(Project, Project.id == Run.project_id)
+        .join(Allocation, Allocation.id == Run.allocation_id)
+        .join(Balance, Balance.allocation_id == Run.allocation_id)
+        .where(
+            Run.state == RunState.PAUSED,
+            Run.dry,
+            Project.stage.not_in((Stage.PAUSED, *lifecycle.ENDED)),
+            Allocation.state == AllocationState.APPROVED,
+            Allocation.until > utcnow(),
+            Run.gpus * (Run.time_limit - Run.used) <= left,
+        )
+    )
 
 
 def _of_member(session: Session, actor: Actor, run_id: int) -> tuple[Run, Person]:
