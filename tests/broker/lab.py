@@ -13,7 +13,8 @@ from broker.runs import attempts, control, launching, runs, settlement
 from broker.runs.attempts import Attempt, Ending, Process, Progress
 from broker.runs.runs import Run, RunView
 from projects import lifecycle, policies
-from projects.db.database import Database, utcnow
+from projects.db.columns import utcnow
+from projects.db.database import Database
 from projects.people import Actor
 from projects.record import record
 from projects.settings import Settings

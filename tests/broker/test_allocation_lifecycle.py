@@ -20,7 +20,7 @@ from broker.runs import attempts, control, settlement
 from broker.runs.attempts import Ending, Progress
 from broker.runs.runs import Run, RunState
 from projects import lifecycle, membership, policies
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.db.migrations import versions
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError
 from projects.people import Actor

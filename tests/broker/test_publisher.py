@@ -24,7 +24,7 @@ from broker.publications import Publication, Repository
 from broker.publishing import loss_plot, model_card, publisher
 from broker.runs.attempts import Checkpoint, Progress
 from projects import lifecycle, updates
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.lifecycle import Project
 from projects.people import Actor
 from projects.record import record
