@@ -10,7 +10,7 @@ from sqlalchemy import update
 from sqlalchemy.orm import Session
 from sqlmodel import Field, col, select
 
-from broker import catalogue, publications
+from broker import publications
 from broker.allocations import ledger
 from broker.allocations.allocations import Allocation, AllocationState
 from broker.allocations.ledger import Account, Movement
@@ -262,11 +262,6 @@ def newest(
         query = query.where(col(Run.id).in_(publications.runs_kept()))
     rows = session.execute(query.order_by(col(Run.id).desc()).limit(limit))
     return [(number, recipe, state) for number, recipe, state in rows]
-
-
-def recipes(session: Session) -> list[str]:
-    """The names of the recipes that runs can be launched from."""
-    return catalogue.recipes(session)
 
 
 def in_motion(session: Session) -> Mapping[int, set[int]]:
