@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 from trainer.config import ConfigError, TrainConfig
 from trainer.memory import memory_per_gpu
-from trainer.model import count
+from trainer.metrics import flops_per_token, parameters
 
 
 class CheckReport(BaseModel):
@@ -49,25 +49,6 @@ def check(
         seconds=tokens / tokens_per_second if tokens_per_second else None,
         refusal=refusal,
     )
-
-
-def parameters(config: TrainConfig) -> int:
-    """Trained parameters, embeddings and head included."""
-    return count.parameters(config.model, config.vocabulary, config.context)
-
-
-def flops_per_token(config: TrainConfig) -> int:
-    """Forward and backward: 6N + 12·layers·hidden·context (Chowdhery et al. 2022, PaLM, appendix B).
-
-    N are the parameters that multiply each token: the head's, but not the embeddings'.
-    """
-    model = config.model
-    table = config.vocabulary * model.hidden_size
-    embedding = 0 if model.tied_head else table
-    if model.positions == "learned":
-        embedding += config.context * model.hidden_size
-    attention = 12 * model.layers * model.hidden_size * config.data.sequence_length
-    return 6 * (parameters(config) - embedding) + attention
 
 
 def what_fits(config: TrainConfig, gpus: int, gpu_memory: int) -> str:

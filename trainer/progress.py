@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from trainer.outcome import add_event
+from trainer.contract import Event
+from trainer.events import append_event
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -41,7 +42,7 @@ class Progress:
     def stage(self, message: str) -> None:
         """A stage of the set-up begins; a watcher sees it in the events."""
         if self._shown:
-            add_event(self._out, "progress", message=message)
+            append_event(self._out, Event.PROGRESS, message=message)
         self.say(message)
 
     def say(self, message: str) -> None:

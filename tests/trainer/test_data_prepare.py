@@ -12,7 +12,8 @@ import pytest
 
 from tests.trainer.test_data_indexed import foreign_write
 from tests.trainer.test_data_sources import data_config, write_jsonl
-from trainer.data import parallel, tokenizer
+from trainer.data import tokenizer
+from trainer.data import workers as worker_pool
 from trainer.data.config import DataConfig, DedupeConfig
 from trainer.data.dedupe import bands, ngrams
 from trainer.data.encode import is_held_out
@@ -69,7 +70,7 @@ def test_any_number_of_workers_writes_the_same_bytes(tmp_path: Path, monkeypatch
     for name in ("a", "b"):
         write_jsonl(tmp_path / f"{name}.jsonl.zst", [" ".join(essay(seed)) for seed in range(100)])
     data = data_config(tmp_path, {"path": "a.jsonl.zst"}, {"path": "b.jsonl.zst"}, dedupe={"permutations": 32})
-    monkeypatch.setattr(parallel, "BATCH_BYTES", 10_000)
+    monkeypatch.setattr(worker_pool, "BATCH_BYTES", 10_000)
     folders = [tmp_path / "one", tmp_path / "two"]
     seen: list[int] = []
     for folder, workers in zip(folders, (1, 2), strict=True):

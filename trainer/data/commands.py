@@ -20,8 +20,8 @@ from rich.progress import (
 from rich.table import Table
 
 from trainer.config import load
+from trainer.contract import Status
 from trainer.data.config import SourceConfig, mixture, mixture_names
-from trainer.outcome import Status
 from trainer.schema import ConfigError
 
 app = typer.Typer(help="Data: prepare them, look at them, ask what a step saw.", no_args_is_help=True)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.checkpoint.folders import how
+from trainer.checkpoint import metadata
 from trainer.config import TrainConfig
 from trainer.data.config import SourceConfig
 from trainer.data.indexed import Indexed
@@ -51,7 +51,7 @@ class Corpus:
                 f"{self.manifest['tokenizer']['vocabulary']} tokens of the tokenizer in {folder}."
             )
         if checkpoint:
-            demand_same(self.manifest, how(checkpoint), folder)
+            demand_same(self.manifest, metadata.read(checkpoint), folder)
         self._train = [self._open(source, "train", described) for source in self.sources]
         self._held_out = [self._open(source, "held_out", described) for source in self.sources]
         rows = [len(indexed.tokens) // self.row_size for indexed in self._train]

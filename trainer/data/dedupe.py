@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from trainer.data.config import DedupeConfig
-from trainer.data.parallel import Workers, batches
 from trainer.data.readers import Document
+from trainer.data.workers import Workers, batches
 
 _WORDS = re.compile(r"\w+")
 _RECALL = 0.95

@@ -19,14 +19,15 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from trainer import files
-from trainer.checkpoint.folders import how
+from trainer.checkpoint import metadata
 from trainer.config import TrainConfig
+from trainer.contract import DATA_FOLDER
 from trainer.data import dedupe, readers, tokenizer
 from trainer.data.config import DataConfig, DedupeConfig, SourceConfig
 from trainer.data.encode import SPLITS, Encoded, Encoder, is_held_out
 from trainer.data.indexed import Writer, token_type
-from trainer.data.parallel import Workers, batches
 from trainer.data.readers import Document
+from trainer.data.workers import Workers, batches
 from trainer.schema import ConfigError
 
 FORMAT = 2
@@ -39,7 +40,7 @@ Advance = Callable[[int], None]
 
 def folder_of(config: TrainConfig, out: Path) -> Path:
     """The prepared folder that a run in `out` trains from."""
-    return Path(config.data.prepared) if config.data.prepared else out / "data"
+    return Path(config.data.prepared) if config.data.prepared else out / DATA_FOLDER
 
 
 def ensure(config: TrainConfig, out: Path, checkpoint: Path | None, progress: Say, forks: bool = False) -> Path:
@@ -50,7 +51,7 @@ def ensure(config: TrainConfig, out: Path, checkpoint: Path | None, progress: Sa
     """
     folder = folder_of(config, out)
     if not config.data.prepared:
-        made = how(checkpoint) if checkpoint and not forks else None
+        made = metadata.read(checkpoint) if checkpoint and not forks else None
         prepare(config.data, folder, checkpoint, progress, made=made)
     _check_tokenizer(config.data, folder, checkpoint)
     verify(folder)
@@ -112,7 +113,7 @@ def verify(folder: Path, prefix: str = "", largest: float = AT_ONCE) -> None:
     inspect` reads them.
     """
     written = {name: hashed for name, hashed in manifest_of(folder)["files"].items() if name.startswith(prefix)}
-    if found := files.damage(folder, written, largest):
+    if found := files.find_damage(folder, written, largest):
         raise ConfigError(f"The data in {folder} are damaged: {found}; fetch that file again, or prepare them again.")
 
 
@@ -188,7 +189,7 @@ class _Build:
             "held_out": data.held_out,
             "dedupe": data.dedupe and data.dedupe.model_dump(),
             "sources": sources,
-            "files": files.digests(self._folder, self._folder.iterdir()),
+            "files": files.checksums(self._folder, self._folder.iterdir()),
         }
         (self._folder / "manifest.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         for path in self._folder.iterdir():

@@ -7,12 +7,14 @@ from pydantic import BaseModel
 from rich.markup import escape
 from rich.table import Table
 
-from trainer.checkpoint.folders import how, newest
+from trainer.checkpoint import metadata
+from trainer.checkpoint.folders import newest
 from trainer.config import load
+from trainer.contract import CONFIG_FILE
 from trainer.data import tokenizer
 from trainer.data.corpus import Corpus
 from trainer.data.prepare import folder_of, verify
-from trainer.outcome import last_metrics
+from trainer.metrics import last_metrics
 from trainer.schema import ConfigError
 
 EXCERPT = 160
@@ -51,13 +53,13 @@ def look(run: Path, step: int, row: int | None = None) -> SeenStep:
     has sequence_length + 1 tokens: all but the last go in, all but the first are to be predicted. Raises ConfigError
     if the run has no such step or its data are gone.
     """
-    config = load(run / "config.yml")
+    config = load(run / CONFIG_FILE)
     if not 1 <= step <= config.training.steps:
         raise ConfigError(f"--step must be between 1 and {config.training.steps}, the steps of {run}, not {step}.")
     if row is not None and not 0 <= row < config.training.batch:
         raise ConfigError(f"--row must be between 0 and {config.training.batch - 1}, the rows of a step, not {row}.")
     folder, kept = folder_of(config, run), newest(run)
-    parent = how(kept).get("parent") if kept else None
+    parent = metadata.read(kept).get("parent") if kept else None
     if parent and step <= parent["step"]:
         raise ConfigError(f"The steps up to {parent['step']} were done by {parent['run']}; ask that run.")
     done = last_metrics(run, 1)

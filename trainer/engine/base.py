@@ -5,10 +5,10 @@ from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
-Kind = Literal["weight", "exp_avg", "exp_avg_sq"]
+TensorKind = Literal["weight", "exp_avg", "exp_avg_sq"]
 """A parameter's master weight, or one of Adam's moments of it."""
 
-Read = Callable[[Kind, str], Tensor]
+ReadTensor = Callable[[TensorKind, str], Tensor]
 """Gives the whole tensor, in fp32 on the CPU, for a kind and a parameter's name."""
 
 
@@ -20,7 +20,7 @@ class NonFiniteError(RuntimeError):
         self.what, self.value = what, value
 
 
-class Step(NamedTuple):
+class StepResult(NamedTuple):
     """`loss` is the mean over the whole batch, `gradient_norm` that of the whole model before clipping."""
 
     loss: float
@@ -33,7 +33,7 @@ class Engine(Protocol):
     Parameters go by the names of `trainer.model.transformer.Transformer`, whatever part of them a rank holds.
     """
 
-    def step(self, micro_batches: Sequence[Tensor], rate: float) -> Step:
+    def step(self, micro_batches: Sequence[Tensor], rate: float) -> StepResult:
         """One step of the optimizer at the learning rate `rate`, on this data-parallel rank's micro-batches: rows
         [b, L + 1] of token ids, of which the first L are inputs and the last L targets.
 
@@ -48,11 +48,11 @@ class Engine(Protocol):
         """Logits [B, L, V] in fp32 on the leading rank; every rank gives the same ids, what the others get is not
         defined."""
 
-    def gather(self, kind: Kind) -> Iterator[tuple[str, Tensor]]:
+    def gather(self, kind: TensorKind) -> Iterator[tuple[str, Tensor]]:
         """Whole tensors in fp32 on the CPU by the parameter's name, in the model's order, on the leading rank.
 
         The other ranks get nothing, but must exhaust it as the leading one does.
         """
 
-    def load(self, read: Read, step: int) -> None:
+    def load(self, read: ReadTensor, step: int) -> None:
         """Take weights, and after step 0 the moments, as they were after `step` steps."""

@@ -1,6 +1,6 @@
 """DeepSpeed made ready: on this rank's device, quiet, and its silent errors kept away.
 
-Three of its layouts train wrongly without a word (seen in 0.19.8); `usable_stage` and `mark_split` keep them out.
+Three of its layouts train wrongly without a word (seen in 0.19.8); `safe_zero_stage` and `mark_sharded` keep them out.
 """
 
 import logging
@@ -16,14 +16,14 @@ import torch.distributed as dist
 from torch import nn
 
 from trainer.config import ParallelConfig, TrainConfig
-from trainer.distributed.parallel_dims import Place
+from trainer.distributed.parallel_dims import ParallelDims
 from trainer.model.tensor_parallel import split_dim
 
 BUCKET = 50_000_000
 """Elements that are reduced or gathered at once."""
 
 
-def usable_stage(parallel: ParallelConfig, precision: Literal["fp32", "bf16"]) -> int:
+def safe_zero_stage(parallel: ParallelConfig, precision: Literal["fp32", "bf16"]) -> int:
     """The ZeRO stage to ask for: 1 where 0 is silently wrong, which gives the weights that 0 should.
 
     At stage 0 a pipeline clips by the gradient norm of its first stage alone, and in bf16 the optimizer does a step
@@ -34,7 +34,7 @@ def usable_stage(parallel: ParallelConfig, precision: Literal["fp32", "bf16"]) -
     return parallel.zero_stage
 
 
-def mark_split(named: Iterable[tuple[str, nn.Parameter]]) -> None:
+def mark_sharded(named: Iterable[tuple[str, nn.Parameter]]) -> None:
     """Mark the parameters that tensor-parallel ranks have parts of, before DeepSpeed sees them.
 
     It counts the others in the gradient norm on the first of these ranks only, and a part that is not marked too.
@@ -44,43 +44,43 @@ def mark_split(named: Iterable[tuple[str, nn.Parameter]]) -> None:
             parameter.model_parallel = True  # type: ignore[attr-defined]
 
 
-class Groups:
+class ModelParallelUnit:
     """The layout as DeepSpeed asks for it (Megatron's `mpu`) where there is no pipeline."""
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
+    def __init__(self, dims: ParallelDims) -> None:
+        self._dims = dims
 
     def get_model_parallel_rank(self) -> int:
-        return self._place.tensor_rank
+        return self._dims.tensor_rank
 
     def get_model_parallel_world_size(self) -> int:
-        return self._place.tensor
+        return self._dims.tensor
 
     def get_model_parallel_group(self) -> dist.ProcessGroup | None:
-        return self._place.tensor_group
+        return self._dims.tensor_group
 
     def get_data_parallel_rank(self) -> int:
-        return self._place.data_rank
+        return self._dims.data_rank
 
     def get_data_parallel_world_size(self) -> int:
-        return self._place.data
+        return self._dims.data
 
     def get_data_parallel_group(self) -> dist.ProcessGroup | None:
-        return self._place.data_group
+        return self._dims.data_group
 
 
-def settings(config: TrainConfig, place: Place) -> dict[str, Any]:
+def deepspeed_config(config: TrainConfig, dims: ParallelDims) -> dict[str, Any]:
     """DeepSpeed's own configuration. Gradients are accumulated and reduced in fp32, whatever they are computed in."""
     return {
         "train_batch_size": config.training.batch,
         "train_micro_batch_size_per_gpu": config.training.micro_batch,
-        "gradient_accumulation_steps": config.accumulation(place.data),
+        "gradient_accumulation_steps": config.accumulation(dims.data),
         "gradient_clipping": config.optimizer.clip,
         "bf16": {"enabled": config.training.precision == "bf16"},
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
         "zero_optimization": {
-            "stage": usable_stage(config.parallel, config.training.precision),
+            "stage": safe_zero_stage(config.parallel, config.training.precision),
             "reduce_bucket_size": BUCKET,
             "allgather_bucket_size": BUCKET,
             # It would replace torch.nn.functional.linear for the whole process.

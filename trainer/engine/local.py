@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config import TrainConfig
-from trainer.distributed.parallel_dims import Place
-from trainer.engine.base import Kind, NonFiniteError, Read, Step
+from trainer.distributed.parallel_dims import ParallelDims
+from trainer.engine.base import NonFiniteError, ReadTensor, StepResult, TensorKind
 from trainer.engine.compiling import can_compile, compile_blocks
-from trainer.engine.flat import FlatAdamW
+from trainer.engine.flat_adamw import FlatAdamW
 from trainer.model.loss import HeadLoss, to_probability_
 from trainer.model.transformer import Block, Transformer
 
@@ -25,8 +25,8 @@ class LocalEngine:
     the host waits for the device once a step, for loss and norm, before a weight changes.
     """
 
-    def __init__(self, config: TrainConfig, place: Place) -> None:
-        self.device = place.device
+    def __init__(self, config: TrainConfig, dims: ParallelDims) -> None:
+        self.device = dims.device
         dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
         summed = config.training.batch > config.training.micro_batch
         self.exact = _empty(config, self.device)
@@ -53,7 +53,7 @@ class LocalEngine:
         self._touched: list[Tensor] = []
         self._keep_gradients()
 
-    def step(self, micro_batches: Sequence[Tensor], rate: float) -> Step:
+    def step(self, micro_batches: Sequence[Tensor], rate: float) -> StepResult:
         tokens = sum(rows.shape[0] * (rows.shape[1] - 1) for rows in micro_batches)
         self._clear_rows()
         losses = []
@@ -67,7 +67,7 @@ class LocalEngine:
         if not math.isfinite(norm):
             raise NonFiniteError("gradient norm", norm)
         self.optimizer.step(rate, norm)
-        return Step(loss, norm)
+        return StepResult(loss, norm)
 
     @torch.no_grad()
     def nll(self, rows: Tensor) -> Tensor:
@@ -81,12 +81,12 @@ class LocalEngine:
         logits_BLV: Tensor = self.exact(ids_BL)
         return logits_BLV
 
-    def gather(self, kind: Kind) -> Iterator[tuple[str, Tensor]]:
+    def gather(self, kind: TensorKind) -> Iterator[tuple[str, Tensor]]:
         """On a CPU the tensors themselves, which the next step changes."""
         for name, _ in self.exact.named_parameters():
             yield name, self.optimizer.view(kind, name).cpu()
 
-    def load(self, read: Read, step: int) -> None:
+    def load(self, read: ReadTensor, step: int) -> None:
         for name, _ in self.exact.named_parameters():
             self.optimizer.view("weight", name).copy_(read("weight", name))
             for kind in ("exp_avg", "exp_avg_sq"):
@@ -102,7 +102,7 @@ class LocalEngine:
         with torch.no_grad():
             tokens_BLD = embed.look_up(ids_BL)
         tokens_BLD.requires_grad_()
-        x_BLD = embed.place(tokens_BLD)
+        x_BLD = embed.add_positions(tokens_BLD)
         for block in self.model.blocks:
             x_BLD = block(x_BLD)
         x_ND = self.model.head.norm(x_BLD).flatten(0, 1)

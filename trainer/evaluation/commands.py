@@ -10,8 +10,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from trainer.exits import FailedError, fail, finish, hold, interruptible
-from trainer.outcome import Outcome, Status, write_atomically
+from trainer.contract import RESULTS_FILE, Outcome, Status
+from trainer.exits import FailedError, fail, finish, interruptible
+from trainer.files import write_atomically
+from trainer.folder_lock import locked
 from trainer.progress import bars
 from trainer.schema import ConfigError
 
@@ -42,7 +44,7 @@ def evaluate(
             raise ConfigError("--tasks names no task; give names with commas between, such as heldout.")
         if out is not None:
             _make_folder(out)
-        from trainer.evaluation.opened import open_checkpoint
+        from trainer.evaluation.open_checkpoint import open_checkpoint
 
         opened = open_checkpoint(folder)
         from trainer.evaluation import evaluate as harness
@@ -51,7 +53,7 @@ def evaluate(
         with bars() as advance:
             results = harness.evaluate(opened, found, limit=limit, shots=num_fewshot, rows=batch_size, advance=advance)
         if out is not None:
-            write_atomically(out / "results.json", harness.as_json(results))
+            write_atomically(out / RESULTS_FILE, harness.as_json(results))
         if json:
             print(harness.as_json(results), end="")
         else:
@@ -72,7 +74,7 @@ def score(
     overlap: each token is scored once, after as many tokens as fit.
     """
     with _said():
-        from trainer.evaluation.opened import open_checkpoint
+        from trainer.evaluation.open_checkpoint import open_checkpoint
         from trainer.evaluation.score import read_text
         from trainer.evaluation.score import score as score_text
 
@@ -95,12 +97,12 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
 ) -> None:
     """Sample a text from a checkpoint."""
-    with hold(out):
+    with locked(out):
         try:
             with interruptible(), bars() as advance:
                 from trainer.evaluation.generate import Sampling
                 from trainer.evaluation.generate import generate as sample
-                from trainer.evaluation.opened import open_checkpoint
+                from trainer.evaluation.open_checkpoint import open_checkpoint
 
                 opened = open_checkpoint(folder)
                 drawn = Sampling(temperature, top_k, top_p)

@@ -21,8 +21,8 @@ from lm_eval.utils import handle_non_serializable
 from rich import box
 from rich.table import Table
 
-from trainer.evaluation.harness import CheckpointLM
-from trainer.evaluation.opened import Opened
+from trainer.evaluation.lm_eval_model import CheckpointLM
+from trainer.evaluation.open_checkpoint import OpenCheckpoint
 from trainer.evaluation.tasks import heldout
 from trainer.exits import FailedError
 from trainer.schema import ConfigError
@@ -69,7 +69,7 @@ def find_tasks(names: Iterable[str], data: Path, include: Path | None) -> list[T
 
 
 def evaluate(
-    opened: Opened,
+    opened: OpenCheckpoint,
     tasks: list[Task | Group],
     *,
     limit: int | None,

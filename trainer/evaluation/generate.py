@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainer.evaluation.opened import Opened
-from trainer.outcome import write_atomically
+from trainer.contract import SAMPLE_FILE
+from trainer.evaluation.open_checkpoint import OpenCheckpoint
+from trainer.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Sampling:
 
 
 def continuations(
-    opened: Opened,
+    opened: OpenCheckpoint,
     contexts: list[list[int]],
     max_tokens: int,
     sampling: Sampling,
@@ -72,7 +73,7 @@ def continuations(
 
 
 def generate(
-    opened: Opened,
+    opened: OpenCheckpoint,
     prompt: str,
     out: Path,
     max_tokens: int,
@@ -86,7 +87,7 @@ def generate(
     [ids] = continuations(opened, [context], max_tokens, sampling, generator, advance=advance)
     text = opened.decode(ids)
     sample = {"prompt": prompt, "text": text, "tokens": len(ids), "checkpoint_step": opened.step}
-    write_atomically(out / "sample.json", json.dumps(sample, ensure_ascii=False, indent=2) + "\n")
+    write_atomically(out / SAMPLE_FILE, json.dumps(sample, ensure_ascii=False, indent=2) + "\n")
     return text
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel
 
-from trainer.evaluation.opened import Opened
+from trainer.evaluation.open_checkpoint import OpenCheckpoint
 from trainer.schema import ConfigError
 
 TOKENS_AT_ONCE = 4096
@@ -52,7 +52,7 @@ def windows(
 
 
 def log_likelihoods(
-    opened: Opened,
+    opened: OpenCheckpoint,
     requests: Sequence[tuple[Sequence[int], Sequence[int]]],
     *,
     stride: int | None = None,
@@ -81,7 +81,7 @@ def log_likelihoods(
     return list(zip(totals, greedy, strict=True))
 
 
-def score(opened: Opened, text: str, stride: int | None, advance: Callable[[float], None]) -> Score:
+def score(opened: OpenCheckpoint, text: str, stride: int | None, advance: Callable[[float], None]) -> Score:
     """Score a text that is not empty, its first token after the end of a document; half a window a stride if None."""
     tokens = opened.encode(text)
     stride = min(stride or max(1, opened.window // 2), opened.window)
@@ -104,7 +104,9 @@ def read_text(path: Path) -> str:
     return text
 
 
-def _score(opened: Opened, batch: Sequence[tuple[Tokens, Sequence[Wanted]]]) -> Iterator[tuple[int, float, bool]]:
+def _score(
+    opened: OpenCheckpoint, batch: Sequence[tuple[Tokens, Sequence[Wanted]]]
+) -> Iterator[tuple[int, float, bool]]:
     """For each target of a batch of windows: its request, its log-likelihood in nats, and whether it is the likeliest.
 
     Logits are made of the targets' places only, some at a time: with large vocabularies they are most of the memory.

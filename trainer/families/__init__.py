@@ -1,10 +1,10 @@
 """Our weights as transformers' own classes read them, and back: one adapter a class."""
 
 from trainer.families.base import Adapter, Family, Get, Own
-from trainer.families.gptj import GPTJ
+from trainer.families.gpt_j import GPTJ
+from trainer.families.gpt_neo import GPTNeo
+from trainer.families.gpt_neox import GPTNeoX
 from trainer.families.llama import Llama
-from trainer.families.neo import GPTNeo
-from trainer.families.neox import GPTNeoX
 from trainer.model.config import ModelConfig
 
 __all__ = ["ADAPTERS", "Family", "Get", "family_of"]

@@ -11,15 +11,16 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from trainer.checkpoint import folders, state
+from trainer.checkpoint import folders, save_load
 from trainer.config import TrainConfig, dump, load_recipe
+from trainer.contract import CONFIG_FILE, checkpoint_folder
 from trainer.data import tokenizer as bpe
 from trainer.families import Family, family_of
-from trainer.families.foreign import Foreign, read_folder
-from trainer.families.weights import Weights
+from trainer.families.hf_config import Foreign, read_folder
+from trainer.families.hf_weights import Weights
+from trainer.files import write_atomically
 from trainer.model.config import ModelConfig
 from trainer.model.transformer import shapes
-from trainer.outcome import write_atomically
 from trainer.schema import ConfigError
 
 PROBE_ROWS, PROBE_LENGTH = 2, 16
@@ -62,16 +63,16 @@ def import_folder(source: Path, out: Path, recipe: str, advance: Advance) -> Imp
 
     ids_BL = torch.randint(config.vocabulary, (PROBE_ROWS, PROBE_LENGTH), generator=torch.Generator().manual_seed(0))
     with folders.staged(out, 0) as folder:
-        state.write_tensors(folder, state.WEIGHTS, converted())
+        save_load.write_tensors(folder, save_load.WEIGHTS, converted())
         logits_BLV = _our_logits(config, folder, ids_BL)
         advance("logits against transformers", 0.5)
         difference = _compare(logits_BLV, _their_logits(source, ids_BL))
         advance("logits against transformers", 0.5)
-        save_file({"ids": ids_BL, "logits": logits_BLV}, folder / state.PROBE, metadata={"format": "pt"})
-        state.describe(config, folder, 0, _made(source, config, tokens), source)
+        save_file({"ids": ids_BL, "logits": logits_BLV}, folder / save_load.PROBE, metadata={"format": "pt"})
+        save_load.describe(config, folder, 0, _made(source, config, tokens), source)
         tokens.save(str(out / "tokenizer.json"))
-        write_atomically(out / "config.yml", dump(config))
-    return Imported(folders.folder_of(out, 0), difference, foreign.notes)
+        write_atomically(out / CONFIG_FILE, dump(config))
+    return Imported(checkpoint_folder(out, 0), difference, foreign.notes)
 
 
 def _tokenizer(source: Path) -> Tokenizer:
@@ -143,8 +144,8 @@ def _check(weights: Weights, family: Family, whole: dict[str, torch.Size], model
 
 @torch.no_grad()
 def _our_logits(config: TrainConfig, folder: Path, ids_BL: Tensor) -> Tensor:
-    model = state.build(config)
-    state.load_weights(model, folder, config)
+    model = save_load.build(config)
+    save_load.load_weights(model, folder, config)
     logits_BLV: Tensor = model(ids_BL)
     return logits_BLV
 

@@ -155,9 +155,9 @@ class Embedding(nn.Module):
         self.sinusoids_LD = sinusoids(context, config.hidden_size) if config.positions == "sinusoidal" else None
 
     def forward(self, ids_BL: Tensor) -> Tensor:
-        return self.place(self.look_up(ids_BL))
+        return self.add_positions(self.look_up(ids_BL))
 
-    def place(self, x_BLD: Tensor) -> Tensor:
+    def add_positions(self, x_BLD: Tensor) -> Tensor:
         """Add the positions, where they are added here."""
         if self.positions is not None:
             x_BLD = x_BLD + self.positions(torch.arange(x_BLD.shape[1], device=x_BLD.device))

@@ -9,7 +9,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 
 from trainer.evaluation.generate import Sampling, continuations
-from trainer.evaluation.opened import Opened
+from trainer.evaluation.open_checkpoint import OpenCheckpoint
 from trainer.evaluation.score import TOKENS_AT_ONCE, log_likelihoods
 
 Tokens = list[int]
@@ -24,7 +24,7 @@ class CheckpointLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
     done.
     """
 
-    def __init__(self, opened: Opened, rows: int | None, advance: Callable[[str, float], None]) -> None:
+    def __init__(self, opened: OpenCheckpoint, rows: int | None, advance: Callable[[str, float], None]) -> None:
         super().__init__()
         self._opened, self._rows, self._advance = opened, rows, advance
 

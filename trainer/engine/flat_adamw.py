@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config import OptimizerConfig
-from trainer.engine.base import Kind
+from trainer.engine.base import TensorKind
 
 ROW = 4096
 """Elements that a norm sums in fp32 before the sums are added in fp64; segments are padded to whole rows."""
@@ -50,7 +50,7 @@ class FlatAdamW:
             groups.setdefault((dtype, decay), []).append((name, parameter.shape))
         sizes = [sum(_padded(shape.numel(), ALIGNED) for _, shape in members) for members in groups.values()]
         total = sum(_padded(size, ROW) for size in sizes)
-        self.flat: dict[Kind, Tensor] = {
+        self.flat: dict[TensorKind, Tensor] = {
             kind: torch.zeros(total, device=device) for kind in ("weight", "exp_avg", "exp_avg_sq")
         }
         same = compute_dtype == torch.float32
@@ -75,7 +75,7 @@ class FlatAdamW:
         self.count = torch.zeros((), device=device)
         self._cast = torch.empty(min(PIECE[device.type], total), device=device)
 
-    def view(self, kind: Kind, name: str) -> Tensor:
+    def view(self, kind: TensorKind, name: str) -> Tensor:
         """A parameter's master weight or moment, in fp32."""
         return _view(self.flat[kind], *self.places[name])
 

@@ -6,7 +6,7 @@ SPAN = 50
 """Losses that the running mean looks back on."""
 
 
-class Spikes:
+class LossSpikes:
     """Exponentially weighted mean and variance of the losses (West 1979)."""
 
     def __init__(self, deviations: float) -> None:

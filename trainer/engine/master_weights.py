@@ -5,18 +5,18 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from trainer.engine.base import Kind
+from trainer.engine.base import TensorKind
 
-MOMENTS: tuple[Kind, Kind] = ("exp_avg", "exp_avg_sq")
+MOMENTS: tuple[TensorKind, TensorKind] = ("exp_avg", "exp_avg_sq")
 
 
 class Masters(Protocol):
     """Of the parameters that a rank holds, each whole over the data-parallel ranks. Nothing else looks at them."""
 
-    def get(self, parameter: nn.Parameter, kind: Kind) -> Tensor:
+    def get(self, parameter: nn.Parameter, kind: TensorKind) -> Tensor:
         """The whole parameter or moment in fp32, a copy. Called on all data-parallel ranks together."""
 
-    def set(self, parameter: nn.Parameter, kind: Kind, whole: Tensor) -> None:
+    def set(self, parameter: nn.Parameter, kind: TensorKind, whole: Tensor) -> None:
         """Keep this rank's part of it. Moments are there only after `create_moments`."""
 
     def create_moments(self, step: int) -> None:
@@ -42,10 +42,10 @@ class Unpartitioned:
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
 
-    def get(self, parameter: nn.Parameter, kind: Kind) -> Tensor:
+    def get(self, parameter: nn.Parameter, kind: TensorKind) -> Tensor:
         return self._kept(parameter, kind).clone()
 
-    def set(self, parameter: nn.Parameter, kind: Kind, whole: Tensor) -> None:
+    def set(self, parameter: nn.Parameter, kind: TensorKind, whole: Tensor) -> None:
         self._kept(parameter, kind).copy_(whole)
 
     def create_moments(self, step: int) -> None:
@@ -56,7 +56,7 @@ class Unpartitioned:
     def publish(self) -> None:
         pass
 
-    def _kept(self, parameter: nn.Parameter, kind: Kind) -> Tensor:
+    def _kept(self, parameter: nn.Parameter, kind: TensorKind) -> Tensor:
         tensor: Tensor = parameter.detach() if kind == "weight" else self._optimizer.state[parameter][kind]
         return tensor
 
@@ -67,7 +67,7 @@ class OptimizerPartitioned:
     def __init__(self, optimizer: Any) -> None:
         self._zero = optimizer
 
-    def get(self, parameter: nn.Parameter, kind: Kind) -> Tensor:
+    def get(self, parameter: nn.Parameter, kind: TensorKind) -> Tensor:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         tensor: Tensor = (
@@ -75,7 +75,7 @@ class OptimizerPartitioned:
         )
         return tensor
 
-    def set(self, parameter: nn.Parameter, kind: Kind, whole: Tensor) -> None:
+    def set(self, parameter: nn.Parameter, kind: TensorKind, whole: Tensor) -> None:
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         if kind == "weight":
@@ -101,11 +101,11 @@ class WeightsPartitioned:
     def __init__(self, optimizer: Any) -> None:
         self._zero = optimizer
 
-    def get(self, parameter: nn.Parameter, kind: Kind) -> Tensor:
+    def get(self, parameter: nn.Parameter, kind: TensorKind) -> Tensor:
         tensor: Tensor = self._zero.get_full_hp_param(parameter, None if kind == "weight" else kind)
         return tensor
 
-    def set(self, parameter: nn.Parameter, kind: Kind, whole: Tensor) -> None:
+    def set(self, parameter: nn.Parameter, kind: TensorKind, whole: Tensor) -> None:
         partition: Any = parameter
         size = partition.ds_tensor.ds_numel
         part = whole.flatten()[size * self._zero._get_param_partition_rank(parameter) :][:size]

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 
 from tests.trainer.drawn import CONTEXT, VOCABULARY, assert_same_logits, ids
 from trainer.families import family_of
-from trainer.families.foreign import read_config, read_folder
-from trainer.families.weights import Weights
+from trainer.families.hf_config import read_config, read_folder
+from trainer.families.hf_weights import Weights
 from trainer.model.config import ModelConfig
 from trainer.model.transformer import Transformer
 from trainer.schema import ConfigError

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from trainer import files
 from trainer.checkpoint import folders
+from trainer.code_version import code_version
 from trainer.config import ConfigError, TrainConfig
+from trainer.contract import CHECKPOINT_METADATA_FILE
 from trainer.data import tokenizer
-from trainer.engine.base import Engine, Kind, Read
+from trainer.engine.base import Engine, ReadTensor, TensorKind
 from trainer.families import Family, family_of
 from trainer.model.initialise import draw
 from trainer.model.transformer import Transformer, shapes
@@ -46,25 +48,25 @@ def load_weights(model: Transformer, folder: Path, config: TrainConfig) -> None:
             parameter.copy_(read("weight", name))
 
 
-def fresh(config: TrainConfig) -> Read:
+def fresh(config: TrainConfig) -> ReadTensor:
     """The weights of step 0, drawn by the seed."""
     whole = shapes(config.model, config.vocabulary, config.context)
 
-    def read(kind: Kind, name: str) -> Tensor:
+    def read(kind: TensorKind, name: str) -> Tensor:
         assert kind == "weight"
         return draw(name, whole[name], config.model, config.training.seed)
 
     return read
 
 
-def reader(folder: Path, config: TrainConfig) -> Read:
+def reader(folder: Path, config: TrainConfig) -> ReadTensor:
     """A checkpoint's tensors, read as they are asked for. Raises ConfigError if one is missing or misshapen."""
     theirs = family(config)
     whole = shapes(config.model, config.vocabulary, config.context)
     weights = tensors(folder, WEIGHTS)
     moments = tensors(folder, MOMENTS) if (folder / MOMENTS).parent.is_dir() else weights
 
-    def read(kind: Kind, name: str) -> Tensor:
+    def read(kind: TensorKind, name: str) -> Tensor:
         try:
             tensor = theirs.fetch(name, weights) if kind == "weight" else moments(f"{kind}.{name}")
         except (KeyError, SafetensorError, OSError) as error:
@@ -94,7 +96,7 @@ def save(
     `made` is what is known of its making beyond the configuration. Raises OSError if it cannot be written.
     """
     logits_BLV = engine.logits(probe_BL)
-    kinds: tuple[Kind, ...] = ("weight", "exp_avg", "exp_avg_sq") if step else ("weight",)
+    kinds: tuple[TensorKind, ...] = ("weight", "exp_avg", "exp_avg_sq") if step else ("weight",)
     if not leads:
         for kind in kinds:
             for _ in engine.gather(kind):
@@ -127,11 +129,11 @@ def describe(config: TrainConfig, folder: Path, step: int, made: dict[str, Any],
         "config": config.model_dump(mode="json"),
         "opens_in_transformers": theirs.refusal or theirs.architecture,
         **made,
-        "code_version": folders.code_version(),
+        "code_version": code_version(),
         "torch_version": torch.__version__,
-        "files": files.digests(folder, (path for path in folder.rglob("*") if path.is_file())),
+        "files": files.checksums(folder, (path for path in folder.rglob("*") if path.is_file())),
     }
-    _write_json(folder / "how.json", how)
+    _write_json(folder / CHECKPOINT_METADATA_FILE, how)
 
 
 def write_tensors(folder: Path, stem: str, pairs: Iterable[tuple[str, Tensor]]) -> None:

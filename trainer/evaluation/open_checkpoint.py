@@ -9,8 +9,9 @@ from pydantic import ValidationError
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from trainer.checkpoint import folders, state
+from trainer.checkpoint import metadata, save_load
 from trainer.config import TrainConfig
+from trainer.contract import CHECKPOINT_METADATA_FILE
 from trainer.data import tokenizer as bpe
 from trainer.data.prepare import folder_of
 from trainer.model.transformer import Transformer
@@ -18,7 +19,7 @@ from trainer.schema import ConfigError
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenCheckpoint:
     """A checkpoint's model and tokenizer. `window` is the most tokens the model sees at once, `end` the id that ends
     a document and so stands before the first token of a text."""
 
@@ -71,9 +72,9 @@ class Opened:
         return self.logits(self.hidden(ids)[range(len(ids)), last])[:, : bpe.size(self.tokenizer)].cpu()
 
 
-def open_checkpoint(folder: Path) -> Opened:
+def open_checkpoint(folder: Path) -> OpenCheckpoint:
     """Open a step folder. Raises ConfigError if it is not a checkpoint, or a damaged one."""
-    made = folders.how(folder)
+    made = metadata.read(folder)
     try:
         config, step = TrainConfig.model_validate(made["config"]), int(made["step"])
     except ValidationError as error:
@@ -84,14 +85,14 @@ def open_checkpoint(folder: Path) -> Opened:
             "the version of the trainer that wrote it."
         ) from None
     except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(_damaged(folder, "how.json", "it lacks the config or the step")) from error
+        raise ConfigError(_damaged(folder, CHECKPOINT_METADATA_FILE, "it lacks the config or the step")) from error
     tokenizer = _open_tokenizer(folder, config)
-    model = state.build(config)
-    state.load_weights(model, folder, config)
+    model = save_load.build(config)
+    save_load.load_weights(model, folder, config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     end = bpe.end_of_document(tokenizer, config.data.tokenizer.end_of_document)
-    folders.verify(folder, made)
-    return Opened(folder, step, config, model.eval().to(device), tokenizer, config.context, end, device)
+    metadata.verify(folder, made)
+    return OpenCheckpoint(folder, step, config, model.eval().to(device), tokenizer, config.context, end, device)
 
 
 def _open_tokenizer(folder: Path, config: TrainConfig) -> Tokenizer:
