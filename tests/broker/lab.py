@@ -11,6 +11,7 @@ from broker.allocations.ledger import Account, Movement
 from broker.reviews import reviews
 from broker.runs import attempts, control, launching, runs, settlement
 from broker.runs.attempts import Attempt, Ending, Process, Progress
+from broker.runs.launching import Order
 from broker.runs.runs import Run, RunView
 from projects import lifecycle, policies
 from projects.db.database import Database, utcnow
@@ -118,7 +119,7 @@ class Lab:
         """What a launch answers."""
         asked: dict[str, object] = {"recipe": "demo", "time_limit": "10m", "gpus": 1} | changes
         with self.db.write() as session:
-            return launching.launch(session, actor, request or request_id(), project_id=project, **asked)  # type: ignore[arg-type]
+            return launching.launch(session, actor, request or request_id(), Order(project, **asked))  # type: ignore[arg-type]
 
     def admit(self, run: int, *devices: int) -> int:
         """Its token, from a scheduler."""

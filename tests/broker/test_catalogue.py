@@ -9,7 +9,6 @@ import yaml
 
 from broker import catalogue, publications
 from broker.publications import Repository
-from broker.runs import runs
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
 from projects.people import Actor
 from projects.record import record
@@ -51,7 +50,7 @@ def decline(lab: Lab, name: str, actor: Actor | None = ALAN, reason: str = "Too 
 
 def listed(lab: Lab) -> list[str]:
     with lab.db.read() as session:
-        return runs.recipes(session)
+        return catalogue.recipes(session)
 
 
 def told(lab: Lab) -> list[tuple[str, str, str]]:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from broker import catalogue
+from broker.reports import run_plan
 from broker.runs import launching
 from broker.runs.runs import RunState
 from projects.errors import ConflictError, NotFoundError
@@ -111,7 +112,7 @@ def test_what_a_preparation_is_not_for_says_so(lab: Lab, project: int) -> None:
     with pytest.raises(ConflictError, match="prepares the data of “tiny”, and would begin anew"):
         lab.pause(run)
     with pytest.raises(ConflictError, match="prepares the data of “tiny”; only a run that trains"), lab.db.write() as s:
-        launching.rerun(s, ADA, request_id(), run)
+        run_plan.rerun(s, ADA, request_id(), run)
     with lab.db.read() as session:
         assert (
             launching.receipt(session, launching.load(session, run)).basis

@@ -270,4 +270,4 @@ def test_the_runs_of_a_project_and_those_in_motion(lab: Lab) -> None:
     with lab.db.read() as session:
         assert [view.id for view in runs.of_project(session, project)] == [second, first]
         assert runs.in_motion(session) == {project: {second}}
-        assert "demo" in runs.recipes(session)
+        assert "demo" in catalogue.recipes(session)
