@@ -23,6 +23,7 @@ from projects.db.database import Database, utcnow
 from projects.record import record
 from projects.record.record import Entry, Stream
 from projects.settings import Settings
+from trainer.contract import CHECKPOINTS_FOLDER, DATA_FOLDER
 
 GIB = 2**30
 SCARCE = 2.0
@@ -132,7 +133,7 @@ def _mark(session: Session, run_id: int, step: int, disk: Disk) -> None:
 def _remove(settings: Settings, publication: Publication) -> None:
     """Remove a checkpoint's folder, and what another attempt may have written for the same step."""
     run = settings.runs_dir / str(publication.run_id)
-    for folder in {Path(publication.folder), *run.glob(f"attempt-*/checkpoints/step{publication.step}")}:
+    for folder in {Path(publication.folder), *run.glob(f"attempt-*/{CHECKPOINTS_FOLDER}/step{publication.step}")}:
         if folder.is_relative_to(settings.runs_dir):  # nothing else is ours to remove
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -140,7 +141,7 @@ def _remove(settings: Settings, publication: Publication) -> None:
 def _remove_data(settings: Settings, db: Database) -> None:
     """Remove what attempts that are over have prepared of their data, but for what the catalogue names."""
     found: dict[tuple[int, int], list[Path]] = {}
-    for folder in settings.runs_dir.glob("*/attempt-*/data"):
+    for folder in settings.runs_dir.glob(f"*/attempt-*/{DATA_FOLDER}"):
         _note(found, folder, folder.parents[1].name, folder.parent.name.removeprefix("attempt-"))
     for folder in settings.data_dir.glob("*/*-*"):
         _note(found, folder, *folder.name.split("-", 1))
