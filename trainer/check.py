@@ -6,7 +6,8 @@ from pydantic import BaseModel
 
 from trainer.config import ConfigError, TrainConfig
 from trainer.memory import memory_per_gpu
-from trainer.metrics import flops_per_token, parameters
+from trainer.metrics import flops_per_token as flops_per_token
+from trainer.metrics import parameters
 
 
 class CheckReport(BaseModel):

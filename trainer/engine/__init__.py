@@ -1,4 +1,4 @@
-"""The model with its optimizer: `local` for one process, `distributed` for every other layout."""
+"""The model with its optimizer: `local` on one rank, `distributed` on DeepSpeed for every other layout."""
 
 from trainer.config import TrainConfig
 from trainer.distributed.parallel_dims import ParallelDims

@@ -1,4 +1,4 @@
-"""The engine of several ranks: DeepSpeed's ZeRO 0-3 over data-parallel ranks, tensor parallelism, a pipeline."""
+"""The engine of several ranks: DeepSpeed's ZeRO 0-3 over data-parallel ranks, tensor and pipeline parallelism."""
 
 import contextlib
 import io
@@ -22,27 +22,33 @@ from trainer.model.transformer import shapes
 
 
 class Stage(Protocol):
-    """What a rank holds of the model."""
+    """The part of the model that a rank holds: `SingleStage` without a pipeline, else `PipelineStage`.
+
+    `module` is what DeepSpeed trains, `mpu` the layout as DeepSpeed asks for it, None where it makes its own.
+    """
 
     module: Any
-    groups: Any
+    mpu: Any
 
     def named(self) -> dict[str, nn.Parameter]:
         """This rank's parameters by their names in the whole model."""
 
     def owning_stage(self, name: str) -> int:
-        """The pipeline stage that answers for a parameter."""
+        """The number of the pipeline stage whose copy of a parameter goes into checkpoints."""
 
     def step(self, engine: Any, micro_batches: Sequence[Tensor]) -> float:
-        """One step through DeepSpeed; the mean loss over all ranks. Raises NonFiniteError for a loss."""
+        """One update through DeepSpeed's `engine`; returns the mean loss over all ranks. Raises NonFiniteError where
+        the loss is not finite."""
 
-    def nll(self, rows: Tensor) -> Tensor: ...
+    def nll(self, rows: Tensor) -> Tensor:
+        """See `trainer.engine.base.Engine.nll`."""
 
-    def logits(self, ids_BL: Tensor) -> Tensor: ...
+    def logits(self, ids_BL: Tensor) -> Tensor:
+        """See `trainer.engine.base.Engine.logits`; in the model's precision."""
 
 
 class DistributedEngine:
-    """Implements `trainer.engine.base.Engine` for any layout."""
+    """Implements `trainer.engine.base.Engine` for any layout of more than one rank."""
 
     def __init__(self, config: TrainConfig, dims: ParallelDims) -> None:
         deepspeed = import_deepspeed(dims.device)
@@ -53,12 +59,12 @@ class DistributedEngine:
         self._stage = self._open_stage(config)
         self._named = self._stage.named()
         mark_sharded(self._named.items())
-        # It prints the memory in use.
+        # DeepSpeed prints the memory in use.
         with contextlib.redirect_stdout(io.StringIO()):
             self._engine, self._optimizer, _, _ = deepspeed.initialize(
                 model=self._stage.module,
                 optimizer=adamw(self._named.items(), config.optimizer),
-                mpu=self._stage.groups,
+                mpu=self._stage.mpu,
                 config=deepspeed_config(config, dims),
             )
         stage = self._engine.zero_optimization_stage()
@@ -72,7 +78,7 @@ class DistributedEngine:
             group["lr"] = rate
         loss = self._stage.step(self._engine, micro_batches)
         if not self._clips:
-            # DeepSpeed leaves out the step where the norm is not finite, and calls it infinite.
+            # DeepSpeed skips the update where the norm is not finite, and reports an infinite norm.
             self._norm = float(self._engine.get_global_grad_norm())
         if not math.isfinite(self._norm):
             raise NonFiniteError("gradient norm", self._norm)
@@ -109,7 +115,7 @@ class DistributedEngine:
         return PipelineStage(config, self._dims, self._tp)
 
     def _whole(self, name: str, kind: TensorKind) -> Tensor | None:
-        """On the leading rank the whole parameter or moment, on the others nothing."""
+        """The whole parameter or moment on the main rank, None on the others."""
         dims, stage = self._dims, self._stage.owning_stage(name)
         whole = None
         if dims.pipeline_rank == stage:
@@ -127,7 +133,8 @@ class DistributedEngine:
         return whole if dims.is_main else None
 
     def _clip_gradients(self) -> None:
-        """DeepSpeed's clipping at ZeRO-0, which would not tell the norm, nor stop at one that is not finite."""
+        """Clip at ZeRO-0 in DeepSpeed's place, which neither reports the norm nor skips the update where it is not
+        finite."""
         from deepspeed.runtime.utils import clip_grad_norm_
 
         parameters = list(self._named.values())

@@ -1,4 +1,4 @@
-"""Where DeepSpeed keeps master weights and Adam's moments at each ZeRO stage: one way in and out of all of them."""
+"""DeepSpeed's master weights and Adam's moments: one interface to read and write them at every ZeRO stage."""
 
 from typing import Any, Protocol
 
@@ -11,23 +11,24 @@ MOMENTS: tuple[TensorKind, TensorKind] = ("exp_avg", "exp_avg_sq")
 
 
 class Masters(Protocol):
-    """Of the parameters that a rank holds, each whole over the data-parallel ranks. Nothing else looks at them."""
+    """Access to the master weights and moments of the parameters that a rank holds, each whole over the data-parallel
+    ranks."""
 
     def get(self, parameter: nn.Parameter, kind: TensorKind) -> Tensor:
-        """The whole parameter or moment in fp32, a copy. Called on all data-parallel ranks together."""
+        """A copy of the whole parameter or moment in fp32. All data-parallel ranks call it together."""
 
     def set(self, parameter: nn.Parameter, kind: TensorKind, whole: Tensor) -> None:
-        """Keep this rank's part of it. Moments are there only after `create_moments`."""
+        """Store this rank's part of the whole parameter or moment. Moments exist only after `create_moments`."""
 
     def create_moments(self, step: int) -> None:
-        """Make the moments, zero, as if `step` steps had been done."""
+        """Create the moments as zeros, with Adam's step count at `step`."""
 
     def publish(self) -> None:
-        """Copy the master weights to those that the model computes with. Called on all data-parallel ranks together."""
+        """Copy the master weights to those that the model computes with. All data-parallel ranks call it together."""
 
 
 def masters_of(stage: int, optimizer: Any) -> Masters:
-    """For the optimizer that DeepSpeed made at a ZeRO stage."""
+    """The access that fits the optimizer which DeepSpeed created at a ZeRO stage."""
     match stage:
         case 0:
             return Unpartitioned(optimizer)
@@ -62,7 +63,7 @@ class Unpartitioned:
 
 
 class OptimizerPartitioned:
-    """ZeRO-1 and 2: each rank has a part of one flat fp32 tensor a parameter group."""
+    """ZeRO-1 and 2: each rank has a part of one flat fp32 tensor for each parameter group."""
 
     def __init__(self, optimizer: Any) -> None:
         self._zero = optimizer
@@ -84,7 +85,8 @@ class OptimizerPartitioned:
             safe_set_full_optimizer_state(parameter, whole, kind)
 
     def create_moments(self, step: int) -> None:
-        """Left alone, DeepSpeed links parameters to their moments at the first step, and only the first group's."""
+        """See `Masters`. Left alone, DeepSpeed links parameters to moments at its first update, and of the first group
+        only."""
         for group in self._zero.optimizer.param_groups:
             for flat in group["params"]:
                 self._zero.optimizer.state[flat] = _moments(flat, step)
@@ -96,7 +98,7 @@ class OptimizerPartitioned:
 
 
 class WeightsPartitioned:
-    """ZeRO-3: each rank has a part of every parameter, the last one's padded."""
+    """ZeRO-3: each rank has a part of every parameter; the last rank's part is padded."""
 
     def __init__(self, optimizer: Any) -> None:
         self._zero = optimizer
@@ -117,7 +119,7 @@ class WeightsPartitioned:
             self._zero.optimizer.state[flat] = _moments(flat, step)
 
     def publish(self) -> None:
-        """As DeepSpeed does it at the end of a step."""
+        """See `Masters`. These are the calls that DeepSpeed makes at the end of an update."""
         self._zero._partition_all_parameters()
         for group in range(len(self._zero.fp16_groups)):
             self._zero._reassign_or_swap_out_partitioned_parameters(group)

@@ -1,7 +1,7 @@
-"""The layers of a rank in a pipeline: consecutive blocks, the embedding before the first and the head after the last.
+"""A rank's stage of a pipeline: consecutive blocks, on the first stage the embedding, on the last the head.
 
 DeepSpeed trains them as a PipelineModule whose last layer is the head with its loss, so that the logits are never held
-whole. A tied head has a copy of the embedding, whose gradients DeepSpeed adds to those of the first stage.
+whole. A tied head has a copy of the embedding's weight; DeepSpeed adds its gradients to those on the first stage.
 """
 
 import contextlib
@@ -25,10 +25,11 @@ _TIED = "embed.tokens.weight"
 
 
 class PipelineStage:
-    """One stage of it. The blocks are spread evenly; where they do not divide, the first stages have one more."""
+    """Implements `trainer.engine.distributed.Stage`. Blocks are spread evenly; where they do not divide, the first
+    stages take one more."""
 
-    groups = None
-    """DeepSpeed makes its own."""
+    mpu = None
+    """DeepSpeed makes its own from the topology."""
 
     def __init__(self, config: TrainConfig, dims: ParallelDims, tp: TensorParallel) -> None:
         from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
@@ -46,9 +47,9 @@ class PipelineStage:
             tie = {"tied_weight_attr": "tokens.weight"}
             layers[0] = TiedLayerSpec("embed", *embedding, **tie)
             layers.append(TiedLayerSpec("embed", *embedding, forward_fn=_pass, **tie))
-        # Within the layers, for DeepSpeed in bf16 forgets gradients that a loss after them has of its own.
+        # The loss is a layer: in bf16 DeepSpeed loses the gradients of parameters that only a loss function has.
         layers.append(self._loss)
-        # It prints its layers, and copies the tied weights in sight of autograd.
+        # DeepSpeed prints its layers, and would copy the tied weights within autograd.
         with contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
             self.module = PipelineModule(
                 layers=layers,
@@ -114,11 +115,12 @@ class PipelineStage:
 
     @property
     def _stride(self) -> int:
-        """From a rank to its counterpart in the next stage."""
+        """The difference between a rank's number and that of its counterpart in the next stage."""
         return self._dims.data * self._dims.tensor
 
     def _run(self, ids_BL: Tensor) -> Tensor:
-        """Through all stages in turn, without a gradient; the last one's outcome on its ranks."""
+        """Run ids [B, L] through all stages in turn, without a gradient. Returns the hidden states [B, L, D] after this
+        stage's layers."""
         if self._first:
             x = ids_BL
         else:
@@ -146,7 +148,8 @@ class PipelineStage:
         return head
 
     def _batches(self, micro_batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """The last stage takes a batch right before it computes it."""
+        """Inputs and targets for DeepSpeed. `_loss` reads the targets here: the last stage asks for a micro-batch right
+        before it computes it."""
         for rows in micro_batches:
             self._targets_BL = rows[:, 1:]
             yield rows[:, :-1], rows[:, 1:]
@@ -154,7 +157,7 @@ class PipelineStage:
     def _loss(self, x_BLD: Tensor) -> Tensor:
         assert self._head
         loss: Tensor = self._head(x_BLD, self._targets_BL)
-        # One that is not finite makes the gradient so too, which keeps DeepSpeed from the step on every rank.
+        # A loss that is not finite makes the gradient NaN, so that DeepSpeed skips the update on every rank.
         return loss if loss.isfinite() else loss * torch.nan
 
 

@@ -1,4 +1,4 @@
-"""The layers of a rank that holds all of them, whole or its tensor-parallel part of each."""
+"""A rank that holds all layers, whole or its tensor-parallel part of each: every layout without a pipeline."""
 
 import math
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from trainer.model.transformer import Block, Transformer
 
 
 class SingleStage:
-    """All layers on one rank; under ZeRO-3 each is partitioned as soon as it is made."""
+    """Implements `trainer.engine.distributed.Stage`. Under ZeRO-3 each layer is partitioned as soon as it is made."""
 
     def __init__(self, config: TrainConfig, dims: ParallelDims, tp: TensorParallel) -> None:
         self._dims = dims
-        self.groups = ModelParallelUnit(dims)
+        self.mpu = ModelParallelUnit(dims)
         with torch.device("meta"):
             self.module = Transformer(config.model, config.vocabulary, config.context, tp)
         if self.module.rotary:
@@ -67,11 +67,11 @@ class SingleStage:
         from deepspeed.runtime.zero import Init
 
         dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
-        # It leaves a part that is there already in the precision it has.
+        # `Init` does not convert parameters that exist already.
         Init(
             module=part.to(dtype),
             data_parallel_group=self._dims.data_group,
             config_dict_or_path=deepspeed_config(config, self._dims),
-            mpu=self.groups,
+            mpu=self.mpu,
             dtype=dtype,
         )
