@@ -1,4 +1,4 @@
-"""The commands that use a checkpoint: eval, score, generate. Torch and the harness are imported when one is run."""
+"""The commands that use a checkpoint: eval, score, generate. They import torch and the harness when they are run."""
 
 import contextlib
 import os
@@ -39,7 +39,7 @@ def evaluate(
 ) -> None:
     """Evaluate a checkpoint with lm-evaluation-harness."""
     names = [name.strip() for name in tasks.split(",") if name.strip()]
-    with _said():
+    with _failing_in_one_sentence():
         if not names:
             raise ConfigError("--tasks names no task; give names with commas between, such as heldout.")
         if out is not None:
@@ -47,17 +47,17 @@ def evaluate(
         from trainer.evaluation.open_checkpoint import open_checkpoint
 
         opened = open_checkpoint(folder)
-        from trainer.evaluation import evaluate as harness
+        from trainer.evaluation import evaluate as lm_eval
 
-        found = harness.find_tasks(names, data or opened.data, include_path)
+        found = lm_eval.find_tasks(names, data or opened.data, include_path)
         with bars() as advance:
-            results = harness.evaluate(opened, found, limit=limit, shots=num_fewshot, rows=batch_size, advance=advance)
+            results = lm_eval.evaluate(opened, found, limit=limit, shots=num_fewshot, rows=batch_size, advance=advance)
         if out is not None:
-            write_atomically(out / RESULTS_FILE, harness.as_json(results))
+            write_atomically(out / RESULTS_FILE, lm_eval.as_json(results))
         if json:
-            print(harness.as_json(results), end="")
+            print(lm_eval.as_json(results), end="")
         else:
-            Console().print(harness.as_table(results))
+            Console().print(lm_eval.as_table(results))
 
 
 @app.command()
@@ -73,7 +73,7 @@ def score(
     The first token follows the end of a document. A text longer than the model's window is read in windows that
     overlap: each token is scored once, after as many tokens as fit.
     """
-    with _said():
+    with _failing_in_one_sentence():
         from trainer.evaluation.open_checkpoint import open_checkpoint
         from trainer.evaluation.score import read_text
         from trainer.evaluation.score import score as score_text
@@ -117,10 +117,10 @@ def generate(
 
 
 @contextlib.contextmanager
-def _said() -> Iterator[None]:
-    """An error is one sentence, and the exit status that goes with it."""
+def _failing_in_one_sentence() -> Iterator[None]:
+    """Turn an error into one sentence on standard error and the exit status that goes with it."""
     if not sys.stderr.isatty():
-        # The bars of libraries, which are read when they are imported; ours know it by themselves.
+        # Turns off the bars of libraries, which read the variable when they are imported; ours look at the terminal.
         os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         with interruptible():
@@ -133,6 +133,7 @@ def _said() -> Iterator[None]:
 
 
 def _outcome(error: BaseException) -> Outcome:
+    """The outcome of a command that an error, or a stop signal as KeyboardInterrupt, has ended."""
     match error:
         case KeyboardInterrupt():
             return Outcome(status=Status.STOPPED)
@@ -140,8 +141,8 @@ def _outcome(error: BaseException) -> Outcome:
             return Outcome(status=Status.CONFIG, reason=str(error))
         case FailedError():
             return Outcome(status=Status.FAILED, reason=str(error))
-    said = str(error).strip().partition("\n")[0]
-    return Outcome(status=Status.FAILED, reason=f"{type(error).__name__}: {said}")
+    first_line = str(error).strip().partition("\n")[0]
+    return Outcome(status=Status.FAILED, reason=f"{type(error).__name__}: {first_line}")
 
 
 def _make_folder(out: Path) -> None:
