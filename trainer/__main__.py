@@ -1,4 +1,4 @@
-"""The trainer's command line."""
+"""The trainer's command line, `python -m trainer`. Imports no torch."""
 
 import math
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The command that makes a run of ours from a model folder of transformers. Torch is imported when it is run."""
+"""The command `import`: a run folder from a model folder of transformers. It imports torch when it is run."""
 
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +25,8 @@ def import_(
         str, typer.Option(help="Whose data, optimizer, training and checkpoints to begin with.")
     ] = "demo",
 ) -> None:
-    """Start from foreign weights: write config.yml and the checkpoint of step 0, checked against transformers."""
+    """Start from weights of transformers: write config.yml and the checkpoint of step 0, checked against
+    transformers."""
     if folders.newest(out):
         fail(Status.CONFIG, f"{out} holds checkpoints already; give --out another folder.")
     try:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trainer.checkpoint import folders, save_load
 from trainer.config import TrainConfig, dump, load_recipe
-from trainer.contract import CONFIG_FILE, checkpoint_folder
+from trainer.contract import CONFIG_FILE, PROBE_FILE, checkpoint_folder
 from trainer.data import tokenizer as bpe
 from trainer.families import Family, family_of
 from trainer.families.hf_config import HFModel, read_folder
@@ -69,8 +69,8 @@ def import_folder(source: Path, out: Path, recipe: str, advance: Advance) -> Imp
         advance("logits against transformers", 0.5)
         difference = _compare(logits_BLV, _their_logits(source, ids_BL))
         advance("logits against transformers", 0.5)
-        save_file({"ids": ids_BL, "logits": logits_BLV}, folder / save_load.PROBE, metadata={"format": "pt"})
-        save_load.describe(config, folder, 0, _metadata(source, config, tokens), source)
+        save_file({"ids": ids_BL, "logits": logits_BLV}, folder / PROBE_FILE, metadata={"format": "pt"})
+        save_load.write_description(config, folder, 0, _metadata(source, config, tokens), source)
         tokens.save(str(out / "tokenizer.json"))
         write_atomically(out / CONFIG_FILE, dump(config))
     return Imported(checkpoint_folder(out, 0), difference, found.notes)
