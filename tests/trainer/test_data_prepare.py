@@ -18,7 +18,7 @@ from trainer.data.config import DataConfig, DedupeConfig
 from trainer.data.dedupe import bands, ngrams
 from trainer.data.encode import is_held_out
 from trainer.data.indexed import Indexed
-from trainer.data.prepare import fingerprint, manifest_of, prepare, stands
+from trainer.data.prepare import fingerprint, is_prepared, manifest_of, prepare
 from trainer.schema import ConfigError
 
 WORDS = [f"w{number}" for number in range(2_000)]
@@ -193,11 +193,11 @@ def test_a_folder_is_built_anew_when_what_it_depends_on_changed(tmp_path: Path) 
     before = build(data, tmp_path / "data")
     marker = tmp_path / "data" / "marker"
     marker.touch()
-    assert stands(tmp_path / "data", fingerprint(data))
+    assert is_prepared(tmp_path / "data", fingerprint(data))
     build(data.model_copy(update={"sequence_length": 8}), tmp_path / "data")
     assert marker.exists()
     write_jsonl(tmp_path / "a.jsonl", ["other text"] * 20)
-    assert not stands(tmp_path / "data", fingerprint(data))
+    assert not is_prepared(tmp_path / "data", fingerprint(data))
     assert build(data, tmp_path / "data")["sources"] != before["sources"]
     assert not marker.exists()
 
