@@ -138,28 +138,28 @@ def propose_dataset(
     return _propose(session, actor, entry)
 
 
-def check_may_decide(session: Session, actor: Actor | None, name: str, to: State, *, admin_role_id: int) -> None:
+def check_may_decide(session: Session, actor: Actor | None, name: str, to: State) -> None:
     """Raise unless the actor may take the entry there now. Only reads: a form may be opened on it."""
-    _decidable(session, actor, name, to, admin_role_id, lock=False)
+    _decidable(session, actor, name, to, lock=False)
 
 
-def accept(session: Session, actor: Actor | None, name: str, *, reason: str, admin_role_id: int) -> None:
+def accept(session: Session, actor: Actor | None, name: str, *, reason: str) -> None:
     """Let everyone use the proposed entry, with a reason; a recipe's datasets must be accepted before it."""
-    entry = _decidable(session, actor, name, State.ACCEPTED, admin_role_id)
+    entry = _decidable(session, actor, name, State.ACCEPTED)
     if entry.kind == Kind.RECIPE:
         _demand_accepted(session, configs.read(entry.body))
     _decide(session, actor, entry, State.ACCEPTED, reason)
 
 
-def decline(session: Session, actor: Actor | None, name: str, *, reason: str, admin_role_id: int) -> None:
+def decline(session: Session, actor: Actor | None, name: str, *, reason: str) -> None:
     """Refuse the proposed entry, with a reason; its name is free again."""
-    entry = _decidable(session, actor, name, State.DECLINED, admin_role_id)
+    entry = _decidable(session, actor, name, State.DECLINED)
     _decide(session, actor, entry, State.DECLINED, reason)
 
 
-def retire(session: Session, actor: Actor | None, name: str, *, reason: str, admin_role_id: int) -> None:
+def retire(session: Session, actor: Actor | None, name: str, *, reason: str) -> None:
     """Take an accepted entry out, with a reason: no run is launched from it any more, and none that runs is touched."""
-    entry = _decidable(session, actor, name, State.RETIRED, admin_role_id)
+    entry = _decidable(session, actor, name, State.RETIRED)
     _decide(session, actor, entry, State.RETIRED, reason)
 
 
@@ -371,11 +371,9 @@ def _propose(session: Session, actor: Actor | None, entry: CatalogueEntry) -> in
     return entry.id
 
 
-def _decidable(
-    session: Session, actor: Actor | None, name: str, to: State, admin_role_id: int, *, lock: bool = True
-) -> CatalogueEntry:
+def _decidable(session: Session, actor: Actor | None, name: str, to: State, *, lock: bool = True) -> CatalogueEntry:
     """The entry, where the actor may take it there; raises ForbiddenError, NotFoundError and ConflictError."""
-    rights.require_admin(actor, Act.DECIDE_CATALOGUE, admin_role_id)
+    rights.require_admin(actor, Act.DECIDE_CATALOGUE)
     entry = _named(session, name)
     if lock:
         session.refresh(entry, with_for_update=True)

@@ -96,9 +96,9 @@ async def retire(interaction: Interaction, name: str) -> None:
 
 
 async def _decide(interaction: Interaction, name: str, to: State, how: tuple[str, Callable[..., object], str]) -> None:
-    role, (verb, act, done) = interaction.client.server.admin_role, how
-    await interaction.client.read(catalogue.check_may_decide, actor(interaction), name, to, admin_role_id=role)
-    await interaction.response.send_modal(ReasonForm(f"{verb} {name}", act, name, done, role="admin_role"))
+    verb, act, done = how
+    await interaction.client.read(catalogue.check_may_decide, actor(interaction), name, to)
+    await interaction.response.send_modal(ReasonForm(f"{verb} {name}", act, name, done))
 
 
 @catalogue_group.command(name="prepare", description="Prepare a recipe's data once, by a run on one device")
