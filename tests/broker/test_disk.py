@@ -147,10 +147,10 @@ def test_nothing_outside_the_runs_is_removed(lab: Lab, conf: Settings, run: int,
     assert elsewhere.exists()
 
 
+@pytest.mark.usefixtures("memory_queue")
 def test_below_the_floor_no_run_starts_and_it_is_told_once(lab: Lab, conf: Settings) -> None:
     waiting = queued(lab)
     low = Scheduler(conf.model_copy(update={"disk_floor_gib": FULL}), lab.db)
-    low._ring = lambda: None  # type: ignore[method-assign]  # there is no queue here
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda _: low.round(), range(3)))
     assert lab.run(waiting).state == RunState.QUEUED
@@ -161,7 +161,6 @@ def test_below_the_floor_no_run_starts_and_it_is_told_once(lab: Lab, conf: Setti
     almost = conf.model_copy(update={"disk_floor_gib": disk.free_gib(conf) / (disk.ENOUGH * 0.98)})
     assert not disk.admits(almost, lab.db), "a little more than the floor is not enough to start again"
     high = Scheduler(conf, lab.db)
-    high._ring = lambda: None  # type: ignore[method-assign]
     high.round()
     assert lab.run(waiting).state == RunState.STARTING
     assert told(lab) == ["disk.low", "disk.enough"]
