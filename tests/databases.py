@@ -37,18 +37,18 @@ def server(programs: Path) -> Iterator[str]:
     """The URL of the maintenance database of a PostgreSQL server, which is there as long as the context."""
     folder = Path(tempfile.mkdtemp(prefix="stoa-pg-"))
     # PostgreSQL refuses to run as root.
-    user = {"user": "nobody"} if os.getuid() == 0 else {}
+    user = "nobody" if os.getuid() == 0 else None
     if user:
-        os.chown(folder, pwd.getpwnam("nobody").pw_uid, -1)
+        os.chown(folder, pwd.getpwnam(user).pw_uid, -1)
     initdb = [str(programs / "initdb"), "-D", str(folder / "data"), "-A", "trust", "-U", "stoa", "-E", "UTF8"]
-    subprocess.run([*initdb, "--no-sync", "--locale=C"], check=True, capture_output=True, cwd="/", **user)
+    subprocess.run([*initdb, "--no-sync", "--locale=C"], check=True, capture_output=True, cwd="/", user=user)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [str(programs / "postgres"), "-D", str(folder / "data"), "-h", "127.0.0.1", "-p", str(port)]
     with (folder.parent / f"{folder.name}.log").open("wb") as log:
         started = subprocess.Popen(
-            [*command, "-k", "", "-F"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", **user
+            [*command, "-k", "", "-F"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", user=user
         )
     url = f"postgresql+psycopg://stoa@127.0.0.1:{port}/postgres"
     try:

@@ -1,5 +1,6 @@
 """The disk stays bounded: what is safe on the Hub and not needed goes, and below the floor nothing starts."""
 
+import shutil
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -202,7 +203,7 @@ def test_data_that_a_failed_preparation_left_goes_and_what_the_catalogue_names_s
 def test_a_disk_of_the_runs_own_counts(conf: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk of its own cannot be mounted by every user."""
     free = {conf.home: 9 * 2**30, conf.runs_dir: 2**30}
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda place: SimpleNamespace(free=free[place]))
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=free[place]))
     assert disk.free_gib(conf) == 1
     free[conf.home] = 2**29
     assert disk.free_gib(conf) == 0.5
