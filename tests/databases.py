@@ -68,7 +68,7 @@ def postgres() -> Iterator[str]:
     if found is None:
         absent("the tests on PostgreSQL", "its server is not installed (Debian: apt-get install postgresql)")
     with server(found) as url:
-        tables = Database(_create(url, TABLES))
+        tables = Database(create(url, TABLES))
         tables.migrate()
         tables.close()
         yield url
@@ -80,7 +80,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'stoa.db'}"
     maintenance: str = request.getfixturevalue("postgres")
-    return _create(maintenance, f"test_{secrets.token_hex(6)}", template=TABLES)
+    return create(maintenance, f"test_{secrets.token_hex(6)}", template=TABLES)
 
 
 @pytest.fixture
@@ -92,13 +92,24 @@ def db(database_url: str) -> Iterator[Database]:
     database.close()
 
 
-def _create(maintenance: str, name: str, *, template: str = "template1") -> str:
+def create(maintenance: str, name: str, *, template: str = "template1") -> str:
     """The URL of a new database, a copy of another."""
     engine = create_engine(maintenance, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template}"))
     engine.dispose()
     return maintenance.removesuffix("postgres") + name
+
+
+def until_one_waits_for_a_lock(db: Database) -> None:
+    """Waits until a transaction waits for another one's lock in this database, which is PostgreSQL's."""
+    waits = "datname = current_database() AND wait_event_type = 'Lock'"
+    waiting = text(f"SELECT count(*) FROM pg_stat_activity WHERE {waits}")
+    while True:
+        with db.read() as session:
+            if session.scalar(waiting):
+                return
+        time.sleep(0.02)
 
 
 def _wait_for(url: str) -> None:

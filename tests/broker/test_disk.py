@@ -201,7 +201,7 @@ def test_data_that_a_failed_preparation_left_goes_and_what_the_catalogue_names_s
 
 
 def test_a_disk_of_the_runs_own_counts(conf: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk of its own cannot be mounted by every user."""
+    """The sizes are given: not every user may mount a disk."""
     free = {conf.home: 9 * 2**30, conf.runs_dir: 2**30}
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=free[place]))
     assert disk.free_gib(conf) == 1
