@@ -23,6 +23,7 @@ from broker.runs.runs import Run, RunState
 from broker.runs.series import Measured
 from projects.db.columns import Base, foreign_key, integer, timestamp, utcnow
 from projects.errors import ConflictError
+from trainer.contract import Status
 
 MOST_WAITING = 200
 
@@ -132,7 +133,7 @@ class Ending:
     @property
     def fault(self) -> bool:
         """Whether the place that it ran in ended it, and not what it computed or a wish of ours."""
-        return not self.timed_out and (self.status < 0 or (self.status == 70 and self.transient))
+        return not self.timed_out and (self.status < 0 or (self.status == Status.FAILED and self.transient))
 
 
 @dataclass(frozen=True)
@@ -367,7 +368,7 @@ def expired(session: Session) -> Sequence[Attempt]:
 
 
 def unclaimed(session: Session, *, since_seconds: float) -> Sequence[Attempt]:
-    """Admitted attempts that no worker has claimed since their doorbell was rung that long ago, or never."""
+    """Admitted attempts that no worker has claimed, and of which none was told in the last `since_seconds`."""
     before = _from_now(-since_seconds)
     return session.scalars(
         select(Attempt).where(
@@ -385,8 +386,8 @@ def cancelled_unclaimed(session: Session) -> Sequence[Attempt]:
     ).all()
 
 
-def rung(session: Session, run_id: int, token: int) -> None:
-    """Note that the doorbell of an attempt has been rung."""
+def notified(session: Session, run_id: int, token: int) -> None:
+    """Note that the workers were told of an admitted attempt."""
     session.execute(
         update(Attempt).where(col(Attempt.run_id) == run_id, col(Attempt.token) == token).values(rung_at=utcnow())
     )
