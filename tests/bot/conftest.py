@@ -25,7 +25,7 @@ from tests.discord_openapi import DiscordJudge, find_description, malformed, rec
 ROOT = Path(__file__).parents[2]
 BOT = "from bot.client import run; from projects.settings import get_settings; run(get_settings())"
 # An hour cannot be waited for: this bot takes every message for an old one.
-AGED = f"from bot.delivery import cadence; cadence.OLD_AGE = 0.0; {BOT}"
+AGED = f"from bot.delivery import edit_budget; edit_budget.OLD_AGE = 0.0; {BOT}"
 PROPOSAL = {
     "Title": "Do small models dream?",
     "Research question": "Does the loss of a small model follow the power law of larger ones?",
