@@ -18,6 +18,7 @@ from broker.allocations import ledger
 from broker.allocations.ledger import LedgerRow, Movement
 from broker.publications import Publication
 from broker.runs import attempts, launching
+from broker.runs.launching import Order
 from broker.runs.runs import ENDED, Run, RunState
 from cli.services import Parts, environment
 from projects.db.database import Database
@@ -84,16 +85,8 @@ class Stoa:
         """Queue a run on one device."""
         allocation = self.lab.allocation(self.project, hours=str((max(time_limit, 60) + 1) / 3600))
         with self.db.write() as session:
-            launched = launching.launch(
-                session,
-                ADA,
-                f"faults-{allocation}",
-                project_id=self.project,
-                recipe="demo",
-                time_limit="1m",
-                overrides=f"steps={steps}, {SMALL}",
-                allocation_id=allocation,
-            )
+            order = Order(self.project, "demo", "1m", overrides=f"steps={steps}, {SMALL}", allocation_id=allocation)
+            launched = launching.launch(session, ADA, f"faults-{allocation}", order)
             # Nobody can ask for less than a minute, and a test would rather not wait for one.
             session.execute(update(Run).where(Run.id == launched.run_id).values(time_limit=time_limit))
         return launched.run_id
@@ -196,7 +189,7 @@ def test_a_run_never_notices_what_befalls_queue_worker_and_scheduler(stoa: Stoa)
     stoa.parts.kill("worker")
     run = stoa.launch(steps=70, time_limit=115)  # with less than a sample may take, none follows it
     until(lambda: stoa.state(run) == RunState.STARTING, "the run is admitted")
-    until(lambda: ask_valkey(stoa, "LLEN runs") != b":0\r\n", "the doorbell is rung")
+    until(lambda: ask_valkey(stoa, "LLEN runs") != b":0\r\n", "a message to the worker")
     assert ask_valkey(stoa, "FLUSHALL") == b"+OK\r\n"
     stoa.parts.start_stoa(stoa.settings, "worker")
     with Watch(stoa.settings.runs_dir, run) as watch:
@@ -291,7 +284,7 @@ def no_secret_is_seen(stoa: Stoa, supervisor: int, *trainers: int) -> None:
 def paid_once(stoa: Stoa, run: int, watch: Watch, ends: dict[int, float]) -> None:
     """Assert that each attempt was charged what its trainer lived until it was ended, by a clock of the test's own.
 
-    That clock sees no better than the watch's longest gap; a busy machine starts a trainer as late after its keeper.
+    That clock sees no better than the watch's longest gap; a busy machine starts a trainer as late after its shim.
     """
     slack = 0.5 + 2 * watch.longest_gap
     for attempt, end in ends.items():

@@ -47,7 +47,7 @@ def test_imports_run_one_way(package: str) -> None:
 
 LAYERS: dict[str, Sequence[Sequence[str]]] = {
     "broker": (
-        ("allocations", "catalogue", "publications"),
+        ("allocations", "catalogue", "configs", "publications"),
         ("runs",),
         ("publishing", "reviews"),
         ("runners",),
