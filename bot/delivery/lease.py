@@ -5,10 +5,11 @@ from datetime import timedelta
 from sqlalchemy import delete
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
+from sqlmodel import col
 
 from bot.tables import DiscordLease
 from projects.db import transition
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 
 
 class LostLeaseError(Exception):
@@ -18,8 +19,8 @@ class LostLeaseError(Exception):
 def hold(session: Session, guild_id: str, holder: str, seconds: float) -> bool:
     """Take or renew the lease; False where another process holds it."""
     until = utcnow() + timedelta(seconds=seconds)
-    own = (DiscordLease.holder == holder) | (DiscordLease.until < utcnow())
-    free = (DiscordLease.guild_id == guild_id, own)
+    own = (col(DiscordLease.holder) == holder) | (col(DiscordLease.until) < utcnow())
+    free = (col(DiscordLease.guild_id) == guild_id, own)
     if transition.write_where(session, DiscordLease, *free, holder=holder, until=until) is not None:
         return True
     if session.get(DiscordLease, guild_id) is not None:
@@ -41,4 +42,6 @@ def require(session: Session, guild_id: str, holder: str) -> None:
 
 def let_go(session: Session, guild_id: str, holder: str) -> None:
     """Give the lease back, so that the next process need not wait."""
-    session.execute(delete(DiscordLease).where(DiscordLease.guild_id == guild_id, DiscordLease.holder == holder))
+    session.execute(
+        delete(DiscordLease).where(col(DiscordLease.guild_id) == guild_id, col(DiscordLease.holder) == holder)
+    )

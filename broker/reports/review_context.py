@@ -6,8 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sqlalchemy import func, select
+from sqlalchemy import func
 from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 from broker.allocations import allocations, ledger, pools, tiers
 from broker.allocations.allocations import Allocation
@@ -17,7 +18,7 @@ from broker.reviews import changes
 from broker.reviews.changes import AllocationChange
 from broker.scheduling import fairshare, usage
 from broker.scheduling.fairshare import Standing
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.record import record
 from projects.record.record import Entry, Payload
 
@@ -77,7 +78,7 @@ def of_request(session: Session, allocation_id: int) -> ReviewContext:
 
 def of_requests(session: Session, allocation_ids: Collection[int]) -> Mapping[int, ReviewContext]:
     """The contexts of requests for allocations, by as many queries as one of them takes."""
-    found = session.scalars(select(Allocation).where(Allocation.id.in_(allocation_ids))).all()
+    found = session.scalars(select(Allocation).where(col(Allocation.id).in_(allocation_ids))).all()
     requests = {allocation.id: _Request(allocation, allocation.seconds, allocation.seconds) for allocation in found}
     return _contexts(session, requests, _remarks(session, found))
 
@@ -92,9 +93,9 @@ def of_changes(session: Session, change_ids: Collection[int]) -> Mapping[int, Re
     """The contexts of requests for changes, by as many queries as one of them takes."""
     rows = session.execute(
         select(AllocationChange, Allocation, Balance)
-        .join(Allocation, Allocation.id == AllocationChange.allocation_id)
-        .outerjoin(Balance, Balance.allocation_id == Allocation.id)
-        .where(AllocationChange.id.in_(change_ids))
+        .join(Allocation, col(Allocation.id) == AllocationChange.allocation_id)
+        .outerjoin(Balance, col(Balance.allocation_id) == Allocation.id)
+        .where(col(AllocationChange.id).in_(change_ids))
         .execution_options(populate_existing=True)
     )
     requests = {}
@@ -134,10 +135,10 @@ def _standing(used: Mapping[int, float], project_id: int) -> Standing:
 def _use(session: Session, project_ids: Collection[int]) -> Mapping[int, _Use]:
     """What each project was granted so far and has used of it."""
     rows = session.execute(
-        select(Allocation.project_id, func.count(), func.sum(Balance.spent), func.sum(Balance.reserved))
-        .join(Balance, Balance.allocation_id == Allocation.id)
-        .where(Allocation.project_id.in_(project_ids))
-        .group_by(Allocation.project_id)
+        select(Allocation.project_id, func.count(), func.sum(col(Balance.spent)), func.sum(col(Balance.reserved)))
+        .join(Balance, col(Balance.allocation_id) == Allocation.id)
+        .where(col(Allocation.project_id).in_(project_ids))
+        .group_by(col(Allocation.project_id))
     )
     used = {project_id: _Use(count, int(spent), int(reserved)) for project_id, count, spent, reserved in rows}
     return dict.fromkeys(project_ids, _Use(0, 0, 0)) | used
@@ -147,8 +148,8 @@ def _available(session: Session, asked: Sequence[Allocation]) -> Mapping[int, in
     """The most that each request can be given now: a change of an allocation draws on the same grant again."""
     largest = pools.largest_by_pool(session)
     rows = session.execute(
-        select(Grant.id, Grant.seconds - Grant.drawn - Grant.committed).where(
-            Grant.id.in_({allocation.grant_id for allocation in asked if allocation.grant_id is not None})
+        select(Grant.id, col(Grant.seconds) - Grant.drawn - Grant.committed).where(
+            col(Grant.id).in_({allocation.grant_id for allocation in asked if allocation.grant_id is not None})
         )
     )
     left = dict(rows.all())
@@ -163,9 +164,9 @@ def _remarks(session: Session, asked: Sequence[Allocation]) -> Mapping[int, Sequ
     streams = {record.project_stream(allocation.project_id) for allocation in asked}
     bodies = session.execute(
         select(Entry.kind, Payload.body)
-        .join(Payload, Payload.entry_id == Entry.id)
-        .where(Entry.kind.in_(("allocation.asked", "allocation.answered")), Entry.stream.in_(streams))
-        .order_by(Entry.number)
+        .join(Payload, col(Payload.entry_id) == Entry.id)
+        .where(col(Entry.kind).in_(("allocation.asked", "allocation.answered")), col(Entry.stream).in_(streams))
+        .order_by(col(Entry.number))
     )
     found = defaultdict[int, list[Remark]](list)
     for kind, body in bodies:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import ColumnElement, ForeignKey, select
-from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
+from sqlalchemy import ColumnElement
+from sqlalchemy.orm import Session, aliased
+from sqlmodel import Field, col, select
 
 from broker.allocations import allocations, ledger, tiers
 from broker.allocations.allocations import Allocation, parse_day, parse_hours
@@ -16,7 +17,7 @@ from broker.allocations.pools import Grant
 from broker.reviews import reviews
 from projects import limits, people, text
 from projects.db import transition
-from projects.db.database import WORDS, Base, utcnow
+from projects.db.columns import foreign_key, integer, row_id, timestamp, utcnow, words
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.lifecycle import Project, Stage
 from projects.limits import Kind
@@ -39,22 +40,22 @@ TRANSITIONS: dict[ChangeState, frozenset[ChangeState]] = {
 }
 
 
-class AllocationChange(Endorsable, Base):
+class AllocationChange(Endorsable, table=True):
     """A request for `seconds` more (0: none) and for another end (None: the same) of an allocation."""
 
     __tablename__ = "allocation_changes"
 
-    id: Mapped[int] = mapped_column(primary_key=True)
-    request_id: Mapped[str] = mapped_column(unique=True)
-    allocation_id: Mapped[int] = mapped_column(ForeignKey("allocations.id"), index=True)
-    requested_by: Mapped[int] = mapped_column(ForeignKey("people.id"))
-    seconds: Mapped[int]
-    until: Mapped[datetime | None]
-    justification: Mapped[str] = mapped_column(info=WORDS)
-    state: Mapped[str] = mapped_column(default=ChangeState.REQUESTED)
-    decided_by: Mapped[int | None] = mapped_column(ForeignKey("people.id"))
-    reason: Mapped[str] = mapped_column(default="", info=WORDS)
-    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+    id: int = row_id()
+    request_id: str = Field(unique=True)
+    allocation_id: int = foreign_key("allocations.id", index=True)
+    requested_by: int = foreign_key("people.id")
+    seconds: int = integer()
+    until: datetime | None = timestamp(default=None)
+    justification: str = words()
+    state: str = ChangeState.REQUESTED
+    decided_by: int | None = foreign_key("people.id", default=None)
+    reason: str = words(default="")
+    created_at: datetime = timestamp(default=utcnow)
 
 
 @dataclass(frozen=True)
@@ -235,8 +236,8 @@ def open_of(session: Session, allocation_id: int) -> int | None:
 
 def allocations_with_open(session: Session, allocation_ids: Collection[int]) -> set[int]:
     """Those of some allocations of which a change is asked for and not decided yet."""
-    open_ = AllocationChange.state == ChangeState.REQUESTED
-    asked = select(AllocationChange.allocation_id).where(AllocationChange.allocation_id.in_(allocation_ids), open_)
+    open_ = col(AllocationChange.state) == ChangeState.REQUESTED
+    asked = select(AllocationChange.allocation_id).where(col(AllocationChange.allocation_id).in_(allocation_ids), open_)
     return set(session.scalars(asked))
 
 
@@ -249,18 +250,18 @@ def check_may_withdraw(session: Session, actor: Actor, change_id: int) -> None:
 
 def of_allocation(session: Session, allocation_id: int) -> Sequence[ChangeView]:
     """The changes asked for, the newest first."""
-    return _views(session, AllocationChange.allocation_id == allocation_id)
+    return _views(session, col(AllocationChange.allocation_id) == allocation_id)
 
 
 def of_project(session: Session, project_id: int) -> Sequence[ChangeView]:
     """The changes asked for of any allocation of the project, the newest first."""
-    return _views(session, Allocation.project_id == project_id)
+    return _views(session, col(Allocation.project_id) == project_id)
 
 
 def view(session: Session, change_id: int) -> ChangeView:
     """The change as people read it; raises NotFoundError."""
     load(session, change_id)
-    return _views(session, AllocationChange.id == change_id)[0]
+    return _views(session, col(AllocationChange.id) == change_id)[0]
 
 
 def _views(session: Session, which: ColumnElement[bool]) -> Sequence[ChangeView]:
@@ -268,12 +269,12 @@ def _views(session: Session, which: ColumnElement[bool]) -> Sequence[ChangeView]
     requester, decider, endorser = aliased(Person), aliased(Person), aliased(Person)
     rows = session.execute(
         select(AllocationChange, requester.name, decider.name, endorser.name)
-        .join(Allocation, Allocation.id == AllocationChange.allocation_id)
-        .join(requester, requester.id == AllocationChange.requested_by)
-        .outerjoin(decider, decider.id == AllocationChange.decided_by)
-        .outerjoin(endorser, endorser.id == AllocationChange.endorsed_by)
+        .join(Allocation, col(Allocation.id) == AllocationChange.allocation_id)
+        .join(requester, col(requester.id) == AllocationChange.requested_by)
+        .outerjoin(decider, col(decider.id) == AllocationChange.decided_by)
+        .outerjoin(endorser, col(endorser.id) == AllocationChange.endorsed_by)
         .where(which)
-        .order_by(AllocationChange.id.desc())
+        .order_by(col(AllocationChange.id).desc())
         .execution_options(populate_existing=True)
     )
     return [

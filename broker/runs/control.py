@@ -3,8 +3,10 @@
 import contextlib
 from collections.abc import Sequence
 
-from sqlalchemy import ColumnElement, Select, select, update
+from sqlalchemy import ColumnElement, update
 from sqlalchemy.orm import Session
+from sqlmodel import col, select
+from sqlmodel.sql.expression import SelectOfScalar
 
 from broker.allocations import allocations, ledger
 from broker.allocations.allocations import Allocation, AllocationState
@@ -15,7 +17,7 @@ from broker.runs.launching import LONGEST_TIME_LIMIT, Receipt
 from broker.runs.runs import ACTIVE, ENDED, Run, RunState
 from projects import lifecycle
 from projects.db import transition
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.errors import ConflictError, InvalidError
 from projects.lifecycle import Project, Stage
 from projects.people import Actor, Person
@@ -155,7 +157,7 @@ def run_dry(session: Session, run_id: int) -> bool:
 
 def hold(session: Session, whose: ColumnElement[bool]) -> None:
     """Lock runs that have not ended before the balance that they draw on: the order of their supervisors."""
-    open_ = select(Run.id).where(whose, Run.state.not_in(ENDED)).order_by(Run.id)
+    open_ = select(Run.id).where(whose, col(Run.state).not_in(ENDED)).order_by(col(Run.id))
     session.execute(open_.with_for_update(key_share=True)).all()
 
 
@@ -164,12 +166,12 @@ def carry_over(session: Session, earlier: Allocation, later: Allocation) -> Sequ
 
     What is under way does so when its attempt ends: what that has reserved is of the earlier one.
     """
-    waits = Run.state.in_((RunState.QUEUED, RunState.PAUSED))
+    waits = col(Run.state).in_((RunState.QUEUED, RunState.PAUSED))
     moved = session.execute(
         update(Run)
-        .where(Run.allocation_id == earlier.id, Run.pool_id == later.pool_id, waits)
+        .where(col(Run.allocation_id) == earlier.id, col(Run.pool_id) == later.pool_id, waits)
         .values(allocation_id=later.id)
-        .returning(Run.id)
+        .returning(col(Run.id))
     )
     return sorted(moved.scalars())
 
@@ -178,8 +180,8 @@ def stop_all(session: Session, allocation_id: int, reason: str) -> Sequence[int]
     """Pause all that waits or runs on an allocation that was revoked or has ended, with a checkpoint; their ids."""
     found = session.scalars(
         select(Run)
-        .where(Run.allocation_id == allocation_id, Run.state.in_(ACTIVE - {RunState.STOPPING}))
-        .order_by(Run.id)
+        .where(Run.allocation_id == allocation_id, col(Run.state).in_(ACTIVE - {RunState.STOPPING}))
+        .order_by(col(Run.id))
         .with_for_update(key_share=True)
         .execution_options(populate_existing=True)
     ).all()
@@ -190,7 +192,7 @@ def stop_all(session: Session, allocation_id: int, reason: str) -> Sequence[int]
 
 def cancel_all(session: Session, project_id: int, reason: str) -> Sequence[int]:
     """Cancel every run of a project that is over, those that run with a checkpoint first; their ids."""
-    found = session.scalars(select(Run).where(Run.project_id == project_id, cancellable()).order_by(Run.id)).all()
+    found = session.scalars(select(Run).where(Run.project_id == project_id, cancellable()).order_by(col(Run.id))).all()
     for run in found:
         attempts.lock(session, run.id)
         session.refresh(run)
@@ -200,13 +202,13 @@ def cancel_all(session: Session, project_id: int, reason: str) -> Sequence[int]:
 
 def cancellable() -> ColumnElement[bool]:
     """Which runs have not ended and are not on their way to."""
-    stops = (Run.state == RunState.STOPPING) & (Run.stops_as == RunState.CANCELLED)
-    return Run.state.not_in(ENDED) & ~stops
+    stops = (col(Run.state) == RunState.STOPPING) & (col(Run.stops_as) == RunState.CANCELLED)
+    return col(Run.state).not_in(ENDED) & ~stops
 
 
 def revivable(session: Session) -> Sequence[int]:
     """Runs that were paused because nobody could pay for them, and that can be paid for again."""
-    return session.scalars(_revivable().order_by(Run.queued_at, Run.id)).all()
+    return session.scalars(_revivable().order_by(col(Run.queued_at), col(Run.id))).all()
 
 
 def revive(session: Session, run_id: int) -> bool:
@@ -221,21 +223,21 @@ def revive(session: Session, run_id: int) -> bool:
     return True
 
 
-def _revivable() -> Select[int]:
+def _revivable() -> SelectOfScalar[int]:
     """The query for the runs that are paused for want of GPU-hours, and whose allocation has enough of them now."""
-    left = Balance.granted - Balance.reserved - Balance.spent
+    left = col(Balance.granted) - Balance.reserved - Balance.spent
     return (
         select(Run.id)
-        .join(Project, Project.id == Run.project_id)
-        .join(Allocation, Allocation.id == Run.allocation_id)
-        .join(Balance, Balance.allocation_id == Run.allocation_id)
+        .join(Project, col(Project.id) == Run.project_id)
+        .join(Allocation, col(Allocation.id) == Run.allocation_id)
+        .join(Balance, col(Balance.allocation_id) == Run.allocation_id)
         .where(
             Run.state == RunState.PAUSED,
             Run.dry,
-            Project.stage.not_in((Stage.PAUSED, *lifecycle.ENDED)),
+            col(Project.stage).not_in((Stage.PAUSED, *lifecycle.ENDED)),
             Allocation.state == AllocationState.APPROVED,
             Allocation.until > utcnow(),
-            Run.gpus * (Run.time_limit - Run.used) <= left,
+            left >= col(Run.gpus) * (col(Run.time_limit) - Run.used),
         )
     )
 

@@ -6,8 +6,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Literal
 
-from sqlalchemy import ForeignKey, case, func, select
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy import case, func
+from sqlalchemy.orm import Session
+from sqlmodel import Field, col, select
 
 from broker import publications
 from broker.allocations import ledger
@@ -16,7 +17,7 @@ from broker.allocations.ledger import Account, Balance, LedgerRow, Movement
 from broker.allocations.pools import Grant, Pool
 from broker.runs import series
 from projects.db import transition
-from projects.db.database import WORDS, Base, utcnow
+from projects.db.columns import Base, foreign_key, integer, json_object, number, row_id, timestamp, utcnow, words
 from projects.errors import NotFoundError
 from projects.lifecycle import Project
 from projects.people import Person
@@ -56,7 +57,7 @@ Kind = Literal["train", "sample", "prepare"]
 KINDS: dict[str, Kind] = {"train": "train", "sample": "sample", "prepare": "prepare"}
 
 
-class Run(Base):
+class Run(Base, table=True):
     """A run. `token` is the fencing token of its newest attempt: only the holder of that token may write for it.
 
     `time_limit` and `used` are seconds: what all its attempts together may take, and what they have been charged for.
@@ -67,36 +68,36 @@ class Run(Base):
 
     __tablename__ = "runs"
 
-    id: Mapped[int] = mapped_column(primary_key=True)
-    request_id: Mapped[str] = mapped_column(unique=True)
-    kind: Mapped[str] = mapped_column(default="train")
-    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"))
-    allocation_id: Mapped[int] = mapped_column(ForeignKey("allocations.id"))
-    pool_id: Mapped[int] = mapped_column(ForeignKey("pools.id"))
-    requested_by: Mapped[int] = mapped_column(ForeignKey("people.id"))
-    parent_id: Mapped[int | None] = mapped_column(ForeignKey("runs.id"))
-    fork_step: Mapped[int | None]
-    recipe: Mapped[str]
-    overrides: Mapped[dict[str, str]]
-    config: Mapped[str]
-    total_steps: Mapped[int]
-    gpus: Mapped[int]
-    time_limit: Mapped[int]
-    used: Mapped[int] = mapped_column(default=0)
-    state: Mapped[str] = mapped_column(default=RunState.QUEUED, index=True)
-    reason: Mapped[str] = mapped_column(default="", info=WORDS)
-    stops_as: Mapped[str] = mapped_column(default=RunState.CANCELLED)
-    dry: Mapped[bool] = mapped_column(default=False)
-    token: Mapped[int] = mapped_column(default=0)
-    step: Mapped[int] = mapped_column(default=0)
-    tokens: Mapped[int] = mapped_column(default=0)
-    unigram_entropy: Mapped[float | None]
-    sample: Mapped[str] = mapped_column(default="", info=WORDS)
-    prompt: Mapped[str] = mapped_column(default="", info=WORDS)
-    queued_at: Mapped[datetime] = mapped_column(default=utcnow)
-    not_before: Mapped[datetime] = mapped_column(default=utcnow)
-    started_at: Mapped[datetime | None]
-    ended_at: Mapped[datetime | None]
+    id: int = row_id()
+    request_id: str = Field(unique=True)
+    kind: str = "train"
+    project_id: int = foreign_key("projects.id")
+    allocation_id: int = foreign_key("allocations.id")
+    pool_id: int = foreign_key("pools.id")
+    requested_by: int = foreign_key("people.id")
+    parent_id: int | None = foreign_key("runs.id", default=None)
+    fork_step: int | None = integer(default=None)
+    recipe: str
+    overrides: dict[str, str] = json_object()
+    config: str
+    total_steps: int = integer()
+    gpus: int = integer()
+    time_limit: int = integer()
+    used: int = integer(default=0)
+    state: str = Field(default=RunState.QUEUED, index=True)
+    reason: str = words(default="")
+    stops_as: str = RunState.CANCELLED
+    dry: bool = False
+    token: int = integer(default=0)
+    step: int = integer(default=0)
+    tokens: int = integer(default=0)
+    unigram_entropy: float | None = number(default=None)
+    sample: str = words(default="")
+    prompt: str = words(default="")
+    queued_at: datetime = timestamp(default=utcnow)
+    not_before: datetime = timestamp(default=utcnow)
+    started_at: datetime | None = timestamp(default=None)
+    ended_at: datetime | None = timestamp(default=None)
 
 
 @dataclass(frozen=True)
@@ -203,24 +204,24 @@ def views(session: Session, run_ids: Sequence[int]) -> Sequence[RunView]:
     Raises NotFoundError where a number is no run's.
     """
     rows = session.execute(
-        select(
-            Run,
-            Project.title,
-            Pool.name,
-            Grant.sponsor,
-            Person.name,
+        select(Run)
+        .add_columns(
+            col(Project.title),
+            col(Pool.name),
+            col(Grant.sponsor),
+            col(Person.name),
             Balance,
-            series.newest(Run.id, "loss"),
-            series.newest(Run.id, "tokens_per_second"),
-            series.newest(Run.id, "held_out"),
+            series.newest(col(Run.id), "loss"),
+            series.newest(col(Run.id), "tokens_per_second"),
+            series.newest(col(Run.id), "held_out"),
         )
-        .join(Project, Project.id == Run.project_id)
-        .join(Pool, Pool.id == Run.pool_id)
-        .join(Person, Person.id == Run.requested_by)
-        .join(Allocation, Allocation.id == Run.allocation_id)
-        .outerjoin(Grant, Grant.id == Allocation.grant_id)
-        .outerjoin(Balance, Balance.allocation_id == Run.allocation_id)
-        .where(Run.id.in_(run_ids))
+        .join(Project, col(Project.id) == Run.project_id)
+        .join(Pool, col(Pool.id) == Run.pool_id)
+        .join(Person, col(Person.id) == Run.requested_by)
+        .join(Allocation, col(Allocation.id) == Run.allocation_id)
+        .outerjoin(Grant, col(Grant.id) == Allocation.grant_id)
+        .outerjoin(Balance, col(Balance.allocation_id) == Run.allocation_id)
+        .where(col(Run.id).in_(run_ids))
         .execution_options(populate_existing=True)
     )
     paid = spent_by(session, run_ids)
@@ -272,18 +273,18 @@ def spent(session: Session, run_id: int) -> int:
 
 def spent_by(session: Session, run_ids: Sequence[int]) -> Mapping[int, int]:
     """GPU-seconds that each run has been charged for and were not refunded; a run without a charge is left out."""
-    net = case((LedgerRow.movement == Movement.CHARGE, LedgerRow.seconds), else_=-LedgerRow.seconds)
+    net = case((col(LedgerRow.movement) == Movement.CHARGE, col(LedgerRow.seconds)), else_=-col(LedgerRow.seconds))
     rows = session.execute(
         select(LedgerRow.run_id, func.sum(net))
-        .where(LedgerRow.run_id.in_(run_ids), LedgerRow.movement.in_((Movement.CHARGE, Movement.REFUND)))
-        .group_by(LedgerRow.run_id)
+        .where(col(LedgerRow.run_id).in_(run_ids), col(LedgerRow.movement).in_((Movement.CHARGE, Movement.REFUND)))
+        .group_by(col(LedgerRow.run_id))
     )
     return {run_id: int(seconds) for run_id, seconds in rows if run_id is not None}
 
 
 def of_project(session: Session, project_id: int, *, kind: Kind | None = None, limit: int = 25) -> Sequence[RunView]:
     """The project's runs, of one kind or all, the newest first."""
-    query = select(Run.id).where(Run.project_id == project_id).order_by(Run.id.desc()).limit(limit)
+    query = select(Run.id).where(Run.project_id == project_id).order_by(col(Run.id).desc()).limit(limit)
     if kind is not None:
         query = query.where(Run.kind == kind)
     return views(session, session.scalars(query).all())
@@ -301,19 +302,19 @@ def newest(
 
     `kept`: only those with a checkpoint on this disk.
     """
-    query = select(Run.id, Run.recipe, Run.state).where(Run.kind == "train", Run.state.in_(states))
+    query = select(Run.id, Run.recipe, Run.state).where(Run.kind == "train", col(Run.state).in_(states))
     if project_id is not None:
         query = query.where(Run.project_id == project_id)
     if kept:
-        query = query.where(Run.id.in_(publications.runs_kept()))
-    rows = session.execute(query.order_by(Run.id.desc()).limit(limit))
+        query = query.where(col(Run.id).in_(publications.runs_kept()))
+    rows = session.execute(query.order_by(col(Run.id).desc()).limit(limit))
     return [(number, recipe, state) for number, recipe, state in rows]
 
 
 def in_motion(session: Session) -> Mapping[int, set[int]]:
     """The runs that have not ended, by their project."""
     projects: dict[int, set[int]] = {}
-    for run_id, project_id in session.execute(select(Run.id, Run.project_id).where(Run.state.in_(ACTIVE))):
+    for run_id, project_id in session.execute(select(Run.id, Run.project_id).where(col(Run.state).in_(ACTIVE))):
         projects.setdefault(project_id, set()).add(run_id)
     return projects
 

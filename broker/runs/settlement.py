@@ -1,17 +1,19 @@
-"""How attempts end and runs go on: settled, lost or withdrawn; then over, paused, or queued again from a checkpoint."""
+"""How attempts end (settled, expired or withdrawn) and where that takes their run: over, paused or queued again."""
 
 from datetime import datetime, timedelta
 
-from sqlalchemy import func, select
+from sqlalchemy import func
 from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 from broker.allocations import allocations, ledger
 from broker.runs import attempts, preparing, runs
 from broker.runs.attempts import OPEN, Attempt, AttemptState, Ending, Progress
 from broker.runs.runs import ENDED, Run, RunState
 from projects.db import transition
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.people import Person
+from trainer.contract import Status
 
 EXTENDED = "it was extended while it stopped for its time limit, and goes on from its checkpoint"
 
@@ -61,7 +63,7 @@ def settle(
     ledger.release(session, run.allocation_id, run_id, token)
     if ending.fault and run.state != RunState.STOPPING:
         _refund(session, run, attempt, ending.reason)
-    if ending.status == 0:
+    if ending.status == Status.DONE:
         _end(session, run, RunState.FINISHED, ending.reason, sample=ending.sample)
         if run.kind == "train":
             runs.queue_sample(session, run)
@@ -69,7 +71,7 @@ def settle(
             preparing.made(session, run)
     elif run.state == RunState.STOPPING:
         pausing = run.stops_as == RunState.PAUSED
-        if ending.status > 0 and ending.status != 75 and not (pausing and ending.transient):
+        if ending.status > 0 and ending.status != Status.STOPPED and not (pausing and ending.transient):
             _end(session, run, RunState.FAILED, ending.reason)
         else:
             _stop(session, run)
@@ -77,7 +79,7 @@ def settle(
         _retry(session, run, EXTENDED, utcnow(), most)
     elif ending.timed_out:
         _end(session, run, RunState.TIMED_OUT, "it reached its time limit")
-    elif ending.status == 75:
+    elif ending.status == Status.STOPPED:
         _retry(session, run, ending.reason, utcnow(), most)
     elif ending.transient or ending.status < 0:
         attempt.failed = True
@@ -86,10 +88,10 @@ def settle(
         _end(session, run, RunState.FAILED, ending.reason)
 
 
-def lose(session: Session, attempt: Attempt, *, grace_seconds: float, most: int) -> bool:
-    """Give up an attempt whose lease has run out; its place is held until its trainer must surely have stopped.
+def expire(session: Session, attempt: Attempt, *, grace_seconds: float, most: int) -> bool:
+    """Give up an attempt whose lease has run out; it holds its devices until its trainer must surely have stopped.
 
-    False where it was renewed or ended at the last moment.
+    Returns False where the attempt was renewed or ended at the last moment.
     """
     attempts.lock(session, attempt.run_id)
     if attempt.lease_until is None:
@@ -97,11 +99,11 @@ def lose(session: Session, attempt: Attempt, *, grace_seconds: float, most: int)
     stopped_by = attempt.lease_until + timedelta(seconds=grace_seconds)
     reason = "its supervisor stopped renewing the lease"
     run_out = (
-        Attempt.run_id == attempt.run_id,
-        Attempt.token == attempt.token,
-        Attempt.state.in_(OPEN),
-        Attempt.lease_until == attempt.lease_until,
-        Attempt.lease_until < utcnow(),
+        col(Attempt.run_id) == attempt.run_id,
+        col(Attempt.token) == attempt.token,
+        col(Attempt.state).in_(OPEN),
+        col(Attempt.lease_until) == attempt.lease_until,
+        col(Attempt.lease_until) < utcnow(),
     )
     values = {"state": AttemptState.LOST, "failed": True, "reason": reason, "lease_until": stopped_by}
     lost = transition.write_where(session, Attempt, *run_out, **values)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlmodel import col, select
 from structlog.testing import capture_logs
 
 from broker.allocations import pools
@@ -20,11 +20,11 @@ from broker.scheduling import backfill, snapshot, tasks
 from broker.scheduling.backfill import Decision
 from broker.scheduling.scheduler import Scheduler
 from broker.scheduling.usage import FairUsage
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.errors import ConflictError
 from tests.broker.lab import HOUR, PROCESS, STRANGER, Lab, settings
 
-pytestmark = pytest.mark.usefixtures("doorbells")
+pytestmark = pytest.mark.usefixtures("memory_queue")
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def pass_weeks(lab: Lab, weeks: int) -> None:
     """All that has been used was used so many weeks earlier."""
     earlier = timedelta(weeks=weeks)
     with lab.db.write() as session:
-        for run in session.scalars(select(Run).where(Run.ended_at.is_not(None))):
+        for run in session.scalars(select(Run).where(col(Run.ended_at).is_not(None))):
             run.ended_at = (run.ended_at or utcnow()) - earlier
         for row in session.scalars(select(FairUsage)):
             row.at -= earlier
@@ -181,7 +181,7 @@ def test_a_lost_run_waits_and_its_devices_with_it(lab: Lab, ours: int, theirs: i
     run = lab.launch(ours, gpus=2)
     token = lab.start(run, 0, 1, lease=0.001)
     time.sleep(0.01)
-    lab.lose(run, token, grace=60)
+    lab.expire(run, token, grace=60)
     lab.launch(theirs, STRANGER)
     assert plan(lab) == []
     pass_a_minute(lab, run, token)
@@ -231,7 +231,7 @@ def test_a_round_gives_up_what_is_lost_and_goes_on_with_it(lab: Lab, ours: int, 
     assert (account.spent, account.reserved, account.granted) == (0, 1200, 10 * HOUR)
 
 
-def test_the_doorbells_are_rung_once_and_not_at_every_round(lab: Lab, ours: int, tmp_path: Path) -> None:
+def test_workers_are_notified_once_and_not_at_every_round(lab: Lab, ours: int, tmp_path: Path) -> None:
     """A queue that nobody empties, such as overnight, does not fill up with one message a second."""
 
     def messages(name: str) -> int:
