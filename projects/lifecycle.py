@@ -1,4 +1,4 @@
-"""The pipeline of a project: proposed, recruiting, scoped, active or paused, and completed or stopped, in public."""
+"""The lifecycle of a project: proposed, recruiting, scoped, active or paused, and completed or stopped, in public."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from enum import StrEnum
 from sqlalchemy import ForeignKey, Select, func, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from projects import limits, people, policies, rights, text
+from projects import people, policies, quotas, rights, text
 from projects.db.database import WORDS, Base, utcnow
 from projects.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
-from projects.limits import Kind
 from projects.people import Actor, LabRole, Person
+from projects.quotas import QuotaKind
 from projects.record import record
 from projects.rights import Act, ProjectRole, Role
 
@@ -144,7 +144,7 @@ def propose(session: Session, actor: Actor, request_id: str, *, title: str, ques
     earlier = session.scalars(select(Project.id).where(Project.request_id == request_id)).one_or_none()
     if earlier is not None:
         return earlier
-    limits.check(session, actor, Kind.PROPOSAL)
+    quotas.check(session, actor, QuotaKind.PROPOSAL)
     said = {
         "title": text.title(title),
         "question": text.prose("The research question", question, most=text.USUAL),
