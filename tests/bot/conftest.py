@@ -40,6 +40,11 @@ SCOPE = {
 }
 
 
+def has(*words: str, message_id: str | None = None) -> Callable[[Message], bool]:
+    """Whether a message (the one of this id, if given) has all these words."""
+    return lambda message: message_id in (None, message.id) and all(word in message.text for word in words)
+
+
 class Lab:
     """One sandbox, one database, and a bot that can be started, killed and started again."""
 
@@ -131,6 +136,10 @@ class Lab:
     def log(self) -> str:
         """What the bot has logged."""
         return (self.root / "bot.log").read_text()
+
+    def logged(self, words: str) -> Callable[[], bool]:
+        """Whether the bot has logged these words."""
+        return lambda: words in self.log
 
     def refused(self) -> int:
         """How many of the bot's requests were answered with a 403."""

@@ -76,7 +76,7 @@ async def test_a_run_before_the_channel_has_its_card_in_the_proposals_thread(lab
     assert "Pause" in card.button_labels
     token = lab.call(attempts.admit, 1, [0])
     lab.call(attempts.claim, 1, token, host="here", lease_seconds=60)
-    lab.call(attempts.started, 1, token, Process("here", "boot", 1, 1.0), [], lease_seconds=60)
+    lab.call(attempts.started, 1, token, Process("here", "boot", 1, 1), [], lease_seconds=60)
     lab.call(attempts.renew, 1, token, 20.0, steps(1, 10), lease_seconds=60)
     await lab.guild.wait_for(thread, lambda m: m.id == card.id and "step 10 of" in m.text and m.attachments != [])
 

@@ -1,6 +1,7 @@
 """`/stoa setup`: a bot that knows no channel starts all the same, adopts, makes, and makes nothing twice."""
 
 from dataclasses import replace
+from typing import Any
 
 import aiohttp
 
@@ -64,7 +65,7 @@ async def test_a_server_is_set_up_once_and_again(lab: Lab) -> None:
     await overwrite(lab, "DELETE")
     assert [channel.id for channel in await lab.guild.channels()] == before
 
-    given = {"proposals": "proposals", "announcements": "announcements", "reviewers": "reviewer"}
+    given: dict[str, Any] = {"proposals": "proposals", "announcements": "announcements", "reviewers": "reviewer"}
     await lab.guild.fault(r"POST /guilds/\d+/roles", status=403)
     broken_off = await omar.command("stoa setup", category="Lab", projects="Projects", **given)
     assert broken_off.text.startswith("Discord does not let the bot make “Stoa moderator”")
@@ -172,7 +173,7 @@ async def test_what_is_told_while_a_channel_is_gone_waits_for_the_next(lab: Lab)
     lab.call(bans.ban, None, lab.actor("Grace"), "Spam.")
     lab.call(lifecycle.join, lab.actor("Omar"), one, min_people=9)
     for stream in ("lab", "project:1", "project:2"):
-        await until(lambda stream=stream: f"stream={stream}" in lab.log)
+        await until(lab.logged(f"stream={stream}"))
     before = lab.sent()
     await omar.command("stoa setup")
     await lab.guild.wait_for("announcements", lambda m: "It goes on." in m.text, timeout=40)

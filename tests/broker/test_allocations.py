@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from threading import Barrier
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -28,7 +29,7 @@ REFUSED_REQUESTS = [
     ({"justification": " \u200b "}, "justification is empty"),
     ({"justification": "x" * 5000}, "at most 1,500"),
 ]
-REFUSED_DECISIONS = [
+REFUSED_DECISIONS: list[tuple[dict[str, Any], str]] = [
     ({"hours": "2.001"}, "2 GPU-hours were asked for; grant at most that"),
     ({"hours": "0"}, "above 0"),
     ({"hours": "NaN"}, "must be a number"),
@@ -94,7 +95,7 @@ def test_a_request_that_cannot_stand_changes_nothing(lab: Lab, subtests: pytest.
     for changes, sentence in REFUSED_REQUESTS:
         with subtests.test(**{key: value[:40] for key, value in changes.items()}):
             with pytest.raises(DomainError, match=sentence):
-                lab.request(project, **changes)
+                lab.request(project, ADA, **changes)
             assert lab.everything() == before
 
 

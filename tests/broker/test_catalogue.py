@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -156,7 +157,7 @@ def test_recipes_that_are_refused_change_nothing(lab: Lab, body: str, sentence: 
         ({"name": "pythia-14m"}, "built in"),
     ],
 )
-def test_datasets_that_are_refused_change_nothing(lab: Lab, changes: dict[str, str], sentence: str) -> None:
+def test_datasets_that_are_refused_change_nothing(lab: Lab, changes: dict[str, Any], sentence: str) -> None:
     before = lab.everything()
     with pytest.raises(DomainError, match=sentence):
         dataset(lab, **changes)

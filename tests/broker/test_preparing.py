@@ -12,7 +12,7 @@ import yaml
 
 from broker import catalogue
 from broker.reports import run_plan
-from broker.runs import launching
+from broker.runs import launching, runs
 from broker.runs.runs import RunKind, RunState
 from projects.errors import ConflictError, NotFoundError
 from tests.broker.lab import ADA, Lab, request_id
@@ -115,7 +115,7 @@ def test_what_a_preparation_is_not_for_says_so(lab: Lab, project: int) -> None:
         run_plan.rerun(s, ADA, request_id(), run)
     with lab.db.read() as session:
         assert (
-            launching.receipt(session, launching.load(session, run)).basis
+            launching.receipt(session, runs.load(session, run)).basis
             == "a preparation takes as long as its recipe has data"
         )
     assert lab.extend(run, "10m").cost == 1200

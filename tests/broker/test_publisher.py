@@ -22,6 +22,8 @@ from sqlalchemy import text, update
 from broker import publications
 from broker.publications import Publication, Repository
 from broker.publishing import loss_plot, model_card, publisher
+from broker.publishing.hub import Hub as HubClient
+from broker.publishing.model_card import write_card
 from broker.runs.attempts import Checkpoint, Progress
 from projects import lifecycle, updates
 from projects.db.database import utcnow
@@ -232,7 +234,9 @@ def test_nothing_typed_becomes_markup_or_metadata(lab: Lab, conf: Settings, hub:
     with lab.db.read() as session:
         name = session.get_one(Repository, run).name
     said = hub.read(name, "README.md", "step0")
-    assert hub.api.model_info(name, revision="step0").card_data["license"] == "apache-2.0"
+    card = hub.api.model_info(name, revision="step0").card_data
+    assert card is not None
+    assert card["license"] == "apache-2.0"
     assert said.count("\n---\n") == 1
     assert r"# A \# title \| with \`all\` of it\: www\.example\.org: run" in said
     assert r"\-\-\- license\: mit \-\-\- \*\*Ada\*\* \<img src=x\> \[a\]\(http\://x\)" in said
@@ -357,8 +361,8 @@ def test_another_takes_over_from_a_publisher_that_died(lab: Lab, conf: Settings,
         died = publisher.claim(session, run, conf)
     assert died is not None
     with lab.db.read() as session:
-        publisher.write_card(session, run, died.repo, died.folder)
-    publisher.Hub(conf).publish(died.repo, "step0", died.folder, "step 0")  # and then its power went out
+        write_card(session, run, died.repo, died.folder)
+    HubClient(conf).publish(died.repo, "step0", died.folder, "step 0")  # and then its power went out
 
     assert waiting(lab) == [], "it is leased"
     publish(lab, conf, run)
@@ -441,7 +445,7 @@ def held_run(lab: Lab) -> tuple[int, int]:
 
 def upload(conf: Settings, claimed: publisher.Claimed) -> None:
     """What a publisher sends once it has claimed a checkpoint."""
-    hub = publisher.Hub(conf)
+    hub = HubClient(conf)
     for branch in (f"step{claimed.step}", "main"):
         hub.publish(claimed.repo, branch, claimed.folder, "late", private=claimed.private)
 

@@ -1,5 +1,6 @@
 """Quotas: what one person may have open, or ask for in a day."""
 
+import json
 from datetime import datetime, timedelta
 
 import pytest
@@ -53,7 +54,7 @@ def yesterday(lab: Lab) -> None:
     with lab.db.write() as session:
         for row in session.scalars(select(Payload)):
             assert row.body is not None
-            said = record.json.loads(row.body)
+            said = json.loads(row.body)
             then = datetime.fromisoformat(said["at"]) - timedelta(days=1)
             changed = record.canonical(said | {"at": then.isoformat(timespec="milliseconds")})
             session.execute(update(Payload).where(Payload.entry_id == row.entry_id).values(body=changed))

@@ -1,6 +1,7 @@
 """Runs as members launch and cancel them: what is refused, what it costs, and the way from state to state."""
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import yaml
@@ -19,7 +20,7 @@ from trainer import check as dry_run
 from trainer import config as trainer_config
 from trainer.config import TrainConfig
 
-REFUSED_LAUNCHES: list[tuple[dict[str, object], str]] = [
+REFUSED_LAUNCHES: list[tuple[dict[str, Any], str]] = [
     ({"recipe": "nonesuch"}, "no recipe “nonesuch”; the recipes are: demo."),
     ({"recipe": "../demo"}, "no recipe"),
     ({"recipe": "x" * 6000}, "no recipe"),
@@ -150,7 +151,7 @@ def test_a_launch_that_cannot_stand_changes_nothing(lab: Lab, subtests: pytest.S
     for changes, sentence in REFUSED_LAUNCHES:
         with subtests.test(**{key: str(value)[:40] for key, value in changes.items()}):
             with pytest.raises(DomainError, match=sentence) as refused:
-                lab.launch(project, **changes)
+                lab.launch(project, ADA, **changes)
             assert len(str(refused.value)) < 400
             assert lab.everything() == before
 

@@ -1,6 +1,7 @@
 """What the end of a project does to its allocations, open requests and runs."""
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -42,7 +43,7 @@ def state(lab: Lab, allocation: int) -> tuple[AllocationState, str]:
     return view.state, view.reason
 
 
-def told(lab: Lab, project: int, kind: str) -> list[dict[str, object]]:
+def told(lab: Lab, project: int, kind: str) -> list[dict[str, Any]]:
     with lab.db.read() as session:
         entries = record.since(session, record.project_stream(project), 0, limit=1000)
     return [entry.payload or {} for entry in entries if entry.kind == kind]

@@ -36,7 +36,7 @@ def test_a_release_that_is_not_offered_is_refused(school: School, how: dict[str,
     project = school.propose()
     before = school.everything()
     with pytest.raises(InvalidError, match="one of"):
-        school.scope(project, **how)
+        school.scope(project, ADA, **how)
     assert school.everything() == before
 
 
