@@ -1,6 +1,11 @@
 """What all tests share."""
 
+import os
+
 import pytest
+
+# Threads of PyTorch's that wait sleep: spinning, they take the cores from the processes that the tests start.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

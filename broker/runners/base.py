@@ -21,7 +21,7 @@ from broker.allocations import pools
 from broker.runners import shim, slurm
 from broker.runs.attempts import Process
 
-PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR")
+PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR", "OMP_WAIT_POLICY")
 
 
 class Launcher(Protocol):

@@ -22,7 +22,7 @@ import structlog
 
 from broker.runs.attempts import Process
 
-PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR", "SLURM_CONF")
+PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR", "OMP_WAIT_POLICY", "SLURM_CONF")
 REFUSED = 69  # EX_UNAVAILABLE of sysexits.h: Slurm will not have the job, and would not have it another time
 STOPPED = 75
 FAILED = 70

@@ -23,6 +23,7 @@ from projects.db.database import utcnow
 from projects.errors import InvalidError
 from tests.broker.lab import Lab, settings
 from tests.databases import ONCE
+from tests.environment import bare
 from tests.slurm import Cluster, slurm, wait_for
 
 __all__ = ["slurm"]
@@ -306,7 +307,7 @@ def supervisor_of(
     lab: Lab, cluster: Cluster, home: Path, lease: float, *arguments: str
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A supervisor of a run and token: of a stand-in for the trainer, after one of a generation."""
-    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | {
+    environment = bare() | {
         "STOA_ENV_FILE": "",
         "STOA_HOME": str(home),
         "STOA_DATABASE_URL": lab.db.url.render_as_string(hide_password=False),
