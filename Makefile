@@ -1,17 +1,22 @@
 # make demo plays the main job; make test passes the tests. Each installs what it needs into .venv by itself.
+# make test-slow runs the tests, or TESTS=…, with every process slowed down to a third, or by TIMES=….
 PYTHON ?= python3
 # PyPI's torch for Linux brings CUDA along; TORCH_INDEX names another index, such as PyTorch's own of CPU builds.
 TORCH_INDEX ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+SUITE := --numprocesses $(or $(PROCESSES),3) --dist loadfile --no-loadscope-reorder tests/system tests/page tests
 
-.PHONY: demo test chaos bench-trainer bench-broker bench-bot check clean
+.PHONY: demo test test-slow chaos bench-trainer bench-broker bench-bot check clean
 
 demo: $(INSTALLED)
 	@$(BIN)/stoa demo $(if $(EXIT),--no-stay)
 
 test: $(INSTALLED)
-	$(BIN)/pytest --numprocesses $(or $(PROCESSES),3) --dist loadfile --no-loadscope-reorder tests/system tests/page tests
+	$(BIN)/pytest $(SUITE)
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m tests.slow $(or $(TIMES),3) $(BIN)/pytest $(or $(TESTS),$(SUITE))
 
 chaos: $(INSTALLED)
 	$(BIN)/pytest -m chaos

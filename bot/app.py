@@ -87,7 +87,11 @@ Interaction: TypeAlias = discord.Interaction[App]
 
 
 def actor(interaction: Interaction) -> Actor:
-    """Who asks: their id, their name and the roles that they hold at this moment."""
+    """The person who asks, with the lab roles that they hold at this moment.
+
+    Each act resolves the roles anew: a member may have lost one, or the admins may have chosen another role of the
+    server, while a form lay open.
+    """
     user = interaction.user
     roles = user.roles if isinstance(user, discord.Member) else []
-    return Actor(user.id, user.display_name, frozenset(role.id for role in roles))
+    return Actor(user.id, user.display_name, interaction.client.server.lab_roles(role.id for role in roles))

@@ -14,7 +14,7 @@ from projects.errors import ConflictError, InvalidError
 from projects.lifecycle import Membership, Project
 from projects.people import Actor
 from projects.record import record
-from projects.rights import Act, Role
+from projects.rights import Act, ProjectRole
 
 LONGEST = 4000
 
@@ -98,7 +98,7 @@ def projects_of(session: Session, actor: Actor, limit: int = 25) -> list[tuple[i
     person = people.find(session, actor)
     rows = []
     if person is not None:
-        works_on = (Membership.person_id == person.id) & (Membership.role != Role.FOLLOWER)
+        works_on = (Membership.person_id == person.id) & (Membership.role != ProjectRole.FOLLOWER)
         query = select(Project.id, Project.title).join(Membership, Membership.project_id == Project.id)
         rows = [(row.id, row.title) for row in session.execute(query.where(works_on).order_by(Project.id.desc()))]
     if not rows:

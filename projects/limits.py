@@ -66,12 +66,12 @@ def check(session: Session, actor: Actor, kind: Kind) -> None:
         )
 
 
-def ban(session: Session, actor: Actor | None, who: Actor, reason: str, *, admin_role_id: int = 0) -> None:
+def ban(session: Session, actor: Actor | None, who: Actor, reason: str) -> None:
     """Let somebody do nothing but read from now on, in public; `actor` None is the operator.
 
     Raises ForbiddenError for all but admins, and ConflictError.
     """
-    rights.require_admin(actor, Act.BAN, admin_role_id)
+    rights.require_admin(actor, Act.BAN)
     because = text.prose("The reason", reason, most=text.USUAL)
     if actor is not None and actor.discord_id == who.discord_id:
         raise ConflictError("Nobody can ban themselves.")
@@ -84,12 +84,12 @@ def ban(session: Session, actor: Actor | None, who: Actor, reason: str, *, admin
     record.append(session, record.LAB, "person.banned", by=by, why=because, person=_named(person))
 
 
-def unban(session: Session, actor: Actor | None, discord_id: int, reason: str, *, admin_role_id: int = 0) -> None:
+def unban(session: Session, actor: Actor | None, discord_id: int, reason: str) -> None:
     """Let somebody take part again, in public; `actor` None is the operator.
 
     Raises ForbiddenError for all but admins, NotFoundError and ConflictError.
     """
-    rights.require_admin(actor, Act.BAN, admin_role_id)
+    rights.require_admin(actor, Act.BAN)
     because = text.prose("The reason", reason, most=text.USUAL)
     person = people.known(session, discord_id)
     if person is None:

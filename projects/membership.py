@@ -14,7 +14,7 @@ from projects.errors import ConflictError, ForbiddenError, NotFoundError
 from projects.lifecycle import Membership, Project
 from projects.people import Actor, Person
 from projects.record import record
-from projects.rights import Act, Role
+from projects.rights import Act, ProjectRole
 
 
 class LeadOffer(Base):
@@ -35,9 +35,9 @@ def follow(session: Session, actor: Actor, project_id: int) -> None:
     person = people.ensure(session, actor)
     membership = session.get(Membership, (project_id, person.id))
     if membership is not None:
-        how = "follow" if membership.role == Role.FOLLOWER else "are in"
+        how = "follow" if membership.role == ProjectRole.FOLLOWER else "are in"
         raise ConflictError(f"You {how} “{project.title}” already.")
-    session.add(Membership(project_id=project_id, person_id=person.id, role=Role.FOLLOWER))
+    session.add(Membership(project_id=project_id, person_id=person.id, role=ProjectRole.FOLLOWER))
     record.append(session, record.project_stream(project_id), "project.followed", by=person)
 
 
@@ -50,7 +50,7 @@ def leave(session: Session, actor: Actor, project_id: int) -> None:
         raise ConflictError(f"You are not in “{project.title}”.")
     if person.id == project.lead_id:
         raise ConflictError(f"You lead “{project.title}”: hand the lead over before you leave.")
-    if project.stage in lifecycle.ENDED and membership.role != Role.FOLLOWER:
+    if project.stage in lifecycle.ENDED and membership.role != ProjectRole.FOLLOWER:
         raise ConflictError(f"“{project.title}” is {project.stage}; who worked on it stays named in it.")
     role = membership.role
     session.delete(membership)

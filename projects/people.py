@@ -1,7 +1,8 @@
 """People, and who is acting: a person of the lab with the roles that the community has given them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
@@ -23,13 +24,21 @@ class Person(Base):
     first_seen: Mapped[datetime] = mapped_column(default=utcnow)
 
 
+class LabRole(StrEnum):
+    """A role that the admins of the Discord server give, whatever the project."""
+
+    REVIEWER = "reviewer"
+    MODERATOR = "moderator"
+    ADMIN = "admin"
+
+
 @dataclass(frozen=True)
 class Actor:
-    """Who asks for something now: Discord id, display name, and the ids of the roles they hold at this moment."""
+    """The person who acts: their Discord id, display name, and the lab roles that they hold at this moment."""
 
     discord_id: int
     name: str
-    role_ids: frozenset[int] = field(default_factory=frozenset)
+    roles: frozenset[LabRole] = frozenset()
 
 
 def ensure(session: Session, actor: Actor) -> Person:

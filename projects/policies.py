@@ -50,15 +50,13 @@ def current(session: Session) -> Policies:
     return Policies.model_validate({policy.name: policy.value for policy in session.scalars(select(Policy))})
 
 
-def change(
-    session: Session, actor: Actor | None, name: str, value: str, reason: str, *, admin_role_id: int = 0
-) -> Policies:
+def change(session: Session, actor: Actor | None, name: str, value: str, reason: str) -> Policies:
     """Set one policy and return all; the operator at the command line (`None`), or an admin.
 
     Raises NotFoundError for a name that is no policy, InvalidError for a value it cannot have, ConflictError where it
     has that value already.
     """
-    rights.require_admin(actor, Act.CHANGE_POLICIES, admin_role_id)
+    rights.require_admin(actor, Act.CHANGE_POLICIES)
     if name not in Policies.model_fields:
         raise NotFoundError(f"There is no policy “{name[:60]}”; the policies are: {', '.join(Policies.model_fields)}.")
     because = text.prose("The reason", reason, most=text.USUAL)

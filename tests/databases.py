@@ -37,18 +37,18 @@ def server(programs: Path) -> Iterator[str]:
     """The URL of the maintenance database of a PostgreSQL server, which is there as long as the context."""
     folder = Path(tempfile.mkdtemp(prefix="stoa-pg-"))
     # PostgreSQL refuses to run as root.
-    user = {"user": "nobody"} if os.getuid() == 0 else {}
+    user = "nobody" if os.getuid() == 0 else None
     if user:
-        os.chown(folder, pwd.getpwnam("nobody").pw_uid, -1)
+        os.chown(folder, pwd.getpwnam(user).pw_uid, -1)
     initdb = [str(programs / "initdb"), "-D", str(folder / "data"), "-A", "trust", "-U", "stoa", "-E", "UTF8"]
-    subprocess.run([*initdb, "--no-sync", "--locale=C"], check=True, capture_output=True, cwd="/", **user)
+    subprocess.run([*initdb, "--no-sync", "--locale=C"], check=True, capture_output=True, cwd="/", user=user)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [str(programs / "postgres"), "-D", str(folder / "data"), "-h", "127.0.0.1", "-p", str(port)]
     with (folder.parent / f"{folder.name}.log").open("wb") as log:
         started = subprocess.Popen(
-            [*command, "-k", "", "-F"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", **user
+            [*command, "-k", "", "-F"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", user=user
         )
     url = f"postgresql+psycopg://stoa@127.0.0.1:{port}/postgres"
     try:
@@ -68,7 +68,7 @@ def postgres() -> Iterator[str]:
     if found is None:
         absent("the tests on PostgreSQL", "its server is not installed (Debian: apt-get install postgresql)")
     with server(found) as url:
-        tables = Database(_create(url, TABLES))
+        tables = Database(create(url, TABLES))
         tables.migrate()
         tables.close()
         yield url
@@ -80,7 +80,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'stoa.db'}"
     maintenance: str = request.getfixturevalue("postgres")
-    return _create(maintenance, f"test_{secrets.token_hex(6)}", template=TABLES)
+    return create(maintenance, f"test_{secrets.token_hex(6)}", template=TABLES)
 
 
 @pytest.fixture
@@ -92,13 +92,24 @@ def db(database_url: str) -> Iterator[Database]:
     database.close()
 
 
-def _create(maintenance: str, name: str, *, template: str = "template1") -> str:
+def create(maintenance: str, name: str, *, template: str = "template1") -> str:
     """The URL of a new database, a copy of another."""
     engine = create_engine(maintenance, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template}"))
     engine.dispose()
     return maintenance.removesuffix("postgres") + name
+
+
+def until_one_waits_for_a_lock(db: Database) -> None:
+    """Waits until a transaction waits for another one's lock in this database, which is PostgreSQL's."""
+    waits = "datname = current_database() AND wait_event_type = 'Lock'"
+    waiting = text(f"SELECT count(*) FROM pg_stat_activity WHERE {waits}")
+    while True:
+        with db.read() as session:
+            if session.scalar(waiting):
+                return
+        time.sleep(0.02)
 
 
 def _wait_for(url: str) -> None:

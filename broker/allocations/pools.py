@@ -120,7 +120,6 @@ def add_pool(
     slurm_gres: str = "gpu",
     most_submitted: int = 4,
     actor: Actor | None = None,
-    admin_role_id: int = 0,
 ) -> int:
     """Write a pool down and return its id; a repeat changes nothing. `actor` None is the operator.
 
@@ -128,7 +127,7 @@ def add_pool(
     `price_weight` is what a GPU-second of it weighs in fair-share; balances are raw GPU-seconds. Jobs for Slurm ask
     `slurm_partition` (empty: its default) for `slurm_gres` by the number; at most `most_submitted` wait or run at once.
     """
-    rights.require_admin(actor, Act.MANAGE_COMPUTE, admin_role_id)
+    rights.require_admin(actor, Act.MANAGE_COMPUTE)
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,39}", name):
         raise InvalidError("A pool's name has up to 40 lower-case letters, digits, dots, dashes and underscores.")
     if not 1 <= gpus <= MOST_GPUS:
@@ -174,10 +173,9 @@ def add_grant(
     seconds: int,
     until: datetime,
     actor: Actor | None = None,
-    admin_role_id: int = 0,
 ) -> int:
     """Write a sponsor's grant of GPU-seconds down and return its id; `actor` None is the operator."""
-    rights.require_admin(actor, Act.MANAGE_COMPUTE, admin_role_id)
+    rights.require_admin(actor, Act.MANAGE_COMPUTE)
     if seconds < 1:
         raise InvalidError("A grant gives at least one GPU-second.")
     sponsor = text.prose("The sponsor", sponsor, most=80)

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 from broker.reports import why
 from broker.reports.why import Why
 from broker.runs import launching
-from broker.runs.launching import Order, Origin, Quote, Receipt
+from broker.runs.launching import Order, Quote, Receipt
 from broker.runs.runs import Run
 from projects import lifecycle, limits, people
 from projects.db.database import Base, utcnow
@@ -113,23 +113,10 @@ def confirm(session: Session, actor: Actor, draft_id: int) -> Receipt:
         return launching.receipt(session, launched)
     if draft.created_at < utcnow() - GOOD_FOR:
         raise ConflictError("This offer is more than an hour old; type the command again to see what it costs now.")
-    origin = None
-    if draft.parent_id is not None and draft.fork_step is not None:
-        origin = Origin(draft.parent_id, draft.fork_step)
-        launching.check_kept(session, origin)
-    return launching.launch(
-        session,
-        actor,
-        draft.request_id,
-        project_id=draft.project_id,
-        recipe=draft.recipe,
-        time_limit=draft.time_limit,
-        gpus=draft.gpus,
-        overrides=draft.overrides,
-        allocation_id=draft.allocation_id,
-        origin=origin,
-        dataset=draft.dataset,
-    )
+    order = _order(draft)
+    if order.origin is not None:
+        launching.check_kept(session, order.origin)
+    return launching.launch(session, actor, draft.request_id, order)
 
 
 def discard(session: Session, actor: Actor, draft_id: int) -> None:
@@ -152,6 +139,20 @@ def _own(session: Session, actor: Actor, draft_id: int) -> LaunchDraft:
     if draft.discarded:
         raise ConflictError("This offer was cancelled; type the command again.")
     return draft
+
+
+def _order(draft: LaunchDraft) -> Order:
+    """What was asked for, on the allocation that it was priced on."""
+    return Order(
+        project_id=draft.project_id,
+        recipe=draft.recipe,
+        time_limit=draft.time_limit,
+        gpus=draft.gpus,
+        overrides=draft.overrides,
+        allocation_id=draft.allocation_id,
+        origin=launching.origin_of(draft.parent_id, draft.fork_step),
+        dataset=draft.dataset,
+    )
 
 
 def _launched(session: Session, draft: LaunchDraft) -> Run | None:

@@ -118,17 +118,17 @@ def check_may_request(session: Session, actor: Actor, allocation_id: int) -> Per
     return lead
 
 
-def check_may_approve(session: Session, actor: Actor, change_id: int, *, reviewer_role_id: int) -> None:
+def check_may_approve(session: Session, actor: Actor, change_id: int) -> None:
     """As `check_may_decide`; and it takes another reviewer than who has endorsed it. Only reads."""
-    check_may_decide(session, actor, change_id, reviewer_role_id=reviewer_role_id)
+    check_may_decide(session, actor, change_id)
     check_second(session, actor, load(session, change_id))
 
 
-def check_may_decide(session: Session, actor: Actor, change_id: int, *, reviewer_role_id: int) -> None:
+def check_may_decide(session: Session, actor: Actor, change_id: int) -> None:
     """Raise unless the actor is a reviewer, the change is open, and it is not one of their own project. Only reads."""
     change = load(session, change_id)
     project_id = allocations.load(session, change.allocation_id).project_id
-    reviews.require_reviewer(session, actor, project_id, change.requested_by, reviewer_role_id=reviewer_role_id)
+    reviews.require_reviewer(session, actor, project_id, change.requested_by)
     if change.state != ChangeState.REQUESTED:
         by = "somebody" if change.decided_by is None else session.get_one(Person, change.decided_by).name
         raise ConflictError(f"This change has been {change.state} already, by {by}.")
@@ -140,7 +140,6 @@ def approve(
     change_id: int,
     *,
     reason: str,
-    reviewer_role_id: int,
     hours: str = "",
 ) -> ChangeState:
     """Grant the change, with fewer `hours` where they are given, or endorse it; returns where it stands now.
@@ -148,7 +147,7 @@ def approve(
     What the allocation would come to says how many reviewers it takes.
     """
     change, allocation = _locked(session, change_id)
-    check_may_decide(session, actor, change_id, reviewer_role_id=reviewer_role_id)
+    check_may_decide(session, actor, change_id)
     allocations.require_live(allocation)
     seconds = parse_hours(hours) if hours.strip() else change.seconds
     if seconds > change.seconds:
@@ -181,10 +180,10 @@ def approve(
     return ChangeState.APPROVED
 
 
-def decline(session: Session, actor: Actor, change_id: int, *, reason: str, reviewer_role_id: int) -> None:
+def decline(session: Session, actor: Actor, change_id: int, *, reason: str) -> None:
     """Refuse the change, with a reason."""
     change, allocation = _locked(session, change_id)
-    check_may_decide(session, actor, change_id, reviewer_role_id=reviewer_role_id)
+    check_may_decide(session, actor, change_id)
     because = text.prose("The reason", reason, most=text.USUAL)
     reviewer = people.ensure(session, actor)
     _move(session, change, ChangeState.DECLINED, reviewer, because)

@@ -31,10 +31,9 @@ def add_pool(
     gpu_type: str,
     gpus: str,
     price_weight: str,
-    admin_role_id: int,
 ) -> None:
     """Add a pool of this host under a name that is free."""
-    rights.require_admin(actor, Act.MANAGE_COMPUTE, admin_role_id)
+    rights.require_admin(actor, Act.MANAGE_COMPUTE)
     pools.add_pool(
         session,
         name=name.strip(),
@@ -42,7 +41,6 @@ def add_pool(
         gpus=_count(gpus),
         price_weight=_weight(price_weight),
         actor=actor,
-        admin_role_id=admin_role_id,
     )
 
 
@@ -54,10 +52,9 @@ def change_pool(
     gpus: str = "",
     price_weight: str = "",
     reason: str,
-    admin_role_id: int = 0,
 ) -> None:
     """Set a pool's count of GPUs and its price weight; a field left empty stays as it is."""
-    rights.require_admin(actor, Act.MANAGE_COMPUTE, admin_role_id)
+    rights.require_admin(actor, Act.MANAGE_COMPUTE)
     because = text.prose("The reason", reason, most=text.USUAL)
     pool = pools.named(session, name)
     session.refresh(pool, with_for_update=True)
@@ -80,11 +77,9 @@ def change_pool(
     record.append(session, record.LAB, "pool.changed", by=by, why=because, **told)
 
 
-def add_grant(
-    session: Session, actor: Actor | None, *, pool: str, sponsor: str, hours: str, until: str, admin_role_id: int = 0
-) -> int:
+def add_grant(session: Session, actor: Actor | None, *, pool: str, sponsor: str, hours: str, until: str) -> int:
     """Add a sponsor's grant; returns its number."""
-    rights.require_admin(actor, Act.MANAGE_COMPUTE, admin_role_id)
+    rights.require_admin(actor, Act.MANAGE_COMPUTE)
     return pools.add_grant(
         session,
         pool=pool,
@@ -92,7 +87,6 @@ def add_grant(
         seconds=parse_hours(hours),
         until=text.day_end(until),
         actor=actor,
-        admin_role_id=admin_role_id,
     )
 
 
@@ -104,10 +98,9 @@ def change_grant(
     more_hours: str = "",
     until: str = "",
     reason: str,
-    admin_role_id: int = 0,
 ) -> None:
     """Add GPU-hours to a grant, or move its end; a field left empty stays as it is."""
-    rights.require_admin(actor, Act.MANAGE_COMPUTE, admin_role_id)
+    rights.require_admin(actor, Act.MANAGE_COMPUTE)
     because = text.prose("The reason", reason, most=text.USUAL)
     grant = session.get(Grant, grant_id, with_for_update=True, populate_existing=True)
     if grant is None:

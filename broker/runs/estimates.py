@@ -2,13 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from statistics import median
 
-import yaml
 from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
+from broker import configs
 from broker.runs.runs import Run
 from broker.runs.series import Point
 from trainer import check as dry_run
@@ -110,11 +109,5 @@ def _basis(measured: Measurement, run: Run, flops: float) -> str:
 
 
 def config_of(run: Run) -> TrainConfig:
-    """The configuration of a run that trains."""
-    return _read(run.config)
-
-
-@lru_cache(maxsize=256)
-def _read(text: str) -> TrainConfig:
-    """Read once: a pool's measured runs are asked about at every launch."""
-    return TrainConfig.model_validate(yaml.safe_load(text))
+    """The configuration of a run that trains; raises InvalidError where the trainer reads it no more."""
+    return configs.read(run.config)

@@ -6,11 +6,10 @@ done is entered in the catalogue.
 
 from pathlib import Path
 
-import yaml
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from broker import catalogue
+from broker import catalogue, configs
 from broker.catalogue import CatalogueEntry, Kind, State
 from broker.runs.runs import ENDED, Run
 from projects.errors import ConflictError, NotFoundError
@@ -58,9 +57,7 @@ def using(settings: Settings, session: Session, run: Run) -> str:
     entry = _entry(session, run.recipe)
     if entry is None or not entry.prepared:
         return run.config
-    values = yaml.safe_load(run.config)
-    values["data"]["prepared"] = str(settings.data_dir / entry.prepared)
-    return yaml.safe_dump(values, sort_keys=False)
+    return configs.with_prepared_data(run.config, settings.data_dir / entry.prepared)
 
 
 def _mark(run: Run) -> str:

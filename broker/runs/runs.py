@@ -9,7 +9,7 @@ from typing import Literal
 from sqlalchemy import ForeignKey, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from broker import catalogue, publications
+from broker import publications
 from broker.allocations import ledger
 from broker.allocations.allocations import Allocation, AllocationState
 from broker.allocations.ledger import Account, Movement
@@ -261,11 +261,6 @@ def newest(
         query = query.where(Run.id.in_(publications.runs_kept()))
     rows = session.execute(query.order_by(Run.id.desc()).limit(limit))
     return [(number, recipe, state) for number, recipe, state in rows]
-
-
-def recipes(session: Session) -> list[str]:
-    """The names of the recipes that runs can be launched from."""
-    return catalogue.recipes(session)
 
 
 def in_motion(session: Session) -> Mapping[int, set[int]]:

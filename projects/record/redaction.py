@@ -31,15 +31,13 @@ ABOUT = {
 KINDS = frozenset({"record.redacted", "record.forgotten"})
 
 
-def redact(
-    session: Session, actor: Actor | None, stream: str, number: int, reason: str, *, admin_role_id: int = 0
-) -> None:
+def redact(session: Session, actor: Actor | None, stream: str, number: int, reason: str) -> None:
     """Blank what an entry tells, and say in the same chain that and why it was done; `actor` None is the operator.
 
     What cards show of it goes too: the words of the run, the request or the project that it is about.
     Raises ForbiddenError for all but admins, NotFoundError and ConflictError.
     """
-    rights.require_admin(actor, Act.REDACT, admin_role_id)
+    rights.require_admin(actor, Act.REDACT)
     because = text.prose("The reason", reason, most=text.USUAL)
     entry = named(session, stream, number)
     told = session.scalars(select(Payload.body).where(Payload.entry_id == entry.id)).one()
@@ -76,12 +74,12 @@ def blank_saying(session: Session, stream: str, said: str) -> list[int]:
     return [entry.number for entry in found]
 
 
-def forget(session: Session, actor: Actor | None, discord_id: str, reason: str, *, admin_role_id: int = 0) -> int:
+def forget(session: Session, actor: Actor | None, discord_id: str, reason: str) -> int:
     """Blank a person's name wherever it stands, and every entry that holds it or their id; returns how many those are.
 
     Raises ForbiddenError for all but admins, and NotFoundError.
     """
-    rights.require_admin(actor, Act.REDACT, admin_role_id)
+    rights.require_admin(actor, Act.REDACT)
     because = text.prose("The reason", reason, most=text.USUAL)
     person = session.scalars(select(Person).where(Person.discord_id == discord_id)).one_or_none()
     if person is None:

@@ -17,7 +17,7 @@ from bot.delivery import outbox
 from broker.allocations import allocations, pools
 from broker.allocations.allocations import AllocationView
 from projects.db.database import Database
-from projects.people import Actor
+from projects.people import Actor, LabRole
 from projects.record import record
 from sandbox.people import Answer, Channel, Guild, Message, Person
 from tests.discord_openapi import DiscordJudge, find_description, malformed, recorded
@@ -25,7 +25,7 @@ from tests.discord_openapi import DiscordJudge, find_description, malformed, rec
 ROOT = Path(__file__).parents[2]
 BOT = "from bot.client import run; from projects.settings import get_settings; run(get_settings())"
 # An hour cannot be waited for: this bot takes every message for an old one.
-AGED = f"from bot.delivery import cadence; cadence.OLD_AGE = 0.0; {BOT}"
+AGED = f"from bot.delivery import edit_budget; edit_budget.OLD_AGE = 0.0; {BOT}"
 PROPOSAL = {
     "Title": "Do small models dream?",
     "Research question": "Does the loss of a small model follow the power law of larger ones?",
@@ -38,6 +38,11 @@ SCOPE = {
     "Estimate of compute": "Two GPU-hours.",
     "What will be released": "All checkpoints.",
 }
+
+
+def has(*words: str, message_id: str | None = None) -> Callable[[Message], bool]:
+    """Whether a message (the one of this id, if given) has all these words."""
+    return lambda message: message_id in (None, message.id) and all(word in message.text for word in words)
 
 
 class Lab:
@@ -132,6 +137,10 @@ class Lab:
         """What the bot has logged."""
         return (self.root / "bot.log").read_text()
 
+    def logged(self, words: str) -> Callable[[], bool]:
+        """Whether the bot has logged these words."""
+        return lambda: words in self.log
+
     def refused(self) -> int:
         """How many of the bot's requests were answered with a 403."""
         return sum(exchange["status"] == 403 for exchange in recorded(self.root / "sandbox", "exchanges.jsonl"))
@@ -143,7 +152,7 @@ class Lab:
     def actor(self, name: str) -> Actor:
         """The same member, for calling the domain beside the bot."""
         info = self.guild.info
-        roles = {int(info["roles"]["reviewer"])} if name == "Rosa" else set()
+        roles = {LabRole.REVIEWER} if name == "Rosa" else set()
         return Actor(int(info["users"][name]), name, frozenset(roles))
 
     def sent(self) -> dict[str, int]:

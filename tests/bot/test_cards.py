@@ -4,6 +4,7 @@ import asyncio
 import re
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import discord
 import psutil
@@ -133,7 +134,11 @@ async def test_a_decision_waits_for_no_line_about_a_run() -> None:
         waiting += [("allocation:7", True)] if second >= OLD_EDITS[1] / 2 else []
         edited += [key for key, urgent in waiting if edits(pace, key, age=OLD_AGE, pause=OLD, urgent=urgent)]
     assert edited[:3] == ["allocation:7", "project:0", "project:1"]
-    told = {"run.started": {"run": 1}, "checkpoint.published": {"run": 1}, "member.joined": {"by": "Grace"}}
+    told: dict[str, dict[str, Any]] = {
+        "run.started": {"run": 1},
+        "checkpoint.published": {"run": 1},
+        "member.joined": {"by": "Grace"},
+    }
     entries = [Told(n, "project:1", n, kind, "0" * 64, payload) for n, (kind, payload) in enumerate(told.items())]
     assert [card_updates.goes_first(entry) for entry in entries] == [False, False, True]
 
@@ -230,7 +235,7 @@ async def test_a_card_too_old_to_edit_has_a_successor(shared_lab: tuple[Lab, Cha
     await lab.guild.wait_for(channel.id, lambda m: m.id == first.id and "Nothing stands in its way." in m.text)
     token = lab.call(attempts.admit, 1, [0])
     lab.call(attempts.claim, 1, token, host="here", lease_seconds=60)
-    lab.call(attempts.started, 1, token, Process("here", "boot", 1, 1.0), [], lease_seconds=60)
+    lab.call(attempts.started, 1, token, Process("here", "boot", 1, 1), [], lease_seconds=60)
     lab.call(attempts.renew, 1, token, 5.0, progress(1, 100), lease_seconds=60)
     await lab.guild.wait_for(channel.id, lambda m: m.id == first.id and "step 100 of" in m.text)
 
@@ -288,7 +293,7 @@ async def test_a_run_card_that_a_moderator_deletes_stays_deleted(shared_lab: tup
     await lab.person("Omar").delete(channel.id, second)
     token = lab.call(attempts.admit, 2, [1])
     lab.call(attempts.claim, 2, token, host="here", lease_seconds=60)
-    lab.call(attempts.started, 2, token, Process("here", "boot", 2, 1.0), [], lease_seconds=60)
+    lab.call(attempts.started, 2, token, Process("here", "boot", 2, 1), [], lease_seconds=60)
     lab.call(attempts.renew, 2, token, 5.0, progress(1, 100), lease_seconds=60)
     lab.call(settlement.settle, 2, token, 20.0, Progress(0, 0), Ending(70, reason="It broke."), 0)
     await lab.guild.wait_for(card.id, lambda m: "It broke." in m.text)
@@ -316,7 +321,7 @@ async def test_a_picture_that_was_being_drawn_as_its_run_ended_is_not_the_last(
     card = await lab.guild.wait_for(channel.id, lambda m: m.text.endswith(f"-# P1 · run {number}"))
     token = lab.call(attempts.admit, number, [0])
     lab.call(attempts.claim, number, token, host="here", lease_seconds=60)
-    lab.call(attempts.started, number, token, Process("here", "boot", 3, 1.0), [], lease_seconds=60)
+    lab.call(attempts.started, number, token, Process("here", "boot", 3, 1), [], lease_seconds=60)
     assert lab.bot is not None
     drawing = psutil.Process(lab.bot.pid).children(recursive=True)
     for process in drawing:
@@ -364,8 +369,8 @@ async def test_a_card_that_waits_for_its_turn_costs_nothing_meanwhile(shared_lab
     lab.kill_bot()
     await lab.guild.count_as_old(0)
     await lab.guild.limit("old edit", 0, 300.0)
-    counted = "from bot.delivery import showcase; look = showcase.look; "
-    counted += "showcase.look = lambda *given: print('looked at', flush=True) or look(*given); "
+    counted = "from bot.delivery import card_updates; look = card_updates.look; "
+    counted += "card_updates.look = lambda *given: print('looked at', flush=True) or look(*given); "
     await lab.start_bot(counted + AGED)
     begun = looks()
     lab.call(membership.follow, Actor(77, "Zoe"), 1)

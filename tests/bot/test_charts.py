@@ -109,7 +109,7 @@ def test_six_runs_are_told_apart_by_more_than_colour() -> None:
     assert [label.split(" · ")[0] for label in labels] == [f"Run {n}" for n in (11, 12, 13, 14, 15, 104)]
     assert all(label.rpartition(": ")[2].replace(".", "").isdigit() for label in labels)
     # At a phone's 390 pixels a letter is still about 11 high.
-    assert all(label.get_fontsize() * 200 / 72 * 390 / 1000 > 11 for label in legend.get_texts())
+    assert all(float(label.get_fontsize()) * 200 / 72 * 390 / 1000 > 11 for label in legend.get_texts())
     assert {"11", "12", "13", "14", "15", "104"} <= set(said(shown))
 
 

@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from sqlalchemy import select, update
@@ -17,7 +18,7 @@ from projects import lifecycle
 from projects.db.database import utcnow
 from projects.record import record
 from projects.record.record import Payload
-from tests.bot.conftest import BOT, Lab
+from tests.bot.conftest import BOT, Lab, has
 
 POST = r"POST /channels/\d+/messages$"
 # Two minutes cannot be waited for: this bot takes every nonce for forgotten after a second.
@@ -57,6 +58,14 @@ async def until(condition: Callable[[], Any], seconds: float = 15.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.05)
+
+
+def sent_at_least(lab: Lab, number: int) -> bool:
+    return sum(lab.sent().values()) >= number
+
+
+def refused_more_than(lab: Lab, times: int) -> bool:
+    return lab.refused() > times
 
 
 def open_intents(lab: Lab) -> list[str]:
@@ -188,14 +197,14 @@ async def test_killed_again_and_again(lab: Lab) -> None:
     for _ in range(3):
         enough = min(sum(lab.sent().values()) + 3, sum(lab.heads().values()))
         lab.spawn_bot()
-        await until(lambda enough=enough: sum(lab.sent().values()) >= enough)
+        await until(partial(sent_at_least, lab, enough))
         lab.kill_bot()
     await lab.guild.fault(POST, count=2, cut=True)
     await lab.guild.fault(r"PATCH /channels/", count=1, cut=True)
     await lab.start_bot()
     for number in projects:
         await lab.guild.wait_for(f"p{number}-crash-course-{number - 1}", lambda m: "record 4" in m.text, timeout=20)
-        await lab.guild.wait_for("proposals", lambda m, n=number: f"P{n} ·" in m.text and "Active" in m.text)
+        await lab.guild.wait_for("proposals", has(f"P{number} ·", "Active"))
         assert await told(lab, number) == [1, 2, 3, 4, 4]
         assert await cards(lab, number) == 1
     lab_posts = [m.text.splitlines()[-1] for m in await lab.guild.messages("public-record")]
@@ -308,13 +317,13 @@ async def test_a_missing_permission_is_waited_for(lab: Lab) -> None:
         await lab.start_bot()
         notice = await lab.guild.wait_for("compute-review", lambda m: "waits at record 6" in m.text)
         refused = lab.refused()
-        await until(lambda refused=refused: lab.refused() > refused)
+        await until(partial(refused_more_than, lab, refused))
         said = await lab.guild.messages("compute-review")
         assert [m.text[0] for m in said] == ["✅"] * (count - 1) + ["⚠"]
         await lab.guild.clear_faults()
         if count == 3:  # the connection breaks as the notice is changed
             await lab.guild.fault(rf"PATCH /channels/{lab.guild.info['channels']['compute-review']}/", cut=True)
-        await lab.guild.wait_for("compute-review", lambda m, now=notice: m.id == now.id and "✅" in m.text)
+        await lab.guild.wait_for("compute-review", has("✅", message_id=notice.id))
     await until(lambda: "a notice to the admins cannot be changed" in lab.log)
 
 

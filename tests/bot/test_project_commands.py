@@ -1,6 +1,7 @@
 """What people do with projects in Discord, from following one to ending it; each refusal is one private sentence."""
 
 from collections.abc import Awaitable
+from typing import Any
 
 import pytest
 from sqlalchemy import func, insert, select
@@ -106,7 +107,7 @@ async def test_a_project_rests_is_moderated_and_ends(shared_lab: Shared) -> None
     lab, _ = shared_lab
     ada, grace, omar, rosa = map(lab.person, ("Ada", "Grace", "Omar", "Rosa"))
     number = int((await lab.propose(Title="Do large models sleep?")).text.split()[1])
-    here = {"channel": "general", "project": number}
+    here: dict[str, Any] = {"channel": "general", "project": number}
     lab.call(lifecycle.join, lab.actor("Grace"), number, min_people=2)
     title = "“Do large models sleep?”"
     early = f"{title} is recruiting and cannot become paused."

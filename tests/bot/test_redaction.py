@@ -2,6 +2,8 @@
 
 import asyncio
 import re
+from collections.abc import Callable
+from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -10,8 +12,8 @@ from projects import lifecycle, updates
 from projects.people import Actor
 from projects.record import redaction
 from sandbox.discord import permissions
-from sandbox.people import Answer
-from tests.bot.conftest import AGED, BOT, Lab
+from sandbox.people import Answer, Message
+from tests.bot.conftest import AGED, BOT, Lab, has
 from tests.bot.test_delivery import activate, propose, until
 
 # Half a minute cannot be waited for either: this bot takes a wait of more than six seconds for a refusal.
@@ -19,6 +21,11 @@ IMPATIENT = (
     "from discord.http import HTTPClient;"
     f"HTTPClient.max_ratelimit_timeout = property(lambda self: 6.0, lambda self, _: None); {AGED}"
 )
+
+
+def card_with_thread(project: int) -> Callable[[Message], bool]:
+    """Whether a message is the card of a proposal that has its thread."""
+    return lambda message: f"P{project} ·" in message.text and message.thread_id is not None
 
 
 def redact(session: Session, stream: str, number: int) -> None:
@@ -79,10 +86,7 @@ async def test_many_old_posts_are_blanked_as_discord_takes_the_edits_and_nothing
 async def test_an_archived_thread_is_opened_for_it_and_a_locked_one_is_left_to_the_moderators(lab: Lab) -> None:
     await lab.start_bot()
     projects = [propose(lab, "One sleeps"), propose(lab, "Two is locked")]
-    one, two = [
-        (await lab.guild.wait_for("proposals", lambda m, n=n: f"P{n} ·" in m.text and m.thread_id is not None)).id
-        for n in projects
-    ]
+    one, two = [(await lab.guild.wait_for("proposals", card_with_thread(n))).id for n in projects]
     for thread in (one, two):
         await lab.guild.wait_for(thread, lambda m: "record 1 " in m.text)
     await lab.guild.set_permissions("Stoa", permissions.BOT & ~permissions.MANAGE_THREADS)
@@ -109,16 +113,16 @@ async def test_an_archived_thread_is_opened_for_it_and_a_locked_one_is_left_to_t
 
 async def test_who_is_forgotten_is_named_on_no_card_however_old(lab: Lab) -> None:
     """Also where the bot ends before it has come to the card of a run that is none of the newest."""
-    few = f"from bot.delivery import run_showcase; run_showcase.RUNS_KEPT = 1; {BOT}"
+    few = f"from bot.delivery import run_card_updates; run_card_updates.RUNS_KEPT = 1; {BOT}"
     await lab.start_bot(few)
     channel = await lab.activate()
     await lab.approved(channel)
     cards = []
     for run in (1, 2):
         await lab.launch(channel)
-        await lab.guild.wait_for(channel.id, lambda m, run=run: m.text.endswith(f"P1 · run {run}"))
+        await lab.guild.wait_for(channel.id, has(f"-# P1 · run {run}"))
         await lab.person("Ada").command("run cancel", channel=channel.id, run=run)
-        cards.append(await lab.guild.wait_for(channel.id, lambda m, run=run: f"Run {run} was cancelled" in m.text))
+        cards.append(await lab.guild.wait_for(channel.id, has(f"Run {run} was cancelled")))
     assert all("by Ada" in card.text for card in cards)
     await lab.guild.fault(rf"PATCH /channels/{channel.id}/messages/{cards[0].id}$", count=1000, status=503)
     lab.call(redaction.forget, None, lab.guild.info["users"]["Ada"], "They asked.")
@@ -127,8 +131,8 @@ async def test_who_is_forgotten_is_named_on_no_card_however_old(lab: Lab) -> Non
     await lab.guild.clear_faults()
     await lab.start_bot(few)
     for card in cards:
-        now = await lab.guild.wait_for(channel.id, lambda m, card=card: m.id == card.id and "Ada" not in m.text)
-        assert f"by {redaction.NAMELESS}" in now.text
+        now = await lab.guild.wait_for(channel.id, has(f"by {redaction.NAMELESS}", message_id=card.id))
+        assert "Ada" not in now.text
 
 
 async def test_a_long_post_and_the_labs_own_are_blanked_too(lab: Lab) -> None:
@@ -155,7 +159,7 @@ async def test_an_admin_bans_and_blanks_from_discord_and_nobody_else_does(lab: L
     card = await lab.guild.wait_for("proposals", lambda m: m.thread_id is not None)
     omar, grace = lab.person("Omar"), lab.person("Grace")
 
-    async def because(command: str, why: str, **given: object) -> Answer:
+    async def because(command: str, why: str, **given: Any) -> Answer:
         return await omar.submit(await omar.command(command, **given), {"Reason": why})
 
     refused = await grace.command("stoa redact", channel=card.id, number=1)

@@ -1,6 +1,7 @@
 """Bad input: each gets one private sentence, and nothing changes."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -65,7 +66,7 @@ async def test_a_day_that_has_passed(shared_lab: Shared) -> None:
 async def test_a_launch(shared_lab: Shared, options: dict[str, object], sentence: str) -> None:
     lab, channel = shared_lab
     heads = lab.heads()
-    given = {"recipe": "demo", "time_limit": "5m"} | options
+    given: dict[str, Any] = {"recipe": "demo", "time_limit": "5m"} | options
     refused(lab, await lab.person("Ada").command("run launch", channel=channel.id, **given), sentence, heads)
 
 
@@ -86,7 +87,7 @@ async def test_an_override(shared_lab: Shared, override: str, part: str) -> None
 async def test_a_stranger_cannot_launch_and_nobody_can_without_a_project(shared_lab: Shared) -> None:
     lab, channel = shared_lab
     heads = lab.heads()
-    given = {"recipe": "demo", "time_limit": "5m"}
+    given: dict[str, Any] = {"recipe": "demo", "time_limit": "5m"}
     answer = await lab.person("Omar").command("run launch", channel=channel.id, **given)
     sentence = "Only members of “Do small models dream?” can do this; its Join button makes you one."
     refused(lab, answer, sentence, heads)

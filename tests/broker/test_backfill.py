@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,7 +30,7 @@ POOL = PoolRow(1, "pool", 4, False, 1.0)
 SLURM = PoolRow(2, "slurm", 64, True, 1.0)
 
 
-def waiting(number: int, gpus: int = 1, seconds: int = 100, *, project: int = 1, **changes: object) -> Waiting:
+def waiting(number: int, gpus: int = 1, seconds: int = 100, *, project: int = 1, **changes: Any) -> Waiting:
     run = Waiting(number, project, project, project, 1, gpus, seconds, NOW - timedelta(seconds=1000 - number), NOW)
     return run._replace(**changes)
 
@@ -186,7 +187,8 @@ def test_each_run_has_the_first_time_that_those_above_it_leave(state: QueueState
 def test_what_starts_shares_no_device_and_breaks_no_limit(state: QueueState) -> None:
     by_id = {run.id: run for run in state.waiting}
     decided = plan(state).starts
-    devices = [device for one in [*state.held, *decided] for device in one.devices]
+    devices = [device for one in state.held for device in one.devices]
+    devices += [device for one in decided for device in one.devices]
     assert len(devices) == len(set(devices))
     assert set(devices) <= set(range(state.pools[0].gpus))
     assert all(len(one.devices) == by_id[one.run_id].gpus for one in decided)

@@ -176,7 +176,7 @@ def test_any_sequence_of_movements_keeps_the_grant_true(lab: Lab) -> None:
             self.charged: dict[int, tuple[int, int]] = {}
 
         def one(self, data: Any) -> int:
-            return self.opened[data.draw(st.integers(0, len(self.opened) - 1))]
+            return self.opened[int(data.draw(st.integers(0, len(self.opened) - 1)))]
 
         @precondition(lambda self: self.waiting)
         @rule(seconds=st.integers(1, 600), half=st.integers(0, 400))

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from broker import catalogue
-from broker.runs import launching
+from broker.reports import run_plan
+from broker.runs import launching, runs
 from broker.runs.runs import RunState
 from projects.errors import ConflictError, NotFoundError
 from tests.broker.lab import ADA, Lab, request_id
@@ -29,7 +30,7 @@ def project(lab: Lab) -> int:
     values["training"] |= {"steps": 2, "batch": 2, "micro_batch": 2, "evaluation_tokens": 256}
     with lab.db.write() as session:
         catalogue.propose_recipe(session, None, request_id(), name="tiny", body=yaml.safe_dump(values))
-        catalogue.accept(session, None, "tiny", reason="For all.", admin_role_id=0)
+        catalogue.accept(session, None, "tiny", reason="For all.")
     project = lab.project()
     lab.allocation(project)
     return project
@@ -111,10 +112,10 @@ def test_what_a_preparation_is_not_for_says_so(lab: Lab, project: int) -> None:
     with pytest.raises(ConflictError, match="prepares the data of “tiny”, and would begin anew"):
         lab.pause(run)
     with pytest.raises(ConflictError, match="prepares the data of “tiny”; only a run that trains"), lab.db.write() as s:
-        launching.rerun(s, ADA, request_id(), run)
+        run_plan.rerun(s, ADA, request_id(), run)
     with lab.db.read() as session:
         assert (
-            launching.receipt(session, launching.load(session, run)).basis
+            launching.receipt(session, runs.load(session, run)).basis
             == "a preparation takes as long as its recipe has data"
         )
     assert lab.extend(run, "10m").cost == 1200

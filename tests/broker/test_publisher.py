@@ -22,6 +22,8 @@ from sqlalchemy import text, update
 from broker import publications
 from broker.publications import Publication, Repository
 from broker.publishing import loss_plot, model_card, publisher
+from broker.publishing.hub import Hub as HubClient
+from broker.publishing.model_card import write_card
 from broker.runs.attempts import Checkpoint, Progress
 from projects import lifecycle, updates
 from projects.db.database import utcnow
@@ -29,7 +31,7 @@ from projects.lifecycle import Project
 from projects.people import Actor
 from projects.record import record
 from projects.settings import Settings
-from tests.broker.lab import ADA, GRACE, REVIEWERS, ROSA, Lab, request_id, settings
+from tests.broker.lab import ADA, GRACE, ROSA, Lab, request_id, settings
 
 LAST = 4
 PUBLISHED = {"README.md", "how.json", "model.safetensors", "tokenizer.json", "metrics.jsonl", "data_manifest.json"}
@@ -232,7 +234,9 @@ def test_nothing_typed_becomes_markup_or_metadata(lab: Lab, conf: Settings, hub:
     with lab.db.read() as session:
         name = session.get_one(Repository, run).name
     said = hub.read(name, "README.md", "step0")
-    assert hub.api.model_info(name, revision="step0").card_data["license"] == "apache-2.0"
+    card = hub.api.model_info(name, revision="step0").card_data
+    assert card is not None
+    assert card["license"] == "apache-2.0"
     assert said.count("\n---\n") == 1
     assert r"# A \# title \| with \`all\` of it\: www\.example\.org: run" in said
     assert r"\-\-\- license\: mit \-\-\- \*\*Ada\*\* \<img src=x\> \[a\]\(http\://x\)" in said
@@ -357,8 +361,8 @@ def test_another_takes_over_from_a_publisher_that_died(lab: Lab, conf: Settings,
         died = publisher.claim(session, run, conf)
     assert died is not None
     with lab.db.read() as session:
-        publisher.write_card(session, run, died.repo, died.folder)
-    publisher.Hub(conf).publish(died.repo, "step0", died.folder, "step 0")  # and then its power went out
+        write_card(session, run, died.repo, died.folder)
+    HubClient(conf).publish(died.repo, "step0", died.folder, "step 0")  # and then its power went out
 
     assert waiting(lab) == [], "it is leased"
     publish(lab, conf, run)
@@ -441,7 +445,7 @@ def held_run(lab: Lab) -> tuple[int, int]:
 
 def upload(conf: Settings, claimed: publisher.Claimed) -> None:
     """What a publisher sends once it has claimed a checkpoint."""
-    hub = publisher.Hub(conf)
+    hub = HubClient(conf)
     for branch in (f"step{claimed.step}", "main"):
         hub.publish(claimed.repo, branch, claimed.folder, "late", private=claimed.private)
 
@@ -454,7 +458,7 @@ def test_a_release_decided_during_an_upload_opens_the_repository(lab: Lab, conf:
     assert claimed is not None
     assert claimed.private
     with lab.db.write() as session:
-        updates.release(session, ROSA, project, "It is safe.", REVIEWERS)
+        updates.release(session, ROSA, project, "It is safe.")
     publish(lab, conf, run)
     upload(conf, claimed)
     with lab.db.write() as session:
@@ -475,7 +479,7 @@ def test_a_publisher_that_comes_late_closes_nothing_for_good(lab: Lab, conf: Set
     lapse(lab)
     publish(lab, conf, run)
     with lab.db.write() as session:
-        updates.release(session, ROSA, project, "It is safe.", REVIEWERS)
+        updates.release(session, ROSA, project, "It is safe.")
     publish(lab, conf, run)
     assert not hub.api.model_info(repo(conf, run)).private
     upload(conf, claimed)
@@ -500,7 +504,7 @@ def test_held_checkpoints_are_private_until_reviewers_release_them(lab: Lab, con
     assert waiting(lab) == []
 
     with lab.db.write() as session:
-        updates.release(session, ROSA, project, "It is safe.", REVIEWERS)
+        updates.release(session, ROSA, project, "It is safe.")
     assert waiting(lab) == [(run, publisher.SHOWING)]
     hub.fault(path="/settings", status=503)
     publish(lab, conf, run)

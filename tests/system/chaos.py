@@ -84,7 +84,8 @@ class Size:
         """The size that the environment asks for."""
         seed = os.environ.get("STOA_CHAOS_SEED") or int.from_bytes(os.urandom(4))
         asked = (os.environ.get(f"STOA_CHAOS_{name}") or default for name, default in (("RUNS", 20), ("FAULTS", 110)))
-        return cls(*map(int, asked), seed=int(seed), database=os.environ.get("STOA_CHAOS_DATABASE") or "sqlite")
+        runs, faults = map(int, asked)
+        return cls(runs, faults, int(seed), os.environ.get("STOA_CHAOS_DATABASE") or "sqlite")
 
 
 @dataclass

@@ -18,6 +18,7 @@ from broker.allocations import ledger
 from broker.allocations.ledger import LedgerRow, Movement
 from broker.publications import Publication
 from broker.runs import attempts, launching
+from broker.runs.launching import Order
 from broker.runs.runs import ENDED, Run, RunState
 from cli.services import Parts, environment
 from projects.db.database import Database
@@ -84,16 +85,8 @@ class Stoa:
         """Queue a run on one device."""
         allocation = self.lab.allocation(self.project, hours=str((max(time_limit, 60) + 1) / 3600))
         with self.db.write() as session:
-            launched = launching.launch(
-                session,
-                ADA,
-                f"faults-{allocation}",
-                project_id=self.project,
-                recipe="demo",
-                time_limit="1m",
-                overrides=f"steps={steps}, {SMALL}",
-                allocation_id=allocation,
-            )
+            order = Order(self.project, "demo", "1m", overrides=f"steps={steps}, {SMALL}", allocation_id=allocation)
+            launched = launching.launch(session, ADA, f"faults-{allocation}", order)
             # Nobody can ask for less than a minute, and a test would rather not wait for one.
             session.execute(update(Run).where(Run.id == launched.run_id).values(time_limit=time_limit))
         return launched.run_id

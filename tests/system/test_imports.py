@@ -45,7 +45,7 @@ def test_imports_run_one_way(package: str) -> None:
 
 
 LAYERS = (
-    ("allocations", "catalogue", "publications"),
+    ("allocations", "catalogue", "configs", "publications"),
     ("runs",),
     ("publishing", "reviews"),
     ("runners",),

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -26,7 +26,7 @@ from tests.discord_openapi import DESCRIPTION_ENV, DiscordJudge, find_descriptio
 POST = re.compile(r"-# (?:P(\d+)|Lab) · record (\d+) · ([0-9a-f]{8})\s*$")
 
 
-def posts(channels: dict[str, Sequence[str]]) -> dict[tuple[str, int], Counter[str]]:
+def posts(channels: Mapping[str, Sequence[str]]) -> dict[tuple[str, int], Counter[str]]:
     """For each entry of the record, how often it stands in each channel."""
     found: dict[tuple[str, int], Counter[str]] = {}
     for channel, texts in channels.items():
@@ -38,7 +38,7 @@ def posts(channels: dict[str, Sequence[str]]) -> dict[tuple[str, int], Counter[s
     return found
 
 
-def assert_told_once(channels: dict[str, Sequence[str]], heads: dict[str, int]) -> None:
+def assert_told_once(channels: Mapping[str, Sequence[str]], heads: dict[str, int]) -> None:
     """Each entry is posted, and nowhere twice; within a channel the entries of a stream stand in order."""
     found = posts(channels)
     everything = {(stream, number) for stream, head in heads.items() for number in range(1, head + 1)}
@@ -170,7 +170,7 @@ async def test_the_bot_may_be_killed_at_any_moment(tmp_path: Path) -> None:
         await asyncio.to_thread(parts.stop)
 
 
-def assert_no_secret(home: Path, secrets: Sequence[str], channels: dict[str, Sequence[str]]) -> None:
+def assert_no_secret(home: Path, secrets: Sequence[str], channels: Mapping[str, Sequence[str]]) -> None:
     """No token stands in a log or in a channel."""
     logs = [path.read_text() for path in [*(home / "logs").iterdir(), *(home / "runs").rglob("*.log")]]
     said = [text for texts in channels.values() for text in texts]

@@ -11,6 +11,7 @@ from typing import Annotated
 from unittest import mock
 
 import deepspeed.pipe
+import torch
 import torch.distributed as dist
 import typer
 
@@ -48,7 +49,7 @@ def _peak(config: TrainConfig) -> int:
     engine.load(drawn(config), 0)
     for step in range(STEPS):
         mine = rows_of(config, step).chunk(place.data)[place.data_rank]
-        engine.step(mine.split(config.training.micro_batch), config.optimizer.learning_rate)
+        engine.step(torch.split(mine, config.training.micro_batch), config.optimizer.learning_rate)
     engine.nll(mine[: config.training.micro_batch])
     place.wait()
     return _resident("VmHWM") - before

@@ -106,7 +106,7 @@ def drawn(config: TrainConfig) -> Read:
 
 def from_file(path: Path) -> Read:
     tensors = safe_open(path, "pt")
-    return lambda kind, name: tensors.get_tensor(f"{kind}.{name}")  # type: ignore[no-any-return]
+    return lambda kind, name: tensors.get_tensor(f"{kind}.{name}")  # type: ignore[no-untyped-call]
 
 
 def engine_of(config: TrainConfig, read: Read, step: int = 0) -> tuple[DistributedEngine, Place]:
@@ -120,7 +120,7 @@ def engine_of(config: TrainConfig, read: Read, step: int = 0) -> tuple[Distribut
 def advance(engine: DistributedEngine, place: Place, config: TrainConfig, step: int) -> tuple[float, float]:
     """Loss and gradient norm of the step after `step`."""
     mine = rows_of(config, step).chunk(place.data)[place.data_rank]
-    return engine.step(mine.split(config.training.micro_batch), config.optimizer.learning_rate)
+    return engine.step(torch.split(mine, config.training.micro_batch), config.optimizer.learning_rate)
 
 
 def save(engine: DistributedEngine, place: Place, path: Path) -> None:

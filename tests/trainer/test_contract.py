@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -117,7 +118,8 @@ def test_configuration_that_only_the_ranks_can_refuse(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("key", "said"), [("seed", "training.seed is 7 here and 1234"), ("steps", "at least the")])
 def test_checkpoint_of_another_configuration_is_refused(finished: Path, tmp_path: Path, key: str, said: str) -> None:
-    config = write_config(tmp_path / "tiny.yml", **{key: 7})
+    changed: dict[str, Any] = {key: 7}
+    config = write_config(tmp_path / "tiny.yml", **changed)
     start = finished / "checkpoints" / "step12"
     result = run_trainer("train", config, "--out", tmp_path / "out", "--resume", start)
     assert result.returncode == 78

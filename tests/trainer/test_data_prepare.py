@@ -46,7 +46,7 @@ def test_documents_come_out_whole_with_names_and_counts(tmp_path: Path) -> None:
     texts = [f"Document {n}: <|endoftext|> quoted, Ünïcode 🏛.\n    indented" for n in range(60)]
     write_jsonl(tmp_path / "a.jsonl", texts)
     manifest = build(data_config(tmp_path, {"path": "a.jsonl"}), tmp_path / "data")
-    found = {}
+    found: dict[str, str] = {}
     for split in ("train", "held_out"):
         described = manifest["sources"][0][split]
         names = names_of(tmp_path / "data", split)
@@ -54,7 +54,9 @@ def test_documents_come_out_whole_with_names_and_counts(tmp_path: Path) -> None:
         assert all(text.endswith("<|endoftext|>") for text in read)
         # What a document quotes does not end it.
         end = tokenizer.end_of_document(tokenizer.load(tmp_path / "data"))
-        assert all((document == end).sum() == 1 for document in Indexed(tmp_path / "data" / f"s0.{split}").documents())
+        assert all(
+            int((document == end).sum()) == 1 for document in Indexed(tmp_path / "data" / f"s0.{split}").documents()
+        )
         found |= dict(zip(names, [text.removesuffix("<|endoftext|>") for text in read], strict=True))
         assert all(is_held_out(name, 0.2) == (split == "held_out") for name in names)
         assert described["documents"] == len(names) > 0

@@ -4,7 +4,6 @@ import json
 import math
 import random
 import string
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,13 @@ from typer.testing import CliRunner, Result
 from trainer.checkpoint import state
 from trainer.config import TrainConfig
 from trainer.data import readers, tokenizer
-from trainer.data.prepare import is_held_out, prepare
+from trainer.data.encode import is_held_out
+from trainer.data.prepare import prepare
 from trainer.evaluation.commands import app
 from trainer.evaluation.harness import CheckpointLM
 from trainer.evaluation.opened import Opened, open_checkpoint
 from trainer.evaluation.score import log_likelihoods, score, windows
+from trainer.model.transformer import shapes
 
 WINDOW = 32
 TEXT = "def main(arguments):\n    return [argument.strip() for argument in arguments if argument]\n"
@@ -36,7 +37,7 @@ def write_checkpoint(config: TrainConfig, data: Path, folder: Path) -> None:
     """A checkpoint with weights large enough to tell one token from another."""
     folder.mkdir(parents=True)
     family, read = state.family(config), state.fresh(config)
-    weights = ((name, read("weight", name) * 3) for name in state.shapes(config.model, config.vocabulary, WINDOW))
+    weights = ((name, read("weight", name) * 3) for name in shapes(config.model, config.vocabulary, WINDOW))
     exported = (pair for name, weight in weights for pair in family.export(name, weight).items())
     state.write_tensors(folder, state.WEIGHTS, exported)
     state.describe(config, folder, 3, {}, data)
@@ -62,11 +63,10 @@ def theirs(checkpoint: Path) -> HFLM:
 
 
 @pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     # The two libraries read these once, when they are imported.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    return
 
 
 def run(*arguments: str | Path, stdin: str | None = None) -> Result:
@@ -155,7 +155,7 @@ def test_score_is_that_of_transformers(checkpoint: Path, opened: Opened, tmp_pat
     found = json.loads(result.stdout)
     assert list(found) == ["tokens", "bytes", "nll", "bits_per_byte"]
 
-    bpe, model = AutoTokenizer.from_pretrained(checkpoint), AutoModelForCausalLM.from_pretrained(checkpoint).eval()
+    bpe, model = AutoTokenizer.from_pretrained(checkpoint), AutoModelForCausalLM.from_pretrained(checkpoint)
     ids = [bpe.eos_token_id, *bpe(text)["input_ids"]]
     total = 0.0
     for place in range(1, len(ids)):

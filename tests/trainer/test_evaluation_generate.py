@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ def test_sample_is_that_of_its_seed(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_likeliest_tokens_are_those_of_transformers(checkpoint: Path, tmp_path: Path) -> None:
-    bpe, model = AutoTokenizer.from_pretrained(checkpoint), AutoModelForCausalLM.from_pretrained(checkpoint).eval()
+    bpe = AutoTokenizer.from_pretrained(checkpoint)
+    model: Any = AutoModelForCausalLM.from_pretrained(checkpoint)  # its class is that of the checkpoint's config
     ids = bpe("def main", return_tensors="pt")["input_ids"]
     expected = model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
     found = sample(checkpoint, tmp_path / "out", "--temperature", "0")
@@ -171,7 +173,7 @@ def _version(path: Path) -> None:
     path.write_text(json.dumps(content))
 
 
-DAMAGES = {
+DAMAGES: dict[str, Callable[[Path], object]] = {
     "weights cut short": lambda folder: _cut(folder / "model.safetensors"),
     "weights missing": lambda folder: (folder / "model.safetensors").unlink(),
     "weights of another model": lambda folder: _set(folder / "how.json", "model", "hidden_size", 64),

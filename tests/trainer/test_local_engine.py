@@ -59,7 +59,8 @@ def batch(config: TrainConfig, step: int) -> list[Tensor]:
 
 
 def run(engine: LocalEngine, config: TrainConfig, steps: Iterable[int]) -> list[tuple[float, float]]:
-    return [tuple(engine.step(batch(config, step), RATE)) for step in steps]
+    taken = [engine.step(batch(config, step), RATE) for step in steps]
+    return [(loss, norm) for loss, norm in taken]
 
 
 def reference(config: TrainConfig, steps: Iterable[int]) -> list[tuple[float, float]]:
@@ -242,7 +243,8 @@ def test_blocked_attention_is_attention(length: int, dtype: torch.dtype) -> None
     parts = [torch.randn(3, length, 8).to(dtype).requires_grad_() for _ in range(3)]
     exact = [part.detach().double().requires_grad_() for part in parts]
     ours = BlockedAttention.apply(*parts, 0.3)  # type: ignore[no-untyped-call]
-    theirs = functional.scaled_dot_product_attention(*exact, is_causal=True, scale=0.3)
+    query, key, value = exact
+    theirs = functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=0.3)
     towards = torch.randn_like(ours)
     gradients = torch.autograd.grad(ours, parts, towards)
     expected = torch.autograd.grad(theirs, exact, towards.double())

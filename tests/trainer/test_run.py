@@ -52,7 +52,7 @@ def test_files(finished: Path) -> None:
 def test_checkpoint_opens_in_transformers_with_the_trainers_logits(finished: Path) -> None:
     folder = finished / "checkpoints" / "step12"
     probe = load_file(folder / "probe.safetensors")
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
         torch.testing.assert_close(model(probe["ids"]).logits, probe["logits"], atol=1e-4, rtol=0)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -205,7 +205,7 @@ def test_fork_reaches_further_by_yarn(finished: Path, tmp_path: Path) -> None:
     result = run_trainer("train", config, "--out", tmp_path / "out", "--fork", f"{finished}@4")
     assert result.returncode == 0, result.stderr
     folder = tmp_path / "out" / "checkpoints" / "step5"
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder)
     probe = load_file(folder / "probe.safetensors")
     with torch.no_grad():
         torch.testing.assert_close(model(probe["ids"]).logits, probe["logits"], atol=1e-4, rtol=0)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from trainer import REAL
+from trainer import REAL  # type: ignore[attr-defined]  # here `trainer` is this folder's package
 from trainer.outcome import Outcome, Status, add_event, add_metrics
 
 SEED = 424242
