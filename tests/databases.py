@@ -17,6 +17,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from projects.db.database import Database
+from tests import lock_order
 from tests.absent import absent
 
 ONCE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -88,7 +89,8 @@ def db(database_url: str) -> Iterator[Database]:
     """A database with its tables."""
     database = Database(database_url)
     database.migrate()
-    yield database
+    with lock_order.held():
+        yield database
     database.close()
 
 
