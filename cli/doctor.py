@@ -119,7 +119,7 @@ def check_queue(settings: Settings) -> Finding:
     """Whether the queue answers."""
     options = {"socket_connect_timeout": PATIENCE_SECONDS, "socket_timeout": PATIENCE_SECONDS}
     try:
-        with Connection(settings.broker, transport_options=options) as connection:
+        with Connection(settings.celery_broker_url, transport_options=options) as connection:
             connection.ensure_connection(max_retries=1, timeout=PATIENCE_SECONDS)
     except (OperationalError, OSError):
         if settings.redis_url:

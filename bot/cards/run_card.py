@@ -86,7 +86,7 @@ def _head(run: RunView, why: Why | None) -> Sequence[str]:
 
 def _waits(why: Why) -> str:
     """What a run waits for; its time is rounded, so that the card is not edited for each second of it."""
-    place = f" It is number {why.place} of {why.length} in line." if why.place is not None else ""
+    place = f" It is number {why.position} of {why.length} in line." if why.position is not None else ""
     expected = ""
     if why.expected is not None:
         at = -(-int(why.expected.timestamp()) // ROUNDED) * ROUNDED

@@ -359,7 +359,7 @@ def expired(session: Session) -> Sequence[Attempt]:
 
 
 def unclaimed(session: Session, *, since_seconds: float) -> Sequence[Attempt]:
-    """Admitted attempts that no worker has claimed since their doorbell was rung that long ago, or never."""
+    """Admitted attempts that no worker has claimed, and of which none was told in the last `since_seconds`."""
     before = _from_now(-since_seconds)
     return session.scalars(
         select(Attempt).where(
@@ -377,8 +377,8 @@ def cancelled_unclaimed(session: Session) -> Sequence[Attempt]:
     ).all()
 
 
-def rung(session: Session, run_id: int, token: int) -> None:
-    """Note that the doorbell of an attempt has been rung."""
+def notified(session: Session, run_id: int, token: int) -> None:
+    """Note that the workers were told of an admitted attempt."""
     session.execute(update(Attempt).where(Attempt.run_id == run_id, Attempt.token == token).values(rung_at=utcnow()))
 
 

@@ -1,4 +1,4 @@
-"""How attempts end and runs go on: settled, lost or withdrawn; then over, paused, or queued again from a checkpoint."""
+"""How attempts end (settled, expired or withdrawn) and where that takes their run: over, paused or queued again."""
 
 from datetime import datetime, timedelta
 
@@ -85,10 +85,10 @@ def settle(
         _end(session, run, RunState.FAILED, ending.reason)
 
 
-def lose(session: Session, attempt: Attempt, *, grace_seconds: float, most: int) -> bool:
-    """Give up an attempt whose lease has run out; its place is held until its trainer must surely have stopped.
+def expire(session: Session, attempt: Attempt, *, grace_seconds: float, most: int) -> bool:
+    """Give up an attempt whose lease has run out; it holds its devices until its trainer must surely have stopped.
 
-    False where it was renewed or ended at the last moment.
+    Returns False where the attempt was renewed or ended at the last moment.
     """
     attempts.lock(session, attempt.run_id)
     if attempt.lease_until is None:

@@ -13,7 +13,7 @@ from broker.allocations.pools import Launcher, Pool
 from broker.runs.attempts import OPEN, Attempt, AttemptState
 from broker.runs.runs import Run, RunState
 from broker.scheduling import usage
-from broker.scheduling.backfill import Held, Limits, PoolRow, Purse, QueueState, Waiting
+from broker.scheduling.backfill import Funds, Held, Limits, PoolRow, QueueState, Waiting
 from broker.scheduling.fairshare import decayed
 from projects import policies
 from projects.db.database import utcnow
@@ -36,7 +36,7 @@ def load(session: Session, limits: Limits | None = None) -> QueueState:
         pools=pools,
         waiting=waiting,
         held=held,
-        purses=_purses(session, now),
+        funds=_funds(session, now),
         usage=used,
         limits=limits or bounds(session),
     )
@@ -104,14 +104,14 @@ def _attempts(session: Session, now: datetime, weights: Mapping[int, float]) -> 
         used[project_id] += decayed(weights[pool_id] * (reserved if is_open else charged), max(0.0, age))
         ends = at + timedelta(seconds=reserved / gpus) if is_open else until if state == AttemptState.LOST else None
         if is_open or (ends is not None and ends > now):
-            places = tuple(int(device) for device in devices.split(",") if device)
+            held_devices = tuple(int(device) for device in devices.split(",") if device)
             seconds = 0.0 if ends is None else (ends - now).total_seconds()
-            held.append(Held(run_id, pool_id, project_id, person_id, places, seconds, is_open))
+            held.append(Held(run_id, pool_id, project_id, person_id, held_devices, seconds, is_open))
     return held, dict(used)
 
 
-def _purses(session: Session, now: datetime) -> dict[int, Purse]:
-    """Of the allocations that queued runs draw on; all zero where nothing was granted."""
+def _funds(session: Session, now: datetime) -> dict[int, Funds]:
+    """The funds of the allocations that queued runs draw on; all zero where nothing was granted."""
     drawn_on = select(Run.allocation_id).where(Run.state == RunState.QUEUED)
     rows = session.execute(
         select(
@@ -124,7 +124,7 @@ def _purses(session: Session, now: datetime) -> dict[int, Purse]:
         .outerjoin(Balance, Balance.allocation_id == Allocation.id)
         .where(Allocation.id.in_(drawn_on))
     )
-    purses: dict[int, Purse] = {}
+    funds: dict[int, Funds] = {}
     for allocation_id, ended_at, granted, reserved, spent in rows:
-        purses[allocation_id] = Purse((granted or 0) - (reserved or 0) - (spent or 0), reserved or 0, ended_at)
-    return purses
+        funds[allocation_id] = Funds((granted or 0) - (reserved or 0) - (spent or 0), reserved or 0, ended_at)
+    return funds

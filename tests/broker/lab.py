@@ -150,12 +150,12 @@ class Lab:
         with self.db.write() as session:
             settlement.settle(session, run, token, elapsed, NOTHING, ending, most)
 
-    def lose(self, run: int, token: int, *, grace: float = 0, most: int = 3) -> None:
+    def expire(self, run: int, token: int, *, grace: float = 0, most: int = 3) -> None:
         """The scheduler gives an attempt up, should its lease have run out."""
         with self.db.read() as session:
             attempt = session.get_one(Attempt, (run, token))
         with self.db.write() as session:
-            settlement.lose(session, attempt, grace_seconds=grace, most=most)
+            settlement.expire(session, attempt, grace_seconds=grace, most=most)
 
     def cancel(self, run: int, actor: Actor = ADA) -> None:
         """A member asks for the end of a run."""

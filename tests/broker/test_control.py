@@ -110,7 +110,7 @@ def test_a_run_paused_before_it_was_claimed_or_as_its_supervisor_died_is_paused(
     lab.resume(run)
     token = lab.start(run, 0, 1, lease=-1)
     lab.pause(run)
-    lab.lose(run, token)
+    lab.expire(run, token)
     assert lab.run(run).state == RunState.PAUSED
 
 
@@ -379,7 +379,7 @@ def test_a_lost_host_refunds_also_while_the_run_stops(lab: Lab, run: int, lost: 
     lab.renew(run, token, 90, lease=0.001 if lost else 60)
     lab.pause(run)
     if lost:
-        lab.lose(run, token)
+        lab.expire(run, token)
     else:
         lab.settle(run, token, 90, KILLED)
     assert (lab.run(run).state, lab.run(run).spent) == (RunState.PAUSED, spent)

@@ -148,7 +148,7 @@ def test_nothing_outside_the_runs_is_removed(lab: Lab, conf: Settings, run: int,
     assert elsewhere.exists()
 
 
-@pytest.mark.usefixtures("doorbells")
+@pytest.mark.usefixtures("memory_queue")
 def test_below_the_floor_no_run_starts_and_it_is_told_once(lab: Lab, conf: Settings) -> None:
     waiting = queued(lab)
     low = Scheduler(conf.model_copy(update={"disk_floor_gib": FULL}), lab.db)

@@ -47,7 +47,7 @@ def test_a_draft_says_what_a_launch_would_be_and_queues_nothing(lab: Lab, projec
     assert (quote.tokens, quote.run.total_steps, quote.run.overrides) == (100 * 16 * 128, 100, {"steps": "100"})
     assert quote.parameters > 10**6
     assert quote.memory > 4 * quote.parameters
-    assert (preview.queue.place, preview.queue.length) == (2, 2)
+    assert (preview.queue.position, preview.queue.length) == (2, 2)
     assert preview.queue.reason == "It waits for GPUs: 2 needed, 0 free on “laptop”."
     assert preview.queue.expected is not None
     assert timedelta(minutes=19) < preview.queue.expected - utcnow() < timedelta(minutes=21)
@@ -59,7 +59,7 @@ def test_a_draft_says_what_a_launch_would_be_and_queues_nothing(lab: Lab, projec
     assert (lab.row(number).gpus, lab.row(number).time_limit, lab.row(number).total_steps) == (2, 600, 100)
     with lab.db.read() as session:
         told = why.why(session, number)
-    assert (told.place, told.reason) == (preview.queue.place, preview.queue.reason)
+    assert (told.position, told.reason) == (preview.queue.position, preview.queue.reason)
 
 
 def test_of_confirmations_at_once_all_get_the_same_run(lab: Lab, project: int) -> None:

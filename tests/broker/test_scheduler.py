@@ -24,7 +24,7 @@ from projects.db.database import utcnow
 from projects.errors import ConflictError
 from tests.broker.lab import HOUR, PROCESS, STRANGER, Lab, settings
 
-pytestmark = pytest.mark.usefixtures("doorbells")
+pytestmark = pytest.mark.usefixtures("memory_queue")
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def test_a_lost_run_waits_and_its_devices_with_it(lab: Lab, ours: int, theirs: i
     run = lab.launch(ours, gpus=2)
     token = lab.start(run, 0, 1, lease=0.001)
     time.sleep(0.01)
-    lab.lose(run, token, grace=60)
+    lab.expire(run, token, grace=60)
     lab.launch(theirs, STRANGER)
     assert plan(lab) == []
     pass_a_minute(lab, run, token)
@@ -231,7 +231,7 @@ def test_a_round_gives_up_what_is_lost_and_goes_on_with_it(lab: Lab, ours: int, 
     assert (account.spent, account.reserved, account.granted) == (0, 1200, 10 * HOUR)
 
 
-def test_the_doorbells_are_rung_once_and_not_at_every_round(lab: Lab, ours: int, tmp_path: Path) -> None:
+def test_workers_are_notified_once_and_not_at_every_round(lab: Lab, ours: int, tmp_path: Path) -> None:
     """A queue that nobody empties, such as overnight, does not fill up with one message a second."""
 
     def messages(name: str) -> int:

@@ -458,17 +458,17 @@ def test_a_job_whose_attempt_is_given_up_is_ended_though_no_other_follows(
         wait_for(lambda: lab.run(run).state == RunState.RUNNING, "the run")
         supervisor.kill()
         supervisor.wait()
-        assert reaper.reap(conf, lab.db) == 0
+        assert reaper.end_strays(conf, lab.db) == 0
         lab.cancel(run)
         until = attempt(lab, run, token).lease_until
         assert until is not None
         wait_for(lambda: utcnow() > until, "the end of the lease")
-        lab.lose(run, token)
+        lab.expire(run, token)
         assert lab.run(run).state == RunState.CANCELLED
-        assert reaper.reap(conf, lab.db) == 1
+        assert reaper.end_strays(conf, lab.db) == 1
         wait_for(lambda: not of(folder), "the end of the job")
         wait_for(lambda: cluster.ask("squeue", "--noheader") == "", "an empty queue")
-        assert reaper.reap(conf, lab.db) == 0
+        assert reaper.end_strays(conf, lab.db) == 0
     assert json.loads((folder / "outcome.json").read_text())["status"] == 75
 
 

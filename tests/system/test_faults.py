@@ -189,7 +189,7 @@ def test_a_run_never_notices_what_befalls_queue_worker_and_scheduler(stoa: Stoa)
     stoa.parts.kill("worker")
     run = stoa.launch(steps=70, time_limit=115)  # with less than a sample may take, none follows it
     until(lambda: stoa.state(run) == RunState.STARTING, "the run is admitted")
-    until(lambda: ask_valkey(stoa, "LLEN runs") != b":0\r\n", "the doorbell is rung")
+    until(lambda: ask_valkey(stoa, "LLEN runs") != b":0\r\n", "a message to the worker")
     assert ask_valkey(stoa, "FLUSHALL") == b"+OK\r\n"
     stoa.parts.start_stoa(stoa.settings, "worker")
     with Watch(stoa.settings.runs_dir, run) as watch:
@@ -284,7 +284,7 @@ def no_secret_is_seen(stoa: Stoa, supervisor: int, *trainers: int) -> None:
 def paid_once(stoa: Stoa, run: int, watch: Watch, ends: dict[int, float]) -> None:
     """Assert that each attempt was charged what its trainer lived until it was ended, by a clock of the test's own.
 
-    That clock sees no better than the watch's longest gap; a busy machine starts a trainer as late after its keeper.
+    That clock sees no better than the watch's longest gap; a busy machine starts a trainer as late after its shim.
     """
     slack = 0.5 + 2 * watch.longest_gap
     for attempt, end in ends.items():

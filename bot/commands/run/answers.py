@@ -72,7 +72,7 @@ def offer(preview: Preview) -> Card:
         f"{'and those queued take all their' if quote.promised else 'take all its'} time",
     ]
     queue = [
-        f"**Queue** place {preview.queue.place} of {preview.queue.length}. {text.line(preview.queue.reason, 300)} "
+        f"**Queue** place {preview.queue.position} of {preview.queue.length}. {text.line(preview.queue.reason, 300)} "
         f"{starts(preview.queue.expected)}",
     ]
     row: ui.ActionRow[Any] = ui.ActionRow(
@@ -115,8 +115,8 @@ def waits(why: Why) -> str:
     lines = [
         f"**Run {why.run_id}** of {text.line(why.project, 100)} is {why.state}. {text.escape(why.reason)}".rstrip()
     ]
-    if why.place is not None:
-        lines.append(f"**Place** {why.place} of {why.length} on {text.code(why.pool, 60)}")
+    if why.position is not None:
+        lines.append(f"**Place** {why.position} of {why.length} on {text.code(why.pool, 60)}")
     if why.factors is not None:
         project = why.factors.project
         lines.append(
