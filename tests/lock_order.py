@@ -10,10 +10,10 @@ from sqlalchemy import Connection, Engine, event
 
 ORDER = (
     ("projects",),
-    ("people",),
     ("allocations", "launch_drafts", "catalogue_entries", "policies"),
     ("pools",),
     ("runs",),
+    ("people",),
     ("balances",),
     ("grants",),
     ("streams",),
@@ -28,8 +28,9 @@ BELOW = {
     "points": "runs",
     "payloads": "streams",
 }
-"""Tables whose rows change only while the row of another table that they belong to is locked."""
+"""Tables whose rows may be locked at any time after the row that they belong to, and else at its place."""
 RANK = {table: rank for rank, tables in enumerate(ORDER) for table in tables}
+RANK |= {table: RANK[owner] for table, owner in BELOW.items()}
 
 _LOCKS = re.compile(
     r"\s*(?:UPDATE (?P<update>\w+)|DELETE FROM (?P<delete>\w+)|SELECT .*?\bFROM (?P<select>\w+).*FOR (?:NO KEY )?UPDATE)",
@@ -57,13 +58,12 @@ def held() -> Iterator[None]:
         lock = _LOCKS.match(statement)
         table = lock and (lock["update"] or lock["delete"] or lock["select"])
         # Nobody else can wait for a row that this transaction has inserted.
-        if table is None or table in info["locked"] or table in info["inserted"]:
+        known = {*info["locked"], *info["inserted"]}
+        if table is None or table in known or BELOW.get(table) in known:
             return
         after = [other for other in info["locked"] if RANK.get(other, -1) > RANK.get(table, len(ORDER))]
         if after:
             info["wrong"].append(f"{table} after {', '.join(after)}, by {_caller()}")
-        if table in BELOW and not {BELOW[table]}.intersection((*info["locked"], *info["inserted"])):
-            info["wrong"].append(f"{table} without its row of {BELOW[table]}, by {_caller()}")
         info["locked"].append(table)
 
     def commit(connection: Connection) -> None:
