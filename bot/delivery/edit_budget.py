@@ -86,7 +86,7 @@ class Line:
         return first
 
 
-class Cadence:
+class EditBudget:
     """One for the process. Keys are those of the messages; seconds throughout."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
