@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
+from typing import Any
 
 from sqlalchemy import ForeignKey, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
@@ -279,9 +280,7 @@ def award(session: Session, allocation: Allocation, seconds: int, by: Person | N
     tell(session, allocation, "allocation.approved", by=by, why=because, **told)
 
 
-def _approve(
-    session: Session, allocation: Allocation, seconds: int, by: Person | None, because: str
-) -> dict[str, object]:
+def _approve(session: Session, allocation: Allocation, seconds: int, by: Person | None, because: str) -> dict[str, Any]:
     """As `award`, but for the entry; returns what the entry tells."""
     second = seconds // 2 if seconds > tiers.current(session).halves else 0
     source = _draw(session, allocation, seconds - second, second)
@@ -298,7 +297,7 @@ def _approve(
         reason=because,
         half_until=now + (until - now) / 2 if second else None,
     )
-    told: dict[str, object] = {
+    told: dict[str, Any] = {
         "pool": session.get_one(Pool, allocation.pool_id).name,
         "sponsor": source.sponsor,
         "asked": allocation.seconds,
