@@ -10,7 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func
+from sqlmodel import col, select
 
 from broker.allocations import pools
 from broker.allocations.ledger import LedgerRow, Movement
@@ -19,7 +20,7 @@ from broker.runners.slurm import SlurmLauncher, Wanted, jobs
 from broker.runs import attempts
 from broker.runs.attempts import Attempt
 from broker.runs.runs import RunState
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.errors import InvalidError
 from tests.broker.lab import Lab, settings
 from tests.databases import ONCE
@@ -329,7 +330,7 @@ def attempt(lab: Lab, run: int, token: int) -> Attempt:
 
 
 def charged(lab: Lab, run: int, token: int) -> int:
-    query = select(func.coalesce(func.sum(LedgerRow.seconds), 0)).where(
+    query = select(func.coalesce(func.sum(col(LedgerRow.seconds)), 0)).where(
         LedgerRow.run_id == run, LedgerRow.token == token, LedgerRow.movement == Movement.CHARGE
     )
     with lab.db.read() as session:
