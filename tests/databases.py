@@ -18,6 +18,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from projects.db.database import Database
+from tests import lock_order
 from tests.absent import absent
 
 ONCE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -103,7 +104,8 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def db(database_url: str) -> Iterator[Database]:
     """A database with its tables."""
     database = Database(database_url)
-    yield database
+    with lock_order.held():
+        yield database
     database.close()
 
 
