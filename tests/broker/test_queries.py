@@ -13,7 +13,7 @@ from broker.allocations import allocations
 from broker.allocations.allocations import Allocation
 from broker.allocations.ledger import Balance, LedgerRow, Movement
 from broker.allocations.pools import Grant, Pool
-from broker.catalogue import CatalogueEntry, Kind
+from broker.catalogue import CatalogueEntry, CatalogueKind
 from broker.publications import Publication
 from broker.reports import cluster, review_context, why
 from broker.reviews import changes
@@ -93,7 +93,7 @@ def grow(session: Session) -> None:
     again(session, AllocationChange, allocation_id=allocation)
     again(session, Grant, pool_id=again(session, Pool, name=f"pool-{allocation}"))
     again(session, CatalogueEntry, name=f"data-{allocation}", dataset=f"lab/data-{allocation}")
-    again(session, CatalogueEntry, kind=Kind.RECIPE, name=f"recipe-{allocation}", body=DEMO)
+    again(session, CatalogueEntry, kind=CatalogueKind.RECIPE, name=f"recipe-{allocation}", body=DEMO)
     for state in (RunState.QUEUED, RunState.PAUSED):
         about = {"state": state, "dry": state == RunState.PAUSED, "recipe": f"recipe-{allocation}"}
         run = again(session, Run, allocation_id=allocation, **about)
