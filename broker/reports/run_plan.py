@@ -56,9 +56,9 @@ def launch(session: Session, actor: Actor, request_id: str, order: Order) -> Pre
     """Keep an order to be confirmed; a repeat of the same request keeps the same. Refuses what a launch would."""
     project = lifecycle.load(session, order.project_id)
     person = lifecycle.require_member(session, actor, project)
-    limits.check(session, actor, limits.Kind.LAUNCH)
     if order.origin is not None:
         launching.check_kept(session, order.origin)
+    limits.check(session, actor, limits.Kind.LAUNCH)
     quote = launching.quote(session, order)
     quote.run.requested_by = person.id
     draft = session.scalars(select(LaunchDraft).where(LaunchDraft.request_id == request_id)).one_or_none()
