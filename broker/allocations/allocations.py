@@ -17,12 +17,12 @@ from broker.allocations.endorsements import Endorsable
 from broker.allocations.ledger import Account, in_hours
 from broker.allocations.pools import Grant, Pool
 from broker.allocations.tiers import Tiers
-from projects import lifecycle, limits, people, text
+from projects import lifecycle, people, quotas, text
 from projects.db.columns import foreign_key, integer, row_id, timestamp, utcnow, words
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.lifecycle import Project, Stage
-from projects.limits import Kind
 from projects.people import Actor, Person
+from projects.quotas import QuotaKind
 from projects.record import record
 
 MOST_HOURS = 1_000_000
@@ -174,7 +174,7 @@ def request(
     lifecycle.load(session, project_id)
     session.get_one(Project, project_id, with_for_update={"key_share": True}, populate_existing=True)
     project = check_may_request(session, actor, project_id)
-    limits.check(session, actor, Kind.REQUEST)
+    quotas.check(session, actor, QuotaKind.REQUEST)
     target = pools.named(session, pool)
     seconds = parse_hours(hours)
     day = parse_day(until)
