@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 
-from sqlalchemy import update
+from sqlalchemy import Index, update
 from sqlalchemy.orm import Session
 from sqlmodel import Field, col, select
 
@@ -66,6 +66,7 @@ class Allocation(Endorsable, table=True):
     """
 
     __tablename__ = "allocations"
+    __table_args__ = (Index("uq_allocations_starter_of", "starter_of", unique=True),)
 
     id: int = row_id()
     request_id: str = Field(unique=True)
@@ -80,7 +81,7 @@ class Allocation(Endorsable, table=True):
     decided_by: int | None = foreign_key("people.id", default=None)
     reason: str = words(default="")
     created_at: datetime = timestamp(default=utcnow)
-    starter_of: int | None = integer(default=None, unique=True)
+    starter_of: int | None = integer(default=None)
     renews_id: int | None = foreign_key("allocations.id", default=None)
     decided_at: datetime | None = timestamp(default=None)
     half_until: datetime | None = timestamp(default=None)
