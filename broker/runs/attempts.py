@@ -79,7 +79,7 @@ class Attempt(Base, table=True):
     supervisor_pid: int | None = integer(default=None)
     supervisor_started: int | None = integer(default=None)
     lease_until: datetime | None = timestamp(default=None)
-    rung_at: datetime | None = timestamp(default=None)
+    notified_at: datetime | None = timestamp(default=None)
     metrics_read: int = integer(default=0)
     events_read: int = integer(default=0)
     failed: bool = False
@@ -364,7 +364,8 @@ def unclaimed(session: Session, *, since_seconds: float) -> Sequence[Attempt]:
     before = _from_now(-since_seconds)
     return session.scalars(
         select(Attempt).where(
-            Attempt.state == AttemptState.ADMITTED, (col(Attempt.rung_at).is_(None)) | (col(Attempt.rung_at) < before)
+            Attempt.state == AttemptState.ADMITTED,
+            (col(Attempt.notified_at).is_(None)) | (col(Attempt.notified_at) < before),
         )
     ).all()
 
@@ -381,7 +382,7 @@ def cancelled_unclaimed(session: Session) -> Sequence[Attempt]:
 def notified(session: Session, run_id: int, token: int) -> None:
     """Note that the workers were told of an admitted attempt."""
     session.execute(
-        update(Attempt).where(col(Attempt.run_id) == run_id, col(Attempt.token) == token).values(rung_at=utcnow())
+        update(Attempt).where(col(Attempt.run_id) == run_id, col(Attempt.token) == token).values(notified_at=utcnow())
     )
 
 

@@ -65,11 +65,9 @@ def row_id() -> Any:
     return Field(default=None, primary_key=True, sa_type=WHOLE)
 
 
-def integer(
-    default: int | None = REQUIRED, *, primary_key: bool = False, unique: bool = False, index: bool = False
-) -> Any:
+def integer(default: int | None = REQUIRED, *, primary_key: bool = False) -> Any:
     """A whole number of 64 bits."""
-    return Field(default=default, primary_key=primary_key, unique=unique, index=index, sa_type=WHOLE)
+    return Field(default=default, primary_key=primary_key, sa_type=WHOLE)
 
 
 def foreign_key(column: str, default: int | None = REQUIRED, *, primary_key: bool = False, index: bool = False) -> Any:
