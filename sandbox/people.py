@@ -18,6 +18,8 @@ from typing import Any, Self
 
 import aiohttp
 
+from sandbox.patience import PATIENCE
+
 Json = dict[str, Any]
 
 
@@ -150,10 +152,11 @@ class Guild:
 
     def __init__(self, info: Json) -> None:
         self.info = info
-        self._http = aiohttp.ClientSession(base_url=info["discord"])
+        # How long is waited is each call's own.
+        self._http = aiohttp.ClientSession(base_url=info["discord"], timeout=aiohttp.ClientTimeout(total=None))
 
     @classmethod
-    async def open(cls, root: Path, timeout: float = 30.0) -> Self:
+    async def open(cls, root: Path, timeout: float = PATIENCE) -> Self:
         """Waits for `root/sandbox.json`.
 
         Raises TimeoutError where no sandbox starts there in time.
@@ -214,7 +217,7 @@ class Guild:
         return bool((await self.call("GET", "/guild"))["bot_connected"])
 
     async def wait_for(
-        self, channel: str, predicate: Callable[[Message], bool], timeout: float = 10.0, every: float = 0.1
+        self, channel: str, predicate: Callable[[Message], bool], timeout: float = PATIENCE, every: float = 0.1
     ) -> Message:
         """The first message in a channel that fits, looking again until there is one.
 
@@ -237,7 +240,7 @@ class Guild:
             held = "; ".join(message.text[:80] for message in seen[-5:]) or reason
             raise TimeoutError(f"No message in #{channel} fitted within {timeout:g} s; last: {held}") from None
 
-    async def wait_for_channel(self, predicate: Callable[[Channel], bool], timeout: float = 10.0) -> Channel:
+    async def wait_for_channel(self, predicate: Callable[[Channel], bool], timeout: float = PATIENCE) -> Channel:
         """The first channel or thread that fits.
 
         Raises TimeoutError with the names there are.
@@ -255,7 +258,7 @@ class Guild:
         except TimeoutError:
             raise TimeoutError(f"No channel fitted within {timeout:g} s; there are: {', '.join(names)}") from None
 
-    async def wait_for_bot(self, command: str = "", timeout: float = 30.0) -> None:
+    async def wait_for_bot(self, command: str = "", timeout: float = PATIENCE) -> None:
         """Waits until the bot is on the gateway and, where named, has registered the command."""
         async with asyncio.timeout(timeout):
             while True:
@@ -345,7 +348,7 @@ class Person:
     async def _act(self, act: str, body: Json) -> Answer:
         return Answer.read(await self.guild.call("POST", f"/interactions/{act}", body | {"user": self.name}))
 
-    async def command(self, name: str, /, channel: str = "general", *, timeout: float = 10.0, **options: Any) -> Answer:
+    async def command(self, name: str, /, channel: str = "general", *, timeout: float = PATIENCE, **options: Any) -> Answer:
         """Runs a slash command such as "project propose".
 
         Raises ActionError where the bot registered no such command or the options do not fit it. People, channels
@@ -362,7 +365,7 @@ class Person:
         body = {"command": name, "option": option, "typed": typed, "channel": channel, "options": options}
         return (await self._act("autocomplete", body)).choices
 
-    async def press(self, message: Message | str, target: str, *, timeout: float = 10.0) -> Answer:
+    async def press(self, message: Message | str, target: str, *, timeout: float = PATIENCE) -> Answer:
         """Presses a button, by label or custom id.
 
         Raises ActionError where there is none, it is disabled, or the message is not visible to this person.
@@ -370,7 +373,7 @@ class Person:
         message_id = message if isinstance(message, str) else message.id
         return await self._act("press", {"message_id": message_id, "target": target, "timeout": timeout})
 
-    async def menu(self, message: Message | str, name: str, *, timeout: float = 10.0) -> Answer:
+    async def menu(self, message: Message | str, name: str, *, timeout: float = PATIENCE) -> Answer:
         """Chooses an entry of a message's context menu, such as "Put on record".
 
         Raises ActionError where the bot registered no such entry, or the message is not visible to this person.
@@ -378,13 +381,13 @@ class Person:
         message_id = message if isinstance(message, str) else message.id
         return await self._act("menu", {"message_id": message_id, "name": name, "timeout": timeout})
 
-    async def choose(self, message: Message | str, target: str, *values: str, timeout: float = 10.0) -> Answer:
+    async def choose(self, message: Message | str, target: str, *values: str, timeout: float = PATIENCE) -> Answer:
         """Chooses in a select, given by placeholder or custom id, options by label or value."""
         message_id = message if isinstance(message, str) else message.id
         body = {"message_id": message_id, "target": target, "values": list(values), "timeout": timeout}
         return await self._act("press", body)
 
-    async def submit(self, form: Answer, values: Json, *, force: bool = False, timeout: float = 10.0) -> Answer:
+    async def submit(self, form: Answer, values: Json, *, force: bool = False, timeout: float = PATIENCE) -> Answer:
         """Fills in a form by field label or custom id and sends it.
 
         Raises ActionError for what Discord's own client refuses (a required field left empty, too long a text), but
