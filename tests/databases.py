@@ -18,6 +18,7 @@ from sqlalchemy import create_engine, text
 
 from projects.db.database import Database
 from tests.absent import absent
+from tests.patience import PATIENCE
 
 ONCE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 """For a slow test of what the kind of database has no say in."""
@@ -56,7 +57,7 @@ def server(programs: Path) -> Iterator[str]:
         yield url
     finally:
         started.send_signal(signal.SIGQUIT)  # at once: nothing of it is kept
-        started.wait(30)
+        started.wait(PATIENCE)
         shutil.rmtree(folder, ignore_errors=True)
         Path(log.name).unlink()
 
@@ -103,7 +104,7 @@ def _create(maintenance: str, name: str, *, template: str = "template1") -> str:
 
 def _wait_for(url: str) -> None:
     engine = create_engine(url)
-    until = time.monotonic() + 30
+    until = time.monotonic() + PATIENCE
     while True:
         try:
             with engine.connect():

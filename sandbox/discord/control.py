@@ -328,7 +328,7 @@ async def order_fault(request: web.Request) -> web.Response:
 
 
 async def clear_faults(request: web.Request) -> web.Response:
-    server_of(request).faults.ordered.clear()
+    server_of(request).faults.clear()
     return reply({})
 
 

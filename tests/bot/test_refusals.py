@@ -1,13 +1,11 @@
 """Bad input: each gets one private sentence, and nothing changes."""
 
-import asyncio
-
 import pytest
 
 from bot import text
 from sandbox.people import Answer, Channel
 from tests.bot.conftest import PROPOSAL, Lab
-from tests.bot.test_delivery import until
+from tests.patience import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -182,11 +180,8 @@ async def test_an_answer_whose_connection_breaks_is_sent_again(shared_lab: Share
     await lab.guild.fault(answering, cut=True)
     launched = await ada.press(offer.message, "Launch")
     for answer, said, edits in ((proposed, "is proposed", 1), (launched, "is queued", 2)):
-        async with asyncio.timeout(10):
-            now = await lab.guild.answer(answer)
-            while now.message is None or now.message.edits < edits:
-                await asyncio.sleep(0.1)
-                now = await lab.guild.answer(answer)
+        now = await lab.guild.wait_for_answer(answer, lambda a, n=edits: a.message is not None and a.message.edits >= n)
+        assert now.message is not None
         assert said in now.text
         assert (now.message.attachments, now.followups) == ([], [])
     await lab.guild.fault(answering, count=2, cut=True)

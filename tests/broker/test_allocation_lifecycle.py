@@ -26,6 +26,7 @@ from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidE
 from projects.people import Actor
 from projects.record import record
 from tests.broker.lab import ADA, EMMY, GRACE, HOUR, REVIEWERS, ROSA, STRANGER, Lab, in_days, request_id
+from tests.patience import PATIENCE
 
 LARGE = "2000"
 HALF = 1000 * HOUR
@@ -182,7 +183,7 @@ def test_of_starter_requests_at_the_same_moment_one_is_granted(lab: Lab) -> None
     together = Barrier(8)
 
     def ask(n: int) -> bool:
-        together.wait(20)
+        together.wait(PATIENCE)
         try:
             lab.request(projects[n % 4], hours="1")
         except ConflictError:
@@ -239,7 +240,7 @@ def test_two_reviewers_at_the_same_moment_make_one_grant(lab: Lab) -> None:
     together = Barrier(2)
 
     def approve(reviewer: Actor) -> AllocationState:
-        together.wait(20)
+        together.wait(PATIENCE)
         with lab.db.write() as session:
             asked = {"hours": "200", "reason": "Yes."}
             return reviews.approve(session, reviewer, allocation, **asked, reviewer_role_id=REVIEWERS)
@@ -313,7 +314,7 @@ def test_release_and_deadline_at_the_same_moment_move_the_half_once(lab: Lab) ->
     together = Barrier(4)
 
     def act(n: int) -> None:
-        together.wait(20)
+        together.wait(PATIENCE)
         try:
             if n % 2:
                 tend(lab, days=16)
@@ -581,7 +582,7 @@ def test_two_schedulers_at_once_tend_once(lab: Lab) -> None:
     together = Barrier(4)
 
     def round_(_: int) -> None:
-        together.wait(20)
+        together.wait(PATIENCE)
         tend(lab)
 
     with ThreadPoolExecutor(4) as pool:
@@ -817,7 +818,7 @@ def test_an_allocation_is_revoked_while_a_supervisor_settles_its_run(lab: Lab, p
 
     with ThreadPoolExecutor(1) as pool:
         settled = pool.submit(settle)
-        assert locked.wait(10)
+        assert locked.wait(PATIENCE)
         review(lab, reviews.revoke, allocation)
         settled.result()
     assert (lab.run(run).state, lab.run(waits).state) == (RunState.FINISHED, RunState.PAUSED)
