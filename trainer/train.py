@@ -114,7 +114,7 @@ class Run:
         while True:
             if self._fresh(self.step % settings.evaluate_every == 0 or self.step == settings.steps):
                 self._evaluate()
-            if self._fresh(folders.is_due(self.step, settings.steps, self.config.checkpoints)):
+            if self._fresh(self.config.checkpoints.is_due(self.step, settings.steps)):
                 self._save()
             if self.step == settings.steps:
                 return Status.DONE, self.step

@@ -8,6 +8,8 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from projects.db.database import Base
 
+START = "start"
+"""A series of one point: the seconds of its trainer's life after which a run was first seen to have done a step."""
 MOST_POINTS = 2000
 BUCKETS = 500
 

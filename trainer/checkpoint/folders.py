@@ -1,4 +1,4 @@
-"""The folders of checkpoints: when one is due, where it lies, and what makes it whole. Imports no torch."""
+"""The folders of checkpoints: where it lies, and what makes it whole. Imports no torch."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trainer import files
-from trainer.config import CheckpointsConfig, ConfigError, TrainConfig
+from trainer.config import ConfigError, TrainConfig
 
 RESUMED = ("model", "data", "training.seed", "training.batch")
 """What a run must keep when it goes on."""
@@ -29,15 +29,6 @@ class Start(NamedTuple):
     step: int = 0
     parent: dict[str, Any] | None = None
     forks: bool = False
-
-
-def is_due(step: int, last: int, schedule: CheckpointsConfig) -> bool:
-    """Whether a run of `last` steps saves at `step`."""
-    if step == last or step in schedule.at:
-        return True
-    if step <= schedule.log_until:
-        return step & (step - 1) == 0
-    return step % schedule.every == 0
 
 
 def folder_of(out: Path, step: int) -> Path:
