@@ -118,6 +118,8 @@ class Run:
                 self._save()
             if self.step == settings.steps:
                 return Status.DONE, self.step
+            if self.step == self.start.step and self.place.sum(stopping())[0]:
+                return Status.STOPPED, self.step
             began = time.perf_counter()
             micro_batches = [rows_BL.to(self.place.device, non_blocking=True) for rows_BL in rows.result()]
             waited = time.perf_counter() - began
