@@ -12,8 +12,8 @@ from discord import app_commands
 from sqlalchemy.orm import Session
 
 from bot import server
-from bot.cards.renderer import Studio
-from bot.rate_limit import Pace
+from bot.plots.renderer import Renderer
+from bot.rate_limit import RateLimit
 from bot.server import Server
 from projects.db.database import Database
 from projects.people import Actor
@@ -37,7 +37,7 @@ class App(discord.Client):
             intents=discord.Intents(guilds=True),
             allowed_mentions=discord.AllowedMentions.none(),
             guild_ready_timeout=0.5,
-            http_trace=Pace().trace,
+            http_trace=RateLimit().trace,
             max_ratelimit_timeout=LONGEST_WAIT,
         )
         self.settings = settings
@@ -45,7 +45,7 @@ class App(discord.Client):
         self.trouble = ""
         self.tree: app_commands.CommandTree[App]
         self.db = db
-        self.studio = Studio()
+        self.renderer = Renderer()
         # Reads, which a form waits for, never stand behind writes, which wait for one another.
         self._readers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="reader")
         self._writers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="writer")
@@ -79,7 +79,7 @@ class App(discord.Client):
         for threads in (self._readers, self._writers, self._delivery_threads):
             end = functools.partial(threads.shutdown, wait=True, cancel_futures=True)
             await asyncio.get_running_loop().run_in_executor(None, end)
-        self.studio.close()
+        self.renderer.close()
 
     async def _in(self, threads: ThreadPoolExecutor, work: Callable[[], R]) -> R:
         threads = self._delivery_threads if in_delivery.get() else threads
@@ -99,7 +99,11 @@ async def acknowledge(interaction: Interaction) -> None:
 
 
 def actor(interaction: Interaction) -> Actor:
-    """Who asks: their id, their name and the roles that they hold at this moment."""
+    """The person who asks, with the lab roles that they hold at this moment.
+
+    Each act resolves the roles anew: a member may have lost one, or the admins may have chosen another role of the
+    server, while a form lay open.
+    """
     user = interaction.user
     roles = user.roles if isinstance(user, discord.Member) else []
-    return Actor(user.id, user.display_name, frozenset(role.id for role in roles))
+    return Actor(user.id, user.display_name, interaction.client.server.lab_roles(role.id for role in roles))

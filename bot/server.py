@@ -1,15 +1,15 @@
 """Which channels and roles of the Discord server stand for what: as its admins chose, else as the settings say."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
+from sqlmodel import select
 
 from bot.tables import DiscordPlace
 from projects import people
-from projects.people import Actor
+from projects.people import Actor, LabRole
 from projects.record import record
 from projects.settings import Settings
 
@@ -57,6 +57,16 @@ class Server:
             moderator_role=settings.moderator_role_id,
             admin_role=settings.admin_role_id,
         )
+
+    def lab_roles(self, role_ids: Iterable[int]) -> frozenset[LabRole]:
+        """The lab roles that stand for these ids of Discord roles; nobody holds a lab role whose id is 0."""
+        ids = {
+            LabRole.REVIEWER: self.reviewer_role,
+            LabRole.MODERATOR: self.moderator_role,
+            LabRole.ADMIN: self.admin_role,
+        }
+        held = set(role_ids) - {0}
+        return frozenset(role for role, role_id in ids.items() if role_id in held)
 
     @property
     def unset(self) -> list[str]:

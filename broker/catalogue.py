@@ -15,20 +15,20 @@ from typing import Any
 
 import yaml
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
-from sqlalchemy import ForeignKey, Index, select
+from sqlalchemy import Index
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy.orm import Session
+from sqlmodel import Field, col, select
 
+from broker import configs
 from projects import people, rights, text
-from projects.db.database import WORDS, Base, utcnow
+from projects.db.columns import Base, foreign_key, row_id, timestamp, utcnow, words
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
 from projects.people import Actor, Person
 from projects.record import record
 from projects.rights import Act
-from trainer import config as trainer_config
-from trainer.config import ConfigError, TrainConfig
+from trainer.config import TrainConfig
 
-LONGEST_RECIPE = 8_000
 PLACES = ("path", "tokens")
 
 
@@ -56,7 +56,7 @@ TRANSITIONS: Mapping[State, frozenset[State]] = {
 }
 
 
-class CatalogueEntry(Base):
+class CatalogueEntry(Base, table=True):
     """A recipe (`body` is its YAML) or a Hub `dataset` at a `revision`. A name is free again only once declined.
 
     `prepared` is the folder below the home's `data/` that holds a recipe's prepared data, once a run has made it.
@@ -64,24 +64,24 @@ class CatalogueEntry(Base):
 
     __tablename__ = "catalogue_entries"
 
-    id: Mapped[int] = mapped_column(primary_key=True)
-    request_id: Mapped[str] = mapped_column(unique=True)
-    kind: Mapped[str]
-    name: Mapped[str]
-    body: Mapped[str] = mapped_column(default="")
-    dataset: Mapped[str] = mapped_column(default="")
-    revision: Mapped[str] = mapped_column(default="")
-    licence: Mapped[str] = mapped_column(default="")
-    state: Mapped[str] = mapped_column(default=State.PROPOSED)
-    proposed_by: Mapped[int | None] = mapped_column(ForeignKey("people.id"))
-    decided_by: Mapped[int | None] = mapped_column(ForeignKey("people.id"))
-    reason: Mapped[str] = mapped_column(default="", info=WORDS)
-    prepared: Mapped[str] = mapped_column(default="")
-    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+    id: int = row_id()
+    request_id: str = Field(unique=True)
+    kind: str
+    name: str
+    body: str = ""
+    dataset: str = ""
+    revision: str = ""
+    licence: str = ""
+    state: str = State.PROPOSED
+    proposed_by: int | None = foreign_key("people.id", default=None)
+    decided_by: int | None = foreign_key("people.id", default=None)
+    reason: str = words(default="")
+    prepared: str = ""
+    created_at: datetime = timestamp(default=utcnow)
 
 
-_TAKEN = CatalogueEntry.state != State.DECLINED
-Index("ix_catalogue_entries_name", CatalogueEntry.name, unique=True, sqlite_where=_TAKEN, postgresql_where=_TAKEN)
+_TAKEN = col(CatalogueEntry.state) != State.DECLINED
+Index("ix_catalogue_entries_name", col(CatalogueEntry.name), unique=True, sqlite_where=_TAKEN, postgresql_where=_TAKEN)
 
 
 @dataclass(frozen=True)
@@ -110,10 +110,10 @@ def propose_recipe(session: Session, actor: Actor | None, request_id: str, *, na
     if earlier is not None:
         return earlier
     _free_name(session, name)
-    values = _safe(body)
+    values = configs.sections(body)
     _named_datasets(session, values, {State.PROPOSED, State.ACCEPTED})
     expanded = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    _check(_parsed(expanded, {}))
+    _check(configs.read(expanded))
     return _propose(session, actor, CatalogueEntry(request_id=request_id, kind=Kind.RECIPE, name=name, body=expanded))
 
 
@@ -139,28 +139,28 @@ def propose_dataset(
     return _propose(session, actor, entry)
 
 
-def check_may_decide(session: Session, actor: Actor | None, name: str, to: State, *, admin_role_id: int) -> None:
+def check_may_decide(session: Session, actor: Actor | None, name: str, to: State) -> None:
     """Raise unless the actor may take the entry there now. Only reads: a form may be opened on it."""
-    _decidable(session, actor, name, to, admin_role_id, lock=False)
+    _decidable(session, actor, name, to, lock=False)
 
 
-def accept(session: Session, actor: Actor | None, name: str, *, reason: str, admin_role_id: int) -> None:
+def accept(session: Session, actor: Actor | None, name: str, *, reason: str) -> None:
     """Let everyone use the proposed entry, with a reason; a recipe's datasets must be accepted before it."""
-    entry = _decidable(session, actor, name, State.ACCEPTED, admin_role_id)
+    entry = _decidable(session, actor, name, State.ACCEPTED)
     if entry.kind == Kind.RECIPE:
-        _demand_accepted(session, _parsed(entry.body, {}))
+        _demand_accepted(session, configs.read(entry.body))
     _decide(session, actor, entry, State.ACCEPTED, reason)
 
 
-def decline(session: Session, actor: Actor | None, name: str, *, reason: str, admin_role_id: int) -> None:
+def decline(session: Session, actor: Actor | None, name: str, *, reason: str) -> None:
     """Refuse the proposed entry, with a reason; its name is free again."""
-    entry = _decidable(session, actor, name, State.DECLINED, admin_role_id)
+    entry = _decidable(session, actor, name, State.DECLINED)
     _decide(session, actor, entry, State.DECLINED, reason)
 
 
-def retire(session: Session, actor: Actor | None, name: str, *, reason: str, admin_role_id: int) -> None:
+def retire(session: Session, actor: Actor | None, name: str, *, reason: str) -> None:
     """Take an accepted entry out, with a reason: no run is launched from it any more, and none that runs is touched."""
-    entry = _decidable(session, actor, name, State.RETIRED, admin_role_id)
+    entry = _decidable(session, actor, name, State.RETIRED)
     _decide(session, actor, entry, State.RETIRED, reason)
 
 
@@ -190,20 +190,27 @@ def is_ready(name: str) -> bool:
 
 def load(session: Session, name: str, overrides: Mapping[str, str] | None = None) -> TrainConfig:
     """The recipe's configuration with some fields overridden; raises NotFoundError, ConflictError and InvalidError."""
-    return load_with_text(session, name, overrides)[0]
+    return configs.read(recipe_text(session, name), overrides)
 
 
-def load_with_text(session: Session, name: str, overrides: Mapping[str, str] | None = None) -> tuple[TrainConfig, str]:
-    """What `load` returns, and the same as YAML with every default spelt out."""
+def overridable(session: Session, name: str) -> dict[str, str]:
+    """What a member may override in the recipe, each field with its value there; raises the same as `load`."""
+    return configs.overridable(load(session, name))
+
+
+def recipe_text(session: Session, name: str) -> str:
+    """The YAML text of a recipe that runs can be launched from.
+
+    Raises NotFoundError, and ConflictError where one of its datasets is accepted no more.
+    """
     listed = recipes(session)
     if name not in listed:
         raise NotFoundError(f"There is no recipe “{name[:60]}”; the recipes are: {', '.join(listed)}.")
-    changes = tuple((overrides or {}).items())
     if is_ready(name):
-        return _resolved(name, None, changes)
-    config, spelt_out = _resolved(name, _named(session, name).body, changes)
-    _demand_accepted(session, config)
-    return config, spelt_out
+        return configs.built_in()[name]
+    found = _named(session, name).body
+    _demand_accepted(session, configs.read(found))
+    return found
 
 
 def trains_on(session: Session, config: TrainConfig) -> list[str]:
@@ -244,8 +251,8 @@ def entries(session: Session) -> Sequence[EntryView]:
     """All entries, the newest first."""
     rows = session.execute(
         select(CatalogueEntry, Person.name)
-        .outerjoin(Person, Person.id == CatalogueEntry.proposed_by)
-        .order_by(CatalogueEntry.id.desc())
+        .outerjoin(Person, col(Person.id) == CatalogueEntry.proposed_by)
+        .order_by(col(CatalogueEntry.id).desc())
     )
     return [
         EntryView(
@@ -267,22 +274,8 @@ def entries(session: Session) -> Sequence[EntryView]:
 @lru_cache(maxsize=1)
 def _ready() -> frozenset[str]:
     """The built-in recipes whose data every host has."""
-    names = trainer_config.recipe_names()
-    loaded = {name: trainer_config.load_recipe(name).data for name in names}
-    return frozenset(name for name in names if all(source.builtin for source in loaded[name].sources))
-
-
-@lru_cache(maxsize=256)
-def _resolved(name: str, body: str | None, changes: tuple[tuple[str, str], ...]) -> tuple[TrainConfig, str]:
-    """A configuration and its text, kept: somebody who types a launch asks for the same one again and again."""
-    try:
-        if body is None:
-            config = trainer_config.load_recipe(name, dict(changes))
-        else:
-            config = trainer_config.parse(body, dict(changes))
-    except ConfigError as error:
-        raise InvalidError(str(error)) from error
-    return config, trainer_config.dump(config)
+    sources = {name: configs.read(body).data.sources for name, body in configs.built_in().items()}
+    return frozenset(name for name, listed in sources.items() if all(source.builtin for source in listed))
 
 
 def _earlier(session: Session, request_id: str) -> int | None:
@@ -304,25 +297,8 @@ def _free_name(session: Session, name: str) -> None:
             "a digit first."
         )
     taken = session.scalars(select(CatalogueEntry.state).where(CatalogueEntry.name == name, _TAKEN)).one_or_none()
-    if taken is not None or name in trainer_config.recipe_names():
+    if taken is not None or name in configs.built_in():
         raise ConflictError(f"The catalogue has “{name}” already ({taken or 'built in'}); give it another name.")
-
-
-def _safe(body: str) -> dict[str, Any]:
-    """The sections of a recipe as typed; raises InvalidError where it is too long, no YAML or uses aliases."""
-    if len(body) > LONGEST_RECIPE:
-        raise InvalidError(f"The recipe has {len(body):,} characters; at most {LONGEST_RECIPE:,} fit.")
-    try:
-        # A few aliases of aliases stand for more text than any memory holds.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(body, Loader=yaml.SafeLoader)):
-            raise InvalidError("A recipe repeats itself in full: YAML's aliases (*name) are not taken.")
-        values = yaml.safe_load(body)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        place = getattr(error, "problem_mark", None)
-        raise InvalidError(f"The recipe is not valid YAML{f' at line {place.line + 1}' if place else ''}.") from error
-    if not isinstance(values, dict):
-        raise InvalidError("A recipe holds sections such as model and data.")
-    return values
 
 
 def _named_datasets(session: Session, values: dict[str, Any], states: set[State]) -> None:
@@ -335,7 +311,7 @@ def _named_datasets(session: Session, values: dict[str, Any], states: set[State]
         name = str(source["dataset"])[:60]
         entry = session.scalars(
             select(CatalogueEntry).where(
-                CatalogueEntry.name == name, CatalogueEntry.kind == Kind.DATASET, CatalogueEntry.state.in_(states)
+                CatalogueEntry.name == name, CatalogueEntry.kind == Kind.DATASET, col(CatalogueEntry.state).in_(states)
             )
         ).one_or_none()
         if entry is None:
@@ -345,13 +321,6 @@ def _named_datasets(session: Session, values: dict[str, Any], states: set[State]
             if key in source and source[key] != getattr(entry, key):
                 raise InvalidError(f"The dataset “{name}” brings its own {key}, {getattr(entry, key)}; leave it out.")
         source |= {"dataset": entry.dataset, "revision": entry.revision, "licence": entry.licence}
-
-
-def _parsed(body: str, overrides: Mapping[str, str]) -> TrainConfig:
-    try:
-        return trainer_config.parse(body, overrides)
-    except ConfigError as error:
-        raise InvalidError(str(error)) from error
 
 
 def _check(config: TrainConfig) -> None:
@@ -383,7 +352,7 @@ def _demand_accepted(session: Session, config: TrainConfig) -> None:
                 CatalogueEntry.revision == source.revision,
                 CatalogueEntry.licence == source.licence,
             )
-            .order_by(CatalogueEntry.state != State.ACCEPTED)
+            .order_by(col(CatalogueEntry.state) != State.ACCEPTED)
             .limit(1)
         ).one_or_none()
         if entry is None or entry.state != State.ACCEPTED:
@@ -403,11 +372,9 @@ def _propose(session: Session, actor: Actor | None, entry: CatalogueEntry) -> in
     return entry.id
 
 
-def _decidable(
-    session: Session, actor: Actor | None, name: str, to: State, admin_role_id: int, *, lock: bool = True
-) -> CatalogueEntry:
+def _decidable(session: Session, actor: Actor | None, name: str, to: State, *, lock: bool = True) -> CatalogueEntry:
     """The entry, where the actor may take it there; raises ForbiddenError, NotFoundError and ConflictError."""
-    rights.require_admin(actor, Act.DECIDE_CATALOGUE, admin_role_id)
+    rights.require_admin(actor, Act.DECIDE_CATALOGUE)
     entry = _named(session, name)
     if lock:
         session.refresh(entry, with_for_update=True)

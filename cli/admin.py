@@ -245,7 +245,7 @@ def catalogue_accept(name: str, why: Why) -> None:
     from broker import catalogue
 
     with refusing(), database().write() as session:
-        catalogue.accept(session, None, name, reason=why, admin_role_id=settings().admin_role_id)
+        catalogue.accept(session, None, name, reason=why)
     typer.echo(f"{name} is accepted")
 
 
@@ -255,7 +255,7 @@ def catalogue_decline(name: str, why: Why) -> None:
     from broker import catalogue
 
     with refusing(), database().write() as session:
-        catalogue.decline(session, None, name, reason=why, admin_role_id=settings().admin_role_id)
+        catalogue.decline(session, None, name, reason=why)
     typer.echo(f"{name} is declined")
 
 
@@ -265,7 +265,7 @@ def catalogue_retire(name: str, why: Why) -> None:
     from broker import catalogue
 
     with refusing(), database().write() as session:
-        catalogue.retire(session, None, name, reason=why, admin_role_id=settings().admin_role_id)
+        catalogue.retire(session, None, name, reason=why)
     typer.echo(f"{name} is retired")
 
 

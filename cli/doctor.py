@@ -29,7 +29,8 @@ from bot import server
 from bot.server import CHANNELS, IN_GUILD, IN_OTHERS, IN_PROPOSALS, Server
 from broker.allocations import pools
 from projects.db import database as database
-from projects.db.database import Database, utcnow
+from projects.db.columns import utcnow
+from projects.db.database import Database
 from projects.settings import Settings
 
 LEAST_FREE_BYTES = 10 * 2**30
@@ -119,7 +120,7 @@ def check_queue(settings: Settings) -> Finding:
     """Whether the queue answers."""
     options = {"socket_connect_timeout": PATIENCE_SECONDS, "socket_timeout": PATIENCE_SECONDS}
     try:
-        with Connection(settings.broker, transport_options=options) as connection:
+        with Connection(settings.celery_broker_url, transport_options=options) as connection:
             connection.ensure_connection(max_retries=1, timeout=PATIENCE_SECONDS)
     except (OperationalError, OSError):
         if settings.redis_url:

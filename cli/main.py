@@ -125,9 +125,9 @@ def why(run: int) -> None:
     table = Table(show_header=False)
     table.add_row("run", f"{told.run_id} of {told.project}: {told.gpus} GPUs of {told.pool}, {told.state}")
     table.add_row("why", told.reason)
-    if told.place is not None and told.factors is not None:
+    if told.position is not None and told.factors is not None:
         project = told.factors.project
-        table.add_row("place", f"{told.place} of {told.length}")
+        table.add_row("place", f"{told.position} of {told.length}")
         table.add_row("fair-share", f"level {project.level:.3g}, rank {project.rank} of {project.of}")
         table.add_row("its project", f"share {project.share:.2%}, usage {project.used:.2%} ({project.usage:,.0f} s)")
         table.add_row("age", f"{told.factors.age / 3600:.1f} hours")
@@ -151,7 +151,7 @@ def queue(
     table = Table("pool", "place", "run", "project", "GPUs", "expected", "why")
     for told in waiting:
         expected = "not known" if told.expected is None else f"{told.expected:%Y-%m-%d %H:%M}"
-        about = (told.pool, f"{told.place}/{told.length}", str(told.run_id), told.project, str(told.gpus))
+        about = (told.pool, f"{told.position}/{told.length}", str(told.run_id), told.project, str(told.gpus))
         table.add_row(*about, expected, told.reason)
     Console().print(table if waiting else "Nothing waits.")
 

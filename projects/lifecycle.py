@@ -5,16 +5,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import ForeignKey, Select, func, select, update
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy import Select, func, update
+from sqlalchemy.orm import Session
+from sqlmodel import Field, col, select
 
 from projects import limits, people, policies, rights, text
-from projects.db.database import WORDS, Base, utcnow
+from projects.db.columns import Base, foreign_key, row_id, timestamp, utcnow, words
 from projects.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
 from projects.limits import Kind
-from projects.people import Actor, Person
+from projects.people import Actor, LabRole, Person
 from projects.record import record
-from projects.rights import Act, Role
+from projects.rights import Act, ProjectRole, Role
 
 
 class Stage(StrEnum):
@@ -57,42 +58,42 @@ TRANSITIONS: dict[Stage, frozenset[Stage]] = {
 LICENCES = ("Apache-2.0", "MIT", "BSD-3-Clause", "CC0-1.0", "CC-BY-4.0", "CC-BY-SA-4.0", "CC-BY-NC-4.0")
 
 
-class Project(Base):
+class Project(Base, table=True):
     """A question that people work on together. `stage_reason` is why it was paused or stopped."""
 
     __tablename__ = "projects"
 
-    id: Mapped[int] = mapped_column(primary_key=True)
-    request_id: Mapped[str] = mapped_column(unique=True)
-    title: Mapped[str] = mapped_column(info=WORDS)
-    question: Mapped[str] = mapped_column(info=WORDS)
-    why: Mapped[str] = mapped_column(info=WORDS)
-    needs: Mapped[str] = mapped_column(info=WORDS)
-    stage: Mapped[str] = mapped_column(default=Stage.PROPOSED)
-    stage_reason: Mapped[str] = mapped_column(default="", info=WORDS)
-    lead_id: Mapped[int] = mapped_column(ForeignKey("people.id"))
-    goal: Mapped[str] = mapped_column(default="", info=WORDS)
-    plan: Mapped[str] = mapped_column(default="", info=WORDS)
-    compute: Mapped[str] = mapped_column(default="", info=WORDS)
-    release: Mapped[str] = mapped_column(default="", info=WORDS)
-    release_policy: Mapped[str] = mapped_column(default=ReleasePolicy.OPEN)
-    licence: Mapped[str] = mapped_column(default=LICENCES[0])
-    has_channel: Mapped[bool] = mapped_column(default=False)
-    hidden: Mapped[bool] = mapped_column(default=False)
-    outcome: Mapped[str | None]
-    learnt: Mapped[str] = mapped_column(default="", info=WORDS)
-    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+    id: int = row_id()
+    request_id: str = Field(unique=True)
+    title: str = words()
+    question: str = words()
+    why: str = words()
+    needs: str = words()
+    stage: str = Stage.PROPOSED
+    stage_reason: str = words(default="")
+    lead_id: int = foreign_key("people.id")
+    goal: str = words(default="")
+    plan: str = words(default="")
+    compute: str = words(default="")
+    release: str = words(default="")
+    release_policy: str = ReleasePolicy.OPEN
+    licence: str = LICENCES[0]
+    has_channel: bool = False
+    hidden: bool = False
+    outcome: str | None = None
+    learnt: str = words(default="")
+    created_at: datetime = timestamp(default=utcnow)
 
 
-class Membership(Base):
+class Membership(Base, table=True):
     """That a person works on a project, or follows it. Its lead is a contributor whom the project names."""
 
     __tablename__ = "memberships"
 
-    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"), primary_key=True)
-    person_id: Mapped[int] = mapped_column(ForeignKey("people.id"), primary_key=True)
-    role: Mapped[str] = mapped_column(default=Role.CONTRIBUTOR)
-    joined_at: Mapped[datetime] = mapped_column(default=utcnow)
+    project_id: int = foreign_key("projects.id", primary_key=True)
+    person_id: int = foreign_key("people.id", primary_key=True)
+    role: str = ProjectRole.CONTRIBUTOR
+    joined_at: datetime = timestamp(default=utcnow)
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,14 @@ def propose(session: Session, actor: Actor, request_id: str, *, title: str, ques
     }
     reason = text.prose("Why it matters", why, most=text.USUAL)
     lead = people.ensure(session, actor)
-    project = Project(request_id=request_id, lead_id=lead.id, why=reason, **said)
+    project = Project(
+        request_id=request_id,
+        lead_id=lead.id,
+        why=reason,
+        title=said["title"],
+        question=said["question"],
+        needs=said["needs"],
+    )
     session.add(project)
     session.flush()
     session.add(Membership(project_id=project.id, person_id=lead.id))
@@ -171,8 +179,8 @@ def join(session: Session, actor: Actor, project_id: int, *, min_people: int) ->
     membership = session.get(Membership, (project_id, person.id))
     if membership is None:
         session.add(Membership(project_id=project_id, person_id=person.id))
-    elif membership.role == Role.FOLLOWER:
-        membership.role = Role.CONTRIBUTOR
+    elif membership.role == ProjectRole.FOLLOWER:
+        membership.role = ProjectRole.CONTRIBUTOR
     else:
         raise ConflictError(f"You are already in “{project.title}”.")
     session.flush()
@@ -238,10 +246,10 @@ def resume(session: Session, actor: Actor, project_id: int) -> None:
     record.append(session, record.project_stream(project_id), "project.resumed", by=lead)
 
 
-def stop(session: Session, actor: Actor, project_id: int, *, reason: str, moderator_role_id: int) -> None:
+def stop(session: Session, actor: Actor, project_id: int, *, reason: str) -> None:
     """End the project without an outcome, for a reason that its lead or a moderator gives."""
     project = locked(session, project_id)
-    by = require(session, actor, project, Act.STOP, moderator_role_id=moderator_role_id)
+    by = require(session, actor, project, Act.STOP)
     project.stage_reason = text.prose("The reason", reason, most=text.USUAL)
     move(session, project, Stage.STOPPED)
     record.append(session, record.project_stream(project_id), "project.stopped", by=by, why=project.stage_reason)
@@ -308,7 +316,7 @@ def view(session: Session, project_id: int) -> ProjectView:
         outcome=None if project.outcome is None else Outcome(project.outcome),
         learnt=project.learnt,
         members=_members(session, project),
-        followers=_count(session, project, Role.FOLLOWER),
+        followers=_count(session, project, ProjectRole.FOLLOWER),
         stage_reason=project.stage_reason,
         release_policy=ReleasePolicy(project.release_policy),
         licence=project.licence,
@@ -319,7 +327,7 @@ def view(session: Session, project_id: int) -> ProjectView:
 
 def views(session: Session, *, limit: int = 25, stage: str | None = None) -> Sequence[ProjectView]:
     """The newest projects first, of one stage or of all, without those that a moderator has hidden."""
-    newest = _shown(stage).order_by(Project.id.desc()).limit(limit)
+    newest = _shown(stage).order_by(col(Project.id).desc()).limit(limit)
     return [view(session, project_id) for project_id in session.scalars(newest).all()]
 
 
@@ -329,7 +337,7 @@ def count(session: Session, *, stage: str | None = None) -> int:
 
 
 def _shown(stage: str | None) -> Select[int]:
-    shown = select(Project.id).where(Project.hidden.is_(False))
+    shown = select(Project.id).where(col(Project.hidden).is_(False))
     return shown if stage is None else shown.where(Project.stage == stage)
 
 
@@ -346,7 +354,7 @@ def is_held(project: Project) -> bool:
 def works_on(session: Session, person: Person, project: Project) -> bool:
     """Whether the person is the project's lead or a contributor; followers only read along."""
     membership = session.get(Membership, (project.id, person.id))
-    return membership is not None and membership.role != Role.FOLLOWER
+    return membership is not None and membership.role != ProjectRole.FOLLOWER
 
 
 def check(
@@ -354,31 +362,31 @@ def check(
     actor: Actor,
     project: Project,
     act: Act,
-    *,
-    moderator_role_id: int = 0,
-    reviewer_role_id: int = 0,
 ) -> None:
     """Raise ForbiddenError unless the table of rights lets the actor do this. Only reads."""
-    held = rights.held(actor, moderator_role_id=moderator_role_id, reviewer_role_id=reviewer_role_id)
-    roles = roles_in(session, actor, project, held)
+    roles = roles_in(session, actor, project)
     if roles.isdisjoint(rights.MAY[act]):
         lead = session.get_one(Person, project.lead_id).name
         raise ForbiddenError(rights.refusal(act, project=project.title, lead=lead))
 
 
-def roles_in(session: Session, actor: Actor, project: Project, held: set[Role]) -> set[Role]:
-    """What the actor is to the project, with the roles of the lab that they hold; raises ForbiddenError for banned."""
+def roles_in(session: Session, actor: Actor, project: Project) -> frozenset[Role]:
+    """The actor's role in the project with their lab roles; raises ForbiddenError where they are banned.
+
+    Who works on a project is no reviewer of it: nobody decides on their own work.
+    """
     person = people.find(session, actor)
     membership = None if person is None else session.get(Membership, (project.id, person.id))
     if person is None or membership is None:
-        return held
-    role = Role.LEAD if person.id == project.lead_id else Role(membership.role)
-    return (held - {Role.REVIEWER} if role in rights.WORKING else held) | {role}
+        return actor.roles
+    role = ProjectRole.LEAD if person.id == project.lead_id else ProjectRole(membership.role)
+    held = actor.roles - {LabRole.REVIEWER} if role in rights.WORKING else actor.roles
+    return held | {role}
 
 
-def require(session: Session, actor: Actor, project: Project, act: Act, **role_ids: int) -> Person:
+def require(session: Session, actor: Actor, project: Project, act: Act) -> Person:
     """The actor's person where the table of rights lets them do this; raises ForbiddenError."""
-    check(session, actor, project, act, **role_ids)
+    check(session, actor, project, act)
     return people.ensure(session, actor)
 
 
@@ -389,12 +397,10 @@ def check_may(
     act: Act,
     *,
     to: Stage | None = None,
-    moderator_role_id: int = 0,
-    reviewer_role_id: int = 0,
 ) -> ProjectView:
     """The project where the actor may do this now, and where it can become `to`. Only reads: a form may be opened."""
     project = load(session, project_id)
-    check(session, actor, project, act, moderator_role_id=moderator_role_id, reviewer_role_id=reviewer_role_id)
+    check(session, actor, project, act)
     if project.stage in ENDED and act not in AFTER_THE_END:
         raise ConflictError(f"“{project.title}” is {project.stage}; this can no longer be done.")
     if to is not None:
@@ -423,14 +429,14 @@ def require_member(session: Session, actor: Actor, project: Project) -> Person:
 def _members(session: Session, project: Project) -> tuple[Member, ...]:
     rows = session.scalars(
         select(Person)
-        .join(Membership, Membership.person_id == Person.id)
-        .where(Membership.project_id == project.id, Membership.role != Role.FOLLOWER)
-        .order_by(Person.id != project.lead_id, Membership.joined_at)
+        .join(Membership, col(Membership.person_id) == Person.id)
+        .where(Membership.project_id == project.id, Membership.role != ProjectRole.FOLLOWER)
+        .order_by(col(Person.id) != project.lead_id, col(Membership.joined_at))
     )
     return tuple(Member(row.discord_id, row.name, row.id == project.lead_id) for row in rows)
 
 
-def _count(session: Session, project: Project, role: Role) -> int:
+def _count(session: Session, project: Project, role: ProjectRole) -> int:
     return session.scalar(select(func.count()).where(Membership.project_id == project.id, Membership.role == role)) or 0
 
 
@@ -438,7 +444,7 @@ def _activate(session: Session, project: Project, min_people: int) -> None:
     """Make a scoped project with enough people active; by policy it has its channel from now on."""
     if project.stage != Stage.SCOPED:
         return
-    count = _count(session, project, Role.CONTRIBUTOR)
+    count = _count(session, project, ProjectRole.CONTRIBUTOR)
     if count < min_people:
         return
     opens = not project.has_channel and policies.current(session).channel_policy == "automatic"
@@ -454,9 +460,9 @@ def move(session: Session, project: Project, to: Stage) -> None:
     session.flush()
     moved = session.execute(
         update(Project)
-        .where(Project.id == project.id, Project.stage == project.stage)
+        .where(col(Project.id) == project.id, col(Project.stage) == project.stage)
         .values(stage=to)
-        .returning(Project.id)
+        .returning(col(Project.id))
     ).one_or_none()
     if moved is None:
         raise ConflictError(f"“{project.title}” has just changed; look again.")

@@ -5,26 +5,27 @@ Joining is in `projects.lifecycle`, since it moves the project.
 
 from datetime import datetime
 
-from sqlalchemy import ForeignKey, delete, select
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy import delete
+from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 from projects import lifecycle, people, text
-from projects.db.database import Base, utcnow
+from projects.db.columns import Base, foreign_key, timestamp, utcnow
 from projects.errors import ConflictError, ForbiddenError, NotFoundError
 from projects.lifecycle import Membership, Project
 from projects.people import Actor, Person
 from projects.record import record
-from projects.rights import Act, Role
+from projects.rights import Act, ProjectRole
 
 
-class LeadOffer(Base):
+class LeadOffer(Base, table=True):
     """That the lead of a project offers it to one of its contributors; at most one offer is open."""
 
     __tablename__ = "lead_offers"
 
-    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"), primary_key=True)
-    person_id: Mapped[int] = mapped_column(ForeignKey("people.id"))
-    offered_at: Mapped[datetime] = mapped_column(default=utcnow)
+    project_id: int = foreign_key("projects.id", primary_key=True)
+    person_id: int = foreign_key("people.id")
+    offered_at: datetime = timestamp(default=utcnow)
 
 
 def follow(session: Session, actor: Actor, project_id: int) -> None:
@@ -35,9 +36,9 @@ def follow(session: Session, actor: Actor, project_id: int) -> None:
     person = people.ensure(session, actor)
     membership = session.get(Membership, (project_id, person.id))
     if membership is not None:
-        how = "follow" if membership.role == Role.FOLLOWER else "are in"
+        how = "follow" if membership.role == ProjectRole.FOLLOWER else "are in"
         raise ConflictError(f"You {how} “{project.title}” already.")
-    session.add(Membership(project_id=project_id, person_id=person.id, role=Role.FOLLOWER))
+    session.add(Membership(project_id=project_id, person_id=person.id, role=ProjectRole.FOLLOWER))
     record.append(session, record.project_stream(project_id), "project.followed", by=person)
 
 
@@ -50,11 +51,13 @@ def leave(session: Session, actor: Actor, project_id: int) -> None:
         raise ConflictError(f"You are not in “{project.title}”.")
     if person.id == project.lead_id:
         raise ConflictError(f"You lead “{project.title}”: hand the lead over before you leave.")
-    if project.stage in lifecycle.ENDED and membership.role != Role.FOLLOWER:
+    if project.stage in lifecycle.ENDED and membership.role != ProjectRole.FOLLOWER:
         raise ConflictError(f"“{project.title}” is {project.stage}; who worked on it stays named in it.")
     role = membership.role
     session.delete(membership)
-    session.execute(delete(LeadOffer).where(LeadOffer.project_id == project_id, LeadOffer.person_id == person.id))
+    session.execute(
+        delete(LeadOffer).where(col(LeadOffer.project_id) == project_id, col(LeadOffer.person_id) == person.id)
+    )
     record.append(session, record.project_stream(project_id), "project.left", by=person, role=role)
 
 

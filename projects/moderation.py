@@ -3,10 +3,11 @@
 Moderators open their channels and hide them from lists; admins take a text of theirs away.
 """
 
+from sqlalchemy import inspect
 from sqlalchemy.orm import Session
 
 from projects import lifecycle, people, rights, text
-from projects.db.database import WORDS
+from projects.db.columns import WORDS
 from projects.errors import ConflictError, NotFoundError
 from projects.lifecycle import Project, Stage
 from projects.people import Actor
@@ -14,14 +15,14 @@ from projects.record import record, redaction
 from projects.rights import Act
 
 WITH_SCOPE = frozenset({Stage.SCOPED, Stage.ACTIVE, Stage.PAUSED})
-TEXTS = tuple(column.name for column in Project.__table__.columns if column.info == WORDS)
+TEXTS = tuple(column.name for column in inspect(Project).columns if column.info == WORDS)
 """What of a project can be taken away."""
 
 
-def open_channel(session: Session, actor: Actor, project_id: int, *, moderator_role_id: int) -> None:
+def open_channel(session: Session, actor: Actor, project_id: int) -> None:
     """Give a project that has a scope its channel, whatever the policy and however few its people."""
     project = lifecycle.locked(session, project_id)
-    by = lifecycle.require(session, actor, project, Act.OPEN_CHANNEL, moderator_role_id=moderator_role_id)
+    by = lifecycle.require(session, actor, project, Act.OPEN_CHANNEL)
     if project.has_channel:
         raise ConflictError(f"“{project.title}” has its channel already.")
     if project.stage not in WITH_SCOPE:
@@ -31,24 +32,22 @@ def open_channel(session: Session, actor: Actor, project_id: int, *, moderator_r
     record.append(session, record.project_stream(project_id), "project.channel_opened", by=by)
 
 
-def hide(session: Session, actor: Actor, project_id: int, *, reason: str, moderator_role_id: int) -> None:
+def hide(session: Session, actor: Actor, project_id: int, *, reason: str) -> None:
     """Take a project out of lists and suggestions; its record goes on, and who knows its number still finds it."""
-    _set_hidden(session, actor, project_id, hidden=True, reason=reason, moderator_role_id=moderator_role_id)
+    _set_hidden(session, actor, project_id, hidden=True, reason=reason)
 
 
-def unhide(session: Session, actor: Actor, project_id: int, *, reason: str, moderator_role_id: int) -> None:
+def unhide(session: Session, actor: Actor, project_id: int, *, reason: str) -> None:
     """Show a hidden project again."""
-    _set_hidden(session, actor, project_id, hidden=False, reason=reason, moderator_role_id=moderator_role_id)
+    _set_hidden(session, actor, project_id, hidden=False, reason=reason)
 
 
-def remove_text(
-    session: Session, actor: Actor | None, project_id: int, name: str, reason: str, *, admin_role_id: int = 0
-) -> int:
+def remove_text(session: Session, actor: Actor | None, project_id: int, name: str, reason: str) -> int:
     """Take one text of a project, such as its title, from its card and blank every entry of its chain that tells it.
 
     Returns how many those are. Raises ForbiddenError for all but admins and the operator, NotFoundError, ConflictError.
     """
-    rights.require_admin(actor, Act.REDACT, admin_role_id)
+    rights.require_admin(actor, Act.REDACT)
     because = text.prose("The reason", reason, most=text.USUAL)
     if name not in TEXTS:
         raise NotFoundError(f"A project has no text “{name[:30]}”; it has: {', '.join(TEXTS)}.")
@@ -65,12 +64,10 @@ def remove_text(
     return len(numbers)
 
 
-def _set_hidden(
-    session: Session, actor: Actor, project_id: int, *, hidden: bool, reason: str, moderator_role_id: int
-) -> None:
+def _set_hidden(session: Session, actor: Actor, project_id: int, *, hidden: bool, reason: str) -> None:
     project = lifecycle.locked(session, project_id)
     act = Act.HIDE if hidden else Act.UNHIDE
-    by = lifecycle.require(session, actor, project, act, moderator_role_id=moderator_role_id)
+    by = lifecycle.require(session, actor, project, act)
     because = text.prose("The reason", reason, most=text.USUAL)
     if project.hidden == hidden:
         raise ConflictError(f"“{project.title}” is {'hidden' if hidden else 'shown'} already.")

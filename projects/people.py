@@ -1,35 +1,44 @@
 """People, and who is acting: a person of the lab with the roles that the community has given them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 
-from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy.orm import Session
+from sqlmodel import Field, select
 
-from projects.db.database import WORDS, Base, utcnow
+from projects.db.columns import Base, row_id, timestamp, utcnow, words
 from projects.errors import ForbiddenError
 
 
-class Person(Base):
+class Person(Base, table=True):
     """Somebody who has done something here; known by their Discord id. `banned` says why, where they are."""
 
     __tablename__ = "people"
 
-    id: Mapped[int] = mapped_column(primary_key=True)
-    discord_id: Mapped[str] = mapped_column(unique=True)
-    name: Mapped[str]
-    banned: Mapped[str | None] = mapped_column(info=WORDS)
-    first_seen: Mapped[datetime] = mapped_column(default=utcnow)
+    id: int = row_id()
+    discord_id: str = Field(unique=True)
+    name: str
+    banned: str | None = words(default=None)
+    first_seen: datetime = timestamp(default=utcnow)
+
+
+class LabRole(StrEnum):
+    """A role that the admins of the Discord server give, whatever the project."""
+
+    REVIEWER = "reviewer"
+    MODERATOR = "moderator"
+    ADMIN = "admin"
 
 
 @dataclass(frozen=True)
 class Actor:
-    """Who asks for something now: Discord id, display name, and the ids of the roles they hold at this moment."""
+    """The person who acts: their Discord id, display name, and the lab roles that they hold at this moment."""
 
     discord_id: int
     name: str
-    role_ids: frozenset[int] = field(default_factory=frozenset)
+    roles: frozenset[LabRole] = frozenset()
 
 
 def ensure(session: Session, actor: Actor) -> Person:

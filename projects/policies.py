@@ -3,13 +3,14 @@
 import math
 from typing import Literal
 
+import sqlmodel
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy.orm import Session
+from sqlmodel import select
 
 from projects import people, rights, text
-from projects.db.database import Base
+from projects.db.columns import Base
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor
 from projects.record import record
@@ -36,13 +37,13 @@ class Policies(BaseModel):
     )
 
 
-class Policy(Base):
+class Policy(Base, table=True):
     """A policy that was changed from its default."""
 
     __tablename__ = "policies"
 
-    name: Mapped[str] = mapped_column(primary_key=True)
-    value: Mapped[str]
+    name: str = sqlmodel.Field(primary_key=True)
+    value: str
 
 
 def current(session: Session) -> Policies:
@@ -50,15 +51,13 @@ def current(session: Session) -> Policies:
     return Policies.model_validate({policy.name: policy.value for policy in session.scalars(select(Policy))})
 
 
-def change(
-    session: Session, actor: Actor | None, name: str, value: str, reason: str, *, admin_role_id: int = 0
-) -> Policies:
+def change(session: Session, actor: Actor | None, name: str, value: str, reason: str) -> Policies:
     """Set one policy and return all; the operator at the command line (`None`), or an admin.
 
     Raises NotFoundError for a name that is no policy, InvalidError for a value it cannot have, ConflictError where it
     has that value already.
     """
-    rights.require_admin(actor, Act.CHANGE_POLICIES, admin_role_id)
+    rights.require_admin(actor, Act.CHANGE_POLICIES)
     if name not in Policies.model_fields:
         raise NotFoundError(f"There is no policy “{name[:60]}”; the policies are: {', '.join(Policies.model_fields)}.")
     because = text.prose("The reason", reason, most=text.USUAL)

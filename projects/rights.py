@@ -4,21 +4,18 @@ from collections.abc import Mapping
 from enum import StrEnum
 
 from projects.errors import ForbiddenError
-from projects.people import Actor
+from projects.people import Actor, LabRole
 
 
-class Role(StrEnum):
-    """What a person is to a project, or to the lab (admin).
-
-    A reviewer is only who is not of the project, since nobody decides on their own work.
-    """
+class ProjectRole(StrEnum):
+    """What a person is to one project."""
 
     LEAD = "lead"
     CONTRIBUTOR = "contributor"
     FOLLOWER = "follower"
-    REVIEWER = "reviewer"
-    MODERATOR = "moderator"
-    ADMIN = "admin"
+
+
+Role = ProjectRole | LabRole
 
 
 class Act(StrEnum):
@@ -48,11 +45,11 @@ class Act(StrEnum):
     SET_UP = "set up"
 
 
-LEAD = frozenset({Role.LEAD})
-WORKING = frozenset({Role.LEAD, Role.CONTRIBUTOR})
-MODERATOR = frozenset({Role.MODERATOR})
-REVIEWER = frozenset({Role.REVIEWER})
-ADMIN = frozenset({Role.ADMIN})
+LEAD: frozenset[Role] = frozenset({ProjectRole.LEAD})
+WORKING: frozenset[Role] = frozenset({ProjectRole.LEAD, ProjectRole.CONTRIBUTOR})
+MODERATOR: frozenset[Role] = frozenset({LabRole.MODERATOR})
+REVIEWER: frozenset[Role] = frozenset({LabRole.REVIEWER})
+ADMIN: frozenset[Role] = frozenset({LabRole.ADMIN})
 
 MAY: Mapping[Act, frozenset[Role]] = {
     Act.SCOPE: LEAD,
@@ -80,15 +77,9 @@ MAY: Mapping[Act, frozenset[Role]] = {
 }
 
 
-def held(actor: Actor, *, moderator_role_id: int = 0, reviewer_role_id: int = 0, admin_role_id: int = 0) -> set[Role]:
-    """What the actor is to the lab by the roles that they hold; 0 stands for a role that nobody holds."""
-    ids = {Role.MODERATOR: moderator_role_id, Role.REVIEWER: reviewer_role_id, Role.ADMIN: admin_role_id}
-    return {role for role, role_id in ids.items() if role_id and role_id in actor.role_ids}
-
-
-def require_admin(actor: Actor | None, act: Act, admin_role_id: int) -> None:
+def require_admin(actor: Actor | None, act: Act) -> None:
     """Raise ForbiddenError unless the actor may do this in the lab, or is the operator at the command line (`None`)."""
-    if actor is not None and held(actor, admin_role_id=admin_role_id).isdisjoint(MAY[act]):
+    if actor is not None and actor.roles.isdisjoint(MAY[act]):
         raise ForbiddenError(f"Only the admins can {act}; who manages the server gives their role.")
 
 

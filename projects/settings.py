@@ -83,8 +83,8 @@ class Settings(BaseSettings):
         return Path(tempfile.gettempdir()) / f"stoa-{os.getuid()}-{name}" / "valkey.sock"
 
     @property
-    def broker(self) -> str:
-        """Celery's URL of the queue in force."""
+    def celery_broker_url(self) -> str:
+        """URL of the queue that Celery uses."""
         return self.redis_url or f"redis+socket://{self.valkey_socket}"
 
 

@@ -35,16 +35,16 @@ def change_needs(session: Session, actor: Actor, project_id: int, needs: str) ->
     record.append(session, record.project_stream(project_id), "project.needs_changed", by=lead, needs=said)
 
 
-def check_may_release(session: Session, actor: Actor, project_id: int, *, reviewer_role_id: int) -> None:
+def check_may_release(session: Session, actor: Actor, project_id: int) -> None:
     """Raise unless the actor may release what the project holds back. Only reads: a form may be opened on it."""
-    lifecycle.check_may(session, actor, project_id, Act.RELEASE, reviewer_role_id=reviewer_role_id)
+    lifecycle.check_may(session, actor, project_id, Act.RELEASE)
     _check_held(lifecycle.load(session, project_id))
 
 
-def release(session: Session, actor: Actor, project_id: int, reason: str, reviewer_role_id: int) -> None:
+def release(session: Session, actor: Actor, project_id: int, reason: str) -> None:
     """Make the checkpoints of a project that holds them public: decided by a reviewer who is not of the project."""
     project = lifecycle.locked(session, project_id)
-    reviewer = lifecycle.require(session, actor, project, Act.RELEASE, reviewer_role_id=reviewer_role_id)
+    reviewer = lifecycle.require(session, actor, project, Act.RELEASE)
     because = text.prose("The reason", reason, most=text.USUAL)
     _check_held(project)
     project.release_policy = ReleasePolicy.OPEN

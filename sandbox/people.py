@@ -218,7 +218,7 @@ class Guild:
         return bool((await self.call("GET", "/guild"))["bot_connected"])
 
     async def wait_for(
-        self, channel: str, predicate: Callable[[Message], bool], timeout: float = PATIENCE, every: float = 0.1
+        self, channel: str, predicate: Callable[[Message], object], timeout: float = PATIENCE, every: float = 0.1
     ) -> Message:
         """The first message in a channel that fits, looking again until there is one.
 

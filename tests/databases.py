@@ -11,17 +11,21 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, text
 
 from projects.db.database import Database
+from tests import lock_order
 from tests.absent import absent
 from tests.patience import PATIENCE
 
 ONCE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 """For a slow test of what the kind of database has no say in."""
+QUICK = ["-F", "-c", "full_page_writes=off", "-c", "synchronous_commit=off", "-c", "autovacuum=off"]
+"""Options of a PostgreSQL server of which nothing is kept, and whose hundreds of databases each live for one test."""
 TABLES = "tables"  # made once, and copied for each test: quicker than a migration
 
 
@@ -38,18 +42,18 @@ def server(programs: Path) -> Iterator[str]:
     """The URL of the maintenance database of a PostgreSQL server, which is there as long as the context."""
     folder = Path(tempfile.mkdtemp(prefix="stoa-pg-"))
     # PostgreSQL refuses to run as root.
-    user = {"user": "nobody"} if os.getuid() == 0 else {}
+    user = "nobody" if os.getuid() == 0 else None
     if user:
-        os.chown(folder, pwd.getpwnam("nobody").pw_uid, -1)
+        os.chown(folder, pwd.getpwnam(user).pw_uid, -1)
     initdb = [str(programs / "initdb"), "-D", str(folder / "data"), "-A", "trust", "-U", "stoa", "-E", "UTF8"]
-    subprocess.run([*initdb, "--no-sync", "--locale=C"], check=True, capture_output=True, cwd="/", **user)
+    subprocess.run([*initdb, "--no-sync", "--locale=C"], check=True, capture_output=True, cwd="/", user=user)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [str(programs / "postgres"), "-D", str(folder / "data"), "-h", "127.0.0.1", "-p", str(port)]
     with (folder.parent / f"{folder.name}.log").open("wb") as log:
         started = subprocess.Popen(
-            [*command, "-k", "", "-F"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", **user
+            [*command, "-k", "", *QUICK], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", user=user
         )
     url = f"postgresql+psycopg://stoa@127.0.0.1:{port}/postgres"
     try:
@@ -69,37 +73,61 @@ def postgres() -> Iterator[str]:
     if found is None:
         absent("the tests on PostgreSQL", "its server is not installed (Debian: apt-get install postgresql)")
     with server(found) as url:
-        tables = Database(_create(url, TABLES))
+        tables = Database(create(url, TABLES))
         tables.migrate()
         tables.close()
         yield url
 
 
+@cache
+def sqlite_tables() -> bytes:
+    """A SQLite database with its tables and no rows, as a file holds it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "stoa.db"
+        tables = Database(f"sqlite:///{path}")
+        tables.migrate()
+        tables.close()
+        return path.read_bytes()
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of a database with nothing in it, on each of the two kinds."""
+    """The URL of a database with its tables and no rows, on each of the two kinds."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'stoa.db'}"
+        path = tmp_path / "stoa.db"
+        path.write_bytes(sqlite_tables())
+        return f"sqlite:///{path}"
     maintenance: str = request.getfixturevalue("postgres")
-    return _create(maintenance, f"test_{secrets.token_hex(6)}", template=TABLES)
+    return create(maintenance, f"test_{secrets.token_hex(6)}", template=TABLES)
 
 
 @pytest.fixture
 def db(database_url: str) -> Iterator[Database]:
     """A database with its tables."""
     database = Database(database_url)
-    database.migrate()
-    yield database
+    with lock_order.held():
+        yield database
     database.close()
 
 
-def _create(maintenance: str, name: str, *, template: str = "template1") -> str:
+def create(maintenance: str, name: str, *, template: str = "template1") -> str:
     """The URL of a new database, a copy of another."""
     engine = create_engine(maintenance, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template}"))
+        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy"))
     engine.dispose()
     return maintenance.removesuffix("postgres") + name
+
+
+def until_one_waits_for_a_lock(db: Database) -> None:
+    """Waits until a transaction waits for another one's lock in this database, which is PostgreSQL's."""
+    waits = "datname = current_database() AND wait_event_type = 'Lock'"
+    waiting = text(f"SELECT count(*) FROM pg_stat_activity WHERE {waits}")
+    while True:
+        with db.read() as session:
+            if session.scalar(waiting):
+                return
+        time.sleep(0.02)
 
 
 def _wait_for(url: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 from jsonschema.protocols import Validator
-from referencing import Registry, Resource
+from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
 Json = dict[str, Any]
@@ -53,7 +53,7 @@ class DiscordJudge:
             raise FileNotFoundError(f"Discord's API description is neither at {DESCRIPTION_ENV} nor at {BESIDE}.")
         self.description: Json = json.loads(found.read_text(encoding="utf-8"))
         _soften(self.description)
-        resource = Resource(contents=self.description, specification=DRAFT202012)
+        resource = DRAFT202012.create_resource(self.description)
         self._registry: Registry[Any] = Registry().with_resource(URI, resource)
         self._validators: dict[str, Validator] = {}
         self._known: dict[str, Any] = {}

@@ -76,7 +76,8 @@ def _queue(listed: Sequence[Why]) -> str:
         first = number == 0 or listed[number - 1].pool != one.pool
         head = f"{text.code(one.pool, 60)} {text.count(one.length, 'run')} waiting\n" if first else ""
         lines.append(
-            f"{head}**{one.place}.** Run {one.run_id}, {text.count(one.gpus, 'GPU')} · {text.line(one.project, 50)}\n"
+            f"{head}**{one.position}.** Run {one.run_id}, {text.count(one.gpus, 'GPU')} · "
+            f"{text.line(one.project, 50)}\n"
             f"-# {run_answers.starts(one.expected)} {text.line(one.reason, 200)}"
         )
     return text.listed(lines)

@@ -16,10 +16,10 @@ from broker.catalogue import State
 from broker.reviews import changes
 from broker.reviews.changes import ChangeState
 from broker.runs import preparing
-from projects import lifecycle, rights, suggestions
+from projects import lifecycle, suggestions
 from projects.errors import NotFoundError
+from projects.people import LabRole
 from projects.record import record
-from projects.rights import Role
 
 MOST_CHOICES = 25
 T = TypeVar("T", int, str)
@@ -57,16 +57,15 @@ async def open_projects(interaction: Interaction, typed: str) -> list[Choice[int
 
 async def hidden_projects(interaction: Interaction, typed: str) -> list[Choice[int]]:
     """Those that are in no list, for moderators."""
-    role = interaction.client.server.moderator_role
-    if Role.MODERATOR not in rights.held(actor(interaction), moderator_role_id=role):
+    if LabRole.MODERATOR not in actor(interaction).roles:
         return []
     return _choices(await interaction.client.read(suggestions.projects, typed, hidden=True), typed)
 
 
 async def entry_numbers(interaction: Interaction, typed: str) -> list[Choice[int]]:
     """The newest entries of the record that the command is about, for admins; those that are blank are left out."""
-    role, project_id = interaction.client.server.admin_role, await project_meant(interaction)
-    if project_id is None or Role.ADMIN not in rights.held(actor(interaction), admin_role_id=role):
+    project_id = await project_meant(interaction)
+    if project_id is None or LabRole.ADMIN not in actor(interaction).roles:
         return []
     entries = await interaction.client.read(
         record.newest, record.project_stream(project_id) if project_id else record.LAB

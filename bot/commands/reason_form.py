@@ -1,37 +1,32 @@
 """The forms of every act that needs nothing but some words, which everyone can read."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from bot.app import Interaction, actor
 from bot.commands.form import Form, long
 from projects.text import LONG, USUAL
 
 Done = str | Callable[[Any], str]
-Role = Literal["admin_role", "moderator_role", "reviewer_role"]
 
 
 class ReasonForm(Form):
-    """Does `act` with what it is about; `done` is the answer, or makes it; `role` is one whose id `act` asks for."""
+    """Does `act` with what it is about; `done` is the answer, or makes it."""
 
     label: ClassVar = "Reason"
     parameter: ClassVar = "reason"
     hint: ClassVar = "Everyone can read it."
     most: ClassVar = USUAL
 
-    def __init__(
-        self, title: str, act: Callable[..., object], about: object, done: Done, role: Role | None = None
-    ) -> None:
-        self.act, self.about, self.done, self.role = act, about, done, role
+    def __init__(self, title: str, act: Callable[..., object], about: object, done: Done) -> None:
+        self.act, self.about, self.done = act, about, done
         self.said = long(self.most, self.hint)
         super().__init__(title, {self.label: self.said})
 
     async def send(self, interaction: Interaction) -> str:
         """Do it."""
         app, said = interaction.client, {self.parameter: self.said.value}
-        # As it is when the form is sent: it may have lain open while the admins named another.
-        roles = {f"{self.role}_id": getattr(app.server, self.role)} if self.role else {}
-        result = await app.write(self.act, actor(interaction), self.about, **said, **roles)
+        result = await app.write(self.act, actor(interaction), self.about, **said)
         return self.done if isinstance(self.done, str) else self.done(result)
 
 

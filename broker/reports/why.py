@@ -1,4 +1,4 @@
-"""Why a run waits: the one reason, its place, what its priority is made of, and when it is expected to start.
+"""Why a run waits: the one reason, its position, what its priority is made of, and when it is expected to start.
 
 Told from the same plan of the same state that the scheduler decides by.
 """
@@ -6,8 +6,8 @@ Told from the same plan of the same state that the scheduler decides by.
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 from broker.allocations import ledger, pools
 from broker.allocations.ledger import in_hours
@@ -17,7 +17,7 @@ from broker.runs import runs
 from broker.runs.attempts import Attempt
 from broker.runs.runs import Run, RunState
 from broker.scheduling import backfill, fairshare, snapshot
-from broker.scheduling.backfill import Hold, Placed, Plan, Purse, QueueState, Waiting
+from broker.scheduling.backfill import Funds, Placement, Plan, QueueState, Waiting, WaitReason
 from broker.scheduling.fairshare import Standing
 from projects.lifecycle import Project
 
@@ -27,7 +27,7 @@ UNBORN = 0
 
 @dataclass(frozen=True)
 class Factors:
-    """What decides a run's place: its project's standing by fair-share, then its age in seconds."""
+    """What decides a run's position: its project's standing by fair-share, then its age in seconds."""
 
     project: Standing
     age: float
@@ -35,7 +35,7 @@ class Factors:
 
 @dataclass(frozen=True)
 class Why:
-    """Why a run is where it is. `place`, of `length`, and `factors` are None but for a queued run.
+    """Why a run is where it is. `position`, of `length`, and `factors` are None unless the run is queued.
 
     `expected` is when it starts at the latest if nothing comes before it; None where nobody can say.
     """
@@ -46,7 +46,7 @@ class Why:
     gpus: int
     state: RunState
     reason: str
-    place: int | None
+    position: int | None
     length: int
     factors: Factors | None
     expected: datetime | None
@@ -58,9 +58,9 @@ def why(session: Session, run_id: int) -> Why:
     refusal = ""
     if run.state == RunState.QUEUED:
         told = _Told(session, snapshot.load(session))
-        for placed in told.plan.queues[run.pool_id]:
-            if placed.run.id == run_id:
-                return told.of(placed)
+        for placement in told.plan.queues[run.pool_id]:
+            if placement.run.id == run_id:
+                return told.of(placement)
         refusal = told.plan.refusals[run_id]
     pool = session.get_one(Pool, run.pool_id)
     return Why(
@@ -70,7 +70,7 @@ def why(session: Session, run_id: int) -> Why:
         gpus=run.gpus,
         state=RunState(run.state),
         reason=f"It cannot start: {refusal}." if refusal else _not_queued(session, run, pool),
-        place=None,
+        position=None,
         length=0,
         factors=None,
         expected=run.started_at,
@@ -82,10 +82,10 @@ def queue(session: Session, pool: str | None = None, *, limit: int = 25) -> list
     only = None if pool is None else pools.named(session, pool).id
     told = _Told(session, snapshot.load(session))
     return [
-        told.of(placed)
-        for pool_id, placed_in in told.plan.queues.items()
+        told.of(placement)
+        for pool_id, placements in told.plan.queues.items()
         if only in (None, pool_id)
-        for placed in placed_in[:limit]
+        for placement in placements[:limit]
     ]
 
 
@@ -104,9 +104,9 @@ def forecast(session: Session, run: Run) -> Why:
         queued_at=state.now,
         not_before=None,
     )
-    purses = {run.allocation_id: Purse(account.left, account.reserved, None)} | dict(state.purses)
-    told = _Told(session, replace(state, waiting=[*state.waiting, new], purses=purses))
-    return next(told.of(placed) for placed in told.plan.queues[run.pool_id] if placed.run.id == UNBORN)
+    funds = {run.allocation_id: Funds(account.left, account.reserved, None)} | dict(state.funds)
+    told = _Told(session, replace(state, waiting=[*state.waiting, new], funds=funds))
+    return next(told.of(placement) for placement in told.plan.queues[run.pool_id] if placement.run.id == UNBORN)
 
 
 class _Told:
@@ -114,16 +114,16 @@ class _Told:
 
     def __init__(self, session: Session, state: QueueState) -> None:
         self.state = state
-        self.low = disk.said_low(session)
+        self.low = disk.recorded_low(session)
         self.plan: Plan = backfill.plan(state)
         self.pools = {pool.id: pool for pool in state.pools}
         waiting = {run.project_id for run in state.waiting}
         self.standings = fairshare.standings(state.usage, dict.fromkeys(waiting | set(state.usage), 1.0))
-        projects = session.scalars(select(Project).where(Project.id.in_(waiting)))
+        projects = session.scalars(select(Project).where(col(Project.id).in_(waiting)))
         self.titles = {project.id: _called(project) for project in projects}
 
-    def of(self, placed: Placed) -> Why:
-        run = placed.run
+    def of(self, placement: Placement) -> Why:
+        run = placement.run
         pool = self.pools[run.pool_id]
         return Why(
             run_id=run.id,
@@ -131,41 +131,41 @@ class _Told:
             pool=pool.name,
             gpus=run.gpus,
             state=RunState.QUEUED,
-            reason=self._reason(placed),
-            place=placed.place,
+            reason=self._reason(placement),
+            position=placement.position,
             length=len(self.plan.queues[run.pool_id]),
             factors=Factors(self.standings[run.project_id], (self.state.now - run.queued_at).total_seconds()),
             # When Slurm starts what Stoa has submitted, Stoa does not know.
-            expected=None if pool.slurm or self.low else self.plan.expected(placed, self.state.now),
+            expected=None if pool.slurm or self.low else self.plan.expected(placement, self.state.now),
         )
 
-    def _reason(self, placed: Placed) -> str:
-        run, pool = placed.run, self.pools[placed.run.pool_id]
+    def _reason(self, placement: Placement) -> str:
+        run, pool = placement.run, self.pools[placement.run.pool_id]
         limits = self.state.limits
-        match placed.hold:
+        match placement.waits_for:
             case None if self.low:
                 return "The disk is nearly full: no run starts until there is room."
             case None:
                 return "Nothing stands in its way."
-            case Hold.PAUSED:
+            case WaitReason.PAUSED:
                 return "Its project is paused: nothing of it starts before its lead resumes the project."
-            case Hold.HOURS:
+            case WaitReason.HOURS:
                 return (
                     f"Its allocation's other runs hold the hours: it may cost {in_hours(run.cost)} GPU-hours, and "
-                    f"{in_hours(placed.free)} are not promised to them."
+                    f"{in_hours(placement.free)} are not promised to them."
                 )
-            case Hold.EARLIER_ATTEMPT:
+            case WaitReason.EARLIER_ATTEMPT:
                 return f"Not before {run.not_before:%F %T} UTC: an earlier attempt of it may still be stopping."
-            case Hold.PROJECT_LIMIT:
+            case WaitReason.PROJECT_LIMIT:
                 return f"Its project has as many runs under way as it may at once: {limits.most_running_a_project}."
-            case Hold.PERSON_LIMIT:
+            case WaitReason.PERSON_LIMIT:
                 return f"Who launched it has as many runs under way as one may at once: {limits.most_running_a_person}."
-            case Hold.GPUS if pool.slurm:
+            case WaitReason.GPUS if pool.slurm:
                 return f"Stoa keeps at most {pool.most_submitted} jobs submitted to Slurm on “{pool.name}”, and has."
-            case Hold.GPUS:
-                return f"It waits for GPUs: {run.gpus} needed, {max(0, placed.free)} free on “{pool.name}”."
-            case Hold.BEHIND:
-                ahead = backfill.blocker(self.state, self.plan, placed)
+            case WaitReason.GPUS:
+                return f"It waits for GPUs: {run.gpus} needed, {max(0, placement.free)} free on “{pool.name}”."
+            case WaitReason.BEHIND:
+                ahead = backfill.blocker(self.state, self.plan, placement)
                 return f"It is behind run {ahead}, which would start later if this one started now."
 
 

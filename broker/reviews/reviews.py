@@ -5,6 +5,7 @@ endorsement, and a second reviewer grants at most the lesser of both. A refusal 
 """
 
 from sqlalchemy.orm import Session
+from sqlmodel import col
 
 from broker.allocations import allocations, ledger
 from broker.allocations.allocations import LIVE, Allocation, AllocationState, parse_hours
@@ -14,16 +15,16 @@ from broker.allocations.pools import Pool
 from broker.runs import control
 from broker.runs.runs import Run
 from projects import lifecycle, people, rights, text
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.errors import ConflictError, ForbiddenError, InvalidError
 from projects.lifecycle import Project
 from projects.people import Actor, Person
 from projects.rights import Act
 
 
-def require_reviewer(session: Session, actor: Actor, project_id: int, asked_by: int, *, reviewer_role_id: int) -> None:
+def require_reviewer(session: Session, actor: Actor, project_id: int, asked_by: int) -> None:
     """Raise ForbiddenError unless the actor is a reviewer, not of this project, and not who asked. Only reads."""
-    if rights.held(actor, reviewer_role_id=reviewer_role_id).isdisjoint(rights.MAY[Act.REVIEW]):
+    if actor.roles.isdisjoint(rights.MAY[Act.REVIEW]):
         raise ForbiddenError("Only compute reviewers can decide requests; the reviewers' role is given by the admins.")
     person = people.find(session, actor)
     if person is None:
@@ -34,18 +35,18 @@ def require_reviewer(session: Session, actor: Actor, project_id: int, asked_by: 
         raise ForbiddenError("Nobody decides on what they have asked for themselves; another reviewer can.")
 
 
-def check_may_decide(session: Session, actor: Actor, allocation_id: int, *, reviewer_role_id: int) -> None:
+def check_may_decide(session: Session, actor: Actor, allocation_id: int) -> None:
     """Raise unless the actor is a reviewer, the request is open, and it is not their own or their own project's."""
     allocation = allocations.load(session, allocation_id)
-    require_reviewer(session, actor, allocation.project_id, allocation.requested_by, reviewer_role_id=reviewer_role_id)
+    require_reviewer(session, actor, allocation.project_id, allocation.requested_by)
     if allocation.state != AllocationState.REQUESTED:
         by = "policy" if allocation.decided_by is None else session.get_one(Person, allocation.decided_by).name
         raise ConflictError(f"This request has been {allocation.state} already, by {by}.")
 
 
-def check_may_approve(session: Session, actor: Actor, allocation_id: int, *, reviewer_role_id: int) -> None:
+def check_may_approve(session: Session, actor: Actor, allocation_id: int) -> None:
     """As `check_may_decide`; and it takes another reviewer than who has endorsed it. Only reads."""
-    check_may_decide(session, actor, allocation_id, reviewer_role_id=reviewer_role_id)
+    check_may_decide(session, actor, allocation_id)
     check_second(session, actor, allocations.load(session, allocation_id))
 
 
@@ -56,11 +57,12 @@ def approve(
     *,
     hours: str,
     reason: str,
-    reviewer_role_id: int,
 ) -> AllocationState:
     """Grant the request in full or in part, or endorse a large one; returns where it stands now."""
+    renews = allocations.load(session, allocation_id).renews_id
+    earlier = None if renews is None else allocations.lock(session, renews)
     allocation = allocations.lock(session, allocation_id)
-    check_may_decide(session, actor, allocation_id, reviewer_role_id=reviewer_role_id)
+    check_may_decide(session, actor, allocation_id)
     seconds = parse_hours(hours)
     if seconds > allocation.seconds:
         raise InvalidError(f"{in_hours(allocation.seconds)} GPU-hours were asked for; grant at most that.")
@@ -75,9 +77,11 @@ def approve(
         return AllocationState.REQUESTED
     if allocation.endorsed_seconds is not None:
         seconds = min(seconds, allocation.endorsed_seconds)
+    if earlier is not None:
+        control.hold(session, col(Run.allocation_id) == earlier.id)
     allocations.award(session, allocation, seconds, reviewer, because)
-    if allocation.renews_id is not None:
-        _renew(session, allocations.lock(session, allocation.renews_id), allocation)
+    if earlier is not None:
+        _renew(session, earlier, allocation)
     return AllocationState.APPROVED
 
 
@@ -85,16 +89,15 @@ def _renew(session: Session, earlier: Allocation, later: Allocation) -> None:
     """End the allocation that another succeeds, unless it has ended by itself meanwhile; its runs go on with that."""
     if earlier.state not in LIVE:
         return
-    control.hold(session, Run.allocation_id == earlier.id)
     carried = control.carry_over(session, earlier, later)
     returned = allocations.close(session, earlier, AllocationState.RENEWED)
     allocations.tell(session, earlier, "allocation.renewed", successor=later.id, returned=returned, runs=list(carried))
 
 
-def decline(session: Session, actor: Actor, allocation_id: int, *, reason: str, reviewer_role_id: int) -> None:
+def decline(session: Session, actor: Actor, allocation_id: int, *, reason: str) -> None:
     """Refuse the request, with a reason."""
     allocation = allocations.lock(session, allocation_id)
-    check_may_decide(session, actor, allocation_id, reviewer_role_id=reviewer_role_id)
+    check_may_decide(session, actor, allocation_id)
     because = text.prose("The reason", reason, most=text.USUAL)
     reviewer = people.ensure(session, actor)
     decided = {"decided_by": reviewer.id, "reason": because, "decided_at": utcnow()}
@@ -104,10 +107,10 @@ def decline(session: Session, actor: Actor, allocation_id: int, *, reason: str, 
     allocations.tell(session, allocation, "allocation.declined", by=reviewer, why=because, **told)
 
 
-def ask(session: Session, actor: Actor, allocation_id: int, question: str, *, reviewer_role_id: int) -> None:
+def ask(session: Session, actor: Actor, allocation_id: int, question: str) -> None:
     """Ask the project about its open request, in public."""
     allocation = allocations.lock(session, allocation_id)
-    check_may_decide(session, actor, allocation_id, reviewer_role_id=reviewer_role_id)
+    check_may_decide(session, actor, allocation_id)
     asked = text.prose("The question", question, most=text.USUAL)
     allocations.tell(session, allocation, "allocation.asked", by=people.ensure(session, actor), why=asked)
 
@@ -129,30 +132,30 @@ def check_may_answer(session: Session, actor: Actor, allocation_id: int) -> Pers
     return person
 
 
-def check_may_revoke(session: Session, actor: Actor, allocation_id: int, *, reviewer_role_id: int) -> None:
+def check_may_revoke(session: Session, actor: Actor, allocation_id: int) -> None:
     """Raise unless the actor is a reviewer, not of the project, and the allocation lives. Only reads."""
     allocation = allocations.load(session, allocation_id)
-    require_reviewer(session, actor, allocation.project_id, allocation.requested_by, reviewer_role_id=reviewer_role_id)
+    require_reviewer(session, actor, allocation.project_id, allocation.requested_by)
     allocations.require_live(allocation)
 
 
-def revoke(session: Session, actor: Actor, allocation_id: int, *, reason: str, reviewer_role_id: int) -> None:
+def revoke(session: Session, actor: Actor, allocation_id: int, *, reason: str) -> None:
     """End an allocation; what is neither spent nor reserved returns to the grant at once, the rest as runs end."""
     allocation = allocations.lock(session, allocation_id)
-    require_reviewer(session, actor, allocation.project_id, allocation.requested_by, reviewer_role_id=reviewer_role_id)
+    require_reviewer(session, actor, allocation.project_id, allocation.requested_by)
     because = text.prose("The reason", reason, most=text.USUAL)
     reviewer = people.ensure(session, actor)
     decided = {"decided_by": reviewer.id, "reason": because}
-    control.hold(session, Run.allocation_id == allocation_id)
+    control.hold(session, col(Run.allocation_id) == allocation_id)
     returned = allocations.close(session, allocation, AllocationState.REVOKED, **decided)
     allocations.tell(session, allocation, "allocation.revoked", by=reviewer, why=because, returned=returned)
     control.stop_all(session, allocation_id, "its allocation was revoked")
 
 
-def check_may_release_half(session: Session, actor: Actor, allocation_id: int, *, reviewer_role_id: int) -> None:
+def check_may_release_half(session: Session, actor: Actor, allocation_id: int) -> None:
     """Raise unless the actor is a reviewer, and the second half waits with a report. Only reads."""
     allocation = allocations.load(session, allocation_id)
-    require_reviewer(session, actor, allocation.project_id, allocation.requested_by, reviewer_role_id=reviewer_role_id)
+    require_reviewer(session, actor, allocation.project_id, allocation.requested_by)
     allocations.require_live(allocation)
     if allocation.half_until is None or allocation.half_until <= utcnow():
         raise ConflictError(f"Allocation {allocation_id} has no second half waiting.")
@@ -160,10 +163,10 @@ def check_may_release_half(session: Session, actor: Actor, allocation_id: int, *
         raise ConflictError("The second half is released on a public report of progress; the lead writes it first.")
 
 
-def release_half(session: Session, actor: Actor, allocation_id: int, *, reason: str, reviewer_role_id: int) -> None:
+def release_half(session: Session, actor: Actor, allocation_id: int, *, reason: str) -> None:
     """Grant the second half of a large allocation, after a public report and before its deadline."""
     allocation = allocations.lock(session, allocation_id)
-    check_may_release_half(session, actor, allocation_id, reviewer_role_id=reviewer_role_id)
+    check_may_release_half(session, actor, allocation_id)
     because = text.prose("The reason", reason, most=text.USUAL)
     reviewer = people.ensure(session, actor)
     seconds = ledger.release_half(session, allocation_id)

@@ -5,22 +5,22 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import func
 from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
-from broker import catalogue, publications
+from broker import catalogue, configs, publications
 from broker.allocations import allocations, ledger
 from broker.allocations.allocations import Allocation, AllocationState
 from broker.allocations.pools import Pool
 from broker.runs import estimates, preparing
 from broker.runs.runs import Kind, Run, RunState, load, tell, what_it_is
 from projects import lifecycle, limits
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.lifecycle import Project
 from projects.people import Actor
 from trainer import check as dry_run
-from trainer import config as trainer_config
 from trainer.config import TrainConfig
 
 LONGEST_TIME_LIMIT = 30 * 86_400
@@ -63,6 +63,7 @@ class Order:
     allocation_id: int | None = None
     origin: Origin | None = None
     dataset: str = ""
+    kind: Kind = "train"
 
 
 @dataclass(frozen=True)
@@ -120,40 +121,24 @@ def parse_overrides(value: str) -> dict[str, str]:
     return overrides
 
 
-def launch(
-    session: Session,
-    actor: Actor,
-    request_id: str,
-    *,
-    project_id: int,
-    recipe: str,
-    time_limit: str,
-    gpus: int = 1,
-    overrides: str = "",
-    allocation_id: int | None = None,
-    origin: Origin | None = None,
-    dataset: str = "",
-    kind: Kind = "train",
-) -> Receipt:
+def launch(session: Session, actor: Actor, request_id: str, order: Order) -> Receipt:
     """Queue a run and say what it will cost; a repeat of the same request returns the same run."""
     earlier = session.scalars(select(Run).where(Run.request_id == request_id)).one_or_none()
     if earlier is not None:
         return receipt(session, earlier)
-    project = lifecycle.load(session, project_id)
+    project = lifecycle.load(session, order.project_id)
     person = lifecycle.require_member(session, actor, project)
     limits.check(session, actor, limits.Kind.LAUNCH)
-    order = Order(project_id, recipe, time_limit, gpus, overrides, allocation_id, origin, dataset)
     run, _ = _drawn_up(session, order)
-    run.request_id, run.requested_by, run.kind = request_id, person.id, kind
-    if kind == "prepare":
-        run.total_steps = 0
+    run.request_id, run.requested_by = request_id, person.id
     session.add(run)
     session.flush()
-    asked: dict[str, Any] = {"recipe": recipe, "overrides": run.overrides, "gpus": gpus, "time_limit": run.time_limit}
-    if origin is None:
+    asked: dict[str, Any] = {"recipe": run.recipe, "overrides": run.overrides}
+    asked |= {"gpus": run.gpus, "time_limit": run.time_limit}
+    if order.origin is None:
         tell(session, run, "run.queued", by=person, **asked)
     else:
-        tell(session, run, "run.forked", by=person, parent=origin.run_id, from_step=origin.step, **asked)
+        tell(session, run, "run.forked", by=person, parent=order.origin.run_id, from_step=order.origin.step, **asked)
     return receipt(session, run)
 
 
@@ -184,13 +169,6 @@ def pool_of(session: Session, order: Order) -> Pool:
     return session.get_one(Pool, allocation.pool_id)
 
 
-def overridable(session: Session, recipe: str) -> dict[str, str]:
-    """What a member may override, each with its value in the recipe; raises as `catalogue.load`."""
-    config = catalogue.load(session, recipe)
-    values = {short: key.split(".") for short, key in trainer_config.OVERRIDES.items()}
-    return {short: str(getattr(getattr(config, section), key)) for short, (section, key) in values.items()}
-
-
 def _drawn_up(session: Session, order: Order) -> tuple[Run, TrainConfig]:
     """The run that an order makes, in no session yet, with its configuration; raises what a launch is refused with."""
     project = lifecycle.load(session, order.project_id)
@@ -200,7 +178,8 @@ def _drawn_up(session: Session, order: Order) -> tuple[Run, TrainConfig]:
     check_count(session.get_one(Pool, allocation.pool_id), order.gpus)
     seconds = parse_time_limit(order.time_limit)
     changes = parse_overrides(order.overrides)
-    config, spelt_out = catalogue.load_with_text(session, order.recipe, changes)
+    body = catalogue.recipe_text(session, order.recipe)
+    config = configs.read(body, changes)
     if order.dataset:
         catalogue.check_trains_on(session, order.recipe, config, order.dataset)
     check_fit(config, order.gpus)
@@ -209,7 +188,8 @@ def _drawn_up(session: Session, order: Order) -> tuple[Run, TrainConfig]:
         raise InvalidError(f"The fork would end at step {config.training.steps}, where step {origin.step} is done.")
     check_left(session, allocation.id, order.gpus, seconds)
     run = Run(
-        kind="train",
+        request_id="",
+        kind=order.kind,
         project_id=project.id,
         allocation_id=allocation.id,
         pool_id=allocation.pool_id,
@@ -217,34 +197,12 @@ def _drawn_up(session: Session, order: Order) -> tuple[Run, TrainConfig]:
         fork_step=None if origin is None else origin.step,
         recipe=order.recipe,
         overrides=changes,
-        config=spelt_out,
-        total_steps=config.training.steps,
+        config=configs.spelt_out(body, changes),
+        total_steps=0 if order.kind == "prepare" else config.training.steps,
         gpus=order.gpus,
         time_limit=seconds,
-        used=0,
-        step=0,
     )
     return run, config
-
-
-def fork(
-    session: Session,
-    actor: Actor,
-    request_id: str,
-    run_id: int,
-    step: int,
-    *,
-    overrides: str = "",
-    time_limit: str | None = None,
-    gpus: int | None = None,
-    allocation_id: int | None = None,
-) -> Receipt:
-    """Queue a run that goes on from a checkpoint of another, with its recipe and overrides but for those given."""
-    order = fork_order(
-        session, run_id, step, overrides=overrides, time_limit=time_limit, gpus=gpus, allocation_id=allocation_id
-    )
-    check_kept(session, Origin(run_id, step))
-    return launch(session, actor, request_id, **vars(order))
 
 
 def fork_order(
@@ -270,6 +228,11 @@ def fork_order(
     )
 
 
+def origin_of(parent_id: int | None, fork_step: int | None) -> Origin | None:
+    """The checkpoint that a run goes on from, where it is a fork; a sample has a parent, and no step."""
+    return None if parent_id is None or fork_step is None else Origin(parent_id, fork_step)
+
+
 def check_kept(session: Session, origin: Origin) -> None:
     """Raise NotFoundError unless the checkpoint is whole on this disk, where it now stays until the transaction ends.
 
@@ -284,17 +247,9 @@ def check_kept(session: Session, origin: Origin) -> None:
         )
 
 
-def rerun(session: Session, actor: Actor, request_id: str, run_id: int) -> Receipt:
-    """Queue a run anew: the same recipe, overrides, GPUs and time limit, and the same step where it was a fork."""
-    return launch(session, actor, request_id, **vars(rerun_order(session, run_id)))
-
-
 def rerun_order(session: Session, run_id: int) -> Order:
     """What a run anew asks for."""
     run = _trained(session, run_id)
-    origin = None
-    if run.parent_id is not None and run.fork_step is not None:
-        origin = Origin(run.parent_id, run.fork_step)
     return Order(
         project_id=run.project_id,
         recipe=run.recipe,
@@ -302,7 +257,7 @@ def rerun_order(session: Session, run_id: int) -> Order:
         gpus=run.gpus,
         overrides=_typed(run.overrides),
         allocation_id=still_spendable(session, run),
-        origin=origin,
+        origin=origin_of(run.parent_id, run.fork_step),
     )
 
 
@@ -319,16 +274,8 @@ def prepare(
     """Queue a run on one device that prepares an accepted recipe's data, charged like any other."""
     if session.scalars(select(Run.id).where(Run.request_id == request_id)).one_or_none() is None:
         preparing.check(session, recipe)
-    return launch(
-        session,
-        actor,
-        request_id,
-        project_id=project_id,
-        recipe=recipe,
-        time_limit=time_limit,
-        allocation_id=allocation_id,
-        kind="prepare",
-    )
+    order = Order(project_id, recipe, time_limit, allocation_id=allocation_id, kind="prepare")
+    return launch(session, actor, request_id, order)
 
 
 def as_typed(seconds: int) -> str:
@@ -367,7 +314,7 @@ def spendable(session: Session, project: Project, allocation_id: int | None) -> 
         newest = session.scalars(
             select(Allocation)
             .where(Allocation.project_id == project.id)
-            .order_by(Allocation.state != AllocationState.APPROVED, Allocation.id.desc())
+            .order_by(col(Allocation.state) != AllocationState.APPROVED, col(Allocation.id).desc())
         ).first()
         if newest is None:
             raise ConflictError("The project has no allocation yet: /allocation request asks for one.")
@@ -390,8 +337,8 @@ def receipt(session: Session, run: Run) -> Receipt:
 
 def _promised(session: Session, allocation_id: int) -> int:
     """GPU-seconds that queued runs of an allocation may cost."""
-    cost = func.sum(Run.gpus * (Run.time_limit - Run.used))
-    queued = (Run.allocation_id == allocation_id) & (Run.state == RunState.QUEUED)
+    cost = func.sum(col(Run.gpus) * (col(Run.time_limit) - Run.used))
+    queued = (col(Run.allocation_id) == allocation_id) & (col(Run.state) == RunState.QUEUED)
     return int(session.scalar(select(cost).where(queued)) or 0)
 
 

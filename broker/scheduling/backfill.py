@@ -1,8 +1,8 @@
 """Which runs start now, when the others are expected to, and what each waits for: plain values in and out.
 
-Runs of a pool are taken in turn by fair-share. Each is given the first time when all its GPUs and a place under the
-limits are free for as long as it may take, and what it is given nobody after it can take: a run starts early only
-where that delays no higher one (conservative backfill).
+Runs of a pool are taken in turn by fair-share. Each run gets the first time at which all its GPUs and a slot under the
+limits are free for as long as the run may take, and no later run can take them: a run starts early only where that
+delays no higher run (conservative backfill).
 """
 
 import math
@@ -18,7 +18,7 @@ from broker.scheduling.fairshare import Turns
 from broker.scheduling.timeline import Timeline
 
 SOONEST = 1.0
-"""Seconds until what is held now is free at the earliest, however long overdue."""
+"""Seconds until devices that are in use now are free at the earliest, however long overdue."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class PoolRow(NamedTuple):
 class Waiting(NamedTuple):
     """A queued run. `seconds` is what is left of its time limit, `not_before` None where it may start at once.
 
-    One of a project that is `paused` keeps its place, and does not start.
+    A run of a `paused` project keeps its position and does not start.
     """
 
     id: int
@@ -64,9 +64,9 @@ class Waiting(NamedTuple):
 
 
 class Held(NamedTuple):
-    """What an attempt holds: its devices for `seconds` more at most, and a place under the limits where it is `open`.
+    """What an attempt holds: its devices for at most `seconds` more, and a slot under the limits while it is `open`.
 
-    One that is not was lost: its trainer may still be stopping.
+    An attempt that is not open was lost: its trainer may still be stopping.
     """
 
     run_id: int
@@ -81,8 +81,8 @@ class Held(NamedTuple):
 Row = TypeVar("Row", Waiting, Held)
 
 
-class Purse(NamedTuple):
-    """What an allocation has left and has reserved, in GPU-seconds, and when it ended, if it has."""
+class Funds(NamedTuple):
+    """What an allocation has left and has reserved, in GPU-seconds, and when the allocation ended, if it has."""
 
     left: int
     reserved: int
@@ -91,18 +91,18 @@ class Purse(NamedTuple):
 
 @dataclass(frozen=True)
 class QueueState:
-    """All that a plan depends on, at one moment: `usage` by project is decayed and weighted."""
+    """All that a plan depends on, at one moment. `usage` by project is decayed and weighted."""
 
     now: datetime
     pools: Sequence[PoolRow] = ()
     waiting: Sequence[Waiting] = ()
     held: Sequence[Held] = ()
-    purses: Mapping[int, Purse] = field(default_factory=dict)
+    funds: Mapping[int, Funds] = field(default_factory=dict)
     usage: Mapping[int, float] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
 
 
-class Hold(StrEnum):
+class WaitReason(StrEnum):
     """What a run waits for."""
 
     PAUSED = "paused"
@@ -121,16 +121,16 @@ class Decision(NamedTuple):
     devices: tuple[int, ...]
 
 
-class Placed(NamedTuple):
-    """A run's place in its pool's queue, from 1. `start` is in seconds from now: 0 now, ∞ not known.
+class Placement(NamedTuple):
+    """A run's position in its pool's queue, from 1. `start` is in seconds from now: 0 now, ∞ not known.
 
-    `hold` is None for what starts now; `free` is how many GPUs (or GPU-seconds, for HOURS) there were for it.
+    `waits_for` is None for a run that starts now; `free` is how many GPUs (for HOURS: GPU-seconds) it found free.
     """
 
     run: Waiting
-    place: int
+    position: int
     start: float
-    hold: Hold | None
+    waits_for: WaitReason | None
     free: int
 
 
@@ -139,12 +139,12 @@ class Plan:
     """What starts now, the order of each pool's queue, and the queued runs that can never start, with the reason."""
 
     starts: Sequence[Decision]
-    queues: Mapping[int, Sequence[Placed]]
+    queues: Mapping[int, Sequence[Placement]]
     refusals: Mapping[int, str]
 
-    def expected(self, placed: Placed, now: datetime) -> datetime | None:
+    def expected(self, placement: Placement, now: datetime) -> datetime | None:
         """When a run is expected to start, should all others take as long as they may; None where nobody knows."""
-        return None if placed.start == math.inf else now + timedelta(seconds=placed.start)
+        return None if placement.start == math.inf else now + timedelta(seconds=placement.start)
 
 
 def plan(state: QueueState) -> Plan:
@@ -152,9 +152,9 @@ def plan(state: QueueState) -> Plan:
     return _Planner(state).plan({})
 
 
-def blocker(state: QueueState, planned: Plan, placed: Placed) -> int | None:
-    """The first higher run that would start later if `placed` started now; None where none would."""
-    run = placed.run
+def blocker(state: QueueState, planned: Plan, placement: Placement) -> int | None:
+    """The first higher run that would start later if `placement` started now; None where none would."""
+    run = placement.run
     stand_ins = tuple(range(-run.gpus, 0))
     at_once = Held(run.id, run.pool_id, run.project_id, run.person_id, stand_ins, float(run.seconds), True)
     orders = {
@@ -174,11 +174,11 @@ def hopeless(state: QueueState) -> dict[int, str]:
     """Queued runs that can never start as things stand, each with the reason."""
     found: dict[int, str] = {}
     for run in state.waiting:
-        purse = state.purses[run.allocation_id]
-        if purse.ended:
-            found[run.id] = f"its allocation ended on {purse.ended:%Y-%m-%d}"
-        elif run.cost > purse.left and not purse.reserved:
-            needed, left = ledger.too_much(run.cost, purse.left)
+        funds = state.funds[run.allocation_id]
+        if funds.ended:
+            found[run.id] = f"its allocation ended on {funds.ended:%Y-%m-%d}"
+        elif run.cost > funds.left and not funds.reserved:
+            needed, left = ledger.too_much(run.cost, funds.left)
             found[run.id] = f"it may cost {needed} GPU-hours and its allocation has {left} left"
     return found
 
@@ -189,7 +189,7 @@ class _Planner:
     def __init__(self, state: QueueState, also: Held | None = None) -> None:
         self.state = state
         self.usage = defaultdict(float, state.usage)
-        self.left = {allocation_id: purse.left for allocation_id, purse in state.purses.items()}
+        self.left = {allocation_id: funds.left for allocation_id, funds in state.funds.items()}
         self.held = [*state.held, also] if also else state.held
         self.starts: list[Decision] = []
         self.of_pool = _by_pool(self.held)
@@ -197,20 +197,20 @@ class _Planner:
         self.people = self._bounded(state.limits.most_running_a_person, "person_id")
 
     def plan(self, orders: Mapping[int, Sequence[Waiting]]) -> Plan:
-        """In the order of fair-share, or in the one given."""
+        """In the order of fair-share, or in a given order."""
         refusals = hopeless(self.state)
         waiting = _by_pool([run for run in self.state.waiting if run.id not in refusals])
         queues = {pool.id: self._pool(pool, waiting[pool.id], orders.get(pool.id)) for pool in self.state.pools}
         return Plan(self.starts, queues, refusals)
 
-    def _pool(self, pool: PoolRow, waiting: Sequence[Waiting], order: Sequence[Waiting] | None) -> list[Placed]:
+    def _pool(self, pool: PoolRow, waiting: Sequence[Waiting], order: Sequence[Waiting] | None) -> list[Placement]:
         held = self.of_pool[pool.id]
         taken = {device for one in held for device in one.devices}
         devices = [device for device in range(pool.gpus) if device not in taken]
         gpus = Timeline(pool.most_submitted if pool.slurm else pool.gpus)
         for one in held:
             gpus.take(1 if pool.slurm else len(one.devices), 0.0, max(one.seconds, SOONEST))
-        queue: list[Placed] = []
+        queue: list[Placement] = []
         if order is not None:
             for run in order:
                 queue.append(self._place(pool, run, len(queue) + 1, gpus, devices))
@@ -218,49 +218,53 @@ class _Planner:
         by_id = {run.id: run for run in waiting}
         turns = Turns(_by_project(waiting), self.usage)
         while turns:
-            placed = self._place(pool, by_id[turns.take()], len(queue) + 1, gpus, devices)
-            turns.done(0.0 if placed.hold in (Hold.HOURS, Hold.PAUSED) else placed.run.cost * pool.price_weight)
-            queue.append(placed)
-        for placed in queue:
-            if placed.hold is None:
-                self.usage[placed.run.project_id] += placed.run.cost * pool.price_weight
+            placement = self._place(pool, by_id[turns.take()], len(queue) + 1, gpus, devices)
+            turns.done(
+                0.0
+                if placement.waits_for in (WaitReason.HOURS, WaitReason.PAUSED)
+                else placement.run.cost * pool.price_weight
+            )
+            queue.append(placement)
+        for placement in queue:
+            if placement.waits_for is None:
+                self.usage[placement.run.project_id] += placement.run.cost * pool.price_weight
         return queue
 
-    def _place(self, pool: PoolRow, run: Waiting, place: int, gpus: Timeline, devices: list[int]) -> Placed:
-        """Give a run its time; what waits for its project or its allocation's hours has none, and holds up nobody."""
+    def _place(self, pool: PoolRow, run: Waiting, position: int, gpus: Timeline, devices: list[int]) -> Placement:
+        """Give a run its time; a run that waits for its project or for hours has none and delays nobody."""
         if run.paused:
-            return Placed(run, place, math.inf, Hold.PAUSED, 0)
+            return Placement(run, position, math.inf, WaitReason.PAUSED, 0)
         left = self.left[run.allocation_id]
         if run.cost > left:
-            return Placed(run, place, math.inf, Hold.HOURS, left)
+            return Placement(run, position, math.inf, WaitReason.HOURS, left)
         self.left[run.allocation_id] = left - run.cost
         needed = [(gpus, 1 if pool.slurm else run.gpus)]
         needed += [(line, 1) for line in (self.projects.get(run.project_id), self.people.get(run.person_id)) if line]
         free = gpus.now
         after = max(0.0, (run.not_before - self.state.now).total_seconds()) if run.not_before else 0.0
         start = _earliest(needed, run.seconds, after)
-        hold = None if start == 0 else self._hold(run, after, needed[0])
+        waits_for = None if start == 0 else self._wait_reason(run, after, needed[0])
         if start < math.inf:
             for line, count in needed:
                 line.take(count, start, start + run.seconds)
-        if hold is None:
+        if waits_for is None:
             count = 0 if pool.slurm else run.gpus
             self.starts.append(Decision(run.id, tuple(devices[:count])))
             del devices[:count]
-        return Placed(run, place, start, hold, free)
+        return Placement(run, position, start, waits_for, free)
 
-    def _hold(self, run: Waiting, after: float, gpus: tuple[Timeline, int]) -> Hold:
+    def _wait_reason(self, run: Waiting, after: float, gpus: tuple[Timeline, int]) -> WaitReason:
         if after > 0:
-            return Hold.EARLIER_ATTEMPT
+            return WaitReason.EARLIER_ATTEMPT
         project, person = self.projects.get(run.project_id), self.people.get(run.person_id)
         if project and project.now < 1:
-            return Hold.PROJECT_LIMIT
+            return WaitReason.PROJECT_LIMIT
         if person and person.now < 1:
-            return Hold.PERSON_LIMIT
-        return Hold.GPUS if gpus[0].now < gpus[1] else Hold.BEHIND
+            return WaitReason.PERSON_LIMIT
+        return WaitReason.GPUS if gpus[0].now < gpus[1] else WaitReason.BEHIND
 
     def _bounded(self, most: int, whose: str) -> dict[int, Timeline]:
-        """The places under a limit, of those only who could reach it."""
+        """The slots under a limit, for those only who could reach the limit."""
         running: defaultdict[int, list[float]] = defaultdict(list)
         counts: defaultdict[int, int] = defaultdict(int)
         for one in self.held:

@@ -1,6 +1,6 @@
-"""The scheduler: lets leases run out, picks queued runs by fair share, and rings the queue's doorbells.
+"""The scheduler: gives up expired attempts, picks queued runs by fair share, and notifies the workers.
 
-The database is the truth. What is decided here is written first and rung after; a doorbell that was lost is rung again.
+The database is the truth. A decision is written first and sent after; a message that was lost is sent again.
 """
 
 import math
@@ -10,9 +10,10 @@ from contextlib import suppress
 
 import structlog
 from kombu.exceptions import OperationalError
-from sqlalchemy import func, select
+from sqlalchemy import func
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 from broker.allocations.pools import Launcher, Pool
 from broker.publishing import disk, publisher
@@ -24,12 +25,13 @@ from broker.runs.runs import Run
 from broker.scheduling import backfill, snapshot, tasks, usage
 from broker.scheduling.backfill import Decision, Limits
 from projects import health, lifecycle
-from projects.db.database import Database, utcnow
+from projects.db.columns import utcnow
+from projects.db.database import Database
 from projects.errors import ConflictError
 from projects.lifecycle import Project
 from projects.settings import Settings
 
-RING_AGAIN_SECONDS = 5.0
+NOTIFY_AGAIN_SECONDS = 5.0
 
 log = structlog.get_logger()
 
@@ -40,18 +42,18 @@ def admit(session: Session, decision: Decision, limits: Limits) -> int:
     Raises ConflictError where what the plan counted on has meanwhile been taken. Two schedulers may have planned on
     different moments: the pools' rows let one of them admit at a time, so that none of the limits is ever passed.
     """
-    session.execute(select(Pool.id).order_by(Pool.id).with_for_update(key_share=True)).all()
+    session.execute(select(Pool.id).order_by(col(Pool.id)).with_for_update(key_share=True)).all()
     run = runs.load(session, decision.run_id)
     project = session.get_one(Project, run.project_id)
     if not lifecycle.may_compute(project):
         raise ConflictError(f"“{project.title}” is {project.stage}; nothing of it starts.")
     pool = session.get_one(Pool, run.pool_id)
-    counted = [(Run.project_id == run.project_id, limits.most_running_a_project, "of its project")]
-    counted.append((Run.requested_by == run.requested_by, limits.most_running_a_person, "of who launched it"))
+    counted = [(col(Run.project_id) == run.project_id, limits.most_running_a_project, "of its project")]
+    counted.append((col(Run.requested_by) == run.requested_by, limits.most_running_a_person, "of who launched it"))
     if pool.launcher == Launcher.SLURM:
-        counted.append((Run.pool_id == run.pool_id, pool.most_submitted, "submitted to its pool"))
+        counted.append((col(Run.pool_id) == run.pool_id, pool.most_submitted, "submitted to its pool"))
     for whose, most, words in counted:
-        held = Attempt.state.in_(OPEN)
+        held = col(Attempt.state).in_(OPEN)
         under_way = session.scalar(select(func.count()).join_from(Attempt, Run).where(held, whose)) or 0
         if under_way >= most:
             raise ConflictError(f"{under_way} runs {words} are under way already, the most there may be.")
@@ -64,9 +66,9 @@ class Scheduler:
     def __init__(self, settings: Settings, db: Database) -> None:
         self.settings = settings
         self.db = db
-        self.rung: dict[int, tuple[int, float]] = {}
-        self.heirs: dict[tuple[int, int], float] = {}
-        self.reaped_at = time.monotonic()
+        self.notified: dict[int, tuple[int, float]] = {}
+        self.takeovers: dict[tuple[int, int], float] = {}
+        self.strays_ended_at = time.monotonic()
 
     def run_forever(self) -> None:
         """Go round until the process is ended."""
@@ -81,8 +83,8 @@ class Scheduler:
             time.sleep(self.settings.tick_seconds)
 
     def round(self) -> None:
-        """Give up what is lost or cannot be, admit what fits, and ring for all that waits to be claimed."""
-        self._give_up_lost()
+        """Give up expired attempts and hopeless runs, admit runs that fit, and notify the workers of all that waits."""
+        reaper.expire(self.settings, self.db)
         self._withdraw_cancelled()
         expiry.tend(self.db, utcnow())
         self._add_usage()
@@ -98,22 +100,10 @@ class Scheduler:
             disk.tidy(self.settings, self.db)
         for decision in planned.starts if room else ():
             self._admit(decision, state.limits)
-        self._ring()
-        if time.monotonic() - self.reaped_at > reaper.EVERY_SECONDS:
-            reaper.reap(self.settings, self.db)
-            self.reaped_at = time.monotonic()
-
-    def _give_up_lost(self) -> None:
-        with self.db.read() as session:
-            candidates = attempts.expired(session)
-        for attempt in candidates:
-            lost = False
-            with suppress(ConflictError), self.db.write() as session:
-                lost = settlement.lose(
-                    session, attempt, grace_seconds=self.settings.stop_grace_seconds, most=self.settings.max_attempts
-                )
-            if lost:
-                log.warning("an attempt was lost", run=attempt.run_id, token=attempt.token)
+        self._notify()
+        if time.monotonic() - self.strays_ended_at > reaper.EVERY_SECONDS:
+            reaper.end_strays(self.settings, self.db)
+            self.strays_ended_at = time.monotonic()
 
     def _withdraw_cancelled(self) -> None:
         with self.db.read() as session:
@@ -146,38 +136,38 @@ class Scheduler:
         else:
             log.info("admitted", run=decision.run_id, token=token, devices=decision.devices)
 
-    def _ring(self) -> None:
+    def _notify(self) -> None:
         with self.db.read() as session:
-            unclaimed = attempts.unclaimed(session, since_seconds=RING_AGAIN_SECONDS)
+            unclaimed = attempts.unclaimed(session, since_seconds=NOTIFY_AGAIN_SECONDS)
             unpublished = publisher.waiting(session)
             unsupervised = attempts.unsupervised(session, lease_seconds=self.settings.lease_seconds)
         try:
-            self._ring_heirs(unsupervised)
+            self._notify_takeovers(unsupervised)
             for attempt in unclaimed:
-                tasks.ring_start(attempt.run_id, attempt.token)
+                tasks.notify_start(attempt.run_id, attempt.token)
                 with self.db.write() as session:
-                    attempts.rung(session, attempt.run_id, attempt.token)
-            self._ring_publishers(unpublished)
+                    attempts.notified(session, attempt.run_id, attempt.token)
+            self._notify_publishers(unpublished)
         except OperationalError as error:
-            log.warning("the queue could not be reached; ringing again later", error=str(error))
+            log.warning("the queue could not be reached; trying again", error=str(error))
 
-    def _ring_heirs(self, unsupervised: Sequence[Attempt]) -> None:
-        """Ring for another supervisor, and again only after it must have come: each ring starts a process."""
-        before, self.heirs = self.heirs, {}
+    def _notify_takeovers(self, unsupervised: Sequence[Attempt]) -> None:
+        """Ask for another supervisor, and again only after it must have come: each message starts a process."""
+        before, self.takeovers = self.takeovers, {}
         for attempt in unsupervised:
             key = (attempt.run_id, attempt.token)
             at = before.get(key, -math.inf)
             if time.monotonic() - at > self.settings.lease_seconds / 3:
-                tasks.ring_take_over(*key)
+                tasks.notify_takeover(*key)
                 at = time.monotonic()
-            self.heirs[key] = at
+            self.takeovers[key] = at
 
-    def _ring_publishers(self, unpublished: Sequence[tuple[int, int]]) -> None:
-        """Ring at once for a checkpoint that has just come to be next, and now and then for one that stays so."""
-        before, self.rung = self.rung, {}
+    def _notify_publishers(self, unpublished: Sequence[tuple[int, int]]) -> None:
+        """Notify at once of a checkpoint that has just become the next, and now and then of one that stays the next."""
+        before, self.notified = self.notified, {}
         for run_id, step in unpublished:
             known, at = before.get(run_id, (-1, 0.0))
-            if step != known or time.monotonic() - at > RING_AGAIN_SECONDS:
-                tasks.ring_publish(run_id)
+            if step != known or time.monotonic() - at > NOTIFY_AGAIN_SECONDS:
+                tasks.notify_publish(run_id)
                 at = time.monotonic()
-            self.rung[run_id] = (step, at)
+            self.notified[run_id] = (step, at)

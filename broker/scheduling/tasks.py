@@ -1,4 +1,4 @@
-"""Celery's side: short tasks, rung by the scheduler. A message carries only ids; the database says what they mean."""
+"""Celery's short tasks, sent by the scheduler. A message carries only ids; the database says what they mean."""
 
 from celery import Celery
 from celery.signals import worker_ready
@@ -12,10 +12,10 @@ from projects import health
 from projects.db.database import Database
 from projects.settings import get_settings
 
-RING_GOOD_FOR_SECONDS = 60  # so that rings do not pile up while no worker is there to hear them
+MESSAGE_EXPIRES_SECONDS = 60  # so that messages do not pile up while no worker runs
 
 app = Celery("stoa")
-app.add_defaults(lambda: {"broker_url": get_settings().broker})
+app.add_defaults(lambda: {"broker_url": get_settings().celery_broker_url})
 app.conf.update(
     task_ignore_result=True,
     task_default_queue="runs",
@@ -38,19 +38,19 @@ def _beat(sender: Consumer, **_: object) -> None:
     health.beat(get_settings(), part)
 
 
-def ring_start(run_id: int, token: int) -> None:
+def notify_start(run_id: int, token: int) -> None:
     """Ask any worker to start an admitted attempt; raises kombu's OperationalError where the queue is away."""
-    start_attempt.apply_async((run_id, token), expires=RING_GOOD_FOR_SECONDS)
+    start_attempt.apply_async((run_id, token), expires=MESSAGE_EXPIRES_SECONDS)
 
 
-def ring_take_over(run_id: int, token: int) -> None:
+def notify_takeover(run_id: int, token: int) -> None:
     """Ask the worker of its host to look after an attempt; raises kombu's OperationalError."""
-    take_over.apply_async((run_id, token), expires=RING_GOOD_FOR_SECONDS)
+    take_over.apply_async((run_id, token), expires=MESSAGE_EXPIRES_SECONDS)
 
 
-def ring_publish(run_id: int) -> None:
+def notify_publish(run_id: int) -> None:
     """Ask any worker to publish the checkpoints of a run that wait; raises kombu's OperationalError."""
-    publish.apply_async((run_id,), expires=RING_GOOD_FOR_SECONDS)
+    publish.apply_async((run_id,), expires=MESSAGE_EXPIRES_SECONDS)
 
 
 @app.task(name="stoa.start_attempt")

@@ -1,4 +1,4 @@
-"""How many of a thing are free, from now on: GPUs of a pool, or places of a limit."""
+"""How many of a thing are free, from now on: GPUs of a pool, or slots under a limit."""
 
 import math
 from bisect import bisect_left, bisect_right
@@ -20,8 +20,8 @@ class Timeline:
     def take(self, count: int, start: float, end: float) -> None:
         """Take `count` from `start` until before `end`."""
         first, last = self._cut(start), self._cut(end)
-        for place in range(first, last):
-            self.free[place] -= count
+        for index in range(first, last):
+            self.free[index] -= count
 
     def earliest(self, count: int, seconds: float, after: float = 0.0) -> float:
         """The first time from `after` on when `count` are free for so many seconds; ∞ where they never are."""
@@ -30,28 +30,28 @@ class Timeline:
         if start == math.inf:
             return start
         times, free = self.times, self.free
-        place = bisect_right(times, start) - 1
+        index = bisect_right(times, start) - 1
         while True:
-            if free[place] < count:
-                place += 1
-                if place == len(times):
+            if free[index] < count:
+                index += 1
+                if index == len(times):
                     start = math.inf
                     break
-                start = times[place]
+                start = times[index]
                 continue
-            place += 1
-            if place == len(times) or times[place] >= start + seconds:
+            index += 1
+            if index == len(times) or times[index] >= start + seconds:
                 break
         if after == 0:  # what is free only falls, so the next one alike need not look before
             self.known[wanted] = start
         return start
 
     def _cut(self, at: float) -> int:
-        """The place of the span that begins at `at`, cut there where none did; one past the last for ∞."""
+        """The index of the span that begins at `at`, cut there where none did; one past the last for ∞."""
         if at == math.inf:
             return len(self.times)
-        place = bisect_left(self.times, at)
-        if place == len(self.times) or self.times[place] != at:
-            self.times.insert(place, at)
-            self.free.insert(place, self.free[place - 1])
-        return place
+        index = bisect_left(self.times, at)
+        if index == len(self.times) or self.times[index] != at:
+            self.times.insert(index, at)
+            self.free.insert(index, self.free[index - 1])
+        return index

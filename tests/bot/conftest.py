@@ -17,9 +17,10 @@ from bot.delivery import outbox
 from broker.allocations import allocations, pools
 from broker.allocations.allocations import AllocationView
 from projects.db.database import Database
-from projects.people import Actor
+from projects.people import Actor, LabRole
 from projects.record import record
 from sandbox.people import Answer, Channel, Guild, Message, Person
+from tests.databases import sqlite_tables
 from tests.discord_openapi import DiscordJudge, find_description, malformed, recorded
 from tests.patience import PATIENCE
 
@@ -41,11 +42,17 @@ SCOPE = {
 }
 
 
+def has(*words: str, message_id: str | None = None) -> Callable[[Message], bool]:
+    """Whether a message (the one of this id, if given) has all these words."""
+    return lambda message: message_id in (None, message.id) and all(word in message.text for word in words)
+
+
 class Lab:
     """One sandbox, one database, and a bot that can be started, killed and started again."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        (root / "stoa.db").write_bytes(sqlite_tables())
         self.db = Database(f"sqlite:///{root / 'stoa.db'}")
         # Whether somebody sends what Discord refuses, to see it refused.
         self.malformed_on_purpose = False
@@ -55,7 +62,6 @@ class Lab:
 
     async def open(self) -> None:
         """Start the sandbox, and fill the database with a pool and a grant."""
-        self.db.migrate()
         with self.db.write() as session:
             pools.add_pool(session, name="local", gpu_type="CPU", gpus=2)
             given, until = allocations.parse_hours("100"), datetime.now(UTC) + timedelta(days=90)
@@ -141,6 +147,10 @@ class Lab:
         """What the bot has logged."""
         return (self.root / "bot.log").read_text()
 
+    def logged(self, words: str) -> Callable[[], bool]:
+        """Whether the bot has logged these words."""
+        return lambda: words in self.log
+
     def refused(self) -> int:
         """How many of the bot's requests were answered with a 403."""
         return sum(exchange["status"] == 403 for exchange in recorded(self.root / "sandbox", "exchanges.jsonl"))
@@ -152,7 +162,7 @@ class Lab:
     def actor(self, name: str) -> Actor:
         """The same member, for calling the domain beside the bot."""
         info = self.guild.info
-        roles = {int(info["roles"]["reviewer"])} if name == "Rosa" else set()
+        roles = {LabRole.REVIEWER} if name == "Rosa" else set()
         return Actor(int(info["users"][name]), name, frozenset(roles))
 
     def sent(self) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -205,7 +206,7 @@ async def test_what_is_open_can_be_decided_without_its_card(shared_lab: Shared) 
     number = int((await lab.request(channel, "2")).text.split()[1])
     shown = await card(lab, f"allocation {number}")
     await omar.delete("compute-review", shown)
-    show = {"channel": channel.id, "allocation": number}
+    show: dict[str, Any] = {"channel": channel.id, "allocation": number}
     assert (await ada.command("allocation show", **show)).followups == []
 
     async def in_private(label: str) -> Message:

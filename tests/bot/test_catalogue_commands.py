@@ -1,5 +1,7 @@
 """`/catalogue`: members propose recipes and datasets, admins decide in public, and data are prepared by a run."""
 
+from typing import Any
+
 import pytest
 
 from bot import text
@@ -44,7 +46,7 @@ async def test_a_recipe_goes_from_a_file_to_a_run(shared_lab: Shared) -> None:
     assert listed.startswith("✅ `ours` recipe, accepted · proposed by Grace\n-# Well made.\nTo launch now: `demo`")
     assert listed.endswith("`ours`")
 
-    given = {"recipe": "ours", "time_limit": "5m"}
+    given: dict[str, Any] = {"recipe": "ours", "time_limit": "5m"}
     assert await grace.complete("catalogue prepare", "recipe", "", channel=channel.id) == [("ours", "ours")]
     built_in = await grace.command("catalogue prepare", channel=channel.id, recipe="demo", time_limit="5m")
     assert built_in.text == "“demo” is built in, and its data are on every host: it needs no preparing."
@@ -61,8 +63,8 @@ async def test_a_recipe_goes_from_a_file_to_a_run(shared_lab: Shared) -> None:
     lab.call(attempts.claim, 1, token, host="here", lease_seconds=600)
     lab.call(attempts.started, 1, token, Process("here", "boot", 1, 1), [], lease_seconds=600)
     lab.call(settlement.settle, 1, token, 36.0, Progress(0, 0), Ending(0), 3)
-    done = "🏁 The data of `ours` are prepared (run 1), for 0.01 GPU-hours."
-    await lab.guild.wait_for(channel.id, lambda m: m.text.startswith(done))
+    told = "🏁 The data of `ours` are prepared (run 1), for 0.01 GPU-hours."
+    await lab.guild.wait_for(channel.id, lambda m: m.text.startswith(told))
     over = await lab.guild.wait_for(channel.id, lambda m: m.id == card.id and "has finished" in m.text)
     assert "step" not in over.text
     assert await grace.complete("catalogue prepare", "recipe", "", channel=channel.id) == []

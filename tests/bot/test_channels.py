@@ -5,15 +5,13 @@ from bot.delivery.posts import Place
 from broker.runs import attempts, settlement
 from broker.runs.attempts import Ending, Process, Progress
 from projects import lifecycle, membership, moderation, policies, updates
-from projects.people import Actor
+from projects.people import Actor, LabRole
 from projects.record import redaction
 from projects.record.record import Told
 from sandbox.discord import permissions
 from tests.bot.conftest import SCOPE, Lab
 from tests.bot.test_run_card import progress as steps
 from tests.patience import until
-
-MODERATORS = 7
 
 
 async def test_by_policy_the_channel_waits_for_a_moderator(lab: Lab) -> None:
@@ -34,8 +32,8 @@ async def test_by_policy_the_channel_waits_for_a_moderator(lab: Lab) -> None:
     assert not [c.name for c in await lab.guild.channels() if c.name.startswith("p1-")]
 
     omar = lab.actor("Omar")
-    moderator = Actor(omar.discord_id, omar.name, frozenset({MODERATORS}))
-    lab.call(moderation.open_channel, moderator, 1, moderator_role_id=MODERATORS)
+    moderator = Actor(omar.discord_id, omar.name, frozenset({LabRole.MODERATOR}))
+    lab.call(moderation.open_channel, moderator, 1)
     channel = await lab.guild.wait_for_channel(lambda c: c.name.startswith("p1-"))
     await lab.guild.wait_for(channel.id, lambda m: "Omar** has opened this channel" in m.text)
     await lab.guild.wait_for(thread, lambda m: f"lives in <#{channel.id}>" in m.text)
@@ -50,9 +48,9 @@ async def test_a_hidden_project_is_not_suggested(lab: Lab) -> None:
     await lab.guild.wait_for("proposals", lambda m: m.thread_id is not None)
     lab.call(membership.follow, lab.actor("Rosa"), 1)
     await lab.guild.wait_for("proposals", lambda m: "**Followers** 1" in m.text)
-    omar = Actor(99, "Omar", frozenset({MODERATORS}))
+    omar = Actor(99, "Omar", frozenset({LabRole.MODERATOR}))
     before = await lab.person("Grace").command("project list")
-    lab.call(moderation.hide, omar, 1, reason="Spam.", moderator_role_id=MODERATORS)
+    lab.call(moderation.hide, omar, 1, reason="Spam.")
     after = await lab.person("Grace").command("project list")
     assert ("dream" in before.text, "no project yet" in after.text) == (True, True)
 
@@ -79,7 +77,7 @@ async def test_a_run_before_the_channel_has_its_card_in_the_proposals_thread(lab
     assert "Pause" in card.button_labels
     token = lab.call(attempts.admit, 1, [0])
     lab.call(attempts.claim, 1, token, host="here", lease_seconds=60)
-    lab.call(attempts.started, 1, token, Process("here", "boot", 1, 1.0), [], lease_seconds=60)
+    lab.call(attempts.started, 1, token, Process("here", "boot", 1, 1), [], lease_seconds=60)
     lab.call(attempts.renew, 1, token, 20.0, steps(1, 10), lease_seconds=60)
     await lab.guild.wait_for(thread, lambda m: m.id == card.id and "step 10 of" in m.text and m.attachments != [])
 

@@ -5,6 +5,7 @@ import pytest
 from bot import text
 from broker.allocations import pools
 from broker.runs import launching
+from broker.runs.launching import Order
 from sandbox.people import Channel
 from tests.bot.conftest import Lab
 
@@ -19,8 +20,7 @@ async def test_the_cluster_at_a_glance(shared_lab: Shared) -> None:
     assert (await grace.command("cluster queue")).text.startswith("Nobody waits")
     lab.call(pools.add_pool, name="big", gpu_type="H200", gpus=8, launcher="slurm")
     for number in range(3):
-        given = {"project_id": 1, "recipe": "demo", "time_limit": "5m", "gpus": 2}
-        lab.call(launching.launch, lab.actor("Ada"), f"r{number}", **given)
+        lab.call(launching.launch, lab.actor("Ada"), f"r{number}", Order(1, "demo", "5m", gpus=2))
 
     status = await grace.command("cluster status")
     assert status.ephemeral

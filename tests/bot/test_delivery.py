@@ -3,19 +3,21 @@
 import asyncio
 import re
 from datetime import timedelta
+from functools import partial
 
-from sqlalchemy import select, update
+from sqlalchemy import update
 from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 import broker.runs.runs  # noqa: F401 - the tables that others refer to
 from bot.delivery import notices
 from bot.delivery.loop import Trouble
 from bot.tables import DiscordMessage
 from projects import lifecycle
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.record import record
 from projects.record.record import Payload
-from tests.bot.conftest import BOT, Lab
+from tests.bot.conftest import BOT, Lab, has
 from tests.patience import PATIENCE, until
 
 POST = r"POST /channels/\d+/messages$"
@@ -51,29 +53,39 @@ def activate(lab: Lab, project_id: int) -> None:
     lab.call(lifecycle.scope, lab.actor("Ada"), project_id, **said, min_people=2)
 
 
+def sent_at_least(lab: Lab, number: int) -> bool:
+    return sum(lab.sent().values()) >= number
+
+
+def refused_more_than(lab: Lab, times: int) -> bool:
+    return lab.refused() > times
+
+
 def open_intents(lab: Lab) -> list[str]:
     """The keys of the messages that were meant to be sent and are not known to have been."""
     with lab.db.read() as session:
-        return list(session.scalars(select(DiscordMessage.key).where(DiscordMessage.message_id.is_(None))))
+        return list(session.scalars(select(DiscordMessage.key).where(col(DiscordMessage.message_id).is_(None))))
 
 
 def standing_notices(lab: Lab) -> list[str]:
     """The keys of the notices that are not known to say that posting goes on."""
     with lab.db.read() as session:
-        notice = DiscordMessage.key.startswith(notices.WAITS)
+        notice = col(DiscordMessage.key).startswith(notices.WAITS)
         return list(session.scalars(select(DiscordMessage.key).where(notice, DiscordMessage.digest != notices.OVER)))
 
 
 def redraw(session: Session, key: str) -> None:
     """Have a card drawn anew, as after a release that has changed its look."""
-    session.execute(update(DiscordMessage).where(DiscordMessage.key == key).values(digest=""))
+    session.execute(update(DiscordMessage).where(col(DiscordMessage.key) == key).values(digest=""))
 
 
 def forget_nonces(session: Session) -> None:
     """Make all open intents older than Discord remembers a nonce."""
     past = utcnow() - timedelta(minutes=10)
     session.execute(
-        update(DiscordMessage).where(DiscordMessage.message_id.is_(None)).values(intended_at=past, nonce="forgotten")
+        update(DiscordMessage)
+        .where(col(DiscordMessage.message_id).is_(None))
+        .values(intended_at=past, nonce="forgotten")
     )
 
 
@@ -180,14 +192,14 @@ async def test_killed_again_and_again(lab: Lab) -> None:
     for _ in range(3):
         enough = min(sum(lab.sent().values()) + 3, sum(lab.heads().values()))
         lab.spawn_bot()
-        await until(lambda enough=enough: sum(lab.sent().values()) >= enough)
+        await until(partial(sent_at_least, lab, enough))
         lab.kill_bot()
     await lab.guild.fault(POST, count=2, cut=True)
     await lab.guild.fault(r"PATCH /channels/", count=1, cut=True)
     await lab.start_bot()
     for number in projects:
         await lab.guild.wait_for(f"p{number}-crash-course-{number - 1}", lambda m: "record 4" in m.text)
-        await lab.guild.wait_for("proposals", lambda m, n=number: f"P{n} ·" in m.text and "Active" in m.text)
+        await lab.guild.wait_for("proposals", has(f"P{number} ·", "Active"))
         assert await told(lab, number) == [1, 2, 3, 4, 4]
         assert await cards(lab, number) == 1
     lab_posts = [m.text.splitlines()[-1] for m in await lab.guild.messages("public-record")]
@@ -257,7 +269,9 @@ async def test_what_a_person_deletes_stays_deleted_and_stops_nothing_else(lab: L
 
 async def test_a_blanked_entry_is_told_without_its_words(lab: Lab) -> None:
     propose(lab)
-    lab.call(lambda session: session.execute(update(Payload).where(Payload.entry_id > 2).values(body=None, salt=None)))
+    lab.call(
+        lambda session: session.execute(update(Payload).where(col(Payload.entry_id) > 2).values(body=None, salt=None))
+    )
     await lab.start_bot()
     thread = (await lab.guild.wait_for("proposals", lambda m: m.thread_id is not None)).thread_id or ""
     post = await lab.guild.wait_for(thread, lambda m: "record 1" in m.text)
@@ -300,13 +314,13 @@ async def test_a_missing_permission_is_waited_for(lab: Lab) -> None:
         await lab.start_bot()
         notice = await lab.guild.wait_for("compute-review", lambda m: "waits at record 6" in m.text)
         refused = lab.refused()
-        await until(lambda refused=refused: lab.refused() > refused)
+        await until(partial(refused_more_than, lab, refused))
         said = await lab.guild.messages("compute-review")
         assert [m.text[0] for m in said] == ["✅"] * (count - 1) + ["⚠"]
         await lab.guild.clear_faults()
         if count == 3:  # the connection breaks as the notice is changed
             await lab.guild.fault(rf"PATCH /channels/{lab.guild.info['channels']['compute-review']}/", cut=True)
-        await lab.guild.wait_for("compute-review", lambda m, now=notice: m.id == now.id and "✅" in m.text)
+        await lab.guild.wait_for("compute-review", has("✅", message_id=notice.id))
     await until(lambda: "a notice to the admins cannot be changed" in lab.log)
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from discord import ui
@@ -10,13 +11,14 @@ from hypothesis import strategies as st
 
 from bot import text
 from bot.cards.card import Card
-from bot.cards.charts import draw
 from bot.cards.project_card import project_card
-from bot.cards.renderer import Curve
 from bot.cards.review_card import change_card, review_card
 from bot.cards.run_card import moved_card, run_card
 from bot.delivery import posts
+from bot.delivery.entry_text import RENDERINGS
 from bot.delivery.posts import Place, Scene
+from bot.plots.curve import Curve
+from bot.plots.loss_curve import draw
 from broker.allocations import allocations
 from broker.allocations.allocations import AllocationState, AllocationView
 from broker.allocations.ledger import Account
@@ -113,21 +115,21 @@ async def test_cards(said: str) -> None:
     for decision in ChangeState:
         checked(change_card(change(said, decision), request(said), dossier(said)))
     for phase in RunState:
-        shown = replace(run(said), state=phase, delayed=said, parent_id=1, attempt=3)
+        training = replace(run(said), state=phase, delayed=said, parent_id=1, attempt=3)
         why = Why(1, said, said, 1, phase, said, 9, 9, None, datetime(2030, 1, 1, tzinfo=UTC))
-        card = run_card(shown, picture="curve.png", why=why, thread_id="1")
+        card = run_card(training, picture="curve.png", why=why, thread_id="1")
         checked(card)
         galleries = [item for item in card.walk_children() if isinstance(item, ui.MediaGallery)]
         assert [bool(picture.description) for gallery in galleries for picture in gallery.items] == [True]
-        checked(moved_card(shown, "https://discord.com/channels/1/2/3"))
+        checked(moved_card(training, "https://discord.com/channels/1/2/3"))
 
 
 @pytest.mark.parametrize("said", LONG, ids=range(len(LONG)))
-@pytest.mark.parametrize("kind", [*posts.RENDERINGS, "something.else"])
+@pytest.mark.parametrize("kind", [*RENDERINGS, "something.else"])
 def test_posts(kind: str, said: str) -> None:
     numbers = ("seconds", "asked", "allocation", "run", "attempt", "gpus", "time_limit", "reserved", "step", "spent")
     words = ("title", "question", "needs", "why", "goal", "plan", "compute", "release", "outcome", "learnt", "pool")
-    payload = dict.fromkeys((*numbers, "from_step", "parent"), 7) | dict.fromkeys(
+    payload: dict[str, Any] = dict.fromkeys((*numbers, "from_step", "parent"), 7) | dict.fromkeys(
         (*words, "sponsor", "gpu_type", "until", "recipe", "text"), said
     )
     everyone = [{"id": member.discord_id, "name": member.name, "lead": member.lead} for member in MANY]

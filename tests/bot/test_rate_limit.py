@@ -5,7 +5,7 @@ from pathlib import Path
 
 import aiohttp
 
-from bot.rate_limit import Pace
+from bot.rate_limit import RateLimit
 from sandbox.__main__ import describe
 from sandbox.discord import server as discord_server
 
@@ -36,7 +36,7 @@ async def test_a_crowd_of_requests_meets_no_global_limit(tmp_path: Path) -> None
     try:
         assert 429 in (await crowd([]))[0]
         await asyncio.sleep(2.0)  # the window is over
-        statuses, before_some = await crowd([Pace(a_second=4.0).trace])
+        statuses, before_some = await crowd([RateLimit(a_second=4.0).trace])
         assert set(statuses) == {200}
         assert before_some
     finally:
@@ -48,7 +48,7 @@ async def test_refusals_slow_the_bot_down_before_discord_shuts_it_out(tmp_path: 
     server.rates.limits["invalid"] = (5, 600.0)
     url = f"{server.world.base_url}/api/v10/users/@me"
     try:
-        async with aiohttp.ClientSession(trace_configs=[Pace(most_invalid=4).trace]) as session:
+        async with aiohttp.ClientSession(trace_configs=[RateLimit(most_invalid=4).trace]) as session:
             answers = [(await session.get(url)).status for _ in range(4)]
             assert answers == [401] * 4
             waiting = asyncio.ensure_future(session.get(url))

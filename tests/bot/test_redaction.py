@@ -1,6 +1,8 @@
 """What was blanked in the record is blanked in Discord: its posts are edited, and nothing is posted anew."""
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -9,8 +11,8 @@ from projects import lifecycle, updates
 from projects.people import Actor
 from projects.record import redaction
 from sandbox.discord import permissions
-from sandbox.people import Answer
-from tests.bot.conftest import AGED, BOT, Lab
+from sandbox.people import Answer, Message
+from tests.bot.conftest import AGED, BOT, Lab, has
 from tests.bot.test_delivery import activate, propose
 from tests.patience import until
 
@@ -19,6 +21,16 @@ IMPATIENT = (
     "from discord.http import HTTPClient;"
     f"HTTPClient.max_ratelimit_timeout = property(lambda self: 6.0, lambda self, _: None); {AGED}"
 )
+
+
+def forgets(word: str, message_id: str) -> Callable[[Message], bool]:
+    """Whether it is this message, and without the word."""
+    return lambda message: message.id == message_id and word not in message.text
+
+
+def card_with_thread(project: int) -> Callable[[Message], bool]:
+    """Whether a message is the card of a proposal that has its thread."""
+    return lambda message: f"P{project} ·" in message.text and message.thread_id is not None
 
 
 def redact(session: Session, stream: str, number: int) -> None:
@@ -72,7 +84,7 @@ async def test_many_old_posts_are_blanked_as_discord_takes_the_edits_and_nothing
     await lab.guild.limit("old edit", 2, 8.0)
     await lab.start_bot(IMPATIENT)
     for number in (1, 2, 3, 4):
-        await lab.guild.wait_for(card.id, lambda m, n=number: f"record {n} " in m.text and posts.BLANKED in m.text)
+        await lab.guild.wait_for(card.id, has(f"record {number} ", posts.BLANKED))
     assert await blanked() == [1, 2, 3, 4]
     assert "posting waits" not in lab.log
 
@@ -80,10 +92,7 @@ async def test_many_old_posts_are_blanked_as_discord_takes_the_edits_and_nothing
 async def test_an_archived_thread_is_opened_for_it_and_a_locked_one_is_left_to_the_moderators(lab: Lab) -> None:
     await lab.start_bot()
     projects = [propose(lab, "One sleeps"), propose(lab, "Two is locked")]
-    one, two = [
-        (await lab.guild.wait_for("proposals", lambda m, n=n: f"P{n} ·" in m.text and m.thread_id is not None)).id
-        for n in projects
-    ]
+    one, two = [(await lab.guild.wait_for("proposals", card_with_thread(n))).id for n in projects]
     for thread in (one, two):
         await lab.guild.wait_for(thread, lambda m: "record 1 " in m.text)
     await lab.guild.set_permissions("Stoa", permissions.BOT & ~permissions.MANAGE_THREADS)
@@ -117,9 +126,9 @@ async def test_who_is_forgotten_is_named_on_no_card_however_old(lab: Lab) -> Non
     cards = []
     for run in (1, 2):
         await lab.launch(channel)
-        await lab.guild.wait_for(channel.id, lambda m, run=run: m.text.endswith(f"P1 · run {run}"))
+        await lab.guild.wait_for(channel.id, has(f"-# P1 · run {run}"))
         await lab.person("Ada").command("run cancel", channel=channel.id, run=run)
-        cards.append(await lab.guild.wait_for(channel.id, lambda m, run=run: f"Run {run} was cancelled" in m.text))
+        cards.append(await lab.guild.wait_for(channel.id, has(f"Run {run} was cancelled")))
     assert all("by Ada" in card.text for card in cards)
     await lab.guild.fault(rf"PATCH /channels/{channel.id}/messages/{cards[0].id}$", count=1000, status=503)
     lab.call(redaction.forget, None, lab.guild.info["users"]["Ada"], "They asked.")
@@ -128,8 +137,8 @@ async def test_who_is_forgotten_is_named_on_no_card_however_old(lab: Lab) -> Non
     await lab.guild.clear_faults()
     await lab.start_bot(few)
     for card in cards:
-        now = await lab.guild.wait_for(channel.id, lambda m, card=card: m.id == card.id and "Ada" not in m.text)
-        assert f"by {redaction.NAMELESS}" in now.text
+        now = await lab.guild.wait_for(channel.id, has(f"by {redaction.NAMELESS}", message_id=card.id))
+        assert "Ada" not in now.text
 
 
 async def test_a_long_post_and_the_labs_own_are_blanked_too(lab: Lab) -> None:
@@ -156,7 +165,7 @@ async def test_an_admin_bans_and_blanks_from_discord_and_nobody_else_does(lab: L
     card = await lab.guild.wait_for("proposals", lambda m: m.thread_id is not None)
     omar, grace = lab.person("Omar"), lab.person("Grace")
 
-    async def because(command: str, why: str, **given: object) -> Answer:
+    async def because(command: str, why: str, **given: Any) -> Answer:
         return await omar.submit(await omar.command(command, **given), {"Reason": why})
 
     refused = await grace.command("stoa redact", channel=card.id, number=1)
@@ -181,7 +190,7 @@ async def test_an_admin_bans_and_blanks_from_discord_and_nobody_else_does(lab: L
     assert "entries are blanked" in forgotten.text
     await lab.guild.wait_for("public-record", lambda m: "were blanked" in m.text)
     for message in [m for m in await lab.guild.messages("public-record") if "Ada" in m.text]:
-        await lab.guild.wait_for("public-record", lambda m, told=message: m.id == told.id and "Ada" not in m.text)
+        await lab.guild.wait_for("public-record", forgets("Ada", message.id))
     assert not any("Ada" in m.text for m in await lab.guild.messages("public-record"))
 
     form = await omar.command("stoa ban", person="Grace")

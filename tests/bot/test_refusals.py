@@ -1,5 +1,8 @@
 """Bad input: each gets one private sentence, and nothing changes."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from bot import text
@@ -11,6 +14,11 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 Shared = tuple[Lab, Channel]
 HOURS = "GPU-hours must be a number above 0 and at most 1,000,000, such as 1.5."
+
+
+def edited(times: int) -> Callable[[Answer], bool]:
+    """Whether an answer is there, and was edited so often."""
+    return lambda answer: answer.message is not None and answer.message.edits >= times
 
 
 def refused(lab: Lab, answer: Answer, sentence: str, heads: dict[str, int]) -> None:
@@ -63,7 +71,7 @@ async def test_a_day_that_has_passed(shared_lab: Shared) -> None:
 async def test_a_launch(shared_lab: Shared, options: dict[str, object], sentence: str) -> None:
     lab, channel = shared_lab
     heads = lab.heads()
-    given = {"recipe": "demo", "time_limit": "5m"} | options
+    given: dict[str, Any] = {"recipe": "demo", "time_limit": "5m"} | options
     refused(lab, await lab.person("Ada").command("run launch", channel=channel.id, **given), sentence, heads)
 
 
@@ -84,7 +92,7 @@ async def test_an_override(shared_lab: Shared, override: str, part: str) -> None
 async def test_a_stranger_cannot_launch_and_nobody_can_without_a_project(shared_lab: Shared) -> None:
     lab, channel = shared_lab
     heads = lab.heads()
-    given = {"recipe": "demo", "time_limit": "5m"}
+    given: dict[str, Any] = {"recipe": "demo", "time_limit": "5m"}
     answer = await lab.person("Omar").command("run launch", channel=channel.id, **given)
     sentence = "Only members of “Do small models dream?” can do this; its Join button makes you one."
     refused(lab, answer, sentence, heads)
@@ -180,7 +188,7 @@ async def test_an_answer_whose_connection_breaks_is_sent_again(shared_lab: Share
     await lab.guild.fault(answering, cut=True)
     launched = await ada.press(offer.message, "Launch")
     for answer, said, edits in ((proposed, "is proposed", 1), (launched, "is queued", 2)):
-        now = await lab.guild.wait_for_answer(answer, lambda a, n=edits: a.message is not None and a.message.edits >= n)
+        now = await lab.guild.wait_for_answer(answer, edited(edits))
         assert now.message is not None
         assert said in now.text
         assert (now.message.attachments, now.followups) == ([], [])

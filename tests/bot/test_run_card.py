@@ -2,6 +2,7 @@
 
 import psutil
 from PIL import Image
+from sqlalchemy.orm import Session
 
 from broker import publications
 from broker.runs import attempts, runs, settlement
@@ -37,7 +38,7 @@ async def test_the_card_follows_the_run(lab: Lab) -> None:
 
     token = lab.call(attempts.admit, 1, [0])
     lab.call(attempts.claim, 1, token, host="here", lease_seconds=60)
-    lab.call(attempts.started, 1, token, Process("here", "boot", 1, 1.0), [], lease_seconds=60)
+    lab.call(attempts.started, 1, token, Process("here", "boot", 1, 1), [], lease_seconds=60)
     lab.call(attempts.renew, 1, token, 20.0, progress(1, 10), lease_seconds=60)
     now = await lab.guild.wait_for(
         channel.id, lambda m: m.id == card.id and "step 10 of 40" in m.text and m.attachments != []
@@ -67,7 +68,7 @@ async def test_the_card_follows_the_run(lab: Lab) -> None:
 
     sample = lab.call(attempts.admit, 2, [0])
     lab.call(attempts.claim, 2, sample, host="here", lease_seconds=60)
-    lab.call(attempts.started, 2, sample, Process("here", "boot", 2, 1.0), [], lease_seconds=60)
+    lab.call(attempts.started, 2, sample, Process("here", "boot", 2, 1), [], lease_seconds=60)
     ending = Ending(0, sample="def hello(@everyone):\n    **pass**")
     lab.call(settlement.settle, 2, sample, 2.0, Progress(0, 0), ending, 3)
     said = await lab.guild.wait_for(channel.id, lambda m: "def hello" in m.text)
@@ -101,7 +102,7 @@ async def test_the_card_follows_the_run(lab: Lab) -> None:
     assert psutil.wait_procs(drawing, timeout=PATIENCE)[1] == []
 
 
-def publish(session: runs.Session, step: int, *, first: bool, final: bool) -> None:
+def publish(session: Session, step: int, *, first: bool, final: bool) -> None:
     """Note a published checkpoint of run 1, as the publisher does."""
     publications.add(session, 1, step, f"/tmp/step{step}")
     session.get_one(publications.Publication, (1, step)).url = f"{URL}{step}"

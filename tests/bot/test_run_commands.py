@@ -3,8 +3,10 @@
 import asyncio
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy.orm import Session
 
 from bot import text
 from broker.reports import run_plan, why
@@ -14,7 +16,7 @@ from broker.runs.attempts import Checkpoint, Ending, Process, Progress
 from broker.runs.runs import RunState
 from broker.runs.series import Measured
 from projects import membership
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from sandbox.people import Answer, Channel, Message
 from tests.bot.conftest import Lab
 from tests.patience import PATIENCE, until
@@ -73,7 +75,7 @@ def said(answer: Answer) -> str:
 async def test_a_launch_is_offered_with_its_cost_and_confirmed_once(shared_lab: Shared) -> None:
     lab, channel = shared_lab
     ada = lab.person("Ada")
-    given = {"recipe": "demo", "time_limit": "10m", "gpus": 2, "steps": 40, "override": "seed=7"}
+    given: dict[str, Any] = {"recipe": "demo", "time_limit": "10m", "gpus": 2, "steps": 40, "override": "seed=7"}
     heads = lab.heads()
     offer = await ada.command("run launch", channel=channel.id, dataset="python-docs", **given)
     assert offer.message is not None
@@ -140,7 +142,7 @@ async def test_an_offer_does_not_outlive_its_hour_or_its_place(shared_lab: Share
     with pytest.raises(Exception, match="Only the one who asked"):
         lab.call(run_plan.confirm, lab.actor("Grace"), draft)
 
-    def age(session: runs.Session) -> None:
+    def age(session: Session) -> None:
         session.get_one(LaunchDraft, draft).created_at = utcnow() - timedelta(hours=2)
 
     lab.call(age)
@@ -315,7 +317,7 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     for command in ("run fork", "run sample"):
         assert [value for _, value in await ada.complete(command, "run", "")] == [first], "alone with a checkpoint"
     thread = (await card_of(lab, channel, first)).thread_id or ""
-    here = {"channel": thread, "step": 16}
+    here: dict[str, Any] = {"channel": thread, "step": 16}
     given = await ada.complete("run fork", "gpus", "", channel=channel.id, run=first, step=16)
     assert given[0][0].startswith("1 GPU · ✓ 0.033 GPU-hours at most")
     assert await ada.complete("run fork", "gpus", "", **here) == given

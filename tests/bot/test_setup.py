@@ -1,9 +1,14 @@
 """`/stoa setup`: a bot that knows no channel starts all the same, adopts, makes, and makes nothing twice."""
 
+from dataclasses import replace
+from typing import Any
+
 import aiohttp
 
 from bot.commands.stoa.setup import NEW
+from bot.server import Server
 from projects import lifecycle, limits, updates
+from projects.people import LabRole
 from sandbox.discord import permissions
 from tests.bot.conftest import Lab
 from tests.bot.test_delivery import activate, propose, told
@@ -61,7 +66,7 @@ async def test_a_server_is_set_up_once_and_again(lab: Lab) -> None:
     await overwrite(lab, "DELETE")
     assert [channel.id for channel in await lab.guild.channels()] == before
 
-    given = {"proposals": "proposals", "announcements": "announcements", "reviewers": "reviewer"}
+    given: dict[str, Any] = {"proposals": "proposals", "announcements": "announcements", "reviewers": "reviewer"}
     await lab.guild.fault(r"POST /guilds/\d+/roles", status=403)
     broken_off = await omar.command("stoa setup", category="Lab", projects="Projects", **given)
     assert broken_off.text.startswith("Discord does not let the bot make “Stoa moderator”")
@@ -170,7 +175,7 @@ async def test_what_is_told_while_a_channel_is_gone_waits_for_the_next(lab: Lab)
     lab.call(limits.ban, None, lab.actor("Grace"), "Spam.")
     lab.call(lifecycle.join, lab.actor("Omar"), one, min_people=9)
     for stream in ("lab", "project:1", "project:2"):
-        await until(lambda stream=stream: f"stream={stream}" in lab.log)
+        await until(lab.logged(f"stream={stream}"))
     before = lab.sent()
     await omar.command("stoa setup")
     await lab.guild.wait_for("announcements", lambda m: "It goes on." in m.text)
@@ -208,3 +213,11 @@ async def test_a_bot_that_is_invited_again_registers_its_commands_again(lab: Lab
     await until(lambda: lab.log.count("commands registered") == 3)
     assert "dream" in (await lab.person("Grace").command("project list")).text
     assert "Traceback" not in lab.log
+
+
+def test_lab_roles_are_those_of_the_servers_roles_and_an_id_of_0_is_nobodys() -> None:
+    server = Server(1, 2, 3, 4, 5, reviewer_role=8, moderator_role=9, admin_role=0)
+    assert server.lab_roles([7, 8, 9]) == {LabRole.REVIEWER, LabRole.MODERATOR}
+    assert server.lab_roles([0]) == set()
+    both = replace(server, admin_role=9)
+    assert both.lab_roles([9]) == {LabRole.MODERATOR, LabRole.ADMIN}

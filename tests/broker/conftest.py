@@ -45,6 +45,6 @@ def ours(lab: Lab) -> int:
 
 
 @pytest.fixture(scope="module")
-def doorbells() -> None:
+def memory_queue() -> None:
     """A queue in memory, which nobody listens to: Celery's own, without a server."""
     tasks.app.conf.update(broker_url="memory://", broker_transport_options={})

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from broker.allocations import allocations, ledger, pools
 from broker.allocations.allocations import AllocationState
@@ -11,18 +12,19 @@ from broker.allocations.ledger import Account, Movement
 from broker.reviews import reviews
 from broker.runs import attempts, control, launching, runs, settlement
 from broker.runs.attempts import Attempt, Ending, Process, Progress
+from broker.runs.launching import Order
 from broker.runs.runs import Run, RunView
 from projects import lifecycle, policies
-from projects.db.database import Database, utcnow
-from projects.people import Actor
+from projects.db.columns import utcnow
+from projects.db.database import Database
+from projects.people import Actor, LabRole
 from projects.record import record
 from projects.settings import Settings
 
-REVIEWERS = 9
 ADA = Actor(1, "Ada")
 GRACE = Actor(2, "Grace")
-ROSA = Actor(3, "Rosa", frozenset({REVIEWERS}))
-EMMY = Actor(4, "Emmy", frozenset({REVIEWERS}))
+ROSA = Actor(3, "Rosa", frozenset({LabRole.REVIEWER}))
+EMMY = Actor(4, "Emmy", frozenset({LabRole.REVIEWER}))
 STRANGER = Actor(5, "Stranger")
 POOL = "laptop"
 HOUR = 3600
@@ -42,9 +44,10 @@ def in_days(days: int) -> str:
     return (utcnow() + timedelta(days=days)).date().isoformat()
 
 
-def settings(home: Path, **values: object) -> Settings:
+def settings(home: Path, **values: Any) -> Settings:
     """Settings that no environment has a say in."""
-    return Settings(_env_file=None, **({"home": home, "disk_floor_gib": 0} | values))
+    given: dict[str, Any] = {"home": home, "disk_floor_gib": 0} | values
+    return Settings(_env_file=None, **given)
 
 
 @dataclass
@@ -78,21 +81,21 @@ class Lab:
             lifecycle.scope(session, lead, project, goal="g", plan="p", compute="c", release="r", min_people=2)
         return project
 
-    def request(self, project: int, actor: Actor = ADA, **changes: str) -> int:
+    def request(self, project: int, actor: Actor = ADA, **changes: Any) -> int:
         """A request for an allocation of two hours."""
-        asked = {"pool": POOL, "hours": "2", "until": in_days(30), "justification": "To see."} | changes
+        asked: dict[str, Any] = {"pool": POOL, "hours": "2", "until": in_days(30), "justification": "To see."} | changes
         with self.db.write() as session:
             return allocations.request(session, actor, request_id(), project_id=project, **asked)
 
     def approve(self, allocation: int, hours: str = "1", reviewer: Actor = ROSA, reason: str = "Fine.") -> None:
         """A reviewer's consent."""
         with self.db.write() as session:
-            reviews.approve(session, reviewer, allocation, hours=hours, reason=reason, reviewer_role_id=REVIEWERS)
+            reviews.approve(session, reviewer, allocation, hours=hours, reason=reason)
 
     def decline(self, allocation: int, reviewer: Actor = ROSA, reason: str = "Not yet.") -> None:
         """A reviewer's refusal."""
         with self.db.write() as session:
-            reviews.decline(session, reviewer, allocation, reason=reason, reviewer_role_id=REVIEWERS)
+            reviews.decline(session, reviewer, allocation, reason=reason)
 
     def allocation(self, project: int, hours: str = "1", lead: Actor = ADA) -> int:
         """An approved allocation, by policy or by as many reviewers as it takes."""
@@ -108,17 +111,17 @@ class Lab:
             if state == AllocationState.REQUESTED:
                 self.approve(allocation, hours, reviewer)
 
-    def launch(self, project: int, actor: Actor = ADA, **changes: object) -> int:
+    def launch(self, project: int, actor: Actor = ADA, **changes: Any) -> int:
         """A queued run of ten minutes on one GPU."""
         return self.receipt(project, actor, **changes).run_id
 
     def receipt(
-        self, project: int, actor: Actor = ADA, request: str | None = None, **changes: object
+        self, project: int, actor: Actor = ADA, request: str | None = None, **changes: Any
     ) -> launching.Receipt:
         """What a launch answers."""
-        asked: dict[str, object] = {"recipe": "demo", "time_limit": "10m", "gpus": 1} | changes
+        asked: dict[str, Any] = {"recipe": "demo", "time_limit": "10m", "gpus": 1} | changes
         with self.db.write() as session:
-            return launching.launch(session, actor, request or request_id(), project_id=project, **asked)  # type: ignore[arg-type]
+            return launching.launch(session, actor, request or request_id(), Order(project, **asked))
 
     def admit(self, run: int, *devices: int) -> int:
         """Its token, from a scheduler."""
@@ -148,12 +151,12 @@ class Lab:
         with self.db.write() as session:
             settlement.settle(session, run, token, elapsed, NOTHING, ending, most)
 
-    def lose(self, run: int, token: int, *, grace: float = 0, most: int = 3) -> None:
+    def expire(self, run: int, token: int, *, grace: float = 0, most: int = 3) -> None:
         """The scheduler gives an attempt up, should its lease have run out."""
         with self.db.read() as session:
             attempt = session.get_one(Attempt, (run, token))
         with self.db.write() as session:
-            settlement.lose(session, attempt, grace_seconds=grace, most=most)
+            settlement.expire(session, attempt, grace_seconds=grace, most=most)
 
     def cancel(self, run: int, actor: Actor = ADA) -> None:
         """A member asks for the end of a run."""
@@ -165,10 +168,10 @@ class Lab:
         with self.db.write() as session:
             control.pause(session, actor, run)
 
-    def resume(self, run: int, **changes: object) -> launching.Receipt:
+    def resume(self, run: int, **changes: Any) -> launching.Receipt:
         """A member lets it go on."""
         with self.db.write() as session:
-            return control.resume(session, ADA, run, **changes)  # type: ignore[arg-type]
+            return control.resume(session, ADA, run, **changes)
 
     def extend(self, run: int, time: str) -> launching.Receipt:
         """A member gives it more time."""
@@ -206,7 +209,7 @@ class Lab:
         with self.db.read() as session:
             return [entry.kind for entry in record.since(session, record.project_stream(project), 0)]
 
-    def everything(self) -> object:
+    def everything(self) -> list[Any]:
         """What must be the same after a refusal: the record's heads, all balances, runs, attempts and allocations."""
         tables = (
             *("streams", "balances", "ledger", "runs", "attempts", "allocations", "grants", "people", "points"),

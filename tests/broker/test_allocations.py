@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from threading import Barrier
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -11,10 +12,10 @@ from broker.allocations import allocations, pools
 from broker.allocations.allocations import AllocationState, AllocationView, parse_day, parse_hours
 from broker.allocations.ledger import Account
 from broker.reports import review_context
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
-from projects.people import Actor
-from tests.broker.lab import ADA, EMMY, GRACE, HOUR, POOL, REVIEWERS, ROSA, Lab, in_days
+from projects.people import Actor, LabRole
+from tests.broker.lab import ADA, EMMY, GRACE, HOUR, POOL, ROSA, Lab, in_days
 from tests.patience import PATIENCE
 
 REFUSED_REQUESTS = [
@@ -29,7 +30,7 @@ REFUSED_REQUESTS = [
     ({"justification": " \u200b "}, "justification is empty"),
     ({"justification": "x" * 5000}, "at most 1,500"),
 ]
-REFUSED_DECISIONS = [
+REFUSED_DECISIONS: list[tuple[dict[str, Any], str]] = [
     ({"hours": "2.001"}, "2 GPU-hours were asked for; grant at most that"),
     ({"hours": "0"}, "above 0"),
     ({"hours": "NaN"}, "must be a number"),
@@ -39,8 +40,8 @@ REFUSED_DECISIONS = [
 NO_DECIDERS = [
     (GRACE, "Only compute reviewers"),
     (ADA, "Only compute reviewers"),
-    (Actor(1, "Ada", frozenset({REVIEWERS})), "Nobody decides on a request of their own project"),
-    (Actor(77, "Nobody", frozenset({REVIEWERS + 1})), "Only compute reviewers"),
+    (Actor(1, "Ada", frozenset({LabRole.REVIEWER})), "Nobody decides on a request of their own project"),
+    (Actor(77, "Nobody", frozenset({LabRole.MODERATOR})), "Only compute reviewers"),
 ]
 
 
@@ -95,7 +96,7 @@ def test_a_request_that_cannot_stand_changes_nothing(lab: Lab, subtests: pytest.
     for changes, sentence in REFUSED_REQUESTS:
         with subtests.test(**{key: value[:40] for key, value in changes.items()}):
             with pytest.raises(DomainError, match=sentence):
-                lab.request(project, **changes)
+                lab.request(project, ADA, **changes)
             assert lab.everything() == before
 
 
@@ -199,7 +200,7 @@ def test_a_second_click_is_told_who_was_first(lab: Lab) -> None:
 def test_of_reviewers_at_the_same_moment_one_wins(lab: Lab) -> None:
     project = lab.project()
     allocation = lab.request(project, hours="2")
-    reviewers = [Actor(100 + n, f"Reviewer {n}", frozenset({REVIEWERS})) for n in range(6)]
+    reviewers = [Actor(100 + n, f"Reviewer {n}", frozenset({LabRole.REVIEWER})) for n in range(6)]
     together = Barrier(len(reviewers))
 
     def decide(n: int) -> str:

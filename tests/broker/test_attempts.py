@@ -6,7 +6,8 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import text
+from sqlmodel import select
 
 from broker import publications
 from broker.allocations.ledger import Account
@@ -14,7 +15,7 @@ from broker.runs import attempts, series, settlement
 from broker.runs.attempts import Attempt, AttemptState, Checkpoint, Ending, Progress, StaleError
 from broker.runs.runs import RunState
 from broker.runs.series import Measured
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.errors import ConflictError
 from tests.broker.lab import HOUR, NOTHING, PROCESS, Lab
 
@@ -66,7 +67,7 @@ def test_a_message_delivered_twice_claims_once(lab: Lab, run: int) -> None:
         assert sum(pool.map(lambda _: lab.claim(run, token), range(6))) == 1
     assert not lab.claim(run, token)
     assert not lab.claim(run, token + 1)
-    lab.lose(run, token)
+    lab.expire(run, token)
     assert attempt(lab, run, token).state == AttemptState.CLAIMED, "its lease has not run out"
 
 
@@ -101,7 +102,7 @@ def test_a_device_is_given_away_once(lab: Lab, project: int, allocation: int) ->
 def test_a_stale_token_changes_nothing(lab: Lab, run: int) -> None:
     old = lab.start(run, 0, lease=0.001)
     time.sleep(0.01)
-    lab.lose(run, old)
+    lab.expire(run, old)
     new = lab.start(run, 0)
     assert new == old + 1
     seen = Progress(9, 9, step=99, tokens=99, points=[Measured("loss", 99, 99, 0.1)], checkpoints=[Checkpoint(99, "x")])
@@ -112,7 +113,7 @@ def test_a_stale_token_changes_nothing(lab: Lab, run: int) -> None:
         lab.settle(run, old, 50, DONE)
     with pytest.raises(StaleError), lab.db.write() as session:
         attempts.started(session, run, old, PROCESS, (), lease_seconds=60)
-    lab.lose(run, old)
+    lab.expire(run, old)
     assert lab.everything() == before
     assert not lab.renew(run, new, 1, NOTHING)
 
@@ -129,17 +130,18 @@ def test_a_supervisor_that_comes_too_late_finds_the_run_over(lab: Lab, run: int)
 
 def test_a_lost_lease_gives_back_and_goes_on_later(lab: Lab, project: int, allocation: int, run: int) -> None:
     token = lab.start(run, 0, 1)
-    assert not lab.renew(run, token, 30)
+    assert not lab.renew(run, token, 30, lease=60)
     with lab.db.read() as session:
         assert attempts.expired(session) == []
-    ends = utcnow() - timedelta(seconds=1)
-    with lab.db.write() as session:
-        session.get_one(Attempt, (run, token)).lease_until = ends
+    assert not lab.renew(run, token, 30, lease=0.001)
+    ends = attempt(lab, run, token).lease_until
+    time.sleep(0.01)
     with lab.db.read() as session:
         assert [(lost.run_id, lost.token) for lost in attempts.expired(session)] == [(run, token)]
     with ThreadPoolExecutor(3) as pool:
-        list(pool.map(lambda _: lab.lose(run, token, grace=3600), range(3)))
+        list(pool.map(lambda _: lab.expire(run, token, grace=3600), range(3)))
     row = lab.row(run)
+    assert ends is not None
     assert (row.state, row.reason) == (RunState.QUEUED, "its supervisor stopped renewing the lease")
     assert row.not_before == ends + timedelta(hours=1)
     assert lab.account(allocation) == Account(HOUR, 0, 0), "no checkpoint stands for the minute"
@@ -153,7 +155,7 @@ def test_the_next_attempt_has_what_the_lost_one_has_left(lab: Lab, allocation: i
     first = lab.start(run, 0, 1, lease=0.001)
     assert not lab.renew(run, first, 100, Progress(1, 1, checkpoints=[Checkpoint(1, "one")]), lease=0.001)
     time.sleep(0.01)
-    lab.lose(run, first)
+    lab.expire(run, first)
     second = lab.start(run, 0, 1)
     assert second == first + 1
     assert lab.account(allocation) == Account(HOUR, 2 * 500, 200)
@@ -169,7 +171,7 @@ def test_a_renewal_in_time_keeps_the_run(lab: Lab, run: int) -> None:
     time.sleep(0.01)
     lab.renew(run, token, 1, lease=60)
     with lab.db.write() as session:
-        settlement.lose(session, seen, grace_seconds=0, most=3)
+        settlement.expire(session, seen, grace_seconds=0, most=3)
     assert attempt(lab, run, token).state == AttemptState.RUNNING
     assert lab.run(run).state == RunState.RUNNING
 
@@ -182,7 +184,7 @@ def test_a_run_fails_for_good_after_its_last_attempt(lab: Lab, project: int, all
             lab.settle(run, token, 5, KILLED)
         else:
             time.sleep(0.01)
-            lab.lose(run, token)
+            lab.expire(run, token)
     view = lab.run(run)
     assert (view.state, view.spent) == (RunState.FAILED, 0)
     assert view.reason == "3 attempts failed; the last one: its supervisor stopped renewing the lease"
@@ -199,7 +201,7 @@ def test_a_lost_attempt_holds_its_devices_through_the_grace_though_the_run_has_e
     if end == "cancelled":
         lab.cancel(run)
     time.sleep(0.01)
-    lab.lose(run, token, grace=grace, most=1)
+    lab.expire(run, token, grace=grace, most=1)
     assert lab.run(run).state == end
     assert devices(lab) == held
 
@@ -331,9 +333,9 @@ def test_what_was_admitted_and_not_claimed_is_rung_for_again(lab: Lab, run: int)
         with lab.db.read() as session:
             return [found.token for found in attempts.unclaimed(session, since_seconds=seconds)]
 
-    assert waiting(60) == [token], "it was never rung for"
+    assert waiting(60) == [token], "no worker was told of it"
     with lab.db.write() as session:
-        attempts.rung(session, run, token)
+        attempts.notified(session, run, token)
     assert waiting(60) == []
     time.sleep(0.02)
     assert waiting(0.01) == [token]

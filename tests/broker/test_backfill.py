@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,14 +13,14 @@ from hypothesis import strategies as st
 from broker.scheduling.backfill import (
     SOONEST,
     Decision,
+    Funds,
     Held,
-    Hold,
     Limits,
-    Placed,
+    Placement,
     PoolRow,
-    Purse,
     QueueState,
     Waiting,
+    WaitReason,
     blocker,
     plan,
 )
@@ -29,7 +30,7 @@ POOL = PoolRow(1, "pool", 4, False, 1.0)
 SLURM = PoolRow(2, "slurm", 64, True, 1.0)
 
 
-def waiting(number: int, gpus: int = 1, seconds: int = 100, *, project: int = 1, **changes: object) -> Waiting:
+def waiting(number: int, gpus: int = 1, seconds: int = 100, *, project: int = 1, **changes: Any) -> Waiting:
     run = Waiting(number, project, project, project, 1, gpus, seconds, NOW - timedelta(seconds=1000 - number), NOW)
     return run._replace(**changes)
 
@@ -39,49 +40,49 @@ def held(run: int, devices: Sequence[int], seconds: float = 50.0, *, project: in
 
 
 def queue(*runs: Waiting, running: Sequence[Held] = (), limits: Limits | None = None, left: int = 10**9) -> QueueState:
-    purses = {run.allocation_id: Purse(left, 1, None) for run in runs}
+    funds = {run.allocation_id: Funds(left, 1, None) for run in runs}
     pools = (POOL, SLURM)
-    return QueueState(NOW, pools, runs, running, purses, limits=limits or Limits())
+    return QueueState(NOW, pools, runs, running, funds, limits=limits or Limits())
 
 
-def starts(state: QueueState) -> dict[int, tuple[float, Hold | None]]:
-    return {one.run.id: (one.start, one.hold) for queued in plan(state).queues.values() for one in queued}
+def starts(state: QueueState) -> dict[int, tuple[float, WaitReason | None]]:
+    return {one.run.id: (one.start, one.waits_for) for queued in plan(state).queues.values() for one in queued}
 
 
 def test_a_lower_run_starts_where_it_delays_no_higher_one() -> None:
     running = [held(90, (0, 1, 2), 50)]
     state = queue(waiting(1, 4, 100), waiting(2, 1, 50), waiting(3, 1, 51), running=running)
-    assert starts(state) == {1: (50, Hold.GPUS), 2: (0, None), 3: (150, Hold.GPUS)}
+    assert starts(state) == {1: (50, WaitReason.GPUS), 2: (0, None), 3: (150, WaitReason.GPUS)}
     assert plan(state).starts == [Decision(2, (3,))]
     longer = queue(waiting(1, 4, 100), waiting(3, 1, 51), running=running)
-    assert starts(longer) == {1: (50, Hold.GPUS), 3: (150, Hold.BEHIND)}
-    placed = plan(longer).queues[1][1]
-    assert blocker(longer, plan(longer), placed) == 1
+    assert starts(longer) == {1: (50, WaitReason.GPUS), 3: (150, WaitReason.BEHIND)}
+    placement = plan(longer).queues[1][1]
+    assert blocker(longer, plan(longer), placement) == 1
 
 
 def test_all_gpus_of_a_run_or_none() -> None:
-    assert starts(queue(waiting(1, 3), waiting(2, 2)))[2] == (100, Hold.GPUS)
-    assert starts(queue(waiting(1, 5)))[1] == (math.inf, Hold.GPUS)
+    assert starts(queue(waiting(1, 3), waiting(2, 2)))[2] == (100, WaitReason.GPUS)
+    assert starts(queue(waiting(1, 5)))[1] == (math.inf, WaitReason.GPUS)
 
 
 def test_nobody_is_over_a_limit_and_who_is_holds_up_nobody() -> None:
     few = Limits(most_running_a_project=1, most_running_a_person=100)
     state = queue(waiting(1), waiting(2), waiting(3, project=2), limits=few)
-    assert starts(state) == {1: (0, None), 2: (100, Hold.PROJECT_LIMIT), 3: (0, None)}
+    assert starts(state) == {1: (0, None), 2: (100, WaitReason.PROJECT_LIMIT), 3: (0, None)}
     few = Limits(most_running_a_person=1)
-    assert starts(replace(state, limits=few))[2] == (100, Hold.PERSON_LIMIT)
+    assert starts(replace(state, limits=few))[2] == (100, WaitReason.PERSON_LIMIT)
 
 
 def test_hours_are_promised_in_order() -> None:
     state = queue(waiting(1, 4, 100), waiting(2, 1, 10), running=[held(90, (0, 1))], left=405)
-    assert starts(state) == {1: (50, Hold.GPUS), 2: (math.inf, Hold.HOURS)}
+    assert starts(state) == {1: (50, WaitReason.GPUS), 2: (math.inf, WaitReason.HOURS)}
     assert plan(state).queues[1][1].free == 5
 
 
 def test_a_requeued_run_keeps_its_place_while_its_earlier_attempt_stops() -> None:
     late = waiting(1, 4, not_before=NOW + timedelta(seconds=30))
     state = queue(late, waiting(2, 1, 30), waiting(3, 1, 31))
-    assert starts(state) == {1: (30, Hold.EARLIER_ATTEMPT), 2: (0, None), 3: (130, Hold.BEHIND)}
+    assert starts(state) == {1: (30, WaitReason.EARLIER_ATTEMPT), 2: (0, None), 3: (130, WaitReason.BEHIND)}
 
 
 def test_slurm_is_given_a_few_jobs_and_no_devices() -> None:
@@ -101,10 +102,10 @@ def test_what_starts_in_one_pool_counts_in_the_next() -> None:
 
 def test_who_can_never_start_is_refused_and_holds_up_nobody() -> None:
     state = queue(waiting(1, 4, 100), waiting(2, project=2))
-    ended = replace(state, purses={1: Purse(10**9, 0, NOW), 2: state.purses[2]})
+    ended = replace(state, funds={1: Funds(10**9, 0, NOW), 2: state.funds[2]})
     assert list(plan(ended).refusals) == [1]
     assert "ended on 2030-01-01" in plan(ended).refusals[1]
-    short = replace(state, purses={1: Purse(399, 0, None), 2: state.purses[2]})
+    short = replace(state, funds={1: Funds(399, 0, None), 2: state.funds[2]})
     assert "it may cost 0.112 GPU-hours and its allocation has 0.11 left" in plan(short).refusals[1]
     assert [one.run_id for one in plan(short).starts] == [2]
 
@@ -133,13 +134,13 @@ def states(draw: st.DrawFn) -> QueueState:
         pools=[POOL._replace(gpus=gpus)],
         waiting=runs,
         held=running,
-        purses={n: Purse(draw(st.integers(0, 400)), 1, None) for n in range(1, 4)},
+        funds={n: Funds(draw(st.integers(0, 400)), 1, None) for n in range(1, 4)},
         usage={n: draw(st.sampled_from([0.0, 10.0, 50.0])) for n in range(1, 4)},
         limits=Limits(draw(st.integers(1, 4)), draw(st.integers(1, 5))),
     )
 
 
-def fits(state: QueueState, above: Sequence[Placed], run: Waiting, start: float) -> bool:
+def fits(state: QueueState, above: Sequence[Placement], run: Waiting, start: float) -> bool:
     """Whether at every moment of the run's time its GPUs and its places are free, with those above where they are."""
     spans = [
         (0.0, max(one.seconds, SOONEST), len(one.devices), one.project_id, one.person_id, one.open)
@@ -167,18 +168,18 @@ def fits(state: QueueState, above: Sequence[Placed], run: Waiting, start: float)
 @given(states())
 def test_each_run_has_the_first_time_that_those_above_it_leave(state: QueueState) -> None:
     """So none of them is delayed by one below, and none is given a GPU or a place that is not there."""
-    placed = plan(state).queues[1]
+    placements = plan(state).queues[1]
     ends = {max(one.seconds, SOONEST) for one in state.held}
-    ends |= {one.start + one.run.seconds for one in placed if one.start < math.inf}
-    for rank, one in enumerate(placed):
-        if one.hold == Hold.HOURS:
+    ends |= {one.start + one.run.seconds for one in placements if one.start < math.inf}
+    for rank, one in enumerate(placements):
+        if one.waits_for == WaitReason.HOURS:
             continue
         assert one.run.not_before
         after = (one.run.not_before - NOW).total_seconds()
         earlier = {moment for moment in ends | {0.0, after} if after <= moment < one.start}
         assert one.start < math.inf
-        assert fits(state, placed[:rank], one.run, one.start)
-        assert not any(fits(state, placed[:rank], one.run, moment) for moment in earlier)
+        assert fits(state, placements[:rank], one.run, one.start)
+        assert not any(fits(state, placements[:rank], one.run, moment) for moment in earlier)
 
 
 @settings(max_examples=150, deadline=None)
@@ -186,7 +187,8 @@ def test_each_run_has_the_first_time_that_those_above_it_leave(state: QueueState
 def test_what_starts_shares_no_device_and_breaks_no_limit(state: QueueState) -> None:
     by_id = {run.id: run for run in state.waiting}
     decided = plan(state).starts
-    devices = [device for one in [*state.held, *decided] for device in one.devices]
+    devices = [device for one in state.held for device in one.devices]
+    devices += [device for one in decided for device in one.devices]
     assert len(devices) == len(set(devices))
     assert set(devices) <= set(range(state.pools[0].gpus))
     assert all(len(one.devices) == by_id[one.run_id].gpus for one in decided)
@@ -195,38 +197,38 @@ def test_what_starts_shares_no_device_and_breaks_no_limit(state: QueueState) -> 
     for project, count in began.items():
         assert count + running[project] <= state.limits.most_running_a_project
         spent = sum(by_id[one.run_id].cost for one in decided if by_id[one.run_id].project_id == project)
-        assert spent <= state.purses[project].left
+        assert spent <= state.funds[project].left
 
 
 @settings(max_examples=150, deadline=None)
 @given(states())
 def test_the_reason_is_true(state: QueueState) -> None:
     planned = plan(state)
-    starting = [one.run for one in planned.queues[1] if one.hold is None]
+    starting = [one.run for one in planned.queues[1] if one.waits_for is None]
     free = state.pools[0].gpus - sum(len(one.devices) for one in state.held) - sum(run.gpus for run in starting)
     for place, one in enumerate(planned.queues[1]):
         run = one.run
         same_project = sum(other.project_id == run.project_id for other in starting)
         same_person = sum(other.person_id == run.person_id for other in starting)
-        match one.hold:
+        match one.waits_for:
             case None:
                 assert one.start == 0
-            case Hold.HOURS:
-                above = [other for other in planned.queues[1][:place] if other.hold != Hold.HOURS]
+            case WaitReason.HOURS:
+                above = [other for other in planned.queues[1][:place] if other.waits_for != WaitReason.HOURS]
                 promised = sum(o.run.cost for o in above if o.run.allocation_id == run.allocation_id)
-                assert run.cost > state.purses[run.allocation_id].left - promised == one.free
-            case Hold.EARLIER_ATTEMPT:
+                assert run.cost > state.funds[run.allocation_id].left - promised == one.free
+            case WaitReason.EARLIER_ATTEMPT:
                 assert run.not_before
                 assert run.not_before > state.now
-            case Hold.PROJECT_LIMIT:
+            case WaitReason.PROJECT_LIMIT:
                 running = sum(other.open and other.project_id == run.project_id for other in state.held)
                 assert running + same_project >= state.limits.most_running_a_project
-            case Hold.PERSON_LIMIT:
+            case WaitReason.PERSON_LIMIT:
                 running = sum(other.open and other.person_id == run.person_id for other in state.held)
                 assert running + same_person >= state.limits.most_running_a_person
-            case Hold.GPUS:
+            case WaitReason.GPUS:
                 assert run.gpus > free
-            case Hold.BEHIND:
+            case WaitReason.BEHIND:
                 ahead = blocker(state, planned, one)
                 assert ahead in {other.run.id for other in planned.queues[1][:place]}
 
@@ -236,9 +238,9 @@ def test_the_reason_is_true(state: QueueState) -> None:
 def test_no_start_that_was_expected_comes_later(state: QueueState) -> None:
     """Played to the end with every run taking all its time: with one project, whose order stands, promises are kept."""
     runs = [run._replace(project_id=1, person_id=1, allocation_id=1, not_before=NOW) for run in state.waiting]
-    purses = {1: Purse(10**9, 0, None)}
+    funds = {1: Funds(10**9, 0, None)}
     running = [one._replace(seconds=max(one.seconds, SOONEST), project_id=9, person_id=9) for one in state.held]
-    state = replace(state, waiting=runs, purses=purses, held=running)
+    state = replace(state, waiting=runs, funds=funds, held=running)
     expected = {one.run.id: one.start for one in plan(state).queues[1]}
     clock = 0.0
     for _ in range(100):

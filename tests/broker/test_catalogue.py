@@ -3,23 +3,22 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from broker import catalogue, publications
 from broker.publications import Repository
-from broker.runs import runs
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
-from projects.people import Actor
+from projects.people import Actor, LabRole
 from projects.record import record
 from tests.broker.lab import ADA, GRACE, Lab, request_id
 from tests.patience import PATIENCE
 from trainer.config import RECIPES
 
-ADMINS = 77
-ALAN = Actor(70, "Alan", frozenset({ADMINS}))
-KURT = Actor(71, "Kurt", frozenset({ADMINS}))
+ALAN = Actor(70, "Alan", frozenset({LabRole.ADMIN}))
+KURT = Actor(71, "Kurt", frozenset({LabRole.ADMIN}))
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 DEMO = (RECIPES / "demo.yml").read_text()
 
@@ -37,22 +36,22 @@ def dataset(lab: Lab, name: str = "books", actor: Actor | None = ADA, **changes:
 
 def accept(lab: Lab, name: str, actor: Actor | None = ALAN, reason: str = "Well made.") -> None:
     with lab.db.write() as session:
-        catalogue.accept(session, actor, name, reason=reason, admin_role_id=ADMINS)
+        catalogue.accept(session, actor, name, reason=reason)
 
 
 def retire(lab: Lab, name: str, actor: Actor | None = ALAN) -> None:
     with lab.db.write() as session:
-        catalogue.retire(session, actor, name, reason="It leaks.", admin_role_id=ADMINS)
+        catalogue.retire(session, actor, name, reason="It leaks.")
 
 
 def decline(lab: Lab, name: str, actor: Actor | None = ALAN, reason: str = "Too large.") -> None:
     with lab.db.write() as session:
-        catalogue.decline(session, actor, name, reason=reason, admin_role_id=ADMINS)
+        catalogue.decline(session, actor, name, reason=reason)
 
 
 def listed(lab: Lab) -> list[str]:
     with lab.db.read() as session:
-        return runs.recipes(session)
+        return catalogue.recipes(session)
 
 
 def told(lab: Lab) -> list[tuple[str, str, str]]:
@@ -159,7 +158,7 @@ def test_recipes_that_are_refused_change_nothing(lab: Lab, body: str, sentence: 
         ({"name": "pythia-14m"}, "built in"),
     ],
 )
-def test_datasets_that_are_refused_change_nothing(lab: Lab, changes: dict[str, str], sentence: str) -> None:
+def test_datasets_that_are_refused_change_nothing(lab: Lab, changes: dict[str, Any], sentence: str) -> None:
     before = lab.everything()
     with pytest.raises(DomainError, match=sentence):
         dataset(lab, **changes)
@@ -173,7 +172,7 @@ def test_who_decides_and_how_often(lab: Lab) -> None:
             with pytest.raises(ForbiddenError, match=sentence):
                 decide(lab, "ours", actor)
     with lab.db.write() as session, pytest.raises(ForbiddenError, match="Only the admins"):
-        catalogue.accept(session, Actor(9, "No", frozenset({0})), "ours", reason="x", admin_role_id=0)
+        catalogue.accept(session, Actor(9, "No"), "ours", reason="x")
     with pytest.raises(InvalidError, match="The reason is empty"):
         accept(lab, "ours", reason=" ")
     with pytest.raises(ConflictError, match="is proposed and cannot become retired"):

@@ -7,11 +7,13 @@ from sqlalchemy import text
 
 from broker.allocations import ledger
 from broker.allocations.ledger import Account
-from broker.runs import attempts, control, launching, runs, settlement
+from broker.reports import run_plan
+from broker.runs import attempts, control, runs, settlement
 from broker.runs.attempts import Attempt, Checkpoint, Ending, Progress
 from broker.runs.launching import Receipt
 from broker.runs.runs import RunState
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
+from projects.people import Actor
 from tests.broker.lab import ADA, GRACE, HOUR, NOTHING, STRANGER, Lab, request_id
 
 STOPPED = Ending(75, "stopped")
@@ -25,7 +27,13 @@ def wrote(*steps: int) -> Progress:
 
 def fork(lab: Lab, run: int, step: int, **changes: object) -> Receipt:
     with lab.db.write() as session:
-        return launching.fork(session, ADA, request_id(), run, step, **changes)  # type: ignore[arg-type]
+        preview = run_plan.fork(session, ADA, request_id(), run, step, **changes)  # type: ignore[arg-type]
+        return run_plan.confirm(session, ADA, preview.draft_id)
+
+
+def rerun(lab: Lab, actor: Actor, request: str, run: int) -> Receipt:
+    with lab.db.write() as session:
+        return run_plan.confirm(session, actor, run_plan.rerun(session, actor, request, run).draft_id)
 
 
 def test_a_queued_run_pauses_at_once_and_resumes(lab: Lab, project: int, allocation: int, run: int) -> None:
@@ -102,7 +110,7 @@ def test_a_run_paused_before_it_was_claimed_or_as_its_supervisor_died_is_paused(
     lab.resume(run)
     token = lab.start(run, 0, 1, lease=-1)
     lab.pause(run)
-    lab.lose(run, token)
+    lab.expire(run, token)
     assert lab.run(run).state == RunState.PAUSED
 
 
@@ -251,10 +259,8 @@ def test_a_fork_goes_on_from_a_kept_step_of_another_run(lab: Lab, project: int, 
 def test_a_run_is_run_again_with_all_that_it_was_asked_for(lab: Lab, project: int, allocation: int) -> None:
     first = lab.launch(project, gpus=2, time_limit="15m", overrides="steps=20, seed=3")
     lab.cancel(first)
-    with lab.db.write() as session:
-        receipt = launching.rerun(session, GRACE, "again", first)
-    with lab.db.write() as session:
-        assert launching.rerun(session, GRACE, "again", first).run_id == receipt.run_id
+    receipt = rerun(lab, GRACE, "again", first)
+    assert rerun(lab, GRACE, "again", first).run_id == receipt.run_id
     view, before = lab.run(receipt.run_id), lab.run(first)
     for asked in ("recipe", "overrides", "gpus", "time_limit", "pool", "total_steps", "parent_id"):
         assert getattr(view, asked) == getattr(before, asked)
@@ -373,7 +379,7 @@ def test_a_lost_host_refunds_also_while_the_run_stops(lab: Lab, run: int, lost: 
     lab.renew(run, token, 90, lease=0.001 if lost else 60)
     lab.pause(run)
     if lost:
-        lab.lose(run, token)
+        lab.expire(run, token)
     else:
         lab.settle(run, token, 90, KILLED)
     assert (lab.run(run).state, lab.run(run).spent) == (RunState.PAUSED, spent)

@@ -1,5 +1,6 @@
 """The disk stays bounded: what is safe on the Hub and not needed goes, and below the floor nothing starts."""
 
+import shutil
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -7,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import update
+from sqlmodel import col
 
 from broker import catalogue, publications
 from broker.catalogue import CatalogueEntry
@@ -53,7 +55,9 @@ def publish(lab: Lab, run: int, steps: Iterable[int]) -> None:
     """Those steps stand verified on the Hub."""
     with lab.db.write() as session:
         session.execute(
-            update(Publication).where(Publication.run_id == run, Publication.step.in_(list(steps))).values(url="there")
+            update(Publication)
+            .where(col(Publication.run_id) == run, col(Publication.step).in_(list(steps)))
+            .values(url="there")
         )
 
 
@@ -91,7 +95,7 @@ def test_a_removal_cut_short_is_finished(lab: Lab, conf: Settings, run: int) -> 
     write(lab, conf, run, 0, 1, 2)
     publish(lab, run, (0, 1, 2))
     with lab.db.write() as session:
-        session.execute(update(Publication).where(Publication.step == 0).values(disk=Disk.LEAVING))
+        session.execute(update(Publication).where(col(Publication.step) == 0).values(disk=Disk.LEAVING))
     assert disk.tidy(conf, lab.db) == 1
     assert here(conf, run) == [1, 2]
 
@@ -147,10 +151,10 @@ def test_nothing_outside_the_runs_is_removed(lab: Lab, conf: Settings, run: int,
     assert elsewhere.exists()
 
 
+@pytest.mark.usefixtures("memory_queue")
 def test_below_the_floor_no_run_starts_and_it_is_told_once(lab: Lab, conf: Settings) -> None:
     waiting = queued(lab)
     low = Scheduler(conf.model_copy(update={"disk_floor_gib": FULL}), lab.db)
-    low._ring = lambda: None  # type: ignore[method-assign]  # there is no queue here
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda _: low.round(), range(3)))
     assert lab.run(waiting).state == RunState.QUEUED
@@ -161,7 +165,6 @@ def test_below_the_floor_no_run_starts_and_it_is_told_once(lab: Lab, conf: Setti
     almost = conf.model_copy(update={"disk_floor_gib": disk.free_gib(conf) / (disk.ENOUGH * 0.98)})
     assert not disk.admits(almost, lab.db), "a little more than the floor is not enough to start again"
     high = Scheduler(conf, lab.db)
-    high._ring = lambda: None  # type: ignore[method-assign]
     high.round()
     assert lab.run(waiting).state == RunState.STARTING
     assert told(lab) == ["disk.low", "disk.enough"]
@@ -201,9 +204,9 @@ def test_data_that_a_failed_preparation_left_goes_and_what_the_catalogue_names_s
 
 
 def test_a_disk_of_the_runs_own_counts(conf: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk of its own cannot be mounted by every user."""
+    """The sizes are given: not every user may mount a disk."""
     free = {conf.home: 9 * 2**30, conf.runs_dir: 2**30}
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda place: SimpleNamespace(free=free[place]))
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=free[place]))
     assert disk.free_gib(conf) == 1
     free[conf.home] = 2**29
     assert disk.free_gib(conf) == 0.5

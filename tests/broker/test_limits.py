@@ -1,31 +1,32 @@
 """Limits per person, and the ban list."""
 
-from datetime import timedelta
+import json
+from datetime import datetime, timedelta
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import update
+from sqlmodel import col, select
 
 from broker.reviews import changes
 from broker.runs.launching import Origin
 from projects import lifecycle, limits, policies
 from projects.errors import ConflictError, ForbiddenError, NotFoundError
-from projects.people import Actor
+from projects.people import Actor, LabRole
 from projects.record import record
 from projects.record.record import Payload
 from tests.broker.lab import ADA, GRACE, ROSA, STRANGER, Lab, request_id
 
-ADMINS = 77
-OMAR = Actor(50, "Omar", frozenset({ADMINS}))
+OMAR = Actor(50, "Omar", frozenset({LabRole.ADMIN}))
 
 
 def ban(lab: Lab, who: Actor, by: Actor | None = OMAR) -> None:
     with lab.db.write() as session:
-        limits.ban(session, by, who, "Spam.", admin_role_id=ADMINS)
+        limits.ban(session, by, who, "Spam.")
 
 
 def unban(lab: Lab, who: Actor, by: Actor | None = OMAR) -> None:
     with lab.db.write() as session:
-        limits.unban(session, by, who.discord_id, "It was a mistake.", admin_role_id=ADMINS)
+        limits.unban(session, by, who.discord_id, "It was a mistake.")
 
 
 def policy(lab: Lab, name: str, value: int) -> None:
@@ -67,10 +68,10 @@ def yesterday(lab: Lab) -> None:
     with lab.db.write() as session:
         for row in session.scalars(select(Payload)):
             assert row.body is not None
-            said = record.json.loads(row.body)
-            then = limits.datetime.fromisoformat(said["at"]) - timedelta(days=1)
+            said = json.loads(row.body)
+            then = datetime.fromisoformat(said["at"]) - timedelta(days=1)
             changed = record.canonical(said | {"at": then.isoformat(timespec="milliseconds")})
-            session.execute(update(Payload).where(Payload.entry_id == row.entry_id).values(body=changed))
+            session.execute(update(Payload).where(col(Payload.entry_id) == row.entry_id).values(body=changed))
 
 
 def test_who_is_banned_does_nothing_but_read(lab: Lab) -> None:

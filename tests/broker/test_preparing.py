@@ -1,6 +1,5 @@
 """Preparing data is a run like any other, by the real trainer; later runs of the recipe train from what it made."""
 
-import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -11,11 +10,13 @@ import pytest
 import yaml
 
 from broker import catalogue
-from broker.runs import launching
+from broker.reports import run_plan
+from broker.runs import launching, runs
 from broker.runs.runs import RunState
 from projects.errors import ConflictError, NotFoundError
 from tests.broker.lab import ADA, Lab, request_id
 from tests.databases import ONCE
+from tests.environment import bare
 from tests.patience import PATIENCE
 from trainer.config import RECIPES
 
@@ -30,7 +31,7 @@ def project(lab: Lab) -> int:
     values["training"] |= {"steps": 2, "batch": 2, "micro_batch": 2, "evaluation_tokens": 256}
     with lab.db.write() as session:
         catalogue.propose_recipe(session, None, request_id(), name="tiny", body=yaml.safe_dump(values))
-        catalogue.accept(session, None, "tiny", reason="For all.", admin_role_id=0)
+        catalogue.accept(session, None, "tiny", reason="For all.")
     project = lab.project()
     lab.allocation(project)
     return project
@@ -47,7 +48,7 @@ def see_through(lab: Lab, home: Path, run: int) -> None:
     token = lab.admit(run)
     assert lab.claim(run, token)
     (home / "runs" / str(run)).mkdir(parents=True)
-    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | {
+    environment = bare() | {
         "STOA_ENV_FILE": "",
         "STOA_HOME": str(home),
         "STOA_DATABASE_URL": lab.db.url.render_as_string(hide_password=False),
@@ -112,10 +113,10 @@ def test_what_a_preparation_is_not_for_says_so(lab: Lab, project: int) -> None:
     with pytest.raises(ConflictError, match="prepares the data of “tiny”, and would begin anew"):
         lab.pause(run)
     with pytest.raises(ConflictError, match="prepares the data of “tiny”; only a run that trains"), lab.db.write() as s:
-        launching.rerun(s, ADA, request_id(), run)
+        run_plan.rerun(s, ADA, request_id(), run)
     with lab.db.read() as session:
         assert (
-            launching.receipt(session, launching.load(session, run)).basis
+            launching.receipt(session, runs.load(session, run)).basis
             == "a preparation takes as long as its recipe has data"
         )
     assert lab.extend(run, "10m").cost == 1200

@@ -22,14 +22,16 @@ from sqlalchemy import text, update
 from broker import publications
 from broker.publications import Publication, Repository
 from broker.publishing import loss_plot, model_card, publisher
+from broker.publishing.hub import Hub as HubClient
+from broker.publishing.model_card import write_card
 from broker.runs.attempts import Checkpoint, Progress
 from projects import lifecycle, updates
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.lifecycle import Project
 from projects.people import Actor
 from projects.record import record
 from projects.settings import Settings
-from tests.broker.lab import ADA, GRACE, REVIEWERS, ROSA, Lab, request_id, settings
+from tests.broker.lab import ADA, GRACE, ROSA, Lab, request_id, settings
 from tests.patience import PATIENCE, wait_for
 
 LAST = 4
@@ -201,7 +203,7 @@ def test_the_card_says_how_and_by_whom(lab: Lab, conf: Settings, hub: Hub, run: 
     assert r"# Sinks of \<attention\>: run" in said
     assert r"| python\-docs | PSF\-2\.0 | common/text at 0123456789ab | 123,456 |" in said
     assert "People: Ada (lead), Grace" in said
-    assert "given by The house" in said
+    assert "sponsored by The house" in said
     assert r"- Changed in it: steps = 4" in said
     assert f'from_pretrained("{repo(conf, run)}", revision="step{LAST}")' in said
     assert "| 4 | 400 | 0.2500 |" in said
@@ -229,7 +231,9 @@ def test_nothing_typed_becomes_markup_or_metadata(lab: Lab, conf: Settings, hub:
     with lab.db.read() as session:
         name = session.get_one(Repository, run).name
     said = hub.read(name, "README.md", "step0")
-    assert hub.api.model_info(name, revision="step0").card_data["license"] == "apache-2.0"
+    card = hub.api.model_info(name, revision="step0").card_data
+    assert card is not None
+    assert card["license"] == "apache-2.0"
     assert said.count("\n---\n") == 1
     assert r"# A \# title \| with \`all\` of it\: www\.example\.org: run" in said
     assert r"\-\-\- license\: mit \-\-\- \*\*Ada\*\* \<img src=x\> \[a\]\(http\://x\)" in said
@@ -241,7 +245,7 @@ def test_metrics_of_earlier_attempts_go_along(tmp_path: Path) -> None:
         folder.mkdir()
         lines = [json.dumps({"step": step, "loss": float(token)}) for step in steps]
         (folder / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 99, "lo']))
-    found = model_card.measured(tmp_path / "attempt-2", 10)
+    found = model_card.metrics_up_to(10, tmp_path / "attempt-2")
     assert [(line["step"], line["loss"]) for line in found] == [(n, 1.0 if n < 5 else 2.0) for n in range(1, 11)]
 
 
@@ -354,8 +358,8 @@ def test_another_takes_over_from_a_publisher_that_died(lab: Lab, conf: Settings,
         died = publisher.claim(session, run, conf)
     assert died is not None
     with lab.db.read() as session:
-        publisher.write_card(session, run, died.repo, died.folder)
-    publisher.Hub(conf).publish(died.repo, "step0", died.folder, "step 0")  # and then its power went out
+        write_card(session, run, died.repo, died.folder)
+    HubClient(conf).publish(died.repo, "step0", died.folder, "step 0")  # and then its power went out
 
     assert waiting(lab) == [], "it is leased"
     publish(lab, conf, run)
@@ -391,6 +395,7 @@ def test_a_long_upload_keeps_its_lease(lab: Lab, conf: Settings, hub: Hub, run: 
         uploading = pool.submit(publish, lab, short, run)
         wait_for(lambda: row(lab, run, 0).lease_until is not None, "the first lease")
         first = row(lab, run, 0).lease_until
+        assert first is not None
         wait_for(lambda: utcnow() > first, "its end")
         assert waiting(lab) == []
         assert not uploading.done()
@@ -439,7 +444,7 @@ def held_run(lab: Lab) -> tuple[int, int]:
 
 def upload(conf: Settings, claimed: publisher.Claimed) -> None:
     """What a publisher sends once it has claimed a checkpoint."""
-    hub = publisher.Hub(conf)
+    hub = HubClient(conf)
     for branch in (f"step{claimed.step}", "main"):
         hub.publish(claimed.repo, branch, claimed.folder, "late", private=claimed.private)
 
@@ -452,7 +457,7 @@ def test_a_release_decided_during_an_upload_opens_the_repository(lab: Lab, conf:
     assert claimed is not None
     assert claimed.private
     with lab.db.write() as session:
-        updates.release(session, ROSA, project, "It is safe.", REVIEWERS)
+        updates.release(session, ROSA, project, "It is safe.")
     publish(lab, conf, run)
     upload(conf, claimed)
     with lab.db.write() as session:
@@ -473,7 +478,7 @@ def test_a_publisher_that_comes_late_closes_nothing_for_good(lab: Lab, conf: Set
     lapse(lab)
     publish(lab, conf, run)
     with lab.db.write() as session:
-        updates.release(session, ROSA, project, "It is safe.", REVIEWERS)
+        updates.release(session, ROSA, project, "It is safe.")
     publish(lab, conf, run)
     assert not hub.api.model_info(repo(conf, run)).private
     upload(conf, claimed)
@@ -498,8 +503,8 @@ def test_held_checkpoints_are_private_until_reviewers_release_them(lab: Lab, con
     assert waiting(lab) == []
 
     with lab.db.write() as session:
-        updates.release(session, ROSA, project, "It is safe.", REVIEWERS)
-    assert waiting(lab) == [(run, publisher.SHOWING)]
+        updates.release(session, ROSA, project, "It is safe.")
+    assert waiting(lab) == [(run, publisher.VISIBILITY)]
     hub.fault(path="/settings", status=503)
     publish(lab, conf, run)
     assert "checkpoints.released" not in lab.kinds(1)

@@ -9,9 +9,9 @@ from broker.reviews import changes, reviews
 from broker.runs.attempts import Ending
 from broker.scheduling import usage
 from projects.errors import ConflictError, ForbiddenError
-from projects.people import Actor
+from projects.people import Actor, LabRole
 from projects.record import record, redaction
-from tests.broker.lab import ADA, EMMY, GRACE, HOUR, REVIEWERS, ROSA, Lab, in_days, request_id
+from tests.broker.lab import ADA, EMMY, GRACE, HOUR, ROSA, Lab, in_days, request_id
 
 
 def told(lab: Lab, allocation: int) -> Dossier:
@@ -54,7 +54,7 @@ def test_questions_and_answers_until_they_are_decided_or_blanked(lab: Lab) -> No
     project = lab.project()
     one, two = lab.request(project), lab.request(project)
     with lab.db.write() as session:
-        reviews.ask(session, ROSA, one, "Why so few?", reviewer_role_id=REVIEWERS)
+        reviews.ask(session, ROSA, one, "Why so few?")
         reviews.answer(session, ADA, one, "We begin.")
     assert told(lab, one).remarks == [Remark("Rosa", "Why so few?", True), Remark("Ada", "We begin.", False)]
     assert told(lab, two).remarks == []
@@ -62,8 +62,8 @@ def test_questions_and_answers_until_they_are_decided_or_blanked(lab: Lab) -> No
         reviews.answer(session, GRACE, one, "Me too.")
     with lab.db.write() as session:
         number = record.streams(session)[record.project_stream(project)]
-        admin = Actor(9, "Omar", frozenset({7}))
-        redaction.redact(session, admin, record.project_stream(project), number, "By mistake.", admin_role_id=7)
+        admin = Actor(9, "Omar", frozenset({LabRole.ADMIN}))
+        redaction.redact(session, admin, record.project_stream(project), number, "By mistake.")
     assert [remark.said for remark in told(lab, one).remarks] == ["Why so few?"]
     lab.decline(one)
     with pytest.raises(ConflictError, match="is declined; its reviewers ask nothing"), lab.db.write() as session:
@@ -75,6 +75,6 @@ def test_the_second_consent_is_another_reviewers(lab: Lab) -> None:
     lab.approve(large, "150")
     with lab.db.read() as session:
         with pytest.raises(ConflictError, match="endorsed this request already"):
-            reviews.check_may_approve(session, ROSA, large, reviewer_role_id=REVIEWERS)
-        reviews.check_may_approve(session, EMMY, large, reviewer_role_id=REVIEWERS)
+            reviews.check_may_approve(session, ROSA, large)
+        reviews.check_may_approve(session, EMMY, large)
         assert pools.largest_in(session, "laptop") == 1000 * HOUR

@@ -13,7 +13,7 @@ from broker.runs import attempts, comparison, generation
 from broker.runs.attempts import Checkpoint, Ending, Progress
 from broker.runs.launching import Order
 from broker.runs.series import Measured
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
 from projects.people import Actor
 from tests.broker.lab import ADA, GRACE, HOUR, STRANGER, Lab, request_id
@@ -48,7 +48,7 @@ def test_a_draft_says_what_a_launch_would_be_and_queues_nothing(lab: Lab, projec
     assert (quote.tokens, quote.run.total_steps, quote.run.overrides) == (100 * 16 * 128, 100, {"steps": "100"})
     assert quote.parameters > 10**6
     assert quote.memory > 4 * quote.parameters
-    assert (preview.queue.place, preview.queue.length) == (2, 2)
+    assert (preview.queue.position, preview.queue.length) == (2, 2)
     assert preview.queue.reason == "It waits for GPUs: 2 needed, 0 free on “laptop”."
     assert preview.queue.expected is not None
     assert timedelta(minutes=19) < preview.queue.expected - utcnow() < timedelta(minutes=21)
@@ -60,7 +60,7 @@ def test_a_draft_says_what_a_launch_would_be_and_queues_nothing(lab: Lab, projec
     assert (lab.row(number).gpus, lab.row(number).time_limit, lab.row(number).total_steps) == (2, 600, 100)
     with lab.db.read() as session:
         told = why.why(session, number)
-    assert (told.place, told.reason) == (preview.queue.place, preview.queue.reason)
+    assert (told.position, told.reason) == (preview.queue.position, preview.queue.reason)
 
 
 def test_a_draft_warns_of_a_time_limit_that_ends_before_a_checkpoint(lab: Lab, project: int) -> None:
@@ -139,7 +139,9 @@ def test_a_fork_is_confirmed_only_while_its_checkpoint_is_there(lab: Lab, projec
     run = lab.launch(project)
     lab.renew(run, lab.start(run), 10, WROTE)
     with lab.db.write() as session:
-        first, second = (run_plan.fork(session, ADA, request_id(), run, 4, overrides="seed=1") for _ in range(2))
+        first = run_plan.fork(session, ADA, request_id(), run, 4, overrides="seed=1")
+    with lab.db.write() as session:
+        second = run_plan.fork(session, ADA, request_id(), run, 4, overrides="seed=1")
     forked = lab.row(confirm(lab, first.draft_id))
     assert (forked.parent_id, forked.fork_step, forked.overrides) == (run, 4, {"seed": "1"})
     with lab.db.write() as session:

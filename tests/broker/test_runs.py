@@ -1,6 +1,7 @@
 """Runs as members launch and cancel them: what is refused, what it costs, and the way from state to state."""
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import yaml
@@ -19,7 +20,7 @@ from trainer import check as dry_run
 from trainer import config as trainer_config
 from trainer.config import TrainConfig
 
-REFUSED_LAUNCHES: list[tuple[dict[str, object], str]] = [
+REFUSED_LAUNCHES: list[tuple[dict[str, Any], str]] = [
     ({"recipe": "nonesuch"}, "no recipe “nonesuch”; the recipes are: demo."),
     ({"recipe": "../demo"}, "no recipe"),
     ({"recipe": "x" * 6000}, "no recipe"),
@@ -139,7 +140,7 @@ def accepted(lab: Lab, name: str, width: int) -> TrainConfig:
     values["model"]["hidden_size"] = width
     with lab.db.write() as session:
         catalogue.propose_recipe(session, None, request_id(), name=name, body=yaml.safe_dump(values))
-        catalogue.accept(session, None, name, reason="To compare.", admin_role_id=0)
+        catalogue.accept(session, None, name, reason="To compare.")
         return catalogue.load(session, name)
 
 
@@ -150,7 +151,7 @@ def test_a_launch_that_cannot_stand_changes_nothing(lab: Lab, subtests: pytest.S
     for changes, sentence in REFUSED_LAUNCHES:
         with subtests.test(**{key: str(value)[:40] for key, value in changes.items()}):
             with pytest.raises(DomainError, match=sentence) as refused:
-                lab.launch(project, **changes)
+                lab.launch(project, ADA, **changes)
             assert len(str(refused.value)) < 400
             assert lab.everything() == before
 
@@ -270,4 +271,4 @@ def test_the_runs_of_a_project_and_those_in_motion(lab: Lab) -> None:
     with lab.db.read() as session:
         assert [view.id for view in runs.of_project(session, project)] == [second, first]
         assert runs.in_motion(session) == {project: {second}}
-        assert "demo" in runs.recipes(session)
+        assert "demo" in catalogue.recipes(session)

@@ -10,21 +10,24 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func
+from sqlmodel import col, select
 
 from broker.allocations import pools
 from broker.allocations.ledger import LedgerRow, Movement
 from broker.runners import base, output, reaper
-from broker.runners.slurm import REFUSED, SlurmLauncher, Wanted, jobs
+from broker.runners.slurm import SlurmLauncher, Wanted, jobs
 from broker.runs import attempts
 from broker.runs.attempts import Attempt
 from broker.runs.runs import RunState
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.errors import InvalidError
 from tests.broker.lab import Lab, settings
 from tests.databases import ONCE
+from tests.environment import bare
 from tests.patience import PATIENCE, wait_for
 from tests.slurm import Cluster, slurm
+from trainer.contract import Status
 
 __all__ = ["slurm"]
 
@@ -192,14 +195,14 @@ def test_a_job_that_does_not_listen_is_ended_with_all_its_processes(
 
 def test_what_slurm_will_not_have_is_refused_in_one_sentence(start: Callable[..., tuple[SlurmLauncher, Path]]) -> None:
     launcher, folder = start(TELL, gpus=9)
-    assert ended(launcher) == REFUSED
-    ending = output.ending(folder, REFUSED, timed_out=False, how=launcher.ended)
+    assert ended(launcher) == Status.REFUSED
+    ending = output.ending(folder, Status.REFUSED, timed_out=False, how=launcher.ended)
     assert ending.reason.startswith("Slurm refused the job: ")
     assert "Requested node configuration is not available" in ending.reason
     assert not ending.transient
     assert launcher.waiting
     launcher, _ = start(TELL, partition="elsewhere")
-    assert ended(launcher) == REFUSED
+    assert ended(launcher) == Status.REFUSED
     assert "invalid partition" in launcher.ended.lower()
 
 
@@ -307,7 +310,7 @@ def supervisor_of(
     lab: Lab, cluster: Cluster, home: Path, lease: float, *arguments: str
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A supervisor of a run and token: of a stand-in for the trainer, after one of a generation."""
-    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | {
+    environment = bare() | {
         "STOA_ENV_FILE": "",
         "STOA_HOME": str(home),
         "STOA_DATABASE_URL": lab.db.url.render_as_string(hide_password=False),
@@ -329,7 +332,7 @@ def attempt(lab: Lab, run: int, token: int) -> Attempt:
 
 
 def charged(lab: Lab, run: int, token: int) -> int:
-    query = select(func.coalesce(func.sum(LedgerRow.seconds), 0)).where(
+    query = select(func.coalesce(func.sum(col(LedgerRow.seconds)), 0)).where(
         LedgerRow.run_id == run, LedgerRow.token == token, LedgerRow.movement == Movement.CHARGE
     )
     with lab.db.read() as session:
@@ -459,17 +462,17 @@ def test_a_job_whose_attempt_is_given_up_is_ended_though_no_other_follows(
         wait_for(lambda: lab.run(run).state == RunState.RUNNING, "the run")
         supervisor.kill()
         supervisor.wait()
-        assert reaper.reap(conf, lab.db) == 0
+        assert reaper.end_strays(conf, lab.db) == 0
         lab.cancel(run)
         until = attempt(lab, run, token).lease_until
         assert until is not None
         wait_for(lambda: utcnow() > until, "the end of the lease")
-        lab.lose(run, token)
+        lab.expire(run, token)
         assert lab.run(run).state == RunState.CANCELLED
-        assert reaper.reap(conf, lab.db) == 1
+        assert reaper.end_strays(conf, lab.db) == 1
         wait_for(lambda: not of(folder), "the end of the job")
         wait_for(lambda: cluster.ask("squeue", "--noheader") == "", "an empty queue")
-        assert reaper.reap(conf, lab.db) == 0
+        assert reaper.end_strays(conf, lab.db) == 0
     assert json.loads((folder / "outcome.json").read_text())["status"] == 75
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import update
+from sqlmodel import col
 from typer.testing import CliRunner
 
 from broker.allocations import pools
@@ -18,13 +19,13 @@ from broker.scheduling.backfill import Decision, Limits
 from broker.scheduling.scheduler import Scheduler
 from cli.main import app
 from projects import lifecycle
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.errors import ConflictError, NotFoundError
 from projects.lifecycle import Project
 from projects.settings import get_settings
 from tests.broker.lab import ADA, GRACE, HOUR, STRANGER, Lab, settings
 
-pytestmark = pytest.mark.usefixtures("doorbells")
+pytestmark = pytest.mark.usefixtures("memory_queue")
 
 
 def tell(lab: Lab, run: int) -> Why:
@@ -44,7 +45,7 @@ def test_what_is_said_to_start_is_started_and_the_rest_waits(lab: Lab, ours: int
         "It waits for GPUs: 2 needed, 1 free on “laptop”.",
         "Nothing stands in its way.",
     ]
-    assert [(one.place, one.length) for one in said] == [(1, 3), (2, 3), (3, 3)]
+    assert [(one.position, one.length) for one in said] == [(1, 3), (2, 3), (3, 3)]
     waits = [one.expected - utcnow() for one in said if one.expected]
     assert [round(wait.total_seconds(), -1) for wait in waits] == [0, 600, 0]
     go_round(lab, tmp_path)
@@ -73,9 +74,9 @@ def test_what_decides_its_place(lab: Lab, ours: int) -> None:
         lab.settle(run, lab.start(run, 0), seconds, Ending(70, "enough"))
     older, newer = lab.launch(ours), lab.launch(theirs, STRANGER)
     with lab.db.write() as session:
-        session.execute(update(Run).where(Run.id == older).values(queued_at=utcnow() - timedelta(hours=2)))
+        session.execute(update(Run).where(col(Run.id) == older).values(queued_at=utcnow() - timedelta(hours=2)))
     first, second = tell(lab, newer), tell(lab, older)
-    assert (first.place, second.place) == (1, 2)
+    assert (first.position, second.position) == (1, 2)
     assert first.factors is not None
     assert second.factors is not None
     assert (first.factors.project.rank, second.factors.project.rank) == (1, 2)
@@ -98,7 +99,7 @@ def test_the_hours_of_its_allocation(lab: Lab, ours: int) -> None:
 def test_an_earlier_attempt_that_may_still_be_stopping(lab: Lab, ours: int) -> None:
     run = lab.launch(ours)
     token = lab.start(run, 0, lease=0.001)
-    lab.lose(run, token, grace=60)
+    lab.expire(run, token, grace=60)
     assert tell(lab, run).reason.startswith("Not before ")
     assert "an earlier attempt of it may still be stopping" in tell(lab, run).reason
 
@@ -144,7 +145,9 @@ def test_a_pool_of_slurm_is_given_a_few_jobs_without_devices(lab: Lab, ours: int
     assert told.reason == "Stoa keeps at most 2 jobs submitted to Slurm on “cluster”, and has."
     assert told.expected is None
     with lab.db.write() as session:
-        session.execute(update(Attempt).where(Attempt.run_id == queued[0]).values(waiting="Slurm: PENDING (Resources)"))
+        session.execute(
+            update(Attempt).where(col(Attempt.run_id) == queued[0]).values(waiting="Slurm: PENDING (Resources)")
+        )
     assert tell(lab, queued[0]).reason == "Slurm decides when it starts. Slurm: PENDING (Resources)."
     assert lab.account(allocation).reserved == 2 * 2 * 600
 
@@ -152,7 +155,7 @@ def test_a_pool_of_slurm_is_given_a_few_jobs_without_devices(lab: Lab, ours: int
 def test_what_is_not_queued_waits_for_nothing(lab: Lab, ours: int) -> None:
     run = lab.launch(ours)
     token = lab.start(run, 0)
-    assert (tell(lab, run).reason, tell(lab, run).place) == ("It is running.", None)
+    assert (tell(lab, run).reason, tell(lab, run).position) == ("It is running.", None)
     lab.settle(run, token, 1, Ending(70, "The loss is not finite."))
     assert tell(lab, run).reason == "The loss is not finite."
     with pytest.raises(NotFoundError):
@@ -184,11 +187,12 @@ def test_a_paused_project_starts_nothing_and_goes_on_where_it_was(lab: Lab, ours
     lab.allocation(theirs, lead=STRANGER)
     with lab.db.write() as session:
         control.suspend(session, runs.load(session, dry), "nobody can pay for it", dry=True)
+    with lab.db.write() as session:
         lifecycle.pause(session, ADA, ours, reason="A holiday.")
     behind = lab.launch(theirs, STRANGER, gpus=2)
     told = tell(lab, waits)
     assert told.reason == "Its project is paused: nothing of it starts before its lead resumes the project."
-    assert (told.place, told.expected) == (1, None)
+    assert (told.position, told.expected) == (1, None)
     with pytest.raises(ConflictError, match="is paused; nothing of it starts"), lab.db.write() as session:
         scheduler.admit(session, Decision(waits, (0,)), Limits())
     with lab.db.write() as session:

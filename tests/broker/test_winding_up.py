@@ -1,6 +1,7 @@
 """What the end of a project does to its allocations, open requests and runs."""
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from broker.reviews import expiry
 from broker.runs.attempts import Ending
 from broker.runs.runs import RunState
 from projects import lifecycle
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.errors import ConflictError
 from projects.record import record
 from tests.broker.lab import ADA, GRACE, HOUR, STRANGER, Lab
@@ -19,7 +20,7 @@ from tests.broker.lab import ADA, GRACE, HOUR, STRANGER, Lab
 
 def stop(lab: Lab, project: int) -> None:
     with lab.db.write() as session:
-        lifecycle.stop(session, ADA, project, reason="Nobody has time.", moderator_role_id=0)
+        lifecycle.stop(session, ADA, project, reason="Nobody has time.")
 
 
 def complete(lab: Lab, project: int) -> None:
@@ -42,7 +43,7 @@ def state(lab: Lab, allocation: int) -> tuple[AllocationState, str]:
     return view.state, view.reason
 
 
-def told(lab: Lab, project: int, kind: str) -> list[dict[str, object]]:
+def told(lab: Lab, project: int, kind: str) -> list[dict[str, Any]]:
     with lab.db.read() as session:
         entries = record.since(session, record.project_stream(project), 0, limit=1000)
     return [entry.payload or {} for entry in entries if entry.kind == kind]

@@ -112,7 +112,7 @@ def train(lab: Lab, run: int) -> int:
     """Start a run as the worker does and report its first ten steps; the attempt's token."""
     token: int = lab.call(attempts.admit, run, [run - 1])
     lab.call(attempts.claim, run, token, host="here", lease_seconds=60)
-    lab.call(attempts.started, run, token, Process("here", "boot", run, 1.0), [], lease_seconds=60)
+    lab.call(attempts.started, run, token, Process("here", "boot", run, 1), [], lease_seconds=60)
     lab.call(attempts.renew, run, token, 20.0, progress(run, 1, 10), lease_seconds=60)
     return token
 

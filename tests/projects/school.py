@@ -8,16 +8,15 @@ from typing import Any
 from projects import lifecycle, membership, moderation, updates
 from projects.db.database import Database
 from projects.lifecycle import Outcome, ProjectView, Stage
-from projects.people import Actor
+from projects.people import Actor, LabRole
 from projects.record import record
 from projects.rights import Act
 
-REVIEWERS, MODERATORS = 8, 9
 ADA = Actor(1, "Ada")
 GRACE = Actor(2, "Grace")
 EMMY = Actor(3, "Emmy")
-ROSA = Actor(4, "Rosa", frozenset({REVIEWERS}))
-MARIE = Actor(5, "Marie", frozenset({MODERATORS}))
+ROSA = Actor(4, "Rosa", frozenset({LabRole.REVIEWER}))
+MARIE = Actor(5, "Marie", frozenset({LabRole.MODERATOR}))
 STRANGER = Actor(6, "Stranger")
 SAID = {"title": "Sinks of attention", "question": "Do they form early?", "why": "Nobody knows.", "needs": "A reader."}
 SCOPE = {"goal": "Know.", "plan": "Train.", "compute": "1 GPU-hour.", "release": "All."}
@@ -51,19 +50,19 @@ class School:
 
     def release(self, project: int, actor: Actor = ROSA, reason: str = "Safe.") -> None:
         """A reviewer's decision."""
-        self.call(updates.release, actor, project, reason, REVIEWERS)
+        self.call(updates.release, actor, project, reason)
 
     def open_channel(self, project: int, actor: Actor = MARIE) -> None:
         """A moderator's click."""
-        self.call(moderation.open_channel, actor, project, moderator_role_id=MODERATORS)
+        self.call(moderation.open_channel, actor, project)
 
     def hide(self, project: int, actor: Actor = MARIE, reason: str = "Spam.") -> None:
         """Out of the lists."""
-        self.call(moderation.hide, actor, project, reason=reason, moderator_role_id=MODERATORS)
+        self.call(moderation.hide, actor, project, reason=reason)
 
     def unhide(self, project: int, actor: Actor = MARIE, reason: str = "Not spam.") -> None:
         """Back into the lists."""
-        self.call(moderation.unhide, actor, project, reason=reason, moderator_role_id=MODERATORS)
+        self.call(moderation.unhide, actor, project, reason=reason)
 
     def offer(self, project: int, to: Actor, actor: Actor = ADA) -> None:
         """The lead, offered."""
@@ -71,7 +70,7 @@ class School:
 
     def stop(self, project: int, actor: Actor = ADA, reason: str = "No time.") -> None:
         """An end without an outcome."""
-        self.call(lifecycle.stop, actor, project, reason=reason, moderator_role_id=MODERATORS)
+        self.call(lifecycle.stop, actor, project, reason=reason)
 
     def at(self, stage: Stage) -> int:
         """A project of Ada's, with Grace where it is past its proposal, and with Emmy where it was active."""

@@ -7,17 +7,16 @@ import pytest
 from projects import policies
 from projects.db.database import Database
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
-from projects.people import Actor
+from projects.people import Actor, LabRole
 from projects.policies import Policies
 from projects.record import record
 
-ADMINS = 7
-ADMIN = Actor(1, "Ada", frozenset({ADMINS}))
+ADMIN = Actor(1, "Ada", frozenset({LabRole.ADMIN}))
 
 
 def change(db: Database, name: str, value: str, reason: str = "We have more.", actor: Actor | None = None) -> Policies:
     with db.write() as session:
-        return policies.change(session, actor, name, value, reason, admin_role_id=ADMINS)
+        return policies.change(session, actor, name, value, reason)
 
 
 def current(db: Database) -> Policies:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from projects import lifecycle, membership, policies
 from projects.errors import ConflictError, DomainError, ForbiddenError
 from projects.lifecycle import ENDED, TRANSITIONS, Outcome, Stage
-from projects.people import Actor
-from projects.rights import MAY, Act, Role
+from projects.people import Actor, LabRole
+from projects.rights import MAY, Act, ProjectRole
 from tests.projects.school import ACTS, ADA, GRACE, MARIE, ROSA, STRANGER, School
 
 S = Stage
@@ -21,9 +21,16 @@ LEADS_TO = {
     Act.COMPLETE: dict.fromkeys(set(S) - ENDED, S.COMPLETED),
     Act.STOP: dict.fromkeys(set(S) - ENDED, S.STOPPED),
 }
-CAST = {Role.LEAD: ADA, Role.CONTRIBUTOR: GRACE, Role.FOLLOWER: STRANGER, Role.REVIEWER: ROSA, Role.MODERATOR: MARIE}
+CAST = {
+    ProjectRole.LEAD: ADA,
+    ProjectRole.CONTRIBUTOR: GRACE,
+    ProjectRole.FOLLOWER: STRANGER,
+    LabRole.REVIEWER: ROSA,
+    LabRole.MODERATOR: MARIE,
+}
 
-L, C, R, M, A = Role.LEAD, Role.CONTRIBUTOR, Role.REVIEWER, Role.MODERATOR, Role.ADMIN
+L, C = ProjectRole.LEAD, ProjectRole.CONTRIBUTOR
+R, M, A = LabRole.REVIEWER, LabRole.MODERATOR, LabRole.ADMIN
 AGREED = {
     Act.SCOPE: {L},
     Act.PAUSE: {L},
@@ -99,7 +106,7 @@ def test_who_has_no_right_to_an_act_changes_nothing(school: School, act: Act) ->
 
 def test_a_reviewer_or_moderator_is_one_by_the_role_alone(school: School) -> None:
     project = school.propose()
-    pretender = Actor(ADA.discord_id, "Ada", frozenset({0}))
+    pretender = Actor(ADA.discord_id, "Ada")
     with pytest.raises(ForbiddenError, match="Only moderators"):
         ACTS[Act.HIDE](school, pretender, project)
     with pytest.raises(ForbiddenError, match="Only moderators"), school.db.write() as session:

@@ -6,8 +6,8 @@ from sqlalchemy import text
 from projects import lifecycle, membership, policies, updates
 from projects.errors import ConflictError, ForbiddenError, InvalidError
 from projects.lifecycle import ReleasePolicy, Stage
-from projects.people import Actor
-from tests.projects.school import ADA, EMMY, GRACE, MARIE, REVIEWERS, ROSA, STRANGER, School
+from projects.people import Actor, LabRole
+from tests.projects.school import ADA, EMMY, GRACE, MARIE, ROSA, STRANGER, School
 
 
 def held(school: School, project: int) -> bool:
@@ -36,13 +36,13 @@ def test_a_release_that_is_not_offered_is_refused(school: School, how: dict[str,
     project = school.propose()
     before = school.everything()
     with pytest.raises(InvalidError, match="one of"):
-        school.scope(project, **how)
+        school.scope(project, ADA, **how)
     assert school.everything() == before
 
 
 def test_a_reviewer_who_is_not_of_the_project_releases_what_is_held(school: School) -> None:
     project = school.propose()
-    insider = Actor(GRACE.discord_id, "Grace", frozenset({REVIEWERS}))
+    insider = Actor(GRACE.discord_id, "Grace", frozenset({LabRole.REVIEWER}))
     school.join(GRACE, project)
     school.call(membership.follow, ROSA, project)  # reading along makes nobody a judge of their own work
     school.scope(project, release_policy="held")

@@ -36,7 +36,9 @@ class Card(ui.LayoutView):
 
     def __init__(self, text: str, picture: str, alt: str) -> None:
         super().__init__(timeout=None)
-        gallery = ui.MediaGallery(discord.MediaGalleryItem(f"attachment://{picture}", description=alt))
+        gallery: ui.MediaGallery[Any] = ui.MediaGallery(
+            discord.MediaGalleryItem(f"attachment://{picture}", description=alt)
+        )
         row: ui.ActionRow[Any] = ui.ActionRow()
         row.add_item(Join(7))
         self.add_item(ui.Container(ui.TextDisplay(text), gallery, row, accent_colour=0x5865F2))
@@ -63,13 +65,15 @@ def picture(name: str) -> discord.File:
 
 
 class Propose(ui.Modal, title="A proposal"):
-    heading = ui.Label(text="Title", component=ui.TextInput(max_length=20))
-    field = ui.Label(
+    heading: ui.Label[Any] = ui.Label(text="Title", component=ui.TextInput(max_length=20))
+    field: ui.Label[Any] = ui.Label(
         text="Field",
         description="Where it belongs",
         component=ui.Select(options=[discord.SelectOption(label=n, value=n[0].lower()) for n in ("Models", "Data")]),
     )
-    note = ui.Label(text="Note", component=ui.TextInput(style=discord.TextStyle.paragraph, required=False))
+    note: ui.Label[Any] = ui.Label(
+        text="Note", component=ui.TextInput(style=discord.TextStyle.paragraph, required=False)
+    )
 
     async def on_submit(self, interaction: discord.Interaction) -> None:
         title, chosen, note = self.heading.component, self.field.component, self.note.component

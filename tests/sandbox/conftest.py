@@ -9,6 +9,7 @@ import pytest
 
 from sandbox.__main__ import describe
 from sandbox.discord import server as discord_server
+from sandbox.discord.wire import Server
 from sandbox.people import Guild
 from tests.absent import absent
 from tests.discord_openapi import DESCRIPTION_ENV, DiscordJudge, find_description
@@ -23,7 +24,7 @@ def judge() -> DiscordJudge:
 
 
 @pytest.fixture
-async def sandbox(tmp_path: Path) -> AsyncIterator[discord_server.Server]:
+async def sandbox(tmp_path: Path) -> AsyncIterator[Server]:
     runner, server = await discord_server.start(tmp_path)
     try:
         yield server
@@ -32,7 +33,7 @@ async def sandbox(tmp_path: Path) -> AsyncIterator[discord_server.Server]:
 
 
 @pytest.fixture
-def info(sandbox: discord_server.Server) -> dict[str, Any]:
+def info(sandbox: Server) -> dict[str, Any]:
     return describe(sandbox, None, "")
 
 

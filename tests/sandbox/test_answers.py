@@ -9,8 +9,8 @@ import pytest
 
 from sandbox.discord import interactions
 from sandbox.discord.interactions import AUTOCOMPLETE, COMPONENT, MODAL
-from sandbox.discord.server import Server
 from sandbox.discord.state import Interaction
+from sandbox.discord.wire import Server
 from sandbox.people import ActionError, Guild
 from tests.discord_openapi import DiscordJudge
 from tests.sandbox.conftest import Rest
@@ -129,11 +129,12 @@ async def test_files_stay_where_an_edit_is_of_words_alone(
     first = (await rest("POST", general, data=with_file("a.txt", {})))[1]
     card = f"{general}/{first['id']}"
     listed = {"attachments": [{"id": first["attachments"][0]["id"]}, {"id": "0", "filename": "b.txt"}]}
-    for changed, names in [
+    edits: list[tuple[dict[str, Any], list[str]]] = [
         ({"body": {"content": "words"}}, ["a.txt"]),
         ({"data": with_file("b.txt", listed)}, ["a.txt", "b.txt"]),
         ({"data": with_file("c.txt", {"content": "words"})}, ["c.txt"]),
-    ]:
+    ]
+    for changed, names in edits:
         shown = (await rest("PATCH", card, **changed))[1]
         assert [file["filename"] for file in shown["attachments"]] == names
     pressed = asked(sandbox, COMPONENT, message_id=first["id"])

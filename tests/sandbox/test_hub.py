@@ -11,12 +11,13 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import huggingface_hub
 import pytest
 from aiohttp import web
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from aiohttp.typedefs import Handler
+from huggingface_hub import HfApi, RepoFile, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
@@ -39,7 +40,7 @@ class Server:
         app = make_app(root, token=TOKEN)
 
         @web.middleware
-        async def note(request, handler):
+        async def note(request: web.Request, handler: Handler) -> web.StreamResponse:
             self.seen.append(f"{request.method} {request.path}")
             return await handler(request)
 
@@ -117,8 +118,8 @@ def contents(folder: pathlib.Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in paths}
 
 
-def commit_body(*operations: tuple[str, dict[str, object]]) -> bytes:
-    lines = [("header", {"summary": "by hand"}), *operations]
+def commit_body(*operations: tuple[str, Mapping[str, object]]) -> bytes:
+    lines: list[tuple[str, Mapping[str, object]]] = [("header", {"summary": "by hand"}), *operations]
     return b"\n".join(json.dumps({"key": key, "value": value}).encode() for key, value in lines)
 
 
@@ -175,10 +176,13 @@ def test_upload_then_download_by_revision(hub: Server, folder: pathlib.Path, tmp
     tree = {item.path: item for item in hub.api.list_repo_tree(REPO, revision="feature/x", recursive=True)}
     local = contents(folder)
     assert tree.keys() == local.keys() | {".gitattributes", "sub dir"}
-    in_lfs = {path: item.lfs.sha256 for path, item in tree.items() if path in local and item.lfs}
+    in_lfs = {path: item.lfs.sha256 for path, item in tree.items() if isinstance(item, RepoFile) and item.lfs}
     assert in_lfs == {path: hashlib.sha256(local[path]).hexdigest() for path in ("model.safetensors", "metrics.jsonl")}
-    info = hub.api.repo_info(REPO, revision="feature/x", files_metadata=True)
-    assert {s.rfilename: s.size for s in info.siblings if s.rfilename in local} == {p: len(d) for p, d in local.items()}
+    info = hub.api.model_info(REPO, revision="feature/x", files_metadata=True)
+    assert {s.rfilename: s.size for s in info.siblings or [] if s.rfilename in local} == {
+        p: len(d) for p, d in local.items()
+    }
+    assert info.card_data is not None
     assert info.card_data.license == "apache-2.0"
     top = [item.path for item in hub.api.list_repo_tree(REPO, path_in_repo="sub dir", revision="feature/x")]
     assert top == ["sub dir/naïve #1.txt"]
@@ -230,7 +234,7 @@ def test_ranges_and_conditional_requests(hub: Server) -> None:
     assert (status, headers["Content-Range"], body) == (206, "bytes 4-6/10", b"456")
     assert hub.ask("GET", path, Range="bytes=10-")[0] == 416
     assert headers["ETag"] == f'"{hashlib.sha256(b"0123456789").hexdigest()}"'
-    assert hub.ask("GET", path, **{"If-None-Match": headers["ETag"]})[0] == 304
+    assert hub.ask("GET", path, None, **{"If-None-Match": headers["ETag"]})[0] == 304
     assert hub.ask("HEAD", path)[1]["Content-Length"] == "10"
 
 
@@ -365,7 +369,8 @@ def test_content_must_be_what_was_announced(hub: Server, tmp_path: pathlib.Path)
 
     def actions() -> dict[str, dict[str, str]]:
         answer = json.loads(hub.ask("POST", f"/{REPO}.git/info/lfs/objects/batch", batch, **sign)[2])
-        return answer["objects"][0].get("actions", {})
+        offered: dict[str, dict[str, str]] = answer["objects"][0].get("actions", {})
+        return offered
 
     href = actions()["upload"]["href"].removeprefix(hub.url)
     lfs_file = commit_body(("lfsFile", {"path": "a.bin", "algo": "sha256", "oid": oid, "size": 5}))

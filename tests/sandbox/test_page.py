@@ -89,7 +89,10 @@ async def test_each_person_is_told_what_they_may_see(
 
         home = bot.guilds[0]
         sees = discord.PermissionOverwrite(view_channel=True)
-        shown = {home.default_role: discord.PermissionOverwrite(view_channel=False), home.me: sees}
+        shown: dict[discord.Role | discord.Member | discord.Object, discord.PermissionOverwrite] = {
+            home.default_role: discord.PermissionOverwrite(view_channel=False),
+            home.me: sees,
+        }
         shown[await home.fetch_member(int(info["users"]["Ada"]))] = sees
         secret = await home.create_text_channel("for-ada", overwrites=shown)
         for reader in (ada, grace):

@@ -7,7 +7,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from sandbox.discord import server as discord_server
+from sandbox.discord.wire import Server
 from sandbox.people import Guild
 from tests.discord_openapi import DiscordJudge
 from tests.sandbox.conftest import Rest
@@ -33,7 +33,7 @@ async def test_old_messages_bear_few_edits(
 
 @pytest.mark.parametrize("invalid", [{"Authorization": "Bot wrong"}, {}])
 async def test_too_many_refusals_shut_an_address_out(
-    sandbox: discord_server.Server, guild: Guild, info: dict[str, Any], invalid: dict[str, str]
+    sandbox: Server, guild: Guild, info: dict[str, Any], invalid: dict[str, str]
 ) -> None:
     """Only what the bot is to blame for counts, and even what would be allowed is refused then, in another form."""
     await guild.limit("invalid", 3, 60.0)

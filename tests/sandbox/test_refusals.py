@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 
 from sandbox.discord import permissions
-from sandbox.discord.server import Server
+from sandbox.discord.wire import Server
 from sandbox.people import Guild
 from tests.discord_openapi import DiscordJudge
 from tests.sandbox.conftest import Rest
@@ -198,8 +198,8 @@ async def test_permissions_are_kept(rest: Rest, info: dict[str, Any], guild: Gui
 
     await guild.set_permissions("Stoa", permissions.BOT & ~permissions.MANAGE_ROLES)
     for method, path, changed in (("PATCH", general, {}), ("POST", channels, {"name": "x"})):
-        changed = changed | {"permission_overwrites": [{"id": own, "type": 0, "allow": 0, "deny": 0}]}
-        assert (await rest(method, path, changed))[1]["code"] == 50013
+        body = changed | {"permission_overwrites": [{"id": own, "type": 0, "allow": 0, "deny": 0}]}
+        assert (await rest(method, path, body))[1]["code"] == 50013
     await guild.set_permissions("Stoa", permissions.VIEW_CHANNEL)
     assert (await rest("POST", channels, {"name": "x"}))[1]["code"] == 50013
 

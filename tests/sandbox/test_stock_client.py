@@ -14,6 +14,8 @@ from tests.discord_openapi import DiscordJudge, recorded
 from tests.patience import PATIENCE, until
 from tests.sandbox import bot as bots
 
+Overwrites = dict[discord.Role | discord.Member | discord.Object, discord.PermissionOverwrite]
+
 
 async def test_the_whole_way_is_as_discord_describes_it(
     bot: bots.Bot, guild: Guild, judge: DiscordJudge, tmp_path: Path
@@ -28,7 +30,7 @@ async def test_the_whole_way_is_as_discord_describes_it(
     reviewer = discord.utils.get(bot.guilds[0].roles, name="reviewer")
     assert category is not None
     assert reviewer is not None
-    overwrites = {reviewer: discord.PermissionOverwrite(view_channel=True, send_messages=False)}
+    overwrites: Overwrites = {reviewer: discord.PermissionOverwrite(view_channel=True, send_messages=False)}
     channel = await bot.guilds[0].create_text_channel("p-1 a", category=category, topic="A", overwrites=overwrites)
     await channel.edit(topic="B")
     post = await channel.send(view=bots.Card("One", "a.png", "a curve"), file=bots.picture("a.png"), nonce=77)
@@ -247,7 +249,7 @@ async def test_others_words_are_blank_without_the_intent(bot: bots.Bot, guild: G
     ada = guild.person("Ada")
     await ada.say("general", "secret thoughts")
     await ada.say("general", f"<@{info['application_id']}> hello")
-    hidden = {bot.guilds[0].me: discord.PermissionOverwrite(view_channel=False)}
+    hidden: Overwrites = {bot.guilds[0].me: discord.PermissionOverwrite(view_channel=False)}
     await bot.guilds[0].create_text_channel("hidden", overwrites=hidden)
     await ada.say("hidden", "not for the bot at all")
     await ada.say("general", "the last")

@@ -32,7 +32,7 @@ class Census:
         self.supervisor_seen: dict[Attempt, float] = {}
         self.longest_gap = 0.0
         self._writes_in = re.compile(re.escape(str(runs)) + r"/(\d+)/attempt-(\d+)[\0\"]")
-        self._supervises = re.compile(r"\0broker\.supervisor\0(\d+)\0(\d+)(\0\d+)?\0?$")
+        self._supervises = re.compile(r"\0broker\.runners\.supervisor\0(\d+)\0(\d+)(\0\d+)?\0?$")
         self._born: dict[int, float] = {}
         self._trainers: dict[int, Attempt] = {}
         self._over = threading.Event()

@@ -52,10 +52,10 @@ def supervisor(home: Path, run: int, token: int) -> int | None:
 
 
 def trainers(folder: Path) -> list[int]:
-    """The pids of the trainer and its ranks that write in an attempt's folder, the trainer first; not its keeper."""
+    """The pids of the trainer and its ranks that write in an attempt's folder, the trainer first; not its shim."""
     lines = {pid: command(pid) for pid in pids()}
     named = {pid: line for pid, line in lines.items() if f"{folder}\0" in line or f'"{folder}"' in line}
-    found = [pid for pid, line in named.items() if "keeper.py" not in line]
+    found = [pid for pid, line in named.items() if "runners/shim.py" not in line]
     return sorted(found, key=lambda pid: "trainer.distributed.rank" in command(pid))
 
 

@@ -18,7 +18,7 @@ from projects.record import record
 from projects.settings import Settings
 from tests.broker.lab import Lab
 from tests.broker.lab import settings as settings_of
-from tests.databases import _create, postgres
+from tests.databases import create, postgres
 from tests.system.test_command_line import stoa
 
 __all__ = ["postgres"]
@@ -30,7 +30,7 @@ def two(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Settings, Setti
     if request.param == "sqlite":
         return settings_of(tmp_path / "one"), settings_of(tmp_path / "two")
     maintenance = request.getfixturevalue("postgres")
-    urls = [_create(maintenance, f"kept_{secrets.token_hex(6)}") for _ in range(2)]
+    urls = [create(maintenance, f"kept_{secrets.token_hex(6)}") for _ in range(2)]
     one, two = (settings_of(tmp_path / name, database_url=url) for name, url in zip(("one", "two"), urls, strict=True))
     return one, two
 
@@ -98,7 +98,7 @@ def test_a_backup_taken_in_full_run_is_restored_whole(
 
 def test_a_database_may_be_named_by_parameters(postgres: str, tmp_path: Path) -> None:
     def named() -> Settings:
-        url = make_url(_create(postgres, f"kept_{secrets.token_hex(6)}"))
+        url = make_url(create(postgres, f"kept_{secrets.token_hex(6)}"))
         where = {"host": url.host, "port": str(url.port), "user": url.username, "password": url.password}
         query = {name: value for name, value in where.items() if value is not None} | {"sslmode": "disable"}
         told = URL.create(url.drivername, database=url.database, query=query)

@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import func, update
+from sqlmodel import col, select
 
 from broker.allocations import ledger
 from broker.allocations.ledger import LedgerRow, Movement
 from broker.publications import Publication
 from broker.runs import attempts, launching, series
+from broker.runs.launching import Order
 from broker.runs.runs import ENDED, Run, RunState
 from broker.runs.series import Point
 from cli.services import Parts, environment
@@ -76,18 +78,10 @@ class Stoa:
         """Queue a run on one device."""
         allocation = self.lab.allocation(self.project, hours=str((max(time_limit, 60) + 1) / 3600))
         with self.db.write() as session:
-            launched = launching.launch(
-                session,
-                ADA,
-                f"faults-{allocation}",
-                project_id=self.project,
-                recipe="demo",
-                time_limit="1m",
-                overrides=f"steps={steps}, {SMALL}",
-                allocation_id=allocation,
-            )
+            order = Order(self.project, "demo", "1m", overrides=f"steps={steps}, {SMALL}", allocation_id=allocation)
+            launched = launching.launch(session, ADA, f"faults-{allocation}", order)
             # Nobody can ask for less than a minute, and a test would rather not wait for one.
-            session.execute(update(Run).where(Run.id == launched.run_id).values(time_limit=time_limit))
+            session.execute(update(Run).where(col(Run.id) == launched.run_id).values(time_limit=time_limit))
         return launched.run_id
 
     def folder(self, run: int, token: int) -> Path:
@@ -140,14 +134,14 @@ class Stoa:
 
     def charged(self, run: int, token: int) -> int:
         with self.db.read() as session:
-            query = select(func.sum(LedgerRow.seconds)).where(
+            query = select(func.sum(col(LedgerRow.seconds))).where(
                 LedgerRow.run_id == run, LedgerRow.token == token, LedgerRow.movement == Movement.CHARGE
             )
             return session.scalar(query) or 0
 
     def published(self, run: int) -> list[int]:
         with self.db.read() as session:
-            query = select(Publication.step).where(Publication.run_id == run, Publication.url.is_not(None))
+            query = select(Publication.step).where(Publication.run_id == run, col(Publication.url).is_not(None))
             return sorted(session.scalars(query))
 
     def told(self, run: int) -> list[tuple[str, int]]:
@@ -204,7 +198,7 @@ def test_a_run_never_notices_what_befalls_queue_worker_and_scheduler(stoa: Stoa)
     stoa.parts.kill("worker")
     run = stoa.launch(steps=70)
     wait_for(lambda: stoa.state(run) == RunState.STARTING, "the run is admitted")
-    wait_for(lambda: ask_valkey(stoa, "LLEN runs") != b":0\r\n", "the doorbell is rung")
+    wait_for(lambda: ask_valkey(stoa, "LLEN runs") != b":0\r\n", "a message to the worker")
     assert ask_valkey(stoa, "FLUSHALL") == b"+OK\r\n"
     stoa.parts.start_stoa(stoa.settings, "worker")
     with Watch(stoa.settings.runs_dir, run) as watch:
@@ -301,7 +295,7 @@ def no_secret_is_seen(stoa: Stoa, supervisor: int, *trainers: int) -> None:
 def paid_once(stoa: Stoa, run: int, watch: Watch, ends: dict[int, float]) -> None:
     """Assert that each attempt was charged what its trainer lived until it was ended, by a clock of the test's own.
 
-    That clock sees no better than the watch's longest gap; a busy machine starts a trainer as late after its keeper.
+    That clock sees no better than the watch's longest gap; a busy machine starts a trainer as late after its shim.
     """
     slack = 0.5 + 2 * watch.longest_gap
     for attempt, end in ends.items():

@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Sequence
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ MAY_IMPORT = {
     "trainer": set[str](),
     "sandbox": set[str](),
     "projects": set[str](),
-    "broker": {"projects", "trainer.config", "trainer.check"},
+    "broker": {"projects", "trainer.config", "trainer.check", "trainer.contract"},
     "bot": {"projects", "broker"},
     "cli": {"projects", "broker", "bot", "demo.play"},
     "demo": {"projects", "broker", "cli.services", "sandbox"},
@@ -44,34 +45,53 @@ def test_imports_run_one_way(package: str) -> None:
                 assert any(f"{name}.".startswith(f"{door}.") for door in allowed), f"{path} imports {name}"
 
 
-LAYERS = (
-    ("allocations", "catalogue", "publications"),
-    ("runs",),
-    ("publishing", "reviews"),
-    ("runners",),
-    ("scheduling",),
-    ("reports",),
-)
-"""The parts of the broker, lowest first; parts of one layer may import each other."""
+LAYERS: dict[str, Sequence[Sequence[str]]] = {
+    "broker": (
+        ("allocations", "catalogue", "configs", "publications"),
+        ("runs",),
+        ("publishing", "reviews"),
+        ("runners",),
+        ("scheduling",),
+        ("reports",),
+    ),
+    "bot": (
+        ("plots", "rate_limit", "tables", "text"),
+        ("server",),
+        ("app",),
+        ("errors",),
+        ("buttons",),
+        ("cards",),
+        ("delivery",),
+        ("commands",),
+        ("client",),
+    ),
+}
+"""The parts of a package, lowest first; parts of one layer may import each other."""
 
 
-def test_the_brokers_layers_import_downwards_only() -> None:
-    height = {part: number for number, layer in enumerate(LAYERS) for part in layer}
-    assert {path.stem for path in (ROOT / "broker").iterdir()} - {"__init__", "__pycache__"} == set(height)
-    for path in sorted((ROOT / "broker").rglob("*.py")):
-        own = path.relative_to(ROOT / "broker").parts[0].removesuffix(".py")
+@pytest.mark.parametrize("package", LAYERS)
+def test_the_layers_of_a_package_import_downwards_only(package: str) -> None:
+    height = {part: number for number, layer in enumerate(LAYERS[package]) for part in layer}
+    assert {path.stem for path in (ROOT / package).iterdir()} - {"__init__", "__pycache__"} == set(height)
+    for path in sorted((ROOT / package).rglob("*.py")):
+        own = path.relative_to(ROOT / package).parts[0].removesuffix(".py")
         for name in imported(path):
-            if name.startswith("broker.") and own != "__init__":
+            if name.startswith(f"{package}.") and own != "__init__":
                 assert height[name.split(".")[1]] <= height[own], f"{path} imports {name}"
 
 
-@pytest.mark.parametrize(("lower", "higher"), [("cards", ("delivery", "commands")), ("delivery", ("commands",))])
-def test_within_the_bot_commands_stand_on_delivery_and_delivery_on_cards(lower: str, higher: Sequence[str]) -> None:
-    files = sorted((ROOT / "bot" / lower).rglob("*.py"))
-    assert files
-    for path in files:
-        for name in imported(path):
-            assert not any(name.startswith(f"bot.{package}.") for package in higher), f"{path} imports {name}"
+@pytest.mark.parametrize("package", OURS)
+def test_no_modules_import_each_other_in_a_circle(package: str) -> None:
+    files = {module(path): path for path in sorted((ROOT / package).rglob("*.py"))}
+    graph = {
+        own: {name if name in files else name.rpartition(".")[0] for name in imported(path)} & files.keys()
+        for own, path in files.items()
+    }
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the modules
+
+
+def module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -22,6 +22,7 @@ from demo.stage import Stage
 from projects.record import record
 from tests.absent import absent
 from tests.discord_openapi import DESCRIPTION_ENV, DiscordJudge, find_description, malformed, recorded
+from tests.environment import bare
 from tests.patience import PATIENCE, until
 
 SOON = {"lease_seconds": 3.0}
@@ -29,7 +30,7 @@ SOON = {"lease_seconds": 3.0}
 POST = re.compile(r"-# (?:P(\d+)|Lab) · record (\d+) · ([0-9a-f]{8})\s*$")
 
 
-def posts(channels: dict[str, Sequence[str]]) -> dict[tuple[str, int], Counter[str]]:
+def posts(channels: Mapping[str, Sequence[str]]) -> dict[tuple[str, int], Counter[str]]:
     """For each entry of the record, how often it stands in each channel."""
     found: dict[tuple[str, int], Counter[str]] = {}
     for channel, texts in channels.items():
@@ -41,7 +42,7 @@ def posts(channels: dict[str, Sequence[str]]) -> dict[tuple[str, int], Counter[s
     return found
 
 
-def assert_told_once(channels: dict[str, Sequence[str]], heads: dict[str, int]) -> None:
+def assert_told_once(channels: Mapping[str, Sequence[str]], heads: dict[str, int]) -> None:
     """Each entry is posted, and nowhere twice; within a channel the entries of a stream stand in order."""
     found = posts(channels)
     everything = {(stream, number) for stream, head in heads.items() for number in range(1, head + 1)}
@@ -56,8 +57,7 @@ def assert_told_once(channels: dict[str, Sequence[str]], heads: dict[str, int]) 
 def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """One demo, played to its end by the command that `make demo EXIT=1` runs."""
     home = tmp_path_factory.mktemp("home")
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "STOA_TEST_SLOW") if name in os.environ}
-    environment = kept | {"STOA_HOME": str(home), "STOA_ENV_FILE": ""}
+    environment = bare() | {"STOA_HOME": str(home), "STOA_ENV_FILE": ""}
     command = [sys.executable, "-m", "cli.main", "demo", "--no-stay"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=8 * PATIENCE, check=False)
     return home / "demo", done
@@ -91,7 +91,7 @@ def test_the_demo_leaves_no_process_behind(played: tuple[Path, subprocess.Comple
 def test_a_part_that_dies_after_the_story_is_no_failure_of_the_story(tmp_path: Path) -> None:
     # With a story of no steps, it is told as soon as its parts stand.
     program = "import sys; from demo import play; play.STORY = (); sys.exit(play.play(stay=True))"
-    environment = {name: os.environ[name] for name in ("PATH", "HOME")}
+    environment = bare()
     environment |= {"STOA_HOME": str(tmp_path), "STOA_ENV_FILE": "", "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True) as demo:
         assert demo.stdout is not None
@@ -168,7 +168,7 @@ async def test_the_bot_may_be_killed_at_any_moment(tmp_path: Path) -> None:
         await asyncio.to_thread(parts.stop)
 
 
-def assert_no_secret(home: Path, secrets: Sequence[str], channels: dict[str, Sequence[str]]) -> None:
+def assert_no_secret(home: Path, secrets: Sequence[str], channels: Mapping[str, Sequence[str]]) -> None:
     """No token stands in a log or in a channel."""
     logs = [path.read_text() for path in [*(home / "logs").iterdir(), *(home / "runs").rglob("*.log")]]
     said = [text for texts in channels.values() for text in texts]

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -17,7 +18,8 @@ import pytest
 from tests.patience import PATIENCE, wait_for
 from tests.trainer.conftest import run_trainer, start_trainer, write_config
 from tests.trainer.test_run import lines, losses, outcome
-from trainer.checkpoint import folders
+from trainer.checkpoint import folders, metadata
+from trainer.contract import checkpoint_folder
 
 FOREVER = 1_000_000
 
@@ -53,7 +55,7 @@ def test_killed_rank_then_a_rerun_then_a_stop(tmp_path: Path) -> None:
     assert lines(out / "events.jsonl")[-1]["event"] == "failed"
     newest = folders.newest(out)
     assert newest is not None
-    reached = folders.how(newest)["step"]
+    reached = metadata.read(newest)["step"]
     logged = steps_logged(out)
 
     with training(out, config) as (parent, ranks):
@@ -69,7 +71,7 @@ def test_killed_rank_then_a_rerun_then_a_stop(tmp_path: Path) -> None:
     ended = outcome(out)
     assert ended["status"] == 75
     assert ended["step"] == lines(out / "metrics.jsonl")[-1]["step"]
-    assert folders.how(folders.folder_of(out, ended["step"]))["step"] == ended["step"]
+    assert metadata.read(checkpoint_folder(out, ended["step"]))["step"] == ended["step"]
 
 
 def test_no_rank_outlives_its_parent(tmp_path: Path) -> None:
@@ -109,7 +111,8 @@ def test_configuration_that_only_the_ranks_can_refuse(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("key", "said"), [("seed", "training.seed is 7 here and 1234"), ("steps", "at least the")])
 def test_checkpoint_of_another_configuration_is_refused(finished: Path, tmp_path: Path, key: str, said: str) -> None:
-    config = write_config(tmp_path / "tiny.yml", **{key: 7})
+    changed: dict[str, Any] = {key: 7}
+    config = write_config(tmp_path / "tiny.yml", **changed)
     start = finished / "checkpoints" / "step12"
     result = run_trainer("train", config, "--out", tmp_path / "out", "--resume", start)
     assert result.returncode == 78

@@ -13,6 +13,7 @@ from tests.trainer.test_data_indexed import write
 from tests.trainer.test_data_sources import data_config, write_jsonl
 from trainer.config import TrainConfig, load
 from trainer.data import readers, tokenizer
+from trainer.data.config import END_OF_DOCUMENT
 from trainer.data.corpus import Corpus
 from trainer.data.indexed import Indexed
 from trainer.data.order import Row
@@ -57,7 +58,7 @@ def test_a_longer_run_begins_with_the_shorter_ones_rows(config: TrainConfig, fol
 def test_a_row_names_the_documents_its_tokens_are_from(corpus: Corpus, folder: Path) -> None:
     bpe = tokenizer.load(folder)
     bpe.encode_special_tokens = True
-    texts = {}
+    texts: dict[str, str] = {}
     for source in corpus.sources:
         texts |= {document.name: document.text for document in readers.read(source, corpus.config.data)}
     packed = 0
@@ -98,7 +99,7 @@ def test_unigram_entropy_is_that_of_the_counts(corpus: Corpus, config: TrainConf
 
 def test_tokenizer_round_trips_and_joins_spaces() -> None:
     bpe = tokenizer.train(["def f(x):\n        return x\n"] * 50, 400)
-    for text in ("def f(x):\n        return 'é🏛'\r\n\t", f"quotes {tokenizer.END_OF_DOCUMENT} itself"):
+    for text in ("def f(x):\n        return 'é🏛'\r\n\t", f"quotes {END_OF_DOCUMENT} itself"):
         bpe.encode_special_tokens = True
         ids = bpe.encode(text).ids
         assert bpe.decode(ids, skip_special_tokens=False) == text
@@ -228,7 +229,7 @@ def test_a_run_goes_on_with_the_data_it_began_with(config: TrainConfig, folder: 
     # Its tokenizer is taken when data are prepared anew, and demanded of data that are there.
     made()
     (checkpoint / "tokenizer.json").write_text(tokenizer.train(["other text"] * 9, 400).to_str())
-    again = ensure(config, tmp_path / "again", checkpoint, lambda message: None, forks=True)
+    again = ensure(config, tmp_path / "again", checkpoint, lambda message: None, is_fork=True)
     assert tokenizer.digest(tokenizer.load(again)) == tokenizer.digest(tokenizer.load(checkpoint))
     assert "The tokenizer of the data in" in refusal(config, tmp_path / "again", checkpoint)
     assert "The checkpoint's tokenizer is not the one that made the data in" in refusal(

@@ -39,7 +39,7 @@ def test_show_says_what_a_step_saw(folder: Path) -> None:
     # Step 3 is the third: the one after step 2.
     rows = Corpus(config, folder / "data").batch(2, 0, 2, 0).tolist()
     assert [row["tokens"] for row in seen["rows"][:4]] == rows
-    texts = {}
+    texts: dict[str, str] = {}
     for source in config.data.sources:
         texts |= {document.name: document.text for document in readers.read(source, config.data)}
     for row in seen["rows"]:

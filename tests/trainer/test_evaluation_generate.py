@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from tests.trainer.conftest import ROOT, start_trainer
 from tests.trainer.test_evaluation import TEXT, WINDOW, checkpoint, opened
 from trainer.evaluation.commands import app
 from trainer.evaluation.generate import Sampling, continuations
-from trainer.evaluation.opened import Opened
+from trainer.evaluation.open_checkpoint import OpenCheckpoint
 from trainer.exits import interruptible
 
 __all__ = ["checkpoint", "opened"]
@@ -52,7 +53,8 @@ def test_sample_is_that_of_its_seed(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_likeliest_tokens_are_those_of_transformers(checkpoint: Path, tmp_path: Path) -> None:
-    bpe, model = AutoTokenizer.from_pretrained(checkpoint), AutoModelForCausalLM.from_pretrained(checkpoint).eval()
+    bpe = AutoTokenizer.from_pretrained(checkpoint)
+    model: Any = AutoModelForCausalLM.from_pretrained(checkpoint)  # its class is that of the checkpoint's config
     ids = bpe("def main", return_tensors="pt")["input_ids"]
     expected = model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
     found = sample(checkpoint, tmp_path / "out", "--temperature", "0")
@@ -61,7 +63,7 @@ def test_likeliest_tokens_are_those_of_transformers(checkpoint: Path, tmp_path: 
         assert sample(checkpoint, tmp_path / "out", *narrow)["text"] == found["text"]
 
 
-def test_text_goes_on_past_the_window_and_ends_with_its_document(opened: Opened) -> None:
+def test_text_goes_on_past_the_window_and_ends_with_its_document(opened: OpenCheckpoint) -> None:
     generator = torch.Generator().manual_seed(0)
     [ids] = continuations(opened, [[]], WINDOW + 8, Sampling(temperature=0), generator)
     assert len(ids) == WINDOW + 8
@@ -73,7 +75,7 @@ def test_text_goes_on_past_the_window_and_ends_with_its_document(opened: Opened)
     assert all(opened.end not in ids for ids in ended)
 
 
-def test_texts_written_together_are_those_written_alone(opened: Opened) -> None:
+def test_texts_written_together_are_those_written_alone(opened: OpenCheckpoint) -> None:
     contexts = [opened.encode(text) for text in (TEXT, "import", "class A:", "")]
     greedy, generator = Sampling(temperature=0), torch.Generator()
     together = continuations(opened, contexts, 20, greedy, generator)
@@ -172,7 +174,7 @@ def _version(path: Path) -> None:
     path.write_text(json.dumps(content))
 
 
-DAMAGES = {
+DAMAGES: dict[str, Callable[[Path], object]] = {
     "weights cut short": lambda folder: _cut(folder / "model.safetensors"),
     "weights missing": lambda folder: (folder / "model.safetensors").unlink(),
     "weights of another model": lambda folder: _set(folder / "how.json", "model", "hidden_size", 64),

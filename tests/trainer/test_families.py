@@ -17,8 +17,8 @@ DRAWS = 30
 SHAPE: dict[str, Any] = {"layers": 2, "hidden_size": 64, "heads": 4, "kv_heads": 2, "attention": ["global", "local"]}
 NEO: dict[str, Any] = {"positions": "learned", "parallel_residual": False, "qkv_bias": False}
 
-transformers.utils.logging.disable_progress_bar()
-transformers.utils.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("architecture", SWITCHES)
@@ -28,7 +28,7 @@ def test_logits_equal_transformers(architecture: str, tmp_path: Path) -> None:
     for seed in range(DRAWS):
         model = ModelConfig.model_validate(SWITCHES[architecture](rng))
         family = adapter_of(architecture)(model, VOCABULARY, CONTEXT)
-        assert not list(family.lacks()), model
+        assert not list(family.missing_features()), model
         ours = transformer(model, seed)
         written = write(ours, family, tmp_path)
         theirs, loaded = getattr(transformers, architecture).from_pretrained(tmp_path, output_loading_info=True)

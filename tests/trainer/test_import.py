@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from tests.trainer.conftest import run_trainer
-from trainer import imported
+from trainer import import_command
 from trainer.config import load
 from trainer.data import tokenizer as bpe
 
@@ -41,12 +41,13 @@ def foreign(folder: Path, vocabulary: int = 512) -> Path:
         initializer_range=0.2,
         attention_dropout=0.1,
     )
-    transformers.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    model = transformers.LlamaForCausalLM(config)
+    model.to(torch.bfloat16).save_pretrained(folder)  # type: ignore[arg-type]  # its wrapper hides the method
     return folder
 
 
 def run(*arguments: str | Path) -> tuple[int, str]:
-    result = CliRunner().invoke(imported.app, list(map(str, arguments)))
+    result = CliRunner().invoke(import_command.app, list(map(str, arguments)))
     return result.exit_code, result.output
 
 
@@ -64,7 +65,7 @@ def test_a_run_starts_from_foreign_weights(tmp_path: Path) -> None:
     inputs = torch.arange(64)[None]
     both = [transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) for path in (source, folder)]
     with torch.no_grad():
-        assert torch.equal(*(model.eval()(inputs).logits for model in both))
+        assert torch.equal(*(model(inputs).logits for model in both))
     tokens = transformers.AutoTokenizer.from_pretrained(folder)
     assert (tokens.eos_token, both[1].config.eos_token_id) == (END, tokens.eos_token_id)
     assert json.loads((folder / "how.json").read_text())["imported"] == "theirs"

@@ -4,9 +4,9 @@ import pytest
 import torch
 import transformers
 
-from trainer.check import parameters
 from trainer.config import load_recipe, recipe_names
 from trainer.families import family_of
+from trainer.metrics import parameters
 from trainer.model.transformer import shapes
 
 PYTHIA = {
@@ -42,7 +42,7 @@ def test_parameters(name: str) -> None:
     family = family_of(config.model, config.vocabulary, config.context)
     values = family.config_json(end=0)
     with torch.device("meta"):
-        theirs = transformers.AutoModelForCausalLM.from_config(
+        theirs = transformers.AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             transformers.CONFIG_MAPPING[values["model_type"]].from_dict(values)
         )
     if name in PUBLISHED:

@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.trainer.conftest import run_trainer, write_config
 from trainer import files
-from trainer.checkpoint.folders import Start
+from trainer.checkpoint.resume import StartingPoint
 from trainer.config import TrainConfig
-from trainer.distributed.parallel_dims import Place
-from trainer.exits import Status
-from trainer.spikes import Spikes
+from trainer.contract import Status
+from trainer.distributed.parallel_dims import ParallelDims
+from trainer.loss_spikes import LossSpikes
 from trainer.train import train
 
 
@@ -57,7 +57,7 @@ def test_files(finished: Path) -> None:
 def test_checkpoint_opens_in_transformers_with_the_trainers_logits(finished: Path) -> None:
     folder = finished / "checkpoints" / "step12"
     probe = load_file(folder / "probe.safetensors")
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
         torch.testing.assert_close(model(probe["ids"]).logits, probe["logits"], atol=1e-4, rtol=0)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -95,8 +95,8 @@ def test_resume_is_identical_to_the_bit(finished: Path, tmp_path: Path, step: in
 
 def test_a_stop_before_the_first_step_ends_at_the_checkpoint_of_step_0(config: TrainConfig, tmp_path: Path) -> None:
     asked = iter([False, True])
-    place = Place(0, 1, torch.device("cpu"), 1, 1)
-    assert train(config, tmp_path, Start(), place, lambda: next(asked)) == (Status.STOPPED, 0)
+    dims = ParallelDims(0, 1, torch.device("cpu"), 1, 1)
+    assert train(config, tmp_path, StartingPoint(), dims, lambda: next(asked)) == (Status.STOPPED, 0)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step0"]
     assert not (tmp_path / "metrics.jsonl").exists()
 
@@ -116,7 +116,7 @@ def test_non_finite_loss_fails_and_names_the_step(finished: Path, tmp_path: Path
     weights["embed_out.weight"][0, 0] = torch.nan
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     how = json.loads((broken / "how.json").read_text())
-    how["files"]["model.safetensors"] = files.digest(broken / "model.safetensors")
+    how["files"]["model.safetensors"] = files.checksum(broken / "model.safetensors")
     (broken / "how.json").write_text(json.dumps(how))
     config = write_config(tmp_path / "tiny.yml")
     result = run_trainer("train", config, "--out", tmp_path / "out", "--resume", broken)
@@ -219,7 +219,7 @@ def test_fork_reaches_further_by_yarn(finished: Path, tmp_path: Path) -> None:
     result = run_trainer("train", config, "--out", tmp_path / "out", "--fork", f"{finished}@4")
     assert result.returncode == 0, result.stderr
     folder = tmp_path / "out" / "checkpoints" / "step5"
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder)
     probe = load_file(folder / "probe.safetensors")
     with torch.no_grad():
         torch.testing.assert_close(model(probe["ids"]).logits, probe["logits"], atol=1e-4, rtol=0)
@@ -275,7 +275,7 @@ def test_show_answers_only_for_what_the_run_saw(finished: Path, tmp_path: Path) 
 
 
 def test_a_jump_of_the_loss_is_an_event() -> None:
-    spikes = Spikes(deviations=6)
+    spikes = LossSpikes(deviations=6)
     generator = random.Random(0)
     usual = [spikes.above(3 + generator.gauss(0, 0.05)) for _ in range(200)]
     assert usual == [None] * 200

@@ -28,26 +28,24 @@ async def approve_part(interaction: Interaction, allocation_id: int) -> None:
 
 
 async def _approve(interaction: Interaction, allocation_id: int, *, part: bool) -> None:
-    app, role = interaction.client, interaction.client.server.reviewer_role
-    await app.read(reviews.check_may_approve, actor(interaction), allocation_id, reviewer_role_id=role)
+    app = interaction.client
+    await app.read(reviews.check_may_approve, actor(interaction), allocation_id)
     request = await app.read(allocations.view, allocation_id)
     await interaction.response.send_modal(ApproveForm(request.id, request.seconds, part=part))
 
 
 async def decline(interaction: Interaction, allocation_id: int) -> None:
     """Refuse a request."""
-    role = interaction.client.server.reviewer_role
-    await interaction.client.read(reviews.check_may_decide, actor(interaction), allocation_id, reviewer_role_id=role)
-    form = ReasonForm("Decline GPU time", reviews.decline, allocation_id, DECLINED, role="reviewer_role")
+    await interaction.client.read(reviews.check_may_decide, actor(interaction), allocation_id)
+    form = ReasonForm("Decline GPU time", reviews.decline, allocation_id, DECLINED)
     await interaction.response.send_modal(form)
 
 
 async def ask(interaction: Interaction, allocation_id: int) -> None:
     """Ask who made a request."""
-    role = interaction.client.server.reviewer_role
-    await interaction.client.read(reviews.check_may_decide, actor(interaction), allocation_id, reviewer_role_id=role)
+    await interaction.client.read(reviews.check_may_decide, actor(interaction), allocation_id)
     done = "Asked in the project's channel, with a button for the answer; this card will show it."
-    form = QuestionForm("Ask about the request", reviews.ask, allocation_id, done, role="reviewer_role")
+    form = QuestionForm("Ask about the request", reviews.ask, allocation_id, done)
     await interaction.response.send_modal(form)
 
 
@@ -64,37 +62,32 @@ async def answer(interaction: Interaction, allocation_id: int) -> None:
 
 async def revoke(interaction: Interaction, allocation_id: int) -> None:
     """End an allocation."""
-    role = interaction.client.server.reviewer_role
-    await interaction.client.read(reviews.check_may_revoke, actor(interaction), allocation_id, reviewer_role_id=role)
+    await interaction.client.read(reviews.check_may_revoke, actor(interaction), allocation_id)
     done = "Revoked: its runs write a checkpoint and stop, and what is left returns to the sponsor's grant."
     title = f"Revoke allocation {allocation_id}"
-    await interaction.response.send_modal(ReasonForm(title, reviews.revoke, allocation_id, done, role="reviewer_role"))
+    await interaction.response.send_modal(ReasonForm(title, reviews.revoke, allocation_id, done))
 
 
 async def release_half(interaction: Interaction, allocation_id: int) -> None:
     """Grant the second half of an allocation."""
-    role = interaction.client.server.reviewer_role
-    await interaction.client.read(
-        reviews.check_may_release_half, actor(interaction), allocation_id, reviewer_role_id=role
-    )
+    await interaction.client.read(reviews.check_may_release_half, actor(interaction), allocation_id)
     done = "Released; the project's channel tells of it."
-    form = ReasonForm("Release the second half", reviews.release_half, allocation_id, done, role="reviewer_role")
+    form = ReasonForm("Release the second half", reviews.release_half, allocation_id, done)
     await interaction.response.send_modal(form)
 
 
 async def approve_change(interaction: Interaction, change_id: int) -> None:
     """Grant a change."""
-    app, role = interaction.client, interaction.client.server.reviewer_role
-    await app.read(changes.check_may_approve, actor(interaction), change_id, reviewer_role_id=role)
+    app = interaction.client
+    await app.read(changes.check_may_approve, actor(interaction), change_id)
     change = await app.read(changes.view, change_id)
     await interaction.response.send_modal(ApproveChangeForm(change.id, change.seconds))
 
 
 async def decline_change(interaction: Interaction, change_id: int) -> None:
     """Refuse a change."""
-    role = interaction.client.server.reviewer_role
-    await interaction.client.read(changes.check_may_decide, actor(interaction), change_id, reviewer_role_id=role)
-    form = ReasonForm("Decline the change", changes.decline, change_id, DECLINED, role="reviewer_role")
+    await interaction.client.read(changes.check_may_decide, actor(interaction), change_id)
+    form = ReasonForm("Decline the change", changes.decline, change_id, DECLINED)
     await interaction.response.send_modal(form)
 
 

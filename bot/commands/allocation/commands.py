@@ -16,9 +16,8 @@ from broker.allocations import allocations, pools
 from broker.allocations.allocations import AllocationState, AllocationView
 from broker.reviews import changes
 from broker.reviews.changes import ChangeState, ChangeView
-from projects import rights
 from projects.errors import NotFoundError
-from projects.rights import Role
+from projects.people import LabRole
 
 allocation = app_commands.Group(name="allocation", description="GPU time for projects")
 
@@ -94,7 +93,7 @@ async def show(interaction: Interaction, allocation: int | None = None, project:
     asked = await app.read(changes.of_allocation, view.id)
     await errors.reply(interaction, _ledger(view, asked))
     # Their channel or a card in it may have been deleted: what is open can be decided from here, too.
-    if Role.REVIEWER in rights.held(actor(interaction), reviewer_role_id=app.server.reviewer_role):
+    if LabRole.REVIEWER in actor(interaction).roles:
         for card, _ in (await review_card_updates.cards(app, view.project_id, [view])).values():
             if any(isinstance(item, Button) for item in card.walk_children()):
                 await interaction.followup.send(view=card, ephemeral=True)

@@ -90,7 +90,6 @@ class ApproveForm(Form):
             self.allocation_id,
             hours=self.hours.value,
             reason=self.reason.value,
-            reviewer_role_id=app.server.reviewer_role,
         )
         if state == AllocationState.REQUESTED:
             return ENDORSED
@@ -115,7 +114,6 @@ class ApproveChangeForm(Form):
             self.change_id,
             hours=self.hours.value,
             reason=self.reason.value,
-            reviewer_role_id=app.server.reviewer_role,
         )
         if state == ChangeState.REQUESTED:
             return ENDORSED

@@ -13,7 +13,7 @@ from bot.commands.catalogue.forms import DatasetForm, RecipeForm
 from bot.commands.reason_form import ReasonForm
 from bot.commands.run import answers as run_answers
 from bot.commands.run import suggestions as run_lookup
-from broker import catalogue
+from broker import catalogue, configs
 from broker.catalogue import EntryView, Kind, State
 from broker.runs import launching
 from projects.errors import InvalidError
@@ -58,8 +58,8 @@ async def propose(
     if what != "recipe":
         raise InvalidError("A file is a recipe; a dataset is named in a form, which comes without a file.")
     # Four bytes a character at most; what is longer need not be fetched to be refused.
-    if file.size > 4 * catalogue.LONGEST_RECIPE:
-        raise InvalidError(f"The file has {file.size:,} bytes; a recipe has at most {catalogue.LONGEST_RECIPE:,}.")
+    if file.size > 4 * configs.LONGEST_RECIPE:
+        raise InvalidError(f"The file has {file.size:,} bytes; a recipe has at most {configs.LONGEST_RECIPE:,}.")
     await interaction.response.defer(ephemeral=True, thinking=True)
     body = (await file.read()).decode("utf-8", errors="replace")
     called = name or file.filename.rpartition(".")[0] or file.filename
@@ -97,9 +97,9 @@ async def retire(interaction: Interaction, name: str) -> None:
 
 
 async def _decide(interaction: Interaction, name: str, to: State, how: tuple[str, Callable[..., object], str]) -> None:
-    role, (verb, act, done) = interaction.client.server.admin_role, how
-    await interaction.client.read(catalogue.check_may_decide, actor(interaction), name, to, admin_role_id=role)
-    await interaction.response.send_modal(ReasonForm(f"{verb} {name}", act, name, done, role="admin_role"))
+    verb, act, done = how
+    await interaction.client.read(catalogue.check_may_decide, actor(interaction), name, to)
+    await interaction.response.send_modal(ReasonForm(f"{verb} {name}", act, name, done))
 
 
 @catalogue_group.command(name="prepare", description="Prepare a recipe's data once, by a run on one device")

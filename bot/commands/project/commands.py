@@ -145,14 +145,11 @@ async def complete(interaction: Interaction, project: int | None = None) -> None
 @of_project
 async def stop(interaction: Interaction, project: int | None = None) -> None:
     """Open the form of the reason."""
-    role = interaction.client.server.moderator_role
     project_id = await lookup.project_of(interaction, project)
     who = actor(interaction)
-    await interaction.client.read(
-        lifecycle.check_may, who, project_id, Act.STOP, to=Stage.STOPPED, moderator_role_id=role
-    )
+    await interaction.client.read(lifecycle.check_may, who, project_id, Act.STOP, to=Stage.STOPPED)
     done = "The project is stopped; its record stays."
-    form = ReasonForm("Stop the project for good", lifecycle.stop, project_id, done, role="moderator_role")
+    form = ReasonForm("Stop the project for good", lifecycle.stop, project_id, done)
     await interaction.response.send_modal(form)
 
 
@@ -160,11 +157,10 @@ async def stop(interaction: Interaction, project: int | None = None) -> None:
 @of_any_project
 async def release(interaction: Interaction, project: int | None = None) -> None:
     """Open the form of the reason."""
-    role = interaction.client.server.reviewer_role
     project_id = await lookup.project_of(interaction, project)
-    await interaction.client.read(updates.check_may_release, actor(interaction), project_id, reviewer_role_id=role)
+    await interaction.client.read(updates.check_may_release, actor(interaction), project_id)
     done = "Released: the checkpoints become public, those to come as they are written."
-    form = ReasonForm("Release the checkpoints", updates.release, project_id, done, role="reviewer_role")
+    form = ReasonForm("Release the checkpoints", updates.release, project_id, done)
     await interaction.response.send_modal(form)
 
 
@@ -179,13 +175,10 @@ async def open_channel(interaction: Interaction, project: int | None = None) -> 
 @of_any_project
 async def hide(interaction: Interaction, project: int | None = None) -> None:
     """Open the form of the reason."""
-    role = interaction.client.server.moderator_role
     project_id = await lookup.project_of(interaction, project)
-    await interaction.client.read(lifecycle.check_may, actor(interaction), project_id, Act.HIDE, moderator_role_id=role)
+    await interaction.client.read(lifecycle.check_may, actor(interaction), project_id, Act.HIDE)
     done = "The project is in no list any more; who knows its number still finds it."
-    await interaction.response.send_modal(
-        ReasonForm("Hide the project", moderation.hide, project_id, done, role="moderator_role")
-    )
+    await interaction.response.send_modal(ReasonForm("Hide the project", moderation.hide, project_id, done))
 
 
 @project.command(name="unhide", description="Show a hidden project again: for moderators")
@@ -193,14 +186,9 @@ async def hide(interaction: Interaction, project: int | None = None) -> None:
 @app_commands.autocomplete(project=lookup.hidden_projects)
 async def unhide(interaction: Interaction, project: int | None = None) -> None:
     """Open the form of the reason."""
-    role = interaction.client.server.moderator_role
     project_id = await lookup.project_of(interaction, project)
-    await interaction.client.read(
-        lifecycle.check_may, actor(interaction), project_id, Act.UNHIDE, moderator_role_id=role
-    )
-    form = ReasonForm(
-        "Show the project", moderation.unhide, project_id, "The project is in the lists again.", role="moderator_role"
-    )
+    await interaction.client.read(lifecycle.check_may, actor(interaction), project_id, Act.UNHIDE)
+    form = ReasonForm("Show the project", moderation.unhide, project_id, "The project is in the lists again.")
     await interaction.response.send_modal(form)
 
 
@@ -249,6 +237,5 @@ async def _resumed(interaction: Interaction, project_id: int) -> str:
 
 
 async def _opened(interaction: Interaction, project_id: int) -> str:
-    role = interaction.client.server.moderator_role
-    await interaction.client.write(moderation.open_channel, actor(interaction), project_id, moderator_role_id=role)
+    await interaction.client.write(moderation.open_channel, actor(interaction), project_id)
     return "The project's channel opens in a moment."

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import discord
 from discord.app_commands import Choice
-from sqlalchemy import select
 from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 from bot import text
 from bot.app import Interaction
@@ -66,7 +66,7 @@ async def _run_here(interaction: Interaction) -> int | None:
 
 def _run_in(session: Session, thread_id: str) -> int | None:
     key = session.scalars(
-        select(DiscordRoom.key).where(DiscordRoom.channel_id == thread_id, DiscordRoom.key.startswith("run:"))
+        select(DiscordRoom.key).where(DiscordRoom.channel_id == thread_id, col(DiscordRoom.key).startswith("run:"))
     ).one_or_none()
     return None if key is None else int(key.partition(":")[2])
 
@@ -165,7 +165,7 @@ async def steps(interaction: Interaction, typed: str) -> list[Choice[int]]:
 
     def look(session: Session, meant: Meant) -> list[tuple[str, int]]:
         order = _order(session, interaction, meant, without="steps")
-        own = int(launching.overridable(session, order.recipe)["steps"])
+        own = int(catalogue.overridable(session, order.recipe)["steps"])
         counts = {own: ", as the recipe has it", own // 2: "", own * 2: ""} if number is None else {number: ""}
         return [
             (f"{n:,} steps{note} · {_changed(session, order, with_steps(order.overrides, n), f'steps={n}')}", n)
@@ -236,7 +236,7 @@ async def overrides(interaction: Interaction, typed: str) -> list[Choice[str]]:
         taken = {given.partition("=")[0].strip() for given in begun.split(",")}
         return [
             (f"{before}{field}= · the recipe has {value}", f"{before}{field}=")
-            for field, value in launching.overridable(session, order.recipe).items()
+            for field, value in catalogue.overridable(session, order.recipe).items()
             if field.startswith(name.casefold()) and field not in taken
         ]
 

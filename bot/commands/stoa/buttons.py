@@ -63,7 +63,7 @@ def _view(title: str, lines: Sequence[str], labels: Mapping[str, str]) -> ui.Lay
 
 def require(interaction: Interaction, act: Act) -> None:
     """Raise ForbiddenError unless who asks may do this in the lab."""
-    rights.require_admin(actor(interaction), act, interaction.client.server.admin_role)
+    rights.require_admin(actor(interaction), act)
 
 
 async def add_pool(interaction: Interaction, _: int) -> None:

@@ -52,7 +52,7 @@ async def setup(
     app, who = interaction.client, actor(interaction)
     # Whoever manages the server may name its admins; nobody else could, before there are any.
     if not interaction.permissions.manage_guild:
-        rights.require_admin(who, Act.SET_UP, app.server.admin_role)
+        rights.require_admin(who, Act.SET_UP)
     await interaction.response.defer(ephemeral=True, thinking=True)
     guild = app.get_guild(app.server.guild)
     if guild is None or guild.unavailable:
@@ -78,13 +78,7 @@ async def help_here(interaction: Interaction) -> None:
     await acknowledge(interaction)
     app, who = interaction.client, actor(interaction)
     project_id = await lookup.project_here(interaction)
-    held = rights.held(
-        who,
-        moderator_role_id=app.server.moderator_role,
-        reviewer_role_id=app.server.reviewer_role,
-        admin_role_id=app.server.admin_role,
-    )
-    standing = await app.read(help_text.standing, who, project_id, held)
+    standing = await app.read(help_text.standing, who, project_id)
     tree = app.tree.get_commands(guild=discord.Object(app.server.guild))
     manages = interaction.permissions.manage_guild
     first, *others = help_text.pages(tree, standing, review=app.server.review, manages=manages)
@@ -148,9 +142,7 @@ async def ban(interaction: Interaction, person: discord.User) -> None:
     """Open the form of the reason."""
     buttons.require(interaction, Act.BAN)
     who, done = Actor(person.id, person.display_name), "They can read, and do nothing else; the record says so."
-    await interaction.response.send_modal(
-        ReasonForm(f"Ban {person.display_name}", limits.ban, who, done, role="admin_role")
-    )
+    await interaction.response.send_modal(ReasonForm(f"Ban {person.display_name}", limits.ban, who, done))
 
 
 @stoa.command(name="unban", description="Let a banned person take part again")
@@ -159,9 +151,7 @@ async def unban(interaction: Interaction, person: discord.User) -> None:
     """Open the form of the reason."""
     buttons.require(interaction, Act.BAN)
     done = "They can take part again; the record says so."
-    await interaction.response.send_modal(
-        ReasonForm(f"Unban {person.display_name}", limits.unban, person.id, done, role="admin_role")
-    )
+    await interaction.response.send_modal(ReasonForm(f"Unban {person.display_name}", limits.unban, person.id, done))
 
 
 @stoa.command(name="redact", description="Blank what an entry of the record tells; its posts become tombstones")
@@ -177,9 +167,7 @@ async def redact(interaction: Interaction, number: int, project: int | None = No
     await interaction.client.read(redaction.named, stream, number)
     done = f"Entry {number} is blanked; its posts will follow."
     act = functools.partial(redaction.redact, number=number)
-    await interaction.response.send_modal(
-        BlankingForm(f"Blank entry {number} of {stream}", act, stream, done, role="admin_role")
-    )
+    await interaction.response.send_modal(BlankingForm(f"Blank entry {number} of {stream}", act, stream, done))
 
 
 @stoa.command(name="forget", description="Blank a person's name, and every entry that names them")
@@ -191,6 +179,4 @@ async def forget(interaction: Interaction, person: discord.User) -> None:
     def done(count: int) -> str:
         return f"{text.count(count, 'entry is', 'entries are')} blanked; their posts will follow."
 
-    await interaction.response.send_modal(
-        BlankingForm("Forget a person", redaction.forget, str(person.id), done, role="admin_role")
-    )
+    await interaction.response.send_modal(BlankingForm("Forget a person", redaction.forget, str(person.id), done))

@@ -52,7 +52,6 @@ class AddPoolForm(Form):
             gpu_type=self.gpu_type.value,
             gpus=self.gpus.value,
             price_weight=self.weight.value,
-            admin_role_id=app.server.admin_role,
         )
         return f"The pool {text.code(self.name.value, 60)} is added; a grant gives its time to the community."
 
@@ -78,7 +77,6 @@ class ChangePoolForm(Form):
             gpus=self.gpus.value,
             price_weight=self.weight.value,
             reason=self.why.value,
-            admin_role_id=app.server.admin_role,
         )
         return f"The pool {text.code(name, 60)} is changed; the record says so."
 
@@ -104,7 +102,6 @@ class AddGrantForm(Form):
             sponsor=self.sponsor.value,
             hours=self.hours.value,
             until=self.until.value,
-            admin_role_id=app.server.admin_role,
         )
         return f"Grant {number} is added; the record thanks the sponsor."
 
@@ -132,7 +129,6 @@ class ChangeGrantForm(Form):
             more_hours=self.hours.value,
             until=self.until.value,
             reason=self.why.value,
-            admin_role_id=app.server.admin_role,
         )
         return f"Grant {number} is changed; the record says so."
 
@@ -154,6 +150,5 @@ class ChangeLimitForm(Form):
             name,
             self.value.value,
             self.why.value,
-            admin_role_id=app.server.admin_role,
         )
         return f"{text.code(name, 60)} is {policies.said_as(getattr(after, name))} from now on."

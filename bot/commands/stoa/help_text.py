@@ -10,8 +10,8 @@ from sqlalchemy.orm import Session
 from bot import text
 from bot.cards import card
 from projects import lifecycle, people, rights
-from projects.people import Actor
-from projects.rights import Act, Role
+from projects.people import Actor, LabRole
+from projects.rights import Act, ProjectRole, Role
 
 # What a command is for, where not everyone may use it.
 NEEDS: Mapping[str, Act] = {
@@ -54,11 +54,11 @@ NEEDS: Mapping[str, Act] = {
     "Put on record": Act.PUT_ON_RECORD,
 }
 HEADINGS: Mapping[Role, str] = {
-    Role.LEAD: "As the lead of this project",
-    Role.CONTRIBUTOR: "As a contributor to this project",
-    Role.REVIEWER: "As a reviewer",
-    Role.MODERATOR: "As a moderator",
-    Role.ADMIN: "As an admin",
+    ProjectRole.LEAD: "As the lead of this project",
+    ProjectRole.CONTRIBUTOR: "As a contributor to this project",
+    LabRole.REVIEWER: "As a reviewer",
+    LabRole.MODERATOR: "As a moderator",
+    LabRole.ADMIN: "As an admin",
 }
 # What is done by buttons alone, or by who holds no role of Stoa's.
 ANSWERS = "The button **Answer** of a reviewer's question about GPU time that you asked for."
@@ -75,13 +75,13 @@ class Standing:
     project: str | None
 
 
-def standing(session: Session, actor: Actor, project_id: int | None, held: set[Role]) -> Standing:
-    """What the actor is here, with the roles of the lab that they hold; raises ForbiddenError where they are banned."""
+def standing(session: Session, actor: Actor, project_id: int | None) -> Standing:
+    """The actor's roles in the lab, and in the project where there is one; raises ForbiddenError for the banned."""
     people.find(session, actor)
     if project_id is None:
-        return Standing(frozenset(held), None)
+        return Standing(actor.roles, None)
     project = lifecycle.load(session, project_id)
-    return Standing(frozenset(lifecycle.roles_in(session, actor, project, held)), project.title)
+    return Standing(lifecycle.roles_in(session, actor, project), project.title)
 
 
 def pages(commands: Sequence[Any], here: Standing, *, review: int, manages: bool) -> list[ui.LayoutView]:
@@ -99,10 +99,10 @@ def pages(commands: Sequence[Any], here: Standing, *, review: int, manages: bool
         names = [name for name in known if NEEDS.get(name) in acts and name not in told]
         told.update(names)
         block = [_line(name, known[name]) for name in names]
-        if role is Role.REVIEWER:
+        if role is LabRole.REVIEWER:
             buttons = "approve, in part or in full, ask, decline; later, revoke"
             block.insert(0, f"The buttons on the cards in <#{review}>: {buttons}.")
-        if role is Role.LEAD:
+        if role is ProjectRole.LEAD:
             block.append(ANSWERS)
         if block:
             lines += [f"### {heading}", *block]
@@ -120,7 +120,7 @@ def _greeting(here: Standing) -> str:
     what = [str(role) for role in HEADINGS if role in here.roles]
     if here.project is None:
         return f"What you can do here, as {' and '.join(what) or 'member'} of the lab:"
-    if Role.FOLLOWER in here.roles:
+    if ProjectRole.FOLLOWER in here.roles:
         what.insert(0, "follower")
     named = " and ".join(what) or "a visitor"
     return f"What you can do in **{text.line(here.project, 160)}**, as {named}:"

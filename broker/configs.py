@@ -1,0 +1,84 @@
+"""The trainer's configurations: the one place where the broker reads them, always with the trainer's own schema.
+
+Whatever is wrong with one is an InvalidError whose sentence names the key and says what would be right.
+"""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from projects.errors import InvalidError
+from trainer import config as trainer_config
+from trainer.config import ConfigError, TrainConfig
+
+LONGEST_RECIPE = 8_000
+"""Characters of a recipe as a member types it."""
+
+_Overrides = tuple[tuple[str, str], ...]
+
+
+def read(text: str, overrides: Mapping[str, str] | None = None) -> TrainConfig:
+    """The configuration that a YAML text holds, with some fields overridden; raises InvalidError."""
+    return _read(text, tuple((overrides or {}).items()))
+
+
+def spelt_out(text: str, overrides: Mapping[str, str] | None = None) -> str:
+    """The configuration that `read` returns, as YAML with every default spelt out; raises InvalidError."""
+    return _spelt_out(text, tuple((overrides or {}).items()))
+
+
+def overridable(config: TrainConfig) -> dict[str, str]:
+    """What a member may override, each field by its short name with its value in the configuration."""
+    keys = {short: key.split(".") for short, key in trainer_config.OVERRIDES.items()}
+    return {short: str(getattr(getattr(config, section), key)) for short, (section, key) in keys.items()}
+
+
+def with_prepared_data(text: str, folder: Path) -> str:
+    """The configuration of a run, changed to read its data from a folder that was prepared before."""
+    values = yaml.safe_load(text)
+    values["data"]["prepared"] = str(folder)
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+def sections(typed: str) -> dict[str, Any]:
+    """The sections of a recipe as a member types it, not yet held against the schema.
+
+    Raises InvalidError where the recipe is too long, is no YAML, or uses aliases.
+    """
+    if len(typed) > LONGEST_RECIPE:
+        raise InvalidError(f"The recipe has {len(typed):,} characters; at most {LONGEST_RECIPE:,} fit.")
+    try:
+        # A few aliases of aliases stand for more text than any memory holds.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(typed, Loader=yaml.SafeLoader)):
+            raise InvalidError("A recipe repeats itself in full: YAML's aliases (*name) are not taken.")
+        values = yaml.safe_load(typed)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        place = getattr(error, "problem_mark", None)
+        raise InvalidError(f"The recipe is not valid YAML{f' at line {place.line + 1}' if place else ''}.") from error
+    if not isinstance(values, dict):
+        raise InvalidError("A recipe holds sections such as model and data.")
+    return values
+
+
+@lru_cache(maxsize=1)
+def built_in() -> Mapping[str, str]:
+    """The recipes that come with the trainer: name and YAML text."""
+    return {name: (trainer_config.RECIPES / f"{name}.yml").read_text() for name in trainer_config.recipe_names()}
+
+
+# Kept, since somebody who types a launch asks for the same configuration at every key, and each launch for those of all
+# measured runs of its pool.
+@lru_cache(maxsize=256)
+def _read(text: str, overrides: _Overrides) -> TrainConfig:
+    try:
+        return trainer_config.parse(text, dict(overrides))
+    except ConfigError as error:
+        raise InvalidError(str(error)) from error
+
+
+@lru_cache(maxsize=256)
+def _spelt_out(text: str, overrides: _Overrides) -> str:
+    return trainer_config.dump(_read(text, overrides))
