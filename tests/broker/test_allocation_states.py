@@ -20,6 +20,7 @@ from projects.errors import ConflictError, ForbiddenError
 from tests.broker.lab import ADA, GRACE, HOUR, ROSA, STRANGER, Lab
 from tests.broker.reviewing import (
     HALF,
+from tests.patience import PATIENCE
     ask_change,
     grant,
     in_state,
@@ -133,7 +134,7 @@ def test_an_allocation_is_revoked_while_a_supervisor_settles_its_run(lab: Lab, p
 
     with ThreadPoolExecutor(1) as pool:
         settled = pool.submit(settle)
-        assert locked.wait(10)
+        assert locked.wait(PATIENCE)
         review(lab, reviews.revoke, allocation)
         settled.result()
     assert (lab.run(run).state, lab.run(waits).state) == (RunState.FINISHED, RunState.PAUSED)
