@@ -20,7 +20,6 @@ from projects.errors import ConflictError, ForbiddenError
 from tests.broker.lab import ADA, GRACE, HOUR, ROSA, STRANGER, Lab
 from tests.broker.reviewing import (
     HALF,
-from tests.patience import PATIENCE
     ask_change,
     grant,
     in_state,
@@ -33,6 +32,7 @@ from tests.patience import PATIENCE
     view,
     withdraw,
 )
+from tests.patience import PATIENCE
 
 
 @pytest.mark.parametrize("before", AllocationState)
