@@ -46,7 +46,9 @@ class App(discord.Client):
         self.tree: app_commands.CommandTree[App]
         self.db = db
         self.renderer = Renderer()
-        self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="database")
+        # Reads, which a form waits for, never stand behind writes, which wait for one another.
+        self._readers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="reader")
+        self._writers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="writer")
         self._delivery_threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="delivery")
 
     async def read(self, call: Callable[Concatenate[Session, P], R], /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -56,7 +58,7 @@ class App(discord.Client):
             with self.db.read() as session:
                 return call(session, *args, **kwargs)
 
-        return await asyncio.get_running_loop().run_in_executor(self._pool(), work)
+        return await self._in(self._readers, work)
 
     async def write(self, call: Callable[Concatenate[Session, P], R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call a function of the domain in a transaction of its own."""
@@ -65,7 +67,7 @@ class App(discord.Client):
             with self.db.write() as session:
                 return call(session, *args, **kwargs)
 
-        return await asyncio.get_running_loop().run_in_executor(self._pool(), work)
+        return await self._in(self._writers, work)
 
     async def look_again(self) -> None:
         """Take over what the admins have chosen with `/stoa setup`; `trouble` is what the server lacks still."""
@@ -74,16 +76,26 @@ class App(discord.Client):
     async def close(self) -> None:
         """Leave Discord, and let the calls end that are still at the database."""
         await super().close()
-        for threads in (self._threads, self._delivery_threads):
+        for threads in (self._readers, self._writers, self._delivery_threads):
             end = functools.partial(threads.shutdown, wait=True, cancel_futures=True)
             await asyncio.get_running_loop().run_in_executor(None, end)
         self.renderer.close()
 
-    def _pool(self) -> ThreadPoolExecutor:
-        return self._delivery_threads if in_delivery.get() else self._threads
+    async def _in(self, threads: ThreadPoolExecutor, work: Callable[[], R]) -> R:
+        threads = self._delivery_threads if in_delivery.get() else threads
+        return await asyncio.get_running_loop().run_in_executor(threads, work)
 
 
 Interaction: TypeAlias = discord.Interaction[App]
+
+
+async def acknowledge(interaction: Interaction) -> None:
+    """Say that a private answer is to come, unless that was said: Discord hears of one within 3 s, or shows a failure.
+
+    A form cannot follow. Whatever opens one only reads before it.
+    """
+    if not interaction.response.is_done():
+        await interaction.response.defer(ephemeral=True, thinking=True)
 
 
 def actor(interaction: Interaction) -> Actor:

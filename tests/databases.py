@@ -20,6 +20,7 @@ from sqlalchemy import create_engine, text
 from projects.db.database import Database
 from tests import lock_order
 from tests.absent import absent
+from tests.patience import PATIENCE
 
 ONCE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 """For a slow test of what the kind of database has no say in."""
@@ -60,7 +61,7 @@ def server(programs: Path) -> Iterator[str]:
         yield url
     finally:
         started.send_signal(signal.SIGQUIT)  # at once: nothing of it is kept
-        started.wait(30)
+        started.wait(PATIENCE)
         shutil.rmtree(folder, ignore_errors=True)
         Path(log.name).unlink()
 
@@ -144,7 +145,7 @@ def until_one_waits_for_a_lock(db: Database) -> None:
 
 def _wait_for(url: str) -> None:
     engine = create_engine(url)
-    until = time.monotonic() + 30
+    until = time.monotonic() + PATIENCE
     while True:
         try:
             with engine.connect():

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from discord import app_commands
 
 from bot import errors, text
-from bot.app import Interaction
+from bot.app import Interaction, acknowledge
 from bot.commands import lookup
 from bot.commands.run import answers as run_answers
 from broker.allocations.pools import Launcher
@@ -21,6 +21,7 @@ MOST_RUNS = 10
 @cluster_group.command(name="status", description="Show what each pool of GPUs is doing now")
 async def status(interaction: Interaction) -> None:
     """Show the pools."""
+    await acknowledge(interaction)
     listed = await interaction.client.read(cluster.status)
     await errors.reply(interaction, text.listed([_pool(pool) for pool in listed]) or "There is no pool of GPUs yet.")
 
@@ -30,6 +31,7 @@ async def status(interaction: Interaction) -> None:
 @app_commands.autocomplete(pool=lookup.pool_names)
 async def usage(interaction: Interaction, pool: str | None = None) -> None:
     """Show the projects, who used most first."""
+    await acknowledge(interaction)
     listed = await interaction.client.read(cluster.usage, pool)
     await errors.reply(interaction, _usage(listed))
 

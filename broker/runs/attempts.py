@@ -348,6 +348,8 @@ def renew(
     )
     run = runs.load(session, run_id)
     charge(session, run, attempt, elapsed)
+    if progress.step is not None and progress.step > run.step == (run.fork_step or 0):
+        series.add(session, run_id, [Measured(series.START, progress.step, progress.tokens or 0, elapsed)])
     keep(session, run, progress, attempt)
     return Renewed(run.state == RunState.STOPPING, attempt.reserved / run.gpus)
 

@@ -9,6 +9,8 @@ from sqlmodel import Field, col, select
 
 from projects.db.columns import Base, foreign_key, integer, number
 
+START = "start"
+"""A series of one point: the seconds of its trainer's life after which a run was first seen to have done a step."""
 MOST_POINTS = 2000
 BUCKETS = 500
 

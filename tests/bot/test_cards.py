@@ -31,8 +31,8 @@ from projects.people import Actor
 from projects.record.record import Told
 from sandbox.people import Channel, Message
 from tests.bot.conftest import AGED, Lab
-from tests.bot.test_delivery import until
 from tests.bot.test_limits import project, request, run
+from tests.patience import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -266,7 +266,7 @@ async def test_a_card_too_old_to_edit_has_a_successor(shared_lab: tuple[Lab, Cha
     assert moved.text.endswith("-# P1 · run 1")
     assert f"/{channel.id}/{second.id})" in moved.text
     assert moved.attachments == []
-    drawn = await lab.guild.wait_for(channel.id, lambda m: m.id == second.id and m.attachments != [], timeout=40)
+    drawn = await lab.guild.wait_for(channel.id, lambda m: m.id == second.id and m.attachments != [])
     lab.call(attempts.renew, 1, token, 15.0, progress(201, 300), lease_seconds=60)
     now = await lab.guild.wait_for(channel.id, lambda m: m.id == second.id and "step 300 of" in m.text)
     assert [shown.url for shown in now.attachments] == [shown.url for shown in drawn.attachments]

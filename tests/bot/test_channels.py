@@ -10,8 +10,8 @@ from projects.record import redaction
 from projects.record.record import Told
 from sandbox.discord import permissions
 from tests.bot.conftest import SCOPE, Lab
-from tests.bot.test_delivery import until
 from tests.bot.test_run_card import progress as steps
+from tests.patience import until
 
 
 async def test_by_policy_the_channel_waits_for_a_moderator(lab: Lab) -> None:
@@ -69,6 +69,7 @@ async def test_a_run_before_the_channel_has_its_card_in_the_proposals_thread(lab
     await lab.start_bot()
     await lab.propose()
     thread = (await lab.guild.wait_for("proposals", lambda m: m.thread_id is not None)).thread_id or ""
+    await lab.guild.wait_for(thread, lambda m: "record 1" in m.text)
     project = next(c for c in await lab.guild.channels() if c.id == thread)
     assert "yours at once" in (await lab.request(project, "1")).text
     await lab.launch(project, override="steps=400")

@@ -10,6 +10,7 @@ from broker.runs.attempts import Ending, Process, Progress
 from broker.runs.series import Measured
 from projects import lifecycle
 from tests.bot.conftest import Lab
+from tests.patience import PATIENCE
 
 STEPS = 40
 URL = "http://127.0.0.1:9/stoa/p1-run-1/tree/step"
@@ -98,7 +99,7 @@ async def test_the_card_follows_the_run(lab: Lab) -> None:
     drawing = psutil.Process(lab.bot.pid).children(recursive=True)
     assert drawing
     lab.kill_bot()
-    assert psutil.wait_procs(drawing, timeout=5)[1] == []
+    assert psutil.wait_procs(drawing, timeout=PATIENCE)[1] == []
 
 
 def publish(session: Session, step: int, *, first: bool, final: bool) -> None:

@@ -11,7 +11,8 @@ from projects import bans, lifecycle, updates
 from projects.people import LabRole
 from sandbox.discord import permissions
 from tests.bot.conftest import Lab
-from tests.bot.test_delivery import activate, propose, told, until
+from tests.bot.test_delivery import activate, propose, told
+from tests.patience import PATIENCE, until
 
 NOTHING = {
     f"{name}_ID": "0"
@@ -158,12 +159,13 @@ async def test_what_is_told_while_a_channel_is_gone_waits_for_the_next(lab: Lab)
     thread = (await lab.guild.wait_for("proposals", lambda m: "P1 · project" in m.text and m.thread_id)).thread_id or ""
     await lab.guild.wait_for("p2-two-is-completed", lambda m: "record 4" in m.text)
     review = lab.guild.info["channels"]["compute-review"]
-    await lab.guild.fault(rf"POST /channels/{review}/messages$", delay=5.0)
+    await lab.guild.fault(rf"POST /channels/{review}/messages$", delay=PATIENCE)
     await omar.delete_channel("announcements")
     await until(lambda: "the channel of announcements is gone" in lab.log)
     lab.call(lifecycle.join, lab.actor("Rosa"), one, min_people=9)
     await lab.guild.wait_for(thread, lambda m: "record 2" in m.text)
     assert await lab.guild.messages("compute-review") == []
+    await lab.guild.clear_faults()
     notice = await lab.guild.wait_for("compute-review", lambda m: True)
     assert "announcements was deleted: what belongs there waits" in notice.text
 
@@ -176,10 +178,10 @@ async def test_what_is_told_while_a_channel_is_gone_waits_for_the_next(lab: Lab)
         await until(lab.logged(f"stream={stream}"))
     before = lab.sent()
     await omar.command("stoa setup")
-    await lab.guild.wait_for("announcements", lambda m: "It goes on." in m.text, timeout=40)
-    first = await lab.guild.wait_for("public-record", lambda m: True, timeout=40)
+    await lab.guild.wait_for("announcements", lambda m: "It goes on." in m.text)
+    first = await lab.guild.wait_for("public-record", lambda m: True)
     assert "record 3" in first.text
-    card = await lab.guild.wait_for("proposals", lambda m: "P1 · project" in m.text and m.thread_id, timeout=40)
+    card = await lab.guild.wait_for("proposals", lambda m: "P1 · project" in m.text and m.thread_id)
     await lab.guild.wait_for(card.thread_id or "", lambda m: "**Omar**" in m.text and "record 3" in m.text)
     assert before == {"lab": 2, "project:1": 2, "project:2": 4}
     assert "Two is completed" not in "".join(m.text for m in await lab.guild.messages("proposals"))

@@ -17,6 +17,7 @@ from projects.record import record
 from tests.broker.lab import HOUR, Lab, in_days
 from tests.broker.reviewing import ask_change, grant, in_state, review, spend, tend, told, view
 from tests.databases import until_one_waits_for_a_lock
+from tests.patience import PATIENCE
 
 ADMIN = Actor(9, "Omar", frozenset({LabRole.ADMIN}))
 
@@ -115,7 +116,7 @@ def test_two_schedulers_at_once_tend_once(lab: Lab) -> None:
     together = Barrier(4)
 
     def round_(_: int) -> None:
-        together.wait(20)
+        together.wait(PATIENCE)
         tend(lab)
 
     with ThreadPoolExecutor(4) as pool:

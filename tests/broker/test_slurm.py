@@ -25,7 +25,8 @@ from projects.errors import InvalidError
 from tests.broker.lab import Lab, settings
 from tests.databases import ONCE
 from tests.environment import bare
-from tests.slurm import Cluster, slurm, wait_for
+from tests.patience import PATIENCE, wait_for
+from tests.slurm import Cluster, slurm
 from tests.standin import python_with_trainer
 from trainer.contract import Status
 
@@ -33,8 +34,8 @@ __all__ = ["slurm"]
 
 # What is slow and asks the database for nothing that another test does not.
 EVERY = 0.3
-LEASE = 6.0
-GRACE = 6.0
+LEASE = 12.0
+GRACE = 60.0
 POOL = "cluster"
 TELL = "import json, os, sys; print(json.dumps([dict(os.environ), os.getcwd(), sys.argv[1:]]))"
 LISTENS = (
@@ -100,7 +101,7 @@ def start(cluster: Cluster, tmp_path: Path) -> Callable[..., tuple[SlurmLauncher
         number = run or len(list(tmp_path.glob("runs/*"))) + 1
         folder = tmp_path / "runs" / str(number) / f"attempt-{token}"
         folder.mkdir(parents=True, exist_ok=True)
-        asked = Wanted(**({"gpus": 1, "seconds": 60, "grace": 5} | wanted))  # type: ignore[arg-type]
+        asked = Wanted(**({"gpus": 1, "seconds": 600, "grace": 5} | wanted))  # type: ignore[arg-type]
         launcher = SlurmLauncher(asked, every=EVERY)
         launcher.start([sys.executable, "-c", code, *arguments], folder, "")
         return launcher, folder
@@ -338,7 +339,7 @@ def slurms_seconds(cluster: Cluster, job: int | None) -> int:
 @ONCE
 def test_the_trainer_itself_runs_as_a_job(lab: Lab, cluster: Cluster, tmp_path: Path, run: int) -> None:
     with supervised(lab, cluster, tmp_path, run) as (supervisor, token, folder):
-        assert supervisor.wait(120) == 0
+        assert supervisor.wait(PATIENCE) == 0
     assert lab.run(run).state == RunState.FINISHED, said(folder)
     assert lab.row(run).step == 4
     row = attempt(lab, run, token)
@@ -358,7 +359,7 @@ def test_a_run_that_waits_in_slurm_is_not_charged_and_says_why(
         assert "run.started" not in lab.kinds(1)
         assert charged(lab, run, token) == 0
         cluster.ask("scontrol", "update", "nodename=n[1-2]", "state=resume")
-        assert supervisor.wait(60) == 0
+        assert supervisor.wait(PATIENCE) == 0
     assert lab.run(run).state == RunState.FINISHED
     assert "run.started" in lab.kinds(1)
     row = attempt(lab, run, token)
@@ -373,7 +374,7 @@ def test_a_run_that_is_cancelled_while_it_waits_in_slurm_costs_nothing(
     with supervised(lab, cluster, tmp_path, run, 20) as (supervisor, token, folder):
         wait_for(lambda: "PENDING" in attempt(lab, run, token).waiting, "the reason of the wait")
         lab.cancel(run)
-        assert supervisor.wait(30) == 0
+        assert supervisor.wait(PATIENCE) == 0
     assert lab.run(run).state == RunState.CANCELLED
     assert (charged(lab, run, token), said(folder)) == (0, "")
     assert cluster.ask("squeue", "--noheader") == ""
@@ -384,7 +385,7 @@ def test_a_cancelled_job_leaves_a_checkpoint(lab: Lab, cluster: Cluster, tmp_pat
     with supervised(lab, cluster, tmp_path, run, 10000) as (supervisor, _, folder):
         wait_for(lambda: (folder / "checkpoints" / "step10").exists(), "a checkpoint")
         lab.cancel(run)
-        assert supervisor.wait(30) == 0
+        assert supervisor.wait(PATIENCE) == 0
     assert lab.run(run).state == RunState.CANCELLED
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
     assert (folder / "checkpoints" / f"step{last}").exists()
@@ -399,7 +400,7 @@ def test_a_run_goes_on_elsewhere_while_its_old_job_still_lives_on_a_lost_node(
         node = (old / "node").read_text()
         cluster.end(node)
         cluster.ask("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
-        assert supervisor.wait(30) == 0
+        assert supervisor.wait(PATIENCE) == 0
     first = attempt(lab, run, token)
     assert lab.run(run).state == RunState.QUEUED
     assert first.reason == f"Slurm ended the job: NODE_FAIL on {node}"
@@ -415,7 +416,7 @@ def test_a_run_goes_on_elsewhere_while_its_old_job_still_lives_on_a_lost_node(
         assert of(old)
         paid = charged(lab, run, token)
         lab.cancel(run)
-        assert supervisor.wait(30) == 0
+        assert supervisor.wait(PATIENCE) == 0
     assert lab.run(run).state == RunState.CANCELLED
     last = attempt(lab, run, second)
     assert charged(lab, run, token) == paid
@@ -434,7 +435,7 @@ def test_a_job_that_an_operator_cancels_goes_on_later_from_its_checkpoint(
     with supervised(lab, cluster, tmp_path, run, 10000) as (supervisor, token, folder):
         wait_for(lambda: (folder / "checkpoints" / "step10").exists(), "a checkpoint")
         cluster.ask("scancel", str(attempt(lab, run, token).pid))
-        assert supervisor.wait(30) == 0
+        assert supervisor.wait(PATIENCE) == 0
     assert lab.run(run).state == RunState.QUEUED
     assert not attempt(lab, run, token).failed
     assert json.loads((folder / "outcome.json").read_text())["status"] == 75
@@ -470,17 +471,17 @@ def test_a_job_outlives_its_supervisor_and_gets_another(lab: Lab, cluster: Clust
         wait_for(lambda: lab.row(run).step > 2, "some steps")
         job = attempt(lab, run, token).pid
         with supervisor_of(lab, cluster, tmp_path, 60, *arguments) as early:
-            assert early.wait(60) == 1, "nobody takes over from one that lives"
+            assert early.wait(PATIENCE) == 1, "nobody takes over from one that lives"
         first.kill()
         first.wait()
-        with supervisor_of(lab, cluster, tmp_path, 6, *arguments) as heir:
+        with supervisor_of(lab, cluster, tmp_path, LEASE, *arguments) as heir:
             wait_for(lambda: attempt(lab, run, token).generation == 2, "the heir")
             seen = lab.row(run).step
             wait_for(lambda: lab.row(run).step > seen + 2, "more steps")
             with supervisor_of(lab, cluster, tmp_path, 60, *arguments) as late:
-                assert late.wait(60) == 1, "one heir is enough"
+                assert late.wait(PATIENCE) == 1, "one heir is enough"
             lab.cancel(run)
-            assert heir.wait(60) == 0
+            assert heir.wait(PATIENCE) == 0
     assert lab.run(run).state == RunState.CANCELLED
     assert [known.number for known in jobs(tmp_path / "runs")] == [attempt(lab, run, token).pid] == [job]
     assert charged(lab, run, token) == slurms_seconds(cluster, job)
@@ -498,11 +499,11 @@ def test_a_job_that_waits_keeps_its_place_when_its_supervisor_dies(
         job = attempt(lab, run, token).pid
         first.kill()
         first.wait()
-        with supervisor_of(lab, cluster, tmp_path, 6, 10, run, 1, 1) as heir:
+        with supervisor_of(lab, cluster, tmp_path, LEASE, 10, run, 1, 1) as heir:
             wait_for(lambda: attempt(lab, run, token).generation == 2, "the heir")
             assert attempt(lab, run, token).state == "claimed"
             cluster.ask("scontrol", "update", "nodename=n[1-2]", "state=resume")
-            assert heir.wait(90) == 0
+            assert heir.wait(PATIENCE) == 0
     assert lab.run(run).state == RunState.FINISHED
     assert [known.number for known in jobs(tmp_path / "runs")] == [attempt(lab, run, token).pid] == [job]
     assert charged(lab, run, token) == slurms_seconds(cluster, job)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from discord import app_commands
 
 from bot import errors, text
-from bot.app import Interaction, actor
+from bot.app import Interaction, acknowledge, actor
 from bot.buttons import Button
 from bot.cards.review_card import changed
 from bot.commands import lookup
@@ -80,6 +80,7 @@ async def report(interaction: Interaction, allocation: int) -> None:
 @app_commands.autocomplete(allocation=lookup.allocation_ids, project=lookup.projects)
 async def show(interaction: Interaction, allocation: int | None = None, project: int | None = None) -> None:
     """Show the ledger of one allocation."""
+    await acknowledge(interaction)
     app = interaction.client
     if allocation is None:
         project_id = await lookup.project_of(interaction, project)
@@ -103,6 +104,7 @@ async def show(interaction: Interaction, allocation: int | None = None, project:
 @app_commands.autocomplete(project=lookup.projects)
 async def list_allocations(interaction: Interaction, project: int | None = None) -> None:
     """List them."""
+    await acknowledge(interaction)
     project_id = await lookup.project_of(interaction, project)
     views = await interaction.client.read(allocations.of_project, project_id)
     lines = [

@@ -7,7 +7,7 @@ import discord
 from discord import app_commands
 
 from bot import errors, text
-from bot.app import Interaction, actor
+from bot.app import Interaction, acknowledge, actor
 from bot.commands import lookup
 from bot.commands.catalogue.forms import DatasetForm, RecipeForm
 from bot.commands.reason_form import ReasonForm
@@ -29,6 +29,7 @@ async def list_entries(
     interaction: Interaction, state: Literal["proposed", "accepted", "declined", "retired"] | None = None
 ) -> None:
     """List them, the newest first, and what can be launched now."""
+    await acknowledge(interaction)
     entries = await interaction.client.read(catalogue.entries)
     recipes = await interaction.client.read(catalogue.recipes)
     listed = [entry for entry in entries if state in (None, entry.state)]

@@ -8,7 +8,7 @@ from discord import app_commands
 from discord.app_commands import Choice
 
 from bot import errors, text
-from bot.app import Interaction, actor
+from bot.app import Interaction, acknowledge, actor
 from bot.cards.project_card import project_card
 from bot.commands import lookup
 from bot.commands.project import buttons
@@ -196,11 +196,12 @@ async def unhide(interaction: Interaction, project: int | None = None) -> None:
 @of_any_project
 async def show(interaction: Interaction, project: int | None = None) -> None:
     """Show the project's card."""
+    await acknowledge(interaction)
     app = interaction.client
     project_id = await lookup.project_of(interaction, project)
     view, requests, newest, channel_id = await app.read(card_updates.look, project_id)
     card = project_card(view, requests, newest, channel_id=channel_id)
-    await interaction.response.send_message(view=card, ephemeral=True)
+    await errors.again(lambda: interaction.edit_original_response(view=card))
 
 
 @project.command(name="list", description="List the newest projects")
@@ -208,6 +209,7 @@ async def show(interaction: Interaction, project: int | None = None) -> None:
 @app_commands.choices(stage=[Choice(name=stage, value=stage) for stage in Stage])
 async def list_projects(interaction: Interaction, stage: str | None = None) -> None:
     """List them."""
+    await acknowledge(interaction)
     views = await interaction.client.read(lifecycle.views, stage=stage)
     there_are = await interaction.client.read(lifecycle.count, stage=stage)
     lines = [

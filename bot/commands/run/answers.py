@@ -20,7 +20,7 @@ from broker.reports.run_plan import Preview
 from broker.reports.why import Why
 from broker.runs import comparison as comparing
 from broker.runs import runs
-from broker.runs.launching import Receipt
+from broker.runs.launching import Quote, Receipt
 from broker.runs.logs import Log
 from broker.runs.runs import RunView
 from projects.db.columns import utcnow
@@ -70,6 +70,7 @@ def offer(preview: Preview) -> Card:
         f"**Left** allocation {run.allocation_id} has {text.gpu_hours(quote.left)} left, and "
         f"{in_hours(max(0, quote.left - quote.promised - quote.cost))} should this run "
         f"{'and those queued take all their' if quote.promised else 'take all its'} time",
+        _too_short(quote, first),
     ]
     queue = [
         f"**Queue** place {preview.queue.position} of {preview.queue.length}. {text.line(preview.queue.reason, 300)} "
@@ -81,6 +82,16 @@ def offer(preview: Preview) -> Card:
     )
     marker = "-# Nothing is queued or charged before you press Launch."
     return Card(*sections([asks, costs, queue], marker), row, colour=BLUE, marker=marker)
+
+
+def _too_short(quote: Quote, first: int) -> str:
+    """A warning where the time limit is expected to end a run from step `first` before it writes a checkpoint."""
+    if not quote.too_short:
+        return ""
+    return (
+        f"⚠️ **Time limit** It is expected to end the run before its first checkpoint after step {first:,}, which is "
+        f"due at step {quote.saves_at:,}, after about {text.duration(quote.saves_after or 0)}"
+    )
 
 
 def launched(receipt: Receipt) -> Card:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from bot import errors
-from bot.app import Interaction, actor
+from bot.app import Interaction, acknowledge, actor
 from bot.buttons import Press
 from bot.commands.run import answers
 from bot.commands.run.forms import SampleForm
@@ -14,7 +14,7 @@ from broker.runs.runs import RunState
 
 async def pause(interaction: Interaction, run_id: int) -> None:
     """Take the run from its GPUs until it is resumed."""
-    await interaction.response.defer(ephemeral=True, thinking=True)
+    await acknowledge(interaction)
     await interaction.client.write(control.pause, actor(interaction), run_id)
     run = await interaction.client.read(runs.view, run_id)
     how = "is paused" if run.state == RunState.PAUSED else "writes a checkpoint and pauses"
@@ -38,7 +38,7 @@ async def compare(interaction: Interaction, run_id: int) -> None:
 
 async def config(interaction: Interaction, run_id: int) -> None:
     """Show the configuration that the run trains by."""
-    await interaction.response.defer(ephemeral=True, thinking=True)
+    await acknowledge(interaction)
     run = await interaction.client.read(runs.load, run_id)
     await answers.attach(interaction, answers.configured(run), f"run-{run_id}.yml", run.config)
 

@@ -6,7 +6,7 @@ import discord
 from discord import app_commands
 
 from bot import errors, text
-from bot.app import Interaction, actor
+from bot.app import Interaction, acknowledge, actor
 from bot.cards.run_card import run_card
 from bot.commands import lookup
 from bot.commands.run import answers, buttons, suggestions
@@ -130,6 +130,7 @@ async def show(interaction: Interaction, run: int | None = None) -> None:
 @app_commands.autocomplete(project=lookup.projects)
 async def list_runs(interaction: Interaction, project: int | None = None) -> None:
     """List them."""
+    await acknowledge(interaction)
     project_id = await lookup.project_of(interaction, project)
     views = await interaction.client.read(runs.of_project, project_id, kind=RunKind.TRAIN, limit=15)
     lines = [
@@ -145,6 +146,7 @@ async def list_runs(interaction: Interaction, project: int | None = None) -> Non
 @app_commands.autocomplete(run=suggestions.pausable_run)
 async def pause(interaction: Interaction, run: int | None = None) -> None:
     """Ask it to pause."""
+    await acknowledge(interaction)
     await buttons.pause(interaction, await suggestions.run_of(interaction, run))
 
 
@@ -205,6 +207,7 @@ async def cancel(interaction: Interaction, run: int | None = None) -> None:
 @app_commands.autocomplete(run=suggestions.any_run)
 async def why_waits(interaction: Interaction, run: int | None = None) -> None:
     """Say it."""
+    await acknowledge(interaction)
     run_id = await suggestions.run_of(interaction, run)
     await errors.reply(interaction, answers.waits(await interaction.client.read(why.why, run_id)))
 
@@ -214,6 +217,7 @@ async def why_waits(interaction: Interaction, run: int | None = None) -> None:
 @app_commands.autocomplete(run=suggestions.any_run)
 async def config(interaction: Interaction, run: int | None = None) -> None:
     """Attach it."""
+    await acknowledge(interaction)
     await buttons.config(interaction, await suggestions.run_of(interaction, run))
 
 

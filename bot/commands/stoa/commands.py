@@ -6,7 +6,7 @@ import discord
 from discord import app_commands
 
 from bot import errors, text
-from bot.app import Interaction, actor
+from bot.app import Interaction, acknowledge, actor
 from bot.commands import lookup
 from bot.commands.reason_form import BlankingForm, ReasonForm
 from bot.commands.stoa import buttons, help_text
@@ -75,13 +75,14 @@ async def setup(
 @stoa.command(name="help", description="Show what you can do here")
 async def help_here(interaction: Interaction) -> None:
     """Show it by the table of rights, for who asks and where they ask."""
+    await acknowledge(interaction)
     app, who = interaction.client, actor(interaction)
     project_id = await lookup.project_here(interaction)
     standing = await app.read(help_text.standing, who, project_id)
     tree = app.tree.get_commands(guild=discord.Object(app.server.guild))
     manages = interaction.permissions.manage_guild
     first, *others = help_text.pages(tree, standing, review=app.server.review, manages=manages)
-    await interaction.response.send_message(view=first, ephemeral=True)
+    await errors.again(lambda: interaction.edit_original_response(view=first))
     for page in others:
         await interaction.followup.send(view=page, ephemeral=True)
 
@@ -96,8 +97,9 @@ async def list_pools(interaction: Interaction, pool: str | None = None) -> None:
         await interaction.client.read(pools.named, pool)
         await interaction.response.send_modal(ChangePoolForm([pool]))
         return
+    await acknowledge(interaction)
     listed = await interaction.client.read(cluster.status)
-    await interaction.response.send_message(view=buttons.pools_view(listed), ephemeral=True)
+    await errors.again(lambda: interaction.edit_original_response(view=buttons.pools_view(listed)))
 
 
 @stoa.command(name="grants", description="Admins: list what sponsors give, with its use; add or change a grant")
@@ -109,9 +111,8 @@ async def list_pools(interaction: Interaction, pool: str | None = None) -> None:
 async def list_grants(interaction: Interaction, grant: int | None = None, pool: str | None = None) -> None:
     """List them, or open the form of a change to one, or of a new one."""
     buttons.require(interaction, Act.MANAGE_COMPUTE)
-    listed = await interaction.client.read(pools.grants)
     if grant is not None:
-        named = [one for one in listed if one.id == grant]
+        named = [one for one in await interaction.client.read(pools.grants) if one.id == grant]
         if not named:
             raise NotFoundError(f"There is no grant {grant}.")
         await interaction.response.send_modal(ChangeGrantForm(named))
@@ -120,16 +121,19 @@ async def list_grants(interaction: Interaction, grant: int | None = None, pool: 
         await interaction.client.read(pools.named, pool)
         await interaction.response.send_modal(AddGrantForm([pool]))
         return
+    await acknowledge(interaction)
+    listed = await interaction.client.read(pools.grants)
     spent = await interaction.client.read(inventory.spent_by_grant)
-    await interaction.response.send_message(view=buttons.grants_view(listed, spent), ephemeral=True)
+    await errors.again(lambda: interaction.edit_original_response(view=buttons.grants_view(listed, spent)))
 
 
 @stoa.command(name="limits", description="Admins: list the limits by which the lab is run; change one")
 async def list_limits(interaction: Interaction) -> None:
     """List them."""
     buttons.require(interaction, Act.CHANGE_POLICIES)
+    await acknowledge(interaction)
     now = await interaction.client.read(policies.current)
-    await interaction.response.send_message(view=buttons.limits_view(now), ephemeral=True)
+    await errors.again(lambda: interaction.edit_original_response(view=buttons.limits_view(now)))
 
 
 @stoa.command(name="ban", description="Let somebody do nothing but read")
