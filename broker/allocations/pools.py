@@ -1,7 +1,7 @@
 """Pools of GPUs, and the grants by which sponsors give their time to the community."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import CheckConstraint, ForeignKey, func, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
+from broker.runners import registry
 from projects import people, rights, text
 from projects.db.database import WORDS, Base, utcnow
 from projects.errors import ConflictError, InvalidError, NotFoundError
@@ -19,13 +20,6 @@ from projects.rights import Act
 
 HEAVIEST = 1000
 MOST_GPUS = 1_000_000
-
-
-class Launcher(StrEnum):
-    """What starts the trainers of a pool."""
-
-    LOCAL = "local"
-    SLURM = "slurm"
 
 
 class Pool(Base):
@@ -45,8 +39,14 @@ class Pool(Base):
 
     @property
     def shares_gpus(self) -> bool:
-        """Whether it hands out GPUs of the worker's host, which all such pools share."""
-        return self.launcher == Launcher.LOCAL and "cpu" not in self.gpu_type.lower()
+        """Whether the pool hands out GPUs of the worker's host, which all such pools share."""
+        return registry.named(self.launcher).uses_host_gpus and "cpu" not in self.gpu_type.lower()
+
+    @property
+    def runner_options(self) -> dict[str, str]:
+        """What its runner's own options are set to, by name; each has a column RUNNER_OPTION."""
+        runner = registry.named(self.launcher)
+        return {option.name: getattr(self, f"{runner.name}_{option.name}") for option in runner.pool_options}
 
 
 class Grant(Base):
@@ -114,37 +114,32 @@ def add_pool(
     name: str,
     gpu_type: str,
     gpus: int,
-    launcher: str = Launcher.LOCAL,
+    runner: str = registry.DEFAULT,
     price_weight: float = 1.0,
-    slurm_partition: str = "",
-    slurm_gres: str = "gpu",
+    runner_options: Mapping[str, str] | None = None,
     most_submitted: int = 4,
     actor: Actor | None = None,
 ) -> int:
-    """Write a pool down and return its id; a repeat changes nothing. `actor` None is the operator.
+    """Add a pool and return its id; a repeat changes nothing. `actor` None is the operator.
 
-    Raises InvalidError, and ConflictError where the name is that of another pool.
-    `price_weight` is what a GPU-second of it weighs in fair-share; balances are raw GPU-seconds. Jobs for Slurm ask
-    `slurm_partition` (empty: its default) for `slurm_gres` by the number; at most `most_submitted` wait or run at once.
+    `price_weight` is what a GPU-second of the pool weighs in fair-share; balances are raw GPU-seconds. `runner_options`
+    are those that the runner declares. Where the runner has a queue of its own, at most `most_submitted` of the pool's
+    jobs wait or run there at once. Raises InvalidError, and ConflictError where another pool has the name.
     """
     rights.require_admin(actor, Act.MANAGE_COMPUTE)
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,39}", name):
         raise InvalidError("A pool's name has up to 40 lower-case letters, digits, dots, dashes and underscores.")
     if not 1 <= gpus <= MOST_GPUS:
         raise InvalidError(f"A pool has at least one GPU, and at most {MOST_GPUS:,}; {gpus} is not such a count.")
-    if launcher not in set(Launcher):
-        raise InvalidError(f"The launcher is one of: {', '.join(Launcher)}.")
+    options = registry.named(runner).checked_options(runner_options or {})
     if not 0 < price_weight <= HEAVIEST:
         raise InvalidError(f"A price weight is above 0 and at most {HEAVIEST}; {price_weight} is not.")
-    if not re.fullmatch(r"[\w.-]*", slurm_partition, re.ASCII):
-        raise InvalidError("A Slurm partition's name has letters, digits and “._-” only.")
-    if not re.fullmatch(r"([\w.-]+(:[\w.-]+)?)?", slurm_gres, re.ASCII):
-        raise InvalidError("A Slurm GRES is a name, or name:type, such as gpu or gpu:h200.")
     if most_submitted < 1:
         raise InvalidError(f"At least one job is submitted at a time; {most_submitted} is not a count.")
     gpu_type = text.prose("The GPU type", gpu_type, most=60)
-    told: dict[str, Any] = {"gpu_type": gpu_type, "gpus": gpus, "launcher": launcher, "price_weight": price_weight}
-    asked = told | {"slurm_partition": slurm_partition, "slurm_gres": slurm_gres, "most_submitted": most_submitted}
+    told: dict[str, Any] = {"gpu_type": gpu_type, "gpus": gpus, "launcher": runner, "price_weight": price_weight}
+    columns = {f"{runner}_{name}": value for name, value in options.items()}
+    asked = told | columns | {"most_submitted": most_submitted}
     earlier = session.scalars(select(Pool).where(Pool.name == name)).one_or_none()
     if earlier is not None:
         if any(getattr(earlier, field) != value for field, value in asked.items()):
@@ -222,6 +217,11 @@ def numbers_on_host(session: Session, pool: Pool, devices: str) -> str:
         return ""
     first = sum(other.gpus for other in sharing(session) if other.id < pool.id)
     return ",".join(str(first + int(device)) for device in devices.split(",") if device)
+
+
+def runners(session: Session) -> Sequence[str]:
+    """The names of the runners that pools use."""
+    return session.scalars(select(Pool.launcher).distinct().order_by(Pool.launcher)).all()
 
 
 def names(session: Session) -> list[str]:

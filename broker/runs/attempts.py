@@ -17,6 +17,7 @@ from broker import publications
 from broker.allocations import ledger
 from broker.allocations.ledger import LedgerRow, Movement
 from broker.allocations.pools import Pool
+from broker.runners.processes import Process
 from broker.runs import runs, series
 from broker.runs.runs import Run, RunState
 from broker.runs.series import Measured
@@ -82,19 +83,6 @@ class Attempt(Base):
     failed: Mapped[bool] = mapped_column(default=False)
     reason: Mapped[str] = mapped_column(default="")
     waiting: Mapped[str] = mapped_column(default="")
-
-
-@dataclass(frozen=True)
-class Process:
-    """A process as it is known for sure: pids are used again, the boot and the start tell them apart.
-
-    `started` is in clock ticks since the boot, which no turning of the clock changes.
-    """
-
-    host: str
-    boot_id: str
-    pid: int
-    started: int
 
 
 @dataclass(frozen=True)
@@ -244,7 +232,7 @@ def take_over(
 ) -> Attempt:
     """Become the supervisor of an attempt after the one of `generation`; raises StaleError where another did.
 
-    Its trainer runs, or waits as a job in Slurm.
+    Its trainer runs, or waits in its runner's queue.
     """
     return guarded(
         session,

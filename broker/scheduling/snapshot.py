@@ -9,7 +9,8 @@ from sqlalchemy.orm import Session
 
 from broker.allocations.allocations import Allocation
 from broker.allocations.ledger import Balance, LedgerRow, Movement
-from broker.allocations.pools import Launcher, Pool
+from broker.allocations.pools import Pool
+from broker.runners import registry
 from broker.runs.attempts import OPEN, Attempt, AttemptState
 from broker.runs.runs import Run, RunState
 from broker.scheduling import usage
@@ -24,11 +25,12 @@ def load(session: Session, limits: Limits | None = None) -> QueueState:
     """All that a plan of this moment depends on."""
     now = utcnow()
     rows = session.execute(
-        select(
-            Pool.id, Pool.name, Pool.gpus, Pool.launcher == Launcher.SLURM, Pool.price_weight, Pool.most_submitted
-        ).order_by(Pool.id)
+        select(Pool.id, Pool.name, Pool.gpus, Pool.launcher, Pool.price_weight, Pool.most_submitted).order_by(Pool.id)
     )
-    pools = [PoolRow._make(row) for row in rows]
+    pools = [
+        PoolRow(pool_id, name, gpus, registry.named(runner).queue, weight, most)
+        for pool_id, name, gpus, runner, weight, most in rows
+    ]
     waiting = _waiting(session, now)
     held, used = _attempts(session, now, {pool.id: pool.price_weight for pool in pools})
     return QueueState(

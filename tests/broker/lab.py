@@ -10,8 +10,9 @@ from broker.allocations import allocations, ledger, pools
 from broker.allocations.allocations import AllocationState
 from broker.allocations.ledger import Account, Movement
 from broker.reviews import reviews
+from broker.runners.processes import Process
 from broker.runs import attempts, control, launching, runs, settlement
-from broker.runs.attempts import Attempt, Ending, Process, Progress
+from broker.runs.attempts import Attempt, Ending, Progress
 from broker.runs.launching import Order
 from broker.runs.runs import Run, RunView
 from projects import lifecycle, policies
@@ -55,10 +56,10 @@ class Lab:
 
     db: Database
 
-    def pool(self, name: str = POOL, *, gpus: int = 2, granted: int = 1000 * HOUR, launcher: str = "local") -> None:
+    def pool(self, name: str = POOL, *, gpus: int = 2, granted: int = 1000 * HOUR, runner: str = "local") -> None:
         """A pool, and a grant of so many GPU-seconds of it."""
         with self.db.write() as session:
-            pools.add_pool(session, name=name, gpu_type="cpu", gpus=gpus, launcher=launcher)
+            pools.add_pool(session, name=name, gpu_type="cpu", gpus=gpus, runner=runner)
             until = utcnow() + timedelta(days=60)
             pools.add_grant(session, pool=name, sponsor="The house", seconds=granted, until=until)
 

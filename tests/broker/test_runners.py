@@ -1,4 +1,4 @@
-"""Processes as the launcher starts, knows and ends them."""
+"""Processes as the local runner starts, knows and ends them."""
 
 import json
 import os
@@ -13,8 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from broker.runners.base import LocalLauncher, alive, identify, kill_group
-from broker.runs.attempts import Process
+from broker.runners.base import JobSpec
+from broker.runners.local import LocalRunner
+from broker.runners.processes import Process, alive, identify, kill_group
 
 PARENT = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); "
 DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
@@ -85,42 +86,44 @@ def test_a_stranger_who_was_given_the_number_is_left_alone(group: subprocess.Pop
 def test_a_trainer_sees_no_secret_and_stands_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("STOA_DISCORD_TOKEN", "STOA_HUB_TOKEN", "STOA_DATABASE_URL", "HF_TOKEN", "PGPASSWORD", "AWS_SECRET"):
         monkeypatch.setenv(name, "not-to-be-seen")
-    launcher = LocalLauncher()
+    runner = LocalRunner(JobSpec())
     command = "import json, os; print(json.dumps([dict(os.environ), os.getcwd(), os.getpgid(0) == os.getpid()]))"
-    launcher.start([sys.executable, "-c", command], tmp_path, "0,1")
-    while launcher.poll() is None:
+    runner.start([sys.executable, "-c", command], tmp_path, "0,1")
+    while runner.poll() is None:
         time.sleep(0.02)
     given, folder, leads = json.loads((tmp_path / "trainer.log").read_text())
-    assert launcher.poll() == 0
+    assert runner.poll() == 0
     assert set(given) <= {"PATH", "HOME", "LANG", "TMPDIR", "CUDA_VISIBLE_DEVICES", "LC_CTYPE"}
     assert given["CUDA_VISIBLE_DEVICES"] == "0,1"
     assert "not-to-be-seen" not in given.values()
-    assert (folder, leads) == (str(tmp_path), False), "its keeper leads the group"
+    assert (folder, leads) == (str(tmp_path), False), "its shim leads the group"
 
 
 def test_it_is_asked_first_and_ended_then(tmp_path: Path) -> None:
-    launcher = LocalLauncher()
-    assert launcher.poll() is None
-    process = launcher.start([sys.executable, "-c", DEAF + PARENT + WAIT], tmp_path, "0")
+    runner = LocalRunner(JobSpec())
+    assert runner.poll() is None
+    process = runner.start([sys.executable, "-c", DEAF + PARENT + WAIT], tmp_path, "0")
     while "here" not in (tmp_path / "trainer.log").read_text():
         time.sleep(0.02)
-    assert len(members(process.pid)) == 3, "the keeper, the trainer and its child"
-    launcher.stop()
+    assert len(members(process.pid)) == 3, "the shim, the trainer and its child"
+    runner.stop()
     time.sleep(0.2)
-    assert launcher.poll() is None
-    launcher.kill()
-    assert launcher.poll() == -signal.SIGKILL
+    assert runner.poll() is None
+    runner.kill()
+    assert runner.poll() == -signal.SIGKILL
     assert members(process.pid) == []
-    launcher.stop()
-    launcher.kill()
+    runner.stop()
+    runner.kill()
 
 
 def orphan(folder: Path, trainer: str, lease: float, grace: float) -> Process:
     """A trainer whose supervisor was killed."""
     supervise = (
-        "import sys, time, pathlib; from broker.runners.base import LocalLauncher; "
-        f"p = LocalLauncher({lease}, {grace}).start([sys.executable, '-c', {trainer!r}], "
-        f"pathlib.Path({str(folder)!r}), ''); print(p.pid, flush=True); time.sleep(60)"
+        "import sys, time, pathlib; from broker.runners.base import JobSpec; "
+        "from broker.runners.local import LocalRunner; "
+        f"spec = JobSpec(lease_seconds={lease}, grace_seconds={grace}); "
+        f"p = LocalRunner(spec).start([sys.executable, '-c', {trainer!r}], pathlib.Path({str(folder)!r}), ''); "
+        "print(p.pid, flush=True); time.sleep(60)"
     )
     supervisor = subprocess.Popen([sys.executable, "-c", supervise], stdout=subprocess.PIPE)
     assert supervisor.stdout is not None
@@ -146,36 +149,36 @@ def test_a_trainer_outlives_its_supervisor_by_its_lease_and_no_longer(
     while members(process.pid):
         assert time.monotonic() < until
         time.sleep(0.02)
-    launcher = LocalLauncher()
-    launcher.adopt(process, tmp_path)
-    assert launcher.poll() == status, "its keeper has left word of it"
-    assert 2.5 < launcher.seconds() < 30
+    runner = LocalRunner(JobSpec())
+    runner.adopt(process, tmp_path)
+    assert runner.poll() == status, "its shim has left its status"
+    assert 2.5 < runner.seconds() < 30
 
 
 def test_an_adopted_trainer_is_followed_stopped_and_ended(tmp_path: Path) -> None:
     process = orphan(tmp_path, STOPS, lease=20, grace=10)
-    launcher = LocalLauncher()
-    launcher.adopt(process, tmp_path)
-    assert launcher.poll() is None
-    launcher.stop()
+    runner = LocalRunner(JobSpec())
+    runner.adopt(process, tmp_path)
+    assert runner.poll() is None
+    runner.stop()
     until = time.monotonic() + 10
-    while launcher.poll() is None:
+    while runner.poll() is None:
         assert time.monotonic() < until
         time.sleep(0.02)
-    assert launcher.poll() == 75
-    launcher.kill()
+    assert runner.poll() == 75
+    runner.kill()
     assert members(process.pid) == []
 
 
 def test_one_that_was_dead_when_taken_over_lived_until_its_last_renewal_at_most(tmp_path: Path) -> None:
-    first = LocalLauncher(lease=60, grace=1)
+    first = LocalRunner(JobSpec(grace_seconds=1))
     process = first.start([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path, "")
-    first.keep(60)
+    first.renew(60)
     renewed = first.seconds()
     first.kill()
     (tmp_path / "exit").unlink(missing_ok=True)
     time.sleep(0.5)
-    heir = LocalLauncher(lease=60, grace=1)
+    heir = LocalRunner(JobSpec(grace_seconds=1))
     heir.adopt(process, tmp_path)
     assert heir.poll() == -9
     assert abs(heir.seconds() - renewed) < 0.2
