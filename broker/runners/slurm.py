@@ -147,12 +147,13 @@ class SlurmRunner(Runner):
     @classmethod
     def check(cls) -> Check:
         """Whether Slurm's controller answers this host."""
+        advice = "Install Slurm's commands on this host, set SLURM_CONF to the cluster's, and start its slurmctld."
         try:
             done = _slurm(["squeue", "--me", "--noheader"], CHECK_SECONDS)
         except UnavailableError as error:
-            return Check(str(error), "Install Slurm's commands on this host, and start its controller.")
+            return Check(str(error), advice)
         if done.returncode != 0:
-            return Check(f"Slurm: {_sentence(done.stderr)}", "Set SLURM_CONF to this cluster's, and start slurmctld.")
+            return Check(f"Slurm: {_sentence(done.stderr)}", advice)
         return Check("the controller answers")
 
     @classmethod
