@@ -1,4 +1,5 @@
-"""Publishing: the checkpoints of a run go to the Hub in order, each on a lease, until they are verified there."""
+"""Publishing a run's checkpoints to the Hub, in the order of steps, each under a lease until the Hub has verified
+it."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -25,18 +26,19 @@ from projects.settings import Settings
 
 LONGEST_BACKOFF_SECONDS = 600.0
 UNREADABLE = (ValueError, FileNotFoundError, NotADirectoryError)
-"""What a folder is to blame for, and no full disk nor the Hub."""
+"""Errors that come from the checkpoint's folder, not from a full disk or the Hub."""
 LOST_AFTER = 12
-"""Tries, most of an hour in all, that meet with the same such error."""
-SHOWING = -1
-"""Stands for a step where what waits is that a repository be opened or closed."""
+"""A checkpoint is given up after so many tries, most of an hour, with one and the same of these errors."""
+VISIBILITY = -1
+"""In the place of a step: the repository itself is to be made public or private."""
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
 class Claimed:
-    """A checkpoint that this publisher has leased; `lease` is its fencing token."""
+    """A checkpoint that this publisher has leased. `lease` is its fencing token; `first` and `final` tell whether it is
+    the first published one and the last one of its run."""
 
     run_id: int
     step: int
@@ -49,10 +51,8 @@ class Claimed:
 
 
 def waiting(session: Session) -> Sequence[tuple[int, int]]:
-    """Runs and the step of their next checkpoint, where nobody holds it and its time has come.
-
-    SHOWING instead of a step: the run's repository is to be opened or closed.
-    """
+    """Runs with something to publish now: the step of the next checkpoint that no publisher has leased, or VISIBILITY
+    where the run's repository is to be made public or private."""
     upcoming = (
         select(Publication.run_id, func.min(Publication.step).label("step"))
         .where(publications.unpublished())
@@ -67,13 +67,13 @@ def waiting(session: Session) -> Sequence[tuple[int, int]]:
             Publication.not_before <= utcnow(),
         )
     )
-    found = dict.fromkeys(_misplaced(session), SHOWING)
+    found = dict.fromkeys(_misplaced(session), VISIBILITY)
     found.update((run_id, step) for run_id, step in rows)
     return sorted(found.items())
 
 
 def publish_waiting(settings: Settings, db: Database, run_id: int) -> None:
-    """Publish what waits of a run, in the order of steps; stops at the first that cannot be published now."""
+    """Publish a run's waiting checkpoints in the order of steps, up to the first that cannot be published now."""
     hub = Hub(settings)
     while True:
         show_as_decided(settings, db, hub, run_id)
@@ -84,7 +84,7 @@ def publish_waiting(settings: Settings, db: Database, run_id: int) -> None:
         try:
             with _renewing(settings, db, claimed):
                 url = _upload(settings, db, hub, claimed)
-        except (HubError, OSError, ValueError) as error:  # the Hub refuses, or the folder is not as it should be
+        except (HubError, OSError, ValueError) as error:  # the Hub, or the folder
             log.warning("not published yet", run=run_id, step=claimed.step, error=str(error))
             with db.write() as session:
                 fail(
@@ -101,7 +101,7 @@ def publish_waiting(settings: Settings, db: Database, run_id: int) -> None:
 
 
 def show_as_decided(settings: Settings, db: Database, hub: Hub, run_id: int) -> None:
-    """Open the run's repository once reviewers have released it, or close it where its project holds back now."""
+    """Make the run's repository public where reviewers have released it, private where its project is held now."""
     with db.read() as session:
         due = run_id in _misplaced(session)
         repository = session.get(Repository, run_id)
@@ -126,7 +126,7 @@ def show_as_decided(settings: Settings, db: Database, hub: Hub, run_id: int) -> 
 
 
 def _shown(session: Session, run_id: int, url: str, *, private: bool) -> None:
-    """Note that a repository is open or closed now, and tell it once."""
+    """Store whether a repository is private now, and record a change once."""
     changed = session.execute(
         update(Repository)
         .where(Repository.run_id == run_id, Repository.private != private)
@@ -140,9 +140,9 @@ def _shown(session: Session, run_id: int, url: str, *, private: bool) -> None:
 
 
 def _misplaced(session: Session) -> Sequence[int]:
-    """The runs whose repository is private though its project releases openly, or public though it holds back.
+    """The runs whose repository is private though the project is released, or public though the project is held.
 
-    One that an upload is under way to is opened after it: what was claimed as private closes what it finds open.
+    A repository with an upload under way is made public after it: an upload that began as private makes it private.
     """
     held = publications.held(session)
     wanted = Run.project_id.in_(held) if held else false()
@@ -161,7 +161,7 @@ def _misplaced(session: Session) -> Sequence[int]:
 
 
 def claim(session: Session, run_id: int, settings: Settings) -> Claimed | None:
-    """Lease the run's next checkpoint; None where there is none, or another publisher is at this run."""
+    """Lease the run's next checkpoint; None where there is none or another publisher has leased it."""
     run = runs.load(session, run_id)
     session.refresh(run, with_for_update=True)
     upcoming = session.scalars(
@@ -199,7 +199,7 @@ def claim(session: Session, run_id: int, settings: Settings) -> Claimed | None:
 
 
 def finish(session: Session, claimed: Claimed, url: str) -> None:
-    """Note a verified publication, and tell it; only `_came_late` where the lease has gone to another."""
+    """Store and record that a checkpoint was published and verified, unless another publisher has the lease now."""
     done = _guarded(session, claimed, url=url, lease_until=None, error="")
     if not done:
         _came_late(session, claimed)
@@ -218,9 +218,11 @@ def finish(session: Session, claimed: Claimed, url: str) -> None:
 
 
 def fail(session: Session, claimed: Claimed, error: str, *, pause_seconds: float, unreadable: bool = False) -> None:
-    """Give the lease back and try again later, ever less often; that it keeps failing is told once.
+    """Return the lease and schedule another try, after a pause that doubles each time. Repeated failure is recorded
+    once.
 
-    A folder that stays `unreadable` is given up as lost, and told of, so that the checkpoints after it can go.
+    A checkpoint whose folder stays `unreadable` is given up as lost, which is recorded too, so that the checkpoints
+    after it can be published.
     """
     publication = session.get_one(Publication, (claimed.run_id, claimed.step))
     anew = unreadable and publication.error != error[:500]
@@ -244,13 +246,14 @@ def fail(session: Session, claimed: Claimed, error: str, *, pause_seconds: float
 
 
 def _came_late(session: Session, claimed: Claimed) -> None:
-    """Let a repository that was opened meanwhile be looked at again: this upload may have closed it."""
+    """Store that the repository may be private: this upload, whose lease another publisher has now, may have made it
+    so."""
     if claimed.private:
         session.execute(update(Repository).where(Repository.run_id == claimed.run_id).values(private=True))
 
 
 def _later(tries: int, pause_seconds: float) -> datetime:
-    """When to try again after so many tries before this one."""
+    """The time of the next try after `tries` earlier ones."""
     return utcnow() + timedelta(seconds=min(pause_seconds * 2 ** min(tries, 20), LONGEST_BACKOFF_SECONDS))
 
 
@@ -265,7 +268,7 @@ def _upload(settings: Settings, db: Database, hub: Hub, claimed: Claimed) -> str
 
 @contextmanager
 def _renewing(settings: Settings, db: Database, claimed: Claimed) -> Iterator[None]:
-    """Renew the lease in a thread while the upload takes its time."""
+    """Renew the lease in a thread during the upload."""
     over = threading.Event()
 
     def renew() -> None:
@@ -287,6 +290,7 @@ def _renewing(settings: Settings, db: Database, claimed: Claimed) -> Iterator[No
 
 
 def _guarded(session: Session, claimed: Claimed, **values: object) -> bool:
+    """Write values to the claimed publication; False where its lease is no longer this publisher's."""
     written = session.execute(
         update(Publication)
         .where(

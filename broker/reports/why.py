@@ -115,7 +115,7 @@ class _Told:
 
     def __init__(self, session: Session, state: QueueState) -> None:
         self.state = state
-        self.low = disk.said_low(session)
+        self.low = disk.recorded_low(session)
         self.plan: Plan = backfill.plan(state)
         self.pools = {pool.id: pool for pool in state.pools}
         waiting = {run.project_id for run in state.waiting}

@@ -17,8 +17,6 @@ from projects.errors import InvalidError
 
 PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR")
 """Names of the environment variables that a trainer is given; none of them holds a secret."""
-REFUSED = 69
-"""Exit status (EX_UNAVAILABLE of sysexits.h) of a trainer that the runner would not start, now or another time."""
 
 
 class UnavailableError(Exception):
@@ -117,7 +115,10 @@ class Runner(ABC):
 
     @abstractmethod
     def poll(self) -> int | None:
-        """The exit status, negative for a signal; None while the trainer waits or runs."""
+        """The exit status, negative for a signal; None while the trainer waits or runs.
+
+        `Status.REFUSED` of the trainer's contract means that the runner would not start it, now or another time.
+        """
 
     @abstractmethod
     def seconds(self) -> float:

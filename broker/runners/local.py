@@ -12,6 +12,7 @@ from pathlib import Path
 from broker.runners import processes, shim
 from broker.runners.base import PASSED_ON, JobSpec, Runner
 from broker.runners.processes import Process
+from trainer.contract import LOG_FILE
 
 
 class LocalRunner(Runner):
@@ -33,7 +34,7 @@ class LocalRunner(Runner):
         environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         self._folder = folder
         self.renew(self.spec.lease_seconds)
-        with (folder / "trainer.log").open("ab") as log:
+        with (folder / LOG_FILE).open("ab") as log:
             self._popen = subprocess.Popen(
                 [sys.executable, "-I", "-S", shim.__file__, str(folder), str(self.spec.grace_seconds), *command],
                 env={**environment, "CUDA_VISIBLE_DEVICES": devices},

@@ -19,11 +19,10 @@ from pathlib import Path
 
 import structlog
 
-from broker.runners.base import PASSED_ON, REFUSED, Check, Job, JobSpec, PoolOption, Runner, UnavailableError
+from broker.runners.base import PASSED_ON, Check, Job, JobSpec, PoolOption, Runner, UnavailableError
 from broker.runners.processes import Process
+from trainer.contract import LOG_FILE, OUTCOME_FILE, Status
 
-STOPPED = 75
-FAILED = 70
 ENDED = frozenset(
     {
         *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED"),
@@ -200,7 +199,7 @@ class SlurmRunner(Runner):
                 mark.write_text(str(job))
                 return job
         if self._to_stop or any(token > self._token() for _, token, _ in siblings):
-            self._end(STOPPED, "it was stopped before Slurm had it")
+            self._end(Status.STOPPED, "it was stopped before Slurm had it")
             return None
         earlier = [job for job, _, state in siblings if state not in ENDED]
         for job in earlier:
@@ -210,7 +209,7 @@ class SlurmRunner(Runner):
             return None
         command = [
             *("sbatch", "--parsable", "--no-requeue", "--export=ALL", "--input=/dev/null", "--open-mode=append"),
-            *("--output=trainer.log", f"--chdir={self._folder}", f"--job-name={self._job_name()}"),
+            *(f"--output={LOG_FILE}", f"--chdir={self._folder}", f"--job-name={self._job_name()}"),
             *_sbatch_options(self.spec),
         ]
         script = f"#!/bin/sh\nexec {shlex.join(self._command)}\n"
@@ -222,7 +221,7 @@ class SlurmRunner(Runner):
         sentence = _sentence(done.stderr)
         if _LATER.search(sentence):
             raise UnavailableError(f"Slurm: {sentence}")
-        self._end(REFUSED, f"Slurm refused the job: {sentence}")
+        self._end(Status.REFUSED, f"Slurm refused the job: {sentence}")
         return None
 
     def _look(self, job: int) -> None:
@@ -232,11 +231,11 @@ class SlurmRunner(Runner):
             sentence = _sentence(done.stderr)
             if "invalid job id" not in sentence.lower():
                 raise UnavailableError(f"Slurm: {sentence}")
-            self._end(*self._by_outcome(FAILED, "Slurm no longer knows the job"))
+            self._end(*self._by_outcome(Status.FAILED, "Slurm no longer knows the job"))
             return
         seen = dict(reversed(re.findall(r"(\w+)=(\S*)", done.stdout)))  # the first counts of a key that comes twice
         if seen.get("JobName") != self._job_name():
-            self._end(*self._by_outcome(FAILED, "Slurm no longer knows the job, and has given its number away"))
+            self._end(*self._by_outcome(Status.FAILED, "Slurm no longer knows the job, and has given its number away"))
             return
         state = seen["JobState"]
         if state in ("PENDING", "CONFIGURING"):
@@ -258,11 +257,11 @@ class SlurmRunner(Runner):
             return -signal.SIGKILL, ""
         sentence = f"Slurm ended the job: {state}" + (f" on {_nodes(seen)}" if _nodes(seen) else "")
         asked = state == "PREEMPTED" or (state == "CANCELLED" and self._to_stop)
-        return self._by_outcome(STOPPED if asked else FAILED, sentence)
+        return self._by_outcome(Status.STOPPED if asked else Status.FAILED, sentence)
 
     def _by_outcome(self, status: int, sentence: str) -> tuple[int, str]:
         """The status that the trainer has left in its folder, or else the given status and sentence."""
-        outcome = self._folder / "outcome.json"
+        outcome = self._folder / OUTCOME_FILE
         return (int(json.loads(outcome.read_text())["status"]), "") if outcome.exists() else (status, sentence)
 
     def _end(self, status: int, sentence: str) -> None:

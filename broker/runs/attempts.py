@@ -23,6 +23,7 @@ from broker.runs.runs import Run, RunState
 from broker.runs.series import Measured
 from projects.db.database import Base, utcnow
 from projects.errors import ConflictError
+from trainer.contract import Status
 
 MOST_WAITING = 200
 
@@ -119,7 +120,7 @@ class Ending:
     @property
     def fault(self) -> bool:
         """Whether the place that it ran in ended it, and not what it computed or a wish of ours."""
-        return not self.timed_out and (self.status < 0 or (self.status == 70 and self.transient))
+        return not self.timed_out and (self.status < 0 or (self.status == Status.FAILED and self.transient))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from broker.runs.attempts import Attempt
 from broker.runs.runs import Run, RunState
 from projects import text
 from projects.settings import Settings
+from trainer.contract import LOG_FILE
 
 MOST_BYTES = 64 * 1024
 
@@ -50,7 +51,7 @@ def read(session: Session, settings: Settings, run_id: int) -> Log:
     except OSError:
         mine = False
     for attempt in reversed(tried) if mine else ():
-        lines = _tail(settings, folder / f"attempt-{attempt.token}" / "trainer.log")
+        lines = _tail(settings, folder / f"attempt-{attempt.token}" / LOG_FILE)
         if lines is not None:
             return Log(run_id, tried, lines, attempt.token)
     return Log(run_id, tried, None)

@@ -15,7 +15,7 @@ from sqlalchemy import func, select
 from broker.allocations import pools
 from broker.allocations.ledger import LedgerRow, Movement
 from broker.runners import output, processes, reaper
-from broker.runners.base import REFUSED, Check, JobSpec
+from broker.runners.base import Check, JobSpec
 from broker.runners.slurm import SlurmRunner, jobs
 from broker.runs import attempts
 from broker.runs.attempts import Attempt
@@ -25,6 +25,7 @@ from projects.errors import InvalidError
 from tests.broker.lab import Lab, settings
 from tests.databases import ONCE
 from tests.slurm import Cluster, slurm, wait_for
+from trainer.contract import Status
 
 __all__ = ["slurm"]
 
@@ -198,14 +199,14 @@ def test_a_job_that_does_not_listen_is_ended_with_all_its_processes(
 
 def test_what_slurm_will_not_have_is_refused_in_one_sentence(start: Callable[..., tuple[SlurmRunner, Path]]) -> None:
     runner, folder = start(TELL, gpus=9)
-    assert ended(runner) == REFUSED
-    ending = output.ending(folder, REFUSED, timed_out=False, how=runner.ended)
+    assert ended(runner) == Status.REFUSED
+    ending = output.ending(folder, Status.REFUSED, timed_out=False, how=runner.ended)
     assert ending.reason.startswith("Slurm refused the job: ")
     assert "Requested node configuration is not available" in ending.reason
     assert not ending.transient
     assert runner.waiting
     runner, _ = start(TELL, options={"partition": "elsewhere"})
-    assert ended(runner) == REFUSED
+    assert ended(runner) == Status.REFUSED
     assert "invalid partition" in runner.ended.lower()
 
 

@@ -21,6 +21,7 @@ from broker.runs.attempts import Attempt, TakenOverError
 from broker.runs.runs import Run, RunState
 from tests.broker.lab import NOTHING, Lab, settings
 from tests.databases import ONCE
+from trainer.contract import Status
 
 LEASE = 1.0
 GRACE = 1.0
@@ -284,6 +285,10 @@ def test_a_folder_that_another_database_has_left_is_moved_aside(tmp_path: Path) 
     kept.mkdir(exist_ok=True)
     supervisor.spawn(conf, 7, 2, "ours")
     assert kept.exists()
+
+
+def test_the_shim_which_imports_nothing_has_the_contracts_statuses() -> None:
+    assert (shim.STOPPED, shim.FAILED) == (Status.STOPPED, Status.FAILED)
 
 
 def test_what_cannot_be_started_says_why(lab: Lab, run: int, tmp_path: Path) -> None:
