@@ -12,8 +12,8 @@ from discord import app_commands
 from sqlalchemy.orm import Session
 
 from bot import server
-from bot.cards.renderer import Studio
-from bot.rate_limit import Pace
+from bot.plots.renderer import Renderer
+from bot.rate_limit import RateLimit
 from bot.server import Server
 from projects.db.database import Database
 from projects.people import Actor
@@ -37,7 +37,7 @@ class App(discord.Client):
             intents=discord.Intents(guilds=True),
             allowed_mentions=discord.AllowedMentions.none(),
             guild_ready_timeout=0.5,
-            http_trace=Pace().trace,
+            http_trace=RateLimit().trace,
             max_ratelimit_timeout=LONGEST_WAIT,
         )
         self.settings = settings
@@ -45,7 +45,7 @@ class App(discord.Client):
         self.trouble = ""
         self.tree: app_commands.CommandTree[App]
         self.db = db
-        self.studio = Studio()
+        self.renderer = Renderer()
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="database")
         self._delivery_threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="delivery")
 
@@ -77,7 +77,7 @@ class App(discord.Client):
         for threads in (self._threads, self._delivery_threads):
             end = functools.partial(threads.shutdown, wait=True, cancel_futures=True)
             await asyncio.get_running_loop().run_in_executor(None, end)
-        self.studio.close()
+        self.renderer.close()
 
     def _pool(self) -> ThreadPoolExecutor:
         return self._delivery_threads if in_delivery.get() else self._threads

@@ -49,7 +49,7 @@ def once() -> Iterator[None]:
         _failures.reset(token)
 
 
-class Pace:
+class RateLimit:
     """`trace` goes into the session through which the requests are made."""
 
     def __init__(self, *, a_second: float = A_SECOND, at_once: int = AT_ONCE, most_invalid: int = MOST_INVALID) -> None:

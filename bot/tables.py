@@ -2,13 +2,12 @@
 
 from datetime import datetime
 
-from sqlalchemy import ForeignKey
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlmodel import Field
 
-from projects.db.database import Base, utcnow
+from projects.db.columns import Base, foreign_key, integer, timestamp, utcnow
 
 
-class DiscordMessage(Base):
+class DiscordMessage(Base, table=True):
     """A message that the bot means to send once; while `message_id` is None the intent is open.
 
     `key` names what it stands for: `entry:12:channel`, `project:3`, `allocation:5`, `run:7`. `digest` and `picture`
@@ -17,17 +16,17 @@ class DiscordMessage(Base):
 
     __tablename__ = "discord_messages"
 
-    key: Mapped[str] = mapped_column(primary_key=True)
-    channel_id: Mapped[str]
-    nonce: Mapped[str]
-    intended_at: Mapped[datetime] = mapped_column(default=utcnow)
-    message_id: Mapped[str | None]
-    digest: Mapped[str] = mapped_column(default="")
-    picture: Mapped[str] = mapped_column(default="")
-    gone: Mapped[bool] = mapped_column(default=False)
+    key: str = Field(primary_key=True)
+    channel_id: str
+    nonce: str
+    intended_at: datetime = timestamp(default=utcnow)
+    message_id: str | None = None
+    digest: str = ""
+    picture: str = ""
+    gone: bool = False
 
 
-class DiscordRoom(Base):
+class DiscordRoom(Base, table=True):
     """A channel or thread of a project: `proposal:3` and `run:7` are threads, `project:3` is its channel.
 
     `mark` stands in the topic of a channel, so that one made just before a crash is found again.
@@ -35,47 +34,47 @@ class DiscordRoom(Base):
 
     __tablename__ = "discord_rooms"
 
-    key: Mapped[str] = mapped_column(primary_key=True)
-    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"), index=True)
-    channel_id: Mapped[str | None] = mapped_column(unique=True)
-    mark: Mapped[str] = mapped_column(default="")
-    gone: Mapped[bool] = mapped_column(default=False)
+    key: str = Field(primary_key=True)
+    project_id: int = foreign_key("projects.id", index=True)
+    channel_id: str | None = Field(default=None, unique=True)
+    mark: str = ""
+    gone: bool = False
 
 
-class DiscordCursor(Base):
+class DiscordCursor(Base, table=True):
     """The number of the last entry of a stream that has been posted everywhere it belongs."""
 
     __tablename__ = "discord_cursors"
 
-    stream: Mapped[str] = mapped_column(ForeignKey("streams.key"), primary_key=True)
-    number: Mapped[int] = mapped_column(default=0)
+    stream: str = Field(foreign_key="streams.key", primary_key=True)
+    number: int = integer(default=0)
 
 
-class DiscordLease(Base):
+class DiscordLease(Base, table=True):
     """Which bot process may send to a server, and until when."""
 
     __tablename__ = "discord_leases"
 
-    guild_id: Mapped[str] = mapped_column(primary_key=True)
-    holder: Mapped[str]
-    until: Mapped[datetime]
+    guild_id: str = Field(primary_key=True)
+    holder: str
+    until: datetime = timestamp()
 
 
-class DiscordCommands(Base):
+class DiscordCommands(Base, table=True):
     """The digest of the commands that an application has last registered in a server."""
 
     __tablename__ = "discord_commands"
 
-    application_id: Mapped[str] = mapped_column(primary_key=True)
-    guild_id: Mapped[str] = mapped_column(primary_key=True)
-    digest: Mapped[str]
+    application_id: str = Field(primary_key=True)
+    guild_id: str = Field(primary_key=True)
+    digest: str
 
 
-class DiscordPlace(Base):
+class DiscordPlace(Base, table=True):
     """The channel, category or role that stands for something in a server, as its admins have chosen."""
 
     __tablename__ = "discord_places"
 
-    guild_id: Mapped[str] = mapped_column(primary_key=True)
-    name: Mapped[str] = mapped_column(primary_key=True)
-    discord_id: Mapped[str]
+    guild_id: str = Field(primary_key=True)
+    name: str = Field(primary_key=True)
+    discord_id: str

@@ -101,18 +101,18 @@ def _progress(run: RunView) -> Sequence[str]:
         for name, value in (("Loss", run.loss), ("held-out", run.held_out))
         if value is not None
     ]
-    pace = [f"**Speed** {run.rate:,.0f} tokens/s"] if run.rate else []
+    speed = [f"**Speed** {run.rate:,.0f} tokens/s"] if run.rate else []
     if run.eta is not None:
-        pace.append(f"**ETA** {text.duration(run.eta)}")
+        speed.append(f"**ETA** {text.duration(run.eta)}")
     if run.state in ENDED and run.started_at is not None and run.ended_at is not None:
-        pace.append(f"**Took** {text.duration((run.ended_at - run.started_at).total_seconds())}")
+        speed.append(f"**Took** {text.duration((run.ended_at - run.started_at).total_seconds())}")
     if run.kind == "prepare":
-        return [" · ".join(pace)]
+        return [" · ".join(speed)]
     return [
         f"{text.bar(run.step, run.total_steps, 12)} step {run.step:,} of {run.total_steps:,}{share}",
         " · ".join(losses),
         _explained(run.unigram_entropy) if losses else "",
-        " · ".join(pace),
+        " · ".join(speed),
     ]
 
 

@@ -10,11 +10,11 @@ from sqlalchemy.orm import Session
 from bot.app import App
 from bot.cards.card import Card
 from bot.cards.project_card import project_card
-from bot.cards.renderer import Studio
 from bot.delivery import edit_budget, outbox, review_card_updates
 from bot.delivery.edit_budget import BUSY, OLD, OLD_AGE, OldMessageError
-from bot.delivery.run_card_updates import RunShowcase
+from bot.delivery.run_card_updates import RunCardUpdater
 from bot.delivery.sender import UNKNOWN_CHANNEL, Sender
+from bot.plots.renderer import Renderer
 from broker.allocations import allocations
 from broker.allocations.allocations import AllocationView
 from broker.runs import runs
@@ -48,17 +48,17 @@ def look(
     )
 
 
-class Showcase:
+class CardUpdater:
     """`behind` says that a card does not show the present state yet, `due` that its turn to be refreshed has come."""
 
-    def __init__(self, app: App, sender: Sender, studio: Studio, project_id: int) -> None:
+    def __init__(self, app: App, sender: Sender, renderer: Renderer, project_id: int) -> None:
         self.app, self.sender = app, sender
         self.project_id = project_id
         self._cards_stale = True
         self._urgent = False
         self._waiting: list[Ask] = []
         self._places = _places(app)
-        self._runs = RunShowcase(app, sender, studio, project_id)
+        self._runs = RunCardUpdater(app, sender, renderer, project_id)
 
     @property
     def behind(self) -> bool:
@@ -135,16 +135,16 @@ class Showcase:
                 if error.code != UNKNOWN_CHANNEL:
                     raise
             return None
-        age, pace = edit_budget.age(row.message_id), self.sender.cadence
+        age, budget = edit_budget.age(row.message_id), self.sender.budget
         pause = OLD if age >= OLD_AGE and not urgent else BUSY
-        ask = functools.partial(pace.turn, key, row.channel_id, age=age, pause=pause, urgent=urgent)
+        ask = functools.partial(budget.turn, key, row.channel_id, age=age, pause=pause, urgent=urgent)
         if not ask():
             return ask
-        pace.edited(key, row.channel_id, age=age)
+        budget.edited(key, row.channel_id, age=age)
         try:
             await self.sender.change(row, card, row.picture, None)
         except OldMessageError as error:
-            pace.refused(row.channel_id, error.retry_after)
+            budget.refused(row.channel_id, error.retry_after)
             return ask
         return None
 

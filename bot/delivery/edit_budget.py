@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import discord
 
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 
 BUSY, CALM, OLD = 3.0, 10.0, 300.0
 """Least seconds between two edits of a card: while much changes, while little does, and once its message is old."""
@@ -86,7 +86,7 @@ class Line:
         return first
 
 
-class Cadence:
+class EditBudget:
     """One for the process. Keys are those of the messages; seconds throughout."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

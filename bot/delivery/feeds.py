@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 from bot.app import App
 from bot.cards.project_card import project_card
-from bot.cards.renderer import Studio
 from bot.cards.run_card import run_card
 from bot.delivery import outbox, post_buttons, posts
-from bot.delivery.card_updates import Showcase
+from bot.delivery.card_updates import CardUpdater
 from bot.delivery.channels import Rooms, thread_name
 from bot.delivery.posts import Place, Scene
 from bot.delivery.sender import Sender
 from bot.delivery.tombstones import Tombstones
+from bot.plots.renderer import Renderer
 from broker.reviews import inventory
 from broker.runs import runs
 from broker.runs.runs import RunView
@@ -61,22 +61,22 @@ class ProjectFeed:
     come again for one.
     """
 
-    def __init__(self, app: App, sender: Sender, studio: Studio, project_id: int) -> None:
+    def __init__(self, app: App, sender: Sender, renderer: Renderer, project_id: int) -> None:
         self.app, self.sender = app, sender
         self.project_id = project_id
         self.rooms = Rooms(app, project_id)
         self.tombstones = Tombstones(app, sender, record.project_stream(project_id))
-        self.showcase = Showcase(app, sender, studio, project_id)
+        self.cards = CardUpdater(app, sender, renderer, project_id)
 
     @property
     def behind(self) -> bool:
         """Whether a card waits for its turn, or a post may still show what was blanked."""
-        return self.showcase.behind or self.tombstones.behind
+        return self.cards.behind or self.tombstones.behind
 
     @property
     def due(self) -> bool:
         """Whether the turn of such a card has come, or such a post may be looked at again."""
-        return self.showcase.due or self.tombstones.due
+        return self.cards.due or self.tombstones.due
 
     async def catch_up(self) -> None:
         """Post what is new, then bring the cards up to date."""
@@ -86,9 +86,9 @@ class ProjectFeed:
                 await self._tell(entry)
                 await self.app.write(outbox.told, entry)
                 self.tombstones.note(entry)
-                self.showcase.note(entry)
+                self.cards.note(entry)
         await self.tombstones.refresh()
-        await self.showcase.refresh()
+        await self.cards.refresh()
 
     async def _tell(self, entry: Told) -> None:
         channel_id, closed = await self.rooms.find(f"project:{self.project_id}")
@@ -143,7 +143,7 @@ class ProjectFeed:
         return await self.rooms.thread(key, scene.channel_id, message_id, f"Run {run_id}")
 
     async def _proposal_thread(self, project: ProjectView) -> str | None:
-        await self.showcase.follow(project.id)
+        await self.cards.follow(project.id)
         key, proposals = f"{outbox.PROPOSAL}{project.id}", str(self.app.server.proposals)
         thread_id, gone = await self.rooms.find(key)
         if thread_id is not None or gone:

@@ -109,7 +109,7 @@ class Delivery:
             feed: LabFeed | ProjectFeed = LabFeed(self.app, self._sender)
         else:
             number = int(stream.partition(":")[2])
-            feed = ProjectFeed(self.app, self._sender, self.app.studio, number)
+            feed = ProjectFeed(self.app, self._sender, self.app.renderer, number)
         self._feeds[stream] = feed
         return feed
 

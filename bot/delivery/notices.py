@@ -6,8 +6,8 @@ import re
 import aiohttp
 import discord
 import structlog
-from sqlalchemy import select
 from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 from bot import text
 from bot.app import App
@@ -115,6 +115,8 @@ def _owner(stream: str) -> str:
 
 def _open(session: Session, stream: str = "") -> list[DiscordMessage]:
     """The notices, of one stream or all, that say of something that it waits."""
-    mine = DiscordMessage.key.startswith(f"{WAITS}{stream}:" if stream else WAITS, autoescape=True)
-    told = select(DiscordMessage).where(mine, DiscordMessage.message_id.is_not(None), DiscordMessage.digest != OVER)
-    return list(session.scalars(told.where(DiscordMessage.gone.is_(False))))
+    mine = col(DiscordMessage.key).startswith(f"{WAITS}{stream}:" if stream else WAITS, autoescape=True)
+    told = select(DiscordMessage).where(
+        mine, col(DiscordMessage.message_id).is_not(None), DiscordMessage.digest != OVER
+    )
+    return list(session.scalars(told.where(col(DiscordMessage.gone).is_(False))))

@@ -3,13 +3,14 @@
 import secrets
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import String, cast, delete, literal, or_, select
+from sqlalchemy import String, cast, delete, literal, or_
 from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 from bot.delivery.posts import Place
 from bot.tables import DiscordCursor, DiscordMessage, DiscordRoom
 from projects import channels
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.record import record
 from projects.record.record import Entry, Payload, Stream, Told
 
@@ -46,15 +47,19 @@ def sent(session: Session, key: str, message_id: str, digest: str = "", picture:
 
 def readable(session: Session, stream: str) -> Sequence[tuple[Told, DiscordMessage]]:
     """The entries of a stream that were blanked, each with a post that does not show it yet."""
-    begins = literal("entry:") + cast(Entry.id, String)
-    tells = or_(*(DiscordMessage.key == begins + f":{place}" for place in Place))
-    shows = DiscordMessage.message_id.is_not(None) & ~DiscordMessage.gone & (DiscordMessage.digest != TOMBSTONE)
+    begins = literal("entry:") + cast(col(Entry.id), String)
+    tells = or_(*(col(DiscordMessage.key) == begins + f":{place}" for place in Place))
+    shows = (
+        col(DiscordMessage.message_id).is_not(None)
+        & ~col(DiscordMessage.gone)
+        & (col(DiscordMessage.digest) != TOMBSTONE)
+    )
     rows = session.execute(
         select(Entry, DiscordMessage)
-        .join(Payload, Payload.entry_id == Entry.id)
+        .join(Payload, col(Payload.entry_id) == Entry.id)
         .join(DiscordMessage, tells)
-        .where(Entry.stream == stream, Payload.body.is_(None), shows)
-        .order_by(Entry.number, DiscordMessage.key)
+        .where(Entry.stream == stream, col(Payload.body).is_(None), shows)
+        .order_by(col(Entry.number), col(DiscordMessage.key))
     )
     return [(Told(entry.id, stream, entry.number, entry.kind, entry.hash, None), row) for entry, row in rows]
 
@@ -68,10 +73,10 @@ def message_gone(session: Session, key: str) -> None:
 
 def forget(session: Session, key: str, room: str = "") -> None:
     """Let a message, the room that hangs on it and the runs' cards there stand for nothing, so that others follow."""
-    session.execute(delete(DiscordMessage).where(DiscordMessage.key == key))
+    session.execute(delete(DiscordMessage).where(col(DiscordMessage.key) == key))
     stood = session.get(DiscordRoom, room)
     if stood is not None:
-        cards = DiscordMessage.key.startswith("run:") & (DiscordMessage.channel_id == stood.channel_id)
+        cards = col(DiscordMessage.key).startswith("run:") & (col(DiscordMessage.channel_id) == stood.channel_id)
         session.execute(delete(DiscordMessage).where(cards))
         session.delete(stood)
 
@@ -85,7 +90,9 @@ def rooms(session: Session, project_id: int) -> Mapping[str, DiscordRoom]:
 def project_in(session: Session, channel_ids: Sequence[int]) -> int | None:
     """The project that one of these channels or threads belongs to."""
     wanted = [str(channel_id) for channel_id in channel_ids]
-    return session.scalars(select(DiscordRoom.project_id).where(DiscordRoom.channel_id.in_(wanted)).limit(1)).first()
+    return session.scalars(
+        select(DiscordRoom.project_id).where(col(DiscordRoom.channel_id).in_(wanted)).limit(1)
+    ).first()
 
 
 def room_in(session: Session, channel_id: str) -> str | None:
@@ -133,9 +140,9 @@ def cursors(session: Session) -> Mapping[str, int]:
 
 def due(session: Session) -> Sequence[str]:
     """The streams with entries that have not been posted."""
-    behind = or_(DiscordCursor.number.is_(None), DiscordCursor.number < Stream.head)
-    query = select(Stream.key).outerjoin(DiscordCursor, DiscordCursor.stream == Stream.key)
-    return session.scalars(query.where(Stream.head > 0, behind).order_by(Stream.key)).all()
+    behind = or_(col(DiscordCursor.number).is_(None), col(DiscordCursor.number) < Stream.head)
+    query = select(Stream.key).outerjoin(DiscordCursor, col(DiscordCursor.stream) == Stream.key)
+    return session.scalars(query.where(Stream.head > 0, behind).order_by(col(Stream.key))).all()
 
 
 def told(session: Session, entry: Told) -> None:

@@ -13,17 +13,19 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import structlog
-from sqlalchemy import or_, select
+from sqlalchemy import or_
 from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 from bot.app import App
 from bot.cards.card import Card
-from bot.cards.curves import curve_of
-from bot.cards.renderer import Curve, Studio
 from bot.cards.run_card import moved_card, run_card
 from bot.delivery import edit_budget, outbox
 from bot.delivery.edit_budget import BUSY, CALM, OLD, OLD_AGE, OldMessageError
 from bot.delivery.sender import Sender
+from bot.plots.curve import Curve
+from bot.plots.curve_of_run import curve_of
+from bot.plots.renderer import Renderer
 from bot.tables import DiscordMessage
 from broker.reports import why
 from broker.reports.why import Why
@@ -50,11 +52,11 @@ class Drawing:
     task: asyncio.Task[bytes | None]
 
 
-class RunShowcase:
+class RunCardUpdater:
     """`behind` says that a card does not show the present state yet, `due` that its turn to be refreshed has come."""
 
-    def __init__(self, app: App, sender: Sender, studio: Studio, project_id: int) -> None:
-        self.app, self.sender, self.studio = app, sender, studio
+    def __init__(self, app: App, sender: Sender, renderer: Renderer, project_id: int) -> None:
+        self.app, self.sender, self.renderer = app, sender, renderer
         self.project_id = project_id
         self._begun = False
         self._stale: set[int] = set()
@@ -95,11 +97,11 @@ class RunShowcase:
         while self._later and len(self._stale) < RUNS_KEPT:
             self._stale.add(self._later.pop(0))
         moving = (await self.app.read(runs.in_motion)).get(self.project_id, set())
-        pace = self.sender.cadence
+        budget = self.sender.budget
         due = moving | {run_id for run_id in self._stale if self._is_due(run_id)}
-        for run_id in sorted(due, key=lambda run_id: (pace.edited_at(f"run:{run_id}"), run_id)):
+        for run_id in sorted(due, key=lambda run_id: (budget.edited_at(f"run:{run_id}"), run_id)):
             self._waiting.pop(run_id, None)
-            if pace.rested(f"run:{run_id}") and await self._show(run_id):
+            if budget.rested(f"run:{run_id}") and await self._show(run_id):
                 self._stale.discard(run_id)
                 self._forget(run_id)
 
@@ -110,7 +112,7 @@ class RunShowcase:
 
     def _is_due(self, run_id: int) -> bool:
         """Whether a card may be edited now, as far as is known without looking at it."""
-        rested = self.sender.cadence.rested(f"run:{run_id}")
+        rested = self.sender.budget.rested(f"run:{run_id}")
         return rested and (run_id not in self._waiting or any(ask() for ask in self._waiting[run_id]))
 
     async def _show(self, run_id: int) -> bool:
@@ -124,7 +126,7 @@ class RunShowcase:
             return await self._succeed(run, len(cards), row.channel_id, thread_id)
         settled = await self._retire(run, cards)
         age = edit_budget.age(row.message_id)
-        pace, key = self.sender.cadence, f"run:{run_id}"
+        budget, key = self.sender.budget, f"run:{run_id}"
         if not self._turn(run, key, row.channel_id, age, self._pause(run, age)):
             return False
         self._waiting.pop(run_id, None)
@@ -134,7 +136,7 @@ class RunShowcase:
         drawn, posts = self._pictured.get(run_id), thread_id if number > 1 else ""
         card = run_card(run, picture=name, why=why, thread_id=posts, number=number, drawn=drawn)
         if row.digest == card.digest:
-            pace.leave(key, row.channel_id, age=age)
+            budget.leave(key, row.channel_id, age=age)
         elif not await self._change(key, row, card, name, picture, age):
             if run.state in ACTIVE:
                 await self._succeed(run, number + 1, row.channel_id, thread_id)
@@ -150,12 +152,12 @@ class RunShowcase:
         self, key: str, row: DiscordMessage, card: Card, name: str, picture: bytes | None, age: float
     ) -> bool:
         """Edit a card; False where its message is too old for it now."""
-        self.sender.cadence.edited(key, row.channel_id, age=age)
+        self.sender.budget.edited(key, row.channel_id, age=age)
         try:
             await self.sender.change(row, card, name, picture)
         except OldMessageError as error:
             log.info("an old card takes no edit now", key=row.key, seconds=error.retry_after)
-            self.sender.cadence.refused(row.channel_id, error.retry_after)
+            self.sender.budget.refused(row.channel_id, error.retry_after)
             return False
         return True
 
@@ -183,7 +185,7 @@ class RunShowcase:
 
     def _turn(self, run: RunView, key: str, channel_id: str, age: float, pause: float) -> bool:
         """Whether a card of a run may be edited now; one that may not stands in line."""
-        ask = functools.partial(self.sender.cadence.turn, key, channel_id, age=age, pause=pause)
+        ask = functools.partial(self.sender.budget.turn, key, channel_id, age=age, pause=pause)
         if ask():
             return True
         self._waiting[run.id].append(ask)
@@ -241,7 +243,7 @@ class RunShowcase:
 
     async def _draw(self, run_id: int, curve: Curve) -> bytes | None:
         try:
-            return await self.studio.draw(curve)
+            return await self.renderer.draw(curve)
         except Exception as error:  # what the card says matters more than its picture
             log.error("a picture could not be drawn", run=run_id, exc_info=error)
             return None
@@ -249,7 +251,7 @@ class RunShowcase:
 
 def _newest(session: Session, project_id: int) -> list[int]:
     """The runs whose cards may be behind, the newest first: of those of a project from which a text was taken, all."""
-    query = select(Run).where(Run.project_id == project_id).order_by(Run.id.desc())
+    query = select(Run).where(Run.project_id == project_id).order_by(col(Run.id).desc())
     if not redaction.happened(session, record.project_stream(project_id)):
         query = query.limit(RUNS_KEPT)
     found = session.scalars(query)
@@ -259,7 +261,7 @@ def _newest(session: Session, project_id: int) -> list[int]:
 def _cards(session: Session, run: RunView) -> tuple[list[DiscordMessage], str]:
     """The run's card and its successors, the newest last, and the id of the thread under the first one."""
     key = f"run:{run.id}"
-    own = or_(DiscordMessage.key == key, DiscordMessage.key.startswith(f"{key}:"))
+    own = or_(col(DiscordMessage.key) == key, col(DiscordMessage.key).startswith(f"{key}:"))
     rows = sorted(session.scalars(select(DiscordMessage).where(own)), key=lambda row: (len(row.key), row.key))
     room = outbox.rooms(session, run.project_id).get(key)
     return rows, room.channel_id or "" if room is not None and not room.gone else ""

@@ -20,10 +20,10 @@ from bot import text
 from bot.app import App
 from bot.cards.card import Card
 from bot.delivery import edit_budget, lease, outbox
-from bot.delivery.edit_budget import Cadence, OldMessageError
+from bot.delivery.edit_budget import EditBudget, OldMessageError
 from bot.delivery.lease import LostLeaseError
 from bot.tables import DiscordMessage
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 
 NONCE_GOOD_FOR = timedelta(minutes=2)
 REPEAT_SECONDS = 45.0
@@ -50,7 +50,7 @@ class Sender:
         self.app = app
         self.guild_id = app.server.guild
         self.holder = holder
-        self.cadence = Cadence()
+        self.budget = EditBudget()
         # One post at a time in a channel: of several at once more may go out than are left of its limit.
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 

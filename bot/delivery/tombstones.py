@@ -49,14 +49,14 @@ class Tombstones:
         self._rests_until = min((self._again[row.channel_id] for _, row in readable), default=0.0)
 
     async def _blank(self, entry: Told, row: DiscordMessage) -> None:
-        pace, age = self.sender.cadence, edit_budget.age(row.message_id or "")
-        pace.edited(row.key, row.channel_id, age=age)
+        budget, age = self.sender.budget, edit_budget.age(row.message_id or "")
+        budget.edited(row.key, row.channel_id, age=age)
         try:
             await self.sender.rewrite(row, f"{posts.BLANKED}\n{posts.marker(entry)}")
         except OldMessageError as error:
             log.info("an old post is blanked later", key=row.key, seconds=error.retry_after)
             self._again[row.channel_id] = time.monotonic() + error.retry_after
-            pace.refused(row.channel_id, error.retry_after)
+            budget.refused(row.channel_id, error.retry_after)
         except LockedThreadError:
             self._again[row.channel_id] = time.monotonic() + edit_budget.OLD
             await self._tell(row.channel_id, posts.marker(entry))

@@ -13,14 +13,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
-from sqlalchemy import func, select, update
+from sqlalchemy import func, update
 from sqlalchemy.orm import Session, aliased
+from sqlmodel import col, select
 
 from broker.catalogue import CatalogueEntry
 from broker.publications import Disk, Publication
 from broker.runs.attempts import Attempt, AttemptState
 from broker.runs.runs import ENDED, Run
-from projects.db.database import Database, utcnow
+from projects.db.columns import utcnow
+from projects.db.database import Database
 from projects.record import record
 from projects.record.record import Entry, Stream
 from projects.settings import Settings
@@ -71,8 +73,8 @@ def recorded_low(session: Session) -> bool:
     """Whether the last entry about the disk in the lab's stream says that no run starts for want of space."""
     last = session.scalars(
         select(Entry.kind)
-        .where(Entry.stream == record.LAB, Entry.kind.in_(LOW_KINDS))
-        .order_by(Entry.number.desc())
+        .where(Entry.stream == record.LAB, col(Entry.kind).in_(LOW_KINDS))
+        .order_by(col(Entry.number).desc())
         .limit(1)
     ).one_or_none()
     return last == LOW_KINDS[0]
@@ -116,21 +118,23 @@ def spare(session: Session, *, keep: int, scarce: bool = False) -> Sequence[tupl
         .where(later.run_id == Publication.run_id, later.step > Publication.step, later.disk == Disk.KEPT)
         .scalar_subquery()
     )
-    pinned = select(child.id).where(child.parent_id == Run.id, child.state.not_in(ENDED)).exists()
+    pinned = select(child.id).where(child.parent_id == Run.id, col(child.state).not_in(ENDED)).exists()
     needless = newer >= keep
     if scarce:
-        needless |= Run.state.in_(ENDED) | (newer >= 1)
+        needless |= col(Run.state).in_(ENDED) | (newer >= 1)
     rows = session.execute(
         select(Publication.run_id, Publication.step)
-        .join(Run, Run.id == Publication.run_id)
-        .where(Publication.url.is_not(None), Publication.disk == Disk.KEPT, ~pinned, needless)
-        .order_by(Publication.run_id, Publication.step)
+        .join(Run, col(Run.id) == Publication.run_id)
+        .where(col(Publication.url).is_not(None), Publication.disk == Disk.KEPT, ~pinned, needless)
+        .order_by(col(Publication.run_id), col(Publication.step))
     )
     return [(run_id, step) for run_id, step in rows]
 
 
 def _mark(session: Session, run_id: int, step: int, disk: Disk) -> None:
-    session.execute(update(Publication).where(Publication.run_id == run_id, Publication.step == step).values(disk=disk))
+    session.execute(
+        update(Publication).where(col(Publication.run_id) == run_id, col(Publication.step) == step).values(disk=disk)
+    )
 
 
 def _remove(settings: Settings, publication: Publication) -> None:
@@ -151,9 +155,9 @@ def _remove_data(settings: Settings, db: Database) -> None:
     with db.read() as session:
         over = session.execute(
             select(Attempt.run_id, Attempt.token).where(
-                Attempt.run_id.in_({run_id for run_id, _ in found}),
-                (Attempt.state == AttemptState.ENDED)
-                | ((Attempt.state == AttemptState.LOST) & (Attempt.lease_until < utcnow())),
+                col(Attempt.run_id).in_({run_id for run_id, _ in found}),
+                (col(Attempt.state) == AttemptState.ENDED)
+                | ((col(Attempt.state) == AttemptState.LOST) & (col(Attempt.lease_until) < utcnow())),
             )
         ).all()
         # Read after the attempts: the transaction that ends an attempt also enters its data into the catalogue.

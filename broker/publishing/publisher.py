@@ -9,9 +9,10 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import structlog
-from sqlalchemy import false, func, or_, select, update
+from sqlalchemy import false, func, or_, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 from broker import publications
 from broker.publications import Disk, Publication, Repository
@@ -21,7 +22,8 @@ from broker.publishing.model_card import write_card
 from broker.runs import runs
 from broker.runs.runs import DELAYED_AFTER, ENDED, Run
 from projects import lifecycle
-from projects.db.database import Database, utcnow
+from projects.db.columns import utcnow
+from projects.db.database import Database
 from projects.settings import Settings
 
 LONGEST_BACKOFF_SECONDS = 600.0
@@ -54,16 +56,16 @@ def waiting(session: Session) -> Sequence[tuple[int, int]]:
     """Runs with something to publish now: the step of the next checkpoint that no publisher has leased, or VISIBILITY
     where the run's repository is to be made public or private."""
     upcoming = (
-        select(Publication.run_id, func.min(Publication.step).label("step"))
+        select(Publication.run_id, func.min(col(Publication.step)).label("step"))
         .where(publications.unpublished())
-        .group_by(Publication.run_id)
+        .group_by(col(Publication.run_id))
         .subquery()
     )
     rows = session.execute(
         select(Publication.run_id, Publication.step)
-        .join(upcoming, (Publication.run_id == upcoming.c.run_id) & (Publication.step == upcoming.c.step))
+        .join(upcoming, (col(Publication.run_id) == upcoming.c.run_id) & (col(Publication.step) == upcoming.c.step))
         .where(
-            or_(Publication.lease_until.is_(None), Publication.lease_until < utcnow()),
+            or_(col(Publication.lease_until).is_(None), col(Publication.lease_until) < utcnow()),
             Publication.not_before <= utcnow(),
         )
     )
@@ -114,7 +116,7 @@ def show_as_decided(settings: Settings, db: Database, hub: Hub, run_id: int) -> 
         with db.write() as session:
             session.execute(
                 update(Repository)
-                .where(Repository.run_id == run_id)
+                .where(col(Repository.run_id) == run_id)
                 .values(
                     tries=repository.tries + 1,
                     not_before=_later(repository.tries, settings.publish_retry_seconds),
@@ -129,9 +131,9 @@ def _shown(session: Session, run_id: int, url: str, *, private: bool) -> None:
     """Store whether a repository is private now, and record a change once."""
     changed = session.execute(
         update(Repository)
-        .where(Repository.run_id == run_id, Repository.private != private)
+        .where(col(Repository.run_id) == run_id, col(Repository.private) != private)
         .values(private=private, tries=0)
-        .returning(Repository.run_id)
+        .returning(col(Repository.run_id))
     ).one_or_none()
     if changed is not None:
         kind = "checkpoints.withheld" if private else "checkpoints.released"
@@ -145,17 +147,17 @@ def _misplaced(session: Session) -> Sequence[int]:
     A repository with an upload under way is made public after it: an upload that began as private makes it private.
     """
     held = publications.held(session)
-    wanted = Run.project_id.in_(held) if held else false()
+    wanted = col(Run.project_id).in_(held) if held else false()
     uploading = select(Publication.run_id).where(
-        Publication.run_id == Repository.run_id, Publication.url.is_(None), Publication.lease_until > utcnow()
+        Publication.run_id == Repository.run_id, col(Publication.url).is_(None), col(Publication.lease_until) > utcnow()
     )
     return session.scalars(
         select(Repository.run_id)
-        .join(Run, Run.id == Repository.run_id)
+        .join(Run, col(Run.id) == Repository.run_id)
         .where(
             Repository.private != wanted,
             Repository.not_before <= utcnow(),
-            ~(Repository.private & uploading.exists()),
+            ~(col(Repository.private) & uploading.exists()),
         )
     ).all()
 
@@ -167,7 +169,7 @@ def claim(session: Session, run_id: int, settings: Settings) -> Claimed | None:
     upcoming = session.scalars(
         select(Publication)
         .where(Publication.run_id == run_id, publications.unpublished())
-        .order_by(Publication.step)
+        .order_by(col(Publication.step))
         .limit(1)
     ).one_or_none()
     if upcoming is None or upcoming.not_before > utcnow():
@@ -249,7 +251,7 @@ def _came_late(session: Session, claimed: Claimed) -> None:
     """Store that the repository may be private: this upload, whose lease another publisher has now, may have made it
     so."""
     if claimed.private:
-        session.execute(update(Repository).where(Repository.run_id == claimed.run_id).values(private=True))
+        session.execute(update(Repository).where(col(Repository.run_id) == claimed.run_id).values(private=True))
 
 
 def _later(tries: int, pause_seconds: float) -> datetime:
@@ -294,12 +296,12 @@ def _guarded(session: Session, claimed: Claimed, **values: object) -> bool:
     written = session.execute(
         update(Publication)
         .where(
-            Publication.run_id == claimed.run_id,
-            Publication.step == claimed.step,
-            Publication.lease == claimed.lease,
-            Publication.url.is_(None),
+            col(Publication.run_id) == claimed.run_id,
+            col(Publication.step) == claimed.step,
+            col(Publication.lease) == claimed.lease,
+            col(Publication.url).is_(None),
         )
         .values(**values)
-        .returning(Publication.step)
+        .returning(col(Publication.step))
     ).one_or_none()
     return written is not None

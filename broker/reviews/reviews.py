@@ -5,6 +5,7 @@ endorsement, and a second reviewer grants at most the lesser of both. A refusal 
 """
 
 from sqlalchemy.orm import Session
+from sqlmodel import col
 
 from broker.allocations import allocations, ledger
 from broker.allocations.allocations import LIVE, Allocation, AllocationState, parse_hours
@@ -14,7 +15,7 @@ from broker.allocations.pools import Pool
 from broker.runs import control
 from broker.runs.runs import Run
 from projects import lifecycle, people, rights, text
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.errors import ConflictError, ForbiddenError, InvalidError
 from projects.lifecycle import Project
 from projects.people import Actor, Person
@@ -58,6 +59,8 @@ def approve(
     reason: str,
 ) -> AllocationState:
     """Grant the request in full or in part, or endorse a large one; returns where it stands now."""
+    renews = allocations.load(session, allocation_id).renews_id
+    earlier = None if renews is None else allocations.lock(session, renews)
     allocation = allocations.lock(session, allocation_id)
     check_may_decide(session, actor, allocation_id)
     seconds = parse_hours(hours)
@@ -74,9 +77,11 @@ def approve(
         return AllocationState.REQUESTED
     if allocation.endorsed_seconds is not None:
         seconds = min(seconds, allocation.endorsed_seconds)
+    if earlier is not None:
+        control.hold(session, col(Run.allocation_id) == earlier.id)
     allocations.award(session, allocation, seconds, reviewer, because)
-    if allocation.renews_id is not None:
-        _renew(session, allocations.lock(session, allocation.renews_id), allocation)
+    if earlier is not None:
+        _renew(session, earlier, allocation)
     return AllocationState.APPROVED
 
 
@@ -84,7 +89,6 @@ def _renew(session: Session, earlier: Allocation, later: Allocation) -> None:
     """End the allocation that another succeeds, unless it has ended by itself meanwhile; its runs go on with that."""
     if earlier.state not in LIVE:
         return
-    control.hold(session, Run.allocation_id == earlier.id)
     carried = control.carry_over(session, earlier, later)
     returned = allocations.close(session, earlier, AllocationState.RENEWED)
     allocations.tell(session, earlier, "allocation.renewed", successor=later.id, returned=returned, runs=list(carried))
@@ -142,7 +146,7 @@ def revoke(session: Session, actor: Actor, allocation_id: int, *, reason: str) -
     because = text.prose("The reason", reason, most=text.USUAL)
     reviewer = people.ensure(session, actor)
     decided = {"decided_by": reviewer.id, "reason": because}
-    control.hold(session, Run.allocation_id == allocation_id)
+    control.hold(session, col(Run.allocation_id) == allocation_id)
     returned = allocations.close(session, allocation, AllocationState.REVOKED, **decided)
     allocations.tell(session, allocation, "allocation.revoked", by=reviewer, why=because, returned=returned)
     control.stop_all(session, allocation_id, "its allocation was revoked")

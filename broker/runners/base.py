@@ -15,7 +15,7 @@ from broker.runners import processes
 from broker.runners.processes import Process
 from projects.errors import InvalidError
 
-PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR")
+PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR", "OMP_WAIT_POLICY")
 """Names of the environment variables that a trainer is given; none of them holds a secret."""
 
 

@@ -6,7 +6,7 @@ A stray job runs on in its runner's queue though its attempt is over, because it
 from contextlib import suppress
 
 import structlog
-from sqlalchemy import select
+from sqlmodel import col, select
 
 from broker.allocations import pools
 from broker.runners import registry
@@ -56,7 +56,9 @@ def _end_strays_of(runner: type[Runner], settings: Settings, db: Database) -> in
         with db.read() as session:
             good = {
                 (run, token)
-                for run, token in session.execute(select(Attempt.run_id, Attempt.token).where(Attempt.state.in_(OPEN)))
+                for run, token in session.execute(
+                    select(Attempt.run_id, Attempt.token).where(col(Attempt.state).in_(OPEN))
+                )
             }
         strays = [job for job in living if (job.run_id, job.token) not in good]
         for job in strays:

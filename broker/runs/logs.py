@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 from broker.runs import runs
 from broker.runs.attempts import Attempt
@@ -42,7 +42,7 @@ class Log:
 def read(session: Session, settings: Settings, run_id: int) -> Log:
     """What is known of a run's attempts; raises NotFoundError. The log is looked for in this host's home."""
     run = runs.load(session, run_id)
-    rows = session.scalars(select(Attempt).where(Attempt.run_id == run_id).order_by(Attempt.token)).all()
+    rows = session.scalars(select(Attempt).where(Attempt.run_id == run_id).order_by(col(Attempt.token))).all()
     tried = [Tried(row.token, row.state, row.host, row.charged - row.refunded, _reason(run, row)) for row in rows]
     folder = settings.runs_dir / str(run_id)
     owner = folder / "owner"

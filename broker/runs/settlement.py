@@ -2,14 +2,15 @@
 
 from datetime import datetime, timedelta
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, update
 from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 from broker.allocations import allocations, ledger
 from broker.runs import attempts, preparing, runs
 from broker.runs.attempts import OPEN, Attempt, AttemptState, Ending, Progress
 from broker.runs.runs import ENDED, Run, RunState
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.people import Person
 from trainer.contract import Status
 
@@ -99,14 +100,14 @@ def expire(session: Session, attempt: Attempt, *, grace_seconds: float, most: in
     lost = session.execute(
         update(Attempt)
         .where(
-            Attempt.run_id == attempt.run_id,
-            Attempt.token == attempt.token,
-            Attempt.state.in_(OPEN),
-            Attempt.lease_until == attempt.lease_until,
-            Attempt.lease_until < utcnow(),
+            col(Attempt.run_id) == attempt.run_id,
+            col(Attempt.token) == attempt.token,
+            col(Attempt.state).in_(OPEN),
+            col(Attempt.lease_until) == attempt.lease_until,
+            col(Attempt.lease_until) < utcnow(),
         )
         .values(state=AttemptState.LOST, failed=True, reason=reason, lease_until=stopped_by)
-        .returning(Attempt.token)
+        .returning(col(Attempt.token))
     ).one_or_none()
     if lost is None:
         return False

@@ -12,12 +12,12 @@ import pytest
 from discord import ui
 from PIL import Image
 
-from bot.cards import comparison
 from bot.cards.project_card import project_card
 from bot.cards.review_card import review_card
 from bot.cards.run_card import RUNS, moved_card, run_card
 from bot.delivery import card_updates, edit_budget, outbox
-from bot.delivery.edit_budget import BUSY, FRESH_EDITS, OLD, OLD_AGE, OLD_EDITS, Cadence
+from bot.delivery.edit_budget import BUSY, FRESH_EDITS, OLD, OLD_AGE, OLD_EDITS, EditBudget
+from bot.plots import comparison_curves
 from broker.allocations.allocations import AllocationState
 from broker.allocations.ledger import Account
 from broker.reports.why import Why
@@ -68,72 +68,72 @@ def said(view: ui.LayoutView) -> str:
 
 async def test_a_card_is_edited_at_once_and_then_rests() -> None:
     clock = Clock()
-    pace = Cadence(clock)
-    assert edits(pace, "run:1")
+    budget = EditBudget(clock)
+    assert edits(budget, "run:1")
     clock.now += BUSY - 0.1
-    assert not edits(pace, "run:1")
+    assert not edits(budget, "run:1")
     clock.now += 0.2
-    assert edits(pace, "run:1")
+    assert edits(budget, "run:1")
     clock.now += BUSY + 0.1
-    assert not edits(pace, "run:1", pause=10)
+    assert not edits(budget, "run:1", pause=10)
 
 
 async def test_the_cards_of_a_channel_share_its_budget_and_the_longest_waiting_goes_first() -> None:
     clock = Clock()
-    pace = Cadence(clock)
+    budget = EditBudget(clock)
     most, seconds = FRESH_EDITS
     cards = [f"run:{n}" for n in range(3 * most)]
     order = []
     for _ in range(int(6 * seconds)):
         # The one that asks first is not the one that waits longest.
-        order += [(clock.now, key) for key in reversed(cards) if edits(pace, key)]
+        order += [(clock.now, key) for key in reversed(cards) if edits(budget, key)]
         clock.now += 1.0
     for start in range(int(6 * seconds)):
         within = [key for at, key in order if 1000 + start <= at < 1000 + start + seconds]
         assert len(within) <= most
     edited = [key for _, key in order]
     assert sorted(edited[: len(cards)]) == sorted(cards)
-    assert edits(pace, "run:99", channel="another")
+    assert edits(budget, "run:99", channel="another")
 
 
 async def test_a_card_that_asks_no_more_holds_nobody_up() -> None:
     clock = Clock()
-    pace = Cadence(clock)
+    budget = EditBudget(clock)
     most, seconds = FRESH_EDITS
     for n in range(most):
-        assert edits(pace, f"run:{n}")
-    assert not edits(pace, "run:gone")
+        assert edits(budget, f"run:{n}")
+    assert not edits(budget, "run:gone")
     clock.now += seconds + 1
-    assert [edits(pace, f"project:{n}") for n in range(most)] == [True] * most
+    assert [edits(budget, f"project:{n}") for n in range(most)] == [True] * most
 
 
 async def test_old_cards_are_edited_rarely_and_not_at_all_once_refused() -> None:
     clock = Clock()
-    pace = Cadence(clock)
-    assert edits(pace, "run:1", age=OLD_AGE)
-    assert not edits(pace, "run:2", age=OLD_AGE + 1)
-    assert edits(pace, "run:3", age=OLD_AGE - 1)
+    budget = EditBudget(clock)
+    assert edits(budget, "run:1", age=OLD_AGE)
+    assert not edits(budget, "run:2", age=OLD_AGE + 1)
+    assert edits(budget, "run:3", age=OLD_AGE - 1)
     clock.now += OLD_EDITS[1]
-    assert edits(pace, "run:2", age=OLD_AGE)
-    pace.refused("here", 500)
+    assert edits(budget, "run:2", age=OLD_AGE)
+    budget.refused("here", 500)
     clock.now += 499
-    assert not edits(pace, "run:4", age=OLD_AGE)
-    assert edits(pace, "run:3", age=60)
+    assert not edits(budget, "run:4", age=OLD_AGE)
+    assert edits(budget, "run:3", age=60)
     clock.now += 2
-    assert edits(pace, "run:4", age=OLD_AGE)
+    assert edits(budget, "run:4", age=OLD_AGE)
 
 
 async def test_a_decision_waits_for_no_line_about_a_run() -> None:
     """However many old cards wait in a channel, one that is urgent is the next; those keep their order."""
     clock = Clock()
-    pace = Cadence(clock)
-    assert edits(pace, "run:0", age=OLD_AGE)
+    budget = EditBudget(clock)
+    assert edits(budget, "run:0", age=OLD_AGE)
     edited = []
     for second in range(int(4 * OLD_EDITS[1])):
         clock.now += 1
         waiting = [(f"project:{n}", False) for n in range(40)]
         waiting += [("allocation:7", True)] if second >= OLD_EDITS[1] / 2 else []
-        edited += [key for key, urgent in waiting if edits(pace, key, age=OLD_AGE, pause=OLD, urgent=urgent)]
+        edited += [key for key, urgent in waiting if edits(budget, key, age=OLD_AGE, pause=OLD, urgent=urgent)]
     assert edited[:3] == ["allocation:7", "project:0", "project:1"]
     told: dict[str, dict[str, Any]] = {
         "run.started": {"run": 1},
@@ -146,21 +146,21 @@ async def test_a_decision_waits_for_no_line_about_a_run() -> None:
 
 async def test_with_many_cards_in_motion_each_rests_longer() -> None:
     clock = Clock()
-    pace = Cadence(clock)
+    budget = EditBudget(clock)
     count = 0
     for _ in range(60):
-        count += sum(edits(pace, f"run:{n}", channel=str(n // 5)) for n in range(200))
+        count += sum(edits(budget, f"run:{n}", channel=str(n // 5)) for n in range(200))
         clock.now += 1.0
     assert 10 <= count / 60 <= 30
 
 
 def edits(
-    pace: Cadence, key: str, *, channel: str = "here", age: float = 0.0, pause: float = BUSY, urgent: bool = False
+    budget: EditBudget, key: str, *, channel: str = "here", age: float = 0.0, pause: float = BUSY, urgent: bool = False
 ) -> bool:
     """Edit the card, if it is its turn."""
-    if not pace.turn(key, channel, age=age, pause=pause, urgent=urgent):
+    if not budget.turn(key, channel, age=age, pause=pause, urgent=urgent):
         return False
-    pace.edited(key, channel, age=age)
+    budget.edited(key, channel, age=age)
     return True
 
 
@@ -304,7 +304,7 @@ async def test_a_run_card_that_a_moderator_deletes_stays_deleted(shared_lab: tup
     compared = (await lab.person("Ada").command("run compare", runs="1 3")).message
     assert compared is not None
     assert "**3** `demo` · no loss yet" in compared.text
-    assert Image.open(compared.attachments[0].path).size == (1000, 700 + 2 * comparison.ROW)  # a line in the legend
+    assert Image.open(compared.attachments[0].path).size == (1000, 700 + 2 * comparison_curves.ROW)
     left = [m.text.splitlines()[-1] for m in await lab.guild.messages(channel.id)]
     assert [line for line in left if line.startswith("-# P1 · run")] == ["-# P1 · run 1", "-# P1 · run 3"]
     await until(lambda: is_gone(lab, "run:2"))

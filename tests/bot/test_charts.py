@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from bot.cards import charts, comparison
-from bot.cards.comparison import STYLES
-from bot.cards.renderer import Comparison, Curve, Studio
+from bot.plots import comparison_curves, loss_curve
+from bot.plots.comparison_curves import STYLES
+from bot.plots.curve import Comparison, Curve
+from bot.plots.renderer import Renderer
 
 Points = list[tuple[int, float]]
 ODD = "🧪🔥 数据 $x_1$ $ _\\frac{ a title that goes on " + "and on " * 600
@@ -68,42 +69,43 @@ SIX = Comparison(
 
 @pytest.mark.parametrize("name", CURVES)
 def test_a_run_is_drawn_whole(name: str) -> None:
-    shown = charts.figure(CURVES[name])
+    shown = loss_curve.figure(CURVES[name])
     assert len(shown.axes) == (2 if CURVES[name].below else 1)
-    picture(charts.draw(CURVES[name]))
+    picture(loss_curve.draw(CURVES[name]))
     assert said(shown)[0].startswith("Run ")
 
 
 def test_a_run_names_all_that_it_shows() -> None:
-    legend = charts.figure(CURVES["spikes"]).axes[0].get_legend()
+    legend = loss_curve.figure(CURVES["spikes"]).axes[0].get_legend()
     assert legend is not None
     assert [label.get_text() for label in legend.get_texts()] == ["training", "held-out", "checkpoint"]
-    assert {"unigram entropy 6.50", "gradient norm", "spike to 390"} <= set(said(charts.figure(CURVES["spikes"])))
+    assert {"unigram entropy 6.50", "gradient norm", "spike to 390"} <= set(said(loss_curve.figure(CURVES["spikes"])))
 
 
 def test_spikes_do_not_flatten_the_curve() -> None:
-    calm, spikes = charts.figure(CURVES["gap"]).axes[0], charts.figure(CURVES["spikes"]).axes[0]
+    calm, spikes = loss_curve.figure(CURVES["gap"]).axes[0], loss_curve.figure(CURVES["spikes"]).axes[0]
     assert spikes.get_ylim()[1] < 1.5 * calm.get_ylim()[1]
     smooth = next(line for line in spikes.get_lines() if line.get_label() == "training")
     assert np.nanmax(np.asarray(smooth.get_ydata())) < 12
 
 
 def test_a_gap_is_not_bridged() -> None:
-    smooth = next(line for line in charts.figure(CURVES["gap"]).axes[0].get_lines() if line.get_label() == "training")
+    axes = loss_curve.figure(CURVES["gap"]).axes[0]
+    smooth = next(line for line in axes.get_lines() if line.get_label() == "training")
     assert np.isnan(np.asarray(smooth.get_ydata(), dtype=float)).sum() == 1
 
 
 def test_the_second_panel_has_room_for_its_numbers_where_nothing_changes() -> None:
     constant = [(step * 1000, 1.5) for step in range(1, 40)]
-    _, below = charts.figure(curve(falling(40), below=constant, below_label="learning rate")).axes
+    _, below = loss_curve.figure(curve(falling(40), below=constant, below_label="learning rate")).axes
     low, high = below.get_ylim()
     assert len([tick for tick in below.get_yticks() if low <= tick <= high]) == 2
 
 
 def test_six_runs_are_told_apart_by_more_than_colour() -> None:
     assert len({line for _, line, _ in STYLES}) == len({marker for *_, marker in STYLES}) == len(STYLES) == 6
-    shown = comparison.figure(SIX)
-    picture(comparison.draw(SIX))
+    shown = comparison_curves.figure(SIX)
+    picture(comparison_curves.draw(SIX))
     (legend,) = shown.legends
     labels = [label.get_text() for label in legend.get_texts()]
     assert [label.split(" · ")[0] for label in labels] == [f"Run {n}" for n in (11, 12, 13, 14, 15, 104)]
@@ -114,17 +116,17 @@ def test_six_runs_are_told_apart_by_more_than_colour() -> None:
 
 
 def test_a_run_without_a_measurement_has_its_line_in_the_legend() -> None:
-    shown = comparison.figure(Comparison([curve(falling(50)), CURVES["nothing"]]))
+    shown = comparison_curves.figure(Comparison([curve(falling(50)), CURVES["nothing"]]))
     assert [label.get_text() for label in shown.legends[0].get_texts()][1] == "Run 1 · demo: nothing measured yet"
 
 
-async def test_the_studio_draws_both() -> None:
-    studio = Studio()
+async def test_the_renderer_draws_both() -> None:
+    renderer = Renderer()
     try:
-        picture(await studio.draw(CURVES["short"]))
-        picture(await studio.compare(SIX))
+        picture(await renderer.draw(CURVES["short"]))
+        picture(await renderer.compare(SIX))
     finally:
-        studio.close()
+        renderer.close()
     assert SIX.digest != Comparison(SIX.curves[:2]).digest
 
 

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from bot import text
 from bot.cards.card import Card
-from bot.cards.charts import draw
 from bot.cards.project_card import project_card
-from bot.cards.renderer import Curve
 from bot.cards.review_card import change_card, review_card
 from bot.cards.run_card import moved_card, run_card
 from bot.delivery import posts
 from bot.delivery.entry_text import RENDERINGS
 from bot.delivery.posts import Place, Scene
+from bot.plots.curve import Curve
+from bot.plots.loss_curve import draw
 from broker.allocations import allocations
 from broker.allocations.allocations import AllocationState, AllocationView
 from broker.allocations.ledger import Account

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import aiohttp
 
-from bot.rate_limit import Pace
+from bot.rate_limit import RateLimit
 from sandbox.__main__ import describe
 from sandbox.discord import server as discord_server
 
@@ -37,7 +37,7 @@ async def test_a_crowd_of_requests_meets_no_global_limit(tmp_path: Path) -> None
     try:
         assert 429 in (await crowd([]))[0]
         await asyncio.sleep(1.0)
-        statuses, waited = await crowd([Pace().trace])
+        statuses, waited = await crowd([RateLimit().trace])
         assert set(statuses) == {200}
         assert waited < 1
     finally:
@@ -49,7 +49,7 @@ async def test_refusals_slow_the_bot_down_before_discord_shuts_it_out(tmp_path: 
     server.rates.limits["invalid"] = (5, 600.0)
     url = f"{server.world.base_url}/api/v10/users/@me"
     try:
-        async with aiohttp.ClientSession(trace_configs=[Pace(most_invalid=4).trace]) as session:
+        async with aiohttp.ClientSession(trace_configs=[RateLimit(most_invalid=4).trace]) as session:
             answers = [(await session.get(url)).status for _ in range(4)]
             assert answers == [401] * 4
             waiting = asyncio.ensure_future(session.get(url))

@@ -26,7 +26,7 @@ from broker.publishing.hub import Hub as HubClient
 from broker.publishing.model_card import write_card
 from broker.runs.attempts import Checkpoint, Progress
 from projects import lifecycle, updates
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.lifecycle import Project
 from projects.people import Actor
 from projects.record import record

@@ -10,7 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func
+from sqlmodel import col, select
 
 from broker.allocations import pools
 from broker.allocations.ledger import LedgerRow, Movement
@@ -20,10 +21,11 @@ from broker.runners.slurm import SlurmRunner, jobs
 from broker.runs import attempts
 from broker.runs.attempts import Attempt
 from broker.runs.runs import RunState
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.errors import InvalidError
 from tests.broker.lab import Lab, settings
 from tests.databases import ONCE
+from tests.environment import bare
 from tests.slurm import Cluster, slurm, wait_for
 from trainer.contract import Status
 
@@ -314,7 +316,7 @@ def supervisor_of(
     lab: Lab, cluster: Cluster, home: Path, lease: float, *arguments: str
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A supervisor of a run and token: of a stand-in for the trainer, after one of a generation."""
-    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | {
+    environment = bare() | {
         "STOA_ENV_FILE": "",
         "STOA_HOME": str(home),
         "STOA_DATABASE_URL": lab.db.url.render_as_string(hide_password=False),
@@ -336,7 +338,7 @@ def attempt(lab: Lab, run: int, token: int) -> Attempt:
 
 
 def charged(lab: Lab, run: int, token: int) -> int:
-    query = select(func.coalesce(func.sum(LedgerRow.seconds), 0)).where(
+    query = select(func.coalesce(func.sum(col(LedgerRow.seconds)), 0)).where(
         LedgerRow.run_id == run, LedgerRow.token == token, LedgerRow.movement == Movement.CHARGE
     )
     with lab.db.read() as session:

@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Sequence
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -44,45 +45,63 @@ def test_imports_run_one_way(package: str) -> None:
                 assert any(f"{name}.".startswith(f"{door}.") for door in allowed), f"{path} imports {name}"
 
 
-LAYERS = (
-    ("runners",),
-    ("allocations", "catalogue", "configs", "publications"),
-    ("runs",),
-    ("publishing", "reviews"),
-    ("runners.supervisor", "runners.output", "runners.reaper"),
-    ("scheduling",),
-    ("reports",),
-)
-"""The parts of the broker, lowest first; parts of one layer may import each other.
+LAYERS: dict[str, Sequence[Sequence[str]]] = {
+    "broker": (
+        ("runners",),
+        ("allocations", "catalogue", "configs", "publications"),
+        ("runs",),
+        ("publishing", "reviews"),
+        ("runners.supervisor", "runners.output", "runners.reaper"),
+        ("scheduling",),
+        ("reports",),
+    ),
+    "bot": (
+        ("plots", "rate_limit", "tables", "text"),
+        ("server",),
+        ("app",),
+        ("errors",),
+        ("buttons",),
+        ("cards",),
+        ("delivery",),
+        ("commands",),
+        ("client",),
+    ),
+}
+"""The parts of a package, lowest first; parts of one layer may import each other.
 
-A runner knows nothing of the broker; what follows an attempt through a runner and the database lies higher.
+A runner knows nothing of the rest of the broker; what follows an attempt through a runner and the database lies higher.
 """
 
 
-def height(module: str) -> int:
-    """The layer of a module, such as `broker.runs.attempts`, by the longest name that a layer has of it."""
-    heights = {part: number for number, layer in enumerate(LAYERS) for part in layer}
-    parts = module.split(".")[1:]
-    return next(heights[name] for end in (2, 1) if (name := ".".join(parts[:end])) in heights)
+def height(name: str) -> int:
+    """The layer of a module, or of a name in it, such as `broker.runs.attempts`."""
+    package, *parts = name.split(".")
+    heights = {part: number for number, layer in enumerate(LAYERS[package]) for part in layer}
+    return heights.get(".".join(parts[:2]), heights.get(parts[0], -1))
 
 
-def test_the_brokers_layers_import_downwards_only() -> None:
-    known = {part.partition(".")[0] for layer in LAYERS for part in layer}
-    assert {path.stem for path in (ROOT / "broker").iterdir()} - {"__init__", "__pycache__"} == known
-    for path in sorted((ROOT / "broker").rglob("*.py")):
-        own = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+@pytest.mark.parametrize("package", LAYERS)
+def test_the_layers_of_a_package_import_downwards_only(package: str) -> None:
+    known = {part.partition(".")[0] for layer in LAYERS[package] for part in layer}
+    assert {path.stem for path in (ROOT / package).iterdir()} - {"__init__", "__pycache__"} == known
+    for path in sorted((ROOT / package).rglob("*.py")):
         for name in imported(path):
-            if name.startswith("broker.") and own != "broker.__init__":
-                assert height(name) <= height(own), f"{path} imports {name}"
+            if name.startswith(f"{package}.") and module(path) != package:
+                assert height(name) <= height(module(path)), f"{path} imports {name}"
 
 
-@pytest.mark.parametrize(("lower", "higher"), [("cards", ("delivery", "commands")), ("delivery", ("commands",))])
-def test_within_the_bot_commands_stand_on_delivery_and_delivery_on_cards(lower: str, higher: Sequence[str]) -> None:
-    files = sorted((ROOT / "bot" / lower).rglob("*.py"))
-    assert files
-    for path in files:
-        for name in imported(path):
-            assert not any(name.startswith(f"bot.{package}.") for package in higher), f"{path} imports {name}"
+@pytest.mark.parametrize("package", OURS)
+def test_no_modules_import_each_other_in_a_circle(package: str) -> None:
+    files = {module(path): path for path in sorted((ROOT / package).rglob("*.py"))}
+    graph = {
+        own: {name if name in files else name.rpartition(".")[0] for name in imported(path)} & files.keys()
+        for own, path in files.items()
+    }
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the modules
+
+
+def module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ from broker.runs.attempts import Checkpoint, Ending, Progress
 from broker.runs.launching import Order
 from broker.runs.series import Measured
 from projects import lifecycle, limits
-from projects.db.database import Base, Database
+from projects.db.columns import Base
+from projects.db.database import Database
 from projects.findings import Finding
 from projects.record import record, redaction
 from tests.broker.lab import ADA, GRACE, STRANGER, Lab

@@ -13,8 +13,8 @@ from bot import errors, text
 from bot.app import Interaction
 from bot.buttons import Button
 from bot.cards.card import BLUE, GREEN, GREY, Card, sections, texts
-from bot.cards.curves import curve_of
-from bot.cards.renderer import Comparison
+from bot.plots.curve import Comparison
+from bot.plots.curve_of_run import curve_of
 from broker.allocations.ledger import in_hours
 from broker.reports.run_plan import Preview
 from broker.reports.why import Why
@@ -23,7 +23,7 @@ from broker.runs import runs
 from broker.runs.launching import Receipt
 from broker.runs.logs import Log
 from broker.runs.runs import RunView
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.errors import ConflictError, NotFoundError
 
 ATTEMPTS_SHOWN = 6
@@ -181,7 +181,7 @@ async def comparison(interaction: Interaction, views: Sequence[RunView]) -> tupl
     if not any(len(curve.loss) > 1 for curve in curves):
         raise NotFoundError("None of these runs has a curve yet; look again once they have trained some steps.")
     name = f"runs-{'-'.join(str(view.id) for view in views)}.png"
-    png = await app.studio.compare(Comparison(curves))
+    png = await app.renderer.compare(Comparison(curves))
     return compared(views, name), discord.File(io.BytesIO(png), name, description=_alt(views))
 
 

@@ -7,10 +7,10 @@ from discord import app_commands
 
 from bot import errors, text
 from bot.app import Interaction, actor
-from bot.cards.curves import curve_of
 from bot.cards.run_card import run_card
 from bot.commands import lookup
 from bot.commands.run import answers, buttons, suggestions
+from bot.plots.curve_of_run import curve_of
 from broker.reports import run_plan, why
 from broker.runs import comparison, control, launching, logs, runs
 from broker.runs.launching import Order
@@ -121,7 +121,7 @@ async def show(interaction: Interaction, run: int | None = None) -> None:
         await answers.show(interaction, run_card(view, why=waits))
         return
     name = f"run-{view.id}.png"
-    picture = discord.File(io.BytesIO(await app.studio.draw(curve)), name)
+    picture = discord.File(io.BytesIO(await app.renderer.draw(curve)), name)
     await answers.show(interaction, run_card(view, picture=name, why=waits), picture)
 
 

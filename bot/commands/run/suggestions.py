@@ -6,8 +6,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import discord
 from discord.app_commands import Choice
-from sqlalchemy import select
 from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 from bot import text
 from bot.app import Interaction
@@ -66,7 +66,7 @@ async def _run_here(interaction: Interaction) -> int | None:
 
 def _run_in(session: Session, thread_id: str) -> int | None:
     key = session.scalars(
-        select(DiscordRoom.key).where(DiscordRoom.channel_id == thread_id, DiscordRoom.key.startswith("run:"))
+        select(DiscordRoom.key).where(DiscordRoom.channel_id == thread_id, col(DiscordRoom.key).startswith("run:"))
     ).one_or_none()
     return None if key is None else int(key.partition(":")[2])
 

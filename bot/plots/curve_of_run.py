@@ -1,14 +1,14 @@
-"""A run's curve, as its card, a comparison and `/run show` picture it."""
+"""Reads the curve of a run from the database, for its card, `/run show` and `/run compare`."""
 
 from sqlalchemy.orm import Session
 
-from bot.cards.renderer import Curve
+from bot.plots.curve import Curve
 from broker.runs import series
 from broker.runs.runs import RunView
 
 
 def curve_of(session: Session, run: RunView) -> Curve:
-    """All that is measured of the run and shown."""
+    """The run's curve with every series that a picture shows."""
 
     def points(name: str) -> list[tuple[int, float]]:
         return [(point.tokens, point.value) for point in series.read(session, run.id, name)]

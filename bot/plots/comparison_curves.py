@@ -1,4 +1,4 @@
-"""The losses of up to six runs in one picture. Colour, line and marker each tell the runs apart."""
+"""Draws the losses of up to six runs in one picture. Colour, line style and marker each tell the runs apart."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -7,9 +7,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.typing import LineStyleType
 
-from bot.cards import plot
-from bot.cards.plot import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION
-from bot.cards.renderer import Comparison, Curve
+from bot.plots import canvas, points
+from bot.plots.canvas import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION
+from bot.plots.curve import Comparison, Curve
 
 STYLES: tuple[tuple[str, LineStyleType, str], ...] = (
     (BLUE, "-", "o"),
@@ -23,31 +23,31 @@ ROW = 44
 
 
 def draw(comparison: Comparison) -> bytes:
-    """A PNG, 1000 pixels wide and 44 higher for each run's line in the legend."""
-    return plot.png(figure(comparison))
+    """Draw the runs as a PNG, 1000 pixels wide and 700 high, plus 44 for each run's line in the legend."""
+    return canvas.png(figure(comparison))
 
 
 def figure(comparison: Comparison) -> Figure:
-    """The picture, still to be turned into bytes."""
+    """The same picture as a matplotlib figure."""
     curves = comparison.curves[: len(STYLES)]
-    made = plot.canvas(700 + ROW * len(curves))
-    axes = made.add_subplot()
-    plot.style(axes)
-    shown = [plot.columns(curve.loss) for curve in curves]
+    drawn = canvas.blank(700 + ROW * len(curves))
+    axes = drawn.add_subplot()
+    canvas.style(axes)
+    shown = [points.columns(curve.loss) for curve in curves]
     losses = [values for _, values in shown if len(values)]
     longest = max((at[-1] for at, _ in shown if len(at)), default=1000.0)
-    low, high = min((v.min() for v in losses), default=0.0), max(map(plot.ceiling, losses), default=1.0)
+    low, high = min((v.min() for v in losses), default=0.0), max(map(points.ceiling, losses), default=1.0)
     room = 0.06 * (high - low) or 0.5
     axes.set_ylim(low - room, high + room)
     axes.set_xlim(0, 1.1 * longest)
     labels = _Labels(axes)
     handles = [_line(axes, labels, curve, number) for number, curve in enumerate(curves)]
-    axes.set_xlabel("tokens", fontsize=plot.NORMAL)
-    axes.set_ylabel("loss, nats per token", fontsize=plot.NORMAL)
-    legend = made.legend(
+    axes.set_xlabel("tokens", fontsize=canvas.NORMAL)
+    axes.set_ylabel("loss, nats per token", fontsize=canvas.NORMAL)
+    legend = drawn.legend(
         handles=handles,
         loc="outside upper left",
-        fontsize=plot.SMALL,
+        fontsize=canvas.SMALL,
         frameon=False,
         handlelength=3,
         handletextpad=0.6,
@@ -55,36 +55,36 @@ def figure(comparison: Comparison) -> Figure:
     )
     for label in legend.get_texts():
         label.set_parse_math(False)
-    return made
+    return drawn
 
 
 def _line(axes: Axes, labels: "_Labels", curve: Curve, number: int) -> Line2D:
-    """Draws one run; what the legend shows for it."""
+    """Draw one run, and return its line in the legend."""
     colour, line, marker = STYLES[number]
-    at, values = plot.columns(curve.loss)
+    at, values = points.columns(curve.loss)
     now = ": nothing measured yet"
     if len(at):
-        usual = values <= plot.ceiling(values)
-        axes.plot(*plot.broken(at, values), color=colour, linewidth=0.8, alpha=0.18)
-        at, values = at[usual], plot.smoothed(at[usual], values[usual])
-        axes.plot(*plot.broken(at, values), color=colour, linestyle=line, linewidth=2)
+        usual = values <= points.ceiling(values)
+        axes.plot(*points.broken(at, values), color=colour, linewidth=0.8, alpha=0.18)
+        at, values = at[usual], points.smoothed(at[usual], values[usual])
+        axes.plot(*points.broken(at, values), color=colour, linestyle=line, linewidth=2)
         marks = np.unique(np.linspace(0, len(at) - 1, 6).round().astype(int)[1:])
         axes.plot(at[marks], values[marks], marker, color=colour, markersize=7, markeredgecolor="white", zorder=4)
         labels.add(curve.name, at[-1], values[-1], colour)
         now = f": {values[-1]:.3f}"
-    label = plot.said(curve.title, plot.SMALL, 840 - 17 * len(now)) + now
+    label = canvas.fitted(curve.title, canvas.SMALL, 840 - 17 * len(now)) + now
     return Line2D([], [], color=colour, linestyle=line, linewidth=2, marker=marker, markersize=7, label=label)
 
 
 class _Labels:
-    """Names beside the ends of the lines, none upon another."""
+    """The names of the runs beside the ends of their curves, none on top of another."""
 
     def __init__(self, axes: Axes) -> None:
         self.axes = axes
         self._taken: list[tuple[float, float]] = []
 
     def add(self, name: str, at: float, value: float, colour: str) -> None:
-        """Write a name at the right of a point."""
+        """Write a name to the right of a point."""
         low, high = self.axes.get_ylim()
         x, y = at / self.axes.get_xlim()[1], (value - low) / (high - low)
         near = [height for other, height in self._taken if abs(x - other) < 0.12]
@@ -92,13 +92,13 @@ class _Labels:
         y = next(free for free in heights if all(abs(free - taken) >= 0.05 for taken in near))
         self._taken.append((x, y))
         self.axes.annotate(
-            plot.said(name, plot.SMALL, 90),
+            canvas.fitted(name, canvas.SMALL, 90),
             (x, y),
             xycoords="axes fraction",
             xytext=(7, 0),
             textcoords="offset points",
             va="center",
-            fontsize=plot.SMALL,
+            fontsize=canvas.SMALL,
             fontweight="bold",
             color=colour,
             parse_math=False,

@@ -1,48 +1,49 @@
-"""The curve of a run as a picture: its loss, and under it the gradient norm or the learning rate."""
+"""Draws one run: its loss, and below it the gradient norm or the learning rate."""
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from bot.cards import plot
-from bot.cards.plot import BLUE, GREEN, GREY, SKY, VERMILION, Array
-from bot.cards.renderer import Curve
+from bot.plots import canvas, points
+from bot.plots.canvas import BLUE, GREEN, GREY, SKY, VERMILION
+from bot.plots.curve import Curve
+from bot.plots.points import Array
 
 HALO = [withStroke(linewidth=3, foreground="white")]
 
 
 def draw(curve: Curve) -> bytes:
-    """A PNG of 1000 × 625 pixels, or 1000 × 800 with the second panel."""
-    return plot.png(figure(curve))
+    """Draw a run as a PNG of 1000 × 625 pixels, or 1000 × 800 with the second panel."""
+    return canvas.png(figure(curve))
 
 
 def figure(curve: Curve) -> Figure:
-    """The picture, still to be turned into bytes."""
+    """The same picture as a matplotlib figure."""
     second = len(curve.below) > 1
-    made = plot.canvas(800 if second else 625)
+    drawn = canvas.blank(800 if second else 625)
     heights = (3.6, 1) if second else (1,)
-    axes, *others = made.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    axes, *others = drawn.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     _loss(axes, curve)
     if second:
         _below(others[0], curve)
     lowest = others[-1] if others else axes
-    lowest.set_xlabel("tokens", fontsize=plot.NORMAL)
-    return made
+    lowest.set_xlabel("tokens", fontsize=canvas.NORMAL)
+    return drawn
 
 
 def _loss(axes: Axes, curve: Curve) -> None:
-    at, values = plot.columns(curve.loss)
-    held_at, held = plot.columns(curve.held_out)
-    plot.style(axes)
+    at, values = points.columns(curve.loss)
+    held_at, held = points.columns(curve.held_out)
+    canvas.style(axes)
     axes.margins(y=0.12)
     if len(at):
-        top = max(plot.ceiling(np.concatenate((values, held))), curve.unigram_entropy or 0)
+        top = max(points.ceiling(np.concatenate((values, held))), curve.unigram_entropy or 0)
         few = len(at) <= 12
-        axes.plot(*plot.broken(at, values), "o-" if few else "-", color=SKY, linewidth=1, markersize=4, alpha=0.65)
+        axes.plot(*points.broken(at, values), "o-" if few else "-", color=SKY, linewidth=1, markersize=4, alpha=0.65)
         usual = values <= top
-        smooth = plot.smoothed(at[usual], values[usual])
-        axes.plot(*plot.broken(at[usual], smooth), color=BLUE, linewidth=2.2, label="training")
+        smooth = points.smoothed(at[usual], values[usual])
+        axes.plot(*points.broken(at[usual], smooth), color=BLUE, linewidth=2.2, label="training")
         measured, tokens = np.concatenate((values, held)), np.concatenate((at, held_at))
         held_at, held = held_at[held <= top], held[held <= top]
         _spikes(axes, tokens[measured > top], measured[measured > top])
@@ -79,15 +80,15 @@ def _loss(axes: Axes, curve: Curve) -> None:
     first, last = (at[0], max(at[-1], held_at.max(initial=0))) if len(at) else (0.0, 1000.0)
     start = 0.0 if first <= 0.5 * last else first
     axes.set_xlim(start, last + 0.02 * (last - start) or 1.0)
-    title = plot.said(curve.title, plot.LARGE, 820, bold=True)
-    axes.set_title(title, fontsize=plot.LARGE, loc="left", fontweight="bold", parse_math=False, pad=26)
-    axes.set_ylabel("loss, nats per token", fontsize=plot.NORMAL)
+    title = canvas.fitted(curve.title, canvas.LARGE, 820, bold=True)
+    axes.set_title(title, fontsize=canvas.LARGE, loc="left", fontweight="bold", parse_math=False, pad=26)
+    axes.set_ylabel("loss, nats per token", fontsize=canvas.NORMAL)
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         axes.legend(
             handles,
             labels,
-            fontsize=plot.SMALL,
+            fontsize=canvas.SMALL,
             loc="lower left",
             bbox_to_anchor=(-0.01, 0.985),
             ncols=len(handles),
@@ -106,7 +107,7 @@ def _scale(axes: Axes, shown: Array) -> None:
 
 
 def _spikes(axes: Axes, at: Array, values: Array) -> None:
-    """Marks at the upper edge for what is above it; how high it went stands beside the highest."""
+    """Mark at the upper edge each value above it, with a number beside the highest."""
     if not len(at):
         return
     across = axes.get_xaxis_transform()
@@ -121,14 +122,14 @@ def _spikes(axes: Axes, at: Array, values: Array) -> None:
         textcoords="offset points",
         ha="right" if left else "left",
         va="center",
-        fontsize=plot.SMALL,
+        fontsize=canvas.SMALL,
         color=GREY,
         path_effects=HALO,
     )
 
 
 def _floor(axes: Axes, entropy: float, at: Array, values: Array) -> None:
-    """The unigram entropy: what knowing only how frequent each token is would reach. Its name stands off the curve."""
+    """Draw the unigram entropy, the loss of knowing only token frequencies, with its label off the curve."""
     axes.axhline(entropy, color=GREY, linestyle=(0, (4, 3)), linewidth=1.4)
     above = at[values > entropy]
     late = len(above) > 0 and np.median(above) > 0.3 * at[-1]
@@ -140,19 +141,19 @@ def _floor(axes: Axes, entropy: float, at: Array, values: Array) -> None:
         textcoords="offset points",
         ha="left" if late else "right",
         va="bottom",
-        fontsize=plot.SMALL,
+        fontsize=canvas.SMALL,
         color=GREY,
         path_effects=HALO,
     )
 
 
 def _below(axes: Axes, curve: Curve) -> None:
-    at, values = plot.columns(curve.below)
-    plot.style(axes, ticks=2)
-    values = np.minimum(values, plot.ceiling(values))
-    axes.plot(*plot.broken(at, values), color=GREY, linewidth=1.3)
-    # Room around what never changes too, so that its scale can be read.
+    at, values = points.columns(curve.below)
+    canvas.style(axes, ticks=2)
+    values = np.minimum(values, points.ceiling(values))
+    axes.plot(*points.broken(at, values), color=GREY, linewidth=1.3)
+    # A constant series gets room as well, so that its axis has numbers.
     room = 0.15 * (values.max() - values.min()) or 0.5 * abs(values[0]) or 0.5
     axes.set_ylim(values.min() - room, values.max() + room)
-    label = plot.said(curve.below_label, plot.SMALL, 800)
-    axes.set_title(label, fontsize=plot.SMALL, loc="left", color=GREY, parse_math=False, pad=3)
+    label = canvas.fitted(curve.below_label, canvas.SMALL, 800)
+    axes.set_title(label, fontsize=canvas.SMALL, loc="left", color=GREY, parse_math=False, pad=3)

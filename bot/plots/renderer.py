@@ -1,0 +1,74 @@
+"""The renderer: one process of its own that draws the pictures, so that the bot never waits for matplotlib."""
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from bot.plots.curve import Comparison, Curve
+
+T = TypeVar("T")
+
+
+class Renderer:
+    """Starts its process at the first picture, and ends it in `close`."""
+
+    def __init__(self) -> None:
+        self._pool = _open()
+
+    async def draw(self, curve: Curve) -> bytes:
+        """Draw one run, as PNG."""
+        return await self._drawn(_draw, curve)
+
+    async def compare(self, comparison: Comparison) -> bytes:
+        """Draw several runs in one picture, as PNG."""
+        return await self._drawn(_compare, comparison)
+
+    async def _drawn(self, draw: Callable[[T], bytes], what: T) -> bytes:
+        """Call `draw` in the process, or in a new one where the old one was killed."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._pool, draw, what)
+        except BrokenProcessPool:
+            self._pool = _open()
+            return await loop.run_in_executor(self._pool, draw, what)
+
+    def close(self) -> None:
+        """End the process, once it has drawn the picture that it is at."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _open() -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(1, mp_context=context, initializer=_follow, initargs=(os.getpid(),))
+
+
+def _draw(curve: Curve) -> bytes:
+    from bot.plots import loss_curve  # here, so that only the renderer's process loads matplotlib
+
+    return loss_curve.draw(curve)
+
+
+def _compare(comparison: Comparison) -> bytes:
+    from bot.plots import comparison_curves
+
+    return comparison_curves.draw(comparison)
+
+
+def _follow(parent: int) -> None:
+    """Prepare the process: it ignores Ctrl-C, yields the CPU to the bot, and ends when its parent has ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(10)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
