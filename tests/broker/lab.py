@@ -1,5 +1,6 @@
 """A small lab for the tests: people, an active project, a pool with a grant, and what they do with it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import count
@@ -57,10 +58,18 @@ class Lab:
 
     db: Database
 
-    def pool(self, name: str = POOL, *, gpus: int = 2, granted: int = 1000 * HOUR, runner: str = "local") -> None:
+    def pool(
+        self,
+        name: str = POOL,
+        *,
+        gpus: int = 2,
+        granted: int = 1000 * HOUR,
+        runner: str = "local",
+        options: Mapping[str, str] | None = None,
+    ) -> None:
         """A pool, and a grant of so many GPU-seconds of it."""
         with self.db.write() as session:
-            pools.add_pool(session, name=name, gpu_type="cpu", gpus=gpus, runner=runner)
+            pools.add_pool(session, name=name, gpu_type="cpu", gpus=gpus, runner=runner, runner_options=options)
             until = utcnow() + timedelta(days=60)
             pools.add_grant(session, pool=name, sponsor="The house", seconds=granted, until=until)
 

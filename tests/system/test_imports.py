@@ -90,6 +90,27 @@ def test_the_layers_of_a_package_import_downwards_only(package: str) -> None:
                 assert height(name) <= height(module(path)), f"{path} imports {name}"
 
 
+def test_slurm_is_known_to_its_runner_alone() -> None:
+    """What a module says in a docstring or a comment binds nothing; the registry has the one line that names it."""
+    knows = {ROOT / "broker" / "runners" / name for name in ("slurm.py", "registry.py")}
+    files = {path for package in ("bot", "broker", "cli", "projects") for path in (ROOT / package).rglob("*.py")}
+    for path in sorted(file for file in files - knows if "migrations" not in file.parts):
+        words = named(path)
+        assert not [word for word in words if "slurm" in word.lower()], path
+
+
+def named(path: Path) -> set[str]:
+    """The names and texts in a file's code: identifiers, imports and string constants, but no docstrings."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            node.value.value = None
+        for field in ("id", "attr", "arg", "name", "asname", "module", "value"):
+            if isinstance(word := getattr(node, field, None), str):
+                found.add(word)
+    return found
+
+
 @pytest.mark.parametrize("package", OURS)
 def test_no_modules_import_each_other_in_a_circle(package: str) -> None:
     files = {module(path): path for path in sorted((ROOT / package).rglob("*.py"))}
