@@ -135,7 +135,7 @@ def pool_list() -> None:
         for pool in pools.every(session):
             left = ledger.in_hours(pools.available(session, pool.id))
             typer.echo(
-                f"{pool.name}: {pool.gpus} × {pool.gpu_type}, {pool.launcher}, weight {pool.price_weight:g}, "
+                f"{pool.name}: {pool.gpus} × {pool.gpu_type}, {pool.runner}, weight {pool.price_weight:g}, "
                 f"{left} GPU-hours left"
             )
 

@@ -13,7 +13,7 @@ from sqlmodel import Field, col, select
 
 from broker.runners import registry
 from projects import people, rights, text
-from projects.db.columns import Base, foreign_key, integer, number, row_id, timestamp, utcnow, words
+from projects.db.columns import Base, foreign_key, integer, json_object, number, row_id, timestamp, utcnow, words
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor
 from projects.record import record
@@ -32,22 +32,15 @@ class Pool(Base, table=True):
     name: str = Field(unique=True)
     gpu_type: str
     gpus: int = integer()
-    launcher: str = "local"
+    runner: str = registry.DEFAULT
+    runner_options: dict[str, str] = json_object()
     price_weight: float = number(default=1.0)
-    slurm_partition: str = ""
-    slurm_gres: str = "gpu"
     most_submitted: int = integer(default=4)
 
     @property
     def shares_gpus(self) -> bool:
         """Whether the pool hands out GPUs of the worker's host, which all such pools share."""
-        return registry.named(self.launcher).uses_host_gpus and "cpu" not in self.gpu_type.lower()
-
-    @property
-    def runner_options(self) -> dict[str, str]:
-        """What its runner's own options are set to, by name; each has a column RUNNER_OPTION."""
-        runner = registry.named(self.launcher)
-        return {option.name: getattr(self, f"{runner.name}_{option.name}") for option in runner.pool_options}
+        return registry.named(self.runner).uses_host_gpus and "cpu" not in self.gpu_type.lower()
 
 
 class Grant(Base, table=True):
@@ -138,13 +131,12 @@ def add_pool(
     if most_submitted < 1:
         raise InvalidError(f"At least one job is submitted at a time; {most_submitted} is not a count.")
     gpu_type = text.prose("The GPU type", gpu_type, most=60)
-    told: dict[str, Any] = {"gpu_type": gpu_type, "gpus": gpus, "launcher": runner, "price_weight": price_weight}
-    columns = {f"{runner}_{name}": value for name, value in options.items()}
-    asked = told | columns | {"most_submitted": most_submitted}
+    shared: dict[str, Any] = {"gpu_type": gpu_type, "gpus": gpus, "price_weight": price_weight}
+    asked = shared | {"runner": runner, "runner_options": options, "most_submitted": most_submitted}
     earlier = session.scalars(select(Pool).where(Pool.name == name)).one_or_none()
     if earlier is not None:
         if any(getattr(earlier, field) != value for field, value in asked.items()):
-            is_now = f"{earlier.gpus} × {earlier.gpu_type}, {earlier.launcher}, weight {earlier.price_weight:g}"
+            is_now = f"{earlier.gpus} × {earlier.gpu_type}, {earlier.runner}, weight {earlier.price_weight:g}"
             raise ConflictError(f"There is a pool “{name}” already ({is_now}); change it, or choose another name.")
         return earlier.id
     pool = Pool(name=name, **asked)
@@ -156,7 +148,8 @@ def add_pool(
         "pool.added",
         by=None if actor is None else people.ensure(session, actor),
         pool=name,
-        **told,
+        launcher=runner,  # the record's word for it since its first entry
+        **shared,
     )
     return pool.id
 
@@ -222,7 +215,7 @@ def numbers_on_host(session: Session, pool: Pool, devices: str) -> str:
 
 def runners(session: Session) -> Sequence[str]:
     """The names of the runners that pools use."""
-    return session.scalars(select(Pool.launcher).distinct().order_by(col(Pool.launcher))).all()
+    return session.scalars(select(Pool.runner).distinct().order_by(col(Pool.runner))).all()
 
 
 def names(session: Session) -> list[str]:

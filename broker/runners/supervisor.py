@@ -162,7 +162,7 @@ class Supervisor:
             lease_seconds=self.settings.lease_seconds,
             options=pool.runner_options,
         )
-        return run, attempt, registry.named(pool.launcher)(spec)
+        return run, attempt, registry.named(pool.runner)(spec)
 
     def _take_over(self, after: int) -> None:
         """Go on where the supervisor before has died; raises StaleError where another does so, or the lease is gone."""

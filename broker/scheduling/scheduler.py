@@ -50,7 +50,7 @@ def admit(session: Session, decision: Decision, limits: Limits) -> int:
     pool = session.get_one(Pool, run.pool_id)
     counted = [(col(Run.project_id) == run.project_id, limits.most_running_a_project, "of its project")]
     counted.append((col(Run.requested_by) == run.requested_by, limits.most_running_a_person, "of who launched it"))
-    if registry.named(pool.launcher).queue:
+    if registry.named(pool.runner).queue:
         counted.append((col(Run.pool_id) == run.pool_id, pool.most_submitted, "submitted to its pool"))
     for whose, most, words in counted:
         held = col(Attempt.state).in_(OPEN)

@@ -30,7 +30,7 @@ def load(session: Session, limits: Limits | None = None) -> QueueState:
             col(Pool.id),
             col(Pool.name),
             col(Pool.gpus),
-            col(Pool.launcher),
+            col(Pool.runner),
             col(Pool.price_weight),
             col(Pool.most_submitted),
         ).order_by(col(Pool.id))

@@ -13,6 +13,7 @@ import projects
 from bot.delivery import lease, outbox
 from bot.tables import DiscordCommands, DiscordPlace
 from broker import publications
+from broker.allocations import pools
 from broker.reports import run_plan
 from broker.runs import attempts
 from broker.runs.attempts import Checkpoint, Ending, Progress
@@ -28,7 +29,7 @@ from tests.databases import database_url, db, postgres
 
 __all__ = ["database_url", "db", "postgres"]
 
-FIRST, LAST = 1, 12
+FIRST, LAST = 1, 13
 
 
 def fill(database: Database) -> None:
@@ -112,6 +113,26 @@ def test_what_is_there_before_the_way_down_is_there_after_it(db: Database) -> No
     db.migrate()
     assert rows(db, first) == before
     whole(db)
+
+
+def test_the_fields_of_slurms_pools_become_options_of_their_runner(db: Database) -> None:
+    db.migrate("0012")
+    with db.write() as session:
+        for name, launcher, partition, gres in (("near", "local", "", "gpu"), ("far", "slurm", "long", "gpu:h200")):
+            session.execute(
+                text(
+                    "INSERT INTO pools (name, gpu_type, gpus, launcher, slurm_partition, slurm_gres) "
+                    "VALUES (:name, 'H200', 8, :launcher, :partition, :gres)"
+                ),
+                {"name": name, "launcher": launcher, "partition": partition, "gres": gres},
+            )
+    before = rows(db, columns(db))["pools"]
+    db.migrate()
+    with db.read() as session:
+        found = {pool.name: (pool.runner, pool.runner_options) for pool in pools.every(session)}
+    assert found == {"near": ("local", {}), "far": ("slurm", {"partition": "long", "gres": "gpu:h200"})}
+    db.migrate("0012")
+    assert rows(db, columns(db))["pools"] == before
 
 
 def whole(database: Database) -> None:
