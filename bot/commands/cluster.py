@@ -8,7 +8,6 @@ from bot import errors, text
 from bot.app import Interaction, acknowledge
 from bot.commands import lookup
 from bot.commands.run import answers as run_answers
-from broker.allocations.pools import Launcher
 from broker.reports import cluster, why
 from broker.reports.cluster import PoolStatus, ProjectUse
 from broker.reports.why import Why
@@ -48,7 +47,7 @@ async def queue(interaction: Interaction, pool: str | None = None) -> None:
 
 def _pool(pool: PoolStatus) -> str:
     busy = f"{pool.busy} of {text.count(pool.gpus, 'GPU')} busy"
-    decides = " · Slurm decides when" if pool.launcher is Launcher.SLURM else ""
+    decides = f" · {pool.queue} decides when" if pool.queue else ""
     return (
         f"{text.code(pool.name, 60)} {text.line(pool.gpu_type, 60)}\n"
         f"{text.bar(pool.busy, pool.gpus, 10)} {busy}{decides}\n"

@@ -92,6 +92,6 @@ def timestamp(default: Callable[[], datetime] | None = REQUIRED) -> Any:
     return Field(default=default, sa_type=UtcDateTime)
 
 
-def json_object() -> Any:
-    """A mapping, kept as JSON."""
-    return Field(sa_type=JSON)
+def json_object(default: Callable[[], dict[str, Any]] | None = None) -> Any:
+    """A mapping, kept as JSON; `default` is what makes one, such as `dict`."""
+    return Field(sa_type=JSON) if default is None else Field(default_factory=default, sa_type=JSON)

@@ -21,8 +21,9 @@ from bot.plots import comparison_curves
 from broker.allocations.allocations import AllocationState
 from broker.allocations.ledger import Account
 from broker.reports.why import Why
+from broker.runners.processes import Process
 from broker.runs import attempts, settlement
-from broker.runs.attempts import Ending, Process, Progress
+from broker.runs.attempts import Ending, Progress
 from broker.runs.runs import RunState
 from broker.runs.series import Measured
 from projects import lifecycle, membership

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from bot import text
+from broker.runners.processes import Process
 from broker.runs import attempts, settlement
-from broker.runs.attempts import Ending, Process, Progress
+from broker.runs.attempts import Ending, Progress
 from sandbox.people import Channel
 from tests.bot.conftest import Lab
 from trainer.config import RECIPES

@@ -2,8 +2,9 @@
 
 from bot.delivery import posts
 from bot.delivery.posts import Place
+from broker.runners.processes import Process
 from broker.runs import attempts, settlement
-from broker.runs.attempts import Ending, Process, Progress
+from broker.runs.attempts import Ending, Progress
 from projects import lifecycle, membership, moderation, policies, updates
 from projects.people import Actor, LabRole
 from projects.record import redaction

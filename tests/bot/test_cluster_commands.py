@@ -18,7 +18,7 @@ async def test_the_cluster_at_a_glance(shared_lab: Shared) -> None:
     lab, channel = shared_lab
     grace = lab.person("Grace")
     assert (await grace.command("cluster queue")).text.startswith("Nobody waits")
-    lab.call(pools.add_pool, name="big", gpu_type="H200", gpus=8, launcher="slurm")
+    lab.call(pools.add_pool, name="big", gpu_type="H200", gpus=8, runner="slurm")
     for number in range(3):
         lab.call(launching.launch, lab.actor("Ada"), f"r{number}", Order(1, "demo", "5m", gpus=2))
 

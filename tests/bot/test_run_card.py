@@ -5,8 +5,9 @@ from PIL import Image
 from sqlalchemy.orm import Session
 
 from broker import publications
+from broker.runners.processes import Process
 from broker.runs import attempts, runs, settlement
-from broker.runs.attempts import Ending, Process, Progress
+from broker.runs.attempts import Ending, Progress
 from broker.runs.series import Measured
 from projects import lifecycle
 from tests.bot.conftest import Lab

@@ -130,7 +130,7 @@ def test_schedulers_with_different_plans_pass_no_limit(lab: Lab, ours: int) -> N
 
 def test_a_pool_of_slurm_is_given_a_few_jobs_without_devices(lab: Lab, ours: int, tmp_path: Path) -> None:
     with lab.db.write() as session:
-        pools.add_pool(session, name="cluster", gpu_type="V100", gpus=64, launcher="slurm", most_submitted=2)
+        pools.add_pool(session, name="cluster", gpu_type="V100", gpus=64, runner="slurm", most_submitted=2)
         pools.add_grant(session, pool="cluster", sponsor="s", seconds=900 * HOUR, until=utcnow() + timedelta(days=9))
     allocation = lab.request(ours, pool="cluster", hours="100")
     lab.approve(allocation, "100")

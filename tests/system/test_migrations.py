@@ -17,6 +17,7 @@ import projects
 from bot.delivery import lease, outbox
 from bot.tables import DiscordCommands, DiscordPlace
 from broker import catalogue, publications
+from broker.allocations import pools
 from broker.publications import Repository
 from broker.reports import run_plan
 from broker.reviews import changes
@@ -36,9 +37,11 @@ from tests.databases import database_url, db, new_url, postgres
 
 __all__ = ["database_url", "db", "new_url", "postgres"]
 
-FIRST, LAST = 1, 13
-RENAMED = {("runs", "dry"): "unfunded", ("attempts", "rung_at"): "notified_at"}
+FIRST, LAST = 1, 14
+RENAMED = {("runs", "dry"): "unfunded", ("attempts", "rung_at"): "notified_at", ("pools", "launcher"): "runner"}
 """Columns that a migration has renamed, with their newer names."""
+MOVED = {("pools", "slurm_partition"), ("pools", "slurm_gres")}
+"""Columns whose values stand in another column since; a test of its own follows them."""
 ROWS_AT_0012 = Path(__file__).parent / "rows_at_0012.json"
 """A row or more of every table, as the release at revision 0012 wrote them."""
 
@@ -58,7 +61,9 @@ def fill(database: Database) -> None:
     lab.start(second, 1)
     with database.write() as session:
         bans.ban(session, None, STRANGER, "Spam.")
+    with database.write() as session:
         redaction.redact(session, None, record.project_stream(project), 2, "It was private.")
+    with database.write() as session:
         lifecycle.propose(session, GRACE, "another", title="Another one", question="q", why="w", needs="n")
         outbox.intend(session, "project:1", "100")
         outbox.sent(session, "project:1", "200", "digest")
@@ -66,13 +71,19 @@ def fill(database: Database) -> None:
         session.merge(DiscordCommands(application_id="1", guild_id="2", digest="d"))
         session.add(DiscordPlace(guild_id="2", name="record", discord_id="400"))
         session.add(Finding(message_id="500", project_id=project, number=2))
+    with database.write() as session:
         run_plan.launch(session, ADA, "draft", Order(project, "demo", "10m"))
+    with database.write() as session:
         changes.request(session, ADA, "change", allocation, justification="It grew.", hours="1")
+    with database.write() as session:
         membership.offer_lead(session, ADA, project, to=str(GRACE.discord_id), reason="I travel.")
+    with database.write() as session:
         catalogue.propose_dataset(
             session, ADA, "dataset", name="tiny", dataset="lab/tiny", revision="a" * 40, licence="CC-BY-4.0"
         )
+    with database.write() as session:
         policies.change(session, None, "most_open_proposals", "7", "We grow.")
+    with database.write() as session:
         usage.add_ended(session)
         session.add(AllocationWarning(allocation_id=allocation, mark="7d", about="2030-01-01"))
         session.add(Repository(run_id=first, name="lab/first", private=False))
@@ -136,6 +147,26 @@ def test_what_is_there_before_the_way_down_is_there_after_it(db: Database) -> No
     whole(db)
 
 
+def test_the_fields_of_slurms_pools_become_options_of_their_runner(db: Database) -> None:
+    db.migrate("0012")
+    with db.write() as session:
+        for name, launcher, partition, gres in (("near", "local", "", "gpu"), ("far", "slurm", "long", "gpu:h200")):
+            session.execute(
+                text(
+                    "INSERT INTO pools (name, gpu_type, gpus, launcher, slurm_partition, slurm_gres) "
+                    "VALUES (:name, 'H200', 8, :launcher, :partition, :gres)"
+                ),
+                {"name": name, "launcher": launcher, "partition": partition, "gres": gres},
+            )
+    before = rows(db, columns(db))["pools"]
+    db.migrate()
+    with db.read() as session:
+        found = {pool.name: (pool.runner, pool.runner_options) for pool in pools.every(session)}
+    assert found == {"near": ("local", {}), "far": ("slurm", {"partition": "long", "gres": "gpu:h200"})}
+    db.migrate("0012")
+    assert rows(db, columns(db))["pools"] == before
+
+
 def whole(database: Database) -> None:
     """The chains verify, what may only grow is still watched, and work goes on."""
     with database.read() as session:
@@ -178,7 +209,7 @@ def at_0012(new_url: Callable[[], str]) -> Iterator[Database]:
 
 
 def test_an_upgrade_from_0012_keeps_every_row(at_0012: Database) -> None:
-    known = columns(at_0012)
+    known = {table: [name for name in names if (table, name) not in MOVED] for table, names in columns(at_0012).items()}
     before = rows(at_0012, known)
     assert [table for table, found in before.items() if not found] == [], "a table that nothing was put into"
     at_0012.migrate()
@@ -262,4 +293,6 @@ def server_defaults(seen: Inspector) -> Iterator[tuple[str, str, str]]:
 def class_default(table: str, column: str) -> str:
     """The default that a table's class gives a column, as SQL writes it."""
     default: Any = Base.metadata.tables[table].columns[column].default
+    if default.is_callable:
+        return json.dumps(default.arg(None))
     return str(default.arg) if isinstance(default.arg, str) else f"{default.arg:g}"

@@ -22,7 +22,7 @@ def pools_view(listed: Sequence[PoolStatus]) -> ui.LayoutView:
     """Each pool with its use."""
     lines = [
         f"{text.code(pool.name, 60)} {text.count(pool.gpus, 'GPU')}, {text.line(pool.gpu_type, 60)}\n"
-        f"-# {pool.busy} busy, {pool.working} at work, {pool.waiting} waiting · {pool.launcher}, weight "
+        f"-# {pool.busy} busy, {pool.working} at work, {pool.waiting} waiting · {pool.runner}, weight "
         f"{pool.price_weight:g} · {text.gpu_hours(pool.left)} of its grants left"
         for pool in listed
     ]

@@ -26,11 +26,11 @@ def choice(options: Sequence[tuple[str, str]]) -> Choice:
 
 
 class AddPoolForm(Form):
-    """A new pool of the worker's own host; one of a Slurm cluster, which needs more, is an operator's to add."""
+    """A new pool of the worker's own host; a pool of another runner, which needs more, is an operator's to add."""
 
     def __init__(self) -> None:
         self.name, self.gpu_type = short(placeholder="hall-h200"), short(placeholder="H200")
-        self.gpus = short(placeholder="On this host; a Slurm cluster is added by `stoa pool add`")
+        self.gpus = short(placeholder="On this host; a pool elsewhere is added by `stoa pool add`")
         self.weight = short("1")
         super().__init__(
             "Add a pool",
