@@ -12,9 +12,8 @@ from bot.delivery import outbox
 from broker import catalogue
 from broker.allocations import allocations, pools
 from broker.allocations.allocations import AllocationState, AllocationView
-from broker.catalogue import State
+from broker.catalogue import CatalogueState
 from broker.reviews import changes
-from broker.reviews.changes import ChangeState
 from broker.runs import preparing
 from projects import lifecycle, suggestions
 from projects.errors import NotFoundError
@@ -87,12 +86,12 @@ async def grant_numbers(interaction: Interaction, typed: str) -> list[Choice[int
 
 async def proposed_entries(interaction: Interaction, typed: str) -> list[Choice[str]]:
     """The entries of the catalogue that wait for a decision."""
-    return await _entries(interaction, typed, State.PROPOSED)
+    return await _entries(interaction, typed, CatalogueState.PROPOSED)
 
 
 async def accepted_entries(interaction: Interaction, typed: str) -> list[Choice[str]]:
     """The accepted entries of the catalogue."""
-    return await _entries(interaction, typed, State.ACCEPTED)
+    return await _entries(interaction, typed, CatalogueState.ACCEPTED)
 
 
 async def preparable_recipes(interaction: Interaction, typed: str) -> list[Choice[str]]:
@@ -101,7 +100,7 @@ async def preparable_recipes(interaction: Interaction, typed: str) -> list[Choic
     return _choices([(name, name) for name in names], typed)
 
 
-async def _entries(interaction: Interaction, typed: str, state: State) -> list[Choice[str]]:
+async def _entries(interaction: Interaction, typed: str, state: CatalogueState) -> list[Choice[str]]:
     entries = await interaction.client.read(catalogue.entries)
     return _choices([(entry.name, entry.name) for entry in entries if entry.state is state], typed)
 
@@ -125,9 +124,7 @@ async def open_requests(interaction: Interaction, typed: str) -> list[Choice[int
     """Those that are asked for, or of which a change is."""
     views = await _meant_or_led(interaction)
     waiting = {view.id for view in views if view.state == AllocationState.REQUESTED}
-    for project_id in {view.project_id for view in views}:
-        asked = await interaction.client.read(changes.of_project, project_id)
-        waiting |= {change.allocation_id for change in asked if change.state == ChangeState.REQUESTED}
+    waiting |= await interaction.client.read(changes.allocations_with_open, {view.id for view in views})
     return _allocations([view for view in views if view.id in waiting], typed)
 
 

@@ -9,7 +9,7 @@ from sqlmodel import col, select
 
 from bot.delivery.posts import Place
 from bot.tables import DiscordCursor, DiscordMessage, DiscordRoom
-from projects import channels
+from projects import moderation
 from projects.db.columns import utcnow
 from projects.record import record
 from projects.record.record import Entry, Payload, Stream, Told
@@ -120,7 +120,7 @@ def room_gone(session: Session, key: str, project_id: int) -> None:
     """Note that a person has deleted a channel or thread, or what it would hang on; a channel's end is recorded."""
     row = session.get(DiscordRoom, key)
     if key == f"project:{project_id}" and (row is None or not row.gone):
-        channels.deleted(session, project_id)
+        moderation.channel_deleted(session, project_id)
     if row is None:
         row = DiscordRoom(key=key, project_id=project_id, mark="")
         session.add(row)

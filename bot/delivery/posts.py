@@ -8,7 +8,7 @@ import structlog
 
 from bot import text
 from bot.delivery.entry_text import RENDERINGS, Payload, generic, line, quoted
-from broker.runs.runs import RunView
+from broker.runs.runs import RunKind, RunView
 from projects.lifecycle import ProjectView
 from projects.record.record import LAB, Told
 
@@ -111,7 +111,7 @@ def _announcement(p: Payload, scene: Scene, most: int) -> str:
     if scene.channel_id:
         lines.insert(2, f"All of it is told in <#{scene.channel_id}>.")
     head = "\n".join(lines)
-    published = [_published(run) for run in scene.runs if run.kind == "train" and run.checkpoints]
+    published = [_published(run) for run in scene.runs if run.kind == RunKind.TRAIN and run.checkpoints]
     return "\n".join(filter(None, [head, text.listed(published, most=most - text.length(head) - 1)]))
 
 

@@ -12,7 +12,7 @@ import yaml
 from broker import catalogue
 from broker.reports import run_plan
 from broker.runs import launching, runs
-from broker.runs.runs import RunState
+from broker.runs.runs import RunKind, RunState
 from projects.errors import ConflictError, NotFoundError
 from tests.broker.lab import ADA, Lab, request_id
 from tests.databases import ONCE
@@ -61,7 +61,7 @@ def see_through(lab: Lab, home: Path, run: int) -> None:
 @ONCE
 def test_data_are_prepared_once_and_later_runs_train_from_them(lab: Lab, project: int, tmp_path: Path) -> None:
     run = prepare(lab, project)
-    assert lab.run(run).kind == "prepare"
+    assert lab.run(run).kind == RunKind.PREPARE
     see_through(lab, tmp_path, run)
     view = lab.run(run)
     assert (view.state, view.reason) == (RunState.FINISHED, "")
