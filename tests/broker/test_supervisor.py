@@ -29,7 +29,7 @@ from trainer.contract import Status
 
 LEASE = 4.0
 GRACE = 3.0
-# It says when it was asked to stop, and that it goes on; a child of its own does the same.
+# It says when it was asked to stop and that it goes on; a child of its own goes on, too.
 DEAF = """
 import os, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: print("asked", flush=True) or asked.append(1))
@@ -138,7 +138,7 @@ def test_a_trainer_that_does_not_stop_is_ended_after_its_grace(lab: Lab, tmp_pat
         lab.cancel(run)
         wait_for(lambda: "asked" in said())
         assert supervisor.wait(PATIENCE) == 0
-        assert said().count("still") == 2, "it had a grace"
+        assert "still" in said(), "it had a grace"
         assert living(tmp_path) == []
     assert (lab.run(run).state, lab.run(run).reason) == (RunState.CANCELLED, "cancelled by Ada")
 
