@@ -67,7 +67,7 @@ class App(discord.Client):
 
         return await asyncio.get_running_loop().run_in_executor(self._pool(), work)
 
-    async def look_again(self) -> None:
+    async def reload_server(self) -> None:
         """Take over what the admins have chosen with `/stoa setup`; `trouble` is what the server lacks still."""
         self.server = await self.read(server.load, self.settings)
 

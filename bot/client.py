@@ -58,7 +58,7 @@ class Tree(app_commands.CommandTree[App]):
         app = interaction.client
         if not app.trouble or getattr(interaction.command, "root_parent", None) is stoa:
             return True
-        await app.look_again()
+        await app.reload_server()
         if app.trouble and interaction.type is discord.InteractionType.application_command:
             await errors.reply(interaction, text.escape(not_at_work(app.trouble)))
         return not app.trouble
@@ -75,7 +75,7 @@ class Bot(App):
 
     async def setup_hook(self) -> None:
         """Register the commands and the buttons."""
-        await super().look_again()
+        await super().reload_server()
         guild = discord.Object(self.settings.guild_id)
         for group in (project, allocation, run_group, catalogue_group, cluster_group, stoa):
             self.tree.add_command(group, guild=guild)
@@ -125,16 +125,16 @@ class Bot(App):
     async def on_guild_channel_delete(self, channel: discord.abc.GuildChannel) -> None:
         """Look anew where it was one of the lab's own, so that whoever uses a command hears of it."""
         if channel.id in {getattr(self.server, name) for name in CHANNELS}:
-            await self.look_again()
+            await self.reload_server()
 
     async def on_guild_role_delete(self, role: discord.Role) -> None:
         """The same of the lab's own roles."""
         if role.id in {getattr(self.server, name) for name in ROLES}:
-            await self.look_again()
+            await self.reload_server()
 
-    async def look_again(self) -> None:
+    async def reload_server(self) -> None:
         """Take over what the admins have chosen, and begin where that was all that was missing."""
-        await super().look_again()
+        await super().reload_server()
         self._begin()
 
     def _begin(self) -> None:

@@ -42,7 +42,7 @@ async def project_here(interaction: Interaction) -> int | None:
     ids = [channel.id]
     if isinstance(channel, discord.Thread):
         ids.append(channel.parent_id)
-    return await interaction.client.read(outbox.project_in, ids)
+    return await interaction.client.read(outbox.project_of_channel, ids)
 
 
 async def projects(interaction: Interaction, typed: str) -> list[Choice[int]]:

@@ -140,7 +140,7 @@ async def test_a_decision_waits_for_no_line_about_a_run() -> None:
         "member.joined": {"by": "Grace"},
     }
     entries = [Told(n, "project:1", n, kind, "0" * 64, payload) for n, (kind, payload) in enumerate(told.items())]
-    assert [card_updates.goes_first(entry) for entry in entries] == [False, False, True]
+    assert [card_updates.is_urgent(entry) for entry in entries] == [False, False, True]
 
 
 async def test_with_many_cards_in_motion_each_rests_longer() -> None:
@@ -369,8 +369,8 @@ async def test_a_card_that_waits_for_its_turn_costs_nothing_meanwhile(shared_lab
     lab.kill_bot()
     await lab.guild.count_as_old(0)
     await lab.guild.limit("old edit", 0, 300.0)
-    counted = "from bot.delivery import card_updates; look = card_updates.look; "
-    counted += "card_updates.look = lambda *given: print('looked at', flush=True) or look(*given); "
+    counted = "from bot.delivery import card_updates; look = card_updates.card_contents; "
+    counted += "card_updates.card_contents = lambda *given: print('looked at', flush=True) or look(*given); "
     await lab.start_bot(counted + AGED)
     begun = looks()
     lab.call(membership.follow, Actor(77, "Zoe"), 1)

@@ -137,14 +137,14 @@ async def test_a_project_rests_is_moderated_and_ends(shared_lab: Shared) -> None
     release, twice = [await rosa.command("project release", **here) for _ in range(2)]
     assert "the checkpoints become public" in (await rosa.submit(release, {"Reason": "Nothing is wrong."})).text
     await refused(lab, rosa.submit(twice, {"Reason": "Twice."}), f"{title} holds nothing back.")
-    await lab.guild.wait_for(channel.id, lambda m: "**Rosa** releases what was held back" in m.text)
+    await lab.guild.wait_for(channel.id, lambda m: "**Rosa** releases the checkpoints that were held back" in m.text)
 
     assert await grace.complete("project join", "project", "large") == [(f"{number} · {title.strip('“”')}", number)]
     hide = await omar.command("project hide", **here)
     assert "in no list" in (await omar.submit(hide, {"Reason": "Asked for."})).text
     assert "large models" not in (await grace.command("project list")).text
     assert await grace.complete("project join", "project", "large") == []
-    await lab.guild.wait_for(channel.id, lambda m: "**Omar** takes the project out of the lists." in m.text)
+    await lab.guild.wait_for(channel.id, lambda m: "**Omar** hides the project from the lists." in m.text)
     assert await omar.complete("project unhide", "project", "large") == [(f"{number} · {title.strip('“”')}", number)]
     assert await grace.complete("project unhide", "project", "large") == []
     unhide = await omar.command("project unhide", **here)

@@ -88,7 +88,7 @@ async def test_the_card_follows_the_run(lab: Lab) -> None:
     told = await lab.guild.wait_for("announcements", lambda m: "It does not." in m.text)
     assert "negative result" in told.text
     assert "Ada (lead), Grace" in told.text
-    assert "**Compute** given by The Library" in told.text
+    assert "**Compute** sponsored by The Library" in told.text
     assert f"{URL}{STEPS}" in told.text
     closed = await lab.guild.wait_for("proposals", lambda m: "Completed" in m.text)
     assert closed.buttons == []

@@ -117,7 +117,7 @@ async def test_a_deleted_channel_is_told_of_and_open_requests_follow_to_the_next
     await lab.review_card(2)
     await omar.delete_channel("announcements")
     notice = await lab.guild.wait_for("compute-review", lambda m: "announcements was deleted" in m.text)
-    assert "/stoa setup names another" in notice.text
+    assert "/stoa setup chooses another" in notice.text
     gone = await ada.command("project list")
     assert "the channel of announcements is gone. An admin sets it right with /stoa setup." in gone.text
     await omar.delete_channel("compute-review")
@@ -132,13 +132,13 @@ async def test_a_deleted_channel_is_told_of_and_open_requests_follow_to_the_next
     # Another channel takes its place: what waits there leads to it.
     await omar.command("stoa setup", review="general")
     there = await lab.guild.wait_for("general", lambda m: m.text.endswith("allocation 2"))
-    await lab.guild.wait_for("compute-review", lambda m: m.id == card.id and "is decided in <#" in m.text)
+    await lab.guild.wait_for("compute-review", lambda m: m.id == card.id and "card is now in <#" in m.text)
     await rosa.submit(await rosa.press(there, "Approve"), {"GPU-hours": "1", "Reason": "Go."})
     await lab.guild.wait_for("general", lambda m: m.id == there.id and "Approved by Rosa" in m.text)
     assert "dream" in (await ada.command("project list")).text
     await omar.delete_role("reviewer")
     told = await lab.guild.wait_for("general", lambda m: "The role of the reviewers was deleted" in m.text)
-    assert "/stoa setup names another" in told.text
+    assert "/stoa setup chooses another" in told.text
     gone = await ada.command("project list")
     assert "the reviewers' role is gone. An admin sets it right with /stoa setup." in gone.text
     made = await omar.command("stoa setup")
@@ -165,7 +165,7 @@ async def test_what_is_told_while_a_channel_is_gone_waits_for_the_next(lab: Lab)
     await lab.guild.wait_for(thread, lambda m: "record 2" in m.text)
     assert await lab.guild.messages("compute-review") == []
     notice = await lab.guild.wait_for("compute-review", lambda m: True)
-    assert "announcements was deleted: what belongs there waits" in notice.text
+    assert "announcements was deleted: its posts wait" in notice.text
 
     await omar.delete_channel("public-record")
     await omar.delete_channel("proposals")
@@ -187,7 +187,7 @@ async def test_what_is_told_while_a_channel_is_gone_waits_for_the_next(lab: Lab)
     # Where another channel takes the place of one that stands, its cards lead there.
     await omar.command("stoa setup", proposals="general")
     there = await lab.guild.wait_for("general", lambda m: "P1 · project" in m.text)
-    await lab.guild.wait_for("proposals", lambda m: m.id == card.id and "is told of in <#" in m.text)
+    await lab.guild.wait_for("proposals", lambda m: m.id == card.id and "card is now in <#" in m.text)
     assert (await (await lab.guild.join("Zoe")).press(there, "Follow")).ephemeral
     await lab.guild.wait_for("general", lambda m: m.id == there.id and "**Followers** 1" in m.text)
     lab.call(updates.post_update, lab.actor("Ada"), one, "Exams.")

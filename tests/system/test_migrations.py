@@ -49,14 +49,14 @@ def fill(database: Database) -> None:
         lifecycle.propose(session, GRACE, "another", title="Another one", question="q", why="w", needs="n")
         outbox.intend(session, "project:1", "100")
         outbox.sent(session, "project:1", "200", "digest")
-        outbox.open_room(session, "project:1", project, "300")
+        outbox.open_channel(session, "project:1", project, "300")
         session.merge(DiscordCommands(application_id="1", guild_id="2", digest="d"))
         session.add(DiscordPlace(guild_id="2", name="record", discord_id="400"))
         session.add(Finding(message_id="500", project_id=project, number=2))
         run_plan.launch(session, ADA, "draft", Order(project, "demo", "10m"))
         lease.hold(session, "2", "somebody", 60)
         for entry in record.since(session, record.project_stream(project), 0):
-            outbox.told(session, entry)
+            outbox.posted(session, entry)
 
 
 def columns(database: Database) -> dict[str, list[str]]:

@@ -198,7 +198,7 @@ async def show(interaction: Interaction, project: int | None = None) -> None:
     """Show the project's card."""
     app = interaction.client
     project_id = await lookup.project_of(interaction, project)
-    view, requests, newest, channel_id = await app.read(card_updates.look, project_id)
+    view, requests, newest, channel_id = await app.read(card_updates.card_contents, project_id)
     card = project_card(view, requests, newest, channel_id=channel_id)
     await interaction.response.send_message(view=card, ephemeral=True)
 

@@ -66,7 +66,7 @@ async def set_up(app: App, guild: discord.Guild, actor: Actor, given: Mapping[st
         # What only the settings named is noted too, so that one place tells it from now on.
         if changed or not app.server.by_admins:
             await app.write(server.choose, actor, guild.id, {n: (t.id, t.name) for n, t in found.items()})
-        await app.look_again()
+        await app.reload_server()
         return _said(found, made, changed)
 
 
