@@ -27,7 +27,7 @@ import psutil
 import typer
 from rich.console import Console
 from rich.table import Table
-from sqlalchemy import select
+from sqlmodel import col, select
 
 from bench.crowd import Crowd, furnish, go_on
 from bench.goals import Goal, as_json
@@ -121,7 +121,7 @@ async def story(
             seen.ended = time.time()
             seen.processor = {name: now - used[name] for name, now in processor(process, guild).items()}
     with db.read() as session:
-        sent = session.scalars(select(DiscordMessage).where(DiscordMessage.key.startswith("run:")))
+        sent = session.scalars(select(DiscordMessage).where(col(DiscordMessage.key).startswith("run:")))
         cards_of = {row.message_id or "": int(row.key.split(":")[1]) for row in sent}
     db.close()
     return judge(root / "sandbox" / "exchanges.jsonl", cards_of, seen)
@@ -135,7 +135,7 @@ async def settle(db: Database, count: int) -> None:
             told = outbox.cursors(session)
             entries = sum(head - told.get(key, 0) for key, head in record.streams(session).items())
             drawn = select(DiscordMessage.key).where(
-                DiscordMessage.key.startswith("run:"), DiscordMessage.picture != ""
+                col(DiscordMessage.key).startswith("run:"), DiscordMessage.picture != ""
             )
             return entries + count - len(session.scalars(drawn).all())
 

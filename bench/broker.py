@@ -15,8 +15,9 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from rich.console import Console
 from rich.table import Table
-from sqlalchemy import insert, select
+from sqlalchemy import insert
 from sqlalchemy.orm import Session
+from sqlmodel import select
 
 from bench.goals import Goal, as_json
 from broker.allocations.allocations import Allocation, AllocationState
@@ -26,7 +27,8 @@ from broker.runs.attempts import Attempt, AttemptState
 from broker.runs.runs import Run, RunState
 from broker.scheduling import backfill, snapshot
 from broker.scheduling.usage import FairUsage
-from projects.db.database import Database, utcnow
+from projects.db.columns import utcnow
+from projects.db.database import Database
 from projects.lifecycle import Project, Stage
 from projects.people import Person
 

@@ -5,8 +5,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import insert, select, text
+from sqlalchemy import insert, text
 from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 from bot.tables import DiscordMessage
 from broker.allocations import pools
@@ -17,7 +18,7 @@ from broker.runs import runs, series
 from broker.runs.runs import Run, RunState
 from broker.runs.series import Measured, Point
 from projects import lifecycle
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.lifecycle import Membership, Project, Stage
 from projects.people import Actor, Person
 from projects.record import record
@@ -46,7 +47,7 @@ def furnish(session: Session, members: Sequence[int], *, projects: int, each: in
     now = utcnow()
     known = [*members, *range(1, PEOPLE - len(members) + 1)]
     session.execute(insert(Person), [{"discord_id": str(one), "name": f"Person {one % 10**6}"} for one in known])
-    people = session.scalars(select(Person.id).order_by(Person.id)).all()
+    people = session.scalars(select(Person.id).order_by(col(Person.id))).all()
     pools.add_pool(session, name="cluster", gpu_type="A100", gpus=GPUS)
     pool_id = session.scalars(select(Pool.id)).one()
     lead, other = Actor(members[0], "Ada", frozenset()), Actor(members[1], "Grace", frozenset())
@@ -57,7 +58,7 @@ def furnish(session: Session, members: Sequence[int], *, projects: int, each: in
         said = {"goal": "An exponent.", "plan": "Five runs.", "compute": "Some.", "release": "All."}
         lifecycle.scope(session, lead, project_id, **said, min_people=2)
     session.flush()
-    active = session.scalars(select(Project.id).order_by(Project.id)).all()
+    active = session.scalars(select(Project.id).order_by(col(Project.id))).all()
     texts = dict.fromkeys(("goal", "plan", "compute", "release", "learnt"), "")
     old = [
         {"request_id": f"old-{n}", "title": f"Old question {n}", "stage": Stage.STOPPED, "lead_id": people[n]}
@@ -116,7 +117,7 @@ def furnish(session: Session, members: Sequence[int], *, projects: int, each: in
 
     session.execute(insert(Run), rows(ended, RUNS_OF_OLD, RunState.FINISHED))
     session.execute(insert(Run), rows(active, each, RunState.RUNNING))
-    moving = session.scalars(select(Run.id).where(Run.state == RunState.RUNNING).order_by(Run.id)).all()
+    moving = session.scalars(select(Run.id).where(Run.state == RunState.RUNNING).order_by(col(Run.id))).all()
     over = session.scalars(select(Run.id).where(Run.state == RunState.FINISHED)).all()
     measured = [
         {"run_id": run_id, "series": name, "step": step, "tokens": step * TOKENS_A_STEP, "value": value(run_id, step)}

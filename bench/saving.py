@@ -9,10 +9,10 @@ import torch
 
 from bench.shapes import CPU
 from bench.side import RATE, tokens
-from trainer.checkpoint import state
+from trainer.checkpoint import save_load
 from trainer.config import load_recipe
 from trainer.data import tokenizer
-from trainer.distributed.parallel_dims import Place
+from trainer.distributed.parallel_dims import ParallelDims
 from trainer.engine.local import LocalEngine
 
 
@@ -21,8 +21,8 @@ def main() -> None:
     sizes = {"batch": str(shape.batch), "micro_batch": str(shape.batch), "sequence_length": str(shape.length)}
     config = load_recipe(shape.recipe, sizes)
     config = config.model_copy(update={"training": config.training.model_copy(update={"compile": False})})
-    engine = LocalEngine(config, Place(0, 1, torch.device("cpu")))
-    engine.load(state.fresh(config), 0)
+    engine = LocalEngine(config, ParallelDims(0, 1, torch.device("cpu")))
+    engine.load(save_load.fresh(config), 0)
     rows = tokens(config, shape, torch.device("cpu"), steps=1)[0]
     engine.step([rows], RATE)
     seconds = []
@@ -31,7 +31,7 @@ def main() -> None:
         for step in (1, 2, 3):
             began = time.perf_counter()
             out, probe = Path(folder) / "run", rows[:, :16].contiguous()
-            state.save(config, out, step, engine, probe, True, {"tokens": 0}, Path(folder))
+            save_load.save(config, out, step, engine, probe, True, {"tokens": 0}, Path(folder))
             seconds.append(time.perf_counter() - began)
     print(statistics.median(seconds))
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bench.shapes import SHAPES, Shape, Side
-from trainer.checkpoint import state
+from trainer.checkpoint import save_load
 from trainer.config import TrainConfig, load_recipe
 from trainer.model.transformer import shapes
 
@@ -55,14 +55,14 @@ def main(side: Side, shape: Shape) -> None:
 
 def stoa(config: TrainConfig, device: torch.device, side: Side) -> tuple[Stepper, int]:
     """This trainer's engine, through the interface that its training loop uses."""
-    from trainer.distributed.parallel_dims import Place
+    from trainer.distributed.parallel_dims import ParallelDims
     from trainer.engine.local import LocalEngine
 
     imported = resident(device)
     if side == "stoa-eager":
         config = config.model_copy(update={"training": config.training.model_copy(update={"compile": False})})
-    engine = LocalEngine(config, Place(0, 1, device))
-    engine.load(state.fresh(config), 0)
+    engine = LocalEngine(config, ParallelDims(0, 1, device))
+    engine.load(save_load.fresh(config), 0)
     return lambda rows: engine.step([rows], RATE).loss, imported
 
 
@@ -71,12 +71,12 @@ def transformers(config: TrainConfig, device: torch.device, side: Side) -> tuple
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
     imported = resident(device)
-    family = state.family(config)
+    family = save_load.family(config)
     theirs = GPTNeoXConfig(**family.config_json(end=0), use_cache=False)
     with torch.device(device):
         theirs._attn_implementation = "sdpa"
         model = GPTNeoXForCausalLM(theirs)
-    read = state.fresh(config)
+    read = save_load.fresh(config)
     exported = {
         # The name in files; transformers 5 has another in memory.
         theirs_name.replace("embed_out", "lm_head"): tensor

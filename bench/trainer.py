@@ -21,8 +21,8 @@ from rich.table import Table
 from bench.goals import Goal, as_json
 from bench.shapes import CPU, GPU, SHAPES, SMALL, Side
 from trainer.allocator import environment
-from trainer.check import flops_per_token
 from trainer.config import load_recipe
+from trainer.metrics import flops_per_token
 
 ROOT = Path(__file__).parent.parent
 SECONDS_A_TURN = 4.0

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
+from sqlmodel import select
 
-from bot.tables import DiscordPlace
+from bot.tables import DiscordPurpose
 from projects import people
 from projects.people import Actor, LabRole
 from projects.record import record
@@ -78,7 +78,7 @@ def load(session: Session, settings: Settings) -> Server:
     """As the server's admins have chosen, and where they have not, as the settings say."""
     server = Server.of(settings)
     known = {field.name for field in fields(Server)}
-    rows = session.scalars(select(DiscordPlace).where(DiscordPlace.guild_id == str(server.guild)))
+    rows = session.scalars(select(DiscordPurpose).where(DiscordPurpose.guild_id == str(server.guild)))
     chosen = {row.name: int(row.discord_id) for row in rows if row.name in known}
     return replace(server, **chosen, by_admins=bool(chosen))
 
@@ -87,6 +87,6 @@ def choose(session: Session, actor: Actor, guild_id: int, chosen: Mapping[str, t
     """Let the channels, categories and roles (id and name) stand for what they are keyed by, in public."""
     by = people.ensure(session, actor)
     for name, (discord_id, _) in chosen.items():
-        session.merge(DiscordPlace(guild_id=str(guild_id), name=name, discord_id=str(discord_id)))
+        session.merge(DiscordPurpose(guild_id=str(guild_id), name=name, discord_id=str(discord_id)))
     told = {name: {"id": str(discord_id), "name": called} for name, (discord_id, called) in chosen.items()}
     record.append(session, record.LAB, "server.set_up", by=by, places=told)

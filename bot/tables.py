@@ -1,81 +1,82 @@
-"""What the bot keeps: which messages and rooms on Discord stand for what, how far each stream is told, who sends."""
+"""The tables of the bot: its messages and channels on Discord, how far each stream is posted, and who may send."""
 
 from datetime import datetime
 
-from sqlalchemy import ForeignKey
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlmodel import Field
 
-from projects.db.database import Base, utcnow
+from projects.db.columns import Base, foreign_key, integer, timestamp, utcnow
 
 
-class DiscordMessage(Base):
-    """A message that the bot means to send once; while `message_id` is None the intent is open.
+class DiscordMessage(Base, table=True):
+    """A message that the bot sends once; while `message_id` is None, the intent to send it is open.
 
-    `key` names what it stands for: `entry:12:channel`, `project:3`, `allocation:5`, `run:7`. `digest` and `picture`
-    tell what a card shows now. `gone` means that a person has deleted it, which stands.
+    `key` says what it shows: the post `entry:12:channel`, or the card `project:3`, `allocation:5`, `change:4` or
+    `run:7`. `digest` and `picture` tell what a card shows now. `gone` means that a person has deleted the message, so
+    that it is not sent again.
     """
 
     __tablename__ = "discord_messages"
 
-    key: Mapped[str] = mapped_column(primary_key=True)
-    channel_id: Mapped[str]
-    nonce: Mapped[str]
-    intended_at: Mapped[datetime] = mapped_column(default=utcnow)
-    message_id: Mapped[str | None]
-    digest: Mapped[str] = mapped_column(default="")
-    picture: Mapped[str] = mapped_column(default="")
-    gone: Mapped[bool] = mapped_column(default=False)
+    key: str = Field(primary_key=True)
+    channel_id: str
+    nonce: str
+    intended_at: datetime = timestamp(default=utcnow)
+    message_id: str | None = None
+    digest: str = ""
+    picture: str = ""
+    gone: bool = False
 
 
-class DiscordRoom(Base):
-    """A channel or thread of a project: `proposal:3` and `run:7` are threads, `project:3` is its channel.
+class DiscordChannel(Base, table=True):
+    """A channel or thread of a project: `project:3` is its channel; `proposal:3` and `run:7` are threads.
 
-    `mark` stands in the topic of a channel, so that one made just before a crash is found again.
+    `mark` is in the channel's topic, by which a channel that was created just before a crash is found again. `gone` means
+    that a person has deleted the channel or thread, so that nothing is posted there any more.
     """
 
     __tablename__ = "discord_rooms"
 
-    key: Mapped[str] = mapped_column(primary_key=True)
-    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"), index=True)
-    channel_id: Mapped[str | None] = mapped_column(unique=True)
-    mark: Mapped[str] = mapped_column(default="")
-    gone: Mapped[bool] = mapped_column(default=False)
+    key: str = Field(primary_key=True)
+    project_id: int = foreign_key("projects.id", index=True)
+    channel_id: str | None = Field(default=None, unique=True)
+    mark: str = ""
+    gone: bool = False
 
 
-class DiscordCursor(Base):
-    """The number of the last entry of a stream that has been posted everywhere it belongs."""
+class DiscordCursor(Base, table=True):
+    """The number of the last entry of a stream that was posted in all of its channels."""
 
     __tablename__ = "discord_cursors"
 
-    stream: Mapped[str] = mapped_column(ForeignKey("streams.key"), primary_key=True)
-    number: Mapped[int] = mapped_column(default=0)
+    stream: str = Field(foreign_key="streams.key", primary_key=True)
+    number: int = integer(default=0)
 
 
-class DiscordLease(Base):
+class DiscordLease(Base, table=True):
     """Which bot process may send to a server, and until when."""
 
     __tablename__ = "discord_leases"
 
-    guild_id: Mapped[str] = mapped_column(primary_key=True)
-    holder: Mapped[str]
-    until: Mapped[datetime]
+    guild_id: str = Field(primary_key=True)
+    holder: str
+    until: datetime = timestamp()
 
 
-class DiscordCommands(Base):
-    """The digest of the commands that an application has last registered in a server."""
+class DiscordCommands(Base, table=True):
+    """The digest of the commands that an application last registered in a server."""
 
     __tablename__ = "discord_commands"
 
-    application_id: Mapped[str] = mapped_column(primary_key=True)
-    guild_id: Mapped[str] = mapped_column(primary_key=True)
-    digest: Mapped[str]
+    application_id: str = Field(primary_key=True)
+    guild_id: str = Field(primary_key=True)
+    digest: str
 
 
-class DiscordPlace(Base):
-    """The channel, category or role that stands for something in a server, as its admins have chosen."""
+class DiscordPurpose(Base, table=True):
+    """The channel, category or role that a server's admins have chosen for a purpose, such as `proposals`."""
 
     __tablename__ = "discord_places"
 
-    guild_id: Mapped[str] = mapped_column(primary_key=True)
-    name: Mapped[str] = mapped_column(primary_key=True)
-    discord_id: Mapped[str]
+    guild_id: str = Field(primary_key=True)
+    name: str = Field(primary_key=True)
+    discord_id: str

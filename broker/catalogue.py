@@ -15,13 +15,14 @@ from typing import Any
 
 import yaml
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
-from sqlalchemy import ForeignKey, Index, select
+from sqlalchemy import Index
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy.orm import Session
+from sqlmodel import Field, col, select
 
 from broker import configs
 from projects import people, rights, text
-from projects.db.database import WORDS, Base, utcnow
+from projects.db.columns import Base, foreign_key, row_id, timestamp, utcnow, words
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
 from projects.people import Actor, Person
 from projects.record import record
@@ -55,7 +56,7 @@ TRANSITIONS: Mapping[State, frozenset[State]] = {
 }
 
 
-class CatalogueEntry(Base):
+class CatalogueEntry(Base, table=True):
     """A recipe (`body` is its YAML) or a Hub `dataset` at a `revision`. A name is free again only once declined.
 
     `prepared` is the folder below the home's `data/` that holds a recipe's prepared data, once a run has made it.
@@ -63,24 +64,24 @@ class CatalogueEntry(Base):
 
     __tablename__ = "catalogue_entries"
 
-    id: Mapped[int] = mapped_column(primary_key=True)
-    request_id: Mapped[str] = mapped_column(unique=True)
-    kind: Mapped[str]
-    name: Mapped[str]
-    body: Mapped[str] = mapped_column(default="")
-    dataset: Mapped[str] = mapped_column(default="")
-    revision: Mapped[str] = mapped_column(default="")
-    licence: Mapped[str] = mapped_column(default="")
-    state: Mapped[str] = mapped_column(default=State.PROPOSED)
-    proposed_by: Mapped[int | None] = mapped_column(ForeignKey("people.id"))
-    decided_by: Mapped[int | None] = mapped_column(ForeignKey("people.id"))
-    reason: Mapped[str] = mapped_column(default="", info=WORDS)
-    prepared: Mapped[str] = mapped_column(default="")
-    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+    id: int = row_id()
+    request_id: str = Field(unique=True)
+    kind: str
+    name: str
+    body: str = ""
+    dataset: str = ""
+    revision: str = ""
+    licence: str = ""
+    state: str = State.PROPOSED
+    proposed_by: int | None = foreign_key("people.id", default=None)
+    decided_by: int | None = foreign_key("people.id", default=None)
+    reason: str = words(default="")
+    prepared: str = ""
+    created_at: datetime = timestamp(default=utcnow)
 
 
-_TAKEN = CatalogueEntry.state != State.DECLINED
-Index("ix_catalogue_entries_name", CatalogueEntry.name, unique=True, sqlite_where=_TAKEN, postgresql_where=_TAKEN)
+_TAKEN = col(CatalogueEntry.state) != State.DECLINED
+Index("ix_catalogue_entries_name", col(CatalogueEntry.name), unique=True, sqlite_where=_TAKEN, postgresql_where=_TAKEN)
 
 
 @dataclass(frozen=True)
@@ -250,8 +251,8 @@ def entries(session: Session) -> Sequence[EntryView]:
     """All entries, the newest first."""
     rows = session.execute(
         select(CatalogueEntry, Person.name)
-        .outerjoin(Person, Person.id == CatalogueEntry.proposed_by)
-        .order_by(CatalogueEntry.id.desc())
+        .outerjoin(Person, col(Person.id) == CatalogueEntry.proposed_by)
+        .order_by(col(CatalogueEntry.id).desc())
     )
     return [
         EntryView(
@@ -310,7 +311,7 @@ def _named_datasets(session: Session, values: dict[str, Any], states: set[State]
         name = str(source["dataset"])[:60]
         entry = session.scalars(
             select(CatalogueEntry).where(
-                CatalogueEntry.name == name, CatalogueEntry.kind == Kind.DATASET, CatalogueEntry.state.in_(states)
+                CatalogueEntry.name == name, CatalogueEntry.kind == Kind.DATASET, col(CatalogueEntry.state).in_(states)
             )
         ).one_or_none()
         if entry is None:
@@ -351,7 +352,7 @@ def _demand_accepted(session: Session, config: TrainConfig) -> None:
                 CatalogueEntry.revision == source.revision,
                 CatalogueEntry.licence == source.licence,
             )
-            .order_by(CatalogueEntry.state != State.ACCEPTED)
+            .order_by(col(CatalogueEntry.state) != State.ACCEPTED)
             .limit(1)
         ).one_or_none()
         if entry is None or entry.state != State.ACCEPTED:

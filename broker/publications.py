@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import ColumnElement, ForeignKey, Select, select
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy import ColumnElement, Select
+from sqlalchemy.orm import Session
+from sqlmodel import Field, col, select
 
-from projects.db.database import Base, utcnow
+from projects.db.columns import Base, foreign_key, integer, timestamp, utcnow
 from projects.lifecycle import Project, ReleasePolicy
 
 
@@ -26,7 +27,7 @@ class Disk(StrEnum):
     GONE = "gone"
 
 
-class Publication(Base):
+class Publication(Base, table=True):
     """A checkpoint of a run; it pins its folder until `url` is set, or it is lost.
 
     The first attempt to reach a step stands for it.
@@ -34,28 +35,28 @@ class Publication(Base):
 
     __tablename__ = "publications"
 
-    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id"), primary_key=True)
-    step: Mapped[int] = mapped_column(primary_key=True)
-    folder: Mapped[str]
-    url: Mapped[str | None]
-    lease_until: Mapped[datetime | None]
-    lease: Mapped[int] = mapped_column(default=0)
-    tries: Mapped[int] = mapped_column(default=0)
-    not_before: Mapped[datetime] = mapped_column(default=utcnow)
-    error: Mapped[str] = mapped_column(default="")
-    disk: Mapped[str] = mapped_column(default=Disk.KEPT, index=True)
+    run_id: int = foreign_key("runs.id", primary_key=True)
+    step: int = integer(primary_key=True)
+    folder: str
+    url: str | None = None
+    lease_until: datetime | None = timestamp(default=None)
+    lease: int = integer(default=0)
+    tries: int = integer(default=0)
+    not_before: datetime = timestamp(default=utcnow)
+    error: str = ""
+    disk: str = Field(default=Disk.KEPT, index=True)
 
 
-class Repository(Base):
+class Repository(Base, table=True):
     """The Hub's repository of a run, its name kept for good, and whether it is private there."""
 
     __tablename__ = "repositories"
 
-    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id"), primary_key=True)
-    name: Mapped[str]
-    private: Mapped[bool]
-    tries: Mapped[int] = mapped_column(default=0)
-    not_before: Mapped[datetime] = mapped_column(default=utcnow)
+    run_id: int = foreign_key("runs.id", primary_key=True)
+    name: str
+    private: bool
+    tries: int = integer(default=0)
+    not_before: datetime = timestamp(default=utcnow)
 
 
 def add(session: Session, run_id: int, step: int, folder: str) -> None:
@@ -67,13 +68,15 @@ def add(session: Session, run_id: int, step: int, folder: str) -> None:
 
 def unpublished() -> ColumnElement[bool]:
     """Which checkpoints are still to go to the Hub."""
-    return Publication.url.is_(None) & (Publication.disk != Disk.LOST)
+    return col(Publication.url).is_(None) & (col(Publication.disk) != Disk.LOST)
 
 
 def links(session: Session, run_id: int) -> Sequence[tuple[int, str]]:
     """Step and address of each published checkpoint of a run, in the order of steps."""
     rows = session.execute(
-        select(Publication.step, Publication.url).where(Publication.run_id == run_id).order_by(Publication.step)
+        select(Publication.step, col(Publication.url))
+        .where(Publication.run_id == run_id)
+        .order_by(col(Publication.step))
     )
     return [(step, url) for step, url in rows if url is not None]
 
@@ -83,7 +86,7 @@ def newest(session: Session, run_id: int) -> Publication | None:
     return session.scalars(
         select(Publication)
         .where(Publication.run_id == run_id, Publication.disk != Disk.LOST)
-        .order_by(Publication.step.desc())
+        .order_by(col(Publication.step).desc())
         .limit(1)
     ).one_or_none()
 
@@ -93,7 +96,7 @@ def kept(session: Session, run_id: int) -> Sequence[int]:
     return session.scalars(
         select(Publication.step)
         .where(Publication.run_id == run_id, Publication.disk == Disk.KEPT)
-        .order_by(Publication.step)
+        .order_by(col(Publication.step))
     ).all()
 
 
@@ -105,7 +108,7 @@ def runs_kept() -> Select[int]:
 def delayed(session: Session, run_id: int, *, after: int) -> str:
     """One sentence where the next checkpoint has failed to be published `after` times or more; empty otherwise."""
     row = session.scalars(
-        select(Publication).where(Publication.run_id == run_id, unpublished()).order_by(Publication.step).limit(1)
+        select(Publication).where(Publication.run_id == run_id, unpublished()).order_by(col(Publication.step)).limit(1)
     ).one_or_none()
     if row is None or row.tries < after:
         return ""

@@ -9,12 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from alembic.migration import MigrationContext
-from sqlalchemy import Engine, create_engine, inspect, make_url, select
+from sqlalchemy import Engine, create_engine, inspect, make_url
 from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 from broker.publications import Publication, unpublished
 from broker.runs.runs import ACTIVE, Run
-from projects.db.database import Database, utcnow
+from projects.db.columns import utcnow
+from projects.db.database import Database
 from projects.record import record
 from projects.settings import Settings
 
@@ -128,7 +130,7 @@ def _describe(settings: Settings, engine: Engine) -> Manifest:
         revision = MigrationContext.configure(session.connection()).get_current_revision()
         heads = dict(record.streams(session))
         folders = list(session.scalars(select(Publication.folder).where(unpublished())))
-        moving = session.scalars(select(Run.id).where(Run.state.in_(ACTIVE), Run.token > 0))
+        moving = session.scalars(select(Run.id).where(col(Run.state).in_(ACTIVE), Run.token > 0))
         folders += [str(settings.runs_dir / str(run_id)) for run_id in moving]
     kind = engine.dialect.name
     engine.dispose()

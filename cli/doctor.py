@@ -29,7 +29,8 @@ from bot import server
 from bot.server import CHANNELS, IN_GUILD, IN_OTHERS, IN_PROPOSALS, Server
 from broker.allocations import pools
 from projects.db import database as database
-from projects.db.database import Database, utcnow
+from projects.db.columns import utcnow
+from projects.db.database import Database
 from projects.settings import Settings
 
 LEAST_FREE_BYTES = 10 * 2**30

@@ -19,7 +19,8 @@ from cli.services import LOCK, PartError, Parts, adopting_orphans, alone
 from demo import report
 from demo.stage import Stage
 from demo.story import STORY
-from projects.db.database import Database, utcnow
+from projects.db.columns import utcnow
+from projects.db.database import Database
 from projects.settings import Settings, get_settings
 from sandbox.people import Guild
 

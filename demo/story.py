@@ -9,14 +9,14 @@ from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from sqlalchemy import select
+from sqlmodel import select
 
 from broker.allocations import allocations
 from broker.runs import runs, series
 from broker.runs.runs import RunState
 from demo.stage import Stage
 from projects import lifecycle
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.lifecycle import Project
 from projects.record import record
 from sandbox.people import Answer, Message

@@ -4,12 +4,12 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from sqlalchemy import ForeignKey, select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy.orm import Session
+from sqlmodel import Field, col, select
 
 from projects import lifecycle, people, text
-from projects.db.database import Base
+from projects.db.columns import Base, foreign_key, integer
 from projects.errors import ConflictError, InvalidError
 from projects.lifecycle import Membership, Project
 from projects.people import Actor
@@ -19,14 +19,14 @@ from projects.rights import Act, ProjectRole
 LONGEST = 4000
 
 
-class Finding(Base):
+class Finding(Base, table=True):
     """That a message has become the entry `number` of a project's record."""
 
     __tablename__ = "findings"
 
-    message_id: Mapped[str] = mapped_column(primary_key=True)
-    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"))
-    number: Mapped[int]
+    message_id: str = Field(primary_key=True)
+    project_id: int = foreign_key("projects.id")
+    number: int = integer()
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,9 @@ def projects_of(session: Session, actor: Actor, limit: int = 25) -> list[tuple[i
     person = people.find(session, actor)
     rows = []
     if person is not None:
-        works_on = (Membership.person_id == person.id) & (Membership.role != ProjectRole.FOLLOWER)
-        query = select(Project.id, Project.title).join(Membership, Membership.project_id == Project.id)
-        rows = [(row.id, row.title) for row in session.execute(query.where(works_on).order_by(Project.id.desc()))]
+        works_on = (col(Membership.person_id) == person.id) & (col(Membership.role) != ProjectRole.FOLLOWER)
+        query = select(Project.id, Project.title).join(Membership, col(Membership.project_id) == Project.id)
+        rows = [(row.id, row.title) for row in session.execute(query.where(works_on).order_by(col(Project.id).desc()))]
     if not rows:
         raise ConflictError("You work on no project yet, whose record it could be put on: /project list shows them.")
     return rows[:limit]

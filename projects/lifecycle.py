@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import ForeignKey, Select, func, select, update
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy import Select, func, update
+from sqlalchemy.orm import Session
+from sqlmodel import Field, col, select
 
 from projects import limits, people, policies, rights, text
-from projects.db.database import WORDS, Base, utcnow
+from projects.db.columns import Base, foreign_key, row_id, timestamp, utcnow, words
 from projects.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
 from projects.limits import Kind
 from projects.people import Actor, LabRole, Person
@@ -57,42 +58,42 @@ TRANSITIONS: dict[Stage, frozenset[Stage]] = {
 LICENCES = ("Apache-2.0", "MIT", "BSD-3-Clause", "CC0-1.0", "CC-BY-4.0", "CC-BY-SA-4.0", "CC-BY-NC-4.0")
 
 
-class Project(Base):
+class Project(Base, table=True):
     """A question that people work on together. `stage_reason` is why it was paused or stopped."""
 
     __tablename__ = "projects"
 
-    id: Mapped[int] = mapped_column(primary_key=True)
-    request_id: Mapped[str] = mapped_column(unique=True)
-    title: Mapped[str] = mapped_column(info=WORDS)
-    question: Mapped[str] = mapped_column(info=WORDS)
-    why: Mapped[str] = mapped_column(info=WORDS)
-    needs: Mapped[str] = mapped_column(info=WORDS)
-    stage: Mapped[str] = mapped_column(default=Stage.PROPOSED)
-    stage_reason: Mapped[str] = mapped_column(default="", info=WORDS)
-    lead_id: Mapped[int] = mapped_column(ForeignKey("people.id"))
-    goal: Mapped[str] = mapped_column(default="", info=WORDS)
-    plan: Mapped[str] = mapped_column(default="", info=WORDS)
-    compute: Mapped[str] = mapped_column(default="", info=WORDS)
-    release: Mapped[str] = mapped_column(default="", info=WORDS)
-    release_policy: Mapped[str] = mapped_column(default=ReleasePolicy.OPEN)
-    licence: Mapped[str] = mapped_column(default=LICENCES[0])
-    has_channel: Mapped[bool] = mapped_column(default=False)
-    hidden: Mapped[bool] = mapped_column(default=False)
-    outcome: Mapped[str | None]
-    learnt: Mapped[str] = mapped_column(default="", info=WORDS)
-    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+    id: int = row_id()
+    request_id: str = Field(unique=True)
+    title: str = words()
+    question: str = words()
+    why: str = words()
+    needs: str = words()
+    stage: str = Stage.PROPOSED
+    stage_reason: str = words(default="")
+    lead_id: int = foreign_key("people.id")
+    goal: str = words(default="")
+    plan: str = words(default="")
+    compute: str = words(default="")
+    release: str = words(default="")
+    release_policy: str = ReleasePolicy.OPEN
+    licence: str = LICENCES[0]
+    has_channel: bool = False
+    hidden: bool = False
+    outcome: str | None = None
+    learnt: str = words(default="")
+    created_at: datetime = timestamp(default=utcnow)
 
 
-class Membership(Base):
+class Membership(Base, table=True):
     """That a person works on a project, or follows it. Its lead is a contributor whom the project names."""
 
     __tablename__ = "memberships"
 
-    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"), primary_key=True)
-    person_id: Mapped[int] = mapped_column(ForeignKey("people.id"), primary_key=True)
-    role: Mapped[str] = mapped_column(default=ProjectRole.CONTRIBUTOR)
-    joined_at: Mapped[datetime] = mapped_column(default=utcnow)
+    project_id: int = foreign_key("projects.id", primary_key=True)
+    person_id: int = foreign_key("people.id", primary_key=True)
+    role: str = ProjectRole.CONTRIBUTOR
+    joined_at: datetime = timestamp(default=utcnow)
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,14 @@ def propose(session: Session, actor: Actor, request_id: str, *, title: str, ques
     }
     reason = text.prose("Why it matters", why, most=text.USUAL)
     lead = people.ensure(session, actor)
-    project = Project(request_id=request_id, lead_id=lead.id, why=reason, **said)
+    project = Project(
+        request_id=request_id,
+        lead_id=lead.id,
+        why=reason,
+        title=said["title"],
+        question=said["question"],
+        needs=said["needs"],
+    )
     session.add(project)
     session.flush()
     session.add(Membership(project_id=project.id, person_id=lead.id))
@@ -319,7 +327,7 @@ def view(session: Session, project_id: int) -> ProjectView:
 
 def views(session: Session, *, limit: int = 25, stage: str | None = None) -> Sequence[ProjectView]:
     """The newest projects first, of one stage or of all, without those that a moderator has hidden."""
-    newest = _shown(stage).order_by(Project.id.desc()).limit(limit)
+    newest = _shown(stage).order_by(col(Project.id).desc()).limit(limit)
     return [view(session, project_id) for project_id in session.scalars(newest).all()]
 
 
@@ -329,7 +337,7 @@ def count(session: Session, *, stage: str | None = None) -> int:
 
 
 def _shown(stage: str | None) -> Select[int]:
-    shown = select(Project.id).where(Project.hidden.is_(False))
+    shown = select(Project.id).where(col(Project.hidden).is_(False))
     return shown if stage is None else shown.where(Project.stage == stage)
 
 
@@ -421,9 +429,9 @@ def require_member(session: Session, actor: Actor, project: Project) -> Person:
 def _members(session: Session, project: Project) -> tuple[Member, ...]:
     rows = session.scalars(
         select(Person)
-        .join(Membership, Membership.person_id == Person.id)
+        .join(Membership, col(Membership.person_id) == Person.id)
         .where(Membership.project_id == project.id, Membership.role != ProjectRole.FOLLOWER)
-        .order_by(Person.id != project.lead_id, Membership.joined_at)
+        .order_by(col(Person.id) != project.lead_id, col(Membership.joined_at))
     )
     return tuple(Member(row.discord_id, row.name, row.id == project.lead_id) for row in rows)
 
@@ -452,9 +460,9 @@ def move(session: Session, project: Project, to: Stage) -> None:
     session.flush()
     moved = session.execute(
         update(Project)
-        .where(Project.id == project.id, Project.stage == project.stage)
+        .where(col(Project.id) == project.id, col(Project.stage) == project.stage)
         .values(stage=to)
-        .returning(Project.id)
+        .returning(col(Project.id))
     ).one_or_none()
     if moved is None:
         raise ConflictError(f"“{project.title}” has just changed; look again.")

@@ -4,11 +4,12 @@ import json
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from sqlalchemy import column, func, select, table
+from sqlalchemy import column, func, table
 from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 from projects import people, policies, rights, text
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.errors import ConflictError, NotFoundError
 from projects.people import Actor, Person
 from projects.record import record
@@ -110,10 +111,10 @@ def _nth_newest(session: Session, person: Person, kind: Kind, number: int) -> da
     """When the person did something for the last time but `number` - 1; None where they have not done it so often."""
     by = record.canonical({"by": {"id": person.discord_id}})[1:-2] + ","
     body = session.scalars(
-        select(Payload.body)
-        .join(Entry, Entry.id == Payload.entry_id)
-        .where(Entry.kind.in_(_ENTRIES[kind]), Payload.body.contains(by, autoescape=True))
-        .order_by(Entry.id.desc())
+        select(col(Payload.body))
+        .join(Entry, col(Entry.id) == Payload.entry_id)
+        .where(col(Entry.kind).in_(_ENTRIES[kind]), col(Payload.body).contains(by, autoescape=True))
+        .order_by(col(Entry.id).desc())
         .offset(number - 1)
         .limit(1)
     ).one_or_none()

@@ -5,11 +5,12 @@ Joining is in `projects.lifecycle`, since it moves the project.
 
 from datetime import datetime
 
-from sqlalchemy import ForeignKey, delete, select
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy import delete
+from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 from projects import lifecycle, people, text
-from projects.db.database import Base, utcnow
+from projects.db.columns import Base, foreign_key, timestamp, utcnow
 from projects.errors import ConflictError, ForbiddenError, NotFoundError
 from projects.lifecycle import Membership, Project
 from projects.people import Actor, Person
@@ -17,14 +18,14 @@ from projects.record import record
 from projects.rights import Act, ProjectRole
 
 
-class LeadOffer(Base):
+class LeadOffer(Base, table=True):
     """That the lead of a project offers it to one of its contributors; at most one offer is open."""
 
     __tablename__ = "lead_offers"
 
-    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"), primary_key=True)
-    person_id: Mapped[int] = mapped_column(ForeignKey("people.id"))
-    offered_at: Mapped[datetime] = mapped_column(default=utcnow)
+    project_id: int = foreign_key("projects.id", primary_key=True)
+    person_id: int = foreign_key("people.id")
+    offered_at: datetime = timestamp(default=utcnow)
 
 
 def follow(session: Session, actor: Actor, project_id: int) -> None:
@@ -54,7 +55,9 @@ def leave(session: Session, actor: Actor, project_id: int) -> None:
         raise ConflictError(f"“{project.title}” is {project.stage}; who worked on it stays named in it.")
     role = membership.role
     session.delete(membership)
-    session.execute(delete(LeadOffer).where(LeadOffer.project_id == project_id, LeadOffer.person_id == person.id))
+    session.execute(
+        delete(LeadOffer).where(col(LeadOffer.project_id) == project_id, col(LeadOffer.person_id) == person.id)
+    )
     record.append(session, record.project_stream(project_id), "project.left", by=person, role=role)
 
 

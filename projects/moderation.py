@@ -3,10 +3,11 @@
 Moderators open their channels and hide them from lists; admins take a text of theirs away.
 """
 
+from sqlalchemy import inspect
 from sqlalchemy.orm import Session
 
 from projects import lifecycle, people, rights, text
-from projects.db.database import WORDS
+from projects.db.columns import WORDS
 from projects.errors import ConflictError, NotFoundError
 from projects.lifecycle import Project, Stage
 from projects.people import Actor
@@ -14,7 +15,7 @@ from projects.record import record, redaction
 from projects.rights import Act
 
 WITH_SCOPE = frozenset({Stage.SCOPED, Stage.ACTIVE, Stage.PAUSED})
-TEXTS = tuple(column.name for column in Project.__table__.columns if column.info == WORDS)
+TEXTS = tuple(column.name for column in inspect(Project).columns if column.info == WORDS)
 """What of a project can be taken away."""
 
 

@@ -4,24 +4,24 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy.orm import Session
+from sqlmodel import Field, select
 
-from projects.db.database import WORDS, Base, utcnow
+from projects.db.columns import Base, row_id, timestamp, utcnow, words
 from projects.errors import ForbiddenError
 
 
-class Person(Base):
+class Person(Base, table=True):
     """Somebody who has done something here; known by their Discord id. `banned` says why, where they are."""
 
     __tablename__ = "people"
 
-    id: Mapped[int] = mapped_column(primary_key=True)
-    discord_id: Mapped[str] = mapped_column(unique=True)
-    name: Mapped[str]
-    banned: Mapped[str | None] = mapped_column(info=WORDS)
-    first_seen: Mapped[datetime] = mapped_column(default=utcnow)
+    id: int = row_id()
+    discord_id: str = Field(unique=True)
+    name: str
+    banned: str | None = words(default=None)
+    first_seen: datetime = timestamp(default=utcnow)
 
 
 class LabRole(StrEnum):

@@ -3,13 +3,14 @@
 import math
 from typing import Literal
 
+import sqlmodel
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy.orm import Session
+from sqlmodel import select
 
 from projects import people, rights, text
-from projects.db.database import Base
+from projects.db.columns import Base
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor
 from projects.record import record
@@ -36,13 +37,13 @@ class Policies(BaseModel):
     )
 
 
-class Policy(Base):
+class Policy(Base, table=True):
     """A policy that was changed from its default."""
 
     __tablename__ = "policies"
 
-    name: Mapped[str] = mapped_column(primary_key=True)
-    value: Mapped[str]
+    name: str = sqlmodel.Field(primary_key=True)
+    value: str
 
 
 def current(session: Session) -> Policies:

@@ -1,4 +1,4 @@
-"""The trainer's command line."""
+"""The trainer's command line, `python -m trainer`. Imports no torch."""
 
 import math
 from pathlib import Path
@@ -10,14 +10,16 @@ from rich.table import Table
 
 from trainer.check import CheckReport, readable
 from trainer.check import check as dry_run
-from trainer.checkpoint import folders
+from trainer.checkpoint.resume import find_starting_point
 from trainer.config import ConfigError, load
+from trainer.contract import Event, Outcome, Status
 from trainer.data.commands import app as data
 from trainer.distributed import ranks
 from trainer.evaluation.commands import app as evaluation
-from trainer.exits import fail, finish, hold
-from trainer.imported import app as importing
-from trainer.outcome import Outcome, Status, add_event
+from trainer.events import append_event
+from trainer.exits import fail, finish
+from trainer.folder_lock import locked
+from trainer.import_command import app as importing
 
 app = typer.Typer(help="Stoa's trainer.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -43,19 +45,19 @@ def train(
         here = ranks.host(host, hosts, rendezvous, address)
     except ConfigError as error:
         fail(Status.CONFIG, str(error))
-    with hold(out, host):
+    with locked(out, host):
         try:
             settings = load(config)
             settings.data_ranks(gpus * hosts)
-            start = folders.start(settings, out, resume, fork)
+            start = find_starting_point(settings, out, resume, fork)
             if host == 0:
-                add_event(out, "started", step=start.step, steps=settings.training.steps, ranks=gpus * hosts)
+                append_event(out, Event.STARTED, step=start.step, steps=settings.training.steps, ranks=gpus * hosts)
             outcome = ranks.run(out.absolute(), settings, start, gpus, here)
         except ConfigError as error:
             outcome = Outcome(status=Status.CONFIG, reason=str(error))
         except OSError as error:
             outcome = Outcome(status=Status.FAILED, reason=f"The ranks could not be started: {error}.")
-        finish(out, outcome, leads=host == 0)
+        finish(out, outcome, writes=host == 0)
 
 
 @app.command()

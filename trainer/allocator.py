@@ -1,7 +1,7 @@
-"""The C library's allocator as a rank wants it, which it reads as the process starts. Imports no torch.
+"""Settings of glibc's memory allocator for a rank's process. Imports no torch.
 
-A step frees and takes the same large tensors again and again. Left alone, glibc hands each back to the kernel, which
-clears the pages anew, a fifth and more of a step on a CPU.
+A step frees and allocates the same large tensors again and again. By default glibc returns each to the kernel, which
+then clears its pages again: a fifth and more of a step on a CPU.
 """
 
 import platform
@@ -16,6 +16,7 @@ _GLIBC = {
 
 
 def environment(given: Mapping[str, str]) -> dict[str, str]:
-    """What to add to a rank's environment `given`: nothing where its user has chosen, or the library is not glibc."""
+    """Variables to add to the environment `given` of a rank's process; none where it already sets the allocator, or
+    where the C library is not glibc."""
     chosen = any(name.startswith("MALLOC_") or name in ("LD_PRELOAD", "GLIBC_TUNABLES") for name in given)
     return {} if chosen or platform.libc_ver()[0] != "glibc" else dict(_GLIBC)

@@ -1,4 +1,4 @@
-"""The dry run: what a configuration would cost, answered without building the model. Imports no torch."""
+"""The dry run: what a configuration would cost, computed without building the model. Imports no torch."""
 
 from collections.abc import Iterator
 
@@ -6,11 +6,14 @@ from pydantic import BaseModel
 
 from trainer.config import ConfigError, TrainConfig
 from trainer.memory import memory_per_gpu
-from trainer.model import count
+from trainer.metrics import flops_per_token as flops_per_token
+from trainer.metrics import parameters
 
 
 class CheckReport(BaseModel):
-    """`memory_per_gpu` is in bytes, an estimate, and `memory` its parts; `refusal` says why it would not run."""
+    """What a run costs: trained `parameters`, `tokens`, `steps`, `flops` in all, `memory_per_gpu` in bytes (an
+    estimate) with its parts in `memory`, and `seconds` if a rate is known. `refusal` is a sentence why it would not
+    run, or None."""
 
     parameters: int
     tokens: int
@@ -28,7 +31,7 @@ def check(
     gpu_memory: int | None = None,
     tokens_per_second: float | None = None,
 ) -> CheckReport:
-    """Dry run on `gpus` GPUs of `gpu_memory` bytes each, at a measured rate over all of them if there is one."""
+    """The dry run on `gpus` GPUs with `gpu_memory` bytes each. `tokens_per_second` is a measured rate over all GPUs."""
     tokens = config.tokens_per_step * config.training.steps
     refusal = None
     try:
@@ -51,27 +54,9 @@ def check(
     )
 
 
-def parameters(config: TrainConfig) -> int:
-    """Trained parameters, embeddings and head included."""
-    return count.parameters(config.model, config.vocabulary, config.context)
-
-
-def flops_per_token(config: TrainConfig) -> int:
-    """Forward and backward: 6N + 12·layers·hidden·context (Chowdhery et al. 2022, PaLM, appendix B).
-
-    N are the parameters that multiply each token: the head's, but not the embeddings'.
-    """
-    model = config.model
-    table = config.vocabulary * model.hidden_size
-    embedding = 0 if model.tied_head else table
-    if model.positions == "learned":
-        embedding += config.context * model.hidden_size
-    attention = 12 * model.layers * model.hidden_size * config.data.sequence_length
-    return 6 * (parameters(config) - embedding) + attention
-
-
 def what_fits(config: TrainConfig, gpus: int, gpu_memory: int) -> str:
-    """What the run needs and the first change of it that would fit, in one sentence."""
+    """A sentence that says what memory the run needs, and the first change that would make it fit in `gpu_memory`
+    bytes."""
     need = f"It needs about {readable(sum(memory_per_gpu(config, config.data_ranks(gpus))))} on each GPU and there are "
     need += readable(gpu_memory)
     for words, changed in _smaller(config, gpus):
@@ -82,7 +67,7 @@ def what_fits(config: TrainConfig, gpus: int, gpu_memory: int) -> str:
 
 
 def _smaller(config: TrainConfig, gpus: int) -> Iterator[tuple[str, TrainConfig]]:
-    """Configurations of the same result that need less and less memory."""
+    """Changes that need less and less memory and train the same weights: each in words, and the configuration."""
     micro_batch = config.training.micro_batch
     micro_batches = [size for size in range(micro_batch, 0, -1) if micro_batch % size == 0]
     stages = [config.parallel.zero_stage]
@@ -104,5 +89,5 @@ def _smaller(config: TrainConfig, gpus: int) -> Iterator[tuple[str, TrainConfig]
 
 
 def readable(size: int) -> str:
-    """Bytes in MiB or GiB."""
+    """A size in bytes as text, in MiB or GiB."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

@@ -1,4 +1,4 @@
-"""The trainer's configuration: one schema, its recipes, and the fields a member may override. Imports no torch."""
+"""The trainer's configuration: one schema, its recipes, and the keys that a member may override. Imports no torch."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from trainer.schema import Section
 
 RECIPES = Path(__file__).parent / "recipes"
 VERSION = 1
-"""Of this schema."""
+"""The version of this schema."""
 
 OVERRIDES: Mapping[str, str] = {
     "steps": "training.steps",
@@ -26,11 +26,15 @@ OVERRIDES: Mapping[str, str] = {
     "micro_batch": "training.micro_batch",
     "sequence_length": "data.sequence_length",
 }
-"""The short names a member may override, and the key each one sets."""
+"""Short names of the keys that a member may override, and the keys."""
 
 
 class OptimizerConfig(Section):
-    """AdamW under a cosine from `learning_rate` to `min_ratio` of it, after a linear warm-up."""
+    """AdamW (Loshchilov & Hutter 2019). The learning rate rises linearly to `learning_rate` over `warmup_ratio` of the
+    steps, then falls along a cosine to `min_ratio` of it; `trainer.lr_schedule` has the formula.
+
+    `clip` is the norm that the whole gradient is clipped to; `weight_decay` is not applied to biases and norms.
+    """
 
     learning_rate: float = Field(gt=0, le=1)
     min_ratio: float = Field(default=0.1, ge=0, le=1)
@@ -44,10 +48,10 @@ class OptimizerConfig(Section):
 class TrainingConfig(Section):
     """`batch` counts the sequences of a step over all ranks, `micro_batch` those that a rank computes at once.
 
-    `precision` is that of the matrix products; master weights, moments and sums are fp32 always. `recompute` makes
-    the activations of a block anew on the way back, which saves memory and costs a third more compute. `compile` is
-    for runs of more than a few minutes. A loss more than `spike` standard deviations above its running mean is an
-    event. `peak_tflops`, what one device can do, is known for common GPUs and measured elsewhere.
+    `precision` is that of the matrix products; master weights, moments and sums are always fp32. `recompute` computes
+    the activations of a block again in the backward pass, which saves memory and costs a third more compute. `compile`
+    pays in runs of more than a few minutes. A loss more than `spike` standard deviations above its running mean becomes
+    an event. `peak_tflops` is the peak of one device, for MFU; common GPUs' are known, and others' are measured.
     """
 
     steps: int = Field(ge=1, le=10_000_000)
@@ -73,7 +77,8 @@ class TrainingConfig(Section):
 
 
 class CheckpointsConfig(Section):
-    """Steps 0, 1, 2, 4, … up to `log_until`, then every `every` steps, those named in `at`, and the last."""
+    """Checkpoints at steps 0, 1, 2, 4, … up to `log_until`, then every `every` steps, at the steps in `at`, and at the
+    last step."""
 
     log_until: int = Field(default=512, ge=0)
     every: int = Field(default=1_000, ge=1)
@@ -81,10 +86,11 @@ class CheckpointsConfig(Section):
 
 
 class ParallelConfig(Section):
-    """Stages of the `pipeline` × ranks that share each matrix (`tensor`); the other ranks are data-parallel.
+    """`pipeline` counts the stages of the pipeline, `tensor` the ranks that share each matrix; the number of ranks
+    divided by both is that of the data-parallel ranks.
 
-    `zero_stage` says what data-parallel ranks split among them: 1 the optimizer's state, 2 gradients too, 3 weights
-    too (Rajbhandari et al. 2020).
+    `zero_stage` is what data-parallel ranks split among them: at 1 the optimizer's state, at 2 gradients too, at 3
+    weights too (Rajbhandari et al. 2020, ZeRO).
     """
 
     zero_stage: Literal[0, 1, 2, 3] = 1
@@ -114,20 +120,22 @@ class TrainConfig(Section):
 
     @property
     def vocabulary(self) -> int:
-        """Rows of the embedding: the model's, or the tokenizer's vocabulary padded to a multiple of 128."""
+        """Rows of the embedding: `model.vocabulary`, or the tokenizer's vocabulary padded to a multiple of 128."""
         return self.model.vocabulary or -(-self.data.tokenizer.vocabulary // 128) * 128
 
     @property
     def context(self) -> int:
-        """The longest sequence the model takes, in tokens."""
+        """The longest sequence that the model takes, in tokens."""
         return self.model.context or self.data.sequence_length
 
     @property
     def tokens_per_step(self) -> int:
+        """Tokens of a step over all ranks."""
         return self.training.batch * self.data.sequence_length
 
     def data_ranks(self, ranks: int) -> int:
-        """How many of `ranks` are data-parallel. Raises ConfigError if the layout or the batch does not fit them."""
+        """The number of data-parallel ranks among `ranks`. Raises ConfigError if the layout or the batch does not
+        fit."""
         together = self.parallel.pipeline * self.parallel.tensor
         if ranks % together:
             raise ConfigError(
@@ -138,10 +146,7 @@ class TrainConfig(Section):
         return ranks // together
 
     def accumulation(self, data_ranks: int) -> int:
-        """Micro-batches that each data-parallel rank computes in a step.
-
-        Raises ConfigError if the batch does not split evenly over them.
-        """
+        """Micro-batches of each data-parallel rank in a step. Raises ConfigError if the batch does not split evenly."""
         together = self.training.micro_batch * data_ranks
         if self.training.batch % together:
             raise ConfigError(
@@ -153,7 +158,7 @@ class TrainConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _version_is_known(cls, values: Any) -> Any:
-        """Before all else, for a newer version may have any other key."""
+        """Runs before all other checks, as a newer version may have keys that are unknown here."""
         version = str(values.get("version")) if isinstance(values, Mapping) else ""
         if version.isdecimal() and int(version) > VERSION:
             raise ValueError(
@@ -209,18 +214,19 @@ def load(path: Path) -> TrainConfig:
 
 
 def recipe_names() -> list[str]:
+    """The names of the recipes of this package, sorted."""
     return sorted(path.stem for path in RECIPES.glob("*.yml"))
 
 
 def load_recipe(name: str, overrides: Mapping[str, str] | None = None) -> TrainConfig:
-    """A recipe of this package by its name, with some of OVERRIDES set. Raises ConfigError."""
+    """A recipe of this package by its name, with values for some of OVERRIDES. Raises ConfigError."""
     if name not in recipe_names():
         raise ConfigError(f"There is no recipe {name!r}; the recipes are {', '.join(recipe_names())}.")
     return _overridden(_read(RECIPES / f"{name}.yml"), overrides)
 
 
 def parse(text: str, overrides: Mapping[str, str] | None = None) -> TrainConfig:
-    """A configuration from YAML text, with some of OVERRIDES set. Raises ConfigError."""
+    """A configuration from YAML text, with values for some of OVERRIDES. Raises ConfigError."""
     return _overridden(_sections(text, "The configuration"), overrides)
 
 
@@ -229,7 +235,7 @@ def _overridden(values: dict[str, Any], overrides: Mapping[str, str] | None) -> 
         if short not in OVERRIDES:
             raise ConfigError(f"{short!r} may not be overridden; what may be is {', '.join(OVERRIDES)}.")
         section, key = OVERRIDES[short].split(".")
-        if isinstance(values.setdefault(section, {}), dict):  # what is no section is refused below
+        if isinstance(values.setdefault(section, {}), dict):  # anything else is refused below
             values[section][key] = value
     return _validate(values, {OVERRIDES[short]: short for short in overrides or {}})
 
@@ -252,8 +258,8 @@ def _sections(text: str, what: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
-        place = getattr(error, "problem_mark", None)
-        where = f" at line {place.line + 1}" if place else ""
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{what} is not valid YAML{where}.") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{what} must hold sections such as model and data.")
@@ -261,7 +267,7 @@ def _sections(text: str, what: str) -> dict[str, Any]:
 
 
 def _validate(values: dict[str, Any], names: Mapping[str, str] | None = None) -> TrainConfig:
-    """Check against the schema; `names` gives the short name to use for a dotted key in the error."""
+    """Check values against the schema. `names` has the short names to use for dotted keys in an error."""
     try:
         return TrainConfig.model_validate(values)
     except ValidationError as error:
@@ -269,7 +275,7 @@ def _validate(values: dict[str, Any], names: Mapping[str, str] | None = None) ->
 
 
 def _sentence(error: ErrorDetails, names: Mapping[str, str]) -> str:
-    """One of pydantic's errors in one sentence."""
+    """An error of pydantic as one sentence that says what is wrong and what would be right."""
     dotted = ".".join(str(part) for part in error["loc"])
     key = names.get(dotted, dotted)[:80]
     match error["type"]:
@@ -290,7 +296,7 @@ def _sentence(error: ErrorDetails, names: Mapping[str, str]) -> str:
 
 
 def _section(location: Sequence[int | str]) -> str:
-    """The keys of the section at `location`, as a clause."""
+    """A clause that lists the keys of the section at `location`."""
     model: type[BaseModel] = TrainConfig
     for part in location:
         if isinstance(part, str):

@@ -1,4 +1,4 @@
-"""The device a rank computes on: what it can do, and the memory in use."""
+"""The device that a rank computes on: its peak FLOP/s, its memory, and the memory in use."""
 
 import resource
 import time
@@ -9,9 +9,9 @@ import torch
 
 from trainer.config import TrainingConfig
 
-# Dense bf16 (fp16 on V100 and T4) TFLOP/s of the vendors' datasheets, by a part of the device's name.
+# Dense bf16 TFLOP/s (fp16 on the V100) of the vendors' datasheets, by a part of the device's name.
 _BF16 = {"B200": 2250, "H200": 989, "H100": 989, "A100": 312, "L40S": 362, "A6000": 155, "4090": 165, "V100": 125}
-# Dense TF32 or, where there is none, fp32.
+# Dense TF32 TFLOP/s, or fp32 where a device has no TF32.
 _FP32 = {"B200": 1100, "H200": 495, "H100": 495, "A100": 156, "L40S": 183, "A6000": 77, "4090": 83, "V100": 16}
 
 
@@ -21,7 +21,7 @@ def device(local_rank: int) -> torch.device:
 
 
 def peak_flops(training: TrainingConfig, device: torch.device) -> float:
-    """FLOP/s that one device can do at the run's precision: as configured, by the datasheet, or as measured here."""
+    """The peak FLOP/s of one device at the run's precision: as configured, from the datasheet, or as measured now."""
     if training.peak_tflops:
         return training.peak_tflops * 1e12
     if device.type == "cuda":
@@ -33,7 +33,7 @@ def peak_flops(training: TrainingConfig, device: torch.device) -> float:
 
 
 def _measured(dtype: torch.dtype, device: torch.device, size: int = 1024) -> float:
-    """The best of a few matrix products: what this device, shared as it is, can do."""
+    """FLOP/s in the fastest of a few matrix products, on the device as shared as it is."""
     square = torch.ones(size, size, dtype=dtype, device=device)
     best = float("inf")
     for _ in range(4):
@@ -44,14 +44,14 @@ def _measured(dtype: torch.dtype, device: torch.device, size: int = 1024) -> flo
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes that this process held on the device so far; on a CPU, its peak resident memory."""
+    """The most bytes that this process has had allocated on its GPU so far, on a CPU its peak resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def memory(device: torch.device, local_ranks: int) -> int:
-    """Bytes that a rank may use: its GPU's, or its share of the host's memory as the kernel and the limits allow."""
+    """Bytes that a rank may use: its GPU's memory, or its share of the host's memory within the process's limits."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     limits = [psutil.virtual_memory().total]

@@ -69,7 +69,7 @@ def _of_rank(config: TrainConfig, data_ranks: int, stage: int, device: Device) -
 
 
 def _alone(config: TrainConfig) -> tuple[int, int, int]:
-    """Weights, gradients and optimizer of one process, as trainer.engine.flat keeps them."""
+    """Weights, gradients and optimizer of one process, as trainer.engine.flat_adamw keeps them."""
     held = count.parameters(config.model, config.vocabulary, config.context)
     if _bytes(config) == 4:
         return 4 * held, 4 * held, 8 * held
@@ -95,7 +95,7 @@ def _partitioned(config: TrainConfig, data_ranks: int, stage: int, device: Devic
 
 
 def _zero_stage(config: TrainConfig) -> int:
-    """As trainer.engine.deepspeed_setup.usable_stage has it."""
+    """As trainer.engine.deepspeed_setup.safe_zero_stage has it."""
     parallel = config.parallel
     return parallel.zero_stage or int(parallel.pipeline > 1 or config.training.precision == "bf16")
 

@@ -1,4 +1,4 @@
-"""What a person at the terminal sees: a bar on a terminal, short lines elsewhere."""
+"""Progress on the terminal: a bar on a terminal, short lines elsewhere. Imports no torch."""
 
 import contextlib
 import time
@@ -9,14 +9,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from trainer.outcome import add_event
+from trainer.contract import Event
+from trainer.events import append_event
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
 @contextlib.contextmanager
 def bars() -> Iterator[Callable[[str, float], None]]:
-    """A bar on a terminal's standard error for each name that advances: by what share of the whole, it is told."""
+    """A function that advances the bar of a name by a share of the whole; bars are shown if standard error is a
+    terminal."""
     console = Console(stderr=True)
     with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
         lines: dict[str, TaskID] = {}
@@ -30,7 +32,7 @@ def bars() -> Iterator[Callable[[str, float], None]]:
 
 
 class Progress:
-    """Of the leading rank; the others' is not shown and writes nothing."""
+    """A run's progress. On ranks other than the main one it is not `shown` and does nothing."""
 
     def __init__(self, out: Path, steps: int, shown: bool) -> None:
         self._out, self._steps, self._shown = out, steps, shown
@@ -39,15 +41,17 @@ class Progress:
         self._bar: Bar | None = None
 
     def stage(self, message: str) -> None:
-        """A stage of the set-up begins; a watcher sees it in the events."""
+        """Tell on the terminal and as an event that a stage of the set-up begins."""
         if self._shown:
-            add_event(self._out, "progress", message=message)
+            append_event(self._out, Event.PROGRESS, message=message)
         self.say(message)
 
     def say(self, message: str) -> None:
+        """Print a line."""
         self._console.print(message, highlight=False, markup=False, soft_wrap=True)
 
     def step(self, step: int, loss: float, tokens_per_second: float) -> None:
+        """Update the bar, or print a line where the last one is SECONDS_BETWEEN_LINES old."""
         if not self._shown:
             return
         if self._console.is_terminal:
@@ -57,6 +61,7 @@ class Progress:
             self.say(f"step {step}/{self._steps}: loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s")
 
     def close(self) -> None:
+        """Remove the bar."""
         if self._bar:
             self._bar.stop()
 

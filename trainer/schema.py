@@ -1,4 +1,4 @@
-"""What every section of the configuration is made of, and the error it raises. Imports no torch."""
+"""The base class of the configuration's sections, and the error that they raise. Imports no torch."""
 
 from pydantic import BaseModel, ConfigDict
 
@@ -8,4 +8,6 @@ class ConfigError(ValueError):
 
 
 class Section(BaseModel):
+    """A section: its values cannot change, an unknown key or a number that is not finite is refused."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -5,28 +5,32 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from trainer import hardware
-from trainer.check import flops_per_token
-from trainer.checkpoint import folders, state
-from trainer.checkpoint.folders import Start
-from trainer.config import OptimizerConfig, TrainConfig, dump
+from trainer.checkpoint import folders, metadata, save_load
+from trainer.checkpoint.resume import StartingPoint
+from trainer.code_version import code_version
+from trainer.config import TrainConfig, dump
+from trainer.contract import CONFIG_FILE, Event, Status, checkpoint_folder
 from trainer.data.corpus import Corpus
 from trainer.data.prepare import ensure, folder_of
-from trainer.distributed.parallel_dims import Place
+from trainer.distributed.parallel_dims import ParallelDims
 from trainer.engine import open_engine
-from trainer.engine.base import NonFiniteError
-from trainer.engine.base import Step as Stepped
-from trainer.outcome import Status, add_event, add_metrics, cut_metrics, last_metrics, write_atomically
+from trainer.engine.base import NonFiniteError, StepResult
+from trainer.events import append_event
+from trainer.files import write_atomically
+from trainer.loss_spikes import SPAN, LossSpikes
+from trainer.lr_schedule import learning_rate
+from trainer.metrics import Interval, append_metrics, drop_metrics_after, last_metrics, model_flops_utilization
 from trainer.progress import Progress
-from trainer.spikes import SPAN, Spikes
 
 PROBE_ROWS, PROBE_LENGTH = 2, 16
+"""Held-out rows, and tokens of each, whose logits go into every checkpoint."""
 
 
 class TrainingError(RuntimeError):
@@ -34,214 +38,208 @@ class TrainingError(RuntimeError):
 
 
 def train(
-    config: TrainConfig, out: Path, start: Start, place: Place, stopping: Callable[[], bool]
+    config: TrainConfig, out: Path, start: StartingPoint, dims: ParallelDims, stop_requested: Callable[[], bool]
 ) -> tuple[Status, int]:
-    """Train in `out` from where `start` says; the status and the step it ended at.
+    """Train in the run folder `out` from `start` to the last step, or to the end of the step in which any rank's
+    `stop_requested` becomes true. Returns the status, DONE or STOPPED, and the step reached.
 
-    Raises ConfigError if the data do not fit the configuration or the checkpoint, TrainingError at a loss or a
-    gradient that is not finite and where a checkpoint cannot be written.
+    Raises ConfigError if the data do not fit the configuration or the checkpoint, TrainingError if the loss or the
+    gradient is not finite or a checkpoint cannot be written.
     """
-    run = Run(config, out, start, place)
-    if place.sum(stopping())[0]:
+    run = Run(config, out, start, dims)
+    if dims.all_reduce_sum(stop_requested())[0]:
         return Status.STOPPED, run.step
     try:
         run.build()
-        return run.loop(stopping)
+        return run.loop(stop_requested)
     finally:
         run.close()
 
 
-def learning_rate(step: int, steps: int, optimizer: OptimizerConfig) -> float:
-    """Of the step after `step`: linear warm-up, then a cosine towards `min_ratio` of the peak."""
-    warmup = round(optimizer.warmup_ratio * steps)
-    if step < warmup:
-        return optimizer.learning_rate * (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - warmup)
-    low = optimizer.min_ratio
-    return optimizer.learning_rate * (low + (1 - low) * (1 + math.cos(math.pi * done)) / 2)
-
-
-class Pace(NamedTuple):
-    """What went by since the last line of the metrics: tokens, seconds, and of these those that data were awaited."""
-
-    tokens: int = 0
-    seconds: float = 0.0
-    waited: float = 0.0
-
-
 class Run:
-    """One rank's run; all of its methods are called on all ranks together."""
+    """One rank's part of a run. Every method is called on all ranks together; the main rank alone writes files."""
 
-    def __init__(self, config: TrainConfig, out: Path, start: Start, place: Place) -> None:
-        self.config, self.out, self.start, self.place = config, out, start, place
+    def __init__(self, config: TrainConfig, out: Path, start: StartingPoint, dims: ParallelDims) -> None:
+        self.config, self.out, self.start, self.dims = config, out, start, dims
         self.step = start.step
-        self.made = folders.how(start.folder) if start.folder else None
-        self.progress = Progress(out, config.training.steps, shown=place.leads)
-        if place.leads:
-            ensure(config, out, start.folder, self.progress.stage, start.forks)
-        place.wait()
+        self.resumed = metadata.read(start.checkpoint) if start.checkpoint else None
+        self.progress = Progress(out, config.training.steps, shown=dims.is_main)
+        if dims.is_main:
+            ensure(config, out, start.checkpoint, self.progress.stage, start.is_fork)
+        dims.barrier()
         self.data = folder_of(config, out)
-        self.corpus = Corpus(config, self.data, None if start.forks else start.folder)
-        if place.leads:
-            # Not before the data are known to be the run's: a start that is refused changes nothing.
-            write_atomically(out / "config.yml", dump(config))
-            cut_metrics(out, start.step)
-            folders.sweep(out)
-        self.spikes = Spikes(config.training.spike)
+        self.corpus = Corpus(config, self.data, None if start.is_fork else start.checkpoint)
+        if dims.is_main:
+            # Only once the data have proved to be the run's own: a start that is refused changes nothing.
+            write_atomically(out / CONFIG_FILE, dump(config))
+            drop_metrics_after(out, start.step)
+            folders.remove_partial(out)
+        self.spikes = LossSpikes(config.training.spike)
         for line in last_metrics(out, SPAN):
             self.spikes.above(line["loss"])
-        self.reading = ThreadPoolExecutor(1)
+        self.reader = ThreadPoolExecutor(1)
 
     def build(self) -> None:
-        """Make the model and its engine, from the checkpoint or from the seed."""
-        if self.place.leads and self.made and self.made["code_version"] != folders.code_version():
-            add_event(self.out, "warning", message="the checkpoint was written by another version of the trainer")
+        """Build the model with its optimizer, and load the checkpoint or draw the weights from the seed."""
+        if self.dims.is_main and self.resumed and self.resumed["code_version"] != code_version():
+            message = "the checkpoint was written by another version of the trainer"
+            append_event(self.out, Event.WARNING, message=message)
         self.progress.stage("building the model")
-        self.engine = open_engine(self.config, self.place)
-        folder = self.start.folder
-        read = state.reader(folder, self.config) if folder else state.fresh(self.config)
+        self.engine = open_engine(self.config, self.dims)
+        checkpoint = self.start.checkpoint
+        read = save_load.reader(checkpoint, self.config) if checkpoint else save_load.fresh(self.config)
         self.engine.load(read, self.step)
-        self.peak_flops = hardware.peak_flops(self.config.training, self.place.device) * self.place.ranks
+        self.peak_flops = hardware.peak_flops(self.config.training, self.dims.device) * self.dims.world_size
 
     def close(self) -> None:
-        self.reading.shutdown(wait=False, cancel_futures=True)
+        """Stop reading ahead and clear the terminal's bar."""
+        self.reader.shutdown(wait=False, cancel_futures=True)
         self.progress.close()
 
-    def loop(self, stopping: Callable[[], bool]) -> tuple[Status, int]:
+    def loop(self, stop_requested: Callable[[], bool]) -> tuple[Status, int]:
+        """Evaluate, save and step until the last step or a stop; see `train`."""
         settings = self.config.training
-        pace = Pace()
-        rows = self._read(self.step)
+        interval = Interval()
+        batch = self._read_ahead(self.step)
         while True:
-            if self._fresh(self.step % settings.evaluate_every == 0 or self.step == settings.steps):
+            if self._not_yet_done(self.step % settings.evaluate_every == 0 or self.step == settings.steps):
                 self._evaluate()
-            if self._fresh(folders.is_due(self.step, settings.steps, self.config.checkpoints)):
+            if self._not_yet_done(folders.is_due(self.step, settings.steps, self.config.checkpoints)):
                 self._save()
             if self.step == settings.steps:
                 return Status.DONE, self.step
             began = time.perf_counter()
-            micro_batches = [rows_BL.to(self.place.device, non_blocking=True) for rows_BL in rows.result()]
+            micro_batches = [rows_BL.to(self.dims.device, non_blocking=True) for rows_BL in batch.result()]
             waited = time.perf_counter() - began
-            rows = self._read(self.step + 1)
+            batch = self._read_ahead(self.step + 1)
             rate = learning_rate(self.step, settings.steps, self.config.optimizer)
-            done = self._advance(micro_batches, rate)
-            stop = self.place.sum(stopping())[0] > 0
-            pace = Pace(
-                pace.tokens + self.config.tokens_per_step,
-                pace.seconds + time.perf_counter() - began,
-                pace.waited + waited,
-            )
+            result = self._step(micro_batches, rate)
+            stop = self.dims.all_reduce_sum(stop_requested())[0] > 0
+            interval = interval.extended(self.config.tokens_per_step, time.perf_counter() - began, waited)
             if self.step % settings.log_every == 0 or self.step == settings.steps or stop:
-                self._log(done, rate, pace)
-                pace = Pace()
+                self._log(result, rate, interval)
+                interval = Interval()
             if stop and self.step < settings.steps:
                 self._save()
                 return Status.STOPPED, self.step
 
-    def _fresh(self, due: bool) -> bool:
-        """Whether what is due at this step was not done already by the run that is resumed."""
-        return due and (self.step > self.start.step or self.start.folder is None or self.start.forks)
+    def _not_yet_done(self, due: bool) -> bool:
+        """Whether something that is due at this step is still to do: at its first step, a resumed run has done it."""
+        return due and (self.step > self.start.step or self.start.checkpoint is None or self.start.is_fork)
 
-    def _read(self, step: int) -> Future[list[Tensor]]:
-        """This data-parallel rank's micro-batches for the step after `step`, read while the one before is computed."""
+    def _read_ahead(self, step: int) -> Future[list[Tensor]]:
+        """Read the micro-batches [b, L + 1] of the step after `step` for this rank, in a thread, while the step before
+        it is computed."""
         if step == self.config.training.steps:
             return Future()
-        place, accumulation = self.place, self.config.accumulation(self.place.data)
+        dims, accumulation = self.dims, self.config.accumulation(self.dims.data)
 
         def read() -> list[Tensor]:
             return [
-                torch.from_numpy(self.corpus.batch(step, place.data_rank, place.data, micro))
+                torch.from_numpy(self.corpus.batch(step, dims.data_rank, dims.data, micro))
                 for micro in range(accumulation)
             ]
 
-        return self.reading.submit(read)
+        return self.reader.submit(read)
 
-    def _advance(self, micro_batches: list[Tensor], rate: float) -> Stepped:
+    def _step(self, micro_batches: list[Tensor], rate: float) -> StepResult:
         try:
-            done = self.engine.step(micro_batches, rate)
+            result = self.engine.step(micro_batches, rate)
         except NonFiniteError as error:
             raise TrainingError(
                 f"The {error.what} of step {self.step + 1} is {error.value}; the weights were not touched. "
-                f"{self._culprits(micro_batches)}"
+                f"{self._name_culprits(micro_batches)}"
             ) from None
         self.step += 1
-        return done
+        return result
 
     @torch.no_grad()
-    def _culprits(self, micro_batches: list[Tensor]) -> str:
-        """Which rows of the step have a loss that is not finite, as a sentence."""
-        size, place = self.config.training.micro_batch, self.place
+    def _name_culprits(self, micro_batches: list[Tensor]) -> str:
+        """A sentence that names the rows of the batch whose loss is not finite."""
+        size, dims = self.config.training.micro_batch, self.dims
         found = []
         for micro, rows in enumerate(micro_batches):
             bad = ~self.engine.nll(rows).isfinite().all(-1)
-            found += [(micro * place.data + place.data_rank) * size + int(row) for row in bad.nonzero()]
+            found += [(micro * dims.data + dims.data_rank) * size + int(row) for row in bad.nonzero()]
         gathered: list[list[int]] = [found]
-        if place.ranks > 1:
-            gathered = [[] for _ in range(place.ranks)]
+        if dims.world_size > 1:
+            gathered = [[] for _ in range(dims.world_size)]
             dist.all_gather_object(gathered, found)
         bad_rows = sorted({row for part in gathered for row in part})
         batch = self.config.training.batch
         named = f"row {', '.join(map(str, bad_rows))}" if 0 < len(bad_rows) < batch else f"rows 0 to {batch - 1}"
         return f"It read {named} of the batch: data show --step {self.step + 1} prints them."
 
-    def _log(self, done: Stepped, rate: float, pace: Pace) -> None:
-        tokens_per_second = pace.tokens / pace.seconds
-        if self.place.leads:
-            add_metrics(
+    def _log(self, result: StepResult, rate: float, interval: Interval) -> None:
+        """Write a line of the metrics and show it; a spike of the loss becomes an event."""
+        tokens_per_second = interval.tokens_per_second
+        if self.dims.is_main:
+            append_metrics(
                 self.out,
                 step=self.step,
                 tokens=self._tokens,
-                loss=done.loss,
+                loss=result.loss,
                 lr=rate,
-                grad_norm=done.gradient_norm,
+                grad_norm=result.gradient_norm,
                 tokens_per_second=tokens_per_second,
-                mfu=flops_per_token(self.config) * tokens_per_second / self.peak_flops,
-                data_wait=pace.waited,
-                memory=hardware.peak_memory(self.place.device),
+                mfu=model_flops_utilization(self.config, tokens_per_second, self.peak_flops),
+                data_wait=interval.data_wait,
+                memory=hardware.peak_memory(self.dims.device),
             )
-            usual = self.spikes.above(done.loss)
+            usual = self.spikes.above(result.loss)
             if usual is not None:
-                add_event(self.out, "spike", step=self.step, loss=done.loss, usual=usual)
-                self.progress.say(f"step {self.step}: the loss jumped to {done.loss:.3f} from about {usual:.3f}")
-        self.progress.step(self.step, done.loss, tokens_per_second)
+                append_event(self.out, Event.SPIKE, step=self.step, loss=result.loss, usual=usual)
+                self.progress.say(f"step {self.step}: the loss jumped to {result.loss:.3f} from about {usual:.3f}")
+        self.progress.step(self.step, result.loss, tokens_per_second)
 
     @property
     def _tokens(self) -> int:
-        """Tokens that the weights have seen; a fork's own batches may be of another size than its parent's."""
-        before = self.made["tokens"] if self.made else 0
+        """Tokens that the weights have seen, those of the checkpoint included: the batches of a fork may be of another
+        size than its parent's."""
+        before = self.resumed["tokens"] if self.resumed else 0
         return int(before + (self.step - self.start.step) * self.config.tokens_per_step)
 
     def _evaluate(self) -> None:
-        """Log the loss on the held-out rows, each data-parallel rank computing its share of them."""
+        """Log the mean loss over the held-out rows; each data-parallel rank computes its share of them."""
         rows = torch.from_numpy(self.corpus.evaluation)
         total = 0.0
-        for part, real in self._share(rows):
-            total += (self.engine.nll(part.to(self.place.device)) * real).sum(dtype=torch.float64).item()
-        # Every data-parallel rank's part was computed on all of its pipeline and tensor ranks.
-        loss = self.place.sum(total)[0] * self.place.data / self.place.ranks / rows[:, 1:].numel()
+        for part, real in self._split_evaluation(rows):
+            total += (self.engine.nll(part.to(self.dims.device)) * real).sum(dtype=torch.float64).item()
+        # Pipeline and tensor ranks of one data-parallel rank each count the same rows.
+        loss = self.dims.all_reduce_sum(total)[0] * self.dims.data / self.dims.world_size / rows[:, 1:].numel()
         if not math.isfinite(loss):
             raise TrainingError(f"The held-out loss at step {self.step} is {loss}.")
-        if self.place.leads:
+        if self.dims.is_main:
             entropy = self.corpus.unigram_entropy
-            add_event(self.out, "evaluation", step=self.step, tokens=self._tokens, loss=loss, unigram_entropy=entropy)
+            append_event(
+                self.out, Event.EVALUATION, step=self.step, tokens=self._tokens, loss=loss, unigram_entropy=entropy
+            )
             self.progress.say(
                 f"step {self.step}: held-out loss {loss:.3f} nats a token (unigram entropy {entropy:.3f})"
             )
 
-    def _share(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """This data-parallel rank's rows in parts of one shape on all ranks, and which of a part are real [b, 1]."""
-        size, place = self.config.training.micro_batch, self.place
-        together = size * place.data
-        for first in range(0, len(rows), together):
-            places = torch.arange(size) + first + place.data_rank * size
-            yield rows[places.clamp(max=len(rows) - 1)], (places < len(rows))[:, None].to(place.device)
+    def _split_evaluation(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's part of the rows [E, L + 1] as micro-batches [b, L + 1], one shape on all ranks. Rows repeat to
+        fill the last ones; beside each micro-batch comes which of its rows count, [b, 1]."""
+        size, dims = self.config.training.micro_batch, self.dims
+        for first in range(0, len(rows), size * dims.data):
+            numbers = torch.arange(size) + first + dims.data_rank * size
+            yield rows[numbers.clamp(max=len(rows) - 1)], (numbers < len(rows))[:, None].to(dims.device)
 
     def _save(self) -> None:
-        folder = folders.folder_of(self.out, self.step)
+        folder = checkpoint_folder(self.out, self.step)
         if not folder.exists():
-            probe = torch.from_numpy(self.corpus.evaluation[:PROBE_ROWS, :PROBE_LENGTH].copy()).to(self.place.device)
+            probe = torch.from_numpy(self.corpus.evaluation[:PROBE_ROWS, :PROBE_LENGTH].copy()).to(self.dims.device)
             try:
-                state.save(
-                    self.config, self.out, self.step, self.engine, probe, self.place.leads, self._how(), self.data
+                save_load.save(
+                    self.config,
+                    self.out,
+                    self.step,
+                    self.engine,
+                    probe,
+                    self.dims.is_main,
+                    self._checkpoint_metadata(),
+                    self.data,
                 )
             except OSError as error:
                 newest = folders.newest(self.out)
@@ -250,14 +248,14 @@ class Run:
                     f"{f'{newest.name} is whole' if newest else 'there is none before it'}. Make room on the disk and "
                     "start again with the same --out."
                 ) from error
-            if self.place.leads:
-                add_event(self.out, "checkpoint", step=self.step, path=str(folder.relative_to(self.out)))
+            if self.dims.is_main:
+                append_event(self.out, Event.CHECKPOINT, step=self.step, path=str(folder.relative_to(self.out)))
                 self.progress.say(f"step {self.step}: checkpoint {folder.relative_to(self.out)}")
-        self.place.wait()
+        self.dims.barrier()
 
-    def _how(self) -> dict[str, Any]:
-        """What a checkpoint says of its making beyond the configuration."""
-        layout = {name: getattr(self.place, name) for name in ("data", "pipeline", "tensor")}
+    def _checkpoint_metadata(self) -> dict[str, Any]:
+        """What only the run knows of a checkpoint: tokens seen, parent, data and layout of the ranks."""
+        layout = {name: getattr(self.dims, name) for name in ("data", "pipeline", "tensor")}
         return {
             "tokens": self._tokens,
             "parent": self.start.parent,

@@ -10,7 +10,7 @@ from bot.app import App
 from bot.delivery import outbox
 from bot.delivery.sender import DELETED, UNKNOWN_CHANNEL
 from bot.rate_limit import once
-from bot.tables import DiscordRoom
+from bot.tables import DiscordChannel
 from projects.lifecycle import ProjectView
 
 CATEGORY = "Projects"
@@ -100,7 +100,7 @@ class ProjectChannels:
                     raise
                 log.warning("a locked thread keeps a title that was blanked in the record", thread=thread.id)
 
-    async def _fetch(self, row: DiscordRoom | None) -> object:
+    async def _fetch(self, row: DiscordChannel | None) -> object:
         """The channel or thread of a row, as Discord has it; None where there is none."""
         if row is None or row.gone or row.channel_id is None:
             return None

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import discord
 
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 
 BUSY, CALM, OLD = 3.0, 10.0, 300.0
 """The least seconds between two edits of a card: while much changes, while little does, and once its message is old."""

@@ -5,9 +5,10 @@ from datetime import timedelta
 from sqlalchemy import delete, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
+from sqlmodel import col
 
 from bot.tables import DiscordLease
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 
 
 class LostLeaseError(Exception):
@@ -20,11 +21,11 @@ def hold(session: Session, guild_id: str, holder: str, seconds: float) -> bool:
     held = session.execute(
         update(DiscordLease)
         .where(
-            DiscordLease.guild_id == guild_id,
-            (DiscordLease.holder == holder) | (DiscordLease.until < utcnow()),
+            col(DiscordLease.guild_id) == guild_id,
+            (col(DiscordLease.holder) == holder) | (col(DiscordLease.until) < utcnow()),
         )
         .values(holder=holder, until=until)
-        .returning(DiscordLease.guild_id)
+        .returning(col(DiscordLease.guild_id))
     ).one_or_none()
     if held is not None:
         return True
@@ -47,4 +48,6 @@ def require(session: Session, guild_id: str, holder: str) -> None:
 
 def release(session: Session, guild_id: str, holder: str) -> None:
     """Give the lease back, so that the next process need not wait until it runs out."""
-    session.execute(delete(DiscordLease).where(DiscordLease.guild_id == guild_id, DiscordLease.holder == holder))
+    session.execute(
+        delete(DiscordLease).where(col(DiscordLease.guild_id) == guild_id, col(DiscordLease.holder) == holder)
+    )

@@ -6,8 +6,8 @@ import re
 import aiohttp
 import discord
 import structlog
-from sqlalchemy import select
 from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 from bot import text
 from bot.app import App
@@ -123,6 +123,8 @@ def _owner(stream: str) -> str:
 
 def _open(session: Session, stream: str = "") -> list[DiscordMessage]:
     """The notices, of one stream or of all, which still say that posting waits."""
-    wanted = DiscordMessage.key.startswith(f"{WAITS}{stream}:" if stream else WAITS, autoescape=True)
-    query = select(DiscordMessage).where(wanted, DiscordMessage.message_id.is_not(None), DiscordMessage.digest != OVER)
-    return list(session.scalars(query.where(DiscordMessage.gone.is_(False))))
+    wanted = col(DiscordMessage.key).startswith(f"{WAITS}{stream}:" if stream else WAITS, autoescape=True)
+    query = select(DiscordMessage).where(
+        wanted, col(DiscordMessage.message_id).is_not(None), DiscordMessage.digest != OVER
+    )
+    return list(session.scalars(query.where(col(DiscordMessage.gone).is_(False))))

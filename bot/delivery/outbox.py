@@ -6,13 +6,14 @@ A message's row is committed as an intent before the message is sent, and comple
 import secrets
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import String, cast, delete, literal, or_, select
+from sqlalchemy import String, cast, delete, literal, or_
 from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 from bot.delivery.posts import Destination
-from bot.tables import DiscordCursor, DiscordMessage, DiscordRoom
+from bot.tables import DiscordChannel, DiscordCursor, DiscordMessage
 from projects import channels
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.record import record
 from projects.record.record import Entry, Payload, Stream, Told
 
@@ -50,15 +51,19 @@ def sent(session: Session, key: str, message_id: str, digest: str = "", picture:
 
 def unblanked_posts(session: Session, stream: str) -> Sequence[tuple[Told, DiscordMessage]]:
     """The blanked entries of a stream, each with a post that may still show what it said."""
-    prefix = literal("entry:") + cast(Entry.id, String)
-    is_post = or_(*(DiscordMessage.key == prefix + f":{destination}" for destination in Destination))
-    shows = DiscordMessage.message_id.is_not(None) & ~DiscordMessage.gone & (DiscordMessage.digest != TOMBSTONE)
+    prefix = literal("entry:") + cast(col(Entry.id), String)
+    is_post = or_(*(col(DiscordMessage.key) == prefix + f":{destination}" for destination in Destination))
+    shows = (
+        col(DiscordMessage.message_id).is_not(None)
+        & ~col(DiscordMessage.gone)
+        & (col(DiscordMessage.digest) != TOMBSTONE)
+    )
     rows = session.execute(
         select(Entry, DiscordMessage)
-        .join(Payload, Payload.entry_id == Entry.id)
+        .join(Payload, col(Payload.entry_id) == Entry.id)
         .join(DiscordMessage, is_post)
-        .where(Entry.stream == stream, Payload.body.is_(None), shows)
-        .order_by(Entry.number, DiscordMessage.key)
+        .where(Entry.stream == stream, col(Payload.body).is_(None), shows)
+        .order_by(col(Entry.number), col(DiscordMessage.key))
     )
     return [(Told(entry.id, stream, entry.number, entry.kind, entry.hash, None), row) for entry, row in rows]
 
@@ -72,43 +77,45 @@ def message_gone(session: Session, key: str) -> None:
 
 def forget(session: Session, key: str, thread: str = "") -> None:
     """Delete the rows of a message, of the thread under it and of the runs' cards there, so that new ones are made."""
-    session.execute(delete(DiscordMessage).where(DiscordMessage.key == key))
-    row = session.get(DiscordRoom, thread)
+    session.execute(delete(DiscordMessage).where(col(DiscordMessage.key) == key))
+    row = session.get(DiscordChannel, thread)
     if row is not None:
-        cards = DiscordMessage.key.startswith("run:") & (DiscordMessage.channel_id == row.channel_id)
+        cards = col(DiscordMessage.key).startswith("run:") & (col(DiscordMessage.channel_id) == row.channel_id)
         session.execute(delete(DiscordMessage).where(cards))
         session.delete(row)
 
 
-def channels_of(session: Session, project_id: int) -> Mapping[str, DiscordRoom]:
+def channels_of(session: Session, project_id: int) -> Mapping[str, DiscordChannel]:
     """The project's channel and threads, by their keys."""
-    rows = session.scalars(select(DiscordRoom).where(DiscordRoom.project_id == project_id))
+    rows = session.scalars(select(DiscordChannel).where(DiscordChannel.project_id == project_id))
     return {row.key: row for row in rows}
 
 
 def project_of_channel(session: Session, channel_ids: Sequence[int]) -> int | None:
     """The project that one of these channels or threads belongs to."""
     wanted = [str(channel_id) for channel_id in channel_ids]
-    return session.scalars(select(DiscordRoom.project_id).where(DiscordRoom.channel_id.in_(wanted)).limit(1)).first()
+    return session.scalars(
+        select(DiscordChannel.project_id).where(col(DiscordChannel.channel_id).in_(wanted)).limit(1)
+    ).first()
 
 
 def key_of_channel(session: Session, channel_id: str) -> str | None:
     """The key of a channel or thread, if it belongs to a project."""
-    return session.scalars(select(DiscordRoom.key).where(DiscordRoom.channel_id == channel_id)).one_or_none()
+    return session.scalars(select(DiscordChannel.key).where(DiscordChannel.channel_id == channel_id)).one_or_none()
 
 
-def plan_channel(session: Session, key: str, project_id: int) -> DiscordRoom:
+def plan_channel(session: Session, key: str, project_id: int) -> DiscordChannel:
     """Note that a channel is about to be created, with the mark in its topic by which it is found again."""
-    row = DiscordRoom(key=key, project_id=project_id, mark=f"stoa-{secrets.token_hex(6)}")
+    row = DiscordChannel(key=key, project_id=project_id, mark=f"stoa-{secrets.token_hex(6)}")
     session.add(row)
     return row
 
 
 def open_channel(session: Session, key: str, project_id: int, channel_id: str) -> None:
     """Note a channel or thread that was created."""
-    row = session.get(DiscordRoom, key)
+    row = session.get(DiscordChannel, key)
     if row is None:
-        row = DiscordRoom(key=key, project_id=project_id, mark="")
+        row = DiscordChannel(key=key, project_id=project_id, mark="")
         session.add(row)
     row.channel_id = channel_id
 
@@ -118,11 +125,11 @@ def channel_gone(session: Session, key: str, project_id: int) -> None:
 
     The deletion of a project's own channel is entered in the record.
     """
-    row = session.get(DiscordRoom, key)
+    row = session.get(DiscordChannel, key)
     if key == f"project:{project_id}" and (row is None or not row.gone):
         channels.deleted(session, project_id)
     if row is None:
-        row = DiscordRoom(key=key, project_id=project_id, mark="")
+        row = DiscordChannel(key=key, project_id=project_id, mark="")
         session.add(row)
     row.gone = True
 
@@ -140,9 +147,9 @@ def cursors(session: Session) -> Mapping[str, int]:
 
 def streams_behind(session: Session) -> Sequence[str]:
     """The streams with entries that have not been posted yet."""
-    behind = or_(DiscordCursor.number.is_(None), DiscordCursor.number < Stream.head)
-    query = select(Stream.key).outerjoin(DiscordCursor, DiscordCursor.stream == Stream.key)
-    return session.scalars(query.where(Stream.head > 0, behind).order_by(Stream.key)).all()
+    behind = or_(col(DiscordCursor.number).is_(None), col(DiscordCursor.number) < Stream.head)
+    query = select(Stream.key).outerjoin(DiscordCursor, col(DiscordCursor.stream) == Stream.key)
+    return session.scalars(query.where(Stream.head > 0, behind).order_by(col(Stream.key))).all()
 
 
 def posted(session: Session, entry: Told) -> None:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import structlog
-from sqlalchemy import or_, select
+from sqlalchemy import or_
 from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 from bot.app import App
 from bot.cards.card import Card
@@ -255,7 +256,7 @@ class RunCardUpdater:
 
 def _newest(session: Session, project_id: int) -> list[int]:
     """The runs whose cards may be out of date, the newest first; all runs of a project in which a text was blanked."""
-    query = select(Run).where(Run.project_id == project_id).order_by(Run.id.desc())
+    query = select(Run).where(Run.project_id == project_id).order_by(col(Run.id).desc())
     if not redaction.happened(session, record.project_stream(project_id)):
         query = query.limit(RUNS_KEPT)
     found = session.scalars(query)
@@ -265,7 +266,7 @@ def _newest(session: Session, project_id: int) -> list[int]:
 def _cards(session: Session, run: RunView) -> tuple[list[DiscordMessage], str]:
     """The rows of a run's card and its successors, the newest last, and the id of the thread under the first one."""
     key = f"run:{run.id}"
-    own = or_(DiscordMessage.key == key, DiscordMessage.key.startswith(f"{key}:"))
+    own = or_(col(DiscordMessage.key) == key, col(DiscordMessage.key).startswith(f"{key}:"))
     rows = sorted(session.scalars(select(DiscordMessage).where(own)), key=lambda row: (len(row.key), row.key))
     thread = outbox.channels_of(session, run.project_id).get(key)
     return rows, thread.channel_id or "" if thread is not None and not thread.gone else ""

@@ -23,7 +23,7 @@ from bot.delivery import edit_budget, lease, outbox
 from bot.delivery.edit_budget import EditBudget, OldMessageError
 from bot.delivery.lease import LostLeaseError
 from bot.tables import DiscordMessage
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 
 NONCE_GOOD_FOR = timedelta(minutes=2)
 REPEAT_SECONDS = 45.0

@@ -7,8 +7,9 @@ from datetime import datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 
-from sqlalchemy import ForeignKey, select, update
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy import update
+from sqlalchemy.orm import Session
+from sqlmodel import Field, col, select
 
 from broker.allocations import ledger, pools, tiers
 from broker.allocations.endorsements import Endorsable
@@ -16,7 +17,7 @@ from broker.allocations.ledger import Account, in_hours
 from broker.allocations.pools import Grant, Pool
 from broker.allocations.tiers import Tiers
 from projects import lifecycle, limits, people, text
-from projects.db.database import WORDS, Base, utcnow
+from projects.db.columns import foreign_key, integer, row_id, timestamp, utcnow, words
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.lifecycle import Project, Stage
 from projects.limits import Kind
@@ -57,7 +58,7 @@ LIVE = (AllocationState.APPROVED, AllocationState.EXHAUSTED)
 MAY_START = (Stage.PROPOSED, Stage.RECRUITING, Stage.SCOPED, Stage.ACTIVE)
 
 
-class Allocation(Endorsable, Base):
+class Allocation(Endorsable, table=True):
     """A request for GPU-seconds of a pool, and what was decided on it.
 
     `starter_of` is its project where policy granted it as the project's one starter; `half_until` is the deadline of
@@ -66,24 +67,24 @@ class Allocation(Endorsable, Base):
 
     __tablename__ = "allocations"
 
-    id: Mapped[int] = mapped_column(primary_key=True)
-    request_id: Mapped[str] = mapped_column(unique=True)
-    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"))
-    pool_id: Mapped[int] = mapped_column(ForeignKey("pools.id"))
-    grant_id: Mapped[int | None] = mapped_column(ForeignKey("grants.id"))
-    requested_by: Mapped[int] = mapped_column(ForeignKey("people.id"))
-    seconds: Mapped[int]
-    until: Mapped[datetime]
-    justification: Mapped[str] = mapped_column(info=WORDS)
-    state: Mapped[str] = mapped_column(default=AllocationState.REQUESTED)
-    decided_by: Mapped[int | None] = mapped_column(ForeignKey("people.id"))
-    reason: Mapped[str] = mapped_column(default="", info=WORDS)
-    created_at: Mapped[datetime] = mapped_column(default=utcnow)
-    starter_of: Mapped[int | None] = mapped_column(unique=True)
-    renews_id: Mapped[int | None] = mapped_column(ForeignKey("allocations.id"))
-    decided_at: Mapped[datetime | None]
-    half_until: Mapped[datetime | None]
-    report: Mapped[str] = mapped_column(default="", info=WORDS)
+    id: int = row_id()
+    request_id: str = Field(unique=True)
+    project_id: int = foreign_key("projects.id")
+    pool_id: int = foreign_key("pools.id")
+    grant_id: int | None = foreign_key("grants.id", default=None)
+    requested_by: int = foreign_key("people.id")
+    seconds: int = integer()
+    until: datetime = timestamp()
+    justification: str = words()
+    state: str = AllocationState.REQUESTED
+    decided_by: int | None = foreign_key("people.id", default=None)
+    reason: str = words(default="")
+    created_at: datetime = timestamp(default=utcnow)
+    starter_of: int | None = integer(default=None, unique=True)
+    renews_id: int | None = foreign_key("allocations.id", default=None)
+    decided_at: datetime | None = timestamp(default=None)
+    half_until: datetime | None = timestamp(default=None)
+    report: str = words(default="")
 
 
 @dataclass(frozen=True)
@@ -308,9 +309,9 @@ def move(session: Session, allocation: Allocation, to: AllocationState, **values
     session.flush()
     moved = session.execute(
         update(Allocation)
-        .where(Allocation.id == allocation.id, Allocation.state == allocation.state)
+        .where(col(Allocation.id) == allocation.id, col(Allocation.state) == allocation.state)
         .values(state=to, **values)
-        .returning(Allocation.id)
+        .returning(col(Allocation.id))
     ).one_or_none()
     if moved is None:
         raise ConflictError(f"Allocation {allocation.id} has just changed; look again.")
@@ -346,9 +347,9 @@ def successor(session: Session, allocation_id: int) -> int:
             .where(
                 Allocation.renews_id == renewed.id,
                 Allocation.pool_id == renewed.pool_id,
-                Allocation.grant_id.is_not(None),
+                col(Allocation.grant_id).is_not(None),
             )
-            .order_by(Allocation.decided_at)
+            .order_by(col(Allocation.decided_at))
         ).first()
         if heir is None:
             break
@@ -400,7 +401,7 @@ def view(session: Session, allocation_id: int) -> AllocationView:
 def of_project(session: Session, project_id: int) -> Sequence[AllocationView]:
     """The project's allocations, the newest first."""
     ids = session.scalars(
-        select(Allocation.id).where(Allocation.project_id == project_id).order_by(Allocation.id.desc())
+        select(Allocation.id).where(Allocation.project_id == project_id).order_by(col(Allocation.id).desc())
     ).all()
     return [view(session, allocation_id) for allocation_id in ids]
 
@@ -409,10 +410,10 @@ def of_lead(session: Session, discord_id: int, *, limit: int = 25) -> Sequence[A
     """The newest allocations of all projects that the person with this Discord id leads, the newest first."""
     ids = session.scalars(
         select(Allocation.id)
-        .join(Project, Project.id == Allocation.project_id)
-        .join(Person, Person.id == Project.lead_id)
+        .join(Project, col(Project.id) == Allocation.project_id)
+        .join(Person, col(Person.id) == Project.lead_id)
         .where(Person.discord_id == str(discord_id))
-        .order_by(Allocation.id.desc())
+        .order_by(col(Allocation.id).desc())
         .limit(limit)
     ).all()
     return [view(session, allocation_id) for allocation_id in ids]
@@ -423,9 +424,9 @@ def _starts(session: Session, project: Project, person: Person, seconds: int, bo
     if seconds > bounds.starter:
         return False
     session.execute(select(Person.id).where(Person.id == person.id).with_for_update(key_share=True))
-    theirs = (Allocation.requested_by == person.id) & (Allocation.state == AllocationState.APPROVED)
+    theirs = (col(Allocation.requested_by) == person.id) & (col(Allocation.state) == AllocationState.APPROVED)
     taken = select(Allocation.id).where(
-        (Allocation.starter_of == project.id) | (Allocation.starter_of.is_not(None) & theirs)
+        (col(Allocation.starter_of) == project.id) | (col(Allocation.starter_of).is_not(None) & theirs)
     )
     return session.scalars(taken.limit(1)).one_or_none() is None
 
@@ -445,9 +446,9 @@ def _draw(session: Session, allocation: Allocation, seconds: int, committed: int
         .where(
             Grant.pool_id == allocation.pool_id,
             Grant.until > utcnow(),
-            Grant.seconds - Grant.drawn - Grant.committed >= total,
+            col(Grant.seconds) - Grant.drawn - Grant.committed >= total,
         )
-        .order_by(Grant.until)
+        .order_by(col(Grant.until))
     ).all()
     for source in candidates:
         with suppress(ConflictError):

@@ -1,20 +1,20 @@
 """Endorsements: of a decision that needs two reviewers, the first one's consent."""
 
-from sqlalchemy import ForeignKey
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy.orm import Session
 
 from broker.allocations import tiers
 from projects import lifecycle, people
+from projects.db.columns import Base, foreign_key, integer
 from projects.errors import ConflictError
 from projects.lifecycle import Project
 from projects.people import Actor, Person
 
 
-class Endorsable:
+class Endorsable(Base):
     """The columns of what can be endorsed: by whom, and how many GPU-seconds they would grant."""
 
-    endorsed_by: Mapped[int | None] = mapped_column(ForeignKey("people.id"))
-    endorsed_seconds: Mapped[int | None]
+    endorsed_by: int | None = foreign_key("people.id", default=None)
+    endorsed_seconds: int | None = integer(default=None)
 
 
 def check_second(session: Session, actor: Actor, request: Endorsable) -> None:

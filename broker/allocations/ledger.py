@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import CheckConstraint, ForeignKey, UniqueConstraint, func, select, update
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy import CheckConstraint, UniqueConstraint, func, update
+from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 from broker.allocations.pools import Grant, GrantMovement, GrantRow
-from projects.db.database import Base, utcnow
+from projects.db.columns import Base, foreign_key, integer, row_id, timestamp, utcnow
 from projects.errors import ConflictError, InvalidError
 
 
@@ -40,7 +41,7 @@ class Movement(StrEnum):
     ADJUST = "adjust"
 
 
-class LedgerRow(Base):
+class LedgerRow(Base, table=True):
     """One movement. `period` numbers the charges of an attempt, so that none can be written twice."""
 
     __tablename__ = "ledger"
@@ -49,18 +50,18 @@ class LedgerRow(Base):
         CheckConstraint("seconds > 0 OR (movement = 'adjust' AND seconds <> 0)", name="positive"),
     )
 
-    id: Mapped[int] = mapped_column(primary_key=True)
-    allocation_id: Mapped[int] = mapped_column(ForeignKey("allocations.id"))
-    movement: Mapped[str]
-    seconds: Mapped[int]
-    run_id: Mapped[int | None]
-    token: Mapped[int | None]
-    period: Mapped[int] = mapped_column(default=0)
-    at: Mapped[datetime] = mapped_column(default=utcnow)
-    why: Mapped[str] = mapped_column(default="")
+    id: int = row_id()
+    allocation_id: int = foreign_key("allocations.id")
+    movement: str
+    seconds: int = integer()
+    run_id: int | None = integer(default=None)
+    token: int | None = integer(default=None)
+    period: int = integer(default=0)
+    at: datetime = timestamp(default=utcnow)
+    why: str = ""
 
 
-class Balance(Base):
+class Balance(Base, table=True):
     """What the movements of an allocation add up to, in GPU-seconds; `committed` is a second half, not granted yet."""
 
     __tablename__ = "balances"
@@ -71,12 +72,12 @@ class Balance(Base):
         CheckConstraint("granted - reserved - spent >= 0", name="left"),
     )
 
-    allocation_id: Mapped[int] = mapped_column(ForeignKey("allocations.id"), primary_key=True)
-    grant_id: Mapped[int | None] = mapped_column(ForeignKey("grants.id"))
-    granted: Mapped[int] = mapped_column(default=0)
-    reserved: Mapped[int] = mapped_column(default=0)
-    spent: Mapped[int] = mapped_column(default=0)
-    committed: Mapped[int] = mapped_column(default=0)
+    allocation_id: int = foreign_key("allocations.id", primary_key=True)
+    grant_id: int | None = foreign_key("grants.id", default=None)
+    granted: int = integer(default=0)
+    reserved: int = integer(default=0)
+    spent: int = integer(default=0)
+    committed: int = integer(default=0)
 
 
 @dataclass(frozen=True)
@@ -216,11 +217,11 @@ def totals(
     session: Session, *, allocation_id: int | None = None, run_id: int | None = None, token: int | None = None
 ) -> Mapping[Movement, int]:
     """The sum of each kind of movement, over an allocation, a run or one attempt of it."""
-    query = select(LedgerRow.movement, func.sum(LedgerRow.seconds)).group_by(LedgerRow.movement)
+    query = select(LedgerRow.movement, func.sum(col(LedgerRow.seconds))).group_by(col(LedgerRow.movement))
     for column, wanted in (
-        (LedgerRow.allocation_id, allocation_id),
-        (LedgerRow.run_id, run_id),
-        (LedgerRow.token, token),
+        (col(LedgerRow.allocation_id), allocation_id),
+        (col(LedgerRow.run_id), run_id),
+        (col(LedgerRow.token), token),
     ):
         if wanted is not None:
             query = query.where(column == wanted)
@@ -231,7 +232,7 @@ def totals(
 def _locked(session: Session, allocation_id: int) -> int:
     """Lock the allocation's balance, so that what is read of its movements stays true; the grant that it draws on."""
     grant_id = session.scalars(
-        select(Balance.grant_id).where(Balance.allocation_id == allocation_id).with_for_update(key_share=True)
+        select(col(Balance.grant_id)).where(Balance.allocation_id == allocation_id).with_for_update(key_share=True)
     ).one_or_none()
     if grant_id is None:
         raise ConflictError(f"Allocation {allocation_id} has been granted nothing yet.")
@@ -278,11 +279,11 @@ def _change(
     changed = session.execute(
         update(Balance)
         .where(
-            Balance.allocation_id == allocation_id,
-            Balance.reserved + reserved >= 0,
-            Balance.spent + spent >= 0,
-            Balance.committed + committed >= 0,
-            Balance.granted - Balance.reserved - Balance.spent + (granted - reserved - spent) >= 0,
+            col(Balance.allocation_id) == allocation_id,
+            col(Balance.reserved) + reserved >= 0,
+            col(Balance.spent) + spent >= 0,
+            col(Balance.committed) + committed >= 0,
+            col(Balance.granted) - Balance.reserved - Balance.spent + (granted - reserved - spent) >= 0,
         )
         .values(
             granted=Balance.granted + granted,
@@ -290,7 +291,7 @@ def _change(
             spent=Balance.spent + spent,
             committed=Balance.committed + committed,
         )
-        .returning(Balance.allocation_id)
+        .returning(col(Balance.allocation_id))
         .execution_options(synchronize_session=False)
     ).one_or_none()
     return changed is not None
@@ -328,16 +329,18 @@ def _change_grant(session: Session, grant_id: int, *, drawn: int = 0, committed:
     changed = session.execute(
         update(Grant)
         .where(
-            Grant.id == grant_id,
-            Grant.drawn + drawn >= 0,
-            Grant.committed + committed >= 0,
-            Grant.seconds - Grant.drawn - Grant.committed - (drawn + committed) >= 0,
+            col(Grant.id) == grant_id,
+            col(Grant.drawn) + drawn >= 0,
+            col(Grant.committed) + committed >= 0,
+            col(Grant.seconds) - Grant.drawn - Grant.committed - (drawn + committed) >= 0,
         )
         .values(drawn=Grant.drawn + drawn, committed=Grant.committed + committed)
-        .returning(Grant.id)
+        .returning(col(Grant.id))
         .execution_options(synchronize_session=False)
     ).one_or_none()
     if changed is None:
-        free = session.scalar(select(Grant.seconds - Grant.drawn - Grant.committed).where(Grant.id == grant_id)) or 0
+        free = (
+            session.scalar(select(col(Grant.seconds) - Grant.drawn - Grant.committed).where(Grant.id == grant_id)) or 0
+        )
         needed, left = too_much(drawn + committed, free)
         raise ConflictError(f"{needed} GPU-hours are needed; the sponsor's grant has {left} left.")

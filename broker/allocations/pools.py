@@ -7,11 +7,12 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ForeignKey, func, select
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy import CheckConstraint, func
+from sqlalchemy.orm import Session
+from sqlmodel import Field, col, select
 
 from projects import people, rights, text
-from projects.db.database import WORDS, Base, utcnow
+from projects.db.columns import Base, foreign_key, integer, number, row_id, timestamp, utcnow, words
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor
 from projects.record import record
@@ -28,20 +29,20 @@ class Launcher(StrEnum):
     SLURM = "slurm"
 
 
-class Pool(Base):
+class Pool(Base, table=True):
     """Devices of one kind in one place. On a pool without GPUs a “GPU” is one process slot of the CPU."""
 
     __tablename__ = "pools"
 
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str] = mapped_column(unique=True)
-    gpu_type: Mapped[str]
-    gpus: Mapped[int]
-    launcher: Mapped[str] = mapped_column(default="local")
-    price_weight: Mapped[float] = mapped_column(default=1.0)
-    slurm_partition: Mapped[str] = mapped_column(default="")
-    slurm_gres: Mapped[str] = mapped_column(default="gpu")
-    most_submitted: Mapped[int] = mapped_column(default=4)
+    id: int = row_id()
+    name: str = Field(unique=True)
+    gpu_type: str
+    gpus: int = integer()
+    launcher: str = "local"
+    price_weight: float = number(default=1.0)
+    slurm_partition: str = ""
+    slurm_gres: str = "gpu"
+    most_submitted: int = integer(default=4)
 
     @property
     def shares_gpus(self) -> bool:
@@ -49,7 +50,7 @@ class Pool(Base):
         return self.launcher == Launcher.LOCAL and "cpu" not in self.gpu_type.lower()
 
 
-class Grant(Base):
+class Grant(Base, table=True):
     """GPU-seconds of a pool that a sponsor gives to the community until a day; every allocation draws on one.
 
     `drawn` is granted to allocations, `committed` is kept for their second halves; only the ledger moves either.
@@ -60,13 +61,13 @@ class Grant(Base):
         CheckConstraint("committed >= 0 AND drawn >= 0 AND seconds - drawn - committed >= 0", name="left"),
     )
 
-    id: Mapped[int] = mapped_column(primary_key=True)
-    pool_id: Mapped[int] = mapped_column(ForeignKey("pools.id"))
-    sponsor: Mapped[str] = mapped_column(info=WORDS)
-    seconds: Mapped[int]
-    drawn: Mapped[int] = mapped_column(default=0)
-    committed: Mapped[int] = mapped_column(default=0)
-    until: Mapped[datetime]
+    id: int = row_id()
+    pool_id: int = foreign_key("pools.id")
+    sponsor: str = words()
+    seconds: int = integer()
+    drawn: int = integer(default=0)
+    committed: int = integer(default=0)
+    until: datetime = timestamp()
 
 
 class GrantMovement(StrEnum):
@@ -80,18 +81,18 @@ class GrantMovement(StrEnum):
     LAPSE = "lapse"
 
 
-class GrantRow(Base):
+class GrantRow(Base, table=True):
     """One movement on a grant, for an allocation; append-only, like the ledger of allocations."""
 
     __tablename__ = "grant_ledger"
     __table_args__ = (CheckConstraint("seconds > 0", name="positive"),)
 
-    id: Mapped[int] = mapped_column(primary_key=True)
-    grant_id: Mapped[int] = mapped_column(ForeignKey("grants.id"), index=True)
-    allocation_id: Mapped[int | None] = mapped_column(ForeignKey("allocations.id"))
-    movement: Mapped[str]
-    seconds: Mapped[int]
-    at: Mapped[datetime] = mapped_column(default=utcnow)
+    id: int = row_id()
+    grant_id: int = foreign_key("grants.id", index=True)
+    allocation_id: int | None = foreign_key("allocations.id", default=None)
+    movement: str
+    seconds: int = integer()
+    at: datetime = timestamp(default=utcnow)
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,7 @@ def largest_in(session: Session, name: str) -> int:
 
 def sharing(session: Session) -> Sequence[Pool]:
     """The pools that share the GPUs of the worker's host, in the order in which these are dealt out to them."""
-    return [pool for pool in session.scalars(select(Pool).order_by(Pool.id)) if pool.shares_gpus]
+    return [pool for pool in session.scalars(select(Pool).order_by(col(Pool.id))) if pool.shares_gpus]
 
 
 def numbers_on_host(session: Session, pool: Pool, devices: str) -> str:
@@ -226,20 +227,20 @@ def numbers_on_host(session: Session, pool: Pool, devices: str) -> str:
 
 def names(session: Session) -> list[str]:
     """The names of all pools."""
-    return list(session.scalars(select(Pool.name).order_by(Pool.name)))
+    return list(session.scalars(select(Pool.name).order_by(col(Pool.name))))
 
 
 def every(session: Session) -> Sequence[Pool]:
     """All pools, by name."""
-    return session.scalars(select(Pool).order_by(Pool.name)).all()
+    return session.scalars(select(Pool).order_by(col(Pool.name))).all()
 
 
 def grants(session: Session) -> Sequence[GrantView]:
     """All grants, the one that ends first first."""
     rows = session.execute(
         select(Grant, Pool.name)
-        .join(Pool, Pool.id == Grant.pool_id)
-        .order_by(Grant.until, Grant.id)
+        .join(Pool, col(Pool.id) == Grant.pool_id)
+        .order_by(col(Grant.until), col(Grant.id))
         .execution_options(populate_existing=True)
     )
     return [
@@ -259,7 +260,7 @@ def grants(session: Session) -> Sequence[GrantView]:
 
 def largest(session: Session, pool_id: int) -> int:
     """The most GPU-seconds that one allocation can be given: it draws on one of the pool's running grants."""
-    left = func.max(Grant.seconds - Grant.drawn - Grant.committed)
+    left = func.max(col(Grant.seconds) - Grant.drawn - Grant.committed)
     return session.scalar(select(left).where(Grant.pool_id == pool_id, Grant.until > utcnow())) or 0
 
 
@@ -267,7 +268,7 @@ def available(session: Session, pool_id: int) -> int:
     """GPU-seconds that the pool's running grants have not yet given to allocations."""
     return (
         session.scalar(
-            select(func.coalesce(func.sum(Grant.seconds - Grant.drawn - Grant.committed), 0)).where(
+            select(func.coalesce(func.sum(col(Grant.seconds) - Grant.drawn - Grant.committed), 0)).where(
                 Grant.pool_id == pool_id, Grant.until > utcnow()
             )
         )

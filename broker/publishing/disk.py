@@ -1,10 +1,11 @@
-"""The disk: checkpoints that are safe on the Hub and not needed here any more go, and below a floor runs pause.
+"""Disk space: removing checkpoints and data that are no longer needed here, and pausing runs on a nearly full disk.
 
-So does the data that an attempt has prepared, once it is over: the next one prepares its own. What a preparing run has
-made stays where the catalogue names it.
+A checkpoint is removed once it is on the Hub and not needed here. Needed are the newest checkpoints of a run, from
+which it goes on, and all checkpoints of a run while a fork or a sample of it has not ended. On a scarce disk the
+checkpoints of ended runs are removed too.
 
-Needed are: what is not published yet; the newest checkpoints of a run, from which it goes on; all of those of a run
-that one still to run was forked or is sampled from. Where room is scarce, what is left of ended runs goes too.
+Data that an attempt has prepared are removed when the attempt is over, as the next one prepares its own; data that the
+catalogue names stay.
 """
 
 import shutil
@@ -12,23 +13,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
-from sqlalchemy import func, select, update
+from sqlalchemy import func, update
 from sqlalchemy.orm import Session, aliased
+from sqlmodel import col, select
 
 from broker.catalogue import CatalogueEntry
 from broker.publications import Disk, Publication
 from broker.runs.attempts import Attempt, AttemptState
 from broker.runs.runs import ENDED, Run
-from projects.db.database import Database, utcnow
+from projects.db.columns import utcnow
+from projects.db.database import Database
 from projects.record import record
 from projects.record.record import Entry, Stream
 from projects.settings import Settings
+from trainer.contract import CHECKPOINTS_FOLDER, DATA_FOLDER
 
 GIB = 2**30
 SCARCE = 2.0
-"""Times the floor: below it, ended runs keep nothing that is published."""
+"""The disk is scarce below this many times the floor."""
 ENOUGH = 1.25
-"""Times the floor that must be free before runs start again, so that they do not stop and start about one value."""
+"""Runs start again once this many times the floor is free, so that they do not stop and start around one value."""
 PAUSED = "the disk is nearly full; the run goes on once there is room"
 LOW_KINDS = ("disk.low", "disk.enough")
 
@@ -36,27 +40,27 @@ log = structlog.get_logger()
 
 
 def free_gib(settings: Settings) -> float:
-    """Free space in the home folder and in that of the runs, which may be a disk of its own, in GiB: the lesser."""
+    """Free space in GiB: the lesser of the home folder's disk and the runs' disk."""
     settings.runs_dir.mkdir(parents=True, exist_ok=True)
     return min(shutil.disk_usage(place).free for place in (settings.home, settings.runs_dir)) / GIB
 
 
 def is_low(settings: Settings) -> bool:
-    """Whether there is less room than a run may be left with."""
+    """Whether the free space is below the floor, so that runs pause."""
     return free_gib(settings) < settings.disk_floor_gib
 
 
 def admits(settings: Settings, db: Database) -> bool:
-    """Whether runs may start; that they may not, and that they may again, is told once in the lab's chain."""
+    """Whether runs may start. A change is recorded once in the lab's stream."""
     free = free_gib(settings)
     with db.read() as session:
-        low = said_low(session)
+        low = recorded_low(session)
     changed = free < settings.disk_floor_gib if not low else free >= settings.disk_floor_gib * ENOUGH
     if changed:
         with db.write() as session:
-            # Two schedulers may see it at once: the chain's own row lets one of them tell it.
+            # Two schedulers may see the change at once: the lock on the stream's row lets one of them record it.
             session.execute(select(Stream.key).where(Stream.key == record.LAB).with_for_update())
-            if said_low(session) == low:
+            if recorded_low(session) == low:
                 kind = LOW_KINDS[low]
                 record.append(
                     session, record.LAB, kind, by=None, free_gib=round(free, 2), floor_gib=settings.disk_floor_gib
@@ -65,28 +69,29 @@ def admits(settings: Settings, db: Database) -> bool:
     return not low
 
 
-def said_low(session: Session) -> bool:
-    """Whether no run starts for want of room: the last word of the lab's chain on the disk."""
+def recorded_low(session: Session) -> bool:
+    """Whether the last entry about the disk in the lab's stream says that no run starts for want of space."""
     last = session.scalars(
         select(Entry.kind)
-        .where(Entry.stream == record.LAB, Entry.kind.in_(LOW_KINDS))
-        .order_by(Entry.number.desc())
+        .where(Entry.stream == record.LAB, col(Entry.kind).in_(LOW_KINDS))
+        .order_by(col(Entry.number).desc())
         .limit(1)
     ).one_or_none()
     return last == LOW_KINDS[0]
 
 
 def tidy(settings: Settings, db: Database) -> int:
-    """Remove the folders of checkpoints that are not needed here; returns how many.
+    """Remove the folders of checkpoints that are not needed here; returns the number removed.
 
-    What goes is marked first, in a transaction that sees whoever needs it; a removal cut short is finished next time.
+    A checkpoint is marked before it is removed, in a transaction that sees all runs that need it. A removal that was
+    cut short is finished by the next call.
     """
     scarce = free_gib(settings) < settings.disk_floor_gib * SCARCE
     with db.read() as session:
         runs_found = sorted({run_id for run_id, _ in spare(session, keep=settings.keep_checkpoints, scarce=scarce)})
     for run_id in runs_found:
         with db.write() as session:
-            # Whoever is about to need a checkpoint of the run, such as a fork, holds its row until that is written.
+            # A transaction that creates a fork holds the row of the run until it commits.
             session.execute(select(Run.id).where(Run.id == run_id).with_for_update())
             for each, step in spare(session, keep=settings.keep_checkpoints, scarce=scarce):
                 if each == run_id:
@@ -104,7 +109,8 @@ def tidy(settings: Settings, db: Database) -> int:
 
 
 def spare(session: Session, *, keep: int, scarce: bool = False) -> Sequence[tuple[int, int]]:
-    """Run and step of each checkpoint that is published and not needed on this disk."""
+    """Run and step of each checkpoint that is published and not needed here; `keep` is the number of newest checkpoints
+    that a run needs."""
     later = aliased(Publication)
     child = aliased(Run)
     newer = (
@@ -112,47 +118,49 @@ def spare(session: Session, *, keep: int, scarce: bool = False) -> Sequence[tupl
         .where(later.run_id == Publication.run_id, later.step > Publication.step, later.disk == Disk.KEPT)
         .scalar_subquery()
     )
-    pinned = select(child.id).where(child.parent_id == Run.id, child.state.not_in(ENDED)).exists()
+    pinned = select(child.id).where(child.parent_id == Run.id, col(child.state).not_in(ENDED)).exists()
     needless = newer >= keep
     if scarce:
-        needless |= Run.state.in_(ENDED) | (newer >= 1)
+        needless |= col(Run.state).in_(ENDED) | (newer >= 1)
     rows = session.execute(
         select(Publication.run_id, Publication.step)
-        .join(Run, Run.id == Publication.run_id)
-        .where(Publication.url.is_not(None), Publication.disk == Disk.KEPT, ~pinned, needless)
-        .order_by(Publication.run_id, Publication.step)
+        .join(Run, col(Run.id) == Publication.run_id)
+        .where(col(Publication.url).is_not(None), Publication.disk == Disk.KEPT, ~pinned, needless)
+        .order_by(col(Publication.run_id), col(Publication.step))
     )
     return [(run_id, step) for run_id, step in rows]
 
 
 def _mark(session: Session, run_id: int, step: int, disk: Disk) -> None:
-    session.execute(update(Publication).where(Publication.run_id == run_id, Publication.step == step).values(disk=disk))
+    session.execute(
+        update(Publication).where(col(Publication.run_id) == run_id, col(Publication.step) == step).values(disk=disk)
+    )
 
 
 def _remove(settings: Settings, publication: Publication) -> None:
-    """Remove a checkpoint's folder, and what another attempt may have written for the same step."""
+    """Remove a checkpoint's folder, and the folders of the same step that other attempts of the run wrote."""
     run = settings.runs_dir / str(publication.run_id)
-    for folder in {Path(publication.folder), *run.glob(f"attempt-*/checkpoints/step{publication.step}")}:
-        if folder.is_relative_to(settings.runs_dir):  # nothing else is ours to remove
+    for folder in {Path(publication.folder), *run.glob(f"attempt-*/{CHECKPOINTS_FOLDER}/step{publication.step}")}:
+        if folder.is_relative_to(settings.runs_dir):  # a folder elsewhere is not the lab's to remove
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove_data(settings: Settings, db: Database) -> None:
-    """Remove what attempts that are over have prepared of their data, but for what the catalogue names."""
+    """Remove the data that attempts which are over had prepared, unless the catalogue names them."""
     found: dict[tuple[int, int], list[Path]] = {}
-    for folder in settings.runs_dir.glob("*/attempt-*/data"):
+    for folder in settings.runs_dir.glob(f"*/attempt-*/{DATA_FOLDER}"):
         _note(found, folder, folder.parents[1].name, folder.parent.name.removeprefix("attempt-"))
     for folder in settings.data_dir.glob("*/*-*"):
         _note(found, folder, *folder.name.split("-", 1))
     with db.read() as session:
         over = session.execute(
             select(Attempt.run_id, Attempt.token).where(
-                Attempt.run_id.in_({run_id for run_id, _ in found}),
-                (Attempt.state == AttemptState.ENDED)
-                | ((Attempt.state == AttemptState.LOST) & (Attempt.lease_until < utcnow())),
+                col(Attempt.run_id).in_({run_id for run_id, _ in found}),
+                (col(Attempt.state) == AttemptState.ENDED)
+                | ((col(Attempt.state) == AttemptState.LOST) & (col(Attempt.lease_until) < utcnow())),
             )
         ).all()
-        # Asked after the attempts: the transaction that ends one also enters what it has made.
+        # Read after the attempts: the transaction that ends an attempt also enters its data into the catalogue.
         named = {settings.data_dir / prepared for prepared in session.scalars(select(CatalogueEntry.prepared))}
     for run_id, token in over:
         for folder in found.get((run_id, token), ()):
@@ -161,6 +169,6 @@ def _remove_data(settings: Settings, db: Database) -> None:
 
 
 def _note(found: dict[tuple[int, int], list[Path]], folder: Path, run_id: str, token: str) -> None:
-    """Note a folder of an attempt, where it is one by its name."""
+    """Add a folder to those found, by run and attempt, if its name is that of an attempt."""
     if run_id.isdecimal() and token.isdecimal():
         found.setdefault((int(run_id), int(token)), []).append(folder)

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: one repository a run, one branch `step{N}` a checkpoint, `main` the newest one."""
+"""The Hugging Face Hub: a repository for each run, a branch `step{N}` for each checkpoint, the newest one on `main`."""
 
 import hashlib
 from pathlib import Path
@@ -8,39 +8,41 @@ from huggingface_hub import HfApi, RepoFile, constants, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError
 
 from projects.settings import Settings
+from trainer.contract import TRAINER_FOLDER
 
 TIMEOUT_SECONDS = 60.0
-NOT_PUBLISHED = "trainer"
 FAILURES = (HfHubHTTPError, httpx2.HTTPError, RuntimeError, OSError)
+"""What the client raises where the Hub refuses, is out of reach, or has not got all files."""
 
 
 class HubError(Exception):
-    """The Hub could not be reached, or it refused; trying again later may help."""
+    """The Hub was out of reach or refused; another try may succeed."""
 
 
 class Hub:
-    """Publishes folders, and checks what stands there afterwards."""
+    """Publishes folders, and verifies what the Hub then has."""
 
     def __init__(self, settings: Settings) -> None:
-        # A lost answer to a commit by Xet makes a second one. The variable of this name is read at the first import.
+        # With Xet, a commit whose answer is lost is made twice. The environment variable would be read at import only.
         constants.HF_HUB_DISABLE_XET = True
-        # The client's own default is to wait for ever for a server that has stalled.
+        # By default the client waits for ever for a server that has stalled.
         set_client_factory(lambda: httpx2.Client(timeout=TIMEOUT_SECONDS, follow_redirects=True))
         self.endpoint = settings.hub_endpoint.rstrip("/")
         self.api = HfApi(endpoint=self.endpoint, token=settings.hub_token.get_secret_value() or False)
 
     def publish(self, repo: str, branch: str, folder: Path, message: str, *, private: bool = False) -> str:
-        """Make branch `branch` of `repo` hold the folder's files; returns its address. Repeating it changes nothing.
+        """Upload the folder's files, but for the trainer's own, to branch `branch` of `repo`; returns the branch's
+        address.
 
-        A repository that is to be private is so before the first byte of the folder goes there; one that is private
-        already is opened by `show` only. Raises HubError.
+        A second call changes nothing. With `private` the repository is private before the first file goes there;
+        without it a private repository stays private, as only `show` opens it. Raises HubError.
         """
         try:
             self.api.create_repo(repo, private=private, exist_ok=True)
             if private and not self.api.repo_info(repo).private:
                 self.show(repo, private=True)
             if branch not in {each.name for each in self.api.list_repo_refs(repo).branches}:
-                # From the first commit, which holds nothing yet: `main` holds the weights of an earlier step.
+                # From the first commit, which has no files: `main` has the weights of an earlier step.
                 empty = self.api.list_repo_commits(repo)[-1].commit_id
                 self.api.create_branch(repo, branch=branch, revision=empty, exist_ok=True)
             self.api.upload_folder(
@@ -48,7 +50,7 @@ class Hub:
                 folder_path=folder,
                 revision=branch,
                 commit_message=message,
-                ignore_patterns=[f"{NOT_PUBLISHED}/**"],
+                ignore_patterns=[f"{TRAINER_FOLDER}/**"],
             )
             self._verify(repo, branch, folder)
         except FAILURES as error:
@@ -56,7 +58,7 @@ class Hub:
         return f"{self.endpoint}/{repo}/tree/{branch}"
 
     def show(self, repo: str, *, private: bool) -> str:
-        """Open a repository to everyone, or close it; returns its address. Raises HubError."""
+        """Make a repository public or private; returns its address. Raises HubError."""
         try:
             self.api.update_repo_settings(repo, private=private)
             if self.api.repo_info(repo).private != private:
@@ -66,11 +68,11 @@ class Hub:
         return f"{self.endpoint}/{repo}"
 
     def _verify(self, repo: str, branch: str, folder: Path) -> None:
-        """Raise RuntimeError unless each published file of the folder stands on the branch with its own hash."""
+        """Raise RuntimeError unless the branch has every published file of the folder with the same hash."""
         there = {item.path: item for item in self.api.list_repo_tree(repo, revision=branch, recursive=True)}
         for path in sorted(folder.rglob("*")):
             name = path.relative_to(folder).as_posix()
-            if path.is_dir() or name.startswith(f"{NOT_PUBLISHED}/"):
+            if path.is_dir() or name.startswith(f"{TRAINER_FOLDER}/"):
                 continue
             found = there.get(name)
             if not isinstance(found, RepoFile) or not _same(found, path):
@@ -78,7 +80,8 @@ class Hub:
 
 
 def _same(found: RepoFile, path: Path) -> bool:
-    """Whether the Hub's file is this one: by sha256 where it is kept in LFS, else by git's blob id."""
+    """Whether the Hub's file equals the file at `path`, by its SHA-256 where the Hub keeps it in LFS, else by git's
+    blob id."""
     with path.open("rb") as file:
         if found.lfs is not None:
             return bool(found.lfs.sha256 == hashlib.file_digest(file, "sha256").hexdigest())

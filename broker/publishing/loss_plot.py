@@ -1,4 +1,4 @@
-"""The loss curve on a model card. Only what publishes imports this, and with it matplotlib."""
+"""The plot of the loss on a model card. It imports matplotlib, so `model_card` imports it only to draw."""
 
 import io
 from collections.abc import Sequence
@@ -7,13 +7,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-BLUE = "#0072B2"  # of Okabe and Ito's palette, which nobody's eyes confuse
+BLUE = "#0072B2"  # of Okabe and Ito's palette, which is safe for the colour-blind
 
 
 def draw(tokens: Sequence[int], losses: Sequence[float]) -> bytes:
-    """A PNG of 1000 × 600 pixels: `losses` in nats per token over the training `tokens` seen.
+    """A PNG of 1000 × 600 pixels with `losses` in nats per token over the training `tokens` seen, lists of one length.
 
-    The same values give the same bytes, so that a second try to publish sends what the first one did.
+    The same values give the same bytes, so that publishing again changes nothing on the Hub.
     """
     figure = Figure(figsize=(5, 3), dpi=200, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)

@@ -1,4 +1,5 @@
-"""Publishing: the checkpoints of a run go to the Hub in order, each on a lease, until they are verified there."""
+"""Publishing a run's checkpoints to the Hub, in the order of steps, each under a lease until the Hub has verified
+it."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -8,9 +9,10 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import structlog
-from sqlalchemy import false, func, or_, select, update
+from sqlalchemy import false, func, or_, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 from broker import publications
 from broker.publications import Disk, Publication, Repository
@@ -20,23 +22,25 @@ from broker.publishing.model_card import write_card
 from broker.runs import runs
 from broker.runs.runs import DELAYED_AFTER, ENDED, Run
 from projects import lifecycle
-from projects.db.database import Database, utcnow
+from projects.db.columns import utcnow
+from projects.db.database import Database
 from projects.settings import Settings
 
 LONGEST_BACKOFF_SECONDS = 600.0
 UNREADABLE = (ValueError, FileNotFoundError, NotADirectoryError)
-"""What a folder is to blame for, and no full disk nor the Hub."""
+"""Errors that come from the checkpoint's folder, not from a full disk or the Hub."""
 LOST_AFTER = 12
-"""Tries, most of an hour in all, that meet with the same such error."""
-SHOWING = -1
-"""Stands for a step where what waits is that a repository be opened or closed."""
+"""A checkpoint is given up after so many tries, most of an hour, with one and the same of these errors."""
+VISIBILITY = -1
+"""In the place of a step: the repository itself is to be made public or private."""
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
 class Claimed:
-    """A checkpoint that this publisher has leased; `lease` is its fencing token."""
+    """A checkpoint that this publisher has leased. `lease` is its fencing token; `first` and `final` tell whether it is
+    the first published one and the last one of its run."""
 
     run_id: int
     step: int
@@ -49,31 +53,29 @@ class Claimed:
 
 
 def waiting(session: Session) -> Sequence[tuple[int, int]]:
-    """Runs and the step of their next checkpoint, where nobody holds it and its time has come.
-
-    SHOWING instead of a step: the run's repository is to be opened or closed.
-    """
+    """Runs with something to publish now: the step of the next checkpoint that no publisher has leased, or VISIBILITY
+    where the run's repository is to be made public or private."""
     upcoming = (
-        select(Publication.run_id, func.min(Publication.step).label("step"))
+        select(Publication.run_id, func.min(col(Publication.step)).label("step"))
         .where(publications.unpublished())
-        .group_by(Publication.run_id)
+        .group_by(col(Publication.run_id))
         .subquery()
     )
     rows = session.execute(
         select(Publication.run_id, Publication.step)
-        .join(upcoming, (Publication.run_id == upcoming.c.run_id) & (Publication.step == upcoming.c.step))
+        .join(upcoming, (col(Publication.run_id) == upcoming.c.run_id) & (col(Publication.step) == upcoming.c.step))
         .where(
-            or_(Publication.lease_until.is_(None), Publication.lease_until < utcnow()),
+            or_(col(Publication.lease_until).is_(None), col(Publication.lease_until) < utcnow()),
             Publication.not_before <= utcnow(),
         )
     )
-    found = dict.fromkeys(_misplaced(session), SHOWING)
+    found = dict.fromkeys(_misplaced(session), VISIBILITY)
     found.update((run_id, step) for run_id, step in rows)
     return sorted(found.items())
 
 
 def publish_waiting(settings: Settings, db: Database, run_id: int) -> None:
-    """Publish what waits of a run, in the order of steps; stops at the first that cannot be published now."""
+    """Publish a run's waiting checkpoints in the order of steps, up to the first that cannot be published now."""
     hub = Hub(settings)
     while True:
         show_as_decided(settings, db, hub, run_id)
@@ -84,7 +86,7 @@ def publish_waiting(settings: Settings, db: Database, run_id: int) -> None:
         try:
             with _renewing(settings, db, claimed):
                 url = _upload(settings, db, hub, claimed)
-        except (HubError, OSError, ValueError) as error:  # the Hub refuses, or the folder is not as it should be
+        except (HubError, OSError, ValueError) as error:  # the Hub, or the folder
             log.warning("not published yet", run=run_id, step=claimed.step, error=str(error))
             with db.write() as session:
                 fail(
@@ -101,7 +103,7 @@ def publish_waiting(settings: Settings, db: Database, run_id: int) -> None:
 
 
 def show_as_decided(settings: Settings, db: Database, hub: Hub, run_id: int) -> None:
-    """Open the run's repository once reviewers have released it, or close it where its project holds back now."""
+    """Make the run's repository public where reviewers have released it, private where its project is held now."""
     with db.read() as session:
         due = run_id in _misplaced(session)
         repository = session.get(Repository, run_id)
@@ -114,7 +116,7 @@ def show_as_decided(settings: Settings, db: Database, hub: Hub, run_id: int) -> 
         with db.write() as session:
             session.execute(
                 update(Repository)
-                .where(Repository.run_id == run_id)
+                .where(col(Repository.run_id) == run_id)
                 .values(
                     tries=repository.tries + 1,
                     not_before=_later(repository.tries, settings.publish_retry_seconds),
@@ -126,12 +128,12 @@ def show_as_decided(settings: Settings, db: Database, hub: Hub, run_id: int) -> 
 
 
 def _shown(session: Session, run_id: int, url: str, *, private: bool) -> None:
-    """Note that a repository is open or closed now, and tell it once."""
+    """Store whether a repository is private now, and record a change once."""
     changed = session.execute(
         update(Repository)
-        .where(Repository.run_id == run_id, Repository.private != private)
+        .where(col(Repository.run_id) == run_id, col(Repository.private) != private)
         .values(private=private, tries=0)
-        .returning(Repository.run_id)
+        .returning(col(Repository.run_id))
     ).one_or_none()
     if changed is not None:
         kind = "checkpoints.withheld" if private else "checkpoints.released"
@@ -140,34 +142,34 @@ def _shown(session: Session, run_id: int, url: str, *, private: bool) -> None:
 
 
 def _misplaced(session: Session) -> Sequence[int]:
-    """The runs whose repository is private though its project releases openly, or public though it holds back.
+    """The runs whose repository is private though the project is released, or public though the project is held.
 
-    One that an upload is under way to is opened after it: what was claimed as private closes what it finds open.
+    A repository with an upload under way is made public after it: an upload that began as private makes it private.
     """
     held = publications.held(session)
-    wanted = Run.project_id.in_(held) if held else false()
+    wanted = col(Run.project_id).in_(held) if held else false()
     uploading = select(Publication.run_id).where(
-        Publication.run_id == Repository.run_id, Publication.url.is_(None), Publication.lease_until > utcnow()
+        Publication.run_id == Repository.run_id, col(Publication.url).is_(None), col(Publication.lease_until) > utcnow()
     )
     return session.scalars(
         select(Repository.run_id)
-        .join(Run, Run.id == Repository.run_id)
+        .join(Run, col(Run.id) == Repository.run_id)
         .where(
             Repository.private != wanted,
             Repository.not_before <= utcnow(),
-            ~(Repository.private & uploading.exists()),
+            ~(col(Repository.private) & uploading.exists()),
         )
     ).all()
 
 
 def claim(session: Session, run_id: int, settings: Settings) -> Claimed | None:
-    """Lease the run's next checkpoint; None where there is none, or another publisher is at this run."""
+    """Lease the run's next checkpoint; None where there is none or another publisher has leased it."""
     run = runs.load(session, run_id)
     session.refresh(run, with_for_update=True)
     upcoming = session.scalars(
         select(Publication)
         .where(Publication.run_id == run_id, publications.unpublished())
-        .order_by(Publication.step)
+        .order_by(col(Publication.step))
         .limit(1)
     ).one_or_none()
     if upcoming is None or upcoming.not_before > utcnow():
@@ -199,7 +201,7 @@ def claim(session: Session, run_id: int, settings: Settings) -> Claimed | None:
 
 
 def finish(session: Session, claimed: Claimed, url: str) -> None:
-    """Note a verified publication, and tell it; only `_came_late` where the lease has gone to another."""
+    """Store and record that a checkpoint was published and verified, unless another publisher has the lease now."""
     done = _guarded(session, claimed, url=url, lease_until=None, error="")
     if not done:
         _came_late(session, claimed)
@@ -218,9 +220,11 @@ def finish(session: Session, claimed: Claimed, url: str) -> None:
 
 
 def fail(session: Session, claimed: Claimed, error: str, *, pause_seconds: float, unreadable: bool = False) -> None:
-    """Give the lease back and try again later, ever less often; that it keeps failing is told once.
+    """Return the lease and schedule another try, after a pause that doubles each time. Repeated failure is recorded
+    once.
 
-    A folder that stays `unreadable` is given up as lost, and told of, so that the checkpoints after it can go.
+    A checkpoint whose folder stays `unreadable` is given up as lost, which is recorded too, so that the checkpoints
+    after it can be published.
     """
     publication = session.get_one(Publication, (claimed.run_id, claimed.step))
     anew = unreadable and publication.error != error[:500]
@@ -244,13 +248,14 @@ def fail(session: Session, claimed: Claimed, error: str, *, pause_seconds: float
 
 
 def _came_late(session: Session, claimed: Claimed) -> None:
-    """Let a repository that was opened meanwhile be looked at again: this upload may have closed it."""
+    """Store that the repository may be private: this upload, whose lease another publisher has now, may have made it
+    so."""
     if claimed.private:
-        session.execute(update(Repository).where(Repository.run_id == claimed.run_id).values(private=True))
+        session.execute(update(Repository).where(col(Repository.run_id) == claimed.run_id).values(private=True))
 
 
 def _later(tries: int, pause_seconds: float) -> datetime:
-    """When to try again after so many tries before this one."""
+    """The time of the next try after `tries` earlier ones."""
     return utcnow() + timedelta(seconds=min(pause_seconds * 2 ** min(tries, 20), LONGEST_BACKOFF_SECONDS))
 
 
@@ -265,7 +270,7 @@ def _upload(settings: Settings, db: Database, hub: Hub, claimed: Claimed) -> str
 
 @contextmanager
 def _renewing(settings: Settings, db: Database, claimed: Claimed) -> Iterator[None]:
-    """Renew the lease in a thread while the upload takes its time."""
+    """Renew the lease in a thread during the upload."""
     over = threading.Event()
 
     def renew() -> None:
@@ -287,15 +292,16 @@ def _renewing(settings: Settings, db: Database, claimed: Claimed) -> Iterator[No
 
 
 def _guarded(session: Session, claimed: Claimed, **values: object) -> bool:
+    """Write values to the claimed publication; False where its lease is no longer this publisher's."""
     written = session.execute(
         update(Publication)
         .where(
-            Publication.run_id == claimed.run_id,
-            Publication.step == claimed.step,
-            Publication.lease == claimed.lease,
-            Publication.url.is_(None),
+            col(Publication.run_id) == claimed.run_id,
+            col(Publication.step) == claimed.step,
+            col(Publication.lease) == claimed.lease,
+            col(Publication.url).is_(None),
         )
         .values(**values)
-        .returning(Publication.step)
+        .returning(col(Publication.step))
     ).one_or_none()
     return written is not None

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import func, select
+from sqlalchemy import func
 from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 from broker.allocations import pools
 from broker.allocations.allocations import Allocation
@@ -47,7 +48,7 @@ class ProjectUse:
 def status(session: Session) -> Sequence[PoolStatus]:
     """Every pool, by name."""
     state = snapshot.load(session)
-    sizes = select(Run.id, Run.gpus).where(Run.id.in_([held.run_id for held in state.held]))
+    sizes = select(Run.id, Run.gpus).where(col(Run.id).in_([held.run_id for held in state.held]))
     gpus = {row.id: row.gpus for row in session.execute(sizes)}
     listed = []
     for pool in pools.every(session):
@@ -72,19 +73,19 @@ def usage(session: Session, pool: str | None = None, *, limit: int = 12) -> Sequ
     """The projects that were granted something, of one pool or of all, those that spent most first."""
     state = snapshot.load(session)
     standings = fairshare.standings(state.usage, dict.fromkeys(state.usage, 1.0))
-    spent = func.sum(Balance.spent)
+    spent = func.sum(col(Balance.spent))
     query = (
-        select(Project.id, Project.title, func.sum(Balance.granted), spent)
-        .join(Allocation, Allocation.project_id == Project.id)
-        .join(Balance, Balance.allocation_id == Allocation.id)
-        .where(Project.hidden.is_(False), Balance.granted > 0)
-        .group_by(Project.id, Project.title)
-        .order_by(spent.desc(), Project.id)
+        select(Project.id, Project.title, func.sum(col(Balance.granted)), spent)
+        .join(Allocation, col(Allocation.project_id) == Project.id)
+        .join(Balance, col(Balance.allocation_id) == Allocation.id)
+        .where(col(Project.hidden).is_(False), Balance.granted > 0)
+        .group_by(col(Project.id), col(Project.title))
+        .order_by(spent.desc(), col(Project.id))
         .limit(limit)
     )
     if pool is not None:
         pools.named(session, pool)
-        query = query.join(Pool, Pool.id == Allocation.pool_id).where(Pool.name == pool)
+        query = query.join(Pool, col(Pool.id) == Allocation.pool_id).where(Pool.name == pool)
     return [
         ProjectUse(project_id, title, int(granted), int(used), lately.used if lately else 0.0)
         for project_id, title, granted, used in session.execute(query)

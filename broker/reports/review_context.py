@@ -4,8 +4,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import func, select
+from sqlalchemy import func
 from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 from broker.allocations import allocations, ledger, pools, tiers
 from broker.allocations.allocations import Allocation
@@ -14,7 +15,7 @@ from broker.allocations.pools import Grant
 from broker.reviews import changes
 from broker.scheduling import fairshare, usage
 from broker.scheduling.fairshare import Standing
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.record import record
 from projects.record.record import Entry, Payload
 
@@ -66,11 +67,11 @@ def _of(session: Session, allocation: Allocation, seconds: int, size: int, remar
     grants, spent, reserved = session.execute(
         select(
             func.count(),
-            func.coalesce(func.sum(Balance.spent), 0),
-            func.coalesce(func.sum(Balance.reserved), 0),
+            func.coalesce(func.sum(col(Balance.spent)), 0),
+            func.coalesce(func.sum(col(Balance.reserved)), 0),
         )
         .select_from(Balance)
-        .join(Allocation, Allocation.id == Balance.allocation_id)
+        .join(Allocation, col(Allocation.id) == Balance.allocation_id)
         .where(Allocation.project_id == project_id)
     ).one()
     used = usage.of_ended(session, utcnow())
@@ -98,13 +99,13 @@ def _available(session: Session, allocation: Allocation) -> int:
 def _remarks(session: Session, allocation: Allocation) -> Sequence[Remark]:
     """What was asked and answered about the request, the oldest first, without what was blanked."""
     bodies = session.execute(
-        select(Entry.kind, Payload.body)
-        .join(Payload, Payload.entry_id == Entry.id)
+        select(Entry.kind, col(Payload.body))
+        .join(Payload, col(Payload.entry_id) == Entry.id)
         .where(
-            Entry.kind.in_(("allocation.asked", "allocation.answered")),
+            col(Entry.kind).in_(("allocation.asked", "allocation.answered")),
             Entry.stream == record.project_stream(allocation.project_id),
         )
-        .order_by(Entry.number)
+        .order_by(col(Entry.number))
     )
     told = [(kind, json.loads(body)) for kind, body in bodies if body is not None]
     return [

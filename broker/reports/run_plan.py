@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import ForeignKey, select
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy.orm import Session
+from sqlmodel import Field, select
 
 from broker.reports import why
 from broker.reports.why import Why
@@ -12,14 +12,14 @@ from broker.runs import launching
 from broker.runs.launching import Order, Quote, Receipt
 from broker.runs.runs import Run
 from projects import lifecycle, limits, people
-from projects.db.database import Base, utcnow
+from projects.db.columns import Base, foreign_key, integer, row_id, timestamp, utcnow
 from projects.errors import ConflictError, ForbiddenError, NotFoundError
 from projects.people import Actor
 
 GOOD_FOR = timedelta(hours=1)
 
 
-class LaunchDraft(Base):
+class LaunchDraft(Base, table=True):
     """An order as typed, under the request id that its run is to have; the allocation is the one it was priced on.
 
     None is ever deleted: a button that is still about must not come to mean another one.
@@ -27,20 +27,20 @@ class LaunchDraft(Base):
 
     __tablename__ = "launch_drafts"
 
-    id: Mapped[int] = mapped_column(primary_key=True)
-    request_id: Mapped[str] = mapped_column(unique=True)
-    person_id: Mapped[int] = mapped_column(ForeignKey("people.id"))
-    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"))
-    allocation_id: Mapped[int] = mapped_column(ForeignKey("allocations.id"))
-    recipe: Mapped[str]
-    dataset: Mapped[str]
-    overrides: Mapped[str]
-    time_limit: Mapped[str]
-    gpus: Mapped[int]
-    parent_id: Mapped[int | None] = mapped_column(ForeignKey("runs.id"))
-    fork_step: Mapped[int | None]
-    discarded: Mapped[bool] = mapped_column(default=False)
-    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+    id: int = row_id()
+    request_id: str = Field(unique=True)
+    person_id: int = foreign_key("people.id")
+    project_id: int = foreign_key("projects.id")
+    allocation_id: int = foreign_key("allocations.id")
+    recipe: str
+    dataset: str
+    overrides: str
+    time_limit: str
+    gpus: int = integer()
+    parent_id: int | None = foreign_key("runs.id", default=None)
+    fork_step: int | None = integer(default=None)
+    discarded: bool = False
+    created_at: datetime = timestamp(default=utcnow)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ Told from the same plan of the same state that the scheduler decides by.
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 from broker.allocations import ledger, pools
 from broker.allocations.ledger import in_hours
@@ -114,12 +114,12 @@ class _Told:
 
     def __init__(self, session: Session, state: QueueState) -> None:
         self.state = state
-        self.low = disk.said_low(session)
+        self.low = disk.recorded_low(session)
         self.plan: Plan = backfill.plan(state)
         self.pools = {pool.id: pool for pool in state.pools}
         waiting = {run.project_id for run in state.waiting}
         self.standings = fairshare.standings(state.usage, dict.fromkeys(waiting | set(state.usage), 1.0))
-        projects = session.scalars(select(Project).where(Project.id.in_(waiting)))
+        projects = session.scalars(select(Project).where(col(Project.id).in_(waiting)))
         self.titles = {project.id: _called(project) for project in projects}
 
     def of(self, placement: Placement) -> Why:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import ForeignKey, select, update
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy import update
+from sqlalchemy.orm import Session
+from sqlmodel import Field, col, select
 
 from broker.allocations import allocations, ledger, tiers
 from broker.allocations.allocations import Allocation, parse_day, parse_hours
@@ -15,7 +16,7 @@ from broker.allocations.ledger import in_hours
 from broker.allocations.pools import Grant
 from broker.reviews import reviews
 from projects import limits, people, text
-from projects.db.database import WORDS, Base, utcnow
+from projects.db.columns import foreign_key, integer, row_id, timestamp, utcnow, words
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.lifecycle import Project, Stage
 from projects.limits import Kind
@@ -31,22 +32,22 @@ class ChangeState(StrEnum):
     WITHDRAWN = "withdrawn"
 
 
-class AllocationChange(Endorsable, Base):
+class AllocationChange(Endorsable, table=True):
     """A request for `seconds` more (0: none) and for another end (None: the same) of an allocation."""
 
     __tablename__ = "allocation_changes"
 
-    id: Mapped[int] = mapped_column(primary_key=True)
-    request_id: Mapped[str] = mapped_column(unique=True)
-    allocation_id: Mapped[int] = mapped_column(ForeignKey("allocations.id"), index=True)
-    requested_by: Mapped[int] = mapped_column(ForeignKey("people.id"))
-    seconds: Mapped[int]
-    until: Mapped[datetime | None]
-    justification: Mapped[str] = mapped_column(info=WORDS)
-    state: Mapped[str] = mapped_column(default=ChangeState.REQUESTED)
-    decided_by: Mapped[int | None] = mapped_column(ForeignKey("people.id"))
-    reason: Mapped[str] = mapped_column(default="", info=WORDS)
-    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+    id: int = row_id()
+    request_id: str = Field(unique=True)
+    allocation_id: int = foreign_key("allocations.id", index=True)
+    requested_by: int = foreign_key("people.id")
+    seconds: int = integer()
+    until: datetime | None = timestamp(default=None)
+    justification: str = words()
+    state: str = ChangeState.REQUESTED
+    decided_by: int | None = foreign_key("people.id", default=None)
+    reason: str = words(default="")
+    created_at: datetime = timestamp(default=utcnow)
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,7 @@ def of_allocation(session: Session, allocation_id: int) -> Sequence[ChangeView]:
     rows = session.scalars(
         select(AllocationChange.id)
         .where(AllocationChange.allocation_id == allocation_id)
-        .order_by(AllocationChange.id.desc())
+        .order_by(col(AllocationChange.id).desc())
     )
     return [view(session, change_id) for change_id in rows]
 
@@ -246,9 +247,9 @@ def of_project(session: Session, project_id: int) -> Sequence[ChangeView]:
     """The changes asked for of any allocation of the project, the newest first."""
     rows = session.scalars(
         select(AllocationChange.id)
-        .join(Allocation, Allocation.id == AllocationChange.allocation_id)
+        .join(Allocation, col(Allocation.id) == AllocationChange.allocation_id)
         .where(Allocation.project_id == project_id)
-        .order_by(AllocationChange.id.desc())
+        .order_by(col(AllocationChange.id).desc())
     )
     return [view(session, change_id) for change_id in rows]
 
@@ -293,9 +294,9 @@ def _move(session: Session, change: AllocationChange, to: ChangeState, by: Perso
     session.flush()
     moved = session.execute(
         update(AllocationChange)
-        .where(AllocationChange.id == change.id, AllocationChange.state == ChangeState.REQUESTED)
+        .where(col(AllocationChange.id) == change.id, col(AllocationChange.state) == ChangeState.REQUESTED)
         .values(state=to, decided_by=None if by is None else by.id, reason=reason)
-        .returning(AllocationChange.id)
+        .returning(col(AllocationChange.id))
     ).one_or_none()
     if moved is None:
         raise ConflictError(f"The request {change.id} for a change is {change.state} and cannot become {to}.")

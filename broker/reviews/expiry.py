@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence, Set
 from contextlib import suppress
 from datetime import datetime, timedelta
 
-from sqlalchemy import ForeignKey, select
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy.orm import Session
+from sqlmodel import Field, col, select
 
 from broker.allocations import allocations, ledger
 from broker.allocations.allocations import LIVE, Allocation, AllocationState
@@ -20,7 +20,8 @@ from broker.reviews.changes import AllocationChange, ChangeState
 from broker.runs import control
 from broker.runs.runs import Run
 from projects import lifecycle
-from projects.db.database import Base, Database, utcnow
+from projects.db.columns import Base, foreign_key, timestamp, utcnow
+from projects.db.database import Database
 from projects.errors import ConflictError
 from projects.lifecycle import Project
 
@@ -30,15 +31,15 @@ PERCENTS = (80, 95)
 Mark = tuple[str, str]
 
 
-class AllocationWarning(Base):
+class AllocationWarning(Base, table=True):
     """That a mark has been passed: so many days before which end (`about`), or so much of how many GPU-seconds."""
 
     __tablename__ = "allocation_warnings"
 
-    allocation_id: Mapped[int] = mapped_column(ForeignKey("allocations.id"), primary_key=True)
-    mark: Mapped[str] = mapped_column(primary_key=True)
-    about: Mapped[str] = mapped_column(primary_key=True)
-    at: Mapped[datetime] = mapped_column(default=utcnow)
+    allocation_id: int = foreign_key("allocations.id", primary_key=True)
+    mark: str = Field(primary_key=True)
+    about: str = Field(primary_key=True)
+    at: datetime = timestamp(default=utcnow)
 
 
 def tend(db: Database, now: datetime) -> None:
@@ -57,11 +58,11 @@ def tend(db: Database, now: datetime) -> None:
 
 def unsettled(session: Session) -> Sequence[int]:
     """The projects that are over and still have allocations, open requests or runs; only reads."""
-    has = Allocation.state.in_((AllocationState.REQUESTED, *LIVE))
+    has = col(Allocation.state).in_((AllocationState.REQUESTED, *LIVE))
     allocated = select(Allocation.id).where(Allocation.project_id == Project.id, has).exists()
     running = select(Run.id).where(Run.project_id == Project.id, control.cancellable()).exists()
-    query = select(Project.id).where(Project.stage.in_(lifecycle.ENDED), allocated | running)
-    return session.scalars(query.order_by(Project.id)).all()
+    query = select(Project.id).where(col(Project.stage).in_(lifecycle.ENDED), allocated | running)
+    return session.scalars(query.order_by(col(Project.id))).all()
 
 
 def wind_up(session: Session, project_id: int) -> None:
@@ -70,9 +71,9 @@ def wind_up(session: Session, project_id: int) -> None:
     What no run has reserved returns to the grant at once, the rest as soon as the runs have stopped.
     """
     why = f"its project is {session.get_one(Project, project_id).stage}"
-    ids = select(Allocation.id).where(Allocation.project_id == project_id).order_by(Allocation.id)
+    ids = select(Allocation.id).where(Allocation.project_id == project_id).order_by(col(Allocation.id))
     found = [allocations.lock(session, allocation_id) for allocation_id in session.scalars(ids).all()]
-    control.hold(session, Run.project_id == project_id)
+    control.hold(session, col(Run.project_id) == project_id)
     for allocation in found:
         if allocation.state == AllocationState.REQUESTED:
             allocations.move(session, allocation, AllocationState.WITHDRAWN, reason=why, decided_at=utcnow())
@@ -86,24 +87,26 @@ def wind_up(session: Session, project_id: int) -> None:
 def due(session: Session, now: datetime) -> list[int]:
     """The allocations on which something is to be done; only reads."""
     warned: defaultdict[int, set[Mark]] = defaultdict(set)
-    live = Allocation.state.in_(LIVE)
-    marks = select(AllocationWarning).join(Allocation, Allocation.id == AllocationWarning.allocation_id).where(live)
+    live = col(Allocation.state).in_(LIVE)
+    marks = (
+        select(AllocationWarning).join(Allocation, col(Allocation.id) == AllocationWarning.allocation_id).where(live)
+    )
     for row in session.scalars(marks):
         warned[row.allocation_id].add((row.mark, row.about))
-    left_over = Balance.granted - Balance.reserved - Balance.spent > 0
+    left_over = col(Balance.granted) - Balance.reserved - Balance.spent > 0
     rows = session.execute(
         select(Allocation, Balance)
-        .join(Balance, Balance.allocation_id == Allocation.id)
+        .join(Balance, col(Balance.allocation_id) == Allocation.id)
         .where(live | left_over)
-        .order_by(Allocation.id)
+        .order_by(col(Allocation.id))
     )
     found = {
         allocation.id
         for allocation, balance in rows
         if _is_due(allocation, balance, now) or _passed(allocation, balance, now) - warned[allocation.id]
     }
-    asked = AllocationChange.state == ChangeState.REQUESTED
-    outlived = select(Allocation.id).join(AllocationChange, AllocationChange.allocation_id == Allocation.id)
+    asked = col(AllocationChange.state) == ChangeState.REQUESTED
+    outlived = select(Allocation.id).join(AllocationChange, col(AllocationChange.allocation_id) == Allocation.id)
     return sorted(found | set(session.scalars(outlived.where(asked, ~live))))
 
 
@@ -114,7 +117,7 @@ def tend_one(session: Session, allocation_id: int, now: datetime) -> None:
         _collect(session, allocation)
         return
     if allocation.until <= now:
-        control.hold(session, Run.allocation_id == allocation_id)
+        control.hold(session, col(Run.allocation_id) == allocation_id)
         returned = allocations.close(session, allocation, AllocationState.EXPIRED)
         allocations.tell(session, allocation, "allocation.expired", returned=returned)
         control.stop_all(session, allocation_id, "its allocation has ended")

@@ -6,8 +6,9 @@ Throughout, `actor` None is the operator.
 import re
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import func, select
+from sqlalchemy import func
 from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 from broker.allocations import pools
 from broker.allocations.allocations import LIVE, Allocation, parse_hours
@@ -16,7 +17,7 @@ from broker.allocations.pools import HEAVIEST, MOST_GPUS, Grant, GrantMovement, 
 from broker.runs import attempts
 from broker.runs.runs import ACTIVE, Run
 from projects import people, rights, text
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor
 from projects.record import record
@@ -62,8 +63,8 @@ def change_pool(
     weight = _weight(price_weight) if price_weight.strip() else pool.price_weight
     if (count, weight) == (pool.gpus, pool.price_weight):
         raise ConflictError(f"The pool “{name}” is so already: {count} GPUs, and a price weight of {weight:g}.")
-    open_run = (Run.pool_id == pool.id) & Run.state.in_(ACTIVE)
-    largest = session.scalar(select(func.max(Run.gpus)).where(open_run)) or 0
+    open_run = (col(Run.pool_id) == pool.id) & col(Run.state).in_(ACTIVE)
+    largest = session.scalar(select(func.max(col(Run.gpus))).where(open_run)) or 0
     if count < largest:
         raise ConflictError(
             f"A run on “{name}” has or waits for {largest} GPUs; leave it as many, or cancel that first."
@@ -111,8 +112,8 @@ def change_grant(
         raise ConflictError(f"Nothing would change: give more GPU-hours, or another end than {grant.until:%Y-%m-%d}.")
     if ends <= utcnow():
         raise InvalidError(f"A grant ends in the future; {ends:%Y-%m-%d} has passed.")
-    drawn = (Allocation.grant_id == grant_id) & Allocation.state.in_(LIVE)
-    last = session.scalar(select(func.max(Allocation.until)).where(drawn))
+    drawn = (col(Allocation.grant_id) == grant_id) & col(Allocation.state).in_(LIVE)
+    last = session.scalar(select(func.max(col(Allocation.until))).where(drawn))
     if last is not None and ends < min(last, grant.until):
         raise ConflictError(f"Allocations that draw on this grant go on until {last:%Y-%m-%d}; it cannot end before.")
     grant.until = ends
@@ -128,7 +129,7 @@ def change_grant(
 
 def spent_by_grant(session: Session) -> Mapping[int, int]:
     """GPU-seconds that runs have spent of each grant."""
-    rows = session.execute(select(Balance.grant_id, func.sum(Balance.spent)).group_by(Balance.grant_id))
+    rows = session.execute(select(col(Balance.grant_id), func.sum(col(Balance.spent))).group_by(col(Balance.grant_id)))
     return {grant_id: int(spent) for grant_id, spent in rows if grant_id is not None}
 
 
@@ -136,11 +137,11 @@ def sponsors(session: Session, project_id: int) -> Sequence[str]:
     """Who gave what runs of the project have spent, by name."""
     return session.scalars(
         select(Grant.sponsor)
-        .join(Balance, Balance.grant_id == Grant.id)
-        .join(Allocation, Allocation.id == Balance.allocation_id)
+        .join(Balance, col(Balance.grant_id) == Grant.id)
+        .join(Allocation, col(Allocation.id) == Balance.allocation_id)
         .where(Allocation.project_id == project_id, Balance.spent > 0)
         .distinct()
-        .order_by(Grant.sponsor)
+        .order_by(col(Grant.sponsor))
     ).all()
 
 

@@ -5,6 +5,7 @@ endorsement, and a second reviewer grants at most the lesser of both. A refusal 
 """
 
 from sqlalchemy.orm import Session
+from sqlmodel import col
 
 from broker.allocations import allocations, ledger
 from broker.allocations.allocations import LIVE, Allocation, AllocationState, parse_hours
@@ -14,7 +15,7 @@ from broker.allocations.pools import Pool
 from broker.runs import control
 from broker.runs.runs import Run
 from projects import lifecycle, people, rights, text
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.errors import ConflictError, ForbiddenError, InvalidError
 from projects.lifecycle import Project
 from projects.people import Actor, Person
@@ -84,7 +85,7 @@ def _renew(session: Session, earlier: Allocation, later: Allocation) -> None:
     """End the allocation that another succeeds, unless it has ended by itself meanwhile; its runs go on with that."""
     if earlier.state not in LIVE:
         return
-    control.hold(session, Run.allocation_id == earlier.id)
+    control.hold(session, col(Run.allocation_id) == earlier.id)
     carried = control.carry_over(session, earlier, later)
     returned = allocations.close(session, earlier, AllocationState.RENEWED)
     allocations.tell(session, earlier, "allocation.renewed", successor=later.id, returned=returned, runs=list(carried))
@@ -142,7 +143,7 @@ def revoke(session: Session, actor: Actor, allocation_id: int, *, reason: str) -
     because = text.prose("The reason", reason, most=text.USUAL)
     reviewer = people.ensure(session, actor)
     decided = {"decided_by": reviewer.id, "reason": because}
-    control.hold(session, Run.allocation_id == allocation_id)
+    control.hold(session, col(Run.allocation_id) == allocation_id)
     returned = allocations.close(session, allocation, AllocationState.REVOKED, **decided)
     allocations.tell(session, allocation, "allocation.revoked", by=reviewer, why=because, returned=returned)
     control.stop_all(session, allocation_id, "its allocation was revoked")

@@ -20,6 +20,7 @@ import psutil
 from broker.allocations import pools
 from broker.runners import shim, slurm
 from broker.runs.attempts import Process
+from trainer.contract import LOG_FILE
 
 PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR")
 
@@ -87,7 +88,7 @@ class LocalLauncher:
         environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         self._folder = folder
         self.keep(self._lease)
-        with (folder / "trainer.log").open("ab") as log:
+        with (folder / LOG_FILE).open("ab") as log:
             self._popen = subprocess.Popen(
                 [sys.executable, "-I", "-S", shim.__file__, str(folder), str(self._grace), *command],
                 env={**environment, "CUDA_VISIBLE_DEVICES": devices},

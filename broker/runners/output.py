@@ -10,13 +10,12 @@ from typing import Any
 
 import structlog
 
-from broker.runners.slurm import REFUSED
 from broker.runs.attempts import Checkpoint, Ending, Progress
 from broker.runs.series import Measured
 from projects import text
+from trainer import contract
+from trainer.contract import Event, Status
 
-WRONG = 78
-"""The status of a trainer that will not do what it was told, now or another time."""
 MOST_SAID = 4000
 LAST_BYTES = 2000
 MEASURED = ("loss", "lr", "grad_norm", "tokens_per_second")
@@ -26,15 +25,15 @@ log = structlog.get_logger()
 
 def read(folder: Path, metrics_read: int, events_read: int) -> Progress:
     """The progress written since those bytes of `metrics.jsonl` and `events.jsonl`; only whole lines are read."""
-    metrics, metrics_end = _lines(folder / "metrics.jsonl", metrics_read, "step", "tokens")
-    events, events_end = _lines(folder / "events.jsonl", events_read, "event")
+    metrics, metrics_end = _lines(folder / contract.METRICS_FILE, metrics_read, "step", "tokens")
+    events, events_end = _lines(folder / contract.EVENTS_FILE, events_read, "event")
     points = [
         Measured(name, line["step"], line["tokens"], float(line[name]))
         for line in metrics
         for name in MEASURED
         if isinstance(line.get(name), int | float) and math.isfinite(line[name])
     ]
-    evaluations = [event for event in events if event["event"] == "evaluation"]
+    evaluations = [event for event in events if event["event"] == Event.EVALUATION]
     points += [
         Measured("held_out", event["step"], event["tokens"], event["loss"])
         for event in evaluations
@@ -48,22 +47,26 @@ def read(folder: Path, metrics_read: int, events_read: int) -> Progress:
         unigram_entropy=evaluations[-1]["unigram_entropy"] if evaluations else None,
         points=points,
         checkpoints=[
-            Checkpoint(event["step"], str(folder / event["path"])) for event in events if event["event"] == "checkpoint"
+            Checkpoint(event["step"], str(folder / event["path"]))
+            for event in events
+            if event["event"] == Event.CHECKPOINT
         ],
     )
 
 
 def ending(folder: Path, status: int, *, timed_out: bool, how: str = "") -> Ending:
     """How the trainer ended, by its exit status and what it, or else its launcher with `how`, has said about it."""
-    said = _said(folder / "outcome.json")
-    reason = said.get("reason") or how or ("" if status == 0 else _unsaid(folder, status))
+    said = _said(folder / contract.OUTCOME_FILE)
+    reason = said.get("reason") or how or ("" if status == Status.DONE else _unsaid(folder, status))
     return Ending(
         status=status,
         reason=text.cleaned(reason)[:MOST_SAID],
         # One that could not even say how it ended may do better again, but for what is refused as it is.
-        transient=said.get("transient", status not in (REFUSED, WRONG)),
+        transient=said.get("transient", status not in (Status.REFUSED, Status.CONFIG)),
         timed_out=timed_out,
-        sample=text.cleaned(str(_said(folder / "sample.json").get("text", "")))[:MOST_SAID] if status == 0 else "",
+        sample=text.cleaned(str(_said(folder / contract.SAMPLE_FILE).get("text", "")))[:MOST_SAID]
+        if status == Status.DONE
+        else "",
     )
 
 
@@ -72,21 +75,23 @@ def checkpoints(folders: Sequence[Path]) -> list[Checkpoint]:
 
     What a stale trainer adds later, on a host that was given up but lives on, is not read by any later attempt.
     """
-    whole = [path for folder in folders for path in _closed(folder)]
-    return sorted((Checkpoint(int(path.name[4:]), str(path)) for path in whole), key=lambda found: found.step)
+    whole = [(contract.checkpoint_step(path), path) for folder in folders for path in _closed(folder)]
+    return sorted(
+        (Checkpoint(step, str(path)) for step, path in whole if step is not None), key=lambda found: found.step
+    )
 
 
 def _closed(folder: Path) -> list[Path]:
     """The whole checkpoints, which have a final name, as they stood when this was first asked."""
     closed = folder / "closed.json"
     if not closed.exists():
-        names = [path.name for path in folder.glob("checkpoints/step*") if path.name[4:].isdigit()]
+        names = [path.name for path in contract.checkpoints(folder)]
         if not folder.is_dir():
             return []
         new = folder / f".closed.{os.getpid()}"
         new.write_text(json.dumps(names))
         new.replace(closed)
-    paths = [folder / "checkpoints" / name for name in json.loads(closed.read_text())]
+    paths = [folder / contract.CHECKPOINTS_FOLDER / name for name in json.loads(closed.read_text())]
     return [path for path in paths if path.exists()]
 
 
@@ -99,9 +104,9 @@ def _said(path: Path) -> dict[str, Any]:
 
 
 def _unsaid(folder: Path, status: int) -> str:
-    if status == 75:
+    if status == Status.STOPPED:
         return "it was asked to stop"
-    if status == WRONG and (last := _last_line(folder / "trainer.log")):
+    if status == Status.CONFIG and (last := _last_line(folder / contract.LOG_FILE)):
         return last
     return f"the trainer was ended by signal {-status}" if status < 0 else f"the trainer ended with status {status}"
 

@@ -6,7 +6,8 @@ A stray job runs on in Slurm though its attempt is over, because its supervisor 
 from contextlib import suppress
 
 import structlog
-from sqlalchemy import exists, select
+from sqlalchemy import exists
+from sqlmodel import col, select
 
 from broker.allocations.pools import Launcher, Pool
 from broker.runners import slurm
@@ -42,7 +43,7 @@ def end_strays(settings: Settings, db: Database) -> int:
     nothing where no pool is Slurm's, and tries again another time where Slurm is away.
     """
     with db.read() as session:
-        if not session.scalar(select(exists().where(Pool.launcher == Launcher.SLURM))):
+        if not session.scalar(select(exists().where(col(Pool.launcher) == Launcher.SLURM))):
             return 0
     try:
         # First the jobs and then the attempts: a job that is in neither answer cannot be taken for a stray one.
@@ -50,7 +51,9 @@ def end_strays(settings: Settings, db: Database) -> int:
         with db.read() as session:
             good = {
                 (run, token)
-                for run, token in session.execute(select(Attempt.run_id, Attempt.token).where(Attempt.state.in_(OPEN)))
+                for run, token in session.execute(
+                    select(Attempt.run_id, Attempt.token).where(col(Attempt.state).in_(OPEN))
+                )
             }
         strays = [job for job in living if (job.run_id, job.token) not in good and job.state != "COMPLETING"]
         for job in strays:

@@ -17,6 +17,9 @@ from pathlib import Path
 from types import FrameType
 
 POLL_SECONDS = 0.05
+STOPPED, FAILED = 75, 70
+"""The numbers of `trainer.contract.Status`, said again: the shim runs isolated (`python -I -S`), where it starts in
+milliseconds and no package of the environment can change what it does, and so can import nothing of this project."""
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -28,7 +31,7 @@ def tied_to_parent() -> Callable[[], None]:
     def tie() -> None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:
-            os._exit(75)
+            os._exit(STOPPED)
 
     return tie
 
@@ -55,7 +58,7 @@ def keep(folder: Path, grace: float, command: list[str]) -> None:
     signal.signal(signal.SIGTERM, ask)
     lease = folder / "lease"
     until = float(json.loads(lease.read_text()))
-    status = 70
+    status = FAILED
     over_at: float | None = None
     try:
         trainer = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, preexec_fn=tied_to_parent())

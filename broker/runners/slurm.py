@@ -21,11 +21,9 @@ from pathlib import Path
 import structlog
 
 from broker.runs.attempts import Process
+from trainer.contract import LOG_FILE, OUTCOME_FILE, Status
 
 PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR", "SLURM_CONF")
-REFUSED = 69  # EX_UNAVAILABLE of sysexits.h: Slurm will not have the job, and would not have it another time
-STOPPED = 75
-FAILED = 70
 ENDED = frozenset(
     {
         *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED"),
@@ -179,7 +177,7 @@ class SlurmLauncher:
                 mark.write_text(str(job))
                 return job
         if self._to_stop or any(token > self._token() for _, token, _ in siblings):
-            self._end(STOPPED, "it was stopped before Slurm had it")
+            self._end(Status.STOPPED, "it was stopped before Slurm had it")
             return None
         earlier = [job for job, _, state in siblings if state not in ENDED]
         for job in earlier:
@@ -189,7 +187,7 @@ class SlurmLauncher:
             return None
         command = [
             *("sbatch", "--parsable", "--no-requeue", "--export=ALL", "--input=/dev/null", "--open-mode=append"),
-            *("--output=trainer.log", f"--chdir={self._folder}", f"--job-name={self._name()}"),
+            *(f"--output={LOG_FILE}", f"--chdir={self._folder}", f"--job-name={self._name()}"),
             *self._wanted.options(),
         ]
         script = f"#!/bin/sh\nexec {shlex.join(self._command)}\n"
@@ -201,7 +199,7 @@ class SlurmLauncher:
         sentence = _sentence(done.stderr)
         if _LATER.search(sentence):
             raise AwayError(f"Slurm: {sentence}")
-        self._end(REFUSED, f"Slurm refused the job: {sentence}")
+        self._end(Status.REFUSED, f"Slurm refused the job: {sentence}")
         return None
 
     def _look(self, job: int) -> None:
@@ -211,11 +209,11 @@ class SlurmLauncher:
             sentence = _sentence(done.stderr)
             if "invalid job id" not in sentence.lower():
                 raise AwayError(f"Slurm: {sentence}")
-            self._end(*self._by_outcome(FAILED, "Slurm no longer knows the job"))
+            self._end(*self._by_outcome(Status.FAILED, "Slurm no longer knows the job"))
             return
         seen = dict(reversed(re.findall(r"(\w+)=(\S*)", done.stdout)))  # of a key met twice, the first is meant
         if seen.get("JobName") != self._name():
-            self._end(*self._by_outcome(FAILED, "Slurm no longer knows the job, and has given its number away"))
+            self._end(*self._by_outcome(Status.FAILED, "Slurm no longer knows the job, and has given its number away"))
             return
         state = seen["JobState"]
         if state in ("PENDING", "CONFIGURING"):
@@ -237,11 +235,11 @@ class SlurmLauncher:
             return -signal.SIGKILL, ""
         sentence = f"Slurm ended the job: {state}" + (f" on {_nodes(seen)}" if _nodes(seen) else "")
         asked = state == "PREEMPTED" or (state == "CANCELLED" and self._to_stop)
-        return self._by_outcome(STOPPED if asked else FAILED, sentence)
+        return self._by_outcome(Status.STOPPED if asked else Status.FAILED, sentence)
 
     def _by_outcome(self, status: int, sentence: str) -> tuple[int, str]:
         """What the trainer has left as its own last word, or else these."""
-        outcome = self._folder / "outcome.json"
+        outcome = self._folder / OUTCOME_FILE
         return (int(json.loads(outcome.read_text())["status"]), "") if outcome.exists() else (status, sentence)
 
     def _end(self, status: int, sentence: str) -> None:

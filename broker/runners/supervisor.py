@@ -38,6 +38,7 @@ from broker.runs.runs import Run
 from projects import log as log_format
 from projects.db.database import Database
 from projects.settings import Settings, get_settings
+from trainer.contract import CONFIG_FILE, Status
 
 POLL_SECONDS = 0.2
 SAMPLE_PROMPT = "The "
@@ -130,7 +131,9 @@ class Supervisor:
             try:
                 process, before = self._start(run)
             except OSError as error:
-                self._settle(0.0, Progress(0, 0), Ending(70, f"it could not be started: {error}", transient=True))
+                self._settle(
+                    0.0, Progress(0, 0), Ending(Status.FAILED, f"it could not be started: {error}", transient=True)
+                )
                 return
             threading.Thread(target=self._guard, daemon=True).start()
             self._see_begin(process, before)
@@ -286,7 +289,7 @@ class Supervisor:
                 if status is not None:
                     self.launcher.kill()  # nothing of it is left once the run may start again
                     ending = output.ending(self.folder, status, timed_out=self.timed_out, how=self.launcher.ended)
-                    if self.low and status == 75:
+                    if self.low and status == Status.STOPPED:
                         ending = replace(ending, reason=disk.PAUSED)
                     self._settle(elapsed, progress, ending)
                     return
@@ -349,7 +352,7 @@ class Supervisor:
             if checkpoint is None:
                 raise FileNotFoundError(f"run {run.parent_id} has left no checkpoint to sample from")
             return [*trainer, "generate", checkpoint.folder, f"--prompt={run.prompt or SAMPLE_PROMPT}", *out]
-        config = self.folder.parent / "config.yml"
+        config = self.folder.parent / CONFIG_FILE
         if run.kind == "prepare":
             config.write_text(run.config)
             place = preparing.folder(self.settings, run)

@@ -10,8 +10,9 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ForeignKey, func, select, update
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy import func, update
+from sqlalchemy.orm import Session
+from sqlmodel import Field, col, select
 
 from broker import publications
 from broker.allocations import ledger
@@ -20,8 +21,9 @@ from broker.allocations.pools import Pool
 from broker.runs import runs, series
 from broker.runs.runs import Run, RunState
 from broker.runs.series import Measured
-from projects.db.database import Base, utcnow
+from projects.db.columns import Base, foreign_key, integer, timestamp, utcnow
 from projects.errors import ConflictError
+from trainer.contract import Status
 
 MOST_WAITING = 200
 
@@ -47,7 +49,7 @@ class AttemptState(StrEnum):
 OPEN = (AttemptState.ADMITTED, AttemptState.CLAIMED, AttemptState.RUNNING)
 
 
-class Attempt(Base):
+class Attempt(Base, table=True):
     """One try at a run: its place, its lease, its process, and how far its output has been read (bytes).
 
     `generation` counts its supervisors: each write of one is guarded by its own. `charged_at_checkpoint` is what of
@@ -56,32 +58,32 @@ class Attempt(Base):
 
     __tablename__ = "attempts"
 
-    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id"), primary_key=True)
-    token: Mapped[int] = mapped_column(primary_key=True)
-    state: Mapped[str] = mapped_column(default=AttemptState.ADMITTED, index=True)
-    pool_id: Mapped[int] = mapped_column(ForeignKey("pools.id"))
-    devices: Mapped[str]
-    reserved: Mapped[int]
-    charged: Mapped[int] = mapped_column(default=0)
-    counted: Mapped[bool] = mapped_column(default=False, index=True)
-    charged_at_checkpoint: Mapped[int] = mapped_column(default=0)
-    refunded: Mapped[int] = mapped_column(default=0)
-    period: Mapped[int] = mapped_column(default=0)
-    host: Mapped[str] = mapped_column(default="")
-    boot_id: Mapped[str] = mapped_column(default="")
-    pid: Mapped[int | None]
-    pid_started: Mapped[int | None]
-    generation: Mapped[int] = mapped_column(default=1)
-    supervisor_boot_id: Mapped[str] = mapped_column(default="")
-    supervisor_pid: Mapped[int | None]
-    supervisor_started: Mapped[int | None]
-    lease_until: Mapped[datetime | None]
-    rung_at: Mapped[datetime | None]
-    metrics_read: Mapped[int] = mapped_column(default=0)
-    events_read: Mapped[int] = mapped_column(default=0)
-    failed: Mapped[bool] = mapped_column(default=False)
-    reason: Mapped[str] = mapped_column(default="")
-    waiting: Mapped[str] = mapped_column(default="")
+    run_id: int = foreign_key("runs.id", primary_key=True)
+    token: int = integer(primary_key=True)
+    state: str = Field(default=AttemptState.ADMITTED, index=True)
+    pool_id: int = foreign_key("pools.id")
+    devices: str
+    reserved: int = integer()
+    charged: int = integer(default=0)
+    counted: bool = Field(default=False, index=True)
+    charged_at_checkpoint: int = integer(default=0)
+    refunded: int = integer(default=0)
+    period: int = integer(default=0)
+    host: str = ""
+    boot_id: str = ""
+    pid: int | None = integer(default=None)
+    pid_started: int | None = integer(default=None)
+    generation: int = integer(default=1)
+    supervisor_boot_id: str = ""
+    supervisor_pid: int | None = integer(default=None)
+    supervisor_started: int | None = integer(default=None)
+    lease_until: datetime | None = timestamp(default=None)
+    rung_at: datetime | None = timestamp(default=None)
+    metrics_read: int = integer(default=0)
+    events_read: int = integer(default=0)
+    failed: bool = False
+    reason: str = ""
+    waiting: str = ""
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ class Ending:
     @property
     def fault(self) -> bool:
         """Whether the place that it ran in ended it, and not what it computed or a wish of ours."""
-        return not self.timed_out and (self.status < 0 or (self.status == 70 and self.transient))
+        return not self.timed_out and (self.status < 0 or (self.status == Status.FAILED and self.transient))
 
 
 @dataclass(frozen=True)
@@ -196,9 +198,14 @@ def claim(session: Session, run_id: int, token: int, *, host: str, lease_seconds
     wanted = select(Run.id).where(Run.id == run_id, Run.token == token, Run.state == RunState.STARTING).exists()
     claimed = session.execute(
         update(Attempt)
-        .where(Attempt.run_id == run_id, Attempt.token == token, Attempt.state == AttemptState.ADMITTED, wanted)
+        .where(
+            col(Attempt.run_id) == run_id,
+            col(Attempt.token) == token,
+            col(Attempt.state) == AttemptState.ADMITTED,
+            wanted,
+        )
         .values(state=AttemptState.CLAIMED, host=host, lease_until=_from_now(lease_seconds))
-        .returning(Attempt.token)
+        .returning(col(Attempt.token))
     ).one_or_none()
     return claimed is not None
 
@@ -285,9 +292,9 @@ def unsupervised(session: Session, *, lease_seconds: float) -> Sequence[Attempt]
     """Attempts under way that have missed a renewal, and may have lost their supervisor; most of the lease is left."""
     return session.scalars(
         select(Attempt).where(
-            Attempt.state.in_((AttemptState.CLAIMED, AttemptState.RUNNING)),
-            Attempt.supervisor_pid.is_not(None),
-            Attempt.lease_until.between(utcnow(), _from_now(lease_seconds * 2 / 3)),
+            col(Attempt.state).in_((AttemptState.CLAIMED, AttemptState.RUNNING)),
+            col(Attempt.supervisor_pid).is_not(None),
+            col(Attempt.lease_until).between(utcnow(), _from_now(lease_seconds * 2 / 3)),
         )
     ).all()
 
@@ -355,7 +362,9 @@ def renew(
 
 def expired(session: Session) -> Sequence[Attempt]:
     """Open attempts whose lease has run out."""
-    return session.scalars(select(Attempt).where(Attempt.state.in_(OPEN), Attempt.lease_until < utcnow())).all()
+    return session.scalars(
+        select(Attempt).where(col(Attempt.state).in_(OPEN), col(Attempt.lease_until) < utcnow())
+    ).all()
 
 
 def unclaimed(session: Session, *, since_seconds: float) -> Sequence[Attempt]:
@@ -363,7 +372,7 @@ def unclaimed(session: Session, *, since_seconds: float) -> Sequence[Attempt]:
     before = _from_now(-since_seconds)
     return session.scalars(
         select(Attempt).where(
-            Attempt.state == AttemptState.ADMITTED, (Attempt.rung_at.is_(None)) | (Attempt.rung_at < before)
+            Attempt.state == AttemptState.ADMITTED, (col(Attempt.rung_at).is_(None)) | (col(Attempt.rung_at) < before)
         )
     ).all()
 
@@ -372,20 +381,22 @@ def cancelled_unclaimed(session: Session) -> Sequence[Attempt]:
     """Admitted attempts whose run was asked to stop since."""
     return session.scalars(
         select(Attempt)
-        .join(Run, (Run.id == Attempt.run_id) & (Run.token == Attempt.token))
+        .join(Run, (col(Run.id) == Attempt.run_id) & (col(Run.token) == Attempt.token))
         .where(Attempt.state == AttemptState.ADMITTED, Run.state == RunState.STOPPING)
     ).all()
 
 
 def notified(session: Session, run_id: int, token: int) -> None:
     """Note that the workers were told of an admitted attempt."""
-    session.execute(update(Attempt).where(Attempt.run_id == run_id, Attempt.token == token).values(rung_at=utcnow()))
+    session.execute(
+        update(Attempt).where(col(Attempt.run_id) == run_id, col(Attempt.token) == token).values(rung_at=utcnow())
+    )
 
 
 def earlier(session: Session, run_id: int, token: int) -> Sequence[Attempt]:
     """The run's attempts before `token`."""
     return session.scalars(
-        select(Attempt).where(Attempt.run_id == run_id, Attempt.token < token).order_by(Attempt.token)
+        select(Attempt).where(Attempt.run_id == run_id, Attempt.token < token).order_by(col(Attempt.token))
     ).all()
 
 
@@ -394,7 +405,8 @@ def devices_in_use(session: Session, pool_id: int) -> set[int]:
     held = session.scalars(
         select(Attempt.devices).where(
             Attempt.pool_id == pool_id,
-            Attempt.state.in_(OPEN) | ((Attempt.state == AttemptState.LOST) & (Attempt.lease_until > utcnow())),
+            col(Attempt.state).in_(OPEN)
+            | ((col(Attempt.state) == AttemptState.LOST) & (col(Attempt.lease_until) > utcnow())),
         )
     )
     return {int(device) for devices in held for device in devices.split(",") if device}
@@ -439,12 +451,12 @@ def guarded(
 ) -> Attempt:
     """Write to the attempt where its token is good; raises StaleError, and TakenOverError where only that is."""
     current = lock(session, run_id)
-    good = (Attempt.run_id == run_id, Attempt.token == token, Attempt.state.in_(expected))
+    good = (col(Attempt.run_id) == run_id, col(Attempt.token) == token, col(Attempt.state).in_(expected))
     written = session.execute(
         update(Attempt)
-        .where(*good, Attempt.generation == generation)
+        .where(*good, col(Attempt.generation) == generation)
         .values(generation=next_generation or generation, **values)
-        .returning(Attempt.token)
+        .returning(col(Attempt.token))
     ).one_or_none()
     if current == token and written is None and session.scalar(select(Attempt.token).where(*good)) is not None:
         raise TakenOverError(f"attempt {token} of run {run_id} has another supervisor")

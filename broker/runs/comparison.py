@@ -3,8 +3,8 @@
 import re
 from collections.abc import Sequence
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 from broker.runs import runs
 from broker.runs.runs import Run, RunView
@@ -60,8 +60,8 @@ def nearest(session: Session, run_id: int) -> Sequence[RunView]:
     measured = select(Point.run_id).where(Point.series == "loss")
     others = session.scalars(
         select(Run.id)
-        .where(Run.project_id == run.project_id, Run.id != run.id, Run.kind == "train", Run.id.in_(measured))
-        .order_by(Run.recipe != run.recipe, Run.id.desc())
+        .where(Run.project_id == run.project_id, Run.id != run.id, Run.kind == "train", col(Run.id).in_(measured))
+        .order_by(col(Run.recipe) != run.recipe, col(Run.id).desc())
         .limit(MOST - 1)
     ).all()
     if not others:

@@ -3,8 +3,9 @@
 import contextlib
 from collections.abc import Sequence
 
-from sqlalchemy import ColumnElement, select, update
+from sqlalchemy import ColumnElement, update
 from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 from broker.allocations import allocations, ledger
 from broker.allocations.allocations import Allocation, AllocationState
@@ -13,7 +14,7 @@ from broker.runs import attempts, estimates, launching, runs, settlement
 from broker.runs.launching import LONGEST_TIME_LIMIT, Receipt
 from broker.runs.runs import ACTIVE, ENDED, Run, RunState
 from projects import lifecycle
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.errors import ConflictError, InvalidError
 from projects.lifecycle import Project, Stage
 from projects.people import Actor, Person
@@ -153,7 +154,7 @@ def run_dry(session: Session, run_id: int) -> bool:
 
 def hold(session: Session, whose: ColumnElement[bool]) -> None:
     """Lock runs that have not ended before the balance that they draw on: the order of their supervisors."""
-    open_ = select(Run.id).where(whose, Run.state.not_in(ENDED)).order_by(Run.id)
+    open_ = select(Run.id).where(whose, col(Run.state).not_in(ENDED)).order_by(col(Run.id))
     session.execute(open_.with_for_update(key_share=True)).all()
 
 
@@ -162,12 +163,12 @@ def carry_over(session: Session, earlier: Allocation, later: Allocation) -> Sequ
 
     What is under way does so when its attempt ends: what that has reserved is of the earlier one.
     """
-    waits = Run.state.in_((RunState.QUEUED, RunState.PAUSED))
+    waits = col(Run.state).in_((RunState.QUEUED, RunState.PAUSED))
     moved = session.execute(
         update(Run)
-        .where(Run.allocation_id == earlier.id, Run.pool_id == later.pool_id, waits)
+        .where(col(Run.allocation_id) == earlier.id, col(Run.pool_id) == later.pool_id, waits)
         .values(allocation_id=later.id)
-        .returning(Run.id)
+        .returning(col(Run.id))
     )
     return sorted(moved.scalars())
 
@@ -176,8 +177,8 @@ def stop_all(session: Session, allocation_id: int, reason: str) -> Sequence[int]
     """Pause all that waits or runs on an allocation that was revoked or has ended, with a checkpoint; their ids."""
     found = session.scalars(
         select(Run)
-        .where(Run.allocation_id == allocation_id, Run.state.in_(ACTIVE - {RunState.STOPPING}))
-        .order_by(Run.id)
+        .where(Run.allocation_id == allocation_id, col(Run.state).in_(ACTIVE - {RunState.STOPPING}))
+        .order_by(col(Run.id))
         .with_for_update(key_share=True)
         .execution_options(populate_existing=True)
     ).all()
@@ -188,7 +189,7 @@ def stop_all(session: Session, allocation_id: int, reason: str) -> Sequence[int]
 
 def cancel_all(session: Session, project_id: int, reason: str) -> Sequence[int]:
     """Cancel every run of a project that is over, those that run with a checkpoint first; their ids."""
-    found = session.scalars(select(Run).where(Run.project_id == project_id, cancellable()).order_by(Run.id)).all()
+    found = session.scalars(select(Run).where(Run.project_id == project_id, cancellable()).order_by(col(Run.id))).all()
     for run in found:
         attempts.lock(session, run.id)
         session.refresh(run)
@@ -198,17 +199,17 @@ def cancel_all(session: Session, project_id: int, reason: str) -> Sequence[int]:
 
 def cancellable() -> ColumnElement[bool]:
     """Which runs have not ended and are not on their way to."""
-    stops = (Run.state == RunState.STOPPING) & (Run.stops_as == RunState.CANCELLED)
-    return Run.state.not_in(ENDED) & ~stops
+    stops = (col(Run.state) == RunState.STOPPING) & (col(Run.stops_as) == RunState.CANCELLED)
+    return col(Run.state).not_in(ENDED) & ~stops
 
 
 def revivable(session: Session) -> Sequence[int]:
     """Runs that were paused because nobody could pay for them, and that can be paid for again."""
     paused = session.scalars(
         select(Run)
-        .join(Project, Project.id == Run.project_id)
-        .where(Run.state == RunState.PAUSED, Run.dry, Project.stage.not_in((Stage.PAUSED, *lifecycle.ENDED)))
-        .order_by(Run.queued_at, Run.id)
+        .join(Project, col(Project.id) == Run.project_id)
+        .where(Run.state == RunState.PAUSED, Run.dry, col(Project.stage).not_in((Stage.PAUSED, *lifecycle.ENDED)))
+        .order_by(col(Run.queued_at), col(Run.id))
     )
     return [run.id for run in paused if _payable(session, run)]
 
@@ -267,9 +268,9 @@ def _turn_to_cancelled(session: Session, run: Run, reason: str) -> None:
     """Let a run that stops to be paused end instead."""
     turned = session.execute(
         update(Run)
-        .where(Run.id == run.id, Run.state == RunState.STOPPING, Run.token == run.token)
+        .where(col(Run.id) == run.id, col(Run.state) == RunState.STOPPING, col(Run.token) == run.token)
         .values(stops_as=RunState.CANCELLED, reason=reason, dry=False)
-        .returning(Run.id)
+        .returning(col(Run.id))
     ).one_or_none()
     if turned is None:
         raise ConflictError(f"Run {run.id} has just changed; look again.")

@@ -4,8 +4,9 @@ import math
 from dataclasses import dataclass
 from statistics import median
 
-from sqlalchemy import exists, select
+from sqlalchemy import exists
 from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 from broker import configs
 from broker.runs.runs import Run
@@ -59,18 +60,20 @@ def estimate(session: Session, run: Run) -> Estimate:
 
 def _measured(session: Session, run: Run) -> list[Measurement]:
     """The newest measured run of each recipe and number of GPUs on the run's pool."""
-    of_pool = Run.pool_id == run.pool_id, Run.kind == "train"
+    of_pool = col(Run.pool_id) == run.pool_id, col(Run.kind) == "train"
     kind = select(Run.recipe, Run.gpus).where(*of_pool).distinct().subquery()
     # One look into the points for each run, from the newest back: a lab comes to have tens of millions of them.
-    measured = exists().where(Point.run_id == Run.id, Point.series == "tokens_per_second", Point.value > 0)
+    measured = exists().where(
+        col(Point.run_id) == Run.id, col(Point.series) == "tokens_per_second", col(Point.value) > 0
+    )
     newest = (
         select(Run.id)
         .where(*of_pool, Run.recipe == kind.c.recipe, Run.gpus == kind.c.gpus, measured)
-        .order_by(Run.id.desc())
+        .order_by(col(Run.id).desc())
         .limit(1)
         .scalar_subquery()
     )
-    found = session.scalars(select(Run).where(Run.id.in_(select(newest).select_from(kind)))).all()
+    found = session.scalars(select(Run).where(col(Run.id).in_(select(newest).select_from(kind)))).all()
     return [
         Measurement(other.id, other.recipe, other.gpus, _rate(session, other.id), float(flops))
         for other in found
@@ -83,7 +86,7 @@ def _rate(session: Session, run_id: int) -> float:
     values = session.scalars(
         select(Point.value)
         .where(Point.run_id == run_id, Point.series == "tokens_per_second", Point.value > 0)
-        .order_by(Point.step.desc())
+        .order_by(col(Point.step).desc())
         .limit(NEWEST_POINTS)
     ).all()
     return median(values)

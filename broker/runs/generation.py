@@ -1,7 +1,7 @@
 """Samples that members ask for: how a run's last checkpoint continues a text, as a short charged run of its own."""
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
+from sqlmodel import select
 
 from broker import publications
 from broker.publications import Disk

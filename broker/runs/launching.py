@@ -5,8 +5,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import func
 from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 from broker import catalogue, configs, publications
 from broker.allocations import allocations, ledger
@@ -15,7 +16,7 @@ from broker.allocations.pools import Pool
 from broker.runs import estimates, preparing
 from broker.runs.runs import Kind, Run, RunState, load, tell, what_it_is
 from projects import lifecycle, limits
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.lifecycle import Project
 from projects.people import Actor
@@ -178,6 +179,7 @@ def _drawn_up(session: Session, order: Order) -> tuple[Run, TrainConfig]:
         raise InvalidError(f"The fork would end at step {config.training.steps}, where step {origin.step} is done.")
     check_left(session, allocation.id, order.gpus, seconds)
     run = Run(
+        request_id="",
         kind=order.kind,
         project_id=project.id,
         allocation_id=allocation.id,
@@ -190,8 +192,6 @@ def _drawn_up(session: Session, order: Order) -> tuple[Run, TrainConfig]:
         total_steps=0 if order.kind == "prepare" else config.training.steps,
         gpus=order.gpus,
         time_limit=seconds,
-        used=0,
-        step=0,
     )
     return run, config
 
@@ -305,7 +305,7 @@ def spendable(session: Session, project: Project, allocation_id: int | None) -> 
         newest = session.scalars(
             select(Allocation)
             .where(Allocation.project_id == project.id)
-            .order_by(Allocation.state != AllocationState.APPROVED, Allocation.id.desc())
+            .order_by(col(Allocation.state) != AllocationState.APPROVED, col(Allocation.id).desc())
         ).first()
         if newest is None:
             raise ConflictError("The project has no allocation yet: /allocation request asks for one.")
@@ -328,8 +328,8 @@ def receipt(session: Session, run: Run) -> Receipt:
 
 def _promised(session: Session, allocation_id: int) -> int:
     """GPU-seconds that queued runs of an allocation may cost."""
-    cost = func.sum(Run.gpus * (Run.time_limit - Run.used))
-    queued = (Run.allocation_id == allocation_id) & (Run.state == RunState.QUEUED)
+    cost = func.sum(col(Run.gpus) * (col(Run.time_limit) - Run.used))
+    queued = (col(Run.allocation_id) == allocation_id) & (col(Run.state) == RunState.QUEUED)
     return int(session.scalar(select(cost).where(queued)) or 0)
 
 

@@ -5,14 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 from broker.runs import runs
 from broker.runs.attempts import Attempt
 from broker.runs.runs import Run, RunState
 from projects import text
 from projects.settings import Settings
+from trainer.contract import LOG_FILE
 
 MOST_BYTES = 64 * 1024
 
@@ -41,7 +42,7 @@ class Log:
 def read(session: Session, settings: Settings, run_id: int) -> Log:
     """What is known of a run's attempts; raises NotFoundError. The log is looked for in this host's home."""
     run = runs.load(session, run_id)
-    rows = session.scalars(select(Attempt).where(Attempt.run_id == run_id).order_by(Attempt.token)).all()
+    rows = session.scalars(select(Attempt).where(Attempt.run_id == run_id).order_by(col(Attempt.token))).all()
     tried = [Tried(row.token, row.state, row.host, row.charged - row.refunded, _reason(run, row)) for row in rows]
     folder = settings.runs_dir / str(run_id)
     owner = folder / "owner"
@@ -50,7 +51,7 @@ def read(session: Session, settings: Settings, run_id: int) -> Log:
     except OSError:
         mine = False
     for attempt in reversed(tried) if mine else ():
-        lines = _tail(settings, folder / f"attempt-{attempt.token}" / "trainer.log")
+        lines = _tail(settings, folder / f"attempt-{attempt.token}" / LOG_FILE)
         if lines is not None:
             return Log(run_id, tried, lines, attempt.token)
     return Log(run_id, tried, None)

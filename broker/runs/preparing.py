@@ -6,8 +6,9 @@ done is entered in the catalogue.
 
 from pathlib import Path
 
-from sqlalchemy import select, update
+from sqlalchemy import update
 from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 from broker import catalogue, configs
 from broker.catalogue import CatalogueEntry, Kind, State
@@ -30,14 +31,14 @@ def check(session: Session, recipe: str) -> None:
     if entry.prepared:
         raise ConflictError(f"The data of “{recipe}” are prepared already; its runs use them.")
     session.refresh(entry, with_for_update={"key_share": True})
-    under_way = select(Run.id).where(Run.kind == "prepare", Run.recipe == recipe, Run.state.not_in(ENDED))
+    under_way = select(Run.id).where(Run.kind == "prepare", Run.recipe == recipe, col(Run.state).not_in(ENDED))
     if run_id := session.scalars(under_way.limit(1)).one_or_none():
         raise ConflictError(f"Run {run_id} is preparing the data of “{recipe}”; let it end, or cancel it first.")
 
 
 def preparable(session: Session) -> list[str]:
     """The names of the accepted recipes whose data nobody has prepared."""
-    recipe = (CatalogueEntry.kind == Kind.RECIPE) & (CatalogueEntry.state == State.ACCEPTED)
+    recipe = (col(CatalogueEntry.kind) == Kind.RECIPE) & (col(CatalogueEntry.state) == State.ACCEPTED)
     names = select(CatalogueEntry.name).where(recipe, CatalogueEntry.prepared == "")
     return sorted(session.scalars(names))
 
@@ -49,7 +50,7 @@ def folder(settings: Settings, run: Run) -> Path:
 
 def made(session: Session, run: Run) -> None:
     """Enter what a preparing run has made in the catalogue, in the transaction that ends it."""
-    session.execute(update(CatalogueEntry).where(CatalogueEntry.name == run.recipe).values(prepared=_mark(run)))
+    session.execute(update(CatalogueEntry).where(col(CatalogueEntry.name) == run.recipe).values(prepared=_mark(run)))
 
 
 def using(settings: Settings, session: Session, run: Run) -> str:
@@ -68,6 +69,6 @@ def _entry(session: Session, recipe: str) -> CatalogueEntry | None:
     """The recipe's entry; one that is retired counts for the runs that it has left."""
     return session.scalars(
         select(CatalogueEntry).where(
-            CatalogueEntry.name == recipe, CatalogueEntry.state.in_((State.ACCEPTED, State.RETIRED))
+            CatalogueEntry.name == recipe, col(CatalogueEntry.state).in_((State.ACCEPTED, State.RETIRED))
         )
     ).one_or_none()

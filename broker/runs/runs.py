@@ -6,8 +6,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Literal
 
-from sqlalchemy import ForeignKey, select, update
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy import update
+from sqlalchemy.orm import Session
+from sqlmodel import Field, col, select
 
 from broker import publications
 from broker.allocations import ledger
@@ -15,7 +16,7 @@ from broker.allocations.allocations import Allocation, AllocationState
 from broker.allocations.ledger import Account, Movement
 from broker.allocations.pools import Grant, Pool
 from broker.runs import series
-from projects.db.database import WORDS, Base, utcnow
+from projects.db.columns import Base, foreign_key, integer, json_object, number, row_id, timestamp, utcnow, words
 from projects.errors import ConflictError, NotFoundError
 from projects.lifecycle import Project
 from projects.people import Person
@@ -55,7 +56,7 @@ Kind = Literal["train", "sample", "prepare"]
 KINDS: dict[str, Kind] = {"train": "train", "sample": "sample", "prepare": "prepare"}
 
 
-class Run(Base):
+class Run(Base, table=True):
     """A run. `token` is the fencing token of its newest attempt: only the holder of that token may write for it.
 
     `time_limit` and `used` are seconds: what all its attempts together may take, and what they have been charged for.
@@ -66,36 +67,36 @@ class Run(Base):
 
     __tablename__ = "runs"
 
-    id: Mapped[int] = mapped_column(primary_key=True)
-    request_id: Mapped[str] = mapped_column(unique=True)
-    kind: Mapped[str] = mapped_column(default="train")
-    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"))
-    allocation_id: Mapped[int] = mapped_column(ForeignKey("allocations.id"))
-    pool_id: Mapped[int] = mapped_column(ForeignKey("pools.id"))
-    requested_by: Mapped[int] = mapped_column(ForeignKey("people.id"))
-    parent_id: Mapped[int | None] = mapped_column(ForeignKey("runs.id"))
-    fork_step: Mapped[int | None]
-    recipe: Mapped[str]
-    overrides: Mapped[dict[str, str]]
-    config: Mapped[str]
-    total_steps: Mapped[int]
-    gpus: Mapped[int]
-    time_limit: Mapped[int]
-    used: Mapped[int] = mapped_column(default=0)
-    state: Mapped[str] = mapped_column(default=RunState.QUEUED, index=True)
-    reason: Mapped[str] = mapped_column(default="", info=WORDS)
-    stops_as: Mapped[str] = mapped_column(default=RunState.CANCELLED)
-    dry: Mapped[bool] = mapped_column(default=False)
-    token: Mapped[int] = mapped_column(default=0)
-    step: Mapped[int] = mapped_column(default=0)
-    tokens: Mapped[int] = mapped_column(default=0)
-    unigram_entropy: Mapped[float | None]
-    sample: Mapped[str] = mapped_column(default="", info=WORDS)
-    prompt: Mapped[str] = mapped_column(default="", info=WORDS)
-    queued_at: Mapped[datetime] = mapped_column(default=utcnow)
-    not_before: Mapped[datetime] = mapped_column(default=utcnow)
-    started_at: Mapped[datetime | None]
-    ended_at: Mapped[datetime | None]
+    id: int = row_id()
+    request_id: str = Field(unique=True)
+    kind: str = "train"
+    project_id: int = foreign_key("projects.id")
+    allocation_id: int = foreign_key("allocations.id")
+    pool_id: int = foreign_key("pools.id")
+    requested_by: int = foreign_key("people.id")
+    parent_id: int | None = foreign_key("runs.id", default=None)
+    fork_step: int | None = integer(default=None)
+    recipe: str
+    overrides: dict[str, str] = json_object()
+    config: str
+    total_steps: int = integer()
+    gpus: int = integer()
+    time_limit: int = integer()
+    used: int = integer(default=0)
+    state: str = Field(default=RunState.QUEUED, index=True)
+    reason: str = words(default="")
+    stops_as: str = RunState.CANCELLED
+    dry: bool = False
+    token: int = integer(default=0)
+    step: int = integer(default=0)
+    tokens: int = integer(default=0)
+    unigram_entropy: float | None = number(default=None)
+    sample: str = words(default="")
+    prompt: str = words(default="")
+    queued_at: datetime = timestamp(default=utcnow)
+    not_before: datetime = timestamp(default=utcnow)
+    started_at: datetime | None = timestamp(default=None)
+    ended_at: datetime | None = timestamp(default=None)
 
 
 @dataclass(frozen=True)
@@ -235,7 +236,7 @@ def spent(session: Session, run_id: int) -> int:
 
 def of_project(session: Session, project_id: int, *, kind: Kind | None = None, limit: int = 25) -> Sequence[RunView]:
     """The project's runs, of one kind or all, the newest first."""
-    query = select(Run.id).where(Run.project_id == project_id).order_by(Run.id.desc()).limit(limit)
+    query = select(Run.id).where(Run.project_id == project_id).order_by(col(Run.id).desc()).limit(limit)
     if kind is not None:
         query = query.where(Run.kind == kind)
     ids = session.scalars(query).all()
@@ -254,19 +255,19 @@ def newest(
 
     `kept`: only those with a checkpoint on this disk.
     """
-    query = select(Run.id, Run.recipe, Run.state).where(Run.kind == "train", Run.state.in_(states))
+    query = select(Run.id, Run.recipe, Run.state).where(Run.kind == "train", col(Run.state).in_(states))
     if project_id is not None:
         query = query.where(Run.project_id == project_id)
     if kept:
-        query = query.where(Run.id.in_(publications.runs_kept()))
-    rows = session.execute(query.order_by(Run.id.desc()).limit(limit))
+        query = query.where(col(Run.id).in_(publications.runs_kept()))
+    rows = session.execute(query.order_by(col(Run.id).desc()).limit(limit))
     return [(number, recipe, state) for number, recipe, state in rows]
 
 
 def in_motion(session: Session) -> Mapping[int, set[int]]:
     """The runs that have not ended, by their project."""
     projects: dict[int, set[int]] = {}
-    for run_id, project_id in session.execute(select(Run.id, Run.project_id).where(Run.state.in_(ACTIVE))):
+    for run_id, project_id in session.execute(select(Run.id, Run.project_id).where(col(Run.state).in_(ACTIVE))):
         projects.setdefault(project_id, set()).add(run_id)
     return projects
 
@@ -278,9 +279,9 @@ def move(session: Session, run: Run, to: RunState, **values: object) -> None:
     session.flush()
     moved = session.execute(
         update(Run)
-        .where(Run.id == run.id, Run.state == run.state, Run.token == run.token)
+        .where(col(Run.id) == run.id, col(Run.state) == run.state, col(Run.token) == run.token)
         .values(state=to, **values)
-        .returning(Run.id)
+        .returning(col(Run.id))
     ).one_or_none()
     if moved is None:
         raise ConflictError(f"Run {run.id} has just changed; look again.")

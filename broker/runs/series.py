@@ -3,25 +3,26 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ForeignKey, delete, func, select
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy import delete, func
+from sqlalchemy.orm import Session
+from sqlmodel import Field, col, select
 
-from projects.db.database import Base
+from projects.db.columns import Base, foreign_key, integer, number
 
 MOST_POINTS = 2000
 BUCKETS = 500
 
 
-class Point(Base):
+class Point(Base, table=True):
     """One measured value at a step; of two attempts' values for a step the later one stands."""
 
     __tablename__ = "points"
 
-    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id"), primary_key=True)
-    series: Mapped[str] = mapped_column(primary_key=True)
-    step: Mapped[int] = mapped_column(primary_key=True)
-    tokens: Mapped[int]
-    value: Mapped[float]
+    run_id: int = foreign_key("runs.id", primary_key=True)
+    series: str = Field(primary_key=True)
+    step: int = integer(primary_key=True)
+    tokens: int = integer()
+    value: float = number()
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ def add(session: Session, run_id: int, points: Iterable[Measured]) -> None:
     newest = {(point.series, point.step): point for point in points}
     for name in {series for series, _ in newest}:
         batch = sorted((point for (series, _), point in newest.items() if series == name), key=lambda p: p.step)
-        between = Point.step.between(batch[0].step, batch[-1].step)
-        session.execute(delete(Point).where(Point.run_id == run_id, Point.series == name, between))
+        between = col(Point.step).between(batch[0].step, batch[-1].step)
+        session.execute(delete(Point).where(col(Point.run_id) == run_id, col(Point.series) == name, between))
         if len(batch) > MOST_POINTS:
             batch = keep(batch)
         session.add_all(Point(run_id=run_id, series=name, step=p.step, tokens=p.tokens, value=p.value) for p in batch)
@@ -52,14 +53,19 @@ def add(session: Session, run_id: int, points: Iterable[Measured]) -> None:
 
 def read(session: Session, run_id: int, series: str) -> Sequence[Measured]:
     """A series in the order of its steps."""
-    rows = session.scalars(select(Point).where(Point.run_id == run_id, Point.series == series).order_by(Point.step))
+    rows = session.scalars(
+        select(Point).where(Point.run_id == run_id, Point.series == series).order_by(col(Point.step))
+    )
     return [Measured(series, row.step, row.tokens, row.value) for row in rows]
 
 
 def newest(session: Session, run_id: int, series: str) -> float | None:
     """The value at the highest step, if there is one."""
     return session.scalars(
-        select(Point.value).where(Point.run_id == run_id, Point.series == series).order_by(Point.step.desc()).limit(1)
+        select(Point.value)
+        .where(Point.run_id == run_id, Point.series == series)
+        .order_by(col(Point.step).desc())
+        .limit(1)
     ).one_or_none()
 
 
@@ -78,6 +84,6 @@ def keep(points: Sequence[Measured], buckets: int = BUCKETS) -> list[Measured]:
 
 def _thin(session: Session, run_id: int, series: str) -> None:
     kept = keep(read(session, run_id, series))
-    session.execute(delete(Point).where(Point.run_id == run_id, Point.series == series))
+    session.execute(delete(Point).where(col(Point.run_id) == run_id, col(Point.series) == series))
     session.add_all(Point(run_id=run_id, series=series, step=p.step, tokens=p.tokens, value=p.value) for p in kept)
     session.flush()

@@ -2,15 +2,17 @@
 
 from datetime import datetime, timedelta
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, update
 from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 from broker.allocations import allocations, ledger
 from broker.runs import attempts, preparing, runs
 from broker.runs.attempts import OPEN, Attempt, AttemptState, Ending, Progress
 from broker.runs.runs import ENDED, Run, RunState
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.people import Person
+from trainer.contract import Status
 
 EXTENDED = "it was extended while it stopped for its time limit, and goes on from its checkpoint"
 
@@ -60,7 +62,7 @@ def settle(
     ledger.release(session, run.allocation_id, run_id, token)
     if ending.fault and run.state != RunState.STOPPING:
         _refund(session, run, attempt, ending.reason)
-    if ending.status == 0:
+    if ending.status == Status.DONE:
         _end(session, run, RunState.FINISHED, ending.reason, sample=ending.sample)
         if run.kind == "train":
             runs.queue_sample(session, run)
@@ -68,7 +70,7 @@ def settle(
             preparing.made(session, run)
     elif run.state == RunState.STOPPING:
         pausing = run.stops_as == RunState.PAUSED
-        if ending.status > 0 and ending.status != 75 and not (pausing and ending.transient):
+        if ending.status > 0 and ending.status != Status.STOPPED and not (pausing and ending.transient):
             _end(session, run, RunState.FAILED, ending.reason)
         else:
             _stop(session, run)
@@ -76,7 +78,7 @@ def settle(
         _retry(session, run, EXTENDED, utcnow(), most)
     elif ending.timed_out:
         _end(session, run, RunState.TIMED_OUT, "it reached its time limit")
-    elif ending.status == 75:
+    elif ending.status == Status.STOPPED:
         _retry(session, run, ending.reason, utcnow(), most)
     elif ending.transient or ending.status < 0:
         attempt.failed = True
@@ -98,14 +100,14 @@ def expire(session: Session, attempt: Attempt, *, grace_seconds: float, most: in
     lost = session.execute(
         update(Attempt)
         .where(
-            Attempt.run_id == attempt.run_id,
-            Attempt.token == attempt.token,
-            Attempt.state.in_(OPEN),
-            Attempt.lease_until == attempt.lease_until,
-            Attempt.lease_until < utcnow(),
+            col(Attempt.run_id) == attempt.run_id,
+            col(Attempt.token) == attempt.token,
+            col(Attempt.state).in_(OPEN),
+            col(Attempt.lease_until) == attempt.lease_until,
+            col(Attempt.lease_until) < utcnow(),
         )
         .values(state=AttemptState.LOST, failed=True, reason=reason, lease_until=stopped_by)
-        .returning(Attempt.token)
+        .returning(col(Attempt.token))
     ).one_or_none()
     if lost is None:
         return False

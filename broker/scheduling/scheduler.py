@@ -10,9 +10,10 @@ from contextlib import suppress
 
 import structlog
 from kombu.exceptions import OperationalError
-from sqlalchemy import func, select
+from sqlalchemy import func
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 from broker.allocations.pools import Launcher, Pool
 from broker.publishing import disk, publisher
@@ -24,7 +25,8 @@ from broker.runs.runs import Run
 from broker.scheduling import backfill, snapshot, tasks, usage
 from broker.scheduling.backfill import Decision, Limits
 from projects import health, lifecycle
-from projects.db.database import Database, utcnow
+from projects.db.columns import utcnow
+from projects.db.database import Database
 from projects.errors import ConflictError
 from projects.lifecycle import Project
 from projects.settings import Settings
@@ -40,18 +42,18 @@ def admit(session: Session, decision: Decision, limits: Limits) -> int:
     Raises ConflictError where what the plan counted on has meanwhile been taken. Two schedulers may have planned on
     different moments: the pools' rows let one of them admit at a time, so that none of the limits is ever passed.
     """
-    session.execute(select(Pool.id).order_by(Pool.id).with_for_update(key_share=True)).all()
+    session.execute(select(Pool.id).order_by(col(Pool.id)).with_for_update(key_share=True)).all()
     run = runs.load(session, decision.run_id)
     project = session.get_one(Project, run.project_id)
     if not lifecycle.may_compute(project):
         raise ConflictError(f"“{project.title}” is {project.stage}; nothing of it starts.")
     pool = session.get_one(Pool, run.pool_id)
-    counted = [(Run.project_id == run.project_id, limits.most_running_a_project, "of its project")]
-    counted.append((Run.requested_by == run.requested_by, limits.most_running_a_person, "of who launched it"))
+    counted = [(col(Run.project_id) == run.project_id, limits.most_running_a_project, "of its project")]
+    counted.append((col(Run.requested_by) == run.requested_by, limits.most_running_a_person, "of who launched it"))
     if pool.launcher == Launcher.SLURM:
-        counted.append((Run.pool_id == run.pool_id, pool.most_submitted, "submitted to its pool"))
+        counted.append((col(Run.pool_id) == run.pool_id, pool.most_submitted, "submitted to its pool"))
     for whose, most, words in counted:
-        held = Attempt.state.in_(OPEN)
+        held = col(Attempt.state).in_(OPEN)
         under_way = session.scalar(select(func.count()).join_from(Attempt, Run).where(held, whose)) or 0
         if under_way >= most:
             raise ConflictError(f"{under_way} runs {words} are under way already, the most there may be.")

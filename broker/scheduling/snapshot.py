@@ -4,8 +4,9 @@ from collections import defaultdict
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
-from sqlalchemy import case, select
+from sqlalchemy import case, select  # SQLModel's own takes no more than four columns
 from sqlalchemy.orm import Session
+from sqlmodel import col
 
 from broker.allocations.allocations import Allocation
 from broker.allocations.ledger import Balance, LedgerRow, Movement
@@ -16,7 +17,7 @@ from broker.scheduling import usage
 from broker.scheduling.backfill import Funds, Held, Limits, PoolRow, QueueState, Waiting
 from broker.scheduling.fairshare import decayed
 from projects import policies
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.lifecycle import Project, Stage
 
 
@@ -25,8 +26,13 @@ def load(session: Session, limits: Limits | None = None) -> QueueState:
     now = utcnow()
     rows = session.execute(
         select(
-            Pool.id, Pool.name, Pool.gpus, Pool.launcher == Launcher.SLURM, Pool.price_weight, Pool.most_submitted
-        ).order_by(Pool.id)
+            col(Pool.id),
+            col(Pool.name),
+            col(Pool.gpus),
+            col(Pool.launcher) == Launcher.SLURM,
+            col(Pool.price_weight),
+            col(Pool.most_submitted),
+        ).order_by(col(Pool.id))
     )
     pools = [PoolRow._make(row) for row in rows]
     waiting = _waiting(session, now)
@@ -52,19 +58,19 @@ def _waiting(session: Session, now: datetime) -> list[Waiting]:
     """The queued runs, with what no attempt has used of their time limits."""
     rows = session.execute(
         select(
-            Run.id,
-            Run.project_id,
-            Run.requested_by,
-            Run.allocation_id,
-            Run.pool_id,
-            Run.gpus,
-            Run.time_limit - Run.used,
-            Run.queued_at,
-            case((Run.not_before > now, Run.not_before)),
-            Project.stage == Stage.PAUSED,
+            col(Run.id),
+            col(Run.project_id),
+            col(Run.requested_by),
+            col(Run.allocation_id),
+            col(Run.pool_id),
+            col(Run.gpus),
+            col(Run.time_limit) - Run.used,
+            col(Run.queued_at),
+            case((col(Run.not_before) > now, col(Run.not_before))),
+            col(Project.stage) == Stage.PAUSED,
         )
-        .join(Project, Project.id == Run.project_id)
-        .where(Run.state == RunState.QUEUED)
+        .join(Project, col(Project.id) == Run.project_id)
+        .where(col(Run.state) == RunState.QUEUED)
     )
     return [Waiting._make(row) for row in rows]
 
@@ -75,26 +81,26 @@ def _attempts(session: Session, now: datetime, weights: Mapping[int, float]) -> 
     An open attempt holds its devices until what it reserved at its admission is over (its trainer's own clock starts
     when a worker has claimed it, seconds later), a lost one until it must surely have stopped.
     """
-    admission = (LedgerRow.run_id == Attempt.run_id) & (LedgerRow.token == Attempt.token)
-    admission &= (LedgerRow.movement == Movement.RESERVE) & (LedgerRow.period == 0)
+    admission = (col(LedgerRow.run_id) == Attempt.run_id) & (col(LedgerRow.token) == Attempt.token)
+    admission &= (col(LedgerRow.movement) == Movement.RESERVE) & (col(LedgerRow.period) == 0)
     rows = session.execute(
         select(
-            Attempt.run_id,
-            Attempt.pool_id,
-            Run.project_id,
-            Run.requested_by,
-            Attempt.devices,
-            Attempt.reserved,
-            Attempt.charged - Attempt.refunded,
-            LedgerRow.at,
-            Run.gpus,
-            Attempt.state,
-            Attempt.lease_until,
-            Run.ended_at,
+            col(Attempt.run_id),
+            col(Attempt.pool_id),
+            col(Run.project_id),
+            col(Run.requested_by),
+            col(Attempt.devices),
+            col(Attempt.reserved),
+            col(Attempt.charged) - Attempt.refunded,
+            col(LedgerRow.at),
+            col(Run.gpus),
+            col(Attempt.state),
+            col(Attempt.lease_until),
+            col(Run.ended_at),
         )
-        .join(Run, Run.id == Attempt.run_id)
+        .join(Run, col(Run.id) == Attempt.run_id)
         .join(LedgerRow, admission)
-        .where(Attempt.counted.is_(False))
+        .where(col(Attempt.counted).is_(False))
     )
     held: list[Held] = []
     used = defaultdict(float, usage.of_ended(session, now))
@@ -112,17 +118,17 @@ def _attempts(session: Session, now: datetime, weights: Mapping[int, float]) -> 
 
 def _funds(session: Session, now: datetime) -> dict[int, Funds]:
     """The funds of the allocations that queued runs draw on; all zero where nothing was granted."""
-    drawn_on = select(Run.allocation_id).where(Run.state == RunState.QUEUED)
+    drawn_on = select(col(Run.allocation_id)).where(col(Run.state) == RunState.QUEUED)
     rows = session.execute(
         select(
-            Allocation.id,
-            case((Allocation.until <= now, Allocation.until)),
-            Balance.granted,
-            Balance.reserved,
-            Balance.spent,
+            col(Allocation.id),
+            case((col(Allocation.until) <= now, col(Allocation.until))),
+            col(Balance.granted),
+            col(Balance.reserved),
+            col(Balance.spent),
         )
-        .outerjoin(Balance, Balance.allocation_id == Allocation.id)
-        .where(Allocation.id.in_(drawn_on))
+        .outerjoin(Balance, col(Balance.allocation_id) == Allocation.id)
+        .where(col(Allocation.id).in_(drawn_on))
     )
     funds: dict[int, Funds] = {}
     for allocation_id, ended_at, granted, reserved, spent in rows:

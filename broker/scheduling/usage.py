@@ -7,24 +7,25 @@ many quick launches gain nothing, and begins to decay when it ends.
 
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, ForeignKey, select, update
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy import ColumnElement, update
+from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 from broker.allocations.pools import Pool
 from broker.runs.attempts import Attempt, AttemptState
 from broker.runs.runs import Run
 from broker.scheduling.fairshare import decayed
-from projects.db.database import Base, utcnow
+from projects.db.columns import Base, foreign_key, number, timestamp, utcnow
 
 
-class FairUsage(Base):
+class FairUsage(Base, table=True):
     """What the ended attempts of a project come to, decayed until `at`."""
 
     __tablename__ = "fair_usage"
 
-    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"), primary_key=True)
-    seconds: Mapped[float]
-    at: Mapped[datetime]
+    project_id: int = foreign_key("projects.id", primary_key=True)
+    seconds: float = number()
+    at: datetime = timestamp()
 
 
 def of_ended(session: Session, now: datetime) -> dict[int, float]:
@@ -36,18 +37,18 @@ def of_ended(session: Session, now: datetime) -> dict[int, float]:
 def add_ended(session: Session) -> None:
     """Add the attempts that hold nothing any more and are not part of the sums yet; two at once add each but once."""
     now = utcnow()
-    session.execute(select(Pool.id).order_by(Pool.id).with_for_update(key_share=True)).all()
+    session.execute(select(Pool.id).order_by(col(Pool.id)).with_for_update(key_share=True)).all()
     found = session.execute(
         update(Attempt)
         .where(_over(now))
         .values(counted=True)
-        .returning(Attempt.run_id, Attempt.charged - Attempt.refunded)
+        .returning(col(Attempt.run_id), col(Attempt.charged) - Attempt.refunded)
         .execution_options(synchronize_session=False)
     ).all()
     ended = session.execute(
-        select(Run.id, Run.project_id, Run.ended_at, Pool.price_weight)
-        .join(Pool, Pool.id == Run.pool_id)
-        .where(Run.id.in_({run_id for run_id, _ in found}))
+        select(Run.id, Run.project_id, col(Run.ended_at), Pool.price_weight)
+        .join(Pool, col(Pool.id) == Run.pool_id)
+        .where(col(Run.id).in_({run_id for run_id, _ in found}))
     )
     runs = {row.id: row for row in ended}
     sums = {row.project_id: row for row in session.scalars(select(FairUsage))} if found else {}
@@ -71,5 +72,5 @@ def any_ended(session: Session) -> bool:
 
 def _over(now: datetime) -> ColumnElement[bool]:
     """Those that are not part of the sums and hold nothing any more; a lost one's trainer may still be stopping."""
-    stopped = (Attempt.state == AttemptState.LOST) & (Attempt.lease_until <= now)
-    return Attempt.counted.is_(False) & ((Attempt.state == AttemptState.ENDED) | stopped)
+    stopped = (col(Attempt.state) == AttemptState.LOST) & (col(Attempt.lease_until) <= now)
+    return col(Attempt.counted).is_(False) & ((col(Attempt.state) == AttemptState.ENDED) | stopped)

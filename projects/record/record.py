@@ -12,47 +12,48 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ForeignKey, UniqueConstraint, select, update
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy import UniqueConstraint, update
+from sqlalchemy.orm import Session
+from sqlmodel import Field, col, select
 
-from projects.db.database import Base, utcnow
+from projects.db.columns import Base, foreign_key, integer, row_id, utcnow
 from projects.people import Person
 
 LAB = "lab"
 
 
-class Stream(Base):
+class Stream(Base, table=True):
     """A chain of entries. `head` is the number of its newest entry, `head_hash` that entry's hash."""
 
     __tablename__ = "streams"
 
-    key: Mapped[str] = mapped_column(primary_key=True)
-    head: Mapped[int] = mapped_column(default=0)
-    head_hash: Mapped[str]
+    key: str = Field(primary_key=True)
+    head: int = integer(default=0)
+    head_hash: str
 
 
-class Entry(Base):
+class Entry(Base, table=True):
     """One link of a chain; what happened is in its payload."""
 
     __tablename__ = "entries"
     __table_args__ = (UniqueConstraint("stream", "number"),)
 
-    id: Mapped[int] = mapped_column(primary_key=True)
-    stream: Mapped[str] = mapped_column(ForeignKey("streams.key"))
-    number: Mapped[int]
-    kind: Mapped[str] = mapped_column(index=True)
-    payload_hash: Mapped[str]
-    hash: Mapped[str]
+    id: int = row_id()
+    stream: str = Field(foreign_key="streams.key")
+    number: int = integer()
+    kind: str = Field(index=True)
+    payload_hash: str
+    hash: str
 
 
-class Payload(Base):
+class Payload(Base, table=True):
     """What an entry tells, as canonical JSON, and the salt that keeps a blanked one from being guessed."""
 
     __tablename__ = "payloads"
 
-    entry_id: Mapped[int] = mapped_column(ForeignKey("entries.id"), primary_key=True)
-    salt: Mapped[str | None]
-    body: Mapped[str | None]
+    entry_id: int = foreign_key("entries.id", primary_key=True)
+    salt: str | None = None
+    body: str | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,10 @@ def append(session: Session, stream: str, kind: str, *, by: Person | None, why: 
     A transaction that appends to several streams takes them in the order of their names, so that no two can deadlock.
     """
     head = session.execute(
-        update(Stream).where(Stream.key == stream).values(head=Stream.head + 1).returning(Stream.head, Stream.head_hash)
+        update(Stream)
+        .where(col(Stream.key) == stream)
+        .values(head=Stream.head + 1)
+        .returning(col(Stream.head), col(Stream.head_hash))
     ).one()
     payload = {
         "at": utcnow().isoformat(timespec="milliseconds"),
@@ -124,17 +128,17 @@ def append(session: Session, stream: str, kind: str, *, by: Person | None, why: 
     session.add(entry)
     session.flush()
     session.add(Payload(entry_id=entry.id, salt=salt, body=body))
-    session.execute(update(Stream).where(Stream.key == stream).values(head_hash=entry.hash))
+    session.execute(update(Stream).where(col(Stream.key) == stream).values(head_hash=entry.hash))
     return Told(entry.id, stream, entry.number, kind, entry.hash, payload)
 
 
 def since(session: Session, stream: str, number: int, limit: int = 100) -> Sequence[Told]:
     """The entries of `stream` after `number`, oldest first."""
     rows = session.execute(
-        select(Entry, Payload.body)
-        .join(Payload, Payload.entry_id == Entry.id)
+        select(Entry, col(Payload.body))
+        .join(Payload, col(Payload.entry_id) == Entry.id)
         .where(Entry.stream == stream, Entry.number > number)
-        .order_by(Entry.number)
+        .order_by(col(Entry.number))
         .limit(limit)
     )
     return [_told(entry, body) for entry, body in rows]
@@ -143,10 +147,10 @@ def since(session: Session, stream: str, number: int, limit: int = 100) -> Seque
 def newest(session: Session, stream: str, limit: int = 100) -> Sequence[Told]:
     """The last entries of `stream`, newest first."""
     rows = session.execute(
-        select(Entry, Payload.body)
-        .join(Payload, Payload.entry_id == Entry.id)
+        select(Entry, col(Payload.body))
+        .join(Payload, col(Payload.entry_id) == Entry.id)
         .where(Entry.stream == stream)
-        .order_by(Entry.number.desc())
+        .order_by(col(Entry.number).desc())
         .limit(limit)
     )
     return [_told(entry, body) for entry, body in rows]
@@ -154,7 +158,7 @@ def newest(session: Session, stream: str, limit: int = 100) -> Sequence[Told]:
 
 def streams(session: Session) -> Mapping[str, int]:
     """Every chain with the number of its newest entry."""
-    return {stream.key: stream.head for stream in session.scalars(select(Stream).order_by(Stream.key))}
+    return {stream.key: stream.head for stream in session.scalars(select(Stream).order_by(col(Stream.key)))}
 
 
 def verify(session: Session, stream: str) -> Verdict:
@@ -165,9 +169,9 @@ def verify(session: Session, stream: str) -> Verdict:
     previous, number = _sha256(stream.encode()), 0
     rows = session.execute(
         select(Entry, Payload)
-        .outerjoin(Payload, Payload.entry_id == Entry.id)
+        .outerjoin(Payload, col(Payload.entry_id) == Entry.id)
         .where(Entry.stream == stream)
-        .order_by(Entry.number)
+        .order_by(col(Entry.number))
     )
     for entry, payload in rows:
         if entry.number != number + 1:

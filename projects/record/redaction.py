@@ -5,11 +5,12 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import Column, Select, Table, select, update
+from sqlalchemy import Column, Select, Table, update
 from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 from projects import people, rights, text
-from projects.db.database import WORDS, Base
+from projects.db.columns import WORDS, Base
 from projects.errors import ConflictError, NotFoundError
 from projects.people import Actor, Person
 from projects.record import record
@@ -40,7 +41,7 @@ def redact(session: Session, actor: Actor | None, stream: str, number: int, reas
     rights.require_admin(actor, Act.REDACT)
     because = text.prose("The reason", reason, most=text.USUAL)
     entry = named(session, stream, number)
-    told = session.scalars(select(Payload.body).where(Payload.entry_id == entry.id)).one()
+    told = session.scalars(select(col(Payload.body)).where(Payload.entry_id == entry.id)).one()
     if not _blank(session, [entry.id]):
         raise ConflictError(f"Entry {number} of “{stream}” is blank already.")
     _unsay(session, stream, json.loads(told or "{}"))
@@ -62,13 +63,13 @@ def named(session: Session, stream: str, number: int) -> Entry:
 
 def happened(session: Session, stream: str) -> bool:
     """Whether anything was ever taken out of a chain."""
-    told = select(Entry.id).where(Entry.stream == stream, Entry.kind.in_(KINDS)).limit(1)
+    told = select(Entry.id).where(Entry.stream == stream, col(Entry.kind).in_(KINDS)).limit(1)
     return session.scalars(told).first() is not None
 
 
 def blank_saying(session: Session, stream: str, said: str) -> list[int]:
     """Blank every entry of a chain that tells just this text; returns their numbers."""
-    rows = session.execute(_told().where(Entry.stream == stream)).all()
+    rows = session.execute(_told().where(col(Entry.stream) == stream)).all()
     found = [entry for entry, body in rows if said in _strings(json.loads(body or "{}"))]
     _blank(session, [entry.id for entry in found])
     return [entry.number for entry in found]
@@ -111,8 +112,8 @@ def _naming(session: Session, person: Person) -> dict[str, list[Entry]]:
 
 def _told() -> Select[Entry, str | None]:
     """The entries that can be blanked, with what they tell."""
-    told = select(Entry, Payload.body).join(Payload, Payload.entry_id == Entry.id)
-    return told.where(Payload.body.is_not(None), Entry.kind.not_in(KINDS)).order_by(Entry.id)
+    told = select(Entry, col(Payload.body)).join(Payload, col(Payload.entry_id) == Entry.id)
+    return told.where(col(Payload.body).is_not(None), col(Entry.kind).not_in(KINDS)).order_by(col(Entry.id))
 
 
 def _standing_alone(name: str) -> re.Pattern[str]:
@@ -125,7 +126,8 @@ def _unname(session: Session, name: re.Pattern[str]) -> None:
     for table in Base.metadata.sorted_tables:
         keys = list(table.primary_key.columns)
         for column in _words(table):
-            for *key, said in session.execute(select(*keys, column).where(column.is_not(None))).all():
+            written = table.select().with_only_columns(*keys, column).where(column.is_not(None))
+            for *key, said in session.execute(written).all():
                 if name.search(said):
                     is_it = [each == value for each, value in zip(keys, key, strict=True)]
                     session.execute(update(table).where(*is_it).values({column.name: name.sub(NAMELESS, said)}))
@@ -166,8 +168,8 @@ def _blank(session: Session, ids: Sequence[int]) -> int:
     """Take body and salt away; without its salt, a short text cannot be guessed from its hash."""
     blanked = session.execute(
         update(Payload)
-        .where(Payload.entry_id.in_(ids), Payload.body.is_not(None))
+        .where(col(Payload.entry_id).in_(ids), col(Payload.body).is_not(None))
         .values(salt=None, body=None)
-        .returning(Payload.entry_id)
+        .returning(col(Payload.entry_id))
     ).all()
     return len(blanked)

@@ -7,15 +7,16 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import update
 from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 import broker.runs.runs  # noqa: F401 - the tables that others refer to
 from bot.delivery import notices
 from bot.delivery.loop import Backoff
 from bot.tables import DiscordMessage
 from projects import lifecycle
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.record import record
 from projects.record.record import Payload
 from tests.bot.conftest import BOT, Lab, has
@@ -71,26 +72,28 @@ def refused_more_than(lab: Lab, times: int) -> bool:
 def open_intents(lab: Lab) -> list[str]:
     """The keys of the messages that were meant to be sent and are not known to have been."""
     with lab.db.read() as session:
-        return list(session.scalars(select(DiscordMessage.key).where(DiscordMessage.message_id.is_(None))))
+        return list(session.scalars(select(DiscordMessage.key).where(col(DiscordMessage.message_id).is_(None))))
 
 
 def standing_notices(lab: Lab) -> list[str]:
     """The keys of the notices that are not known to say that posting goes on."""
     with lab.db.read() as session:
-        notice = DiscordMessage.key.startswith(notices.WAITS)
+        notice = col(DiscordMessage.key).startswith(notices.WAITS)
         return list(session.scalars(select(DiscordMessage.key).where(notice, DiscordMessage.digest != notices.OVER)))
 
 
 def redraw(session: Session, key: str) -> None:
     """Have a card drawn anew, as after a release that has changed its look."""
-    session.execute(update(DiscordMessage).where(DiscordMessage.key == key).values(digest=""))
+    session.execute(update(DiscordMessage).where(col(DiscordMessage.key) == key).values(digest=""))
 
 
 def forget_nonces(session: Session) -> None:
     """Make all open intents older than Discord remembers a nonce."""
     past = utcnow() - timedelta(minutes=10)
     session.execute(
-        update(DiscordMessage).where(DiscordMessage.message_id.is_(None)).values(intended_at=past, nonce="forgotten")
+        update(DiscordMessage)
+        .where(col(DiscordMessage.message_id).is_(None))
+        .values(intended_at=past, nonce="forgotten")
     )
 
 
@@ -274,7 +277,9 @@ async def test_what_a_person_deletes_stays_deleted_and_stops_nothing_else(lab: L
 
 async def test_a_blanked_entry_is_told_without_its_words(lab: Lab) -> None:
     propose(lab)
-    lab.call(lambda session: session.execute(update(Payload).where(Payload.entry_id > 2).values(body=None, salt=None)))
+    lab.call(
+        lambda session: session.execute(update(Payload).where(col(Payload.entry_id) > 2).values(body=None, salt=None))
+    )
     await lab.start_bot()
     thread = (await lab.guild.wait_for("proposals", lambda m: m.thread_id is not None)).thread_id or ""
     post = await lab.guild.wait_for(thread, lambda m: "record 1" in m.text)

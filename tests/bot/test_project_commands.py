@@ -4,8 +4,9 @@ from collections.abc import Awaitable
 from typing import Any
 
 import pytest
-from sqlalchemy import func, insert, select
+from sqlalchemy import func, insert
 from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 from projects import lifecycle, membership
 from projects.lifecycle import Membership, Project, Stage
@@ -181,7 +182,7 @@ async def test_a_long_list_says_how_many_more_there_are(shared_lab: Shared) -> N
     leads = select(Project.id, Project.lead_id).where(Project.stage == Stage.COMPLETED)
     lab.call(Session.execute, insert(Membership).from_select(["project_id", "person_id"], leads))
     shown = (await lab.person("Grace").command("project list", stage="completed")).text.splitlines()
-    assert shown[0].startswith(f"**{lab.call(Session.scalar, select(func.max(Project.id)))}** 39 🧪")
+    assert shown[0].startswith(f"**{lab.call(Session.scalar, select(func.max(col(Project.id))))}** 39 🧪")
     assert 5 < len(shown) < 25, "what fits one message"
     assert shown[-1] == f"-# and {40 - len(shown) + 1} more"
     assert all(line.endswith("Ada") for line in shown[:-1]), "no line is cut"

@@ -15,7 +15,7 @@ from broker.runs.attempts import Checkpoint, Ending, Process, Progress
 from broker.runs.runs import RunState
 from broker.runs.series import Measured
 from projects import membership
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from sandbox.people import Answer, Channel, Message
 from tests.bot.conftest import Lab
 

@@ -15,7 +15,8 @@ from broker.runs.attempts import Attempt, Ending, Process, Progress
 from broker.runs.launching import Order
 from broker.runs.runs import Run, RunView
 from projects import lifecycle, policies
-from projects.db.database import Database, utcnow
+from projects.db.columns import utcnow
+from projects.db.database import Database
 from projects.people import Actor, LabRole
 from projects.record import record
 from projects.settings import Settings

@@ -7,7 +7,7 @@ from broker.allocations import allocations, ledger, pools
 from broker.allocations.allocations import AllocationState, AllocationView
 from broker.allocations.pools import GrantView
 from broker.reviews import changes, expiry, reviews
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.people import Actor
 from projects.record import record
 from tests.broker.lab import ADA, HOUR, ROSA, Lab, in_days, request_id

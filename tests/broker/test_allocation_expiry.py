@@ -10,7 +10,7 @@ from broker.allocations import allocations, ledger
 from broker.allocations.allocations import AllocationState
 from broker.allocations.ledger import Account
 from broker.reviews import changes, inventory
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.errors import ConflictError
 from projects.people import Actor, LabRole
 from projects.record import record

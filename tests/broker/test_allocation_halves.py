@@ -10,7 +10,7 @@ from broker.allocations import pools
 from broker.allocations.allocations import AllocationState
 from broker.allocations.ledger import Account
 from broker.reviews import reviews
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.errors import ConflictError, ForbiddenError
 from projects.people import Actor, LabRole
 from tests.broker.lab import EMMY, GRACE, ROSA, STRANGER, Lab

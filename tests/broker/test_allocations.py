@@ -12,7 +12,7 @@ from broker.allocations import allocations, pools
 from broker.allocations.allocations import AllocationState, AllocationView, parse_day, parse_hours
 from broker.allocations.ledger import Account
 from broker.reports import review_context
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
 from projects.people import Actor, LabRole
 from tests.broker.lab import ADA, EMMY, GRACE, HOUR, POOL, ROSA, Lab, in_days

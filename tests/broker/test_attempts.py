@@ -6,7 +6,8 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import text
+from sqlmodel import select
 
 from broker import publications
 from broker.allocations.ledger import Account
@@ -14,7 +15,7 @@ from broker.runs import attempts, series, settlement
 from broker.runs.attempts import Attempt, AttemptState, Checkpoint, Ending, Progress, StaleError
 from broker.runs.runs import RunState
 from broker.runs.series import Measured
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.errors import ConflictError
 from tests.broker.lab import HOUR, NOTHING, PROCESS, Lab
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import update
+from sqlmodel import col
 
 from broker import catalogue, publications
 from broker.catalogue import CatalogueEntry
@@ -54,7 +55,9 @@ def publish(lab: Lab, run: int, steps: Iterable[int]) -> None:
     """Those steps stand verified on the Hub."""
     with lab.db.write() as session:
         session.execute(
-            update(Publication).where(Publication.run_id == run, Publication.step.in_(list(steps))).values(url="there")
+            update(Publication)
+            .where(col(Publication.run_id) == run, col(Publication.step).in_(list(steps)))
+            .values(url="there")
         )
 
 
@@ -92,7 +95,7 @@ def test_a_removal_cut_short_is_finished(lab: Lab, conf: Settings, run: int) -> 
     write(lab, conf, run, 0, 1, 2)
     publish(lab, run, (0, 1, 2))
     with lab.db.write() as session:
-        session.execute(update(Publication).where(Publication.step == 0).values(disk=Disk.LEAVING))
+        session.execute(update(Publication).where(col(Publication.step) == 0).values(disk=Disk.LEAVING))
     assert disk.tidy(conf, lab.db) == 1
     assert here(conf, run) == [1, 2]
 

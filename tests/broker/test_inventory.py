@@ -3,13 +3,14 @@
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import update
+from sqlmodel import col, select
 
 from broker.allocations import pools
 from broker.allocations.pools import Grant, Pool
 from broker.reviews import inventory
 from broker.runs.attempts import Ending
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.errors import ConflictError, InvalidError
 from projects.record import record
 from tests.broker.lab import HOUR, POOL, Lab, in_days
@@ -75,7 +76,7 @@ def test_local_pools_share_out_the_gpus_of_their_host(lab: Lab) -> None:
         }
     assert numbers == {POOL: "", "far": "", "first": "0,1", "second": "2,3"}
     with lab.db.write() as session:
-        session.execute(update(Pool).where(Pool.name == POOL).values(gpu_type="V100"))
+        session.execute(update(Pool).where(col(Pool.name) == POOL).values(gpu_type="V100"))
         assert pools.numbers_on_host(session, session.get_one(Pool, second), "1") == "5"
         assert pools.numbers_on_host(session, session.get_one(Pool, first), "0") == "2"
 

@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
-from sqlalchemy import func, select, text
+from sqlalchemy import func, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlmodel import col, select
 
 from broker.allocations import ledger, pools
 from broker.allocations.ledger import Account, Movement
 from broker.allocations.pools import GrantRow, GrantView
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.errors import ConflictError, InvalidError
 from tests.broker.lab import HOUR, POOL, Lab
 
@@ -141,7 +142,7 @@ def source(lab: Lab, allocations: list[int], grant_id: int) -> GrantView:
     with lab.db.read() as session:
         found = next(grant for grant in pools.grants(session) if grant.id == grant_id)
         accounts = [ledger.account(session, allocation) for allocation in allocations]
-        query = select(GrantRow.movement, func.sum(GrantRow.seconds)).where(GrantRow.grant_id == grant_id)
+        query = select(GrantRow.movement, func.sum(col(GrantRow.seconds))).where(GrantRow.grant_id == grant_id)
         sums = defaultdict(int, {kind: int(seconds) for kind, seconds in session.execute(query.group_by("movement"))})
     assert found.seconds == found.granted + found.committed + found.left == sums["give"]
     assert found.granted == sum(account.granted for account in accounts)

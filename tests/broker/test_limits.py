@@ -4,7 +4,8 @@ import json
 from datetime import datetime, timedelta
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import update
+from sqlmodel import col, select
 
 from broker.reviews import changes
 from broker.runs.launching import Origin
@@ -70,7 +71,7 @@ def yesterday(lab: Lab) -> None:
             said = json.loads(row.body)
             then = datetime.fromisoformat(said["at"]) - timedelta(days=1)
             changed = record.canonical(said | {"at": then.isoformat(timespec="milliseconds")})
-            session.execute(update(Payload).where(Payload.entry_id == row.entry_id).values(body=changed))
+            session.execute(update(Payload).where(col(Payload.entry_id) == row.entry_id).values(body=changed))
 
 
 def test_who_is_banned_does_nothing_but_read(lab: Lab) -> None:

@@ -26,7 +26,7 @@ from broker.publishing.hub import Hub as HubClient
 from broker.publishing.model_card import write_card
 from broker.runs.attempts import Checkpoint, Progress
 from projects import lifecycle, updates
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.lifecycle import Project
 from projects.people import Actor
 from projects.record import record
@@ -206,7 +206,7 @@ def test_the_card_says_how_and_by_whom(lab: Lab, conf: Settings, hub: Hub, run: 
     assert r"# Sinks of \<attention\>: run" in said
     assert r"| python\-docs | PSF\-2\.0 | common/text at 0123456789ab | 123,456 |" in said
     assert "People: Ada (lead), Grace" in said
-    assert "given by The house" in said
+    assert "sponsored by The house" in said
     assert r"- Changed in it: steps = 4" in said
     assert f'from_pretrained("{repo(conf, run)}", revision="step{LAST}")' in said
     assert "| 4 | 400 | 0.2500 |" in said
@@ -248,7 +248,7 @@ def test_metrics_of_earlier_attempts_go_along(tmp_path: Path) -> None:
         folder.mkdir()
         lines = [json.dumps({"step": step, "loss": float(token)}) for step in steps]
         (folder / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 99, "lo']))
-    found = model_card.measured(tmp_path / "attempt-2", 10)
+    found = model_card.metrics_up_to(10, tmp_path / "attempt-2")
     assert [(line["step"], line["loss"]) for line in found] == [(n, 1.0 if n < 5 else 2.0) for n in range(1, 11)]
 
 
@@ -505,7 +505,7 @@ def test_held_checkpoints_are_private_until_reviewers_release_them(lab: Lab, con
 
     with lab.db.write() as session:
         updates.release(session, ROSA, project, "It is safe.")
-    assert waiting(lab) == [(run, publisher.SHOWING)]
+    assert waiting(lab) == [(run, publisher.VISIBILITY)]
     hub.fault(path="/settings", status=503)
     publish(lab, conf, run)
     assert "checkpoints.released" not in lab.kinds(1)

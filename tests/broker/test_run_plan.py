@@ -12,7 +12,7 @@ from broker.reports.run_plan import LaunchDraft, Preview
 from broker.runs import attempts, comparison, generation
 from broker.runs.attempts import Checkpoint, Ending, Progress
 from broker.runs.launching import Order
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
 from projects.people import Actor
 from tests.broker.lab import ADA, GRACE, HOUR, STRANGER, Lab, request_id

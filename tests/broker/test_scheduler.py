@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlmodel import col, select
 from structlog.testing import capture_logs
 
 from broker.allocations import pools
@@ -20,7 +20,7 @@ from broker.scheduling import backfill, snapshot, tasks
 from broker.scheduling.backfill import Decision
 from broker.scheduling.scheduler import Scheduler
 from broker.scheduling.usage import FairUsage
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.errors import ConflictError
 from tests.broker.lab import HOUR, PROCESS, STRANGER, Lab, settings
 
@@ -96,7 +96,7 @@ def pass_weeks(lab: Lab, weeks: int) -> None:
     """All that has been used was used so many weeks earlier."""
     earlier = timedelta(weeks=weeks)
     with lab.db.write() as session:
-        for run in session.scalars(select(Run).where(Run.ended_at.is_not(None))):
+        for run in session.scalars(select(Run).where(col(Run.ended_at).is_not(None))):
             run.ended_at = (run.ended_at or utcnow()) - earlier
         for row in session.scalars(select(FairUsage)):
             row.at -= earlier

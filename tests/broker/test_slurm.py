@@ -10,20 +10,22 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func
+from sqlmodel import col, select
 
 from broker.allocations import pools
 from broker.allocations.ledger import LedgerRow, Movement
 from broker.runners import base, output, reaper
-from broker.runners.slurm import REFUSED, SlurmLauncher, Wanted, jobs
+from broker.runners.slurm import SlurmLauncher, Wanted, jobs
 from broker.runs import attempts
 from broker.runs.attempts import Attempt
 from broker.runs.runs import RunState
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.errors import InvalidError
 from tests.broker.lab import Lab, settings
 from tests.databases import ONCE
 from tests.slurm import Cluster, slurm, wait_for
+from trainer.contract import Status
 
 __all__ = ["slurm"]
 
@@ -191,14 +193,14 @@ def test_a_job_that_does_not_listen_is_ended_with_all_its_processes(
 
 def test_what_slurm_will_not_have_is_refused_in_one_sentence(start: Callable[..., tuple[SlurmLauncher, Path]]) -> None:
     launcher, folder = start(TELL, gpus=9)
-    assert ended(launcher) == REFUSED
-    ending = output.ending(folder, REFUSED, timed_out=False, how=launcher.ended)
+    assert ended(launcher) == Status.REFUSED
+    ending = output.ending(folder, Status.REFUSED, timed_out=False, how=launcher.ended)
     assert ending.reason.startswith("Slurm refused the job: ")
     assert "Requested node configuration is not available" in ending.reason
     assert not ending.transient
     assert launcher.waiting
     launcher, _ = start(TELL, partition="elsewhere")
-    assert ended(launcher) == REFUSED
+    assert ended(launcher) == Status.REFUSED
     assert "invalid partition" in launcher.ended.lower()
 
 
@@ -328,7 +330,7 @@ def attempt(lab: Lab, run: int, token: int) -> Attempt:
 
 
 def charged(lab: Lab, run: int, token: int) -> int:
-    query = select(func.coalesce(func.sum(LedgerRow.seconds), 0)).where(
+    query = select(func.coalesce(func.sum(col(LedgerRow.seconds)), 0)).where(
         LedgerRow.run_id == run, LedgerRow.token == token, LedgerRow.movement == Movement.CHARGE
     )
     with lab.db.read() as session:

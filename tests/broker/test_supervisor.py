@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import update
+from sqlmodel import col
 
 from broker.allocations.pools import Pool
 from broker.publishing import disk
@@ -21,6 +22,7 @@ from broker.runs.attempts import Attempt, TakenOverError
 from broker.runs.runs import Run, RunState
 from tests.broker.lab import NOTHING, Lab, settings
 from tests.databases import ONCE
+from trainer.contract import Status
 
 LEASE = 1.0
 GRACE = 1.0
@@ -157,7 +159,7 @@ def test_a_trainer_does_not_outlive_a_lease_that_the_database_will_not_renew(
     with supervised(lab, tmp_path, run) as (supervisor, said):
         began = time.monotonic()
         with lab.db.write() as session:
-            session.execute(update(Run).where(Run.id == run).values(recipe="demo"))
+            session.execute(update(Run).where(col(Run.id) == run).values(recipe="demo"))
             until(lambda: "asked" in said(), LEASE + 30)
             assert time.monotonic() - began > LEASE / 2
             until(lambda: not living(tmp_path), GRACE + 30)
@@ -173,7 +175,7 @@ def test_a_trainer_does_not_outlive_a_lease_that_the_database_will_not_renew(
 def test_a_supervisor_whose_run_went_to_another_ends_its_trainer(lab: Lab, tmp_path: Path, run: int) -> None:
     with supervised(lab, tmp_path, run) as (supervisor, _):
         with lab.db.write() as session:
-            session.execute(update(Run).where(Run.id == run).values(token=7))
+            session.execute(update(Run).where(col(Run.id) == run).values(token=7))
         assert supervisor.wait(60) == 1
         assert living(tmp_path) == []
     assert lab.run(run).state == RunState.RUNNING
@@ -284,6 +286,10 @@ def test_a_folder_that_another_database_has_left_is_moved_aside(tmp_path: Path) 
     kept.mkdir(exist_ok=True)
     supervisor.spawn(conf, 7, 2, "ours")
     assert kept.exists()
+
+
+def test_the_shim_which_imports_nothing_has_the_contracts_statuses() -> None:
+    assert (shim.STOPPED, shim.FAILED) == (Status.STOPPED, Status.FAILED)
 
 
 def test_what_cannot_be_started_says_why(lab: Lab, run: int, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import update
+from sqlmodel import col
 from typer.testing import CliRunner
 
 from broker.allocations import pools
@@ -18,7 +19,7 @@ from broker.scheduling.backfill import Decision, Limits
 from broker.scheduling.scheduler import Scheduler
 from cli.main import app
 from projects import lifecycle
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.errors import ConflictError, NotFoundError
 from projects.lifecycle import Project
 from projects.settings import get_settings
@@ -73,7 +74,7 @@ def test_what_decides_its_place(lab: Lab, ours: int) -> None:
         lab.settle(run, lab.start(run, 0), seconds, Ending(70, "enough"))
     older, newer = lab.launch(ours), lab.launch(theirs, STRANGER)
     with lab.db.write() as session:
-        session.execute(update(Run).where(Run.id == older).values(queued_at=utcnow() - timedelta(hours=2)))
+        session.execute(update(Run).where(col(Run.id) == older).values(queued_at=utcnow() - timedelta(hours=2)))
     first, second = tell(lab, newer), tell(lab, older)
     assert (first.position, second.position) == (1, 2)
     assert first.factors is not None
@@ -144,7 +145,9 @@ def test_a_pool_of_slurm_is_given_a_few_jobs_without_devices(lab: Lab, ours: int
     assert told.reason == "Stoa keeps at most 2 jobs submitted to Slurm on “cluster”, and has."
     assert told.expected is None
     with lab.db.write() as session:
-        session.execute(update(Attempt).where(Attempt.run_id == queued[0]).values(waiting="Slurm: PENDING (Resources)"))
+        session.execute(
+            update(Attempt).where(col(Attempt.run_id) == queued[0]).values(waiting="Slurm: PENDING (Resources)")
+        )
     assert tell(lab, queued[0]).reason == "Slurm decides when it starts. Slurm: PENDING (Resources)."
     assert lab.account(allocation).reserved == 2 * 2 * 600
 

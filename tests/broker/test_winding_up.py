@@ -12,7 +12,7 @@ from broker.reviews import expiry
 from broker.runs.attempts import Ending
 from broker.runs.runs import RunState
 from projects import lifecycle
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.errors import ConflictError
 from projects.record import record
 from tests.broker.lab import ADA, GRACE, HOUR, STRANGER, Lab

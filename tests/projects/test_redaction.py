@@ -4,12 +4,13 @@ import json
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import select
+from sqlmodel import col, select
 
 from broker.allocations import allocations, pools
 from broker.runs import runs
 from projects import lifecycle, moderation
-from projects.db.database import Database, utcnow
+from projects.db.columns import utcnow
+from projects.db.database import Database
 from projects.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
 from projects.people import Actor, LabRole, Person
 from projects.record import record, redaction
@@ -22,7 +23,7 @@ OMAR = Actor(50, "Omar", frozenset({LabRole.ADMIN}))
 def bodies(db: Database) -> list[str | None]:
     """Every payload there is."""
     with db.read() as session:
-        return list(session.scalars(select(Payload.body).order_by(Payload.entry_id)))
+        return list(session.scalars(select(col(Payload.body)).order_by(col(Payload.entry_id))))
 
 
 def everything_verifies(db: Database) -> bool:
@@ -42,7 +43,7 @@ def test_a_text_is_blanked_and_its_tombstone_says_why_but_never_what(db: Databas
     with db.read() as session:
         blanked, tombstone = record.since(session, stream, 0)
         salt = session.scalars(
-            select(Payload.salt).join(Entry, Entry.id == Payload.entry_id).where(Entry.id == blanked.id)
+            select(col(Payload.salt)).join(Entry, col(Entry.id) == Payload.entry_id).where(Entry.id == blanked.id)
         ).one()
     assert (blanked.payload, salt) == (None, None)
     assert tombstone.kind == "record.redacted"

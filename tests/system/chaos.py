@@ -26,7 +26,8 @@ from typing import Any
 
 import psutil
 from rich.console import Console
-from sqlalchemy import func, select
+from sqlalchemy import func
+from sqlmodel import col, select
 
 from bot.tables import DiscordCursor
 from broker.publications import Publication
@@ -286,8 +287,8 @@ class Story:
     def waits_for(self) -> str:
         """What is not at its end yet; empty where all is."""
         with self.db.read() as session:
-            moving = session.scalar(select(func.count()).where(Run.state.not_in(ENDED))) or 0
-            unpublished = session.scalar(select(func.count()).where(Publication.url.is_(None))) or 0
+            moving = session.scalar(select(func.count()).where(col(Run.state).not_in(ENDED))) or 0
+            unpublished = session.scalar(select(func.count()).where(col(Publication.url).is_(None))) or 0
             told = {row.stream: row.number for row in session.scalars(select(DiscordCursor))}
             untold = sum(head - told.get(stream, 0) for stream, head in record.streams(session).items())
         counts = {"runs": moving, "checkpoints to publish": unpublished, "entries to post": untold}

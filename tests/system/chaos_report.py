@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
-from sqlalchemy import func, select
+from sqlalchemy import func
 from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 from bot.tables import DiscordLease
 from broker.allocations import ledger
@@ -114,7 +115,7 @@ def _faults(story: "Story", unmet: Sequence[Mapping[str, Any]]) -> Line:
 
 
 def _ended(session: Session, launched: int) -> Line:
-    runs = session.scalars(select(Run).order_by(Run.id)).all()
+    runs = session.scalars(select(Run).order_by(col(Run.id))).all()
     states = Counter(run.state for run in runs)
     problems = [f"run {run.id} is {run.state}" for run in runs if run.state not in ENDED]
     problems += [
@@ -175,13 +176,13 @@ def _sums(session: Session) -> Line:
         if balance.reserved:
             problems.append(f"allocation {balance.allocation_id}: {balance.reserved} GPU-seconds are still reserved")
         spent += balance.spent
-    charges = session.scalar(select(func.sum(LedgerRow.seconds)).where(LedgerRow.movement == Movement.CHARGE)) or 0
-    refunds = session.scalar(select(func.sum(LedgerRow.seconds)).where(LedgerRow.movement == Movement.REFUND)) or 0
-    attempts = session.scalar(select(func.sum(Attempt.charged))) or 0
+    charges = session.scalar(select(func.sum(col(LedgerRow.seconds))).where(LedgerRow.movement == Movement.CHARGE)) or 0
+    refunds = session.scalar(select(func.sum(col(LedgerRow.seconds))).where(LedgerRow.movement == Movement.REFUND)) or 0
+    attempts = session.scalar(select(func.sum(col(Attempt.charged)))) or 0
     if spent != charges - refunds or charges != attempts:
         problems.append(f"accounts say {spent}, the ledger {charges} less {refunds}, the attempts {attempts}")
-    drawn = session.scalar(select(func.sum(Grant.drawn))) or 0
-    granted = session.scalar(select(func.sum(Balance.granted))) or 0
+    drawn = session.scalar(select(func.sum(col(Grant.drawn)))) or 0
+    granted = session.scalar(select(func.sum(col(Balance.granted)))) or 0
     if drawn != granted:
         problems.append(f"the grants gave {drawn}, the allocations got {granted}")
     count = session.scalar(select(func.count()).select_from(Allocation))
@@ -239,16 +240,16 @@ def _one_at_a_time(session: Session, census: Census) -> Line:
 
 
 def _published(session: Session) -> Line:
-    waiting = session.scalars(select(Publication).where(Publication.url.is_(None))).all()
+    waiting = session.scalars(select(Publication).where(col(Publication.url).is_(None))).all()
     count = session.scalar(select(func.count()).select_from(Publication))
     problems = [f"step {row.step} of run {row.run_id}: {row.error or 'not tried'}" for row in waiting]
     return Line("every checkpoint is published", f"{count} checkpoints", problems)
 
 
 def _leases(session: Session) -> Line:
-    attempts = session.scalars(select(Attempt).where(Attempt.state.in_(OPEN))).all()
+    attempts = session.scalars(select(Attempt).where(col(Attempt.state).in_(OPEN))).all()
     problems = [f"attempt {row.token} of run {row.run_id} is {row.state}" for row in attempts]
-    uploads = session.scalars(select(Publication).where(Publication.lease_until.is_not(None))).all()
+    uploads = session.scalars(select(Publication).where(col(Publication.lease_until).is_not(None))).all()
     problems += [f"the upload of step {row.step} of run {row.run_id} is leased" for row in uploads]
     senders = session.scalars(select(DiscordLease)).all()
     problems += [f"{row.holder} holds the lease of the sender until {row.until}" for row in senders]

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import func, update
+from sqlmodel import col, select
 
 from broker.allocations import ledger
 from broker.allocations.ledger import LedgerRow, Movement
@@ -88,7 +89,7 @@ class Stoa:
             order = Order(self.project, "demo", "1m", overrides=f"steps={steps}, {SMALL}", allocation_id=allocation)
             launched = launching.launch(session, ADA, f"faults-{allocation}", order)
             # Nobody can ask for less than a minute, and a test would rather not wait for one.
-            session.execute(update(Run).where(Run.id == launched.run_id).values(time_limit=time_limit))
+            session.execute(update(Run).where(col(Run.id) == launched.run_id).values(time_limit=time_limit))
         return launched.run_id
 
     def folder(self, run: int, token: int) -> Path:
@@ -124,14 +125,14 @@ class Stoa:
 
     def charged(self, run: int, token: int) -> int:
         with self.db.read() as session:
-            query = select(func.sum(LedgerRow.seconds)).where(
+            query = select(func.sum(col(LedgerRow.seconds))).where(
                 LedgerRow.run_id == run, LedgerRow.token == token, LedgerRow.movement == Movement.CHARGE
             )
             return session.scalar(query) or 0
 
     def published(self, run: int) -> list[int]:
         with self.db.read() as session:
-            query = select(Publication.step).where(Publication.run_id == run, Publication.url.is_not(None))
+            query = select(Publication.step).where(Publication.run_id == run, col(Publication.url).is_not(None))
             return sorted(session.scalars(query))
 
     def told(self, run: int) -> list[tuple[str, int]]:

@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "trainer": set[str](),
     "sandbox": set[str](),
     "projects": set[str](),
-    "broker": {"projects", "trainer.config", "trainer.check"},
+    "broker": {"projects", "trainer.config", "trainer.check", "trainer.contract"},
     "bot": {"projects", "broker"},
     "cli": {"projects", "broker", "bot", "demo.play"},
     "demo": {"projects", "broker", "cli.services", "sandbox"},

@@ -11,7 +11,7 @@ import bot
 import broker
 import projects
 from bot.delivery import lease, outbox
-from bot.tables import DiscordCommands, DiscordPlace
+from bot.tables import DiscordCommands, DiscordPurpose
 from broker import publications
 from broker.reports import run_plan
 from broker.runs import attempts
@@ -19,7 +19,8 @@ from broker.runs.attempts import Checkpoint, Ending, Progress
 from broker.runs.launching import Order
 from broker.runs.series import Measured
 from projects import lifecycle, limits
-from projects.db.database import Base, Database
+from projects.db.columns import Base
+from projects.db.database import Database
 from projects.findings import Finding
 from projects.record import record, redaction
 from tests.broker.lab import ADA, GRACE, STRANGER, Lab
@@ -51,7 +52,7 @@ def fill(database: Database) -> None:
         outbox.sent(session, "project:1", "200", "digest")
         outbox.open_channel(session, "project:1", project, "300")
         session.merge(DiscordCommands(application_id="1", guild_id="2", digest="d"))
-        session.add(DiscordPlace(guild_id="2", name="record", discord_id="400"))
+        session.add(DiscordPurpose(guild_id="2", name="record", discord_id="400"))
         session.add(Finding(message_id="500", project_id=project, number=2))
         run_plan.launch(session, ADA, "draft", Order(project, "demo", "10m"))
         lease.hold(session, "2", "somebody", 60)

@@ -20,7 +20,7 @@ from tests.trainer.ranks_parallel import CPU, Ranks, drawn, rows_of
 from trainer import allocator
 from trainer.check import check
 from trainer.config import TrainConfig, load
-from trainer.distributed.parallel_dims import Place, with_groups
+from trainer.distributed.parallel_dims import ParallelDims, with_groups
 from trainer.engine import open_engine
 from trainer.engine.distributed import DistributedEngine
 from trainer.engine.local import LocalEngine
@@ -41,17 +41,17 @@ def measure(config: TrainConfig, gpus: int = 1, times: int = 3) -> int:
 
 def _peak(config: TrainConfig) -> int:
     before = _resident("VmRSS")
-    place = Place(dist.get_rank(), dist.get_world_size(), CPU, config.parallel.pipeline, config.parallel.tensor)
-    if place.ranks > 1:
-        place = with_groups(place)
+    dims = ParallelDims(dist.get_rank(), dist.get_world_size(), CPU, config.parallel.pipeline, config.parallel.tensor)
+    if dims.world_size > 1:
+        dims = with_groups(dims)
 
-    engine = open_engine(config, place)
+    engine = open_engine(config, dims)
     engine.load(drawn(config), 0)
     for step in range(STEPS):
-        mine = rows_of(config, step).chunk(place.data)[place.data_rank]
+        mine = rows_of(config, step).chunk(dims.data)[dims.data_rank]
         engine.step(torch.split(mine, config.training.micro_batch), config.optimizer.learning_rate)
     engine.nll(mine[: config.training.micro_batch])
-    place.wait()
+    dims.barrier()
     return _resident("VmHWM") - before
 
 

@@ -17,16 +17,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainer.config import TrainConfig
-from trainer.distributed.parallel_dims import Place, with_groups
-from trainer.engine.base import Kind, NonFiniteError, Read
-from trainer.engine.deepspeed_setup import Groups, import_deepspeed
+from trainer.distributed.parallel_dims import ParallelDims, with_groups
+from trainer.engine.base import NonFiniteError, ReadTensor, TensorKind
+from trainer.engine.deepspeed_setup import ModelParallelUnit, import_deepspeed
 from trainer.engine.distributed import DistributedEngine
 from trainer.model.initialise import draw
 from trainer.model.transformer import shapes
 
 CPU = torch.device("cpu")
 TIMEOUT = 120.0
-KINDS: tuple[Kind, ...] = ("weight", "exp_avg", "exp_avg_sq")
+KINDS: tuple[TensorKind, ...] = ("weight", "exp_avg", "exp_avg_sq")
 # What every rank would import for itself, most of its start.
 PRELOADED = [__name__, "deepspeed.runtime.pipe.engine", "deepspeed.runtime.zero.muon.original_muon"]
 
@@ -98,58 +98,58 @@ def rows_of(config: TrainConfig, step: int) -> Tensor:
     return torch.randint(config.vocabulary, size, generator=generator)
 
 
-def drawn(config: TrainConfig) -> Read:
+def drawn(config: TrainConfig) -> ReadTensor:
     """The weights of step 0."""
     whole = shapes(config.model, config.vocabulary, config.context)
     return lambda _, name: draw(name, whole[name], config.model, config.training.seed)
 
 
-def from_file(path: Path) -> Read:
+def from_file(path: Path) -> ReadTensor:
     tensors = safe_open(path, "pt")
     return lambda kind, name: tensors.get_tensor(f"{kind}.{name}")  # type: ignore[no-untyped-call]
 
 
-def engine_of(config: TrainConfig, read: Read, step: int = 0) -> tuple[DistributedEngine, Place]:
+def engine_of(config: TrainConfig, read: ReadTensor, step: int = 0) -> tuple[DistributedEngine, ParallelDims]:
     parallel = config.parallel
-    place = with_groups(Place(dist.get_rank(), dist.get_world_size(), CPU, parallel.pipeline, parallel.tensor))
-    engine = DistributedEngine(config, place)
+    dims = with_groups(ParallelDims(dist.get_rank(), dist.get_world_size(), CPU, parallel.pipeline, parallel.tensor))
+    engine = DistributedEngine(config, dims)
     engine.load(read, step)
-    return engine, place
+    return engine, dims
 
 
-def advance(engine: DistributedEngine, place: Place, config: TrainConfig, step: int) -> tuple[float, float]:
+def advance(engine: DistributedEngine, dims: ParallelDims, config: TrainConfig, step: int) -> tuple[float, float]:
     """Loss and gradient norm of the step after `step`."""
-    mine = rows_of(config, step).chunk(place.data)[place.data_rank]
+    mine = rows_of(config, step).chunk(dims.data)[dims.data_rank]
     return engine.step(torch.split(mine, config.training.micro_batch), config.optimizer.learning_rate)
 
 
-def save(engine: DistributedEngine, place: Place, path: Path) -> None:
+def save(engine: DistributedEngine, dims: ParallelDims, path: Path) -> None:
     """Weights and moments, whole."""
     tensors = {f"{kind}.{name}": tensor.contiguous() for kind in KINDS for name, tensor in engine.gather(kind)}
-    assert bool(tensors) == place.leads
-    if place.leads:
+    assert bool(tensors) == dims.is_main
+    if dims.is_main:
         save_file(tensors, path)
-    place.wait()
+    dims.barrier()
 
 
 def train(
     config: TrainConfig, steps: range, start: Path | None = None, saves: dict[int, Path] | None = None
 ) -> list[tuple[float, float]]:
     """Loss and gradient norm of each step, from the weights drawn or from a file, saving after some steps."""
-    engine, place = engine_of(config, from_file(start) if start else drawn(config), steps.start)
+    engine, dims = engine_of(config, from_file(start) if start else drawn(config), steps.start)
     done = []
     for step in steps:
-        done.append(advance(engine, place, config, step))
+        done.append(advance(engine, dims, config, step))
         if saves and step + 1 in saves:
-            save(engine, place, saves[step + 1])
+            save(engine, dims, saves[step + 1])
     return done
 
 
 def train_without(guard: str, config: TrainConfig, steps: range) -> list[tuple[float, float]]:
     """As `train`, with one of the guards of trainer.engine.deepspeed_setup open."""
     opened: dict[str, tuple[str, Callable[..., Any]]] = {
-        "usable_stage": ("trainer.engine.deepspeed_setup.usable_stage", lambda parallel, _: parallel.zero_stage),
-        "mark_split": ("trainer.engine.distributed.mark_split", lambda _: None),
+        "safe_zero_stage": ("trainer.engine.deepspeed_setup.safe_zero_stage", lambda parallel, _: parallel.zero_stage),
+        "mark_sharded": ("trainer.engine.distributed.mark_sharded", lambda _: None),
     }
     with mock.patch(*opened[guard]):
         return train(config, steps)
@@ -165,7 +165,7 @@ def step_nowhere_in_bf16(stage: int) -> bool:
     engine, optimizer, _, _ = deepspeed.initialize(
         model=layer,
         optimizer=torch.optim.AdamW(layer.parameters(), lr=0.1, weight_decay=0.1),
-        mpu=Groups(with_groups(Place(dist.get_rank(), dist.get_world_size(), CPU))),
+        mpu=ModelParallelUnit(with_groups(ParallelDims(dist.get_rank(), dist.get_world_size(), CPU))),
         config={
             "train_micro_batch_size_per_gpu": 1,
             "bf16": {"enabled": True},
@@ -183,30 +183,30 @@ def step_nowhere_in_bf16(stage: int) -> bool:
 
 def look(config: TrainConfig, start: Path, rows: Tensor) -> tuple[Tensor, Tensor, list[tuple[float, float]]]:
     """Cross-entropy of rows and their logits, then two steps with another look between."""
-    engine, place = engine_of(config, from_file(start), 10)
+    engine, dims = engine_of(config, from_file(start), 10)
     nll, logits = engine.nll(rows), engine.logits(rows[:, :-1])
-    first = advance(engine, place, config, 10)
+    first = advance(engine, dims, config, 10)
     engine.nll(rows)
     engine.logits(rows[:1, :-1])
-    return nll, logits, [first, advance(engine, place, config, 11)]
+    return nll, logits, [first, advance(engine, dims, config, 11)]
 
 
 def evaluate(config: TrainConfig, start: Path, rows: Tensor) -> Tensor:
     """Cross-entropy of those of the rows [data-parallel ranks, b, L + 1] that are this rank's."""
-    engine, place = engine_of(config, from_file(start), 10)
-    return engine.nll(rows[place.data_rank])
+    engine, dims = engine_of(config, from_file(start), 10)
+    return engine.nll(rows[dims.data_rank])
 
 
 def stumble(config: TrainConfig, factors: dict[str, float], path: Path) -> tuple[str, float] | None:
     """A step from drawn weights of which some are multiplied, and what it raised; saves what was there before and
     after."""
     read = drawn(config)
-    engine, place = engine_of(config, lambda kind, name: read(kind, name) * factors.get(name, 1.0))
-    save(engine, place, path / "before")
+    engine, dims = engine_of(config, lambda kind, name: read(kind, name) * factors.get(name, 1.0))
+    save(engine, dims, path / "before")
     raised = None
     try:
-        advance(engine, place, config, 0)
+        advance(engine, dims, config, 0)
     except NonFiniteError as error:
         raised = error.what, error.value
-    save(engine, place, path / "after")
+    save(engine, dims, path / "after")
     return raised

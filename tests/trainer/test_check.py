@@ -9,14 +9,14 @@ import pytest
 
 from tests.trainer.conftest import ROOT, run_trainer, write_config
 from trainer.check import check
-from trainer.checkpoint import state
+from trainer.checkpoint import save_load
 from trainer.config import TrainConfig, load_recipe
 
 
 @pytest.mark.parametrize("recipe", [True, False])
 def test_parameter_count_is_the_models(config: TrainConfig, recipe: bool) -> None:
     chosen = load_recipe("demo") if recipe else config
-    assert check(chosen).parameters == sum(p.numel() for p in state.build(chosen).parameters())
+    assert check(chosen).parameters == sum(p.numel() for p in save_load.build(chosen).parameters())
 
 
 def test_report_and_time(config: TrainConfig) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from trainer.checkpoint import folders
+from trainer.checkpoint.resume import find_starting_point
 from trainer.config import CheckpointsConfig, ConfigError, TrainConfig
 
 
@@ -44,4 +45,4 @@ def test_newest_is_by_number_and_ignores_unfinished_ones(tmp_path: Path) -> None
 
 def test_a_folder_that_is_no_checkpoint_is_refused(config: TrainConfig, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is not a whole checkpoint of this trainer"):
-        folders.start(config, tmp_path, tmp_path / "nothing")
+        find_starting_point(config, tmp_path, tmp_path / "nothing")

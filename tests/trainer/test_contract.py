@@ -17,7 +17,8 @@ import pytest
 
 from tests.trainer.conftest import run_trainer, start_trainer, write_config
 from tests.trainer.test_run import lines, losses, outcome
-from trainer.checkpoint import folders
+from trainer.checkpoint import folders, metadata
+from trainer.contract import checkpoint_folder
 
 FOREVER = 1_000_000
 
@@ -60,7 +61,7 @@ def test_killed_rank_then_a_rerun_then_a_stop(tmp_path: Path) -> None:
     assert lines(out / "events.jsonl")[-1]["event"] == "failed"
     newest = folders.newest(out)
     assert newest is not None
-    reached = folders.how(newest)["step"]
+    reached = metadata.read(newest)["step"]
     logged = steps_logged(out)
 
     with training(out, config) as (parent, ranks):
@@ -76,7 +77,7 @@ def test_killed_rank_then_a_rerun_then_a_stop(tmp_path: Path) -> None:
     ended = outcome(out)
     assert ended["status"] == 75
     assert ended["step"] == lines(out / "metrics.jsonl")[-1]["step"]
-    assert folders.how(folders.folder_of(out, ended["step"]))["step"] == ended["step"]
+    assert metadata.read(checkpoint_folder(out, ended["step"]))["step"] == ended["step"]
 
 
 def test_no_rank_outlives_its_parent(tmp_path: Path) -> None:

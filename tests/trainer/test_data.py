@@ -229,7 +229,7 @@ def test_a_run_goes_on_with_the_data_it_began_with(config: TrainConfig, folder: 
     # Its tokenizer is taken when data are prepared anew, and demanded of data that are there.
     made()
     (checkpoint / "tokenizer.json").write_text(tokenizer.train(["other text"] * 9, 400).to_str())
-    again = ensure(config, tmp_path / "again", checkpoint, lambda message: None, forks=True)
+    again = ensure(config, tmp_path / "again", checkpoint, lambda message: None, is_fork=True)
     assert tokenizer.digest(tokenizer.load(again)) == tokenizer.digest(tokenizer.load(checkpoint))
     assert "The tokenizer of the data in" in refusal(config, tmp_path / "again", checkpoint)
     assert "The checkpoint's tokenizer is not the one that made the data in" in refusal(

@@ -12,12 +12,13 @@ import pytest
 
 from tests.trainer.test_data_indexed import foreign_write
 from tests.trainer.test_data_sources import data_config, write_jsonl
-from trainer.data import parallel, tokenizer
+from trainer.data import tokenizer
+from trainer.data import workers as worker_pool
 from trainer.data.config import DataConfig, DedupeConfig
 from trainer.data.dedupe import bands, ngrams
 from trainer.data.encode import is_held_out
 from trainer.data.indexed import Indexed
-from trainer.data.prepare import fingerprint, manifest_of, prepare, stands
+from trainer.data.prepare import fingerprint, is_prepared, manifest_of, prepare
 from trainer.schema import ConfigError
 
 WORDS = [f"w{number}" for number in range(2_000)]
@@ -71,7 +72,7 @@ def test_any_number_of_workers_writes_the_same_bytes(tmp_path: Path, monkeypatch
     for name in ("a", "b"):
         write_jsonl(tmp_path / f"{name}.jsonl.zst", [" ".join(essay(seed)) for seed in range(100)])
     data = data_config(tmp_path, {"path": "a.jsonl.zst"}, {"path": "b.jsonl.zst"}, dedupe={"permutations": 32})
-    monkeypatch.setattr(parallel, "BATCH_BYTES", 10_000)
+    monkeypatch.setattr(worker_pool, "BATCH_BYTES", 10_000)
     folders = [tmp_path / "one", tmp_path / "two"]
     seen: list[int] = []
     for folder, workers in zip(folders, (1, 2), strict=True):
@@ -194,11 +195,11 @@ def test_a_folder_is_built_anew_when_what_it_depends_on_changed(tmp_path: Path) 
     before = build(data, tmp_path / "data")
     marker = tmp_path / "data" / "marker"
     marker.touch()
-    assert stands(tmp_path / "data", fingerprint(data))
+    assert is_prepared(tmp_path / "data", fingerprint(data))
     build(data.model_copy(update={"sequence_length": 8}), tmp_path / "data")
     assert marker.exists()
     write_jsonl(tmp_path / "a.jsonl", ["other text"] * 20)
-    assert not stands(tmp_path / "data", fingerprint(data))
+    assert not is_prepared(tmp_path / "data", fingerprint(data))
     assert build(data, tmp_path / "data")["sources"] != before["sources"]
     assert not marker.exists()
 

@@ -18,14 +18,14 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner, Result
 
-from trainer.checkpoint import state
+from trainer.checkpoint import save_load
 from trainer.config import TrainConfig
 from trainer.data import readers, tokenizer
 from trainer.data.encode import is_held_out
 from trainer.data.prepare import prepare
 from trainer.evaluation.commands import app
-from trainer.evaluation.harness import CheckpointLM
-from trainer.evaluation.opened import Opened, open_checkpoint
+from trainer.evaluation.lm_eval_model import CheckpointLM
+from trainer.evaluation.open_checkpoint import OpenCheckpoint, open_checkpoint
 from trainer.evaluation.score import log_likelihoods, score, windows
 from trainer.model.transformer import shapes
 
@@ -36,11 +36,11 @@ TEXT = "def main(arguments):\n    return [argument.strip() for argument in argum
 def write_checkpoint(config: TrainConfig, data: Path, folder: Path) -> None:
     """A checkpoint with weights large enough to tell one token from another."""
     folder.mkdir(parents=True)
-    family, read = state.family(config), state.fresh(config)
+    family, read = save_load.family(config), save_load.fresh(config)
     weights = ((name, read("weight", name) * 3) for name in shapes(config.model, config.vocabulary, WINDOW))
     exported = (pair for name, weight in weights for pair in family.export(name, weight).items())
-    state.write_tensors(folder, state.WEIGHTS, exported)
-    state.describe(config, folder, 3, {}, data)
+    save_load.write_tensors(folder, save_load.WEIGHTS, exported)
+    save_load.write_description(config, folder, 3, {}, data)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def checkpoint(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="module")
-def opened(checkpoint: Path) -> Opened:
+def opened(checkpoint: Path) -> OpenCheckpoint:
     return open_checkpoint(checkpoint)
 
 
@@ -77,7 +77,7 @@ def requests(kind: Any, *arguments: tuple[Any, ...]) -> list[Instance]:
     return [Instance(request_type=kind, doc={}, arguments=each, idx=0) for each in arguments]
 
 
-def ours(opened: Opened, rows: int | None = None) -> CheckpointLM:
+def ours(opened: OpenCheckpoint, rows: int | None = None) -> CheckpointLM:
     return CheckpointLM(opened, rows, lambda name, share: None)
 
 
@@ -104,7 +104,9 @@ def test_windows_that_slide_score_each_token_once_after_as_many_as_fit() -> None
 
 
 @pytest.mark.parametrize("rows", [None, 1, 5])
-def test_log_likelihoods_are_those_of_the_harness_own_model(opened: Opened, theirs: HFLM, rows: int | None) -> None:
+def test_log_likelihoods_are_those_of_the_harness_own_model(
+    opened: OpenCheckpoint, theirs: HFLM, rows: int | None
+) -> None:
     pairs = requests(
         "loglikelihood",
         ("def main", "():"),
@@ -122,13 +124,13 @@ def test_log_likelihoods_are_those_of_the_harness_own_model(opened: Opened, thei
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
 
 
-def test_whole_texts_are_as_likely_as_the_harness_own_model_finds_them(opened: Opened, theirs: HFLM) -> None:
+def test_whole_texts_are_as_likely_as_the_harness_own_model_finds_them(opened: OpenCheckpoint, theirs: HFLM) -> None:
     texts = requests("loglikelihood_rolling", *((text,) for text in ("a", TEXT, long_text(40), long_text(100, 1))))
     expected = theirs.loglikelihood_rolling(texts, disable_tqdm=True)
     assert ours(opened).loglikelihood_rolling(texts) == pytest.approx(expected, rel=1e-6, abs=1e-4)
 
 
-def test_answers_are_those_of_the_harness_own_model(opened: Opened, theirs: HFLM) -> None:
+def test_answers_are_those_of_the_harness_own_model(opened: OpenCheckpoint, theirs: HFLM) -> None:
     greedy = {"until": ["\n"], "do_sample": False, "max_gen_toks": 12}
     other = greedy | {"until": ["e"], "max_gen_toks": 5}
     questions = requests(
@@ -141,12 +143,12 @@ def test_answers_are_those_of_the_harness_own_model(opened: Opened, theirs: HFLM
     assert len(set(expected)) > 3
 
 
-def test_answer_longer_than_the_window(opened: Opened) -> None:
+def test_answer_longer_than_the_window(opened: OpenCheckpoint) -> None:
     [answer] = ours(opened).generate_until(requests("generate_until", (TEXT, {"max_gen_toks": 2 * WINDOW})))
     assert len(opened.encode(answer)) > WINDOW
 
 
-def test_score_is_that_of_transformers(checkpoint: Path, opened: Opened, tmp_path: Path) -> None:
+def test_score_is_that_of_transformers(checkpoint: Path, opened: OpenCheckpoint, tmp_path: Path) -> None:
     """Token by token, each after the 31 before it or as many as the windows of stride 16 leave."""
     text = TEXT + long_text(30) + " ünïcödé 漢字 🦉\r\n"
     (tmp_path / "text.txt").write_bytes(text.encode())
@@ -171,7 +173,7 @@ def test_score_is_that_of_transformers(checkpoint: Path, opened: Opened, tmp_pat
     assert found["bits_per_byte"] == pytest.approx(total / math.log(2) / len(text.encode()), rel=1e-5)
 
 
-def test_score_reads_the_standard_input_and_takes_a_stride(checkpoint: Path, opened: Opened) -> None:
+def test_score_reads_the_standard_input_and_takes_a_stride(checkpoint: Path, opened: OpenCheckpoint) -> None:
     text = long_text(60)
     result = run("score", checkpoint, "--text", "-", "--stride", str(WINDOW), stdin=text)
     [rolling] = ours(opened).loglikelihood_rolling(requests("loglikelihood_rolling", (text,)))
@@ -179,7 +181,7 @@ def test_score_reads_the_standard_input_and_takes_a_stride(checkpoint: Path, ope
     assert json.loads(result.stdout)["nll"] != pytest.approx(score(opened, text, 8, lambda share: None).nll)
 
 
-def test_text_that_quotes_the_end_of_a_document_is_text(opened: Opened) -> None:
+def test_text_that_quotes_the_end_of_a_document_is_text(opened: OpenCheckpoint) -> None:
     assert opened.end not in opened.encode("a <|endoftext|> b")
     assert opened.encode("<|endoftext|>", special=True) == [opened.end]
 
@@ -199,7 +201,7 @@ def test_text_that_cannot_be_scored(checkpoint: Path, tmp_path: Path, content: b
     assert result.stdout == ""
 
 
-def test_continuation_longer_than_the_window_is_scored_whole(opened: Opened) -> None:
+def test_continuation_longer_than_the_window_is_scored_whole(opened: OpenCheckpoint) -> None:
     tokens = opened.encode(long_text(40))
     [(whole, _)] = log_likelihoods(opened, [([opened.end], tokens)])
     [(first, _), (second, _)] = log_likelihoods(

@@ -22,7 +22,7 @@ from tests.trainer.conftest import ROOT, start_trainer
 from tests.trainer.test_evaluation import TEXT, WINDOW, checkpoint, opened
 from trainer.evaluation.commands import app
 from trainer.evaluation.generate import Sampling, continuations
-from trainer.evaluation.opened import Opened
+from trainer.evaluation.open_checkpoint import OpenCheckpoint
 from trainer.exits import interruptible
 
 __all__ = ["checkpoint", "opened"]
@@ -62,7 +62,7 @@ def test_likeliest_tokens_are_those_of_transformers(checkpoint: Path, tmp_path: 
         assert sample(checkpoint, tmp_path / "out", *narrow)["text"] == found["text"]
 
 
-def test_text_goes_on_past_the_window_and_ends_with_its_document(opened: Opened) -> None:
+def test_text_goes_on_past_the_window_and_ends_with_its_document(opened: OpenCheckpoint) -> None:
     generator = torch.Generator().manual_seed(0)
     [ids] = continuations(opened, [[]], WINDOW + 8, Sampling(temperature=0), generator)
     assert len(ids) == WINDOW + 8
@@ -74,7 +74,7 @@ def test_text_goes_on_past_the_window_and_ends_with_its_document(opened: Opened)
     assert all(opened.end not in ids for ids in ended)
 
 
-def test_texts_written_together_are_those_written_alone(opened: Opened) -> None:
+def test_texts_written_together_are_those_written_alone(opened: OpenCheckpoint) -> None:
     contexts = [opened.encode(text) for text in (TEXT, "import", "class A:", "")]
     greedy, generator = Sampling(temperature=0), torch.Generator()
     together = continuations(opened, contexts, 20, greedy, generator)

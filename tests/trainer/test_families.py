@@ -28,7 +28,7 @@ def test_logits_equal_transformers(architecture: str, tmp_path: Path) -> None:
     for seed in range(DRAWS):
         model = ModelConfig.model_validate(SWITCHES[architecture](rng))
         family = adapter_of(architecture)(model, VOCABULARY, CONTEXT)
-        assert not list(family.lacks()), model
+        assert not list(family.missing_features()), model
         ours = transformer(model, seed)
         written = write(ours, family, tmp_path)
         theirs, loaded = getattr(transformers, architecture).from_pretrained(tmp_path, output_loading_info=True)

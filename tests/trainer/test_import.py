@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from tests.trainer.conftest import run_trainer
-from trainer import imported
+from trainer import import_command
 from trainer.config import load
 from trainer.data import tokenizer as bpe
 
@@ -47,7 +47,7 @@ def foreign(folder: Path, vocabulary: int = 512) -> Path:
 
 
 def run(*arguments: str | Path) -> tuple[int, str]:
-    result = CliRunner().invoke(imported.app, list(map(str, arguments)))
+    result = CliRunner().invoke(import_command.app, list(map(str, arguments)))
     return result.exit_code, result.output
 
 

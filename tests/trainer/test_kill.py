@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from tests.trainer.conftest import run_trainer, start_trainer, write_config
 from tests.trainer.test_run import losses
-from trainer.checkpoint import folders
+from trainer.checkpoint import folders, metadata
+from trainer.contract import checkpoint_folder
 
 STEPS = 60
 EVERY_STEP = {"checkpoints": {"log_until": 0, "every": 1}, "data": {}}
@@ -50,7 +51,7 @@ def goes_on_to_the_same_end(out: Path, untroubled: Path, folder: Path) -> None:
     newest = folders.newest(out)
     if newest is not None:
         AutoModelForCausalLM.from_pretrained(newest)
-        step = folders.how(newest)["step"]
+        step = metadata.read(newest)["step"]
         if step:
             load_file(newest / "trainer" / "optimizer.safetensors")
         assert newest.name == f"step{step}"
@@ -66,11 +67,11 @@ def writing(out: Path) -> bool:
 
 
 def just_written(out: Path) -> bool:
-    return folders.folder_of(out, 7).exists()
+    return checkpoint_folder(out, 7).exists()
 
 
 def in_a_step(out: Path) -> bool:
-    return folders.folder_of(out, 12).exists() and not any((out / "checkpoints").glob(".step*.writing"))
+    return checkpoint_folder(out, 12).exists() and not any((out / "checkpoints").glob(".step*.writing"))
 
 
 @pytest.mark.parametrize("moment", [writing, just_written, in_a_step], ids=lambda moment: moment.__name__)

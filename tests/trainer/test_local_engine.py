@@ -9,19 +9,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.trainer.conftest import TINY
-from trainer.checkpoint import state
+from trainer.checkpoint import save_load
 from trainer.config import TrainConfig
-from trainer.distributed.parallel_dims import Place
-from trainer.engine.base import Kind, NonFiniteError, Read
+from trainer.distributed.parallel_dims import ParallelDims
+from trainer.engine.base import NonFiniteError, ReadTensor, TensorKind
 from trainer.engine.local import LocalEngine
 from trainer.model.attention import BLOCK, BlockedAttention
 from trainer.model.loss import CHUNK, FusedLoss
 from trainer.model.tensor_parallel import ALONE
 from trainer.model.transformer import Transformer
 
-HERE = Place(0, 1, torch.device("cpu"))
+HERE = ParallelDims(0, 1, torch.device("cpu"))
 RATE = 2e-3
-KINDS: tuple[Kind, ...] = ("weight", "exp_avg", "exp_avg_sq")
+KINDS: tuple[TensorKind, ...] = ("weight", "exp_avg", "exp_avg_sq")
 POISONED = 7
 """A token whose embedding is not finite, in some tests."""
 
@@ -44,9 +44,9 @@ def configured(model: dict[str, Any] | None = None, **training: Any) -> TrainCon
     )
 
 
-def engine_of(config: TrainConfig, read: Read | None = None) -> LocalEngine:
+def engine_of(config: TrainConfig, read: ReadTensor | None = None) -> LocalEngine:
     engine = LocalEngine(config, HERE)
-    engine.load(read or state.fresh(config), 0)
+    engine.load(read or save_load.fresh(config), 0)
     return engine
 
 
@@ -65,7 +65,7 @@ def run(engine: LocalEngine, config: TrainConfig, steps: Iterable[int]) -> list[
 
 def reference(config: TrainConfig, steps: Iterable[int]) -> list[tuple[float, float]]:
     model = Transformer(config.model, config.vocabulary, config.context)
-    read = state.fresh(config)
+    read = save_load.fresh(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(read("weight", name))
@@ -171,9 +171,9 @@ def test_without_a_compiler_training_goes_on_with_one_line(
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_changes_nothing(precision: str, value: float) -> None:
     config = configured(precision=precision, micro_batch=4)
-    fresh = state.fresh(config)
+    fresh = save_load.fresh(config)
 
-    def read(kind: Kind, name: str) -> Tensor:
+    def read(kind: TensorKind, name: str) -> Tensor:
         tensor = fresh(kind, name)
         if name == "embed.tokens.weight":
             tensor[POISONED] = value
@@ -195,9 +195,9 @@ def test_a_loss_that_is_not_finite_changes_nothing(precision: str, value: float)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_gradient_norm_that_is_not_finite_changes_nothing(precision: str) -> None:
     config = configured(precision=precision)
-    fresh = state.fresh(config)
+    fresh = save_load.fresh(config)
 
-    def read(kind: Kind, name: str) -> Tensor:
+    def read(kind: TensorKind, name: str) -> Tensor:
         """The logits stay small, and the gradient by what makes them so is beyond fp32 when squared."""
         scale = {"head.norm.weight": 1e-30, "head.weight": 1e30}
         return fresh(kind, name) * scale.get(name, 1.0)

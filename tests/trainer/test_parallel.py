@@ -10,7 +10,7 @@ import torch
 from tests.trainer.conftest import TINY
 from tests.trainer.ranks_parallel import Ranks, drawn, rows_of, step_nowhere_in_bf16, train, train_without
 from trainer.config import ParallelConfig, TrainConfig
-from trainer.engine.deepspeed_setup import usable_stage
+from trainer.engine.deepspeed_setup import safe_zero_stage
 from trainer.model.transformer import Transformer
 
 STEPS = range(20)
@@ -145,19 +145,19 @@ def worst(done: list[tuple[float, float]], model: str) -> float:
 
 
 def test_a_pipeline_at_zero_0_would_clip_by_its_first_stage(two: Ranks) -> None:
-    done = two.call(train_without, "usable_stage", config_of("neox", zero=0, pipeline=2), STEPS)[0]
+    done = two.call(train_without, "safe_zero_stage", config_of("neox", zero=0, pipeline=2), STEPS)[0]
     assert worst(done, "neox") > 5e-3
 
 
 def test_bf16_at_zero_0_would_do_a_step_as_it_starts(two: Ranks) -> None:
     assert two.call(step_nowhere_in_bf16, 0) == [True, True]
-    stage = usable_stage(ParallelConfig(zero_stage=0), "bf16")
+    stage = safe_zero_stage(ParallelConfig(zero_stage=0), "bf16")
     assert two.call(step_nowhere_in_bf16, stage) == [False, False]
 
 
 @pytest.mark.parametrize("layout", [{"zero": 1}, {"zero": 3}], ids=str)
 def test_parts_that_are_not_marked_would_be_left_out_of_the_norm(two: Ranks, layout: dict[str, Any]) -> None:
-    done = two.call(train_without, "mark_split", config_of("neox", tensor=2, **layout), STEPS)[0]
+    done = two.call(train_without, "mark_sharded", config_of("neox", tensor=2, **layout), STEPS)[0]
     assert worst(done, "neox") > 0.05
 
 

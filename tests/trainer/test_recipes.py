@@ -4,9 +4,9 @@ import pytest
 import torch
 import transformers
 
-from trainer.check import parameters
 from trainer.config import load_recipe, recipe_names
 from trainer.families import family_of
+from trainer.metrics import parameters
 from trainer.model.transformer import shapes
 
 PYTHIA = {

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.trainer.conftest import run_trainer, write_config
 from trainer import files
-from trainer.spikes import Spikes
+from trainer.loss_spikes import LossSpikes
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -102,7 +102,7 @@ def test_non_finite_loss_fails_and_names_the_step(finished: Path, tmp_path: Path
     weights["embed_out.weight"][0, 0] = torch.nan
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     how = json.loads((broken / "how.json").read_text())
-    how["files"]["model.safetensors"] = files.digest(broken / "model.safetensors")
+    how["files"]["model.safetensors"] = files.checksum(broken / "model.safetensors")
     (broken / "how.json").write_text(json.dumps(how))
     config = write_config(tmp_path / "tiny.yml")
     result = run_trainer("train", config, "--out", tmp_path / "out", "--resume", broken)
@@ -261,7 +261,7 @@ def test_show_answers_only_for_what_the_run_saw(finished: Path, tmp_path: Path) 
 
 
 def test_a_jump_of_the_loss_is_an_event() -> None:
-    spikes = Spikes(deviations=6)
+    spikes = LossSpikes(deviations=6)
     generator = random.Random(0)
     usual = [spikes.above(3 + generator.gauss(0, 0.05)) for _ in range(200)]
     assert usual == [None] * 200

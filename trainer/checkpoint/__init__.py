@@ -1,1 +1,1 @@
-"""Checkpoints: their folders, and what each holds."""
+"""Checkpoints: when they are due, saving and loading them, their metadata, resuming and forking."""

@@ -1,1 +1,1 @@
-"""Text to rows of tokens: sources, tokenizer, prepared folder, order, and what a step saw."""
+"""Data: sources, tokenizer, prepared data folder, the order of rows, and which rows a step read."""

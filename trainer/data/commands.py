@@ -1,4 +1,4 @@
-"""`python -m trainer data`: prepare data, look at them, and ask what a step of a run saw. Imports no torch."""
+"""`python -m trainer data`: prepare data, inspect them, and show what a step of a run read. Imports no torch."""
 
 import math
 import sys
@@ -20,11 +20,11 @@ from rich.progress import (
 from rich.table import Table
 
 from trainer.config import load
+from trainer.contract import Status
 from trainer.data.config import SourceConfig, mixture, mixture_names
-from trainer.outcome import Status
 from trainer.schema import ConfigError
 
-app = typer.Typer(help="Data: prepare them, look at them, ask what a step saw.", no_args_is_help=True)
+app = typer.Typer(help="Data: prepare them, inspect them, show what a step read.", no_args_is_help=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -46,7 +46,7 @@ def prepare(
         from trainer.data import prepare as preparing
 
         mark = preparing.fingerprint(data)
-        if out.exists() and not preparing.stands(out, mark) and (out.is_file() or any(out.iterdir())):
+        if out.exists() and not preparing.is_prepared(out, mark) and (out.is_file() or any(out.iterdir())):
             raise ConfigError(f"The folder {out} holds something else than these data; give --out another.")
         with _bar() as (say, advance):
             preparing.prepare(data, out, None, say, workers or os.cpu_count() or 1, advance)
@@ -62,7 +62,7 @@ def show(
     text: Annotated[bool, typer.Option("--text", help="Show all of the text.")] = False,
     json: AsJson = False,
 ) -> None:
-    """Show what a step saw: each row's source, documents, licence and text. stepN's checkpoint saw steps 1 to N."""
+    """Show what a step read: each row's source, documents, licence and text. Checkpoint stepN has seen steps 1 to N."""
     with _refusals():
         from trainer.data.show import look, table
 
@@ -78,8 +78,8 @@ def inspect(
     prefix: Annotated[Path, typer.Argument(metavar="PREFIX", help="A .bin/.idx pair, without the ending.")],
     json: AsJson = False,
 ) -> None:
-    """Read all of a .bin/.idx pair, check that the two agree with each other and with the manifest beside them, and say
-    what they hold."""
+    """Read a .bin/.idx pair, check that its files agree with each other and with the manifest beside them, and describe
+    it."""
     with _refusals():
         from trainer.data.indexed import describe
         from trainer.data.prepare import verify
@@ -121,7 +121,7 @@ def mixtures(name: Annotated[str | None, typer.Argument(help="Show the sources o
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """End with the sentence and the status of what went wrong."""
+    """Turn an error into one sentence on standard error and the exit status that goes with it."""
     try:
         yield
     except ConfigError as error:
@@ -136,7 +136,8 @@ def _refusals() -> Iterator[None]:
 
 @contextmanager
 def _bar() -> Iterator[tuple[Callable[[str], None], Callable[[int], None]]]:
-    """A bar of stages on a terminal, lines elsewhere: what to call at each stage, and with the bytes of each batch."""
+    """A bar for each stage on a terminal, lines elsewhere. Yields the functions to call with the name of each stage and
+    with the bytes of each batch."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -162,6 +163,7 @@ def _bar() -> Iterator[tuple[Callable[[str], None], Callable[[int], None]]]:
 
 
 def _sources(sources: list[dict[str, object]]) -> Table:
+    """The manifest's sources as a table."""
     table = Table()
     for name in ("source", "licence"):
         table.add_column(name, overflow="fold")

@@ -1,4 +1,4 @@
-"""The data section of the configuration: sources, their mixture and the tokenizer. Imports no torch."""
+"""The `data` section of the configuration: sources, their mixture and the tokenizer. Imports no torch."""
 
 import re
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ MIXTURES = Path(__file__).parent / "mixtures"
 END_OF_DOCUMENT = "<|endoftext|>"
 
 Builtin = Literal["python-docs", "python-stdlib"]
-"""Text that every Python carries."""
+"""Text that every Python installation carries."""
 
 
 def _is_name(name: str) -> str:
@@ -44,10 +44,8 @@ Licence = Annotated[str, Field(min_length=1), AfterValidator(_is_spdx)]
 
 
 class TokenizerConfig(Section):
-    """A byte-level BPE tokenizer, trained on the first `train_bytes` of the sources, or read from `file`.
-
-    `vocabulary` counts its tokens; a file may have fewer.
-    """
+    """A byte-level BPE tokenizer (Sennrich et al. 2016), trained on the first `train_bytes` bytes of the sources or
+    read from `file`, a tokenizer.json. `vocabulary` is the number of its tokens, at most."""
 
     vocabulary: int = Field(ge=320, le=262_144)
     train_bytes: int = Field(default=2_000_000, ge=1_000)
@@ -56,11 +54,14 @@ class TokenizerConfig(Section):
 
 
 class SourceConfig(Section):
-    """A source of text in one place, with its licence, and its share: by `weight`, or by the `epochs` it is read.
+    """A source of text: where it lies, its licence (an SPDX expression), and its share of the mixture.
 
-    The place is `builtin`, a `path` (a JSONL file, plain, .gz or .zst; a glob of such; a folder of text files), a
-    Hugging Face `dataset` (an id or a folder) or the prefix of a .bin/.idx pair of `tokens`. The licence is an SPDX
-    expression. A source is read until it gave `max_bytes` of text.
+    It lies in one of `builtin`, `path` (a JSONL file, plain, .gz or .zst; a glob of such files; a folder of text
+    files), `dataset` (an id of Hugging Face, or a folder, with `revision`, `subset` and `split`) or `tokens` (the
+    prefix of a .bin/.idx pair). The text of a JSON object or of a dataset's row is under `text_key`.
+
+    The share is a `weight`, relative to the other sources' weights, or the number of `epochs` that it is read. A source
+    is read until it gave `max_bytes` bytes of text.
     """
 
     name: SourceName
@@ -79,7 +80,7 @@ class SourceConfig(Section):
 
     @property
     def share(self) -> float:
-        """The weight, or the epochs: what the mixture is measured in."""
+        """The weight or the epochs, whichever the mixture is given in."""
         return self.weight or self.epochs or 0.0
 
     @model_validator(mode="after")
@@ -99,7 +100,8 @@ class SourceConfig(Section):
 
 
 class DedupeConfig(Section):
-    """Near-duplicates: MinHash LSH over word n-grams; of documents at least `threshold` alike (Jaccard) one stays."""
+    """Removing near-duplicates: of documents whose sets of word n-grams have a Jaccard similarity of at least
+    `threshold` one is kept. `permutations` is the length of the MinHash signatures, see `trainer.data.dedupe`."""
 
     threshold: float = Field(default=0.87, gt=0, le=1)
     ngram: int = Field(default=5, ge=1, le=100)
@@ -107,10 +109,11 @@ class DedupeConfig(Section):
 
 
 class DataConfig(Section):
-    """`held_out` is the share of the documents that is kept for evaluation.
+    """Sources, tokenizer, and the length of rows in tokens.
 
-    Relative places start at `root`, or where the trainer was started. A `mixture` of this package stands for the
-    sources it lists. `prepared` is a folder that `data prepare` wrote.
+    `held_out` is the share of the documents that is kept for evaluation. Relative paths start at `root`, by default at
+    the working directory. `mixture` is the name of a mixture of this package and stands for the sources that it lists.
+    `prepared` is a folder that `data prepare` wrote; without it the run prepares its own.
     """
 
     sequence_length: int = Field(ge=8, le=1_048_576)
@@ -152,11 +155,12 @@ class DataConfig(Section):
 
 
 def mixture_names() -> list[str]:
+    """The names of the mixtures of this package, sorted."""
     return sorted(path.stem for path in MIXTURES.glob("*.yml"))
 
 
 def mixture(name: str) -> list[dict[str, Any]]:
-    """The sources of a mixture of this package, as values of `data.sources`. Raises ValueError if there is none."""
+    """The sources of a mixture of this package, as values for `data.sources`. Raises ValueError for an unknown name."""
     if name not in mixture_names():
         raise ValueError(f"There is no mixture {name!r}; the mixtures are {', '.join(mixture_names())}.")
     content = yaml.safe_load((MIXTURES / f"{name}.yml").read_text(encoding="utf-8"))

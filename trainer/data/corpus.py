@@ -1,4 +1,4 @@
-"""The prepared tokens as a run reads them, row by row; cheap to open, whatever their size."""
+"""The prepared tokens as a run reads them, row by row, through memory maps."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -8,19 +8,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.checkpoint.folders import how
+from trainer.checkpoint import metadata
 from trainer.config import TrainConfig
 from trainer.data.config import SourceConfig
 from trainer.data.indexed import Indexed
 from trainer.data.order import Order, Row
-from trainer.data.prepare import demand_same, manifest_of
+from trainer.data.prepare import manifest_of, require_same_data
 from trainer.schema import ConfigError
 
 Tokens = NDArray[Any]
 
 
 class Span(NamedTuple):
-    """Part of a row: from token `start` to before token `end` it is of this document."""
+    """The tokens [start, end) of a row, which are of this document."""
 
     document: str
     start: int
@@ -28,12 +28,13 @@ class Span(NamedTuple):
 
 
 class Corpus:
-    """The prepared tokens. Rows hold sequence_length + 1 tokens, so that each gives inputs and targets.
+    """The rows of a prepared data folder. A row has sequence_length + 1 tokens, which give inputs and targets.
 
-    Documents are packed one after the other and attention is not masked between them. Steps are counted from 0 here:
-    "the step after `step`" steps, whose line in the metrics is step + 1. Raises ConfigError if the folder does not
-    hold the configuration's sources, or too few tokens for what it asks, or other data than a run that goes on from
-    `checkpoint` began with.
+    Documents are packed one after the other, and attention is not masked between them. A batch is named by the number
+    of steps before it: that of `step` is read by the step whose line in the metrics is step + 1.
+
+    Raises ConfigError if the folder does not have the configuration's sources, has too few tokens, or has other data
+    than the run began with that is resumed from `checkpoint`.
     """
 
     def __init__(self, config: TrainConfig, folder: Path, checkpoint: Path | None = None) -> None:
@@ -51,7 +52,7 @@ class Corpus:
                 f"{self.manifest['tokenizer']['vocabulary']} tokens of the tokenizer in {folder}."
             )
         if checkpoint:
-            demand_same(self.manifest, how(checkpoint), folder)
+            require_same_data(self.manifest, metadata.read(checkpoint), folder)
         self._train = [self._open(source, "train", described) for source in self.sources]
         self._held_out = [self._open(source, "held_out", described) for source in self.sources]
         rows = [len(indexed.tokens) // self.row_size for indexed in self._train]
@@ -72,14 +73,14 @@ class Corpus:
         self.order = Order(self._weights.tolist(), rows, config.training.seed)
 
     def batch(self, step: int, rank: int, ranks: int, micro: int) -> Tokens:
-        """Rows [micro_batch, sequence_length + 1] of micro-batch `micro` on data-parallel rank `rank`, for the step
-        after `step`."""
+        """Micro-batch `micro` [micro_batch, sequence_length + 1] of data-parallel rank `rank` of `ranks`, in the batch
+        after `step` steps."""
         size = self.config.training.micro_batch
         first = step * self.config.training.batch + (micro * ranks + rank) * size
         return np.stack([self.tokens(row) for row in self.order.rows(first, size)])
 
     def rows(self, step: int) -> list[Row]:
-        """The rows of the step after `step`, in the order of its batch."""
+        """The rows of the whole batch after `step` steps, in order."""
         return self.order.rows(step * self.config.training.batch, self.config.training.batch)
 
     def tokens(self, row: Row) -> Tokens:
@@ -87,32 +88,33 @@ class Corpus:
         return self._cut(self._train[row.source], row.number)
 
     def documents(self, row: Row) -> list[Span]:
-        """The documents that the row holds parts of, their ends of document included."""
+        """The documents that the row has parts of, in order; a document includes its end-of-document token."""
         indexed = self._train[row.source]
         names = self._names[row.source]
         first = row.number * self.row_size
-        at, spans = 0, []
+        reached, spans = 0, []
         number, start = indexed.sequence_at(first)
-        while at < self.row_size:
+        while reached < self.row_size:
             end = start + int(indexed.sizes[number]) - first
-            if end > at:
-                spans.append(Span(names.document(number).tobytes().decode(), at, min(end, self.row_size)))
-                at = end
+            if end > reached:
+                spans.append(Span(names.document(number).tobytes().decode(), reached, min(end, self.row_size)))
+                reached = end
             start += int(indexed.sizes[number])
             number += 1
         return spans
 
     @cached_property
     def evaluation(self) -> Tokens:
-        """The held-out rows [E, sequence_length + 1] that every evaluation reads, sources mixed by weight."""
+        """The held-out rows [E, sequence_length + 1] that every evaluation reads, from each source by its weight."""
         wanted = zip(self._held_out, self._evaluation_rows, strict=True)
         return np.stack([self._cut(held_out, number) for held_out, count in wanted for number in range(count)])
 
     @cached_property
     def unigram_entropy(self) -> float:
-        """Cross-entropy, in nats a token, of the evaluation's targets under the unigram frequencies of training.
+        """The cross-entropy, in nats a token, of the evaluation's targets under the unigram distribution of the
+        training data: what a model reaches that knows only how frequent tokens are.
 
-        The counts of each source get one added to every token of the vocabulary, and are mixed by weight.
+        Each source's counts are smoothed by adding one to every token (Laplace), and the sources mixed by weight.
         """
         frequencies = np.zeros(self.config.vocabulary)
         for weight, source in zip(self._weights, self.sources, strict=True):
@@ -124,7 +126,7 @@ class Corpus:
 
     @property
     def _evaluation_rows(self) -> list[int]:
-        """Rows of each source in the evaluation: its share of evaluation_tokens, one at least."""
+        """The number of evaluation rows of each source: its share of evaluation_tokens, at least one."""
         total = self.config.training.evaluation_tokens // self.config.data.sequence_length
         return [max(1, round(total * weight)) for weight in self._weights]
 
@@ -165,5 +167,5 @@ def _check(source: SourceConfig, described: Mapping[str, Any], folder: Path) -> 
 
 
 def _weight(source: SourceConfig, rows: int) -> float:
-    """A source read for some epochs takes part by all the rows that makes."""
+    """The source's weight, or for a source with epochs the number of rows that its epochs have."""
     return source.weight if source.weight is not None else source.share * rows

@@ -1,13 +1,13 @@
-"""Near-duplicates over all sources: MinHash signatures, and LSH to find the alike among them.
+"""Finding near-duplicates over all sources, by MinHash signatures and locality-sensitive hashing (LSH).
 
-A document's set is that of its n-grams of words (lower-cased runs of letters and digits); its signature has
+A document is the set of its word n-grams (words are lower-cased runs of letters and digits); its signature has
 `permutations` minima (Broder 1997). Signatures are cut into bands (Leskovec, Rajaraman and Ullman, "Mining of Massive
-Datasets", 3.4): the widest bands by which two documents at the threshold still meet with probability 0.95. Those that
-meet are compared over the whole signature. About 2 KiB of memory a document that stays, beside 4 bytes on disk for
-each permutation.
+Datasets", section 3.4), the widest ones for which two documents at the threshold still share a band with probability
+0.95. Documents that share a band are compared over their whole signatures. A kept document takes about 2 KiB of memory,
+and each document 4 bytes a permutation on disk.
 
-Held-out documents come first: of a pair of near-duplicates the one that comes later is removed, so that no
-near-duplicate of a held-out document is trained on.
+Of a pair of near-duplicates the later one is removed. Held-out documents come first, so that no near-duplicate of one
+is trained on.
 """
 
 import re
@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from trainer.data.config import DedupeConfig
-from trainer.data.parallel import Workers, batches
 from trainer.data.readers import Document
+from trainer.data.workers import Workers, batches
 
 _WORDS = re.compile(r"\w+")
 _RECALL = 0.95
@@ -31,7 +31,7 @@ Signatures = NDArray[np.uint32]
 
 
 class Signer:
-    """The signatures [documents, permutations] of a batch; what has no text is decoded."""
+    """Computes the signatures of a batch of documents; documents of tokens are decoded to text first."""
 
     def __init__(self, config: DedupeConfig, tokenizer: str | None) -> None:
         self._config = config
@@ -39,7 +39,7 @@ class Signer:
         self._tokenizer = Tokenizer.from_str(tokenizer) if tokenizer else None
 
     def __call__(self, batch: list[Document]) -> tuple[Signatures, list[str], int]:
-        """Their signatures and names, and how many bytes they have."""
+        """The documents' signatures [documents, permutations] and names, and their bytes in all."""
         signatures = np.stack([self._sign(document) for document in batch])
         return signatures, [document.name for document in batch], sum(document.size for document in batch)
 
@@ -54,7 +54,7 @@ class Signer:
 
 
 def ngrams(text: str, size: int) -> set[str]:
-    """The n-grams of words; a text of fewer words is one n-gram, and one without words is itself."""
+    """The word n-grams of a text. A text of fewer than `size` words is one n-gram, a text without words is its own."""
     words = _WORDS.findall(text.lower())
     if not words:
         return {text}
@@ -62,7 +62,7 @@ def ngrams(text: str, size: int) -> set[str]:
 
 
 def bands(threshold: float, permutations: int) -> tuple[int, int]:
-    """How many bands a signature is cut into, and how many minima each has."""
+    """The number of bands that a signature is cut into, and the minima of each."""
     for width in range(permutations // 2, 1, -1):
         count = permutations // width
         if 1 - (1 - threshold**width) ** count >= _RECALL:
@@ -79,7 +79,11 @@ def duplicates(
     workers: int,
     advance: Callable[[int], None],
 ) -> NDArray[np.bool_]:
-    """For each document, whether it is a near-duplicate of one that stays. `spool` is a file to write and delete."""
+    """For each document, whether it is a near-duplicate of a kept one, [documents].
+
+    `spool` is a temporary file for the signatures, `tokenizer` the tokenizer.json of documents of tokens. `advance` is
+    told the bytes of each batch.
+    """
     held_out: list[bool] = []
     with spool.open("wb") as file, Workers(workers, Signer, config, tokenizer) as pool:
         for signatures, names, size in pool.map(batches(documents)):

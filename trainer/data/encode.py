@@ -1,4 +1,4 @@
-"""Documents to tokens: which split a document is in, and a batch of them as what is written of it."""
+"""Encoding documents: which split a document belongs to, and the tokens of a batch of documents."""
 
 import hashlib
 from typing import Any, NamedTuple
@@ -17,12 +17,13 @@ SPLITS = ("train", "held_out")
 
 
 def is_held_out(name: str, share: float) -> bool:
-    """Whether the document of this name is kept for evaluation: decided by its name alone."""
+    """Whether the document of this name is kept for evaluation, with probability `share`. The name alone decides."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) < share * 2**64
 
 
 class Encoded(NamedTuple):
-    """A batch's documents of one split: tokens [N], tokens of each document [D], names and bytes of text."""
+    """The documents of a batch in one split: `tokens` [N], `sizes` [documents] in tokens, `names`, and bytes of text in
+    all."""
 
     tokens: NDArray[Any]
     sizes: NDArray[np.int32]
@@ -31,11 +32,12 @@ class Encoded(NamedTuple):
 
 
 class Encoder:
-    """A batch of documents to what is written of it, for each split."""
+    """Encodes a batch of documents, each followed by the end-of-document token. Calling it returns the splits by
+    name."""
 
     def __init__(self, bpe: str, data: DataConfig) -> None:
         self._bpe = Tokenizer.from_str(bpe)
-        # A document that quotes the end-of-document token does not end there.
+        # The end-of-document token in the text of a document is plain text.
         self._bpe.encode_special_tokens = True
         self._end = tokenizer.end_of_document(self._bpe, data.tokenizer.end_of_document)
         self._size = tokenizer.size(self._bpe)
@@ -68,7 +70,8 @@ class Encoder:
         )
 
     def _checked(self, document: Document) -> NDArray[Any]:
-        """The document's tokens without its end. Raises ConfigError if the tokenizer has no such tokens."""
+        """The document's tokens without the end-of-document token. Raises ConfigError if the tokenizer lacks one of
+        them."""
         assert document.tokens is not None
         tokens = np.asarray(document.tokens)
         if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < self._size:

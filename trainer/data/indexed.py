@@ -1,9 +1,9 @@
-"""Megatron's format of tokens on disk: PREFIX.bin holds them flat, PREFIX.idx says where each sequence lies.
+"""Megatron's indexed dataset, which Megatron-LM and GPT-NeoX read and write: PREFIX.bin holds the tokens one after the
+other, PREFIX.idx says where each sequence lies.
 
-The .idx holds the magic, the version (uint64), a code for the type of the tokens (one byte), the number of sequences
-and the length of the document index (uint64 each); then each sequence's length (int32) and place in bytes (int64), and
-the first sequence of each document and the number of sequences (int64). All is little-endian. Megatron-LM and GPT-NeoX
-read and write it.
+The .idx has the magic, the version (uint64), a code for the type of the tokens (one byte), the number of sequences and
+the length of the document index (uint64 each); then the length of each sequence (int32) and its offset in bytes
+(int64); then the first sequence of each document, and last the number of sequences (int64). All is little-endian.
 """
 
 import bisect
@@ -22,7 +22,7 @@ from trainer.schema import ConfigError
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
-# Megatron-LM and GPT-NeoX disagree on 6 and 7, the floats, which no tokens are.
+# Megatron-LM and GPT-NeoX disagree on 6 and 7, the floats; tokens are integers.
 CODES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 6: "<f8", 7: "<f4", 8: "<u2"}
 
 _HEADER = struct.Struct("<9sQBQQ")
@@ -32,7 +32,7 @@ Array = NDArray[Any]
 
 
 def paths_of(prefix: Path) -> tuple[Path, Path]:
-    """The .bin and the .idx."""
+    """The paths of the .bin and of the .idx."""
     return prefix.with_name(f"{prefix.name}.bin"), prefix.with_name(f"{prefix.name}.idx")
 
 
@@ -42,9 +42,9 @@ def token_type(vocabulary: int) -> str:
 
 
 class Writer:
-    """Writes a pair, each sequence a document, as a stream: memory does not grow with what is written.
+    """Writes a pair as a stream, each document one sequence, in constant memory.
 
-    A context manager; leaving it without an error completes the pair, both files on disk.
+    It is a context manager; leaving it without an error completes the pair and syncs it to disk.
     """
 
     def __init__(self, prefix: Path, dtype: str) -> None:
@@ -59,7 +59,8 @@ class Writer:
         self.tokens = 0
 
     def add(self, tokens: Array, sizes: NDArray[np.int32]) -> None:
-        """Add documents: their tokens [N] one after the other, and how many each has, which add up to N."""
+        """Add documents: their tokens [N] one after the other, and the number of tokens of each [documents], N in
+        all."""
         content = np.ascontiguousarray(tokens, dtype=self.dtype).tobytes()
         self._bin.write(content)
         self._digest.update(content)
@@ -69,7 +70,7 @@ class Writer:
 
     @property
     def sha256(self) -> str:
-        """Of the .bin."""
+        """The SHA-256 of the .bin so far, in hexadecimal."""
         return self._digest.hexdigest()
 
     def __enter__(self) -> Self:
@@ -91,18 +92,19 @@ class Writer:
             file.write(_HEADER.pack(MAGIC, VERSION, self._code, self.sequences, self.sequences + 1))
             for part in _parts(sizes):
                 file.write(part.tobytes())
-            place = 0
+            offset = 0
             for part in _parts(sizes):
-                ends = place + np.cumsum(part, dtype=np.int64) * self.dtype.itemsize
-                file.write(np.concatenate([[place], ends[:-1]]).astype("<i8").tobytes())
-                place = int(ends[-1])
+                ends = offset + np.cumsum(part, dtype=np.int64) * self.dtype.itemsize
+                file.write(np.concatenate([[offset], ends[:-1]]).astype("<i8").tobytes())
+                offset = int(ends[-1])
             for start in range(0, self.sequences + 1, _AT_ONCE):
                 file.write(np.arange(start, min(start + _AT_ONCE, self.sequences + 1), dtype="<i8").tobytes())
             _sync(file.fileno(), file)
 
 
 class Indexed:
-    """A pair, memory-mapped: `tokens` are all of its tokens, flat; the other arrays are those of the .idx.
+    """A pair, memory-mapped: `tokens` [N] are all tokens, `sizes`, `offsets` and `document_index` the arrays of the
+    .idx.
 
     Raises ConfigError if a file is missing or truncated, or if the two disagree.
     """
@@ -132,10 +134,10 @@ class Indexed:
                 "or prepare the data again."
             )
         self.sizes = _map(self._idx_path, "<i4", sequences, _HEADER.size)
-        self.places = _map(self._idx_path, "<i8", sequences, _HEADER.size + 4 * sequences)
+        self.offsets = _map(self._idx_path, "<i8", sequences, _HEADER.size + 4 * sequences)
         self.document_index = _map(self._idx_path, "<i8", documents, _HEADER.size + 12 * sequences)
         there = self._bin_path.stat().st_size
-        wanted = int(self.places[-1]) + int(self.sizes[-1]) * self.dtype.itemsize if sequences else 0
+        wanted = int(self.offsets[-1]) + int(self.sizes[-1]) * self.dtype.itemsize if sequences else 0
         if there != wanted:
             raise ConfigError(
                 f"{self._bin_path} should have {wanted} bytes, as {self._idx_path.name} says, and has {there}; fetch "
@@ -149,12 +151,13 @@ class Indexed:
         return max(0, len(self.document_index) - 1)
 
     def read(self, start: int, count: int) -> Array:
-        """`count` tokens from token `start` on. Of places far apart only what is asked for is read, not what is around
-        them, as it is through the memory map."""
+        """The `count` tokens from token `start` on. Unlike the memory map, it reads no pages around them, which is
+        faster for rows in random order."""
         size = self.dtype.itemsize
         return np.frombuffer(os.pread(self._file.fileno(), count * size, start * size), dtype=self.dtype)
 
     def document(self, number: int) -> Array:
+        """The tokens of a document, counted from 0."""
         start, end = self._span(number)
         return self.tokens[start:end]
 
@@ -171,22 +174,22 @@ class Indexed:
             raise self._disagrees()
 
     def sequence_at(self, token: int) -> tuple[int, int]:
-        """The number of the sequence that holds the token at this place, and where that sequence starts."""
-        number = bisect.bisect_right(self.places, token * self.dtype.itemsize) - 1
-        return number, int(self.places[number]) // self.dtype.itemsize
+        """The number of the sequence that has token number `token`, and the number of that sequence's first token."""
+        number = bisect.bisect_right(self.offsets, token * self.dtype.itemsize) - 1
+        return number, int(self.offsets[number]) // self.dtype.itemsize
 
     def _span(self, number: int) -> tuple[int, int]:
         first, after = int(self.document_index[number]), int(self.document_index[number + 1])
         if not 0 <= first <= after <= len(self.sizes):
             raise self._disagrees()
         if first == after:
-            # An empty document lies where the one before it ended.
+            # An empty document begins where the one before it ended.
             end = self._end(first - 1) if first else 0
             return end, end
-        return int(self.places[first]) // self.dtype.itemsize, self._end(after - 1)
+        return int(self.offsets[first]) // self.dtype.itemsize, self._end(after - 1)
 
     def _end(self, sequence: int) -> int:
-        return int(self.places[sequence]) // self.dtype.itemsize + int(self.sizes[sequence])
+        return int(self.offsets[sequence]) // self.dtype.itemsize + int(self.sizes[sequence])
 
     def _disagrees(self) -> ConfigError:
         return ConfigError(
@@ -196,7 +199,8 @@ class Indexed:
 
 
 def describe(prefix: Path) -> dict[str, str | int]:
-    """What a pair holds, all of it read. Raises ConfigError if its two files disagree."""
+    """Type, counts, highest token and SHA-256 of a pair, all of which is read. Raises ConfigError if its files
+    disagree."""
     indexed = Indexed(prefix)
     for _ in indexed.documents():
         pass

@@ -1,4 +1,7 @@
-"""The order of the data: which row each place of each batch holds, a pure function of the seed and the place."""
+"""The order of the data: which row of which source comes at each position, a function of the seed and the position.
+
+Batch after batch takes the next positions, counted from 0.
+"""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCK = 1 << 14
-"""Places in a block. Each block holds each source's share of places to within one."""
+"""Positions in a block. Every block has each source's share of positions to within one."""
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _ROUNDS = 8
@@ -25,11 +28,11 @@ class Row(NamedTuple):
 
 
 class Order:
-    """Rows for ever, sources mixed by weight; each source is read in a fresh shuffle every epoch.
+    """An endless order of rows. Sources are mixed by weight, and each source is shuffled anew every epoch.
 
-    The number of ranks and the length of the run have no part in it. Nothing as long as the run or as the data is
-    held: the source of a place comes from its block, where the sources' shares lie in a random order, and the row from
-    a permutation that is computed for the one place (a Feistel network).
+    The order does not depend on the number of ranks nor on the length of the run, and its memory not on the size of the
+    data: the source of a position comes from its block, in which the sources' shares are shuffled, and the row from a
+    permutation that is computed for this position alone (a Feistel network).
     """
 
     def __init__(self, weights: Sequence[float], rows: Sequence[int], seed: int) -> None:
@@ -41,11 +44,11 @@ class Order:
         self._before = np.zeros((1, len(rows)), dtype=np.int64)
         self._block = lru_cache(maxsize=8)(self._draw)
 
-    def __getitem__(self, place: int) -> Row:
-        return self.rows(place, 1)[0]
+    def __getitem__(self, position: int) -> Row:
+        return self.rows(position, 1)[0]
 
     def rows(self, first: int, count: int) -> list[Row]:
-        """The rows of `count` places from place `first` on."""
+        """The rows at `count` positions from `first` on."""
         sources = np.empty(count, dtype=np.int64)
         nth = np.empty(count, dtype=np.int64)
         done = 0
@@ -65,7 +68,8 @@ class Order:
         return [Row(int(source), int(number)) for source, number in zip(sources, numbers, strict=True)]
 
     def _draw(self, block: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """For each place of a block, its source and how many places that source had before."""
+        """For each position of a block its source [BLOCK], and the number of earlier positions of that source
+        [BLOCK]."""
         counts = self._counts(np.array([block]))[0]
         shuffle = np.argsort(_hash(self._seed, 0, block, np.arange(BLOCK, dtype=np.uint64)), kind="stable")
         sources = np.repeat(np.arange(len(counts)), counts)[shuffle]
@@ -75,11 +79,11 @@ class Order:
         return sources, nth
 
     def _counts(self, blocks: NDArray[np.int64]) -> NDArray[np.int64]:
-        """How many places of each block each source has.
+        """The number of positions that each source has in each block, [blocks, sources].
 
-        The block's places stand for BLOCK equally spaced points in [0, 1), and each source takes those between its
-        edges. The points' offset moves by the golden ratio from block to block, so that what rounding takes from a
-        source in one block it gets back in the next ones.
+        A block stands for BLOCK equally spaced points in [0, 1), of which a source takes those between its edges. The
+        offset of the points moves by the golden ratio from block to block, so that a source gets back in later blocks
+        what rounding took from it in one.
         """
         steps = blocks.astype(np.uint64) * np.uint64(_GOLDEN) + _hash(self._seed, 0)
         offsets = (steps >> np.uint64(11)).astype(np.float64) * 2.0**-53
@@ -87,7 +91,7 @@ class Order:
         return ends[:, 1:] - ends[:, :-1]
 
     def _counted(self, block: int) -> NDArray[np.int64]:
-        """How many places each source has in all blocks before this one; the table grows as blocks are asked for."""
+        """The number of positions of each source in all blocks before this one, [sources]; from a table that grows."""
         while block >= len(self._before):
             start = len(self._before) - 1
             blocks = np.arange(start, start + max(1024, len(self._before)))
@@ -97,7 +101,7 @@ class Order:
 
 
 def _shuffled(positions: Words, size: int, keys: Words) -> NDArray[np.int64]:
-    """Where a permutation of range(size), one for each key, sends each position.
+    """The image of each position under a permutation of range(size), one permutation for each key, [positions].
 
     A Feistel network on the next power of four, walked until it comes back below `size` (Black and Rogaway 2002,
     "Ciphers with arbitrary finite domains").

@@ -1,8 +1,8 @@
-"""The prepared folder: a tokenizer, and each source's documents as tokens, split into train and held out.
+"""Preparing data: from the sources to a folder with a tokenizer and every document as tokens, train and held out.
 
-It holds `manifest.json`, `tokenizer.json`, and for each source and split `SOURCE.SPLIT.bin/.idx` (the tokens, each
-document followed by its end), `SOURCE.SPLIT.names.bin/.idx` (the documents' names, as UTF-8 bytes in the same format)
-and, for train, `SOURCE.train.counts.npy` (how often each token occurs).
+The folder has `manifest.json`, `tokenizer.json`, and for each source and split `SOURCE.SPLIT.bin/.idx` (the tokens,
+each document followed by the end-of-document token), `SOURCE.SPLIT.names.bin/.idx` (the documents' names as UTF-8 bytes
+in the same format) and, for train, `SOURCE.train.counts.npy` (how often each token occurs).
 """
 
 import hashlib
@@ -19,39 +19,41 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from trainer import files
-from trainer.checkpoint.folders import how
+from trainer.checkpoint import metadata
 from trainer.config import TrainConfig
+from trainer.contract import DATA_FOLDER
 from trainer.data import dedupe, readers, tokenizer
 from trainer.data.config import DataConfig, DedupeConfig, SourceConfig
 from trainer.data.encode import SPLITS, Encoded, Encoder, is_held_out
 from trainer.data.indexed import Writer, token_type
-from trainer.data.parallel import Workers, batches
 from trainer.data.readers import Document
+from trainer.data.workers import Workers, batches
 from trainer.schema import ConfigError
 
 FORMAT = 2
-AT_ONCE = 1 << 30
-"""Bytes of a prepared file that each start of a run reads again to see that it is whole."""
+CHECKED_BYTES = 1 << 30
+"""Larger files are not read again at each start of a run to verify them: that would take too long."""
 
 Say = Callable[[str], None]
 Advance = Callable[[int], None]
 
 
 def folder_of(config: TrainConfig, out: Path) -> Path:
-    """The prepared folder that a run in `out` trains from."""
-    return Path(config.data.prepared) if config.data.prepared else out / "data"
+    """The prepared data folder of the run in `out`: the configured one, or the run's own."""
+    return Path(config.data.prepared) if config.data.prepared else out / DATA_FOLDER
 
 
-def ensure(config: TrainConfig, out: Path, checkpoint: Path | None, progress: Say, forks: bool = False) -> Path:
-    """The prepared folder that a run in `out` trains from, built if need be and if it is the run's own.
+def ensure(config: TrainConfig, out: Path, checkpoint: Path | None, progress: Say, is_fork: bool = False) -> Path:
+    """The prepared data folder of the run in `out`, verified; the run's own is prepared where that is not done yet.
 
-    Raises ConfigError if a source cannot be read, if the folder's tokenizer is not that of the configuration or of
-    the checkpoint, or, unless the run forks, if its text is not the checkpoint's.
+    `checkpoint` is what the run starts from, `is_fork` whether it forks it. Raises ConfigError if a source cannot be
+    read, if the folder's tokenizer is not that of the configuration and of the checkpoint, or, unless the run is a
+    fork, if the text is not what the checkpoint was trained on.
     """
     folder = folder_of(config, out)
     if not config.data.prepared:
-        made = how(checkpoint) if checkpoint and not forks else None
-        prepare(config.data, folder, checkpoint, progress, made=made)
+        resumed = metadata.read(checkpoint) if checkpoint and not is_fork else None
+        prepare(config.data, folder, checkpoint, progress, resumed=resumed)
     _check_tokenizer(config.data, folder, checkpoint)
     verify(folder)
     return folder
@@ -64,15 +66,17 @@ def prepare(
     progress: Say,
     workers: int = 1,
     advance: Advance = lambda size: None,
-    made: Mapping[str, Any] | None = None,
+    resumed: Mapping[str, Any] | None = None,
 ) -> None:
-    """Build `folder`, unless it stands already for the same settings; whole once it is there.
+    """Prepare data in `folder`, unless it was prepared from the same settings and files. The folder appears when it is
+    whole.
 
-    With a checkpoint, its tokenizer is taken. The same bytes come out for any number of workers; `advance` is told of
-    each batch's bytes. Raises ConfigError if a source cannot be read or has no text.
+    With a checkpoint its tokenizer is used, and with the metadata of a `resumed` checkpoint the data must be the same.
+    The bytes written are the same for any number of workers. `progress` is told the name of each stage, `advance` the
+    bytes of each batch. Raises ConfigError if a source cannot be read or has no text.
     """
     mark = fingerprint(data)
-    if stands(folder, mark) and (checkpoint is None or _digest(folder) == _digest(checkpoint)):
+    if is_prepared(folder, mark) and (checkpoint is None or _digest(folder) == _digest(checkpoint)):
         return
     if folder.exists() and not (folder / "manifest.json").is_file() and any(folder.iterdir()):
         raise ConfigError(f"{folder} holds something else than prepared data; give --out another folder.")
@@ -81,8 +85,8 @@ def prepare(
     building.mkdir(parents=True)
     try:
         _Build(data, building, progress, workers, advance)(checkpoint, mark)
-        if made:
-            demand_same(manifest_of(building), made, folder)
+        if resumed:
+            require_same_data(manifest_of(building), resumed, folder)
         shutil.rmtree(folder, ignore_errors=True)
         building.rename(folder)
         files.sync(folder.parent)
@@ -92,7 +96,7 @@ def prepare(
 
 
 def manifest_of(folder: Path) -> dict[str, Any]:
-    """The manifest of a prepared folder. Raises ConfigError if it is none."""
+    """The manifest of a prepared data folder. Raises ConfigError if the folder is not one."""
     try:
         content: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         content["fingerprint"], content["tokenizer"]["sha256"], content["tokenizer"]["vocabulary"], content["files"]
@@ -105,20 +109,20 @@ def manifest_of(folder: Path) -> dict[str, Any]:
     return content
 
 
-def verify(folder: Path, prefix: str = "", largest: float = AT_ONCE) -> None:
-    """Raise ConfigError unless the prepared files whose names begin with `prefix` are those that were written.
+def verify(folder: Path, prefix: str = "", largest: float = CHECKED_BYTES) -> None:
+    """Raise ConfigError unless the prepared files whose names begin with `prefix` have their checksums.
 
-    Those larger than `largest` bytes are passed over: reading them at each start would take too long, and `data
-    inspect` reads them.
+    Files of more than `largest` bytes are only looked for; `data inspect` reads them.
     """
     written = {name: hashed for name, hashed in manifest_of(folder)["files"].items() if name.startswith(prefix)}
-    if found := files.damage(folder, written, largest):
+    if found := files.find_damage(folder, written, largest):
         raise ConfigError(f"The data in {folder} are damaged: {found}; fetch that file again, or prepare them again.")
 
 
-def demand_same(manifest: Mapping[str, Any], made: Mapping[str, Any], folder: Path) -> None:
-    """Raise ConfigError unless the data are those that the checkpoint of `made` was trained on, if it was on any."""
-    then = made.get("data") or {}
+def require_same_data(manifest: Mapping[str, Any], resumed: Mapping[str, Any], folder: Path) -> None:
+    """Raise ConfigError unless the data in `folder` are those that a checkpoint was trained on, by its metadata
+    `resumed`. A checkpoint that was imported was trained on unknown data, and fits any."""
+    then = resumed.get("data") or {}
     before = {source["name"]: source for source in then.get("sources", [])}
     if not before:
         return
@@ -136,8 +140,8 @@ def demand_same(manifest: Mapping[str, Any], made: Mapping[str, Any], folder: Pa
             raise ConfigError(f"The text of the source {source['name']} is not the checkpoint's; {fix}.")
 
 
-def stands(folder: Path, mark: str) -> bool:
-    """Whether the folder was built from the settings and files of this fingerprint."""
+def is_prepared(folder: Path, mark: str) -> bool:
+    """Whether the folder was prepared from the settings and files of the fingerprint `mark`."""
     try:
         return bool(manifest_of(folder)["fingerprint"] == mark)
     except ConfigError:
@@ -145,7 +149,8 @@ def stands(folder: Path, mark: str) -> bool:
 
 
 def fingerprint(data: DataConfig) -> str:
-    """What the prepared folder depends on: the settings, the files as they are now, and for some texts the Python."""
+    """A SHA-256 over what the prepared data depend on: settings, names, sizes and times of files, and for builtin text
+    the version of Python. Raises ConfigError if a source has no file."""
     settings = data.model_dump(mode="json", exclude={"sequence_length", "prepared", "root"}) | {"format": FORMAT}
     root = Path(data.root or ".")
     texts = [path for source in data.sources for path in readers.files_of(source, root) if path.is_file()]
@@ -158,6 +163,8 @@ def fingerprint(data: DataConfig) -> str:
 
 
 class _Build:
+    """One preparation of data. Calling it fills the folder."""
+
     def __init__(self, data: DataConfig, folder: Path, progress: Say, workers: int, advance: Advance) -> None:
         self._data, self._folder, self._progress = data, folder, progress
         self._workers, self._advance = workers, advance
@@ -188,14 +195,14 @@ class _Build:
             "held_out": data.held_out,
             "dedupe": data.dedupe and data.dedupe.model_dump(),
             "sources": sources,
-            "files": files.digests(self._folder, self._folder.iterdir()),
+            "files": files.checksums(self._folder, self._folder.iterdir()),
         }
         (self._folder / "manifest.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         for path in self._folder.iterdir():
             files.sync(path)
 
     def _read(self, source: SourceConfig) -> Iterator[Document]:
-        """The source's documents without the near-duplicates."""
+        """The source's documents without near-duplicates. Raises ConfigError if the source has changed meanwhile."""
         removed = self._removed.get(source.name)
         number = -1
         for number, document in enumerate(readers.read(source, self._data)):
@@ -231,7 +238,7 @@ class _Build:
         self._removed = {source.name: part for source, part in zip(self._data.sources, parts, strict=True)}
 
     def _train_tokenizer(self) -> Tokenizer:
-        """From the first training documents of each source, as many bytes as is its share of `train_bytes`."""
+        """Train the tokenizer on the first training documents of each source, up to its share of `train_bytes`."""
         settings = self._data.tokenizer
         whole = sum(source.share for source in self._data.sources)
 
@@ -249,7 +256,7 @@ class _Build:
         return tokenizer.train(texts(), settings.vocabulary)
 
     def _write(self, source: SourceConfig, pool: Workers[dict[str, Encoded]]) -> dict[str, Any]:
-        """Write a source's files; its part of the manifest."""
+        """Write a source's files. Returns its entry of the manifest."""
         self._progress(f"encoding {source.name}")
         counts = np.zeros(self._data.tokenizer.vocabulary, dtype=np.int64)
         text_bytes = dict.fromkeys(SPLITS, 0)
@@ -301,7 +308,8 @@ def _digest(folder: Path) -> str:
 
 
 def _check_tokenizer(data: DataConfig, folder: Path, checkpoint: Path | None) -> None:
-    """Raise ConfigError unless the folder's tokenizer made its tokens and is the one that is asked for."""
+    """Raise ConfigError unless the folder's tokenizer encoded its tokens and is that of the configuration and
+    checkpoint."""
     made = manifest_of(folder)["tokenizer"]
     bpe = tokenizer.load_checked(folder / "tokenizer.json", data.tokenizer)
     if tokenizer.digest(bpe) != made["sha256"]:

@@ -1,4 +1,4 @@
-"""Reading the sources: each yields its named documents in a fixed order, one at a time."""
+"""Reading the sources: each yields its documents in a fixed order, one at a time."""
 
 import glob
 import gzip
@@ -24,7 +24,7 @@ _LINES = (".jsonl", ".json", ".gz", ".zst")
 
 
 class Document(NamedTuple):
-    """The name is unique over all sources. A document of a `tokens` source has its tokens in place of a text."""
+    """A document. Its name is unique over all sources; one of a `tokens` source has `tokens` [N] and no text."""
 
     name: str
     text: str
@@ -32,15 +32,12 @@ class Document(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes of the text in UTF-8, or of the tokens."""
+        """The bytes of the text in UTF-8, or of the tokens."""
         return len(self.text.encode()) if self.tokens is None else self.tokens.nbytes
 
 
 def read(source: SourceConfig, data: DataConfig) -> Iterator[Document]:
-    """The source's documents until `max_bytes` is reached.
-
-    Raises ConfigError if there is no text, or if something in it cannot be read.
-    """
+    """The source's documents, until `max_bytes` is reached. Raises ConfigError if it has no text or cannot be read."""
     size = 0
     for document in _documents(source, Path(data.root or ".")):
         yield document
@@ -52,10 +49,7 @@ def read(source: SourceConfig, data: DataConfig) -> Iterator[Document]:
 
 
 def files_of(source: SourceConfig, root: Path) -> list[Path]:
-    """The files on this machine that the source is read from, in the order they are read in.
-
-    Raises ConfigError if there is none.
-    """
+    """The local files of a source in the order they are read in. Raises ConfigError if its path has no file."""
     try:
         return _files_of(source, root)
     except OSError as error:
@@ -68,18 +62,16 @@ def _files_of(source: SourceConfig, root: Path) -> list[Path]:
     if source.path is None:
         local = root / (source.dataset or "")
         return [path for path in sorted(local.rglob("*")) if path.is_file()] if source.dataset else []
-    place = root / source.path
-    if place.is_file():
-        return [place]
-    if place.is_dir():
-        inside = sorted(place.rglob("*"))
-        files = [path for path in inside if path.is_file() and not path.name.startswith(".")]
+    path = root / source.path
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        inside = sorted(path.rglob("*"))
+        files = [file for file in inside if file.is_file() and not file.name.startswith(".")]
     else:
-        files = sorted(Path(name) for name in glob.glob(str(place), recursive=True) if Path(name).is_file())
+        files = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
     if not files:
-        raise ConfigError(
-            f"There is no file at {place}, the path of the source {source.name}; correct it or data.root."
-        )
+        raise ConfigError(f"There is no file at {path}, the path of the source {source.name}; correct it or data.root.")
     return files
 
 
@@ -96,7 +88,7 @@ def _documents(source: SourceConfig, root: Path) -> Iterator[Document]:
 
 
 def _python_docs(source: str) -> Iterator[Document]:
-    """The language reference's topics, as `help()` shows them."""
+    """The topics of the language reference, as `help()` shows them."""
     try:
         from pydoc_data import topics
     except ImportError:
@@ -106,7 +98,8 @@ def _python_docs(source: str) -> Iterator[Document]:
 
 
 def _python_stdlib(source: str) -> Iterator[Document]:
-    """The standard library's modules without its tests, by the hash of the name, so that a cap takes a fair spread."""
+    """The modules of the standard library without its tests, in the order of the hashes of their names: `max_bytes`
+    then takes a fair sample."""
     root = Path(sysconfig.get_path("stdlib"))
     skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
     names = []
@@ -142,7 +135,7 @@ def _texts(source: SourceConfig, root: Path) -> Iterator[Document]:
 
 
 def _lines(source: SourceConfig, root: Path) -> Iterator[Document]:
-    """Each line of the JSONL files is a document, named by file and line (counted from 1)."""
+    """Each line of the JSONL files is a document, named by its file and the number of its line, from 1."""
     paths = files_of(source, root)
     base = os.path.commonpath([path.parent for path in paths])
     for path in paths:
@@ -152,22 +145,23 @@ def _lines(source: SourceConfig, root: Path) -> Iterator[Document]:
                 yield Document(f"{name}:{number}", _text_of(line, source.text_key, f"{path} line {number}"))
 
 
-def _text_of(line: bytes, key: str, place: str) -> str:
+def _text_of(line: bytes, key: str, location: str) -> str:
+    """The text under `key` in a line of JSON. Raises ConfigError, which names the `location` of the line."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
-        raise ConfigError(f"{place} is not valid JSON; mend it or take it out.") from None
+        raise ConfigError(f"{location} is not valid JSON; mend it or take it out.") from None
     if not isinstance(value, dict) or not isinstance(value.get(key), str):
         keys = f"has the keys {', '.join(map(str, value))[:200]}" if isinstance(value, dict) else "is no JSON object"
         raise ConfigError(
-            f"{place} has no text under {key!r} (it {keys}); set text_key to the key that holds the text."
+            f"{location} has no text under {key!r} (it {keys}); set text_key to the key that holds the text."
         )
-    # JSON can spell half of a surrogate pair, which no text holds.
+    # JSON can escape half of a surrogate pair, which is not Unicode text.
     return str(value[key]).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _split(path: Path) -> Iterator[bytes]:
-    """The lines of a file, decompressed, in time linear in their length."""
+    """The lines of a file, decompressed, in time linear in its size even for very long lines."""
     pending: list[bytes] = []
     for chunk in _chunks(path):
         first, *others = chunk.split(b"\n")
@@ -179,7 +173,7 @@ def _split(path: Path) -> Iterator[bytes]:
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
-    """The bytes of a file, decompressed as its suffix says. Raises ConfigError where it is cut short or damaged."""
+    """The bytes of a file, decompressed by its suffix. Raises ConfigError where the file is cut short or damaged."""
     try:
         if path.suffix == ".zst":
             yield from _zstandard(path)
@@ -194,7 +188,8 @@ def _chunks(path: Path) -> Iterator[bytes]:
 
 
 def _zstandard(path: Path) -> Iterator[bytes]:
-    """All frames of the file, each followed here: the library's own reader takes a truncated frame for the end."""
+    """The decompressed bytes of all frames of a file. Raises EOFError at a truncated frame, which the library's own
+    reader takes for the end of the file."""
     frame = None
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -209,7 +204,7 @@ def _zstandard(path: Path) -> Iterator[bytes]:
 
 
 def _dataset(source: SourceConfig, root: Path) -> Iterator[Document]:
-    """Each row of a Hugging Face dataset is a document, read as a stream, named by its split and number."""
+    """Each row of a dataset of Hugging Face is a document, read as a stream and named by its split and number."""
     import datasets
 
     folder = root / str(source.dataset)
@@ -221,8 +216,8 @@ def _dataset(source: SourceConfig, root: Path) -> Iterator[Document]:
                 raise ValueError(f"Bad split: {split}. Available splits: {list(saved)}")
             rows = saved[split] if isinstance(saved, datasets.DatasetDict) else saved
         else:
-            place = str(folder) if folder.exists() else str(source.dataset)
-            rows = datasets.load_dataset(place, source.subset, split=split, revision=source.revision, streaming=True)
+            path = str(folder) if folder.exists() else str(source.dataset)
+            rows = datasets.load_dataset(path, source.subset, split=split, revision=source.revision, streaming=True)
         for number, row in enumerate(rows):
             text = row.get(source.text_key)
             if not isinstance(text, str):

@@ -1,4 +1,4 @@
-"""What a step of a run saw: each row of its batch with its source, licence, documents and text."""
+"""`data show`: what a step of a run read, each row of its batch with source, licence, documents and text."""
 
 from pathlib import Path
 from typing import Any
@@ -7,19 +7,21 @@ from pydantic import BaseModel
 from rich.markup import escape
 from rich.table import Table
 
-from trainer.checkpoint.folders import how, newest
+from trainer.checkpoint import metadata
+from trainer.checkpoint.folders import newest
 from trainer.config import load
+from trainer.contract import CONFIG_FILE
 from trainer.data import tokenizer
 from trainer.data.corpus import Corpus
 from trainer.data.prepare import folder_of, verify
-from trainer.outcome import last_metrics
+from trainer.metrics import last_metrics
 from trainer.schema import ConfigError
 
 EXCERPT = 160
 
 
 class Part(BaseModel):
-    """A document's part of a row: tokens [start, end) of it."""
+    """The tokens [start, end) of a row, which are of this document."""
 
     document: str
     start: int
@@ -27,7 +29,7 @@ class Part(BaseModel):
 
 
 class SeenRow(BaseModel):
-    """Row `row` of the step's batch. It is row `number` of its source's training tokens, counted from 0."""
+    """Row `row` of a step's batch, which is row `number` of its source's training tokens; both count from 0."""
 
     row: int
     source: str
@@ -39,25 +41,27 @@ class SeenRow(BaseModel):
 
 
 class SeenStep(BaseModel):
+    """The rows that a step read, all or one of them."""
+
     step: int
     sequence_length: int
     rows: list[SeenRow]
 
 
 def look(run: Path, step: int, row: int | None = None) -> SeenStep:
-    """The rows of step `step`, or the one row of it. Steps count from 1, as in the metrics.
+    """The rows that step `step` read, or the row `row` of them. Steps count from 1, as in the metrics.
 
-    The line of step N in the metrics is about these rows, and the checkpoint of step N has seen steps 1 to N. A row
-    has sequence_length + 1 tokens: all but the last go in, all but the first are to be predicted. Raises ConfigError
-    if the run has no such step or its data are gone.
+    The line of step N in the metrics is about these rows, and checkpoint stepN has seen steps 1 to N. A row has
+    sequence_length + 1 tokens: all but the last are inputs, all but the first targets. Raises ConfigError if the run
+    has not done this step or its data are gone.
     """
-    config = load(run / "config.yml")
+    config = load(run / CONFIG_FILE)
     if not 1 <= step <= config.training.steps:
         raise ConfigError(f"--step must be between 1 and {config.training.steps}, the steps of {run}, not {step}.")
     if row is not None and not 0 <= row < config.training.batch:
         raise ConfigError(f"--row must be between 0 and {config.training.batch - 1}, the rows of a step, not {row}.")
     folder, kept = folder_of(config, run), newest(run)
-    parent = how(kept).get("parent") if kept else None
+    parent = metadata.read(kept).get("parent") if kept else None
     if parent and step <= parent["step"]:
         raise ConfigError(f"The steps up to {parent['step']} were done by {parent['run']}; ask that run.")
     done = last_metrics(run, 1)
@@ -67,19 +71,19 @@ def look(run: Path, step: int, row: int | None = None) -> SeenStep:
     corpus = Corpus(config, folder, kept)
     bpe = tokenizer.load(folder)
     rows = []
-    for number, place in enumerate(corpus.rows(step - 1)):
+    for number, drawn in enumerate(corpus.rows(step - 1)):
         if row is not None and number != row:
             continue
-        source = corpus.sources[place.source]
-        tokens = corpus.tokens(place).tolist()
+        source = corpus.sources[drawn.source]
+        tokens = corpus.tokens(drawn).tolist()
         rows.append(
             SeenRow(
                 row=number,
                 source=source.name,
                 licence=source.licence,
-                number=place.number,
+                number=drawn.number,
                 documents=[
-                    Part(document=span.document, start=span.start, end=span.end) for span in corpus.documents(place)
+                    Part(document=span.document, start=span.start, end=span.end) for span in corpus.documents(drawn)
                 ],
                 text=bpe.decode(tokens, skip_special_tokens=False),
                 tokens=tokens,
@@ -89,7 +93,7 @@ def look(run: Path, step: int, row: int | None = None) -> SeenStep:
 
 
 def table(seen: SeenStep, tokens: bool, text: bool) -> Table:
-    """The step as a table: an excerpt of each row's text, or all of it, or its tokens."""
+    """The step as a table, with an excerpt of each row's text, with its whole text, or with its tokens."""
     shown = Table(title=f"Step {seen.step}: {len(seen.rows)} rows of {seen.sequence_length} tokens", show_lines=True)
     shown.add_column("row", justify="right")
     for name in ("source", "licence", "documents"):

@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer: any text round-trips, and a run of spaces (an indentation) can be one token."""
+"""A byte-level BPE tokenizer (Sennrich et al. 2016): any text round-trips, and a run of spaces can be one token."""
 
 import hashlib
 import json
@@ -10,12 +10,12 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from trainer.data.config import END_OF_DOCUMENT, TokenizerConfig
 from trainer.schema import ConfigError
 
-# Words with their leading space, up to three digits, signs, a newline with the indentation after it, other spaces.
+# Words with a leading space, up to three digits, signs, a newline with the indentation after it, other spaces.
 _SPLIT = r" ?\p{L}+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\r?\n[ \t]*| {2,}|\s"
 
 
 def train(texts: Iterable[str], vocabulary: int) -> Tokenizer:
-    """Learn the merges from `texts`; the result has at most `vocabulary` tokens, the end of a document among them."""
+    """A tokenizer trained on `texts`, with at most `vocabulary` tokens, the end-of-document token included."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -35,7 +35,8 @@ def train(texts: Iterable[str], vocabulary: int) -> Tokenizer:
 
 
 def save(tokenizer: Tokenizer, folder: Path, context: int, end: str = END_OF_DOCUMENT) -> None:
-    """Write what transformers' AutoTokenizer opens; `end` is the token that ends a document."""
+    """Write the files that transformers' AutoTokenizer opens. `context` is the model's in tokens, `end` the
+    end-of-document token."""
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -48,7 +49,7 @@ def save(tokenizer: Tokenizer, folder: Path, context: int, end: str = END_OF_DOC
 
 
 def end_of_document(tokenizer: Tokenizer, end: str = END_OF_DOCUMENT) -> int:
-    """The id of the token that ends a document. Raises ValueError if there is none."""
+    """The id of the end-of-document token `end`. Raises ValueError if the tokenizer lacks it."""
     token = tokenizer.token_to_id(end)
     if token is None:
         raise ValueError(f"The tokenizer has no {end}.")
@@ -56,20 +57,20 @@ def end_of_document(tokenizer: Tokenizer, end: str = END_OF_DOCUMENT) -> int:
 
 
 def load(folder: Path) -> Tokenizer:
+    """The tokenizer of a folder's tokenizer.json. Raises a bare Exception, the library's, if it cannot be read."""
     return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
 def load_checked(path: Path, config: TokenizerConfig) -> Tokenizer:
-    """A tokenizer.json that fits the configuration.
+    """The tokenizer of a tokenizer.json, checked against the configuration.
 
-    Raises ConfigError if it cannot be read, has more tokens than `vocabulary` or none that ends a document.
+    Raises ConfigError if it cannot be read, has more tokens than `vocabulary`, or lacks the end-of-document token.
     """
     if not path.is_file():
         raise ConfigError(f"There is no tokenizer at {path}; correct data.tokenizer.file or data.root.")
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    # What the library raises is a bare Exception.
-    except Exception as error:
+    except Exception as error:  # the library raises a bare Exception
         raise ConfigError(f"{path} is no tokenizer.json of the tokenizers library; name another file.") from error
     if size(tokenizer) > config.vocabulary:
         raise ConfigError(
@@ -84,10 +85,10 @@ def load_checked(path: Path, config: TokenizerConfig) -> Tokenizer:
 
 
 def size(tokenizer: Tokenizer) -> int:
-    """One more than the highest token id."""
+    """The size of the vocabulary: one more than the highest token id."""
     return int(max(tokenizer.get_vocab(with_added_tokens=True).values())) + 1
 
 
 def digest(tokenizer: Tokenizer) -> str:
-    """The SHA-256 of all that decides its tokens, however its file is laid out."""
+    """The SHA-256 of what decides the tokens, whatever the formatting of its file."""
     return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()

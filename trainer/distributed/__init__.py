@@ -1,1 +1,1 @@
-"""The ranks: started and ended by their parent, each with its place in the parallel layout."""
+"""Processes of a run: the parent that starts one process a rank, what a rank does, and the ranks' layout."""

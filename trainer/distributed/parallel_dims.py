@@ -1,6 +1,7 @@
-"""The ranks as one of them sees them: its place in the layout, and joining them.
+"""The parallel layout as one rank sees it, and the process groups of the ranks.
 
-Ranks are counted with tensor parallelism innermost, then data, then pipeline: neighbours share matrices.
+Ranks are numbered with tensor parallelism innermost, then data, then pipeline: neighbours share matrices, which takes
+the most communication.
 """
 
 import os
@@ -12,19 +13,24 @@ import torch
 import torch.distributed as dist
 
 from trainer import hardware
-from trainer.checkpoint.folders import code_version
+from trainer.code_version import code_version
 from trainer.config import ConfigError, ParallelConfig
 from trainer.distributed.ranks import Assignment
 
 TIMEOUT = timedelta(minutes=30)
+"""How long a rank waits for the others in a collective; preparing the data on the main rank counts."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a rank stands: its number, its device, and the layout's sizes."""
+class ParallelDims:
+    """This rank's number and device, the sizes of the layout, and this rank's coordinates in it.
+
+    `pipeline` counts stages and `tensor` the ranks that share each matrix. `tensor_group` holds the ranks that share
+    this rank's matrices, `data_group` those that hold the same part of the model; both are None on one rank.
+    """
 
     rank: int
-    ranks: int
+    world_size: int
     device: torch.device
     pipeline: int = 1
     tensor: int = 1
@@ -32,13 +38,14 @@ class Place:
     data_group: dist.ProcessGroup | None = field(default=None, compare=False)
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which alone writes files and prints."""
         return self.rank == 0
 
     @property
     def data(self) -> int:
-        """Data-parallel ranks."""
-        return self.ranks // (self.pipeline * self.tensor)
+        """The number of data-parallel ranks."""
+        return self.world_size // (self.pipeline * self.tensor)
 
     @property
     def tensor_rank(self) -> int:
@@ -52,56 +59,61 @@ class Place:
     def pipeline_rank(self) -> int:
         return self.rank // (self.tensor * self.data)
 
-    def sum(self, *values: float) -> list[float]:
-        """The sums over all ranks."""
+    def all_reduce_sum(self, *values: float) -> list[float]:
+        """The sum of each value over all ranks, in fp64. All ranks call it together."""
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
-        if self.ranks > 1:
+        if self.world_size > 1:
             dist.all_reduce(total)
         return total.tolist()
 
-    def wait(self) -> None:
-        """Until every rank is here."""
-        if self.ranks > 1:
+    def barrier(self) -> None:
+        """Wait until every rank has called this."""
+        if self.world_size > 1:
             dist.barrier()
 
 
-def join(assignment: Assignment, parallel: ParallelConfig) -> Place:
-    """Meet the other ranks, over NCCL where there are GPUs and gloo elsewhere. One rank alone meets nobody.
+def init_distributed(assignment: Assignment, parallel: ParallelConfig) -> ParallelDims:
+    """Initialise the process groups, over NCCL where there are GPUs and gloo elsewhere; one rank alone needs none.
 
-    Raises ConfigError if there are fewer GPUs than ranks here.
+    Raises ConfigError if this machine has fewer GPUs than ranks, or if the ranks were not started alike.
     """
     gpus = torch.cuda.device_count()
-    if 0 < gpus < assignment.local_ranks:
-        raise ConfigError(f"{assignment.local_ranks} GPUs were asked for and this machine has {gpus}; lower --gpus.")
+    if 0 < gpus < assignment.local_world_size:
+        raise ConfigError(
+            f"{assignment.local_world_size} GPUs were asked for and this machine has {gpus}; lower --gpus."
+        )
     device = hardware.device(assignment.local_rank)
     if gpus:
         torch.cuda.set_device(device)
-    place = Place(assignment.rank, assignment.ranks, device, parallel.pipeline, parallel.tensor)
-    if place.ranks == 1:
-        return place
-    # The parent holds the port already, so nobody else can take it between its choice and its use.
+    dims = ParallelDims(assignment.rank, assignment.world_size, device, parallel.pipeline, parallel.tensor)
+    if dims.world_size == 1:
+        return dims
+    # The parent has bound the port already, so no other process can take it before the store listens.
     store = torch.distributed.TCPStore(  # type: ignore[attr-defined]
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
-        assignment.ranks,
+        assignment.world_size,
         is_master=assignment.rank == 0,
         timeout=TIMEOUT,
         master_listen_fd=assignment.listener,
     )
     backend = "nccl" if gpus else "gloo"
-    dist.init_process_group(backend, store=store, rank=assignment.rank, world_size=assignment.ranks, timeout=TIMEOUT)
-    _demand_one_start(assignment)
-    return with_groups(place)
+    dist.init_process_group(
+        backend, store=store, rank=assignment.rank, world_size=assignment.world_size, timeout=TIMEOUT
+    )
+    _require_same_start(assignment)
+    return with_groups(dims)
 
 
-def _demand_one_start(assignment: Assignment) -> None:
-    """Raise ConfigError on every rank unless all were started alike: hosts may have been given other files."""
+def _require_same_start(assignment: Assignment) -> None:
+    """Raise ConfigError on every rank unless all ranks have the same configuration, checkpoint and code: each host was
+    started by hand."""
     mine = {
         "configuration": assignment.config.model_dump(mode="json"),
         "checkpoint to go on from": (assignment.start.step, assignment.start.parent),
         "version of the trainer": code_version(),
     }
-    everyone: list[dict[str, Any]] = [{} for _ in range(assignment.ranks)]
+    everyone: list[dict[str, Any]] = [{} for _ in range(assignment.world_size)]
     dist.all_gather_object(everyone, mine)
     for rank, theirs in enumerate(everyone):
         for what, ours in everyone[0].items():
@@ -109,9 +121,9 @@ def _demand_one_start(assignment: Assignment) -> None:
                 raise ConfigError(f"The {what} of rank {rank} is not that of rank 0; start all hosts alike.")
 
 
-def with_groups(place: Place) -> Place:
-    """The place with the groups of the ranks that share its matrices and of those that hold the same part of them."""
-    numbers = torch.arange(place.ranks).view(place.pipeline, place.data, place.tensor)
-    tensor, _ = dist.new_subgroups_by_enumeration(numbers.flatten(0, 1).tolist())  # type: ignore[no-untyped-call]
-    data, _ = dist.new_subgroups_by_enumeration(numbers.transpose(1, 2).flatten(0, 1).tolist())  # type: ignore[no-untyped-call]
-    return Place(place.rank, place.ranks, place.device, place.pipeline, place.tensor, tensor, data)
+def with_groups(dims: ParallelDims) -> ParallelDims:
+    """The same layout with its process groups created. All ranks call it together."""
+    ranks = torch.arange(dims.world_size).view(dims.pipeline, dims.data, dims.tensor)
+    tensor, _ = dist.new_subgroups_by_enumeration(ranks.flatten(0, 1).tolist())  # type: ignore[no-untyped-call]
+    data, _ = dist.new_subgroups_by_enumeration(ranks.transpose(1, 2).flatten(0, 1).tolist())  # type: ignore[no-untyped-call]
+    return ParallelDims(dims.rank, dims.world_size, dims.device, dims.pipeline, dims.tensor, tensor, data)

@@ -1,4 +1,4 @@
-"""A rank's process: tied to its parent's life before anything else, its end reported through the pipe."""
+"""One rank's process: it dies with its parent, trains, and reports its outcome to the parent through a pipe."""
 
 import ctypes
 import errno
@@ -10,50 +10,51 @@ from types import FrameType
 
 from trainer import check
 from trainer.config import ConfigError
-from trainer.distributed.ranks import STOP_SIGNALS, Assignment
-from trainer.outcome import CONNECTION_LOST, Outcome, Status
+from trainer.contract import Outcome, Status
+from trainer.distributed.ranks import CONNECTION_LOST, STOP_SIGNALS, Assignment
 
 PR_SET_PDEATHSIG = 1
-# What gloo, NCCL and the store say when a rank at the other end is gone.
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "recvValue")
+"""What gloo, NCCL and the store say when the rank at the other end is gone."""
 
 
 def main() -> None:
+    """`python -m trainer.distributed.rank PIPE ASSIGNMENT`, as the parent starts it."""
     report, assignment = int(sys.argv[1]), Assignment.model_validate_json(sys.argv[2])
-    _tie_to(assignment.parent)
-    stop = _Stop()
+    _die_with_parent(assignment.parent)
+    stop = _StopRequest()
     outcome = _train(assignment, stop)
     os.write(report, outcome.model_dump_json().encode())
     sys.stdout.flush()
     sys.stderr.flush()
-    # Past the interpreter's teardown, where the collectives' threads can abort a process that has done its work.
+    # Skips the interpreter's teardown, in which the threads of collectives can abort a process whose work is done.
     os._exit(outcome.status)
 
 
-class _Stop:
-    """Becomes true at the first stop signal."""
+class _StopRequest:
+    """Calling it tells whether a stop signal has come; the run then ends after the present step."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.received = False
         for number in STOP_SIGNALS:
-            signal.signal(number, self._ask)
+            signal.signal(number, self._note)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS | {signal.SIGCHLD})
 
-    def _ask(self, _signal: int, _frame: FrameType | None) -> None:
-        self.asked = True
+    def _note(self, _signal: int, _frame: FrameType | None) -> None:
+        self.received = True
 
     def __call__(self) -> bool:
-        return self.asked
+        return self.received
 
 
-def _train(assignment: Assignment, stop: _Stop) -> Outcome:
+def _train(assignment: Assignment, stop: _StopRequest) -> Outcome:
     try:
-        from trainer.distributed.parallel_dims import join
+        from trainer.distributed.parallel_dims import init_distributed
         from trainer.train import TrainingError, train
 
         try:
-            place = join(assignment, assignment.config.parallel)
-            status, step = train(assignment.config, assignment.out, assignment.start, place, stop)
+            dims = init_distributed(assignment, assignment.config.parallel)
+            status, step = train(assignment.config, assignment.out, assignment.start, dims, stop)
         except TrainingError as error:
             return Outcome(status=Status.FAILED, reason=str(error))
     except ConfigError as error:
@@ -65,33 +66,34 @@ def _train(assignment: Assignment, stop: _Stop) -> Outcome:
         lines = str(error).strip().splitlines()
         reason = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
         if _is_out_of_memory(error):
-            reason = _advice(assignment)
+            reason = _memory_advice(assignment)
         return Outcome(status=Status.FAILED, reason=reason, transient=_is_disk_full(error))
     return Outcome(status=status, step=step)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """PyTorch's allocator for CPUs has no exception of its own."""
+    """By the message: PyTorch's allocator for CPUs has no exception of its own."""
     return isinstance(error, MemoryError) or any(
         text in str(error).lower() for text in ("out of memory", "can't allocate memory", "cannot allocate memory")
     )
 
 
 def _is_disk_full(error: Exception) -> bool:
-    """Whether there was no room to write, which another moment may have; libraries in Rust raise no OSError for it."""
+    """Whether the disk or the quota was full, which may pass. By the message: libraries written in Rust raise no
+    OSError for it."""
     return os.strerror(errno.ENOSPC) in str(error) or os.strerror(errno.EDQUOT) in str(error)
 
 
-def _advice(assignment: Assignment) -> str:
+def _memory_advice(assignment: Assignment) -> str:
     from trainer import hardware
 
     device = hardware.device(assignment.local_rank)
-    memory = hardware.memory(device, assignment.local_ranks)
-    return f"Out of memory. {check.what_fits(assignment.config, assignment.ranks, memory)}"
+    memory = hardware.memory(device, assignment.local_world_size)
+    return f"Out of memory. {check.what_fits(assignment.config, assignment.world_size, memory)}"
 
 
-def _tie_to(parent: int) -> None:
-    """Die when the parent does. If it was gone before the tie held, leave now."""
+def _die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent dies. Exits at once where the parent died before that."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(Status.FAILED)

@@ -1,6 +1,7 @@
-"""The parent of the ranks: starts them, passes a stop on to them, makes one outcome of their ends. Imports no torch.
+"""The parent of the ranks: it starts them, passes stop signals on, and combines their outcomes. Imports no torch.
 
-A rank lives no longer than its parent, stays in its process group, and reports its end through a pipe.
+A rank dies with its parent, stays in its process group, and reports its outcome through a pipe. It is not torchrun,
+which turns every exit status into 1, gives each rank a session of its own, and whose ranks outlive its being killed.
 """
 
 import ipaddress
@@ -18,32 +19,36 @@ import psutil
 from pydantic import BaseModel
 
 from trainer import allocator
-from trainer.checkpoint.folders import Start
+from trainer.checkpoint.resume import StartingPoint
 from trainer.config import ConfigError, TrainConfig
-from trainer.outcome import CONNECTION_LOST, Outcome, Status, last_metrics
+from trainer.contract import Outcome, Status
+from trainer.metrics import last_metrics
 
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
-SECONDS_TO_FOLLOW = 2.0
-"""How long the others may take to report their own reason once a rank has failed."""
+CONNECTION_LOST = "The connection to another rank was lost, which ended before this one."
+SECONDS_TO_REPORT = 2.0
+"""How long the other ranks have to report their own reason once a rank has failed; then they are killed."""
 
 
 class Assignment(BaseModel):
-    """What a rank is started with: its place, its folder, and the file descriptors it inherits."""
+    """What a rank is started with. `local_rank` and `local_world_size` count this host's ranks alone, `parent` is a
+    process id, `listener` the file descriptor of the socket at which the ranks meet, on rank 0 only."""
 
     config: TrainConfig
     out: Path
-    start: Start
+    start: StartingPoint
     rank: int
-    ranks: int
+    world_size: int
     local_rank: int
-    local_ranks: int
+    local_world_size: int
     parent: int
     listener: int | None
 
 
 @dataclass(frozen=True)
 class Host:
-    """This host among those of a run, which meet at `rendezvous`; `address` is what the others reach it by."""
+    """One of the `count` hosts of a run. They meet at `rendezvous` (address and port, of host 0); the others reach this
+    host by `address`, or where it is None by the address that routes to the rendezvous."""
 
     number: int = 0
     count: int = 1
@@ -52,7 +57,7 @@ class Host:
 
 
 def host(number: int, count: int, rendezvous: str | None, address: str | None) -> Host:
-    """From the command line's options. Raises ConfigError."""
+    """This host, from the options of the command line. Raises ConfigError."""
     if number >= count:
         raise ConfigError(f"--host ({number}) counts from 0 and must be less than --hosts ({count}).")
     if count == 1:
@@ -67,13 +72,15 @@ def host(number: int, count: int, rendezvous: str | None, address: str | None) -
 
 @dataclass
 class Rank:
+    """A rank's process, as its parent knows it; `report` is the reading end of its pipe."""
+
     process: subprocess.Popen[bytes]
     report: int
     ended: bool = False
     killed_by_us: bool = False
 
     def outcome(self, number: int) -> Outcome:
-        """Its own report; a signal's name if it died of one."""
+        """The outcome that the ended process reported, or one that names the signal or the status it ended with."""
         with os.fdopen(self.report, "rb") as pipe:
             report = pipe.read()
         if report:
@@ -85,12 +92,12 @@ class Rank:
         return Outcome(status=Status.FAILED, reason=f"Rank {number} ended with status {status} and gave no reason.")
 
 
-def run(out: Path, config: TrainConfig, start: Start, count: int, here: Host) -> Outcome:
-    """Train in `out` on `count` ranks of this host, to the end or to a stop.
+def run(out: Path, config: TrainConfig, start: StartingPoint, count: int, here: Host) -> Outcome:
+    """Train in the run folder `out` on `count` ranks of this host, to the last step or to a stop signal.
 
-    Raises ConfigError if the rendezvous cannot be held or reached from here.
+    Raises ConfigError if this host cannot listen at the rendezvous, or has no route to it.
     """
-    # Blocked here and inherited: a signal waits until the rank can answer it, and reaches this process in `_wait`.
+    # Ranks inherit the blocked mask: a signal waits until the rank has a handler, and reaches this process in `_wait`.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS | {signal.SIGCHLD})
     with _listener(here) as listener:
         port = listener.getsockname()[1] if listener else here.rendezvous[1]
@@ -104,9 +111,9 @@ def run(out: Path, config: TrainConfig, start: Start, count: int, here: Host) ->
                 out=out,
                 start=start,
                 rank=rank,
-                ranks=count * here.count,
+                world_size=count * here.count,
                 local_rank=number,
-                local_ranks=count,
+                local_world_size=count,
                 parent=os.getpid(),
                 listener=listens,
             )
@@ -119,7 +126,7 @@ def run(out: Path, config: TrainConfig, start: Start, count: int, here: Host) ->
 
 
 def _listener(here: Host) -> AbstractContextManager[socket.socket | None]:
-    """The socket at which the ranks meet, held by host 0 from before they start."""
+    """The socket at which the ranks meet: host 0 binds it before any rank starts."""
     if here.number:
         return nullcontext()
     try:
@@ -130,7 +137,7 @@ def _listener(here: Host) -> AbstractContextManager[socket.socket | None]:
 
 
 def _environment(here: Host, port: int, count: int) -> dict[str, str]:
-    """What the ranks' libraries read: where to meet, over which network, with how many threads each."""
+    """Environment variables for the ranks' libraries: rendezvous, network interface, threads, allocator."""
     interface = "lo" if here.count == 1 else _interface(here)
     threads = max(1, len(os.sched_getaffinity(0)) // count)
     return {
@@ -146,7 +153,7 @@ def _environment(here: Host, port: int, count: int) -> dict[str, str]:
 
 
 def _interface(here: Host) -> str:
-    """The network interface of this host's address; without one given, that on the way to the rendezvous."""
+    """The name of the network interface that has this host's address."""
     address = here.address
     try:
         if address is None:
@@ -177,7 +184,10 @@ def _start(assignment: Assignment, environment: dict[str, str]) -> Rank:
 
 
 def _wait(ranks: list[Rank]) -> list[int]:
-    """Wait for all ranks, passing stops on and ending what outlives a failure; the order they ended in."""
+    """Wait for all ranks, pass stop signals on, and kill the ranks that outlive a failed one.
+
+    Returns the indices of the ranks in the order they ended in.
+    """
     order: list[int] = []
     deadline = None
     while len(order) < len(ranks):
@@ -191,7 +201,7 @@ def _wait(ranks: list[Rank]) -> list[int]:
                 rank.ended = True
                 order.append(number)
                 if rank.process.returncode not in (Status.DONE, Status.STOPPED) and deadline is None:
-                    deadline = time.monotonic() + SECONDS_TO_FOLLOW
+                    deadline = time.monotonic() + SECONDS_TO_REPORT
         if deadline is not None and time.monotonic() > deadline:
             for rank in ranks:
                 if not rank.ended and not rank.killed_by_us:
@@ -201,14 +211,18 @@ def _wait(ranks: list[Rank]) -> list[int]:
 
 
 def _combine(outcomes: list[Outcome], step: int | None) -> Outcome:
-    """One outcome of the ranks', which come in the order they ended: the one that the others follow from."""
+    """The outcome that caused the others, of the outcomes in the order the ranks ended in.
 
-    def order(outcome: Outcome) -> int:
+    A wrong configuration comes first, then a transient failure such as a killed rank, then any other failure, then a
+    lost connection, which follows from another rank's end.
+    """
+
+    def precedence(outcome: Outcome) -> int:
         if outcome.status != Status.FAILED:
             return 0 if outcome.status == Status.CONFIG else 4
         if outcome.reason == CONNECTION_LOST:
             return 3
         return 1 if outcome.transient else 2
 
-    first = min(outcomes, key=order)
+    first = min(outcomes, key=precedence)
     return first.model_copy(update={"step": step if first.step is None else first.step})

@@ -1,16 +1,16 @@
-"""The model with its optimizer: `local` for one process, `distributed` for every other layout."""
+"""The model with its optimizer: `local` on one rank, `distributed` on DeepSpeed for every other layout."""
 
 from trainer.config import TrainConfig
-from trainer.distributed.parallel_dims import Place
+from trainer.distributed.parallel_dims import ParallelDims
 from trainer.engine.base import Engine
 
 
-def open_engine(config: TrainConfig, place: Place) -> Engine:
+def open_engine(config: TrainConfig, dims: ParallelDims) -> Engine:
     """The engine for this layout, its weights not loaded yet."""
-    if place.ranks == 1:
+    if dims.world_size == 1:
         from trainer.engine.local import LocalEngine
 
-        return LocalEngine(config, place)
+        return LocalEngine(config, dims)
     from trainer.engine.distributed import DistributedEngine
 
-    return DistributedEngine(config, place)
+    return DistributedEngine(config, dims)

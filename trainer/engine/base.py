@@ -1,58 +1,57 @@
-"""What the training loop asks of an engine, whatever the layout of its ranks."""
+"""The interface of an engine, whatever the layout of its ranks. B rows, L tokens of a sequence, V vocabulary."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
-Kind = Literal["weight", "exp_avg", "exp_avg_sq"]
-"""A parameter's master weight, or one of Adam's moments of it."""
+TensorKind = Literal["weight", "exp_avg", "exp_avg_sq"]
+"""A parameter's master weight, or Adam's first or second moment of it."""
 
-Read = Callable[[Kind, str], Tensor]
-"""Gives the whole tensor, in fp32 on the CPU, for a kind and a parameter's name."""
+ReadTensor = Callable[[TensorKind, str], Tensor]
+"""Returns the whole tensor of a kind and a parameter's name, in fp32 on the CPU."""
 
 
 class NonFiniteError(RuntimeError):
-    """The step's loss or gradient is not finite; the weights were not touched. Raised on every rank alike."""
+    """The loss or the gradient of a step is not finite. Raised on every rank alike, before a weight has changed."""
 
     def __init__(self, what: Literal["loss", "gradient norm"], value: float) -> None:
         super().__init__(f"{what} is {value}")
         self.what, self.value = what, value
 
 
-class Step(NamedTuple):
-    """`loss` is the mean over the whole batch, `gradient_norm` that of the whole model before clipping."""
+class StepResult(NamedTuple):
+    """`loss` is the mean over the whole batch in nats a token, `gradient_norm` the whole model's before clipping."""
 
     loss: float
     gradient_norm: float
 
 
 class Engine(Protocol):
-    """The model with its optimizer. Every method is called on all ranks together.
+    """A model with its optimizer. All ranks call every method together.
 
-    Parameters go by the names of `trainer.model.transformer.Transformer`, whatever part of them a rank holds.
+    Parameters go by their names in `trainer.model.transformer.Transformer`, whatever part of them a rank holds.
     """
 
-    def step(self, micro_batches: Sequence[Tensor], rate: float) -> Step:
-        """One step of the optimizer at the learning rate `rate`, on this data-parallel rank's micro-batches: rows
-        [b, L + 1] of token ids, of which the first L are inputs and the last L targets.
-
-        Returns the same on every rank. Raises NonFiniteError.
-        """
+    def step(self, micro_batches: Sequence[Tensor], rate: float) -> StepResult:
+        """One update at the learning rate `rate` on this data-parallel rank's micro-batches [B, L + 1] of token ids, of
+        which the first L are inputs and the last L targets. Returns the same on every rank. Raises NonFiniteError."""
 
     def nll(self, rows: Tensor) -> Tensor:
-        """Cross-entropy in nats of the targets [b, L] of this data-parallel rank's rows [b, L + 1], in fp32. The
-        ranks of one data-parallel rank give the same rows; different ones may give different rows of one shape."""
+        """Cross-entropy [B, L] in nats and fp32 of the targets in this data-parallel rank's rows [B, L + 1].
 
-    def logits(self, ids_BL: Tensor) -> Tensor:
-        """Logits [B, L, V] in fp32 on the leading rank; every rank gives the same ids, what the others get is not
-        defined."""
-
-    def gather(self, kind: Kind) -> Iterator[tuple[str, Tensor]]:
-        """Whole tensors in fp32 on the CPU by the parameter's name, in the model's order, on the leading rank.
-
-        The other ranks get nothing, but must exhaust it as the leading one does.
+        Ranks with the same data-parallel rank pass the same rows; others may pass other rows of the same shape.
         """
 
-    def load(self, read: Read, step: int) -> None:
-        """Take weights, and after step 0 the moments, as they were after `step` steps."""
+    def logits(self, ids_BL: Tensor) -> Tensor:
+        """Logits [B, L, V] in fp32 on the main rank, for ids that are the same on every rank. What the other ranks
+        return is not defined."""
+
+    def gather(self, kind: TensorKind) -> Iterator[tuple[str, Tensor]]:
+        """On the main rank the name and the whole tensor of each parameter, in fp32 on the CPU, in the model's order.
+
+        The other ranks get nothing, and must exhaust the iterator along with the main rank.
+        """
+
+    def load(self, read: ReadTensor, step: int) -> None:
+        """Load the weights, and the moments unless `step` is 0, as they were after `step` updates."""

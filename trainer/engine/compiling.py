@@ -1,4 +1,4 @@
-"""What PyTorch's compiler does better than its kernels, and whether it has what it needs here."""
+"""Which parts of the model PyTorch's compiler takes over, and whether it can compile on this machine."""
 
 import logging
 import math
@@ -13,8 +13,11 @@ GELU_TANH = 2 * math.sqrt(2 / math.pi)
 
 
 def compile_blocks(model: Transformer, device: torch.device) -> None:
-    """Compile the blocks, all by one program; on a CPU only their parts between the matrix products, for there the
-    rest runs no faster and the compiler's own sums over biases fail to build (torch 2.13)."""
+    """Compile the blocks, which share one program, in place.
+
+    On a CPU only the element-wise parts between matrix products are compiled: the rest runs no faster there, and the
+    compiler's own sums over biases fail to build (torch 2.13).
+    """
     if device.type == "cuda":
         for block in model.blocks:
             block.compile(dynamic=False)
@@ -29,13 +32,16 @@ def compile_blocks(model: Transformer, device: torch.device) -> None:
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    """GELU's tanh form (Hendrycks & Gimpel 2016) through the sigmoid, which costs half as much: tanh z = 2σ(2z) - 1."""
+    """GELU's tanh form (Hendrycks & Gimpel 2016), of any shape, computed in fp32.
+
+    Through the sigmoid, which costs half as much as the tanh: tanh z = 2σ(2z) - 1.
+    """
     z = x.float()
     return (z * torch.sigmoid(GELU_TANH * (z + 0.044715 * z * z * z))).to(x.dtype)
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether there is Triton for a GPU, a C++ compiler for a CPU. Says so once where it is missing."""
+    """Whether PyTorch can compile for the device; logs a warning where a CPU has no C++ compiler."""
     if device.type == "cuda":
         return True
     from torch._inductor.cpp_builder import get_cpp_compiler

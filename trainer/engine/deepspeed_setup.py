@@ -1,6 +1,6 @@
-"""DeepSpeed made ready: on this rank's device, quiet, and its silent errors kept away.
+"""Setting DeepSpeed up: its configuration, its import, and guards against its silent errors.
 
-Three of its layouts train wrongly without a word (seen in 0.19.8); `usable_stage` and `mark_split` keep them out.
+DeepSpeed 0.19.8 trains three layouts wrongly without an error; `safe_zero_stage` and `mark_sharded` prevent that.
 """
 
 import logging
@@ -16,74 +16,76 @@ import torch.distributed as dist
 from torch import nn
 
 from trainer.config import ParallelConfig, TrainConfig
-from trainer.distributed.parallel_dims import Place
+from trainer.distributed.parallel_dims import ParallelDims
 from trainer.model.tensor_parallel import split_dim
 
 BUCKET = 50_000_000
-"""Elements that are reduced or gathered at once."""
+"""Numbers that are reduced or gathered at once."""
 
 
-def usable_stage(parallel: ParallelConfig, precision: Literal["fp32", "bf16"]) -> int:
-    """The ZeRO stage to ask for: 1 where 0 is silently wrong, which gives the weights that 0 should.
+def safe_zero_stage(parallel: ParallelConfig, precision: Literal["fp32", "bf16"]) -> int:
+    """The ZeRO stage to ask DeepSpeed for: the configured one, or 1 where stage 0 would be silently wrong.
 
-    At stage 0 a pipeline clips by the gradient norm of its first stage alone, and in bf16 the optimizer does a step
-    on zero gradients, weight decay and all, as it starts.
+    Stage 1 gives the weights that stage 0 should give. At stage 0 a pipeline clips by the gradient norm of its first
+    stage alone, and in bf16 the optimizer makes an update on zero gradients, weight decay included, when it is created.
     """
     if parallel.zero_stage == 0 and (parallel.pipeline > 1 or precision == "bf16"):
         return 1
     return parallel.zero_stage
 
 
-def mark_split(named: Iterable[tuple[str, nn.Parameter]]) -> None:
-    """Mark the parameters that tensor-parallel ranks have parts of, before DeepSpeed sees them.
+def mark_sharded(named: Iterable[tuple[str, nn.Parameter]]) -> None:
+    """Mark the parameters that are split over tensor-parallel ranks, before DeepSpeed is initialised.
 
-    It counts the others in the gradient norm on the first of these ranks only, and a part that is not marked too.
+    DeepSpeed counts every parameter without the mark in the gradient norm on the first tensor-parallel rank only, so
+    that the norm would miss the other parts of an unmarked one.
     """
     for name, parameter in named:
         if split_dim(name) is not None:
             parameter.model_parallel = True  # type: ignore[attr-defined]
 
 
-class Groups:
-    """The layout as DeepSpeed asks for it (Megatron's `mpu`) where there is no pipeline."""
+class ModelParallelUnit:
+    """The layout in the form of Megatron's `mpu`, through which DeepSpeed asks for it where there is no pipeline."""
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
+    def __init__(self, dims: ParallelDims) -> None:
+        self._dims = dims
 
     def get_model_parallel_rank(self) -> int:
-        return self._place.tensor_rank
+        return self._dims.tensor_rank
 
     def get_model_parallel_world_size(self) -> int:
-        return self._place.tensor
+        return self._dims.tensor
 
     def get_model_parallel_group(self) -> dist.ProcessGroup | None:
-        return self._place.tensor_group
+        return self._dims.tensor_group
 
     def get_data_parallel_rank(self) -> int:
-        return self._place.data_rank
+        return self._dims.data_rank
 
     def get_data_parallel_world_size(self) -> int:
-        return self._place.data
+        return self._dims.data
 
     def get_data_parallel_group(self) -> dist.ProcessGroup | None:
-        return self._place.data_group
+        return self._dims.data_group
 
 
-def settings(config: TrainConfig, place: Place) -> dict[str, Any]:
-    """DeepSpeed's own configuration. Gradients are accumulated and reduced in fp32, whatever they are computed in."""
+def deepspeed_config(config: TrainConfig, dims: ParallelDims) -> dict[str, Any]:
+    """DeepSpeed's own configuration. Gradients are accumulated and reduced in fp32, also where they are computed in
+    bf16."""
     return {
         "train_batch_size": config.training.batch,
         "train_micro_batch_size_per_gpu": config.training.micro_batch,
-        "gradient_accumulation_steps": config.accumulation(place.data),
+        "gradient_accumulation_steps": config.accumulation(dims.data),
         "gradient_clipping": config.optimizer.clip,
         "bf16": {"enabled": config.training.precision == "bf16"},
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
         "zero_optimization": {
-            "stage": usable_stage(config.parallel, config.training.precision),
+            "stage": safe_zero_stage(config.parallel, config.training.precision),
             "reduce_bucket_size": BUCKET,
             "allgather_bucket_size": BUCKET,
-            # It would replace torch.nn.functional.linear for the whole process.
+            # The option would replace torch.nn.functional.linear for the whole process.
             "memory_efficient_linear": False,
         },
         "zero_allow_untested_optimizer": True,
@@ -92,15 +94,15 @@ def settings(config: TrainConfig, place: Place) -> dict[str, Any]:
 
 
 def import_deepspeed(device: torch.device) -> ModuleType:
-    """DeepSpeed, joined to the ranks that have met."""
+    """Import DeepSpeed for a device and have it use the process group that torch.distributed has."""
     os.environ["DS_ACCELERATOR"] = device.type
     os.environ["LOCAL_RANK"] = str(device.index or 0)
-    # Or it runs numactl for every micro-batch on a CPU.
+    # Without LOCAL_SIZE, DeepSpeed runs numactl for every micro-batch on a CPU.
     os.environ.setdefault("LOCAL_SIZE", "1")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     import deepspeed
 
-    # Its shared-memory collectives would be compiled at the first start, most of a minute.
+    # DeepSpeed would compile its shared-memory collectives at the first start, which takes most of a minute.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     for logger in map(logging.getLogger, ("DeepSpeed", "deepspeed")):
         logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""The engine of several ranks: DeepSpeed's ZeRO 0-3 over data-parallel ranks, tensor parallelism, a pipeline."""
+"""The engine of several ranks: DeepSpeed's ZeRO 0-3 over data-parallel ranks, tensor and pipeline parallelism."""
 
 import contextlib
 import io
@@ -11,55 +11,61 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainer.config import TrainConfig
-from trainer.distributed.parallel_dims import Place
-from trainer.engine.base import Kind, NonFiniteError, Read, Step
-from trainer.engine.deepspeed_setup import import_deepspeed, mark_split, settings
-from trainer.engine.masters import MOMENTS, masters_of
+from trainer.distributed.parallel_dims import ParallelDims
+from trainer.engine.base import NonFiniteError, ReadTensor, StepResult, TensorKind
+from trainer.engine.deepspeed_setup import deepspeed_config, import_deepspeed, mark_sharded
+from trainer.engine.master_weights import MOMENTS, masters_of
 from trainer.engine.optimizer import adamw
-from trainer.engine.single_stage import Whole
+from trainer.engine.single_stage import SingleStage
 from trainer.model.tensor_parallel import TensorParallel, split_dim
 from trainer.model.transformer import shapes
 
 
-class Layers(Protocol):
-    """What a rank holds of the model."""
+class Stage(Protocol):
+    """The part of the model that a rank holds: `SingleStage` without a pipeline, else `PipelineStage`.
+
+    `module` is what DeepSpeed trains, `mpu` the layout as DeepSpeed asks for it, None where it makes its own.
+    """
 
     module: Any
-    groups: Any
+    mpu: Any
 
     def named(self) -> dict[str, nn.Parameter]:
         """This rank's parameters by their names in the whole model."""
 
-    def stage_of(self, name: str) -> int:
-        """The pipeline stage that answers for a parameter."""
+    def owning_stage(self, name: str) -> int:
+        """The number of the pipeline stage whose copy of a parameter goes into checkpoints."""
 
     def step(self, engine: Any, micro_batches: Sequence[Tensor]) -> float:
-        """One step through DeepSpeed; the mean loss over all ranks. Raises NonFiniteError for a loss."""
+        """One update through DeepSpeed's `engine`; returns the mean loss over all ranks. Raises NonFiniteError where
+        the loss is not finite."""
 
-    def nll(self, rows: Tensor) -> Tensor: ...
+    def nll(self, rows: Tensor) -> Tensor:
+        """See `trainer.engine.base.Engine.nll`."""
 
-    def logits(self, ids_BL: Tensor) -> Tensor: ...
+    def logits(self, ids_BL: Tensor) -> Tensor:
+        """See `trainer.engine.base.Engine.logits`; in the model's precision."""
 
 
 class DistributedEngine:
-    """Implements `trainer.engine.base.Engine` for any layout."""
+    """Implements `trainer.engine.base.Engine` for any layout of more than one rank."""
 
-    def __init__(self, config: TrainConfig, place: Place) -> None:
-        deepspeed = import_deepspeed(place.device)
-        self._place = place
+    def __init__(self, config: TrainConfig, dims: ParallelDims) -> None:
+        deepspeed = import_deepspeed(dims.device)
+        self._dims = dims
         self._clip, self._norm = config.optimizer.clip, math.nan
-        self._tp = TensorParallel(place.tensor_rank, place.tensor, place.tensor_group)
+        self._tp = TensorParallel(dims.tensor_rank, dims.tensor, dims.tensor_group)
         self._shapes = shapes(config.model, config.vocabulary, config.context)
-        self._layers = self._make_layers(config)
-        self._named = self._layers.named()
-        mark_split(self._named.items())
-        # It prints the memory in use.
+        self._stage = self._open_stage(config)
+        self._named = self._stage.named()
+        mark_sharded(self._named.items())
+        # DeepSpeed prints the memory in use.
         with contextlib.redirect_stdout(io.StringIO()):
             self._engine, self._optimizer, _, _ = deepspeed.initialize(
-                model=self._layers.module,
+                model=self._stage.module,
                 optimizer=adamw(self._named.items(), config.optimizer),
-                mpu=self._layers.groups,
-                config=settings(config, place),
+                mpu=self._stage.mpu,
+                config=deepspeed_config(config, dims),
             )
         stage = self._engine.zero_optimization_stage()
         self._masters = masters_of(stage, self._optimizer)
@@ -67,67 +73,68 @@ class DistributedEngine:
         if self._clips:
             self._engine.clip_fp32_gradients = self._clip_gradients
 
-    def step(self, micro_batches: Sequence[Tensor], rate: float) -> Step:
+    def step(self, micro_batches: Sequence[Tensor], rate: float) -> StepResult:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        loss = self._layers.step(self._engine, micro_batches)
+        loss = self._stage.step(self._engine, micro_batches)
         if not self._clips:
-            # DeepSpeed leaves out the step where the norm is not finite, and calls it infinite.
+            # DeepSpeed skips the update where the norm is not finite, and reports an infinite norm.
             self._norm = float(self._engine.get_global_grad_norm())
         if not math.isfinite(self._norm):
             raise NonFiniteError("gradient norm", self._norm)
-        return Step(loss, self._norm)
+        return StepResult(loss, self._norm)
 
     @torch.no_grad()
     def nll(self, rows: Tensor) -> Tensor:
-        return self._layers.nll(rows)
+        return self._stage.nll(rows)
 
     @torch.no_grad()
     def logits(self, ids_BL: Tensor) -> Tensor:
-        return self._layers.logits(ids_BL).float()
+        return self._stage.logits(ids_BL).float()
 
-    def gather(self, kind: Kind) -> Iterator[tuple[str, Tensor]]:
+    def gather(self, kind: TensorKind) -> Iterator[tuple[str, Tensor]]:
         for name in self._shapes:
             whole = self._whole(name, kind)
             if whole is not None:
                 yield name, whole.cpu()
 
-    def load(self, read: Read, step: int) -> None:
+    def load(self, read: ReadTensor, step: int) -> None:
         self._masters.create_moments(step)
-        kinds: tuple[Kind, ...] = ("weight", *MOMENTS) if step else ("weight",)
+        kinds: tuple[TensorKind, ...] = ("weight", *MOMENTS) if step else ("weight",)
         for name, parameter in self._named.items():
             for kind in kinds:
                 part = self._tp.part(read(kind, name), split_dim(name))
-                self._masters.set(parameter, kind, part.to(self._place.device))
+                self._masters.set(parameter, kind, part.to(self._dims.device))
         self._masters.publish()
 
-    def _make_layers(self, config: TrainConfig) -> Layers:
-        if self._place.pipeline == 1:
-            return Whole(config, self._place, self._tp)
-        from trainer.engine.pipeline import Pipeline
+    def _open_stage(self, config: TrainConfig) -> Stage:
+        if self._dims.pipeline == 1:
+            return SingleStage(config, self._dims, self._tp)
+        from trainer.engine.pipeline import PipelineStage
 
-        return Pipeline(config, self._place, self._tp)
+        return PipelineStage(config, self._dims, self._tp)
 
-    def _whole(self, name: str, kind: Kind) -> Tensor | None:
-        """On the leading rank the whole parameter or moment, on the others nothing."""
-        place, stage = self._place, self._layers.stage_of(name)
+    def _whole(self, name: str, kind: TensorKind) -> Tensor | None:
+        """The whole parameter or moment on the main rank, None on the others."""
+        dims, stage = self._dims, self._stage.owning_stage(name)
         whole = None
-        if place.pipeline_rank == stage:
+        if dims.pipeline_rank == stage:
             part = self._masters.get(self._named[name], kind)
-            if place.data_rank == 0:
+            if dims.data_rank == 0:
                 dim = split_dim(name)
                 whole = part if dim is None else self._tp.join(part, dim)
-        source = stage * place.data * place.tensor
-        if source and place.leads:
-            whole = torch.empty(self._shapes[name], device=place.device)
+        source = stage * dims.data * dims.tensor
+        if source and dims.is_main:
+            whole = torch.empty(self._shapes[name], device=dims.device)
             dist.recv(whole, source)
-        elif source and place.rank == source:
+        elif source and dims.rank == source:
             assert whole is not None
             dist.send(whole.contiguous(), 0)
-        return whole if place.leads else None
+        return whole if dims.is_main else None
 
     def _clip_gradients(self) -> None:
-        """DeepSpeed's clipping at ZeRO-0, which would not tell the norm, nor stop at one that is not finite."""
+        """Clip at ZeRO-0 in DeepSpeed's place, which neither reports the norm nor skips the update where it is not
+        finite."""
         from deepspeed.runtime.utils import clip_grad_norm_
 
         parameters = list(self._named.values())

@@ -1,4 +1,4 @@
-"""One process: the whole model on one device, with nothing between it and its optimizer."""
+"""The engine of one rank: the whole model on one device, and an optimizer over flat tensors."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config import TrainConfig
-from trainer.distributed.parallel_dims import Place
-from trainer.engine.base import Kind, NonFiniteError, Read, Step
+from trainer.distributed.parallel_dims import ParallelDims
+from trainer.engine.base import NonFiniteError, ReadTensor, StepResult, TensorKind
 from trainer.engine.compiling import can_compile, compile_blocks
-from trainer.engine.flat import FlatAdamW
+from trainer.engine.flat_adamw import FlatAdamW
 from trainer.model.loss import HeadLoss, to_probability_
 from trainer.model.transformer import Block, Transformer
 
@@ -19,14 +19,15 @@ EMBEDDING, HEAD, BIAS = "embed.tokens.weight", "head.weight", "head.bias"
 
 
 class LocalEngine:
-    """In bf16 the model computes on copies of fp32 masters; gradients of several micro-batches are summed in fp32.
+    """Implements `trainer.engine.base.Engine` on one rank.
 
-    Gradients stay in buffers of their own. Head, loss and their gradients are made a chunk of tokens at a time, and
-    the host waits for the device once a step, for loss and norm, before a weight changes.
+    In bf16 the model computes on copies of fp32 master weights. Gradients have buffers that are kept from step to step;
+    those of several micro-batches are summed in fp32. Head, loss and their gradients are computed a chunk of tokens at
+    a time. The host waits for the device once a step, for loss and norm, before a weight changes.
     """
 
-    def __init__(self, config: TrainConfig, place: Place) -> None:
-        self.device = place.device
+    def __init__(self, config: TrainConfig, dims: ParallelDims) -> None:
+        self.device = dims.device
         dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
         summed = config.training.batch > config.training.micro_batch
         self.exact = _empty(config, self.device)
@@ -53,7 +54,7 @@ class LocalEngine:
         self._touched: list[Tensor] = []
         self._keep_gradients()
 
-    def step(self, micro_batches: Sequence[Tensor], rate: float) -> Step:
+    def step(self, micro_batches: Sequence[Tensor], rate: float) -> StepResult:
         tokens = sum(rows.shape[0] * (rows.shape[1] - 1) for rows in micro_batches)
         self._clear_rows()
         losses = []
@@ -67,26 +68,26 @@ class LocalEngine:
         if not math.isfinite(norm):
             raise NonFiniteError("gradient norm", norm)
         self.optimizer.step(rate, norm)
-        return Step(loss, norm)
+        return StepResult(loss, norm)
 
     @torch.no_grad()
     def nll(self, rows: Tensor) -> Tensor:
-        """On the fp32 masters."""
+        """See `Engine.nll`; computed on the fp32 master weights."""
         nll_BL: Tensor = self.exact(rows[:, :-1], rows[:, 1:], mean=False)
         return nll_BL
 
     @torch.no_grad()
     def logits(self, ids_BL: Tensor) -> Tensor:
-        """On the fp32 masters, as who opens the checkpoint will see them."""
+        """See `Engine.logits`; computed on the fp32 master weights, which are what a checkpoint holds."""
         logits_BLV: Tensor = self.exact(ids_BL)
         return logits_BLV
 
-    def gather(self, kind: Kind) -> Iterator[tuple[str, Tensor]]:
-        """On a CPU the tensors themselves, which the next step changes."""
+    def gather(self, kind: TensorKind) -> Iterator[tuple[str, Tensor]]:
+        """See `Engine.gather`. On a CPU the tensors are the engine's own, which the next step changes."""
         for name, _ in self.exact.named_parameters():
             yield name, self.optimizer.view(kind, name).cpu()
 
-    def load(self, read: Read, step: int) -> None:
+    def load(self, read: ReadTensor, step: int) -> None:
         for name, _ in self.exact.named_parameters():
             self.optimizer.view("weight", name).copy_(read("weight", name))
             for kind in ("exp_avg", "exp_avg_sq"):
@@ -96,13 +97,13 @@ class LocalEngine:
         self.optimizer.publish()
 
     def _accumulate(self, rows: Tensor, scale: float) -> Tensor:
-        """Add a micro-batch's gradients, times `scale`; its summed loss."""
+        """Add `scale` × the gradients of a micro-batch [B, L + 1] to the kept ones. Returns its summed loss in nats."""
         ids_BL, targets_BL = rows[:, :-1], rows[:, 1:]
         embed = self.model.embed
         with torch.no_grad():
             tokens_BLD = embed.look_up(ids_BL)
         tokens_BLD.requires_grad_()
-        x_BLD = embed.place(tokens_BLD)
+        x_BLD = embed.add_positions(tokens_BLD)
         for block in self.model.blocks:
             x_BLD = block(x_BLD)
         x_ND = self.model.head.norm(x_BLD).flatten(0, 1)
@@ -120,7 +121,7 @@ class LocalEngine:
         return total
 
     def _keep_gradients(self) -> None:
-        """Move each gradient that autograd makes to where it is kept, as soon as it is made."""
+        """Have autograd add each gradient to its kept buffer as soon as it is computed."""
 
         def keep(parameter: Tensor, kept: Tensor) -> None:
             assert parameter.grad is not None
@@ -132,26 +133,27 @@ class LocalEngine:
             parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
     def _add_rows(self, ids_N: Tensor, tokens_BLD: Tensor) -> None:
-        """The embedding's gradient has a row for each token of the batch and is zero elsewhere."""
+        """Add the gradients of a micro-batch's token embeddings; rows of other tokens stay zero."""
         assert tokens_BLD.grad is not None
         dtokens_ND = tokens_BLD.grad.flatten(0, 1).float()
         gradient_VD = self.optimizer.gradients[EMBEDDING]
         if self.device.type == "cuda":
-            # There index_add_ adds in any order.
+            # index_add_ would add in an order that differs from run to run.
             gradient_VD.index_put_((ids_N,), dtokens_ND, accumulate=True)
         else:
             gradient_VD.index_add_(0, ids_N, dtokens_ND)
         self._touched.append(ids_N)
 
     def _clear_rows(self) -> None:
-        """Those that the last step added to; under a tied head, its gradient overwrites them all."""
+        """Zero the embedding's rows that the last step added to. Under a tied head the head's gradient overwrites
+        them."""
         for ids_N in self._touched if not self.tied else ():
             self.optimizer.gradients[EMBEDDING].index_fill_(0, ids_N, 0.0)
         self._touched.clear()
 
 
 def _empty(config: TrainConfig, device: torch.device) -> Transformer:
-    """The model without weights; its tables are real."""
+    """The model on the meta device, without weights; its tables of positions are on `device`."""
     with torch.device("meta"):
         model = Transformer(config.model, config.vocabulary, config.context)
     if model.rotary:
@@ -160,7 +162,7 @@ def _empty(config: TrainConfig, device: torch.device) -> Transformer:
 
 
 def _fill(model: Transformer, weights: dict[str, nn.Parameter]) -> None:
-    """Give each parameter its weights; those that are one stay one."""
+    """Assign each parameter its weights. Shared parameters stay shared."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     shared = model.named_parameters(remove_duplicate=False)
     model.load_state_dict({name: weights[names[id(parameter)]] for name, parameter in shared}, assign=True)

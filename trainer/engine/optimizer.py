@@ -1,4 +1,4 @@
-"""AdamW (Loshchilov & Hutter 2019) as every engine uses it."""
+"""AdamW (Loshchilov & Hutter 2019) for DeepSpeed to drive; a rank that is alone has `flat_adamw` instead."""
 
 from collections.abc import Iterable
 
@@ -9,7 +9,8 @@ from trainer.config import OptimizerConfig
 
 
 def adamw(named: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig) -> torch.optim.AdamW:
-    """Over parameters by their names in the model; matrices and embeddings decay, biases and norms do not."""
+    """PyTorch's fused AdamW over parameters by their names. Weight decay is on matrices and embeddings, not on biases
+    and norms."""
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in named:
@@ -24,5 +25,5 @@ def adamw(named: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig) ->
 
 
 def _decays(name: str) -> bool:
-    # By the name, for a partitioned parameter has lost its shape.
+    # By name: under ZeRO-3 a partitioned parameter no longer has its shape.
     return not name.endswith(("bias", "norm.weight"))

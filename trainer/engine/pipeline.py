@@ -1,7 +1,7 @@
-"""The layers of a rank in a pipeline: consecutive blocks, the embedding before the first and the head after the last.
+"""A rank's stage of a pipeline: consecutive blocks, on the first stage the embedding, on the last the head.
 
 DeepSpeed trains them as a PipelineModule whose last layer is the head with its loss, so that the logits are never held
-whole. A tied head has a copy of the embedding, whose gradients DeepSpeed adds to those of the first stage.
+whole. A tied head has a copy of the embedding's weight; DeepSpeed adds its gradients to those on the first stage.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainer.config import TrainConfig
-from trainer.distributed.parallel_dims import Place
+from trainer.distributed.parallel_dims import ParallelDims
 from trainer.engine.base import NonFiniteError
 from trainer.model.positions import Rotary
 from trainer.model.tensor_parallel import TensorParallel
@@ -24,21 +24,22 @@ from trainer.model.transformer import Block, Embedding, Head
 _TIED = "embed.tokens.weight"
 
 
-class Pipeline:
-    """One stage of it. The blocks are spread evenly; where they do not divide, the first stages have one more."""
+class PipelineStage:
+    """Implements `trainer.engine.distributed.Stage`. Blocks are spread evenly; where they do not divide, the first
+    stages take one more."""
 
-    groups = None
-    """DeepSpeed makes its own."""
+    mpu = None
+    """DeepSpeed makes its own from the topology."""
 
-    def __init__(self, config: TrainConfig, place: Place, tp: TensorParallel) -> None:
+    def __init__(self, config: TrainConfig, dims: ParallelDims, tp: TensorParallel) -> None:
         from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
         from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 
-        self._config, self._place, self._hidden = config, place, config.model.hidden_size
-        self._first, self._last = place.pipeline_rank == 0, place.pipeline_rank == place.pipeline - 1
+        self._config, self._dims, self._hidden = config, dims, config.model.hidden_size
+        self._first, self._last = dims.pipeline_rank == 0, dims.pipeline_rank == dims.pipeline - 1
         rotary = Rotary(config.model, config.context) if config.model.positions == "rotary" else None
         if rotary:
-            rotary.to(place.device)
+            rotary.to(dims.device)
         embedding = (Embedding, config.model, config.vocabulary, config.context, tp)
         layers = [LayerSpec(*embedding)]
         layers += [LayerSpec(Block, config.model, layer, rotary, tp) for layer in range(config.model.layers)]
@@ -46,16 +47,16 @@ class Pipeline:
             tie = {"tied_weight_attr": "tokens.weight"}
             layers[0] = TiedLayerSpec("embed", *embedding, **tie)
             layers.append(TiedLayerSpec("embed", *embedding, forward_fn=_pass, **tie))
-        # Within the layers, for DeepSpeed in bf16 forgets gradients that a loss after them has of its own.
+        # The loss is a layer: in bf16 DeepSpeed loses the gradients of parameters that only a loss function has.
         layers.append(self._loss)
-        # It prints its layers, and copies the tied weights in sight of autograd.
+        # DeepSpeed prints its layers, and would copy the tied weights within autograd.
         with contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
             self.module = PipelineModule(
                 layers=layers,
-                topology=PipeModelDataParallelTopology(place.pipeline, place.tensor, place.data),
+                topology=PipeModelDataParallelTopology(dims.pipeline, dims.tensor, dims.data),
                 partition_method="type:Block",
             )
-        start = self.module.parts[place.pipeline_rank]
+        start = self.module.parts[dims.pipeline_rank]
         own = enumerate(self.module.forward_funcs, start=start)
         self._layers = {number: layer for number, layer in own if isinstance(layer, Embedding | Block)}
         self._head = self._make_head(tp) if self._last else None
@@ -75,14 +76,14 @@ class Pipeline:
                 named[_TIED] = named.pop("head.weight")
         return named
 
-    def stage_of(self, name: str) -> int:
+    def owning_stage(self, name: str) -> int:
         match name.split("."):
             case ["embed", *_]:
                 return 0
             case ["blocks", number, *_]:
                 stage: int = self.module.stage_owner(int(number) + 1)
                 return stage
-        return self._place.pipeline - 1
+        return self._dims.pipeline - 1
 
     def step(self, engine: Any, micro_batches: Sequence[Tensor]) -> float:
         loss = float(engine.train_batch(self._batches(micro_batches)))
@@ -95,39 +96,40 @@ class Pipeline:
         if self._head:
             nll_BL: Tensor = self._head(x_BLD, rows[:, 1:], mean=False)
         else:
-            nll_BL = torch.empty(rows[:, 1:].shape, device=self._place.device)
-        last = self._place.rank + (self._place.pipeline - 1 - self._place.pipeline_rank) * self._stride
+            nll_BL = torch.empty(rows[:, 1:].shape, device=self._dims.device)
+        last = self._dims.rank + (self._dims.pipeline - 1 - self._dims.pipeline_rank) * self._stride
         dist.broadcast(nll_BL, last, group=self.module.mpu().get_pipe_parallel_group())
         return nll_BL
 
     def logits(self, ids_BL: Tensor) -> Tensor:
         x_BLD = self._run(ids_BL)
-        source = (self._place.pipeline - 1) * self._stride
-        logits_BLV = torch.empty(*ids_BL.shape, self._config.vocabulary, device=self._place.device)
+        source = (self._dims.pipeline - 1) * self._stride
+        logits_BLV = torch.empty(*ids_BL.shape, self._config.vocabulary, device=self._dims.device)
         if self._head:
             logits_BLV = self._head(x_BLD).float()
-        if self._place.rank == source:
+        if self._dims.rank == source:
             dist.send(logits_BLV.contiguous(), 0)
-        elif self._place.leads:
+        elif self._dims.is_main:
             dist.recv(logits_BLV, source)
         return logits_BLV
 
     @property
     def _stride(self) -> int:
-        """From a rank to its counterpart in the next stage."""
-        return self._place.data * self._place.tensor
+        """The difference between a rank's number and that of its counterpart in the next stage."""
+        return self._dims.data * self._dims.tensor
 
     def _run(self, ids_BL: Tensor) -> Tensor:
-        """Through all stages in turn, without a gradient; the last one's outcome on its ranks."""
+        """Run ids [B, L] through all stages in turn, without a gradient. Returns the hidden states [B, L, D] after this
+        stage's layers."""
         if self._first:
             x = ids_BL
         else:
-            x = torch.empty(*ids_BL.shape, self._hidden, device=self._place.device, dtype=self._dtype)
-            dist.recv(x, self._place.rank - self._stride)
+            x = torch.empty(*ids_BL.shape, self._hidden, device=self._dims.device, dtype=self._dtype)
+            dist.recv(x, self._dims.rank - self._stride)
         for layer in self._layers.values():
             x = layer(x)
         if not self._last:
-            dist.send(x.contiguous(), self._place.rank + self._stride)
+            dist.send(x.contiguous(), self._dims.rank + self._stride)
         return x
 
     @property
@@ -141,12 +143,13 @@ class Pipeline:
             copy = self.module.tied_modules["embed"]
             copy.positions = None
             tied = copy.tokens.weight
-        head = Head(config.model, config.vocabulary, tp, tied).to(self._place.device)
+        head = Head(config.model, config.vocabulary, tp, tied).to(self._dims.device)
         self.module.head = head
         return head
 
     def _batches(self, micro_batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """The last stage takes a batch right before it computes it."""
+        """Inputs and targets for DeepSpeed. `_loss` reads the targets here: the last stage asks for a micro-batch right
+        before it computes it."""
         for rows in micro_batches:
             self._targets_BL = rows[:, 1:]
             yield rows[:, :-1], rows[:, 1:]
@@ -154,7 +157,7 @@ class Pipeline:
     def _loss(self, x_BLD: Tensor) -> Tensor:
         assert self._head
         loss: Tensor = self._head(x_BLD, self._targets_BL)
-        # One that is not finite makes the gradient so too, which keeps DeepSpeed from the step on every rank.
+        # A loss that is not finite makes the gradient NaN, so that DeepSpeed skips the update on every rank.
         return loss if loss.isfinite() else loss * torch.nan
 
 

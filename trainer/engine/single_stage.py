@@ -1,4 +1,4 @@
-"""The layers of a rank that holds all of them, whole or its tensor-parallel part of each."""
+"""A rank that holds all layers, whole or its tensor-parallel part of each: every layout without a pipeline."""
 
 import math
 from collections.abc import Sequence
@@ -8,25 +8,25 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config import TrainConfig
-from trainer.distributed.parallel_dims import Place
+from trainer.distributed.parallel_dims import ParallelDims
 from trainer.engine.base import NonFiniteError
-from trainer.engine.deepspeed_setup import Groups, settings
+from trainer.engine.deepspeed_setup import ModelParallelUnit, deepspeed_config
 from trainer.model.tensor_parallel import TensorParallel
 from trainer.model.transformer import Block, Transformer
 
 
-class Whole:
-    """All layers on one rank; under ZeRO-3 each is partitioned as soon as it is made."""
+class SingleStage:
+    """Implements `trainer.engine.distributed.Stage`. Under ZeRO-3 each layer is partitioned as soon as it is made."""
 
-    def __init__(self, config: TrainConfig, place: Place, tp: TensorParallel) -> None:
-        self._place = place
-        self.groups = Groups(place)
+    def __init__(self, config: TrainConfig, dims: ParallelDims, tp: TensorParallel) -> None:
+        self._dims = dims
+        self.mpu = ModelParallelUnit(dims)
         with torch.device("meta"):
             self.module = Transformer(config.model, config.vocabulary, config.context, tp)
         if self.module.rotary:
-            self.module.rotary.to(place.device)
+            self.module.rotary.to(dims.device)
         for part in (self.module.embed, *self.module.blocks, self.module.head):
-            part.to_empty(device=place.device)
+            part.to_empty(device=dims.device)
             if config.model.tied_head and part is self.module.head:
                 self.module.head.weight = self.module.embed.tokens.get_parameter("weight")
             if config.parallel.zero_stage == 3:
@@ -38,7 +38,7 @@ class Whole:
     def named(self) -> dict[str, nn.Parameter]:
         return dict(self.module.named_parameters())
 
-    def stage_of(self, name: str) -> int:
+    def owning_stage(self, name: str) -> int:
         return 0
 
     def step(self, engine: Any, micro_batches: Sequence[Tensor]) -> float:
@@ -49,7 +49,7 @@ class Whole:
             losses.append(loss.detach())
             if count < len(micro_batches):
                 engine.step()
-        mean = self._place.sum(float(torch.stack(losses).mean()))[0] / self._place.ranks
+        mean = self._dims.all_reduce_sum(float(torch.stack(losses).mean()))[0] / self._dims.world_size
         if not math.isfinite(mean):
             raise NonFiniteError("loss", mean)
         engine.step()
@@ -67,11 +67,11 @@ class Whole:
         from deepspeed.runtime.zero import Init
 
         dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
-        # It leaves a part that is there already in the precision it has.
+        # `Init` does not convert parameters that exist already.
         Init(
             module=part.to(dtype),
-            data_parallel_group=self._place.data_group,
-            config_dict_or_path=settings(config, self._place),
-            mpu=self.groups,
+            data_parallel_group=self._dims.data_group,
+            config_dict_or_path=deepspeed_config(config, self._dims),
+            mpu=self.mpu,
             dtype=dtype,
         )

@@ -1,1 +1,1 @@
-"""What a checkpoint can do: evaluate it, score a text with it, let it write one."""
+"""Using a checkpoint: evaluate it, score a text with it, generate text from it."""

@@ -1,4 +1,4 @@
-"""The commands that use a checkpoint: eval, score, generate. Torch and the harness are imported when one is run."""
+"""The commands that use a checkpoint: eval, score, generate. They import torch and the harness when they are run."""
 
 import contextlib
 import os
@@ -10,8 +10,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from trainer.exits import FailedError, fail, finish, hold, interruptible
-from trainer.outcome import Outcome, Status, write_atomically
+from trainer.contract import RESULTS_FILE, Outcome, Status
+from trainer.exits import FailedError, fail, finish, interruptible
+from trainer.files import write_atomically
+from trainer.folder_lock import locked
 from trainer.progress import bars
 from trainer.schema import ConfigError
 
@@ -37,25 +39,25 @@ def evaluate(
 ) -> None:
     """Evaluate a checkpoint with lm-evaluation-harness."""
     names = [name.strip() for name in tasks.split(",") if name.strip()]
-    with _said():
+    with _failing_in_one_sentence():
         if not names:
             raise ConfigError("--tasks names no task; give names with commas between, such as heldout.")
         if out is not None:
             _make_folder(out)
-        from trainer.evaluation.opened import open_checkpoint
+        from trainer.evaluation.open_checkpoint import open_checkpoint
 
         opened = open_checkpoint(folder)
-        from trainer.evaluation import evaluate as harness
+        from trainer.evaluation import evaluate as lm_eval
 
-        found = harness.find_tasks(names, data or opened.data, include_path)
+        found = lm_eval.find_tasks(names, data or opened.data, include_path)
         with bars() as advance:
-            results = harness.evaluate(opened, found, limit=limit, shots=num_fewshot, rows=batch_size, advance=advance)
+            results = lm_eval.evaluate(opened, found, limit=limit, shots=num_fewshot, rows=batch_size, advance=advance)
         if out is not None:
-            write_atomically(out / "results.json", harness.as_json(results))
+            write_atomically(out / RESULTS_FILE, lm_eval.as_json(results))
         if json:
-            print(harness.as_json(results), end="")
+            print(lm_eval.as_json(results), end="")
         else:
-            Console().print(harness.as_table(results))
+            Console().print(lm_eval.as_table(results))
 
 
 @app.command()
@@ -71,8 +73,8 @@ def score(
     The first token follows the end of a document. A text longer than the model's window is read in windows that
     overlap: each token is scored once, after as many tokens as fit.
     """
-    with _said():
-        from trainer.evaluation.opened import open_checkpoint
+    with _failing_in_one_sentence():
+        from trainer.evaluation.open_checkpoint import open_checkpoint
         from trainer.evaluation.score import read_text
         from trainer.evaluation.score import score as score_text
 
@@ -95,12 +97,12 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
 ) -> None:
     """Sample a text from a checkpoint."""
-    with hold(out):
+    with locked(out):
         try:
             with interruptible(), bars() as advance:
                 from trainer.evaluation.generate import Sampling
                 from trainer.evaluation.generate import generate as sample
-                from trainer.evaluation.opened import open_checkpoint
+                from trainer.evaluation.open_checkpoint import open_checkpoint
 
                 opened = open_checkpoint(folder)
                 drawn = Sampling(temperature, top_k, top_p)
@@ -115,10 +117,10 @@ def generate(
 
 
 @contextlib.contextmanager
-def _said() -> Iterator[None]:
-    """An error is one sentence, and the exit status that goes with it."""
+def _failing_in_one_sentence() -> Iterator[None]:
+    """Turn an error into one sentence on standard error and the exit status that goes with it."""
     if not sys.stderr.isatty():
-        # The bars of libraries, which are read when they are imported; ours know it by themselves.
+        # Turns off the bars of libraries, which read the variable when they are imported; ours look at the terminal.
         os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         with interruptible():
@@ -131,6 +133,7 @@ def _said() -> Iterator[None]:
 
 
 def _outcome(error: BaseException) -> Outcome:
+    """The outcome of a command that an error, or a stop signal as KeyboardInterrupt, has ended."""
     match error:
         case KeyboardInterrupt():
             return Outcome(status=Status.STOPPED)
@@ -138,8 +141,8 @@ def _outcome(error: BaseException) -> Outcome:
             return Outcome(status=Status.CONFIG, reason=str(error))
         case FailedError():
             return Outcome(status=Status.FAILED, reason=str(error))
-    said = str(error).strip().partition("\n")[0]
-    return Outcome(status=Status.FAILED, reason=f"{type(error).__name__}: {said}")
+    first_line = str(error).strip().partition("\n")[0]
+    return Outcome(status=Status.FAILED, reason=f"{type(error).__name__}: {first_line}")
 
 
 def _make_folder(out: Path) -> None:

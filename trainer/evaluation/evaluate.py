@@ -1,4 +1,4 @@
-"""A checkpoint under lm-evaluation-harness: which tasks are meant, running them, and what comes out."""
+"""Evaluating a checkpoint with lm-evaluation-harness: finding the tasks, running them, and their results."""
 
 import contextlib
 import difflib
@@ -21,14 +21,15 @@ from lm_eval.utils import handle_non_serializable
 from rich import box
 from rich.table import Table
 
-from trainer.evaluation.harness import CheckpointLM
-from trainer.evaluation.opened import Opened
+from trainer.evaluation.lm_eval_model import CheckpointLM
+from trainer.evaluation.open_checkpoint import OpenCheckpoint
 from trainer.evaluation.tasks import heldout
 from trainer.exits import FailedError
 from trainer.schema import ConfigError
 
 Results = dict[str, Any]
-"""The harness's own: `results` by task and `metric,filter`, versions, shots, samples, settings; and our checkpoint."""
+"""What the harness returns: `results` by task and `metric,filter`, versions, shots, samples, settings. We add
+`checkpoint`, its path and step."""
 
 _OUT_OF_REACH = (
     ConnectionError,
@@ -37,14 +38,15 @@ _OUT_OF_REACH = (
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
 )
-"""What is raised for a data set that is neither on this machine nor to be fetched."""
+"""Errors that mean that a data set is neither on this machine nor can be downloaded."""
 
 
 def find_tasks(names: Iterable[str], data: Path, include: Path | None) -> list[Task | Group]:
-    """The harness's tasks, groups and tags, those in `include`, and ours, by name; `*` stands for any letters.
+    """The tasks and groups of these names, of the harness, of the folder `include`, and `heldout`. `*` in a name stands
+    for any letters, and a tag for all tasks that have it.
 
-    `data` is the prepared folder for `heldout`. Raises ConfigError for a name that is none, and FailedError for a task
-    whose data cannot be had.
+    `data` is the prepared data folder that `heldout` reads. Raises ConfigError for a name that no task has, and
+    FailedError for a task whose data set is out of reach.
     """
     if include is not None and not include.is_dir():
         raise ConfigError(f"--include-path {include} is no folder; give one that holds task files (.yaml).")
@@ -55,7 +57,7 @@ def find_tasks(names: Iterable[str], data: Path, include: Path | None) -> list[T
         ours = {group.name: group} | {task.task_name: task for task in group}
     manager = TaskManager(include_path=include, include_defaults=False)
     if not all(name.startswith(heldout.NAME) or name in manager.all_subtasks for name in names):
-        # Reading the harness's 14,000 tasks takes ten seconds.
+        # The harness's own 14,000 tasks take ten seconds to read, so they are read only for a name that needs them.
         manager = TaskManager(include_path=include)
     known = [*ours, *manager.all_tasks]
     found: dict[str, Task | Group] = {}
@@ -69,7 +71,7 @@ def find_tasks(names: Iterable[str], data: Path, include: Path | None) -> list[T
 
 
 def evaluate(
-    opened: Opened,
+    opened: OpenCheckpoint,
     tasks: list[Task | Group],
     *,
     limit: int | None,
@@ -77,9 +79,14 @@ def evaluate(
     rows: int | None,
     advance: Callable[[str, float], None],
 ) -> Results:
-    """Run the tasks, `limit` documents of each. Raises FailedError if the harness cannot."""
+    """Run the tasks on the checkpoint.
+
+    `limit` is the number of documents of each task, `shots` that of examples before each question, `rows` the batch
+    size; None leaves each to the task or to the length. `advance` is told a stage and the share of it that was just
+    done. Raises FailedError if the harness cannot run the tasks.
+    """
     model = CheckpointLM(opened, rows, advance)
-    os.environ["DISABLE_MULTIPROC"] = "1"  # the harness would fork beside torch's threads, and might wait for ever
+    os.environ["DISABLE_MULTIPROC"] = "1"  # a fork beside torch's threads might wait for ever
     with _quiet():
         try:
             results: Results = lm_eval.simple_evaluate(
@@ -92,16 +99,18 @@ def evaluate(
             )
         except (ValueError, AssertionError, NotImplementedError, *_OUT_OF_REACH) as error:
             raise FailedError(f"lm-evaluation-harness cannot run these tasks: {_first_line(error)}") from error
-    # Pages about the machine, its packages and its folders.
+    # Left out: pages about the machine, its packages and its folders.
     results = {key: value for key, value in results.items() if key not in ("pretty_env_info", "upper_git_hash")}
     return {"checkpoint": {"path": str(opened.folder.absolute()), "step": opened.step}, **results}
 
 
 def as_json(results: Results) -> str:
+    """The results as JSON text."""
     return json.dumps(results, indent=2, ensure_ascii=False, default=handle_non_serializable) + "\n"
 
 
 def as_table(results: Results) -> Table:
+    """The results as a table, one row a task and metric."""
     table = Table(box=box.SIMPLE_HEAD)
     for name in ("task", "docs", "shots", "metric", "value", "stderr"):
         is_text = name in ("task", "metric")
@@ -120,11 +129,11 @@ def as_table(results: Results) -> Table:
 
 
 def _load(manager: TaskManager, name: str) -> dict[str, Task | Group]:
-    """A task or a group by its name, or the tasks of a tag. Raises FailedError."""
+    """The task or the group of a name, or the tasks of a tag, by name. Raises FailedError."""
     with _quiet():
         try:
             loaded = manager.load(name)
-        except Exception as error:  # Tasks bring code of their own.
+        except Exception as error:  # tasks bring code of their own
             if any(isinstance(cause, _OUT_OF_REACH) for cause in _causes(error)):
                 raise FailedError(
                     f"The task {name} needs a data set that is not on this machine and could not be fetched; run it "
@@ -136,7 +145,7 @@ def _load(manager: TaskManager, name: str) -> dict[str, Task | Group]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The harness prints as it goes, where results belong, and warns of its own tasks' omissions."""
+    """Send what the harness prints to standard error, for standard output is for results, and drop its warnings."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     with contextlib.redirect_stdout(sys.stderr):
         yield
@@ -160,5 +169,5 @@ def _first_line(error: BaseException) -> str:
 
 
 def _number(value: Any) -> str:
-    """A metric as text; the harness gives N/A, or nothing, for an error that it does not know."""
+    """A metric as text. For an unknown standard error the harness has N/A or None, which become the empty text."""
     return f"{value:.4f}" if isinstance(value, float) else "" if value in (None, "N/A") else str(value)

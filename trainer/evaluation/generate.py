@@ -1,4 +1,4 @@
-"""Text from a checkpoint, sampled by our own model."""
+"""Generating text from a checkpoint: how the next token is sampled, and the loop over tokens."""
 
 import json
 from collections.abc import Callable
@@ -8,16 +8,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainer.evaluation.opened import Opened
-from trainer.outcome import write_atomically
+from trainer.contract import SAMPLE_FILE
+from trainer.evaluation.open_checkpoint import OpenCheckpoint
+from trainer.files import write_atomically
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn; temperature 0 takes the likeliest.
+    """How the next token is sampled. Temperature 0 takes the likeliest token.
 
-    Of the tokens, the `top_k` likeliest are kept, and of these the fewest that hold `top_p` of the probability (nucleus
-    sampling, Holtzman et al. 2020).
+    Otherwise logits are divided by `temperature`, the `top_k` likeliest tokens are kept (Fan et al. 2018), and of these
+    the fewest that hold `top_p` of the probability (nucleus sampling, Holtzman et al. 2020).
     """
 
     temperature: float = 0.8
@@ -25,7 +26,7 @@ class Sampling:
     top_p: float = 1.0
 
     def draw(self, logits_BV: Tensor, generator: torch.Generator) -> list[int]:
-        """One token a row."""
+        """One token id for each row of logits [B, V]."""
         if self.temperature == 0:
             return _integers(logits_BV.argmax(dim=-1))
         logits_BV = logits_BV / self.temperature
@@ -42,7 +43,7 @@ class Sampling:
 
 
 def continuations(
-    opened: Opened,
+    opened: OpenCheckpoint,
     contexts: list[list[int]],
     max_tokens: int,
     sampling: Sampling,
@@ -50,9 +51,11 @@ def continuations(
     stopped: Callable[[list[int]], bool] = lambda ids: False,
     advance: Callable[[int], None] = lambda tokens: None,
 ) -> list[list[int]]:
-    """What follows each context: until the end of the document, `max_tokens`, or `stopped` of what was written.
+    """The token ids that the model writes after each context.
 
-    The model sees as much of the text as its window holds. An empty context begins a document.
+    A continuation ends before the end-of-document token, after `max_tokens`, or once `stopped` is true of its ids. The
+    model sees the last tokens that fit its window. An empty context begins a document. `advance` is told 1 for each
+    token that all rows have.
     """
     texts = [list(context) or [opened.end] for context in contexts]
     written: list[list[int]] = [[] for _ in contexts]
@@ -72,7 +75,7 @@ def continuations(
 
 
 def generate(
-    opened: Opened,
+    opened: OpenCheckpoint,
     prompt: str,
     out: Path,
     max_tokens: int,
@@ -80,13 +83,13 @@ def generate(
     seed: int,
     advance: Callable[[int], None] = lambda tokens: None,
 ) -> str:
-    """Continue `prompt`, and write `out/sample.json`. Special tokens in the prompt count as such."""
+    """Continue `prompt` and write `sample.json` into the folder `out`. Special tokens in the prompt count as such."""
     generator = torch.Generator().manual_seed(seed)
     context = opened.encode(prompt, special=True)
     [ids] = continuations(opened, [context], max_tokens, sampling, generator, advance=advance)
     text = opened.decode(ids)
     sample = {"prompt": prompt, "text": text, "tokens": len(ids), "checkpoint_step": opened.step}
-    write_atomically(out / "sample.json", json.dumps(sample, ensure_ascii=False, indent=2) + "\n")
+    write_atomically(out / SAMPLE_FILE, json.dumps(sample, ensure_ascii=False, indent=2) + "\n")
     return text
 
 

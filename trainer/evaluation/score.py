@@ -1,8 +1,8 @@
-"""How likely a model finds given tokens, in sliding windows where they are more than it sees at once.
+"""The log-likelihood of given tokens under a model, in sliding windows where they are more than its window holds.
 
-Each token is scored once. The first window holds as many tokens as the model sees; each later one moves on by
-`stride` and scores those, after as many tokens of context as fit. A stride of the whole window gives the rolling
-windows of lm-evaluation-harness.
+Each token is scored once. The first window scores as many tokens as it holds; each later window moves on by `stride`
+tokens and scores those, after as many tokens of context as fit. A stride of the whole window gives the rolling windows
+of lm-evaluation-harness.
 """
 
 import math
@@ -14,22 +14,22 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel
 
-from trainer.evaluation.opened import Opened
+from trainer.evaluation.open_checkpoint import OpenCheckpoint
 from trainer.schema import ConfigError
 
 TOKENS_AT_ONCE = 4096
-"""Tokens of a forward pass, unless a number of rows is asked for."""
+"""Tokens of a forward pass, where no number of rows is given."""
 
 LOGITS_AT_ONCE = 1024
-"""Places whose logits are in memory together."""
+"""Tokens whose logits are in memory together."""
 
 Tokens = tuple[int, ...]
-Wanted = tuple[int, Tokens]
-"""The number of a request, and targets that it wants scored."""
+Targets = tuple[int, Tokens]
+"""The number of a request, and the tokens of it that a window scores."""
 
 
 class Score(BaseModel):
-    """What `score` prints. `nll` is the negative log-likelihood of all tokens together, in nats."""
+    """What the command `score` prints. `nll` is the negative log-likelihood of all tokens together, in nats."""
 
     tokens: int
     bytes: int
@@ -40,9 +40,10 @@ class Score(BaseModel):
 def windows(
     context: Sequence[int], continuation: Sequence[int], size: int, stride: int | None = None
 ) -> Iterator[tuple[Tokens, Tokens]]:
-    """Pairs (inputs, targets) that score each token of `continuation` once, given `context`, which is not empty.
+    """Windows (inputs, targets) that together score each token of `continuation` once, after `context`, which must not
+    be empty.
 
-    The targets are what follows the last len(targets) of at most `size` inputs.
+    The targets are the tokens that follow the last len(targets) inputs; a window has at most `size` inputs.
     """
     tokens = (*context, *continuation)
     start, end = len(context), min(len(context) + size, len(tokens))
@@ -52,19 +53,20 @@ def windows(
 
 
 def log_likelihoods(
-    opened: Opened,
+    opened: OpenCheckpoint,
     requests: Sequence[tuple[Sequence[int], Sequence[int]]],
     *,
     stride: int | None = None,
     rows: int | None = None,
     advance: Callable[[float], None] = lambda share: None,
 ) -> list[tuple[float, bool]]:
-    """For each (context, continuation): the log-likelihood of the continuation in nats, and whether it is the
-    likeliest at every token. `rows` is the size of a batch; `advance` hears which share of the work was done.
+    """For each request (context, continuation) the log-likelihood of the continuation in nats, and whether each of its
+    tokens is the likeliest one.
 
-    Windows go in batches of similar length, and windows with the same inputs through the model once.
+    Batches hold windows of similar length, `rows` of them; windows with the same inputs are computed once. `advance` is
+    told the share of the work that was just done.
     """
-    work: dict[Tokens, list[Wanted]] = defaultdict(list)
+    work: dict[Tokens, list[Targets]] = defaultdict(list)
     for number, (context, continuation) in enumerate(requests):
         for inputs, targets in windows(context, continuation, opened.window, stride):
             work[inputs].append((number, targets))
@@ -81,8 +83,9 @@ def log_likelihoods(
     return list(zip(totals, greedy, strict=True))
 
 
-def score(opened: Opened, text: str, stride: int | None, advance: Callable[[float], None]) -> Score:
-    """Score a text that is not empty, its first token after the end of a document; half a window a stride if None."""
+def score(opened: OpenCheckpoint, text: str, stride: int | None, advance: Callable[[float], None]) -> Score:
+    """Score a text, which must not be empty. Its first token follows the end-of-document token; a stride of None is
+    half a window."""
     tokens = opened.encode(text)
     stride = min(stride or max(1, opened.window // 2), opened.window)
     [(total, _)] = log_likelihoods(opened, [([opened.end], tokens)], stride=stride, advance=advance)
@@ -91,7 +94,7 @@ def score(opened: Opened, text: str, stride: int | None, advance: Callable[[floa
 
 
 def read_text(path: Path) -> str:
-    """A file's text, or that of the standard input for `-`. Raises ConfigError if there is none or it is not UTF-8."""
+    """The text of a file, or of standard input for `-`. Raises ConfigError if it is empty or not UTF-8."""
     try:
         content = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
         text = content.decode("utf-8")
@@ -104,20 +107,24 @@ def read_text(path: Path) -> str:
     return text
 
 
-def _score(opened: Opened, batch: Sequence[tuple[Tokens, Sequence[Wanted]]]) -> Iterator[tuple[int, float, bool]]:
-    """For each target of a batch of windows: its request, its log-likelihood in nats, and whether it is the likeliest.
+def _score(
+    opened: OpenCheckpoint, batch: Sequence[tuple[Tokens, Sequence[Targets]]]
+) -> Iterator[tuple[int, float, bool]]:
+    """For each target of a batch of windows its request, its log-likelihood in nats, and whether it is the likeliest
+    token.
 
-    Logits are made of the targets' places only, some at a time: with large vocabularies they are most of the memory.
+    Logits are computed for the targets only, LOGITS_AT_ONCE at a time: with large vocabularies they are most of the
+    memory.
     """
     requests: list[int] = []
     targets: list[int] = []
-    places: list[tuple[int, int]] = []
+    positions: list[tuple[int, int]] = []
     for row, (inputs, wanted) in enumerate(batch):
         for number, theirs in wanted:
             requests += [number] * len(theirs)
             targets += theirs
-            places += [(row, place) for place in range(len(inputs) - len(theirs), len(inputs))]
-    rows_N, columns_N = torch.tensor(places, device=opened.device).T
+            positions += [(row, column) for column in range(len(inputs) - len(theirs), len(inputs))]
+    rows_N, columns_N = torch.tensor(positions, device=opened.device).T
     x_ND = opened.hidden([inputs for inputs, _ in batch])[rows_N, columns_N]
     targets_N = torch.tensor(targets, device=opened.device)
     for start in range(0, len(targets), LOGITS_AT_ONCE):

@@ -1,6 +1,7 @@
-"""What an adapter between our model and one of transformers' classes is, and what all four have in common.
+"""The adapter between our model and a class of transformers, and what all four adapters have in common.
 
-D hidden size, H heads of queries, G those of keys and values, Q queries a key, K head size, R rotated dimensions.
+"Ours" is a parameter or module of `trainer.model.transformer`, "theirs" that of the class. H heads of queries, G heads
+of keys and values, K head size.
 """
 
 import math
@@ -14,8 +15,8 @@ from torch import Tensor
 from trainer.model.config import InitConfig, ModelConfig
 from trainer.schema import ConfigError
 
-Get = Callable[[str], Tensor]
-"""Gives the whole tensor of a name that transformers uses."""
+GetTensor = Callable[[str], Tensor]
+"""Returns the whole tensor of a name that transformers uses."""
 
 _TERMS = {
     "alibi": "ALiBi positions",
@@ -41,42 +42,41 @@ _ACTIVATIONS = {"gelu-erf": "gelu", "gelu-tanh": "gelu_pytorch_tanh", "swiglu": 
 
 
 class Family(Protocol):
-    """How a model of ours is written down for others and read back, one whole parameter at a time."""
+    """How a model of ours is exported and read back, one whole parameter at a time."""
 
     @property
     def architecture(self) -> str | None:
-        """The class of transformers that opens it."""
+        """The name of the class of transformers that opens the model, None where none does."""
 
     @property
     def refusal(self) -> str | None:
-        """Why no class of transformers computes the same, one sentence; None where one does."""
+        """A sentence why no class of transformers computes the same, None where one does."""
 
     def export(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
-        """Our parameter under their names, contiguous and unshared. What they have and we do not goes with it."""
+        """Our parameter `name` under their names, contiguous and unshared, with the tensors that only they have."""
 
-    def fetch(self, name: str, get: Get) -> Tensor:
-        """Our parameter of that name, from theirs: the inverse of `export`, to the bit."""
+    def fetch(self, name: str, get: GetTensor) -> Tensor:
+        """Our parameter `name` from their tensors: the inverse of `export`, exact to the bit. Raises what `get`
+        raises."""
 
     def config_json(self, *, end: int, dtype: str = "float32") -> dict[str, Any]:
-        """Their `config.json`, right for transformers 4 and 5; `end` is the id that ends, and begins, a document.
-
-        Raises ConfigError where there is a refusal.
-        """
+        """The content of their `config.json`, valid for transformers 4 and 5; `end` is the id of the token that begins
+        and ends a document. Raises ConfigError where there is a refusal."""
 
 
 class Adapter(ABC):
-    """One of transformers' classes for one model of ours. A subclass fills in how that class is made."""
+    """Implements `Family` for one class of transformers; a subclass describes that class."""
 
     architecture: ClassVar[str]
     model_type: ClassVar[str]
     layers: ClassVar[str]
     names: ClassVar[Mapping[str, str]]
-    """Their module by ours; those of a block without the block."""
+    """Their module's name by ours; within a block without the block's prefix."""
     positions: ClassVar[tuple[str, ...]] = ("rotary",)
     norm: ClassVar[str] = "layernorm"
     activations: ClassVar[tuple[str, ...]] = ("gelu-tanh", "gelu-erf")
     residuals: ClassVar[tuple[bool, ...]]
-    """Whether parallel; both where it is a switch there too."""
+    """The values of `model.parallel_residual` that the class has."""
     layout: ClassVar[Literal["half", "interleaved"]] = "half"
     grouped: ClassVar[bool] = False
     local: ClassVar[bool] = False
@@ -88,29 +88,31 @@ class Adapter(ABC):
     @property
     @abstractmethod
     def biases(self) -> frozenset[str]:
-        """Those of our modules that have a bias there."""
+        """Our modules that have a bias in the class."""
 
     @property
     def scale(self) -> float:
-        """What attention's logits are multiplied by there."""
+        """The factor of attention's logits in the class."""
         return float(self.model.head_size**-0.5)
 
     @property
     def local_layers(self) -> list[bool]:
-        """Whether each layer sees less than the whole context."""
+        """For each layer, whether it sees less than the whole context."""
         return [self.model.is_local(i) and self.model.window < self.context for i in range(self.model.layers)]
 
     @abstractmethod
     def shape_json(self) -> dict[str, Any]:
-        """The part of `config.json` that only this class has."""
+        """The fields of `config.json` that not all classes have."""
 
     @classmethod
     @abstractmethod
     def read(cls, theirs: Any) -> ModelConfig:
-        """Our switches from transformers' configuration of this class. Raises ConfigError if ours cannot express it."""
+        """Our configuration from transformers' configuration of this class. Raises ConfigError if ours cannot express
+        it."""
 
-    def lacks(self) -> Iterator[str]:
-        """What the model has and the class has not, in words. The class computes the same if there is nothing."""
+    def missing_features(self) -> Iterator[str]:
+        """Features of the model that the class does not have, in words. The class computes the same where there is
+        none."""
         model = self.model
         if model.positions not in self.positions:
             yield _TERMS[model.positions]
@@ -127,12 +129,12 @@ class Adapter(ABC):
                 yield f"bias on {words}"
         if model.head_bias and "head" not in self.biases:
             yield "bias on the head"
-        # A power of two goes into the queries and comes out again without rounding; anything else would not.
+        # Queries can absorb a factor without rounding, and give it back, only where it is a power of two.
         if math.frexp(model.scale / self.scale)[0] != 0.5:
             yield f"logit scale of {model.scale:g}"
 
     def export(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
-        prefix, module, kind = self._place(name)
+        prefix, module, kind = self._locate(name)
         if module == "attention.qkv":
             parts = {f"{prefix}{theirs}.{kind}": part for theirs, part in self._split_qkv(tensor).items()}
         else:
@@ -143,8 +145,8 @@ class Adapter(ABC):
             parts |= {f"{theirs[:-6]}bias": part.new_zeros(part.shape[0]) for theirs, part in parts.items()}
         return {theirs: part.contiguous() for theirs, part in parts.items()}
 
-    def fetch(self, name: str, get: Get) -> Tensor:
-        prefix, module, kind = self._place(name)
+    def fetch(self, name: str, get: GetTensor) -> Tensor:
+        prefix, module, kind = self._locate(name)
         if module == "attention.qkv":
             return self._join_qkv(lambda theirs: get(f"{prefix}{theirs}.{kind}"))
         return get(f"{prefix}{self.names[module]}.{kind}")
@@ -161,7 +163,7 @@ class Adapter(ABC):
             "bos_token_id": end,
             "eos_token_id": end,
             "dtype": dtype,
-            # The name that transformers 4 reads.
+            # transformers 4 reads this name.
             "torch_dtype": dtype,
         }
 
@@ -169,8 +171,9 @@ class Adapter(ABC):
     def activation_json(self) -> str:
         return _ACTIVATIONS[self.model.activation]
 
-    def _place(self, name: str) -> tuple[str, str, str]:
-        """Their prefix of the block, if it is in one, then our module within it and weight or bias."""
+    def _locate(self, name: str) -> tuple[str, str, str]:
+        """For our parameter: their prefix of its block, empty outside blocks; our module within the block; weight or
+        bias."""
         module, _, kind = name.rpartition(".")
         if not module.startswith("blocks."):
             return "", module, kind
@@ -178,17 +181,17 @@ class Adapter(ABC):
         return f"{self.layers}.{layer}.", inner, kind
 
     def _split_qkv(self, tensor: Tensor) -> dict[str, Tensor]:
-        """Our rows under their names: three matrices, unless a subclass has them in one."""
+        """Our `attention.qkv` under their names: three matrices, unless a subclass has one."""
         q, k, v = (part.flatten(0, 1) for part in self._heads(tensor))
         return {self.names["q"]: q, self.names["k"]: k, self.names["v"]: v}
 
-    def _join_qkv(self, get: Get) -> Tensor:
+    def _join_qkv(self, get: GetTensor) -> Tensor:
         size = self.model.head_size
         q, k, v = (split_rows(get(self.names[part]), -1, size) for part in ("q", "k", "v"))
         return self._rows(q, k, v)
 
     def _heads(self, tensor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values [H, K, …] as they are there, keys and values [G, K, …] where they are grouped."""
+        """Queries, keys and values [H, K, …] in their layout, keys and values [G, K, …] where the class has groups."""
         model = self.model
         parts = split_rows(tensor, model.groups, -1, model.head_size)
         q, k, v = parts[:, :-2].flatten(0, 1), parts[:, -2], parts[:, -1]
@@ -210,7 +213,7 @@ class Adapter(ABC):
         return torch.cat([q, k[:, None], v[:, None]], dim=1).flatten(0, 2)
 
     def _order(self) -> Tensor:
-        """Where each of a head's dimensions there stands in ours, [K]: the two layouts of rotary pairs."""
+        """For each dimension of a head in their layout of rotary pairs the dimension in ours, [K]."""
         model = self.model
         order = torch.arange(model.head_size)
         if model.positions == "rotary" and model.rotary_layout != self.layout:
@@ -219,8 +222,8 @@ class Adapter(ABC):
         return order
 
 
-class Own:
-    """Our own names, for a model that no class of transformers computes."""
+class OwnNames:
+    """Implements `Family` with our own names, for a model that no class of transformers computes."""
 
     architecture = None
 
@@ -230,7 +233,7 @@ class Own:
     def export(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
         return {name: tensor.contiguous()}
 
-    def fetch(self, name: str, get: Get) -> Tensor:
+    def fetch(self, name: str, get: GetTensor) -> Tensor:
         return get(name)
 
     def config_json(self, *, end: int, dtype: str = "float32") -> dict[str, Any]:
@@ -238,7 +241,7 @@ class Own:
 
 
 def split_rows(tensor: Tensor, *sizes: int) -> Tensor:
-    """The first dimension in several of these sizes."""
+    """The tensor with its first dimension split into dimensions of these sizes."""
     return tensor.reshape(*sizes, *tensor.shape[1:])
 
 
@@ -261,4 +264,5 @@ def gelu(theirs: str) -> Literal["gelu-tanh", "gelu-erf"]:
 
 
 def init(theirs: Any) -> InitConfig:
+    """Our initialisation from a configuration of transformers, which has one deviation for all matrices."""
     return InitConfig(matrices="normal", std=theirs.initializer_range, residual="same")

@@ -1,4 +1,4 @@
-"""A model folder of transformers becomes a run folder of ours, at step 0."""
+"""`import`: a model folder of transformers becomes a run folder with a checkpoint of step 0."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -11,30 +11,32 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from trainer.checkpoint import folders, state
+from trainer.checkpoint import folders, save_load
 from trainer.config import TrainConfig, dump, load_recipe
+from trainer.contract import CONFIG_FILE, PROBE_FILE, checkpoint_folder
 from trainer.data import tokenizer as bpe
 from trainer.families import Family, family_of
-from trainer.families.foreign import Foreign, read_folder
-from trainer.families.weights import Weights
+from trainer.families.hf_config import HFModel, read_folder
+from trainer.families.hf_weights import HFWeights
+from trainer.files import write_atomically
 from trainer.model.config import ModelConfig
 from trainer.model.transformer import shapes
-from trainer.outcome import write_atomically
 from trainer.schema import ConfigError
 
 PROBE_ROWS, PROBE_LENGTH = 2, 16
 TOLERANCE = 1e-4
-"""How far logits may be from theirs, as a share of the largest one."""
+"""The largest difference allowed between our logits and theirs, as a share of the largest logit."""
 
-# Masks and angles that older versions of transformers kept beside the weights.
+# Masks and angles, which older versions of transformers kept beside the weights.
 _BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
 
 Advance = Callable[[str, float], None]
-"""Told the stage, and the share of it that was just done."""
+"""Is told a stage and the share of it that was just done."""
 
 
 class Imported(NamedTuple):
-    """`difference` is the largest between our logits and those of transformers; `notes` say what was left behind."""
+    """`difference` is the largest between our logits and those of transformers; each of `notes` is a sentence about
+    something that was not taken over."""
 
     folder: Path
     difference: float
@@ -44,14 +46,14 @@ class Imported(NamedTuple):
 def import_folder(source: Path, out: Path, recipe: str, advance: Advance) -> Imported:
     """Write `config.yml`, `tokenizer.json` and the checkpoint of step 0 into `out`.
 
-    The configuration has the foreign model and tokenizer, and the rest from the recipe. Raises ConfigError if the
-    folder is not whole, or not of a model that ours can express, and then leaves nothing behind.
+    The configuration has the model and tokenizer of `source`, and the rest of the recipe. Raises ConfigError, with
+    nothing left behind, if a file is missing or damaged or our configuration cannot express the model.
     """
-    foreign = read_folder(source)
+    found = read_folder(source)
     tokens = _tokenizer(source)
-    config = _config(foreign, tokens, _end(source, foreign, tokens), out.absolute() / "tokenizer.json", recipe)
+    config = _config(found, tokens, _end(source, found, tokens), out.absolute() / "tokenizer.json", recipe)
     family = family_of(config.model, config.vocabulary, config.context)
-    weights = Weights(source)
+    weights = HFWeights(source)
     whole = shapes(config.model, config.vocabulary, config.context)
     _check(weights, family, whole, config.model)
 
@@ -62,16 +64,16 @@ def import_folder(source: Path, out: Path, recipe: str, advance: Advance) -> Imp
 
     ids_BL = torch.randint(config.vocabulary, (PROBE_ROWS, PROBE_LENGTH), generator=torch.Generator().manual_seed(0))
     with folders.staged(out, 0) as folder:
-        state.write_tensors(folder, state.WEIGHTS, converted())
+        save_load.write_tensors(folder, save_load.WEIGHTS, converted())
         logits_BLV = _our_logits(config, folder, ids_BL)
         advance("logits against transformers", 0.5)
         difference = _compare(logits_BLV, _their_logits(source, ids_BL))
         advance("logits against transformers", 0.5)
-        save_file({"ids": ids_BL, "logits": logits_BLV}, folder / state.PROBE, metadata={"format": "pt"})
-        state.describe(config, folder, 0, _made(source, config, tokens), source)
+        save_file({"ids": ids_BL, "logits": logits_BLV}, folder / PROBE_FILE, metadata={"format": "pt"})
+        save_load.write_description(config, folder, 0, _metadata(source, config, tokens), source)
         tokens.save(str(out / "tokenizer.json"))
-        write_atomically(out / "config.yml", dump(config))
-    return Imported(folders.folder_of(out, 0), difference, foreign.notes)
+        write_atomically(out / CONFIG_FILE, dump(config))
+    return Imported(checkpoint_folder(out, 0), difference, found.notes)
 
 
 def _tokenizer(source: Path) -> Tokenizer:
@@ -82,12 +84,11 @@ def _tokenizer(source: Path) -> Tokenizer:
         )
     try:
         return bpe.load(source)
-    # What the library raises is a bare Exception.
-    except Exception as error:
+    except Exception as error:  # the library raises a bare Exception
         raise ConfigError(f"{path} is no tokenizer.json of the tokenizers library; fetch it again.") from error
 
 
-def _end(source: Path, foreign: Foreign, tokens: Tokenizer) -> str:
+def _end(source: Path, found: HFModel, tokens: Tokenizer) -> str:
     """The token that ends a document: the tokenizer's own, or else the model's."""
     path = source / "tokenizer_config.json"
     try:
@@ -95,36 +96,36 @@ def _end(source: Path, foreign: Foreign, tokens: Tokenizer) -> str:
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(f"{path} is no configuration of a tokenizer; fetch it again.") from error
     end = named["content"] if isinstance(named, dict) else named
-    if end is None and foreign.end is not None:
-        end = tokens.id_to_token(foreign.end)
+    if end is None and found.end is not None:
+        end = tokens.id_to_token(found.end)
     if end is None or tokens.token_to_id(end) is None:
         raise ConfigError(f"{source} names no token that ends a document; set eos_token in its tokenizer_config.json.")
     return str(end)
 
 
-def _config(foreign: Foreign, tokens: Tokenizer, end: str, file: Path, recipe: str) -> TrainConfig:
-    """The recipe with the foreign model and tokenizer. Raises ConfigError if they do not fit together."""
+def _config(found: HFModel, tokens: Tokenizer, end: str, file: Path, recipe: str) -> TrainConfig:
+    """The recipe with this model and tokenizer. Raises ConfigError if they do not fit together."""
     values = load_recipe(recipe).model_dump(mode="json", include={"data", "optimizer", "training", "checkpoints"})
-    size, context = bpe.size(tokens), foreign.model.context
-    if foreign.model.vocabulary is not None and size > foreign.model.vocabulary:
+    size, context = bpe.size(tokens), found.model.context
+    if found.model.vocabulary is not None and size > found.model.vocabulary:
         raise ConfigError(
-            f"The tokenizer has {size} tokens and the model's vocabulary {foreign.model.vocabulary}; give the folder "
+            f"The tokenizer has {size} tokens and the model's vocabulary {found.model.vocabulary}; give the folder "
             "the model's own tokenizer.json."
         )
     data = values["data"]
     data["tokenizer"] = {"vocabulary": size, "file": str(file), "end_of_document": end}
     data["sequence_length"] = min(data["sequence_length"], context or data["sequence_length"])
     try:
-        return TrainConfig.model_validate(values | {"model": foreign.model})
+        return TrainConfig.model_validate(values | {"model": found.model})
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
+        key = ".".join(map(str, first["loc"]))
         problem = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"With the recipe {recipe}: {place}{': ' if place else ''}{problem}") from None
+        raise ConfigError(f"With the recipe {recipe}: {key}{': ' if key else ''}{problem}") from None
 
 
-def _check(weights: Weights, family: Family, whole: dict[str, torch.Size], model: ModelConfig) -> None:
-    """Raise ConfigError unless the weights are, name by name, those that the configuration describes."""
+def _check(weights: HFWeights, family: Family, whole: dict[str, torch.Size], model: ModelConfig) -> None:
+    """Raise ConfigError unless the weights have the names and shapes that the configuration implies."""
     expected: dict[str, torch.Size] = {}
     for name, shape in whole.items():
         parts = family.export(name, torch.empty(shape, device="meta"))
@@ -143,8 +144,8 @@ def _check(weights: Weights, family: Family, whole: dict[str, torch.Size], model
 
 @torch.no_grad()
 def _our_logits(config: TrainConfig, folder: Path, ids_BL: Tensor) -> Tensor:
-    model = state.build(config)
-    state.load_weights(model, folder, config)
+    model = save_load.build(config)
+    save_load.load_weights(model, folder, config)
     logits_BLV: Tensor = model(ids_BL)
     return logits_BLV
 
@@ -160,8 +161,9 @@ def _their_logits(source: Path, ids_BL: Tensor) -> Tensor:
 
 
 def _compare(ours_BLV: Tensor, theirs_BLV: Tensor) -> float:
+    """The largest difference between two sets of logits. Raises ConfigError if it is more than TOLERANCE allows."""
     difference, largest = (ours_BLV - theirs_BLV).abs().max().item(), theirs_BLV.abs().max().item()
-    # Not a number is no agreement either.
+    # The negation also refuses NaN.
     if not difference <= TOLERANCE * max(1.0, largest):
         raise ConfigError(
             f"Our logits differ from transformers' by {difference:.2g}, of {largest:.2g} at most; this model is not "
@@ -170,8 +172,8 @@ def _compare(ours_BLV: Tensor, theirs_BLV: Tensor) -> float:
     return difference
 
 
-def _made(source: Path, config: TrainConfig, tokens: Tokenizer) -> dict[str, Any]:
-    """What the checkpoint says of its making; of what it was trained on, nothing is known."""
+def _metadata(source: Path, config: TrainConfig, tokens: Tokenizer) -> dict[str, Any]:
+    """The checkpoint's metadata beyond its configuration; what it was trained on is not known."""
     end = config.data.tokenizer.end_of_document
     described = {"sha256": bpe.digest(tokens), "vocabulary": bpe.size(tokens), "end_of_document": end}
     return {

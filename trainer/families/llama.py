@@ -10,7 +10,8 @@ from trainer.schema import ConfigError
 
 
 class Llama(Adapter):
-    """Rotary halves over the whole head, RMSNorm twice in sequence, SwiGLU, grouped queries, no bias or all of them."""
+    """Rotary positions by halves over the whole head, two RMSNorms in sequence, SwiGLU, grouped queries, all biases or
+    none."""
 
     architecture = "LlamaForCausalLM"
     model_type = "llama"
@@ -44,8 +45,8 @@ class Llama(Adapter):
     def _attention_bias(self) -> bool:
         return self.model.qkv_bias or self.model.attention_bias
 
-    def lacks(self) -> Iterator[str]:
-        yield from super().lacks()
+    def missing_features(self) -> Iterator[str]:
+        yield from super().missing_features()
         if self.model.positions == "rotary" and self.model.rotary_size != self.model.head_size:
             yield "rotation of a part of each head"
 
@@ -64,7 +65,7 @@ class Llama(Adapter):
             "attention_bias": self._attention_bias,
             "mlp_bias": model.mlp_bias,
             **rope.write(model),
-            # The name that transformers 4 reads.
+            # transformers 4 reads this name.
             "rope_theta": model.rotary_base,
             "attention_dropout": 0.0,
         }

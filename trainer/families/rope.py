@@ -1,4 +1,4 @@
-"""Rotary positions as `config.json` says them: transformers 5 in `rope_parameters`, 4 in several fields."""
+"""Rotary positions in `config.json`: transformers 5 has them in `rope_parameters`, transformers 4 in several fields."""
 
 import math
 from typing import Any
@@ -8,7 +8,7 @@ from trainer.schema import ConfigError
 
 
 def write(model: ModelConfig) -> dict[str, Any]:
-    """The fields that GPT-NeoX and Llama have in common."""
+    """The fields for our rotary positions that GPT-NeoX and Llama have in common."""
     yarn = model.yarn
     stretch: dict[str, Any] = {"rope_type": "default"}
     if yarn is not None:
@@ -24,7 +24,7 @@ def write(model: ModelConfig) -> dict[str, Any]:
 
 
 def read(theirs: Any) -> dict[str, Any]:
-    """Our switches from a configuration of transformers. Raises ConfigError if ours cannot express it."""
+    """Our fields of ModelConfig from a configuration of transformers. Raises ConfigError if ours cannot express it."""
     values: dict[str, Any] = theirs.rope_parameters
     kind = values.get("rope_type", "default")
     switches = {"rotary_base": values["rope_theta"], "rotary_pct": values.get("partial_rotary_factor", 1.0)}

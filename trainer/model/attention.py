@@ -1,7 +1,7 @@
-"""Causal attention on a CPU: blocks of queries, each a few matrix products over all heads at once.
+"""Causal attention for bf16 on a CPU: a few matrix products over all heads at once for each block of queries.
 
-PyTorch's own kernel there makes its products head by head, and is two to three times slower. N batch × heads, L
-sequence, K head size.
+PyTorch's own CPU kernel multiplies head by head and is two to three times slower. N batch × heads, L sequence, K head
+size.
 """
 
 from typing import Any
@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 
 BLOCK = 128
-"""Queries at a time; keys that none of them sees are left out."""
+"""Queries computed at once; the keys after the last of them are left out."""
 
 
 class BlockedAttention(torch.autograd.Function):
-    """softmax(scale · q kᵀ) v under a causal mask, for q, k, v [N, L, K]; probabilities are kept for the way back."""
+    """softmax(scale · q kᵀ) v [N, L, K] under a causal mask, for q, k, v [N, L, K] (Vaswani et al. 2017, equation 1).
+
+    The probabilities are kept for the backward pass.
+    """
 
     @staticmethod
     def forward(ctx: Any, q_NLK: Tensor, k_NLK: Tensor, v_NLK: Tensor, scale: float) -> Tensor:
@@ -26,7 +29,7 @@ class BlockedAttention(torch.autograd.Function):
             logits = q.new_empty(len(q), queries, keys)
             torch.baddbmm(logits, q, k_NLK[:, :keys].mT, beta=0, alpha=scale, out=logits)
             logits[:, :, start:] += future[:queries, :queries]
-            # Summed in fp32 within, whatever the precision without.
+            # PyTorch's softmax sums in fp32, whatever the precision of its input.
             probabilities = torch.softmax(logits, -1, out=logits)
             torch.bmm(probabilities, v_NLK[:, :keys], out=y)
             kept.append(probabilities)
@@ -38,7 +41,7 @@ class BlockedAttention(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         q_NLK, k_NLK, v_NLK, *kept = ctx.saved_tensors
         dq_NLK = torch.empty_like(q_NLK)
-        # Each key's gradient is a sum over the blocks: in fp32.
+        # The gradients of keys and values are sums over the blocks, kept in fp32.
         dk_NLK = torch.zeros_like(k_NLK, dtype=torch.float32)
         dv_NLK = torch.zeros_like(v_NLK, dtype=torch.float32)
         blocks = (torch.split(part, BLOCK, 1) for part in (q_NLK, dq_NLK, gradients[0]))

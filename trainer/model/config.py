@@ -1,4 +1,5 @@
-"""The shape of a transformer: the switches that tell GPT-Neo, GPT-J, GPT-NeoX and Llama apart. Imports no torch."""
+"""The `model` section of the configuration: the switches between GPT-Neo, GPT-J, GPT-NeoX and Llama. Imports no
+torch."""
 
 from typing import Literal, Self
 
@@ -10,8 +11,8 @@ from trainer.schema import Section
 class YarnConfig(Section):
     """Rotary positions stretched past the context they were trained on (Peng et al. 2023, YaRN).
 
-    `factor` is the stretch, `original_context` the tokens of the context before it. Wavelengths that turn more than
-    `beta_fast` times in that context stay as they are, those that turn fewer than `beta_slow` times are stretched.
+    `factor` is the stretch, `original_context` the context in tokens before it. Dimensions that turn more than
+    `beta_fast` times in the original context are kept, those that turn fewer than `beta_slow` times are stretched.
     """
 
     factor: float = Field(gt=1)
@@ -21,11 +22,11 @@ class YarnConfig(Section):
 
 
 class InitConfig(Section):
-    """How the matrices are drawn, d being the hidden size and L the layers.
+    """The standard deviation of the matrices' first weights; d is the hidden size, L the number of layers.
 
-    `matrices`: `small` has the standard deviation √(2/5d) (Nguyen & Salazar 2019), `normal` has `std`.
-    `residual`, for those that write to the residual stream: `wang` 2/(L·√d) (Wang & Komatsuzaki 2021), `scaled`
-    std/√(2L) (Radford et al. 2019), `same` as the others.
+    `matrices`: `small` is √(2/5d) (Nguyen & Salazar 2019), `normal` is `std`. `residual`, for the matrices that write
+    to the residual stream: `wang` is 2/(L·√d) (Wang & Komatsuzaki 2021), `scaled` is std/√(2L) (Radford et al. 2019),
+    `same` is that of the other matrices.
     """
 
     matrices: Literal["small", "normal"] = "small"
@@ -36,12 +37,14 @@ class InitConfig(Section):
 class ModelConfig(Section):
     """A decoder-only transformer; the defaults are GPT-NeoX's.
 
-    `heads` of queries share `kv_heads` of keys and values (grouped-query attention), all of them unless given.
-    `mlp_size` is 4 × `hidden_size` unless given. `vocabulary` counts the rows of the embedding: the tokenizer's,
-    padded to a multiple of 128, unless given. `context` is the longest sequence, data.sequence_length unless given.
-    `norms`: `two` a block; `one`, whose output attention and MLP share in a parallel residual; `tied`, one set of
-    weights at both places. `attention` is a pattern repeated over the layers; a local layer sees `window` tokens,
-    the present one among them. `logit_scale` multiplies attention's logits, 1/√head_size unless given.
+    `heads` of queries share `kv_heads` of keys and values (grouped-query attention, Ainslie et al. 2023); by default
+    each has its own. `mlp_size` is 4 × `hidden_size` by default. `vocabulary` counts the rows of the embedding, by
+    default the tokenizer's vocabulary padded to a multiple of 128. `context` is the longest sequence in tokens, by
+    default data.sequence_length.
+
+    `norms` is `two` a block, or `one`, whose output attention and MLP share in a parallel residual, or `tied`, one set
+    of weights before both. `attention` is a pattern repeated over the layers; a `local` layer sees `window` tokens, the
+    present one included. `logit_scale` multiplies attention's logits, by default by 1/√head_size.
     """
 
     layers: int = Field(ge=1, le=512)
@@ -77,25 +80,26 @@ class ModelConfig(Section):
 
     @property
     def groups(self) -> int:
-        """Heads of keys and values."""
+        """The number of heads of keys and values."""
         return self.kv_heads or self.heads
 
     @property
     def inner_size(self) -> int:
-        """Width of the MLP."""
+        """The width of the MLP's hidden layer."""
         return self.mlp_size or 4 * self.hidden_size
 
     @property
     def rotary_size(self) -> int:
-        """Dimensions of each head that are rotated."""
+        """How many dimensions of each head are rotated."""
         return int(self.head_size * self.rotary_pct)
 
     @property
     def scale(self) -> float:
-        """What attention's logits are multiplied by."""
+        """The factor of attention's logits."""
         return self.logit_scale or self.head_size**-0.5
 
     def is_local(self, layer: int) -> bool:
+        """Whether layer `layer`, counted from 0, sees only the last `window` tokens."""
         return self.attention[layer % len(self.attention)] == "local"
 
     @model_validator(mode="after")

@@ -1,10 +1,10 @@
-"""How many parameters a model has, from its switches alone. Imports no torch."""
+"""The number of parameters of a model, from its configuration alone. Imports no torch."""
 
 from trainer.model.config import ModelConfig
 
 
 def parameters(model: ModelConfig, vocabulary: int, context: int) -> int:
-    """All of the trained numbers, embeddings among them; a tied head counts once."""
+    """All trained parameters, embeddings included; a tied head counts once."""
     hidden = model.hidden_size
     table = vocabulary * hidden
     embedding = table + (context * hidden if model.positions == "learned" else 0)
@@ -13,6 +13,7 @@ def parameters(model: ModelConfig, vocabulary: int, context: int) -> int:
 
 
 def block(model: ModelConfig) -> int:
+    """The parameters of one block."""
     hidden, inner = model.hidden_size, model.inner_size
     norms = _norm(model) * (2 if model.norms == "two" else 1)
     qkv = _linear(hidden, (model.heads + 2 * model.groups) * model.head_size, model.qkv_bias)

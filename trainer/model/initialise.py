@@ -1,4 +1,5 @@
-"""The first weights. Each parameter has a random stream of its own, by its name: no layout of ranks changes them."""
+"""Initial weights. Each parameter has a random stream of its own, seeded by its name, so that they are the same on
+every layout of ranks."""
 
 import hashlib
 import math
@@ -10,7 +11,8 @@ from trainer.model.config import ModelConfig
 
 
 def draw(name: str, shape: torch.Size, config: ModelConfig, seed: int) -> Tensor:
-    """The whole of the named parameter in fp32: matrices by `config.init`, biases 0, norms 1."""
+    """The initial value of the whole parameter `name`, of `shape` and fp32: matrices normal with the deviation that
+    `config.init` says, biases 0, weights of norms 1."""
     if name.endswith("bias"):
         return torch.zeros(shape)
     if len(shape) < 2:
@@ -21,6 +23,7 @@ def draw(name: str, shape: torch.Size, config: ModelConfig, seed: int) -> Tensor
 
 
 def _deviation(name: str, config: ModelConfig) -> float:
+    """The standard deviation of a matrix; `InitConfig` has the formulas and their sources."""
     init, hidden, layers = config.init, config.hidden_size, config.layers
     deviation = math.sqrt(2 / (5 * hidden)) if init.matrices == "small" else init.std
     if name.endswith(("attention.out.weight", "mlp.down.weight")):

@@ -1,4 +1,4 @@
-"""Cross-entropy straight from the hidden states, a chunk of tokens at a time: all the logits are never held at once.
+"""Cross-entropy from hidden states, a chunk of tokens at a time, so that all logits are never in memory at once.
 
 N tokens, D hidden size, V this rank's part of the vocabulary.
 """
@@ -12,8 +12,9 @@ from torch import Tensor
 from trainer.model.tensor_parallel import ALONE, TensorParallel
 
 CHUNK = 512
-EVALUATED = 128
-"""As many as CHUNK, where nothing is kept for a gradient and the logits are fp32."""
+"""Tokens whose logits are in memory at once in training."""
+EVALUATION_CHUNK = 128
+"""Tokens whose logits are in memory at once in evaluation, where they are fp32."""
 ROWS = 8
 """Tokens whose logits stay in a CPU's cache while they become probabilities."""
 
@@ -21,7 +22,7 @@ Kernel = Callable[[Tensor, Tensor, float], Tensor]
 
 
 class FusedLoss(torch.autograd.Function):
-    """Summed cross-entropy in nats; the gradients are made on the way forwards, while the logits are there."""
+    """The summed cross-entropy in nats. The forward pass computes the gradients too, while it has the logits."""
 
     @staticmethod
     def forward(
@@ -42,9 +43,9 @@ class FusedLoss(torch.autograd.Function):
 
 
 class HeadLoss:
-    """The head's loss and gradients, through buffers that are kept from call to call.
+    """The loss of the head and its gradients, in buffers that are kept from call to call.
 
-    `kernel` is a compiled `to_probability_`, where there is one.
+    `kernel` is a compiled `to_probability_`, None where nothing is compiled.
     """
 
     def __init__(
@@ -64,10 +65,10 @@ class HeadLoss:
         dbias_V: Tensor | None,
         add: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """The summed cross-entropy in nats, fp32, and `scale` × its gradient by x [N, D].
+        """The summed cross-entropy of x [N, D] in nats and fp32, and `scale` × its gradient by x [N, D].
 
-        The gradients by weight and bias, scaled alike, overwrite `dweight_VD` and `dbias_V` or are added to them;
-        these may be fp32 where the weight is not.
+        `scale` × the gradients by weight and bias overwrite `dweight_VD` and `dbias_V`, or with `add` are added to
+        them. Both may be fp32 where the weight is bf16.
         """
         total = torch.zeros((), dtype=torch.float32, device=x_ND.device)
         dx_ND = torch.empty_like(x_ND)
@@ -100,21 +101,22 @@ class HeadLoss:
         return kept[:rows]
 
     def _to_gradient_(self, logits_NV: Tensor, targets_N: Tensor, scale: float) -> Tensor:
-        """Put `scale` × the gradient of the summed cross-entropy in the place of the logits; the sum, in fp32."""
-        here_N, index_N = _place(targets_N, logits_NV.shape[1], self.tp)
+        """Overwrite logits [N, V] with `scale` × the gradient of the summed cross-entropy, softmax − one-hot. Returns
+        the sum in nats and fp32."""
+        here_N, index_N = _local_index(targets_N, logits_NV.shape[1], self.tp)
         if self.tp.size == 1:
             total = self.kernel(logits_NV, targets_N, scale)
         else:
             nll_N, probability_NV = _nll(logits_NV, targets_N, self.tp)
             logits_NV.copy_(probability_NV.mul_(scale))
             total = nll_N.sum()
-        # On a CPU, scatter_add_ would take longer than all the rest.
+        # On a CPU, scatter_add_ would take longer than the rest of the loss.
         logits_NV[torch.arange(len(index_N), device=index_N.device), index_N] -= (scale * here_N).to(logits_NV.dtype)
         return total
 
 
 def to_probability_(logits_NV: Tensor, targets_N: Tensor, scale: float) -> Tensor:
-    """Put `scale` × the probabilities in the place of the logits; the summed cross-entropy in fp32."""
+    """Overwrite logits [N, V] with `scale` × their softmax. Returns the summed cross-entropy in nats and fp32."""
     exact_NV = logits_NV.float()
     log_sum_N1 = exact_NV.logsumexp(-1, keepdim=True)
     nll_N1 = log_sum_N1 - exact_NV.gather(-1, targets_N[:, None])
@@ -123,14 +125,15 @@ def to_probability_(logits_NV: Tensor, targets_N: Tensor, scale: float) -> Tenso
 
 
 def by_rows(logits_NV: Tensor, targets_N: Tensor, scale: float) -> Tensor:
-    """`to_probability_` for a CPU where nothing compiles it: through PyTorch's softmax, in its cache."""
+    """`to_probability_` for a CPU without a compiler: PyTorch's softmax on a few rows at a time, which stay in the
+    cache."""
     total = torch.zeros((), dtype=torch.float32)
     for logits, targets in zip(torch.split(logits_NV, ROWS), torch.split(targets_N, ROWS), strict=True):
         exact = logits.float()
         target = exact.gather(-1, targets[:, None])
         largest = exact.amax(-1, keepdim=True)
         probability = torch.softmax(exact, -1)
-        # The largest is never small, so its logarithm is exact.
+        # The logarithm of the largest probability is exact, for that is at least 1 / V.
         log_sum = largest - probability.amax(-1, keepdim=True).log()
         total += (log_sum - target).sum()
         logits.copy_(probability.mul_(scale))
@@ -139,11 +142,11 @@ def by_rows(logits_NV: Tensor, targets_N: Tensor, scale: float) -> Tensor:
 
 @torch.no_grad()
 def nll(x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, tp: TensorParallel) -> Tensor:
-    """Cross-entropy of each token in nats, [N], without a gradient."""
+    """The cross-entropy [N] of each token in nats and fp32, without a gradient."""
     nll_N = torch.empty(len(targets_N), dtype=torch.float32, device=x_ND.device)
-    # One buffer: what each chunk takes anew would lie between the holes that the one before it left.
-    kept_NV = x_ND.new_empty(min(EVALUATED, len(x_ND)), len(weight_VD))
-    parts = (torch.split(part, EVALUATED) for part in (x_ND, targets_N, nll_N))
+    # One buffer for all chunks: buffers of their own would fragment the allocator's memory.
+    kept_NV = x_ND.new_empty(min(EVALUATION_CHUNK, len(x_ND)), len(weight_VD))
+    parts = (torch.split(part, EVALUATION_CHUNK) for part in (x_ND, targets_N, nll_N))
     for x, targets, found in zip(*parts, strict=True):
         logits_NV = kept_NV[: len(x)]
         torch.mm(x, weight_VD.T, out=logits_NV)
@@ -154,18 +157,18 @@ def nll(x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tenso
 
 
 def _nll(logits_NV: Tensor, targets_N: Tensor, tp: TensorParallel) -> tuple[Tensor, Tensor]:
-    """Cross-entropy [N] and the probabilities of this rank's part of the vocabulary [N, V], both fp32."""
+    """The cross-entropy [N] in nats, and the probabilities [N, V] of this rank's part of the vocabulary, both fp32."""
     logits_NV = logits_NV.float()
     logits_NV -= tp.max(logits_NV.amax(-1))[:, None]
-    here_N, index_N = _place(targets_N, logits_NV.shape[1], tp)
+    here_N, index_N = _local_index(targets_N, logits_NV.shape[1], tp)
     target_N = tp.sum(torch.where(here_N, logits_NV.gather(-1, index_N[:, None])[:, 0], 0.0))
     probability_NV = logits_NV.exp_()
     sum_N = tp.sum(probability_NV.sum(-1))
     return sum_N.log() - target_N, probability_NV.div_(sum_N[:, None])
 
 
-def _place(targets_N: Tensor, rows: int, tp: TensorParallel) -> tuple[Tensor, Tensor]:
-    """Whether each target is in this rank's part of the vocabulary, and where in it (0 if it is not)."""
+def _local_index(targets_N: Tensor, rows: int, tp: TensorParallel) -> tuple[Tensor, Tensor]:
+    """Whether each target [N] is in this rank's part of the vocabulary, and its index there [N], 0 if it is not."""
     index_N = targets_N - tp.rank * rows
     here_N = (index_N >= 0) & (index_N < rows)
     return here_N, torch.where(here_N, index_N, 0)

@@ -1,6 +1,6 @@
-"""Where a token stands: rotary angles with YaRN, sinusoids, ALiBi's slopes.
+"""Encodings of positions: rotary with YaRN, sinusoidal, ALiBi. K head size, R rotated dimensions of it.
 
-The tables are made on the CPU even where the model is made on the meta device, without weights.
+The tables are built on the CPU even where the model is built on the meta device, without weights.
 """
 
 import math
@@ -12,9 +12,11 @@ from trainer.model.config import ModelConfig, YarnConfig
 
 
 class Rotary:
-    """Turns the first R dimensions of each head by the token's position (Su et al. 2021).
+    """Rotates the first R dimensions of each head by angles that grow with the token's position (Su et al. 2021,
+    RoFormer).
 
-    Not a module, so that no change of the model's precision reaches the angles.
+    With YaRN the result is also multiplied by 0.1 · ln(factor) + 1 (Peng et al. 2023, section 3.4). It is not a module,
+    so that the tables stay fp32 when the model's precision changes.
     """
 
     def __init__(self, config: ModelConfig, context: int) -> None:
@@ -28,7 +30,7 @@ class Rotary:
         self.sin_LR = angles_LR.sin() * temperature
 
     def __call__(self, x_BHLK: Tensor) -> Tensor:
-        """In fp32 within, in the precision of `x_BHLK` without."""
+        """Queries or keys [B, H, L, K], rotated; computed in fp32, returned in the precision of the input."""
         length = x_BHLK.shape[-2]
         x_BHLR = x_BHLK[..., : self.size].float()
         if self.interleaved:
@@ -40,41 +42,44 @@ class Rotary:
         return torch.cat([x_BHLR, x_BHLK[..., self.size :]], dim=-1) if self.size < x_BHLK.shape[-1] else x_BHLR
 
     def to(self, device: torch.device) -> None:
+        """Move the tables to a device."""
         self.cos_LR, self.sin_LR = self.cos_LR.to(device), self.sin_LR.to(device)
 
 
 def frequencies_of(config: ModelConfig) -> Tensor:
-    """Radians a position for each rotated pair, [R / 2]."""
+    """The angle in radians by which each rotated pair turns from one position to the next, [R / 2]."""
     exponents = _count(0, config.rotary_size, 2) / config.rotary_size
     plain = 1.0 / config.rotary_base**exponents
     return _stretch(plain, config, config.yarn) if config.yarn else plain
 
 
 def _stretch(plain: Tensor, config: ModelConfig, yarn: YarnConfig) -> Tensor:
-    """YaRN (Peng et al. 2023, section 3.2): stretched, kept, or between the two by a ramp over the dimensions."""
+    """YaRN (Peng et al. 2023, section 3.2): frequencies [R / 2] kept, divided by the factor, or between the two along a
+    linear ramp over the dimensions."""
     size = config.rotary_size
 
     def dimension(turns: float) -> float:
-        """Whose wavelength turns that often in the original context."""
+        """The dimension that turns `turns` times in the original context."""
         return size * math.log(yarn.original_context / (turns * 2 * math.pi)) / (2 * math.log(config.rotary_base))
 
     low = max(math.floor(dimension(yarn.beta_fast)), 0)
     high = min(math.ceil(dimension(yarn.beta_slow)), size - 1)
-    # A ramp of no width would divide by zero.
+    # A ramp of width 0 would divide by zero.
     width = high - low or 0.001
     ramp = ((_count(size // 2) - low) / width).clamp(0, 1)
     return plain * (1 - ramp) + plain / yarn.factor * ramp
 
 
 def sinusoids(context: int, hidden_size: int) -> Tensor:
-    """Added to the embeddings [context, hidden_size] (Vaswani et al. 2017): sines first, then cosines."""
+    """The table [context, hidden_size] that is added to the embeddings (Vaswani et al. 2017, section 3.5), sines first,
+    then cosines."""
     frequencies = 1.0 / 10_000 ** (_count(0, hidden_size, 2) / hidden_size)
     angles = torch.outer(_count(context), frequencies)
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 def alibi_slopes(heads: int) -> Tensor:
-    """What each head's logits lose a token of distance (Press et al. 2022), [heads]."""
+    """The slopes [heads] of ALiBi (Press et al. 2022): what a head's logits lose for each token of distance."""
     power = 2 ** math.floor(math.log2(heads))
     slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
     slopes += [2 ** (-4 * (2 * i + 1) / power) for i in range(heads - power)]

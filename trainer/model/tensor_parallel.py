@@ -1,7 +1,7 @@
 """Tensor parallelism (Shoeybi et al. 2019, Megatron-LM): matrices split over ranks that see the same tokens.
 
-A column-parallel matrix holds some of the outputs, a row-parallel one some of the inputs; between the two, each rank
-has its own heads or its own part of the MLP. `enter` and `leave` are Megatron's f and g.
+A rank holds some of the outputs of a column-parallel matrix and some of the inputs of a row-parallel one; between the
+two it computes its own heads or its own part of the MLP. `enter` and `leave` are Megatron's f and g.
 """
 
 from dataclasses import dataclass
@@ -19,30 +19,30 @@ _ROW = ("attention.out.weight", "mlp.down.weight")
 
 @dataclass(frozen=True)
 class TensorParallel:
-    """This rank's place among the `size` ranks that share each matrix."""
+    """This rank's number `rank` among the `size` ranks of `group`, which share each matrix."""
 
     rank: int = 0
     size: int = 1
     group: dist.ProcessGroup | None = None
 
     def enter(self, x: Tensor) -> Tensor:
-        """Into a split part: the same forwards, the gradients summed backwards."""
+        """Enter a split part: the identity forwards, the sum of the ranks' gradients backwards."""
         return x if self.size == 1 else _Enter.apply(x, self.group)  # type: ignore[no-untyped-call]
 
     def leave(self, x: Tensor) -> Tensor:
-        """Out of a split part: the partial results summed forwards, the same gradient backwards."""
+        """Leave a split part: the sum of the ranks' results forwards, the identity backwards."""
         return x if self.size == 1 else _Leave.apply(x, self.group)  # type: ignore[no-untyped-call]
 
     def sum(self, x: Tensor) -> Tensor:
-        """In place, without a gradient."""
+        """The sum over the ranks, in place and without a gradient."""
         return self._reduce(x, dist.ReduceOp.SUM)
 
     def max(self, x: Tensor) -> Tensor:
-        """In place, without a gradient."""
+        """The maximum over the ranks, in place and without a gradient."""
         return self._reduce(x, dist.ReduceOp.MAX)
 
     def join(self, x: Tensor, dim: int) -> Tensor:
-        """The ranks' parts side by side along `dim`, without a gradient."""
+        """The ranks' parts concatenated along `dim`, without a gradient."""
         if self.size == 1:
             return x
         parts = [torch.empty_like(x) for _ in range(self.size)]
@@ -63,14 +63,15 @@ ALONE = TensorParallel()
 
 
 def split_dim(name: str) -> int | None:
-    """The dimension along which the parameter of that name is split; None where every rank holds all of it."""
+    """The dimension along which the parameter of that name is split, None where every rank holds the whole."""
     if name.endswith(_COLUMN) or name in _HEAD:
         return 0
     return 1 if name.endswith(_ROW) else None
 
 
 class RowLinear(nn.Linear):
-    """Takes this rank's part of the inputs; the bias, which every rank holds, is added to the sum."""
+    """A row-parallel linear layer: it takes this rank's part of the inputs and returns the whole outputs. The bias,
+    which every rank holds, is added after the sum."""
 
     def __init__(self, inputs: int, outputs: int, bias: bool, tp: TensorParallel) -> None:
         super().__init__(inputs // tp.size, outputs, bias)

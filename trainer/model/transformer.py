@@ -1,7 +1,7 @@
-"""One decoder-only transformer for GPT-Neo, GPT-J, GPT-NeoX and Llama. Tensor names carry their shapes:
+"""One decoder-only transformer for GPT-Neo, GPT-J, GPT-NeoX and Llama. Names of tensors end in their shapes:
 
-B batch, L sequence, D hidden size, H this rank's heads of queries, G those of keys and values, Q queries a key,
-K head size, V vocabulary.
+B batch, L sequence, D hidden size, H this rank's heads of queries, G this rank's heads of keys and values, Q heads of
+queries for each of those, K head size, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,8 @@ from trainer.model.tensor_parallel import ALONE, RowLinear, TensorParallel
 
 
 class Attention(nn.Module):
-    """Causal attention. The rows of `qkv` are [G, (Q queries, key, value), K]: GPT-NeoX's layout, grouped."""
+    """Causal attention (Vaswani et al. 2017) on x [B, L, D]. The rows of `qkv` are [G, (Q queries, key, value), K],
+    which is GPT-NeoX's layout where Q is 1."""
 
     def __init__(self, config: ModelConfig, local: bool, rotary: Rotary | None, tp: TensorParallel) -> None:
         super().__init__()
@@ -32,14 +33,14 @@ class Attention(nn.Module):
         rows = self.groups * (self.queries + 2) * self.head_size
         self.qkv = nn.Linear(config.hidden_size, rows, bias=config.qkv_bias)
         self.out = RowLinear(config.hidden_size, config.hidden_size, config.attention_bias, tp)
-        # An engine may put a compiled form in its place.
+        # An engine may replace this by a compiled form.
         self.heads = self.split
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         B, L, _ = x_BLD.shape
         q_BHLK, k_BGLK, v_BGLK = self.heads(self.qkv(self.tp.enter(x_BLD)))
         bias_HLL = self._bias(L, x_BLD)
-        if self._blocked(x_BLD) and bias_HLL is None:
+        if self._uses_blocked_attention(x_BLD) and bias_HLL is None:
             inputs = (part.flatten(0, 1) for part in (q_BHLK, k_BGLK, v_BGLK))
             y_NLK: Tensor = BlockedAttention.apply(*inputs, self.scale)  # type: ignore[no-untyped-call]
             y_BHLK = y_NLK.view(B, -1, L, self.head_size)
@@ -57,7 +58,7 @@ class Attention(nn.Module):
         return out_BLD
 
     def split(self, qkv_BLX: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [B, H, L, K], keys and values [B, G, L, K], turned to their positions."""
+        """Queries [B, H, L, K], keys and values [B, G, L, K] from the rows of `qkv`, queries and keys rotated."""
         B, L, _ = qkv_BLX.shape
         qkv_BLGxK = qkv_BLX.view(B, L, self.groups, self.queries + 2, self.head_size)
         q_BLGQK, k_BLGK, v_BLGK = torch.split(qkv_BLGxK, [self.queries, 1, 1], dim=3)
@@ -66,8 +67,9 @@ class Attention(nn.Module):
             q_BHLK, k_BGLK = self.rotary(q_BHLK), self.rotary(k_BGLK)
         return q_BHLK, k_BGLK, v_BGLK
 
-    def _blocked(self, x_BLD: Tensor) -> bool:
-        """Where blocks of our own are faster than PyTorch's kernel: training in bf16 on a CPU."""
+    def _uses_blocked_attention(self, x_BLD: Tensor) -> bool:
+        """Whether `BlockedAttention` computes it, which is faster than PyTorch's kernel in training in bf16 on a
+        CPU."""
         return (
             x_BLD.device.type == "cpu"
             and x_BLD.dtype == torch.bfloat16
@@ -76,12 +78,12 @@ class Attention(nn.Module):
         )
 
     def _bias(self, length: int, like: Tensor) -> Tensor | None:
-        """What is added to the logits, [1 or H, L, L]; None where attention is causal and no more."""
+        """The mask and ALiBi's bias [1 or H, L, L] to add to the logits, None where the causal mask alone is needed."""
         windowed = self.window is not None and self.window < length
         if self.slopes_H is None and not windowed:
             return None
-        place = torch.arange(length, device=like.device)
-        distance_LL = place[:, None] - place[None, :]
+        position_L = torch.arange(length, device=like.device)
+        distance_LL = position_L[:, None] - position_L[None, :]
         seen_LL = (distance_LL >= 0) & (distance_LL < self.window) if self.window else distance_LL >= 0
         bias_LL = torch.zeros(length, length, dtype=like.dtype, device=like.device).masked_fill_(~seen_LL, -torch.inf)
         if self.slopes_H is None:
@@ -90,12 +92,14 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """Two layers on x [B, L, D] with GELU between them, or SwiGLU (Shazeer 2020) with a third, `gate`."""
+
     def __init__(self, config: ModelConfig, tp: TensorParallel) -> None:
         super().__init__()
         width = config.inner_size // tp.size
         self.tp = tp
         self.tanh = config.activation == "gelu-tanh"
-        # An engine may put a compiled form in its place.
+        # An engine may replace this by a compiled form.
         self.gelu: Callable[[Tensor], Tensor] = partial(functional.gelu, approximate="tanh" if self.tanh else "none")
         self.gate = nn.Linear(config.hidden_size, width, config.mlp_bias) if config.activation == "swiglu" else None
         self.up = nn.Linear(config.hidden_size, width, config.mlp_bias)
@@ -117,7 +121,8 @@ def _norm(config: ModelConfig) -> nn.Module:
 
 
 class Block(nn.Module):
-    """Attention and MLP around the residual stream. `recompute` keeps no activations within (Chen et al. 2016)."""
+    """Attention and MLP, added to the residual stream x [B, L, D]. With `recompute` the backward pass computes the
+    activations again instead of keeping them (Chen et al. 2016)."""
 
     def __init__(self, config: ModelConfig, layer: int, rotary: Rotary | None, tp: TensorParallel) -> None:
         super().__init__()
@@ -145,7 +150,8 @@ class Block(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Token ids [B, L] to hidden states [B, L, D]; the rows of the vocabulary are split over tensor-parallel ranks."""
+    """Token ids [B, L] to hidden states [B, L, D]. The rows of the vocabulary are split over the tensor-parallel
+    ranks."""
 
     def __init__(self, config: ModelConfig, vocabulary: int, context: int, tp: TensorParallel) -> None:
         super().__init__()
@@ -155,10 +161,10 @@ class Embedding(nn.Module):
         self.sinusoids_LD = sinusoids(context, config.hidden_size) if config.positions == "sinusoidal" else None
 
     def forward(self, ids_BL: Tensor) -> Tensor:
-        return self.place(self.look_up(ids_BL))
+        return self.add_positions(self.look_up(ids_BL))
 
-    def place(self, x_BLD: Tensor) -> Tensor:
-        """Add the positions, where they are added here."""
+    def add_positions(self, x_BLD: Tensor) -> Tensor:
+        """Add learned or sinusoidal positions to the embeddings [B, L, D]; the others act in attention."""
         if self.positions is not None:
             x_BLD = x_BLD + self.positions(torch.arange(x_BLD.shape[1], device=x_BLD.device))
         elif self.sinusoids_LD is not None:
@@ -166,6 +172,7 @@ class Embedding(nn.Module):
         return x_BLD
 
     def look_up(self, ids_BL: Tensor) -> Tensor:
+        """The embeddings [B, L, D] of token ids [B, L], without positions."""
         if self.tp.size == 1:
             out_BLD: Tensor = self.tokens(ids_BL)
             return out_BLD
@@ -177,12 +184,13 @@ class Embedding(nn.Module):
 
 
 def _embedding(rows: int, width: int) -> nn.Embedding:
-    # Left to itself it draws weights, which on the meta device imports torch's compiler: seconds.
+    # Without `_weight` it would draw weights, which on the meta device imports torch's compiler and takes seconds.
     return nn.Embedding(rows, width, _weight=torch.empty(rows, width))
 
 
 class Head(nn.Module):
-    """Hidden states to logits, or straight to the loss; with a tied head, `weight` is the embedding's."""
+    """Hidden states [B, L, D] to logits, or to the loss without holding all logits. `tied` is the embedding's weight
+    where the head shares it."""
 
     def __init__(
         self, config: ModelConfig, vocabulary: int, tp: TensorParallel, tied: nn.Parameter | None = None
@@ -195,8 +203,8 @@ class Head(nn.Module):
         self.bias = nn.Parameter(torch.empty(rows)) if config.head_bias else None
 
     def forward(self, x_BLD: Tensor, targets_BL: Tensor | None = None, mean: bool = True) -> Tensor:
-        """Logits [B, L, V] of the whole vocabulary, without a gradient. With targets, their cross-entropy in nats:
-        its mean, or that of each target [B, L], without a gradient."""
+        """Without targets the logits [B, L, V] of the whole vocabulary, without a gradient. With targets [B, L] their
+        mean cross-entropy in nats, or where not `mean` the cross-entropy [B, L] of each, without a gradient."""
         x_BLD = self.norm(x_BLD)
         if targets_BL is None:
             with torch.no_grad():
@@ -210,7 +218,7 @@ class Head(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The whole model, or this rank's part of it in every matrix. The weights are not drawn yet."""
+    """The whole model, or this rank's tensor-parallel part of every matrix. Its weights are not initialised."""
 
     def __init__(self, config: ModelConfig, vocabulary: int, context: int, tp: TensorParallel = ALONE) -> None:
         super().__init__()
@@ -221,7 +229,7 @@ class Transformer(nn.Module):
         self.head = Head(config, vocabulary, tp, tied)
 
     def forward(self, ids_BL: Tensor, targets_BL: Tensor | None = None, mean: bool = True) -> Tensor:
-        """Logits [B, L, V]; with targets, their cross-entropy as the head gives it."""
+        """Logits [B, L, V] of ids [B, L]; with targets [B, L] their cross-entropy, see `Head.forward`."""
         x_BLD: Tensor = self.embed(ids_BL)
         for block in self.blocks:
             x_BLD = block(x_BLD)
@@ -230,7 +238,7 @@ class Transformer(nn.Module):
 
 
 def shapes(config: ModelConfig, vocabulary: int, context: int) -> dict[str, torch.Size]:
-    """The whole shape of each parameter by its name, no weights made."""
+    """The shape of each whole parameter by its name, without allocating weights."""
     with torch.device("meta"):
         model = Transformer(config, vocabulary, context)
     return {name: parameter.shape for name, parameter in model.named_parameters()}

@@ -23,7 +23,7 @@ from broker.runs import runs
 from broker.runs.launching import Receipt
 from broker.runs.logs import Log
 from broker.runs.runs import RunView
-from projects.db.database import utcnow
+from projects.db.columns import utcnow
 from projects.errors import ConflictError, NotFoundError
 
 ATTEMPTS_SHOWN = 6

@@ -6,13 +6,13 @@ from typing import Any, NamedTuple, TypeVar
 
 import discord
 from discord.app_commands import Choice
-from sqlalchemy import select
 from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 from bot import text
 from bot.app import Interaction
 from bot.commands import lookup
-from bot.tables import DiscordRoom
+from bot.tables import DiscordChannel
 from broker import catalogue, publications
 from broker.allocations import allocations
 from broker.allocations.allocations import AllocationView
@@ -66,7 +66,9 @@ async def _run_here(interaction: Interaction) -> int | None:
 
 def _run_in(session: Session, thread_id: str) -> int | None:
     key = session.scalars(
-        select(DiscordRoom.key).where(DiscordRoom.channel_id == thread_id, DiscordRoom.key.startswith("run:"))
+        select(DiscordChannel.key).where(
+            DiscordChannel.channel_id == thread_id, col(DiscordChannel.key).startswith("run:")
+        )
     ).one_or_none()
     return None if key is None else int(key.partition(":")[2])
 

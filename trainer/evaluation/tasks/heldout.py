@@ -1,7 +1,7 @@
-"""`heldout`: bits per byte on the documents that a run kept out of its training, one task a source.
+"""`heldout`: bits per byte on the documents that a run kept out of its training, one task for each source.
 
-They are tasks of lm-evaluation-harness like any other, so their numbers compare with its own on other texts. Bits per
-byte do not depend on the tokenizer: any checkpoint can be evaluated on any run's data.
+The tasks are ordinary tasks of lm-evaluation-harness, so their numbers compare with the harness's own on other texts.
+Bits per byte do not depend on the tokenizer: any checkpoint can be evaluated on any run's data.
 """
 
 from pathlib import Path
@@ -17,13 +17,13 @@ from trainer.schema import ConfigError
 
 NAME = "heldout"
 _METRICS = {"bits_per_byte": "bits_per_byte", "byte_perplexity": "weighted_perplexity"}
-"""Metrics and how the harness sums them up: over all bytes, not over documents."""
+"""Metrics, and the harness's aggregation of each: over all bytes, not over documents."""
 
 
 def heldout(data: Path) -> Group:
-    """The tasks `heldout_{source}` of a prepared data folder.
+    """The group of the tasks `heldout_{source}` of a prepared data folder.
 
-    Raises ConfigError if it is none, a file of it is damaged, or it holds no held-out document.
+    Raises ConfigError if the folder holds no prepared data, a damaged file, or no held-out document.
     """
     group = Group(NAME)
     for source in manifest_of(data)["sources"]:
@@ -39,7 +39,7 @@ def documents(data: Path, source: str) -> list[str]:
     """The texts of a source's held-out documents; empty ones are left out. Raises ConfigError."""
     bpe = tokenizer.load(data)
     held_out = Indexed(data / f"{source}.held_out").documents()
-    # Each document is followed by its end.
+    # The last token of a document is the end-of-document token.
     texts = (bpe.decode(tokens[:-1].tolist(), skip_special_tokens=False) for tokens in held_out)
     return [text for text in texts if text]
 

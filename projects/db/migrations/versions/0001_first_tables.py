@@ -5,7 +5,7 @@ import hashlib
 import sqlalchemy as sa
 from alembic import op
 
-from projects.db.database import UtcDateTime
+from projects.db.columns import UtcDateTime
 
 revision = "0001"
 down_revision = None

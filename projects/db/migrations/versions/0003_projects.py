@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from projects.db.database import UtcDateTime
+from projects.db.columns import UtcDateTime
 
 revision = "0003"
 down_revision = "0002"

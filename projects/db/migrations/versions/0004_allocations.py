@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from projects.db.database import UtcDateTime, utcnow
+from projects.db.columns import UtcDateTime, utcnow
 
 revision = "0004"
 down_revision = "0003"

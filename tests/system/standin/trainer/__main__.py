@@ -13,7 +13,18 @@ from pathlib import Path
 import yaml
 
 from trainer import REAL  # type: ignore[attr-defined]  # here `trainer` is this folder's package
-from trainer.outcome import Outcome, Status, add_event, add_metrics
+from trainer.contract import (
+    CHECKPOINT_METADATA_FILE,
+    OUTCOME_FILE,
+    SAMPLE_FILE,
+    Event,
+    Outcome,
+    Status,
+    checkpoint_folder,
+)
+from trainer.events import append_event
+from trainer.files import write_atomically
+from trainer.metrics import append_metrics
 
 SEED = 424242
 STEP_SECONDS = 0.2
@@ -31,24 +42,24 @@ def stop(*_: object) -> None:
 
 def checkpoint(out: Path, step: int) -> None:
     """Write a whole checkpoint, which has its name only when it is whole, and tell of it."""
-    final = out / "checkpoints" / f"step{step}"
+    final = checkpoint_folder(out, step)
     if final.exists():
         return
     draft = final.with_name(f".step{step}.{os.getpid()}")
     draft.mkdir(parents=True)
     header = json.dumps({"step": {"dtype": "U8", "shape": [8], "data_offsets": [0, 8]}}).encode()
     (draft / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + struct.pack("<Q", step))
-    (draft / "how.json").write_text(json.dumps({"standin": True, "data": {"sources": []}}))
+    (draft / CHECKPOINT_METADATA_FILE).write_text(json.dumps({"standin": True, "data": {"sources": []}}))
     (draft / "config.json").write_text(json.dumps({"padding": "." * 20_000}))
     draft.rename(final)
-    add_event(out, "checkpoint", step=step, path=f"checkpoints/step{step}")
+    append_event(out, Event.CHECKPOINT, step=step, path=f"checkpoints/step{step}")
 
 
 def train(config: dict[str, dict[str, int]], out: Path, resume: str | None) -> Outcome:
     """Sleep through the steps."""
     steps = config["training"]["steps"]
     step = int(Path(resume).name.removeprefix("step")) if resume else 0
-    add_event(out, "started", step=step, steps=steps, ranks=1)
+    append_event(out, Event.STARTED, step=step, steps=steps, ranks=1)
     if not resume:
         checkpoint(out, 0)
     while step < steps and not stopped:
@@ -56,7 +67,9 @@ def train(config: dict[str, dict[str, int]], out: Path, resume: str | None) -> O
         step += 1
         tokens = step * TOKENS_PER_STEP
         rate = TOKENS_PER_STEP / STEP_SECONDS
-        add_metrics(out, step=step, tokens=tokens, loss=8 / (1 + step), lr=0.1, grad_norm=1.0, tokens_per_second=rate)
+        append_metrics(
+            out, step=step, tokens=tokens, loss=8 / (1 + step), lr=0.1, grad_norm=1.0, tokens_per_second=rate
+        )
         if step % KEPT_EVERY == 0:
             checkpoint(out, step)
     checkpoint(out, step)
@@ -76,12 +89,12 @@ def main() -> None:
             outcome = train(yaml.safe_load(subject.read_text()), out, given.get("--resume"))
         else:
             time.sleep(1)
-            (out / "sample.json").write_text(json.dumps({"text": "The end."}))
+            (out / SAMPLE_FILE).write_text(json.dumps({"text": "The end."}))
             outcome = Outcome(status=Status.DONE)
     except OSError as error:
         outcome = Outcome(status=Status.FAILED, reason=f"It could not write: {error.strerror}.", transient=True)
     with suppress(OSError):
-        outcome.write(out)
+        write_atomically(out / OUTCOME_FILE, outcome.model_dump_json() + "\n")
     sys.exit(outcome.status)
 
 
@@ -91,7 +104,7 @@ def is_ours() -> bool:
         config = yaml.safe_load(Path(sys.argv[2]).read_text())
         return bool(config["training"]["seed"] == SEED)
     if sys.argv[1:2] == ["generate"]:
-        return "standin" in json.loads((Path(sys.argv[2]) / "how.json").read_text())
+        return "standin" in json.loads((Path(sys.argv[2]) / CHECKPOINT_METADATA_FILE).read_text())
     return False
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint opened to be used: its own model, in fp32 on the GPU where there is one, and its own tokenizer."""
+"""Opening a checkpoint to use it: its model, in fp32 on the GPU where there is one, and its tokenizer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,8 +9,9 @@ from pydantic import ValidationError
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from trainer.checkpoint import folders, state
+from trainer.checkpoint import metadata, save_load
 from trainer.config import TrainConfig
+from trainer.contract import CHECKPOINT_METADATA_FILE
 from trainer.data import tokenizer as bpe
 from trainer.data.prepare import folder_of
 from trainer.model.transformer import Transformer
@@ -18,9 +19,9 @@ from trainer.schema import ConfigError
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A checkpoint's model and tokenizer. `window` is the most tokens the model sees at once, `end` the id that ends
-    a document and so stands before the first token of a text."""
+class OpenCheckpoint:
+    """A checkpoint's model and tokenizer. `window` is the most tokens that the model sees at once, `end` the id of the
+    end-of-document token, which also comes before the first token of a text."""
 
     folder: Path
     step: int
@@ -32,26 +33,28 @@ class Opened:
     device: torch.device
 
     def encode(self, text: str, special: bool = False) -> list[int]:
-        """The tokens of a text. A text that quotes a special token is plain text, unless `special`."""
+        """The token ids of a text. A special token in the text is taken as plain text, unless `special`."""
         self.tokenizer.encode_special_tokens = not special
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     def decode(self, ids: list[int]) -> str:
+        """The text of token ids, special tokens left out."""
         text: str = self.tokenizer.decode(ids)
         return text
 
     @property
     def data(self) -> Path:
-        """The prepared data of the run that this is a checkpoint of."""
+        """The prepared data of the run that wrote the checkpoint."""
         return folder_of(self.config, self.folder.absolute().parent.parent)
 
     @torch.no_grad()
     def hidden(self, ids: Sequence[Sequence[int]]) -> Tensor:
-        """Hidden states [B, L, D] of rows of tokens, the shorter ones padded on the right to L, the longest.
+        """Hidden states [B, L, D] after the last block, for B rows of token ids; shorter rows are padded on the right
+        to the longest, L.
 
-        Attention is causal: no padding is seen from a place before it. Rows are read anew at each call; a cache of
-        keys and values would live here.
+        Attention is causal, so no token sees the padding after it. Every call computes all tokens; a cache of keys and
+        values would belong here.
         """
         longest = max(map(len, ids))
         ids_BL = torch.tensor([(*row, *[0] * (longest - len(row))) for row in ids], device=self.device)
@@ -61,19 +64,19 @@ class Opened:
         return x_BLD
 
     def logits(self, x_ND: Tensor) -> Tensor:
-        """Logits [N, V] in fp32 of hidden states, those that pad the tokenizer's vocabulary among them."""
+        """Logits [N, V] in fp32 of hidden states [N, D]; V includes the rows that pad the tokenizer's vocabulary."""
         logits_NV: Tensor = self.model.head(x_ND)
         return logits_NV.float()
 
     def next_logits(self, ids: Sequence[Sequence[int]]) -> Tensor:
-        """Logits [B, V], on the CPU, of what follows each row; those of padding left out."""
+        """Logits [B, V] in fp32 on the CPU for the token after each row; V is the tokenizer's vocabulary."""
         last = [len(row) - 1 for row in ids]
         return self.logits(self.hidden(ids)[range(len(ids)), last])[:, : bpe.size(self.tokenizer)].cpu()
 
 
-def open_checkpoint(folder: Path) -> Opened:
-    """Open a step folder. Raises ConfigError if it is not a checkpoint, or a damaged one."""
-    made = folders.how(folder)
+def open_checkpoint(folder: Path) -> OpenCheckpoint:
+    """Open the checkpoint in a step folder. Raises ConfigError if it is not a checkpoint, or a damaged one."""
+    made = metadata.read(folder)
     try:
         config, step = TrainConfig.model_validate(made["config"]), int(made["step"])
     except ValidationError as error:
@@ -84,20 +87,20 @@ def open_checkpoint(folder: Path) -> Opened:
             "the version of the trainer that wrote it."
         ) from None
     except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(_damaged(folder, "how.json", "it lacks the config or the step")) from error
+        raise ConfigError(_damaged(folder, CHECKPOINT_METADATA_FILE, "it lacks the config or the step")) from error
     tokenizer = _open_tokenizer(folder, config)
-    model = state.build(config)
-    state.load_weights(model, folder, config)
+    model = save_load.build(config)
+    save_load.load_weights(model, folder, config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     end = bpe.end_of_document(tokenizer, config.data.tokenizer.end_of_document)
-    folders.verify(folder, made)
-    return Opened(folder, step, config, model.eval().to(device), tokenizer, config.context, end, device)
+    metadata.verify(folder, made)
+    return OpenCheckpoint(folder, step, config, model.eval().to(device), tokenizer, config.context, end, device)
 
 
 def _open_tokenizer(folder: Path, config: TrainConfig) -> Tokenizer:
     try:
         tokenizer = bpe.load(folder)
-    except Exception as error:  # What the library raises is a bare Exception.
+    except Exception as error:  # the library raises a bare Exception
         raise ConfigError(_damaged(folder, "tokenizer.json", "it is missing or cannot be read")) from error
     size, end = bpe.size(tokenizer), config.data.tokenizer.end_of_document
     if size > config.vocabulary:

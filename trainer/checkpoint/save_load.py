@@ -1,6 +1,6 @@
-"""What a checkpoint holds: weights as transformers reads them, a probe of logits, how it was made, Adam's moments.
+"""Saving and loading a checkpoint: weights as transformers reads them, Adam's moments, a probe of logits, metadata.
 
-Everything is written whole, not a rank's part of it, so that any layout of ranks can go on from it.
+Tensors are written whole, not as the parts that ranks hold, so that any layout of ranks can go on from a checkpoint.
 """
 
 import json
@@ -15,56 +15,62 @@ from torch import Tensor
 
 from trainer import files
 from trainer.checkpoint import folders
+from trainer.code_version import code_version
 from trainer.config import ConfigError, TrainConfig
+from trainer.contract import CHECKPOINT_METADATA_FILE, PROBE_FILE, TRAINER_FOLDER
 from trainer.data import tokenizer
-from trainer.engine.base import Engine, Kind, Read
+from trainer.engine.base import Engine, ReadTensor, TensorKind
 from trainer.families import Family, family_of
 from trainer.model.initialise import draw
 from trainer.model.transformer import Transformer, shapes
 
 WEIGHTS = "model"
-MOMENTS = "trainer/optimizer"
-PROBE = "probe.safetensors"
+MOMENTS = f"{TRAINER_FOLDER}/optimizer"
 FILE_BYTES = 5 * 10**9
-"""What a file of tensors holds at most, unless one tensor is larger."""
+"""Bytes of tensors in one file at most, unless one tensor is larger."""
 
 
 def build(config: TrainConfig) -> Transformer:
-    """The model of a configuration, weights not drawn."""
+    """The model of a configuration on the CPU, its weights not initialised."""
     return Transformer(config.model, config.vocabulary, config.context)
 
 
 def family(config: TrainConfig) -> Family:
+    """The names that the model's weights have in a checkpoint."""
     return family_of(config.model, config.vocabulary, config.context)
 
 
 def load_weights(model: Transformer, folder: Path, config: TrainConfig) -> None:
-    """Fill the model from a checkpoint. Raises ConfigError if it is not whole or not of this model."""
+    """Load a checkpoint's weights into the model. Raises ConfigError if the checkpoint is damaged or of another
+    model."""
     read = reader(folder, config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(read("weight", name))
 
 
-def fresh(config: TrainConfig) -> Read:
-    """The weights of step 0, drawn by the seed."""
+def fresh(config: TrainConfig) -> ReadTensor:
+    """The weights of step 0, drawn from the configuration's seed."""
     whole = shapes(config.model, config.vocabulary, config.context)
 
-    def read(kind: Kind, name: str) -> Tensor:
+    def read(kind: TensorKind, name: str) -> Tensor:
         assert kind == "weight"
         return draw(name, whole[name], config.model, config.training.seed)
 
     return read
 
 
-def reader(folder: Path, config: TrainConfig) -> Read:
-    """A checkpoint's tensors, read as they are asked for. Raises ConfigError if one is missing or misshapen."""
+def reader(folder: Path, config: TrainConfig) -> ReadTensor:
+    """The tensors of a checkpoint, each read from disk when it is asked for.
+
+    Raises ConfigError, also when a tensor is read, if it is missing or of another shape than the model's.
+    """
     theirs = family(config)
     whole = shapes(config.model, config.vocabulary, config.context)
     weights = tensors(folder, WEIGHTS)
     moments = tensors(folder, MOMENTS) if (folder / MOMENTS).parent.is_dir() else weights
 
-    def read(kind: Kind, name: str) -> Tensor:
+    def read(kind: TensorKind, name: str) -> Tensor:
         try:
             tensor = theirs.fetch(name, weights) if kind == "weight" else moments(f"{kind}.{name}")
         except (KeyError, SafetensorError, OSError) as error:
@@ -85,17 +91,19 @@ def save(
     step: int,
     engine: Engine,
     probe_BL: Tensor,
-    leads: bool,
-    made: dict[str, Any],
+    is_main: bool,
+    metadata: dict[str, Any],
     data: Path,
 ) -> None:
-    """Write the checkpoint of `step` whole or not at all; all ranks together, the leading one writes.
+    """Write the checkpoint of `step` into the run folder `out`, whole or not at all. All ranks call it together, and
+    the main rank writes.
 
-    `made` is what is known of its making beyond the configuration. Raises OSError if it cannot be written.
+    `probe_BL` are token ids whose logits go into the probe, `metadata` what the metadata say beside the configuration,
+    `data` the folder with the tokenizer. Raises OSError if the checkpoint cannot be written.
     """
     logits_BLV = engine.logits(probe_BL)
-    kinds: tuple[Kind, ...] = ("weight", "exp_avg", "exp_avg_sq") if step else ("weight",)
-    if not leads:
+    kinds: tuple[TensorKind, ...] = ("weight", "exp_avg", "exp_avg_sq") if step else ("weight",)
+    if not is_main:
         for kind in kinds:
             for _ in engine.gather(kind):
                 pass
@@ -104,16 +112,16 @@ def save(
     with folders.staged(out, step) as folder:
         exported = (pair for name, whole in engine.gather("weight") for pair in theirs.export(name, whole).items())
         write_tensors(folder, WEIGHTS, exported)
-        _save({"ids": probe_BL.cpu(), "logits": logits_BLV.float().cpu()}, folder / PROBE)
+        _save({"ids": probe_BL.cpu(), "logits": logits_BLV.float().cpu()}, folder / PROBE_FILE)
         if step:
             (folder / MOMENTS).parent.mkdir()
             moments = ((f"{kind}.{name}", whole) for kind in kinds[1:] for name, whole in engine.gather(kind))
             write_tensors(folder, MOMENTS, moments)
-        describe(config, folder, step, made, data)
+        write_description(config, folder, step, metadata, data)
 
 
-def describe(config: TrainConfig, folder: Path, step: int, made: dict[str, Any], data: Path) -> None:
-    """Put beside the weights what others need to open them, and how they were made."""
+def write_description(config: TrainConfig, folder: Path, step: int, metadata: dict[str, Any], data: Path) -> None:
+    """Write tokenizer, `config.json` and metadata beside the weights; see `save` for the arguments."""
     theirs = family(config)
     bpe, token = tokenizer.load(data), config.data.tokenizer.end_of_document
     end = tokenizer.end_of_document(bpe, token)
@@ -121,21 +129,22 @@ def describe(config: TrainConfig, folder: Path, step: int, made: dict[str, Any],
     if theirs.refusal is None:
         _write_json(folder / "config.json", theirs.config_json(end=end))
         _write_json(folder / "generation_config.json", {"bos_token_id": end, "eos_token_id": end})
-    how = {
+    content = {
         "step": step,
         "seed": config.training.seed,
         "config": config.model_dump(mode="json"),
         "opens_in_transformers": theirs.refusal or theirs.architecture,
-        **made,
-        "code_version": folders.code_version(),
+        **metadata,
+        "code_version": code_version(),
         "torch_version": torch.__version__,
-        "files": files.digests(folder, (path for path in folder.rglob("*") if path.is_file())),
+        "files": files.checksums(folder, (path for path in folder.rglob("*") if path.is_file())),
     }
-    _write_json(folder / "how.json", how)
+    _write_json(folder / CHECKPOINT_METADATA_FILE, content)
 
 
 def write_tensors(folder: Path, stem: str, pairs: Iterable[tuple[str, Tensor]]) -> None:
-    """One file, or numbered ones with an index, as transformers names them."""
+    """Write tensors to STEM.safetensors, or to numbered files with an index, as transformers names them. Raises
+    OSError."""
     written: list[list[str]] = []
     for batch in _batches(pairs):
         _save(batch, folder / f"{stem}.{len(written)}.part")
@@ -152,7 +161,8 @@ def write_tensors(folder: Path, stem: str, pairs: Iterable[tuple[str, Tensor]]) 
 
 
 def tensors(folder: Path, stem: str) -> Callable[[str], Tensor]:
-    """What `write_tensors` wrote, by name. Raises ConfigError if a file cannot be opened."""
+    """Returns a function that reads a tensor, by its name, of those that `write_tensors` wrote. Raises ConfigError if a
+    file cannot be opened."""
     index = folder / f"{stem}.safetensors.index.json"
     single = folder / f"{stem}.safetensors"
     try:
@@ -166,11 +176,12 @@ def tensors(folder: Path, stem: str) -> Callable[[str], Tensor]:
         raise ConfigError(
             f"The checkpoint {folder} is damaged: {stem}.safetensors is missing or cut short; use another step."
         ) from error
-    places = {name: file for file in opened for name in file.keys()}  # type: ignore[no-untyped-call]  # noqa: SIM118
-    return lambda name: cast(Tensor, places[name].get_tensor(name))  # type: ignore[no-untyped-call]
+    file_of = {name: file for file in opened for name in file.keys()}  # type: ignore[no-untyped-call]  # noqa: SIM118
+    return lambda name: cast(Tensor, file_of[name].get_tensor(name))  # type: ignore[no-untyped-call]
 
 
 def _batches(pairs: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """The tensors of each file."""
     batch: dict[str, Tensor] = {}
     size = 0
     for name, tensor in pairs:
@@ -186,7 +197,7 @@ def _save(content: dict[str, Tensor], path: Path) -> None:
     try:
         save_file(content, path, metadata={"format": "pt"})
     except SafetensorError as error:
-        # A full disk, most likely; the library has one error for everything.
+        # The library has one error for everything; a full disk is the likeliest cause.
         raise OSError(str(error)) from error
 
 

@@ -8,21 +8,22 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config import OptimizerConfig
-from trainer.engine.base import Kind
+from trainer.engine.base import TensorKind
 
 ROW = 4096
-"""Elements that a norm sums in fp32 before the sums are added in fp64; segments are padded to whole rows."""
+"""Numbers whose norm is taken in fp32 before the norms are added in fp64; segments are padded to whole rows."""
 PIECE = {"cpu": 1 << 18, "cuda": 1 << 26}
-"""Elements updated at once: on a CPU what stays in its cache from the cast of the gradient to that of the weight."""
-ALIGNED = 32
-"""Elements; 64 bytes in bf16."""
+"""Numbers updated at once. On a CPU a piece stays in the cache from the cast of the gradient to that of the weight."""
+ALIGNMENT = 32
+"""Parameters begin at multiples of this many numbers, 64 bytes in bf16."""
 
 
 @dataclass
 class Segment:
-    """Parameters next to each other that share the precision of their gradients and the weight decay."""
+    """Neighbouring parameters with one precision of their gradients and one weight decay; `span` is where they lie in
+    the flat tensors."""
 
-    place: slice
+    span: slice
     gradient: Tensor
     decay: float
 
@@ -30,8 +31,8 @@ class Segment:
 class FlatAdamW:
     """AdamW (Loshchilov & Hutter 2019) with fp32 masters and moments, for computing weights of fp32 or bf16.
 
-    `weights` and `gradients` hold a view a parameter, by its name. The gradients stay where they are from step to
-    step: those of the token embedding in fp32, for a token may occur often, the others in `gradient_dtype`.
+    `weights()` and `gradients` hold one view a parameter by its name. The gradients keep their memory from step to
+    step. That of the token embedding is fp32, as a token may occur often; the others have `gradient_dtype`.
     """
 
     def __init__(
@@ -48,16 +49,16 @@ class FlatAdamW:
             dtype = torch.float32 if name == "embed.tokens.weight" else gradient_dtype
             decay = config.weight_decay if parameter.ndim > 1 else 0.0
             groups.setdefault((dtype, decay), []).append((name, parameter.shape))
-        sizes = [sum(_padded(shape.numel(), ALIGNED) for _, shape in members) for members in groups.values()]
+        sizes = [sum(_padded(shape.numel(), ALIGNMENT) for _, shape in members) for members in groups.values()]
         total = sum(_padded(size, ROW) for size in sizes)
-        self.flat: dict[Kind, Tensor] = {
+        self.flat: dict[TensorKind, Tensor] = {
             kind: torch.zeros(total, device=device) for kind in ("weight", "exp_avg", "exp_avg_sq")
         }
         same = compute_dtype == torch.float32
         self.computing = self.flat["weight"] if same else torch.zeros(total, dtype=compute_dtype, device=device)
         self.segments: list[Segment] = []
         self.gradients: dict[str, Tensor] = {}
-        self.places: dict[str, tuple[int, torch.Size]] = {}
+        self.locations: dict[str, tuple[int, torch.Size]] = {}
         start = 0
         for ((dtype, decay), members), size in zip(groups.items(), sizes, strict=True):
             segment = Segment(
@@ -67,24 +68,25 @@ class FlatAdamW:
             )
             offset = 0
             for name, shape in members:
-                self.places[name] = start + offset, shape
+                self.locations[name] = start + offset, shape
                 self.gradients[name] = _view(segment.gradient, offset, shape)
-                offset += _padded(shape.numel(), ALIGNED)
+                offset += _padded(shape.numel(), ALIGNMENT)
             self.segments.append(segment)
-            start = segment.place.stop
+            start = segment.span.stop
         self.count = torch.zeros((), device=device)
         self._cast = torch.empty(min(PIECE[device.type], total), device=device)
 
-    def view(self, kind: Kind, name: str) -> Tensor:
-        """A parameter's master weight or moment, in fp32."""
-        return _view(self.flat[kind], *self.places[name])
+    def view(self, kind: TensorKind, name: str) -> Tensor:
+        """A parameter's master weight or moment, in fp32 and of the parameter's shape."""
+        return _view(self.flat[kind], *self.locations[name])
 
     def weights(self) -> dict[str, nn.Parameter]:
-        """What the model computes with."""
-        return {name: nn.Parameter(_view(self.computing, *place)) for name, place in self.places.items()}
+        """The weights that the model computes with, in `compute_dtype`, by name."""
+        return {name: nn.Parameter(_view(self.computing, *location)) for name, location in self.locations.items()}
 
     def masters(self) -> dict[str, nn.Parameter]:
-        return {name: nn.Parameter(self.view("weight", name), requires_grad=False) for name in self.places}
+        """The fp32 master weights, without gradients, by name."""
+        return {name: nn.Parameter(self.view("weight", name), requires_grad=False) for name in self.locations}
 
     def publish(self) -> None:
         """Copy the masters to the weights that the model computes with."""
@@ -92,7 +94,7 @@ class FlatAdamW:
             self.computing.copy_(self.flat["weight"])
 
     def norm(self) -> Tensor:
-        """Of the whole gradient, a scalar in fp64."""
+        """The norm of the whole gradient, a scalar in fp64."""
         norms = [
             torch.linalg.vector_norm(self._exact(piece).view(-1, ROW), dim=1)
             for segment in self.segments
@@ -102,28 +104,29 @@ class FlatAdamW:
         return norm
 
     def _exact(self, gradient: Tensor) -> Tensor:
-        """In fp32; valid until the next."""
+        """The gradient in fp32, in a buffer that the next call overwrites."""
         return gradient if gradient.dtype == torch.float32 else self._cast[: len(gradient)].copy_(gradient)
 
     @torch.no_grad()
     def step(self, rate: float, norm: float) -> None:
-        """Update by the gradients, whose norm is `norm`, clipped; they are not changed unless in fp32."""
+        """Update all weights at the learning rate `rate`, the gradients clipped by their norm, which the caller
+        gives."""
         self.count += 1
-        # torch.nn.utils.clip_grad_norm_ has the same 1e-6.
+        # The 1e-6 is that of torch.nn.utils.clip_grad_norm_.
         divisor = torch.tensor(max(1.0, (norm + 1e-6) / self.config.clip), device=self.count.device)
         for segment in self.segments:
-            places = range(segment.place.start, segment.place.stop, PIECE[self.count.device.type])
-            for start, gradient in zip(places, torch.split(segment.gradient, places.step), strict=True):
+            starts = range(segment.span.start, segment.span.stop, PIECE[self.count.device.type])
+            for start, gradient in zip(starts, torch.split(segment.gradient, starts.step), strict=True):
                 self._update(slice(start, start + len(gradient)), gradient, segment.decay, rate, divisor)
 
-    def _update(self, place: slice, gradient: Tensor, decay: float, rate: float, divisor: Tensor) -> None:
-        # torch's kernel divides the gradient in place.
+    def _update(self, span: slice, gradient: Tensor, decay: float, rate: float, divisor: Tensor) -> None:
+        # The kernel divides the gradient in place, so it gets a copy.
         exact = self._cast[: len(gradient)].copy_(gradient)
         torch._fused_adamw_(
-            [self.flat["weight"][place]],
+            [self.flat["weight"][span]],
             [exact],
-            [self.flat["exp_avg"][place]],
-            [self.flat["exp_avg_sq"][place]],
+            [self.flat["exp_avg"][span]],
+            [self.flat["exp_avg_sq"][span]],
             [],
             [self.count],
             lr=rate,
@@ -136,7 +139,7 @@ class FlatAdamW:
             grad_scale=divisor,
         )
         if self.computing is not self.flat["weight"]:
-            self.computing[place].copy_(self.flat["weight"][place])
+            self.computing[span].copy_(self.flat["weight"][span])
 
 
 def _padded(size: int, multiple: int) -> int:

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 
 from tests.trainer.drawn import CONTEXT, VOCABULARY, assert_same_logits, ids
 from trainer.families import family_of
-from trainer.families.foreign import read_config, read_folder
-from trainer.families.weights import Weights
+from trainer.families.hf_config import read_config, read_folder
+from trainer.families.hf_weights import HFWeights
 from trainer.model.config import ModelConfig
 from trainer.model.transformer import Transformer
 from trainer.schema import ConfigError
@@ -127,7 +127,7 @@ def ours_of(folder: Path) -> tuple[Transformer, ModelConfig]:
     model = read_folder(folder).model
     assert model.vocabulary is not None
     assert model.context is not None
-    weights = Weights(folder)
+    weights = HFWeights(folder)
     family = family_of(model, model.vocabulary, model.context)
     ours = Transformer(model, model.vocabulary, model.context)
     for name, parameter in ours.named_parameters():

@@ -12,7 +12,7 @@ from trainer.model.positions import sinusoids
 
 
 class GPTNeo(Adapter):
-    """A table of positions, LayerNorm twice in sequence, GELU, local layers between global ones, no logit scale."""
+    """Learned positions, two LayerNorms in sequence, GELU, local layers between global ones, no factor of logits."""
 
     architecture = "GPTNeoForCausalLM"
     model_type = "gpt_neo"
@@ -85,6 +85,6 @@ class GPTNeo(Adapter):
 
 
 def _pattern(kinds: list[Any]) -> tuple[Any, ...]:
-    """The shortest pattern that, repeated, gives the kinds of all the layers."""
+    """The shortest pattern that gives the kinds of all layers when it is repeated."""
     period = next(p for p in range(1, len(kinds) + 1) if kinds == (kinds[:p] * len(kinds))[: len(kinds)])
     return tuple(kinds[:period])

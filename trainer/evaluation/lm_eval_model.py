@@ -1,4 +1,4 @@
-"""Our model as lm-evaluation-harness sees one: the three questions that its tasks ask."""
+"""A checkpoint as a model of lm-evaluation-harness: the three kinds of request that its tasks make."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,22 +9,22 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 
 from trainer.evaluation.generate import Sampling, continuations
-from trainer.evaluation.opened import Opened
+from trainer.evaluation.open_checkpoint import OpenCheckpoint
 from trainer.evaluation.score import TOKENS_AT_ONCE, log_likelihoods
 
 Tokens = list[int]
 MAX_TOKENS = 256
-"""Tokens of an answer, for a task that does not say."""
+"""Tokens of an answer at most, for a task that sets no limit."""
 
 
 class CheckpointLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
-    """A checkpoint of ours, whether or not a class of transformers can express it.
+    """A checkpoint of this trainer, also one that no class of transformers can express.
 
-    `rows` is the size of a batch, TOKENS_AT_ONCE otherwise; `advance` hears which share of the present requests is
-    done.
+    `rows` is the batch size; where it is None, a batch has about TOKENS_AT_ONCE tokens. `advance` is told a stage and
+    the share of it that was just done.
     """
 
-    def __init__(self, opened: Opened, rows: int | None, advance: Callable[[str, float], None]) -> None:
+    def __init__(self, opened: OpenCheckpoint, rows: int | None, advance: Callable[[str, float], None]) -> None:
         super().__init__()
         self._opened, self._rows, self._advance = opened, rows, advance
 
@@ -41,7 +41,8 @@ class CheckpointLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         return str(self._opened.folder)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> Tokens:
-        """The tokens of a text and none else: the end of a document comes before it only where nothing else does."""
+        """The tokens of a text, without special tokens: the harness itself puts the end-of-document token before a text
+        that has no context."""
         return self._opened.encode(string)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
@@ -49,7 +50,7 @@ class CheckpointLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         return answers
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
-        """The log-likelihood of each whole text, in the harness's rolling windows."""
+        """The log-likelihood of each whole text in nats, in the harness's rolling windows."""
         pairs = [([self.prefix_token_id], self.tok_encode(request.args[0])) for request in requests]
         return [total for total, _ in self._log_likelihoods("texts", pairs)]
 
@@ -62,7 +63,7 @@ class CheckpointLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         return log_likelihoods(self._opened, pairs, rows=self._rows, advance=lambda share: self._advance(name, share))
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        """Answers, the longest questions first, together where they are to be sampled in the same way."""
+        """The answer to each request. Requests with the same settings share batches, the longest first."""
         answers: dict[int, str] = {}
         groups: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
@@ -78,8 +79,8 @@ class CheckpointLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         return [answers[number] for number in range(len(requests))]
 
     def _answers(self, contexts: list[Tokens], settings: dict[str, Any]) -> list[str]:
-        """Contexts are cut on the left so that the answer fits the window; where the answer alone does not, to half
-        a window, which then slides."""
+        """Sample an answer to each context. Contexts are cut on the left so that the answer fits the window; an answer
+        that is longer than the window leaves half of it to the context, and the window then slides."""
         wanted: dict[str, Any] = dict(normalize_gen_kwargs(settings, MAX_TOKENS))
         until = [stop for stop in handle_stop_sequences(wanted.get("until"), eos=None) if stop]
         max_tokens = int(wanted["max_gen_toks"])
@@ -95,9 +96,9 @@ class CheckpointLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
             [context[-kept:] for context in contexts],
             max_tokens,
             sampling,
-            # The harness seeds torch's own generator.
+            # The harness seeds torch's default generator.
             torch.default_generator,
-            # A token holds a byte at least, and the tail may begin within a character.
+            # A token holds at least a byte, so this tail holds the stop text; 3 more for a character that it may cut.
             stopped=lambda ids: any(stop in self._opened.decode(ids[-len(stop.encode()) - 3 :]) for stop in until),
         )
         return [postprocess_generated_text(self._opened.decode(ids), until, None) for ids in written]

@@ -1,4 +1,4 @@
-"""A model folder that transformers wrote: its `config.json` in our switches."""
+"""Reading `config.json` of a model folder that transformers wrote."""
 
 import json
 from collections.abc import Mapping
@@ -15,16 +15,17 @@ from trainer.schema import ConfigError
 _DROPOUTS = ("attention_dropout", "hidden_dropout", "resid_dropout", "embed_dropout", "resid_pdrop", "embd_pdrop")
 
 
-class Foreign(NamedTuple):
-    """`end` is the id that ends a document; `notes` say what of theirs is not taken over."""
+class HFModel(NamedTuple):
+    """A model of transformers as our configuration. `end` is the id of the end-of-document token; each of `notes` is a
+    sentence about something that is not taken over."""
 
     model: ModelConfig
     end: int | None
     notes: list[str]
 
 
-def read_folder(folder: Path) -> Foreign:
-    """The switches of the model in a folder. Raises ConfigError if ours cannot express it."""
+def read_folder(folder: Path) -> HFModel:
+    """The model in a folder. Raises ConfigError if our configuration cannot express it."""
     path = folder / "config.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -39,8 +40,9 @@ def read_folder(folder: Path) -> Foreign:
     return read_config(values)
 
 
-def read_config(values: Mapping[str, Any]) -> Foreign:
-    """Our switches from the content of a `config.json` of transformers 4 or 5. Raises ConfigError."""
+def read_config(values: Mapping[str, Any]) -> HFModel:
+    """The model from the content of a `config.json` of transformers 4 or 5. Raises ConfigError if our configuration
+    cannot express it."""
     adapters = {adapter.architecture: adapter for adapter in ADAPTERS}
     kinds = {adapter.model_type: adapter.architecture for adapter in ADAPTERS}
     named = values.get("architectures") or [kinds.get(str(values.get("model_type")), values.get("model_type"))]
@@ -55,8 +57,8 @@ def read_config(values: Mapping[str, Any]) -> Foreign:
         model = adapter.read(theirs)
     except ValidationError as error:
         reason = error.errors()[0]
-        place = ".".join(map(str, ("model", *reason["loc"])))
-        raise ConfigError(f"config.json has no shape of ours: {place}: {reason['msg']}.") from None
+        key = ".".join(map(str, ("model", *reason["loc"])))
+        raise ConfigError(f"config.json has no shape of ours: {key}: {reason['msg']}.") from None
     except ConfigError:
         raise
     except (StrictDataclassError, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -64,11 +66,11 @@ def read_config(values: Mapping[str, Any]) -> Foreign:
             f"config.json is no {adapter.model_type} configuration: {' '.join(str(error).split())}"
         ) from error
     end = theirs.eos_token_id
-    return Foreign(model, end[0] if isinstance(end, list) else end, _notes(values, model))
+    return HFModel(model, end[0] if isinstance(end, list) else end, _notes(values, model))
 
 
 def _parse(model_type: str, values: dict[str, Any]) -> Any:
-    """transformers' own reading of a configuration, which knows its defaults and the older names of its fields."""
+    """The configuration as transformers reads it, with its defaults and the older names of fields."""
     from transformers import CONFIG_MAPPING
 
     return CONFIG_MAPPING[model_type].from_dict(values)

@@ -1,33 +1,34 @@
-"""Where DeepSpeed keeps master weights and Adam's moments at each ZeRO stage: one way in and out of all of them."""
+"""DeepSpeed's master weights and Adam's moments: one interface to read and write them at every ZeRO stage."""
 
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from trainer.engine.base import Kind
+from trainer.engine.base import TensorKind
 
-MOMENTS: tuple[Kind, Kind] = ("exp_avg", "exp_avg_sq")
+MOMENTS: tuple[TensorKind, TensorKind] = ("exp_avg", "exp_avg_sq")
 
 
 class Masters(Protocol):
-    """Of the parameters that a rank holds, each whole over the data-parallel ranks. Nothing else looks at them."""
+    """Access to the master weights and moments of the parameters that a rank holds, each whole over the data-parallel
+    ranks."""
 
-    def get(self, parameter: nn.Parameter, kind: Kind) -> Tensor:
-        """The whole parameter or moment in fp32, a copy. Called on all data-parallel ranks together."""
+    def get(self, parameter: nn.Parameter, kind: TensorKind) -> Tensor:
+        """A copy of the whole parameter or moment in fp32. All data-parallel ranks call it together."""
 
-    def set(self, parameter: nn.Parameter, kind: Kind, whole: Tensor) -> None:
-        """Keep this rank's part of it. Moments are there only after `create_moments`."""
+    def set(self, parameter: nn.Parameter, kind: TensorKind, whole: Tensor) -> None:
+        """Store this rank's part of the whole parameter or moment. Moments exist only after `create_moments`."""
 
     def create_moments(self, step: int) -> None:
-        """Make the moments, zero, as if `step` steps had been done."""
+        """Create the moments as zeros, with Adam's step count at `step`."""
 
     def publish(self) -> None:
-        """Copy the master weights to those that the model computes with. Called on all data-parallel ranks together."""
+        """Copy the master weights to those that the model computes with. All data-parallel ranks call it together."""
 
 
 def masters_of(stage: int, optimizer: Any) -> Masters:
-    """For the optimizer that DeepSpeed made at a ZeRO stage."""
+    """The access that fits the optimizer which DeepSpeed created at a ZeRO stage."""
     match stage:
         case 0:
             return Unpartitioned(optimizer)
@@ -42,10 +43,10 @@ class Unpartitioned:
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
 
-    def get(self, parameter: nn.Parameter, kind: Kind) -> Tensor:
+    def get(self, parameter: nn.Parameter, kind: TensorKind) -> Tensor:
         return self._kept(parameter, kind).clone()
 
-    def set(self, parameter: nn.Parameter, kind: Kind, whole: Tensor) -> None:
+    def set(self, parameter: nn.Parameter, kind: TensorKind, whole: Tensor) -> None:
         self._kept(parameter, kind).copy_(whole)
 
     def create_moments(self, step: int) -> None:
@@ -56,18 +57,18 @@ class Unpartitioned:
     def publish(self) -> None:
         pass
 
-    def _kept(self, parameter: nn.Parameter, kind: Kind) -> Tensor:
+    def _kept(self, parameter: nn.Parameter, kind: TensorKind) -> Tensor:
         tensor: Tensor = parameter.detach() if kind == "weight" else self._optimizer.state[parameter][kind]
         return tensor
 
 
 class OptimizerPartitioned:
-    """ZeRO-1 and 2: each rank has a part of one flat fp32 tensor a parameter group."""
+    """ZeRO-1 and 2: each rank has a part of one flat fp32 tensor for each parameter group."""
 
     def __init__(self, optimizer: Any) -> None:
         self._zero = optimizer
 
-    def get(self, parameter: nn.Parameter, kind: Kind) -> Tensor:
+    def get(self, parameter: nn.Parameter, kind: TensorKind) -> Tensor:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         tensor: Tensor = (
@@ -75,7 +76,7 @@ class OptimizerPartitioned:
         )
         return tensor
 
-    def set(self, parameter: nn.Parameter, kind: Kind, whole: Tensor) -> None:
+    def set(self, parameter: nn.Parameter, kind: TensorKind, whole: Tensor) -> None:
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         if kind == "weight":
@@ -84,7 +85,8 @@ class OptimizerPartitioned:
             safe_set_full_optimizer_state(parameter, whole, kind)
 
     def create_moments(self, step: int) -> None:
-        """Left alone, DeepSpeed links parameters to their moments at the first step, and only the first group's."""
+        """See `Masters`. Left alone, DeepSpeed links parameters to moments at its first update, and of the first group
+        only."""
         for group in self._zero.optimizer.param_groups:
             for flat in group["params"]:
                 self._zero.optimizer.state[flat] = _moments(flat, step)
@@ -96,16 +98,16 @@ class OptimizerPartitioned:
 
 
 class WeightsPartitioned:
-    """ZeRO-3: each rank has a part of every parameter, the last one's padded."""
+    """ZeRO-3: each rank has a part of every parameter; the last rank's part is padded."""
 
     def __init__(self, optimizer: Any) -> None:
         self._zero = optimizer
 
-    def get(self, parameter: nn.Parameter, kind: Kind) -> Tensor:
+    def get(self, parameter: nn.Parameter, kind: TensorKind) -> Tensor:
         tensor: Tensor = self._zero.get_full_hp_param(parameter, None if kind == "weight" else kind)
         return tensor
 
-    def set(self, parameter: nn.Parameter, kind: Kind, whole: Tensor) -> None:
+    def set(self, parameter: nn.Parameter, kind: TensorKind, whole: Tensor) -> None:
         partition: Any = parameter
         size = partition.ds_tensor.ds_numel
         part = whole.flatten()[size * self._zero._get_param_partition_rank(parameter) :][:size]
@@ -117,7 +119,7 @@ class WeightsPartitioned:
             self._zero.optimizer.state[flat] = _moments(flat, step)
 
     def publish(self) -> None:
-        """As DeepSpeed does it at the end of a step."""
+        """See `Masters`. These are the calls that DeepSpeed makes at the end of an update."""
         self._zero._partition_all_parameters()
         for group in range(len(self._zero.fp16_groups)):
             self._zero._reassign_or_swap_out_partitioned_parameters(group)

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from trainer.families import base, rope
-from trainer.families.base import Adapter, Get
+from trainer.families.base import Adapter, GetTensor
 from trainer.model.config import ModelConfig
 
 
 class GPTNeoX(Adapter):
-    """Rotary halves, LayerNorm twice, GELU, an untied or tied head without a bias."""
+    """Rotary positions by halves, two LayerNorms, GELU, a tied or untied head without a bias."""
 
     architecture = "GPTNeoXForCausalLM"
     model_type = "gpt_neox"
@@ -54,7 +54,7 @@ class GPTNeoX(Adapter):
             "use_parallel_residual": model.parallel_residual,
             "attention_bias": self._attention_bias,
             **rope_fields,
-            # The names that transformers 4 reads.
+            # transformers 4 reads these names.
             "rotary_pct": model.rotary_pct,
             "rotary_emb_base": model.rotary_base,
             "attention_dropout": 0.0,
@@ -81,9 +81,9 @@ class GPTNeoX(Adapter):
         )
 
     def _split_qkv(self, tensor: Tensor) -> dict[str, Tensor]:
-        """Their rows are [H, (q, k, v), K]."""
+        """One matrix, its rows [H, (query, key, value), K]."""
         return {self.names["attention.qkv"]: torch.stack(self._heads(tensor), dim=1).flatten(0, 2)}
 
-    def _join_qkv(self, get: Get) -> Tensor:
+    def _join_qkv(self, get: GetTensor) -> Tensor:
         parts = base.split_rows(get(self.names["attention.qkv"]), -1, 3, self.model.head_size)
         return self._rows(*parts.unbind(1))

@@ -1,4 +1,4 @@
-"""Batches of documents through worker processes, the results in the order of the batches."""
+"""Worker processes that turn batches of documents into results, in the order of the batches."""
 
 import multiprocessing
 import os
@@ -18,7 +18,7 @@ _work: Callable[[Any], Any] | None = None
 
 
 def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Batches of about BATCH_BYTES, the same however many processes there are."""
+    """Batches of about BATCH_BYTES bytes, the same for any number of processes."""
     batch: list[Document] = []
     size = 0
     for document in documents:
@@ -32,15 +32,16 @@ def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 
 class Workers(Generic[Result]):
-    """Processes that each make a worker of their own by `make(*arguments)`; a context manager.
+    """A pool of `count` processes. Each creates a worker by `make(*arguments)`, and calls it with batches. It is a
+    context manager.
 
-    With one, the work is done in this process, and the tokenizers library spreads it over the cores.
+    With a count of 1 the work is done in this process, and the tokenizers library spreads it over the cores.
     """
 
     def __init__(self, count: int, make: Callable[..., Callable[[list[Document]], Result]], *arguments: Any) -> None:
         self._count = count
         self._worker = make(*arguments) if count == 1 else None
-        # Processes are spawned and not forked, as the trainer's ranks have threads.
+        # Spawned, not forked: a rank has threads, which a fork does not survive.
         self._pool = (
             None
             if count == 1
@@ -48,7 +49,8 @@ class Workers(Generic[Result]):
         )
 
     def map(self, items: Iterable[list[Document]]) -> Iterator[Result]:
-        """The results in the order of the batches; only a few batches are read ahead of them."""
+        """The results in the order of the batches. At most a few batches are read ahead of the results. Raises
+        RuntimeError if a process was killed."""
         if self._pool is None:
             assert self._worker is not None
             yield from map(self._worker, items)

@@ -1,4 +1,4 @@
-"""The files of weights in a folder of others, read a tensor at a time, so that a large model is never held whole."""
+"""Reading the weights of a model folder one tensor at a time, so that a large model is never in memory whole."""
 
 import json
 import pickle
@@ -18,8 +18,11 @@ INDEX = "model.safetensors.index.json"
 T = TypeVar("T")
 
 
-class Weights:
-    """The tensors of a folder: safetensors or pytorch_model.bin, in one file or in shards. Raises ConfigError."""
+class HFWeights:
+    """The tensors of a folder: safetensors or pytorch_model.bin, in one file or in shards.
+
+    Every method raises ConfigError if a file or a tensor is missing or damaged.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -31,6 +34,7 @@ class Weights:
         return frozenset(self._file_of)
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, its values not read from safetensors."""
         return self._read(name, lambda file: file.shape(name))
 
     def get(self, name: str) -> Tensor:
@@ -38,7 +42,7 @@ class Weights:
         return self._read(name, lambda file: file.get(name)).float()
 
     def _find(self) -> Mapping[str, str]:
-        """The file of each tensor."""
+        """The name of each tensor's file."""
         for single, index in ((SINGLE, INDEX), ("pytorch_model.bin", "pytorch_model.bin.index.json")):
             if (self.folder / index).is_file():
                 return self._index(index)

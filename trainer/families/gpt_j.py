@@ -11,7 +11,8 @@ from trainer.schema import ConfigError
 
 
 class GPTJ(Adapter):
-    """Interleaved rotary pairs, one LayerNorm for attention and MLP in parallel, GELU, an untied head with a bias."""
+    """Rotary positions by interleaved pairs, one LayerNorm for attention and MLP in parallel, GELU, an untied head with
+    a bias."""
 
     architecture = "GPTJForCausalLM"
     model_type = "gptj"
@@ -32,8 +33,8 @@ class GPTJ(Adapter):
     layout = "interleaved"
     biases = frozenset({"mlp.up", "mlp.down", "head"})
 
-    def lacks(self) -> Iterator[str]:
-        yield from super().lacks()
+    def missing_features(self) -> Iterator[str]:
+        yield from super().missing_features()
         if self.model.norms == "two":
             yield "second norm a block"
         if self.model.tied_head:

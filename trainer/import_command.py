@@ -1,4 +1,4 @@
-"""The command that makes a run of ours from a model folder of transformers. Torch is imported when it is run."""
+"""The command `import`: a run folder from a model folder of transformers. It imports torch when it is run."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from trainer.checkpoint import folders
-from trainer.exits import fail, hold, interruptible
-from trainer.outcome import Status
+from trainer.contract import CONFIG_FILE, Status
+from trainer.exits import fail, interruptible
+from trainer.folder_lock import locked
 from trainer.progress import bars
 from trainer.schema import ConfigError
 
@@ -24,11 +25,12 @@ def import_(
         str, typer.Option(help="Whose data, optimizer, training and checkpoints to begin with.")
     ] = "demo",
 ) -> None:
-    """Start from foreign weights: write config.yml and the checkpoint of step 0, checked against transformers."""
+    """Start from weights of transformers: write config.yml and the checkpoint of step 0, checked against
+    transformers."""
     if folders.newest(out):
         fail(Status.CONFIG, f"{out} holds checkpoints already; give --out another folder.")
     try:
-        with interruptible(), hold(out):
+        with interruptible(), locked(out):
             from trainer.families.importing import import_folder
 
             with bars() as advance:
@@ -40,5 +42,5 @@ def import_(
     for note in done.notes:
         print(f"Note: {note}")
     print(f"{done.folder}: its logits are those of transformers, {done.difference:.1g} apart at most.")
-    config = out / "config.yml"
+    config = out / CONFIG_FILE
     print(f"Fill in the data of {config}, then: python -m trainer train {config} --out NEW --fork {out}@0")

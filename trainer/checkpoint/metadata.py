@@ -1,0 +1,43 @@
+"""A checkpoint's metadata, `how.json`: how it was made, and the checksums of its files. Imports no torch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from trainer import files
+from trainer.contract import CHECKPOINT_METADATA_FILE
+from trainer.schema import ConfigError
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The metadata, its content unchecked. Raises ConfigError if the folder has none."""
+    try:
+        metadata: dict[str, Any] = json.loads((folder / CHECKPOINT_METADATA_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{folder} is not a whole checkpoint of this trainer; give one of its step folders."
+        ) from error
+    return metadata
+
+
+def read_verified(folder: Path) -> dict[str, Any]:
+    """The metadata with at least `step`, `tokens` and `config`. Raises ConfigError if they or any file are damaged."""
+    metadata = read(folder)
+    kinds = {"step": int, "tokens": int, "config": dict}
+    for key, kind in kinds.items():
+        if not isinstance(metadata, dict) or not isinstance(metadata.get(key), kind):
+            raise ConfigError(_damaged(folder, f"{CHECKPOINT_METADATA_FILE} lacks {key}"))
+    if folder.name not in (f"step{metadata['step']}", folder.name.removeprefix("step")):
+        raise ConfigError(_damaged(folder, f"{CHECKPOINT_METADATA_FILE} is of step {metadata['step']}"))
+    verify(folder, metadata)
+    return metadata
+
+
+def verify(folder: Path, metadata: dict[str, Any]) -> None:
+    """Raise ConfigError unless every file of the checkpoint has the checksum that its metadata say."""
+    if found := files.find_damage(folder, metadata.get("files", {})):
+        raise ConfigError(_damaged(folder, found))
+
+
+def _damaged(folder: Path, problem: str) -> str:
+    return f"The checkpoint {folder} is damaged: {problem}; remove it and go on from the one before."

@@ -1,0 +1,98 @@
+"""The contract between the trainer and whoever starts it: exit statuses, the names of the files that a run leaves in
+its folder, and the names of its events. Imports no torch.
+
+Everything that the trainer writes and another program reads is named here once, and both sides import it.
+"""
+
+from enum import IntEnum, StrEnum
+from pathlib import Path
+
+from pydantic import BaseModel
+
+
+class Status(IntEnum):
+    """Exit statuses, with the numbers of BSD's sysexits.h where it has one for the case.
+
+    DONE: the last step is done. FAILED: the reason is in `outcome.json` and in the last event. STOPPED: the run was
+    stopped by a signal and can be resumed from its last checkpoint. CONFIG: the configuration or the command line is
+    wrong. REFUSED is no status of the trainer: a runner reports it where the trainer could not be started at all.
+    """
+
+    DONE = 0
+    REFUSED = 69
+    FAILED = 70
+    STOPPED = 75
+    CONFIG = 78
+
+
+class Outcome(BaseModel):
+    """The content of `outcome.json`. `transient` means that another attempt from the last checkpoint may succeed."""
+
+    status: Status
+    reason: str | None = None
+    step: int | None = None
+    transient: bool = False
+
+
+class Event(StrEnum):
+    """The values of `event` in the lines of `events.jsonl`.
+
+    STARTED, then any of PROGRESS (a stage of the set-up begins), WARNING, SPIKE, EVALUATION and CHECKPOINT, then one of
+    FINISHED, STOPPED and FAILED.
+    """
+
+    STARTED = "started"
+    PROGRESS = "progress"
+    WARNING = "warning"
+    SPIKE = "spike"
+    EVALUATION = "evaluation"
+    CHECKPOINT = "checkpoint"
+    FINISHED = "finished"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+# In the folder of a run.
+CONFIG_FILE = "config.yml"
+"""The configuration with every default spelt out."""
+METRICS_FILE = "metrics.jsonl"
+"""One JSON object a logged step."""
+EVENTS_FILE = "events.jsonl"
+"""One JSON object an event."""
+OUTCOME_FILE = "outcome.json"
+"""How the run ended, an `Outcome`; written last."""
+LOG_FILE = "trainer.log"
+"""Standard output and standard error. Whoever starts the trainer writes it; the trainer does not."""
+SAMPLE_FILE = "sample.json"
+"""The text that `generate` wrote."""
+RESULTS_FILE = "results.json"
+"""The results of `eval`."""
+DATA_FOLDER = "data"
+"""The prepared data, unless the configuration names others."""
+CHECKPOINTS_FOLDER = "checkpoints"
+"""One folder `step{N}` a checkpoint. A folder with that name is whole."""
+
+# In the folder of a checkpoint.
+CHECKPOINT_METADATA_FILE = "how.json"
+"""How the checkpoint was made: step, configuration, data, versions, and the hashes of its other files."""
+PROBE_FILE = "probe.safetensors"
+"""A few held-out tokens with the logits that the trainer computed for them."""
+TRAINER_FOLDER = "trainer"
+"""What only the trainer needs: Adam's moments."""
+
+
+def checkpoint_folder(out: Path, step: int) -> Path:
+    """The folder of the checkpoint of `step` in the run folder `out`."""
+    return out / CHECKPOINTS_FOLDER / f"step{step}"
+
+
+def checkpoint_step(folder: Path) -> int | None:
+    """The step of a checkpoint's folder by its name; None where the name is not that of a whole checkpoint."""
+    digits = folder.name.removeprefix("step")
+    return int(digits) if folder.name.startswith("step") and digits.isascii() and digits.isdecimal() else None
+
+
+def checkpoints(out: Path) -> list[Path]:
+    """The folders of the whole checkpoints in the run folder `out`, in the order of steps."""
+    found = {checkpoint_step(path): path for path in (out / CHECKPOINTS_FOLDER).glob("step*")}
+    return [path for step, path in sorted((step, path) for step, path in found.items() if step is not None)]
