@@ -30,7 +30,7 @@ class DiscordMessage(Base, table=True):
 class DiscordChannel(Base, table=True):
     """A channel or thread of a project: `project:3` is its channel; `proposal:3` and `run:7` are threads.
 
-    `mark` is in the channel's topic, by which a channel that was created just before a crash is found again. `gone` means
+    `mark` is in the topic of the channel, by which it is found again if a crash follows its creation. `gone` means
     that a person has deleted the channel or thread, so that nothing is posted there any more.
     """
 
