@@ -6,7 +6,7 @@ from discord import app_commands
 
 from bot import errors, text
 from bot.app import Interaction
-from bot.commands import lookup
+from bot.commands import autocomplete
 from bot.commands.run import answers as run_answers
 from broker.allocations.pools import Launcher
 from broker.reports import cluster, why
@@ -27,7 +27,7 @@ async def status(interaction: Interaction) -> None:
 
 @cluster_group.command(name="usage", description="Show which projects have used how much")
 @app_commands.describe(pool="One pool; all where not given")
-@app_commands.autocomplete(pool=lookup.pool_names)
+@app_commands.autocomplete(pool=autocomplete.pool_names)
 async def usage(interaction: Interaction, pool: str | None = None) -> None:
     """Show the projects, who used most first."""
     listed = await interaction.client.read(cluster.usage, pool)
@@ -36,7 +36,7 @@ async def usage(interaction: Interaction, pool: str | None = None) -> None:
 
 @cluster_group.command(name="queue", description="Show which runs wait, why, and when each is expected to start")
 @app_commands.describe(pool="One pool; all where not given")
-@app_commands.autocomplete(pool=lookup.pool_names)
+@app_commands.autocomplete(pool=autocomplete.pool_names)
 async def queue(interaction: Interaction, pool: str | None = None) -> None:
     """Show the queue of each pool, in order."""
     await interaction.response.defer(ephemeral=True, thinking=True)

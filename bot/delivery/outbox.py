@@ -99,6 +99,12 @@ def project_of_channel(session: Session, channel_ids: Sequence[int]) -> int | No
     ).first()
 
 
+def run_of_thread(session: Session, thread_id: str) -> int | None:
+    """The run whose card has this thread."""
+    key = key_of_channel(session, thread_id) or ""
+    return int(key.removeprefix("run:")) if key.startswith("run:") else None
+
+
 def key_of_channel(session: Session, channel_id: str) -> str | None:
     """The key of a channel or thread, if it belongs to a project."""
     return session.scalars(select(DiscordChannel.key).where(DiscordChannel.channel_id == channel_id)).one_or_none()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from bot import text
 from bot.app import Interaction, actor
-from bot.buttons import Press
+from bot.buttons import Handler
 from bot.commands.allocation.forms import ApproveChangeForm, ApproveForm
 from bot.commands.reason_form import AnswerForm, QuestionForm, ReasonForm
 from broker.allocations import allocations
@@ -91,7 +91,7 @@ async def decline_change(interaction: Interaction, change_id: int) -> None:
     await interaction.response.send_modal(form)
 
 
-PRESSES: Mapping[str, Press] = {
+HANDLERS: Mapping[str, Handler] = {
     "approve": approve,
     "approve_part": approve_part,
     "decline": decline,

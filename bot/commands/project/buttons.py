@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from bot import errors, text
 from bot.app import Interaction, actor
-from bot.buttons import Press
+from bot.buttons import Handler
 from projects import lifecycle, membership
 
 Answering = Callable[[Interaction, int], Awaitable[str]]
@@ -38,7 +38,7 @@ async def declined(interaction: Interaction, project_id: int) -> str:
     return "The offer is ended; the lead stays where it is."
 
 
-def press(act: Answering) -> Press:
+def press(act: Answering) -> Handler:
     """A button that acknowledges, acts and says so."""
 
     async def pressed(interaction: Interaction, number: int) -> None:
@@ -48,7 +48,7 @@ def press(act: Answering) -> Press:
     return pressed
 
 
-PRESSES: Mapping[str, Press] = {
+HANDLERS: Mapping[str, Handler] = {
     "join": press(joined),
     "follow": press(followed),
     "accept_lead": press(accepted),

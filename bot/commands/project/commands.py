@@ -10,7 +10,7 @@ from discord.app_commands import Choice
 from bot import errors, text
 from bot.app import Interaction, actor
 from bot.cards.project_card import project_card
-from bot.commands import lookup
+from bot.commands import autocomplete, context
 from bot.commands.project import buttons
 from bot.commands.project.forms import CompleteForm, HandoverForm, NeedsForm, ProposeForm, ScopeForm, UpdateForm
 from bot.commands.reason_form import ReasonForm
@@ -26,12 +26,12 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 def of_project(command: Command) -> Command:
     """Let the option “project” name another project than this channel's; those that go on are suggested."""
-    return app_commands.autocomplete(project=lookup.open_projects)(_described(command))
+    return app_commands.autocomplete(project=autocomplete.open_projects)(_described(command))
 
 
 def of_any_project(command: Command) -> Command:
     """The same, with those suggested that have ended, too."""
-    return app_commands.autocomplete(project=lookup.projects)(_described(command))
+    return app_commands.autocomplete(project=autocomplete.projects)(_described(command))
 
 
 def _described(command: Command) -> Command:
@@ -61,7 +61,7 @@ async def scope(
     licence: str = lifecycle.LICENCES[0],
 ) -> None:
     """Open the form of the scope for the lead."""
-    project_id = await lookup.project_of(interaction, project)
+    project_id = await context.project_of(interaction, project)
     await interaction.client.read(lifecycle.check_may_scope, actor(interaction), project_id)
     await interaction.response.send_modal(ScopeForm(project_id, checkpoints, licence))
 
@@ -91,7 +91,7 @@ async def leave(interaction: Interaction, project: int | None = None) -> None:
 @of_project
 async def update(interaction: Interaction, project: int | None = None) -> None:
     """Open the form of an update."""
-    project_id = await lookup.project_of(interaction, project)
+    project_id = await context.project_of(interaction, project)
     await interaction.client.read(lifecycle.check_may, actor(interaction), project_id, Act.POST_UPDATE)
     await interaction.response.send_modal(UpdateForm(project_id))
 
@@ -100,7 +100,7 @@ async def update(interaction: Interaction, project: int | None = None) -> None:
 @of_project
 async def needs(interaction: Interaction, project: int | None = None) -> None:
     """Open the form with what the project says now."""
-    project_id = await lookup.project_of(interaction, project)
+    project_id = await context.project_of(interaction, project)
     view = await interaction.client.read(lifecycle.check_may, actor(interaction), project_id, Act.CHANGE_NEEDS)
     await interaction.response.send_modal(NeedsForm(project_id, view.needs))
 
@@ -110,7 +110,7 @@ async def needs(interaction: Interaction, project: int | None = None) -> None:
 @of_project
 async def handover(interaction: Interaction, person: discord.User, project: int | None = None) -> None:
     """Open the form of the offer."""
-    project_id, to = await lookup.project_of(interaction, project), str(person.id)
+    project_id, to = await context.project_of(interaction, project), str(person.id)
     await interaction.client.read(membership.check_may_offer, actor(interaction), project_id, to=to)
     await interaction.response.send_modal(HandoverForm(project_id, to, person.display_name))
 
@@ -119,7 +119,7 @@ async def handover(interaction: Interaction, person: discord.User, project: int 
 @of_project
 async def pause(interaction: Interaction, project: int | None = None) -> None:
     """Open the form of the reason."""
-    project_id = await lookup.project_of(interaction, project)
+    project_id = await context.project_of(interaction, project)
     await interaction.client.read(lifecycle.check_may, actor(interaction), project_id, Act.PAUSE, to=Stage.PAUSED)
     done = "The project is paused; /project resume lets it go on."
     await interaction.response.send_modal(ReasonForm("Pause the project", lifecycle.pause, project_id, done))
@@ -136,7 +136,7 @@ async def resume(interaction: Interaction, project: int | None = None) -> None:
 @of_project
 async def complete(interaction: Interaction, project: int | None = None) -> None:
     """Open the form of the outcome for the lead."""
-    project_id = await lookup.project_of(interaction, project)
+    project_id = await context.project_of(interaction, project)
     await interaction.client.read(lifecycle.check_may, actor(interaction), project_id, Act.COMPLETE)
     await interaction.response.send_modal(CompleteForm(project_id))
 
@@ -145,7 +145,7 @@ async def complete(interaction: Interaction, project: int | None = None) -> None
 @of_project
 async def stop(interaction: Interaction, project: int | None = None) -> None:
     """Open the form of the reason."""
-    project_id = await lookup.project_of(interaction, project)
+    project_id = await context.project_of(interaction, project)
     who = actor(interaction)
     await interaction.client.read(lifecycle.check_may, who, project_id, Act.STOP, to=Stage.STOPPED)
     done = "The project is stopped; its record stays."
@@ -157,7 +157,7 @@ async def stop(interaction: Interaction, project: int | None = None) -> None:
 @of_any_project
 async def release(interaction: Interaction, project: int | None = None) -> None:
     """Open the form of the reason."""
-    project_id = await lookup.project_of(interaction, project)
+    project_id = await context.project_of(interaction, project)
     await interaction.client.read(updates.check_may_release, actor(interaction), project_id)
     done = "Released: the checkpoints become public, those to come as they are written."
     form = ReasonForm("Release the checkpoints", updates.release, project_id, done)
@@ -175,7 +175,7 @@ async def open_channel(interaction: Interaction, project: int | None = None) -> 
 @of_any_project
 async def hide(interaction: Interaction, project: int | None = None) -> None:
     """Open the form of the reason."""
-    project_id = await lookup.project_of(interaction, project)
+    project_id = await context.project_of(interaction, project)
     await interaction.client.read(lifecycle.check_may, actor(interaction), project_id, Act.HIDE)
     done = "The project is in no list any more; who knows its number still finds it."
     await interaction.response.send_modal(ReasonForm("Hide the project", moderation.hide, project_id, done))
@@ -183,10 +183,10 @@ async def hide(interaction: Interaction, project: int | None = None) -> None:
 
 @project.command(name="unhide", description="Show a hidden project again: for moderators")
 @app_commands.describe(project="The project, where this is not its channel or thread")
-@app_commands.autocomplete(project=lookup.hidden_projects)
+@app_commands.autocomplete(project=autocomplete.hidden_projects)
 async def unhide(interaction: Interaction, project: int | None = None) -> None:
     """Open the form of the reason."""
-    project_id = await lookup.project_of(interaction, project)
+    project_id = await context.project_of(interaction, project)
     await interaction.client.read(lifecycle.check_may, actor(interaction), project_id, Act.UNHIDE)
     form = ReasonForm("Show the project", moderation.unhide, project_id, "The project is in the lists again.")
     await interaction.response.send_modal(form)
@@ -197,7 +197,7 @@ async def unhide(interaction: Interaction, project: int | None = None) -> None:
 async def show(interaction: Interaction, project: int | None = None) -> None:
     """Show the project's card."""
     app = interaction.client
-    project_id = await lookup.project_of(interaction, project)
+    project_id = await context.project_of(interaction, project)
     view, requests, newest, channel_id = await app.read(card_updates.card_contents, project_id)
     card = project_card(view, requests, newest, channel_id=channel_id)
     await interaction.response.send_message(view=card, ephemeral=True)
@@ -220,7 +220,7 @@ async def list_projects(interaction: Interaction, stage: str | None = None) -> N
 async def _act(interaction: Interaction, named: int | None, act: buttons.Answering) -> None:
     """Acknowledge, do what changes the project, and say so."""
     await interaction.response.defer(ephemeral=True, thinking=True)
-    project_id = await lookup.project_of(interaction, named)
+    project_id = await context.project_of(interaction, named)
     await errors.reply(interaction, await act(interaction, project_id))
 
 

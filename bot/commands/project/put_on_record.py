@@ -7,7 +7,7 @@ from discord import app_commands, ui
 
 from bot import errors, text
 from bot.app import Interaction, actor
-from bot.commands import lookup
+from bot.commands import context
 from bot.commands.form import Form
 from projects import findings
 from projects.errors import InvalidError
@@ -25,7 +25,7 @@ async def put_on_record(interaction: Interaction, message: discord.Message) -> N
     if earlier is not None:
         await errors.reply(interaction, _told(earlier))
         return
-    project_id = await lookup.project_here(interaction)
+    project_id = await context.project_here(interaction)
     if project_id is None:
         choices = await app.read(findings.projects_of, actor(interaction))
         await interaction.response.send_modal(ProjectForm(_said(message), choices))

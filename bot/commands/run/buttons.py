@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from bot import errors
 from bot.app import Interaction, actor
-from bot.buttons import Press
+from bot.buttons import Handler
 from bot.commands.run import answers
 from bot.commands.run.forms import SampleForm
 from broker.reports import run_plan
@@ -63,7 +63,7 @@ async def discard(interaction: Interaction, draft_id: int) -> None:
     await answers.show(interaction, answers.discarded())
 
 
-PRESSES: Mapping[str, Press] = {
+HANDLERS: Mapping[str, Handler] = {
     "pause": pause,
     "resume": resume,
     "compare": compare,

@@ -6,7 +6,7 @@ from discord import ui
 
 from bot import text
 from bot.app import Interaction, actor
-from bot.buttons import Button, Press
+from bot.buttons import Button, Handler
 from bot.cards import card
 from bot.commands.stoa.forms import AddGrantForm, AddPoolForm, ChangeGrantForm, ChangeLimitForm, ChangePoolForm
 from broker.allocations import pools
@@ -106,7 +106,7 @@ async def _pool_names(interaction: Interaction) -> Sequence[str]:
     return names
 
 
-PRESSES: Mapping[str, Press] = {
+HANDLERS: Mapping[str, Handler] = {
     "pool_add": add_pool,
     "pool_change": change_pool,
     "grant_add": add_grant,

@@ -7,7 +7,7 @@ from discord import app_commands
 
 from bot import errors, text
 from bot.app import Interaction, actor
-from bot.commands import lookup
+from bot.commands import autocomplete, context
 from bot.commands.reason_form import BlankingForm, ReasonForm
 from bot.commands.stoa import buttons, help_text
 from bot.commands.stoa import setup as setting_up
@@ -76,7 +76,7 @@ async def setup(
 async def help_here(interaction: Interaction) -> None:
     """Show it by the table of rights, for who asks and where they ask."""
     app, who = interaction.client, actor(interaction)
-    project_id = await lookup.project_here(interaction)
+    project_id = await context.project_here(interaction)
     standing = await app.read(help_text.standing, who, project_id)
     tree = app.tree.get_commands(guild=discord.Object(app.server.guild))
     manages = interaction.permissions.manage_guild
@@ -88,7 +88,7 @@ async def help_here(interaction: Interaction) -> None:
 
 @stoa.command(name="pools", description="Admins: list the pools of GPUs with their use; add or change one")
 @app_commands.describe(pool="One to change at once, where there are many")
-@app_commands.autocomplete(pool=lookup.pool_names)
+@app_commands.autocomplete(pool=autocomplete.pool_names)
 async def list_pools(interaction: Interaction, pool: str | None = None) -> None:
     """List them, or open the form of a change to one."""
     buttons.require(interaction, Act.MANAGE_COMPUTE)
@@ -104,8 +104,8 @@ async def list_pools(interaction: Interaction, pool: str | None = None) -> None:
 @app_commands.describe(
     grant="One to change at once, where there are many", pool="One to add a grant of at once, where there are many"
 )
-@app_commands.autocomplete(grant=lookup.grant_numbers)
-@app_commands.autocomplete(pool=lookup.pool_names)
+@app_commands.autocomplete(grant=autocomplete.grant_numbers)
+@app_commands.autocomplete(pool=autocomplete.pool_names)
 async def list_grants(interaction: Interaction, grant: int | None = None, pool: str | None = None) -> None:
     """List them, or open the form of a change to one, or of a new one."""
     buttons.require(interaction, Act.MANAGE_COMPUTE)
@@ -155,11 +155,11 @@ async def unban(interaction: Interaction, person: discord.User) -> None:
     number="The entry's number, as its post ends with",
     project="The project, where this is not its channel or one of its threads; 0 for the lab's own record",
 )
-@app_commands.autocomplete(number=lookup.entry_numbers, project=lookup.projects)
+@app_commands.autocomplete(number=autocomplete.entry_numbers, project=autocomplete.projects)
 async def redact(interaction: Interaction, number: int, project: int | None = None) -> None:
     """Open the form of the reason, which is to say nothing of what is blanked."""
     buttons.require(interaction, Act.REDACT)
-    stream = record.LAB if project == 0 else record.project_stream(await lookup.project_of(interaction, project))
+    stream = record.LAB if project == 0 else record.project_stream(await context.project_of(interaction, project))
     await interaction.client.read(redaction.named, stream, number)
     done = f"Entry {number} is blanked; its posts will follow."
     act = functools.partial(redaction.redact, number=number)

@@ -170,7 +170,7 @@ def _said(found: Mapping[str, Target], made: list[str], changed: Mapping[str, ob
     return "\n".join(lines)
 
 
-def trouble(guild: discord.Guild, known: server.Server) -> str:
+def problem(guild: discord.Guild, known: server.Server) -> str:
     """The first thing for which Stoa cannot work in the server; empty where all is well."""
     if known.unset:
         return f"nothing stands for {', '.join(NEW[name].label for name in known.unset)} yet."
