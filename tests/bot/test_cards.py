@@ -49,7 +49,7 @@ async def test_an_allocation_tells_what_it_is_of_where_it_stands() -> None:
         card = said(review_card(replace(asked, state=state, account=granted)))
         assert head in card.splitlines()[0]
         assert "asks for 2 GPU-hours" in card or "asked for 2 GPU-hours" in card
-    assert "**Ended**, approved by Sizes, given by Sizes\n> One is plenty." in card
+    assert "**Ended**, approved by Sizes, sponsored by Sizes\n> One is plenty." in card
 
 
 class Clock:
@@ -194,7 +194,7 @@ async def test_a_queued_runs_card_says_what_it_waits_for() -> None:
 
     first, later = told(datetime(2030, 1, 1, 10, 1, tzinfo=UTC)), told(datetime(2030, 1, 1, 10, 9, tzinfo=UTC))
     assert (
-        "It waits for GPUs: 2 needed. It is number 3 of 7 in line. It starts by <t:1893492900:t> at the latest."
+        "It waits for GPUs: 2 needed. It is number 3 of 7 in the queue. It starts by <t:1893492900:t> at the latest."
         in first
     )
     assert first == later
