@@ -32,14 +32,14 @@ from trainer.config import TrainConfig
 PLACES = ("path", "tokens")
 
 
-class Kind(StrEnum):
+class CatalogueKind(StrEnum):
     """What an entry stands for."""
 
     RECIPE = "recipe"
     DATASET = "dataset"
 
 
-class State(StrEnum):
+class CatalogueState(StrEnum):
     """Where an entry stands."""
 
     PROPOSED = "proposed"
@@ -48,11 +48,11 @@ class State(StrEnum):
     RETIRED = "retired"
 
 
-TRANSITIONS: Mapping[State, frozenset[State]] = {
-    State.PROPOSED: frozenset({State.ACCEPTED, State.DECLINED}),
-    State.ACCEPTED: frozenset({State.RETIRED}),
-    State.DECLINED: frozenset(),
-    State.RETIRED: frozenset(),
+TRANSITIONS: Mapping[CatalogueState, frozenset[CatalogueState]] = {
+    CatalogueState.PROPOSED: frozenset({CatalogueState.ACCEPTED, CatalogueState.DECLINED}),
+    CatalogueState.ACCEPTED: frozenset({CatalogueState.RETIRED}),
+    CatalogueState.DECLINED: frozenset(),
+    CatalogueState.RETIRED: frozenset(),
 }
 
 
@@ -72,7 +72,7 @@ class CatalogueEntry(Base, table=True):
     dataset: str = ""
     revision: str = ""
     licence: str = ""
-    state: str = State.PROPOSED
+    state: str = CatalogueState.PROPOSED
     proposed_by: int | None = foreign_key("people.id", default=None)
     decided_by: int | None = foreign_key("people.id", default=None)
     reason: str = words(default="")
@@ -80,18 +80,18 @@ class CatalogueEntry(Base, table=True):
     created_at: datetime = timestamp(default=utcnow)
 
 
-_TAKEN = col(CatalogueEntry.state) != State.DECLINED
+_TAKEN = col(CatalogueEntry.state) != CatalogueState.DECLINED
 Index("ix_catalogue_entries_name", col(CatalogueEntry.name), unique=True, sqlite_where=_TAKEN, postgresql_where=_TAKEN)
 
 
 @dataclass(frozen=True)
-class EntryView:
+class CatalogueEntryView:
     """An entry as it is listed; `proposed_by` is None for an operator."""
 
     id: int
-    kind: Kind
+    kind: CatalogueKind
     name: str
-    state: State
+    state: CatalogueState
     body: str
     dataset: str
     revision: str
@@ -111,10 +111,12 @@ def propose_recipe(session: Session, actor: Actor | None, request_id: str, *, na
         return earlier
     _free_name(session, name)
     values = configs.sections(body)
-    _named_datasets(session, values, {State.PROPOSED, State.ACCEPTED})
+    _named_datasets(session, values, {CatalogueState.PROPOSED, CatalogueState.ACCEPTED})
     expanded = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     _check(configs.read(expanded))
-    return _propose(session, actor, CatalogueEntry(request_id=request_id, kind=Kind.RECIPE, name=name, body=expanded))
+    return _propose(
+        session, actor, CatalogueEntry(request_id=request_id, kind=CatalogueKind.RECIPE, name=name, body=expanded)
+    )
 
 
 def propose_dataset(
@@ -134,40 +136,42 @@ def propose_dataset(
     except InvalidLicenseExpression as error:
         raise InvalidError("The licence must be an SPDX identifier such as CC-BY-4.0 or Apache-2.0.") from error
     entry = CatalogueEntry(
-        request_id=request_id, kind=Kind.DATASET, name=name, dataset=dataset, revision=revision, licence=spdx
+        request_id=request_id, kind=CatalogueKind.DATASET, name=name, dataset=dataset, revision=revision, licence=spdx
     )
     return _propose(session, actor, entry)
 
 
-def check_may_decide(session: Session, actor: Actor | None, name: str, to: State) -> None:
+def check_may_decide(session: Session, actor: Actor | None, name: str, to: CatalogueState) -> None:
     """Raise unless the actor may take the entry there now. Only reads: a form may be opened on it."""
     _decidable(session, actor, name, to, lock=False)
 
 
 def accept(session: Session, actor: Actor | None, name: str, *, reason: str) -> None:
     """Let everyone use the proposed entry, with a reason; a recipe's datasets must be accepted before it."""
-    entry = _decidable(session, actor, name, State.ACCEPTED)
-    if entry.kind == Kind.RECIPE:
+    entry = _decidable(session, actor, name, CatalogueState.ACCEPTED)
+    if entry.kind == CatalogueKind.RECIPE:
         _demand_accepted(session, configs.read(entry.body))
-    _decide(session, actor, entry, State.ACCEPTED, reason)
+    _decide(session, actor, entry, CatalogueState.ACCEPTED, reason)
 
 
 def decline(session: Session, actor: Actor | None, name: str, *, reason: str) -> None:
     """Refuse the proposed entry, with a reason; its name is free again."""
-    entry = _decidable(session, actor, name, State.DECLINED)
-    _decide(session, actor, entry, State.DECLINED, reason)
+    entry = _decidable(session, actor, name, CatalogueState.DECLINED)
+    _decide(session, actor, entry, CatalogueState.DECLINED, reason)
 
 
 def retire(session: Session, actor: Actor | None, name: str, *, reason: str) -> None:
     """Take an accepted entry out, with a reason: no run is launched from it any more, and none that runs is touched."""
-    entry = _decidable(session, actor, name, State.RETIRED)
-    _decide(session, actor, entry, State.RETIRED, reason)
+    entry = _decidable(session, actor, name, CatalogueState.RETIRED)
+    _decide(session, actor, entry, CatalogueState.RETIRED, reason)
 
 
 def recipes(session: Session) -> list[str]:
     """The names of the recipes that runs can be launched from: accepted ones, and built-in ones whose data are here."""
     accepted = session.scalars(
-        select(CatalogueEntry.name).where(CatalogueEntry.kind == Kind.RECIPE, CatalogueEntry.state == State.ACCEPTED)
+        select(CatalogueEntry.name).where(
+            CatalogueEntry.kind == CatalogueKind.RECIPE, CatalogueEntry.state == CatalogueState.ACCEPTED
+        )
     )
     return sorted({*_ready(), *accepted})
 
@@ -177,7 +181,7 @@ def datasets(session: Session) -> list[str]:
     return sorted(
         session.scalars(
             select(CatalogueEntry.name).where(
-                CatalogueEntry.kind == Kind.DATASET, CatalogueEntry.state == State.ACCEPTED
+                CatalogueEntry.kind == CatalogueKind.DATASET, CatalogueEntry.state == CatalogueState.ACCEPTED
             )
         )
     )
@@ -217,7 +221,7 @@ def trains_on(session: Session, config: TrainConfig) -> list[str]:
     """The data of a configuration by the names that members know: the catalogue's datasets, and built-in text."""
     names = {
         (entry.dataset, entry.revision): entry.name
-        for entry in session.scalars(select(CatalogueEntry).where(CatalogueEntry.kind == Kind.DATASET, _TAKEN))
+        for entry in session.scalars(select(CatalogueEntry).where(CatalogueEntry.kind == CatalogueKind.DATASET, _TAKEN))
     }
     return [
         source.builtin or names.get((source.dataset or "", source.revision or ""), source.name)
@@ -247,7 +251,7 @@ def check_trains_on(session: Session, recipe: str, config: TrainConfig, dataset:
     raise InvalidError(f"“{recipe}” trains on {', '.join(own)[:200]}; recipes on “{dataset}” are: {others}.")
 
 
-def entries(session: Session) -> Sequence[EntryView]:
+def entries(session: Session) -> Sequence[CatalogueEntryView]:
     """All entries, the newest first."""
     rows = session.execute(
         select(CatalogueEntry, Person.name)
@@ -255,11 +259,11 @@ def entries(session: Session) -> Sequence[EntryView]:
         .order_by(col(CatalogueEntry.id).desc())
     )
     return [
-        EntryView(
+        CatalogueEntryView(
             id=entry.id,
-            kind=Kind(entry.kind),
+            kind=CatalogueKind(entry.kind),
             name=entry.name,
-            state=State(entry.state),
+            state=CatalogueState(entry.state),
             body=entry.body,
             dataset=entry.dataset,
             revision=entry.revision,
@@ -301,7 +305,7 @@ def _free_name(session: Session, name: str) -> None:
         raise ConflictError(f"The catalogue has “{name}” already ({taken or 'built in'}); give it another name.")
 
 
-def _named_datasets(session: Session, values: dict[str, Any], states: set[State]) -> None:
+def _named_datasets(session: Session, values: dict[str, Any], states: set[CatalogueState]) -> None:
     """Put commit and licence of the catalogue's datasets where the sources name them."""
     data = values.get("data")
     sources = data.get("sources") if isinstance(data, dict) else None
@@ -311,7 +315,9 @@ def _named_datasets(session: Session, values: dict[str, Any], states: set[State]
         name = str(source["dataset"])[:60]
         entry = session.scalars(
             select(CatalogueEntry).where(
-                CatalogueEntry.name == name, CatalogueEntry.kind == Kind.DATASET, col(CatalogueEntry.state).in_(states)
+                CatalogueEntry.name == name,
+                CatalogueEntry.kind == CatalogueKind.DATASET,
+                col(CatalogueEntry.state).in_(states),
             )
         ).one_or_none()
         if entry is None:
@@ -347,15 +353,15 @@ def _demand_accepted(session: Session, config: TrainConfig) -> None:
         entry = session.scalars(
             select(CatalogueEntry)
             .where(
-                CatalogueEntry.kind == Kind.DATASET,
+                CatalogueEntry.kind == CatalogueKind.DATASET,
                 CatalogueEntry.dataset == source.dataset,
                 CatalogueEntry.revision == source.revision,
                 CatalogueEntry.licence == source.licence,
             )
-            .order_by(col(CatalogueEntry.state) != State.ACCEPTED)
+            .order_by(col(CatalogueEntry.state) != CatalogueState.ACCEPTED)
             .limit(1)
         ).one_or_none()
-        if entry is None or entry.state != State.ACCEPTED:
+        if entry is None or entry.state != CatalogueState.ACCEPTED:
             state = "not in the catalogue" if entry is None else entry.state
             raise ConflictError(f"The recipe's dataset {source.dataset} is {state}; it must be accepted.")
 
@@ -372,13 +378,15 @@ def _propose(session: Session, actor: Actor | None, entry: CatalogueEntry) -> in
     return entry.id
 
 
-def _decidable(session: Session, actor: Actor | None, name: str, to: State, *, lock: bool = True) -> CatalogueEntry:
+def _decidable(
+    session: Session, actor: Actor | None, name: str, to: CatalogueState, *, lock: bool = True
+) -> CatalogueEntry:
     """The entry, where the actor may take it there; raises ForbiddenError, NotFoundError and ConflictError."""
     rights.require_admin(actor, Act.DECIDE_CATALOGUE)
     entry = _named(session, name)
     if lock:
         session.refresh(entry, with_for_update=True)
-    if to not in TRANSITIONS[State(entry.state)]:
+    if to not in TRANSITIONS[CatalogueState(entry.state)]:
         raise ConflictError(f"“{entry.name}” is {entry.state} and cannot become {to}.")
     proposer = None if entry.proposed_by is None else session.get_one(Person, entry.proposed_by)
     if actor is not None and proposer is not None and proposer.discord_id == str(actor.discord_id):
@@ -386,7 +394,7 @@ def _decidable(session: Session, actor: Actor | None, name: str, to: State, *, l
     return entry
 
 
-def _decide(session: Session, actor: Actor | None, entry: CatalogueEntry, to: State, reason: str) -> None:
+def _decide(session: Session, actor: Actor | None, entry: CatalogueEntry, to: CatalogueState, reason: str) -> None:
     because = text.prose("The reason", reason, most=text.USUAL)
     person = None if actor is None else people.ensure(session, actor)
     entry.state, entry.reason = to, because
@@ -397,7 +405,7 @@ def _decide(session: Session, actor: Actor | None, entry: CatalogueEntry, to: St
 
 def _about(entry: CatalogueEntry) -> dict[str, Any]:
     """What the record tells of an entry: all that somebody who judges it must see."""
-    if entry.kind == Kind.RECIPE:
+    if entry.kind == CatalogueKind.RECIPE:
         return {"entry": entry.id, "what": entry.kind, "name": entry.name, "body": entry.body}
     place = {"dataset": entry.dataset, "revision": entry.revision, "licence": entry.licence}
     return {"entry": entry.id, "what": entry.kind, "name": entry.name, **place}

@@ -13,7 +13,7 @@ from sqlmodel import select
 
 from broker.allocations import allocations
 from broker.runs import runs, series
-from broker.runs.runs import RunState
+from broker.runs.runs import RunKind, RunState
 from demo.stage import Stage
 from projects import lifecycle
 from projects.db.columns import utcnow
@@ -144,7 +144,7 @@ async def launch(stage: Stage, console: Console) -> str:
     answer = await ada.press(offer.message or "", "Launch")
     expect(answer.ephemeral and "is queued" in answer.text, f"the run was not launched: {answer.text}")
     with stage.database.read() as session:
-        stage.run_id = runs.of_project(session, stage.project_id, kind="train")[0].id
+        stage.run_id = runs.of_project(session, stage.project_id, kind=RunKind.TRAIN)[0].id
     return answer.text
 
 
@@ -224,7 +224,7 @@ async def sample(stage: Stage, console: Console) -> str:
     until = time.monotonic() + 90
     while True:
         with stage.database.read() as session:
-            samples = runs.of_project(session, stage.project_id, kind="sample")
+            samples = runs.of_project(session, stage.project_id, kind=RunKind.SAMPLE)
         if samples and samples[0].state in runs.ENDED:
             break
         expect(time.monotonic() < until, "no sample was drawn")

@@ -1,4 +1,4 @@
-"""The pipeline of a project: proposed, recruiting, scoped, active or paused, and completed or stopped, in public."""
+"""The lifecycle of a project: proposed, recruiting, scoped, active or paused, and completed or stopped, in public."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from sqlalchemy import Select, func, update
 from sqlalchemy.orm import Session
 from sqlmodel import Field, col, select
 
-from projects import limits, people, policies, rights, text
+from projects import people, policies, quotas, rights, text
 from projects.db.columns import Base, foreign_key, row_id, timestamp, utcnow, words
 from projects.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
-from projects.limits import Kind
 from projects.people import Actor, LabRole, Person
+from projects.quotas import QuotaKind
 from projects.record import record
 from projects.rights import Act, ProjectRole, Role
 
@@ -145,7 +145,7 @@ def propose(session: Session, actor: Actor, request_id: str, *, title: str, ques
     earlier = session.scalars(select(Project.id).where(Project.request_id == request_id)).one_or_none()
     if earlier is not None:
         return earlier
-    limits.check(session, actor, Kind.PROPOSAL)
+    quotas.check(session, actor, QuotaKind.PROPOSAL)
     said = {
         "title": text.title(title),
         "question": text.prose("The research question", question, most=text.USUAL),

@@ -1,11 +1,51 @@
 """What all tests share."""
 
+import os
+from collections import Counter
+
 import pytest
+
+# Threads of PyTorch's that wait sleep: spinning, they take the cores from the processes that the tests start.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+CPU_SECONDS = "CPU seconds"
+BEGAN = pytest.StashKey[float]()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    item.stash[BEGAN] = cpu_seconds()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    """Notes what a test has cost in its last report, with its set-up and what that has begun for others."""
+    if call.when == "teardown" and BEGAN in item.stash:
+        item.user_properties.append((CPU_SECONDS, cpu_seconds() - item.stash[BEGAN]))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """One line for each thing that this machine lacks, so that nothing is left out unseen."""
+    """One line for each thing that this machine lacks, so that nothing is left out unseen; the CPU seconds if asked."""
     skipped = terminalreporter.getreports("skipped")
     whys = {report.longrepr[2] for report in skipped if isinstance(report.longrepr, tuple)}
     for why in sorted(whys):
         terminalreporter.write_line(f"LEFT OUT: {why.removeprefix('Skipped: ')}", yellow=True)
+    if os.environ.get("STOA_TEST_CPU") == "1":
+        tell_cpu_seconds(terminalreporter)
+
+
+def cpu_seconds() -> float:
+    """Of this process and of those of its children that have ended and were waited for."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def tell_cpu_seconds(terminalreporter: pytest.TerminalReporter) -> None:
+    """The CPU seconds of each file and of the twenty dearest tests."""
+    files, tests = Counter[str](), Counter[str]()
+    for report in terminalreporter.getreports(""):
+        cost = dict(report.user_properties).get(CPU_SECONDS, 0.0)
+        files[report.nodeid.partition("::")[0]] += cost
+        tests[report.nodeid] += cost
+    terminalreporter.section(f"{CPU_SECONDS}: {sum(files.values()):.0f}")
+    for name, seconds in [*files.most_common(), *tests.most_common(20)]:
+        terminalreporter.write_line(f"{seconds:8.1f} {name}")

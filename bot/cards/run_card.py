@@ -11,7 +11,7 @@ from bot.buttons import Button
 from bot.cards.card import BLUE, GREEN, GREY, ORANGE, SKY, VERMILION, Card, sections
 from broker.allocations.ledger import in_hours
 from broker.reports.why import Why
-from broker.runs.runs import ENDED, RunState, RunView
+from broker.runs.runs import ENDED, RunKind, RunState, RunView
 
 RUNS = {
     RunState.QUEUED: ("⏳", GREY, "waits for GPUs"),
@@ -73,7 +73,7 @@ def _head(run: RunView, why: Why | None) -> Sequence[str]:
         about.append(f"forked from run {run.parent_id}")
     if run.attempt > 1:
         about.append(f"attempt {run.attempt}")
-    does = "prepares the data of " if run.kind == "prepare" else ""
+    does = "prepares the data of " if run.kind == RunKind.PREPARE else ""
     return [
         f"### {emoji} Run {run.id} {word}",
         f"{does}**{text.line(run.recipe, 60)}** · {waits}by {text.line(run.requested_by, 60)} on "
@@ -106,7 +106,7 @@ def _progress(run: RunView) -> Sequence[str]:
         speed.append(f"**ETA** {text.duration(run.eta)}")
     if run.state in ENDED and run.started_at is not None and run.ended_at is not None:
         speed.append(f"**Took** {text.duration((run.ended_at - run.started_at).total_seconds())}")
-    if run.kind == "prepare":
+    if run.kind == RunKind.PREPARE:
         return [" · ".join(speed)]
     return [
         f"{text.bar(run.step, run.total_steps, 12)} step {run.step:,} of {run.total_steps:,}{share}",
@@ -145,7 +145,7 @@ def _costs(run: RunView, thread_id: str) -> Sequence[str]:
 
 def _buttons(run: RunView) -> ui.ActionRow[Any] | None:
     """The buttons that fit the run's state; None for a run that does not train."""
-    if run.kind != "train":
+    if run.kind != RunKind.TRAIN:
         return None
     row: ui.ActionRow[Any] = ui.ActionRow()
     if run.state in PAUSABLE:

@@ -11,7 +11,7 @@ from bot.commands import context
 from broker import catalogue
 from broker.allocations import allocations, pools
 from broker.allocations.allocations import AllocationState, AllocationView
-from broker.catalogue import State
+from broker.catalogue import CatalogueState
 from broker.reviews import changes
 from broker.reviews.changes import ChangeState
 from broker.runs import preparing
@@ -65,12 +65,12 @@ async def grant_numbers(interaction: Interaction, typed: str) -> list[Choice[int
 
 async def proposed_entries(interaction: Interaction, typed: str) -> list[Choice[str]]:
     """The entries of the catalogue that wait for a decision."""
-    return await _entries(interaction, typed, State.PROPOSED)
+    return await _entries(interaction, typed, CatalogueState.PROPOSED)
 
 
 async def accepted_entries(interaction: Interaction, typed: str) -> list[Choice[str]]:
     """The accepted entries of the catalogue."""
-    return await _entries(interaction, typed, State.ACCEPTED)
+    return await _entries(interaction, typed, CatalogueState.ACCEPTED)
 
 
 async def preparable_recipes(interaction: Interaction, typed: str) -> list[Choice[str]]:
@@ -79,7 +79,7 @@ async def preparable_recipes(interaction: Interaction, typed: str) -> list[Choic
     return _choices([(name, name) for name in names], typed)
 
 
-async def _entries(interaction: Interaction, typed: str, state: State) -> list[Choice[str]]:
+async def _entries(interaction: Interaction, typed: str, state: CatalogueState) -> list[Choice[str]]:
     entries = await interaction.client.read(catalogue.entries)
     return _choices([(entry.name, entry.name) for entry in entries if entry.state is state], typed)
 

@@ -18,7 +18,7 @@ from bot.plots.renderer import Renderer
 from broker.allocations import allocations
 from broker.allocations.allocations import AllocationView
 from broker.runs import runs
-from broker.runs.runs import RunView
+from broker.runs.runs import RunKind, RunView
 from projects import lifecycle
 from projects.lifecycle import ENDED, ProjectView
 from projects.record import redaction
@@ -43,7 +43,7 @@ def card_contents(
     return (
         lifecycle.view(session, project_id),
         allocations.of_project(session, project_id),
-        runs.of_project(session, project_id, kind="train", limit=RUNS_SHOWN),
+        runs.of_project(session, project_id, kind=RunKind.TRAIN, limit=RUNS_SHOWN),
         None if channel is None or channel.gone else channel.channel_id,
     )
 

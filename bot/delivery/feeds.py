@@ -14,7 +14,7 @@ from bot.delivery.tombstones import Tombstones
 from bot.plots.renderer import Renderer
 from broker.reviews import inventory
 from broker.runs import runs
-from broker.runs.runs import RunView
+from broker.runs.runs import RunKind, RunView
 from projects import lifecycle
 from projects.lifecycle import ProjectView
 from projects.record import record, redaction
@@ -97,7 +97,7 @@ class ProjectFeed:
         ran: Sequence[RunView] = ()
         sponsors: Sequence[str] = ()
         if entry.kind == "project.completed":
-            ran = await self.app.read(runs.of_project, self.project_id, kind="train", limit=MOST_RUNS)
+            ran = await self.app.read(runs.of_project, self.project_id, kind=RunKind.TRAIN, limit=MOST_RUNS)
             sponsors = await self.app.read(inventory.sponsors, self.project_id)
         context = PostContext(project, channel_id, ran, sponsors)
         for destination in posts.destinations(entry, has_channel=channel_id is not None or closed):

@@ -12,7 +12,7 @@ from sqlmodel import col, select
 
 from bot.delivery.posts import Destination
 from bot.tables import DiscordChannel, DiscordCursor, DiscordMessage
-from projects import channels
+from projects import moderation
 from projects.db.columns import utcnow
 from projects.record import record
 from projects.record.record import Entry, Payload, Stream, Told
@@ -133,7 +133,7 @@ def channel_gone(session: Session, key: str, project_id: int) -> None:
     """
     row = session.get(DiscordChannel, key)
     if key == f"project:{project_id}" and (row is None or not row.gone):
-        channels.deleted(session, project_id)
+        moderation.channel_deleted(session, project_id)
     if row is None:
         row = DiscordChannel(key=key, project_id=project_id, mark="")
         session.add(row)

@@ -9,7 +9,7 @@ import structlog
 from bot import text
 from bot.delivery.entry_text import TEXTS, Payload, general
 from bot.delivery.entry_text.phrases import line, quoted
-from broker.runs.runs import RunView
+from broker.runs.runs import RunKind, RunView
 from projects.lifecycle import ProjectView
 from projects.record.record import LAB, Told
 
@@ -116,7 +116,7 @@ def _announcement(p: Payload, context: PostContext, most: int) -> str:
     if context.channel_id:
         lines.insert(2, f"The whole story is in <#{context.channel_id}>.")
     head = "\n".join(lines)
-    published = [_published(run) for run in context.runs if run.kind == "train" and run.checkpoints]
+    published = [_published(run) for run in context.runs if run.kind == RunKind.TRAIN and run.checkpoints]
     return "\n".join(filter(None, [head, text.listed(published, most=most - text.length(head) - 1)]))
 
 

@@ -30,7 +30,7 @@ from bot.tables import DiscordMessage
 from broker.reports import why
 from broker.reports.why import Why
 from broker.runs import runs
-from broker.runs.runs import ACTIVE, Run, RunState, RunView
+from broker.runs.runs import ACTIVE, Run, RunKind, RunState, RunView
 from projects.record import record, redaction
 
 RUNS_KEPT = 25
@@ -124,7 +124,7 @@ class RunCardUpdater:
         """Update a run's card; False where the card must be updated again later."""
         run = await self.app.read(runs.view, run_id)
         cards, thread_id = await self.app.read(_cards, run)
-        if run.kind == "sample" or not cards or cards[-1].gone or cards[0].message_id is None:
+        if run.kind == RunKind.SAMPLE or not cards or cards[-1].gone or cards[0].message_id is None:
             return True
         row = cards[-1]
         if row.message_id is None:
@@ -260,7 +260,9 @@ def _newest(session: Session, project_id: int) -> list[int]:
     if not redaction.happened(session, record.project_stream(project_id)):
         query = query.limit(RUNS_KEPT)
     found = session.scalars(query)
-    return list(dict.fromkeys(run.parent_id if run.kind == "sample" and run.parent_id else run.id for run in found))
+    return list(
+        dict.fromkeys(run.parent_id if run.kind == RunKind.SAMPLE and run.parent_id else run.id for run in found)
+    )
 
 
 def _cards(session: Session, run: RunView) -> tuple[list[DiscordMessage], str]:

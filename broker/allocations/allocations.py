@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
+from typing import Any
 
 from sqlalchemy import update
 from sqlalchemy.orm import Session
@@ -16,16 +17,17 @@ from broker.allocations.endorsements import Endorsable
 from broker.allocations.ledger import Account, in_hours
 from broker.allocations.pools import Grant, Pool
 from broker.allocations.tiers import Tiers
-from projects import lifecycle, limits, people, text
+from projects import lifecycle, people, quotas, text
 from projects.db.columns import foreign_key, integer, row_id, timestamp, utcnow, words
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.lifecycle import Project, Stage
-from projects.limits import Kind
 from projects.people import Actor, Person
+from projects.quotas import QuotaKind
 from projects.record import record
 
 MOST_HOURS = 1_000_000
 LONGEST = timedelta(days=366)
+STARTER = "A starter grant, by policy."
 
 
 class AllocationState(StrEnum):
@@ -172,7 +174,7 @@ def request(
     lifecycle.load(session, project_id)
     session.get_one(Project, project_id, with_for_update={"key_share": True}, populate_existing=True)
     project = check_may_request(session, actor, project_id)
-    limits.check(session, actor, Kind.REQUEST)
+    quotas.check(session, actor, QuotaKind.REQUEST)
     target = pools.named(session, pool)
     seconds = parse_hours(hours)
     day = parse_day(until)
@@ -208,9 +210,11 @@ def request(
     told = {"pool": pool, "seconds": seconds, "until": day.date().isoformat()}
     if renews is not None:
         told["renews"] = renews
+    # The grant's row comes before the record's.
+    approved = _approve(session, allocation, seconds, None, STARTER) if starter else None
     tell(session, allocation, "allocation.requested", by=person, why=because, **told)
-    if starter:
-        award(session, allocation, seconds, None, "A starter grant, by policy.")
+    if approved is not None:
+        tell(session, allocation, "allocation.approved", why=STARTER, **approved)
     return allocation.id
 
 
@@ -273,6 +277,12 @@ def award(session: Session, allocation: Allocation, seconds: int, by: Person | N
 
     It lasts at most as long as the grant. Raises ConflictError where no grant of the pool holds so much.
     """
+    told = _approve(session, allocation, seconds, by, because)
+    tell(session, allocation, "allocation.approved", by=by, why=because, **told)
+
+
+def _approve(session: Session, allocation: Allocation, seconds: int, by: Person | None, because: str) -> dict[str, Any]:
+    """As `award`, but for the entry; returns what the entry tells."""
     second = seconds // 2 if seconds > tiers.current(session).halves else 0
     source = _draw(session, allocation, seconds - second, second)
     now = utcnow()
@@ -288,13 +298,18 @@ def award(session: Session, allocation: Allocation, seconds: int, by: Person | N
         reason=because,
         half_until=now + (until - now) / 2 if second else None,
     )
-    told: dict[str, object] = {"asked": allocation.seconds, "seconds": seconds - second, "until": _day(until)}
+    told: dict[str, Any] = {
+        "pool": session.get_one(Pool, allocation.pool_id).name,
+        "sponsor": source.sponsor,
+        "asked": allocation.seconds,
+        "seconds": seconds - second,
+        "until": _day(until),
+    }
     if allocation.half_until is not None:
         told |= {"second_half": second, "half_until": _day(allocation.half_until)}
     if allocation.endorsed_by is not None:
         told["endorsed_by"] = session.get_one(Person, allocation.endorsed_by).name
-    pool = session.get_one(Pool, allocation.pool_id).name
-    tell(session, allocation, "allocation.approved", by=by, why=because, pool=pool, sponsor=source.sponsor, **told)
+    return told
 
 
 def close(session: Session, allocation: Allocation, to: AllocationState, **values: object) -> int:

@@ -15,12 +15,12 @@ from broker.allocations.endorsements import Endorsable, check_second, endorse
 from broker.allocations.ledger import in_hours
 from broker.allocations.pools import Grant
 from broker.reviews import reviews
-from projects import limits, people, text
+from projects import people, quotas, text
 from projects.db.columns import foreign_key, integer, row_id, timestamp, utcnow, words
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.lifecycle import Project, Stage
-from projects.limits import Kind
 from projects.people import Actor, Person
+from projects.quotas import QuotaKind
 
 
 class ChangeState(StrEnum):
@@ -84,7 +84,7 @@ def request(
         return earlier
     allocation = allocations.lock(session, allocation_id)
     lead = check_may_request(session, actor, allocation_id)
-    limits.check(session, actor, Kind.REQUEST)
+    quotas.check(session, actor, QuotaKind.REQUEST)
     if not hours.strip() and not until.strip():
         raise InvalidError("Say what is to change: more GPU-hours, a later end, or both.")
     seconds = parse_hours(hours) if hours.strip() else 0

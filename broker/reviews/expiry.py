@@ -138,8 +138,8 @@ def tend_one(session: Session, allocation_id: int, now: datetime) -> None:
 
 def _collect(session: Session, allocation: Allocation) -> None:
     """Return to the grant what an allocation that has ended was given back, and let what is asked of it lapse."""
-    changes.lapse(session, allocation)
     returned = ledger.give_back(session, allocation.id, f"it is {allocation.state}")
+    changes.lapse(session, allocation)
     if returned:
         allocations.tell(session, allocation, "allocation.returned", returned=returned)
 

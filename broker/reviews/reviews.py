@@ -59,6 +59,8 @@ def approve(
     reason: str,
 ) -> AllocationState:
     """Grant the request in full or in part, or endorse a large one; returns where it stands now."""
+    renews = allocations.load(session, allocation_id).renews_id
+    earlier = None if renews is None else allocations.lock(session, renews)
     allocation = allocations.lock(session, allocation_id)
     check_may_decide(session, actor, allocation_id)
     seconds = parse_hours(hours)
@@ -75,9 +77,11 @@ def approve(
         return AllocationState.REQUESTED
     if allocation.endorsed_seconds is not None:
         seconds = min(seconds, allocation.endorsed_seconds)
+    if earlier is not None:
+        control.hold(session, col(Run.allocation_id) == earlier.id)
     allocations.award(session, allocation, seconds, reviewer, because)
-    if allocation.renews_id is not None:
-        _renew(session, allocations.lock(session, allocation.renews_id), allocation)
+    if earlier is not None:
+        _renew(session, earlier, allocation)
     return AllocationState.APPROVED
 
 
@@ -85,7 +89,6 @@ def _renew(session: Session, earlier: Allocation, later: Allocation) -> None:
     """End the allocation that another succeeds, unless it has ended by itself meanwhile; its runs go on with that."""
     if earlier.state not in LIVE:
         return
-    control.hold(session, col(Run.allocation_id) == earlier.id)
     carried = control.carry_over(session, earlier, later)
     returned = allocations.close(session, earlier, AllocationState.RENEWED)
     allocations.tell(session, earlier, "allocation.renewed", successor=later.id, returned=returned, runs=list(carried))

@@ -22,7 +22,7 @@ from broker.runners import shim, slurm
 from broker.runs.attempts import Process
 from trainer.contract import LOG_FILE
 
-PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR")
+PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR", "OMP_WAIT_POLICY")
 
 
 class Launcher(Protocol):

@@ -23,7 +23,7 @@ import structlog
 from broker.runs.attempts import Process
 from trainer.contract import LOG_FILE, OUTCOME_FILE, Status
 
-PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR", "SLURM_CONF")
+PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR", "OMP_WAIT_POLICY", "SLURM_CONF")
 ENDED = frozenset(
     {
         *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED"),

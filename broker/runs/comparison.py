@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
 from broker.runs import runs
-from broker.runs.runs import Run, RunView
+from broker.runs.runs import Run, RunKind, RunView
 from broker.runs.series import Point
 from projects.errors import ConflictError, InvalidError, NotFoundError
 
@@ -26,7 +26,7 @@ def named(session: Session, numbers: str) -> Sequence[RunView]:
         raise InvalidError(f"At most {MOST} runs fit one picture; {len(ids)} are named.")
     views = [runs.view(session, run_id) for run_id in ids]
     for view in views:
-        if view.kind != "train":
+        if view.kind != RunKind.TRAIN:
             raise ConflictError(f"Run {view.id} does not train; only runs that do can be compared.")
     return views
 
@@ -55,12 +55,12 @@ def _name(view: RunView, alike: Sequence[RunView]) -> str:
 def nearest(session: Session, run_id: int) -> Sequence[RunView]:
     """The run and the newest others of its project that have a curve; raises NotFoundError where there is none."""
     run = runs.load(session, run_id)
-    if run.kind != "train":
+    if run.kind != RunKind.TRAIN:
         raise ConflictError(f"Run {run_id} does not train; only runs that do can be compared.")
     measured = select(Point.run_id).where(Point.series == "loss")
     others = session.scalars(
         select(Run.id)
-        .where(Run.project_id == run.project_id, Run.id != run.id, Run.kind == "train", col(Run.id).in_(measured))
+        .where(Run.project_id == run.project_id, Run.id != run.id, Run.kind == RunKind.TRAIN, col(Run.id).in_(measured))
         .order_by(col(Run.recipe) != run.recipe, col(Run.id).desc())
         .limit(MOST - 1)
     ).all()

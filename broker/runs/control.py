@@ -12,7 +12,7 @@ from broker.allocations.allocations import Allocation, AllocationState
 from broker.allocations.pools import Pool
 from broker.runs import attempts, estimates, launching, runs, settlement
 from broker.runs.launching import LONGEST_TIME_LIMIT, Receipt
-from broker.runs.runs import ACTIVE, ENDED, Run, RunState
+from broker.runs.runs import ACTIVE, ENDED, Run, RunKind, RunState
 from projects import lifecycle
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, InvalidError
@@ -73,7 +73,7 @@ def resume(
     count = run.gpus if gpus is None else gpus
     launching.check_count(pool, count)
     seconds = run.time_limit - run.used if time_limit is None else launching.parse_time_limit(time_limit)
-    if run.kind == "train":
+    if run.kind == RunKind.TRAIN:
         launching.check_fit(estimates.config_of(run), count)
     launching.check_left(session, allocation.id, count, seconds)
     runs.move(
@@ -95,7 +95,7 @@ def resume(
 def resumable_on(session: Session, run_id: int) -> list[tuple[int, bool]]:
     """The numbers of GPUs of its pool that the run's configuration fits, each with whether it had as many before."""
     run = runs.load(session, run_id)
-    if run.kind != "train":
+    if run.kind != RunKind.TRAIN:
         return [(run.gpus, True)]
     config = estimates.config_of(run)
     size = session.get_one(Pool, run.pool_id).gpus
@@ -110,7 +110,7 @@ def resumable_on(session: Session, run_id: int) -> list[tuple[int, bool]]:
 def extend(session: Session, actor: Actor, run_id: int, time: str) -> Receipt:
     """Let a run take so much longer, such as “30m”; for one that runs, the cost is reserved at once."""
     run, person = _of_member(session, actor, run_id)
-    if run.kind != "prepare":
+    if run.kind != RunKind.PREPARE:
         _demand_training(run)
     seconds = launching.parse_time_limit(time)
     if run.state not in ACTIVE - {RunState.STOPPING} | {RunState.PAUSED}:
@@ -258,9 +258,9 @@ def _cancel(session: Session, run: Run, reason: str, *, by: Person | None = None
 
 
 def _demand_training(run: Run) -> None:
-    if run.kind == "prepare":
+    if run.kind == RunKind.PREPARE:
         raise ConflictError(f"{runs.what_it_is(run)}, and would begin anew; let it end, or cancel it.")
-    if run.kind != "train":
+    if run.kind != RunKind.TRAIN:
         raise ConflictError(f"{runs.what_it_is(run)}, over in moments; let it end.")
 
 

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
 from broker import configs
-from broker.runs.runs import Run
+from broker.runs.runs import Run, RunKind
 from broker.runs.series import Point
 from trainer import check as dry_run
 from trainer.config import TrainConfig
@@ -43,9 +43,9 @@ def estimate(session: Session, run: Run) -> Estimate:
     The rate is that of the newest run of the same recipe and number of GPUs, or else of the nearest one measured on the
     pool, taken to do as many FLOPs per second on each GPU.
     """
-    if run.kind == "prepare":
+    if run.kind == RunKind.PREPARE:
         return Estimate(None, "a preparation takes as long as its recipe has data")
-    if run.kind != "train":
+    if run.kind != RunKind.TRAIN:
         return Estimate(None, "a sample takes as long as its text")
     config = config_of(run)
     flops = float(dry_run.flops_per_token(config))
@@ -60,7 +60,7 @@ def estimate(session: Session, run: Run) -> Estimate:
 
 def _measured(session: Session, run: Run) -> list[Measurement]:
     """The newest measured run of each recipe and number of GPUs on the run's pool."""
-    of_pool = col(Run.pool_id) == run.pool_id, col(Run.kind) == "train"
+    of_pool = col(Run.pool_id) == run.pool_id, col(Run.kind) == RunKind.TRAIN
     kind = select(Run.recipe, Run.gpus).where(*of_pool).distinct().subquery()
     # One look into the points for each run, from the newest back: a lab comes to have tens of millions of them.
     measured = exists().where(

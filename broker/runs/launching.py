@@ -14,12 +14,13 @@ from broker.allocations import allocations, ledger
 from broker.allocations.allocations import Allocation, AllocationState
 from broker.allocations.pools import Pool
 from broker.runs import estimates, preparing
-from broker.runs.runs import Kind, Run, RunState, load, tell, what_it_is
-from projects import lifecycle, limits
+from broker.runs.runs import Run, RunKind, RunState, load, tell, what_it_is
+from projects import lifecycle, quotas
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.lifecycle import Project
 from projects.people import Actor
+from projects.quotas import QuotaKind
 from trainer import check as dry_run
 from trainer.config import TrainConfig
 
@@ -63,7 +64,7 @@ class Order:
     allocation_id: int | None = None
     origin: Origin | None = None
     dataset: str = ""
-    kind: Kind = "train"
+    kind: RunKind = RunKind.TRAIN
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def launch(session: Session, actor: Actor, request_id: str, order: Order) -> Rec
         return receipt(session, earlier)
     project = lifecycle.load(session, order.project_id)
     person = lifecycle.require_member(session, actor, project)
-    limits.check(session, actor, limits.Kind.LAUNCH)
+    quotas.check(session, actor, QuotaKind.LAUNCH)
     run, _ = _drawn_up(session, order)
     run.request_id, run.requested_by = request_id, person.id
     session.add(run)
@@ -189,7 +190,7 @@ def _drawn_up(session: Session, order: Order) -> tuple[Run, TrainConfig]:
         recipe=order.recipe,
         overrides=changes,
         config=configs.spelt_out(body, changes),
-        total_steps=0 if order.kind == "prepare" else config.training.steps,
+        total_steps=0 if order.kind == RunKind.PREPARE else config.training.steps,
         gpus=order.gpus,
         time_limit=seconds,
     )
@@ -265,7 +266,7 @@ def prepare(
     """Queue a run on one device that prepares an accepted recipe's data, charged like any other."""
     if session.scalars(select(Run.id).where(Run.request_id == request_id)).one_or_none() is None:
         preparing.check(session, recipe)
-    order = Order(project_id, recipe, time_limit, allocation_id=allocation_id, kind="prepare")
+    order = Order(project_id, recipe, time_limit, allocation_id=allocation_id, kind=RunKind.PREPARE)
     return launch(session, actor, request_id, order)
 
 
@@ -335,7 +336,7 @@ def _promised(session: Session, allocation_id: int) -> int:
 
 def _trained(session: Session, run_id: int) -> Run:
     run = load(session, run_id)
-    if run.kind != "train":
+    if run.kind != RunKind.TRAIN:
         raise ConflictError(f"{what_it_is(run)}; only a run that trains can be run again.")
     return run
 

@@ -4,7 +4,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Literal
 
 from sqlalchemy import update
 from sqlalchemy.orm import Session
@@ -52,8 +51,13 @@ TRANSITIONS: dict[RunState, frozenset[RunState]] = {
     **dict.fromkeys(ENDED, frozenset()),
 }
 
-Kind = Literal["train", "sample", "prepare"]
-KINDS: dict[str, Kind] = {"train": "train", "sample": "sample", "prepare": "prepare"}
+
+class RunKind(StrEnum):
+    """What a run does: train a model, generate a sample from a checkpoint, or prepare a recipe's data."""
+
+    TRAIN = "train"
+    SAMPLE = "sample"
+    PREPARE = "prepare"
 
 
 class Run(Base, table=True):
@@ -69,7 +73,7 @@ class Run(Base, table=True):
 
     id: int = row_id()
     request_id: str = Field(unique=True)
-    kind: str = "train"
+    kind: str = RunKind.TRAIN
     project_id: int = foreign_key("projects.id")
     allocation_id: int = foreign_key("allocations.id")
     pool_id: int = foreign_key("pools.id")
@@ -112,7 +116,7 @@ class RunView:
     """A run as cards show it; GPU-seconds, seconds, tokens per second, nats per token."""
 
     id: int
-    kind: Kind
+    kind: RunKind
     project_id: int
     project: str
     recipe: str
@@ -151,7 +155,7 @@ class RunView:
 
 def what_it_is(run: Run) -> str:
     """The beginning of a sentence that refuses what only a run that trains can do."""
-    if run.kind == "prepare":
+    if run.kind == RunKind.PREPARE:
         return f"Run {run.id} prepares the data of “{run.recipe}”"
     return f"Run {run.id} is a sample of run {run.parent_id}"
 
@@ -164,7 +168,7 @@ def queue_sample(session: Session, parent: Run) -> int | None:
         return None
     sample = Run(
         request_id=f"sample-{parent.id}",
-        kind="sample",
+        kind=RunKind.SAMPLE,
         project_id=parent.project_id,
         allocation_id=parent.allocation_id,
         pool_id=parent.pool_id,
@@ -197,7 +201,7 @@ def view(session: Session, run_id: int) -> RunView:
     allocation = session.get_one(Allocation, run.allocation_id)
     return RunView(
         id=run.id,
-        kind=KINDS[run.kind],
+        kind=RunKind(run.kind),
         project_id=run.project_id,
         project=session.get_one(Project, run.project_id).title,
         recipe=run.recipe,
@@ -234,7 +238,7 @@ def spent(session: Session, run_id: int) -> int:
     return sums[Movement.CHARGE] - sums[Movement.REFUND]
 
 
-def of_project(session: Session, project_id: int, *, kind: Kind | None = None, limit: int = 25) -> Sequence[RunView]:
+def of_project(session: Session, project_id: int, *, kind: RunKind | None = None, limit: int = 25) -> Sequence[RunView]:
     """The project's runs, of one kind or all, the newest first."""
     query = select(Run.id).where(Run.project_id == project_id).order_by(col(Run.id).desc()).limit(limit)
     if kind is not None:
@@ -255,7 +259,7 @@ def newest(
 
     `kept`: only those with a checkpoint on this disk.
     """
-    query = select(Run.id, Run.recipe, Run.state).where(Run.kind == "train", col(Run.state).in_(states))
+    query = select(Run.id, Run.recipe, Run.state).where(Run.kind == RunKind.TRAIN, col(Run.state).in_(states))
     if project_id is not None:
         query = query.where(Run.project_id == project_id)
     if kept:
@@ -294,10 +298,10 @@ def tell(session: Session, run: Run, kind: str, *, by: Person | None = None, why
     A sample is told as part of the run it samples from, a preparation with the recipe that it `prepares`.
     """
     about: dict[str, int | None] = {"run": run.id, "attempt": run.token}
-    if run.kind == "sample":
+    if run.kind == RunKind.SAMPLE:
         about |= {"run": run.parent_id, "sample": run.id}
         if run.prompt:
             told["prompt"] = run.prompt
-    elif run.kind == "prepare":
+    elif run.kind == RunKind.PREPARE:
         told["prepares"] = run.recipe
     record.append(session, record.project_stream(run.project_id), kind, by=by, why=why, **about, **told)

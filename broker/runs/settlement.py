@@ -9,7 +9,7 @@ from sqlmodel import col, select
 from broker.allocations import allocations, ledger
 from broker.runs import attempts, preparing, runs
 from broker.runs.attempts import OPEN, Attempt, AttemptState, Ending, Progress
-from broker.runs.runs import ENDED, Run, RunState
+from broker.runs.runs import ENDED, Run, RunKind, RunState
 from projects.db.columns import utcnow
 from projects.people import Person
 from trainer.contract import Status
@@ -64,9 +64,9 @@ def settle(
         _refund(session, run, attempt, ending.reason)
     if ending.status == Status.DONE:
         _end(session, run, RunState.FINISHED, ending.reason, sample=ending.sample)
-        if run.kind == "train":
+        if run.kind == RunKind.TRAIN:
             runs.queue_sample(session, run)
-        elif run.kind == "prepare":
+        elif run.kind == RunKind.PREPARE:
             preparing.made(session, run)
     elif run.state == RunState.STOPPING:
         pausing = run.stops_as == RunState.PAUSED

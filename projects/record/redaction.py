@@ -42,9 +42,10 @@ def redact(session: Session, actor: Actor | None, stream: str, number: int, reas
     because = text.prose("The reason", reason, most=text.USUAL)
     entry = named(session, stream, number)
     told = session.scalars(select(col(Payload.body)).where(Payload.entry_id == entry.id)).one()
+    _unsay(session, stream, json.loads(told or "{}"))
+    _lock(session, stream)
     if not _blank(session, [entry.id]):
         raise ConflictError(f"Entry {number} of “{stream}” is blank already.")
-    _unsay(session, stream, json.loads(told or "{}"))
     by = None if actor is None else people.ensure(session, actor)
     record.append(session, stream, "record.redacted", by=by, why=because, numbers=[number])
 
@@ -86,8 +87,10 @@ def forget(session: Session, actor: Actor | None, discord_id: str, reason: str) 
     if person is None:
         raise NotFoundError(f"Nobody with the Discord id {discord_id[:30]!r} has done anything here.")
     by = None if actor is None else people.ensure(session, actor)
-    found = _naming(session, person)
-    _unname(session, _standing_alone(person.name))
+    # The rows that entries are about come before the record's, as in every other transaction.
+    name = _standing_alone(person.name)
+    _unname(session, name)
+    found = _naming(session, person, name)
     person.name = NAMELESS
     session.flush()
     for stream in sorted(found):
@@ -97,17 +100,21 @@ def forget(session: Session, actor: Actor | None, discord_id: str, reason: str) 
     return sum(map(len, found.values()))
 
 
-def _naming(session: Session, person: Person) -> dict[str, list[Entry]]:
+def _naming(session: Session, person: Person, name: re.Pattern[str]) -> dict[str, list[Entry]]:
     """The entries whose payload holds a person's id or name, by stream; locks those streams in their order."""
     rows = session.execute(_told()).all()
-    name = _standing_alone(person.name)
     found: dict[str, list[Entry]] = {}
     for entry, body in rows:
         if any(said == person.discord_id or name.search(said) for said in _strings(json.loads(body or "{}"))):
             found.setdefault(entry.stream, []).append(entry)
     for stream in sorted(found):
-        session.execute(select(Stream.key).where(Stream.key == stream).with_for_update())
+        _lock(session, stream)
     return found
+
+
+def _lock(session: Session, stream: str) -> None:
+    """Lock a chain until the transaction ends."""
+    session.execute(select(col(Stream.key)).where(Stream.key == stream).with_for_update())
 
 
 def _told() -> Select[Entry, str | None]:

@@ -20,6 +20,7 @@ from projects.db.database import Database
 from projects.people import Actor, LabRole
 from projects.record import record
 from sandbox.people import Answer, Channel, Guild, Message, Person
+from tests.databases import sqlite_tables
 from tests.discord_openapi import DiscordJudge, find_description, malformed, recorded
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +51,7 @@ class Lab:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        (root / "stoa.db").write_bytes(sqlite_tables())
         self.db = Database(f"sqlite:///{root / 'stoa.db'}")
         # Whether somebody sends what Discord refuses, to see it refused.
         self.malformed_on_purpose = False
@@ -59,7 +61,6 @@ class Lab:
 
     async def open(self) -> None:
         """Start the sandbox, and fill the database with a pool and a grant."""
-        self.db.migrate()
         with self.db.write() as session:
             pools.add_pool(session, name="local", gpu_type="CPU", gpus=2)
             given, until = allocations.parse_hours("100"), datetime.now(UTC) + timedelta(days=90)

@@ -25,7 +25,7 @@ from broker.allocations.ledger import Account
 from broker.reports.review_context import Dossier, Remark
 from broker.reports.why import Why
 from broker.reviews.changes import ChangeState, ChangeView
-from broker.runs.runs import CheckpointLink, RunState, RunView
+from broker.runs.runs import CheckpointLink, RunKind, RunState, RunView
 from broker.scheduling.fairshare import Standing
 from projects.lifecycle import Member, Outcome, ProjectView, Stage
 from projects.record.record import Told
@@ -66,7 +66,7 @@ def dossier(said: str) -> Dossier:
 def run(said: str) -> RunView:
     return RunView(
         id=1,
-        kind="train",
+        kind=RunKind.TRAIN,
         project_id=1,
         project=said,
         recipe=said,

@@ -12,7 +12,7 @@ from broker.reports import run_plan, why
 from broker.reports.run_plan import LaunchDraft
 from broker.runs import attempts, runs, settlement
 from broker.runs.attempts import Checkpoint, Ending, Process, Progress
-from broker.runs.runs import RunState
+from broker.runs.runs import RunKind, RunState
 from broker.runs.series import Measured
 from projects import membership
 from projects.db.columns import utcnow
@@ -370,7 +370,7 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     form = await ada.command("run sample", run=first)
     queued = said(await ada.submit(form, {"Prompt": "def hello(@everyone):"}))
     assert "0.033 GPU-hours at most" in queued
-    sample = lab.call(runs.of_project, 1, kind="sample")[0]
+    sample = lab.call(runs.of_project, 1, kind=RunKind.SAMPLE)[0]
     assert lab.call(runs.load, sample.id).prompt == "def hello(@everyone):"
     asked = await lab.guild.wait_for(thread, lambda m: "lets the last checkpoint of run" in m.text)
     assert "def hello" in asked.text

@@ -7,7 +7,7 @@ import aiohttp
 
 from bot.commands.stoa.setup import NEW
 from bot.server import Server
-from projects import lifecycle, limits, updates
+from projects import bans, lifecycle, updates
 from projects.people import LabRole
 from sandbox.discord import permissions
 from tests.bot.conftest import Lab
@@ -170,7 +170,7 @@ async def test_what_is_told_while_a_channel_is_gone_waits_for_the_next(lab: Lab)
     await omar.delete_channel("public-record")
     await omar.delete_channel("proposals")
     lab.call(lifecycle.complete, lab.actor("Ada"), two, outcome="result", learnt="It goes on.")
-    lab.call(limits.ban, None, lab.actor("Grace"), "Spam.")
+    lab.call(bans.ban, None, lab.actor("Grace"), "Spam.")
     lab.call(lifecycle.join, lab.actor("Omar"), one, min_people=9)
     for stream in ("lab", "project:1", "project:2"):
         await until(lab.logged(f"stream={stream}"))

@@ -57,7 +57,9 @@ def test_a_sponsor_is_checked_whoever_adds_the_grant(lab: Lab, sponsor: str, sen
 def test_an_operator_changes_pools_and_grants(lab: Lab) -> None:
     with lab.db.write() as session:
         grant = inventory.add_grant(session, None, pool=POOL, sponsor="A bank", hours="2", until=in_days(9))
+    with lab.db.write() as session:
         inventory.change_pool(session, None, POOL, gpus="4", reason="A second host.")
+    with lab.db.write() as session:
         inventory.change_grant(session, None, grant, more_hours="1", until=in_days(10), reason="They like it.")
     with lab.db.read() as session:
         found = session.get_one(Grant, grant)

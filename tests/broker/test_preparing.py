@@ -1,6 +1,5 @@
 """Preparing data is a run like any other, by the real trainer; later runs of the recipe train from what it made."""
 
-import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +12,11 @@ import yaml
 from broker import catalogue
 from broker.reports import run_plan
 from broker.runs import launching, runs
-from broker.runs.runs import RunState
+from broker.runs.runs import RunKind, RunState
 from projects.errors import ConflictError, NotFoundError
 from tests.broker.lab import ADA, Lab, request_id
 from tests.databases import ONCE
+from tests.environment import bare
 from trainer.config import RECIPES
 
 
@@ -47,7 +47,7 @@ def see_through(lab: Lab, home: Path, run: int) -> None:
     token = lab.admit(run)
     assert lab.claim(run, token)
     (home / "runs" / str(run)).mkdir(parents=True)
-    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | {
+    environment = bare() | {
         "STOA_ENV_FILE": "",
         "STOA_HOME": str(home),
         "STOA_DATABASE_URL": lab.db.url.render_as_string(hide_password=False),
@@ -60,7 +60,7 @@ def see_through(lab: Lab, home: Path, run: int) -> None:
 @ONCE
 def test_data_are_prepared_once_and_later_runs_train_from_them(lab: Lab, project: int, tmp_path: Path) -> None:
     run = prepare(lab, project)
-    assert lab.run(run).kind == "prepare"
+    assert lab.run(run).kind == RunKind.PREPARE
     see_through(lab, tmp_path, run)
     view = lab.run(run)
     assert (view.state, view.reason) == (RunState.FINISHED, "")

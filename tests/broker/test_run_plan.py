@@ -115,7 +115,9 @@ def test_a_fork_is_confirmed_only_while_its_checkpoint_is_there(lab: Lab, projec
     run = lab.launch(project)
     lab.renew(run, lab.start(run), 10, WROTE)
     with lab.db.write() as session:
-        first, second = (run_plan.fork(session, ADA, request_id(), run, 4, overrides="seed=1") for _ in range(2))
+        first = run_plan.fork(session, ADA, request_id(), run, 4, overrides="seed=1")
+    with lab.db.write() as session:
+        second = run_plan.fork(session, ADA, request_id(), run, 4, overrides="seed=1")
     forked = lab.row(confirm(lab, first.draft_id))
     assert (forked.parent_id, forked.fork_step, forked.overrides) == (run, 4, {"seed": "1"})
     with lab.db.write() as session:

@@ -92,7 +92,7 @@ def test_a_trainer_sees_no_secret_and_stands_in_its_folder(tmp_path: Path, monke
         time.sleep(0.02)
     given, folder, leads = json.loads((tmp_path / "trainer.log").read_text())
     assert launcher.poll() == 0
-    assert set(given) <= {"PATH", "HOME", "LANG", "TMPDIR", "CUDA_VISIBLE_DEVICES", "LC_CTYPE"}
+    assert set(given) <= {"PATH", "HOME", "LANG", "TMPDIR", "OMP_WAIT_POLICY", "CUDA_VISIBLE_DEVICES", "LC_CTYPE"}
     assert given["CUDA_VISIBLE_DEVICES"] == "0,1"
     assert "not-to-be-seen" not in given.values()
     assert (folder, leads) == (str(tmp_path), False), "its keeper leads the group"

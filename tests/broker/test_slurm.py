@@ -24,6 +24,7 @@ from projects.db.columns import utcnow
 from projects.errors import InvalidError
 from tests.broker.lab import Lab, settings
 from tests.databases import ONCE
+from tests.environment import bare
 from tests.slurm import Cluster, slurm, wait_for
 from trainer.contract import Status
 
@@ -308,7 +309,7 @@ def supervisor_of(
     lab: Lab, cluster: Cluster, home: Path, lease: float, *arguments: str
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A supervisor of a run and token: of a stand-in for the trainer, after one of a generation."""
-    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | {
+    environment = bare() | {
         "STOA_ENV_FILE": "",
         "STOA_HOME": str(home),
         "STOA_DATABASE_URL": lab.db.url.render_as_string(hide_password=False),

@@ -22,6 +22,7 @@ from broker.runs.attempts import Attempt, TakenOverError
 from broker.runs.runs import Run, RunState
 from tests.broker.lab import NOTHING, Lab, settings
 from tests.databases import ONCE
+from tests.environment import bare
 from trainer.contract import Status
 
 LEASE = 1.0
@@ -90,7 +91,7 @@ def supervise(lab: Lab, home: Path, run: int, token: int, lease: float, *after: 
 
 def environment(lab: Lab, home: Path, lease: float) -> dict[str, str]:
     """What a part of Stoa is given."""
-    return {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | {
+    return bare() | {
         "STOA_ENV_FILE": "",
         "STOA_HOME": str(home),
         "STOA_DATABASE_URL": lab.db.url.render_as_string(hide_password=False),
@@ -219,7 +220,7 @@ def real(lab: Lab, home: Path, run: int, *devices: int) -> subprocess.Popen[byte
     token = lab.admit(run, *devices)
     assert lab.claim(run, token, lease=60)
     (home / "runs" / str(run)).mkdir(parents=True, exist_ok=True)
-    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | {
+    environment = bare() | {
         "STOA_ENV_FILE": "",
         "STOA_HOME": str(home),
         "STOA_DATABASE_URL": lab.db.url.render_as_string(hide_password=False),
@@ -297,7 +298,7 @@ def test_what_cannot_be_started_says_why(lab: Lab, run: int, tmp_path: Path) -> 
     assert lab.claim(run, token, lease=LEASE)
     (tmp_path / "runs" / str(run)).mkdir(parents=True)
     (tmp_path / "runs" / str(run) / f"attempt-{token}").write_text("in the way")
-    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | {
+    environment = bare() | {
         "STOA_ENV_FILE": "",
         "STOA_HOME": str(tmp_path),
         "STOA_DATABASE_URL": lab.db.url.render_as_string(hide_password=False),
@@ -311,7 +312,7 @@ def test_what_cannot_be_started_says_why(lab: Lab, run: int, tmp_path: Path) -> 
 def test_a_run_on_a_full_disk_is_asked_to_stop_and_waits(lab: Lab, run: int, tmp_path: Path) -> None:
     token = lab.admit(run)
     assert lab.claim(run, token)
-    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | {
+    environment = bare() | {
         "STOA_ENV_FILE": "",
         "STOA_HOME": str(tmp_path),
         "STOA_DATABASE_URL": lab.db.url.render_as_string(hide_password=False),

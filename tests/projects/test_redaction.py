@@ -66,6 +66,7 @@ def test_what_cards_show_of_a_blanked_entry_goes_too(db: Database) -> None:
         row = runs.load(session, run)
         row.sample, row.prompt = "The number is 555.", "Call me:"
         runs.tell(session, row, "run.finished", text=row.sample, prompt=row.prompt)
+    with db.write() as session:
         allocations.report(session, ADA, allocation, "The number is 555.")
     redact(db, OMAR, stream, 1)
     for number in range(1, len(lab.kinds(project)) + 1):

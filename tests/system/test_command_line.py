@@ -1,7 +1,6 @@
 """What an operator meets: the command line, `.env.example`, and the files for docker compose."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -20,13 +19,14 @@ from cli.services import environment as part_environment
 from demo.play import settings_for
 from projects.health import problem
 from projects.settings import Settings
+from tests.environment import bare
 
 ROOT = Path(__file__).parents[2]
 
 
 def stoa(home: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     """Run `stoa` with only these settings."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME")}
+    kept = bare()
     environment = kept | {"STOA_ENV_FILE": "", "STOA_HOME": str(home)} | settings
     return subprocess.run(
         [sys.executable, "-m", "cli.main", *arguments],
@@ -59,7 +59,7 @@ def test_up_runs_the_parts_on_a_server_until_it_is_stopped(tmp_path: Path) -> No
     """The sandbox stands in for Discord; what is started and stopped is what a real server gets."""
     parts = Parts(tmp_path / "sandbox-logs")
     where = tmp_path / "sandbox"
-    environment = {name: os.environ[name] for name in ("PATH", "HOME")}
+    environment = bare()
     parts.start(
         "sandbox", [sys.executable, "-m", "sandbox", "--dir", str(where)], environment, (where / "sandbox.json").exists
     )

@@ -2,7 +2,6 @@
 
 import http.server
 import json
-import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from projects.db.database import Database
 from projects.people import Actor
 from projects.settings import Settings
 from tests.databases import postgres
+from tests.environment import bare
 from tests.system.chaos import call
 from tests.system.test_command_line import stoa
 
@@ -33,7 +33,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     home = tmp_path_factory.mktemp("doctor")
     parts = Parts(home / "logs")
     where = home / "sandbox"
-    environment = {name: os.environ[name] for name in ("PATH", "HOME")}
+    environment = bare()
     command = [sys.executable, "-m", "sandbox", "--dir", str(where)]
     parts.start("sandbox", command, environment, (where / "sandbox.json").exists)
     info = json.loads((where / "sandbox.json").read_text())

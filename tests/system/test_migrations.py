@@ -18,7 +18,7 @@ from broker.runs import attempts
 from broker.runs.attempts import Checkpoint, Ending, Progress
 from broker.runs.launching import Order
 from broker.runs.series import Measured
-from projects import lifecycle, limits
+from projects import bans, lifecycle
 from projects.db.columns import Base
 from projects.db.database import Database
 from projects.findings import Finding
@@ -45,7 +45,7 @@ def fill(database: Database) -> None:
     lab.settle(first, token, 40, Ending(0))
     lab.start(second, 1)
     with database.write() as session:
-        limits.ban(session, None, STRANGER, "Spam.")
+        bans.ban(session, None, STRANGER, "Spam.")
         redaction.redact(session, None, record.project_stream(project), 2, "It was private.")
         lifecycle.propose(session, GRACE, "another", title="Another one", question="q", why="w", needs="n")
         outbox.intend(session, "project:1", "100")

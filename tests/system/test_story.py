@@ -22,6 +22,7 @@ from demo.stage import Stage
 from projects.record import record
 from tests.absent import absent
 from tests.discord_openapi import DESCRIPTION_ENV, DiscordJudge, find_description, malformed, recorded
+from tests.environment import bare
 
 POST = re.compile(r"-# (?:P(\d+)|Lab) · record (\d+) · ([0-9a-f]{8})\s*$")
 
@@ -53,7 +54,7 @@ def assert_told_once(channels: Mapping[str, Sequence[str]], heads: dict[str, int
 def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """One demo, played to its end by the command that `make demo EXIT=1` runs."""
     home = tmp_path_factory.mktemp("home")
-    environment = {name: os.environ[name] for name in ("PATH", "HOME")} | {"STOA_HOME": str(home), "STOA_ENV_FILE": ""}
+    environment = bare() | {"STOA_HOME": str(home), "STOA_ENV_FILE": ""}
     command = [sys.executable, "-m", "cli.main", "demo", "--no-stay"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
     return home / "demo", done
@@ -90,7 +91,7 @@ def test_the_demo_leaves_no_process_behind(played: tuple[Path, subprocess.Comple
 def test_a_part_that_dies_after_the_story_is_no_failure_of_the_story(tmp_path: Path) -> None:
     # With a story of no steps, it is told as soon as its parts stand.
     program = "import sys; from demo import play; play.STORY = (); sys.exit(play.play(stay=True))"
-    environment = {name: os.environ[name] for name in ("PATH", "HOME")}
+    environment = bare()
     environment |= {"STOA_HOME": str(tmp_path), "STOA_ENV_FILE": "", "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True) as demo:
         assert demo.stdout is not None

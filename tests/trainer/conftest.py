@@ -1,6 +1,5 @@
 """A tiny configuration and one run of it on two ranks, shared by the tests that look at what a run leaves."""
 
-import os
 import resource
 import subprocess
 import sys
@@ -11,12 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.environment import bare
 from trainer.config import TrainConfig, load
 
 ROOT = Path(__file__).parents[2]
-SCRUBBED = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ} | {
-    "CUDA_VISIBLE_DEVICES": "",
-}
+SCRUBBED = bare() | {"CUDA_VISIBLE_DEVICES": ""}
 TINY: dict[str, Any] = {
     "model": {"layers": 2, "hidden_size": 32, "heads": 2},
     "data": {

@@ -22,7 +22,7 @@ from trainer import files
 from trainer.checkpoint import metadata
 from trainer.config import TrainConfig
 from trainer.contract import DATA_FOLDER
-from trainer.data import dedupe, readers, tokenizer
+from trainer.data import readers, tokenizer
 from trainer.data.config import DataConfig, DedupeConfig, SourceConfig
 from trainer.data.encode import SPLITS, Encoded, Encoder, is_held_out
 from trainer.data.indexed import Writer, token_type
@@ -216,6 +216,8 @@ class _Build:
             _changed(source)
 
     def _find_duplicates(self, config: DedupeConfig, given: Tokenizer | None) -> None:
+        from trainer.data import dedupe  # it brings SciPy along, which no rank that finds its data prepared needs
+
         counts: list[int] = []
 
         def documents() -> Iterator[Document]:

@@ -14,7 +14,7 @@ from bot.commands.reason_form import ReasonForm
 from bot.commands.run import answers as run_answers
 from bot.commands.run import autocomplete as run_autocomplete
 from broker import catalogue, configs
-from broker.catalogue import EntryView, Kind, State
+from broker.catalogue import CatalogueEntryView, CatalogueKind, CatalogueState
 from broker.runs import launching
 from projects.errors import InvalidError
 
@@ -74,7 +74,7 @@ async def propose(
 async def accept(interaction: Interaction, name: str) -> None:
     """Open the form of the reason."""
     done = f"{text.code(name, 60)} is accepted: everyone can use it."
-    await _decide(interaction, name, State.ACCEPTED, ("Accept", catalogue.accept, done))
+    await _decide(interaction, name, CatalogueState.ACCEPTED, ("Accept", catalogue.accept, done))
 
 
 @catalogue_group.command(name="decline", description="Admins: refuse a proposed entry; its name is free again")
@@ -83,7 +83,7 @@ async def accept(interaction: Interaction, name: str) -> None:
 async def decline(interaction: Interaction, name: str) -> None:
     """Open the form of the reason."""
     done = f"{text.code(name, 60)} is declined."
-    await _decide(interaction, name, State.DECLINED, ("Decline", catalogue.decline, done))
+    await _decide(interaction, name, CatalogueState.DECLINED, ("Decline", catalogue.decline, done))
 
 
 @catalogue_group.command(name="retire", description="Admins: take an accepted entry out; runs from it go on")
@@ -92,10 +92,12 @@ async def decline(interaction: Interaction, name: str) -> None:
 async def retire(interaction: Interaction, name: str) -> None:
     """Open the form of the reason."""
     done = f"{text.code(name, 60)} is retired: no run is launched from it any more."
-    await _decide(interaction, name, State.RETIRED, ("Retire", catalogue.retire, done))
+    await _decide(interaction, name, CatalogueState.RETIRED, ("Retire", catalogue.retire, done))
 
 
-async def _decide(interaction: Interaction, name: str, to: State, how: tuple[str, Callable[..., object], str]) -> None:
+async def _decide(
+    interaction: Interaction, name: str, to: CatalogueState, how: tuple[str, Callable[..., object], str]
+) -> None:
     verb, act, done = how
     await interaction.client.read(catalogue.check_may_decide, actor(interaction), name, to)
     await interaction.response.send_modal(ReasonForm(f"{verb} {name}", act, name, done))
@@ -136,11 +138,16 @@ async def prepare(
     )
 
 
-def _entry(entry: EntryView) -> str:
-    mark = {State.PROPOSED: "🕓", State.ACCEPTED: "✅", State.DECLINED: "🚫", State.RETIRED: "🗄️"}[entry.state]
+def _entry(entry: CatalogueEntryView) -> str:
+    mark = {
+        CatalogueState.PROPOSED: "🕓",
+        CatalogueState.ACCEPTED: "✅",
+        CatalogueState.DECLINED: "🚫",
+        CatalogueState.RETIRED: "🗄️",
+    }[entry.state]
     by = text.line(entry.proposed_by or "an operator", 60)
     lines = [f"{mark} {text.code(entry.name, 40)} {entry.kind}, {entry.state} · proposed by {by}"]
-    if entry.kind is Kind.DATASET:
+    if entry.kind is CatalogueKind.DATASET:
         lines.append(f"-# {text.code(entry.dataset, 80)} at {entry.revision[:8]} · {text.line(entry.licence, 40)}")
     if entry.reason:
         lines.append(f"-# {text.line(entry.reason, 120)}")

@@ -15,7 +15,7 @@ from bot.plots.curve_of_run import curve_of
 from broker.reports import run_plan, why
 from broker.runs import comparison, control, launching, logs, runs
 from broker.runs.launching import Order
-from broker.runs.runs import RunState
+from broker.runs.runs import RunKind, RunState
 
 run = app_commands.Group(name="run", description="Runs of the shared trainer")
 
@@ -132,7 +132,7 @@ async def show(interaction: Interaction, run: int | None = None) -> None:
 async def list_runs(interaction: Interaction, project: int | None = None) -> None:
     """List them."""
     project_id = await context.project_of(interaction, project)
-    views = await interaction.client.read(runs.of_project, project_id, kind="train", limit=15)
+    views = await interaction.client.read(runs.of_project, project_id, kind=RunKind.TRAIN, limit=15)
     lines = [
         f"**{view.id}** {text.code(view.recipe, 60)} · {view.state} · step {view.step:,} of {view.total_steps:,} · "
         f"{text.line(view.requested_by, 60)}"

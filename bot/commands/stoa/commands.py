@@ -15,7 +15,7 @@ from bot.commands.stoa.forms import AddGrantForm, ChangeGrantForm, ChangePoolFor
 from broker.allocations import pools
 from broker.reports import cluster
 from broker.reviews import inventory
-from projects import limits, policies, rights
+from projects import bans, policies, rights
 from projects.errors import ConflictError, NotFoundError
 from projects.people import Actor
 from projects.record import record, redaction
@@ -138,7 +138,7 @@ async def ban(interaction: Interaction, person: discord.User) -> None:
     """Open the form of the reason."""
     buttons.require(interaction, Act.BAN)
     who, done = Actor(person.id, person.display_name), "They can read, and do nothing else; the record says so."
-    await interaction.response.send_modal(ReasonForm(f"Ban {person.display_name}", limits.ban, who, done))
+    await interaction.response.send_modal(ReasonForm(f"Ban {person.display_name}", bans.ban, who, done))
 
 
 @stoa.command(name="unban", description="Let a banned person take part again")
@@ -147,7 +147,7 @@ async def unban(interaction: Interaction, person: discord.User) -> None:
     """Open the form of the reason."""
     buttons.require(interaction, Act.BAN)
     done = "They can take part again; the record says so."
-    await interaction.response.send_modal(ReasonForm(f"Unban {person.display_name}", limits.unban, person.id, done))
+    await interaction.response.send_modal(ReasonForm(f"Unban {person.display_name}", bans.unban, person.id, done))
 
 
 @stoa.command(name="redact", description="Blank what an entry of the record tells; its posts become tombstones")
