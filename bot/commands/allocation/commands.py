@@ -91,7 +91,7 @@ async def show(interaction: Interaction, allocation: int | None = None, project:
         view = await app.read(allocations.view, allocation)
     asked = await app.read(changes.of_allocation, view.id)
     await errors.reply(interaction, _ledger(view, asked))
-    # Their channel or a card in it may have been deleted: what is open can be decided from here, too.
+    # The reviewers' channel or a card in it may have been deleted, so open requests can be decided here too.
     if LabRole.REVIEWER in actor(interaction).roles:
         for card, _ in (await review_card_updates.cards(app, view.project_id, [view])).values():
             if any(isinstance(item, Button) for item in card.walk_children()):
@@ -102,7 +102,7 @@ async def show(interaction: Interaction, allocation: int | None = None, project:
 @app_commands.describe(project="The project, where this is not its channel or one of its threads")
 @app_commands.autocomplete(project=autocomplete.projects)
 async def list_allocations(interaction: Interaction, project: int | None = None) -> None:
-    """List them."""
+    """List the allocations."""
     project_id = await context.project_of(interaction, project)
     views = await interaction.client.read(allocations.of_project, project_id)
     lines = [
@@ -117,7 +117,7 @@ async def list_allocations(interaction: Interaction, project: int | None = None)
 
 def _ledger(view: AllocationView, asked: Sequence[ChangeView]) -> str:
     account = view.account
-    sponsor = f", given by {text.line(view.sponsor, 80)}" if view.sponsor else ""
+    sponsor = f", sponsored by {text.line(view.sponsor, 80)}" if view.sponsor else ""
     lines = [
         f"**Allocation {view.id}** of {text.line(view.project, 160)}: {view.standing}, "
         f"{text.code(view.pool, 60)} until {view.until:%Y-%m-%d}{sponsor}"

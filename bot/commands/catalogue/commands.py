@@ -1,4 +1,4 @@
-"""`/catalogue …`: recipes and datasets by name; members propose, admins decide, and a recipe's data are prepared."""
+"""`/catalogue …`: recipes and datasets, which members propose and admins accept; and preparing a recipe's data."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -28,7 +28,7 @@ MOST_LISTED = 15
 async def list_entries(
     interaction: Interaction, state: Literal["proposed", "accepted", "declined", "retired"] | None = None
 ) -> None:
-    """List them, the newest first, and what can be launched now."""
+    """List the entries, the newest first, and the recipes that can be launched now."""
     entries = await interaction.client.read(catalogue.entries)
     recipes = await interaction.client.read(catalogue.recipes)
     listed = [entry for entry in entries if state in (None, entry.state)]
@@ -50,7 +50,7 @@ async def propose(
     file: discord.Attachment | None = None,
     name: str | None = None,
 ) -> None:
-    """Take the file, or open the form."""
+    """Propose the recipe in the file, or open the form."""
     if file is None:
         await interaction.response.send_modal(RecipeForm() if what == "recipe" else DatasetForm())
         return
@@ -119,7 +119,7 @@ async def prepare(
     allocation: int | None = None,
     project: int | None = None,
 ) -> None:
-    """Queue the run that prepares them."""
+    """Queue the run that prepares the data."""
     await interaction.response.defer(ephemeral=True, thinking=True)
     project_id = await context.project_of(interaction, project)
     receipt = await interaction.client.write(

@@ -1,4 +1,4 @@
-"""`/project …`: propose, show and list, and what its people do with a project, from the first join to its end."""
+"""`/project …`: propose, show and list projects, and what their people do with them, from the first join to the end."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -25,12 +25,12 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def of_project(command: Command) -> Command:
-    """Let the option “project” name another project than this channel's; those that go on are suggested."""
+    """Describe the option “project”, which names another project than the channel's, and suggest open projects."""
     return app_commands.autocomplete(project=autocomplete.open_projects)(_described(command))
 
 
 def of_any_project(command: Command) -> Command:
-    """The same, with those suggested that have ended, too."""
+    """Describe the option “project”, and suggest ended projects too."""
     return app_commands.autocomplete(project=autocomplete.projects)(_described(command))
 
 
@@ -69,21 +69,21 @@ async def scope(
 @project.command(name="join", description="Work on a project")
 @of_project
 async def join(interaction: Interaction, project: int | None = None) -> None:
-    """Make who asks a contributor."""
+    """Make the user a contributor."""
     await _act(interaction, project, buttons.joined)
 
 
-@project.command(name="follow", description="Read along: the project counts you among its followers")
+@project.command(name="follow", description="Follow a project: it counts you among its followers")
 @of_project
 async def follow(interaction: Interaction, project: int | None = None) -> None:
-    """Make who asks a follower."""
+    """Make the user a follower."""
     await _act(interaction, project, buttons.followed)
 
 
 @project.command(name="leave", description="Leave a project that you work on, or follow it no longer")
 @of_any_project
 async def leave(interaction: Interaction, project: int | None = None) -> None:
-    """End the part of who asks."""
+    """End the user's membership."""
     await _act(interaction, project, _left)
 
 
@@ -115,20 +115,20 @@ async def handover(interaction: Interaction, person: discord.User, project: int 
     await interaction.response.send_modal(HandoverForm(project_id, to, person.display_name))
 
 
-@project.command(name="pause", description="Let your project rest: nothing more is launched in it for now")
+@project.command(name="pause", description="Pause your project: nothing more is launched in it for now")
 @of_project
 async def pause(interaction: Interaction, project: int | None = None) -> None:
     """Open the form of the reason."""
     project_id = await context.project_of(interaction, project)
     await interaction.client.read(lifecycle.check_may, actor(interaction), project_id, Act.PAUSE, to=Stage.PAUSED)
-    done = "The project is paused; /project resume lets it go on."
+    done = "The project is paused; /project resume ends the pause."
     await interaction.response.send_modal(ReasonForm("Pause the project", lifecycle.pause, project_id, done))
 
 
-@project.command(name="resume", description="Let your paused project go on")
+@project.command(name="resume", description="Resume your paused project")
 @of_project
 async def resume(interaction: Interaction, project: int | None = None) -> None:
-    """Let it go on."""
+    """Resume the project."""
     await _act(interaction, project, _resumed)
 
 
@@ -167,7 +167,7 @@ async def release(interaction: Interaction, project: int | None = None) -> None:
 @project.command(name="open", description="Give a project its channel: for moderators")
 @of_project
 async def open_channel(interaction: Interaction, project: int | None = None) -> None:
-    """Open its channel."""
+    """Open the project's channel."""
     await _act(interaction, project, _opened)
 
 
@@ -177,7 +177,7 @@ async def hide(interaction: Interaction, project: int | None = None) -> None:
     """Open the form of the reason."""
     project_id = await context.project_of(interaction, project)
     await interaction.client.read(lifecycle.check_may, actor(interaction), project_id, Act.HIDE)
-    done = "The project is in no list any more; who knows its number still finds it."
+    done = "The project is no longer in any list; it can still be found by its number."
     await interaction.response.send_modal(ReasonForm("Hide the project", moderation.hide, project_id, done))
 
 
@@ -204,10 +204,10 @@ async def show(interaction: Interaction, project: int | None = None) -> None:
 
 
 @project.command(name="list", description="List the newest projects")
-@app_commands.describe(stage="Only those that stand there")
+@app_commands.describe(stage="Only projects in this stage")
 @app_commands.choices(stage=[Choice(name=stage, value=stage) for stage in Stage])
 async def list_projects(interaction: Interaction, stage: str | None = None) -> None:
-    """List them."""
+    """List the projects."""
     views = await interaction.client.read(lifecycle.views, stage=stage)
     there_are = await interaction.client.read(lifecycle.count, stage=stage)
     lines = [
@@ -218,7 +218,7 @@ async def list_projects(interaction: Interaction, stage: str | None = None) -> N
 
 
 async def _act(interaction: Interaction, named: int | None, act: buttons.Answering) -> None:
-    """Acknowledge, do what changes the project, and say so."""
+    """Acknowledge the command, act, and answer."""
     await interaction.response.defer(ephemeral=True, thinking=True)
     project_id = await context.project_of(interaction, named)
     await errors.reply(interaction, await act(interaction, project_id))
@@ -231,7 +231,7 @@ async def _left(interaction: Interaction, project_id: int) -> str:
 
 async def _resumed(interaction: Interaction, project_id: int) -> str:
     await interaction.client.write(lifecycle.resume, actor(interaction), project_id)
-    return "The project goes on."
+    return "The project is resumed."
 
 
 async def _opened(interaction: Interaction, project_id: int) -> str:

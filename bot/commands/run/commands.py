@@ -1,4 +1,4 @@
-"""`/run …`: launch, look at, pause and go on, fork, sample from and compare runs."""
+"""`/run …`: launch, show, pause, resume, fork, sample from and compare runs."""
 
 import io
 
@@ -97,11 +97,11 @@ async def fork(
     await answers.show(interaction, answers.offer(preview))
 
 
-@run.command(name="rerun", description="Launch a run anew, as it was")
+@run.command(name="rerun", description="Launch a run again, as it was")
 @app_commands.describe(run=RUN)
 @app_commands.autocomplete(run=run_autocomplete.any_run)
 async def rerun(interaction: Interaction, run: int | None = None) -> None:
-    """Offer it with its cost; the button launches it."""
+    """Offer the new run with its cost; the button launches it."""
     await interaction.response.defer(ephemeral=True, thinking=True)
     run_id = await context.run_of(interaction, run)
     preview = await interaction.client.write(run_plan.rerun, actor(interaction), str(interaction.id), run_id)
@@ -130,7 +130,7 @@ async def show(interaction: Interaction, run: int | None = None) -> None:
 @app_commands.describe(project=PROJECT)
 @app_commands.autocomplete(project=autocomplete.projects)
 async def list_runs(interaction: Interaction, project: int | None = None) -> None:
-    """List them."""
+    """List the runs."""
     project_id = await context.project_of(interaction, project)
     views = await interaction.client.read(runs.of_project, project_id, kind=RunKind.TRAIN, limit=15)
     lines = [
@@ -141,15 +141,15 @@ async def list_runs(interaction: Interaction, project: int | None = None) -> Non
     await errors.reply(interaction, text.listed(lines) or "No run yet: /run launch starts one.")
 
 
-@run.command(name="pause", description="Take a run from its GPUs for a while; a running one writes a checkpoint first")
+@run.command(name="pause", description="Pause a run and free its GPUs; a running one writes a checkpoint first")
 @app_commands.describe(run=RUN)
 @app_commands.autocomplete(run=run_autocomplete.pausable_run)
 async def pause(interaction: Interaction, run: int | None = None) -> None:
-    """Ask it to pause."""
+    """Ask the run to pause."""
     await buttons.pause(interaction, await context.run_of(interaction, run))
 
 
-@run.command(name="resume", description="Let a paused run go on, also on another number of GPUs")
+@run.command(name="resume", description="Resume a paused run, also on another number of GPUs")
 @app_commands.describe(
     run=RUN,
     gpus="How many GPUs; as before where not given",
@@ -166,19 +166,19 @@ async def resume(
     time_limit: str | None = None,
     allocation: int | None = None,
 ) -> None:
-    """Queue it again and say what it costs."""
+    """Queue the run again, and say what it costs."""
     await interaction.response.defer(ephemeral=True, thinking=True)
     run_id = await context.run_of(interaction, run)
     receipt = await interaction.client.write(control.resume, actor(interaction), run_id, gpus, time_limit, allocation)
     await errors.reply(interaction, answers.told(receipt))
 
 
-@run.command(name="extend", description="Let a run take longer")
+@run.command(name="extend", description="Give a run more time")
 @app_commands.describe(time="How much longer, such as 30m or 2h", run=RUN)
 @app_commands.autocomplete(time=run_autocomplete.durations)
 @app_commands.autocomplete(run=run_autocomplete.unended_run)
 async def extend(interaction: Interaction, time: str, run: int | None = None) -> None:
-    """Give it more time."""
+    """Give the run more time."""
     await interaction.response.defer(ephemeral=True, thinking=True)
     run_id = await context.run_of(interaction, run)
     receipt = await interaction.client.write(control.extend, actor(interaction), run_id, time)
@@ -194,7 +194,7 @@ async def extend(interaction: Interaction, time: str, run: int | None = None) ->
 @app_commands.describe(run=RUN)
 @app_commands.autocomplete(run=run_autocomplete.unended_run)
 async def cancel(interaction: Interaction, run: int | None = None) -> None:
-    """Ask it to stop."""
+    """Ask the run to stop."""
     await interaction.response.defer(ephemeral=True, thinking=True)
     run_id = await context.run_of(interaction, run)
     await interaction.client.write(control.cancel, actor(interaction), run_id)
@@ -205,7 +205,7 @@ async def cancel(interaction: Interaction, run: int | None = None) -> None:
 @app_commands.describe(run=RUN)
 @app_commands.autocomplete(run=run_autocomplete.any_run)
 async def why_waits(interaction: Interaction, run: int | None = None) -> None:
-    """Say it."""
+    """Explain the run's state."""
     run_id = await context.run_of(interaction, run)
     await errors.reply(interaction, answers.waits(await interaction.client.read(why.why, run_id)))
 
@@ -214,7 +214,7 @@ async def why_waits(interaction: Interaction, run: int | None = None) -> None:
 @app_commands.describe(run=RUN)
 @app_commands.autocomplete(run=run_autocomplete.any_run)
 async def config(interaction: Interaction, run: int | None = None) -> None:
-    """Attach it."""
+    """Attach the configuration."""
     await buttons.config(interaction, await context.run_of(interaction, run))
 
 
@@ -222,7 +222,7 @@ async def config(interaction: Interaction, run: int | None = None) -> None:
 @app_commands.describe(run=RUN)
 @app_commands.autocomplete(run=run_autocomplete.any_run)
 async def log(interaction: Interaction, run: int | None = None) -> None:
-    """Show them."""
+    """Show the attempts and the log."""
     await interaction.response.defer(ephemeral=True, thinking=True)
     app = interaction.client
     found = await app.read(logs.read, app.settings, await context.run_of(interaction, run))
@@ -233,7 +233,7 @@ async def log(interaction: Interaction, run: int | None = None) -> None:
 @app_commands.describe(run=RUN)
 @app_commands.autocomplete(run=run_autocomplete.kept_run)
 async def sample(interaction: Interaction, run: int | None = None) -> None:
-    """Open the form."""
+    """Open the form of a prompt."""
     await buttons.sample(interaction, await context.run_of(interaction, run))
 
 
@@ -241,7 +241,7 @@ async def sample(interaction: Interaction, run: int | None = None) -> None:
 @app_commands.describe(runs="Their numbers, such as 3 5 8")
 @app_commands.autocomplete(runs=run_autocomplete.numbers)
 async def compare(interaction: Interaction, runs: str) -> None:
-    """Draw them."""
+    """Draw the curves."""
     await interaction.response.defer(ephemeral=True, thinking=True)
     views = await interaction.client.read(comparison.named, runs)
     card, picture = await answers.comparison(interaction, views)

@@ -1,4 +1,4 @@
-"""`/stoa …`: setting the server up, and what only admins do; who may is decided in the domain."""
+"""`/stoa …`: setup, help, and what only admins do; the domain decides who may."""
 
 import functools
 
@@ -24,7 +24,7 @@ from projects.rights import Act
 stoa = app_commands.Group(name="stoa", description="The lab itself: what you can do here, and what its admins do")
 
 
-@stoa.command(name="setup", description="Say which channels and roles stand for what; what is missing is made")
+@stoa.command(name="setup", description="Choose Stoa's channels and roles; what is missing is created")
 @app_commands.describe(
     proposals="Where projects are proposed",
     review="Where requests for GPU time are decided",
@@ -48,9 +48,9 @@ async def setup(
     category: discord.CategoryChannel | None = None,
     projects: discord.CategoryChannel | None = None,
 ) -> None:
-    """Adopt what was given, make what is missing."""
+    """Adopt the channels and roles that were given, and create those that are missing."""
     app, who = interaction.client, actor(interaction)
-    # Whoever manages the server may name its admins; nobody else could, before there are any.
+    # Members who manage the server may choose its admins: before there are admins, nobody else could.
     if not interaction.permissions.manage_guild:
         rights.require_admin(who, Act.SET_UP)
     await interaction.response.defer(ephemeral=True, thinking=True)
@@ -74,7 +74,7 @@ async def setup(
 
 @stoa.command(name="help", description="Show what you can do here")
 async def help_here(interaction: Interaction) -> None:
-    """Show it by the table of rights, for who asks and where they ask."""
+    """Show the commands that the table of rights allows the user in this channel."""
     app, who = interaction.client, actor(interaction)
     project_id = await context.project_here(interaction)
     standing = await app.read(help_text.standing, who, project_id)
@@ -90,7 +90,7 @@ async def help_here(interaction: Interaction) -> None:
 @app_commands.describe(pool="One to change at once, where there are many")
 @app_commands.autocomplete(pool=autocomplete.pool_names)
 async def list_pools(interaction: Interaction, pool: str | None = None) -> None:
-    """List them, or open the form of a change to one."""
+    """List the pools, or open the form to change one."""
     buttons.require(interaction, Act.MANAGE_COMPUTE)
     if pool is not None:
         await interaction.client.read(pools.named, pool)
@@ -107,7 +107,7 @@ async def list_pools(interaction: Interaction, pool: str | None = None) -> None:
 @app_commands.autocomplete(grant=autocomplete.grant_numbers)
 @app_commands.autocomplete(pool=autocomplete.pool_names)
 async def list_grants(interaction: Interaction, grant: int | None = None, pool: str | None = None) -> None:
-    """List them, or open the form of a change to one, or of a new one."""
+    """List the grants, or open the form to change one or to add one."""
     buttons.require(interaction, Act.MANAGE_COMPUTE)
     listed = await interaction.client.read(pools.grants)
     if grant is not None:
@@ -126,7 +126,7 @@ async def list_grants(interaction: Interaction, grant: int | None = None, pool: 
 
 @stoa.command(name="limits", description="Admins: list the limits by which the lab is run; change one")
 async def list_limits(interaction: Interaction) -> None:
-    """List them."""
+    """List the limits."""
     buttons.require(interaction, Act.CHANGE_POLICIES)
     now = await interaction.client.read(policies.current)
     await interaction.response.send_message(view=buttons.limits_view(now), ephemeral=True)
@@ -157,7 +157,7 @@ async def unban(interaction: Interaction, person: discord.User) -> None:
 )
 @app_commands.autocomplete(number=autocomplete.entry_numbers, project=autocomplete.projects)
 async def redact(interaction: Interaction, number: int, project: int | None = None) -> None:
-    """Open the form of the reason, which is to say nothing of what is blanked."""
+    """Open the form of the reason, which must not repeat what is blanked."""
     buttons.require(interaction, Act.REDACT)
     stream = record.LAB if project == 0 else record.project_stream(await context.project_of(interaction, project))
     await interaction.client.read(redaction.named, stream, number)
@@ -169,7 +169,7 @@ async def redact(interaction: Interaction, number: int, project: int | None = No
 @stoa.command(name="forget", description="Blank a person's name, and every entry that names them")
 @app_commands.describe(person="Who")
 async def forget(interaction: Interaction, person: discord.User) -> None:
-    """Open the form of the reason, which is not to name them."""
+    """Open the form of the reason, which must not name the person."""
     buttons.require(interaction, Act.REDACT)
 
     def done(count: int) -> str:
