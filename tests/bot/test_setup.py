@@ -40,11 +40,11 @@ async def test_a_server_is_set_up_once_and_again(lab: Lab) -> None:
     await lab.start_bot(**NOTHING)
     ada, grace, omar = lab.person("Ada"), lab.person("Grace"), lab.person("Omar")
     roles = lab.guild.info["roles"]
-    await until(lambda: "An admin sets it right with /stoa setup." in lab.log)
+    await until(lambda: "An admin can fix that with /stoa setup." in lab.log)
     refused = await grace.command("project list")
     assert refused.ephemeral
     assert "no channel or role is chosen for proposals, review, announcements" in refused.text
-    assert "An admin sets it right with /stoa setup." in refused.text
+    assert "An admin can fix that with /stoa setup." in refused.text
     assert "Only the admins can set up" in (await grace.command("stoa setup")).text
 
     before = [channel.id for channel in await lab.guild.channels()]
