@@ -116,8 +116,9 @@ def pool_list() -> None:
     from broker.allocations import ledger, pools
 
     with refusing(), database().read() as session:
+        available = pools.available(session)
         for pool in pools.every(session):
-            left = ledger.in_hours(pools.available(session, pool.id))
+            left = ledger.in_hours(available.get(pool.id, 0))
             typer.echo(
                 f"{pool.name}: {pool.gpus} × {pool.gpu_type}, {pool.launcher}, weight {pool.price_weight:g}, "
                 f"{left} GPU-hours left"

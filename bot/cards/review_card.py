@@ -11,7 +11,7 @@ from bot.buttons import Button
 from bot.cards.card import GREEN, GREY, ORANGE, VERMILION, Card, texts
 from broker.allocations.allocations import LIVE, AllocationState, AllocationView
 from broker.allocations.ledger import in_hours
-from broker.reports.review_context import Dossier
+from broker.reports.review_context import ReviewContext
 from broker.reviews.changes import ChangeState, ChangeView
 
 REQUESTS = {
@@ -33,8 +33,8 @@ DECIDED = frozenset(AllocationState) - {
 SUCCESS, DANGER = discord.ButtonStyle.success, discord.ButtonStyle.danger
 
 
-def review_card(request: AllocationView, dossier: Dossier | None = None) -> Card:
-    """The card of a request for GPU time: the dossier and buttons while it is open, then the decision."""
+def review_card(request: AllocationView, context: ReviewContext | None = None) -> Card:
+    """The card of a request for GPU time: what reviewers need and buttons while it is open, then the decision."""
     emoji, colour = REQUESTS[request.state]
     asked = text.gpu_hours(request.seconds)
     renewal = f", in place of allocation {request.renews}" if request.renews else ""
@@ -48,7 +48,7 @@ def review_card(request: AllocationView, dossier: Dossier | None = None) -> Card
     ]
     buttons: list[Button] = []
     if request.state == AllocationState.REQUESTED:
-        lines += _for_reviewers(dossier, request.endorsed_by)
+        lines += _for_reviewers(context, request.endorsed_by)
         buttons = [
             Button("approve", request.id, style=SUCCESS),
             Button("approve_part", request.id, label="Approve part"),
@@ -73,8 +73,8 @@ def review_card(request: AllocationView, dossier: Dossier | None = None) -> Card
     return _card(lines, f"-# P{request.project_id} · allocation {request.id}", colour, buttons)
 
 
-def change_card(change: ChangeView, request: AllocationView, dossier: Dossier | None = None) -> Card:
-    """The card of a request to change an allocation: the dossier and buttons while it is open, then the decision."""
+def change_card(change: ChangeView, request: AllocationView, context: ReviewContext | None = None) -> Card:
+    """The card of a request to change an allocation: what reviewers need and buttons while it is open, then the decision."""
     state = AllocationState(change.state.value)
     emoji, colour = REQUESTS[state]
     asked, account = changed(change), request.account
@@ -88,7 +88,7 @@ def change_card(change: ChangeView, request: AllocationView, dossier: Dossier | 
     ]
     buttons: list[Button] = []
     if change.state == ChangeState.REQUESTED:
-        lines += _for_reviewers(dossier, change.endorsed_by)
+        lines += _for_reviewers(context, change.endorsed_by)
         buttons = [
             Button("approve_change", change.id, label="Approve", style=SUCCESS),
             Button("decline_change", change.id, label="Decline", style=DANGER),
@@ -108,25 +108,25 @@ def changed(change: ChangeView) -> str:
     return " and ".join(wants)
 
 
-def _for_reviewers(dossier: Dossier | None, endorsed_by: str | None) -> Sequence[str]:
+def _for_reviewers(context: ReviewContext | None, endorsed_by: str | None) -> Sequence[str]:
     """What a reviewer should know, one line each."""
-    if dossier is None:
+    if context is None:
         return []
-    before = f" of {text.count(dossier.grants, 'allocation')}" if dossier.grants else "; this would be its first"
-    running = f", with {text.gpu_hours(dossier.reserved)} reserved for its running runs" if dossier.reserved else ""
-    lines = [f"**The project** has used {text.gpu_hours(dossier.spent)}{before}{running}."]
-    standing = dossier.standing
+    before = f" of {text.count(context.grants, 'allocation')}" if context.grants else "; this would be its first"
+    running = f", with {text.gpu_hours(context.reserved)} reserved for its running runs" if context.reserved else ""
+    lines = [f"**The project** has used {text.gpu_hours(context.spent)}{before}{running}."]
+    standing = context.standing
     if standing.of > 1 and standing.usage:
         lines.append(
             f"**Recently** {standing.used:.0%} of what all projects used; an equal share is {standing.share:.0%}."
         )
-    lines.append(f"**The pool** can give {text.gpu_hours(dossier.available)}.")
+    lines.append(f"**The pool** can give {text.gpu_hours(context.available)}.")
     if endorsed_by is not None:
         lines.append(f"Endorsed by {text.line(endorsed_by, 60)}; a second reviewer decides.")
     else:
-        needed = "Two reviewers decide" if dossier.reviewers > 1 else "One reviewer decides"
-        lines.append(f"**Decision** {needed}{', and it comes in two halves' if dossier.halves else ''}.")
-    for remark in dossier.remarks[-4:]:
+        needed = "Two reviewers decide" if context.reviewers > 1 else "One reviewer decides"
+        lines.append(f"**Decision** {needed}{', and it comes in two halves' if context.halves else ''}.")
+    for remark in context.remarks[-4:]:
         does = "asks" if remark.question else "answers"
         lines += [f"**{text.line(remark.by, 60)}** {does}", text.quote(remark.said, 300)]
     return lines

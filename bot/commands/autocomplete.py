@@ -13,7 +13,6 @@ from broker.allocations import allocations, pools
 from broker.allocations.allocations import AllocationState, AllocationView
 from broker.catalogue import CatalogueState
 from broker.reviews import changes
-from broker.reviews.changes import ChangeState
 from broker.runs import preparing
 from projects import suggestions
 from projects.people import LabRole
@@ -103,9 +102,7 @@ async def open_requests(interaction: Interaction, typed: str) -> list[Choice[int
     """The allocations with an open request, for themselves or for a change."""
     views = await _so_far_or_led(interaction)
     waiting = {view.id for view in views if view.state == AllocationState.REQUESTED}
-    for project_id in {view.project_id for view in views}:
-        asked = await interaction.client.read(changes.of_project, project_id)
-        waiting |= {change.allocation_id for change in asked if change.state == ChangeState.REQUESTED}
+    waiting |= await interaction.client.read(changes.allocations_with_open, {view.id for view in views})
     return _allocations([view for view in views if view.id in waiting], typed)
 
 

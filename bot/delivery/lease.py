@@ -2,12 +2,13 @@
 
 from datetime import timedelta
 
-from sqlalchemy import delete, update
+from sqlalchemy import delete
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from sqlmodel import col
 
 from bot.tables import DiscordLease
+from projects.db import transition
 from projects.db.columns import utcnow
 
 
@@ -18,16 +19,9 @@ class LostLeaseError(Exception):
 def hold(session: Session, guild_id: str, holder: str, seconds: float) -> bool:
     """Take or renew the lease for `seconds` from now; False where another process holds it."""
     until = utcnow() + timedelta(seconds=seconds)
-    held = session.execute(
-        update(DiscordLease)
-        .where(
-            col(DiscordLease.guild_id) == guild_id,
-            (col(DiscordLease.holder) == holder) | (col(DiscordLease.until) < utcnow()),
-        )
-        .values(holder=holder, until=until)
-        .returning(col(DiscordLease.guild_id))
-    ).one_or_none()
-    if held is not None:
+    own = (col(DiscordLease.holder) == holder) | (col(DiscordLease.until) < utcnow())
+    free = (col(DiscordLease.guild_id) == guild_id, own)
+    if transition.write_where(session, DiscordLease, *free, holder=holder, until=until) is not None:
         return True
     if session.get(DiscordLease, guild_id) is not None:
         return False

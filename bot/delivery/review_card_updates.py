@@ -9,13 +9,13 @@ from bot.cards.card import Card
 from bot.cards.review_card import change_card, review_card
 from broker.allocations.allocations import AllocationState, AllocationView
 from broker.reports import review_context
-from broker.reports.review_context import Dossier
+from broker.reports.review_context import ReviewContext
 from broker.reviews import changes
 from broker.reviews.changes import ChangeState, ChangeView
 
-# By the number of the request or change. Only open ones have a dossier: it changes with every run, and the card of a
+# By the number of the request or change. Only open ones have a context: it changes with every run, and the card of a
 # decided one need not be edited for that.
-Dossiers = Mapping[int, Dossier]
+Contexts = Mapping[int, ReviewContext]
 
 
 async def cards(app: App, project_id: int, requests: Sequence[AllocationView]) -> Mapping[str, tuple[Card, bool]]:
@@ -35,12 +35,12 @@ async def cards(app: App, project_id: int, requests: Sequence[AllocationView]) -
 
 def _look(
     session: Session, project_id: int, requests: Sequence[AllocationView]
-) -> tuple[Sequence[ChangeView], Dossiers, Dossiers]:
+) -> tuple[Sequence[ChangeView], Contexts, Contexts]:
     asked = changes.of_project(session, project_id)
     open_requests = [view.id for view in requests if view.state == AllocationState.REQUESTED]
     open_changes = [view.id for view in asked if view.state == ChangeState.REQUESTED]
     return (
         asked,
-        {number: review_context.of_request(session, number) for number in open_requests},
-        {number: review_context.of_change(session, number) for number in open_changes},
+        review_context.of_requests(session, open_requests),
+        review_context.of_changes(session, open_changes),
     )

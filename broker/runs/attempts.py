@@ -21,6 +21,7 @@ from broker.allocations.pools import Pool
 from broker.runs import runs, series
 from broker.runs.runs import Run, RunState
 from broker.runs.series import Measured
+from projects.db import transition
 from projects.db.columns import Base, foreign_key, integer, timestamp, utcnow
 from projects.errors import ConflictError
 from trainer.contract import Status
@@ -196,18 +197,9 @@ def extend(session: Session, run: Run, seconds: int) -> None:
 def claim(session: Session, run_id: int, token: int, *, host: str, lease_seconds: float) -> bool:
     """Take an admitted attempt for this host; False where another message has done so, or it is no longer wanted."""
     wanted = select(Run.id).where(Run.id == run_id, Run.token == token, Run.state == RunState.STARTING).exists()
-    claimed = session.execute(
-        update(Attempt)
-        .where(
-            col(Attempt.run_id) == run_id,
-            col(Attempt.token) == token,
-            col(Attempt.state) == AttemptState.ADMITTED,
-            wanted,
-        )
-        .values(state=AttemptState.CLAIMED, host=host, lease_until=_from_now(lease_seconds))
-        .returning(col(Attempt.token))
-    ).one_or_none()
-    return claimed is not None
+    admitted = (col(Attempt.run_id) == run_id, col(Attempt.token) == token, col(Attempt.state) == AttemptState.ADMITTED)
+    values = {"state": AttemptState.CLAIMED, "host": host, "lease_until": _from_now(lease_seconds)}
+    return transition.write_where(session, Attempt, *admitted, wanted, **values) is not None
 
 
 def started(
@@ -452,18 +444,18 @@ def guarded(
     """Write to the attempt where its token is good; raises StaleError, and TakenOverError where only that is."""
     current = lock(session, run_id)
     good = (col(Attempt.run_id) == run_id, col(Attempt.token) == token, col(Attempt.state).in_(expected))
-    written = session.execute(
-        update(Attempt)
-        .where(*good, col(Attempt.generation) == generation)
-        .values(generation=next_generation or generation, **values)
-        .returning(col(Attempt.token))
-    ).one_or_none()
-    if current == token and written is None and session.scalar(select(Attempt.token).where(*good)) is not None:
+    attempt = transition.write_where(
+        session,
+        Attempt,
+        *good,
+        col(Attempt.generation) == generation,
+        generation=next_generation or generation,
+        **values,
+    )
+    if current == token and attempt is None and session.scalar(select(Attempt.token).where(*good)) is not None:
         raise TakenOverError(f"attempt {token} of run {run_id} has another supervisor")
-    if written is None or current != token:
+    if attempt is None or current != token:
         raise StaleError(f"attempt {token} of run {run_id} is no longer {' or '.join(expected)}")
-    attempt = session.get_one(Attempt, (run_id, token))
-    session.refresh(attempt)
     return attempt
 
 

@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from sqlalchemy import ColumnElement, update
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
+from sqlmodel.sql.expression import SelectOfScalar
 
 from broker.allocations import allocations, ledger
 from broker.allocations.allocations import Allocation, AllocationState
+from broker.allocations.ledger import Balance
 from broker.allocations.pools import Pool
 from broker.runs import attempts, estimates, launching, runs, settlement
 from broker.runs.launching import LONGEST_TIME_LIMIT, Receipt
 from broker.runs.runs import ACTIVE, ENDED, Run, RunKind, RunState
 from projects import lifecycle
+from projects.db import transition
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, InvalidError
 from projects.lifecycle import Project, Stage
@@ -205,22 +208,14 @@ def cancellable() -> ColumnElement[bool]:
 
 def revivable(session: Session) -> Sequence[int]:
     """Runs that were paused because nobody could pay for them, and that can be paid for again."""
-    paused = session.scalars(
-        select(Run)
-        .join(Project, col(Project.id) == Run.project_id)
-        .where(Run.state == RunState.PAUSED, Run.dry, col(Project.stage).not_in((Stage.PAUSED, *lifecycle.ENDED)))
-        .order_by(col(Run.queued_at), col(Run.id))
-    )
-    return [run.id for run in paused if _payable(session, run)]
+    return session.scalars(_revivable().order_by(col(Run.queued_at), col(Run.id))).all()
 
 
 def revive(session: Session, run_id: int) -> bool:
     """Queue such a run again; False where it was resumed or cancelled meanwhile, or cannot go on after all."""
+    if session.scalars(_revivable().where(Run.id == run_id)).one_or_none() is None:
+        return False
     run = runs.load(session, run_id)
-    if run.state != RunState.PAUSED or not run.dry or not _payable(session, run):
-        return False
-    if not lifecycle.may_compute(session.get_one(Project, run.project_id)):
-        return False
     runs.move(session, run, RunState.QUEUED, reason="", dry=False, queued_at=utcnow())
     why = "its allocation can pay for it again"
     seconds = attempts.remaining(session, run)
@@ -228,9 +223,23 @@ def revive(session: Session, run_id: int) -> bool:
     return True
 
 
-def _payable(session: Session, run: Run) -> bool:
-    cost = run.gpus * attempts.remaining(session, run)
-    return unpayable(session, run) is None and cost <= ledger.account(session, run.allocation_id).left
+def _revivable() -> SelectOfScalar[int]:
+    """The query for the runs that are paused for want of GPU-hours, and whose allocation has enough of them now."""
+    left = col(Balance.granted) - Balance.reserved - Balance.spent
+    return (
+        select(Run.id)
+        .join(Project, col(Project.id) == Run.project_id)
+        .join(Allocation, col(Allocation.id) == Run.allocation_id)
+        .join(Balance, col(Balance.allocation_id) == Run.allocation_id)
+        .where(
+            Run.state == RunState.PAUSED,
+            Run.dry,
+            col(Project.stage).not_in((Stage.PAUSED, *lifecycle.ENDED)),
+            Allocation.state == AllocationState.APPROVED,
+            Allocation.until > utcnow(),
+            left >= col(Run.gpus) * (col(Run.time_limit) - Run.used),
+        )
+    )
 
 
 def _of_member(session: Session, actor: Actor, run_id: int) -> tuple[Run, Person]:
@@ -266,12 +275,5 @@ def _demand_training(run: Run) -> None:
 
 def _turn_to_cancelled(session: Session, run: Run, reason: str) -> None:
     """Let a run that stops to be paused end instead."""
-    turned = session.execute(
-        update(Run)
-        .where(col(Run.id) == run.id, col(Run.state) == RunState.STOPPING, col(Run.token) == run.token)
-        .values(stops_as=RunState.CANCELLED, reason=reason, dry=False)
-        .returning(col(Run.id))
-    ).one_or_none()
-    if turned is None:
-        raise ConflictError(f"Run {run.id} has just changed; look again.")
-    session.refresh(run)
+    ends = {"stops_as": RunState.CANCELLED, "reason": reason, "dry": False}
+    transition.write_as_seen(session, run, ends, ["state", "token"], name=f"Run {run.id}")

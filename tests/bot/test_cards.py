@@ -369,6 +369,7 @@ async def test_a_card_that_waits_for_its_turn_costs_nothing_meanwhile(shared_lab
     lab.kill_bot()
     await lab.guild.count_as_old(0)
     await lab.guild.limit("old edit", 0, 300.0)
+    # What a wait costs the bot is seen nowhere outside of it.
     counted = "from bot.delivery import card_updates; look = card_updates.card_contents; "
     counted += "card_updates.card_contents = lambda *given: print('looked at', flush=True) or look(*given); "
     await lab.start_bot(counted + AGED)

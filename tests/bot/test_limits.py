@@ -22,7 +22,7 @@ from bot.plots.loss_curve import draw
 from broker.allocations import allocations
 from broker.allocations.allocations import AllocationState, AllocationView
 from broker.allocations.ledger import Account
-from broker.reports.review_context import Dossier, Remark
+from broker.reports.review_context import Remark, ReviewContext
 from broker.reports.why import Why
 from broker.reviews.changes import ChangeState, ChangeView
 from broker.runs.runs import CheckpointLink, RunKind, RunState, RunView
@@ -59,8 +59,8 @@ def change(said: str, state: ChangeState) -> ChangeView:
     return ChangeView(1, 1, said, 3600, datetime(2031, 1, 1, tzinfo=UTC), said, state, said, said, said)
 
 
-def dossier(said: str) -> Dossier:
-    return Dossier(3, 1, 1, 1, 2, True, Standing(1.0, 1, 2, 0.5, 0.5, 9.0), [Remark(said, said, True)] * 9)
+def context(said: str) -> ReviewContext:
+    return ReviewContext(3, 1, 1, 1, 2, True, Standing(1.0, 1, 2, 0.5, 0.5, 9.0), [Remark(said, said, True)] * 9)
 
 
 def run(said: str) -> RunView:
@@ -111,9 +111,9 @@ async def test_cards(said: str) -> None:
         shown = replace(project(said), stage=stage, stage_reason=said)
         checked(project_card(shown, [request(said)] * 30, [run(said)] * 30, channel_id="1"))
     for state in AllocationState:
-        checked(review_card(replace(request(said), state=state), dossier(said)))
+        checked(review_card(replace(request(said), state=state), context(said)))
     for decision in ChangeState:
-        checked(change_card(change(said, decision), request(said), dossier(said)))
+        checked(change_card(change(said, decision), request(said), context(said)))
     for phase in RunState:
         training = replace(run(said), state=phase, delayed=said, parent_id=1, attempt=3)
         why = Why(1, said, said, 1, phase, said, 9, 9, None, datetime(2030, 1, 1, tzinfo=UTC))

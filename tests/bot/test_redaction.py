@@ -113,6 +113,7 @@ async def test_an_archived_thread_is_opened_for_it_and_a_locked_one_is_left_to_t
 
 async def test_who_is_forgotten_is_named_on_no_card_however_old(lab: Lab) -> None:
     """Also where the bot ends before it has come to the card of a run that is none of the newest."""
+    # So many runs as a bot keeps in mind would each have to be launched and ended.
     few = f"from bot.delivery import run_card_updates; run_card_updates.RUNS_KEPT = 1; {BOT}"
     await lab.start_bot(few)
     channel = await lab.activate()

@@ -51,7 +51,7 @@ def view(lab: Lab, allocation: int) -> AllocationView:
 
 def available(lab: Lab, pool: str = POOL) -> int:
     with lab.db.read() as session:
-        return pools.available(session, pools.named(session, pool).id)
+        return pools.available(session)[pools.named(session, pool).id]
 
 
 @pytest.mark.parametrize(

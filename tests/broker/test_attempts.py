@@ -371,8 +371,7 @@ def test_a_series_stays_bounded_and_keeps_its_ends_and_extremes(lab: Lab, run: i
             assert len(series.read(session, run, "loss")) <= series.MOST_POINTS
     with lab.db.read() as session:
         kept = series.read(session, run, "loss")
-        assert series.newest(session, run, "loss") == values[5000]
-        assert series.newest(session, run, "nothing") is None
+    assert (lab.run(run).loss, lab.run(run).held_out) == (values[5000], None)
     steps = [point.step for point in kept]
     assert (steps[0], steps[-1], steps) == (1, 5000, sorted(set(steps)))
     assert {(point.step, point.tokens, point.value) for point in kept} >= {(1234, 2468, 99.0), (3456, 6912, -7.0)}

@@ -23,6 +23,7 @@ from broker.runs.runs import Run, RunState
 from tests.broker.lab import NOTHING, Lab, settings
 from tests.databases import ONCE
 from tests.environment import bare
+from tests.standin import python_with_trainer
 from trainer.contract import Status
 
 LEASE = 1.0
@@ -40,20 +41,6 @@ POLITE = """
 import signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
 time.sleep(60)
-"""
-SUPERVISE = """
-import sys
-from broker.runners.supervisor import Supervisor, StaleError
-from projects.settings import get_settings
-
-class Deaf(Supervisor):
-    def _command(self, *_):
-        return [sys.executable, "-c", sys.argv[3]]
-
-try:
-    Deaf(get_settings(), *map(int, sys.argv[1:3] + sys.argv[4:])).run()
-except StaleError:
-    sys.exit(1)
 """
 
 
@@ -85,8 +72,14 @@ def test_a_trainer_sees_its_own_gpus_alone(lab: Lab, tmp_path: Path, gpu_type: s
 
 def supervise(lab: Lab, home: Path, run: int, token: int, lease: float, *after: str) -> subprocess.Popen[bytes]:
     """A supervisor over the deaf trainer, or one that comes after another of a generation."""
-    command = [sys.executable, "-c", SUPERVISE, str(run), str(token), DEAF, *after]
-    return subprocess.Popen(command, env=environment(lab, home, lease))
+    command = supervisor_over(DEAF, home, run, token)
+    return subprocess.Popen([*command, *after], env=environment(lab, home, lease))
+
+
+def supervisor_over(trainer: str, home: Path, run: int, token: int) -> list[str]:
+    """The command line of a supervisor whose trainer is this program."""
+    python = python_with_trainer(home, trainer)
+    return [str(python), "-m", "broker.runners.supervisor", str(run), str(token)]
 
 
 def environment(lab: Lab, home: Path, lease: float) -> dict[str, str]:
@@ -320,6 +313,6 @@ def test_a_run_on_a_full_disk_is_asked_to_stop_and_waits(lab: Lab, run: int, tmp
         "STOA_LEASE_SECONDS": "18",  # time for the trainer to be up before the first look at the disk
     }
     (tmp_path / "runs" / str(run)).mkdir(parents=True)
-    command = [sys.executable, "-c", SUPERVISE, str(run), str(token), POLITE]
+    command = supervisor_over(POLITE, tmp_path, run, token)
     subprocess.run(command, env=environment, check=True, timeout=60)
     assert (lab.run(run).state, lab.run(run).reason) == (RunState.QUEUED, disk.PAUSED)

@@ -16,7 +16,7 @@ from tests.trainer.test_run import losses
 from trainer.checkpoint import folders, metadata
 from trainer.contract import checkpoint_folder
 
-STEPS = 60
+STEPS = 24
 EVERY_STEP = {"checkpoints": {"log_until": 0, "every": 1}, "data": {}}
 
 
@@ -41,6 +41,7 @@ def kill_when(moment: Callable[[Path], object], folder: Path) -> Path:
         while not moment(out):
             assert parent.poll() is None, "it ended before the moment came"
             assert time.monotonic() < deadline, "the moment never came"
+            time.sleep(0.001)
     finally:
         os.killpg(parent.pid, signal.SIGKILL)
         parent.communicate(timeout=30)
