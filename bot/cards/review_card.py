@@ -34,7 +34,7 @@ SUCCESS, DANGER = discord.ButtonStyle.success, discord.ButtonStyle.danger
 
 
 def review_card(request: AllocationView, context: ReviewContext | None = None) -> Card:
-    """The card of a request for GPU time: what reviewers need and buttons while it is open, then the decision."""
+    """The card of a request for GPU time, with what reviewers need while it is open, then the decision."""
     emoji, colour = REQUESTS[request.state]
     asked = text.gpu_hours(request.seconds)
     renewal = f", in place of allocation {request.renews}" if request.renews else ""
@@ -74,7 +74,7 @@ def review_card(request: AllocationView, context: ReviewContext | None = None) -
 
 
 def change_card(change: ChangeView, request: AllocationView, context: ReviewContext | None = None) -> Card:
-    """The card of a request to change an allocation: what reviewers need and buttons while it is open, then the decision."""
+    """The card of a request to change an allocation, with what reviewers need while it is open, then the decision."""
     state = AllocationState(change.state.value)
     emoji, colour = REQUESTS[state]
     asked, account = changed(change), request.account
