@@ -1,4 +1,4 @@
-"""What a run measures as it goes: loss, rate and the like, thinned to a bounded number of points a series."""
+"""Downsampling of what a run measures, such as its loss and speed: each series keeps a bounded number of points."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

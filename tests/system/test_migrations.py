@@ -15,7 +15,7 @@ import bot
 import broker
 import projects
 from bot.delivery import lease, outbox
-from bot.tables import DiscordCommands, DiscordPlace
+from bot.tables import DiscordCommands, DiscordPurpose
 from broker import catalogue, publications
 from broker.allocations import pools
 from broker.publications import Repository
@@ -67,9 +67,9 @@ def fill(database: Database) -> None:
         lifecycle.propose(session, GRACE, "another", title="Another one", question="q", why="w", needs="n")
         outbox.intend(session, "project:1", "100")
         outbox.sent(session, "project:1", "200", "digest")
-        outbox.open_room(session, "project:1", project, "300")
+        outbox.open_channel(session, "project:1", project, "300")
         session.merge(DiscordCommands(application_id="1", guild_id="2", digest="d"))
-        session.add(DiscordPlace(guild_id="2", name="record", discord_id="400"))
+        session.add(DiscordPurpose(guild_id="2", name="record", discord_id="400"))
         session.add(Finding(message_id="500", project_id=project, number=2))
     with database.write() as session:
         run_plan.launch(session, ADA, "draft", Order(project, "demo", "10m"))
@@ -89,7 +89,7 @@ def fill(database: Database) -> None:
         session.add(Repository(run_id=first, name="lab/first", private=False))
         lease.hold(session, "2", "somebody", 60)
         for entry in record.since(session, record.project_stream(project), 0):
-            outbox.told(session, entry)
+            outbox.posted(session, entry)
 
 
 def columns(database: Database) -> dict[str, list[str]]:
