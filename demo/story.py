@@ -15,9 +15,9 @@ from broker.allocations import allocations
 from broker.runs import runs, series
 from broker.runs.runs import RunKind, RunState
 from demo.stage import Stage
-from projects import lifecycle
+from projects import projects
 from projects.db.columns import utcnow
-from projects.lifecycle import Project
+from projects.projects import Project
 from projects.record import record
 from sandbox.people import Answer, Message
 
@@ -78,7 +78,7 @@ async def scope(stage: Stage, console: Console) -> str:
     """Ada writes the scope; with two people the project gets its channel, and the proposal links to it."""
     ada = stage.person("Ada")
     with stage.database.read() as session:
-        slug = lifecycle.view(session, stage.project_id).slug
+        slug = projects.view(session, stage.project_id).slug
     card = await stage.guild.wait_for("proposals", lambda m: "Join" in m.button_labels)
     form = await ada.command("project scope", channel=card.id)
     await ada.submit(

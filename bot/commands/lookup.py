@@ -16,7 +16,7 @@ from broker.catalogue import CatalogueState
 from broker.reviews import changes
 from broker.reviews.changes import ChangeState
 from broker.runs import preparing
-from projects import lifecycle, suggestions
+from projects import projects
 from projects.errors import NotFoundError
 from projects.people import LabRole
 from projects.record import record
@@ -30,7 +30,7 @@ async def project_of(interaction: Interaction, named: int | None) -> int:
     project_id = named if named is not None else await project_here(interaction)
     if project_id is None:
         raise NotFoundError("Use this in a project's channel or thread, or name the project in the option “project”.")
-    await interaction.client.read(lifecycle.load, project_id)
+    await interaction.client.read(projects.load, project_id)
     return project_id
 
 
@@ -45,21 +45,21 @@ async def project_here(interaction: Interaction) -> int | None:
     return await interaction.client.read(outbox.project_in, ids)
 
 
-async def projects(interaction: Interaction, typed: str) -> list[Choice[int]]:
+async def listed_projects(interaction: Interaction, typed: str) -> list[Choice[int]]:
     """The newest projects whose number or title fits."""
-    return _choices(await interaction.client.read(suggestions.projects, typed), typed)
+    return _choices(await interaction.client.read(projects.search, typed), typed)
 
 
 async def open_projects(interaction: Interaction, typed: str) -> list[Choice[int]]:
     """Those of them that have not ended."""
-    return _choices(await interaction.client.read(suggestions.projects, typed, open_only=True), typed)
+    return _choices(await interaction.client.read(projects.search, typed, open_only=True), typed)
 
 
 async def hidden_projects(interaction: Interaction, typed: str) -> list[Choice[int]]:
     """Those that are in no list, for moderators."""
     if LabRole.MODERATOR not in actor(interaction).roles:
         return []
-    return _choices(await interaction.client.read(suggestions.projects, typed, hidden=True), typed)
+    return _choices(await interaction.client.read(projects.search, typed, hidden=True), typed)
 
 
 async def entry_numbers(interaction: Interaction, typed: str) -> list[Choice[int]]:

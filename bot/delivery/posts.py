@@ -9,7 +9,7 @@ import structlog
 from bot import text
 from bot.delivery.entry_text import RENDERINGS, Payload, generic, line, quoted
 from broker.runs.runs import RunKind, RunView
-from projects.lifecycle import ProjectView
+from projects.projects import ProjectView
 from projects.record.record import LAB, Told
 
 OPENINGS = frozenset({"project.activated", "project.channel_opened"})

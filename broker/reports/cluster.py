@@ -13,7 +13,7 @@ from broker.allocations.ledger import Balance
 from broker.allocations.pools import Launcher, Pool
 from broker.runs.runs import Run
 from broker.scheduling import fairshare, snapshot
-from projects.lifecycle import Project
+from projects.projects import Project
 
 
 @dataclass(frozen=True)

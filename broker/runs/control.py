@@ -13,11 +13,11 @@ from broker.allocations.pools import Pool
 from broker.runs import attempts, estimates, launching, runs, settlement
 from broker.runs.launching import LONGEST_TIME_LIMIT, Receipt
 from broker.runs.runs import ACTIVE, ENDED, Run, RunKind, RunState
-from projects import lifecycle
+from projects import projects, rights
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, InvalidError
-from projects.lifecycle import Project, Stage
 from projects.people import Actor, Person
+from projects.projects import Project, Stage
 
 
 def cancel(session: Session, actor: Actor, run_id: int) -> None:
@@ -65,7 +65,7 @@ def resume(
     if run.state != RunState.PAUSED:
         raise ConflictError(f"Run {run.id} is {run.state}; only a paused run can be resumed.")
     project = session.get_one(Project, run.project_id)
-    if not lifecycle.may_compute(project):
+    if not projects.may_compute(project):
         raise ConflictError(f"“{project.title}” is {project.stage}; runs are resumed while a project is under way.")
     pays = allocation_id or allocations.successor(session, run.allocation_id)
     allocation = launching.spendable(session, project, pays)
@@ -208,7 +208,7 @@ def revivable(session: Session) -> Sequence[int]:
     paused = session.scalars(
         select(Run)
         .join(Project, col(Project.id) == Run.project_id)
-        .where(Run.state == RunState.PAUSED, Run.dry, col(Project.stage).not_in((Stage.PAUSED, *lifecycle.ENDED)))
+        .where(Run.state == RunState.PAUSED, Run.dry, col(Project.stage).not_in((Stage.PAUSED, *projects.ENDED)))
         .order_by(col(Run.queued_at), col(Run.id))
     )
     return [run.id for run in paused if _payable(session, run)]
@@ -219,7 +219,7 @@ def revive(session: Session, run_id: int) -> bool:
     run = runs.load(session, run_id)
     if run.state != RunState.PAUSED or not run.dry or not _payable(session, run):
         return False
-    if not lifecycle.may_compute(session.get_one(Project, run.project_id)):
+    if not projects.may_compute(session.get_one(Project, run.project_id)):
         return False
     runs.move(session, run, RunState.QUEUED, reason="", dry=False, queued_at=utcnow())
     why = "its allocation can pay for it again"
@@ -238,7 +238,7 @@ def _of_member(session: Session, actor: Actor, run_id: int) -> tuple[Run, Person
     run = runs.load(session, run_id)
     attempts.lock(session, run_id)
     session.refresh(run)
-    return run, lifecycle.require_member(session, actor, session.get_one(Project, run.project_id))
+    return run, rights.require_member(session, actor, session.get_one(Project, run.project_id))
 
 
 def _cancel(session: Session, run: Run, reason: str, *, by: Person | None = None) -> None:

@@ -17,8 +17,8 @@ from broker.allocations.pools import Grant, Pool
 from broker.runs import series
 from projects.db.columns import Base, foreign_key, integer, json_object, number, row_id, timestamp, utcnow, words
 from projects.errors import ConflictError, NotFoundError
-from projects.lifecycle import Project
 from projects.people import Person
+from projects.projects import Project
 from projects.record import record
 
 SAMPLE_TIME_LIMIT = 120

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from projects import lifecycle, membership, moderation, updates
+from projects import lifecycle, membership, moderation, projects, updates
 from projects.db.database import Database
-from projects.lifecycle import Outcome, ProjectView, Stage
 from projects.people import Actor, LabRole
+from projects.projects import Outcome, ProjectView, Stage
 from projects.record import record
 from projects.rights import Act
 
@@ -92,7 +92,7 @@ class School:
     def view(self, project: int) -> ProjectView:
         """The project as cards show it."""
         with self.db.read() as session:
-            return lifecycle.view(session, project)
+            return projects.view(session, project)
 
     def told(self, project: int) -> list[record.Told]:
         """The project's chain, which must be whole."""
