@@ -18,7 +18,7 @@ from demo.stage import Stage
 from projects import projects
 from projects.db.columns import utcnow
 from projects.projects import Project
-from projects.record import record
+from projects.record import record, verification
 from sandbox.people import Answer, Message
 
 LONGEST_RUN_SECONDS = 400
@@ -265,7 +265,7 @@ async def complete(stage: Stage, console: Console) -> str:
 async def verify(stage: Stage, console: Console) -> str:
     """The chains of the record are whole, and every entry has been posted."""
     with stage.database.read() as session:
-        verdicts = [record.verify(session, stream) for stream in record.streams(session)]
+        verdicts = [verification.verify(session, stream) for stream in record.streams(session)]
     broken = [verdict for verdict in verdicts if not verdict.ok]
     expect(not broken, f"a chain is broken: {broken}")
     return f"{sum(verdict.entries for verdict in verdicts)} entries in {len(verdicts)} chains, all whole"

@@ -13,7 +13,7 @@ from projects.db.columns import utcnow
 from projects.errors import ConflictError
 from projects.people import Actor, Person
 from projects.projects import Project, Stage
-from projects.record import record
+from projects.record import hash_chain
 from projects.record.record import Entry, Payload
 
 DAY = timedelta(days=1)
@@ -67,7 +67,7 @@ def check(session: Session, actor: Actor, kind: QuotaKind) -> None:
 
 def _nth_newest(session: Session, person: Person, kind: QuotaKind, number: int) -> datetime | None:
     """When the person did something for the last time but `number` - 1; None where they have not done it so often."""
-    by = record.canonical({"by": {"id": person.discord_id}})[1:-2] + ","
+    by = hash_chain.canonical({"by": {"id": person.discord_id}})[1:-2] + ","
     body = session.scalars(
         select(col(Payload.body))
         .join(Entry, col(Entry.id) == Payload.entry_id)

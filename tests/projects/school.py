@@ -9,7 +9,7 @@ from projects import lifecycle, membership, moderation, projects, updates
 from projects.db.database import Database
 from projects.people import Actor, LabRole
 from projects.projects import Outcome, ProjectView, Stage
-from projects.record import record
+from projects.record import record, verification
 from projects.rights import Act
 
 ADA = Actor(1, "Ada")
@@ -97,7 +97,7 @@ class School:
     def told(self, project: int) -> list[record.Told]:
         """The project's chain, which must be whole."""
         with self.db.read() as session:
-            assert record.verify(session, record.project_stream(project)).ok
+            assert verification.verify(session, record.project_stream(project)).ok
             return list(record.since(session, record.project_stream(project), 0, limit=1000))
 
     def kinds(self, project: int) -> list[str]:

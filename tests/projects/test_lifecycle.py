@@ -10,7 +10,7 @@ from projects.db.database import Database
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
 from projects.people import Actor
 from projects.projects import Outcome, Stage
-from projects.record import record
+from projects.record import record, verification
 
 ADA = Actor(1, "Ada")
 GRACE = Actor(2, "Grace")
@@ -45,7 +45,7 @@ def test_from_proposal_to_announcement(db: Database) -> None:
         lifecycle.complete(session, ADA, project, outcome=Outcome.NEGATIVE, learnt="They do not.")
     with db.read() as session:
         view = projects.view(session, project)
-        assert record.verify(session, record.project_stream(project)).ok
+        assert verification.verify(session, record.project_stream(project)).ok
     assert (view.stage, view.outcome, view.slug) == (
         Stage.COMPLETED,
         Outcome.NEGATIVE,

@@ -13,7 +13,7 @@ from projects.db.columns import utcnow
 from projects.db.database import Database
 from projects.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
 from projects.people import Actor, LabRole, Person
-from projects.record import record, redaction
+from projects.record import record, redaction, verification
 from projects.record.record import Entry, Payload
 from tests.broker.lab import ADA, GRACE, POOL, Lab
 
@@ -28,7 +28,7 @@ def bodies(db: Database) -> list[str | None]:
 
 def everything_verifies(db: Database) -> bool:
     with db.read() as session:
-        return all(record.verify(session, stream).ok for stream in record.streams(session))
+        return all(verification.verify(session, stream).ok for stream in record.streams(session))
 
 
 def redact(db: Database, actor: Actor | None, stream: str, number: int, reason: str = "It was private.") -> None:

@@ -22,7 +22,7 @@ from projects import bans, lifecycle
 from projects.db.columns import Base
 from projects.db.database import Database
 from projects.findings import Finding
-from projects.record import record, redaction
+from projects.record import record, redaction, verification
 from tests.broker.lab import ADA, GRACE, STRANGER, Lab
 from tests.databases import database_url, db, postgres
 
@@ -117,7 +117,7 @@ def test_what_is_there_before_the_way_down_is_there_after_it(db: Database) -> No
 def whole(database: Database) -> None:
     """The chains verify, what may only grow is still watched, and work goes on."""
     with database.read() as session:
-        assert all(record.verify(session, stream).ok for stream in record.streams(session))
+        assert all(verification.verify(session, stream).ok for stream in record.streams(session))
         assert publications.newest(session, 1) is not None
     for table in ("entries", "ledger"):
         with pytest.raises(DBAPIError, match="append-only"), database.write() as session:
