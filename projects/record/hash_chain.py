@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def hash_of_none(stream: str) -> str:
+def genesis_hash(stream: str) -> str:
     """What the first entry of a chain follows: the hash of the chain's name, so that no chain can pass for another."""
     return _sha256(stream.encode())
 

@@ -17,7 +17,7 @@ from sqlmodel import Field, col, select
 
 from projects.db.columns import Base, foreign_key, integer, row_id, utcnow
 from projects.people import Person
-from projects.record.hash_chain import canonical, hash_entry, hash_of_none, hash_payload
+from projects.record.hash_chain import canonical, genesis_hash, hash_entry, hash_payload
 
 LAB = "lab"
 
@@ -80,7 +80,7 @@ def project_stream(project_id: int) -> str:
 
 def open_stream(session: Session, key: str) -> None:
     """Begin a chain; its first `previous` is the hash of its name, so that no chain can stand in for another."""
-    session.add(Stream(key=key, head_hash=hash_of_none(key)))
+    session.add(Stream(key=key, head_hash=genesis_hash(key)))
     session.flush()
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
-from projects.record.hash_chain import hash_entry, hash_of_none, hash_payload
+from projects.record.hash_chain import genesis_hash, hash_entry, hash_payload
 from projects.record.record import Entry, Payload, Stream
 
 
@@ -28,7 +28,7 @@ def verify(session: Session, stream: str) -> Verdict:
     head = session.get(Stream, stream)
     if head is None:
         return Verdict(stream, 0, "there is no such chain")
-    previous, number = hash_of_none(stream), 0
+    previous, number = genesis_hash(stream), 0
     rows = session.execute(
         select(Entry, Payload)
         .outerjoin(Payload, col(Payload.entry_id) == Entry.id)
