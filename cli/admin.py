@@ -289,10 +289,10 @@ def catalogue_retire(name: str, why: Why) -> None:
 @record_app.command("verify")
 def record_verify() -> None:
     """Walk every chain of the record; status 1 where one is broken."""
-    from projects.record import record
+    from projects.record import record, verification
 
     with refusing(), database().read() as session:
-        verdicts = [record.verify(session, stream) for stream in record.streams(session)]
+        verdicts = [verification.verify(session, stream) for stream in record.streams(session)]
     for verdict in verdicts:
         typer.echo(f"{verdict.stream}: {verdict.entries} entries, {verdict.problem or 'whole'}")
     sys.exit(0 if all(verdict.ok for verdict in verdicts) else 1)

@@ -15,10 +15,10 @@ from broker.allocations import allocations
 from broker.runs import runs, series
 from broker.runs.runs import RunKind, RunState
 from demo.stage import Stage
-from projects import lifecycle
+from projects import projects
 from projects.db.columns import utcnow
-from projects.lifecycle import Project
-from projects.record import record
+from projects.projects import Project
+from projects.record import record, verification
 from sandbox.patience import PATIENCE
 from sandbox.people import Answer, Message
 
@@ -76,7 +76,7 @@ async def scope(stage: Stage, console: Console) -> str:
     """Ada writes the scope; with two people the project gets its channel, and the proposal links to it."""
     ada = stage.person("Ada")
     with stage.database.read() as session:
-        slug = lifecycle.view(session, stage.project_id).slug
+        slug = projects.view(session, stage.project_id).slug
     card = await stage.guild.wait_for("proposals", lambda m: "Join" in m.button_labels)
     form = await ada.command("project scope", channel=card.id)
     await ada.submit(
@@ -265,7 +265,7 @@ async def complete(stage: Stage, console: Console) -> str:
 async def verify(stage: Stage, console: Console) -> str:
     """The chains of the record are whole, and every entry has been posted."""
     with stage.database.read() as session:
-        verdicts = [record.verify(session, stream) for stream in record.streams(session)]
+        verdicts = [verification.verify(session, stream) for stream in record.streams(session)]
     broken = [verdict for verdict in verdicts if not verdict.ok]
     expect(not broken, f"a chain is broken: {broken}")
     return f"{sum(verdict.entries for verdict in verdicts)} entries in {len(verdicts)} chains, all whole"

@@ -13,7 +13,7 @@ from bot.cards.run_card import RUNS
 from broker.allocations.allocations import LIVE, AllocationState, AllocationView
 from broker.allocations.ledger import in_hours
 from broker.runs.runs import ACTIVE, RunView
-from projects.lifecycle import ENDED, ProjectView, ReleasePolicy, Stage
+from projects.projects import ENDED, ProjectView, ReleasePolicy, Stage
 
 OPEN = (*LIVE, AllocationState.REQUESTED)
 STAGES = {

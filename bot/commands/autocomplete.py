@@ -14,7 +14,7 @@ from broker.allocations.allocations import AllocationState, AllocationView
 from broker.catalogue import CatalogueState
 from broker.reviews import changes
 from broker.runs import preparing
-from projects import suggestions
+from projects import projects
 from projects.people import LabRole
 from projects.record import record
 
@@ -22,21 +22,21 @@ MOST_CHOICES = 25
 T = TypeVar("T", int, str)
 
 
-async def projects(interaction: Interaction, typed: str) -> list[Choice[int]]:
+async def listed_projects(interaction: Interaction, typed: str) -> list[Choice[int]]:
     """The newest projects whose number or title fits."""
-    return _choices(await interaction.client.read(suggestions.projects, typed), typed)
+    return _choices(await interaction.client.read(projects.search, typed), typed)
 
 
 async def open_projects(interaction: Interaction, typed: str) -> list[Choice[int]]:
     """The newest projects that have not ended."""
-    return _choices(await interaction.client.read(suggestions.projects, typed, open_only=True), typed)
+    return _choices(await interaction.client.read(projects.search, typed, open_only=True), typed)
 
 
 async def hidden_projects(interaction: Interaction, typed: str) -> list[Choice[int]]:
     """The hidden projects, for moderators."""
     if LabRole.MODERATOR not in actor(interaction).roles:
         return []
-    return _choices(await interaction.client.read(suggestions.projects, typed, hidden=True), typed)
+    return _choices(await interaction.client.read(projects.search, typed, hidden=True), typed)
 
 
 async def entry_numbers(interaction: Interaction, typed: str) -> list[Choice[int]]:

@@ -7,7 +7,7 @@ from discord import app_commands
 
 from bot.app import Interaction
 from bot.delivery import outbox
-from projects import lifecycle
+from projects import projects
 from projects.errors import NotFoundError
 
 
@@ -16,7 +16,7 @@ async def project_of(interaction: Interaction, named: int | None) -> int:
     project_id = named if named is not None else await project_here(interaction)
     if project_id is None:
         raise NotFoundError("Use this in a project's channel or thread, or name the project in the option “project”.")
-    await interaction.client.read(lifecycle.load, project_id)
+    await interaction.client.read(projects.load, project_id)
     return project_id
 
 

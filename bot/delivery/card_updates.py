@@ -19,8 +19,8 @@ from broker.allocations import allocations
 from broker.allocations.allocations import AllocationView
 from broker.runs import runs
 from broker.runs.runs import RunKind, RunView
-from projects import lifecycle
-from projects.lifecycle import ENDED, ProjectView
+from projects import projects
+from projects.projects import ENDED, ProjectView
 from projects.record import redaction
 from projects.record.record import Told
 
@@ -41,7 +41,7 @@ def card_contents(
     """What a project's card shows: the project, its requests, its newest runs, and its channel unless deleted."""
     channel = outbox.channels_of(session, project_id).get(f"project:{project_id}")
     return (
-        lifecycle.view(session, project_id),
+        projects.view(session, project_id),
         allocations.of_project(session, project_id),
         runs.of_project(session, project_id, kind=RunKind.TRAIN, limit=RUNS_SHOWN),
         None if channel is None or channel.gone else channel.channel_id,

@@ -11,7 +11,7 @@ from bot.delivery import outbox
 from bot.delivery.sender import DELETED, UNKNOWN_CHANNEL
 from bot.rate_limit import once
 from bot.tables import DiscordChannel
-from projects.lifecycle import ProjectView
+from projects.projects import ProjectView
 
 CATEGORY = "Projects"
 MOST_IN_CATEGORY = 50

@@ -15,8 +15,8 @@ from bot.plots.renderer import Renderer
 from broker.reviews import inventory
 from broker.runs import runs
 from broker.runs.runs import RunKind, RunView
-from projects import lifecycle
-from projects.lifecycle import ProjectView
+from projects import projects
+from projects.projects import ProjectView
 from projects.record import record, redaction
 from projects.record.record import Told
 
@@ -89,7 +89,7 @@ class ProjectFeed:
     async def _post(self, entry: Told) -> None:
         """Post an entry wherever it belongs."""
         channel_id, closed = await self.channels.find(f"project:{self.project_id}")
-        project = await self.app.read(lifecycle.view, self.project_id)
+        project = await self.app.read(projects.view, self.project_id)
         if entry.kind in redaction.KINDS:
             await self.channels.relabel(project)
         if entry.kind in posts.OPENS_CHANNEL and project.has_channel:

@@ -10,7 +10,7 @@ from bot import text
 from bot.delivery.entry_text import TEXTS, Payload, general
 from bot.delivery.entry_text.phrases import line, quoted
 from broker.runs.runs import RunKind, RunView
-from projects.lifecycle import ProjectView
+from projects.projects import ProjectView
 from projects.record.record import LAB, Told
 
 OPENS_CHANNEL = frozenset({"project.activated", "project.channel_opened"})

@@ -14,7 +14,7 @@ from broker.allocations.pools import Pool
 from broker.runners import registry
 from broker.runs.runs import Run
 from broker.scheduling import fairshare, snapshot
-from projects.lifecycle import Project
+from projects.projects import Project
 
 
 @dataclass(frozen=True)

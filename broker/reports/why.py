@@ -20,7 +20,7 @@ from broker.runs.runs import Run, RunState
 from broker.scheduling import backfill, fairshare, snapshot
 from broker.scheduling.backfill import Funds, Placement, Plan, QueueState, Waiting, WaitReason
 from broker.scheduling.fairshare import Standing
-from projects.lifecycle import Project
+from projects.projects import Project
 
 UNBORN = 0
 """The number of a run that has none yet."""

@@ -15,12 +15,12 @@ from broker.allocations.pools import Pool
 from broker.runs import attempts, estimates, launching, runs, settlement
 from broker.runs.launching import LONGEST_TIME_LIMIT, Receipt
 from broker.runs.runs import ACTIVE, ENDED, Run, RunKind, RunState
-from projects import lifecycle
+from projects import projects, rights
 from projects.db import transition
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, InvalidError
-from projects.lifecycle import Project, Stage
 from projects.people import Actor, Person
+from projects.projects import Project, Stage
 
 
 def cancel(session: Session, actor: Actor, run_id: int) -> None:
@@ -68,7 +68,7 @@ def resume(
     if run.state != RunState.PAUSED:
         raise ConflictError(f"Run {run.id} is {run.state}; only a paused run can be resumed.")
     project = session.get_one(Project, run.project_id)
-    if not lifecycle.may_compute(project):
+    if not projects.may_compute(project):
         raise ConflictError(f"“{project.title}” is {project.stage}; runs are resumed while a project is under way.")
     pays = allocation_id or allocations.successor(session, run.allocation_id)
     allocation = launching.spendable(session, project, pays)
@@ -234,7 +234,7 @@ def _revivable() -> SelectOfScalar[int]:
         .where(
             Run.state == RunState.PAUSED,
             Run.unfunded,
-            col(Project.stage).not_in((Stage.PAUSED, *lifecycle.ENDED)),
+            col(Project.stage).not_in((Stage.PAUSED, *projects.ENDED)),
             Allocation.state == AllocationState.APPROVED,
             Allocation.until > utcnow(),
             left >= col(Run.gpus) * (col(Run.time_limit) - Run.used),
@@ -247,7 +247,7 @@ def _of_member(session: Session, actor: Actor, run_id: int) -> tuple[Run, Person
     run = runs.load(session, run_id)
     attempts.lock(session, run_id)
     session.refresh(run)
-    return run, lifecycle.require_member(session, actor, session.get_one(Project, run.project_id))
+    return run, rights.require_member(session, actor, session.get_one(Project, run.project_id))
 
 
 def _cancel(session: Session, run: Run, reason: str, *, by: Person | None = None) -> None:

@@ -8,10 +8,10 @@ from broker.publications import Disk
 from broker.runs import launching, runs
 from broker.runs.launching import Receipt
 from broker.runs.runs import SAMPLE_TIME_LIMIT, Run, RunKind
-from projects import lifecycle, quotas, text
+from projects import projects, quotas, rights, text
 from projects.errors import ConflictError
-from projects.lifecycle import Project
 from projects.people import Actor
+from projects.projects import Project
 from projects.quotas import QuotaKind
 from projects.rights import Act
 
@@ -22,7 +22,7 @@ def check(session: Session, actor: Actor, run_id: int) -> None:
     """Raise unless the actor may sample from the run now. Only reads: a form may be opened on it."""
     run = _sampled(session, run_id)
     project = session.get_one(Project, run.project_id)
-    lifecycle.check(session, actor, project, Act.USE_COMPUTE)
+    rights.check(session, actor, project, Act.USE_COMPUTE)
     _demand_payable(session, project, run)
 
 
@@ -33,7 +33,7 @@ def sample(session: Session, actor: Actor, request_id: str, run_id: int, prompt:
         return launching.receipt(session, earlier)
     parent = _sampled(session, run_id)
     project = session.get_one(Project, parent.project_id)
-    person = lifecycle.require_member(session, actor, project)
+    person = rights.require_member(session, actor, project)
     quotas.check(session, actor, QuotaKind.LAUNCH)
     wanted = text.prose("The prompt", prompt, most=LONGEST_PROMPT)
     allocation_id, pool_id = _demand_payable(session, project, parent)
@@ -72,7 +72,7 @@ def _sampled(session: Session, run_id: int) -> Run:
 
 def _demand_payable(session: Session, project: Project, run: Run) -> tuple[int, int]:
     """The allocation that pays, the run's own while it is good, and its pool."""
-    if not lifecycle.may_compute(project):
+    if not projects.may_compute(project):
         raise ConflictError(f"“{project.title}” is {project.stage}; samples are drawn while a project is under way.")
     allocation = launching.spendable(session, project, launching.still_spendable(session, run))
     launching.check_left(session, allocation.id, 1, SAMPLE_TIME_LIMIT)

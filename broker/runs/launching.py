@@ -15,11 +15,11 @@ from broker.allocations.allocations import Allocation, AllocationState
 from broker.allocations.pools import Pool
 from broker.runs import estimates, preparing
 from broker.runs.runs import Run, RunKind, RunState, load, tell, what_it_is
-from projects import lifecycle, quotas
+from projects import projects, quotas, rights
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, InvalidError, NotFoundError
-from projects.lifecycle import Project
 from projects.people import Actor
+from projects.projects import Project
 from projects.quotas import QuotaKind
 from trainer import check as dry_run
 from trainer.config import TrainConfig
@@ -127,8 +127,8 @@ def launch(session: Session, actor: Actor, request_id: str, order: Order) -> Rec
     earlier = session.scalars(select(Run).where(Run.request_id == request_id)).one_or_none()
     if earlier is not None:
         return receipt(session, earlier)
-    project = lifecycle.load(session, order.project_id)
-    person = lifecycle.require_member(session, actor, project)
+    project = projects.load(session, order.project_id)
+    person = rights.require_member(session, actor, project)
     quotas.check(session, actor, QuotaKind.LAUNCH)
     run, _ = _drawn_up(session, order)
     run.request_id, run.requested_by = request_id, person.id
@@ -166,14 +166,14 @@ def quote(session: Session, order: Order) -> Quote:
 
 def pool_of(session: Session, order: Order) -> Pool:
     """The pool that an order would run on; raises NotFoundError and ConflictError."""
-    allocation = spendable(session, lifecycle.load(session, order.project_id), order.allocation_id)
+    allocation = spendable(session, projects.load(session, order.project_id), order.allocation_id)
     return session.get_one(Pool, allocation.pool_id)
 
 
 def _drawn_up(session: Session, order: Order) -> tuple[Run, TrainConfig]:
     """The run that an order makes, in no session yet, with its configuration; raises what a launch is refused with."""
-    project = lifecycle.load(session, order.project_id)
-    if not lifecycle.may_compute(project):
+    project = projects.load(session, order.project_id)
+    if not projects.may_compute(project):
         raise ConflictError(f"“{project.title}” is {project.stage}; runs are launched while a project is under way.")
     allocation = spendable(session, project, order.allocation_id)
     check_count(session.get_one(Pool, allocation.pool_id), order.gpus)

@@ -18,8 +18,8 @@ from broker.runs import series
 from projects.db import transition
 from projects.db.columns import Base, foreign_key, integer, json_object, number, row_id, timestamp, utcnow, words
 from projects.errors import NotFoundError
-from projects.lifecycle import Project
 from projects.people import Person
+from projects.projects import Project
 from projects.record import record
 
 SAMPLE_TIME_LIMIT = 120

@@ -24,11 +24,11 @@ from broker.runs.attempts import OPEN, Attempt, StaleError
 from broker.runs.runs import Run
 from broker.scheduling import backfill, snapshot, tasks, usage
 from broker.scheduling.backfill import Decision, Limits
-from projects import health, lifecycle
+from projects import health, projects
 from projects.db.columns import utcnow
 from projects.db.database import Database
 from projects.errors import ConflictError
-from projects.lifecycle import Project
+from projects.projects import Project
 from projects.settings import Settings
 
 NOTIFY_AGAIN_SECONDS = 5.0
@@ -45,7 +45,7 @@ def admit(session: Session, decision: Decision, limits: Limits) -> int:
     session.execute(select(Pool.id).order_by(col(Pool.id)).with_for_update(key_share=True)).all()
     run = runs.load(session, decision.run_id)
     project = session.get_one(Project, run.project_id)
-    if not lifecycle.may_compute(project):
+    if not projects.may_compute(project):
         raise ConflictError(f"“{project.title}” is {project.stage}; nothing of it starts.")
     pool = session.get_one(Pool, run.pool_id)
     counted = [(col(Run.project_id) == run.project_id, limits.most_running_a_project, "of its project")]

@@ -19,7 +19,7 @@ from broker.scheduling.backfill import Funds, Held, Limits, PoolRow, QueueState,
 from broker.scheduling.fairshare import decayed
 from projects import policies
 from projects.db.columns import utcnow
-from projects.lifecycle import Project, Stage
+from projects.projects import Project, Stage
 
 
 def load(session: Session, limits: Limits | None = None) -> QueueState:

@@ -26,9 +26,9 @@ from broker.runs import attempts, settlement
 from broker.runs.attempts import Ending, Progress
 from broker.runs.runs import RunState
 from broker.runs.series import Measured
-from projects import lifecycle, membership
-from projects.lifecycle import Member, Stage
+from projects import membership, projects
 from projects.people import Actor
+from projects.projects import Member, Stage
 from projects.record.record import Told
 from sandbox.people import Channel, Message
 from tests.bot.conftest import AGED, Lab
@@ -386,5 +386,5 @@ async def test_a_card_that_waits_for_its_turn_costs_nothing_meanwhile(shared_lab
     await lab.guild.count_as_old(3600)
     await lab.start_bot()
     with lab.db.read() as session:
-        followers = lifecycle.view(session, 1).followers
+        followers = projects.view(session, 1).followers
     await lab.guild.wait_for("proposals", lambda m: f"**Followers** {followers}" in m.text)

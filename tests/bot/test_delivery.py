@@ -15,7 +15,7 @@ from bot.delivery.loop import Backoff
 from bot.tables import DiscordMessage
 from projects import lifecycle
 from projects.db.columns import utcnow
-from projects.record import record
+from projects.record import verification
 from projects.record.record import Payload
 from tests.bot.conftest import BOT, Lab, has
 from tests.patience import PATIENCE, until
@@ -277,7 +277,7 @@ async def test_a_blanked_entry_is_told_without_its_words(lab: Lab) -> None:
     post = await lab.guild.wait_for(thread, lambda m: "record 1" in m.text)
     assert "blanked" in post.text
     assert "Who falls?" not in post.text
-    assert lab.call(record.verify, "project:1").ok
+    assert lab.call(verification.verify, "project:1").ok
 
 
 async def test_a_missing_permission_is_waited_for(lab: Lab) -> None:

@@ -27,7 +27,7 @@ from broker.reports.why import Why
 from broker.reviews.changes import ChangeState, ChangeView
 from broker.runs.runs import CheckpointLink, RunKind, RunState, RunView
 from broker.scheduling.fairshare import Standing
-from projects.lifecycle import Member, Outcome, ProjectView, Stage
+from projects.projects import Member, Outcome, ProjectView, Stage
 from projects.record.record import Told
 
 LONG = [

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
 from projects import lifecycle, membership
-from projects.lifecycle import Membership, Project, Stage
+from projects.projects import Membership, Project, Stage
 from projects.record import redaction
 from sandbox.people import Answer, Channel
 from tests.bot.conftest import SCOPE, Lab

@@ -13,7 +13,7 @@ from broker.reviews import changes, inventory
 from projects.db.columns import utcnow
 from projects.errors import ConflictError
 from projects.people import Actor, LabRole
-from projects.record import record
+from projects.record import record, verification
 from tests.broker.lab import HOUR, Lab, in_days
 from tests.broker.reviewing import ask_change, grant, in_state, review, spend, tend, told, view
 from tests.databases import until_one_waits_for_a_lock
@@ -127,7 +127,7 @@ def test_two_schedulers_at_once_tend_once(lab: Lab) -> None:
     tend(lab)
     assert lab.everything() == heads
     with lab.db.read() as session:
-        assert record.verify(session, record.project_stream(project)).ok
+        assert verification.verify(session, record.project_stream(project)).ok
 
 
 def test_a_grant_is_not_shortened_below_an_exhausted_allocation(lab: Lab) -> None:

@@ -27,8 +27,8 @@ from broker.publishing.model_card import write_card
 from broker.runs.attempts import Checkpoint, Progress
 from projects import lifecycle, updates
 from projects.db.columns import utcnow
-from projects.lifecycle import Project
 from projects.people import Actor
+from projects.projects import Project
 from projects.record import record
 from projects.settings import Settings
 from tests.broker.lab import ADA, GRACE, ROSA, Lab, request_id, settings

@@ -21,7 +21,7 @@ from cli.main import app
 from projects import lifecycle
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, NotFoundError
-from projects.lifecycle import Project
+from projects.projects import Project
 from projects.settings import get_settings
 from tests.broker.lab import ADA, GRACE, HOUR, STRANGER, Lab, settings
 

@@ -31,7 +31,7 @@ from projects import bans, lifecycle, membership, policies
 from projects.db.columns import Base
 from projects.db.database import Database
 from projects.findings import Finding
-from projects.record import record, redaction
+from projects.record import record, redaction, verification
 from tests.broker.lab import ADA, GRACE, STRANGER, Lab
 from tests.databases import database_url, db, new_url, postgres
 
@@ -170,7 +170,7 @@ def test_the_fields_of_slurms_pools_become_options_of_their_runner(db: Database)
 def whole(database: Database) -> None:
     """The chains verify, what may only grow is still watched, and work goes on."""
     with database.read() as session:
-        assert all(record.verify(session, stream).ok for stream in record.streams(session))
+        assert all(verification.verify(session, stream).ok for stream in record.streams(session))
         assert publications.newest(session, 1) is not None
     for table in ("entries", "ledger"):
         with pytest.raises(DBAPIError, match="append-only"), database.write() as session:

@@ -77,7 +77,7 @@ async def report(interaction: Interaction, allocation: int) -> None:
 
 @allocation.command(name="show", description="Show what was granted, reserved, spent and is left")
 @app_commands.describe(allocation="Its number; the newest of the project otherwise", project="The project")
-@app_commands.autocomplete(allocation=autocomplete.allocation_ids, project=autocomplete.projects)
+@app_commands.autocomplete(allocation=autocomplete.allocation_ids, project=autocomplete.listed_projects)
 async def show(interaction: Interaction, allocation: int | None = None, project: int | None = None) -> None:
     """Show the ledger of one allocation."""
     await acknowledge(interaction)
@@ -101,7 +101,7 @@ async def show(interaction: Interaction, allocation: int | None = None, project:
 
 @allocation.command(name="list", description="List the allocations of a project")
 @app_commands.describe(project="The project, where this is not its channel or one of its threads")
-@app_commands.autocomplete(project=autocomplete.projects)
+@app_commands.autocomplete(project=autocomplete.listed_projects)
 async def list_allocations(interaction: Interaction, project: int | None = None) -> None:
     """List the allocations."""
     await acknowledge(interaction)

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from bot import errors, text
 from bot.app import Interaction, actor
 from bot.buttons import Handler
-from projects import lifecycle, membership
+from projects import lifecycle, membership, projects
 
 Answering = Callable[[Interaction, int], Awaitable[str]]
 
@@ -14,14 +14,14 @@ async def joined(interaction: Interaction, project_id: int) -> str:
     """Make the user a contributor, and return the answer."""
     app = interaction.client
     await app.write(lifecycle.join, actor(interaction), project_id, min_people=app.settings.min_people)
-    project = await app.read(lifecycle.view, project_id)
+    project = await app.read(projects.view, project_id)
     return f"Welcome! You are in **{text.line(project.title, 160)}**."
 
 
 async def followed(interaction: Interaction, project_id: int) -> str:
     """Make the user a follower, and return the answer."""
     await interaction.client.write(membership.follow, actor(interaction), project_id)
-    project = await interaction.client.read(lifecycle.view, project_id)
+    project = await interaction.client.read(projects.view, project_id)
     title = text.line(project.title, 160)
     return f"You follow **{title}** now; /project leave ends that, /project join lets you contribute."
 
@@ -29,7 +29,7 @@ async def followed(interaction: Interaction, project_id: int) -> str:
 async def accepted(interaction: Interaction, project_id: int) -> str:
     """Make the user, to whom the lead is offered, the lead, and return the answer."""
     await interaction.client.write(membership.accept_lead, actor(interaction), project_id)
-    project = await interaction.client.read(lifecycle.view, project_id)
+    project = await interaction.client.read(projects.view, project_id)
     return f"You lead **{text.line(project.title, 160)}** from now on. Thank you!"
 
 

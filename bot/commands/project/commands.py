@@ -15,8 +15,8 @@ from bot.commands.project import buttons
 from bot.commands.project.forms import CompleteForm, HandoverForm, NeedsForm, ProposeForm, ScopeForm, UpdateForm
 from bot.commands.reason_form import ReasonForm
 from bot.delivery import card_updates
-from projects import lifecycle, membership, moderation, updates
-from projects.lifecycle import Stage
+from projects import lifecycle, membership, moderation, projects, updates
+from projects.projects import Stage
 from projects.rights import Act
 
 project = app_commands.Group(name="project", description="Research projects, from proposal to announcement")
@@ -31,7 +31,7 @@ def of_project(command: Command) -> Command:
 
 def of_any_project(command: Command) -> Command:
     """Describe the option “project”, and suggest ended projects too."""
-    return app_commands.autocomplete(project=autocomplete.projects)(_described(command))
+    return app_commands.autocomplete(project=autocomplete.listed_projects)(_described(command))
 
 
 def _described(command: Command) -> Command:
@@ -50,15 +50,15 @@ async def propose(interaction: Interaction) -> None:
     licence="The licence of the models",
 )
 @app_commands.choices(
-    checkpoints=[Choice(name=policy, value=policy) for policy in lifecycle.ReleasePolicy],
-    licence=[Choice(name=licence, value=licence) for licence in lifecycle.LICENCES],
+    checkpoints=[Choice(name=policy, value=policy) for policy in projects.ReleasePolicy],
+    licence=[Choice(name=licence, value=licence) for licence in projects.LICENCES],
 )
 @of_project
 async def scope(
     interaction: Interaction,
     project: int | None = None,
-    checkpoints: str = lifecycle.ReleasePolicy.OPEN,
-    licence: str = lifecycle.LICENCES[0],
+    checkpoints: str = projects.ReleasePolicy.OPEN,
+    licence: str = projects.LICENCES[0],
 ) -> None:
     """Open the form of the scope for the lead."""
     project_id = await context.project_of(interaction, project)
@@ -210,8 +210,8 @@ async def show(interaction: Interaction, project: int | None = None) -> None:
 async def list_projects(interaction: Interaction, stage: str | None = None) -> None:
     """List the projects."""
     await acknowledge(interaction)
-    views = await interaction.client.read(lifecycle.views, stage=stage)
-    there_are = await interaction.client.read(lifecycle.count, stage=stage)
+    views = await interaction.client.read(projects.views, stage=stage)
+    there_are = await interaction.client.read(projects.count, stage=stage)
     lines = [
         f"**{view.id}** {text.line(view.title, 160)} · {view.stage} · {text.line(view.lead.name, 60)}" for view in views
     ]

@@ -8,8 +8,8 @@ from discord import ui
 from bot import text
 from bot.app import Interaction, actor
 from bot.commands.form import Form, long, short
-from projects import lifecycle, membership, updates
-from projects.lifecycle import Outcome
+from projects import lifecycle, membership, projects, updates
+from projects.projects import Outcome
 from projects.text import BRIEF, LONG, LONGEST, TITLE, USUAL
 
 
@@ -80,8 +80,8 @@ class ScopeForm(Form):
             licence=self.licence,
             min_people=app.settings.min_people,
         )
-        project = await app.read(lifecycle.view, self.project_id)
-        if project.stage == lifecycle.Stage.ACTIVE:
+        project = await app.read(projects.view, self.project_id)
+        if project.stage == projects.Stage.ACTIVE:
             channel = "its channel opens in a moment" if project.has_channel else "a moderator opens its channel"
             return f"The scope is written, and the project is active: {channel}."
         missing = app.settings.min_people - len(project.members)

@@ -128,7 +128,7 @@ async def show(interaction: Interaction, run: int | None = None) -> None:
 
 @run.command(name="list", description="List the newest runs of a project")
 @app_commands.describe(project=PROJECT)
-@app_commands.autocomplete(project=autocomplete.projects)
+@app_commands.autocomplete(project=autocomplete.listed_projects)
 async def list_runs(interaction: Interaction, project: int | None = None) -> None:
     """List the runs."""
     await acknowledge(interaction)

@@ -159,7 +159,7 @@ async def unban(interaction: Interaction, person: discord.User) -> None:
     number="The entry's number, as its post ends with",
     project="The project, where this is not its channel or one of its threads; 0 for the lab's own record",
 )
-@app_commands.autocomplete(number=autocomplete.entry_numbers, project=autocomplete.projects)
+@app_commands.autocomplete(number=autocomplete.entry_numbers, project=autocomplete.listed_projects)
 async def redact(interaction: Interaction, number: int, project: int | None = None) -> None:
     """Open the form of the reason, which must not repeat what is blanked."""
     buttons.require(interaction, Act.REDACT)

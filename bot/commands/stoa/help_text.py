@@ -9,9 +9,10 @@ from sqlalchemy.orm import Session
 
 from bot import text
 from bot.cards import card
-from projects import lifecycle, people, rights
+from projects import people, projects, rights
 from projects.people import Actor, LabRole
-from projects.rights import Act, ProjectRole, Role
+from projects.projects import ProjectRole
+from projects.rights import Act, Role
 
 # The act that each command is for, where not everyone may use the command.
 NEEDS: Mapping[str, Act] = {
@@ -80,8 +81,8 @@ def standing(session: Session, actor: Actor, project_id: int | None) -> Standing
     people.find(session, actor)
     if project_id is None:
         return Standing(actor.roles, None)
-    project = lifecycle.load(session, project_id)
-    return Standing(lifecycle.roles_in(session, actor, project), project.title)
+    project = projects.load(session, project_id)
+    return Standing(rights.roles_in(session, actor, project), project.title)
 
 
 def pages(commands: Sequence[Any], here: Standing, *, review: int, manages: bool) -> list[ui.LayoutView]:
