@@ -381,7 +381,7 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     assert "0.033 GPU-hours at most" in queued
     sample = lab.call(runs.of_project, 1, kind=RunKind.SAMPLE)[0]
     assert lab.call(runs.load, sample.id).prompt == "def hello(@everyone):"
-    asked = await lab.guild.wait_for(thread, lambda m: "lets the last checkpoint of run" in m.text)
+    asked = await lab.guild.wait_for(thread, lambda m: "asks the last checkpoint of run" in m.text)
     assert "def hello" in asked.text
     assert "@everyone" not in asked.text
     lab.call(settlement.settle, first, token, 21.0, Progress(0, 0), Ending(0), 3)
