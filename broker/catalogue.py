@@ -22,6 +22,7 @@ from sqlmodel import Field, col, select
 
 from broker import configs
 from projects import people, rights, text
+from projects.db import transition
 from projects.db.columns import Base, foreign_key, row_id, timestamp, utcnow, words
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
 from projects.people import Actor, Person
@@ -32,14 +33,14 @@ from trainer.config import TrainConfig
 PLACES = ("path", "tokens")
 
 
-class Kind(StrEnum):
+class CatalogueKind(StrEnum):
     """What an entry stands for."""
 
     RECIPE = "recipe"
     DATASET = "dataset"
 
 
-class State(StrEnum):
+class CatalogueState(StrEnum):
     """Where an entry stands."""
 
     PROPOSED = "proposed"
@@ -48,11 +49,11 @@ class State(StrEnum):
     RETIRED = "retired"
 
 
-TRANSITIONS: Mapping[State, frozenset[State]] = {
-    State.PROPOSED: frozenset({State.ACCEPTED, State.DECLINED}),
-    State.ACCEPTED: frozenset({State.RETIRED}),
-    State.DECLINED: frozenset(),
-    State.RETIRED: frozenset(),
+TRANSITIONS: Mapping[CatalogueState, frozenset[CatalogueState]] = {
+    CatalogueState.PROPOSED: frozenset({CatalogueState.ACCEPTED, CatalogueState.DECLINED}),
+    CatalogueState.ACCEPTED: frozenset({CatalogueState.RETIRED}),
+    CatalogueState.DECLINED: frozenset(),
+    CatalogueState.RETIRED: frozenset(),
 }
 
 
@@ -72,7 +73,7 @@ class CatalogueEntry(Base, table=True):
     dataset: str = ""
     revision: str = ""
     licence: str = ""
-    state: str = State.PROPOSED
+    state: str = CatalogueState.PROPOSED
     proposed_by: int | None = foreign_key("people.id", default=None)
     decided_by: int | None = foreign_key("people.id", default=None)
     reason: str = words(default="")
@@ -80,18 +81,22 @@ class CatalogueEntry(Base, table=True):
     created_at: datetime = timestamp(default=utcnow)
 
 
-_TAKEN = col(CatalogueEntry.state) != State.DECLINED
+_TAKEN = col(CatalogueEntry.state) != CatalogueState.DECLINED
+_ACCEPTED_RECIPES = (
+    col(CatalogueEntry.kind) == CatalogueKind.RECIPE,
+    col(CatalogueEntry.state) == CatalogueState.ACCEPTED,
+)
 Index("ix_catalogue_entries_name", col(CatalogueEntry.name), unique=True, sqlite_where=_TAKEN, postgresql_where=_TAKEN)
 
 
 @dataclass(frozen=True)
-class EntryView:
+class CatalogueEntryView:
     """An entry as it is listed; `proposed_by` is None for an operator."""
 
     id: int
-    kind: Kind
+    kind: CatalogueKind
     name: str
-    state: State
+    state: CatalogueState
     body: str
     dataset: str
     revision: str
@@ -111,10 +116,12 @@ def propose_recipe(session: Session, actor: Actor | None, request_id: str, *, na
         return earlier
     _free_name(session, name)
     values = configs.sections(body)
-    _named_datasets(session, values, {State.PROPOSED, State.ACCEPTED})
+    _named_datasets(session, values, {CatalogueState.PROPOSED, CatalogueState.ACCEPTED})
     expanded = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     _check(configs.read(expanded))
-    return _propose(session, actor, CatalogueEntry(request_id=request_id, kind=Kind.RECIPE, name=name, body=expanded))
+    return _propose(
+        session, actor, CatalogueEntry(request_id=request_id, kind=CatalogueKind.RECIPE, name=name, body=expanded)
+    )
 
 
 def propose_dataset(
@@ -134,41 +141,39 @@ def propose_dataset(
     except InvalidLicenseExpression as error:
         raise InvalidError("The licence must be an SPDX identifier such as CC-BY-4.0 or Apache-2.0.") from error
     entry = CatalogueEntry(
-        request_id=request_id, kind=Kind.DATASET, name=name, dataset=dataset, revision=revision, licence=spdx
+        request_id=request_id, kind=CatalogueKind.DATASET, name=name, dataset=dataset, revision=revision, licence=spdx
     )
     return _propose(session, actor, entry)
 
 
-def check_may_decide(session: Session, actor: Actor | None, name: str, to: State) -> None:
+def check_may_decide(session: Session, actor: Actor | None, name: str, to: CatalogueState) -> None:
     """Raise unless the actor may take the entry there now. Only reads: a form may be opened on it."""
     _decidable(session, actor, name, to, lock=False)
 
 
 def accept(session: Session, actor: Actor | None, name: str, *, reason: str) -> None:
     """Let everyone use the proposed entry, with a reason; a recipe's datasets must be accepted before it."""
-    entry = _decidable(session, actor, name, State.ACCEPTED)
-    if entry.kind == Kind.RECIPE:
-        _demand_accepted(session, configs.read(entry.body))
-    _decide(session, actor, entry, State.ACCEPTED, reason)
+    entry = _decidable(session, actor, name, CatalogueState.ACCEPTED)
+    if entry.kind == CatalogueKind.RECIPE:
+        _check_accepted(configs.read(entry.body), _every_dataset(session))
+    _decide(session, actor, entry, CatalogueState.ACCEPTED, reason)
 
 
 def decline(session: Session, actor: Actor | None, name: str, *, reason: str) -> None:
     """Refuse the proposed entry, with a reason; its name is free again."""
-    entry = _decidable(session, actor, name, State.DECLINED)
-    _decide(session, actor, entry, State.DECLINED, reason)
+    entry = _decidable(session, actor, name, CatalogueState.DECLINED)
+    _decide(session, actor, entry, CatalogueState.DECLINED, reason)
 
 
 def retire(session: Session, actor: Actor | None, name: str, *, reason: str) -> None:
     """Take an accepted entry out, with a reason: no run is launched from it any more, and none that runs is touched."""
-    entry = _decidable(session, actor, name, State.RETIRED)
-    _decide(session, actor, entry, State.RETIRED, reason)
+    entry = _decidable(session, actor, name, CatalogueState.RETIRED)
+    _decide(session, actor, entry, CatalogueState.RETIRED, reason)
 
 
 def recipes(session: Session) -> list[str]:
     """The names of the recipes that runs can be launched from: accepted ones, and built-in ones whose data are here."""
-    accepted = session.scalars(
-        select(CatalogueEntry.name).where(CatalogueEntry.kind == Kind.RECIPE, CatalogueEntry.state == State.ACCEPTED)
-    )
+    accepted = session.scalars(select(CatalogueEntry.name).where(*_ACCEPTED_RECIPES))
     return sorted({*_ready(), *accepted})
 
 
@@ -177,7 +182,7 @@ def datasets(session: Session) -> list[str]:
     return sorted(
         session.scalars(
             select(CatalogueEntry.name).where(
-                CatalogueEntry.kind == Kind.DATASET, CatalogueEntry.state == State.ACCEPTED
+                CatalogueEntry.kind == CatalogueKind.DATASET, CatalogueEntry.state == CatalogueState.ACCEPTED
             )
         )
     )
@@ -209,30 +214,44 @@ def recipe_text(session: Session, name: str) -> str:
     if is_ready(name):
         return configs.built_in()[name]
     found = _named(session, name).body
-    _demand_accepted(session, configs.read(found))
+    _check_accepted(configs.read(found), _every_dataset(session))
     return found
 
 
 def trains_on(session: Session, config: TrainConfig) -> list[str]:
     """The data of a configuration by the names that members know: the catalogue's datasets, and built-in text."""
-    names = {
-        (entry.dataset, entry.revision): entry.name
-        for entry in session.scalars(select(CatalogueEntry).where(CatalogueEntry.kind == Kind.DATASET, _TAKEN))
-    }
-    return [
-        source.builtin or names.get((source.dataset or "", source.revision or ""), source.name)
-        for source in config.data.sources
-    ]
+    return _trains_on(config, _every_dataset(session))
 
 
 def by_dataset(session: Session) -> dict[str, list[str]]:
     """The datasets that recipes train on, and those accepted that none does yet, each with its recipes."""
-    found: dict[str, list[str]] = {name: [] for name in datasets(session)}
-    for recipe in recipes(session):
+    known = _every_dataset(session)
+    found: dict[str, list[str]] = {
+        name: [] for name in sorted(e.name for e in known if e.state == CatalogueState.ACCEPTED)
+    }
+    bodies = session.execute(select(CatalogueEntry.name, CatalogueEntry.body).where(*_ACCEPTED_RECIPES))
+    texts = {name: configs.built_in()[name] for name in _ready()} | dict(bodies.all())
+    for recipe, body in sorted(texts.items()):
         with contextlib.suppress(DomainError):  # one of its datasets may have been retired
-            for name in trains_on(session, load(session, recipe)):
+            config = configs.read(body)
+            _check_accepted(config, known)
+            for name in _trains_on(config, known):
                 found.setdefault(name, []).append(recipe)
     return found
+
+
+def _every_dataset(session: Session) -> Sequence[CatalogueEntry]:
+    """The entries of datasets in any state."""
+    return session.scalars(select(CatalogueEntry).where(CatalogueEntry.kind == CatalogueKind.DATASET)).all()
+
+
+def _trains_on(config: TrainConfig, known: Sequence[CatalogueEntry]) -> list[str]:
+    """The same as `trains_on`, with the entries of datasets in hand."""
+    names = {(entry.dataset, entry.revision): entry.name for entry in known if entry.state != CatalogueState.DECLINED}
+    return [
+        source.builtin or names.get((source.dataset or "", source.revision or ""), source.name)
+        for source in config.data.sources
+    ]
 
 
 def check_trains_on(session: Session, recipe: str, config: TrainConfig, dataset: str) -> None:
@@ -247,7 +266,7 @@ def check_trains_on(session: Session, recipe: str, config: TrainConfig, dataset:
     raise InvalidError(f"“{recipe}” trains on {', '.join(own)[:200]}; recipes on “{dataset}” are: {others}.")
 
 
-def entries(session: Session) -> Sequence[EntryView]:
+def entries(session: Session) -> Sequence[CatalogueEntryView]:
     """All entries, the newest first."""
     rows = session.execute(
         select(CatalogueEntry, Person.name)
@@ -255,11 +274,11 @@ def entries(session: Session) -> Sequence[EntryView]:
         .order_by(col(CatalogueEntry.id).desc())
     )
     return [
-        EntryView(
+        CatalogueEntryView(
             id=entry.id,
-            kind=Kind(entry.kind),
+            kind=CatalogueKind(entry.kind),
             name=entry.name,
-            state=State(entry.state),
+            state=CatalogueState(entry.state),
             body=entry.body,
             dataset=entry.dataset,
             revision=entry.revision,
@@ -301,7 +320,7 @@ def _free_name(session: Session, name: str) -> None:
         raise ConflictError(f"The catalogue has “{name}” already ({taken or 'built in'}); give it another name.")
 
 
-def _named_datasets(session: Session, values: dict[str, Any], states: set[State]) -> None:
+def _named_datasets(session: Session, values: dict[str, Any], states: set[CatalogueState]) -> None:
     """Put commit and licence of the catalogue's datasets where the sources name them."""
     data = values.get("data")
     sources = data.get("sources") if isinstance(data, dict) else None
@@ -311,7 +330,9 @@ def _named_datasets(session: Session, values: dict[str, Any], states: set[State]
         name = str(source["dataset"])[:60]
         entry = session.scalars(
             select(CatalogueEntry).where(
-                CatalogueEntry.name == name, CatalogueEntry.kind == Kind.DATASET, col(CatalogueEntry.state).in_(states)
+                CatalogueEntry.name == name,
+                CatalogueEntry.kind == CatalogueKind.DATASET,
+                col(CatalogueEntry.state).in_(states),
             )
         ).one_or_none()
         if entry is None:
@@ -339,24 +360,15 @@ def _check(config: TrainConfig) -> None:
             raise InvalidError(f"{key} names a place on a host; a recipe of the catalogue uses its datasets by name.")
 
 
-def _demand_accepted(session: Session, config: TrainConfig) -> None:
-    """Raise ConflictError unless every dataset of a recipe is accepted still."""
+def _check_accepted(config: TrainConfig, known: Sequence[CatalogueEntry]) -> None:
+    """Raise ConflictError unless every dataset of a recipe is accepted still, by the entries of datasets."""
     for source in config.data.sources:
         if source.dataset is None:
             continue
-        entry = session.scalars(
-            select(CatalogueEntry)
-            .where(
-                CatalogueEntry.kind == Kind.DATASET,
-                CatalogueEntry.dataset == source.dataset,
-                CatalogueEntry.revision == source.revision,
-                CatalogueEntry.licence == source.licence,
-            )
-            .order_by(col(CatalogueEntry.state) != State.ACCEPTED)
-            .limit(1)
-        ).one_or_none()
-        if entry is None or entry.state != State.ACCEPTED:
-            state = "not in the catalogue" if entry is None else entry.state
+        same = (source.dataset, source.revision, source.licence)
+        states = [entry.state for entry in known if (entry.dataset, entry.revision, entry.licence) == same]
+        if CatalogueState.ACCEPTED not in states:
+            state = states[0] if states else "not in the catalogue"
             raise ConflictError(f"The recipe's dataset {source.dataset} is {state}; it must be accepted.")
 
 
@@ -372,32 +384,32 @@ def _propose(session: Session, actor: Actor | None, entry: CatalogueEntry) -> in
     return entry.id
 
 
-def _decidable(session: Session, actor: Actor | None, name: str, to: State, *, lock: bool = True) -> CatalogueEntry:
+def _decidable(
+    session: Session, actor: Actor | None, name: str, to: CatalogueState, *, lock: bool = True
+) -> CatalogueEntry:
     """The entry, where the actor may take it there; raises ForbiddenError, NotFoundError and ConflictError."""
     rights.require_admin(actor, Act.DECIDE_CATALOGUE)
     entry = _named(session, name)
     if lock:
         session.refresh(entry, with_for_update=True)
-    if to not in TRANSITIONS[State(entry.state)]:
-        raise ConflictError(f"“{entry.name}” is {entry.state} and cannot become {to}.")
+    transition.check(entry, to, TRANSITIONS, name=f"“{entry.name}”")
     proposer = None if entry.proposed_by is None else session.get_one(Person, entry.proposed_by)
     if actor is not None and proposer is not None and proposer.discord_id == str(actor.discord_id):
         raise ForbiddenError("Nobody decides on an entry of their own; another admin can.")
     return entry
 
 
-def _decide(session: Session, actor: Actor | None, entry: CatalogueEntry, to: State, reason: str) -> None:
+def _decide(session: Session, actor: Actor | None, entry: CatalogueEntry, to: CatalogueState, reason: str) -> None:
     because = text.prose("The reason", reason, most=text.USUAL)
     person = None if actor is None else people.ensure(session, actor)
-    entry.state, entry.reason = to, because
-    entry.decided_by = None if person is None else person.id
-    session.flush()
+    decided = {"decided_by": None if person is None else person.id, "reason": because}
+    transition.move(session, entry, to, TRANSITIONS, decided, name=f"“{entry.name}”")
     record.append(session, record.LAB, f"catalogue.{to}", by=person, why=because, **_about(entry))
 
 
 def _about(entry: CatalogueEntry) -> dict[str, Any]:
     """What the record tells of an entry: all that somebody who judges it must see."""
-    if entry.kind == Kind.RECIPE:
+    if entry.kind == CatalogueKind.RECIPE:
         return {"entry": entry.id, "what": entry.kind, "name": entry.name, "body": entry.body}
     place = {"dataset": entry.dataset, "revision": entry.revision, "licence": entry.licence}
     return {"entry": entry.id, "what": entry.kind, "name": entry.name, **place}

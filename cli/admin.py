@@ -132,8 +132,9 @@ def pool_list() -> None:
     from broker.allocations import ledger, pools
 
     with refusing(), database().read() as session:
+        available = pools.available(session)
         for pool in pools.every(session):
-            left = ledger.in_hours(pools.available(session, pool.id))
+            left = ledger.in_hours(available.get(pool.id, 0))
             typer.echo(
                 f"{pool.name}: {pool.gpus} × {pool.gpu_type}, {pool.runner}, weight {pool.price_weight:g}, "
                 f"{left} GPU-hours left"
@@ -340,19 +341,19 @@ def ban(
     name: Annotated[str, typer.Option(help="What they are called, if they have done nothing here yet.")] = "somebody",
 ) -> None:
     """Let a person do nothing but read."""
-    from projects import limits
+    from projects import bans
     from projects.people import Actor
 
     with refusing(), database().write() as session:
-        limits.ban(session, None, Actor(discord_id, name), why)
+        bans.ban(session, None, Actor(discord_id, name), why)
     typer.echo(f"{discord_id} is banned")
 
 
 @app.command()
 def unban(discord_id: int, why: Why) -> None:
     """Let a banned person take part again."""
-    from projects import limits
+    from projects import bans
 
     with refusing(), database().write() as session:
-        limits.unban(session, None, discord_id, why)
+        bans.unban(session, None, discord_id, why)
     typer.echo(f"{discord_id} can take part again")

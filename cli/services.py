@@ -29,8 +29,9 @@ SECRETS: Mapping[str, frozenset[str]] = {
     "scheduler": frozenset({"database_url", "redis_url"}),
 }
 SECRET_NAMES = frozenset({"discord_token", "hub_token", "database_url", "redis_url"})
-STOP_SECONDS = 20.0
-SETTLE_SECONDS = 15.0
+START_SECONDS = 300.0
+STOP_SECONDS = 60.0
+SETTLE_SECONDS = 60.0
 MOST_FALLS, FALLS_SECONDS = 3, 3600.0
 """How often, in how long, a part may end by itself and be started again."""
 LOCK = ".lock"
@@ -89,11 +90,11 @@ class Parts:
             )
         part = Part(name, command, env, log, popen)
         self.running[name] = part
-        until = time.monotonic() + 60
+        until = time.monotonic() + START_SECONDS
         while not ready():
             self.check(name)
             if time.monotonic() > until:
-                raise PartError(f"The {name} was not ready after a minute; its log is {log}.")
+                raise PartError(f"The {name} was not ready after {START_SECONDS / 60:g} minutes; its log is {log}.")
             time.sleep(0.05)
         return part
 

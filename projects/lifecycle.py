@@ -1,19 +1,20 @@
-"""The pipeline of a project: proposed, recruiting, scoped, active or paused, and completed or stopped, in public."""
+"""The lifecycle of a project: proposed, recruiting, scoped, active or paused, and completed or stopped, in public."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import Select, func, update
+from sqlalchemy import Select, func
 from sqlalchemy.orm import Session
 from sqlmodel import Field, col, select
 
-from projects import limits, people, policies, rights, text
+from projects import people, policies, quotas, rights, text
+from projects.db import transition
 from projects.db.columns import Base, foreign_key, row_id, timestamp, utcnow, words
 from projects.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
-from projects.limits import Kind
 from projects.people import Actor, LabRole, Person
+from projects.quotas import QuotaKind
 from projects.record import record
 from projects.rights import Act, ProjectRole, Role
 
@@ -145,7 +146,7 @@ def propose(session: Session, actor: Actor, request_id: str, *, title: str, ques
     earlier = session.scalars(select(Project.id).where(Project.request_id == request_id)).one_or_none()
     if earlier is not None:
         return earlier
-    limits.check(session, actor, Kind.PROPOSAL)
+    quotas.check(session, actor, QuotaKind.PROPOSAL)
     said = {
         "title": text.title(title),
         "question": text.prose("The research question", question, most=text.USUAL),
@@ -272,6 +273,7 @@ def complete(session: Session, actor: Actor, project_id: int, *, outcome: str, l
     project.outcome = outcome
     project.learnt = text.prose("What was learnt", learnt, most=text.LONG)
     move(session, project, Stage.COMPLETED)
+    members = _members(session, [project_id])[project_id]
     record.append(
         session,
         record.project_stream(project_id),
@@ -279,9 +281,7 @@ def complete(session: Session, actor: Actor, project_id: int, *, outcome: str, l
         by=lead,
         outcome=outcome,
         learnt=project.learnt,
-        people=[
-            {"id": member.discord_id, "name": member.name, "lead": member.lead} for member in _members(session, project)
-        ],
+        people=[{"id": member.discord_id, "name": member.name, "lead": member.lead} for member in members],
     )
 
 
@@ -301,34 +301,45 @@ def locked(session: Session, project_id: int) -> Project:
 
 def view(session: Session, project_id: int) -> ProjectView:
     """The project as cards show it; raises NotFoundError."""
-    project = load(session, project_id)
-    return ProjectView(
-        id=project.id,
-        title=project.title,
-        stage=Stage(project.stage),
-        question=project.question,
-        why=project.why,
-        needs=project.needs,
-        goal=project.goal,
-        plan=project.plan,
-        compute=project.compute,
-        release=project.release,
-        outcome=None if project.outcome is None else Outcome(project.outcome),
-        learnt=project.learnt,
-        members=_members(session, project),
-        followers=_count(session, project, ProjectRole.FOLLOWER),
-        stage_reason=project.stage_reason,
-        release_policy=ReleasePolicy(project.release_policy),
-        licence=project.licence,
-        has_channel=project.has_channel,
-        hidden=project.hidden,
-    )
+    load(session, project_id)
+    return _views(session, [project_id])[0]
 
 
 def views(session: Session, *, limit: int = 25, stage: str | None = None) -> Sequence[ProjectView]:
     """The newest projects first, of one stage or of all, without those that a moderator has hidden."""
     newest = _shown(stage).order_by(col(Project.id).desc()).limit(limit)
-    return [view(session, project_id) for project_id in session.scalars(newest).all()]
+    return _views(session, session.scalars(newest).all())
+
+
+def _views(session: Session, project_ids: Sequence[int]) -> Sequence[ProjectView]:
+    """The projects of these numbers as cards show them, the newest first, read by three queries."""
+    listed = select(Project).where(col(Project.id).in_(project_ids)).order_by(col(Project.id).desc())
+    members = _members(session, project_ids)
+    followers = _count(session, project_ids, ProjectRole.FOLLOWER)
+    return [
+        ProjectView(
+            id=project.id,
+            title=project.title,
+            stage=Stage(project.stage),
+            question=project.question,
+            why=project.why,
+            needs=project.needs,
+            goal=project.goal,
+            plan=project.plan,
+            compute=project.compute,
+            release=project.release,
+            outcome=None if project.outcome is None else Outcome(project.outcome),
+            learnt=project.learnt,
+            members=members[project.id],
+            followers=followers[project.id],
+            stage_reason=project.stage_reason,
+            release_policy=ReleasePolicy(project.release_policy),
+            licence=project.licence,
+            has_channel=project.has_channel,
+            hidden=project.hidden,
+        )
+        for project in session.scalars(listed)
+    ]
 
 
 def count(session: Session, *, stage: str | None = None) -> int:
@@ -426,25 +437,37 @@ def require_member(session: Session, actor: Actor, project: Project) -> Person:
     return require(session, actor, project, Act.USE_COMPUTE)
 
 
-def _members(session: Session, project: Project) -> tuple[Member, ...]:
-    rows = session.scalars(
-        select(Person)
-        .join(Membership, col(Membership.person_id) == Person.id)
-        .where(Membership.project_id == project.id, Membership.role != ProjectRole.FOLLOWER)
-        .order_by(col(Person.id) != project.lead_id, col(Membership.joined_at))
+def _members(session: Session, project_ids: Sequence[int]) -> Mapping[int, tuple[Member, ...]]:
+    """The members of each project, without its followers: the lead first, then who joined first."""
+    leads = col(Person.id) == Project.lead_id
+    rows = session.execute(
+        select(Project.id, Person.discord_id, Person.name, leads)
+        .join(Membership, col(Membership.project_id) == Project.id)
+        .join(Person, col(Membership.person_id) == Person.id)
+        .where(col(Project.id).in_(project_ids), Membership.role != ProjectRole.FOLLOWER)
+        .order_by(~leads, col(Membership.joined_at))
     )
-    return tuple(Member(row.discord_id, row.name, row.id == project.lead_id) for row in rows)
+    found: dict[int, tuple[Member, ...]] = dict.fromkeys(project_ids, ())
+    for project_id, discord_id, name, lead in rows:
+        found[project_id] += (Member(discord_id, name, bool(lead)),)
+    return found
 
 
-def _count(session: Session, project: Project, role: ProjectRole) -> int:
-    return session.scalar(select(func.count()).where(Membership.project_id == project.id, Membership.role == role)) or 0
+def _count(session: Session, project_ids: Sequence[int], role: ProjectRole) -> Mapping[int, int]:
+    """How many people have a role in each project."""
+    rows = session.execute(
+        select(Membership.project_id, func.count())
+        .where(col(Membership.project_id).in_(project_ids), Membership.role == role)
+        .group_by(col(Membership.project_id))
+    )
+    return dict.fromkeys(project_ids, 0) | dict(rows.all())
 
 
 def _activate(session: Session, project: Project, min_people: int) -> None:
     """Make a scoped project with enough people active; by policy it has its channel from now on."""
     if project.stage != Stage.SCOPED:
         return
-    count = _count(session, project, ProjectRole.CONTRIBUTOR)
+    count = _count(session, [project.id], ProjectRole.CONTRIBUTOR)[project.id]
     if count < min_people:
         return
     opens = not project.has_channel and policies.current(session).channel_policy == "automatic"
@@ -456,16 +479,7 @@ def _activate(session: Session, project: Project, min_people: int) -> None:
 
 def move(session: Session, project: Project, to: Stage) -> None:
     """Take one of the table's transitions, guarded against another taken at the same moment."""
-    _check_move(project, to)
-    session.flush()
-    moved = session.execute(
-        update(Project)
-        .where(col(Project.id) == project.id, col(Project.stage) == project.stage)
-        .values(stage=to)
-        .returning(col(Project.id))
-    ).one_or_none()
-    if moved is None:
-        raise ConflictError(f"“{project.title}” has just changed; look again.")
+    transition.move(session, project, to, TRANSITIONS, name=f"“{project.title}”", state="stage")
 
 
 def _check_unscoped(project: Project) -> None:
@@ -476,5 +490,4 @@ def _check_unscoped(project: Project) -> None:
 
 
 def _check_move(project: Project, to: Stage) -> None:
-    if to not in TRANSITIONS[Stage(project.stage)]:
-        raise ConflictError(f"“{project.title}” is {project.stage} and cannot become {to}.")
+    transition.check(project, to, TRANSITIONS, name=f"“{project.title}”", state="stage")

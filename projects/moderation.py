@@ -32,6 +32,12 @@ def open_channel(session: Session, actor: Actor, project_id: int) -> None:
     record.append(session, record.project_stream(project_id), "project.channel_opened", by=by)
 
 
+def channel_deleted(session: Session, project_id: int) -> None:
+    """Record that the project's channel was deleted on Discord; its entries are still recorded, and posted no more."""
+    project = lifecycle.load(session, project_id)
+    record.append(session, record.LAB, "channel.deleted", by=None, project=project_id, title=project.title)
+
+
 def hide(session: Session, actor: Actor, project_id: int, *, reason: str) -> None:
     """Take a project out of lists and suggestions; its record goes on, and who knows its number still finds it."""
     _set_hidden(session, actor, project_id, hidden=True, reason=reason)

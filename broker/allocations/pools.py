@@ -1,13 +1,13 @@
 """Pools of GPUs, and the grants by which sponsors give their time to the community."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import CheckConstraint, func
+from sqlalchemy import CheckConstraint, ColumnElement, func
 from sqlalchemy.orm import Session
 from sqlmodel import Field, col, select
 
@@ -33,7 +33,7 @@ class Pool(Base, table=True):
     gpu_type: str
     gpus: int = integer()
     runner: str = registry.DEFAULT
-    runner_options: dict[str, str] = json_object()
+    runner_options: dict[str, str] = json_object(default=dict)
     price_weight: float = number(default=1.0)
     most_submitted: int = integer(default=4)
 
@@ -253,17 +253,23 @@ def grants(session: Session) -> Sequence[GrantView]:
 
 def largest(session: Session, pool_id: int) -> int:
     """The most GPU-seconds that one allocation can be given: it draws on one of the pool's running grants."""
-    left = func.max(col(Grant.seconds) - Grant.drawn - Grant.committed)
-    return session.scalar(select(left).where(Grant.pool_id == pool_id, Grant.until > utcnow())) or 0
+    return largest_by_pool(session).get(pool_id, 0)
 
 
-def available(session: Session, pool_id: int) -> int:
-    """GPU-seconds that the pool's running grants have not yet given to allocations."""
-    return (
-        session.scalar(
-            select(func.coalesce(func.sum(col(Grant.seconds) - Grant.drawn - Grant.committed), 0)).where(
-                Grant.pool_id == pool_id, Grant.until > utcnow()
-            )
-        )
-        or 0
-    )
+def largest_by_pool(session: Session) -> Mapping[int, int]:
+    """What `largest` says of each pool that has a running grant."""
+    return _of_running_grants(session, func.max)
+
+
+def available(session: Session) -> Mapping[int, int]:
+    """GPU-seconds of each pool with running grants that these have not yet given to allocations."""
+    return _of_running_grants(session, func.sum)
+
+
+def _of_running_grants(
+    session: Session, aggregate: Callable[[ColumnElement[int]], ColumnElement[int]]
+) -> Mapping[int, int]:
+    """An aggregate, such as the sum, of what is left of the running grants of each pool."""
+    left = aggregate(col(Grant.seconds) - Grant.drawn - Grant.committed)
+    rows = session.execute(select(Grant.pool_id, left).where(Grant.until > utcnow()).group_by(col(Grant.pool_id)))
+    return {pool_id: int(seconds) for pool_id, seconds in rows}

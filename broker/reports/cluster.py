@@ -55,6 +55,7 @@ def status(session: Session) -> Sequence[PoolStatus]:
     state = snapshot.load(session)
     sizes = select(Run.id, Run.gpus).where(col(Run.id).in_([held.run_id for held in state.held]))
     gpus = {row.id: row.gpus for row in session.execute(sizes)}
+    available = pools.available(session)
     listed = []
     for pool in pools.every(session):
         held = [row for row in state.held if row.pool_id == pool.id]
@@ -69,7 +70,7 @@ def status(session: Session) -> Sequence[PoolStatus]:
                 price_weight=pool.price_weight,
                 working=sum(row.open for row in held),
                 waiting=sum(row.pool_id == pool.id for row in state.waiting),
-                left=pools.available(session, pool.id),
+                left=available.get(pool.id, 0),
             )
         )
     return listed

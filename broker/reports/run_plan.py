@@ -11,10 +11,11 @@ from broker.reports.why import Why
 from broker.runs import launching
 from broker.runs.launching import Order, Quote, Receipt
 from broker.runs.runs import Run
-from projects import lifecycle, limits, people
+from projects import lifecycle, people, quotas
 from projects.db.columns import Base, foreign_key, integer, row_id, timestamp, utcnow
 from projects.errors import ConflictError, ForbiddenError, NotFoundError
 from projects.people import Actor
+from projects.quotas import QuotaKind
 
 GOOD_FOR = timedelta(hours=1)
 
@@ -58,7 +59,7 @@ def launch(session: Session, actor: Actor, request_id: str, order: Order) -> Pre
     person = lifecycle.require_member(session, actor, project)
     if order.origin is not None:
         launching.check_kept(session, order.origin)
-    limits.check(session, actor, limits.Kind.LAUNCH)
+    quotas.check(session, actor, QuotaKind.LAUNCH)
     quote = launching.quote(session, order)
     quote.run.requested_by = person.id
     draft = session.scalars(select(LaunchDraft).where(LaunchDraft.request_id == request_id)).one_or_none()

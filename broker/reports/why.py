@@ -188,7 +188,7 @@ def _not_queued(session: Session, run: Run, pool: Pool) -> str:
             return "It is running."
         case RunState.STOPPING:
             return "It is stopping."
-        case RunState.PAUSED if run.dry:
+        case RunState.PAUSED if run.unfunded:
             return f"It goes on by itself once its allocation can pay for it: {reason}."
         case RunState.PAUSED:
             said = f"It was {reason}; " if reason.startswith("paused by") else ""

@@ -36,7 +36,7 @@ from broker.runs.attempts import (
     StaleError,
     TakenOverError,
 )
-from broker.runs.runs import Run
+from broker.runs.runs import Run, RunKind
 from projects import log as log_format
 from projects.db.database import Database
 from projects.settings import Settings, get_settings
@@ -346,14 +346,14 @@ class Supervisor:
         """The trainer's command line, to go on from the last checkpoint of `before`; writes the config it names."""
         trainer = [sys.executable, "-m", "trainer"]
         out = ["--out", str(self.folder)]
-        if run.kind == "sample":
+        if run.kind == RunKind.SAMPLE:
             with self.db.read() as session:
                 checkpoint = publications.newest(session, run.parent_id or 0)
             if checkpoint is None:
                 raise FileNotFoundError(f"run {run.parent_id} has left no checkpoint to sample from")
             return [*trainer, "generate", checkpoint.folder, f"--prompt={run.prompt or SAMPLE_PROMPT}", *out]
         config = self.folder.parent / CONFIG_FILE
-        if run.kind == "prepare":
+        if run.kind == RunKind.PREPARE:
             config.write_text(run.config)
             place = preparing.folder(self.settings, run)
             place.parent.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ from broker.runners.processes import Process
 from broker.runs import runs, series
 from broker.runs.runs import Run, RunState
 from broker.runs.series import Measured
+from projects.db import transition
 from projects.db.columns import Base, foreign_key, integer, timestamp, utcnow
 from projects.errors import ConflictError
 from trainer.contract import Status
@@ -79,7 +80,7 @@ class Attempt(Base, table=True):
     supervisor_pid: int | None = integer(default=None)
     supervisor_started: int | None = integer(default=None)
     lease_until: datetime | None = timestamp(default=None)
-    rung_at: datetime | None = timestamp(default=None)
+    notified_at: datetime | None = timestamp(default=None)
     metrics_read: int = integer(default=0)
     events_read: int = integer(default=0)
     failed: bool = False
@@ -184,18 +185,9 @@ def extend(session: Session, run: Run, seconds: int) -> None:
 def claim(session: Session, run_id: int, token: int, *, host: str, lease_seconds: float) -> bool:
     """Take an admitted attempt for this host; False where another message has done so, or it is no longer wanted."""
     wanted = select(Run.id).where(Run.id == run_id, Run.token == token, Run.state == RunState.STARTING).exists()
-    claimed = session.execute(
-        update(Attempt)
-        .where(
-            col(Attempt.run_id) == run_id,
-            col(Attempt.token) == token,
-            col(Attempt.state) == AttemptState.ADMITTED,
-            wanted,
-        )
-        .values(state=AttemptState.CLAIMED, host=host, lease_until=_from_now(lease_seconds))
-        .returning(col(Attempt.token))
-    ).one_or_none()
-    return claimed is not None
+    admitted = (col(Attempt.run_id) == run_id, col(Attempt.token) == token, col(Attempt.state) == AttemptState.ADMITTED)
+    values = {"state": AttemptState.CLAIMED, "host": host, "lease_until": _from_now(lease_seconds)}
+    return transition.write_where(session, Attempt, *admitted, wanted, **values) is not None
 
 
 def started(
@@ -344,6 +336,8 @@ def renew(
     )
     run = runs.load(session, run_id)
     charge(session, run, attempt, elapsed)
+    if progress.step is not None and progress.step > run.step == (run.fork_step or 0):
+        series.add(session, run_id, [Measured(series.START, progress.step, progress.tokens or 0, elapsed)])
     save_progress(session, run, progress, attempt)
     return Renewed(run.state == RunState.STOPPING, attempt.reserved / run.gpus)
 
@@ -360,7 +354,8 @@ def unclaimed(session: Session, *, since_seconds: float) -> Sequence[Attempt]:
     before = _from_now(-since_seconds)
     return session.scalars(
         select(Attempt).where(
-            Attempt.state == AttemptState.ADMITTED, (col(Attempt.rung_at).is_(None)) | (col(Attempt.rung_at) < before)
+            Attempt.state == AttemptState.ADMITTED,
+            (col(Attempt.notified_at).is_(None)) | (col(Attempt.notified_at) < before),
         )
     ).all()
 
@@ -377,7 +372,7 @@ def cancelled_unclaimed(session: Session) -> Sequence[Attempt]:
 def notified(session: Session, run_id: int, token: int) -> None:
     """Note that the workers were told of an admitted attempt."""
     session.execute(
-        update(Attempt).where(col(Attempt.run_id) == run_id, col(Attempt.token) == token).values(rung_at=utcnow())
+        update(Attempt).where(col(Attempt.run_id) == run_id, col(Attempt.token) == token).values(notified_at=utcnow())
     )
 
 
@@ -440,18 +435,18 @@ def guarded(
     """Write to the attempt where its token is good; raises StaleError, and TakenOverError where only that is."""
     current = lock(session, run_id)
     good = (col(Attempt.run_id) == run_id, col(Attempt.token) == token, col(Attempt.state).in_(expected))
-    written = session.execute(
-        update(Attempt)
-        .where(*good, col(Attempt.generation) == generation)
-        .values(generation=next_generation or generation, **values)
-        .returning(col(Attempt.token))
-    ).one_or_none()
-    if current == token and written is None and session.scalar(select(Attempt.token).where(*good)) is not None:
+    attempt = transition.write_where(
+        session,
+        Attempt,
+        *good,
+        col(Attempt.generation) == generation,
+        generation=next_generation or generation,
+        **values,
+    )
+    if current == token and attempt is None and session.scalar(select(Attempt.token).where(*good)) is not None:
         raise TakenOverError(f"attempt {token} of run {run_id} has another supervisor")
-    if written is None or current != token:
+    if attempt is None or current != token:
         raise StaleError(f"attempt {token} of run {run_id} is no longer {' or '.join(expected)}")
-    attempt = session.get_one(Attempt, (run_id, token))
-    session.refresh(attempt)
     return attempt
 
 

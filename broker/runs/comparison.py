@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
 from broker.runs import runs
-from broker.runs.runs import Run, RunView
+from broker.runs.runs import Run, RunKind, RunView
 from broker.runs.series import Point
 from projects.errors import ConflictError, InvalidError, NotFoundError
 
@@ -24,9 +24,9 @@ def named(session: Session, numbers: str) -> Sequence[RunView]:
         raise InvalidError("A comparison needs at least two runs, such as 3 5.")
     if len(ids) > MOST:
         raise InvalidError(f"At most {MOST} runs fit one picture; {len(ids)} are named.")
-    views = [runs.view(session, run_id) for run_id in ids]
+    views = runs.views(session, ids)
     for view in views:
-        if view.kind != "train":
+        if view.kind != RunKind.TRAIN:
             raise ConflictError(f"Run {view.id} does not train; only runs that do can be compared.")
     return views
 
@@ -55,15 +55,15 @@ def _name(view: RunView, alike: Sequence[RunView]) -> str:
 def nearest(session: Session, run_id: int) -> Sequence[RunView]:
     """The run and the newest others of its project that have a curve; raises NotFoundError where there is none."""
     run = runs.load(session, run_id)
-    if run.kind != "train":
+    if run.kind != RunKind.TRAIN:
         raise ConflictError(f"Run {run_id} does not train; only runs that do can be compared.")
     measured = select(Point.run_id).where(Point.series == "loss")
     others = session.scalars(
         select(Run.id)
-        .where(Run.project_id == run.project_id, Run.id != run.id, Run.kind == "train", col(Run.id).in_(measured))
+        .where(Run.project_id == run.project_id, Run.id != run.id, Run.kind == RunKind.TRAIN, col(Run.id).in_(measured))
         .order_by(col(Run.recipe) != run.recipe, col(Run.id).desc())
         .limit(MOST - 1)
     ).all()
     if not others:
         raise NotFoundError(f"The project has no other run with a curve to compare run {run_id} with yet.")
-    return [runs.view(session, number) for number in (run.id, *sorted(others))]
+    return runs.views(session, [run.id, *sorted(others)])

@@ -7,11 +7,12 @@ from broker import publications
 from broker.publications import Disk
 from broker.runs import launching, runs
 from broker.runs.launching import Receipt
-from broker.runs.runs import SAMPLE_TIME_LIMIT, Run
-from projects import lifecycle, limits, text
+from broker.runs.runs import SAMPLE_TIME_LIMIT, Run, RunKind
+from projects import lifecycle, quotas, text
 from projects.errors import ConflictError
 from projects.lifecycle import Project
 from projects.people import Actor
+from projects.quotas import QuotaKind
 from projects.rights import Act
 
 LONGEST_PROMPT = 1_000
@@ -33,12 +34,12 @@ def sample(session: Session, actor: Actor, request_id: str, run_id: int, prompt:
     parent = _sampled(session, run_id)
     project = session.get_one(Project, parent.project_id)
     person = lifecycle.require_member(session, actor, project)
-    limits.check(session, actor, limits.Kind.LAUNCH)
+    quotas.check(session, actor, QuotaKind.LAUNCH)
     wanted = text.prose("The prompt", prompt, most=LONGEST_PROMPT)
     allocation_id, pool_id = _demand_payable(session, project, parent)
     run = Run(
         request_id=request_id,
-        kind="sample",
+        kind=RunKind.SAMPLE,
         project_id=project.id,
         allocation_id=allocation_id,
         pool_id=pool_id,
@@ -61,7 +62,7 @@ def sample(session: Session, actor: Actor, request_id: str, run_id: int, prompt:
 def _sampled(session: Session, run_id: int) -> Run:
     """The run, where it trains and has left a checkpoint on this disk."""
     run = runs.load(session, run_id)
-    if run.kind != "train":
+    if run.kind != RunKind.TRAIN:
         raise ConflictError(f"Run {run_id} does not train; only a run that does can be sampled from.")
     checkpoint = publications.newest(session, run_id)
     if checkpoint is None or checkpoint.disk != Disk.KEPT:

@@ -14,12 +14,13 @@ from broker.allocations import allocations, ledger
 from broker.allocations.allocations import Allocation, AllocationState
 from broker.allocations.pools import Pool
 from broker.runs import estimates, preparing
-from broker.runs.runs import Kind, Run, RunState, load, tell, what_it_is
-from projects import lifecycle, limits
+from broker.runs.runs import Run, RunKind, RunState, load, tell, what_it_is
+from projects import lifecycle, quotas
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.lifecycle import Project
 from projects.people import Actor
+from projects.quotas import QuotaKind
 from trainer import check as dry_run
 from trainer.config import TrainConfig
 
@@ -63,7 +64,7 @@ class Order:
     allocation_id: int | None = None
     origin: Origin | None = None
     dataset: str = ""
-    kind: Kind = "train"
+    kind: RunKind = RunKind.TRAIN
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Quote:
     """What an order comes to, with nothing queued: a run that is in no session, and what it would be and cost.
 
     `cost`, `expected`, `left` and `promised` as in a Receipt; `tokens` are those of the steps that a fork has before
-    it; `memory` is in bytes on each GPU, by the trainer's own check.
+    it; `memory` is in bytes on each GPU, by the trainer's own check; `saves_at` and `saves_after` as in an Estimate.
     """
 
     run: Run
@@ -84,6 +85,13 @@ class Quote:
     parameters: int
     tokens: int
     memory: int
+    saves_at: int
+    saves_after: float | None
+
+    @property
+    def too_short(self) -> bool:
+        """Whether the time limit is expected to end the run before its first checkpoint of new steps."""
+        return self.saves_after is not None and self.saves_after > self.run.time_limit
 
     @property
     def memory_needed(self) -> str:
@@ -121,7 +129,7 @@ def launch(session: Session, actor: Actor, request_id: str, order: Order) -> Rec
         return receipt(session, earlier)
     project = lifecycle.load(session, order.project_id)
     person = lifecycle.require_member(session, actor, project)
-    limits.check(session, actor, limits.Kind.LAUNCH)
+    quotas.check(session, actor, QuotaKind.LAUNCH)
     run, _ = _drawn_up(session, order)
     run.request_id, run.requested_by = request_id, person.id
     session.add(run)
@@ -151,6 +159,8 @@ def quote(session: Session, order: Order) -> Quote:
         parameters=report.parameters,
         tokens=config.tokens_per_step * (run.total_steps - (run.fork_step or 0)),
         memory=report.memory_per_gpu,
+        saves_at=estimate.saves_at,
+        saves_after=estimate.saves_after,
     )
 
 
@@ -189,7 +199,7 @@ def _drawn_up(session: Session, order: Order) -> tuple[Run, TrainConfig]:
         recipe=order.recipe,
         overrides=changes,
         config=configs.spelt_out(body, changes),
-        total_steps=0 if order.kind == "prepare" else config.training.steps,
+        total_steps=0 if order.kind == RunKind.PREPARE else config.training.steps,
         gpus=order.gpus,
         time_limit=seconds,
     )
@@ -265,7 +275,7 @@ def prepare(
     """Queue a run on one device that prepares an accepted recipe's data, charged like any other."""
     if session.scalars(select(Run.id).where(Run.request_id == request_id)).one_or_none() is None:
         preparing.check(session, recipe)
-    order = Order(project_id, recipe, time_limit, allocation_id=allocation_id, kind="prepare")
+    order = Order(project_id, recipe, time_limit, allocation_id=allocation_id, kind=RunKind.PREPARE)
     return launch(session, actor, request_id, order)
 
 
@@ -335,7 +345,7 @@ def _promised(session: Session, allocation_id: int) -> int:
 
 def _trained(session: Session, run_id: int) -> Run:
     run = load(session, run_id)
-    if run.kind != "train":
+    if run.kind != RunKind.TRAIN:
         raise ConflictError(f"{what_it_is(run)}; only a run that trains can be run again.")
     return run
 

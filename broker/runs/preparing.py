@@ -11,8 +11,8 @@ from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
 from broker import catalogue, configs
-from broker.catalogue import CatalogueEntry, Kind, State
-from broker.runs.runs import ENDED, Run
+from broker.catalogue import CatalogueEntry, CatalogueKind, CatalogueState
+from broker.runs.runs import ENDED, Run, RunKind
 from projects.errors import ConflictError, NotFoundError
 from projects.settings import Settings
 
@@ -31,14 +31,14 @@ def check(session: Session, recipe: str) -> None:
     if entry.prepared:
         raise ConflictError(f"The data of “{recipe}” are prepared already; its runs use them.")
     session.refresh(entry, with_for_update={"key_share": True})
-    under_way = select(Run.id).where(Run.kind == "prepare", Run.recipe == recipe, col(Run.state).not_in(ENDED))
+    under_way = select(Run.id).where(Run.kind == RunKind.PREPARE, Run.recipe == recipe, col(Run.state).not_in(ENDED))
     if run_id := session.scalars(under_way.limit(1)).one_or_none():
         raise ConflictError(f"Run {run_id} is preparing the data of “{recipe}”; let it end, or cancel it first.")
 
 
 def preparable(session: Session) -> list[str]:
     """The names of the accepted recipes whose data nobody has prepared."""
-    recipe = (col(CatalogueEntry.kind) == Kind.RECIPE) & (col(CatalogueEntry.state) == State.ACCEPTED)
+    recipe = (col(CatalogueEntry.kind) == CatalogueKind.RECIPE) & (col(CatalogueEntry.state) == CatalogueState.ACCEPTED)
     names = select(CatalogueEntry.name).where(recipe, CatalogueEntry.prepared == "")
     return sorted(session.scalars(names))
 
@@ -69,6 +69,7 @@ def _entry(session: Session, recipe: str) -> CatalogueEntry | None:
     """The recipe's entry; one that is retired counts for the runs that it has left."""
     return session.scalars(
         select(CatalogueEntry).where(
-            CatalogueEntry.name == recipe, col(CatalogueEntry.state).in_((State.ACCEPTED, State.RETIRED))
+            CatalogueEntry.name == recipe,
+            col(CatalogueEntry.state).in_((CatalogueState.ACCEPTED, CatalogueState.RETIRED)),
         )
     ).one_or_none()

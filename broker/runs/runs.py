@@ -4,20 +4,20 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Literal
 
-from sqlalchemy import update
+from sqlalchemy import case, func
 from sqlalchemy.orm import Session
 from sqlmodel import Field, col, select
 
 from broker import publications
 from broker.allocations import ledger
 from broker.allocations.allocations import Allocation, AllocationState
-from broker.allocations.ledger import Account, Movement
+from broker.allocations.ledger import Account, Balance, LedgerRow, Movement
 from broker.allocations.pools import Grant, Pool
 from broker.runs import series
+from projects.db import transition
 from projects.db.columns import Base, foreign_key, integer, json_object, number, row_id, timestamp, utcnow, words
-from projects.errors import ConflictError, NotFoundError
+from projects.errors import NotFoundError
 from projects.lifecycle import Project
 from projects.people import Person
 from projects.record import record
@@ -52,24 +52,29 @@ TRANSITIONS: dict[RunState, frozenset[RunState]] = {
     **dict.fromkeys(ENDED, frozenset()),
 }
 
-Kind = Literal["train", "sample", "prepare"]
-KINDS: dict[str, Kind] = {"train": "train", "sample": "sample", "prepare": "prepare"}
+
+class RunKind(StrEnum):
+    """What a run does: train a model, generate a sample from a checkpoint, or prepare a recipe's data."""
+
+    TRAIN = "train"
+    SAMPLE = "sample"
+    PREPARE = "prepare"
 
 
 class Run(Base, table=True):
     """A run. `token` is the fencing token of its newest attempt: only the holder of that token may write for it.
 
     `time_limit` and `used` are seconds: what all its attempts together may take, and what they have been charged for.
-    `parent_id` is the run that a sample is of, or that a fork goes on from at `fork_step`. One that is stopping becomes
-    `stops_as`; one that is `dry` is paused until its allocation can pay for it again. `prompt` is what a member wants
-    a sample to continue.
+    `parent_id` is the run that a sample is of, or that a fork goes on from at `fork_step`. A stopping run becomes
+    `stops_as`; an `unfunded` run is paused until its allocation can pay for it again. `prompt` is what a member wants a
+    sample to continue.
     """
 
     __tablename__ = "runs"
 
     id: int = row_id()
     request_id: str = Field(unique=True)
-    kind: str = "train"
+    kind: str = RunKind.TRAIN
     project_id: int = foreign_key("projects.id")
     allocation_id: int = foreign_key("allocations.id")
     pool_id: int = foreign_key("pools.id")
@@ -86,7 +91,7 @@ class Run(Base, table=True):
     state: str = Field(default=RunState.QUEUED, index=True)
     reason: str = words(default="")
     stops_as: str = RunState.CANCELLED
-    dry: bool = False
+    unfunded: bool = False
     token: int = integer(default=0)
     step: int = integer(default=0)
     tokens: int = integer(default=0)
@@ -112,7 +117,7 @@ class RunView:
     """A run as cards show it; GPU-seconds, seconds, tokens per second, nats per token."""
 
     id: int
-    kind: Kind
+    kind: RunKind
     project_id: int
     project: str
     recipe: str
@@ -151,7 +156,7 @@ class RunView:
 
 def what_it_is(run: Run) -> str:
     """The beginning of a sentence that refuses what only a run that trains can do."""
-    if run.kind == "prepare":
+    if run.kind == RunKind.PREPARE:
         return f"Run {run.id} prepares the data of “{run.recipe}”"
     return f"Run {run.id} is a sample of run {run.parent_id}"
 
@@ -164,7 +169,7 @@ def queue_sample(session: Session, parent: Run) -> int | None:
         return None
     sample = Run(
         request_id=f"sample-{parent.id}",
-        kind="sample",
+        kind=RunKind.SAMPLE,
         project_id=parent.project_id,
         allocation_id=parent.allocation_id,
         pool_id=parent.pool_id,
@@ -193,54 +198,100 @@ def load(session: Session, run_id: int) -> Run:
 
 def view(session: Session, run_id: int) -> RunView:
     """The run as cards show it; raises NotFoundError."""
-    run = load(session, run_id)
-    allocation = session.get_one(Allocation, run.allocation_id)
-    return RunView(
-        id=run.id,
-        kind=KINDS[run.kind],
-        project_id=run.project_id,
-        project=session.get_one(Project, run.project_id).title,
-        recipe=run.recipe,
-        overrides=run.overrides,
-        pool=session.get_one(Pool, run.pool_id).name,
-        sponsor="" if allocation.grant_id is None else session.get_one(Grant, allocation.grant_id).sponsor,
-        gpus=run.gpus,
-        time_limit=run.time_limit,
-        requested_by=session.get_one(Person, run.requested_by).name,
-        state=RunState(run.state),
-        reason=run.reason,
-        attempt=run.token,
-        parent_id=run.parent_id,
-        step=run.step,
-        total_steps=run.total_steps,
-        tokens=run.tokens,
-        loss=series.newest(session, run.id, "loss"),
-        rate=series.newest(session, run.id, "tokens_per_second"),
-        held_out=series.newest(session, run.id, "held_out"),
-        unigram_entropy=run.unigram_entropy,
-        spent=spent(session, run.id),
-        account=ledger.account(session, run.allocation_id),
-        checkpoints=tuple(CheckpointLink(step, url) for step, url in publications.links(session, run.id)),
-        sample=run.sample,
-        started_at=run.started_at,
-        ended_at=run.ended_at,
-        delayed=publications.delayed(session, run.id, after=DELAYED_AFTER),
+    load(session, run_id)
+    return views(session, [run_id])[0]
+
+
+def views(session: Session, run_ids: Sequence[int]) -> Sequence[RunView]:
+    """The runs of these numbers as cards show them, in this order, read by as many queries as one run takes.
+
+    Raises NotFoundError where a number is no run's.
+    """
+    rows = session.execute(
+        select(Run)
+        .add_columns(
+            col(Project.title),
+            col(Pool.name),
+            col(Grant.sponsor),
+            col(Person.name),
+            Balance,
+            series.newest(col(Run.id), "loss"),
+            series.newest(col(Run.id), "tokens_per_second"),
+            series.newest(col(Run.id), "held_out"),
+        )
+        .join(Project, col(Project.id) == Run.project_id)
+        .join(Pool, col(Pool.id) == Run.pool_id)
+        .join(Person, col(Person.id) == Run.requested_by)
+        .join(Allocation, col(Allocation.id) == Run.allocation_id)
+        .outerjoin(Grant, col(Grant.id) == Allocation.grant_id)
+        .outerjoin(Balance, col(Balance.allocation_id) == Run.allocation_id)
+        .where(col(Run.id).in_(run_ids))
+        .execution_options(populate_existing=True)
     )
+    paid = spent_by(session, run_ids)
+    published = publications.of_runs(session, run_ids, delayed_after=DELAYED_AFTER)
+    found = {
+        run.id: RunView(
+            id=run.id,
+            kind=RunKind(run.kind),
+            project_id=run.project_id,
+            project=project,
+            recipe=run.recipe,
+            overrides=run.overrides,
+            pool=pool,
+            sponsor=sponsor or "",
+            gpus=run.gpus,
+            time_limit=run.time_limit,
+            requested_by=person,
+            state=RunState(run.state),
+            reason=run.reason,
+            attempt=run.token,
+            parent_id=run.parent_id,
+            step=run.step,
+            total_steps=run.total_steps,
+            tokens=run.tokens,
+            loss=loss,
+            rate=rate,
+            held_out=held_out,
+            unigram_entropy=run.unigram_entropy,
+            spent=paid.get(run.id, 0),
+            account=ledger.account_of(balance),
+            checkpoints=tuple(CheckpointLink(step, url) for step, url in published[run.id].links),
+            sample=run.sample,
+            started_at=run.started_at,
+            ended_at=run.ended_at,
+            delayed=published[run.id].delayed,
+        )
+        for run, project, pool, sponsor, person, balance, loss, rate, held_out in rows
+    }
+    for run_id in run_ids:
+        if run_id not in found:
+            raise NotFoundError(f"There is no run {run_id}.")
+    return [found[run_id] for run_id in run_ids]
 
 
 def spent(session: Session, run_id: int) -> int:
     """GPU-seconds that the run has been charged for and were not refunded."""
-    sums = ledger.totals(session, run_id=run_id)
-    return sums[Movement.CHARGE] - sums[Movement.REFUND]
+    return spent_by(session, [run_id]).get(run_id, 0)
 
 
-def of_project(session: Session, project_id: int, *, kind: Kind | None = None, limit: int = 25) -> Sequence[RunView]:
+def spent_by(session: Session, run_ids: Sequence[int]) -> Mapping[int, int]:
+    """GPU-seconds that each run has been charged for and were not refunded; a run without a charge is left out."""
+    net = case((col(LedgerRow.movement) == Movement.CHARGE, col(LedgerRow.seconds)), else_=-col(LedgerRow.seconds))
+    rows = session.execute(
+        select(LedgerRow.run_id, func.sum(net))
+        .where(col(LedgerRow.run_id).in_(run_ids), col(LedgerRow.movement).in_((Movement.CHARGE, Movement.REFUND)))
+        .group_by(col(LedgerRow.run_id))
+    )
+    return {run_id: int(seconds) for run_id, seconds in rows if run_id is not None}
+
+
+def of_project(session: Session, project_id: int, *, kind: RunKind | None = None, limit: int = 25) -> Sequence[RunView]:
     """The project's runs, of one kind or all, the newest first."""
     query = select(Run.id).where(Run.project_id == project_id).order_by(col(Run.id).desc()).limit(limit)
     if kind is not None:
         query = query.where(Run.kind == kind)
-    ids = session.scalars(query).all()
-    return [view(session, run_id) for run_id in ids]
+    return views(session, session.scalars(query).all())
 
 
 def newest(
@@ -255,7 +306,7 @@ def newest(
 
     `kept`: only those with a checkpoint on this disk.
     """
-    query = select(Run.id, Run.recipe, Run.state).where(Run.kind == "train", col(Run.state).in_(states))
+    query = select(Run.id, Run.recipe, Run.state).where(Run.kind == RunKind.TRAIN, col(Run.state).in_(states))
     if project_id is not None:
         query = query.where(Run.project_id == project_id)
     if kept:
@@ -274,18 +325,7 @@ def in_motion(session: Session) -> Mapping[int, set[int]]:
 
 def move(session: Session, run: Run, to: RunState, **values: object) -> None:
     """Take one of the table's transitions, guarded by the state and the token that the caller has seen."""
-    if to not in TRANSITIONS[RunState(run.state)]:
-        raise ConflictError(f"Run {run.id} is {run.state} and cannot become {to}.")
-    session.flush()
-    moved = session.execute(
-        update(Run)
-        .where(col(Run.id) == run.id, col(Run.state) == run.state, col(Run.token) == run.token)
-        .values(state=to, **values)
-        .returning(col(Run.id))
-    ).one_or_none()
-    if moved is None:
-        raise ConflictError(f"Run {run.id} has just changed; look again.")
-    session.refresh(run)
+    transition.move(session, run, to, TRANSITIONS, values, name=f"Run {run.id}", seen=["token"])
 
 
 def tell(session: Session, run: Run, kind: str, *, by: Person | None = None, why: str = "", **told: object) -> None:
@@ -294,10 +334,10 @@ def tell(session: Session, run: Run, kind: str, *, by: Person | None = None, why
     A sample is told as part of the run it samples from, a preparation with the recipe that it `prepares`.
     """
     about: dict[str, int | None] = {"run": run.id, "attempt": run.token}
-    if run.kind == "sample":
+    if run.kind == RunKind.SAMPLE:
         about |= {"run": run.parent_id, "sample": run.id}
         if run.prompt:
             told["prompt"] = run.prompt
-    elif run.kind == "prepare":
+    elif run.kind == RunKind.PREPARE:
         told["prepares"] = run.recipe
     record.append(session, record.project_stream(run.project_id), kind, by=by, why=why, **about, **told)

@@ -1,14 +1,16 @@
-"""What a run measures as it goes: loss, rate and the like, thinned to a bounded number of points a series."""
+"""Downsampling of what a run measures, such as its loss and speed: each series keeps a bounded number of points."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import delete, func
-from sqlalchemy.orm import Session
+from sqlalchemy import ScalarSelect, delete, func
+from sqlalchemy.orm import Mapped, Session
 from sqlmodel import Field, col, select
 
 from projects.db.columns import Base, foreign_key, integer, number
 
+START = "start"
+"""A series of one point: the seconds of its trainer's life after which a run was first seen to have done a step."""
 MOST_POINTS = 2000
 BUCKETS = 500
 
@@ -59,14 +61,15 @@ def read(session: Session, run_id: int, series: str) -> Sequence[Measured]:
     return [Measured(series, row.step, row.tokens, row.value) for row in rows]
 
 
-def newest(session: Session, run_id: int, series: str) -> float | None:
-    """The value at the highest step, if there is one."""
-    return session.scalars(
+def newest(run_id: Mapped[int], series: str) -> ScalarSelect[float]:
+    """The value at the highest step, as a column of a query over runs: one look into the index for each run."""
+    return (
         select(Point.value)
         .where(Point.run_id == run_id, Point.series == series)
         .order_by(col(Point.step).desc())
         .limit(1)
-    ).one_or_none()
+        .scalar_subquery()
+    )
 
 
 def downsample(points: Sequence[Measured], buckets: int = BUCKETS) -> list[Measured]:

@@ -94,7 +94,7 @@ class Scheduler:
         planned = backfill.plan(state)
         for run_id in planned.refusals:
             with suppress(ConflictError), self.db.write() as session:
-                control.run_dry(session, run_id)
+                control.pause_unfunded(session, run_id)
         room = disk.admits(self.settings, self.db)
         if not room:
             disk.tidy(self.settings, self.db)

@@ -12,11 +12,12 @@ import yaml
 from broker import catalogue
 from broker.reports import run_plan
 from broker.runs import launching, runs
-from broker.runs.runs import RunState
+from broker.runs.runs import RunKind, RunState
 from projects.errors import ConflictError, NotFoundError
 from tests.broker.lab import ADA, Lab, request_id
 from tests.databases import ONCE
 from tests.environment import bare
+from tests.patience import PATIENCE
 from trainer.config import RECIPES
 
 
@@ -54,13 +55,13 @@ def see_through(lab: Lab, home: Path, run: int) -> None:
         "STOA_DISK_FLOOR_GIB": "0",
     }
     command = [sys.executable, "-m", "broker.runners.supervisor", str(run), str(token)]
-    subprocess.run(command, env=environment, check=True, timeout=200)
+    subprocess.run(command, env=environment, check=True, timeout=PATIENCE)
 
 
 @ONCE
 def test_data_are_prepared_once_and_later_runs_train_from_them(lab: Lab, project: int, tmp_path: Path) -> None:
     run = prepare(lab, project)
-    assert lab.run(run).kind == "prepare"
+    assert lab.run(run).kind == RunKind.PREPARE
     see_through(lab, tmp_path, run)
     view = lab.run(run)
     assert (view.state, view.reason) == (RunState.FINISHED, "")
@@ -96,7 +97,7 @@ def test_one_run_at_a_time_prepares_a_recipe(lab: Lab, project: int) -> None:
     together = Barrier(4)
 
     def try_to(_: int) -> bool:
-        together.wait(10)
+        together.wait(PATIENCE)
         try:
             prepare(lab, project)
         except ConflictError:

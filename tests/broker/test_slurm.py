@@ -26,15 +26,17 @@ from projects.errors import InvalidError
 from tests.broker.lab import Lab, settings
 from tests.databases import ONCE
 from tests.environment import bare
-from tests.slurm import Cluster, slurm, wait_for
+from tests.patience import PATIENCE, wait_for
+from tests.slurm import Cluster, slurm
+from tests.standin import python_with_trainer
 from trainer.contract import Status
 
 __all__ = ["slurm"]
 
 # What is slow and asks the database for nothing that another test does not.
 LEASE_OF_JOBS = 1.8  # Slurm is asked every 0.3 seconds
-LEASE = 6.0
-GRACE = 6.0
+LEASE = 12.0
+GRACE = 60.0
 POOL = "cluster"
 TELL = "import json, os, sys; print(json.dumps([dict(os.environ), os.getcwd(), sys.argv[1:]]))"
 LISTENS = (
@@ -48,8 +50,9 @@ DEAF = (
 # It keeps the trainer's contract: a step every 0.1 seconds, a checkpoint every ten and when it is asked to stop.
 TRAINER = """
 import json, os, pathlib, signal, sys, time
-out, last = pathlib.Path(sys.argv[1]), int(sys.argv[2])
-step = int(sys.argv[3].rpartition("step")[2]) if len(sys.argv) > 3 else 0
+given = dict(zip(sys.argv[3::2], sys.argv[4::2]))
+out, last = pathlib.Path(given["--out"]), LAST
+step = int(given["--resume"].rpartition("step")[2]) if "--resume" in given else 0
 asked = []
 signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
 
@@ -79,22 +82,6 @@ while step < last:
         end(75)
 end(0)
 """
-SUPERVISE = """
-import sys
-from broker.runners.supervisor import Supervisor, StaleError
-from projects.settings import get_settings
-
-class StandIn(Supervisor):
-    def _command(self, run, before):
-        resume = [before[-1].folder] if before else []
-        return [sys.executable, "-c", sys.argv[3], str(self.folder), sys.argv[4], *resume]
-
-try:
-    kind = StandIn if len(sys.argv) > 3 else Supervisor
-    kind(get_settings(), int(sys.argv[1]), int(sys.argv[2]), *map(int, sys.argv[5:])).run()
-except StaleError:
-    sys.exit(1)
-"""
 
 
 @pytest.fixture
@@ -121,7 +108,7 @@ def start(cluster: Cluster, tmp_path: Path) -> Callable[..., tuple[SlurmRunner, 
         number = run or len(list(tmp_path.glob("runs/*"))) + 1
         folder = tmp_path / "runs" / str(number) / f"attempt-{token}"
         folder.mkdir(parents=True, exist_ok=True)
-        spec = JobSpec(gpus, seconds=60, grace_seconds=grace, lease_seconds=LEASE_OF_JOBS, options=options or {})
+        spec = JobSpec(gpus, seconds=600, grace_seconds=grace, lease_seconds=LEASE_OF_JOBS, options=options or {})
         runner = SlurmRunner(spec)
         runner.start([sys.executable, "-c", code, *arguments], folder, "")
         return runner, folder
@@ -299,7 +286,7 @@ def run(lab: Lab) -> int:
 
 @contextmanager
 def supervised(
-    lab: Lab, cluster: Cluster, home: Path, run: int, *trainer: str, lease: float = LEASE
+    lab: Lab, cluster: Cluster, home: Path, run: int, last: int | None = None, *, lease: float = LEASE
 ) -> Iterator[tuple[subprocess.Popen[bytes], int, Path]]:
     """A supervisor of the run's next attempt, its token and folder."""
     with lab.db.write() as session:
@@ -307,15 +294,15 @@ def supervised(
     assert lab.claim(run, token, lease=lease, host=processes.host())
     folder = home / "runs" / str(run) / f"attempt-{token}"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with supervisor_of(lab, cluster, home, lease, str(run), str(token), *trainer) as supervisor:
+    with supervisor_of(lab, cluster, home, lease, last, run, token) as supervisor:
         yield supervisor, token, folder
 
 
 @contextmanager
 def supervisor_of(
-    lab: Lab, cluster: Cluster, home: Path, lease: float, *arguments: str
+    lab: Lab, cluster: Cluster, home: Path, lease: float, last: int | None, *arguments: int
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A supervisor of a run and token: of a stand-in for the trainer, after one of a generation."""
+    """A supervisor of a run and token, after one of a generation; its trainer is the stand-in if it has a last step."""
     environment = bare() | {
         "STOA_ENV_FILE": "",
         "STOA_HOME": str(home),
@@ -324,7 +311,9 @@ def supervisor_of(
         "STOA_STOP_GRACE_SECONDS": str(GRACE),
         "SLURM_CONF": str(cluster.conf),
     }
-    supervisor = subprocess.Popen([sys.executable, "-c", SUPERVISE, *arguments], env=environment)
+    python = python_with_trainer(home, TRAINER.replace("LAST", str(last))) if last else Path(sys.executable)
+    command = [str(python), "-m", "broker.runners.supervisor", *map(str, arguments)]
+    supervisor = subprocess.Popen(command, env=environment)
     try:
         yield supervisor
     finally:
@@ -357,7 +346,7 @@ def slurms_seconds(cluster: Cluster, job: int | None) -> int:
 @ONCE
 def test_the_trainer_itself_runs_as_a_job(lab: Lab, cluster: Cluster, tmp_path: Path, run: int) -> None:
     with supervised(lab, cluster, tmp_path, run) as (supervisor, token, folder):
-        assert supervisor.wait(120) == 0
+        assert supervisor.wait(PATIENCE) == 0
     assert lab.run(run).state == RunState.FINISHED, said(folder)
     assert lab.row(run).step == 4
     row = attempt(lab, run, token)
@@ -369,7 +358,7 @@ def test_a_run_that_waits_in_slurm_is_not_charged_and_says_why(
     lab: Lab, cluster: Cluster, tmp_path: Path, run: int
 ) -> None:
     cluster.ask("scontrol", "update", "nodename=n[1-2]", "state=drain", "reason=test")
-    with supervised(lab, cluster, tmp_path, run, TRAINER, "20") as (supervisor, token, _):
+    with supervised(lab, cluster, tmp_path, run, 20) as (supervisor, token, _):
         wait_for(lambda: "PENDING" in attempt(lab, run, token).waiting, "the reason of the wait")
         first = attempt(lab, run, token).lease_until
         wait_for(lambda: attempt(lab, run, token).lease_until != first, "a renewal")
@@ -377,7 +366,7 @@ def test_a_run_that_waits_in_slurm_is_not_charged_and_says_why(
         assert "run.started" not in lab.kinds(1)
         assert charged(lab, run, token) == 0
         cluster.ask("scontrol", "update", "nodename=n[1-2]", "state=resume")
-        assert supervisor.wait(60) == 0
+        assert supervisor.wait(PATIENCE) == 0
     assert lab.run(run).state == RunState.FINISHED
     assert "run.started" in lab.kinds(1)
     row = attempt(lab, run, token)
@@ -389,10 +378,10 @@ def test_a_run_that_is_cancelled_while_it_waits_in_slurm_costs_nothing(
     lab: Lab, cluster: Cluster, tmp_path: Path, run: int
 ) -> None:
     cluster.ask("scontrol", "update", "nodename=n[1-2]", "state=drain", "reason=test")
-    with supervised(lab, cluster, tmp_path, run, TRAINER, "20") as (supervisor, token, folder):
+    with supervised(lab, cluster, tmp_path, run, 20) as (supervisor, token, folder):
         wait_for(lambda: "PENDING" in attempt(lab, run, token).waiting, "the reason of the wait")
         lab.cancel(run)
-        assert supervisor.wait(30) == 0
+        assert supervisor.wait(PATIENCE) == 0
     assert lab.run(run).state == RunState.CANCELLED
     assert (charged(lab, run, token), said(folder)) == (0, "")
     assert cluster.ask("squeue", "--noheader") == ""
@@ -400,10 +389,10 @@ def test_a_run_that_is_cancelled_while_it_waits_in_slurm_costs_nothing(
 
 @ONCE
 def test_a_cancelled_job_leaves_a_checkpoint(lab: Lab, cluster: Cluster, tmp_path: Path, run: int) -> None:
-    with supervised(lab, cluster, tmp_path, run, TRAINER, "10000") as (supervisor, _, folder):
+    with supervised(lab, cluster, tmp_path, run, 10000) as (supervisor, _, folder):
         wait_for(lambda: (folder / "checkpoints" / "step10").exists(), "a checkpoint")
         lab.cancel(run)
-        assert supervisor.wait(30) == 0
+        assert supervisor.wait(PATIENCE) == 0
     assert lab.run(run).state == RunState.CANCELLED
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
     assert (folder / "checkpoints" / f"step{last}").exists()
@@ -413,18 +402,18 @@ def test_a_run_goes_on_elsewhere_while_its_old_job_still_lives_on_a_lost_node(
     lab: Lab, cluster: Cluster, tmp_path: Path, run: int
 ) -> None:
     """Slurm gives the node up, and nobody can reach what runs there: it writes on, and no one reads it."""
-    with supervised(lab, cluster, tmp_path, run, TRAINER, "10000") as (supervisor, token, old):
+    with supervised(lab, cluster, tmp_path, run, 10000) as (supervisor, token, old):
         wait_for(lambda: (old / "checkpoints" / "step10").exists(), "a checkpoint")
         node = (old / "node").read_text()
         cluster.end(node)
         cluster.ask("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
-        assert supervisor.wait(30) == 0
+        assert supervisor.wait(PATIENCE) == 0
     first = attempt(lab, run, token)
     assert lab.run(run).state == RunState.QUEUED
     assert first.reason == f"Slurm ended the job: NODE_FAIL on {node}"
     assert abs(charged(lab, run, token) - slurms_seconds(cluster, first.pid)) <= 1
 
-    with supervised(lab, cluster, tmp_path, run, TRAINER, "10000") as (supervisor, second, new):
+    with supervised(lab, cluster, tmp_path, run, 10000) as (supervisor, second, new):
         wait_for(lambda: (new / "metrics.jsonl").exists(), "the second attempt")
         assert (new / "node").read_text() != node
         closed = json.loads((old / "closed.json").read_text())
@@ -434,7 +423,7 @@ def test_a_run_goes_on_elsewhere_while_its_old_job_still_lives_on_a_lost_node(
         assert of(old)
         paid = charged(lab, run, token)
         lab.cancel(run)
-        assert supervisor.wait(30) == 0
+        assert supervisor.wait(PATIENCE) == 0
     assert lab.run(run).state == RunState.CANCELLED
     last = attempt(lab, run, second)
     assert charged(lab, run, token) == paid
@@ -450,10 +439,10 @@ def test_a_run_goes_on_elsewhere_while_its_old_job_still_lives_on_a_lost_node(
 def test_a_job_that_an_operator_cancels_goes_on_later_from_its_checkpoint(
     lab: Lab, cluster: Cluster, tmp_path: Path, run: int
 ) -> None:
-    with supervised(lab, cluster, tmp_path, run, TRAINER, "10000") as (supervisor, token, folder):
+    with supervised(lab, cluster, tmp_path, run, 10000) as (supervisor, token, folder):
         wait_for(lambda: (folder / "checkpoints" / "step10").exists(), "a checkpoint")
         cluster.ask("scancel", str(attempt(lab, run, token).pid))
-        assert supervisor.wait(30) == 0
+        assert supervisor.wait(PATIENCE) == 0
     assert lab.run(run).state == RunState.QUEUED
     assert not attempt(lab, run, token).failed
     assert json.loads((folder / "outcome.json").read_text())["status"] == 75
@@ -463,7 +452,7 @@ def test_a_job_whose_attempt_is_given_up_is_ended_though_no_other_follows(
     lab: Lab, cluster: Cluster, tmp_path: Path, run: int
 ) -> None:
     conf = settings(tmp_path)
-    with supervised(lab, cluster, tmp_path, run, TRAINER, "10000") as (supervisor, token, folder):
+    with supervised(lab, cluster, tmp_path, run, 10000) as (supervisor, token, folder):
         wait_for(lambda: (folder / "checkpoints" / "step10").exists(), "a checkpoint")
         wait_for(lambda: lab.run(run).state == RunState.RUNNING, "the run")
         supervisor.kill()
@@ -484,22 +473,22 @@ def test_a_job_whose_attempt_is_given_up_is_ended_though_no_other_follows(
 
 @ONCE
 def test_a_job_outlives_its_supervisor_and_gets_another(lab: Lab, cluster: Cluster, tmp_path: Path, run: int) -> None:
-    arguments = (str(run), "1", TRAINER, "10000", "1")
-    with supervised(lab, cluster, tmp_path, run, TRAINER, "10000", lease=60) as (first, token, folder):
+    arguments = (10000, run, 1, 1)
+    with supervised(lab, cluster, tmp_path, run, 10000, lease=60) as (first, token, folder):
         wait_for(lambda: lab.row(run).step > 2, "some steps")
         job = attempt(lab, run, token).pid
         with supervisor_of(lab, cluster, tmp_path, 60, *arguments) as early:
-            assert early.wait(60) == 1, "nobody takes over from one that lives"
+            assert early.wait(PATIENCE) == 1, "nobody takes over from one that lives"
         first.kill()
         first.wait()
-        with supervisor_of(lab, cluster, tmp_path, 6, *arguments) as heir:
+        with supervisor_of(lab, cluster, tmp_path, LEASE, *arguments) as heir:
             wait_for(lambda: attempt(lab, run, token).generation == 2, "the heir")
             seen = lab.row(run).step
             wait_for(lambda: lab.row(run).step > seen + 2, "more steps")
             with supervisor_of(lab, cluster, tmp_path, 60, *arguments) as late:
-                assert late.wait(60) == 1, "one heir is enough"
+                assert late.wait(PATIENCE) == 1, "one heir is enough"
             lab.cancel(run)
-            assert heir.wait(60) == 0
+            assert heir.wait(PATIENCE) == 0
     assert lab.run(run).state == RunState.CANCELLED
     assert [int(known.id) for known in jobs(tmp_path / "runs")] == [attempt(lab, run, token).pid] == [job]
     assert charged(lab, run, token) == slurms_seconds(cluster, job)
@@ -512,16 +501,16 @@ def test_a_job_that_waits_keeps_its_place_when_its_supervisor_dies(
     lab: Lab, cluster: Cluster, tmp_path: Path, run: int
 ) -> None:
     cluster.ask("scontrol", "update", "nodename=n[1-2]", "state=drain", "reason=test")
-    with supervised(lab, cluster, tmp_path, run, TRAINER, "10", lease=60) as (first, token, _):
+    with supervised(lab, cluster, tmp_path, run, 10, lease=60) as (first, token, _):
         wait_for(lambda: "PENDING" in attempt(lab, run, token).waiting, "the reason of the wait")
         job = attempt(lab, run, token).pid
         first.kill()
         first.wait()
-        with supervisor_of(lab, cluster, tmp_path, 6, str(run), "1", TRAINER, "10", "1") as heir:
+        with supervisor_of(lab, cluster, tmp_path, LEASE, 10, run, 1, 1) as heir:
             wait_for(lambda: attempt(lab, run, token).generation == 2, "the heir")
             assert attempt(lab, run, token).state == "claimed"
             cluster.ask("scontrol", "update", "nodename=n[1-2]", "state=resume")
-            assert heir.wait(90) == 0
+            assert heir.wait(PATIENCE) == 0
     assert lab.run(run).state == RunState.FINISHED
     assert [int(known.id) for known in jobs(tmp_path / "runs")] == [attempt(lab, run, token).pid] == [job]
     assert charged(lab, run, token) == slurms_seconds(cluster, job)

@@ -1,4 +1,4 @@
-"""The pipeline of a project, through its public functions."""
+"""The lifecycle of a project, through its public functions."""
 
 import secrets
 from concurrent.futures import ThreadPoolExecutor

@@ -22,7 +22,7 @@ from broker.allocations.ledger import Balance, LedgerRow, Movement
 from broker.allocations.pools import Grant
 from broker.publications import Publication
 from broker.runs.attempts import OPEN, Attempt
-from broker.runs.runs import ENDED, Run, RunState
+from broker.runs.runs import ENDED, Run, RunKind, RunState
 from projects.record import record
 from tests.absent import REQUIRE_ALL
 from tests.system.census import Census
@@ -124,7 +124,7 @@ def _ended(session: Session, launched: int) -> Line:
         if run.state in ENDED - {RunState.FINISHED} and not run.reason
     ]
     problems += [f"run {run.id} has no end" for run in runs if run.ended_at is None]
-    trained = sum(run.kind == "train" for run in runs)
+    trained = sum(run.kind == RunKind.TRAIN for run in runs)
     if trained != launched:
         problems.append(f"{launched} runs were launched, {trained} are there")
     said = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))

@@ -21,6 +21,7 @@ from projects.people import Actor
 from projects.settings import Settings
 from tests.databases import postgres
 from tests.environment import bare
+from tests.patience import PATIENCE
 from tests.system.chaos import call
 from tests.system.test_command_line import stoa
 
@@ -236,6 +237,6 @@ def _roles(world: dict[str, Any]) -> list[dict[str, Any]]:
         f"{world['discord']}/api/v10/guilds/{world['guild_id']}/roles",
         headers={"Authorization": f"Bot {world['bot_token']}", "User-Agent": "DiscordBot (https://example.org, 1)"},
     )
-    with urllib.request.urlopen(asked, timeout=10) as answer:
+    with urllib.request.urlopen(asked, timeout=PATIENCE) as answer:
         roles: list[dict[str, Any]] = json.load(answer)
         return roles

@@ -1,4 +1,4 @@
-"""`/catalogue …`: recipes and datasets by name; members propose, admins decide, and a recipe's data are prepared."""
+"""`/catalogue …`: recipes and datasets, which members propose and admins accept; and preparing a recipe's data."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -7,14 +7,14 @@ import discord
 from discord import app_commands
 
 from bot import errors, text
-from bot.app import Interaction, actor
-from bot.commands import lookup
+from bot.app import Interaction, acknowledge, actor
+from bot.commands import autocomplete, context
 from bot.commands.catalogue.forms import DatasetForm, RecipeForm
 from bot.commands.reason_form import ReasonForm
 from bot.commands.run import answers as run_answers
-from bot.commands.run import suggestions as run_lookup
+from bot.commands.run import autocomplete as run_autocomplete
 from broker import catalogue, configs
-from broker.catalogue import EntryView, Kind, State
+from broker.catalogue import CatalogueEntryView, CatalogueKind, CatalogueState
 from broker.runs import launching
 from projects.errors import InvalidError
 
@@ -28,7 +28,8 @@ MOST_LISTED = 15
 async def list_entries(
     interaction: Interaction, state: Literal["proposed", "accepted", "declined", "retired"] | None = None
 ) -> None:
-    """List them, the newest first, and what can be launched now."""
+    """List the entries, the newest first, and the recipes that can be launched now."""
+    await acknowledge(interaction)
     entries = await interaction.client.read(catalogue.entries)
     recipes = await interaction.client.read(catalogue.recipes)
     listed = [entry for entry in entries if state in (None, entry.state)]
@@ -50,7 +51,7 @@ async def propose(
     file: discord.Attachment | None = None,
     name: str | None = None,
 ) -> None:
-    """Take the file, or open the form."""
+    """Propose the recipe in the file, or open the form."""
     if file is None:
         await interaction.response.send_modal(RecipeForm() if what == "recipe" else DatasetForm())
         return
@@ -70,32 +71,34 @@ async def propose(
 
 @catalogue_group.command(name="accept", description="Admins: let everyone use a proposed entry")
 @app_commands.describe(name="The entry")
-@app_commands.autocomplete(name=lookup.proposed_entries)
+@app_commands.autocomplete(name=autocomplete.proposed_entries)
 async def accept(interaction: Interaction, name: str) -> None:
     """Open the form of the reason."""
     done = f"{text.code(name, 60)} is accepted: everyone can use it."
-    await _decide(interaction, name, State.ACCEPTED, ("Accept", catalogue.accept, done))
+    await _decide(interaction, name, CatalogueState.ACCEPTED, ("Accept", catalogue.accept, done))
 
 
 @catalogue_group.command(name="decline", description="Admins: refuse a proposed entry; its name is free again")
 @app_commands.describe(name="The entry")
-@app_commands.autocomplete(name=lookup.proposed_entries)
+@app_commands.autocomplete(name=autocomplete.proposed_entries)
 async def decline(interaction: Interaction, name: str) -> None:
     """Open the form of the reason."""
     done = f"{text.code(name, 60)} is declined."
-    await _decide(interaction, name, State.DECLINED, ("Decline", catalogue.decline, done))
+    await _decide(interaction, name, CatalogueState.DECLINED, ("Decline", catalogue.decline, done))
 
 
 @catalogue_group.command(name="retire", description="Admins: take an accepted entry out; runs from it go on")
 @app_commands.describe(name="The entry")
-@app_commands.autocomplete(name=lookup.accepted_entries)
+@app_commands.autocomplete(name=autocomplete.accepted_entries)
 async def retire(interaction: Interaction, name: str) -> None:
     """Open the form of the reason."""
     done = f"{text.code(name, 60)} is retired: no run is launched from it any more."
-    await _decide(interaction, name, State.RETIRED, ("Retire", catalogue.retire, done))
+    await _decide(interaction, name, CatalogueState.RETIRED, ("Retire", catalogue.retire, done))
 
 
-async def _decide(interaction: Interaction, name: str, to: State, how: tuple[str, Callable[..., object], str]) -> None:
+async def _decide(
+    interaction: Interaction, name: str, to: CatalogueState, how: tuple[str, Callable[..., object], str]
+) -> None:
     verb, act, done = how
     await interaction.client.read(catalogue.check_may_decide, actor(interaction), name, to)
     await interaction.response.send_modal(ReasonForm(f"{verb} {name}", act, name, done))
@@ -108,8 +111,8 @@ async def _decide(interaction: Interaction, name: str, to: State, how: tuple[str
     allocation="The allocation to draw on; the newest approved one otherwise",
     project="The project, where this is not its channel or one of its threads",
 )
-@app_commands.autocomplete(recipe=lookup.preparable_recipes, time_limit=run_lookup.durations)
-@app_commands.autocomplete(allocation=lookup.live_allocations, project=lookup.open_projects)
+@app_commands.autocomplete(recipe=autocomplete.preparable_recipes, time_limit=run_autocomplete.durations)
+@app_commands.autocomplete(allocation=autocomplete.live_allocations, project=autocomplete.open_projects)
 async def prepare(
     interaction: Interaction,
     recipe: str,
@@ -117,9 +120,9 @@ async def prepare(
     allocation: int | None = None,
     project: int | None = None,
 ) -> None:
-    """Queue the run that prepares them."""
+    """Queue the run that prepares the data."""
     await interaction.response.defer(ephemeral=True, thinking=True)
-    project_id = await lookup.project_of(interaction, project)
+    project_id = await context.project_of(interaction, project)
     receipt = await interaction.client.write(
         launching.prepare,
         actor(interaction),
@@ -136,11 +139,16 @@ async def prepare(
     )
 
 
-def _entry(entry: EntryView) -> str:
-    mark = {State.PROPOSED: "🕓", State.ACCEPTED: "✅", State.DECLINED: "🚫", State.RETIRED: "🗄️"}[entry.state]
+def _entry(entry: CatalogueEntryView) -> str:
+    mark = {
+        CatalogueState.PROPOSED: "🕓",
+        CatalogueState.ACCEPTED: "✅",
+        CatalogueState.DECLINED: "🚫",
+        CatalogueState.RETIRED: "🗄️",
+    }[entry.state]
     by = text.line(entry.proposed_by or "an operator", 60)
     lines = [f"{mark} {text.code(entry.name, 40)} {entry.kind}, {entry.state} · proposed by {by}"]
-    if entry.kind is Kind.DATASET:
+    if entry.kind is CatalogueKind.DATASET:
         lines.append(f"-# {text.code(entry.dataset, 80)} at {entry.revision[:8]} · {text.line(entry.licence, 40)}")
     if entry.reason:
         lines.append(f"-# {text.line(entry.reason, 120)}")

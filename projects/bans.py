@@ -1,0 +1,49 @@
+"""The ban list: a banned person may read, and do nothing else."""
+
+from sqlalchemy.orm import Session
+
+from projects import people, rights, text
+from projects.errors import ConflictError, NotFoundError
+from projects.people import Actor, Person
+from projects.record import record
+from projects.rights import Act
+
+
+def ban(session: Session, actor: Actor | None, who: Actor, reason: str) -> None:
+    """Let somebody do nothing but read from now on, in public; `actor` None is the operator.
+
+    Raises ForbiddenError for all but admins, and ConflictError.
+    """
+    rights.require_admin(actor, Act.BAN)
+    because = text.prose("The reason", reason, most=text.USUAL)
+    if actor is not None and actor.discord_id == who.discord_id:
+        raise ConflictError("Nobody can ban themselves.")
+    by = None if actor is None else people.ensure(session, actor)
+    person = people.known(session, who.discord_id) or people.ensure(session, who)
+    if person.banned is not None:
+        raise ConflictError(f"{person.name} is banned already.")
+    person.banned = because
+    session.flush()
+    record.append(session, record.LAB, "person.banned", by=by, why=because, person=_named(person))
+
+
+def unban(session: Session, actor: Actor | None, discord_id: int, reason: str) -> None:
+    """Let somebody take part again, in public; `actor` None is the operator.
+
+    Raises ForbiddenError for all but admins, NotFoundError and ConflictError.
+    """
+    rights.require_admin(actor, Act.BAN)
+    because = text.prose("The reason", reason, most=text.USUAL)
+    person = people.known(session, discord_id)
+    if person is None:
+        raise NotFoundError(f"Nobody with the Discord id {discord_id} has done anything here.")
+    if person.banned is None:
+        raise ConflictError(f"{person.name} is not banned.")
+    by = None if actor is None else people.ensure(session, actor)
+    person.banned = None
+    session.flush()
+    record.append(session, record.LAB, "person.unbanned", by=by, why=because, person=_named(person))
+
+
+def _named(person: Person) -> dict[str, str]:
+    return {"id": person.discord_id, "name": person.name}
