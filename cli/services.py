@@ -17,8 +17,8 @@ from pathlib import Path
 import psutil
 from pydantic import SecretStr
 
+from broker.runners import registry
 from broker.runners.shim import tied_to_parent
-from broker.runners.slurm import PASSED_ON
 from projects.settings import Settings
 
 # Each part is given only the secrets that it needs: what is not named here, no part gets.
@@ -55,7 +55,7 @@ class Part:
 
 def environment(settings: Settings, part: str) -> dict[str, str]:
     """The environment of a part: the settings, but of the secrets only its own."""
-    values = {name: os.environ[name] for name in PASSED_ON if name in os.environ} | {"STOA_ENV_FILE": ""}
+    values = registry.environment() | {"STOA_ENV_FILE": ""}
     for name, value in settings.model_dump().items():
         if name in SECRET_NAMES - SECRETS[part]:
             continue

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -99,6 +99,19 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{path}"
     maintenance: str = request.getfixturevalue("postgres")
     return create(maintenance, f"test_{secrets.token_hex(6)}", template=TABLES)
+
+
+@pytest.fixture
+def new_url(request: pytest.FixtureRequest, database_url: str, tmp_path: Path) -> Callable[[], str]:
+    """Makes a database without tables, of the same kind as the test's other one, and returns its URL."""
+
+    def new() -> str:
+        name = f"test_{secrets.token_hex(6)}"
+        if database_url.startswith("sqlite"):
+            return f"sqlite:///{tmp_path / name}.db"
+        return create(request.getfixturevalue("postgres"), name)
+
+    return new
 
 
 @pytest.fixture

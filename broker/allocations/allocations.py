@@ -8,6 +8,7 @@ from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from typing import Any
 
+from sqlalchemy import Index
 from sqlalchemy.orm import Session, aliased
 from sqlmodel import Field, col, select
 from sqlmodel.sql.expression import SelectOfScalar
@@ -69,6 +70,7 @@ class Allocation(Endorsable, table=True):
     """
 
     __tablename__ = "allocations"
+    __table_args__ = (Index("uq_allocations_starter_of", "starter_of", unique=True),)
 
     id: int = row_id()
     request_id: str = Field(unique=True)
@@ -83,7 +85,7 @@ class Allocation(Endorsable, table=True):
     decided_by: int | None = foreign_key("people.id", default=None)
     reason: str = words(default="")
     created_at: datetime = timestamp(default=utcnow)
-    starter_of: int | None = integer(default=None, unique=True)
+    starter_of: int | None = integer(default=None)
     renews_id: int | None = foreign_key("allocations.id", default=None)
     decided_at: datetime | None = timestamp(default=None)
     half_until: datetime | None = timestamp(default=None)

@@ -36,17 +36,17 @@ def pause(session: Session, actor: Actor, run_id: int) -> None:
     suspend(session, run, f"paused by {person.name}", by=person)
 
 
-def suspend(session: Session, run: Run, reason: str, *, by: Person | None = None, dry: bool = False) -> None:
+def suspend(session: Session, run: Run, reason: str, *, by: Person | None = None, unfunded: bool = False) -> None:
     """Pause a run, at once where it waits and by way of a checkpoint where it runs.
 
-    One that is `dry` goes on by itself once its allocation can pay for it. Raises ConflictError where it has ended,
-    or is paused or stopping already.
+    An `unfunded` one goes on by itself once its allocation can pay for it. Raises ConflictError where the run has
+    ended, or is paused or stopping already.
     """
     if run.state == RunState.QUEUED:
-        runs.move(session, run, RunState.PAUSED, reason=reason, dry=dry)
+        runs.move(session, run, RunState.PAUSED, reason=reason, unfunded=unfunded)
         settlement.tell_paused(session, run, by=by)
     elif run.state in (RunState.STARTING, RunState.RUNNING):
-        runs.move(session, run, RunState.STOPPING, reason=reason, dry=dry, stops_as=RunState.PAUSED)
+        runs.move(session, run, RunState.STOPPING, reason=reason, unfunded=unfunded, stops_as=RunState.PAUSED)
         runs.tell(session, run, "run.stopping", by=by, why="" if by else reason, stops_as=RunState.PAUSED)
     else:
         raise ConflictError(f"Run {run.id} is {run.state}; only one that waits or runs can be paused.")
@@ -84,7 +84,7 @@ def resume(
         run,
         RunState.QUEUED,
         reason="",
-        dry=False,
+        unfunded=False,
         gpus=count,
         time_limit=run.used + seconds,
         allocation_id=allocation.id,
@@ -145,13 +145,13 @@ def unpayable(session: Session, run: Run) -> str | None:
     return None
 
 
-def run_dry(session: Session, run_id: int) -> bool:
+def pause_unfunded(session: Session, run_id: int) -> bool:
     """Pause a run that waits and cannot be paid for, until its allocation can; False where that has changed."""
     run = runs.load(session, run_id)
     why = unpayable(session, run)
     if run.state != RunState.QUEUED or why is None:
         return False
-    suspend(session, run, why, dry=True)
+    suspend(session, run, why, unfunded=True)
     return True
 
 
@@ -186,7 +186,7 @@ def stop_all(session: Session, allocation_id: int, reason: str) -> Sequence[int]
         .execution_options(populate_existing=True)
     ).all()
     for run in found:
-        suspend(session, run, reason, dry=True)
+        suspend(session, run, reason, unfunded=True)
     return [run.id for run in found]
 
 
@@ -216,7 +216,7 @@ def revive(session: Session, run_id: int) -> bool:
     if session.scalars(_revivable().where(Run.id == run_id)).one_or_none() is None:
         return False
     run = runs.load(session, run_id)
-    runs.move(session, run, RunState.QUEUED, reason="", dry=False, queued_at=utcnow())
+    runs.move(session, run, RunState.QUEUED, reason="", unfunded=False, queued_at=utcnow())
     why = "its allocation can pay for it again"
     seconds = attempts.remaining(session, run)
     runs.tell(session, run, "run.resumed", why=why, gpus=run.gpus, time_limit=seconds, step=run.step)
@@ -233,7 +233,7 @@ def _revivable() -> SelectOfScalar[int]:
         .join(Balance, col(Balance.allocation_id) == Run.allocation_id)
         .where(
             Run.state == RunState.PAUSED,
-            Run.dry,
+            Run.unfunded,
             col(Project.stage).not_in((Stage.PAUSED, *lifecycle.ENDED)),
             Allocation.state == AllocationState.APPROVED,
             Allocation.until > utcnow(),
@@ -275,5 +275,5 @@ def _demand_training(run: Run) -> None:
 
 def _turn_to_cancelled(session: Session, run: Run, reason: str) -> None:
     """Let a run that stops to be paused end instead."""
-    ends = {"stops_as": RunState.CANCELLED, "reason": reason, "dry": False}
+    ends = {"stops_as": RunState.CANCELLED, "reason": reason, "unfunded": False}
     transition.write_as_seen(session, run, ends, ["state", "token"], name=f"Run {run.id}")

@@ -11,7 +11,7 @@ from sqlmodel import col, select
 
 import broker.runs.runs  # noqa: F401 - the tables that others refer to
 from bot.delivery import notices
-from bot.delivery.loop import Trouble
+from bot.delivery.loop import Backoff
 from bot.tables import DiscordMessage
 from projects import lifecycle
 from projects.db.columns import utcnow
@@ -324,12 +324,12 @@ async def test_a_missing_permission_is_waited_for(lab: Lab) -> None:
     await until(lambda: "a notice to the admins cannot be changed" in lab.log)
 
 
-def test_trouble_that_lasts_for_days_is_tried_again_all_the_same() -> None:
-    trouble = Trouble()
+def test_a_feed_that_fails_for_days_is_still_tried_again() -> None:
+    backoff = Backoff()
     for _ in range(5000):
-        trouble.note("project:1", "Discord answers 503")
-    assert trouble.count == 5000
-    assert not trouble.over
+        backoff.note("project:1", "Discord answers 503")
+    assert backoff.count == 5000
+    assert not backoff.over
 
 
 async def test_it_says_what_is_missing(lab: Lab) -> None:

@@ -207,7 +207,7 @@ async def test_a_form_that_was_open_while_the_bot_was_started_anew(shared_lab: S
     heads = lab.heads()
     answer = await ada.submit(form, PROPOSAL)
     assert (answer.kind, answer.ephemeral, lab.heads()) == ("message", True, heads)
-    assert answer.text.startswith("This form is closed, and nothing came of it now: ")
+    assert answer.text.startswith("This form is closed, and nothing was changed now: ")
     [kept] = answer.message.attachments if answer.message else []
     assert kept.path.read_text() == "\n\n".join(PROPOSAL.values())
     form = await ada.command("project propose")

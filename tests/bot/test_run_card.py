@@ -5,8 +5,9 @@ from PIL import Image
 from sqlalchemy.orm import Session
 
 from broker import publications
+from broker.runners.processes import Process
 from broker.runs import attempts, runs, settlement
-from broker.runs.attempts import Ending, Process, Progress
+from broker.runs.attempts import Ending, Progress
 from broker.runs.series import Measured
 from projects import lifecycle
 from tests.bot.conftest import Lab
@@ -45,7 +46,7 @@ async def test_the_card_follows_the_run(lab: Lab) -> None:
     )
     assert "running" in now.text
     assert "**Loss** 8.000 · **held-out** 6.500\n" in now.text
-    assert "7.250 (unigram entropy) is what guessing by frequency alone reaches" in now.text
+    assert "7.250 (unigram entropy) is what guessing by frequency alone gives" in now.text
     assert "**Speed** 500 tokens/s · **ETA** 1 min" in now.text
     assert "0.006 used" in now.text
     first_picture = now.attachments[0]
@@ -89,7 +90,7 @@ async def test_the_card_follows_the_run(lab: Lab) -> None:
     told = await lab.guild.wait_for("announcements", lambda m: "It does not." in m.text)
     assert "negative result" in told.text
     assert "Ada (lead), Grace" in told.text
-    assert "**Compute** given by The Library" in told.text
+    assert "**Compute** sponsored by The Library" in told.text
     assert f"{URL}{STEPS}" in told.text
     closed = await lab.guild.wait_for("proposals", lambda m: "Completed" in m.text)
     assert closed.buttons == []

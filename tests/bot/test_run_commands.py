@@ -11,8 +11,9 @@ from sqlalchemy.orm import Session
 from bot import text
 from broker.reports import run_plan, why
 from broker.reports.run_plan import LaunchDraft
+from broker.runners.processes import Process
 from broker.runs import attempts, runs, settlement
-from broker.runs.attempts import Checkpoint, Ending, Process, Progress
+from broker.runs.attempts import Checkpoint, Ending, Progress
 from broker.runs.runs import RunKind, RunState
 from broker.runs.series import Measured
 from projects import membership

@@ -106,9 +106,9 @@ def test_warnings_of_the_hours_come_once_each(lab: Lab) -> None:
 
 def test_two_schedulers_at_once_tend_once(lab: Lab) -> None:
     project = lab.project()
-    warned, ended, dry = (lab.allocation(project, hours="2") for _ in range(3))
+    warned, ended, unfunded = (lab.allocation(project, hours="2") for _ in range(3))
     spend(lab, warned, 6000, run=1)
-    spend(lab, dry, 2 * HOUR, run=2)
+    spend(lab, unfunded, 2 * HOUR, run=2)
     later = lab.request(project, until=in_days(5))
     lab.approve(later)
     with lab.db.write() as session:

@@ -326,7 +326,7 @@ def test_an_attempt_tells_of_checkpoints_that_a_dead_one_has_left(lab: Lab, run:
     assert (newest.step, newest.folder) == (2, "attempt-1/step2")
 
 
-def test_what_was_admitted_and_not_claimed_is_rung_for_again(lab: Lab, run: int) -> None:
+def test_what_was_admitted_and_not_claimed_is_notified_again(lab: Lab, run: int) -> None:
     token = lab.admit(run, 0)
 
     def waiting(seconds: float) -> list[int]:

@@ -95,7 +95,7 @@ def grow(session: Session) -> None:
     again(session, CatalogueEntry, name=f"data-{allocation}", dataset=f"lab/data-{allocation}")
     again(session, CatalogueEntry, kind=CatalogueKind.RECIPE, name=f"recipe-{allocation}", body=DEMO)
     for state in (RunState.QUEUED, RunState.PAUSED):
-        about = {"state": state, "dry": state == RunState.PAUSED, "recipe": f"recipe-{allocation}"}
+        about = {"state": state, "unfunded": state == RunState.PAUSED, "recipe": f"recipe-{allocation}"}
         run = again(session, Run, allocation_id=allocation, **about)
         for series in ("loss", "tokens_per_second", "held_out"):
             session.execute(insert(Point).values(run_id=run, series=series, step=2, tokens=2, value=2.0))

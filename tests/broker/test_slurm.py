@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from sqlmodel import col, select
 
 from broker.allocations import pools
 from broker.allocations.ledger import LedgerRow, Movement
-from broker.runners import base, output, reaper
-from broker.runners.slurm import SlurmLauncher, Wanted, jobs
+from broker.runners import output, processes, reaper
+from broker.runners.base import Check, JobSpec
+from broker.runners.slurm import SlurmRunner, jobs
 from broker.runs import attempts
 from broker.runs.attempts import Attempt
 from broker.runs.runs import RunState
@@ -33,7 +34,7 @@ from trainer.contract import Status
 __all__ = ["slurm"]
 
 # What is slow and asks the database for nothing that another test does not.
-EVERY = 0.3
+LEASE_OF_JOBS = 1.8  # Slurm is asked every 0.3 seconds
 LEASE = 12.0
 GRACE = 60.0
 POOL = "cluster"
@@ -92,26 +93,32 @@ def cluster(slurm: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
 
 
 @pytest.fixture
-def start(cluster: Cluster, tmp_path: Path) -> Callable[..., tuple[SlurmLauncher, Path]]:
-    """Starts a program as the job of a run of its own, or of a given attempt; the launcher and the folder."""
+def start(cluster: Cluster, tmp_path: Path) -> Callable[..., tuple[SlurmRunner, Path]]:
+    """Starts a program as the job of a run of its own, or of a given attempt; the runner and the folder."""
 
     def start(
-        code: str, *arguments: str, run: int | None = None, token: int = 1, **wanted: float
-    ) -> tuple[SlurmLauncher, Path]:
+        code: str,
+        *arguments: str,
+        run: int | None = None,
+        token: int = 1,
+        gpus: int = 1,
+        grace: float = 5,
+        options: Mapping[str, str] | None = None,
+    ) -> tuple[SlurmRunner, Path]:
         number = run or len(list(tmp_path.glob("runs/*"))) + 1
         folder = tmp_path / "runs" / str(number) / f"attempt-{token}"
         folder.mkdir(parents=True, exist_ok=True)
-        asked = Wanted(**({"gpus": 1, "seconds": 600, "grace": 5} | wanted))  # type: ignore[arg-type]
-        launcher = SlurmLauncher(asked, every=EVERY)
-        launcher.start([sys.executable, "-c", code, *arguments], folder, "")
-        return launcher, folder
+        spec = JobSpec(gpus, seconds=600, grace_seconds=grace, lease_seconds=LEASE_OF_JOBS, options=options or {})
+        runner = SlurmRunner(spec)
+        runner.start([sys.executable, "-c", code, *arguments], folder, "")
+        return runner, folder
 
     return start
 
 
-def ended(launcher: SlurmLauncher) -> int:
-    wait_for(lambda: launcher.poll() is not None, "the end of a job")
-    status = launcher.poll()
+def ended(runner: SlurmRunner) -> int:
+    wait_for(lambda: runner.poll() is not None, "the end of a job")
+    status = runner.poll()
     assert status is not None
     return status
 
@@ -121,8 +128,8 @@ def said(folder: Path) -> str:
     return log.read_text() if log.exists() else ""
 
 
-def here(launcher: SlurmLauncher, folder: Path, times: int = 1) -> None:
-    wait_for(lambda: launcher.poll() is None and not launcher.waiting, "a job that runs")
+def here(runner: SlurmRunner, folder: Path, times: int = 1) -> None:
+    wait_for(lambda: runner.poll() is None and not runner.waiting, "a job that runs")
     wait_for(lambda: said(folder).count("here") == times, "its program")
 
 
@@ -137,90 +144,90 @@ def of(folder: Path) -> list[int]:
 
 
 def test_a_job_has_its_own_devices_and_no_secret(
-    start: Callable[..., tuple[SlurmLauncher, Path]], monkeypatch: pytest.MonkeyPatch
+    start: Callable[..., tuple[SlurmRunner, Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("STOA_DISCORD_TOKEN", "STOA_HUB_TOKEN", "STOA_DATABASE_URL", "HF_TOKEN", "PGPASSWORD"):
         monkeypatch.setenv(name, "not-to-be-seen")
     typed = ["; touch here", "$HOME", "`id`", "it's", '"', "a\nb"]
-    launcher, folder = start(TELL, *typed, gpus=2)
-    assert ended(launcher) == 0
+    runner, folder = start(TELL, *typed, gpus=2)
+    assert ended(runner) == 0
     environment, stood_in, arguments = json.loads(said(folder))
     assert environment["CUDA_VISIBLE_DEVICES"] == "0,1"
     assert "not-to-be-seen" not in "".join(environment.values())
     assert (stood_in, arguments) == (str(folder), typed)
     assert not (folder / "here").exists()
-    assert launcher.process().pid == launcher.job
+    assert runner.process().pid == runner.job
 
 
-def test_a_job_that_is_asked_to_stop_says_how_it_ended(start: Callable[..., tuple[SlurmLauncher, Path]]) -> None:
-    launcher, folder = start(LISTENS)
-    here(launcher, folder)
-    wait_for(lambda: launcher.seconds() >= 1, "a second")
-    launcher.stop()
-    assert ended(launcher) == 75
-    ran = launcher.seconds()
+def test_a_job_that_is_asked_to_stop_says_how_it_ended(start: Callable[..., tuple[SlurmRunner, Path]]) -> None:
+    runner, folder = start(LISTENS)
+    here(runner, folder)
+    wait_for(lambda: runner.seconds() >= 1, "a second")
+    runner.stop()
+    assert ended(runner) == 75
+    ran = runner.seconds()
     assert ran >= 1
-    launcher.stop()
-    launcher.kill()
-    assert (launcher.poll(), launcher.seconds()) == (75, ran)
+    runner.stop()
+    runner.kill()
+    assert (runner.poll(), runner.seconds()) == (75, ran)
 
 
 def test_a_job_that_does_not_listen_is_ended_with_all_its_processes(
-    start: Callable[..., tuple[SlurmLauncher, Path]],
+    start: Callable[..., tuple[SlurmRunner, Path]],
 ) -> None:
-    launcher, folder = start(DEAF)
-    here(launcher, folder, times=2)
+    runner, folder = start(DEAF)
+    here(runner, folder, times=2)
     assert len(of(folder)) == 2
-    launcher.stop()
+    runner.stop()
     wait_for(lambda: "asked" in said(folder), "the asking")
-    assert launcher.poll() is None
-    launcher.kill()
-    assert launcher.poll() == -signal.SIGKILL
+    assert runner.poll() is None
+    runner.kill()
+    assert runner.poll() == -signal.SIGKILL
     assert of(folder) == []
 
 
-def test_what_slurm_will_not_have_is_refused_in_one_sentence(start: Callable[..., tuple[SlurmLauncher, Path]]) -> None:
-    launcher, folder = start(TELL, gpus=9)
-    assert ended(launcher) == Status.REFUSED
-    ending = output.ending(folder, Status.REFUSED, timed_out=False, how=launcher.ended)
+def test_what_slurm_will_not_have_is_refused_in_one_sentence(start: Callable[..., tuple[SlurmRunner, Path]]) -> None:
+    runner, folder = start(TELL, gpus=9)
+    assert ended(runner) == Status.REFUSED
+    ending = output.ending(folder, Status.REFUSED, timed_out=False, how=runner.ended)
     assert ending.reason.startswith("Slurm refused the job: ")
     assert "Requested node configuration is not available" in ending.reason
     assert not ending.transient
-    assert launcher.waiting
-    launcher, _ = start(TELL, partition="elsewhere")
-    assert ended(launcher) == Status.REFUSED
-    assert "invalid partition" in launcher.ended.lower()
+    assert runner.waiting
+    runner, _ = start(TELL, options={"partition": "elsewhere"})
+    assert ended(runner) == Status.REFUSED
+    assert "invalid partition" in runner.ended.lower()
 
 
 def test_what_waits_says_why_and_may_be_stopped(
-    cluster: Cluster, start: Callable[..., tuple[SlurmLauncher, Path]]
+    cluster: Cluster, start: Callable[..., tuple[SlurmRunner, Path]]
 ) -> None:
     first, second = start(LISTENS, gpus=8), start(LISTENS, gpus=8)
     here(*first)
     here(*second)
-    launcher, folder = start(LISTENS)
-    wait_for(lambda: launcher.poll() is None and "Resources" in launcher.waiting, "Slurm's reason")
-    assert launcher.waiting == "Slurm: PENDING (Resources)"
-    assert launcher.seconds() == 0
-    launcher.stop()
-    assert ended(launcher) == 75
-    assert (launcher.seconds(), said(folder)) == (0, "")
-    assert launcher.waiting
+    runner, folder = start(LISTENS)
+    wait_for(lambda: runner.poll() is None and "Resources" in runner.waiting, "Slurm's reason")
+    assert runner.waiting == "Slurm: PENDING (Resources)"
+    assert runner.seconds() == 0
+    runner.stop()
+    assert ended(runner) == 75
+    assert (runner.seconds(), said(folder)) == (0, "")
+    assert runner.waiting
     for other, _ in (first, second):
         other.kill()
 
 
 def test_the_end_of_slurms_time_is_a_checkpoint_too(
-    cluster: Cluster, start: Callable[..., tuple[SlurmLauncher, Path]]
+    cluster: Cluster, start: Callable[..., tuple[SlurmRunner, Path]]
 ) -> None:
-    launcher, folder = start(LISTENS, grace=55)
-    here(launcher, folder)
-    assert "TimeLimit=00:03:00" in cluster.ask("scontrol", "show", "job", str(launcher.job))
-    cluster.ask("scontrol", "update", f"jobid={launcher.job}", "timelimit=1")
-    assert ended(launcher) == 75
+    runner, folder = start(LISTENS, grace=55)
+    here(runner, folder)
+    assert "TimeLimit=00:03:00" in cluster.ask("scontrol", "show", "job", str(runner.job))
+    cluster.ask("scontrol", "update", f"jobid={runner.job}", "timelimit=1")
+    assert ended(runner) == 75
 
 
-def test_slurm_may_be_away_for_a_while(cluster: Cluster, start: Callable[..., tuple[SlurmLauncher, Path]]) -> None:
+def test_slurm_may_be_away_for_a_while(cluster: Cluster, start: Callable[..., tuple[SlurmRunner, Path]]) -> None:
     """What runs goes on, what is to be submitted waits, and a stop is passed on as soon as it can be."""
     running, folder = start(LISTENS)
     here(running, folder)
@@ -238,20 +245,20 @@ def test_slurm_may_be_away_for_a_while(cluster: Cluster, start: Callable[..., tu
 
 
 def test_a_job_is_found_again_and_never_submitted_twice(
-    cluster: Cluster, start: Callable[..., tuple[SlurmLauncher, Path]]
+    cluster: Cluster, start: Callable[..., tuple[SlurmRunner, Path]]
 ) -> None:
-    launcher, folder = start(LISTENS, run=7)
-    here(launcher, folder)
-    assert start(LISTENS, run=7)[0].job == launcher.job
+    runner, folder = start(LISTENS, run=7)
+    here(runner, folder)
+    assert start(LISTENS, run=7)[0].job == runner.job
     (folder / "slurm-job").unlink()
     again, _ = start(LISTENS, run=7)
-    assert again.job == launcher.job
+    assert again.job == runner.job
     assert len(cluster.ask("squeue", "--noheader").splitlines()) == 1
     again.kill()
 
 
 def test_an_earlier_job_of_the_run_is_gone_before_the_next_is_submitted(
-    start: Callable[..., tuple[SlurmLauncher, Path]],
+    start: Callable[..., tuple[SlurmRunner, Path]],
 ) -> None:
     earlier, folder = start(DEAF, run=7)
     here(earlier, folder, times=2)
@@ -270,7 +277,7 @@ def test_an_earlier_job_of_the_run_is_gone_before_the_next_is_submitted(
 @pytest.fixture
 def run(lab: Lab) -> int:
     """A queued run on a pool of Slurm's."""
-    lab.pool(POOL, gpus=16, launcher="slurm")
+    lab.pool(POOL, gpus=16, runner="slurm")
     project = lab.project()
     allocation = lab.request(project, pool=POOL)
     lab.approve(allocation)
@@ -284,7 +291,7 @@ def supervised(
     """A supervisor of the run's next attempt, its token and folder."""
     with lab.db.write() as session:
         token = attempts.admit(session, run, ())
-    assert lab.claim(run, token, lease=lease, host=base.host())
+    assert lab.claim(run, token, lease=lease, host=processes.host())
     folder = home / "runs" / str(run) / f"attempt-{token}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with supervisor_of(lab, cluster, home, lease, last, run, token) as supervisor:
@@ -483,7 +490,7 @@ def test_a_job_outlives_its_supervisor_and_gets_another(lab: Lab, cluster: Clust
             lab.cancel(run)
             assert heir.wait(PATIENCE) == 0
     assert lab.run(run).state == RunState.CANCELLED
-    assert [known.number for known in jobs(tmp_path / "runs")] == [attempt(lab, run, token).pid] == [job]
+    assert [int(known.id) for known in jobs(tmp_path / "runs")] == [attempt(lab, run, token).pid] == [job]
     assert charged(lab, run, token) == slurms_seconds(cluster, job)
     assert json.loads((folder / "outcome.json").read_text())["status"] == 75
     assert lab.kinds(1).count("run.started") == 1
@@ -505,22 +512,31 @@ def test_a_job_that_waits_keeps_its_place_when_its_supervisor_dies(
             cluster.ask("scontrol", "update", "nodename=n[1-2]", "state=resume")
             assert heir.wait(PATIENCE) == 0
     assert lab.run(run).state == RunState.FINISHED
-    assert [known.number for known in jobs(tmp_path / "runs")] == [attempt(lab, run, token).pid] == [job]
+    assert [int(known.id) for known in jobs(tmp_path / "runs")] == [attempt(lab, run, token).pid] == [job]
     assert charged(lab, run, token) == slurms_seconds(cluster, job)
     assert lab.kinds(1).count("run.started") == 1
+
+
+def test_doctor_learns_whether_slurm_answers(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert SlurmRunner.check() == Check("the controller answers")
+    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "nowhere"))
+    assert "SLURM_CONF" in SlurmRunner.check().advice
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "there is no squeue on this host" in SlurmRunner.check().found
 
 
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        ({"slurm_partition": "main --wrap=id"}, "partition"),
-        ({"slurm_gres": "gpu:h200:8"}, "GRES"),
-        ({"slurm_gres": "gpu;id"}, "GRES"),
+        ({"runner_options": {"partition": "main --wrap=id"}}, "partition"),
+        ({"runner_options": {"gres": "gpu:h200:8"}}, "GRES"),
+        ({"runner_options": {"gres": "gpu;id"}}, "GRES"),
+        ({"runner_options": {"queue": "long"}}, "has no “queue”; its own fields are: partition, gres"),
         ({"most_submitted": 0}, "At least one job"),
     ],
 )
 def test_a_pool_of_slurms_is_checked(lab: Lab, wrong: dict[str, object], sentence: str) -> None:
     before = lab.everything()
     with pytest.raises(InvalidError, match=sentence), lab.db.write() as session:
-        pools.add_pool(session, name=POOL, gpu_type="h200", gpus=16, launcher="slurm", **wrong)  # type: ignore[arg-type]
+        pools.add_pool(session, name=POOL, gpu_type="h200", gpus=16, runner="slurm", **wrong)  # type: ignore[arg-type]
     assert lab.everything() == before

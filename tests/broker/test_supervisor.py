@@ -16,7 +16,7 @@ from sqlmodel import col
 
 from broker.allocations.pools import Pool
 from broker.publishing import disk
-from broker.runners import base, shim, supervisor
+from broker.runners import processes, shim, supervisor
 from broker.runs import attempts
 from broker.runs.attempts import Attempt, TakenOverError
 from broker.runs.runs import Run, RunState
@@ -103,7 +103,7 @@ def supervised(
     """The supervisor of a claimed attempt whose trainer is up, and what that has said."""
     token = lab.admit(run)
     with lab.db.write() as session:
-        assert attempts.claim(session, run, token, host=base.host(), lease_seconds=lease)
+        assert attempts.claim(session, run, token, host=processes.host(), lease_seconds=lease)
     folder = home / "runs" / str(run) / f"attempt-{token}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     supervisor = supervise(lab, home, run, token, lease)
@@ -243,7 +243,7 @@ def test_a_supervisor_that_dies_is_replaced_and_its_trainer_goes_on(lab: Lab, tm
         assert alive.wait(PATIENCE) == 1, "nobody takes over from one that lives"
         first.kill()
         first.wait()
-        assert not base.alive(dead)
+        assert not processes.alive(dead)
         task = [sys.executable, "-c", "from broker.scheduling.tasks import take_over; take_over(1, 1)"]
         rings = [subprocess.Popen(task, env=environment(lab, tmp_path, 60)) for _ in range(2)]
         assert [ring.wait(PATIENCE) for ring in rings] == [0, 0]
@@ -266,7 +266,7 @@ def test_a_supervisor_that_dies_is_replaced_and_its_trainer_goes_on(lab: Lab, tm
             ended = shim.since_boot() - trainer.started / os.sysconf("SC_CLK_TCK")
             assert living(tmp_path) == []
         finally:
-            if base.alive(heir):
+            if processes.alive(heir):
                 os.kill(heir.pid, signal.SIGKILL)
     assert int(ran) <= lab.run(run).spent <= ended, "all of its life is charged, once"
     assert lab.account(1).reserved == 0

@@ -8,8 +8,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from playwright.async_api import Browser, expect
 
+from broker.runners.processes import Process
 from broker.runs import attempts, settlement
-from broker.runs.attempts import Ending, Process, Progress
+from broker.runs.attempts import Ending, Progress
 from broker.runs.series import Measured
 from tests.bot.conftest import PROPOSAL, SCOPE, Lab
 from tests.page.conftest import DESKTOP, PHONE, Visit

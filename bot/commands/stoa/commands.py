@@ -1,4 +1,4 @@
-"""`/stoa …`: setting the server up, and what only admins do; who may is decided in the domain."""
+"""`/stoa …`: setup, help, and what only admins do; the domain decides who may."""
 
 import functools
 
@@ -7,7 +7,7 @@ from discord import app_commands
 
 from bot import errors, text
 from bot.app import Interaction, acknowledge, actor
-from bot.commands import lookup
+from bot.commands import autocomplete, context
 from bot.commands.reason_form import BlankingForm, ReasonForm
 from bot.commands.stoa import buttons, help_text
 from bot.commands.stoa import setup as setting_up
@@ -24,7 +24,7 @@ from projects.rights import Act
 stoa = app_commands.Group(name="stoa", description="The lab itself: what you can do here, and what its admins do")
 
 
-@stoa.command(name="setup", description="Say which channels and roles stand for what; what is missing is made")
+@stoa.command(name="setup", description="Choose Stoa's channels and roles; what is missing is created")
 @app_commands.describe(
     proposals="Where projects are proposed",
     review="Where requests for GPU time are decided",
@@ -48,9 +48,9 @@ async def setup(
     category: discord.CategoryChannel | None = None,
     projects: discord.CategoryChannel | None = None,
 ) -> None:
-    """Adopt what was given, make what is missing."""
+    """Adopt the channels and roles that were given, and create those that are missing."""
     app, who = interaction.client, actor(interaction)
-    # Whoever manages the server may name its admins; nobody else could, before there are any.
+    # Members who manage the server may choose its admins: before there are admins, nobody else could.
     if not interaction.permissions.manage_guild:
         rights.require_admin(who, Act.SET_UP)
     await interaction.response.defer(ephemeral=True, thinking=True)
@@ -74,10 +74,10 @@ async def setup(
 
 @stoa.command(name="help", description="Show what you can do here")
 async def help_here(interaction: Interaction) -> None:
-    """Show it by the table of rights, for who asks and where they ask."""
+    """Show the commands that the table of rights allows the user in this channel."""
     await acknowledge(interaction)
     app, who = interaction.client, actor(interaction)
-    project_id = await lookup.project_here(interaction)
+    project_id = await context.project_here(interaction)
     standing = await app.read(help_text.standing, who, project_id)
     tree = app.tree.get_commands(guild=discord.Object(app.server.guild))
     manages = interaction.permissions.manage_guild
@@ -89,9 +89,9 @@ async def help_here(interaction: Interaction) -> None:
 
 @stoa.command(name="pools", description="Admins: list the pools of GPUs with their use; add or change one")
 @app_commands.describe(pool="One to change at once, where there are many")
-@app_commands.autocomplete(pool=lookup.pool_names)
+@app_commands.autocomplete(pool=autocomplete.pool_names)
 async def list_pools(interaction: Interaction, pool: str | None = None) -> None:
-    """List them, or open the form of a change to one."""
+    """List the pools, or open the form to change one."""
     buttons.require(interaction, Act.MANAGE_COMPUTE)
     if pool is not None:
         await interaction.client.read(pools.named, pool)
@@ -106,10 +106,10 @@ async def list_pools(interaction: Interaction, pool: str | None = None) -> None:
 @app_commands.describe(
     grant="One to change at once, where there are many", pool="One to add a grant of at once, where there are many"
 )
-@app_commands.autocomplete(grant=lookup.grant_numbers)
-@app_commands.autocomplete(pool=lookup.pool_names)
+@app_commands.autocomplete(grant=autocomplete.grant_numbers)
+@app_commands.autocomplete(pool=autocomplete.pool_names)
 async def list_grants(interaction: Interaction, grant: int | None = None, pool: str | None = None) -> None:
-    """List them, or open the form of a change to one, or of a new one."""
+    """List the grants, or open the form to change one or to add one."""
     buttons.require(interaction, Act.MANAGE_COMPUTE)
     if grant is not None:
         named = [one for one in await interaction.client.read(pools.grants) if one.id == grant]
@@ -129,7 +129,7 @@ async def list_grants(interaction: Interaction, grant: int | None = None, pool: 
 
 @stoa.command(name="limits", description="Admins: list the limits by which the lab is run; change one")
 async def list_limits(interaction: Interaction) -> None:
-    """List them."""
+    """List the limits."""
     buttons.require(interaction, Act.CHANGE_POLICIES)
     await acknowledge(interaction)
     now = await interaction.client.read(policies.current)
@@ -159,11 +159,11 @@ async def unban(interaction: Interaction, person: discord.User) -> None:
     number="The entry's number, as its post ends with",
     project="The project, where this is not its channel or one of its threads; 0 for the lab's own record",
 )
-@app_commands.autocomplete(number=lookup.entry_numbers, project=lookup.projects)
+@app_commands.autocomplete(number=autocomplete.entry_numbers, project=autocomplete.projects)
 async def redact(interaction: Interaction, number: int, project: int | None = None) -> None:
-    """Open the form of the reason, which is to say nothing of what is blanked."""
+    """Open the form of the reason, which must not repeat what is blanked."""
     buttons.require(interaction, Act.REDACT)
-    stream = record.LAB if project == 0 else record.project_stream(await lookup.project_of(interaction, project))
+    stream = record.LAB if project == 0 else record.project_stream(await context.project_of(interaction, project))
     await interaction.client.read(redaction.named, stream, number)
     done = f"Entry {number} is blanked; its posts will follow."
     act = functools.partial(redaction.redact, number=number)
@@ -173,7 +173,7 @@ async def redact(interaction: Interaction, number: int, project: int | None = No
 @stoa.command(name="forget", description="Blank a person's name, and every entry that names them")
 @app_commands.describe(person="Who")
 async def forget(interaction: Interaction, person: discord.User) -> None:
-    """Open the form of the reason, which is not to name them."""
+    """Open the form of the reason, which must not name the person."""
     buttons.require(interaction, Act.REDACT)
 
     def done(count: int) -> str:
