@@ -17,7 +17,7 @@ from sqlmodel import col, select
 
 from broker.allocations.pools import Pool
 from broker.publishing import disk, publisher
-from broker.reviews import expiry
+from broker.reviews import allocation_expiry
 from broker.runners import reaper, registry
 from broker.runs import attempts, control, runs, settlement
 from broker.runs.attempts import OPEN, Attempt, StaleError
@@ -86,7 +86,7 @@ class Scheduler:
         """Give up expired attempts and hopeless runs, admit runs that fit, and notify the workers of all that waits."""
         reaper.expire(self.settings, self.db)
         self._withdraw_cancelled()
-        expiry.tend(self.db, utcnow())
+        allocation_expiry.tend(self.db, utcnow())
         self._add_usage()
         self._revive()
         with self.db.read() as session:

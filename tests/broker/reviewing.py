@@ -6,7 +6,7 @@ from datetime import timedelta
 from broker.allocations import allocations, ledger, pools
 from broker.allocations.allocations import AllocationState, AllocationView
 from broker.allocations.pools import GrantView
-from broker.reviews import changes, expiry, reviews
+from broker.reviews import allocation_expiry, changes, reviews
 from projects.db.columns import utcnow
 from projects.people import Actor
 from projects.record import record
@@ -48,7 +48,7 @@ def told(lab: Lab, project: int, kind: str) -> list[dict[str, object]]:
 
 
 def tend(lab: Lab, **later: float) -> None:
-    expiry.tend(lab.db, utcnow() + timedelta(**later))
+    allocation_expiry.tend(lab.db, utcnow() + timedelta(**later))
 
 
 def spend(lab: Lab, allocation: int, seconds: int, *, run: int = 1, reserved: int | None = None) -> None:
@@ -98,7 +98,7 @@ def in_state(lab: Lab, project: int, state: AllocationState) -> int:
         review(lab, reviews.revoke, allocation)
     elif state == AllocationState.EXPIRED:
         with lab.db.write() as session:
-            expiry.tend_one(session, allocation, utcnow() + timedelta(days=40))
+            allocation_expiry.tend_one(session, allocation, utcnow() + timedelta(days=40))
     elif state == AllocationState.RENEWED:
         with lab.db.write() as session:
             asked = {"pool": "laptop", "hours": "2", "until": in_days(50), "justification": "On."}

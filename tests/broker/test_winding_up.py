@@ -8,7 +8,7 @@ import pytest
 from broker.allocations import allocations, pools
 from broker.allocations.allocations import AllocationState
 from broker.allocations.ledger import Account
-from broker.reviews import expiry
+from broker.reviews import allocation_expiry
 from broker.runs.attempts import Ending
 from broker.runs.runs import RunState
 from projects import lifecycle
@@ -29,7 +29,7 @@ def complete(lab: Lab, project: int) -> None:
 
 
 def tend(lab: Lab) -> None:
-    expiry.tend(lab.db, utcnow())
+    allocation_expiry.tend(lab.db, utcnow())
 
 
 def drawn(lab: Lab) -> int:
@@ -88,7 +88,7 @@ def test_a_completed_projects_hours_return_and_its_runs_stop(lab: Lab, project: 
     assert told(lab, project, "allocation.returned")[-1]["returned"] > 0
     assert len(told(lab, project, "run.cancelled")) == 3
     with lab.db.read() as session:
-        assert expiry.unsettled(session) == []
+        assert allocation_expiry.unsettled(session) == []
 
 
 def test_a_stopped_project_leaves_others_alone_and_two_schedulers_end_it_once(lab: Lab) -> None:

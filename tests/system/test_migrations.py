@@ -21,7 +21,7 @@ from broker.allocations import pools
 from broker.publications import Repository
 from broker.reports import run_plan
 from broker.reviews import changes
-from broker.reviews.expiry import AllocationWarning
+from broker.reviews.allocation_expiry import AllocationWarning
 from broker.runs import attempts
 from broker.runs.attempts import Checkpoint, Ending, Progress
 from broker.runs.launching import Order
