@@ -232,7 +232,7 @@ def started(
         lease_until=_from_now(lease_seconds),
     )
     run = runs.load(session, run_id)
-    keep(session, run, Progress(metrics_read=0, events_read=0, checkpoints=found))
+    store_progress(session, run, Progress(metrics_read=0, events_read=0, checkpoints=found))
     if run.state == RunState.STARTING:
         runs.move(session, run, RunState.RUNNING, started_at=run.started_at or utcnow())
         runs.tell(session, run, "run.started")
@@ -348,7 +348,7 @@ def renew(
     )
     run = runs.load(session, run_id)
     charge(session, run, attempt, elapsed)
-    keep(session, run, progress, attempt)
+    store_progress(session, run, progress, attempt)
     return Renewed(run.state == RunState.STOPPING, attempt.reserved / run.gpus)
 
 
@@ -415,8 +415,8 @@ def charge(session: Session, run: Run, attempt: Attempt, elapsed: float) -> None
     ledger.charge(session, run.allocation_id, run.id, attempt.token, attempt.period, due)
 
 
-def keep(session: Session, run: Run, progress: Progress, attempt: Attempt | None = None) -> None:
-    """Keep what a supervisor has read: points, checkpoints, and how far the run has come."""
+def store_progress(session: Session, run: Run, progress: Progress, attempt: Attempt | None = None) -> None:
+    """Store what a supervisor has read: points, checkpoints, and how far the run has come."""
     series.add(session, run.id, progress.points)
     if attempt is not None and progress.checkpoints:
         attempt.charged_at_checkpoint = attempt.charged

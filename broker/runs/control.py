@@ -32,21 +32,21 @@ def cancel(session: Session, actor: Actor, run_id: int) -> None:
 def pause(session: Session, actor: Actor, run_id: int) -> None:
     """Take a run from its GPUs until it is resumed; a running one writes a checkpoint first."""
     run, person = _of_member(session, actor, run_id)
-    _demand_training(run)
+    _require_training(run)
     suspend(session, run, f"paused by {person.name}", by=person)
 
 
-def suspend(session: Session, run: Run, reason: str, *, by: Person | None = None, dry: bool = False) -> None:
+def suspend(session: Session, run: Run, reason: str, *, by: Person | None = None, unfunded: bool = False) -> None:
     """Pause a run, at once where it waits and by way of a checkpoint where it runs.
 
     One that is `dry` goes on by itself once its allocation can pay for it. Raises ConflictError where it has ended,
     or is paused or stopping already.
     """
     if run.state == RunState.QUEUED:
-        runs.move(session, run, RunState.PAUSED, reason=reason, dry=dry)
+        runs.move(session, run, RunState.PAUSED, reason=reason, dry=unfunded)
         settlement.tell_paused(session, run, by=by)
     elif run.state in (RunState.STARTING, RunState.RUNNING):
-        runs.move(session, run, RunState.STOPPING, reason=reason, dry=dry, stops_as=RunState.PAUSED)
+        runs.move(session, run, RunState.STOPPING, reason=reason, dry=unfunded, stops_as=RunState.PAUSED)
         runs.tell(session, run, "run.stopping", by=by, why="" if by else reason, stops_as=RunState.PAUSED)
     else:
         raise ConflictError(f"Run {run.id} is {run.state}; only one that waits or runs can be paused.")
@@ -114,7 +114,7 @@ def extend(session: Session, actor: Actor, run_id: int, time: str) -> Receipt:
     """Let a run take so much longer, such as “30m”; for one that runs, the cost is reserved at once."""
     run, person = _of_member(session, actor, run_id)
     if run.kind != RunKind.PREPARE:
-        _demand_training(run)
+        _require_training(run)
     seconds = launching.parse_time_limit(time)
     if run.state not in ACTIVE - {RunState.STOPPING} | {RunState.PAUSED}:
         raise ConflictError(f"Run {run.id} is {run.state}; its time limit matters no more.")
@@ -145,13 +145,13 @@ def unpayable(session: Session, run: Run) -> str | None:
     return None
 
 
-def run_dry(session: Session, run_id: int) -> bool:
+def pause_unfunded(session: Session, run_id: int) -> bool:
     """Pause a run that waits and cannot be paid for, until its allocation can; False where that has changed."""
     run = runs.load(session, run_id)
     why = unpayable(session, run)
     if run.state != RunState.QUEUED or why is None:
         return False
-    suspend(session, run, why, dry=True)
+    suspend(session, run, why, unfunded=True)
     return True
 
 
@@ -186,7 +186,7 @@ def stop_all(session: Session, allocation_id: int, reason: str) -> Sequence[int]
         .execution_options(populate_existing=True)
     ).all()
     for run in found:
-        suspend(session, run, reason, dry=True)
+        suspend(session, run, reason, unfunded=True)
     return [run.id for run in found]
 
 
@@ -266,7 +266,7 @@ def _cancel(session: Session, run: Run, reason: str, *, by: Person | None = None
         raise ConflictError(f"Run {run.id} is {run.state} already.")
 
 
-def _demand_training(run: Run) -> None:
+def _require_training(run: Run) -> None:
     if run.kind == RunKind.PREPARE:
         raise ConflictError(f"{runs.what_it_is(run)}, and would begin anew; let it end, or cancel it.")
     if run.kind != RunKind.TRAIN:

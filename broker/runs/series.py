@@ -43,12 +43,12 @@ def add(session: Session, run_id: int, points: Iterable[Measured]) -> None:
         between = col(Point.step).between(batch[0].step, batch[-1].step)
         session.execute(delete(Point).where(col(Point.run_id) == run_id, col(Point.series) == name, between))
         if len(batch) > MOST_POINTS:
-            batch = keep(batch)
+            batch = downsample(batch)
         session.add_all(Point(run_id=run_id, series=name, step=p.step, tokens=p.tokens, value=p.value) for p in batch)
         session.flush()
         count = session.scalar(select(func.count()).where(Point.run_id == run_id, Point.series == name)) or 0
         if count > MOST_POINTS:
-            _thin(session, run_id, name)
+            _downsample_stored(session, run_id, name)
 
 
 def read(session: Session, run_id: int, series: str) -> Sequence[Measured]:
@@ -70,7 +70,7 @@ def newest(run_id: Mapped[int], series: str) -> ScalarSelect[float]:
     )
 
 
-def keep(points: Sequence[Measured], buckets: int = BUCKETS) -> list[Measured]:
+def downsample(points: Sequence[Measured], buckets: int = BUCKETS) -> list[Measured]:
     """The two ends and, of each of `buckets` equal spans of steps, the lowest and the highest point."""
     first, last = points[0], points[-1]
     kept = {first.step: first, last.step: last}
@@ -83,8 +83,8 @@ def keep(points: Sequence[Measured], buckets: int = BUCKETS) -> list[Measured]:
     return [kept[step] for step in sorted(kept)]
 
 
-def _thin(session: Session, run_id: int, series: str) -> None:
-    kept = keep(read(session, run_id, series))
+def _downsample_stored(session: Session, run_id: int, series: str) -> None:
+    kept = downsample(read(session, run_id, series))
     session.execute(delete(Point).where(col(Point.run_id) == run_id, col(Point.series) == series))
     session.add_all(Point(run_id=run_id, series=series, step=p.step, tokens=p.tokens, value=p.value) for p in kept)
     session.flush()

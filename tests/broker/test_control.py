@@ -27,13 +27,13 @@ def wrote(*steps: int) -> Progress:
 
 def fork(lab: Lab, run: int, step: int, **changes: object) -> Receipt:
     with lab.db.write() as session:
-        preview = run_plan.fork(session, ADA, request_id(), run, step, **changes)  # type: ignore[arg-type]
-        return run_plan.confirm(session, ADA, preview.draft_id)
+        preview = run_plan.plan_fork(session, ADA, request_id(), run, step, **changes)  # type: ignore[arg-type]
+        return run_plan.confirm(session, ADA, preview.plan_id)
 
 
 def rerun(lab: Lab, actor: Actor, request: str, run: int) -> Receipt:
     with lab.db.write() as session:
-        return run_plan.confirm(session, actor, run_plan.rerun(session, actor, request, run).draft_id)
+        return run_plan.confirm(session, actor, run_plan.plan_rerun(session, actor, request, run).plan_id)
 
 
 def test_a_queued_run_pauses_at_once_and_resumes(lab: Lab, project: int, allocation: int, run: int) -> None:
@@ -289,9 +289,9 @@ def test_a_run_that_runs_dry_goes_on_once_it_can_be_paid(lab: Lab, project: int,
             return bool(what(session, run))  # type: ignore[operator]
 
     token = lab.start(first, 0)
-    assert not act(control.run_dry, second), "what is reserved may be given back"
+    assert not act(control.pause_unfunded, second), "what is reserved may be given back"
     lab.settle(first, token, 2400, Ending(70, "broken"))
-    assert act(control.run_dry, second)
+    assert act(control.pause_unfunded, second)
     assert (lab.run(second).state, lab.row(second).dry) == (RunState.PAUSED, True)
     assert "0.667 GPU-hours and its allocation has 0.333 left" in lab.run(second).reason
     assert (revivable(), act(control.revive, second)) == ([], False)

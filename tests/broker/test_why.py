@@ -186,7 +186,7 @@ def test_a_paused_project_starts_nothing_and_goes_on_where_it_was(lab: Lab, ours
     theirs = lab.project(STRANGER, "Another question")
     lab.allocation(theirs, lead=STRANGER)
     with lab.db.write() as session:
-        control.suspend(session, runs.load(session, dry), "nobody can pay for it", dry=True)
+        control.suspend(session, runs.load(session, dry), "nobody can pay for it", unfunded=True)
     with lab.db.write() as session:
         lifecycle.pause(session, ADA, ours, reason="A holiday.")
     behind = lab.launch(theirs, STRANGER, gpus=2)

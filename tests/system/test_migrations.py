@@ -54,7 +54,7 @@ def fill(database: Database) -> None:
         session.merge(DiscordCommands(application_id="1", guild_id="2", digest="d"))
         session.add(DiscordPlace(guild_id="2", name="record", discord_id="400"))
         session.add(Finding(message_id="500", project_id=project, number=2))
-        run_plan.launch(session, ADA, "draft", Order(project, "demo", "10m"))
+        run_plan.plan_run(session, ADA, "draft", Order(project, "demo", "10m"))
         lease.hold(session, "2", "somebody", 60)
         for entry in record.since(session, record.project_stream(project), 0):
             outbox.told(session, entry)
