@@ -29,8 +29,8 @@ from broker.scheduling import backfill, snapshot
 from broker.scheduling.usage import FairUsage
 from projects.db.columns import utcnow
 from projects.db.database import Database
-from projects.lifecycle import Project, Stage
 from projects.people import Person
+from projects.projects import Project, Stage
 
 POOLS = 16
 GPUS = 64

@@ -19,8 +19,8 @@ from broker.runs.runs import Run, RunState
 from broker.runs.series import Measured, Point
 from projects import lifecycle
 from projects.db.columns import utcnow
-from projects.lifecycle import Membership, Project, Stage
 from projects.people import Actor, Person
+from projects.projects import Membership, Project, Stage
 from projects.record import record
 from projects.record.record import Stream
 from sandbox.people import Answer, Channel, Guild, Message

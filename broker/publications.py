@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from sqlmodel import Field, col, select
 
 from projects.db.columns import Base, foreign_key, integer, timestamp, utcnow
-from projects.lifecycle import Project, ReleasePolicy
+from projects.projects import Project, ReleasePolicy
 
 
 class Disk(StrEnum):

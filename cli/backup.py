@@ -17,7 +17,7 @@ from broker.publications import Publication, unpublished
 from broker.runs.runs import ACTIVE, Run
 from projects.db.columns import utcnow
 from projects.db.database import Database
-from projects.record import record
+from projects.record import record, verification
 from projects.settings import Settings
 
 SQLITE_FILE = "stoa.db"
@@ -161,7 +161,7 @@ def _verify(settings: Settings, manifest: Manifest) -> list[str]:
     db = Database(settings.database)
     try:
         with db.read() as session:
-            verdicts = {stream: record.verify(session, stream) for stream in record.streams(session)}
+            verdicts = {stream: verification.verify(session, stream) for stream in record.streams(session)}
     finally:
         db.close()
     problems = [f"{verdict.stream}: {verdict.problem}" for verdict in verdicts.values() if not verdict.ok]

@@ -14,7 +14,7 @@ from rich.markup import escape
 from broker.allocations import allocations
 from broker.runs import series
 from demo.stage import Stage
-from projects.record import record
+from projects.record import record, verification
 from sandbox.people import Message
 
 
@@ -61,7 +61,7 @@ async def write(stage: Stage, steps: Sequence[Step], *, seconds: float) -> None:
             channels[channel.name] = [_told(message) for message in await stage.guild.messages(channel.id)]
     pictures = [path for messages in channels.values() for message in messages for path in message["attachments"]]
     with stage.database.read() as session:
-        verdicts = [record.verify(session, stream) for stream in record.streams(session)]
+        verdicts = [verification.verify(session, stream) for stream in record.streams(session)]
         held_out = series.read(session, stage.run_id, "held_out")
         account = allocations.view(session, stage.allocation_id).account if stage.allocation_id else None
     content = {

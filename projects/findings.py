@@ -8,13 +8,13 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from sqlmodel import Field, col, select
 
-from projects import lifecycle, people, text
+from projects import people, projects, rights, text
 from projects.db.columns import Base, foreign_key, integer
 from projects.errors import ConflictError, InvalidError
-from projects.lifecycle import Membership, Project
 from projects.people import Actor
+from projects.projects import Membership, Project, ProjectRole
 from projects.record import record
-from projects.rights import Act, ProjectRole
+from projects.rights import Act
 
 LONGEST = 4000
 
@@ -54,8 +54,8 @@ def put_on_record(session: Session, actor: Actor, project_id: int, said: Said) -
 
     Raises ForbiddenError for who does not work on the project, InvalidError for a message without words.
     """
-    project = lifecycle.locked(session, project_id)
-    person = lifecycle.require(session, actor, project, Act.PUT_ON_RECORD)
+    project = projects.lock(session, project_id)
+    person = rights.require(session, actor, project, Act.PUT_ON_RECORD)
     earlier = find(session, said.message_id)
     if earlier is not None:
         return earlier

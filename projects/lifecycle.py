@@ -1,52 +1,27 @@
 """The lifecycle of a project: proposed, recruiting, scoped, active or paused, and completed or stopped, in public."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from enum import StrEnum
-
-from sqlalchemy import Select, func
 from sqlalchemy.orm import Session
-from sqlmodel import Field, col, select
+from sqlmodel import select
 
-from projects import people, policies, quotas, rights, text
+from projects import people, policies, projects, quotas, rights, text
 from projects.db import transition
-from projects.db.columns import Base, foreign_key, row_id, timestamp, utcnow, words
-from projects.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
-from projects.people import Actor, LabRole, Person
+from projects.errors import ConflictError, InvalidError
+from projects.people import Actor
+from projects.projects import (
+    ENDED,
+    LICENCES,
+    Membership,
+    Outcome,
+    Project,
+    ProjectRole,
+    ProjectView,
+    ReleasePolicy,
+    Stage,
+)
 from projects.quotas import QuotaKind
 from projects.record import record
-from projects.rights import Act, ProjectRole, Role
+from projects.rights import Act
 
-
-class Stage(StrEnum):
-    """Where a project stands."""
-
-    PROPOSED = "proposed"
-    RECRUITING = "recruiting"
-    SCOPED = "scoped"
-    ACTIVE = "active"
-    PAUSED = "paused"
-    COMPLETED = "completed"
-    STOPPED = "stopped"
-
-
-class Outcome(StrEnum):
-    """How a project ended. A negative result is a result worth telling."""
-
-    RESULT = "result"
-    NEGATIVE = "negative result"
-    ABANDONED = "abandoned"
-
-
-class ReleasePolicy(StrEnum):
-    """Whether checkpoints are public as they come, or stay private until a reviewer's decision."""
-
-    OPEN = "open"
-    HELD = "held"
-
-
-ENDED = frozenset({Stage.COMPLETED, Stage.STOPPED})
 AFTER_THE_END = frozenset({Act.RELEASE, Act.HIDE, Act.UNHIDE})
 TRANSITIONS: dict[Stage, frozenset[Stage]] = {
     Stage.PROPOSED: frozenset({Stage.RECRUITING, Stage.SCOPED, *ENDED}),
@@ -56,89 +31,6 @@ TRANSITIONS: dict[Stage, frozenset[Stage]] = {
     Stage.PAUSED: frozenset({Stage.ACTIVE, *ENDED}),
     **dict.fromkeys(ENDED, frozenset()),
 }
-LICENCES = ("Apache-2.0", "MIT", "BSD-3-Clause", "CC0-1.0", "CC-BY-4.0", "CC-BY-SA-4.0", "CC-BY-NC-4.0")
-
-
-class Project(Base, table=True):
-    """A question that people work on together. `stage_reason` is why it was paused or stopped."""
-
-    __tablename__ = "projects"
-
-    id: int = row_id()
-    request_id: str = Field(unique=True)
-    title: str = words()
-    question: str = words()
-    why: str = words()
-    needs: str = words()
-    stage: str = Stage.PROPOSED
-    stage_reason: str = words(default="")
-    lead_id: int = foreign_key("people.id")
-    goal: str = words(default="")
-    plan: str = words(default="")
-    compute: str = words(default="")
-    release: str = words(default="")
-    release_policy: str = ReleasePolicy.OPEN
-    licence: str = LICENCES[0]
-    has_channel: bool = False
-    hidden: bool = False
-    outcome: str | None = None
-    learnt: str = words(default="")
-    created_at: datetime = timestamp(default=utcnow)
-
-
-class Membership(Base, table=True):
-    """That a person works on a project, or follows it. Its lead is a contributor whom the project names."""
-
-    __tablename__ = "memberships"
-
-    project_id: int = foreign_key("projects.id", primary_key=True)
-    person_id: int = foreign_key("people.id", primary_key=True)
-    role: str = ProjectRole.CONTRIBUTOR
-    joined_at: datetime = timestamp(default=utcnow)
-
-
-@dataclass(frozen=True)
-class Member:
-    """A person of a project, as cards show them."""
-
-    discord_id: str
-    name: str
-    lead: bool
-
-
-@dataclass(frozen=True)
-class ProjectView:
-    """A project as cards show it; `members` are who works on it, the lead first, and followers are counted apart."""
-
-    id: int
-    title: str
-    stage: Stage
-    question: str
-    why: str
-    needs: str
-    goal: str
-    plan: str
-    compute: str
-    release: str
-    outcome: Outcome | None
-    learnt: str
-    members: tuple[Member, ...]
-    followers: int = 0
-    stage_reason: str = ""
-    release_policy: ReleasePolicy = ReleasePolicy.OPEN
-    licence: str = LICENCES[0]
-    has_channel: bool = False
-    hidden: bool = False
-
-    @property
-    def lead(self) -> Member:
-        """Who leads the project."""
-        return self.members[0]
-
-    @property
-    def slug(self) -> str:
-        """A short name fit for a channel or a repository: unique, lower case, ASCII."""
-        return f"p{self.id}-{text.slug(self.title, most=50)}".rstrip("-")
 
 
 def propose(session: Session, actor: Actor, request_id: str, *, title: str, question: str, why: str, needs: str) -> int:
@@ -173,7 +65,7 @@ def propose(session: Session, actor: Actor, request_id: str, *, title: str, ques
 
 def join(session: Session, actor: Actor, project_id: int, *, min_people: int) -> None:
     """Make the actor a contributor; a scoped project that has now enough people becomes active."""
-    project = locked(session, project_id)
+    project = projects.lock(session, project_id)
     if project.stage in ENDED:
         raise ConflictError(f"“{project.title}” is {project.stage}; nobody can join it any more.")
     person = people.ensure(session, actor)
@@ -205,8 +97,8 @@ def scope(
     min_people: int,
 ) -> None:
     """Say what the project will do and how it releases; with enough people it becomes active."""
-    project = locked(session, project_id)
-    lead = require(session, actor, project, Act.SCOPE)
+    project = projects.lock(session, project_id)
+    lead = rights.require(session, actor, project, Act.SCOPE)
     _check_unscoped(project)
     if release_policy not in set(ReleasePolicy):
         raise InvalidError(f"A project releases in one of these ways: {', '.join(ReleasePolicy)}.")
@@ -229,8 +121,8 @@ def scope(
 
 def pause(session: Session, actor: Actor, project_id: int, *, reason: str) -> None:
     """Rest an active project: nothing more is launched in it until it is resumed."""
-    project = locked(session, project_id)
-    lead = require(session, actor, project, Act.PAUSE)
+    project = projects.lock(session, project_id)
+    lead = rights.require(session, actor, project, Act.PAUSE)
     project.stage_reason = text.prose("The reason", reason, most=text.USUAL)
     move(session, project, Stage.PAUSED)
     record.append(session, record.project_stream(project_id), "project.paused", by=lead, why=project.stage_reason)
@@ -238,8 +130,8 @@ def pause(session: Session, actor: Actor, project_id: int, *, reason: str) -> No
 
 def resume(session: Session, actor: Actor, project_id: int) -> None:
     """Let a paused project go on."""
-    project = locked(session, project_id)
-    lead = require(session, actor, project, Act.RESUME)
+    project = projects.lock(session, project_id)
+    lead = rights.require(session, actor, project, Act.RESUME)
     if project.stage != Stage.PAUSED:
         raise ConflictError(f"“{project.title}” is {project.stage}; only a paused project can be resumed.")
     project.stage_reason = ""
@@ -249,8 +141,8 @@ def resume(session: Session, actor: Actor, project_id: int) -> None:
 
 def stop(session: Session, actor: Actor, project_id: int, *, reason: str) -> None:
     """End the project without an outcome, for a reason that its lead or a moderator gives."""
-    project = locked(session, project_id)
-    by = require(session, actor, project, Act.STOP)
+    project = projects.lock(session, project_id)
+    by = rights.require(session, actor, project, Act.STOP)
     project.stage_reason = text.prose("The reason", reason, most=text.USUAL)
     move(session, project, Stage.STOPPED)
     record.append(session, record.project_stream(project_id), "project.stopped", by=by, why=project.stage_reason)
@@ -261,8 +153,8 @@ def complete(session: Session, actor: Actor, project_id: int, *, outcome: str, l
 
     What has not become active can only be abandoned.
     """
-    project = locked(session, project_id)
-    lead = require(session, actor, project, Act.COMPLETE)
+    project = projects.lock(session, project_id)
+    lead = rights.require(session, actor, project, Act.COMPLETE)
     if project.stage in ENDED:
         raise ConflictError(f"“{project.title}” is {project.stage} already.")
     if outcome not in set(Outcome):
@@ -273,7 +165,7 @@ def complete(session: Session, actor: Actor, project_id: int, *, outcome: str, l
     project.outcome = outcome
     project.learnt = text.prose("What was learnt", learnt, most=text.LONG)
     move(session, project, Stage.COMPLETED)
-    members = _members(session, [project_id])[project_id]
+    members = projects.members(session, [project_id])[project_id]
     record.append(
         session,
         record.project_stream(project_id),
@@ -285,122 +177,6 @@ def complete(session: Session, actor: Actor, project_id: int, *, outcome: str, l
     )
 
 
-def load(session: Session, project_id: int) -> Project:
-    """The project's row; raises NotFoundError."""
-    project = session.get(Project, project_id)
-    if project is None:
-        raise NotFoundError(f"There is no project {project_id}; /project list shows those there are.")
-    return project
-
-
-def locked(session: Session, project_id: int) -> Project:
-    """The project's row, locked first of all, so that two changes of a project take turns and cannot deadlock."""
-    load(session, project_id)
-    return session.get_one(Project, project_id, with_for_update={"key_share": True}, populate_existing=True)
-
-
-def view(session: Session, project_id: int) -> ProjectView:
-    """The project as cards show it; raises NotFoundError."""
-    load(session, project_id)
-    return _views(session, [project_id])[0]
-
-
-def views(session: Session, *, limit: int = 25, stage: str | None = None) -> Sequence[ProjectView]:
-    """The newest projects first, of one stage or of all, without those that a moderator has hidden."""
-    newest = _shown(stage).order_by(col(Project.id).desc()).limit(limit)
-    return _views(session, session.scalars(newest).all())
-
-
-def _views(session: Session, project_ids: Sequence[int]) -> Sequence[ProjectView]:
-    """The projects of these numbers as cards show them, the newest first, read by three queries."""
-    listed = select(Project).where(col(Project.id).in_(project_ids)).order_by(col(Project.id).desc())
-    members = _members(session, project_ids)
-    followers = _count(session, project_ids, ProjectRole.FOLLOWER)
-    return [
-        ProjectView(
-            id=project.id,
-            title=project.title,
-            stage=Stage(project.stage),
-            question=project.question,
-            why=project.why,
-            needs=project.needs,
-            goal=project.goal,
-            plan=project.plan,
-            compute=project.compute,
-            release=project.release,
-            outcome=None if project.outcome is None else Outcome(project.outcome),
-            learnt=project.learnt,
-            members=members[project.id],
-            followers=followers[project.id],
-            stage_reason=project.stage_reason,
-            release_policy=ReleasePolicy(project.release_policy),
-            licence=project.licence,
-            has_channel=project.has_channel,
-            hidden=project.hidden,
-        )
-        for project in session.scalars(listed)
-    ]
-
-
-def count(session: Session, *, stage: str | None = None) -> int:
-    """How many projects `views` chooses from."""
-    return session.scalar(select(func.count()).select_from(_shown(stage).subquery())) or 0
-
-
-def _shown(stage: str | None) -> Select[int]:
-    shown = select(Project.id).where(col(Project.hidden).is_(False))
-    return shown if stage is None else shown.where(Project.stage == stage)
-
-
-def may_compute(project: Project) -> bool:
-    """Whether the project may ask for GPU time and launch runs: from its proposal on, unless it is paused or ended."""
-    return project.stage not in {Stage.PAUSED, *ENDED}
-
-
-def is_held(project: Project) -> bool:
-    """Whether the project's checkpoints stay private for now."""
-    return project.release_policy == ReleasePolicy.HELD
-
-
-def works_on(session: Session, person: Person, project: Project) -> bool:
-    """Whether the person is the project's lead or a contributor; followers only read along."""
-    membership = session.get(Membership, (project.id, person.id))
-    return membership is not None and membership.role != ProjectRole.FOLLOWER
-
-
-def check(
-    session: Session,
-    actor: Actor,
-    project: Project,
-    act: Act,
-) -> None:
-    """Raise ForbiddenError unless the table of rights lets the actor do this. Only reads."""
-    roles = roles_in(session, actor, project)
-    if roles.isdisjoint(rights.MAY[act]):
-        lead = session.get_one(Person, project.lead_id).name
-        raise ForbiddenError(rights.refusal(act, project=project.title, lead=lead))
-
-
-def roles_in(session: Session, actor: Actor, project: Project) -> frozenset[Role]:
-    """The actor's role in the project with their lab roles; raises ForbiddenError where they are banned.
-
-    Who works on a project is no reviewer of it: nobody decides on their own work.
-    """
-    person = people.find(session, actor)
-    membership = None if person is None else session.get(Membership, (project.id, person.id))
-    if person is None or membership is None:
-        return actor.roles
-    role = ProjectRole.LEAD if person.id == project.lead_id else ProjectRole(membership.role)
-    held = actor.roles - {LabRole.REVIEWER} if role in rights.WORKING else actor.roles
-    return held | {role}
-
-
-def require(session: Session, actor: Actor, project: Project, act: Act) -> Person:
-    """The actor's person where the table of rights lets them do this; raises ForbiddenError."""
-    check(session, actor, project, act)
-    return people.ensure(session, actor)
-
-
 def check_may(
     session: Session,
     actor: Actor,
@@ -410,64 +186,27 @@ def check_may(
     to: Stage | None = None,
 ) -> ProjectView:
     """The project where the actor may do this now, and where it can become `to`. Only reads: a form may be opened."""
-    project = load(session, project_id)
-    check(session, actor, project, act)
+    project = projects.load(session, project_id)
+    rights.check(session, actor, project, act)
     if project.stage in ENDED and act not in AFTER_THE_END:
         raise ConflictError(f"“{project.title}” is {project.stage}; this can no longer be done.")
     if to is not None:
         _check_move(project, to)
-    return view(session, project_id)
+    return projects.view(session, project_id)
 
 
 def check_may_scope(session: Session, actor: Actor, project_id: int) -> None:
     """Raise unless the actor may write the project's scope now. Only reads: a form may be opened on it."""
-    project = load(session, project_id)
-    check(session, actor, project, Act.SCOPE)
+    project = projects.load(session, project_id)
+    rights.check(session, actor, project, Act.SCOPE)
     _check_unscoped(project)
-
-
-def require_lead(session: Session, actor: Actor, project: Project) -> Person:
-    """The actor's person where they may ask for compute for the project; raises ForbiddenError. Only reads."""
-    check(session, actor, project, Act.ASK_FOR_COMPUTE)
-    return session.get_one(Person, project.lead_id)
-
-
-def require_member(session: Session, actor: Actor, project: Project) -> Person:
-    """The actor's person where they may launch runs of the project; raises ForbiddenError."""
-    return require(session, actor, project, Act.USE_COMPUTE)
-
-
-def _members(session: Session, project_ids: Sequence[int]) -> Mapping[int, tuple[Member, ...]]:
-    """The members of each project, without its followers: the lead first, then who joined first."""
-    leads = col(Person.id) == Project.lead_id
-    rows = session.execute(
-        select(Project.id, Person.discord_id, Person.name, leads)
-        .join(Membership, col(Membership.project_id) == Project.id)
-        .join(Person, col(Membership.person_id) == Person.id)
-        .where(col(Project.id).in_(project_ids), Membership.role != ProjectRole.FOLLOWER)
-        .order_by(~leads, col(Membership.joined_at))
-    )
-    found: dict[int, tuple[Member, ...]] = dict.fromkeys(project_ids, ())
-    for project_id, discord_id, name, lead in rows:
-        found[project_id] += (Member(discord_id, name, bool(lead)),)
-    return found
-
-
-def _count(session: Session, project_ids: Sequence[int], role: ProjectRole) -> Mapping[int, int]:
-    """How many people have a role in each project."""
-    rows = session.execute(
-        select(Membership.project_id, func.count())
-        .where(col(Membership.project_id).in_(project_ids), Membership.role == role)
-        .group_by(col(Membership.project_id))
-    )
-    return dict.fromkeys(project_ids, 0) | dict(rows.all())
 
 
 def _activate(session: Session, project: Project, min_people: int) -> None:
     """Make a scoped project with enough people active; by policy it has its channel from now on."""
     if project.stage != Stage.SCOPED:
         return
-    count = _count(session, [project.id], ProjectRole.CONTRIBUTOR)[project.id]
+    count = projects.head_count(session, [project.id], ProjectRole.CONTRIBUTOR)[project.id]
     if count < min_people:
         return
     opens = not project.has_channel and policies.current(session).channel_policy == "automatic"

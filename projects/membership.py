@@ -9,13 +9,13 @@ from sqlalchemy import delete
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
-from projects import lifecycle, people, text
+from projects import lifecycle, people, projects, rights, text
 from projects.db.columns import Base, foreign_key, timestamp, utcnow
 from projects.errors import ConflictError, ForbiddenError, NotFoundError
-from projects.lifecycle import Membership, Project
 from projects.people import Actor, Person
+from projects.projects import Membership, Project, ProjectRole
 from projects.record import record
-from projects.rights import Act, ProjectRole
+from projects.rights import Act
 
 
 class LeadOffer(Base, table=True):
@@ -30,8 +30,8 @@ class LeadOffer(Base, table=True):
 
 def follow(session: Session, actor: Actor, project_id: int) -> None:
     """Let the actor read along, without a say in the project and without being counted."""
-    project = lifecycle.locked(session, project_id)
-    if project.stage in lifecycle.ENDED:
+    project = projects.lock(session, project_id)
+    if project.stage in projects.ENDED:
         raise ConflictError(f"“{project.title}” is {project.stage}; there is nothing more to follow.")
     person = people.ensure(session, actor)
     membership = session.get(Membership, (project_id, person.id))
@@ -44,14 +44,14 @@ def follow(session: Session, actor: Actor, project_id: int) -> None:
 
 def leave(session: Session, actor: Actor, project_id: int) -> None:
     """End the actor's part in the project; who worked on a project that has ended stays named in it."""
-    project = lifecycle.locked(session, project_id)
+    project = projects.lock(session, project_id)
     person = people.find(session, actor)
     membership = None if person is None else session.get(Membership, (project_id, person.id))
     if person is None or membership is None:
         raise ConflictError(f"You are not in “{project.title}”.")
     if person.id == project.lead_id:
         raise ConflictError(f"You lead “{project.title}”: hand the lead over before you leave.")
-    if project.stage in lifecycle.ENDED and membership.role != ProjectRole.FOLLOWER:
+    if project.stage in projects.ENDED and membership.role != ProjectRole.FOLLOWER:
         raise ConflictError(f"“{project.title}” is {project.stage}; who worked on it stays named in it.")
     role = membership.role
     session.delete(membership)
@@ -64,7 +64,7 @@ def leave(session: Session, actor: Actor, project_id: int) -> None:
 def offer_lead(session: Session, actor: Actor, project_id: int, *, to: str, reason: str) -> None:
     """Offer the lead to the contributor with the Discord id `to`; it takes the place of an earlier offer."""
     project = _open(session, project_id)
-    lead = lifecycle.require(session, actor, project, Act.HAND_OVER)
+    lead = rights.require(session, actor, project, Act.HAND_OVER)
     heir = _heir(session, project, to)
     because = text.prose("The reason", reason, most=text.USUAL)
     session.merge(LeadOffer(project_id=project_id, person_id=heir.id, offered_at=utcnow()))
@@ -76,7 +76,7 @@ def offer_lead(session: Session, actor: Actor, project_id: int, *, to: str, reas
 def check_may_offer(session: Session, actor: Actor, project_id: int, *, to: str) -> None:
     """Raise unless the actor may offer the lead to this person. Only reads: a form may be opened on it."""
     lifecycle.check_may(session, actor, project_id, Act.HAND_OVER)
-    _heir(session, lifecycle.load(session, project_id), to)
+    _heir(session, projects.load(session, project_id), to)
 
 
 def accept_lead(session: Session, actor: Actor, project_id: int) -> None:
@@ -101,8 +101,8 @@ def decline_lead(session: Session, actor: Actor, project_id: int) -> None:
 
 def _open(session: Session, project_id: int) -> Project:
     """The project, locked; raises ConflictError where it has ended."""
-    project = lifecycle.locked(session, project_id)
-    if project.stage in lifecycle.ENDED:
+    project = projects.lock(session, project_id)
+    if project.stage in projects.ENDED:
         raise ConflictError(f"“{project.title}” is {project.stage}; its lead stays as it is.")
     return project
 
@@ -110,7 +110,7 @@ def _open(session: Session, project_id: int) -> Project:
 def _heir(session: Session, project: Project, to: str) -> Person:
     """The contributor with the Discord id `to`; raises NotFoundError, and ConflictError where they lead already."""
     heir = session.scalars(select(Person).where(Person.discord_id == to)).one_or_none()
-    if heir is None or not lifecycle.works_on(session, heir, project):
+    if heir is None or not projects.works_on(session, heir, project):
         raise NotFoundError(f"The lead can only be offered to a contributor of “{project.title}”.")
     if heir.id == project.lead_id:
         raise ConflictError(f"{heir.name} leads “{project.title}” already.")

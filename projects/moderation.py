@@ -6,11 +6,11 @@ Moderators open their channels and hide them from lists; admins take a text of t
 from sqlalchemy import inspect
 from sqlalchemy.orm import Session
 
-from projects import lifecycle, people, rights, text
+from projects import people, projects, rights, text
 from projects.db.columns import WORDS
 from projects.errors import ConflictError, NotFoundError
-from projects.lifecycle import Project, Stage
 from projects.people import Actor
+from projects.projects import Project, Stage
 from projects.record import record, redaction
 from projects.rights import Act
 
@@ -21,8 +21,8 @@ TEXTS = tuple(column.name for column in inspect(Project).columns if column.info 
 
 def open_channel(session: Session, actor: Actor, project_id: int) -> None:
     """Give a project that has a scope its channel, whatever the policy and however few its people."""
-    project = lifecycle.locked(session, project_id)
-    by = lifecycle.require(session, actor, project, Act.OPEN_CHANNEL)
+    project = projects.lock(session, project_id)
+    by = rights.require(session, actor, project, Act.OPEN_CHANNEL)
     if project.has_channel:
         raise ConflictError(f"“{project.title}” has its channel already.")
     if project.stage not in WITH_SCOPE:
@@ -34,7 +34,7 @@ def open_channel(session: Session, actor: Actor, project_id: int) -> None:
 
 def channel_deleted(session: Session, project_id: int) -> None:
     """Record that the project's channel was deleted on Discord; its entries are still recorded, and posted no more."""
-    project = lifecycle.load(session, project_id)
+    project = projects.load(session, project_id)
     record.append(session, record.LAB, "channel.deleted", by=None, project=project_id, title=project.title)
 
 
@@ -57,7 +57,7 @@ def remove_text(session: Session, actor: Actor | None, project_id: int, name: st
     because = text.prose("The reason", reason, most=text.USUAL)
     if name not in TEXTS:
         raise NotFoundError(f"A project has no text “{name[:30]}”; it has: {', '.join(TEXTS)}.")
-    project = lifecycle.locked(session, project_id)
+    project = projects.lock(session, project_id)
     said, spoken = getattr(project, name), name.replace("_", " ")
     if said in ("", redaction.REMOVED):
         raise ConflictError(f"The {spoken} of project {project_id} is empty already.")
@@ -71,9 +71,9 @@ def remove_text(session: Session, actor: Actor | None, project_id: int, name: st
 
 
 def _set_hidden(session: Session, actor: Actor, project_id: int, *, hidden: bool, reason: str) -> None:
-    project = lifecycle.locked(session, project_id)
+    project = projects.lock(session, project_id)
     act = Act.HIDE if hidden else Act.UNHIDE
-    by = lifecycle.require(session, actor, project, act)
+    by = rights.require(session, actor, project, act)
     because = text.prose("The reason", reason, most=text.USUAL)
     if project.hidden == hidden:
         raise ConflictError(f"“{project.title}” is {'hidden' if hidden else 'shown'} already.")

@@ -4,7 +4,7 @@ import json
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from sqlalchemy import column, func, table
+from sqlalchemy import func
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
@@ -12,14 +12,13 @@ from projects import people, policies
 from projects.db.columns import utcnow
 from projects.errors import ConflictError
 from projects.people import Actor, Person
-from projects.record import record
+from projects.projects import Project, Stage
+from projects.record import hash_chain
 from projects.record.record import Entry, Payload
 
 DAY = timedelta(days=1)
 
-# By their names alone: `projects.lifecycle` imports this module, and so cannot be imported here.
-_projects = table("projects", column("lead_id"), column("stage"))
-_UNBEGUN = ("proposed", "recruiting", "scoped")
+_UNBEGUN = (Stage.PROPOSED, Stage.RECRUITING, Stage.SCOPED)
 
 
 class QuotaKind(StrEnum):
@@ -46,8 +45,8 @@ def check(session: Session, actor: Actor, kind: QuotaKind) -> None:
     session.refresh(person, with_for_update={"key_share": True})
     limits = policies.current(session)
     if kind is QuotaKind.PROPOSAL:
-        led = (_projects.c.lead_id == person.id) & _projects.c.stage.in_(_UNBEGUN)
-        unbegun = session.scalar(select(func.count()).select_from(_projects).where(led)) or 0
+        led = (col(Project.lead_id) == person.id) & col(Project.stage).in_(_UNBEGUN)
+        unbegun = session.scalar(select(func.count()).select_from(Project).where(led)) or 0
         if unbegun >= limits.most_open_proposals:
             raise ConflictError(
                 f"{unbegun} of your proposals are not active yet, and one person may have "
@@ -68,7 +67,7 @@ def check(session: Session, actor: Actor, kind: QuotaKind) -> None:
 
 def _nth_newest(session: Session, person: Person, kind: QuotaKind, number: int) -> datetime | None:
     """When the person did something for the last time but `number` - 1; None where they have not done it so often."""
-    by = record.canonical({"by": {"id": person.discord_id}})[1:-2] + ","
+    by = hash_chain.canonical({"by": {"id": person.discord_id}})[1:-2] + ","
     body = session.scalars(
         select(col(Payload.body))
         .join(Entry, col(Entry.id) == Payload.entry_id)

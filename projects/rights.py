@@ -3,17 +3,12 @@
 from collections.abc import Mapping
 from enum import StrEnum
 
+from sqlalchemy.orm import Session
+
+from projects import people
 from projects.errors import ForbiddenError
-from projects.people import Actor, LabRole
-
-
-class ProjectRole(StrEnum):
-    """What a person is to one project."""
-
-    LEAD = "lead"
-    CONTRIBUTOR = "contributor"
-    FOLLOWER = "follower"
-
+from projects.people import Actor, LabRole, Person
+from projects.projects import Membership, Project, ProjectRole
 
 Role = ProjectRole | LabRole
 
@@ -96,3 +91,47 @@ def refusal(act: Act, *, project: str, lead: str) -> str:
             return "Only moderators can do this; their role is given by the admins."
         case _:
             return f"Only a reviewer who is not of “{project}” can do this; the reviewers' role is given by the admins."
+
+
+def check(
+    session: Session,
+    actor: Actor,
+    project: Project,
+    act: Act,
+) -> None:
+    """Raise ForbiddenError unless the table of rights lets the actor do this. Only reads."""
+    roles = roles_in(session, actor, project)
+    if roles.isdisjoint(MAY[act]):
+        lead = session.get_one(Person, project.lead_id).name
+        raise ForbiddenError(refusal(act, project=project.title, lead=lead))
+
+
+def roles_in(session: Session, actor: Actor, project: Project) -> frozenset[Role]:
+    """The actor's role in the project with their lab roles; raises ForbiddenError where they are banned.
+
+    Who works on a project is no reviewer of it: nobody decides on their own work.
+    """
+    person = people.find(session, actor)
+    membership = None if person is None else session.get(Membership, (project.id, person.id))
+    if person is None or membership is None:
+        return actor.roles
+    role = ProjectRole.LEAD if person.id == project.lead_id else ProjectRole(membership.role)
+    held = actor.roles - {LabRole.REVIEWER} if role in WORKING else actor.roles
+    return held | {role}
+
+
+def require(session: Session, actor: Actor, project: Project, act: Act) -> Person:
+    """The actor's person where the table of rights lets them do this; raises ForbiddenError."""
+    check(session, actor, project, act)
+    return people.ensure(session, actor)
+
+
+def require_lead(session: Session, actor: Actor, project: Project) -> Person:
+    """The actor's person where they may ask for compute for the project; raises ForbiddenError. Only reads."""
+    check(session, actor, project, Act.ASK_FOR_COMPUTE)
+    return session.get_one(Person, project.lead_id)
+
+
+def require_member(session: Session, actor: Actor, project: Project) -> Person:
+    """The actor's person where they may launch runs of the project; raises ForbiddenError."""
+    return require(session, actor, project, Act.USE_COMPUTE)

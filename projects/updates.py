@@ -2,10 +2,10 @@
 
 from sqlalchemy.orm import Session
 
-from projects import lifecycle, text
+from projects import lifecycle, projects, rights, text
 from projects.errors import ConflictError
-from projects.lifecycle import Project, ReleasePolicy
 from projects.people import Actor
+from projects.projects import Project, ReleasePolicy
 from projects.record import record
 from projects.record.record import Told
 from projects.rights import Act
@@ -13,9 +13,9 @@ from projects.rights import Act
 
 def post_update(session: Session, actor: Actor, project_id: int, said: str) -> Told:
     """Post how the project goes, as an entry that can be cited; nothing but the record keeps it."""
-    project = lifecycle.locked(session, project_id)
-    person = lifecycle.require(session, actor, project, Act.POST_UPDATE)
-    if project.stage in lifecycle.ENDED:
+    project = projects.lock(session, project_id)
+    person = rights.require(session, actor, project, Act.POST_UPDATE)
+    if project.stage in projects.ENDED:
         raise ConflictError(f"“{project.title}” is {project.stage}; it has no more updates.")
     update = text.prose("The update", said, most=text.LONGEST)
     return record.append(session, record.project_stream(project_id), "project.update", by=person, text=update)
@@ -23,9 +23,9 @@ def post_update(session: Session, actor: Actor, project_id: int, said: str) -> T
 
 def change_needs(session: Session, actor: Actor, project_id: int, needs: str) -> None:
     """Say who is needed now; empty where the project needs nobody more."""
-    project = lifecycle.locked(session, project_id)
-    lead = lifecycle.require(session, actor, project, Act.CHANGE_NEEDS)
-    if project.stage in lifecycle.ENDED:
+    project = projects.lock(session, project_id)
+    lead = rights.require(session, actor, project, Act.CHANGE_NEEDS)
+    if project.stage in projects.ENDED:
         raise ConflictError(f"“{project.title}” is {project.stage}; it needs nobody any more.")
     said = text.prose("Who is needed", needs, most=text.BRIEF, required=False)
     if said == project.needs:
@@ -38,13 +38,13 @@ def change_needs(session: Session, actor: Actor, project_id: int, needs: str) ->
 def check_may_release(session: Session, actor: Actor, project_id: int) -> None:
     """Raise unless the actor may release what the project holds back. Only reads: a form may be opened on it."""
     lifecycle.check_may(session, actor, project_id, Act.RELEASE)
-    _check_held(lifecycle.load(session, project_id))
+    _check_held(projects.load(session, project_id))
 
 
 def release(session: Session, actor: Actor, project_id: int, reason: str) -> None:
     """Make the checkpoints of a project that holds them public: decided by a reviewer who is not of the project."""
-    project = lifecycle.locked(session, project_id)
-    reviewer = lifecycle.require(session, actor, project, Act.RELEASE)
+    project = projects.lock(session, project_id)
+    reviewer = rights.require(session, actor, project, Act.RELEASE)
     because = text.prose("The reason", reason, most=text.USUAL)
     _check_held(project)
     project.release_policy = ReleasePolicy.OPEN
@@ -54,5 +54,5 @@ def release(session: Session, actor: Actor, project_id: int, reason: str) -> Non
 
 
 def _check_held(project: Project) -> None:
-    if not lifecycle.is_held(project):
+    if not projects.is_held(project):
         raise ConflictError(f"“{project.title}” holds nothing back.")

@@ -1,4 +1,4 @@
-"""What stands in the reviewers' channel: a card for each request of a project, and for each change of one."""
+"""The cards in the reviewers' channel: one for each request of a project, and one for each change of an allocation."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,12 +13,13 @@ from broker.reports.review_context import ReviewContext
 from broker.reviews import changes
 from broker.reviews.changes import ChangeState, ChangeView
 
-# Only open requests have a context: it changes with every run, and a decided request needs no edits for that.
+# By the number of the request or change. Only open ones have a context: it changes with every run, and the card of a
+# decided one need not be edited for that.
 Contexts = Mapping[int, ReviewContext]
 
 
 async def cards(app: App, project_id: int, requests: Sequence[AllocationView]) -> Mapping[str, tuple[Card, bool]]:
-    """The cards as they should be now, by the keys of their messages, and whether each still waits for a decision."""
+    """The cards as they should be now, by the keys of their messages, and whether each waits for a decision."""
     asked, of_requests, of_changes = await app.read(_look, project_id, requests)
     about = {request.id: request for request in requests}
     shown = {

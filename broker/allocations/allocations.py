@@ -8,6 +8,7 @@ from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from typing import Any
 
+from sqlalchemy import Index
 from sqlalchemy.orm import Session, aliased
 from sqlmodel import Field, col, select
 from sqlmodel.sql.expression import SelectOfScalar
@@ -17,12 +18,12 @@ from broker.allocations.endorsements import Endorsable
 from broker.allocations.ledger import Account, Balance, in_hours
 from broker.allocations.pools import Grant, Pool
 from broker.allocations.tiers import Tiers
-from projects import lifecycle, people, quotas, text
+from projects import people, projects, quotas, rights, text
 from projects.db import transition
 from projects.db.columns import foreign_key, integer, row_id, timestamp, utcnow, words
 from projects.errors import ConflictError, InvalidError, NotFoundError
-from projects.lifecycle import Project, Stage
 from projects.people import Actor, Person
+from projects.projects import Project, Stage
 from projects.quotas import QuotaKind
 from projects.record import record
 
@@ -69,6 +70,7 @@ class Allocation(Endorsable, table=True):
     """
 
     __tablename__ = "allocations"
+    __table_args__ = (Index("uq_allocations_starter_of", "starter_of", unique=True),)
 
     id: int = row_id()
     request_id: str = Field(unique=True)
@@ -83,7 +85,7 @@ class Allocation(Endorsable, table=True):
     decided_by: int | None = foreign_key("people.id", default=None)
     reason: str = words(default="")
     created_at: datetime = timestamp(default=utcnow)
-    starter_of: int | None = integer(default=None, unique=True)
+    starter_of: int | None = integer(default=None)
     renews_id: int | None = foreign_key("allocations.id", default=None)
     decided_at: datetime | None = timestamp(default=None)
     half_until: datetime | None = timestamp(default=None)
@@ -172,7 +174,7 @@ def request(
     earlier = session.scalars(select(Allocation.id).where(Allocation.request_id == request_id)).one_or_none()
     if earlier is not None:
         return earlier
-    lifecycle.load(session, project_id)
+    projects.load(session, project_id)
     session.get_one(Project, project_id, with_for_update={"key_share": True}, populate_existing=True)
     project = check_may_request(session, actor, project_id)
     quotas.check(session, actor, QuotaKind.REQUEST)
@@ -221,8 +223,8 @@ def request(
 
 def check_may_request(session: Session, actor: Actor, project_id: int) -> Project:
     """The project where the actor may ask for compute for it; only reads, since a form may be opened on it."""
-    project = lifecycle.load(session, project_id)
-    lifecycle.require_lead(session, actor, project)
+    project = projects.load(session, project_id)
+    rights.require_lead(session, actor, project)
     if project.stage not in MAY_START:
         raise ConflictError(f"“{project.title}” is {project.stage}; only an active project can ask for GPUs.")
     return project
@@ -260,7 +262,7 @@ def check_may_withdraw(session: Session, actor: Actor, allocation_id: int) -> Pe
 def check_may_ask_more(session: Session, actor: Actor, allocation_id: int) -> Person:
     """The lead, who may report on the allocation and ask for a change of it while it lives. Only reads."""
     allocation = load(session, allocation_id)
-    lead = lifecycle.require_lead(session, actor, session.get_one(Project, allocation.project_id))
+    lead = rights.require_lead(session, actor, session.get_one(Project, allocation.project_id))
     require_live(allocation)
     return lead
 
@@ -270,7 +272,7 @@ def require_asker(session: Session, actor: Actor, project_id: int, asked_by: int
     person = people.find(session, actor)
     if person is not None and person.id == asked_by:
         return person
-    return lifecycle.require_lead(session, actor, session.get_one(Project, project_id))
+    return rights.require_lead(session, actor, session.get_one(Project, project_id))
 
 
 def award(session: Session, allocation: Allocation, seconds: int, by: Person | None, because: str) -> None:

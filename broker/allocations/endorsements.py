@@ -3,11 +3,11 @@
 from sqlalchemy.orm import Session
 
 from broker.allocations import tiers
-from projects import lifecycle, people
+from projects import people, projects
 from projects.db.columns import Base, foreign_key, integer
 from projects.errors import ConflictError
-from projects.lifecycle import Project
 from projects.people import Actor, Person
+from projects.projects import Project
 
 
 class Endorsable(Base):
@@ -39,7 +39,7 @@ def endorse(
     no longer counts. The request's row must be locked.
     """
     first = None if request.endorsed_by is None else session.get_one(Person, request.endorsed_by)
-    if first is not None and lifecycle.works_on(session, first, session.get_one(Project, project_id)):
+    if first is not None and projects.works_on(session, first, session.get_one(Project, project_id)):
         request.endorsed_by = request.endorsed_seconds = None
     if request.endorsed_by == reviewer.id:
         raise ConflictError("You have endorsed this request already; it needs the consent of another reviewer.")

@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from sqlalchemy.orm import Session
 
 from broker.runs import runs
-from projects import lifecycle
+from projects import projects
 from projects.text import cleaned
 from trainer import contract
 
@@ -77,7 +77,7 @@ def _card(
 ) -> str:
     """The model card of the checkpoint of `step`, from its metadata and the lines of the metrics that have a loss."""
     run = runs.view(session, run_id)
-    project = lifecycle.view(session, run.project_id)
+    project = projects.view(session, run.project_id)
     sources = [_source(source) for source in metadata.get("data", {}).get("sources", [])]
     licence = project.licence.lower()
     card = ModelCard.from_template(

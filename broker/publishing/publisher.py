@@ -21,7 +21,7 @@ from broker.publishing.hub import Hub, HubError
 from broker.publishing.model_card import write_card
 from broker.runs import runs
 from broker.runs.runs import DELAYED_AFTER, ENDED, Run
-from projects import lifecycle
+from projects import projects
 from projects.db import transition
 from projects.db.columns import utcnow
 from projects.db.database import Database
@@ -175,10 +175,10 @@ def claim(session: Session, run_id: int, settings: Settings) -> Claimed | None:
     upcoming.lease += 1
     upcoming.lease_until = utcnow() + timedelta(seconds=settings.lease_seconds)
     newest = publications.newest(session, run_id) or upcoming
-    private = lifecycle.is_held(lifecycle.load(session, run.project_id))
+    private = projects.is_held(projects.load(session, run.project_id))
     repository = session.get(Repository, run_id)
     if repository is None:
-        project = lifecycle.view(session, run.project_id)
+        project = projects.view(session, run.project_id)
         repository = Repository(
             run_id=run_id, name=f"{settings.hub_namespace}/{project.slug}-run-{run_id}", private=private
         )

@@ -10,21 +10,26 @@ from sqlmodel import col, select
 from broker.allocations import pools
 from broker.allocations.allocations import Allocation
 from broker.allocations.ledger import Balance
-from broker.allocations.pools import Launcher, Pool
+from broker.allocations.pools import Pool
+from broker.runners import registry
 from broker.runs.runs import Run
 from broker.scheduling import fairshare, snapshot
-from projects.lifecycle import Project
+from projects.projects import Project
 
 
 @dataclass(frozen=True)
 class PoolStatus:
-    """What a pool is doing; `left` is what its grants have not given to allocations, in GPU-seconds."""
+    """What a pool is doing; `left` is what its grants have not given to allocations, in GPU-seconds.
+
+    `queue` is the name of its runner's own queue, which decides when a run starts; empty where Stoa does.
+    """
 
     name: str
     gpu_type: str
     gpus: int
     busy: int
-    launcher: Launcher
+    runner: str
+    queue: str
     price_weight: float
     working: int
     waiting: int
@@ -60,7 +65,8 @@ def status(session: Session) -> Sequence[PoolStatus]:
                 gpu_type=pool.gpu_type,
                 gpus=pool.gpus,
                 busy=min(pool.gpus, sum(gpus[row.run_id] for row in held)),
-                launcher=Launcher(pool.launcher),
+                runner=pool.runner,
+                queue=registry.named(pool.runner).queue,
                 price_weight=pool.price_weight,
                 working=sum(row.open for row in held),
                 waiting=sum(row.pool_id == pool.id for row in state.waiting),

@@ -11,7 +11,7 @@ from broker.reports.why import Why
 from broker.runs import launching
 from broker.runs.launching import Order, Quote, Receipt
 from broker.runs.runs import Run
-from projects import lifecycle, people, quotas
+from projects import people, projects, quotas, rights
 from projects.db.columns import Base, foreign_key, integer, row_id, timestamp, utcnow
 from projects.errors import ConflictError, ForbiddenError, NotFoundError
 from projects.people import Actor
@@ -58,8 +58,8 @@ def plan_run(session: Session, actor: Actor, request_id: str, order: Order) -> P
 
     Raises the errors of a launch.
     """
-    project = lifecycle.load(session, order.project_id)
-    person = lifecycle.require_member(session, actor, project)
+    project = projects.load(session, order.project_id)
+    person = rights.require_member(session, actor, project)
     if order.origin is not None:
         launching.check_kept(session, order.origin)
     quotas.check(session, actor, QuotaKind.LAUNCH)

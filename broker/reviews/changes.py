@@ -19,8 +19,8 @@ from projects import people, quotas, text
 from projects.db import transition
 from projects.db.columns import foreign_key, integer, row_id, timestamp, utcnow, words
 from projects.errors import ConflictError, InvalidError, NotFoundError
-from projects.lifecycle import Project, Stage
 from projects.people import Actor, Person
+from projects.projects import Project, Stage
 from projects.quotas import QuotaKind
 
 

@@ -19,11 +19,11 @@ from broker.reviews import changes, reviews
 from broker.reviews.changes import AllocationChange, ChangeState
 from broker.runs import control
 from broker.runs.runs import Run
-from projects import lifecycle
+from projects import projects
 from projects.db.columns import Base, foreign_key, timestamp, utcnow
 from projects.db.database import Database
 from projects.errors import ConflictError
-from projects.lifecycle import Project
+from projects.projects import Project
 
 DAYS = (30, 14, 7)
 PERCENTS = (80, 95)
@@ -61,7 +61,7 @@ def unsettled(session: Session) -> Sequence[int]:
     has = col(Allocation.state).in_((AllocationState.REQUESTED, *LIVE))
     allocated = select(Allocation.id).where(Allocation.project_id == Project.id, has).exists()
     running = select(Run.id).where(Run.project_id == Project.id, control.cancellable()).exists()
-    query = select(Project.id).where(col(Project.stage).in_(lifecycle.ENDED), allocated | running)
+    query = select(Project.id).where(col(Project.stage).in_(projects.ENDED), allocated | running)
     return session.scalars(query.order_by(col(Project.id))).all()
 
 

@@ -14,11 +14,11 @@ from broker.allocations.ledger import in_hours
 from broker.allocations.pools import Pool
 from broker.runs import control
 from broker.runs.runs import Run
-from projects import lifecycle, people, rights, text
+from projects import people, projects, rights, text
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, ForbiddenError, InvalidError
-from projects.lifecycle import Project
 from projects.people import Actor, Person
+from projects.projects import Project
 from projects.rights import Act
 
 
@@ -29,7 +29,7 @@ def require_reviewer(session: Session, actor: Actor, project_id: int, asked_by: 
     person = people.find(session, actor)
     if person is None:
         return
-    if lifecycle.works_on(session, person, session.get_one(Project, project_id)):
+    if projects.works_on(session, person, session.get_one(Project, project_id)):
         raise ForbiddenError("Nobody decides on a request of their own project; another reviewer can.")
     if person.id == asked_by:  # who has left the project has asked all the same
         raise ForbiddenError("Nobody decides on what they have asked for themselves; another reviewer can.")

@@ -18,6 +18,7 @@ from broker import publications
 from broker.allocations import ledger
 from broker.allocations.ledger import LedgerRow, Movement
 from broker.allocations.pools import Pool
+from broker.runners.processes import Process
 from broker.runs import runs, series
 from broker.runs.runs import Run, RunState
 from broker.runs.series import Measured
@@ -79,25 +80,12 @@ class Attempt(Base, table=True):
     supervisor_pid: int | None = integer(default=None)
     supervisor_started: int | None = integer(default=None)
     lease_until: datetime | None = timestamp(default=None)
-    rung_at: datetime | None = timestamp(default=None)
+    notified_at: datetime | None = timestamp(default=None)
     metrics_read: int = integer(default=0)
     events_read: int = integer(default=0)
     failed: bool = False
     reason: str = ""
     waiting: str = ""
-
-
-@dataclass(frozen=True)
-class Process:
-    """A process as it is known for sure: pids are used again, the boot and the start tell them apart.
-
-    `started` is in clock ticks since the boot, which no turning of the clock changes.
-    """
-
-    host: str
-    boot_id: str
-    pid: int
-    started: int
 
 
 @dataclass(frozen=True)
@@ -232,7 +220,7 @@ def started(
         lease_until=_from_now(lease_seconds),
     )
     run = runs.load(session, run_id)
-    store_progress(session, run, Progress(metrics_read=0, events_read=0, checkpoints=found))
+    save_progress(session, run, Progress(metrics_read=0, events_read=0, checkpoints=found))
     if run.state == RunState.STARTING:
         runs.move(session, run, RunState.RUNNING, started_at=run.started_at or utcnow())
         runs.tell(session, run, "run.started")
@@ -243,7 +231,7 @@ def take_over(
 ) -> Attempt:
     """Become the supervisor of an attempt after the one of `generation`; raises StaleError where another did.
 
-    Its trainer runs, or waits as a job in Slurm.
+    Its trainer runs, or waits in its runner's queue.
     """
     return guarded(
         session,
@@ -348,7 +336,9 @@ def renew(
     )
     run = runs.load(session, run_id)
     charge(session, run, attempt, elapsed)
-    store_progress(session, run, progress, attempt)
+    if progress.step is not None and progress.step > run.step == (run.fork_step or 0):
+        series.add(session, run_id, [Measured(series.START, progress.step, progress.tokens or 0, elapsed)])
+    save_progress(session, run, progress, attempt)
     return Renewed(run.state == RunState.STOPPING, attempt.reserved / run.gpus)
 
 
@@ -364,7 +354,8 @@ def unclaimed(session: Session, *, since_seconds: float) -> Sequence[Attempt]:
     before = _from_now(-since_seconds)
     return session.scalars(
         select(Attempt).where(
-            Attempt.state == AttemptState.ADMITTED, (col(Attempt.rung_at).is_(None)) | (col(Attempt.rung_at) < before)
+            Attempt.state == AttemptState.ADMITTED,
+            (col(Attempt.notified_at).is_(None)) | (col(Attempt.notified_at) < before),
         )
     ).all()
 
@@ -381,7 +372,7 @@ def cancelled_unclaimed(session: Session) -> Sequence[Attempt]:
 def notified(session: Session, run_id: int, token: int) -> None:
     """Note that the workers were told of an admitted attempt."""
     session.execute(
-        update(Attempt).where(col(Attempt.run_id) == run_id, col(Attempt.token) == token).values(rung_at=utcnow())
+        update(Attempt).where(col(Attempt.run_id) == run_id, col(Attempt.token) == token).values(notified_at=utcnow())
     )
 
 
@@ -415,8 +406,8 @@ def charge(session: Session, run: Run, attempt: Attempt, elapsed: float) -> None
     ledger.charge(session, run.allocation_id, run.id, attempt.token, attempt.period, due)
 
 
-def store_progress(session: Session, run: Run, progress: Progress, attempt: Attempt | None = None) -> None:
-    """Store what a supervisor has read: points, checkpoints, and how far the run has come."""
+def save_progress(session: Session, run: Run, progress: Progress, attempt: Attempt | None = None) -> None:
+    """Write what a supervisor has read: points, checkpoints, and how far the run has come."""
     series.add(session, run.id, progress.points)
     if attempt is not None and progress.checkpoints:
         attempt.charged_at_checkpoint = attempt.charged

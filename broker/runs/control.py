@@ -15,12 +15,12 @@ from broker.allocations.pools import Pool
 from broker.runs import attempts, estimates, launching, runs, settlement
 from broker.runs.launching import LONGEST_TIME_LIMIT, Receipt
 from broker.runs.runs import ACTIVE, ENDED, Run, RunKind, RunState
-from projects import lifecycle
+from projects import projects, rights
 from projects.db import transition
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, InvalidError
-from projects.lifecycle import Project, Stage
 from projects.people import Actor, Person
+from projects.projects import Project, Stage
 
 
 def cancel(session: Session, actor: Actor, run_id: int) -> None:
@@ -39,14 +39,14 @@ def pause(session: Session, actor: Actor, run_id: int) -> None:
 def suspend(session: Session, run: Run, reason: str, *, by: Person | None = None, unfunded: bool = False) -> None:
     """Pause a run, at once where it waits and by way of a checkpoint where it runs.
 
-    One that is `dry` goes on by itself once its allocation can pay for it. Raises ConflictError where it has ended,
-    or is paused or stopping already.
+    An `unfunded` one goes on by itself once its allocation can pay for it. Raises ConflictError where the run has
+    ended, or is paused or stopping already.
     """
     if run.state == RunState.QUEUED:
-        runs.move(session, run, RunState.PAUSED, reason=reason, dry=unfunded)
+        runs.move(session, run, RunState.PAUSED, reason=reason, unfunded=unfunded)
         settlement.tell_paused(session, run, by=by)
     elif run.state in (RunState.STARTING, RunState.RUNNING):
-        runs.move(session, run, RunState.STOPPING, reason=reason, dry=unfunded, stops_as=RunState.PAUSED)
+        runs.move(session, run, RunState.STOPPING, reason=reason, unfunded=unfunded, stops_as=RunState.PAUSED)
         runs.tell(session, run, "run.stopping", by=by, why="" if by else reason, stops_as=RunState.PAUSED)
     else:
         raise ConflictError(f"Run {run.id} is {run.state}; only one that waits or runs can be paused.")
@@ -68,7 +68,7 @@ def resume(
     if run.state != RunState.PAUSED:
         raise ConflictError(f"Run {run.id} is {run.state}; only a paused run can be resumed.")
     project = session.get_one(Project, run.project_id)
-    if not lifecycle.may_compute(project):
+    if not projects.may_compute(project):
         raise ConflictError(f"“{project.title}” is {project.stage}; runs are resumed while a project is under way.")
     pays = allocation_id or allocations.successor(session, run.allocation_id)
     allocation = launching.spendable(session, project, pays)
@@ -84,7 +84,7 @@ def resume(
         run,
         RunState.QUEUED,
         reason="",
-        dry=False,
+        unfunded=False,
         gpus=count,
         time_limit=run.used + seconds,
         allocation_id=allocation.id,
@@ -216,7 +216,7 @@ def revive(session: Session, run_id: int) -> bool:
     if session.scalars(_revivable().where(Run.id == run_id)).one_or_none() is None:
         return False
     run = runs.load(session, run_id)
-    runs.move(session, run, RunState.QUEUED, reason="", dry=False, queued_at=utcnow())
+    runs.move(session, run, RunState.QUEUED, reason="", unfunded=False, queued_at=utcnow())
     why = "its allocation can pay for it again"
     seconds = attempts.remaining(session, run)
     runs.tell(session, run, "run.resumed", why=why, gpus=run.gpus, time_limit=seconds, step=run.step)
@@ -233,8 +233,8 @@ def _revivable() -> SelectOfScalar[int]:
         .join(Balance, col(Balance.allocation_id) == Run.allocation_id)
         .where(
             Run.state == RunState.PAUSED,
-            Run.dry,
-            col(Project.stage).not_in((Stage.PAUSED, *lifecycle.ENDED)),
+            Run.unfunded,
+            col(Project.stage).not_in((Stage.PAUSED, *projects.ENDED)),
             Allocation.state == AllocationState.APPROVED,
             Allocation.until > utcnow(),
             left >= col(Run.gpus) * (col(Run.time_limit) - Run.used),
@@ -247,7 +247,7 @@ def _of_member(session: Session, actor: Actor, run_id: int) -> tuple[Run, Person
     run = runs.load(session, run_id)
     attempts.lock(session, run_id)
     session.refresh(run)
-    return run, lifecycle.require_member(session, actor, session.get_one(Project, run.project_id))
+    return run, rights.require_member(session, actor, session.get_one(Project, run.project_id))
 
 
 def _cancel(session: Session, run: Run, reason: str, *, by: Person | None = None) -> None:
@@ -275,5 +275,5 @@ def _require_training(run: Run) -> None:
 
 def _turn_to_cancelled(session: Session, run: Run, reason: str) -> None:
     """Let a run that stops to be paused end instead."""
-    ends = {"stops_as": RunState.CANCELLED, "reason": reason, "dry": False}
+    ends = {"stops_as": RunState.CANCELLED, "reason": reason, "unfunded": False}
     transition.write_as_seen(session, run, ends, ["state", "token"], name=f"Run {run.id}")

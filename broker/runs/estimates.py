@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
 from broker import configs
+from broker.runs import series
 from broker.runs.runs import Run, RunKind
 from broker.runs.series import Point
 from trainer import check as dry_run
@@ -20,10 +21,16 @@ FARTHEST = 10.0
 
 @dataclass(frozen=True)
 class Estimate:
-    """GPU-seconds that the rest of a run will take, None where nothing like it was measured, and the basis in words."""
+    """GPU-seconds that the rest of a run will take, None where nothing like it was measured, and the basis in words.
+
+    `saves_at` is the first step after those done at which it writes a checkpoint, and `saves_after` the seconds until
+    then, the start of its like included.
+    """
 
     cost: int | None
     basis: str
+    saves_at: int = 0
+    saves_after: float | None = None
 
 
 @dataclass(frozen=True)
@@ -53,9 +60,11 @@ def estimate(session: Session, run: Run) -> Estimate:
         return Estimate(None, "nothing like it has been measured on this pool yet")
     measured = _rate(session, nearest.run_id)
     rate = measured * nearest.flops / flops * run.gpus / nearest.gpus
-    steps = run.total_steps - max(run.step, run.fork_step or 0)
-    seconds = steps * config.tokens_per_step / rate
-    return Estimate(round(run.gpus * seconds), _basis(nearest, measured, run, flops))
+    done, a_step = max(run.step, run.fork_step or 0), config.tokens_per_step / rate
+    cost = round(run.gpus * (run.total_steps - done) * a_step)
+    saves_at = config.checkpoints.first_after(done, run.total_steps)
+    started = max((point.value for point in series.read(session, nearest.run_id, series.START)), default=0.0)
+    return Estimate(cost, _basis(nearest, measured, run, flops), saves_at, started + (saves_at - done) * a_step)
 
 
 def _measured(session: Session, run: Run) -> list[Measurement]:

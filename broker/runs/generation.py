@@ -10,10 +10,10 @@ from broker.publications import Disk
 from broker.runs import launching, runs
 from broker.runs.launching import Receipt
 from broker.runs.runs import SAMPLE_TIME_LIMIT, Run, RunKind
-from projects import lifecycle, quotas, text
+from projects import projects, quotas, rights, text
 from projects.errors import ConflictError
-from projects.lifecycle import Project
 from projects.people import Actor, Person
+from projects.projects import Project
 from projects.quotas import QuotaKind
 from projects.rights import Act
 
@@ -24,7 +24,7 @@ def check_may_generate(session: Session, actor: Actor, run_id: int) -> None:
     """Raise unless the actor may have the run generate text now. Only reads: a form may be opened on it."""
     run = _trained(session, run_id)
     project = session.get_one(Project, run.project_id)
-    lifecycle.check(session, actor, project, Act.USE_COMPUTE)
+    rights.check(session, actor, project, Act.USE_COMPUTE)
     _paying(session, project, run)
 
 
@@ -35,7 +35,7 @@ def generate(session: Session, actor: Actor, request_id: str, run_id: int, promp
         return launching.receipt(session, earlier)
     parent = _trained(session, run_id)
     project = session.get_one(Project, parent.project_id)
-    person = lifecycle.require_member(session, actor, project)
+    person = rights.require_member(session, actor, project)
     quotas.check(session, actor, QuotaKind.LAUNCH)
     wanted = text.prose("The prompt", prompt, most=LONGEST_PROMPT)
     sample = _sample(parent, request_id, _paying(session, project, parent), person.id)
@@ -90,7 +90,7 @@ def _trained(session: Session, run_id: int) -> Run:
 
 def _paying(session: Session, project: Project, run: Run) -> Allocation:
     """The allocation that pays for a sample: the run's own while it is good. Raises ConflictError without one."""
-    if not lifecycle.may_compute(project):
+    if not projects.may_compute(project):
         raise ConflictError(f"“{project.title}” is {project.stage}; samples are drawn while a project is under way.")
     allocation = launching.spendable(session, project, launching.still_spendable(session, run))
     launching.check_left(session, allocation.id, 1, SAMPLE_TIME_LIMIT)

@@ -15,11 +15,11 @@ from broker.allocations.allocations import Allocation, AllocationState
 from broker.allocations.pools import Pool
 from broker.runs import estimates, preparing
 from broker.runs.runs import Run, RunKind, RunState, load, tell, what_it_is
-from projects import lifecycle, quotas
+from projects import projects, quotas, rights
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, InvalidError, NotFoundError
-from projects.lifecycle import Project
 from projects.people import Actor
+from projects.projects import Project
 from projects.quotas import QuotaKind
 from trainer import check as dry_run
 from trainer.config import TrainConfig
@@ -72,7 +72,7 @@ class Quote:
     """What an order comes to, with nothing queued: a run that is in no session, and what it would be and cost.
 
     `cost`, `expected`, `left` and `promised` as in a Receipt; `tokens` are those of the steps that a fork has before
-    it; `memory` is in bytes on each GPU, by the trainer's own check.
+    it; `memory` is in bytes on each GPU, by the trainer's own check; `saves_at` and `saves_after` as in an Estimate.
     """
 
     run: Run
@@ -85,6 +85,13 @@ class Quote:
     parameters: int
     tokens: int
     memory: int
+    saves_at: int
+    saves_after: float | None
+
+    @property
+    def too_short(self) -> bool:
+        """Whether the time limit is expected to end the run before its first checkpoint of new steps."""
+        return self.saves_after is not None and self.saves_after > self.run.time_limit
 
     @property
     def memory_needed(self) -> str:
@@ -120,8 +127,8 @@ def launch(session: Session, actor: Actor, request_id: str, order: Order) -> Rec
     earlier = session.scalars(select(Run).where(Run.request_id == request_id)).one_or_none()
     if earlier is not None:
         return receipt(session, earlier)
-    project = lifecycle.load(session, order.project_id)
-    person = lifecycle.require_member(session, actor, project)
+    project = projects.load(session, order.project_id)
+    person = rights.require_member(session, actor, project)
     quotas.check(session, actor, QuotaKind.LAUNCH)
     run, _ = _drawn_up(session, order)
     run.request_id, run.requested_by = request_id, person.id
@@ -152,19 +159,21 @@ def quote(session: Session, order: Order) -> Quote:
         parameters=report.parameters,
         tokens=config.tokens_per_step * (run.total_steps - (run.fork_step or 0)),
         memory=report.memory_per_gpu,
+        saves_at=estimate.saves_at,
+        saves_after=estimate.saves_after,
     )
 
 
 def pool_of(session: Session, order: Order) -> Pool:
     """The pool that an order would run on; raises NotFoundError and ConflictError."""
-    allocation = spendable(session, lifecycle.load(session, order.project_id), order.allocation_id)
+    allocation = spendable(session, projects.load(session, order.project_id), order.allocation_id)
     return session.get_one(Pool, allocation.pool_id)
 
 
 def _drawn_up(session: Session, order: Order) -> tuple[Run, TrainConfig]:
     """The run that an order makes, in no session yet, with its configuration; raises what a launch is refused with."""
-    project = lifecycle.load(session, order.project_id)
-    if not lifecycle.may_compute(project):
+    project = projects.load(session, order.project_id)
+    if not projects.may_compute(project):
         raise ConflictError(f"“{project.title}” is {project.stage}; runs are launched while a project is under way.")
     allocation = spendable(session, project, order.allocation_id)
     check_count(session.get_one(Pool, allocation.pool_id), order.gpus)

@@ -18,8 +18,8 @@ from broker.runs import series
 from projects.db import transition
 from projects.db.columns import Base, foreign_key, integer, json_object, number, row_id, timestamp, utcnow, words
 from projects.errors import NotFoundError
-from projects.lifecycle import Project
 from projects.people import Person
+from projects.projects import Project
 from projects.record import record
 
 SAMPLE_TIME_LIMIT = 120
@@ -65,9 +65,9 @@ class Run(Base, table=True):
     """A run. `token` is the fencing token of its newest attempt: only the holder of that token may write for it.
 
     `time_limit` and `used` are seconds: what all its attempts together may take, and what they have been charged for.
-    `parent_id` is the run that a sample is of, or that a fork goes on from at `fork_step`. One that is stopping becomes
-    `stops_as`; one that is `dry` is paused until its allocation can pay for it again. `prompt` is what a member wants
-    a sample to continue.
+    `parent_id` is the run that a sample is of, or that a fork goes on from at `fork_step`. A stopping run becomes
+    `stops_as`; an `unfunded` run is paused until its allocation can pay for it again. `prompt` is what a member wants a
+    sample to continue.
     """
 
     __tablename__ = "runs"
@@ -91,7 +91,7 @@ class Run(Base, table=True):
     state: str = Field(default=RunState.QUEUED, index=True)
     reason: str = words(default="")
     stops_as: str = RunState.CANCELLED
-    dry: bool = False
+    unfunded: bool = False
     token: int = integer(default=0)
     step: int = integer(default=0)
     tokens: int = integer(default=0)

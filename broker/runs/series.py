@@ -1,4 +1,4 @@
-"""What a run measures as it goes: loss, rate and the like, thinned to a bounded number of points a series."""
+"""Downsampling of what a run measures, such as its loss and speed: each series keeps a bounded number of points."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,6 +9,8 @@ from sqlmodel import Field, col, select
 
 from projects.db.columns import Base, foreign_key, integer, number
 
+START = "start"
+"""A series of one point: the seconds of its trainer's life after which a run was first seen to have done a step."""
 MOST_POINTS = 2000
 BUCKETS = 500
 

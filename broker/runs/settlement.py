@@ -60,7 +60,7 @@ def settle(
     )
     run = runs.load(session, run_id)
     attempts.charge(session, run, attempt, elapsed)
-    attempts.store_progress(session, run, progress, attempt)
+    attempts.save_progress(session, run, progress, attempt)
     ledger.release(session, run.allocation_id, run_id, token)
     if ending.fault and run.state != RunState.STOPPING:
         _refund(session, run, attempt, ending.reason)

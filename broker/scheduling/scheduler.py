@@ -15,20 +15,20 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
-from broker.allocations.pools import Launcher, Pool
+from broker.allocations.pools import Pool
 from broker.publishing import disk, publisher
 from broker.reviews import expiry
-from broker.runners import reaper
+from broker.runners import reaper, registry
 from broker.runs import attempts, control, runs, settlement
 from broker.runs.attempts import OPEN, Attempt, StaleError
 from broker.runs.runs import Run
 from broker.scheduling import backfill, snapshot, tasks, usage
 from broker.scheduling.backfill import Decision, Limits
-from projects import health, lifecycle
+from projects import health, projects
 from projects.db.columns import utcnow
 from projects.db.database import Database
 from projects.errors import ConflictError
-from projects.lifecycle import Project
+from projects.projects import Project
 from projects.settings import Settings
 
 NOTIFY_AGAIN_SECONDS = 5.0
@@ -45,12 +45,12 @@ def admit(session: Session, decision: Decision, limits: Limits) -> int:
     session.execute(select(Pool.id).order_by(col(Pool.id)).with_for_update(key_share=True)).all()
     run = runs.load(session, decision.run_id)
     project = session.get_one(Project, run.project_id)
-    if not lifecycle.may_compute(project):
+    if not projects.may_compute(project):
         raise ConflictError(f"“{project.title}” is {project.stage}; nothing of it starts.")
     pool = session.get_one(Pool, run.pool_id)
     counted = [(col(Run.project_id) == run.project_id, limits.most_running_a_project, "of its project")]
     counted.append((col(Run.requested_by) == run.requested_by, limits.most_running_a_person, "of who launched it"))
-    if pool.launcher == Launcher.SLURM:
+    if registry.named(pool.runner).queue:
         counted.append((col(Run.pool_id) == run.pool_id, pool.most_submitted, "submitted to its pool"))
     for whose, most, words in counted:
         held = col(Attempt.state).in_(OPEN)

@@ -5,7 +5,6 @@ An entry is appended in the transaction of the change that it tells. Its hash is
 be blanked while the chain still verifies.
 """
 
-import hashlib
 import json
 import secrets
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from sqlmodel import Field, col, select
 
 from projects.db.columns import Base, foreign_key, integer, row_id, utcnow
 from projects.people import Person
+from projects.record.hash_chain import canonical, genesis_hash, hash_entry, hash_payload
 
 LAB = "lab"
 
@@ -73,20 +73,6 @@ class Told:
         return None if self.stream == LAB else int(self.stream.partition(":")[2])
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What a check of a chain found: how many entries, and the first thing wrong with it, if anything is."""
-
-    stream: str
-    entries: int
-    problem: str | None
-
-    @property
-    def ok(self) -> bool:
-        """Whether the chain is whole."""
-        return self.problem is None
-
-
 def project_stream(project_id: int) -> str:
     """The name of a project's chain."""
     return f"project:{project_id}"
@@ -94,7 +80,7 @@ def project_stream(project_id: int) -> str:
 
 def open_stream(session: Session, key: str) -> None:
     """Begin a chain; its first `previous` is the hash of its name, so that no chain can stand in for another."""
-    session.add(Stream(key=key, head_hash=_sha256(key.encode())))
+    session.add(Stream(key=key, head_hash=genesis_hash(key)))
     session.flush()
 
 
@@ -159,54 +145,6 @@ def newest(session: Session, stream: str, limit: int = 100) -> Sequence[Told]:
 def streams(session: Session) -> Mapping[str, int]:
     """Every chain with the number of its newest entry."""
     return {stream.key: stream.head for stream in session.scalars(select(Stream).order_by(col(Stream.key)))}
-
-
-def verify(session: Session, stream: str) -> Verdict:
-    """Walk a whole chain and say whether numbers, hashes, payloads and head fit together."""
-    head = session.get(Stream, stream)
-    if head is None:
-        return Verdict(stream, 0, "there is no such chain")
-    previous, number = _sha256(stream.encode()), 0
-    rows = session.execute(
-        select(Entry, Payload)
-        .outerjoin(Payload, col(Payload.entry_id) == Entry.id)
-        .where(Entry.stream == stream)
-        .order_by(col(Entry.number))
-    )
-    for entry, payload in rows:
-        if entry.number != number + 1:
-            return Verdict(stream, number, f"entry {number + 1} is missing")
-        number = entry.number
-        if entry.hash != hash_entry(previous, number, entry.kind, entry.payload_hash):
-            return Verdict(stream, number, f"entry {number} does not follow from the one before it")
-        if payload is None:
-            return Verdict(stream, number, f"the payload of entry {number} is missing")
-        blanked = payload.body is None and payload.salt is None
-        if not blanked and hash_payload(payload.salt or "", payload.body or "") != entry.payload_hash:
-            return Verdict(stream, number, f"the payload of entry {number} was changed")
-        previous = entry.hash
-    if (head.head, head.head_hash) != (number, previous):
-        return Verdict(stream, number, "the head does not fit the newest entry")
-    return Verdict(stream, number, None)
-
-
-def canonical(payload: Mapping[str, Any]) -> str:
-    """The one JSON text of a payload: sorted keys, no spaces, UTF-8."""
-    return json.dumps(payload, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-def hash_payload(salt: str, body: str) -> str:
-    """`H(salt ‖ payload)`, in hexadecimal."""
-    return _sha256(bytes.fromhex(salt) + body.encode())
-
-
-def hash_entry(previous: str, number: int, kind: str, payload_hash: str) -> str:
-    """`H(previous, number, kind, payload hash)` over their JSON list, in hexadecimal."""
-    return _sha256(json.dumps([previous, number, kind, payload_hash], separators=(",", ":")).encode())
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def _told(entry: Entry, body: str | None) -> Told:

@@ -1,6 +1,5 @@
 """What people do with requests for GPU time, from a reviewer's question to a revocation."""
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -173,7 +172,7 @@ async def test_a_change_is_decided_and_an_allocation_revoked(shared_lab: Shared)
     async with stale_cards(lab):
         assert (await rosa.submit(revoke, WHY)).text.startswith("Revoked: ")
         await refused(lab, rosa.press(shown, "Revoke"), "Allocation 1 is revoked; this needs an approved one.")
-    await lab.guild.wait_for(channel.id, lambda m: "**Rosa** revokes allocation 1; 1.5 GPU-hours return" in m.text)
+    await lab.guild.wait_for(channel.id, lambda m: "**Rosa** revokes allocation 1, which returns 1.5" in m.text)
     assert (await card(lab, "-# P1 · allocation 1", "Revoked by Rosa", "0 GPU-hours used by")).buttons == []
     listed = (await grace.command("allocation list", channel=channel.id)).text.splitlines()
     assert listed[-1].startswith("**1** 0 GPU-hours of `local` until")
@@ -213,13 +212,10 @@ async def test_what_is_open_can_be_decided_without_its_card(shared_lab: Shared) 
     async def in_private(label: str) -> Message:
         answer = await rosa.command("allocation show", **show)
         assert answer.ephemeral
-        async with asyncio.timeout(5):
-            while True:
-                for followup in (await lab.guild.answer(answer)).followups:
-                    if label in followup.button_labels:
-                        assert followup.ephemeral
-                        return followup
-                await asyncio.sleep(0.1)
+        answer = await lab.guild.wait_for_answer(answer, lambda a: any(label in m.button_labels for m in a.followups))
+        followup = next(m for m in answer.followups if label in m.button_labels)
+        assert followup.ephemeral
+        return followup
 
     again = await in_private("Approve part")
     assert (again.text, again.button_labels) == (shown.text, shown.button_labels)

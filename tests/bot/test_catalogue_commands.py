@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from bot import text
+from broker.runners.processes import Process
 from broker.runs import attempts, settlement
-from broker.runs.attempts import Ending, Process, Progress
+from broker.runs.attempts import Ending, Progress
 from sandbox.people import Channel
 from tests.bot.conftest import Lab
 from trainer.config import RECIPES
@@ -57,13 +58,13 @@ async def test_a_recipe_goes_from_a_file_to_a_run(shared_lab: Shared) -> None:
     card = await lab.guild.wait_for(channel.id, lambda m: m.text.endswith("-# P1 · run 1") and bool(m.thread_id))
     assert "### ⏳ Run 1 waits for GPUs\nprepares the data of **ours** · queued by Grace on 1 GPU" in card.text
     await lab.guild.wait_for(
-        card.thread_id or "", lambda m: "**Grace** lets run 1 prepare the data of `ours`" in m.text
+        card.thread_id or "", lambda m: "**Grace** launches run 1, which prepares the data of `ours`" in m.text
     )
     token = lab.call(attempts.admit, 1, (0,))
     lab.call(attempts.claim, 1, token, host="here", lease_seconds=600)
     lab.call(attempts.started, 1, token, Process("here", "boot", 1, 1), [], lease_seconds=600)
     lab.call(settlement.settle, 1, token, 36.0, Progress(0, 0), Ending(0), 3)
-    told = "🏁 The data of `ours` are prepared (run 1), for 0.01 GPU-hours."
+    told = "🏁 The data of `ours` is prepared (run 1), after 0.01 GPU-hours."
     await lab.guild.wait_for(channel.id, lambda m: m.text.startswith(told))
     over = await lab.guild.wait_for(channel.id, lambda m: m.id == card.id and "has finished" in m.text)
     assert "step" not in over.text

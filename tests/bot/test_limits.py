@@ -15,8 +15,8 @@ from bot.cards.project_card import project_card
 from bot.cards.review_card import change_card, review_card
 from bot.cards.run_card import moved_card, run_card
 from bot.delivery import posts
-from bot.delivery.entry_text import RENDERINGS
-from bot.delivery.posts import Place, Scene
+from bot.delivery.entry_text import TEXTS
+from bot.delivery.posts import Destination, PostContext
 from bot.plots.curve import Curve
 from bot.plots.loss_curve import draw
 from broker.allocations import allocations
@@ -27,7 +27,7 @@ from broker.reports.why import Why
 from broker.reviews.changes import ChangeState, ChangeView
 from broker.runs.runs import CheckpointLink, RunKind, RunState, RunView
 from broker.scheduling.fairshare import Standing
-from projects.lifecycle import Member, Outcome, ProjectView, Stage
+from projects.projects import Member, Outcome, ProjectView, Stage
 from projects.record.record import Told
 
 LONG = [
@@ -125,7 +125,7 @@ async def test_cards(said: str) -> None:
 
 
 @pytest.mark.parametrize("said", LONG, ids=range(len(LONG)))
-@pytest.mark.parametrize("kind", [*RENDERINGS, "something.else"])
+@pytest.mark.parametrize("kind", [*TEXTS, "something.else"])
 def test_posts(kind: str, said: str) -> None:
     numbers = ("seconds", "asked", "allocation", "run", "attempt", "gpus", "time_limit", "reserved", "step", "spent")
     words = ("title", "question", "needs", "why", "goal", "plan", "compute", "release", "outcome", "learnt", "pool")
@@ -148,16 +148,16 @@ def test_posts(kind: str, said: str) -> None:
     payload |= {"price_weight": 2.5, "grant": 7, "places": {"record": {"id": "5", "name": said[:100]}}}
     payload["people"] = everyone if kind == "project.completed" else 2
     told = Told(1, "project:1", 12, kind, "00112233445566", payload)
-    scene = Scene(project(said), "5", [run(said)] * 30)
-    for place in posts.places(told, has_channel=True):
-        shown = posts.render(told, place, scene)
+    context = PostContext(project(said), "5", [run(said)] * 30)
+    for destination in posts.destinations(told, has_channel=True):
+        shown = posts.render(told, destination, context)
         assert text.length(shown) <= 4000
         assert shown.splitlines()[-1] == "-# P1 · record 12 · 00112233"
         assert "@everyone" not in shown
         assert "GPU-seconds" not in shown
     for other in ({"sample": 2}, {"prepares": said}):
         about = Told(1, "project:1", 12, kind, "00112233445566", payload | other)
-        assert text.length(posts.render(about, Place.RUN, scene)) <= 4000
+        assert text.length(posts.render(about, Destination.RUN, context)) <= 4000
 
 
 def test_an_announcement_names_whole_runs_and_counts_the_others() -> None:
@@ -166,7 +166,7 @@ def test_an_announcement_names_whole_runs_and_counts_the_others() -> None:
     told = Told(1, "project:1", 12, "project.completed", "00112233445566", payload)
     url = f"https://hub/{'long' * 40}/step1"
     ran = [replace(run("demo"), id=number, checkpoints=(CheckpointLink(1, url),)) for number in range(25)]
-    lines = posts.render(told, Place.ANNOUNCEMENTS, Scene(project("Why?"), "5", ran)).splitlines()
+    lines = posts.render(told, Destination.ANNOUNCEMENTS, PostContext(project("Why?"), "5", ran)).splitlines()
     links = [line for line in lines if line.startswith("**Run ")]
     assert 1 < len(links) < 25
     assert all(line.endswith(f"[step 1]({url})") for line in links)

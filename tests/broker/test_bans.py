@@ -2,7 +2,7 @@
 
 import pytest
 
-from projects import bans, lifecycle
+from projects import bans, lifecycle, projects
 from projects.errors import ConflictError, ForbiddenError, NotFoundError
 from projects.people import Actor, LabRole
 from projects.record import record
@@ -43,7 +43,7 @@ def test_who_is_banned_does_nothing_but_read(lab: Lab) -> None:
             act()
     assert lab.everything() == before
     with lab.db.read() as session:
-        assert lifecycle.view(session, project).lead.name == "Ada"
+        assert projects.view(session, project).lead.name == "Ada"
         told = [(entry.kind, entry.payload) for entry in record.since(session, record.LAB, 0)][-3:]
     assert [kind for kind, _ in told] == ["person.banned"] * 3
     assert told[0][1] is not None

@@ -22,8 +22,8 @@ from broker.runs import control, launching, runs
 from broker.runs.launching import Order
 from broker.runs.runs import Run, RunState
 from broker.runs.series import Point
-from projects import lifecycle
-from projects.lifecycle import Membership, Project
+from projects import projects
+from projects.projects import Membership, Project
 from tests.broker.lab import ADA, Lab, request_id
 from tests.broker.test_catalogue import DEMO
 from tests.databases import ONCE
@@ -31,7 +31,7 @@ from tests.databases import ONCE
 LENGTHS = (1, 10, 100)
 ALL = 1000
 READ: Mapping[str, tuple[Callable[[Session], Sized], int]] = {
-    "projects": (lambda s: lifecycle.views(s, limit=ALL), 1),
+    "projects": (lambda s: projects.views(s, limit=ALL), 1),
     "runs": (lambda s: runs.of_project(s, 1, limit=ALL), 2),
     "newest runs": (lambda s: runs.newest(s, 1, limit=ALL), 2),
     "runs to queue again": (control.revivable, 1),
@@ -95,7 +95,7 @@ def grow(session: Session) -> None:
     again(session, CatalogueEntry, name=f"data-{allocation}", dataset=f"lab/data-{allocation}")
     again(session, CatalogueEntry, kind=CatalogueKind.RECIPE, name=f"recipe-{allocation}", body=DEMO)
     for state in (RunState.QUEUED, RunState.PAUSED):
-        about = {"state": state, "dry": state == RunState.PAUSED, "recipe": f"recipe-{allocation}"}
+        about = {"state": state, "unfunded": state == RunState.PAUSED, "recipe": f"recipe-{allocation}"}
         run = again(session, Run, allocation_id=allocation, **about)
         for series in ("loss", "tokens_per_second", "held_out"):
             session.execute(insert(Point).values(run_id=run, series=series, step=2, tokens=2, value=2.0))

@@ -11,7 +11,7 @@ from broker.reviews import changes
 from broker.runs.launching import Origin
 from projects import lifecycle, policies
 from projects.errors import ConflictError
-from projects.record import record
+from projects.record import hash_chain
 from projects.record.record import Payload
 from tests.broker.lab import ADA, GRACE, Lab, request_id
 
@@ -57,7 +57,7 @@ def yesterday(lab: Lab) -> None:
             assert row.body is not None
             said = json.loads(row.body)
             then = datetime.fromisoformat(said["at"]) - timedelta(days=1)
-            changed = record.canonical(said | {"at": then.isoformat(timespec="milliseconds")})
+            changed = hash_chain.canonical(said | {"at": then.isoformat(timespec="milliseconds")})
             session.execute(update(Payload).where(col(Payload.entry_id) == row.entry_id).values(body=changed))
 
 

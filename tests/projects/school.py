@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from projects import lifecycle, membership, moderation, updates
+from projects import lifecycle, membership, moderation, projects, updates
 from projects.db.database import Database
-from projects.lifecycle import Outcome, ProjectView, Stage
 from projects.people import Actor, LabRole
-from projects.record import record
+from projects.projects import Outcome, ProjectView, Stage
+from projects.record import record, verification
 from projects.rights import Act
 
 ADA = Actor(1, "Ada")
@@ -92,12 +92,12 @@ class School:
     def view(self, project: int) -> ProjectView:
         """The project as cards show it."""
         with self.db.read() as session:
-            return lifecycle.view(session, project)
+            return projects.view(session, project)
 
     def told(self, project: int) -> list[record.Told]:
         """The project's chain, which must be whole."""
         with self.db.read() as session:
-            assert record.verify(session, record.project_stream(project)).ok
+            assert verification.verify(session, record.project_stream(project)).ok
             return list(record.since(session, record.project_stream(project), 0, limit=1000))
 
     def kinds(self, project: int) -> list[str]:

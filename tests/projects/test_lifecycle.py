@@ -5,12 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from projects import lifecycle
+from projects import lifecycle, projects
 from projects.db.database import Database
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
-from projects.lifecycle import Outcome, Stage
 from projects.people import Actor
-from projects.record import record
+from projects.projects import Outcome, Stage
+from projects.record import record, verification
 
 ADA = Actor(1, "Ada")
 GRACE = Actor(2, "Grace")
@@ -30,7 +30,7 @@ def entries(db: Database, project_id: int) -> list[str]:
 
 def stage(db: Database, project_id: int) -> Stage:
     with db.read() as session:
-        return lifecycle.view(session, project_id).stage
+        return projects.view(session, project_id).stage
 
 
 def test_from_proposal_to_announcement(db: Database) -> None:
@@ -44,8 +44,8 @@ def test_from_proposal_to_announcement(db: Database) -> None:
     with db.write() as session:
         lifecycle.complete(session, ADA, project, outcome=Outcome.NEGATIVE, learnt="They do not.")
     with db.read() as session:
-        view = lifecycle.view(session, project)
-        assert record.verify(session, record.project_stream(project)).ok
+        view = projects.view(session, project)
+        assert verification.verify(session, record.project_stream(project)).ok
     assert (view.stage, view.outcome, view.slug) == (
         Stage.COMPLETED,
         Outcome.NEGATIVE,

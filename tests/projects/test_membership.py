@@ -4,10 +4,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from projects import lifecycle, membership
+from projects import membership, projects, rights
 from projects.errors import ConflictError, DomainError, ForbiddenError, NotFoundError
-from projects.lifecycle import Stage
 from projects.people import Actor
+from projects.projects import Stage
 from tests.projects.school import ADA, EMMY, GRACE, ROSA, STRANGER, School
 
 
@@ -21,15 +21,15 @@ def test_followers_read_along_and_count_for_nothing(school: School) -> None:
     view = school.view(project)
     assert (view.stage, view.followers, len(view.members)) == (Stage.SCOPED, 1, 2)
     with school.db.read() as session:
-        row = lifecycle.load(session, project)
-        for act in (lifecycle.require_member, lifecycle.require_lead):
+        row = projects.load(session, project)
+        for act in (rights.require_member, rights.require_lead):
             with pytest.raises(ForbiddenError):
                 act(session, EMMY, row)
     school.join(EMMY, project)
     view = school.view(project)
     assert (view.stage, view.followers, names(school, project)) == (Stage.ACTIVE, 0, ["Ada", "Grace", "Emmy"])
     with school.db.read() as session:
-        assert lifecycle.require_member(session, EMMY, lifecycle.load(session, project)).name == "Emmy"
+        assert rights.require_member(session, EMMY, projects.load(session, project)).name == "Emmy"
 
 
 def test_who_leaves_is_gone_and_may_come_back(school: School) -> None:

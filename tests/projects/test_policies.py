@@ -9,7 +9,7 @@ from projects.db.database import Database
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
 from projects.people import Actor, LabRole
 from projects.policies import Policies
-from projects.record import record
+from projects.record import record, verification
 
 ADMIN = Actor(1, "Ada", frozenset({LabRole.ADMIN}))
 
@@ -39,7 +39,7 @@ def test_a_change_is_in_force_at_once_and_told_with_who_and_why(db: Database) ->
     assert current(db) == Policies(starter_hours=2.5, most_open_proposals=3, channel_policy="moderator")
     with db.read() as session:
         entries = record.since(session, record.LAB, 0)
-        assert record.verify(session, record.LAB).ok
+        assert verification.verify(session, record.LAB).ok
     told = [(entry.payload or {}) for entry in entries]
     assert [entry.kind for entry in entries] == ["policy.changed"] * 3
     assert [(p["policy"], p["was"], p["now"]) for p in told] == [

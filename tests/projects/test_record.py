@@ -8,7 +8,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from projects.db.database import Database
-from projects.record import record
+from projects.record import record, verification
 
 
 def append(db: Database, word: str) -> None:
@@ -35,7 +35,7 @@ def test_many_writers_at_once_leave_no_gap_and_a_whole_chain(db: Database) -> No
         list(pool.map(lambda n: append(db, f"word {n}"), range(40)))
     with db.read() as session:
         entries = record.since(session, record.LAB, 0)
-        verdict = record.verify(session, record.LAB)
+        verdict = verification.verify(session, record.LAB)
     assert [entry.number for entry in entries] == list(range(1, 41))
     assert verdict.ok
     assert verdict.entries == 40
@@ -70,7 +70,7 @@ def test_tampering_is_found(db: Database, statement: str, problem: str) -> None:
     with db.write() as session:
         session.execute(text(statement))
     with db.read() as session:
-        verdict = record.verify(session, record.LAB)
+        verdict = verification.verify(session, record.LAB)
     assert problem in (verdict.problem or "")
 
 
@@ -80,7 +80,7 @@ def test_a_blanked_payload_leaves_the_chain_whole(db: Database) -> None:
     with db.write() as session:
         session.execute(text("UPDATE payloads SET salt = NULL, body = NULL WHERE entry_id = 1"))
     with db.read() as session:
-        assert record.verify(session, record.LAB).ok
+        assert verification.verify(session, record.LAB).ok
         assert record.since(session, record.LAB, 0)[0].payload is None
 
 
@@ -95,4 +95,4 @@ def test_migrations_go_down_and_up_again(db: Database) -> None:
     db.migrate()
     append(db, "after")
     with db.read() as session:
-        assert record.verify(session, record.LAB).entries == 1
+        assert verification.verify(session, record.LAB).entries == 1

@@ -8,12 +8,12 @@ from sqlmodel import col, select
 
 from broker.allocations import allocations, pools
 from broker.runs import runs
-from projects import lifecycle, moderation
+from projects import lifecycle, moderation, projects
 from projects.db.columns import utcnow
 from projects.db.database import Database
 from projects.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
 from projects.people import Actor, LabRole, Person
-from projects.record import record, redaction
+from projects.record import record, redaction, verification
 from projects.record.record import Entry, Payload
 from tests.broker.lab import ADA, GRACE, POOL, Lab
 
@@ -28,7 +28,7 @@ def bodies(db: Database) -> list[str | None]:
 
 def everything_verifies(db: Database) -> bool:
     with db.read() as session:
-        return all(record.verify(session, stream).ok for stream in record.streams(session))
+        return all(verification.verify(session, stream).ok for stream in record.streams(session))
 
 
 def redact(db: Database, actor: Actor | None, stream: str, number: int, reason: str = "It was private.") -> None:
@@ -73,12 +73,12 @@ def test_what_cards_show_of_a_blanked_entry_goes_too(db: Database) -> None:
         if lab.kinds(project)[number - 1] in ("allocation.requested", "run.finished"):
             redact(db, OMAR, stream, number)
     with db.read() as session:
-        view = lifecycle.view(session, project)
+        view = projects.view(session, project)
         shown = allocations.view(session, allocation)
         assert (view.title, view.question) == (redaction.REMOVED, redaction.REMOVED)
         assert view.goal == "g", "another entry tells it"
         assert (shown.justification, shown.report) == (redaction.REMOVED, "The number is 555.")
-        assert lifecycle.view(session, other).question == "q", "another project's"
+        assert projects.view(session, other).question == "q", "another project's"
     assert (lab.row(run).sample, lab.row(run).prompt) == (redaction.REMOVED, redaction.REMOVED)
     assert everything_verifies(db)
 
@@ -124,7 +124,7 @@ def test_a_person_is_forgotten_wherever_they_are_named(db: Database) -> None:
     assert any("Adaptive rates" in str(payload) for payload in kept), "a word that holds her name is none of hers"
     with db.read() as session:
         assert session.scalars(select(Person.name).where(Person.discord_id == "1")).one() == redaction.NAMELESS
-        assert lifecycle.view(session, project).lead.name == redaction.NAMELESS
+        assert projects.view(session, project).lead.name == redaction.NAMELESS
     assert everything_verifies(db)
     with pytest.raises(NotFoundError), db.write() as session:
         redaction.forget(session, OMAR, "404", "Who?")
@@ -148,7 +148,7 @@ def test_a_forgotten_name_is_on_no_card(db: Database) -> None:
     assert lab.run(run).requested_by == redaction.NAMELESS
     assert lab.row(run).prompt == "Once a former member"
     with db.read() as session:
-        assert lifecycle.view(session, project).title == "a former member's telescope, adapted"
+        assert projects.view(session, project).title == "a former member's telescope, adapted"
         assert [grant.sponsor for grant in pools.grants(session)] == ["The house", redaction.NAMELESS]
         view = allocations.view(session, asked)
         assert allocations.view(session, allocation).requested_by == redaction.NAMELESS
@@ -181,7 +181,7 @@ def test_one_text_of_a_project_is_removed_from_card_and_record(db: Database) -> 
     assert remove(OMAR, "title") == 1
     assert not any("telephone" in body for body in bodies(db) if body)
     with db.read() as session:
-        view = lifecycle.view(session, project)
+        view = projects.view(session, project)
         entries = record.since(session, stream, 0)
     assert (view.title, view.question) == (redaction.REMOVED, "q")
     assert entries[-1].kind == "record.redacted"

@@ -6,11 +6,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from projects import lifecycle, membership, policies
+from projects import lifecycle, membership, policies, projects, rights
 from projects.errors import ConflictError, DomainError, ForbiddenError
-from projects.lifecycle import ENDED, TRANSITIONS, Outcome, Stage
+from projects.lifecycle import TRANSITIONS
 from projects.people import Actor, LabRole
-from projects.rights import MAY, Act, ProjectRole
+from projects.projects import ENDED, Outcome, ProjectRole, Stage
+from projects.rights import MAY, Act
 from tests.projects.school import ACTS, ADA, GRACE, MARIE, ROSA, STRANGER, School
 
 S = Stage
@@ -110,7 +111,7 @@ def test_a_reviewer_or_moderator_is_one_by_the_role_alone(school: School) -> Non
     with pytest.raises(ForbiddenError, match="Only moderators"):
         ACTS[Act.HIDE](school, pretender, project)
     with pytest.raises(ForbiddenError, match="Only moderators"), school.db.write() as session:
-        lifecycle.check(session, STRANGER, lifecycle.load(session, project), Act.HIDE)
+        rights.check(session, STRANGER, projects.load(session, project), Act.HIDE)
 
 
 @given(
@@ -195,5 +196,5 @@ def test_a_moderator_stops_a_project_with_a_reason_that_is_public(school: School
 def test_a_project_may_compute_from_its_proposal_on_unless_it_rests_or_has_ended(school: School, stage: Stage) -> None:
     project = school.at(stage)
     with school.db.read() as session:
-        may = lifecycle.may_compute(lifecycle.load(session, project))
+        may = projects.may_compute(projects.load(session, project))
     assert may == (stage in {Stage.PROPOSED, Stage.RECRUITING, Stage.SCOPED, Stage.ACTIVE})

@@ -3,16 +3,16 @@
 import pytest
 from sqlalchemy import text
 
-from projects import lifecycle, membership, policies, updates
+from projects import membership, policies, projects, updates
 from projects.errors import ConflictError, ForbiddenError, InvalidError
-from projects.lifecycle import ReleasePolicy, Stage
 from projects.people import Actor, LabRole
+from projects.projects import ReleasePolicy, Stage
 from tests.projects.school import ADA, EMMY, GRACE, MARIE, ROSA, STRANGER, School
 
 
 def held(school: School, project: int) -> bool:
     with school.db.read() as session:
-        return lifecycle.is_held(lifecycle.load(session, project))
+        return projects.is_held(projects.load(session, project))
 
 
 def by_moderators(school: School) -> None:
@@ -131,7 +131,7 @@ def test_a_hidden_project_is_in_no_list_and_goes_on(school: School) -> None:
 
     def listed() -> list[int]:
         with school.db.read() as session:
-            return [view.id for view in lifecycle.views(session)]
+            return [view.id for view in projects.views(session)]
 
     assert listed() == [two, one]
     school.hide(one)

@@ -23,7 +23,7 @@ from broker.allocations.pools import Grant
 from broker.publications import Publication
 from broker.runs.attempts import OPEN, Attempt
 from broker.runs.runs import ENDED, Run, RunKind, RunState
-from projects.record import record
+from projects.record import record, verification
 from tests.absent import REQUIRE_ALL
 from tests.system.census import Census
 
@@ -133,7 +133,7 @@ def _ended(session: Session, launched: int) -> Line:
 
 
 def _record(session: Session) -> Line:
-    verdicts = [record.verify(session, stream) for stream in record.streams(session)]
+    verdicts = [verification.verify(session, stream) for stream in record.streams(session)]
     entries = sum(verdict.entries for verdict in verdicts)
     problems = [f"{verdict.stream}: {verdict.problem}" for verdict in verdicts if not verdict.ok]
     return Line("the record's chains are whole", f"{entries} entries in {len(verdicts)} chains", problems)

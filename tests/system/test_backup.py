@@ -14,7 +14,7 @@ from cli.backup import KeepingError
 from cli.services import Parts
 from projects.db.database import Database
 from projects.people import Actor
-from projects.record import record
+from projects.record import record, verification
 from projects.settings import Settings
 from tests.broker.lab import Lab
 from tests.broker.lab import settings as settings_of
@@ -70,7 +70,7 @@ def busy(two: tuple[Settings, Settings]) -> Iterator[Lab]:
 def heads(settings: Settings) -> dict[str, int]:
     db = Database(settings.database)
     with db.read() as session:
-        assert all(record.verify(session, stream).ok for stream in record.streams(session))
+        assert all(verification.verify(session, stream).ok for stream in record.streams(session))
         found = dict(record.streams(session))
     db.close()
     return found

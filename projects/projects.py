@@ -1,0 +1,264 @@
+"""Projects and their members: the tables, and how they are listed, found and shown.
+
+What moves a project from one stage to the next is in `projects.lifecycle`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from sqlalchemy import Select, String, cast, func
+from sqlalchemy.orm import Session
+from sqlmodel import Field, col, select
+
+from projects import text
+from projects.db.columns import Base, foreign_key, row_id, timestamp, utcnow, words
+from projects.errors import NotFoundError
+from projects.people import Person
+
+SUGGESTED = 25
+"""Discord shows at most this many suggestions."""
+
+
+class Stage(StrEnum):
+    """Where a project stands."""
+
+    PROPOSED = "proposed"
+    RECRUITING = "recruiting"
+    SCOPED = "scoped"
+    ACTIVE = "active"
+    PAUSED = "paused"
+    COMPLETED = "completed"
+    STOPPED = "stopped"
+
+
+class Outcome(StrEnum):
+    """How a project ended. A negative result is a result worth telling."""
+
+    RESULT = "result"
+    NEGATIVE = "negative result"
+    ABANDONED = "abandoned"
+
+
+class ReleasePolicy(StrEnum):
+    """Whether checkpoints are public as they come, or stay private until a reviewer's decision."""
+
+    OPEN = "open"
+    HELD = "held"
+
+
+class ProjectRole(StrEnum):
+    """What a person is to one project."""
+
+    LEAD = "lead"
+    CONTRIBUTOR = "contributor"
+    FOLLOWER = "follower"
+
+
+ENDED = frozenset({Stage.COMPLETED, Stage.STOPPED})
+LICENCES = ("Apache-2.0", "MIT", "BSD-3-Clause", "CC0-1.0", "CC-BY-4.0", "CC-BY-SA-4.0", "CC-BY-NC-4.0")
+
+
+class Project(Base, table=True):
+    """A question that people work on together. `stage_reason` is why it was paused or stopped."""
+
+    __tablename__ = "projects"
+
+    id: int = row_id()
+    request_id: str = Field(unique=True)
+    title: str = words()
+    question: str = words()
+    why: str = words()
+    needs: str = words()
+    stage: str = Stage.PROPOSED
+    stage_reason: str = words(default="")
+    lead_id: int = foreign_key("people.id")
+    goal: str = words(default="")
+    plan: str = words(default="")
+    compute: str = words(default="")
+    release: str = words(default="")
+    release_policy: str = ReleasePolicy.OPEN
+    licence: str = LICENCES[0]
+    has_channel: bool = False
+    hidden: bool = False
+    outcome: str | None = None
+    learnt: str = words(default="")
+    created_at: datetime = timestamp(default=utcnow)
+
+
+class Membership(Base, table=True):
+    """That a person works on a project, or follows it. Its lead is a contributor whom the project names."""
+
+    __tablename__ = "memberships"
+
+    project_id: int = foreign_key("projects.id", primary_key=True)
+    person_id: int = foreign_key("people.id", primary_key=True)
+    role: str = ProjectRole.CONTRIBUTOR
+    joined_at: datetime = timestamp(default=utcnow)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A person of a project, as cards show them."""
+
+    discord_id: str
+    name: str
+    lead: bool
+
+
+@dataclass(frozen=True)
+class ProjectView:
+    """A project as cards show it; `members` are who works on it, the lead first, and followers are counted apart."""
+
+    id: int
+    title: str
+    stage: Stage
+    question: str
+    why: str
+    needs: str
+    goal: str
+    plan: str
+    compute: str
+    release: str
+    outcome: Outcome | None
+    learnt: str
+    members: tuple[Member, ...]
+    followers: int = 0
+    stage_reason: str = ""
+    release_policy: ReleasePolicy = ReleasePolicy.OPEN
+    licence: str = LICENCES[0]
+    has_channel: bool = False
+    hidden: bool = False
+
+    @property
+    def lead(self) -> Member:
+        """Who leads the project."""
+        return self.members[0]
+
+    @property
+    def slug(self) -> str:
+        """A short name fit for a channel or a repository: unique, lower case, ASCII."""
+        return f"p{self.id}-{text.slug(self.title, most=50)}".rstrip("-")
+
+
+def load(session: Session, project_id: int) -> Project:
+    """The project's row; raises NotFoundError."""
+    project = session.get(Project, project_id)
+    if project is None:
+        raise NotFoundError(f"There is no project {project_id}; /project list shows those there are.")
+    return project
+
+
+def lock(session: Session, project_id: int) -> Project:
+    """The project's row, locked first of all, so that two changes of a project take turns and cannot deadlock."""
+    load(session, project_id)
+    return session.get_one(Project, project_id, with_for_update={"key_share": True}, populate_existing=True)
+
+
+def works_on(session: Session, person: Person, project: Project) -> bool:
+    """Whether the person is the project's lead or a contributor; followers only read along."""
+    membership = session.get(Membership, (project.id, person.id))
+    return membership is not None and membership.role != ProjectRole.FOLLOWER
+
+
+def members(session: Session, project_ids: Sequence[int]) -> Mapping[int, tuple[Member, ...]]:
+    """The members of each project, without its followers: the lead first, then who joined first."""
+    leads = col(Person.id) == Project.lead_id
+    rows = session.execute(
+        select(Project.id, Person.discord_id, Person.name, leads)
+        .join(Membership, col(Membership.project_id) == Project.id)
+        .join(Person, col(Membership.person_id) == Person.id)
+        .where(col(Project.id).in_(project_ids), Membership.role != ProjectRole.FOLLOWER)
+        .order_by(~leads, col(Membership.joined_at))
+    )
+    found: dict[int, tuple[Member, ...]] = dict.fromkeys(project_ids, ())
+    for project_id, discord_id, name, lead in rows:
+        found[project_id] += (Member(discord_id, name, bool(lead)),)
+    return found
+
+
+def head_count(session: Session, project_ids: Sequence[int], role: ProjectRole) -> Mapping[int, int]:
+    """How many people have a role in each project."""
+    rows = session.execute(
+        select(Membership.project_id, func.count())
+        .where(col(Membership.project_id).in_(project_ids), Membership.role == role)
+        .group_by(col(Membership.project_id))
+    )
+    return dict.fromkeys(project_ids, 0) | dict(rows.all())
+
+
+def may_compute(project: Project) -> bool:
+    """Whether the project may ask for GPU time and launch runs: from its proposal on, unless it is paused or ended."""
+    return project.stage not in {Stage.PAUSED, *ENDED}
+
+
+def is_held(project: Project) -> bool:
+    """Whether the project's checkpoints stay private for now."""
+    return project.release_policy == ReleasePolicy.HELD
+
+
+def view(session: Session, project_id: int) -> ProjectView:
+    """The project as cards show it; raises NotFoundError."""
+    load(session, project_id)
+    return _views(session, [project_id])[0]
+
+
+def views(session: Session, *, limit: int = 25, stage: str | None = None) -> Sequence[ProjectView]:
+    """The newest projects first, of one stage or of all, without those that a moderator has hidden."""
+    newest = _shown(stage).order_by(col(Project.id).desc()).limit(limit)
+    return _views(session, session.scalars(newest).all())
+
+
+def _views(session: Session, project_ids: Sequence[int]) -> Sequence[ProjectView]:
+    """The projects of these numbers as cards show them, the newest first, read by three queries."""
+    listed = select(Project).where(col(Project.id).in_(project_ids)).order_by(col(Project.id).desc())
+    working = members(session, project_ids)
+    followers = head_count(session, project_ids, ProjectRole.FOLLOWER)
+    return [
+        ProjectView(
+            id=project.id,
+            title=project.title,
+            stage=Stage(project.stage),
+            question=project.question,
+            why=project.why,
+            needs=project.needs,
+            goal=project.goal,
+            plan=project.plan,
+            compute=project.compute,
+            release=project.release,
+            outcome=None if project.outcome is None else Outcome(project.outcome),
+            learnt=project.learnt,
+            members=working[project.id],
+            followers=followers[project.id],
+            stage_reason=project.stage_reason,
+            release_policy=ReleasePolicy(project.release_policy),
+            licence=project.licence,
+            has_channel=project.has_channel,
+            hidden=project.hidden,
+        )
+        for project in session.scalars(listed)
+    ]
+
+
+def count(session: Session, *, stage: str | None = None) -> int:
+    """How many projects `views` chooses from."""
+    return session.scalar(select(func.count()).select_from(_shown(stage).subquery())) or 0
+
+
+def search(session: Session, typed: str, *, open_only: bool = False, hidden: bool = False) -> Sequence[tuple[str, int]]:
+    """The newest projects that fit, as “3 · title” and number; either those that a moderator has hidden or the rest."""
+    name = cast(col(Project.id), String) + " · " + Project.title
+    # SQLite ignores the case of ASCII letters alone; what is typed as it is written fits in any case.
+    fits = name.icontains(typed, autoescape=True) | name.contains(typed, autoescape=True)
+    query = select(name, Project.id).where(col(Project.hidden).is_(hidden), fits)
+    if open_only:
+        query = query.where(col(Project.stage).not_in(ENDED))
+    return [
+        (shown, number) for shown, number in session.execute(query.order_by(col(Project.id).desc()).limit(SUGGESTED))
+    ]
+
+
+def _shown(stage: str | None) -> Select[int]:
+    shown = select(Project.id).where(col(Project.hidden).is_(False))
+    return shown if stage is None else shown.where(Project.stage == stage)
