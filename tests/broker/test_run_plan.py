@@ -63,7 +63,7 @@ def test_a_plan_says_what_a_launch_would_be_and_queues_nothing(lab: Lab, project
     assert (told.position, told.reason) == (preview.queue.position, preview.queue.reason)
 
 
-def test_a_draft_warns_of_a_time_limit_that_ends_before_a_checkpoint(lab: Lab, project: int) -> None:
+def test_a_plan_warns_of_a_time_limit_that_ends_before_a_checkpoint(lab: Lab, project: int) -> None:
     """First comes the start, which takes as long as that of the run measured, and then the steps at its rate."""
 
     def offered(time_limit: str, overrides: str = "") -> tuple[int, float | None, bool]:
