@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from bot import text
 from broker.reports import run_plan, why
-from broker.reports.run_plan import LaunchDraft
+from broker.reports.run_plan import RunPlan
 from broker.runners.processes import Process
 from broker.runs import attempts, runs, settlement
 from broker.runs.attempts import Checkpoint, Ending, Progress
@@ -139,17 +139,17 @@ async def test_an_offer_does_not_outlive_its_hour_or_its_place(shared_lab: Share
     before = await lab_runs(lab)
     offer = await ada.command("run launch", channel=channel.id, recipe="demo", time_limit="10m")
     assert offer.message is not None
-    draft = int(str(offer.message.buttons[0].custom_id).partition(":")[2])
+    plan = int(str(offer.message.buttons[0].custom_id).partition(":")[2])
     with pytest.raises(Exception, match="Only the one who asked"):
-        lab.call(run_plan.confirm, lab.actor("Grace"), draft)
+        lab.call(run_plan.confirm, lab.actor("Grace"), plan)
 
     def age(session: Session) -> None:
-        session.get_one(LaunchDraft, draft).created_at = utcnow() - timedelta(hours=2)
+        session.get_one(RunPlan, plan).created_at = utcnow() - timedelta(hours=2)
 
     lab.call(age)
     old = said(await ada.press(offer.message, "Launch"))
     assert old == "This offer is more than an hour old; type the command again to see what it costs now."
-    lab.call(run_plan.discard, lab.actor("Ada"), draft)
+    lab.call(run_plan.discard, lab.actor("Ada"), plan)
     gone = "This offer was cancelled; type the command again."
     assert said(await ada.press(offer.message, "Launch")) == gone
     assert said(await ada.press(offer.message, "Cancel")) == gone
