@@ -22,6 +22,7 @@ from bench.goals import Goal, as_json
 from bench.shapes import CPU, GPU, SHAPES, SMALL, Side
 from trainer.allocator import environment
 from trainer.config import load_recipe
+from trainer.contract import METRICS_FILE
 from trainer.metrics import flops_per_token
 
 ROOT = Path(__file__).parent.parent
@@ -140,7 +141,7 @@ def start_to_first_step() -> float:
         began = time.perf_counter()
         command = [sys.executable, "-m", "trainer", "train", "trainer/recipes/demo.yml", "--out", str(out)]
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-        while not (out / "metrics.jsonl").exists() and process.poll() is None:
+        while not (out / METRICS_FILE).exists() and process.poll() is None:
             time.sleep(0.02)
         seconds = time.perf_counter() - began
         process.terminate()

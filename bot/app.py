@@ -1,4 +1,4 @@
-"""The Discord client that the rest of the bot works with: its settings, and its own way to the database."""
+"""The Discord client that the rest of the bot shares, with its settings and its access to the database."""
 
 import asyncio
 import functools
@@ -23,14 +23,14 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 LONGEST_WAIT = 30.0
-"""Seconds for which a request waits for its bucket; where Discord says longer, discord.RateLimited is raised."""
+"""The most seconds that a request waits for a rate limit; where Discord asks for more, RateLimited is raised."""
 
 in_delivery: ContextVar[bool] = ContextVar("in_delivery", default=False)
-"""Set in the delivery and in all that it starts, whose calls of the database never stand before a person's."""
+"""Set in the delivery's tasks, whose database calls have threads of their own, so that no member waits for them."""
 
 
 class App(discord.Client):
-    """A client without privileged intents, which pings nobody, and calls the domain in threads of its own."""
+    """A client without privileged intents that mentions nobody, and calls the domain in threads of its own."""
 
     def __init__(self, settings: Settings, db: Database) -> None:
         super().__init__(
@@ -42,55 +42,67 @@ class App(discord.Client):
         )
         self.settings = settings
         self.server = Server.of(settings)
-        self.trouble = ""
+        self.problem = ""
         self.tree: app_commands.CommandTree[App]
         self.db = db
         self.renderer = Renderer()
-        self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="database")
+        # Reads, which a form waits for, never stand behind writes, which wait for one another.
+        self._readers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="reader")
+        self._writers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="writer")
         self._delivery_threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="delivery")
 
     async def read(self, call: Callable[Concatenate[Session, P], R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call a function of the domain in a session that only looks."""
+        """Call a function of the domain in a read-only session; returns what it returns."""
 
         def work() -> R:
             with self.db.read() as session:
                 return call(session, *args, **kwargs)
 
-        return await asyncio.get_running_loop().run_in_executor(self._pool(), work)
+        return await self._in(self._readers, work)
 
     async def write(self, call: Callable[Concatenate[Session, P], R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call a function of the domain in a transaction of its own."""
+        """Call a function of the domain in a transaction of its own; returns what it returns."""
 
         def work() -> R:
             with self.db.write() as session:
                 return call(session, *args, **kwargs)
 
-        return await asyncio.get_running_loop().run_in_executor(self._pool(), work)
+        return await self._in(self._writers, work)
 
-    async def look_again(self) -> None:
-        """Take over what the admins have chosen with `/stoa setup`; `trouble` is what the server lacks still."""
+    async def reload_server(self) -> None:
+        """Read again what the admins have chosen with `/stoa setup`; `problem` says what the server still lacks."""
         self.server = await self.read(server.load, self.settings)
 
     async def close(self) -> None:
-        """Leave Discord, and let the calls end that are still at the database."""
+        """Disconnect from Discord, and wait for running database calls to end."""
         await super().close()
-        for threads in (self._threads, self._delivery_threads):
+        for threads in (self._readers, self._writers, self._delivery_threads):
             end = functools.partial(threads.shutdown, wait=True, cancel_futures=True)
             await asyncio.get_running_loop().run_in_executor(None, end)
         self.renderer.close()
 
-    def _pool(self) -> ThreadPoolExecutor:
-        return self._delivery_threads if in_delivery.get() else self._threads
+    async def _in(self, threads: ThreadPoolExecutor, work: Callable[[], R]) -> R:
+        threads = self._delivery_threads if in_delivery.get() else threads
+        return await asyncio.get_running_loop().run_in_executor(threads, work)
 
 
 Interaction: TypeAlias = discord.Interaction[App]
 
 
-def actor(interaction: Interaction) -> Actor:
-    """The person who asks, with the lab roles that they hold at this moment.
+async def acknowledge(interaction: Interaction) -> None:
+    """Say that a private answer is to come, unless that was said: Discord hears of one within 3 s, or shows a failure.
 
-    Each act resolves the roles anew: a member may have lost one, or the admins may have chosen another role of the
-    server, while a form lay open.
+    A form cannot follow. Whatever opens one only reads before it.
+    """
+    if not interaction.response.is_done():
+        await interaction.response.defer(ephemeral=True, thinking=True)
+
+
+def actor(interaction: Interaction) -> Actor:
+    """The person who uses a command, button or form, with the lab roles that they hold at this moment.
+
+    Roles are resolved at each use: while a form was open, the member may have lost a role, or the admins may have
+    chosen another role of the server.
     """
     user = interaction.user
     roles = user.roles if isinstance(user, discord.Member) else []

@@ -1,4 +1,4 @@
-"""Buttons that outlive a restart: what they are about stands in their id, the state is read anew at each press."""
+"""Buttons that outlive a restart: their id says what they do to what, and each press reads the present state."""
 
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -11,13 +11,15 @@ from bot import errors
 from bot.app import Interaction
 from projects.errors import ConflictError
 
-Press = Callable[[Interaction, int], Awaitable[None]]
+Handler = Callable[[Interaction, int], Awaitable[None]]
+"""Handles a press of a button, given the number in its id."""
 
-_presses: dict[str, Press] = {}
+_handlers: dict[str, Handler] = {}
+"""The handler of each act."""
 
 
 class Button(ui.DynamicItem[ui.Button[Any]], template=r"(?P<act>[a-z_]+):(?P<id>[0-9]{1,18})"):
-    """A button that does the act of its name with the project, request or run of its number."""
+    """A button that does `act` to the project, request or run with the number `number`."""
 
     def __init__(
         self,
@@ -34,19 +36,19 @@ class Button(ui.DynamicItem[ui.Button[Any]], template=r"(?P<act>[a-z_]+):(?P<id>
     async def from_custom_id(
         cls, interaction: discord.Interaction[Any], item: ui.Item[Any], match: re.Match[str]
     ) -> Self:
-        """The button that was pressed."""
+        """Make the button that was pressed from its id."""
         return cls(match["act"], int(match["id"]))
 
     async def callback(self, interaction: discord.Interaction[Any]) -> Any:
-        """Do it, or say why not."""
+        """Call the handler of the button's act, and answer any error."""
         try:
-            if self.act not in _presses:
-                raise ConflictError("This button is of an earlier version of Stoa; the newest card has its successor.")
-            await _presses[self.act](interaction, self.number)
+            if self.act not in _handlers:
+                raise ConflictError("This button is from an earlier version of Stoa: use the one on the newest card.")
+            await _handlers[self.act](interaction, self.number)
         except Exception as error:
             await errors.answer(interaction, error)
 
 
-def register(presses: Mapping[str, Press]) -> None:
-    """Say what buttons are pressed for, by the names of their acts."""
-    _presses.update(presses)
+def register(handlers: Mapping[str, Handler]) -> None:
+    """Let these functions handle the presses of buttons, by the names of their acts."""
+    _handlers.update(handlers)

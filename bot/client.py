@@ -1,4 +1,4 @@
-"""The bot: stock discord.py, the commands, and the delivery. `run` is its one entry."""
+"""The bot: stock discord.py with the commands and the delivery. `run` starts it."""
 
 import asyncio
 import contextlib
@@ -47,21 +47,21 @@ class SetupError(Exception):
 
 
 class Tree(app_commands.CommandTree[App]):
-    """The commands, whose errors are all answered in one place."""
+    """The slash commands, whose errors are all answered by bot/errors.py."""
 
     async def on_error(self, interaction: Interaction, error: app_commands.AppCommandError) -> None:
-        """Answer what went wrong."""
+        """Answer an error."""
         await errors.answer(interaction, error)
 
     async def interaction_check(self, interaction: Interaction) -> bool:
-        """Say what is to be done where the server is not set up; `/stoa` works all the same."""
+        """Refuse commands while the server is not set up, with what to do; `/stoa` always works."""
         app = interaction.client
-        if not app.trouble or getattr(interaction.command, "root_parent", None) is stoa:
+        if not app.problem or getattr(interaction.command, "root_parent", None) is stoa:
             return True
-        await app.look_again()
-        if app.trouble and interaction.type is discord.InteractionType.application_command:
-            await errors.reply(interaction, text.escape(not_at_work(app.trouble)))
-        return not app.trouble
+        await app.reload_server()
+        if app.problem and interaction.type is discord.InteractionType.application_command:
+            await errors.reply(interaction, text.escape(not_working(app.problem)))
+        return not app.problem
 
 
 class Bot(App):
@@ -75,18 +75,18 @@ class Bot(App):
 
     async def setup_hook(self) -> None:
         """Register the commands and the buttons."""
-        await super().look_again()
+        await super().reload_server()
         guild = discord.Object(self.settings.guild_id)
         for group in (project, allocation, run_group, catalogue_group, cluster_group, stoa):
             self.tree.add_command(group, guild=guild)
         self.tree.add_command(put_on_record, guild=guild)
-        for nouns in (project_buttons, allocation_buttons, run_buttons, stoa_buttons):
-            buttons.register(nouns.PRESSES)
+        for module in (project_buttons, allocation_buttons, run_buttons, stoa_buttons):
+            buttons.register(module.HANDLERS)
         self.add_dynamic_items(Button)
         await self._register_commands()
 
     async def _register_commands(self) -> None:
-        """Register the commands, unless they stand in the server as they are; raises SetupError where it may not."""
+        """Register the commands, unless the server has the same ones. Raises SetupError where the bot may not."""
         guild = discord.Object(self.settings.guild_id)
         definition = [command.to_dict(self.tree) for command in self.tree.get_commands(guild=guild)]
         digest = hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()
@@ -102,15 +102,15 @@ class Bot(App):
         log.info("commands registered", count=len(definition))
 
     async def on_interaction(self, interaction: Interaction) -> None:
-        """Answer what discord.py leaves unanswered: a form that it no longer knows."""
+        """Answer a form that discord.py no longer knows."""
         await answer_closed(interaction)
 
     async def on_ready(self) -> None:
-        """Begin, unless the server is still to come."""
+        """Start delivering, if the server is there."""
         self._begin()
 
     async def on_guild_available(self, guild: discord.Guild) -> None:
-        """Begin, where the server came late; where the bot was removed meanwhile, Discord has dropped its commands."""
+        """Start delivering, and register the commands: Discord drops them when the bot is removed from the server."""
         self._begin()
         if guild.id == self.settings.guild_id:
             try:
@@ -119,49 +119,49 @@ class Bot(App):
                 log.warning("the commands cannot be registered; a restart tries again", reason=str(error))
 
     async def on_guild_join(self, guild: discord.Guild) -> None:
-        """Go on where the bot is invited again."""
+        """Start again where the bot is invited again."""
         await self.on_guild_available(guild)
 
     async def on_guild_channel_delete(self, channel: discord.abc.GuildChannel) -> None:
-        """Look anew where it was one of the lab's own, so that whoever uses a command hears of it."""
+        """Check the server, if one of the lab's own channels was deleted, so that commands say so."""
         if channel.id in {getattr(self.server, name) for name in CHANNELS}:
-            await self.look_again()
+            await self.reload_server()
 
     async def on_guild_role_delete(self, role: discord.Role) -> None:
-        """The same of the lab's own roles."""
+        """Check the server, if one of the lab's own roles was deleted."""
         if role.id in {getattr(self.server, name) for name in ROLES}:
-            await self.look_again()
+            await self.reload_server()
 
-    async def look_again(self) -> None:
-        """Take over what the admins have chosen, and begin where that was all that was missing."""
-        await super().look_again()
+    async def reload_server(self) -> None:
+        """Read again what the admins have chosen, and start delivering if nothing else is missing."""
+        await super().reload_server()
         self._begin()
 
     def _begin(self) -> None:
-        """Begin to deliver, once the server is there and set up."""
+        """Start the delivery, once the server is there and set up."""
         guild = self.get_guild(self.settings.guild_id)
         if guild is not None and guild.unavailable:
             return
         try:
-            trouble = check_server(guild, self.settings, self.server)
+            problem = check_server(guild, self.settings, self.server)
         except SetupError as error:
             if self._delivery is None and not self.failure.done():
                 self.failure.set_exception(error)
             if self._delivery is None or guild is None:
                 return
-            trouble = setting_up.trouble(guild, self.server)
-        if trouble:
-            if trouble != self.trouble:
-                log.warning(not_at_work(trouble))
-            self.trouble = trouble
+            problem = setting_up.problem(guild, self.server)
+        if problem:
+            if problem != self.problem:
+                log.warning(not_working(problem))
+            self.problem = problem
             return
-        self.trouble = ""
+        self.problem = ""
         if self._delivery is None:
             log.info("ready", name=str(self.user))
             self._delivery = asyncio.create_task(Delivery(self).run(), name="delivery")
 
     async def close(self) -> None:
-        """Stop delivering, then leave."""
+        """Stop the delivery, then disconnect."""
         if self._delivery is not None:
             self._delivery.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -171,27 +171,27 @@ class Bot(App):
 
 
 def check_server(guild: discord.Guild | None, settings: Settings, server: Server) -> str:
-    """What `/stoa setup` is to set right, or nothing; raises SetupError for what only the operator can."""
+    """What `/stoa setup` must fix, or an empty text. Raises SetupError for what only the operator can fix."""
     if guild is None:
         raise SetupError(_not_invited(settings))
     if server.unset or server.by_admins:
-        return setting_up.trouble(guild, server)
+        return setting_up.problem(guild, server)
     for name in CHANNELS:
         if not isinstance(guild.get_channel(getattr(server, name)), discord.TextChannel):
             variable = f"STOA_{name.upper()}_CHANNEL_ID"
             raise SetupError(f"{variable} names no text channel that the bot can see: set it to one's id.")
     if guild.get_role(server.reviewer_role) is None:
         raise SetupError("STOA_REVIEWER_ROLE_ID names no role of the server: set it to the id of the reviewers' role.")
-    return setting_up.trouble(guild, server)
+    return setting_up.problem(guild, server)
 
 
-def not_at_work(trouble: str) -> str:
-    """What the log and whoever uses a command are told."""
-    return f"Stoa is not at work in this server: {trouble} An admin sets it right with /stoa setup."
+def not_working(problem: str) -> str:
+    """The sentence that the log and anybody who uses a command get."""
+    return f"Stoa does not work in this server now: {problem} An admin can fix that with /stoa setup."
 
 
 def run(settings: Settings) -> None:
-    """Run the bot until SIGTERM or SIGINT. Ends with one sentence and status 1 where it cannot start."""
+    """Run the bot until SIGTERM or SIGINT. Exits with one sentence and status 1 where it cannot start."""
     log_format.configure()
     try:
         asyncio.run(_serve(settings))

@@ -1,4 +1,4 @@
-"""The one place that answers errors: commands, buttons and forms all come here. What went wrong is said in private."""
+"""Answers the errors of all commands, buttons and forms, privately to the person who used them."""
 
 import io
 import secrets
@@ -13,18 +13,18 @@ from bot import text
 from bot.app import Interaction
 from projects.errors import DomainError
 
-# Unknown interaction, already acknowledged, unknown webhook, invalid webhook token: nobody is left to be answered.
 UNANSWERABLE = frozenset({10062, 40060, 10015, 50027})
+"""Unknown interaction, already acknowledged, unknown webhook, invalid webhook token: it is too late for an answer."""
 BROKEN = (aiohttp.ClientError, OSError)
+"""The errors of a broken connection."""
 
 log = structlog.get_logger()
 
 
 async def answer(interaction: Interaction, error: Exception, written: str = "") -> None:
-    """Answer an error, in this order: the domain's refusals, Discord's own errors, and anything else.
+    """Answer an error: a refusal by the domain or by Discord says what is wrong, any other error apologises.
 
-    The first two say what is wrong; the last apologises with a reference that is also in the log. `written` is what
-    somebody wrote in vain: they get it back.
+    The apology has a reference that the log has too. `written` is what the person wrote in a form: they get it back.
     """
     if isinstance(error, app_commands.CommandInvokeError):
         error = error.original
@@ -45,17 +45,17 @@ async def answer(interaction: Interaction, error: Exception, written: str = "") 
 
 
 async def reply(interaction: Interaction, said: str, written: str = "") -> None:
-    """Answer the person who asked, privately, whatever has been answered so far; `written` comes as a file."""
+    """Answer an interaction privately, deferred or answered before or not; `written` is attached as a file."""
     try:
         await again(lambda: _say(interaction, text.bounded(said, text.MESSAGE), written))
     except discord.HTTPException as error:
         log.warning("an answer did not arrive", code=error.code, status=error.status)
-    except BROKEN as error:  # its text may name the interaction's token
+    except BROKEN as error:  # the error's text may contain the interaction's token
         log.warning("an answer did not arrive", error=type(error).__name__)
 
 
 async def again(send: Callable[[], Awaitable[object]]) -> None:
-    """Send an answer, and once more where the connection breaks: what it tells of is done."""
+    """Send an answer, and send it once more if the connection breaks: what it reports has happened."""
     try:
         await send()
     except BROKEN:

@@ -1,11 +1,11 @@
-"""The pace of all requests to Discord, kept where each one goes out, so that none is answered with a 429.
+"""Keeps the bot below Discord's limit over all routes, so that no request is answered with a 429.
 
-discord.py holds each route's own bucket; it learns of the limit over all routes only by being refused. Here requests
-go out evenly, below that limit, and only so many at once: answers that are slow to come cannot let a crowd arrive
-together. The interactions' own endpoints are outside of Discord's limit, so that a first answer never waits here.
+discord.py keeps to the limit of each route, but learns of the limit over all routes only when a request is refused.
+Here requests go out at an even rate below that limit, and only so many at once, so that slow answers cannot make many
+arrive together. Discord exempts the endpoints of interactions, so an answer to a person never waits here.
 
-discord.py also repeats a request after an error of Discord's own, which may have done the work all the same: what must
-not be made twice is asked for within `once`.
+discord.py also repeats a request after a server error, although Discord may have carried it out: `once` prevents that
+for requests which must not be carried out twice.
 """
 
 import asyncio
@@ -20,10 +20,10 @@ from typing import Any
 import aiohttp
 import structlog
 
-A_SECOND = 30.0
-AT_ONCE = 15
-FAILED = 500
-# Discord shuts out an address with 10,000 answers of 401, 403 or 429 within ten minutes.
+REQUESTS_A_SECOND = 30.0
+MOST_AT_ONCE = 15
+SERVER_ERROR = 500
+# Discord bans an address for a while after 10,000 answers of 401, 403 or 429 within ten minutes.
 INVALID = frozenset({401, 403, 429})
 MOST_INVALID = 5_000
 INVALID_SECONDS = 600.0
@@ -33,7 +33,7 @@ log = structlog.get_logger()
 
 
 class UnsureError(aiohttp.ClientError):
-    """Discord has failed at a request that it may have carried out."""
+    """Discord answered a request with a server error, and may have carried it out."""
 
 
 _failures: ContextVar[list[int] | None] = ContextVar("failures", default=None)
@@ -41,7 +41,7 @@ _failures: ContextVar[list[int] | None] = ContextVar("failures", default=None)
 
 @contextlib.contextmanager
 def once() -> Iterator[None]:
-    """Let a request in here go out again after a 429, but not after an error of Discord's own: raise UnsureError."""
+    """Raise UnsureError instead of repeating a request after a server error; after a 429 it is still repeated."""
     token = _failures.set([])
     try:
         yield
@@ -50,13 +50,19 @@ def once() -> Iterator[None]:
 
 
 class RateLimit:
-    """`trace` goes into the session through which the requests are made."""
+    """Limits the requests of an aiohttp session that is given `trace`."""
 
-    def __init__(self, *, a_second: float = A_SECOND, at_once: int = AT_ONCE, most_invalid: int = MOST_INVALID) -> None:
+    def __init__(
+        self,
+        *,
+        a_second: float = REQUESTS_A_SECOND,
+        at_once: int = MOST_AT_ONCE,
+        most_invalid: int = MOST_INVALID,
+    ) -> None:
         self._between = 1 / a_second
         self._most_invalid = most_invalid
         self._next = 0.0
-        self._places = asyncio.Semaphore(at_once)
+        self._slots = asyncio.Semaphore(at_once)
         self._invalid: deque[float] = deque()
         self.trace = aiohttp.TraceConfig()
         self.trace.on_request_start.append(self._start)
@@ -70,18 +76,18 @@ class RateLimit:
         if not request.counted:
             return
         await self._while_invalid()
-        await self._places.acquire()
+        await self._slots.acquire()
         try:
             now = time.monotonic()
             self._next = max(now, self._next + self._between)
             await asyncio.sleep(self._next - now)
         except BaseException:
-            self._places.release()
+            self._slots.release()
             raise
 
     async def _end(self, _: Any, request: SimpleNamespace, about: aiohttp.TraceRequestEndParams) -> None:
         failures = _failures.get()
-        if failures is not None and about.response.status >= FAILED:
+        if failures is not None and about.response.status >= SERVER_ERROR:
             failures.append(about.response.status)
         if about.response.status in INVALID and about.response.headers.get("X-RateLimit-Scope") != "shared":
             self._invalid.append(time.monotonic())
@@ -93,20 +99,18 @@ class RateLimit:
     def _release(self, request: SimpleNamespace) -> None:
         if request.counted:
             request.counted = False
-            self._places.release()
+            self._slots.release()
 
     async def _while_invalid(self) -> None:
-        """Wait while so many requests were refused of late that Discord may shut the bot out."""
-        told = False
+        """Wait while so many requests were refused in the last ten minutes that Discord might ban the bot."""
+        logged = False
         while True:
             past = time.monotonic() - INVALID_SECONDS
             while self._invalid and self._invalid[0] < past:
                 self._invalid.popleft()
             if len(self._invalid) < self._most_invalid:
                 return
-            if not told:
-                log.warning(
-                    "Discord has refused too many requests of late; the delivery waits", count=len(self._invalid)
-                )
-                told = True
+            if not logged:
+                log.warning("Discord has refused too many requests; the delivery waits", count=len(self._invalid))
+                logged = True
             await asyncio.sleep(1.0)

@@ -1,4 +1,4 @@
-"""Which channels and roles of the Discord server stand for what: as its admins chose, else as the settings say."""
+"""The purpose of each channel and role that Stoa uses on Discord, chosen by the admins, else by the settings."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -7,7 +7,7 @@ from typing import Self
 from sqlalchemy.orm import Session
 from sqlmodel import select
 
-from bot.tables import DiscordPlace
+from bot.tables import DiscordPurpose
 from projects import people
 from projects.people import Actor, LabRole
 from projects.record import record
@@ -17,6 +17,7 @@ CHANNELS = ("proposals", "review", "announcements", "record")
 CATEGORIES = ("lab_category", "projects_category")
 ROLES = ("reviewer_role", "moderator_role", "admin_role")
 
+# The permissions that the bot needs, by discord.py's name and by the label in Discord's settings.
 IN_PROPOSALS = {
     "view_channel": "View Channel",
     "send_messages": "Send Messages",
@@ -30,7 +31,7 @@ IN_GUILD = IN_PROPOSALS | {"manage_channels": "Manage Channels", "attach_files":
 
 @dataclass(frozen=True)
 class Server:
-    """Ids on Discord; 0 where nothing stands for it. `by_admins` says that `/stoa setup` has chosen some of them."""
+    """Discord's ids, 0 where none is chosen. `by_admins` says that `/stoa setup` has chosen some of them."""
 
     guild: int
     proposals: int
@@ -46,7 +47,7 @@ class Server:
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """As the settings say."""
+        """The choices in the settings."""
         return cls(
             guild=settings.guild_id,
             proposals=settings.proposals_channel_id,
@@ -59,7 +60,7 @@ class Server:
         )
 
     def lab_roles(self, role_ids: Iterable[int]) -> frozenset[LabRole]:
-        """The lab roles that stand for these ids of Discord roles; nobody holds a lab role whose id is 0."""
+        """The lab roles that the Discord roles with these ids give; nobody holds a lab role whose id is 0."""
         ids = {
             LabRole.REVIEWER: self.reviewer_role,
             LabRole.MODERATOR: self.moderator_role,
@@ -70,23 +71,23 @@ class Server:
 
     @property
     def unset(self) -> list[str]:
-        """What Stoa cannot do without and nothing stands for."""
+        """The channels and roles that Stoa needs and nobody has chosen."""
         return [name for name in (*CHANNELS, "reviewer_role") if not getattr(self, name)]
 
 
 def load(session: Session, settings: Settings) -> Server:
-    """As the server's admins have chosen, and where they have not, as the settings say."""
+    """The choices of the server's admins, and where they have made none, those in the settings."""
     server = Server.of(settings)
     known = {field.name for field in fields(Server)}
-    rows = session.scalars(select(DiscordPlace).where(DiscordPlace.guild_id == str(server.guild)))
+    rows = session.scalars(select(DiscordPurpose).where(DiscordPurpose.guild_id == str(server.guild)))
     chosen = {row.name: int(row.discord_id) for row in rows if row.name in known}
     return replace(server, **chosen, by_admins=bool(chosen))
 
 
 def choose(session: Session, actor: Actor, guild_id: int, chosen: Mapping[str, tuple[int, str]]) -> None:
-    """Let the channels, categories and roles (id and name) stand for what they are keyed by, in public."""
+    """Choose channels, categories and roles, given as id and name by their purposes, and enter that in the record."""
     by = people.ensure(session, actor)
     for name, (discord_id, _) in chosen.items():
-        session.merge(DiscordPlace(guild_id=str(guild_id), name=name, discord_id=str(discord_id)))
-    told = {name: {"id": str(discord_id), "name": called} for name, (discord_id, called) in chosen.items()}
-    record.append(session, record.LAB, "server.set_up", by=by, places=told)
+        session.merge(DiscordPurpose(guild_id=str(guild_id), name=name, discord_id=str(discord_id)))
+    places = {name: {"id": str(discord_id), "name": called} for name, (discord_id, called) in chosen.items()}
+    record.append(session, record.LAB, "server.set_up", by=by, places=places)

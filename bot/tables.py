@@ -1,4 +1,4 @@
-"""What the bot keeps: which messages and rooms on Discord stand for what, how far each stream is told, who sends."""
+"""The tables of the bot: its messages and channels on Discord, how far each stream is posted, and who may send."""
 
 from datetime import datetime
 
@@ -8,10 +8,11 @@ from projects.db.columns import Base, foreign_key, integer, timestamp, utcnow
 
 
 class DiscordMessage(Base, table=True):
-    """A message that the bot means to send once; while `message_id` is None the intent is open.
+    """A message that the bot sends once; while `message_id` is None, the intent to send it is open.
 
-    `key` names what it stands for: `entry:12:channel`, `project:3`, `allocation:5`, `run:7`. `digest` and `picture`
-    tell what a card shows now. `gone` means that a person has deleted it, which stands.
+    `key` says what it shows: the post `entry:12:channel`, or the card `project:3`, `allocation:5`, `change:4` or
+    `run:7`. `digest` and `picture` tell what a card shows now. `gone` means that a person has deleted the message, so
+    that it is not sent again.
     """
 
     __tablename__ = "discord_messages"
@@ -26,10 +27,11 @@ class DiscordMessage(Base, table=True):
     gone: bool = False
 
 
-class DiscordRoom(Base, table=True):
-    """A channel or thread of a project: `proposal:3` and `run:7` are threads, `project:3` is its channel.
+class DiscordChannel(Base, table=True):
+    """A channel or thread of a project: `project:3` is its channel; `proposal:3` and `run:7` are threads.
 
-    `mark` stands in the topic of a channel, so that one made just before a crash is found again.
+    `mark` is in the topic of the channel, by which it is found again if a crash follows its creation. `gone` means
+    that a person has deleted the channel or thread, so that nothing is posted there any more.
     """
 
     __tablename__ = "discord_rooms"
@@ -42,7 +44,7 @@ class DiscordRoom(Base, table=True):
 
 
 class DiscordCursor(Base, table=True):
-    """The number of the last entry of a stream that has been posted everywhere it belongs."""
+    """The number of the last entry of a stream that was posted in all of its channels."""
 
     __tablename__ = "discord_cursors"
 
@@ -61,7 +63,7 @@ class DiscordLease(Base, table=True):
 
 
 class DiscordCommands(Base, table=True):
-    """The digest of the commands that an application has last registered in a server."""
+    """The digest of the commands that an application last registered in a server."""
 
     __tablename__ = "discord_commands"
 
@@ -70,8 +72,8 @@ class DiscordCommands(Base, table=True):
     digest: str
 
 
-class DiscordPlace(Base, table=True):
-    """The channel, category or role that stands for something in a server, as its admins have chosen."""
+class DiscordPurpose(Base, table=True):
+    """The channel, category or role that a server's admins have chosen for a purpose, such as `proposals`."""
 
     __tablename__ = "discord_places"
 

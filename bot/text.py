@@ -1,4 +1,4 @@
-"""How the bot words things: what members typed is escaped and bounded, numbers are written for people."""
+"""Text for Discord: escapes and bounds what members typed, and writes numbers for people."""
 
 import re
 from collections.abc import Sequence
@@ -9,17 +9,17 @@ MESSAGE = 2000
 CARD = 4000
 ZERO_WIDTH = "\u200b"
 
-# A web address stays one; a list, a heading or a quote begins a line; the rest marks anywhere.
+# A web address is left as it is; a list, heading or quote is marked at the start of a line, all else anywhere.
 _MARKUP = re.compile(r"(https?://[^\s<>\\]+)|(^[ \t]*)([-+#>])|([\\*_~`|<\[\]])|@", re.MULTILINE)
 
 
 def length(value: str) -> int:
-    """How long Discord takes `value` to be at most: UTF-16 code units, as its clients count."""
+    """The length of `value` in UTF-16 code units, as Discord's clients count; its servers never count more."""
     return len(value.encode("utf-16-le", "surrogatepass")) // 2
 
 
 def bounded(value: str, most: int) -> str:
-    """`value` cut to `most` UTF-16 units, with “…” where something is missing; no escape is left half."""
+    """`value` cut to `most` UTF-16 units, with “…” where something is missing; an escape is never cut in half."""
     if length(value) <= most:
         return value
     kept = value.encode("utf-16-le", "surrogatepass")[: 2 * (most - 1)].decode("utf-16-le", "ignore")
@@ -28,9 +28,9 @@ def bounded(value: str, most: int) -> str:
 
 
 def escape(value: str) -> str:
-    """`value` as literal text: no markdown, mention, custom emoji, timestamp or masked link is left in it.
+    """`value` as literal text, which Discord shows without markdown, mention, custom emoji, timestamp or masked link.
 
-    discord.py's own takes seconds for some texts of 4,000 characters; this one is linear.
+    discord.py's own function takes seconds for some texts of 4,000 characters; this one takes linear time.
     """
 
     def replacement(found: re.Match[str]) -> str:
@@ -48,7 +48,7 @@ def line(value: str, most: int) -> str:
 
 
 def code(value: str, most: int) -> str:
-    """`value` as one line of code: in it a backslash is no escape, so a backtick is replaced."""
+    """`value` as one line of code. Backticks are replaced, as they cannot be escaped there."""
     return f"`{bounded(' '.join(value.split()).replace('`', 'ˋ').replace('@', '@' + ZERO_WIDTH), most)}`"
 
 
@@ -59,7 +59,10 @@ def quote(value: str, most: int) -> str:
 
 
 def listed(entries: Sequence[str], *, end: str = "", of: int = 0, most: int = MESSAGE) -> str:
-    """As many entries as fit `most` whole, “and N more” of all (`of`, where they are more), and the line `end`."""
+    """As many whole entries as fit in `most` units, then “and N more”, then the line `end`.
+
+    `of` is the number of all entries, where `entries` has only the first of them.
+    """
     room = most - length(end) - len("\n\n-# and 1,000,000 more")
     kept: list[str] = []
     for entry in entries:
@@ -72,7 +75,7 @@ def listed(entries: Sequence[str], *, end: str = "", of: int = 0, most: int = ME
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: “45 s”, “12 min”, “3 h 20 min”, “2 days 4 h”."""
+    """Seconds written for people: “45 s”, “12 min”, “3 h 20 min”, “2 days 4 h”."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"

@@ -1,1 +1,1 @@
-"""The compute: pools, grants, allocations, the ledger, runs, scheduling, launchers, checkpoints and publishing."""
+"""The compute: pools, grants, allocations, the ledger, runs, scheduling, runners, checkpoints and publishing."""

@@ -22,6 +22,7 @@ from sqlmodel import Field, col, select
 
 from broker import configs
 from projects import people, rights, text
+from projects.db import transition
 from projects.db.columns import Base, foreign_key, row_id, timestamp, utcnow, words
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
 from projects.people import Actor, Person
@@ -81,6 +82,10 @@ class CatalogueEntry(Base, table=True):
 
 
 _TAKEN = col(CatalogueEntry.state) != CatalogueState.DECLINED
+_ACCEPTED_RECIPES = (
+    col(CatalogueEntry.kind) == CatalogueKind.RECIPE,
+    col(CatalogueEntry.state) == CatalogueState.ACCEPTED,
+)
 Index("ix_catalogue_entries_name", col(CatalogueEntry.name), unique=True, sqlite_where=_TAKEN, postgresql_where=_TAKEN)
 
 
@@ -150,7 +155,7 @@ def accept(session: Session, actor: Actor | None, name: str, *, reason: str) -> 
     """Let everyone use the proposed entry, with a reason; a recipe's datasets must be accepted before it."""
     entry = _decidable(session, actor, name, CatalogueState.ACCEPTED)
     if entry.kind == CatalogueKind.RECIPE:
-        _demand_accepted(session, configs.read(entry.body))
+        _check_accepted(configs.read(entry.body), _every_dataset(session))
     _decide(session, actor, entry, CatalogueState.ACCEPTED, reason)
 
 
@@ -168,11 +173,7 @@ def retire(session: Session, actor: Actor | None, name: str, *, reason: str) -> 
 
 def recipes(session: Session) -> list[str]:
     """The names of the recipes that runs can be launched from: accepted ones, and built-in ones whose data are here."""
-    accepted = session.scalars(
-        select(CatalogueEntry.name).where(
-            CatalogueEntry.kind == CatalogueKind.RECIPE, CatalogueEntry.state == CatalogueState.ACCEPTED
-        )
-    )
+    accepted = session.scalars(select(CatalogueEntry.name).where(*_ACCEPTED_RECIPES))
     return sorted({*_ready(), *accepted})
 
 
@@ -213,30 +214,44 @@ def recipe_text(session: Session, name: str) -> str:
     if is_ready(name):
         return configs.built_in()[name]
     found = _named(session, name).body
-    _demand_accepted(session, configs.read(found))
+    _check_accepted(configs.read(found), _every_dataset(session))
     return found
 
 
 def trains_on(session: Session, config: TrainConfig) -> list[str]:
     """The data of a configuration by the names that members know: the catalogue's datasets, and built-in text."""
-    names = {
-        (entry.dataset, entry.revision): entry.name
-        for entry in session.scalars(select(CatalogueEntry).where(CatalogueEntry.kind == CatalogueKind.DATASET, _TAKEN))
-    }
-    return [
-        source.builtin or names.get((source.dataset or "", source.revision or ""), source.name)
-        for source in config.data.sources
-    ]
+    return _trains_on(config, _every_dataset(session))
 
 
 def by_dataset(session: Session) -> dict[str, list[str]]:
     """The datasets that recipes train on, and those accepted that none does yet, each with its recipes."""
-    found: dict[str, list[str]] = {name: [] for name in datasets(session)}
-    for recipe in recipes(session):
+    known = _every_dataset(session)
+    found: dict[str, list[str]] = {
+        name: [] for name in sorted(e.name for e in known if e.state == CatalogueState.ACCEPTED)
+    }
+    bodies = session.execute(select(CatalogueEntry.name, CatalogueEntry.body).where(*_ACCEPTED_RECIPES))
+    texts = {name: configs.built_in()[name] for name in _ready()} | dict(bodies.all())
+    for recipe, body in sorted(texts.items()):
         with contextlib.suppress(DomainError):  # one of its datasets may have been retired
-            for name in trains_on(session, load(session, recipe)):
+            config = configs.read(body)
+            _check_accepted(config, known)
+            for name in _trains_on(config, known):
                 found.setdefault(name, []).append(recipe)
     return found
+
+
+def _every_dataset(session: Session) -> Sequence[CatalogueEntry]:
+    """The entries of datasets in any state."""
+    return session.scalars(select(CatalogueEntry).where(CatalogueEntry.kind == CatalogueKind.DATASET)).all()
+
+
+def _trains_on(config: TrainConfig, known: Sequence[CatalogueEntry]) -> list[str]:
+    """The same as `trains_on`, with the entries of datasets in hand."""
+    names = {(entry.dataset, entry.revision): entry.name for entry in known if entry.state != CatalogueState.DECLINED}
+    return [
+        source.builtin or names.get((source.dataset or "", source.revision or ""), source.name)
+        for source in config.data.sources
+    ]
 
 
 def check_trains_on(session: Session, recipe: str, config: TrainConfig, dataset: str) -> None:
@@ -345,24 +360,15 @@ def _check(config: TrainConfig) -> None:
             raise InvalidError(f"{key} names a place on a host; a recipe of the catalogue uses its datasets by name.")
 
 
-def _demand_accepted(session: Session, config: TrainConfig) -> None:
-    """Raise ConflictError unless every dataset of a recipe is accepted still."""
+def _check_accepted(config: TrainConfig, known: Sequence[CatalogueEntry]) -> None:
+    """Raise ConflictError unless every dataset of a recipe is accepted still, by the entries of datasets."""
     for source in config.data.sources:
         if source.dataset is None:
             continue
-        entry = session.scalars(
-            select(CatalogueEntry)
-            .where(
-                CatalogueEntry.kind == CatalogueKind.DATASET,
-                CatalogueEntry.dataset == source.dataset,
-                CatalogueEntry.revision == source.revision,
-                CatalogueEntry.licence == source.licence,
-            )
-            .order_by(col(CatalogueEntry.state) != CatalogueState.ACCEPTED)
-            .limit(1)
-        ).one_or_none()
-        if entry is None or entry.state != CatalogueState.ACCEPTED:
-            state = "not in the catalogue" if entry is None else entry.state
+        same = (source.dataset, source.revision, source.licence)
+        states = [entry.state for entry in known if (entry.dataset, entry.revision, entry.licence) == same]
+        if CatalogueState.ACCEPTED not in states:
+            state = states[0] if states else "not in the catalogue"
             raise ConflictError(f"The recipe's dataset {source.dataset} is {state}; it must be accepted.")
 
 
@@ -386,8 +392,7 @@ def _decidable(
     entry = _named(session, name)
     if lock:
         session.refresh(entry, with_for_update=True)
-    if to not in TRANSITIONS[CatalogueState(entry.state)]:
-        raise ConflictError(f"“{entry.name}” is {entry.state} and cannot become {to}.")
+    transition.check(entry, to, TRANSITIONS, name=f"“{entry.name}”")
     proposer = None if entry.proposed_by is None else session.get_one(Person, entry.proposed_by)
     if actor is not None and proposer is not None and proposer.discord_id == str(actor.discord_id):
         raise ForbiddenError("Nobody decides on an entry of their own; another admin can.")
@@ -397,9 +402,8 @@ def _decidable(
 def _decide(session: Session, actor: Actor | None, entry: CatalogueEntry, to: CatalogueState, reason: str) -> None:
     because = text.prose("The reason", reason, most=text.USUAL)
     person = None if actor is None else people.ensure(session, actor)
-    entry.state, entry.reason = to, because
-    entry.decided_by = None if person is None else person.id
-    session.flush()
+    decided = {"decided_by": None if person is None else person.id, "reason": because}
+    transition.move(session, entry, to, TRANSITIONS, decided, name=f"“{entry.name}”")
     record.append(session, record.LAB, f"catalogue.{to}", by=person, why=because, **_about(entry))
 
 

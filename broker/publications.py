@@ -3,7 +3,8 @@
 A run's repository is private as long as its project holds its releases back, and opened when reviewers have so decided.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
@@ -105,14 +106,36 @@ def runs_kept() -> Select[int]:
     return select(Publication.run_id).where(Publication.disk == Disk.KEPT)
 
 
-def delayed(session: Session, run_id: int, *, after: int) -> str:
-    """One sentence where the next checkpoint has failed to be published `after` times or more; empty otherwise."""
-    row = session.scalars(
-        select(Publication).where(Publication.run_id == run_id, unpublished()).order_by(col(Publication.step)).limit(1)
-    ).one_or_none()
-    if row is None or row.tries < after:
-        return ""
-    return f"The checkpoint of step {row.step:,} is not on the Hub yet, after {row.tries} tries; it is tried again."
+@dataclass
+class Published:
+    """What of a run's checkpoints is on the Hub, by step and address.
+
+    `delayed` is one sentence where the next checkpoint has failed to get there time and again, and empty otherwise.
+    """
+
+    links: list[tuple[int, str]] = field(default_factory=list)
+    delayed: str = ""
+
+
+def of_runs(session: Session, run_ids: Sequence[int], *, delayed_after: int) -> Mapping[int, Published]:
+    """What of each run's checkpoints is on the Hub; one counts as delayed after `delayed_after` tries."""
+    found = {run_id: Published() for run_id in run_ids}
+    waits: dict[int, Publication] = {}
+    rows = session.scalars(
+        select(Publication)
+        .where(col(Publication.run_id).in_(run_ids))
+        .order_by(col(Publication.run_id), col(Publication.step))
+    )
+    for row in rows:
+        if row.url is not None:
+            found[row.run_id].links.append((row.step, row.url))
+        elif row.disk != Disk.LOST:
+            waits.setdefault(row.run_id, row)
+    for run_id, row in waits.items():
+        if row.tries >= delayed_after:
+            said = f"The checkpoint of step {row.step:,} is not on the Hub yet, after {row.tries} tries"
+            found[run_id].delayed = f"{said}; it is tried again."
+    return found
 
 
 def held(session: Session) -> set[int]:

@@ -1,13 +1,17 @@
 """What operators decide at the command line: compute, policies, the catalogue, the record, and who may take part."""
 
+import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from inspect import Parameter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 from uuid import uuid4
 
 import typer
+
+from broker.runners import registry
 
 if TYPE_CHECKING:
     from projects.db.database import Database
@@ -66,16 +70,29 @@ def refuse(sentence: str) -> NoReturn:
     sys.exit(2)
 
 
+def takes_runner_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that pools of some runner have, in place of its `**options`; None where not given."""
+    signature = inspect.signature(command)
+    own = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
+    for option in registry.pool_options().values():
+        shown = Annotated[str | None, typer.Option(help=option.help, show_default=option.default or False)]
+        own.append(Parameter(option.name, Parameter.KEYWORD_ONLY, default=None, annotation=shown))
+    vars(command)["__signature__"] = signature.replace(parameters=own)
+    return command
+
+
 @pool_app.command("add")
+@takes_runner_options
 def pool_add(
     name: str,
     gpu_type: str,
     gpus: int,
-    launcher: Annotated[str, typer.Option(help="local or slurm")] = "local",
+    runner: Annotated[
+        str, typer.Option(help=f"What starts the trainers: {' or '.join(registry.names())}.")
+    ] = registry.DEFAULT,
     price_weight: Annotated[float, typer.Option(help="What a GPU-second weighs in fair-share.")] = 1.0,
-    partition: Annotated[str, typer.Option(help="Slurm's partition; its default when not given.")] = "",
-    gres: Annotated[str, typer.Option(help="What Slurm calls these GPUs: gpu, gpu:h200; empty asks for none.")] = "gpu",
-    most_submitted: Annotated[int, typer.Option(help="Jobs that Slurm is given at a time.")] = 4,
+    most_submitted: Annotated[int, typer.Option(help="Jobs that a runner's own queue is given at a time.")] = 4,
+    **options: str | None,
 ) -> None:
     """Add a pool of GPUS devices of GPU_TYPE."""
     from broker.allocations import pools
@@ -86,10 +103,9 @@ def pool_add(
             name=name,
             gpu_type=gpu_type,
             gpus=gpus,
-            launcher=launcher,
+            runner=runner,
             price_weight=price_weight,
-            slurm_partition=partition,
-            slurm_gres=gres,
+            runner_options={option: value for option, value in options.items() if value is not None},
             most_submitted=most_submitted,
         )
     typer.echo(f"pool {name}: {gpus} × {gpu_type}")
@@ -116,10 +132,11 @@ def pool_list() -> None:
     from broker.allocations import ledger, pools
 
     with refusing(), database().read() as session:
+        available = pools.available(session)
         for pool in pools.every(session):
-            left = ledger.in_hours(pools.available(session, pool.id))
+            left = ledger.in_hours(available.get(pool.id, 0))
             typer.echo(
-                f"{pool.name}: {pool.gpus} × {pool.gpu_type}, {pool.launcher}, weight {pool.price_weight:g}, "
+                f"{pool.name}: {pool.gpus} × {pool.gpu_type}, {pool.runner}, weight {pool.price_weight:g}, "
                 f"{left} GPU-hours left"
             )
 

@@ -28,6 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from bot import server
 from bot.server import CHANNELS, IN_GUILD, IN_OTHERS, IN_PROPOSALS, Server
 from broker.allocations import pools
+from broker.runners import registry
 from projects.db import database as database
 from projects.db.columns import utcnow
 from projects.db.database import Database
@@ -61,6 +62,7 @@ def examine(settings: Settings) -> list[Finding]:
         *check_discord(settings),
         check_hub(settings),
         check_gpus(settings),
+        *check_runners(settings),
         check_disk(settings.home),
         *check_clock(settings),
     ]
@@ -262,6 +264,23 @@ def check_gpus(settings: Settings) -> Finding:
         advice = "Look at the driver (nvidia-smi -L), or run doctor and the worker on the pool's own host."
         return Finding("GPUs", f"{count} here, and the pool {counted}", advice)
     return Finding("GPUs", f"{count} here" + (f", and the pool {counted}" if wanted else "; no pool here needs one"))
+
+
+def check_runners(settings: Settings) -> Iterator[Finding]:
+    """What each runner that a pool uses has to say, such as whether its own queue answers."""
+    if _is_missing(settings):
+        return
+    db = Database(settings.database)
+    try:
+        with db.read() as session:
+            used = pools.runners(session)
+    except SQLAlchemyError:
+        return
+    finally:
+        db.close()
+    for name in used:
+        if check := registry.named(name).check():
+            yield Finding(f"the runner {name}", check.found, check.advice)
 
 
 def check_disk(home: Path, least: int = LEAST_FREE_BYTES) -> Finding:

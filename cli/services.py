@@ -17,8 +17,8 @@ from pathlib import Path
 import psutil
 from pydantic import SecretStr
 
+from broker.runners import registry
 from broker.runners.shim import tied_to_parent
-from broker.runners.slurm import PASSED_ON
 from projects.settings import Settings
 
 # Each part is given only the secrets that it needs: what is not named here, no part gets.
@@ -29,8 +29,9 @@ SECRETS: Mapping[str, frozenset[str]] = {
     "scheduler": frozenset({"database_url", "redis_url"}),
 }
 SECRET_NAMES = frozenset({"discord_token", "hub_token", "database_url", "redis_url"})
-STOP_SECONDS = 20.0
-SETTLE_SECONDS = 15.0
+START_SECONDS = 300.0
+STOP_SECONDS = 60.0
+SETTLE_SECONDS = 60.0
 MOST_FALLS, FALLS_SECONDS = 3, 3600.0
 """How often, in how long, a part may end by itself and be started again."""
 LOCK = ".lock"
@@ -54,7 +55,7 @@ class Part:
 
 def environment(settings: Settings, part: str) -> dict[str, str]:
     """The environment of a part: the settings, but of the secrets only its own."""
-    values = {name: os.environ[name] for name in PASSED_ON if name in os.environ} | {"STOA_ENV_FILE": ""}
+    values = registry.environment() | {"STOA_ENV_FILE": ""}
     for name, value in settings.model_dump().items():
         if name in SECRET_NAMES - SECRETS[part]:
             continue
@@ -89,11 +90,11 @@ class Parts:
             )
         part = Part(name, command, env, log, popen)
         self.running[name] = part
-        until = time.monotonic() + 60
+        until = time.monotonic() + START_SECONDS
         while not ready():
             self.check(name)
             if time.monotonic() > until:
-                raise PartError(f"The {name} was not ready after a minute; its log is {log}.")
+                raise PartError(f"The {name} was not ready after {START_SECONDS / 60:g} minutes; its log is {log}.")
             time.sleep(0.05)
         return part
 

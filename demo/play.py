@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 import webbrowser
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -92,14 +93,14 @@ async def _play(console: Console, home: Path, *, stay: bool) -> int:
     return 0
 
 
-async def set_stage(home: Path, parts: Parts, **changes: object) -> Stage:
-    """Start the parts of Stoa, and the loopback Discord and Hub they talk to; `changes` are to the settings."""
+async def set_stage(home: Path, parts: Parts, bot: Mapping[str, object] | None = None) -> Stage:
+    """Start the parts of Stoa, and the loopback Discord and Hub they talk to; `bot` changes the bot's settings."""
     where = home / "sandbox"
     command = [sys.executable, "-m", "sandbox", "--dir", str(where)]
     environment = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     parts.start("sandbox", command, environment, (where / "sandbox.json").exists)
     guild = await Guild.open(where)
-    settings = settings_for(home, guild.info).model_copy(update=changes)
+    settings = settings_for(home, guild.info)
     database = Database(settings.database)
     database.migrate()
     with database.write() as session:
@@ -110,8 +111,8 @@ async def set_stage(home: Path, parts: Parts, **changes: object) -> Stage:
     parts.start_stoa(settings, "scheduler")
     parts.start_stoa(settings, "worker", "--drain")  # so that no run outlives a demo, however that ends
     parts.start_stoa(settings, "publisher")
-    parts.start_stoa(settings, "bot")
-    await guild.wait_for_bot("project", timeout=60)
+    parts.start_stoa(settings.model_copy(update=bot), "bot")
+    await guild.wait_for_bot("project")
     return Stage(home, settings, database, guild)
 
 
@@ -136,7 +137,7 @@ def settings_for(home: Path, sandbox: dict[str, Any]) -> Settings:
         hub_endpoint=sandbox["hub"],
         hub_token=SecretStr(sandbox["hub_token"]),
         hub_namespace="stoa",
-        lease_seconds=10,
+        lease_seconds=20,
         stop_grace_seconds=GRACE_SECONDS,
         picture_seconds=8,
         tick_seconds=0.5,

@@ -19,9 +19,9 @@ from projects import projects
 from projects.db.columns import utcnow
 from projects.projects import Project
 from projects.record import record, verification
+from sandbox.patience import PATIENCE
 from sandbox.people import Answer, Message
 
-LONGEST_RUN_SECONDS = 400
 CLEARLY = 0.5  # nats per token by which the held-out loss must end below the unigram entropy
 
 
@@ -53,16 +53,14 @@ async def propose(stage: Stage, console: Console) -> str:
         },
     )
     _private(answer)
-    card = await stage.guild.wait_for(
-        "proposals", lambda m: "close brackets" in m.text and "Join" in m.button_labels, 20
-    )
+    card = await stage.guild.wait_for("proposals", lambda m: "close brackets" in m.text and "Join" in m.button_labels)
     with stage.database.read() as session:
         stage.project_id = session.scalars(select(Project.id)).one()
     threads = [
         channel for channel in await stage.guild.channels() if channel.is_thread and channel.id == card.thread_id
     ]
     if not threads:
-        await stage.guild.wait_for_channel(lambda c: c.is_thread and c.id == card.id, 20)
+        await stage.guild.wait_for_channel(lambda c: c.is_thread and c.id == card.id)
     return "the proposal stands in #proposals with a Join button and a thread"
 
 
@@ -70,7 +68,7 @@ async def join(stage: Stage, console: Console) -> str:
     """Grace joins by the button."""
     card = await stage.guild.wait_for("proposals", lambda m: "Join" in m.button_labels)
     answer = await stage.person("Grace").press(card, "Join")
-    await stage.guild.wait_for("proposals", lambda m: m.id == card.id and "Grace" in m.text, 20)
+    await stage.guild.wait_for("proposals", lambda m: m.id == card.id and "Grace" in m.text)
     return answer.text
 
 
@@ -90,9 +88,9 @@ async def scope(stage: Stage, console: Console) -> str:
             "What will be released": "All checkpoints, the metrics, and the order of the data.",
         },
     )
-    channel = await stage.guild.wait_for_channel(lambda c: c.name == slug, 30)
+    channel = await stage.guild.wait_for_channel(lambda c: c.name == slug)
     stage.channel = channel.id
-    await stage.guild.wait_for("proposals", lambda m: m.id == card.id and f"<#{channel.id}>" in m.text, 20)
+    await stage.guild.wait_for("proposals", lambda m: m.id == card.id and f"<#{channel.id}>" in m.text)
     return f"#{slug} is open, and the proposal links to it"
 
 
@@ -128,7 +126,7 @@ async def approve(stage: Stage, console: Console) -> str:
     form = await rosa.press(await _review_card(stage), "Approve")
     expect(form.kind == "modal", f"Approve should open a form for a reviewer, not: {form.text or form.kind}")
     await rosa.submit(form, {"GPU-hours": "1", "Reason": "One hour is plenty for this recipe; ask again for more."})
-    decision = await stage.guild.wait_for(stage.channel, lambda m: "One hour is plenty" in m.text, 20)
+    decision = await stage.guild.wait_for(stage.channel, lambda m: "One hour is plenty" in m.text)
     return _one_line(decision)
 
 
@@ -136,7 +134,7 @@ async def launch(stage: Stage, console: Console) -> str:
     """Ada sees what a run with a time limit and one override costs and what is left, and launches it by the button."""
     ada = stage.person("Ada")
     offer = await ada.command(
-        "run launch", channel=stage.channel, recipe="demo", time_limit="10m", gpus=2, override=stage.override
+        "run launch", channel=stage.channel, recipe="demo", time_limit="25m", gpus=2, override=stage.override
     )
     _private(offer)
     expect("GPU-hours at most" in offer.text and "left" in offer.text, f"the offer names no cost: {offer.text}")
@@ -151,13 +149,15 @@ async def launch(stage: Stage, console: Console) -> str:
 async def train(stage: Stage, console: Console) -> str:
     """The trainer trains; the run's card follows."""
     bar = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    until = time.monotonic() + LONGEST_RUN_SECONDS
     with Progress(*bar, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("queued")
+        seen, until = "", 0.0
         while (run := stage.run()).state not in runs.ENDED:
             loss = "" if run.loss is None else f"loss {run.loss:.2f}"
             progress.update(task, total=run.total_steps, completed=run.step, description=f"{run.state} {loss}")
-            expect(time.monotonic() < until, f"the run is still {run.state} after {LONGEST_RUN_SECONDS} s")
+            if seen != (stands := f"{run.state} at step {run.step}"):
+                seen, until = stands, time.monotonic() + PATIENCE
+            expect(time.monotonic() < until, f"the run is {stands} since {PATIENCE:g} s")
             await asyncio.sleep(0.5)
     expect(run.state == RunState.FINISHED, f"the run {run.state}: {run.reason}")
     with stage.database.read() as session:
@@ -171,7 +171,7 @@ async def train(stage: Stage, console: Console) -> str:
 async def card(stage: Stage, console: Console) -> str:
     """The run's card is one message, edited in place, with the curve as a picture."""
     found = await stage.guild.wait_for(
-        stage.channel, lambda m: bool(m.attachments) and "finished" in m.text.lower() and m.edits > 0, 40
+        stage.channel, lambda m: bool(m.attachments) and "finished" in m.text.lower() and m.edits > 0
     )
     pictures = [m for m in await stage.guild.messages(stage.channel) if m.attachments]
     expect(len(pictures) == 1, f"{len(pictures)} messages in the channel carry a picture, not one")
@@ -180,7 +180,7 @@ async def card(stage: Stage, console: Console) -> str:
 
 async def checkpoints(stage: Stage, console: Console) -> str:
     """Every checkpoint is a branch, its link a post in the run's thread; the last one is in the channel too."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + PATIENCE
     while True:
         run = stage.run()
         if run.checkpoints and run.checkpoints[-1].step == run.total_steps:
@@ -193,10 +193,10 @@ async def checkpoints(stage: Stage, console: Console) -> str:
     stage.branches = [f"step{step}" for step in steps]
     first, last = run.checkpoints[0].url, run.checkpoints[-1].url
     for url in (first, last):
-        await stage.guild.wait_for(stage.channel, _posts(url), 30)
+        await stage.guild.wait_for(stage.channel, _posts(url))
     run_card = await stage.guild.wait_for(stage.channel, lambda m: bool(m.attachments))
     thread = run_card.thread_id or run_card.id
-    await stage.guild.wait_for(thread, lambda m: last in m.text, 30)
+    await stage.guild.wait_for(thread, lambda m: last in m.text)
     told = [m.text for m in await stage.guild.messages(thread)]
     for checkpoint in run.checkpoints:
         expect(
@@ -221,7 +221,7 @@ async def open_checkpoints(stage: Stage, console: Console) -> str:
 
 async def sample(stage: Stage, console: Console) -> str:
     """A short text sampled from the last checkpoint is posted, and was charged like a run."""
-    until = time.monotonic() + 90
+    until = time.monotonic() + PATIENCE
     while True:
         with stage.database.read() as session:
             samples = runs.of_project(session, stage.project_id, kind=RunKind.SAMPLE)
@@ -232,7 +232,7 @@ async def sample(stage: Stage, console: Console) -> str:
     expect(samples[0].state == RunState.FINISHED, f"the sample {samples[0].state}: {samples[0].reason}")
     expect(samples[0].spent > 0, "the sample was not charged")
     post = await stage.guild.wait_for(
-        stage.channel, lambda m: "last checkpoint of run" in m.text and "writes" in m.text, 30
+        stage.channel, lambda m: "last checkpoint of run" in m.text and "writes" in m.text
     )
     return f"{samples[0].spent} GPU-seconds; {_one_line(post)}"
 
@@ -256,7 +256,7 @@ async def complete(stage: Stage, console: Console) -> str:
     form = await ada.command("project complete", channel=stage.channel)
     learnt = "Brackets close by step 64 here, long before indentation settles: too early to tell orders of data apart."
     await ada.submit(form, {"Outcome": "Negative result", "What was learnt": learnt})
-    told = await stage.guild.wait_for("announcements", lambda m: "Brackets close by step 64" in m.text, 30)
+    told = await stage.guild.wait_for("announcements", lambda m: "Brackets close by step 64" in m.text)
     for word in ("Ada", "Grace", stage.repo):
         expect(word in told.text, f"the announcement does not name {word}")
     return _one_line(told)
@@ -291,7 +291,7 @@ STORY: tuple[tuple[str, Act], ...] = (
 
 
 async def _review_card(stage: Stage) -> Message:
-    return await stage.guild.wait_for("compute-review", lambda m: "Approve" in m.button_labels, 20)
+    return await stage.guild.wait_for("compute-review", lambda m: "Approve" in m.button_labels)
 
 
 def _posts(url: str) -> Callable[[Message], bool]:

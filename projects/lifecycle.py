@@ -1,10 +1,10 @@
 """The lifecycle of a project: proposed, recruiting, scoped, active or paused, and completed or stopped, in public."""
 
-from sqlalchemy import update
 from sqlalchemy.orm import Session
-from sqlmodel import col, select
+from sqlmodel import select
 
 from projects import people, policies, projects, quotas, rights, text
+from projects.db import transition
 from projects.errors import ConflictError, InvalidError
 from projects.people import Actor
 from projects.projects import (
@@ -165,6 +165,7 @@ def complete(session: Session, actor: Actor, project_id: int, *, outcome: str, l
     project.outcome = outcome
     project.learnt = text.prose("What was learnt", learnt, most=text.LONG)
     move(session, project, Stage.COMPLETED)
+    members = projects.members(session, [project_id])[project_id]
     record.append(
         session,
         record.project_stream(project_id),
@@ -172,10 +173,7 @@ def complete(session: Session, actor: Actor, project_id: int, *, outcome: str, l
         by=lead,
         outcome=outcome,
         learnt=project.learnt,
-        people=[
-            {"id": member.discord_id, "name": member.name, "lead": member.lead}
-            for member in projects.members(session, project)
-        ],
+        people=[{"id": member.discord_id, "name": member.name, "lead": member.lead} for member in members],
     )
 
 
@@ -208,7 +206,7 @@ def _activate(session: Session, project: Project, min_people: int) -> None:
     """Make a scoped project with enough people active; by policy it has its channel from now on."""
     if project.stage != Stage.SCOPED:
         return
-    count = projects.head_count(session, project, ProjectRole.CONTRIBUTOR)
+    count = projects.head_counts(session, [project.id], ProjectRole.CONTRIBUTOR)[project.id]
     if count < min_people:
         return
     opens = not project.has_channel and policies.current(session).channel_policy == "automatic"
@@ -220,16 +218,7 @@ def _activate(session: Session, project: Project, min_people: int) -> None:
 
 def move(session: Session, project: Project, to: Stage) -> None:
     """Take one of the table's transitions, guarded against another taken at the same moment."""
-    _check_move(project, to)
-    session.flush()
-    moved = session.execute(
-        update(Project)
-        .where(col(Project.id) == project.id, col(Project.stage) == project.stage)
-        .values(stage=to)
-        .returning(col(Project.id))
-    ).one_or_none()
-    if moved is None:
-        raise ConflictError(f"“{project.title}” has just changed; look again.")
+    transition.move(session, project, to, TRANSITIONS, name=f"“{project.title}”", state="stage")
 
 
 def _check_unscoped(project: Project) -> None:
@@ -240,5 +229,4 @@ def _check_unscoped(project: Project) -> None:
 
 
 def _check_move(project: Project, to: Stage) -> None:
-    if to not in TRANSITIONS[Stage(project.stage)]:
-        raise ConflictError(f"“{project.title}” is {project.stage} and cannot become {to}.")
+    transition.check(project, to, TRANSITIONS, name=f"“{project.title}”", state="stage")

@@ -67,8 +67,3 @@ def find(session: Session, actor: Actor) -> Person | None:
 def known(session: Session, discord_id: int) -> Person | None:
     """The person with a Discord id, who may be banned."""
     return session.scalars(select(Person).where(Person.discord_id == str(discord_id))).one_or_none()
-
-
-def name_of(session: Session, person_id: int | None) -> str | None:
-    """The name of the person with this id, where there is one."""
-    return None if person_id is None else session.get_one(Person, person_id).name

@@ -10,6 +10,7 @@ answer = await ada.submit(form, {"Title": "Scaling laws of small models"})
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
+
+from sandbox.patience import PATIENCE
 
 Json = dict[str, Any]
 
@@ -150,10 +153,11 @@ class Guild:
 
     def __init__(self, info: Json) -> None:
         self.info = info
-        self._http = aiohttp.ClientSession(base_url=info["discord"])
+        # How long is waited is each call's own.
+        self._http = aiohttp.ClientSession(base_url=info["discord"], timeout=aiohttp.ClientTimeout(total=None))
 
     @classmethod
-    async def open(cls, root: Path, timeout: float = 30.0) -> Self:
+    async def open(cls, root: Path, timeout: float = PATIENCE) -> Self:
         """Waits for `root/sandbox.json`.
 
         Raises TimeoutError where no sandbox starts there in time.
@@ -214,7 +218,7 @@ class Guild:
         return bool((await self.call("GET", "/guild"))["bot_connected"])
 
     async def wait_for(
-        self, channel: str, predicate: Callable[[Message], object], timeout: float = 10.0, every: float = 0.1
+        self, channel: str, predicate: Callable[[Message], object], timeout: float = PATIENCE, every: float = 0.1
     ) -> Message:
         """The first message in a channel that fits, looking again until there is one.
 
@@ -222,40 +226,37 @@ class Guild:
         """
         seen: list[Message] = []
         reason = "it stayed empty"
-        try:
-            async with asyncio.timeout(timeout):
-                while True:
-                    try:
-                        seen = await self.messages(channel)
-                    except ActionError as error:
-                        reason = str(error)
-                    for message in seen:
-                        if predicate(message):
-                            return message
-                    await asyncio.sleep(every)
-        except TimeoutError:
-            held = "; ".join(message.text[:80] for message in seen[-5:]) or reason
-            raise TimeoutError(f"No message in #{channel} fitted within {timeout:g} s; last: {held}") from None
+        ends = time.monotonic() + timeout
+        while True:
+            try:
+                seen = await self.messages(channel)
+            except ActionError as error:
+                reason = str(error)
+            for message in seen:
+                if predicate(message):
+                    return message
+            if time.monotonic() > ends:
+                held = "; ".join(message.text[:80] for message in seen[-5:]) or reason
+                raise TimeoutError(f"No message in #{channel} fitted within {timeout:g} s; last: {held}")
+            await asyncio.sleep(every)
 
-    async def wait_for_channel(self, predicate: Callable[[Channel], bool], timeout: float = 10.0) -> Channel:
+    async def wait_for_channel(self, predicate: Callable[[Channel], bool], timeout: float = PATIENCE) -> Channel:
         """The first channel or thread that fits.
 
         Raises TimeoutError with the names there are.
         """
-        names: list[str] = []
-        try:
-            async with asyncio.timeout(timeout):
-                while True:
-                    listed = await self.channels()
-                    names = [channel.name for channel in listed]
-                    for channel in listed:
-                        if predicate(channel):
-                            return channel
-                    await asyncio.sleep(0.1)
-        except TimeoutError:
-            raise TimeoutError(f"No channel fitted within {timeout:g} s; there are: {', '.join(names)}") from None
+        ends = time.monotonic() + timeout
+        while True:
+            listed = await self.channels()
+            for channel in listed:
+                if predicate(channel):
+                    return channel
+            if time.monotonic() > ends:
+                names = ", ".join(channel.name for channel in listed)
+                raise TimeoutError(f"No channel fitted within {timeout:g} s; there are: {names}")
+            await asyncio.sleep(0.1)
 
-    async def wait_for_bot(self, command: str = "", timeout: float = 30.0) -> None:
+    async def wait_for_bot(self, command: str = "", timeout: float = PATIENCE) -> None:
         """Waits until the bot is on the gateway and, where named, has registered the command."""
         async with asyncio.timeout(timeout):
             while True:
@@ -267,6 +268,22 @@ class Guild:
     async def answer(self, before: Answer) -> Answer:
         """An answer as it stands now, with the follow-ups that came since."""
         return Answer.read(await self.call("GET", f"/interactions/{before.interaction_id}"))
+
+    async def wait_for_answer(
+        self, before: Answer, predicate: Callable[[Answer], object], timeout: float = PATIENCE
+    ) -> Answer:
+        """An answer once it fits, with what came of it since.
+
+        Raises TimeoutError that tells how it stood.
+        """
+        ends = time.monotonic() + timeout
+        while True:
+            now = await self.answer(before)
+            if predicate(now):
+                return now
+            if time.monotonic() > ends:
+                raise TimeoutError(f"The answer did not fit within {timeout:g} s: {now.kind}, {now.text[:200]}")
+            await asyncio.sleep(0.1)
 
     async def join(self, name: str) -> "Person":
         """A new member comes in."""
@@ -292,7 +309,7 @@ class Guild:
         """Breaks the next `count` bot requests whose "METHOD /path" matches the regex.
 
         `status` answers so and does nothing; `cut` does the work and hangs up before the answer, or with a `status`
-        answers so; `delay` waits first.
+        answers so; `delay` waits first, until the faults are cleared at most.
         """
         order = {"pattern": pattern, "count": count, "status": status, "cut": cut, "delay": delay}
         await self.call("POST", "/faults", order | {"retry_after": retry_after})
@@ -303,7 +320,8 @@ class Guild:
     async def limit(self, route: str, requests: int, seconds: float) -> None:
         """Sets the rate limit of a route such as "POST /channels/{channel_id}/messages".
 
-        Three are no routes: "rename", "old edit" (of messages older than an hour) and "invalid" (401, 403, 429).
+        Four are no routes: "rename", "old edit" (of messages older than an hour), "invalid" (401, 403, 429) and
+        "global".
         """
         await self.call("POST", "/limits", {"route": route, "requests": requests, "seconds": seconds})
 
@@ -345,7 +363,9 @@ class Person:
     async def _act(self, act: str, body: Json) -> Answer:
         return Answer.read(await self.guild.call("POST", f"/interactions/{act}", body | {"user": self.name}))
 
-    async def command(self, name: str, /, channel: str = "general", *, timeout: float = 10.0, **options: Any) -> Answer:
+    async def command(
+        self, name: str, /, channel: str = "general", *, timeout: float = PATIENCE, **options: Any
+    ) -> Answer:
         """Runs a slash command such as "project propose".
 
         Raises ActionError where the bot registered no such command or the options do not fit it. People, channels
@@ -362,7 +382,7 @@ class Person:
         body = {"command": name, "option": option, "typed": typed, "channel": channel, "options": options}
         return (await self._act("autocomplete", body)).choices
 
-    async def press(self, message: Message | str, target: str, *, timeout: float = 10.0) -> Answer:
+    async def press(self, message: Message | str, target: str, *, timeout: float = PATIENCE) -> Answer:
         """Presses a button, by label or custom id.
 
         Raises ActionError where there is none, it is disabled, or the message is not visible to this person.
@@ -370,7 +390,7 @@ class Person:
         message_id = message if isinstance(message, str) else message.id
         return await self._act("press", {"message_id": message_id, "target": target, "timeout": timeout})
 
-    async def menu(self, message: Message | str, name: str, *, timeout: float = 10.0) -> Answer:
+    async def menu(self, message: Message | str, name: str, *, timeout: float = PATIENCE) -> Answer:
         """Chooses an entry of a message's context menu, such as "Put on record".
 
         Raises ActionError where the bot registered no such entry, or the message is not visible to this person.
@@ -378,13 +398,13 @@ class Person:
         message_id = message if isinstance(message, str) else message.id
         return await self._act("menu", {"message_id": message_id, "name": name, "timeout": timeout})
 
-    async def choose(self, message: Message | str, target: str, *values: str, timeout: float = 10.0) -> Answer:
+    async def choose(self, message: Message | str, target: str, *values: str, timeout: float = PATIENCE) -> Answer:
         """Chooses in a select, given by placeholder or custom id, options by label or value."""
         message_id = message if isinstance(message, str) else message.id
         body = {"message_id": message_id, "target": target, "values": list(values), "timeout": timeout}
         return await self._act("press", body)
 
-    async def submit(self, form: Answer, values: Json, *, force: bool = False, timeout: float = 10.0) -> Answer:
+    async def submit(self, form: Answer, values: Json, *, force: bool = False, timeout: float = PATIENCE) -> Answer:
         """Fills in a form by field label or custom id and sends it.
 
         Raises ActionError for what Discord's own client refuses (a required field left empty, too long a text), but

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -20,6 +20,7 @@ from sqlalchemy import create_engine, text
 from projects.db.database import Database
 from tests import lock_order
 from tests.absent import absent
+from tests.patience import PATIENCE
 
 ONCE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 """For a slow test of what the kind of database has no say in."""
@@ -60,7 +61,7 @@ def server(programs: Path) -> Iterator[str]:
         yield url
     finally:
         started.send_signal(signal.SIGQUIT)  # at once: nothing of it is kept
-        started.wait(30)
+        started.wait(PATIENCE)
         shutil.rmtree(folder, ignore_errors=True)
         Path(log.name).unlink()
 
@@ -101,6 +102,19 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
+def new_url(request: pytest.FixtureRequest, database_url: str, tmp_path: Path) -> Callable[[], str]:
+    """Makes a database without tables, of the same kind as the test's other one, and returns its URL."""
+
+    def new() -> str:
+        name = f"test_{secrets.token_hex(6)}"
+        if database_url.startswith("sqlite"):
+            return f"sqlite:///{tmp_path / name}.db"
+        return create(request.getfixturevalue("postgres"), name)
+
+    return new
+
+
+@pytest.fixture
 def db(database_url: str) -> Iterator[Database]:
     """A database with its tables."""
     database = Database(database_url)
@@ -131,7 +145,7 @@ def until_one_waits_for_a_lock(db: Database) -> None:
 
 def _wait_for(url: str) -> None:
     engine = create_engine(url)
-    until = time.monotonic() + 30
+    until = time.monotonic() + PATIENCE
     while True:
         try:
             with engine.connect():

@@ -45,7 +45,7 @@ Now you, in the server, with a second account beside the first; each line tells 
 [ ] A message's menu, Apps, Put on record: a post with a link that leads back to the message; once more: its number.
 [ ] As a moderator, delete a run's card: it does not come back, and the run's posts go on in the thread.
 [ ] Take “Send Messages” in the project's channel from the bot, then /project update: “Posting waits” in the review
-    channel; give it back: the update comes, and the notice says that it goes on.
+    channel; give it back: the update comes, and the notice says that it resumes.
 [ ] /project complete, with an outcome and what was learnt: an announcement with the people and the checkpoints.
 [ ] On a phone: the cards, pictures and forms are whole, and nothing scrolls sideways.
 [ ] Stop the bot for a minute and start it again: an old button works, and nothing is posted twice.

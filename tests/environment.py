@@ -2,9 +2,9 @@
 
 import os
 
-ESSENTIALS = ("PATH", "HOME", "LANG", "OMP_WAIT_POLICY")
+ESSENTIALS = ("PATH", "HOME", "LANG", "OMP_WAIT_POLICY", "STOA_TEST_SLOW")
 
 
 def bare() -> dict[str, str]:
-    """An environment without settings and secrets."""
+    """An environment without settings and secrets; STOA_TEST_SLOW lengthens the nets of the demo, too."""
     return {name: os.environ[name] for name in ESSENTIALS if name in os.environ}

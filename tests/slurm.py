@@ -7,14 +7,14 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.absent import absent
+from tests.patience import PATIENCE, wait_for
 
 CONF = """
 ClusterName=stoa
@@ -39,8 +39,8 @@ SlurmdPidFile={folder}/slurmd.%n.pid
 SlurmctldLogFile={folder}/log/ctld.log
 SlurmdLogFile={folder}/log/%n.log
 ReturnToService=2
-SlurmdTimeout=5
-KillWait=3
+SlurmdTimeout=300
+KillWait=60
 MinJobAge=300
 SchedulerParameters=sched_interval=1,bf_interval=1,sched_min_interval=100000
 SlurmdParameters=config_overrides
@@ -100,7 +100,7 @@ class Cluster:
     def ask(self, *command: str) -> str:
         """What a command of Slurm's answers."""
         environment = {"PATH": os.environ["PATH"], "SLURM_CONF": str(self.conf)}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
         return (done.stdout + done.stderr).strip()
 
     def ready(self) -> None:
@@ -159,14 +159,6 @@ def slurm() -> Iterator[Cluster]:
     finally:
         cluster.stop()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def wait_for(what: Callable[[], object], name: str, seconds: float = 60) -> None:
-    """Wait until `what` holds."""
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, f"waited {seconds} seconds in vain for {name}"
-        time.sleep(0.1)
 
 
 def _free_ports(count: int) -> list[int]:

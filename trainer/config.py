@@ -84,6 +84,21 @@ class CheckpointsConfig(Section):
     every: int = Field(default=1_000, ge=1)
     at: tuple[Annotated[int, Field(ge=0)], ...] = ()
 
+    def is_due(self, step: int, last: int) -> bool:
+        """Whether a run of `last` steps saves at `step`; at step 0, before the first step, every run does."""
+        if step in (0, last) or step in self.at:
+            return True
+        if step <= self.log_until:
+            return step & (step - 1) == 0
+        return step % self.every == 0
+
+    def first_after(self, step: int, last: int) -> int:
+        """The first step after `step` at which a run of `last` steps saves."""
+        power = 1 << step.bit_length()
+        multiple = (max(step, self.log_until) // self.every + 1) * self.every
+        named = [at for at in self.at if at > step]
+        return min([last, multiple, *named, *([power] if power <= self.log_until else [])])
+
 
 class ParallelConfig(Section):
     """`pipeline` counts the stages of the pipeline, `tensor` the ranks that share each matrix; the number of ranks

@@ -104,10 +104,12 @@ class Run:
         while True:
             if self._not_yet_done(self.step % settings.evaluate_every == 0 or self.step == settings.steps):
                 self._evaluate()
-            if self._not_yet_done(folders.is_due(self.step, settings.steps, self.config.checkpoints)):
+            if self._not_yet_done(self.config.checkpoints.is_due(self.step, settings.steps)):
                 self._save()
             if self.step == settings.steps:
                 return Status.DONE, self.step
+            if self.step == self.start.step and self.dims.all_reduce_sum(stop_requested())[0]:
+                return Status.STOPPED, self.step
             began = time.perf_counter()
             micro_batches = [rows_BL.to(self.dims.device, non_blocking=True) for rows_BL in batch.result()]
             waited = time.perf_counter() - began

@@ -1,1 +1,1 @@
-"""Views of the current state: cards, and the pictures on them."""
+"""Cards: messages that show the present state of a project, a request or a run."""

@@ -1,4 +1,4 @@
-"""What all cards share: messages that show how something stands, and are edited in place."""
+"""What all cards share. A card is a message that shows the present state of something, and is edited in place."""
 
 import hashlib
 import json
@@ -9,12 +9,12 @@ from discord import ui
 
 from bot import text
 
-# Okabe–Ito, as in the charts.
+# Okabe and Ito's colours, as in the plots.
 GREY, BLUE, SKY, GREEN, ORANGE, VERMILION = 0x8A8F98, 0x0072B2, 0x56B4E9, 0x009E73, 0xE69F00, 0xD55E00
 
 
 class Card(ui.LayoutView):
-    """A Components V2 message: one container. `marker` is its last line of text, by which it is found again."""
+    """A Components V2 message with one container. `marker` is its last line of text, by which it is found again."""
 
     def __init__(self, *parts: ui.Item[Any], colour: int, marker: str) -> None:
         super().__init__(timeout=None)
@@ -23,15 +23,16 @@ class Card(ui.LayoutView):
 
     @property
     def digest(self) -> str:
-        """A digest of all that the card shows; its picture counts by name."""
+        """A SHA-256 of everything that the card shows, with its picture's file name."""
         components: list[dict[str, Any]] = self.to_components()  # type: ignore[no-untyped-call]
         return hashlib.sha256(json.dumps(components, sort_keys=True).encode()).hexdigest()
 
 
 def sections(blocks: Sequence[Sequence[str] | ui.Item[Any]], marker: str) -> list[ui.Item[Any]]:
-    """Blocks of lines, ruled off from each other, and what stands between them; the last line of text is the marker.
+    """The components of a card: blocks of lines with rules between them, and other items where they are given.
 
-    The blocks share the 4,000 characters of a message; where they have more, the later ones are cut.
+    The last line of text is the marker. The blocks share the 4,000 characters of a message; where they have more, the
+    later ones are cut.
     """
     parts: list[ui.Item[Any]] = []
     room = text.CARD - text.length(marker) - 1
@@ -54,5 +55,6 @@ def sections(blocks: Sequence[Sequence[str] | ui.Item[Any]], marker: str) -> lis
 
 
 def texts(lines: Sequence[str], marker: str) -> ui.Item[Any]:
+    """One block of lines that ends with the marker, cut to the 4,000 characters of a message."""
     said = text.bounded("\n".join(lines), text.CARD - text.length(marker) - 1)
     return ui.TextDisplay(f"{said}\n{marker}")

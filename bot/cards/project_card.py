@@ -1,4 +1,4 @@
-"""A project's card."""
+"""The card of a project."""
 
 from collections.abc import Sequence
 
@@ -34,9 +34,9 @@ def project_card(
     *,
     channel_id: str | None,
 ) -> Card:
-    """What the project is about, who is in it, and where it stands."""
+    """The card of a project: its stage, question, scope, people, newest requests and newest runs."""
     emoji, colour, stage = STAGES[project.stage]
-    home = f" · told in <#{channel_id}>" if channel_id else ""
+    home = f" · in <#{channel_id}>" if channel_id else ""
     head = [
         f"## {text.line(project.title, 160)}",
         f"{emoji} **{stage}**{home}",
@@ -44,8 +44,8 @@ def project_card(
     ]
     if project.outcome:
         head += [f"**Outcome: {project.outcome}**", text.quote(project.learnt, 500)]
-    asks = _told(("Question", project.question, 500), ("Why it matters", project.why, 350))
-    scope = _told(
+    asks = _quoted(("Question", project.question, 500), ("Why it matters", project.why, 350))
+    scope = _quoted(
         ("Goal", project.goal, 330),
         ("Plan", project.plan, 400),
         ("Compute", project.compute, 150),
@@ -54,9 +54,9 @@ def project_card(
     if project.goal:
         held = ", held back until reviewers release them" if project.release_policy == ReleasePolicy.HELD else ""
         scope.append(f"**Models** {project.licence}{held}")
-    people = _told(("Who is needed", project.needs, 220)) if project.stage not in ENDED else []
+    people = _quoted(("Who is needed", project.needs, 220)) if project.stage not in ENDED else []
     people.append(_people(project))
-    # What can be used or waits for a decision, then the newest of the others.
+    # First the allocations that can be used or wait for a decision, then the newest of the others.
     standing = sorted(requests, key=lambda request: request.state not in OPEN)
     compute = [_request_line(request) for request in standing[:3]] + [_run_line(run) for run in runs[:4]]
     marker = f"-# P{project.id} · project"
@@ -68,7 +68,7 @@ def project_card(
 
 
 def _people(project: ProjectView) -> str:
-    """Who is in it, by what they are there."""
+    """The lead, the contributors and the number of followers."""
     others = [text.line(member.name, 60) for member in project.members if not member.lead]
     roles = [f"**Lead** {text.line(project.lead.name, 60)}"]
     if others:
@@ -78,8 +78,8 @@ def _people(project: ProjectView) -> str:
     return " · ".join(roles)
 
 
-def _told(*about: tuple[str, str, int]) -> list[str]:
-    """A heading and a quote for each text that is there."""
+def _quoted(*about: tuple[str, str, int]) -> list[str]:
+    """A heading and a block quote for each text that is not empty, cut to the number beside it."""
     return [line for label, said, most in about if said for line in (f"**{label}**", text.quote(said, most))]
 
 

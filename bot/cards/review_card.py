@@ -1,4 +1,4 @@
-"""The card of a request for GPU time, and of one for a change of what was granted."""
+"""The card of a request for GPU time, and the card of a request to change an allocation."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from bot.buttons import Button
 from bot.cards.card import GREEN, GREY, ORANGE, VERMILION, Card, texts
 from broker.allocations.allocations import LIVE, AllocationState, AllocationView
 from broker.allocations.ledger import in_hours
-from broker.reports.review_context import Dossier
+from broker.reports.review_context import ReviewContext
 from broker.reviews.changes import ChangeState, ChangeView
 
 REQUESTS = {
@@ -33,8 +33,8 @@ DECIDED = frozenset(AllocationState) - {
 SUCCESS, DANGER = discord.ButtonStyle.success, discord.ButtonStyle.danger
 
 
-def review_card(request: AllocationView, dossier: Dossier | None = None) -> Card:
-    """A request for GPU time: with what its reviewers need while it is open, with the decision once there is one."""
+def review_card(request: AllocationView, context: ReviewContext | None = None) -> Card:
+    """The card of a request for GPU time, with what reviewers need while it is open, then the decision."""
     emoji, colour = REQUESTS[request.state]
     asked = text.gpu_hours(request.seconds)
     renewal = f", in place of allocation {request.renews}" if request.renews else ""
@@ -48,7 +48,7 @@ def review_card(request: AllocationView, dossier: Dossier | None = None) -> Card
     ]
     buttons: list[Button] = []
     if request.state == AllocationState.REQUESTED:
-        lines += _for_reviewers(dossier, request.endorsed_by)
+        lines += _for_reviewers(context, request.endorsed_by)
         buttons = [
             Button("approve", request.id, style=SUCCESS),
             Button("approve_part", request.id, label="Approve part"),
@@ -58,14 +58,14 @@ def review_card(request: AllocationView, dossier: Dossier | None = None) -> Card
     else:
         granted = request.state == AllocationState.APPROVED
         what = f": {text.gpu_hours(request.account.granted)}" if granted else ""
-        sponsor = f", given by {text.line(request.sponsor, 80)}" if request.sponsor else ""
+        sponsor = f", sponsored by {text.line(request.sponsor, 80)}" if request.sponsor else ""
         by = text.line(request.decided_by or "policy", 60)
         decided = f" by {by}**" if request.state in DECIDED else f"**, approved by {by}"
         lines += [f"**{request.standing.capitalize()}{decided}{what}{sponsor}", text.quote(request.reason, 800)]
     if request.state in LIVE:
         if request.half_until is not None:
             half = text.gpu_hours(request.account.committed)
-            lines.append(f"**Second half** {half}, to be released on a report until {request.half_until:%Y-%m-%d}")
+            lines.append(f"**Second half** {half}, to be released on a report by {request.half_until:%Y-%m-%d}")
             buttons.append(Button("release_half", request.id, label="Release second half", style=SUCCESS))
         if request.report:
             lines += ["**Report**", text.quote(request.report, 600)]
@@ -73,8 +73,8 @@ def review_card(request: AllocationView, dossier: Dossier | None = None) -> Card
     return _card(lines, f"-# P{request.project_id} · allocation {request.id}", colour, buttons)
 
 
-def change_card(change: ChangeView, request: AllocationView, dossier: Dossier | None = None) -> Card:
-    """A request for a change of an allocation: with buttons while it is open, with the decision after."""
+def change_card(change: ChangeView, request: AllocationView, context: ReviewContext | None = None) -> Card:
+    """The card of a request to change an allocation, with what reviewers need while it is open, then the decision."""
     state = AllocationState(change.state.value)
     emoji, colour = REQUESTS[state]
     asked, account = changed(change), request.account
@@ -88,7 +88,7 @@ def change_card(change: ChangeView, request: AllocationView, dossier: Dossier | 
     ]
     buttons: list[Button] = []
     if change.state == ChangeState.REQUESTED:
-        lines += _for_reviewers(dossier, change.endorsed_by)
+        lines += _for_reviewers(context, change.endorsed_by)
         buttons = [
             Button("approve_change", change.id, label="Approve", style=SUCCESS),
             Button("decline_change", change.id, label="Decline", style=DANGER),
@@ -102,31 +102,31 @@ def change_card(change: ChangeView, request: AllocationView, dossier: Dossier | 
 
 
 def changed(change: ChangeView) -> str:
-    """What would be other: “2 GPU-hours more and an end on 2030-01-01”."""
+    """What a change asks for: “2 GPU-hours more and an end on 2030-01-01”."""
     wants = [f"{text.gpu_hours(change.seconds)} more"] if change.seconds else []
     wants += [f"an end on {change.until:%Y-%m-%d}"] if change.until else []
     return " and ".join(wants)
 
 
-def _for_reviewers(dossier: Dossier | None, endorsed_by: str | None) -> Sequence[str]:
-    """What a reviewer should know, a line each."""
-    if dossier is None:
+def _for_reviewers(context: ReviewContext | None, endorsed_by: str | None) -> Sequence[str]:
+    """What a reviewer should know, one line each."""
+    if context is None:
         return []
-    before = f" of {text.count(dossier.grants, 'allocation')}" if dossier.grants else "; this would be its first"
-    running = f", with {text.gpu_hours(dossier.reserved)} set aside for its runs at work" if dossier.reserved else ""
-    lines = [f"**The project** has used {text.gpu_hours(dossier.spent)}{before}{running}."]
-    standing = dossier.standing
+    before = f" of {text.count(context.grants, 'allocation')}" if context.grants else "; this would be its first"
+    running = f", with {text.gpu_hours(context.reserved)} reserved for its running runs" if context.reserved else ""
+    lines = [f"**The project** has used {text.gpu_hours(context.spent)}{before}{running}."]
+    standing = context.standing
     if standing.of > 1 and standing.usage:
         lines.append(
-            f"**Of late** {standing.used:.0%} of what all projects used; an equal share is {standing.share:.0%}."
+            f"**Recently** {standing.used:.0%} of what all projects used; an equal share is {standing.share:.0%}."
         )
-    lines.append(f"**The pool** can give {text.gpu_hours(dossier.available)}.")
+    lines.append(f"**The pool** can give {text.gpu_hours(context.available)}.")
     if endorsed_by is not None:
         lines.append(f"Endorsed by {text.line(endorsed_by, 60)}; a second reviewer decides.")
     else:
-        needed = "Two reviewers decide" if dossier.reviewers > 1 else "One reviewer decides"
-        lines.append(f"**Decision** {needed}{', and it comes in two halves' if dossier.halves else ''}.")
-    for remark in dossier.remarks[-4:]:
+        needed = "Two reviewers decide" if context.reviewers > 1 else "One reviewer decides"
+        lines.append(f"**Decision** {needed}{', and it comes in two halves' if context.halves else ''}.")
+    for remark in context.remarks[-4:]:
         does = "asks" if remark.question else "answers"
         lines += [f"**{text.line(remark.by, 60)}** {does}", text.quote(remark.said, 300)]
     return lines

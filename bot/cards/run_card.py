@@ -25,7 +25,7 @@ RUNS = {
     RunState.TIMED_OUT: ("⏱️", ORANGE, "has used up its time limit"),
 }
 PAUSABLE = frozenset({RunState.QUEUED, RunState.STARTING, RunState.RUNNING})
-ROUNDED = 900
+ROUNDED_SECONDS = 900
 
 
 def run_card(
@@ -37,10 +37,10 @@ def run_card(
     number: int = 1,
     drawn: RunView | None = None,
 ) -> Card:
-    """A run as it goes; `picture` is the name of the attached file that shows its loss curve, of the run as `drawn`.
+    """The card of a run.
 
-    `why` says what a queued run waits for. A successor card, `number` 2 and on, says by `thread_id` where the run's
-    posts are.
+    `picture` is the name of the attached file with the loss curve, which shows the run as it was in `drawn`. `why` says
+    what a queued run waits for. A successor card, `number` 2 and on, links to the thread `thread_id` with the posts.
     """
     marker = _marker(run, number)
     shown: list[ui.Item[Any]] = []
@@ -54,10 +54,10 @@ def run_card(
 
 
 def moved_card(run: RunView, url: str, number: int = 1) -> Card:
-    """What stays in the place of a card that a newer one has succeeded."""
+    """What an old card is turned into once a newer one has succeeded it: a link to the newer card."""
     lines = [
         f"### ⏩ Run {run.id} · {text.line(run.recipe, 60)}",
-        f"How it stands is told [in a newer card]({url}); its posts stay in the thread of this one.",
+        f"This run has [a newer card]({url}); its posts stay in the thread of this one.",
     ]
     marker = _marker(run, number)
     return Card(*sections([lines], marker), colour=GREY, marker=marker)
@@ -66,7 +66,7 @@ def moved_card(run: RunView, url: str, number: int = 1) -> Card:
 def _head(run: RunView, why: Why | None) -> Sequence[str]:
     emoji, _, word = RUNS[run.state]
     waits = "queued " if run.state == RunState.QUEUED else ""
-    sponsor = f", given by {text.line(run.sponsor, 80)}" if run.sponsor else ""
+    sponsor = f", sponsored by {text.line(run.sponsor, 80)}" if run.sponsor else ""
     about = [f"{name}={value}" for name, value in run.overrides.items()]
     about = [text.line(f"with {', '.join(about)}", 200)] if about else []
     if run.parent_id is not None:
@@ -79,17 +79,17 @@ def _head(run: RunView, why: Why | None) -> Sequence[str]:
         f"{does}**{text.line(run.recipe, 60)}** · {waits}by {text.line(run.requested_by, 60)} on "
         f"{text.count(run.gpus, 'GPU')} of {text.code(run.pool, 60)}{sponsor}",
         f"-# {' · '.join(about)}" if about else "",
-        _waits(why) if why is not None and run.state == RunState.QUEUED else "",
+        _why(why) if why is not None and run.state == RunState.QUEUED else "",
         text.quote(run.reason, 400) if run.reason else "",
     ]
 
 
-def _waits(why: Why) -> str:
-    """What a run waits for; its time is rounded, so that the card is not edited for each second of it."""
-    place = f" It is number {why.position} of {why.length} in line." if why.position is not None else ""
+def _why(why: Why) -> str:
+    """What a run waits for. The expected start is rounded up to a quarter of an hour, to spare edits of the card."""
+    place = f" It is number {why.position} of {why.length} in the queue." if why.position is not None else ""
     expected = ""
     if why.expected is not None:
-        at = -(-int(why.expected.timestamp()) // ROUNDED) * ROUNDED
+        at = -(-int(why.expected.timestamp()) // ROUNDED_SECONDS) * ROUNDED_SECONDS
         expected = f" It starts by <t:{at}:t> at the latest."
     return f"{text.line(why.reason, 300)}{place}{expected}"
 
@@ -117,15 +117,15 @@ def _progress(run: RunView) -> Sequence[str]:
 
 
 def _explained(entropy: float | None) -> str:
-    """What the losses are measured in and against, for who does not know."""
-    known = "" if entropy is None else f" {entropy:.3f} (unigram entropy) is what guessing by frequency alone reaches;"
+    """The unit and the baseline of the losses, for readers who do not know them."""
+    known = "" if entropy is None else f" {entropy:.3f} (unigram entropy) is what guessing by frequency alone gives;"
     return f"-# Lower is better;{known} all in nats per token."
 
 
 def _costs(run: RunView, thread_id: str) -> Sequence[str]:
     account = run.account
-    reserved = f", {in_hours(account.reserved)} set aside" if account.reserved else ""
-    # Who is over is not looked at again, while others go on to draw on its allocation.
+    reserved = f", {in_hours(account.reserved)} reserved" if account.reserved else ""
+    # The card of an ended run is not updated any more, while other runs draw on the same allocation.
     balance = (
         ""
         if run.state in ENDED
@@ -139,12 +139,12 @@ def _costs(run: RunView, thread_id: str) -> Sequence[str]:
     if run.delayed:
         lines.append(text.line(run.delayed, 300))
     if thread_id:
-        lines.append(f"This card goes on from an older one; the run's posts are in <#{thread_id}>.")
+        lines.append(f"This card continues an older one; the run's posts are in <#{thread_id}>.")
     return lines
 
 
 def _buttons(run: RunView) -> ui.ActionRow[Any] | None:
-    """What can be done with a run as it stands; None for what does not train."""
+    """The buttons that fit the run's state; None for a run that does not train."""
     if run.kind != RunKind.TRAIN:
         return None
     row: ui.ActionRow[Any] = ui.ActionRow()
@@ -161,7 +161,7 @@ def _buttons(run: RunView) -> ui.ActionRow[Any] | None:
 
 
 def _marker(run: RunView, number: int) -> str:
-    """Each card of a run has its own, so that one is never taken for another."""
+    """The marker, which differs between the cards of a run, so that one is never taken for another."""
     return f"-# P{run.project_id} · run {run.id}{f' · card {number}' if number > 1 else ''}"
 
 

@@ -1,1 +1,1 @@
-"""What members type and press: commands, buttons, forms, and what each answers."""
+"""Slash commands, with the buttons and forms that belong to them; one package for each group of commands."""

@@ -1,14 +1,13 @@
-"""`/cluster …`: what the GPUs are doing, who has used how much, and who waits for what; short lines, for phones."""
+"""`/cluster …`: what the GPUs do, what each project has used, and which runs wait; in short lines, for phones."""
 
 from collections.abc import Sequence
 
 from discord import app_commands
 
 from bot import errors, text
-from bot.app import Interaction
-from bot.commands import lookup
+from bot.app import Interaction, acknowledge
+from bot.commands import autocomplete
 from bot.commands.run import answers as run_answers
-from broker.allocations.pools import Launcher
 from broker.reports import cluster, why
 from broker.reports.cluster import PoolStatus, ProjectUse
 from broker.reports.why import Why
@@ -21,22 +20,24 @@ MOST_RUNS = 10
 @cluster_group.command(name="status", description="Show what each pool of GPUs is doing now")
 async def status(interaction: Interaction) -> None:
     """Show the pools."""
+    await acknowledge(interaction)
     listed = await interaction.client.read(cluster.status)
     await errors.reply(interaction, text.listed([_pool(pool) for pool in listed]) or "There is no pool of GPUs yet.")
 
 
 @cluster_group.command(name="usage", description="Show which projects have used how much")
 @app_commands.describe(pool="One pool; all where not given")
-@app_commands.autocomplete(pool=lookup.pool_names)
+@app_commands.autocomplete(pool=autocomplete.pool_names)
 async def usage(interaction: Interaction, pool: str | None = None) -> None:
     """Show the projects, who used most first."""
+    await acknowledge(interaction)
     listed = await interaction.client.read(cluster.usage, pool)
     await errors.reply(interaction, _usage(listed))
 
 
 @cluster_group.command(name="queue", description="Show which runs wait, why, and when each is expected to start")
 @app_commands.describe(pool="One pool; all where not given")
-@app_commands.autocomplete(pool=lookup.pool_names)
+@app_commands.autocomplete(pool=autocomplete.pool_names)
 async def queue(interaction: Interaction, pool: str | None = None) -> None:
     """Show the queue of each pool, in order."""
     await interaction.response.defer(ephemeral=True, thinking=True)
@@ -46,11 +47,11 @@ async def queue(interaction: Interaction, pool: str | None = None) -> None:
 
 def _pool(pool: PoolStatus) -> str:
     busy = f"{pool.busy} of {text.count(pool.gpus, 'GPU')} busy"
-    decides = " · Slurm decides when" if pool.launcher is Launcher.SLURM else ""
+    decides = f" · {pool.queue} decides when" if pool.queue else ""
     return (
         f"{text.code(pool.name, 60)} {text.line(pool.gpu_type, 60)}\n"
         f"{text.bar(pool.busy, pool.gpus, 10)} {busy}{decides}\n"
-        f"-# {text.count(pool.working, 'run')} at work, {pool.waiting:,} waiting · "
+        f"-# {text.count(pool.working, 'run')} running, {pool.waiting:,} waiting · "
         f"{text.gpu_hours(pool.left)} of its grants left to allocate"
     )
 
@@ -60,10 +61,12 @@ def _usage(listed: Sequence[ProjectUse]) -> str:
         return "No project was granted GPU time yet: /allocation request asks for it."
     lines = [
         f"**P{use.project_id}** {text.line(use.title, 80)}\n"
-        f"-# {text.gpu_hours(use.spent)} of {text.gpu_hours(use.granted)} spent · {use.lately:.0%} of all use of late"
+        f"-# {text.gpu_hours(use.spent)} of {text.gpu_hours(use.granted)} spent · {use.lately:.0%} of all recent use"
         for use in listed
     ]
-    return text.listed(lines, end="-# Who has used less of late goes first; use counts half after seven days.")
+    return text.listed(
+        lines, end="-# Projects that have recently used less go first; use counts half after seven days."
+    )
 
 
 def _queue(listed: Sequence[Why]) -> str:

@@ -1,7 +1,6 @@
-"""Forms. Discord keeps one open until what is required is there; the rest is judged by the domain, in its words.
+"""Forms. Discord checks that required fields are filled and none is too long; the domain checks everything else.
 
-Discord counts along: a long field ends where the domain's own limit is. What was written is never lost: where it comes
-to nothing, its author gets it back.
+What was written is never lost: where a form fails, its author gets the text back.
 """
 
 from abc import abstractmethod
@@ -17,8 +16,8 @@ from bot.app import Interaction
 Input = ui.TextInput[Any]
 MOST = 4000
 CLOSED = (
-    "This form is closed, and nothing came of it now: it was sent before, or opened long ago, or Stoa was started "
-    "anew. Use the command or the button again"
+    "This form is closed, and nothing was changed now: it was sent before, or opened long ago, or Stoa was restarted "
+    "since. Use the command or the button again"
 )
 
 
@@ -28,7 +27,7 @@ def short(default: str = "", placeholder: str = "", most: int = MOST, *, require
 
 
 def long(most: int, placeholder: str = "", default: str = "", *, required: bool = True) -> Input:
-    """A field of several lines, for at most as many characters as the domain takes."""
+    """A field of several lines, for at most `most` characters, which is the domain's limit."""
     style, most = discord.TextStyle.paragraph, max(most, text.length(default))
     return ui.TextInput(
         style=style, required=required, max_length=most, default=default or None, placeholder=placeholder or None
@@ -36,7 +35,7 @@ def long(most: int, placeholder: str = "", default: str = "", *, required: bool 
 
 
 class Form(ui.Modal):
-    """A form whose sending is answered privately: first at once, then with what came of it."""
+    """A form that is acknowledged privately at once, and answered once `send` has done its work."""
 
     def __init__(self, title: str, fields: Mapping[str, ui.Item[Any]]) -> None:
         super().__init__(title=text.bounded(title, 45), timeout=3600)
@@ -45,13 +44,13 @@ class Form(ui.Modal):
             self.add_item(ui.Label(text=label, component=component))
 
     async def on_submit(self, interaction: discord.Interaction[Any]) -> None:
-        """Acknowledge, change the state, say so."""
+        """Acknowledge the form, do its work, and answer with the result."""
         interaction.extras[Form] = self
         await interaction.response.defer(ephemeral=True, thinking=True)
         await errors.reply(interaction, await self.send(interaction))
 
     async def on_error(self, interaction: discord.Interaction[Any], error: Exception, /, *_: Any) -> None:
-        """Answer like everything else; prose comes back to who wrote it."""
+        """Answer an error as everywhere else, and give the author back what they wrote, if it was more than a line."""
         typed = {
             label: field for label, field in self.fields.items() if isinstance(field, ui.TextInput) and field.value
         }
@@ -61,18 +60,18 @@ class Form(ui.Modal):
 
     @abstractmethod
     async def send(self, interaction: Interaction) -> str:
-        """Do what the form is for and return what to say."""
+        """Do what the form is for, and return the answer."""
 
 
 async def answer_closed(interaction: Interaction) -> None:
-    """Give what was written back where a form was sent that the bot no longer has."""
+    """Answer a form that the bot no longer has, and give its author back what they wrote."""
     if interaction.type is discord.InteractionType.modal_submit and Form not in interaction.extras:
         written = "\n\n".join(_typed(interaction.data))
         await errors.reply(interaction, f"{CLOSED}{'; what you wrote is attached' if written else ''}.", written)
 
 
 def _typed(data: Any) -> Iterator[str]:
-    """The texts in what Discord sends of a form, at whatever depth."""
+    """The texts that were typed, at any depth of the data that Discord sends of a form."""
     if isinstance(data, list):
         for item in data:
             yield from _typed(item)

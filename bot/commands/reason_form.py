@@ -1,4 +1,4 @@
-"""The forms of every act that needs nothing but some words, which everyone can read."""
+"""Forms with one field of text, such as the reason of an act, which everyone can read."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -11,7 +11,7 @@ Done = str | Callable[[Any], str]
 
 
 class ReasonForm(Form):
-    """Does `act` with what it is about; `done` is the answer, or makes it."""
+    """Calls `act` with `about` and the reason. `done` is the answer, or makes it from what `act` returns."""
 
     label: ClassVar = "Reason"
     parameter: ClassVar = "reason"
@@ -24,31 +24,31 @@ class ReasonForm(Form):
         super().__init__(title, {self.label: self.said})
 
     async def send(self, interaction: Interaction) -> str:
-        """Do it."""
+        """Call the act with the reason."""
         app, said = interaction.client, {self.parameter: self.said.value}
         result = await app.write(self.act, actor(interaction), self.about, **said)
         return self.done if isinstance(self.done, str) else self.done(result)
 
 
 class BlankingForm(ReasonForm):
-    """Why something was blanked."""
+    """The reason why an entry or a person is blanked."""
 
     hint = "Everyone can read it: say nothing of what is blanked, and name nobody."
 
 
 class QuestionForm(ReasonForm):
-    """A question to who asked for something."""
+    """A reviewer's question to the person who made a request."""
 
     label, parameter = "Question", "question"
 
 
 class AnswerForm(ReasonForm):
-    """The answer to one."""
+    """The answer to a reviewer's question."""
 
     label, parameter = "Answer", "said"
 
 
 class ReportForm(ReasonForm):
-    """What has come of something."""
+    """A report on what was done with an allocation."""
 
     label, parameter, most = "Report", "said", LONG

@@ -1,1 +1,1 @@
-"""What is sent to Discord unasked: posts of the record and cards, each once and in order."""
+"""What the bot sends to Discord unasked: entries of the record as posts, and cards; each once, posts in order."""

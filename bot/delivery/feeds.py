@@ -1,4 +1,4 @@
-"""A feed takes one stream of the record to Discord: its entries as posts in order, then its cards as they stand."""
+"""Feeds: each takes one stream of the record to Discord, its entries as posts in order, then its cards."""
 
 from collections.abc import Sequence
 
@@ -7,8 +7,8 @@ from bot.cards.project_card import project_card
 from bot.cards.run_card import run_card
 from bot.delivery import outbox, post_buttons, posts
 from bot.delivery.card_updates import CardUpdater
-from bot.delivery.channels import Rooms, thread_name
-from bot.delivery.posts import Place, Scene
+from bot.delivery.channels import ProjectChannels, thread_name
+from bot.delivery.posts import Destination, PostContext
 from bot.delivery.sender import Sender
 from bot.delivery.tombstones import Tombstones
 from bot.plots.renderer import Renderer
@@ -24,7 +24,7 @@ MOST_RUNS = 1000
 
 
 class LabFeed:
-    """The lab's own stream, in the channel of the public record."""
+    """The feed of the lab's own stream, posted in the channel of the public record."""
 
     def __init__(self, app: App, sender: Sender) -> None:
         self.app, self.sender = app, sender
@@ -32,125 +32,125 @@ class LabFeed:
 
     @property
     def behind(self) -> bool:
-        """Whether a post may still show what was blanked."""
+        """Whether a post may still show an entry that was blanked."""
         return self.tombstones.behind
 
     @property
     def due(self) -> bool:
-        """Whether such a post may be looked at again."""
+        """Whether such a post may be edited now."""
         return self.tombstones.due
 
     async def catch_up(self) -> None:
-        """Post what is new."""
+        """Post the new entries, then blank a post."""
         server = self.app.server
-        rooms = {Place.RECORD: str(server.record), Place.REVIEW: str(server.review)}
-        while entries := await self.app.read(outbox.untold, record.LAB):
+        channels = {Destination.RECORD: str(server.record), Destination.REVIEW: str(server.review)}
+        while entries := await self.app.read(outbox.unposted, record.LAB):
             for entry in entries:
-                for place in posts.places(entry, has_channel=True):
-                    said = posts.render(entry, place)
-                    await self.sender.post(f"entry:{entry.id}:{place}", rooms[place], said)
-                await self.app.write(outbox.told, entry)
+                for destination in posts.destinations(entry, has_channel=True):
+                    said = posts.render(entry, destination)
+                    await self.sender.post(f"entry:{entry.id}:{destination}", channels[destination], said)
+                await self.app.write(outbox.posted, entry)
                 self.tombstones.note(entry)
         await self.tombstones.refresh()
 
 
 class ProjectFeed:
-    """The stream of a project, and the cards of the project, of its requests and of its runs.
-
-    `behind` says that a card does not show the present state yet, or a post what was blanked; `due` that the feed must
-    come again for one.
-    """
+    """The feed of a project's stream, with the cards of the project, of its requests and of its runs."""
 
     def __init__(self, app: App, sender: Sender, renderer: Renderer, project_id: int) -> None:
         self.app, self.sender = app, sender
         self.project_id = project_id
-        self.rooms = Rooms(app, project_id)
+        self.channels = ProjectChannels(app, project_id)
         self.tombstones = Tombstones(app, sender, record.project_stream(project_id))
         self.cards = CardUpdater(app, sender, renderer, project_id)
 
     @property
     def behind(self) -> bool:
-        """Whether a card waits for its turn, or a post may still show what was blanked."""
+        """Whether a card does not show the present state yet, or a post may still show a blanked entry."""
         return self.cards.behind or self.tombstones.behind
 
     @property
     def due(self) -> bool:
-        """Whether the turn of such a card has come, or such a post may be looked at again."""
+        """Whether the feed should run now, as such a card or post may be edited."""
         return self.cards.due or self.tombstones.due
 
     async def catch_up(self) -> None:
-        """Post what is new, then bring the cards up to date."""
+        """Post the new entries, then blank a post and bring the cards up to date."""
         stream = record.project_stream(self.project_id)
-        while entries := await self.app.read(outbox.untold, stream):
+        while entries := await self.app.read(outbox.unposted, stream):
             for entry in entries:
-                await self._tell(entry)
-                await self.app.write(outbox.told, entry)
+                await self._post(entry)
+                await self.app.write(outbox.posted, entry)
                 self.tombstones.note(entry)
                 self.cards.note(entry)
         await self.tombstones.refresh()
         await self.cards.refresh()
 
-    async def _tell(self, entry: Told) -> None:
-        channel_id, closed = await self.rooms.find(f"project:{self.project_id}")
+    async def _post(self, entry: Told) -> None:
+        """Post an entry wherever it belongs."""
+        channel_id, closed = await self.channels.find(f"project:{self.project_id}")
         project = await self.app.read(projects.view, self.project_id)
         if entry.kind in redaction.KINDS:
-            await self.rooms.relabel(project)
-        if entry.kind in posts.OPENINGS and project.has_channel:
-            channel_id = await self.rooms.channel(project)
+            await self.channels.relabel(project)
+        if entry.kind in posts.OPENS_CHANNEL and project.has_channel:
+            channel_id = await self.channels.channel(project)
         ran: Sequence[RunView] = ()
         sponsors: Sequence[str] = ()
         if entry.kind == "project.completed":
             ran = await self.app.read(runs.of_project, self.project_id, kind=RunKind.TRAIN, limit=MOST_RUNS)
             sponsors = await self.app.read(inventory.sponsors, self.project_id)
-        scene = Scene(project, channel_id, ran, sponsors)
-        for place in posts.places(entry, has_channel=channel_id is not None or closed):
-            room = await self._room(place, entry, scene)
-            if room is None:
+        context = PostContext(project, channel_id, ran, sponsors)
+        for destination in posts.destinations(entry, has_channel=channel_id is not None or closed):
+            target = await self._channel(destination, entry, context)
+            if target is None:
                 continue
-            said = posts.render(entry, place, scene)
-            sent = await self.sender.post(f"entry:{entry.id}:{place}", room, said, post_buttons.of(entry))
-            if sent is None and place is Place.CHANNEL:
-                await self.rooms.gone(f"project:{self.project_id}")
+            said = posts.render(entry, destination, context)
+            sent = await self.sender.post(f"entry:{entry.id}:{destination}", target, said, post_buttons.of(entry))
+            if sent is None and destination is Destination.CHANNEL:
+                await self.channels.deleted(f"project:{self.project_id}")
 
-    async def _room(self, place: Place, entry: Told, scene: Scene) -> str | None:
-        """The id of the channel or thread that a place is; None where a person has deleted it."""
+    async def _channel(self, destination: Destination, entry: Told, context: PostContext) -> str | None:
+        """The id of the channel or thread of a destination; None where a person has deleted it."""
         server = self.app.server
-        if place is Place.ANNOUNCEMENTS:
+        if destination is Destination.ANNOUNCEMENTS:
             return str(server.announcements)
-        if place is Place.CHANNEL:
-            return scene.channel_id
+        if destination is Destination.CHANNEL:
+            return context.channel_id
         run_id = (entry.payload or {}).get("run")
-        if place is Place.RUN and run_id is not None:
-            return await self._run_thread(run_id, scene)
-        thread_id = await self._proposal_thread(scene.project)
+        if destination is Destination.RUN and run_id is not None:
+            return await self._run_thread(run_id, context)
+        thread_id = await self._proposal_thread(context.project)
         if run_id is not None and thread_id is not None:
-            await self.sender.place(f"run:{run_id}", thread_id, run_card(await self.app.read(runs.view, run_id)))
+            await self.sender.send_card(f"run:{run_id}", thread_id, run_card(await self.app.read(runs.view, run_id)))
         return thread_id
 
-    async def _run_thread(self, run_id: int, scene: Scene) -> str | None:
-        """The thread under the run's card; of a run from before the project had its channel, the proposal's."""
+    async def _run_thread(self, run_id: int, context: PostContext) -> str | None:
+        """The thread under the run's card; the proposal's thread for a run from before the project had a channel."""
         key = f"run:{run_id}"
-        thread_id, gone = await self.rooms.find(key)
-        if thread_id is not None or gone or scene.channel_id is None:
+        thread_id, gone = await self.channels.find(key)
+        if thread_id is not None or gone or context.channel_id is None:
             return thread_id
-        message_id = await self.sender.place(key, scene.channel_id, run_card(await self.app.read(runs.view, run_id)))
+        message_id = await self.sender.send_card(
+            key, context.channel_id, run_card(await self.app.read(runs.view, run_id))
+        )
         if message_id is None:
-            await self.rooms.gone(key)
+            await self.channels.deleted(key)
             return None
         row = await self.app.read(outbox.message, key)
-        if row is not None and row.channel_id != scene.channel_id:  # no thread hangs in a thread
-            return await self._proposal_thread(scene.project)
-        return await self.rooms.thread(key, scene.channel_id, message_id, f"Run {run_id}")
+        if row is not None and row.channel_id != context.channel_id:  # a thread cannot be opened in a thread
+            return await self._proposal_thread(context.project)
+        return await self.channels.thread(key, context.channel_id, message_id, f"Run {run_id}")
 
     async def _proposal_thread(self, project: ProjectView) -> str | None:
-        await self.cards.follow(project.id)
+        """The thread under the project's card."""
+        await self.cards.move(project.id)
         key, proposals = f"{outbox.PROPOSAL}{project.id}", str(self.app.server.proposals)
-        thread_id, gone = await self.rooms.find(key)
+        thread_id, gone = await self.channels.find(key)
         if thread_id is not None or gone:
             return thread_id
         card = project_card(project, (), (), channel_id=None)
-        message_id = await self.sender.place(f"project:{project.id}", proposals, card)
+        message_id = await self.sender.send_card(f"project:{project.id}", proposals, card)
         if message_id is None:
-            await self.rooms.gone(key)
+            await self.channels.deleted(key)
             return None
-        return await self.rooms.thread(key, proposals, message_id, thread_name(project))
+        return await self.channels.thread(key, proposals, message_id, thread_name(project))

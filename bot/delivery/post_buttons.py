@@ -1,4 +1,4 @@
-"""Buttons under the posts of those entries that ask somebody for an answer."""
+"""Buttons under the posts of those kinds of entries that ask somebody for an answer."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +7,7 @@ import discord
 from bot.buttons import Button
 from projects.record.record import Told
 
-# By the kind of entry: act, label and style; the number is the project's, or what the payload names.
+# By kind of entry: the act, label and style of each button. The act's number is the allocation's, else the project's.
 BUTTONS: Mapping[str, Sequence[tuple[str, str, discord.ButtonStyle]]] = {
     "project.lead_offered": (
         ("accept_lead", "Accept", discord.ButtonStyle.success),
@@ -18,7 +18,7 @@ BUTTONS: Mapping[str, Sequence[tuple[str, str, discord.ButtonStyle]]] = {
 
 
 def of(entry: Told) -> Sequence[Button]:
-    """The buttons under an entry's post; none where it was blanked."""
+    """The buttons under an entry's post; none where the entry was blanked."""
     if entry.payload is None or entry.project_id is None:
         return ()
     number = entry.payload.get("allocation", entry.project_id)

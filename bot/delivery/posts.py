@@ -1,4 +1,4 @@
-"""Entries of the record as posts: where each one goes, and what it says there."""
+"""Entries of the record as posts: the channels and threads that each is posted in, and what the post says there."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,21 +7,22 @@ from enum import StrEnum
 import structlog
 
 from bot import text
-from bot.delivery.entry_text import RENDERINGS, Payload, generic, line, quoted
+from bot.delivery.entry_text import TEXTS, Payload, general
+from bot.delivery.entry_text.phrases import line, quoted
 from broker.runs.runs import RunKind, RunView
 from projects.projects import ProjectView
 from projects.record.record import LAB, Told
 
-OPENINGS = frozenset({"project.activated", "project.channel_opened"})
-ENDINGS = frozenset({"run.finished", "run.failed", "run.timed_out", "run.cancelled"})
+OPENS_CHANNEL = frozenset({"project.activated", "project.channel_opened"})
+ENDS_RUN = frozenset({"run.finished", "run.failed", "run.timed_out", "run.cancelled"})
 FOR_ADMINS = frozenset({"channel.deleted"})
-BLANKED = "🪦 This entry was blanked on request; the chain still vouches for its place."
+BLANKED = "🪦 This entry was blanked on request; the hash chain still proves its place in the record."
 
 log = structlog.get_logger()
 
 
-class Place(StrEnum):
-    """Where a post can go."""
+class Destination(StrEnum):
+    """The channels and threads that an entry can be posted in."""
 
     PROPOSAL = "proposal"
     CHANNEL = "channel"
@@ -32,8 +33,8 @@ class Place(StrEnum):
 
 
 @dataclass(frozen=True)
-class Scene:
-    """What a post may speak of beside its entry. `channel_id` is the project's own channel, once it has one."""
+class PostContext:
+    """What a post may mention beside its entry. `channel_id` is the project's own channel, once it has one."""
 
     project: ProjectView
     channel_id: str | None = None
@@ -41,77 +42,81 @@ class Scene:
     sponsors: Sequence[str] = ()
 
 
-def places(entry: Told, *, has_channel: bool) -> Sequence[Place]:
-    """Where an entry is posted."""
+def destinations(entry: Told, *, has_channel: bool) -> Sequence[Destination]:
+    """Where an entry is posted; `has_channel` says whether its project has had a channel of its own."""
     payload = entry.payload or {}
     if entry.stream == LAB:
-        return [Place.RECORD, Place.REVIEW] if entry.kind in FOR_ADMINS else [Place.RECORD]
+        return [Destination.RECORD, Destination.REVIEW] if entry.kind in FOR_ADMINS else [Destination.RECORD]
     if _opens(entry):
-        return [Place.PROPOSAL, Place.CHANNEL]
+        return [Destination.PROPOSAL, Destination.CHANNEL]
     if entry.kind == "project.completed":
-        return [Place.CHANNEL if has_channel else Place.PROPOSAL, Place.ANNOUNCEMENTS]
+        return [Destination.CHANNEL if has_channel else Destination.PROPOSAL, Destination.ANNOUNCEMENTS]
     if "run" in payload and has_channel:
-        return [Place.RUN, Place.CHANNEL] if _milestone(entry.kind, payload) else [Place.RUN]
-    return [Place.CHANNEL if has_channel else Place.PROPOSAL]
+        return [Destination.RUN, Destination.CHANNEL] if _milestone(entry.kind, payload) else [Destination.RUN]
+    return [Destination.CHANNEL if has_channel else Destination.PROPOSAL]
 
 
 def marker(entry: Told) -> str:
-    """The last line of an entry's post: found again and cited by it; the hash shows that nothing before was altered."""
+    """The last line of an entry's post, by which the post is found and cited.
+
+    It begins the entry's hash, which shows that no earlier entry was altered.
+    """
     owner = "Lab" if entry.project_id is None else f"P{entry.project_id}"
     return f"-# {owner} · record {entry.number} · {entry.hash[:8]}"
 
 
-def render(entry: Told, place: Place, scene: Scene | None = None) -> str:
-    """The post of an entry, its marker included; it fits a Components V2 message whatever members typed."""
+def render(entry: Told, destination: Destination, context: PostContext | None = None) -> str:
+    """The post of an entry with its marker. It fits a Components V2 message, whatever members typed."""
     if entry.payload is None:
         said = BLANKED
-    elif place is Place.ANNOUNCEMENTS and scene is not None:
-        said = _announcement(entry.payload, scene, text.CARD - text.length(marker(entry)) - 1)
-    elif _opens(entry) and place is Place.PROPOSAL and scene is not None and scene.channel_id:
-        said = f"🏛️ The project is on its way: from now on it lives in <#{scene.channel_id}>."
+    elif destination is Destination.ANNOUNCEMENTS and context is not None:
+        said = _announcement(entry.payload, context, text.CARD - text.length(marker(entry)) - 1)
+    elif _opens(entry) and destination is Destination.PROPOSAL and context is not None and context.channel_id:
+        said = f"🏛️ The project is under way: from now on it has its own channel, <#{context.channel_id}>."
     else:
-        said = _sentence(entry.kind, entry.payload)
+        said = _text(entry.kind, entry.payload)
     end = marker(entry)
     return f"{text.bounded(said, text.CARD - text.length(end) - 1)}\n{end}"
 
 
-def _sentence(kind: str, payload: Payload) -> str:
-    """How the entry reads; one that another version of the lab wrote may lack what its sentence tells."""
+def _text(kind: str, payload: Payload) -> str:
+    """The text of an entry; in general terms where another version of Stoa wrote it without what its text needs."""
     try:
-        return RENDERINGS.get(kind, generic(kind))(payload)
+        return TEXTS.get(kind, general(kind))(payload)
     except (KeyError, TypeError, ValueError) as error:
-        log.error("an entry does not fit its sentence; it is told in general terms", kind=kind, exc_info=error)
-        return generic(kind)(payload)
+        log.error("an entry lacks what its text needs; it is posted in general terms", kind=kind, exc_info=error)
+        return general(kind)(payload)
 
 
 def _opens(entry: Told) -> bool:
-    """Whether the project gets its channel by this entry."""
-    return entry.kind in OPENINGS and bool((entry.payload or {}).get("channel", True))
+    """Whether this entry gives the project its channel."""
+    return entry.kind in OPENS_CHANNEL and bool((entry.payload or {}).get("channel", True))
 
 
 def _milestone(kind: str, payload: Payload) -> bool:
+    """Whether an entry about a run is posted in the project's channel too, and not only in the run's thread."""
     if kind == "checkpoint.published":
         return bool(payload.get("first") or payload.get("final"))
     if "sample" in payload:
         return kind == "run.finished" and bool(payload.get("text"))
-    return kind in ENDINGS
+    return kind in ENDS_RUN
 
 
-def _announcement(p: Payload, scene: Scene, most: int) -> str:
+def _announcement(p: Payload, context: PostContext, most: int) -> str:
     everyone = ", ".join(f"{text.line(m['name'], 60)}{' (lead)' if m['lead'] else ''}" for m in p["people"])
     lines = [
-        f"## {text.line(scene.project.title, 200)}",
-        f"This project is completed: **{line(p['outcome'])}**.{quoted(scene.project.question, 'It asked:')}",
+        f"## {text.line(context.project.title, 200)}",
+        f"This project is completed: **{line(p['outcome'])}**.{quoted(context.project.question, 'It asked:')}",
         f"**What was learnt**\n{text.quote(p['learnt'], 1600)}",
         f"**People** {text.bounded(everyone, 400)}",
     ]
-    if scene.sponsors:
-        given = ", ".join(text.line(sponsor, 80) for sponsor in scene.sponsors)
-        lines.append(f"**Compute** given by {text.bounded(given, 600)}")
-    if scene.channel_id:
-        lines.insert(2, f"All of it is told in <#{scene.channel_id}>.")
+    if context.sponsors:
+        sponsors = ", ".join(text.line(sponsor, 80) for sponsor in context.sponsors)
+        lines.append(f"**Compute** sponsored by {text.bounded(sponsors, 600)}")
+    if context.channel_id:
+        lines.insert(2, f"The whole story is in <#{context.channel_id}>.")
     head = "\n".join(lines)
-    published = [_published(run) for run in scene.runs if run.kind == RunKind.TRAIN and run.checkpoints]
+    published = [_published(run) for run in context.runs if run.kind == RunKind.TRAIN and run.checkpoints]
     return "\n".join(filter(None, [head, text.listed(published, most=most - text.length(head) - 1)]))
 
 

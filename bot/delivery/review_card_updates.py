@@ -1,4 +1,4 @@
-"""What stands in the reviewers' channel: a card for each request of a project, and for each change of one."""
+"""The cards in the reviewers' channel: one for each request of a project, and one for each change of an allocation."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,16 +9,17 @@ from bot.cards.card import Card
 from bot.cards.review_card import change_card, review_card
 from broker.allocations.allocations import AllocationState, AllocationView
 from broker.reports import review_context
-from broker.reports.review_context import Dossier
+from broker.reports.review_context import ReviewContext
 from broker.reviews import changes
 from broker.reviews.changes import ChangeState, ChangeView
 
-# Only what is open has a dossier: it moves with every run, and a card that is decided need not be edited for that.
-Known = Mapping[int, Dossier]
+# By the number of the request or change. Only open ones have a context: it changes with every run, and the card of a
+# decided one need not be edited for that.
+Contexts = Mapping[int, ReviewContext]
 
 
 async def cards(app: App, project_id: int, requests: Sequence[AllocationView]) -> Mapping[str, tuple[Card, bool]]:
-    """The cards as they should be now, by the keys of their messages, and whether each still waits for a decision."""
+    """The cards as they should be now, by the keys of their messages, and whether each waits for a decision."""
     asked, of_requests, of_changes = await app.read(_look, project_id, requests)
     about = {request.id: request for request in requests}
     shown = {
@@ -34,12 +35,12 @@ async def cards(app: App, project_id: int, requests: Sequence[AllocationView]) -
 
 def _look(
     session: Session, project_id: int, requests: Sequence[AllocationView]
-) -> tuple[Sequence[ChangeView], Known, Known]:
+) -> tuple[Sequence[ChangeView], Contexts, Contexts]:
     asked = changes.of_project(session, project_id)
     open_requests = [view.id for view in requests if view.state == AllocationState.REQUESTED]
     open_changes = [view.id for view in asked if view.state == ChangeState.REQUESTED]
     return (
         asked,
-        {number: review_context.of_request(session, number) for number in open_requests},
-        {number: review_context.of_change(session, number) for number in open_changes},
+        review_context.of_requests(session, open_requests),
+        review_context.of_changes(session, open_changes),
     )

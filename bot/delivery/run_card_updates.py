@@ -1,7 +1,7 @@
-"""The cards of one project's runs, brought to the present state, each with its picture.
+"""Keeps the cards of one project's runs up to date, each with the picture of its loss curve.
 
-A card is edited more often while much changes. Where Discord takes no more edits of it because its message is old, a
-successor is posted, with the key `run:7:2` and so on, and the old card keeps a line that leads there.
+A card is edited more often while much changes. Where Discord refuses to edit a card because its message is old, a
+successor is posted, with the key `run:7:2` and so on, and the old card keeps a line that links to it.
 """
 
 import asyncio
@@ -34,18 +34,20 @@ from broker.runs.runs import ACTIVE, Run, RunKind, RunState, RunView
 from projects.record import record, redaction
 
 RUNS_KEPT = 25
+"""Runs whose cards are checked after a start, and the most that wait to be updated at once."""
 WHY_SECONDS = 60.0
+"""Seconds for which the reason that a run waits is shown before it is asked for again."""
 MUCH = 0.01
-"""Of its steps: what a run must have gone on since its last edit for much to have changed."""
+"""The share of its steps by which a run must advance between two edits for much to have changed."""
 QUICK = 0.5
-"""Seconds that an edit waits for its picture; one that takes longer comes with a later edit."""
+"""Seconds for which an edit waits for its picture; a picture that takes longer comes with a later edit."""
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A picture of a run as it then was, which is being drawn."""
+    """A picture that is being drawn, with the run as it was when the drawing began."""
 
     run: RunView
     name: str
@@ -53,7 +55,10 @@ class Drawing:
 
 
 class RunCardUpdater:
-    """`behind` says that a card does not show the present state yet, `due` that its turn to be refreshed has come."""
+    """Updates the cards of one project's runs.
+
+    `behind` says that a card does not show the present state yet; `due` that the turn of a card has come.
+    """
 
     def __init__(self, app: App, sender: Sender, renderer: Renderer, project_id: int) -> None:
         self.app, self.sender, self.renderer = app, sender, renderer
@@ -61,13 +66,13 @@ class RunCardUpdater:
         self._begun = False
         self._stale: set[int] = set()
         self._later: list[int] = []
-        # Of each run whose card was told to wait, how to ask anew whether its turn has come.
+        # For each run whose card must wait, what asks whether its turn has come.
         self._waiting: defaultdict[int, list[Callable[[], bool]]] = defaultdict(list)
         self._shown: dict[int, RunView] = {}
         self._drawn: dict[int, float] = {}
         self._drawings: dict[int, Drawing] = {}
         self._pictured: dict[int, RunView] = {}
-        self._why: dict[int, tuple[float, Why]] = {}
+        self._reasons: dict[int, tuple[float, Why]] = {}
 
     @property
     def behind(self) -> bool:
@@ -76,100 +81,100 @@ class RunCardUpdater:
 
     @property
     def due(self) -> bool:
-        """Whether the turn of a card has come; those that wait stand in line by this question."""
+        """Whether the turn of a card has come; a card that waits keeps its place in the queue by this question."""
         more = bool(self._later) and len(self._stale) < RUNS_KEPT
         return more or any(self._is_due(run_id) for run_id in self._stale)
 
     def note(self, run_id: int) -> None:
-        """Remember that a run's card is stale."""
+        """Remember that a run's card is out of date."""
         self._stale.add(run_id)
         self._waiting.pop(run_id, None)
 
     def note_all(self) -> None:
-        """Any card may be stale."""
+        """Remember that any card may be out of date."""
         self._begun = False
 
     async def refresh(self) -> None:
-        """Bring the cards up to date whose turn has come, the one that has waited longest first."""
-        if not self._begun:  # a crash may have left any card behind its run
+        """Update the cards whose turn has come, the one that has waited longest first."""
+        if not self._begun:  # a crash may have left any card out of date
             self._later = await self.app.read(_newest, self.project_id)
             self._begun = True
         while self._later and len(self._stale) < RUNS_KEPT:
             self._stale.add(self._later.pop(0))
-        moving = (await self.app.read(runs.in_motion)).get(self.project_id, set())
+        active = (await self.app.read(runs.in_motion)).get(self.project_id, set())
         budget = self.sender.budget
-        due = moving | {run_id for run_id in self._stale if self._is_due(run_id)}
+        due = active | {run_id for run_id in self._stale if self._is_due(run_id)}
         for run_id in sorted(due, key=lambda run_id: (budget.edited_at(f"run:{run_id}"), run_id)):
             self._waiting.pop(run_id, None)
-            if budget.rested(f"run:{run_id}") and await self._show(run_id):
+            if budget.rested(f"run:{run_id}") and await self._update(run_id):
                 self._stale.discard(run_id)
                 self._forget(run_id)
 
     def _forget(self, run_id: int) -> None:
-        """Keep nothing of a run whose card shows its end: should it change once more, all of it is found again."""
+        """Forget what is known of a run whose card shows its end; should the run change again, it is read again."""
         for known in (self._shown, self._drawn, self._pictured):
             known.pop(run_id, None)
 
     def _is_due(self, run_id: int) -> bool:
-        """Whether a card may be edited now, as far as is known without looking at it."""
+        """Whether a card may be edited now, as far as is known without reading it."""
         rested = self.sender.budget.rested(f"run:{run_id}")
         return rested and (run_id not in self._waiting or any(ask() for ask in self._waiting[run_id]))
 
-    async def _show(self, run_id: int) -> bool:
-        """Bring a run's card to the present state; False where it must be looked at again."""
+    async def _update(self, run_id: int) -> bool:
+        """Update a run's card; False where the card must be updated again later."""
         run = await self.app.read(runs.view, run_id)
         cards, thread_id = await self.app.read(_cards, run)
         if run.kind == RunKind.SAMPLE or not cards or cards[-1].gone or cards[0].message_id is None:
             return True
         row = cards[-1]
         if row.message_id is None:
-            return await self._succeed(run, len(cards), row.channel_id, thread_id)
-        settled = await self._retire(run, cards)
+            return await self._post_successor(run, len(cards), row.channel_id, thread_id)
+        linked = await self._link_old_cards(run, cards)
         age = edit_budget.age(row.message_id)
         budget, key = self.sender.budget, f"run:{run_id}"
         if not self._turn(run, key, row.channel_id, age, self._pause(run, age)):
             return False
         self._waiting.pop(run_id, None)
-        begun = self._drawings.get(run_id)
-        name, picture = await self._picture_due(run, row.picture)
-        why, number = await self._waits(run), len(cards)
+        drawing = self._drawings.get(run_id)
+        name, picture = await self._picture(run, row.picture)
+        why, number = await self._why(run), len(cards)
         drawn, posts = self._pictured.get(run_id), thread_id if number > 1 else ""
         card = run_card(run, picture=name, why=why, thread_id=posts, number=number, drawn=drawn)
         if row.digest == card.digest:
             budget.leave(key, row.channel_id, age=age)
-        elif not await self._change(key, row, card, name, picture, age):
+        elif not await self._edit(key, row, card, name, picture, age):
             if run.state in ACTIVE:
-                await self._succeed(run, number + 1, row.channel_id, thread_id)
+                await self._post_successor(run, number + 1, row.channel_id, thread_id)
             return False
         else:
             self._shown[run.id] = run
         if picture is not None:
             self._drawn[run.id] = time.monotonic()
-        newest_drawn = run.id not in self._drawings and (begun is None or begun.run == run)
-        return settled and run.state not in ACTIVE and newest_drawn
+        newest_drawn = run.id not in self._drawings and (drawing is None or drawing.run == run)
+        return linked and run.state not in ACTIVE and newest_drawn
 
-    async def _change(
+    async def _edit(
         self, key: str, row: DiscordMessage, card: Card, name: str, picture: bytes | None, age: float
     ) -> bool:
-        """Edit a card; False where its message is too old for it now."""
+        """Edit a card; False where Discord refuses because its message is old."""
         self.sender.budget.edited(key, row.channel_id, age=age)
         try:
-            await self.sender.change(row, card, name, picture)
+            await self.sender.edit_card(row, card, name, picture)
         except OldMessageError as error:
-            log.info("an old card takes no edit now", key=row.key, seconds=error.retry_after)
+            log.info("Discord refuses to edit an old card now", key=row.key, seconds=error.retry_after)
             self.sender.budget.refused(row.channel_id, error.retry_after)
             return False
         return True
 
-    async def _succeed(self, run: RunView, number: int, channel_id: str, thread_id: str) -> bool:
-        """Post a successor of a card that takes no more edits; False, as it has no picture yet."""
+    async def _post_successor(self, run: RunView, number: int, channel_id: str, thread_id: str) -> bool:
+        """Post the successor of a card that Discord refuses to edit; always False, as it has no picture yet."""
         self._drawn.pop(run.id, None)
-        card = run_card(run, why=await self._waits(run), thread_id=thread_id, number=number)
-        await self.sender.place(f"run:{run.id}:{number}", channel_id, card)
+        card = run_card(run, why=await self._why(run), thread_id=thread_id, number=number)
+        await self.sender.send_card(f"run:{run.id}:{number}", channel_id, card)
         return False
 
-    async def _retire(self, run: RunView, cards: list[DiscordMessage]) -> bool:
-        """Have each card but the newest lead to its successor; False while one still waits for its turn."""
+    async def _link_old_cards(self, run: RunView, cards: list[DiscordMessage]) -> bool:
+        """Turn each card but the newest into a link to its successor; False while one still waits for its turn."""
         due = []
         for number, (row, successor) in enumerate(pairwise(cards), start=1):
             url = f"https://discord.com/channels/{self.app.server.guild}/{successor.channel_id}/{successor.message_id}"
@@ -180,19 +185,19 @@ class RunCardUpdater:
             key = f"{row.key}:moved"
             if not self._turn(run, key, row.channel_id, OLD_AGE, BUSY):
                 return False
-            return await self._change(key, row, card, "", None, OLD_AGE) and len(due) == 1
+            return await self._edit(key, row, card, "", None, OLD_AGE) and len(due) == 1
         return True
 
     def _turn(self, run: RunView, key: str, channel_id: str, age: float, pause: float) -> bool:
-        """Whether a card of a run may be edited now; one that may not stands in line."""
-        ask = functools.partial(self.sender.budget.turn, key, channel_id, age=age, pause=pause)
-        if ask():
+        """Whether a card of a run may be edited now; otherwise it joins the queue."""
+        is_turn = functools.partial(self.sender.budget.turn, key, channel_id, age=age, pause=pause)
+        if is_turn():
             return True
-        self._waiting[run.id].append(ask)
+        self._waiting[run.id].append(is_turn)
         return False
 
     def _pause(self, run: RunView, age: float) -> float:
-        """Seconds that should lie between the last edit of a run's card and the next one."""
+        """The least seconds between the last edit of a run's card and the next one."""
         shown, drawing = self._shown.get(run.id), self._drawings.get(run.id)
         if shown is None or (shown.state, shown.attempt, shown.checkpoints) != (
             run.state,
@@ -206,19 +211,19 @@ class RunCardUpdater:
         much = run.step - shown.step >= MUCH * run.total_steps
         return BUSY if drawn or much or run.state not in ACTIVE else CALM
 
-    async def _waits(self, run: RunView) -> Why | None:
-        """What a queued run waits for; a plan is made for it, so it is not asked for at each edit."""
+    async def _why(self, run: RunView) -> Why | None:
+        """What a queued run waits for; kept for `WHY_SECONDS`, as a plan of the whole queue is made to answer it."""
         if run.state != RunState.QUEUED:
-            self._why.pop(run.id, None)
+            self._reasons.pop(run.id, None)
             return None
-        asked, known = self._why.get(run.id, (float("-inf"), None))
+        asked, known = self._reasons.get(run.id, (float("-inf"), None))
         if known is None or time.monotonic() - asked >= WHY_SECONDS:
             known = await self.app.read(why.why, run.id)
-            self._why[run.id] = (time.monotonic(), known)
+            self._reasons[run.id] = (time.monotonic(), known)
         return known
 
-    async def _picture_due(self, run: RunView, shown: str) -> tuple[str, bytes | None]:
-        """The name of the picture to show, and its bytes where it is a new one."""
+    async def _picture(self, run: RunView, shown: str) -> tuple[str, bytes | None]:
+        """The file name of the picture to show, where the card shows `shown` now, and the PNG if it is a new one."""
         if run.id not in self._drawings:
             waited = time.monotonic() - self._drawn.get(run.id, float("-inf"))
             if waited < self.app.settings.picture_seconds and run.state in ACTIVE:
@@ -244,13 +249,13 @@ class RunCardUpdater:
     async def _draw(self, run_id: int, curve: Curve) -> bytes | None:
         try:
             return await self.renderer.draw(curve)
-        except Exception as error:  # what the card says matters more than its picture
+        except Exception as error:  # the card is updated without a new picture
             log.error("a picture could not be drawn", run=run_id, exc_info=error)
             return None
 
 
 def _newest(session: Session, project_id: int) -> list[int]:
-    """The runs whose cards may be behind, the newest first: of those of a project from which a text was taken, all."""
+    """The runs whose cards may be out of date, the newest first; all runs of a project in which a text was blanked."""
     query = select(Run).where(Run.project_id == project_id).order_by(col(Run.id).desc())
     if not redaction.happened(session, record.project_stream(project_id)):
         query = query.limit(RUNS_KEPT)
@@ -261,9 +266,9 @@ def _newest(session: Session, project_id: int) -> list[int]:
 
 
 def _cards(session: Session, run: RunView) -> tuple[list[DiscordMessage], str]:
-    """The run's card and its successors, the newest last, and the id of the thread under the first one."""
+    """The rows of a run's card and its successors, the newest last, and the id of the thread under the first one."""
     key = f"run:{run.id}"
     own = or_(col(DiscordMessage.key) == key, col(DiscordMessage.key).startswith(f"{key}:"))
     rows = sorted(session.scalars(select(DiscordMessage).where(own)), key=lambda row: (len(row.key), row.key))
-    room = outbox.rooms(session, run.project_id).get(key)
-    return rows, room.channel_id or "" if room is not None and not room.gone else ""
+    thread = outbox.channels_of(session, run.project_id).get(key)
+    return rows, thread.channel_id or "" if thread is not None and not thread.gone else ""

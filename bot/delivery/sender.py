@@ -1,7 +1,7 @@
-"""Sending each message once: the intent is committed before, the message's id after, and an open intent is settled.
+"""Sends each message exactly once: its intent is committed before, its id after, and an open intent is settled.
 
-Discord returns the first message for a repeat of its nonce within a few minutes. An intent older than that is settled
-by looking in the channel for the message's marker, its last line of text.
+Within a few minutes Discord answers a repeat of a nonce with the first message. An older intent is settled by searching
+the channel for the message's marker, its last line of text.
 """
 
 import asyncio
@@ -27,37 +27,39 @@ from projects.db.columns import utcnow
 
 NONCE_GOOD_FOR = timedelta(minutes=2)
 REPEAT_SECONDS = 45.0
-"""The longest that a repeat may take, waiting for its turn included, so that its nonce is still known on arrival."""
+"""The most that a repeat may take, its wait for a turn included, so that Discord still knows its nonce on arrival."""
 CLOCKS_APART = timedelta(minutes=10)
+"""The most by which this machine's clock may be ahead of Discord's."""
 UNKNOWN_CHANNEL, UNKNOWN_MESSAGE = 10003, 10008
-# A person has deleted it.
 DELETED = frozenset({UNKNOWN_CHANNEL, UNKNOWN_MESSAGE})
+"""Discord's codes for a message or channel that a person has deleted."""
 TOO_MANY_OLD_EDITS = 30046
-# A thread is archived, or a moderator has locked it; for a locked one it may also be a permission that is missing.
 CLOSED = frozenset({50013, 50083, 160005})
+"""Discord's codes for an archived or locked thread; the first also stands for a missing permission."""
 
 log = structlog.get_logger()
 
 
 class LockedThreadError(discord.DiscordException):
-    """A moderator has locked the thread: the bot says nothing there, and changes nothing."""
+    """A moderator has locked the thread, so the bot neither posts nor edits there."""
 
 
 class Sender:
-    """The only sender of posts and cards to a server; `holder` names this process in the lease."""
+    """Sends all posts and cards to a server; `holder` names this process in the lease."""
 
     def __init__(self, app: App, holder: str) -> None:
         self.app = app
         self.guild_id = app.server.guild
         self.holder = holder
         self.budget = EditBudget()
-        # One post at a time in a channel: of several at once more may go out than are left of its limit.
+        # One post at a time in a channel: several at once could exceed what is left of Discord's limit there.
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def post(self, key: str, channel_id: str, said: str, buttons: Sequence[ui.Item[Any]] = ()) -> str | None:
-        """Post a text whose last line is its marker; the message's id, or None where a person has deleted its place.
+        """Post a text whose last line is its marker.
 
-        Raises discord.NotFound where the place is one of the lab's own channels, until there is another.
+        Returns the message's id, or None where a person has deleted the message or its channel. Raises discord.NotFound
+        while one of the lab's own channels is deleted and no other is chosen.
         """
         if not buttons and text.length(said) <= text.MESSAGE:
             return await self._send(key, channel_id, said.splitlines()[-1], content=said)
@@ -67,14 +69,14 @@ class Sender:
             view.add_item(ui.ActionRow(*buttons))
         return await self._send(key, channel_id, said.splitlines()[-1], view=view)
 
-    async def place(self, key: str, channel_id: str, card: Card) -> str | None:
-        """Send a card for the first time; like `post`."""
+    async def send_card(self, key: str, channel_id: str, card: Card) -> str | None:
+        """Send a card for the first time; returns and raises what `post` does."""
         return await self._send(key, channel_id, card.marker, view=card, digest=card.digest)
 
-    async def change(self, row: DiscordMessage, card: Card, name: str, picture: bytes | None) -> None:
-        """Bring a card up to date; `picture` replaces the one it has, `name` is the one it shows now.
+    async def edit_card(self, row: DiscordMessage, card: Card, name: str, picture: bytes | None) -> None:
+        """Edit a card. `name` is the file name of the picture that it shows, `picture` the PNG where that is a new one.
 
-        Raises OldMessageError where Discord takes no more edits of so old a message for now.
+        Raises OldMessageError where Discord refuses to edit so old a message now.
         """
         message = self._channel(row.channel_id).get_partial_message(int(row.message_id or 0))
 
@@ -93,9 +95,9 @@ class Sender:
             await self._locked(row.key)
 
     async def rewrite(self, row: DiscordMessage, said: str) -> None:
-        """Put another text in the place of a post, whichever sort of message it is.
+        """Replace the text of a post, which is a plain message or a Components V2 one.
 
-        Raises OldMessageError, and LockedThreadError.
+        Raises OldMessageError and LockedThreadError.
         """
 
         async def edit() -> None:
@@ -112,9 +114,9 @@ class Sender:
         await self._edited(row, edit)
 
     async def _edited(self, row: DiscordMessage, edit: Callable[[], Awaitable[None]]) -> bool:
-        """Make an edit, in an archived thread too; False where a person has deleted the message.
+        """Make an edit, after reopening an archived thread; False where a person has deleted the message.
 
-        Raises OldMessageError, and LockedThreadError.
+        Raises OldMessageError and LockedThreadError.
         """
         try:
             try:
@@ -129,7 +131,9 @@ class Sender:
             await self._deleted(row.key, error)
             return False
         except discord.RateLimited as error:
-            if edit_budget.age(row.message_id or "") < edit_budget.OLD_AGE:  # it is the bot's pace that Discord refuses
+            if (
+                edit_budget.age(row.message_id or "") < edit_budget.OLD_AGE
+            ):  # the refusal is not about the message's age
                 raise
             raise OldMessageError(error.retry_after) from error
         except discord.HTTPException as error:
@@ -155,7 +159,7 @@ class Sender:
             if not certain and row.intended_at < utcnow() - NONCE_GOOD_FOR:
                 found = await self._find(row, marker)
                 if found is not None:
-                    # What it shows is not known: an empty digest has a card drawn anew.
+                    # An empty digest, as nobody knows what the message shows: a card is edited once more.
                     await self.app.write(outbox.sent, key, found)
                     return found
                 row, certain = await self.app.write(outbox.intend_again, key), True
@@ -167,7 +171,7 @@ class Sender:
                 else:
                     message = await channel.send(view=view, nonce=row.nonce)
         except discord.NotFound as error:
-            if await self._awaits_another(row.channel_id, error):
+            if await self._to_be_replaced(row.channel_id, error):
                 await self.app.write(outbox.forget, key)
                 raise
             await self._deleted(key, error)
@@ -177,12 +181,12 @@ class Sender:
                 raise
             await self._locked(key)
             return None
-        # For a repeat of a nonce Discord returns the first message, which may show an earlier state.
+        # Discord answers a repeated nonce with the first message, which may show an earlier state: an empty digest.
         await self.app.write(_close, row, str(message.id), digest if certain else "")
         return str(message.id)
 
     def _intend(self, session: Session, key: str, channel_id: str) -> tuple[DiscordMessage, bool]:
-        """The message's row, and whether its intent is new; raises LostLeaseError."""
+        """The message's row, and whether its intent is new. Raises LostLeaseError."""
         lease.require(session, str(self.guild_id), self.holder)
         row = outbox.message(session, key)
         if row is not None:
@@ -190,12 +194,12 @@ class Sender:
         return outbox.intend(session, key, channel_id), True
 
     def _require_still(self, session: Session, row: DiscordMessage) -> None:
-        """Raise LostLeaseError where this process was held up so long that another may have sent the message."""
+        """Raise LostLeaseError where this process was delayed so long that another may have sent the message."""
         lease.require(session, str(self.guild_id), self.holder)
         _require_nonce(session, row)
 
     async def _find(self, row: DiscordMessage, marker: str) -> str | None:
-        """The message of an old intent, if it stands in its channel; raises Forbidden where that cannot be read."""
+        """The id of an old intent's message, if it was sent. Raises Forbidden where the channel cannot be read."""
         after = row.intended_at - CLOCKS_APART
         me, channel = self.app.user, self._channel(row.channel_id)
         await self._require_history(channel)
@@ -205,9 +209,10 @@ class Sender:
         return None
 
     async def _require_history(self, channel: discord.PartialMessageable) -> None:
-        """Raise Forbidden where the bot may not read a channel's history: Discord lists it as empty then.
+        """Raise Forbidden where the bot may not read a channel's history, which Discord then lists as empty.
 
-        A single message is refused instead, even one that never was; the application's id is such a one.
+        Discord does refuse a request for a single message, even for one that never existed, such as the application's
+        id.
         """
         try:
             await channel.fetch_message(self.app.application_id or 0)
@@ -215,13 +220,13 @@ class Sender:
             if error.code != UNKNOWN_MESSAGE:
                 raise
 
-    async def _awaits_another(self, channel_id: str, error: discord.NotFound) -> bool:
-        """Whether one of the lab's own channels is gone, or a thread with it: `/stoa setup` names another."""
+    async def _to_be_replaced(self, channel_id: str, error: discord.NotFound) -> bool:
+        """Whether a deleted channel is one of the lab's own, or a thread in it, which `/stoa setup` replaces."""
         if error.code != UNKNOWN_CHANNEL:
             return False
-        room = await self.app.read(outbox.room_in, channel_id)
-        if room is None or not room.startswith(outbox.PROPOSAL):
-            return room is None
+        key = await self.app.read(outbox.key_of_channel, channel_id)
+        if key is None or not key.startswith(outbox.PROPOSAL):
+            return key is None
         try:
             await self.app.fetch_channel(self.app.server.proposals)
         except discord.NotFound:
@@ -229,22 +234,22 @@ class Sender:
         return False
 
     async def _deleted(self, key: str, error: discord.NotFound) -> None:
-        """Take a deletion as a decision."""
+        """Note a deletion as a decision: the message is not sent again. Raises any other `error`."""
         if error.code not in DELETED:
             raise error
         log.warning("a person has deleted this message or its channel; it is not sent again", key=key)
         await self.app.write(outbox.message_gone, key)
 
     async def _closed(self, channel_id: str, error: discord.HTTPException) -> discord.Thread:
-        """The thread that is archived or locked, which may be why Discord refuses; raises `error` elsewhere."""
+        """The thread whose being archived or locked may explain a refusal. Raises `error` where there is none."""
         thread = await self.app.fetch_channel(int(channel_id)) if error.code in CLOSED else None
         if not isinstance(thread, discord.Thread) or not (thread.archived or thread.locked):
             raise error
         return thread
 
     async def _locked(self, key: str) -> None:
-        """Take a locked thread as a decision, of what stands there alone."""
-        log.warning("a moderator has locked the thread of this message; it is neither sent nor changed", key=key)
+        """Note a locked thread as a moderator's decision: the message is neither sent nor edited again."""
+        log.warning("a moderator has locked the thread of this message; it is neither sent nor edited", key=key)
         await self.app.write(outbox.message_gone, key)
 
     def _channel(self, channel_id: str) -> discord.PartialMessageable:
@@ -252,20 +257,20 @@ class Sender:
 
 
 def _close(session: Session, row: DiscordMessage, message_id: str, digest: str) -> None:
-    """Close an intent, unless another process has begun it anew."""
+    """Complete an intent. Raises LostLeaseError where another process has begun it again."""
     _require_nonce(session, row)
     outbox.sent(session, row.key, message_id, digest)
 
 
 def _require_nonce(session: Session, row: DiscordMessage) -> None:
-    """Raise LostLeaseError where another process has begun the intent anew."""
+    """Raise LostLeaseError where another process has begun the intent again."""
     known = outbox.message(session, row.key)
     if known is None or known.nonce != row.nonce:
         raise LostLeaseError
 
 
 def _said(message: discord.Message) -> str:
-    """The text of a message, of either sort."""
+    """The text of a message, which is a plain one or a Components V2 one."""
     if not message.flags.components_v2:
         return message.content
     shown = ui.LayoutView.from_message(message).walk_children()

@@ -1,4 +1,4 @@
-"""The posts of entries that were blanked: each is edited to say so, one after the other, while other posts go on."""
+"""Tombstones: the post of an entry that was blanked is edited to say so, one post at a time beside the new ones."""
 
 import time
 
@@ -16,37 +16,37 @@ log = structlog.get_logger()
 
 
 class Tombstones:
-    """Of one stream. `behind` says that a post may still show what was blanked, `due` that it may be edited now."""
+    """The tombstones of one stream. `behind` says that a post may still show what was blanked."""
 
     def __init__(self, app: App, sender: Sender, stream: str) -> None:
         self.app, self.sender = app, sender
         self.stream = stream
-        self.behind = True  # a crash may have left any post as it was
-        # By channel: when Discord may take another such edit there.
-        self._again: dict[str, float] = {}
+        self.behind = True  # a crash may have left any post unedited
+        # By channel, the earliest time at which Discord may accept another such edit.
+        self._not_before: dict[str, float] = {}
         self._rests_until = 0.0
 
     @property
     def due(self) -> bool:
-        """Whether such a post may be edited now, as far as is known."""
+        """Whether such a post may be edited now."""
         return self.behind and time.monotonic() >= self._rests_until
 
     def note(self, entry: Told) -> None:
-        """Remember that an entry tells of a redaction."""
+        """Look for posts to blank, if an entry is about a redaction."""
         if entry.kind in redaction.KINDS:
             self.behind, self._rests_until = True, 0.0
 
     async def refresh(self) -> None:
-        """Blank the next post, and no more than one, since what is new does not wait for all of them."""
+        """Blank the next post, and only one, so that new posts do not wait for all of them."""
         if not self.due:
             return
-        readable = await self.app.read(outbox.readable, self.stream)
-        self.behind = bool(readable)
-        for entry, row in readable:
-            if time.monotonic() >= self._again.get(row.channel_id, 0.0):
+        posts_left = await self.app.read(outbox.unblanked_posts, self.stream)
+        self.behind = bool(posts_left)
+        for entry, row in posts_left:
+            if time.monotonic() >= self._not_before.get(row.channel_id, 0.0):
                 await self._blank(entry, row)
                 return
-        self._rests_until = min((self._again[row.channel_id] for _, row in readable), default=0.0)
+        self._rests_until = min((self._not_before[row.channel_id] for _, row in posts_left), default=0.0)
 
     async def _blank(self, entry: Told, row: DiscordMessage) -> None:
         budget, age = self.sender.budget, edit_budget.age(row.message_id or "")
@@ -55,16 +55,16 @@ class Tombstones:
             await self.sender.rewrite(row, f"{posts.BLANKED}\n{posts.marker(entry)}")
         except OldMessageError as error:
             log.info("an old post is blanked later", key=row.key, seconds=error.retry_after)
-            self._again[row.channel_id] = time.monotonic() + error.retry_after
+            self._not_before[row.channel_id] = time.monotonic() + error.retry_after
             budget.refused(row.channel_id, error.retry_after)
         except LockedThreadError:
-            self._again[row.channel_id] = time.monotonic() + edit_budget.OLD
-            await self._tell(row.channel_id, posts.marker(entry))
+            self._not_before[row.channel_id] = time.monotonic() + edit_budget.OLD
+            await self._notify(row.channel_id, posts.marker(entry))
         else:
             await self.app.write(outbox.sent, row.key, row.message_id or "", outbox.TOMBSTONE)
 
-    async def _tell(self, thread_id: str, marker: str) -> None:
-        """Tell the admins, once for each thread, where only they can help."""
-        said = f"⚠️ What was blanked can still be read in <#{thread_id}>, as that thread is locked."
+    async def _notify(self, thread_id: str, marker: str) -> None:
+        """Ask the admins, once for each locked thread, to unlock it."""
+        said = f"⚠️ A blanked entry can still be read in <#{thread_id}>, because that thread is locked."
         said = f"{said} Unlock it, or delete the post.\n{marker} · to be blanked"
         await self.sender.post(f"locked:{thread_id}", str(self.app.server.review), said)

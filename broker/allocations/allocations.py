@@ -8,16 +8,18 @@ from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import update
-from sqlalchemy.orm import Session
+from sqlalchemy import Index
+from sqlalchemy.orm import Session, aliased
 from sqlmodel import Field, col, select
+from sqlmodel.sql.expression import SelectOfScalar
 
 from broker.allocations import ledger, pools, tiers
 from broker.allocations.endorsements import Endorsable
-from broker.allocations.ledger import Account, in_hours
+from broker.allocations.ledger import Account, Balance, in_hours
 from broker.allocations.pools import Grant, Pool
 from broker.allocations.tiers import Tiers
 from projects import people, projects, quotas, rights, text
+from projects.db import transition
 from projects.db.columns import foreign_key, integer, row_id, timestamp, utcnow, words
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor, Person
@@ -68,6 +70,7 @@ class Allocation(Endorsable, table=True):
     """
 
     __tablename__ = "allocations"
+    __table_args__ = (Index("uq_allocations_starter_of", "starter_of", unique=True),)
 
     id: int = row_id()
     request_id: str = Field(unique=True)
@@ -82,7 +85,7 @@ class Allocation(Endorsable, table=True):
     decided_by: int | None = foreign_key("people.id", default=None)
     reason: str = words(default="")
     created_at: datetime = timestamp(default=utcnow)
-    starter_of: int | None = integer(default=None, unique=True)
+    starter_of: int | None = integer(default=None)
     renews_id: int | None = foreign_key("allocations.id", default=None)
     decided_at: datetime | None = timestamp(default=None)
     half_until: datetime | None = timestamp(default=None)
@@ -320,23 +323,12 @@ def close(session: Session, allocation: Allocation, to: AllocationState, **value
 
 def move(session: Session, allocation: Allocation, to: AllocationState, **values: object) -> None:
     """Take one of the table's transitions, guarded against another taken at the same moment."""
-    check_move(allocation, to)
-    session.flush()
-    moved = session.execute(
-        update(Allocation)
-        .where(col(Allocation.id) == allocation.id, col(Allocation.state) == allocation.state)
-        .values(state=to, **values)
-        .returning(col(Allocation.id))
-    ).one_or_none()
-    if moved is None:
-        raise ConflictError(f"Allocation {allocation.id} has just changed; look again.")
-    session.refresh(allocation)
+    transition.move(session, allocation, to, TRANSITIONS, values, name=f"Allocation {allocation.id}")
 
 
 def check_move(allocation: Allocation, to: AllocationState) -> None:
     """Raise ConflictError where no transition leads there from where the allocation stands."""
-    if to not in TRANSITIONS[AllocationState(allocation.state)]:
-        raise ConflictError(f"Allocation {allocation.id} is {allocation.state} and cannot become {to}.")
+    transition.check(allocation, to, TRANSITIONS, name=f"Allocation {allocation.id}")
 
 
 def tell(
@@ -388,50 +380,70 @@ def lock(session: Session, allocation_id: int) -> Allocation:
 
 def view(session: Session, allocation_id: int) -> AllocationView:
     """The allocation as cards show it; raises NotFoundError."""
-    allocation = load(session, allocation_id)
-    pool = session.get_one(Pool, allocation.pool_id)
-    return AllocationView(
-        id=allocation.id,
-        project_id=allocation.project_id,
-        project=session.get_one(Project, allocation.project_id).title,
-        pool=pool.name,
-        gpu_type=pool.gpu_type,
-        requested_by=session.get_one(Person, allocation.requested_by).name,
-        seconds=allocation.seconds,
-        until=allocation.until,
-        justification=allocation.justification,
-        state=AllocationState(allocation.state),
-        decided_by=people.name_of(session, allocation.decided_by),
-        reason=allocation.reason,
-        sponsor=None if allocation.grant_id is None else session.get_one(Grant, allocation.grant_id).sponsor,
-        account=ledger.account(session, allocation.id),
-        starter=allocation.starter_of is not None,
-        renews=allocation.renews_id,
-        endorsed_by=people.name_of(session, allocation.endorsed_by),
-        half_until=allocation.half_until,
-        report=allocation.report,
-    )
+    load(session, allocation_id)
+    return _views(session, select(Allocation.id).where(Allocation.id == allocation_id))[0]
 
 
 def of_project(session: Session, project_id: int) -> Sequence[AllocationView]:
     """The project's allocations, the newest first."""
-    ids = session.scalars(
-        select(Allocation.id).where(Allocation.project_id == project_id).order_by(col(Allocation.id).desc())
-    ).all()
-    return [view(session, allocation_id) for allocation_id in ids]
+    return _views(session, select(Allocation.id).where(Allocation.project_id == project_id))
 
 
 def of_lead(session: Session, discord_id: int, *, limit: int = 25) -> Sequence[AllocationView]:
     """The newest allocations of all projects that the person with this Discord id leads, the newest first."""
-    ids = session.scalars(
+    led = (
         select(Allocation.id)
         .join(Project, col(Project.id) == Allocation.project_id)
         .join(Person, col(Person.id) == Project.lead_id)
         .where(Person.discord_id == str(discord_id))
         .order_by(col(Allocation.id).desc())
         .limit(limit)
-    ).all()
-    return [view(session, allocation_id) for allocation_id in ids]
+    )
+    return _views(session, led)
+
+
+def _views(session: Session, ids: SelectOfScalar[int]) -> Sequence[AllocationView]:
+    """The allocations of a query for their numbers as cards show them, the newest first, all by one query."""
+    requester, decider, endorser = aliased(Person), aliased(Person), aliased(Person)
+    rows = session.execute(
+        select(Allocation)
+        .add_columns(col(Project.title), col(Pool.name), col(Pool.gpu_type), col(Grant.sponsor), Balance)
+        .add_columns(col(requester.name), col(decider.name), col(endorser.name))
+        .join(Project, col(Project.id) == Allocation.project_id)
+        .join(Pool, col(Pool.id) == Allocation.pool_id)
+        .join(requester, col(requester.id) == Allocation.requested_by)
+        .outerjoin(Grant, col(Grant.id) == Allocation.grant_id)
+        .outerjoin(Balance, col(Balance.allocation_id) == Allocation.id)
+        .outerjoin(decider, col(decider.id) == Allocation.decided_by)
+        .outerjoin(endorser, col(endorser.id) == Allocation.endorsed_by)
+        .where(col(Allocation.id).in_(ids))
+        .order_by(col(Allocation.id).desc())
+        .execution_options(populate_existing=True)
+    )
+    return [
+        AllocationView(
+            id=allocation.id,
+            project_id=allocation.project_id,
+            project=project,
+            pool=pool,
+            gpu_type=gpu_type,
+            requested_by=asked_by,
+            seconds=allocation.seconds,
+            until=allocation.until,
+            justification=allocation.justification,
+            state=AllocationState(allocation.state),
+            decided_by=decided_by,
+            reason=allocation.reason,
+            sponsor=sponsor,
+            account=ledger.account_of(balance),
+            starter=allocation.starter_of is not None,
+            renews=allocation.renews_id,
+            endorsed_by=endorsed_by,
+            half_until=allocation.half_until,
+            report=allocation.report,
+        )
+        for allocation, project, pool, gpu_type, sponsor, balance, asked_by, decided_by, endorsed_by in rows
+    ]
 
 
 def _starts(session: Session, project: Project, person: Person, seconds: int, bounds: Tiers) -> bool:

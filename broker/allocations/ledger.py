@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import CheckConstraint, UniqueConstraint, func, update
+from sqlalchemy import CheckConstraint, UniqueConstraint, func
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
 from broker.allocations.pools import Grant, GrantMovement, GrantRow
+from projects.db import transition
 from projects.db.columns import Base, foreign_key, integer, row_id, timestamp, utcnow
 from projects.errors import ConflictError, InvalidError
 
@@ -207,7 +208,11 @@ def outstanding(session: Session, run_id: int, token: int) -> int:
 
 def account(session: Session, allocation_id: int) -> Account:
     """The balance of an allocation; all zero before it was approved."""
-    balance = session.get(Balance, allocation_id, populate_existing=True)
+    return account_of(session.get(Balance, allocation_id, populate_existing=True))
+
+
+def account_of(balance: Balance | None) -> Account:
+    """A balance as people read it; all zero where nothing was approved yet."""
     if balance is None:
         return Account(0, 0, 0)
     return Account(balance.granted, balance.reserved, balance.spent, balance.committed)
@@ -276,24 +281,19 @@ def _change(
     session: Session, allocation_id: int, granted: int = 0, reserved: int = 0, spent: int = 0, committed: int = 0
 ) -> bool:
     """Whether the balance could be changed with no part of it falling below zero."""
-    changed = session.execute(
-        update(Balance)
-        .where(
-            col(Balance.allocation_id) == allocation_id,
-            col(Balance.reserved) + reserved >= 0,
-            col(Balance.spent) + spent >= 0,
-            col(Balance.committed) + committed >= 0,
-            col(Balance.granted) - Balance.reserved - Balance.spent + (granted - reserved - spent) >= 0,
-        )
-        .values(
-            granted=Balance.granted + granted,
-            reserved=Balance.reserved + reserved,
-            spent=Balance.spent + spent,
-            committed=Balance.committed + committed,
-        )
-        .returning(col(Balance.allocation_id))
-        .execution_options(synchronize_session=False)
-    ).one_or_none()
+    changed = transition.write_where(
+        session,
+        Balance,
+        col(Balance.allocation_id) == allocation_id,
+        col(Balance.reserved) + reserved >= 0,
+        col(Balance.spent) + spent >= 0,
+        col(Balance.committed) + committed >= 0,
+        col(Balance.granted) - Balance.reserved - Balance.spent + (granted - reserved - spent) >= 0,
+        granted=Balance.granted + granted,
+        reserved=Balance.reserved + reserved,
+        spent=Balance.spent + spent,
+        committed=Balance.committed + committed,
+    )
     return changed is not None
 
 
@@ -326,18 +326,16 @@ def _move_grant(
 
 def _change_grant(session: Session, grant_id: int, *, drawn: int = 0, committed: int = 0) -> None:
     """Change a grant's balance with no part of it falling below zero; raises ConflictError where too little is left."""
-    changed = session.execute(
-        update(Grant)
-        .where(
-            col(Grant.id) == grant_id,
-            col(Grant.drawn) + drawn >= 0,
-            col(Grant.committed) + committed >= 0,
-            col(Grant.seconds) - Grant.drawn - Grant.committed - (drawn + committed) >= 0,
-        )
-        .values(drawn=Grant.drawn + drawn, committed=Grant.committed + committed)
-        .returning(col(Grant.id))
-        .execution_options(synchronize_session=False)
-    ).one_or_none()
+    changed = transition.write_where(
+        session,
+        Grant,
+        col(Grant.id) == grant_id,
+        col(Grant.drawn) + drawn >= 0,
+        col(Grant.committed) + committed >= 0,
+        col(Grant.seconds) - Grant.drawn - Grant.committed - (drawn + committed) >= 0,
+        drawn=Grant.drawn + drawn,
+        committed=Grant.committed + committed,
+    )
     if changed is None:
         free = (
             session.scalar(select(col(Grant.seconds) - Grant.drawn - Grant.committed).where(Grant.id == grant_id)) or 0

@@ -1,18 +1,19 @@
 """Pools of GPUs, and the grants by which sponsors give their time to the community."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import CheckConstraint, func
+from sqlalchemy import CheckConstraint, ColumnElement, func
 from sqlalchemy.orm import Session
 from sqlmodel import Field, col, select
 
+from broker.runners import registry
 from projects import people, rights, text
-from projects.db.columns import Base, foreign_key, integer, number, row_id, timestamp, utcnow, words
+from projects.db.columns import Base, foreign_key, integer, json_object, number, row_id, timestamp, utcnow, words
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor
 from projects.record import record
@@ -20,13 +21,6 @@ from projects.rights import Act
 
 HEAVIEST = 1000
 MOST_GPUS = 1_000_000
-
-
-class Launcher(StrEnum):
-    """What starts the trainers of a pool."""
-
-    LOCAL = "local"
-    SLURM = "slurm"
 
 
 class Pool(Base, table=True):
@@ -38,16 +32,15 @@ class Pool(Base, table=True):
     name: str = Field(unique=True)
     gpu_type: str
     gpus: int = integer()
-    launcher: str = "local"
+    runner: str = registry.DEFAULT
+    runner_options: dict[str, str] = json_object(default=dict)
     price_weight: float = number(default=1.0)
-    slurm_partition: str = ""
-    slurm_gres: str = "gpu"
     most_submitted: int = integer(default=4)
 
     @property
     def shares_gpus(self) -> bool:
-        """Whether it hands out GPUs of the worker's host, which all such pools share."""
-        return self.launcher == Launcher.LOCAL and "cpu" not in self.gpu_type.lower()
+        """Whether the pool hands out GPUs of the worker's host, which all such pools share."""
+        return registry.named(self.runner).uses_host_gpus and "cpu" not in self.gpu_type.lower()
 
 
 class Grant(Base, table=True):
@@ -115,41 +108,35 @@ def add_pool(
     name: str,
     gpu_type: str,
     gpus: int,
-    launcher: str = Launcher.LOCAL,
+    runner: str = registry.DEFAULT,
     price_weight: float = 1.0,
-    slurm_partition: str = "",
-    slurm_gres: str = "gpu",
+    runner_options: Mapping[str, str] | None = None,
     most_submitted: int = 4,
     actor: Actor | None = None,
 ) -> int:
-    """Write a pool down and return its id; a repeat changes nothing. `actor` None is the operator.
+    """Add a pool and return its id; a repeat changes nothing. `actor` None is the operator.
 
-    Raises InvalidError, and ConflictError where the name is that of another pool.
-    `price_weight` is what a GPU-second of it weighs in fair-share; balances are raw GPU-seconds. Jobs for Slurm ask
-    `slurm_partition` (empty: its default) for `slurm_gres` by the number; at most `most_submitted` wait or run at once.
+    `price_weight` is what a GPU-second of the pool weighs in fair-share; balances are raw GPU-seconds. `runner_options`
+    are those that the runner declares. Where the runner has a queue of its own, at most `most_submitted` of the pool's
+    jobs wait or run there at once. Raises InvalidError, and ConflictError where another pool has the name.
     """
     rights.require_admin(actor, Act.MANAGE_COMPUTE)
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,39}", name):
         raise InvalidError("A pool's name has up to 40 lower-case letters, digits, dots, dashes and underscores.")
     if not 1 <= gpus <= MOST_GPUS:
         raise InvalidError(f"A pool has at least one GPU, and at most {MOST_GPUS:,}; {gpus} is not such a count.")
-    if launcher not in set(Launcher):
-        raise InvalidError(f"The launcher is one of: {', '.join(Launcher)}.")
+    options = registry.named(runner).checked_options(runner_options or {})
     if not 0 < price_weight <= HEAVIEST:
         raise InvalidError(f"A price weight is above 0 and at most {HEAVIEST}; {price_weight} is not.")
-    if not re.fullmatch(r"[\w.-]*", slurm_partition, re.ASCII):
-        raise InvalidError("A Slurm partition's name has letters, digits and “._-” only.")
-    if not re.fullmatch(r"([\w.-]+(:[\w.-]+)?)?", slurm_gres, re.ASCII):
-        raise InvalidError("A Slurm GRES is a name, or name:type, such as gpu or gpu:h200.")
     if most_submitted < 1:
         raise InvalidError(f"At least one job is submitted at a time; {most_submitted} is not a count.")
     gpu_type = text.prose("The GPU type", gpu_type, most=60)
-    told: dict[str, Any] = {"gpu_type": gpu_type, "gpus": gpus, "launcher": launcher, "price_weight": price_weight}
-    asked = told | {"slurm_partition": slurm_partition, "slurm_gres": slurm_gres, "most_submitted": most_submitted}
+    shared: dict[str, Any] = {"gpu_type": gpu_type, "gpus": gpus, "price_weight": price_weight}
+    asked = shared | {"runner": runner, "runner_options": options, "most_submitted": most_submitted}
     earlier = session.scalars(select(Pool).where(Pool.name == name)).one_or_none()
     if earlier is not None:
         if any(getattr(earlier, field) != value for field, value in asked.items()):
-            is_now = f"{earlier.gpus} × {earlier.gpu_type}, {earlier.launcher}, weight {earlier.price_weight:g}"
+            is_now = f"{earlier.gpus} × {earlier.gpu_type}, {earlier.runner}, weight {earlier.price_weight:g}"
             raise ConflictError(f"There is a pool “{name}” already ({is_now}); change it, or choose another name.")
         return earlier.id
     pool = Pool(name=name, **asked)
@@ -161,7 +148,8 @@ def add_pool(
         "pool.added",
         by=None if actor is None else people.ensure(session, actor),
         pool=name,
-        **told,
+        launcher=runner,  # the record's word for it since its first entry
+        **shared,
     )
     return pool.id
 
@@ -225,6 +213,11 @@ def numbers_on_host(session: Session, pool: Pool, devices: str) -> str:
     return ",".join(str(first + int(device)) for device in devices.split(",") if device)
 
 
+def runners(session: Session) -> Sequence[str]:
+    """The names of the runners that pools use."""
+    return session.scalars(select(Pool.runner).distinct().order_by(col(Pool.runner))).all()
+
+
 def names(session: Session) -> list[str]:
     """The names of all pools."""
     return list(session.scalars(select(Pool.name).order_by(col(Pool.name))))
@@ -260,17 +253,23 @@ def grants(session: Session) -> Sequence[GrantView]:
 
 def largest(session: Session, pool_id: int) -> int:
     """The most GPU-seconds that one allocation can be given: it draws on one of the pool's running grants."""
-    left = func.max(col(Grant.seconds) - Grant.drawn - Grant.committed)
-    return session.scalar(select(left).where(Grant.pool_id == pool_id, Grant.until > utcnow())) or 0
+    return largest_by_pool(session).get(pool_id, 0)
 
 
-def available(session: Session, pool_id: int) -> int:
-    """GPU-seconds that the pool's running grants have not yet given to allocations."""
-    return (
-        session.scalar(
-            select(func.coalesce(func.sum(col(Grant.seconds) - Grant.drawn - Grant.committed), 0)).where(
-                Grant.pool_id == pool_id, Grant.until > utcnow()
-            )
-        )
-        or 0
-    )
+def largest_by_pool(session: Session) -> Mapping[int, int]:
+    """What `largest` says of each pool that has a running grant."""
+    return _of_running_grants(session, func.max)
+
+
+def available(session: Session) -> Mapping[int, int]:
+    """GPU-seconds of each pool with running grants that these have not yet given to allocations."""
+    return _of_running_grants(session, func.sum)
+
+
+def _of_running_grants(
+    session: Session, aggregate: Callable[[ColumnElement[int]], ColumnElement[int]]
+) -> Mapping[int, int]:
+    """An aggregate, such as the sum, of what is left of the running grants of each pool."""
+    left = aggregate(col(Grant.seconds) - Grant.drawn - Grant.committed)
+    rows = session.execute(select(Grant.pool_id, left).where(Grant.until > utcnow()).group_by(col(Grant.pool_id)))
+    return {pool_id: int(seconds) for pool_id, seconds in rows}

@@ -22,6 +22,7 @@ from broker.publishing.model_card import write_card
 from broker.runs import runs
 from broker.runs.runs import DELAYED_AFTER, ENDED, Run
 from projects import projects
+from projects.db import transition
 from projects.db.columns import utcnow
 from projects.db.database import Database
 from projects.settings import Settings
@@ -129,13 +130,8 @@ def show_as_decided(settings: Settings, db: Database, hub: Hub, run_id: int) -> 
 
 def _shown(session: Session, run_id: int, url: str, *, private: bool) -> None:
     """Store whether a repository is private now, and record a change once."""
-    changed = session.execute(
-        update(Repository)
-        .where(col(Repository.run_id) == run_id, col(Repository.private) != private)
-        .values(private=private, tries=0)
-        .returning(col(Repository.run_id))
-    ).one_or_none()
-    if changed is not None:
+    other = (col(Repository.run_id) == run_id, col(Repository.private) != private)
+    if transition.write_where(session, Repository, *other, private=private, tries=0) is not None:
         kind = "checkpoints.withheld" if private else "checkpoints.released"
         count = len(publications.links(session, run_id))
         runs.tell(session, runs.load(session, run_id), kind, url=url, count=count)
@@ -293,15 +289,10 @@ def _renewing(settings: Settings, db: Database, claimed: Claimed) -> Iterator[No
 
 def _guarded(session: Session, claimed: Claimed, **values: object) -> bool:
     """Write values to the claimed publication; False where its lease is no longer this publisher's."""
-    written = session.execute(
-        update(Publication)
-        .where(
-            col(Publication.run_id) == claimed.run_id,
-            col(Publication.step) == claimed.step,
-            col(Publication.lease) == claimed.lease,
-            col(Publication.url).is_(None),
-        )
-        .values(**values)
-        .returning(col(Publication.step))
-    ).one_or_none()
-    return written is not None
+    leased = (
+        col(Publication.run_id) == claimed.run_id,
+        col(Publication.step) == claimed.step,
+        col(Publication.lease) == claimed.lease,
+        col(Publication.url).is_(None),
+    )
+    return transition.write_where(session, Publication, *leased, **values) is not None

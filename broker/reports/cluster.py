@@ -10,7 +10,8 @@ from sqlmodel import col, select
 from broker.allocations import pools
 from broker.allocations.allocations import Allocation
 from broker.allocations.ledger import Balance
-from broker.allocations.pools import Launcher, Pool
+from broker.allocations.pools import Pool
+from broker.runners import registry
 from broker.runs.runs import Run
 from broker.scheduling import fairshare, snapshot
 from projects.projects import Project
@@ -18,13 +19,17 @@ from projects.projects import Project
 
 @dataclass(frozen=True)
 class PoolStatus:
-    """What a pool is doing; `left` is what its grants have not given to allocations, in GPU-seconds."""
+    """What a pool is doing; `left` is what its grants have not given to allocations, in GPU-seconds.
+
+    `queue` is the name of its runner's own queue, which decides when a run starts; empty where Stoa does.
+    """
 
     name: str
     gpu_type: str
     gpus: int
     busy: int
-    launcher: Launcher
+    runner: str
+    queue: str
     price_weight: float
     working: int
     waiting: int
@@ -50,6 +55,7 @@ def status(session: Session) -> Sequence[PoolStatus]:
     state = snapshot.load(session)
     sizes = select(Run.id, Run.gpus).where(col(Run.id).in_([held.run_id for held in state.held]))
     gpus = {row.id: row.gpus for row in session.execute(sizes)}
+    available = pools.available(session)
     listed = []
     for pool in pools.every(session):
         held = [row for row in state.held if row.pool_id == pool.id]
@@ -59,11 +65,12 @@ def status(session: Session) -> Sequence[PoolStatus]:
                 gpu_type=pool.gpu_type,
                 gpus=pool.gpus,
                 busy=min(pool.gpus, sum(gpus[row.run_id] for row in held)),
-                launcher=Launcher(pool.launcher),
+                runner=pool.runner,
+                queue=registry.named(pool.runner).queue,
                 price_weight=pool.price_weight,
                 working=sum(row.open for row in held),
                 waiting=sum(row.pool_id == pool.id for row in state.waiting),
-                left=pools.available(session, pool.id),
+                left=available.get(pool.id, 0),
             )
         )
     return listed

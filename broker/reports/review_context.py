@@ -1,8 +1,10 @@
 """What a reviewer should know before a decision on GPU time: what the project has used, what is left, who decides."""
 
 import json
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sqlalchemy import func
 from sqlalchemy.orm import Session
@@ -13,6 +15,7 @@ from broker.allocations.allocations import Allocation
 from broker.allocations.ledger import Balance
 from broker.allocations.pools import Grant
 from broker.reviews import changes
+from broker.reviews.changes import AllocationChange
 from broker.scheduling import fairshare, usage
 from broker.scheduling.fairshare import Standing
 from projects.db.columns import utcnow
@@ -30,11 +33,12 @@ class Remark:
 
 
 @dataclass(frozen=True)
-class Dossier:
-    """Amounts are in GPU-seconds.
+class ReviewContext:
+    """What is known of a request at the moment; amounts are in GPU-seconds.
 
-    `grants` counts the project's allocations so far, of which it has `spent` and `reserved` so much; `available` is
-    the most that can be granted, out of one grant; a full consent takes `reviewers`, and comes in `halves` or whole.
+    `grants` is the number of the project's allocations so far; `spent` and `reserved` are sums over these. `available`
+    is the most that can be granted now, out of one grant. Consent to all that is asked for takes `reviewers` people,
+    and `halves` says whether the time then comes in two halves.
     """
 
     grants: int
@@ -47,69 +51,127 @@ class Dossier:
     remarks: Sequence[Remark] = ()
 
 
-def of_request(session: Session, allocation_id: int) -> Dossier:
-    """Of a request for an allocation; raises NotFoundError."""
-    allocation = allocations.load(session, allocation_id)
-    remarks = _remarks(session, allocation)
-    return _of(session, allocation, allocation.seconds, allocation.seconds, remarks)
+class _Request(NamedTuple):
+    """A request for an allocation, or for a change of one, in GPU-seconds.
+
+    `seconds` are asked for; `size` is what the allocation would come to, by which the number of reviewers is decided.
+    """
+
+    allocation: Allocation
+    seconds: int
+    size: int
 
 
-def of_change(session: Session, change_id: int) -> Dossier:
-    """Of a request for a change; raises NotFoundError."""
-    change = changes.load(session, change_id)
-    account = ledger.account(session, change.allocation_id)
-    size = account.granted + account.committed + change.seconds if change.seconds else 0
-    return _of(session, allocations.load(session, change.allocation_id), change.seconds, size)
+class _Use(NamedTuple):
+    """A project's allocations so far: their number, and the GPU-seconds spent and reserved of all of them."""
+
+    grants: int
+    spent: int
+    reserved: int
 
 
-def _of(session: Session, allocation: Allocation, seconds: int, size: int, remarks: Sequence[Remark] = ()) -> Dossier:
-    project_id, bounds = allocation.project_id, tiers.current(session)
-    grants, spent, reserved = session.execute(
-        select(
-            func.count(),
-            func.coalesce(func.sum(col(Balance.spent)), 0),
-            func.coalesce(func.sum(col(Balance.reserved)), 0),
-        )
-        .select_from(Balance)
-        .join(Allocation, col(Allocation.id) == Balance.allocation_id)
-        .where(Allocation.project_id == project_id)
-    ).one()
-    used = usage.of_ended(session, utcnow())
-    standing = fairshare.standings(used, dict.fromkeys({project_id, *used}, 1.0))[project_id]
-    return Dossier(
-        grants=grants,
-        spent=int(spent),
-        reserved=int(reserved),
-        available=_available(session, allocation),
-        reviewers=2 if size > bounds.one_reviewer else 1,
-        halves=seconds > bounds.halves,
-        standing=standing,
-        remarks=remarks,
+def of_request(session: Session, allocation_id: int) -> ReviewContext:
+    """The context of a request for an allocation; raises NotFoundError."""
+    allocations.load(session, allocation_id)
+    return of_requests(session, [allocation_id])[allocation_id]
+
+
+def of_requests(session: Session, allocation_ids: Collection[int]) -> Mapping[int, ReviewContext]:
+    """The contexts of requests for allocations, by as many queries as one of them takes."""
+    found = session.scalars(select(Allocation).where(col(Allocation.id).in_(allocation_ids))).all()
+    requests = {allocation.id: _Request(allocation, allocation.seconds, allocation.seconds) for allocation in found}
+    return _contexts(session, requests, _remarks(session, found))
+
+
+def of_change(session: Session, change_id: int) -> ReviewContext:
+    """The context of a request for a change; raises NotFoundError."""
+    changes.load(session, change_id)
+    return of_changes(session, [change_id])[change_id]
+
+
+def of_changes(session: Session, change_ids: Collection[int]) -> Mapping[int, ReviewContext]:
+    """The contexts of requests for changes, by as many queries as one of them takes."""
+    rows = session.execute(
+        select(AllocationChange, Allocation, Balance)
+        .join(Allocation, col(Allocation.id) == AllocationChange.allocation_id)
+        .outerjoin(Balance, col(Balance.allocation_id) == Allocation.id)
+        .where(col(AllocationChange.id).in_(change_ids))
+        .execution_options(populate_existing=True)
     )
+    requests = {}
+    for change, allocation, balance in rows:
+        account = ledger.account_of(balance)
+        size = account.granted + account.committed + change.seconds if change.seconds else 0
+        requests[change.id] = _Request(allocation, change.seconds, size)
+    return _contexts(session, requests, {})
 
 
-def _available(session: Session, allocation: Allocation) -> int:
-    """What a request can be given at most, or a change of an allocation that draws on its grant already."""
-    if allocation.grant_id is None:
-        return pools.largest(session, allocation.pool_id)
-    grant = session.get_one(Grant, allocation.grant_id, populate_existing=True)
-    return grant.seconds - grant.drawn - grant.committed
-
-
-def _remarks(session: Session, allocation: Allocation) -> Sequence[Remark]:
-    """What was asked and answered about the request, the oldest first, without what was blanked."""
-    bodies = session.execute(
-        select(Entry.kind, col(Payload.body))
-        .join(Payload, col(Payload.entry_id) == Entry.id)
-        .where(
-            col(Entry.kind).in_(("allocation.asked", "allocation.answered")),
-            Entry.stream == record.project_stream(allocation.project_id),
+def _contexts(
+    session: Session, requests: Mapping[int, _Request], remarks: Mapping[int, Sequence[Remark]]
+) -> Mapping[int, ReviewContext]:
+    """The contexts of requests by their numbers; `remarks` are by the numbers of allocations."""
+    asked = [request.allocation for request in requests.values()]
+    projects = {allocation.project_id for allocation in asked}
+    bounds, used = tiers.current(session), usage.of_ended(session, utcnow())
+    use, available = _use(session, projects), _available(session, asked)
+    return {
+        number: ReviewContext(
+            **use[request.allocation.project_id]._asdict(),
+            available=available[request.allocation.id],
+            reviewers=2 if request.size > bounds.one_reviewer else 1,
+            halves=request.seconds > bounds.halves,
+            standing=_standing(used, request.allocation.project_id),
+            remarks=remarks.get(request.allocation.id, []),
         )
+        for number, request in requests.items()
+    }
+
+
+def _standing(used: Mapping[int, float], project_id: int) -> Standing:
+    """A project's standing among all that have used GPU time."""
+    return fairshare.standings(used, dict.fromkeys({project_id, *used}, 1.0))[project_id]
+
+
+def _use(session: Session, project_ids: Collection[int]) -> Mapping[int, _Use]:
+    """What each project was granted so far and has used of it."""
+    rows = session.execute(
+        select(Allocation.project_id, func.count(), func.sum(col(Balance.spent)), func.sum(col(Balance.reserved)))
+        .join(Balance, col(Balance.allocation_id) == Allocation.id)
+        .where(col(Allocation.project_id).in_(project_ids))
+        .group_by(col(Allocation.project_id))
+    )
+    used = {project_id: _Use(count, int(spent), int(reserved)) for project_id, count, spent, reserved in rows}
+    return dict.fromkeys(project_ids, _Use(0, 0, 0)) | used
+
+
+def _available(session: Session, asked: Sequence[Allocation]) -> Mapping[int, int]:
+    """The most that each request can be given now: a change of an allocation draws on the same grant again."""
+    largest = pools.largest_by_pool(session)
+    rows = session.execute(
+        select(Grant.id, col(Grant.seconds) - Grant.drawn - Grant.committed).where(
+            col(Grant.id).in_({allocation.grant_id for allocation in asked if allocation.grant_id is not None})
+        )
+    )
+    left = dict(rows.all())
+    return {
+        allocation.id: largest.get(allocation.pool_id, 0) if allocation.grant_id is None else left[allocation.grant_id]
+        for allocation in asked
+    }
+
+
+def _remarks(session: Session, asked: Sequence[Allocation]) -> Mapping[int, Sequence[Remark]]:
+    """What was asked and answered about each request, the oldest first, without what was blanked."""
+    streams = {record.project_stream(allocation.project_id) for allocation in asked}
+    bodies = session.execute(
+        select(Entry.kind, Payload.body)
+        .join(Payload, col(Payload.entry_id) == Entry.id)
+        .where(col(Entry.kind).in_(("allocation.asked", "allocation.answered")), col(Entry.stream).in_(streams))
         .order_by(col(Entry.number))
     )
-    told = [(kind, json.loads(body)) for kind, body in bodies if body is not None]
-    return [
-        Remark(payload["by"]["name"], payload["why"], kind == "allocation.asked")
-        for kind, payload in told
-        if payload["allocation"] == allocation.id
-    ]
+    found = defaultdict[int, list[Remark]](list)
+    for kind, body in bodies:
+        if body is not None:
+            payload = json.loads(body)
+            remark = Remark(payload["by"]["name"], payload["why"], kind == "allocation.asked")
+            found[payload["allocation"]].append(remark)
+    return found

@@ -11,8 +11,9 @@ from sqlmodel import col, select
 
 from broker.allocations import ledger, pools
 from broker.allocations.ledger import in_hours
-from broker.allocations.pools import Launcher, Pool
+from broker.allocations.pools import Pool
 from broker.publishing import disk
+from broker.runners import registry
 from broker.runs import runs
 from broker.runs.attempts import Attempt
 from broker.runs.runs import Run, RunState
@@ -135,8 +136,8 @@ class _Told:
             position=placement.position,
             length=len(self.plan.queues[run.pool_id]),
             factors=Factors(self.standings[run.project_id], (self.state.now - run.queued_at).total_seconds()),
-            # When Slurm starts what Stoa has submitted, Stoa does not know.
-            expected=None if pool.slurm or self.low else self.plan.expected(placement, self.state.now),
+            # When the runner's own queue starts what Stoa has submitted, Stoa does not know.
+            expected=None if pool.queue or self.low else self.plan.expected(placement, self.state.now),
         )
 
     def _reason(self, placement: Placement) -> str:
@@ -160,8 +161,9 @@ class _Told:
                 return f"Its project has as many runs under way as it may at once: {limits.most_running_a_project}."
             case WaitReason.PERSON_LIMIT:
                 return f"Who launched it has as many runs under way as one may at once: {limits.most_running_a_person}."
-            case WaitReason.GPUS if pool.slurm:
-                return f"Stoa keeps at most {pool.most_submitted} jobs submitted to Slurm on “{pool.name}”, and has."
+            case WaitReason.GPUS if pool.queue:
+                most = f"at most {pool.most_submitted} jobs submitted to {pool.queue}"
+                return f"Stoa keeps {most} on “{pool.name}”, and has."
             case WaitReason.GPUS:
                 return f"It waits for GPUs: {run.gpus} needed, {max(0, placement.free)} free on “{pool.name}”."
             case WaitReason.BEHIND:
@@ -175,18 +177,18 @@ def _called(project: Project) -> str:
 
 
 def _not_queued(session: Session, run: Run, pool: Pool) -> str:
-    reason = run.reason.rstrip(".")
+    reason, queue = run.reason.rstrip("."), registry.named(pool.runner).queue
     match run.state:
-        case RunState.STARTING if pool.launcher == Launcher.SLURM:
+        case RunState.STARTING if queue:
             said = session.get_one(Attempt, (run.id, run.token)).waiting
-            return f"Slurm decides when it starts. {said or 'It has not said what it waits for'}."
+            return f"{queue} decides when it starts. {said or 'It has not said what it waits for'}."
         case RunState.STARTING:
             return "It has its GPUs and is starting."
         case RunState.RUNNING:
             return "It is running."
         case RunState.STOPPING:
             return "It is stopping."
-        case RunState.PAUSED if run.dry:
+        case RunState.PAUSED if run.unfunded:
             return f"It goes on by itself once its allocation can pay for it: {reason}."
         case RunState.PAUSED:
             said = f"It was {reason}; " if reason.startswith("paused by") else ""

@@ -1,12 +1,12 @@
 """Changes of a live allocation, more hours or a later end: requests of their own, decided by the same rules."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import update
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement
+from sqlalchemy.orm import Session, aliased
 from sqlmodel import Field, col, select
 
 from broker.allocations import allocations, ledger, tiers
@@ -16,6 +16,7 @@ from broker.allocations.ledger import in_hours
 from broker.allocations.pools import Grant
 from broker.reviews import reviews
 from projects import people, quotas, text
+from projects.db import transition
 from projects.db.columns import foreign_key, integer, row_id, timestamp, utcnow, words
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor, Person
@@ -30,6 +31,13 @@ class ChangeState(StrEnum):
     APPROVED = "approved"
     DECLINED = "declined"
     WITHDRAWN = "withdrawn"
+
+
+DECIDED = frozenset(ChangeState) - {ChangeState.REQUESTED}
+TRANSITIONS: dict[ChangeState, frozenset[ChangeState]] = {
+    ChangeState.REQUESTED: DECIDED,
+    **dict.fromkeys(DECIDED, frozenset()),
+}
 
 
 class AllocationChange(Endorsable, table=True):
@@ -226,6 +234,13 @@ def open_of(session: Session, allocation_id: int) -> int | None:
     return session.scalars(open_).first()
 
 
+def allocations_with_open(session: Session, allocation_ids: Collection[int]) -> set[int]:
+    """Those of some allocations of which a change is asked for and not decided yet."""
+    open_ = col(AllocationChange.state) == ChangeState.REQUESTED
+    asked = select(AllocationChange.allocation_id).where(col(AllocationChange.allocation_id).in_(allocation_ids), open_)
+    return set(session.scalars(asked))
+
+
 def check_may_withdraw(session: Session, actor: Actor, change_id: int) -> None:
     """Raise unless the actor asked for the change or leads the project. Only reads: a form may be opened on it."""
     change = load(session, change_id)
@@ -235,40 +250,48 @@ def check_may_withdraw(session: Session, actor: Actor, change_id: int) -> None:
 
 def of_allocation(session: Session, allocation_id: int) -> Sequence[ChangeView]:
     """The changes asked for, the newest first."""
-    rows = session.scalars(
-        select(AllocationChange.id)
-        .where(AllocationChange.allocation_id == allocation_id)
-        .order_by(col(AllocationChange.id).desc())
-    )
-    return [view(session, change_id) for change_id in rows]
+    return _views(session, col(AllocationChange.allocation_id) == allocation_id)
 
 
 def of_project(session: Session, project_id: int) -> Sequence[ChangeView]:
     """The changes asked for of any allocation of the project, the newest first."""
-    rows = session.scalars(
-        select(AllocationChange.id)
-        .join(Allocation, col(Allocation.id) == AllocationChange.allocation_id)
-        .where(Allocation.project_id == project_id)
-        .order_by(col(AllocationChange.id).desc())
-    )
-    return [view(session, change_id) for change_id in rows]
+    return _views(session, col(Allocation.project_id) == project_id)
 
 
 def view(session: Session, change_id: int) -> ChangeView:
     """The change as people read it; raises NotFoundError."""
-    row = load(session, change_id)
-    return ChangeView(
-        id=row.id,
-        allocation_id=row.allocation_id,
-        requested_by=session.get_one(Person, row.requested_by).name,
-        seconds=row.seconds,
-        until=row.until,
-        justification=row.justification,
-        state=ChangeState(row.state),
-        decided_by=people.name_of(session, row.decided_by),
-        reason=row.reason,
-        endorsed_by=people.name_of(session, row.endorsed_by),
+    load(session, change_id)
+    return _views(session, col(AllocationChange.id) == change_id)[0]
+
+
+def _views(session: Session, which: ColumnElement[bool]) -> Sequence[ChangeView]:
+    """The changes that meet a condition on them or their allocations, the newest first, all by one query."""
+    requester, decider, endorser = aliased(Person), aliased(Person), aliased(Person)
+    rows = session.execute(
+        select(AllocationChange, requester.name, decider.name, endorser.name)
+        .join(Allocation, col(Allocation.id) == AllocationChange.allocation_id)
+        .join(requester, col(requester.id) == AllocationChange.requested_by)
+        .outerjoin(decider, col(decider.id) == AllocationChange.decided_by)
+        .outerjoin(endorser, col(endorser.id) == AllocationChange.endorsed_by)
+        .where(which)
+        .order_by(col(AllocationChange.id).desc())
+        .execution_options(populate_existing=True)
     )
+    return [
+        ChangeView(
+            id=change.id,
+            allocation_id=change.allocation_id,
+            requested_by=asked_by,
+            seconds=change.seconds,
+            until=change.until,
+            justification=change.justification,
+            state=ChangeState(change.state),
+            decided_by=decided_by,
+            reason=change.reason,
+            endorsed_by=endorsed_by,
+        )
+        for change, asked_by, decided_by, endorsed_by in rows
+    ]
 
 
 def _check_can_last(session: Session, allocation: Allocation) -> None:
@@ -290,17 +313,9 @@ def _locked(session: Session, change_id: int) -> tuple[AllocationChange, Allocat
 
 
 def _move(session: Session, change: AllocationChange, to: ChangeState, by: Person | None, reason: str) -> None:
-    """Close the request; nothing leads out of any other state."""
-    session.flush()
-    moved = session.execute(
-        update(AllocationChange)
-        .where(col(AllocationChange.id) == change.id, col(AllocationChange.state) == ChangeState.REQUESTED)
-        .values(state=to, decided_by=None if by is None else by.id, reason=reason)
-        .returning(col(AllocationChange.id))
-    ).one_or_none()
-    if moved is None:
-        raise ConflictError(f"The request {change.id} for a change is {change.state} and cannot become {to}.")
-    session.refresh(change)
+    """Close the request, for a reason and by whom it was decided: None where nobody did."""
+    decided = {"decided_by": None if by is None else by.id, "reason": reason}
+    transition.move(session, change, to, TRANSITIONS, decided, name=f"The request {change.id} for a change")
 
 
 def _tell(

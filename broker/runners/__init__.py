@@ -1,1 +1,1 @@
-"""Runners start a trainer somewhere: as a local process or as a Slurm job, each attempt under its supervisor."""
+"""Runners start a trainer somewhere, as a process of this host or a job of Slurm, each attempt under its supervisor."""

@@ -1,231 +1,171 @@
-"""Launchers start a trainer somewhere and know it again: one small interface, here with processes of this host.
+"""What a runner is: it starts trainers somewhere, knows them again, and ends them.
 
-`broker.runners.slurm` has the other one.
+`local` and `slurm` are two; docs/how-to-add-a-runner.md says how to write another. A runner knows no database: what
+it may know of an attempt is in its `JobSpec` and its folder.
 """
 
-import contextlib
-import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Sequence
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar
 
-import psutil
-
-from broker.allocations import pools
-from broker.runners import shim, slurm
-from broker.runs.attempts import Process
-from trainer.contract import LOG_FILE
+from broker.runners import processes
+from broker.runners.processes import Process
+from projects.errors import InvalidError
 
 PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR", "OMP_WAIT_POLICY")
+"""Names of the environment variables that a trainer is given; none of them holds a secret."""
 
 
-class Launcher(Protocol):
-    """Starts one trainer and ends it. A trainer's process sees no token and no database address.
+class UnavailableError(Exception):
+    """What the runner builds on does not answer now, or will not take the trainer yet; the text says which."""
 
-    `waiting`: why the trainer has not begun yet, empty once it has; that time costs nothing. `ended`: how it came to
-    its end, where the launcher knows more than the exit status says. It outlives a supervisor that dies.
+
+@dataclass(frozen=True)
+class PoolOption:
+    """A field that pools of one runner have beside the fields of every pool. `refusal` is said of a wrong value.
+
+    `pattern` is the regular expression that a whole value must match, in ASCII.
     """
 
-    waiting: str
-    ended: str
+    name: str
+    help: str
+    pattern: str
+    refusal: str
+    default: str = ""
 
+    def check(self, value: str) -> None:
+        """Raise InvalidError where the value is not one."""
+        if not re.fullmatch(self.pattern, value, re.ASCII):
+            raise InvalidError(self.refusal)
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """What the trainer of one attempt needs. `options` are those of the pool, by the names of its runner's options.
+
+    `seconds` is the time limit, `grace_seconds` the time to stop, `lease_seconds` how long the trainer may run on
+    without a renewal.
+    """
+
+    gpus: int = 1
+    seconds: float = 3600.0
+    grace_seconds: float = 60.0
+    lease_seconds: float = 60.0
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A trainer that the runner's own queue knows, by the attempt that it is for; `state` is in the queue's word."""
+
+    id: str
+    run_id: int
+    token: int
+    state: str = ""
+
+
+@dataclass(frozen=True)
+class Check:
+    """What `stoa doctor` has found about a runner; `advice` says what to do, and is empty where all is well."""
+
+    found: str
+    advice: str = ""
+
+
+class Runner(ABC):
+    """Starts the trainer of one attempt and ends it. A trainer's process sees no token and no database address.
+
+    `waiting`: why the trainer has not begun yet, empty once it has; that time costs nothing. `ended`: how the trainer
+    ended, where the runner knows more than the exit status says.
+    """
+
+    name: ClassVar[str]
+    """What an operator types, and what the pool's column holds."""
+    queue: ClassVar[str] = ""
+    """The queue that decides when a trainer begins, as people read it, such as Slurm; empty where Stoa decides."""
+    uses_host_gpus: ClassVar[bool] = False
+    """Whether its pools share out the GPUs of the worker's host by their numbers."""
+    pool_options: ClassVar[Sequence[PoolOption]] = ()
+    environment: ClassVar[Sequence[str]] = ()
+    """Names of environment variables that the runner needs beside `PASSED_ON`."""
+
+    waiting: str = ""
+    ended: str = ""
+
+    def __init__(self, spec: JobSpec) -> None:
+        self.spec = spec
+
+    @abstractmethod
     def start(self, command: Sequence[str], folder: Path, devices: str) -> Process:
-        """Start `command` in `folder` on `devices`, its output going to `trainer.log` there."""
+        """Start `command` in `folder`, its output going to `trainer.log` there.
 
+        `devices` are the numbers of the host's GPUs, such as “0,1”; empty where the runner assigns none.
+        """
+
+    @abstractmethod
     def adopt(self, process: Process, folder: Path, waiting: str = "") -> None:
-        """Take over what another launcher has started in `folder`, be it `waiting`, running or over."""
+        """Take over a trainer that another supervisor's runner started in `folder`: `waiting`, running or over."""
 
+    @abstractmethod
     def process(self) -> Process:
-        """What it started."""
+        """The started trainer; its `pid` is 0 while there is nothing yet to adopt."""
 
+    @abstractmethod
     def poll(self) -> int | None:
-        """The exit status, negative for a signal; None while it waits or runs."""
+        """The exit status, negative for a signal; None while the trainer waits or runs.
 
+        `Status.REFUSED` of the trainer's contract means that the runner would not start it, now or another time.
+        """
+
+    @abstractmethod
     def seconds(self) -> float:
         """How long the trainer has run."""
 
-    def keep(self, seconds: float) -> None:
-        """Let it run so much longer from now without another word."""
+    @abstractmethod
+    def renew(self, seconds: float) -> None:
+        """Let the trainer run for so many seconds more without another renewal."""
 
+    @abstractmethod
     def stop(self) -> None:
-        """Ask it to write a checkpoint and exit (SIGTERM)."""
+        """Ask the trainer to write a checkpoint and exit (SIGTERM)."""
 
+    @abstractmethod
     def kill(self) -> None:
-        """End it and all that it has started at once, and wait until they are gone."""
+        """End the trainer and all that it has started at once, and wait until they are gone."""
 
+    @classmethod
+    def checked_options(cls, given: Mapping[str, str]) -> dict[str, str]:
+        """The options of a pool of this runner, with the defaults of those not given; raises InvalidError."""
+        known = {option.name: option for option in cls.pool_options}
+        for name, value in given.items():
+            if name not in known:
+                its = f"its own fields are: {', '.join(known)}" if known else "it has no fields of its own"
+                raise InvalidError(f"A pool of the runner {cls.name} has no “{name}”; {its}.")
+            known[name].check(value)
+        return {name: given.get(name, option.default) for name, option in known.items()}
 
-def choose(pool: pools.Pool, *, gpus: int, seconds: float, grace: float, lease: float, every: float) -> Launcher:
-    """The launcher of a pool, for a trainer that may run `seconds` and has `grace` seconds to stop."""
-    if pool.launcher == pools.Launcher.LOCAL:
-        return LocalLauncher(lease, grace)
-    wanted = slurm.Wanted(gpus, seconds, grace, partition=pool.slurm_partition, gres=pool.slurm_gres)
-    return slurm.SlurmLauncher(wanted, every=every)
+    @classmethod
+    def can_adopt(cls, process: Process) -> bool:
+        """Whether a supervisor of this host can take over the trainer `process`."""
+        return processes.of_this_host(process)
 
+    @classmethod
+    def check(cls) -> Check | None:
+        """What `stoa doctor` tells of the runner where a pool uses it; None where there is nothing to look at."""
+        return None
 
-class LocalLauncher:
-    """The trainer as a process group of this host, led by its keeper: it outlives its supervisor by its lease."""
+    @classmethod
+    def living(cls, runs_dir: Path) -> Sequence[Job]:
+        """The jobs of this installation that have not ended; none where every trainer ends with its lease.
 
-    waiting = ""
-    ended = ""
-
-    def __init__(self, lease: float = 60, grace: float = 60) -> None:
-        self._lease = lease
-        self._grace = grace
-        self._folder = Path()
-        self._popen: subprocess.Popen[bytes] | None = None
-        self._process: Process | None = None
-        self._over: tuple[int, float] | None = None
-        self._last_renewed: float | None = None
-
-    def start(self, command: Sequence[str], folder: Path, devices: str) -> Process:
-        """See `Launcher`."""
-        environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-        self._folder = folder
-        self.keep(self._lease)
-        with (folder / LOG_FILE).open("ab") as log:
-            self._popen = subprocess.Popen(
-                [sys.executable, "-I", "-S", shim.__file__, str(folder), str(self._grace), *command],
-                env={**environment, "CUDA_VISIBLE_DEVICES": devices},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        self._process = identify(self._popen.pid)
-        return self._process
-
-    def adopt(self, process: Process, folder: Path, waiting: str = "") -> None:
-        """See `Launcher`; the other was of this host and boot."""
-        self._process, self._folder = process, folder
-        with contextlib.suppress(OSError, ValueError):
-            self._last_renewed = float(json.loads((folder / "lease").read_text())) - self._lease
-        if self.poll() is None:
-            self._last_renewed = None
-            self.keep(self._lease)
-
-    def keep(self, seconds: float) -> None:
-        """See `Launcher`."""
-        with contextlib.suppress(OSError):  # a disk that is full now may be so no more at the next renewal
-            shim.write(self._folder / "lease", shim.since_boot() + seconds)
-
-    def process(self) -> Process:
-        """See `Launcher`."""
-        assert self._process is not None
-        return self._process
-
-    def poll(self) -> int | None:
-        """See `Launcher`."""
-        if self._process is None:
-            return None
-        if self._over is None and not (alive(self._process) if self._popen is None else self._popen.poll() is None):
-            self._over = self._exit()
-        return None if self._over is None else self._over[0]
-
-    def seconds(self) -> float:
-        """See `Launcher`."""
-        if self._process is None:
-            return 0.0
-        over_at = shim.since_boot() if self._over is None else self._over[1]
-        return max(0.0, over_at - self._process.started / os.sysconf("SC_CLK_TCK"))
-
-    def stop(self) -> None:
-        """See `Launcher`. Only the trainer's keeper is told; it tells the trainer, and that its ranks."""
-        if self._process is not None and self.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._process.pid, signal.SIGTERM)
-
-    def kill(self) -> None:
-        """See `Launcher`."""
-        if self._process is not None:
-            kill_group(self._process)
-            if self._popen is not None:
-                self._popen.wait()
-
-    def _exit(self) -> tuple[int, float]:
-        """How and when it ended, by what its keeper has left; one that left nothing was killed with its trainer.
-
-        Of one that was dead when it was taken over, no more is known than that it lived at the last renewal.
+        Raises UnavailableError.
         """
-        try:
-            said = json.loads((self._folder / "exit").read_text())
-        except FileNotFoundError:
-            return -signal.SIGKILL, self._last_renewed or shim.since_boot()
-        return int(said["status"]), float(said["at"])
+        return ()
 
-
-def identify(pid: int) -> Process:
-    """The identity of a running process of this host."""
-    return Process(host(), boot_id(), pid, _start_ticks(pid))
-
-
-def kill_group(process: Process) -> list[int]:
-    """End with SIGKILL every process of the group that `process` led, on this host and boot only; return their pids."""
-    if not of_this_host(process) or _number_taken(process):
-        return []
-    members = [member for member in psutil.process_iter() if _in_group(member, process)]
-    for member in members:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            member.kill()
-    # Not psutil's own waiting: it would take the exit status of a child, which then looks like 0 to its Popen.
-    until = time.monotonic() + 10
-    while any(_in_group(member, process) for member in members) and time.monotonic() < until:
-        time.sleep(0.01)
-    return [member.pid for member in members]
-
-
-def host() -> str:
-    """This host's name."""
-    return socket.gethostname()
-
-
-def boot_id() -> str:
-    """What names this boot of the kernel."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def of_this_host(process: Process) -> bool:
-    """Whether a process was started on this host since its boot."""
-    return (process.host, process.boot_id) == (host(), boot_id())
-
-
-def gone(process: Process) -> bool:
-    """Whether a process has surely ended: it was one of this host, and of an earlier boot, or it runs no more."""
-    return process.host == host() and (process.boot_id != boot_id() or not alive(process))
-
-
-def alive(process: Process) -> bool:
-    """Whether a process of this host and boot still runs."""
-    try:
-        stat = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return False
-    return int(stat[19]) == process.started and stat[0] != "Z"
-
-
-def _start_ticks(pid: int) -> int:
-    """When a process started, in clock ticks since the boot: the 22nd field of its `stat` (man 5 proc)."""
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-
-
-def _number_taken(leader: Process) -> bool:
-    """Whether another process has the leader's pid now: the kernel gives it away only once its group is gone."""
-    try:
-        return _start_ticks(leader.pid) != leader.started
-    except OSError:
-        return False
-
-
-def _in_group(member: psutil.Process, leader: Process) -> bool:
-    """Whether `member` belongs to the leader's group; a group that began before the leader is another's."""
-    try:
-        if os.getpgid(member.pid) != leader.pid or member.status() == psutil.STATUS_ZOMBIE:
-            return False
-        return _start_ticks(member.pid) >= leader.started
-    except (psutil.Error, OSError):
-        return False
+    @classmethod
+    def cancel(cls, job: Job) -> None:
+        """End a job that nobody supervises any more; raises UnavailableError."""
+        raise NotImplementedError(f"{cls.name} has no job to cancel: {job}")

@@ -55,13 +55,13 @@ def read(folder: Path, metrics_read: int, events_read: int) -> Progress:
 
 
 def ending(folder: Path, status: int, *, timed_out: bool, how: str = "") -> Ending:
-    """How the trainer ended, by its exit status and what it, or else its launcher with `how`, has said about it."""
+    """How the trainer ended, by its exit status and the reason that it, or else its runner (`how`), gave."""
     said = _said(folder / contract.OUTCOME_FILE)
     reason = said.get("reason") or how or ("" if status == Status.DONE else _unsaid(folder, status))
     return Ending(
         status=status,
         reason=text.cleaned(reason)[:MOST_SAID],
-        # One that could not even say how it ended may do better again, but for what is refused as it is.
+        # A trainer that gave no reason may do better another time, unless it was refused.
         transient=said.get("transient", status not in (Status.REFUSED, Status.CONFIG)),
         timed_out=timed_out,
         sample=text.cleaned(str(_said(folder / contract.SAMPLE_FILE).get("text", "")))[:MOST_SAID]

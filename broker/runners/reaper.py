@@ -1,16 +1,16 @@
 """The reaper of what nobody supervises any more: attempts whose lease has run out, and stray jobs.
 
-A stray job runs on in Slurm though its attempt is over, because its supervisor died and no other came.
+A stray job runs on in its runner's queue though its attempt is over, because its supervisor died and no other came.
 """
 
 from contextlib import suppress
 
 import structlog
-from sqlalchemy import exists
 from sqlmodel import col, select
 
-from broker.allocations.pools import Launcher, Pool
-from broker.runners import slurm
+from broker.allocations import pools
+from broker.runners import registry
+from broker.runners.base import Runner, UnavailableError
 from broker.runs import attempts, settlement
 from broker.runs.attempts import OPEN, Attempt
 from projects.db.database import Database
@@ -37,17 +37,22 @@ def expire(settings: Settings, db: Database) -> None:
 
 
 def end_strays(settings: Settings, db: Database) -> int:
-    """Cancel every living job of this installation whose attempt is not open; how many.
+    """Cancel every living job of this installation whose attempt is not open; returns how many.
 
-    A local trainer that nobody supervises ends with its lease; a job would go on to its time limit. Does
-    nothing where no pool is Slurm's, and tries again another time where Slurm is away.
+    Asks only the runners that a pool uses; a runner that is unavailable is asked again another time. A trainer of this
+    host that nobody supervises ends with its lease; a job would go on to its time limit.
     """
     with db.read() as session:
-        if not session.scalar(select(exists().where(col(Pool.launcher) == Launcher.SLURM))):
-            return 0
+        used = pools.runners(session)
+    return sum(_end_strays_of(registry.named(name), settings, db) for name in used)
+
+
+def _end_strays_of(runner: type[Runner], settings: Settings, db: Database) -> int:
     try:
-        # First the jobs and then the attempts: a job that is in neither answer cannot be taken for a stray one.
-        living = [job for job in slurm.jobs(settings.runs_dir) if job.state not in slurm.ENDED]
+        # The jobs are read before the attempts, so that a job whose attempt has just begun is not taken for a stray.
+        living = runner.living(settings.runs_dir)
+        if not living:
+            return 0
         with db.read() as session:
             good = {
                 (run, token)
@@ -55,11 +60,11 @@ def end_strays(settings: Settings, db: Database) -> int:
                     select(Attempt.run_id, Attempt.token).where(col(Attempt.state).in_(OPEN))
                 )
             }
-        strays = [job for job in living if (job.run_id, job.token) not in good and job.state != "COMPLETING"]
+        strays = [job for job in living if (job.run_id, job.token) not in good]
         for job in strays:
-            log.warning("cancelling a stray job", job=job.number, run=job.run_id, token=job.token)
-            slurm.cancel(job)
-    except slurm.AwayError as away:
-        log.warning("stray jobs could not be looked for; trying again", why=str(away))
+            log.warning("cancelling a stray job", job=job.id, run=job.run_id, token=job.token)
+            runner.cancel(job)
+    except UnavailableError as error:
+        log.warning("stray jobs could not be looked for; trying again", why=str(error))
         return 0
     return len(strays)

@@ -1,8 +1,9 @@
-"""The keeper of a trainer: its parent on the host, which outlives a supervisor and lets it run as long as its lease.
+"""The shim between a supervisor and its trainer: the trainer's parent, which outlives the supervisor by the lease.
 
-`python shim.py FOLDER GRACE COMMAND…`: FOLDER/lease says until when, in seconds since the boot, and whoever
-supervises writes it anew. A trainer whose lease has run out is asked to stop and ended after the grace: one that nobody
-supervises is surely dead by then. How it ended is left in FOLDER/exit. Imports the standard library only.
+`python shim.py FOLDER GRACE COMMAND…`: FOLDER/lease says until when the trainer may run, in seconds since the boot; its
+supervisor renews it. When the lease has run out, the shim asks the trainer to stop and kills it after the grace, so
+that a trainer without a supervisor is surely dead by then. The shim leaves the trainer's exit status and time in
+FOLDER/exit. It imports the standard library only.
 """
 
 import ctypes
@@ -25,7 +26,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def tied_to_parent() -> Callable[[], None]:
-    """What a new process runs before its program, so that it gets SIGTERM when the thread that started it is gone."""
+    """What a child process runs before its program (a `preexec_fn`), to get SIGTERM when its parent thread ends."""
     parent = os.getpid()
 
     def tie() -> None:
@@ -37,19 +38,19 @@ def tied_to_parent() -> Callable[[], None]:
 
 
 def since_boot() -> float:
-    """Seconds since the boot, which no turning of the clock changes."""
+    """Seconds since the boot; setting the clock does not change them."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def write(path: Path, said: object) -> None:
-    """Write a file that is whole whenever it is there."""
+    """Write a JSON file, whole at any moment (a new file replaces the old one)."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
     part.write_text(json.dumps(said))
     part.replace(path)
 
 
-def keep(folder: Path, grace: float, command: list[str]) -> None:
-    """Run the command to its end or its lease's, then end this process with all of its group."""
+def run(folder: Path, grace: float, command: list[str]) -> None:
+    """Run the command until it ends or its lease does, then end this process with all of its group."""
     asked: list[int] = []
 
     def ask(number: int, _frame: FrameType | None) -> None:
@@ -83,4 +84,4 @@ def keep(folder: Path, grace: float, command: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    keep(Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3:])
+    run(Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3:])

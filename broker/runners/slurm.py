@@ -1,7 +1,7 @@
-"""Trainers as jobs of Slurm: each attempt is one job, known by a name that its folder gives it.
+"""The runner `slurm`: trainers as jobs of Slurm. Each attempt is one job, named after the attempt's folder.
 
-A job is never requeued by Slurm: what starts again is a new attempt, in a folder of its own. So a node that was given
-up but lives on writes only where nobody reads any more.
+Slurm never requeues a job: a run starts again as a new attempt, in a folder of its own. So a node that was given up
+but lives on writes only where nobody reads any more.
 """
 
 import json
@@ -15,15 +15,14 @@ import threading
 import time
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
-from broker.runs.attempts import Process
+from broker.runners.base import PASSED_ON, Check, Job, JobSpec, PoolOption, Runner, UnavailableError
+from broker.runners.processes import Process
 from trainer.contract import LOG_FILE, OUTCOME_FILE, Status
 
-PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR", "OMP_WAIT_POLICY", "SLURM_CONF")
 ENDED = frozenset(
     {
         *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED"),
@@ -32,9 +31,11 @@ ENDED = frozenset(
 )
 GONE_SECONDS = 90.0  # Slurm's default KillWait is 30 seconds, and a node needs a moment to tell of the end
 SHORTEST_SECONDS = 2.0
+CHECK_SECONDS = 10.0
+RENEWALS_A_LEASE = 6  # Slurm is asked as often as a supervisor renews
 SIGNAL_EARLY_SECONDS = 60  # “the signal may be sent up to 60 seconds earlier than specified” (man sbatch)
 MARK = "slurm-job"
-BOOT = "slurm"  # in the place of a boot id: the number is a job's, and no process of a host is meant
+BOOT = "slurm"  # instead of a boot id: the pid is a job's number, not that of a process
 _LATER = re.compile(
     r"unable to contact|timed out|temporarily|zero bytes|connection refused|transport endpoint|standby|"
     r"communication|try again|QOSMax|AssocMax|submit limit|job limit",
@@ -44,45 +45,37 @@ _LATER = re.compile(
 log = structlog.get_logger()
 
 
-class AwayError(Exception):
-    """Slurm does not answer just now, or will not take the job yet; the text says which."""
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a job asks Slurm for. `seconds` is the trainer's time limit; `grace` its time to stop, in seconds."""
-
-    gpus: int
-    seconds: float
-    grace: float
-    partition: str = ""
-    gres: str = "gpu"
-
-    def options(self) -> list[str]:
-        """The options of sbatch. Slurm's end of time asks for a checkpoint too, should nobody else be left to do so."""
-        minutes = math.ceil((self.seconds + self.grace + SIGNAL_EARLY_SECONDS) / 60)
-        options = ["--nodes=1", "--ntasks=1", f"--cpus-per-task={self.gpus}", f"--time={minutes}"]
-        options.append(f"--signal=B:TERM@{math.ceil(self.grace)}")
-        if self.partition:
-            options.append(f"--partition={self.partition}")
-        if self.gres:
-            options.append(f"--gres={self.gres}:{self.gpus}")
-        return options
-
-
-class SlurmLauncher:
+class SlurmRunner(Runner):
     """The trainer as a batch job. Slurm may be away for a while at any moment: what was asked of it is asked again.
 
-    Slurm is asked at most once in `every` seconds, and waited for about twice that long at most.
+    Slurm is asked six times a lease at most, and waited for about twice as long as that takes.
     """
 
-    def __init__(self, wanted: Wanted, *, every: float = 5.0) -> None:
+    name = "slurm"
+    queue = "Slurm"
+    environment = ("SLURM_CONF",)
+    pool_options = (
+        PoolOption(
+            "partition",
+            help="Slurm's partition; its default when not given.",
+            pattern=r"[\w.-]*",
+            refusal="A Slurm partition's name has letters, digits and “._-” only.",
+        ),
+        PoolOption(
+            "gres",
+            help="What Slurm calls these GPUs: gpu, gpu:h200; empty asks for none.",
+            pattern=r"([\w.-]+(:[\w.-]+)?)?",
+            refusal="A Slurm GRES is a name, or name:type, such as gpu or gpu:h200.",
+            default="gpu",
+        ),
+    )
+
+    def __init__(self, spec: JobSpec) -> None:
+        super().__init__(spec)
         self.job: int | None = None
-        self.waiting = "it is being submitted to Slurm"  # and where the job ends without having run, its last reason
-        self.ended = ""
-        self._wanted = wanted
-        self._every = every
-        self._patience = max(SHORTEST_SECONDS, every * 2)
+        self.waiting = "it is being submitted to Slurm"  # stays the last reason where the job ends without having run
+        self._every = spec.lease_seconds / RENEWALS_A_LEASE
+        self._patience = max(SHORTEST_SECONDS, self._every * 2)
         self._folder = Path()
         self._command: Sequence[str] = ()
         self._asked_at = -math.inf
@@ -101,12 +94,12 @@ class SlurmLauncher:
         return self.process()
 
     def adopt(self, process: Process, folder: Path, waiting: str = "") -> None:
-        """See `Launcher`; the job is known by its number, and no other is ever submitted in its place."""
+        """See `Runner`; the job is known by its number, and no other is ever submitted instead."""
         self.job, self._folder, self.waiting = process.pid, folder, waiting
         self.poll()
 
     def process(self) -> Process:
-        """The job's number in the place of a process's; 0 until it has one."""
+        """The job's number instead of a pid; 0 until the job has one."""
         return Process(BOOT, BOOT, self.job or 0, 0)
 
     def poll(self) -> int | None:
@@ -121,8 +114,8 @@ class SlurmLauncher:
         with self._lock:
             return self._ran + (0.0 if self._runs_since is None else time.monotonic() - self._runs_since)
 
-    def keep(self, seconds: float) -> None:
-        """See `Launcher`. The job has its time limit from Slurm."""
+    def renew(self, seconds: float) -> None:
+        """See `Runner`. Slurm knows no lease: the job ends at its time limit, or the reaper cancels it."""
 
     def stop(self) -> None:
         """Ask the trainer for a checkpoint and its end; a job that has not begun is cancelled."""
@@ -145,6 +138,35 @@ class SlurmLauncher:
                 return
             time.sleep(0.1)
 
+    @classmethod
+    def can_adopt(cls, process: Process) -> bool:
+        """See `Runner`. A job is reached from every host that has Slurm's commands."""
+        return process.boot_id == BOOT
+
+    @classmethod
+    def check(cls) -> Check:
+        """Whether Slurm's controller answers this host."""
+        advice = "Install Slurm's commands on this host, set SLURM_CONF to the cluster's, and start its slurmctld."
+        try:
+            done = _slurm(["squeue", "--me", "--noheader"], CHECK_SECONDS)
+        except UnavailableError as error:
+            return Check(str(error), advice)
+        if done.returncode != 0:
+            return Check(f"Slurm: {_sentence(done.stderr)}", advice)
+        return Check("the controller answers")
+
+    @classmethod
+    def living(cls, runs_dir: Path) -> Sequence[Job]:
+        """See `Runner`; a job that is completing needs no cancelling."""
+        return [job for job in jobs(runs_dir) if job.state not in ENDED and job.state != "COMPLETING"]
+
+    @classmethod
+    def cancel(cls, job: Job) -> None:
+        """Have Slurm end a job: SIGTERM, and SIGKILL after its KillWait; raises UnavailableError."""
+        done = _slurm(["scancel", job.id], SHORTEST_SECONDS)
+        if done.returncode != 0:
+            raise UnavailableError(f"Slurm: {_sentence(done.stderr)}")
+
     def _ask(self) -> None:
         """Do what is due: submit, pass the stop on, look how the job does."""
         try:
@@ -156,7 +178,7 @@ class SlurmLauncher:
                 elif self._to_stop and not self._told_to_stop:
                     self._ask_to_stop(self.job)
                 self._look(self.job)
-        except AwayError as away:
+        except UnavailableError as away:
             if self.waiting:
                 self.waiting = str(away)
             log.warning("Slurm could not be asked; trying again", job=self.job, why=str(away))
@@ -187,8 +209,8 @@ class SlurmLauncher:
             return None
         command = [
             *("sbatch", "--parsable", "--no-requeue", "--export=ALL", "--input=/dev/null", "--open-mode=append"),
-            *(f"--output={LOG_FILE}", f"--chdir={self._folder}", f"--job-name={self._name()}"),
-            *self._wanted.options(),
+            *(f"--output={LOG_FILE}", f"--chdir={self._folder}", f"--job-name={self._job_name()}"),
+            *_sbatch_options(self.spec),
         ]
         script = f"#!/bin/sh\nexec {shlex.join(self._command)}\n"
         done = _slurm(command, self._patience, script)
@@ -198,21 +220,21 @@ class SlurmLauncher:
             return job
         sentence = _sentence(done.stderr)
         if _LATER.search(sentence):
-            raise AwayError(f"Slurm: {sentence}")
+            raise UnavailableError(f"Slurm: {sentence}")
         self._end(Status.REFUSED, f"Slurm refused the job: {sentence}")
         return None
 
     def _look(self, job: int) -> None:
-        """Take Slurm's word on the job."""
+        """Read the job's state from Slurm."""
         done = _slurm(["scontrol", "show", "job", "-o", str(job)], self._patience)
         if done.returncode != 0:
             sentence = _sentence(done.stderr)
             if "invalid job id" not in sentence.lower():
-                raise AwayError(f"Slurm: {sentence}")
+                raise UnavailableError(f"Slurm: {sentence}")
             self._end(*self._by_outcome(Status.FAILED, "Slurm no longer knows the job"))
             return
-        seen = dict(reversed(re.findall(r"(\w+)=(\S*)", done.stdout)))  # of a key met twice, the first is meant
-        if seen.get("JobName") != self._name():
+        seen = dict(reversed(re.findall(r"(\w+)=(\S*)", done.stdout)))  # the first counts of a key that comes twice
+        if seen.get("JobName") != self._job_name():
             self._end(*self._by_outcome(Status.FAILED, "Slurm no longer knows the job, and has given its number away"))
             return
         state = seen["JobState"]
@@ -227,7 +249,7 @@ class SlurmLauncher:
             self._end(*self._ending(state, seen))
 
     def _ending(self, state: str, seen: Mapping[str, str]) -> tuple[int, str]:
-        """The exit status that Slurm's last word amounts to, and a sentence where that word is Slurm's own."""
+        """The exit status that Slurm's last state amounts to, and a sentence where the trainer gave no reason."""
         status, _, number = seen.get("ExitCode", "0:0").partition(":")
         if state in ("COMPLETED", "FAILED"):
             return -int(number) or int(status), ""
@@ -238,7 +260,7 @@ class SlurmLauncher:
         return self._by_outcome(Status.STOPPED if asked else Status.FAILED, sentence)
 
     def _by_outcome(self, status: int, sentence: str) -> tuple[int, str]:
-        """What the trainer has left as its own last word, or else these."""
+        """The status that the trainer has left in its folder, or else the given status and sentence."""
         outcome = self._folder / OUTCOME_FILE
         return (int(json.loads(outcome.read_text())["status"]), "") if outcome.exists() else (status, sentence)
 
@@ -246,29 +268,29 @@ class SlurmLauncher:
         self._status, self.ended, self._runs_since = status, sentence, None
 
     def _ask_to_stop(self, job: int) -> None:
-        """Two calls, since between a look and a call a job may begin to run."""
+        """Tell Slurm in two calls, since a job may begin to run between a look and a call."""
         self._scancel("--state=PENDING", str(job))
         self._scancel("--batch", "--signal=TERM", str(job))
         self._told_to_stop = True
 
     def _kill(self, job: int) -> None:
-        """The script first, at once, with what its process group holds; then whatever there is, and what only waits."""
+        """End the script with its process group at once, then whatever else there is, and a job that only waits."""
         self._scancel("--batch", "--signal=KILL", str(job))
         self._scancel(str(job))
 
     def _scancel(self, *arguments: str) -> None:
-        """Tell Slurm; that the job is over already is no error."""
+        """Call scancel; a job that is over already is no error."""
         done = _slurm(["scancel", *arguments], self._patience)
         if done.returncode != 0 and _LATER.search(_sentence(done.stderr)):
-            raise AwayError(f"Slurm: {_sentence(done.stderr)}")
+            raise UnavailableError(f"Slurm: {_sentence(done.stderr)}")
 
     def _siblings(self) -> list[tuple[int, int, str]]:
         """The number, token and state of every job of the run that Slurm remembers."""
         run = self._folder.parent
         found = jobs(run.parent, self._patience)
-        return [(job.number, job.token, job.state) for job in found if str(job.run_id) == run.name]
+        return [(int(job.id), job.token, job.state) for job in found if str(job.run_id) == run.name]
 
-    def _name(self) -> str:
+    def _job_name(self) -> str:
         """The job's name: `stoa-INSTALLATION-RUN-TOKEN`."""
         run = self._folder.parent
         return f"{_installation(run.parent)}{run.name}-{self._token()}"
@@ -277,31 +299,26 @@ class SlurmLauncher:
         return int(self._folder.name.rpartition("-")[2])
 
 
-@dataclass(frozen=True)
-class Job:
-    """A job of this installation that Slurm remembers."""
-
-    number: int
-    run_id: int
-    token: int
-    state: str
-
-
 def jobs(runs_dir: Path, patience: float = SHORTEST_SECONDS) -> list[Job]:
-    """All jobs for the runs of this folder, ended ones too as long as Slurm remembers them; raises AwayError."""
+    """All jobs for the runs of this folder, ended ones too as long as Slurm remembers them; raises UnavailableError."""
     done = _slurm(["squeue", "--me", "--noheader", "--states=all", "--format=%A %T %j"], patience)
     if done.returncode != 0:
-        raise AwayError(f"Slurm: {_sentence(done.stderr)}")
+        raise UnavailableError(f"Slurm: {_sentence(done.stderr)}")
     name = re.compile(rf"(\d+) (\S+) {_installation(runs_dir)}(\d+)-(\d+)")
     found = [name.fullmatch(line.strip()) for line in done.stdout.splitlines()]
-    return [Job(int(job[1]), int(job[3]), int(job[4]), job[2]) for job in found if job]
+    return [Job(job[1], int(job[3]), int(job[4]), job[2]) for job in found if job]
 
 
-def cancel(job: Job, patience: float = SHORTEST_SECONDS) -> None:
-    """Have Slurm end a job: SIGTERM, and SIGKILL after its KillWait; raises AwayError."""
-    done = _slurm(["scancel", str(job.number)], patience)
-    if done.returncode != 0:
-        raise AwayError(f"Slurm: {_sentence(done.stderr)}")
+def _sbatch_options(spec: JobSpec) -> list[str]:
+    """What a job asks Slurm for. The end of Slurm's time asks for a checkpoint too, in case no supervisor is left."""
+    minutes = math.ceil((spec.seconds + spec.grace_seconds + SIGNAL_EARLY_SECONDS) / 60)
+    options = ["--nodes=1", "--ntasks=1", f"--cpus-per-task={spec.gpus}", f"--time={minutes}"]
+    options.append(f"--signal=B:TERM@{math.ceil(spec.grace_seconds)}")
+    if partition := spec.options.get("partition"):
+        options.append(f"--partition={partition}")
+    if gres := spec.options.get("gres", "gpu"):
+        options.append(f"--gres={gres}:{spec.gpus}")
+    return options
 
 
 def _installation(runs_dir: Path) -> str:
@@ -310,16 +327,17 @@ def _installation(runs_dir: Path) -> str:
 
 
 def _slurm(command: Sequence[str], timeout: float, given: str = "") -> subprocess.CompletedProcess[str]:
-    """One call of Slurm's commands, which see no more of the environment than a job may; raises AwayError."""
-    environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    """Call one of Slurm's commands, which see no more of the environment than a job may; raises UnavailableError."""
+    passed_on = (*PASSED_ON, *SlurmRunner.environment)
+    environment = {name: os.environ[name] for name in passed_on if name in os.environ}
     try:
         return subprocess.run(
             command, env=environment, input=given, capture_output=True, text=True, timeout=timeout, check=False
         )
     except subprocess.TimeoutExpired:
-        raise AwayError(f"Slurm: {command[0]} has not answered in {timeout:g} seconds") from None
+        raise UnavailableError(f"Slurm: {command[0]} has not answered in {timeout:g} seconds") from None
     except FileNotFoundError:
-        raise AwayError(f"Slurm: there is no {command[0]} on this host; install Slurm's commands") from None
+        raise UnavailableError(f"Slurm: there is no {command[0]} on this host; install Slurm's commands") from None
 
 
 def _sentence(stderr: str) -> str:

@@ -1,7 +1,7 @@
-"""The supervisor of one attempt: a small process that outlives the worker, starts the trainer and keeps its lease.
+"""The supervisor of one attempt: a small process that outlives the worker, starts the trainer and renews its lease.
 
-`python -m broker.runners.supervisor RUN TOKEN [GENERATION]`, where GENERATION is that of a supervisor which has died
-and whose trainer is taken over.
+`python -m broker.runners.supervisor RUN TOKEN [GENERATION]`, where GENERATION is that of a dead supervisor whose
+trainer is taken over.
 """
 
 import os
@@ -22,14 +22,16 @@ from broker import publications
 from broker.allocations.pools import Pool, numbers_on_host
 from broker.publications import Publication
 from broker.publishing import disk
-from broker.runners import base, output, slurm
+from broker.runners import output, processes, registry
+from broker.runners.base import JobSpec, Runner
+from broker.runners.local import LocalRunner
+from broker.runners.processes import Process
 from broker.runs import attempts, preparing, runs, settlement
 from broker.runs.attempts import (
     Attempt,
     AttemptState,
     Checkpoint,
     Ending,
-    Process,
     Progress,
     StaleError,
     TakenOverError,
@@ -52,8 +54,7 @@ def spawn(settings: Settings, run_id: int, token: int, owner: str = "", after: i
     `owner` marks the folder of a run as this database's; `after` is the generation of a supervisor to be replaced.
     """
     folder = _own_folder(settings, run_id, owner) if after is None else run_folder(settings, run_id)
-    environment = {name: os.environ[name] for name in slurm.PASSED_ON if name in os.environ}
-    environment |= {
+    environment = registry.environment() | {
         "STOA_ENV_FILE": "",
         "STOA_HOME": str(settings.home),
         "STOA_DATABASE_URL": settings.database,
@@ -108,7 +109,7 @@ class Supervisor:
         self.after = after
         self.generation = 1 if after is None else after + 1
         self.folder = run_folder(settings, run_id) / f"attempt-{token}"
-        self.launcher: base.Launcher = base.LocalLauncher()
+        self.runner: Runner = LocalRunner(JobSpec())
         self.devices = ""
         self.metrics_read = 0
         self.events_read = 0
@@ -127,7 +128,7 @@ class Supervisor:
             if self.after is not None:
                 self._take_over(self.after)
                 return
-            run, _, self.launcher = self._load()
+            run, _, self.runner = self._load()
             try:
                 process, before = self._start(run)
             except OSError as error:
@@ -144,33 +145,32 @@ class Supervisor:
         finally:
             self.over.set()
             if self.mine:
-                self.launcher.kill()
+                self.runner.kill()
             self.db.close()
 
-    def _load(self) -> tuple[Run, Attempt, base.Launcher]:
-        """The run, the attempt, and a launcher of its pool."""
+    def _load(self) -> tuple[Run, Attempt, Runner]:
+        """The run, the attempt, and a runner of its pool."""
         with self.db.read() as session:
             run = runs.load(session, self.run_id)
             attempt = session.get_one(Attempt, (self.run_id, self.token))
             pool = session.get_one(Pool, attempt.pool_id)
             self.devices = numbers_on_host(session, pool, attempt.devices)
-        launcher = base.choose(
-            pool,
+        spec = JobSpec(
             gpus=run.gpus,
             seconds=attempt.reserved / run.gpus,
-            grace=self.settings.stop_grace_seconds,
-            lease=self.settings.lease_seconds,
-            every=self.settings.lease_seconds / 6,
+            grace_seconds=self.settings.stop_grace_seconds,
+            lease_seconds=self.settings.lease_seconds,
+            options=pool.runner_options,
         )
-        return run, attempt, launcher
+        return run, attempt, registry.named(pool.runner)(spec)
 
     def _take_over(self, after: int) -> None:
         """Go on where the supervisor before has died; raises StaleError where another does so, or the lease is gone."""
         self.mine = False
-        run, attempt, launcher = self._load()
+        run, attempt, runner = self._load()
         process, before = attempts.process_of(attempt), attempts.supervisor_of(attempt)
-        follows = process is not None and (process.boot_id == slurm.BOOT or base.of_this_host(process))
-        if process is None or before is None or not follows or not base.gone(before):
+        reachable = process is not None and runner.can_adopt(process)
+        if process is None or before is None or not reachable or not processes.gone(before):
             raise StaleError(f"the supervisor of attempt {self.token} of run {self.run_id} has not died on this host")
         with self.db.write() as session:
             attempt = attempts.take_over(
@@ -178,20 +178,20 @@ class Supervisor:
                 self.run_id,
                 self.token,
                 after,
-                base.identify(os.getpid()),
+                processes.identify(os.getpid()),
                 lease_seconds=self.settings.lease_seconds,
             )
-        self.launcher, self.mine = launcher, True
+        self.runner, self.mine = runner, True
         found = self._earlier()
         if process.pid:
-            launcher.adopt(process, self.folder, attempt.waiting)
-        else:  # it died while it submitted a job, which may be there
-            launcher.start(self._command(run, found), self.folder, self.devices)
+            runner.adopt(process, self.folder, attempt.waiting)
+        else:  # the other died while it submitted a job, which may be there
+            runner.start(self._command(run, found), self.folder, self.devices)
         self.metrics_read, self.events_read = attempt.metrics_read, attempt.events_read
         log.info("took a trainer over", run=self.run_id, token=self.token, pid=process.pid)
         threading.Thread(target=self._guard, daemon=True).start()
         if attempt.state == AttemptState.CLAIMED:
-            self._see_begin(launcher.process(), found)
+            self._see_begin(runner.process(), found)
         self._follow()
 
     def _earlier(self) -> Sequence[Checkpoint]:
@@ -199,25 +199,25 @@ class Supervisor:
         return output.checkpoints([self.folder.parent / f"attempt-{token}" for token in range(1, self.token)])
 
     def _see_begin(self, process: Process, before: Sequence[Checkpoint]) -> None:
-        """Wait until the trainer has its place, and tell that it runs."""
-        if self.launcher.waiting:
+        """Wait until the trainer has begun, and tell that the run is running."""
+        if self.runner.waiting:
             process = self._wait_to_run()
-        if not self.launcher.waiting:
+        if not self.runner.waiting:
             self._tell_started(process, before)
 
     def _start(self, run: Run) -> tuple[Process, Sequence[Checkpoint]]:
         """Start the trainer; its process, and the checkpoints of earlier attempts. Raises OSError."""
         self.folder.mkdir()
         before = self._earlier()
-        process = self.launcher.start(self._command(run, before), self.folder, self.devices)
+        process = self.runner.start(self._command(run, before), self.folder, self.devices)
         if self.stopped_at is not None:  # asked to stop before there was anything to stop
-            self.launcher.stop()
+            self.runner.stop()
         return process, before
 
     def _wait_to_run(self) -> Process:
-        """Keep the lease while the trainer waits for its place, which costs nothing."""
+        """Renew the lease while the trainer waits for its turn, which costs nothing."""
         pause = self.settings.lease_seconds / 6
-        while self.launcher.poll() is None and self.launcher.waiting:
+        while self.runner.poll() is None and self.runner.waiting:
             asked_at = time.monotonic()
             try:
                 with self.db.write() as session:
@@ -225,10 +225,10 @@ class Supervisor:
                         session,
                         self.run_id,
                         self.token,
-                        self.launcher.process(),
-                        self.launcher.waiting,
+                        self.runner.process(),
+                        self.runner.waiting,
                         lease_seconds=self.settings.lease_seconds,
-                        supervisor=base.identify(os.getpid()),
+                        supervisor=processes.identify(os.getpid()),
                         generation=self.generation,
                     )
             except DBAPIError as error:
@@ -237,9 +237,9 @@ class Supervisor:
                 self.renewed_at = asked_at
                 if not wanted:
                     self._stop("the run was asked to stop")
-            while self.launcher.poll() is None and self.launcher.waiting and time.monotonic() < asked_at + pause:
+            while self.runner.poll() is None and self.runner.waiting and time.monotonic() < asked_at + pause:
                 time.sleep(POLL_SECONDS)
-        return self.launcher.process()
+        return self.runner.process()
 
     def _trials(self) -> Retrying:
         """Tries a write again while the database is away, as long as the lease may last."""
@@ -260,7 +260,7 @@ class Supervisor:
                     process,
                     before,
                     lease_seconds=self.settings.lease_seconds,
-                    supervisor=base.identify(os.getpid()),
+                    supervisor=processes.identify(os.getpid()),
                     generation=self.generation,
                 )
 
@@ -283,12 +283,12 @@ class Supervisor:
         while True:
             status = self._wait(pause)
             asked_at = time.monotonic()
-            elapsed = self.launcher.seconds()
+            elapsed = self.runner.seconds()
             progress = output.read(self.folder, self.metrics_read, self.events_read)
             try:
                 if status is not None:
-                    self.launcher.kill()  # nothing of it is left once the run may start again
-                    ending = output.ending(self.folder, status, timed_out=self.timed_out, how=self.launcher.ended)
+                    self.runner.kill()  # nothing of the trainer is left once the run may start again
+                    ending = output.ending(self.folder, status, timed_out=self.timed_out, how=self.runner.ended)
                     if self.low and status == Status.STOPPED:
                         ending = replace(ending, reason=disk.PAUSED)
                     self._settle(elapsed, progress, ending)
@@ -308,7 +308,7 @@ class Supervisor:
                 time.sleep(pause)
                 continue
             self.renewed_at = asked_at
-            self.launcher.keep(self.settings.lease_seconds - (time.monotonic() - asked_at))
+            self.runner.renew(self.settings.lease_seconds - (time.monotonic() - asked_at))
             self.metrics_read, self.events_read = progress.metrics_read, progress.events_read
             if told.stop:
                 self._stop("the run was asked to stop")
@@ -320,30 +320,30 @@ class Supervisor:
                 self._stop(disk.PAUSED)
 
     def _wait(self, seconds: float) -> int | None:
-        """Wait for the trainer's end, at most so long."""
+        """Wait at most `seconds` for the trainer's end; its exit status, or None."""
         until = time.monotonic() + seconds
-        while (status := self.launcher.poll()) is None and time.monotonic() < until:
+        while (status := self.runner.poll()) is None and time.monotonic() < until:
             time.sleep(POLL_SECONDS)
         return status
 
     def _guard(self) -> None:
-        """In a thread, since a write may wait for the database long beyond the lease: stop what may run no longer."""
+        """Stop a trainer that may run no longer: in a thread, since a write may wait longer than the lease."""
         while not self.over.wait(POLL_SECONDS):
             now = time.monotonic()
             if now - self.renewed_at > self.settings.lease_seconds:
                 self._stop("the lease could not be renewed")
             overdue = self.stopped_at is not None and now - self.stopped_at > self.settings.stop_grace_seconds
-            if overdue and self.launcher.poll() is None:
-                self.launcher.kill()
+            if overdue and self.runner.poll() is None:
+                self.runner.kill()
 
     def _stop(self, why: str) -> None:
         if self.stopped_at is None:
             log.info("stopping the trainer", why=why)
             self.stopped_at = time.monotonic()
-            self.launcher.stop()
+            self.runner.stop()
 
     def _command(self, run: Run, before: Sequence[Checkpoint]) -> list[str]:
-        """The trainer's command line, to go on from the last checkpoint `before`; the config is written beside."""
+        """The trainer's command line, to go on from the last checkpoint of `before`; writes the config it names."""
         trainer = [sys.executable, "-m", "trainer"]
         out = ["--out", str(self.folder)]
         if run.kind == RunKind.SAMPLE:
@@ -366,7 +366,7 @@ class Supervisor:
         return command if run.fork_step is None else [*command, "--fork", self._origin(run)]
 
     def _origin(self, run: Run) -> str:
-        """What a fork goes on from, as the trainer reads it: a run's folder @ one of its steps."""
+        """The checkpoint that a fork goes on from, as the trainer reads it: FOLDER@STEP."""
         with self.db.read() as session:
             kept = session.get(Publication, (run.parent_id, run.fork_step))
         if kept is None or not Path(kept.folder).is_dir():

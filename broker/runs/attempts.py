@@ -18,9 +18,11 @@ from broker import publications
 from broker.allocations import ledger
 from broker.allocations.ledger import LedgerRow, Movement
 from broker.allocations.pools import Pool
+from broker.runners.processes import Process
 from broker.runs import runs, series
 from broker.runs.runs import Run, RunState
 from broker.runs.series import Measured
+from projects.db import transition
 from projects.db.columns import Base, foreign_key, integer, timestamp, utcnow
 from projects.errors import ConflictError
 from trainer.contract import Status
@@ -78,25 +80,12 @@ class Attempt(Base, table=True):
     supervisor_pid: int | None = integer(default=None)
     supervisor_started: int | None = integer(default=None)
     lease_until: datetime | None = timestamp(default=None)
-    rung_at: datetime | None = timestamp(default=None)
+    notified_at: datetime | None = timestamp(default=None)
     metrics_read: int = integer(default=0)
     events_read: int = integer(default=0)
     failed: bool = False
     reason: str = ""
     waiting: str = ""
-
-
-@dataclass(frozen=True)
-class Process:
-    """A process as it is known for sure: pids are used again, the boot and the start tell them apart.
-
-    `started` is in clock ticks since the boot, which no turning of the clock changes.
-    """
-
-    host: str
-    boot_id: str
-    pid: int
-    started: int
 
 
 @dataclass(frozen=True)
@@ -196,18 +185,9 @@ def extend(session: Session, run: Run, seconds: int) -> None:
 def claim(session: Session, run_id: int, token: int, *, host: str, lease_seconds: float) -> bool:
     """Take an admitted attempt for this host; False where another message has done so, or it is no longer wanted."""
     wanted = select(Run.id).where(Run.id == run_id, Run.token == token, Run.state == RunState.STARTING).exists()
-    claimed = session.execute(
-        update(Attempt)
-        .where(
-            col(Attempt.run_id) == run_id,
-            col(Attempt.token) == token,
-            col(Attempt.state) == AttemptState.ADMITTED,
-            wanted,
-        )
-        .values(state=AttemptState.CLAIMED, host=host, lease_until=_from_now(lease_seconds))
-        .returning(col(Attempt.token))
-    ).one_or_none()
-    return claimed is not None
+    admitted = (col(Attempt.run_id) == run_id, col(Attempt.token) == token, col(Attempt.state) == AttemptState.ADMITTED)
+    values = {"state": AttemptState.CLAIMED, "host": host, "lease_until": _from_now(lease_seconds)}
+    return transition.write_where(session, Attempt, *admitted, wanted, **values) is not None
 
 
 def started(
@@ -240,7 +220,7 @@ def started(
         lease_until=_from_now(lease_seconds),
     )
     run = runs.load(session, run_id)
-    keep(session, run, Progress(metrics_read=0, events_read=0, checkpoints=found))
+    save_progress(session, run, Progress(metrics_read=0, events_read=0, checkpoints=found))
     if run.state == RunState.STARTING:
         runs.move(session, run, RunState.RUNNING, started_at=run.started_at or utcnow())
         runs.tell(session, run, "run.started")
@@ -251,7 +231,7 @@ def take_over(
 ) -> Attempt:
     """Become the supervisor of an attempt after the one of `generation`; raises StaleError where another did.
 
-    Its trainer runs, or waits as a job in Slurm.
+    Its trainer runs, or waits in its runner's queue.
     """
     return guarded(
         session,
@@ -356,7 +336,9 @@ def renew(
     )
     run = runs.load(session, run_id)
     charge(session, run, attempt, elapsed)
-    keep(session, run, progress, attempt)
+    if progress.step is not None and progress.step > run.step == (run.fork_step or 0):
+        series.add(session, run_id, [Measured(series.START, progress.step, progress.tokens or 0, elapsed)])
+    save_progress(session, run, progress, attempt)
     return Renewed(run.state == RunState.STOPPING, attempt.reserved / run.gpus)
 
 
@@ -372,7 +354,8 @@ def unclaimed(session: Session, *, since_seconds: float) -> Sequence[Attempt]:
     before = _from_now(-since_seconds)
     return session.scalars(
         select(Attempt).where(
-            Attempt.state == AttemptState.ADMITTED, (col(Attempt.rung_at).is_(None)) | (col(Attempt.rung_at) < before)
+            Attempt.state == AttemptState.ADMITTED,
+            (col(Attempt.notified_at).is_(None)) | (col(Attempt.notified_at) < before),
         )
     ).all()
 
@@ -389,7 +372,7 @@ def cancelled_unclaimed(session: Session) -> Sequence[Attempt]:
 def notified(session: Session, run_id: int, token: int) -> None:
     """Note that the workers were told of an admitted attempt."""
     session.execute(
-        update(Attempt).where(col(Attempt.run_id) == run_id, col(Attempt.token) == token).values(rung_at=utcnow())
+        update(Attempt).where(col(Attempt.run_id) == run_id, col(Attempt.token) == token).values(notified_at=utcnow())
     )
 
 
@@ -423,8 +406,8 @@ def charge(session: Session, run: Run, attempt: Attempt, elapsed: float) -> None
     ledger.charge(session, run.allocation_id, run.id, attempt.token, attempt.period, due)
 
 
-def keep(session: Session, run: Run, progress: Progress, attempt: Attempt | None = None) -> None:
-    """Keep what a supervisor has read: points, checkpoints, and how far the run has come."""
+def save_progress(session: Session, run: Run, progress: Progress, attempt: Attempt | None = None) -> None:
+    """Write what a supervisor has read: points, checkpoints, and how far the run has come."""
     series.add(session, run.id, progress.points)
     if attempt is not None and progress.checkpoints:
         attempt.charged_at_checkpoint = attempt.charged
@@ -452,18 +435,18 @@ def guarded(
     """Write to the attempt where its token is good; raises StaleError, and TakenOverError where only that is."""
     current = lock(session, run_id)
     good = (col(Attempt.run_id) == run_id, col(Attempt.token) == token, col(Attempt.state).in_(expected))
-    written = session.execute(
-        update(Attempt)
-        .where(*good, col(Attempt.generation) == generation)
-        .values(generation=next_generation or generation, **values)
-        .returning(col(Attempt.token))
-    ).one_or_none()
-    if current == token and written is None and session.scalar(select(Attempt.token).where(*good)) is not None:
+    attempt = transition.write_where(
+        session,
+        Attempt,
+        *good,
+        col(Attempt.generation) == generation,
+        generation=next_generation or generation,
+        **values,
+    )
+    if current == token and attempt is None and session.scalar(select(Attempt.token).where(*good)) is not None:
         raise TakenOverError(f"attempt {token} of run {run_id} has another supervisor")
-    if written is None or current != token:
+    if attempt is None or current != token:
         raise StaleError(f"attempt {token} of run {run_id} is no longer {' or '.join(expected)}")
-    attempt = session.get_one(Attempt, (run_id, token))
-    session.refresh(attempt)
     return attempt
 
 

@@ -24,7 +24,7 @@ def named(session: Session, numbers: str) -> Sequence[RunView]:
         raise InvalidError("A comparison needs at least two runs, such as 3 5.")
     if len(ids) > MOST:
         raise InvalidError(f"At most {MOST} runs fit one picture; {len(ids)} are named.")
-    views = [runs.view(session, run_id) for run_id in ids]
+    views = runs.views(session, ids)
     for view in views:
         if view.kind != RunKind.TRAIN:
             raise ConflictError(f"Run {view.id} does not train; only runs that do can be compared.")
@@ -66,4 +66,4 @@ def nearest(session: Session, run_id: int) -> Sequence[RunView]:
     ).all()
     if not others:
         raise NotFoundError(f"The project has no other run with a curve to compare run {run_id} with yet.")
-    return [runs.view(session, number) for number in (run.id, *sorted(others))]
+    return runs.views(session, [run.id, *sorted(others)])

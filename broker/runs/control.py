@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from sqlalchemy import ColumnElement, update
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
+from sqlmodel.sql.expression import SelectOfScalar
 
 from broker.allocations import allocations, ledger
 from broker.allocations.allocations import Allocation, AllocationState
+from broker.allocations.ledger import Balance
 from broker.allocations.pools import Pool
 from broker.runs import attempts, estimates, launching, runs, settlement
 from broker.runs.launching import LONGEST_TIME_LIMIT, Receipt
 from broker.runs.runs import ACTIVE, ENDED, Run, RunKind, RunState
 from projects import projects, rights
+from projects.db import transition
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, InvalidError
 from projects.people import Actor, Person
@@ -33,17 +36,17 @@ def pause(session: Session, actor: Actor, run_id: int) -> None:
     suspend(session, run, f"paused by {person.name}", by=person)
 
 
-def suspend(session: Session, run: Run, reason: str, *, by: Person | None = None, dry: bool = False) -> None:
+def suspend(session: Session, run: Run, reason: str, *, by: Person | None = None, unfunded: bool = False) -> None:
     """Pause a run, at once where it waits and by way of a checkpoint where it runs.
 
-    One that is `dry` goes on by itself once its allocation can pay for it. Raises ConflictError where it has ended,
-    or is paused or stopping already.
+    An `unfunded` one goes on by itself once its allocation can pay for it. Raises ConflictError where the run has
+    ended, or is paused or stopping already.
     """
     if run.state == RunState.QUEUED:
-        runs.move(session, run, RunState.PAUSED, reason=reason, dry=dry)
+        runs.move(session, run, RunState.PAUSED, reason=reason, unfunded=unfunded)
         settlement.tell_paused(session, run, by=by)
     elif run.state in (RunState.STARTING, RunState.RUNNING):
-        runs.move(session, run, RunState.STOPPING, reason=reason, dry=dry, stops_as=RunState.PAUSED)
+        runs.move(session, run, RunState.STOPPING, reason=reason, unfunded=unfunded, stops_as=RunState.PAUSED)
         runs.tell(session, run, "run.stopping", by=by, why="" if by else reason, stops_as=RunState.PAUSED)
     else:
         raise ConflictError(f"Run {run.id} is {run.state}; only one that waits or runs can be paused.")
@@ -81,7 +84,7 @@ def resume(
         run,
         RunState.QUEUED,
         reason="",
-        dry=False,
+        unfunded=False,
         gpus=count,
         time_limit=run.used + seconds,
         allocation_id=allocation.id,
@@ -142,13 +145,13 @@ def unpayable(session: Session, run: Run) -> str | None:
     return None
 
 
-def run_dry(session: Session, run_id: int) -> bool:
+def pause_unfunded(session: Session, run_id: int) -> bool:
     """Pause a run that waits and cannot be paid for, until its allocation can; False where that has changed."""
     run = runs.load(session, run_id)
     why = unpayable(session, run)
     if run.state != RunState.QUEUED or why is None:
         return False
-    suspend(session, run, why, dry=True)
+    suspend(session, run, why, unfunded=True)
     return True
 
 
@@ -183,7 +186,7 @@ def stop_all(session: Session, allocation_id: int, reason: str) -> Sequence[int]
         .execution_options(populate_existing=True)
     ).all()
     for run in found:
-        suspend(session, run, reason, dry=True)
+        suspend(session, run, reason, unfunded=True)
     return [run.id for run in found]
 
 
@@ -205,32 +208,38 @@ def cancellable() -> ColumnElement[bool]:
 
 def revivable(session: Session) -> Sequence[int]:
     """Runs that were paused because nobody could pay for them, and that can be paid for again."""
-    paused = session.scalars(
-        select(Run)
-        .join(Project, col(Project.id) == Run.project_id)
-        .where(Run.state == RunState.PAUSED, Run.dry, col(Project.stage).not_in((Stage.PAUSED, *projects.ENDED)))
-        .order_by(col(Run.queued_at), col(Run.id))
-    )
-    return [run.id for run in paused if _payable(session, run)]
+    return session.scalars(_revivable().order_by(col(Run.queued_at), col(Run.id))).all()
 
 
 def revive(session: Session, run_id: int) -> bool:
     """Queue such a run again; False where it was resumed or cancelled meanwhile, or cannot go on after all."""
+    if session.scalars(_revivable().where(Run.id == run_id)).one_or_none() is None:
+        return False
     run = runs.load(session, run_id)
-    if run.state != RunState.PAUSED or not run.dry or not _payable(session, run):
-        return False
-    if not projects.may_compute(session.get_one(Project, run.project_id)):
-        return False
-    runs.move(session, run, RunState.QUEUED, reason="", dry=False, queued_at=utcnow())
+    runs.move(session, run, RunState.QUEUED, reason="", unfunded=False, queued_at=utcnow())
     why = "its allocation can pay for it again"
     seconds = attempts.remaining(session, run)
     runs.tell(session, run, "run.resumed", why=why, gpus=run.gpus, time_limit=seconds, step=run.step)
     return True
 
 
-def _payable(session: Session, run: Run) -> bool:
-    cost = run.gpus * attempts.remaining(session, run)
-    return unpayable(session, run) is None and cost <= ledger.account(session, run.allocation_id).left
+def _revivable() -> SelectOfScalar[int]:
+    """The query for the runs that are paused for want of GPU-hours, and whose allocation has enough of them now."""
+    left = col(Balance.granted) - Balance.reserved - Balance.spent
+    return (
+        select(Run.id)
+        .join(Project, col(Project.id) == Run.project_id)
+        .join(Allocation, col(Allocation.id) == Run.allocation_id)
+        .join(Balance, col(Balance.allocation_id) == Run.allocation_id)
+        .where(
+            Run.state == RunState.PAUSED,
+            Run.unfunded,
+            col(Project.stage).not_in((Stage.PAUSED, *projects.ENDED)),
+            Allocation.state == AllocationState.APPROVED,
+            Allocation.until > utcnow(),
+            left >= col(Run.gpus) * (col(Run.time_limit) - Run.used),
+        )
+    )
 
 
 def _of_member(session: Session, actor: Actor, run_id: int) -> tuple[Run, Person]:
@@ -266,12 +275,5 @@ def _demand_training(run: Run) -> None:
 
 def _turn_to_cancelled(session: Session, run: Run, reason: str) -> None:
     """Let a run that stops to be paused end instead."""
-    turned = session.execute(
-        update(Run)
-        .where(col(Run.id) == run.id, col(Run.state) == RunState.STOPPING, col(Run.token) == run.token)
-        .values(stops_as=RunState.CANCELLED, reason=reason, dry=False)
-        .returning(col(Run.id))
-    ).one_or_none()
-    if turned is None:
-        raise ConflictError(f"Run {run.id} has just changed; look again.")
-    session.refresh(run)
+    ends = {"stops_as": RunState.CANCELLED, "reason": reason, "unfunded": False}
+    transition.write_as_seen(session, run, ends, ["state", "token"], name=f"Run {run.id}")

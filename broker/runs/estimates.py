@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
 from broker import configs
+from broker.runs import series
 from broker.runs.runs import Run, RunKind
 from broker.runs.series import Point
 from trainer import check as dry_run
@@ -20,20 +21,25 @@ FARTHEST = 10.0
 
 @dataclass(frozen=True)
 class Estimate:
-    """GPU-seconds that the rest of a run will take, None where nothing like it was measured, and the basis in words."""
+    """GPU-seconds that the rest of a run will take, None where nothing like it was measured, and the basis in words.
+
+    `saves_at` is the first step after those done at which it writes a checkpoint, and `saves_after` the seconds until
+    then, the start of its like included.
+    """
 
     cost: int | None
     basis: str
+    saves_at: int = 0
+    saves_after: float | None = None
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Tokens per second, over all of its GPUs, of a run whose tokens cost so many FLOPs each."""
+    """A run whose rate was measured, and the FLOPs that each of its tokens costs."""
 
     run_id: int
     recipe: str
     gpus: int
-    rate: float
     flops: float
 
 
@@ -52,10 +58,13 @@ def estimate(session: Session, run: Run) -> Estimate:
     nearest = min(_measured(session, run), key=lambda m: _distance(m, run, flops), default=None)
     if nearest is None or not 1 / FARTHEST <= flops / nearest.flops <= FARTHEST:
         return Estimate(None, "nothing like it has been measured on this pool yet")
-    rate = nearest.rate * nearest.flops / flops * run.gpus / nearest.gpus
-    steps = run.total_steps - max(run.step, run.fork_step or 0)
-    seconds = steps * config.tokens_per_step / rate
-    return Estimate(round(run.gpus * seconds), _basis(nearest, run, flops))
+    measured = _rate(session, nearest.run_id)
+    rate = measured * nearest.flops / flops * run.gpus / nearest.gpus
+    done, a_step = max(run.step, run.fork_step or 0), config.tokens_per_step / rate
+    cost = round(run.gpus * (run.total_steps - done) * a_step)
+    saves_at = config.checkpoints.first_after(done, run.total_steps)
+    started = max((point.value for point in series.read(session, nearest.run_id, series.START)), default=0.0)
+    return Estimate(cost, _basis(nearest, measured, run, flops), saves_at, started + (saves_at - done) * a_step)
 
 
 def _measured(session: Session, run: Run) -> list[Measurement]:
@@ -75,14 +84,16 @@ def _measured(session: Session, run: Run) -> list[Measurement]:
     )
     found = session.scalars(select(Run).where(col(Run.id).in_(select(newest).select_from(kind)))).all()
     return [
-        Measurement(other.id, other.recipe, other.gpus, _rate(session, other.id), float(flops))
+        Measurement(other.id, other.recipe, other.gpus, float(dry_run.flops_per_token(config_of(other))))
         for other in found
-        for flops in [dry_run.flops_per_token(config_of(other))]
     ]
 
 
 def _rate(session: Session, run_id: int) -> float:
-    """The median of the newest measurements: a single one may have met a checkpoint or an evaluation."""
+    """Tokens per second over all of a run's GPUs.
+
+    The median of the newest points, since a checkpoint or an evaluation may have slowed a single one down.
+    """
     values = session.scalars(
         select(Point.value)
         .where(Point.run_id == run_id, Point.series == "tokens_per_second", Point.value > 0)
@@ -99,8 +110,8 @@ def _distance(measured: Measurement, run: Run, flops: float) -> tuple[bool, floa
     return measured.recipe != run.recipe, size, gpus, -measured.run_id
 
 
-def _basis(measured: Measurement, run: Run, flops: float) -> str:
-    said = f"run {measured.run_id} measured {measured.rate:,.0f} tokens per second"
+def _basis(measured: Measurement, rate: float, run: Run, flops: float) -> str:
+    said = f"run {measured.run_id} measured {rate:,.0f} tokens per second"
     scaled = []
     if measured.gpus != run.gpus:
         scaled.append(f"from {measured.gpus} to {run.gpus} {'GPU' if run.gpus == 1 else 'GPUs'}")

@@ -72,7 +72,7 @@ class Quote:
     """What an order comes to, with nothing queued: a run that is in no session, and what it would be and cost.
 
     `cost`, `expected`, `left` and `promised` as in a Receipt; `tokens` are those of the steps that a fork has before
-    it; `memory` is in bytes on each GPU, by the trainer's own check.
+    it; `memory` is in bytes on each GPU, by the trainer's own check; `saves_at` and `saves_after` as in an Estimate.
     """
 
     run: Run
@@ -85,6 +85,13 @@ class Quote:
     parameters: int
     tokens: int
     memory: int
+    saves_at: int
+    saves_after: float | None
+
+    @property
+    def too_short(self) -> bool:
+        """Whether the time limit is expected to end the run before its first checkpoint of new steps."""
+        return self.saves_after is not None and self.saves_after > self.run.time_limit
 
     @property
     def memory_needed(self) -> str:
@@ -152,6 +159,8 @@ def quote(session: Session, order: Order) -> Quote:
         parameters=report.parameters,
         tokens=config.tokens_per_step * (run.total_steps - (run.fork_step or 0)),
         memory=report.memory_per_gpu,
+        saves_at=estimate.saves_at,
+        saves_after=estimate.saves_after,
     )
 
 

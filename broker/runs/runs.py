@@ -5,18 +5,19 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import update
+from sqlalchemy import case, func
 from sqlalchemy.orm import Session
 from sqlmodel import Field, col, select
 
 from broker import publications
 from broker.allocations import ledger
 from broker.allocations.allocations import Allocation, AllocationState
-from broker.allocations.ledger import Account, Movement
+from broker.allocations.ledger import Account, Balance, LedgerRow, Movement
 from broker.allocations.pools import Grant, Pool
 from broker.runs import series
+from projects.db import transition
 from projects.db.columns import Base, foreign_key, integer, json_object, number, row_id, timestamp, utcnow, words
-from projects.errors import ConflictError, NotFoundError
+from projects.errors import NotFoundError
 from projects.people import Person
 from projects.projects import Project
 from projects.record import record
@@ -64,9 +65,9 @@ class Run(Base, table=True):
     """A run. `token` is the fencing token of its newest attempt: only the holder of that token may write for it.
 
     `time_limit` and `used` are seconds: what all its attempts together may take, and what they have been charged for.
-    `parent_id` is the run that a sample is of, or that a fork goes on from at `fork_step`. One that is stopping becomes
-    `stops_as`; one that is `dry` is paused until its allocation can pay for it again. `prompt` is what a member wants
-    a sample to continue.
+    `parent_id` is the run that a sample is of, or that a fork goes on from at `fork_step`. A stopping run becomes
+    `stops_as`; an `unfunded` run is paused until its allocation can pay for it again. `prompt` is what a member wants a
+    sample to continue.
     """
 
     __tablename__ = "runs"
@@ -90,7 +91,7 @@ class Run(Base, table=True):
     state: str = Field(default=RunState.QUEUED, index=True)
     reason: str = words(default="")
     stops_as: str = RunState.CANCELLED
-    dry: bool = False
+    unfunded: bool = False
     token: int = integer(default=0)
     step: int = integer(default=0)
     tokens: int = integer(default=0)
@@ -197,45 +198,92 @@ def load(session: Session, run_id: int) -> Run:
 
 def view(session: Session, run_id: int) -> RunView:
     """The run as cards show it; raises NotFoundError."""
-    run = load(session, run_id)
-    allocation = session.get_one(Allocation, run.allocation_id)
-    return RunView(
-        id=run.id,
-        kind=RunKind(run.kind),
-        project_id=run.project_id,
-        project=session.get_one(Project, run.project_id).title,
-        recipe=run.recipe,
-        overrides=run.overrides,
-        pool=session.get_one(Pool, run.pool_id).name,
-        sponsor="" if allocation.grant_id is None else session.get_one(Grant, allocation.grant_id).sponsor,
-        gpus=run.gpus,
-        time_limit=run.time_limit,
-        requested_by=session.get_one(Person, run.requested_by).name,
-        state=RunState(run.state),
-        reason=run.reason,
-        attempt=run.token,
-        parent_id=run.parent_id,
-        step=run.step,
-        total_steps=run.total_steps,
-        tokens=run.tokens,
-        loss=series.newest(session, run.id, "loss"),
-        rate=series.newest(session, run.id, "tokens_per_second"),
-        held_out=series.newest(session, run.id, "held_out"),
-        unigram_entropy=run.unigram_entropy,
-        spent=spent(session, run.id),
-        account=ledger.account(session, run.allocation_id),
-        checkpoints=tuple(CheckpointLink(step, url) for step, url in publications.links(session, run.id)),
-        sample=run.sample,
-        started_at=run.started_at,
-        ended_at=run.ended_at,
-        delayed=publications.delayed(session, run.id, after=DELAYED_AFTER),
+    load(session, run_id)
+    return views(session, [run_id])[0]
+
+
+def views(session: Session, run_ids: Sequence[int]) -> Sequence[RunView]:
+    """The runs of these numbers as cards show them, in this order, read by as many queries as one run takes.
+
+    Raises NotFoundError where a number is no run's.
+    """
+    rows = session.execute(
+        select(Run)
+        .add_columns(
+            col(Project.title),
+            col(Pool.name),
+            col(Grant.sponsor),
+            col(Person.name),
+            Balance,
+            series.newest(col(Run.id), "loss"),
+            series.newest(col(Run.id), "tokens_per_second"),
+            series.newest(col(Run.id), "held_out"),
+        )
+        .join(Project, col(Project.id) == Run.project_id)
+        .join(Pool, col(Pool.id) == Run.pool_id)
+        .join(Person, col(Person.id) == Run.requested_by)
+        .join(Allocation, col(Allocation.id) == Run.allocation_id)
+        .outerjoin(Grant, col(Grant.id) == Allocation.grant_id)
+        .outerjoin(Balance, col(Balance.allocation_id) == Run.allocation_id)
+        .where(col(Run.id).in_(run_ids))
+        .execution_options(populate_existing=True)
     )
+    paid = spent_by(session, run_ids)
+    published = publications.of_runs(session, run_ids, delayed_after=DELAYED_AFTER)
+    found = {
+        run.id: RunView(
+            id=run.id,
+            kind=RunKind(run.kind),
+            project_id=run.project_id,
+            project=project,
+            recipe=run.recipe,
+            overrides=run.overrides,
+            pool=pool,
+            sponsor=sponsor or "",
+            gpus=run.gpus,
+            time_limit=run.time_limit,
+            requested_by=person,
+            state=RunState(run.state),
+            reason=run.reason,
+            attempt=run.token,
+            parent_id=run.parent_id,
+            step=run.step,
+            total_steps=run.total_steps,
+            tokens=run.tokens,
+            loss=loss,
+            rate=rate,
+            held_out=held_out,
+            unigram_entropy=run.unigram_entropy,
+            spent=paid.get(run.id, 0),
+            account=ledger.account_of(balance),
+            checkpoints=tuple(CheckpointLink(step, url) for step, url in published[run.id].links),
+            sample=run.sample,
+            started_at=run.started_at,
+            ended_at=run.ended_at,
+            delayed=published[run.id].delayed,
+        )
+        for run, project, pool, sponsor, person, balance, loss, rate, held_out in rows
+    }
+    for run_id in run_ids:
+        if run_id not in found:
+            raise NotFoundError(f"There is no run {run_id}.")
+    return [found[run_id] for run_id in run_ids]
 
 
 def spent(session: Session, run_id: int) -> int:
     """GPU-seconds that the run has been charged for and were not refunded."""
-    sums = ledger.totals(session, run_id=run_id)
-    return sums[Movement.CHARGE] - sums[Movement.REFUND]
+    return spent_by(session, [run_id]).get(run_id, 0)
+
+
+def spent_by(session: Session, run_ids: Sequence[int]) -> Mapping[int, int]:
+    """GPU-seconds that each run has been charged for and were not refunded; a run without a charge is left out."""
+    net = case((col(LedgerRow.movement) == Movement.CHARGE, col(LedgerRow.seconds)), else_=-col(LedgerRow.seconds))
+    rows = session.execute(
+        select(LedgerRow.run_id, func.sum(net))
+        .where(col(LedgerRow.run_id).in_(run_ids), col(LedgerRow.movement).in_((Movement.CHARGE, Movement.REFUND)))
+        .group_by(col(LedgerRow.run_id))
+    )
+    return {run_id: int(seconds) for run_id, seconds in rows if run_id is not None}
 
 
 def of_project(session: Session, project_id: int, *, kind: RunKind | None = None, limit: int = 25) -> Sequence[RunView]:
@@ -243,8 +291,7 @@ def of_project(session: Session, project_id: int, *, kind: RunKind | None = None
     query = select(Run.id).where(Run.project_id == project_id).order_by(col(Run.id).desc()).limit(limit)
     if kind is not None:
         query = query.where(Run.kind == kind)
-    ids = session.scalars(query).all()
-    return [view(session, run_id) for run_id in ids]
+    return views(session, session.scalars(query).all())
 
 
 def newest(
@@ -278,18 +325,7 @@ def in_motion(session: Session) -> Mapping[int, set[int]]:
 
 def move(session: Session, run: Run, to: RunState, **values: object) -> None:
     """Take one of the table's transitions, guarded by the state and the token that the caller has seen."""
-    if to not in TRANSITIONS[RunState(run.state)]:
-        raise ConflictError(f"Run {run.id} is {run.state} and cannot become {to}.")
-    session.flush()
-    moved = session.execute(
-        update(Run)
-        .where(col(Run.id) == run.id, col(Run.state) == run.state, col(Run.token) == run.token)
-        .values(state=to, **values)
-        .returning(col(Run.id))
-    ).one_or_none()
-    if moved is None:
-        raise ConflictError(f"Run {run.id} has just changed; look again.")
-    session.refresh(run)
+    transition.move(session, run, to, TRANSITIONS, values, name=f"Run {run.id}", seen=["token"])
 
 
 def tell(session: Session, run: Run, kind: str, *, by: Person | None = None, why: str = "", **told: object) -> None:

@@ -1,14 +1,16 @@
-"""What a run measures as it goes: loss, rate and the like, thinned to a bounded number of points a series."""
+"""Downsampling of what a run measures, such as its loss and speed: each series keeps a bounded number of points."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import delete, func
-from sqlalchemy.orm import Session
+from sqlalchemy import ScalarSelect, delete, func
+from sqlalchemy.orm import Mapped, Session
 from sqlmodel import Field, col, select
 
 from projects.db.columns import Base, foreign_key, integer, number
 
+START = "start"
+"""A series of one point: the seconds of its trainer's life after which a run was first seen to have done a step."""
 MOST_POINTS = 2000
 BUCKETS = 500
 
@@ -43,12 +45,12 @@ def add(session: Session, run_id: int, points: Iterable[Measured]) -> None:
         between = col(Point.step).between(batch[0].step, batch[-1].step)
         session.execute(delete(Point).where(col(Point.run_id) == run_id, col(Point.series) == name, between))
         if len(batch) > MOST_POINTS:
-            batch = keep(batch)
+            batch = downsample(batch)
         session.add_all(Point(run_id=run_id, series=name, step=p.step, tokens=p.tokens, value=p.value) for p in batch)
         session.flush()
         count = session.scalar(select(func.count()).where(Point.run_id == run_id, Point.series == name)) or 0
         if count > MOST_POINTS:
-            _thin(session, run_id, name)
+            _downsample_stored(session, run_id, name)
 
 
 def read(session: Session, run_id: int, series: str) -> Sequence[Measured]:
@@ -59,17 +61,18 @@ def read(session: Session, run_id: int, series: str) -> Sequence[Measured]:
     return [Measured(series, row.step, row.tokens, row.value) for row in rows]
 
 
-def newest(session: Session, run_id: int, series: str) -> float | None:
-    """The value at the highest step, if there is one."""
-    return session.scalars(
+def newest(run_id: Mapped[int], series: str) -> ScalarSelect[float]:
+    """The value at the highest step, as a column of a query over runs: one look into the index for each run."""
+    return (
         select(Point.value)
         .where(Point.run_id == run_id, Point.series == series)
         .order_by(col(Point.step).desc())
         .limit(1)
-    ).one_or_none()
+        .scalar_subquery()
+    )
 
 
-def keep(points: Sequence[Measured], buckets: int = BUCKETS) -> list[Measured]:
+def downsample(points: Sequence[Measured], buckets: int = BUCKETS) -> list[Measured]:
     """The two ends and, of each of `buckets` equal spans of steps, the lowest and the highest point."""
     first, last = points[0], points[-1]
     kept = {first.step: first, last.step: last}
@@ -82,8 +85,8 @@ def keep(points: Sequence[Measured], buckets: int = BUCKETS) -> list[Measured]:
     return [kept[step] for step in sorted(kept)]
 
 
-def _thin(session: Session, run_id: int, series: str) -> None:
-    kept = keep(read(session, run_id, series))
+def _downsample_stored(session: Session, run_id: int, series: str) -> None:
+    kept = downsample(read(session, run_id, series))
     session.execute(delete(Point).where(col(Point.run_id) == run_id, col(Point.series) == series))
     session.add_all(Point(run_id=run_id, series=series, step=p.step, tokens=p.tokens, value=p.value) for p in kept)
     session.flush()

@@ -2,7 +2,7 @@
 
 from datetime import datetime, timedelta
 
-from sqlalchemy import func, update
+from sqlalchemy import func
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
@@ -10,6 +10,7 @@ from broker.allocations import allocations, ledger
 from broker.runs import attempts, preparing, runs
 from broker.runs.attempts import OPEN, Attempt, AttemptState, Ending, Progress
 from broker.runs.runs import ENDED, Run, RunKind, RunState
+from projects.db import transition
 from projects.db.columns import utcnow
 from projects.people import Person
 from trainer.contract import Status
@@ -58,7 +59,7 @@ def settle(
     )
     run = runs.load(session, run_id)
     attempts.charge(session, run, attempt, elapsed)
-    attempts.keep(session, run, progress, attempt)
+    attempts.save_progress(session, run, progress, attempt)
     ledger.release(session, run.allocation_id, run_id, token)
     if ending.fault and run.state != RunState.STOPPING:
         _refund(session, run, attempt, ending.reason)
@@ -97,23 +98,20 @@ def expire(session: Session, attempt: Attempt, *, grace_seconds: float, most: in
         return False
     stopped_by = attempt.lease_until + timedelta(seconds=grace_seconds)
     reason = "its supervisor stopped renewing the lease"
-    lost = session.execute(
-        update(Attempt)
-        .where(
-            col(Attempt.run_id) == attempt.run_id,
-            col(Attempt.token) == attempt.token,
-            col(Attempt.state).in_(OPEN),
-            col(Attempt.lease_until) == attempt.lease_until,
-            col(Attempt.lease_until) < utcnow(),
-        )
-        .values(state=AttemptState.LOST, failed=True, reason=reason, lease_until=stopped_by)
-        .returning(col(Attempt.token))
-    ).one_or_none()
+    run_out = (
+        col(Attempt.run_id) == attempt.run_id,
+        col(Attempt.token) == attempt.token,
+        col(Attempt.state).in_(OPEN),
+        col(Attempt.lease_until) == attempt.lease_until,
+        col(Attempt.lease_until) < utcnow(),
+    )
+    values = {"state": AttemptState.LOST, "failed": True, "reason": reason, "lease_until": stopped_by}
+    lost = transition.write_where(session, Attempt, *run_out, **values)
     if lost is None:
         return False
     run = runs.load(session, attempt.run_id)
-    ledger.release(session, run.allocation_id, run.id, attempt.token)
-    _refund(session, run, session.get_one(Attempt, (run.id, attempt.token)), reason)
+    ledger.release(session, run.allocation_id, run.id, lost.token)
+    _refund(session, run, lost, reason)
     if run.state == RunState.STOPPING:
         _stop(session, run, not_before=stopped_by)
     else:

@@ -30,12 +30,15 @@ class Limits:
 
 
 class PoolRow(NamedTuple):
-    """A pool; on one of Slurm's, Stoa hands out places to submit in, and Slurm its GPUs."""
+    """A pool. Where its runner has a `queue`, Stoa hands out places in that queue, and the queue the GPUs.
+
+    `queue` is its name as people read it; empty where Stoa hands out the GPUs itself.
+    """
 
     id: int
     name: str
     gpus: int
-    slurm: bool
+    queue: str
     price_weight: float
     most_submitted: int = 4
 
@@ -115,7 +118,7 @@ class WaitReason(StrEnum):
 
 
 class Decision(NamedTuple):
-    """That a queued run starts now, on these devices of its pool; none of a Slurm pool."""
+    """That a queued run starts now, on these devices of its pool; none where the runner has a queue of its own."""
 
     run_id: int
     devices: tuple[int, ...]
@@ -207,9 +210,9 @@ class _Planner:
         held = self.of_pool[pool.id]
         taken = {device for one in held for device in one.devices}
         devices = [device for device in range(pool.gpus) if device not in taken]
-        gpus = Timeline(pool.most_submitted if pool.slurm else pool.gpus)
+        gpus = Timeline(pool.most_submitted if pool.queue else pool.gpus)
         for one in held:
-            gpus.take(1 if pool.slurm else len(one.devices), 0.0, max(one.seconds, SOONEST))
+            gpus.take(1 if pool.queue else len(one.devices), 0.0, max(one.seconds, SOONEST))
         queue: list[Placement] = []
         if order is not None:
             for run in order:
@@ -238,7 +241,7 @@ class _Planner:
         if run.cost > left:
             return Placement(run, position, math.inf, WaitReason.HOURS, left)
         self.left[run.allocation_id] = left - run.cost
-        needed = [(gpus, 1 if pool.slurm else run.gpus)]
+        needed = [(gpus, 1 if pool.queue else run.gpus)]
         needed += [(line, 1) for line in (self.projects.get(run.project_id), self.people.get(run.person_id)) if line]
         free = gpus.now
         after = max(0.0, (run.not_before - self.state.now).total_seconds()) if run.not_before else 0.0
@@ -248,7 +251,7 @@ class _Planner:
             for line, count in needed:
                 line.take(count, start, start + run.seconds)
         if waits_for is None:
-            count = 0 if pool.slurm else run.gpus
+            count = 0 if pool.queue else run.gpus
             self.starts.append(Decision(run.id, tuple(devices[:count])))
             del devices[:count]
         return Placement(run, position, start, waits_for, free)

@@ -15,10 +15,10 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
-from broker.allocations.pools import Launcher, Pool
+from broker.allocations.pools import Pool
 from broker.publishing import disk, publisher
 from broker.reviews import expiry
-from broker.runners import reaper
+from broker.runners import reaper, registry
 from broker.runs import attempts, control, runs, settlement
 from broker.runs.attempts import OPEN, Attempt, StaleError
 from broker.runs.runs import Run
@@ -50,7 +50,7 @@ def admit(session: Session, decision: Decision, limits: Limits) -> int:
     pool = session.get_one(Pool, run.pool_id)
     counted = [(col(Run.project_id) == run.project_id, limits.most_running_a_project, "of its project")]
     counted.append((col(Run.requested_by) == run.requested_by, limits.most_running_a_person, "of who launched it"))
-    if pool.launcher == Launcher.SLURM:
+    if registry.named(pool.runner).queue:
         counted.append((col(Run.pool_id) == run.pool_id, pool.most_submitted, "submitted to its pool"))
     for whose, most, words in counted:
         held = col(Attempt.state).in_(OPEN)
@@ -94,7 +94,7 @@ class Scheduler:
         planned = backfill.plan(state)
         for run_id in planned.refusals:
             with suppress(ConflictError), self.db.write() as session:
-                control.run_dry(session, run_id)
+                control.pause_unfunded(session, run_id)
         room = disk.admits(self.settings, self.db)
         if not room:
             disk.tidy(self.settings, self.db)

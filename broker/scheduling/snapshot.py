@@ -10,7 +10,8 @@ from sqlmodel import col
 
 from broker.allocations.allocations import Allocation
 from broker.allocations.ledger import Balance, LedgerRow, Movement
-from broker.allocations.pools import Launcher, Pool
+from broker.allocations.pools import Pool
+from broker.runners import registry
 from broker.runs.attempts import OPEN, Attempt, AttemptState
 from broker.runs.runs import Run, RunState
 from broker.scheduling import usage
@@ -29,12 +30,15 @@ def load(session: Session, limits: Limits | None = None) -> QueueState:
             col(Pool.id),
             col(Pool.name),
             col(Pool.gpus),
-            col(Pool.launcher) == Launcher.SLURM,
+            col(Pool.runner),
             col(Pool.price_weight),
             col(Pool.most_submitted),
         ).order_by(col(Pool.id))
     )
-    pools = [PoolRow._make(row) for row in rows]
+    pools = [
+        PoolRow(pool_id, name, gpus, registry.named(runner).queue, weight, most)
+        for pool_id, name, gpus, runner, weight, most in rows
+    ]
     waiting = _waiting(session, now)
     held, used = _attempts(session, now, {pool.id: pool.price_weight for pool in pools})
     return QueueState(

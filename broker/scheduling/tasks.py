@@ -5,9 +5,10 @@ from celery.signals import worker_ready
 from celery.worker.consumer import Consumer
 
 from broker.publishing import publisher
-from broker.runners import base, supervisor
+from broker.runners import processes, supervisor
+from broker.runners.processes import Process
 from broker.runs import attempts, runs
-from broker.runs.attempts import Attempt, Process
+from broker.runs.attempts import Attempt
 from projects import health
 from projects.db.database import Database
 from projects.settings import get_settings
@@ -32,7 +33,7 @@ app.conf.update(
 
 @worker_ready.connect
 def _beat(sender: Consumer, **_: object) -> None:
-    """Let the worker's own loop say that it goes round, under the name that it was started with."""
+    """Let the worker's own loop beat, under the name that the worker was started with."""
     part = sender.hostname.partition("@")[0]
     sender.timer.call_repeatedly(10, health.beat, (get_settings(), part))
     health.beat(get_settings(), part)
@@ -60,13 +61,13 @@ def start_attempt(run_id: int, token: int) -> None:
     db = Database(settings.database)
     try:
         with db.write() as session:
-            if not attempts.claim(session, run_id, token, host=base.host(), lease_seconds=settings.lease_seconds):
+            if not attempts.claim(session, run_id, token, host=processes.host(), lease_seconds=settings.lease_seconds):
                 return
             earlier = attempts.earlier(session, run_id, token)
             owner = runs.load(session, run_id).request_id
         for attempt in earlier:
             if attempt.pid is not None and attempt.pid_started is not None:
-                base.kill_group(Process(attempt.host, attempt.boot_id, attempt.pid, attempt.pid_started))
+                processes.kill_group(Process(attempt.host, attempt.boot_id, attempt.pid, attempt.pid_started))
         supervisor.spawn(settings, run_id, token, owner)
     finally:
         db.close()
@@ -83,7 +84,7 @@ def take_over(run_id: int, token: int) -> None:
     finally:
         db.close()
     before = attempts.supervisor_of(attempt)
-    if before is not None and base.gone(before):
+    if before is not None and processes.gone(before):
         supervisor.spawn(settings, run_id, token, after=attempt.generation)
 
 

@@ -65,11 +65,9 @@ def row_id() -> Any:
     return Field(default=None, primary_key=True, sa_type=WHOLE)
 
 
-def integer(
-    default: int | None = REQUIRED, *, primary_key: bool = False, unique: bool = False, index: bool = False
-) -> Any:
+def integer(default: int | None = REQUIRED, *, primary_key: bool = False) -> Any:
     """A whole number of 64 bits."""
-    return Field(default=default, primary_key=primary_key, unique=unique, index=index, sa_type=WHOLE)
+    return Field(default=default, primary_key=primary_key, sa_type=WHOLE)
 
 
 def foreign_key(column: str, default: int | None = REQUIRED, *, primary_key: bool = False, index: bool = False) -> Any:
@@ -94,6 +92,6 @@ def timestamp(default: Callable[[], datetime] | None = REQUIRED) -> Any:
     return Field(default=default, sa_type=UtcDateTime)
 
 
-def json_object() -> Any:
-    """A mapping, kept as JSON."""
-    return Field(sa_type=JSON)
+def json_object(default: Callable[[], dict[str, Any]] | None = None) -> Any:
+    """A mapping, kept as JSON; `default` is what makes one, such as `dict`."""
+    return Field(sa_type=JSON) if default is None else Field(default_factory=default, sa_type=JSON)

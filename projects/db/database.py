@@ -5,9 +5,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -43,6 +40,11 @@ class Database:
 
     def migrate(self, revision: str = "head") -> None:
         """Bring the tables to `revision`, forth or back, in one transaction."""
+        # Imported here: most processes never migrate, and Alembic would be a tenth of their start.
+        from alembic import command
+        from alembic.config import Config
+        from alembic.migration import MigrationContext
+
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
         with self._write_engine.connect() as connection, _tables_replaceable(connection), connection.begin():

@@ -136,14 +136,11 @@ def _show_modal(modal: Json) -> Json:
     return {"title": modal["title"], "custom_id": modal["custom_id"], "fields": fields}
 
 
-FORM_SECONDS = 0.2
-"""How much sooner a bot hears that its form was taken than anybody can have filled it in."""
-
-
 async def _finish(request: web.Request, interaction: Interaction, seconds: float) -> web.Response:
     """Waits for what the person would see: 3 s for a first answer, `seconds` for the end of a deferred one.
 
-    With 0 seconds the first answer is enough: the page is told of the rest.
+    With 0 seconds the first answer is enough: the page is told of the rest. A form is there once its bot has heard that
+    it was taken, which is long before anybody can have filled it in.
     """
     ends = interaction.created + max(interactions.FIRST_ANSWER_SECONDS, seconds)
     while not interaction.settled.is_set() and not interactions.expired(interaction) and time.monotonic() < ends:
@@ -153,7 +150,8 @@ async def _finish(request: web.Request, interaction: Interaction, seconds: float
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(interaction.settled.wait(), 0.1 if seconds else 0.02)
     if interaction.modal is not None:
-        await asyncio.sleep(FORM_SECONDS)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(server_of(request).gateway.heard(), max(interactions.FIRST_ANSWER_SECONDS, seconds))
     return reply(show_answer(world_of(request), interaction))
 
 
@@ -330,7 +328,7 @@ async def order_fault(request: web.Request) -> web.Response:
 
 
 async def clear_faults(request: web.Request) -> web.Response:
-    server_of(request).faults.ordered.clear()
+    server_of(request).faults.clear()
     return reply({})
 
 

@@ -20,6 +20,8 @@ REQUEST_MEMBERS, INVALID_SESSION, HELLO, HEARTBEAT_ACK = 8, 9, 10, 11
 HEARTBEAT_MS = 41_250
 MAX_PAYLOAD, MAX_EVENTS, EVENTS_SECONDS = 4096, 120, 60.0
 REPLAY_EVENTS, REPLAY_SECONDS = 2000, 300.0
+ROUNDS = 10
+"""How often a bot's event loop goes round, at most, between an answer that arrives and the code that awaits it."""
 
 GUILDS, MEMBERS, PRESENCES, GUILD_MESSAGES, CONTENT = 1 << 0, 1 << 1, 1 << 8, 1 << 9, 1 << 15
 PRIVILEGED = MEMBERS | PRESENCES | CONTENT
@@ -59,7 +61,7 @@ class Gateway:
         self.world = world
         self.journal = journal
         self.sessions: dict[str, Session] = {}
-        self.sockets: set[web.WebSocketResponse] = set()
+        self.connections: set[Connection] = set()
         world.listeners.append(self.broadcast)
 
     @property
@@ -105,10 +107,14 @@ class Gateway:
 
     async def drop(self) -> int:
         """Closes every connection as a failing network would; sessions stay, to be resumed."""
-        count = len(self.sockets)
-        for socket in list(self.sockets):
-            await socket.close(code=4000, message=b"Unknown error")
+        count = len(self.connections)
+        for connection in list(self.connections):
+            await connection.socket.close(code=4000, message=b"Unknown error")
         return count
+
+    async def heard(self) -> None:
+        """Waits until every bot that is connected has taken in what it was sent so far, by whatever way."""
+        await asyncio.gather(*(connection.heard() for connection in list(self.connections)))
 
     def guild(self) -> Json:
         """The guild as GUILD_CREATE gives it."""
@@ -143,14 +149,14 @@ class Gateway:
         self.sessions.clear()
 
     async def handle(self, request: web.Request) -> web.WebSocketResponse:
-        socket = web.WebSocketResponse(max_msg_size=0, compress=False)
+        socket = web.WebSocketResponse(max_msg_size=0, compress=False, autoping=False)
         await socket.prepare(request)
-        self.sockets.add(socket)
         connection = Connection(self, socket)
+        self.connections.add(connection)
         try:
             await connection.run()
         finally:
-            self.sockets.discard(socket)
+            self.connections.discard(connection)
             connection.leave()
         return socket
 
@@ -164,6 +170,7 @@ class Connection:
         self.session: Session | None = None
         self.outbox: asyncio.Queue[Json] = asyncio.Queue()
         self.received: deque[float] = deque(maxlen=MAX_EVENTS)
+        self.pongs: asyncio.Queue[bool] = asyncio.Queue()
 
     async def run(self) -> None:
         self.outbox.put_nowait({"op": HELLO, "t": None, "s": None, "d": {"heartbeat_interval": HEARTBEAT_MS}})
@@ -175,14 +182,28 @@ class Connection:
                 except TimeoutError:
                     await self.socket.close(code=4009, message=b"Session timed out")
                     return
-                if frame.type != WSMsgType.TEXT:
-                    return
-                if not await self._take(frame):
+                if frame.type == WSMsgType.PING:
+                    await self.socket.pong(frame.data)
+                elif frame.type == WSMsgType.PONG:
+                    self.pongs.put_nowait(True)
+                elif frame.type != WSMsgType.TEXT or not await self._take(frame):
                     return
         finally:
             writer.cancel()
 
+    async def heard(self) -> None:
+        """Waits for the answers to some pings, one after the other: with each, the bot's event loop has gone round."""
+        for _ in range(ROUNDS):
+            try:
+                await self.socket.ping()
+            except (ConnectionError, RuntimeError):
+                return
+            if not await self.pongs.get():
+                self.pongs.put_nowait(False)  # for whoever else waits
+                return
+
     def leave(self) -> None:
+        self.pongs.put_nowait(False)
         if self.session is not None and self.session.outbox is self.outbox:
             self.session.outbox = None
             self.session.left = time.monotonic()

@@ -206,8 +206,12 @@ def submit(world: World, asked: Interaction, given: Json, *, force: bool) -> Int
     It stays open until it is answered, as Discord's client does it; the documentation does not say so.
     """
     modal = asked.modal
+    if asked.shown is None:
+        raise InputError("No form has come: the bot has not answered.")
+    if asked.shown != "modal":
+        raise InputError(f"The bot has not answered with a form, but with: {asked.shown}.")
     if modal is None:
-        raise InputError("That answer is no form, or the form was sent already.")
+        raise InputError("The form was sent already, and answered.")
     resolved: Json = {}
     known = {key for field in fields(modal) for key in (field["label"], field["custom_id"]) if key}
     for name in given:

@@ -29,7 +29,7 @@ LIMITS: dict[str, tuple[int, float]] = {
     "PUT /applications/{application_id}/guilds/{guild_id}/commands": (5, 20.0),
     "PUT /applications/{application_id}/commands": (5, 20.0),
 }
-# `limits` knows these as "rename", "old edit" and "invalid".
+# `limits` knows these as "rename", "old edit", "invalid" and "global".
 RENAME = (2, 600.0)
 OLD_EDIT = (3, 300.0)
 INVALID = (10_000, 600.0)
@@ -74,7 +74,6 @@ class Rates:
     token_seconds: float = TOKEN_SECONDS
     nonce_seconds: float = NONCE_SECONDS
     _windows: dict[tuple[str, str], Window] = field(default_factory=dict)
-    _global: Window = field(default_factory=lambda: Window(*GLOBAL))
 
     def take(self, route: str, major: str, *, counts_globally: bool) -> tuple[dict[str, str], Json | None]:
         """Counts one request: its X-RateLimit headers and, where it is refused, the body of the 429."""
@@ -118,6 +117,10 @@ class Rates:
     @property
     def _invalid(self) -> Window:
         return self._window("invalid", "", self.limits.get("invalid", INVALID))
+
+    @property
+    def _global(self) -> Window:
+        return self._window("global", "", self.limits.get("global", GLOBAL))
 
     def _window(self, route: str, major: str, limit: tuple[int, float]) -> Window:
         window = self._windows.get((route, major))

@@ -1,6 +1,5 @@
 """Discord's REST API v10: every request passes here, is recorded, limited and answered in Discord's form."""
 
-import asyncio
 import json
 import logging
 import math
@@ -44,7 +43,9 @@ async def discord_api(request: web.Request, handler: Handler) -> web.StreamRespo
     response: web.StreamResponse
     body: Json | None
     if fault is not None and fault.delay:
-        await asyncio.sleep(fault.delay)
+        await server.faults.delay(fault.delay)
+        if request.transport is None:  # whoever asked is gone, and what they asked for never arrived
+            return web.Response()
     shut_out = server.rates.shut_out()
     if shut_out is not None:
         response, body = _shut_out(shut_out), None

@@ -22,6 +22,7 @@ from projects.record import record
 from sandbox.people import Answer, Channel, Guild, Message, Person
 from tests.databases import sqlite_tables
 from tests.discord_openapi import DiscordJudge, find_description, malformed, recorded
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 BOT = "from bot.client import run; from projects.settings import get_settings; run(get_settings())"
@@ -65,7 +66,7 @@ class Lab:
             pools.add_pool(session, name="local", gpu_type="CPU", gpus=2)
             given, until = allocations.parse_hours("100"), datetime.now(UTC) + timedelta(days=90)
             pools.add_grant(session, pool="local", sponsor="The Library", seconds=given, until=until)
-        self._spawn("sandbox.log", "-m", "sandbox", "--dir", str(self.root / "sandbox"))
+        self.sandbox = self._spawn("sandbox.log", "-m", "sandbox", "--dir", str(self.root / "sandbox"))
         self.guild = await Guild.open(self.root / "sandbox")
 
     async def close(self) -> None:
@@ -104,8 +105,16 @@ class Lab:
 
     async def start_bot(self, code: str = BOT, **changes: str) -> None:
         """Start the bot and wait until it is there."""
-        self.spawn_bot(code=code, **changes)
-        await self.guild.wait_for_bot("run")
+        while all(process is self.sandbox or process.poll() is not None for process in self._started):
+            if not await self.guild.bot_connected():  # or the one before would be taken for this one
+                break
+            await asyncio.sleep(0.05)
+        bot = self.spawn_bot(code=code, **changes)
+        ready = asyncio.ensure_future(self.guild.wait_for_bot("run"))
+        while not ready.done():
+            await asyncio.wait([ready], timeout=0.1)
+            assert bot.poll() is None, f"The bot has ended:\n{self.log[-2000:]}"
+        await ready
 
     def spawn_bot(self, log: str = "bot.log", code: str = BOT, **changes: str) -> "subprocess.Popen[bytes]":
         """Start the bot's process; `changes` are settings by their names without the prefix."""
@@ -131,7 +140,7 @@ class Lab:
         """SIGTERM; the exit status."""
         assert self.bot is not None
         self.bot.send_signal(signal.SIGTERM)
-        return await asyncio.to_thread(self.bot.wait, 15)
+        return await asyncio.to_thread(self.bot.wait, PATIENCE)
 
     @property
     def log(self) -> str:

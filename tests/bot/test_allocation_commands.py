@@ -1,6 +1,5 @@
 """What people do with requests for GPU time, from a reviewer's question to a revocation."""
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -213,13 +212,10 @@ async def test_what_is_open_can_be_decided_without_its_card(shared_lab: Shared) 
     async def in_private(label: str) -> Message:
         answer = await rosa.command("allocation show", **show)
         assert answer.ephemeral
-        async with asyncio.timeout(5):
-            while True:
-                for followup in (await lab.guild.answer(answer)).followups:
-                    if label in followup.button_labels:
-                        assert followup.ephemeral
-                        return followup
-                await asyncio.sleep(0.1)
+        answer = await lab.guild.wait_for_answer(answer, lambda a: any(label in m.button_labels for m in a.followups))
+        followup = next(m for m in answer.followups if label in m.button_labels)
+        assert followup.ephemeral
+        return followup
 
     again = await in_private("Approve part")
     assert (again.text, again.button_labels) == (shown.text, shown.button_labels)

@@ -21,8 +21,9 @@ from bot.plots import comparison_curves
 from broker.allocations.allocations import AllocationState
 from broker.allocations.ledger import Account
 from broker.reports.why import Why
+from broker.runners.processes import Process
 from broker.runs import attempts, settlement
-from broker.runs.attempts import Ending, Process, Progress
+from broker.runs.attempts import Ending, Progress
 from broker.runs.runs import RunState
 from broker.runs.series import Measured
 from projects import membership, projects
@@ -31,8 +32,8 @@ from projects.projects import Member, Stage
 from projects.record.record import Told
 from sandbox.people import Channel, Message
 from tests.bot.conftest import AGED, Lab
-from tests.bot.test_delivery import until
 from tests.bot.test_limits import project, request, run
+from tests.patience import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -49,7 +50,7 @@ async def test_an_allocation_tells_what_it_is_of_where_it_stands() -> None:
         card = said(review_card(replace(asked, state=state, account=granted)))
         assert head in card.splitlines()[0]
         assert "asks for 2 GPU-hours" in card or "asked for 2 GPU-hours" in card
-    assert "**Ended**, approved by Sizes, given by Sizes\n> One is plenty." in card
+    assert "**Ended**, approved by Sizes, sponsored by Sizes\n> One is plenty." in card
 
 
 class Clock:
@@ -140,7 +141,7 @@ async def test_a_decision_waits_for_no_line_about_a_run() -> None:
         "member.joined": {"by": "Grace"},
     }
     entries = [Told(n, "project:1", n, kind, "0" * 64, payload) for n, (kind, payload) in enumerate(told.items())]
-    assert [card_updates.goes_first(entry) for entry in entries] == [False, False, True]
+    assert [card_updates.is_urgent(entry) for entry in entries] == [False, False, True]
 
 
 async def test_with_many_cards_in_motion_each_rests_longer() -> None:
@@ -194,7 +195,7 @@ async def test_a_queued_runs_card_says_what_it_waits_for() -> None:
 
     first, later = told(datetime(2030, 1, 1, 10, 1, tzinfo=UTC)), told(datetime(2030, 1, 1, 10, 9, tzinfo=UTC))
     assert (
-        "It waits for GPUs: 2 needed. It is number 3 of 7 in line. It starts by <t:1893492900:t> at the latest."
+        "It waits for GPUs: 2 needed. It is number 3 of 7 in the queue. It starts by <t:1893492900:t> at the latest."
         in first
     )
     assert first == later
@@ -266,7 +267,7 @@ async def test_a_card_too_old_to_edit_has_a_successor(shared_lab: tuple[Lab, Cha
     assert moved.text.endswith("-# P1 · run 1")
     assert f"/{channel.id}/{second.id})" in moved.text
     assert moved.attachments == []
-    drawn = await lab.guild.wait_for(channel.id, lambda m: m.id == second.id and m.attachments != [], timeout=40)
+    drawn = await lab.guild.wait_for(channel.id, lambda m: m.id == second.id and m.attachments != [])
     lab.call(attempts.renew, 1, token, 15.0, progress(201, 300), lease_seconds=60)
     now = await lab.guild.wait_for(channel.id, lambda m: m.id == second.id and "step 300 of" in m.text)
     assert [shown.url for shown in now.attachments] == [shown.url for shown in drawn.attachments]
@@ -369,8 +370,9 @@ async def test_a_card_that_waits_for_its_turn_costs_nothing_meanwhile(shared_lab
     lab.kill_bot()
     await lab.guild.count_as_old(0)
     await lab.guild.limit("old edit", 0, 300.0)
-    counted = "from bot.delivery import card_updates; look = card_updates.look; "
-    counted += "card_updates.look = lambda *given: print('looked at', flush=True) or look(*given); "
+    # What a wait costs the bot is seen nowhere outside of it.
+    counted = "from bot.delivery import card_updates; look = card_updates.card_contents; "
+    counted += "card_updates.card_contents = lambda *given: print('looked at', flush=True) or look(*given); "
     await lab.start_bot(counted + AGED)
     begun = looks()
     lab.call(membership.follow, Actor(77, "Zoe"), 1)

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from bot import text
+from broker.runners.processes import Process
 from broker.runs import attempts, settlement
-from broker.runs.attempts import Ending, Process, Progress
+from broker.runs.attempts import Ending, Progress
 from sandbox.people import Channel
 from tests.bot.conftest import Lab
 from trainer.config import RECIPES
@@ -63,7 +64,7 @@ async def test_a_recipe_goes_from_a_file_to_a_run(shared_lab: Shared) -> None:
     lab.call(attempts.claim, 1, token, host="here", lease_seconds=600)
     lab.call(attempts.started, 1, token, Process("here", "boot", 1, 1), [], lease_seconds=600)
     lab.call(settlement.settle, 1, token, 36.0, Progress(0, 0), Ending(0), 3)
-    told = "🏁 The data of `ours` are prepared (run 1), for 0.01 GPU-hours."
+    told = "🏁 The data of `ours` is prepared (run 1), after 0.01 GPU-hours."
     await lab.guild.wait_for(channel.id, lambda m: m.text.startswith(told))
     over = await lab.guild.wait_for(channel.id, lambda m: m.id == card.id and "has finished" in m.text)
     assert "step" not in over.text

@@ -1,17 +1,18 @@
 """When a project gets its channel, and where it is told of until then."""
 
 from bot.delivery import posts
-from bot.delivery.posts import Place
+from bot.delivery.posts import Destination
+from broker.runners.processes import Process
 from broker.runs import attempts, settlement
-from broker.runs.attempts import Ending, Process, Progress
+from broker.runs.attempts import Ending, Progress
 from projects import lifecycle, membership, moderation, policies, updates
 from projects.people import Actor, LabRole
 from projects.record import redaction
 from projects.record.record import Told
 from sandbox.discord import permissions
 from tests.bot.conftest import SCOPE, Lab
-from tests.bot.test_delivery import until
 from tests.bot.test_run_card import progress as steps
+from tests.patience import until
 
 
 async def test_by_policy_the_channel_waits_for_a_moderator(lab: Lab) -> None:
@@ -36,7 +37,7 @@ async def test_by_policy_the_channel_waits_for_a_moderator(lab: Lab) -> None:
     lab.call(moderation.open_channel, moderator, 1)
     channel = await lab.guild.wait_for_channel(lambda c: c.name.startswith("p1-"))
     await lab.guild.wait_for(channel.id, lambda m: "Omar** has opened this channel" in m.text)
-    await lab.guild.wait_for(thread, lambda m: f"lives in <#{channel.id}>" in m.text)
+    await lab.guild.wait_for(thread, lambda m: f"its own channel, <#{channel.id}>" in m.text)
     lab.call(lifecycle.pause, lab.actor("Ada"), 1, reason="Exams.")
     await lab.guild.wait_for(channel.id, lambda m: "pauses the project" in m.text and "Exams." in m.text)
     await lab.guild.wait_for("proposals", lambda m: "Paused" in m.text and "held back" in m.text)
@@ -57,8 +58,8 @@ async def test_a_hidden_project_is_not_suggested(lab: Lab) -> None:
 
 def test_a_run_of_a_project_without_a_channel_is_told_in_its_thread() -> None:
     told = Told(1, "project:1", 3, "run.started", "0" * 64, {"run": 1, "attempt": 1, "by": None})
-    assert posts.places(told, has_channel=False) == [Place.PROPOSAL]
-    assert posts.places(told, has_channel=True) == [Place.RUN]
+    assert posts.destinations(told, has_channel=False) == [Destination.PROPOSAL]
+    assert posts.destinations(told, has_channel=True) == [Destination.RUN]
 
 
 async def test_a_run_before_the_channel_has_its_card_in_the_proposals_thread(lab: Lab) -> None:
@@ -69,6 +70,7 @@ async def test_a_run_before_the_channel_has_its_card_in_the_proposals_thread(lab
     await lab.start_bot()
     await lab.propose()
     thread = (await lab.guild.wait_for("proposals", lambda m: m.thread_id is not None)).thread_id or ""
+    await lab.guild.wait_for(thread, lambda m: "record 1" in m.text)
     project = next(c for c in await lab.guild.channels() if c.id == thread)
     assert "yours at once" in (await lab.request(project, "1")).text
     await lab.launch(project, override="steps=400")

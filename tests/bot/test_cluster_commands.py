@@ -18,7 +18,7 @@ async def test_the_cluster_at_a_glance(shared_lab: Shared) -> None:
     lab, channel = shared_lab
     grace = lab.person("Grace")
     assert (await grace.command("cluster queue")).text.startswith("Nobody waits")
-    lab.call(pools.add_pool, name="big", gpu_type="H200", gpus=8, launcher="slurm")
+    lab.call(pools.add_pool, name="big", gpu_type="H200", gpus=8, runner="slurm")
     for number in range(3):
         lab.call(launching.launch, lab.actor("Ada"), f"r{number}", Order(1, "demo", "5m", gpus=2))
 
@@ -27,10 +27,10 @@ async def test_the_cluster_at_a_glance(shared_lab: Shared) -> None:
     assert status.text.splitlines() == [
         "`big` H200",
         "░░░░░░░░░░ 0 of 8 GPUs busy · Slurm decides when",
-        "-# 0 runs at work, 0 waiting · 0 GPU-hours of its grants left to allocate",
+        "-# 0 runs running, 0 waiting · 0 GPU-hours of its grants left to allocate",
         "`local` CPU",
         "░░░░░░░░░░ 0 of 2 GPUs busy",
-        "-# 0 runs at work, 3 waiting · 99 GPU-hours of its grants left to allocate",
+        "-# 0 runs running, 3 waiting · 99 GPU-hours of its grants left to allocate",
     ]
 
     queue = (await grace.command("cluster queue", pool="local")).text.splitlines()
@@ -46,5 +46,5 @@ async def test_the_cluster_at_a_glance(shared_lab: Shared) -> None:
 
     usage = (await grace.command("cluster usage")).text.splitlines()
     assert usage[0] == "**P1** Do small models dream?"
-    assert usage[1] == "-# 0 GPU-hours of 1 GPU-hour spent · 0% of all use of late"
+    assert usage[1] == "-# 0 GPU-hours of 1 GPU-hour spent · 0% of all recent use"
     assert channel.id

@@ -9,7 +9,8 @@ import pytest
 from projects import lifecycle, updates
 from sandbox.discord import permissions
 from tests.bot.conftest import Lab
-from tests.bot.test_delivery import POST, activate, cards, forget_nonces, open_intents, propose, told, until
+from tests.bot.test_delivery import POST, activate, cards, forget_nonces, open_intents, propose, told
+from tests.patience import until
 
 ANY_EDIT = r"PATCH /channels/\d+/messages/\d+$"
 KILLS = 3
@@ -53,7 +54,7 @@ async def test_whatever_fails_and_whenever_it_dies(lab: Lab, seed: int) -> None:
     await lab.guild.clear_faults()
     await lab.start_bot()
     await lab.guild.drop_gateway()
-    await until(lambda: lab.sent() == lab.heads() and not open_intents(lab), seconds=60)
+    await until(lambda: lab.sent() == lab.heads() and not open_intents(lab))
     for number in projects:
         heard = await told(lab, number)
         # The entry that opens the channel is told there and in the proposal's thread.
@@ -82,7 +83,7 @@ async def test_a_history_that_cannot_be_read_is_not_taken_for_empty(lab: Lab) ->
     assert await told(lab, 1) == [1, 2]
     for role, bits in roles.items():
         await lab.guild.set_permissions(role, bits)
-    await until(lambda: lab.sent() == lab.heads(), seconds=40)
+    await until(lambda: lab.sent() == lab.heads())
     await lab.guild.wait_for("compute-review", lambda m: m.id == notice.id and "✅" in m.text)
     assert await told(lab, 1) == [1, 2]
 

@@ -2,10 +2,8 @@
 
 import asyncio
 import re
-from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
-from typing import Any
 
 from sqlalchemy import update
 from sqlalchemy.orm import Session
@@ -13,13 +11,14 @@ from sqlmodel import col, select
 
 import broker.runs.runs  # noqa: F401 - the tables that others refer to
 from bot.delivery import notices
-from bot.delivery.loop import Trouble
+from bot.delivery.loop import Backoff
 from bot.tables import DiscordMessage
 from projects import lifecycle
 from projects.db.columns import utcnow
 from projects.record import verification
 from projects.record.record import Payload
 from tests.bot.conftest import BOT, Lab, has
+from tests.patience import PATIENCE, until
 
 POST = r"POST /channels/\d+/messages$"
 # Two minutes cannot be waited for: this bot takes every nonce for forgotten after a second.
@@ -52,13 +51,6 @@ def activate(lab: Lab, project_id: int) -> None:
     lab.call(lifecycle.join, lab.actor("Grace"), project_id, min_people=2)
     said = {"goal": "Stand.", "plan": "Fall, then stand.", "compute": "Little.", "release": "All."}
     lab.call(lifecycle.scope, lab.actor("Ada"), project_id, **said, min_people=2)
-
-
-async def until(condition: Callable[[], Any], seconds: float = 15.0) -> None:
-    """Wait until a condition holds."""
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
 
 
 def sent_at_least(lab: Lab, number: int) -> bool:
@@ -172,15 +164,15 @@ async def test_a_channel_is_made_once(lab: Lab) -> None:
     await lab.guild.fault(r"POST /channels/\d+/messages/\d+/threads$", cut=True)
     lab.spawn_bot()
     propose(lab)
-    await lab.guild.wait_for_channel(lambda c: c.is_thread, timeout=20)
+    await lab.guild.wait_for_channel(lambda c: c.is_thread)
     lab.kill_bot()
     activate(lab, 1)
     await lab.guild.fault(r"POST /guilds/\d+/channels$", cut=True)
     lab.spawn_bot()
-    await lab.guild.wait_for_channel(lambda c: c.name == "p1-crash-course", timeout=20)
+    await lab.guild.wait_for_channel(lambda c: c.name == "p1-crash-course")
     lab.kill_bot()
     lab.spawn_bot()
-    await lab.guild.wait_for("p1-crash-course", lambda m: "record 4" in m.text, timeout=20)
+    await lab.guild.wait_for("p1-crash-course", lambda m: "record 4" in m.text)
     names = [channel.name for channel in await lab.guild.channels()]
     assert names.count("p1-crash-course") == 1
     assert [channel.is_thread for channel in await lab.guild.channels()].count(True) == 1
@@ -206,7 +198,7 @@ async def test_killed_again_and_again(lab: Lab) -> None:
     await lab.guild.fault(r"PATCH /channels/", count=1, cut=True)
     await lab.start_bot()
     for number in projects:
-        await lab.guild.wait_for(f"p{number}-crash-course-{number - 1}", lambda m: "record 4" in m.text, timeout=20)
+        await lab.guild.wait_for(f"p{number}-crash-course-{number - 1}", lambda m: "record 4" in m.text)
         await lab.guild.wait_for("proposals", has(f"P{number} ·", "Active"))
         assert await told(lab, number) == [1, 2, 3, 4, 4]
         assert await cards(lab, number) == 1
@@ -332,12 +324,12 @@ async def test_a_missing_permission_is_waited_for(lab: Lab) -> None:
     await until(lambda: "a notice to the admins cannot be changed" in lab.log)
 
 
-def test_trouble_that_lasts_for_days_is_tried_again_all_the_same() -> None:
-    trouble = Trouble()
+def test_a_feed_that_fails_for_days_is_still_tried_again() -> None:
+    backoff = Backoff()
     for _ in range(5000):
-        trouble.note("project:1", "Discord answers 503")
-    assert trouble.count == 5000
-    assert not trouble.over
+        backoff.note("project:1", "Discord answers 503")
+    assert backoff.count == 5000
+    assert not backoff.over
 
 
 async def test_it_says_what_is_missing(lab: Lab) -> None:
@@ -351,7 +343,7 @@ async def test_it_says_what_is_missing(lab: Lab) -> None:
     }
     started = [lab.spawn_bot(f"{n}.log", **changes) for n, changes in enumerate(cases.values())]
     for number, (sentence, process) in enumerate(zip(cases, started, strict=True)):
-        assert await asyncio.to_thread(process.wait, 40) == 1
+        assert await asyncio.to_thread(process.wait, PATIENCE) == 1
         said = (lab.root / f"{number}.log").read_text()
         assert sentence in said
         assert "Traceback" not in said

@@ -8,6 +8,7 @@ import pytest
 
 from sandbox.people import Channel
 from tests.bot.conftest import ROOT, Lab
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -73,5 +74,5 @@ async def play(lab: Lab) -> tuple[int | None, str]:
         env=os.environ | {name: value for name, value in lab.environment.items() if name.startswith("STOA_")},
         stdout=asyncio.subprocess.PIPE,
     )
-    out, _ = await asyncio.wait_for(process.communicate(), 60)
+    out, _ = await asyncio.wait_for(process.communicate(), PATIENCE)
     return process.returncode, out.decode()

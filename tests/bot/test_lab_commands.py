@@ -24,7 +24,7 @@ async def test_pools_and_grants(shared_lab: Shared) -> None:
         assert refused.text.startswith("Only the admins can")
 
     listed = await omar.command("stoa pools")
-    assert "`local` 2 GPUs, CPU\n-# 0 busy, 0 at work, 0 waiting · local, weight 1 · 99 GPU-hours" in listed.text
+    assert "`local` 2 GPUs, CPU\n-# 0 busy, 0 running, 0 waiting · local, weight 1 · 99 GPU-hours" in listed.text
     assert listed.message is not None
     form = await omar.press(listed.message, "Add a pool")
     fields = {"Name": "hall", "GPU type": "H200", "GPUs": "eight", "Price weight": "2.5"}

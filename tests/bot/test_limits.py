@@ -15,14 +15,14 @@ from bot.cards.project_card import project_card
 from bot.cards.review_card import change_card, review_card
 from bot.cards.run_card import moved_card, run_card
 from bot.delivery import posts
-from bot.delivery.entry_text import RENDERINGS
-from bot.delivery.posts import Place, Scene
+from bot.delivery.entry_text import TEXTS
+from bot.delivery.posts import Destination, PostContext
 from bot.plots.curve import Curve
 from bot.plots.loss_curve import draw
 from broker.allocations import allocations
 from broker.allocations.allocations import AllocationState, AllocationView
 from broker.allocations.ledger import Account
-from broker.reports.review_context import Dossier, Remark
+from broker.reports.review_context import Remark, ReviewContext
 from broker.reports.why import Why
 from broker.reviews.changes import ChangeState, ChangeView
 from broker.runs.runs import CheckpointLink, RunKind, RunState, RunView
@@ -59,8 +59,8 @@ def change(said: str, state: ChangeState) -> ChangeView:
     return ChangeView(1, 1, said, 3600, datetime(2031, 1, 1, tzinfo=UTC), said, state, said, said, said)
 
 
-def dossier(said: str) -> Dossier:
-    return Dossier(3, 1, 1, 1, 2, True, Standing(1.0, 1, 2, 0.5, 0.5, 9.0), [Remark(said, said, True)] * 9)
+def context(said: str) -> ReviewContext:
+    return ReviewContext(3, 1, 1, 1, 2, True, Standing(1.0, 1, 2, 0.5, 0.5, 9.0), [Remark(said, said, True)] * 9)
 
 
 def run(said: str) -> RunView:
@@ -111,9 +111,9 @@ async def test_cards(said: str) -> None:
         shown = replace(project(said), stage=stage, stage_reason=said)
         checked(project_card(shown, [request(said)] * 30, [run(said)] * 30, channel_id="1"))
     for state in AllocationState:
-        checked(review_card(replace(request(said), state=state), dossier(said)))
+        checked(review_card(replace(request(said), state=state), context(said)))
     for decision in ChangeState:
-        checked(change_card(change(said, decision), request(said), dossier(said)))
+        checked(change_card(change(said, decision), request(said), context(said)))
     for phase in RunState:
         training = replace(run(said), state=phase, delayed=said, parent_id=1, attempt=3)
         why = Why(1, said, said, 1, phase, said, 9, 9, None, datetime(2030, 1, 1, tzinfo=UTC))
@@ -125,7 +125,7 @@ async def test_cards(said: str) -> None:
 
 
 @pytest.mark.parametrize("said", LONG, ids=range(len(LONG)))
-@pytest.mark.parametrize("kind", [*RENDERINGS, "something.else"])
+@pytest.mark.parametrize("kind", [*TEXTS, "something.else"])
 def test_posts(kind: str, said: str) -> None:
     numbers = ("seconds", "asked", "allocation", "run", "attempt", "gpus", "time_limit", "reserved", "step", "spent")
     words = ("title", "question", "needs", "why", "goal", "plan", "compute", "release", "outcome", "learnt", "pool")
@@ -148,16 +148,16 @@ def test_posts(kind: str, said: str) -> None:
     payload |= {"price_weight": 2.5, "grant": 7, "places": {"record": {"id": "5", "name": said[:100]}}}
     payload["people"] = everyone if kind == "project.completed" else 2
     told = Told(1, "project:1", 12, kind, "00112233445566", payload)
-    scene = Scene(project(said), "5", [run(said)] * 30)
-    for place in posts.places(told, has_channel=True):
-        shown = posts.render(told, place, scene)
+    context = PostContext(project(said), "5", [run(said)] * 30)
+    for destination in posts.destinations(told, has_channel=True):
+        shown = posts.render(told, destination, context)
         assert text.length(shown) <= 4000
         assert shown.splitlines()[-1] == "-# P1 · record 12 · 00112233"
         assert "@everyone" not in shown
         assert "GPU-seconds" not in shown
     for other in ({"sample": 2}, {"prepares": said}):
         about = Told(1, "project:1", 12, kind, "00112233445566", payload | other)
-        assert text.length(posts.render(about, Place.RUN, scene)) <= 4000
+        assert text.length(posts.render(about, Destination.RUN, context)) <= 4000
 
 
 def test_an_announcement_names_whole_runs_and_counts_the_others() -> None:
@@ -166,7 +166,7 @@ def test_an_announcement_names_whole_runs_and_counts_the_others() -> None:
     told = Told(1, "project:1", 12, "project.completed", "00112233445566", payload)
     url = f"https://hub/{'long' * 40}/step1"
     ran = [replace(run("demo"), id=number, checkpoints=(CheckpointLink(1, url),)) for number in range(25)]
-    lines = posts.render(told, Place.ANNOUNCEMENTS, Scene(project("Why?"), "5", ran)).splitlines()
+    lines = posts.render(told, Destination.ANNOUNCEMENTS, PostContext(project("Why?"), "5", ran)).splitlines()
     links = [line for line in lines if line.startswith("**Run ")]
     assert 1 < len(links) < 25
     assert all(line.endswith(f"[step 1]({url})") for line in links)

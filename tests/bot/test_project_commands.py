@@ -92,7 +92,7 @@ async def test_the_lead_is_offered_and_accepted(shared_lab: Shared) -> None:
     back = await grace.command("project handover", channel=channel.id, person="Ada")
     await grace.submit(back, {"Reason": "It was hers."})
     second = await lab.guild.wait_for(channel.id, lambda m: "offers the lead to **Ada**" in m.text)
-    assert "stays where it is" in (await ada.press(second, "Decline")).text
+    assert "the lead does not change" in (await ada.press(second, "Decline")).text
     assert (await ada.command("project leave", channel=channel.id)).text.startswith("You have left the project.")
     await refused(lab, ada.press(second, "Accept"), nobody)
     number = int(second.text.rpartition("record ")[2].split()[0])
@@ -131,21 +131,21 @@ async def test_a_project_rests_is_moderated_and_ends(shared_lab: Shared) -> None
     await refused(lab, ada.command("project pause", **here), again)
     only = f"Only the lead of {title}, Ada, can do this."
     await refused(lab, grace.command("project resume", **here), only)
-    assert (await ada.command("project resume", channel=channel.id)).text == "The project goes on."
+    assert (await ada.command("project resume", channel=channel.id)).text == "The project is resumed."
 
     members = f"Only a reviewer who is not of {title} can do this; the reviewers' role is given by the admins."
     await refused(lab, grace.command("project release", **here), members)
     release, twice = [await rosa.command("project release", **here) for _ in range(2)]
     assert "the checkpoints become public" in (await rosa.submit(release, {"Reason": "Nothing is wrong."})).text
     await refused(lab, rosa.submit(twice, {"Reason": "Twice."}), f"{title} holds nothing back.")
-    await lab.guild.wait_for(channel.id, lambda m: "**Rosa** releases what was held back" in m.text)
+    await lab.guild.wait_for(channel.id, lambda m: "**Rosa** releases the checkpoints that were held back" in m.text)
 
     assert await grace.complete("project join", "project", "large") == [(f"{number} · {title.strip('“”')}", number)]
     hide = await omar.command("project hide", **here)
-    assert "in no list" in (await omar.submit(hide, {"Reason": "Asked for."})).text
+    assert "no longer in any list" in (await omar.submit(hide, {"Reason": "Asked for."})).text
     assert "large models" not in (await grace.command("project list")).text
     assert await grace.complete("project join", "project", "large") == []
-    await lab.guild.wait_for(channel.id, lambda m: "**Omar** takes the project out of the lists." in m.text)
+    await lab.guild.wait_for(channel.id, lambda m: "**Omar** hides the project from the lists." in m.text)
     assert await omar.complete("project unhide", "project", "large") == [(f"{number} · {title.strip('“”')}", number)]
     assert await grace.complete("project unhide", "project", "large") == []
     unhide = await omar.command("project unhide", **here)

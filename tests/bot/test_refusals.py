@@ -1,6 +1,6 @@
 """Bad input: each gets one private sentence, and nothing changes."""
 
-import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,12 +8,17 @@ import pytest
 from bot import text
 from sandbox.people import Answer, Channel
 from tests.bot.conftest import PROPOSAL, Lab
-from tests.bot.test_delivery import until
+from tests.patience import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 Shared = tuple[Lab, Channel]
 HOURS = "GPU-hours must be a number above 0 and at most 1,000,000, such as 1.5."
+
+
+def edited(times: int) -> Callable[[Answer], bool]:
+    """Whether an answer is there, and was edited so often."""
+    return lambda answer: answer.message is not None and answer.message.edits >= times
 
 
 def refused(lab: Lab, answer: Answer, sentence: str, heads: dict[str, int]) -> None:
@@ -183,11 +188,8 @@ async def test_an_answer_whose_connection_breaks_is_sent_again(shared_lab: Share
     await lab.guild.fault(answering, cut=True)
     launched = await ada.press(offer.message, "Launch")
     for answer, said, edits in ((proposed, "is proposed", 1), (launched, "is queued", 2)):
-        async with asyncio.timeout(10):
-            now = await lab.guild.answer(answer)
-            while now.message is None or now.message.edits < edits:
-                await asyncio.sleep(0.1)
-                now = await lab.guild.answer(answer)
+        now = await lab.guild.wait_for_answer(answer, edited(edits))
+        assert now.message is not None
         assert said in now.text
         assert (now.message.attachments, now.followups) == ([], [])
     await lab.guild.fault(answering, count=2, cut=True)
@@ -205,7 +207,7 @@ async def test_a_form_that_was_open_while_the_bot_was_started_anew(shared_lab: S
     heads = lab.heads()
     answer = await ada.submit(form, PROPOSAL)
     assert (answer.kind, answer.ephemeral, lab.heads()) == ("message", True, heads)
-    assert answer.text.startswith("This form is closed, and nothing came of it now: ")
+    assert answer.text.startswith("This form is closed, and nothing was changed now: ")
     [kept] = answer.message.attachments if answer.message else []
     assert kept.path.read_text() == "\n\n".join(PROPOSAL.values())
     form = await ada.command("project propose")

@@ -5,11 +5,13 @@ from PIL import Image
 from sqlalchemy.orm import Session
 
 from broker import publications
+from broker.runners.processes import Process
 from broker.runs import attempts, runs, settlement
-from broker.runs.attempts import Ending, Process, Progress
+from broker.runs.attempts import Ending, Progress
 from broker.runs.series import Measured
 from projects import lifecycle
 from tests.bot.conftest import Lab
+from tests.patience import PATIENCE
 
 STEPS = 40
 URL = "http://127.0.0.1:9/stoa/p1-run-1/tree/step"
@@ -44,7 +46,7 @@ async def test_the_card_follows_the_run(lab: Lab) -> None:
     )
     assert "running" in now.text
     assert "**Loss** 8.000 · **held-out** 6.500\n" in now.text
-    assert "7.250 (unigram entropy) is what guessing by frequency alone reaches" in now.text
+    assert "7.250 (unigram entropy) is what guessing by frequency alone gives" in now.text
     assert "**Speed** 500 tokens/s · **ETA** 1 min" in now.text
     assert "0.006 used" in now.text
     first_picture = now.attachments[0]
@@ -88,7 +90,7 @@ async def test_the_card_follows_the_run(lab: Lab) -> None:
     told = await lab.guild.wait_for("announcements", lambda m: "It does not." in m.text)
     assert "negative result" in told.text
     assert "Ada (lead), Grace" in told.text
-    assert "**Compute** given by The Library" in told.text
+    assert "**Compute** sponsored by The Library" in told.text
     assert f"{URL}{STEPS}" in told.text
     closed = await lab.guild.wait_for("proposals", lambda m: "Completed" in m.text)
     assert closed.buttons == []
@@ -98,7 +100,7 @@ async def test_the_card_follows_the_run(lab: Lab) -> None:
     drawing = psutil.Process(lab.bot.pid).children(recursive=True)
     assert drawing
     lab.kill_bot()
-    assert psutil.wait_procs(drawing, timeout=5)[1] == []
+    assert psutil.wait_procs(drawing, timeout=PATIENCE)[1] == []
 
 
 def publish(session: Session, step: int, *, first: bool, final: bool) -> None:

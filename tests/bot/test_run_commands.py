@@ -1,5 +1,6 @@
 """Everything that a person does to runs: offered and launched, paused and resumed, forked, looked at, compared."""
 
+import asyncio
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,16 @@ from sqlalchemy.orm import Session
 from bot import text
 from broker.reports import run_plan, why
 from broker.reports.run_plan import LaunchDraft
+from broker.runners.processes import Process
 from broker.runs import attempts, runs, settlement
-from broker.runs.attempts import Checkpoint, Ending, Process, Progress
+from broker.runs.attempts import Checkpoint, Ending, Progress
 from broker.runs.runs import RunKind, RunState
 from broker.runs.series import Measured
 from projects import membership
 from projects.db.columns import utcnow
 from sandbox.people import Answer, Channel, Message
 from tests.bot.conftest import Lab
+from tests.patience import PATIENCE, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -102,9 +105,15 @@ async def test_a_launch_is_offered_with_its_cost_and_confirmed_once(shared_lab: 
     assert offer.message is not None
     lab.kill_bot()
     await lab.start_bot()
-    await lab.guild.fault(r"PATCH /webhooks/", count=2, status=500)  # the answer is lost, the run is not
-    await ada.press(offer.message, "Launch", timeout=2)
+    # The answer is lost, the run is not.
+    await lab.guild.fault(r"PATCH /webhooks/", delay=PATIENCE)
+    lost = asyncio.create_task(ada.press(offer.message, "Launch"))
+    await until(lambda: lab.call(runs.of_project, 1))
+    lab.kill_bot()
     await lab.guild.clear_faults()
+    await lab.start_bot()
+    assert not lost.done()
+    lost.cancel()
     again = await ada.press(offer.message, "Launch")
     assert again.text.startswith("### 🚀 Run 1 is queued\nIt will cost 0.333 GPU-hours at most")
     assert "The allocation has 1 GPU-hour left, and 0.667 should its queued runs take all their time." in again.text

@@ -11,7 +11,8 @@ from projects import bans, lifecycle, updates
 from projects.people import LabRole
 from sandbox.discord import permissions
 from tests.bot.conftest import Lab
-from tests.bot.test_delivery import activate, propose, told, until
+from tests.bot.test_delivery import activate, propose, told
+from tests.patience import PATIENCE, until
 
 NOTHING = {
     f"{name}_ID": "0"
@@ -40,11 +41,11 @@ async def test_a_server_is_set_up_once_and_again(lab: Lab) -> None:
     await lab.start_bot(**NOTHING)
     ada, grace, omar = lab.person("Ada"), lab.person("Grace"), lab.person("Omar")
     roles = lab.guild.info["roles"]
-    await until(lambda: "An admin sets it right with /stoa setup." in lab.log)
+    await until(lambda: "An admin can fix that with /stoa setup." in lab.log)
     refused = await grace.command("project list")
     assert refused.ephemeral
-    assert "nothing stands for proposals, review, announcements" in refused.text
-    assert "An admin sets it right with /stoa setup." in refused.text
+    assert "no channel or role is chosen for proposals, review, announcements" in refused.text
+    assert "An admin can fix that with /stoa setup." in refused.text
     assert "Only the admins can set up" in (await grace.command("stoa setup")).text
 
     before = [channel.id for channel in await lab.guild.channels()]
@@ -54,11 +55,11 @@ async def test_a_server_is_set_up_once_and_again(lab: Lab) -> None:
     assert "Administrator" not in lacking.text
     await lab.guild.set_permissions("Stoa", permissions.BOT)
     everyone = await omar.command("stoa setup", admins="@everyone")
-    assert "@\u200beveryone cannot stand for a role" in everyone.text
+    assert "@\u200beveryone cannot be chosen" in everyone.text
     assert [channel.id for channel in await lab.guild.channels()] == before
 
     twice = await omar.command("stoa setup", record="compute-review", review="compute-review")
-    assert "compute-review cannot stand for both review and the lab's record" in twice.text
+    assert "compute-review cannot be the channel for both review and the lab's record" in twice.text
     await overwrite(lab, "PUT", type=0, deny=permissions.SEND_MESSAGES)
     shut = await omar.command("stoa setup", category="Lab", projects="Projects")
     assert "Send Messages in the category Projects, under its Permissions" in shut.text
@@ -69,7 +70,7 @@ async def test_a_server_is_set_up_once_and_again(lab: Lab) -> None:
     await lab.guild.fault(r"POST /guilds/\d+/roles", status=403)
     broken_off = await omar.command("stoa setup", category="Lab", projects="Projects", **given)
     assert broken_off.text.startswith("Discord does not let the bot make “Stoa moderator”")
-    assert "nothing stands for" in (await grace.command("project list")).text
+    assert "no channel or role is chosen for" in (await grace.command("project list")).text
     await lab.guild.fault(r"POST /guilds/\d+/roles", status=502, cut=True)
     unsure = await omar.command("stoa setup", category="Lab", projects="Projects", **given)
     assert unsure.text == "Discord did not say whether it has made “Stoa moderator”: use /stoa setup again."
@@ -99,9 +100,9 @@ async def test_a_server_is_set_up_once_and_again(lab: Lab) -> None:
     lab.kill_bot()
     await omar.delete_channel("announcements")
     await lab.start_bot(**NOTHING)
-    await until(lambda: "the channel of announcements is gone" in lab.log)
+    await until(lambda: "the channel for announcements was deleted" in lab.log)
     gone = await ada.command("project list")
-    assert "the channel of announcements is gone" in gone.text
+    assert "the channel for announcements was deleted" in gone.text
     mended = await grace.command("stoa setup")
     assert "- announcements: <#" in mended.text
     assert mended.text.count("(new)") == 1
@@ -117,9 +118,9 @@ async def test_a_deleted_channel_is_told_of_and_open_requests_follow_to_the_next
     await lab.review_card(2)
     await omar.delete_channel("announcements")
     notice = await lab.guild.wait_for("compute-review", lambda m: "announcements was deleted" in m.text)
-    assert "/stoa setup names another" in notice.text
+    assert "/stoa setup chooses another" in notice.text
     gone = await ada.command("project list")
-    assert "the channel of announcements is gone. An admin sets it right with /stoa setup." in gone.text
+    assert "the channel for announcements was deleted. An admin can fix that with /stoa setup." in gone.text
     await omar.delete_channel("compute-review")
     await lab.guild.wait_for("public-record", lambda m: "the reviews was deleted" in m.text)
     made = await omar.command("stoa setup", category="Lab", reviewers="reviewer")
@@ -132,15 +133,15 @@ async def test_a_deleted_channel_is_told_of_and_open_requests_follow_to_the_next
     # Another channel takes its place: what waits there leads to it.
     await omar.command("stoa setup", review="general")
     there = await lab.guild.wait_for("general", lambda m: m.text.endswith("allocation 2"))
-    await lab.guild.wait_for("compute-review", lambda m: m.id == card.id and "is decided in <#" in m.text)
+    await lab.guild.wait_for("compute-review", lambda m: m.id == card.id and "card is now in <#" in m.text)
     await rosa.submit(await rosa.press(there, "Approve"), {"GPU-hours": "1", "Reason": "Go."})
     await lab.guild.wait_for("general", lambda m: m.id == there.id and "Approved by Rosa" in m.text)
     assert "dream" in (await ada.command("project list")).text
     await omar.delete_role("reviewer")
     told = await lab.guild.wait_for("general", lambda m: "The role of the reviewers was deleted" in m.text)
-    assert "/stoa setup names another" in told.text
+    assert "/stoa setup chooses another" in told.text
     gone = await ada.command("project list")
-    assert "the reviewers' role is gone. An admin sets it right with /stoa setup." in gone.text
+    assert "the reviewers' role was deleted. An admin can fix that with /stoa setup." in gone.text
     made = await omar.command("stoa setup")
     assert [line.partition(":")[0] for line in made.text.splitlines() if "(new)" in line] == ["- reviewers"]
     assert "dream" in (await ada.command("project list")).text
@@ -158,14 +159,15 @@ async def test_what_is_told_while_a_channel_is_gone_waits_for_the_next(lab: Lab)
     thread = (await lab.guild.wait_for("proposals", lambda m: "P1 · project" in m.text and m.thread_id)).thread_id or ""
     await lab.guild.wait_for("p2-two-is-completed", lambda m: "record 4" in m.text)
     review = lab.guild.info["channels"]["compute-review"]
-    await lab.guild.fault(rf"POST /channels/{review}/messages$", delay=5.0)
+    await lab.guild.fault(rf"POST /channels/{review}/messages$", delay=PATIENCE)
     await omar.delete_channel("announcements")
-    await until(lambda: "the channel of announcements is gone" in lab.log)
+    await until(lambda: "the channel for announcements was deleted" in lab.log)
     lab.call(lifecycle.join, lab.actor("Rosa"), one, min_people=9)
     await lab.guild.wait_for(thread, lambda m: "record 2" in m.text)
     assert await lab.guild.messages("compute-review") == []
+    await lab.guild.clear_faults()
     notice = await lab.guild.wait_for("compute-review", lambda m: True)
-    assert "announcements was deleted: what belongs there waits" in notice.text
+    assert "announcements was deleted: its posts wait" in notice.text
 
     await omar.delete_channel("public-record")
     await omar.delete_channel("proposals")
@@ -176,10 +178,10 @@ async def test_what_is_told_while_a_channel_is_gone_waits_for_the_next(lab: Lab)
         await until(lab.logged(f"stream={stream}"))
     before = lab.sent()
     await omar.command("stoa setup")
-    await lab.guild.wait_for("announcements", lambda m: "It goes on." in m.text, timeout=40)
-    first = await lab.guild.wait_for("public-record", lambda m: True, timeout=40)
+    await lab.guild.wait_for("announcements", lambda m: "It goes on." in m.text)
+    first = await lab.guild.wait_for("public-record", lambda m: True)
     assert "record 3" in first.text
-    card = await lab.guild.wait_for("proposals", lambda m: "P1 · project" in m.text and m.thread_id, timeout=40)
+    card = await lab.guild.wait_for("proposals", lambda m: "P1 · project" in m.text and m.thread_id)
     await lab.guild.wait_for(card.thread_id or "", lambda m: "**Omar**" in m.text and "record 3" in m.text)
     assert before == {"lab": 2, "project:1": 2, "project:2": 4}
     assert "Two is completed" not in "".join(m.text for m in await lab.guild.messages("proposals"))
@@ -187,7 +189,7 @@ async def test_what_is_told_while_a_channel_is_gone_waits_for_the_next(lab: Lab)
     # Where another channel takes the place of one that stands, its cards lead there.
     await omar.command("stoa setup", proposals="general")
     there = await lab.guild.wait_for("general", lambda m: "P1 · project" in m.text)
-    await lab.guild.wait_for("proposals", lambda m: m.id == card.id and "is told of in <#" in m.text)
+    await lab.guild.wait_for("proposals", lambda m: m.id == card.id and "card is now in <#" in m.text)
     assert (await (await lab.guild.join("Zoe")).press(there, "Follow")).ephemeral
     await lab.guild.wait_for("general", lambda m: m.id == there.id and "**Followers** 1" in m.text)
     lab.call(updates.post_update, lab.actor("Ada"), one, "Exams.")

@@ -1,5 +1,6 @@
 """A small lab for the tests: people, an active project, a pool with a grant, and what they do with it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import count
@@ -10,8 +11,9 @@ from broker.allocations import allocations, ledger, pools
 from broker.allocations.allocations import AllocationState
 from broker.allocations.ledger import Account, Movement
 from broker.reviews import reviews
+from broker.runners.processes import Process
 from broker.runs import attempts, control, launching, runs, settlement
-from broker.runs.attempts import Attempt, Ending, Process, Progress
+from broker.runs.attempts import Attempt, Ending, Progress
 from broker.runs.launching import Order
 from broker.runs.runs import Run, RunView
 from projects import lifecycle, policies
@@ -56,10 +58,18 @@ class Lab:
 
     db: Database
 
-    def pool(self, name: str = POOL, *, gpus: int = 2, granted: int = 1000 * HOUR, launcher: str = "local") -> None:
+    def pool(
+        self,
+        name: str = POOL,
+        *,
+        gpus: int = 2,
+        granted: int = 1000 * HOUR,
+        runner: str = "local",
+        options: Mapping[str, str] | None = None,
+    ) -> None:
         """A pool, and a grant of so many GPU-seconds of it."""
         with self.db.write() as session:
-            pools.add_pool(session, name=name, gpu_type="cpu", gpus=gpus, launcher=launcher)
+            pools.add_pool(session, name=name, gpu_type="cpu", gpus=gpus, runner=runner, runner_options=options)
             until = utcnow() + timedelta(days=60)
             pools.add_grant(session, pool=name, sponsor="The house", seconds=granted, until=until)
 

@@ -17,6 +17,7 @@ from projects.record import record, verification
 from tests.broker.lab import HOUR, Lab, in_days
 from tests.broker.reviewing import ask_change, grant, in_state, review, spend, tend, told, view
 from tests.databases import until_one_waits_for_a_lock
+from tests.patience import PATIENCE
 
 ADMIN = Actor(9, "Omar", frozenset({LabRole.ADMIN}))
 
@@ -105,9 +106,9 @@ def test_warnings_of_the_hours_come_once_each(lab: Lab) -> None:
 
 def test_two_schedulers_at_once_tend_once(lab: Lab) -> None:
     project = lab.project()
-    warned, ended, dry = (lab.allocation(project, hours="2") for _ in range(3))
+    warned, ended, unfunded = (lab.allocation(project, hours="2") for _ in range(3))
     spend(lab, warned, 6000, run=1)
-    spend(lab, dry, 2 * HOUR, run=2)
+    spend(lab, unfunded, 2 * HOUR, run=2)
     later = lab.request(project, until=in_days(5))
     lab.approve(later)
     with lab.db.write() as session:
@@ -115,7 +116,7 @@ def test_two_schedulers_at_once_tend_once(lab: Lab) -> None:
     together = Barrier(4)
 
     def round_(_: int) -> None:
-        together.wait(20)
+        together.wait(PATIENCE)
         tend(lab)
 
     with ThreadPoolExecutor(4) as pool:

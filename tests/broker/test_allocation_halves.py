@@ -15,6 +15,7 @@ from projects.errors import ConflictError, ForbiddenError
 from projects.people import Actor, LabRole
 from tests.broker.lab import EMMY, GRACE, ROSA, STRANGER, Lab
 from tests.broker.reviewing import HALF, large, report, review, spend, tend, told, view
+from tests.patience import PATIENCE
 
 
 def test_the_second_half_is_released_on_a_public_report(lab: Lab) -> None:
@@ -63,7 +64,7 @@ def test_release_and_deadline_at_the_same_moment_move_the_half_once(lab: Lab) ->
     together = Barrier(4)
 
     def act(n: int) -> None:
-        together.wait(20)
+        together.wait(PATIENCE)
         try:
             if n % 2:
                 tend(lab, days=16)

@@ -44,7 +44,7 @@ def test_runs_go_on_with_what_renews_their_allocation(lab: Lab) -> None:
     lab.approve(later, hours="4")
     assert told(lab, project, "allocation.renewed")[0]["runs"] == [waits, rests]
     with lab.db.write() as session:
-        assert not control.run_dry(session, waits)
+        assert not control.pause_unfunded(session, waits)
     assert [lab.row(run).allocation_id for run in (runs, pauses, waits, rests)] == [earlier, earlier, later, later]
     lab.settle(runs, running, 60, Ending(75, "its node went down"))
     lab.settle(pauses, pausing, 60, Ending(75))

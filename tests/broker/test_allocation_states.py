@@ -32,6 +32,7 @@ from tests.broker.reviewing import (
     view,
     withdraw,
 )
+from tests.patience import PATIENCE
 
 
 @pytest.mark.parametrize("before", AllocationState)
@@ -133,7 +134,7 @@ def test_an_allocation_is_revoked_while_a_supervisor_settles_its_run(lab: Lab, p
 
     with ThreadPoolExecutor(1) as pool:
         settled = pool.submit(settle)
-        assert locked.wait(10)
+        assert locked.wait(PATIENCE)
         review(lab, reviews.revoke, allocation)
         settled.result()
     assert (lab.run(run).state, lab.run(waits).state) == (RunState.FINISHED, RunState.PAUSED)

@@ -15,6 +15,7 @@ from projects.errors import ConflictError, ForbiddenError, InvalidError
 from projects.people import Actor, LabRole
 from tests.broker.lab import ADA, EMMY, GRACE, HOUR, ROSA, STRANGER, Lab, in_days, request_id
 from tests.broker.reviewing import ask_change, grant, review, spend, tend, told, view
+from tests.patience import PATIENCE
 
 
 def test_a_starter_grant_is_approved_by_policy_at_once(lab: Lab) -> None:
@@ -51,7 +52,7 @@ def test_of_starter_requests_at_the_same_moment_one_is_granted(lab: Lab) -> None
     together = Barrier(8)
 
     def ask(n: int) -> bool:
-        together.wait(20)
+        together.wait(PATIENCE)
         try:
             lab.request(projects[n % 4], hours="1")
         except ConflictError:
@@ -108,7 +109,7 @@ def test_two_reviewers_at_the_same_moment_make_one_grant(lab: Lab) -> None:
     together = Barrier(2)
 
     def approve(reviewer: Actor) -> AllocationState:
-        together.wait(20)
+        together.wait(PATIENCE)
         with lab.db.write() as session:
             asked = {"hours": "200", "reason": "Yes."}
             return reviews.approve(session, reviewer, allocation, **asked)

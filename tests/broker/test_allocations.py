@@ -16,6 +16,7 @@ from projects.db.columns import utcnow
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
 from projects.people import Actor, LabRole
 from tests.broker.lab import ADA, EMMY, GRACE, HOUR, POOL, ROSA, Lab, in_days
+from tests.patience import PATIENCE
 
 REFUSED_REQUESTS = [
     ({"hours": "-5"}, "above 0"),
@@ -51,7 +52,7 @@ def view(lab: Lab, allocation: int) -> AllocationView:
 
 def available(lab: Lab, pool: str = POOL) -> int:
     with lab.db.read() as session:
-        return pools.available(session, pools.named(session, pool).id)
+        return pools.available(session)[pools.named(session, pool).id]
 
 
 @pytest.mark.parametrize(
@@ -203,7 +204,7 @@ def test_of_reviewers_at_the_same_moment_one_wins(lab: Lab) -> None:
     together = Barrier(len(reviewers))
 
     def decide(n: int) -> str:
-        together.wait(10)
+        together.wait(PATIENCE)
         try:
             if n % 2:
                 lab.decline(allocation, reviewer=reviewers[n])

@@ -139,11 +139,11 @@ def test_a_lost_lease_gives_back_and_goes_on_later(lab: Lab, project: int, alloc
     with lab.db.read() as session:
         assert [(lost.run_id, lost.token) for lost in attempts.expired(session)] == [(run, token)]
     with ThreadPoolExecutor(3) as pool:
-        list(pool.map(lambda _: lab.expire(run, token, grace=40), range(3)))
+        list(pool.map(lambda _: lab.expire(run, token, grace=3600), range(3)))
     row = lab.row(run)
     assert ends is not None
     assert (row.state, row.reason) == (RunState.QUEUED, "its supervisor stopped renewing the lease")
-    assert row.not_before == ends + timedelta(seconds=40)
+    assert row.not_before == ends + timedelta(hours=1)
     assert lab.account(allocation) == Account(HOUR, 0, 0), "no checkpoint stands for the minute"
     assert devices(lab) == {0, 1}, "its trainer may still be stopping"
     with pytest.raises(ConflictError, match="in use already: 0, 1"):
@@ -326,7 +326,7 @@ def test_an_attempt_tells_of_checkpoints_that_a_dead_one_has_left(lab: Lab, run:
     assert (newest.step, newest.folder) == (2, "attempt-1/step2")
 
 
-def test_what_was_admitted_and_not_claimed_is_rung_for_again(lab: Lab, run: int) -> None:
+def test_what_was_admitted_and_not_claimed_is_notified_again(lab: Lab, run: int) -> None:
     token = lab.admit(run, 0)
 
     def waiting(seconds: float) -> list[int]:
@@ -371,8 +371,7 @@ def test_a_series_stays_bounded_and_keeps_its_ends_and_extremes(lab: Lab, run: i
             assert len(series.read(session, run, "loss")) <= series.MOST_POINTS
     with lab.db.read() as session:
         kept = series.read(session, run, "loss")
-        assert series.newest(session, run, "loss") == values[5000]
-        assert series.newest(session, run, "nothing") is None
+    assert (lab.run(run).loss, lab.run(run).held_out) == (values[5000], None)
     steps = [point.step for point in kept]
     assert (steps[0], steps[-1], steps) == (1, 5000, sorted(set(steps)))
     assert {(point.step, point.tokens, point.value) for point in kept} >= {(1234, 2468, 99.0), (3456, 6912, -7.0)}
@@ -406,7 +405,8 @@ def test_of_two_attempts_values_the_later_one_stands(lab: Lab, run: int) -> None
 
 
 def test_a_lease_is_measured_from_now(lab: Lab, run: int) -> None:
+    before = utcnow()
     lab.start(run, 0, lease=30)
-    lease_until = attempt(lab, run, 1).lease_until
+    after, lease_until = utcnow(), attempt(lab, run, 1).lease_until
     assert lease_until is not None
-    assert timedelta(seconds=29) < lease_until - utcnow() <= timedelta(seconds=30)
+    assert before + timedelta(seconds=30) <= lease_until <= after + timedelta(seconds=30)

@@ -26,8 +26,8 @@ from broker.scheduling.backfill import (
 )
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
-POOL = PoolRow(1, "pool", 4, False, 1.0)
-SLURM = PoolRow(2, "slurm", 64, True, 1.0)
+POOL = PoolRow(1, "pool", 4, "", 1.0)
+QUEUED = PoolRow(2, "cluster", 64, "Slurm", 1.0)
 
 
 def waiting(number: int, gpus: int = 1, seconds: int = 100, *, project: int = 1, **changes: Any) -> Waiting:
@@ -41,7 +41,7 @@ def held(run: int, devices: Sequence[int], seconds: float = 50.0, *, project: in
 
 def queue(*runs: Waiting, running: Sequence[Held] = (), limits: Limits | None = None, left: int = 10**9) -> QueueState:
     funds = {run.allocation_id: Funds(left, 1, None) for run in runs}
-    pools = (POOL, SLURM)
+    pools = (POOL, QUEUED)
     return QueueState(NOW, pools, runs, running, funds, limits=limits or Limits())
 
 
@@ -85,7 +85,7 @@ def test_a_requeued_run_keeps_its_place_while_its_earlier_attempt_stops() -> Non
     assert starts(state) == {1: (30, WaitReason.EARLIER_ATTEMPT), 2: (0, None), 3: (130, WaitReason.BEHIND)}
 
 
-def test_slurm_is_given_a_few_jobs_and_no_devices() -> None:
+def test_a_runner_with_a_queue_of_its_own_is_given_a_few_jobs_and_no_devices() -> None:
     runs = [waiting(number, 64, pool_id=2) for number in range(1, 7)]
     state = queue(*runs)
     assert plan(state).starts == [Decision(number, ()) for number in range(1, 5)]

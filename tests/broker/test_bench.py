@@ -6,13 +6,14 @@ import sys
 from pathlib import Path
 
 from bench.goals import Goal, as_json
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_a_small_queue_is_timed() -> None:
     command = [sys.executable, "-m", "bench.broker", "--sizes", "20,40", "--rounds", "1"]
-    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=240, check=True)
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=PATIENCE, check=True)
     goals = json.loads(done.stdout.splitlines()[-1])
     assert goals["40: seconds to load and plan"]["value"] > 0
     assert not any(goal["missed"] for goal in goals.values())

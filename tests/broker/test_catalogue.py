@@ -14,6 +14,7 @@ from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidE
 from projects.people import Actor, LabRole
 from projects.record import record
 from tests.broker.lab import ADA, GRACE, Lab, request_id
+from tests.patience import PATIENCE
 from trainer.config import RECIPES
 
 ALAN = Actor(70, "Alan", frozenset({LabRole.ADMIN}))
@@ -215,7 +216,7 @@ def test_operators_decide_from_the_command_line(tmp_path: Path) -> None:
     def stoa(*said: str) -> subprocess.CompletedProcess[str]:
         environment = {"STOA_ENV_FILE": "", "STOA_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
         command = [sys.executable, "-m", "cli.main", *said]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
     assert stoa("migrate").returncode == 0
     assert stoa("catalogue", "propose", str(file)).returncode == 0

@@ -277,7 +277,7 @@ def test_a_sample_is_neither_paused_nor_run_again(lab: Lab, project: int, alloca
     assert lab.everything() == before
 
 
-def test_a_run_that_runs_dry_goes_on_once_it_can_be_paid(lab: Lab, project: int, allocation: int) -> None:
+def test_a_run_that_is_unfunded_goes_on_once_it_can_be_paid(lab: Lab, project: int, allocation: int) -> None:
     first, second = lab.launch(project, time_limit="40m"), lab.launch(project, time_limit="40m")
 
     def revivable() -> list[int]:
@@ -289,10 +289,10 @@ def test_a_run_that_runs_dry_goes_on_once_it_can_be_paid(lab: Lab, project: int,
             return bool(what(session, run))  # type: ignore[operator]
 
     token = lab.start(first, 0)
-    assert not act(control.run_dry, second), "what is reserved may be given back"
+    assert not act(control.pause_unfunded, second), "what is reserved may be given back"
     lab.settle(first, token, 2400, Ending(70, "broken"))
-    assert act(control.run_dry, second)
-    assert (lab.run(second).state, lab.row(second).dry) == (RunState.PAUSED, True)
+    assert act(control.pause_unfunded, second)
+    assert (lab.run(second).state, lab.row(second).unfunded) == (RunState.PAUSED, True)
     assert "0.667 GPU-hours and its allocation has 0.333 left" in lab.run(second).reason
     assert (revivable(), act(control.revive, second)) == ([], False)
     lab.top_up(allocation, 1200)

@@ -42,7 +42,7 @@ def test_a_name_that_is_taken_by_another_pool_is_refused(lab: Lab) -> None:
     first = add(lab)
     before = lab.everything()
     assert add(lab) == first, "a repeat"
-    for other in ({"gpus": 16}, {"gpu_type": "V100"}, {"launcher": "slurm"}, {"price_weight": 2.0}):
+    for other in ({"gpus": 16}, {"gpu_type": "V100"}, {"runner": "slurm"}, {"price_weight": 2.0}):
         with pytest.raises(ConflictError, match=r"already \(8 × H200, local, weight 1\)"):
             add(lab, **other)
     assert lab.everything() == before
@@ -70,7 +70,7 @@ def test_an_operator_changes_pools_and_grants(lab: Lab) -> None:
 
 
 def test_local_pools_share_out_the_gpus_of_their_host(lab: Lab) -> None:
-    add(lab, "far", gpus=64, launcher="slurm")
+    add(lab, "far", gpus=64, runner="slurm")
     first, second = add(lab, "first", gpus=2), add(lab, "second", gpus=3)
     with lab.db.read() as session:
         numbers = {

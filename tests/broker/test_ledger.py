@@ -22,6 +22,7 @@ from broker.allocations.pools import GrantRow, GrantView
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, InvalidError
 from tests.broker.lab import HOUR, POOL, Lab
+from tests.patience import PATIENCE
 
 GRANTED = 1000
 RUNS = count(10_000)
@@ -288,7 +289,7 @@ def test_any_movements_of_threads_at_once_keep_all_balances_true(lab: Lab) -> No
             return move(lab, what, allocation, *args.get(what, ()), **named)
 
         def live(moves: list[tuple[int, tuple[str, int, int]]]) -> list[tuple[int, str, int]]:
-            together.wait(10)
+            together.wait(PATIENCE)
             return [(which, what, seconds) for which, (what, n, seconds) in moves if act(which, what, n, seconds)]
 
         with ThreadPoolExecutor(len(threads)) as pool:

@@ -17,6 +17,7 @@ from projects.errors import ConflictError, NotFoundError
 from tests.broker.lab import ADA, Lab, request_id
 from tests.databases import ONCE
 from tests.environment import bare
+from tests.patience import PATIENCE
 from trainer.config import RECIPES
 
 
@@ -54,7 +55,7 @@ def see_through(lab: Lab, home: Path, run: int) -> None:
         "STOA_DISK_FLOOR_GIB": "0",
     }
     command = [sys.executable, "-m", "broker.runners.supervisor", str(run), str(token)]
-    subprocess.run(command, env=environment, check=True, timeout=200)
+    subprocess.run(command, env=environment, check=True, timeout=PATIENCE)
 
 
 @ONCE
@@ -96,7 +97,7 @@ def test_one_run_at_a_time_prepares_a_recipe(lab: Lab, project: int) -> None:
     together = Barrier(4)
 
     def try_to(_: int) -> bool:
-        together.wait(10)
+        together.wait(PATIENCE)
         try:
             prepare(lab, project)
         except ConflictError:

@@ -4,7 +4,7 @@ import pytest
 
 from broker.allocations import pools
 from broker.reports import review_context
-from broker.reports.review_context import Dossier, Remark
+from broker.reports.review_context import Remark, ReviewContext
 from broker.reviews import changes, reviews
 from broker.runs.attempts import Ending
 from broker.scheduling import usage
@@ -14,7 +14,7 @@ from projects.record import record, redaction
 from tests.broker.lab import ADA, EMMY, GRACE, HOUR, ROSA, Lab, in_days, request_id
 
 
-def told(lab: Lab, allocation: int) -> Dossier:
+def told(lab: Lab, allocation: int) -> ReviewContext:
     with lab.db.read() as session:
         return review_context.of_request(session, allocation)
 

@@ -12,6 +12,7 @@ from broker.reports.run_plan import LaunchDraft, Preview
 from broker.runs import attempts, comparison, generation
 from broker.runs.attempts import Checkpoint, Ending, Progress
 from broker.runs.launching import Order
+from broker.runs.series import Measured
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
 from projects.people import Actor
@@ -60,6 +61,29 @@ def test_a_draft_says_what_a_launch_would_be_and_queues_nothing(lab: Lab, projec
     with lab.db.read() as session:
         told = why.why(session, number)
     assert (told.position, told.reason) == (preview.queue.position, preview.queue.reason)
+
+
+def test_a_draft_warns_of_a_time_limit_that_ends_before_a_checkpoint(lab: Lab, project: int) -> None:
+    """First comes the start, which takes as long as that of the run measured, and then the steps at its rate."""
+
+    def offered(time_limit: str, overrides: str = "") -> tuple[int, float | None, bool]:
+        quote = draft(lab, Order(project, "demo", time_limit, overrides=overrides)).quote
+        return quote.saves_at, quote.saves_after, quote.too_short
+
+    assert offered("1m") == (0, None, False), "nothing like it was measured"
+    first = lab.launch(project)
+    token = lab.start(first)
+    lab.renew(first, token, 30, Progress(1, 1, unigram_entropy=7.0))
+    measured = [Measured("tokens_per_second", 2, 2 * 16 * 128, 100.0)]
+    lab.renew(first, token, 50, Progress(1, 1, step=2, tokens=2 * 16 * 128, points=measured))
+    lab.renew(first, token, 90, Progress(1, 1, step=4, tokens=4 * 16 * 128))
+    after = 50 + 16 * 128 / 100
+    assert offered("1m") == (1, after, True)
+    assert offered("2m") == (1, after, False)
+    with lab.db.write() as session:
+        publications.add(session, first, 4, "attempt-1/step4")
+        forked = run_plan.fork(session, ADA, request_id(), first, 4, overrides="steps=7", time_limit="1m").quote
+    assert (forked.saves_at, forked.too_short) == (7, True)
 
 
 def test_of_confirmations_at_once_all_get_the_same_run(lab: Lab, project: int) -> None:

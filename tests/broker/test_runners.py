@@ -1,4 +1,4 @@
-"""Processes as the launcher starts, knows and ends them."""
+"""Processes as the local runner starts, knows and ends them."""
 
 import json
 import os
@@ -13,12 +13,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from broker.runners.base import LocalLauncher, alive, identify, kill_group
-from broker.runs.attempts import Process
+from broker.runners.base import JobSpec
+from broker.runners.local import LocalRunner
+from broker.runners.processes import Process, alive, identify, kill_group
+from tests.patience import wait_for
 
-PARENT = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); "
+PARENT = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(3600)']); "
 DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
-WAIT = "print('here', flush=True); time.sleep(60)"
+WAIT = "print('here', flush=True); time.sleep(3600)"
 
 
 @pytest.fixture
@@ -49,7 +51,7 @@ def members(group: int) -> list[int]:
 
 
 def test_the_whole_group_is_ended_and_nothing_else(group: subprocess.Popen[bytes]) -> None:
-    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
     alive = members(group.pid)
     assert len(alive) == 2
     assert sorted(kill_group(identify(group.pid))) == alive
@@ -85,48 +87,47 @@ def test_a_stranger_who_was_given_the_number_is_left_alone(group: subprocess.Pop
 def test_a_trainer_sees_no_secret_and_stands_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("STOA_DISCORD_TOKEN", "STOA_HUB_TOKEN", "STOA_DATABASE_URL", "HF_TOKEN", "PGPASSWORD", "AWS_SECRET"):
         monkeypatch.setenv(name, "not-to-be-seen")
-    launcher = LocalLauncher()
+    runner = LocalRunner(JobSpec())
     command = "import json, os; print(json.dumps([dict(os.environ), os.getcwd(), os.getpgid(0) == os.getpid()]))"
-    launcher.start([sys.executable, "-c", command], tmp_path, "0,1")
-    while launcher.poll() is None:
-        time.sleep(0.02)
+    runner.start([sys.executable, "-c", command], tmp_path, "0,1")
+    wait_for(lambda: runner.poll() is not None)
     given, folder, leads = json.loads((tmp_path / "trainer.log").read_text())
-    assert launcher.poll() == 0
+    assert runner.poll() == 0
     assert set(given) <= {"PATH", "HOME", "LANG", "TMPDIR", "OMP_WAIT_POLICY", "CUDA_VISIBLE_DEVICES", "LC_CTYPE"}
     assert given["CUDA_VISIBLE_DEVICES"] == "0,1"
     assert "not-to-be-seen" not in given.values()
-    assert (folder, leads) == (str(tmp_path), False), "its keeper leads the group"
+    assert (folder, leads) == (str(tmp_path), False), "its shim leads the group"
 
 
 def test_it_is_asked_first_and_ended_then(tmp_path: Path) -> None:
-    launcher = LocalLauncher()
-    assert launcher.poll() is None
-    process = launcher.start([sys.executable, "-c", DEAF + PARENT + WAIT], tmp_path, "0")
-    while "here" not in (tmp_path / "trainer.log").read_text():
-        time.sleep(0.02)
-    assert len(members(process.pid)) == 3, "the keeper, the trainer and its child"
-    launcher.stop()
+    runner = LocalRunner(JobSpec())
+    assert runner.poll() is None
+    process = runner.start([sys.executable, "-c", DEAF + PARENT + WAIT], tmp_path, "0")
+    wait_for(lambda: "here" in (tmp_path / "trainer.log").read_text())
+    assert len(members(process.pid)) == 3, "the shim, the trainer and its child"
+    runner.stop()
     time.sleep(0.2)
-    assert launcher.poll() is None
-    launcher.kill()
-    assert launcher.poll() == -signal.SIGKILL
+    assert runner.poll() is None
+    runner.kill()
+    assert runner.poll() == -signal.SIGKILL
     assert members(process.pid) == []
-    launcher.stop()
-    launcher.kill()
+    runner.stop()
+    runner.kill()
 
 
 def orphan(folder: Path, trainer: str, lease: float, grace: float) -> Process:
     """A trainer whose supervisor was killed."""
     supervise = (
-        "import sys, time, pathlib; from broker.runners.base import LocalLauncher; "
-        f"p = LocalLauncher({lease}, {grace}).start([sys.executable, '-c', {trainer!r}], "
-        f"pathlib.Path({str(folder)!r}), ''); print(p.pid, flush=True); time.sleep(60)"
+        "import sys, time, pathlib; from broker.runners.base import JobSpec; "
+        "from broker.runners.local import LocalRunner; "
+        f"spec = JobSpec(lease_seconds={lease}, grace_seconds={grace}); "
+        f"p = LocalRunner(spec).start([sys.executable, '-c', {trainer!r}], pathlib.Path({str(folder)!r}), ''); "
+        "print(p.pid, flush=True); time.sleep(3600)"
     )
     supervisor = subprocess.Popen([sys.executable, "-c", supervise], stdout=subprocess.PIPE)
     assert supervisor.stdout is not None
     process = identify(int(supervisor.stdout.readline()))
-    while "here" not in (folder / "trainer.log").read_text():
-        time.sleep(0.02)
+    wait_for(lambda: "here" in (folder / "trainer.log").read_text())
     supervisor.kill()
     supervisor.wait()
     supervisor.stdout.close()
@@ -140,42 +141,40 @@ STOPS = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.
 def test_a_trainer_outlives_its_supervisor_by_its_lease_and_no_longer(
     tmp_path: Path, trainer: str, status: int
 ) -> None:
-    process = orphan(tmp_path, trainer, lease=3, grace=0.5)
+    lease = 6
+    began = time.monotonic()
+    process = orphan(tmp_path, trainer, lease=lease, grace=0.5)
     assert alive(process)
-    until = time.monotonic() + 30
-    while members(process.pid):
-        assert time.monotonic() < until
-        time.sleep(0.02)
-    launcher = LocalLauncher()
-    launcher.adopt(process, tmp_path)
-    assert launcher.poll() == status, "its keeper has left word of it"
-    assert 2.5 < launcher.seconds() < 30
+    wait_for(lambda: not members(process.pid))
+    longest = time.monotonic() - began
+    runner = LocalRunner(JobSpec())
+    runner.adopt(process, tmp_path)
+    assert runner.poll() == status, "its shim has left its status"
+    assert lease - 0.5 < runner.seconds() <= longest
 
 
 def test_an_adopted_trainer_is_followed_stopped_and_ended(tmp_path: Path) -> None:
-    process = orphan(tmp_path, STOPS, lease=20, grace=10)
-    launcher = LocalLauncher()
-    launcher.adopt(process, tmp_path)
-    assert launcher.poll() is None
-    launcher.stop()
-    until = time.monotonic() + 10
-    while launcher.poll() is None:
-        assert time.monotonic() < until
-        time.sleep(0.02)
-    assert launcher.poll() == 75
-    launcher.kill()
+    process = orphan(tmp_path, STOPS, lease=600, grace=600)
+    runner = LocalRunner(JobSpec())
+    runner.adopt(process, tmp_path)
+    assert runner.poll() is None
+    runner.stop()
+    wait_for(lambda: runner.poll() is not None)
+    assert runner.poll() == 75
+    runner.kill()
     assert members(process.pid) == []
 
 
 def test_one_that_was_dead_when_taken_over_lived_until_its_last_renewal_at_most(tmp_path: Path) -> None:
-    first = LocalLauncher(lease=60, grace=1)
-    process = first.start([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path, "")
-    first.keep(60)
-    renewed = first.seconds()
+    first = LocalRunner(JobSpec(lease_seconds=3600, grace_seconds=1))
+    process = first.start([sys.executable, "-c", "import time; time.sleep(3600)"], tmp_path, "")
+    before = first.seconds()
+    first.renew(3600)
+    after = first.seconds()
     first.kill()
     (tmp_path / "exit").unlink(missing_ok=True)
     time.sleep(0.5)
-    heir = LocalLauncher(lease=60, grace=1)
+    heir = LocalRunner(JobSpec(lease_seconds=3600, grace_seconds=1))
     heir.adopt(process, tmp_path)
     assert heir.poll() == -9
-    assert abs(heir.seconds() - renewed) < 0.2
+    assert before - 0.2 < heir.seconds() < after + 0.2

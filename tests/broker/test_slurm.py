@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from sqlmodel import col, select
 
 from broker.allocations import pools
 from broker.allocations.ledger import LedgerRow, Movement
-from broker.runners import base, output, reaper
-from broker.runners.slurm import SlurmLauncher, Wanted, jobs
+from broker.runners import output, processes, reaper
+from broker.runners.base import Check, JobSpec
+from broker.runners.slurm import SlurmRunner, jobs
 from broker.runs import attempts
 from broker.runs.attempts import Attempt
 from broker.runs.runs import RunState
@@ -25,15 +26,17 @@ from projects.errors import InvalidError
 from tests.broker.lab import Lab, settings
 from tests.databases import ONCE
 from tests.environment import bare
-from tests.slurm import Cluster, slurm, wait_for
+from tests.patience import PATIENCE, wait_for
+from tests.slurm import Cluster, slurm
+from tests.standin import python_with_trainer
 from trainer.contract import Status
 
 __all__ = ["slurm"]
 
 # What is slow and asks the database for nothing that another test does not.
-EVERY = 0.3
-LEASE = 6.0
-GRACE = 6.0
+LEASE_OF_JOBS = 1.8  # Slurm is asked every 0.3 seconds
+LEASE = 12.0
+GRACE = 60.0
 POOL = "cluster"
 TELL = "import json, os, sys; print(json.dumps([dict(os.environ), os.getcwd(), sys.argv[1:]]))"
 LISTENS = (
@@ -47,8 +50,9 @@ DEAF = (
 # It keeps the trainer's contract: a step every 0.1 seconds, a checkpoint every ten and when it is asked to stop.
 TRAINER = """
 import json, os, pathlib, signal, sys, time
-out, last = pathlib.Path(sys.argv[1]), int(sys.argv[2])
-step = int(sys.argv[3].rpartition("step")[2]) if len(sys.argv) > 3 else 0
+given = dict(zip(sys.argv[3::2], sys.argv[4::2]))
+out, last = pathlib.Path(given["--out"]), LAST
+step = int(given["--resume"].rpartition("step")[2]) if "--resume" in given else 0
 asked = []
 signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
 
@@ -78,22 +82,6 @@ while step < last:
         end(75)
 end(0)
 """
-SUPERVISE = """
-import sys
-from broker.runners.supervisor import Supervisor, StaleError
-from projects.settings import get_settings
-
-class StandIn(Supervisor):
-    def _command(self, run, before):
-        resume = [before[-1].folder] if before else []
-        return [sys.executable, "-c", sys.argv[3], str(self.folder), sys.argv[4], *resume]
-
-try:
-    kind = StandIn if len(sys.argv) > 3 else Supervisor
-    kind(get_settings(), int(sys.argv[1]), int(sys.argv[2]), *map(int, sys.argv[5:])).run()
-except StaleError:
-    sys.exit(1)
-"""
 
 
 @pytest.fixture
@@ -105,26 +93,32 @@ def cluster(slurm: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
 
 
 @pytest.fixture
-def start(cluster: Cluster, tmp_path: Path) -> Callable[..., tuple[SlurmLauncher, Path]]:
-    """Starts a program as the job of a run of its own, or of a given attempt; the launcher and the folder."""
+def start(cluster: Cluster, tmp_path: Path) -> Callable[..., tuple[SlurmRunner, Path]]:
+    """Starts a program as the job of a run of its own, or of a given attempt; the runner and the folder."""
 
     def start(
-        code: str, *arguments: str, run: int | None = None, token: int = 1, **wanted: float
-    ) -> tuple[SlurmLauncher, Path]:
+        code: str,
+        *arguments: str,
+        run: int | None = None,
+        token: int = 1,
+        gpus: int = 1,
+        grace: float = 5,
+        options: Mapping[str, str] | None = None,
+    ) -> tuple[SlurmRunner, Path]:
         number = run or len(list(tmp_path.glob("runs/*"))) + 1
         folder = tmp_path / "runs" / str(number) / f"attempt-{token}"
         folder.mkdir(parents=True, exist_ok=True)
-        asked = Wanted(**({"gpus": 1, "seconds": 60, "grace": 5} | wanted))  # type: ignore[arg-type]
-        launcher = SlurmLauncher(asked, every=EVERY)
-        launcher.start([sys.executable, "-c", code, *arguments], folder, "")
-        return launcher, folder
+        spec = JobSpec(gpus, seconds=600, grace_seconds=grace, lease_seconds=LEASE_OF_JOBS, options=options or {})
+        runner = SlurmRunner(spec)
+        runner.start([sys.executable, "-c", code, *arguments], folder, "")
+        return runner, folder
 
     return start
 
 
-def ended(launcher: SlurmLauncher) -> int:
-    wait_for(lambda: launcher.poll() is not None, "the end of a job")
-    status = launcher.poll()
+def ended(runner: SlurmRunner) -> int:
+    wait_for(lambda: runner.poll() is not None, "the end of a job")
+    status = runner.poll()
     assert status is not None
     return status
 
@@ -134,8 +128,8 @@ def said(folder: Path) -> str:
     return log.read_text() if log.exists() else ""
 
 
-def here(launcher: SlurmLauncher, folder: Path, times: int = 1) -> None:
-    wait_for(lambda: launcher.poll() is None and not launcher.waiting, "a job that runs")
+def here(runner: SlurmRunner, folder: Path, times: int = 1) -> None:
+    wait_for(lambda: runner.poll() is None and not runner.waiting, "a job that runs")
     wait_for(lambda: said(folder).count("here") == times, "its program")
 
 
@@ -150,90 +144,90 @@ def of(folder: Path) -> list[int]:
 
 
 def test_a_job_has_its_own_devices_and_no_secret(
-    start: Callable[..., tuple[SlurmLauncher, Path]], monkeypatch: pytest.MonkeyPatch
+    start: Callable[..., tuple[SlurmRunner, Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("STOA_DISCORD_TOKEN", "STOA_HUB_TOKEN", "STOA_DATABASE_URL", "HF_TOKEN", "PGPASSWORD"):
         monkeypatch.setenv(name, "not-to-be-seen")
     typed = ["; touch here", "$HOME", "`id`", "it's", '"', "a\nb"]
-    launcher, folder = start(TELL, *typed, gpus=2)
-    assert ended(launcher) == 0
+    runner, folder = start(TELL, *typed, gpus=2)
+    assert ended(runner) == 0
     environment, stood_in, arguments = json.loads(said(folder))
     assert environment["CUDA_VISIBLE_DEVICES"] == "0,1"
     assert "not-to-be-seen" not in "".join(environment.values())
     assert (stood_in, arguments) == (str(folder), typed)
     assert not (folder / "here").exists()
-    assert launcher.process().pid == launcher.job
+    assert runner.process().pid == runner.job
 
 
-def test_a_job_that_is_asked_to_stop_says_how_it_ended(start: Callable[..., tuple[SlurmLauncher, Path]]) -> None:
-    launcher, folder = start(LISTENS)
-    here(launcher, folder)
-    wait_for(lambda: launcher.seconds() >= 1, "a second")
-    launcher.stop()
-    assert ended(launcher) == 75
-    ran = launcher.seconds()
+def test_a_job_that_is_asked_to_stop_says_how_it_ended(start: Callable[..., tuple[SlurmRunner, Path]]) -> None:
+    runner, folder = start(LISTENS)
+    here(runner, folder)
+    wait_for(lambda: runner.seconds() >= 1, "a second")
+    runner.stop()
+    assert ended(runner) == 75
+    ran = runner.seconds()
     assert ran >= 1
-    launcher.stop()
-    launcher.kill()
-    assert (launcher.poll(), launcher.seconds()) == (75, ran)
+    runner.stop()
+    runner.kill()
+    assert (runner.poll(), runner.seconds()) == (75, ran)
 
 
 def test_a_job_that_does_not_listen_is_ended_with_all_its_processes(
-    start: Callable[..., tuple[SlurmLauncher, Path]],
+    start: Callable[..., tuple[SlurmRunner, Path]],
 ) -> None:
-    launcher, folder = start(DEAF)
-    here(launcher, folder, times=2)
+    runner, folder = start(DEAF)
+    here(runner, folder, times=2)
     assert len(of(folder)) == 2
-    launcher.stop()
+    runner.stop()
     wait_for(lambda: "asked" in said(folder), "the asking")
-    assert launcher.poll() is None
-    launcher.kill()
-    assert launcher.poll() == -signal.SIGKILL
+    assert runner.poll() is None
+    runner.kill()
+    assert runner.poll() == -signal.SIGKILL
     assert of(folder) == []
 
 
-def test_what_slurm_will_not_have_is_refused_in_one_sentence(start: Callable[..., tuple[SlurmLauncher, Path]]) -> None:
-    launcher, folder = start(TELL, gpus=9)
-    assert ended(launcher) == Status.REFUSED
-    ending = output.ending(folder, Status.REFUSED, timed_out=False, how=launcher.ended)
+def test_what_slurm_will_not_have_is_refused_in_one_sentence(start: Callable[..., tuple[SlurmRunner, Path]]) -> None:
+    runner, folder = start(TELL, gpus=9)
+    assert ended(runner) == Status.REFUSED
+    ending = output.ending(folder, Status.REFUSED, timed_out=False, how=runner.ended)
     assert ending.reason.startswith("Slurm refused the job: ")
     assert "Requested node configuration is not available" in ending.reason
     assert not ending.transient
-    assert launcher.waiting
-    launcher, _ = start(TELL, partition="elsewhere")
-    assert ended(launcher) == Status.REFUSED
-    assert "invalid partition" in launcher.ended.lower()
+    assert runner.waiting
+    runner, _ = start(TELL, options={"partition": "elsewhere"})
+    assert ended(runner) == Status.REFUSED
+    assert "invalid partition" in runner.ended.lower()
 
 
 def test_what_waits_says_why_and_may_be_stopped(
-    cluster: Cluster, start: Callable[..., tuple[SlurmLauncher, Path]]
+    cluster: Cluster, start: Callable[..., tuple[SlurmRunner, Path]]
 ) -> None:
     first, second = start(LISTENS, gpus=8), start(LISTENS, gpus=8)
     here(*first)
     here(*second)
-    launcher, folder = start(LISTENS)
-    wait_for(lambda: launcher.poll() is None and "Resources" in launcher.waiting, "Slurm's reason")
-    assert launcher.waiting == "Slurm: PENDING (Resources)"
-    assert launcher.seconds() == 0
-    launcher.stop()
-    assert ended(launcher) == 75
-    assert (launcher.seconds(), said(folder)) == (0, "")
-    assert launcher.waiting
+    runner, folder = start(LISTENS)
+    wait_for(lambda: runner.poll() is None and "Resources" in runner.waiting, "Slurm's reason")
+    assert runner.waiting == "Slurm: PENDING (Resources)"
+    assert runner.seconds() == 0
+    runner.stop()
+    assert ended(runner) == 75
+    assert (runner.seconds(), said(folder)) == (0, "")
+    assert runner.waiting
     for other, _ in (first, second):
         other.kill()
 
 
 def test_the_end_of_slurms_time_is_a_checkpoint_too(
-    cluster: Cluster, start: Callable[..., tuple[SlurmLauncher, Path]]
+    cluster: Cluster, start: Callable[..., tuple[SlurmRunner, Path]]
 ) -> None:
-    launcher, folder = start(LISTENS, grace=55)
-    here(launcher, folder)
-    assert "TimeLimit=00:03:00" in cluster.ask("scontrol", "show", "job", str(launcher.job))
-    cluster.ask("scontrol", "update", f"jobid={launcher.job}", "timelimit=1")
-    assert ended(launcher) == 75
+    runner, folder = start(LISTENS, grace=55)
+    here(runner, folder)
+    assert "TimeLimit=00:03:00" in cluster.ask("scontrol", "show", "job", str(runner.job))
+    cluster.ask("scontrol", "update", f"jobid={runner.job}", "timelimit=1")
+    assert ended(runner) == 75
 
 
-def test_slurm_may_be_away_for_a_while(cluster: Cluster, start: Callable[..., tuple[SlurmLauncher, Path]]) -> None:
+def test_slurm_may_be_away_for_a_while(cluster: Cluster, start: Callable[..., tuple[SlurmRunner, Path]]) -> None:
     """What runs goes on, what is to be submitted waits, and a stop is passed on as soon as it can be."""
     running, folder = start(LISTENS)
     here(running, folder)
@@ -251,20 +245,20 @@ def test_slurm_may_be_away_for_a_while(cluster: Cluster, start: Callable[..., tu
 
 
 def test_a_job_is_found_again_and_never_submitted_twice(
-    cluster: Cluster, start: Callable[..., tuple[SlurmLauncher, Path]]
+    cluster: Cluster, start: Callable[..., tuple[SlurmRunner, Path]]
 ) -> None:
-    launcher, folder = start(LISTENS, run=7)
-    here(launcher, folder)
-    assert start(LISTENS, run=7)[0].job == launcher.job
+    runner, folder = start(LISTENS, run=7)
+    here(runner, folder)
+    assert start(LISTENS, run=7)[0].job == runner.job
     (folder / "slurm-job").unlink()
     again, _ = start(LISTENS, run=7)
-    assert again.job == launcher.job
+    assert again.job == runner.job
     assert len(cluster.ask("squeue", "--noheader").splitlines()) == 1
     again.kill()
 
 
 def test_an_earlier_job_of_the_run_is_gone_before_the_next_is_submitted(
-    start: Callable[..., tuple[SlurmLauncher, Path]],
+    start: Callable[..., tuple[SlurmRunner, Path]],
 ) -> None:
     earlier, folder = start(DEAF, run=7)
     here(earlier, folder, times=2)
@@ -283,7 +277,7 @@ def test_an_earlier_job_of_the_run_is_gone_before_the_next_is_submitted(
 @pytest.fixture
 def run(lab: Lab) -> int:
     """A queued run on a pool of Slurm's."""
-    lab.pool(POOL, gpus=16, launcher="slurm")
+    lab.pool(POOL, gpus=16, runner="slurm")
     project = lab.project()
     allocation = lab.request(project, pool=POOL)
     lab.approve(allocation)
@@ -292,23 +286,23 @@ def run(lab: Lab) -> int:
 
 @contextmanager
 def supervised(
-    lab: Lab, cluster: Cluster, home: Path, run: int, *trainer: str, lease: float = LEASE
+    lab: Lab, cluster: Cluster, home: Path, run: int, last: int | None = None, *, lease: float = LEASE
 ) -> Iterator[tuple[subprocess.Popen[bytes], int, Path]]:
     """A supervisor of the run's next attempt, its token and folder."""
     with lab.db.write() as session:
         token = attempts.admit(session, run, ())
-    assert lab.claim(run, token, lease=lease, host=base.host())
+    assert lab.claim(run, token, lease=lease, host=processes.host())
     folder = home / "runs" / str(run) / f"attempt-{token}"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with supervisor_of(lab, cluster, home, lease, str(run), str(token), *trainer) as supervisor:
+    with supervisor_of(lab, cluster, home, lease, last, run, token) as supervisor:
         yield supervisor, token, folder
 
 
 @contextmanager
 def supervisor_of(
-    lab: Lab, cluster: Cluster, home: Path, lease: float, *arguments: str
+    lab: Lab, cluster: Cluster, home: Path, lease: float, last: int | None, *arguments: int
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A supervisor of a run and token: of a stand-in for the trainer, after one of a generation."""
+    """A supervisor of a run and token, after one of a generation; its trainer is the stand-in if it has a last step."""
     environment = bare() | {
         "STOA_ENV_FILE": "",
         "STOA_HOME": str(home),
@@ -317,7 +311,9 @@ def supervisor_of(
         "STOA_STOP_GRACE_SECONDS": str(GRACE),
         "SLURM_CONF": str(cluster.conf),
     }
-    supervisor = subprocess.Popen([sys.executable, "-c", SUPERVISE, *arguments], env=environment)
+    python = python_with_trainer(home, TRAINER.replace("LAST", str(last))) if last else Path(sys.executable)
+    command = [str(python), "-m", "broker.runners.supervisor", *map(str, arguments)]
+    supervisor = subprocess.Popen(command, env=environment)
     try:
         yield supervisor
     finally:
@@ -350,7 +346,7 @@ def slurms_seconds(cluster: Cluster, job: int | None) -> int:
 @ONCE
 def test_the_trainer_itself_runs_as_a_job(lab: Lab, cluster: Cluster, tmp_path: Path, run: int) -> None:
     with supervised(lab, cluster, tmp_path, run) as (supervisor, token, folder):
-        assert supervisor.wait(120) == 0
+        assert supervisor.wait(PATIENCE) == 0
     assert lab.run(run).state == RunState.FINISHED, said(folder)
     assert lab.row(run).step == 4
     row = attempt(lab, run, token)
@@ -362,7 +358,7 @@ def test_a_run_that_waits_in_slurm_is_not_charged_and_says_why(
     lab: Lab, cluster: Cluster, tmp_path: Path, run: int
 ) -> None:
     cluster.ask("scontrol", "update", "nodename=n[1-2]", "state=drain", "reason=test")
-    with supervised(lab, cluster, tmp_path, run, TRAINER, "20") as (supervisor, token, _):
+    with supervised(lab, cluster, tmp_path, run, 20) as (supervisor, token, _):
         wait_for(lambda: "PENDING" in attempt(lab, run, token).waiting, "the reason of the wait")
         first = attempt(lab, run, token).lease_until
         wait_for(lambda: attempt(lab, run, token).lease_until != first, "a renewal")
@@ -370,7 +366,7 @@ def test_a_run_that_waits_in_slurm_is_not_charged_and_says_why(
         assert "run.started" not in lab.kinds(1)
         assert charged(lab, run, token) == 0
         cluster.ask("scontrol", "update", "nodename=n[1-2]", "state=resume")
-        assert supervisor.wait(60) == 0
+        assert supervisor.wait(PATIENCE) == 0
     assert lab.run(run).state == RunState.FINISHED
     assert "run.started" in lab.kinds(1)
     row = attempt(lab, run, token)
@@ -382,10 +378,10 @@ def test_a_run_that_is_cancelled_while_it_waits_in_slurm_costs_nothing(
     lab: Lab, cluster: Cluster, tmp_path: Path, run: int
 ) -> None:
     cluster.ask("scontrol", "update", "nodename=n[1-2]", "state=drain", "reason=test")
-    with supervised(lab, cluster, tmp_path, run, TRAINER, "20") as (supervisor, token, folder):
+    with supervised(lab, cluster, tmp_path, run, 20) as (supervisor, token, folder):
         wait_for(lambda: "PENDING" in attempt(lab, run, token).waiting, "the reason of the wait")
         lab.cancel(run)
-        assert supervisor.wait(30) == 0
+        assert supervisor.wait(PATIENCE) == 0
     assert lab.run(run).state == RunState.CANCELLED
     assert (charged(lab, run, token), said(folder)) == (0, "")
     assert cluster.ask("squeue", "--noheader") == ""
@@ -393,10 +389,10 @@ def test_a_run_that_is_cancelled_while_it_waits_in_slurm_costs_nothing(
 
 @ONCE
 def test_a_cancelled_job_leaves_a_checkpoint(lab: Lab, cluster: Cluster, tmp_path: Path, run: int) -> None:
-    with supervised(lab, cluster, tmp_path, run, TRAINER, "10000") as (supervisor, _, folder):
+    with supervised(lab, cluster, tmp_path, run, 10000) as (supervisor, _, folder):
         wait_for(lambda: (folder / "checkpoints" / "step10").exists(), "a checkpoint")
         lab.cancel(run)
-        assert supervisor.wait(30) == 0
+        assert supervisor.wait(PATIENCE) == 0
     assert lab.run(run).state == RunState.CANCELLED
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
     assert (folder / "checkpoints" / f"step{last}").exists()
@@ -406,18 +402,18 @@ def test_a_run_goes_on_elsewhere_while_its_old_job_still_lives_on_a_lost_node(
     lab: Lab, cluster: Cluster, tmp_path: Path, run: int
 ) -> None:
     """Slurm gives the node up, and nobody can reach what runs there: it writes on, and no one reads it."""
-    with supervised(lab, cluster, tmp_path, run, TRAINER, "10000") as (supervisor, token, old):
+    with supervised(lab, cluster, tmp_path, run, 10000) as (supervisor, token, old):
         wait_for(lambda: (old / "checkpoints" / "step10").exists(), "a checkpoint")
         node = (old / "node").read_text()
         cluster.end(node)
         cluster.ask("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
-        assert supervisor.wait(30) == 0
+        assert supervisor.wait(PATIENCE) == 0
     first = attempt(lab, run, token)
     assert lab.run(run).state == RunState.QUEUED
     assert first.reason == f"Slurm ended the job: NODE_FAIL on {node}"
     assert abs(charged(lab, run, token) - slurms_seconds(cluster, first.pid)) <= 1
 
-    with supervised(lab, cluster, tmp_path, run, TRAINER, "10000") as (supervisor, second, new):
+    with supervised(lab, cluster, tmp_path, run, 10000) as (supervisor, second, new):
         wait_for(lambda: (new / "metrics.jsonl").exists(), "the second attempt")
         assert (new / "node").read_text() != node
         closed = json.loads((old / "closed.json").read_text())
@@ -427,7 +423,7 @@ def test_a_run_goes_on_elsewhere_while_its_old_job_still_lives_on_a_lost_node(
         assert of(old)
         paid = charged(lab, run, token)
         lab.cancel(run)
-        assert supervisor.wait(30) == 0
+        assert supervisor.wait(PATIENCE) == 0
     assert lab.run(run).state == RunState.CANCELLED
     last = attempt(lab, run, second)
     assert charged(lab, run, token) == paid
@@ -443,10 +439,10 @@ def test_a_run_goes_on_elsewhere_while_its_old_job_still_lives_on_a_lost_node(
 def test_a_job_that_an_operator_cancels_goes_on_later_from_its_checkpoint(
     lab: Lab, cluster: Cluster, tmp_path: Path, run: int
 ) -> None:
-    with supervised(lab, cluster, tmp_path, run, TRAINER, "10000") as (supervisor, token, folder):
+    with supervised(lab, cluster, tmp_path, run, 10000) as (supervisor, token, folder):
         wait_for(lambda: (folder / "checkpoints" / "step10").exists(), "a checkpoint")
         cluster.ask("scancel", str(attempt(lab, run, token).pid))
-        assert supervisor.wait(30) == 0
+        assert supervisor.wait(PATIENCE) == 0
     assert lab.run(run).state == RunState.QUEUED
     assert not attempt(lab, run, token).failed
     assert json.loads((folder / "outcome.json").read_text())["status"] == 75
@@ -456,7 +452,7 @@ def test_a_job_whose_attempt_is_given_up_is_ended_though_no_other_follows(
     lab: Lab, cluster: Cluster, tmp_path: Path, run: int
 ) -> None:
     conf = settings(tmp_path)
-    with supervised(lab, cluster, tmp_path, run, TRAINER, "10000") as (supervisor, token, folder):
+    with supervised(lab, cluster, tmp_path, run, 10000) as (supervisor, token, folder):
         wait_for(lambda: (folder / "checkpoints" / "step10").exists(), "a checkpoint")
         wait_for(lambda: lab.run(run).state == RunState.RUNNING, "the run")
         supervisor.kill()
@@ -477,24 +473,24 @@ def test_a_job_whose_attempt_is_given_up_is_ended_though_no_other_follows(
 
 @ONCE
 def test_a_job_outlives_its_supervisor_and_gets_another(lab: Lab, cluster: Cluster, tmp_path: Path, run: int) -> None:
-    arguments = (str(run), "1", TRAINER, "10000", "1")
-    with supervised(lab, cluster, tmp_path, run, TRAINER, "10000", lease=60) as (first, token, folder):
+    arguments = (10000, run, 1, 1)
+    with supervised(lab, cluster, tmp_path, run, 10000, lease=60) as (first, token, folder):
         wait_for(lambda: lab.row(run).step > 2, "some steps")
         job = attempt(lab, run, token).pid
         with supervisor_of(lab, cluster, tmp_path, 60, *arguments) as early:
-            assert early.wait(60) == 1, "nobody takes over from one that lives"
+            assert early.wait(PATIENCE) == 1, "nobody takes over from one that lives"
         first.kill()
         first.wait()
-        with supervisor_of(lab, cluster, tmp_path, 6, *arguments) as heir:
+        with supervisor_of(lab, cluster, tmp_path, LEASE, *arguments) as heir:
             wait_for(lambda: attempt(lab, run, token).generation == 2, "the heir")
             seen = lab.row(run).step
             wait_for(lambda: lab.row(run).step > seen + 2, "more steps")
             with supervisor_of(lab, cluster, tmp_path, 60, *arguments) as late:
-                assert late.wait(60) == 1, "one heir is enough"
+                assert late.wait(PATIENCE) == 1, "one heir is enough"
             lab.cancel(run)
-            assert heir.wait(60) == 0
+            assert heir.wait(PATIENCE) == 0
     assert lab.run(run).state == RunState.CANCELLED
-    assert [known.number for known in jobs(tmp_path / "runs")] == [attempt(lab, run, token).pid] == [job]
+    assert [int(known.id) for known in jobs(tmp_path / "runs")] == [attempt(lab, run, token).pid] == [job]
     assert charged(lab, run, token) == slurms_seconds(cluster, job)
     assert json.loads((folder / "outcome.json").read_text())["status"] == 75
     assert lab.kinds(1).count("run.started") == 1
@@ -505,33 +501,42 @@ def test_a_job_that_waits_keeps_its_place_when_its_supervisor_dies(
     lab: Lab, cluster: Cluster, tmp_path: Path, run: int
 ) -> None:
     cluster.ask("scontrol", "update", "nodename=n[1-2]", "state=drain", "reason=test")
-    with supervised(lab, cluster, tmp_path, run, TRAINER, "10", lease=60) as (first, token, _):
+    with supervised(lab, cluster, tmp_path, run, 10, lease=60) as (first, token, _):
         wait_for(lambda: "PENDING" in attempt(lab, run, token).waiting, "the reason of the wait")
         job = attempt(lab, run, token).pid
         first.kill()
         first.wait()
-        with supervisor_of(lab, cluster, tmp_path, 6, str(run), "1", TRAINER, "10", "1") as heir:
+        with supervisor_of(lab, cluster, tmp_path, LEASE, 10, run, 1, 1) as heir:
             wait_for(lambda: attempt(lab, run, token).generation == 2, "the heir")
             assert attempt(lab, run, token).state == "claimed"
             cluster.ask("scontrol", "update", "nodename=n[1-2]", "state=resume")
-            assert heir.wait(90) == 0
+            assert heir.wait(PATIENCE) == 0
     assert lab.run(run).state == RunState.FINISHED
-    assert [known.number for known in jobs(tmp_path / "runs")] == [attempt(lab, run, token).pid] == [job]
+    assert [int(known.id) for known in jobs(tmp_path / "runs")] == [attempt(lab, run, token).pid] == [job]
     assert charged(lab, run, token) == slurms_seconds(cluster, job)
     assert lab.kinds(1).count("run.started") == 1
+
+
+def test_doctor_learns_whether_slurm_answers(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert SlurmRunner.check() == Check("the controller answers")
+    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "nowhere"))
+    assert "SLURM_CONF" in SlurmRunner.check().advice
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "there is no squeue on this host" in SlurmRunner.check().found
 
 
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        ({"slurm_partition": "main --wrap=id"}, "partition"),
-        ({"slurm_gres": "gpu:h200:8"}, "GRES"),
-        ({"slurm_gres": "gpu;id"}, "GRES"),
+        ({"runner_options": {"partition": "main --wrap=id"}}, "partition"),
+        ({"runner_options": {"gres": "gpu:h200:8"}}, "GRES"),
+        ({"runner_options": {"gres": "gpu;id"}}, "GRES"),
+        ({"runner_options": {"queue": "long"}}, "has no “queue”; its own fields are: partition, gres"),
         ({"most_submitted": 0}, "At least one job"),
     ],
 )
 def test_a_pool_of_slurms_is_checked(lab: Lab, wrong: dict[str, object], sentence: str) -> None:
     before = lab.everything()
     with pytest.raises(InvalidError, match=sentence), lab.db.write() as session:
-        pools.add_pool(session, name=POOL, gpu_type="h200", gpus=16, launcher="slurm", **wrong)  # type: ignore[arg-type]
+        pools.add_pool(session, name=POOL, gpu_type="h200", gpus=16, runner="slurm", **wrong)  # type: ignore[arg-type]
     assert lab.everything() == before

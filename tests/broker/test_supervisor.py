@@ -16,52 +16,37 @@ from sqlmodel import col
 
 from broker.allocations.pools import Pool
 from broker.publishing import disk
-from broker.runners import base, shim, supervisor
+from broker.runners import processes, shim, supervisor
 from broker.runs import attempts
 from broker.runs.attempts import Attempt, TakenOverError
 from broker.runs.runs import Run, RunState
 from tests.broker.lab import NOTHING, Lab, settings
 from tests.databases import ONCE
 from tests.environment import bare
+from tests.patience import PATIENCE, wait_for
+from tests.standin import python_with_trainer
 from trainer.contract import Status
 
-LEASE = 1.0
-GRACE = 1.0
-# It says when it was asked to stop, and goes on; a child of its own does the same.
+LEASE = 4.0
+GRACE = 3.0
+# It says when it was asked to stop and that it goes on; a child of its own goes on, too.
 DEAF = """
 import os, signal, sys, time
-signal.signal(signal.SIGTERM, lambda *_: print("asked", flush=True))
+signal.signal(signal.SIGTERM, lambda *_: print("asked", flush=True) or asked.append(1))
+asked = []
 os.fork()
 print("here", "on", repr(os.environ["CUDA_VISIBLE_DEVICES"]), flush=True)
+while not asked:
+    time.sleep(0.05)
+print("still", flush=True)
 while True:
-    time.sleep(60)
+    time.sleep(3600)
 """
 POLITE = """
 import signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
-time.sleep(60)
+time.sleep(3600)
 """
-SUPERVISE = """
-import sys
-from broker.runners.supervisor import Supervisor, StaleError
-from projects.settings import get_settings
-
-class Deaf(Supervisor):
-    def _command(self, *_):
-        return [sys.executable, "-c", sys.argv[3]]
-
-try:
-    Deaf(get_settings(), *map(int, sys.argv[1:3] + sys.argv[4:])).run()
-except StaleError:
-    sys.exit(1)
-"""
-
-
-def until(what: Callable[[], object], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -85,8 +70,14 @@ def test_a_trainer_sees_its_own_gpus_alone(lab: Lab, tmp_path: Path, gpu_type: s
 
 def supervise(lab: Lab, home: Path, run: int, token: int, lease: float, *after: str) -> subprocess.Popen[bytes]:
     """A supervisor over the deaf trainer, or one that comes after another of a generation."""
-    command = [sys.executable, "-c", SUPERVISE, str(run), str(token), DEAF, *after]
-    return subprocess.Popen(command, env=environment(lab, home, lease))
+    command = supervisor_over(DEAF, home, run, token)
+    return subprocess.Popen([*command, *after], env=environment(lab, home, lease))
+
+
+def supervisor_over(trainer: str, home: Path, run: int, token: int) -> list[str]:
+    """The command line of a supervisor whose trainer is this program."""
+    python = python_with_trainer(home, trainer)
+    return [str(python), "-m", "broker.runners.supervisor", str(run), str(token)]
 
 
 def environment(lab: Lab, home: Path, lease: float) -> dict[str, str]:
@@ -112,7 +103,7 @@ def supervised(
     """The supervisor of a claimed attempt whose trainer is up, and what that has said."""
     token = lab.admit(run)
     with lab.db.write() as session:
-        assert attempts.claim(session, run, token, host=base.host(), lease_seconds=lease)
+        assert attempts.claim(session, run, token, host=processes.host(), lease_seconds=lease)
     folder = home / "runs" / str(run) / f"attempt-{token}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     supervisor = supervise(lab, home, run, token, lease)
@@ -122,7 +113,7 @@ def supervised(
         return log.read_text() if log.exists() else ""
 
     try:
-        until(lambda: said().count("here") == 2 and lab.run(run).state == RunState.RUNNING)
+        wait_for(lambda: said().count("here") == 2 and lab.run(run).state == RunState.RUNNING)
         yield supervisor, said
     finally:
         supervisor.kill()
@@ -145,10 +136,9 @@ def test_a_trainer_that_does_not_stop_is_ended_after_its_grace(lab: Lab, tmp_pat
     with supervised(lab, tmp_path, run) as (supervisor, said):
         assert len(living(tmp_path)) == 2
         lab.cancel(run)
-        until(lambda: "asked" in said())
-        asked = time.monotonic()
-        assert supervisor.wait(60) == 0
-        assert time.monotonic() - asked > GRACE / 2
+        wait_for(lambda: "asked" in said())
+        assert supervisor.wait(PATIENCE) == 0
+        assert "still" in said(), "it had a grace"
         assert living(tmp_path) == []
     assert (lab.run(run).state, lab.run(run).reason) == (RunState.CANCELLED, "cancelled by Ada")
 
@@ -158,18 +148,24 @@ def test_a_trainer_does_not_outlive_a_lease_that_the_database_will_not_renew(
 ) -> None:
     """Whoever holds the database up keeps the supervisor waiting in the middle of its renewal."""
     with supervised(lab, tmp_path, run) as (supervisor, said):
-        began = time.monotonic()
+        with lab.db.read() as session:
+            trainer = attempts.process_of(session.get_one(Attempt, (run, 1)))
+        assert trainer is not None
+        hold = update(Run).where(col(Run.id) == run).values(recipe="demo")
         with lab.db.write() as session:
-            session.execute(update(Run).where(col(Run.id) == run).values(recipe="demo"))
-            until(lambda: "asked" in said(), LEASE + 30)
-            assert time.monotonic() - began > LEASE / 2
-            until(lambda: not living(tmp_path), GRACE + 30)
-            gone = time.monotonic()
-            time.sleep(1)
-        assert supervisor.wait(60) == 0
+            session.execute(hold)
+            time.sleep(LEASE / 4)
+        assert "asked" not in said(), "a hold shorter than the lease is no matter"
+        with lab.db.write() as session:
+            session.execute(hold)
+            wait_for(lambda: "asked" in said())
+            wait_for(lambda: not living(tmp_path))
+            lived = shim.since_boot() - trainer.started / os.sysconf("SC_CLK_TCK")
+            time.sleep(2)
+        assert supervisor.wait(PATIENCE) == 0
     view = lab.run(run)
     assert (view.state, view.reason) == (RunState.QUEUED, "the trainer was ended by signal 9")
-    assert view.spent <= gone - began + 2
+    assert view.spent <= lived + 1
     assert lab.account(1).reserved == 0
 
 
@@ -177,7 +173,7 @@ def test_a_supervisor_whose_run_went_to_another_ends_its_trainer(lab: Lab, tmp_p
     with supervised(lab, tmp_path, run) as (supervisor, _):
         with lab.db.write() as session:
             session.execute(update(Run).where(col(Run.id) == run).values(token=7))
-        assert supervisor.wait(60) == 1
+        assert supervisor.wait(PATIENCE) == 1
         assert living(tmp_path) == []
     assert lab.run(run).state == RunState.RUNNING
 
@@ -190,9 +186,9 @@ def test_a_run_pauses_and_goes_on_with_another_number_of_gpus(lab: Lab, tmp_path
     run = lab.launch(project, gpus=2, overrides="steps=100000", time_limit="20m")
     first = real(lab, tmp_path, run, 0, 1)
     try:
-        until(lambda: lab.run(run).step >= 2, 200)
+        wait_for(lambda: lab.run(run).step >= 2)
         lab.pause(run)
-        assert first.wait(100) == 0
+        assert first.wait(PATIENCE) == 0
     finally:
         end(first)
     paused = lab.run(run)
@@ -201,9 +197,9 @@ def test_a_run_pauses_and_goes_on_with_another_number_of_gpus(lab: Lab, tmp_path
     lab.resume(run, gpus=1)
     second = real(lab, tmp_path, run, 0)
     try:
-        until(lambda: lab.run(run).step > paused.step, 200)
+        wait_for(lambda: lab.run(run).step > paused.step)
         lab.cancel(run)
-        assert second.wait(100) == 0
+        assert second.wait(PATIENCE) == 0
     finally:
         end(second)
     events = (tmp_path / "runs" / str(run) / "attempt-2" / "events.jsonl").read_text().splitlines()
@@ -224,7 +220,7 @@ def real(lab: Lab, home: Path, run: int, *devices: int) -> subprocess.Popen[byte
         "STOA_ENV_FILE": "",
         "STOA_HOME": str(home),
         "STOA_DATABASE_URL": lab.db.url.render_as_string(hide_password=False),
-        "STOA_LEASE_SECONDS": "6",
+        "STOA_LEASE_SECONDS": "12",
     }
     return subprocess.Popen([sys.executable, "-m", "broker.runners.supervisor", str(run), str(token)], env=environment)
 
@@ -232,28 +228,28 @@ def real(lab: Lab, home: Path, run: int, *devices: int) -> subprocess.Popen[byte
 def end(process: subprocess.Popen[bytes]) -> None:
     """Ask a supervisor to stop, and its trainer with it, should it still be there."""
     process.terminate()
-    process.wait(100)
+    process.wait(PATIENCE)
 
 
 def test_a_supervisor_that_dies_is_replaced_and_its_trainer_goes_on(lab: Lab, tmp_path: Path, run: int) -> None:
-    with supervised(lab, tmp_path, run, lease=20) as (first, said):
+    with supervised(lab, tmp_path, run, lease=60) as (first, said):
         before = living(tmp_path)
         with lab.db.read() as session:
             attempt = session.get_one(Attempt, (run, 1))
         trainer, dead = attempts.process_of(attempt), attempts.supervisor_of(attempt)
         assert trainer is not None
         assert dead is not None
-        alive = supervise(lab, tmp_path, run, 1, 20, "1")
-        assert alive.wait(60) == 1, "nobody takes over from one that lives"
+        alive = supervise(lab, tmp_path, run, 1, 60, "1")
+        assert alive.wait(PATIENCE) == 1, "nobody takes over from one that lives"
         first.kill()
         first.wait()
-        assert not base.alive(dead)
+        assert not processes.alive(dead)
         task = [sys.executable, "-c", "from broker.scheduling.tasks import take_over; take_over(1, 1)"]
-        rings = [subprocess.Popen(task, env=environment(lab, tmp_path, 20)) for _ in range(2)]
-        assert [ring.wait(60) for ring in rings] == [0, 0]
-        until(lambda: generation(lab, run) == 2, 60)
-        late = supervise(lab, tmp_path, run, 1, 20, "1")
-        assert late.wait(60) == 1
+        rings = [subprocess.Popen(task, env=environment(lab, tmp_path, 60)) for _ in range(2)]
+        assert [ring.wait(PATIENCE) for ring in rings] == [0, 0]
+        wait_for(lambda: generation(lab, run) == 2)
+        late = supervise(lab, tmp_path, run, 1, 60, "1")
+        assert late.wait(PATIENCE) == 1
         with lab.db.read() as session:
             taken = session.get_one(Attempt, (run, 1))
         heir = attempts.supervisor_of(taken)
@@ -263,14 +259,14 @@ def test_a_supervisor_that_dies_is_replaced_and_its_trainer_goes_on(lab: Lab, tm
             assert living(tmp_path) == before, "the one that came too late has left the trainer alone"
             assert "asked" not in said()
             with pytest.raises(TakenOverError), lab.db.write() as session:
-                attempts.renew(session, run, 1, 999, NOTHING, lease_seconds=20)
+                attempts.renew(session, run, 1, 999, NOTHING, lease_seconds=60)
             ran = shim.since_boot() - trainer.started / os.sysconf("SC_CLK_TCK")
             lab.cancel(run)
-            until(lambda: lab.run(run).state == RunState.CANCELLED, 60)
+            wait_for(lambda: lab.run(run).state == RunState.CANCELLED)
             ended = shim.since_boot() - trainer.started / os.sysconf("SC_CLK_TCK")
             assert living(tmp_path) == []
         finally:
-            if base.alive(heir):
+            if processes.alive(heir):
                 os.kill(heir.pid, signal.SIGKILL)
     assert int(ran) <= lab.run(run).spent <= ended, "all of its life is charged, once"
     assert lab.account(1).reserved == 0
@@ -304,7 +300,7 @@ def test_what_cannot_be_started_says_why(lab: Lab, run: int, tmp_path: Path) -> 
         "STOA_DATABASE_URL": lab.db.url.render_as_string(hide_password=False),
     }
     command = [sys.executable, "-m", "broker.runners.supervisor", str(run), str(token)]
-    subprocess.run(command, env=environment, check=True, timeout=30)
+    subprocess.run(command, env=environment, check=True, timeout=PATIENCE)
     assert lab.run(run).state == RunState.QUEUED
     assert "could not be started" in lab.run(run).reason
 
@@ -317,9 +313,9 @@ def test_a_run_on_a_full_disk_is_asked_to_stop_and_waits(lab: Lab, run: int, tmp
         "STOA_HOME": str(tmp_path),
         "STOA_DATABASE_URL": lab.db.url.render_as_string(hide_password=False),
         "STOA_DISK_FLOOR_GIB": "1e9",
-        "STOA_LEASE_SECONDS": "18",  # time for the trainer to be up before the first look at the disk
+        "STOA_LEASE_SECONDS": "30",  # time for the trainer to be up before the first look at the disk
     }
     (tmp_path / "runs" / str(run)).mkdir(parents=True)
-    command = [sys.executable, "-c", SUPERVISE, str(run), str(token), POLITE]
-    subprocess.run(command, env=environment, check=True, timeout=60)
+    command = supervisor_over(POLITE, tmp_path, run, token)
+    subprocess.run(command, env=environment, check=True, timeout=PATIENCE)
     assert (lab.run(run).state, lab.run(run).reason) == (RunState.QUEUED, disk.PAUSED)

@@ -130,7 +130,7 @@ def test_schedulers_with_different_plans_pass_no_limit(lab: Lab, ours: int) -> N
 
 def test_a_pool_of_slurm_is_given_a_few_jobs_without_devices(lab: Lab, ours: int, tmp_path: Path) -> None:
     with lab.db.write() as session:
-        pools.add_pool(session, name="cluster", gpu_type="V100", gpus=64, launcher="slurm", most_submitted=2)
+        pools.add_pool(session, name="cluster", gpu_type="V100", gpus=64, runner="slurm", most_submitted=2)
         pools.add_grant(session, pool="cluster", sponsor="s", seconds=900 * HOUR, until=utcnow() + timedelta(days=9))
     allocation = lab.request(ours, pool="cluster", hours="100")
     lab.approve(allocation, "100")
@@ -182,11 +182,11 @@ def test_the_command_line_says_the_same(lab: Lab, ours: int, monkeypatch: pytest
 
 
 def test_a_paused_project_starts_nothing_and_goes_on_where_it_was(lab: Lab, ours: int, tmp_path: Path) -> None:
-    waits, dry = lab.launch(ours), lab.launch(ours)
+    waits, unfunded = lab.launch(ours), lab.launch(ours)
     theirs = lab.project(STRANGER, "Another question")
     lab.allocation(theirs, lead=STRANGER)
     with lab.db.write() as session:
-        control.suspend(session, runs.load(session, dry), "nobody can pay for it", dry=True)
+        control.suspend(session, runs.load(session, unfunded), "nobody can pay for it", unfunded=True)
     with lab.db.write() as session:
         lifecycle.pause(session, ADA, ours, reason="A holiday.")
     behind = lab.launch(theirs, STRANGER, gpus=2)
@@ -196,9 +196,9 @@ def test_a_paused_project_starts_nothing_and_goes_on_where_it_was(lab: Lab, ours
     with pytest.raises(ConflictError, match="is paused; nothing of it starts"), lab.db.write() as session:
         scheduler.admit(session, Decision(waits, (0,)), Limits())
     with lab.db.write() as session:
-        assert (control.revivable(session), control.revive(session, dry)) == ([], False)
+        assert (control.revivable(session), control.revive(session, unfunded)) == ([], False)
     go_round(lab, tmp_path)
-    assert [lab.run(run).state for run in (waits, dry, behind)] == [
+    assert [lab.run(run).state for run in (waits, unfunded, behind)] == [
         *(RunState.QUEUED, RunState.PAUSED),
         RunState.STARTING,
     ]
@@ -207,7 +207,7 @@ def test_a_paused_project_starts_nothing_and_goes_on_where_it_was(lab: Lab, ours
     assert lab.claim(behind, 1)
     lab.settle(behind, 1, 0, Ending(70))
     go_round(lab, tmp_path)
-    assert [lab.run(run).state for run in (waits, dry)] == [RunState.STARTING] * 2
+    assert [lab.run(run).state for run in (waits, unfunded)] == [RunState.STARTING] * 2
 
 
 def test_a_hidden_project_has_no_title_in_the_queue(lab: Lab, ours: int) -> None:

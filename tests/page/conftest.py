@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from sandbox.discord import server as discord_server
 from tests.absent import absent
 from tests.bot.conftest import ROOT, Lab, judge, wire_problems
 from tests.discord_openapi import DiscordJudge
+from tests.patience import PATIENCE
 from tests.sandbox import bot as bots
 
 __all__ = ["judge"]
@@ -37,7 +39,7 @@ OPTIONS = [
     "--disable-sync",
 ]
 
-expect.set_options(timeout=15_000)
+expect.set_options(timeout=PATIENCE * 1000)
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="package")
@@ -103,7 +105,7 @@ class Visit:
         context = await browser.new_context(
             viewport={"width": width, "height": height}, color_scheme="dark" if scheme == "dark" else "light"
         )
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(PATIENCE * 1000)
         visit = cls(await context.new_page(), url)
         await visit.page.goto(visit.url)
         await expect(visit.page.locator("#name")).not_to_be_empty()
@@ -164,14 +166,16 @@ class Visit:
     async def _take(self, field: Locator, typed: str, suggested: str) -> None:
         """Type into an option until what is wanted is suggested, and take it; a slow bot is asked again."""
         marked = self.page.locator("#choices li[aria-selected=true] span")
-        for _ in range(5):
+        ends = time.monotonic() + PATIENCE
+        while True:
             await field.fill("")
             await self.page.keyboard.type(typed)
             try:
                 await expect(marked).to_have_text(suggested, timeout=4000)
                 break
             except AssertionError:
-                continue
+                if time.monotonic() > ends:
+                    raise
         await self.page.keyboard.press("Enter")
         await expect(field).to_have_value(suggested)
 

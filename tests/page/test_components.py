@@ -10,7 +10,7 @@ from playwright.async_api import Browser, expect
 from tests.page.conftest import DESKTOP, PHONE, Visit
 from tests.sandbox import bot as bots
 
-pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.asyncio(loop_scope="package")]
 
 
 class Sheet(ui.LayoutView):
@@ -87,13 +87,14 @@ async def test_cards_and_selects(bot: tuple[bots.Bot, dict[str, Any]], browser: 
 
 
 async def test_answers_and_forms(bot: tuple[bots.Bot, dict[str, Any]], browser: Browser) -> None:
-    _, info = bot
+    client, info = bot
     visit = await Visit.begin(browser, info["discord"], DESKTOP, "dark")
     page = visit.page
     await visit.channel("general")
-    await visit.type("slow", seconds="1.5")
+    await visit.type("slow", seconds="3000")
     private = page.locator(".private")
     await expect(private).to_contain_text("is thinking")
+    client.hurry.set()
     await expect(private.first).to_contain_text("Done")
     await expect(private.last.get_by_role("img").last).to_be_visible()
     await visit.shoot("answers")

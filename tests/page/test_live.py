@@ -15,7 +15,7 @@ from sandbox.page.page import FEED
 from tests.page.conftest import DESKTOP, PHONE, Visit
 from tests.sandbox import bot as bots
 
-pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.asyncio(loop_scope="package")]
 
 TOP = "it => it.getBoundingClientRect().top"
 DRAWN = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"

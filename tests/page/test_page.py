@@ -8,13 +8,14 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from playwright.async_api import Browser, expect
 
+from broker.runners.processes import Process
 from broker.runs import attempts, settlement
-from broker.runs.attempts import Ending, Process, Progress
+from broker.runs.attempts import Ending, Progress
 from broker.runs.series import Measured
 from tests.bot.conftest import PROPOSAL, SCOPE, Lab
 from tests.page.conftest import DESKTOP, PHONE, Visit
 
-pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.asyncio(loop_scope="package")]
 
 
 async def test_from_a_proposal_to_a_resumed_run(lab: Lab, browser: Browser) -> None:
@@ -82,7 +83,7 @@ async def launch(visit: Visit, override: str) -> None:
 
 
 async def watch_the_curve_grow(lab: Lab, visit: Visit) -> None:
-    """The run's card changes in its place, within a second of the bot's edit, and what one reads stays where it is."""
+    """The run's card changes in its place, and what one reads stays where it is."""
     page = visit.page
     run = page.locator(".message:not(.private) .card").filter(has_text="P1 · run 1")
     token = train(lab, 1)

@@ -1,6 +1,7 @@
 """A small bot on stock discord.py, pointed at the loopback Discord, for the tests of the sandbox."""
 
 import asyncio
+import contextlib
 import io
 import re
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import discord
 import yarl
 from discord import app_commands, ui
+
+from tests.patience import PATIENCE
 
 PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de"
@@ -89,6 +92,7 @@ class Bot(discord.Client):
         self.seen: list[discord.Message] = []
         self.resumed = asyncio.Event()
         self.is_up = asyncio.Event()
+        self.hurry = asyncio.Event()
         self.connects = 0
 
     async def setup_hook(self) -> None:
@@ -135,11 +139,12 @@ def _commands(tree: app_commands.CommandTree[Bot]) -> None:
     tree.add_command(project)
 
     @tree.command(description="Takes its time")
-    async def slow(interaction: discord.Interaction, seconds: float = 0.2, answer: bool = True) -> None:
+    async def slow(interaction: discord.Interaction[Bot], seconds: float = 0.2, answer: bool = True) -> None:
         if not answer:
             return
         await interaction.response.defer(ephemeral=True, thinking=True)
-        await asyncio.sleep(seconds)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(interaction.client.hurry.wait(), seconds)
         await interaction.edit_original_response(content="Done")
         await interaction.followup.send("And a file", file=picture("more.png"), ephemeral=True)
 
@@ -170,11 +175,11 @@ async def start(info: dict[str, Any], **options: Any) -> Bot:
     bot = Bot(int(info["guild_id"]), **options)
     task = asyncio.create_task(bot.start(info["bot_token"]))
     ready = asyncio.create_task(bot.is_up.wait())
-    done, _ = await asyncio.wait({task, ready}, timeout=10, return_when=asyncio.FIRST_COMPLETED)
+    done, _ = await asyncio.wait({task, ready}, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
     if ready in done:
         return bot
     ready.cancel()
     await bot.close()
     if task in done:
         task.result()
-    raise TimeoutError("The bot did not get ready within 10 s.")
+    raise TimeoutError(f"The bot did not get ready within {PATIENCE:g} s.")

@@ -1,6 +1,5 @@
 """A running sandbox, its people and a stock discord.py bot; every exchange is judged when a test ends."""
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -68,10 +67,3 @@ async def rest(info: dict[str, Any]) -> AsyncIterator[Rest]:
                 return response.status, await response.json() if response.status != 204 else None
 
         yield request
-
-
-async def until(condition: Callable[[], Any], seconds: float = 5.0) -> None:
-    """Waits until a condition holds."""
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - the condition is any state of the bot
-            await asyncio.sleep(0.02)

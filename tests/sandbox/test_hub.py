@@ -26,6 +26,7 @@ from huggingface_hub.errors import (
 )
 
 from sandbox.hub.server import make_app
+from tests.patience import PATIENCE
 
 TOKEN = "a-token-for-tests"
 REPO = "lab/tiny"
@@ -61,13 +62,13 @@ class Server:
 
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=[serve()])
         self._thread.start()
-        assert ready.wait(10)
+        assert ready.wait(PATIENCE)
 
     def close(self) -> None:
         if not self._thread.is_alive():
             return
         self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
+        self._thread.join(PATIENCE)
         self._loop.close()
 
     def ask(
@@ -76,7 +77,7 @@ class Server:
         """A request below the client, which would refuse to send some of these."""
         request = urllib.request.Request(self.url + path, data=body, method=method, headers=headers)
         try:
-            with urllib.request.urlopen(request, timeout=10) as response:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as response:
                 return response.status, dict(response.headers), response.read()
         except urllib.error.HTTPError as error:
             with error:
@@ -488,7 +489,7 @@ def test_transformers_opens_each_checkpoint(hub: Server, tmp_path: pathlib.Path)
         env=env,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]

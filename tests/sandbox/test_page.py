@@ -11,6 +11,7 @@ import pytest
 
 from sandbox.discord.messages import LOADING
 from sandbox.people import Guild
+from tests.patience import PATIENCE
 from tests.sandbox import bot as bots
 
 
@@ -114,7 +115,7 @@ async def test_each_person_is_told_what_they_may_see(
 
 async def told(stream: aiohttp.ClientResponse) -> dict[str, Any]:
     """The next event of a stream."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         async for line in stream.content:
             if line.startswith(b"data: "):
                 event: dict[str, Any] = json.loads(line.removeprefix(b"data: "))

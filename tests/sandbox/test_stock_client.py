@@ -11,8 +11,8 @@ import yarl
 
 from sandbox.people import ActionError, Guild
 from tests.discord_openapi import DiscordJudge, recorded
+from tests.patience import PATIENCE, until
 from tests.sandbox import bot as bots
-from tests.sandbox.conftest import until
 
 Overwrites = dict[discord.Role | discord.Member | discord.Object, discord.PermissionOverwrite]
 
@@ -97,11 +97,10 @@ async def test_a_deferred_answer_is_waited_for(bot: bots.Bot, guild: Guild) -> N
     ada = guild.person("Ada")
     answer = await ada.command("slow", seconds=0.3)
     assert (answer.kind, answer.text, answer.ephemeral) == ("message", "Done", True)
-    await asyncio.sleep(0.1)
-    later = await guild.answer(answer)
+    later = await guild.wait_for_answer(answer, lambda a: a.followups)
     assert [(m.text, m.attachments[0].path.read_bytes()) for m in later.followups] == [("And a file", bots.PNG)]
     assert await guild.messages("general") == []
-    unfinished = await ada.command("slow", seconds=9.0, timeout=0.5)
+    unfinished = await ada.command("slow", seconds=PATIENCE, timeout=0.5)
     assert unfinished.kind == "deferred"
 
 
@@ -214,14 +213,14 @@ async def test_the_same_nonce_posts_once(bot: bots.Bot, guild: Guild) -> None:
 async def test_a_dropped_gateway_is_resumed_and_misses_nothing(bot: bots.Bot, guild: Guild) -> None:
     assert await guild.drop_gateway() == 1
     await guild.person("Ada").say("general", "while you were away")
-    await asyncio.wait_for(bot.resumed.wait(), 15)
+    await asyncio.wait_for(bot.resumed.wait(), PATIENCE)
     await until(lambda: any(m.channel.id == bot.text_channel("general").id for m in bot.seen))
     assert bot.connects == 1
 
 
 async def test_a_forgotten_session_is_identified_anew(bot: bots.Bot, guild: Guild) -> None:
     await guild.drop_gateway(forget=True)
-    await until(lambda: bot.connects == 2, 20)
+    await until(lambda: bot.connects == 2)
     assert (await guild.person("Ada").command("run", recipe="demo")).text == "demo"
 
 
@@ -240,8 +239,8 @@ async def test_stock_client_waits_out_a_429(bot: bots.Bot, guild: Guild, tmp_pat
 async def test_answering_twice_and_too_late(bot: bots.Bot, guild: Guild) -> None:
     ada = guild.person("Ada")
     twice = await ada.command("twice")
-    await asyncio.sleep(0.2)
-    assert [m.text for m in (await guild.answer(twice)).followups] == ["400 40060"]
+    answered = await guild.wait_for_answer(twice, lambda a: a.followups)
+    assert [m.text for m in answered.followups] == ["400 40060"]
     silent = await ada.command("slow", answer=False)
     assert silent.kind == "none"
 

@@ -40,6 +40,7 @@ from projects.people import Actor
 from projects.record import record
 from tests import databases
 from tests.broker.lab import EMMY, ROSA, Lab
+from tests.standin import python_with
 from tests.system import chaos_report, processes
 from tests.system.census import Census
 
@@ -336,7 +337,7 @@ def play(size: Size, console: Console) -> bool:
     database = ExitStack()
     try:
         url = database.enter_context(database_of(size.database))
-        story = Story(size, home, python_with_standin(home), parts, url)
+        story = Story(size, home, python_with(home / "python", STANDIN), parts, url)
         with Census(home / "runs") as census:
             story.play(census, console)
             messages = posted(story.world["discord"])
@@ -373,20 +374,6 @@ def database_of(kind: str) -> AbstractContextManager[str]:
     if programs is None:
         sys.exit("PostgreSQL's server is not installed (Debian: apt-get install postgresql).")
     return databases.server(programs)
-
-
-def python_with_standin(home: Path) -> Path:
-    """A virtual environment like this one, in which the stand-in comes before the real trainer."""
-    folder = home / "python"
-    packages = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
-    packages.mkdir(parents=True)
-    (folder / "bin").mkdir()
-    (folder / "bin" / "python").symlink_to(Path(sys.executable).resolve())
-    (folder / "pyvenv.cfg").write_text(f"home = {Path(sys.executable).resolve().parent}\n")
-    ours = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
-    added = "; ".join(f"site.addsitedir({path!r})" for path in ours)
-    (packages / "chaos.pth").write_text(f"{STANDIN}\n{ROOT}\nimport site; {added}\n")
-    return folder / "bin" / "python"
 
 
 def mount_small(folder: Path) -> bool:

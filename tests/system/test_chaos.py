@@ -7,7 +7,6 @@ from tests.system.chaos import Size, play
 
 
 @pytest.mark.chaos
-@pytest.mark.timeout(1500)
 def test_the_story_comes_out_whole_whatever_befalls_its_parts(capsys: pytest.CaptureFixture[str]) -> None:
     with capsys.disabled():
         assert play(Size.given(), Console(width=120))

@@ -4,7 +4,7 @@ import json
 import re
 import subprocess
 import sys
-import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from demo.play import settings_for
 from projects.health import problem
 from projects.settings import Settings
 from tests.environment import bare
+from tests.patience import PATIENCE, wait_for
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,7 +34,7 @@ def stoa(home: Path, *arguments: str, **settings: str) -> subprocess.CompletedPr
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
 
@@ -41,6 +42,16 @@ def stoa(home: Path, *arguments: str, **settings: str) -> subprocess.CompletedPr
 def compose() -> dict[str, Any]:
     content: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
     return content
+
+
+def schedulers(parent: int) -> list[int]:
+    """The schedulers below a process."""
+    found = []
+    for child in psutil.Process(parent).children(recursive=True):
+        with suppress(psutil.Error):
+            if child.cmdline()[-1:] == ["scheduler"]:
+                found.append(child.pid)
+    return found
 
 
 def known(name: str) -> bool:
@@ -77,21 +88,15 @@ def test_up_runs_the_parts_on_a_server_until_it_is_stopped(tmp_path: Path) -> No
         assert any("Stoa is up" in line for line in up.stdout)
         children = psutil.Process(up.pid).children(recursive=True)
         assert len(children) >= 5
-        until = time.monotonic() + 20
-        while any(problem(settings, part) for part in ("bot", "worker", "publisher", "scheduler")):
-            assert time.monotonic() < until
-            time.sleep(0.2)
+        wait_for(lambda: not any(problem(settings, part) for part in ("bot", "worker", "publisher", "scheduler")))
         (fallen,) = [child for child in children if child.cmdline()[-1] == "scheduler"]
         fallen.kill()
         assert "the scheduler has ended by itself, and is started again" in up.stdout.readline()
         children = psutil.Process(up.pid).children(recursive=True)
-        until = time.monotonic() + 20
-        while problem(settings, "scheduler") or all(child.cmdline()[-1:] != ["scheduler"] for child in children):
-            assert time.monotonic() < until
-            time.sleep(0.2)
-            children = psutil.Process(up.pid).children(recursive=True)
+        wait_for(lambda: not problem(settings, "scheduler") and schedulers(up.pid))
+        children = psutil.Process(up.pid).children(recursive=True)
         up.terminate()
-        assert up.wait(60) == 0
+        assert up.wait(PATIENCE) == 0
         assert [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE] == []
     finally:
         up.kill()
@@ -102,9 +107,9 @@ def test_a_part_that_falls_time_and_again_is_given_up(tmp_path: Path) -> None:
     parts = Parts(tmp_path)
     command = [sys.executable, "-c", "import sys; sys.exit('It is no use.')"]
     for _ in range(MOST_FALLS):
-        parts.start("scheduler", command, {}, lambda: True).popen.wait(20)
+        parts.start("scheduler", command, {}, lambda: True).popen.wait(PATIENCE)
         assert parts.fallen() == ["scheduler"]
-    parts.start("scheduler", command, {}, lambda: True).popen.wait(20)
+    parts.start("scheduler", command, {}, lambda: True).popen.wait(PATIENCE)
     with pytest.raises(PartError, match="The scheduler ended with status 1: It is no use"):
         parts.fallen()
 

@@ -21,6 +21,7 @@ from projects.people import Actor
 from projects.settings import Settings
 from tests.databases import postgres
 from tests.environment import bare
+from tests.patience import PATIENCE
 from tests.system.chaos import call
 from tests.system.test_command_line import stoa
 
@@ -165,6 +166,25 @@ def test_what_is_wrong_with_the_hub(well: Settings, change: dict[str, object], a
     assert advice in doctor.check_hub(changed(well, **change)).advice
 
 
+def test_a_runner_that_a_pool_uses_is_looked_at(
+    well: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = changed(well, home=tmp_path)
+    assert list(doctor.check_runners(settings)) == [], "there is no database yet"
+    db = Database(settings.database)
+    db.migrate()
+    with db.write() as session:
+        pools.add_pool(session, name="here", gpu_type="cpu", gpus=1)
+    assert list(doctor.check_runners(settings)) == []
+    with db.write() as session:
+        pools.add_pool(session, name="there", gpu_type="H200", gpus=8, runner="slurm")
+    db.close()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (found,) = doctor.check_runners(settings)
+    assert (found.thing, found.ok) == ("the runner slurm", False)
+    assert "there is no squeue on this host" in found.found
+
+
 def test_gpus_that_a_pool_counts_on_and_this_host_lacks(well: Settings, tmp_path: Path) -> None:
     settings = changed(well, home=tmp_path)
     assert "database" in doctor.check_gpus(settings).advice
@@ -217,6 +237,6 @@ def _roles(world: dict[str, Any]) -> list[dict[str, Any]]:
         f"{world['discord']}/api/v10/guilds/{world['guild_id']}/roles",
         headers={"Authorization": f"Bot {world['bot_token']}", "User-Agent": "DiscordBot (https://example.org, 1)"},
     )
-    with urllib.request.urlopen(asked, timeout=10) as answer:
+    with urllib.request.urlopen(asked, timeout=PATIENCE) as answer:
         roles: list[dict[str, Any]] = json.load(answer)
         return roles

@@ -47,10 +47,11 @@ def test_imports_run_one_way(package: str) -> None:
 
 LAYERS: dict[str, Sequence[Sequence[str]]] = {
     "broker": (
+        ("runners",),
         ("allocations", "catalogue", "configs", "publications"),
         ("runs",),
         ("publishing", "reviews"),
-        ("runners",),
+        ("runners.supervisor", "runners.output", "runners.reaper"),
         ("scheduling",),
         ("reports",),
     ),
@@ -66,18 +67,48 @@ LAYERS: dict[str, Sequence[Sequence[str]]] = {
         ("client",),
     ),
 }
-"""The parts of a package, lowest first; parts of one layer may import each other."""
+"""The parts of a package, lowest first; parts of one layer may import each other.
+
+A runner knows nothing of the rest of the broker; what follows an attempt through a runner and the database lies higher.
+"""
+
+
+def height(name: str) -> int:
+    """The layer of a module, or of a name in it, such as `broker.runs.attempts`."""
+    package, *parts = name.split(".")
+    heights = {part: number for number, layer in enumerate(LAYERS[package]) for part in layer}
+    return heights.get(".".join(parts[:2]), heights.get(parts[0], -1))
 
 
 @pytest.mark.parametrize("package", LAYERS)
 def test_the_layers_of_a_package_import_downwards_only(package: str) -> None:
-    height = {part: number for number, layer in enumerate(LAYERS[package]) for part in layer}
-    assert {path.stem for path in (ROOT / package).iterdir()} - {"__init__", "__pycache__"} == set(height)
+    known = {part.partition(".")[0] for layer in LAYERS[package] for part in layer}
+    assert {path.stem for path in (ROOT / package).iterdir()} - {"__init__", "__pycache__"} == known
     for path in sorted((ROOT / package).rglob("*.py")):
-        own = path.relative_to(ROOT / package).parts[0].removesuffix(".py")
         for name in imported(path):
-            if name.startswith(f"{package}.") and own != "__init__":
-                assert height[name.split(".")[1]] <= height[own], f"{path} imports {name}"
+            if name.startswith(f"{package}.") and module(path) != package:
+                assert height(name) <= height(module(path)), f"{path} imports {name}"
+
+
+def test_slurm_is_known_to_its_runner_alone() -> None:
+    """What a module says in a docstring or a comment binds nothing; the registry has the one line that names it."""
+    knows = {ROOT / "broker" / "runners" / name for name in ("slurm.py", "registry.py")}
+    files = {path for package in ("bot", "broker", "cli", "projects") for path in (ROOT / package).rglob("*.py")}
+    for path in sorted(file for file in files - knows if "migrations" not in file.parts):
+        words = named(path)
+        assert not [word for word in words if "slurm" in word.lower()], path
+
+
+def named(path: Path) -> set[str]:
+    """The names and texts in a file's code: identifiers, imports and string constants, but no docstrings."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            node.value.value = None
+        for field in ("id", "attr", "arg", "name", "asname", "module", "value"):
+            if isinstance(word := getattr(node, field, None), str):
+                found.add(word)
+    return found
 
 
 @pytest.mark.parametrize("package", OURS)

@@ -1,34 +1,49 @@
 """Migrations go down and up again with data in every table, and nothing that the first tables hold is lost."""
 
 import importlib
+import json
 import pkgutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import inspect, text
+from sqlalchemy import Inspector, MetaData, create_engine, inspect, text
 from sqlalchemy.exc import DBAPIError
 
 import bot
 import broker
 import projects
 from bot.delivery import lease, outbox
-from bot.tables import DiscordCommands, DiscordPlace
-from broker import publications
+from bot.tables import DiscordCommands, DiscordPurpose
+from broker import catalogue, publications
+from broker.allocations import pools
+from broker.publications import Repository
 from broker.reports import run_plan
+from broker.reviews import changes
+from broker.reviews.expiry import AllocationWarning
 from broker.runs import attempts
 from broker.runs.attempts import Checkpoint, Ending, Progress
 from broker.runs.launching import Order
 from broker.runs.series import Measured
-from projects import bans, lifecycle
+from broker.scheduling import usage
+from projects import bans, lifecycle, membership, policies
 from projects.db.columns import Base
 from projects.db.database import Database
 from projects.findings import Finding
 from projects.record import record, redaction, verification
 from tests.broker.lab import ADA, GRACE, STRANGER, Lab
-from tests.databases import database_url, db, postgres
+from tests.databases import database_url, db, new_url, postgres
 
-__all__ = ["database_url", "db", "postgres"]
+__all__ = ["database_url", "db", "new_url", "postgres"]
 
-FIRST, LAST = 1, 12
+FIRST, LAST = 1, 14
+RENAMED = {("runs", "dry"): "unfunded", ("attempts", "rung_at"): "notified_at", ("pools", "launcher"): "runner"}
+"""Columns that a migration has renamed, with their newer names."""
+MOVED = {("pools", "slurm_partition"), ("pools", "slurm_gres")}
+"""Columns whose values stand in another column since; a test of its own follows them."""
+ROWS_AT_0012 = Path(__file__).parent / "rows_at_0012.json"
+"""A row or more of every table, as the release at revision 0012 wrote them."""
 
 
 def fill(database: Database) -> None:
@@ -46,18 +61,35 @@ def fill(database: Database) -> None:
     lab.start(second, 1)
     with database.write() as session:
         bans.ban(session, None, STRANGER, "Spam.")
+    with database.write() as session:
         redaction.redact(session, None, record.project_stream(project), 2, "It was private.")
+    with database.write() as session:
         lifecycle.propose(session, GRACE, "another", title="Another one", question="q", why="w", needs="n")
         outbox.intend(session, "project:1", "100")
         outbox.sent(session, "project:1", "200", "digest")
-        outbox.open_room(session, "project:1", project, "300")
+        outbox.open_channel(session, "project:1", project, "300")
         session.merge(DiscordCommands(application_id="1", guild_id="2", digest="d"))
-        session.add(DiscordPlace(guild_id="2", name="record", discord_id="400"))
+        session.add(DiscordPurpose(guild_id="2", name="record", discord_id="400"))
         session.add(Finding(message_id="500", project_id=project, number=2))
+    with database.write() as session:
         run_plan.launch(session, ADA, "draft", Order(project, "demo", "10m"))
+    with database.write() as session:
+        changes.request(session, ADA, "change", allocation, justification="It grew.", hours="1")
+    with database.write() as session:
+        membership.offer_lead(session, ADA, project, to=str(GRACE.discord_id), reason="I travel.")
+    with database.write() as session:
+        catalogue.propose_dataset(
+            session, ADA, "dataset", name="tiny", dataset="lab/tiny", revision="a" * 40, licence="CC-BY-4.0"
+        )
+    with database.write() as session:
+        policies.change(session, None, "most_open_proposals", "7", "We grow.")
+    with database.write() as session:
+        usage.add_ended(session)
+        session.add(AllocationWarning(allocation_id=allocation, mark="7d", about="2030-01-01"))
+        session.add(Repository(run_id=first, name="lab/first", private=False))
         lease.hold(session, "2", "somebody", 60)
         for entry in record.since(session, record.project_stream(project), 0):
-            outbox.told(session, entry)
+            outbox.posted(session, entry)
 
 
 def columns(database: Database) -> dict[str, list[str]]:
@@ -69,11 +101,12 @@ def columns(database: Database) -> dict[str, list[str]]:
 
 
 def rows(database: Database, known: dict[str, list[str]]) -> dict[str, list[str]]:
-    """What stands in these columns of these tables."""
-    found = {}
+    """What stands in these columns of these tables, by whichever name the columns have now."""
+    found, now = {}, columns(database)
     with database.read() as session:
         for table, names in known.items():
-            query = f"SELECT {', '.join(names)} FROM {table}"
+            called = [name if name in now[table] else RENAMED[table, name] for name in names]
+            query = f"SELECT {', '.join(called)} FROM {table}"
             found[table] = sorted(repr(tuple(row)) for row in session.execute(text(query)))
     return found
 
@@ -114,6 +147,26 @@ def test_what_is_there_before_the_way_down_is_there_after_it(db: Database) -> No
     whole(db)
 
 
+def test_the_fields_of_slurms_pools_become_options_of_their_runner(db: Database) -> None:
+    db.migrate("0012")
+    with db.write() as session:
+        for name, launcher, partition, gres in (("near", "local", "", "gpu"), ("far", "slurm", "long", "gpu:h200")):
+            session.execute(
+                text(
+                    "INSERT INTO pools (name, gpu_type, gpus, launcher, slurm_partition, slurm_gres) "
+                    "VALUES (:name, 'H200', 8, :launcher, :partition, :gres)"
+                ),
+                {"name": name, "launcher": launcher, "partition": partition, "gres": gres},
+            )
+    before = rows(db, columns(db))["pools"]
+    db.migrate()
+    with db.read() as session:
+        found = {pool.name: (pool.runner, pool.runner_options) for pool in pools.every(session)}
+    assert found == {"near": ("local", {}), "far": ("slurm", {"partition": "long", "gres": "gpu:h200"})}
+    db.migrate("0012")
+    assert rows(db, columns(db))["pools"] == before
+
+
 def whole(database: Database) -> None:
     """The chains verify, what may only grow is still watched, and work goes on."""
     with database.read() as session:
@@ -133,10 +186,113 @@ def whole(database: Database) -> None:
         )
 
 
-def test_the_tables_are_what_the_classes_say(db: Database) -> None:
+@pytest.fixture
+def at_0012(new_url: Callable[[], str]) -> Iterator[Database]:
+    """A database at revision 0012 with rows in every table."""
+    database = Database(new_url())
+    database.migrate("0012")
+    filled = json.loads(ROWS_AT_0012.read_text())
+    with database.write() as session:
+        connection = session.connection()
+        tables = MetaData()
+        tables.reflect(connection)
+        session.execute(text("DELETE FROM streams"))  # the first migration makes one, which is among the rows
+        for table in tables.sorted_tables:
+            for row in filled.get(table.name, ()):
+                given = ", ".join(f":{name}" for name in row)
+                session.execute(text(f"INSERT INTO {table.name} ({', '.join(row)}) VALUES ({given})"), row)
+            if "id" in table.columns and connection.dialect.name == "postgresql":
+                largest = f"(SELECT MAX(id) FROM {table.name})"
+                session.execute(text(f"SELECT setval(pg_get_serial_sequence('{table.name}', 'id'), {largest})"))
+    yield database
+    database.close()
+
+
+def test_an_upgrade_from_0012_keeps_every_row(at_0012: Database) -> None:
+    known = {table: [name for name in names if (table, name) not in MOVED] for table, names in columns(at_0012).items()}
+    before = rows(at_0012, known)
+    assert [table for table, found in before.items() if not found] == [], "a table that nothing was put into"
+    at_0012.migrate()
+    assert rows(at_0012, known) == before
+    whole(at_0012)
+
+
+def test_the_tables_are_what_the_classes_say(at_0012: Database, db: Database, new_url: Callable[[], str]) -> None:
+    import_tables()
+    made = create_engine(new_url())
+    Base.metadata.create_all(made)
+    said = schema(inspect(made))
+    made.dispose()
+    fill(db)
+    at_0012.migrate()
+    for migrated in (db, at_0012):
+        with migrated.read() as session:
+            seen = inspect(session.connection())
+            assert schema(seen) == said
+            for table, column, default in server_defaults(seen):
+                assert default == class_default(table, column), f"{table}.{column}"
+
+
+def import_tables() -> None:
+    """Import every module that may define a table."""
     for package in (projects, broker, bot):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if not module.ispkg and ".migrations." not in module.name:
                 importlib.import_module(module.name)
-    said = {name: sorted(column.name for column in table.columns) for name, table in Base.metadata.tables.items()}
-    assert columns(db) == said
+
+
+def schema(seen: Inspector) -> dict[str, dict[str, Any]]:
+    """Of each table: its columns, keys, constraints and indexes, with their names and all that is said of them."""
+    return {
+        table: {
+            "columns": {each["name"]: (type_of(seen, each), each["nullable"]) for each in seen.get_columns(table)},
+            "primary key": told(seen, [seen.get_pk_constraint(table)], "constrained_columns"),
+            "foreign keys": told(seen, seen.get_foreign_keys(table), "constrained_columns"),
+            "unique": told(seen, seen.get_unique_constraints(table), "column_names"),
+            "checks": told(seen, seen.get_check_constraints(table), "name"),
+            "indexes": told(seen, seen.get_indexes(table), "name"),
+        }
+        for table in set(seen.get_table_names()) - {"alembic_version"}
+    }
+
+
+def type_of(seen: Inspector, column: Any) -> str:
+    """A column's type in SQL. To SQLite, which keeps any value anywhere, these names mean the same."""
+    name = str(column["type"].compile(seen.dialect))
+    same = {"BIGINT": "INTEGER", "TIMESTAMP": "DATETIME", "FLOAT": "DOUBLE"}
+    return same.get(name, name) if seen.dialect.name == "sqlite" else name
+
+
+def told(seen: Inspector, found: Sequence[Any], key: str) -> dict[str, dict[str, Any]]:
+    """What the database tells of constraints or indexes, by one of their keys.
+
+    The keys of columns that were added in place have no name in SQLite.
+    """
+    unnamed = seen.dialect.name == "sqlite" and key == "constrained_columns"
+    return {
+        str(each[key]): {
+            name: {option: str(setting).replace("<>", "!=") for option, setting in value.items()}
+            if isinstance(value, dict)
+            else value
+            for name, value in each.items()
+            if name != "name" or not unnamed
+        }
+        for each in found
+    }
+
+
+def server_defaults(seen: Inspector) -> Iterator[tuple[str, str, str]]:
+    """Table, column and value of each default that a migration left in the database for the rows before it."""
+    for table in set(seen.get_table_names()) - {"alembic_version"}:
+        for column in seen.get_columns(table):
+            value = (column["default"] or "nextval").partition("::")[0].strip("'")
+            if not value.startswith("nextval"):
+                yield table, column["name"], {"false": "0", "true": "1"}.get(value, value)
+
+
+def class_default(table: str, column: str) -> str:
+    """The default that a table's class gives a column, as SQL writes it."""
+    default: Any = Base.metadata.tables[table].columns[column].default
+    if default.is_callable:
+        return json.dumps(default.arg(None))
+    return str(default.arg) if isinstance(default.arg, str) else f"{default.arg:g}"

@@ -23,7 +23,10 @@ from projects.record import record
 from tests.absent import absent
 from tests.discord_openapi import DESCRIPTION_ENV, DiscordJudge, find_description, malformed, recorded
 from tests.environment import bare
+from tests.patience import PATIENCE, until
 
+SOON = {"lease_seconds": 3.0}
+"""A bot's settings by which another takes over its delivery soon."""
 POST = re.compile(r"-# (?:P(\d+)|Lab) · record (\d+) · ([0-9a-f]{8})\s*$")
 
 
@@ -56,17 +59,15 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.C
     home = tmp_path_factory.mktemp("home")
     environment = bare() | {"STOA_HOME": str(home), "STOA_ENV_FILE": ""}
     command = [sys.executable, "-m", "cli.main", "demo", "--no-stay"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=8 * PATIENCE, check=False)
     return home / "demo", done
 
 
-@pytest.mark.timeout(500)
 def test_the_demo_plays_to_its_end(played: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     home, done = played
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((home / "report.json").read_text())
     assert report["ok"]
-    assert report["seconds"] < 180
     assert [step["name"] for step in report["steps"][1:]] == [name for name, _ in story.STORY]
     assert report["loss"]["last"] < report["loss"]["unigram_entropy"] - story.CLEARLY < report["loss"]["first"]
     assert str(round(report["loss"]["unigram_entropy"], 2)) in done.stdout
@@ -79,7 +80,6 @@ def test_the_demo_plays_to_its_end(played: tuple[Path, subprocess.CompletedProce
     assert Path(report["curve"]).read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.timeout(500)
 def test_the_demo_leaves_no_process_behind(played: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     home, _ = played
     left = [
@@ -106,7 +106,6 @@ def test_a_part_that_dies_after_the_story_is_no_failure_of_the_story(tmp_path: P
     assert "The demo failed" not in rest
 
 
-@pytest.mark.timeout(500)
 def test_every_entry_of_the_record_is_posted_once(played: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     home, _ = played
     report = json.loads((home / "report.json").read_text())
@@ -120,7 +119,6 @@ def test_every_entry_of_the_record_is_posted_once(played: tuple[Path, subprocess
     assert len(announcements) == 1
 
 
-@pytest.mark.timeout(500)
 def test_all_that_was_said_on_the_wire_is_discords_own_api(
     played: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
@@ -131,13 +129,12 @@ def test_all_that_was_said_on_the_wire_is_discords_own_api(
     assert DiscordJudge().judge_recorded(home / "sandbox") + malformed(home / "sandbox") == []
 
 
-@pytest.mark.timeout(400)
 async def test_the_bot_may_be_killed_at_any_moment(tmp_path: Path) -> None:
     """`kill -9` of the bot after the proposal, after the scope and in mid-run: nothing missing, nothing twice."""
     parts = Parts(tmp_path / "logs")
     console = Console(quiet=True)
     try:
-        stage = await set_stage(tmp_path, parts, lease_seconds=3.0)
+        stage = await set_stage(tmp_path, parts, bot=SOON)
         stage.override = "steps=24"
         for act in (story.propose, story.join, story.scope, story.request, story.approve):
             await act(stage, console)
@@ -145,7 +142,7 @@ async def test_the_bot_may_be_killed_at_any_moment(tmp_path: Path) -> None:
                 await kill_and_restart(stage, parts)
         await story.launch(stage, console)
         training = asyncio.create_task(until_trained(stage))
-        await asyncio.sleep(12)
+        await until(lambda: stage.run().step > 0, "the first steps")
         await kill_and_restart(stage, parts)
         await training
         for act in (story.card, story.checkpoints, story.sample, story.complete):
@@ -153,7 +150,7 @@ async def test_the_bot_may_be_killed_at_any_moment(tmp_path: Path) -> None:
         with stage.database.read() as session:
             heads = dict(record.streams(session))
         last = f" record {heads[f'project:{stage.project_id}']} "
-        await stage.guild.wait_for(stage.channel, lambda m: last in m.text, 30)
+        await stage.guild.wait_for(stage.channel, lambda m: last in m.text)
         channels = {
             channel.name: [message.text for message in await stage.guild.messages(channel.id)]
             for channel in await stage.guild.channels()
@@ -182,16 +179,13 @@ def assert_no_secret(home: Path, secrets: Sequence[str], channels: Mapping[str, 
 async def kill_and_restart(stage: Stage, parts: Parts) -> None:
     """End the bot with SIGKILL, start another, and wait until it answers."""
     parts.kill("bot")
-    await asyncio.to_thread(parts.start_stoa, stage.settings, "bot")
-    await stage.guild.wait_for_bot("project", timeout=30)
+    await asyncio.to_thread(parts.start_stoa, stage.settings.model_copy(update=SOON), "bot")
+    await stage.guild.wait_for_bot("project")
 
 
 async def until_trained(stage: Stage) -> None:
     """Wait for the run's end; how low its loss comes is not the matter here."""
-    for _ in range(400):
-        if stage.run().ended_at is not None:
-            return
-        await asyncio.sleep(0.5)
+    await until(lambda: stage.run().ended_at is not None, "the end of the run", every=0.5)
 
 
 def cmdline(process: psutil.Process) -> list[str]:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tests.environment import bare
+from tests.patience import PATIENCE
 from trainer.config import TrainConfig, load
 
 ROOT = Path(__file__).parents[2]
@@ -66,7 +67,7 @@ def run_trainer(*arguments: str | Path, limits: Mapping[int, int] | None = None)
         env=SCRUBBED,
         text=True,
         capture_output=True,
-        timeout=240,
+        timeout=PATIENCE,
         preexec_fn=limit if limits else None,
     )
 

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tests.patience import PATIENCE
 from trainer.config import TrainConfig
 from trainer.distributed.parallel_dims import ParallelDims, with_groups
 from trainer.engine.base import NonFiniteError, ReadTensor, TensorKind
@@ -25,7 +26,7 @@ from trainer.model.initialise import draw
 from trainer.model.transformer import shapes
 
 CPU = torch.device("cpu")
-TIMEOUT = 120.0
+TIMEOUT = PATIENCE
 KINDS: tuple[TensorKind, ...] = ("weight", "exp_avg", "exp_avg_sq")
 # What every rank would import for itself, most of its start.
 PRELOADED = [__name__, "deepspeed.runtime.pipe.engine", "deepspeed.runtime.zero.muon.original_muon"]

@@ -4,12 +4,13 @@ import json
 import subprocess
 import sys
 
+from tests.patience import PATIENCE
 from tests.trainer.conftest import ROOT
 
 
 def test_both_sides_compute_the_same() -> None:
     command = [sys.executable, "-m", "bench.trainer", "--small", "--turns", "1"]
-    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=240, check=True)
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=PATIENCE, check=True)
     goals = json.loads(done.stdout.splitlines()[-1])
     assert goals["small tuned: losses apart"]["value"] < 0.02
     assert not any(goal["missed"] for goal in goals.values())

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from trainer.checkpoint import folders
 from trainer.checkpoint.resume import find_starting_point
@@ -10,13 +12,30 @@ from trainer.config import CheckpointsConfig, ConfigError, TrainConfig
 
 
 def due(schedule: CheckpointsConfig, last: int) -> list[int]:
-    return [step for step in range(last + 1) if folders.is_due(step, last, schedule)]
+    return [step for step in range(last + 1) if schedule.is_due(step, last)]
 
 
 def test_schedule() -> None:
     assert due(CheckpointsConfig(log_until=8, every=10), 33) == [0, 1, 2, 4, 8, 10, 20, 30, 33]
     assert due(CheckpointsConfig(log_until=0, every=5), 7) == [0, 5, 7]
     assert due(CheckpointsConfig(log_until=2, every=5, at=(4, 6, 100)), 7) == [0, 1, 2, 4, 5, 6, 7]
+
+
+@given(
+    schedule=st.builds(
+        CheckpointsConfig,
+        log_until=st.integers(0, 40),
+        every=st.integers(1, 40),
+        at=st.lists(st.integers(0, 90), max_size=3).map(tuple),
+    ),
+    last=st.integers(1, 80),
+)
+def test_every_schedule_begins_at_step_0_and_tells_what_comes_next(schedule: CheckpointsConfig, last: int) -> None:
+    steps = due(schedule, last)
+    assert (steps[0], steps[-1]) == (0, last)
+    assert [schedule.first_after(step, last) for step in range(last)] == [
+        next(other for other in steps if other > step) for step in range(last)
+    ]
 
 
 def test_schedule_of_pythia() -> None:

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,13 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.patience import PATIENCE, wait_for
 from tests.trainer.conftest import run_trainer, start_trainer, write_config
 from tests.trainer.test_run import lines, losses, outcome
 from trainer.checkpoint import folders, metadata
 from trainer.contract import checkpoint_folder
 
 FOREVER = 1_000_000
-
-
-def wait_for(what: Callable[[], object], seconds: float = 90.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
 
 
 def steps_logged(out: Path) -> int:
@@ -45,7 +39,7 @@ def training(out: Path, config: Path) -> Iterator[tuple[subprocess.Popen[str], l
     finally:
         with suppress(ProcessLookupError):
             os.killpg(parent.pid, signal.SIGKILL)
-        parent.communicate(timeout=30)
+        parent.communicate(timeout=PATIENCE)
 
 
 def test_killed_rank_then_a_rerun_then_a_stop(tmp_path: Path) -> None:
@@ -54,7 +48,7 @@ def test_killed_rank_then_a_rerun_then_a_stop(tmp_path: Path) -> None:
     with training(out, config) as (parent, ranks):
         wait_for(lambda: steps_logged(out) >= 6)
         ranks[1].kill()
-        assert parent.wait(timeout=60) == 70
+        assert parent.wait(timeout=PATIENCE) == 70
         assert not any(rank.is_running() for rank in ranks)
     assert outcome(out)["transient"] is True
     assert outcome(out)["reason"] == "Rank 1 was killed by SIGKILL."
@@ -70,7 +64,7 @@ def test_killed_rank_then_a_rerun_then_a_stop(tmp_path: Path) -> None:
         assert {os.getpgid(rank.pid) for rank in ranks} == {parent.pid}
         wait_for(lambda: steps_logged(out) > logged + 3)
         parent.send_signal(signal.SIGTERM)
-        assert parent.wait(timeout=60) == 75
+        assert parent.wait(timeout=PATIENCE) == 75
     steps = [line["step"] for line in lines(out / "metrics.jsonl")]
     assert steps == list(range(1, len(steps) + 1))
     assert any(event["event"] == "started" and event["step"] == reached for event in lines(out / "events.jsonl"))
@@ -86,7 +80,7 @@ def test_no_rank_outlives_its_parent(tmp_path: Path) -> None:
         time.sleep(1.0)
         parent.kill()
         parent.wait()
-        wait_for(lambda: not any(rank.is_running() for rank in ranks), seconds=5)
+        wait_for(lambda: not any(rank.is_running() for rank in ranks))
 
 
 def test_stop_of_the_whole_group_before_training_began(tmp_path: Path) -> None:
@@ -94,15 +88,13 @@ def test_stop_of_the_whole_group_before_training_began(tmp_path: Path) -> None:
     with training(out, write_config(tmp_path / "tiny.yml", steps=FOREVER)) as (parent, _ranks):
         for _ in range(3):
             os.killpg(parent.pid, signal.SIGTERM)
-        assert parent.wait(timeout=60) == 75
+        assert parent.wait(timeout=PATIENCE) == 75
     assert outcome(out) == {"status": 75, "reason": None, "step": 0, "transient": False}
 
 
 def test_wrong_configuration(tmp_path: Path) -> None:
     config = write_config(tmp_path / "tiny.yml", steps=0)
-    began = time.monotonic()
     result = run_trainer("train", config, "--out", tmp_path / "out", "--gpus", "2")
-    assert time.monotonic() - began < 10
     assert result.returncode == 78
     said = "training.steps must be a number greater than or equal to 1, not '0'."
     assert result.stderr == said + "\n"
@@ -173,12 +165,12 @@ def test_two_starts_with_one_rendezvous_are_two_hosts(finished: Path, tmp_path: 
     together = ("train", config, "--out", out, "--hosts", "2", "--rendezvous", f"127.0.0.2:{port}")
     hosts = [start_trainer(*together, "--host", str(i), "--address", f"127.0.0.{2 + i}") for i in range(2)]
     try:
-        assert [host.wait(timeout=120) for host in hosts] == [0, 0]
+        assert [host.wait(timeout=PATIENCE) for host in hosts] == [0, 0]
     finally:
         for host in hosts:
             with suppress(ProcessLookupError):
                 os.killpg(host.pid, signal.SIGKILL)
-            host.communicate(timeout=30)
+            host.communicate(timeout=PATIENCE)
     assert outcome(out) == {"status": 0, "reason": None, "step": 12, "transient": False}
     assert lines(out / "events.jsonl")[0]["ranks"] == 2
     assert losses(out) == pytest.approx(losses(finished), rel=1e-5)
@@ -194,12 +186,12 @@ def test_hosts_with_other_configurations_do_not_train_together(tmp_path: Path) -
         options = ("--hosts", "2", "--host", str(number), "--rendezvous", f"127.0.0.2:{port}")
         hosts.append(start_trainer("train", config, "--out", tmp_path / "out", *options))
     try:
-        assert [host.wait(timeout=120) for host in hosts] == [78, 78]
+        assert [host.wait(timeout=PATIENCE) for host in hosts] == [78, 78]
     finally:
         for host in hosts:
             with suppress(ProcessLookupError):
                 os.killpg(host.pid, signal.SIGKILL)
-            host.communicate(timeout=30)
+            host.communicate(timeout=PATIENCE)
     assert outcome(tmp_path / "out")["reason"] == (
         "The configuration of rank 1 is not that of rank 0; start all hosts alike."
     )

@@ -72,6 +72,7 @@ def test_any_number_of_workers_writes_the_same_bytes(tmp_path: Path, monkeypatch
     for name in ("a", "b"):
         write_jsonl(tmp_path / f"{name}.jsonl.zst", [" ".join(essay(seed)) for seed in range(100)])
     data = data_config(tmp_path, {"path": "a.jsonl.zst"}, {"path": "b.jsonl.zst"}, dedupe={"permutations": 32})
+    # Batches of a megabyte would take tens of megabytes of text to be many.
     monkeypatch.setattr(worker_pool, "BATCH_BYTES", 10_000)
     folders = [tmp_path / "one", tmp_path / "two"]
     seen: list[int] = []

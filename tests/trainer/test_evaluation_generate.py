@@ -18,6 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner, Result
 
+from tests.patience import PATIENCE
 from tests.trainer.conftest import ROOT, start_trainer
 from tests.trainer.test_evaluation import TEXT, WINDOW, checkpoint, opened
 from trainer.evaluation.commands import app
@@ -107,7 +108,7 @@ def test_stop_leaves_its_outcome(checkpoint: Path, tmp_path: Path) -> None:
             time.sleep(0.1)
         time.sleep(1)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 75
+        assert process.wait(timeout=PATIENCE) == 75
     finally:
         process.kill()
         process.communicate()

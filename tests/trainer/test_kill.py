@@ -11,12 +11,13 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from tests.patience import PATIENCE
 from tests.trainer.conftest import run_trainer, start_trainer, write_config
 from tests.trainer.test_run import losses
 from trainer.checkpoint import folders, metadata
 from trainer.contract import checkpoint_folder
 
-STEPS = 60
+STEPS = 24
 EVERY_STEP = {"checkpoints": {"log_until": 0, "every": 1}, "data": {}}
 
 
@@ -37,13 +38,14 @@ def kill_when(moment: Callable[[Path], object], folder: Path) -> Path:
     out = folder / "out"
     parent = start_trainer("train", config_in(folder), "--out", out)
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + PATIENCE
         while not moment(out):
             assert parent.poll() is None, "it ended before the moment came"
             assert time.monotonic() < deadline, "the moment never came"
+            time.sleep(0.001)
     finally:
         os.killpg(parent.pid, signal.SIGKILL)
-        parent.communicate(timeout=30)
+        parent.communicate(timeout=PATIENCE)
     return out
 
 

@@ -45,16 +45,16 @@ def config_of(model: str, zero: int = 1, pipeline: int = 1, tensor: int = 1, **t
         "model": SHAPE | MODELS[model],
         "data": TINY["data"] | {"sequence_length": 16},
         "optimizer": {"learning_rate": 0.003, "clip": 0.5},
-        "training": {"steps": 20, "batch": 8, "micro_batch": 1, "evaluation_tokens": 512} | training,
+        "training": {"steps": 20, "batch": 4, "micro_batch": 1, "evaluation_tokens": 512} | training,
         "parallel": {"zero_stage": zero, "pipeline": pipeline, "tensor": tensor},
     }
     return TrainConfig.model_validate(values)
 
 
 @cache
-def alone(model: str) -> list[tuple[float, float]]:
+def alone(model: str, batch: int = 4) -> list[tuple[float, float]]:
     """Loss and gradient norm of each step in one process, with torch and no engine."""
-    config = config_of(model)
+    config = config_of(model, batch=batch)
     module = Transformer(config.model, config.vocabulary, config.context)
     read = drawn(config)
     with torch.no_grad():
@@ -94,7 +94,7 @@ def four() -> Iterator[Ranks]:
 def check(ranks: Ranks, model: str, **layout: Any) -> None:
     done, *others = ranks.call(train, config_of(model, **layout), STEPS)
     assert all(other == done for other in others)
-    for (loss, norm), (wanted_loss, wanted_norm) in zip(done, alone(model), strict=True):
+    for (loss, norm), (wanted_loss, wanted_norm) in zip(done, alone(model, layout.get("batch", 4)), strict=True):
         assert loss == pytest.approx(wanted_loss, abs=1e-5, rel=0)
         assert norm == pytest.approx(wanted_norm, rel=1e-5)
 
@@ -121,7 +121,7 @@ def test_two_ranks_train_as_one(two: Ranks, model: str, layout: dict[str, Any]) 
 @pytest.mark.parametrize(
     ("model", "layout"),
     [
-        ("neo", {"zero": 3, "micro_batch": 2}),
+        ("neo", {"zero": 3, "batch": 8, "micro_batch": 2}),
         ("llama", {"pipeline": 2, "recompute": True}),
         ("llama", {"tensor": 2, "zero": 2}),
         ("neo", {"tensor": 2, "zero": 3}),
@@ -167,8 +167,8 @@ def test_parts_that_are_not_marked_would_be_left_out_of_the_norm(two: Ranks, lay
     ids=str,
 )
 def test_bf16_trains_as_fp32_does_but_for_rounding(four: Ranks, layout: dict[str, Any]) -> None:
-    done = four.call(train, config_of("neo", precision="bf16", **layout), range(6))[0]
-    for (loss, norm), (wanted_loss, wanted_norm) in zip(done, alone("neo"), strict=False):
+    done = four.call(train, config_of("neo", precision="bf16", batch=8, **layout), range(6))[0]
+    for (loss, norm), (wanted_loss, wanted_norm) in zip(done, alone("neo", 8), strict=False):
         assert abs(loss - wanted_loss) > 1e-6, "it trained in fp32"
         assert loss == pytest.approx(wanted_loss, abs=0.02)
         assert norm == pytest.approx(wanted_norm, rel=0.02)

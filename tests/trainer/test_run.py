@@ -14,7 +14,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.trainer.conftest import run_trainer, write_config
 from trainer import files
+from trainer.checkpoint.resume import StartingPoint
+from trainer.config import TrainConfig
+from trainer.contract import Status
+from trainer.distributed.parallel_dims import ParallelDims
 from trainer.loss_spikes import LossSpikes
+from trainer.train import train
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -72,19 +77,28 @@ def test_checkpoint_says_how_it_was_made(finished: Path) -> None:
     ]
 
 
-def test_resume_is_identical_to_the_bit(finished: Path, tmp_path: Path) -> None:
-    start = finished / "checkpoints" / "step4"
+@pytest.mark.parametrize("step", [0, 4])
+def test_resume_is_identical_to_the_bit(finished: Path, tmp_path: Path, step: int) -> None:
+    start = finished / "checkpoints" / f"step{step}"
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     config = write_config(tmp_path / "tiny.yml")
     result = run_trainer("train", config, "--out", tmp_path / "out", "--resume", start, "--gpus", "2")
     assert result.returncode == 0, result.stderr
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
-    assert losses(tmp_path / "out") == {step: loss for step, loss in losses(finished).items() if step > 4}
+    assert losses(tmp_path / "out") == {at: loss for at, loss in losses(finished).items() if at > step}
     for name in ("model.safetensors", "trainer/optimizer.safetensors", "probe.safetensors"):
         ours, theirs = (load_file(out / "checkpoints" / "step12" / name) for out in (tmp_path / "out", finished))
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
-    assert not (tmp_path / "out" / "checkpoints" / "step4").exists()
+    assert not (tmp_path / "out" / "checkpoints" / f"step{step}").exists()
+
+
+def test_a_stop_before_the_first_step_ends_at_the_checkpoint_of_step_0(config: TrainConfig, tmp_path: Path) -> None:
+    asked = iter([False, True])
+    dims = ParallelDims(0, 1, torch.device("cpu"), 1, 1)
+    assert train(config, tmp_path, StartingPoint(), dims, lambda: next(asked)) == (Status.STOPPED, 0)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step0"]
+    assert not (tmp_path / "metrics.jsonl").exists()
 
 
 def test_resume_on_another_number_of_ranks(finished: Path, tmp_path: Path) -> None:

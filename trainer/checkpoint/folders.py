@@ -1,4 +1,4 @@
-"""The folders of checkpoints: when a checkpoint is due, and how its folder comes to be whole. Imports no torch."""
+"""The folders of checkpoints: how one comes to be whole, and which is the newest. Imports no torch."""
 
 import shutil
 from collections.abc import Iterator
@@ -6,17 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from trainer import files
-from trainer.config import CheckpointsConfig
 from trainer.contract import CHECKPOINTS_FOLDER, checkpoint_folder, checkpoints
-
-
-def is_due(step: int, last: int, schedule: CheckpointsConfig) -> bool:
-    """Whether a run of `last` steps saves at `step`."""
-    if step == last or step in schedule.at:
-        return True
-    if step <= schedule.log_until:
-        return step & (step - 1) == 0
-    return step % schedule.every == 0
 
 
 def newest(out: Path) -> Path | None:

@@ -101,7 +101,10 @@ def import_deepspeed(device: torch.device) -> ModuleType:
     os.environ.setdefault("LOCAL_SIZE", "1")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     import deepspeed
+    from deepspeed.runtime import compiler
 
+    # DeepSpeed compiles its Muon optimizer, which no run uses, as it imports it: a third of a rank's start.
+    compiler.compile = lambda: compiler.dummy_decorator
     # DeepSpeed would compile its shared-memory collectives at the first start, which takes most of a minute.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     for logger in map(logging.getLogger, ("DeepSpeed", "deepspeed")):

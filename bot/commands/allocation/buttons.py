@@ -1,13 +1,13 @@
-"""The buttons of a request's card, for reviewers, and of the post that asks about a request, for who made it.
+"""The buttons of a request's card, for reviewers, and of the post with a reviewer's question, for the requester.
 
-Each opens a form, once the domain has been asked whether what it is for can be done.
+Each opens a form, after the domain has checked that the member may do what the form is for.
 """
 
 from collections.abc import Mapping
 
 from bot import text
 from bot.app import Interaction, actor
-from bot.buttons import Press
+from bot.buttons import Handler
 from bot.commands.allocation.forms import ApproveChangeForm, ApproveForm
 from bot.commands.reason_form import AnswerForm, QuestionForm, ReasonForm
 from broker.allocations import allocations
@@ -50,7 +50,7 @@ async def ask(interaction: Interaction, allocation_id: int) -> None:
 
 
 async def answer(interaction: Interaction, allocation_id: int) -> None:
-    """Answer what was asked; the form shows the last question."""
+    """Answer a reviewer's question; the form shows the last one."""
     await interaction.client.read(reviews.check_may_answer, actor(interaction), allocation_id)
     remarks = (await interaction.client.read(review_context.of_request, allocation_id)).remarks
     asked = [remark.said for remark in remarks if remark.question]
@@ -91,7 +91,7 @@ async def decline_change(interaction: Interaction, change_id: int) -> None:
     await interaction.response.send_modal(form)
 
 
-PRESSES: Mapping[str, Press] = {
+HANDLERS: Mapping[str, Handler] = {
     "approve": approve,
     "approve_part": approve_part,
     "decline": decline,

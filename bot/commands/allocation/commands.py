@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from discord import app_commands
 
 from bot import errors, text
-from bot.app import Interaction, actor
+from bot.app import Interaction, acknowledge, actor
 from bot.buttons import Button
 from bot.cards.review_card import changed
-from bot.commands import lookup
+from bot.commands import autocomplete, context
 from bot.commands.allocation.forms import ChangeForm, RequestForm
 from bot.commands.reason_form import ReasonForm, ReportForm
 from bot.delivery import review_card_updates
@@ -28,11 +28,11 @@ allocation = app_commands.Group(name="allocation", description="GPU time for pro
     renews="An allocation whose place it takes once it is granted",
     project="The project, where this is not its channel or one of its threads",
 )
-@app_commands.autocomplete(pool=lookup.pool_names)
-@app_commands.autocomplete(renews=lookup.live_allocations, project=lookup.open_projects)
+@app_commands.autocomplete(pool=autocomplete.pool_names)
+@app_commands.autocomplete(renews=autocomplete.live_allocations, project=autocomplete.open_projects)
 async def request(interaction: Interaction, pool: str, renews: int | None = None, project: int | None = None) -> None:
     """Open the form of a request for the lead."""
-    project_id = await lookup.project_of(interaction, project)
+    project_id = await context.project_of(interaction, project)
     await interaction.client.read(allocations.check_may_request, actor(interaction), project_id)
     most = await interaction.client.read(pools.largest_in, pool)
     await interaction.response.send_modal(RequestForm(project_id, pool, most, renews))
@@ -40,7 +40,7 @@ async def request(interaction: Interaction, pool: str, renews: int | None = None
 
 @allocation.command(name="change", description="Ask for more GPU-hours of an allocation, or for a later end")
 @app_commands.describe(allocation="The allocation's number")
-@app_commands.autocomplete(allocation=lookup.live_allocations)
+@app_commands.autocomplete(allocation=autocomplete.live_allocations)
 async def change(interaction: Interaction, allocation: int) -> None:
     """Open the form of the change for the lead."""
     await interaction.client.read(changes.check_may_request, actor(interaction), allocation)
@@ -50,7 +50,7 @@ async def change(interaction: Interaction, allocation: int) -> None:
 
 @allocation.command(name="withdraw", description="Take back an open request, or an open change of an allocation")
 @app_commands.describe(allocation="The allocation's number")
-@app_commands.autocomplete(allocation=lookup.open_requests)
+@app_commands.autocomplete(allocation=autocomplete.open_requests)
 async def withdraw(interaction: Interaction, allocation: int) -> None:
     """Open the form of the reason."""
     app, who = interaction.client, actor(interaction)
@@ -66,7 +66,7 @@ async def withdraw(interaction: Interaction, allocation: int) -> None:
 
 @allocation.command(name="report", description="Tell everyone what has come of an allocation")
 @app_commands.describe(allocation="The allocation's number")
-@app_commands.autocomplete(allocation=lookup.live_allocations)
+@app_commands.autocomplete(allocation=autocomplete.live_allocations)
 async def report(interaction: Interaction, allocation: int) -> None:
     """Open the form of the report for the lead."""
     await interaction.client.read(allocations.check_may_ask_more, actor(interaction), allocation)
@@ -77,12 +77,13 @@ async def report(interaction: Interaction, allocation: int) -> None:
 
 @allocation.command(name="show", description="Show what was granted, reserved, spent and is left")
 @app_commands.describe(allocation="Its number; the newest of the project otherwise", project="The project")
-@app_commands.autocomplete(allocation=lookup.allocation_ids, project=lookup.listed_projects)
+@app_commands.autocomplete(allocation=autocomplete.allocation_ids, project=autocomplete.listed_projects)
 async def show(interaction: Interaction, allocation: int | None = None, project: int | None = None) -> None:
     """Show the ledger of one allocation."""
+    await acknowledge(interaction)
     app = interaction.client
     if allocation is None:
-        project_id = await lookup.project_of(interaction, project)
+        project_id = await context.project_of(interaction, project)
         views = await app.read(allocations.of_project, project_id)
         if not views:
             raise NotFoundError("The project has no allocation yet: /allocation request asks for one.")
@@ -91,7 +92,7 @@ async def show(interaction: Interaction, allocation: int | None = None, project:
         view = await app.read(allocations.view, allocation)
     asked = await app.read(changes.of_allocation, view.id)
     await errors.reply(interaction, _ledger(view, asked))
-    # Their channel or a card in it may have been deleted: what is open can be decided from here, too.
+    # The reviewers' channel or a card in it may have been deleted, so open requests can be decided here too.
     if LabRole.REVIEWER in actor(interaction).roles:
         for card, _ in (await review_card_updates.cards(app, view.project_id, [view])).values():
             if any(isinstance(item, Button) for item in card.walk_children()):
@@ -100,10 +101,11 @@ async def show(interaction: Interaction, allocation: int | None = None, project:
 
 @allocation.command(name="list", description="List the allocations of a project")
 @app_commands.describe(project="The project, where this is not its channel or one of its threads")
-@app_commands.autocomplete(project=lookup.listed_projects)
+@app_commands.autocomplete(project=autocomplete.listed_projects)
 async def list_allocations(interaction: Interaction, project: int | None = None) -> None:
-    """List them."""
-    project_id = await lookup.project_of(interaction, project)
+    """List the allocations."""
+    await acknowledge(interaction)
+    project_id = await context.project_of(interaction, project)
     views = await interaction.client.read(allocations.of_project, project_id)
     lines = [
         f"**{view.id}** {text.gpu_hours(view.size)} of {text.code(view.pool, 60)} "
@@ -117,7 +119,7 @@ async def list_allocations(interaction: Interaction, project: int | None = None)
 
 def _ledger(view: AllocationView, asked: Sequence[ChangeView]) -> str:
     account = view.account
-    sponsor = f", given by {text.line(view.sponsor, 80)}" if view.sponsor else ""
+    sponsor = f", sponsored by {text.line(view.sponsor, 80)}" if view.sponsor else ""
     lines = [
         f"**Allocation {view.id}** of {text.line(view.project, 160)}: {view.standing}, "
         f"{text.code(view.pool, 60)} until {view.until:%Y-%m-%d}{sponsor}"

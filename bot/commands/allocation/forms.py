@@ -1,4 +1,4 @@
-"""The forms about GPU time: a request, a change of what was granted, and a reviewer's consent to either."""
+"""The forms about GPU time: a request, a request to change an allocation, and a reviewer's approval of either."""
 
 from datetime import datetime
 
@@ -16,7 +16,7 @@ ENDORSED = "Endorsed; a grant of this size needs a second reviewer, who decides 
 
 
 class RequestForm(Form):
-    """A request for GPU time, at most as many GPU-seconds as the pool can give; it may take another's place."""
+    """A request for GPU time. The pool can give at most `most` GPU-seconds; `renews` is the allocation to replace."""
 
     def __init__(self, project_id: int, pool: str, most: int, renews: int | None) -> None:
         self.project_id, self.pool, self.renews = project_id, pool, renews
@@ -28,7 +28,7 @@ class RequestForm(Form):
         )
 
     async def send(self, interaction: Interaction) -> str:
-        """Ask for it."""
+        """Make the request."""
         allocation_id = await interaction.client.write(
             allocations.request,
             actor(interaction),
@@ -46,7 +46,7 @@ class RequestForm(Form):
 
 
 class ChangeForm(Form):
-    """More hours of an allocation, or a later end than `until`."""
+    """A request for more hours of an allocation, or for a later end than `until`."""
 
     def __init__(self, allocation_id: int, until: datetime) -> None:
         self.allocation_id = allocation_id
@@ -57,7 +57,7 @@ class ChangeForm(Form):
         super().__init__(f"Change allocation {allocation_id}", fields)
 
     async def send(self, interaction: Interaction) -> str:
-        """Ask for it."""
+        """Make the request."""
         await interaction.client.write(
             changes.request,
             actor(interaction),
@@ -71,7 +71,7 @@ class ChangeForm(Form):
 
 
 class ApproveForm(Form):
-    """A reviewer's consent to a request: the hours are those asked for, or to be filled in for a part of them."""
+    """A reviewer's approval of a request: of the hours asked for, or of fewer, which the reviewer fills in."""
 
     def __init__(self, allocation_id: int, seconds: int, *, part: bool = False) -> None:
         self.allocation_id = allocation_id
@@ -82,7 +82,7 @@ class ApproveForm(Form):
         super().__init__(title, {"GPU-hours": self.hours, "Reason": self.reason})
 
     async def send(self, interaction: Interaction) -> str:
-        """Grant it."""
+        """Grant the hours."""
         app = interaction.client
         state = await app.write(
             reviews.approve,
@@ -97,7 +97,7 @@ class ApproveForm(Form):
 
 
 class ApproveChangeForm(Form):
-    """A reviewer's consent to a change; fewer hours than were asked for can be granted."""
+    """A reviewer's approval of a change; fewer hours than were asked for can be granted."""
 
     def __init__(self, change_id: int, seconds: int) -> None:
         self.change_id = change_id
@@ -106,7 +106,7 @@ class ApproveChangeForm(Form):
         super().__init__("Approve the change", hours | {"Reason": self.reason})
 
     async def send(self, interaction: Interaction) -> str:
-        """Grant it."""
+        """Grant the hours."""
         app = interaction.client
         state = await app.write(
             changes.approve,

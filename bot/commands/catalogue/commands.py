@@ -1,4 +1,4 @@
-"""`/catalogue …`: recipes and datasets by name; members propose, admins decide, and a recipe's data are prepared."""
+"""`/catalogue …`: recipes and datasets, which members propose and admins accept; and preparing a recipe's data."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -7,12 +7,12 @@ import discord
 from discord import app_commands
 
 from bot import errors, text
-from bot.app import Interaction, actor
-from bot.commands import lookup
+from bot.app import Interaction, acknowledge, actor
+from bot.commands import autocomplete, context
 from bot.commands.catalogue.forms import DatasetForm, RecipeForm
 from bot.commands.reason_form import ReasonForm
 from bot.commands.run import answers as run_answers
-from bot.commands.run import suggestions as run_lookup
+from bot.commands.run import autocomplete as run_autocomplete
 from broker import catalogue, configs
 from broker.catalogue import CatalogueEntryView, CatalogueKind, CatalogueState
 from broker.runs import launching
@@ -28,7 +28,8 @@ MOST_LISTED = 15
 async def list_entries(
     interaction: Interaction, state: Literal["proposed", "accepted", "declined", "retired"] | None = None
 ) -> None:
-    """List them, the newest first, and what can be launched now."""
+    """List the entries, the newest first, and the recipes that can be launched now."""
+    await acknowledge(interaction)
     entries = await interaction.client.read(catalogue.entries)
     recipes = await interaction.client.read(catalogue.recipes)
     listed = [entry for entry in entries if state in (None, entry.state)]
@@ -50,7 +51,7 @@ async def propose(
     file: discord.Attachment | None = None,
     name: str | None = None,
 ) -> None:
-    """Take the file, or open the form."""
+    """Propose the recipe in the file, or open the form."""
     if file is None:
         await interaction.response.send_modal(RecipeForm() if what == "recipe" else DatasetForm())
         return
@@ -70,7 +71,7 @@ async def propose(
 
 @catalogue_group.command(name="accept", description="Admins: let everyone use a proposed entry")
 @app_commands.describe(name="The entry")
-@app_commands.autocomplete(name=lookup.proposed_entries)
+@app_commands.autocomplete(name=autocomplete.proposed_entries)
 async def accept(interaction: Interaction, name: str) -> None:
     """Open the form of the reason."""
     done = f"{text.code(name, 60)} is accepted: everyone can use it."
@@ -79,7 +80,7 @@ async def accept(interaction: Interaction, name: str) -> None:
 
 @catalogue_group.command(name="decline", description="Admins: refuse a proposed entry; its name is free again")
 @app_commands.describe(name="The entry")
-@app_commands.autocomplete(name=lookup.proposed_entries)
+@app_commands.autocomplete(name=autocomplete.proposed_entries)
 async def decline(interaction: Interaction, name: str) -> None:
     """Open the form of the reason."""
     done = f"{text.code(name, 60)} is declined."
@@ -88,7 +89,7 @@ async def decline(interaction: Interaction, name: str) -> None:
 
 @catalogue_group.command(name="retire", description="Admins: take an accepted entry out; runs from it go on")
 @app_commands.describe(name="The entry")
-@app_commands.autocomplete(name=lookup.accepted_entries)
+@app_commands.autocomplete(name=autocomplete.accepted_entries)
 async def retire(interaction: Interaction, name: str) -> None:
     """Open the form of the reason."""
     done = f"{text.code(name, 60)} is retired: no run is launched from it any more."
@@ -110,8 +111,8 @@ async def _decide(
     allocation="The allocation to draw on; the newest approved one otherwise",
     project="The project, where this is not its channel or one of its threads",
 )
-@app_commands.autocomplete(recipe=lookup.preparable_recipes, time_limit=run_lookup.durations)
-@app_commands.autocomplete(allocation=lookup.live_allocations, project=lookup.open_projects)
+@app_commands.autocomplete(recipe=autocomplete.preparable_recipes, time_limit=run_autocomplete.durations)
+@app_commands.autocomplete(allocation=autocomplete.live_allocations, project=autocomplete.open_projects)
 async def prepare(
     interaction: Interaction,
     recipe: str,
@@ -119,9 +120,9 @@ async def prepare(
     allocation: int | None = None,
     project: int | None = None,
 ) -> None:
-    """Queue the run that prepares them."""
+    """Queue the run that prepares the data."""
     await interaction.response.defer(ephemeral=True, thinking=True)
-    project_id = await lookup.project_of(interaction, project)
+    project_id = await context.project_of(interaction, project)
     receipt = await interaction.client.write(
         launching.prepare,
         actor(interaction),

@@ -4,14 +4,14 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from bot import errors, text
 from bot.app import Interaction, actor
-from bot.buttons import Press
+from bot.buttons import Handler
 from projects import lifecycle, membership, projects
 
 Answering = Callable[[Interaction, int], Awaitable[str]]
 
 
 async def joined(interaction: Interaction, project_id: int) -> str:
-    """Make who asks a contributor; what to say."""
+    """Make the user a contributor, and return the answer."""
     app = interaction.client
     await app.write(lifecycle.join, actor(interaction), project_id, min_people=app.settings.min_people)
     project = await app.read(projects.view, project_id)
@@ -19,27 +19,28 @@ async def joined(interaction: Interaction, project_id: int) -> str:
 
 
 async def followed(interaction: Interaction, project_id: int) -> str:
-    """Make who asks a follower; what to say."""
+    """Make the user a follower, and return the answer."""
     await interaction.client.write(membership.follow, actor(interaction), project_id)
     project = await interaction.client.read(projects.view, project_id)
-    return f"You follow **{text.line(project.title, 160)}** now; /project leave ends that, /project join does more."
+    title = text.line(project.title, 160)
+    return f"You follow **{title}** now; /project leave ends that, /project join lets you contribute."
 
 
 async def accepted(interaction: Interaction, project_id: int) -> str:
-    """Make who asks the lead, to whom it is offered; what to say."""
+    """Make the user, to whom the lead is offered, the lead, and return the answer."""
     await interaction.client.write(membership.accept_lead, actor(interaction), project_id)
     project = await interaction.client.read(projects.view, project_id)
     return f"You lead **{text.line(project.title, 160)}** from now on. Thank you!"
 
 
 async def declined(interaction: Interaction, project_id: int) -> str:
-    """End the offer of the lead; what to say."""
+    """End the offer of the lead, and return the answer."""
     await interaction.client.write(membership.decline_lead, actor(interaction), project_id)
-    return "The offer is ended; the lead stays where it is."
+    return "The offer is ended; the lead does not change."
 
 
-def press(act: Answering) -> Press:
-    """A button that acknowledges, acts and says so."""
+def press(act: Answering) -> Handler:
+    """A handler that acknowledges the press, acts, and answers."""
 
     async def pressed(interaction: Interaction, number: int) -> None:
         await interaction.response.defer(ephemeral=True, thinking=True)
@@ -48,7 +49,7 @@ def press(act: Answering) -> Press:
     return pressed
 
 
-PRESSES: Mapping[str, Press] = {
+HANDLERS: Mapping[str, Handler] = {
     "join": press(joined),
     "follow": press(followed),
     "accept_lead": press(accepted),

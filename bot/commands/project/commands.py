@@ -1,4 +1,4 @@
-"""`/project …`: propose, show and list, and what its people do with a project, from the first join to its end."""
+"""`/project …`: propose, show and list projects, and what their people do with them, from the first join to the end."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -8,9 +8,9 @@ from discord import app_commands
 from discord.app_commands import Choice
 
 from bot import errors, text
-from bot.app import Interaction, actor
+from bot.app import Interaction, acknowledge, actor
 from bot.cards.project_card import project_card
-from bot.commands import lookup
+from bot.commands import autocomplete, context
 from bot.commands.project import buttons
 from bot.commands.project.forms import CompleteForm, HandoverForm, NeedsForm, ProposeForm, ScopeForm, UpdateForm
 from bot.commands.reason_form import ReasonForm
@@ -25,13 +25,13 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def of_project(command: Command) -> Command:
-    """Let the option “project” name another project than this channel's; those that go on are suggested."""
-    return app_commands.autocomplete(project=lookup.open_projects)(_described(command))
+    """Describe the option “project”, which names another project than the channel's, and suggest open projects."""
+    return app_commands.autocomplete(project=autocomplete.open_projects)(_described(command))
 
 
 def of_any_project(command: Command) -> Command:
-    """The same, with those suggested that have ended, too."""
-    return app_commands.autocomplete(project=lookup.listed_projects)(_described(command))
+    """Describe the option “project”, and suggest ended projects too."""
+    return app_commands.autocomplete(project=autocomplete.listed_projects)(_described(command))
 
 
 def _described(command: Command) -> Command:
@@ -61,7 +61,7 @@ async def scope(
     licence: str = projects.LICENCES[0],
 ) -> None:
     """Open the form of the scope for the lead."""
-    project_id = await lookup.project_of(interaction, project)
+    project_id = await context.project_of(interaction, project)
     await interaction.client.read(lifecycle.check_may_scope, actor(interaction), project_id)
     await interaction.response.send_modal(ScopeForm(project_id, checkpoints, licence))
 
@@ -69,21 +69,21 @@ async def scope(
 @project.command(name="join", description="Work on a project")
 @of_project
 async def join(interaction: Interaction, project: int | None = None) -> None:
-    """Make who asks a contributor."""
+    """Make the user a contributor."""
     await _act(interaction, project, buttons.joined)
 
 
-@project.command(name="follow", description="Read along: the project counts you among its followers")
+@project.command(name="follow", description="Follow a project: it counts you among its followers")
 @of_project
 async def follow(interaction: Interaction, project: int | None = None) -> None:
-    """Make who asks a follower."""
+    """Make the user a follower."""
     await _act(interaction, project, buttons.followed)
 
 
 @project.command(name="leave", description="Leave a project that you work on, or follow it no longer")
 @of_any_project
 async def leave(interaction: Interaction, project: int | None = None) -> None:
-    """End the part of who asks."""
+    """End the user's membership."""
     await _act(interaction, project, _left)
 
 
@@ -91,7 +91,7 @@ async def leave(interaction: Interaction, project: int | None = None) -> None:
 @of_project
 async def update(interaction: Interaction, project: int | None = None) -> None:
     """Open the form of an update."""
-    project_id = await lookup.project_of(interaction, project)
+    project_id = await context.project_of(interaction, project)
     await interaction.client.read(lifecycle.check_may, actor(interaction), project_id, Act.POST_UPDATE)
     await interaction.response.send_modal(UpdateForm(project_id))
 
@@ -100,7 +100,7 @@ async def update(interaction: Interaction, project: int | None = None) -> None:
 @of_project
 async def needs(interaction: Interaction, project: int | None = None) -> None:
     """Open the form with what the project says now."""
-    project_id = await lookup.project_of(interaction, project)
+    project_id = await context.project_of(interaction, project)
     view = await interaction.client.read(lifecycle.check_may, actor(interaction), project_id, Act.CHANGE_NEEDS)
     await interaction.response.send_modal(NeedsForm(project_id, view.needs))
 
@@ -110,25 +110,25 @@ async def needs(interaction: Interaction, project: int | None = None) -> None:
 @of_project
 async def handover(interaction: Interaction, person: discord.User, project: int | None = None) -> None:
     """Open the form of the offer."""
-    project_id, to = await lookup.project_of(interaction, project), str(person.id)
+    project_id, to = await context.project_of(interaction, project), str(person.id)
     await interaction.client.read(membership.check_may_offer, actor(interaction), project_id, to=to)
     await interaction.response.send_modal(HandoverForm(project_id, to, person.display_name))
 
 
-@project.command(name="pause", description="Let your project rest: nothing more is launched in it for now")
+@project.command(name="pause", description="Pause your project: nothing more is launched in it for now")
 @of_project
 async def pause(interaction: Interaction, project: int | None = None) -> None:
     """Open the form of the reason."""
-    project_id = await lookup.project_of(interaction, project)
+    project_id = await context.project_of(interaction, project)
     await interaction.client.read(lifecycle.check_may, actor(interaction), project_id, Act.PAUSE, to=Stage.PAUSED)
-    done = "The project is paused; /project resume lets it go on."
+    done = "The project is paused; /project resume ends the pause."
     await interaction.response.send_modal(ReasonForm("Pause the project", lifecycle.pause, project_id, done))
 
 
-@project.command(name="resume", description="Let your paused project go on")
+@project.command(name="resume", description="Resume your paused project")
 @of_project
 async def resume(interaction: Interaction, project: int | None = None) -> None:
-    """Let it go on."""
+    """Resume the project."""
     await _act(interaction, project, _resumed)
 
 
@@ -136,7 +136,7 @@ async def resume(interaction: Interaction, project: int | None = None) -> None:
 @of_project
 async def complete(interaction: Interaction, project: int | None = None) -> None:
     """Open the form of the outcome for the lead."""
-    project_id = await lookup.project_of(interaction, project)
+    project_id = await context.project_of(interaction, project)
     await interaction.client.read(lifecycle.check_may, actor(interaction), project_id, Act.COMPLETE)
     await interaction.response.send_modal(CompleteForm(project_id))
 
@@ -145,7 +145,7 @@ async def complete(interaction: Interaction, project: int | None = None) -> None
 @of_project
 async def stop(interaction: Interaction, project: int | None = None) -> None:
     """Open the form of the reason."""
-    project_id = await lookup.project_of(interaction, project)
+    project_id = await context.project_of(interaction, project)
     who = actor(interaction)
     await interaction.client.read(lifecycle.check_may, who, project_id, Act.STOP, to=Stage.STOPPED)
     done = "The project is stopped; its record stays."
@@ -157,7 +157,7 @@ async def stop(interaction: Interaction, project: int | None = None) -> None:
 @of_any_project
 async def release(interaction: Interaction, project: int | None = None) -> None:
     """Open the form of the reason."""
-    project_id = await lookup.project_of(interaction, project)
+    project_id = await context.project_of(interaction, project)
     await interaction.client.read(updates.check_may_release, actor(interaction), project_id)
     done = "Released: the checkpoints become public, those to come as they are written."
     form = ReasonForm("Release the checkpoints", updates.release, project_id, done)
@@ -167,7 +167,7 @@ async def release(interaction: Interaction, project: int | None = None) -> None:
 @project.command(name="open", description="Give a project its channel: for moderators")
 @of_project
 async def open_channel(interaction: Interaction, project: int | None = None) -> None:
-    """Open its channel."""
+    """Open the project's channel."""
     await _act(interaction, project, _opened)
 
 
@@ -175,18 +175,18 @@ async def open_channel(interaction: Interaction, project: int | None = None) -> 
 @of_any_project
 async def hide(interaction: Interaction, project: int | None = None) -> None:
     """Open the form of the reason."""
-    project_id = await lookup.project_of(interaction, project)
+    project_id = await context.project_of(interaction, project)
     await interaction.client.read(lifecycle.check_may, actor(interaction), project_id, Act.HIDE)
-    done = "The project is in no list any more; who knows its number still finds it."
+    done = "The project is no longer in any list; it can still be found by its number."
     await interaction.response.send_modal(ReasonForm("Hide the project", moderation.hide, project_id, done))
 
 
 @project.command(name="unhide", description="Show a hidden project again: for moderators")
 @app_commands.describe(project="The project, where this is not its channel or thread")
-@app_commands.autocomplete(project=lookup.hidden_projects)
+@app_commands.autocomplete(project=autocomplete.hidden_projects)
 async def unhide(interaction: Interaction, project: int | None = None) -> None:
     """Open the form of the reason."""
-    project_id = await lookup.project_of(interaction, project)
+    project_id = await context.project_of(interaction, project)
     await interaction.client.read(lifecycle.check_may, actor(interaction), project_id, Act.UNHIDE)
     form = ReasonForm("Show the project", moderation.unhide, project_id, "The project is in the lists again.")
     await interaction.response.send_modal(form)
@@ -196,18 +196,20 @@ async def unhide(interaction: Interaction, project: int | None = None) -> None:
 @of_any_project
 async def show(interaction: Interaction, project: int | None = None) -> None:
     """Show the project's card."""
+    await acknowledge(interaction)
     app = interaction.client
-    project_id = await lookup.project_of(interaction, project)
-    view, requests, newest, channel_id = await app.read(card_updates.look, project_id)
+    project_id = await context.project_of(interaction, project)
+    view, requests, newest, channel_id = await app.read(card_updates.card_contents, project_id)
     card = project_card(view, requests, newest, channel_id=channel_id)
-    await interaction.response.send_message(view=card, ephemeral=True)
+    await errors.again(lambda: interaction.edit_original_response(view=card))
 
 
 @project.command(name="list", description="List the newest projects")
-@app_commands.describe(stage="Only those that stand there")
+@app_commands.describe(stage="Only projects in this stage")
 @app_commands.choices(stage=[Choice(name=stage, value=stage) for stage in Stage])
 async def list_projects(interaction: Interaction, stage: str | None = None) -> None:
-    """List them."""
+    """List the projects."""
+    await acknowledge(interaction)
     views = await interaction.client.read(projects.views, stage=stage)
     there_are = await interaction.client.read(projects.count, stage=stage)
     lines = [
@@ -218,9 +220,9 @@ async def list_projects(interaction: Interaction, stage: str | None = None) -> N
 
 
 async def _act(interaction: Interaction, named: int | None, act: buttons.Answering) -> None:
-    """Acknowledge, do what changes the project, and say so."""
+    """Acknowledge the command, act, and answer."""
     await interaction.response.defer(ephemeral=True, thinking=True)
-    project_id = await lookup.project_of(interaction, named)
+    project_id = await context.project_of(interaction, named)
     await errors.reply(interaction, await act(interaction, project_id))
 
 
@@ -231,7 +233,7 @@ async def _left(interaction: Interaction, project_id: int) -> str:
 
 async def _resumed(interaction: Interaction, project_id: int) -> str:
     await interaction.client.write(lifecycle.resume, actor(interaction), project_id)
-    return "The project goes on."
+    return "The project is resumed."
 
 
 async def _opened(interaction: Interaction, project_id: int) -> str:

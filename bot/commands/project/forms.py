@@ -1,4 +1,4 @@
-"""The forms about a project: its proposal, its scope, updates, whom it needs, a new lead, its outcome."""
+"""The forms about a project: its proposal, scope, updates, needs, new lead and outcome."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from projects.text import BRIEF, LONG, LONGEST, TITLE, USUAL
 
 
 class ProposeForm(Form):
-    """A new project."""
+    """The proposal of a project."""
 
     def __init__(self) -> None:
         self.title_field = short(placeholder="A few words that say what it is about", most=TITLE)
@@ -32,7 +32,7 @@ class ProposeForm(Form):
         )
 
     async def send(self, interaction: Interaction) -> str:
-        """Propose it."""
+        """Propose the project."""
         app = interaction.client
         project_id = await app.write(
             lifecycle.propose,
@@ -47,7 +47,7 @@ class ProposeForm(Form):
 
 
 class ScopeForm(Form):
-    """What a project will do; how it releases was chosen with the command."""
+    """The scope of a project; its release policy and licence were chosen with the command."""
 
     def __init__(self, project_id: int, release_policy: str, licence: str) -> None:
         self.project_id, self.release_policy, self.licence = project_id, release_policy, licence
@@ -66,7 +66,7 @@ class ScopeForm(Form):
         )
 
     async def send(self, interaction: Interaction) -> str:
-        """Write it down."""
+        """Write the scope."""
         app = interaction.client
         await app.write(
             lifecycle.scope,
@@ -89,7 +89,7 @@ class ScopeForm(Form):
 
 
 class UpdateForm(Form):
-    """How a project goes."""
+    """An update on how a project goes."""
 
     def __init__(self, project_id: int) -> None:
         self.project_id = project_id
@@ -97,14 +97,14 @@ class UpdateForm(Form):
         super().__init__("How the project goes", {"Update": self.update})
 
     async def send(self, interaction: Interaction) -> str:
-        """Post it."""
+        """Post the update."""
         said = self.update.value
         told = await interaction.client.write(updates.post_update, actor(interaction), self.project_id, said)
         return f"Your update is entry {told.number} of the project's record; it is posted in a moment."
 
 
 class NeedsForm(Form):
-    """Whom a project needs."""
+    """Which people a project needs."""
 
     def __init__(self, project_id: int, needs: str) -> None:
         self.project_id = project_id
@@ -112,7 +112,7 @@ class NeedsForm(Form):
         super().__init__("Whom the project needs", {"Who is needed": self.needs})
 
     async def send(self, interaction: Interaction) -> str:
-        """Say it."""
+        """Change what the project's card says."""
         await interaction.client.write(updates.change_needs, actor(interaction), self.project_id, self.needs.value)
         return "The project's card says it in a moment."
 
@@ -126,7 +126,7 @@ class HandoverForm(Form):
         super().__init__(f"Offer the lead to {name}", {"Reason": self.reason})
 
     async def send(self, interaction: Interaction) -> str:
-        """Offer it."""
+        """Offer the lead."""
         await interaction.client.write(
             membership.offer_lead, actor(interaction), self.project_id, to=self.to, reason=self.reason.value
         )
@@ -137,7 +137,7 @@ class HandoverForm(Form):
 
 
 class CompleteForm(Form):
-    """How a project ended."""
+    """The outcome of a project."""
 
     def __init__(self, project_id: int) -> None:
         self.project_id = project_id
@@ -147,7 +147,7 @@ class CompleteForm(Form):
         super().__init__("Complete the project", {"Outcome": self.outcome, "What was learnt": self.learnt})
 
     async def send(self, interaction: Interaction) -> str:
-        """Complete it."""
+        """Complete the project."""
         app = interaction.client
         outcome = next(iter(self.outcome.values), "")
         await app.write(

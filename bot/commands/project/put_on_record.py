@@ -1,4 +1,4 @@
-"""“Put on record”, in every message's menu: a finding becomes an entry of a project's record."""
+"""“Put on record”, in the menu of every message: makes a finding an entry of a project's record."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from discord import app_commands, ui
 
 from bot import errors, text
 from bot.app import Interaction, actor
-from bot.commands import lookup
+from bot.commands import context
 from bot.commands.form import Form
 from projects import findings
 from projects.errors import InvalidError
@@ -17,7 +17,7 @@ from projects.people import Actor
 
 @app_commands.context_menu(name="Put on record")
 async def put_on_record(interaction: Interaction, message: discord.Message) -> None:
-    """Put it on the record of the project whose channel this is, or ask for the project."""
+    """Put the message on the record of the channel's project, or ask for the project in a form."""
     app = interaction.client
     if app.user is not None and message.author.id == app.user.id:
         raise InvalidError("This is Stoa's own message; what it tells is on record already.")
@@ -25,7 +25,7 @@ async def put_on_record(interaction: Interaction, message: discord.Message) -> N
     if earlier is not None:
         await errors.reply(interaction, _told(earlier))
         return
-    project_id = await lookup.project_here(interaction)
+    project_id = await context.project_here(interaction)
     if project_id is None:
         choices = await app.read(findings.projects_of, actor(interaction))
         await interaction.response.send_modal(ProjectForm(_said(message), choices))
@@ -36,7 +36,7 @@ async def put_on_record(interaction: Interaction, message: discord.Message) -> N
 
 
 class ProjectForm(Form):
-    """Whose record it belongs to, where the channel does not tell."""
+    """The project whose record a message belongs to, for channels of no project."""
 
     def __init__(self, said: Said, choices: list[tuple[int, str]]) -> None:
         self.said = said
@@ -48,7 +48,7 @@ class ProjectForm(Form):
         super().__init__("Put on record", {"The project whose record it belongs to": self.project})
 
     async def send(self, interaction: Interaction) -> str:
-        """Put it there."""
+        """Put the message on the record."""
         chosen = next(iter(self.project.values), "")
         if not chosen:
             raise InvalidError("Choose the project whose record it belongs to.")

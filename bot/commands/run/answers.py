@@ -1,4 +1,4 @@
-"""What is said in private about runs: offers and receipts, waits, configurations, logs and comparisons."""
+"""Private answers about runs: offers of a launch, receipts, waits, configurations, logs and comparisons."""
 
 import io
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from broker.reports.run_plan import Preview
 from broker.reports.why import Why
 from broker.runs import comparison as comparing
 from broker.runs import runs
-from broker.runs.launching import Receipt
+from broker.runs.launching import Quote, Receipt
 from broker.runs.logs import Log
 from broker.runs.runs import RunView
 from projects.db.columns import utcnow
@@ -31,7 +31,7 @@ CODE = 1900
 
 
 async def show(interaction: Interaction, card: Card, *files: discord.File) -> None:
-    """End a deferred answer with a card, and the pictures that it shows."""
+    """Complete a deferred answer with a card and the pictures that it shows."""
 
     async def send() -> None:
         for file in files:
@@ -42,13 +42,13 @@ async def show(interaction: Interaction, card: Card, *files: discord.File) -> No
 
 
 async def attach(interaction: Interaction, said: str, name: str, content: str) -> None:
-    """End a deferred answer with a text file."""
+    """Complete a deferred answer with a text file."""
     file = discord.File(io.BytesIO(content.encode()), name)
     await interaction.edit_original_response(content=text.bounded(said, text.MESSAGE), attachments=[file])
 
 
 def offer(preview: Preview) -> Card:
-    """What a launch would be and cost, with the buttons that decide."""
+    """The offer of a launch: what it would do and cost, with the buttons that launch or discard it."""
     quote, run = preview.quote, preview.quote.run
     what = text.line(run.recipe, 60)
     if run.parent_id is not None:
@@ -70,6 +70,7 @@ def offer(preview: Preview) -> Card:
         f"**Left** allocation {run.allocation_id} has {text.gpu_hours(quote.left)} left, and "
         f"{in_hours(max(0, quote.left - quote.promised - quote.cost))} should this run "
         f"{'and those queued take all their' if quote.promised else 'take all its'} time",
+        _too_short(quote, first),
     ]
     queue = [
         f"**Queue** place {preview.queue.position} of {preview.queue.length}. {text.line(preview.queue.reason, 300)} "
@@ -83,35 +84,45 @@ def offer(preview: Preview) -> Card:
     return Card(*sections([asks, costs, queue], marker), row, colour=BLUE, marker=marker)
 
 
+def _too_short(quote: Quote, first: int) -> str:
+    """A warning where the time limit is expected to end a run from step `first` before it writes a checkpoint."""
+    if not quote.too_short:
+        return ""
+    return (
+        f"⚠️ **Time limit** It is expected to end the run before its first checkpoint after step {first:,}, which is "
+        f"due at step {quote.saves_at:,}, after about {text.duration(quote.saves_after or 0)}"
+    )
+
+
 def launched(receipt: Receipt) -> Card:
-    """What an offer turns into once it is confirmed."""
+    """The card that replaces an offer once it is launched."""
     marker = f"-# run {receipt.run_id}"
     head, _, costs = told(receipt).partition(". ")
     return Card(texts([f"### 🚀 {head}", costs], marker), colour=GREEN, marker=marker)
 
 
 def discarded() -> Card:
-    """What an offer turns into once it is cancelled."""
+    """The card that replaces an offer once it is discarded."""
     marker = "-# Nothing was queued or charged."
     return Card(texts(["### ✋ Not launched"], marker), colour=GREY, marker=marker)
 
 
 def told(receipt: Receipt) -> str:
-    """What a queued run may cost and leaves."""
+    """What a queued run may cost, and what its allocation has left."""
     expected = "" if receipt.expected is None else f", about {text.gpu_hours(receipt.expected)} as {receipt.basis}"
     cost = f"{text.gpu_hours(receipt.cost)} at most{expected}"
     return f"Run {receipt.run_id} is queued. It will cost {cost}. {remains(receipt)}"
 
 
 def remains(receipt: Receipt) -> str:
-    """What the allocation has left, and what will be once its queued runs, which have reserved nothing, are over."""
+    """What the allocation has left now, and after all of its queued runs, which have reserved nothing yet."""
     after = in_hours(max(0, receipt.left - receipt.promised))
     then = f", and {after} should its queued runs take all their time" if receipt.promised else ""
     return f"The allocation has {text.gpu_hours(receipt.left)} left{then}."
 
 
 def waits(why: Why) -> str:
-    """Why a run is where it is."""
+    """Why a run is in its state, and when a queued one starts."""
     lines = [
         f"**Run {why.run_id}** of {text.line(why.project, 100)} is {why.state}. {text.escape(why.reason)}".rstrip()
     ]
@@ -129,7 +140,7 @@ def waits(why: Why) -> str:
 
 
 def configured(run: runs.Run) -> str:
-    """What stands over the attached configuration; raises ConflictError where the run has none."""
+    """The text above the attached configuration. Raises ConflictError where the run has none."""
     if not run.config:
         raise ConflictError(f"Run {run.id} is a sample of run {run.parent_id}, whose configuration it uses.")
     changed = text.line(", ".join(f"{name}={value}" for name, value in run.overrides.items()), 300)
@@ -157,7 +168,7 @@ def logged(log: Log) -> str:
 
 
 def compared(views: Sequence[RunView], picture: str) -> Card:
-    """Runs side by side, over the picture of their curves."""
+    """The card that compares runs: one line each, and the picture of their curves."""
     recipes = {view.recipe for view in views}
     of = f" of {text.code(recipes.pop(), 60)}" if len(recipes) == 1 else ""
     lines = [f"### 📈 Runs {', '.join(str(view.id) for view in views)}{of}"]
@@ -171,7 +182,7 @@ def compared(views: Sequence[RunView], picture: str) -> Card:
 
 
 async def comparison(interaction: Interaction, views: Sequence[RunView]) -> tuple[Card, discord.File]:
-    """The comparison of runs with its picture; raises NotFoundError where none of them has a curve yet."""
+    """The card that compares runs, and its picture. Raises NotFoundError where none of them has a curve yet."""
     app = interaction.client
     names = comparing.names(views)
     curves = [
@@ -186,7 +197,7 @@ async def comparison(interaction: Interaction, views: Sequence[RunView]) -> tupl
 
 
 def short(number: int) -> str:
-    """A large number in three figures: 1.31M, 410k, 950."""
+    """A large number with three significant figures: 1.31M, 410k, 950."""
     for size, unit in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k")):
         if number >= size:
             return f"{number / size:.3g}{unit}"
@@ -194,7 +205,7 @@ def short(number: int) -> str:
 
 
 def starts(expected: datetime | None) -> str:
-    """When a queued run starts, should all others take as long as they may."""
+    """A sentence that says when a queued run starts at the latest: if all runs before it use all their time."""
     if expected is None:
         return "Nobody can say when it starts."
     seconds = (expected - utcnow()).total_seconds()
@@ -204,7 +215,7 @@ def starts(expected: datetime | None) -> str:
 
 
 def _block(lines: Sequence[str], most: int) -> str:
-    """The last lines that fit, as code."""
+    """As many of the last lines as fit in `most` characters, as a block of code."""
     kept: list[str] = []
     room = most - len("```\n\n```")
     for line in reversed(lines):

@@ -1,10 +1,10 @@
-"""What the buttons of a run's card do, and those of an offer to launch one."""
+"""The handlers of the buttons on a run's card, and on the offer of a launch."""
 
 from collections.abc import Mapping
 
 from bot import errors
-from bot.app import Interaction, actor
-from bot.buttons import Press
+from bot.app import Interaction, acknowledge, actor
+from bot.buttons import Handler
 from bot.commands.run import answers
 from bot.commands.run.forms import SampleForm
 from broker.reports import run_plan
@@ -13,8 +13,8 @@ from broker.runs.runs import RunState
 
 
 async def pause(interaction: Interaction, run_id: int) -> None:
-    """Take the run from its GPUs until it is resumed."""
-    await interaction.response.defer(ephemeral=True, thinking=True)
+    """Pause the run, which gives its GPUs back until it is resumed."""
+    await acknowledge(interaction)
     await interaction.client.write(control.pause, actor(interaction), run_id)
     run = await interaction.client.read(runs.view, run_id)
     how = "is paused" if run.state == RunState.PAUSED else "writes a checkpoint and pauses"
@@ -22,14 +22,14 @@ async def pause(interaction: Interaction, run_id: int) -> None:
 
 
 async def resume(interaction: Interaction, run_id: int) -> None:
-    """Let the run go on as it was."""
+    """Resume the run as it was."""
     await interaction.response.defer(ephemeral=True, thinking=True)
     receipt = await interaction.client.write(control.resume, actor(interaction), run_id)
     await errors.reply(interaction, answers.told(receipt))
 
 
 async def compare(interaction: Interaction, run_id: int) -> None:
-    """Show the run over the newest others of its project."""
+    """Compare the run with the newest others of its project."""
     await interaction.response.defer(ephemeral=True, thinking=True)
     views = await interaction.client.read(comparison.nearest, run_id)
     card, picture = await answers.comparison(interaction, views)
@@ -37,8 +37,8 @@ async def compare(interaction: Interaction, run_id: int) -> None:
 
 
 async def config(interaction: Interaction, run_id: int) -> None:
-    """Show the configuration that the run trains by."""
-    await interaction.response.defer(ephemeral=True, thinking=True)
+    """Attach the configuration of the run."""
+    await acknowledge(interaction)
     run = await interaction.client.read(runs.load, run_id)
     await answers.attach(interaction, answers.configured(run), f"run-{run_id}.yml", run.config)
 
@@ -50,20 +50,20 @@ async def sample(interaction: Interaction, run_id: int) -> None:
 
 
 async def launch(interaction: Interaction, draft_id: int) -> None:
-    """Launch what was offered."""
+    """Launch the run that was offered."""
     await interaction.response.defer()
     receipt = await interaction.client.write(run_plan.confirm, actor(interaction), draft_id)
     await answers.show(interaction, answers.launched(receipt))
 
 
 async def discard(interaction: Interaction, draft_id: int) -> None:
-    """Let an offer go."""
+    """Discard an offer."""
     await interaction.response.defer()
     await interaction.client.write(run_plan.discard, actor(interaction), draft_id)
     await answers.show(interaction, answers.discarded())
 
 
-PRESSES: Mapping[str, Press] = {
+HANDLERS: Mapping[str, Handler] = {
     "pause": pause,
     "resume": resume,
     "compare": compare,

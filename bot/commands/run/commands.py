@@ -1,4 +1,4 @@
-"""`/run …`: launch, look at, pause and go on, fork, sample from and compare runs."""
+"""`/run …`: launch, show, pause, resume, fork, sample from and compare runs."""
 
 import io
 
@@ -6,10 +6,11 @@ import discord
 from discord import app_commands
 
 from bot import errors, text
-from bot.app import Interaction, actor
+from bot.app import Interaction, acknowledge, actor
 from bot.cards.run_card import run_card
-from bot.commands import lookup
-from bot.commands.run import answers, buttons, suggestions
+from bot.commands import autocomplete, context
+from bot.commands.run import answers, buttons
+from bot.commands.run import autocomplete as run_autocomplete
 from bot.plots.curve_of_run import curve_of
 from broker.reports import run_plan, why
 from broker.runs import comparison, control, launching, logs, runs
@@ -35,10 +36,10 @@ TIME_LIMIT = "The longest it may take, such as 45m, 2h or 1h30m"
     allocation="The allocation to draw on; the newest approved one otherwise",
     project=PROJECT,
 )
-@app_commands.autocomplete(recipe=suggestions.recipes, time_limit=suggestions.time_limits)
-@app_commands.autocomplete(override=suggestions.overrides, dataset=suggestions.datasets)
-@app_commands.autocomplete(gpus=suggestions.gpus, steps=suggestions.steps)
-@app_commands.autocomplete(allocation=lookup.live_allocations, project=lookup.open_projects)
+@app_commands.autocomplete(recipe=run_autocomplete.recipes, time_limit=run_autocomplete.time_limits)
+@app_commands.autocomplete(override=run_autocomplete.overrides, dataset=run_autocomplete.datasets)
+@app_commands.autocomplete(gpus=run_autocomplete.gpus, steps=run_autocomplete.steps)
+@app_commands.autocomplete(allocation=autocomplete.live_allocations, project=autocomplete.open_projects)
 async def launch(
     interaction: Interaction,
     recipe: str,
@@ -52,8 +53,8 @@ async def launch(
 ) -> None:
     """Offer the run with its cost; the button launches it."""
     await interaction.response.defer(ephemeral=True, thinking=True)
-    project_id = await lookup.project_of(interaction, project)
-    overrides = suggestions.with_steps(override, steps)
+    project_id = await context.project_of(interaction, project)
+    overrides = run_autocomplete.with_steps(override, steps)
     order = Order(project_id, recipe, time_limit, gpus, overrides, allocation, dataset=dataset)
     preview = await interaction.client.write(run_plan.launch, actor(interaction), str(interaction.id), order)
     await answers.show(interaction, answers.offer(preview))
@@ -68,9 +69,9 @@ async def launch(
     gpus="How many GPUs; as the run's where not given",
     allocation="The allocation to draw on",
 )
-@app_commands.autocomplete(step=suggestions.kept_steps, run=suggestions.kept_run)
-@app_commands.autocomplete(gpus=suggestions.gpus, allocation=suggestions.allocations_of_run)
-@app_commands.autocomplete(time_limit=suggestions.time_limits, override=suggestions.overrides)
+@app_commands.autocomplete(step=run_autocomplete.kept_steps, run=run_autocomplete.kept_run)
+@app_commands.autocomplete(gpus=run_autocomplete.gpus, allocation=run_autocomplete.allocations_of_run)
+@app_commands.autocomplete(time_limit=run_autocomplete.time_limits, override=run_autocomplete.overrides)
 async def fork(
     interaction: Interaction,
     step: int,
@@ -86,7 +87,7 @@ async def fork(
         run_plan.fork,
         actor(interaction),
         str(interaction.id),
-        await suggestions.run_of(interaction, run),
+        await context.run_of(interaction, run),
         step,
         overrides=override,
         time_limit=time_limit,
@@ -96,25 +97,25 @@ async def fork(
     await answers.show(interaction, answers.offer(preview))
 
 
-@run.command(name="rerun", description="Launch a run anew, as it was")
+@run.command(name="rerun", description="Launch a run again, as it was")
 @app_commands.describe(run=RUN)
-@app_commands.autocomplete(run=suggestions.any_run)
+@app_commands.autocomplete(run=run_autocomplete.any_run)
 async def rerun(interaction: Interaction, run: int | None = None) -> None:
-    """Offer it with its cost; the button launches it."""
+    """Offer the new run with its cost; the button launches it."""
     await interaction.response.defer(ephemeral=True, thinking=True)
-    run_id = await suggestions.run_of(interaction, run)
+    run_id = await context.run_of(interaction, run)
     preview = await interaction.client.write(run_plan.rerun, actor(interaction), str(interaction.id), run_id)
     await answers.show(interaction, answers.offer(preview))
 
 
 @run.command(name="show", description="Show how a run stands")
 @app_commands.describe(run=RUN)
-@app_commands.autocomplete(run=suggestions.any_run)
+@app_commands.autocomplete(run=run_autocomplete.any_run)
 async def show(interaction: Interaction, run: int | None = None) -> None:
     """Show the run's card."""
     await interaction.response.defer(ephemeral=True, thinking=True)
     app = interaction.client
-    view = await app.read(runs.view, await suggestions.run_of(interaction, run))
+    view = await app.read(runs.view, await context.run_of(interaction, run))
     waits = await app.read(why.why, view.id) if view.state == RunState.QUEUED else None
     curve = await app.read(curve_of, view)
     if len(curve.loss) < 2:
@@ -127,10 +128,11 @@ async def show(interaction: Interaction, run: int | None = None) -> None:
 
 @run.command(name="list", description="List the newest runs of a project")
 @app_commands.describe(project=PROJECT)
-@app_commands.autocomplete(project=lookup.listed_projects)
+@app_commands.autocomplete(project=autocomplete.listed_projects)
 async def list_runs(interaction: Interaction, project: int | None = None) -> None:
-    """List them."""
-    project_id = await lookup.project_of(interaction, project)
+    """List the runs."""
+    await acknowledge(interaction)
+    project_id = await context.project_of(interaction, project)
     views = await interaction.client.read(runs.of_project, project_id, kind=RunKind.TRAIN, limit=15)
     lines = [
         f"**{view.id}** {text.code(view.recipe, 60)} · {view.state} · step {view.step:,} of {view.total_steps:,} · "
@@ -140,24 +142,25 @@ async def list_runs(interaction: Interaction, project: int | None = None) -> Non
     await errors.reply(interaction, text.listed(lines) or "No run yet: /run launch starts one.")
 
 
-@run.command(name="pause", description="Take a run from its GPUs for a while; a running one writes a checkpoint first")
+@run.command(name="pause", description="Pause a run and free its GPUs; a running one writes a checkpoint first")
 @app_commands.describe(run=RUN)
-@app_commands.autocomplete(run=suggestions.pausable_run)
+@app_commands.autocomplete(run=run_autocomplete.pausable_run)
 async def pause(interaction: Interaction, run: int | None = None) -> None:
-    """Ask it to pause."""
-    await buttons.pause(interaction, await suggestions.run_of(interaction, run))
+    """Ask the run to pause."""
+    await acknowledge(interaction)
+    await buttons.pause(interaction, await context.run_of(interaction, run))
 
 
-@run.command(name="resume", description="Let a paused run go on, also on another number of GPUs")
+@run.command(name="resume", description="Resume a paused run, also on another number of GPUs")
 @app_commands.describe(
     run=RUN,
     gpus="How many GPUs; as before where not given",
     time_limit="What it may take from here on; what is left of its old limit where not given",
     allocation="The allocation to draw on; as before where not given",
 )
-@app_commands.autocomplete(run=suggestions.paused_run, gpus=suggestions.gpus_to_resume)
-@app_commands.autocomplete(allocation=suggestions.allocations_of_run)
-@app_commands.autocomplete(time_limit=suggestions.durations)
+@app_commands.autocomplete(run=run_autocomplete.paused_run, gpus=run_autocomplete.gpus_to_resume)
+@app_commands.autocomplete(allocation=run_autocomplete.allocations_of_run)
+@app_commands.autocomplete(time_limit=run_autocomplete.durations)
 async def resume(
     interaction: Interaction,
     run: int | None = None,
@@ -165,21 +168,21 @@ async def resume(
     time_limit: str | None = None,
     allocation: int | None = None,
 ) -> None:
-    """Queue it again and say what it costs."""
+    """Queue the run again, and say what it costs."""
     await interaction.response.defer(ephemeral=True, thinking=True)
-    run_id = await suggestions.run_of(interaction, run)
+    run_id = await context.run_of(interaction, run)
     receipt = await interaction.client.write(control.resume, actor(interaction), run_id, gpus, time_limit, allocation)
     await errors.reply(interaction, answers.told(receipt))
 
 
-@run.command(name="extend", description="Let a run take longer")
+@run.command(name="extend", description="Give a run more time")
 @app_commands.describe(time="How much longer, such as 30m or 2h", run=RUN)
-@app_commands.autocomplete(time=suggestions.durations)
-@app_commands.autocomplete(run=suggestions.unended_run)
+@app_commands.autocomplete(time=run_autocomplete.durations)
+@app_commands.autocomplete(run=run_autocomplete.unended_run)
 async def extend(interaction: Interaction, time: str, run: int | None = None) -> None:
-    """Give it more time."""
+    """Give the run more time."""
     await interaction.response.defer(ephemeral=True, thinking=True)
-    run_id = await suggestions.run_of(interaction, run)
+    run_id = await context.run_of(interaction, run)
     receipt = await interaction.client.write(control.extend, actor(interaction), run_id, time)
     more = text.duration(launching.parse_time_limit(time))
     await errors.reply(
@@ -191,56 +194,58 @@ async def extend(interaction: Interaction, time: str, run: int | None = None) ->
 
 @run.command(name="cancel", description="Stop a run for good; a running one writes a checkpoint first")
 @app_commands.describe(run=RUN)
-@app_commands.autocomplete(run=suggestions.unended_run)
+@app_commands.autocomplete(run=run_autocomplete.unended_run)
 async def cancel(interaction: Interaction, run: int | None = None) -> None:
-    """Ask it to stop."""
+    """Ask the run to stop."""
     await interaction.response.defer(ephemeral=True, thinking=True)
-    run_id = await suggestions.run_of(interaction, run)
+    run_id = await context.run_of(interaction, run)
     await interaction.client.write(control.cancel, actor(interaction), run_id)
     await errors.reply(interaction, f"Run {run_id} is asked to stop.")
 
 
 @run.command(name="why", description="Say why a run waits, its place in the queue and when it is expected to start")
 @app_commands.describe(run=RUN)
-@app_commands.autocomplete(run=suggestions.any_run)
+@app_commands.autocomplete(run=run_autocomplete.any_run)
 async def why_waits(interaction: Interaction, run: int | None = None) -> None:
-    """Say it."""
-    run_id = await suggestions.run_of(interaction, run)
+    """Explain the run's state."""
+    await acknowledge(interaction)
+    run_id = await context.run_of(interaction, run)
     await errors.reply(interaction, answers.waits(await interaction.client.read(why.why, run_id)))
 
 
 @run.command(name="config", description="Show the configuration that a run trains by, every default spelt out")
 @app_commands.describe(run=RUN)
-@app_commands.autocomplete(run=suggestions.any_run)
+@app_commands.autocomplete(run=run_autocomplete.any_run)
 async def config(interaction: Interaction, run: int | None = None) -> None:
-    """Attach it."""
-    await buttons.config(interaction, await suggestions.run_of(interaction, run))
+    """Attach the configuration."""
+    await acknowledge(interaction)
+    await buttons.config(interaction, await context.run_of(interaction, run))
 
 
 @run.command(name="log", description="Show a run's attempts and the last lines that its trainer wrote")
 @app_commands.describe(run=RUN)
-@app_commands.autocomplete(run=suggestions.any_run)
+@app_commands.autocomplete(run=run_autocomplete.any_run)
 async def log(interaction: Interaction, run: int | None = None) -> None:
-    """Show them."""
+    """Show the attempts and the log."""
     await interaction.response.defer(ephemeral=True, thinking=True)
     app = interaction.client
-    found = await app.read(logs.read, app.settings, await suggestions.run_of(interaction, run))
+    found = await app.read(logs.read, app.settings, await context.run_of(interaction, run))
     await errors.reply(interaction, answers.logged(found))
 
 
 @run.command(name="sample", description="Let the last checkpoint of a run continue a text of yours")
 @app_commands.describe(run=RUN)
-@app_commands.autocomplete(run=suggestions.kept_run)
+@app_commands.autocomplete(run=run_autocomplete.kept_run)
 async def sample(interaction: Interaction, run: int | None = None) -> None:
-    """Open the form."""
-    await buttons.sample(interaction, await suggestions.run_of(interaction, run))
+    """Open the form of a prompt."""
+    await buttons.sample(interaction, await context.run_of(interaction, run))
 
 
 @run.command(name="compare", description="Overlay the loss curves of up to six runs")
 @app_commands.describe(runs="Their numbers, such as 3 5 8")
-@app_commands.autocomplete(runs=suggestions.numbers)
+@app_commands.autocomplete(runs=run_autocomplete.numbers)
 async def compare(interaction: Interaction, runs: str) -> None:
-    """Draw them."""
+    """Draw the curves."""
     await interaction.response.defer(ephemeral=True, thinking=True)
     views = await interaction.client.read(comparison.named, runs)
     card, picture = await answers.comparison(interaction, views)

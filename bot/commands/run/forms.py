@@ -1,4 +1,4 @@
-"""The form by which a member lets a run continue a text."""
+"""The form with a prompt for a run's last checkpoint."""
 
 from bot import text
 from bot.app import Interaction, actor
@@ -7,7 +7,7 @@ from broker.runs import generation
 
 
 class SampleForm(Form):
-    """A prompt for the last checkpoint of a run."""
+    """A prompt that the last checkpoint of a run continues."""
 
     def __init__(self, run_id: int) -> None:
         self.run_id = run_id

@@ -1,4 +1,4 @@
-"""What admins see of pools, grants and limits, and the buttons below it, which open the forms to change them."""
+"""The lists of pools, grants and limits that admins see, with buttons which open the forms to change them."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,7 +6,7 @@ from discord import ui
 
 from bot import text
 from bot.app import Interaction, actor
-from bot.buttons import Button, Press
+from bot.buttons import Button, Handler
 from bot.cards import card
 from bot.commands.stoa.forms import AddGrantForm, AddPoolForm, ChangeGrantForm, ChangeLimitForm, ChangePoolForm
 from broker.allocations import pools
@@ -19,10 +19,10 @@ from projects.rights import Act
 
 
 def pools_view(listed: Sequence[PoolStatus]) -> ui.LayoutView:
-    """Each pool with its use."""
+    """The list of pools, each with its use."""
     lines = [
         f"{text.code(pool.name, 60)} {text.count(pool.gpus, 'GPU')}, {text.line(pool.gpu_type, 60)}\n"
-        f"-# {pool.busy} busy, {pool.working} at work, {pool.waiting} waiting · {pool.launcher}, weight "
+        f"-# {pool.busy} busy, {pool.working} running, {pool.waiting} waiting · {pool.runner}, weight "
         f"{pool.price_weight:g} · {text.gpu_hours(pool.left)} of its grants left"
         for pool in listed
     ]
@@ -30,7 +30,7 @@ def pools_view(listed: Sequence[PoolStatus]) -> ui.LayoutView:
 
 
 def grants_view(listed: Sequence[GrantView], spent: Mapping[int, int]) -> ui.LayoutView:
-    """Each grant with what was granted of it, kept for second halves, spent, and is left."""
+    """The list of grants: GPU-hours allocated, spent, reserved for second halves, and left of each."""
     lines = [
         f"**{grant.id}** {text.line(grant.sponsor, 80)} · {text.code(grant.pool, 60)} until {grant.until:%Y-%m-%d}\n"
         f"-# {text.gpu_hours(grant.seconds)}: {text.gpu_hours(grant.granted)} granted, "
@@ -42,7 +42,7 @@ def grants_view(listed: Sequence[GrantView], spent: Mapping[int, int]) -> ui.Lay
 
 
 def limits_view(now: Policies) -> ui.LayoutView:
-    """Each policy with its value."""
+    """The list of policies, each with its value."""
     lines = [
         f"**{name.replace('_', ' ').capitalize()}** {policies.said_as(getattr(now, name))}\n-# {field.description}"
         for name, field in Policies.model_fields.items()
@@ -62,7 +62,7 @@ def _view(title: str, lines: Sequence[str], labels: Mapping[str, str]) -> ui.Lay
 
 
 def require(interaction: Interaction, act: Act) -> None:
-    """Raise ForbiddenError unless who asks may do this in the lab."""
+    """Raise ForbiddenError unless the user may do this in the lab."""
     rights.require_admin(actor(interaction), act)
 
 
@@ -106,7 +106,7 @@ async def _pool_names(interaction: Interaction) -> Sequence[str]:
     return names
 
 
-PRESSES: Mapping[str, Press] = {
+HANDLERS: Mapping[str, Handler] = {
     "pool_add": add_pool,
     "pool_change": change_pool,
     "grant_add": add_grant,

@@ -1,4 +1,4 @@
-"""`/stoa …`: setting the server up, and what only admins do; who may is decided in the domain."""
+"""`/stoa …`: setup, help, and what only admins do; the domain decides who may."""
 
 import functools
 
@@ -6,8 +6,8 @@ import discord
 from discord import app_commands
 
 from bot import errors, text
-from bot.app import Interaction, actor
-from bot.commands import lookup
+from bot.app import Interaction, acknowledge, actor
+from bot.commands import autocomplete, context
 from bot.commands.reason_form import BlankingForm, ReasonForm
 from bot.commands.stoa import buttons, help_text
 from bot.commands.stoa import setup as setting_up
@@ -24,7 +24,7 @@ from projects.rights import Act
 stoa = app_commands.Group(name="stoa", description="The lab itself: what you can do here, and what its admins do")
 
 
-@stoa.command(name="setup", description="Say which channels and roles stand for what; what is missing is made")
+@stoa.command(name="setup", description="Choose Stoa's channels and roles; what is missing is created")
 @app_commands.describe(
     proposals="Where projects are proposed",
     review="Where requests for GPU time are decided",
@@ -48,9 +48,9 @@ async def setup(
     category: discord.CategoryChannel | None = None,
     projects: discord.CategoryChannel | None = None,
 ) -> None:
-    """Adopt what was given, make what is missing."""
+    """Adopt the channels and roles that were given, and create those that are missing."""
     app, who = interaction.client, actor(interaction)
-    # Whoever manages the server may name its admins; nobody else could, before there are any.
+    # Members who manage the server may choose its admins: before there are admins, nobody else could.
     if not interaction.permissions.manage_guild:
         rights.require_admin(who, Act.SET_UP)
     await interaction.response.defer(ephemeral=True, thinking=True)
@@ -74,44 +74,45 @@ async def setup(
 
 @stoa.command(name="help", description="Show what you can do here")
 async def help_here(interaction: Interaction) -> None:
-    """Show it by the table of rights, for who asks and where they ask."""
+    """Show the commands that the table of rights allows the user in this channel."""
+    await acknowledge(interaction)
     app, who = interaction.client, actor(interaction)
-    project_id = await lookup.project_here(interaction)
+    project_id = await context.project_here(interaction)
     standing = await app.read(help_text.standing, who, project_id)
     tree = app.tree.get_commands(guild=discord.Object(app.server.guild))
     manages = interaction.permissions.manage_guild
     first, *others = help_text.pages(tree, standing, review=app.server.review, manages=manages)
-    await interaction.response.send_message(view=first, ephemeral=True)
+    await errors.again(lambda: interaction.edit_original_response(view=first))
     for page in others:
         await interaction.followup.send(view=page, ephemeral=True)
 
 
 @stoa.command(name="pools", description="Admins: list the pools of GPUs with their use; add or change one")
 @app_commands.describe(pool="One to change at once, where there are many")
-@app_commands.autocomplete(pool=lookup.pool_names)
+@app_commands.autocomplete(pool=autocomplete.pool_names)
 async def list_pools(interaction: Interaction, pool: str | None = None) -> None:
-    """List them, or open the form of a change to one."""
+    """List the pools, or open the form to change one."""
     buttons.require(interaction, Act.MANAGE_COMPUTE)
     if pool is not None:
         await interaction.client.read(pools.named, pool)
         await interaction.response.send_modal(ChangePoolForm([pool]))
         return
+    await acknowledge(interaction)
     listed = await interaction.client.read(cluster.status)
-    await interaction.response.send_message(view=buttons.pools_view(listed), ephemeral=True)
+    await errors.again(lambda: interaction.edit_original_response(view=buttons.pools_view(listed)))
 
 
 @stoa.command(name="grants", description="Admins: list what sponsors give, with its use; add or change a grant")
 @app_commands.describe(
     grant="One to change at once, where there are many", pool="One to add a grant of at once, where there are many"
 )
-@app_commands.autocomplete(grant=lookup.grant_numbers)
-@app_commands.autocomplete(pool=lookup.pool_names)
+@app_commands.autocomplete(grant=autocomplete.grant_numbers)
+@app_commands.autocomplete(pool=autocomplete.pool_names)
 async def list_grants(interaction: Interaction, grant: int | None = None, pool: str | None = None) -> None:
-    """List them, or open the form of a change to one, or of a new one."""
+    """List the grants, or open the form to change one or to add one."""
     buttons.require(interaction, Act.MANAGE_COMPUTE)
-    listed = await interaction.client.read(pools.grants)
     if grant is not None:
-        named = [one for one in listed if one.id == grant]
+        named = [one for one in await interaction.client.read(pools.grants) if one.id == grant]
         if not named:
             raise NotFoundError(f"There is no grant {grant}.")
         await interaction.response.send_modal(ChangeGrantForm(named))
@@ -120,16 +121,19 @@ async def list_grants(interaction: Interaction, grant: int | None = None, pool: 
         await interaction.client.read(pools.named, pool)
         await interaction.response.send_modal(AddGrantForm([pool]))
         return
+    await acknowledge(interaction)
+    listed = await interaction.client.read(pools.grants)
     spent = await interaction.client.read(inventory.spent_by_grant)
-    await interaction.response.send_message(view=buttons.grants_view(listed, spent), ephemeral=True)
+    await errors.again(lambda: interaction.edit_original_response(view=buttons.grants_view(listed, spent)))
 
 
 @stoa.command(name="limits", description="Admins: list the limits by which the lab is run; change one")
 async def list_limits(interaction: Interaction) -> None:
-    """List them."""
+    """List the limits."""
     buttons.require(interaction, Act.CHANGE_POLICIES)
+    await acknowledge(interaction)
     now = await interaction.client.read(policies.current)
-    await interaction.response.send_message(view=buttons.limits_view(now), ephemeral=True)
+    await errors.again(lambda: interaction.edit_original_response(view=buttons.limits_view(now)))
 
 
 @stoa.command(name="ban", description="Let somebody do nothing but read")
@@ -155,11 +159,11 @@ async def unban(interaction: Interaction, person: discord.User) -> None:
     number="The entry's number, as its post ends with",
     project="The project, where this is not its channel or one of its threads; 0 for the lab's own record",
 )
-@app_commands.autocomplete(number=lookup.entry_numbers, project=lookup.listed_projects)
+@app_commands.autocomplete(number=autocomplete.entry_numbers, project=autocomplete.listed_projects)
 async def redact(interaction: Interaction, number: int, project: int | None = None) -> None:
-    """Open the form of the reason, which is to say nothing of what is blanked."""
+    """Open the form of the reason, which must not repeat what is blanked."""
     buttons.require(interaction, Act.REDACT)
-    stream = record.LAB if project == 0 else record.project_stream(await lookup.project_of(interaction, project))
+    stream = record.LAB if project == 0 else record.project_stream(await context.project_of(interaction, project))
     await interaction.client.read(redaction.named, stream, number)
     done = f"Entry {number} is blanked; its posts will follow."
     act = functools.partial(redaction.redact, number=number)
@@ -169,7 +173,7 @@ async def redact(interaction: Interaction, number: int, project: int | None = No
 @stoa.command(name="forget", description="Blank a person's name, and every entry that names them")
 @app_commands.describe(person="Who")
 async def forget(interaction: Interaction, person: discord.User) -> None:
-    """Open the form of the reason, which is not to name them."""
+    """Open the form of the reason, which must not name the person."""
     buttons.require(interaction, Act.REDACT)
 
     def done(count: int) -> str:

@@ -1,4 +1,4 @@
-"""The forms by which admins change pools, grants and limits."""
+"""The forms in which admins add and change pools, grants and limits."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,17 +20,17 @@ Choice = ui.Select[Any]
 
 
 def choice(options: Sequence[tuple[str, str]]) -> Choice:
-    """A choice of one, by shown name and value."""
+    """A select for one of the options, each given as label and value."""
     shown = [discord.SelectOption(label=text.bounded(name, 100), value=value) for name, value in options[:MOST]]
     return ui.Select(options=shown)
 
 
 class AddPoolForm(Form):
-    """A new pool of the worker's own host; one of a Slurm cluster, which needs more, is an operator's to add."""
+    """A new pool on the worker's own host; a pool of another runner, which needs more, is added by an operator."""
 
     def __init__(self) -> None:
         self.name, self.gpu_type = short(placeholder="hall-h200"), short(placeholder="H200")
-        self.gpus = short(placeholder="On this host; a Slurm cluster is added by `stoa pool add`")
+        self.gpus = short(placeholder="On this host; a pool elsewhere is added by `stoa pool add`")
         self.weight = short("1")
         super().__init__(
             "Add a pool",
@@ -43,7 +43,7 @@ class AddPoolForm(Form):
         )
 
     async def send(self, interaction: Interaction) -> str:
-        """Add it."""
+        """Add the pool."""
         app = interaction.client
         await app.write(
             inventory.add_pool,
@@ -57,7 +57,7 @@ class AddPoolForm(Form):
 
 
 class ChangePoolForm(Form):
-    """Another count of GPUs, or another weight."""
+    """Another number of GPUs or another price weight for a pool."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.pool = choice([(name, name) for name in names])
@@ -82,7 +82,7 @@ class ChangePoolForm(Form):
 
 
 class AddGrantForm(Form):
-    """GPU-hours that a sponsor gives."""
+    """A grant: GPU-hours that a sponsor gives."""
 
     def __init__(self, pools: Sequence[str]) -> None:
         self.pool = choice([(name, name) for name in pools])
@@ -107,7 +107,7 @@ class AddGrantForm(Form):
 
 
 class ChangeGrantForm(Form):
-    """More hours, or another end."""
+    """More GPU-hours or another end for a grant."""
 
     def __init__(self, grants: Sequence[GrantView]) -> None:
         self.grant = choice([(f"{g.id} · {g.sponsor}, {g.pool}, until {g.until:%Y-%m-%d}", str(g.id)) for g in grants])
@@ -134,7 +134,7 @@ class ChangeGrantForm(Form):
 
 
 class ChangeLimitForm(Form):
-    """Another value of one policy."""
+    """Another value for one policy."""
 
     def __init__(self) -> None:
         self.name = choice([(name.replace("_", " ").capitalize(), name) for name in Policies.model_fields])

@@ -1,4 +1,4 @@
-"""`/stoa help`: the commands there are, each with its sentence, as far as the table of rights lets one use them."""
+"""`/stoa help`: the commands that a member may use by the table of rights, each with its description."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from projects.people import Actor, LabRole
 from projects.projects import ProjectRole
 from projects.rights import Act, Role
 
-# What a command is for, where not everyone may use it.
+# The act that each command is for, where not everyone may use the command.
 NEEDS: Mapping[str, Act] = {
     "project scope": Act.SCOPE,
     "project update": Act.POST_UPDATE,
@@ -61,7 +61,7 @@ HEADINGS: Mapping[Role, str] = {
     LabRole.MODERATOR: "As a moderator",
     LabRole.ADMIN: "As an admin",
 }
-# What is done by buttons alone, or by who holds no role of Stoa's.
+# Acts that have buttons but no command, and those of people without a role in Stoa.
 ANSWERS = "The button **Answer** of a reviewer's question about GPU time that you asked for."
 OFFERS = "-# An offer, of a launch or of a lead, is answered by its buttons, and by nobody but who it was made to."
 MANAGES = "As who manages this server"
@@ -70,7 +70,7 @@ LONGEST_PAGE = 3800
 
 @dataclass(frozen=True)
 class Standing:
-    """What a person is where they ask; `project` is the title of the one whose channel that is."""
+    """The roles of a person in the channel where they ask; `project` is the title of that channel's project."""
 
     roles: frozenset[Role]
     project: str | None
@@ -86,7 +86,7 @@ def standing(session: Session, actor: Actor, project_id: int | None) -> Standing
 
 
 def pages(commands: Sequence[Any], here: Standing, *, review: int, manages: bool) -> list[ui.LayoutView]:
-    """What the person can do, in as many messages as it takes; `review` is the channel where requests are decided.
+    """What the person can do, in as many messages as needed; `review` is the reviewers' channel.
 
     `manages`: they may manage the server, and so set it up before it has admins.
     """
@@ -132,7 +132,7 @@ def _line(name: str, said: str) -> str:
 
 
 def _flat(commands: Sequence[Any]) -> Iterator[tuple[str, str]]:
-    """Each command by its full name, with its sentence."""
+    """The full name and the description of each command."""
     for command in commands:
         if isinstance(command, app_commands.Group):
             yield from _flat(command.commands)

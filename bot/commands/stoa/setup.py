@@ -1,6 +1,6 @@
-"""Setting a server up: what stands already is adopted, what is missing is made, and a repeat changes nothing.
+"""`/stoa setup`: adopts the channels and roles that exist, creates those that are missing; a repeat changes nothing.
 
-What was made just before a crash is found again by its name and topic, so that nothing is made twice.
+A channel or role that was created just before a crash is found again by its name and topic, and not created twice.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ _one_at_a_time = asyncio.Lock()
 
 @dataclass(frozen=True)
 class New:
-    """What is made where nothing stands for it. `quiet`: only the bot writes there."""
+    """A channel, category or role to create for a purpose. `quiet`: only the bot may post in the channel."""
 
     label: str
     name: str
@@ -47,8 +47,8 @@ NEW: Mapping[str, New] = {
 
 
 async def set_up(app: App, guild: discord.Guild, actor: Actor, given: Mapping[str, Target]) -> str:
-    """Adopt, make, note, and say what came of it; raises ForbiddenError with the permissions that the bot lacks."""
-    await app.read(people.find, actor)  # lest something is made for who is banned
+    """Set the server up, and return what was done. Raises ForbiddenError with the permissions that the bot lacks."""
+    await app.read(people.find, actor)  # refuses who is banned, before anything is created
     async with _one_at_a_time:
         found = await _standing(app, guild, given)
         _demand_apart(found)
@@ -58,20 +58,20 @@ async def set_up(app: App, guild: discord.Guild, actor: Actor, given: Mapping[st
         if lacking := list(_lacking(guild, found, made)):
             raise ForbiddenError(f"{' '.join(lacking)} Then use /stoa setup again; nothing was changed.")
         for name in made:
-            with once():  # a repeat of the whole finds it, if it was made
+            with once():  # should Discord fail after creating it, the next setup finds it
                 found[name] = await _make(guild, name, found)
         changed = {
             name: (target.id, target.name) for name, target in found.items() if target.id != getattr(app.server, name)
         }
-        # What only the settings named is noted too, so that one place tells it from now on.
+        # Choices from the settings are written too, so that all of them are in the database from now on.
         if changed or not app.server.by_admins:
             await app.write(server.choose, actor, guild.id, {n: (t.id, t.name) for n, t in found.items()})
-        await app.look_again()
+        await app.reload_server()
         return _said(found, made, changed)
 
 
 def _demand_apart(found: Mapping[str, Target]) -> None:
-    """Raise InvalidError where one channel would stand for two things, whose cards and posts would mix."""
+    """Raise InvalidError where one channel is chosen for two purposes, whose cards and posts would mix."""
     stands: dict[int, str] = {}
     for name in server.CHANNELS:
         channel = found.get(name)
@@ -79,13 +79,15 @@ def _demand_apart(found: Mapping[str, Target]) -> None:
             continue
         if channel.id in stands:
             both = f"{NEW[stands[channel.id]].label} and {NEW[name].label}"
-            raise InvalidError(f"#{channel.name} cannot stand for both {both}: choose another channel for one of them.")
+            raise InvalidError(
+                f"#{channel.name} cannot be the channel for both {both}: choose another channel for one of them."
+            )
         stands[channel.id] = name
 
 
 async def _standing(app: App, guild: discord.Guild, given: Mapping[str, Target]) -> dict[str, Target]:
-    """What stands for something: as given now, as chosen before, or as made by a setup that broke off."""
-    # Asked of Discord: the cache may not know yet what the last setup has made.
+    """The channels and roles of each purpose: as given now, as chosen before, or as created by an interrupted setup."""
+    # Fetched from Discord, as the cache may not have yet what the last setup created.
     channels = {channel.id: channel for channel in await guild.fetch_channels()}
     roles = {role.id: role for role in await guild.fetch_roles()}
     found: dict[str, Target] = {}
@@ -95,7 +97,7 @@ async def _standing(app: App, guild: discord.Guild, given: Mapping[str, Target])
             role = role or next((r for r in roles.values() if r.name == new.name and not r.permissions.value), None)
             if isinstance(role, discord.Role):
                 if role.is_default():
-                    raise InvalidError("@everyone cannot stand for a role: choose one that is given to people.")
+                    raise InvalidError("@everyone cannot be chosen: choose a role that is given to people.")
                 found[name] = role
             continue
         kind = discord.CategoryChannel if name in server.CATEGORIES else discord.TextChannel
@@ -111,14 +113,14 @@ def _is_ours(channel: discord.abc.GuildChannel, new: New) -> bool:
 
 
 def _lacking(guild: discord.Guild, found: Mapping[str, Target], made: list[str]) -> Iterator[str]:
-    """A sentence for each place where the bot lacks permissions, which names them."""
+    """A sentence for the server and for each channel where the bot lacks permissions, which names them."""
     needed = dict(server.IN_GUILD)
     if any(name in server.ROLES or NEW[name].quiet for name in made):
         needed["manage_roles"] = "Manage Roles"
     own = guild.me.guild_permissions
     if missing := [label for bit, label in needed.items() if not getattr(own, bit)]:
         yield f"Please grant the bot's role {', '.join(missing)}, in the server's settings under Roles."
-    # What is made in a category has its permissions.
+    # A new channel has the permissions of its category.
     wants = dict.fromkeys(server.CHANNELS, server.IN_OTHERS) | {"proposals": server.IN_PROPOSALS}
     wants["projects_category"] = server.IN_GUILD
     if set(made).intersection(server.CHANNELS):
@@ -128,7 +130,7 @@ def _lacking(guild: discord.Guild, found: Mapping[str, Target], made: list[str])
         if not isinstance(channel, discord.TextChannel | discord.CategoryChannel):
             continue
         there = channel.permissions_for(guild.me)
-        # What the whole server denies was said above.
+        # What the bot lacks in the whole server was said above.
         labels = [label for bit, label in wanted.items() if not getattr(there, bit) and getattr(own, bit)]
         if labels:
             where = f"the category {channel.name}" if name in server.CATEGORIES else f"#{channel.name}"
@@ -170,15 +172,15 @@ def _said(found: Mapping[str, Target], made: list[str], changed: Mapping[str, ob
     return "\n".join(lines)
 
 
-def trouble(guild: discord.Guild, known: server.Server) -> str:
-    """The first thing for which Stoa cannot work in the server; empty where all is well."""
+def problem(guild: discord.Guild, known: server.Server) -> str:
+    """A sentence with the first reason why Stoa cannot work in the server; empty where there is none."""
     if known.unset:
-        return f"nothing stands for {', '.join(NEW[name].label for name in known.unset)} yet."
+        return f"no channel or role is chosen for {', '.join(NEW[name].label for name in known.unset)} yet."
     for name in server.CHANNELS:
         if not isinstance(guild.get_channel(getattr(known, name)), discord.TextChannel):
-            return f"the channel of {NEW[name].label} is gone."
+            return f"the channel for {NEW[name].label} was deleted."
     if guild.get_role(known.reviewer_role) is None:
-        return "the reviewers' role is gone."
+        return "the reviewers' role was deleted."
     standing: dict[str, Target] = {}
     for name in server.CHANNELS:
         channel = guild.get_channel(getattr(known, name))

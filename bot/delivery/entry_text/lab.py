@@ -1,0 +1,126 @@
+"""Entries about the lab itself: pools, grants, the catalogue, policies, people, the server, the disk and the record."""
+
+from bot import text
+from bot.delivery.entry_text.phrases import by, line, quoted, why
+from bot.delivery.entry_text.registry import Payload, Text, entry
+from projects import policies
+
+
+@entry("pool.added")
+def pool_added(p: Payload) -> str:
+    return f"🖥️ A new pool: {text.code(p['pool'], 60)} with {p['gpus']} × {line(p['gpu_type'])}."
+
+
+@entry("pool.changed")
+def pool_changed(p: Payload) -> str:
+    return (
+        f"🖥️ {by(p)} changes the pool {text.code(p['pool'], 60)}: it has {text.count(p['gpus'], 'GPU')} and a price "
+        f"weight of {p['price_weight']:g}.{why(p)}"
+    )
+
+
+@entry("grant.added")
+def grant_added(p: Payload) -> str:
+    return (
+        f"🎁 {line(p['sponsor'])} gives {text.gpu_hours(p['seconds'])} on {text.code(p['pool'], 60)} "
+        f"to the community, until {line(str(p['until'])[:10])}. Thank you!"
+    )
+
+
+@entry("grant.changed")
+def grant_changed(p: Payload) -> str:
+    more = f"{text.gpu_hours(p['seconds'])} more, " if p["seconds"] else ""
+    return (
+        f"🎁 {by(p)} changes grant {p['grant']} of {line(p['sponsor'])} on {text.code(p['pool'], 60)}: {more}until "
+        f"{line(str(p['until'])[:10])}.{why(p)}"
+    )
+
+
+def catalogue(verb: str) -> Text:
+    """A text about an entry of the catalogue, which is a recipe or a dataset."""
+
+    def worded(p: Payload) -> str:
+        what = f"the {line(p['what'])} {text.code(p['name'], 60)}"
+        source = ""
+        if p.get("dataset"):
+            source = f": {text.code(p['dataset'], 200)} at {text.code(p['revision'], 40)}, {line(p['licence'])}"
+        body = quoted(p["body"], "It reads:") if verb == "proposes" and p.get("body") else ""
+        return f"📚 {by(p)} {verb} {what}{source}.{why(p)}{body}"
+
+    return worded
+
+
+for kind, verb in (("proposed", "proposes"), ("accepted", "accepts"), ("declined", "declines"), ("retired", "retires")):
+    entry(f"catalogue.{kind}")(catalogue(verb))
+
+
+@entry("policy.changed")
+def policy_changed(p: Payload) -> str:
+    was, now = policies.said_as(p["was"]), policies.said_as(p["now"])
+    change = f"{text.code(p['policy'], 60)} is {line(now)}, was {line(was)}"
+    return f"⚖️ {by(p)} changes a policy: {change}.{why(p)}"
+
+
+@entry("person.banned")
+def banned(p: Payload) -> str:
+    return f"⛔ {text.line(p['person']['name'], 80)} is banned: they can read, and do nothing else.{why(p)}"
+
+
+@entry("person.unbanned")
+def unbanned(p: Payload) -> str:
+    return f"🕊️ {text.line(p['person']['name'], 80)} can take part again.{why(p)}"
+
+
+PURPOSES = {
+    "proposals": "proposals are in <#{id}>",
+    "review": "requests are reviewed in <#{id}>",
+    "announcements": "results of projects are announced in <#{id}>",
+    "record": "the lab's own record is posted in <#{id}>",
+    "reviewer_role": "reviewers have the role {name}",
+    "moderator_role": "moderators have the role {name}",
+    "admin_role": "admins have the role {name}",
+    "lab_category": "the lab's channels are under {name}",
+    "projects_category": "the projects' channels are under {name}",
+}
+
+
+@entry("server.set_up")
+def server_set_up(p: Payload) -> str:
+    chosen = [
+        f"> {PURPOSES[purpose].format(id=target['id'], name=text.code(target['name'], 100))}"
+        for purpose, target in p["places"].items()
+    ]
+    return "\n".join([f"🧭 {by(p)} sets this server up:", *chosen])
+
+
+@entry("channel.deleted")
+def channel_deleted(p: Payload) -> str:
+    return (
+        f"🚫 The channel of **P{p['project']} · {line(p['title'])}** was deleted. Nothing more is posted there; "
+        "the project's record goes on."
+    )
+
+
+@entry("disk.low")
+def disk_low(p: Payload) -> str:
+    return (
+        f"💽 The disk is nearly full: {p['free_gib']:g} GiB is free, {p['floor_gib']:g} GiB is required. Runs write a "
+        "checkpoint and pause, and no run starts, until there is space."
+    )
+
+
+@entry("disk.enough")
+def disk_enough(p: Payload) -> str:
+    return f"💽 The disk has space again, {p['free_gib']:g} GiB: runs go on."
+
+
+def redacted(p: Payload) -> str:
+    if field := p.get("field"):
+        return f"🪦 The project's {line(field)} was removed, here and from its card.{why(p)}"
+    numbers = ", ".join(map(str, p["numbers"][:20])) + (" …" if len(p["numbers"]) > 20 else "")
+    entries, were = ("Entry", "was") if len(p["numbers"]) == 1 else ("Entries", "were")
+    return f"🪦 {entries} {numbers} of this record {were} blanked.{why(p)}"
+
+
+entry("record.redacted")(redacted)
+entry("record.forgotten")(redacted)

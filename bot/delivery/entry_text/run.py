@@ -1,0 +1,172 @@
+"""Entries about runs and their checkpoints: `run.…`, `checkpoint.…` and `checkpoints.…`.
+
+A run trains; or it prepares a recipe's data, and its entries have `prepares`; or it generates a text from a checkpoint,
+and its entries have `sample`.
+"""
+
+from bot import text
+from bot.delivery.entry_text.phrases import by, line, quoted, why
+from bot.delivery.entry_text.registry import Payload, entry
+
+
+@entry("run.queued")
+def queued(p: Payload) -> str:
+    if "sample" in p and "prompt" in p:
+        return f"✍️ {by(p)} asks the last checkpoint of run {p['run']} to continue:{quoted(p['prompt'])}"
+    if "sample" in p:
+        return f"✍️ The last checkpoint of run {p['run']} will write a short text."
+    if "prepares" in p:
+        return (
+            f"🗂️ {by(p)} launches run {p['run']}, which prepares the data of {_prepared(p)} for every later run of that "
+            f"recipe, in at most {text.duration(p['time_limit'])}. It waits for its turn."
+        )
+    return f"🚀 {by(p)} launches run {p['run']}: {_order(p)}"
+
+
+@entry("run.forked")
+def forked(p: Payload) -> str:
+    return f"🔱 {by(p)} forks run {p['run']} from step {p['from_step']:,} of run {p['parent']}: {_order(p)}"
+
+
+@entry("run.starting")
+def starting(p: Payload) -> str:
+    return f"🛫 {_run(p)} is starting; {text.gpu_hours(p['reserved'])} reserved."
+
+
+@entry("run.started")
+def started(p: Payload) -> str:
+    again = f" again (attempt {p['attempt']})" if p["attempt"] > 1 else ""
+    return f"▶️ {_run(p)} is running{again}."
+
+
+@entry("run.requeued")
+def requeued(p: Payload) -> str:
+    goes_on = "start over" if "prepares" in p else "resume from its last checkpoint"
+    return f"🔁 {_run(p)} was interrupted and will {goes_on}.{why(p)}"
+
+
+@entry("run.stopping")
+def stopping(p: Payload) -> str:
+    what = "pause" if p.get("stops_as") == "paused" else "stop"
+    first = "" if "prepares" in p else "; it writes a checkpoint first"
+    return f"✋ {by(p)} asks {_run(p).lower()} to {what}{first}.{why(p)}"
+
+
+@entry("run.paused")
+def paused(p: Payload) -> str:
+    return f"⏸️ {_run(p)} is paused{_at_step(p)}, after {_spent(p)}.{why(p)}"
+
+
+@entry("run.resumed")
+def resumed(p: Payload) -> str:
+    start = "from the beginning" if "prepares" in p else f"from step {p['step']:,}"
+    return (
+        f"⏯️ {by(p)} resumes {_run(p).lower()} {start}, on {text.count(p['gpus'], 'GPU')} for at most "
+        f"{text.duration(p['time_limit'])}. It waits for its turn.{why(p)}"
+    )
+
+
+@entry("run.extended")
+def extended(p: Payload) -> str:
+    return f"⏳ {by(p)} extends the time limit of {_run(p).lower()} by {text.duration(p['seconds'])}."
+
+
+@entry("run.refunded")
+def refunded(p: Payload) -> str:
+    return (
+        f"↩️ {_run(p)} is refunded {text.gpu_hours(p['seconds'])}, all that it spent since its last complete "
+        f"checkpoint: a machine fault ended attempt {p['attempt']}.{why(p)}"
+    )
+
+
+@entry("run.finished")
+def finished(p: Payload) -> str:
+    if "sample" in p and "prompt" in p:
+        asked = f"✍️ The last checkpoint of run {p['run']} was given:{quoted(p['prompt'])}"
+        return f"{asked}{quoted(p['text'], 'It continues:')}"
+    if "sample" in p:
+        return f"✍️ What the last checkpoint of run {p['run']} writes:{quoted(p['text'])}"
+    if "prepares" in p:
+        return f"🏁 The data of {_prepared(p)} is prepared (run {p['run']}), after {_spent(p)}."
+    return f"🏁 {_run(p)} is finished{_at_step(p)}, after {_spent(p)}."
+
+
+@entry("run.failed")
+def failed(p: Payload) -> str:
+    return f"❌ {_run(p)} has failed, after {_spent(p)}.{why(p)}"
+
+
+@entry("run.timed_out")
+def timed_out(p: Payload) -> str:
+    return f"⏱️ {_run(p)} reached its time limit{_at_step(p)}, after {_spent(p)}."
+
+
+@entry("run.cancelled")
+def cancelled(p: Payload) -> str:
+    return f"✋ {_run(p)} is cancelled, after {_spent(p)}.{why(p)}"
+
+
+@entry("run.preparing")  # kept for the records that have entries of this older kind
+def preparing(p: Payload) -> str:
+    return f"🗂️ Run {p['run']} prepares the data of {text.code(p['recipe'], 60)} for every later run of that recipe."
+
+
+@entry("checkpoint.published")
+def checkpoint(p: Payload) -> str:
+    which = "The first checkpoint" if p.get("first") else "The last checkpoint" if p.get("final") else "A checkpoint"
+    held = ", held back until reviewers release it" if p.get("held") else ""
+    return f"📦 {which} of run {p['run']} is on the Hub{held}: [step {p['step']}]({p['url']})"
+
+
+@entry("checkpoint.delayed")
+def checkpoint_delayed(p: Payload) -> str:
+    return (
+        f"⏳ The checkpoint of step {p['step']:,} of run {p['run']} is not on the Hub yet, after "
+        f"{text.count(p['tries'], 'try', 'tries')}. It stays on disk and is tried again; the run goes on."
+    )
+
+
+@entry("checkpoint.lost")
+def checkpoint_lost(p: Payload) -> str:
+    return (
+        f"💔 The checkpoint of step {p['step']:,} of run {p['run']} cannot be read, after "
+        f"{text.count(p['tries'], 'try', 'tries')}, and is not published. Later checkpoints are."
+    )
+
+
+@entry("checkpoints.released")
+def checkpoints_released(p: Payload) -> str:
+    return f"🔓 The checkpoints of run {p['run']} are open to everyone: [{p['count']} on the Hub]({p['url']})"
+
+
+@entry("checkpoints.withheld")
+def checkpoints_withheld(p: Payload) -> str:
+    return f"🔒 The checkpoints of run {p['run']} are held back until reviewers release them."
+
+
+def _run(p: Payload) -> str:
+    """What the entry is about, at the beginning of a sentence."""
+    about = f"Run {p['run']}"
+    return f"The sample of {about.lower()}" if "sample" in p else about
+
+
+def _order(p: Payload) -> str:
+    """What was ordered: the recipe with its overrides, the GPUs and the time limit."""
+    overrides = ", ".join(f"{name}={value}" for name, value in p["overrides"].items())
+    return (
+        f"recipe {text.code(p['recipe'], 60)}{f' with {line(overrides)}' if overrides else ''} on "
+        f"{text.count(p['gpus'], 'GPU')}, at most {text.duration(p['time_limit'])}. It waits for its turn."
+    )
+
+
+def _prepared(p: Payload) -> str:
+    return text.code(p["prepares"], 60)
+
+
+def _at_step(p: Payload) -> str:
+    """The step that the run has reached; nothing for a run that prepares data, which has no steps."""
+    return "" if "prepares" in p else f" at step {p['step']:,}"
+
+
+def _spent(p: Payload) -> str:
+    return text.gpu_hours(p["spent"])
