@@ -120,21 +120,21 @@ class Published:
 def of_runs(session: Session, run_ids: Sequence[int], *, delayed_after: int) -> Mapping[int, Published]:
     """What of each run's checkpoints is on the Hub; one counts as delayed after `delayed_after` tries."""
     found = {run_id: Published() for run_id in run_ids}
-    waits: dict[int, Publication] = {}
-    rows = session.scalars(
-        select(Publication)
-        .where(col(Publication.run_id).in_(run_ids))
-        .order_by(col(Publication.run_id), col(Publication.step))
+    waiting: set[int] = set()
+    told_of = unpublished() | col(Publication.url).is_not(None)
+    rows = session.execute(
+        select(Publication.run_id, Publication.step, Publication.url, Publication.tries)
+        .where(col(Publication.run_id).in_(run_ids), told_of)
+        .order_by(col(Publication.step))
     )
-    for row in rows:
-        if row.url is not None:
-            found[row.run_id].links.append((row.step, row.url))
-        elif row.disk != Disk.LOST:
-            waits.setdefault(row.run_id, row)
-    for run_id, row in waits.items():
-        if row.tries >= delayed_after:
-            said = f"The checkpoint of step {row.step:,} is not on the Hub yet, after {row.tries} tries"
-            found[run_id].delayed = f"{said}; it is tried again."
+    for run_id, step, url, tries in rows:
+        if url is not None:
+            found[run_id].links.append((step, url))
+        elif run_id not in waiting:
+            waiting.add(run_id)
+            if tries >= delayed_after:
+                said = f"The checkpoint of step {step:,} is not on the Hub yet, after {tries} tries"
+                found[run_id].delayed = f"{said}; it is tried again."
     return found
 
 

@@ -220,7 +220,7 @@ def views(session: Session, *, limit: int = 25, stage: str | None = None) -> Seq
 def _views(session: Session, project_ids: Sequence[int]) -> Sequence[ProjectView]:
     """The projects with these ids as cards show them, the newest first, read in three queries."""
     listed = select(Project).where(col(Project.id).in_(project_ids)).order_by(col(Project.id).desc())
-    people = members(session, project_ids)
+    working = members(session, project_ids)
     followers = head_counts(session, project_ids, ProjectRole.FOLLOWER)
     return [
         ProjectView(
@@ -236,7 +236,7 @@ def _views(session: Session, project_ids: Sequence[int]) -> Sequence[ProjectView
             release=project.release,
             outcome=None if project.outcome is None else Outcome(project.outcome),
             learnt=project.learnt,
-            members=people[project.id],
+            members=working[project.id],
             followers=followers[project.id],
             stage_reason=project.stage_reason,
             release_policy=ReleasePolicy(project.release_policy),

@@ -81,6 +81,8 @@ def check(
         print(report.model_dump_json())
     else:
         Console().print(_table(report))
+        if report.note:
+            print(report.note)
     if report.refusal:
         fail(Status.CONFIG, report.refusal)
 

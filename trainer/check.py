@@ -12,8 +12,8 @@ from trainer.metrics import parameters
 
 class CheckReport(BaseModel):
     """What a run costs: trained `parameters`, `tokens`, `steps`, `flops` in all, `memory_per_gpu` in bytes (an
-    estimate) with its parts in `memory`, and `seconds` if a rate is known. `refusal` is a sentence why it would not
-    run, or None."""
+    estimate) with its parts in `memory`, and `seconds` if a rate is known. `note` is a sentence on what this machine
+    lacks, `refusal` one on why it would not run, or None."""
 
     parameters: int
     tokens: int
@@ -22,6 +22,7 @@ class CheckReport(BaseModel):
     memory_per_gpu: int
     memory: dict[str, int]
     seconds: float | None = None
+    note: str | None = None
     refusal: str | None = None
 
 
@@ -50,7 +51,19 @@ def check(
         memory_per_gpu=memory,
         memory=parts._asdict(),
         seconds=tokens / tokens_per_second if tokens_per_second else None,
+        note=_note(config, data_ranks),
         refusal=refusal,
+    )
+
+
+def _note(config: TrainConfig, data_ranks: int) -> str | None:
+    """A sentence where this machine's CPU lacks instructions for bf16 and that takes memory."""
+    native, here = (sum(memory_per_gpu(config, data_ranks, emulates_bf16=emulated)) for emulated in (False, None))
+    if here == native:
+        return None
+    return (
+        "This CPU has no instructions for bf16: its products are summed in fp32 first, which takes about "
+        f"{readable(here - native)} more on each rank."
     )
 
 

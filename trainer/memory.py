@@ -5,6 +5,7 @@ PyTorch allocates there; CUDA's own context, about half a GiB, comes on top.
 """
 
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -23,6 +24,11 @@ LIVE = 1_000_000_000
 """Gathered weights that DeepSpeed keeps for their next use at ZeRO-3: its default."""
 LIBRARIES: dict[Device, int] = {"cuda": 64 << 20, "cpu": 48 << 20}
 """Whatever the model: cuBLAS's workspace; threads, oneDNN's kernels and what is imported at the first step."""
+AVX512 = frozenset({"avx512bw", "avx512dq", "avx512vl"})
+BF16 = frozenset({"avx512_bf16", "amx_bf16"})
+"""Features of a CPU, as the kernel names them."""
+WITHOUT_BF16 = ("AVX512_CORE", "AVX512_CORE_VNNI")
+"""What ONEDNN_MAX_CPU_ISA may say that leaves oneDNN AVX-512 and hides the instructions for bf16."""
 HOLES: dict[Device, float] = {"cuda": 0.05, "cpu": 0.2}
 """Of the activations, what the allocator holds free between those that come and go. Measured on the CPU."""
 COPIES = (0, 2, 2, 3)
@@ -42,11 +48,15 @@ class Memory(NamedTuple):
     other: int
 
 
-def memory_per_gpu(config: TrainConfig, data_ranks: int, device: Device | None = None) -> Memory:
-    """Of the rank that needs most, at either end of a pipeline; `device` is this machine's unless given."""
+def memory_per_gpu(
+    config: TrainConfig, data_ranks: int, device: Device | None = None, emulates_bf16: bool | None = None
+) -> Memory:
+    """Of the rank that needs most, at either end of a pipeline; `device`, and whether its bf16 is emulated, are this
+    machine's unless given."""
     device = device or device_here()
+    emulated = device == "cpu" and (emulates_bf16_here() if emulates_bf16 is None else emulates_bf16)
     ends = {0, config.parallel.pipeline - 1}
-    return max((_of_rank(config, data_ranks, stage, device) for stage in ends), key=sum)
+    return max((_of_rank(config, data_ranks, stage, device, emulated) for stage in ends), key=sum)
 
 
 def device_here() -> Device:
@@ -55,10 +65,28 @@ def device_here() -> Device:
     return "cuda" if Path("/dev/nvidiactl").exists() and not hidden else "cpu"
 
 
-def _of_rank(config: TrainConfig, data_ranks: int, stage: int, device: Device) -> Memory:
+def emulates_bf16_here() -> bool:
+    """Whether oneDNN multiplies bf16 here by AVX-512 alone, because the CPU has no instruction for it, or because
+    ONEDNN_MAX_CPU_ISA hides it. PyTorch calls oneDNN for bf16 only where there is AVX-512."""
+    flags = cpu_flags()
+    hidden = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in WITHOUT_BF16
+    return flags >= AVX512 and (hidden or not flags & BF16)
+
+
+@lru_cache(maxsize=1)
+def cpu_flags() -> frozenset[str]:
+    """The features of the first CPU that the kernel names; none where it names them otherwise."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    return next((frozenset(line.split(":")[1].split()) for line in lines if line.startswith("flags")), frozenset())
+
+
+def _of_rank(config: TrainConfig, data_ranks: int, stage: int, device: Device, emulated: bool) -> Memory:
     alone = config.parallel.pipeline * config.parallel.tensor * data_ranks == 1
     weights, gradients, optimizer = _alone(config) if alone else _partitioned(config, data_ranks, stage, device)
-    activations = _activations(config, stage, device) + _head(config, stage, device, alone)
+    activations = _activations(config, stage, device) + _head(config, stage, device, alone, emulated)
     if device == "cpu":
         # Where a table of the first weights was drawn, while nothing was computed yet.
         activations = max(activations, 8 * config.vocabulary * config.model.hidden_size)
@@ -173,7 +201,7 @@ def _block(config: TrainConfig, layer: int, device: Device) -> int:
     return whole + split // config.parallel.tensor
 
 
-def _head(config: TrainConfig, stage: int, device: Device, alone: bool) -> int:
+def _head(config: TrainConfig, stage: int, device: Device, alone: bool, emulated: bool) -> int:
     """Bytes around the head: its norm, a chunk's logits, and its gradients until they are the parameters'."""
     if stage < config.parallel.pipeline - 1:
         return 0
@@ -188,6 +216,8 @@ def _head(config: TrainConfig, stage: int, device: Device, alone: bool) -> int:
     # Products in bf16 are added in fp32; on a CPU through a copy.
     added = (2 if device == "cuda" else 6) * table
     if alone:
-        return around + 2 * chunk + (added if training.batch > training.micro_batch else 0)
+        copied = added if training.batch > training.micro_batch else 0
+        # Emulated, a product is summed in fp32 before it is bf16; the copy comes later, and in its place.
+        return around + 2 * chunk + max(copied, 4 * max(chunk, table) if emulated else 0)
     exact = 4 * chunk if config.parallel.tensor > 1 else 0
-    return around + 2 * chunk + exact + 4 * table + added
+    return around + 2 * chunk + 4 * table + max(exact + added, 4 * chunk if emulated else 0)

@@ -1,4 +1,4 @@
-"""Drafts: a launch as it was asked for, kept until the member who asked has seen its cost and confirms it."""
+"""Run plans: a launch as a member asks for it, kept until the member has seen its cost and confirms it."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -20,7 +20,7 @@ from projects.quotas import QuotaKind
 GOOD_FOR = timedelta(hours=1)
 
 
-class LaunchDraft(Base, table=True):
+class RunPlan(Base, table=True):
     """An order as typed, under the request id that its run is to have; the allocation is the one it was priced on.
 
     None is ever deleted: a button that is still about must not come to mean another one.
@@ -48,13 +48,16 @@ class LaunchDraft(Base, table=True):
 class Preview:
     """What a member sees before they confirm: what the run would be and cost, and where it would stand in the queue."""
 
-    draft_id: int
+    plan_id: int
     quote: Quote
     queue: Why
 
 
-def launch(session: Session, actor: Actor, request_id: str, order: Order) -> Preview:
-    """Keep an order to be confirmed; a repeat of the same request keeps the same. Refuses what a launch would."""
+def plan_run(session: Session, actor: Actor, request_id: str, order: Order) -> Preview:
+    """Keep an order until it is confirmed; a repeat of the same request returns the same plan.
+
+    Raises the errors of a launch.
+    """
     project = projects.load(session, order.project_id)
     person = rights.require_member(session, actor, project)
     if order.origin is not None:
@@ -62,9 +65,9 @@ def launch(session: Session, actor: Actor, request_id: str, order: Order) -> Pre
     quotas.check(session, actor, QuotaKind.LAUNCH)
     quote = launching.quote(session, order)
     quote.run.requested_by = person.id
-    draft = session.scalars(select(LaunchDraft).where(LaunchDraft.request_id == request_id)).one_or_none()
-    if draft is None:
-        draft = LaunchDraft(
+    plan = session.scalars(select(RunPlan).where(RunPlan.request_id == request_id)).one_or_none()
+    if plan is None:
+        plan = RunPlan(
             request_id=request_id,
             person_id=person.id,
             project_id=project.id,
@@ -77,12 +80,12 @@ def launch(session: Session, actor: Actor, request_id: str, order: Order) -> Pre
             parent_id=quote.run.parent_id,
             fork_step=quote.run.fork_step,
         )
-        session.add(draft)
+        session.add(plan)
         session.flush()
-    return Preview(draft.id, quote, why.forecast(session, quote.run))
+    return Preview(plan.id, quote, why.forecast(session, quote.run))
 
 
-def fork(
+def plan_fork(
     session: Session,
     actor: Actor,
     request_id: str,
@@ -94,67 +97,67 @@ def fork(
     gpus: int | None = None,
     allocation_id: int | None = None,
 ) -> Preview:
-    """Keep a fork to be confirmed; see `launching.fork`."""
+    """Keep a fork until it is confirmed, with what its parent had where nothing else is given."""
     order = launching.fork_order(
         session, run_id, step, overrides=overrides, time_limit=time_limit, gpus=gpus, allocation_id=allocation_id
     )
-    return launch(session, actor, request_id, order)
+    return plan_run(session, actor, request_id, order)
 
 
-def rerun(session: Session, actor: Actor, request_id: str, run_id: int) -> Preview:
-    """Keep a run anew to be confirmed; see `launching.rerun`."""
-    return launch(session, actor, request_id, launching.rerun_order(session, run_id))
+def plan_rerun(session: Session, actor: Actor, request_id: str, run_id: int) -> Preview:
+    """Keep the same run once more until it is confirmed; a fork starts from the same step again."""
+    return plan_run(session, actor, request_id, launching.rerun_order(session, run_id))
 
 
-def confirm(session: Session, actor: Actor, draft_id: int) -> Receipt:
-    """Launch what was asked for; whoever confirms twice gets the same run. Refuses what a launch would by now."""
-    draft = _own(session, actor, draft_id)
-    launched = _launched(session, draft)
+def confirm(session: Session, actor: Actor, plan_id: int) -> Receipt:
+    """Launch what was asked for; a second confirmation returns the same run. Raises the errors of a launch by now."""
+    plan = _own(session, actor, plan_id)
+    launched = _launched(session, plan)
     if launched is not None:
         return launching.receipt(session, launched)
-    if draft.created_at < utcnow() - GOOD_FOR:
+    if plan.created_at < utcnow() - GOOD_FOR:
         raise ConflictError("This offer is more than an hour old; type the command again to see what it costs now.")
-    order = _order(draft)
+    order = _order(plan)
     if order.origin is not None:
         launching.check_kept(session, order.origin)
-    return launching.launch(session, actor, draft.request_id, order)
+    return launching.launch(session, actor, plan.request_id, order)
 
 
-def discard(session: Session, actor: Actor, draft_id: int) -> None:
-    """Forget an order; raises ConflictError where its run is launched already."""
-    draft = _own(session, actor, draft_id)
-    launched = _launched(session, draft)
+def discard(session: Session, actor: Actor, plan_id: int) -> None:
+    """Discard a plan; raises ConflictError where its run is launched already."""
+    plan = _own(session, actor, plan_id)
+    launched = _launched(session, plan)
     if launched is not None:
         raise ConflictError(f"It is launched already, as run {launched.id}; /run cancel stops it.")
-    draft.discarded = True
+    plan.discarded = True
 
 
-def _own(session: Session, actor: Actor, draft_id: int) -> LaunchDraft:
-    """The actor's draft, locked, so that two presses take turns."""
-    draft = session.get(LaunchDraft, draft_id, with_for_update={"key_share": True}, populate_existing=True)
-    if draft is None:
+def _own(session: Session, actor: Actor, plan_id: int) -> RunPlan:
+    """The actor's plan, locked, so that two presses of its buttons take turns."""
+    plan = session.get(RunPlan, plan_id, with_for_update={"key_share": True}, populate_existing=True)
+    if plan is None:
         raise NotFoundError("There is no such offer; type the command again.")
     person = people.find(session, actor)
-    if person is None or person.id != draft.person_id:
+    if person is None or person.id != plan.person_id:
         raise ForbiddenError("Only the one who asked for this run can confirm or cancel it.")
-    if draft.discarded:
+    if plan.discarded:
         raise ConflictError("This offer was cancelled; type the command again.")
-    return draft
+    return plan
 
 
-def _order(draft: LaunchDraft) -> Order:
+def _order(plan: RunPlan) -> Order:
     """What was asked for, on the allocation that it was priced on."""
     return Order(
-        project_id=draft.project_id,
-        recipe=draft.recipe,
-        time_limit=draft.time_limit,
-        gpus=draft.gpus,
-        overrides=draft.overrides,
-        allocation_id=draft.allocation_id,
-        origin=launching.origin_of(draft.parent_id, draft.fork_step),
-        dataset=draft.dataset,
+        project_id=plan.project_id,
+        recipe=plan.recipe,
+        time_limit=plan.time_limit,
+        gpus=plan.gpus,
+        overrides=plan.overrides,
+        allocation_id=plan.allocation_id,
+        origin=launching.origin_of(plan.parent_id, plan.fork_step),
+        dataset=plan.dataset,
     )
 
 
-def _launched(session: Session, draft: LaunchDraft) -> Run | None:
-    return session.scalars(select(Run).where(Run.request_id == draft.request_id)).one_or_none()
+def _launched(session: Session, plan: RunPlan) -> Run | None:
+    return session.scalars(select(Run).where(Run.request_id == plan.request_id)).one_or_none()

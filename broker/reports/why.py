@@ -58,11 +58,11 @@ def why(session: Session, run_id: int) -> Why:
     run = runs.load(session, run_id)
     refusal = ""
     if run.state == RunState.QUEUED:
-        told = _Told(session, snapshot.load(session))
-        for placement in told.plan.queues[run.pool_id]:
+        explainer = _Explainer(session, snapshot.load(session))
+        for placement in explainer.plan.queues[run.pool_id]:
             if placement.run.id == run_id:
-                return told.of(placement)
-        refusal = told.plan.refusals[run_id]
+                return explainer.of(placement)
+        refusal = explainer.plan.refusals[run_id]
     pool = session.get_one(Pool, run.pool_id)
     return Why(
         run_id=run.id,
@@ -81,10 +81,10 @@ def why(session: Session, run_id: int) -> Why:
 def queue(session: Session, pool: str | None = None, *, limit: int = 25) -> list[Why]:
     """The first of each pool's queue, or of one pool's, in order; raises NotFoundError."""
     only = None if pool is None else pools.named(session, pool).id
-    told = _Told(session, snapshot.load(session))
+    explainer = _Explainer(session, snapshot.load(session))
     return [
-        told.of(placement)
-        for pool_id, placements in told.plan.queues.items()
+        explainer.of(placement)
+        for pool_id, placements in explainer.plan.queues.items()
         if only in (None, pool_id)
         for placement in placements[:limit]
     ]
@@ -106,11 +106,13 @@ def forecast(session: Session, run: Run) -> Why:
         not_before=None,
     )
     funds = {run.allocation_id: Funds(account.left, account.reserved, None)} | dict(state.funds)
-    told = _Told(session, replace(state, waiting=[*state.waiting, new], funds=funds))
-    return next(told.of(placement) for placement in told.plan.queues[run.pool_id] if placement.run.id == UNBORN)
+    explainer = _Explainer(session, replace(state, waiting=[*state.waiting, new], funds=funds))
+    return next(
+        explainer.of(placement) for placement in explainer.plan.queues[run.pool_id] if placement.run.id == UNBORN
+    )
 
 
-class _Told:
+class _Explainer:
     """A plan in words."""
 
     def __init__(self, session: Session, state: QueueState) -> None:

@@ -42,7 +42,7 @@ class AllocationWarning(Base, table=True):
     at: datetime = timestamp(default=utcnow)
 
 
-def tend(db: Database, now: datetime) -> None:
+def update_all(db: Database, now: datetime) -> None:
     """Tend every project that is over, and every allocation on which something is due at `now`."""
     with db.read() as session:
         over = unsettled(session)
@@ -53,7 +53,7 @@ def tend(db: Database, now: datetime) -> None:
         waiting = due(session, now)
     for allocation_id in waiting:
         with suppress(ConflictError), db.write() as session:
-            tend_one(session, allocation_id, now)
+            update_one(session, allocation_id, now)
 
 
 def unsettled(session: Session) -> Sequence[int]:
@@ -110,7 +110,7 @@ def due(session: Session, now: datetime) -> list[int]:
     return sorted(found | set(session.scalars(outlived.where(asked, ~live))))
 
 
-def tend_one(session: Session, allocation_id: int, now: datetime) -> None:
+def update_one(session: Session, allocation_id: int, now: datetime) -> None:
     """Do what is due on one allocation, with an entry of the record for each thing done."""
     allocation = allocations.lock(session, allocation_id)
     if allocation.state not in LIVE:

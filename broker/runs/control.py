@@ -32,7 +32,7 @@ def cancel(session: Session, actor: Actor, run_id: int) -> None:
 def pause(session: Session, actor: Actor, run_id: int) -> None:
     """Take a run from its GPUs until it is resumed; a running one writes a checkpoint first."""
     run, person = _of_member(session, actor, run_id)
-    _demand_training(run)
+    _require_training(run)
     suspend(session, run, f"paused by {person.name}", by=person)
 
 
@@ -114,7 +114,7 @@ def extend(session: Session, actor: Actor, run_id: int, time: str) -> Receipt:
     """Let a run take so much longer, such as “30m”; for one that runs, the cost is reserved at once."""
     run, person = _of_member(session, actor, run_id)
     if run.kind != RunKind.PREPARE:
-        _demand_training(run)
+        _require_training(run)
     seconds = launching.parse_time_limit(time)
     if run.state not in ACTIVE - {RunState.STOPPING} | {RunState.PAUSED}:
         raise ConflictError(f"Run {run.id} is {run.state}; its time limit matters no more.")
@@ -266,7 +266,7 @@ def _cancel(session: Session, run: Run, reason: str, *, by: Person | None = None
         raise ConflictError(f"Run {run.id} is {run.state} already.")
 
 
-def _demand_training(run: Run) -> None:
+def _require_training(run: Run) -> None:
     if run.kind == RunKind.PREPARE:
         raise ConflictError(f"{runs.what_it_is(run)}, and would begin anew; let it end, or cancel it.")
     if run.kind != RunKind.TRAIN:

@@ -1,16 +1,18 @@
-"""Samples that members ask for: how a run's last checkpoint continues a text, as a short charged run of its own."""
+"""Generation: a run's last checkpoint writes a text, its sample, as a short run that is charged like any other."""
 
 from sqlalchemy.orm import Session
 from sqlmodel import select
 
 from broker import publications
+from broker.allocations import ledger
+from broker.allocations.allocations import Allocation, AllocationState
 from broker.publications import Disk
 from broker.runs import launching, runs
 from broker.runs.launching import Receipt
 from broker.runs.runs import SAMPLE_TIME_LIMIT, Run, RunKind
 from projects import projects, quotas, rights, text
 from projects.errors import ConflictError
-from projects.people import Actor
+from projects.people import Actor, Person
 from projects.projects import Project
 from projects.quotas import QuotaKind
 from projects.rights import Act
@@ -18,32 +20,47 @@ from projects.rights import Act
 LONGEST_PROMPT = 1_000
 
 
-def check(session: Session, actor: Actor, run_id: int) -> None:
-    """Raise unless the actor may sample from the run now. Only reads: a form may be opened on it."""
-    run = _sampled(session, run_id)
+def check_may_generate(session: Session, actor: Actor, run_id: int) -> None:
+    """Raise unless the actor may have the run generate text now. Only reads: a form may be opened on it."""
+    run = _trained(session, run_id)
     project = session.get_one(Project, run.project_id)
     rights.check(session, actor, project, Act.USE_COMPUTE)
-    _demand_payable(session, project, run)
+    _paying(session, project, run)
 
 
-def sample(session: Session, actor: Actor, request_id: str, run_id: int, prompt: str) -> Receipt:
+def generate(session: Session, actor: Actor, request_id: str, run_id: int, prompt: str) -> Receipt:
     """Queue a sample that continues the prompt; a repeat of the same request returns the same sample."""
     earlier = session.scalars(select(Run).where(Run.request_id == request_id)).one_or_none()
     if earlier is not None:
         return launching.receipt(session, earlier)
-    parent = _sampled(session, run_id)
+    parent = _trained(session, run_id)
     project = session.get_one(Project, parent.project_id)
     person = rights.require_member(session, actor, project)
     quotas.check(session, actor, QuotaKind.LAUNCH)
     wanted = text.prose("The prompt", prompt, most=LONGEST_PROMPT)
-    allocation_id, pool_id = _demand_payable(session, project, parent)
-    run = Run(
+    sample = _sample(parent, request_id, _paying(session, project, parent), person.id)
+    sample.prompt = wanted
+    _queue(session, sample, by=person)
+    return launching.receipt(session, sample)
+
+
+def generate_at_end(session: Session, parent: Run) -> None:
+    """Queue a sample without a prompt from a run that has just finished, where its allocation can pay for one."""
+    allocation = session.get_one(Allocation, parent.allocation_id)
+    left = ledger.account(session, parent.allocation_id).left
+    if allocation.state == AllocationState.APPROVED and left >= SAMPLE_TIME_LIMIT:
+        _queue(session, _sample(parent, f"sample-{parent.id}", allocation, parent.requested_by))
+
+
+def _sample(parent: Run, request_id: str, allocation: Allocation, requested_by: int) -> Run:
+    """A sample of a run, on one GPU of the pool of the allocation that pays, in no session yet."""
+    return Run(
         request_id=request_id,
         kind=RunKind.SAMPLE,
-        project_id=project.id,
-        allocation_id=allocation_id,
-        pool_id=pool_id,
-        requested_by=person.id,
+        project_id=parent.project_id,
+        allocation_id=allocation.id,
+        pool_id=allocation.pool_id,
+        requested_by=requested_by,
         parent_id=parent.id,
         recipe=parent.recipe,
         overrides={},
@@ -51,16 +68,17 @@ def sample(session: Session, actor: Actor, request_id: str, run_id: int, prompt:
         total_steps=0,
         gpus=1,
         time_limit=SAMPLE_TIME_LIMIT,
-        prompt=wanted,
     )
-    session.add(run)
+
+
+def _queue(session: Session, sample: Run, *, by: Person | None = None) -> None:
+    session.add(sample)
     session.flush()
-    runs.tell(session, run, "run.queued", by=person, recipe=parent.recipe, gpus=1, time_limit=SAMPLE_TIME_LIMIT)
-    return launching.receipt(session, run)
+    runs.tell(session, sample, "run.queued", by=by, recipe=sample.recipe, gpus=1, time_limit=SAMPLE_TIME_LIMIT)
 
 
-def _sampled(session: Session, run_id: int) -> Run:
-    """The run, where it trains and has left a checkpoint on this disk."""
+def _trained(session: Session, run_id: int) -> Run:
+    """The run, where it trains and has a checkpoint on this disk; raises ConflictError."""
     run = runs.load(session, run_id)
     if run.kind != RunKind.TRAIN:
         raise ConflictError(f"Run {run_id} does not train; only a run that does can be sampled from.")
@@ -70,10 +88,10 @@ def _sampled(session: Session, run_id: int) -> Run:
     return run
 
 
-def _demand_payable(session: Session, project: Project, run: Run) -> tuple[int, int]:
-    """The allocation that pays, the run's own while it is good, and its pool."""
+def _paying(session: Session, project: Project, run: Run) -> Allocation:
+    """The allocation that pays for a sample: the run's own while it is good. Raises ConflictError without one."""
     if not projects.may_compute(project):
         raise ConflictError(f"“{project.title}” is {project.stage}; samples are drawn while a project is under way.")
     allocation = launching.spendable(session, project, launching.still_spendable(session, run))
     launching.check_left(session, allocation.id, 1, SAMPLE_TIME_LIMIT)
-    return allocation.id, allocation.pool_id
+    return allocation

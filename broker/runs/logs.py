@@ -19,7 +19,7 @@ MOST_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
-class Tried:
+class AttemptSummary:
     """An attempt: where it stands, why it ended, and the GPU-seconds it was charged for and not refunded."""
 
     token: int
@@ -34,7 +34,7 @@ class Log:
     """A run's attempts, the oldest first. `lines` are the last ones of the newest log; None where it is not here."""
 
     run_id: int
-    attempts: Sequence[Tried]
+    attempts: Sequence[AttemptSummary]
     lines: Sequence[str] | None
     of_attempt: int = 0
 
@@ -43,18 +43,20 @@ def read(session: Session, settings: Settings, run_id: int) -> Log:
     """What is known of a run's attempts; raises NotFoundError. The log is looked for in this host's home."""
     run = runs.load(session, run_id)
     rows = session.scalars(select(Attempt).where(Attempt.run_id == run_id).order_by(col(Attempt.token))).all()
-    tried = [Tried(row.token, row.state, row.host, row.charged - row.refunded, _reason(run, row)) for row in rows]
+    attempts = [
+        AttemptSummary(row.token, row.state, row.host, row.charged - row.refunded, _reason(run, row)) for row in rows
+    ]
     folder = settings.runs_dir / str(run_id)
     owner = folder / "owner"
     try:
         mine = owner.read_text() == run.request_id  # and not of a run of another database with the same number
     except OSError:
         mine = False
-    for attempt in reversed(tried) if mine else ():
+    for attempt in reversed(attempts) if mine else ():
         lines = _tail(settings, folder / f"attempt-{attempt.token}" / LOG_FILE)
         if lines is not None:
-            return Log(run_id, tried, lines, attempt.token)
-    return Log(run_id, tried, None)
+            return Log(run_id, attempts, lines, attempt.token)
+    return Log(run_id, attempts, None)
 
 
 def _reason(run: Run, attempt: Attempt) -> str:

@@ -11,7 +11,7 @@ from sqlmodel import Field, col, select
 
 from broker import publications
 from broker.allocations import ledger
-from broker.allocations.allocations import Allocation, AllocationState
+from broker.allocations.allocations import Allocation
 from broker.allocations.ledger import Account, Balance, LedgerRow, Movement
 from broker.allocations.pools import Grant, Pool
 from broker.runs import series
@@ -159,33 +159,6 @@ def what_it_is(run: Run) -> str:
     if run.kind == RunKind.PREPARE:
         return f"Run {run.id} prepares the data of “{run.recipe}”"
     return f"Run {run.id} is a sample of run {run.parent_id}"
-
-
-def queue_sample(session: Session, parent: Run) -> int | None:
-    """Queue a sample of text from the run's last checkpoint, charged like a run; None where it cannot be paid for."""
-    allocation = session.get_one(Allocation, parent.allocation_id)
-    left = ledger.account(session, parent.allocation_id).left
-    if allocation.state != AllocationState.APPROVED or left < SAMPLE_TIME_LIMIT:
-        return None
-    sample = Run(
-        request_id=f"sample-{parent.id}",
-        kind=RunKind.SAMPLE,
-        project_id=parent.project_id,
-        allocation_id=parent.allocation_id,
-        pool_id=parent.pool_id,
-        requested_by=parent.requested_by,
-        parent_id=parent.id,
-        recipe=parent.recipe,
-        overrides={},
-        config="",
-        total_steps=0,
-        gpus=1,
-        time_limit=SAMPLE_TIME_LIMIT,
-    )
-    session.add(sample)
-    session.flush()
-    tell(session, sample, "run.queued", recipe=parent.recipe, gpus=1, time_limit=SAMPLE_TIME_LIMIT)
-    return sample.id
 
 
 def load(session: Session, run_id: int) -> Run:

@@ -9,6 +9,7 @@ from sqlmodel import col, select
 from broker.allocations import allocations, ledger
 from broker.runs import attempts, preparing, runs
 from broker.runs.attempts import OPEN, Attempt, AttemptState, Ending, Progress
+from broker.runs.generation import generate_at_end
 from broker.runs.runs import ENDED, Run, RunKind, RunState
 from projects.db import transition
 from projects.db.columns import utcnow
@@ -66,7 +67,7 @@ def settle(
     if ending.status == Status.DONE:
         _end(session, run, RunState.FINISHED, ending.reason, sample=ending.sample)
         if run.kind == RunKind.TRAIN:
-            runs.queue_sample(session, run)
+            generate_at_end(session, run)
         elif run.kind == RunKind.PREPARE:
             preparing.made(session, run)
     elif run.state == RunState.STOPPING:

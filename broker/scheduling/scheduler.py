@@ -86,7 +86,7 @@ class Scheduler:
         """Give up expired attempts and hopeless runs, admit runs that fit, and notify the workers of all that waits."""
         reaper.expire(self.settings, self.db)
         self._withdraw_cancelled()
-        expiry.tend(self.db, utcnow())
+        expiry.update_all(self.db, utcnow())
         self._add_usage()
         self._revive()
         with self.db.read() as session:

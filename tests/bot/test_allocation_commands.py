@@ -172,7 +172,7 @@ async def test_a_change_is_decided_and_an_allocation_revoked(shared_lab: Shared)
     async with stale_cards(lab):
         assert (await rosa.submit(revoke, WHY)).text.startswith("Revoked: ")
         await refused(lab, rosa.press(shown, "Revoke"), "Allocation 1 is revoked; this needs an approved one.")
-    await lab.guild.wait_for(channel.id, lambda m: "**Rosa** revokes allocation 1; 1.5 GPU-hours return" in m.text)
+    await lab.guild.wait_for(channel.id, lambda m: "**Rosa** revokes allocation 1, which returns 1.5" in m.text)
     assert (await card(lab, "-# P1 · allocation 1", "Revoked by Rosa", "0 GPU-hours used by")).buttons == []
     listed = (await grace.command("allocation list", channel=channel.id)).text.splitlines()
     assert listed[-1].startswith("**1** 0 GPU-hours of `local` until")

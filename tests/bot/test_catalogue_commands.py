@@ -58,7 +58,7 @@ async def test_a_recipe_goes_from_a_file_to_a_run(shared_lab: Shared) -> None:
     card = await lab.guild.wait_for(channel.id, lambda m: m.text.endswith("-# P1 · run 1") and bool(m.thread_id))
     assert "### ⏳ Run 1 waits for GPUs\nprepares the data of **ours** · queued by Grace on 1 GPU" in card.text
     await lab.guild.wait_for(
-        card.thread_id or "", lambda m: "**Grace** lets run 1 prepare the data of `ours`" in m.text
+        card.thread_id or "", lambda m: "**Grace** launches run 1, which prepares the data of `ours`" in m.text
     )
     token = lab.call(attempts.admit, 1, (0,))
     lab.call(attempts.claim, 1, token, host="here", lease_seconds=600)

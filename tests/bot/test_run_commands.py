@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from bot import text
 from broker.reports import run_plan, why
-from broker.reports.run_plan import LaunchDraft
+from broker.reports.run_plan import RunPlan
 from broker.runners.processes import Process
 from broker.runs import attempts, runs, settlement
 from broker.runs.attempts import Checkpoint, Ending, Progress
@@ -139,17 +139,17 @@ async def test_an_offer_does_not_outlive_its_hour_or_its_place(shared_lab: Share
     before = await lab_runs(lab)
     offer = await ada.command("run launch", channel=channel.id, recipe="demo", time_limit="10m")
     assert offer.message is not None
-    draft = int(str(offer.message.buttons[0].custom_id).partition(":")[2])
+    plan = int(str(offer.message.buttons[0].custom_id).partition(":")[2])
     with pytest.raises(Exception, match="Only the one who asked"):
-        lab.call(run_plan.confirm, lab.actor("Grace"), draft)
+        lab.call(run_plan.confirm, lab.actor("Grace"), plan)
 
     def age(session: Session) -> None:
-        session.get_one(LaunchDraft, draft).created_at = utcnow() - timedelta(hours=2)
+        session.get_one(RunPlan, plan).created_at = utcnow() - timedelta(hours=2)
 
     lab.call(age)
     old = said(await ada.press(offer.message, "Launch"))
     assert old == "This offer is more than an hour old; type the command again to see what it costs now."
-    lab.call(run_plan.discard, lab.actor("Ada"), draft)
+    lab.call(run_plan.discard, lab.actor("Ada"), plan)
     gone = "This offer was cancelled; type the command again."
     assert said(await ada.press(offer.message, "Launch")) == gone
     assert said(await ada.press(offer.message, "Cancel")) == gone
@@ -381,7 +381,7 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     assert "0.033 GPU-hours at most" in queued
     sample = lab.call(runs.of_project, 1, kind=RunKind.SAMPLE)[0]
     assert lab.call(runs.load, sample.id).prompt == "def hello(@everyone):"
-    asked = await lab.guild.wait_for(thread, lambda m: "lets the last checkpoint of run" in m.text)
+    asked = await lab.guild.wait_for(thread, lambda m: "asks the last checkpoint of run" in m.text)
     assert "def hello" in asked.text
     assert "@everyone" not in asked.text
     lab.call(settlement.settle, first, token, 21.0, Progress(0, 0), Ending(0), 3)

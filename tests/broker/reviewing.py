@@ -47,8 +47,8 @@ def told(lab: Lab, project: int, kind: str) -> list[dict[str, object]]:
     return [entry.payload or {} for entry in entries if entry.kind == kind]
 
 
-def tend(lab: Lab, **later: float) -> None:
-    expiry.tend(lab.db, utcnow() + timedelta(**later))
+def pass_time(lab: Lab, **later: float) -> None:
+    expiry.update_all(lab.db, utcnow() + timedelta(**later))
 
 
 def spend(lab: Lab, allocation: int, seconds: int, *, run: int = 1, reserved: int | None = None) -> None:
@@ -93,12 +93,12 @@ def in_state(lab: Lab, project: int, state: AllocationState) -> int:
         lab.approve(allocation, hours="2")
     if state == AllocationState.EXHAUSTED:
         spend(lab, allocation, 2 * HOUR, run=allocation)
-        tend(lab)
+        pass_time(lab)
     elif state == AllocationState.REVOKED:
         review(lab, reviews.revoke, allocation)
     elif state == AllocationState.EXPIRED:
         with lab.db.write() as session:
-            expiry.tend_one(session, allocation, utcnow() + timedelta(days=40))
+            expiry.update_one(session, allocation, utcnow() + timedelta(days=40))
     elif state == AllocationState.RENEWED:
         with lab.db.write() as session:
             asked = {"pool": "laptop", "hours": "2", "until": in_days(50), "justification": "On."}

@@ -12,7 +12,7 @@ from projects import lifecycle
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError
 from projects.people import Actor, LabRole
 from tests.broker.lab import ADA, EMMY, GRACE, HOUR, STRANGER, Lab, in_days, request_id
-from tests.broker.reviewing import ask_change, grant, review, spend, tend, told, view
+from tests.broker.reviewing import ask_change, grant, pass_time, review, spend, told, view
 
 
 def test_a_change_that_cannot_stand_changes_nothing(lab: Lab, subtests: pytest.Subtests) -> None:
@@ -150,15 +150,15 @@ def test_what_is_asked_of_an_allocation_ends_with_it(lab: Lab, end: str) -> None
         with lab.db.write() as session:
             lifecycle.stop(session, ADA, project, reason="No time.")
     days = 40 if end == "expired" else 0
-    tend(lab, days=days)
-    tend(lab, days=days)
+    pass_time(lab, days=days)
+    pass_time(lab, days=days)
     with lab.db.read() as session:
         found = changes.view(session, change)
     state = "expired" if end == "stopped" else end
     assert (found.state, found.reason) == (ChangeState.WITHDRAWN, f"its allocation is {state}")
     assert [entry["change"] for entry in told(lab, project, "allocation.change_withdrawn")] == [change]
     before = lab.everything()
-    tend(lab, days=days)
+    pass_time(lab, days=days)
     assert lab.everything() == before
 
 

@@ -15,7 +15,7 @@ from projects.errors import ConflictError
 from projects.people import Actor, LabRole
 from projects.record import record, verification
 from tests.broker.lab import HOUR, Lab, in_days
-from tests.broker.reviewing import ask_change, grant, in_state, review, spend, tend, told, view
+from tests.broker.reviewing import ask_change, grant, in_state, pass_time, review, spend, told, view
 from tests.databases import until_one_waits_for_a_lock
 from tests.patience import PATIENCE
 
@@ -26,9 +26,9 @@ def test_expiry_returns_what_is_unspent(lab: Lab) -> None:
     project = lab.project()
     allocation = lab.allocation(project, hours="2")
     spend(lab, allocation, 600)
-    tend(lab, days=29)
+    pass_time(lab, days=29)
     assert view(lab, allocation).state == AllocationState.APPROVED
-    tend(lab, days=32)
+    pass_time(lab, days=32)
     assert view(lab, allocation).state == AllocationState.EXPIRED
     assert lab.account(allocation) == Account(600, 0, 600)
     assert grant(lab).granted == 600
@@ -46,7 +46,7 @@ def test_exhausted_and_brought_back_by_a_top_up(lab: Lab) -> None:
     project = lab.project()
     allocation = lab.allocation(project, hours="2")
     spend(lab, allocation, 2 * HOUR)
-    tend(lab)
+    pass_time(lab)
     assert view(lab, allocation).state == AllocationState.EXHAUSTED
     change = ask_change(lab, allocation, hours="3", until=in_days(40))
     review(lab, changes.approve, change, hours="1", reason="An hour more.")
@@ -61,10 +61,10 @@ def test_a_refund_brings_an_exhausted_allocation_back(lab: Lab) -> None:
     project = lab.project()
     allocation = lab.allocation(project, hours="2")
     spend(lab, allocation, 2 * HOUR)
-    tend(lab)
+    pass_time(lab)
     with lab.db.write() as session:
         ledger.refund(session, allocation, 1, 1, HOUR, "The host died.")
-    tend(lab)
+    pass_time(lab)
     assert view(lab, allocation).state == AllocationState.APPROVED
     assert lab.kinds(project)[-2:] == ["allocation.exhausted", "allocation.reopened"]
 
@@ -78,7 +78,7 @@ def test_warnings_before_the_end_come_once_each(lab: Lab) -> None:
     allocation = lab.request(project, until=in_days(40))
     lab.approve(allocation)
     for day in (0, 9, 11, 12, 27, 27, 34, 35):
-        tend(lab, days=day)
+        pass_time(lab, days=day)
     assert marks(lab, project) == [30, 14, 7]
 
 
@@ -87,7 +87,7 @@ def test_a_short_allocation_is_not_warned_of_what_it_never_had(lab: Lab) -> None
     allocation = lab.request(project, until=in_days(10))
     lab.approve(allocation)
     for day in (0, 5, 6, 8):
-        tend(lab, days=day)
+        pass_time(lab, days=day)
     assert marks(lab, project) == [7]
 
 
@@ -96,11 +96,11 @@ def test_warnings_of_the_hours_come_once_each(lab: Lab) -> None:
     allocation = lab.allocation(project, hours="2")
     for run, percent in enumerate((79, 1, 1, 14, 1)):
         spend(lab, allocation, 72 * percent, run=run)
-        tend(lab)
+        pass_time(lab)
     assert marks(lab, project) == [80, 95]
     other = lab.allocation(project, hours="1")
     spend(lab, other, 3500, run=99)
-    tend(lab)
+    pass_time(lab)
     assert marks(lab, project) == [80, 95, 95]  # of two passed at once the one that matters
 
 
@@ -117,14 +117,14 @@ def test_two_schedulers_at_once_tend_once(lab: Lab) -> None:
 
     def round_(_: int) -> None:
         together.wait(PATIENCE)
-        tend(lab)
+        pass_time(lab)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(round_, range(4)))
     kinds = lab.kinds(project)
     assert [kinds.count(f"allocation.{what}") for what in ("warning", "expired", "exhausted")] == [1, 1, 1]
     heads = lab.everything()
-    tend(lab)
+    pass_time(lab)
     assert lab.everything() == heads
     with lab.db.read() as session:
         assert verification.verify(session, record.project_stream(project)).ok

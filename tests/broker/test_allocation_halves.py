@@ -14,7 +14,7 @@ from projects.db.columns import utcnow
 from projects.errors import ConflictError, ForbiddenError
 from projects.people import Actor, LabRole
 from tests.broker.lab import EMMY, GRACE, ROSA, STRANGER, Lab
-from tests.broker.reviewing import HALF, large, report, review, spend, tend, told, view
+from tests.broker.reviewing import HALF, large, pass_time, report, review, spend, told, view
 from tests.patience import PATIENCE
 
 
@@ -31,7 +31,7 @@ def test_the_second_half_is_released_on_a_public_report(lab: Lab) -> None:
     with pytest.raises(ForbiddenError, match="Only compute reviewers"):
         review(lab, reviews.release_half, allocation, STRANGER)
     spend(lab, allocation, HALF)
-    tend(lab)
+    pass_time(lab)
     assert view(lab, allocation).state == AllocationState.EXHAUSTED
     review(lab, reviews.release_half, allocation, reason="Good progress.")
     assert lab.account(allocation) == Account(2 * HALF, 0, HALF)
@@ -46,9 +46,9 @@ def test_the_second_half_returns_to_the_grant_at_its_deadline(lab: Lab) -> None:
     with lab.db.read() as session:
         source = next(grant for grant in pools.grants(session) if grant.pool == "cluster")
     assert (source.granted, source.committed, source.left) == (HALF, HALF, 3 * HALF)
-    tend(lab, days=14)
+    pass_time(lab, days=14)
     assert lab.account(allocation).committed == HALF
-    tend(lab, days=16)
+    pass_time(lab, days=16)
     assert lab.account(allocation) == Account(HALF, 0, 0)
     with lab.db.read() as session:
         source = next(grant for grant in pools.grants(session) if grant.pool == "cluster")
@@ -67,7 +67,7 @@ def test_release_and_deadline_at_the_same_moment_move_the_half_once(lab: Lab) ->
         together.wait(PATIENCE)
         try:
             if n % 2:
-                tend(lab, days=16)
+                pass_time(lab, days=16)
             else:
                 review(lab, reviews.release_half, allocation, (ROSA, EMMY)[n // 2])
         except ConflictError:

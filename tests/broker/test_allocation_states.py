@@ -24,10 +24,10 @@ from tests.broker.reviewing import (
     grant,
     in_state,
     large,
+    pass_time,
     report,
     review,
     spend,
-    tend,
     told,
     view,
     withdraw,
@@ -75,10 +75,10 @@ def test_a_revoked_allocation_keeps_what_runs_hold_until_they_end(lab: Lab) -> N
     with lab.db.write() as session:
         ledger.release(session, allocation, 1, 1)
         ledger.refund(session, allocation, 1, 1, 40, "The host died.")
-    tend(lab)
+    pass_time(lab)
     assert lab.account(allocation) == Account(60, 0, 60)
     assert grant(lab).granted == 60
-    tend(lab)
+    pass_time(lab)
     assert lab.kinds(project).count("allocation.returned") == 1
 
 
@@ -138,5 +138,5 @@ def test_an_allocation_is_revoked_while_a_supervisor_settles_its_run(lab: Lab, p
         review(lab, reviews.revoke, allocation)
         settled.result()
     assert (lab.run(run).state, lab.run(waits).state) == (RunState.FINISHED, RunState.PAUSED)
-    tend(lab)
+    pass_time(lab)
     assert lab.account(allocation) == Account(60, 0, 60)

@@ -14,7 +14,7 @@ from projects import membership, policies
 from projects.errors import ConflictError, ForbiddenError, InvalidError
 from projects.people import Actor, LabRole
 from tests.broker.lab import ADA, EMMY, GRACE, HOUR, ROSA, STRANGER, Lab, in_days, request_id
-from tests.broker.reviewing import ask_change, grant, review, spend, tend, told, view
+from tests.broker.reviewing import ask_change, grant, pass_time, review, spend, told, view
 from tests.patience import PATIENCE
 
 
@@ -42,7 +42,7 @@ def test_a_person_has_one_open_starter_grant(lab: Lab) -> None:
     waits = lab.request(second, hours="1")
     assert view(lab, waits).state == AllocationState.REQUESTED
     spend(lab, starter, HOUR)
-    tend(lab)
+    pass_time(lab)
     assert view(lab, lab.request(second, hours="1")).state == AllocationState.APPROVED
     assert view(lab, lab.request(first, hours="1")).state == AllocationState.REQUESTED  # once a project ever
 

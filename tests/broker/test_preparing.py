@@ -113,7 +113,7 @@ def test_what_a_preparation_is_not_for_says_so(lab: Lab, project: int) -> None:
     with pytest.raises(ConflictError, match="prepares the data of “tiny”, and would begin anew"):
         lab.pause(run)
     with pytest.raises(ConflictError, match="prepares the data of “tiny”; only a run that trains"), lab.db.write() as s:
-        run_plan.rerun(s, ADA, request_id(), run)
+        run_plan.plan_rerun(s, ADA, request_id(), run)
     with lab.db.read() as session:
         assert (
             launching.receipt(session, runs.load(session, run)).basis

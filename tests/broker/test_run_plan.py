@@ -8,7 +8,7 @@ import pytest
 from broker import catalogue, publications
 from broker.publications import Disk, Publication
 from broker.reports import run_plan, why
-from broker.reports.run_plan import LaunchDraft, Preview
+from broker.reports.run_plan import Preview, RunPlan
 from broker.runs import attempts, comparison, generation
 from broker.runs.attempts import Checkpoint, Ending, Progress
 from broker.runs.launching import Order
@@ -29,9 +29,9 @@ def project(lab: Lab) -> int:
     return number
 
 
-def draft(lab: Lab, order: Order, actor: Actor = ADA, request: str | None = None) -> Preview:
+def plan(lab: Lab, order: Order, actor: Actor = ADA, request: str | None = None) -> Preview:
     with lab.db.write() as session:
-        return run_plan.launch(session, actor, request or request_id(), order)
+        return run_plan.plan_run(session, actor, request or request_id(), order)
 
 
 def confirm(lab: Lab, number: int, actor: Actor = ADA) -> int:
@@ -39,10 +39,10 @@ def confirm(lab: Lab, number: int, actor: Actor = ADA) -> int:
         return run_plan.confirm(session, actor, number).run_id
 
 
-def test_a_draft_says_what_a_launch_would_be_and_queues_nothing(lab: Lab, project: int) -> None:
+def test_a_plan_says_what_a_launch_would_be_and_queues_nothing(lab: Lab, project: int) -> None:
     kinds = lab.kinds(project)
     ahead = lab.launch(project, gpus=2, time_limit="20m")
-    preview = draft(lab, Order(project, "demo", "10m", 2, "steps=100", dataset="python-docs"), request="again")
+    preview = plan(lab, Order(project, "demo", "10m", 2, "steps=100", dataset="python-docs"), request="again")
     quote = preview.quote
     assert (quote.cost, quote.left, quote.expected) == (1200, HOUR, None)
     assert (quote.tokens, quote.run.total_steps, quote.run.overrides) == (100 * 16 * 128, 100, {"steps": "100"})
@@ -52,10 +52,10 @@ def test_a_draft_says_what_a_launch_would_be_and_queues_nothing(lab: Lab, projec
     assert preview.queue.reason == "It waits for GPUs: 2 needed, 0 free on “laptop”."
     assert preview.queue.expected is not None
     assert timedelta(minutes=19) < preview.queue.expected - utcnow() < timedelta(minutes=21)
-    assert draft(lab, Order(project, "demo", "10m", 2, "steps=100"), request="again").draft_id == preview.draft_id
+    assert plan(lab, Order(project, "demo", "10m", 2, "steps=100"), request="again").plan_id == preview.plan_id
     assert lab.kinds(project) == [*kinds, "run.queued"]
 
-    number = confirm(lab, preview.draft_id)
+    number = confirm(lab, preview.plan_id)
     assert number == ahead + 1
     assert (lab.row(number).gpus, lab.row(number).time_limit, lab.row(number).total_steps) == (2, 600, 100)
     with lab.db.read() as session:
@@ -63,11 +63,11 @@ def test_a_draft_says_what_a_launch_would_be_and_queues_nothing(lab: Lab, projec
     assert (told.position, told.reason) == (preview.queue.position, preview.queue.reason)
 
 
-def test_a_draft_warns_of_a_time_limit_that_ends_before_a_checkpoint(lab: Lab, project: int) -> None:
+def test_a_plan_warns_of_a_time_limit_that_ends_before_a_checkpoint(lab: Lab, project: int) -> None:
     """First comes the start, which takes as long as that of the run measured, and then the steps at its rate."""
 
     def offered(time_limit: str, overrides: str = "") -> tuple[int, float | None, bool]:
-        quote = draft(lab, Order(project, "demo", time_limit, overrides=overrides)).quote
+        quote = plan(lab, Order(project, "demo", time_limit, overrides=overrides)).quote
         return quote.saves_at, quote.saves_after, quote.too_short
 
     assert offered("1m") == (0, None, False), "nothing like it was measured"
@@ -82,21 +82,21 @@ def test_a_draft_warns_of_a_time_limit_that_ends_before_a_checkpoint(lab: Lab, p
     assert offered("2m") == (1, after, False)
     with lab.db.write() as session:
         publications.add(session, first, 4, "attempt-1/step4")
-        forked = run_plan.fork(session, ADA, request_id(), first, 4, overrides="steps=7", time_limit="1m").quote
+        forked = run_plan.plan_fork(session, ADA, request_id(), first, 4, overrides="steps=7", time_limit="1m").quote
     assert (forked.saves_at, forked.too_short) == (7, True)
 
 
 def test_of_confirmations_at_once_all_get_the_same_run(lab: Lab, project: int) -> None:
-    preview = draft(lab, Order(project, "demo", "10m"))
+    preview = plan(lab, Order(project, "demo", "10m"))
     with ThreadPoolExecutor(4) as pool:
-        numbers = list(pool.map(lambda _: confirm(lab, preview.draft_id), range(4)))
+        numbers = list(pool.map(lambda _: confirm(lab, preview.plan_id), range(4)))
     assert len(set(numbers)) == 1
     assert lab.kinds(project).count("run.queued") == 1
     with pytest.raises(ConflictError, match=f"launched already, as run {numbers[0]}"), lab.db.write() as session:
-        run_plan.discard(session, ADA, preview.draft_id)
+        run_plan.discard(session, ADA, preview.plan_id)
 
 
-def test_what_a_draft_is_refused_with_and_when_it_ends(lab: Lab, project: int) -> None:
+def test_what_a_plan_is_refused_with_and_when_it_ends(lab: Lab, project: int) -> None:
     good = Order(project, "demo", "10m")
     refusals: list[tuple[Order, type[DomainError], str]] = [
         (Order(project, "demo", "10m", -1), InvalidError, "ask for 1 to 2"),
@@ -107,49 +107,49 @@ def test_what_a_draft_is_refused_with_and_when_it_ends(lab: Lab, project: int) -
     before = lab.everything()
     for order, error, said in refusals:
         with pytest.raises(error, match=said):
-            draft(lab, order)
+            plan(lab, order)
     with pytest.raises(ForbiddenError):
-        draft(lab, good, STRANGER)
+        plan(lab, good, STRANGER)
     assert lab.everything() == before
 
-    preview = draft(lab, good)
+    preview = plan(lab, good)
     with pytest.raises(ForbiddenError, match="Only the one who asked"):
-        confirm(lab, preview.draft_id, GRACE)
+        confirm(lab, preview.plan_id, GRACE)
     with lab.db.write() as session:
-        session.get_one(LaunchDraft, preview.draft_id).created_at = utcnow() - run_plan.GOOD_FOR * 1.1
+        session.get_one(RunPlan, preview.plan_id).created_at = utcnow() - run_plan.GOOD_FOR * 1.1
     with pytest.raises(ConflictError, match="more than an hour old"):
-        confirm(lab, preview.draft_id)
-    second = draft(lab, good)
+        confirm(lab, preview.plan_id)
+    second = plan(lab, good)
     with lab.db.write() as session:
-        run_plan.discard(session, ADA, second.draft_id)
+        run_plan.discard(session, ADA, second.plan_id)
     for _ in range(2):
         with pytest.raises(ConflictError, match="This offer was cancelled"):
-            confirm(lab, second.draft_id)
+            confirm(lab, second.plan_id)
     with pytest.raises(NotFoundError, match="no such offer"):
         confirm(lab, 404)
     assert lab.everything() == before
 
-    third = draft(lab, good)
+    third = plan(lab, good)
     lab.admit(lab.launch(project, time_limit="58m"))
     with pytest.raises(ConflictError, match=r"with 0\.033 left"):
-        confirm(lab, third.draft_id)
+        confirm(lab, third.plan_id)
 
 
 def test_a_fork_is_confirmed_only_while_its_checkpoint_is_there(lab: Lab, project: int) -> None:
     run = lab.launch(project)
     lab.renew(run, lab.start(run), 10, WROTE)
     with lab.db.write() as session:
-        first = run_plan.fork(session, ADA, request_id(), run, 4, overrides="seed=1")
+        first = run_plan.plan_fork(session, ADA, request_id(), run, 4, overrides="seed=1")
     with lab.db.write() as session:
-        second = run_plan.fork(session, ADA, request_id(), run, 4, overrides="seed=1")
-    forked = lab.row(confirm(lab, first.draft_id))
+        second = run_plan.plan_fork(session, ADA, request_id(), run, 4, overrides="seed=1")
+    forked = lab.row(confirm(lab, first.plan_id))
     assert (forked.parent_id, forked.fork_step, forked.overrides) == (run, 4, {"seed": "1"})
     with lab.db.write() as session:
         session.get_one(Publication, (run, 4)).disk = Disk.GONE
     with pytest.raises(NotFoundError, match="no checkpoint of step 4 on this disk; it has: 0"):
-        confirm(lab, second.draft_id)
+        confirm(lab, second.plan_id)
     with pytest.raises(NotFoundError), lab.db.write() as session:
-        run_plan.rerun(session, ADA, request_id(), forked.id)
+        run_plan.plan_rerun(session, ADA, request_id(), forked.id)
 
 
 def test_datasets_are_known_by_the_recipes_that_train_on_them(lab: Lab) -> None:
@@ -162,13 +162,13 @@ def test_a_member_samples_with_a_prompt(lab: Lab, project: int) -> None:
 
     def sample(prompt: str, actor: Actor = ADA, request: str | None = None) -> int:
         with lab.db.write() as session:
-            return generation.sample(session, actor, request or request_id(), run, prompt).run_id
+            return generation.generate(session, actor, request or request_id(), run, prompt).run_id
 
     with pytest.raises(ConflictError, match="no checkpoint on this disk"):
         sample("Once")
     lab.renew(run, lab.start(run), 10, WROTE)
     with pytest.raises(ForbiddenError), lab.db.read() as session:
-        generation.check(session, STRANGER, run)
+        generation.check_may_generate(session, STRANGER, run)
     for wrong, said in ((" ", "is empty"), ("x" * 1001, "at most 1,000 fit")):
         with pytest.raises(InvalidError, match=said):
             sample(wrong)
@@ -180,7 +180,7 @@ def test_a_member_samples_with_a_prompt(lab: Lab, project: int) -> None:
     assert lab.run(number).spent == 3
     assert lab.kinds(project)[-1] == "run.finished"
     with pytest.raises(ConflictError, match="does not train"), lab.db.write() as session:
-        generation.sample(session, ADA, request_id(), number, "Once")
+        generation.generate(session, ADA, request_id(), number, "Once")
 
 
 def test_runs_to_compare_are_named_in_a_line(lab: Lab, project: int) -> None:

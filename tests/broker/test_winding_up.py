@@ -28,8 +28,8 @@ def complete(lab: Lab, project: int) -> None:
         lifecycle.complete(session, ADA, project, outcome="result", learnt="That it works.")
 
 
-def tend(lab: Lab) -> None:
-    expiry.tend(lab.db, utcnow())
+def pass_time(lab: Lab) -> None:
+    expiry.update_all(lab.db, utcnow())
 
 
 def drawn(lab: Lab) -> int:
@@ -60,10 +60,10 @@ def test_a_completed_projects_hours_return_and_its_runs_stop(lab: Lab, project: 
     pausing = lab.start(pauses, 1)
     lab.pause(pauses)
     lab.pause(rests)
-    tend(lab)
+    pass_time(lab)
     assert lab.row(runs).state == RunState.RUNNING
     complete(lab, project)
-    tend(lab)
+    pass_time(lab)
     why = "its project is completed"
     assert [lab.run(run).state for run in (runs, waits, pauses, rests)] == [
         *(RunState.STOPPING, RunState.CANCELLED),
@@ -75,13 +75,13 @@ def test_a_completed_projects_hours_return_and_its_runs_stop(lab: Lab, project: 
     assert {entry["why"] for entry in told(lab, project, "allocation.ended")} == {why}
     assert lab.renew(runs, token, 70), "its supervisor is told to stop"
     before = lab.everything()
-    tend(lab)
+    pass_time(lab)
     assert lab.everything() == before, "once, whoever looks"
     lab.settle(runs, token, 75, Ending(75))
     lab.settle(pauses, pausing, 5, Ending(0))
     assert lab.run(runs).state == RunState.CANCELLED
     assert lab.run(pauses).state == RunState.FINISHED, "it was done before it heard"
-    tend(lab)
+    pass_time(lab)
     assert lab.account(allocation) == Account(0, 0, 0)
     assert lab.account(large) == Account(80, 0, 80), "the newest one paid"
     assert drawn(lab) == 80
@@ -98,7 +98,7 @@ def test_a_stopped_project_leaves_others_alone_and_two_schedulers_end_it_once(la
     waits = lab.launch(theirs, STRANGER)
     stop(lab, ours)
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: tend(lab), range(4)))
+        list(pool.map(lambda _: pass_time(lab), range(4)))
     assert state(lab, ended)[0] == AllocationState.EXPIRED
     assert [entry["returned"] for entry in told(lab, ours, "allocation.ended")] == [HOUR]
     assert state(lab, kept)[0] == AllocationState.APPROVED
@@ -111,7 +111,7 @@ def test_what_is_launched_in_the_last_moment_is_cancelled_too(lab: Lab, project:
     complete(lab, project)
     with pytest.raises(ConflictError, match="is completed"):
         lab.launch(project)
-    tend(lab)
+    pass_time(lab)
     assert (lab.run(run).state, lab.run(run).ended_at is None) == (RunState.CANCELLED, False)
     assert lab.kinds(project)[-3:] == ["project.completed", "allocation.ended", "run.cancelled"]
     assert lab.account(allocation) == Account(0, 0, 0)

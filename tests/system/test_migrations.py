@@ -72,7 +72,7 @@ def fill(database: Database) -> None:
         session.add(DiscordPurpose(guild_id="2", name="record", discord_id="400"))
         session.add(Finding(message_id="500", project_id=project, number=2))
     with database.write() as session:
-        run_plan.launch(session, ADA, "draft", Order(project, "demo", "10m"))
+        run_plan.plan_run(session, ADA, "draft", Order(project, "demo", "10m"))
     with database.write() as session:
         changes.request(session, ADA, "change", allocation, justification="It grew.", hours="1")
     with database.write() as session:

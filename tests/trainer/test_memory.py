@@ -1,12 +1,20 @@
 """What the dry run says of memory is within 20% of what ranks take."""
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.patience import PATIENCE
+from tests.trainer.conftest import ROOT
 from tests.trainer.measure_memory import measure
+from trainer import memory
 from trainer.check import check
-from trainer.config import TrainConfig, load_recipe
+from trainer.config import TrainConfig, dump, load_recipe
 
 Sections = dict[str, dict[str, Any]]
 LLAMA = {"hidden_size": 256, "layers": 8, "heads": 8, "kv_heads": 2, "mlp_size": 704, "vocabulary": 16000}
@@ -63,6 +71,36 @@ MORE_SHAPES = {
 @pytest.mark.parametrize(("config", "gpus"), SHAPES.values(), ids=SHAPES)
 def test_predicted_is_measured(config: TrainConfig, gpus: int) -> None:
     assert check(config, gpus).memory_per_gpu == pytest.approx(measure(config, gpus, times=1), rel=0.2)
+
+
+@pytest.mark.parametrize("name", ["bf16", "zero3"])
+def test_predicted_is_measured_without_instructions_for_bf16(name: str, tmp_path: Path) -> None:
+    """oneDNN is told to do without them, as on an older CPU; what it takes more is said by the dry run."""
+    if not memory.cpu_flags() >= memory.AVX512:
+        pytest.skip("bf16 that oneDNN emulates: this CPU has no AVX-512")
+    config, gpus = SHAPES[name]
+    path = tmp_path / "config.yml"
+    path.write_text(dump(config))
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}
+
+    def said(module: str, *options: str) -> str:
+        command = [sys.executable, "-m", module, *options, str(path), "--gpus", str(gpus)]
+        done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=PATIENCE)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    match = re.search(
+        r"predicted ([0-9,]+) MiB, measured ([0-9,]+) MiB", said("tests.trainer.measure_memory", "--times", "1")
+    )
+    assert match is not None
+    predicted, measured = (int(number.replace(",", "")) for number in match.groups())
+    assert predicted == pytest.approx(measured, rel=0.2)
+    assert "This CPU has no instructions for bf16: " in said("trainer", "check")
+
+
+def test_an_fp32_run_does_not_ask_for_instructions_for_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
+    assert check(*SHAPES["fp32"]).note is None
 
 
 @pytest.mark.chaos

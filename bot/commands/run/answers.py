@@ -77,8 +77,8 @@ def offer(preview: Preview) -> Card:
         f"{starts(preview.queue.expected)}",
     ]
     row: ui.ActionRow[Any] = ui.ActionRow(
-        Button("launch", preview.draft_id, style=discord.ButtonStyle.success),
-        Button("discard", preview.draft_id, label="Cancel"),
+        Button("launch", preview.plan_id, style=discord.ButtonStyle.success),
+        Button("discard", preview.plan_id, label="Cancel"),
     )
     marker = "-# Nothing is queued or charged before you press Launch."
     return Card(*sections([asks, costs, queue], marker), row, colour=BLUE, marker=marker)

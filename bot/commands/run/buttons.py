@@ -45,21 +45,21 @@ async def config(interaction: Interaction, run_id: int) -> None:
 
 async def sample(interaction: Interaction, run_id: int) -> None:
     """Open the form of a prompt."""
-    await interaction.client.read(generation.check, actor(interaction), run_id)
+    await interaction.client.read(generation.check_may_generate, actor(interaction), run_id)
     await interaction.response.send_modal(SampleForm(run_id))
 
 
-async def launch(interaction: Interaction, draft_id: int) -> None:
+async def launch(interaction: Interaction, plan_id: int) -> None:
     """Launch the run that was offered."""
     await interaction.response.defer()
-    receipt = await interaction.client.write(run_plan.confirm, actor(interaction), draft_id)
+    receipt = await interaction.client.write(run_plan.confirm, actor(interaction), plan_id)
     await answers.show(interaction, answers.launched(receipt))
 
 
-async def discard(interaction: Interaction, draft_id: int) -> None:
+async def discard(interaction: Interaction, plan_id: int) -> None:
     """Discard an offer."""
     await interaction.response.defer()
-    await interaction.client.write(run_plan.discard, actor(interaction), draft_id)
+    await interaction.client.write(run_plan.discard, actor(interaction), plan_id)
     await answers.show(interaction, answers.discarded())
 
 

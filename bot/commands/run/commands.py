@@ -56,7 +56,7 @@ async def launch(
     project_id = await context.project_of(interaction, project)
     overrides = run_autocomplete.with_steps(override, steps)
     order = Order(project_id, recipe, time_limit, gpus, overrides, allocation, dataset=dataset)
-    preview = await interaction.client.write(run_plan.launch, actor(interaction), str(interaction.id), order)
+    preview = await interaction.client.write(run_plan.plan_run, actor(interaction), str(interaction.id), order)
     await answers.show(interaction, answers.offer(preview))
 
 
@@ -84,7 +84,7 @@ async def fork(
     """Offer the fork with its cost; the button launches it."""
     await interaction.response.defer(ephemeral=True, thinking=True)
     preview = await interaction.client.write(
-        run_plan.fork,
+        run_plan.plan_fork,
         actor(interaction),
         str(interaction.id),
         await context.run_of(interaction, run),
@@ -104,7 +104,7 @@ async def rerun(interaction: Interaction, run: int | None = None) -> None:
     """Offer the new run with its cost; the button launches it."""
     await interaction.response.defer(ephemeral=True, thinking=True)
     run_id = await context.run_of(interaction, run)
-    preview = await interaction.client.write(run_plan.rerun, actor(interaction), str(interaction.id), run_id)
+    preview = await interaction.client.write(run_plan.plan_rerun, actor(interaction), str(interaction.id), run_id)
     await answers.show(interaction, answers.offer(preview))
 
 

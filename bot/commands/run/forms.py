@@ -17,7 +17,7 @@ class SampleForm(Form):
     async def send(self, interaction: Interaction) -> str:
         """Queue the sample."""
         receipt = await interaction.client.write(
-            generation.sample, actor(interaction), str(interaction.id), self.run_id, self.prompt.value
+            generation.generate, actor(interaction), str(interaction.id), self.run_id, self.prompt.value
         )
         return (
             f"The last checkpoint of run {self.run_id} will continue your prompt; what it writes is posted in the "
