@@ -373,7 +373,7 @@ def _check_accepted(config: TrainConfig, known: Sequence[CatalogueEntry]) -> Non
 
 
 def _propose(session: Session, actor: Actor | None, entry: CatalogueEntry) -> int:
-    person = None if actor is None else people.ensure(session, actor)
+    person = people.author(session, actor)
     entry.proposed_by = None if person is None else person.id
     try:
         with session.begin_nested():
@@ -401,7 +401,7 @@ def _decidable(
 
 def _decide(session: Session, actor: Actor | None, entry: CatalogueEntry, to: CatalogueState, reason: str) -> None:
     because = text.prose("The reason", reason, most=text.USUAL)
-    person = None if actor is None else people.ensure(session, actor)
+    person = people.author(session, actor)
     decided = {"decided_by": None if person is None else person.id, "reason": because}
     transition.move(session, entry, to, TRANSITIONS, decided, name=f"“{entry.name}”")
     record.append(session, record.LAB, f"catalogue.{to}", by=person, why=because, **_about(entry))

@@ -1,1 +1,1 @@
-"""The lab: people, projects from proposal to announcement, and the public record. Owns the database."""
+"""The lab: people, projects from proposal to announcement, and the public record. The database belongs to it."""

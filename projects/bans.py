@@ -10,15 +10,16 @@ from projects.rights import Act
 
 
 def ban(session: Session, actor: Actor | None, who: Actor, reason: str) -> None:
-    """Let somebody do nothing but read from now on, in public; `actor` None is the operator.
+    """Ban a person, in public and for a reason; an `actor` of None is the operator.
 
-    Raises ForbiddenError for all but admins, and ConflictError.
+    Raises ForbiddenError unless the actor is an admin, and ConflictError where the person is banned already or is the
+    actor.
     """
     rights.require_admin(actor, Act.BAN)
     because = text.prose("The reason", reason, most=text.USUAL)
     if actor is not None and actor.discord_id == who.discord_id:
         raise ConflictError("Nobody can ban themselves.")
-    by = None if actor is None else people.ensure(session, actor)
+    by = people.author(session, actor)
     person = people.known(session, who.discord_id) or people.ensure(session, who)
     if person.banned is not None:
         raise ConflictError(f"{person.name} is banned already.")
@@ -28,9 +29,10 @@ def ban(session: Session, actor: Actor | None, who: Actor, reason: str) -> None:
 
 
 def unban(session: Session, actor: Actor | None, discord_id: int, reason: str) -> None:
-    """Let somebody take part again, in public; `actor` None is the operator.
+    """Lift a person's ban, in public and for a reason; an `actor` of None is the operator.
 
-    Raises ForbiddenError for all but admins, NotFoundError and ConflictError.
+    Raises ForbiddenError unless the actor is an admin, NotFoundError for an unknown Discord id, and ConflictError where
+    the person is not banned.
     """
     rights.require_admin(actor, Act.BAN)
     because = text.prose("The reason", reason, most=text.USUAL)
@@ -39,7 +41,7 @@ def unban(session: Session, actor: Actor | None, discord_id: int, reason: str) -
         raise NotFoundError(f"Nobody with the Discord id {discord_id} has done anything here.")
     if person.banned is None:
         raise ConflictError(f"{person.name} is not banned.")
-    by = None if actor is None else people.ensure(session, actor)
+    by = people.author(session, actor)
     person.banned = None
     session.flush()
     record.append(session, record.LAB, "person.unbanned", by=by, why=because, person=_named(person))

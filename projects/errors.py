@@ -1,21 +1,21 @@
-"""The one family of errors that the rules of the domain raise; each carries a sentence fit to show a person."""
+"""The errors that the rules of the domain raise; each carries one sentence that can be shown to a person."""
 
 
 class DomainError(Exception):
-    """Nothing was changed; `str(error)` says in one sentence what is wrong and what would be right."""
+    """A rule refuses an act, and nothing has changed; `str(error)` says what is wrong and what would be right."""
 
 
 class InvalidError(DomainError):
-    """A value that was given cannot be used."""
+    """A value cannot be used."""
 
 
 class ForbiddenError(DomainError):
-    """This person may not do this."""
+    """The person may not do this act."""
 
 
 class NotFoundError(DomainError):
-    """What was named does not exist."""
+    """Nothing exists under this name or number."""
 
 
 class ConflictError(DomainError):
-    """The state has moved on: it is too late, or too early, for this."""
+    """The act does not fit the current state: it comes too late or too early."""

@@ -1,4 +1,4 @@
-"""Findings: what somebody wrote in a conversation, put on a project's record by one who works on it, once a message."""
+"""Findings: messages of a conversation that a member of a project has put on its record, each message once."""
 
 import re
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ LONGEST = 4000
 
 
 class Finding(Base, table=True):
-    """That a message has become the entry `number` of a project's record."""
+    """A message that has become entry `number` of a project's record."""
 
     __tablename__ = "findings"
 
@@ -30,8 +30,8 @@ class Finding(Base, table=True):
 
 
 @dataclass(frozen=True)
-class Said:
-    """A message: who wrote what, when, and its address."""
+class Message:
+    """A message on Discord: its author, text, time and address."""
 
     message_id: int
     author: Actor
@@ -41,18 +41,19 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Placed:
-    """Where a message stands on record; `new` where it was put there just now."""
+class RecordedMessage:
+    """The project and the entry's number of a message on record; `new` says that it was put there just now."""
 
     project_id: int
     number: int
     new: bool
 
 
-def put_on_record(session: Session, actor: Actor, project_id: int, said: Said) -> Placed:
-    """Make a message an entry of the project's record; one that is an entry already stays the one that it is.
+def put_on_record(session: Session, actor: Actor, project_id: int, said: Message) -> RecordedMessage:
+    """Make a message an entry of the project's record. A message on record already keeps its entry, which is returned.
 
-    Raises ForbiddenError for who does not work on the project, InvalidError for a message without words.
+    Raises NotFoundError, ForbiddenError unless the actor works on the project, InvalidError for a message without words
+    or without an address, and ConflictError where another transaction puts it on record at this moment.
     """
     project = projects.lock(session, project_id)
     person = rights.require(session, actor, project, Act.PUT_ON_RECORD)
@@ -84,17 +85,17 @@ def put_on_record(session: Session, actor: Actor, project_id: int, said: Said) -
     )
     row.number = told.number
     session.flush()
-    return Placed(project_id, told.number, new=True)
+    return RecordedMessage(project_id, told.number, new=True)
 
 
-def find(session: Session, message_id: int) -> Placed | None:
-    """Where a message stands on record, if it does."""
+def find(session: Session, message_id: int) -> RecordedMessage | None:
+    """The project and the entry's number of a message, or None where it is not on record."""
     row = session.get(Finding, str(message_id))
-    return None if row is None else Placed(row.project_id, row.number, new=False)
+    return None if row is None else RecordedMessage(row.project_id, row.number, new=False)
 
 
 def projects_of(session: Session, actor: Actor, limit: int = 25) -> list[tuple[int, str]]:
-    """Number and title of the projects that the actor works on, the newest first; raises ConflictError for none."""
+    """Ids and titles of the projects that the actor works on, the newest first; raises ConflictError for none."""
     person = people.find(session, actor)
     rows = []
     if person is not None:

@@ -1,4 +1,4 @@
-"""Whether a part is at work: each one touches a file of its own as it goes round, and a check looks at its age."""
+"""Health of the services: each touches a file in every round of its loop, and a check looks at the file's age."""
 
 import socket
 import time
@@ -10,14 +10,14 @@ OLDEST_SECONDS = 60
 
 
 def beat(settings: Settings, part: str) -> None:
-    """Say that `part` has just gone round."""
+    """Note that a service has just completed a round."""
     path = _path(settings, part)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
 
 
 def problem(settings: Settings, part: str) -> str | None:
-    """What is wrong with `part` on this host, in one sentence; None where it is at work."""
+    """What is wrong with a service on this host, in one sentence; None where it is healthy."""
     path = _path(settings, part)
     if not path.exists():
         return f"The {part} has not gone round once; its log says why."

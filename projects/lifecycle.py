@@ -1,4 +1,7 @@
-"""The lifecycle of a project: proposed, recruiting, scoped, active or paused, and completed or stopped, in public."""
+"""The lifecycle of a project: proposed, recruiting, scoped, active or paused, and in the end completed or stopped.
+
+Each step is an entry of the project's public record.
+"""
 
 from sqlalchemy.orm import Session
 from sqlmodel import select
@@ -23,6 +26,8 @@ from projects.record import record
 from projects.rights import Act
 
 AFTER_THE_END = frozenset({Act.RELEASE, Act.HIDE, Act.UNHIDE})
+"""The acts that a project which has ended still allows."""
+
 TRANSITIONS: dict[Stage, frozenset[Stage]] = {
     Stage.PROPOSED: frozenset({Stage.RECRUITING, Stage.SCOPED, *ENDED}),
     Stage.RECRUITING: frozenset({Stage.SCOPED, *ENDED}),
@@ -34,7 +39,11 @@ TRANSITIONS: dict[Stage, frozenset[Stage]] = {
 
 
 def propose(session: Session, actor: Actor, request_id: str, *, title: str, question: str, why: str, needs: str) -> int:
-    """Write a proposal down and return the project's id; a repeat of the same request returns the same project."""
+    """Propose a project and return its id; a repeat of the same request returns the same project.
+
+    Raises ForbiddenError where the actor is banned, ConflictError where their quota of proposals is used up, and
+    InvalidError for a text that is empty or too long.
+    """
     earlier = session.scalars(select(Project.id).where(Project.request_id == request_id)).one_or_none()
     if earlier is not None:
         return earlier
@@ -64,7 +73,11 @@ def propose(session: Session, actor: Actor, request_id: str, *, title: str, ques
 
 
 def join(session: Session, actor: Actor, project_id: int, *, min_people: int) -> None:
-    """Make the actor a contributor; a scoped project that has now enough people becomes active."""
+    """Make the actor a contributor. A scoped project with at least `min_people` contributors becomes active.
+
+    Raises NotFoundError, ForbiddenError where the actor is banned, and ConflictError where the project has ended or the
+    actor works on it already.
+    """
     project = projects.lock(session, project_id)
     if project.stage in ENDED:
         raise ConflictError(f"“{project.title}” is {project.stage}; nobody can join it any more.")
@@ -96,7 +109,11 @@ def scope(
     licence: str = LICENCES[0],
     min_people: int,
 ) -> None:
-    """Say what the project will do and how it releases; with enough people it becomes active."""
+    """Write the project's scope: its goal, plan, compute and release. With `min_people` contributors it becomes active.
+
+    Raises NotFoundError, ForbiddenError for all but the lead, InvalidError, and ConflictError where the project has a
+    scope or has ended.
+    """
     project = projects.lock(session, project_id)
     lead = rights.require(session, actor, project, Act.SCOPE)
     _check_unscoped(project)
@@ -120,7 +137,10 @@ def scope(
 
 
 def pause(session: Session, actor: Actor, project_id: int, *, reason: str) -> None:
-    """Rest an active project: nothing more is launched in it until it is resumed."""
+    """Pause an active project: no run of it is launched until it is resumed.
+
+    Raises as every act of the lead: NotFoundError, ForbiddenError, InvalidError and ConflictError.
+    """
     project = projects.lock(session, project_id)
     lead = rights.require(session, actor, project, Act.PAUSE)
     project.stage_reason = text.prose("The reason", reason, most=text.USUAL)
@@ -129,7 +149,7 @@ def pause(session: Session, actor: Actor, project_id: int, *, reason: str) -> No
 
 
 def resume(session: Session, actor: Actor, project_id: int) -> None:
-    """Let a paused project go on."""
+    """Make a paused project active again; raises NotFoundError, ForbiddenError and ConflictError."""
     project = projects.lock(session, project_id)
     lead = rights.require(session, actor, project, Act.RESUME)
     if project.stage != Stage.PAUSED:
@@ -140,7 +160,7 @@ def resume(session: Session, actor: Actor, project_id: int) -> None:
 
 
 def stop(session: Session, actor: Actor, project_id: int, *, reason: str) -> None:
-    """End the project without an outcome, for a reason that its lead or a moderator gives."""
+    """End the project without an outcome, for a reason given by its lead or by a moderator."""
     project = projects.lock(session, project_id)
     by = rights.require(session, actor, project, Act.STOP)
     project.stage_reason = text.prose("The reason", reason, most=text.USUAL)
@@ -149,9 +169,9 @@ def stop(session: Session, actor: Actor, project_id: int, *, reason: str) -> Non
 
 
 def complete(session: Session, actor: Actor, project_id: int, *, outcome: str, learnt: str) -> None:
-    """End the project with an outcome and what was learnt; the record announces it to the whole server.
+    """End the project with an outcome and what was learnt, which is announced to the whole server.
 
-    What has not become active can only be abandoned.
+    A project that was never active can only be abandoned.
     """
     project = projects.lock(session, project_id)
     lead = rights.require(session, actor, project, Act.COMPLETE)
@@ -185,7 +205,10 @@ def check_may(
     *,
     to: Stage | None = None,
 ) -> ProjectView:
-    """The project where the actor may do this now, and where it can become `to`. Only reads: a form may be opened."""
+    """The project, where the actor may do the act now and, with `to`, where the project can move to that stage.
+
+    Raises NotFoundError, ForbiddenError and ConflictError. Only reads, so that a form can be opened after it.
+    """
     project = projects.load(session, project_id)
     rights.check(session, actor, project, act)
     if project.stage in ENDED and act not in AFTER_THE_END:
@@ -196,17 +219,17 @@ def check_may(
 
 
 def check_may_scope(session: Session, actor: Actor, project_id: int) -> None:
-    """Raise unless the actor may write the project's scope now. Only reads: a form may be opened on it."""
+    """Raise NotFoundError, ForbiddenError or ConflictError unless the actor may write the scope now. Only reads."""
     project = projects.load(session, project_id)
     rights.check(session, actor, project, Act.SCOPE)
     _check_unscoped(project)
 
 
 def _activate(session: Session, project: Project, min_people: int) -> None:
-    """Make a scoped project with enough people active; by policy it has its channel from now on."""
+    """Make a scoped project with enough people active; where the policy says “automatic”, its channel opens now."""
     if project.stage != Stage.SCOPED:
         return
-    count = projects.head_count(session, [project.id], ProjectRole.CONTRIBUTOR)[project.id]
+    count = projects.head_counts(session, [project.id], ProjectRole.CONTRIBUTOR)[project.id]
     if count < min_people:
         return
     opens = not project.has_channel and policies.current(session).channel_policy == "automatic"
@@ -217,7 +240,10 @@ def _activate(session: Session, project: Project, min_people: int) -> None:
 
 
 def move(session: Session, project: Project, to: Stage) -> None:
-    """Take one of the table's transitions, guarded against another taken at the same moment."""
+    """Move the project to a stage that the table of transitions allows.
+
+    Raises ConflictError for any other stage, and where another transaction has just moved the project.
+    """
     transition.move(session, project, to, TRANSITIONS, name=f"“{project.title}”", state="stage")
 
 

@@ -1,6 +1,6 @@
-"""The people of a project: who follows it, who leaves it, and how its lead is handed over.
+"""Membership of a project: following it, leaving it, and handing its lead over.
 
-Joining is in `projects.lifecycle`, since it moves the project.
+Joining is in `projects.lifecycle`, since it can move the project to its next stage.
 """
 
 from datetime import datetime
@@ -19,7 +19,7 @@ from projects.rights import Act
 
 
 class LeadOffer(Base, table=True):
-    """That the lead of a project offers it to one of its contributors; at most one offer is open."""
+    """The open offer of a project's lead to one of its contributors; a project has at most one."""
 
     __tablename__ = "lead_offers"
 
@@ -29,7 +29,10 @@ class LeadOffer(Base, table=True):
 
 
 def follow(session: Session, actor: Actor, project_id: int) -> None:
-    """Let the actor read along, without a say in the project and without being counted."""
+    """Make the actor a follower, who has no say in the project and does not count as one of its people.
+
+    Raises NotFoundError, ForbiddenError for a banned person, and ConflictError for a member or an ended project.
+    """
     project = projects.lock(session, project_id)
     if project.stage in projects.ENDED:
         raise ConflictError(f"“{project.title}” is {project.stage}; there is nothing more to follow.")
@@ -43,7 +46,11 @@ def follow(session: Session, actor: Actor, project_id: int) -> None:
 
 
 def leave(session: Session, actor: Actor, project_id: int) -> None:
-    """End the actor's part in the project; who worked on a project that has ended stays named in it."""
+    """End the actor's membership. Contributors of a project that has ended stay named in it.
+
+    Raises NotFoundError, ForbiddenError for a banned person, and ConflictError for the lead, for somebody who is not in
+    the project, and for a contributor once it has ended.
+    """
     project = projects.lock(session, project_id)
     person = people.find(session, actor)
     membership = None if person is None else session.get(Membership, (project_id, person.id))
@@ -62,37 +69,37 @@ def leave(session: Session, actor: Actor, project_id: int) -> None:
 
 
 def offer_lead(session: Session, actor: Actor, project_id: int, *, to: str, reason: str) -> None:
-    """Offer the lead to the contributor with the Discord id `to`; it takes the place of an earlier offer."""
+    """Offer the lead to the contributor with the Discord id `to`; the offer replaces an earlier one."""
     project = _open(session, project_id)
     lead = rights.require(session, actor, project, Act.HAND_OVER)
-    heir = _heir(session, project, to)
+    successor = _successor(session, project, to)
     because = text.prose("The reason", reason, most=text.USUAL)
-    session.merge(LeadOffer(project_id=project_id, person_id=heir.id, offered_at=utcnow()))
+    session.merge(LeadOffer(project_id=project_id, person_id=successor.id, offered_at=utcnow()))
     session.flush()
-    stream, named = record.project_stream(project_id), {"id": heir.discord_id, "name": heir.name}
+    stream, named = record.project_stream(project_id), {"id": successor.discord_id, "name": successor.name}
     record.append(session, stream, "project.lead_offered", by=lead, why=because, to=named)
 
 
 def check_may_offer(session: Session, actor: Actor, project_id: int, *, to: str) -> None:
-    """Raise unless the actor may offer the lead to this person. Only reads: a form may be opened on it."""
+    """Raise unless the actor may offer the lead to the person with the Discord id `to`. Only reads."""
     lifecycle.check_may(session, actor, project_id, Act.HAND_OVER)
-    _heir(session, projects.load(session, project_id), to)
+    _successor(session, projects.load(session, project_id), to)
 
 
 def accept_lead(session: Session, actor: Actor, project_id: int) -> None:
-    """Become the lead, having been offered it; who led stays a contributor."""
+    """Make the actor, whom the lead was offered to, the lead; the former lead stays a contributor."""
     project = _open(session, project_id)
-    offer, heir = _offer(session, actor, project)
+    offer, successor = _offer(session, actor, project)
     before = session.get_one(Person, project.lead_id)
-    project.lead_id = heir.id
+    project.lead_id = successor.id
     session.delete(offer)
     session.flush()
     stream, named = record.project_stream(project_id), {"id": before.discord_id, "name": before.name}
-    record.append(session, stream, "project.lead_accepted", by=heir, before=named)
+    record.append(session, stream, "project.lead_accepted", by=successor, before=named)
 
 
 def decline_lead(session: Session, actor: Actor, project_id: int) -> None:
-    """End an offer of the lead: by whom it was made to, or by the lead, who takes it back."""
+    """End the open offer of the lead: the person to whom it was made declines it, or the lead takes it back."""
     project = _open(session, project_id)
     offer, person = _offer(session, actor, project, or_lead=True)
     session.delete(offer)
@@ -100,30 +107,33 @@ def decline_lead(session: Session, actor: Actor, project_id: int) -> None:
 
 
 def _open(session: Session, project_id: int) -> Project:
-    """The project, locked; raises ConflictError where it has ended."""
+    """The project's row, locked; raises ConflictError where the project has ended."""
     project = projects.lock(session, project_id)
     if project.stage in projects.ENDED:
         raise ConflictError(f"“{project.title}” is {project.stage}; its lead stays as it is.")
     return project
 
 
-def _heir(session: Session, project: Project, to: str) -> Person:
-    """The contributor with the Discord id `to`; raises NotFoundError, and ConflictError where they lead already."""
-    heir = session.scalars(select(Person).where(Person.discord_id == to)).one_or_none()
-    if heir is None or not projects.works_on(session, heir, project):
+def _successor(session: Session, project: Project, to: str) -> Person:
+    """The contributor with the Discord id `to`; raises NotFoundError, and ConflictError for the lead."""
+    successor = session.scalars(select(Person).where(Person.discord_id == to)).one_or_none()
+    if successor is None or not projects.works_on(session, successor, project):
         raise NotFoundError(f"The lead can only be offered to a contributor of “{project.title}”.")
-    if heir.id == project.lead_id:
-        raise ConflictError(f"{heir.name} leads “{project.title}” already.")
-    return heir
+    if successor.id == project.lead_id:
+        raise ConflictError(f"{successor.name} leads “{project.title}” already.")
+    return successor
 
 
 def _offer(session: Session, actor: Actor, project: Project, *, or_lead: bool = False) -> tuple[LeadOffer, Person]:
-    """The open offer, and the actor's person where it is made to them."""
+    """The open offer and the person who acts: the one to whom it was made or, with `or_lead`, the lead.
+
+    Raises ConflictError where no offer is open, and ForbiddenError for everyone else.
+    """
     offer = session.get(LeadOffer, project.id, populate_existing=True)
     if offer is None:
         raise ConflictError(f"Nobody is offered the lead of “{project.title}” now.")
     person = people.find(session, actor)
     if person is None or not (person.id == offer.person_id or (or_lead and person.id == project.lead_id)):
-        heir = session.get_one(Person, offer.person_id).name
-        raise ForbiddenError(f"The lead of “{project.title}” is offered to {heir}, who alone can answer.")
+        successor = session.get_one(Person, offer.person_id).name
+        raise ForbiddenError(f"The lead of “{project.title}” is offered to {successor}, who alone can answer.")
     return offer, person

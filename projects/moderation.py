@@ -1,6 +1,6 @@
-"""What moderators and admins do with projects, in public and with a reason.
+"""What moderators and admins do with projects, in public.
 
-Moderators open their channels and hide them from lists; admins take a text of theirs away.
+Moderators open a project's channel and hide a project from lists; admins remove a text of a project.
 """
 
 from sqlalchemy import inspect
@@ -16,11 +16,14 @@ from projects.rights import Act
 
 WITH_SCOPE = frozenset({Stage.SCOPED, Stage.ACTIVE, Stage.PAUSED})
 TEXTS = tuple(column.name for column in inspect(Project).columns if column.info == WORDS)
-"""What of a project can be taken away."""
+"""The texts of a project that can be removed."""
 
 
 def open_channel(session: Session, actor: Actor, project_id: int) -> None:
-    """Give a project that has a scope its channel, whatever the policy and however few its people."""
+    """Open the channel of a project that has a scope, whatever the channel policy says and however few its people are.
+
+    Raises NotFoundError, ForbiddenError for all but moderators, and ConflictError.
+    """
     project = projects.lock(session, project_id)
     by = rights.require(session, actor, project, Act.OPEN_CHANNEL)
     if project.has_channel:
@@ -39,7 +42,7 @@ def channel_deleted(session: Session, project_id: int) -> None:
 
 
 def hide(session: Session, actor: Actor, project_id: int, *, reason: str) -> None:
-    """Take a project out of lists and suggestions; its record goes on, and who knows its number still finds it."""
+    """Hide a project from lists and suggestions. Its record goes on, and its number still finds it."""
     _set_hidden(session, actor, project_id, hidden=True, reason=reason)
 
 
@@ -49,9 +52,10 @@ def unhide(session: Session, actor: Actor, project_id: int, *, reason: str) -> N
 
 
 def remove_text(session: Session, actor: Actor | None, project_id: int, name: str, reason: str) -> int:
-    """Take one text of a project, such as its title, from its card and blank every entry of its chain that tells it.
+    """Remove one text of a project, such as its title, from its card, and blank every entry of its chain that holds it.
 
-    Returns how many those are. Raises ForbiddenError for all but admins and the operator, NotFoundError, ConflictError.
+    Returns the number of entries blanked. An `actor` of None is the operator. Raises ForbiddenError for all but admins,
+    NotFoundError for an unknown project or text, and ConflictError where the text is empty.
     """
     rights.require_admin(actor, Act.REDACT)
     because = text.prose("The reason", reason, most=text.USUAL)
@@ -62,7 +66,7 @@ def remove_text(session: Session, actor: Actor | None, project_id: int, name: st
     if said in ("", redaction.REMOVED):
         raise ConflictError(f"The {spoken} of project {project_id} is empty already.")
     setattr(project, name, redaction.REMOVED)
-    by = None if actor is None else people.ensure(session, actor)
+    by = people.author(session, actor)
     session.flush()
     stream = record.project_stream(project_id)
     numbers = redaction.blank_saying(session, stream, said)

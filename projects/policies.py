@@ -1,4 +1,4 @@
-"""The operator's policies: a few numbers and choices by which the lab is run; each change is public."""
+"""Policies: the numbers and choices by which the lab is run. Each change is public."""
 
 import math
 from typing import Literal
@@ -38,7 +38,7 @@ class Policies(BaseModel):
 
 
 class Policy(Base, table=True):
-    """A policy that was changed from its default."""
+    """A policy that was changed from its default, with its value as text."""
 
     __tablename__ = "policies"
 
@@ -47,15 +47,15 @@ class Policy(Base, table=True):
 
 
 def current(session: Session) -> Policies:
-    """The policies in force now."""
+    """The policies in force: each as it was last changed, or else its default."""
     return Policies.model_validate({policy.name: policy.value for policy in session.scalars(select(Policy))})
 
 
 def change(session: Session, actor: Actor | None, name: str, value: str, reason: str) -> Policies:
-    """Set one policy and return all; the operator at the command line (`None`), or an admin.
+    """Change one policy and return all; an `actor` of None is the operator.
 
-    Raises NotFoundError for a name that is no policy, InvalidError for a value it cannot have, ConflictError where it
-    has that value already.
+    Raises ForbiddenError for all but admins, NotFoundError for a name that is no policy, InvalidError for a value that
+    the policy cannot have, and ConflictError where it has that value already.
     """
     rights.require_admin(actor, Act.CHANGE_POLICIES)
     if name not in Policies.model_fields:
@@ -72,13 +72,13 @@ def change(session: Session, actor: Actor | None, name: str, value: str, reason:
     if was == now:
         raise ConflictError(f"{name} is {said_as(now)} already.")
     row.value = said_as(now)
-    by = None if actor is None else people.ensure(session, actor)
+    by = people.author(session, actor)
     record.append(session, record.LAB, "policy.changed", by=by, why=because, policy=name, was=was, now=now)
     return after
 
 
 def said_as(value: float | str) -> str:
-    """A policy's value as it is kept and shown: whole numbers without a point."""
+    """A policy's value as it is stored and shown: a whole number has no decimal point."""
     return f"{value:.0f}" if isinstance(value, float) and math.floor(value) == value else str(value)
 
 

@@ -18,11 +18,11 @@ from projects.errors import NotFoundError
 from projects.people import Person
 
 SUGGESTED = 25
-"""Discord shows at most this many suggestions."""
+"""The most suggestions that Discord shows for an option."""
 
 
 class Stage(StrEnum):
-    """Where a project stands."""
+    """A stage of a project's lifecycle."""
 
     PROPOSED = "proposed"
     RECRUITING = "recruiting"
@@ -34,7 +34,7 @@ class Stage(StrEnum):
 
 
 class Outcome(StrEnum):
-    """How a project ended. A negative result is a result worth telling."""
+    """How a completed project ended. A negative result is worth publishing too."""
 
     RESULT = "result"
     NEGATIVE = "negative result"
@@ -42,14 +42,14 @@ class Outcome(StrEnum):
 
 
 class ReleasePolicy(StrEnum):
-    """Whether checkpoints are public as they come, or stay private until a reviewer's decision."""
+    """Whether a project's checkpoints are public at once, or private until a reviewer releases them."""
 
     OPEN = "open"
     HELD = "held"
 
 
 class ProjectRole(StrEnum):
-    """What a person is to one project."""
+    """A person's role in one project."""
 
     LEAD = "lead"
     CONTRIBUTOR = "contributor"
@@ -61,7 +61,10 @@ LICENCES = ("Apache-2.0", "MIT", "BSD-3-Clause", "CC0-1.0", "CC-BY-4.0", "CC-BY-
 
 
 class Project(Base, table=True):
-    """A question that people work on together. `stage_reason` is why it was paused or stopped."""
+    """A research question that people work on together.
+
+    `stage_reason` says why the project was paused or stopped. A hidden project is left out of lists and suggestions.
+    """
 
     __tablename__ = "projects"
 
@@ -88,7 +91,7 @@ class Project(Base, table=True):
 
 
 class Membership(Base, table=True):
-    """That a person works on a project, or follows it. Its lead is a contributor whom the project names."""
+    """One person's part in one project. The lead's role here is contributor; `Project.lead_id` says who leads."""
 
     __tablename__ = "memberships"
 
@@ -100,7 +103,7 @@ class Membership(Base, table=True):
 
 @dataclass(frozen=True)
 class Member:
-    """A person of a project, as cards show them."""
+    """A lead or contributor of a project, as cards show them."""
 
     discord_id: str
     name: str
@@ -109,7 +112,7 @@ class Member:
 
 @dataclass(frozen=True)
 class ProjectView:
-    """A project as cards show it; `members` are who works on it, the lead first, and followers are counted apart."""
+    """A project as cards show it. `members` holds the lead first, then the contributors; `followers` is a count."""
 
     id: int
     title: str
@@ -138,7 +141,7 @@ class ProjectView:
 
     @property
     def slug(self) -> str:
-        """A short name fit for a channel or a repository: unique, lower case, ASCII."""
+        """The project's name for its channel and its repositories: unique, lower case, ASCII."""
         return f"p{self.id}-{text.slug(self.title, most=50)}".rstrip("-")
 
 
@@ -151,19 +154,23 @@ def load(session: Session, project_id: int) -> Project:
 
 
 def lock(session: Session, project_id: int) -> Project:
-    """The project's row, locked first of all, so that two changes of a project take turns and cannot deadlock."""
+    """The project's row, locked to the end of the transaction; raises NotFoundError.
+
+    A transaction locks its project before any other row, so that two changes of a project take turns and cannot
+    deadlock.
+    """
     load(session, project_id)
     return session.get_one(Project, project_id, with_for_update={"key_share": True}, populate_existing=True)
 
 
 def works_on(session: Session, person: Person, project: Project) -> bool:
-    """Whether the person is the project's lead or a contributor; followers only read along."""
+    """Whether the person is the project's lead or one of its contributors; a follower only reads."""
     membership = session.get(Membership, (project.id, person.id))
     return membership is not None and membership.role != ProjectRole.FOLLOWER
 
 
 def members(session: Session, project_ids: Sequence[int]) -> Mapping[int, tuple[Member, ...]]:
-    """The members of each project, without its followers: the lead first, then who joined first."""
+    """The lead and the contributors of each project: the lead first, then the others in the order of joining."""
     leads = col(Person.id) == Project.lead_id
     rows = session.execute(
         select(Project.id, Person.discord_id, Person.name, leads)
@@ -178,8 +185,8 @@ def members(session: Session, project_ids: Sequence[int]) -> Mapping[int, tuple[
     return found
 
 
-def head_count(session: Session, project_ids: Sequence[int], role: ProjectRole) -> Mapping[int, int]:
-    """How many people have a role in each project."""
+def head_counts(session: Session, project_ids: Sequence[int], role: ProjectRole) -> Mapping[int, int]:
+    """How many people hold a role in each project; the lead counts as a contributor."""
     rows = session.execute(
         select(Membership.project_id, func.count())
         .where(col(Membership.project_id).in_(project_ids), Membership.role == role)
@@ -189,12 +196,12 @@ def head_count(session: Session, project_ids: Sequence[int], role: ProjectRole) 
 
 
 def may_compute(project: Project) -> bool:
-    """Whether the project may ask for GPU time and launch runs: from its proposal on, unless it is paused or ended."""
+    """Whether the project may ask for GPU time and launch runs: at every stage but paused, completed and stopped."""
     return project.stage not in {Stage.PAUSED, *ENDED}
 
 
 def is_held(project: Project) -> bool:
-    """Whether the project's checkpoints stay private for now."""
+    """Whether the project's checkpoints are private until a reviewer releases them."""
     return project.release_policy == ReleasePolicy.HELD
 
 
@@ -205,16 +212,16 @@ def view(session: Session, project_id: int) -> ProjectView:
 
 
 def views(session: Session, *, limit: int = 25, stage: str | None = None) -> Sequence[ProjectView]:
-    """The newest projects first, of one stage or of all, without those that a moderator has hidden."""
+    """The newest projects that are not hidden, of one stage or of all, the newest first."""
     newest = _shown(stage).order_by(col(Project.id).desc()).limit(limit)
     return _views(session, session.scalars(newest).all())
 
 
 def _views(session: Session, project_ids: Sequence[int]) -> Sequence[ProjectView]:
-    """The projects of these numbers as cards show them, the newest first, read by three queries."""
+    """The projects with these ids as cards show them, the newest first, read in three queries."""
     listed = select(Project).where(col(Project.id).in_(project_ids)).order_by(col(Project.id).desc())
     working = members(session, project_ids)
-    followers = head_count(session, project_ids, ProjectRole.FOLLOWER)
+    followers = head_counts(session, project_ids, ProjectRole.FOLLOWER)
     return [
         ProjectView(
             id=project.id,
@@ -242,21 +249,24 @@ def _views(session: Session, project_ids: Sequence[int]) -> Sequence[ProjectView
 
 
 def count(session: Session, *, stage: str | None = None) -> int:
-    """How many projects `views` chooses from."""
+    """How many projects `views` would list without a limit."""
     return session.scalar(select(func.count()).select_from(_shown(stage).subquery())) or 0
 
 
 def search(session: Session, typed: str, *, open_only: bool = False, hidden: bool = False) -> Sequence[tuple[str, int]]:
-    """The newest projects that fit, as “3 · title” and number; either those that a moderator has hidden or the rest."""
+    """Suggestions for an option that names a project: the newest whose “3 · title” contains what was typed.
+
+    Each is the text to show and the project's id. `hidden` searches the hidden projects, and no others; `open_only`
+    leaves out those that have ended.
+    """
     name = cast(col(Project.id), String) + " · " + Project.title
-    # SQLite ignores the case of ASCII letters alone; what is typed as it is written fits in any case.
+    # SQLite folds the case of ASCII letters only; `contains` finds other letters typed in the title's own case.
     fits = name.icontains(typed, autoescape=True) | name.contains(typed, autoescape=True)
     query = select(name, Project.id).where(col(Project.hidden).is_(hidden), fits)
     if open_only:
         query = query.where(col(Project.stage).not_in(ENDED))
-    return [
-        (shown, number) for shown, number in session.execute(query.order_by(col(Project.id).desc()).limit(SUGGESTED))
-    ]
+    rows = session.execute(query.order_by(col(Project.id).desc()).limit(SUGGESTED))
+    return [(shown, number) for shown, number in rows]
 
 
 def _shown(stage: str | None) -> Select[int]:

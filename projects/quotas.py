@@ -29,7 +29,7 @@ class QuotaKind(StrEnum):
     LAUNCH = "launch"
 
 
-# The kinds of entry by which the record tells of each.
+# A day's requests and launches are counted by the entries that the record holds of them.
 _ENTRIES = {
     QuotaKind.REQUEST: ("allocation.requested", "allocation.change_requested"),
     QuotaKind.LAUNCH: ("run.queued", "run.forked"),
@@ -41,7 +41,7 @@ def check(session: Session, actor: Actor, kind: QuotaKind) -> None:
     person = people.find(session, actor)
     if person is None:
         return
-    # The row is held, so that two requests at the same moment cannot both be the last one.
+    # Locked, so that of two requests at the same moment only one can be the last that the quota allows.
     session.refresh(person, with_for_update={"key_share": True})
     limits = policies.current(session)
     if kind is QuotaKind.PROPOSAL:
@@ -66,7 +66,7 @@ def check(session: Session, actor: Actor, kind: QuotaKind) -> None:
 
 
 def _nth_newest(session: Session, person: Person, kind: QuotaKind, number: int) -> datetime | None:
-    """When the person did something for the last time but `number` - 1; None where they have not done it so often."""
+    """The time of the person's n-th newest request or launch, with n = `number`; None where there are fewer."""
     by = hash_chain.canonical({"by": {"id": person.discord_id}})[1:-2] + ","
     body = session.scalars(
         select(col(Payload.body))

@@ -1,4 +1,4 @@
-"""Who may do what: one table of acts and the roles that may do them. What anyone may do is not in it."""
+"""Who may do what: one table of acts and of the roles that may do them. An act open to everyone is not in it."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -14,7 +14,7 @@ Role = ProjectRole | LabRole
 
 
 class Act(StrEnum):
-    """What is not for everyone."""
+    """An act that takes a role. The value names the act in a refusal."""
 
     SCOPE = "scope"
     PAUSE = "pause"
@@ -73,13 +73,16 @@ MAY: Mapping[Act, frozenset[Role]] = {
 
 
 def require_admin(actor: Actor | None, act: Act) -> None:
-    """Raise ForbiddenError unless the actor may do this in the lab, or is the operator at the command line (`None`)."""
+    """Raise ForbiddenError unless the actor's lab roles allow the act.
+
+    An `actor` of None is the operator at the command line, who may do everything.
+    """
     if actor is not None and actor.roles.isdisjoint(MAY[act]):
         raise ForbiddenError(f"Only the admins can {act}; who manages the server gives their role.")
 
 
 def refusal(act: Act, *, project: str, lead: str) -> str:
-    """The sentence for who may not do this in a project."""
+    """The sentence that refuses an act in a project to somebody without a role for it."""
     match MAY[act]:
         case roles if roles == LEAD:
             return f"Only the lead of “{project}”, {lead}, can do this."
@@ -93,13 +96,8 @@ def refusal(act: Act, *, project: str, lead: str) -> str:
             return f"Only a reviewer who is not of “{project}” can do this; the reviewers' role is given by the admins."
 
 
-def check(
-    session: Session,
-    actor: Actor,
-    project: Project,
-    act: Act,
-) -> None:
-    """Raise ForbiddenError unless the table of rights lets the actor do this. Only reads."""
+def check(session: Session, actor: Actor, project: Project, act: Act) -> None:
+    """Raise ForbiddenError unless the table allows the actor the act in this project. Only reads."""
     roles = roles_in(session, actor, project)
     if roles.isdisjoint(MAY[act]):
         lead = session.get_one(Person, project.lead_id).name
@@ -109,7 +107,7 @@ def check(
 def roles_in(session: Session, actor: Actor, project: Project) -> frozenset[Role]:
     """The actor's role in the project with their lab roles; raises ForbiddenError where they are banned.
 
-    Who works on a project is no reviewer of it: nobody decides on their own work.
+    A reviewer who works on the project is no reviewer of it: nobody decides on their own work.
     """
     person = people.find(session, actor)
     membership = None if person is None else session.get(Membership, (project.id, person.id))
@@ -121,17 +119,17 @@ def roles_in(session: Session, actor: Actor, project: Project) -> frozenset[Role
 
 
 def require(session: Session, actor: Actor, project: Project, act: Act) -> Person:
-    """The actor's person where the table of rights lets them do this; raises ForbiddenError."""
+    """The person who acts, where the table allows them the act in this project; raises ForbiddenError."""
     check(session, actor, project, act)
     return people.ensure(session, actor)
 
 
 def require_lead(session: Session, actor: Actor, project: Project) -> Person:
-    """The actor's person where they may ask for compute for the project; raises ForbiddenError. Only reads."""
+    """The project's lead, where the actor is the lead; raises ForbiddenError for all others. Only reads."""
     check(session, actor, project, Act.ASK_FOR_COMPUTE)
     return session.get_one(Person, project.lead_id)
 
 
 def require_member(session: Session, actor: Actor, project: Project) -> Person:
-    """The actor's person where they may launch runs of the project; raises ForbiddenError."""
+    """The person who acts, where they may use the project's compute; raises ForbiddenError."""
     return require(session, actor, project, Act.USE_COMPUTE)

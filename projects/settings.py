@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class Settings(BaseSettings):
-    """The settings of one installation. Empty strings mean: not set."""
+    """The settings of one installation. An empty string counts as not set."""
 
     model_config = SettingsConfigDict(env_prefix="STOA_", extra="ignore", env_ignore_empty=True)
 
@@ -58,37 +58,37 @@ class Settings(BaseSettings):
 
     @property
     def missing(self) -> list[str]:
-        """What a server needs and is not set, by its name in the environment."""
+        """The environment variables that a server needs and that are not set."""
         return [f"STOA_{name.upper()}" for name in ("discord_token", "guild_id") if not getattr(self, name)]
 
     @property
     def database(self) -> str:
-        """SQLAlchemy's URL of the database in force."""
+        """SQLAlchemy's URL of the database: `database_url`, or else SQLite in the home folder."""
         return self.database_url or f"sqlite:///{self.home / 'stoa.db'}"
 
     @property
     def runs_dir(self) -> Path:
-        """Where runs keep their folders: `{id}/attempt-{token}/`."""
+        """The folder of the runs' folders, `{id}/attempt-{token}/`."""
         return self.home / "runs"
 
     @property
     def data_dir(self) -> Path:
-        """Where preparing runs put data: `{recipe}/{run}-{token}/`."""
+        """The folder of the data that runs prepare, `{recipe}/{run}-{token}/`."""
         return self.home / "data"
 
     @cached_property
     def valkey_socket(self) -> Path:
-        """The embedded Valkey's socket: in a short private folder, since a socket's path is limited to 107 bytes."""
+        """The embedded Valkey's socket, in a folder with a short path: a socket's path has at most 107 bytes."""
         name = hashlib.sha256(str(self.home).encode()).hexdigest()[:12]
         return Path(tempfile.gettempdir()) / f"stoa-{os.getuid()}-{name}" / "valkey.sock"
 
     @property
     def celery_broker_url(self) -> str:
-        """URL of the queue that Celery uses."""
+        """The URL of Celery's broker: `redis_url`, or else the embedded Valkey."""
         return self.redis_url or f"redis+socket://{self.valkey_socket}"
 
 
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
-    """Read the settings once. `STOA_ENV_FILE` names another file than `.env`; empty, none is read."""
+    """The settings, read once. `STOA_ENV_FILE` names a file to read instead of `.env`; empty, no file is read."""
     return Settings(_env_file=os.environ.get("STOA_ENV_FILE", ".env") or None)

@@ -1,4 +1,4 @@
-"""What members type: cleaned, bounded, and refused with a sentence where it cannot stand."""
+"""Texts that members type: cleaned, bounded in length, and refused with a sentence where they cannot be used."""
 
 import re
 import unicodedata
@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from projects.errors import InvalidError
 
-# Characters that fit, at most: a title, and what is written in a few sentences, in a page, and between the two.
+# The most characters of a title, and of texts from a few sentences to a page.
 TITLE, BRIEF, USUAL, LONG, LONGEST = 80, 500, 1000, 1500, 2000
 
 _KEPT = frozenset("\n\u200c\u200d")
@@ -16,9 +16,9 @@ _MENTION = re.compile(r"@(?:everyone|here)\b|<(?:@[!&]?|#|/|a?:\w+:|id:|t:)[^>]*
 
 
 def prose(field: str, value: str, *, most: int, required: bool = True) -> str:
-    """A text of at most `most` characters with control characters removed.
+    """The text without control characters; `field` names it in a refusal.
 
-    Raises InvalidError where it is empty though required, or too long.
+    Raises InvalidError for a text of more than `most` characters, and for an empty one that is `required`.
     """
     kept = cleaned(value)
     if required and not kept:
@@ -29,13 +29,17 @@ def prose(field: str, value: str, *, most: int, required: bool = True) -> str:
 
 
 def cleaned(value: str) -> str:
-    """`value` without control and other invisible characters, but for line ends and what joins letters and emoji."""
+    """`value` without control and other invisible characters; line ends and the joiners of letters and emoji stay."""
     spaced = value.translate(_SPACES)
     return "".join(char for char in spaced if char in _KEPT or unicodedata.category(char) not in _DROPPED).strip()
 
 
 def title(value: str) -> str:
-    """One line of 3 to 80 characters with words in it, and no mention: it names a channel and heads every card."""
+    """A title, which names a channel and heads every card: one line of at most 80 characters.
+
+    Raises InvalidError for a title that is empty or too long, that mentions somebody, or that has fewer than three
+    letters and digits.
+    """
     if not value.strip():
         raise InvalidError("A project needs a title: a few words that say what it is about.")
     if _MENTION.search(value):
@@ -47,7 +51,7 @@ def title(value: str) -> str:
 
 
 def day_end(value: str) -> datetime:
-    """A day as typed, such as “2030-12-31”: its last second, UTC; raises InvalidError."""
+    """The last second, in UTC, of a day typed like “2030-12-31”; raises InvalidError."""
     try:
         day = datetime.strptime(value.strip(), "%Y-%m-%d").replace(tzinfo=UTC)
     except ValueError as error:
@@ -59,6 +63,6 @@ def day_end(value: str) -> datetime:
 
 
 def slug(value: str, *, most: int = 60) -> str:
-    """`value` as lower-case ASCII words joined by hyphens; empty where nothing of it can be said so."""
+    """`value` as lower-case ASCII words joined by hyphens; empty where it has no ASCII letter or digit."""
     ascii_only = unicodedata.normalize("NFKD", value).encode("ascii", "ignore").decode()
     return re.sub(r"[^a-z0-9]+", "-", ascii_only.lower()).strip("-")[:most].strip("-")

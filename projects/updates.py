@@ -1,4 +1,4 @@
-"""What a project tells of itself on its way: updates, whom it needs now, and the release of what was held back."""
+"""What a project publishes along its way: updates, whom it needs now, and checkpoints that were held back."""
 
 from sqlalchemy.orm import Session
 
@@ -7,12 +7,12 @@ from projects.errors import ConflictError
 from projects.people import Actor
 from projects.projects import Project, ReleasePolicy
 from projects.record import record
-from projects.record.record import Told
+from projects.record.record import EntryView
 from projects.rights import Act
 
 
-def post_update(session: Session, actor: Actor, project_id: int, said: str) -> Told:
-    """Post how the project goes, as an entry that can be cited; nothing but the record keeps it."""
+def post_update(session: Session, actor: Actor, project_id: int, said: str) -> EntryView:
+    """Post an update as an entry that can be cited; only the record holds its text."""
     project = projects.lock(session, project_id)
     person = rights.require(session, actor, project, Act.POST_UPDATE)
     if project.stage in projects.ENDED:
@@ -22,7 +22,7 @@ def post_update(session: Session, actor: Actor, project_id: int, said: str) -> T
 
 
 def change_needs(session: Session, actor: Actor, project_id: int, needs: str) -> None:
-    """Say who is needed now; empty where the project needs nobody more."""
+    """Change whom the project needs; an empty text means that it needs nobody."""
     project = projects.lock(session, project_id)
     lead = rights.require(session, actor, project, Act.CHANGE_NEEDS)
     if project.stage in projects.ENDED:
@@ -36,13 +36,13 @@ def change_needs(session: Session, actor: Actor, project_id: int, needs: str) ->
 
 
 def check_may_release(session: Session, actor: Actor, project_id: int) -> None:
-    """Raise unless the actor may release what the project holds back. Only reads: a form may be opened on it."""
+    """Raise unless the actor may release the checkpoints that the project holds back. Only reads."""
     lifecycle.check_may(session, actor, project_id, Act.RELEASE)
     _check_held(projects.load(session, project_id))
 
 
 def release(session: Session, actor: Actor, project_id: int, reason: str) -> None:
-    """Make the checkpoints of a project that holds them public: decided by a reviewer who is not of the project."""
+    """Make the checkpoints of a project that holds them back public; a reviewer who does not work on it decides."""
     project = projects.lock(session, project_id)
     reviewer = rights.require(session, actor, project, Act.RELEASE)
     because = text.prose("The reason", reason, most=text.USUAL)

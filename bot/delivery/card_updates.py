@@ -22,7 +22,7 @@ from broker.runs.runs import RunKind, RunView
 from projects import projects
 from projects.projects import ENDED, ProjectView
 from projects.record import redaction
-from projects.record.record import Told
+from projects.record.record import EntryView
 
 RUNS_SHOWN = 4
 IsTurn = Callable[[], bool]
@@ -30,7 +30,7 @@ IsTurn = Callable[[], bool]
 log = structlog.get_logger()
 
 
-def is_urgent(entry: Told) -> bool:
+def is_urgent(entry: EntryView) -> bool:
     """Whether the cards show an entry, such as a decision, before the news of runs."""
     return "run" not in (entry.payload or {})
 
@@ -78,11 +78,11 @@ class CardUpdater:
         moved = self._channels != _channels(self.app)
         return self._cards_stale or moved or any(is_turn() for is_turn in self._waiting)
 
-    def note(self, entry: Told) -> None:
+    def note(self, entry: EntryView) -> None:
         """Remember which cards an entry makes stale."""
         self._cards_stale = True
         self._urgent |= is_urgent(entry)
-        if entry.kind in redaction.KINDS:
+        if entry.kind in redaction.TOMBSTONES:
             self._runs.note_all()
         run_id = (entry.payload or {}).get("run")
         if run_id is not None:

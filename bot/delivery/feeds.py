@@ -18,7 +18,7 @@ from broker.runs.runs import RunKind, RunView
 from projects import projects
 from projects.projects import ProjectView
 from projects.record import record, redaction
-from projects.record.record import Told
+from projects.record.record import EntryView
 
 MOST_RUNS = 1000
 
@@ -86,11 +86,11 @@ class ProjectFeed:
         await self.tombstones.refresh()
         await self.cards.refresh()
 
-    async def _post(self, entry: Told) -> None:
+    async def _post(self, entry: EntryView) -> None:
         """Post an entry wherever it belongs."""
         channel_id, closed = await self.channels.find(f"project:{self.project_id}")
         project = await self.app.read(projects.view, self.project_id)
-        if entry.kind in redaction.KINDS:
+        if entry.kind in redaction.TOMBSTONES:
             await self.channels.relabel(project)
         if entry.kind in posts.OPENS_CHANNEL and project.has_channel:
             channel_id = await self.channels.channel(project)
@@ -109,7 +109,7 @@ class ProjectFeed:
             if sent is None and destination is Destination.CHANNEL:
                 await self.channels.deleted(f"project:{self.project_id}")
 
-    async def _channel(self, destination: Destination, entry: Told, context: PostContext) -> str | None:
+    async def _channel(self, destination: Destination, entry: EntryView, context: PostContext) -> str | None:
         """The id of the channel or thread of a destination; None where a person has deleted it."""
         server = self.app.server
         if destination is Destination.ANNOUNCEMENTS:

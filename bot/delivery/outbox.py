@@ -15,7 +15,7 @@ from bot.tables import DiscordChannel, DiscordCursor, DiscordMessage
 from projects import moderation
 from projects.db.columns import utcnow
 from projects.record import record
-from projects.record.record import Entry, Payload, Stream, Told
+from projects.record.record import Entry, EntryView, Payload, Stream
 
 TOMBSTONE = "tombstone"
 """The digest of a post which says that its entry was blanked."""
@@ -49,7 +49,7 @@ def sent(session: Session, key: str, message_id: str, digest: str = "", picture:
     row.message_id, row.digest, row.picture = message_id, digest, picture
 
 
-def unblanked_posts(session: Session, stream: str) -> Sequence[tuple[Told, DiscordMessage]]:
+def unblanked_posts(session: Session, stream: str) -> Sequence[tuple[EntryView, DiscordMessage]]:
     """The blanked entries of a stream, each with a post that may still show what it said."""
     prefix = literal("entry:") + cast(col(Entry.id), String)
     is_post = or_(*(col(DiscordMessage.key) == prefix + f":{destination}" for destination in Destination))
@@ -65,7 +65,7 @@ def unblanked_posts(session: Session, stream: str) -> Sequence[tuple[Told, Disco
         .where(Entry.stream == stream, col(Payload.body).is_(None), shows)
         .order_by(col(Entry.number), col(DiscordMessage.key))
     )
-    return [(Told(entry.id, stream, entry.number, entry.kind, entry.hash, None), row) for entry, row in rows]
+    return [(EntryView(entry.id, stream, entry.number, entry.kind, entry.hash, None), row) for entry, row in rows]
 
 
 def message_gone(session: Session, key: str) -> None:
@@ -140,7 +140,7 @@ def channel_gone(session: Session, key: str, project_id: int) -> None:
     row.gone = True
 
 
-def unposted(session: Session, stream: str, limit: int = 50) -> Sequence[Told]:
+def unposted(session: Session, stream: str, limit: int = 50) -> Sequence[EntryView]:
     """The next entries of a stream that have not been posted yet, the oldest first."""
     row = session.get(DiscordCursor, stream)
     return record.since(session, stream, 0 if row is None else row.number, limit)
@@ -158,7 +158,7 @@ def streams_behind(session: Session) -> Sequence[str]:
     return session.scalars(query.where(Stream.head > 0, behind).order_by(col(Stream.key))).all()
 
 
-def posted(session: Session, entry: Told) -> None:
+def posted(session: Session, entry: EntryView) -> None:
     """Note that an entry was posted: move the cursor of its stream to it."""
     row = session.get(DiscordCursor, entry.stream)
     if row is None:

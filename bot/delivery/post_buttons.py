@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import discord
 
 from bot.buttons import Button
-from projects.record.record import Told
+from projects.record.record import EntryView
 
 # By kind of entry: the act, label and style of each button. The act's number is the allocation's, else the project's.
 BUTTONS: Mapping[str, Sequence[tuple[str, str, discord.ButtonStyle]]] = {
@@ -17,7 +17,7 @@ BUTTONS: Mapping[str, Sequence[tuple[str, str, discord.ButtonStyle]]] = {
 }
 
 
-def of(entry: Told) -> Sequence[Button]:
+def of(entry: EntryView) -> Sequence[Button]:
     """The buttons under an entry's post; none where the entry was blanked."""
     if entry.payload is None or entry.project_id is None:
         return ()

@@ -11,7 +11,7 @@ from bot.delivery.entry_text import TEXTS, Payload, general
 from bot.delivery.entry_text.phrases import line, quoted
 from broker.runs.runs import RunKind, RunView
 from projects.projects import ProjectView
-from projects.record.record import LAB, Told
+from projects.record.record import LAB, EntryView
 
 OPENS_CHANNEL = frozenset({"project.activated", "project.channel_opened"})
 ENDS_RUN = frozenset({"run.finished", "run.failed", "run.timed_out", "run.cancelled"})
@@ -42,7 +42,7 @@ class PostContext:
     sponsors: Sequence[str] = ()
 
 
-def destinations(entry: Told, *, has_channel: bool) -> Sequence[Destination]:
+def destinations(entry: EntryView, *, has_channel: bool) -> Sequence[Destination]:
     """Where an entry is posted; `has_channel` says whether its project has had a channel of its own."""
     payload = entry.payload or {}
     if entry.stream == LAB:
@@ -56,7 +56,7 @@ def destinations(entry: Told, *, has_channel: bool) -> Sequence[Destination]:
     return [Destination.CHANNEL if has_channel else Destination.PROPOSAL]
 
 
-def marker(entry: Told) -> str:
+def marker(entry: EntryView) -> str:
     """The last line of an entry's post, by which the post is found and cited.
 
     It begins the entry's hash, which shows that no earlier entry was altered.
@@ -65,7 +65,7 @@ def marker(entry: Told) -> str:
     return f"-# {owner} · record {entry.number} · {entry.hash[:8]}"
 
 
-def render(entry: Told, destination: Destination, context: PostContext | None = None) -> str:
+def render(entry: EntryView, destination: Destination, context: PostContext | None = None) -> str:
     """The post of an entry with its marker. It fits a Components V2 message, whatever members typed."""
     if entry.payload is None:
         said = BLANKED
@@ -88,7 +88,7 @@ def _text(kind: str, payload: Payload) -> str:
         return general(kind)(payload)
 
 
-def _opens(entry: Told) -> bool:
+def _opens(entry: EntryView) -> bool:
     """Whether this entry gives the project its channel."""
     return entry.kind in OPENS_CHANNEL and bool((entry.payload or {}).get("channel", True))
 

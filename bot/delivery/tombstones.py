@@ -10,7 +10,7 @@ from bot.delivery.edit_budget import OldMessageError
 from bot.delivery.sender import LockedThreadError, Sender
 from bot.tables import DiscordMessage
 from projects.record import redaction
-from projects.record.record import Told
+from projects.record.record import EntryView
 
 log = structlog.get_logger()
 
@@ -31,9 +31,9 @@ class Tombstones:
         """Whether such a post may be edited now."""
         return self.behind and time.monotonic() >= self._rests_until
 
-    def note(self, entry: Told) -> None:
+    def note(self, entry: EntryView) -> None:
         """Look for posts to blank, if an entry is about a redaction."""
-        if entry.kind in redaction.KINDS:
+        if entry.kind in redaction.TOMBSTONES:
             self.behind, self._rests_until = True, 0.0
 
     async def refresh(self) -> None:
@@ -48,7 +48,7 @@ class Tombstones:
                 return
         self._rests_until = min((self._not_before[row.channel_id] for _, row in posts_left), default=0.0)
 
-    async def _blank(self, entry: Told, row: DiscordMessage) -> None:
+    async def _blank(self, entry: EntryView, row: DiscordMessage) -> None:
         budget, age = self.sender.budget, edit_budget.age(row.message_id or "")
         budget.edited(row.key, row.channel_id, age=age)
         try:

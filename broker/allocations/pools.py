@@ -146,7 +146,7 @@ def add_pool(
         session,
         record.LAB,
         "pool.added",
-        by=None if actor is None else people.ensure(session, actor),
+        by=people.author(session, actor),
         pool=name,
         launcher=runner,  # the record's word for it since its first entry
         **shared,
@@ -178,7 +178,7 @@ def add_grant(
         session,
         record.LAB,
         "grant.added",
-        by=None if actor is None else people.ensure(session, actor),
+        by=people.author(session, actor),
         pool=pool,
         sponsor=sponsor,
         seconds=seconds,

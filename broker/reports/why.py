@@ -1,6 +1,6 @@
 """Why a run waits: the one reason, its position, what its priority is made of, and when it is expected to start.
 
-Told from the same plan of the same state that the scheduler decides by.
+EntryView from the same plan of the same state that the scheduler decides by.
 """
 
 from dataclasses import dataclass, replace

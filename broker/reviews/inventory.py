@@ -73,7 +73,7 @@ def change_pool(
         _check_later_rest(session, pool)
     pool.gpus, pool.price_weight = count, weight
     session.flush()
-    by = None if actor is None else people.ensure(session, actor)
+    by = people.author(session, actor)
     told = {"pool": name, "gpus": count, "price_weight": weight}
     record.append(session, record.LAB, "pool.changed", by=by, why=because, **told)
 
@@ -123,7 +123,7 @@ def change_grant(
     session.flush()
     told = {"grant": grant_id, "pool": session.get_one(Pool, grant.pool_id).name, "sponsor": grant.sponsor}
     told |= {"seconds": seconds, "until": ends.isoformat()}
-    by = None if actor is None else people.ensure(session, actor)
+    by = people.author(session, actor)
     record.append(session, record.LAB, "grant.changed", by=by, why=because, **told)
 
 

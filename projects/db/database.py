@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 
 class Database:
-    """Two ways into one database: `read()` only looks; `write()` is short, with no network call inside."""
+    """Two kinds of session on one database: `read()` never writes; `write()` is short, with no network call inside."""
 
     def __init__(self, url: str) -> None:
         self.url = make_url(url)
@@ -39,7 +39,7 @@ class Database:
             yield session
 
     def migrate(self, revision: str = "head") -> None:
-        """Bring the tables to `revision`, forth or back, in one transaction."""
+        """Upgrade or downgrade the schema to `revision`, in one transaction."""
         # Imported here: most processes never migrate, and Alembic would be a tenth of their start.
         from alembic import command
         from alembic.config import Config
@@ -61,16 +61,16 @@ class Database:
                     raise RuntimeError(f"the migration would leave rows that refer to nothing: {broken[:5]}")
 
     def close(self) -> None:
-        """Give all connections back."""
+        """Close all connections."""
         self._read_engine.dispose()
         self._write_engine.dispose()
 
 
 @contextmanager
 def _tables_replaceable(connection: Connection) -> Iterator[None]:
-    """Let SQLite exchange a table that others refer to, which is how Alembic changes one there.
+    """Let Alembic replace a table of SQLite that others refer to, which is how it changes a table there.
 
-    Whether foreign keys are watched can only be changed between transactions.
+    SQLite switches foreign keys on and off only outside a transaction.
     """
     if connection.dialect.name != "sqlite":
         yield
@@ -84,14 +84,14 @@ def _tables_replaceable(connection: Connection) -> Iterator[None]:
 
 
 def _sqlite_engine(url: str, *, begin: str, query_only: bool) -> Engine:
-    """An engine whose transactions begin as told: the driver's own default silently loses updates."""
+    """An engine whose transactions start with `begin`; the driver's own default silently loses updates."""
     engine = create_engine(url, connect_args={"timeout": 30})
 
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, _record: Any) -> None:
         connection.isolation_level = None
         connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")  # what was posted must outlast a power cut
+        connection.execute("PRAGMA synchronous=FULL")  # a power cut must not lose what was posted
         connection.execute("PRAGMA foreign_keys=ON")
         connection.execute("PRAGMA busy_timeout=30000")
         if query_only:

@@ -11,7 +11,7 @@ from typing import Any
 
 
 def genesis_hash(stream: str) -> str:
-    """What the first entry of a chain follows: the hash of the chain's name, so that no chain can pass for another."""
+    """The hash that a chain's first entry follows: that of the chain's key, so that no chain can pass for another."""
     return _sha256(stream.encode())
 
 
@@ -26,7 +26,7 @@ def hash_payload(salt: str, body: str) -> str:
 
 
 def canonical(payload: Mapping[str, Any]) -> str:
-    """The one JSON text of a payload: sorted keys, no spaces, UTF-8."""
+    """The canonical JSON of a payload: keys sorted, no spaces, characters beyond ASCII as they are."""
     return json.dumps(payload, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 

@@ -1,8 +1,7 @@
-"""The public record: an append-only, numbered, hash-chained list of entries for each project, and one for the lab.
+"""The public record: append-only chains of numbered entries, one for each project and one for the lab.
 
-An entry is appended in the transaction of the change that it tells. Its hash is
-`H(previous, number, kind, H(salt ‖ payload))`, with H = SHA-256; the payload lies in a row of its own, so that it can
-be blanked while the chain still verifies.
+An entry is appended in the transaction of the change that it reports. `record.hash_chain` has the formula of its hash.
+The payload has a row of its own, so that it can be blanked while the chain still verifies.
 """
 
 import json
@@ -23,7 +22,7 @@ LAB = "lab"
 
 
 class Stream(Base, table=True):
-    """A chain of entries. `head` is the number of its newest entry, `head_hash` that entry's hash."""
+    """A chain of entries; `head` is the number of its newest entry, and `head_hash` the hash of that entry."""
 
     __tablename__ = "streams"
 
@@ -33,7 +32,7 @@ class Stream(Base, table=True):
 
 
 class Entry(Base, table=True):
-    """One link of a chain; what happened is in its payload."""
+    """One link of a chain. Its payload says what happened."""
 
     __tablename__ = "entries"
     __table_args__ = (UniqueConstraint("stream", "number"),)
@@ -47,7 +46,7 @@ class Entry(Base, table=True):
 
 
 class Payload(Base, table=True):
-    """What an entry tells, as canonical JSON, and the salt that keeps a blanked one from being guessed."""
+    """What an entry says: canonical JSON, and the salt that keeps a blanked payload from being guessed by its hash."""
 
     __tablename__ = "payloads"
 
@@ -57,8 +56,8 @@ class Payload(Base, table=True):
 
 
 @dataclass(frozen=True)
-class Told:
-    """An entry as its readers see it. `payload` is None where it was blanked."""
+class EntryView:
+    """An entry with its payload, which is None where it was blanked."""
 
     id: int
     stream: str
@@ -69,25 +68,25 @@ class Told:
 
     @property
     def project_id(self) -> int | None:
-        """The project whose chain this is, or None for the lab's."""
+        """The id of the project to whose chain the entry belongs; None for the lab's chain."""
         return None if self.stream == LAB else int(self.stream.partition(":")[2])
 
 
 def project_stream(project_id: int) -> str:
-    """The name of a project's chain."""
+    """The key of a project's chain."""
     return f"project:{project_id}"
 
 
 def open_stream(session: Session, key: str) -> None:
-    """Begin a chain; its first `previous` is the hash of its name, so that no chain can stand in for another."""
+    """Begin a chain under its key."""
     session.add(Stream(key=key, head_hash=genesis_hash(key)))
     session.flush()
 
 
-def append(session: Session, stream: str, kind: str, *, by: Person | None, why: str = "", **told: Any) -> Told:
-    """Append an entry to `stream` in the running transaction: who, what (`kind` and `told`), when and why.
+def append(session: Session, stream: str, kind: str, *, by: Person | None, why: str = "", **told: Any) -> EntryView:
+    """Append an entry to a chain in the running transaction: who, what (`kind` and `told`), when and why.
 
-    A transaction that appends to several streams takes them in the order of their names, so that no two can deadlock.
+    A transaction that appends to several chains takes them in the order of their keys, so that no two can deadlock.
     """
     head = session.execute(
         update(Stream)
@@ -115,11 +114,11 @@ def append(session: Session, stream: str, kind: str, *, by: Person | None, why: 
     session.flush()
     session.add(Payload(entry_id=entry.id, salt=salt, body=body))
     session.execute(update(Stream).where(col(Stream.key) == stream).values(head_hash=entry.hash))
-    return Told(entry.id, stream, entry.number, kind, entry.hash, payload)
+    return EntryView(entry.id, stream, entry.number, kind, entry.hash, payload)
 
 
-def since(session: Session, stream: str, number: int, limit: int = 100) -> Sequence[Told]:
-    """The entries of `stream` after `number`, oldest first."""
+def since(session: Session, stream: str, number: int, limit: int = 100) -> Sequence[EntryView]:
+    """The first `limit` entries of a chain after `number`, the oldest first."""
     rows = session.execute(
         select(Entry, col(Payload.body))
         .join(Payload, col(Payload.entry_id) == Entry.id)
@@ -130,8 +129,8 @@ def since(session: Session, stream: str, number: int, limit: int = 100) -> Seque
     return [_told(entry, body) for entry, body in rows]
 
 
-def newest(session: Session, stream: str, limit: int = 100) -> Sequence[Told]:
-    """The last entries of `stream`, newest first."""
+def newest(session: Session, stream: str, limit: int = 100) -> Sequence[EntryView]:
+    """The last `limit` entries of a chain, the newest first."""
     rows = session.execute(
         select(Entry, col(Payload.body))
         .join(Payload, col(Payload.entry_id) == Entry.id)
@@ -143,11 +142,11 @@ def newest(session: Session, stream: str, limit: int = 100) -> Sequence[Told]:
 
 
 def streams(session: Session) -> Mapping[str, int]:
-    """Every chain with the number of its newest entry."""
+    """The key of every chain with the number of its newest entry."""
     return {stream.key: stream.head for stream in session.scalars(select(Stream).order_by(col(Stream.key)))}
 
 
-def _told(entry: Entry, body: str | None) -> Told:
-    return Told(
+def _told(entry: Entry, body: str | None) -> EntryView:
+    return EntryView(
         entry.id, entry.stream, entry.number, entry.kind, entry.hash, None if body is None else json.loads(body)
     )

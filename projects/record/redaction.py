@@ -1,4 +1,4 @@
-"""Redaction: what must not be read any more is blanked, a tombstone says so in public, and the chain still verifies."""
+"""Redaction: payloads and names are blanked, a public tombstone says so, and the chain still verifies."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from projects.rights import Act
 NAMELESS = "a former member"
 REMOVED = "[removed]"
 
-# What of a payload names the rows of a table that an entry is about; one that names none is about its project.
+# By table, the keys of a payload that hold ids of its rows; an entry that names no row is about its project.
 ABOUT = {
     "runs": ("run", "sample"),
     "allocations": ("allocation",),
@@ -28,15 +28,16 @@ ABOUT = {
     "catalogue_entries": ("entry",),
 }
 
-# What these entries tell is only that something was taken away, and they name nobody.
-KINDS = frozenset({"record.redacted", "record.forgotten"})
+# The tombstones: entries that report a redaction. They name nobody and are never blanked themselves.
+TOMBSTONES = frozenset({"record.redacted", "record.forgotten"})
 
 
 def redact(session: Session, actor: Actor | None, stream: str, number: int, reason: str) -> None:
-    """Blank what an entry tells, and say in the same chain that and why it was done; `actor` None is the operator.
+    """Blank the payload of an entry, and append a tombstone with the reason to its chain.
 
-    What cards show of it goes too: the words of the run, the request or the project that it is about.
-    Raises ForbiddenError for all but admins, NotFoundError and ConflictError.
+    The same texts are removed from the run, request or project that the entry is about, and so from cards. An `actor`
+    of None is the operator. Raises ForbiddenError for all but admins, NotFoundError, and ConflictError for a tombstone
+    and for an entry that is blank already.
     """
     rights.require_admin(actor, Act.REDACT)
     because = text.prose("The reason", reason, most=text.USUAL)
@@ -46,30 +47,30 @@ def redact(session: Session, actor: Actor | None, stream: str, number: int, reas
     _lock(session, stream)
     if not _blank(session, [entry.id]):
         raise ConflictError(f"Entry {number} of “{stream}” is blank already.")
-    by = None if actor is None else people.ensure(session, actor)
+    by = people.author(session, actor)
     record.append(session, stream, "record.redacted", by=by, why=because, numbers=[number])
 
 
 def named(session: Session, stream: str, number: int) -> Entry:
-    """An entry that may be blanked; raises NotFoundError, and ConflictError for one that tells of a blanking itself."""
+    """The entry with this number, which can be blanked; raises NotFoundError, and ConflictError for a tombstone."""
     entry = session.scalars(select(Entry).where(Entry.stream == stream, Entry.number == number)).one_or_none()
     if entry is None:
         raise NotFoundError(
             f"There is no entry {number} in the chain “{stream[:60]}”; `stoa record verify` lists them."
         )
-    if entry.kind in KINDS:
+    if entry.kind in TOMBSTONES:
         raise ConflictError(f"Entry {number} of “{stream}” is itself a tombstone and stays.")
     return entry
 
 
 def happened(session: Session, stream: str) -> bool:
-    """Whether anything was ever taken out of a chain."""
-    told = select(Entry.id).where(Entry.stream == stream, col(Entry.kind).in_(KINDS)).limit(1)
+    """Whether a chain holds a tombstone."""
+    told = select(Entry.id).where(Entry.stream == stream, col(Entry.kind).in_(TOMBSTONES)).limit(1)
     return session.scalars(told).first() is not None
 
 
 def blank_saying(session: Session, stream: str, said: str) -> list[int]:
-    """Blank every entry of a chain that tells just this text; returns their numbers."""
+    """Blank every entry of a chain whose payload holds exactly this text; returns the numbers of these entries."""
     rows = session.execute(_told().where(col(Entry.stream) == stream)).all()
     found = [entry for entry, body in rows if said in _strings(json.loads(body or "{}"))]
     _blank(session, [entry.id for entry in found])
@@ -77,16 +78,17 @@ def blank_saying(session: Session, stream: str, said: str) -> list[int]:
 
 
 def forget(session: Session, actor: Actor | None, discord_id: str, reason: str) -> int:
-    """Blank a person's name wherever it stands, and every entry that holds it or their id; returns how many those are.
+    """Remove a person's name from every table, and blank every entry that holds their name or Discord id.
 
-    Raises ForbiddenError for all but admins, and NotFoundError.
+    Returns the number of entries blanked. An `actor` of None is the operator. Raises ForbiddenError for all but admins,
+    and NotFoundError.
     """
     rights.require_admin(actor, Act.REDACT)
     because = text.prose("The reason", reason, most=text.USUAL)
     person = session.scalars(select(Person).where(Person.discord_id == discord_id)).one_or_none()
     if person is None:
         raise NotFoundError(f"Nobody with the Discord id {discord_id[:30]!r} has done anything here.")
-    by = None if actor is None else people.ensure(session, actor)
+    by = people.author(session, actor)
     # The rows that entries are about come before the record's, as in every other transaction.
     name = _standing_alone(person.name)
     _unname(session, name)
@@ -118,18 +120,18 @@ def _lock(session: Session, stream: str) -> None:
 
 
 def _told() -> Select[Entry, str | None]:
-    """The entries that can be blanked, with what they tell."""
+    """Every entry that can be blanked, with its payload."""
     told = select(Entry, col(Payload.body)).join(Payload, col(Payload.entry_id) == Entry.id)
-    return told.where(col(Payload.body).is_not(None), col(Entry.kind).not_in(KINDS)).order_by(col(Entry.id))
+    return told.where(col(Payload.body).is_not(None), col(Entry.kind).not_in(TOMBSTONES)).order_by(col(Entry.id))
 
 
 def _standing_alone(name: str) -> re.Pattern[str]:
-    """Finds a name, and no longer word that holds it; nothing for an empty one or the common one of the forgotten."""
+    """A pattern for a name as a word of its own; an empty name and that of forgotten people match nothing."""
     return re.compile(rf"(?<!\w){re.escape(name)}(?!\w)" if name not in ("", NAMELESS) else r"(?!)")
 
 
 def _unname(session: Session, name: re.Pattern[str]) -> None:
-    """Take a name out of the texts that cards show: titles, reasons such as “cancelled by Ada”, and the like."""
+    """Replace a name in every text that people wrote: titles, reasons such as “cancelled by Ada”, and the like."""
     for table in Base.metadata.sorted_tables:
         keys = list(table.primary_key.columns)
         for column in _words(table):
@@ -142,7 +144,7 @@ def _unname(session: Session, name: re.Pattern[str]) -> None:
 
 
 def _unsay(session: Session, stream: str, told: dict[str, Any]) -> None:
-    """Take just what an entry told out of the rows that it is about."""
+    """Remove the texts of an entry's payload from the rows that the entry is about."""
     said = set(_strings(told)) - {""}
     about = {table: [told[key] for key in keys if told.get(key) is not None] for table, keys in ABOUT.items()}
     if not any(about.values()) and stream != record.LAB:
@@ -155,12 +157,12 @@ def _unsay(session: Session, stream: str, told: dict[str, Any]) -> None:
 
 
 def _words(table: Table) -> list[Column[Any]]:
-    """The columns of a table that hold what people wrote."""
+    """The columns of a table that hold texts of people."""
     return [column for column in table.columns if column.info == WORDS]
 
 
 def _strings(value: object) -> Iterator[str]:
-    """Every text in a payload, however deep."""
+    """Every text in a payload, at any depth."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -172,7 +174,7 @@ def _strings(value: object) -> Iterator[str]:
 
 
 def _blank(session: Session, ids: Sequence[int]) -> int:
-    """Take body and salt away; without its salt, a short text cannot be guessed from its hash."""
+    """Blank body and salt of these entries and return how many had them: without the salt, no text can be guessed."""
     blanked = session.execute(
         update(Payload)
         .where(col(Payload.entry_id).in_(ids), col(Payload.body).is_not(None))

@@ -1,4 +1,4 @@
-"""Verification of a chain of the record: every number, hash and payload fits its neighbours, and the head the last."""
+"""Verification of the record: a chain is whole if numbers, hashes, payloads and the head all fit together."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from projects.record.record import Entry, Payload, Stream
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a check of a chain found: how many entries, and the first thing wrong with it, if anything is."""
+    """The result of verifying a chain: the entries that fit, and the first problem, or None."""
 
     stream: str
     entries: int
@@ -24,7 +24,7 @@ class Verdict:
 
 
 def verify(session: Session, stream: str) -> Verdict:
-    """Walk a whole chain and say whether numbers, hashes, payloads and head fit together."""
+    """Verify a whole chain, from its first entry to its head; a blanked payload is no problem."""
     head = session.get(Stream, stream)
     if head is None:
         return Verdict(stream, 0, "there is no such chain")

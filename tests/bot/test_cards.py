@@ -29,7 +29,7 @@ from broker.runs.series import Measured
 from projects import membership, projects
 from projects.people import Actor
 from projects.projects import Member, Stage
-from projects.record.record import Told
+from projects.record.record import EntryView
 from sandbox.people import Channel, Message
 from tests.bot.conftest import AGED, Lab
 from tests.bot.test_limits import project, request, run
@@ -140,7 +140,7 @@ async def test_a_decision_waits_for_no_line_about_a_run() -> None:
         "checkpoint.published": {"run": 1},
         "member.joined": {"by": "Grace"},
     }
-    entries = [Told(n, "project:1", n, kind, "0" * 64, payload) for n, (kind, payload) in enumerate(told.items())]
+    entries = [EntryView(n, "project:1", n, kind, "0" * 64, payload) for n, (kind, payload) in enumerate(told.items())]
     assert [card_updates.is_urgent(entry) for entry in entries] == [False, False, True]
 
 

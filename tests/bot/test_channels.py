@@ -8,7 +8,7 @@ from broker.runs.attempts import Ending, Progress
 from projects import lifecycle, membership, moderation, policies, updates
 from projects.people import Actor, LabRole
 from projects.record import redaction
-from projects.record.record import Told
+from projects.record.record import EntryView
 from sandbox.discord import permissions
 from tests.bot.conftest import SCOPE, Lab
 from tests.bot.test_run_card import progress as steps
@@ -57,7 +57,7 @@ async def test_a_hidden_project_is_not_suggested(lab: Lab) -> None:
 
 
 def test_a_run_of_a_project_without_a_channel_is_told_in_its_thread() -> None:
-    told = Told(1, "project:1", 3, "run.started", "0" * 64, {"run": 1, "attempt": 1, "by": None})
+    told = EntryView(1, "project:1", 3, "run.started", "0" * 64, {"run": 1, "attempt": 1, "by": None})
     assert posts.destinations(told, has_channel=False) == [Destination.PROPOSAL]
     assert posts.destinations(told, has_channel=True) == [Destination.RUN]
 

@@ -28,7 +28,7 @@ from broker.reviews.changes import ChangeState, ChangeView
 from broker.runs.runs import CheckpointLink, RunKind, RunState, RunView
 from broker.scheduling.fairshare import Standing
 from projects.projects import Member, Outcome, ProjectView, Stage
-from projects.record.record import Told
+from projects.record.record import EntryView
 
 LONG = [
     "x" * 4000,
@@ -147,7 +147,7 @@ def test_posts(kind: str, said: str) -> None:
     }
     payload |= {"price_weight": 2.5, "grant": 7, "places": {"record": {"id": "5", "name": said[:100]}}}
     payload["people"] = everyone if kind == "project.completed" else 2
-    told = Told(1, "project:1", 12, kind, "00112233445566", payload)
+    told = EntryView(1, "project:1", 12, kind, "00112233445566", payload)
     context = PostContext(project(said), "5", [run(said)] * 30)
     for destination in posts.destinations(told, has_channel=True):
         shown = posts.render(told, destination, context)
@@ -156,14 +156,14 @@ def test_posts(kind: str, said: str) -> None:
         assert "@everyone" not in shown
         assert "GPU-seconds" not in shown
     for other in ({"sample": 2}, {"prepares": said}):
-        about = Told(1, "project:1", 12, kind, "00112233445566", payload | other)
+        about = EntryView(1, "project:1", 12, kind, "00112233445566", payload | other)
         assert text.length(posts.render(about, Destination.RUN, context)) <= 4000
 
 
 def test_an_announcement_names_whole_runs_and_counts_the_others() -> None:
     people = [{"id": "1", "name": "Ada", "lead": True}]
     payload = {"outcome": "result", "learnt": "word " * 300, "people": people}
-    told = Told(1, "project:1", 12, "project.completed", "00112233445566", payload)
+    told = EntryView(1, "project:1", 12, "project.completed", "00112233445566", payload)
     url = f"https://hub/{'long' * 40}/step1"
     ran = [replace(run("demo"), id=number, checkpoints=(CheckpointLink(1, url),)) for number in range(25)]
     lines = posts.render(told, Destination.ANNOUNCEMENTS, PostContext(project("Why?"), "5", ran)).splitlines()

@@ -94,7 +94,7 @@ class School:
         with self.db.read() as session:
             return projects.view(session, project)
 
-    def told(self, project: int) -> list[record.Told]:
+    def told(self, project: int) -> list[record.EntryView]:
         """The project's chain, which must be whole."""
         with self.db.read() as session:
             assert verification.verify(session, record.project_stream(project)).ok

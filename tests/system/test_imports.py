@@ -46,6 +46,18 @@ def test_imports_run_one_way(package: str) -> None:
 
 
 LAYERS: dict[str, Sequence[Sequence[str]]] = {
+    "projects": (
+        ("errors", "health", "log", "settings", "text"),
+        ("db",),
+        ("people",),
+        ("projects",),
+        ("rights",),
+        ("record",),
+        ("bans", "policies"),
+        ("quotas",),
+        ("lifecycle",),
+        ("findings", "membership", "moderation", "updates"),
+    ),
     "broker": (
         ("runners",),
         ("allocations", "catalogue", "configs", "publications"),

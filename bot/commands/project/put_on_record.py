@@ -11,7 +11,7 @@ from bot.commands import context
 from bot.commands.form import Form
 from projects import findings
 from projects.errors import InvalidError
-from projects.findings import Placed, Said
+from projects.findings import Message, RecordedMessage
 from projects.people import Actor
 
 
@@ -38,7 +38,7 @@ async def put_on_record(interaction: Interaction, message: discord.Message) -> N
 class ProjectForm(Form):
     """The project whose record a message belongs to, for channels of no project."""
 
-    def __init__(self, said: Said, choices: list[tuple[int, str]]) -> None:
+    def __init__(self, said: Message, choices: list[tuple[int, str]]) -> None:
         self.said = said
         options = [
             discord.SelectOption(label=text.bounded(f"{number} · {title}", 100), value=str(number))
@@ -56,12 +56,12 @@ class ProjectForm(Form):
         return _told(await app.write(findings.put_on_record, actor(interaction), int(chosen), self.said))
 
 
-def _said(message: discord.Message) -> Said:
+def _said(message: discord.Message) -> Message:
     author = Actor(message.author.id, message.author.display_name)
-    return Said(message.id, author, message.content, message.created_at, message.jump_url)
+    return Message(message.id, author, message.content, message.created_at, message.jump_url)
 
 
-def _told(placed: Placed) -> str:
+def _told(placed: RecordedMessage) -> str:
     if placed.new:
         return f"It is entry {placed.number} of project {placed.project_id}'s record; its post follows."
     return f"This message is on record already: entry {placed.number} of project {placed.project_id}."
