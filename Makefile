@@ -1,4 +1,4 @@
-# make demo plays the main job; make test passes the tests. Each installs what it needs into .venv by itself.
+# make demo plays the main job; make test passes the tests, or TESTS=…. Each installs what it needs into .venv by itself.
 # make test-slow runs the tests, or TESTS=…, with every process slowed down to a third, or by TIMES=….
 PYTHON ?= python3
 # PyPI's torch for Linux brings CUDA along; TORCH_INDEX names another index, such as PyTorch's own of CPU builds.
@@ -13,7 +13,7 @@ demo: $(INSTALLED)
 	@$(BIN)/stoa demo $(if $(EXIT),--no-stay)
 
 test: $(INSTALLED)
-	$(BIN)/pytest $(SUITE)
+	$(BIN)/pytest $(or $(TESTS),$(SUITE))
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m tests.slow $(or $(TIMES),3) $(BIN)/pytest $(or $(TESTS),$(SUITE))
