@@ -1,7 +1,7 @@
 """The catalogue: recipes and datasets by name. Members propose entries; an admin accepts or declines them in public.
 
-A dataset is a Hub dataset at a commit, with its licence. A recipe is a configuration of the trainer whose sources are
-text that every Python carries, or datasets of the catalogue by name: nothing that a member types becomes a path.
+A dataset entry is a Hub dataset at a commit, with its licence. A recipe is a configuration of the trainer whose sources
+are text that comes with Python, or datasets of the catalogue by name: nothing that a member types becomes a path.
 """
 
 import contextlib
@@ -34,14 +34,14 @@ PLACES = ("path", "tokens")
 
 
 class CatalogueKind(StrEnum):
-    """What an entry stands for."""
+    """The kinds of catalogue entries."""
 
     RECIPE = "recipe"
     DATASET = "dataset"
 
 
 class CatalogueState(StrEnum):
-    """Where an entry stands."""
+    """The states of a catalogue entry."""
 
     PROPOSED = "proposed"
     ACCEPTED = "accepted"
@@ -58,9 +58,10 @@ TRANSITIONS: Mapping[CatalogueState, frozenset[CatalogueState]] = {
 
 
 class CatalogueEntry(Base, table=True):
-    """A recipe (`body` is its YAML) or a Hub `dataset` at a `revision`. A name is free again only once declined.
+    """A recipe, whose YAML is `body`, or a Hub `dataset` at a `revision`. Declining an entry frees its name.
 
-    `prepared` is the folder below the home's `data/` that holds a recipe's prepared data, once a run has made it.
+    `prepared` is the folder of a recipe's prepared data, below `data/` in the home folder; empty before a run has made
+    it.
     """
 
     __tablename__ = "catalogue_entries"
@@ -91,7 +92,7 @@ Index("ix_catalogue_entries_name", col(CatalogueEntry.name), unique=True, sqlite
 
 @dataclass(frozen=True)
 class CatalogueEntryView:
-    """An entry as it is listed; `proposed_by` is None for an operator."""
+    """An entry as lists show it; `proposed_by` is None for an operator."""
 
     id: int
     kind: CatalogueKind
@@ -106,10 +107,10 @@ class CatalogueEntryView:
 
 
 def propose_recipe(session: Session, actor: Actor | None, request_id: str, *, name: str, body: str) -> int:
-    """Propose a configuration of the trainer, as YAML; returns the entry's id. `actor` is None for an operator.
+    """Propose a configuration of the trainer as YAML; returns the entry's id. `actor` None is the operator.
 
-    A source names a dataset of the catalogue as its `dataset`, and takes its commit and licence from there. A repeat
-    of the same request returns the same entry.
+    A source names a dataset of the catalogue as its `dataset`, and takes commit and licence from the entry. A repeated
+    request returns the same id. Raises InvalidError, NotFoundError and ConflictError.
     """
     earlier = _earlier(session, request_id)
     if earlier is not None:
@@ -127,7 +128,10 @@ def propose_recipe(session: Session, actor: Actor | None, request_id: str, *, na
 def propose_dataset(
     session: Session, actor: Actor | None, request_id: str, *, name: str, dataset: str, revision: str, licence: str
 ) -> int:
-    """Propose a Hub dataset at a commit, with its licence; returns the entry's id. See `propose_recipe`."""
+    """Propose a Hub dataset at a commit, with its licence; returns the entry's id. `actor` None is the operator.
+
+    A repeated request returns the same id. Raises InvalidError and ConflictError.
+    """
     earlier = _earlier(session, request_id)
     if earlier is not None:
         return earlier
@@ -147,12 +151,12 @@ def propose_dataset(
 
 
 def check_may_decide(session: Session, actor: Actor | None, name: str, to: CatalogueState) -> None:
-    """Raise unless the actor may take the entry there now. Only reads: a form may be opened on it."""
+    """Raise unless the actor may bring the entry to the state `to` now. Only reads."""
     _decidable(session, actor, name, to, lock=False)
 
 
 def accept(session: Session, actor: Actor | None, name: str, *, reason: str) -> None:
-    """Let everyone use the proposed entry, with a reason; a recipe's datasets must be accepted before it."""
+    """Accept a proposed entry, with a reason; a recipe's datasets must be accepted first."""
     entry = _decidable(session, actor, name, CatalogueState.ACCEPTED)
     if entry.kind == CatalogueKind.RECIPE:
         _check_accepted(configs.read(entry.body), _every_dataset(session))
@@ -160,19 +164,19 @@ def accept(session: Session, actor: Actor | None, name: str, *, reason: str) -> 
 
 
 def decline(session: Session, actor: Actor | None, name: str, *, reason: str) -> None:
-    """Refuse the proposed entry, with a reason; its name is free again."""
+    """Decline a proposed entry, with a reason; its name is free again."""
     entry = _decidable(session, actor, name, CatalogueState.DECLINED)
     _decide(session, actor, entry, CatalogueState.DECLINED, reason)
 
 
 def retire(session: Session, actor: Actor | None, name: str, *, reason: str) -> None:
-    """Take an accepted entry out, with a reason: no run is launched from it any more, and none that runs is touched."""
+    """Retire an accepted entry, with a reason: no run can be launched from it any more; runs under way go on."""
     entry = _decidable(session, actor, name, CatalogueState.RETIRED)
     _decide(session, actor, entry, CatalogueState.RETIRED, reason)
 
 
 def recipes(session: Session) -> list[str]:
-    """The names of the recipes that runs can be launched from: accepted ones, and built-in ones whose data are here."""
+    """The names of the recipes that runs can be launched from: accepted ones, and built-in ones with data here."""
     accepted = session.scalars(select(CatalogueEntry.name).where(*_ACCEPTED_RECIPES))
     return sorted({*_ready(), *accepted})
 
@@ -189,7 +193,7 @@ def datasets(session: Session) -> list[str]:
 
 
 def is_ready(name: str) -> bool:
-    """Whether it is a built-in recipe whose data every host has."""
+    """Whether `name` is a built-in recipe, whose data every host has."""
     return name in _ready()
 
 
@@ -206,7 +210,7 @@ def overridable(session: Session, name: str) -> dict[str, str]:
 def recipe_text(session: Session, name: str) -> str:
     """The YAML text of a recipe that runs can be launched from.
 
-    Raises NotFoundError, and ConflictError where one of its datasets is accepted no more.
+    Raises NotFoundError, and ConflictError if one of its datasets is no longer accepted.
     """
     listed = recipes(session)
     if name not in listed:
@@ -219,12 +223,12 @@ def recipe_text(session: Session, name: str) -> str:
 
 
 def trains_on(session: Session, config: TrainConfig) -> list[str]:
-    """The data of a configuration by the names that members know: the catalogue's datasets, and built-in text."""
+    """The names of the data that a configuration trains on: datasets of the catalogue, and built-in text."""
     return _trains_on(config, _every_dataset(session))
 
 
 def by_dataset(session: Session) -> dict[str, list[str]]:
-    """The datasets that recipes train on, and those accepted that none does yet, each with its recipes."""
+    """The names of recipes by the dataset that they train on; an accepted dataset without a recipe is included."""
     known = _every_dataset(session)
     found: dict[str, list[str]] = {
         name: [] for name in sorted(e.name for e in known if e.state == CatalogueState.ACCEPTED)
@@ -241,12 +245,12 @@ def by_dataset(session: Session) -> dict[str, list[str]]:
 
 
 def _every_dataset(session: Session) -> Sequence[CatalogueEntry]:
-    """The entries of datasets in any state."""
+    """The dataset entries of all states."""
     return session.scalars(select(CatalogueEntry).where(CatalogueEntry.kind == CatalogueKind.DATASET)).all()
 
 
 def _trains_on(config: TrainConfig, known: Sequence[CatalogueEntry]) -> list[str]:
-    """The same as `trains_on`, with the entries of datasets in hand."""
+    """What `trains_on` returns, by dataset entries that were read before."""
     names = {(entry.dataset, entry.revision): entry.name for entry in known if entry.state != CatalogueState.DECLINED}
     return [
         source.builtin or names.get((source.dataset or "", source.revision or ""), source.name)
@@ -255,7 +259,7 @@ def _trains_on(config: TrainConfig, known: Sequence[CatalogueEntry]) -> list[str
 
 
 def check_trains_on(session: Session, recipe: str, config: TrainConfig, dataset: str) -> None:
-    """Raise unless the recipe's configuration trains on the dataset of that name."""
+    """Raise NotFoundError or InvalidError unless the configuration of the recipe trains on the dataset."""
     own = trains_on(session, config)
     if dataset in own:
         return
@@ -302,7 +306,7 @@ def _earlier(session: Session, request_id: str) -> int | None:
 
 
 def _named(session: Session, name: str) -> CatalogueEntry:
-    """The entry that holds a name; raises NotFoundError."""
+    """The entry of that name that is not declined; raises NotFoundError."""
     entry = session.scalars(select(CatalogueEntry).where(CatalogueEntry.name == name, _TAKEN)).one_or_none()
     if entry is None:
         raise NotFoundError(f"The catalogue has no entry “{name[:60]}”.")
@@ -321,7 +325,7 @@ def _free_name(session: Session, name: str) -> None:
 
 
 def _named_datasets(session: Session, values: dict[str, Any], states: set[CatalogueState]) -> None:
-    """Put commit and licence of the catalogue's datasets where the sources name them."""
+    """Write commit and licence of the catalogue's datasets into the sources that name these datasets."""
     data = values.get("data")
     sources = data.get("sources") if isinstance(data, dict) else None
     for source in sources if isinstance(sources, list) else []:
@@ -345,7 +349,7 @@ def _named_datasets(session: Session, values: dict[str, Any], states: set[Catalo
 
 
 def _check(config: TrainConfig) -> None:
-    """Refuse what would let a recipe read from the host that it runs on."""
+    """Raise InvalidError if the recipe would read files of the host that it runs on."""
     places = {
         "data.prepared": config.data.prepared,
         "data.root": config.data.root,
@@ -361,7 +365,7 @@ def _check(config: TrainConfig) -> None:
 
 
 def _check_accepted(config: TrainConfig, known: Sequence[CatalogueEntry]) -> None:
-    """Raise ConflictError unless every dataset of a recipe is accepted still, by the entries of datasets."""
+    """Raise ConflictError unless every dataset of the recipe is accepted, by dataset entries read before."""
     for source in config.data.sources:
         if source.dataset is None:
             continue
@@ -387,7 +391,7 @@ def _propose(session: Session, actor: Actor | None, entry: CatalogueEntry) -> in
 def _decidable(
     session: Session, actor: Actor | None, name: str, to: CatalogueState, *, lock: bool = True
 ) -> CatalogueEntry:
-    """The entry, where the actor may take it there; raises ForbiddenError, NotFoundError and ConflictError."""
+    """The entry, if the actor may bring it to `to`; raises ForbiddenError, NotFoundError and ConflictError."""
     rights.require_admin(actor, Act.DECIDE_CATALOGUE)
     entry = _named(session, name)
     if lock:
@@ -408,7 +412,7 @@ def _decide(session: Session, actor: Actor | None, entry: CatalogueEntry, to: Ca
 
 
 def _about(entry: CatalogueEntry) -> dict[str, Any]:
-    """What the record tells of an entry: all that somebody who judges it must see."""
+    """The payload about an entry for the record: all that one needs to judge the entry."""
     if entry.kind == CatalogueKind.RECIPE:
         return {"entry": entry.id, "what": entry.kind, "name": entry.name, "body": entry.body}
     place = {"dataset": entry.dataset, "revision": entry.revision, "licence": entry.licence}

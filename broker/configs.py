@@ -1,6 +1,6 @@
-"""The trainer's configurations: the one place where the broker reads them, always with the trainer's own schema.
+"""The trainer's configurations. The broker reads them here only, and always with the trainer's own schema.
 
-Whatever is wrong with one is an InvalidError whose sentence names the key and says what would be right.
+A wrong configuration raises InvalidError, whose sentence names the key and says what would be right.
 """
 
 from collections.abc import Mapping
@@ -21,32 +21,32 @@ _Overrides = tuple[tuple[str, str], ...]
 
 
 def read(text: str, overrides: Mapping[str, str] | None = None) -> TrainConfig:
-    """The configuration that a YAML text holds, with some fields overridden; raises InvalidError."""
+    """The configuration in a YAML text, with some fields overridden; raises InvalidError."""
     return _read(text, tuple((overrides or {}).items()))
 
 
 def spelt_out(text: str, overrides: Mapping[str, str] | None = None) -> str:
-    """The configuration that `read` returns, as YAML with every default spelt out; raises InvalidError."""
+    """The configuration that `read` returns as YAML, with every default spelt out; raises InvalidError."""
     return _spelt_out(text, tuple((overrides or {}).items()))
 
 
 def overridable(config: TrainConfig) -> dict[str, str]:
-    """What a member may override, each field by its short name with its value in the configuration."""
+    """The short name of each field that a member may override, with its value in the configuration."""
     keys = {short: key.split(".") for short, key in trainer_config.OVERRIDES.items()}
     return {short: str(getattr(getattr(config, section), key)) for short, (section, key) in keys.items()}
 
 
 def with_prepared_data(text: str, folder: Path) -> str:
-    """The configuration of a run, changed to read its data from a folder that was prepared before."""
+    """A run's configuration as YAML, changed to read the prepared data in `folder`."""
     values = yaml.safe_load(text)
     values["data"]["prepared"] = str(folder)
     return yaml.safe_dump(values, sort_keys=False)
 
 
 def sections(typed: str) -> dict[str, Any]:
-    """The sections of a recipe as a member types it, not yet held against the schema.
+    """The sections of a recipe as typed, before they are checked against the schema.
 
-    Raises InvalidError where the recipe is too long, is no YAML, or uses aliases.
+    Raises InvalidError if the recipe is too long, is not YAML, or uses aliases.
     """
     if len(typed) > LONGEST_RECIPE:
         raise InvalidError(f"The recipe has {len(typed):,} characters; at most {LONGEST_RECIPE:,} fit.")
@@ -65,12 +65,11 @@ def sections(typed: str) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def built_in() -> Mapping[str, str]:
-    """The recipes that come with the trainer: name and YAML text."""
+    """The YAML texts of the recipes that come with the trainer, by name."""
     return {name: (trainer_config.RECIPES / f"{name}.yml").read_text() for name in trainer_config.recipe_names()}
 
 
-# Kept, since somebody who types a launch asks for the same configuration at every key, and each launch for those of all
-# measured runs of its pool.
+# Cached: suggestions read a configuration at every key that a member presses, and a launch those of all measured runs.
 @lru_cache(maxsize=256)
 def _read(text: str, overrides: _Overrides) -> TrainConfig:
     try:

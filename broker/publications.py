@@ -1,6 +1,6 @@
-"""Checkpoints on their way to the Hub: each whole checkpoint of a run is one leased row until it is verified there.
+"""Publications: each complete checkpoint of a run is a leased row until the Hub has verified its upload.
 
-A run's repository is private as long as its project holds its releases back, and opened when reviewers have so decided.
+A run's repository is private while its project holds its releases back. A reviewer's decision makes it public.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,9 +17,9 @@ from projects.projects import Project, ReleasePolicy
 
 
 class Disk(StrEnum):
-    """Where the folder of a checkpoint stands: one that is `leaving` may be half removed, and nobody may read it.
+    """The states of a checkpoint's folder. A `leaving` one may be half removed: nobody may read it.
 
-    One that is `lost` could not be read when it was to be published; it is left as it is, and never published.
+    A `lost` one could not be read when it was to be published; it stays as it is and is never published.
     """
 
     KEPT = "kept"
@@ -29,9 +29,9 @@ class Disk(StrEnum):
 
 
 class Publication(Base, table=True):
-    """A checkpoint of a run; it pins its folder until `url` is set, or it is lost.
+    """A checkpoint of a run. Its folder stays until `url` is set or the checkpoint is lost.
 
-    The first attempt to reach a step stands for it.
+    Of several attempts that reach a step, the first one's checkpoint counts.
     """
 
     __tablename__ = "publications"
@@ -49,7 +49,7 @@ class Publication(Base, table=True):
 
 
 class Repository(Base, table=True):
-    """The Hub's repository of a run, its name kept for good, and whether it is private there."""
+    """A run's repository on the Hub, whose name never changes, and whether it is private there."""
 
     __tablename__ = "repositories"
 
@@ -61,14 +61,14 @@ class Repository(Base, table=True):
 
 
 def add(session: Session, run_id: int, step: int, folder: str) -> None:
-    """Note a whole checkpoint; one that an earlier attempt has written for the same step stays."""
+    """Add a complete checkpoint; the checkpoint of an earlier attempt at the same step stays."""
     if session.get(Publication, (run_id, step)) is None:
         session.add(Publication(run_id=run_id, step=step, folder=folder))
         session.flush()
 
 
 def unpublished() -> ColumnElement[bool]:
-    """Which checkpoints are still to go to the Hub."""
+    """The condition for checkpoints that are still to be published."""
     return col(Publication.url).is_(None) & (col(Publication.disk) != Disk.LOST)
 
 
@@ -83,7 +83,7 @@ def links(session: Session, run_id: int) -> Sequence[tuple[int, str]]:
 
 
 def newest(session: Session, run_id: int) -> Publication | None:
-    """The checkpoint with the highest step, published or not, that is not lost."""
+    """The checkpoint of the highest step that is not lost, published or not."""
     return session.scalars(
         select(Publication)
         .where(Publication.run_id == run_id, Publication.disk != Disk.LOST)
@@ -93,7 +93,7 @@ def newest(session: Session, run_id: int) -> Publication | None:
 
 
 def kept(session: Session, run_id: int) -> Sequence[int]:
-    """The steps of a run whose folders are whole on this disk, in order: what it can be forked from."""
+    """The steps of the checkpoints of a run that are complete on this disk, in order: a fork can start from these."""
     return session.scalars(
         select(Publication.step)
         .where(Publication.run_id == run_id, Publication.disk == Disk.KEPT)
@@ -102,15 +102,15 @@ def kept(session: Session, run_id: int) -> Sequence[int]:
 
 
 def runs_kept() -> Select[int]:
-    """The runs of which a checkpoint is whole on this disk."""
+    """The query for the runs with a complete checkpoint on this disk."""
     return select(Publication.run_id).where(Publication.disk == Disk.KEPT)
 
 
 @dataclass
 class Published:
-    """What of a run's checkpoints is on the Hub, by step and address.
+    """A run's published checkpoints, as steps and addresses.
 
-    `delayed` is one sentence where the next checkpoint has failed to get there time and again, and empty otherwise.
+    `delayed` is a sentence if the upload of the next checkpoint keeps failing, and empty otherwise.
     """
 
     links: list[tuple[int, str]] = field(default_factory=list)
@@ -118,7 +118,7 @@ class Published:
 
 
 def of_runs(session: Session, run_ids: Sequence[int], *, delayed_after: int) -> Mapping[int, Published]:
-    """What of each run's checkpoints is on the Hub; one counts as delayed after `delayed_after` tries."""
+    """Each run's published checkpoints; a checkpoint counts as delayed after `delayed_after` tries."""
     found = {run_id: Published() for run_id in run_ids}
     waiting: set[int] = set()
     told_of = unpublished() | col(Publication.url).is_not(None)

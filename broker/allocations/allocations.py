@@ -33,7 +33,7 @@ STARTER = "A starter grant, by policy."
 
 
 class AllocationState(StrEnum):
-    """Where an allocation stands."""
+    """The states of an allocation, from the request on."""
 
     REQUESTED = "requested"
     APPROVED = "approved"
@@ -63,10 +63,10 @@ MAY_START = (Stage.PROPOSED, Stage.RECRUITING, Stage.SCOPED, Stage.ACTIVE)
 
 
 class Allocation(Endorsable, table=True):
-    """A request for GPU-seconds of a pool, and what was decided on it.
+    """A request for GPU-seconds of a pool, with the decision on it.
 
-    `starter_of` is its project where policy granted it as the project's one starter; `half_until` is the deadline of
-    a committed second half.
+    Policy grants a project one starter allocation: `starter_of` is then the project. `half_until` is the deadline for
+    releasing a committed second half.
     """
 
     __tablename__ = "allocations"
@@ -94,7 +94,7 @@ class Allocation(Endorsable, table=True):
 
 @dataclass(frozen=True)
 class AllocationView:
-    """An allocation as cards show it; times of use in GPU-seconds."""
+    """An allocation as cards show it; amounts are GPU-seconds."""
 
     id: int
     project_id: int
@@ -118,9 +118,9 @@ class AllocationView:
 
     @property
     def size(self) -> int:
-        """GPU-seconds: what is asked for until it is granted, what was granted then, and once it is over what was used.
+        """GPU-seconds: those asked for while the request is open, then those granted, and at the end those spent.
 
-        What was granted counts with a second half that is still to be released.
+        A second half that is still to be released counts as granted.
         """
         if self.state in {AllocationState.REQUESTED, AllocationState.DECLINED, AllocationState.WITHDRAWN}:
             return self.seconds
@@ -128,12 +128,12 @@ class AllocationView:
 
     @property
     def standing(self) -> str:
-        """Where it stands, in a word."""
+        """The state in one word."""
         return "ended" if self.state == AllocationState.EXPIRED else str(self.state)
 
 
 def parse_hours(value: str) -> int:
-    """GPU-hours as typed, such as “1.5”, in GPU-seconds; raises InvalidError with what would be right."""
+    """GPU-hours as typed, such as “1.5”, in GPU-seconds; raises InvalidError."""
     try:
         hours = Decimal(value.strip())
     except InvalidOperation:
@@ -147,7 +147,7 @@ def parse_hours(value: str) -> int:
 
 
 def parse_day(value: str) -> datetime:
-    """A day as typed, such as “2030-12-31”: its last second, UTC; raises InvalidError."""
+    """The last second (UTC) of a day as typed, such as “2030-12-31”; raises InvalidError."""
     end = text.day_end(value)
     if not utcnow() < end <= utcnow() + LONGEST:
         raise InvalidError("The day must lie in the future, at most one year from now.")
@@ -166,10 +166,10 @@ def request(
     justification: str,
     renews: int | None = None,
 ) -> int:
-    """Ask for `hours` of a pool until a day; returns the allocation's id, the same one for a repeat of the request.
+    """Request `hours` of a pool until a day; returns the allocation's id. A repeated request returns the same id.
 
-    A project's first small request is its starter grant, approved by policy at once. An approval of one that `renews`
-    another allocation of the project ends that one.
+    Policy approves a project's first small request at once, as its starter grant. With `renews`, an approval ends that
+    earlier allocation of the project.
     """
     earlier = session.scalars(select(Allocation.id).where(Allocation.request_id == request_id)).one_or_none()
     if earlier is not None:
@@ -213,7 +213,7 @@ def request(
     told = {"pool": pool, "seconds": seconds, "until": day.date().isoformat()}
     if renews is not None:
         told["renews"] = renews
-    # The grant's row comes before the record's.
+    # The grant's row is locked before the record's stream.
     approved = _approve(session, allocation, seconds, None, STARTER) if starter else None
     tell(session, allocation, "allocation.requested", by=person, why=because, **told)
     if approved is not None:
@@ -222,7 +222,7 @@ def request(
 
 
 def check_may_request(session: Session, actor: Actor, project_id: int) -> Project:
-    """The project where the actor may ask for compute for it; only reads, since a form may be opened on it."""
+    """The project, if the actor may request compute for it; raises ForbiddenError and ConflictError. Only reads."""
     project = projects.load(session, project_id)
     rights.require_lead(session, actor, project)
     if project.stage not in MAY_START:
@@ -231,7 +231,7 @@ def check_may_request(session: Session, actor: Actor, project_id: int) -> Projec
 
 
 def withdraw(session: Session, actor: Actor, allocation_id: int, *, reason: str) -> None:
-    """Take an open request back; for who asked and for the project's lead."""
+    """Withdraw an open request; the requester and the project's lead may."""
     allocation = lock(session, allocation_id)
     person = check_may_withdraw(session, actor, allocation_id)
     because = text.prose("The reason", reason, most=text.USUAL)
@@ -240,7 +240,7 @@ def withdraw(session: Session, actor: Actor, allocation_id: int, *, reason: str)
 
 
 def report(session: Session, actor: Actor, allocation_id: int, said: str) -> None:
-    """Tell in public what has come of an allocation; a second half is released on it."""
+    """Publish a report on the results of an allocation; a second half is released on such a report."""
     allocation = lock(session, allocation_id)
     lead = check_may_ask_more(session, actor, allocation_id)
     allocation.report = text.prose("The report", said, most=text.LONG)
@@ -249,9 +249,9 @@ def report(session: Session, actor: Actor, allocation_id: int, said: str) -> Non
 
 
 def check_may_withdraw(session: Session, actor: Actor, allocation_id: int) -> Person:
-    """The person who may take the request back: who asked, or the project's lead. Only reads, as for a form.
+    """The person of the actor, who must be the requester or the project's lead. Only reads.
 
-    Raises ForbiddenError, and ConflictError where the request is not open.
+    Raises ForbiddenError, and ConflictError unless the request is open.
     """
     allocation = load(session, allocation_id)
     person = require_asker(session, actor, allocation.project_id, allocation.requested_by)
@@ -260,7 +260,10 @@ def check_may_withdraw(session: Session, actor: Actor, allocation_id: int) -> Pe
 
 
 def check_may_ask_more(session: Session, actor: Actor, allocation_id: int) -> Person:
-    """The lead, who may report on the allocation and ask for a change of it while it lives. Only reads."""
+    """The lead, who may report on a live allocation and request a change of it. Only reads.
+
+    Raises ForbiddenError, and ConflictError unless the allocation lives.
+    """
     allocation = load(session, allocation_id)
     lead = rights.require_lead(session, actor, session.get_one(Project, allocation.project_id))
     require_live(allocation)
@@ -268,7 +271,7 @@ def check_may_ask_more(session: Session, actor: Actor, allocation_id: int) -> Pe
 
 
 def require_asker(session: Session, actor: Actor, project_id: int, asked_by: int) -> Person:
-    """The actor's person where it is the one who asked, or the project's lead; raises ForbiddenError. Only reads."""
+    """The person of the actor, who must be the requester or the project's lead; raises ForbiddenError. Only reads."""
     person = people.find(session, actor)
     if person is not None and person.id == asked_by:
         return person
@@ -276,16 +279,16 @@ def require_asker(session: Session, actor: Actor, project_id: int, asked_by: int
 
 
 def award(session: Session, allocation: Allocation, seconds: int, by: Person | None, because: str) -> None:
-    """Approve a request: draw it on a sponsor's grant, a large one in two halves.
+    """Approve a request out of one of the pool's grants; a large amount comes in two halves.
 
-    It lasts at most as long as the grant. Raises ConflictError where no grant of the pool holds so much.
+    The allocation ends with the grant at the latest. Raises ConflictError if no grant of the pool has enough left.
     """
     told = _approve(session, allocation, seconds, by, because)
     tell(session, allocation, "allocation.approved", by=by, why=because, **told)
 
 
 def _approve(session: Session, allocation: Allocation, seconds: int, by: Person | None, because: str) -> dict[str, Any]:
-    """As `award`, but for the entry; returns what the entry tells."""
+    """Approve a request as `award` does, without the entry; returns the payload of the entry."""
     second = seconds // 2 if seconds > tiers.current(session).halves else 0
     source = _draw(session, allocation, seconds - second, second)
     now = utcnow()
@@ -316,18 +319,18 @@ def _approve(session: Session, allocation: Allocation, seconds: int, by: Person 
 
 
 def close(session: Session, allocation: Allocation, to: AllocationState, **values: object) -> int:
-    """End a live allocation: what is neither spent nor reserved returns to the grant. Returns those GPU-seconds."""
+    """End a live allocation; returns the GPU-seconds that go back to the grant: those neither spent nor reserved."""
     move(session, allocation, to, half_until=None, **values)
     return ledger.give_back(session, allocation.id, f"it was {to}") + ledger.lapse_half(session, allocation.id)
 
 
 def move(session: Session, allocation: Allocation, to: AllocationState, **values: object) -> None:
-    """Take one of the table's transitions, guarded against another taken at the same moment."""
+    """Bring an allocation to another state by the table of transitions; raises ConflictError."""
     transition.move(session, allocation, to, TRANSITIONS, values, name=f"Allocation {allocation.id}")
 
 
 def check_move(allocation: Allocation, to: AllocationState) -> None:
-    """Raise ConflictError where no transition leads there from where the allocation stands."""
+    """Raise ConflictError unless the table of transitions leads from the allocation's state to `to`."""
     transition.check(allocation, to, TRANSITIONS, name=f"Allocation {allocation.id}")
 
 
@@ -340,13 +343,13 @@ def tell(
 
 
 def require_live(allocation: Allocation) -> None:
-    """Raise ConflictError unless the allocation is approved and has not ended; an exhausted one has not."""
+    """Raise ConflictError unless the allocation is approved or exhausted: an exhausted one has not ended."""
     if allocation.state not in LIVE:
         raise ConflictError(f"Allocation {allocation.id} is {allocation.state}; this needs an approved one.")
 
 
 def successor(session: Session, allocation_id: int) -> int:
-    """The allocation that pays for the runs of another now: what renewed it on the same pool, or it itself."""
+    """The allocation that now pays for the runs of `allocation_id`: its renewal on the same pool, or itself."""
     renewed = load(session, allocation_id)
     while renewed.state == AllocationState.RENEWED:
         heir = session.scalars(
@@ -373,7 +376,7 @@ def load(session: Session, allocation_id: int) -> Allocation:
 
 
 def lock(session: Session, allocation_id: int) -> Allocation:
-    """The allocation's row, locked first of all, so that two decisions on it take turns; raises NotFoundError."""
+    """The allocation's row, locked so that two decisions on an allocation take turns; raises NotFoundError."""
     load(session, allocation_id)
     return session.get_one(Allocation, allocation_id, with_for_update={"key_share": True}, populate_existing=True)
 
@@ -390,7 +393,7 @@ def of_project(session: Session, project_id: int) -> Sequence[AllocationView]:
 
 
 def of_lead(session: Session, discord_id: int, *, limit: int = 25) -> Sequence[AllocationView]:
-    """The newest allocations of all projects that the person with this Discord id leads, the newest first."""
+    """The newest allocations of all projects led by the person with this Discord id, the newest first."""
     led = (
         select(Allocation.id)
         .join(Project, col(Project.id) == Allocation.project_id)
@@ -403,7 +406,7 @@ def of_lead(session: Session, discord_id: int, *, limit: int = 25) -> Sequence[A
 
 
 def _views(session: Session, ids: SelectOfScalar[int]) -> Sequence[AllocationView]:
-    """The allocations of a query for their numbers as cards show them, the newest first, all by one query."""
+    """The allocations whose ids a query selects, as cards show them, the newest first; one query reads them all."""
     requester, decider, endorser = aliased(Person), aliased(Person), aliased(Person)
     rows = session.execute(
         select(Allocation)
@@ -447,7 +450,7 @@ def _views(session: Session, ids: SelectOfScalar[int]) -> Sequence[AllocationVie
 
 
 def _starts(session: Session, project: Project, person: Person, seconds: int, bounds: Tiers) -> bool:
-    """Whether a request is a starter grant: small, the project's first one ever, and the person's only open one."""
+    """Whether a request is a starter grant: small, the project's first one, and the person's only approved one."""
     if seconds > bounds.starter:
         return False
     session.execute(select(Person.id).where(Person.id == person.id).with_for_update(key_share=True))
@@ -466,7 +469,10 @@ def _check_renewable(session: Session, project: Project, allocation_id: int) -> 
 
 
 def _draw(session: Session, allocation: Allocation, seconds: int, committed: int) -> Grant:
-    """Open the account on the grant of the pool that ends first and still holds enough."""
+    """The grant that an allocation is drawn on: of those with enough left, the one that ends first.
+
+    Raises ConflictError if none has enough.
+    """
     total = seconds + committed
     candidates = session.scalars(
         select(Grant)
@@ -480,7 +486,7 @@ def _draw(session: Session, allocation: Allocation, seconds: int, committed: int
     for source in candidates:
         with suppress(ConflictError):
             ledger.grant(session, allocation.id, source.id, seconds, committed=committed)
-            session.refresh(source)  # its end may have been moved until it was held
+            session.refresh(source)  # its end may have changed before it was locked
             return source
     left = pools.largest(session, allocation.pool_id)
     raise ConflictError(f"No grant of this pool holds {in_hours(total)} GPU-hours any more; {in_hours(left)} are left.")

@@ -1,4 +1,4 @@
-"""Endorsements: of a decision that needs two reviewers, the first one's consent."""
+"""Endorsements: the first of the two consents that a large request needs."""
 
 from sqlalchemy.orm import Session
 
@@ -11,14 +11,14 @@ from projects.projects import Project
 
 
 class Endorsable(Base):
-    """The columns of what can be endorsed: by whom, and how many GPU-seconds they would grant."""
+    """The columns of a request that can be endorsed: the endorsing reviewer, and the GPU-seconds consented to."""
 
     endorsed_by: int | None = foreign_key("people.id", default=None)
     endorsed_seconds: int | None = integer(default=None)
 
 
 def check_second(session: Session, actor: Actor, request: Endorsable) -> None:
-    """Raise ConflictError where the actor has given the first consent. Only reads: a form may be opened on it."""
+    """Raise ConflictError if the actor has given the first consent already. Only reads."""
     person = people.find(session, actor)
     if person is not None and request.endorsed_by == person.id:
         raise ConflictError("You have endorsed this request already; it needs the consent of another reviewer.")
@@ -33,10 +33,11 @@ def endorse(
     *,
     size: int,
 ) -> bool:
-    """Whether a reviewer's consent to `seconds` is only the first of two; a decision of `size` may do with one.
+    """Store a reviewer's consent to `seconds` if it is the first of two; returns whether it is.
 
-    Raises ConflictError where the reviewer has given the first one. That of somebody who has joined the project since
-    no longer counts. The request's row must be locked.
+    `size`, in GPU-seconds, decides how many consents are needed. An endorsement lapses once its reviewer joins the
+    project. Raises ConflictError if the same reviewer consents twice. The caller must hold the lock on the request's
+    row.
     """
     first = None if request.endorsed_by is None else session.get_one(Person, request.endorsed_by)
     if first is not None and projects.works_on(session, first, session.get_one(Project, project_id)):

@@ -22,17 +22,17 @@ from projects.errors import ConflictError, InvalidError
 
 
 def in_hours(seconds: float) -> str:
-    """GPU-seconds as GPU-hours with three digits at most behind the point."""
+    """GPU-seconds as GPU-hours, with at most three decimals."""
     return f"{seconds / 3600:,.3f}".rstrip("0").rstrip(".")
 
 
 def too_much(needed: int, left: int) -> tuple[str, str]:
-    """GPU-seconds that are needed, and the fewer that are left, in GPU-hours that never read alike."""
+    """The GPU-seconds needed and the fewer left, both in GPU-hours, rounded so that the two never read alike."""
     return in_hours(-(-needed * 10 // 36) * 3.6), in_hours(left * 10 // 36 * 3.6)
 
 
 class Movement(StrEnum):
-    """The kinds of movement on an allocation; only an adjustment may be below zero."""
+    """The kinds of movement on an allocation; only an adjustment may be negative."""
 
     GRANT = "grant"
     RESERVE = "reserve"
@@ -43,7 +43,7 @@ class Movement(StrEnum):
 
 
 class LedgerRow(Base, table=True):
-    """One movement. `period` numbers the charges of an attempt, so that none can be written twice."""
+    """One movement on an allocation. `period` numbers an attempt's charges, so that none is written twice."""
 
     __tablename__ = "ledger"
     __table_args__ = (
@@ -63,7 +63,7 @@ class LedgerRow(Base, table=True):
 
 
 class Balance(Base, table=True):
-    """What the movements of an allocation add up to, in GPU-seconds; `committed` is a second half, not granted yet."""
+    """The sums of an allocation's movements, in GPU-seconds. `committed` is a second half that is not granted yet."""
 
     __tablename__ = "balances"
     __table_args__ = (
@@ -92,14 +92,14 @@ class Account:
 
     @property
     def left(self) -> int:
-        """What can still be reserved."""
+        """GPU-seconds that can still be reserved."""
         return self.granted - self.reserved - self.spent
 
 
 def grant(session: Session, allocation_id: int, grant_id: int, seconds: int, *, committed: int = 0) -> None:
-    """Open the account of an allocation with `seconds` of a grant, and `committed` more that it may be granted later.
+    """Open an allocation's balance with `seconds` of a grant, and commit the grant to `committed` more.
 
-    Raises ConflictError, with nothing written, where the grant has ended or holds less.
+    Raises ConflictError, with nothing written, if the grant has ended or has less left.
     """
     _draw(session, allocation_id, grant_id, seconds, committed)
     session.add(Balance(allocation_id=allocation_id, grant_id=grant_id, granted=seconds, committed=committed))
@@ -108,14 +108,14 @@ def grant(session: Session, allocation_id: int, grant_id: int, seconds: int, *, 
 
 
 def top_up(session: Session, allocation_id: int, seconds: int, *, committed: int = 0) -> None:
-    """Grant an allocation more of the grant that it draws on; raises ConflictError where that holds less."""
+    """Grant an allocation more out of its grant; raises ConflictError if the grant has less left."""
     grant_id = _locked(session, allocation_id)
     _move(session, allocation_id, Movement.GRANT, seconds, granted=seconds, committed=committed)
     _draw(session, allocation_id, grant_id, seconds, committed)
 
 
 def release_half(session: Session, allocation_id: int) -> int:
-    """Grant what is committed to an allocation; returns the GPU-seconds, 0 where there are none."""
+    """Grant an allocation's committed second half; returns its GPU-seconds, 0 without one."""
     grant_id = _locked(session, allocation_id)
     seconds = account(session, allocation_id).committed
     if seconds:
@@ -125,7 +125,7 @@ def release_half(session: Session, allocation_id: int) -> int:
 
 
 def lapse_half(session: Session, allocation_id: int) -> int:
-    """Give what is committed to an allocation back to its grant; returns the GPU-seconds."""
+    """Return an allocation's committed second half to the grant; returns its GPU-seconds, 0 without one."""
     grant_id = _locked(session, allocation_id)
     seconds = account(session, allocation_id).committed
     if seconds:
@@ -135,7 +135,7 @@ def lapse_half(session: Session, allocation_id: int) -> int:
 
 
 def give_back(session: Session, allocation_id: int, why: str) -> int:
-    """Give what an allocation has neither spent nor reserved back to its grant; returns the GPU-seconds."""
+    """Return to the grant what an allocation has neither spent nor reserved; returns the GPU-seconds."""
     grant_id = _locked(session, allocation_id)
     seconds = account(session, allocation_id).left
     if seconds:
@@ -145,9 +145,9 @@ def give_back(session: Session, allocation_id: int, why: str) -> int:
 
 
 def adjust(session: Session, allocation_id: int, seconds: int, why: str) -> None:
-    """An operator's correction: `seconds` more out of the grant, or, below zero, back to it.
+    """An operator's correction of an allocation: `seconds` more out of the grant, or back to it if negative.
 
-    Raises ConflictError where less is left on the side that gives.
+    Raises ConflictError if the giving side has less left.
     """
     if seconds == 0:
         raise InvalidError("An adjustment of nothing changes nothing; give seconds above or below 0.")
@@ -160,12 +160,12 @@ def adjust(session: Session, allocation_id: int, seconds: int, why: str) -> None
 
 
 def reserve(session: Session, allocation_id: int, run_id: int, token: int, seconds: int, period: int = 0) -> None:
-    """Set `seconds` aside for an attempt, each period of it once; raises ConflictError where less is left."""
+    """Reserve `seconds` for an attempt, once a period; raises ConflictError if the allocation has less left."""
     _move(session, allocation_id, Movement.RESERVE, seconds, run_id, token, period, reserved=seconds)
 
 
 def charge(session: Session, allocation_id: int, run_id: int, token: int, period: int, seconds: int) -> None:
-    """Turn `seconds` that an attempt has reserved into spent ones; raises ConflictError where it holds fewer."""
+    """Charge an attempt `seconds` of its reservation; raises ConflictError if it has fewer reserved."""
     _locked(session, allocation_id)
     held = outstanding(session, run_id, token)
     if seconds > held:
@@ -174,7 +174,7 @@ def charge(session: Session, allocation_id: int, run_id: int, token: int, period
 
 
 def release(session: Session, allocation_id: int, run_id: int, token: int) -> None:
-    """Give back what an attempt has reserved and not spent."""
+    """Release the rest of an attempt's reservation."""
     _locked(session, allocation_id)
     rest = outstanding(session, run_id, token)
     if rest:
@@ -182,9 +182,9 @@ def release(session: Session, allocation_id: int, run_id: int, token: int) -> No
 
 
 def refund(session: Session, allocation_id: int, run_id: int, token: int, seconds: int, why: str) -> None:
-    """Turn `seconds` that an attempt was charged into left ones again; once an attempt, and never more than its charge.
+    """Refund `seconds` of the charges of an attempt, at most once an attempt.
 
-    Raises ConflictError where it was refunded already or charged less.
+    Raises ConflictError if the attempt was refunded already or was charged less.
     """
     if seconds < 1:
         raise InvalidError("A refund gives at least one GPU-second back.")
@@ -201,18 +201,18 @@ def refund(session: Session, allocation_id: int, run_id: int, token: int, second
 
 
 def outstanding(session: Session, run_id: int, token: int) -> int:
-    """GPU-seconds that an attempt has reserved and neither spent nor given back."""
+    """GPU-seconds that an attempt has reserved and neither spent nor released."""
     sums = totals(session, run_id=run_id, token=token)
     return sums[Movement.RESERVE] - sums[Movement.CHARGE] - sums[Movement.RELEASE]
 
 
 def account(session: Session, allocation_id: int) -> Account:
-    """The balance of an allocation; all zero before it was approved."""
+    """An allocation's balance; all zero before its approval."""
     return account_of(session.get(Balance, allocation_id, populate_existing=True))
 
 
 def account_of(balance: Balance | None) -> Account:
-    """A balance as people read it; all zero where nothing was approved yet."""
+    """A balance as people read it; all zero for None, the balance of an allocation before its approval."""
     if balance is None:
         return Account(0, 0, 0)
     return Account(balance.granted, balance.reserved, balance.spent, balance.committed)
@@ -221,7 +221,7 @@ def account_of(balance: Balance | None) -> Account:
 def totals(
     session: Session, *, allocation_id: int | None = None, run_id: int | None = None, token: int | None = None
 ) -> Mapping[Movement, int]:
-    """The sum of each kind of movement, over an allocation, a run or one attempt of it."""
+    """The sum of each kind of movement over an allocation, a run, or one attempt of a run, in GPU-seconds."""
     query = select(LedgerRow.movement, func.sum(col(LedgerRow.seconds))).group_by(col(LedgerRow.movement))
     for column, wanted in (
         (col(LedgerRow.allocation_id), allocation_id),
@@ -235,7 +235,7 @@ def totals(
 
 
 def _locked(session: Session, allocation_id: int) -> int:
-    """Lock the allocation's balance, so that what is read of its movements stays true; the grant that it draws on."""
+    """The id of the grant that an allocation draws on, with the balance locked, so that its sums stay true."""
     grant_id = session.scalars(
         select(col(Balance.grant_id)).where(Balance.allocation_id == allocation_id).with_for_update(key_share=True)
     ).one_or_none()
@@ -259,7 +259,7 @@ def _move(
     committed: int = 0,
     why: str = "",
 ) -> None:
-    """Write a movement down with the balance that it changes; raises ConflictError where too little is left."""
+    """Write a movement and the change of the balance that it makes; raises ConflictError if too little is left."""
     if not _change(session, allocation_id, granted, reserved, spent, committed):
         needed, left = too_much(abs(seconds), account(session, allocation_id).left)
         raise ConflictError(f"{needed} GPU-hours are needed; the allocation has {left} left.")
@@ -280,7 +280,7 @@ def _move(
 def _change(
     session: Session, allocation_id: int, granted: int = 0, reserved: int = 0, spent: int = 0, committed: int = 0
 ) -> bool:
-    """Whether the balance could be changed with no part of it falling below zero."""
+    """Change an allocation's balance; returns False, with nothing written, if a part of it would fall below zero."""
     changed = transition.write_where(
         session,
         Balance,
@@ -298,7 +298,7 @@ def _change(
 
 
 def _draw(session: Session, allocation_id: int, grant_id: int, seconds: int, committed: int) -> None:
-    """Take `seconds` of a running grant for an allocation, and commit more to it."""
+    """Draw `seconds` of a running grant for an allocation and commit more to it; raises ConflictError."""
     running = select(Grant.id).where(Grant.id == grant_id, Grant.until > utcnow()).exists()
     if not session.scalar(select(running)):
         raise ConflictError("The sponsor's grant has ended; nothing more of it can be given.")
@@ -325,7 +325,7 @@ def _move_grant(
 
 
 def _change_grant(session: Session, grant_id: int, *, drawn: int = 0, committed: int = 0) -> None:
-    """Change a grant's balance with no part of it falling below zero; raises ConflictError where too little is left."""
+    """Change a grant's balance; raises ConflictError if a part of it would fall below zero."""
     changed = transition.write_where(
         session,
         Grant,

@@ -1,4 +1,4 @@
-"""Pools of GPUs, and the grants by which sponsors give their time to the community."""
+"""Pools of GPUs, and the grants by which sponsors give GPU time to the community."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ MOST_GPUS = 1_000_000
 
 
 class Pool(Base, table=True):
-    """Devices of one kind in one place. On a pool without GPUs a “GPU” is one process slot of the CPU."""
+    """GPUs of one kind in one place. In a pool of CPUs a “GPU” stands for one process."""
 
     __tablename__ = "pools"
 
@@ -44,9 +44,9 @@ class Pool(Base, table=True):
 
 
 class Grant(Base, table=True):
-    """GPU-seconds of a pool that a sponsor gives to the community until a day; every allocation draws on one.
+    """GPU-seconds of a pool that a sponsor gives until a day; every allocation draws on one grant.
 
-    `drawn` is granted to allocations, `committed` is kept for their second halves; only the ledger moves either.
+    `drawn` is granted to allocations and `committed` is kept for their second halves; only the ledger changes the two.
     """
 
     __tablename__ = "grants"
@@ -64,7 +64,7 @@ class Grant(Base, table=True):
 
 
 class GrantMovement(StrEnum):
-    """The kinds of movement on a grant: between what is left, what is committed and what is drawn."""
+    """The kinds of movement on a grant, between what is left, committed and drawn."""
 
     GIVE = "give"
     DRAW = "draw"
@@ -75,7 +75,7 @@ class GrantMovement(StrEnum):
 
 
 class GrantRow(Base, table=True):
-    """One movement on a grant, for an allocation; append-only, like the ledger of allocations."""
+    """One movement on a grant for an allocation; append-only, as is the ledger of allocations."""
 
     __tablename__ = "grant_ledger"
     __table_args__ = (CheckConstraint("seconds > 0", name="positive"),)
@@ -163,7 +163,7 @@ def add_grant(
     until: datetime,
     actor: Actor | None = None,
 ) -> int:
-    """Write a sponsor's grant of GPU-seconds down and return its id; `actor` None is the operator."""
+    """Add a sponsor's grant of GPU-seconds and return its id; `actor` None is the operator."""
     rights.require_admin(actor, Act.MANAGE_COMPUTE)
     if seconds < 1:
         raise InvalidError("A grant gives at least one GPU-second.")
@@ -188,7 +188,7 @@ def add_grant(
 
 
 def named(session: Session, name: str) -> Pool:
-    """The pool of that name; raises NotFoundError with the names there are."""
+    """The pool of that name; raises NotFoundError, whose sentence lists the names of all pools."""
     pool = session.scalars(select(Pool).where(Pool.name == name)).one_or_none()
     if pool is None:
         raise NotFoundError(f"There is no pool “{name}”; the pools are: {', '.join(names(session)) or 'none yet'}.")
@@ -196,17 +196,17 @@ def named(session: Session, name: str) -> Pool:
 
 
 def largest_in(session: Session, name: str) -> int:
-    """`largest` of the pool of that name; raises NotFoundError."""
+    """What `largest` returns for the pool of that name; raises NotFoundError."""
     return largest(session, named(session, name).id)
 
 
 def sharing(session: Session) -> Sequence[Pool]:
-    """The pools that share the GPUs of the worker's host, in the order in which these are dealt out to them."""
+    """The pools that share the GPUs of the worker's host, in the order in which its GPUs are assigned to them."""
     return [pool for pool in session.scalars(select(Pool).order_by(col(Pool.id))) if pool.shares_gpus]
 
 
 def numbers_on_host(session: Session, pool: Pool, devices: str) -> str:
-    """The numbers that the host knows a local pool's `devices` by, such as “2,3”; empty where it has no GPUs."""
+    """The host's numbers of a local pool's `devices`, such as “2,3”; empty for a pool of CPUs."""
     if not pool.shares_gpus:
         return ""
     first = sum(other.gpus for other in sharing(session) if other.id < pool.id)
@@ -229,7 +229,7 @@ def every(session: Session) -> Sequence[Pool]:
 
 
 def grants(session: Session) -> Sequence[GrantView]:
-    """All grants, the one that ends first first."""
+    """All grants, in the order of their ends."""
     rows = session.execute(
         select(Grant, Pool.name)
         .join(Pool, col(Pool.id) == Grant.pool_id)
@@ -252,24 +252,24 @@ def grants(session: Session) -> Sequence[GrantView]:
 
 
 def largest(session: Session, pool_id: int) -> int:
-    """The most GPU-seconds that one allocation can be given: it draws on one of the pool's running grants."""
+    """The most GPU-seconds for one allocation: the largest rest among the pool's running grants."""
     return largest_by_pool(session).get(pool_id, 0)
 
 
 def largest_by_pool(session: Session) -> Mapping[int, int]:
-    """What `largest` says of each pool that has a running grant."""
+    """What `largest` returns for each pool with a running grant."""
     return _of_running_grants(session, func.max)
 
 
 def available(session: Session) -> Mapping[int, int]:
-    """GPU-seconds of each pool with running grants that these have not yet given to allocations."""
+    """GPU-seconds left of the running grants of each pool that has such grants."""
     return _of_running_grants(session, func.sum)
 
 
 def _of_running_grants(
     session: Session, aggregate: Callable[[ColumnElement[int]], ColumnElement[int]]
 ) -> Mapping[int, int]:
-    """An aggregate, such as the sum, of what is left of the running grants of each pool."""
+    """An aggregate, such as the sum, of what is left of each pool's running grants, in GPU-seconds."""
     left = aggregate(col(Grant.seconds) - Grant.drawn - Grant.committed)
     rows = session.execute(select(Grant.pool_id, left).where(Grant.until > utcnow()).group_by(col(Grant.pool_id)))
     return {pool_id: int(seconds) for pool_id, seconds in rows}

@@ -1,4 +1,4 @@
-"""Tiers: how much weight a decision on GPU time needs, by its size."""
+"""Tiers: how many reviewers a decision on GPU time takes, by its size."""
 
 from dataclasses import dataclass
 
@@ -11,8 +11,8 @@ from projects import policies
 class Tiers:
     """The bounds of the tiers, in GPU-hours.
 
-    Up to `starter_hours` a project's first request is granted by policy; up to `one_reviewer_hours` one reviewer
-    decides, above two; above `halves_hours` a grant comes in two halves.
+    Policy grants a project's first request of up to `starter_hours`. One reviewer decides up to `one_reviewer_hours`,
+    two decide above. An allocation of more than `halves_hours` comes in two halves.
     """
 
     starter_hours: float = 1
@@ -31,11 +31,11 @@ class Tiers:
 
     @property
     def halves(self) -> int:
-        """The most GPU-seconds that are granted at once and whole."""
+        """The most GPU-seconds that are granted in one piece."""
         return int(self.halves_hours * 3600)
 
 
 def current(session: Session) -> Tiers:
-    """As the operator's policies have them now."""
+    """The tiers by the present policies."""
     now = policies.current(session)
     return Tiers(now.starter_hours, now.one_reviewer_hours, now.halves_hours)

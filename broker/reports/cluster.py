@@ -40,7 +40,8 @@ class PoolStatus:
 class ProjectUse:
     """What a project was granted and has spent of all pools, in GPU-seconds.
 
-    `lately` is its part of all use of late, halved every seven days, by which fair-share goes.
+    `lately` is the project's share of all recent use, from 0 to 1. Use counts half after seven days; fair-share goes by
+    it.
     """
 
     project_id: int
@@ -51,7 +52,7 @@ class ProjectUse:
 
 
 def status(session: Session) -> Sequence[PoolStatus]:
-    """Every pool, by name."""
+    """The status of every pool, by name."""
     state = snapshot.load(session)
     sizes = select(Run.id, Run.gpus).where(col(Run.id).in_([held.run_id for held in state.held]))
     gpus = {row.id: row.gpus for row in session.execute(sizes)}
@@ -77,7 +78,7 @@ def status(session: Session) -> Sequence[PoolStatus]:
 
 
 def usage(session: Session, pool: str | None = None, *, limit: int = 12) -> Sequence[ProjectUse]:
-    """The projects that were granted something, of one pool or of all, those that spent most first."""
+    """The use of the projects that were granted something, of one pool or all, the largest spender first."""
     state = snapshot.load(session)
     standings = fairshare.standings(state.usage, dict.fromkeys(state.usage, 1.0))
     spent = func.sum(col(Balance.spent))

@@ -25,7 +25,7 @@ from projects.record.record import Entry, Payload
 
 @dataclass(frozen=True)
 class Remark:
-    """What a reviewer asked about a request, or what was answered."""
+    """A reviewer's question about a request, or an answer to one."""
 
     by: str
     said: str
@@ -160,7 +160,7 @@ def _available(session: Session, asked: Sequence[Allocation]) -> Mapping[int, in
 
 
 def _remarks(session: Session, asked: Sequence[Allocation]) -> Mapping[int, Sequence[Remark]]:
-    """What was asked and answered about each request, the oldest first, without what was blanked."""
+    """The questions and answers about each request, the oldest first, without redacted ones."""
     streams = {record.project_stream(allocation.project_id) for allocation in asked}
     bodies = session.execute(
         select(Entry.kind, Payload.body)

@@ -21,9 +21,9 @@ GOOD_FOR = timedelta(hours=1)
 
 
 class RunPlan(Base, table=True):
-    """An order as typed, under the request id that its run is to have; the allocation is the one it was priced on.
+    """An order as typed, with the request id of its future run and the allocation that it was priced on.
 
-    None is ever deleted: a button that is still about must not come to mean another one.
+    No row is ever deleted: a button in an old message must never mean another plan.
     """
 
     __tablename__ = "launch_drafts"
@@ -46,7 +46,7 @@ class RunPlan(Base, table=True):
 
 @dataclass(frozen=True)
 class Preview:
-    """What a member sees before they confirm: what the run would be and cost, and where it would stand in the queue."""
+    """What a member sees before confirming: the run, its cost, and its position in the queue."""
 
     plan_id: int
     quote: Quote
@@ -97,7 +97,7 @@ def plan_fork(
     gpus: int | None = None,
     allocation_id: int | None = None,
 ) -> Preview:
-    """Keep a fork until it is confirmed, with what its parent had where nothing else is given."""
+    """Plan a fork: what is not given is as in its parent. Raises the errors of a launch."""
     order = launching.fork_order(
         session, run_id, step, overrides=overrides, time_limit=time_limit, gpus=gpus, allocation_id=allocation_id
     )
@@ -105,12 +105,12 @@ def plan_fork(
 
 
 def plan_rerun(session: Session, actor: Actor, request_id: str, run_id: int) -> Preview:
-    """Keep the same run once more until it is confirmed; a fork starts from the same step again."""
+    """Plan the same run once more; a fork starts from the same step again. Raises the errors of a launch."""
     return plan_run(session, actor, request_id, launching.rerun_order(session, run_id))
 
 
 def confirm(session: Session, actor: Actor, plan_id: int) -> Receipt:
-    """Launch what was asked for; a second confirmation returns the same run. Raises the errors of a launch by now."""
+    """Launch the planned run; a second confirmation returns the same run. Raises the errors of a launch."""
     plan = _own(session, actor, plan_id)
     launched = _launched(session, plan)
     if launched is not None:
@@ -124,7 +124,7 @@ def confirm(session: Session, actor: Actor, plan_id: int) -> Receipt:
 
 
 def discard(session: Session, actor: Actor, plan_id: int) -> None:
-    """Discard a plan; raises ConflictError where its run is launched already."""
+    """Discard a plan; raises ConflictError if its run is launched already."""
     plan = _own(session, actor, plan_id)
     launched = _launched(session, plan)
     if launched is not None:
@@ -133,7 +133,7 @@ def discard(session: Session, actor: Actor, plan_id: int) -> None:
 
 
 def _own(session: Session, actor: Actor, plan_id: int) -> RunPlan:
-    """The actor's plan, locked, so that two presses of its buttons take turns."""
+    """The actor's own plan, with its row locked, so that two presses of its buttons take turns; raises DomainError."""
     plan = session.get(RunPlan, plan_id, with_for_update={"key_share": True}, populate_existing=True)
     if plan is None:
         raise NotFoundError("There is no such offer; type the command again.")
@@ -146,7 +146,7 @@ def _own(session: Session, actor: Actor, plan_id: int) -> RunPlan:
 
 
 def _order(plan: RunPlan) -> Order:
-    """What was asked for, on the allocation that it was priced on."""
+    """The order that a plan stands for, on the allocation that it was priced on."""
     return Order(
         project_id=plan.project_id,
         recipe=plan.recipe,

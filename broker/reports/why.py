@@ -1,6 +1,6 @@
-"""Why a run waits: the one reason, its position, what its priority is made of, and when it is expected to start.
+"""Why a run waits: the reason, its position, the factors of its priority, and its expected start.
 
-EntryView from the same plan of the same state that the scheduler decides by.
+The answers come from the same plan of the same state that the scheduler decides by.
 """
 
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ UNBORN = 0
 
 @dataclass(frozen=True)
 class Factors:
-    """What decides a run's position: its project's standing by fair-share, then its age in seconds."""
+    """What decides a run's position: its project's standing in fair-share, then the run's age in seconds."""
 
     project: Standing
     age: float
@@ -38,7 +38,7 @@ class Factors:
 class Why:
     """Why a run is where it is. `position`, of `length`, and `factors` are None unless the run is queued.
 
-    `expected` is when it starts at the latest if nothing comes before it; None where nobody can say.
+    `expected` is the latest start if no other run comes before this one; None if that is unknown.
     """
 
     run_id: int
@@ -54,7 +54,7 @@ class Why:
 
 
 def why(session: Session, run_id: int) -> Why:
-    """Why the run waits, or that it does not; raises NotFoundError."""
+    """Why the run waits, or that it does not wait; raises NotFoundError."""
     run = runs.load(session, run_id)
     refusal = ""
     if run.state == RunState.QUEUED:
@@ -79,7 +79,7 @@ def why(session: Session, run_id: int) -> Why:
 
 
 def queue(session: Session, pool: str | None = None, *, limit: int = 25) -> list[Why]:
-    """The first of each pool's queue, or of one pool's, in order; raises NotFoundError."""
+    """The first `limit` runs in the queue of each pool, or of one pool, in order; raises NotFoundError."""
     only = None if pool is None else pools.named(session, pool).id
     explainer = _Explainer(session, snapshot.load(session))
     return [
@@ -91,7 +91,7 @@ def queue(session: Session, pool: str | None = None, *, limit: int = 25) -> list
 
 
 def forecast(session: Session, run: Run) -> Why:
-    """Where a run that is in no queue yet would stand if it were queued now."""
+    """Where a run that is not queued yet would stand if it were queued now."""
     state = snapshot.load(session)
     account = ledger.account(session, run.allocation_id)
     new = Waiting(
@@ -113,7 +113,7 @@ def forecast(session: Session, run: Run) -> Why:
 
 
 class _Explainer:
-    """A plan in words."""
+    """Explains the runs of a queue by the plan that the scheduler would make now."""
 
     def __init__(self, session: Session, state: QueueState) -> None:
         self.state = state
@@ -174,7 +174,7 @@ class _Explainer:
 
 
 def _called(project: Project) -> str:
-    """A project in a list that everyone sees: without its title where a moderator has hidden it."""
+    """The project's name in a public list, without the title if a moderator has hidden the project."""
     return f"P{project.id}" if project.hidden else project.title
 
 

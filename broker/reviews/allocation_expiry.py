@@ -1,7 +1,7 @@
-"""Tending: what time does to allocations. Ends, exhaustion, deadlines of second halves, and warnings before them.
+"""Allocation expiry: ends of allocations, exhaustion, deadlines of second halves, and the warnings before these.
 
-And what the end of a project does to its allocations and runs. Each allocation is tended in a transaction of its own,
-on its locked row, and each project that is over in one; two schedulers at once do nothing twice.
+The end of a project winds up its allocations and runs. Each allocation and each ended project is updated in a
+transaction of its own, on a locked row, so that two schedulers at once do nothing twice.
 """
 
 from collections import defaultdict
@@ -32,7 +32,7 @@ Mark = tuple[str, str]
 
 
 class AllocationWarning(Base, table=True):
-    """That a mark has been passed: so many days before which end (`about`), or so much of how many GPU-seconds."""
+    """A mark that was passed: `mark` is days before an end or a share of GPU-seconds, `about` that end or total."""
 
     __tablename__ = "allocation_warnings"
 
@@ -43,7 +43,7 @@ class AllocationWarning(Base, table=True):
 
 
 def update_all(db: Database, now: datetime) -> None:
-    """Tend every project that is over, and every allocation on which something is due at `now`."""
+    """Wind up every ended project, and update every allocation on which something is due at `now`."""
     with db.read() as session:
         over = unsettled(session)
     for project_id in over:
@@ -57,7 +57,7 @@ def update_all(db: Database, now: datetime) -> None:
 
 
 def unsettled(session: Session) -> Sequence[int]:
-    """The projects that are over and still have allocations, open requests or runs; only reads."""
+    """The ended projects that still have live allocations, open requests or runs. Only reads."""
     has = col(Allocation.state).in_((AllocationState.REQUESTED, *LIVE))
     allocated = select(Allocation.id).where(Allocation.project_id == Project.id, has).exists()
     running = select(Run.id).where(Run.project_id == Project.id, control.cancellable()).exists()
@@ -66,9 +66,9 @@ def unsettled(session: Session) -> Sequence[int]:
 
 
 def wind_up(session: Session, project_id: int) -> None:
-    """End the allocations, open requests and runs of a project that is over, all or nothing, with an entry for each.
+    """End the allocations, open requests and runs of an ended project, all or nothing, with an entry for each.
 
-    What no run has reserved returns to the grant at once, the rest as soon as the runs have stopped.
+    GPU-seconds that no run has reserved return to the grant at once, the rest when the runs have stopped.
     """
     why = f"its project is {session.get_one(Project, project_id).stage}"
     ids = select(Allocation.id).where(Allocation.project_id == project_id).order_by(col(Allocation.id))
@@ -85,7 +85,7 @@ def wind_up(session: Session, project_id: int) -> None:
 
 
 def due(session: Session, now: datetime) -> list[int]:
-    """The allocations on which something is to be done; only reads."""
+    """The allocations on which something is due at `now`. Only reads."""
     warned: defaultdict[int, set[Mark]] = defaultdict(set)
     live = col(Allocation.state).in_(LIVE)
     marks = (
@@ -111,7 +111,7 @@ def due(session: Session, now: datetime) -> list[int]:
 
 
 def update_one(session: Session, allocation_id: int, now: datetime) -> None:
-    """Do what is due on one allocation, with an entry of the record for each thing done."""
+    """Do what is due on an allocation at `now`, with an entry for each thing done."""
     allocation = allocations.lock(session, allocation_id)
     if allocation.state not in LIVE:
         _collect(session, allocation)
@@ -137,7 +137,7 @@ def update_one(session: Session, allocation_id: int, now: datetime) -> None:
 
 
 def _collect(session: Session, allocation: Allocation) -> None:
-    """Return to the grant what an allocation that has ended was given back, and let what is asked of it lapse."""
+    """Return to the grant what an ended allocation was given back, and withdraw its open request for a change."""
     returned = ledger.give_back(session, allocation.id, f"it is {allocation.state}")
     changes.lapse(session, allocation)
     if returned:
@@ -145,7 +145,7 @@ def _collect(session: Session, allocation: Allocation) -> None:
 
 
 def _warn(session: Session, allocation: Allocation, now: datetime) -> None:
-    """Of the marks passed since the last look, tell the nearest of each kind, and none of them ever again."""
+    """Record the nearest newly passed mark of each kind; every passed mark counts as warned of from then on."""
     balance = session.get_one(Balance, allocation.id, populate_existing=True)
     known = session.execute(
         select(AllocationWarning.mark, AllocationWarning.about).where(AllocationWarning.allocation_id == allocation.id)
@@ -166,7 +166,7 @@ def _warn(session: Session, allocation: Allocation, now: datetime) -> None:
 
 
 def _is_due(allocation: Allocation, balance: Balance, now: datetime) -> bool:
-    """Whether the allocation's state no longer fits its time and its balance."""
+    """Whether the allocation's state no longer fits its end or its balance."""
     left = balance.granted - balance.reserved - balance.spent
     if allocation.state not in LIVE:
         return left > 0
@@ -177,13 +177,14 @@ def _is_due(allocation: Allocation, balance: Balance, now: datetime) -> bool:
 
 
 def _passed(allocation: Allocation, balance: Balance, now: datetime) -> Set[Mark]:
-    """The marks that the allocation has passed; one that was shorter than a mark from its start never passes it."""
+    """The marks that the allocation has passed; a mark before the start of a short allocation does not count."""
     if allocation.state != AllocationState.APPROVED:
         return frozenset()
     return frozenset(_of_time(allocation, now)) | frozenset(_of_hours(balance))
 
 
 def _of_time(allocation: Allocation, now: datetime) -> Iterable[Mark]:
+    """The marks of days before the allocation's end that have passed."""
     since = allocation.decided_at or allocation.created_at
     for days in DAYS:
         at = allocation.until - timedelta(days=days)
@@ -192,6 +193,7 @@ def _of_time(allocation: Allocation, now: datetime) -> Iterable[Mark]:
 
 
 def _of_hours(balance: Balance) -> Iterable[Mark]:
+    """The marks of shares of the granted GPU-seconds that are spent."""
     for percent in PERCENTS:
         if 100 * balance.spent >= percent * balance.granted > 0:
             yield f"{percent}%", str(balance.granted)

@@ -1,4 +1,4 @@
-"""Changes of a live allocation, more hours or a later end: requests of their own, decided by the same rules."""
+"""Changes of a live allocation, more GPU-hours or a later end: requests that are reviewed like new allocations."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from projects.quotas import QuotaKind
 
 
 class ChangeState(StrEnum):
-    """Where a request for a change stands."""
+    """The states of a request for a change."""
 
     REQUESTED = "requested"
     APPROVED = "approved"
@@ -41,7 +41,7 @@ TRANSITIONS: dict[ChangeState, frozenset[ChangeState]] = {
 
 
 class AllocationChange(Endorsable, table=True):
-    """A request for `seconds` more (0: none) and for another end (None: the same) of an allocation."""
+    """A request for `seconds` more, or 0, and for another end `until`, or None, of an allocation."""
 
     __tablename__ = "allocation_changes"
 
@@ -60,7 +60,7 @@ class AllocationChange(Endorsable, table=True):
 
 @dataclass(frozen=True)
 class ChangeView:
-    """A request for a change as people read it; `seconds` are GPU-seconds more than before."""
+    """A request for a change as people read it; `seconds` are GPU-seconds on top of those granted."""
 
     id: int
     allocation_id: int
@@ -84,7 +84,7 @@ def request(
     hours: str = "",
     until: str = "",
 ) -> int:
-    """Ask for more hours, a later end, or both; returns the change's id, the same one for a repeat of the request."""
+    """Request more hours, a later end, or both; returns the change's id. A repeated request returns the same id."""
     earlier = session.scalars(
         select(AllocationChange.id).where(AllocationChange.request_id == request_id)
     ).one_or_none()
@@ -117,7 +117,7 @@ def request(
 
 
 def check_may_request(session: Session, actor: Actor, allocation_id: int) -> Person:
-    """The lead, where a change of the allocation can be asked for now. Only reads: a form may be opened on it."""
+    """The lead, if a change of the allocation can be requested now; raises DomainError. Only reads."""
     lead = allocations.check_may_ask_more(session, actor, allocation_id)
     project = session.get_one(Project, allocations.load(session, allocation_id).project_id)
     if project.stage != Stage.ACTIVE:
@@ -128,13 +128,13 @@ def check_may_request(session: Session, actor: Actor, allocation_id: int) -> Per
 
 
 def check_may_approve(session: Session, actor: Actor, change_id: int) -> None:
-    """As `check_may_decide`; and it takes another reviewer than who has endorsed it. Only reads."""
+    """Raise unless the actor may decide on the change and has not endorsed it already. Only reads."""
     check_may_decide(session, actor, change_id)
     check_second(session, actor, load(session, change_id))
 
 
 def check_may_decide(session: Session, actor: Actor, change_id: int) -> None:
-    """Raise unless the actor is a reviewer, the change is open, and it is not one of their own project. Only reads."""
+    """Raise unless the actor is a reviewer outside the project and the change is open. Only reads."""
     change = load(session, change_id)
     project_id = allocations.load(session, change.allocation_id).project_id
     reviews.require_reviewer(session, actor, project_id, change.requested_by)
@@ -151,9 +151,9 @@ def approve(
     reason: str,
     hours: str = "",
 ) -> ChangeState:
-    """Grant the change, with fewer `hours` where they are given, or endorse it; returns where it stands now.
+    """Approve the change, with fewer `hours` if these are given, or endorse it; returns the change's state.
 
-    What the allocation would come to says how many reviewers it takes.
+    The size that the allocation would have decides how many reviewers it takes.
     """
     change, allocation = _locked(session, change_id)
     check_may_decide(session, actor, change_id)
@@ -190,7 +190,7 @@ def approve(
 
 
 def decline(session: Session, actor: Actor, change_id: int, *, reason: str) -> None:
-    """Refuse the change, with a reason."""
+    """Decline the change, with a reason."""
     change, allocation = _locked(session, change_id)
     check_may_decide(session, actor, change_id)
     because = text.prose("The reason", reason, most=text.USUAL)
@@ -200,7 +200,7 @@ def decline(session: Session, actor: Actor, change_id: int, *, reason: str) -> N
 
 
 def withdraw(session: Session, actor: Actor, change_id: int, *, reason: str) -> None:
-    """Take an open request for a change back; for who asked and for the project's lead."""
+    """Withdraw an open request for a change; the requester and the project's lead may."""
     change, allocation = _locked(session, change_id)
     person = allocations.require_asker(session, actor, allocation.project_id, change.requested_by)
     because = text.prose("The reason", reason, most=text.USUAL)
@@ -209,7 +209,7 @@ def withdraw(session: Session, actor: Actor, change_id: int, *, reason: str) -> 
 
 
 def lapse(session: Session, allocation: Allocation) -> None:
-    """Take back what is asked for of an allocation that has ended: nobody can grant it any more."""
+    """Withdraw the open request for a change of an allocation that has ended."""
     change_id = open_of(session, allocation.id)
     if change_id is None:
         return
@@ -227,7 +227,7 @@ def load(session: Session, change_id: int) -> AllocationChange:
 
 
 def open_of(session: Session, allocation_id: int) -> int | None:
-    """The one change of the allocation that is not decided yet, if there is one."""
+    """The id of the allocation's open request for a change; None without one."""
     open_ = select(AllocationChange.id).where(
         AllocationChange.allocation_id == allocation_id, AllocationChange.state == ChangeState.REQUESTED
     )
@@ -235,26 +235,26 @@ def open_of(session: Session, allocation_id: int) -> int | None:
 
 
 def allocations_with_open(session: Session, allocation_ids: Collection[int]) -> set[int]:
-    """Those of some allocations of which a change is asked for and not decided yet."""
+    """Those of the allocations that have an open request for a change."""
     open_ = col(AllocationChange.state) == ChangeState.REQUESTED
     asked = select(AllocationChange.allocation_id).where(col(AllocationChange.allocation_id).in_(allocation_ids), open_)
     return set(session.scalars(asked))
 
 
 def check_may_withdraw(session: Session, actor: Actor, change_id: int) -> None:
-    """Raise unless the actor asked for the change or leads the project. Only reads: a form may be opened on it."""
+    """Raise ForbiddenError unless the actor requested the change or leads the project. Only reads."""
     change = load(session, change_id)
     project_id = allocations.load(session, change.allocation_id).project_id
     allocations.require_asker(session, actor, project_id, change.requested_by)
 
 
 def of_allocation(session: Session, allocation_id: int) -> Sequence[ChangeView]:
-    """The changes asked for, the newest first."""
+    """The allocation's changes, the newest first."""
     return _views(session, col(AllocationChange.allocation_id) == allocation_id)
 
 
 def of_project(session: Session, project_id: int) -> Sequence[ChangeView]:
-    """The changes asked for of any allocation of the project, the newest first."""
+    """The changes of all allocations of the project, the newest first."""
     return _views(session, col(Allocation.project_id) == project_id)
 
 
@@ -265,7 +265,7 @@ def view(session: Session, change_id: int) -> ChangeView:
 
 
 def _views(session: Session, which: ColumnElement[bool]) -> Sequence[ChangeView]:
-    """The changes that meet a condition on them or their allocations, the newest first, all by one query."""
+    """The changes that meet a condition on change or allocation, the newest first; one query reads them all."""
     requester, decider, endorser = aliased(Person), aliased(Person), aliased(Person)
     rows = session.execute(
         select(AllocationChange, requester.name, decider.name, endorser.name)
@@ -295,7 +295,7 @@ def _views(session: Session, which: ColumnElement[bool]) -> Sequence[ChangeView]
 
 
 def _check_can_last(session: Session, allocation: Allocation) -> None:
-    """Raise ConflictError where the allocation ends with its grant: a later end would change nothing."""
+    """Raise ConflictError if the allocation ends with its grant, so that a later end would change nothing."""
     if allocation.grant_id is None:
         return
     source = session.get_one(Grant, allocation.grant_id, populate_existing=True)
@@ -307,13 +307,13 @@ def _check_can_last(session: Session, allocation: Allocation) -> None:
 
 
 def _locked(session: Session, change_id: int) -> tuple[AllocationChange, Allocation]:
-    """The change and its allocation; the allocation is locked first, like for every other decision on it."""
+    """The change and its allocation, whose row is locked first, as for every decision on an allocation."""
     allocation = allocations.lock(session, load(session, change_id).allocation_id)
     return session.get_one(AllocationChange, change_id, populate_existing=True), allocation
 
 
 def _move(session: Session, change: AllocationChange, to: ChangeState, by: Person | None, reason: str) -> None:
-    """Close the request, for a reason and by whom it was decided: None where nobody did."""
+    """Close the request with a reason; `by` is the deciding person, or None if nobody decided."""
     decided = {"decided_by": None if by is None else by.id, "reason": reason}
     transition.move(session, change, to, TRANSITIONS, decided, name=f"The request {change.id} for a change")
 

@@ -1,6 +1,6 @@
-"""What admins and operators do with pools and grants: fields come as typed, each change is public and has a reason.
+"""The inventory of pools and grants, as admins and operators change it: in public, with a reason, from typed fields.
 
-Throughout, `actor` None is the operator.
+In all functions, `actor` None is the operator.
 """
 
 import re
@@ -33,7 +33,7 @@ def add_pool(
     gpus: str,
     price_weight: str,
 ) -> None:
-    """Add a pool of this host under a name that is free."""
+    """Add a pool of this host's GPUs; raises ForbiddenError, InvalidError and ConflictError."""
     rights.require_admin(actor, Act.MANAGE_COMPUTE)
     pools.add_pool(
         session,
@@ -54,7 +54,7 @@ def change_pool(
     price_weight: str = "",
     reason: str,
 ) -> None:
-    """Set a pool's count of GPUs and its price weight; a field left empty stays as it is."""
+    """Change a pool's number of GPUs and price weight; an empty field stays as it is."""
     rights.require_admin(actor, Act.MANAGE_COMPUTE)
     because = text.prose("The reason", reason, most=text.USUAL)
     pool = pools.named(session, name)
@@ -79,7 +79,7 @@ def change_pool(
 
 
 def add_grant(session: Session, actor: Actor | None, *, pool: str, sponsor: str, hours: str, until: str) -> int:
-    """Add a sponsor's grant; returns its number."""
+    """Add a sponsor's grant; returns its id."""
     rights.require_admin(actor, Act.MANAGE_COMPUTE)
     return pools.add_grant(
         session,
@@ -100,7 +100,7 @@ def change_grant(
     until: str = "",
     reason: str,
 ) -> None:
-    """Add GPU-hours to a grant, or move its end; a field left empty stays as it is."""
+    """Add GPU-hours to a grant or change its end; an empty field stays as it is."""
     rights.require_admin(actor, Act.MANAGE_COMPUTE)
     because = text.prose("The reason", reason, most=text.USUAL)
     grant = session.get(Grant, grant_id, with_for_update=True, populate_existing=True)
@@ -134,7 +134,7 @@ def spent_by_grant(session: Session) -> Mapping[int, int]:
 
 
 def sponsors(session: Session, project_id: int) -> Sequence[str]:
-    """Who gave what runs of the project have spent, by name."""
+    """The names of the sponsors whose GPU time the project's runs have spent."""
     return session.scalars(
         select(Grant.sponsor)
         .join(Balance, col(Balance.grant_id) == Grant.id)
@@ -146,7 +146,7 @@ def sponsors(session: Session, project_id: int) -> Sequence[str]:
 
 
 def _check_later_rest(session: Session, pool: Pool) -> None:
-    """Raise ConflictError where something runs on a pool whose GPUs come after this one's on the host."""
+    """Raise ConflictError if a run holds GPUs that would get other numbers: those of the host's later pools."""
     for later in pools.sharing(session):
         if later.id <= pool.id:
             continue

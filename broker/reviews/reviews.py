@@ -1,7 +1,8 @@
-"""Reviews: what reviewers decide on allocations, each time with a reason that everyone can read.
+"""Reviews: reviewers' decisions on allocations, each with a public reason.
 
-Nobody decides on a request of their own project. Up to a bound one reviewer decides; above it the first consent is an
-endorsement, and a second reviewer grants at most the lesser of both. A refusal by either ends the request.
+Nobody decides on a request of their own project. One reviewer decides up to a size. Above it the first consent is an
+endorsement, and the second reviewer grants at most the lesser of both amounts. A refusal by either one ends the
+request.
 """
 
 from sqlalchemy.orm import Session
@@ -23,7 +24,7 @@ from projects.rights import Act
 
 
 def require_reviewer(session: Session, actor: Actor, project_id: int, asked_by: int) -> None:
-    """Raise ForbiddenError unless the actor is a reviewer, not of this project, and not who asked. Only reads."""
+    """Raise ForbiddenError unless the actor is a reviewer, outside the project, and not the requester. Only reads."""
     if actor.roles.isdisjoint(rights.MAY[Act.REVIEW]):
         raise ForbiddenError("Only compute reviewers can decide requests; the reviewers' role is given by the admins.")
     person = people.find(session, actor)
@@ -31,12 +32,12 @@ def require_reviewer(session: Session, actor: Actor, project_id: int, asked_by: 
         return
     if projects.works_on(session, person, session.get_one(Project, project_id)):
         raise ForbiddenError("Nobody decides on a request of their own project; another reviewer can.")
-    if person.id == asked_by:  # who has left the project has asked all the same
+    if person.id == asked_by:  # a requester who has left the project still may not decide
         raise ForbiddenError("Nobody decides on what they have asked for themselves; another reviewer can.")
 
 
 def check_may_decide(session: Session, actor: Actor, allocation_id: int) -> None:
-    """Raise unless the actor is a reviewer, the request is open, and it is not their own or their own project's."""
+    """Raise unless the actor is a reviewer outside the project and the request is open. Only reads."""
     allocation = allocations.load(session, allocation_id)
     require_reviewer(session, actor, allocation.project_id, allocation.requested_by)
     if allocation.state != AllocationState.REQUESTED:
@@ -45,7 +46,7 @@ def check_may_decide(session: Session, actor: Actor, allocation_id: int) -> None
 
 
 def check_may_approve(session: Session, actor: Actor, allocation_id: int) -> None:
-    """As `check_may_decide`; and it takes another reviewer than who has endorsed it. Only reads."""
+    """Raise unless the actor may decide on the request and has not endorsed it already. Only reads."""
     check_may_decide(session, actor, allocation_id)
     check_second(session, actor, allocations.load(session, allocation_id))
 
@@ -58,7 +59,7 @@ def approve(
     hours: str,
     reason: str,
 ) -> AllocationState:
-    """Grant the request in full or in part, or endorse a large one; returns where it stands now."""
+    """Approve the request in full or in part, or endorse a large one; returns the allocation's state."""
     renews = allocations.load(session, allocation_id).renews_id
     earlier = None if renews is None else allocations.lock(session, renews)
     allocation = allocations.lock(session, allocation_id)
@@ -86,7 +87,7 @@ def approve(
 
 
 def _renew(session: Session, earlier: Allocation, later: Allocation) -> None:
-    """End the allocation that another succeeds, unless it has ended by itself meanwhile; its runs go on with that."""
+    """End a live allocation that another one renews; its runs go on with the new one."""
     if earlier.state not in LIVE:
         return
     carried = control.carry_over(session, earlier, later)
@@ -95,7 +96,7 @@ def _renew(session: Session, earlier: Allocation, later: Allocation) -> None:
 
 
 def decline(session: Session, actor: Actor, allocation_id: int, *, reason: str) -> None:
-    """Refuse the request, with a reason."""
+    """Decline the request, with a reason."""
     allocation = allocations.lock(session, allocation_id)
     check_may_decide(session, actor, allocation_id)
     because = text.prose("The reason", reason, most=text.USUAL)
@@ -116,7 +117,7 @@ def ask(session: Session, actor: Actor, allocation_id: int, question: str) -> No
 
 
 def answer(session: Session, actor: Actor, allocation_id: int, said: str) -> None:
-    """Answer what was asked about an open request; for who made it and for the project's lead."""
+    """Answer a reviewer's question about an open request; the requester and the project's lead may."""
     allocation = allocations.lock(session, allocation_id)
     person = check_may_answer(session, actor, allocation_id)
     answered = text.prose("The answer", said, most=text.USUAL)
@@ -124,7 +125,7 @@ def answer(session: Session, actor: Actor, allocation_id: int, said: str) -> Non
 
 
 def check_may_answer(session: Session, actor: Actor, allocation_id: int) -> Person:
-    """The person who may answer: who asked for the allocation, or the lead; while the request is open. Only reads."""
+    """The person of the actor: requester or lead, while the request is open; raises DomainError. Only reads."""
     allocation = allocations.load(session, allocation_id)
     person = allocations.require_asker(session, actor, allocation.project_id, allocation.requested_by)
     if allocation.state != AllocationState.REQUESTED:
@@ -133,14 +134,14 @@ def check_may_answer(session: Session, actor: Actor, allocation_id: int) -> Pers
 
 
 def check_may_revoke(session: Session, actor: Actor, allocation_id: int) -> None:
-    """Raise unless the actor is a reviewer, not of the project, and the allocation lives. Only reads."""
+    """Raise unless the actor is a reviewer outside the project and the allocation lives. Only reads."""
     allocation = allocations.load(session, allocation_id)
     require_reviewer(session, actor, allocation.project_id, allocation.requested_by)
     allocations.require_live(allocation)
 
 
 def revoke(session: Session, actor: Actor, allocation_id: int, *, reason: str) -> None:
-    """End an allocation; what is neither spent nor reserved returns to the grant at once, the rest as runs end."""
+    """Revoke an allocation; free GPU-seconds return to the grant at once, reserved ones as the runs stop."""
     allocation = allocations.lock(session, allocation_id)
     require_reviewer(session, actor, allocation.project_id, allocation.requested_by)
     because = text.prose("The reason", reason, most=text.USUAL)
@@ -153,7 +154,7 @@ def revoke(session: Session, actor: Actor, allocation_id: int, *, reason: str) -
 
 
 def check_may_release_half(session: Session, actor: Actor, allocation_id: int) -> None:
-    """Raise unless the actor is a reviewer, and the second half waits with a report. Only reads."""
+    """Raise unless the actor is a reviewer, and a second half waits and was reported on. Only reads."""
     allocation = allocations.load(session, allocation_id)
     require_reviewer(session, actor, allocation.project_id, allocation.requested_by)
     allocations.require_live(allocation)
@@ -176,7 +177,7 @@ def release_half(session: Session, actor: Actor, allocation_id: int, *, reason: 
 
 
 def adjust(session: Session, allocation_id: int, seconds: int, reason: str) -> None:
-    """An operator's correction of a live allocation, by GPU-seconds above or below zero, out of its grant or back."""
+    """An operator's correction of a live allocation, by positive or negative GPU-seconds out of its grant or back."""
     allocation = allocations.lock(session, allocation_id)
     allocations.require_live(allocation)
     because = text.prose("The reason", reason, most=text.USUAL)
@@ -186,7 +187,7 @@ def adjust(session: Session, allocation_id: int, seconds: int, reason: str) -> N
 
 
 def reopen(session: Session, allocation: Allocation) -> None:
-    """Make an exhausted allocation approved again once something is left on it."""
+    """Make an exhausted allocation approved again if some GPU-seconds are left."""
     session.flush()
     if allocation.state == AllocationState.EXHAUSTED and ledger.account(session, allocation.id).left:
         allocations.move(session, allocation, AllocationState.APPROVED)

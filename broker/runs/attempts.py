@@ -1,7 +1,7 @@
 """Attempts of a run: admitted, claimed, renewed, settled or lost, each fenced by its token.
 
-A token is good while the run carries it and its attempt is open. Every write of a supervisor is guarded by it; where
-the guard finds no row, StaleError says: stop the trainer and drop the result.
+A token is valid while the run has it and its attempt is open. The token guards every write of a supervisor: a write
+that finds no row raises StaleError, and the supervisor then stops the trainer and drops the result.
 """
 
 from collections.abc import Sequence
@@ -31,15 +31,15 @@ MOST_WAITING = 200
 
 
 class StaleError(Exception):
-    """The token is no longer good: another attempt has taken the run, or it has ended."""
+    """The token is no longer valid: another attempt has taken the run, or the attempt has ended."""
 
 
 class TakenOverError(StaleError):
-    """The token is good, and another supervisor has taken its trainer over: leave it alone."""
+    """The token is valid, but another supervisor has taken the trainer over: leave the trainer alone."""
 
 
 class AttemptState(StrEnum):
-    """Where an attempt stands; the first three are open."""
+    """The states of an attempt; the first three are open."""
 
     ADMITTED = "admitted"
     CLAIMED = "claimed"
@@ -52,10 +52,10 @@ OPEN = (AttemptState.ADMITTED, AttemptState.CLAIMED, AttemptState.RUNNING)
 
 
 class Attempt(Base, table=True):
-    """One try at a run: its place, its lease, its process, and how far its output has been read (bytes).
+    """One attempt at a run: its devices, its lease, its processes, and how many bytes of its output were read.
 
-    `generation` counts its supervisors: each write of one is guarded by its own. `charged_at_checkpoint` is what of
-    `charged` the last whole checkpoint stands for.
+    `generation` counts the supervisors of the attempt and guards the writes of each. `charged_at_checkpoint` is the
+    part of `charged` that was charged before the last complete checkpoint.
     """
 
     __tablename__ = "attempts"
@@ -90,7 +90,7 @@ class Attempt(Base, table=True):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint that an attempt has written."""
+    """A complete checkpoint that an attempt has written."""
 
     step: int
     folder: str
@@ -98,7 +98,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a supervisor has read since its last renewal: up to which bytes, and what stood there."""
+    """What a supervisor has read of the output since its last renewal, and up to which bytes."""
 
     metrics_read: int
     events_read: int
@@ -111,7 +111,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class Ending:
-    """How a trainer ended: exit status (negative: a signal), one sentence, whether a fresh try may do better."""
+    """How a trainer ended. `status` is its exit status, or the negative number of a signal.
+
+    `transient` says that another attempt may succeed.
+    """
 
     status: int
     reason: str = ""
@@ -121,25 +124,25 @@ class Ending:
 
     @property
     def fault(self) -> bool:
-        """Whether the place that it ran in ended it, and not what it computed or a wish of ours."""
+        """Whether the infrastructure ended the trainer, and neither its own computation nor a request to stop."""
         return not self.timed_out and (self.status < 0 or (self.status == Status.FAILED and self.transient))
 
 
 @dataclass(frozen=True)
 class Renewed:
-    """What a supervisor is told at a renewal: whether to stop, and how many seconds its trainer may take in all."""
+    """The answer to a renewal: whether to stop, and the seconds that the trainer may take in all."""
 
     stop: bool
     seconds: float
 
 
 def admit(session: Session, run_id: int, devices: Sequence[int]) -> int:
-    """Take a queued run for `devices`: raise its token, reserve its cost, open an attempt. Returns the token.
+    """Admit a queued run to `devices`: raise its token, reserve its cost, open an attempt. Returns the token.
 
-    Raises ConflictError where the run, its allocation or a device has meanwhile been taken.
+    Raises ConflictError if the run or a device was taken meanwhile, or the allocation has too little left.
     """
     run = runs.load(session, run_id)
-    # Two schedulers may have planned on different moments: the pool's row lets one of them at its devices at a time.
+    # Two schedulers may have planned at different moments: the lock on the pool's row lets one of them admit at a time.
     session.execute(select(Pool.id).where(Pool.id == run.pool_id).with_for_update(key_share=True))
     taken = devices_in_use(session, run.pool_id).intersection(devices)
     if taken:
@@ -162,12 +165,12 @@ def admit(session: Session, run_id: int, devices: Sequence[int]) -> int:
 
 
 def remaining(session: Session, run: Run) -> int:
-    """Seconds of the time limit that no attempt of the run has used, or that were refunded."""
+    """Seconds of the run's time limit that its attempts have not used, refunded ones included."""
     return run.time_limit - run.used
 
 
 def extend(session: Session, run: Run, seconds: int) -> None:
-    """Reserve so many GPU-seconds more for the run's open attempt; its supervisor learns of it at its next renewal."""
+    """Reserve more GPU-seconds for the run's open attempt; the supervisor learns of them at its next renewal."""
     attempt = session.get_one(Attempt, (run.id, run.token))
     session.refresh(attempt)
     if attempt.state not in OPEN:
@@ -183,7 +186,7 @@ def extend(session: Session, run: Run, seconds: int) -> None:
 
 
 def claim(session: Session, run_id: int, token: int, *, host: str, lease_seconds: float) -> bool:
-    """Take an admitted attempt for this host; False where another message has done so, or it is no longer wanted."""
+    """Claim an admitted attempt for this host; False if another worker has claimed it or it is no longer wanted."""
     wanted = select(Run.id).where(Run.id == run_id, Run.token == token, Run.state == RunState.STARTING).exists()
     admitted = (col(Attempt.run_id) == run_id, col(Attempt.token) == token, col(Attempt.state) == AttemptState.ADMITTED)
     values = {"state": AttemptState.CLAIMED, "host": host, "lease_until": _from_now(lease_seconds)}
@@ -201,9 +204,9 @@ def started(
     supervisor: Process | None = None,
     generation: int = 1,
 ) -> None:
-    """Note that the attempt's trainer runs as `process`, with a `supervisor` on the attempt's host; raises StaleError.
+    """Store that the attempt's trainer runs as `process` under `supervisor`; raises StaleError.
 
-    `found` are whole checkpoints of earlier attempts, which may have died before they could tell of the last one.
+    `found` are complete checkpoints of earlier attempts, which may have ended before they reported their last one.
     """
     guarded(
         session,
@@ -229,9 +232,9 @@ def started(
 def take_over(
     session: Session, run_id: int, token: int, generation: int, supervisor: Process, *, lease_seconds: float
 ) -> Attempt:
-    """Become the supervisor of an attempt after the one of `generation`; raises StaleError where another did.
+    """Become the supervisor of an attempt after the supervisor of `generation`, whose trainer runs or waits in a queue.
 
-    Its trainer runs, or waits in its runner's queue.
+    Raises StaleError, and TakenOverError if another supervisor was faster.
     """
     return guarded(
         session,
@@ -246,21 +249,21 @@ def take_over(
 
 
 def process_of(attempt: Attempt) -> Process | None:
-    """The trainer's process, once it is known."""
+    """The trainer's process; None until it is known."""
     if attempt.pid is None or attempt.pid_started is None:
         return None
     return Process(attempt.host, attempt.boot_id, attempt.pid, attempt.pid_started)
 
 
 def supervisor_of(attempt: Attempt) -> Process | None:
-    """The process of the attempt's supervisor, where it is known and can be replaced."""
+    """The process of the attempt's supervisor; None if it is unknown or cannot be replaced."""
     if attempt.supervisor_pid is None or attempt.supervisor_started is None:
         return None
     return Process(attempt.host, attempt.supervisor_boot_id, attempt.supervisor_pid, attempt.supervisor_started)
 
 
 def _supervised_by(supervisor: Process | None) -> dict[str, Any]:
-    """What an attempt keeps of its supervisor's process."""
+    """The columns of an attempt that hold its supervisor's process."""
     return {
         "supervisor_boot_id": "" if supervisor is None else supervisor.boot_id,
         "supervisor_pid": None if supervisor is None else supervisor.pid,
@@ -269,7 +272,7 @@ def _supervised_by(supervisor: Process | None) -> dict[str, Any]:
 
 
 def unsupervised(session: Session, *, lease_seconds: float) -> Sequence[Attempt]:
-    """Attempts under way that have missed a renewal, and may have lost their supervisor; most of the lease is left."""
+    """Attempts under way that have missed a renewal, and whose lease has not expired: their supervisor may be gone."""
     return session.scalars(
         select(Attempt).where(
             col(Attempt.state).in_((AttemptState.CLAIMED, AttemptState.RUNNING)),
@@ -290,7 +293,7 @@ def waits(
     supervisor: Process,
     generation: int = 1,
 ) -> bool:
-    """Renew the lease of an attempt whose trainer is not yet running, and why it waits; nothing is charged.
+    """Renew the lease of an attempt whose trainer does not run yet; nothing is charged. `waiting` says why.
 
     Returns whether the run is still wanted; raises StaleError.
     """
@@ -320,7 +323,7 @@ def renew(
     lease_seconds: float,
     generation: int = 1,
 ) -> Renewed:
-    """Renew the lease, charge the `elapsed` seconds of the trainer's life and keep its progress, all or nothing.
+    """Renew the lease, charge the trainer's first `elapsed` seconds and save its progress, all or nothing.
 
     Raises StaleError.
     """
@@ -343,14 +346,14 @@ def renew(
 
 
 def expired(session: Session) -> Sequence[Attempt]:
-    """Open attempts whose lease has run out."""
+    """Open attempts whose lease has expired."""
     return session.scalars(
         select(Attempt).where(col(Attempt.state).in_(OPEN), col(Attempt.lease_until) < utcnow())
     ).all()
 
 
 def unclaimed(session: Session, *, since_seconds: float) -> Sequence[Attempt]:
-    """Admitted attempts that no worker has claimed, and of which none was told in the last `since_seconds`."""
+    """Admitted attempts that no worker has claimed, and that no worker was told of in the last `since_seconds`."""
     before = _from_now(-since_seconds)
     return session.scalars(
         select(Attempt).where(
@@ -361,7 +364,7 @@ def unclaimed(session: Session, *, since_seconds: float) -> Sequence[Attempt]:
 
 
 def cancelled_unclaimed(session: Session) -> Sequence[Attempt]:
-    """Admitted attempts whose run was asked to stop since."""
+    """Admitted attempts whose run was asked to stop before a worker claimed them."""
     return session.scalars(
         select(Attempt)
         .join(Run, (col(Run.id) == Attempt.run_id) & (col(Run.token) == Attempt.token))
@@ -370,21 +373,21 @@ def cancelled_unclaimed(session: Session) -> Sequence[Attempt]:
 
 
 def notified(session: Session, run_id: int, token: int) -> None:
-    """Note that the workers were told of an admitted attempt."""
+    """Store that the workers were told of an admitted attempt just now."""
     session.execute(
         update(Attempt).where(col(Attempt.run_id) == run_id, col(Attempt.token) == token).values(notified_at=utcnow())
     )
 
 
 def earlier(session: Session, run_id: int, token: int) -> Sequence[Attempt]:
-    """The run's attempts before `token`."""
+    """The run's attempts before `token`, in order."""
     return session.scalars(
         select(Attempt).where(Attempt.run_id == run_id, Attempt.token < token).order_by(col(Attempt.token))
     ).all()
 
 
 def devices_in_use(session: Session, pool_id: int) -> set[int]:
-    """The devices of a pool that open attempts hold, and those of lost ones whose trainer may still be stopping."""
+    """The pool's devices held by open attempts, and by lost attempts whose trainer may still be stopping."""
     held = session.scalars(
         select(Attempt.devices).where(
             Attempt.pool_id == pool_id,
@@ -396,7 +399,7 @@ def devices_in_use(session: Session, pool_id: int) -> set[int]:
 
 
 def charge(session: Session, run: Run, attempt: Attempt, elapsed: float) -> None:
-    """Charge whole GPU-seconds up to `elapsed` seconds of the attempt's life, never more than it has reserved."""
+    """Charge an attempt for its first `elapsed` seconds in whole GPU-seconds, at most its reservation."""
     due = min(int(elapsed) * run.gpus, attempt.reserved) - attempt.charged
     if due <= 0:
         return
@@ -407,7 +410,7 @@ def charge(session: Session, run: Run, attempt: Attempt, elapsed: float) -> None
 
 
 def save_progress(session: Session, run: Run, progress: Progress, attempt: Attempt | None = None) -> None:
-    """Write what a supervisor has read: points, checkpoints, and how far the run has come."""
+    """Write what a supervisor has read: points, checkpoints, and the step and tokens reached."""
     series.add(session, run.id, progress.points)
     if attempt is not None and progress.checkpoints:
         attempt.charged_at_checkpoint = attempt.charged
@@ -432,7 +435,7 @@ def guarded(
     next_generation: int | None = None,
     **values: object,
 ) -> Attempt:
-    """Write to the attempt where its token is good; raises StaleError, and TakenOverError where only that is."""
+    """Write to the attempt if its token is valid and its generation current; raises StaleError, TakenOverError."""
     current = lock(session, run_id)
     good = (col(Attempt.run_id) == run_id, col(Attempt.token) == token, col(Attempt.state).in_(expected))
     attempt = transition.write_where(
@@ -451,7 +454,7 @@ def guarded(
 
 
 def lock(session: Session, run_id: int) -> int | None:
-    """Lock the run's row and return its token. Every path locks the run before its attempt."""
+    """Lock the run's row and return its token. Every transaction locks a run before its attempts."""
     return session.scalars(select(Run.token).where(Run.id == run_id).with_for_update(key_share=True)).one_or_none()
 
 

@@ -1,4 +1,4 @@
-"""Which runs a comparison is of: up to six that train, as named in a line of numbers."""
+"""The runs of a comparison: two to six training runs, named by their numbers or chosen as the nearest ones."""
 
 import re
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ MOST = 6
 
 
 def named(session: Session, numbers: str) -> Sequence[RunView]:
-    """The runs of a line such as “3 5 8” or “3, 5”, each once and in its order; raises InvalidError."""
+    """The runs that a line such as “3 5 8” or “3, 5” names, each once, in order; raises DomainError."""
     words = [word.removeprefix("#") for word in re.split(r"[\s,;+]+", numbers) if word]
     if not words or not all(re.fullmatch(r"[0-9]{1,9}", word) for word in words):
         raise InvalidError("Name the runs by their numbers, such as 3 5 8.")
@@ -32,9 +32,9 @@ def named(session: Session, numbers: str) -> Sequence[RunView]:
 
 
 def names(views: Sequence[RunView]) -> list[str]:
-    """What to call each of some runs: its recipe, or where another is of the same one, what it differs by from those.
+    """A name for each of the runs: its recipe, or what sets it apart from the other runs of that recipe.
 
-    It differs by overrides, and by the run that it was forked from.
+    That is its overrides, and the run that it was forked from.
     """
     return [_name(view, [other for other in views if other.recipe == view.recipe]) for view in views]
 
@@ -53,7 +53,7 @@ def _name(view: RunView, alike: Sequence[RunView]) -> str:
 
 
 def nearest(session: Session, run_id: int) -> Sequence[RunView]:
-    """The run and the newest others of its project that have a curve; raises NotFoundError where there is none."""
+    """The run and the newest other runs of its project with a curve; raises ConflictError and NotFoundError."""
     run = runs.load(session, run_id)
     if run.kind != RunKind.TRAIN:
         raise ConflictError(f"Run {run_id} does not train; only runs that do can be compared.")

@@ -1,4 +1,4 @@
-"""What is done to a run once it is launched: cancelled, paused, resumed, extended, and paused while nobody can pay."""
+"""Control of launched runs: cancelling, pausing, resuming, extending, and pausing while the allocation cannot pay."""
 
 import contextlib
 from collections.abc import Sequence
@@ -24,23 +24,23 @@ from projects.projects import Project, Stage
 
 
 def cancel(session: Session, actor: Actor, run_id: int) -> None:
-    """Ask a run to stop for good; a running one writes a checkpoint first."""
+    """Cancel a run; a running one writes a checkpoint first."""
     run, person = _of_member(session, actor, run_id)
     _cancel(session, run, f"cancelled by {person.name}", by=person)
 
 
 def pause(session: Session, actor: Actor, run_id: int) -> None:
-    """Take a run from its GPUs until it is resumed; a running one writes a checkpoint first."""
+    """Pause a run, which frees its GPUs; a running one writes a checkpoint first."""
     run, person = _of_member(session, actor, run_id)
     _require_training(run)
     suspend(session, run, f"paused by {person.name}", by=person)
 
 
 def suspend(session: Session, run: Run, reason: str, *, by: Person | None = None, unfunded: bool = False) -> None:
-    """Pause a run, at once where it waits and by way of a checkpoint where it runs.
+    """Pause a run: a queued one at once, a running one after it has written a checkpoint.
 
-    An `unfunded` one goes on by itself once its allocation can pay for it. Raises ConflictError where the run has
-    ended, or is paused or stopping already.
+    An `unfunded` run goes on by itself once its allocation can pay for it. Raises ConflictError if the run has ended,
+    is paused or is stopping.
     """
     if run.state == RunState.QUEUED:
         runs.move(session, run, RunState.PAUSED, reason=reason, unfunded=unfunded)
@@ -60,9 +60,9 @@ def resume(
     time_limit: str | None = None,
     allocation_id: int | None = None,
 ) -> Receipt:
-    """Queue a paused run again, to go on from its last checkpoint, on as many GPUs as before or another number.
+    """Queue a paused run again, to go on from its last checkpoint, on the same or another number of GPUs.
 
-    `time_limit` is what it may take from here on, and what is left of its old one where not given.
+    `time_limit` is the time from here on; without it, the run has the rest of its old time limit. Raises DomainError.
     """
     run, person = _of_member(session, actor, run_id)
     if run.state != RunState.PAUSED:
@@ -96,7 +96,7 @@ def resume(
 
 
 def resumable_on(session: Session, run_id: int) -> list[tuple[int, bool]]:
-    """The numbers of GPUs of its pool that the run's configuration fits, each with whether it had as many before."""
+    """The numbers of the pool's GPUs that the run's configuration fits, each with whether it is the present one."""
     run = runs.load(session, run_id)
     if run.kind != RunKind.TRAIN:
         return [(run.gpus, True)]
@@ -111,7 +111,7 @@ def resumable_on(session: Session, run_id: int) -> list[tuple[int, bool]]:
 
 
 def extend(session: Session, actor: Actor, run_id: int, time: str) -> Receipt:
-    """Let a run take so much longer, such as “30m”; for one that runs, the cost is reserved at once."""
+    """Extend the time limit by a time such as “30m”; a running run reserves the cost at once. Raises DomainError."""
     run, person = _of_member(session, actor, run_id)
     if run.kind != RunKind.PREPARE:
         _require_training(run)
@@ -131,7 +131,7 @@ def extend(session: Session, actor: Actor, run_id: int, time: str) -> Receipt:
 
 
 def unpayable(session: Session, run: Run) -> str | None:
-    """Why the run's allocation cannot pay for what is before it, whatever else ends; None where it can."""
+    """Why the allocation cannot pay for the rest of the run, even after other runs end; None if it can."""
     allocation = session.get_one(Allocation, run.allocation_id)
     account = ledger.account(session, run.allocation_id)
     cost = run.gpus * attempts.remaining(session, run)
@@ -146,7 +146,7 @@ def unpayable(session: Session, run: Run) -> str | None:
 
 
 def pause_unfunded(session: Session, run_id: int) -> bool:
-    """Pause a run that waits and cannot be paid for, until its allocation can; False where that has changed."""
+    """Pause a queued run until its allocation can pay for it; False if it can by now or the run is not queued."""
     run = runs.load(session, run_id)
     why = unpayable(session, run)
     if run.state != RunState.QUEUED or why is None:
@@ -156,15 +156,15 @@ def pause_unfunded(session: Session, run_id: int) -> bool:
 
 
 def hold(session: Session, whose: ColumnElement[bool]) -> None:
-    """Lock runs that have not ended before the balance that they draw on: the order of their supervisors."""
+    """Lock the runs of a condition that have not ended: before the balance, in the order that supervisors lock in."""
     open_ = select(Run.id).where(whose, col(Run.state).not_in(ENDED)).order_by(col(Run.id))
     session.execute(open_.with_for_update(key_share=True)).all()
 
 
 def carry_over(session: Session, earlier: Allocation, later: Allocation) -> Sequence[int]:
-    """Let all that waits or is paused on an allocation go on with its successor on the same pool; their ids.
+    """Move the queued and paused runs of an allocation to its renewal on the same pool; returns their ids.
 
-    What is under way does so when its attempt ends: what that has reserved is of the earlier one.
+    A running run moves when its attempt ends, since its reservation belongs to the earlier allocation.
     """
     waits = col(Run.state).in_((RunState.QUEUED, RunState.PAUSED))
     moved = session.execute(
@@ -177,7 +177,7 @@ def carry_over(session: Session, earlier: Allocation, later: Allocation) -> Sequ
 
 
 def stop_all(session: Session, allocation_id: int, reason: str) -> Sequence[int]:
-    """Pause all that waits or runs on an allocation that was revoked or has ended, with a checkpoint; their ids."""
+    """Pause the queued and running runs of a revoked or expired allocation; returns their ids."""
     found = session.scalars(
         select(Run)
         .where(Run.allocation_id == allocation_id, col(Run.state).in_(ACTIVE - {RunState.STOPPING}))
@@ -191,7 +191,7 @@ def stop_all(session: Session, allocation_id: int, reason: str) -> Sequence[int]
 
 
 def cancel_all(session: Session, project_id: int, reason: str) -> Sequence[int]:
-    """Cancel every run of a project that is over, those that run with a checkpoint first; their ids."""
+    """Cancel the runs of an ended project, running ones after a checkpoint; returns their ids."""
     found = session.scalars(select(Run).where(Run.project_id == project_id, cancellable()).order_by(col(Run.id))).all()
     for run in found:
         attempts.lock(session, run.id)
@@ -201,18 +201,18 @@ def cancel_all(session: Session, project_id: int, reason: str) -> Sequence[int]:
 
 
 def cancellable() -> ColumnElement[bool]:
-    """Which runs have not ended and are not on their way to."""
+    """The condition for runs that have neither ended nor are being cancelled."""
     stops = (col(Run.state) == RunState.STOPPING) & (col(Run.stops_as) == RunState.CANCELLED)
     return col(Run.state).not_in(ENDED) & ~stops
 
 
 def revivable(session: Session) -> Sequence[int]:
-    """Runs that were paused because nobody could pay for them, and that can be paid for again."""
+    """The runs that were paused as unfunded and whose allocation can pay for them again."""
     return session.scalars(_revivable().order_by(col(Run.queued_at), col(Run.id))).all()
 
 
 def revive(session: Session, run_id: int) -> bool:
-    """Queue such a run again; False where it was resumed or cancelled meanwhile, or cannot go on after all."""
+    """Queue an unfunded run again; False if it was resumed or cancelled meanwhile, or is still unfunded."""
     if session.scalars(_revivable().where(Run.id == run_id)).one_or_none() is None:
         return False
     run = runs.load(session, run_id)
@@ -224,7 +224,7 @@ def revive(session: Session, run_id: int) -> bool:
 
 
 def _revivable() -> SelectOfScalar[int]:
-    """The query for the runs that are paused for want of GPU-hours, and whose allocation has enough of them now."""
+    """The query for the unfunded runs whose allocation has enough GPU-seconds left now."""
     left = col(Balance.granted) - Balance.reserved - Balance.spent
     return (
         select(Run.id)
@@ -243,7 +243,7 @@ def _revivable() -> SelectOfScalar[int]:
 
 
 def _of_member(session: Session, actor: Actor, run_id: int) -> tuple[Run, Person]:
-    """The run, locked: its supervisor may be at the same row, and a member should not have to ask twice."""
+    """The run, locked so that the member need not try again while its supervisor writes, and the actor's person."""
     run = runs.load(session, run_id)
     attempts.lock(session, run_id)
     session.refresh(run)
@@ -251,7 +251,7 @@ def _of_member(session: Session, actor: Actor, run_id: int) -> tuple[Run, Person
 
 
 def _cancel(session: Session, run: Run, reason: str, *, by: Person | None = None) -> None:
-    """Cancel a run at once where it waits, and by way of a checkpoint where it runs; `reason` without `by` is told."""
+    """Cancel a run: a waiting one at once, a running one after a checkpoint; without `by`, the entry has the reason."""
     why = "" if by else reason
     if run.state in (RunState.QUEUED, RunState.PAUSED):
         runs.move(session, run, RunState.CANCELLED, reason=reason, ended_at=utcnow())
@@ -267,6 +267,7 @@ def _cancel(session: Session, run: Run, reason: str, *, by: Person | None = None
 
 
 def _require_training(run: Run) -> None:
+    """Raise ConflictError unless the run trains."""
     if run.kind == RunKind.PREPARE:
         raise ConflictError(f"{runs.what_it_is(run)}, and would begin anew; let it end, or cancel it.")
     if run.kind != RunKind.TRAIN:
@@ -274,6 +275,6 @@ def _require_training(run: Run) -> None:
 
 
 def _turn_to_cancelled(session: Session, run: Run, reason: str) -> None:
-    """Let a run that stops to be paused end instead."""
+    """Cancel a run that is stopping to be paused."""
     ends = {"stops_as": RunState.CANCELLED, "reason": reason, "unfunded": False}
     transition.write_as_seen(session, run, ends, ["state", "token"], name=f"Run {run.id}")

@@ -1,4 +1,4 @@
-"""What a run will cost, by what has been measured on its pool: the nearest like run, scaled to this one."""
+"""Estimates of what a run will cost, scaled from the nearest measured run on its pool."""
 
 import math
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A run whose rate was measured, and the FLOPs that each of its tokens costs."""
+    """A run whose rate was measured; `flops` are the FLOPs of one token."""
 
     run_id: int
     recipe: str
@@ -44,10 +44,10 @@ class Measurement:
 
 
 def estimate(session: Session, run: Run) -> Estimate:
-    """What the steps that the run has before it will cost.
+    """The cost of the steps that the run still has to do.
 
-    The rate is that of the newest run of the same recipe and number of GPUs, or else of the nearest one measured on the
-    pool, taken to do as many FLOPs per second on each GPU.
+    The rate is that of the newest measured run with the same recipe and number of GPUs; failing that, of the nearest
+    one on the pool, assuming the same FLOPs per second on each GPU.
     """
     if run.kind == RunKind.PREPARE:
         return Estimate(None, "a preparation takes as long as its recipe has data")
@@ -71,7 +71,7 @@ def _measured(session: Session, run: Run) -> list[Measurement]:
     """The newest measured run of each recipe and number of GPUs on the run's pool."""
     of_pool = col(Run.pool_id) == run.pool_id, col(Run.kind) == RunKind.TRAIN
     kind = select(Run.recipe, Run.gpus).where(*of_pool).distinct().subquery()
-    # One look into the points for each run, from the newest back: a lab comes to have tens of millions of them.
+    # One look into the index for each run, from the newest back: a lab comes to have tens of millions of points.
     measured = exists().where(
         col(Point.run_id) == Run.id, col(Point.series) == "tokens_per_second", col(Point.value) > 0
     )
@@ -104,13 +104,14 @@ def _rate(session: Session, run_id: int) -> float:
 
 
 def _distance(measured: Measurement, run: Run, flops: float) -> tuple[bool, float, float, int]:
-    """Which measurement is nearer: of the same recipe first, of like size then, of a like number of GPUs then."""
+    """Orders measurements by nearness to the run: same recipe first, then like FLOPs per token, then like GPUs."""
     size = abs(math.log(flops / measured.flops))
     gpus = abs(math.log(run.gpus / measured.gpus))
     return measured.recipe != run.recipe, size, gpus, -measured.run_id
 
 
 def _basis(measured: Measurement, rate: float, run: Run, flops: float) -> str:
+    """A sentence on the measurement that an estimate rests on, and how it was scaled."""
     said = f"run {measured.run_id} measured {rate:,.0f} tokens per second"
     scaled = []
     if measured.gpus != run.gpus:
@@ -123,5 +124,5 @@ def _basis(measured: Measurement, rate: float, run: Run, flops: float) -> str:
 
 
 def config_of(run: Run) -> TrainConfig:
-    """The configuration of a run that trains; raises InvalidError where the trainer reads it no more."""
+    """The configuration of a training run; raises InvalidError if the present schema refuses it."""
     return configs.read(run.config)

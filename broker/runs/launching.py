@@ -1,4 +1,4 @@
-"""Launching: how members start runs, anew, again or from a step of another, and what they are told of the cost."""
+"""Launching runs: new ones, the same again, and forks from a step of another run, with what each will cost."""
 
 import math
 import re
@@ -30,10 +30,10 @@ LONGEST_OVERRIDE = 80
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a launch answers. Costs in GPU-seconds; `expected` is None until one like it has been measured.
+    """The answer to a launch, in GPU-seconds. `expected` is None if no like run was measured.
 
-    `promised` is what the allocation's queued runs may cost and have not reserved of what is `left`. `basis` says in
-    words what the expectation rests on.
+    `basis` says what the expectation rests on, or why there is none. `promised` is what the allocation's queued runs
+    may cost: it is not reserved yet, and part of `left`.
     """
 
     run_id: int
@@ -46,7 +46,7 @@ class Receipt:
 
 @dataclass(frozen=True)
 class Origin:
-    """The checkpoint that a fork goes on from."""
+    """The checkpoint that a fork starts from."""
 
     run_id: int
     step: int
@@ -54,7 +54,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Order:
-    """A run as a member asks for it, as typed; `dataset` is one that its recipe must train on."""
+    """A run as a member orders it, as typed; its recipe must train on `dataset`, if one is given."""
 
     project_id: int
     recipe: str
@@ -95,7 +95,7 @@ class Quote:
 
     @property
     def memory_needed(self) -> str:
-        """As people read it."""
+        """`memory` as people read it."""
         return dry_run.readable(self.memory)
 
 
@@ -123,7 +123,10 @@ def parse_overrides(value: str) -> dict[str, str]:
 
 
 def launch(session: Session, actor: Actor, request_id: str, order: Order) -> Receipt:
-    """Queue a run and say what it will cost; a repeat of the same request returns the same run."""
+    """Queue the ordered run and return its cost; a repeated request returns the same run.
+
+    Raises DomainError if the run is refused.
+    """
     earlier = session.scalars(select(Run).where(Run.request_id == request_id)).one_or_none()
     if earlier is not None:
         return receipt(session, earlier)
@@ -144,7 +147,7 @@ def launch(session: Session, actor: Actor, request_id: str, order: Order) -> Rec
 
 
 def quote(session: Session, order: Order) -> Quote:
-    """What a launch of the order would be and cost; refuses what a launch would, but for who asks. Only reads."""
+    """The run that an order would launch, and its cost; raises the errors of a launch, but for the actor. Only reads."""
     run, config = _drawn_up(session, order)
     report = dry_run.check(config, gpus=run.gpus)
     estimate = estimates.estimate(session, run)
@@ -171,7 +174,7 @@ def pool_of(session: Session, order: Order) -> Pool:
 
 
 def _drawn_up(session: Session, order: Order) -> tuple[Run, TrainConfig]:
-    """The run that an order makes, in no session yet, with its configuration; raises what a launch is refused with."""
+    """The run of an order, in no session yet, and its configuration; raises the errors of a launch."""
     project = projects.load(session, order.project_id)
     if not projects.may_compute(project):
         raise ConflictError(f"“{project.title}” is {project.stage}; runs are launched while a project is under way.")
@@ -216,7 +219,7 @@ def fork_order(
     gpus: int | None = None,
     allocation_id: int | None = None,
 ) -> Order:
-    """What a fork asks for: all that is not given is as its parent had it."""
+    """The order for a fork of a run at a step; what is not given is as in the run. Raises DomainError."""
     parent = _trained(session, run_id)
     return Order(
         project_id=parent.project_id,
@@ -230,14 +233,14 @@ def fork_order(
 
 
 def origin_of(parent_id: int | None, fork_step: int | None) -> Origin | None:
-    """The checkpoint that a run goes on from, where it is a fork; a sample has a parent, and no step."""
+    """The checkpoint that a fork starts from; None for other runs: a sample has a parent and no step."""
     return None if parent_id is None or fork_step is None else Origin(parent_id, fork_step)
 
 
 def check_kept(session: Session, origin: Origin) -> None:
-    """Raise NotFoundError unless the checkpoint is whole on this disk, where it now stays until the transaction ends.
+    """Raise NotFoundError unless the checkpoint is complete on this disk.
 
-    What is forked from must not be tidied away meanwhile.
+    The run's row stays locked, so that the checkpoint is not removed before the transaction ends.
     """
     session.get_one(Run, origin.run_id, with_for_update={"key_share": True})
     steps = publications.kept(session, origin.run_id)
@@ -249,7 +252,7 @@ def check_kept(session: Session, origin: Origin) -> None:
 
 
 def rerun_order(session: Session, run_id: int) -> Order:
-    """What a run anew asks for."""
+    """The order for the same run once more."""
     run = _trained(session, run_id)
     return Order(
         project_id=run.project_id,
@@ -272,7 +275,7 @@ def prepare(
     time_limit: str,
     allocation_id: int | None = None,
 ) -> Receipt:
-    """Queue a run on one device that prepares an accepted recipe's data, charged like any other."""
+    """Queue a run on one GPU that prepares an accepted recipe's data, charged like any other. Raises DomainError."""
     if session.scalars(select(Run.id).where(Run.request_id == request_id)).one_or_none() is None:
         preparing.check(session, recipe)
     order = Order(project_id, recipe, time_limit, allocation_id=allocation_id, kind=RunKind.PREPARE)
@@ -280,25 +283,25 @@ def prepare(
 
 
 def as_typed(seconds: int) -> str:
-    """A time limit as it is typed, in whole minutes rounded up."""
+    """A time limit as one would type it, in whole minutes, rounded up."""
     return f"{math.ceil(seconds / 60)}m"
 
 
 def check_count(pool: Pool, gpus: int) -> None:
-    """Raise InvalidError unless the pool has so many."""
+    """Raise InvalidError unless the pool has that many GPUs."""
     if not 1 <= gpus <= pool.gpus:
         raise InvalidError(f"The pool “{pool.name}” has {pool.gpus} GPUs; ask for 1 to {pool.gpus}.")
 
 
 def check_fit(config: TrainConfig, gpus: int) -> None:
-    """Raise InvalidError where the trainer's own check says that it would not run."""
+    """Raise InvalidError if the trainer's own check refuses the configuration on that many GPUs."""
     refusal = dry_run.check(config, gpus=gpus).refusal
     if refusal is not None:
         raise InvalidError(refusal)
 
 
 def check_left(session: Session, allocation_id: int, gpus: int, seconds: int) -> None:
-    """Raise ConflictError unless the allocation can pay so many GPUs for so long."""
+    """Raise ConflictError unless the allocation has `gpus` × `seconds` GPU-seconds left."""
     account = ledger.account(session, allocation_id)
     if gpus * seconds > account.left:
         cost, left = ledger.too_much(gpus * seconds, account.left)
@@ -306,7 +309,7 @@ def check_left(session: Session, allocation_id: int, gpus: int, seconds: int) ->
 
 
 def spendable(session: Session, project: Project, allocation_id: int | None) -> Allocation:
-    """The allocation that a run of the project is to draw on: the one named, or the newest approved one."""
+    """The allocation for a run of the project: the one named, or the newest approved one; raises DomainError."""
     if allocation_id is not None:
         allocation = allocations.load(session, allocation_id)
         if allocation.project_id != project.id:
@@ -328,7 +331,7 @@ def spendable(session: Session, project: Project, allocation_id: int | None) -> 
 
 
 def receipt(session: Session, run: Run) -> Receipt:
-    """What the rest of the run may cost, and what it will cost by earlier measurements."""
+    """The most that the rest of the run may cost, and what it is expected to cost."""
     seconds = run.time_limit - run.used
     estimate = estimates.estimate(session, run)
     left = ledger.account(session, run.allocation_id).left
@@ -337,7 +340,7 @@ def receipt(session: Session, run: Run) -> Receipt:
 
 
 def _promised(session: Session, allocation_id: int) -> int:
-    """GPU-seconds that queued runs of an allocation may cost."""
+    """GPU-seconds that the queued runs of an allocation may cost."""
     cost = func.sum(col(Run.gpus) * (col(Run.time_limit) - Run.used))
     queued = (col(Run.allocation_id) == allocation_id) & (col(Run.state) == RunState.QUEUED)
     return int(session.scalar(select(cost).where(queued)) or 0)
@@ -351,7 +354,7 @@ def _trained(session: Session, run_id: int) -> Run:
 
 
 def still_spendable(session: Session, run: Run) -> int | None:
-    """The run's own allocation while it is good; None lets the newest one stand in."""
+    """The id of the run's allocation if it can still be spent; None selects the project's newest one."""
     allocation = session.get_one(Allocation, run.allocation_id)
     good = allocation.state == AllocationState.APPROVED and allocation.until > utcnow()
     return allocation.id if good else None

@@ -1,4 +1,4 @@
-"""What can be told of a run's attempts: how each ended, and the last lines that its trainer wrote."""
+"""A run's attempts and its log: how each attempt ended, and the last lines that the trainer wrote."""
 
 import os
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ MOST_BYTES = 64 * 1024
 
 @dataclass(frozen=True)
 class AttemptSummary:
-    """An attempt: where it stands, why it ended, and the GPU-seconds it was charged for and not refunded."""
+    """An attempt with its state, the reason of its end, and the GPU-seconds charged and not refunded."""
 
     token: int
     state: str
@@ -31,7 +31,10 @@ class AttemptSummary:
 
 @dataclass(frozen=True)
 class Log:
-    """A run's attempts, the oldest first. `lines` are the last ones of the newest log; None where it is not here."""
+    """A run's attempts, the oldest first.
+
+    `lines` are the last lines of the newest log; None if no log is on this host.
+    """
 
     run_id: int
     attempts: Sequence[AttemptSummary]
@@ -40,7 +43,7 @@ class Log:
 
 
 def read(session: Session, settings: Settings, run_id: int) -> Log:
-    """What is known of a run's attempts; raises NotFoundError. The log is looked for in this host's home."""
+    """The attempts and the log of a run; raises NotFoundError. The log is looked for in this host's home folder."""
     run = runs.load(session, run_id)
     rows = session.scalars(select(Attempt).where(Attempt.run_id == run_id).order_by(col(Attempt.token))).all()
     attempts = [
@@ -49,7 +52,7 @@ def read(session: Session, settings: Settings, run_id: int) -> Log:
     folder = settings.runs_dir / str(run_id)
     owner = folder / "owner"
     try:
-        mine = owner.read_text() == run.request_id  # and not of a run of another database with the same number
+        mine = owner.read_text() == run.request_id  # else it is a run of the same number of another database
     except OSError:
         mine = False
     for attempt in reversed(attempts) if mine else ():
@@ -60,13 +63,13 @@ def read(session: Session, settings: Settings, run_id: int) -> Log:
 
 
 def _reason(run: Run, attempt: Attempt) -> str:
-    """Why an attempt ended; of the one by which a run was paused or cancelled, who or what has asked for that."""
+    """Why the attempt ended; if the run was paused or cancelled by it, who or what requested that."""
     stopped = attempt.token == run.token and run.state in (RunState.PAUSED, RunState.CANCELLED)
     return run.reason if stopped and attempt.reason else attempt.reason
 
 
 def _tail(settings: Settings, path: Path) -> list[str] | None:
-    """The last lines of a log, without what the terminal alone needs and without the host's own paths."""
+    """The last lines of a log, without terminal codes and without the host's own paths; None if it cannot be read."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)

@@ -1,7 +1,7 @@
-"""Preparing the data of a catalogue's recipe: a queued, charged run whose folder later runs of that recipe train from.
+"""Preparing a recipe's data: a queued, charged run writes a folder that later runs of the recipe read.
 
-Each attempt writes a folder of its own below the home's `data/`; the one that its token still holds for when it is
-done is entered in the catalogue.
+Each attempt writes a folder of its own below `data/` in the home folder. The catalogue gets the folder of the attempt
+that finishes while its token is valid.
 """
 
 from pathlib import Path
@@ -18,9 +18,9 @@ from projects.settings import Settings
 
 
 def check(session: Session, recipe: str) -> None:
-    """Raise unless the recipe is an accepted one of the catalogue whose data nobody has prepared or prepares now.
+    """Raise DomainError unless the recipe is accepted and its data are neither prepared nor being prepared.
 
-    The entry stays locked, so that of two who ask at once one is refused.
+    The entry stays locked, so that of two requests at once one is refused.
     """
     if catalogue.is_ready(recipe):
         raise ConflictError(f"“{recipe}” is built in, and its data are on every host: it needs no preparing.")
@@ -37,24 +37,24 @@ def check(session: Session, recipe: str) -> None:
 
 
 def preparable(session: Session) -> list[str]:
-    """The names of the accepted recipes whose data nobody has prepared."""
+    """The names of the accepted recipes whose data are not prepared."""
     recipe = (col(CatalogueEntry.kind) == CatalogueKind.RECIPE) & (col(CatalogueEntry.state) == CatalogueState.ACCEPTED)
     names = select(CatalogueEntry.name).where(recipe, CatalogueEntry.prepared == "")
     return sorted(session.scalars(names))
 
 
 def folder(settings: Settings, run: Run) -> Path:
-    """Where the newest attempt of a preparing run writes."""
+    """The folder that the newest attempt of a preparing run writes."""
     return settings.data_dir / _mark(run)
 
 
 def made(session: Session, run: Run) -> None:
-    """Enter what a preparing run has made in the catalogue, in the transaction that ends it."""
+    """Store the folder of a finished preparing run in the catalogue, in the transaction that ends the run."""
     session.execute(update(CatalogueEntry).where(col(CatalogueEntry.name) == run.recipe).values(prepared=_mark(run)))
 
 
 def using(settings: Settings, session: Session, run: Run) -> str:
-    """The run's configuration, which reads its recipe's prepared data where there are any."""
+    """The run's configuration as YAML, reading its recipe's prepared data if there are any."""
     entry = _entry(session, run.recipe)
     if entry is None or not entry.prepared:
         return run.config
@@ -66,7 +66,7 @@ def _mark(run: Run) -> str:
 
 
 def _entry(session: Session, recipe: str) -> CatalogueEntry | None:
-    """The recipe's entry; one that is retired counts for the runs that it has left."""
+    """The recipe's entry, accepted or retired: runs launched before its retirement still use it."""
     return session.scalars(
         select(CatalogueEntry).where(
             CatalogueEntry.name == recipe,

@@ -28,7 +28,7 @@ DELAYED_AFTER = 5
 
 
 class RunState(StrEnum):
-    """Where a run stands."""
+    """The states of a run."""
 
     QUEUED = "queued"
     STARTING = "starting"
@@ -114,7 +114,7 @@ class CheckpointLink:
 
 @dataclass(frozen=True)
 class RunView:
-    """A run as cards show it; GPU-seconds, seconds, tokens per second, nats per token."""
+    """A run as cards show it, in GPU-seconds, seconds, tokens per second, and nats per token."""
 
     id: int
     kind: RunKind
@@ -148,14 +148,14 @@ class RunView:
 
     @property
     def eta(self) -> int | None:
-        """Seconds until the last step at the present rate, where both are known."""
+        """Seconds until the last step at the present rate; None if the run does not train or has no rate yet."""
         if self.state != RunState.RUNNING or not self.rate or not self.step:
             return None
         return round(self.tokens / self.step * (self.total_steps - self.step) / self.rate)
 
 
 def what_it_is(run: Run) -> str:
-    """The beginning of a sentence that refuses what only a run that trains can do."""
+    """The beginning of a sentence that refuses what only a training run can do."""
     if run.kind == RunKind.PREPARE:
         return f"Run {run.id} prepares the data of “{run.recipe}”"
     return f"Run {run.id} is a sample of run {run.parent_id}"
@@ -176,9 +176,9 @@ def view(session: Session, run_id: int) -> RunView:
 
 
 def views(session: Session, run_ids: Sequence[int]) -> Sequence[RunView]:
-    """The runs of these numbers as cards show them, in this order, read by as many queries as one run takes.
+    """The runs of these ids as cards show them, in this order; one run takes as many queries as a thousand.
 
-    Raises NotFoundError where a number is no run's.
+    Raises NotFoundError for an id without a run.
     """
     rows = session.execute(
         select(Run)
@@ -244,12 +244,12 @@ def views(session: Session, run_ids: Sequence[int]) -> Sequence[RunView]:
 
 
 def spent(session: Session, run_id: int) -> int:
-    """GPU-seconds that the run has been charged for and were not refunded."""
+    """GPU-seconds that the run was charged for and not refunded."""
     return spent_by(session, [run_id]).get(run_id, 0)
 
 
 def spent_by(session: Session, run_ids: Sequence[int]) -> Mapping[int, int]:
-    """GPU-seconds that each run has been charged for and were not refunded; a run without a charge is left out."""
+    """GPU-seconds that each run was charged for and not refunded; runs without a charge are left out."""
     net = case((col(LedgerRow.movement) == Movement.CHARGE, col(LedgerRow.seconds)), else_=-col(LedgerRow.seconds))
     rows = session.execute(
         select(LedgerRow.run_id, func.sum(net))
@@ -275,9 +275,9 @@ def newest(
     kept: bool = False,
     limit: int = 100,
 ) -> Sequence[tuple[int, str, str]]:
-    """Number, recipe and state of the newest runs that train, of a project or of all, in these states.
+    """Id, recipe and state of the newest training runs in these states, of one project or of all.
 
-    `kept`: only those with a checkpoint on this disk.
+    `kept` selects the runs with a checkpoint on this disk.
     """
     query = select(Run.id, Run.recipe, Run.state).where(Run.kind == RunKind.TRAIN, col(Run.state).in_(states))
     if project_id is not None:
@@ -289,7 +289,7 @@ def newest(
 
 
 def in_motion(session: Session) -> Mapping[int, set[int]]:
-    """The runs that have not ended, by their project."""
+    """The runs that are queued, starting, running or stopping, by project."""
     projects: dict[int, set[int]] = {}
     for run_id, project_id in session.execute(select(Run.id, Run.project_id).where(col(Run.state).in_(ACTIVE))):
         projects.setdefault(project_id, set()).add(run_id)
@@ -297,7 +297,7 @@ def in_motion(session: Session) -> Mapping[int, set[int]]:
 
 
 def move(session: Session, run: Run, to: RunState, **values: object) -> None:
-    """Take one of the table's transitions, guarded by the state and the token that the caller has seen."""
+    """Bring a run to another state by the table, if state and token are still as in hand; raises ConflictError."""
     transition.move(session, run, to, TRANSITIONS, values, name=f"Run {run.id}", seen=["token"])
 
 

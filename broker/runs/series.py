@@ -16,7 +16,7 @@ BUCKETS = 500
 
 
 class Point(Base, table=True):
-    """One measured value at a step; of two attempts' values for a step the later one stands."""
+    """One measured value at a step; where two attempts have measured a step, the later attempt's value counts."""
 
     __tablename__ = "points"
 
@@ -38,7 +38,7 @@ class Measured:
 
 
 def add(session: Session, run_id: int, points: Iterable[Measured]) -> None:
-    """Add a batch in place of what stood at its steps and between, and thin the series that grow past their bound."""
+    """Add points in place of those between the first and the last of them; downsample a series that grows too long."""
     newest = {(point.series, point.step): point for point in points}
     for name in {series for series, _ in newest}:
         batch = sorted((point for (series, _), point in newest.items() if series == name), key=lambda p: p.step)
@@ -54,7 +54,7 @@ def add(session: Session, run_id: int, points: Iterable[Measured]) -> None:
 
 
 def read(session: Session, run_id: int, series: str) -> Sequence[Measured]:
-    """A series in the order of its steps."""
+    """A series in the order of steps."""
     rows = session.scalars(
         select(Point).where(Point.run_id == run_id, Point.series == series).order_by(col(Point.step))
     )
@@ -62,7 +62,7 @@ def read(session: Session, run_id: int, series: str) -> Sequence[Measured]:
 
 
 def newest(run_id: Mapped[int], series: str) -> ScalarSelect[float]:
-    """The value at the highest step, as a column of a query over runs: one look into the index for each run."""
+    """The value at the highest step, as a column of a query over runs; one look into the index for each run."""
     return (
         select(Point.value)
         .where(Point.run_id == run_id, Point.series == series)
@@ -73,7 +73,7 @@ def newest(run_id: Mapped[int], series: str) -> ScalarSelect[float]:
 
 
 def downsample(points: Sequence[Measured], buckets: int = BUCKETS) -> list[Measured]:
-    """The two ends and, of each of `buckets` equal spans of steps, the lowest and the highest point."""
+    """The first and the last point, and the lowest and highest of each of `buckets` equal spans of steps."""
     first, last = points[0], points[-1]
     kept = {first.step: first, last.step: last}
     spans: dict[int, list[Measured]] = {}
@@ -86,6 +86,7 @@ def downsample(points: Sequence[Measured], buckets: int = BUCKETS) -> list[Measu
 
 
 def _downsample_stored(session: Session, run_id: int, series: str) -> None:
+    """Replace a run's stored series by its downsampled points."""
     kept = downsample(read(session, run_id, series))
     session.execute(delete(Point).where(col(Point.run_id) == run_id, col(Point.series) == series))
     session.add_all(Point(run_id=run_id, series=series, step=p.step, tokens=p.tokens, value=p.value) for p in kept)

@@ -20,7 +20,7 @@ EXTENDED = "it was extended while it stopped for its time limit, and goes on fro
 
 
 def withdraw(session: Session, run_id: int, token: int) -> None:
-    """End an attempt whose run was stopped before a worker claimed it; raises StaleError where one just has."""
+    """End an attempt whose run was stopped before a worker claimed it; raises StaleError if one has claimed it."""
     attempts.guarded(
         session, run_id, token, (AttemptState.ADMITTED,), state=AttemptState.ENDED, reason="it was not claimed"
     )
@@ -40,11 +40,11 @@ def settle(
     *,
     generation: int = 1,
 ) -> None:
-    """End the attempt: the last charge and progress, the rest of the reservation given back, the run moved on.
+    """End an attempt: charge its last seconds, save its progress, release its reservation, and move the run on.
 
-    A run fails for good after `most` failed attempts; one that was stopped from outside is none. A fault of the
-    infrastructure refunds what no checkpoint stands for; a signal that ends what was told to stop is none. Raises
-    StaleError.
+    The run fails for good after `most` failed attempts; an attempt that was asked to stop does not count as failed. A
+    fault of the infrastructure refunds what was charged since the last checkpoint, unless the attempt was asked to
+    stop. Raises StaleError.
     """
     attempt = attempts.guarded(
         session,
@@ -121,7 +121,7 @@ def expire(session: Session, attempt: Attempt, *, grace_seconds: float, most: in
 
 
 def _refund(session: Session, run: Run, attempt: Attempt, why: str) -> None:
-    """Give back what the attempt was charged for since its last whole checkpoint, and the time with it."""
+    """Refund what the attempt was charged since its last complete checkpoint, and give the run that time back."""
     seconds = attempt.charged - attempt.charged_at_checkpoint
     if seconds <= 0:
         return
@@ -133,6 +133,7 @@ def _refund(session: Session, run: Run, attempt: Attempt, why: str) -> None:
 
 
 def _retry(session: Session, run: Run, reason: str, not_before: datetime, most: int) -> None:
+    """Queue the run for another attempt, or end it after too many failed attempts or at its time limit."""
     session.flush()
     failed = session.scalar(select(func.count()).where(Attempt.run_id == run.id, Attempt.failed)) or 0
     if failed >= most:
@@ -147,7 +148,7 @@ def _retry(session: Session, run: Run, reason: str, not_before: datetime, most: 
 
 
 def _stop(session: Session, run: Run, **values: object) -> None:
-    """Bring a run that was asked to stop to where that was to take it."""
+    """Bring a run that was asked to stop to the state asked for, paused or cancelled."""
     if run.stops_as == RunState.PAUSED:
         pays = allocations.successor(session, run.allocation_id)
         runs.move(session, run, RunState.PAUSED, allocation_id=pays, **values)
@@ -157,12 +158,13 @@ def _stop(session: Session, run: Run, **values: object) -> None:
 
 
 def tell_paused(session: Session, run: Run, *, by: Person | None = None) -> None:
-    """Append the entry of a run that has come to be paused."""
+    """Append the entry that the run is paused."""
     spent = runs.spent(session, run.id)
     runs.tell(session, run, "run.paused", by=by, why=run.reason, step=run.step, spent=spent)
 
 
 def _end(session: Session, run: Run, to: RunState, reason: str, *, sample: str = "") -> None:
+    """End the run in one of the final states, with an entry."""
     if to not in ENDED:
         raise ValueError(f"{to} is not an end")
     runs.move(session, run, to, reason=reason, ended_at=utcnow(), sample=sample)
