@@ -147,7 +147,7 @@ def launch(session: Session, actor: Actor, request_id: str, order: Order) -> Rec
 
 
 def quote(session: Session, order: Order) -> Quote:
-    """The run that an order would launch, and its cost; raises the errors of a launch, but for the actor. Only reads."""
+    """The run that an order would launch, and its cost; raises what a launch does, but for rights. Only reads."""
     run, config = _drawn_up(session, order)
     report = dry_run.check(config, gpus=run.gpus)
     estimate = estimates.estimate(session, run)
