@@ -28,12 +28,15 @@ def wrote(*steps: int) -> Progress:
 def fork(lab: Lab, run: int, step: int, **changes: object) -> Receipt:
     with lab.db.write() as session:
         preview = run_plan.plan_fork(session, ADA, request_id(), run, step, **changes)  # type: ignore[arg-type]
+    with lab.db.write() as session:
         return run_plan.confirm(session, ADA, preview.plan_id)
 
 
 def rerun(lab: Lab, actor: Actor, request: str, run: int) -> Receipt:
     with lab.db.write() as session:
-        return run_plan.confirm(session, actor, run_plan.plan_rerun(session, actor, request, run).plan_id)
+        preview = run_plan.plan_rerun(session, actor, request, run)
+    with lab.db.write() as session:
+        return run_plan.confirm(session, actor, preview.plan_id)
 
 
 def test_a_queued_run_pauses_at_once_and_resumes(lab: Lab, project: int, allocation: int, run: int) -> None:

@@ -222,7 +222,7 @@ def test_the_end_of_slurms_time_is_a_checkpoint_too(
 ) -> None:
     runner, folder = start(LISTENS, grace=55)
     here(runner, folder)
-    assert "TimeLimit=00:03:00" in cluster.ask("scontrol", "show", "job", str(runner.job))
+    assert "TimeLimit=00:12:00" in cluster.ask("scontrol", "show", "job", str(runner.job))
     cluster.ask("scontrol", "update", f"jobid={runner.job}", "timelimit=1")
     assert ended(runner) == 75
 
