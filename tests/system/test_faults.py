@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from broker.runs.runs import ENDED, Run, RunState
 from broker.runs.series import Point
 from cli.services import Parts, environment
 from projects.db.database import Database
+from projects.errors import ConflictError
 from projects.record import record
 from projects.settings import Settings
 from tests.broker.lab import ADA, Lab, settings
@@ -145,14 +147,14 @@ class Stoa:
             return sorted(session.scalars(query))
 
     def told(self, run: int) -> list[tuple[str, int]]:
-        """What the record tells of a run, each with the attempt or, of a checkpoint, its step."""
+        """What the record tells of a run, not of its samples, each with the attempt or, of a checkpoint, its step."""
         with self.db.read() as session:
             entries = record.since(session, record.project_stream(self.project), 0, limit=10_000)
         told = [(entry.kind, entry.payload or {}) for entry in entries]
         return [
             (kind, payload["step"] if kind == "checkpoint.published" else payload["attempt"])
             for kind, payload in told
-            if payload.get("run") == run
+            if payload.get("run") == run and "sample" not in payload
         ]
 
     def is_over(self, run: int) -> None:
@@ -211,6 +213,11 @@ def test_a_run_never_notices_what_befalls_queue_worker_and_scheduler(stoa: Stoa)
         stoa.trains(run, 1, more=len(stoa.steps(run, 1)) + 2)
         assert (stoa.supervisor(run, 1), *processes.trainers(stoa.folder(run, 1))) == before
         stoa.parts.start_stoa(stoa.settings, "worker")
+        wait_for(lambda: stoa.state(run) in ENDED, "the run ends")
+        for sample in stoa.samples(run):  # what its sample reserves is none of its own
+            with suppress(ConflictError):
+                stoa.lab.cancel(sample)
+        wait_for(lambda: all(stoa.state(sample) in ENDED for sample in stoa.samples(run)), "its samples end")
         stoa.is_over(run)
     assert stoa.state(run) == RunState.FINISHED
     assert {life.pid for life in watch.lives.values()} == set(before[1:])
@@ -221,9 +228,6 @@ def test_a_run_never_notices_what_befalls_queue_worker_and_scheduler(stoa: Stoa)
         ("run.finished", 1),
     ]
     assert stoa.published(run) == [0, 1, 2, 4, 8, 16, 32, 64, 128, 200, 300, 400, 500]
-    for sample in stoa.samples(run):
-        stoa.lab.cancel(sample)
-        stoa.is_over(sample)
     paid_once(stoa, run, watch, {1: watch.span(1)[1]})
 
 
