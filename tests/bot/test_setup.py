@@ -204,13 +204,13 @@ async def test_a_bot_that_is_invited_again_registers_its_commands_again(lab: Lab
     await lab.start_bot()
     await lab.guild.invite_bot_again()
     await lab.guild.wait_for_bot("run")
-    await until(lambda: lab.log.count("commands registered") == 2)
+    await until(lambda: lab.log.count("commands registered") >= 2)
     assert "is proposed" in (await lab.propose()).text
     await lab.guild.wait_for("proposals", lambda m: "P1 · project" in m.text)
     lab.kill_bot()
     await lab.guild.invite_bot_again()
     await lab.start_bot()
-    await until(lambda: lab.log.count("commands registered") == 3)
+    await until(lambda: lab.log.count("commands registered") >= 3)
     assert "dream" in (await lab.person("Grace").command("project list")).text
     assert "Traceback" not in lab.log
 

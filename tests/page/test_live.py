@@ -156,9 +156,11 @@ async def test_on_a_phone(bot: tuple[bots.Bot, dict[str, Any]], browser: Browser
     await page.locator("#open").press("Enter")
     await expect(page.locator("#channels a:focus")).to_contain_text("proposals")
     await page.set_viewport_size({"width": DESKTOP[0], "height": DESKTOP[1]})
-    await page.locator("#who").focus()  # a wide window has no drawer, and covers nothing
+    await expect(page.locator("body:not(.drawer)")).to_be_visible()  # a wide window has no drawer, and covers nothing
+    await page.locator("#who").focus()
     await expect(page.locator("#who:focus")).to_be_visible()
     await page.set_viewport_size({"width": PHONE[0], "height": PHONE[1]})
+    await page.wait_for_function("matchMedia('(max-width: 760px)').matches")
     await page.evaluate(DRAWN)  # which shuts the drawer of the former width
     await page.locator("#open").press("Enter")
     await expect(page.locator("#channels a:focus")).to_contain_text("proposals")
