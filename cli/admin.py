@@ -143,7 +143,7 @@ def pool_list() -> None:
 
 @grant_app.command("add")
 def grant_add(pool: str, hours: str, sponsor: str, until: str) -> None:
-    """Add a grant of HOURS GPU-hours of POOL, given by SPONSOR to the end of the day UNTIL (2030-12-31)."""
+    """Add a grant of HOURS GPU-hours of POOL, sponsored by SPONSOR to the end of the day UNTIL (2030-12-31)."""
     from broker.reviews import inventory
 
     with refusing(), database().write() as session:

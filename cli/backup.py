@@ -25,7 +25,7 @@ POSTGRES_FILE = "stoa.dump"
 MANIFEST = "manifest.json"
 
 
-class KeepingError(Exception):
+class BackupError(Exception):
     """A backup or a restore cannot be made; the sentence says why, and what would be right."""
 
 
@@ -43,12 +43,12 @@ class Manifest:
 def backup(settings: Settings, folder: Path) -> Manifest:
     """Write the database to a new or empty folder, and say which folders of runs are not there to go with it.
 
-    The runs' own folders are not copied: what they hold is published, or is trained again. Raises KeepingError.
+    The runs' own folders are not copied: what they hold is published, or is trained again. Raises BackupError.
     """
     if folder.exists() and any(folder.iterdir()):
-        raise KeepingError(f"{folder} is not empty; name a new folder for each backup.")
+        raise BackupError(f"{folder} is not empty; name a new folder for each backup.")
     if not settings.database_url and not (settings.home / SQLITE_FILE).exists():
-        raise KeepingError(f"There is no database in {settings.home}; is STOA_HOME right?")
+        raise BackupError(f"There is no database in {settings.home}; is STOA_HOME right?")
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)  # it holds the salts of the record
     if settings.database_url:
@@ -65,14 +65,14 @@ def backup(settings: Settings, folder: Path) -> Manifest:
 
 
 def restore(settings: Settings, folder: Path) -> Manifest:
-    """Bring a backup into an empty database, and verify every chain of its record. Raises KeepingError."""
+    """Bring a backup into an empty database, and verify every chain of its record. Raises BackupError."""
     try:
         manifest = Manifest(**json.loads((folder / MANIFEST).read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise KeepingError(f"{folder} holds no whole backup: its {MANIFEST} cannot be read.") from error
+        raise BackupError(f"{folder} holds no whole backup: its {MANIFEST} cannot be read.") from error
     kind = "postgresql" if settings.database_url else "sqlite"
     if kind != manifest.kind:
-        raise KeepingError(f"The backup is one of {manifest.kind}, and the settings name a database of {kind}.")
+        raise BackupError(f"The backup is one of {manifest.kind}, and the settings name a database of {kind}.")
     _require_empty(settings)
     if settings.database_url:
         _run_postgres(
@@ -83,7 +83,7 @@ def restore(settings: Settings, folder: Path) -> Manifest:
         _copy_sqlite(folder / SQLITE_FILE, settings.home / SQLITE_FILE)
     problems = _verify(settings, manifest)
     if problems:
-        raise KeepingError(f"What was restored is not whole: {'; '.join(problems)}. Do not start Stoa on it.")
+        raise BackupError(f"What was restored is not whole: {'; '.join(problems)}. Do not start Stoa on it.")
     return manifest
 
 
@@ -96,10 +96,10 @@ def _copy_sqlite(source: Path, target: Path) -> None:
         from_db.backup(to_db)  # all pages in one step, so that a writer cannot make it begin anew for ever
         (found,) = to_db.execute("PRAGMA quick_check").fetchone()
         if found != "ok":
-            raise KeepingError(f"The copy of {source} is not whole: {found}.")
+            raise BackupError(f"The copy of {source} is not whole: {found}.")
         to_db.execute("PRAGMA journal_mode=DELETE")
     except sqlite3.DatabaseError as error:
-        raise KeepingError(f"{source} cannot be copied: {error}.") from error
+        raise BackupError(f"{source} cannot be copied: {error}.") from error
     finally:
         from_db.close()
         to_db.close()
@@ -112,7 +112,7 @@ def _run_postgres(program: str, settings: Settings, *options: str) -> None:
     """Run one of PostgreSQL's own programs; the password goes by the environment, never by the command line."""
     found = shutil.which(program)
     if found is None:
-        raise KeepingError(f"{program} is not installed; install PostgreSQL's client programs (postgresql-client).")
+        raise BackupError(f"{program} is not installed; install PostgreSQL's client programs (postgresql-client).")
     url = make_url(settings.database_url).set(drivername="postgresql")
     password = url.password or url.query.get("password")
     environment = os.environ | ({} if password is None else {"PGPASSWORD": str(password)})
@@ -121,7 +121,7 @@ def _run_postgres(program: str, settings: Settings, *options: str) -> None:
     done = subprocess.run([found, named, *options], env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = done.stderr.strip().splitlines()
-        raise KeepingError(f"{program} failed: {said[-1] if said else f'status {done.returncode}'}")
+        raise BackupError(f"{program} failed: {said[-1] if said else f'status {done.returncode}'}")
 
 
 def _describe(settings: Settings, engine: Engine) -> Manifest:
@@ -142,16 +142,14 @@ def _require_empty(settings: Settings) -> None:
     refusal = "holds a database already; a restore only fills an empty one."
     if not settings.database_url:
         if (settings.home / SQLITE_FILE).exists():
-            raise KeepingError(
-                f"{settings.home} {refusal} Move {SQLITE_FILE} away, or set STOA_HOME to another folder."
-            )
+            raise BackupError(f"{settings.home} {refusal} Move {SQLITE_FILE} away, or set STOA_HOME to another folder.")
         return
     db = Database(settings.database)
     try:
         with db.read() as session:
             tables = inspect(session.connection()).get_table_names()
             if tables:
-                raise KeepingError(f"STOA_DATABASE_URL {refusal} Make a new one (createdb).")
+                raise BackupError(f"STOA_DATABASE_URL {refusal} Make a new one (createdb).")
     finally:
         db.close()
 

@@ -179,12 +179,12 @@ def doctor() -> None:
 @app.command()
 def backup(folder: Path) -> None:
     """Write the database to a new FOLDER, while all parts run; the runs' own folders are not copied."""
-    from cli.backup import KeepingError
+    from cli.backup import BackupError
     from cli.backup import backup as make
 
     try:
         manifest = make(settings(), folder)
-    except KeepingError as error:
+    except BackupError as error:
         refuse(str(error))
     for missing in manifest.missing_folders:
         typer.echo(f"not there, though a run still needs it: {missing}")
@@ -194,12 +194,12 @@ def backup(folder: Path) -> None:
 @app.command()
 def restore(folder: Path) -> None:
     """Bring a backup into an empty database, and verify the record's chains."""
-    from cli.backup import KeepingError
+    from cli.backup import BackupError
     from cli.backup import restore as bring
 
     try:
         manifest = bring(settings(), folder)
-    except KeepingError as error:
+    except BackupError as error:
         refuse(str(error))
     typer.echo(f"the database is as of {manifest.made_at}, at {manifest.revision}, and its chains are whole")
     typer.echo("Posts that were made after that stay on Discord. Next: `stoa migrate`, then start the parts.")

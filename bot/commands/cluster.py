@@ -40,7 +40,7 @@ async def usage(interaction: Interaction, pool: str | None = None) -> None:
 @app_commands.autocomplete(pool=autocomplete.pool_names)
 async def queue(interaction: Interaction, pool: str | None = None) -> None:
     """Show the queue of each pool, in order."""
-    await interaction.response.defer(ephemeral=True, thinking=True)
+    await acknowledge(interaction)
     listed = await interaction.client.read(why.queue, pool, limit=MOST_RUNS)
     await errors.reply(interaction, _queue(listed))
 

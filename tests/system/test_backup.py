@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import URL, make_url
 
 from cli import backup
-from cli.backup import KeepingError
+from cli.backup import BackupError
 from cli.services import Parts
 from projects.db.database import Database
 from projects.people import Actor
@@ -118,9 +118,9 @@ def test_a_restore_refuses_a_database_that_is_not_empty(
     two: tuple[Settings, Settings], busy: Lab, tmp_path: Path
 ) -> None:
     backup.backup(two[0], tmp_path / "kept")
-    with pytest.raises(KeepingError, match="holds a database already"):
+    with pytest.raises(BackupError, match="holds a database already"):
         backup.restore(two[0], tmp_path / "kept")
-    with pytest.raises(KeepingError, match="not empty"):
+    with pytest.raises(BackupError, match="not empty"):
         backup.backup(two[0], tmp_path / "kept")
 
 
@@ -129,19 +129,19 @@ def test_a_backup_that_was_altered_is_told(two: tuple[Settings, Settings], busy:
     path = tmp_path / "kept" / "manifest.json"
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps(manifest | {"heads": manifest["heads"] | {"lab": 1000}}))
-    with pytest.raises(KeepingError, match="lab: it should have 1000 entries"):
+    with pytest.raises(BackupError, match="lab: it should have 1000 entries"):
         backup.restore(two[1], tmp_path / "kept")
 
 
 def test_what_cannot_be_kept_or_brought_back(tmp_path: Path) -> None:
-    with pytest.raises(KeepingError, match="no database"):
+    with pytest.raises(BackupError, match="no database"):
         backup.backup(settings_of(tmp_path / "nowhere"), tmp_path / "kept")
-    with pytest.raises(KeepingError, match="no whole backup"):
+    with pytest.raises(BackupError, match="no whole backup"):
         backup.restore(settings_of(tmp_path / "one"), tmp_path)
     (tmp_path / "manifest.json").write_text(
         json.dumps({"made_at": "", "kind": "postgresql", "revision": "", "heads": {}, "missing_folders": []})
     )
-    with pytest.raises(KeepingError, match="one of postgresql"):
+    with pytest.raises(BackupError, match="one of postgresql"):
         backup.restore(settings_of(tmp_path / "one"), tmp_path)
 
 

@@ -60,7 +60,7 @@ async def propose(
     # Four bytes a character at most; what is longer need not be fetched to be refused.
     if file.size > 4 * configs.LONGEST_RECIPE:
         raise InvalidError(f"The file has {file.size:,} bytes; a recipe has at most {configs.LONGEST_RECIPE:,}.")
-    await interaction.response.defer(ephemeral=True, thinking=True)
+    await acknowledge(interaction)
     body = (await file.read()).decode("utf-8", errors="replace")
     called = name or file.filename.rpartition(".")[0] or file.filename
     await interaction.client.write(
@@ -121,7 +121,7 @@ async def prepare(
     project: int | None = None,
 ) -> None:
     """Queue the run that prepares the data."""
-    await interaction.response.defer(ephemeral=True, thinking=True)
+    await acknowledge(interaction)
     project_id = await context.project_of(interaction, project)
     receipt = await interaction.client.write(
         launching.prepare,

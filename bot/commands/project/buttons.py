@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Mapping
 
 from bot import errors, text
-from bot.app import Interaction, actor
+from bot.app import Interaction, acknowledge, actor
 from bot.buttons import Handler
 from projects import lifecycle, membership, projects
 
@@ -43,7 +43,7 @@ def press(act: Answering) -> Handler:
     """A handler that acknowledges the press, acts, and answers."""
 
     async def pressed(interaction: Interaction, number: int) -> None:
-        await interaction.response.defer(ephemeral=True, thinking=True)
+        await acknowledge(interaction)
         await errors.reply(interaction, await act(interaction, number))
 
     return pressed

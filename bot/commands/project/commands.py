@@ -221,7 +221,7 @@ async def list_projects(interaction: Interaction, stage: str | None = None) -> N
 
 async def _act(interaction: Interaction, named: int | None, act: buttons.Answering) -> None:
     """Acknowledge the command, act, and answer."""
-    await interaction.response.defer(ephemeral=True, thinking=True)
+    await acknowledge(interaction)
     project_id = await context.project_of(interaction, named)
     await errors.reply(interaction, await act(interaction, project_id))
 

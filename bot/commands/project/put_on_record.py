@@ -6,7 +6,7 @@ import discord
 from discord import app_commands, ui
 
 from bot import errors, text
-from bot.app import Interaction, actor
+from bot.app import Interaction, acknowledge, actor
 from bot.commands import context
 from bot.commands.form import Form
 from projects import findings
@@ -30,7 +30,7 @@ async def put_on_record(interaction: Interaction, message: discord.Message) -> N
         choices = await app.read(findings.projects_of, actor(interaction))
         await interaction.response.send_modal(ProjectForm(_said(message), choices))
         return
-    await interaction.response.defer(ephemeral=True, thinking=True)
+    await acknowledge(interaction)
     placed = await app.write(findings.put_on_record, actor(interaction), project_id, _said(message))
     await errors.reply(interaction, _told(placed))
 

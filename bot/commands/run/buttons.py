@@ -23,14 +23,14 @@ async def pause(interaction: Interaction, run_id: int) -> None:
 
 async def resume(interaction: Interaction, run_id: int) -> None:
     """Resume the run as it was."""
-    await interaction.response.defer(ephemeral=True, thinking=True)
+    await acknowledge(interaction)
     receipt = await interaction.client.write(control.resume, actor(interaction), run_id)
     await errors.reply(interaction, answers.told(receipt))
 
 
 async def compare(interaction: Interaction, run_id: int) -> None:
     """Compare the run with the newest others of its project."""
-    await interaction.response.defer(ephemeral=True, thinking=True)
+    await acknowledge(interaction)
     views = await interaction.client.read(comparison.nearest, run_id)
     card, picture = await answers.comparison(interaction, views)
     await answers.show(interaction, card, picture)

@@ -52,7 +52,7 @@ async def launch(
     project: int | None = None,
 ) -> None:
     """Offer the run with its cost; the button launches it."""
-    await interaction.response.defer(ephemeral=True, thinking=True)
+    await acknowledge(interaction)
     project_id = await context.project_of(interaction, project)
     overrides = run_autocomplete.with_steps(override, steps)
     order = Order(project_id, recipe, time_limit, gpus, overrides, allocation, dataset=dataset)
@@ -82,7 +82,7 @@ async def fork(
     allocation: int | None = None,
 ) -> None:
     """Offer the fork with its cost; the button launches it."""
-    await interaction.response.defer(ephemeral=True, thinking=True)
+    await acknowledge(interaction)
     preview = await interaction.client.write(
         run_plan.plan_fork,
         actor(interaction),
@@ -102,7 +102,7 @@ async def fork(
 @app_commands.autocomplete(run=run_autocomplete.any_run)
 async def rerun(interaction: Interaction, run: int | None = None) -> None:
     """Offer the new run with its cost; the button launches it."""
-    await interaction.response.defer(ephemeral=True, thinking=True)
+    await acknowledge(interaction)
     run_id = await context.run_of(interaction, run)
     preview = await interaction.client.write(run_plan.plan_rerun, actor(interaction), str(interaction.id), run_id)
     await answers.show(interaction, answers.offer(preview))
@@ -113,7 +113,7 @@ async def rerun(interaction: Interaction, run: int | None = None) -> None:
 @app_commands.autocomplete(run=run_autocomplete.any_run)
 async def show(interaction: Interaction, run: int | None = None) -> None:
     """Show the run's card."""
-    await interaction.response.defer(ephemeral=True, thinking=True)
+    await acknowledge(interaction)
     app = interaction.client
     view = await app.read(runs.view, await context.run_of(interaction, run))
     waits = await app.read(why.why, view.id) if view.state == RunState.QUEUED else None
@@ -169,7 +169,7 @@ async def resume(
     allocation: int | None = None,
 ) -> None:
     """Queue the run again, and say what it costs."""
-    await interaction.response.defer(ephemeral=True, thinking=True)
+    await acknowledge(interaction)
     run_id = await context.run_of(interaction, run)
     receipt = await interaction.client.write(control.resume, actor(interaction), run_id, gpus, time_limit, allocation)
     await errors.reply(interaction, answers.told(receipt))
@@ -181,7 +181,7 @@ async def resume(
 @app_commands.autocomplete(run=run_autocomplete.unended_run)
 async def extend(interaction: Interaction, time: str, run: int | None = None) -> None:
     """Give the run more time."""
-    await interaction.response.defer(ephemeral=True, thinking=True)
+    await acknowledge(interaction)
     run_id = await context.run_of(interaction, run)
     receipt = await interaction.client.write(control.extend, actor(interaction), run_id, time)
     more = text.duration(launching.parse_time_limit(time))
@@ -197,7 +197,7 @@ async def extend(interaction: Interaction, time: str, run: int | None = None) ->
 @app_commands.autocomplete(run=run_autocomplete.unended_run)
 async def cancel(interaction: Interaction, run: int | None = None) -> None:
     """Ask the run to stop."""
-    await interaction.response.defer(ephemeral=True, thinking=True)
+    await acknowledge(interaction)
     run_id = await context.run_of(interaction, run)
     await interaction.client.write(control.cancel, actor(interaction), run_id)
     await errors.reply(interaction, f"Run {run_id} is asked to stop.")
@@ -227,7 +227,7 @@ async def config(interaction: Interaction, run: int | None = None) -> None:
 @app_commands.autocomplete(run=run_autocomplete.any_run)
 async def log(interaction: Interaction, run: int | None = None) -> None:
     """Show the attempts and the log."""
-    await interaction.response.defer(ephemeral=True, thinking=True)
+    await acknowledge(interaction)
     app = interaction.client
     found = await app.read(logs.read, app.settings, await context.run_of(interaction, run))
     await errors.reply(interaction, answers.logged(found))
@@ -246,7 +246,7 @@ async def sample(interaction: Interaction, run: int | None = None) -> None:
 @app_commands.autocomplete(runs=run_autocomplete.numbers)
 async def compare(interaction: Interaction, runs: str) -> None:
     """Draw the curves."""
-    await interaction.response.defer(ephemeral=True, thinking=True)
+    await acknowledge(interaction)
     views = await interaction.client.read(comparison.named, runs)
     card, picture = await answers.comparison(interaction, views)
     await answers.show(interaction, card, picture)

@@ -53,7 +53,7 @@ async def setup(
     # Members who manage the server may choose its admins: before there are admins, nobody else could.
     if not interaction.permissions.manage_guild:
         rights.require_admin(who, Act.SET_UP)
-    await interaction.response.defer(ephemeral=True, thinking=True)
+    await acknowledge(interaction)
     guild = app.get_guild(app.server.guild)
     if guild is None or guild.unavailable:
         raise ConflictError("Discord has not shown this server to the bot yet; try again in a minute.")
