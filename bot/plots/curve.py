@@ -31,7 +31,7 @@ class Curve:
     @property
     def digest(self) -> str:
         """Eight hexadecimal digits that change with whatever the picture shows."""
-        return hashlib.sha256(pickle.dumps(self)).hexdigest()[:8]
+        return _digest(self)
 
 
 @dataclass(frozen=True)
@@ -43,4 +43,8 @@ class Comparison:
     @property
     def digest(self) -> str:
         """Eight hexadecimal digits that change with whatever the picture shows."""
-        return hashlib.sha256(pickle.dumps(self)).hexdigest()[:8]
+        return _digest(self)
+
+
+def _digest(shown: Curve | Comparison) -> str:
+    return hashlib.sha256(pickle.dumps(shown)).hexdigest()[:8]

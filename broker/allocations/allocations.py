@@ -352,7 +352,7 @@ def successor(session: Session, allocation_id: int) -> int:
     """The allocation that now pays for the runs of `allocation_id`: its renewal on the same pool, or itself."""
     renewed = load(session, allocation_id)
     while renewed.state == AllocationState.RENEWED:
-        heir = session.scalars(
+        renewal = session.scalars(
             select(Allocation)
             .where(
                 Allocation.renews_id == renewed.id,
@@ -361,9 +361,9 @@ def successor(session: Session, allocation_id: int) -> int:
             )
             .order_by(col(Allocation.decided_at))
         ).first()
-        if heir is None:
+        if renewal is None:
             break
-        renewed = heir
+        renewed = renewal
     return renewed.id
 
 
