@@ -180,10 +180,16 @@ const all = () => [...known.messages.values(), ...[...known.privates.values()].f
 const atEnd = () => box.scrollHeight - box.scrollTop - box.clientHeight < NEAR_PIXELS;
 const toEnd = () => { box.scrollTop = box.scrollHeight; };
 
-// Where the end was in view, it stays there when the bar, the window or a phone's keyboard take or give room.
+// Where the end was in view, it stays there when the bar, the window or a phone's keyboard take or give room. A change of
+// size scrolls, too, and says so before it tells the observer: only a scroll at the size known is the reader's.
 let following = true;
-box.addEventListener("scroll", () => { following = atEnd(); });
-new ResizeObserver(() => following && toEnd()).observe(box);
+let size = "";
+const sizeNow = () => `${box.clientWidth} ${box.clientHeight}`;
+box.addEventListener("scroll", () => { if (size === sizeNow()) following = atEnd(); });
+new ResizeObserver(() => {
+  size = sizeNow();
+  if (following) toEnd();
+}).observe(box);
 
 async function openChannel(id, message) {
   const changed = known.open !== id;
