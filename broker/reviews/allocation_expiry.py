@@ -15,6 +15,7 @@ from sqlmodel import Field, col, select
 from broker.allocations import allocations, ledger
 from broker.allocations.allocations import LIVE, Allocation, AllocationState
 from broker.allocations.ledger import Balance
+from broker.end_reasons import EndReason
 from broker.reviews import changes, reviews
 from broker.reviews.changes import AllocationChange, ChangeState
 from broker.runs import control
@@ -120,7 +121,7 @@ def update_one(session: Session, allocation_id: int, now: datetime) -> None:
         control.hold(session, col(Run.allocation_id) == allocation_id)
         returned = allocations.close(session, allocation, AllocationState.EXPIRED)
         allocations.tell(session, allocation, "allocation.expired", returned=returned)
-        control.stop_all(session, allocation_id, "its allocation has ended")
+        control.stop_all(session, allocation_id, EndReason.ALLOCATION_EXPIRED, "its allocation has ended")
         return
     if allocation.half_until is not None and allocation.half_until <= now:
         allocation.half_until = None

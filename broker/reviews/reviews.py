@@ -13,6 +13,7 @@ from broker.allocations.allocations import LIVE, Allocation, AllocationState, pa
 from broker.allocations.endorsements import check_second, endorse
 from broker.allocations.ledger import in_hours
 from broker.allocations.pools import Pool
+from broker.end_reasons import EndReason
 from broker.runs import control
 from broker.runs.runs import Run
 from projects import people, projects, rights, text
@@ -150,7 +151,7 @@ def revoke(session: Session, actor: Actor, allocation_id: int, *, reason: str) -
     control.hold(session, col(Run.allocation_id) == allocation_id)
     returned = allocations.close(session, allocation, AllocationState.REVOKED, **decided)
     allocations.tell(session, allocation, "allocation.revoked", by=reviewer, why=because, returned=returned)
-    control.stop_all(session, allocation_id, "its allocation was revoked")
+    control.stop_all(session, allocation_id, EndReason.ALLOCATION_REVOKED, "its allocation was revoked")
 
 
 def check_may_release_half(session: Session, actor: Actor, allocation_id: int) -> None:

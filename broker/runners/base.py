@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from broker.end_reasons import EndReason
 from broker.runners import processes
 from broker.runners.processes import Process
 from projects.errors import InvalidError
@@ -79,7 +80,7 @@ class Runner(ABC):
     """Starts the trainer of one attempt and ends it. A trainer's process sees no token and no database address.
 
     `waiting`: why the trainer has not begun yet, empty once it has; that time costs nothing. `ended`: how the trainer
-    ended, where the runner knows more than the exit status says.
+    ended, where the runner knows more than the exit status says, and `end_reason` the same for programs.
     """
 
     name: ClassVar[str]
@@ -94,6 +95,7 @@ class Runner(ABC):
 
     waiting: str = ""
     ended: str = ""
+    end_reason: EndReason | None = None
 
     def __init__(self, spec: JobSpec) -> None:
         self.spec = spec

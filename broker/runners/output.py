@@ -10,6 +10,7 @@ from typing import Any
 
 import structlog
 
+from broker.end_reasons import EndReason
 from broker.runs.attempts import Checkpoint, Ending, Progress
 from broker.runs.series import Measured
 from projects import text
@@ -54,8 +55,11 @@ def read(folder: Path, metrics_read: int, events_read: int) -> Progress:
     )
 
 
-def ending(folder: Path, status: int, *, timed_out: bool, how: str = "") -> Ending:
-    """How the trainer ended, by its exit status and the reason that it, or else its runner (`how`), gave."""
+def ending(folder: Path, status: int, *, timed_out: bool, how: str = "", known: EndReason | None = None) -> Ending:
+    """How the trainer ended, by its exit status and the sentence that it, or else its runner (`how`), gave.
+
+    `known` is what the runner or the supervisor knows of the reason beyond the status.
+    """
     said = _said(folder / contract.OUTCOME_FILE)
     reason = said.get("reason") or how or ("" if status == Status.DONE else _unsaid(folder, status))
     return Ending(
@@ -64,6 +68,7 @@ def ending(folder: Path, status: int, *, timed_out: bool, how: str = "") -> Endi
         # A trainer that gave no reason may do better another time, unless it was refused.
         transient=said.get("transient", status not in (Status.REFUSED, Status.CONFIG)),
         timed_out=timed_out,
+        known=known,
         sample=text.cleaned(str(_said(folder / contract.SAMPLE_FILE).get("text", "")))[:MOST_SAID]
         if status == Status.DONE
         else "",

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import structlog
 
+from broker.end_reasons import EndReason
 from broker.runners.base import PASSED_ON, Check, Job, JobSpec, PoolOption, Runner, UnavailableError
 from broker.runners.processes import Process
 from trainer.contract import LOG_FILE, OUTCOME_FILE, Status
@@ -29,6 +30,13 @@ ENDED = frozenset(
         *("NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
     }
 )
+END_REASONS = {
+    "BOOT_FAIL": EndReason.NODE_FAILED,
+    "NODE_FAIL": EndReason.NODE_FAILED,
+    "OUT_OF_MEMORY": EndReason.OUT_OF_MEMORY,
+    "PREEMPTED": EndReason.PREEMPTED,
+}
+"""The enumerated reasons of the states in which Slurm, and not the trainer, ended the job; `RUNNER_ENDED` of others."""
 GONE_SECONDS = 90.0  # Slurm's default KillWait is 30 seconds, and a node needs a moment to tell of the end
 SHORTEST_SECONDS = 2.0
 CHECK_SECONDS = 10.0
@@ -231,11 +239,11 @@ class SlurmRunner(Runner):
             sentence = _sentence(done.stderr)
             if "invalid job id" not in sentence.lower():
                 raise UnavailableError(f"Slurm: {sentence}")
-            self._end(*self._by_outcome(Status.FAILED, "Slurm no longer knows the job"))
+            self._lose("Slurm no longer knows the job")
             return
         seen = dict(reversed(re.findall(r"(\w+)=(\S*)", done.stdout)))  # the first counts of a key that comes twice
         if seen.get("JobName") != self._job_name():
-            self._end(*self._by_outcome(Status.FAILED, "Slurm no longer knows the job, and has given its number away"))
+            self._lose("Slurm no longer knows the job, and has given its number away")
             return
         state = seen["JobState"]
         if state in ("PENDING", "CONFIGURING"):
@@ -256,8 +264,14 @@ class SlurmRunner(Runner):
         if self._to_kill:
             return -signal.SIGKILL, ""
         sentence = f"Slurm ended the job: {state}" + (f" on {_nodes(seen)}" if _nodes(seen) else "")
+        self.end_reason = END_REASONS.get(state, EndReason.RUNNER_ENDED)
         asked = state == "PREEMPTED" or (state == "CANCELLED" and self._to_stop)
         return self._by_outcome(Status.STOPPED if asked else Status.FAILED, sentence)
+
+    def _lose(self, sentence: str) -> None:
+        """End as the trainer's outcome says, or else as failed: Slurm has forgotten the job."""
+        self.end_reason = EndReason.RUNNER_ENDED
+        self._end(*self._by_outcome(Status.FAILED, sentence))
 
     def _by_outcome(self, status: int, sentence: str) -> tuple[int, str]:
         """The status that the trainer has left in its folder, or else the given status and sentence."""

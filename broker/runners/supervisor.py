@@ -20,6 +20,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 
 from broker import publications
 from broker.allocations.pools import Pool, numbers_on_host
+from broker.end_reasons import EndReason
 from broker.publications import Publication
 from broker.publishing import disk
 from broker.runners import output, processes, registry
@@ -116,13 +117,13 @@ class Supervisor:
         self.renewed_at = 0.0
         self.stopped_at: float | None = None
         self.timed_out = False
-        self.low = False
+        self.stopped_for: EndReason | None = None
         self.mine = True
         self.over = threading.Event()
 
     def run(self) -> None:
         """See the attempt through to its end; raises StaleError where its token is no longer good."""
-        signal.signal(signal.SIGTERM, lambda *_: self._stop("the host is being drained"))
+        signal.signal(signal.SIGTERM, lambda *_: self._stop("the host is being drained", EndReason.HOST_DRAINED))
         self.renewed_at = time.monotonic()
         try:
             if self.after is not None:
@@ -132,9 +133,9 @@ class Supervisor:
             try:
                 process, before = self._start(run)
             except OSError as error:
-                self._settle(
-                    0.0, Progress(0, 0), Ending(Status.FAILED, f"it could not be started: {error}", transient=True)
-                )
+                why = f"it could not be started: {error}"
+                ending = Ending(Status.FAILED, why, transient=True, known=EndReason.NOT_STARTED)
+                self._settle(0.0, Progress(0, 0), ending)
                 return
             threading.Thread(target=self._guard, daemon=True).start()
             self._see_begin(process, before)
@@ -236,7 +237,7 @@ class Supervisor:
             else:
                 self.renewed_at = asked_at
                 if not wanted:
-                    self._stop("the run was asked to stop")
+                    self._stop("the run was asked to stop", EndReason.STOP_REQUESTED)
             while self.runner.poll() is None and self.runner.waiting and time.monotonic() < asked_at + pause:
                 time.sleep(POLL_SECONDS)
         return self.runner.process()
@@ -288,10 +289,7 @@ class Supervisor:
             try:
                 if status is not None:
                     self.runner.kill()  # nothing of the trainer is left once the run may start again
-                    ending = output.ending(self.folder, status, timed_out=self.timed_out, how=self.runner.ended)
-                    if self.low and status == Status.STOPPED:
-                        ending = replace(ending, reason=disk.PAUSED)
-                    self._settle(elapsed, progress, ending)
+                    self._settle(elapsed, progress, self._ending(status))
                     return
                 with self.db.write() as session:
                     told = attempts.renew(
@@ -311,13 +309,20 @@ class Supervisor:
             self.runner.renew(self.settings.lease_seconds - (time.monotonic() - asked_at))
             self.metrics_read, self.events_read = progress.metrics_read, progress.events_read
             if told.stop:
-                self._stop("the run was asked to stop")
+                self._stop("the run was asked to stop", EndReason.STOP_REQUESTED)
             elif elapsed >= told.seconds:
                 self.timed_out = True
-                self._stop("the time limit is reached")
+                self._stop("the time limit is reached", EndReason.TIME_LIMIT)
             elif self.stopped_at is None and disk.is_low(self.settings):
-                self.low = True
-                self._stop(disk.PAUSED)
+                self._stop(disk.PAUSED, EndReason.DISK_LOW)
+
+    def _ending(self, status: int) -> Ending:
+        """How the trainer ended: where it was asked to stop, for what; else by what it and its runner say."""
+        why = self.stopped_for if status == Status.STOPPED or status < 0 else None
+        known = why or self.runner.end_reason
+        ending = output.ending(self.folder, status, timed_out=self.timed_out, how=self.runner.ended, known=known)
+        low = why == EndReason.DISK_LOW and status == Status.STOPPED
+        return replace(ending, reason=disk.PAUSED) if low else ending
 
     def _wait(self, seconds: float) -> int | None:
         """Wait at most `seconds` for the trainer's end; its exit status, or None."""
@@ -331,15 +336,15 @@ class Supervisor:
         while not self.over.wait(POLL_SECONDS):
             now = time.monotonic()
             if now - self.renewed_at > self.settings.lease_seconds:
-                self._stop("the lease could not be renewed")
+                self._stop("the lease could not be renewed", EndReason.LEASE_EXPIRED)
             overdue = self.stopped_at is not None and now - self.stopped_at > self.settings.stop_grace_seconds
             if overdue and self.runner.poll() is None:
                 self.runner.kill()
 
-    def _stop(self, why: str) -> None:
+    def _stop(self, why: str, end_reason: EndReason) -> None:
         if self.stopped_at is None:
             log.info("stopping the trainer", why=why)
-            self.stopped_at = time.monotonic()
+            self.stopped_at, self.stopped_for = time.monotonic(), end_reason
             self.runner.stop()
 
     def _command(self, run: Run, before: Sequence[Checkpoint]) -> list[str]:

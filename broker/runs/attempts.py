@@ -18,6 +18,7 @@ from broker import publications
 from broker.allocations import ledger
 from broker.allocations.ledger import LedgerRow, Movement
 from broker.allocations.pools import Pool
+from broker.end_reasons import EndReason
 from broker.runners.processes import Process
 from broker.runs import runs, series
 from broker.runs.runs import Run, RunState
@@ -28,6 +29,12 @@ from projects.errors import ConflictError
 from trainer.contract import Status
 
 MOST_WAITING = 200
+
+END_REASONS: dict[int, EndReason] = {
+    Status.STOPPED: EndReason.STOP_REQUESTED,
+    Status.CONFIG: EndReason.CONFIG_REFUSED,
+    Status.REFUSED: EndReason.RUNNER_REFUSED,
+}
 
 
 class StaleError(Exception):
@@ -85,6 +92,7 @@ class Attempt(Base, table=True):
     events_read: int = integer(default=0)
     failed: bool = False
     reason: str = ""
+    end_reason: str | None = None
     waiting: str = ""
 
 
@@ -113,7 +121,8 @@ class Progress:
 class Ending:
     """How a trainer ended. `status` is its exit status, or the negative number of a signal.
 
-    `transient` says that another attempt may succeed.
+    `transient` says that another attempt may succeed. `known` is what the runner or the supervisor knows of the reason
+    beyond the status.
     """
 
     status: int
@@ -121,11 +130,26 @@ class Ending:
     transient: bool = False
     timed_out: bool = False
     sample: str = ""
+    known: EndReason | None = None
 
     @property
     def fault(self) -> bool:
         """Whether the infrastructure ended the trainer, and neither its own computation nor a request to stop."""
         return not self.timed_out and (self.status < 0 or (self.status == Status.FAILED and self.transient))
+
+    @property
+    def end_reason(self) -> EndReason:
+        """The enumerated reason of the attempt's end."""
+        if self.status == Status.DONE:
+            return EndReason.DONE
+        if self.timed_out:
+            return EndReason.TIME_LIMIT
+        if self.known is not None:
+            return self.known
+        if self.status < 0:
+            return EndReason.SIGNAL
+        failed = EndReason.TRAINER_FAULT if self.transient else EndReason.TRAINER_FAILED
+        return END_REASONS.get(self.status, failed)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy import ColumnElement, update
 from sqlalchemy.orm import Session
@@ -12,6 +13,7 @@ from broker.allocations import allocations, ledger
 from broker.allocations.allocations import Allocation, AllocationState
 from broker.allocations.ledger import Balance
 from broker.allocations.pools import Pool
+from broker.end_reasons import EndReason
 from broker.runs import attempts, estimates, launching, runs, settlement
 from broker.runs.launching import LONGEST_TIME_LIMIT, Receipt
 from broker.runs.runs import ACTIVE, ENDED, Run, RunKind, RunState
@@ -26,28 +28,38 @@ from projects.projects import Project, Stage
 def cancel(session: Session, actor: Actor, run_id: int) -> None:
     """Cancel a run; a running one writes a checkpoint first."""
     run, person = _of_member(session, actor, run_id)
-    _cancel(session, run, f"cancelled by {person.name}", by=person)
+    _cancel(session, run, EndReason.CANCELLED, f"cancelled by {person.name}", by=person)
 
 
 def pause(session: Session, actor: Actor, run_id: int) -> None:
     """Pause a run, which frees its GPUs; a running one writes a checkpoint first."""
     run, person = _of_member(session, actor, run_id)
     _require_training(run)
-    suspend(session, run, f"paused by {person.name}", by=person)
+    suspend(session, run, EndReason.PAUSED, f"paused by {person.name}", by=person)
 
 
-def suspend(session: Session, run: Run, reason: str, *, by: Person | None = None, unfunded: bool = False) -> None:
+def suspend(
+    session: Session,
+    run: Run,
+    end_reason: EndReason,
+    reason: str,
+    *,
+    by: Person | None = None,
+    unfunded: bool = False,
+) -> None:
     """Pause a run: a queued one at once, a running one after it has written a checkpoint.
 
     An `unfunded` run goes on by itself once its allocation can pay for it. Raises ConflictError if the run has ended,
     is paused or is stopping.
     """
+    values = {"reason": reason, "end_reason": end_reason, "unfunded": unfunded}
     if run.state == RunState.QUEUED:
-        runs.move(session, run, RunState.PAUSED, reason=reason, unfunded=unfunded)
+        runs.move(session, run, RunState.PAUSED, **values)
         settlement.tell_paused(session, run, by=by)
     elif run.state in (RunState.STARTING, RunState.RUNNING):
-        runs.move(session, run, RunState.STOPPING, reason=reason, unfunded=unfunded, stops_as=RunState.PAUSED)
-        runs.tell(session, run, "run.stopping", by=by, why="" if by else reason, stops_as=RunState.PAUSED)
+        runs.move(session, run, RunState.STOPPING, stops_as=RunState.PAUSED, **values)
+        why = "" if by else reason
+        runs.tell(session, run, "run.stopping", by=by, why=why, end_reason=end_reason, stops_as=RunState.PAUSED)
     else:
         raise ConflictError(f"Run {run.id} is {run.state}; only one that waits or runs can be paused.")
 
@@ -84,6 +96,7 @@ def resume(
         run,
         RunState.QUEUED,
         reason="",
+        end_reason=None,
         unfunded=False,
         gpus=count,
         time_limit=run.used + seconds,
@@ -151,7 +164,7 @@ def pause_unfunded(session: Session, run_id: int) -> bool:
     why = unpayable(session, run)
     if run.state != RunState.QUEUED or why is None:
         return False
-    suspend(session, run, why, unfunded=True)
+    suspend(session, run, EndReason.UNFUNDED, why, unfunded=True)
     return True
 
 
@@ -176,7 +189,7 @@ def carry_over(session: Session, earlier: Allocation, later: Allocation) -> Sequ
     return sorted(moved.scalars())
 
 
-def stop_all(session: Session, allocation_id: int, reason: str) -> Sequence[int]:
+def stop_all(session: Session, allocation_id: int, end_reason: EndReason, reason: str) -> Sequence[int]:
     """Pause the queued and running runs of a revoked or expired allocation; returns their ids."""
     found = session.scalars(
         select(Run)
@@ -186,7 +199,7 @@ def stop_all(session: Session, allocation_id: int, reason: str) -> Sequence[int]
         .execution_options(populate_existing=True)
     ).all()
     for run in found:
-        suspend(session, run, reason, unfunded=True)
+        suspend(session, run, end_reason, reason, unfunded=True)
     return [run.id for run in found]
 
 
@@ -196,7 +209,7 @@ def cancel_all(session: Session, project_id: int, reason: str) -> Sequence[int]:
     for run in found:
         attempts.lock(session, run.id)
         session.refresh(run)
-        _cancel(session, run, reason)
+        _cancel(session, run, EndReason.PROJECT_ENDED, reason)
     return [run.id for run in found]
 
 
@@ -216,7 +229,7 @@ def revive(session: Session, run_id: int) -> bool:
     if session.scalars(_revivable().where(Run.id == run_id)).one_or_none() is None:
         return False
     run = runs.load(session, run_id)
-    runs.move(session, run, RunState.QUEUED, reason="", unfunded=False, queued_at=utcnow())
+    runs.move(session, run, RunState.QUEUED, reason="", end_reason=None, unfunded=False, queued_at=utcnow())
     why = "its allocation can pay for it again"
     seconds = attempts.remaining(session, run)
     runs.tell(session, run, "run.resumed", why=why, gpus=run.gpus, time_limit=seconds, step=run.step)
@@ -250,18 +263,20 @@ def _of_member(session: Session, actor: Actor, run_id: int) -> tuple[Run, Person
     return run, rights.require_member(session, actor, session.get_one(Project, run.project_id))
 
 
-def _cancel(session: Session, run: Run, reason: str, *, by: Person | None = None) -> None:
+def _cancel(session: Session, run: Run, end_reason: EndReason, reason: str, *, by: Person | None = None) -> None:
     """Cancel a run: a waiting one at once, a running one after a checkpoint; without `by`, the entry has the reason."""
-    why = "" if by else reason
+    values: dict[str, Any] = {"reason": reason, "end_reason": end_reason}
+    told: dict[str, Any] = {"by": by, "why": "" if by else reason, "end_reason": end_reason}
     if run.state in (RunState.QUEUED, RunState.PAUSED):
-        runs.move(session, run, RunState.CANCELLED, reason=reason, ended_at=utcnow())
-        runs.tell(session, run, "run.cancelled", by=by, why=why, spent=runs.spent(session, run.id))
+        runs.move(session, run, RunState.CANCELLED, ended_at=utcnow(), **values)
+        runs.tell(session, run, "run.cancelled", spent=runs.spent(session, run.id), **told)
     elif run.state == RunState.STOPPING and run.stops_as == RunState.PAUSED:
-        _turn_to_cancelled(session, run, reason)
-        runs.tell(session, run, "run.stopping", by=by, why=why)
+        ends = {"stops_as": RunState.CANCELLED, "unfunded": False, **values}
+        transition.write_as_seen(session, run, ends, ["state", "token"], name=f"Run {run.id}")
+        runs.tell(session, run, "run.stopping", **told)
     elif run.state in ACTIVE and run.state != RunState.STOPPING:
-        runs.move(session, run, RunState.STOPPING, reason=reason, stops_as=RunState.CANCELLED)
-        runs.tell(session, run, "run.stopping", by=by, why=why)
+        runs.move(session, run, RunState.STOPPING, stops_as=RunState.CANCELLED, **values)
+        runs.tell(session, run, "run.stopping", **told)
     else:
         raise ConflictError(f"Run {run.id} is {run.state} already.")
 
@@ -272,9 +287,3 @@ def _require_training(run: Run) -> None:
         raise ConflictError(f"{runs.what_it_is(run)}, and would begin anew; let it end, or cancel it.")
     if run.kind != RunKind.TRAIN:
         raise ConflictError(f"{runs.what_it_is(run)}, over in moments; let it end.")
-
-
-def _turn_to_cancelled(session: Session, run: Run, reason: str) -> None:
-    """Cancel a run that is stopping to be paused."""
-    ends = {"stops_as": RunState.CANCELLED, "reason": reason, "unfunded": False}
-    transition.write_as_seen(session, run, ends, ["state", "token"], name=f"Run {run.id}")

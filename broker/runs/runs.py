@@ -14,6 +14,7 @@ from broker.allocations import ledger
 from broker.allocations.allocations import Allocation
 from broker.allocations.ledger import Account, Balance, LedgerRow, Movement
 from broker.allocations.pools import Grant, Pool
+from broker.end_reasons import EndReason
 from broker.runs import series
 from projects.db import transition
 from projects.db.columns import Base, foreign_key, integer, json_object, number, row_id, timestamp, utcnow, words
@@ -65,9 +66,9 @@ class Run(Base, table=True):
     """A run. `token` is the fencing token of its newest attempt: only the holder of that token may write for it.
 
     `time_limit` and `used` are seconds: what all its attempts together may take, and what they have been charged for.
-    `parent_id` is the run that a sample is of, or that a fork goes on from at `fork_step`. A stopping run becomes
-    `stops_as`; an `unfunded` run is paused until its allocation can pay for it again. `prompt` is what a member wants a
-    sample to continue.
+    `parent_id` is the run that a sample is of, or that a fork goes on from at `fork_step`. `end_reason` says why the
+    run has ended, is paused or is stopping; a stopping run becomes `stops_as`. An `unfunded` run is paused until its
+    allocation can pay for it again. `prompt` is what a member wants a sample to continue.
     """
 
     __tablename__ = "runs"
@@ -90,6 +91,7 @@ class Run(Base, table=True):
     used: int = integer(default=0)
     state: str = Field(default=RunState.QUEUED, index=True)
     reason: str = words(default="")
+    end_reason: str | None = None
     stops_as: str = RunState.CANCELLED
     unfunded: bool = False
     token: int = integer(default=0)
@@ -129,6 +131,7 @@ class RunView:
     requested_by: str
     state: RunState
     reason: str
+    end_reason: EndReason | None
     attempt: int
     parent_id: int | None
     step: int
@@ -218,6 +221,7 @@ def views(session: Session, run_ids: Sequence[int]) -> Sequence[RunView]:
             requested_by=person,
             state=RunState(run.state),
             reason=run.reason,
+            end_reason=None if run.end_reason is None else EndReason(run.end_reason),
             attempt=run.token,
             parent_id=run.parent_id,
             step=run.step,

@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
 from broker.allocations import allocations, ledger
+from broker.end_reasons import EndReason
 from broker.runs import attempts, preparing, runs
 from broker.runs.attempts import OPEN, Attempt, AttemptState, Ending, Progress
 from broker.runs.generation import generate_at_end
@@ -22,7 +23,13 @@ EXTENDED = "it was extended while it stopped for its time limit, and goes on fro
 def withdraw(session: Session, run_id: int, token: int) -> None:
     """End an attempt whose run was stopped before a worker claimed it; raises StaleError if one has claimed it."""
     attempts.guarded(
-        session, run_id, token, (AttemptState.ADMITTED,), state=AttemptState.ENDED, reason="it was not claimed"
+        session,
+        run_id,
+        token,
+        (AttemptState.ADMITTED,),
+        state=AttemptState.ENDED,
+        reason="it was not claimed",
+        end_reason=EndReason.NOT_CLAIMED,
     )
     run = runs.load(session, run_id)
     ledger.release(session, run.allocation_id, run_id, token)
@@ -55,6 +62,7 @@ def settle(
         state=AttemptState.ENDED,
         lease_until=None,
         reason=ending.reason,
+        end_reason=ending.end_reason,
         metrics_read=progress.metrics_read,
         events_read=progress.events_read,
     )
@@ -65,7 +73,7 @@ def settle(
     if ending.fault and run.state != RunState.STOPPING:
         _refund(session, run, attempt, ending.reason)
     if ending.status == Status.DONE:
-        _end(session, run, RunState.FINISHED, ending.reason, sample=ending.sample)
+        _end(session, run, RunState.FINISHED, EndReason.DONE, ending.reason, sample=ending.sample)
         if run.kind == RunKind.TRAIN:
             generate_at_end(session, run)
         elif run.kind == RunKind.PREPARE:
@@ -73,20 +81,20 @@ def settle(
     elif run.state == RunState.STOPPING:
         pausing = run.stops_as == RunState.PAUSED
         if ending.status > 0 and ending.status != Status.STOPPED and not (pausing and ending.transient):
-            _end(session, run, RunState.FAILED, ending.reason)
+            _end(session, run, RunState.FAILED, ending.end_reason, ending.reason)
         else:
             _stop(session, run)
     elif ending.timed_out and attempts.remaining(session, run) >= 1:
-        _retry(session, run, EXTENDED, utcnow(), most)
+        _retry(session, run, ending.end_reason, EXTENDED, utcnow(), most)
     elif ending.timed_out:
-        _end(session, run, RunState.TIMED_OUT, "it reached its time limit")
+        _end(session, run, RunState.TIMED_OUT, EndReason.TIME_LIMIT, "it reached its time limit")
     elif ending.status == Status.STOPPED:
-        _retry(session, run, ending.reason, utcnow(), most)
+        _retry(session, run, ending.end_reason, ending.reason, utcnow(), most)
     elif ending.transient or ending.status < 0:
         attempt.failed = True
-        _retry(session, run, ending.reason, utcnow(), most)
+        _retry(session, run, ending.end_reason, ending.reason, utcnow(), most)
     else:
-        _end(session, run, RunState.FAILED, ending.reason)
+        _end(session, run, RunState.FAILED, ending.end_reason, ending.reason)
 
 
 def expire(session: Session, attempt: Attempt, *, grace_seconds: float, most: int) -> bool:
@@ -106,8 +114,16 @@ def expire(session: Session, attempt: Attempt, *, grace_seconds: float, most: in
         col(Attempt.lease_until) == attempt.lease_until,
         col(Attempt.lease_until) < utcnow(),
     )
-    values = {"state": AttemptState.LOST, "failed": True, "reason": reason, "lease_until": stopped_by}
-    lost = transition.write_where(session, Attempt, *run_out, **values)
+    lost = transition.write_where(
+        session,
+        Attempt,
+        *run_out,
+        state=AttemptState.LOST,
+        failed=True,
+        reason=reason,
+        end_reason=EndReason.LEASE_EXPIRED,
+        lease_until=stopped_by,
+    )
     if lost is None:
         return False
     run = runs.load(session, attempt.run_id)
@@ -116,7 +132,7 @@ def expire(session: Session, attempt: Attempt, *, grace_seconds: float, most: in
     if run.state == RunState.STOPPING:
         _stop(session, run, not_before=stopped_by)
     else:
-        _retry(session, run, reason, stopped_by, most)
+        _retry(session, run, EndReason.LEASE_EXPIRED, reason, stopped_by, most)
     return True
 
 
@@ -132,19 +148,20 @@ def _refund(session: Session, run: Run, attempt: Attempt, why: str) -> None:
     runs.tell(session, run, "run.refunded", why=why, seconds=seconds)
 
 
-def _retry(session: Session, run: Run, reason: str, not_before: datetime, most: int) -> None:
+def _retry(session: Session, run: Run, end_reason: EndReason, reason: str, not_before: datetime, most: int) -> None:
     """Queue the run for another attempt, or end it after too many failed attempts or at its time limit."""
     session.flush()
     failed = session.scalar(select(func.count()).where(Attempt.run_id == run.id, Attempt.failed)) or 0
     if failed >= most:
-        _end(session, run, RunState.FAILED, f"{failed} attempts failed; the last one: {reason}")
+        why = f"{failed} attempts failed; the last one: {reason}"
+        _end(session, run, RunState.FAILED, EndReason.ATTEMPTS_EXHAUSTED, why)
         return
     if attempts.remaining(session, run) < 1:
-        _end(session, run, RunState.TIMED_OUT, "it reached its time limit")
+        _end(session, run, RunState.TIMED_OUT, EndReason.TIME_LIMIT, "it reached its time limit")
         return
     pays = allocations.successor(session, run.allocation_id)
     runs.move(session, run, RunState.QUEUED, reason=reason, not_before=not_before, allocation_id=pays)
-    runs.tell(session, run, "run.requeued", why=reason)
+    runs.tell(session, run, "run.requeued", why=reason, end_reason=end_reason)
 
 
 def _stop(session: Session, run: Run, **values: object) -> None:
@@ -154,20 +171,20 @@ def _stop(session: Session, run: Run, **values: object) -> None:
         runs.move(session, run, RunState.PAUSED, allocation_id=pays, **values)
         tell_paused(session, run)
     else:
-        _end(session, run, RunState.CANCELLED, run.reason)
+        _end(session, run, RunState.CANCELLED, run.end_reason, run.reason)
 
 
 def tell_paused(session: Session, run: Run, *, by: Person | None = None) -> None:
     """Append the entry that the run is paused."""
     spent = runs.spent(session, run.id)
-    runs.tell(session, run, "run.paused", by=by, why=run.reason, step=run.step, spent=spent)
+    runs.tell(session, run, "run.paused", by=by, why=run.reason, end_reason=run.end_reason, step=run.step, spent=spent)
 
 
-def _end(session: Session, run: Run, to: RunState, reason: str, *, sample: str = "") -> None:
+def _end(session: Session, run: Run, to: RunState, end_reason: str | None, reason: str, *, sample: str = "") -> None:
     """End the run in one of the final states, with an entry."""
     if to not in ENDED:
         raise ValueError(f"{to} is not an end")
-    runs.move(session, run, to, reason=reason, ended_at=utcnow(), sample=sample)
+    runs.move(session, run, to, reason=reason, end_reason=end_reason, ended_at=utcnow(), sample=sample)
     spent = runs.spent(session, run.id)
     kind = {RunState.TIMED_OUT: "run.timed_out"}.get(to, f"run.{to}")
-    runs.tell(session, run, kind, why=reason, step=run.step, spent=spent, text=sample)
+    runs.tell(session, run, kind, why=reason, end_reason=end_reason, step=run.step, spent=spent, text=sample)

@@ -78,6 +78,7 @@ def run(said: str) -> RunView:
         requested_by=said,
         state=RunState.FAILED,
         reason=said,
+        end_reason=None,
         attempt=1,
         parent_id=None,
         step=3,

@@ -7,6 +7,7 @@ from sqlalchemy import text
 
 from broker.allocations import ledger
 from broker.allocations.ledger import Account
+from broker.end_reasons import EndReason
 from broker.reports import run_plan
 from broker.runs import attempts, control, runs, settlement
 from broker.runs.attempts import Attempt, Checkpoint, Ending, Progress
@@ -312,7 +313,8 @@ def test_all_that_is_on_a_revoked_allocation_is_paused(lab: Lab, project: int, a
     running, queued = lab.launch(project), lab.launch(project)
     token = lab.start(running, 0)
     with lab.db.write() as session:
-        assert control.stop_all(session, allocation, "its allocation was revoked") == [running, queued]
+        stopped = control.stop_all(session, allocation, EndReason.ALLOCATION_REVOKED, "its allocation was revoked")
+    assert stopped == [running, queued]
     lab.settle(running, token, 5, STOPPED)
     for run in (running, queued):
         assert (lab.run(run).state, lab.run(run).reason) == (RunState.PAUSED, "its allocation was revoked")

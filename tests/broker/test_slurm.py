@@ -15,6 +15,7 @@ from sqlmodel import col, select
 
 from broker.allocations import pools
 from broker.allocations.ledger import LedgerRow, Movement
+from broker.end_reasons import EndReason
 from broker.runners import output, processes, reaper
 from broker.runners.base import Check, JobSpec
 from broker.runners.slurm import SlurmRunner, jobs
@@ -411,6 +412,7 @@ def test_a_run_goes_on_elsewhere_while_its_old_job_still_lives_on_a_lost_node(
     first = attempt(lab, run, token)
     assert lab.run(run).state == RunState.QUEUED
     assert first.reason == f"Slurm ended the job: NODE_FAIL on {node}"
+    assert first.end_reason == EndReason.NODE_FAILED
     assert abs(charged(lab, run, token) - slurms_seconds(cluster, first.pid)) <= 1
 
     with supervised(lab, cluster, tmp_path, run, 10000) as (supervisor, second, new):
@@ -445,6 +447,7 @@ def test_a_job_that_an_operator_cancels_goes_on_later_from_its_checkpoint(
         assert supervisor.wait(PATIENCE) == 0
     assert lab.run(run).state == RunState.QUEUED
     assert not attempt(lab, run, token).failed
+    assert attempt(lab, run, token).end_reason == EndReason.RUNNER_ENDED
     assert json.loads((folder / "outcome.json").read_text())["status"] == 75
 
 

@@ -15,6 +15,7 @@ from sqlalchemy import update
 from sqlmodel import col
 
 from broker.allocations.pools import Pool
+from broker.end_reasons import EndReason
 from broker.publishing import disk
 from broker.runners import processes, shim, supervisor
 from broker.runs import attempts
@@ -91,6 +92,12 @@ def environment(lab: Lab, home: Path, lease: float) -> dict[str, str]:
     }
 
 
+def end_reason(lab: Lab, run: int) -> str | None:
+    """Why the run's first attempt ended."""
+    with lab.db.read() as session:
+        return session.get_one(Attempt, (run, 1)).end_reason
+
+
 def generation(lab: Lab, run: int) -> int:
     with lab.db.read() as session:
         return session.get_one(Attempt, (run, 1)).generation
@@ -141,6 +148,22 @@ def test_a_trainer_that_does_not_stop_is_ended_after_its_grace(lab: Lab, tmp_pat
         assert "still" in said(), "it had a grace"
         assert living(tmp_path) == []
     assert (lab.run(run).state, lab.run(run).reason) == (RunState.CANCELLED, "cancelled by Ada")
+    assert end_reason(lab, run) == EndReason.STOP_REQUESTED, "Stoa's own signal is not what ended it"
+
+
+def test_a_trainer_whose_host_is_drained_goes_on_later(lab: Lab, tmp_path: Path, run: int) -> None:
+    with supervised(lab, tmp_path, run) as (supervisor, _):
+        supervisor.terminate()
+        assert supervisor.wait(PATIENCE) == 0
+    assert (lab.run(run).state, end_reason(lab, run)) == (RunState.QUEUED, EndReason.HOST_DRAINED)
+
+
+def test_a_trainer_that_something_else_kills_was_ended_by_a_signal(lab: Lab, tmp_path: Path, run: int) -> None:
+    with supervised(lab, tmp_path, run) as (supervisor, _):
+        for number in living(tmp_path):
+            os.kill(number, signal.SIGKILL)
+        assert supervisor.wait(PATIENCE) == 0
+    assert (lab.run(run).state, end_reason(lab, run)) == (RunState.QUEUED, EndReason.SIGNAL)
 
 
 def test_a_trainer_does_not_outlive_a_lease_that_the_database_will_not_renew(
@@ -165,6 +188,7 @@ def test_a_trainer_does_not_outlive_a_lease_that_the_database_will_not_renew(
         assert supervisor.wait(PATIENCE) == 0
     view = lab.run(run)
     assert (view.state, view.reason) == (RunState.QUEUED, "the trainer was ended by signal 9")
+    assert end_reason(lab, run) == EndReason.LEASE_EXPIRED
     assert view.spent <= lived + 1
     assert lab.account(1).reserved == 0
 
@@ -303,6 +327,7 @@ def test_what_cannot_be_started_says_why(lab: Lab, run: int, tmp_path: Path) -> 
     subprocess.run(command, env=environment, check=True, timeout=PATIENCE)
     assert lab.run(run).state == RunState.QUEUED
     assert "could not be started" in lab.run(run).reason
+    assert end_reason(lab, run) == EndReason.NOT_STARTED
 
 
 def test_a_run_on_a_full_disk_is_asked_to_stop_and_waits(lab: Lab, run: int, tmp_path: Path) -> None:
@@ -319,3 +344,4 @@ def test_a_run_on_a_full_disk_is_asked_to_stop_and_waits(lab: Lab, run: int, tmp
     command = supervisor_over(POLITE, tmp_path, run, token)
     subprocess.run(command, env=environment, check=True, timeout=PATIENCE)
     assert (lab.run(run).state, lab.run(run).reason) == (RunState.QUEUED, disk.PAUSED)
+    assert end_reason(lab, run) == EndReason.DISK_LOW

@@ -9,6 +9,7 @@ from sqlmodel import col
 from typer.testing import CliRunner
 
 from broker.allocations import pools
+from broker.end_reasons import EndReason
 from broker.reports import why
 from broker.reports.why import Why
 from broker.runs import control, runs
@@ -186,7 +187,8 @@ def test_a_paused_project_starts_nothing_and_goes_on_where_it_was(lab: Lab, ours
     theirs = lab.project(STRANGER, "Another question")
     lab.allocation(theirs, lead=STRANGER)
     with lab.db.write() as session:
-        control.suspend(session, runs.load(session, unfunded), "nobody can pay for it", unfunded=True)
+        row = runs.load(session, unfunded)
+        control.suspend(session, row, EndReason.UNFUNDED, "nobody can pay for it", unfunded=True)
     with lab.db.write() as session:
         lifecycle.pause(session, ADA, ours, reason="A holiday.")
     behind = lab.launch(theirs, STRANGER, gpus=2)

@@ -138,7 +138,8 @@ async def test_the_focus_and_the_place_outlast_an_edit(bot: tuple[bots.Bot, dict
     assert abs(await read.evaluate(TOP) - before) < 1
     await page.evaluate("document.querySelector('#messages').scrollTop = 1e6")
     await expect(page.locator(".message").last).to_be_in_viewport(ratio=1)
-    await page.evaluate("setInterval(() => document.querySelector('#messages').scrollTop, 0)")  # layouts between two frames
+    # A page that is asked where it stands lays itself out between a change of size and the frame that tells of it.
+    await page.evaluate("setInterval(() => document.querySelector('#messages').scrollTop, 0)")
     for width, height in (PHONE, (PHONE[0], 500), DESKTOP, PHONE, DESKTOP):
         await page.set_viewport_size({"width": width, "height": height})
         await expect(page.locator(".message").last).to_be_in_viewport(ratio=1)

@@ -59,6 +59,7 @@ LAYERS: dict[str, Sequence[Sequence[str]]] = {
         ("findings", "membership", "moderation", "updates"),
     ),
     "broker": (
+        ("end_reasons",),
         ("runners",),
         ("allocations", "catalogue", "configs", "publications"),
         ("runs",),

@@ -37,7 +37,7 @@ from tests.databases import database_url, db, new_url, postgres
 
 __all__ = ["database_url", "db", "new_url", "postgres"]
 
-FIRST, LAST = 1, 14
+FIRST, LAST = 1, 15
 RENAMED = {("runs", "dry"): "unfunded", ("attempts", "rung_at"): "notified_at", ("pools", "launcher"): "runner"}
 """Columns that a migration has renamed, with their newer names."""
 MOVED = {("pools", "slurm_partition"), ("pools", "slurm_gres")}
