@@ -1,7 +1,8 @@
-"""Attempts of a run: admitted, claimed, renewed, settled or lost, each fenced by its token.
+"""The attempts of a run: admission, claim, renewal of the lease, progress. `settlement.py` ends them.
 
-A token is valid while the run has it and its attempt is open. The token guards every write of a supervisor: a write
-that finds no row raises StaleError, and the supervisor then stops the trainer and drops the result.
+Each attempt has a fencing token, which is valid while the run's row has the same token and the attempt is open. Every
+write of a supervisor is guarded by its token: a write with an invalid token raises StaleError, and the supervisor then
+stops the trainer and discards the result.
 """
 
 from collections.abc import Sequence
@@ -59,10 +60,11 @@ OPEN = (AttemptState.ADMITTED, AttemptState.CLAIMED, AttemptState.RUNNING)
 
 
 class Attempt(Base, table=True):
-    """One attempt at a run: its devices, its lease, its processes, and how many bytes of its output were read.
+    """One attempt at a run: its devices, its lease, its processes, and how many bytes of its output have been read.
 
-    `generation` counts the supervisors of the attempt and guards the writes of each. `charged_at_checkpoint` is the
-    part of `charged` that was charged before the last complete checkpoint.
+    `reserved`, `charged` and `refunded` are GPU-seconds; `charged_at_checkpoint` is the part of `charged` up to the
+    last complete checkpoint. `generation` counts the attempt's supervisors and guards the writes of each. `failed` says
+    whether the attempt counts towards the attempts that a run may fail.
     """
 
     __tablename__ = "attempts"
@@ -98,7 +100,7 @@ class Attempt(Base, table=True):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint that an attempt has written."""
+    """A complete checkpoint that an attempt wrote."""
 
     step: int
     folder: str
@@ -106,7 +108,10 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a supervisor has read of the output since its last renewal, and up to which bytes."""
+    """What a supervisor read of the trainer's output since its last renewal.
+
+    `metrics_read` and `events_read` are the bytes of `metrics.jsonl` and `events.jsonl` read so far.
+    """
 
     metrics_read: int
     events_read: int
@@ -154,19 +159,19 @@ class Ending:
 
 @dataclass(frozen=True)
 class Renewed:
-    """The answer to a renewal: whether to stop, and the seconds that the trainer may take in all."""
+    """The answer to a renewal: whether to stop the trainer, and the attempt's time limit in seconds."""
 
     stop: bool
     seconds: float
 
 
 def admit(session: Session, run_id: int, devices: Sequence[int]) -> int:
-    """Admit a queued run to `devices`: raise its token, reserve its cost, open an attempt. Returns the token.
+    """Admit a queued run to `devices`: increment its token, reserve its cost, and open an attempt. Returns the token.
 
-    Raises ConflictError if the run or a device was taken meanwhile, or the allocation has too little left.
+    Raises ConflictError if the run is no longer queued, a device is in use, or the allocation has too little left.
     """
     run = runs.load(session, run_id)
-    # Two schedulers may have planned at different moments: the lock on the pool's row lets one of them admit at a time.
+    # Two schedulers may plan at the same time; the lock on the pool's row lets one of them admit at a time.
     session.execute(select(Pool.id).where(Pool.id == run.pool_id).with_for_update(key_share=True))
     taken = devices_in_use(session, run.pool_id).intersection(devices)
     if taken:
@@ -189,12 +194,15 @@ def admit(session: Session, run_id: int, devices: Sequence[int]) -> int:
 
 
 def remaining(session: Session, run: Run) -> int:
-    """Seconds of the run's time limit that its attempts have not used, refunded ones included."""
+    """Seconds of the run's time limit that its attempts have not used; refunded seconds count as unused."""
     return run.time_limit - run.used
 
 
 def extend(session: Session, run: Run, seconds: int) -> None:
-    """Reserve more GPU-seconds for the run's open attempt; the supervisor learns of them at its next renewal."""
+    """Reserve more GPU-seconds for the run's open attempt, which its supervisor learns of at the next renewal.
+
+    Raises ConflictError between two attempts, or if the allocation has too little left.
+    """
     attempt = session.get_one(Attempt, (run.id, run.token))
     session.refresh(attempt)
     if attempt.state not in OPEN:
@@ -210,7 +218,7 @@ def extend(session: Session, run: Run, seconds: int) -> None:
 
 
 def claim(session: Session, run_id: int, token: int, *, host: str, lease_seconds: float) -> bool:
-    """Claim an admitted attempt for this host; False if another worker has claimed it or it is no longer wanted."""
+    """Claim an admitted attempt for `host`; False if another worker has claimed it or the run no longer wants it."""
     wanted = select(Run.id).where(Run.id == run_id, Run.token == token, Run.state == RunState.STARTING).exists()
     admitted = (col(Attempt.run_id) == run_id, col(Attempt.token) == token, col(Attempt.state) == AttemptState.ADMITTED)
     values = {"state": AttemptState.CLAIMED, "host": host, "lease_until": _from_now(lease_seconds)}
@@ -228,9 +236,10 @@ def started(
     supervisor: Process | None = None,
     generation: int = 1,
 ) -> None:
-    """Store that the attempt's trainer runs as `process` under `supervisor`; raises StaleError.
+    """Record that the attempt's trainer runs as `process` under `supervisor`, and move the run to running.
 
-    `found` are complete checkpoints of earlier attempts, which may have ended before they reported their last one.
+    `found` are the complete checkpoints of earlier attempts, which may have ended before they reported their last one.
+    Raises StaleError.
     """
     guarded(
         session,
@@ -256,9 +265,9 @@ def started(
 def take_over(
     session: Session, run_id: int, token: int, generation: int, supervisor: Process, *, lease_seconds: float
 ) -> Attempt:
-    """Become the supervisor of an attempt after the supervisor of `generation`, whose trainer runs or waits in a queue.
+    """Replace the attempt's dead supervisor of `generation` by `supervisor`; the trainer runs or waits in a queue.
 
-    Raises StaleError, and TakenOverError if another supervisor was faster.
+    Raises StaleError, or TakenOverError if another supervisor has replaced it already.
     """
     return guarded(
         session,
@@ -296,7 +305,7 @@ def _supervised_by(supervisor: Process | None) -> dict[str, Any]:
 
 
 def unsupervised(session: Session, *, lease_seconds: float) -> Sequence[Attempt]:
-    """Attempts under way that have missed a renewal, and whose lease has not expired: their supervisor may be gone."""
+    """Attempts whose supervisor may be dead: they missed a renewal, and their lease has not expired yet."""
     return session.scalars(
         select(Attempt).where(
             col(Attempt.state).in_((AttemptState.CLAIMED, AttemptState.RUNNING)),
@@ -317,9 +326,9 @@ def waits(
     supervisor: Process,
     generation: int = 1,
 ) -> bool:
-    """Renew the lease of an attempt whose trainer does not run yet; nothing is charged. `waiting` says why.
+    """Renew the lease of an attempt whose trainer still waits in the runner's queue, without charging anything.
 
-    Returns whether the run is still wanted; raises StaleError.
+    `waiting` is the queue's reason. Returns False if the run was asked to stop. Raises StaleError.
     """
     guarded(
         session,
@@ -347,7 +356,7 @@ def renew(
     lease_seconds: float,
     generation: int = 1,
 ) -> Renewed:
-    """Renew the lease, charge the trainer's first `elapsed` seconds and save its progress, all or nothing.
+    """Renew the lease, charge for the trainer's first `elapsed` seconds and save its progress, in one transaction.
 
     Raises StaleError.
     """
@@ -377,7 +386,7 @@ def expired(session: Session) -> Sequence[Attempt]:
 
 
 def unclaimed(session: Session, *, since_seconds: float) -> Sequence[Attempt]:
-    """Admitted attempts that no worker has claimed, and that no worker was told of in the last `since_seconds`."""
+    """Admitted attempts that no worker has claimed, and for which none was notified in the last `since_seconds`."""
     before = _from_now(-since_seconds)
     return session.scalars(
         select(Attempt).where(
@@ -397,7 +406,7 @@ def cancelled_unclaimed(session: Session) -> Sequence[Attempt]:
 
 
 def notified(session: Session, run_id: int, token: int) -> None:
-    """Store that the workers were told of an admitted attempt just now."""
+    """Record that the workers were just notified of an admitted attempt."""
     session.execute(
         update(Attempt).where(col(Attempt.run_id) == run_id, col(Attempt.token) == token).values(notified_at=utcnow())
     )
@@ -423,7 +432,10 @@ def devices_in_use(session: Session, pool_id: int) -> set[int]:
 
 
 def charge(session: Session, run: Run, attempt: Attempt, elapsed: float) -> None:
-    """Charge an attempt for its first `elapsed` seconds in whole GPU-seconds, at most its reservation."""
+    """Charge an attempt for its first `elapsed` seconds, in whole GPU-seconds and at most what it has reserved.
+
+    Seconds that were charged before are not charged again.
+    """
     due = min(int(elapsed) * run.gpus, attempt.reserved) - attempt.charged
     if due <= 0:
         return
@@ -434,7 +446,10 @@ def charge(session: Session, run: Run, attempt: Attempt, elapsed: float) -> None
 
 
 def save_progress(session: Session, run: Run, progress: Progress, attempt: Attempt | None = None) -> None:
-    """Write what a supervisor has read: points, checkpoints, and the step and tokens reached."""
+    """Save what a supervisor read: points, checkpoints, and the step and tokens reached.
+
+    `attempt` is given where the new checkpoints are its own.
+    """
     series.add(session, run.id, progress.points)
     if attempt is not None and progress.checkpoints:
         attempt.charged_at_checkpoint = attempt.charged
@@ -459,7 +474,10 @@ def guarded(
     next_generation: int | None = None,
     **values: object,
 ) -> Attempt:
-    """Write to the attempt if its token is valid and its generation current; raises StaleError, TakenOverError."""
+    """Lock the run, and write `values` to the attempt if it is in an expected state. Returns the attempt.
+
+    Raises StaleError if the token is invalid or the state is another, and TakenOverError if only the generation is old.
+    """
     current = lock(session, run_id)
     good = (col(Attempt.run_id) == run_id, col(Attempt.token) == token, col(Attempt.state).in_(expected))
     attempt = transition.write_where(
@@ -478,7 +496,7 @@ def guarded(
 
 
 def lock(session: Session, run_id: int) -> int | None:
-    """Lock the run's row and return its token. Every transaction locks a run before its attempts."""
+    """Lock the run's row and return its token; None if there is no such run. A run is locked before its attempts."""
     return session.scalars(select(Run.token).where(Run.id == run_id).with_for_update(key_share=True)).one_or_none()
 
 

@@ -1,7 +1,7 @@
-"""The base class and the column types of every table.
+"""The base class of every table, and helpers for column types.
 
-SQLModel takes a column's type from its annotation: `str`, `bool` and `str | None` need no more. The helpers here give
-the types that it would guess wrong. As for `sqlmodel.Field`, a column without a default must be given.
+SQLModel derives a column's type from its annotation; for `str`, `bool` and `str | None` that type is right. The helpers
+here declare the other columns. A column without a default is required, as with `sqlmodel.Field`.
 """
 
 from collections.abc import Callable
@@ -23,17 +23,17 @@ NAMING = {
 }
 
 WORDS: dict[Any, Any] = {"words": True}
-"""The `info` of a column that holds what somebody has written or who did something: where redaction looks for names."""
+"""The `info` of a column whose text somebody wrote or which may name somebody; redaction searches these columns."""
 
 REQUIRED: Any = PydanticUndefined
 """The default of a column that has none."""
 
-# Millions of GPU-hours in seconds do not fit 32 bits; SQLite numbers rows by itself only as INTEGER.
+# GPU-seconds of a large grant exceed 32 bits. SQLite assigns row ids only to columns of type INTEGER.
 WHOLE = BigInteger().with_variant(Integer, "sqlite")
 
 
 class Base(SQLModel, registry=registry(metadata=MetaData(naming_convention=NAMING))):
-    """What all tables share."""
+    """The base class of all tables; they share one metadata, whose constraints follow `NAMING`."""
 
 
 def utcnow() -> datetime:
@@ -42,13 +42,13 @@ def utcnow() -> datetime:
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A time with zone, kept as naive UTC: SQLite would drop the offset and PostgreSQL would turn it."""
+    """A time with zone, stored as naive UTC, since SQLite drops the offset and PostgreSQL converts it."""
 
     impl = DateTime
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Turn a time with zone to naive UTC."""
+        """Convert a time with zone to naive UTC; raises ValueError for a time without a zone."""
         if value is None:
             return None
         if value.tzinfo is None:
@@ -56,42 +56,42 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.astimezone(UTC).replace(tzinfo=None)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Give the time back with its zone."""
+        """Add the zone, UTC, to the stored time."""
         return None if value is None else value.replace(tzinfo=UTC)
 
 
 def row_id() -> Any:
-    """The number of a row, which the database gives it when it is inserted."""
+    """The primary key of a table whose rows the database numbers on insertion."""
     return Field(default=None, primary_key=True, sa_type=WHOLE)
 
 
 def integer(default: int | None = REQUIRED, *, primary_key: bool = False) -> Any:
-    """A whole number of 64 bits."""
+    """A 64-bit integer."""
     return Field(default=default, primary_key=primary_key, sa_type=WHOLE)
 
 
 def foreign_key(column: str, default: int | None = REQUIRED, *, primary_key: bool = False, index: bool = False) -> Any:
-    """The number of a row of another table: `column` is its primary key, such as "runs.id"."""
+    """A reference to a row of another table; `column` is that table's primary key, such as "runs.id"."""
     return Field(default=default, foreign_key=column, primary_key=primary_key, index=index, sa_type=WHOLE)
 
 
 def number(default: float | None = REQUIRED) -> Any:
-    """A floating-point number of 64 bits."""
+    """A 64-bit floating-point number."""
     return Field(default=default, sa_type=Double)
 
 
 def words(default: str | None = REQUIRED) -> Any:
-    """A text that somebody has written or that may name somebody: see `WORDS`."""
+    """A text that somebody wrote or that may name somebody; see `WORDS`."""
     return Field(default=default, sa_column_kwargs={"info": WORDS})
 
 
 def timestamp(default: Callable[[], datetime] | None = REQUIRED) -> Any:
-    """A time with zone; `default` is None for one that may be missing, or what makes one, such as `utcnow`."""
+    """A time with zone. `default` is None for an optional time, or a factory such as `utcnow`."""
     if callable(default):
         return Field(default_factory=default, sa_type=UtcDateTime)
     return Field(default=default, sa_type=UtcDateTime)
 
 
 def json_object(default: Callable[[], dict[str, Any]] | None = None) -> Any:
-    """A mapping, kept as JSON; `default` is what makes one, such as `dict`."""
+    """A mapping, stored as JSON. `default` is a factory such as `dict`."""
     return Field(sa_type=JSON) if default is None else Field(default_factory=default, sa_type=JSON)

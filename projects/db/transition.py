@@ -1,6 +1,7 @@
-"""Guarded writes: a row is changed only where it is still as its writer has seen it, so that of two at once one wins.
+"""Guarded writes: a row changes only while it is still as its writer read it, so that one of two writers wins.
 
-States move here, by the table of transitions beside each model; so does whatever else two processes may write at once.
+Every change of state goes through `move`, by the table of transitions beside each model. Other writes that two
+processes may make at once go through `write_as_seen` or `write_where`.
 """
 
 from collections.abc import Mapping, Sequence, Set
@@ -13,7 +14,7 @@ from projects.errors import ConflictError
 
 M = TypeVar("M")
 Table = Mapping[Any, Set[Any]]
-"""Of each state, the states that a row may have next."""
+"""A table of transitions: for each state, the states that may follow it."""
 
 
 def move(
@@ -27,17 +28,17 @@ def move(
     state: str = "state",
     seen: Sequence[str] = (),
 ) -> None:
-    """Bring the column `state` of a row to `to`, and write `values` with it; raises ConflictError.
+    """Change the column `state` of a row to `to`, and write `values` with it.
 
-    The table must lead there, and the state and the columns in `seen` must still be as the row in hand has them. `name`
-    is what a sentence calls the row.
+    Raises ConflictError if the table does not allow the transition, or if the state or a column in `seen` no longer has
+    the value that the given row has. `name` is how the error's sentence calls the row, such as "Run 7".
     """
     check(row, to, table, name=name, state=state)
     write_as_seen(session, row, {state: to, **(values or {})}, (state, *seen), name=name)
 
 
 def check(row: object, to: str, table: Table, *, name: str, state: str = "state") -> None:
-    """Raise ConflictError unless the table leads from the row's state to `to`."""
+    """Raise ConflictError unless the table allows the transition from the row's state to `to`."""
     now = getattr(row, state)
     if to not in table[now]:
         raise ConflictError(f"{name} is {now} and cannot become {to}.")
@@ -46,7 +47,7 @@ def check(row: object, to: str, table: Table, *, name: str, state: str = "state"
 def write_as_seen(
     session: Session, row: object, values: Mapping[str, object], seen: Sequence[str], *, name: str
 ) -> None:
-    """Write `values` to a row whose columns in `seen` are still as in hand; raises ConflictError."""
+    """Write `values` to a row; raises ConflictError if a column in `seen` no longer has the value the given row has."""
     session.flush()
     model, mapper = type(row), inspect(row, raiseerr=True).mapper
     keys = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
@@ -56,9 +57,9 @@ def write_as_seen(
 
 
 def write_where(session: Session, model: type[M], *conditions: ColumnElement[bool], **values: object) -> M | None:
-    """Write `values` to the one row that meets the conditions, and return it as it is now; None without such a row.
+    """Write `values` to the one row that meets the conditions; returns the new row, or None if no row meets them.
 
-    One statement tests and writes, so that nobody comes between.
+    A single UPDATE tests and writes, so that no other writer comes between.
     """
     session.flush()
     return session.scalars(
