@@ -30,6 +30,7 @@ from broker.scheduling import usage
 from projects import bans, lifecycle, membership, policies
 from projects.db.columns import Base
 from projects.db.database import Database
+from projects.db.migrations import versions
 from projects.findings import Finding
 from projects.record import record, redaction, verification
 from tests.broker.lab import ADA, GRACE, STRANGER, Lab
@@ -37,7 +38,8 @@ from tests.databases import database_url, db, new_url, postgres
 
 __all__ = ["database_url", "db", "new_url", "postgres"]
 
-FIRST, LAST = 1, 15
+FIRST = 1
+LAST = len(list(pkgutil.iter_modules(versions.__path__)))
 RENAMED = {("runs", "dry"): "unfunded", ("attempts", "rung_at"): "notified_at", ("pools", "launcher"): "runner"}
 """Columns that a migration has renamed, with their newer names."""
 MOVED = {("pools", "slurm_partition"), ("pools", "slurm_gres")}
