@@ -32,6 +32,9 @@ class Policies(BaseModel):
     most_launches_a_day: int = Field(50, ge=1, description="Runs a person may launch a day.")
     most_running_a_project: int = Field(100, ge=1, description="Runs a project may have at work at once.")
     most_running_a_person: int = Field(100, ge=1, description="Runs a person may have at work at once.")
+    join_policy: Literal["confirm", "open"] = Field(
+        "confirm", description="Whether who joins a project is a contributor once its lead confirms them, or at once."
+    )
     channel_policy: Literal["automatic", "moderator"] = Field(
         "automatic", description="Whether a project's channel comes once it is active, or when a moderator opens it."
     )
