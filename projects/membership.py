@@ -221,7 +221,7 @@ def _in_project(session: Session, project: Project, who: str) -> tuple[Person, M
     membership = None if person is None else session.get(Membership, (project.id, person.id))
     if person is None or membership is None or membership.role == ProjectRole.FOLLOWER:
         name = "This person" if person is None else person.name
-        raise ConflictError(f"{name} is not in “{project.title}”; who has pressed Join is.")
+        raise ConflictError(f"{name} is not in “{project.title}”; they would join it first.")
     return person, membership
 
 

@@ -58,9 +58,7 @@ def endorse(
     `roles_now` is taken for a reviewer still. Raises ConflictError if the same reviewer consents twice. The caller must
     hold the lock on the request's row.
     """
-    first = (
-        None if request.endorsed_by is None else session.get_one(Person, request.endorsed_by, populate_existing=True)
-    )
+    first = None if request.endorsed_by is None else session.get_one(Person, request.endorsed_by)
     if first is not None and (
         first.banned is not None
         or projects.was_in(session, first, project_id, since=request.created_at)

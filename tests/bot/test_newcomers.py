@@ -55,7 +55,7 @@ async def test_a_person_is_removed_with_a_reason_and_returns_as_a_newcomer(share
     removed = await lab.guild.wait_for(channel.id, lambda m: "**Ada** removes **Omar** from the project." in m.text)
     assert "> They only make noise." in removed.text
     assert "Only members of" in (await omar.command("run launch", recipe="demo", time_limit="5m", **here)).text
-    outside = f"Omar is not in {TITLE}; who has pressed Join is."
+    outside = f"Omar is not in {TITLE}; they would join it first."
     assert (await ada.command("project confirm", person="Omar", **here)).text == outside
     assert "as a newcomer" in (await omar.command("project join", **here)).text
     assert (await omar.command("run launch", recipe="demo", time_limit="5m", **here)).text == YET
