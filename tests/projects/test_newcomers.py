@@ -101,7 +101,7 @@ def test_of_two_confirmations_at_once_one_is_late_and_one_who_leaves_meanwhile_i
             return False
         return True
 
-    for _ in range(3):
+    for _ in range(2):
         project = school.at(Stage.RECRUITING)
         school.join(EMMY, project, confirmed=False)
         with ThreadPoolExecutor(2) as pool:
