@@ -213,7 +213,8 @@ def members(session: Session, project_ids: Sequence[int]) -> Mapping[int, tuple[
     """The people of each project but its followers: the lead first, then the others in the order of joining."""
     leads = col(Person.id) == Project.lead_id
     rows = session.execute(
-        select(Project.id, Person.discord_id, Person.name, leads, Membership.role)
+        select(Project.id, Person.discord_id, Person.name, leads)
+        .add_columns(col(Membership.role))
         .join(Membership, col(Membership.project_id) == Project.id)
         .join(Person, col(Membership.person_id) == Person.id)
         .where(col(Project.id).in_(project_ids), Membership.role != ProjectRole.FOLLOWER)

@@ -1,5 +1,7 @@
 """Newcomers on Discord: confirmed with one click, removed with a reason; an endorser without the role; a new lead."""
 
+from typing import Any
+
 import pytest
 
 from bot.commands.allocation import forms
@@ -27,7 +29,7 @@ async def test_a_newcomer_is_confirmed_with_one_click(shared_lab: Shared) -> Non
     await lab.guild.wait_for("proposals", lambda m: m.id == card.id and "Grace, Omar (newcomer)" in m.text)
     post = await lab.guild.wait_for(channel.id, lambda m: "**Omar** joins the project. Welcome!" in m.text)
     assert post.button_labels == ["Confirm"]
-    launch = {"channel": channel.id, "recipe": "demo", "time_limit": "5m"}
+    launch: dict[str, Any] = {"channel": channel.id, "recipe": "demo", "time_limit": "5m"}
     assert (await omar.command("run launch", **launch)).text == YET
     assert "as newcomer" in (await omar.command("stoa help", channel=channel.id)).text
     heads = lab.heads()
@@ -43,7 +45,8 @@ async def test_a_newcomer_is_confirmed_with_one_click(shared_lab: Shared) -> Non
 
 async def test_a_person_is_removed_with_a_reason_and_returns_as_a_newcomer(shared_lab: Shared) -> None:
     lab, channel = shared_lab
-    ada, omar, here = lab.person("Ada"), lab.person("Omar"), {"channel": shared_lab[1].id}
+    ada, omar = lab.person("Ada"), lab.person("Omar")
+    here: dict[str, Any] = {"channel": channel.id}
     only = f"Only the lead of {TITLE}, Ada, can do this."
     assert (await omar.command("project remove", person="Grace", **here)).text == only
     assert (await ada.command("project remove", person="Ada", **here)).text == (
@@ -91,7 +94,7 @@ async def test_an_admin_appoints_another_lead(shared_lab: Shared) -> None:
     await lab.guild.wait_for(
         "public-record", lambda m: "An admin appoints another lead of P1: `/project appoint`." in m.text
     )
-    here = {"channel": channel.id, "person": "Grace"}
+    here: dict[str, Any] = {"channel": channel.id, "person": "Grace"}
     assert "Only the admins can appoint a lead" in (await grace.command("project appoint", **here)).text
     own = await omar.command("project appoint", channel=channel.id, person="Omar")
     assert own.text == "Nobody appoints themselves; another admin can."

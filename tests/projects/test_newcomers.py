@@ -9,6 +9,7 @@ from projects import bans, findings, lifecycle, membership, policies, projects, 
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError
 from projects.people import Actor, LabRole
 from projects.projects import Outcome, ProjectRole, Stage
+from projects.record import record
 from projects.rights import MAY, WORKING
 from tests.projects.school import ACTS, ADA, EMMY, GRACE, ROSA, STRANGER, School
 
@@ -205,7 +206,7 @@ def test_an_admin_appoints_a_lead_in_place_of_one_who_is_gone(school: School) ->
     school.offer(project, GRACE)
     ban(school, ADA)
     with school.db.read() as session:
-        lab = [entry.payload for entry in bans.record.since(session, bans.record.LAB, 0)]
+        lab = [entry.payload for entry in record.since(session, record.LAB, 0)]
     assert lab[-1] is not None
     assert lab[-1]["leads"] == [project, other]
     with pytest.raises(ForbiddenError, match="has yet to confirm you, and is banned: an admin appoints another lead"):
