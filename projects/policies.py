@@ -27,6 +27,7 @@ class Policies(BaseModel):
         100, ge=0, description="GPU-hours that one reviewer may grant; above, two decide."
     )
     halves_hours: float = Field(1000, gt=0, description="GPU-hours above which a grant comes in two halves.")
+    tier_days: int = Field(30, ge=1, le=366, description="Days within which a project's grants add up for both.")
     most_open_proposals: int = Field(5, ge=1, description="Proposals a person may have open.")
     most_requests_a_day: int = Field(20, ge=1, description="Requests for GPU time a person may make a day.")
     most_launches_a_day: int = Field(50, ge=1, description="Runs a person may launch a day.")

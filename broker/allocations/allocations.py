@@ -1,6 +1,6 @@
 """Allocations: GPU time that a project asks for and that a reviewer grants, in full or in part, with a reason."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -8,7 +8,7 @@ from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Index
+from sqlalchemy import Index, func
 from sqlalchemy.orm import Session, aliased
 from sqlmodel import Field, col, select
 from sqlmodel.sql.expression import SelectOfScalar
@@ -16,7 +16,7 @@ from sqlmodel.sql.expression import SelectOfScalar
 from broker.allocations import ledger, pools, tiers
 from broker.allocations.endorsements import Endorsable
 from broker.allocations.ledger import Account, Balance, in_hours
-from broker.allocations.pools import Grant, Pool
+from broker.allocations.pools import Grant, GrantMovement, GrantRow, Pool
 from broker.allocations.tiers import Tiers
 from projects import people, projects, quotas, rights, text
 from projects.db import transition
@@ -289,7 +289,7 @@ def award(session: Session, allocation: Allocation, seconds: int, by: Person | N
 
 def _approve(session: Session, allocation: Allocation, seconds: int, by: Person | None, because: str) -> dict[str, Any]:
     """Approve a request as `award` does, without the entry; returns the payload of the entry."""
-    second = seconds // 2 if seconds > tiers.current(session).halves else 0
+    second = second_half(session, allocation.project_id, seconds)
     source = _draw(session, allocation, seconds - second, second)
     now = utcnow()
     until = min(allocation.until, source.until)
@@ -316,6 +316,35 @@ def _approve(session: Session, allocation: Allocation, seconds: int, by: Person 
     if allocation.endorsed_by is not None:
         told["endorsed_by"] = session.get_one(Person, allocation.endorsed_by).name
     return told
+
+
+def second_half(session: Session, project_id: int, seconds: int) -> int:
+    """How much of a grant of `seconds` waits as its second half: nothing, up to a bound on a period's grants."""
+    return seconds // 2 if with_recent(session, project_id, seconds) > tiers.current(session).halves else 0
+
+
+def with_recent(session: Session, project_id: int, seconds: int) -> int:
+    """`seconds` with all that the project was granted within the period of the tiers, in GPU-seconds."""
+    return recently_granted(session, [project_id])[project_id] + seconds
+
+
+def recently_granted(session: Session, project_ids: Collection[int]) -> Mapping[int, int]:
+    """GPU-seconds that each project was granted within the period of the tiers.
+
+    Second halves that wait count too. What was returned since still counts.
+    """
+    since = utcnow() - tiers.current(session).period
+    rows = session.execute(
+        select(Allocation.project_id, func.sum(col(GrantRow.seconds)))
+        .join(GrantRow, col(GrantRow.allocation_id) == Allocation.id)
+        .where(
+            col(Allocation.project_id).in_(project_ids),
+            col(GrantRow.movement).in_((GrantMovement.DRAW, GrantMovement.COMMIT)),
+            col(GrantRow.at) > since,
+        )
+        .group_by(col(Allocation.project_id))
+    )
+    return dict.fromkeys(project_ids, 0) | {project_id: int(seconds) for project_id, seconds in rows}
 
 
 def close(session: Session, allocation: Allocation, to: AllocationState, **values: object) -> int:

@@ -1,6 +1,7 @@
-"""Tiers: how many reviewers a decision on GPU time takes, by its size."""
+"""Tiers: how many reviewers a decision on GPU time takes, by what a project is granted within a period."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 from sqlalchemy.orm import Session
 
@@ -12,12 +13,14 @@ class Tiers:
     """The bounds of the tiers, in GPU-hours.
 
     Policy grants a project's first request of up to `starter_hours`. One reviewer decides up to `one_reviewer_hours`,
-    two decide above. An allocation of more than `halves_hours` comes in two halves.
+    two decide above. Above `halves_hours` a grant comes in two halves. Both bounds hold for all that a project is
+    granted within `days` days, so that several small requests pass no bound that one large request does not.
     """
 
     starter_hours: float = 1
     one_reviewer_hours: float = 100
     halves_hours: float = 1000
+    days: int = 30
 
     @property
     def starter(self) -> int:
@@ -30,6 +33,11 @@ class Tiers:
         return int(self.one_reviewer_hours * 3600)
 
     @property
+    def period(self) -> timedelta:
+        """The time within which a project's grants add up."""
+        return timedelta(days=self.days)
+
+    @property
     def halves(self) -> int:
         """The most GPU-seconds that are granted in one piece."""
         return int(self.halves_hours * 3600)
@@ -38,4 +46,4 @@ class Tiers:
 def current(session: Session) -> Tiers:
     """The tiers by the present policies."""
     now = policies.current(session)
-    return Tiers(now.starter_hours, now.one_reviewer_hours, now.halves_hours)
+    return Tiers(now.starter_hours, now.one_reviewer_hours, now.halves_hours, now.tier_days)

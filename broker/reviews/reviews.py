@@ -1,7 +1,8 @@
 """Reviews: reviewers' decisions on allocations, each with a public reason.
 
-Nobody decides on a request of their own project. One reviewer decides up to a size. Above it the first consent is an
-endorsement, and the second reviewer grants at most the lesser of both amounts. A refusal by either one ends the
+Nobody decides on a request of their own project. One reviewer decides up to a size, which counts all that the project
+was granted within a period. Above it the first consent is an endorsement, and the second reviewer grants at most the
+lesser of both amounts. A refusal by either one ends the
 request.
 """
 
@@ -61,6 +62,7 @@ def approve(
     reason: str,
 ) -> AllocationState:
     """Approve the request in full or in part, or endorse a large one; returns the allocation's state."""
+    projects.lock(session, allocations.load(session, allocation_id).project_id)  # its grants add up, one at a time
     renews = allocations.load(session, allocation_id).renews_id
     earlier = None if renews is None else allocations.lock(session, renews)
     allocation = allocations.lock(session, allocation_id)
@@ -72,7 +74,8 @@ def approve(
         raise ConflictError(f"The end asked for, {allocation.until:%Y-%m-%d}, has passed; only a new request helps.")
     because = text.prose("The reason", reason, most=text.USUAL)
     reviewer = people.ensure(session, actor)
-    if endorse(session, allocation, allocation.project_id, reviewer, seconds, size=seconds):
+    size = allocations.with_recent(session, allocation.project_id, seconds)
+    if endorse(session, allocation, allocation.project_id, reviewer, seconds, size=size):
         pool = session.get_one(Pool, allocation.pool_id).name
         told = {"asked": allocation.seconds, "seconds": seconds, "pool": pool}
         allocations.tell(session, allocation, "allocation.endorsed", by=reviewer, why=because, **told)
