@@ -23,11 +23,11 @@ from projects.db import transition
 from projects.db.columns import foreign_key, integer, row_id, timestamp, utcnow, words
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor, Person
+from projects.policies import MOST_HOURS
 from projects.projects import Project, Stage
 from projects.quotas import QuotaKind
 from projects.record import record
 
-MOST_HOURS = 1_000_000
 LONGEST = timedelta(days=366)
 STARTER = "A starter grant, by policy."
 

@@ -21,6 +21,7 @@ from projects import people, projects, rights, text
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, ForbiddenError, InvalidError
 from projects.people import Actor, Person
+from projects.policies import MOST_HOURS
 from projects.projects import Project
 from projects.rights import Act
 
@@ -184,6 +185,8 @@ def adjust(session: Session, allocation_id: int, seconds: int, reason: str) -> N
     """An operator's correction of a live allocation, by positive or negative GPU-seconds out of its grant or back."""
     allocation = allocations.lock(session, allocation_id)
     allocations.require_live(allocation)
+    if abs(seconds) > MOST_HOURS * 3600:
+        raise InvalidError(f"An adjustment is of at most {MOST_HOURS:,} GPU-hours, which are {MOST_HOURS * 3600:,} s.")
     because = text.prose("The reason", reason, most=text.USUAL)
     ledger.adjust(session, allocation_id, seconds, because)
     reopen(session, allocation)
