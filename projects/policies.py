@@ -35,11 +35,32 @@ class Policies(BaseModel):
         1000, gt=0, le=MOST_HOURS, description="GPU-hours above which a grant comes in two halves."
     )
     tier_days: int = Field(30, ge=1, le=366, description="Days within which a project's grants add up for both.")
+    starter_days: int = Field(30, ge=1, le=366, description="Days after which a person may have another starter grant.")
     most_open_proposals: int = Field(5, ge=1, le=MOST, description="Proposals a person may have open.")
+    most_proposals_a_day: int = Field(10, ge=1, le=MOST, description="Projects a person may propose a day.")
+    most_memberships_a_day: int = Field(20, ge=1, le=MOST, description="Projects a person may join or follow a day.")
+    most_updates_a_day: int = Field(
+        30, ge=1, le=MOST, description="Updates, reports, findings and calls for people a person may post a day."
+    )
+    most_project_changes_a_day: int = Field(
+        10, ge=1, le=MOST, description="Pauses of projects and offers of their lead a person may make a day."
+    )
+    most_questions_a_day: int = Field(
+        50, ge=1, le=MOST, description="Questions and answers on requests a person may post a day."
+    )
+    most_run_changes_a_day: int = Field(
+        100, ge=1, le=MOST, description="Pauses and extensions of runs a person may make a day."
+    )
+    most_catalogue_proposals_a_day: int = Field(
+        20, ge=1, le=MOST, description="Recipes and datasets a person may propose a day."
+    )
     most_requests_a_day: int = Field(20, ge=1, le=MOST, description="Requests for GPU time a person may make a day.")
     most_launches_a_day: int = Field(50, ge=1, le=MOST, description="Runs a person may launch a day.")
     most_running_a_project: int = Field(100, ge=1, le=MOST, description="Runs a project may have at work at once.")
     most_running_a_person: int = Field(100, ge=1, le=MOST, description="Runs a person may have at work at once.")
+    project_factor: int = Field(
+        5, ge=1, le=1_000, description="A project's daily quotas, of all its people together, in those of one person."
+    )
     channel_policy: Literal["automatic", "moderator"] = Field(
         "automatic", description="Whether a project's channel comes once it is active, or when a moderator opens it."
     )

@@ -186,6 +186,13 @@ def request(
     bounds = tiers.current(session)
     starter = renews is None and _starts(session, project, person, seconds, bounds)
     if project.stage != Stage.ACTIVE and not starter:
+        since = _last_starter(session, person)
+        if since is not None and not _had_starter(session, project):
+            raise ConflictError(
+                f"You had a starter grant on {since:%Y-%m-%d}, and one person may have one in {bounds.starter_days} "
+                f"days. “{project.title}” is {project.stage}; only an active project can ask for more than one starter "
+                "grant."
+            )
         raise ConflictError(
             f"“{project.title}” is {project.stage}; only an active project can ask for more than one starter grant of "
             f"at most {in_hours(bounds.starter)} GPU-hours."
@@ -215,6 +222,7 @@ def request(
         told["renews"] = renews
     # The grant's row is locked before the record's stream.
     approved = _approve(session, allocation, seconds, None, STARTER) if starter else None
+    quotas.check_project(session, QuotaKind.REQUEST, project.id)
     tell(session, allocation, "allocation.requested", by=person, why=because, **told)
     if approved is not None:
         tell(session, allocation, "allocation.approved", why=STARTER, **approved)
@@ -245,6 +253,7 @@ def report(session: Session, actor: Actor, allocation_id: int, said: str) -> Non
     lead = check_may_ask_more(session, actor, allocation_id)
     allocation.report = text.prose("The report", said, most=text.LONG)
     session.flush()
+    quotas.check(session, actor, QuotaKind.UPDATE, allocation.project_id)
     tell(session, allocation, "allocation.reported", by=lead, why=allocation.report)
 
 
@@ -479,15 +488,25 @@ def _views(session: Session, ids: SelectOfScalar[int]) -> Sequence[AllocationVie
 
 
 def _starts(session: Session, project: Project, person: Person, seconds: int, bounds: Tiers) -> bool:
-    """Whether a request is a starter grant: small, the project's first one, and the person's only approved one."""
+    """Whether a request is a starter grant: small, the project's first one, and the person's first one in a while."""
     if seconds > bounds.starter:
         return False
     session.execute(select(Person.id).where(Person.id == person.id).with_for_update(key_share=True))
-    theirs = (col(Allocation.requested_by) == person.id) & (col(Allocation.state) == AllocationState.APPROVED)
-    taken = select(Allocation.id).where(
-        (col(Allocation.starter_of) == project.id) | (col(Allocation.starter_of).is_not(None) & theirs)
-    )
-    return session.scalars(taken.limit(1)).one_or_none() is None
+    return not _had_starter(session, project) and _last_starter(session, person) is None
+
+
+def _had_starter(session: Session, project: Project) -> bool:
+    """Whether the project has had its starter grant, which it gets once."""
+    had = select(Allocation.id).where(col(Allocation.starter_of) == project.id)
+    return session.scalars(had.limit(1)).one_or_none() is not None
+
+
+def _last_starter(session: Session, person: Person) -> datetime | None:
+    """When the person was given a starter grant that lasts, or whose period is not over; None for neither."""
+    begun = utcnow() - timedelta(days=tiers.current(session).starter_days)
+    lasts = (col(Allocation.state) == AllocationState.APPROVED) | (col(Allocation.decided_at) > begun)
+    theirs = (col(Allocation.requested_by) == person.id) & col(Allocation.starter_of).is_not(None)
+    return session.scalars(select(func.max(col(Allocation.decided_at))).where(theirs, lasts)).one_or_none()
 
 
 def _check_renewable(session: Session, project: Project, allocation_id: int) -> None:

@@ -112,6 +112,7 @@ def request(
     )
     session.add(change)
     session.flush()
+    quotas.check_project(session, QuotaKind.REQUEST, allocation.project_id)
     _tell(session, allocation, change, "allocation.change_requested", lead, because, seconds=seconds)
     return change.id
 

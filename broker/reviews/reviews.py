@@ -17,12 +17,13 @@ from broker.allocations.pools import Pool
 from broker.end_reasons import EndReason
 from broker.runs import control
 from broker.runs.runs import Run
-from projects import people, projects, rights, text
+from projects import people, projects, quotas, rights, text
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, ForbiddenError, InvalidError
 from projects.people import Actor, Person
 from projects.policies import MOST_HOURS
 from projects.projects import Project
+from projects.quotas import QuotaKind
 from projects.rights import Act
 
 
@@ -118,6 +119,7 @@ def ask(session: Session, actor: Actor, allocation_id: int, question: str) -> No
     allocation = allocations.lock(session, allocation_id)
     check_may_decide(session, actor, allocation_id)
     asked = text.prose("The question", question, most=text.USUAL)
+    quotas.check(session, actor, QuotaKind.QUESTION, allocation.project_id)
     allocations.tell(session, allocation, "allocation.asked", by=people.ensure(session, actor), why=asked)
 
 
@@ -126,6 +128,7 @@ def answer(session: Session, actor: Actor, allocation_id: int, said: str) -> Non
     allocation = allocations.lock(session, allocation_id)
     person = check_may_answer(session, actor, allocation_id)
     answered = text.prose("The answer", said, most=text.USUAL)
+    quotas.check(session, actor, QuotaKind.QUESTION, allocation.project_id)
     allocations.tell(session, allocation, "allocation.answered", by=person, why=answered)
 
 

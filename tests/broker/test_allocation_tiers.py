@@ -14,7 +14,7 @@ from broker.allocations.ledger import Account
 from broker.allocations.pools import GrantRow
 from broker.reports import review_context
 from broker.reviews import changes, reviews
-from projects import membership, policies
+from projects import lifecycle, membership, policies
 from projects.errors import ConflictError, ForbiddenError, InvalidError
 from projects.people import Actor, LabRole
 from tests.broker.lab import ADA, EMMY, GRACE, HOUR, ROSA, STRANGER, Lab, in_days, request_id
@@ -40,15 +40,46 @@ def test_a_starter_grant_is_approved_by_policy_at_once(lab: Lab) -> None:
         lab.approve(allocation)
 
 
-def test_a_person_has_one_open_starter_grant(lab: Lab) -> None:
+def test_a_person_has_one_starter_grant_in_a_period(lab: Lab) -> None:
     first, second = lab.project(), lab.project(title="Another question")
     starter = lab.request(first, hours="1")
     waits = lab.request(second, hours="1")
     assert view(lab, waits).state == AllocationState.REQUESTED
     spend(lab, starter, HOUR)
     pass_time(lab)
+    assert view(lab, lab.request(second, hours="1")).state == AllocationState.REQUESTED
+    begin_again(lab, days=30)
     assert view(lab, lab.request(second, hours="1")).state == AllocationState.APPROVED
     assert view(lab, lab.request(first, hours="1")).state == AllocationState.REQUESTED  # once a project ever
+
+
+def begin_again(lab: Lab, *, days: int) -> None:
+    """Let all that was decided have been decided so many days ago."""
+    with lab.db.write() as session:
+        for row in session.scalars(select(allocations.Allocation)):
+            if row.decided_at is not None:
+                row.decided_at -= timedelta(days=days)
+
+
+def test_who_spends_a_starter_grant_and_abandons_gets_no_second_one(lab: Lab) -> None:
+    project = lab.proposal()
+    starter = lab.request(project, hours="1")
+    spend(lab, starter, HOUR)
+    with lab.db.write() as session:
+        lifecycle.complete(session, ADA, project, outcome="abandoned", learnt="To end things.")
+    pass_time(lab)
+    assert view(lab, starter).state != AllocationState.APPROVED
+    again = lab.proposal(title="Another question")
+    before = lab.everything()
+    with pytest.raises(ConflictError, match=r"You had a starter grant on 20.*, and one person may have one in 30 days"):
+        lab.request(again, hours="1")
+    assert lab.everything() == before
+    assert view(lab, lab.request(lab.proposal(GRACE), GRACE, hours="1")).starter
+    begin_again(lab, days=29)
+    with pytest.raises(ConflictError, match="one person may have one in 30 days"):
+        lab.request(again, hours="1")
+    lab.let("starter_days", 29)
+    assert view(lab, lab.request(again, hours="1")).starter
 
 
 def test_of_starter_requests_at_the_same_moment_one_is_granted(lab: Lab) -> None:
@@ -96,8 +127,6 @@ def test_either_of_two_reviewers_ends_a_request_and_a_small_part_needs_one(lab: 
 
 
 def test_an_endorsement_of_one_who_has_joined_the_project_no_longer_counts(lab: Lab) -> None:
-    from projects import lifecycle
-
     project = lab.project()
     allocation = lab.request(project, hours="500")
     lab.approve(allocation, hours="500")
