@@ -171,7 +171,7 @@ def stop(session: Session, actor: Actor, project_id: int, *, reason: str) -> Non
 
 
 def complete(session: Session, actor: Actor, project_id: int, *, outcome: str, learnt: str) -> None:
-    """End the project with an outcome and what was learnt, which is announced to the whole server.
+    """End the project with an outcome and what was learnt; the server hears of it where GPU time had been granted.
 
     A project that was never active can only be abandoned.
     """

@@ -356,6 +356,12 @@ def recently_granted(session: Session, project_ids: Collection[int]) -> Mapping[
     return dict.fromkeys(project_ids, 0) | {project_id: int(seconds) for project_id, seconds in rows}
 
 
+def has_granted(session: Session, project_id: int) -> bool:
+    """Whether the project was ever granted GPU time, without which it cannot have published anything either."""
+    granted = select(Allocation.id).where(Allocation.project_id == project_id, col(Allocation.grant_id).is_not(None))
+    return session.scalars(granted.limit(1)).one_or_none() is not None
+
+
 def close(session: Session, allocation: Allocation, to: AllocationState, **values: object) -> int:
     """End a live allocation; returns the GPU-seconds that go back to the grant: those neither spent nor reserved."""
     move(session, allocation, to, half_until=None, **values)
