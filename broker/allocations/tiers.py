@@ -27,12 +27,12 @@ class Tiers:
     @property
     def starter(self) -> int:
         """The most GPU-seconds of a starter grant."""
-        return int(self.starter_hours * 3600)
+        return round(self.starter_hours * 3600)
 
     @property
     def one_reviewer(self) -> int:
         """The most GPU-seconds that one reviewer grants alone."""
-        return int(self.one_reviewer_hours * 3600)
+        return round(self.one_reviewer_hours * 3600)
 
     @property
     def period(self) -> timedelta:
@@ -42,7 +42,7 @@ class Tiers:
     @property
     def halves(self) -> int:
         """The most GPU-seconds that are granted in one piece."""
-        return int(self.halves_hours * 3600)
+        return round(self.halves_hours * 3600)
 
 
 def current(session: Session) -> Tiers:
