@@ -11,10 +11,11 @@ from sqlmodel import select
 from broker.allocations import allocations
 from broker.allocations.allocations import AllocationState
 from broker.allocations.ledger import Account
-from broker.allocations.pools import GrantRow
+from broker.allocations.pools import GrantMovement, GrantRow
 from broker.reports import review_context
 from broker.reviews import changes, reviews
 from projects import lifecycle, membership, policies
+from projects.db.columns import utcnow
 from projects.errors import ConflictError, ForbiddenError, InvalidError
 from projects.people import Actor, LabRole
 from tests.broker.lab import ADA, EMMY, GRACE, HOUR, ROSA, STRANGER, Lab, in_days, request_id
@@ -164,7 +165,7 @@ def test_small_requests_pass_no_bound_that_one_large_request_does_not(lab: Lab) 
     project, other = lab.project(), lab.project(EMMY, "Another question")
     assert alone(lab, project, "60")
     assert alone(lab, project, "40")  # at the bound
-    assert not alone(lab, project, "0.01")
+    assert not alone(lab, project, "2")
     assert alone(lab, lab.project(STRANGER, "A third question"), "100")
     asked = lab.request(other, EMMY, hours="150")
     lab.approve(asked, hours="100")  # a part within the bound
@@ -194,15 +195,15 @@ def test_changes_renewals_and_other_pools_add_up_too(lab: Lab) -> None:
 
 def test_grants_add_up_within_a_period_only(lab: Lab) -> None:
     project = lab.project()
-    lab.let("tier_days", 7)
-    assert alone(lab, project, "90")
-    assert not alone(lab, project, "20")
+    earlier, then = lab.request(project), utcnow() - timedelta(days=7)
     with lab.db.write() as session:
-        for row in session.scalars(select(GrantRow)):
-            row.at -= timedelta(days=7)
-    assert alone(lab, project, "20")
-    lab.let("tier_days", 30)
+        drawn = {"grant_id": 1, "allocation_id": earlier, "seconds": 90 * HOUR, "at": then}
+        session.add(GrantRow(movement=GrantMovement.DRAW, **drawn))
     assert not alone(lab, project, "20")
+    lab.let("tier_days", 8)
+    assert not alone(lab, project, "20")
+    lab.let("tier_days", 7)
+    assert alone(lab, project, "20")
 
 
 def test_small_requests_come_in_halves_where_one_large_request_would(lab: Lab) -> None:
