@@ -93,9 +93,9 @@ def test_every_number_has_bounds_at_which_it_still_works(db: Database, name: str
     least, most = bounds(Policies.model_fields[name])
     for value in (least, most):
         assert getattr(change(db, name, policies.said_as(value)), name) == value
-    for value in (str(policies.said_as(most + 1)), "9" * 23, "9" * 5000, str(least - 1), "1e400"):
+    for wrong in (str(policies.said_as(most + 1)), "9" * 23, "9" * 5000, str(least - 1), "1e400"):
         with pytest.raises(InvalidError, match=f"cannot be {name}: "):
-            change(db, name, value)
+            change(db, name, wrong)
     assert getattr(current(db), name) == most
 
 
