@@ -35,7 +35,9 @@ class Policies(BaseModel):
         1000, gt=0, le=MOST_HOURS, description="GPU-hours above which a grant comes in two halves."
     )
     tier_days: int = Field(30, ge=1, le=366, description="Days within which a project's grants add up for both.")
-    starter_days: int = Field(30, ge=1, le=366, description="Days after which a person may have another starter grant.")
+    starter_period_days: int = Field(
+        30, ge=1, le=366, description="Days after which a person may have another starter grant."
+    )
     most_open_proposals: int = Field(5, ge=1, le=MOST, description="Proposals a person may have open.")
     most_proposals_a_day: int = Field(10, ge=1, le=MOST, description="Projects a person may propose a day.")
     most_memberships_a_day: int = Field(20, ge=1, le=MOST, description="Projects a person may join or follow a day.")

@@ -189,7 +189,7 @@ def request(
         since = _last_starter(session, person)
         if since is not None and not _had_starter(session, project):
             raise ConflictError(
-                f"You had a starter grant on {since:%Y-%m-%d}, and one person may have one in {bounds.starter_days} "
+                f"You had a starter grant on {since:%Y-%m-%d}, and one person may have one in {bounds.starter_period_days} "
                 f"days. “{project.title}” is {project.stage}; only an active project can ask for more than one starter "
                 "grant."
             )
@@ -509,7 +509,7 @@ def _had_starter(session: Session, project: Project) -> bool:
 
 def _last_starter(session: Session, person: Person) -> datetime | None:
     """When the person was given a starter grant that lasts, or whose period is not over; None for neither."""
-    begun = utcnow() - timedelta(days=tiers.current(session).starter_days)
+    begun = utcnow() - timedelta(days=tiers.current(session).starter_period_days)
     lasts = (col(Allocation.state) == AllocationState.APPROVED) | (col(Allocation.decided_at) > begun)
     theirs = (col(Allocation.requested_by) == person.id) & col(Allocation.starter_of).is_not(None)
     return session.scalars(select(func.max(col(Allocation.decided_at))).where(theirs, lasts)).one_or_none()

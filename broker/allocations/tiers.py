@@ -13,7 +13,7 @@ class Tiers:
     """The bounds of the tiers, in GPU-hours.
 
     Policy grants a project's first request of up to `starter_hours`, and one person's requests so once in
-    `starter_days`. One reviewer decides up to `one_reviewer_hours`,
+    `starter_period_days`. One reviewer decides up to `one_reviewer_hours`,
     two decide above. Above `halves_hours` a grant comes in two halves. Both bounds hold for all that a project is
     granted within `days` days, so that several small requests pass no bound that one large request does not.
     """
@@ -22,7 +22,7 @@ class Tiers:
     one_reviewer_hours: float = 100
     halves_hours: float = 1000
     days: int = 30
-    starter_days: int = 30
+    starter_period_days: int = 30
 
     @property
     def starter(self) -> int:
@@ -48,4 +48,4 @@ class Tiers:
 def current(session: Session) -> Tiers:
     """The tiers by the present policies."""
     now = policies.current(session)
-    return Tiers(now.starter_hours, now.one_reviewer_hours, now.halves_hours, now.tier_days, now.starter_days)
+    return Tiers(now.starter_hours, now.one_reviewer_hours, now.halves_hours, now.tier_days, now.starter_period_days)

@@ -230,7 +230,7 @@ def test_of_reviewers_at_the_same_moment_one_wins(lab: Lab) -> None:
 
 def test_a_grant_is_drawn_empty_and_not_further(lab: Lab) -> None:
     project = lab.project()
-    lab.let("one_reviewer_hours", 1000)
+    lab.let("one_reviewer_hours", 2000)
     large, small, last = (lab.request(project, hours=hours) for hours in ("998", "3", "1.5"))
     lab.consent(large, "998")
     before = lab.everything()
