@@ -189,9 +189,9 @@ def request(
         since = _last_starter(session, person)
         if since is not None and not _had_starter(session, project):
             raise ConflictError(
-                f"You had a starter grant on {since:%Y-%m-%d}, and one person may have one in {bounds.starter_period_days} "
-                f"days. “{project.title}” is {project.stage}; only an active project can ask for more than one starter "
-                "grant."
+                f"You had a starter grant on {since:%Y-%m-%d}, and one person may have one in "
+                f"{bounds.starter_period_days} days. “{project.title}” is {project.stage}; only an active project can "
+                "ask for more than one starter grant."
             )
         raise ConflictError(
             f"“{project.title}” is {project.stage}; only an active project can ask for more than one starter grant of "
