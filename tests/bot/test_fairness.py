@@ -15,7 +15,7 @@ from projects import lifecycle, membership, updates
 from projects.people import Actor
 from projects.record import record, redaction
 from sandbox.people import Message
-from tests.bot.conftest import BOT, Lab
+from tests.bot.conftest import BOT, Lab, has
 from tests.bot.test_delivery import forget_nonces, open_intents, propose
 from tests.patience import until
 
@@ -35,6 +35,12 @@ def markers(messages: Sequence[Message]) -> list[str]:
     return [found[1] for end in ends if (found := re.search(r"· record ([\d–]+) ·", end))]
 
 
+async def thread_of(lab: Lab, number: int) -> str:
+    """The thread under a proposal's card."""
+    card = await lab.guild.wait_for("proposals", lambda m: f"P{number} ·" in m.text and m.thread_id is not None)
+    return card.thread_id or ""
+
+
 async def test_a_crowd_that_comes_and_goes_shares_posts(lab: Lab) -> None:
     """What a project tells does not wait for it, nothing is told twice, and one of them can be blanked."""
     number = propose(lab)
@@ -42,7 +48,7 @@ async def test_a_crowd_that_comes_and_goes_shares_posts(lab: Lab) -> None:
     lab.call(updates.post_update, lab.actor("Ada"), number, "It goes on.")
     lab.call(crowd, number, range(20), leave=True)
     await lab.start_bot()
-    thread = (await lab.guild.wait_for("proposals", lambda m: m.thread_id is not None)).thread_id or ""
+    thread = await thread_of(lab, number)
     await lab.guild.wait_for(thread, lambda m: "record 38–42" in m.text)
     assert markers(await lab.guild.messages(thread)) == ["1", "2–16", "17–21", "22", "23–37", "38–42"]
     shared = await lab.guild.wait_for(thread, lambda m: "record 2–16" in m.text)
@@ -77,9 +83,9 @@ async def test_a_noisy_project_gives_its_place_to_the_others(lab: Lab) -> None:
     lab.call(make_noise)
     lab.call(updates.post_update, lab.actor("Ada"), quiet, "It goes on.")
     await lab.start_bot(code=ONE_PLACE)
-    cards = [await lab.guild.wait_for("proposals", lambda m, n=n: f"P{n} ·" in m.text and m.thread_id) for n in (1, 2)]
-    last = await lab.guild.wait_for(cards[0].thread_id or "", lambda m: "record 25" in m.text)
-    news = await lab.guild.wait_for(cards[1].thread_id or "", lambda m: "It goes on." in m.text)
+    threads = [await thread_of(lab, number) for number in (noisy, quiet)]
+    last = await lab.guild.wait_for(threads[0], has("record 25 ·"))
+    news = await lab.guild.wait_for(threads[1], has("It goes on."))
     assert int(news.id) < int(last.id)
 
 
@@ -87,9 +93,7 @@ async def test_only_a_project_that_was_granted_gpu_time_is_announced(lab: Lab) -
     await lab.start_bot()
     abandoned, granted = propose(lab, "Never began"), propose(lab, "Had an hour")
     lab.give(granted)
-    thread = (
-        await lab.guild.wait_for("proposals", lambda m: f"P{abandoned} ·" in m.text and m.thread_id is not None)
-    ).thread_id or ""
+    thread = await thread_of(lab, abandoned)
     form = await lab.person("Ada").command("project complete", channel=thread)
     answer = await lab.person("Ada").submit(form, {"Outcome": "abandoned", "What was learnt": "To begin is hard."})
     assert answer.text == "The project is completed; its channel or thread tells so. Thank you!"

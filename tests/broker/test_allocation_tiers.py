@@ -197,7 +197,7 @@ def test_grants_add_up_within_a_period_only(lab: Lab) -> None:
     project = lab.project()
     earlier, then = lab.request(project), utcnow() - timedelta(days=7)
     with lab.db.write() as session:
-        drawn = {"grant_id": 1, "allocation_id": earlier, "seconds": 90 * HOUR, "at": then}
+        drawn: dict[str, Any] = {"grant_id": 1, "allocation_id": earlier, "seconds": 90 * HOUR, "at": then}
         session.add(GrantRow(movement=GrantMovement.DRAW, **drawn))
     assert not alone(lab, project, "20")
     lab.let("tier_days", 8)
