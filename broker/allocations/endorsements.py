@@ -56,7 +56,7 @@ def endorse(
     `size`, in GPU-seconds, decides how many consents are needed. An endorsement lapses once its reviewer is banned, has
     been in the project since the request, or no longer is a reviewer by `roles_now`; an endorser who is not in
     `roles_now` is taken for a reviewer still. Raises ConflictError if the same reviewer consents twice. The caller must
-    hold the lock on the request's row.
+    hold the locks on the project's row, since its grants add up to `size`, and on the request's.
     """
     first = None if request.endorsed_by is None else session.get_one(Person, request.endorsed_by)
     if first is not None and (
