@@ -217,7 +217,7 @@ def members(session: Session, project_ids: Sequence[int]) -> Mapping[int, tuple[
         .add_columns(col(Membership.role))
         .join(Membership, col(Membership.project_id) == Project.id)
         .join(Person, col(Membership.person_id) == Person.id)
-        .where(col(Project.id).in_(project_ids), Membership.role != ProjectRole.FOLLOWER)
+        .where(col(Project.id).in_(project_ids), col(Membership.role) != ProjectRole.FOLLOWER)
         .order_by(~leads, col(Membership.joined_at))
     )
     found: dict[int, tuple[Member, ...]] = dict.fromkeys(project_ids, ())
