@@ -322,15 +322,34 @@ def record_remove(project_id: int, field: str, why: Why) -> None:
 
 
 @record_app.command("forget")
-def record_forget(discord_id: int, why: Why) -> None:
-    """Blank a person's name, and every entry that names them."""
+def record_forget(
+    discord_id: int,
+    why: Why,
+    texts: Annotated[
+        str, typer.Option(help="Texts of people that name the person: none, all, or keys of the list, with commas.")
+    ] = "",
+) -> None:
+    """Blank a person's name, and every entry that refers to them. Texts of people are listed first, for a decision."""
     import broker.catalogue
     import broker.reviews.changes
     import broker.runs.runs  # noqa: F401  their tables hold names too
-    from projects.record import redaction
+    from projects.record import mentions, redaction
 
+    with refusing(), database().read() as session:
+        found = mentions.find(session, None, str(discord_id))
+    known = [place.key for place in found.texts]
+    if known and not texts:
+        for place in found.texts:
+            typer.echo(f"{place.key}  {place.where}: {place.said}")
+        refuse(
+            f"Nothing was changed: {found.entries} entries refer to the person, and {len(known)} texts of people may. "
+            "Decide about these with --texts: none, all, or their keys, with commas."
+        )
+    chosen = {"": [], "none": [], "all": known}.get(texts, [key.strip() for key in texts.split(",")])
+    if strangers := set(chosen) - set(known):
+        refuse(f"No text has the key “{min(strangers)[:60]}” now; leave --texts out for the list. Nothing was changed.")
     with refusing(), database().write() as session:
-        count = redaction.forget(session, None, str(discord_id), why)
+        count = redaction.forget(session, None, str(discord_id), why, chosen)
     typer.echo(f"{count} entries are blanked")
 
 

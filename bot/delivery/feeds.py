@@ -17,7 +17,7 @@ from broker.runs import runs
 from broker.runs.runs import RunKind, RunView
 from projects import projects
 from projects.projects import ProjectView
-from projects.record import record, redaction
+from projects.record import record
 from projects.record.record import EntryView
 
 MOST_RUNS = 1000
@@ -90,7 +90,7 @@ class ProjectFeed:
         """Post an entry wherever it belongs."""
         channel_id, closed = await self.channels.find(f"project:{self.project_id}")
         project = await self.app.read(projects.view, self.project_id)
-        if entry.kind in redaction.TOMBSTONES:
+        if entry.kind in record.TOMBSTONES:
             await self.channels.relabel(project)
         if entry.kind in posts.OPENS_CHANNEL and project.has_channel:
             channel_id = await self.channels.channel(project)

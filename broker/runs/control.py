@@ -17,7 +17,7 @@ from broker.end_reasons import EndReason
 from broker.runs import attempts, estimates, launching, runs, settlement
 from broker.runs.launching import LONGEST_TIME_LIMIT, Receipt
 from broker.runs.runs import ACTIVE, ENDED, Run, RunKind, RunState
-from projects import projects, rights
+from projects import people, projects, rights
 from projects.db import transition
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, InvalidError
@@ -28,14 +28,14 @@ from projects.projects import Project, Stage
 def cancel(session: Session, actor: Actor, run_id: int) -> None:
     """Cancel a run; a running one writes a checkpoint first."""
     run, person = _of_member(session, actor, run_id)
-    _cancel(session, run, EndReason.CANCELLED, f"cancelled by {person.name}", by=person)
+    _cancel(session, run, EndReason.CANCELLED, f"cancelled by {people.mark(person)}", by=person)
 
 
 def pause(session: Session, actor: Actor, run_id: int) -> None:
     """Pause a run, which frees its GPUs; a running one writes a checkpoint first."""
     run, person = _of_member(session, actor, run_id)
     _require_training(run)
-    suspend(session, run, EndReason.PAUSED, f"paused by {person.name}", by=person)
+    suspend(session, run, EndReason.PAUSED, f"paused by {people.mark(person)}", by=person)
 
 
 def suspend(

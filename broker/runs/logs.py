@@ -47,7 +47,8 @@ def read(session: Session, settings: Settings, run_id: int) -> Log:
     run = runs.load(session, run_id)
     rows = session.scalars(select(Attempt).where(Attempt.run_id == run_id).order_by(col(Attempt.token))).all()
     attempts = [
-        AttemptSummary(row.token, row.state, row.host, row.charged - row.refunded, _reason(run, row)) for row in rows
+        AttemptSummary(row.token, row.state, row.host, row.charged - row.refunded, _reason(session, run, row))
+        for row in rows
     ]
     folder = settings.runs_dir / str(run_id)
     owner = folder / "owner"
@@ -62,10 +63,10 @@ def read(session: Session, settings: Settings, run_id: int) -> Log:
     return Log(run_id, attempts, None)
 
 
-def _reason(run: Run, attempt: Attempt) -> str:
+def _reason(session: Session, run: Run, attempt: Attempt) -> str:
     """Why the attempt ended; if the run was paused or cancelled by it, who or what requested that."""
     stopped = attempt.token == run.token and run.state in (RunState.PAUSED, RunState.CANCELLED)
-    return run.reason if stopped and attempt.reason else attempt.reason
+    return runs.reason(session, run) if stopped and attempt.reason else attempt.reason
 
 
 def _tail(settings: Settings, path: Path) -> list[str] | None:
