@@ -12,6 +12,7 @@ from uuid import uuid4
 import typer
 
 from broker.runners import registry
+from projects.log import without_secrets
 
 if TYPE_CHECKING:
     from projects.db.database import Database
@@ -35,33 +36,40 @@ Why = Annotated[str, typer.Option("--why", help="The reason, which everyone read
 
 
 def settings() -> "Settings":
-    """Those of this installation."""
-    from projects.settings import get_settings
+    """Those of this installation; one that is wrong ends the command with a sentence."""
+    from projects.settings import SettingsError, get_settings
 
-    return get_settings()
+    try:
+        return get_settings()
+    except SettingsError as error:
+        refuse(str(error))
 
 
 def database() -> "Database":
-    """The one that the settings name."""
+    """The one that the settings name; a folder that cannot be made ends the command with a sentence."""
     from projects.db.database import Database
 
-    return Database(settings().database)
+    try:
+        return Database(settings().database)
+    except OSError as error:
+        refuse(f"The database's folder cannot be made ({error.strerror}: {error.filename}); set STOA_HOME to another.")
 
 
 @contextmanager
 def refusing() -> Iterator[None]:
     """Turn what the domain refuses, or a database that is not ready, into a sentence and status 2."""
-    from sqlalchemy.exc import DBAPIError
+    from sqlalchemy.exc import SQLAlchemyError
 
+    from projects.db.database import advice
     from projects.errors import DomainError
 
     try:
         yield
     except DomainError as error:
         refuse(str(error))
-    except DBAPIError as error:
-        said = str(error.orig).partition("\n")[0]
-        refuse(f"The database is not ready ({said}); `stoa migrate` makes its tables, and `stoa doctor` says more.")
+    except SQLAlchemyError as error:
+        said = str(getattr(error, "orig", None) or type(error).__name__).partition("\n")[0]
+        refuse(f"The database is not ready ({without_secrets(said)}): {advice(error)}; `stoa doctor` says more.")
 
 
 def refuse(sentence: str) -> NoReturn:

@@ -39,7 +39,8 @@ def up() -> None:
 def _run_parts(settings: "Settings") -> None:
     from cli.services import Parts
 
-    database().migrate()
+    with refusing():
+        database().migrate()
     parts = Parts(settings.home / "logs")
     try:
         if not settings.redis_url:
@@ -64,7 +65,8 @@ def bot() -> None:
     """Run the bot."""
     from bot.client import run
 
-    run(settings())
+    with refusing():
+        run(settings())
 
 
 @app.command()
@@ -183,7 +185,8 @@ def backup(folder: Path) -> None:
     from cli.backup import backup as make
 
     try:
-        manifest = make(settings(), folder)
+        with refusing():
+            manifest = make(settings(), folder)
     except BackupError as error:
         refuse(str(error))
     for missing in manifest.missing_folders:
@@ -198,7 +201,8 @@ def restore(folder: Path) -> None:
     from cli.backup import restore as bring
 
     try:
-        manifest = bring(settings(), folder)
+        with refusing():
+            manifest = bring(settings(), folder)
     except BackupError as error:
         refuse(str(error))
     typer.echo(f"the database is as of {manifest.made_at}, at {manifest.revision}, and its chains are whole")
@@ -208,7 +212,13 @@ def restore(folder: Path) -> None:
 @app.command()
 def migrate(revision: Annotated[str, typer.Argument(help="head, base, or a revision")] = "head") -> None:
     """Bring the database's tables to a revision."""
-    database().migrate(revision)
+    from alembic.util import CommandError
+
+    try:
+        with refusing():
+            database().migrate(revision)
+    except CommandError as error:
+        refuse(f"The database cannot be brought to {revision[:60]!r}: {error}.")
     typer.echo(f"the database is at {revision}")
 
 
@@ -217,6 +227,7 @@ def demo(*, stay: Annotated[bool, typer.Option(help="Keep the parts up after the
     """Play the main job on this machine, with no account: from a proposal to published checkpoints."""
     from demo.play import play
 
+    settings()  # a wrong one is said before anything starts
     sys.exit(play(stay=stay))
 
 

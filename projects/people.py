@@ -15,6 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from sqlmodel import Field, col, select
 
+from projects import cleaning
 from projects.db.columns import Base, foreign_key, row_id, timestamp, utcnow, words
 from projects.errors import ForbiddenError
 
@@ -60,6 +61,10 @@ class Actor:
     discord_id: int
     name: str
     roles: frozenset[LabRole] = frozenset()
+
+    def __post_init__(self) -> None:
+        """Clean the name, which anybody chooses as they like."""
+        object.__setattr__(self, "name", cleaning.name(self.name) or f"member {self.discord_id}")
 
 
 def ensure(session: Session, actor: Actor) -> Person:

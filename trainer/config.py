@@ -12,6 +12,7 @@ from trainer.data.config import DataConfig
 from trainer.model.config import ModelConfig
 from trainer.schema import ConfigError as ConfigError
 from trainer.schema import Section
+from trainer.yaml_text import read as read_yaml
 
 RECIPES = Path(__file__).parent / "recipes"
 VERSION = 1
@@ -270,12 +271,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _sections(text: str, what: str) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{what} is not valid YAML{where}.") from error
+    values = read_yaml(text, what)
     if not isinstance(values, dict):
         raise ConfigError(f"{what} must hold sections such as model and data.")
     return values
@@ -305,6 +301,8 @@ def _sentence(error: ErrorDetails, names: Mapping[str, str]) -> str:
             return f"{key} is missing; add it."
     if error["type"] == "too_short":
         return f"{key} must have at least {error['ctx']['min_length']} entry."
+    if error["type"] in ("int_parsing_size", "int_from_float", "float_parsing") and len(str(error["input"])) > 60:
+        return f"{key} must be a number, and {str(error['input'])[:20]!r}… is too long to be meant."
     must = error["msg"].replace("Input should", "must", 1).replace("must be less", "must be a number less")
     must = must.replace("must be greater", "must be a number greater").split(", unable")[0]
     return f"{key} {must}, not {str(error['input'])[:60]!r}."

@@ -69,7 +69,7 @@ def find(session: Session, actor: Actor | None, discord_id: str) -> Mentions:
     Raises ForbiddenError for all but admins, and NotFoundError.
     """
     rights.require_admin(actor, Act.REDACT)
-    names = pattern(session, person(session, discord_id))
+    names = pattern(session, discord_id, person(session, discord_id))
     about = {entry.id for entry in entries_about(session, discord_id)}
     texts = [_shown(names, words) for words in in_tables(session, names)]
     for entry, body in session.execute(readable().execution_options(yield_per=1000)):
@@ -79,24 +79,29 @@ def find(session: Session, actor: Actor | None, discord_id: str) -> Mentions:
     return Mentions(len(about), texts)
 
 
-def person(session: Session, discord_id: str) -> Person:
-    """The person with this Discord id; raises NotFoundError."""
+def person(session: Session, discord_id: str) -> Person | None:
+    """The person with this Discord id; None for one who has not acted, but whom an entry refers to.
+
+    Raises NotFoundError where there is neither.
+    """
     found = session.scalars(select(Person).where(Person.discord_id == discord_id)).one_or_none()
-    if found is None:
+    if found is None and not entries_about(session, discord_id):
         raise NotFoundError(f"Nobody with the Discord id {discord_id[:30]!r} has done anything here.")
     return found
 
 
-def pattern(session: Session, whose: Person) -> re.Pattern[str]:
+def pattern(session: Session, discord_id: str, whose: Person | None) -> re.Pattern[str]:
     """A pattern for the person's names, present and former, and for their Discord id, each as a word of its own."""
-    names = set(session.scalars(select(FormerName.name).where(FormerName.person_id == whose.id)))
-    for _, body in session.execute(_holding(whose.discord_id)):
-        names.update(each["name"] for each in _people_in(json.loads(body or "{}")) if each["id"] == whose.discord_id)
-    words = {name for name in {*names, whose.name} if name.strip()} - {people.NAMELESS}
+    names: set[str] = set()
+    if whose is not None:
+        names = {whose.name, *session.scalars(select(FormerName.name).where(FormerName.person_id == whose.id))}
+    for _, body in session.execute(_holding(discord_id)):
+        names.update(each["name"] for each in _people_in(json.loads(body or "{}")) if each["id"] == discord_id)
+    words = {name for name in names if name.strip()} - {people.NAMELESS}
     # The longest comes first, so that “Ada Lovelace” is replaced as a whole where “Ada” is a former name.
     either = [re.escape(name) for name in sorted(words, key=len, reverse=True)]
     # An id in a mark is Stoa's own, and shows the present name.
-    either.append(rf"(?<!{{person:){re.escape(whose.discord_id)}")
+    either.append(rf"(?<!{{person:){re.escape(discord_id)}")
     return re.compile(rf"(?<!\w)(?:{'|'.join(either)})(?!\w)", re.IGNORECASE)
 
 

@@ -90,16 +90,18 @@ def forget(session: Session, actor: Actor | None, discord_id: str, reason: str, 
     because = text.prose("The reason", reason, most=text.USUAL)
     person = mentions.person(session, discord_id)
     by = people.author(session, actor)
-    pattern = mentions.pattern(session, person)
+    pattern = mentions.pattern(session, discord_id, person)
     chosen = set(texts)
     # The rows that entries are about come before the record's, as in every other transaction.
     _unname(session, pattern, chosen)
     # Of two admins who forget the same person, the second waits here, and then finds no name and no entry.
-    session.execute(select(Person.id).where(Person.id == person.id).with_for_update(key_share=True))
+    if person is not None:
+        session.execute(select(Person.id).where(Person.id == person.id).with_for_update(key_share=True))
     found = [*mentions.entries_about(session, discord_id), *mentions.chosen_entries(session, pattern, chosen)]
-    person.name = NAMELESS
-    session.execute(delete(FormerName).where(col(FormerName.person_id) == person.id))
-    session.flush()
+    if person is not None:
+        person.name = NAMELESS
+        session.execute(delete(FormerName).where(col(FormerName.person_id) == person.id))
+        session.flush()
     return sum(_bury(session, stream, found, by, because) for stream in sorted({entry.stream for entry in found}))
 
 
