@@ -118,6 +118,7 @@ def scheduler() -> None:
 def why(run: int) -> None:
     """Say why RUN waits, its place in the queue, what decides its place, and when it is expected to start."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from broker.reports.why import why
@@ -125,8 +126,8 @@ def why(run: int) -> None:
     with refusing(), database().read() as session:
         told = why(session, run)
     table = Table(show_header=False)
-    table.add_row("run", f"{told.run_id} of {told.project}: {told.gpus} GPUs of {told.pool}, {told.state}")
-    table.add_row("why", told.reason)
+    table.add_row("run", escape(f"{told.run_id} of {told.project}: {told.gpus} GPUs of {told.pool}, {told.state}"))
+    table.add_row("why", escape(told.reason))
     if told.position is not None and told.factors is not None:
         project = told.factors.project
         table.add_row("place", f"{told.position} of {told.length}")
@@ -144,6 +145,7 @@ def queue(
 ) -> None:
     """Show who waits for GPUs, in order, each with the reason."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from broker.reports.why import queue
@@ -154,7 +156,7 @@ def queue(
     for told in waiting:
         expected = "not known" if told.expected is None else f"{told.expected:%Y-%m-%d %H:%M}"
         about = (told.pool, f"{told.position}/{told.length}", str(told.run_id), told.project, str(told.gpus))
-        table.add_row(*about, expected, told.reason)
+        table.add_row(*map(escape, about), expected, escape(told.reason))
     Console().print(table if waiting else "Nothing waits.")
 
 
