@@ -191,6 +191,8 @@ def backup(folder: Path) -> None:
             manifest = make(settings(), folder)
     except BackupError as error:
         refuse(str(error))
+    except OSError as error:
+        refuse(f"The backup cannot be written to {folder} ({error.strerror}); name another folder.")
     for missing in manifest.missing_folders:
         typer.echo(f"not there, though a run still needs it: {missing}")
     typer.echo(f"{sum(manifest.heads.values())} entries in {len(manifest.heads)} chains are in {folder}")
@@ -207,6 +209,8 @@ def restore(folder: Path) -> None:
             manifest = bring(settings(), folder)
     except BackupError as error:
         refuse(str(error))
+    except OSError as error:
+        refuse(f"The backup cannot be restored from {folder} ({error.strerror}: {error.filename}).")
     typer.echo(f"the database is as of {manifest.made_at}, at {manifest.revision}, and its chains are whole")
     typer.echo("Posts that were made after that stay on Discord. Next: `stoa migrate`, then start the parts.")
 
