@@ -105,7 +105,7 @@ def marked(session: Session, *sentences: str) -> Mapping[str, str]:
     if not ids:
         return {}
     rows = session.execute(select(Person.discord_id, Person.name).where(col(Person.discord_id).in_(ids)))
-    return dict(rows.tuples().all())
+    return dict(rows.all())
 
 
 def spelt(sentence: str, names: Mapping[str, str]) -> str:
