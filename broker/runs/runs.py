@@ -18,7 +18,18 @@ from broker.end_reasons import EndReason
 from broker.runs import series
 from projects import people
 from projects.db import transition
-from projects.db.columns import Base, foreign_key, integer, json_object, number, row_id, timestamp, utcnow, words
+from projects.db.columns import (
+    Base,
+    foreign_key,
+    integer,
+    json_object,
+    number,
+    row_id,
+    sentence,
+    timestamp,
+    utcnow,
+    words,
+)
 from projects.errors import NotFoundError
 from projects.people import Person
 from projects.projects import Project
@@ -91,7 +102,7 @@ class Run(Base, table=True):
     time_limit: int = integer()
     used: int = integer(default=0)
     state: str = Field(default=RunState.QUEUED, index=True)
-    reason: str = words(default="")
+    reason: str = sentence(default="")
     end_reason: str | None = None
     stops_as: str = RunState.CANCELLED
     unfunded: bool = False

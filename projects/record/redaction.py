@@ -9,12 +9,12 @@ import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import delete, update
+from sqlalchemy import delete, func, update
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
 from projects import people, rights, text
-from projects.db.columns import Base
+from projects.db.columns import SENTENCE, Base
 from projects.errors import ConflictError, NotFoundError
 from projects.people import Actor, FormerName, Person
 from projects.record import mentions, record
@@ -96,6 +96,7 @@ def forget(session: Session, actor: Actor | None, discord_id: str, reason: str, 
     _unname(session, pattern, chosen)
     # Of two admins who forget the same person, the second waits here, and then finds no name and no entry.
     if person is not None:
+        _unmark(session, person)
         session.execute(select(Person.id).where(Person.id == person.id).with_for_update(key_share=True))
     found = [*mentions.entries_about(session, discord_id), *mentions.chosen_entries(session, pattern, chosen)]
     if person is not None:
@@ -103,6 +104,15 @@ def forget(session: Session, actor: Actor | None, discord_id: str, reason: str, 
         session.execute(delete(FormerName).where(col(FormerName.person_id) == person.id))
         session.flush()
     return sum(_bury(session, stream, found, by, because) for stream in sorted({entry.stream for entry in found}))
+
+
+def _unmark(session: Session, person: Person) -> None:
+    """Replace the person's mark in the sentences that Stoa has composed, so that a later name does not show there."""
+    mark = people.mark(person)
+    for table in Base.metadata.sorted_tables:
+        for column in [column for column in table.columns if column.info == SENTENCE]:
+            unmarked = {column.name: func.replace(column, mark, NAMELESS)}
+            session.execute(update(table).where(column.contains(mark, autoescape=True)).values(unmarked))
 
 
 def _bury(session: Session, stream: str, found: Sequence[Entry], by: Person | None, why: str) -> int:

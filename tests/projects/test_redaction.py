@@ -246,13 +246,17 @@ def test_who_comes_back_is_named_by_what_they_do_anew_and_forgotten_again(db: Da
     lab = Lab(db)
     lab.pool()
     project = lab.project(ADA)
+    lab.allocation(project)
+    run = lab.launch(project, GRACE)
+    lab.cancel(run, ADA)
     first = forget(db, ADA)
     with db.write() as session:
         updates.post_update(session, ADA, project, "Here I am.")
     assert sum('"Ada"' in body for body in bodies(db) if body) == 1
     with db.read() as session:
         assert session.scalars(select(people.FormerName)).all() == []
-    assert (first, forget(db, ADA), forget(db, ADA)) == (2, 1, 0)
+    assert lab.run(run).reason == "cancelled by a former member"
+    assert (first, forget(db, ADA), forget(db, ADA)) == (4, 1, 0), "scope, proposal, request and cancel; the update"
     assert everything_verifies(db)
 
 
