@@ -5,6 +5,7 @@ import os
 import tempfile
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import ErrorDetails
@@ -22,12 +23,14 @@ SCHEMES = {
 """How the addresses among the settings may begin."""
 SECRET = frozenset({"discord_token", "hub_token", "database_url", "redis_url"})
 """Settings whose values no message shows."""
-DAY = 86_400
-ID = Field(0, ge=0, lt=2**63)
 
 
 class SettingsError(ValueError):
     """A setting is wrong; the sentence names it and says what would be right."""
+
+
+Snowflake = Annotated[int, Field(ge=0, lt=2**63)]
+"""An id of Discord's; 0 where it is not set."""
 
 
 class Settings(BaseSettings):
@@ -42,42 +45,44 @@ class Settings(BaseSettings):
     discord_token: SecretStr = SecretStr("")
     discord_api: str = Field("", description="Another base of Discord's REST API, such as the sandbox's.")
     discord_gateway: str = Field("", description="Another gateway, such as the sandbox's.")
-    guild_id: int = ID
-    proposals_channel_id: int = ID
-    review_channel_id: int = ID
-    announcements_channel_id: int = ID
-    record_channel_id: int = ID
-    reviewer_role_id: int = ID
-    admin_role_id: int = Field(
-        0, ge=0, lt=2**63, description="Who holds this role may redact, ban and manage; 0: nobody."
-    )
-    moderator_role_id: int = ID
+    guild_id: Snowflake = 0
+    proposals_channel_id: Snowflake = 0
+    review_channel_id: Snowflake = 0
+    announcements_channel_id: Snowflake = 0
+    record_channel_id: Snowflake = 0
+    reviewer_role_id: Snowflake = 0
+    admin_role_id: Snowflake = Field(0, description="Who holds this role may redact, ban and manage; 0: nobody.")
+    moderator_role_id: Snowflake = 0
 
     hub_endpoint: str = "https://huggingface.co"
     hub_token: SecretStr = SecretStr("")
     hub_namespace: str = Field("", description="The user or organisation of the Hub that checkpoints go to.")
 
     publish_retry_seconds: float = Field(
-        5, gt=0, le=DAY, description="Pause after a checkpoint that the Hub did not take; it doubles up to ten minutes."
+        5, gt=0, le=600, description="Pause after a checkpoint that the Hub did not take; it doubles up to ten minutes."
     )
     keep_checkpoints: int = Field(
         2, ge=1, le=1_000_000, description="Published checkpoints of a run that stay on the disk."
     )
     disk_floor_gib: float = Field(
-        5, ge=0, le=1_000_000, description="Free space in the home folder below which runs pause."
+        5, ge=0, le=1_000_000_000_000, description="Free space in the home folder below which runs pause."
     )
 
-    min_people: int = Field(2, ge=1, le=1000, description="People a project needs before it gets its own channel.")
+    min_people: int = Field(2, ge=1, le=1_000, description="People a project needs before it gets its own channel.")
     lease_seconds: float = Field(
-        30, gt=0, le=DAY, description="How long a supervisor, publisher or sender owns its work unrenewed."
+        30, gt=0, le=86_400, description="How long a supervisor, publisher or sender owns its work unrenewed."
     )
-    stop_grace_seconds: float = Field(60, gt=0, le=DAY, description="Time a trainer has between SIGTERM and SIGKILL.")
-    max_attempts: int = Field(3, ge=1, le=1000, description="Attempts a run gets before it fails for good.")
+    stop_grace_seconds: float = Field(
+        60, gt=0, le=86_400, description="Time a trainer has between SIGTERM and SIGKILL."
+    )
+    max_attempts: int = Field(3, ge=1, le=1_000, description="Attempts a run gets before it fails for good.")
     tick_seconds: float = Field(
-        1, gt=0, le=3600, description="Pause between two rounds of the scheduler and of the delivery."
+        1, gt=0, le=3_600, description="Pause between two rounds of the scheduler and of the delivery."
     )
-    picture_seconds: float = Field(15, gt=0, le=DAY, description="Least time between two pictures of one run's card.")
-    worker_concurrency: int = Field(2, ge=1, le=1000)
+    picture_seconds: float = Field(
+        15, gt=0, le=86_400, description="Least time between two pictures of one run's card."
+    )
+    worker_concurrency: int = Field(2, ge=1, le=1_024)
 
     @field_validator(*SCHEMES)
     @classmethod

@@ -17,6 +17,7 @@ from projects.settings import Settings
 from trainer.contract import LOG_FILE
 
 MOST_BYTES = 64 * 1024
+LONGEST_LINE = 1000
 BEFORE = 4 * 1024
 """Bytes read before the part that is shown, so that a terminal's sequence which begins there is known as one."""
 
@@ -88,6 +89,6 @@ def _tail(settings: Settings, path: Path) -> list[str] | None:
     if before and len(lines) > 1:
         lines = lines[1:]  # its beginning is not there
     elif before:
-        lines = [line[-MOST_BYTES:] for line in lines]
+        lines = [line[-LONGEST_LINE:] for line in lines]
     shown = [f"{line[: len(line) - len(line.lstrip(' '))]}{text.cleaned(line)}" for line in lines]
     return [line for line in shown if line.strip()]
