@@ -39,7 +39,7 @@ from tests.databases import database_url, db, new_url, postgres
 __all__ = ["database_url", "db", "new_url", "postgres"]
 
 FIRST = 1
-PAST_MEMBERSHIPS = 16
+PAST_MEMBERSHIPS = 17
 """The revision that remembers past memberships."""
 LAST = len(list(pkgutil.iter_modules(versions.__path__)))
 RENAMED = {("runs", "dry"): "unfunded", ("attempts", "rung_at"): "notified_at", ("pools", "launcher"): "runner"}
