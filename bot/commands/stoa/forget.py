@@ -100,7 +100,7 @@ class Decision(ui.LayoutView):
             )
             for number, place in enumerate(shown, first + 1)
         ]
-        pick = _Pick(placeholder="Texts to change", options=options, min_values=0, max_values=len(options))
+        pick = _Pick(placeholder="Texts to change", options=options, min_values=0, max_values=len(options), required=False)
         self.clear_items()
         self.add_item(
             ui.Container(
