@@ -55,7 +55,13 @@ async def test_an_allocation_tells_what_it_is_of_where_it_stands() -> None:
 
 async def test_a_reviewer_reads_why_a_small_request_takes_two() -> None:
     asked = replace(request("Sizes"), state=AllocationState.REQUESTED, endorsed_by=None)
-    hours = {"recent": 60 * 3600, "with_this": 110 * 3600, "one_reviewer": 100 * 3600, "days": 30, "reviewers": 2}
+    hours: dict[str, Any] = {
+        "recent": 60 * 3600,
+        "with_this": 110 * 3600,
+        "one_reviewer": 100 * 3600,
+        "days": 30,
+        "reviewers": 2,
+    }
     card = said(review_card(asked, replace(context("Why?"), halves=False, **hours)))
     assert (
         "**Within 30 days** the project was granted 60 GPU-hours; with this it would be 110. One reviewer may grant "
