@@ -78,7 +78,7 @@ class Form(ui.Modal):
 class Again(ui.View):
     """The button that opens a form again with what was written in it."""
 
-    def __init__(self, form: Form, typed: Iterable[Input]) -> None:
+    def __init__(self, form: Form, typed: Iterable[ui.TextInput[Any]]) -> None:
         super().__init__(timeout=form.timeout)
         self.form = form
         for field in typed:
