@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 import structlog
 from kombu.exceptions import OperationalError
@@ -138,12 +139,7 @@ class Scheduler:
             state = snapshot.load(session, fence=self.fence)
         planned = self._plan(state)
         for run_id in planned.refusals:
-            with (
-                self.fence("pausing a run without funds", run=run_id),
-                suppress(ConflictError),
-                self.db.write() as session,
-            ):
-                control.pause_unfunded(session, run_id)
+            self._try("pausing a run without funds", run_id, partial(control.pause_unfunded, run_id=run_id))
         for decision in planned.starts if self._has_room() else ():
             with self.fence("admitting a run", run=decision.run_id):
                 self._admit(decision, state.limits)
@@ -180,12 +176,8 @@ class Scheduler:
         with self.db.read() as session:
             candidates = attempts.cancelled_unclaimed(session)
         for attempt in candidates:
-            with (
-                self.fence("ending a cancelled run", run=attempt.run_id),
-                suppress(StaleError),
-                self.db.write() as session,
-            ):
-                settlement.withdraw(session, attempt.run_id, attempt.token)
+            end = partial(settlement.withdraw, run_id=attempt.run_id, token=attempt.token)
+            self._try("ending a cancelled run", attempt.run_id, end)
 
     def _add_usage(self) -> None:
         with self.db.read() as session:
@@ -199,12 +191,7 @@ class Scheduler:
         with self.db.read() as session:
             revivable = control.revivable(session)
         for run_id in revivable:
-            with (
-                self.fence("queueing a run that can be paid again", run=run_id),
-                suppress(ConflictError),
-                self.db.write() as session,
-            ):
-                control.revive(session, run_id)
+            self._try("queueing a run that can be paid again", run_id, partial(control.revive, run_id=run_id))
 
     def _try(self, part: str, run_id: int, change: Callable[[Session], object]) -> None:
         """Change a run in a transaction of its own, fenced; a change that comes too late is left out."""
