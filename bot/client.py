@@ -17,7 +17,7 @@ from discord.http import Route
 from sqlalchemy.orm import Session
 
 from bot import buttons, errors, text
-from bot.app import App, Interaction
+from bot.app import App, Interaction, asking
 from bot.buttons import Button
 from bot.commands.allocation import buttons as allocation_buttons
 from bot.commands.allocation.commands import allocation
@@ -55,6 +55,7 @@ class Tree(app_commands.CommandTree[App]):
 
     async def interaction_check(self, interaction: Interaction) -> bool:
         """Refuse commands while the server is not set up, with what to do; `/stoa` always works."""
+        asking.set(interaction.user.id)
         app = interaction.client
         if not app.problem or getattr(interaction.command, "root_parent", None) is stoa:
             return True

@@ -32,6 +32,10 @@ app.add_typer(catalogue_app, name="catalogue")
 app.add_typer(record_app, name="record")
 
 Why = Annotated[str, typer.Option("--why", help="The reason, which everyone reads.")]
+Number = Annotated[int, typer.Argument(min=1, max=2**53)]
+"""The number of a row, as Discord can show it too."""
+Snowflake = Annotated[int, typer.Argument(min=1, max=2**63 - 1)]
+"""An id of Discord's."""
 
 
 def settings() -> "Settings":
@@ -153,7 +157,7 @@ def grant_add(pool: str, hours: str, sponsor: str, until: str) -> None:
 
 @grant_app.command("change")
 def grant_change(
-    grant: int,
+    grant: Number,
     why: Why,
     more_hours: Annotated[str, typer.Option(help="GPU-hours to add.")] = "",
     until: Annotated[str, typer.Option(help="Another last day.")] = "",
@@ -183,7 +187,7 @@ def grant_list() -> None:
 
 @allocation_app.command("adjust")
 def allocation_adjust(
-    allocation: int,
+    allocation: Number,
     seconds: Annotated[int, typer.Option(help="GPU-seconds more, or below zero.")],
     why: Annotated[str, typer.Option(help="The reason, which everyone can read.")],
 ) -> None:
@@ -299,7 +303,7 @@ def record_verify() -> None:
 
 
 @record_app.command("redact")
-def record_redact(stream: str, number: int, why: Why) -> None:
+def record_redact(stream: str, number: Number, why: Why) -> None:
     """Blank entry NUMBER of STREAM (lab, or project:3); its posts become tombstones, and the chain still verifies."""
     import broker.catalogue
     import broker.reviews.changes
@@ -312,7 +316,7 @@ def record_redact(stream: str, number: int, why: Why) -> None:
 
 
 @record_app.command("remove")
-def record_remove(project_id: int, field: str, why: Why) -> None:
+def record_remove(project_id: Number, field: str, why: Why) -> None:
     """Take a text of a project, such as its title or question, from its card and from every entry that tells it."""
     from projects import moderation
 
@@ -322,7 +326,7 @@ def record_remove(project_id: int, field: str, why: Why) -> None:
 
 
 @record_app.command("forget")
-def record_forget(discord_id: int, why: Why) -> None:
+def record_forget(discord_id: Snowflake, why: Why) -> None:
     """Blank a person's name, and every entry that names them."""
     import broker.catalogue
     import broker.reviews.changes
@@ -336,7 +340,7 @@ def record_forget(discord_id: int, why: Why) -> None:
 
 @app.command()
 def ban(
-    discord_id: int,
+    discord_id: Snowflake,
     why: Why,
     name: Annotated[str, typer.Option(help="What they are called, if they have done nothing here yet.")] = "somebody",
 ) -> None:
@@ -350,7 +354,7 @@ def ban(
 
 
 @app.command()
-def unban(discord_id: int, why: Why) -> None:
+def unban(discord_id: Snowflake, why: Why) -> None:
     """Let a banned person take part again."""
     from projects import bans
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli import admin
-from cli.admin import database, refuse, refusing, settings
+from cli.admin import Number, database, refuse, refusing, settings
 
 if TYPE_CHECKING:
     from projects.settings import Settings
@@ -113,7 +113,7 @@ def scheduler() -> None:
 
 
 @app.command()
-def why(run: int) -> None:
+def why(run: Number) -> None:
     """Say why RUN waits, its place in the queue, what decides its place, and when it is expected to start."""
     from rich.console import Console
     from rich.table import Table
@@ -138,7 +138,7 @@ def why(run: int) -> None:
 @app.command()
 def queue(
     pool: Annotated[str | None, typer.Argument(help="One pool; without it, all.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many of each pool.")] = 25,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many of each pool.")] = 25,
 ) -> None:
     """Show who waits for GPUs, in order, each with the reason."""
     from rich.console import Console

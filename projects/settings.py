@@ -5,15 +5,19 @@ import os
 import tempfile
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Snowflake = Annotated[int, Field(ge=0, lt=2**63)]
+"""An id of Discord's; 0 where it is not set."""
 
 
 class Settings(BaseSettings):
     """The settings of one installation. An empty string counts as not set."""
 
-    model_config = SettingsConfigDict(env_prefix="STOA_", extra="ignore", env_ignore_empty=True)
+    model_config = SettingsConfigDict(env_prefix="STOA_", extra="ignore", env_ignore_empty=True, allow_inf_nan=False)
 
     home: Path = Field(Path("var"), description="Folder for the embedded database, queue, run folders and logs.")
     database_url: str = Field("", description="postgresql+psycopg://…; SQLite in the home folder when not set.")
@@ -22,34 +26,44 @@ class Settings(BaseSettings):
     discord_token: SecretStr = SecretStr("")
     discord_api: str = Field("", description="Another base of Discord's REST API, such as the sandbox's.")
     discord_gateway: str = Field("", description="Another gateway, such as the sandbox's.")
-    guild_id: int = 0
-    proposals_channel_id: int = 0
-    review_channel_id: int = 0
-    announcements_channel_id: int = 0
-    record_channel_id: int = 0
-    reviewer_role_id: int = 0
-    admin_role_id: int = Field(0, description="Who holds this role may redact, ban and manage; 0: nobody.")
-    moderator_role_id: int = 0
+    guild_id: Snowflake = 0
+    proposals_channel_id: Snowflake = 0
+    review_channel_id: Snowflake = 0
+    announcements_channel_id: Snowflake = 0
+    record_channel_id: Snowflake = 0
+    reviewer_role_id: Snowflake = 0
+    admin_role_id: Snowflake = Field(0, description="Who holds this role may redact, ban and manage; 0: nobody.")
+    moderator_role_id: Snowflake = 0
 
     hub_endpoint: str = "https://huggingface.co"
     hub_token: SecretStr = SecretStr("")
     hub_namespace: str = Field("", description="The user or organisation of the Hub that checkpoints go to.")
 
     publish_retry_seconds: float = Field(
-        5, gt=0, description="Pause after a checkpoint that the Hub did not take; it doubles up to ten minutes."
+        5, gt=0, le=600, description="Pause after a checkpoint that the Hub did not take; it doubles up to ten minutes."
     )
-    keep_checkpoints: int = Field(2, ge=1, description="Published checkpoints of a run that stay on the disk.")
-    disk_floor_gib: float = Field(5, ge=0, description="Free space in the home folder below which runs pause.")
+    keep_checkpoints: int = Field(
+        2, ge=1, le=1_000_000, description="Published checkpoints of a run that stay on the disk."
+    )
+    disk_floor_gib: float = Field(
+        5, ge=0, le=1_000_000_000_000, description="Free space in the home folder below which runs pause."
+    )
 
-    min_people: int = Field(2, ge=1, description="People a project needs before it gets its own channel.")
+    min_people: int = Field(2, ge=1, le=1_000, description="People a project needs before it gets its own channel.")
     lease_seconds: float = Field(
-        30, gt=0, description="How long a supervisor, publisher or sender owns its work unrenewed."
+        30, gt=0, le=86_400, description="How long a supervisor, publisher or sender owns its work unrenewed."
     )
-    stop_grace_seconds: float = Field(60, gt=0, description="Time a trainer has between SIGTERM and SIGKILL.")
-    max_attempts: int = Field(3, ge=1, description="Attempts a run gets before it fails for good.")
-    tick_seconds: float = Field(1, gt=0, description="Pause between two rounds of the scheduler and of the delivery.")
-    picture_seconds: float = Field(15, gt=0, description="Least time between two pictures of one run's card.")
-    worker_concurrency: int = Field(2, ge=1)
+    stop_grace_seconds: float = Field(
+        60, gt=0, le=86_400, description="Time a trainer has between SIGTERM and SIGKILL."
+    )
+    max_attempts: int = Field(3, ge=1, le=1_000, description="Attempts a run gets before it fails for good.")
+    tick_seconds: float = Field(
+        1, gt=0, le=3_600, description="Pause between two rounds of the scheduler and of the delivery."
+    )
+    picture_seconds: float = Field(
+        15, gt=0, le=86_400, description="Least time between two pictures of one run's card."
+    )
+    worker_concurrency: int = Field(2, ge=1, le=1_024)
 
     @model_validator(mode="after")
     def _absolute_home(self) -> "Settings":

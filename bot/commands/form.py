@@ -11,7 +11,7 @@ import discord
 from discord import ui
 
 from bot import errors, text
-from bot.app import Interaction, acknowledge
+from bot.app import Interaction, acknowledge, asking
 
 Input = ui.TextInput[Any]
 MOST = 4000
@@ -45,6 +45,7 @@ class Form(ui.Modal):
 
     async def on_submit(self, interaction: discord.Interaction[Any]) -> None:
         """Acknowledge the form, do its work, and answer with the result."""
+        asking.set(interaction.user.id)
         interaction.extras[Form] = self
         await acknowledge(interaction)
         await errors.reply(interaction, await self.send(interaction))

@@ -20,7 +20,7 @@ from broker.allocations.allocations import AllocationView
 from broker.runs import runs
 from broker.runs.runs import RunKind, RunView
 from projects import projects
-from projects.projects import ENDED, ProjectView
+from projects.projects import ENDED, ProjectRole, ProjectView
 from projects.record import redaction
 from projects.record.record import EntryView
 
@@ -31,8 +31,9 @@ log = structlog.get_logger()
 
 
 def is_urgent(entry: EntryView) -> bool:
-    """Whether the cards show an entry, such as a decision, before the news of runs."""
-    return "run" not in (entry.payload or {})
+    """Whether the cards show an entry, such as a decision, before the news of runs and of followers."""
+    payload = entry.payload or {}
+    return "run" not in payload and entry.kind != "project.followed" and payload.get("role") != ProjectRole.FOLLOWER
 
 
 def card_contents(

@@ -137,6 +137,7 @@ def launch(session: Session, actor: Actor, request_id: str, order: Order) -> Rec
     run.request_id, run.requested_by = request_id, person.id
     session.add(run)
     session.flush()
+    quotas.check_project(session, QuotaKind.LAUNCH, project.id)
     asked: dict[str, Any] = {"recipe": run.recipe, "overrides": run.overrides}
     asked |= {"gpus": run.gpus, "time_limit": run.time_limit}
     if order.origin is None:

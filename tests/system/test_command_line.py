@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from cli.main import app
@@ -132,6 +133,40 @@ def test_pools_and_grants_are_added_and_the_record_verifies(tmp_path: Path) -> N
     verified = stoa(tmp_path, "record", "verify")
     assert verified.returncode == 0
     assert "lab: 4 entries, whole" in verified.stdout
+
+
+def test_a_number_that_no_row_can_have_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    assert stoa(tmp_path, "migrate").returncode == 0
+    huge, why = "9" * 30, ("--why", "To see.")
+    for command in (
+        ("why", huge),
+        ("grant", "change", huge, "--more-hours", "1", *why),
+        ("allocation", "adjust", huge, "--seconds", "1", *why),
+        ("record", "redact", "lab", huge, *why),
+        ("record", "remove", huge, "title", *why),
+        ("record", "forget", huge, *why),
+        ("ban", huge, *why),
+        ("unban", huge, *why),
+        ("queue", "--limit", huge),
+    ):
+        done = stoa(tmp_path, *command)
+        assert (done.returncode, "Invalid value" in done.stderr) == (2, True), command
+    largest = stoa(tmp_path, "why", str(2**53))
+    assert (largest.returncode, f"no run {2**53}" in largest.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [("lease_seconds", 86_400), ("max_attempts", 1_000), ("guild_id", 2**63 - 1), ("min_people", 1_000)],
+)
+def test_a_setting_has_a_greatest_value(name: str, most: int) -> None:
+    def settings(value: str) -> Settings:
+        return Settings(_env_file=None, **{name: value})  # type: ignore[arg-type]
+
+    assert getattr(settings(str(most)), name) == most
+    for value in (str(most + 1), "9" * 40, "inf", "nan", "-1"):
+        with pytest.raises(ValidationError):
+            settings(value)
 
 
 def test_a_part_that_never_went_round_is_not_healthy(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ LAYERS: dict[str, Sequence[Sequence[str]]] = {
         ("reports",),
     ),
     "bot": (
-        ("plots", "rate_limit", "tables", "text"),
+        ("plots", "rate_limit", "tables", "text", "turns"),
         ("server",),
         ("app",),
         ("errors",),
