@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from broker import publications
-from broker.allocations.pools import Pool, numbers_on_host
+from broker.allocations.pools import Pool, memory_each, numbers_on_host
 from broker.end_reasons import EndReason
 from broker.publications import Publication
 from broker.publishing import disk
@@ -161,6 +161,7 @@ class Supervisor:
             seconds=attempt.reserved / run.gpus,
             grace_seconds=self.settings.stop_grace_seconds,
             lease_seconds=self.settings.lease_seconds,
+            memory=memory_each(pool, run.gpus) if pool.is_cpu else None,
             options=pool.runner_options,
         )
         return run, attempt, registry.named(pool.runner)(spec)
