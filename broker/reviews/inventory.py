@@ -65,7 +65,10 @@ def change_pool(
     weight = _weight(price_weight) if price_weight.strip() else pool.price_weight
     for size in (memory_gib, host_memory_gib):
         pools.check_memory(size)
-    memory = (memory_gib or pool.memory_gib, host_memory_gib or pool.host_memory_gib)
+    memory = (
+        pool.memory_gib if memory_gib is None else memory_gib,
+        pool.host_memory_gib if host_memory_gib is None else host_memory_gib,
+    )
     if (count, weight, memory) == (pool.gpus, pool.price_weight, (pool.memory_gib, pool.host_memory_gib)):
         raise ConflictError(f"The pool “{name}” is so already: {count} GPUs, and a price weight of {weight:g}.")
     open_run = (col(Run.pool_id) == pool.id) & col(Run.state).in_(ACTIVE)

@@ -52,7 +52,7 @@ def split_end(document: Document, share: float) -> tuple[Document, Document]:
     return document._replace(text=text[:at], held_out=False), Document(end, text[at:], held_out=True)
 
 
-def pieces(text: str, size: int = PIECE, drops_space: bool = False) -> Iterator[str]:
+def pieces(text: str, size: int, drops_space: bool) -> Iterator[str]:
     """The text in pieces of at least `size` characters, each cut after a word, before the space or the end of line
     that follows: most tokenizers part words there. Where `drops_space`, the cuts are at spaces alone, which are left
     out. A word of 8 × `size` characters is cut within.
@@ -123,7 +123,7 @@ class Encoder:
             if len(document.text) > PIECE and self._drops_space is not None:
                 yield from self._encoded(whole, document)
                 whole = []
-                cut = pieces(document.text, drops_space=self._drops_space)
+                cut = pieces(document.text, PIECE, self._drops_space)
                 yield np.concatenate([ids for piece in cut for ids in self._encoded([piece], document)])
             else:
                 whole.append(document.text)

@@ -163,7 +163,7 @@ class Indexed:
 
     def __len__(self) -> int:
         """The number of documents."""
-        return max(0, self._documents - 1)
+        return max(0, int(self._documents) - 1)
 
     def read(self, start: int, count: int) -> Array:
         """The `count` tokens from token `start` on. Unlike the memory map, it reads no pages around them, which is

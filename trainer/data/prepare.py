@@ -183,15 +183,15 @@ class _Build:
     def __call__(self, checkpoint: Path | None, mark: str) -> None:
         data = self._data
         given = tokenizer.load(checkpoint) if checkpoint else _file_of(data) if data.tokenizer.file else None
-        for source in data.sources:
-            self._look_at(source, given)
+        for each in data.sources:
+            self._look_at(each, given)
         if data.dedupe:
             self._progress("looking for near-duplicates")
             self._find_duplicates(data.dedupe, given)
         bpe = given or self._train_tokenizer()
         file = Path(data.root or ".") / (data.tokenizer.file or "")
-        source = checkpoint or (file.parent if file.name == "tokenizer.json" else None)
-        tokenizer.save(bpe, self._folder, data.sequence_length, data.tokenizer.end_of_document, source)
+        origin = checkpoint or (file.parent if file.name == "tokenizer.json" else None)
+        tokenizer.save(bpe, self._folder, data.sequence_length, data.tokenizer.end_of_document, origin)
         with Workers(self._workers, Encoder, bpe.to_str(), data) as pool:
             sources = [self._write(source, pool) for source in data.sources]
         if sources[0]["epochs"] is not None:
