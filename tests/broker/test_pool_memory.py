@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from trainer.config import load_recipe
 HUGE = "batch=65536, micro_batch=65536, sequence_length=4096"
 
 
-def set_memory(lab: Lab, **sizes: float) -> None:
+def set_memory(lab: Lab, **sizes: Any) -> None:
     with lab.db.write() as session:
         inventory.change_pool(session, None, POOL, reason="It was measured.", **sizes)
 

@@ -93,8 +93,8 @@ def lines(path: Path, kind: str | None) -> Iterator[bytes]:
 def parquet(path: Path, column: str) -> Iterator[Any]:
     """The values of a column of a Parquet file, row by row. Raises ConfigError if it is damaged or has no such
     column."""
-    import pyarrow  # type: ignore[import-untyped]
-    import pyarrow.parquet  # type: ignore[import-untyped]
+    import pyarrow
+    import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
