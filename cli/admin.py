@@ -12,6 +12,7 @@ from uuid import uuid4
 import typer
 
 from broker.runners import registry
+from projects.log import without_secrets
 
 if TYPE_CHECKING:
     from projects.db.database import Database
@@ -39,33 +40,40 @@ Snowflake = Annotated[int, typer.Argument(min=1, max=2**63 - 1)]
 
 
 def settings() -> "Settings":
-    """Those of this installation."""
-    from projects.settings import get_settings
+    """Those of this installation; one that is wrong ends the command with a sentence."""
+    from projects.settings import SettingsError, get_settings
 
-    return get_settings()
+    try:
+        return get_settings()
+    except SettingsError as error:
+        refuse(str(error))
 
 
 def database() -> "Database":
-    """The one that the settings name."""
+    """The one that the settings name; a folder that cannot be made ends the command with a sentence."""
     from projects.db.database import Database
 
-    return Database(settings().database)
+    try:
+        return Database(settings().database)
+    except OSError as error:
+        refuse(f"The database's folder cannot be made ({error.strerror}: {error.filename}); set STOA_HOME to another.")
 
 
 @contextmanager
 def refusing() -> Iterator[None]:
     """Turn what the domain refuses, or a database that is not ready, into a sentence and status 2."""
-    from sqlalchemy.exc import DBAPIError
+    from sqlalchemy.exc import SQLAlchemyError
 
+    from projects.db.database import advice
     from projects.errors import DomainError
 
     try:
         yield
     except DomainError as error:
         refuse(str(error))
-    except DBAPIError as error:
-        said = str(error.orig).partition("\n")[0]
-        refuse(f"The database is not ready ({said}); `stoa migrate` makes its tables, and `stoa doctor` says more.")
+    except SQLAlchemyError as error:
+        said = str(getattr(error, "orig", None) or type(error).__name__).partition("\n")[0]
+        refuse(f"The database is not ready ({without_secrets(said)}): {advice(error)}; `stoa doctor` says more.")
 
 
 def refuse(sentence: str) -> NoReturn:
@@ -341,15 +349,34 @@ def record_remove(project_id: Number, field: str, why: Why) -> None:
 
 
 @record_app.command("forget")
-def record_forget(discord_id: Snowflake, why: Why) -> None:
-    """Blank a person's name, and every entry that names them."""
+def record_forget(
+    discord_id: Snowflake,
+    why: Why,
+    texts: Annotated[
+        str, typer.Option(help="Texts of people that name the person: none, all, or keys of the list, with commas.")
+    ] = "",
+) -> None:
+    """Blank a person's name, and every entry that refers to them. Texts of people are listed first, for a decision."""
     import broker.catalogue
     import broker.reviews.changes
     import broker.runs.runs  # noqa: F401  their tables hold names too
-    from projects.record import redaction
+    from projects.record import mentions, redaction
 
+    with refusing(), database().read() as session:
+        found = mentions.find(session, None, str(discord_id))
+    known = [place.key for place in found.texts]
+    if known and not texts:
+        for place in found.texts:
+            typer.echo(f"{place.key}  {place.where}: {place.said}")
+        refuse(
+            f"Nothing was changed: {found.entries} entries refer to the person, and {len(known)} texts of people may. "
+            "Decide about these with --texts: none, all, or their keys, with commas."
+        )
+    chosen = {"": [], "none": [], "all": known}.get(texts, [key.strip() for key in texts.split(",")])
+    if strangers := set(chosen) - set(known):
+        refuse(f"No text has the key “{min(strangers)[:60]}” now; leave --texts out for the list. Nothing was changed.")
     with refusing(), database().write() as session:
-        count = redaction.forget(session, None, str(discord_id), why)
+        count = redaction.forget(session, None, str(discord_id), why, chosen)
     typer.echo(f"{count} entries are blanked")
 
 

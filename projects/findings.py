@@ -96,7 +96,7 @@ def find(session: Session, message_id: int) -> RecordedMessage | None:
     return None if row is None else RecordedMessage(row.project_id, row.number, new=False)
 
 
-def projects_of(session: Session, actor: Actor, limit: int = 25) -> list[tuple[int, str]]:
+def projects_of(session: Session, actor: Actor) -> list[tuple[int, str]]:
     """Ids and titles of the projects that the actor works on, the newest first; raises ConflictError for none."""
     person = people.find(session, actor)
     rows = []
@@ -106,4 +106,4 @@ def projects_of(session: Session, actor: Actor, limit: int = 25) -> list[tuple[i
         rows = [(row.id, row.title) for row in session.execute(query.where(works_on).order_by(col(Project.id).desc()))]
     if not rows:
         raise ConflictError("You work on no project yet, whose record it could be put on: /project list shows them.")
-    return rows[:limit]
+    return rows

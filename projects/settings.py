@@ -7,8 +7,27 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+
+SCHEMES = {
+    "database_url": ("postgresql+psycopg", "sqlite"),
+    "redis_url": ("redis", "rediss", "redis+socket", "sentinel"),
+    "discord_api": ("https", "http"),
+    "discord_gateway": ("wss", "ws"),
+    "hub_endpoint": ("https", "http"),
+}
+"""How the addresses among the settings may begin."""
+SECRET = frozenset({"discord_token", "hub_token", "database_url", "redis_url"})
+"""Settings whose values no message shows."""
+
+
+class SettingsError(ValueError):
+    """A setting is wrong; the sentence names it and says what would be right."""
+
 
 Snowflake = Annotated[int, Field(ge=0, lt=2**63)]
 """An id of Discord's; 0 where it is not set."""
@@ -65,6 +84,22 @@ class Settings(BaseSettings):
     )
     worker_concurrency: int = Field(2, ge=1, le=1_024)
 
+    @field_validator(*SCHEMES)
+    @classmethod
+    def _is_an_address(cls, value: str, info: ValidationInfo) -> str:
+        """Raise ValueError for an address that does not begin as it must, or that cannot be read."""
+        schemes = SCHEMES[info.field_name or ""]
+        scheme, separator, place = value.partition("://")
+        if value and not (separator and scheme in schemes and place):
+            wrong = f", not {scheme[:20]}://" if separator and scheme not in schemes else ""
+            raise ValueError(f"must begin with {' or '.join(f'{each}://' for each in schemes)}{wrong}")
+        if value and info.field_name == "database_url":
+            try:
+                make_url(value)
+            except (ArgumentError, ValueError):
+                raise ValueError("must be like postgresql+psycopg://user:password@host:5432/stoa") from None
+        return value
+
     @model_validator(mode="after")
     def _absolute_home(self) -> "Settings":
         self.home = self.home.resolve()
@@ -104,5 +139,26 @@ class Settings(BaseSettings):
 
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
-    """The settings, read once. `STOA_ENV_FILE` names a file to read instead of `.env`; empty, no file is read."""
-    return Settings(_env_file=os.environ.get("STOA_ENV_FILE", ".env") or None)
+    """The settings, read once. `STOA_ENV_FILE` names a file to read instead of `.env`; empty, no file is read.
+
+    Raises SettingsError.
+    """
+    file = os.environ.get("STOA_ENV_FILE", ".env")
+    try:
+        return Settings(_env_file=file or None)
+    except ValidationError as error:
+        wrong = "; ".join(_sentence(found) for found in error.errors())
+        raise SettingsError(f"A setting is wrong, here or in .env: {wrong}.") from None
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"The settings in {file} cannot be read: {error}.") from None
+
+
+def _sentence(error: ErrorDetails) -> str:
+    """What is wrong with a setting, without the value of one that is a secret."""
+    name = str(error["loc"][0]) if error["loc"] else "STOA_"
+    must = error["msg"].removeprefix("Value error, ").replace("Input should", "must", 1).partition(", unable")[0]
+    if error["type"] == "int_parsing_size":
+        must = "must be a valid integer"
+    hidden = name in SECRET or name in SCHEMES or not error["loc"]
+    value = "" if hidden else f", not {str(error['input'])[:60]!r}"
+    return f"STOA_{name.upper()} {must}{value}"

@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from trainer import yaml_text
 from trainer.data.config import DataConfig
 from trainer.model.config import ModelConfig
 from trainer.schema import ConfigError as ConfigError
@@ -271,13 +272,13 @@ def _read(path: Path) -> dict[str, Any]:
     return _sections(text, f"The configuration {path}")
 
 
+def read_yaml(text: str, what: str) -> Any:
+    """The value in a YAML text that somebody typed; `what` begins a refusal's sentence. Raises ConfigError."""
+    return yaml_text.read(text, what)
+
+
 def _sections(text: str, what: str) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{what} is not valid YAML{where}.") from error
+    values = read_yaml(text, what)
     if not isinstance(values, dict):
         raise ConfigError(f"{what} must hold sections such as model and data.")
     return values
@@ -307,6 +308,8 @@ def _sentence(error: ErrorDetails, names: Mapping[str, str]) -> str:
             return f"{key} is missing; add it."
     if error["type"] == "too_short":
         return f"{key} must have at least {error['ctx']['min_length']} entry."
+    if error["type"] in ("int_parsing_size", "int_from_float", "float_parsing") and len(str(error["input"])) > 60:
+        return f"{key} must be a number, and {str(error['input'])[:20]!r}… is too long to be meant."
     must = error["msg"].replace("Input should", "must", 1).replace("must be less", "must be a number less")
     must = must.replace("must be greater", "must be a number greater").split(", unable")[0]
     return f"{key} {must}, not {str(error['input'])[:60]!r}."

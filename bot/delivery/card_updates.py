@@ -21,7 +21,7 @@ from broker.runs import runs
 from broker.runs.runs import RunKind, RunView
 from projects import projects
 from projects.projects import ENDED, ProjectRole, ProjectView
-from projects.record import redaction
+from projects.record import record
 from projects.record.record import EntryView
 
 RUNS_SHOWN = 4
@@ -83,7 +83,7 @@ class CardUpdater:
         """Remember which cards an entry makes stale."""
         self._cards_stale = True
         self._urgent |= is_urgent(entry)
-        if entry.kind in redaction.TOMBSTONES:
+        if entry.kind in record.TOMBSTONES:
             self._runs.note_all()
         run_id = (entry.payload or {}).get("run")
         if run_id is not None:

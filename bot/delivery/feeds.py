@@ -18,7 +18,7 @@ from broker.runs import runs
 from broker.runs.runs import RunKind, RunView
 from projects import projects
 from projects.projects import ProjectView
-from projects.record import record, redaction
+from projects.record import record
 from projects.record.record import EntryView
 
 MOST_RUNS = 1000
@@ -104,7 +104,7 @@ class ProjectFeed:
         entry = entries[0]
         channel_id, closed = await self.channels.find(f"project:{self.project_id}")
         project = await self.app.read(projects.view, self.project_id)
-        if entry.kind in redaction.TOMBSTONES:
+        if entry.kind in record.TOMBSTONES:
             await self.channels.relabel(project)
         if entry.kind in posts.OPENS_CHANNEL and project.has_channel:
             channel_id = await self.channels.channel(project)

@@ -9,7 +9,7 @@ from bot.delivery import edit_budget, gatherings, outbox, posts
 from bot.delivery.edit_budget import OldMessageError
 from bot.delivery.sender import LockedThreadError, Sender
 from bot.tables import DiscordMessage
-from projects.record import redaction
+from projects.record import record
 from projects.record.record import EntryView
 
 log = structlog.get_logger()
@@ -33,7 +33,7 @@ class Tombstones:
 
     def note(self, entry: EntryView) -> None:
         """Look for posts to blank, if an entry is about a redaction."""
-        if entry.kind in redaction.TOMBSTONES:
+        if entry.kind in record.TOMBSTONES:
             self.behind, self._rests_until = True, 0.0
 
     async def refresh(self) -> None:

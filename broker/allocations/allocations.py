@@ -323,7 +323,8 @@ def _approve(session: Session, allocation: Allocation, seconds: int, by: Person 
     if allocation.half_until is not None:
         told |= {"second_half": second, "half_until": _day(allocation.half_until)}
     if allocation.endorsed_by is not None:
-        told["endorsed_by"] = session.get_one(Person, allocation.endorsed_by).name
+        endorser = session.get_one(Person, allocation.endorsed_by)
+        told |= {"endorsed_by": endorser.name, "named": [{"id": endorser.discord_id, "name": endorser.name}]}
     return told
 
 

@@ -17,7 +17,7 @@ from broker.end_reasons import EndReason
 from broker.runs import attempts, estimates, launching, runs, settlement
 from broker.runs.launching import LONGEST_TIME_LIMIT, Receipt
 from broker.runs.runs import ACTIVE, ENDED, Run, RunKind, RunState
-from projects import projects, quotas, rights
+from projects import people, projects, quotas, rights
 from projects.db import transition
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, InvalidError
@@ -29,7 +29,7 @@ from projects.quotas import QuotaKind
 def cancel(session: Session, actor: Actor, run_id: int) -> None:
     """Cancel a run; a running one writes a checkpoint first."""
     run, person = _of_member(session, actor, run_id)
-    _cancel(session, run, EndReason.CANCELLED, f"cancelled by {person.name}", by=person)
+    _cancel(session, run, EndReason.CANCELLED, f"cancelled by {people.mark(person)}", by=person)
 
 
 def pause(session: Session, actor: Actor, run_id: int) -> None:
@@ -37,7 +37,7 @@ def pause(session: Session, actor: Actor, run_id: int) -> None:
     run, person = _of_member(session, actor, run_id)
     _require_training(run)
     quotas.check(session, actor, QuotaKind.RUN_CHANGE, run.project_id)
-    suspend(session, run, EndReason.PAUSED, f"paused by {person.name}", by=person)
+    suspend(session, run, EndReason.PAUSED, f"paused by {people.mark(person)}", by=person)
 
 
 def suspend(

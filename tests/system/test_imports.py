@@ -47,7 +47,7 @@ def test_imports_run_one_way(package: str) -> None:
 
 LAYERS: dict[str, Sequence[Sequence[str]]] = {
     "projects": (
-        ("errors", "health", "log", "settings", "text"),
+        ("cleaning", "errors", "health", "log", "settings", "text"),
         ("db",),
         ("people",),
         ("projects",),
