@@ -44,6 +44,9 @@ from projects.settings import Settings, get_settings
 from trainer.contract import CONFIG_FILE, Status
 
 POLL_SECONDS = 0.2
+LIBRARIES = 1 << 30
+"""Bytes beside what the trainer predicts for a process on a CPU: Python, its libraries, and what they reserve and never
+touch."""
 SAMPLE_PROMPT = "The "
 
 log = structlog.get_logger()
@@ -161,7 +164,7 @@ class Supervisor:
             seconds=attempt.reserved / run.gpus,
             grace_seconds=self.settings.stop_grace_seconds,
             lease_seconds=self.settings.lease_seconds,
-            memory=memory_each(pool, run.gpus) if pool.is_cpu else None,
+            memory=memory_each(pool, run.gpus) + LIBRARIES if pool.is_cpu else None,
             options=pool.runner_options,
         )
         return run, attempt, registry.named(pool.runner)(spec)

@@ -29,18 +29,20 @@ def test_what_cannot_fit_is_refused_with_what_would(lab: Lab, project: int, allo
     with pytest.raises(InvalidError, match=r"It needs about [\d.]+ GiB on each process and there are [\d.]+ GiB"):
         lab.launch(project, overrides=HUGE)
     assert lab.everything() == before
-    need = check(load_recipe("demo"), 1, device="cpu").memory_per_gpu / 2**30
-    assert 0.25 < need < 4
+    large = {"batch": "128", "micro_batch": "64"}
+    asked = ", ".join(f"{key}={value}" for key, value in large.items())
+    need = check(load_recipe("demo", large), 1, device="cpu").memory_per_gpu / 2**30
+    assert need > 0.3
     set_memory(lab, memory_gib=need + 0.01)
-    lab.launch(project)
+    lab.launch(project, overrides=asked)
     set_memory(lab, memory_gib=need - 0.01)
     with pytest.raises(InvalidError, match=r"with training.micro_batch \d+ it would need about \d+ MiB"):
-        lab.launch(project)
+        lab.launch(project, overrides=asked)
     # A host's memory is shared by the processes of a run.
     set_memory(lab, memory_gib=100, host_memory_gib=1.5 * need)
-    lab.launch(project)
+    lab.launch(project, overrides=asked)
     with pytest.raises(InvalidError, match="on each process and there are"):
-        lab.launch(project, gpus=2)
+        lab.launch(project, overrides=asked, gpus=2)
 
 
 def test_a_gpu_of_a_known_type_has_its_memory(lab: Lab) -> None:

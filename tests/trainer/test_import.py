@@ -3,6 +3,7 @@
 import json
 import resource
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -160,10 +161,10 @@ def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("positions", ["rotary", "learned"])
 def test_a_model_of_a_short_context_is_imported(tmp_path: Path, context: int, positions: str) -> None:
     source = foreign(tmp_path / "theirs")
-    shape: dict[str, int] = {"vocab_size": 512, "hidden_size": 64, "max_position_embeddings": context}
+    shape: dict[str, Any] = {"vocab_size": 512, "hidden_size": 64, "max_position_embeddings": context}
     if positions == "rotary":
         shape |= {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
-        model = transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**shape))
+        model: Any = transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**shape))
     else:
         config = transformers.GPTNeoConfig(**shape, num_layers=1, num_heads=4, attention_types=[[["global"], 1]])
         model = transformers.GPTNeoForCausalLM(config)

@@ -51,8 +51,8 @@ def test_an_error_that_nobody_expected_is_one_sentence(
 def test_names_that_are_not_utf8(finished: Path, tmp_path: Path) -> None:
     odd = Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9"))
     config = write_config(tmp_path / "tiny.yml")
-    for arguments in (["train", config], ["data", "prepare", config]):
-        result = run_trainer(*arguments, "--out", odd)
+    for command in (("train",), ("data", "prepare")):
+        result = run_trainer(*command, config, "--out", odd)
         assert (result.returncode, result.stderr) == (
             78,
             f"The name of the folder {tmp_path}/caf\\xe9 is not UTF-8; give --out another.\n",

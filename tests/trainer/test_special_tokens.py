@@ -3,12 +3,13 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from tests.trainer.test_evaluation import requests
 from tests.trainer.test_import import run
@@ -45,10 +46,15 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings |= {"unk_token": "<unk>", "pad_token": "</s>", "chat_template": TEMPLATE}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     torch.manual_seed(0)
-    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+    shape: dict[str, Any] = {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 96,
+    }
     config = LlamaConfig(vocab_size=400, **shape, max_position_embeddings=64, initializer_range=0.2)
     LlamaForCausalLM(config).save_pretrained(folder)
-    GenerationConfig(bos_token_id=1, eos_token_id=[2, 7]).save_pretrained(folder)
+    (folder / "generation_config.json").write_text(json.dumps({"bos_token_id": 1, "eos_token_id": [2, 7]}))
     return folder
 
 
@@ -80,7 +86,7 @@ def test_evaluation_is_the_harness_own(theirs: Path, imported: Path) -> None:
 
 def test_score_and_generation_begin_and_end_as_the_folder_says(imported: Path) -> None:
     opened = open_checkpoint(imported / "checkpoints" / "step0")
-    assert (opened.begin, opened.end, opened.ends) == (1, 2, {2, 7})
+    assert (opened.begin, opened.end, opened.ends) == (1, 2, frozenset({2, 7}))
     ids = opened.encode(TEXT)
     assert len(ids) > 12, "neither truncated nor padded"
     with torch.no_grad():
