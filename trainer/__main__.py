@@ -25,7 +25,7 @@ app = typer.Typer(help="Stoa's trainer.", no_args_is_help=True, add_completion=F
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG.yml", help="The configuration.")]
 Out = Annotated[Path, typer.Option(help="The folder to write.")]
-Gpus = Annotated[int, typer.Option(min=1, max=65_536, help="GPUs, one rank each; without CUDA, CPU processes.")]
+Gpus = Annotated[int, typer.Option(min=1, max=1_000_000, help="GPUs, one rank each; without CUDA, CPU processes.")]
 
 
 @app.command()
