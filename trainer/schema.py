@@ -1,5 +1,6 @@
 """The base class of the configuration's sections, and the error that they raise. Imports no torch."""
 
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
@@ -33,6 +34,12 @@ def _takes(annotation: Any) -> set[Any]:
     if get_origin(annotation) is Literal:
         return {type(value) for value in get_args(annotation)}
     return {annotation}.union(*map(_takes, get_args(annotation))) if get_args(annotation) else {annotation}
+
+
+def check_readable(folder: Path) -> None:
+    """Raise ConfigError where a folder's name is not UTF-8: the library for safetensors cannot open such a file."""
+    if as_unicode(str(folder.absolute())) != str(folder.absolute()):
+        raise ConfigError(f"The name of the folder {folder} is not UTF-8; rename it.")
 
 
 def as_unicode(text: str) -> str:

@@ -285,7 +285,7 @@ def test_of_a_single_document_the_end_is_held_out(tmp_path: Path) -> None:
     assert names_of(tmp_path / "data", "held_out") == ["s0/input.txt:end"]
 
 
-@pytest.mark.parametrize("text", ["word and\nother words " * 800, "x" * 20_000, "日本語" * 4000, "a, 1\n\n b" * 900])
+@pytest.mark.parametrize("text", ["word and\nother words " * 800, "日本語 日本\t" * 2000, "a, 1 b c\n\n b" * 900])
 def test_a_long_document_has_the_tokens_it_has_as_a_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:

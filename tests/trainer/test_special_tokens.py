@@ -37,7 +37,7 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     trainer = trainers.BpeTrainer(
         vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
-    tokens.train_from_iterator([TEXT] * 3, trainer)
+    tokens.train_from_iterator([Path(__file__).read_text()], trainer)
     tokens.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A <s> $B", special_tokens=[("<s>", 1)])
     tokens.enable_truncation(8)
     tokens.enable_padding(pad_id=2, pad_token="</s>", length=12)

@@ -23,6 +23,7 @@ from trainer.engine.base import Engine, ReadTensor, TensorKind
 from trainer.families import Family, family_of
 from trainer.model.initialise import draw
 from trainer.model.transformer import Transformer, shapes
+from trainer.schema import check_readable
 
 WEIGHTS = "model"
 GENERATION = "generation_config.json"
@@ -184,6 +185,7 @@ def write_tensors(folder: Path, stem: str, pairs: Iterable[tuple[str, Tensor]]) 
 def tensors(folder: Path, stem: str) -> Callable[[str], Tensor]:
     """Returns a function that reads a tensor, by its name, of those that `write_tensors` wrote. Raises ConfigError if a
     file cannot be opened."""
+    check_readable(folder)
     index = folder / f"{stem}.safetensors.index.json"
     single = folder / f"{stem}.safetensors"
     try:

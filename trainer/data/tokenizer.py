@@ -86,6 +86,12 @@ def settings_of(folder: Path) -> dict[str, Any]:
         if not isinstance(content, dict):
             raise ConfigError(f"{folder / name} is no configuration of a tokenizer; fetch it again.")
         settings = content | {key: value for key, value in settings.items() if value is not None}
+    for key, value in settings.items():
+        # What a token does beside its text is in tokenizer.json.
+        if key.endswith("_token") and isinstance(value, dict):
+            settings[key] = content_of(value)
+        elif key.endswith("_tokens") and isinstance(value, list):
+            settings[key] = [content_of(token) for token in value]
     # Where the tokenizer came from, and code of its own: nothing that this folder has.
     return {key: value for key, value in settings.items() if key not in ("auto_map", "name_or_path", "is_local")}
 
@@ -103,8 +109,11 @@ def begin_of_text(tokenizer: Tokenizer, folder: Path) -> int | None:
 
 
 def prefix(tokenizer: Tokenizer) -> list[int]:
-    """The ids that the tokenizer itself puts before every text."""
-    plain, whole = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
+    """The ids that the tokenizer itself puts before every text; none where it cannot encode a letter."""
+    try:
+        plain, whole = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
+    except Exception:  # the library raises a bare Exception
+        return []
     starts = [at for at in range(len(whole)) if plain and whole[at : at + len(plain)] == plain]
     return list(whole[: starts[0]]) if starts else []
 

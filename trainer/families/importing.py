@@ -20,7 +20,7 @@ from trainer.families.hf_weights import HFWeights
 from trainer.files import write_atomically
 from trainer.model.config import ModelConfig
 from trainer.model.transformer import shapes
-from trainer.schema import ConfigError
+from trainer.schema import ConfigError, check_readable
 
 PROBE_ROWS, PROBE_LENGTH = 2, 16
 TOLERANCE = 1e-4
@@ -48,6 +48,7 @@ def import_folder(source: Path, out: Path, recipe: str, advance: Advance) -> Imp
     The configuration has the model and tokenizer of `source`, and the rest of the recipe. Raises ConfigError, with
     nothing left behind, if a file is missing or damaged or our configuration cannot express the model.
     """
+    check_readable(source)
     found = read_folder(source)
     tokens = _tokenizer(source)
     config = _config(found, tokens, _end(source, found, tokens), out.absolute() / "tokenizer.json", recipe)
