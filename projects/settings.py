@@ -144,6 +144,8 @@ def get_settings() -> Settings:
     Raises SettingsError.
     """
     file = os.environ.get("STOA_ENV_FILE", ".env")
+    if "STOA_ENV_FILE" in os.environ and file and not Path(file).is_file():
+        raise SettingsError(f"STOA_ENV_FILE names no file: {file}; correct it, or leave it out.")
     try:
         return Settings(_env_file=file or None)
     except ValidationError as error:

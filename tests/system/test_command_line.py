@@ -278,6 +278,14 @@ def test_a_wrong_setting_is_one_sentence_of_every_command(tmp_path: Path, name: 
     assert "5ec4e7" not in done.stderr
 
 
+def test_a_file_of_settings_that_cannot_be_read_is_said(tmp_path: Path) -> None:
+    away = stoa(tmp_path, "doctor", STOA_ENV_FILE=str(tmp_path / "away.env"))
+    assert (away.returncode, away.stderr.startswith("STOA_ENV_FILE names no file: ")) == (2, True)
+    (tmp_path / "odd.env").write_bytes(b"STOA_HUB_NAMESPACE=caf\xe9\n")
+    odd = stoa(tmp_path, "migrate", STOA_ENV_FILE=str(tmp_path / "odd.env"))
+    assert (odd.returncode, "cannot be read" in odd.stderr, "Traceback" in odd.stderr) == (2, True, False)
+
+
 @pytest.mark.parametrize(
     "command", ["migrate", "policy list", "why 1", "queue", "record verify", "pool list", "up", "backup there"]
 )

@@ -101,6 +101,7 @@ class Decision(ui.LayoutView):
             for number, place in enumerate(shown, first + 1)
         ]
         pick = _Pick(placeholder="Texts to change", options=options, min_values=0, max_values=len(options))
+        pick.required = False  # Discord refuses a select that is required and has no least number
         self.clear_items()
         self.add_item(
             ui.Container(
