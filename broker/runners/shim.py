@@ -7,6 +7,7 @@ bytes of private memory; 0 is no bound. The shim leaves the trainer's exit statu
 the standard library only.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -70,7 +71,8 @@ def run(folder: Path, grace: float, memory: int, command: list[str]) -> None:
         trainer = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, preexec_fn=tied_to_parent(memory))
         while trainer.poll() is None:
             now = since_boot()
-            until = max(until, float(json.loads(lease.read_text())))
+            with contextlib.suppress(OSError, ValueError):  # a disk that fails for a moment is no end of the lease
+                until = max(until, float(json.loads(lease.read_text())))
             if over_at is None and now > until:
                 over_at = now
                 asked.append(signal.SIGTERM)
