@@ -15,7 +15,8 @@ The Discord here is meant to be taken for the real one by an unmodified client. 
 | an edit of a V2 message lists each file that it shows, by its id  | Resources: Message; error code: public reports   |
 | an edit into V2 takes old content, embeds and poll away with null | Resources: Message                               |
 | who is pinged: an answer's users alone; roles, everyone by right  | Resources: Message                               |
-| channels: 500; a deleted one takes its threads, no category's     | Opcodes: JSON codes; Resources: Channel          |
+| 500 channels, 250 roles, 1,000 active threads a guild             | Opcodes: JSON codes                              |
+| a deleted channel takes its threads, a category no channel        | Resources: Channel                               |
 | buckets, headers, global 50/s, exempt interaction routes          | Topics: Rate Limits (the numbers are observed)   |
 | 3 s for the first answer, 15 min for the token, kinds of answer   | Interactions: Receiving and Responding           |
 | edits of messages older than an hour: 429 with code 30046         | Opcodes: JSON codes (how many is not said)       |

@@ -45,7 +45,10 @@ def check(form: Form, draft: Draft, *, before: Message | None = None) -> None:
         listed = form.items(body, "components", 0, parts.MAX_COMPONENTS)
         named = attachments.referable(draft, before.files if before else None)
         parts.check_message(form.at("components"), listed, parts.Setting(named, edit=before is not None), v2=v2)
+    form.items(body, "sticker_ids", 0, 3)
     form.close()
+    if body.get("sticker_ids"):  # the guild has none
+        raise ApiError(50081)
     files = bool(draft.uploads or (before and attachments.kept(before.files, draft)))
     _check_empty(body, had, v2=v2, files=files, edit=before is not None)
 
@@ -81,6 +84,7 @@ def _check_embeds(form: Form, embeds: list[Any]) -> None:
         if not isinstance(embed, dict):
             here.fault("MODEL_TYPE_CONVERT", "Only dictionaries may be used in a ModelType")
             continue
+        embed = _trimmed(embed)
         texts = [here.text(embed, "title", 0, 256), here.text(embed, "description", 0, 4096)]
         for key in ("image", "thumbnail"):
             if embed.get(key) is not None:
@@ -121,11 +125,20 @@ def _mentioned(world: World, payload: Json, allowed: Json | None) -> Json:
     return {"mentions": users, "mention_roles": roles, "mention_everyone": everyone}
 
 
+def _trimmed(value: Any) -> Any:
+    """An embed, or a part of one, with its texts trimmed: the limits hold for what is left."""
+    if isinstance(value, dict):
+        return {key: _trimmed(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_trimmed(inner) for inner in value]
+    return value.strip() if isinstance(value, str) else value
+
+
 def _embeds(raw: list[Json], attachments: list[Json]) -> list[Json]:
     by_name = {f"attachment://{a['filename']}": a for a in attachments}
     out = []
     for embed in raw:
-        shown: Json = {key: value for key, value in embed.items() if value is not None} | {"type": "rich"}
+        shown: Json = {key: value for key, value in _trimmed(embed).items() if value is not None} | {"type": "rich"}
         for key in ("image", "thumbnail"):
             if attachment := by_name.get((embed.get(key) or {}).get("url", "")):
                 shown[key] = {k: attachment[k] for k in ("url", "proxy_url", "width", "height") if k in attachment}

@@ -13,6 +13,7 @@ from sandbox.discord.state import PRIVATE_THREAD, PUBLIC_THREAD, TEXT, THREADS, 
 from sandbox.discord.wire import json_object, reply, world_of
 
 THREAD_CREATED, THREAD_STARTER = 18, 21
+MAX_ACTIVE = 1000
 
 
 def _checked(form: Form, body: Json) -> None:
@@ -23,6 +24,8 @@ def _checked(form: Form, body: Json) -> None:
 
 
 def _add_thread(world: World, parent: Json, body: Json, thread_id: str, kind: int) -> Json:
+    if sum(not thread["thread_metadata"]["archived"] for thread in world.threads()) >= MAX_ACTIVE:
+        raise ApiError(160006)
     now = now_iso()
     thread: Json = {
         "id": thread_id,

@@ -63,6 +63,7 @@ MESSAGES = [
     ({"content": "x", "nonce": "n" * 26}, "nonce", "BASE_TYPE_MAX_LENGTH"),
     ({"embeds": [{"description": "x" * 4000}, {"description": "x" * 2001}]}, "embeds", "MAX_EMBED_SIZE_EXCEEDED"),
     ({"embeds": [{"title": "x" * 257}]}, "embeds.0.title", "BASE_TYPE_MAX_LENGTH"),
+    ({"embeds": [{"fields": [{"name": "n", "value": " "}]}]}, "embeds.0.fields.0.value", "BASE_TYPE_BAD_LENGTH"),
     ({"content": "x", "components": [text("y")]}, "components.0.type", "BASE_TYPE_CHOICES"),
     (buttons(*[{"custom_id": str(n)} for n in range(6)]), "components.0.components", "BASE_TYPE_BAD_LENGTH"),
     (buttons({"label": "x" * 81}), BUTTON + "label", "BASE_TYPE_MAX_LENGTH"),
@@ -193,6 +194,22 @@ async def test_a_guild_holds_500_channels_and_a_category_50(
     assert judge.judge_recorded(tmp_path) == []
 
 
+async def test_a_guild_holds_250_roles_and_1000_active_threads(
+    rest: Rest, info: dict[str, Any], sandbox: Server
+) -> None:
+    world, general = sandbox.world, f"/channels/{info['channels']['general']}"
+    sandbox.rates.enforced = False
+    while len(world.roles) < 249:
+        world.add_role("x", 0)
+    made = [await rest("POST", f"/guilds/{info['guild_id']}/roles", {"name": "r", "permissions": "0"}) for _ in "ab"]
+    assert (made[0][0], made[1][1]["code"]) == (200, 30005)
+    thread = (await rest("POST", f"{general}/threads", {"name": "t", "type": 11}))[1]
+    state = world.channels[thread["id"]]
+    world.channels |= {str(n): state | {"id": str(n)} for n in range(998)}
+    made = [await rest("POST", f"{general}/threads", {"name": "t", "type": 11}) for _ in "ab"]
+    assert (made[0][0], made[1][1]["code"]) == (201, 160006)
+
+
 async def test_errors_carry_discords_codes(
     rest: Rest, info: dict[str, Any], guild: Guild, sandbox: Server, judge: DiscordJudge, tmp_path: Path
 ) -> None:
@@ -208,6 +225,7 @@ async def test_errors_carry_discords_codes(
         ("POST", f"/channels/{general}/messages", {}, 400, 50006),
         ("POST", f"/channels/{general}/messages", {"content": " \n"}, 400, 50006),
         ("PATCH", f"/channels/{general}/messages/{message}", {"content": ""}, 400, 50006),
+        ("POST", f"/channels/{general}/messages", {"sticker_ids": ["1"]}, 400, 50081),
         ("PATCH", f"/channels/{general}/messages/{said.id}", {"content": "x"}, 403, 50005),
         ("POST", "/interactions/1/none/callback", {"type": 4, "data": {"content": "x"}}, 404, 10062),
         ("PATCH", f"/webhooks/{info['application_id']}/none/messages/@original", {"content": "x"}, 401, 50027),
