@@ -298,9 +298,9 @@ def _rules(path: str, body: Any) -> Iterator[str]:
     if len(set(ids)) < len(ids):
         yield "a component's id is used twice"
     if EDIT.search(path):
-        listed = {f"attachment://{entry.get('filename')}" for entry in message.get("attachments") or []}
+        named = {f"attachment://{entry.get('filename')}" for entry in message.get("attachments") or []}
         for url in _media(everything):
-            if url.startswith("attachment://") and url not in listed:
+            if url.startswith("attachment://") and url not in named:
                 yield f"an edit shows {url} and does not list it"
     for part in everything:
         yield from _component_rules(part, modal=message.get("title") is not None)

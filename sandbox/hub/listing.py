@@ -11,11 +11,30 @@ from sandbox.hub.store import HubError
 
 PAGE = 1000
 SORTS = ("createdAt", "downloads", "lastModified", "likes", "likes7d", "mainSize", "trendingScore")
-BRIEF = ("_id", "id", "modelId", "createdAt", "downloads", "likes", "library_name", "pipeline_tag", "private", "tags")
+BRIEF: tuple[str, ...] = (
+    "_id",
+    "id",
+    "modelId",
+    "createdAt",
+    "downloads",
+    "likes",
+    "library_name",
+    "pipeline_tag",
+    "private",
+    "tags",
+)
 BRIEF_OF_DATA = (*BRIEF, "author", "disabled", "gated", "lastModified", "sha")
 FULL = ("author", "gated", "disabled", "lastModified", "sha", "siblings")
 OPTIONAL = ("model-index", "safetensors", "config", "transformersInfo", "widgetData", "spaces", "library_name")
-UNKNOWN = ("baseModels", "childrenModelCount", "citation", "description", "evalResults", "gguf", "inference")
+UNKNOWN: tuple[str, ...] = (
+    "baseModels",
+    "childrenModelCount",
+    "citation",
+    "description",
+    "evalResults",
+    "gguf",
+    "inference",
+)
 UNKNOWN += ("inferenceProviderMapping", "mainSize", "mask_token", "paperswithcode_id", "resourceGroup", "runtime")
 UNKNOWN += ("datasets", "models", "sdk", "subdomain", "pipeline_tag")
 YES = ("1", "true")

@@ -112,7 +112,7 @@ async def test_a_server_is_set_up_once_and_again(lab: Lab) -> None:
 async def test_with_roles_chosen_it_needs_no_manage_roles(lab: Lab) -> None:
     """The channels where only the bot may post are made with Manage Channels alone."""
     await lab.start_bot(**NOTHING)
-    roles = {"reviewers": "reviewer", "moderators": "admin", "admins": "admin"}
+    roles: dict[str, Any] = {"reviewers": "reviewer", "moderators": "admin", "admins": "admin"}
     await lab.guild.set_permissions("Stoa", permissions.BOT & ~permissions.MANAGE_ROLES)
     lacking = await lab.person("Omar").command("stoa setup", reviewers="reviewer")
     assert "grant the bot's role Manage Roles, in" in lacking.text

@@ -146,9 +146,10 @@ async def test_a_command_over_a_limit_is_refused(
 
 
 async def test_a_scope_has_100_slash_commands_and_15_of_each_menu(
-    rest: Rest, info: dict[str, Any], guild: Guild, judge: DiscordJudge, tmp_path: Path
+    rest: Rest, info: dict[str, Any], guild: Guild, sandbox: Server, judge: DiscordJudge, tmp_path: Path
 ) -> None:
     """The three sorts are counted apart, globally and in a guild."""
+    sandbox.rates.enforced = False
     application = f"/applications/{info['application_id']}"
     slashes = [command(name=f"c{n}") for n in range(100)]
     menus = [{"name": f"Menu {n}", "type": kind} for kind in (2, 3) for n in range(15)]

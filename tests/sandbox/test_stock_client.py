@@ -188,7 +188,8 @@ async def test_a_command_in_a_thread(bot: bots.Bot, guild: Guild) -> None:
 async def test_no_command_in_a_closed_thread(bot: bots.Bot, guild: Guild) -> None:
     """Neither a slash command, nor its completion, nor a message's menu; a moderator may in a locked thread."""
     thread = await (await bot.text_channel("general").send("x")).create_thread(name="talk")
-    ada, omar, options = guild.person("Ada"), guild.person("Omar"), {"goal": "learn", "hours": 1, "lead": "Ada"}
+    ada, omar = guild.person("Ada"), guild.person("Omar")
+    options: dict[str, Any] = {"goal": "learn", "hours": 1, "lead": "Ada"}
     await omar.set_thread("talk", archived=True)
     for person in (ada, omar):
         with pytest.raises(ActionError, match="Commands cannot be used in #talk: the thread is archived"):
