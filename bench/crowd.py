@@ -20,6 +20,7 @@ from broker.runs.series import Measured, Point
 from projects import lifecycle
 from projects.db.columns import utcnow
 from projects.people import Actor, Person
+from projects.policies import Policy
 from projects.projects import Membership, Project, Stage
 from projects.record import record
 from projects.record.record import Stream
@@ -51,6 +52,8 @@ def furnish(session: Session, members: Sequence[int], *, projects: int, each: in
     pools.add_pool(session, name="cluster", gpu_type="A100", gpus=GPUS)
     pool_id = session.scalars(select(Pool.id)).one()
     lead, other = Actor(members[0], "Ada", frozenset()), Actor(members[1], "Grace", frozenset())
+    for policy in ("most_proposals_a_day", "most_memberships_a_day"):
+        session.add(Policy(name=policy, value="100000"))  # two people do it all
     about = {"question": "How does the loss fall?", "why": "To know.", "needs": "People who plot."}
     for number in range(projects):
         project_id = lifecycle.propose(session, lead, f"bench-{number}", title=f"Scaling law {number + 1}", **about)

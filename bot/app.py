@@ -4,6 +4,7 @@ import asyncio
 import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from typing import Concatenate, ParamSpec, TypeAlias, TypeVar
 
@@ -15,6 +16,7 @@ from bot import server
 from bot.plots.renderer import Renderer
 from bot.rate_limit import RateLimit
 from bot.server import Server
+from bot.turns import Turns
 from projects.db.database import Database
 from projects.people import Actor
 from projects.settings import Settings
@@ -27,6 +29,13 @@ LONGEST_WAIT = 30.0
 
 in_delivery: ContextVar[bool] = ContextVar("in_delivery", default=False)
 """Set in the delivery's tasks, whose database calls have threads of their own, so that no member waits for them."""
+
+
+asking: ContextVar[int] = ContextVar("asking", default=0)
+"""The Discord id of the person for whom a task works; 0 where it works for nobody."""
+
+THREADS = 4
+"""Reads at once, and writes at once, for people; half of them at most for one person."""
 
 
 class App(discord.Client):
@@ -47,8 +56,10 @@ class App(discord.Client):
         self.db = db
         self.renderer = Renderer()
         # Reads, which a form waits for, never stand behind writes, which wait for one another.
-        self._readers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="reader")
-        self._writers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="writer")
+        self._readers = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="reader")
+        self._writers = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="writer")
+        self._turns = {pool: Turns(THREADS, THREADS // 2) for pool in (self._readers, self._writers)}
+        self._dear = Turns(2)
         self._delivery_threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="delivery")
 
     async def read(self, call: Callable[Concatenate[Session, P], R], /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -69,6 +80,10 @@ class App(discord.Client):
 
         return await self._in(self._writers, work)
 
+    def dear_turn(self) -> AbstractAsyncContextManager[None]:
+        """The turn of the person who asks for a dear answer, such as a picture: each has one made at a time."""
+        return self._dear.take(asking.get())
+
     async def reload_server(self) -> None:
         """Read again what the admins have chosen with `/stoa setup`; `problem` says what the server still lacks."""
         self.server = await self.read(server.load, self.settings)
@@ -82,8 +97,11 @@ class App(discord.Client):
         self.renderer.close()
 
     async def _in(self, threads: ThreadPoolExecutor, work: Callable[[], R]) -> R:
-        threads = self._delivery_threads if in_delivery.get() else threads
-        return await asyncio.get_running_loop().run_in_executor(threads, work)
+        loop = asyncio.get_running_loop()
+        if in_delivery.get():
+            return await loop.run_in_executor(self._delivery_threads, work)
+        async with self._turns[threads].take(asking.get()):
+            return await loop.run_in_executor(threads, work)
 
 
 Interaction: TypeAlias = discord.Interaction[App]

@@ -17,7 +17,7 @@ from discord.http import Route
 from sqlalchemy.orm import Session
 
 from bot import buttons, errors, text
-from bot.app import App, Interaction
+from bot.app import App, Interaction, asking
 from bot.buttons import Button
 from bot.commands.allocation import buttons as allocation_buttons
 from bot.commands.allocation.commands import allocation
@@ -35,6 +35,7 @@ from bot.commands.stoa.commands import stoa
 from bot.delivery.loop import Delivery
 from bot.server import CHANNELS, ROLES, Server
 from bot.tables import DiscordCommands
+from projects import cleaning
 from projects import log as log_format
 from projects.db.database import Database
 from projects.settings import Settings
@@ -54,7 +55,9 @@ class Tree(app_commands.CommandTree[App]):
         await errors.answer(interaction, error)
 
     async def interaction_check(self, interaction: Interaction) -> bool:
-        """Refuse commands while the server is not set up, with what to do; `/stoa` always works."""
+        """Clean what was typed, and refuse commands while the server is not set up; `/stoa` always works."""
+        _clean(interaction.data)
+        asking.set(interaction.user.id)
         app = interaction.client
         if not app.problem or getattr(interaction.command, "root_parent", None) is stoa:
             return True
@@ -168,6 +171,16 @@ class Bot(App):
                 await self._delivery
             self._delivery = None
         await super().close()
+
+
+def _clean(data: Any) -> None:
+    """Clean every text of a command in place, at any depth: options as typed, and the names of people and files."""
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for key, value in list(items):
+        if isinstance(value, str):
+            data[key] = cleaning.visible(value)
+        else:
+            _clean(value)
 
 
 def check_server(guild: discord.Guild | None, settings: Settings, server: Server) -> str:

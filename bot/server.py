@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from sqlmodel import select
 
 from bot.tables import DiscordPurpose
-from projects import people
+from projects import cleaning, people
 from projects.people import Actor, LabRole
 from projects.record import record
 from projects.settings import Settings
@@ -89,5 +89,7 @@ def choose(session: Session, actor: Actor, guild_id: int, chosen: Mapping[str, t
     by = people.ensure(session, actor)
     for name, (discord_id, _) in chosen.items():
         session.merge(DiscordPurpose(guild_id=str(guild_id), name=name, discord_id=str(discord_id)))
-    places = {name: {"id": str(discord_id), "name": called} for name, (discord_id, called) in chosen.items()}
+    places = {
+        name: {"id": str(discord_id), "name": cleaning.name(called)} for name, (discord_id, called) in chosen.items()
+    }
     record.append(session, record.LAB, "server.set_up", by=by, places=places)

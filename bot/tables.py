@@ -10,7 +10,8 @@ from projects.db.columns import Base, foreign_key, integer, timestamp, utcnow
 class DiscordMessage(Base, table=True):
     """A message that the bot sends once; while `message_id` is None, the intent to send it is open.
 
-    `key` says what it shows: the post `entry:12:channel`, or the card `project:3`, `allocation:5`, `change:4` or
+    `key` says what it shows: the post `entry:12:channel`, the post `entries:project:3:4-9:channel` that the entries 4
+    to 9 share, or the card `project:3`, `allocation:5`, `change:4` or
     `run:7`. `digest` and `picture` tell what a card shows now. `gone` means that a person has deleted the message, so
     that it is not sent again.
     """

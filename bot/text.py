@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 
 from broker.allocations.ledger import in_hours
+from projects.cleaning import visible
 
 MESSAGE = 2000
 CARD = 4000
@@ -28,7 +29,7 @@ def bounded(value: str, most: int) -> str:
 
 
 def escape(value: str) -> str:
-    """`value` as literal text, which Discord shows without markdown, mention, custom emoji, timestamp or masked link.
+    """What can be seen of `value`, shown by Discord without markdown, mention, custom emoji, timestamp or masked link.
 
     discord.py's own function takes seconds for some texts of 4,000 characters; this one takes linear time.
     """
@@ -39,22 +40,22 @@ def escape(value: str) -> str:
             return address.replace("@", "%40")
         return f"@{ZERO_WIDTH}" if found[0] == "@" else f"{indent or ''}\\{first or mark}"
 
-    return _MARKUP.sub(replacement, value)
+    return _MARKUP.sub(replacement, visible(value))
 
 
 def line(value: str, most: int) -> str:
     """`value` as one escaped line."""
-    return bounded(escape(" ".join(value.split())), most)
+    return bounded(escape(" ".join(visible(value).split())), most)
 
 
 def code(value: str, most: int) -> str:
     """`value` as one line of code. Backticks are replaced, as they cannot be escaped there."""
-    return f"`{bounded(' '.join(value.split()).replace('`', 'ˋ').replace('@', '@' + ZERO_WIDTH), most)}`"
+    return f"`{bounded(' '.join(visible(value).split()).replace('`', 'ˋ').replace('@', '@' + ZERO_WIDTH), most)}`"
 
 
 def quote(value: str, most: int) -> str:
     """`value` as an escaped block quote."""
-    lines = [escape(part.strip()) for part in value.splitlines() if part.strip()]
+    lines = [escape(part.strip()) for part in visible(value).splitlines() if part.strip()]
     return bounded("\n".join(f"> {part}" for part in lines), most)
 
 

@@ -21,11 +21,12 @@ from sqlalchemy.orm import Session
 from sqlmodel import Field, col, select
 
 from broker import configs
-from projects import people, rights, text
+from projects import people, quotas, rights, text
 from projects.db import transition
 from projects.db.columns import Base, foreign_key, row_id, timestamp, utcnow, words
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
 from projects.people import Actor, Person
+from projects.quotas import QuotaKind
 from projects.record import record
 from projects.rights import Act
 from trainer.config import TrainConfig
@@ -378,6 +379,8 @@ def _check_accepted(config: TrainConfig, known: Sequence[CatalogueEntry]) -> Non
 
 def _propose(session: Session, actor: Actor | None, entry: CatalogueEntry) -> int:
     person = people.author(session, actor)
+    if actor is not None:
+        quotas.check(session, actor, QuotaKind.CATALOGUE)
     entry.proposed_by = None if person is None else person.id
     try:
         with session.begin_nested():

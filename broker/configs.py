@@ -51,13 +51,12 @@ def sections(typed: str) -> dict[str, Any]:
     if len(typed) > LONGEST_RECIPE:
         raise InvalidError(f"The recipe has {len(typed):,} characters; at most {LONGEST_RECIPE:,} fit.")
     try:
-        # A few aliases of aliases stand for more text than any memory holds.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(typed, Loader=yaml.SafeLoader)):
-            raise InvalidError("A recipe repeats itself in full: YAML's aliases (*name) are not taken.")
-        values = yaml.safe_load(typed)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        place = getattr(error, "problem_mark", None)
-        raise InvalidError(f"The recipe is not valid YAML{f' at line {place.line + 1}' if place else ''}.") from error
+        values = trainer_config.read_yaml(typed, "The recipe")
+    except ConfigError as error:
+        raise InvalidError(str(error)) from error
+    # What is proposed is read by people and stored in full, which aliases of aliases would make long.
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(typed, Loader=yaml.SafeLoader)):
+        raise InvalidError("A recipe repeats itself in full: YAML's aliases (*name) are not taken.")
     if not isinstance(values, dict):
         raise InvalidError("A recipe holds sections such as model and data.")
     return values

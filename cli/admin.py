@@ -12,6 +12,7 @@ from uuid import uuid4
 import typer
 
 from broker.runners import registry
+from projects.log import without_secrets
 
 if TYPE_CHECKING:
     from projects.db.database import Database
@@ -32,36 +33,47 @@ app.add_typer(catalogue_app, name="catalogue")
 app.add_typer(record_app, name="record")
 
 Why = Annotated[str, typer.Option("--why", help="The reason, which everyone reads.")]
+Number = Annotated[int, typer.Argument(min=1, max=2**53)]
+"""The number of a row, as Discord can show it too."""
+Snowflake = Annotated[int, typer.Argument(min=1, max=2**63 - 1)]
+"""An id of Discord's."""
 
 
 def settings() -> "Settings":
-    """Those of this installation."""
-    from projects.settings import get_settings
+    """Those of this installation; one that is wrong ends the command with a sentence."""
+    from projects.settings import SettingsError, get_settings
 
-    return get_settings()
+    try:
+        return get_settings()
+    except SettingsError as error:
+        refuse(str(error))
 
 
 def database() -> "Database":
-    """The one that the settings name."""
+    """The one that the settings name; a folder that cannot be made ends the command with a sentence."""
     from projects.db.database import Database
 
-    return Database(settings().database)
+    try:
+        return Database(settings().database)
+    except OSError as error:
+        refuse(f"The database's folder cannot be made ({error.strerror}: {error.filename}); set STOA_HOME to another.")
 
 
 @contextmanager
 def refusing() -> Iterator[None]:
     """Turn what the domain refuses, or a database that is not ready, into a sentence and status 2."""
-    from sqlalchemy.exc import DBAPIError
+    from sqlalchemy.exc import SQLAlchemyError
 
+    from projects.db.database import advice
     from projects.errors import DomainError
 
     try:
         yield
     except DomainError as error:
         refuse(str(error))
-    except DBAPIError as error:
-        said = str(error.orig).partition("\n")[0]
-        refuse(f"The database is not ready ({said}); `stoa migrate` makes its tables, and `stoa doctor` says more.")
+    except SQLAlchemyError as error:
+        said = str(getattr(error, "orig", None) or type(error).__name__).partition("\n")[0]
+        refuse(f"The database is not ready ({without_secrets(said)}): {advice(error)}; `stoa doctor` says more.")
 
 
 def refuse(sentence: str) -> NoReturn:
@@ -153,7 +165,7 @@ def grant_add(pool: str, hours: str, sponsor: str, until: str) -> None:
 
 @grant_app.command("change")
 def grant_change(
-    grant: int,
+    grant: Number,
     why: Why,
     more_hours: Annotated[str, typer.Option(help="GPU-hours to add.")] = "",
     until: Annotated[str, typer.Option(help="Another last day.")] = "",
@@ -183,7 +195,7 @@ def grant_list() -> None:
 
 @allocation_app.command("adjust")
 def allocation_adjust(
-    allocation: int,
+    allocation: Number,
     seconds: Annotated[int, typer.Option(help="GPU-seconds more, or below zero.")],
     why: Annotated[str, typer.Option(help="The reason, which everyone can read.")],
 ) -> None:
@@ -299,7 +311,7 @@ def record_verify() -> None:
 
 
 @record_app.command("redact")
-def record_redact(stream: str, number: int, why: Why) -> None:
+def record_redact(stream: str, number: Number, why: Why) -> None:
     """Blank entry NUMBER of STREAM (lab, or project:3); its posts become tombstones, and the chain still verifies."""
     import broker.catalogue
     import broker.reviews.changes
@@ -312,7 +324,7 @@ def record_redact(stream: str, number: int, why: Why) -> None:
 
 
 @record_app.command("remove")
-def record_remove(project_id: int, field: str, why: Why) -> None:
+def record_remove(project_id: Number, field: str, why: Why) -> None:
     """Take a text of a project, such as its title or question, from its card and from every entry that tells it."""
     from projects import moderation
 
@@ -322,21 +334,40 @@ def record_remove(project_id: int, field: str, why: Why) -> None:
 
 
 @record_app.command("forget")
-def record_forget(discord_id: int, why: Why) -> None:
-    """Blank a person's name, and every entry that names them."""
+def record_forget(
+    discord_id: Snowflake,
+    why: Why,
+    texts: Annotated[
+        str, typer.Option(help="Texts of people that name the person: none, all, or keys of the list, with commas.")
+    ] = "",
+) -> None:
+    """Blank a person's name, and every entry that refers to them. Texts of people are listed first, for a decision."""
     import broker.catalogue
     import broker.reviews.changes
     import broker.runs.runs  # noqa: F401  their tables hold names too
-    from projects.record import redaction
+    from projects.record import mentions, redaction
 
+    with refusing(), database().read() as session:
+        found = mentions.find(session, None, str(discord_id))
+    known = [place.key for place in found.texts]
+    if known and not texts:
+        for place in found.texts:
+            typer.echo(f"{place.key}  {place.where}: {place.said}")
+        refuse(
+            f"Nothing was changed: {found.entries} entries refer to the person, and {len(known)} texts of people may. "
+            "Decide about these with --texts: none, all, or their keys, with commas."
+        )
+    chosen = {"": [], "none": [], "all": known}.get(texts, [key.strip() for key in texts.split(",")])
+    if strangers := set(chosen) - set(known):
+        refuse(f"No text has the key “{min(strangers)[:60]}” now; leave --texts out for the list. Nothing was changed.")
     with refusing(), database().write() as session:
-        count = redaction.forget(session, None, str(discord_id), why)
+        count = redaction.forget(session, None, str(discord_id), why, chosen)
     typer.echo(f"{count} entries are blanked")
 
 
 @app.command()
 def ban(
-    discord_id: int,
+    discord_id: Snowflake,
     why: Why,
     name: Annotated[str, typer.Option(help="What they are called, if they have done nothing here yet.")] = "somebody",
 ) -> None:
@@ -350,7 +381,7 @@ def ban(
 
 
 @app.command()
-def unban(discord_id: int, why: Why) -> None:
+def unban(discord_id: Snowflake, why: Why) -> None:
     """Let a banned person take part again."""
     from projects import bans
 

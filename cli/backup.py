@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from alembic.migration import MigrationContext
+from pydantic import TypeAdapter
 from sqlalchemy import Engine, create_engine, inspect, make_url
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
@@ -67,8 +68,8 @@ def backup(settings: Settings, folder: Path) -> Manifest:
 def restore(settings: Settings, folder: Path) -> Manifest:
     """Bring a backup into an empty database, and verify every chain of its record. Raises BackupError."""
     try:
-        manifest = Manifest(**json.loads((folder / MANIFEST).read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        manifest = TypeAdapter(Manifest).validate_json((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError) as error:
         raise BackupError(f"{folder} holds no whole backup: its {MANIFEST} cannot be read.") from error
     kind = "postgresql" if settings.database_url else "sqlite"
     if kind != manifest.kind:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli import admin
-from cli.admin import database, refuse, refusing, settings
+from cli.admin import Number, database, refuse, refusing, settings
 
 if TYPE_CHECKING:
     from projects.settings import Settings
@@ -39,7 +39,8 @@ def up() -> None:
 def _run_parts(settings: "Settings") -> None:
     from cli.services import Parts
 
-    database().migrate()
+    with refusing():
+        database().migrate()
     parts = Parts(settings.home / "logs")
     try:
         if not settings.redis_url:
@@ -64,7 +65,8 @@ def bot() -> None:
     """Run the bot."""
     from bot.client import run
 
-    run(settings())
+    with refusing():
+        run(settings())
 
 
 @app.command()
@@ -113,9 +115,10 @@ def scheduler() -> None:
 
 
 @app.command()
-def why(run: int) -> None:
+def why(run: Number) -> None:
     """Say why RUN waits, its place in the queue, what decides its place, and when it is expected to start."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from broker.reports.why import why
@@ -123,8 +126,8 @@ def why(run: int) -> None:
     with refusing(), database().read() as session:
         told = why(session, run)
     table = Table(show_header=False)
-    table.add_row("run", f"{told.run_id} of {told.project}: {told.gpus} GPUs of {told.pool}, {told.state}")
-    table.add_row("why", told.reason)
+    table.add_row("run", escape(f"{told.run_id} of {told.project}: {told.gpus} GPUs of {told.pool}, {told.state}"))
+    table.add_row("why", escape(told.reason))
     if told.position is not None and told.factors is not None:
         project = told.factors.project
         table.add_row("place", f"{told.position} of {told.length}")
@@ -138,10 +141,11 @@ def why(run: int) -> None:
 @app.command()
 def queue(
     pool: Annotated[str | None, typer.Argument(help="One pool; without it, all.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many of each pool.")] = 25,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many of each pool.")] = 25,
 ) -> None:
     """Show who waits for GPUs, in order, each with the reason."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from broker.reports.why import queue
@@ -152,7 +156,7 @@ def queue(
     for told in waiting:
         expected = "not known" if told.expected is None else f"{told.expected:%Y-%m-%d %H:%M}"
         about = (told.pool, f"{told.position}/{told.length}", str(told.run_id), told.project, str(told.gpus))
-        table.add_row(*about, expected, told.reason)
+        table.add_row(*map(escape, about), expected, escape(told.reason))
     Console().print(table if waiting else "Nothing waits.")
 
 
@@ -183,9 +187,12 @@ def backup(folder: Path) -> None:
     from cli.backup import backup as make
 
     try:
-        manifest = make(settings(), folder)
+        with refusing():
+            manifest = make(settings(), folder)
     except BackupError as error:
         refuse(str(error))
+    except OSError as error:
+        refuse(f"The backup cannot be written to {folder} ({error.strerror}); name another folder.")
     for missing in manifest.missing_folders:
         typer.echo(f"not there, though a run still needs it: {missing}")
     typer.echo(f"{sum(manifest.heads.values())} entries in {len(manifest.heads)} chains are in {folder}")
@@ -198,9 +205,12 @@ def restore(folder: Path) -> None:
     from cli.backup import restore as bring
 
     try:
-        manifest = bring(settings(), folder)
+        with refusing():
+            manifest = bring(settings(), folder)
     except BackupError as error:
         refuse(str(error))
+    except OSError as error:
+        refuse(f"The backup cannot be restored from {folder} ({error.strerror}: {error.filename}).")
     typer.echo(f"the database is as of {manifest.made_at}, at {manifest.revision}, and its chains are whole")
     typer.echo("Posts that were made after that stay on Discord. Next: `stoa migrate`, then start the parts.")
 
@@ -208,7 +218,13 @@ def restore(folder: Path) -> None:
 @app.command()
 def migrate(revision: Annotated[str, typer.Argument(help="head, base, or a revision")] = "head") -> None:
     """Bring the database's tables to a revision."""
-    database().migrate(revision)
+    from alembic.util import CommandError
+
+    try:
+        with refusing():
+            database().migrate(revision)
+    except CommandError as error:
+        refuse(f"The database cannot be brought to {revision[:60]!r}: {error}.")
     typer.echo(f"the database is at {revision}")
 
 
@@ -217,6 +233,7 @@ def demo(*, stay: Annotated[bool, typer.Option(help="Keep the parts up after the
     """Play the main job on this machine, with no account: from a proposal to published checkpoints."""
     from demo.play import play
 
+    settings()  # a wrong one is said before anything starts
     sys.exit(play(stay=stay))
 
 

@@ -19,6 +19,7 @@ from pydantic import SecretStr
 
 from broker.runners import registry
 from broker.runners.shim import tied_to_parent
+from projects.cleaning import cleaned
 from projects.settings import Settings
 
 # Each part is given only the secrets that it needs: what is not named here, no part gets.
@@ -215,7 +216,7 @@ def adopting_orphans(grace_seconds: float) -> Iterator[None]:
 
 def last_line(log: Path) -> str:
     """The last line of a log that says something."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [said for line in log.read_text(errors="replace").splitlines() if (said := cleaned(line))]
     return lines[-1][:500] if lines else "it said nothing"
 
 

@@ -8,11 +8,12 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from sqlmodel import Field, col, select
 
-from projects import people, projects, rights, text
+from projects import people, projects, quotas, rights, text
 from projects.db.columns import Base, foreign_key, integer
 from projects.errors import ConflictError, InvalidError
 from projects.people import Actor
 from projects.projects import Membership, Project, ProjectRole
+from projects.quotas import QuotaKind
 from projects.record import record
 from projects.rights import Act
 
@@ -73,6 +74,7 @@ def put_on_record(session: Session, actor: Actor, project_id: int, said: Message
             session.add(row)
     except IntegrityError:  # another transaction puts it on another project's record
         raise ConflictError("This message is just being put on record; look again.") from None
+    quotas.check(session, actor, QuotaKind.UPDATE, project_id)
     told = record.append(
         session,
         record.project_stream(project_id),
@@ -94,7 +96,7 @@ def find(session: Session, message_id: int) -> RecordedMessage | None:
     return None if row is None else RecordedMessage(row.project_id, row.number, new=False)
 
 
-def projects_of(session: Session, actor: Actor, limit: int = 25) -> list[tuple[int, str]]:
+def projects_of(session: Session, actor: Actor) -> list[tuple[int, str]]:
     """Ids and titles of the projects that the actor works on, the newest first; raises ConflictError for none."""
     person = people.find(session, actor)
     rows = []
@@ -104,4 +106,4 @@ def projects_of(session: Session, actor: Actor, limit: int = 25) -> list[tuple[i
         rows = [(row.id, row.title) for row in session.execute(query.where(works_on).order_by(col(Project.id).desc()))]
     if not rows:
         raise ConflictError("You work on no project yet, whose record it could be put on: /project list shows them.")
-    return rows[:limit]
+    return rows

@@ -90,6 +90,7 @@ def join(session: Session, actor: Actor, project_id: int, *, min_people: int) ->
     else:
         raise ConflictError(f"You are already in “{project.title}”.")
     session.flush()
+    quotas.check(session, actor, QuotaKind.MEMBERSHIP, project_id)
     record.append(session, record.project_stream(project_id), "project.joined", by=person)
     if project.stage == Stage.PROPOSED:
         move(session, project, Stage.RECRUITING)
@@ -145,6 +146,7 @@ def pause(session: Session, actor: Actor, project_id: int, *, reason: str) -> No
     lead = rights.require(session, actor, project, Act.PAUSE)
     project.stage_reason = text.prose("The reason", reason, most=text.USUAL)
     move(session, project, Stage.PAUSED)
+    quotas.check(session, actor, QuotaKind.PROJECT_CHANGE, project_id)
     record.append(session, record.project_stream(project_id), "project.paused", by=lead, why=project.stage_reason)
 
 
@@ -169,7 +171,7 @@ def stop(session: Session, actor: Actor, project_id: int, *, reason: str) -> Non
 
 
 def complete(session: Session, actor: Actor, project_id: int, *, outcome: str, learnt: str) -> None:
-    """End the project with an outcome and what was learnt, which is announced to the whole server.
+    """End the project with an outcome and what was learnt; the server hears of it where GPU time had been granted.
 
     A project that was never active can only be abandoned.
     """

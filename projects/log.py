@@ -1,10 +1,46 @@
-"""The log of every process: lines with time and level, and tracebacks without local variables."""
+"""The log of every process: lines with time and level, without what a reader must not see."""
+
+import logging
+import re
+import traceback
+from typing import Any
 
 import structlog
 
+# What follows the path of an address may be a signature that lets anybody upload; before the host may be a password.
+_ADDRESS = re.compile(r"""(\b[a-z][a-z0-9+.-]*://)(?:[^\s/@'"]*@)?([^\s?#'"<>]*)(?:\?[^\s'"<>]*)?""", re.IGNORECASE)
+
+
+def without_secrets(said: str) -> str:
+    """A text whose addresses have lost their query, and the user and password before their host."""
+    return _ADDRESS.sub(r"\1\2", said) if "://" in said else said
+
 
 def configure() -> None:
-    """Configure structlog. Tracebacks show no local variables, since those of the HTTP clients hold tokens."""
+    """Configure the logs of Stoa and of all libraries.
+
+    Tracebacks show no local variables, since those of the HTTP clients hold tokens.
+    """
     renderer = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
     stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
-    structlog.configure(processors=[structlog.processors.add_log_level, stamp, renderer])
+
+    def rendered(logger: Any, name: str, event: structlog.typing.EventDict) -> str:
+        return without_secrets(str(renderer(logger, name, event)))
+
+    structlog.configure(processors=[structlog.processors.add_log_level, stamp, rendered])
+    if logging.getLogRecordFactory() is logging.LogRecord:
+        logging.setLogRecordFactory(_record)
+
+
+def _record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+    """A line of a library's log, and its traceback, without secrets."""
+    record = logging.LogRecord(*args, **kwargs)
+    try:
+        said = record.getMessage()
+    except (TypeError, ValueError):  # arguments that do not fit: the handler reports that
+        return record
+    if "://" in said:
+        record.msg, record.args = without_secrets(said), ()
+    if record.exc_info and record.exc_info[0] is not None:
+        record.exc_text = without_secrets("".join(traceback.format_exception(*record.exc_info)).rstrip())
+    return record

@@ -9,11 +9,12 @@ from sqlalchemy import delete
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
-from projects import lifecycle, people, projects, rights, text
+from projects import lifecycle, people, projects, quotas, rights, text
 from projects.db.columns import Base, foreign_key, timestamp, utcnow
 from projects.errors import ConflictError, ForbiddenError, NotFoundError
 from projects.people import Actor, Person
 from projects.projects import Membership, Project, ProjectRole
+from projects.quotas import QuotaKind
 from projects.record import record
 from projects.rights import Act
 
@@ -42,6 +43,8 @@ def follow(session: Session, actor: Actor, project_id: int) -> None:
         how = "follow" if membership.role == ProjectRole.FOLLOWER else "are in"
         raise ConflictError(f"You {how} “{project.title}” already.")
     session.add(Membership(project_id=project_id, person_id=person.id, role=ProjectRole.FOLLOWER))
+    session.flush()
+    quotas.check(session, actor, QuotaKind.MEMBERSHIP, project_id)
     record.append(session, record.project_stream(project_id), "project.followed", by=person)
 
 
@@ -76,6 +79,7 @@ def offer_lead(session: Session, actor: Actor, project_id: int, *, to: str, reas
     because = text.prose("The reason", reason, most=text.USUAL)
     session.merge(LeadOffer(project_id=project_id, person_id=successor.id, offered_at=utcnow()))
     session.flush()
+    quotas.check(session, actor, QuotaKind.PROJECT_CHANGE, project_id)
     stream, named = record.project_stream(project_id), {"id": successor.discord_id, "name": successor.name}
     record.append(session, stream, "project.lead_offered", by=lead, why=because, to=named)
 

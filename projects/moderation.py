@@ -6,11 +6,12 @@ Moderators open a project's channel and hide a project from lists; admins remove
 from sqlalchemy import inspect
 from sqlalchemy.orm import Session
 
-from projects import people, projects, rights, text
+from projects import people, projects, quotas, rights, text
 from projects.db.columns import WORDS
 from projects.errors import ConflictError, NotFoundError
 from projects.people import Actor
 from projects.projects import Project, Stage
+from projects.quotas import QuotaKind
 from projects.record import record, redaction
 from projects.rights import Act
 
@@ -83,5 +84,7 @@ def _set_hidden(session: Session, actor: Actor, project_id: int, *, hidden: bool
         raise ConflictError(f"“{project.title}” is {'hidden' if hidden else 'shown'} already.")
     project.hidden = hidden
     session.flush()
+    if hidden:
+        quotas.check(session, actor, QuotaKind.PROJECT_CHANGE, project_id)
     kind = "project.hidden" if hidden else "project.unhidden"
     record.append(session, record.project_stream(project_id), kind, by=by, why=because)

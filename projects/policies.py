@@ -16,22 +16,53 @@ from projects.people import Actor
 from projects.record import record
 from projects.rights import Act
 
+MOST_HOURS = 1_000_000
+"""The most GPU-hours that anybody may write anywhere."""
+MOST = 1_000_000
+"""The highest count that a policy may have."""
+
 
 class Policies(BaseModel):
-    """The policies in force."""
+    """The policies in force. Each number has a bound up to which the broker can compute with it."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
-    starter_hours: float = Field(1, ge=0, description="GPU-hours a proposal gets at once; 0 for none.")
+    starter_hours: float = Field(1, ge=0, le=MOST_HOURS, description="GPU-hours a proposal gets at once; 0 for none.")
     one_reviewer_hours: float = Field(
-        100, ge=0, description="GPU-hours that one reviewer may grant; above, two decide."
+        100, ge=0, le=MOST_HOURS, description="GPU-hours that one reviewer may grant; above, two decide."
     )
-    halves_hours: float = Field(1000, gt=0, description="GPU-hours above which a grant comes in two halves.")
-    most_open_proposals: int = Field(5, ge=1, description="Proposals a person may have open.")
-    most_requests_a_day: int = Field(20, ge=1, description="Requests for GPU time a person may make a day.")
-    most_launches_a_day: int = Field(50, ge=1, description="Runs a person may launch a day.")
-    most_running_a_project: int = Field(100, ge=1, description="Runs a project may have at work at once.")
-    most_running_a_person: int = Field(100, ge=1, description="Runs a person may have at work at once.")
+    halves_hours: float = Field(
+        1000, gt=0, le=MOST_HOURS, description="GPU-hours above which a grant comes in two halves."
+    )
+    tier_days: int = Field(30, ge=1, le=366, description="Days within which a project's grants add up for both.")
+    starter_period_days: int = Field(
+        30, ge=1, le=366, description="Days after which a person may have another starter grant."
+    )
+    most_open_proposals: int = Field(5, ge=1, le=MOST, description="Proposals a person may have open.")
+    most_proposals_a_day: int = Field(10, ge=1, le=MOST, description="Projects a person may propose a day.")
+    most_memberships_a_day: int = Field(20, ge=1, le=MOST, description="Projects a person may join or follow a day.")
+    most_updates_a_day: int = Field(
+        30, ge=1, le=MOST, description="Updates, reports, findings and calls for people a person may post a day."
+    )
+    most_project_changes_a_day: int = Field(
+        10, ge=1, le=MOST, description="Pauses of projects and offers of their lead a person may make a day."
+    )
+    most_questions_a_day: int = Field(
+        50, ge=1, le=MOST, description="Questions and answers on requests a person may post a day."
+    )
+    most_run_changes_a_day: int = Field(
+        100, ge=1, le=MOST, description="Pauses and extensions of runs a person may make a day."
+    )
+    most_catalogue_proposals_a_day: int = Field(
+        20, ge=1, le=MOST, description="Recipes and datasets a person may propose a day."
+    )
+    most_requests_a_day: int = Field(20, ge=1, le=MOST, description="Requests for GPU time a person may make a day.")
+    most_launches_a_day: int = Field(50, ge=1, le=MOST, description="Runs a person may launch a day.")
+    most_running_a_project: int = Field(100, ge=1, le=MOST, description="Runs a project may have at work at once.")
+    most_running_a_person: int = Field(100, ge=1, le=MOST, description="Runs a person may have at work at once.")
+    project_factor: int = Field(
+        5, ge=1, le=1_000, description="A project's daily quotas, of all its people together, in those of one person."
+    )
     channel_policy: Literal["automatic", "moderator"] = Field(
         "automatic", description="Whether a project's channel comes once it is active, or when a moderator opens it."
     )
@@ -48,7 +79,13 @@ class Policy(Base, table=True):
 
 def current(session: Session) -> Policies:
     """The policies in force: each as it was last changed, or else its default."""
-    return Policies.model_validate({policy.name: policy.value for policy in session.scalars(select(Policy))})
+    stored = {policy.name: policy.value for policy in session.scalars(select(Policy))}
+    try:
+        return Policies.model_validate(stored)
+    except ValidationError as error:  # an earlier version had no such bound: the bound is in force
+        bounds = {str(wrong["loc"][0]): wrong.get("ctx", {}).get("le") for wrong in error.errors()}
+        kept = {name: value for name, value in stored.items() if name not in bounds}
+        return Policies.model_validate(kept | {name: most for name, most in bounds.items() if most is not None})
 
 
 def change(session: Session, actor: Actor | None, name: str, value: str, reason: str) -> Policies:

@@ -1,10 +1,12 @@
-"""Quotas: how many proposals one person may have open, and how many requests and launches they may make a day."""
+"""Quotas: what one person, and all people of one project together, may do in a day of what everybody gets to read."""
 
 import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from sqlalchemy import func
+from sqlalchemy import ColumnElement, func
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
@@ -13,8 +15,8 @@ from projects.db.columns import utcnow
 from projects.errors import ConflictError
 from projects.people import Actor, Person
 from projects.projects import Project, Stage
-from projects.record import hash_chain
-from projects.record.record import Entry, Payload
+from projects.record import hash_chain, record
+from projects.record.record import Entry, Payload, Stream
 
 DAY = timedelta(days=1)
 
@@ -25,55 +27,127 @@ class QuotaKind(StrEnum):
     """What a quota counts."""
 
     PROPOSAL = "proposal"
+    MEMBERSHIP = "membership"
+    UPDATE = "update"
+    PROJECT_CHANGE = "project change"
     REQUEST = "request"
+    QUESTION = "question"
     LAUNCH = "launch"
+    RUN_CHANGE = "run change"
+    CATALOGUE = "catalogue"
 
 
-# A day's requests and launches are counted by the entries that the record holds of them.
-_ENTRIES = {
-    QuotaKind.REQUEST: ("allocation.requested", "allocation.change_requested"),
-    QuotaKind.LAUNCH: ("run.queued", "run.forked"),
+@dataclass(frozen=True)
+class Quota:
+    """A budget of acts: the policy that says how many a day, the acts in words, and the entries that tell of them.
+
+    Only acts that begin something count: whoever has joined may leave, and a lead who has paused may resume.
+    """
+
+    policy: str
+    words: str
+    entries: Collection[str]
+
+
+QUOTAS: Mapping[QuotaKind, Quota] = {
+    QuotaKind.PROPOSAL: Quota("most_proposals_a_day", "propose {most} projects", ("project.proposed",)),
+    QuotaKind.MEMBERSHIP: Quota(
+        "most_memberships_a_day", "join or follow {most} times", ("project.joined", "project.followed")
+    ),
+    QuotaKind.UPDATE: Quota(
+        "most_updates_a_day",
+        "post {most} updates, reports, findings and calls for people",
+        ("project.update", "project.finding", "project.needs_changed", "allocation.reported"),
+    ),
+    QuotaKind.PROJECT_CHANGE: Quota(
+        "most_project_changes_a_day",
+        "make {most} pauses of projects and offers of their lead",
+        ("project.paused", "project.lead_offered", "project.hidden"),
+    ),
+    QuotaKind.REQUEST: Quota(
+        "most_requests_a_day",
+        "make {most} requests for compute",
+        ("allocation.requested", "allocation.change_requested"),
+    ),
+    QuotaKind.QUESTION: Quota(
+        "most_questions_a_day",
+        "post {most} questions and answers on requests",
+        ("allocation.asked", "allocation.answered"),
+    ),
+    QuotaKind.LAUNCH: Quota("most_launches_a_day", "make {most} launches", ("run.queued", "run.forked")),
+    QuotaKind.RUN_CHANGE: Quota(
+        "most_run_changes_a_day",
+        "make {most} pauses and extensions of runs",
+        ("run.paused", "run.stopping", "run.extended"),
+    ),
+    QuotaKind.CATALOGUE: Quota(
+        "most_catalogue_proposals_a_day", "make {most} proposals for the catalogue", ("catalogue.proposed",)
+    ),
 }
 
 
-def check(session: Session, actor: Actor, kind: QuotaKind) -> None:
-    """Raise ForbiddenError where the actor is banned, and ConflictError where their quota is used up."""
-    person = people.find(session, actor)
-    if person is None:
-        return
-    # Locked, so that of two requests at the same moment only one can be the last that the quota allows.
+def check(session: Session, actor: Actor, kind: QuotaKind, project_id: int | None = None) -> None:
+    """Raise ForbiddenError where the actor is banned, and ConflictError where a quota is used up.
+
+    The quota is the actor's, and with `project_id` that of the project too, as `check_project` says.
+    """
+    person = people.ensure(session, actor)
+    session.flush()
+    # Locked, so that of two acts at the same moment only one can be the last that the quota allows.
     session.refresh(person, with_for_update={"key_share": True})
     limits = policies.current(session)
     if kind is QuotaKind.PROPOSAL:
-        led = (col(Project.lead_id) == person.id) & col(Project.stage).in_(_UNBEGUN)
-        unbegun = session.scalar(select(func.count()).select_from(Project).where(led)) or 0
-        if unbegun >= limits.most_open_proposals:
-            raise ConflictError(
-                f"{unbegun} of your proposals are not active yet, and one person may have "
-                f"{limits.most_open_proposals} of them open; scope one, or complete it as abandoned."
-            )
-        return
-    most, what = {
-        QuotaKind.REQUEST: (limits.most_requests_a_day, "requests for compute"),
-        QuotaKind.LAUNCH: (limits.most_launches_a_day, "launches"),
-    }[kind]
-    begun = _nth_newest(session, person, kind, most)
-    if begun is not None and begun > utcnow() - DAY:
-        again = begun + DAY
+        _check_open_proposals(session, person, limits.most_open_proposals)
+    quota = QUOTAS[kind]
+    most = getattr(limits, quota.policy)
+    by = hash_chain.canonical({"by": {"id": person.discord_id}})[1:-2] + ","
+    again = _next(session, quota, most, col(Payload.body).contains(by, autoescape=True))
+    if again is not None:
+        acts = quota.words.format(most=f"{most:,}")
+        raise ConflictError(f"One person may {acts} a day; the next one can be at {again}.")
+    if project_id is not None:
+        check_project(session, kind, project_id)
+
+
+def check_project(session: Session, kind: QuotaKind, project_id: int) -> None:
+    """Raise ConflictError where all people together have used up the project's quota, a multiple of one person's.
+
+    This locks the project's stream, so that two acts at the same moment take turns: of what the transaction still has
+    to lock, the stream is the last.
+    """
+    stream = record.project_stream(project_id)
+    session.execute(select(Stream.key).where(Stream.key == stream).with_for_update())
+    limits = policies.current(session)
+    quota = QUOTAS[kind]
+    most = getattr(limits, quota.policy) * limits.project_factor
+    by_people = ~col(Payload.body).contains('"by":null', autoescape=True)
+    again = _next(session, quota, most, (col(Entry.stream) == stream) & by_people)
+    if again is not None:
+        acts = quota.words.format(most=f"{most:,}")
+        raise ConflictError(f"All people together may {acts} a day in one project; the next one can be at {again}.")
+
+
+def _check_open_proposals(session: Session, person: Person, most: int) -> None:
+    led = (col(Project.lead_id) == person.id) & col(Project.stage).in_(_UNBEGUN)
+    unbegun = session.scalar(select(func.count()).select_from(Project).where(led)) or 0
+    if unbegun >= most:
         raise ConflictError(
-            f"One person may make {most} {what} a day; the next one can be at {again:%Y-%m-%d %H:%M} UTC."
+            f"{unbegun} of your proposals are not active yet, and one person may have {most} of them open; scope one, "
+            "or complete it as abandoned."
         )
 
 
-def _nth_newest(session: Session, person: Person, kind: QuotaKind, number: int) -> datetime | None:
-    """The time of the person's n-th newest request or launch, with n = `number`; None where there are fewer."""
-    by = hash_chain.canonical({"by": {"id": person.discord_id}})[1:-2] + ","
+def _next(session: Session, quota: Quota, most: int, whose: ColumnElement[bool]) -> str | None:
+    """When the next act of a quota is possible; None where it is possible now."""
     body = session.scalars(
         select(col(Payload.body))
         .join(Entry, col(Entry.id) == Payload.entry_id)
-        .where(col(Entry.kind).in_(_ENTRIES[kind]), col(Payload.body).contains(by, autoescape=True))
+        .where(col(Entry.kind).in_(quota.entries), col(Payload.body).is_not(None), whose)
         .order_by(col(Entry.id).desc())
-        .offset(number - 1)
+        .offset(most - 1)
         .limit(1)
     ).one_or_none()
-    return None if body is None else datetime.fromisoformat(json.loads(body)["at"])
+    if body is None:
+        return None
+    again = datetime.fromisoformat(json.loads(body)["at"]) + DAY
+    return f"{again:%Y-%m-%d %H:%M} UTC" if again > utcnow() else None

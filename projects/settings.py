@@ -5,15 +5,38 @@ import os
 import tempfile
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+
+SCHEMES = {
+    "database_url": ("postgresql+psycopg", "sqlite"),
+    "redis_url": ("redis", "rediss", "redis+socket", "sentinel"),
+    "discord_api": ("https", "http"),
+    "discord_gateway": ("wss", "ws"),
+    "hub_endpoint": ("https", "http"),
+}
+"""How the addresses among the settings may begin."""
+SECRET = frozenset({"discord_token", "hub_token", "database_url", "redis_url"})
+"""Settings whose values no message shows."""
+
+
+class SettingsError(ValueError):
+    """A setting is wrong; the sentence names it and says what would be right."""
+
+
+Snowflake = Annotated[int, Field(ge=0, lt=2**63)]
+"""An id of Discord's; 0 where it is not set."""
 
 
 class Settings(BaseSettings):
     """The settings of one installation. An empty string counts as not set."""
 
-    model_config = SettingsConfigDict(env_prefix="STOA_", extra="ignore", env_ignore_empty=True)
+    model_config = SettingsConfigDict(env_prefix="STOA_", extra="ignore", env_ignore_empty=True, allow_inf_nan=False)
 
     home: Path = Field(Path("var"), description="Folder for the embedded database, queue, run folders and logs.")
     database_url: str = Field("", description="postgresql+psycopg://…; SQLite in the home folder when not set.")
@@ -22,34 +45,60 @@ class Settings(BaseSettings):
     discord_token: SecretStr = SecretStr("")
     discord_api: str = Field("", description="Another base of Discord's REST API, such as the sandbox's.")
     discord_gateway: str = Field("", description="Another gateway, such as the sandbox's.")
-    guild_id: int = 0
-    proposals_channel_id: int = 0
-    review_channel_id: int = 0
-    announcements_channel_id: int = 0
-    record_channel_id: int = 0
-    reviewer_role_id: int = 0
-    admin_role_id: int = Field(0, description="Who holds this role may redact, ban and manage; 0: nobody.")
-    moderator_role_id: int = 0
+    guild_id: Snowflake = 0
+    proposals_channel_id: Snowflake = 0
+    review_channel_id: Snowflake = 0
+    announcements_channel_id: Snowflake = 0
+    record_channel_id: Snowflake = 0
+    reviewer_role_id: Snowflake = 0
+    admin_role_id: Snowflake = Field(0, description="Who holds this role may redact, ban and manage; 0: nobody.")
+    moderator_role_id: Snowflake = 0
 
     hub_endpoint: str = "https://huggingface.co"
     hub_token: SecretStr = SecretStr("")
     hub_namespace: str = Field("", description="The user or organisation of the Hub that checkpoints go to.")
 
     publish_retry_seconds: float = Field(
-        5, gt=0, description="Pause after a checkpoint that the Hub did not take; it doubles up to ten minutes."
+        5, gt=0, le=600, description="Pause after a checkpoint that the Hub did not take; it doubles up to ten minutes."
     )
-    keep_checkpoints: int = Field(2, ge=1, description="Published checkpoints of a run that stay on the disk.")
-    disk_floor_gib: float = Field(5, ge=0, description="Free space in the home folder below which runs pause.")
+    keep_checkpoints: int = Field(
+        2, ge=1, le=1_000_000, description="Published checkpoints of a run that stay on the disk."
+    )
+    disk_floor_gib: float = Field(
+        5, ge=0, le=1_000_000_000_000, description="Free space in the home folder below which runs pause."
+    )
 
-    min_people: int = Field(2, ge=1, description="People a project needs before it gets its own channel.")
+    min_people: int = Field(2, ge=1, le=1_000, description="People a project needs before it gets its own channel.")
     lease_seconds: float = Field(
-        30, gt=0, description="How long a supervisor, publisher or sender owns its work unrenewed."
+        30, gt=0, le=86_400, description="How long a supervisor, publisher or sender owns its work unrenewed."
     )
-    stop_grace_seconds: float = Field(60, gt=0, description="Time a trainer has between SIGTERM and SIGKILL.")
-    max_attempts: int = Field(3, ge=1, description="Attempts a run gets before it fails for good.")
-    tick_seconds: float = Field(1, gt=0, description="Pause between two rounds of the scheduler and of the delivery.")
-    picture_seconds: float = Field(15, gt=0, description="Least time between two pictures of one run's card.")
-    worker_concurrency: int = Field(2, ge=1)
+    stop_grace_seconds: float = Field(
+        60, gt=0, le=86_400, description="Time a trainer has between SIGTERM and SIGKILL."
+    )
+    max_attempts: int = Field(3, ge=1, le=1_000, description="Attempts a run gets before it fails for good.")
+    tick_seconds: float = Field(
+        1, gt=0, le=3_600, description="Pause between two rounds of the scheduler and of the delivery."
+    )
+    picture_seconds: float = Field(
+        15, gt=0, le=86_400, description="Least time between two pictures of one run's card."
+    )
+    worker_concurrency: int = Field(2, ge=1, le=1_024)
+
+    @field_validator(*SCHEMES)
+    @classmethod
+    def _is_an_address(cls, value: str, info: ValidationInfo) -> str:
+        """Raise ValueError for an address that does not begin as it must, or that cannot be read."""
+        schemes = SCHEMES[info.field_name or ""]
+        scheme, separator, place = value.partition("://")
+        if value and not (separator and scheme in schemes and place):
+            wrong = f", not {scheme[:20]}://" if separator and scheme not in schemes else ""
+            raise ValueError(f"must begin with {' or '.join(f'{each}://' for each in schemes)}{wrong}")
+        if value and info.field_name == "database_url":
+            try:
+                make_url(value)
+            except (ArgumentError, ValueError):
+                raise ValueError("must be like postgresql+psycopg://user:password@host:5432/stoa") from None
+        return value
 
     @model_validator(mode="after")
     def _absolute_home(self) -> "Settings":
@@ -90,5 +139,28 @@ class Settings(BaseSettings):
 
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
-    """The settings, read once. `STOA_ENV_FILE` names a file to read instead of `.env`; empty, no file is read."""
-    return Settings(_env_file=os.environ.get("STOA_ENV_FILE", ".env") or None)
+    """The settings, read once. `STOA_ENV_FILE` names a file to read instead of `.env`; empty, no file is read.
+
+    Raises SettingsError.
+    """
+    file = os.environ.get("STOA_ENV_FILE", ".env")
+    if "STOA_ENV_FILE" in os.environ and file and not Path(file).is_file():
+        raise SettingsError(f"STOA_ENV_FILE names no file: {file}; correct it, or leave it out.")
+    try:
+        return Settings(_env_file=file or None)
+    except ValidationError as error:
+        wrong = "; ".join(_sentence(found) for found in error.errors())
+        raise SettingsError(f"A setting is wrong, here or in .env: {wrong}.") from None
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"The settings in {file} cannot be read: {error}.") from None
+
+
+def _sentence(error: ErrorDetails) -> str:
+    """What is wrong with a setting, without the value of one that is a secret."""
+    name = str(error["loc"][0]) if error["loc"] else "STOA_"
+    must = error["msg"].removeprefix("Value error, ").replace("Input should", "must", 1).partition(", unable")[0]
+    if error["type"] == "int_parsing_size":
+        must = "must be a valid integer"
+    hidden = name in SECRET or name in SCHEMES or not error["loc"]
+    value = "" if hidden else f", not {str(error['input'])[:60]!r}"
+    return f"STOA_{name.upper()} {must}{value}"

@@ -4,34 +4,29 @@ import re
 import unicodedata
 from datetime import UTC, datetime, timedelta
 
+from projects.cleaning import cleaned as cleaned
+from projects.cleaning import has_ink
 from projects.errors import InvalidError
 
 # The most characters of a title, and of texts from a few sentences to a page.
 TITLE, BRIEF, USUAL, LONG, LONGEST = 80, 500, 1000, 1500, 2000
 
-_KEPT = frozenset("\n\u200c\u200d")
-_SPACES = str.maketrans({"\t": " ", "\u2028": "\n", "\u2029": "\n"})
-_DROPPED = frozenset({"Cc", "Cf", "Cs", "Co"})
 _MENTION = re.compile(r"@(?:everyone|here)\b|<(?:@[!&]?|#|/|a?:\w+:|id:|t:)[^>]*>", re.IGNORECASE)
 
 
 def prose(field: str, value: str, *, most: int, required: bool = True) -> str:
-    """The text without control characters; `field` names it in a refusal.
+    """The text, cleaned; `field` names it in a refusal.
 
     Raises InvalidError for a text of more than `most` characters, and for an empty one that is `required`.
     """
     kept = cleaned(value)
+    if not has_ink(kept):
+        kept = ""
     if required and not kept:
         raise InvalidError(f"{field} is empty: please write a sentence or two.")
     if len(kept) > most:
         raise InvalidError(f"{field} has {len(kept):,} characters; at most {most:,} fit.")
     return kept
-
-
-def cleaned(value: str) -> str:
-    """`value` without control and other invisible characters; line ends and the joiners of letters and emoji stay."""
-    spaced = value.translate(_SPACES)
-    return "".join(char for char in spaced if char in _KEPT or unicodedata.category(char) not in _DROPPED).strip()
 
 
 def title(value: str) -> str:
@@ -40,11 +35,12 @@ def title(value: str) -> str:
     Raises InvalidError for a title that is empty or too long, that mentions somebody, or that has fewer than three
     letters and digits.
     """
-    if not value.strip():
+    line = " ".join(cleaned(value).split())
+    if not has_ink(line):
         raise InvalidError("A project needs a title: a few words that say what it is about.")
-    if _MENTION.search(value):
+    if _MENTION.search(line):
         raise InvalidError("A title cannot mention people, roles or channels, such as @everyone: use plain words.")
-    line = " ".join(prose("The title", value, most=TITLE).split())
+    line = prose("The title", line, most=TITLE)
     if sum(char.isalnum() for char in line) < 3:
         raise InvalidError("A title needs at least three letters or digits, so that people can say and find it.")
     return line

@@ -2,10 +2,11 @@
 
 from sqlalchemy.orm import Session
 
-from projects import lifecycle, projects, rights, text
+from projects import lifecycle, projects, quotas, rights, text
 from projects.errors import ConflictError
 from projects.people import Actor
 from projects.projects import Project, ReleasePolicy
+from projects.quotas import QuotaKind
 from projects.record import record
 from projects.record.record import EntryView
 from projects.rights import Act
@@ -18,6 +19,7 @@ def post_update(session: Session, actor: Actor, project_id: int, said: str) -> E
     if project.stage in projects.ENDED:
         raise ConflictError(f"“{project.title}” is {project.stage}; it has no more updates.")
     update = text.prose("The update", said, most=text.LONGEST)
+    quotas.check(session, actor, QuotaKind.UPDATE, project_id)
     return record.append(session, record.project_stream(project_id), "project.update", by=person, text=update)
 
 
@@ -32,6 +34,7 @@ def change_needs(session: Session, actor: Actor, project_id: int, needs: str) ->
         raise ConflictError("This is what the project says already.")
     project.needs = said
     session.flush()
+    quotas.check(session, actor, QuotaKind.UPDATE, project_id)
     record.append(session, record.project_stream(project_id), "project.needs_changed", by=lead, needs=said)
 
 

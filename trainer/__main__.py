@@ -25,7 +25,7 @@ app = typer.Typer(help="Stoa's trainer.", no_args_is_help=True, add_completion=F
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG.yml", help="The configuration.")]
 Out = Annotated[Path, typer.Option(help="The folder to write.")]
-Gpus = Annotated[int, typer.Option(min=1, help="GPUs, one rank each; without CUDA, CPU processes.")]
+Gpus = Annotated[int, typer.Option(min=1, max=1_000_000, help="GPUs, one rank each; without CUDA, CPU processes.")]
 
 
 @app.command()
@@ -35,8 +35,10 @@ def train(
     resume: Annotated[Path | None, typer.Option(help="A checkpoint of another folder; it is only read.")] = None,
     fork: Annotated[str | None, typer.Option(metavar="RUN@STEP", help="Start from a kept step of another run.")] = None,
     gpus: Gpus = 1,
-    hosts: Annotated[int, typer.Option(min=1, help="Hosts, each with --gpus GPUs and this same folder.")] = 1,
-    host: Annotated[int, typer.Option(min=0, help="Which of the hosts this is, from 0.")] = 0,
+    hosts: Annotated[
+        int, typer.Option(min=1, max=65_536, help="Hosts, each with --gpus GPUs and this same folder.")
+    ] = 1,
+    host: Annotated[int, typer.Option(min=0, max=65_535, help="Which of the hosts this is, from 0.")] = 0,
     rendezvous: Annotated[str | None, typer.Option(metavar="ADDRESS:PORT", help="Of host 0.")] = None,
     address: Annotated[str | None, typer.Option(help="This host's own, if it has several.")] = None,
 ) -> None:
@@ -64,8 +66,10 @@ def train(
 def check(
     config: Config,
     gpus: Gpus = 1,
-    tokens_per_second: Annotated[float | None, typer.Option(min=1e-9, help="A measured rate, over all GPUs.")] = None,
-    gpu_memory: Annotated[float | None, typer.Option(min=0, help="GiB that each GPU has.")] = None,
+    tokens_per_second: Annotated[
+        float | None, typer.Option(min=1e-9, max=1e15, help="A measured rate, over all GPUs.")
+    ] = None,
+    gpu_memory: Annotated[float | None, typer.Option(min=0, max=1e6, help="GiB that each GPU has.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what a configuration would cost, without running it."""

@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from trainer import yaml_text
 from trainer.data.config import DataConfig
 from trainer.model.config import ModelConfig
 from trainer.schema import ConfigError as ConfigError
@@ -16,6 +17,8 @@ from trainer.schema import Section
 RECIPES = Path(__file__).parent / "recipes"
 VERSION = 1
 """The version of this schema."""
+MOST_STEPS = 10_000_000
+"""The most optimizer steps of a run."""
 
 OVERRIDES: Mapping[str, str] = {
     "steps": "training.steps",
@@ -40,9 +43,9 @@ class OptimizerConfig(Section):
     min_ratio: float = Field(default=0.1, ge=0, le=1)
     warmup_ratio: float = Field(default=0.01, ge=0, lt=1)
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
-    eps: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.1, ge=0)
-    clip: float = Field(default=1.0, gt=0)
+    eps: float = Field(default=1e-8, gt=0, le=1)
+    weight_decay: float = Field(default=0.1, ge=0, le=1e6)
+    clip: float = Field(default=1.0, gt=0, le=1e9)
 
 
 class TrainingConfig(Section):
@@ -54,18 +57,18 @@ class TrainingConfig(Section):
     an event. `peak_tflops` is the peak of one device, for MFU; common GPUs' are known, and others' are measured.
     """
 
-    steps: int = Field(ge=1, le=10_000_000)
+    steps: int = Field(ge=1, le=MOST_STEPS)
     batch: int = Field(ge=1, le=1_048_576)
     micro_batch: int = Field(ge=1, le=65_536)
     seed: int = Field(default=1234, ge=0, lt=2**63)
     precision: Literal["fp32", "bf16"] = "fp32"
     recompute: bool = False
     compile: bool = False
-    log_every: int = Field(default=1, ge=1)
-    evaluate_every: int = Field(default=1_000, ge=1)
-    evaluation_tokens: int = Field(default=8_192, ge=8)
-    spike: float = Field(default=6.0, gt=0)
-    peak_tflops: float | None = Field(default=None, gt=0)
+    log_every: int = Field(default=1, ge=1, le=MOST_STEPS)
+    evaluate_every: int = Field(default=1_000, ge=1, le=MOST_STEPS)
+    evaluation_tokens: int = Field(default=8_192, ge=8, le=2**40)
+    spike: float = Field(default=6.0, gt=0, le=1e9)
+    peak_tflops: float | None = Field(default=None, ge=1e-6, le=1e6)
 
     @model_validator(mode="after")
     def _micro_batches_fit(self) -> Self:
@@ -80,9 +83,9 @@ class CheckpointsConfig(Section):
     """Checkpoints at steps 0, 1, 2, 4, … up to `log_until`, then every `every` steps, at the steps in `at`, and at the
     last step."""
 
-    log_until: int = Field(default=512, ge=0)
-    every: int = Field(default=1_000, ge=1)
-    at: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    log_until: int = Field(default=512, ge=0, le=MOST_STEPS)
+    every: int = Field(default=1_000, ge=1, le=MOST_STEPS)
+    at: tuple[Annotated[int, Field(ge=0, le=MOST_STEPS)], ...] = ()
 
     def is_due(self, step: int, last: int) -> bool:
         """Whether a run of `last` steps saves at `step`; at step 0, before the first step, every run does."""
@@ -269,13 +272,13 @@ def _read(path: Path) -> dict[str, Any]:
     return _sections(text, f"The configuration {path}")
 
 
+def read_yaml(text: str, what: str) -> Any:
+    """The value in a YAML text that somebody typed; `what` begins a refusal's sentence. Raises ConfigError."""
+    return yaml_text.read(text, what)
+
+
 def _sections(text: str, what: str) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{what} is not valid YAML{where}.") from error
+    values = read_yaml(text, what)
     if not isinstance(values, dict):
         raise ConfigError(f"{what} must hold sections such as model and data.")
     return values
@@ -305,6 +308,8 @@ def _sentence(error: ErrorDetails, names: Mapping[str, str]) -> str:
             return f"{key} is missing; add it."
     if error["type"] == "too_short":
         return f"{key} must have at least {error['ctx']['min_length']} entry."
+    if error["type"] in ("int_parsing_size", "int_from_float", "float_parsing") and len(str(error["input"])) > 60:
+        return f"{key} must be a number, and {str(error['input'])[:20]!r}… is too long to be meant."
     must = error["msg"].replace("Input should", "must", 1).replace("must be less", "must be a number less")
     must = must.replace("must be greater", "must be a number greater").split(", unable")[0]
     return f"{key} {must}, not {str(error['input'])[:60]!r}."

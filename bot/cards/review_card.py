@@ -121,6 +121,12 @@ def _for_reviewers(context: ReviewContext | None, endorsed_by: str | None) -> Se
             f"**Recently** {standing.used:.0%} of what all projects used; an equal share is {standing.share:.0%}."
         )
     lines.append(f"**The pool** can give {text.gpu_hours(context.available)}.")
+    if context.recent and context.with_this > context.recent:
+        lines.append(
+            f"**Within {text.count(context.days, 'day')}** the project was granted {text.gpu_hours(context.recent)}; "
+            f"with this it would be {in_hours(context.with_this)}. One reviewer may grant "
+            f"{in_hours(context.one_reviewer)} of that."
+        )
     if endorsed_by is not None:
         lines.append(f"Endorsed by {text.line(endorsed_by, 60)}; a second reviewer decides.")
     else:

@@ -10,6 +10,9 @@ from bot.delivery import outbox
 from projects import projects
 from projects.errors import NotFoundError
 
+LARGEST = 2**53
+"""The largest whole number that Discord can send."""
+
 
 async def project_of(interaction: Interaction, named: int | None) -> int:
     """The number of the project that the command is about. Raises NotFoundError where there is no such project."""
@@ -79,9 +82,10 @@ def text_option(interaction: Interaction, name: str) -> str:
 def whole_number(value: object) -> int | None:
     """The whole number that was typed; None where something else was."""
     try:
-        return int(str(value).strip().replace(",", ""))
+        number = int(str(value).strip().replace(",", ""))
     except ValueError:
         return None
+    return number if abs(number) <= LARGEST else None
 
 
 async def _run_here(interaction: Interaction) -> int | None:

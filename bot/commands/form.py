@@ -11,9 +11,9 @@ import discord
 from discord import ui
 
 from bot import errors, text
-from bot.app import Interaction, acknowledge
+from bot.app import Interaction, acknowledge, asking
+from projects import cleaning
 
-Input = ui.TextInput[Any]
 MOST = 4000
 CLOSED = (
     "This form is closed, and nothing was changed now: it was sent before, or opened long ago, or Stoa was restarted "
@@ -21,15 +21,24 @@ CLOSED = (
 )
 
 
+class Input(ui.TextInput[Any]):
+    """A field of text, whose value is what can be seen of what was typed."""
+
+    @property
+    def value(self) -> str:
+        """What was typed."""
+        return cleaning.visible(super().value)
+
+
 def short(default: str = "", placeholder: str = "", most: int = MOST, *, required: bool = True) -> Input:
     """A field of one line."""
-    return ui.TextInput(required=required, max_length=most, default=default or None, placeholder=placeholder or None)
+    return Input(required=required, max_length=most, default=default or None, placeholder=placeholder or None)
 
 
 def long(most: int, placeholder: str = "", default: str = "", *, required: bool = True) -> Input:
     """A field of several lines, for at most `most` characters, which is the domain's limit."""
     style, most = discord.TextStyle.paragraph, max(most, text.length(default))
-    return ui.TextInput(
+    return Input(
         style=style, required=required, max_length=most, default=default or None, placeholder=placeholder or None
     )
 
@@ -45,6 +54,7 @@ class Form(ui.Modal):
 
     async def on_submit(self, interaction: discord.Interaction[Any]) -> None:
         """Acknowledge the form, do its work, and answer with the result."""
+        asking.set(interaction.user.id)
         interaction.extras[Form] = self
         await acknowledge(interaction)
         await errors.reply(interaction, await self.send(interaction))

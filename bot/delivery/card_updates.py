@@ -20,8 +20,8 @@ from broker.allocations.allocations import AllocationView
 from broker.runs import runs
 from broker.runs.runs import RunKind, RunView
 from projects import projects
-from projects.projects import ENDED, ProjectView
-from projects.record import redaction
+from projects.projects import ENDED, ProjectRole, ProjectView
+from projects.record import record
 from projects.record.record import EntryView
 
 RUNS_SHOWN = 4
@@ -31,8 +31,9 @@ log = structlog.get_logger()
 
 
 def is_urgent(entry: EntryView) -> bool:
-    """Whether the cards show an entry, such as a decision, before the news of runs."""
-    return "run" not in (entry.payload or {})
+    """Whether the cards show an entry, such as a decision, before the news of runs and of followers."""
+    payload = entry.payload or {}
+    return "run" not in payload and entry.kind != "project.followed" and payload.get("role") != ProjectRole.FOLLOWER
 
 
 def card_contents(
@@ -82,7 +83,7 @@ class CardUpdater:
         """Remember which cards an entry makes stale."""
         self._cards_stale = True
         self._urgent |= is_urgent(entry)
-        if entry.kind in redaction.TOMBSTONES:
+        if entry.kind in record.TOMBSTONES:
             self._runs.note_all()
         run_id = (entry.payload or {}).get("run")
         if run_id is not None:

@@ -5,22 +5,25 @@ from collections.abc import Sequence
 from bot.app import App
 from bot.cards.project_card import project_card
 from bot.cards.run_card import run_card
-from bot.delivery import outbox, post_buttons, posts
+from bot.delivery import gatherings, outbox, post_buttons, posts
 from bot.delivery.card_updates import CardUpdater
 from bot.delivery.channels import ProjectChannels, thread_name
 from bot.delivery.posts import Destination, PostContext
 from bot.delivery.sender import Sender
 from bot.delivery.tombstones import Tombstones
 from bot.plots.renderer import Renderer
+from broker.allocations import allocations
 from broker.reviews import inventory
 from broker.runs import runs
 from broker.runs.runs import RunKind, RunView
 from projects import projects
 from projects.projects import ProjectView
-from projects.record import record, redaction
+from projects.record import record
 from projects.record.record import EntryView
 
 MOST_RUNS = 1000
+MOST_POSTS = 8
+"""The most posts of a feed in one turn; then the other feeds that wait have theirs."""
 
 
 class LabFeed:
@@ -40,18 +43,19 @@ class LabFeed:
         """Whether such a post may be edited now."""
         return self.tombstones.due
 
-    async def catch_up(self) -> None:
-        """Post the new entries, then blank a post."""
+    async def catch_up(self) -> bool:
+        """Post some of the new entries, then blank a post; returns whether more entries wait."""
         server = self.app.server
         channels = {Destination.RECORD: str(server.record), Destination.REVIEW: str(server.review)}
-        while entries := await self.app.read(outbox.unposted, record.LAB):
-            for entry in entries:
-                for destination in posts.destinations(entry, has_channel=True):
-                    said = posts.render(entry, destination)
-                    await self.sender.post(f"entry:{entry.id}:{destination}", channels[destination], said)
-                await self.app.write(outbox.posted, entry)
-                self.tombstones.note(entry)
+        entries = await self.app.read(outbox.unposted, record.LAB, MOST_POSTS + 1)
+        for entry in entries[:MOST_POSTS]:
+            for destination in posts.destinations(entry, has_channel=True):
+                said = posts.render(entry, destination)
+                await self.sender.post(f"entry:{entry.id}:{destination}", channels[destination], said)
+            await self.app.write(outbox.posted, entry)
+            self.tombstones.note(entry)
         await self.tombstones.refresh()
+        return len(entries) > MOST_POSTS
 
 
 class ProjectFeed:
@@ -74,38 +78,54 @@ class ProjectFeed:
         """Whether the feed should run now, as such a card or post may be edited."""
         return self.cards.due or self.tombstones.due
 
-    async def catch_up(self) -> None:
-        """Post the new entries, then blank a post and bring the cards up to date."""
+    async def catch_up(self) -> bool:
+        """Post some of the new entries, then blank a post and bring the cards up to date.
+
+        Returns whether more entries wait.
+        """
         stream = record.project_stream(self.project_id)
-        while entries := await self.app.read(outbox.unposted, stream):
-            for entry in entries:
-                await self._post(entry)
-                await self.app.write(outbox.posted, entry)
+        entries = await self.app.read(outbox.unposted, stream)
+        for _ in range(MOST_POSTS):
+            if not entries:
+                break
+            told = await self.app.read(gatherings.next_post, entries)
+            await self._post(told)
+            await self.app.write(outbox.posted, told[-1])
+            for entry in told:
                 self.tombstones.note(entry)
                 self.cards.note(entry)
+            entries = entries[len(told) :] or await self.app.read(outbox.unposted, stream)
         await self.tombstones.refresh()
         await self.cards.refresh()
+        return bool(entries)
 
-    async def _post(self, entry: EntryView) -> None:
-        """Post an entry wherever it belongs."""
+    async def _post(self, entries: Sequence[EntryView]) -> None:
+        """Post an entry, or several that share a post, wherever it belongs."""
+        entry = entries[0]
         channel_id, closed = await self.channels.find(f"project:{self.project_id}")
         project = await self.app.read(projects.view, self.project_id)
-        if entry.kind in redaction.TOMBSTONES:
+        if entry.kind in record.TOMBSTONES:
             await self.channels.relabel(project)
         if entry.kind in posts.OPENS_CHANNEL and project.has_channel:
             channel_id = await self.channels.channel(project)
         ran: Sequence[RunView] = ()
         sponsors: Sequence[str] = ()
+        announces = False
         if entry.kind == "project.completed":
             ran = await self.app.read(runs.of_project, self.project_id, kind=RunKind.TRAIN, limit=MOST_RUNS)
             sponsors = await self.app.read(inventory.sponsors, self.project_id)
+            announces = await self.app.read(allocations.has_granted, self.project_id)
         context = PostContext(project, channel_id, ran, sponsors)
-        for destination in posts.destinations(entry, has_channel=channel_id is not None or closed):
+        has_channel = channel_id is not None or closed
+        for destination in posts.destinations(entry, has_channel=has_channel, announces=announces):
             target = await self._channel(destination, entry, context)
             if target is None:
                 continue
-            said = posts.render(entry, destination, context)
-            sent = await self.sender.post(f"entry:{entry.id}:{destination}", target, said, post_buttons.of(entry))
+            if len(entries) > 1:
+                key, said = gatherings.key(entries, destination), gatherings.render(entries)
+            else:
+                key, said = f"entry:{entry.id}:{destination}", posts.render(entry, destination, context)
+            sent = await self.sender.post(key, target, said, post_buttons.of(entry))
             if sent is None and destination is Destination.CHANNEL:
                 await self.channels.deleted(f"project:{self.project_id}")
 

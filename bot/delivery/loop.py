@@ -116,8 +116,10 @@ class Delivery:
     async def _catch_up(self, stream: str, feed: LabFeed | ProjectFeed, slots: asyncio.Semaphore) -> None:
         backoff = self._backoffs.setdefault(stream, Backoff())
         try:
-            async with slots:
-                await feed.catch_up()
+            more = True
+            while more:  # a feed with much to post gives its place to those that wait, and queues again
+                async with slots:
+                    more = await feed.catch_up()
         except LostLeaseError:
             log.warning("the lease went to another process", stream=stream)
         except discord.RateLimited as error:

@@ -42,27 +42,33 @@ class PostContext:
     sponsors: Sequence[str] = ()
 
 
-def destinations(entry: EntryView, *, has_channel: bool) -> Sequence[Destination]:
-    """Where an entry is posted; `has_channel` says whether its project has had a channel of its own."""
+def destinations(entry: EntryView, *, has_channel: bool, announces: bool = True) -> Sequence[Destination]:
+    """Where an entry is posted; `has_channel` says whether its project has had a channel of its own.
+
+    `announces` says whether the project's end is announced to the whole server.
+    """
     payload = entry.payload or {}
     if entry.stream == LAB:
         return [Destination.RECORD, Destination.REVIEW] if entry.kind in FOR_ADMINS else [Destination.RECORD]
     if _opens(entry):
         return [Destination.PROPOSAL, Destination.CHANNEL]
     if entry.kind == "project.completed":
-        return [Destination.CHANNEL if has_channel else Destination.PROPOSAL, Destination.ANNOUNCEMENTS]
+        everyone = [Destination.ANNOUNCEMENTS] if announces else []
+        return [Destination.CHANNEL if has_channel else Destination.PROPOSAL, *everyone]
     if "run" in payload and has_channel:
         return [Destination.RUN, Destination.CHANNEL] if _milestone(entry.kind, payload) else [Destination.RUN]
     return [Destination.CHANNEL if has_channel else Destination.PROPOSAL]
 
 
-def marker(entry: EntryView) -> str:
+def marker(entry: EntryView, *, since: int | None = None) -> str:
     """The last line of an entry's post, by which the post is found and cited.
 
-    It begins the entry's hash, which shows that no earlier entry was altered.
+    It begins the entry's hash, which shows that no earlier entry was altered. `since` is the number of the first entry
+    of a post that several share.
     """
+    numbers = entry.number if since is None else f"{since}–{entry.number}"
     owner = "Lab" if entry.project_id is None else f"P{entry.project_id}"
-    return f"-# {owner} · record {entry.number} · {entry.hash[:8]}"
+    return f"-# {owner} · record {numbers} · {entry.hash[:8]}"
 
 
 def render(entry: EntryView, destination: Destination, context: PostContext | None = None) -> str:
@@ -74,12 +80,12 @@ def render(entry: EntryView, destination: Destination, context: PostContext | No
     elif _opens(entry) and destination is Destination.PROPOSAL and context is not None and context.channel_id:
         said = f"🏛️ The project is under way: from now on it has its own channel, <#{context.channel_id}>."
     else:
-        said = _text(entry.kind, entry.payload)
+        said = worded(entry.kind, entry.payload)
     end = marker(entry)
     return f"{text.bounded(said, text.CARD - text.length(end) - 1)}\n{end}"
 
 
-def _text(kind: str, payload: Payload) -> str:
+def worded(kind: str, payload: Payload) -> str:
     """The text of an entry; in general terms where another version of Stoa wrote it without what its text needs."""
     try:
         return TEXTS.get(kind, general(kind))(payload)

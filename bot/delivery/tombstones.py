@@ -5,11 +5,11 @@ import time
 import structlog
 
 from bot.app import App
-from bot.delivery import edit_budget, outbox, posts
+from bot.delivery import edit_budget, gatherings, outbox, posts
 from bot.delivery.edit_budget import OldMessageError
 from bot.delivery.sender import LockedThreadError, Sender
 from bot.tables import DiscordMessage
-from projects.record import redaction
+from projects.record import record
 from projects.record.record import EntryView
 
 log = structlog.get_logger()
@@ -33,35 +33,37 @@ class Tombstones:
 
     def note(self, entry: EntryView) -> None:
         """Look for posts to blank, if an entry is about a redaction."""
-        if entry.kind in redaction.TOMBSTONES:
+        if entry.kind in record.TOMBSTONES:
             self.behind, self._rests_until = True, 0.0
 
     async def refresh(self) -> None:
         """Blank the next post, and only one, so that new posts do not wait for all of them."""
         if not self.due:
             return
-        posts_left = await self.app.read(outbox.unblanked_posts, self.stream)
-        self.behind = bool(posts_left)
-        for entry, row in posts_left:
+        alone = await self.app.read(outbox.unblanked_posts, self.stream)
+        left = [(row, f"{posts.BLANKED}\n{posts.marker(entry)}", outbox.TOMBSTONE) for entry, row in alone]
+        left += await self.app.read(gatherings.blanked, self.stream)
+        self.behind = bool(left)
+        for row, said, digest in left:
             if time.monotonic() >= self._not_before.get(row.channel_id, 0.0):
-                await self._blank(entry, row)
+                await self._blank(row, said, digest)
                 return
-        self._rests_until = min((self._not_before[row.channel_id] for _, row in posts_left), default=0.0)
+        self._rests_until = min((self._not_before[row.channel_id] for row, *_ in left), default=0.0)
 
-    async def _blank(self, entry: EntryView, row: DiscordMessage) -> None:
+    async def _blank(self, row: DiscordMessage, said: str, digest: str) -> None:
         budget, age = self.sender.budget, edit_budget.age(row.message_id or "")
         budget.edited(row.key, row.channel_id, age=age)
         try:
-            await self.sender.rewrite(row, f"{posts.BLANKED}\n{posts.marker(entry)}")
+            await self.sender.rewrite(row, said)
         except OldMessageError as error:
             log.info("an old post is blanked later", key=row.key, seconds=error.retry_after)
             self._not_before[row.channel_id] = time.monotonic() + error.retry_after
             budget.refused(row.channel_id, error.retry_after)
         except LockedThreadError:
             self._not_before[row.channel_id] = time.monotonic() + edit_budget.OLD
-            await self._notify(row.channel_id, posts.marker(entry))
+            await self._notify(row.channel_id, said.splitlines()[-1])
         else:
-            await self.app.write(outbox.sent, row.key, row.message_id or "", outbox.TOMBSTONE)
+            await self.app.write(outbox.sent, row.key, row.message_id or "", digest)
 
     async def _notify(self, thread_id: str, marker: str) -> None:
         """Ask the admins, once for each locked thread, to unlock it."""

@@ -1,6 +1,6 @@
 """Allocations: GPU time that a project asks for and that a reviewer grants, in full or in part, with a reason."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -8,7 +8,7 @@ from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Index
+from sqlalchemy import Index, func
 from sqlalchemy.orm import Session, aliased
 from sqlmodel import Field, col, select
 from sqlmodel.sql.expression import SelectOfScalar
@@ -16,18 +16,18 @@ from sqlmodel.sql.expression import SelectOfScalar
 from broker.allocations import ledger, pools, tiers
 from broker.allocations.endorsements import Endorsable
 from broker.allocations.ledger import Account, Balance, in_hours
-from broker.allocations.pools import Grant, Pool
+from broker.allocations.pools import Grant, GrantMovement, GrantRow, Pool
 from broker.allocations.tiers import Tiers
 from projects import people, projects, quotas, rights, text
 from projects.db import transition
 from projects.db.columns import foreign_key, integer, row_id, timestamp, utcnow, words
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor, Person
+from projects.policies import MOST_HOURS
 from projects.projects import Project, Stage
 from projects.quotas import QuotaKind
 from projects.record import record
 
-MOST_HOURS = 1_000_000
 LONGEST = timedelta(days=366)
 STARTER = "A starter grant, by policy."
 
@@ -186,6 +186,13 @@ def request(
     bounds = tiers.current(session)
     starter = renews is None and _starts(session, project, person, seconds, bounds)
     if project.stage != Stage.ACTIVE and not starter:
+        since = _last_starter(session, person)
+        if since is not None and not _had_starter(session, project):
+            raise ConflictError(
+                f"You had a starter grant on {since:%Y-%m-%d}, and one person may have one in "
+                f"{bounds.starter_period_days} days. “{project.title}” is {project.stage}; only an active project can "
+                "ask for more than one starter grant."
+            )
         raise ConflictError(
             f"“{project.title}” is {project.stage}; only an active project can ask for more than one starter grant of "
             f"at most {in_hours(bounds.starter)} GPU-hours."
@@ -215,6 +222,7 @@ def request(
         told["renews"] = renews
     # The grant's row is locked before the record's stream.
     approved = _approve(session, allocation, seconds, None, STARTER) if starter else None
+    quotas.check_project(session, QuotaKind.REQUEST, project.id)
     tell(session, allocation, "allocation.requested", by=person, why=because, **told)
     if approved is not None:
         tell(session, allocation, "allocation.approved", why=STARTER, **approved)
@@ -245,6 +253,7 @@ def report(session: Session, actor: Actor, allocation_id: int, said: str) -> Non
     lead = check_may_ask_more(session, actor, allocation_id)
     allocation.report = text.prose("The report", said, most=text.LONG)
     session.flush()
+    quotas.check(session, actor, QuotaKind.UPDATE, allocation.project_id)
     tell(session, allocation, "allocation.reported", by=lead, why=allocation.report)
 
 
@@ -289,7 +298,7 @@ def award(session: Session, allocation: Allocation, seconds: int, by: Person | N
 
 def _approve(session: Session, allocation: Allocation, seconds: int, by: Person | None, because: str) -> dict[str, Any]:
     """Approve a request as `award` does, without the entry; returns the payload of the entry."""
-    second = seconds // 2 if seconds > tiers.current(session).halves else 0
+    second = second_half(session, allocation.project_id, seconds)
     source = _draw(session, allocation, seconds - second, second)
     now = utcnow()
     until = min(allocation.until, source.until)
@@ -314,8 +323,44 @@ def _approve(session: Session, allocation: Allocation, seconds: int, by: Person 
     if allocation.half_until is not None:
         told |= {"second_half": second, "half_until": _day(allocation.half_until)}
     if allocation.endorsed_by is not None:
-        told["endorsed_by"] = session.get_one(Person, allocation.endorsed_by).name
+        endorser = session.get_one(Person, allocation.endorsed_by)
+        told |= {"endorsed_by": endorser.name, "named": [{"id": endorser.discord_id, "name": endorser.name}]}
     return told
+
+
+def second_half(session: Session, project_id: int, seconds: int) -> int:
+    """How much of a grant of `seconds` waits as its second half: nothing, up to a bound on a period's grants."""
+    return seconds // 2 if with_recent(session, project_id, seconds) > tiers.current(session).halves else 0
+
+
+def with_recent(session: Session, project_id: int, seconds: int) -> int:
+    """`seconds` with all that the project was granted within the period of the tiers, in GPU-seconds."""
+    return recently_granted(session, [project_id])[project_id] + seconds
+
+
+def recently_granted(session: Session, project_ids: Collection[int]) -> Mapping[int, int]:
+    """GPU-seconds that each project was granted within the period of the tiers.
+
+    Second halves that wait count too. What was returned since still counts.
+    """
+    since = utcnow() - tiers.current(session).period
+    rows = session.execute(
+        select(Allocation.project_id, func.sum(col(GrantRow.seconds)))
+        .join(GrantRow, col(GrantRow.allocation_id) == Allocation.id)
+        .where(
+            col(Allocation.project_id).in_(project_ids),
+            col(GrantRow.movement).in_((GrantMovement.DRAW, GrantMovement.COMMIT)),
+            col(GrantRow.at) > since,
+        )
+        .group_by(col(Allocation.project_id))
+    )
+    return dict.fromkeys(project_ids, 0) | {project_id: int(seconds) for project_id, seconds in rows}
+
+
+def has_granted(session: Session, project_id: int) -> bool:
+    """Whether the project was ever granted GPU time, without which it cannot have published anything either."""
+    granted = select(Allocation.id).where(Allocation.project_id == project_id, col(Allocation.grant_id).is_not(None))
+    return session.scalars(granted.limit(1)).one_or_none() is not None
 
 
 def close(session: Session, allocation: Allocation, to: AllocationState, **values: object) -> int:
@@ -450,15 +495,25 @@ def _views(session: Session, ids: SelectOfScalar[int]) -> Sequence[AllocationVie
 
 
 def _starts(session: Session, project: Project, person: Person, seconds: int, bounds: Tiers) -> bool:
-    """Whether a request is a starter grant: small, the project's first one, and the person's only approved one."""
+    """Whether a request is a starter grant: small, the project's first one, and the person's first one in a while."""
     if seconds > bounds.starter:
         return False
     session.execute(select(Person.id).where(Person.id == person.id).with_for_update(key_share=True))
-    theirs = (col(Allocation.requested_by) == person.id) & (col(Allocation.state) == AllocationState.APPROVED)
-    taken = select(Allocation.id).where(
-        (col(Allocation.starter_of) == project.id) | (col(Allocation.starter_of).is_not(None) & theirs)
-    )
-    return session.scalars(taken.limit(1)).one_or_none() is None
+    return not _had_starter(session, project) and _last_starter(session, person) is None
+
+
+def _had_starter(session: Session, project: Project) -> bool:
+    """Whether the project has had its starter grant, which it gets once."""
+    had = select(Allocation.id).where(col(Allocation.starter_of) == project.id)
+    return session.scalars(had.limit(1)).one_or_none() is not None
+
+
+def _last_starter(session: Session, person: Person) -> datetime | None:
+    """When the person was given a starter grant that lasts, or whose period is not over; None for neither."""
+    begun = utcnow() - timedelta(days=tiers.current(session).starter_period_days)
+    lasts = (col(Allocation.state) == AllocationState.APPROVED) | (col(Allocation.decided_at) > begun)
+    theirs = (col(Allocation.requested_by) == person.id) & col(Allocation.starter_of).is_not(None)
+    return session.scalars(select(func.max(col(Allocation.decided_at))).where(theirs, lasts)).one_or_none()
 
 
 def _check_renewable(session: Session, project: Project, allocation_id: int) -> None:

@@ -36,8 +36,8 @@ def endorse(
     """Store a reviewer's consent to `seconds` if it is the first of two; returns whether it is.
 
     `size`, in GPU-seconds, decides how many consents are needed. An endorsement lapses once its reviewer joins the
-    project. Raises ConflictError if the same reviewer consents twice. The caller must hold the lock on the request's
-    row.
+    project. Raises ConflictError if the same reviewer consents twice. The caller must hold the locks on the project's
+    row, since its grants add up to `size`, and on the request's.
     """
     first = None if request.endorsed_by is None else session.get_one(Person, request.endorsed_by)
     if first is not None and projects.works_on(session, first, session.get_one(Project, project_id)):

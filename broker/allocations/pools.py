@@ -19,8 +19,11 @@ from projects.people import Actor
 from projects.record import record
 from projects.rights import Act
 
-HEAVIEST = 1000
+LIGHTEST, HEAVIEST = 0.0001, 1000
 MOST_GPUS = 1_000_000
+MOST_SUBMITTED = 10_000
+LARGEST_GRANT = 1_000_000_000
+"""The most GPU-hours of a grant in all, which may have been added little by little."""
 
 
 class Pool(Base, table=True):
@@ -124,12 +127,17 @@ def add_pool(
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,39}", name):
         raise InvalidError("A pool's name has up to 40 lower-case letters, digits, dots, dashes and underscores.")
     if not 1 <= gpus <= MOST_GPUS:
-        raise InvalidError(f"A pool has at least one GPU, and at most {MOST_GPUS:,}; {gpus} is not such a count.")
+        raise InvalidError(
+            f"A pool has at least one GPU, and at most {MOST_GPUS:,}; {shown(gpus)} is not such a count."
+        )
     options = registry.named(runner).checked_options(runner_options or {})
-    if not 0 < price_weight <= HEAVIEST:
-        raise InvalidError(f"A price weight is above 0 and at most {HEAVIEST}; {price_weight} is not.")
-    if most_submitted < 1:
-        raise InvalidError(f"At least one job is submitted at a time; {most_submitted} is not a count.")
+    if not LIGHTEST <= price_weight <= HEAVIEST:
+        raise InvalidError(f"A price weight is from {LIGHTEST} to {HEAVIEST}; {price_weight:g} is not.")
+    if not 1 <= most_submitted <= MOST_SUBMITTED:
+        raise InvalidError(
+            f"At least one job is submitted at a time, and at most {MOST_SUBMITTED:,}; {shown(most_submitted)} is not "
+            "such a count."
+        )
     gpu_type = text.prose("The GPU type", gpu_type, most=60)
     shared: dict[str, Any] = {"gpu_type": gpu_type, "gpus": gpus, "price_weight": price_weight}
     asked = shared | {"runner": runner, "runner_options": options, "most_submitted": most_submitted}
@@ -165,8 +173,7 @@ def add_grant(
 ) -> int:
     """Add a sponsor's grant of GPU-seconds and return its id; `actor` None is the operator."""
     rights.require_admin(actor, Act.MANAGE_COMPUTE)
-    if seconds < 1:
-        raise InvalidError("A grant gives at least one GPU-second.")
+    check_size(seconds)
     sponsor = text.prose("The sponsor", sponsor, most=80)
     if until <= utcnow():
         raise InvalidError(f"A grant ends in the future; {until:%Y-%m-%d} has passed.")
@@ -185,6 +192,19 @@ def add_grant(
         until=until.isoformat(),
     )
     return grant.id
+
+
+def check_size(seconds: int) -> None:
+    """Raise InvalidError unless a grant may give so many GPU-seconds in all."""
+    if seconds < 1:
+        raise InvalidError("A grant gives at least one GPU-second.")
+    if seconds > LARGEST_GRANT * 3600:
+        raise InvalidError(f"A grant gives at most {LARGEST_GRANT:,} GPU-hours in all; another grant can give more.")
+
+
+def shown(number: int) -> str:
+    """A number that somebody typed, however long, for a sentence."""
+    return str(number) if abs(number) < 10**12 else "such a number"
 
 
 def named(session: Session, name: str) -> Pool:

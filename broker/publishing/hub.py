@@ -7,6 +7,7 @@ import httpx2
 from huggingface_hub import HfApi, RepoFile, constants, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError
 
+from projects.log import without_secrets
 from projects.settings import Settings
 from trainer.contract import TRAINER_FOLDER
 
@@ -54,7 +55,7 @@ class Hub:
             )
             self._verify(repo, branch, folder)
         except FAILURES as error:
-            raise HubError(f"{type(error).__name__}: {error}") from error
+            raise HubError(without_secrets(f"{type(error).__name__}: {error}")) from error
         return f"{self.endpoint}/{repo}/tree/{branch}"
 
     def show(self, repo: str, *, private: bool) -> str:
@@ -64,7 +65,7 @@ class Hub:
             if self.api.repo_info(repo).private != private:
                 raise RuntimeError(f"{repo} is still {'public' if private else 'private'}")
         except FAILURES as error:
-            raise HubError(f"{type(error).__name__}: {error}") from error
+            raise HubError(without_secrets(f"{type(error).__name__}: {error}")) from error
         return f"{self.endpoint}/{repo}"
 
     def _verify(self, repo: str, branch: str, folder: Path) -> None:

@@ -12,15 +12,17 @@ from sqlmodel import col, select
 
 from broker.allocations import allocations, ledger, pools, tiers
 from broker.allocations.allocations import Allocation
-from broker.allocations.ledger import Balance
+from broker.allocations.ledger import Account, Balance
 from broker.allocations.pools import Grant
 from broker.reviews import changes
-from broker.reviews.changes import AllocationChange
+from broker.reviews.changes import AllocationChange, size_of
 from broker.scheduling import fairshare, usage
 from broker.scheduling.fairshare import Standing
 from projects.db.columns import utcnow
 from projects.record import record
 from projects.record.record import Entry, Payload
+
+NOTHING = Account(0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,9 @@ class ReviewContext:
     """What is known of a request at the moment; amounts are in GPU-seconds.
 
     `grants` is the number of the project's allocations so far; `spent` and `reserved` are sums over these. `available`
-    is the most that can be granted now, out of one grant. Consent to all that is asked for takes `reviewers` people,
-    and `halves` says whether the time then comes in two halves.
+    is the most that can be granted now, out of one grant. `recent` is what the project was granted within `days` days,
+    and `with_this` adds what is asked for. Consent to all of that takes `reviewers` people, as one may grant
+    `one_reviewer`, and `halves` says whether the time then comes in two halves.
     """
 
     grants: int
@@ -47,6 +50,10 @@ class ReviewContext:
     available: int
     reviewers: int
     halves: bool
+    recent: int
+    with_this: int
+    one_reviewer: int
+    days: int
     standing: Standing
     remarks: Sequence[Remark] = ()
 
@@ -54,12 +61,12 @@ class ReviewContext:
 class _Request(NamedTuple):
     """A request for an allocation, or for a change of one, in GPU-seconds.
 
-    `seconds` are asked for; `size` is what the allocation would come to, by which the number of reviewers is decided.
+    `seconds` are asked for; `account` is the allocation's.
     """
 
     allocation: Allocation
     seconds: int
-    size: int
+    account: Account
 
 
 class _Use(NamedTuple):
@@ -79,7 +86,7 @@ def of_request(session: Session, allocation_id: int) -> ReviewContext:
 def of_requests(session: Session, allocation_ids: Collection[int]) -> Mapping[int, ReviewContext]:
     """The contexts of requests for allocations, by as many queries as one of them takes."""
     found = session.scalars(select(Allocation).where(col(Allocation.id).in_(allocation_ids))).all()
-    requests = {allocation.id: _Request(allocation, allocation.seconds, allocation.seconds) for allocation in found}
+    requests = {allocation.id: _Request(allocation, allocation.seconds, NOTHING) for allocation in found}
     return _contexts(session, requests, _remarks(session, found))
 
 
@@ -98,11 +105,10 @@ def of_changes(session: Session, change_ids: Collection[int]) -> Mapping[int, Re
         .where(col(AllocationChange.id).in_(change_ids))
         .execution_options(populate_existing=True)
     )
-    requests = {}
-    for change, allocation, balance in rows:
-        account = ledger.account_of(balance)
-        size = account.granted + account.committed + change.seconds if change.seconds else 0
-        requests[change.id] = _Request(allocation, change.seconds, size)
+    requests = {
+        change.id: _Request(allocation, change.seconds, ledger.account_of(balance))
+        for change, allocation, balance in rows
+    }
     return _contexts(session, requests, {})
 
 
@@ -114,12 +120,18 @@ def _contexts(
     projects = {allocation.project_id for allocation in asked}
     bounds, used = tiers.current(session), usage.of_ended(session, utcnow())
     use, available = _use(session, projects), _available(session, asked)
+    recent = allocations.recently_granted(session, projects)
+    total = {number: recent[request.allocation.project_id] + request.seconds for number, request in requests.items()}
     return {
         number: ReviewContext(
             **use[request.allocation.project_id]._asdict(),
             available=available[request.allocation.id],
-            reviewers=2 if request.size > bounds.one_reviewer else 1,
-            halves=request.seconds > bounds.halves,
+            reviewers=2 if size_of(request.account, request.seconds, total[number]) > bounds.one_reviewer else 1,
+            halves=bool(request.seconds) and total[number] > bounds.halves,
+            recent=recent[request.allocation.project_id],
+            with_this=total[number],
+            one_reviewer=bounds.one_reviewer,
+            days=bounds.days,
             standing=_standing(used, request.allocation.project_id),
             remarks=remarks.get(request.allocation.id, []),
         )

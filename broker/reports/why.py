@@ -179,7 +179,7 @@ def _called(project: Project) -> str:
 
 
 def _not_queued(session: Session, run: Run, pool: Pool) -> str:
-    reason, queue = run.reason.rstrip("."), registry.named(pool.runner).queue
+    reason, queue = runs.reason(session, run).rstrip("."), registry.named(pool.runner).queue
     match run.state:
         case RunState.STARTING if queue:
             said = session.get_one(Attempt, (run.id, run.token)).waiting

@@ -9,13 +9,13 @@ from sqlalchemy import ColumnElement
 from sqlalchemy.orm import Session, aliased
 from sqlmodel import Field, col, select
 
-from broker.allocations import allocations, ledger, tiers
+from broker.allocations import allocations, ledger
 from broker.allocations.allocations import Allocation, parse_day, parse_hours
 from broker.allocations.endorsements import Endorsable, check_second, endorse
-from broker.allocations.ledger import in_hours
+from broker.allocations.ledger import Account, in_hours
 from broker.allocations.pools import Grant
 from broker.reviews import reviews
-from projects import people, quotas, text
+from projects import people, projects, quotas, text
 from projects.db import transition
 from projects.db.columns import foreign_key, integer, row_id, timestamp, utcnow, words
 from projects.errors import ConflictError, InvalidError, NotFoundError
@@ -112,6 +112,7 @@ def request(
     )
     session.add(change)
     session.flush()
+    quotas.check_project(session, QuotaKind.REQUEST, allocation.project_id)
     _tell(session, allocation, change, "allocation.change_requested", lead, because, seconds=seconds)
     return change.id
 
@@ -153,8 +154,10 @@ def approve(
 ) -> ChangeState:
     """Approve the change, with fewer `hours` if these are given, or endorse it; returns the change's state.
 
-    The size that the allocation would have decides how many reviewers it takes.
+    What decides how many reviewers it takes is the size that the allocation would have, or all that the project is
+    granted within the period of the tiers, whichever is more.
     """
+    projects.lock(session, allocations.load(session, load(session, change_id).allocation_id).project_id)
     change, allocation = _locked(session, change_id)
     check_may_decide(session, actor, change_id)
     allocations.require_live(allocation)
@@ -167,8 +170,8 @@ def approve(
         _check_can_last(session, allocation)
     because = text.prose("The reason", reason, most=text.USUAL)
     reviewer = people.ensure(session, actor)
-    account = ledger.account(session, allocation.id)
-    size = account.granted + account.committed + seconds if seconds else 0
+    recent = allocations.with_recent(session, allocation.project_id, seconds)
+    size = size_of(ledger.account(session, allocation.id), seconds, recent)
     if endorse(session, change, allocation.project_id, reviewer, seconds, size=size):
         _tell(session, allocation, change, "allocation.change_endorsed", reviewer, because, seconds=seconds)
         return ChangeState.REQUESTED
@@ -177,7 +180,7 @@ def approve(
     _move(session, change, ChangeState.APPROVED, reviewer, because)
     if change.until is not None and allocation.grant_id is not None:
         allocation.until = max(allocation.until, min(change.until, session.get_one(Grant, allocation.grant_id).until))
-    second = seconds // 2 if seconds > tiers.current(session).halves else 0
+    second = allocations.second_half(session, allocation.project_id, seconds) if seconds else 0
     if seconds:
         ledger.top_up(session, allocation.id, seconds - second, committed=second)
     if second:
@@ -187,6 +190,14 @@ def approve(
     told = {"seconds": seconds - second, "second_half": second, "ends": allocation.until.date().isoformat()}
     _tell(session, allocation, change, "allocation.changed", reviewer, because, **told)
     return ChangeState.APPROVED
+
+
+def size_of(account: Account, seconds: int, recent: int) -> int:
+    """The size of a change by `seconds`, for its tier; `recent` is what the project is granted lately, with them.
+
+    A later end alone has no size.
+    """
+    return max(account.granted + account.committed + seconds, recent) if seconds else 0
 
 
 def decline(session: Session, actor: Actor, change_id: int, *, reason: str) -> None:

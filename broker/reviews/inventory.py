@@ -13,7 +13,7 @@ from sqlmodel import col, select
 from broker.allocations import pools
 from broker.allocations.allocations import LIVE, Allocation, parse_hours
 from broker.allocations.ledger import Balance
-from broker.allocations.pools import HEAVIEST, MOST_GPUS, Grant, GrantMovement, GrantRow, Pool
+from broker.allocations.pools import HEAVIEST, LIGHTEST, MOST_GPUS, Grant, GrantMovement, GrantRow, Pool
 from broker.runs import attempts
 from broker.runs.runs import ACTIVE, Run
 from projects import people, rights, text
@@ -116,6 +116,7 @@ def change_grant(
     last = session.scalar(select(func.max(col(Allocation.until))).where(drawn))
     if last is not None and ends < min(last, grant.until):
         raise ConflictError(f"Allocations that draw on this grant go on until {last:%Y-%m-%d}; it cannot end before.")
+    pools.check_size(grant.seconds + seconds)
     grant.until = ends
     grant.seconds += seconds
     if seconds:
@@ -164,6 +165,7 @@ def _count(value: str) -> int:
 
 
 def _weight(value: str) -> float:
-    if not re.fullmatch(r"\d{1,4}(\.\d{1,4})?", value.strip(), re.ASCII) or not 0 < float(value) <= HEAVIEST:
+    typed = re.fullmatch(r"\d{1,4}(\.\d{1,4})?", value.strip(), re.ASCII)
+    if not typed or not LIGHTEST <= float(value) <= HEAVIEST:
         raise InvalidError(f"A price weight is a number above 0 and at most {HEAVIEST}, such as 1 or 2.5.")
     return float(value)

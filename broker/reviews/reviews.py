@@ -1,7 +1,8 @@
 """Reviews: reviewers' decisions on allocations, each with a public reason.
 
-Nobody decides on a request of their own project. One reviewer decides up to a size. Above it the first consent is an
-endorsement, and the second reviewer grants at most the lesser of both amounts. A refusal by either one ends the
+Nobody decides on a request of their own project. One reviewer decides up to a size, which counts all that the project
+was granted within a period. Above it the first consent is an endorsement, and the second reviewer grants at most the
+lesser of both amounts. A refusal by either one ends the
 request.
 """
 
@@ -16,11 +17,13 @@ from broker.allocations.pools import Pool
 from broker.end_reasons import EndReason
 from broker.runs import control
 from broker.runs.runs import Run
-from projects import people, projects, rights, text
+from projects import people, projects, quotas, rights, text
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, ForbiddenError, InvalidError
 from projects.people import Actor, Person
+from projects.policies import MOST_HOURS
 from projects.projects import Project
+from projects.quotas import QuotaKind
 from projects.rights import Act
 
 
@@ -61,6 +64,7 @@ def approve(
     reason: str,
 ) -> AllocationState:
     """Approve the request in full or in part, or endorse a large one; returns the allocation's state."""
+    projects.lock(session, allocations.load(session, allocation_id).project_id)  # its grants add up, one at a time
     renews = allocations.load(session, allocation_id).renews_id
     earlier = None if renews is None else allocations.lock(session, renews)
     allocation = allocations.lock(session, allocation_id)
@@ -72,7 +76,8 @@ def approve(
         raise ConflictError(f"The end asked for, {allocation.until:%Y-%m-%d}, has passed; only a new request helps.")
     because = text.prose("The reason", reason, most=text.USUAL)
     reviewer = people.ensure(session, actor)
-    if endorse(session, allocation, allocation.project_id, reviewer, seconds, size=seconds):
+    size = allocations.with_recent(session, allocation.project_id, seconds)
+    if endorse(session, allocation, allocation.project_id, reviewer, seconds, size=size):
         pool = session.get_one(Pool, allocation.pool_id).name
         told = {"asked": allocation.seconds, "seconds": seconds, "pool": pool}
         allocations.tell(session, allocation, "allocation.endorsed", by=reviewer, why=because, **told)
@@ -114,6 +119,7 @@ def ask(session: Session, actor: Actor, allocation_id: int, question: str) -> No
     allocation = allocations.lock(session, allocation_id)
     check_may_decide(session, actor, allocation_id)
     asked = text.prose("The question", question, most=text.USUAL)
+    quotas.check(session, actor, QuotaKind.QUESTION, allocation.project_id)
     allocations.tell(session, allocation, "allocation.asked", by=people.ensure(session, actor), why=asked)
 
 
@@ -122,6 +128,7 @@ def answer(session: Session, actor: Actor, allocation_id: int, said: str) -> Non
     allocation = allocations.lock(session, allocation_id)
     person = check_may_answer(session, actor, allocation_id)
     answered = text.prose("The answer", said, most=text.USUAL)
+    quotas.check(session, actor, QuotaKind.QUESTION, allocation.project_id)
     allocations.tell(session, allocation, "allocation.answered", by=person, why=answered)
 
 
@@ -181,6 +188,8 @@ def adjust(session: Session, allocation_id: int, seconds: int, reason: str) -> N
     """An operator's correction of a live allocation, by positive or negative GPU-seconds out of its grant or back."""
     allocation = allocations.lock(session, allocation_id)
     allocations.require_live(allocation)
+    if abs(seconds) > MOST_HOURS * 3600:
+        raise InvalidError(f"An adjustment is of at most {MOST_HOURS:,} GPU-hours, which are {MOST_HOURS * 3600:,} s.")
     because = text.prose("The reason", reason, most=text.USUAL)
     ledger.adjust(session, allocation_id, seconds, because)
     reopen(session, allocation)

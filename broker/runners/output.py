@@ -64,7 +64,7 @@ def ending(folder: Path, status: int, *, timed_out: bool, how: str = "", known: 
     reason = said.get("reason") or how or ("" if status == Status.DONE else _unsaid(folder, status))
     return Ending(
         status=status,
-        reason=text.cleaned(reason)[:MOST_SAID],
+        reason=text.cleaned(str(reason))[:MOST_SAID],
         # A trainer that gave no reason may do better another time, unless it was refused.
         transient=said.get("transient", status not in (Status.REFUSED, Status.CONFIG)),
         timed_out=timed_out,
@@ -121,7 +121,7 @@ def _last_line(path: Path) -> str:
     with suppress(OSError), path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - LAST_BYTES))
         lines = file.read().decode(errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return next((said for line in reversed(lines) if (said := text.cleaned(line))), "")
     return ""
 
 

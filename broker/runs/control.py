@@ -17,25 +17,27 @@ from broker.end_reasons import EndReason
 from broker.runs import attempts, estimates, launching, runs, settlement
 from broker.runs.launching import LONGEST_TIME_LIMIT, Receipt
 from broker.runs.runs import ACTIVE, ENDED, Run, RunKind, RunState
-from projects import projects, rights
+from projects import people, projects, quotas, rights
 from projects.db import transition
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, InvalidError
 from projects.people import Actor, Person
 from projects.projects import Project, Stage
+from projects.quotas import QuotaKind
 
 
 def cancel(session: Session, actor: Actor, run_id: int) -> None:
     """Cancel a run; a running one writes a checkpoint first."""
     run, person = _of_member(session, actor, run_id)
-    _cancel(session, run, EndReason.CANCELLED, f"cancelled by {person.name}", by=person)
+    _cancel(session, run, EndReason.CANCELLED, f"cancelled by {people.mark(person)}", by=person)
 
 
 def pause(session: Session, actor: Actor, run_id: int) -> None:
     """Pause a run, which frees its GPUs; a running one writes a checkpoint first."""
     run, person = _of_member(session, actor, run_id)
     _require_training(run)
-    suspend(session, run, EndReason.PAUSED, f"paused by {person.name}", by=person)
+    quotas.check(session, actor, QuotaKind.RUN_CHANGE, run.project_id)
+    suspend(session, run, EndReason.PAUSED, f"paused by {people.mark(person)}", by=person)
 
 
 def suspend(
@@ -133,12 +135,14 @@ def extend(session: Session, actor: Actor, run_id: int, time: str) -> Receipt:
         raise ConflictError(f"Run {run.id} is {run.state}; its time limit matters no more.")
     if run.time_limit - run.used + seconds > LONGEST_TIME_LIMIT:
         raise InvalidError("A run may have 720 hours before it at most; extend it by less, or later.")
+    quotas.check(session, actor, QuotaKind.RUN_CHANGE)
     if run.state in (RunState.STARTING, RunState.RUNNING):
         attempts.extend(session, run, run.gpus * seconds)
     else:
         launching.check_left(session, run.allocation_id, run.gpus, run.time_limit - run.used + seconds)
     run.time_limit += seconds
     session.flush()
+    quotas.check_project(session, QuotaKind.RUN_CHANGE, run.project_id)
     runs.tell(session, run, "run.extended", by=person, seconds=seconds, time_limit=run.time_limit)
     return launching.receipt(session, run)
 

@@ -40,6 +40,7 @@ def generate(session: Session, actor: Actor, request_id: str, run_id: int, promp
     wanted = text.prose("The prompt", prompt, most=LONGEST_PROMPT)
     sample = _sample(parent, request_id, _paying(session, project, parent), person.id)
     sample.prompt = wanted
+    quotas.check_project(session, QuotaKind.LAUNCH, project.id)
     _queue(session, sample, by=person)
     return launching.receipt(session, sample)
 

@@ -15,7 +15,7 @@ from broker.allocations.allocations import Allocation, AllocationState
 from broker.allocations.pools import Pool
 from broker.runs import estimates, preparing
 from broker.runs.runs import Run, RunKind, RunState, load, tell, what_it_is
-from projects import projects, quotas, rights
+from projects import projects, quotas, rights, text
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor
@@ -112,6 +112,9 @@ def parse_time_limit(value: str) -> int:
 def parse_overrides(value: str) -> dict[str, str]:
     """Overrides as typed, such as “steps=100, seed=7”; raises InvalidError."""
     overrides: dict[str, str] = {}
+    value = text.cleaned(value)
+    if found := re.search(r"=\s*([0-9.]*(?:,\s*[0-9][0-9.e+-]*)+)\s*(?:,|$)", value.lower()):
+        raise InvalidError(_about_commas("".join(found[1].split())))
     for part in filter(None, (part.strip() for part in value.split(","))):
         name, equals, given = (piece.strip() for piece in part.partition("="))
         if not (name and equals and given) or len(part) > LONGEST_OVERRIDE:
@@ -120,6 +123,15 @@ def parse_overrides(value: str) -> dict[str, str]:
             raise InvalidError(f"“{name}” is overridden twice; once is enough.")
         overrides[name] = given
     return overrides
+
+
+def _about_commas(number: str) -> str:
+    """The sentence for a number that was typed with commas: what would be right."""
+    parts = number.split(",")
+    right = [number.replace(",", ".")] if len(parts) == 2 and "." not in parts[0] else []
+    if parts[0].isdecimal() and parts[0] != "0" and all(len(part) == 3 and part.isdecimal() for part in parts[1:]):
+        right.append(number.replace(",", ""))
+    return f"“{number[:40]}” is no number: write {' or '.join(right)[:60] or 'a point, as in 0.001, and no comma'}."
 
 
 def launch(session: Session, actor: Actor, request_id: str, order: Order) -> Receipt:
@@ -137,6 +149,7 @@ def launch(session: Session, actor: Actor, request_id: str, order: Order) -> Rec
     run.request_id, run.requested_by = request_id, person.id
     session.add(run)
     session.flush()
+    quotas.check_project(session, QuotaKind.LAUNCH, project.id)
     asked: dict[str, Any] = {"recipe": run.recipe, "overrides": run.overrides}
     asked |= {"gpus": run.gpus, "time_limit": run.time_limit}
     if order.origin is None:
@@ -224,7 +237,7 @@ def fork_order(
     return Order(
         project_id=parent.project_id,
         recipe=parent.recipe,
-        time_limit=time_limit or as_typed(parent.time_limit),
+        time_limit=time_limit or _same_time(parent),
         gpus=parent.gpus if gpus is None else gpus,
         overrides=_typed(parent.overrides | parse_overrides(overrides)),
         allocation_id=allocation_id or still_spendable(session, parent),
@@ -257,7 +270,7 @@ def rerun_order(session: Session, run_id: int) -> Order:
     return Order(
         project_id=run.project_id,
         recipe=run.recipe,
-        time_limit=as_typed(run.time_limit),
+        time_limit=_same_time(run),
         gpus=run.gpus,
         overrides=_typed(run.overrides),
         allocation_id=still_spendable(session, run),
@@ -285,6 +298,16 @@ def prepare(
 def as_typed(seconds: int) -> str:
     """A time limit as one would type it, in whole minutes, rounded up."""
     return f"{math.ceil(seconds / 60)}m"
+
+
+def _same_time(run: Run) -> str:
+    """The run's time limit for another one; raises InvalidError where extensions made it longer than a run may have."""
+    if run.time_limit > LONGEST_TIME_LIMIT:
+        raise InvalidError(
+            f"Run {run.id} was extended to {run.time_limit / 3600:.0f} hours in all, and a run begins with at most "
+            f"{LONGEST_TIME_LIMIT // 3600}: launch or fork it with a time limit of your own, and extend that later."
+        )
+    return as_typed(run.time_limit)
 
 
 def check_count(pool: Pool, gpus: int) -> None:

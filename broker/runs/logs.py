@@ -12,10 +12,14 @@ from broker.runs import runs
 from broker.runs.attempts import Attempt
 from broker.runs.runs import Run, RunState
 from projects import text
+from projects.cleaning import without_terminal_codes
 from projects.settings import Settings
 from trainer.contract import LOG_FILE
 
 MOST_BYTES = 64 * 1024
+LONGEST_LINE = 1000
+BEFORE = 4 * 1024
+"""Bytes read before the part that is shown, so that a terminal's sequence which begins there is known as one."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,8 @@ def read(session: Session, settings: Settings, run_id: int) -> Log:
     run = runs.load(session, run_id)
     rows = session.scalars(select(Attempt).where(Attempt.run_id == run_id).order_by(col(Attempt.token))).all()
     attempts = [
-        AttemptSummary(row.token, row.state, row.host, row.charged - row.refunded, _reason(run, row)) for row in rows
+        AttemptSummary(row.token, row.state, row.host, row.charged - row.refunded, _reason(session, run, row))
+        for row in rows
     ]
     folder = settings.runs_dir / str(run_id)
     owner = folder / "owner"
@@ -62,21 +67,28 @@ def read(session: Session, settings: Settings, run_id: int) -> Log:
     return Log(run_id, attempts, None)
 
 
-def _reason(run: Run, attempt: Attempt) -> str:
+def _reason(session: Session, run: Run, attempt: Attempt) -> str:
     """Why the attempt ended; if the run was paused or cancelled by it, who or what requested that."""
     stopped = attempt.token == run.token and run.state in (RunState.PAUSED, RunState.CANCELLED)
-    return run.reason if stopped and attempt.reason else attempt.reason
+    return runs.reason(session, run) if stopped and attempt.reason else attempt.reason
 
 
 def _tail(settings: Settings, path: Path) -> list[str] | None:
     """The last lines of a log, without terminal codes and without the host's own paths; None if it cannot be read."""
     try:
         with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - MOST_BYTES))
-            data = file.read()
+            start = max(0, file.seek(0, os.SEEK_END) - MOST_BYTES)
+            file.seek(max(0, start - BEFORE))
+            before, data = file.read(min(start, BEFORE)), file.read(MOST_BYTES)
     except OSError:
         return None
-    said = data.decode("utf-8", "replace").replace("\r", "\n").replace(str(settings.home), "…")
-    lines = [f"{line[: len(line) - len(line.lstrip(' '))]}{text.cleaned(line)}" for line in said.splitlines()]
-    return [line for line in lines[1 if size > MOST_BYTES else 0 :] if line.strip()]
+    # Lone bytes are kept as such until terminal codes, some of which are single bytes, are gone.
+    said = without_terminal_codes((before + data).decode("utf-8", "surrogateescape"))
+    said = said.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    lines = said.replace("\r", "\n").replace(str(settings.home), "…").splitlines()
+    if before and len(lines) > 1:
+        lines = lines[1:]  # its beginning is not there
+    elif before:
+        lines = [line[-LONGEST_LINE:] for line in lines]
+    shown = [f"{line[: len(line) - len(line.lstrip(' '))]}{text.cleaned(line)}" for line in lines]
+    return [line for line in shown if line.strip()]

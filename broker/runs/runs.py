@@ -16,8 +16,20 @@ from broker.allocations.ledger import Account, Balance, LedgerRow, Movement
 from broker.allocations.pools import Grant, Pool
 from broker.end_reasons import EndReason
 from broker.runs import series
+from projects import people
 from projects.db import transition
-from projects.db.columns import Base, foreign_key, integer, json_object, number, row_id, timestamp, utcnow, words
+from projects.db.columns import (
+    Base,
+    foreign_key,
+    integer,
+    json_object,
+    number,
+    row_id,
+    sentence,
+    timestamp,
+    utcnow,
+    words,
+)
 from projects.errors import NotFoundError
 from projects.people import Person
 from projects.projects import Project
@@ -90,7 +102,7 @@ class Run(Base, table=True):
     time_limit: int = integer()
     used: int = integer(default=0)
     state: str = Field(default=RunState.QUEUED, index=True)
-    reason: str = words(default="")
+    reason: str = sentence(default="")
     end_reason: str | None = None
     stops_as: str = RunState.CANCELLED
     unfunded: bool = False
@@ -172,6 +184,11 @@ def load(session: Session, run_id: int) -> Run:
     return run
 
 
+def reason(session: Session, run: Run) -> str:
+    """Why the run ended or waits, with the present names of the people whom the sentence refers to."""
+    return people.spelt(run.reason, people.marked(session, run.reason))
+
+
 def view(session: Session, run_id: int) -> RunView:
     """The run as cards show it; raises NotFoundError."""
     load(session, run_id)
@@ -203,7 +220,8 @@ def views(session: Session, run_ids: Sequence[int]) -> Sequence[RunView]:
         .outerjoin(Balance, col(Balance.allocation_id) == Run.allocation_id)
         .where(col(Run.id).in_(run_ids))
         .execution_options(populate_existing=True)
-    )
+    ).all()
+    names = people.marked(session, *(row[0].reason for row in rows))
     paid = spent_by(session, run_ids)
     published = publications.of_runs(session, run_ids, delayed_after=DELAYED_AFTER)
     found = {
@@ -220,7 +238,7 @@ def views(session: Session, run_ids: Sequence[int]) -> Sequence[RunView]:
             time_limit=run.time_limit,
             requested_by=person,
             state=RunState(run.state),
-            reason=run.reason,
+            reason=people.spelt(run.reason, names),
             end_reason=None if run.end_reason is None else EndReason(run.end_reason),
             attempt=run.token,
             parent_id=run.parent_id,
@@ -317,4 +335,7 @@ def tell(session: Session, run: Run, kind: str, *, by: Person | None = None, why
             told["prompt"] = run.prompt
     elif run.kind == RunKind.PREPARE:
         told["prepares"] = run.recipe
+    if names := people.marked(session, why):
+        told["named"] = [{"id": discord_id, "name": name} for discord_id, name in names.items()]
+        why = people.spelt(why, names)
     record.append(session, record.project_stream(run.project_id), kind, by=by, why=why, **about, **told)

@@ -25,6 +25,9 @@ NAMING = {
 WORDS: dict[Any, Any] = {"words": True}
 """The `info` of a column whose text somebody wrote or which may name somebody; redaction searches these columns."""
 
+SENTENCE: dict[Any, Any] = WORDS | {"sentence": True}
+"""The `info` of a column whose text Stoa composes, with marks in it that stand for people."""
+
 REQUIRED: Any = PydanticUndefined
 """The default of a column that has none."""
 
@@ -83,6 +86,11 @@ def number(default: float | None = REQUIRED) -> Any:
 def words(default: str | None = REQUIRED) -> Any:
     """A text that somebody wrote or that may name somebody; see `WORDS`."""
     return Field(default=default, sa_column_kwargs={"info": WORDS})
+
+
+def sentence(default: str | None = REQUIRED) -> Any:
+    """A text that Stoa composes and in which marks may stand for people; see `SENTENCE`."""
+    return Field(default=default, sa_column_kwargs={"info": SENTENCE})
 
 
 def timestamp(default: Callable[[], datetime] | None = REQUIRED) -> Any:

@@ -6,7 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import DataError, SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
+
+from projects.errors import InvalidError
 
 
 class Database:
@@ -20,6 +24,7 @@ class Database:
             self._write_engine = _sqlite_engine(url, begin="BEGIN IMMEDIATE", query_only=False)
         else:
             self._write_engine = create_engine(url, pool_pre_ping=True)
+            event.listen(self._write_engine, "handle_error", _refuse_value)
             self._read_engine = self._write_engine.execution_options(
                 isolation_level="REPEATABLE READ", postgresql_readonly=True
             )
@@ -66,6 +71,27 @@ class Database:
         self._write_engine.dispose()
 
 
+def advice(error: SQLAlchemyError) -> str:
+    """What to do about a database that is not ready."""
+    said = str(getattr(error, "orig", None) or error).lower()
+    if "locked" in said or "busy" in said or "deadlock" in said or "lock timeout" in said:
+        return "another process is writing to it, so try again in a moment"
+    if "no such table" in said or "no such column" in said or ("does not exist" in said and "database" not in said):
+        return "`stoa migrate` makes its tables"
+    if "readonly" in said or "read-only" in said or "permission denied" in said or "unable to open" in said:
+        return "let this user write to it, or correct STOA_HOME or STOA_DATABASE_URL"
+    return "start it, or correct STOA_DATABASE_URL"
+
+
+def _refuse_value(context: ExceptionContext) -> None:
+    """Turn the driver's error about a value that no column holds, such as NUL in a text, into a sentence."""
+    error = context.original_exception
+    if isinstance(error, OverflowError) or type(error).__name__ == "NumericValueOutOfRange":
+        raise InvalidError("A number is too large: at most 9,223,372,036,854,775,807 is stored.") from error
+    if isinstance(error, UnicodeEncodeError) or isinstance(context.sqlalchemy_exception, DataError):
+        raise InvalidError(f"A value cannot be stored: {str(error).partition(chr(10))[0]}.") from error
+
+
 @contextmanager
 def _tables_replaceable(connection: Connection) -> Iterator[None]:
     """Let Alembic replace a table of SQLite that others refer to, which is how it changes a table there.
@@ -86,6 +112,7 @@ def _tables_replaceable(connection: Connection) -> Iterator[None]:
 def _sqlite_engine(url: str, *, begin: str, query_only: bool) -> Engine:
     """An engine whose transactions start with `begin`; the driver's own default silently loses updates."""
     engine = create_engine(url, connect_args={"timeout": 30})
+    event.listen(engine, "handle_error", _refuse_value)
 
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, _record: Any) -> None:

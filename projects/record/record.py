@@ -20,6 +20,9 @@ from projects.record.hash_chain import canonical, genesis_hash, hash_entry, hash
 
 LAB = "lab"
 
+TOMBSTONES = frozenset({"record.redacted", "record.forgotten"})
+"""The kinds of entries that report a redaction. They name nobody but the admin, and are never blanked themselves."""
+
 
 class Stream(Base, table=True):
     """A chain of entries; `head` is the number of its newest entry, and `head_hash` the hash of that entry."""

@@ -1,23 +1,27 @@
-"""Redaction: payloads and names are blanked, a public tombstone says so, and the chain still verifies."""
+"""Redaction: payloads are blanked, a public tombstone says so, and the chain still verifies.
+
+A person is forgotten by their id. What people wrote may name them too, or may only hold the same word: an admin decides
+which of these texts are changed (`mentions.find`).
+"""
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Column, Select, Table, update
+from sqlalchemy import delete, func, update
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
 from projects import people, rights, text
-from projects.db.columns import WORDS, Base
+from projects.db.columns import SENTENCE, Base
 from projects.errors import ConflictError, NotFoundError
-from projects.people import Actor, Person
-from projects.record import record
+from projects.people import Actor, FormerName, Person
+from projects.record import mentions, record
 from projects.record.record import Entry, Payload, Stream
 from projects.rights import Act
 
-NAMELESS = "a former member"
+NAMELESS = people.NAMELESS
 REMOVED = "[removed]"
 
 # By table, the keys of a payload that hold ids of its rows; an entry that names no row is about its project.
@@ -27,9 +31,6 @@ ABOUT = {
     "allocation_changes": ("change",),
     "catalogue_entries": ("entry",),
 }
-
-# The tombstones: entries that report a redaction. They name nobody and are never blanked themselves.
-TOMBSTONES = frozenset({"record.redacted", "record.forgotten"})
 
 
 def redact(session: Session, actor: Actor | None, stream: str, number: int, reason: str) -> None:
@@ -58,60 +59,81 @@ def named(session: Session, stream: str, number: int) -> Entry:
         raise NotFoundError(
             f"There is no entry {number} in the chain “{stream[:60]}”; `stoa record verify` lists them."
         )
-    if entry.kind in TOMBSTONES:
+    if entry.kind in record.TOMBSTONES:
         raise ConflictError(f"Entry {number} of “{stream}” is itself a tombstone and stays.")
     return entry
 
 
 def happened(session: Session, stream: str) -> bool:
     """Whether a chain holds a tombstone."""
-    told = select(Entry.id).where(Entry.stream == stream, col(Entry.kind).in_(TOMBSTONES)).limit(1)
+    told = select(Entry.id).where(Entry.stream == stream, col(Entry.kind).in_(record.TOMBSTONES)).limit(1)
     return session.scalars(told).first() is not None
 
 
 def blank_saying(session: Session, stream: str, said: str) -> list[int]:
     """Blank every entry of a chain whose payload holds exactly this text; returns the numbers of these entries."""
-    rows = session.execute(_told().where(col(Entry.stream) == stream)).all()
-    found = [entry for entry, body in rows if said in _strings(json.loads(body or "{}"))]
+    rows = session.execute(mentions.readable().where(col(Entry.stream) == stream)).all()
+    found = [entry for entry, body in rows if said in mentions.strings(json.loads(body or "{}"))]
     _blank(session, [entry.id for entry in found])
     return [entry.number for entry in found]
 
 
-def forget(session: Session, actor: Actor | None, discord_id: str, reason: str) -> int:
-    """Remove a person's name from every table, and blank every entry that holds their name or Discord id.
+def forget(session: Session, actor: Actor | None, discord_id: str, reason: str, texts: Collection[str] = ()) -> int:
+    """Remove a person's name, and blank every entry that refers to them by id.
 
-    Returns the number of entries blanked. An `actor` of None is the operator. Raises ForbiddenError for all but admins,
-    and NotFoundError.
+    `texts` are the keys of those texts of `mentions.find` that an admin has chosen: of these, an entry is blanked, and
+    in a text of a table the person's names are replaced. One that has changed since it was shown is left alone. Returns
+    the number of entries blanked. An `actor` of None is the operator. Raises ForbiddenError for all but admins, and
+    NotFoundError.
     """
     rights.require_admin(actor, Act.REDACT)
     because = text.prose("The reason", reason, most=text.USUAL)
-    person = session.scalars(select(Person).where(Person.discord_id == discord_id)).one_or_none()
-    if person is None:
-        raise NotFoundError(f"Nobody with the Discord id {discord_id[:30]!r} has done anything here.")
+    person = mentions.person(session, discord_id)
     by = people.author(session, actor)
+    pattern = mentions.pattern(session, discord_id, person)
+    chosen = set(texts)
     # The rows that entries are about come before the record's, as in every other transaction.
-    name = _standing_alone(person.name)
-    _unname(session, name)
-    found = _naming(session, person, name)
-    person.name = NAMELESS
-    session.flush()
-    for stream in sorted(found):
-        _blank(session, [entry.id for entry in found[stream]])
-        numbers = [entry.number for entry in found[stream]]
-        record.append(session, stream, "record.forgotten", by=by, why=because, numbers=numbers)
-    return sum(map(len, found.values()))
+    _unname(session, pattern, chosen)
+    # Of two admins who forget the same person, the second waits here, and then finds no name and no entry.
+    if person is not None:
+        _unmark(session, person)
+        session.execute(select(Person.id).where(Person.id == person.id).with_for_update(key_share=True))
+    found = [*mentions.entries_about(session, discord_id), *mentions.chosen_entries(session, pattern, chosen)]
+    if person is not None:
+        person.name = NAMELESS
+        session.execute(delete(FormerName).where(col(FormerName.person_id) == person.id))
+        session.flush()
+    return sum(_bury(session, stream, found, by, because) for stream in sorted({entry.stream for entry in found}))
 
 
-def _naming(session: Session, person: Person, name: re.Pattern[str]) -> dict[str, list[Entry]]:
-    """The entries whose payload holds a person's id or name, by stream; locks those streams in their order."""
-    rows = session.execute(_told()).all()
-    found: dict[str, list[Entry]] = {}
-    for entry, body in rows:
-        if any(said == person.discord_id or name.search(said) for said in _strings(json.loads(body or "{}"))):
-            found.setdefault(entry.stream, []).append(entry)
-    for stream in sorted(found):
-        _lock(session, stream)
-    return found
+def _unmark(session: Session, person: Person) -> None:
+    """Replace the person's mark in the sentences that Stoa has composed, so that a later name does not show there."""
+    mark = people.mark(person)
+    for table in Base.metadata.sorted_tables:
+        for column in [column for column in table.columns if column.info == SENTENCE]:
+            unmarked = {column.name: func.replace(column, mark, NAMELESS)}
+            session.execute(update(table).where(column.contains(mark, autoescape=True)).values(unmarked))
+
+
+def _bury(session: Session, stream: str, found: Sequence[Entry], by: Person | None, why: str) -> int:
+    """Blank those of the entries that are of this chain, and append their tombstone; returns how many were blanked."""
+    _lock(session, stream)
+    blanked = set(_blank(session, [entry.id for entry in found if entry.stream == stream]))
+    numbers = sorted({entry.number for entry in found if entry.id in blanked})
+    if numbers:
+        record.append(session, stream, "record.forgotten", by=by, why=why, numbers=numbers)
+    return len(numbers)
+
+
+def _unname(session: Session, pattern: re.Pattern[str], chosen: Collection[str]) -> None:
+    """Replace a person's names in the chosen texts of tables."""
+    for place in mentions.in_tables(session, pattern):
+        if place.key in chosen:
+            row = place.table.c
+            is_it = (row.id == place.row) & (row[place.column] == place.said)
+            changed = {place.column: pattern.sub(NAMELESS, place.said)}
+            session.execute(update(place.table).where(is_it).values(changed))
+    session.expire_all()
 
 
 def _lock(session: Session, stream: str) -> None:
@@ -119,66 +141,28 @@ def _lock(session: Session, stream: str) -> None:
     session.execute(select(col(Stream.key)).where(Stream.key == stream).with_for_update())
 
 
-def _told() -> Select[Entry, str | None]:
-    """Every entry that can be blanked, with its payload."""
-    told = select(Entry, col(Payload.body)).join(Payload, col(Payload.entry_id) == Entry.id)
-    return told.where(col(Payload.body).is_not(None), col(Entry.kind).not_in(TOMBSTONES)).order_by(col(Entry.id))
-
-
-def _standing_alone(name: str) -> re.Pattern[str]:
-    """A pattern for a name as a word of its own; an empty name and that of forgotten people match nothing."""
-    return re.compile(rf"(?<!\w){re.escape(name)}(?!\w)" if name not in ("", NAMELESS) else r"(?!)")
-
-
-def _unname(session: Session, name: re.Pattern[str]) -> None:
-    """Replace a name in every text that people wrote: titles, reasons such as “cancelled by Ada”, and the like."""
-    for table in Base.metadata.sorted_tables:
-        keys = list(table.primary_key.columns)
-        for column in _words(table):
-            written = table.select().with_only_columns(*keys, column).where(column.is_not(None))
-            for *key, said in session.execute(written).all():
-                if name.search(said):
-                    is_it = [each == value for each, value in zip(keys, key, strict=True)]
-                    session.execute(update(table).where(*is_it).values({column.name: name.sub(NAMELESS, said)}))
-    session.expire_all()
-
-
 def _unsay(session: Session, stream: str, told: dict[str, Any]) -> None:
     """Remove the texts of an entry's payload from the rows that the entry is about."""
-    said = set(_strings(told)) - {""}
+    said = set(mentions.strings(told)) - {""}
+    # The row of a sentence that names people has their marks where the payload has their names.
+    names = {person["id"]: person["name"] for person in told.get("named", ())}
     about = {table: [told[key] for key in keys if told.get(key) is not None] for table, keys in ABOUT.items()}
     if not any(about.values()) and stream != record.LAB:
         about["projects"] = [int(stream.removeprefix("project:"))]
     for table in Base.metadata.sorted_tables:
-        for column in _words(table) if about.get(table.name) else ():
-            these = table.c.id.in_(about[table.name]) & column.in_(said)
-            session.execute(update(table).where(these).values({column.name: REMOVED}))
+        for column in mentions.words_of(table) if about.get(table.name) else ():
+            rows = session.execute(select(table.c.id, column).where(table.c.id.in_(about[table.name])))
+            these = [row_id for row_id, words in rows.all() if words and people.spelt(words, names) in said]
+            session.execute(update(table).where(table.c.id.in_(these)).values({column.name: REMOVED}))
     session.expire_all()
 
 
-def _words(table: Table) -> list[Column[Any]]:
-    """The columns of a table that hold texts of people."""
-    return [column for column in table.columns if column.info == WORDS]
-
-
-def _strings(value: object) -> Iterator[str]:
-    """Every text in a payload, at any depth."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _strings(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _strings(item)
-
-
-def _blank(session: Session, ids: Sequence[int]) -> int:
-    """Blank body and salt of these entries and return how many had them: without the salt, no text can be guessed."""
-    blanked = session.execute(
+def _blank(session: Session, ids: Sequence[int]) -> Sequence[int]:
+    """Blank body and salt of these entries, as a text could be guessed by its salt; returns those not blank before."""
+    blanked = session.scalars(
         update(Payload)
         .where(col(Payload.entry_id).in_(ids), col(Payload.body).is_not(None))
         .values(salt=None, body=None)
         .returning(col(Payload.entry_id))
-    ).all()
-    return len(blanked)
+    )
+    return blanked.all()

@@ -14,10 +14,12 @@ import pytest
 import pytest_asyncio
 
 from bot.delivery import outbox
-from broker.allocations import allocations, pools
-from broker.allocations.allocations import AllocationView
+from broker.allocations import allocations, ledger, pools
+from broker.allocations.allocations import Allocation, AllocationState, AllocationView
+from projects.db.columns import utcnow
 from projects.db.database import Database
 from projects.people import Actor, LabRole
+from projects.projects import Project
 from projects.record import record
 from sandbox.people import Answer, Channel, Guild, Message, Person
 from tests.databases import sqlite_tables
@@ -179,6 +181,23 @@ class Lab:
         """How an allocation stands."""
         with self.db.read() as session:
             return allocations.view(session, number)
+
+    def give(self, project_id: int) -> None:
+        """An hour of the lab's grant for a project, beside the bot and without a request in the record."""
+        with self.db.write() as session:
+            project = session.get_one(Project, project_id)
+            hour: dict[str, Any] = {"pool_id": 1, "seconds": 3600, "until": utcnow() + timedelta(days=9)}
+            row = Allocation(
+                request_id=f"given-{project_id}",
+                project_id=project_id,
+                requested_by=project.lead_id,
+                justification="To see.",
+                **hour,
+            )
+            session.add(row)
+            session.flush()
+            ledger.grant(session, row.id, 1, 3600)
+            row.state, row.grant_id = AllocationState.APPROVED, 1
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call a function of the domain in a transaction."""

@@ -32,7 +32,7 @@ from projects.projects import Member, Stage
 from projects.record.record import EntryView
 from sandbox.people import Channel, Message
 from tests.bot.conftest import AGED, Lab
-from tests.bot.test_limits import project, request, run
+from tests.bot.test_limits import context, project, request, run
 from tests.patience import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -51,6 +51,25 @@ async def test_an_allocation_tells_what_it_is_of_where_it_stands() -> None:
         assert head in card.splitlines()[0]
         assert "asks for 2 GPU-hours" in card or "asked for 2 GPU-hours" in card
     assert "**Ended**, approved by Sizes, sponsored by Sizes\n> One is plenty." in card
+
+
+async def test_a_reviewer_reads_why_a_small_request_takes_two() -> None:
+    asked = replace(request("Sizes"), state=AllocationState.REQUESTED, endorsed_by=None)
+    hours: dict[str, Any] = {
+        "recent": 60 * 3600,
+        "with_this": 110 * 3600,
+        "one_reviewer": 100 * 3600,
+        "days": 30,
+        "reviewers": 2,
+    }
+    card = said(review_card(asked, replace(context("Why?"), halves=False, **hours)))
+    assert (
+        "**Within 30 days** the project was granted 60 GPU-hours; with this it would be 110. One reviewer may grant "
+        "100 of that.\n**Decision** Two reviewers decide." in card
+    )
+    alone = said(review_card(asked, replace(context("Why?"), halves=False, **hours | {"recent": 0, "reviewers": 1})))
+    assert "Within 30 days" not in alone
+    assert "**Decision** One reviewer decides." in alone
 
 
 class Clock:

@@ -254,6 +254,7 @@ async def test_what_a_person_deletes_stays_deleted_and_stops_nothing_else(lab: L
     await lab.person("Omar").delete("proposals", card)
     for number in (one, two):
         lab.call(lifecycle.join, lab.actor("Rosa"), number, min_people=2)
+    lab.give(one)
     lab.call(lifecycle.complete, lab.actor("Ada"), one, outcome="result", learnt="It goes on.")
     announced = await lab.guild.wait_for("announcements", lambda m: "One is deleted" in m.text)
     assert "It goes on." in announced.text

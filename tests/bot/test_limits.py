@@ -60,7 +60,9 @@ def change(said: str, state: ChangeState) -> ChangeView:
 
 
 def context(said: str) -> ReviewContext:
-    return ReviewContext(3, 1, 1, 1, 2, True, Standing(1.0, 1, 2, 0.5, 0.5, 9.0), [Remark(said, said, True)] * 9)
+    return ReviewContext(
+        3, 1, 1, 1, 2, True, 1, 2, 3, 4, Standing(1.0, 1, 2, 0.5, 0.5, 9.0), [Remark(said, said, True)] * 9
+    )
 
 
 def run(said: str) -> RunView:

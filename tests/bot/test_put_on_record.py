@@ -3,8 +3,11 @@
 from datetime import UTC, datetime
 
 import pytest
+from sqlalchemy.orm import Session
 
 from bot.commands.project.put_on_record import put_on_record
+from projects import findings, lifecycle, policies
+from projects.people import Actor
 from sandbox.people import ActionError, Channel
 from tests.bot.conftest import Lab
 
@@ -55,6 +58,35 @@ async def test_elsewhere_it_asks_for_the_project(shared_lab: Shared) -> None:
     assert done.text.startswith(f"It is entry {head + 1} of project 1")
     post = await lab.guild.wait_for("general", lambda m: m.id == found.id)
     assert post.text == found.text, "what was said stays where it was"
+
+
+async def test_who_works_on_more_projects_than_a_list_holds_types_the_number(shared_lab: Shared) -> None:
+    lab, _ = shared_lab
+    edsger = await lab.guild.join("Edsger")
+    actor = Actor(int((await lab.guild.call("GET", "/guild"))["users"]["Edsger"]), "Edsger")
+    for number in range(27):
+        lab.call(many, actor, number)
+    found = await edsger.say("general", "It halts.")
+    form = await edsger.menu(found, ENTRY)
+    assert [field.label for field in form.fields] == ["Your 25 newest projects", "Or the number of another"]
+    assert len(form.fields[0].options) == 25
+    oldest = lab.call(findings.projects_of, actor)[-1][0]
+    for typed, sentence in (("soon", "“soon” is no project's number"), ("9" * 30, "number is too large")):
+        refused = await edsger.submit(form, {"Or the number of another": typed})
+        assert sentence in refused.text
+        form = await edsger.menu(found, ENTRY)
+    both = {"Your 25 newest projects": form.fields[0].options[0], "Or the number of another": str(oldest)}
+    assert "not both" in (await edsger.submit(form, both)).text
+    form = await edsger.menu(found, ENTRY)
+    done = await edsger.submit(form, {"Or the number of another": f" {oldest} "})
+    assert done.text.startswith(f"It is entry 2 of project {oldest}'s record")
+
+
+def many(session: Session, actor: Actor, number: int) -> None:
+    """One of many projects of one person."""
+    policies.change(session, None, "most_open_proposals", str(number + 50), "To see.")
+    said = {"title": f"Number {number:03}", "question": "q", "why": "w", "needs": "n"}
+    lifecycle.propose(session, actor, f"many-{number}", **said)
 
 
 async def test_what_cannot_be_put_on_record(shared_lab: Shared) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from bot.delivery import posts
-from projects import lifecycle, updates
+from projects import lifecycle, membership, policies, projects, updates
 from projects.people import Actor
 from projects.record import redaction
 from sandbox.discord import permissions
+from sandbox.discord.components import walk
 from sandbox.people import Answer, Message
 from tests.bot.conftest import AGED, BOT, Lab, has
 from tests.bot.test_delivery import activate, propose
@@ -160,6 +161,22 @@ def propose_at_length(session: Session, actor: Actor) -> None:
     lifecycle.propose(session, actor, "at-length", **said)
 
 
+def propose_of_two(session: Session, grace: Actor) -> None:
+    """Somebody else's projects about Grace, who follows two of them."""
+    policies.change(session, None, "most_open_proposals", "50", "To see.")
+    for number in range(11):
+        said = {"title": f"Does Grace fall ({number})?", "question": "q", "why": "w", "needs": "n"}
+        project = lifecycle.propose(session, Actor(99, "Emmy"), f"about-{number}", **said)
+        if number < 2:
+            membership.follow(session, grace, project)
+    updates.post_update(session, Actor(99, "Emmy"), 2, "Grace is of help.")
+
+
+def select_of(answer: Answer) -> list[str]:
+    """The values of the select in an answer."""
+    return [option["value"] for part in walk(answer.components) for option in part.get("options", ())]
+
+
 async def test_an_admin_bans_and_blanks_from_discord_and_nobody_else_does(lab: Lab) -> None:
     await lab.start_bot(ADMIN_ROLE_ID=str(lab.guild.info["roles"]["admin"]))
     propose(lab)
@@ -193,6 +210,32 @@ async def test_an_admin_bans_and_blanks_from_discord_and_nobody_else_does(lab: L
     for message in [m for m in await lab.guild.messages("public-record") if "Ada" in m.text]:
         await lab.guild.wait_for("public-record", forgets("Ada", message.id))
     assert not any("Ada" in m.text for m in await lab.guild.messages("public-record"))
+
+    lab.call(propose_of_two, lab.actor("Grace"))
+    shown = await because("stoa forget", "They asked.", person="Grace")
+    assert "2 entries refer to the person" in shown.text
+    assert "23 texts of people may name the person" in shown.text
+    assert "Chosen to be changed: **0 of 23**. Nothing is done yet." in shown.text
+    assert "Page 1 of 3" in shown.text
+    assert shown.message is not None
+    page = await omar.press(shown.message, "Next")
+    assert "**9** " in page.text
+    page = await omar.choose(shown.message, "Texts to change", *select_of(page)[:2])
+    assert "**2 of 23**" in page.text
+    page = await omar.press(shown.message, "All")
+    assert "**23 of 23**" in page.text
+    page = await omar.press(shown.message, "None")
+    page = await omar.press(shown.message, "Previous")
+    first = select_of(page)[0]
+    page = await omar.choose(shown.message, "Texts to change", first)
+    assert "☑ **1** title of project 2: Does Grace fall (0)?" in page.text
+    done = await omar.press(shown.message, "Forget the person")
+    done = await lab.guild.wait_for_answer(done, lambda answer: "blanked" in answer.text)
+    assert "2 entries are blanked" in done.text
+    titles = [lab.call(projects.load, number).title for number in (2, 3)]
+    assert titles == ["Does a former member fall (0)?", "Does Grace fall (1)?"]
+    again = await because("stoa forget", "They asked.", person="Grace")
+    assert "0 entries are blanked" in again.text
 
     form = await omar.command("stoa ban", person="Grace")
     await omar.command("stoa setup", admins="reviewer")

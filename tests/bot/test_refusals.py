@@ -37,6 +37,11 @@ def refused(lab: Lab, answer: Answer, sentence: str, heads: dict[str, int]) -> N
         ("🧪🔥 @everyone", "A title cannot mention people, roles or channels, such as @everyone: use plain words."),
         ("🧪🔥🧪", "A title needs at least three letters or digits, so that people can say and find it."),
         ("long " * 100, "The title has 499 characters; at most 80 fit."),
+        (
+            "Hello @every\u200bone",
+            "A title cannot mention people, roles or channels, such as @everyone: use plain words.",
+        ),
+        ("\u3164\u2800\0", "A project needs a title: a few words that say what it is about."),
     ],
 )
 async def test_a_title(shared_lab: Shared, title: str, sentence: str) -> None:
@@ -63,6 +68,7 @@ async def test_a_day_that_has_passed(shared_lab: Shared) -> None:
     ("options", "sentence"),
     [
         ({"allocation": 2}, "Allocation 2 is requested; a run needs an approved one."),
+        ({"recipe": "n\0o\u202ep\x1b[1me"}, "There is no recipe “nope”; the recipes are: demo."),
         ({"recipe": "**nope**"}, "There is no recipe “**nope**”; the recipes are: demo."),
         ({"time_limit": "soon"}, "A time limit is written like 45m, 2h or 1h30m, from one minute to 720 hours."),
         ({"gpus": 9}, "The pool “local” has 2 GPUs; ask for 1 to 2."),

@@ -189,6 +189,7 @@ async def test_what_is_told_while_a_channel_is_gone_waits_for_the_next(lab: Lab)
 
     await omar.delete_channel("public-record")
     await omar.delete_channel("proposals")
+    lab.give(two)
     lab.call(lifecycle.complete, lab.actor("Ada"), two, outcome="result", learnt="It goes on.")
     lab.call(bans.ban, None, lab.actor("Grace"), "Spam.")
     lab.call(lifecycle.join, lab.actor("Omar"), one, min_people=9)

@@ -114,7 +114,11 @@ def test_an_operators_adjustment(lab: Lab) -> None:
     assert lab.account(allocation) == Account(HOUR + HOUR // 2 + 60, 0, HOUR)
     assert grant(lab).granted == HOUR + HOUR // 2 + 60
     before = lab.everything()
-    for seconds, sentence in ((-HOUR, "has 0.516 left"), (1000 * HOUR, "grant has"), (0, "nothing")):
+    for seconds, sentence in (
+        *((-HOUR, "has 0.516 left"), (1000 * HOUR, "grant has"), (0, "nothing")),
+        *((1_000_000 * HOUR, "grant has"), (1_000_000 * HOUR + 1, "at most 1,000,000 GPU-hours")),
+        *((sign * 10**30, "at most 1,000,000 GPU-hours") for sign in (1, -1)),
+    ):
         with pytest.raises(DomainError, match=sentence):
             adjust(seconds)
     assert lab.everything() == before

@@ -99,7 +99,7 @@ def test_tables_go_down_and_up_with_all_of_it_in_them(lab: Lab) -> None:
     project, halved = large(lab)
     report(lab, halved)
     revoked = lab.request(project)
-    lab.approve(revoked, hours="2")
+    lab.consent(revoked, "2")
     spend(lab, revoked, 600)
     with lab.db.write() as session:
         ledger.refund(session, revoked, 1, 1, 60, "The host died.")

@@ -1,16 +1,21 @@
 """The tiers of a request: a starter grant by policy, one reviewer, two, and the operator's bounds."""
 
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from threading import Barrier
 from typing import Any
 
 import pytest
+from sqlmodel import select
 
 from broker.allocations import allocations
 from broker.allocations.allocations import AllocationState
 from broker.allocations.ledger import Account
+from broker.allocations.pools import GrantMovement, GrantRow
+from broker.reports import review_context
 from broker.reviews import changes, reviews
-from projects import membership, policies
+from projects import lifecycle, membership, policies
+from projects.db.columns import utcnow
 from projects.errors import ConflictError, ForbiddenError, InvalidError
 from projects.people import Actor, LabRole
 from tests.broker.lab import ADA, EMMY, GRACE, HOUR, ROSA, STRANGER, Lab, in_days, request_id
@@ -36,15 +41,46 @@ def test_a_starter_grant_is_approved_by_policy_at_once(lab: Lab) -> None:
         lab.approve(allocation)
 
 
-def test_a_person_has_one_open_starter_grant(lab: Lab) -> None:
+def test_a_person_has_one_starter_grant_in_a_period(lab: Lab) -> None:
     first, second = lab.project(), lab.project(title="Another question")
     starter = lab.request(first, hours="1")
     waits = lab.request(second, hours="1")
     assert view(lab, waits).state == AllocationState.REQUESTED
     spend(lab, starter, HOUR)
     pass_time(lab)
+    assert view(lab, lab.request(second, hours="1")).state == AllocationState.REQUESTED
+    begin_again(lab, days=30)
     assert view(lab, lab.request(second, hours="1")).state == AllocationState.APPROVED
     assert view(lab, lab.request(first, hours="1")).state == AllocationState.REQUESTED  # once a project ever
+
+
+def begin_again(lab: Lab, *, days: int) -> None:
+    """Let all that was decided have been decided so many days ago."""
+    with lab.db.write() as session:
+        for row in session.scalars(select(allocations.Allocation)):
+            if row.decided_at is not None:
+                row.decided_at -= timedelta(days=days)
+
+
+def test_who_spends_a_starter_grant_and_abandons_gets_no_second_one(lab: Lab) -> None:
+    project = lab.proposal()
+    starter = lab.request(project, hours="1")
+    spend(lab, starter, HOUR)
+    with lab.db.write() as session:
+        lifecycle.complete(session, ADA, project, outcome="abandoned", learnt="To end things.")
+    pass_time(lab)
+    assert view(lab, starter).state != AllocationState.APPROVED
+    again = lab.proposal(title="Another question")
+    before = lab.everything()
+    with pytest.raises(ConflictError, match=r"You had a starter grant on 20.*, and one person may have one in 30 days"):
+        lab.request(again, hours="1")
+    assert lab.everything() == before
+    assert view(lab, lab.request(lab.proposal(GRACE), GRACE, hours="1")).starter
+    begin_again(lab, days=29)
+    with pytest.raises(ConflictError, match="one person may have one in 30 days"):
+        lab.request(again, hours="1")
+    lab.let("starter_period_days", 29)
+    assert view(lab, lab.request(again, hours="1")).starter
 
 
 def test_of_starter_requests_at_the_same_moment_one_is_granted(lab: Lab) -> None:
@@ -92,8 +128,6 @@ def test_either_of_two_reviewers_ends_a_request_and_a_small_part_needs_one(lab: 
 
 
 def test_an_endorsement_of_one_who_has_joined_the_project_no_longer_counts(lab: Lab) -> None:
-    from projects import lifecycle
-
     project = lab.project()
     allocation = lab.request(project, hours="500")
     lab.approve(allocation, hours="500")
@@ -118,6 +152,95 @@ def test_two_reviewers_at_the_same_moment_make_one_grant(lab: Lab) -> None:
         states = list(pool.map(approve, (ROSA, EMMY)))
     assert sorted(states) == [AllocationState.APPROVED, AllocationState.REQUESTED]
     assert grant(lab).granted == 200 * HOUR
+
+
+def alone(lab: Lab, project: int, hours: str, lead: Actor = ADA, *, renews: int | None = None) -> bool:
+    """Whether one reviewer grants a new request of the project alone."""
+    allocation = lab.request(project, lead, hours=hours, renews=renews)
+    lab.approve(allocation, hours)
+    return view(lab, allocation).state == AllocationState.APPROVED
+
+
+def test_small_requests_pass_no_bound_that_one_large_request_does_not(lab: Lab) -> None:
+    project, other = lab.project(), lab.project(EMMY, "Another question")
+    assert alone(lab, project, "60")
+    assert alone(lab, project, "40")  # at the bound
+    assert not alone(lab, project, "2")
+    assert alone(lab, lab.project(STRANGER, "A third question"), "100", STRANGER)
+    asked = lab.request(other, EMMY, hours="150")
+    lab.approve(asked, hours="100")  # a part within the bound
+    assert lab.account(asked).granted == 100 * HOUR
+
+
+def test_changes_renewals_and_other_pools_add_up_too(lab: Lab) -> None:
+    lab.pool("cluster")
+    project = lab.project()
+    first = lab.allocation(project, "60")
+    change = ask_change(lab, first, hours="30")
+    review(lab, changes.approve, change)
+    assert lab.account(first).granted == 90 * HOUR
+    on_cluster = lab.request(project, hours="11", pool="cluster")
+    lab.approve(on_cluster, hours="11")
+    assert view(lab, on_cluster).endorsed_by == "Rosa"
+    assert not alone(lab, project, "11", renews=first)
+    review(lab, reviews.revoke, first)
+    assert not alone(lab, project, "11")  # what was returned was granted all the same
+    second = lab.allocation(project, "5")
+    change = ask_change(lab, second, hours="10")  # the allocation comes to 15 hours, and the project to 105
+    review(lab, changes.approve, change)
+    assert lab.account(second).granted == 5 * HOUR
+    review(lab, changes.approve, change, EMMY)
+    assert lab.account(second).granted == 15 * HOUR
+
+
+def test_grants_add_up_within_a_period_only(lab: Lab) -> None:
+    project = lab.project()
+    earlier, then = lab.request(project), utcnow() - timedelta(days=7)
+    with lab.db.write() as session:
+        drawn: dict[str, Any] = {"grant_id": 1, "allocation_id": earlier, "seconds": 90 * HOUR, "at": then}
+        session.add(GrantRow(movement=GrantMovement.DRAW, **drawn))
+    assert not alone(lab, project, "20")
+    lab.let("tier_days", 8)
+    assert not alone(lab, project, "20")
+    lab.let("tier_days", 7)
+    assert alone(lab, project, "20")
+
+
+def test_small_requests_come_in_halves_where_one_large_request_would(lab: Lab) -> None:
+    lab.let("halves_hours", 50)
+    project = lab.project()
+    first, second = lab.allocation(project, "30"), lab.allocation(project, "30")
+    assert lab.account(first) == Account(30 * HOUR, 0, 0)
+    assert lab.account(second) == Account(15 * HOUR, 0, 0, committed=15 * HOUR)
+    review(lab, changes.approve, ask_change(lab, first, hours="10"))
+    assert lab.account(first) == Account(35 * HOUR, 0, 0, committed=5 * HOUR)
+    assert not alone(lab, project, "31")  # 60, 10 and 31 hours, of which halves wait
+
+
+def test_of_two_requests_approved_at_the_same_moment_one_waits_for_a_second_reviewer(lab: Lab) -> None:
+    project = lab.project()
+    asked = [lab.request(project, hours="60") for _ in range(4)]
+    together = Barrier(4)
+
+    def approve(n: int) -> AllocationState:
+        together.wait(PATIENCE)
+        with lab.db.write() as session:
+            return reviews.approve(session, (ROSA, EMMY)[n % 2], asked[n], hours="60", reason="Yes.")
+
+    with ThreadPoolExecutor(4) as pool:
+        states = list(pool.map(approve, range(4)))
+    assert sorted(states) == [AllocationState.APPROVED, *[AllocationState.REQUESTED] * 3]
+    assert grant(lab).granted == 60 * HOUR
+
+
+def test_a_reviewer_is_told_what_the_grants_add_up_to(lab: Lab) -> None:
+    project = lab.project()
+    lab.allocation(project, "60")
+    asked = lab.request(project, hours="50")
+    with lab.db.read() as session:
+        context = review_context.of_request(session, asked)
+    assert (context.recent, context.with_this, context.days) == (60 * HOUR, 110 * HOUR, 30)
+    assert (context.reviewers, context.one_reviewer) == (2, 100 * HOUR)
 
 
 def test_the_bounds_are_the_operators(lab: Lab) -> None:

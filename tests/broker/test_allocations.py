@@ -230,6 +230,7 @@ def test_of_reviewers_at_the_same_moment_one_wins(lab: Lab) -> None:
 
 def test_a_grant_is_drawn_empty_and_not_further(lab: Lab) -> None:
     project = lab.project()
+    lab.let("one_reviewer_hours", 2000)
     large, small, last = (lab.request(project, hours=hours) for hours in ("998", "3", "1.5"))
     lab.consent(large, "998")
     before = lab.everything()
@@ -245,6 +246,7 @@ def test_a_grant_is_drawn_empty_and_not_further(lab: Lab) -> None:
 
 def test_many_approvals_at_once_do_not_overdraw_a_grant(lab: Lab) -> None:
     project = lab.project()
+    lab.let("one_reviewer_hours", 1000)
     lab.pool("narrow", granted=310 * HOUR)
     asked = [lab.request(project, hours="100", pool="narrow") for _ in range(6)]
 

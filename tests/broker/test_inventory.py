@@ -28,13 +28,35 @@ def add(lab: Lab, name: str = "hall", **changes: object) -> int:
         ({"name": "Hall `1`"}, "lower-case letters"),
         ({"name": ""}, "lower-case letters"),
         ({"gpu_type": " "}, "GPU type is empty"),
-        ({"gpus": 1_000_001}, "at most 1,000,000"),
+        ({"gpus": 1_000_001}, "at most 1,000,000; 1000001 is not such a count"),
+        ({"gpus": 10**30}, "at most 1,000,000; such a number is not such a count"),
+        ({"price_weight": 1000.1}, "from 0.0001 to 1000"),
+        ({"price_weight": 0.00001}, "from 0.0001 to 1000"),
+        ({"price_weight": float("nan")}, "from 0.0001 to 1000"),
+        ({"most_submitted": 10_001}, "at most 10,000"),
+        ({"most_submitted": 10**30}, "at most 10,000"),
     ],
 )
 def test_a_pool_is_checked_whoever_adds_it(lab: Lab, wrong: dict[str, object], sentence: str) -> None:
     before = lab.everything()
     with pytest.raises(InvalidError, match=sentence):
         add(lab, **wrong)  # type: ignore[arg-type]
+    assert lab.everything() == before
+
+
+def test_the_greatest_numbers_of_a_pool_and_of_a_grant_work(lab: Lab) -> None:
+    add(lab, gpus=1_000_000, price_weight=1000.0, most_submitted=10_000)
+    most, until = 1_000_000_000 * HOUR, utcnow() + timedelta(days=30)
+    with lab.db.write() as session:
+        given = pools.add_grant(session, pool="hall", sponsor="The house", seconds=most - HOUR, until=until)
+        inventory.change_grant(session, None, given, more_hours="1", reason="All there is.")
+        assert pools.available(session)[pools.named(session, "hall").id] == most
+    before = lab.everything()
+    for seconds in (0, most + 1, 10**30):
+        with pytest.raises(InvalidError, match="A grant gives at"), lab.db.write() as session:
+            pools.add_grant(session, pool="hall", sponsor="Me", seconds=seconds, until=until)
+    with pytest.raises(InvalidError, match="at most 1,000,000,000 GPU-hours in all"), lab.db.write() as session:
+        inventory.change_grant(session, None, given, more_hours="0.001", reason="Even more.")
     assert lab.everything() == before
 
 

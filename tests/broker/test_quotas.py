@@ -1,19 +1,31 @@
-"""Quotas: what one person may have open, or ask for in a day."""
+"""Quotas: what one person, and all people of a project together, may have open or do in a day."""
 
 import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
+from itertools import count
+from threading import Barrier
 
 import pytest
 from sqlalchemy import update
+from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
-from broker.reviews import changes
+from broker import catalogue
+from broker.allocations import allocations
+from broker.reviews import changes, reviews
+from broker.runs import control
 from broker.runs.launching import Origin
-from projects import lifecycle, policies
+from projects import findings, lifecycle, membership, people, policies, updates
+from projects.db.columns import utcnow
 from projects.errors import ConflictError
+from projects.people import Actor
+from projects.projects import Membership, Project
 from projects.record import hash_chain
 from projects.record.record import Payload
-from tests.broker.lab import ADA, GRACE, Lab, request_id
+from tests.broker.lab import ADA, EMMY, GRACE, ROSA, Lab, request_id
+from tests.patience import PATIENCE
 
 
 def policy(lab: Lab, name: str, value: int) -> None:
@@ -80,3 +92,175 @@ def test_forks_count_as_launches_and_changes_as_requests(lab: Lab) -> None:
         changes.request(session, ADA, request_id(), allocation, **asked)
     with pytest.raises(ConflictError, match="2 requests for compute a day"):
         lab.request(project)
+
+
+Act = Callable[[Session, Actor], object]
+
+
+def acts(lab: Lab) -> dict[str, tuple[str, Act, Act | None]]:
+    """By the policy that bounds it, each act that posts, with what undoes it so that it can be done again."""
+    project, other = lab.project(), lab.project(EMMY, "Another question")
+    allocation, asked = lab.allocation(project, "10"), lab.request(project, hours="200")
+    run = lab.launch(project, allocation_id=allocation)
+    number = count()
+
+    def propose(session: Session, actor: Actor) -> int:
+        title = f"Question {next(number)}"
+        return lifecycle.propose(session, actor, request_id(), title=title, question="q", why="w", needs="n")
+
+    def abandon(session: Session, actor: Actor) -> None:
+        newest = session.scalars(select(Project.id).order_by(col(Project.id).desc())).first()
+        assert newest is not None
+        lifecycle.complete(session, actor, newest, outcome="abandoned", learnt="To end things.")
+
+    def put(session: Session, actor: Actor) -> None:
+        said = findings.Message(next(number), EMMY, "It works.", utcnow(), "https://discord.com/channels/1/2/3")
+        findings.put_on_record(session, actor, project, said)
+
+    def catalogued(session: Session, actor: Actor) -> None:
+        named = {"name": f"data-{next(number)}", "dataset": "a/b", "revision": "0" * 40, "licence": "MIT"}
+        catalogue.propose_dataset(session, actor, request_id(), **named)
+
+    def needs(session: Session, actor: Actor) -> None:
+        updates.change_needs(session, actor, project, f"{next(number)} people")
+
+    def asks(session: Session, _: Actor) -> None:
+        reviews.ask(session, ROSA, asked, "Why?")
+
+    return {
+        "propose": ("most_proposals_a_day", propose, abandon),
+        "join": (
+            "most_memberships_a_day",
+            lambda s, a: lifecycle.join(s, a, other, min_people=9),
+            lambda s, a: membership.leave(s, a, other),
+        ),
+        "follow": (
+            "most_memberships_a_day",
+            lambda s, a: membership.follow(s, a, other),
+            lambda s, a: membership.leave(s, a, other),
+        ),
+        "update": ("most_updates_a_day", lambda s, a: updates.post_update(s, a, project, "It goes on."), None),
+        "needs": ("most_updates_a_day", needs, None),
+        "finding": ("most_updates_a_day", put, None),
+        "report": ("most_updates_a_day", lambda s, a: allocations.report(s, a, allocation, "Half is done."), None),
+        "pause": (
+            "most_project_changes_a_day",
+            lambda s, a: lifecycle.pause(s, a, project, reason="A rest."),
+            lambda s, a: lifecycle.resume(s, a, project),
+        ),
+        "offer": (
+            "most_project_changes_a_day",
+            lambda s, a: membership.offer_lead(s, a, project, to="2", reason="A rest."),
+            lambda s, _: membership.decline_lead(s, GRACE, project),
+        ),
+        "ask": ("most_questions_a_day", asks, None),
+        "answer": ("most_questions_a_day", lambda s, a: reviews.answer(s, a, asked, "Because."), None),
+        "pause a run": (
+            "most_run_changes_a_day",
+            lambda s, a: control.pause(s, a, run),
+            lambda s, a: control.resume(s, a, run),
+        ),
+        "extend a run": ("most_run_changes_a_day", lambda s, a: control.extend(s, a, run, "1m"), None),
+        "catalogue": ("most_catalogue_proposals_a_day", catalogued, None),
+    }
+
+
+ACTS = (
+    *("propose", "join", "follow", "update", "needs", "finding", "report", "pause", "offer", "ask", "answer"),
+    *("pause a run", "extend a run", "catalogue"),
+)
+
+
+@pytest.mark.parametrize("name", ACTS)
+def test_every_act_that_posts_has_a_budget(lab: Lab, name: str) -> None:
+    name_of_policy, act, undo = acts(lab)[name]
+    before = 1 if name == "propose" else 0  # Ada has proposed a project
+    lab.let(name_of_policy, before + 3)
+
+    def do(what: Act) -> None:
+        with lab.db.write() as session:
+            what(session, ADA)
+
+    for _ in range(3):
+        do(act)
+        if undo is not None:
+            do(undo)
+    state = lab.everything()
+    with pytest.raises(ConflictError, match=rf"One person may .*\b{before + 3} .*a day; the next one can be at 20"):
+        do(act)
+    assert lab.everything() == state
+    yesterday(lab)
+    do(act)
+
+
+def test_a_project_has_a_budget_of_all_its_people(lab: Lab) -> None:
+    project = lab.project()
+    allocation = lab.allocation(project, "10")
+    lab.let("project_factor", 2)
+    lab.let("most_memberships_a_day", 2)
+    lab.let("most_launches_a_day", 1)
+    crowd = [Actor(100 + n, f"Person {n}") for n in range(4)]
+
+    def follow(actor: Actor) -> None:
+        with lab.db.write() as session:
+            membership.follow(session, actor, project)
+
+    for actor in crowd[:3]:  # Grace has joined today too
+        follow(actor)
+    before = lab.everything()
+    with pytest.raises(ConflictError, match="All people together may join or follow 4 times a day in one project"):
+        follow(crowd[3])
+    assert lab.everything() == before
+    with lab.db.write() as session:
+        updates.post_update(session, ADA, project, "The lead has a budget of its own.")
+    for actor in (ADA, GRACE):
+        lab.launch(project, actor, allocation_id=allocation)
+    with lab.db.write() as session:
+        session.add(Membership(project_id=project, person_id=people.ensure(session, EMMY).id))
+    with pytest.raises(ConflictError, match="All people together may make 2 launches a day in one project"):
+        lab.launch(project, EMMY, allocation_id=allocation)
+
+
+def at_once(many: int, act: Callable[[int], object]) -> int:
+    """How many of so many acts at the same moment are allowed."""
+    together = Barrier(many)
+
+    def one(number: int) -> bool:
+        together.wait(PATIENCE)
+        try:
+            act(number)
+        except ConflictError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(many) as pool:
+        return sum(pool.map(one, range(many)))
+
+
+def test_a_limit_holds_for_acts_at_the_same_moment(lab: Lab) -> None:
+    """Also for somebody who has never acted before, whose row is made by the first of the acts."""
+    newcomer, late = Actor(77, "Newcomer"), Actor(78, "Latecomer")
+    assert at_once(10, lambda n: lab.proposal(newcomer, f"Question {n}")) == 5
+    lab.let("most_proposals_a_day", 3)
+    assert at_once(8, lambda n: lab.proposal(late, f"Question {n}")) == 3
+
+
+def test_a_projects_limit_holds_for_people_at_the_same_moment(lab: Lab) -> None:
+    project = lab.project()
+    allocation = lab.allocation(project, "10")
+    lab.let("project_factor", 1)
+    lab.let("most_memberships_a_day", 4)
+    lab.let("most_launches_a_day", 3)
+    lab.let("most_updates_a_day", 2)
+
+    def follow(number: int) -> None:
+        with lab.db.write() as session:
+            membership.follow(session, Actor(100 + number, f"Person {number}"), project)
+
+    def post(number: int) -> None:
+        with lab.db.write() as session:
+            updates.post_update(session, (ADA, GRACE)[number % 2], project, "It goes on.")
+
+    assert at_once(8, follow) == 3  # Grace has joined today too
+    assert at_once(8, lambda n: lab.launch(project, (ADA, GRACE)[n % 2], allocation_id=allocation)) == 3
+    assert at_once(8, post) == 2

@@ -9,7 +9,7 @@ from broker import catalogue, publications
 from broker.publications import Disk, Publication
 from broker.reports import run_plan, why
 from broker.reports.run_plan import Preview, RunPlan
-from broker.runs import attempts, comparison, generation
+from broker.runs import attempts, comparison, generation, runs
 from broker.runs.attempts import Checkpoint, Ending, Progress
 from broker.runs.launching import Order
 from broker.runs.series import Measured
@@ -150,6 +150,22 @@ def test_a_fork_is_confirmed_only_while_its_checkpoint_is_there(lab: Lab, projec
         confirm(lab, second.plan_id)
     with pytest.raises(NotFoundError), lab.db.write() as session:
         run_plan.plan_rerun(session, ADA, request_id(), forked.id)
+
+
+def test_a_run_that_was_extended_beyond_what_a_run_begins_with_is_not_run_again_as_it_was(
+    lab: Lab, project: int
+) -> None:
+    run = lab.launch(project)
+    lab.renew(run, lab.start(run), 10, WROTE)
+    with lab.db.write() as session:
+        runs.load(session, run).time_limit = 731 * HOUR
+    sentence = f"Run {run} was extended to 731 hours in all, and a run begins with at most 720"
+    with pytest.raises(InvalidError, match=sentence), lab.db.write() as session:
+        run_plan.plan_rerun(session, ADA, request_id(), run)
+    with pytest.raises(InvalidError, match=sentence), lab.db.write() as session:
+        run_plan.plan_fork(session, ADA, request_id(), run, 4)
+    with lab.db.write() as session:
+        assert run_plan.plan_fork(session, ADA, request_id(), run, 4, time_limit="5m").quote.run.time_limit == 300
 
 
 def test_datasets_are_known_by_the_recipes_that_train_on_them(lab: Lab) -> None:

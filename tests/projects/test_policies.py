@@ -1,14 +1,17 @@
 """The operator's policies: read as one value, changed one at a time, in public."""
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import cast
 
 import pytest
+from annotated_types import Ge, Gt, Le
+from pydantic.fields import FieldInfo
 
 from projects import policies
 from projects.db.database import Database
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
 from projects.people import Actor, LabRole
-from projects.policies import Policies
+from projects.policies import Policies, Policy
 from projects.record import record, verification
 
 ADMIN = Actor(1, "Ada", frozenset({LabRole.ADMIN}))
@@ -72,6 +75,37 @@ def test_what_cannot_be_changes_nothing(
     assert current(db) == Policies()
     with db.read() as session:
         assert record.streams(session) == {record.LAB: 0}
+
+
+def bounds(field: FieldInfo) -> tuple[float, float]:
+    """The least and the greatest value of a number's field, whichever way it is bounded."""
+    low = [bound.ge for bound in field.metadata if isinstance(bound, Ge)]
+    high = [bound.le for bound in field.metadata if isinstance(bound, Le)]
+    low += [1e-6 for bound in field.metadata if isinstance(bound, Gt)]
+    return cast(float, low[0]), cast(float, high[0])
+
+
+NUMBERS = [name for name, field in Policies.model_fields.items() if field.annotation in (int, float)]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_every_number_has_bounds_at_which_it_still_works(db: Database, name: str) -> None:
+    least, most = bounds(Policies.model_fields[name])
+    for value in (least, most):
+        assert getattr(change(db, name, policies.said_as(value)), name) == value
+    for wrong in (str(policies.said_as(most + 1)), "9" * 23, "9" * 5000, str(least - 1), "1e400"):
+        with pytest.raises(InvalidError, match=f"cannot be {name}: "):
+            change(db, name, wrong)
+    assert getattr(current(db), name) == most
+
+
+def test_a_number_that_was_stored_before_there_were_bounds_counts_as_the_bound(db: Database) -> None:
+    with db.write() as session:
+        session.add(Policy(name="most_launches_a_day", value="9" * 23))
+        session.add(Policy(name="starter_hours", value="2"))
+    now = current(db)
+    assert (now.most_launches_a_day, now.starter_hours) == (policies.MOST, 2)
+    assert change(db, "most_launches_a_day", "60").most_launches_a_day == 60
 
 
 def test_of_many_first_changes_at_once_each_follows_from_the_one_before(db: Database) -> None:

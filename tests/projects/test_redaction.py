@@ -1,6 +1,8 @@
 """Redaction: what an entry told is gone, a tombstone stays, and the chain still verifies."""
 
 import json
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
@@ -8,12 +10,13 @@ from sqlmodel import col, select
 
 from broker.allocations import allocations, pools
 from broker.runs import runs
-from projects import lifecycle, moderation, projects
+from projects import lifecycle, membership, moderation, people, projects, updates
 from projects.db.columns import utcnow
 from projects.db.database import Database
 from projects.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
 from projects.people import Actor, LabRole, Person
-from projects.record import record, redaction, verification
+from projects.record import mentions, record, redaction, verification
+from projects.record.mentions import Mentions
 from projects.record.record import Entry, Payload
 from tests.broker.lab import ADA, GRACE, POOL, Lab
 
@@ -130,6 +133,16 @@ def test_a_person_is_forgotten_wherever_they_are_named(db: Database) -> None:
         redaction.forget(session, OMAR, "404", "Who?")
 
 
+def mentions_of(db: Database, actor: Actor) -> Mentions:
+    with db.read() as session:
+        return mentions.find(session, OMAR, str(actor.discord_id))
+
+
+def forget(db: Database, actor: Actor, texts: Collection[str] = ()) -> int:
+    with db.write() as session:
+        return redaction.forget(session, OMAR, str(actor.discord_id), "They asked for it.", texts)
+
+
 def test_a_forgotten_name_is_on_no_card(db: Database) -> None:
     lab = Lab(db)
     lab.pool()
@@ -142,8 +155,20 @@ def test_a_forgotten_name_is_on_no_card(db: Database) -> None:
     with db.write() as session:
         runs.load(session, run).prompt = "Once Ada"
         pools.add_grant(session, pool=POOL, sponsor="Ada", seconds=1, until=utcnow() + timedelta(days=99))
-    with db.write() as session:
-        redaction.forget(session, OMAR, str(ADA.discord_id), "She asked for it.")
+    assert lab.run(run).reason == "cancelled by Ada"
+    found = mentions_of(db, ADA)
+    before = bodies(db)
+    assert {(place.where, place.said) for place in found.texts} == {
+        ("title of project 1", "Ada's telescope, adapted"),
+        ("justification of allocation 2", "Ada needs them."),
+        ("reason of allocation 2", "Not for Ada; for Adam perhaps."),
+        ("sponsor of grant 2", "Ada"),
+        ("prompt of run 1", "Once Ada"),
+        ("entry 3 of lab", "Ada"),
+        (f"entry {lab.kinds(project).index('allocation.declined') + 1} of project 1", "Not for Ada; for Adam perhaps."),
+    }
+    assert bodies(db) == before, "to look changes nothing"
+    assert forget(db, ADA, [place.key for place in found.texts]) == found.entries + 2
     assert lab.run(run).reason == "cancelled by a former member"
     assert lab.run(run).requested_by == redaction.NAMELESS
     assert lab.row(run).prompt == "Once a former member"
@@ -156,9 +181,110 @@ def test_a_forgotten_name_is_on_no_card(db: Database) -> None:
         "a former member needs them.",
         "Not for a former member; for Adam perhaps.",
     )
+    assert not any("Ada" in body.replace("Adam", "") for body in bodies(db) if body)
+    assert forget(db, ADA) == 0, "who else is forgotten is named no more"
+    assert mentions_of(db, ADA) == Mentions(0, [])
+    assert everything_verifies(db)
+
+
+@pytest.mark.parametrize("name", ["the", "e", "🙂", "Stoa", ".*", "(", "a former member", "proposed", "2", "member"])
+def test_whoever_chooses_a_word_as_a_name_blanks_nothing_of_others(db: Database, name: str) -> None:
+    lab = Lab(db)
+    lab.pool()
+    project = lab.project(ADA, "Does the e of Stoa (.*) 🙂 matter to a former member?")
+    run = lab.launch(project) if lab.allocation(project) else 0
+    lab.cancel(run)
+    stranger = Actor(77, name)
     with db.write() as session:
-        again = redaction.forget(session, OMAR, str(ADA.discord_id), "Once more.")
-    assert again == 0, "who else is forgotten is named no more"
+        membership.follow(session, stranger, project)
+    others = {number: body for number, body in enumerate(bodies(db)) if body and '"77"' not in body}
+    tables = [lab.row(run).reason, lab.run(run).reason]
+    assert mentions_of(db, stranger).entries == 1
+    assert forget(db, stranger) == 1
+    assert {number: bodies(db)[number] for number in others} == others
+    assert [lab.row(run).reason, lab.run(run).reason] == tables
+    with db.read() as session:
+        assert projects.view(session, project).title == "Does the e of Stoa (.*) 🙂 matter to a former member?"
+    assert everything_verifies(db)
+
+
+def test_an_id_that_somebody_types_blanks_nothing(db: Database) -> None:
+    """Only an object with id and name refers to a person, and the ids of channels and roles are no people's."""
+    with db.write() as session:
+        said = {"title": "Who is 77?", "question": "77", "why": "w", "needs": '{"id":"77","name":"Seven"}'}
+        lifecycle.propose(session, GRACE, "who-is-77", **said)
+        places = {"proposals": {"id": "77", "name": "proposals"}}
+        record.append(session, record.LAB, "server.set_up", by=None, places=places)
+        people.ensure(session, Actor(77, "Seven"))
+    before = bodies(db)
+    found = mentions_of(db, Actor(77, "Seven"))
+    assert (found.entries, len(found.texts)) == (0, 5), "title, question and needs, their entry, and the lab's"
+    assert forget(db, Actor(77, "Seven")) == 0
+    assert bodies(db) == before
+
+
+def test_former_names_are_looked_for_until_they_are_forgotten(db: Database) -> None:
+    lab = Lab(db)
+    lab.pool()
+    project = lab.project(ADA, "Augusta and Ada and Ada Lovelace count")
+    for name in ("Augusta", "Ada Lovelace", "Lady"):
+        with db.write() as session:
+            updates.change_needs(session, Actor(ADA.discord_id, name), project, f"Ask {name}.")
+    redact(db, OMAR, record.project_stream(project), len(lab.kinds(project)) - 2)  # who was Augusta then
+    found = mentions_of(db, ADA)
+    assert found.entries == 4
+    title = next(place for place in found.texts if place.where == "title of project 1")
+    assert forget(db, ADA, [title.key]) == 4
+    with db.read() as session:
+        view = projects.view(session, project)
+        assert session.scalars(select(people.FormerName)).all() == []
+    assert view.title == "a former member and a former member and a former member count"
+    assert view.needs == "Ask Lady.", "an admin has not chosen it"
+
+
+def test_who_comes_back_is_named_by_what_they_do_anew_and_forgotten_again(db: Database) -> None:
+    lab = Lab(db)
+    lab.pool()
+    project = lab.project(ADA)
+    lab.allocation(project)
+    run = lab.launch(project, GRACE)
+    lab.cancel(run, ADA)
+    first = forget(db, ADA)
+    with db.write() as session:
+        updates.post_update(session, ADA, project, "Here I am.")
+    assert sum('"Ada"' in body for body in bodies(db) if body) == 1
+    with db.read() as session:
+        assert session.scalars(select(people.FormerName)).all() == []
+    assert lab.run(run).reason == "cancelled by a former member"
+    assert (first, forget(db, ADA), forget(db, ADA)) == (4, 1, 0), "scope, proposal, request and cancel; the update"
+    assert everything_verifies(db)
+
+
+def test_a_decision_holds_for_the_text_that_was_shown(db: Database) -> None:
+    lab = Lab(db)
+    project = lab.proposal(GRACE, "Ada counts")
+    with db.write() as session:
+        membership.follow(session, ADA, project)
+    shown = [place.key for place in mentions_of(db, ADA).texts]
+    with db.write() as session:
+        projects.load(session, project).title = "Ada, a language"
+    forget(db, ADA, [*shown, "entry:1:00000000", "projects:1:title:00000000", "rubbish", "entry:x:"])
+    with db.read() as session:
+        assert projects.view(session, project).title == "Ada, a language"
+    assert bodies(db)[0] is None, "the entry of the proposal was chosen, and is as it was shown"
+    assert everything_verifies(db)
+
+
+def test_two_admins_forget_one_person_at_once(db: Database) -> None:
+    lab = Lab(db)
+    project = lab.proposal(ADA)
+    with db.write() as session:
+        membership.follow(session, GRACE, project)
+    keys = [place.key for place in mentions_of(db, ADA).texts]
+    with ThreadPoolExecutor(2) as threads:
+        counts = [each.result() for each in [threads.submit(forget, db, ADA, keys) for _ in range(2)]]
+    assert sorted(counts) == [0, 1]
+    assert lab.kinds(project).count("record.forgotten") == 1
     assert everything_verifies(db)
 
 

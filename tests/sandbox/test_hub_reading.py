@@ -239,7 +239,7 @@ def test_branches_tags_and_repositories_are_deleted(hub: Server) -> None:
         (["models", "ls", "--author", "lab"], ["lab/single", "lab/sharded", "lab/hidden"]),
         (["models", "ls", "lab/single"], ["config.json", "model.safetensors"]),
         (["models", "info", "lab/single"], ["text-generation", "transformers"]),
-        (["datasets", "ls", "--author", "lab"], ["lab/text"]),
+        (["datasets", "ls", "--author", "lab", "--format", "json"], ["lab/text"]),
         (["auth", "whoami"], ["stoa"]),
     ],
 )

@@ -11,12 +11,15 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from pydantic import ValidationError
+from sqlalchemy.exc import OperationalError
 from typer.testing import CliRunner
 
 from cli.main import app
 from cli.services import MOST_FALLS, PartError, Parts
 from cli.services import environment as part_environment
 from demo.play import settings_for
+from projects.db.database import advice
 from projects.health import problem
 from projects.settings import Settings
 from tests.environment import bare
@@ -134,6 +137,40 @@ def test_pools_and_grants_are_added_and_the_record_verifies(tmp_path: Path) -> N
     assert "lab: 4 entries, whole" in verified.stdout
 
 
+def test_a_number_that_no_row_can_have_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    assert stoa(tmp_path, "migrate").returncode == 0
+    huge, why = "9" * 30, ("--why", "To see.")
+    for command in (
+        ("why", huge),
+        ("grant", "change", huge, "--more-hours", "1", *why),
+        ("allocation", "adjust", huge, "--seconds", "1", *why),
+        ("record", "redact", "lab", huge, *why),
+        ("record", "remove", huge, "title", *why),
+        ("record", "forget", huge, *why),
+        ("ban", huge, *why),
+        ("unban", huge, *why),
+        ("queue", "--limit", huge),
+    ):
+        done = stoa(tmp_path, *command)
+        assert (done.returncode, "Invalid value" in done.stderr) == (2, True), command
+    largest = stoa(tmp_path, "why", str(2**53))
+    assert (largest.returncode, f"no run {2**53}" in largest.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [("lease_seconds", 86_400), ("max_attempts", 1_000), ("guild_id", 2**63 - 1), ("min_people", 1_000)],
+)
+def test_a_setting_has_a_greatest_value(name: str, most: int) -> None:
+    def settings(value: str) -> Settings:
+        return Settings(_env_file=None, **{name: value})  # type: ignore[arg-type]
+
+    assert getattr(settings(str(most)), name) == most
+    for value in (str(most + 1), "9" * 40, "inf", "nan", "-1"):
+        with pytest.raises(ValidationError):
+            settings(value)
+
+
 def test_a_part_that_never_went_round_is_not_healthy(tmp_path: Path) -> None:
     done = stoa(tmp_path, "health", "bot")
     assert done.returncode == 1
@@ -184,3 +221,100 @@ def test_the_operator_bans_and_blanks_by_the_command_line(tmp_path: Path) -> Non
     refused = stoa(tmp_path, "record", "redact", "lab", "77", "--why", "A slip.")
     assert (refused.returncode, "no entry 77" in refused.stderr) == (2, True)
     assert "lab: 5 entries, whole" in stoa(tmp_path, "record", "verify").stdout
+
+
+def test_texts_that_name_a_person_are_listed_and_decided_about(tmp_path: Path) -> None:
+    assert stoa(tmp_path, "migrate").returncode == 0
+    assert stoa(tmp_path, "pool", "add", "lab", "H200", "8").returncode == 0
+    assert stoa(tmp_path, "grant", "add", "lab", "5", "the Library", "2099-12-31").returncode == 0
+    assert stoa(tmp_path, "ban", "4242", "--why", "Spam.", "--name", "the").returncode == 0
+    listed = stoa(tmp_path, "record", "forget", "4242", "--why", "They asked.")
+    assert listed.returncode == 2
+    assert "1 entries refer to the person, and 2 texts of people may" in listed.stderr
+    keys = [line.partition("  ")[0] for line in listed.stdout.splitlines()]
+    assert [line.partition("  ")[2] for line in listed.stdout.splitlines()] == [
+        "sponsor of grant 1: the Library",
+        "entry 2 of lab: the Library",
+    ]
+    wrong = stoa(tmp_path, "record", "forget", "4242", "--why", "They asked.", "--texts", f"{keys[0]},grants:9:x:y")
+    assert (wrong.returncode, "No text has the key “grants:9:x:y” now" in wrong.stderr) == (2, True)
+    done = stoa(tmp_path, "record", "forget", "4242", "--why", "They asked.", "--texts", "none")
+    assert (done.returncode, done.stdout) == (0, "1 entries are blanked\n")
+    assert "the Library gives" in stoa(tmp_path, "grant", "list").stdout
+    assert "lab: 4 entries, whole" in stoa(tmp_path, "record", "verify").stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("DATABASE_URL", "postgres://u:5ec4e7@h/x", "STOA_DATABASE_URL must begin with postgresql+psycopg://"),
+        (
+            "DATABASE_URL",
+            "postgresql+psycopg://u:5ec4e7@h:p/x",
+            "STOA_DATABASE_URL must be like postgresql+psycopg:",
+        ),
+        ("DATABASE_URL", "nonsense 5ec4e7", "STOA_DATABASE_URL must begin with postgresql+psycopg://"),
+        ("REDIS_URL", "localhost:6379", "STOA_REDIS_URL must begin with redis://"),
+        ("DISCORD_API", "discord.com", "STOA_DISCORD_API must begin with https://"),
+        ("HUB_ENDPOINT", "huggingface.co", "STOA_HUB_ENDPOINT must begin with https://"),
+        ("GUILD_ID", "abc", "STOA_GUILD_ID must be a valid integer, not 'abc'"),
+        ("GUILD_ID", "9" * 5000, "STOA_GUILD_ID must be a valid integer"),
+        ("GUILD_ID", "-1", "STOA_GUILD_ID must be greater than or equal to 0"),
+        ("GUILD_ID", str(2**63), "STOA_GUILD_ID must be less than"),
+        ("LEASE_SECONDS", "soon", "STOA_LEASE_SECONDS must be a valid number, not 'soon'"),
+        ("LEASE_SECONDS", "inf", "STOA_LEASE_SECONDS must be a finite number"),
+        ("LEASE_SECONDS", "86401", "STOA_LEASE_SECONDS must be less than or equal to 86400"),
+        ("MAX_ATTEMPTS", "1.5", "STOA_MAX_ATTEMPTS must be a valid integer"),
+        ("WORKER_CONCURRENCY", "0", "STOA_WORKER_CONCURRENCY must be greater than or equal to 1"),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence_of_every_command(tmp_path: Path, name: str, value: str, sentence: str) -> None:
+    command = {"GUILD_ID": "doctor", "LEASE_SECONDS": "scheduler", "REDIS_URL": "worker", "MAX_ATTEMPTS": "up"}
+    done = stoa(tmp_path, command.get(name, "migrate"), **{f"STOA_{name}": value})
+    assert done.returncode == 2
+    assert done.stderr.startswith("A setting is wrong, here or in .env: ")
+    assert sentence in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "5ec4e7" not in done.stderr
+
+
+def test_a_file_of_settings_that_cannot_be_read_is_said(tmp_path: Path) -> None:
+    away = stoa(tmp_path, "doctor", STOA_ENV_FILE=str(tmp_path / "away.env"))
+    assert (away.returncode, away.stderr.startswith("STOA_ENV_FILE names no file: ")) == (2, True)
+    (tmp_path / "odd.env").write_bytes(b"STOA_HUB_NAMESPACE=caf\xe9\n")
+    odd = stoa(tmp_path, "migrate", STOA_ENV_FILE=str(tmp_path / "odd.env"))
+    assert (odd.returncode, "cannot be read" in odd.stderr, "Traceback" in odd.stderr) == (2, True, False)
+
+
+@pytest.mark.parametrize(
+    "command", ["migrate", "policy list", "why 1", "queue", "record verify", "pool list", "up", "backup there"]
+)
+def test_without_a_database_every_command_says_one_sentence(tmp_path: Path, command: str) -> None:
+    away = {"STOA_DATABASE_URL": "postgresql+psycopg://stoa:5ec4e7@127.0.0.1:9/stoa", "STOA_GUILD_ID": "1"}
+    done = stoa(tmp_path, *command.split(), STOA_DISCORD_TOKEN="t", **away)
+    assert done.returncode not in (0, 1), done.stdout
+    said = done.stderr.strip().splitlines()
+    assert re.fullmatch(r"The database is not ready \(.*\): start it, or correct STOA_DATABASE_URL; .*\.", said[-1])
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "5ec4e7" not in done.stdout + done.stderr
+
+
+def test_a_database_that_is_busy_is_not_taken_for_one_without_tables(tmp_path: Path) -> None:
+    bare_one = stoa(tmp_path, "policy", "list")
+    assert "`stoa migrate` makes its tables" in bare_one.stderr
+    assert stoa(tmp_path, "migrate").returncode == 0
+    for said, advised in (
+        ("database is locked", "another process is writing to it, so try again in a moment"),
+        ("no such table: policies", "`stoa migrate` makes its tables"),
+        ('relation "policies" does not exist', "`stoa migrate` makes its tables"),
+        ('database "stoa" does not exist', "start it, or correct STOA_DATABASE_URL"),
+        ("attempt to write a readonly database", "let this user write to it"),
+        ("connection refused", "start it, or correct STOA_DATABASE_URL"),
+    ):
+        assert advised in advice(OperationalError("SELECT 1", {}, Exception(said)))
+    wrong = stoa(tmp_path, "migrate", "nonsense")
+    assert (wrong.returncode, "cannot be brought to 'nonsense'" in wrong.stderr, "Traceback" in wrong.stderr) == (
+        2,
+        True,
+        False,
+    )

@@ -13,16 +13,16 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from sqlalchemy import func, update
+from sqlalchemy import func
 from sqlmodel import col, select
 
 from broker.allocations import ledger
 from broker.allocations.ledger import LedgerRow, Movement
 from broker.publications import Publication
-from broker.runs import attempts, launching, series
+from broker.runs import attempts, launching, runs
+from broker.runs.attempts import Attempt
 from broker.runs.launching import Order
 from broker.runs.runs import ENDED, Run, RunState
-from broker.runs.series import Point
 from cli.services import Parts, environment
 from projects.db.database import Database
 from projects.errors import ConflictError
@@ -38,8 +38,6 @@ GRACE = 120.0
 RENEWAL = LEASE / 6 + 0.2
 SMALL = "batch=2, micro_batch=2, sequence_length=32"
 SCHEDULER = [sys.executable, "-m", "cli.main", "scheduler"]
-LONG = 1800
-"""A time limit in seconds that is for nobody to reach."""
 SECRET = "a-discord-token-nobody-may-see"
 
 
@@ -76,15 +74,12 @@ class Stoa:
     def second_scheduler(self) -> None:
         self.parts.start("second scheduler", SCHEDULER, environment(self.settings, "scheduler"), lambda: True)
 
-    def launch(self, steps: int, time_limit: int = LONG) -> int:
-        """Queue a run on one device."""
-        allocation = self.lab.allocation(self.project, hours=str((max(time_limit, 60) + 1) / 3600))
+    def launch(self, steps: int) -> int:
+        """Queue a run on one device, with a time limit that is for nobody to reach."""
+        allocation = self.lab.allocation(self.project, hours="0.6")
         with self.db.write() as session:
-            order = Order(self.project, "demo", "1m", overrides=f"steps={steps}, {SMALL}", allocation_id=allocation)
-            launched = launching.launch(session, ADA, f"faults-{allocation}", order)
-            # Nobody can ask for less than a minute, and a test would rather not wait for one.
-            session.execute(update(Run).where(col(Run.id) == launched.run_id).values(time_limit=time_limit))
-        return launched.run_id
+            order = Order(self.project, "demo", "30m", overrides=f"steps={steps}, {SMALL}", allocation_id=allocation)
+            return launching.launch(session, ADA, f"faults-{allocation}", order).run_id
 
     def folder(self, run: int, token: int) -> Path:
         return self.settings.runs_dir / str(run) / f"attempt-{token}"
@@ -122,17 +117,14 @@ class Stoa:
         with self.db.read() as session:
             return list(session.scalars(select(Run.id).where(Run.parent_id == run, Run.kind == "sample")))
 
-    def start_seconds(self) -> float:
-        """How long a run takes here until it has done a step, by one that has."""
-        with self.db.read() as session:
-            measured = session.scalars(select(Point.value).where(Point.series == series.START)).all()
-        if measured:
-            return max(measured)
-        run = self.launch(steps=100_000)
-        self.trains(run, 1)
-        self.lab.cancel(run)
-        self.is_over(run)
-        return self.start_seconds()
+    def shorten(self, run: int, seconds: int) -> int:
+        """Let the time limit of a run in its first attempt come in so many seconds; the whole limit."""
+        with self.db.write() as session:
+            attempts.lock(session, run)
+            attempt = session.get_one(Attempt, (run, 1))
+            limit = attempt.charged + seconds
+            attempt.reserved = runs.load(session, run).time_limit = limit
+        return limit
 
     def charged(self, run: int, token: int) -> int:
         with self.db.read() as session:
@@ -263,9 +255,10 @@ def test_a_run_goes_on_after_its_supervisor_and_its_trainer_were_killed(stoa: St
 
 
 def test_the_time_limit_ends_a_run_with_a_checkpoint(stoa: Stoa) -> None:
-    limit = round(15 + 3 * stoa.start_seconds())
-    run = stoa.launch(steps=100_000, time_limit=limit)
+    run = stoa.launch(steps=100_000)
     with Watch(stoa.settings.runs_dir, run) as watch:
+        stoa.trains(run, 1)
+        limit = stoa.shorten(run, seconds=10)
         stoa.is_over(run)
     view = stoa.lab.run(run)
     assert (view.state, view.reason, view.attempt) == (RunState.TIMED_OUT, "it reached its time limit", 1)

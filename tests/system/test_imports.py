@@ -47,7 +47,7 @@ def test_imports_run_one_way(package: str) -> None:
 
 LAYERS: dict[str, Sequence[Sequence[str]]] = {
     "projects": (
-        ("errors", "health", "log", "settings", "text"),
+        ("cleaning", "errors", "health", "log", "settings", "text"),
         ("db",),
         ("people",),
         ("projects",),
@@ -69,7 +69,7 @@ LAYERS: dict[str, Sequence[Sequence[str]]] = {
         ("reports",),
     ),
     "bot": (
-        ("plots", "rate_limit", "tables", "text"),
+        ("plots", "rate_limit", "tables", "text", "turns"),
         ("server",),
         ("app",),
         ("errors",),

@@ -1,13 +1,55 @@
 """A wrong configuration gets one sentence that names the key and the fix."""
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
+from annotated_types import Le, Lt
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from tests.trainer.conftest import TINY
-from trainer.config import OVERRIDES, ConfigError, dump, load, load_recipe, recipe_names
+from trainer.check import check
+from trainer.config import OVERRIDES, RECIPES, ConfigError, TrainConfig, dump, load, load_recipe, parse, recipe_names
+
+
+def sections(model: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
+    """The fields of a section and of those in it, each with its name."""
+    for name, field in model.model_fields.items():
+        yield f"{model.__name__}.{name}", field
+        for inner in (field.annotation, *get_args(field.annotation)):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                yield from sections(inner)
+
+
+def is_number(field: FieldInfo) -> bool:
+    return bool({int, float} & {field.annotation, *get_args(field.annotation)})
+
+
+def test_every_number_has_a_greatest_value() -> None:
+    endless = [
+        name
+        for name, field in sections(TrainConfig)
+        if is_number(field) and not any(isinstance(bound, Le | Lt) for bound in field.metadata)
+    ]
+    assert endless == []
+
+
+@pytest.mark.parametrize("largest", [True, False])
+def test_the_greatest_and_least_overrides_can_be_computed_with(largest: bool) -> None:
+    most = {"steps": "10000000", "learning_rate": "1", "warmup": "0.999999", "seed": str(2**63 - 1)}
+    most |= {"batch": "1048576", "micro_batch": "65536", "sequence_length": "1048576"}
+    least = dict.fromkeys(OVERRIDES, "1") | {"learning_rate": "1e-300", "warmup": "0", "seed": "0"}
+    least |= {"sequence_length": "8"}
+    values = yaml.safe_load(yaml.safe_dump(TINY)) | {}
+    values["training"]["evaluation_tokens"] = 2**40
+    report = check(parse(yaml.safe_dump(values), most if largest else least), gpus=16 if largest else 1)
+    assert report.tokens == (2**40 * 10_000_000 if largest else 8)
+    assert math.isfinite(report.flops)
+    assert report.model_dump_json()
 
 
 def changed(dotted: str, value: Any) -> dict[str, Any]:
@@ -72,6 +114,41 @@ def test_file_that_is_no_configuration(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"^The configuration .* (must hold sections|is not valid YAML)[^\n]*\.$"):
         load(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: !!bool x", "at line 1."),
+        ("a: !!timestamp x", "at line 1."),
+        ("a: 1\nb: 0x_", "at line 2."),
+        ("a: " + "9" * 5000, "a number has 5,000 characters"),
+        ("a: 1\na: 2", "the key 'a' is given twice at line 2"),
+        ("1: 2", "the key '1' is no word"),
+        ("a: " + "[" * 3000, "nested more than 30 deep"),
+        ("k0: &a0 [1]\n" + "".join(f"k{n}: &a{n} [{f'*a{n - 1},' * 8}]\n" for n in range(1, 12)), "more than 100,000"),
+        ("a: &a {b: *a}", "holds itself"),
+        ("x" * 1_000_001, "at most 1,000,000 are read"),
+    ],
+)
+def test_yaml_that_is_refused_in_one_sentence(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "config.yml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"^The configuration \S+ is not valid YAML[^\n]*\.$") as caught:
+        load(path)
+    assert said in str(caught.value)
+
+
+def test_an_alias_that_stands_for_little_is_taken() -> None:
+    text = (RECIPES / "demo.yml").read_text()
+    config = parse(text.replace("warmup_ratio: 0.1", "warmup_ratio: &tenth 0.1\n  min_ratio: *tenth"))
+    assert (config.optimizer.warmup_ratio, config.optimizer.min_ratio) == (0.1, 0.1)
+
+
+def test_a_number_that_is_too_long_is_one_sentence() -> None:
+    for key in ("steps", "seed"):
+        with pytest.raises(ConfigError, match=rf"^{key} must be a number, and '9999.* is too long to be meant\.$"):
+            load_recipe("demo", {key: "9" * 5000})
 
 
 def test_missing_file() -> None:

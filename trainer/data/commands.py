@@ -34,7 +34,9 @@ def prepare(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.yml", help="A training configuration; its data are read.")],
     out: Annotated[Path, typer.Option(help="The folder to write; data.prepared names it in a configuration.")],
     root: Annotated[Path | None, typer.Option(help="Where relative places start, in place of data.root.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; as many as there are cores.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=1_024, help="Processes; as many as there are cores.")
+    ] = None,
 ) -> None:
     """Read the sources, train the tokenizer if there is none, and write tokens in Megatron's format."""
     with _refusals():

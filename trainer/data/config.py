@@ -48,7 +48,7 @@ class TokenizerConfig(Section):
     read from `file`, a tokenizer.json. `vocabulary` is the number of its tokens, at most."""
 
     vocabulary: int = Field(ge=320, le=262_144)
-    train_bytes: int = Field(default=2_000_000, ge=1_000)
+    train_bytes: int = Field(default=2_000_000, ge=1_000, le=2**50)
     file: str | None = None
     end_of_document: str = Field(default=END_OF_DOCUMENT, min_length=1)
 
@@ -76,7 +76,7 @@ class SourceConfig(Section):
     split: str | None = None
     tokens: str | None = Field(default=None, min_length=1)
     text_key: str = Field(default="text", min_length=1)
-    max_bytes: int | None = Field(default=None, ge=1_000)
+    max_bytes: int | None = Field(default=None, ge=1_000, le=2**60)
 
     @property
     def share(self) -> float:

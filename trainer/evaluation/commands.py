@@ -30,10 +30,12 @@ def evaluate(
         typer.Option(help="Names of lm-evaluation-harness, with commas; heldout: bits per byte of each source."),
     ],
     data: Annotated[Path | None, typer.Option(help="The prepared data for heldout; without it, the run's.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Documents of each task, for a trial.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Sequences at once; without it, by length.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, max=10**9, help="Documents of each task, for a trial.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, max=65_536, help="Sequences at once; without it, by length.")
+    ] = None,
     include_path: Annotated[Path | None, typer.Option(help="A folder with task files of your own.")] = None,
-    num_fewshot: Annotated[int | None, typer.Option(min=0, help="Examples before each question.")] = None,
+    num_fewshot: Annotated[int | None, typer.Option(min=0, max=1_000, help="Examples before each question.")] = None,
     out: Annotated[Path | None, typer.Option(help="A folder for results.json.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, not a table.")] = False,
 ) -> None:
@@ -65,7 +67,8 @@ def score(
     folder: Checkpoint,
     text: Annotated[Path, typer.Option(help="The text, UTF-8; - reads the standard input.")],
     stride: Annotated[
-        int | None, typer.Option(min=1, help="Tokens that each later window scores; without it, half of a window.")
+        int | None,
+        typer.Option(min=1, max=1_048_576, help="Tokens that each later window scores; without it, half of a window."),
     ] = None,
 ) -> None:
     """Print how likely a text is: {"tokens", "bytes", "nll" in nats, "bits_per_byte"}.
@@ -92,7 +95,7 @@ def generate(
     out: Annotated[Path, typer.Option(help="The folder to write.")],
     max_tokens: Annotated[int, typer.Option(min=1, max=100_000)] = 100,
     temperature: Annotated[float, typer.Option(min=0.0, max=100.0, help="0 takes the likeliest token.")] = 0.8,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Draw from the K likeliest tokens.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, max=1_048_576, help="Draw from the K likeliest tokens.")] = None,
     top_p: Annotated[float, typer.Option(min=1e-6, max=1.0, help="Draw from the likeliest that hold P.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
 ) -> None:

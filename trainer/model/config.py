@@ -15,10 +15,10 @@ class YarnConfig(Section):
     `beta_fast` times in the original context are kept, those that turn fewer than `beta_slow` times are stretched.
     """
 
-    factor: float = Field(gt=1)
-    original_context: int = Field(ge=8)
-    beta_fast: float = Field(default=32.0, gt=0)
-    beta_slow: float = Field(default=1.0, gt=0)
+    factor: float = Field(gt=1, le=1e6)
+    original_context: int = Field(ge=8, le=1_048_576)
+    beta_fast: float = Field(default=32.0, gt=0, le=1e6)
+    beta_slow: float = Field(default=1.0, gt=0, le=1e6)
 
 
 class InitConfig(Section):
@@ -30,7 +30,7 @@ class InitConfig(Section):
     """
 
     matrices: Literal["small", "normal"] = "small"
-    std: float = Field(default=0.02, gt=0)
+    std: float = Field(default=0.02, gt=0, le=1e3)
     residual: Literal["wang", "scaled", "same"] = "wang"
 
 
@@ -50,27 +50,27 @@ class ModelConfig(Section):
     layers: int = Field(ge=1, le=512)
     hidden_size: int = Field(ge=8, le=65536)
     heads: int = Field(ge=1, le=1024)
-    kv_heads: int | None = Field(default=None, ge=1)
-    mlp_size: int | None = Field(default=None, ge=8)
+    kv_heads: int | None = Field(default=None, ge=1, le=1024)
+    mlp_size: int | None = Field(default=None, ge=8, le=1_048_576)
     vocabulary: int | None = Field(default=None, ge=2, le=1_048_576)
     context: int | None = Field(default=None, ge=8, le=1_048_576)
     positions: Literal["rotary", "learned", "sinusoidal", "alibi"] = "rotary"
     rotary_pct: float = Field(default=0.25, gt=0, le=1)
-    rotary_base: float = Field(default=10_000.0, gt=1)
+    rotary_base: float = Field(default=10_000.0, gt=1, le=1e15)
     rotary_layout: Literal["half", "interleaved"] = "half"
     yarn: YarnConfig | None = None
     parallel_residual: bool = True
     norms: Literal["two", "one", "tied"] = "two"
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
-    norm_eps: float = Field(default=1e-5, gt=0)
+    norm_eps: float = Field(default=1e-5, gt=0, le=1)
     activation: Literal["gelu-tanh", "gelu-erf", "swiglu"] = "gelu-tanh"
     qkv_bias: bool = True
     attention_bias: bool = True
     mlp_bias: bool = True
     head_bias: bool = False
     attention: tuple[Literal["global", "local"], ...] = Field(default=("global",), min_length=1)
-    window: int = Field(default=256, ge=1)
-    logit_scale: float | None = Field(default=None, gt=0)
+    window: int = Field(default=256, ge=1, le=1_048_576)
+    logit_scale: float | None = Field(default=None, gt=0, le=1e6)
     tied_head: bool = False
     init: InitConfig = InitConfig()
 

@@ -8,11 +8,14 @@ from discord import app_commands, ui
 from bot import errors, text
 from bot.app import Interaction, acknowledge, actor
 from bot.commands import context
-from bot.commands.form import Form
+from bot.commands.form import Form, short
 from projects import findings
 from projects.errors import InvalidError
 from projects.findings import Message, RecordedMessage
 from projects.people import Actor
+
+MOST_OPTIONS = 25
+"""The most projects that Discord lists in a form."""
 
 
 @app_commands.context_menu(name="Put on record")
@@ -36,24 +39,40 @@ async def put_on_record(interaction: Interaction, message: discord.Message) -> N
 
 
 class ProjectForm(Form):
-    """The project whose record a message belongs to, for channels of no project."""
+    """The project whose record a message belongs to, for channels of no project.
+
+    A list holds 25 projects; who works on more may give the number of another.
+    """
 
     def __init__(self, said: Message, choices: list[tuple[int, str]]) -> None:
         self.said = said
+        more = len(choices) > MOST_OPTIONS
         options = [
             discord.SelectOption(label=text.bounded(f"{number} · {title}", 100), value=str(number))
-            for number, title in choices
+            for number, title in choices[:MOST_OPTIONS]
         ]
-        self.project: ui.Select[Any] = ui.Select(placeholder="One of your projects", options=options)
-        super().__init__("Put on record", {"The project whose record it belongs to": self.project})
+        label = f"Your {MOST_OPTIONS} newest projects" if more else "The project whose record it belongs to"
+        self.project: ui.Select[Any] = ui.Select(
+            placeholder="One of your projects", options=options, min_values=0 if more else 1, required=not more
+        )
+        fields: dict[str, ui.Item[Any]] = {label: self.project}
+        self.number = short(placeholder=f"Of your {len(choices):,} projects", required=False)
+        if more:
+            fields["Or the number of another"] = self.number
+        super().__init__("Put on record", fields)
 
     async def send(self, interaction: Interaction) -> str:
         """Put the message on the record."""
-        chosen = next(iter(self.project.values), "")
-        if not chosen:
+        chosen, typed = next(iter(self.project.values), ""), self.number.value.strip()
+        if not (chosen or typed):
             raise InvalidError("Choose the project whose record it belongs to.")
+        if chosen and typed and chosen != typed:
+            raise InvalidError(f"Choose project {chosen}, or type the number {typed[:20]}, not both.")
+        number = context.whole_number(chosen or typed)
+        if number is None:
+            raise InvalidError(f"“{typed[:20]}” is no project's number, such as {self.project.options[0].value}.")
         app = interaction.client
-        return _told(await app.write(findings.put_on_record, actor(interaction), int(chosen), self.said))
+        return _told(await app.write(findings.put_on_record, actor(interaction), number, self.said))
 
 
 def _said(message: discord.Message) -> Message:

@@ -31,15 +31,17 @@ async def resume(interaction: Interaction, run_id: int) -> None:
 async def compare(interaction: Interaction, run_id: int) -> None:
     """Compare the run with the newest others of its project."""
     await acknowledge(interaction)
-    views = await interaction.client.read(comparison.nearest, run_id)
-    card, picture = await answers.comparison(interaction, views)
+    async with interaction.client.dear_turn():
+        views = await interaction.client.read(comparison.nearest, run_id)
+        card, picture = await answers.comparison(interaction, views)
     await answers.show(interaction, card, picture)
 
 
 async def config(interaction: Interaction, run_id: int) -> None:
     """Attach the configuration of the run."""
     await acknowledge(interaction)
-    run = await interaction.client.read(runs.load, run_id)
+    async with interaction.client.dear_turn():
+        run = await interaction.client.read(runs.load, run_id)
     await answers.attach(interaction, answers.configured(run), f"run-{run_id}.yml", run.config)
 
 

@@ -115,15 +115,16 @@ async def show(interaction: Interaction, run: int | None = None) -> None:
     """Show the run's card."""
     await acknowledge(interaction)
     app = interaction.client
-    view = await app.read(runs.view, await context.run_of(interaction, run))
-    waits = await app.read(why.why, view.id) if view.state == RunState.QUEUED else None
-    curve = await app.read(curve_of, view)
-    if len(curve.loss) < 2:
+    async with app.dear_turn():
+        view = await app.read(runs.view, await context.run_of(interaction, run))
+        waits = await app.read(why.why, view.id) if view.state == RunState.QUEUED else None
+        curve = await app.read(curve_of, view)
+        png = await app.renderer.draw(curve) if len(curve.loss) > 1 else None
+    if png is None:
         await answers.show(interaction, run_card(view, why=waits))
         return
     name = f"run-{view.id}.png"
-    picture = discord.File(io.BytesIO(await app.renderer.draw(curve)), name)
-    await answers.show(interaction, run_card(view, picture=name, why=waits), picture)
+    await answers.show(interaction, run_card(view, picture=name, why=waits), discord.File(io.BytesIO(png), name))
 
 
 @run.command(name="list", description="List the newest runs of a project")
@@ -229,7 +230,8 @@ async def log(interaction: Interaction, run: int | None = None) -> None:
     """Show the attempts and the log."""
     await acknowledge(interaction)
     app = interaction.client
-    found = await app.read(logs.read, app.settings, await context.run_of(interaction, run))
+    async with app.dear_turn():
+        found = await app.read(logs.read, app.settings, await context.run_of(interaction, run))
     await errors.reply(interaction, answers.logged(found))
 
 
@@ -247,6 +249,7 @@ async def sample(interaction: Interaction, run: int | None = None) -> None:
 async def compare(interaction: Interaction, runs: str) -> None:
     """Draw the curves."""
     await acknowledge(interaction)
-    views = await interaction.client.read(comparison.named, runs)
-    card, picture = await answers.comparison(interaction, views)
+    async with interaction.client.dear_turn():
+        views = await interaction.client.read(comparison.named, runs)
+        card, picture = await answers.comparison(interaction, views)
     await answers.show(interaction, card, picture)

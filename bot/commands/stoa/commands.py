@@ -5,12 +5,13 @@ import functools
 import discord
 from discord import app_commands
 
-from bot import errors, text
+from bot import errors
 from bot.app import Interaction, acknowledge, actor
 from bot.commands import autocomplete, context
 from bot.commands.reason_form import BlankingForm, ReasonForm
 from bot.commands.stoa import buttons, help_text
 from bot.commands.stoa import setup as setting_up
+from bot.commands.stoa.forget import ForgetForm
 from bot.commands.stoa.forms import AddGrantForm, ChangeGrantForm, ChangePoolForm
 from broker.allocations import pools
 from broker.reports import cluster
@@ -175,8 +176,4 @@ async def redact(interaction: Interaction, number: int, project: int | None = No
 async def forget(interaction: Interaction, person: discord.User) -> None:
     """Open the form of the reason, which must not name the person."""
     buttons.require(interaction, Act.REDACT)
-
-    def done(count: int) -> str:
-        return f"{text.count(count, 'entry is', 'entries are')} blanked; their posts will follow."
-
-    await interaction.response.send_modal(BlankingForm("Forget a person", redaction.forget, str(person.id), done))
+    await interaction.response.send_modal(ForgetForm(str(person.id)))

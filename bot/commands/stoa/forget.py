@@ -1,0 +1,170 @@
+"""`/stoa forget`: the form of its reason, and the texts of people about which the admin decides first."""
+
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import discord
+from discord import ui
+
+from bot import errors, text
+from bot.app import Interaction, acknowledge, actor
+from bot.cards import card
+from bot.commands.form import Form
+from bot.commands.reason_form import BlankingForm
+from projects.record import mentions, redaction
+from projects.record.mentions import Mentions
+
+A_PAGE = 8
+"""The texts that a page shows."""
+PATIENCE = 14 * 60
+"""Seconds for which the list works; Discord lets an answer be edited for 15 minutes."""
+
+
+class ForgetForm(BlankingForm):
+    """The reason why a person is forgotten. Where people's texts may name the person, the list of them comes next."""
+
+    def __init__(self, discord_id: str) -> None:
+        self.discord_id = discord_id
+        super().__init__("Forget a person", redaction.forget, discord_id, _done)
+
+    async def on_submit(self, interaction: discord.Interaction[Any]) -> None:
+        """Forget the person at once where no text of people names them, else show these texts."""
+        interaction.extras[Form] = self
+        await acknowledge(interaction)
+        found = await interaction.client.read(mentions.find, actor(interaction), self.discord_id)
+        if not found.texts:
+            await errors.reply(interaction, await self.send(interaction))
+            return
+        decision = Decision(self.discord_id, self.said.value, found)
+        await errors.again(lambda: interaction.edit_original_response(view=decision))
+
+
+class _Act(ui.Button["Decision"]):
+    """A button of the list."""
+
+    def __init__(
+        self,
+        label: str,
+        act: Callable[[Interaction], Awaitable[None]],
+        style: discord.ButtonStyle = discord.ButtonStyle.secondary,
+        *,
+        disabled: bool = False,
+    ) -> None:
+        super().__init__(label=label, style=style, disabled=disabled)
+        self.act = act
+
+    async def callback(self, interaction: discord.Interaction[Any]) -> None:
+        """Do it."""
+        await self.act(interaction)
+
+
+class _Pick(ui.Select["Decision"]):
+    """The choice among the texts of a page."""
+
+    async def callback(self, interaction: discord.Interaction[Any]) -> None:
+        """Keep what is chosen."""
+        if self.view is not None:
+            await self.view.pick(interaction, {option.value for option in self.options}, set(self.values))
+
+
+class Decision(ui.LayoutView):
+    """The texts of people that name a person, in pages, and which of them are chosen to be changed: none at first."""
+
+    def __init__(self, discord_id: str, reason: str, found: Mentions) -> None:
+        super().__init__(timeout=PATIENCE)
+        self.discord_id, self.reason, self.found = discord_id, reason, found
+        self.page, self.chosen = 0, set[str]()
+        self._draw()
+
+    def _draw(self) -> None:
+        texts, pages = self.found.texts, math.ceil(len(self.found.texts) / A_PAGE)
+        first = self.page * A_PAGE
+        shown = texts[first : first + A_PAGE]
+        head = [
+            "## Forget a person",
+            f"{text.count(self.found.entries, 'entry refers', 'entries refer')} to the person and will be blanked. "
+            f"{text.count(len(texts), 'text', 'texts')} of people may name the person, or only hold the same word. "
+            f"Chosen to be changed: **{len(self.chosen):,} of {len(texts):,}**. Nothing is done yet.",
+        ]
+        lines = [
+            f"{'☑' if place.key in self.chosen else '☐'} **{number}** {text.line(place.where, 80)}: "
+            f"{text.line(place.said, 300)}"
+            for number, place in enumerate(shown, first + 1)
+        ]
+        options = [
+            discord.SelectOption(
+                label=text.bounded(f"{number} · {place.where}", 100),
+                value=place.key,
+                default=place.key in self.chosen,
+            )
+            for number, place in enumerate(shown, first + 1)
+        ]
+        pick = _Pick(placeholder="Texts to change", options=options, min_values=0, max_values=len(options))
+        pick.required = False  # Discord refuses a select that is required and has no least number
+        self.clear_items()
+        self.add_item(
+            ui.Container(
+                ui.TextDisplay("\n".join([*head, *lines, f"-# Page {self.page + 1} of {pages}"])),
+                ui.ActionRow(pick),
+                ui.ActionRow(
+                    _Act("Previous", self._previous, disabled=self.page == 0),
+                    _Act("Next", self._next, disabled=self.page + 1 >= pages),
+                    _Act("All", self._all),
+                    _Act("None", self._none),
+                ),
+                ui.ActionRow(
+                    _Act("Forget the person", self._forget, discord.ButtonStyle.danger), _Act("Leave it", self._leave)
+                ),
+                accent_colour=card.ORANGE,
+            )
+        )
+
+    async def pick(self, interaction: Interaction, of: set[str], chosen: set[str]) -> None:
+        """Choose these of the texts of a page, and no others of it."""
+        self.chosen = self.chosen - of | chosen
+        await self._show(interaction)
+
+    async def on_error(self, interaction: discord.Interaction[Any], error: Exception, /, *_: Any) -> None:
+        """Answer an error as everywhere else."""
+        await errors.answer(interaction, error)
+
+    async def _previous(self, interaction: Interaction) -> None:
+        self.page -= 1
+        await self._show(interaction)
+
+    async def _next(self, interaction: Interaction) -> None:
+        self.page += 1
+        await self._show(interaction)
+
+    async def _all(self, interaction: Interaction) -> None:
+        self.chosen = {place.key for place in self.found.texts}
+        await self._show(interaction)
+
+    async def _none(self, interaction: Interaction) -> None:
+        self.chosen = set()
+        await self._show(interaction)
+
+    async def _show(self, interaction: Interaction) -> None:
+        self._draw()
+        await interaction.response.edit_message(view=self)
+
+    async def _forget(self, interaction: Interaction) -> None:
+        await interaction.response.defer()
+        app, who = interaction.client, actor(interaction)
+        count = await app.write(redaction.forget, who, self.discord_id, self.reason, self.chosen)
+        await self._end(interaction, f"{_done(count)} {text.count(len(self.chosen), 'text')} chosen.")
+
+    async def _leave(self, interaction: Interaction) -> None:
+        await interaction.response.defer()
+        await self._end(interaction, "Nothing was changed.")
+
+    async def _end(self, interaction: Interaction, said: str) -> None:
+        self.stop()
+        end = ui.LayoutView(timeout=None)
+        end.add_item(ui.TextDisplay(said))
+        await errors.again(lambda: interaction.edit_original_response(view=end))
+
+
+def _done(count: int) -> str:
+    return f"{text.count(count, 'entry is', 'entries are')} blanked; their posts will follow."
