@@ -32,7 +32,8 @@ Now you, in the server, with a second account beside the first; each line tells 
 [ ] Give yourself the role of the admins, and of the reviewers; /stoa help as yourself and as the other: only one sees
     “As an admin”.
 [ ] /project propose, all four fields: a private answer, a card with Join in the proposals, a thread under it.
-[ ] Join from the other account: a private welcome; the card counts two people.
+[ ] Join from the other account: a private welcome; the card counts two people, one of them as a newcomer.
+[ ] Confirm, under the post of the joining: the card says contributor.
 [ ] /project scope: the project's channel comes, and the card links it.
 [ ] /allocation request: the pools are suggested while you type; a card in the review channel.
 [ ] Approve it as a reviewer who is not of the project: the buttons go, the channel tells it.

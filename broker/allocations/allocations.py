@@ -77,14 +77,12 @@ class Allocation(Endorsable, table=True):
     project_id: int = foreign_key("projects.id")
     pool_id: int = foreign_key("pools.id")
     grant_id: int | None = foreign_key("grants.id", default=None)
-    requested_by: int = foreign_key("people.id")
     seconds: int = integer()
     until: datetime = timestamp()
     justification: str = words()
     state: str = AllocationState.REQUESTED
     decided_by: int | None = foreign_key("people.id", default=None)
     reason: str = words(default="")
-    created_at: datetime = timestamp(default=utcnow)
     starter_of: int | None = integer(default=None)
     renews_id: int | None = foreign_key("allocations.id", default=None)
     decided_at: datetime | None = timestamp(default=None)
@@ -280,11 +278,14 @@ def check_may_ask_more(session: Session, actor: Actor, allocation_id: int) -> Pe
 
 
 def require_asker(session: Session, actor: Actor, project_id: int, asked_by: int) -> Person:
-    """The person of the actor, who must be the requester or the project's lead; raises ForbiddenError. Only reads."""
-    person = people.find(session, actor)
-    if person is not None and person.id == asked_by:
+    """The person of the actor: the requester, while they work on the project, or its lead. Only reads.
+
+    Raises ForbiddenError for everyone else.
+    """
+    person, project = people.find(session, actor), session.get_one(Project, project_id)
+    if person is not None and person.id == asked_by and projects.works_on(session, person, project):
         return person
-    return rights.require_lead(session, actor, session.get_one(Project, project_id))
+    return rights.require_lead(session, actor, project)
 
 
 def award(session: Session, allocation: Allocation, seconds: int, by: Person | None, because: str) -> None:

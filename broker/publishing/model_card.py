@@ -94,7 +94,7 @@ def _card(
         data_manifest=DATA_MANIFEST_FILE,
         loss_plot=LOSS_PLOT_FILE if len(losses) > 1 else "",
         losses=_evenly_spread(losses),
-        people=[_plain(member.name) + (" (lead)" if member.lead else "") for member in project.members],
+        people=[_plain(m.name) + (" (lead)" if m.lead else "") for m in project.members if not m.newcomer],
         plain=_plain,
         project=project,
         repo=repo,

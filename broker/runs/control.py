@@ -264,7 +264,7 @@ def _of_member(session: Session, actor: Actor, run_id: int) -> tuple[Run, Person
     run = runs.load(session, run_id)
     attempts.lock(session, run_id)
     session.refresh(run)
-    return run, rights.require_member(session, actor, session.get_one(Project, run.project_id))
+    return run, rights.hold_member(session, actor, session.get_one(Project, run.project_id))
 
 
 def _cancel(session: Session, run: Run, end_reason: EndReason, reason: str, *, by: Person | None = None) -> None:

@@ -35,7 +35,7 @@ def generate(session: Session, actor: Actor, request_id: str, run_id: int, promp
         return launching.receipt(session, earlier)
     parent = _trained(session, run_id)
     project = session.get_one(Project, parent.project_id)
-    person = rights.require_member(session, actor, project)
+    person = rights.hold_member(session, actor, project)
     quotas.check(session, actor, QuotaKind.LAUNCH)
     wanted = text.prose("The prompt", prompt, most=LONGEST_PROMPT)
     sample = _sample(parent, request_id, _paying(session, project, parent), person.id)

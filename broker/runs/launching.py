@@ -143,7 +143,7 @@ def launch(session: Session, actor: Actor, request_id: str, order: Order) -> Rec
     if earlier is not None:
         return receipt(session, earlier)
     project = projects.load(session, order.project_id)
-    person = rights.require_member(session, actor, project)
+    person = rights.hold_member(session, actor, project)
     quotas.check(session, actor, QuotaKind.LAUNCH)
     run, _ = _drawn_up(session, order)
     run.request_id, run.requested_by = request_id, person.id

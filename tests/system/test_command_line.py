@@ -215,6 +215,8 @@ def test_the_operator_bans_and_blanks_by_the_command_line(tmp_path: Path) -> Non
     again = stoa(tmp_path, "ban", "4242", "--why", "Spam.")
     assert (again.returncode, "Mallory is banned already" in again.stderr) == (2, True)
     assert stoa(tmp_path, "unban", "4242", "--why", "A mistake.").returncode == 0
+    nowhere = stoa(tmp_path, "appoint", "7", "4242", "--why", "Ada is gone.")
+    assert (nowhere.returncode, "There is no project 7" in nowhere.stderr) == (2, True)
     assert stoa(tmp_path, "record", "redact", "lab", "1", "--why", "A slip.").returncode == 0
     forgotten = stoa(tmp_path, "record", "forget", "4242", "--why", "They asked.")
     assert "2 entries are blanked" in forgotten.stdout

@@ -63,7 +63,9 @@ def policy_changed(p: Payload) -> str:
 
 @entry("person.banned")
 def banned(p: Payload) -> str:
-    return f"⛔ {text.line(p['person']['name'], 80)} is banned: they can read, and do nothing else.{why(p)}"
+    leads = ", ".join(f"P{number}" for number in p.get("leads", ())[:20])
+    another = f" An admin appoints another lead of {leads}: `/project appoint`." if leads else ""
+    return f"⛔ {text.line(p['person']['name'], 80)} is banned: they can read, and do nothing else.{another}{why(p)}"
 
 
 @entry("person.unbanned")
