@@ -105,10 +105,10 @@ def approve(
 
 
 def _renew(session: Session, earlier: Allocation, later: Allocation) -> None:
-    """End a live allocation that another one renews; its runs go on with the new one."""
+    """End an allocation that another one renews, unless it has ended; its runs go on with the new one."""
+    carried = control.carry_over(session, earlier, later)
     if earlier.state not in LIVE:
         return
-    carried = control.carry_over(session, earlier, later)
     returned = allocations.close(session, earlier, AllocationState.RENEWED)
     allocations.tell(session, earlier, "allocation.renewed", successor=later.id, returned=returned, runs=list(carried))
 

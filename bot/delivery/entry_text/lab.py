@@ -116,6 +116,14 @@ def disk_enough(p: Payload) -> str:
     return f"💽 The disk has space again, {p['free_gib']:g} GiB: runs go on."
 
 
+@entry("part.failed")
+def part_failed(p: Payload) -> str:
+    return (
+        f"🛠️ Something needs an admin: {line(p['part'])} ({line(p['error'])}). The rest goes on; the log says more, and "
+        "so does `stoa doctor`."
+    )
+
+
 def redacted(p: Payload) -> str:
     if field := p.get("field"):
         return f"🪦 The project's {line(field)} was removed, here and from its card.{why(p)}"
