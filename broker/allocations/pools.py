@@ -16,13 +16,14 @@ from projects import people, rights, text
 from projects.db.columns import Base, foreign_key, integer, json_object, number, row_id, timestamp, utcnow, words
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor
-from projects.policies import MOST_HOURS
 from projects.record import record
 from projects.rights import Act
 
 LIGHTEST, HEAVIEST = 0.0001, 1000
 MOST_GPUS = 1_000_000
 MOST_SUBMITTED = 10_000
+LARGEST_GRANT = 1_000_000_000
+"""The most GPU-hours of a grant in all, which may have been added little by little."""
 
 
 class Pool(Base, table=True):
@@ -197,8 +198,8 @@ def check_size(seconds: int) -> None:
     """Raise InvalidError unless a grant may give so many GPU-seconds in all."""
     if seconds < 1:
         raise InvalidError("A grant gives at least one GPU-second.")
-    if seconds > MOST_HOURS * 3600:
-        raise InvalidError(f"A grant gives at most {MOST_HOURS:,} GPU-hours in all; another grant can give more.")
+    if seconds > LARGEST_GRANT * 3600:
+        raise InvalidError(f"A grant gives at most {LARGEST_GRANT:,} GPU-hours in all; another grant can give more.")
 
 
 def shown(number: int) -> str:

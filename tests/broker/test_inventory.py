@@ -46,16 +46,16 @@ def test_a_pool_is_checked_whoever_adds_it(lab: Lab, wrong: dict[str, object], s
 
 def test_the_greatest_numbers_of_a_pool_and_of_a_grant_work(lab: Lab) -> None:
     add(lab, gpus=1_000_000, price_weight=1000.0, most_submitted=10_000)
-    most = 1_000_000 * HOUR
+    most, until = 1_000_000_000 * HOUR, utcnow() + timedelta(days=30)
     with lab.db.write() as session:
-        asked = {"pool": "hall", "sponsor": "The house"}
-        given = inventory.add_grant(session, None, hours="1000000", until=in_days(30), **asked)
+        given = pools.add_grant(session, pool="hall", sponsor="The house", seconds=most - HOUR, until=until)
+        inventory.change_grant(session, None, given, more_hours="1", reason="All there is.")
         assert pools.available(session)[pools.named(session, "hall").id] == most
     before = lab.everything()
     for seconds in (0, most + 1, 10**30):
         with pytest.raises(InvalidError, match="A grant gives at"), lab.db.write() as session:
-            pools.add_grant(session, pool="hall", sponsor="Me", seconds=seconds, until=utcnow() + timedelta(days=1))
-    with pytest.raises(InvalidError, match="at most 1,000,000 GPU-hours in all"), lab.db.write() as session:
+            pools.add_grant(session, pool="hall", sponsor="Me", seconds=seconds, until=until)
+    with pytest.raises(InvalidError, match="at most 1,000,000,000 GPU-hours in all"), lab.db.write() as session:
         inventory.change_grant(session, None, given, more_hours="0.001", reason="Even more.")
     assert lab.everything() == before
 

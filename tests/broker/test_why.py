@@ -134,7 +134,7 @@ def test_a_pool_of_slurm_is_given_a_few_jobs_without_devices(lab: Lab, ours: int
         pools.add_pool(session, name="cluster", gpu_type="V100", gpus=64, runner="slurm", most_submitted=2)
         pools.add_grant(session, pool="cluster", sponsor="s", seconds=900 * HOUR, until=utcnow() + timedelta(days=9))
     allocation = lab.request(ours, pool="cluster", hours="100")
-    lab.approve(allocation, "100")
+    lab.consent(allocation, "100")
     queued = [lab.launch(ours, gpus=2, allocation_id=allocation) for _ in range(3)]
     go_round(lab, tmp_path)
     assert [lab.run(run).state for run in queued] == [RunState.STARTING] * 2 + [RunState.QUEUED]

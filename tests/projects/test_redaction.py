@@ -122,7 +122,7 @@ def test_a_person_is_forgotten_wherever_they_are_named(db: Database) -> None:
     with db.write() as session:
         count = redaction.forget(session, OMAR, str(ADA.discord_id), "She asked for it.")
     kept = [json.loads(body) for body in bodies(db) if body]
-    assert count == 3, "her proposal, her scope, and her joining the other"
+    assert count == 4, "her proposal, her scope, her confirming Grace, and her joining the other"
     assert not any("Ada" in body.replace("Adaptive", "") for body in bodies(db) if body)
     assert any("Adaptive rates" in str(payload) for payload in kept), "a word that holds her name is none of hers"
     with db.read() as session:
