@@ -17,7 +17,7 @@ from broker.allocations.pools import Pool
 from broker.runs import runs, series
 from broker.runs.runs import Run, RunState
 from broker.runs.series import Measured, Point
-from projects import lifecycle
+from projects import lifecycle, membership
 from projects.db.columns import utcnow
 from projects.people import Actor, Person
 from projects.policies import Policy
@@ -60,6 +60,7 @@ def furnish(session: Session, members: Sequence[int], *, projects: int, each: in
         lifecycle.join(session, other, project_id, min_people=2)
         said = {"goal": "An exponent.", "plan": "Five runs.", "compute": "Some.", "release": "All."}
         lifecycle.scope(session, lead, project_id, **said, min_people=2)
+        membership.confirm(session, lead, project_id, who=str(other.discord_id))
     session.flush()
     active = session.scalars(select(Project.id).order_by(col(Project.id))).all()
     texts = dict.fromkeys(("goal", "plan", "compute", "release", "learnt"), "")

@@ -2,6 +2,8 @@
 
 import asyncio
 import functools
+import math
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
@@ -9,6 +11,7 @@ from contextvars import ContextVar
 from typing import Concatenate, ParamSpec, TypeAlias, TypeVar
 
 import discord
+import structlog
 from discord import app_commands
 from sqlalchemy.orm import Session
 
@@ -17,13 +20,22 @@ from bot.plots.renderer import Renderer
 from bot.rate_limit import RateLimit
 from bot.server import Server
 from bot.turns import Turns
-from projects.db.database import Database
+from projects.db.database import Database, is_away
+from projects.errors import AwayError
 from projects.people import Actor
 from projects.settings import Settings
+
+log = structlog.get_logger()
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
+AWAY = "Stoa cannot reach its database at the moment, so nothing was done. Please try again in a minute or two."
+LOG_AGAIN_SECONDS = 60.0
+FAILED_LATELY = 2.0
+"""For so many seconds after a failure, the database is taken to be away without asking it."""
+MOMENT = 1.5
+"""The seconds that suggestions wait for the database; Discord drops those that come after three."""
 LONGEST_WAIT = 30.0
 """The most seconds that a request waits for a rate limit; where Discord asks for more, RateLimited is raised."""
 
@@ -55,6 +67,8 @@ class App(discord.Client):
         self.tree: app_commands.CommandTree[App]
         self.db = db
         self.renderer = Renderer()
+        self._failed_at = -math.inf
+        self._said_away_at = -math.inf
         # Reads, which a form waits for, never stand behind writes, which wait for one another.
         self._readers = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="reader")
         self._writers = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="writer")
@@ -96,12 +110,35 @@ class App(discord.Client):
             await asyncio.get_running_loop().run_in_executor(None, end)
         self.renderer.close()
 
+    async def answers(self) -> bool:
+        """Whether the database answers within a moment."""
+        if time.monotonic() - self._failed_at < FAILED_LATELY:
+            return False
+        try:
+            await asyncio.wait_for(asyncio.to_thread(self.db.answers), MOMENT)
+        except Exception as error:
+            return not (isinstance(error, TimeoutError) or is_away(error))
+        return True
+
     async def _in(self, threads: ThreadPoolExecutor, work: Callable[[], R]) -> R:
+        """What a call of the domain in a thread returns; raises AwayError while the database is away."""
         loop = asyncio.get_running_loop()
-        if in_delivery.get():
-            return await loop.run_in_executor(self._delivery_threads, work)
-        async with self._turns[threads].take(asking.get()):
-            return await loop.run_in_executor(threads, work)
+        try:
+            if in_delivery.get():
+                result = await loop.run_in_executor(self._delivery_threads, work)
+            else:
+                async with self._turns[threads].take(asking.get()):
+                    result = await loop.run_in_executor(threads, work)
+        except Exception as error:
+            if not is_away(error):
+                raise
+            self._failed_at = time.monotonic()
+            if self._failed_at - self._said_away_at > LOG_AGAIN_SECONDS:
+                self._said_away_at = self._failed_at
+                log.warning("the database cannot be reached; trying again", error=str(getattr(error, "orig", error)))
+            raise AwayError(AWAY) from error
+        self._failed_at = -math.inf
+        return result
 
 
 Interaction: TypeAlias = discord.Interaction[App]

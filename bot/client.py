@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import signal
+import sys
 from typing import Any
 
 import aiohttp
@@ -38,7 +39,10 @@ from bot.tables import DiscordCommands
 from projects import cleaning
 from projects import log as log_format
 from projects.db.database import Database
+from projects.errors import AwayError
 from projects.settings import Settings
+
+LATER = "Stoa cannot reach its database now: type again in a minute or two"
 
 log = structlog.get_logger()
 
@@ -59,12 +63,33 @@ class Tree(app_commands.CommandTree[App]):
         _clean(interaction.data)
         asking.set(interaction.user.id)
         app = interaction.client
+        if interaction.type is discord.InteractionType.autocomplete and not await app.answers():
+            await _suggest_later(interaction)
+            return False
         if not app.problem or getattr(interaction.command, "root_parent", None) is stoa:
             return True
         await app.reload_server()
         if app.problem and interaction.type is discord.InteractionType.application_command:
             await errors.reply(interaction, text.escape(not_working(app.problem)))
         return not app.problem
+
+
+async def _suggest_later(interaction: Interaction) -> None:
+    """Say as the only suggestion that the database is away; what it stands for fits the option and nothing there is."""
+    number = _focused(interaction.data) != discord.AppCommandOptionType.string.value
+    choice: app_commands.Choice[Any] = app_commands.Choice(name=LATER, value=0 if number else "-")
+    with contextlib.suppress(discord.HTTPException, *errors.BROKEN):
+        await interaction.response.autocomplete([choice])
+
+
+def _focused(data: Any) -> int | None:
+    """The type of the option that is being typed, at any depth of an interaction's data."""
+    for option in data.get("options", ()) if isinstance(data, dict) else ():
+        if option.get("focused"):
+            return int(option["type"])
+        if (found := _focused(option)) is not None:
+            return found
+    return None
 
 
 class Bot(App):
@@ -118,7 +143,7 @@ class Bot(App):
         if guild.id == self.settings.guild_id:
             try:
                 await self._register_commands()
-            except (SetupError, discord.DiscordException, *errors.BROKEN) as error:
+            except (SetupError, AwayError, discord.DiscordException, *errors.BROKEN) as error:
                 log.warning("the commands cannot be registered; a restart tries again", reason=str(error))
 
     async def on_guild_join(self, guild: discord.Guild) -> None:
@@ -139,6 +164,12 @@ class Bot(App):
         """Read again what the admins have chosen, and start delivering if nothing else is missing."""
         await super().reload_server()
         self._begin()
+
+    async def on_error(self, event_method: str, /, *args: Any, **kwargs: Any) -> None:
+        """Log an error of an event's handler; that the database is away is logged by itself."""
+        error = sys.exception()
+        if not isinstance(error, AwayError):
+            log.error("an event could not be handled", event_name=event_method, exc_info=error)
 
     def _begin(self) -> None:
         """Start the delivery, once the server is there and set up."""
@@ -167,7 +198,7 @@ class Bot(App):
         """Stop the delivery, then disconnect."""
         if self._delivery is not None:
             self._delivery.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
+            with contextlib.suppress(asyncio.CancelledError, AwayError):
                 await self._delivery
             self._delivery = None
         await super().close()
@@ -210,6 +241,8 @@ def run(settings: Settings) -> None:
         asyncio.run(_serve(settings))
     except SetupError as error:
         raise SystemExit(str(error)) from error
+    except AwayError as error:
+        raise SystemExit("The database does not answer: start it, or correct STOA_DATABASE_URL.") from error
     except (aiohttp.ClientError, OSError) as error:
         raise SystemExit(
             f"Discord cannot be reached ({error}): look at the network, then start the bot again."

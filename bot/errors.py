@@ -11,7 +11,7 @@ from discord import app_commands
 
 from bot import text
 from bot.app import Interaction
-from projects.errors import DomainError
+from projects.errors import AwayError, DomainError
 
 UNANSWERABLE = frozenset({10062, 40060, 10015, 50027})
 """Unknown interaction, already acknowledged, unknown webhook, invalid webhook token: it is too late for an answer."""
@@ -21,15 +21,20 @@ BROKEN = (aiohttp.ClientError, OSError)
 log = structlog.get_logger()
 
 
-async def answer(interaction: Interaction, error: Exception, written: str = "") -> None:
+async def answer(
+    interaction: Interaction, error: Exception, written: str = "", offer: discord.ui.View | None = None
+) -> None:
     """Answer an error: a refusal by the domain or by Discord says what is wrong, any other error apologises.
 
     The apology has a reference that the log has too. `written` is what the person wrote in a form: they get it back.
+    With the refusal, `offer` lets them try again.
     """
     if isinstance(error, app_commands.CommandInvokeError):
         error = error.original
+    if isinstance(error.__cause__, AwayError):
+        error = error.__cause__
     if isinstance(error, DomainError):
-        await reply(interaction, text.escape(str(error)), written)
+        await reply(interaction, text.escape(str(error)), written, offer)
     elif isinstance(error, app_commands.TransformerError):
         await reply(interaction, f"“{text.line(str(error.value), 100)}” cannot be used there.", written)
     elif isinstance(error, app_commands.AppCommandError):
@@ -44,10 +49,10 @@ async def answer(interaction: Interaction, error: Exception, written: str = "") 
         await reply(interaction, apology, written)
 
 
-async def reply(interaction: Interaction, said: str, written: str = "") -> None:
+async def reply(interaction: Interaction, said: str, written: str = "", offer: discord.ui.View | None = None) -> None:
     """Answer an interaction privately, deferred or answered before or not; `written` is attached as a file."""
     try:
-        await again(lambda: _say(interaction, text.bounded(said, text.MESSAGE), written))
+        await again(lambda: _say(interaction, text.bounded(said, text.MESSAGE), written, offer))
     except discord.HTTPException as error:
         log.warning("an answer did not arrive", code=error.code, status=error.status)
     except BROKEN as error:  # the error's text may contain the interaction's token
@@ -62,12 +67,12 @@ async def again(send: Callable[[], Awaitable[object]]) -> None:
         await send()
 
 
-async def _say(interaction: Interaction, said: str, written: str) -> None:
+async def _say(interaction: Interaction, said: str, written: str, offer: discord.ui.View | None) -> None:
     files = [discord.File(io.BytesIO(written.encode("utf-8", "replace")), "what-you-wrote.txt")] if written else []
-    response = interaction.response
+    response, view = interaction.response, discord.utils.MISSING if offer is None else offer
     if not response.is_done():
-        await response.send_message(said, files=files, ephemeral=True, suppress_embeds=True)
+        await response.send_message(said, files=files, view=view, ephemeral=True, suppress_embeds=True)
     elif response.type is discord.InteractionResponseType.deferred_channel_message:
-        await interaction.edit_original_response(content=said, attachments=files)
+        await interaction.edit_original_response(content=said, attachments=files, view=view)
     else:
-        await interaction.followup.send(said, files=files, ephemeral=True, suppress_embeds=True)
+        await interaction.followup.send(said, files=files, view=view, ephemeral=True, suppress_embeds=True)

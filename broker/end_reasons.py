@@ -51,7 +51,7 @@ class EndReason(StrEnum):
 
     # What is so for a run alone.
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"
-    """As many attempts failed as may; the last one's reason says how."""
+    """As many attempts failed, or were lost one after the other, as may; the last one's reason says how."""
     CANCELLED = "cancelled"
     """A member cancelled the run."""
     PAUSED = "paused"
@@ -64,3 +64,9 @@ class EndReason(StrEnum):
     """A reviewer revoked the allocation."""
     PROJECT_ENDED = "project_ended"
     """The project is over."""
+
+
+INFRASTRUCTURE = frozenset(
+    {EndReason.LEASE_EXPIRED, EndReason.NODE_FAILED, EndReason.PREEMPTED, EndReason.RUNNER_ENDED}
+)
+"""Ends by a fault of hosts, database or batch system, which says nothing about the run."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import ColumnElement, Select
+from sqlalchemy import ColumnElement, Select, func
 from sqlalchemy.orm import Session
 from sqlmodel import Field, col, select
 
@@ -80,6 +80,13 @@ def links(session: Session, run_id: int) -> Sequence[tuple[int, str]]:
         .order_by(col(Publication.step))
     )
     return [(step, url) for step, url in rows if url is not None]
+
+
+def newest_published_before(session: Session, run_id: int, step: int) -> int:
+    """The step of the newest published checkpoint of a run before `step`; -1 without one."""
+    before = (Publication.run_id == run_id, Publication.step < step, col(Publication.url).is_not(None))
+    found = session.scalar(select(func.max(col(Publication.step))).where(*before))
+    return -1 if found is None else found
 
 
 def newest(session: Session, run_id: int) -> Publication | None:

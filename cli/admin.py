@@ -388,3 +388,13 @@ def unban(discord_id: Snowflake, why: Why) -> None:
     with refusing(), database().write() as session:
         bans.unban(session, None, discord_id, why)
     typer.echo(f"{discord_id} can take part again")
+
+
+@app.command()
+def appoint(project: int, discord_id: int, why: Why) -> None:
+    """Give PROJECT, whose lead is banned or gone, another lead: one of its contributors or newcomers."""
+    from projects import membership
+
+    with refusing(), database().write() as session:
+        membership.appoint_lead(session, None, project, to=str(discord_id), reason=why)
+    typer.echo(f"{discord_id} leads project {project}")

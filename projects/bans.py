@@ -1,10 +1,12 @@
 """The ban list: a banned person may read, and do nothing else."""
 
 from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 from projects import people, rights, text
 from projects.errors import ConflictError, NotFoundError
 from projects.people import Actor, Person
+from projects.projects import ENDED, Project
 from projects.record import record
 from projects.rights import Act
 
@@ -12,8 +14,8 @@ from projects.rights import Act
 def ban(session: Session, actor: Actor | None, who: Actor, reason: str) -> None:
     """Ban a person, in public and for a reason; an `actor` of None is the operator.
 
-    Raises ForbiddenError unless the actor is an admin, and ConflictError where the person is banned already or is the
-    actor.
+    The entry names the open projects that the person leads, so that an admin appoints another lead. Raises
+    ForbiddenError unless the actor is an admin, and ConflictError where the person is banned already or is the actor.
     """
     rights.require_admin(actor, Act.BAN)
     because = text.prose("The reason", reason, most=text.USUAL)
@@ -25,7 +27,9 @@ def ban(session: Session, actor: Actor | None, who: Actor, reason: str) -> None:
         raise ConflictError(f"{person.name} is banned already.")
     person.banned = because
     session.flush()
-    record.append(session, record.LAB, "person.banned", by=by, why=because, person=_named(person))
+    leads = select(Project.id).where(Project.lead_id == person.id, col(Project.stage).not_in(ENDED))
+    told = {"person": _named(person), "leads": list(session.scalars(leads.order_by(col(Project.id))))}
+    record.append(session, record.LAB, "person.banned", by=by, why=because, **told)
 
 
 def unban(session: Session, actor: Actor | None, discord_id: int, reason: str) -> None:

@@ -19,3 +19,7 @@ class NotFoundError(DomainError):
 
 class ConflictError(DomainError):
     """The act does not fit the current state: it comes too late or too early."""
+
+
+class AwayError(DomainError):
+    """The database cannot be reached now; the same act may succeed in some minutes."""

@@ -101,7 +101,7 @@ def projects_of(session: Session, actor: Actor) -> list[tuple[int, str]]:
     person = people.find(session, actor)
     rows = []
     if person is not None:
-        works_on = (col(Membership.person_id) == person.id) & (col(Membership.role) != ProjectRole.FOLLOWER)
+        works_on = (col(Membership.person_id) == person.id) & (col(Membership.role) == ProjectRole.CONTRIBUTOR)
         query = select(Project.id, Project.title).join(Membership, col(Membership.project_id) == Project.id)
         rows = [(row.id, row.title) for row in session.execute(query.where(works_on).order_by(col(Project.id).desc()))]
     if not rows:

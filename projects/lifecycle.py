@@ -8,6 +8,7 @@ from sqlmodel import select
 
 from projects import people, policies, projects, quotas, rights, text
 from projects.db import transition
+from projects.db.columns import utcnow
 from projects.errors import ConflictError, InvalidError
 from projects.people import Actor
 from projects.projects import (
@@ -73,25 +74,30 @@ def propose(session: Session, actor: Actor, request_id: str, *, title: str, ques
 
 
 def join(session: Session, actor: Actor, project_id: int, *, min_people: int) -> None:
-    """Make the actor a contributor. A scoped project with at least `min_people` contributors becomes active.
+    """Make the actor a newcomer, whom the lead confirms; by the join policy “open”, a contributor at once.
+
+    Somebody whom the lead has removed before is a newcomer under either policy. A newcomer counts at once: a scoped
+    project of at least `min_people` becomes active.
 
     Raises NotFoundError, ForbiddenError where the actor is banned, and ConflictError where the project has ended or the
-    actor works on it already.
+    actor is in it already.
     """
     project = projects.lock(session, project_id)
     if project.stage in ENDED:
         raise ConflictError(f"“{project.title}” is {project.stage}; nobody can join it any more.")
     person = people.ensure(session, actor)
+    at_once = policies.current(session).join_policy == "open" and not projects.was_removed(session, person, project_id)
+    role = ProjectRole.CONTRIBUTOR if at_once else ProjectRole.NEWCOMER
     membership = session.get(Membership, (project_id, person.id))
     if membership is None:
-        session.add(Membership(project_id=project_id, person_id=person.id))
+        session.add(Membership(project_id=project_id, person_id=person.id, role=role))
     elif membership.role == ProjectRole.FOLLOWER:
-        membership.role = ProjectRole.CONTRIBUTOR
+        membership.role, membership.joined_at = role, utcnow()
     else:
         raise ConflictError(f"You are already in “{project.title}”.")
     session.flush()
     quotas.check(session, actor, QuotaKind.MEMBERSHIP, project_id)
-    record.append(session, record.project_stream(project_id), "project.joined", by=person)
+    record.append(session, record.project_stream(project_id), "project.joined", by=person, role=role)
     if project.stage == Stage.PROPOSED:
         move(session, project, Stage.RECRUITING)
     _activate(session, project, min_people)
@@ -187,7 +193,7 @@ def complete(session: Session, actor: Actor, project_id: int, *, outcome: str, l
     project.outcome = outcome
     project.learnt = text.prose("What was learnt", learnt, most=text.LONG)
     move(session, project, Stage.COMPLETED)
-    members = projects.members(session, [project_id])[project_id]
+    members = [member for member in projects.members(session, [project_id])[project_id] if not member.newcomer]
     record.append(
         session,
         record.project_stream(project_id),
@@ -231,7 +237,8 @@ def _activate(session: Session, project: Project, min_people: int) -> None:
     """Make a scoped project with enough people active; where the policy says “automatic”, its channel opens now."""
     if project.stage != Stage.SCOPED:
         return
-    count = projects.head_counts(session, [project.id], ProjectRole.CONTRIBUTOR)[project.id]
+    people_of = (ProjectRole.CONTRIBUTOR, ProjectRole.NEWCOMER)
+    count = projects.head_counts(session, [project.id], *people_of)[project.id]
     if count < min_people:
         return
     opens = not project.has_channel and policies.current(session).channel_policy == "automatic"

@@ -1,4 +1,4 @@
-"""Membership of a project: following it, leaving it, and handing its lead over.
+"""Membership of a project: following and leaving it, confirming and removing its people, and changing its lead.
 
 Joining is in `projects.lifecycle`, since it can move the project to its next stage.
 """
@@ -13,7 +13,7 @@ from projects import lifecycle, people, projects, quotas, rights, text
 from projects.db.columns import Base, foreign_key, timestamp, utcnow
 from projects.errors import ConflictError, ForbiddenError, NotFoundError
 from projects.people import Actor, Person
-from projects.projects import Membership, Project, ProjectRole
+from projects.projects import Membership, PastMembership, Project, ProjectRole
 from projects.quotas import QuotaKind
 from projects.record import record
 from projects.rights import Act
@@ -49,7 +49,7 @@ def follow(session: Session, actor: Actor, project_id: int) -> None:
 
 
 def leave(session: Session, actor: Actor, project_id: int) -> None:
-    """End the actor's membership. Contributors of a project that has ended stay named in it.
+    """End the actor's own membership. Contributors of a project that has ended stay named in it.
 
     Raises NotFoundError, ForbiddenError for a banned person, and ConflictError for the lead, for somebody who is not in
     the project, and for a contributor once it has ended.
@@ -61,14 +61,88 @@ def leave(session: Session, actor: Actor, project_id: int) -> None:
         raise ConflictError(f"You are not in “{project.title}”.")
     if person.id == project.lead_id:
         raise ConflictError(f"You lead “{project.title}”: hand the lead over before you leave.")
-    if project.stage in projects.ENDED and membership.role != ProjectRole.FOLLOWER:
+    if project.stage in projects.ENDED and membership.role == ProjectRole.CONTRIBUTOR:
         raise ConflictError(f"“{project.title}” is {project.stage}; who worked on it stays named in it.")
     role = membership.role
-    session.delete(membership)
-    session.execute(
-        delete(LeadOffer).where(col(LeadOffer.project_id) == project_id, col(LeadOffer.person_id) == person.id)
-    )
+    _end(session, membership)
     record.append(session, record.project_stream(project_id), "project.left", by=person, role=role)
+
+
+def confirm(session: Session, actor: Actor, project_id: int, *, who: str) -> str:
+    """Make the newcomer with the Discord id `who` a contributor; returns their name.
+
+    Raises NotFoundError, ForbiddenError for all but the lead, and ConflictError where the person is no newcomer of the
+    project, is banned, or the project has ended.
+    """
+    project = _open(session, project_id, "nobody is confirmed any more")
+    lead = rights.require(session, actor, project, Act.CONFIRM)
+    person, membership = _in_project(session, project, who)
+    if membership.role != ProjectRole.NEWCOMER:
+        raise ConflictError(f"{person.name} works on “{project.title}” already.")
+    _check_not_banned(person)
+    membership.role = ProjectRole.CONTRIBUTOR
+    session.flush()
+    record.append(session, record.project_stream(project_id), "project.confirmed", by=lead, person=_named(person))
+    return person.name
+
+
+def confirm_joining(session: Session, actor: Actor, entry_id: int) -> str:
+    """Confirm the newcomer whose joining an entry of the record tells of; raises what `confirm` raises."""
+    joining = record.load(session, entry_id)
+    if joining is None or joining.kind != "project.joined" or joining.project_id is None or joining.payload is None:
+        raise NotFoundError("The record no longer tells who joined; /project confirm names the person.")
+    return confirm(session, actor, joining.project_id, who=joining.payload["by"]["id"])
+
+
+def remove(session: Session, actor: Actor, project_id: int, *, who: str, reason: str) -> None:
+    """Remove the newcomer or contributor with the Discord id `who`, in public; their runs stay the project's.
+
+    They may join again, as a newcomer whom the lead would have to confirm. Raises NotFoundError, ForbiddenError for all
+    but the lead, InvalidError without a reason, and ConflictError for the lead, for somebody who is not in the project,
+    and for a project that has ended.
+    """
+    project = _open(session, project_id, "who worked on it stays named in it")
+    lead = rights.require(session, actor, project, Act.REMOVE)
+    because = text.prose("The reason", reason, most=text.USUAL)
+    person, membership = _removable(session, project, who)
+    role = membership.role
+    _end(session, membership, removed=True)
+    stream, named = record.project_stream(project_id), _named(person)
+    record.append(session, stream, "project.removed", by=lead, why=because, person=named, role=role)
+
+
+def check_may_remove(session: Session, actor: Actor, project_id: int, *, who: str) -> None:
+    """Raise unless the actor may remove the person with the Discord id `who` from the project. Only reads."""
+    lifecycle.check_may(session, actor, project_id, Act.REMOVE)
+    _removable(session, projects.load(session, project_id), who)
+
+
+def appoint_lead(session: Session, actor: Actor | None, project_id: int, *, to: str, reason: str) -> None:
+    """Make a contributor or newcomer the lead in place of a lead who is banned or gone; an admin decides, in public.
+
+    `to` is a Discord id; an `actor` of None is the operator. The former lead stays a contributor, and an open offer of
+    the lead ends. Raises ForbiddenError for all but admins, and for an admin who appoints themselves; NotFoundError,
+    InvalidError without a reason, and ConflictError for somebody who is not in the project, leads it already or is
+    banned, and for a project that has ended.
+    """
+    rights.require_admin(actor, Act.APPOINT_LEAD)
+    project = _open(session, project_id)
+    because = text.prose("The reason", reason, most=text.USUAL)
+    person, membership = _appointable(session, actor, project, to)
+    by, before = people.author(session, actor), session.get_one(Person, project.lead_id)
+    project.lead_id, membership.role = person.id, ProjectRole.CONTRIBUTOR
+    session.execute(delete(LeadOffer).where(col(LeadOffer.project_id) == project_id))
+    session.flush()
+    stream, named = record.project_stream(project_id), _named(person)
+    record.append(session, stream, "project.lead_appointed", by=by, why=because, person=named, before=_named(before))
+
+
+def check_may_appoint(session: Session, actor: Actor | None, project_id: int, *, to: str) -> None:
+    """Raise unless the actor may make the person with the Discord id `to` the project's lead. Only reads."""
+    rights.require_admin(actor, Act.APPOINT_LEAD)
+    project = projects.load(session, project_id)
+    _check_open(project)
+    _appointable(session, actor, project, to)
 
 
 def offer_lead(session: Session, actor: Actor, project_id: int, *, to: str, reason: str) -> None:
@@ -80,8 +154,8 @@ def offer_lead(session: Session, actor: Actor, project_id: int, *, to: str, reas
     session.merge(LeadOffer(project_id=project_id, person_id=successor.id, offered_at=utcnow()))
     session.flush()
     quotas.check(session, actor, QuotaKind.PROJECT_CHANGE, project_id)
-    stream, named = record.project_stream(project_id), {"id": successor.discord_id, "name": successor.name}
-    record.append(session, stream, "project.lead_offered", by=lead, why=because, to=named)
+    stream = record.project_stream(project_id)
+    record.append(session, stream, "project.lead_offered", by=lead, why=because, to=_named(successor))
 
 
 def check_may_offer(session: Session, actor: Actor, project_id: int, *, to: str) -> None:
@@ -98,8 +172,8 @@ def accept_lead(session: Session, actor: Actor, project_id: int) -> None:
     project.lead_id = successor.id
     session.delete(offer)
     session.flush()
-    stream, named = record.project_stream(project_id), {"id": before.discord_id, "name": before.name}
-    record.append(session, stream, "project.lead_accepted", by=successor, before=named)
+    stream = record.project_stream(project_id)
+    record.append(session, stream, "project.lead_accepted", by=successor, before=_named(before))
 
 
 def decline_lead(session: Session, actor: Actor, project_id: int) -> None:
@@ -110,12 +184,71 @@ def decline_lead(session: Session, actor: Actor, project_id: int) -> None:
     record.append(session, record.project_stream(project_id), "project.lead_declined", by=person)
 
 
-def _open(session: Session, project_id: int) -> Project:
-    """The project's row, locked; raises ConflictError where the project has ended."""
+LEAD_STAYS = "its lead stays as it is"
+
+
+def _open(session: Session, project_id: int, otherwise: str = LEAD_STAYS) -> Project:
+    """The project's row, locked; raises ConflictError, which ends with `otherwise`, where the project has ended."""
     project = projects.lock(session, project_id)
-    if project.stage in projects.ENDED:
-        raise ConflictError(f"“{project.title}” is {project.stage}; its lead stays as it is.")
+    _check_open(project, otherwise)
     return project
+
+
+def _check_open(project: Project, otherwise: str = LEAD_STAYS) -> None:
+    if project.stage in projects.ENDED:
+        raise ConflictError(f"“{project.title}” is {project.stage}; {otherwise}.")
+
+
+def _end(session: Session, membership: Membership, *, removed: bool = False) -> None:
+    """Delete a membership with its offer of the lead; that of a newcomer or contributor is remembered as a past one."""
+    project_id, person_id = membership.project_id, membership.person_id
+    if membership.role != ProjectRole.FOLLOWER:
+        joined = membership.joined_at
+        session.add(
+            PastMembership(
+                project_id=project_id, person_id=person_id, joined_at=joined, left_at=utcnow(), removed=removed
+            )
+        )
+    session.delete(membership)
+    session.execute(
+        delete(LeadOffer).where(col(LeadOffer.project_id) == project_id, col(LeadOffer.person_id) == person_id)
+    )
+
+
+def _named(person: Person) -> dict[str, str]:
+    return {"id": person.discord_id, "name": person.name}
+
+
+def _in_project(session: Session, project: Project, who: str) -> tuple[Person, Membership]:
+    """The newcomer, contributor or lead with the Discord id `who`; raises ConflictError for everyone else."""
+    person = people.known(session, int(who)) if who.isdecimal() else None
+    membership = None if person is None else session.get(Membership, (project.id, person.id))
+    if person is None or membership is None or membership.role == ProjectRole.FOLLOWER:
+        name = "This person" if person is None else person.name
+        raise ConflictError(f"{name} is not in “{project.title}”; they would join it first.")
+    return person, membership
+
+
+def _removable(session: Session, project: Project, who: str) -> tuple[Person, Membership]:
+    person, membership = _in_project(session, project, who)
+    if person.id == project.lead_id:
+        raise ConflictError(f"{person.name} leads “{project.title}”; the lead is handed over, not removed.")
+    return person, membership
+
+
+def _appointable(session: Session, actor: Actor | None, project: Project, to: str) -> tuple[Person, Membership]:
+    person, membership = _in_project(session, project, to)
+    if actor is not None and str(actor.discord_id) == person.discord_id:
+        raise ForbiddenError("Nobody appoints themselves; another admin can.")
+    if person.id == project.lead_id:
+        raise ConflictError(f"{person.name} leads “{project.title}” already.")
+    _check_not_banned(person)
+    return person, membership
+
+
+def _check_not_banned(person: Person) -> None:
+    if person.banned is not None:
+        raise ConflictError(f"{person.name} is banned, and can do nothing but read.")
 
 
 def _successor(session: Session, project: Project, to: str) -> Person:
@@ -125,6 +258,7 @@ def _successor(session: Session, project: Project, to: str) -> Person:
         raise NotFoundError(f"The lead can only be offered to a contributor of “{project.title}”.")
     if successor.id == project.lead_id:
         raise ConflictError(f"{successor.name} leads “{project.title}” already.")
+    _check_not_banned(successor)
     return successor
 
 

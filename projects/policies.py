@@ -63,6 +63,9 @@ class Policies(BaseModel):
     project_factor: int = Field(
         5, ge=1, le=1_000, description="A project's daily quotas, of all its people together, in those of one person."
     )
+    join_policy: Literal["confirm", "open"] = Field(
+        "confirm", description="Whether who joins a project is a contributor once its lead confirms them, or at once."
+    )
     channel_policy: Literal["automatic", "moderator"] = Field(
         "automatic", description="Whether a project's channel comes once it is active, or when a moderator opens it."
     )

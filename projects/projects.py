@@ -11,6 +11,7 @@ from enum import StrEnum
 from sqlalchemy import Select, String, cast, func
 from sqlalchemy.orm import Session
 from sqlmodel import Field, col, select
+from sqlmodel.sql.expression import SelectOfScalar
 
 from projects import text
 from projects.db.columns import Base, foreign_key, row_id, timestamp, utcnow, words
@@ -49,10 +50,11 @@ class ReleasePolicy(StrEnum):
 
 
 class ProjectRole(StrEnum):
-    """A person's role in one project."""
+    """A person's role in one project. A newcomer has joined, and waits for the lead to confirm them."""
 
     LEAD = "lead"
     CONTRIBUTOR = "contributor"
+    NEWCOMER = "newcomer"
     FOLLOWER = "follower"
 
 
@@ -101,18 +103,35 @@ class Membership(Base, table=True):
     joined_at: datetime = timestamp(default=utcnow)
 
 
+class PastMembership(Base, table=True):
+    """A newcomer's or contributor's membership that has ended; `removed` says that the lead ended it."""
+
+    __tablename__ = "past_memberships"
+
+    id: int = row_id()
+    project_id: int = foreign_key("projects.id", index=True)
+    person_id: int = foreign_key("people.id")
+    joined_at: datetime = timestamp()
+    left_at: datetime = timestamp(default=utcnow)
+    removed: bool = False
+
+
 @dataclass(frozen=True)
 class Member:
-    """A lead or contributor of a project, as cards show them."""
+    """A lead, contributor or newcomer of a project, as cards show them."""
 
     discord_id: str
     name: str
     lead: bool
+    newcomer: bool = False
 
 
 @dataclass(frozen=True)
 class ProjectView:
-    """A project as cards show it. `members` holds the lead first, then the contributors; `followers` is a count."""
+    """A project as cards show it. `followers` is a count.
+
+    `members` holds the lead first, then the contributors and newcomers in the order of joining.
+    """
 
     id: int
     title: str
@@ -164,32 +183,54 @@ def lock(session: Session, project_id: int) -> Project:
 
 
 def works_on(session: Session, person: Person, project: Project) -> bool:
-    """Whether the person is the project's lead or one of its contributors; a follower only reads."""
+    """Whether the person is the project's lead or a contributor; newcomers and followers only read."""
     membership = session.get(Membership, (project.id, person.id))
+    return membership is not None and membership.role == ProjectRole.CONTRIBUTOR
+
+
+def is_in(session: Session, person: Person, project_id: int) -> bool:
+    """Whether the person is the project's lead, a contributor or a newcomer."""
+    membership = session.get(Membership, (project_id, person.id))
     return membership is not None and membership.role != ProjectRole.FOLLOWER
 
 
+def was_in(session: Session, person: Person, project_id: int, since: datetime) -> bool:
+    """Whether the person is in the project, or has been in it at some moment since `since`."""
+    if is_in(session, person, project_id):
+        return True
+    return (
+        session.scalars(_past(person, project_id).where(PastMembership.left_at >= since).limit(1)).first() is not None
+    )
+
+
+def was_removed(session: Session, person: Person, project_id: int) -> bool:
+    """Whether the project's lead has removed the person before."""
+    removed = _past(person, project_id).where(col(PastMembership.removed)).limit(1)
+    return session.scalars(removed).first() is not None
+
+
 def members(session: Session, project_ids: Sequence[int]) -> Mapping[int, tuple[Member, ...]]:
-    """The lead and the contributors of each project: the lead first, then the others in the order of joining."""
+    """The people of each project but its followers: the lead first, then the others in the order of joining."""
     leads = col(Person.id) == Project.lead_id
     rows = session.execute(
         select(Project.id, Person.discord_id, Person.name, leads)
+        .add_columns(col(Membership.role))
         .join(Membership, col(Membership.project_id) == Project.id)
         .join(Person, col(Membership.person_id) == Person.id)
-        .where(col(Project.id).in_(project_ids), Membership.role != ProjectRole.FOLLOWER)
+        .where(col(Project.id).in_(project_ids), col(Membership.role) != ProjectRole.FOLLOWER)
         .order_by(~leads, col(Membership.joined_at))
     )
     found: dict[int, tuple[Member, ...]] = dict.fromkeys(project_ids, ())
-    for project_id, discord_id, name, lead in rows:
-        found[project_id] += (Member(discord_id, name, bool(lead)),)
+    for project_id, discord_id, name, lead, role in rows:
+        found[project_id] += (Member(discord_id, name, bool(lead), newcomer=role == ProjectRole.NEWCOMER),)
     return found
 
 
-def head_counts(session: Session, project_ids: Sequence[int], role: ProjectRole) -> Mapping[int, int]:
-    """How many people hold a role in each project; the lead counts as a contributor."""
+def head_counts(session: Session, project_ids: Sequence[int], *roles: ProjectRole) -> Mapping[int, int]:
+    """How many people hold one of the roles in each project; the lead counts as a contributor."""
     rows = session.execute(
         select(Membership.project_id, func.count())
-        .where(col(Membership.project_id).in_(project_ids), Membership.role == role)
+        .where(col(Membership.project_id).in_(project_ids), col(Membership.role).in_(roles))
         .group_by(col(Membership.project_id))
     )
     return dict.fromkeys(project_ids, 0) | dict(rows.all())
@@ -267,6 +308,13 @@ def search(session: Session, typed: str, *, open_only: bool = False, hidden: boo
         query = query.where(col(Project.stage).not_in(ENDED))
     rows = session.execute(query.order_by(col(Project.id).desc()).limit(SUGGESTED))
     return [(shown, number) for shown, number in rows]
+
+
+def _past(person: Person, project_id: int) -> SelectOfScalar[int]:
+    """The query for the ids of the person's memberships in the project that have ended."""
+    return select(PastMembership.id).where(
+        PastMembership.project_id == project_id, PastMembership.person_id == person.id
+    )
 
 
 def _shown(stage: str | None) -> Select[int]:

@@ -25,6 +25,9 @@ class Act(StrEnum):
     POST_UPDATE = "post update"
     PUT_ON_RECORD = "put on record"
     HAND_OVER = "hand over"
+    CONFIRM = "confirm newcomers"
+    REMOVE = "remove people"
+    APPOINT_LEAD = "appoint a lead"
     USE_COMPUTE = "use compute"
     ASK_FOR_COMPUTE = "ask for compute"
     RELEASE = "release"
@@ -56,6 +59,9 @@ MAY: Mapping[Act, frozenset[Role]] = {
     Act.POST_UPDATE: WORKING,
     Act.PUT_ON_RECORD: WORKING,
     Act.HAND_OVER: LEAD,
+    Act.CONFIRM: LEAD,
+    Act.REMOVE: LEAD,
+    Act.APPOINT_LEAD: ADMIN,
     Act.USE_COMPUTE: WORKING,
     Act.ASK_FOR_COMPUTE: LEAD,
     Act.RELEASE: REVIEWER,
@@ -81,15 +87,20 @@ def require_admin(actor: Actor | None, act: Act) -> None:
         raise ForbiddenError(f"Only the admins can {act}; who manages the server gives their role.")
 
 
-def refusal(act: Act, *, project: str, lead: str) -> str:
+def refusal(act: Act, *, project: str, lead: Person, newcomer: bool = False) -> str:
     """The sentence that refuses an act in a project to somebody without a role for it."""
     match MAY[act]:
+        case roles if roles == WORKING and newcomer:
+            what = f"{lead.name}, the lead of “{project}”, has yet to confirm you"
+            if lead.banned is not None:
+                return f"{what}, and is banned: an admin appoints another lead, who can."
+            return f"{what}: until then you can follow what happens, and no more."
         case roles if roles == LEAD:
-            return f"Only the lead of “{project}”, {lead}, can do this."
+            return f"Only the lead of “{project}”, {lead.name}, can do this."
         case roles if roles == WORKING:
-            return f"Only members of “{project}” can do this; its Join button makes you one."
+            return f"Only members of “{project}” can do this: join it, and its lead, {lead.name}, confirms you."
         case roles if roles == LEAD | MODERATOR:
-            return f"Only the lead of “{project}”, {lead}, or a moderator can do this."
+            return f"Only the lead of “{project}”, {lead.name}, or a moderator can do this."
         case roles if roles == MODERATOR:
             return "Only moderators can do this; their role is given by the admins."
         case _:
@@ -100,21 +111,21 @@ def check(session: Session, actor: Actor, project: Project, act: Act) -> None:
     """Raise ForbiddenError unless the table allows the actor the act in this project. Only reads."""
     roles = roles_in(session, actor, project)
     if roles.isdisjoint(MAY[act]):
-        lead = session.get_one(Person, project.lead_id).name
-        raise ForbiddenError(refusal(act, project=project.title, lead=lead))
+        lead, newcomer = session.get_one(Person, project.lead_id), ProjectRole.NEWCOMER in roles
+        raise ForbiddenError(refusal(act, project=project.title, lead=lead, newcomer=newcomer))
 
 
 def roles_in(session: Session, actor: Actor, project: Project) -> frozenset[Role]:
     """The actor's role in the project with their lab roles; raises ForbiddenError where they are banned.
 
-    A reviewer who works on the project is no reviewer of it: nobody decides on their own work.
+    A reviewer who is in the project is no reviewer of it: nobody decides on their own work.
     """
     person = people.find(session, actor)
     membership = None if person is None else session.get(Membership, (project.id, person.id))
     if person is None or membership is None:
         return actor.roles
     role = ProjectRole.LEAD if person.id == project.lead_id else ProjectRole(membership.role)
-    held = actor.roles - {LabRole.REVIEWER} if role in WORKING else actor.roles
+    held = actor.roles if role is ProjectRole.FOLLOWER else actor.roles - {LabRole.REVIEWER}
     return held | {role}
 
 
@@ -133,3 +144,11 @@ def require_lead(session: Session, actor: Actor, project: Project) -> Person:
 def require_member(session: Session, actor: Actor, project: Project) -> Person:
     """The person who acts, where they may use the project's compute; raises ForbiddenError."""
     return require(session, actor, project, Act.USE_COMPUTE)
+
+
+def hold_member(session: Session, actor: Actor, project: Project) -> Person:
+    """As `require_member`; nobody can end the membership before the transaction ends."""
+    person = people.find(session, actor)
+    if person is not None:
+        session.get(Membership, (project.id, person.id), with_for_update={"read": True, "key_share": True})
+    return require_member(session, actor, project)

@@ -75,7 +75,18 @@ class Settings(BaseSettings):
     stop_grace_seconds: float = Field(
         60, gt=0, le=86_400, description="Time a trainer has between SIGTERM and SIGKILL."
     )
-    max_attempts: int = Field(3, ge=1, le=1_000, description="Attempts a run gets before it fails for good.")
+    outage_seconds: float = Field(
+        86_400,
+        ge=0,
+        le=8_640_000,
+        description="How long a trainer goes on while its host cannot reach the database; another host waits as long.",
+    )
+    max_attempts: int = Field(
+        3,
+        ge=1,
+        le=1_000,
+        description="Attempts in a row that a run may fail before it fails for good.",
+    )
     tick_seconds: float = Field(
         1, gt=0, le=3_600, description="Pause between two rounds of the scheduler and of the delivery."
     )

@@ -2,8 +2,8 @@
 
 from sqlalchemy.orm import Session
 
-from projects import lifecycle, projects, quotas, rights, text
-from projects.errors import ConflictError
+from projects import lifecycle, people, projects, quotas, rights, text
+from projects.errors import ConflictError, ForbiddenError
 from projects.people import Actor
 from projects.projects import Project, ReleasePolicy
 from projects.quotas import QuotaKind
@@ -41,19 +41,30 @@ def change_needs(session: Session, actor: Actor, project_id: int, needs: str) ->
 def check_may_release(session: Session, actor: Actor, project_id: int) -> None:
     """Raise unless the actor may release the checkpoints that the project holds back. Only reads."""
     lifecycle.check_may(session, actor, project_id, Act.RELEASE)
-    _check_held(projects.load(session, project_id))
+    project = projects.load(session, project_id)
+    _check_outside(session, actor, project)
+    _check_held(project)
 
 
 def release(session: Session, actor: Actor, project_id: int, reason: str) -> None:
-    """Make the checkpoints of a project that holds them back public; a reviewer who does not work on it decides."""
+    """Make the checkpoints of a project that holds them back public; a reviewer who was never in it decides."""
     project = projects.lock(session, project_id)
     reviewer = rights.require(session, actor, project, Act.RELEASE)
+    _check_outside(session, actor, project)
     because = text.prose("The reason", reason, most=text.USUAL)
     _check_held(project)
     project.release_policy = ReleasePolicy.OPEN
     session.flush()
     stream, licence = record.project_stream(project_id), project.licence
     record.append(session, stream, "project.released", by=reviewer, why=because, licence=licence)
+
+
+def _check_outside(session: Session, actor: Actor, project: Project) -> None:
+    person = people.find(session, actor)
+    if person is not None and projects.was_in(session, person, project.id, since=project.created_at):
+        raise ForbiddenError(
+            f"Nobody who has been in “{project.title}” releases its checkpoints; another reviewer can."
+        )
 
 
 def _check_held(project: Project) -> None:

@@ -68,8 +68,12 @@ def project_card(
 
 
 def _people(project: ProjectView) -> str:
-    """The lead, the contributors and the number of followers."""
-    others = [text.line(member.name, 60) for member in project.members if not member.lead]
+    """The lead, the contributors with the newcomers, and the number of followers."""
+    others = [
+        f"{text.line(member.name, 60)}{' (newcomer)' if member.newcomer else ''}"
+        for member in project.members
+        if not member.lead
+    ]
     roles = [f"**Lead** {text.line(project.lead.name, 60)}"]
     if others:
         roles.append(f"**Contributors ({len(others)})** {text.bounded(', '.join(others), 300)}")

@@ -4,7 +4,7 @@ What was written is never lost: where a form fails, its author gets the text bac
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import discord
@@ -13,6 +13,7 @@ from discord import ui
 from bot import errors, text
 from bot.app import Interaction, acknowledge, asking
 from projects import cleaning
+from projects.errors import AwayError
 
 MOST = 4000
 CLOSED = (
@@ -64,13 +65,29 @@ class Form(ui.Modal):
         typed = {
             label: field for label, field in self.fields.items() if isinstance(field, ui.TextInput) and field.value
         }
-        prose = any(field.style is discord.TextStyle.paragraph for field in typed.values())
+        away = isinstance(error, AwayError)
+        prose = away or any(field.style is discord.TextStyle.paragraph for field in typed.values())
         written = "\n\n".join(f"{label}\n{field.value}" for label, field in typed.items()) if prose else ""
-        await errors.answer(interaction, error, written)
+        await errors.answer(interaction, error, written, Again(self, typed.values()) if away else None)
 
     @abstractmethod
     async def send(self, interaction: Interaction) -> str:
         """Do what the form is for, and return the answer."""
+
+
+class Again(ui.View):
+    """The button that opens a form again with what was written in it."""
+
+    def __init__(self, form: Form, typed: Iterable[ui.TextInput[Any]]) -> None:
+        super().__init__(timeout=form.timeout)
+        self.form = form
+        for field in typed:
+            field.default = field.value
+
+    @ui.button(label="Open the form again", style=discord.ButtonStyle.primary)
+    async def open_again(self, interaction: discord.Interaction[Any], _: ui.Button[Any]) -> None:
+        """Open the form."""
+        await interaction.response.send_modal(self.form)
 
 
 async def answer_closed(interaction: Interaction) -> None:

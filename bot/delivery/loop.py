@@ -18,6 +18,7 @@ from bot.delivery.notices import Notices
 from bot.delivery.sender import Sender
 from broker.runs import runs
 from projects import health
+from projects.errors import AwayError
 from projects.record import record
 
 MOST_FEEDS = 64
@@ -67,6 +68,8 @@ class Delivery:
                     if self._waiting == held:
                         self._waiting = not held
                         log.info("delivering" if held else "another process delivers to this server; waiting")
+                except AwayError:
+                    pass  # which is logged once a minute
                 except Exception as error:
                     log.error("a round of the delivery failed", exc_info=error)
                 await asyncio.sleep(settings.tick_seconds)
@@ -83,6 +86,8 @@ class Delivery:
     async def _report(self) -> None:
         try:
             await self._notices.report_deleted()
+        except AwayError:
+            pass
         except Exception as error:
             log.error("the admins could not be told which channels and roles were deleted", exc_info=error)
 
@@ -114,12 +119,21 @@ class Delivery:
         return feed
 
     async def _catch_up(self, stream: str, feed: LabFeed | ProjectFeed, slots: asyncio.Semaphore) -> None:
+        """Run a feed once; its trouble makes it wait, and the admins hear of what does not pass by itself."""
+        try:
+            await self._try_to_catch_up(stream, feed, slots)
+        except AwayError:
+            self._backoffs[stream].wait()
+
+    async def _try_to_catch_up(self, stream: str, feed: LabFeed | ProjectFeed, slots: asyncio.Semaphore) -> None:
         backoff = self._backoffs.setdefault(stream, Backoff())
         try:
             more = True
             while more:  # a feed with much to post gives its place to those that wait, and queues again
                 async with slots:
                     more = await feed.catch_up()
+        except AwayError:
+            raise
         except LostLeaseError:
             log.warning("the lease went to another process", stream=stream)
         except discord.RateLimited as error:
@@ -159,11 +173,16 @@ class Backoff:
         """Whether the feed may try again."""
         return time.monotonic() >= self._until
 
-    def note(self, stream: str, reason: str, error: BaseException | None = None) -> None:
-        """Count a failure."""
+    def wait(self) -> float:
+        """Let the feed wait, longer each time; returns the present time."""
         now = time.monotonic()
         self._until = now + min(0.5 * 2 ** min(self.count, DOUBLINGS), LONGEST_BACKOFF_SECONDS)
         self.count += 1
+        return now
+
+    def note(self, stream: str, reason: str, error: BaseException | None = None) -> None:
+        """Count a failure, and log it."""
+        now = self.wait()
         if now - self._logged_at >= LOG_AGAIN_SECONDS:
             self._logged_at = now
             log.warning("posting waits and is tried again", stream=stream, reason=reason, exc_info=error)

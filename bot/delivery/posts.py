@@ -15,7 +15,7 @@ from projects.record.record import LAB, EntryView
 
 OPENS_CHANNEL = frozenset({"project.activated", "project.channel_opened"})
 ENDS_RUN = frozenset({"run.finished", "run.failed", "run.timed_out", "run.cancelled"})
-FOR_ADMINS = frozenset({"channel.deleted"})
+FOR_ADMINS = frozenset({"channel.deleted", "part.failed"})
 BLANKED = "🪦 This entry was blanked on request; the hash chain still proves its place in the record."
 
 log = structlog.get_logger()

@@ -77,14 +77,12 @@ class Allocation(Endorsable, table=True):
     project_id: int = foreign_key("projects.id")
     pool_id: int = foreign_key("pools.id")
     grant_id: int | None = foreign_key("grants.id", default=None)
-    requested_by: int = foreign_key("people.id")
     seconds: int = integer()
     until: datetime = timestamp()
     justification: str = words()
     state: str = AllocationState.REQUESTED
     decided_by: int | None = foreign_key("people.id", default=None)
     reason: str = words(default="")
-    created_at: datetime = timestamp(default=utcnow)
     starter_of: int | None = integer(default=None)
     renews_id: int | None = foreign_key("allocations.id", default=None)
     decided_at: datetime | None = timestamp(default=None)
@@ -280,11 +278,14 @@ def check_may_ask_more(session: Session, actor: Actor, allocation_id: int) -> Pe
 
 
 def require_asker(session: Session, actor: Actor, project_id: int, asked_by: int) -> Person:
-    """The person of the actor, who must be the requester or the project's lead; raises ForbiddenError. Only reads."""
-    person = people.find(session, actor)
-    if person is not None and person.id == asked_by:
+    """The person of the actor: the requester, while they work on the project, or its lead. Only reads.
+
+    Raises ForbiddenError for everyone else.
+    """
+    person, project = people.find(session, actor), session.get_one(Project, project_id)
+    if person is not None and person.id == asked_by and projects.works_on(session, person, project):
         return person
-    return rights.require_lead(session, actor, session.get_one(Project, project_id))
+    return rights.require_lead(session, actor, project)
 
 
 def award(session: Session, allocation: Allocation, seconds: int, by: Person | None, because: str) -> None:
@@ -394,22 +395,54 @@ def require_live(allocation: Allocation) -> None:
 
 
 def successor(session: Session, allocation_id: int) -> int:
-    """The allocation that now pays for the runs of `allocation_id`: its renewal on the same pool, or itself."""
-    renewed = load(session, allocation_id)
-    while renewed.state == AllocationState.RENEWED:
+    """The allocation that now pays for the runs of `allocation_id`: itself, or what renews it on the same pool.
+
+    An allocation that has ended may be renewed too, by a request that was approved only after its end.
+    """
+    pays = load(session, allocation_id)
+    while not is_spendable(pays):
         renewal = session.scalars(
             select(Allocation)
             .where(
-                Allocation.renews_id == renewed.id,
-                Allocation.pool_id == renewed.pool_id,
+                Allocation.renews_id == pays.id,
+                Allocation.pool_id == pays.pool_id,
                 col(Allocation.grant_id).is_not(None),
             )
-            .order_by(col(Allocation.decided_at))
+            .order_by(col(Allocation.state) != AllocationState.APPROVED, col(Allocation.decided_at))
         ).first()
         if renewal is None:
             break
-        renewed = renewal
-    return renewed.id
+        pays = renewal
+    return pays.id
+
+
+def is_spendable(allocation: Allocation) -> bool:
+    """Whether runs may be paid from the allocation now."""
+    return allocation.state == AllocationState.APPROVED and allocation.until > utcnow()
+
+
+def able_to_pay(session: Session, project_id: int, seconds: int) -> Sequence[Allocation]:
+    """The project's allocations from which `seconds` GPU-seconds can be paid now, the one with the most left first."""
+    left = col(Balance.granted) - Balance.reserved - Balance.spent
+    return session.scalars(
+        select(Allocation)
+        .join(Balance, col(Balance.allocation_id) == Allocation.id)
+        .where(
+            Allocation.project_id == project_id,
+            Allocation.state == AllocationState.APPROVED,
+            Allocation.until > utcnow(),
+            left >= seconds,
+        )
+        .order_by(left.desc(), col(Allocation.id).desc())
+    ).all()
+
+
+def naming_another(session: Session, project_id: int, seconds: int) -> str:
+    """The end of a refusal's sentence: which other allocation of the project could pay; empty where none can."""
+    others = able_to_pay(session, project_id, max(seconds, 1))
+    if not others:
+        return ""
+    return f" Allocation {others[0].id} on “{session.get_one(Pool, others[0].pool_id).name}” can pay for it."
 
 
 def load(session: Session, allocation_id: int) -> Allocation:

@@ -1,23 +1,64 @@
 """The Hugging Face Hub: a repository for each run, a branch `step{N}` for each checkpoint, the newest one on `main`."""
 
 import hashlib
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import httpx2
 from huggingface_hub import HfApi, RepoFile, constants, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError
 
+from projects.db.columns import utcnow
 from projects.log import without_secrets
 from projects.settings import Settings
 from trainer.contract import TRAINER_FOLDER
 
 TIMEOUT_SECONDS = 60.0
+TOO_MANY, SERVER_ERROR, REFUSED = 429, 500, (401, 403)
+LONGEST_PAUSE = 3600.0
+"""The most seconds that a Retry-After header is heeded for."""
 FAILURES = (HfHubHTTPError, httpx2.HTTPError, RuntimeError, OSError)
 """What the client raises where the Hub refuses, is out of reach, or has not got all files."""
 
 
 class HubError(Exception):
-    """The Hub was out of reach or refused; another try may succeed."""
+    """The Hub was out of reach or refused; another try may succeed, after `pause` seconds at the earliest.
+
+    `refused` means that it does not take the token.
+    """
+
+    def __init__(self, said: str, *, pause: float = 0.0, refused: bool = False) -> None:
+        super().__init__(said)
+        self.pause, self.refused = pause, refused
+
+
+def _pass_on_pressure(response: httpx2.Response) -> None:
+    """Raise HubError where the Hub asks to wait: the client would sleep for as long, five times, within the task."""
+    if response.status_code == TOO_MANY or (response.status_code >= SERVER_ERROR and "Retry-After" in response.headers):
+        pause = min(_seconds(response.headers.get("Retry-After", "")), LONGEST_PAUSE)
+        where = response.request.url.path
+        raise HubError(f"the Hub answers {response.status_code} to {where} and asks to wait {pause:g} s", pause=pause)
+
+
+def _seconds(retry_after: str) -> float:
+    """The seconds that a Retry-After header asks for, as a number or as a date; 0 where it is neither."""
+    if retry_after.strip().isdecimal():
+        return float(retry_after)
+    try:
+        return max(0.0, (parsedate_to_datetime(retry_after) - utcnow()).total_seconds())
+    except (ValueError, TypeError):
+        return 0.0
+
+
+def _of(error: Exception) -> HubError:
+    """An error of the client, or one of the Hub's that the client has wrapped, as the publisher meets it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, HubError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
+    return HubError(without_secrets(f"{type(error).__name__}: {error}"), refused=status in REFUSED)
 
 
 class Hub:
@@ -27,7 +68,8 @@ class Hub:
         # With Xet, a commit whose answer is lost is made twice. The environment variable would be read at import only.
         constants.HF_HUB_DISABLE_XET = True
         # By default the client waits for ever for a server that has stalled.
-        set_client_factory(lambda: httpx2.Client(timeout=TIMEOUT_SECONDS, follow_redirects=True))
+        hooks = {"response": [_pass_on_pressure]}
+        set_client_factory(lambda: httpx2.Client(timeout=TIMEOUT_SECONDS, follow_redirects=True, event_hooks=hooks))
         self.endpoint = settings.hub_endpoint.rstrip("/")
         self.api = HfApi(endpoint=self.endpoint, token=settings.hub_token.get_secret_value() or False)
 
@@ -55,7 +97,7 @@ class Hub:
             )
             self._verify(repo, branch, folder)
         except FAILURES as error:
-            raise HubError(without_secrets(f"{type(error).__name__}: {error}")) from error
+            raise _of(error) from error
         return f"{self.endpoint}/{repo}/tree/{branch}"
 
     def show(self, repo: str, *, private: bool) -> str:
@@ -65,7 +107,7 @@ class Hub:
             if self.api.repo_info(repo).private != private:
                 raise RuntimeError(f"{repo} is still {'public' if private else 'private'}")
         except FAILURES as error:
-            raise HubError(without_secrets(f"{type(error).__name__}: {error}")) from error
+            raise _of(error) from error
         return f"{self.endpoint}/{repo}"
 
     def _verify(self, repo: str, branch: str, folder: Path) -> None:

@@ -2,7 +2,6 @@
 manifest."""
 
 import json
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,8 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 from sqlalchemy.orm import Session
 
+from broker import publications
+from broker.publishing import metrics
 from broker.runs import runs
 from projects import projects
 from projects.text import cleaned
@@ -37,14 +38,14 @@ def write_card(session: Session, run_id: int, repo: str, folder: Path) -> None:
     if (folder / CARD_FILE).exists():
         return
     step = int(folder.name.removeprefix("step"))
-    lines = metrics_up_to(step, folder.parent.parent)
-    losses = [line for line in lines if isinstance(line.get("loss"), float) and math.isfinite(line["loss"])]
-    _write(folder / contract.METRICS_FILE, "".join(f"{json.dumps(line)}\n" for line in lines))
+    since = publications.newest_published_before(session, run_id, step)
+    points = metrics.write(step, folder.parent.parent, since, folder / contract.METRICS_FILE)
+    losses = [{"step": point.step, "tokens": point.tokens, "loss": point.value} for point in points]
     _write(folder / DATA_MANIFEST_FILE, json.dumps(metadata.get("data", {}), indent=2) + "\n")
     if len(losses) > 1:
         _write(folder / LOSS_PLOT_FILE, _draw(losses))
     try:
-        card = _card(session, run_id, repo, step, metadata, losses)
+        card = _card(session, run_id, repo, step, since, metadata, losses)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{contract.CHECKPOINT_METADATA_FILE} of step {step} lacks something: {error!r}") from error
     _write(folder / CARD_FILE, card)
@@ -53,18 +54,7 @@ def write_card(session: Session, run_id: int, repo: str, folder: Path) -> None:
 def metrics_up_to(step: int, attempt: Path) -> list[dict[str, Any]]:
     """The lines of the metrics up to `step`, in the order of steps, of the attempt in this folder and of the run's
     earlier attempts. Where several have a step, the latest attempt's line counts."""
-    token = attempt.name.removeprefix("attempt-")
-    numbers = range(1, int(token) + 1) if token.isdecimal() else ()
-    found: dict[int, dict[str, Any]] = {}
-    for folder in [attempt.with_name(f"attempt-{number}") for number in numbers] or [attempt]:
-        path = folder / contract.METRICS_FILE
-        for text in path.read_bytes().splitlines() if path.exists() else ():
-            try:
-                line = json.loads(text)
-                found[int(line["step"])] = line
-            except (ValueError, KeyError, TypeError):
-                continue  # a line that a kill cut short
-    return [found[each] for each in sorted(found) if each <= step]
+    return list(metrics.lines_up_to(step, attempt))
 
 
 def _card(
@@ -72,10 +62,14 @@ def _card(
     run_id: int,
     repo: str,
     step: int,
+    since: int,
     metadata: Mapping[str, Any],
     losses: Sequence[Mapping[str, Any]],
 ) -> str:
-    """The model card of the checkpoint of `step`, from its metadata and the lines of the metrics that have a loss."""
+    """The model card of the checkpoint of `step`, from its metadata and the losses up to it.
+
+    `since` is the step of the published checkpoint before it, -1 without one.
+    """
     run = runs.view(session, run_id)
     project = projects.view(session, run.project_id)
     sources = [_source(source) for source in metadata.get("data", {}).get("sources", [])]
@@ -94,11 +88,12 @@ def _card(
         data_manifest=DATA_MANIFEST_FILE,
         loss_plot=LOSS_PLOT_FILE if len(losses) > 1 else "",
         losses=_evenly_spread(losses),
-        people=[_plain(member.name) + (" (lead)" if member.lead else "") for member in project.members],
+        people=[_plain(m.name) + (" (lead)" if m.lead else "") for m in project.members if not m.newcomer],
         plain=_plain,
         project=project,
         repo=repo,
         run=run,
+        since=since,
         sources=sources,
         step=step,
         tokens=metadata.get("tokens", 0),

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
-from broker import publications
+from broker import fence, publications
 from broker.publications import Disk, Publication, Repository
 from broker.publishing import disk
 from broker.publishing.hub import Hub, HubError
@@ -95,8 +95,10 @@ def publish_waiting(settings: Settings, db: Database, run_id: int) -> None:
                     claimed,
                     str(error),
                     pause_seconds=settings.publish_retry_seconds,
+                    least_seconds=error.pause if isinstance(error, HubError) else 0.0,
                     unreadable=isinstance(error, UNREADABLE),
                 )
+            _tell_refused(db, error)
             return
         with db.write() as session:
             finish(session, claimed, url)
@@ -120,12 +122,19 @@ def show_as_decided(settings: Settings, db: Database, hub: Hub, run_id: int) -> 
                 .where(col(Repository.run_id) == run_id)
                 .values(
                     tries=repository.tries + 1,
-                    not_before=_later(repository.tries, settings.publish_retry_seconds),
+                    not_before=_later(repository.tries, settings.publish_retry_seconds, error.pause),
                 )
             )
+        _tell_refused(db, error)
         return
     with db.write() as session:
         _shown(session, run_id, url, private=not repository.private)
+
+
+def _tell_refused(db: Database, error: Exception) -> None:
+    """Tell the admins, once a day, that the Hub does not take the token."""
+    if isinstance(error, HubError) and error.refused:
+        fence.tell(db, "publishing to the Hub", "it refuses STOA_HUB_TOKEN; checkpoints wait here until it takes one")
 
 
 def _shown(session: Session, run_id: int, url: str, *, private: bool) -> None:
@@ -215,9 +224,18 @@ def finish(session: Session, claimed: Claimed, url: str) -> None:
         )
 
 
-def fail(session: Session, claimed: Claimed, error: str, *, pause_seconds: float, unreadable: bool = False) -> None:
-    """Return the lease and schedule another try, after a pause that doubles each time. Repeated failure is recorded
-    once.
+def fail(
+    session: Session,
+    claimed: Claimed,
+    error: str,
+    *,
+    pause_seconds: float,
+    least_seconds: float = 0.0,
+    unreadable: bool = False,
+) -> None:
+    """Return the lease and schedule another try, after a pause that doubles each time, of `least_seconds` at least.
+
+    Repeated failure is recorded once.
 
     A checkpoint whose folder stays `unreadable` is given up as lost, which is recorded too, so that the checkpoints
     after it can be published.
@@ -231,7 +249,7 @@ def fail(session: Session, claimed: Claimed, error: str, *, pause_seconds: float
         claimed,
         lease_until=None,
         tries=tries,
-        not_before=_later(tries - 1, pause_seconds),
+        not_before=_later(tries - 1, pause_seconds, least_seconds),
         error=error[:500],
         disk=Disk.LOST if lost else publication.disk,
     )
@@ -250,9 +268,10 @@ def _came_late(session: Session, claimed: Claimed) -> None:
         session.execute(update(Repository).where(col(Repository.run_id) == claimed.run_id).values(private=True))
 
 
-def _later(tries: int, pause_seconds: float) -> datetime:
-    """The time of the next try after `tries` earlier ones."""
-    return utcnow() + timedelta(seconds=min(pause_seconds * 2 ** min(tries, 20), LONGEST_BACKOFF_SECONDS))
+def _later(tries: int, pause_seconds: float, least_seconds: float = 0.0) -> datetime:
+    """The time of the next try after `tries` earlier ones, at least `least_seconds` from now."""
+    pause = min(pause_seconds * 2 ** min(tries, 20), LONGEST_BACKOFF_SECONDS)
+    return utcnow() + timedelta(seconds=max(pause, least_seconds))
 
 
 def _upload(settings: Settings, db: Database, hub: Hub, claimed: Claimed) -> str:

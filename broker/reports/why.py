@@ -185,7 +185,8 @@ def _not_queued(session: Session, run: Run, pool: Pool) -> str:
             said = session.get_one(Attempt, (run.id, run.token)).waiting
             return f"{queue} decides when it starts. {said or 'It has not said what it waits for'}."
         case RunState.STARTING:
-            return "It has its GPUs and is starting."
+            said = session.get_one(Attempt, (run.id, run.token)).waiting
+            return f"{said}." if said else "It has its GPUs and is starting."
         case RunState.RUNNING:
             return "It is running."
         case RunState.STOPPING:

@@ -16,6 +16,7 @@ from broker.allocations import allocations, ledger
 from broker.allocations.allocations import LIVE, Allocation, AllocationState
 from broker.allocations.ledger import Balance
 from broker.end_reasons import EndReason
+from broker.fence import Fence
 from broker.reviews import changes, reviews
 from broker.reviews.changes import AllocationChange, ChangeState
 from broker.runs import control
@@ -43,17 +44,18 @@ class AllocationWarning(Base, table=True):
     at: datetime = timestamp(default=utcnow)
 
 
-def update_all(db: Database, now: datetime) -> None:
+def update_all(db: Database, now: datetime, fence: Fence | None = None) -> None:
     """Wind up every ended project, and update every allocation on which something is due at `now`."""
+    fence = fence or Fence(db)
     with db.read() as session:
         over = unsettled(session)
     for project_id in over:
-        with suppress(ConflictError), db.write() as session:
+        with fence("winding up an ended project", project=project_id), suppress(ConflictError), db.write() as session:
             wind_up(session, project_id)
     with db.read() as session:
         waiting = due(session, now)
     for allocation_id in waiting:
-        with suppress(ConflictError), db.write() as session:
+        with fence("updating an allocation", allocation=allocation_id), suppress(ConflictError), db.write() as session:
             update_one(session, allocation_id, now)
 
 

@@ -9,9 +9,9 @@ from sqlalchemy import ColumnElement
 from sqlalchemy.orm import Session, aliased
 from sqlmodel import Field, col, select
 
-from broker.allocations import allocations, ledger
+from broker.allocations import allocations, endorsements, ledger
 from broker.allocations.allocations import Allocation, parse_day, parse_hours
-from broker.allocations.endorsements import Endorsable, check_second, endorse
+from broker.allocations.endorsements import Endorsable, RolesNow, check_second, endorse
 from broker.allocations.ledger import Account, in_hours
 from broker.allocations.pools import Grant
 from broker.reviews import reviews
@@ -48,14 +48,12 @@ class AllocationChange(Endorsable, table=True):
     id: int = row_id()
     request_id: str = Field(unique=True)
     allocation_id: int = foreign_key("allocations.id", index=True)
-    requested_by: int = foreign_key("people.id")
     seconds: int = integer()
     until: datetime | None = timestamp(default=None)
     justification: str = words()
     state: str = ChangeState.REQUESTED
     decided_by: int | None = foreign_key("people.id", default=None)
     reason: str = words(default="")
-    created_at: datetime = timestamp(default=utcnow)
 
 
 @dataclass(frozen=True)
@@ -138,10 +136,15 @@ def check_may_decide(session: Session, actor: Actor, change_id: int) -> None:
     """Raise unless the actor is a reviewer outside the project and the change is open. Only reads."""
     change = load(session, change_id)
     project_id = allocations.load(session, change.allocation_id).project_id
-    reviews.require_reviewer(session, actor, project_id, change.requested_by)
+    reviews.require_reviewer(session, actor, project_id, change)
     if change.state != ChangeState.REQUESTED:
         by = "somebody" if change.decided_by is None else session.get_one(Person, change.decided_by).name
         raise ConflictError(f"This change has been {change.state} already, by {by}.")
+
+
+def endorser(session: Session, change_id: int) -> str | None:
+    """The Discord id of who has endorsed the change; None where nobody has."""
+    return endorsements.endorser(session, load(session, change_id))
 
 
 def approve(
@@ -151,11 +154,12 @@ def approve(
     *,
     reason: str,
     hours: str = "",
+    roles_now: RolesNow | None = None,
 ) -> ChangeState:
     """Approve the change, with fewer `hours` if these are given, or endorse it; returns the change's state.
 
     What decides how many reviewers it takes is the size that the allocation would have, or all that the project is
-    granted within the period of the tiers, whichever is more.
+    granted within the period of the tiers, whichever is more. `roles_now` is as in `endorsements.endorse`.
     """
     projects.lock(session, allocations.load(session, load(session, change_id).allocation_id).project_id)
     change, allocation = _locked(session, change_id)
@@ -172,7 +176,7 @@ def approve(
     reviewer = people.ensure(session, actor)
     recent = allocations.with_recent(session, allocation.project_id, seconds)
     size = size_of(ledger.account(session, allocation.id), seconds, recent)
-    if endorse(session, change, allocation.project_id, reviewer, seconds, size=size):
+    if endorse(session, change, allocation.project_id, reviewer, seconds, size=size, roles_now=roles_now):
         _tell(session, allocation, change, "allocation.change_endorsed", reviewer, because, seconds=seconds)
         return ChangeState.REQUESTED
     if change.endorsed_seconds is not None:

@@ -1,17 +1,16 @@
 """Reviews: reviewers' decisions on allocations, each with a public reason.
 
-Nobody decides on a request of their own project. One reviewer decides up to a size, which counts all that the project
-was granted within a period. Above it the first consent is an endorsement, and the second reviewer grants at most the
-lesser of both amounts. A refusal by either one ends the
-request.
+Nobody decides on a request of a project that they were in when it was made, or since. One reviewer decides up to a
+size, which counts all that the project was granted within a period. Above it the first consent is an endorsement, and
+the second reviewer grants at most the lesser of both amounts. A refusal by either one ends the request.
 """
 
 from sqlalchemy.orm import Session
 from sqlmodel import col
 
-from broker.allocations import allocations, ledger
+from broker.allocations import allocations, endorsements, ledger
 from broker.allocations.allocations import LIVE, Allocation, AllocationState, parse_hours
-from broker.allocations.endorsements import check_second, endorse
+from broker.allocations.endorsements import Endorsable, RolesNow, check_second, endorse
 from broker.allocations.ledger import in_hours
 from broker.allocations.pools import Pool
 from broker.end_reasons import EndReason
@@ -22,28 +21,32 @@ from projects.db.columns import utcnow
 from projects.errors import ConflictError, ForbiddenError, InvalidError
 from projects.people import Actor, Person
 from projects.policies import MOST_HOURS
-from projects.projects import Project
 from projects.quotas import QuotaKind
 from projects.rights import Act
 
 
-def require_reviewer(session: Session, actor: Actor, project_id: int, asked_by: int) -> None:
-    """Raise ForbiddenError unless the actor is a reviewer, outside the project, and not the requester. Only reads."""
+def require_reviewer(session: Session, actor: Actor, project_id: int, request: Endorsable) -> None:
+    """Raise ForbiddenError unless the actor is a reviewer who may decide on the project's request. Only reads.
+
+    Who was in the project when the request was made, or since, may not, also once they have left.
+    """
     if actor.roles.isdisjoint(rights.MAY[Act.REVIEW]):
         raise ForbiddenError("Only compute reviewers can decide requests; the reviewers' role is given by the admins.")
     person = people.find(session, actor)
     if person is None:
         return
-    if projects.works_on(session, person, session.get_one(Project, project_id)):
+    if projects.is_in(session, person, project_id):
         raise ForbiddenError("Nobody decides on a request of their own project; another reviewer can.")
-    if person.id == asked_by:  # a requester who has left the project still may not decide
+    if person.id == request.requested_by:  # a requester who has left the project still may not decide
         raise ForbiddenError("Nobody decides on what they have asked for themselves; another reviewer can.")
+    if projects.was_in(session, person, project_id, since=request.created_at):
+        raise ForbiddenError("You were in the project when this was asked for, or since; another reviewer can decide.")
 
 
 def check_may_decide(session: Session, actor: Actor, allocation_id: int) -> None:
     """Raise unless the actor is a reviewer outside the project and the request is open. Only reads."""
     allocation = allocations.load(session, allocation_id)
-    require_reviewer(session, actor, allocation.project_id, allocation.requested_by)
+    require_reviewer(session, actor, allocation.project_id, allocation)
     if allocation.state != AllocationState.REQUESTED:
         by = "policy" if allocation.decided_by is None else session.get_one(Person, allocation.decided_by).name
         raise ConflictError(f"This request has been {allocation.state} already, by {by}.")
@@ -55,6 +58,11 @@ def check_may_approve(session: Session, actor: Actor, allocation_id: int) -> Non
     check_second(session, actor, allocations.load(session, allocation_id))
 
 
+def endorser(session: Session, allocation_id: int) -> str | None:
+    """The Discord id of who has endorsed the request; None where nobody has."""
+    return endorsements.endorser(session, allocations.load(session, allocation_id))
+
+
 def approve(
     session: Session,
     actor: Actor,
@@ -62,8 +70,12 @@ def approve(
     *,
     hours: str,
     reason: str,
+    roles_now: RolesNow | None = None,
 ) -> AllocationState:
-    """Approve the request in full or in part, or endorse a large one; returns the allocation's state."""
+    """Approve the request in full or in part, or endorse a large one; returns the allocation's state.
+
+    `roles_now` is as in `endorsements.endorse`.
+    """
     projects.lock(session, allocations.load(session, allocation_id).project_id)  # its grants add up, one at a time
     renews = allocations.load(session, allocation_id).renews_id
     earlier = None if renews is None else allocations.lock(session, renews)
@@ -77,7 +89,7 @@ def approve(
     because = text.prose("The reason", reason, most=text.USUAL)
     reviewer = people.ensure(session, actor)
     size = allocations.with_recent(session, allocation.project_id, seconds)
-    if endorse(session, allocation, allocation.project_id, reviewer, seconds, size=size):
+    if endorse(session, allocation, allocation.project_id, reviewer, seconds, size=size, roles_now=roles_now):
         pool = session.get_one(Pool, allocation.pool_id).name
         told = {"asked": allocation.seconds, "seconds": seconds, "pool": pool}
         allocations.tell(session, allocation, "allocation.endorsed", by=reviewer, why=because, **told)
@@ -93,10 +105,10 @@ def approve(
 
 
 def _renew(session: Session, earlier: Allocation, later: Allocation) -> None:
-    """End a live allocation that another one renews; its runs go on with the new one."""
+    """End an allocation that another one renews, unless it has ended; its runs go on with the new one."""
+    carried = control.carry_over(session, earlier, later)
     if earlier.state not in LIVE:
         return
-    carried = control.carry_over(session, earlier, later)
     returned = allocations.close(session, earlier, AllocationState.RENEWED)
     allocations.tell(session, earlier, "allocation.renewed", successor=later.id, returned=returned, runs=list(carried))
 
@@ -144,14 +156,14 @@ def check_may_answer(session: Session, actor: Actor, allocation_id: int) -> Pers
 def check_may_revoke(session: Session, actor: Actor, allocation_id: int) -> None:
     """Raise unless the actor is a reviewer outside the project and the allocation lives. Only reads."""
     allocation = allocations.load(session, allocation_id)
-    require_reviewer(session, actor, allocation.project_id, allocation.requested_by)
+    require_reviewer(session, actor, allocation.project_id, allocation)
     allocations.require_live(allocation)
 
 
 def revoke(session: Session, actor: Actor, allocation_id: int, *, reason: str) -> None:
     """Revoke an allocation; free GPU-seconds return to the grant at once, reserved ones as the runs stop."""
     allocation = allocations.lock(session, allocation_id)
-    require_reviewer(session, actor, allocation.project_id, allocation.requested_by)
+    require_reviewer(session, actor, allocation.project_id, allocation)
     because = text.prose("The reason", reason, most=text.USUAL)
     reviewer = people.ensure(session, actor)
     decided = {"decided_by": reviewer.id, "reason": because}
@@ -164,7 +176,7 @@ def revoke(session: Session, actor: Actor, allocation_id: int, *, reason: str) -
 def check_may_release_half(session: Session, actor: Actor, allocation_id: int) -> None:
     """Raise unless the actor is a reviewer, and a second half waits and was reported on. Only reads."""
     allocation = allocations.load(session, allocation_id)
-    require_reviewer(session, actor, allocation.project_id, allocation.requested_by)
+    require_reviewer(session, actor, allocation.project_id, allocation)
     allocations.require_live(allocation)
     if allocation.half_until is None or allocation.half_until <= utcnow():
         raise ConflictError(f"Allocation {allocation_id} has no second half waiting.")

@@ -89,6 +89,8 @@ class Runner(ABC):
     """The queue that decides when a trainer begins, as people read it, such as Slurm; empty where Stoa decides."""
     uses_host_gpus: ClassVar[bool] = False
     """Whether its pools share out the GPUs of the worker's host by their numbers."""
+    bound_to_host: ClassVar[bool] = False
+    """Whether only the host of a trainer can end it; else, a new attempt's runner ends the earlier ones first."""
     pool_options: ClassVar[Sequence[PoolOption]] = ()
     environment: ClassVar[Sequence[str]] = ()
     """Names of environment variables that the runner needs beside `PASSED_ON`."""

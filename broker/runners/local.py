@@ -20,6 +20,7 @@ class LocalRunner(Runner):
 
     name = "local"
     uses_host_gpus = True
+    bound_to_host = True
 
     def __init__(self, spec: JobSpec) -> None:
         super().__init__(spec)

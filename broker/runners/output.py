@@ -3,8 +3,9 @@
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,40 +20,60 @@ from trainer.contract import Event, Status
 
 MOST_SAID = 4000
 LAST_BYTES = 2000
+MOST_BYTES = 4 * 2**20
+"""The most bytes of a file that one reading takes, so that a supervisor's memory does not grow with a run's length."""
+MOST_COUNT = 2**53
+"""The largest whole number that a float holds exactly; a column of the database holds it too."""
+UNREADABLE = (OSError, ValueError, RecursionError)
 MEASURED = ("loss", "lr", "grad_norm", "tokens_per_second")
 
 log = structlog.get_logger()
 
 
 def read(folder: Path, metrics_read: int, events_read: int) -> Progress:
-    """The progress written since those bytes of `metrics.jsonl` and `events.jsonl`; only whole lines are read."""
-    metrics, metrics_end = _lines(folder / contract.METRICS_FILE, metrics_read, "step", "tokens")
-    events, events_end = _lines(folder / contract.EVENTS_FILE, events_read, "event")
+    """The progress written since those bytes of `metrics.jsonl` and `events.jsonl`; only whole lines are read.
+
+    Reads at most `MOST_BYTES` of each file. A value of another type than the contract's leaves its line out.
+    """
+    metrics, metrics_end, more_metrics = _lines(folder / contract.METRICS_FILE, metrics_read, _is_metric)
+    events, events_end, more_events = _lines(folder / contract.EVENTS_FILE, events_read, _is_event)
     points = [
         Measured(name, line["step"], line["tokens"], float(line[name]))
         for line in metrics
         for name in MEASURED
-        if isinstance(line.get(name), int | float) and math.isfinite(line[name])
+        if _is_finite(line.get(name))
     ]
     evaluations = [event for event in events if event["event"] == Event.EVALUATION]
     points += [
-        Measured("held_out", event["step"], event["tokens"], event["loss"])
+        Measured("held_out", event["step"], event["tokens"], float(event["loss"]))
         for event in evaluations
-        if math.isfinite(event["loss"])
+        if _is_finite(event.get("loss"))
     ]
+    entropies = [event["unigram_entropy"] for event in evaluations if _is_finite(event.get("unigram_entropy"))]
     return Progress(
         metrics_read=metrics_end,
         events_read=events_end,
         step=metrics[-1]["step"] if metrics else None,
         tokens=metrics[-1]["tokens"] if metrics else None,
-        unigram_entropy=evaluations[-1]["unigram_entropy"] if evaluations else None,
+        unigram_entropy=float(entropies[-1]) if entropies else None,
         points=points,
         checkpoints=[
             Checkpoint(event["step"], str(folder / event["path"]))
             for event in events
             if event["event"] == Event.CHECKPOINT
         ],
+        more=more_metrics or more_events,
     )
+
+
+def until(progress: Progress, step: int) -> Progress:
+    """The part of a progress up to a step."""
+    points = [point for point in progress.points if point.step <= step]
+    done = progress.step is not None and progress.step <= step
+    found = [checkpoint for checkpoint in progress.checkpoints if checkpoint.step <= step]
+    if done:
+        return replace(progress, points=points, checkpoints=found)
+    return replace(progress, points=points, checkpoints=found, step=None, tokens=None)
 
 
 def ending(folder: Path, status: int, *, timed_out: bool, how: str = "", known: EndReason | None = None) -> Ending:
@@ -61,12 +82,12 @@ def ending(folder: Path, status: int, *, timed_out: bool, how: str = "", known: 
     `known` is what the runner or the supervisor knows of the reason beyond the status.
     """
     said = _said(folder / contract.OUTCOME_FILE)
-    reason = said.get("reason") or how or ("" if status == Status.DONE else _unsaid(folder, status))
+    reason = str(said.get("reason") or "") or how or ("" if status == Status.DONE else _unsaid(folder, status))
     return Ending(
         status=status,
         reason=text.cleaned(str(reason))[:MOST_SAID],
         # A trainer that gave no reason may do better another time, unless it was refused.
-        transient=said.get("transient", status not in (Status.REFUSED, Status.CONFIG)),
+        transient=bool(said.get("transient", status not in (Status.REFUSED, Status.CONFIG))),
         timed_out=timed_out,
         known=known,
         sample=text.cleaned(str(_said(folder / contract.SAMPLE_FILE).get("text", "")))[:MOST_SAID]
@@ -89,21 +110,31 @@ def checkpoints(folders: Sequence[Path]) -> list[Checkpoint]:
 def _closed(folder: Path) -> list[Path]:
     """The whole checkpoints, which have a final name, as they stood when this was first asked."""
     closed = folder / "closed.json"
-    if not closed.exists():
+    names = _names(closed)
+    if names is None:
         names = [path.name for path in contract.checkpoints(folder)]
         if not folder.is_dir():
             return []
         new = folder / f".closed.{os.getpid()}"
         new.write_text(json.dumps(names))
         new.replace(closed)
-    paths = [folder / contract.CHECKPOINTS_FOLDER / name for name in json.loads(closed.read_text())]
+    paths = [folder / contract.CHECKPOINTS_FOLDER / name for name in names]
     return [path for path in paths if path.exists()]
+
+
+def _names(closed: Path) -> list[str] | None:
+    """The names in a file of `_closed`; None where there is none, or a power cut has left it without them."""
+    with suppress(*UNREADABLE):
+        names = json.loads(closed.read_bytes())
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            return names
+    return None
 
 
 def _said(path: Path) -> dict[str, Any]:
     """What a trainer has left in a file of its own; nothing where it is missing, or a full disk has cut it short."""
-    with suppress(OSError, ValueError):
-        said = json.loads(path.read_text())
+    with suppress(*UNREADABLE):
+        said = json.loads(path.read_bytes())
         return said if isinstance(said, dict) else {}
     return {}
 
@@ -125,27 +156,60 @@ def _last_line(path: Path) -> str:
     return ""
 
 
-def _lines(path: Path, start: int, *names: str) -> tuple[list[dict[str, Any]], int]:
-    """The whole lines of a JSONL file from byte `start` that have these names, and the byte after the last of them.
+def _lines(path: Path, start: int, good: Callable[[dict[str, Any]], bool]) -> tuple[list[dict[str, Any]], int, bool]:
+    """The good lines of a JSONL file from byte `start`, the byte after the last whole line, and whether more follows.
 
-    A line that a full disk has cut short, with the next one written on to it, is left out.
+    A line that a full disk has cut short, with the next one written on to it, is left out, and so is one of more than
+    `MOST_BYTES`.
     """
     if not path.exists():
-        return [], start
+        return [], start, False
     with path.open("rb") as file:
         file.seek(start)
-        data = file.read()
-    whole = data[: data.rfind(b"\n") + 1]
-    found = [_parsed(line) for line in whole.splitlines()]
-    good = [line for line in found if line is not None and all(name in line for name in names)]
-    if len(good) < len(found):
-        log.warning("lines that are no entries were left out", file=str(path), count=len(found) - len(good))
-    return good, start + len(whole)
+        data = file.read(MOST_BYTES)
+    whole = data[: data.rfind(b"\n") + 1] or (data if len(data) == MOST_BYTES else b"")
+    parsed = [_parsed(line) for line in whole.split(b"\n") if line]
+    found = [line for line in parsed if line is not None and good(line)]
+    if len(found) < len(parsed):
+        log.warning("lines that are no entries were left out", file=str(path), count=len(parsed) - len(found))
+    return found, start + len(whole), len(data) == MOST_BYTES
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
         parsed = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return parsed if isinstance(parsed, dict) else None
+
+
+def _is_metric(line: dict[str, Any]) -> bool:
+    return _is_count(line.get("step")) and _is_count(line.get("tokens"))
+
+
+def _is_event(event: dict[str, Any]) -> bool:
+    """Whether an event has what its kind needs; kinds that are not read here need nothing."""
+    match event.get("event"):
+        case Event.CHECKPOINT:
+            path = event.get("path")
+            return _is_count(event.get("step")) and isinstance(path, str) and _is_inside(path)
+        case Event.EVALUATION:
+            return _is_metric(event)
+        case other:
+            return isinstance(other, str)
+
+
+def _is_inside(path: str) -> bool:
+    """Whether a path leads into the trainer's own folder."""
+    return "\0" not in path and not Path(path).is_absolute() and ".." not in Path(path).parts
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_COUNT
+
+
+def _is_finite(value: object) -> bool:
+    """Whether a value is a number that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value) if isinstance(value, float) else abs(value) <= MOST_COUNT

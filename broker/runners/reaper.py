@@ -9,6 +9,7 @@ import structlog
 from sqlmodel import col, select
 
 from broker.allocations import pools
+from broker.fence import Fence
 from broker.runners import registry
 from broker.runners.base import Runner, UnavailableError
 from broker.runs import attempts, settlement
@@ -22,13 +23,14 @@ EVERY_SECONDS = 30.0
 log = structlog.get_logger()
 
 
-def expire(settings: Settings, db: Database) -> None:
+def expire(settings: Settings, db: Database, fence: Fence | None = None) -> None:
     """Give up every attempt whose lease has run out: its supervisor, or the host of both, was lost."""
+    fence = fence or Fence(db)
     with db.read() as session:
         candidates = attempts.expired(session)
     for attempt in candidates:
         expired = False
-        with suppress(ConflictError), db.write() as session:
+        with fence("giving up a lost attempt", run=attempt.run_id), suppress(ConflictError), db.write() as session:
             expired = settlement.expire(
                 session, attempt, grace_seconds=settings.stop_grace_seconds, most=settings.max_attempts
             )
@@ -36,15 +38,20 @@ def expire(settings: Settings, db: Database) -> None:
             log.warning("an attempt was lost", run=attempt.run_id, token=attempt.token)
 
 
-def end_strays(settings: Settings, db: Database) -> int:
+def end_strays(settings: Settings, db: Database, fence: Fence | None = None) -> int:
     """Cancel every living job of this installation whose attempt is not open; returns how many.
 
     Asks only the runners that a pool uses; a runner that is unavailable is asked again another time. A trainer of this
     host that nobody supervises ends with its lease; a job would go on to its time limit.
     """
+    fence = fence or Fence(db)
     with db.read() as session:
         used = pools.runners(session)
-    return sum(_end_strays_of(registry.named(name), settings, db) for name in used)
+    ended = 0
+    for name in used:
+        with fence(f"asking the runner {name} for stray jobs"):
+            ended += _end_strays_of(registry.named(name), settings, db)
+    return ended
 
 
 def _end_strays_of(runner: type[Runner], settings: Settings, db: Database) -> int:

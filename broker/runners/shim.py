@@ -6,6 +6,7 @@ that a trainer without a supervisor is surely dead by then. The shim leaves the 
 FOLDER/exit. It imports the standard library only.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -65,7 +66,8 @@ def run(folder: Path, grace: float, command: list[str]) -> None:
         trainer = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, preexec_fn=tied_to_parent())
         while trainer.poll() is None:
             now = since_boot()
-            until = max(until, float(json.loads(lease.read_text())))
+            with contextlib.suppress(OSError, ValueError):  # a disk that fails for a moment is no end of the lease
+                until = max(until, float(json.loads(lease.read_text())))
             if over_at is None and now > until:
                 over_at = now
                 asked.append(signal.SIGTERM)

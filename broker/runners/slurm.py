@@ -15,6 +15,7 @@ import threading
 import time
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -46,9 +47,26 @@ MARK = "slurm-job"
 BOOT = "slurm"  # instead of a boot id: the pid is a job's number, not that of a process
 _LATER = re.compile(
     r"unable to contact|timed out|temporarily|zero bytes|connection refused|transport endpoint|standby|"
-    r"communication|try again|QOSMax|AssocMax|submit limit|job limit",
+    r"communication|try again|munge|authentication",
     re.IGNORECASE,
 )
+"""What scancel says where it has reached nobody; anything else means that the job is over."""
+_NEVER = re.compile(
+    r"invalid partition name|no partition specified|requested nodes not in this partition|"
+    r"invalid account|invalid qos|invalid wckey|invalid .*specification|specification invalid|"
+    r"(unrecognized|invalid|ambiguous) option|generic resource|"
+    r"requested node configuration is not available|requested time limit is invalid|"
+    r"more processors requested than permitted|(can not|cannot) be satisfied|"
+    r"memory required by task is not available|pathname .* too long",
+    re.IGNORECASE,
+)
+"""What sbatch says of a job that no wait helps. With all else, such as a drained partition, it is submitted again."""
+NEVER_STARTS = {
+    "PartitionTimeLimit": "its time limit is beyond its partition's",
+    "InvalidAccount": "its account is not valid",
+    "InvalidQOS": "its QOS is not valid",
+}
+"""Slurm's reasons for which an accepted job waits for ever."""
 
 log = structlog.get_logger()
 
@@ -199,13 +217,12 @@ class SlurmRunner(Runner):
         be gone.
         """
         mark = self._folder / MARK
-        if mark.exists() and (text := mark.read_text()).isdigit():
+        if mark.exists() and (text := mark.read_bytes()).isdigit():
             return int(text)
         siblings = self._siblings()
         for job, token, _ in siblings:
             if token == self._token():
-                mark.write_text(str(job))
-                return job
+                return self._marked(job)
         if self._to_stop or any(token > self._token() for _, token, _ in siblings):
             self._end(Status.STOPPED, "it was stopped before Slurm had it")
             return None
@@ -223,14 +240,21 @@ class SlurmRunner(Runner):
         script = f"#!/bin/sh\nexec {shlex.join(self._command)}\n"
         done = _slurm(command, self._patience, script)
         if done.returncode == 0:
-            job = int(done.stdout.strip().partition(";")[0])
-            mark.write_text(str(job))
-            return job
+            number = re.search(r"^(\d+)(;\S*)?$", done.stdout, re.ASCII | re.MULTILINE)
+            if number is None:
+                raise UnavailableError("Slurm: sbatch has not said the job's number")  # squeue knows it by its name
+            return self._marked(int(number[1]))
         sentence = _sentence(done.stderr)
-        if _LATER.search(sentence):
-            raise UnavailableError(f"Slurm: {sentence}")
-        self._end(Status.REFUSED, f"Slurm refused the job: {sentence}")
-        return None
+        if _NEVER.search(sentence):
+            self._end(Status.REFUSED, f"Slurm refused the job: {sentence}")
+            return None
+        raise UnavailableError(f"Slurm: {sentence}")
+
+    def _marked(self, job: int) -> int:
+        """Note a job's number in the folder; where the disk has no room for it, squeue knows the job by its name."""
+        with suppress(OSError):
+            (self._folder / MARK).write_text(str(job))
+        return job
 
     def _look(self, job: int) -> None:
         """Read the job's state from Slurm."""
@@ -242,12 +266,18 @@ class SlurmRunner(Runner):
             self._lose("Slurm no longer knows the job")
             return
         seen = dict(reversed(re.findall(r"(\w+)=(\S*)", done.stdout)))  # the first counts of a key that comes twice
-        if seen.get("JobName") != self._job_name():
+        if "JobName" not in seen or not seen.get("JobState"):
+            raise UnavailableError("Slurm: scontrol has not said the job's state")
+        if seen["JobName"] != self._job_name():
             self._lose("Slurm no longer knows the job, and has given its number away")
             return
         state = seen["JobState"]
         if state in ("PENDING", "CONFIGURING"):
             reason = seen.get("Reason", "None")
+            if reason in NEVER_STARTS and not self._to_stop:
+                self._scancel(str(job))
+                self._end(Status.REFUSED, f"Slurm would never start the job: {NEVER_STARTS[reason]} ({reason})")
+                return
             self.waiting = f"Slurm: {state}" + ("" if reason == "None" else f" ({reason})")
             return
         if _nodes(seen):
@@ -258,9 +288,9 @@ class SlurmRunner(Runner):
 
     def _ending(self, state: str, seen: Mapping[str, str]) -> tuple[int, str]:
         """The exit status that Slurm's last state amounts to, and a sentence where the trainer gave no reason."""
-        status, _, number = seen.get("ExitCode", "0:0").partition(":")
-        if state in ("COMPLETED", "FAILED"):
-            return -int(number) or int(status), ""
+        code = re.fullmatch(r"(\d+):(\d+)", seen.get("ExitCode", ""), re.ASCII)
+        if state in ("COMPLETED", "FAILED") and code is not None:
+            return -int(code[2]) or int(code[1]), ""
         if self._to_kill:
             return -signal.SIGKILL, ""
         sentence = f"Slurm ended the job: {state}" + (f" on {_nodes(seen)}" if _nodes(seen) else "")
@@ -275,8 +305,9 @@ class SlurmRunner(Runner):
 
     def _by_outcome(self, status: int, sentence: str) -> tuple[int, str]:
         """The status that the trainer has left in its folder, or else the given status and sentence."""
-        outcome = self._folder / OUTCOME_FILE
-        return (int(json.loads(outcome.read_text())["status"]), "") if outcome.exists() else (status, sentence)
+        with suppress(OSError, ValueError, RecursionError, TypeError, KeyError):
+            return int(json.loads((self._folder / OUTCOME_FILE).read_bytes())["status"]), ""
+        return status, sentence
 
     def _end(self, status: int, sentence: str) -> None:
         self._status, self.ended, self._runs_since = status, sentence, None
@@ -346,12 +377,21 @@ def _slurm(command: Sequence[str], timeout: float, given: str = "") -> subproces
     environment = {name: os.environ[name] for name in passed_on if name in os.environ}
     try:
         return subprocess.run(
-            command, env=environment, input=given, capture_output=True, text=True, timeout=timeout, check=False
+            command,
+            env=environment,
+            input=given,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",  # others' jobs may have names in any encoding
+            timeout=timeout,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         raise UnavailableError(f"Slurm: {command[0]} has not answered in {timeout:g} seconds") from None
     except FileNotFoundError:
         raise UnavailableError(f"Slurm: there is no {command[0]} on this host; install Slurm's commands") from None
+    except OSError as error:
+        raise UnavailableError(f"Slurm: {command[0]} could not be called ({error.strerror})") from None
 
 
 def _sentence(stderr: str) -> str:
@@ -370,5 +410,5 @@ def _seconds(clock: str) -> float:
     days, _, rest = clock.rpartition("-")
     total = 0
     for part in rest.split(":"):
-        total = total * 60 + int(part) if part.isdigit() else total
-    return float(total + 86_400 * int(days or 0))
+        total = total * 60 + int(part) if part.isdecimal() else total
+    return float(total + 86_400 * int(days if days.isdecimal() else 0))

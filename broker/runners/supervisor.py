@@ -4,19 +4,21 @@
 trainer is taken over.
 """
 
+import math
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 from sqlalchemy.exc import DBAPIError
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+from sqlalchemy.exc import TimeoutError as NoConnectionError
 
 from broker import publications
 from broker.allocations.pools import Pool, numbers_on_host
@@ -45,6 +47,9 @@ from trainer.contract import CONFIG_FILE, Status
 
 POLL_SECONDS = 0.2
 SAMPLE_PROMPT = "The "
+AWAY = (DBAPIError, NoConnectionError)
+LOG_AGAIN_SECONDS = 60.0
+T = TypeVar("T")
 
 log = structlog.get_logger()
 
@@ -61,6 +66,7 @@ def spawn(settings: Settings, run_id: int, token: int, owner: str = "", after: i
         "STOA_DATABASE_URL": settings.database,
         "STOA_LEASE_SECONDS": str(settings.lease_seconds),
         "STOA_STOP_GRACE_SECONDS": str(settings.stop_grace_seconds),
+        "STOA_OUTAGE_SECONDS": str(settings.outage_seconds),
         "STOA_MAX_ATTEMPTS": str(settings.max_attempts),
         "STOA_DISK_FLOOR_GIB": str(settings.disk_floor_gib),
     }
@@ -100,7 +106,11 @@ def _own_folder(settings: Settings, run_id: int, owner: str) -> Path:
 
 
 class Supervisor:
-    """Starts the trainer of one attempt, follows it, and stops it when told to or when its lease cannot be renewed."""
+    """Starts the trainer of one attempt, follows it, and stops it when told to or when its lease cannot be renewed.
+
+    While the database answers nobody here, the trainer goes on without a renewed lease, for `outage_seconds` at most:
+    no other attempt begins meanwhile but one that ends this trainer first (docs/locking.md).
+    """
 
     def __init__(self, settings: Settings, run_id: int, token: int, after: int | None = None) -> None:
         self.settings = settings
@@ -114,7 +124,14 @@ class Supervisor:
         self.devices = ""
         self.metrics_read = 0
         self.events_read = 0
+        self.seconds = math.inf
         self.renewed_at = 0.0
+        self.away = False
+        self.asked: threading.Thread | None = None
+        self.asked_at = self.answered_at = -math.inf
+        self.prolonged_at = -math.inf
+        self.said_away_at = -math.inf
+        self.lease_file = threading.Lock()
         self.stopped_at: float | None = None
         self.timed_out = False
         self.stopped_for: EndReason | None = None
@@ -129,13 +146,15 @@ class Supervisor:
             if self.after is not None:
                 self._take_over(self.after)
                 return
-            run, _, self.runner = self._load()
+            run, _, self.runner = self._retrying(self._load)
+            if time.monotonic() - self.renewed_at > self.settings.lease_seconds / 2:
+                self._retrying(self._renew_claim)
             try:
                 process, before = self._start(run)
             except OSError as error:
                 why = f"it could not be started: {error}"
                 ending = Ending(Status.FAILED, why, transient=True, known=EndReason.NOT_STARTED)
-                self._settle(0.0, Progress(0, 0), ending)
+                self._retrying(lambda: self._settle(0.0, Progress(0, 0), ending))
                 return
             threading.Thread(target=self._guard, daemon=True).start()
             self._see_begin(process, before)
@@ -163,7 +182,32 @@ class Supervisor:
             lease_seconds=self.settings.lease_seconds,
             options=pool.runner_options,
         )
+        self.seconds = spec.seconds
         return run, attempt, registry.named(pool.runner)(spec)
+
+    def _renew_claim(self) -> None:
+        """Renew the lease before the trainer starts, where the database was away meanwhile; raises StaleError."""
+        asked_at = time.monotonic()
+        with self.db.write() as session:
+            attempts.renew_claim(session, self.run_id, self.token, lease_seconds=self.settings.lease_seconds)
+        self.renewed_at = asked_at
+
+    def _retrying(self, work: Callable[[], T]) -> T:
+        """The result of work on the database, which is tried again for as long as an outage may last."""
+        while True:
+            try:
+                return work()
+            except AWAY as error:
+                if time.monotonic() - self.renewed_at > self.settings.outage_seconds + self.settings.lease_seconds:
+                    raise
+                self._say_away(error)
+            time.sleep(self.settings.lease_seconds / 6)
+
+    def _say_away(self, error: Exception) -> None:
+        """Log once a minute that the database cannot be used."""
+        if time.monotonic() - self.said_away_at > LOG_AGAIN_SECONDS:
+            self.said_away_at = time.monotonic()
+            log.warning("the database could not be used; trying again", error=str(getattr(error, "orig", error)))
 
     def _take_over(self, after: int) -> None:
         """Go on where the supervisor before has died; raises StaleError where another does so, or the lease is gone."""
@@ -210,7 +254,8 @@ class Supervisor:
         """Start the trainer; its process, and the checkpoints of earlier attempts. Raises OSError."""
         self.folder.mkdir()
         before = self._earlier()
-        process = self.runner.start(self._command(run, before), self.folder, self.devices)
+        command = self._retrying(lambda: self._command(run, before))
+        process = self.runner.start(command, self.folder, self.devices)
         if self.stopped_at is not None:  # asked to stop before there was anything to stop
             self.runner.stop()
         return process, before
@@ -232,8 +277,8 @@ class Supervisor:
                         supervisor=processes.identify(os.getpid()),
                         generation=self.generation,
                     )
-            except DBAPIError as error:
-                log.warning("the database could not be written; trying again", error=str(error.orig))
+            except AWAY as error:
+                self._say_away(error)
             else:
                 self.renewed_at = asked_at
                 if not wanted:
@@ -242,18 +287,10 @@ class Supervisor:
                 time.sleep(POLL_SECONDS)
         return self.runner.process()
 
-    def _trials(self) -> Retrying:
-        """Tries a write again while the database is away, as long as the lease may last."""
-        return Retrying(
-            retry=retry_if_exception_type(DBAPIError),
-            stop=stop_after_delay(self.settings.lease_seconds),
-            wait=wait_fixed(self.settings.lease_seconds / 6),
-            reraise=True,
-        )
-
     def _tell_started(self, process: Process, before: Sequence[Checkpoint]) -> None:
-        for trial in self._trials():
-            with trial, self.db.write() as session:
+        def tell() -> None:
+            asked_at = time.monotonic()
+            with self.db.write() as session:
                 attempts.started(
                     session,
                     self.run_id,
@@ -264,6 +301,31 @@ class Supervisor:
                     supervisor=processes.identify(os.getpid()),
                     generation=self.generation,
                 )
+            self.renewed_at = asked_at
+
+        self._retrying(tell)
+        if before:
+            self._retrying(lambda: self._catch_up(before[-1]))
+
+    def _catch_up(self, resumed: Checkpoint) -> None:
+        """Tell what the earlier attempts had measured, up to the checkpoint gone on from, and nobody had told yet.
+
+        The supervisor of an attempt that was lost may have written nothing for as long as the database was away.
+        """
+        with self.db.read() as session:
+            earlier = attempts.earlier(session, self.run_id, self.token)
+        for attempt in earlier:
+            folder = self.folder.parent / f"attempt-{attempt.token}"
+            metrics_read, events_read, more = attempt.metrics_read, attempt.events_read, True
+            while more:
+                progress = output.until(output.read(folder, metrics_read, events_read), resumed.step)
+                if (progress.metrics_read, progress.events_read) == (metrics_read, events_read):
+                    break
+                with self.db.write() as session:
+                    attempts.catch_up(
+                        session, self.run_id, self.token, attempt.token, progress, generation=self.generation
+                    )
+                metrics_read, events_read, more = progress.metrics_read, progress.events_read, progress.more
 
     def _settle(self, elapsed: float, progress: Progress, ending: Ending) -> None:
         with self.db.write() as session:
@@ -281,13 +343,15 @@ class Supervisor:
     def _follow(self) -> None:
         """Renew until the trainer has ended, as long as it may take."""
         pause = self.settings.lease_seconds / 6
+        more = False
         while True:
-            status = self._wait(pause)
+            status = self._wait(0 if more else pause)
             asked_at = time.monotonic()
             elapsed = self.runner.seconds()
-            progress = output.read(self.folder, self.metrics_read, self.events_read)
+            progress = self._read()
+            more = progress.more
             try:
-                if status is not None:
+                if status is not None and not more:
                     self.runner.kill()  # nothing of the trainer is left once the run may start again
                     self._settle(elapsed, progress, self._ending(status))
                     return
@@ -301,20 +365,43 @@ class Supervisor:
                         lease_seconds=self.settings.lease_seconds,
                         generation=self.generation,
                     )
-            except DBAPIError as error:
-                log.warning("the database could not be written; trying again", error=str(error.orig))
-                time.sleep(pause)
-                continue
-            self.renewed_at = asked_at
-            self.runner.renew(self.settings.lease_seconds - (time.monotonic() - asked_at))
-            self.metrics_read, self.events_read = progress.metrics_read, progress.events_read
-            if told.stop:
-                self._stop("the run was asked to stop", EndReason.STOP_REQUESTED)
-            elif elapsed >= told.seconds:
+            except AWAY as error:
+                self._say_away(error)
+                more = False
+                if status is not None:
+                    time.sleep(pause)
+            else:
+                self.renewed_at, self.seconds = asked_at, told.seconds
+                self._prolong(self.settings.lease_seconds - (time.monotonic() - asked_at))
+                self.metrics_read, self.events_read = progress.metrics_read, progress.events_read
+                if told.stop:
+                    self._stop("the run was asked to stop", EndReason.STOP_REQUESTED)
+            if elapsed >= self.seconds and self.stopped_at is None:
                 self.timed_out = True
                 self._stop("the time limit is reached", EndReason.TIME_LIMIT)
-            elif self.stopped_at is None and disk.is_low(self.settings):
+            elif self.stopped_at is None and self._disk_is_low():
                 self._stop(disk.PAUSED, EndReason.DISK_LOW)
+
+    def _read(self) -> Progress:
+        """What the trainer has written since the last renewal; nothing new where its files cannot be read now."""
+        try:
+            return output.read(self.folder, self.metrics_read, self.events_read)
+        except Exception as error:
+            log.error("the trainer's output could not be read; trying again", exc_info=error)
+            return Progress(self.metrics_read, self.events_read)
+
+    def _disk_is_low(self) -> bool:
+        try:
+            return disk.is_low(self.settings)
+        except OSError as error:
+            log.warning("the disk could not be looked at; trying again", error=str(error))
+            return False
+
+    def _prolong(self, seconds: float) -> None:
+        """Let the trainer run for so many seconds more, by the file that its shim reads."""
+        with self.lease_file:
+            self.runner.renew(seconds)
+        self.prolonged_at = time.monotonic()
 
     def _ending(self, status: int) -> Ending:
         """How the trainer ended: where it was asked to stop, for what; else by what it and its runner say."""
@@ -334,12 +421,47 @@ class Supervisor:
     def _guard(self) -> None:
         """Stop a trainer that may run no longer: in a thread, since a write may wait longer than the lease."""
         while not self.over.wait(POLL_SECONDS):
-            now = time.monotonic()
-            if now - self.renewed_at > self.settings.lease_seconds:
-                self._stop("the lease could not be renewed", EndReason.LEASE_EXPIRED)
-            overdue = self.stopped_at is not None and now - self.stopped_at > self.settings.stop_grace_seconds
-            if overdue and self.runner.poll() is None:
-                self.runner.kill()
+            try:
+                self._look_after()
+            except Exception as error:
+                log.error("the trainer could not be looked after; trying again", exc_info=error)
+
+    def _look_after(self) -> None:
+        now = time.monotonic()
+        unrenewed, pause = now - self.renewed_at, self.settings.lease_seconds / 6
+        if unrenewed > self.settings.lease_seconds / 2:
+            self._ask_whether_away(now, pause)
+        else:
+            self.away = False
+        known = self.away or self.answered_at > self.renewed_at  # a busy host may be slow to ask
+        if self.away and unrenewed < self.settings.outage_seconds:
+            if self.stopped_at is None and now - self.prolonged_at > pause:
+                self._prolong(self.settings.lease_seconds)
+        elif unrenewed > self.settings.lease_seconds and known:
+            self._stop("the lease could not be renewed", EndReason.LEASE_EXPIRED)
+        overdue = self.stopped_at is not None and now - self.stopped_at > self.settings.stop_grace_seconds
+        if overdue and self.runner.poll() is None:
+            self.runner.kill()
+
+    def _ask_whether_away(self, now: float, patience: float) -> None:
+        """Find out whether the database answers at all; one that only lets a write wait is not away.
+
+        In a thread, since a server that hangs leaves the question open: unanswered for `patience`, it is away.
+        """
+        if self.asked is not None and self.asked.is_alive():
+            self.away = self.away or now - self.asked_at > patience
+        elif now - self.asked_at > patience:
+            self.asked, self.asked_at = threading.Thread(target=self._ask, daemon=True), now
+            self.asked.start()
+
+    def _ask(self) -> None:
+        try:
+            self.db.answers()
+        except Exception as error:
+            self.away = True
+            self._say_away(error)
+        else:
+            self.away, self.answered_at = False, time.monotonic()
 
     def _stop(self, why: str, end_reason: EndReason) -> None:
         if self.stopped_at is None:

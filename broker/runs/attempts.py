@@ -110,7 +110,8 @@ class Checkpoint:
 class Progress:
     """What a supervisor read of the trainer's output since its last renewal.
 
-    `metrics_read` and `events_read` are the bytes of `metrics.jsonl` and `events.jsonl` read so far.
+    `metrics_read` and `events_read` are the bytes of `metrics.jsonl` and `events.jsonl` read so far; `more` says that
+    more can be read at once.
     """
 
     metrics_read: int
@@ -120,6 +121,7 @@ class Progress:
     unigram_entropy: float | None = None
     points: Sequence[Measured] = ()
     checkpoints: Sequence[Checkpoint] = ()
+    more: bool = False
 
 
 @dataclass(frozen=True)
@@ -217,12 +219,76 @@ def extend(session: Session, run: Run, seconds: int) -> None:
     session.flush()
 
 
-def claim(session: Session, run_id: int, token: int, *, host: str, lease_seconds: float) -> bool:
-    """Claim an admitted attempt for `host`; False if another worker has claimed it or the run no longer wants it."""
-    wanted = select(Run.id).where(Run.id == run_id, Run.token == token, Run.state == RunState.STARTING).exists()
+def claim(
+    session: Session,
+    run_id: int,
+    token: int,
+    *,
+    host: str,
+    lease_seconds: float,
+    outlives: tuple[str, float] | None = None,
+) -> bool:
+    """Claim an admitted attempt for `host`; False if another worker has claimed it or the run no longer wants it.
+
+    `outlives` is this host's boot id and how many seconds a trainer may outlive its lease on a host that cannot reach
+    the database: False, too, while an earlier attempt may still be alive on another host, which `waiting` then says.
+    """
     admitted = (col(Attempt.run_id) == run_id, col(Attempt.token) == token, col(Attempt.state) == AttemptState.ADMITTED)
-    values = {"state": AttemptState.CLAIMED, "host": host, "lease_until": _from_now(lease_seconds)}
+    if outlives is not None and (elsewhere := _alive_elsewhere(session, run_id, token, host, *outlives)):
+        lock(session, run_id)
+        transition.write_where(session, Attempt, *admitted, waiting=elsewhere[:MOST_WAITING])
+        return False
+    wanted = select(Run.id).where(Run.id == run_id, Run.token == token, Run.state == RunState.STARTING).exists()
+    values = {"state": AttemptState.CLAIMED, "host": host, "lease_until": _from_now(lease_seconds), "waiting": ""}
     return transition.write_where(session, Attempt, *admitted, wanted, **values) is not None
+
+
+def _alive_elsewhere(session: Session, run_id: int, token: int, host: str, boot_id: str, seconds: float) -> str:
+    """Where an earlier attempt of the run may still be alive, and until when, as a sentence; empty if nowhere."""
+    lost = session.scalars(
+        select(Attempt)
+        .where(
+            Attempt.run_id == run_id,
+            Attempt.token < token,
+            Attempt.state == AttemptState.LOST,
+            col(Attempt.pid).is_not(None),
+            Attempt.host != host,
+            Attempt.boot_id != boot_id,
+            col(Attempt.lease_until) > _from_now(-seconds),
+        )
+        .order_by(col(Attempt.lease_until).desc())
+    ).first()
+    if lost is None or lost.lease_until is None:
+        return ""
+    until = lost.lease_until + timedelta(seconds=seconds)
+    return f"An earlier attempt may still run on {lost.host}, out of reach; other hosts wait until {until:%F %T} UTC"
+
+
+def lost_on(session: Session, host: str, *, since_seconds: float) -> Sequence[Attempt]:
+    """The attempts on `host` that were given up and should have stopped within the last `since_seconds`.
+
+    The trainer of one may be alive, where its supervisor cannot reach the database.
+    """
+    return session.scalars(
+        select(Attempt).where(
+            Attempt.state == AttemptState.LOST,
+            Attempt.host == host,
+            col(Attempt.lease_until).between(_from_now(-since_seconds), utcnow()),
+        )
+    ).all()
+
+
+def renew_claim(session: Session, run_id: int, token: int, *, lease_seconds: float) -> None:
+    """Renew the lease of a claimed attempt whose supervisor has been kept from starting; raises StaleError."""
+    guarded(session, run_id, token, (AttemptState.CLAIMED,), lease_until=_from_now(lease_seconds))
+
+
+def catch_up(session: Session, run_id: int, token: int, earlier: int, progress: Progress, *, generation: int) -> None:
+    """Save what the trainer of an earlier attempt had written and its supervisor had not told; raises StaleError."""
+    guarded(session, run_id, token, (AttemptState.CLAIMED, AttemptState.RUNNING), generation=generation)
+    attempt = session.get_one(Attempt, (run_id, earlier))
+    attempt.metrics_read, attempt.events_read = progress.metrics_read, progress.events_read
+    save_progress(session, runs.load(session, run_id), progress)
 
 
 def started(

@@ -84,12 +84,13 @@ def resume(
     project = session.get_one(Project, run.project_id)
     if not projects.may_compute(project):
         raise ConflictError(f"“{project.title}” is {project.stage}; runs are resumed while a project is under way.")
-    pays = allocation_id or allocations.successor(session, run.allocation_id)
+    count = run.gpus if gpus is None else gpus
+    seconds = run.time_limit - run.used if time_limit is None else launching.parse_time_limit(time_limit)
+    own = allocations.successor(session, run.allocation_id)
+    pays = allocation_id or launching.payer(session, run, max(count, 1) * seconds) or own
     allocation = launching.spendable(session, project, pays)
     pool = session.get_one(Pool, allocation.pool_id)
-    count = run.gpus if gpus is None else gpus
     launching.check_count(pool, count)
-    seconds = run.time_limit - run.used if time_limit is None else launching.parse_time_limit(time_limit)
     if run.kind == RunKind.TRAIN:
         launching.check_fit(estimates.config_of(run), count)
     launching.check_left(session, allocation.id, count, seconds)
@@ -137,14 +138,28 @@ def extend(session: Session, actor: Actor, run_id: int, time: str) -> Receipt:
         raise InvalidError("A run may have 720 hours before it at most; extend it by less, or later.")
     quotas.check(session, actor, QuotaKind.RUN_CHANGE)
     if run.state in (RunState.STARTING, RunState.RUNNING):
-        attempts.extend(session, run, run.gpus * seconds)
+        _reserve_more(session, run, run.gpus * seconds)
     else:
-        launching.check_left(session, run.allocation_id, run.gpus, run.time_limit - run.used + seconds)
+        rest = run.time_limit - run.used + seconds
+        pays = launching.payer(session, run, run.gpus * rest) or run.allocation_id
+        launching.check_left(session, pays, run.gpus, rest)
+        if pays != run.allocation_id:
+            transition.write_as_seen(session, run, {"allocation_id": pays}, ["state", "token"], name=f"Run {run.id}")
     run.time_limit += seconds
     session.flush()
     quotas.check_project(session, QuotaKind.RUN_CHANGE, run.project_id)
     runs.tell(session, run, "run.extended", by=person, seconds=seconds, time_limit=run.time_limit)
     return launching.receipt(session, run)
+
+
+def _reserve_more(session: Session, run: Run, seconds: int) -> None:
+    """Reserve more for a run that is under way, whose allocation stays the one that holds its reservation."""
+    try:
+        attempts.extend(session, run, seconds)
+    except ConflictError as refused:
+        other = allocations.naming_another(session, run.project_id, seconds)
+        hint = f"{other} Pause the run, and resume it on that one." if other else ""
+        raise ConflictError(f"{refused}{hint}") from refused
 
 
 def unpayable(session: Session, run: Run) -> str | None:
@@ -153,13 +168,16 @@ def unpayable(session: Session, run: Run) -> str | None:
     account = ledger.account(session, run.allocation_id)
     cost = run.gpus * attempts.remaining(session, run)
     if allocation.state != AllocationState.APPROVED:
-        return f"its allocation is {allocation.state}"
-    if allocation.until <= utcnow():
-        return f"its allocation ended on {allocation.until:%Y-%m-%d}"
-    if cost > account.left and not account.reserved:
+        why = f"its allocation is {allocation.state}"
+    elif allocation.until <= utcnow():
+        why = f"its allocation ended on {allocation.until:%Y-%m-%d}"
+    elif cost > account.left and not account.reserved:
         needed, left = ledger.too_much(cost, account.left)
-        return f"it may cost {needed} GPU-hours and its allocation has {left} left"
-    return None
+        why = f"it may cost {needed} GPU-hours and its allocation has {left} left"
+    else:
+        return None
+    able = allocations.able_to_pay(session, run.project_id, max(cost, 1))
+    return f"{why}; /run resume lets allocation {able[0].id} pay" if able else why
 
 
 def pause_unfunded(session: Session, run_id: int) -> bool:
@@ -179,7 +197,7 @@ def hold(session: Session, whose: ColumnElement[bool]) -> None:
 
 
 def carry_over(session: Session, earlier: Allocation, later: Allocation) -> Sequence[int]:
-    """Move the queued and paused runs of an allocation to its renewal on the same pool; returns their ids.
+    """Move the queued and paused runs of an allocation, live or ended, to its renewal on the same pool; their ids.
 
     A running run moves when its attempt ends, since its reservation belongs to the earlier allocation.
     """
@@ -264,7 +282,7 @@ def _of_member(session: Session, actor: Actor, run_id: int) -> tuple[Run, Person
     run = runs.load(session, run_id)
     attempts.lock(session, run_id)
     session.refresh(run)
-    return run, rights.require_member(session, actor, session.get_one(Project, run.project_id))
+    return run, rights.hold_member(session, actor, session.get_one(Project, run.project_id))
 
 
 def _cancel(session: Session, run: Run, end_reason: EndReason, reason: str, *, by: Person | None = None) -> None:

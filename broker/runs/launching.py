@@ -143,7 +143,7 @@ def launch(session: Session, actor: Actor, request_id: str, order: Order) -> Rec
     if earlier is not None:
         return receipt(session, earlier)
     project = projects.load(session, order.project_id)
-    person = rights.require_member(session, actor, project)
+    person = rights.hold_member(session, actor, project)
     quotas.check(session, actor, QuotaKind.LAUNCH)
     run, _ = _drawn_up(session, order)
     run.request_id, run.requested_by = request_id, person.id
@@ -201,6 +201,8 @@ def _drawn_up(session: Session, order: Order) -> tuple[Run, TrainConfig]:
         catalogue.check_trains_on(session, order.recipe, config, order.dataset)
     check_fit(config, order.gpus)
     origin = order.origin
+    if order.allocation_id is None:
+        allocation = able_or_given(session, allocation, order.gpus * seconds)
     if origin is not None and config.training.steps <= origin.step:
         raise InvalidError(f"The fork would end at step {config.training.steps}, where step {origin.step} is done.")
     check_left(session, allocation.id, order.gpus, seconds)
@@ -234,13 +236,14 @@ def fork_order(
 ) -> Order:
     """The order for a fork of a run at a step; what is not given is as in the run. Raises DomainError."""
     parent = _trained(session, run_id)
+    count, limit = parent.gpus if gpus is None else gpus, time_limit or _same_time(parent)
     return Order(
         project_id=parent.project_id,
         recipe=parent.recipe,
-        time_limit=time_limit or _same_time(parent),
-        gpus=parent.gpus if gpus is None else gpus,
+        time_limit=limit,
+        gpus=count,
         overrides=_typed(parent.overrides | parse_overrides(overrides)),
-        allocation_id=allocation_id or still_spendable(session, parent),
+        allocation_id=allocation_id or payer(session, parent, count * parse_time_limit(limit)),
         origin=Origin(parent.id, step),
     )
 
@@ -273,7 +276,7 @@ def rerun_order(session: Session, run_id: int) -> Order:
         time_limit=_same_time(run),
         gpus=run.gpus,
         overrides=_typed(run.overrides),
-        allocation_id=still_spendable(session, run),
+        allocation_id=payer(session, run, run.gpus * run.time_limit),
         origin=origin_of(run.parent_id, run.fork_step),
     )
 
@@ -324,11 +327,35 @@ def check_fit(config: TrainConfig, gpus: int) -> None:
 
 
 def check_left(session: Session, allocation_id: int, gpus: int, seconds: int) -> None:
-    """Raise ConflictError unless the allocation has `gpus` × `seconds` GPU-seconds left."""
+    """Raise ConflictError unless the allocation has `gpus` × `seconds` GPU-seconds left.
+
+    The error's sentence names another allocation of the project that can pay, where there is one.
+    """
     account = ledger.account(session, allocation_id)
     if gpus * seconds > account.left:
         cost, left = ledger.too_much(gpus * seconds, account.left)
-        raise ConflictError(f"It may cost {cost} GPU-hours, with {left} left: less time or fewer GPUs would fit.")
+        project_id = allocations.load(session, allocation_id).project_id
+        other = allocations.naming_another(session, project_id, gpus * seconds)
+        raise ConflictError(
+            f"It may cost {cost} GPU-hours, with {left} left: less time or fewer GPUs would fit.{other}"
+        )
+
+
+def able_or_given(session: Session, allocation: Allocation, seconds: int) -> Allocation:
+    """The allocation itself, or where it cannot pay `seconds` GPU-seconds, another one on its pool that can."""
+    able = allocations.able_to_pay(session, allocation.project_id, seconds)
+    fitting = [other for other in able if other.pool_id == allocation.pool_id]
+    return allocation if not fitting or allocation in fitting else fitting[0]
+
+
+def payer(session: Session, run: Run, seconds: int) -> int | None:
+    """The id of the allocation that can pay `seconds` GPU-seconds for more of a run, or for a run like it.
+
+    The run's own comes first, or what renews it, then another one on the same pool. None selects the project's newest.
+    """
+    own = allocations.load(session, allocations.successor(session, run.allocation_id))
+    pays = able_or_given(session, own, seconds)
+    return pays.id if allocations.is_spendable(pays) else None
 
 
 def spendable(session: Session, project: Project, allocation_id: int | None) -> Allocation:
@@ -341,15 +368,20 @@ def spendable(session: Session, project: Project, allocation_id: int | None) -> 
         newest = session.scalars(
             select(Allocation)
             .where(Allocation.project_id == project.id)
-            .order_by(col(Allocation.state) != AllocationState.APPROVED, col(Allocation.id).desc())
+            .order_by(
+                (col(Allocation.state) != AllocationState.APPROVED) | (col(Allocation.until) <= utcnow()),
+                col(Allocation.id).desc(),
+            )
         ).first()
         if newest is None:
             raise ConflictError("The project has no allocation yet: /allocation request asks for one.")
         allocation = newest
+    other = "" if allocations.is_spendable(allocation) else allocations.naming_another(session, project.id, 1)
     if allocation.state != AllocationState.APPROVED:
-        raise ConflictError(f"Allocation {allocation.id} is {allocation.state}; a run needs an approved one.")
+        raise ConflictError(f"Allocation {allocation.id} is {allocation.state}; a run needs an approved one.{other}")
     if allocation.until <= utcnow():
-        raise ConflictError(f"Allocation {allocation.id} ended on {allocation.until:%Y-%m-%d}; ask for a new one.")
+        ended = f"Allocation {allocation.id} ended on {allocation.until:%Y-%m-%d}"
+        raise ConflictError(f"{ended}; ask for a new one.{other}")
     return allocation
 
 
@@ -374,13 +406,6 @@ def _trained(session: Session, run_id: int) -> Run:
     if run.kind != RunKind.TRAIN:
         raise ConflictError(f"{what_it_is(run)}; only a run that trains can be run again.")
     return run
-
-
-def still_spendable(session: Session, run: Run) -> int | None:
-    """The id of the run's allocation if it can still be spent; None selects the project's newest one."""
-    allocation = session.get_one(Allocation, run.allocation_id)
-    good = allocation.state == AllocationState.APPROVED and allocation.until > utcnow()
-    return allocation.id if good else None
 
 
 def _typed(overrides: dict[str, str]) -> str:

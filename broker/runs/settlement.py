@@ -2,12 +2,11 @@
 
 from datetime import datetime, timedelta
 
-from sqlalchemy import func
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
 from broker.allocations import allocations, ledger
-from broker.end_reasons import EndReason
+from broker.end_reasons import INFRASTRUCTURE, EndReason
 from broker.runs import attempts, preparing, runs
 from broker.runs.attempts import OPEN, Attempt, AttemptState, Ending, Progress
 from broker.runs.generation import generate_at_end
@@ -17,6 +16,10 @@ from projects.db.columns import utcnow
 from projects.people import Person
 from trainer.contract import Status
 
+MOST_LOST = 10
+"""A run fails for good after so many attempts in a row that the infrastructure ended before a checkpoint."""
+FIRST_PAUSE, LONGEST_PAUSE = timedelta(seconds=15), timedelta(hours=1)
+"""The pause before another attempt after two such losses in a row; it doubles with each."""
 EXTENDED = "it was extended while it stopped for its time limit, and goes on from its checkpoint"
 
 
@@ -49,9 +52,9 @@ def settle(
 ) -> None:
     """End an attempt: charge its last seconds, save its progress, release its reservation, and move the run on.
 
-    The run fails for good after `most` failed attempts; an attempt that was asked to stop does not count as failed. A
-    fault of the infrastructure refunds what was charged since the last checkpoint, unless the attempt was asked to
-    stop. Raises StaleError.
+    The run fails for good after `most` failed attempts since its last checkpoint; an attempt that was asked to stop
+    does not count as failed. A fault of the infrastructure refunds what was charged since the last checkpoint, unless
+    the attempt was asked to stop. Raises StaleError.
     """
     attempt = attempts.guarded(
         session,
@@ -151,17 +154,39 @@ def _refund(session: Session, run: Run, attempt: Attempt, why: str) -> None:
 def _retry(session: Session, run: Run, end_reason: EndReason, reason: str, not_before: datetime, most: int) -> None:
     """Queue the run for another attempt, or end it after too many failed attempts or at its time limit."""
     session.flush()
-    failed = session.scalar(select(func.count()).where(Attempt.run_id == run.id, Attempt.failed)) or 0
-    if failed >= most:
-        why = f"{failed} attempts failed; the last one: {reason}"
-        _end(session, run, RunState.FAILED, EndReason.ATTEMPTS_EXHAUSTED, why)
+    failed, lost = _failed_in_a_row(session, run)
+    if failed >= most or lost >= max(most, MOST_LOST):
+        many = f"{failed} attempts failed" if failed >= most else f"{lost} attempts were lost before a checkpoint"
+        _end(session, run, RunState.FAILED, EndReason.ATTEMPTS_EXHAUSTED, f"{many}; the last one: {reason}")
         return
     if attempts.remaining(session, run) < 1:
         _end(session, run, RunState.TIMED_OUT, EndReason.TIME_LIMIT, "it reached its time limit")
         return
+    if lost > 1:
+        not_before = max(not_before, utcnow() + min(FIRST_PAUSE * 2 ** (lost - 2), LONGEST_PAUSE))
     pays = allocations.successor(session, run.allocation_id)
     runs.move(session, run, RunState.QUEUED, reason=reason, not_before=not_before, allocation_id=pays)
     runs.tell(session, run, "run.requeued", why=reason, end_reason=end_reason)
+
+
+def _failed_in_a_row(session: Session, run: Run) -> tuple[int, int]:
+    """How many of the run's last attempts failed, and how many the infrastructure ended, since its last checkpoint.
+
+    An attempt that did steps until the infrastructure ended it has not failed.
+    """
+    rows = session.execute(
+        select(Attempt.failed, Attempt.end_reason, Attempt.metrics_read, Attempt.charged_at_checkpoint)
+        .where(Attempt.run_id == run.id)
+        .order_by(col(Attempt.token).desc())
+    )
+    failed = lost = 0
+    for counts, end_reason, metrics_read, charged_at_checkpoint in rows:
+        infrastructure = end_reason in INFRASTRUCTURE
+        lost += counts and infrastructure
+        failed += counts and not (infrastructure and metrics_read)
+        if charged_at_checkpoint:
+            break
+    return failed, lost
 
 
 def _stop(session: Session, run: Run, **values: object) -> None:

@@ -1,32 +1,35 @@
 """The scheduler: gives up expired attempts, picks queued runs by fair share, and notifies the workers.
 
-The database is the truth. A decision is written first and sent after; a message that was lost is sent again.
+The database is the truth. A decision is written first and sent after; a message that was lost is sent again. Each part
+of a round, and each run in it, stands behind a fence: its error is logged and told to the admins, and the rest goes on.
 """
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 import structlog
 from kombu.exceptions import OperationalError
 from sqlalchemy import func
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
 from broker.allocations.pools import Pool
+from broker.fence import LOG_AGAIN_SECONDS, Fence
 from broker.publishing import disk, publisher
 from broker.reviews import allocation_expiry
 from broker.runners import reaper, registry
+from broker.runners.shim import since_boot
 from broker.runs import attempts, control, runs, settlement
 from broker.runs.attempts import OPEN, Attempt, StaleError
 from broker.runs.runs import Run
 from broker.scheduling import backfill, snapshot, tasks, usage
-from broker.scheduling.backfill import Decision, Limits
+from broker.scheduling.backfill import Decision, Limits, Plan, QueueState
 from projects import health, projects
 from projects.db.columns import utcnow
-from projects.db.database import Database
+from projects.db.database import Database, is_away
 from projects.errors import ConflictError
 from projects.projects import Project
 from projects.settings import Settings
@@ -66,50 +69,122 @@ class Scheduler:
     def __init__(self, settings: Settings, db: Database) -> None:
         self.settings = settings
         self.db = db
+        self.fence = Fence(db)
         self.notified: dict[int, tuple[int, float]] = {}
         self.takeovers: dict[tuple[int, int], float] = {}
         self.strays_ended_at = time.monotonic()
+        self.said_away_at = -math.inf
+        self.was_away = False
+        self.expires_from = -math.inf
 
     def run_forever(self) -> None:
         """Go round until the process is ended."""
         while True:
+            began = since_boot()
             try:
                 self.round()
                 health.beat(self.settings, "scheduler")
-            except DBAPIError as error:
-                log.warning("the database could not be reached; trying again", error=str(error.orig))
-            except OSError as error:
-                log.warning("the disk could not be used; trying again", error=str(error))
+            except Exception as error:
+                self.was_away = self.was_away or is_away(error)
+                self._say(error)
             time.sleep(self.settings.tick_seconds)
+            # A round that hung, or a host that slept, has kept the supervisors from renewing as well.
+            self.was_away |= since_boot() - began > self.settings.tick_seconds + self.settings.lease_seconds / 2
+
+    def _say(self, error: Exception) -> None:
+        """Log what ended a round, once a minute while the database is away."""
+        if not is_away(error):
+            log.error("a round failed; trying again", exc_info=error)
+        elif time.monotonic() - self.said_away_at > LOG_AGAIN_SECONDS:
+            self.said_away_at = time.monotonic()
+            log.warning("the database could not be reached; trying again", error=str(getattr(error, "orig", error)))
 
     def round(self) -> None:
-        """Give up expired attempts and hopeless runs, admit runs that fit, and notify the workers of all that waits."""
-        reaper.expire(self.settings, self.db)
-        self._withdraw_cancelled()
-        allocation_expiry.update_all(self.db, utcnow())
-        self._add_usage()
-        self._revive()
-        with self.db.read() as session:
-            state = snapshot.load(session)
-        planned = backfill.plan(state)
-        for run_id in planned.refusals:
-            with suppress(ConflictError), self.db.write() as session:
-                control.pause_unfunded(session, run_id)
-        room = disk.admits(self.settings, self.db)
-        if not room:
-            disk.tidy(self.settings, self.db)
-        for decision in planned.starts if room else ():
-            self._admit(decision, state.limits)
-        self._notify()
+        """Give up expired attempts and hopeless runs, admit runs that fit, and notify the workers of all that waits.
+
+        Raises only what says that the database is away.
+        """
+        with self.fence("giving up lost attempts"):
+            self._expire()
+        with self.fence("ending runs that were cancelled before they began"):
+            self._withdraw_cancelled()
+        with self.fence("updating the allocations"):
+            allocation_expiry.update_all(self.db, utcnow(), self.fence)
+        with self.fence("adding up the usage"):
+            self._add_usage()
+        with self.fence("queueing runs that can be paid again"):
+            self._revive()
+        with self.fence("planning"):
+            self._start_runs()
+        with self.fence("notifying the workers"):
+            self._notify()
         if time.monotonic() - self.strays_ended_at > reaper.EVERY_SECONDS:
-            reaper.end_strays(self.settings, self.db)
             self.strays_ended_at = time.monotonic()
+            with self.fence("ending stray jobs"):
+                reaper.end_strays(self.settings, self.db, self.fence)
+
+    def _expire(self) -> None:
+        """Give up lost attempts; after an outage of the database, supervisors first have a lease's time to renew."""
+        if self.was_away:
+            self.db.answers()
+            self.was_away = False
+            self.expires_from = since_boot() + self.settings.lease_seconds
+        if since_boot() >= self.expires_from:
+            reaper.expire(self.settings, self.db, self.fence)
+
+    def _start_runs(self) -> None:
+        """Plan, pause the runs that nobody can pay for, and admit those that start now."""
+        with self.db.read() as session:
+            state = snapshot.load(session, fence=self.fence)
+        planned = self._plan(state)
+        for run_id in planned.refusals:
+            with (
+                self.fence("pausing a run without funds", run=run_id),
+                suppress(ConflictError),
+                self.db.write() as session,
+            ):
+                control.pause_unfunded(session, run_id)
+        for decision in planned.starts if self._has_room() else ():
+            with self.fence("admitting a run", run=decision.run_id):
+                self._admit(decision, state.limits)
+
+    def _plan(self, state: QueueState) -> Plan:
+        """The plan of all pools; where one pool cannot be planned, that of the others, each by itself."""
+        try:
+            return backfill.plan(state)
+        except Exception as error:
+            log.error("the pools cannot be planned together; planning each by itself", exc_info=error)
+        plans = []
+        for pool in state.pools:
+            with self.fence(f"planning the pool “{pool.name}”"):
+                waiting = [run for run in state.waiting if run.pool_id == pool.id]
+                plans.append(backfill.plan(replace(state, pools=[pool], waiting=waiting)))
+        return Plan(
+            starts=[start for plan in plans for start in plan.starts],
+            queues={pool: queue for plan in plans for pool, queue in plan.queues.items()},
+            refusals={run: why for plan in plans for run, why in plan.refusals.items()},
+        )
+
+    def _has_room(self) -> bool:
+        """Whether the disk has room for runs to start; makes room where it has not."""
+        try:
+            room = disk.admits(self.settings, self.db)
+            if not room:
+                disk.tidy(self.settings, self.db)
+        except OSError as error:
+            log.warning("the disk could not be used; trying again", error=str(error))
+            return False
+        return room
 
     def _withdraw_cancelled(self) -> None:
         with self.db.read() as session:
             candidates = attempts.cancelled_unclaimed(session)
         for attempt in candidates:
-            with suppress(StaleError), self.db.write() as session:
+            with (
+                self.fence("ending a cancelled run", run=attempt.run_id),
+                suppress(StaleError),
+                self.db.write() as session,
+            ):
                 settlement.withdraw(session, attempt.run_id, attempt.token)
 
     def _add_usage(self) -> None:
@@ -124,8 +199,17 @@ class Scheduler:
         with self.db.read() as session:
             revivable = control.revivable(session)
         for run_id in revivable:
-            with suppress(ConflictError), self.db.write() as session:
+            with (
+                self.fence("queueing a run that can be paid again", run=run_id),
+                suppress(ConflictError),
+                self.db.write() as session,
+            ):
                 control.revive(session, run_id)
+
+    def _try(self, part: str, run_id: int, change: Callable[[Session], object]) -> None:
+        """Change a run in a transaction of its own, fenced; a change that comes too late is left out."""
+        with self.fence(part, run=run_id), suppress(ConflictError, StaleError), self.db.write() as session:
+            change(session)
 
     def _admit(self, decision: Decision, limits: Limits) -> None:
         try:
@@ -148,7 +232,7 @@ class Scheduler:
                 with self.db.write() as session:
                     attempts.notified(session, attempt.run_id, attempt.token)
             self._notify_publishers(unpublished)
-        except OperationalError as error:
+        except (OperationalError, OSError) as error:
             log.warning("the queue could not be reached; trying again", error=str(error))
 
     def _notify_takeovers(self, unsupervised: Sequence[Attempt]) -> None:

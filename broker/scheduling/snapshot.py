@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import nullcontext
 from datetime import datetime, timedelta
 
 from sqlalchemy import case, select  # SQLModel's own takes no more than four columns
@@ -11,6 +12,7 @@ from sqlmodel import col
 from broker.allocations.allocations import Allocation
 from broker.allocations.ledger import Balance, LedgerRow, Movement
 from broker.allocations.pools import Pool
+from broker.fence import Fence
 from broker.runners import registry
 from broker.runs.attempts import OPEN, Attempt, AttemptState
 from broker.runs.runs import Run, RunState
@@ -22,8 +24,11 @@ from projects.db.columns import utcnow
 from projects.projects import Project, Stage
 
 
-def load(session: Session, limits: Limits | None = None) -> QueueState:
-    """All that a plan of this moment depends on."""
+def load(session: Session, limits: Limits | None = None, fence: Fence | None = None) -> QueueState:
+    """All that a plan of this moment depends on; with a `fence`, the pools whose runner is unknown are left out.
+
+    Raises InvalidError for a runner that is not registered.
+    """
     now = utcnow()
     rows = session.execute(
         select(
@@ -35,12 +40,14 @@ def load(session: Session, limits: Limits | None = None) -> QueueState:
             col(Pool.most_submitted),
         ).order_by(col(Pool.id))
     )
-    pools = [
-        PoolRow(pool_id, name, gpus, registry.named(runner).queue, weight, most)
-        for pool_id, name, gpus, runner, weight, most in rows
-    ]
-    waiting = _waiting(session, now)
-    held, used = _attempts(session, now, {pool.id: pool.price_weight for pool in pools})
+    pools, weights = [], {}
+    for pool_id, name, gpus, runner, weight, most in rows:
+        weights[pool_id] = weight
+        with fence(f"reading the pool “{name}”") if fence else nullcontext():
+            pools.append(PoolRow(pool_id, name, gpus, registry.named(runner).queue, weight, most))
+    known = {pool.id for pool in pools}
+    waiting = [run for run in _waiting(session, now) if run.pool_id in known]
+    held, used = _attempts(session, now, weights)
     return QueueState(
         now=now,
         pools=pools,

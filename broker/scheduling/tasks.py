@@ -4,8 +4,9 @@ from celery import Celery
 from celery.signals import worker_ready
 from celery.worker.consumer import Consumer
 
+from broker.allocations.pools import Pool
 from broker.publishing import publisher
-from broker.runners import processes, supervisor
+from broker.runners import processes, registry, supervisor
 from broker.runners.processes import Process
 from broker.runs import attempts, runs
 from broker.runs.attempts import Attempt
@@ -26,6 +27,8 @@ app.conf.update(
     worker_enable_remote_control=False,
     worker_hijack_root_logger=False,
     broker_connection_retry_on_startup=True,
+    broker_connection_max_retries=None,
+    broker_channel_error_retry=True,  # such as READONLY, while another server takes over
     broker_transport_options={"socket_connect_timeout": 5, "socket_timeout": 30},
     task_publish_retry=False,
 )
@@ -56,15 +59,25 @@ def notify_publish(run_id: int) -> None:
 
 @app.task(name="stoa.start_attempt")
 def start_attempt(run_id: int, token: int) -> None:
-    """Claim an attempt and start its supervisor; a message that came twice finds it claimed and does nothing."""
+    """Claim an attempt and start its supervisor; a message that came twice finds it claimed and does nothing.
+
+    A trainer that was given up on this host may still be alive, cut off from the database; it is ended first.
+    """
     settings = get_settings()
     db = Database(settings.database)
+    host = processes.host()
     try:
         with db.write() as session:
-            if not attempts.claim(session, run_id, token, host=processes.host(), lease_seconds=settings.lease_seconds):
+            run = runs.load(session, run_id)
+            bound = registry.named(session.get_one(Pool, run.pool_id).runner).bound_to_host
+            outlives = (processes.boot_id(), settings.outage_seconds) if bound else None
+            lease = settings.lease_seconds
+            if not attempts.claim(session, run_id, token, host=host, lease_seconds=lease, outlives=outlives):
                 return
-            earlier = attempts.earlier(session, run_id, token)
-            owner = runs.load(session, run_id).request_id
+            earlier = [*attempts.earlier(session, run_id, token)]
+            # One that was lost long ago was ended by its own supervisor or shim.
+            earlier += attempts.lost_on(session, host, since_seconds=settings.outage_seconds)
+            owner = run.request_id
         for attempt in earlier:
             if attempt.pid is not None and attempt.pid_started is not None:
                 processes.kill_group(Process(attempt.host, attempt.boot_id, attempt.pid, attempt.pid_started))

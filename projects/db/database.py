@@ -5,12 +5,39 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import DataError, SQLAlchemyError
+from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as NoConnectionError
 from sqlalchemy.orm import Session, sessionmaker
 
 from projects.errors import InvalidError
+
+PATIENCE: dict[str, Any] = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+}
+"""For how long libpq waits for a server that does not answer: seconds, and `tcp_user_timeout` in milliseconds."""
+AWAY_CLASSES = ("08", "53", "57P")
+"""What the SQLSTATE of a PostgreSQL begins with that cannot serve now: no connection, no resources, shut down."""
+AWAY_WORDS = ("locked", "unable to open database", "disk i/o error", "disk is full")
+"""What SQLite says where its file cannot be used now."""
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether an error means that the database cannot be used now, and not that it refuses one statement."""
+    if not isinstance(error, DBAPIError):
+        return isinstance(error, NoConnectionError)
+    if error.connection_invalidated:
+        return True
+    if not isinstance(error, OperationalError | InterfaceError):
+        return False
+    if error.orig is not None and hasattr(error.orig, "sqlstate"):
+        return error.orig.sqlstate is None or error.orig.sqlstate.startswith(AWAY_CLASSES)
+    return any(word in str(error.orig).lower() for word in AWAY_WORDS)
 
 
 class Database:
@@ -23,7 +50,7 @@ class Database:
             self._read_engine = _sqlite_engine(url, begin="BEGIN", query_only=True)
             self._write_engine = _sqlite_engine(url, begin="BEGIN IMMEDIATE", query_only=False)
         else:
-            self._write_engine = create_engine(url, pool_pre_ping=True)
+            self._write_engine = create_engine(url, pool_pre_ping=True, connect_args=PATIENCE)
             event.listen(self._write_engine, "handle_error", _refuse_value)
             self._read_engine = self._write_engine.execution_options(
                 isolation_level="REPEATABLE READ", postgresql_readonly=True
@@ -42,6 +69,14 @@ class Database:
         """A session in one transaction: committed at the end, rolled back on any error."""
         with self._writes.begin() as session:
             yield session
+
+    def answers(self) -> None:
+        """Ask the database for nothing; raises where it cannot be reached, or is a standby that takes no writes."""
+        with self.read() as session:
+            if self.url.get_backend_name() == "sqlite":
+                session.execute(text("SELECT 1"))
+            elif session.scalar(text("SELECT pg_is_in_recovery()")):
+                raise NoConnectionError("the database is a standby, which takes no writes")
 
     def migrate(self, revision: str = "head") -> None:
         """Upgrade or downgrade the schema to `revision`, in one transaction."""

@@ -120,6 +120,13 @@ def append(session: Session, stream: str, kind: str, *, by: Person | None, why: 
     return EntryView(entry.id, stream, entry.number, kind, entry.hash, payload)
 
 
+def load(session: Session, entry_id: int) -> EntryView | None:
+    """The entry with this id, whichever its chain; None where there is none."""
+    told = select(Entry, col(Payload.body)).join(Payload, col(Payload.entry_id) == Entry.id).where(Entry.id == entry_id)
+    row = session.execute(told).one_or_none()
+    return None if row is None else _told(*row)
+
+
 def since(session: Session, stream: str, number: int, limit: int = 100) -> Sequence[EntryView]:
     """The first `limit` entries of a chain after `number`, the oldest first."""
     rows = session.execute(

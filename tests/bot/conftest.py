@@ -16,6 +16,7 @@ import pytest_asyncio
 from bot.delivery import outbox
 from broker.allocations import allocations, ledger, pools
 from broker.allocations.allocations import Allocation, AllocationState, AllocationView
+from projects import membership
 from projects.db.columns import utcnow
 from projects.db.database import Database
 from projects.people import Actor, LabRole
@@ -209,8 +210,12 @@ class Lab:
         form = await self.person("Ada").command("project propose")
         return await self.person("Ada").submit(form, PROPOSAL | changes, force=True)
 
+    def confirm(self, project: int, name: str) -> None:
+        """Ada confirms a newcomer, beside the bot."""
+        self.call(membership.confirm, self.actor("Ada"), project, who=str(self.actor(name).discord_id))
+
     async def activate(self) -> Channel:
-        """Ada proposes, Grace joins, Ada writes the scope; the project's channel."""
+        """Ada proposes, Grace joins, Ada writes the scope and confirms Grace; the project's channel."""
         before = {channel.id for channel in await self.guild.channels()}
         answer = await self.propose()
         number = answer.text.split()[1]
@@ -218,6 +223,7 @@ class Lab:
         await self.person("Grace").press(card, "Join")
         form = await self.person("Ada").command("project scope", channel="general", project=int(number))
         await self.person("Ada").submit(form, SCOPE)
+        self.confirm(int(number), "Grace")
         channel = await self.guild.wait_for_channel(lambda c: c.name.startswith(f"p{number}-") and c.id not in before)
         # The bot knows it as the project's a moment after everybody sees it.
         await self.guild.wait_for(channel.id, lambda m: True)

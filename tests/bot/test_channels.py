@@ -28,8 +28,9 @@ async def test_by_policy_the_channel_waits_for_a_moderator(lab: Lab) -> None:
     assert "a moderator opens its channel" in answer.text
     scoped = await lab.guild.wait_for(thread, lambda m: "record 3" in m.text)
     assert "Checkpoints are held back until reviewers release them; the models' licence is MIT." in scoped.text
+    lab.confirm(1, "Grace")
     lab.call(updates.post_update, lab.actor("Grace"), 1, "We begin.")
-    await lab.guild.wait_for(thread, lambda m: "We begin." in m.text and "record 5" in m.text)
+    await lab.guild.wait_for(thread, lambda m: "We begin." in m.text and "record 6" in m.text)
     assert not [c.name for c in await lab.guild.channels() if c.name.startswith("p1-")]
 
     omar = lab.actor("Omar")

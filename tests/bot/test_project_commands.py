@@ -39,6 +39,7 @@ async def test_people_come_and_go(shared_lab: Shared) -> None:
     await lab.guild.wait_for("proposals", lambda m: m.id == card.id and "**Followers** 1" in m.text)
     await refused(lab, rosa.press(card, "Follow"), f"You follow {TITLE} already.")
     assert "You are in" in (await rosa.command("project join", channel=channel.id)).text
+    lab.confirm(1, "Rosa")
     lead = f"You lead {TITLE}: hand the lead over before you leave."
     await refused(lab, ada.command("project leave", channel=channel.id), lead)
 
@@ -53,7 +54,7 @@ async def test_people_come_and_go(shared_lab: Shared) -> None:
     late = await rosa.command("project update", channel=channel.id)
     assert "You have left" in (await rosa.command("project leave", channel=channel.id)).text
     await lab.guild.wait_for(channel.id, lambda m: "👋 **Rosa** leaves the project." in m.text)
-    members_only = f"Only members of {TITLE} can do this; its Join button makes you one."
+    members_only = f"Only members of {TITLE} can do this: join it, and its lead, Ada, confirms you."
     await refused(lab, rosa.submit(late, {"Update": "One more thing."}), members_only)
     await refused(lab, rosa.command("project update", channel=channel.id), members_only)
     await refused(lab, rosa.command("project leave", channel=channel.id), f"You are not in {TITLE}.")
@@ -100,6 +101,7 @@ async def test_the_lead_is_offered_and_accepted(shared_lab: Shared) -> None:
     blanked = await lab.guild.wait_for(channel.id, lambda m: m.id == second.id and "was blanked" in m.text)
     assert blanked.buttons == []
     lab.call(lifecycle.join, lab.actor("Ada"), 1, min_people=2)
+    lab.call(membership.confirm, lab.actor("Grace"), 1, who=str(lab.actor("Ada").discord_id))
     lab.call(membership.offer_lead, lab.actor("Grace"), 1, to=str(lab.actor("Ada").discord_id), reason="Again.")
     lab.call(membership.accept_lead, lab.actor("Ada"), 1)
 

@@ -100,7 +100,7 @@ async def test_a_stranger_cannot_launch_and_nobody_can_without_a_project(shared_
     heads = lab.heads()
     given: dict[str, Any] = {"recipe": "demo", "time_limit": "5m"}
     answer = await lab.person("Omar").command("run launch", channel=channel.id, **given)
-    sentence = "Only members of “Do small models dream?” can do this; its Join button makes you one."
+    sentence = "Only members of “Do small models dream?” can do this: join it, and its lead, Ada, confirms you."
     refused(lab, answer, sentence, heads)
     answer = await lab.person("Ada").command("run launch", channel="general", **given)
     sentence = "Use this in a project's channel or thread, or name the project in the option “project”."

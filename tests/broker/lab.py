@@ -16,7 +16,7 @@ from broker.runs import attempts, control, launching, runs, settlement
 from broker.runs.attempts import Attempt, Ending, Progress
 from broker.runs.launching import Order
 from broker.runs.runs import Run, RunView
-from projects import lifecycle, policies
+from projects import lifecycle, membership, policies
 from projects.db.columns import utcnow
 from projects.db.database import Database
 from projects.people import Actor, LabRole
@@ -83,13 +83,29 @@ class Lab:
         with self.db.write() as session:
             return lifecycle.propose(session, lead, request_id(), title=title, question="q", why="w", needs="n")
 
+    def join(self, project: int, actor: Actor) -> None:
+        """A newcomer."""
+        with self.db.write() as session:
+            lifecycle.join(session, actor, project, min_people=2)
+
     def project(self, lead: Actor = ADA, title: str = "Sinks of attention") -> int:
         """An active project of its lead and Grace."""
         project = self.proposal(lead, title)
         with self.db.write() as session:
             lifecycle.join(session, GRACE, project, min_people=2)
             lifecycle.scope(session, lead, project, goal="g", plan="p", compute="c", release="r", min_people=2)
+            membership.confirm(session, lead, project, who=str(GRACE.discord_id))
         return project
+
+    def leave(self, project: int, actor: Actor) -> None:
+        """A person goes by themselves."""
+        with self.db.write() as session:
+            membership.leave(session, actor, project)
+
+    def remove(self, project: int, who: Actor, lead: Actor = ADA) -> None:
+        """The lead sends a person away."""
+        with self.db.write() as session:
+            membership.remove(session, lead, project, who=str(who.discord_id), reason="Spam.")
 
     def request(self, project: int, actor: Actor = ADA, **changes: Any) -> int:
         """A request for an allocation of two hours."""

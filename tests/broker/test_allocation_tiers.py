@@ -145,7 +145,7 @@ def test_two_reviewers_at_the_same_moment_make_one_grant(lab: Lab) -> None:
     def approve(reviewer: Actor) -> AllocationState:
         together.wait(PATIENCE)
         with lab.db.write() as session:
-            asked = {"hours": "200", "reason": "Yes."}
+            asked: dict[str, Any] = {"hours": "200", "reason": "Yes."}
             return reviews.approve(session, reviewer, allocation, **asked)
 
     with ThreadPoolExecutor(2) as pool:
@@ -255,7 +255,7 @@ def test_the_bounds_are_the_operators(lab: Lab) -> None:
     other = lab.request(project, hours="2")
     for reviewer in (ROSA, EMMY):
         with lab.db.write() as session:
-            decided = {"hours": "2", "reason": "r"}
+            decided: dict[str, Any] = {"hours": "2", "reason": "r"}
             reviews.approve(session, reviewer, other, **decided)
     assert lab.account(other) == Account(HOUR, 0, 0, committed=HOUR)
 

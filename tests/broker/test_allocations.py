@@ -225,7 +225,7 @@ def test_of_reviewers_at_the_same_moment_one_wins(lab: Lab) -> None:
     assert lab.account(allocation).granted == granted
     assert available(lab) == 1000 * HOUR - granted
     assert lab.kinds(project)[-1] == f"allocation.{state}"
-    assert len(lab.kinds(project)) == 5 + 1
+    assert len(lab.kinds(project)) == 6 + 1
 
 
 def test_a_grant_is_drawn_empty_and_not_further(lab: Lab) -> None:

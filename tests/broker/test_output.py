@@ -122,3 +122,87 @@ def test_only_whole_checkpoints_are_gone_on_from(tmp_path: Path) -> None:
         (8, "attempt-1"),
         (12, "attempt-2"),
     ]
+
+
+ODD = [
+    b'{"step": "9", "tokens": 90, "loss": 1.0}',
+    b'{"step": true, "tokens": 90, "loss": 1.0}',
+    b'{"step": -1, "tokens": 90}',
+    b'{"step": 1' + b"0" * 400 + b', "tokens": 90}',
+    b'{"step": 1' + b"0" * 5000 + b', "tokens": 90}',
+    b'{"step": 9.5, "tokens": 90}',
+    b'{"step": null, "tokens": [90]}',
+    b'{"step": 9, "tokens": 90, "loss": "\xfc"}',
+    b"\xff\xfe\x00{",
+    b"[" * 100_000,
+    b'{"step": 9}',
+    b"",
+    b"null",
+]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=range(len(ODD)))
+def test_a_line_of_another_type_harms_no_other(tmp_path: Path, odd: bytes) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "tokens": 10, "loss": 7.0}\n' + odd + b'\n{"step": 2, "tokens": 20, "loss": 6.0}\n')
+    progress = output.read(tmp_path, 0, 0)
+    assert [point.step for point in progress.points] == [1, 2]
+    assert (progress.step, progress.metrics_read) == (2, path.stat().st_size)
+
+
+@pytest.mark.parametrize("value", ["true", '"7"', "[7]", "{}", "1e400", "1" + "0" * 400, "-Infinity"])
+def test_a_value_of_another_type_harms_no_other(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1, "tokens": 10, "loss": {value}, "lr": 0.5, "grad_norm": 2}}\n')
+    assert list(output.read(tmp_path, 0, 0).points) == [Measured("lr", 1, 10, 0.5), Measured("grad_norm", 1, 10, 2.0)]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        '{"event": "checkpoint", "step": "4", "path": "checkpoints/step4"}',
+        '{"event": "checkpoint", "step": 4}',
+        '{"event": "checkpoint", "step": 4, "path": 4}',
+        '{"event": "checkpoint", "step": 4, "path": "../../elsewhere"}',
+        '{"event": "checkpoint", "step": 4, "path": "/etc"}',
+        '{"event": "evaluation", "step": 4, "loss": 1.0}',
+        '{"event": "evaluation", "step": 4, "tokens": 40, "loss": null, "unigram_entropy": "high"}',
+        '{"event": ["checkpoint"], "step": 4}',
+        '{"event": 7}',
+    ],
+)
+def test_an_event_that_lacks_what_its_kind_needs_is_left_out(tmp_path: Path, odd: str) -> None:
+    good = '{"event": "checkpoint", "step": 8, "path": "checkpoints/step8"}'
+    (tmp_path / "events.jsonl").write_text(f"{odd}\n{good}\n")
+    progress = output.read(tmp_path, 0, 0)
+    assert [found.step for found in progress.checkpoints] == [8]
+    assert (list(progress.points), progress.unigram_entropy) == ([], None)
+
+
+def test_a_long_file_is_read_in_pieces_and_a_huge_line_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "MOST_BYTES", 1000)
+    path = tmp_path / "metrics.jsonl"
+    write(path, *(metrics(step, loss=1.0) for step in range(1, 51)), end="{" * 2500 + "\n")
+    write(path, metrics(51, loss=1.0))
+    steps, at, more = [], 0, True
+    while more or at < path.stat().st_size:
+        progress = output.read(tmp_path, at, 0)
+        assert at < progress.metrics_read <= at + 1000
+        steps += [point.step for point in progress.points]
+        at, more = progress.metrics_read, progress.more
+    assert steps == list(range(1, 52))
+
+
+@pytest.mark.parametrize("said", [b"", b"\xfc", b'{"a": 1}', b"[1]", b"[" * 100_000])
+def test_a_list_of_checkpoints_that_a_power_cut_has_spoilt_is_made_again(tmp_path: Path, said: bytes) -> None:
+    (tmp_path / "attempt-1" / "checkpoints" / "step8").mkdir(parents=True)
+    (tmp_path / "attempt-1" / "closed.json").write_bytes(said)
+    assert [found.step for found in output.checkpoints([tmp_path / "attempt-1"])] == [8]
+
+
+@pytest.mark.parametrize("said", [b"\xfc", b'{"reason": ["no"], "transient": "yes"}', b"[" * 100_000])
+def test_an_outcome_of_another_type_is_an_outcome_all_the_same(tmp_path: Path, said: bytes) -> None:
+    (tmp_path / "outcome.json").write_bytes(said)
+    assert output.ending(tmp_path, 70, timed_out=False).transient is True

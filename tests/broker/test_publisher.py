@@ -4,11 +4,13 @@ import json
 import subprocess
 import sys
 import time
+import tracemalloc
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +18,13 @@ import pytest
 import yaml
 from huggingface_hub import HfApi
 from PIL import Image
+from pydantic import SecretStr
 from safetensors.numpy import save_file
 from sqlalchemy import text, update
 
 from broker import publications
 from broker.publications import Publication, Repository
-from broker.publishing import loss_plot, model_card, publisher
+from broker.publishing import loss_plot, metrics, model_card, publisher
 from broker.publishing.hub import Hub as HubClient
 from broker.publishing.model_card import write_card
 from broker.runs.attempts import Checkpoint, Progress
@@ -390,7 +393,7 @@ def test_publishers_at_once_publish_once(lab: Lab, conf: Settings, hub: Hub, run
 def test_a_long_upload_keeps_its_lease(lab: Lab, conf: Settings, hub: Hub, run: int) -> None:
     write(lab, conf, run, 0)
     short = conf.model_copy(update={"lease_seconds": 2.0})
-    hub.fault(path="/preupload/", status=429, retry_after=5)
+    hub.fault(path="/preupload/", status=500, times=3)  # the client tries again after 1, 2 and 4 seconds
     with ThreadPoolExecutor(1) as pool:
         uploading = pool.submit(publish, lab, short, run)
         wait_for(lambda: row(lab, run, 0).lease_until is not None, "the first lease")
@@ -401,6 +404,97 @@ def test_a_long_upload_keeps_its_lease(lab: Lab, conf: Settings, hub: Hub, run: 
         assert not uploading.done()
         uploading.result()
     assert (told(lab), row(lab, run, 0).lease) == ([(0, True, False)], 1)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("path", ["/preupload/", "/commit/", "/api/repos/create"])
+def test_a_hub_that_asks_to_wait_is_heeded_by_the_publishers_own_pause(
+    lab: Lab, conf: Settings, hub: Hub, run: int, path: str, status: int
+) -> None:
+    write(lab, conf, run, 0)
+    hub.fault(path=path, status=status, retry_after=900)
+    before = utcnow()
+    publish(lab, conf, run)
+    assert utcnow() < before + timedelta(seconds=900), "the task does not sleep"
+    waits = row(lab, run, 0)
+    assert (waits.tries, waits.lease_until) == (1, None)
+    assert waits.not_before >= before + timedelta(seconds=900)
+    assert "asks to wait 900 s" in waits.error
+    with lab.db.write() as session:
+        session.execute(update(Publication).values(not_before=utcnow()))
+    publish(lab, conf, run)
+    assert told(lab) == [(0, True, False)]
+
+
+def test_a_token_that_is_refused_is_told_to_the_admins_once(lab: Lab, conf: Settings, hub: Hub, run: int) -> None:
+    revoked = conf.model_copy(update={"hub_token": SecretStr("hf_revoked"), "publish_retry_seconds": 1e-9})
+    write(lab, conf, run, 0)
+    for _ in range(3):
+        publish(lab, revoked, run)
+    assert row(lab, run, 0).tries == 3
+    with lab.db.read() as session:
+        entries = record.since(session, record.LAB, 0)
+    failures = [entry.payload for entry in entries if entry.kind == "part.failed" and entry.payload]
+    assert [(failure["part"], "STOA_HUB_TOKEN" in failure["error"]) for failure in failures] == [
+        ("publishing to the Hub", True)
+    ]
+    publish(lab, conf, run)
+    assert told(lab) == [(0, True, False)]
+
+
+def log_steps(folder: Path, steps: range, loss: float = 1.0) -> None:
+    """An attempt's trainer logs these steps."""
+    folder.mkdir(exist_ok=True)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.writelines(f'{{"step": {step}, "tokens": {step}, "loss": {loss}}}\n' for step in steps)
+
+
+def test_each_checkpoint_has_the_metrics_since_the_one_before(lab: Lab, conf: Settings, hub: Hub, run: int) -> None:
+    log_steps(conf.home / "attempt-1", range(1, 4))
+    write(lab, conf, run, 0, 2)
+    publish(lab, conf, run)
+    log_steps(conf.home / "attempt-1", range(4, 7))
+    write(lab, conf, run, LAST)
+    publish(lab, conf, run)
+    steps = {
+        step: [
+            json.loads(line)["step"]
+            for line in hub.read(repo(conf, run), "metrics.jsonl", f"step{step}").split("\n")[:-1]
+        ]
+        for step in (0, 2, LAST)
+    }
+    assert steps == {0: [], 2: [1, 2], LAST: [3, 4]}
+    said = hub.read(repo(conf, run), "README.md", f"step{LAST}")
+    assert "holds every measured step since step 2" in said
+    assert "| 1 | 1 | 1.0000 |" in said, "the table is of the whole run"
+
+
+def test_the_work_for_a_checkpoint_does_not_grow_with_the_run(tmp_path: Path) -> None:
+    """Two million lines before it: their bytes are not read again, the losses stay bounded, and so does the memory."""
+    attempt, target = tmp_path / "attempt-1", tmp_path / "out.jsonl"
+    log_steps(attempt, range(1, 200_001))
+    tracemalloc.start()
+    points = metrics.write(200_000, attempt, -1, target)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 * 2**20
+    assert (points[0].step, points[-1].step, len(points) <= metrics.MOST_LOSSES) == (1, 200_000, True)
+    assert target.read_text().count("\n") == 200_000
+    seen = (attempt / "metrics.jsonl").stat().st_size
+    with (attempt / "metrics.jsonl").open("r+b") as file:  # who read it again would find nothing
+        file.write(b"\0" * seen)
+    log_steps(attempt, range(200_001, 200_011))
+    points = metrics.write(200_005, attempt, 200_000, target)
+    assert [json.loads(line)["step"] for line in target.read_text().splitlines()] == list(range(200_001, 200_006))
+    assert (points[0].step, points[-1].step) == (1, 200_005)
+    log_steps(tmp_path / "attempt-2", range(200_004, 200_009), loss=2.0)
+    points = metrics.write(200_008, tmp_path / "attempt-2", 200_005, target)
+    assert [json.loads(line)["step"] for line in target.read_text().splitlines()] == [200_006, 200_007, 200_008]
+    assert [(point.step, point.value) for point in points[-6:]] == [
+        *((step, 1.0) for step in (200_003,)),
+        *((step, 2.0) for step in range(200_004, 200_009)),
+    ]
+    assert points[0].step == 1
 
 
 def test_a_checkpoint_is_noted_once(lab: Lab, conf: Settings, run: int) -> None:

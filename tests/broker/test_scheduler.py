@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 from sqlmodel import col, select
 from structlog.testing import capture_logs
 
 from broker.allocations import pools
 from broker.allocations.allocations import Allocation
+from broker.allocations.pools import Pool
 from broker.runs import attempts
 from broker.runs.attempts import Attempt, Checkpoint, Ending, Progress
 from broker.runs.runs import Run, RunState
@@ -22,6 +24,7 @@ from broker.scheduling.scheduler import Scheduler
 from broker.scheduling.usage import FairUsage
 from projects.db.columns import utcnow
 from projects.errors import ConflictError
+from projects.record import record
 from tests.broker.lab import HOUR, PROCESS, STRANGER, Lab, settings
 from tests.patience import wait_for
 
@@ -315,3 +318,85 @@ def test_a_disk_that_fails_for_a_while_ends_no_scheduler(lab: Lab, ours: int, tm
             Interrupted(settings(tmp_path, tick_seconds=0.02), lab.db).run_forever()
         mended.result()
     assert lab.run(run).state == RunState.STARTING
+
+
+def failures(lab: Lab) -> list[str]:
+    """The parts that the admins were told of."""
+    with lab.db.read() as session:
+        entries = record.since(session, record.LAB, 0, limit=10_000)
+    return [entry.payload["part"] for entry in entries if entry.kind == "part.failed" and entry.payload]
+
+
+def test_a_pool_whose_runner_nobody_knows_stops_no_other(lab: Lab, ours: int, tmp_path: Path) -> None:
+    lab.pool("moon")
+    with lab.db.write() as session:
+        session.execute(update(Pool).where(col(Pool.name) == "moon").values(runner="rocket"))
+    run = lab.launch(ours)
+    rounds = Scheduler(settings(tmp_path), lab.db)
+    with capture_logs() as said:
+        for _ in range(3):
+            rounds.strays_ended_at = -1e9
+            rounds.round()
+    assert lab.run(run).state == RunState.STARTING
+    assert failures(lab) == ["reading the pool “moon”", "asking the runner rocket for stray jobs"], "once each"
+    logged = [entry["part"] for entry in said if entry["event"] == "a part failed; the rest goes on"]
+    assert logged == failures(lab), "one line a minute"
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "broker.scheduling.scheduler.reaper.expire",
+        "broker.scheduling.scheduler.allocation_expiry.update_all",
+        "broker.scheduling.scheduler.usage.any_ended",
+        "broker.scheduling.scheduler.control.revivable",
+        "broker.scheduling.scheduler.attempts.cancelled_unclaimed",
+        "broker.scheduling.scheduler.attempts.unclaimed",
+    ],
+)
+def test_a_part_of_the_round_that_fails_stops_no_other(
+    lab: Lab, ours: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    """What may break there is not known beforehand, so a stand-in breaks it."""
+
+    def fails(*_: object, **__: object) -> None:
+        raise UnicodeDecodeError("utf-8", b"\xfc", 0, 1, "invalid start byte")
+
+    run = lab.launch(ours)
+    monkeypatch.setattr(broken, fails)
+    rounds = Scheduler(settings(tmp_path), lab.db)
+    rounds.round()
+    rounds.round()
+    assert lab.run(run).state == RunState.STARTING
+    assert len(failures(lab)) == 1
+
+
+def test_a_run_that_breaks_the_round_holds_up_no_other(
+    lab: Lab, ours: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = lab.launch(ours), lab.launch(ours)
+    real = attempts.admit
+
+    def admit(session: Any, run_id: int, devices: Any) -> int:
+        if run_id == bad:
+            raise ZeroDivisionError
+        return real(session, run_id, devices)
+
+    monkeypatch.setattr(attempts, "admit", admit)
+    Scheduler(settings(tmp_path), lab.db).round()
+    assert [lab.run(run).state for run in (bad, good)] == [RunState.QUEUED, RunState.STARTING]
+    assert failures(lab) == ["admitting a run"]
+
+
+def test_after_an_outage_supervisors_have_a_lease_to_renew_in(lab: Lab, ours: int, tmp_path: Path) -> None:
+    run = lab.launch(ours)
+    token = lab.start(run, 0, lease=0.001)
+    time.sleep(0.01)
+    rounds = Scheduler(settings(tmp_path, lease_seconds=3600), lab.db)
+    rounds.was_away = True
+    rounds.round()
+    assert lab.run(run).state == RunState.RUNNING
+    lab.renew(run, token, 10)
+    rounds.expires_from = 0
+    rounds.round()
+    assert lab.run(run).state == RunState.RUNNING

@@ -39,6 +39,7 @@ LEASE_OF_JOBS = 1.8  # Slurm is asked every 0.3 seconds
 LEASE = 12.0
 GRACE = 60.0
 POOL = "cluster"
+NOT_AVAILABLE = "Required partition not available (inactive or drain)"
 TELL = "import json, os, sys; print(json.dumps([dict(os.environ), os.getcwd(), sys.argv[1:]]))"
 LISTENS = (
     "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); "
@@ -198,6 +199,112 @@ def test_what_slurm_will_not_have_is_refused_in_one_sentence(start: Callable[...
     runner, _ = start(TELL, options={"partition": "elsewhere"})
     assert ended(runner) == Status.REFUSED
     assert "invalid partition" in runner.ended.lower()
+
+
+@pytest.mark.parametrize("state", ["inactive", "drain"])
+def test_what_slurm_refuses_for_now_waits_and_says_why(
+    cluster: Cluster, start: Callable[..., tuple[SlurmRunner, Path]], state: str
+) -> None:
+    cluster.ask("scontrol", "update", "partitionname=main", f"state={state}")
+    runner, folder = start(LISTENS)
+    assert runner.poll() is None
+    assert (runner.job, runner.waiting) == (None, "Slurm: Batch job submission failed: " + NOT_AVAILABLE)
+    cluster.ask("scontrol", "update", "partitionname=main", "state=up")
+    here(runner, folder)
+    runner.kill()
+
+
+def test_a_time_limit_beyond_the_partitions_own_is_refused(
+    cluster: Cluster, start: Callable[..., tuple[SlurmRunner, Path]]
+) -> None:
+    cluster.ask("scontrol", "update", "partitionname=main", "maxtime=2")
+    try:
+        runner, _ = start(LISTENS)
+        assert ended(runner) == Status.REFUSED
+    finally:
+        cluster.ask("scontrol", "update", "partitionname=main", "maxtime=infinite")
+    assert "its time limit is beyond its partition's" in runner.ended
+    wait_for(lambda: cluster.ask("squeue", "--noheader") == "", "an empty queue")
+
+
+@pytest.mark.parametrize(
+    ("sentence", "final"),
+    [
+        ("Requested nodes are busy", False),
+        ("Required node not available (down, drained or reserved)", False),
+        ("Requested partition configuration not available now", False),
+        ("Unable to contact slurm controller (connect failure)", False),
+        ("Socket timed out on send/recv operation", False),
+        ("I/O error writing script/environment to file", False),
+        ("Munge encode failed: Failed to access", False),
+        ("Invalid authentication credential", False),
+        ("Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)", False),
+        ("Slurm temporarily unable to accept job, sleeping and retrying", False),
+        ("Unspecified error", False),
+        ("Invalid partition name specified", True),
+        ("Invalid account or account/partition combination specified", True),
+        ("Invalid qos specification", True),
+        ("Requested time limit is invalid (missing or exceeds some limit)", True),
+        ("Node count specification invalid", True),
+        ("Invalid generic resource (gres) specification", True),
+        ("Memory specification can not be satisfied", True),
+        ("CPU count per node can not be satisfied", True),
+    ],
+)
+def test_only_what_can_never_succeed_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sentence: str, final: bool
+) -> None:
+    """Commands that say what a small cluster without accounting cannot be made to say."""
+    fake(tmp_path, monkeypatch, squeue="exit 0", sbatch=f'echo "sbatch: error: {sentence}" >&2; exit 1')
+    runner = submitted(tmp_path)
+    status = runner.poll()
+    assert (status == Status.REFUSED) == final
+    assert sentence in (runner.ended if final else runner.waiting)
+
+
+def test_foreign_bytes_in_what_slurm_says_harm_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake(tmp_path, monkeypatch, squeue="exit 1")
+    name = submitted(tmp_path)._job_name()
+    fake(
+        tmp_path,
+        monkeypatch,
+        squeue=rf"printf '7 RUNNING caf\374\n8 RUNNING {name}\n'",
+        scontrol=rf"printf 'JobId=8 JobName={name} JobState=RUNNING Comment=\374 NodeList=n1 RunTime=00:00:05\n'",
+        scancel="exit 0",
+    )
+    assert [(job.id, job.state) for job in jobs(tmp_path / "runs")] == [("8", "RUNNING")]
+    again = SlurmRunner(JobSpec(lease_seconds=LEASE_OF_JOBS))
+    again.start(["true"], tmp_path / "runs" / "1" / "attempt-1", "")
+    assert (again.job, again.poll(), again.waiting) == (8, None, "")
+
+
+@pytest.mark.parametrize("said", ["", "JobId=8", "\\374\\377", "JobState="])
+def test_an_answer_of_slurms_that_makes_no_sense_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    fake(tmp_path, monkeypatch, squeue="exit 0", sbatch="echo welcome; echo 8", scontrol=f"printf '{said}'")
+    runner = submitted(tmp_path)
+    assert runner.job == 8
+    assert (runner.poll(), runner.waiting) == (None, "Slurm: scontrol has not said the job's state")
+
+
+def fake(folder: Path, monkeypatch: pytest.MonkeyPatch, **commands: str) -> None:
+    """Commands of Slurm's that are shell scripts of one line."""
+    (folder / "bin").mkdir(exist_ok=True)
+    for name, script in commands.items():
+        path = folder / "bin" / name
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
+
+
+def submitted(folder: Path) -> SlurmRunner:
+    """A runner that has tried to submit a job."""
+    attempt = folder / "runs" / "1" / "attempt-1"
+    attempt.mkdir(parents=True)
+    runner = SlurmRunner(JobSpec(lease_seconds=LEASE_OF_JOBS))
+    runner.start(["true"], attempt, "")
+    return runner
 
 
 def test_what_waits_says_why_and_may_be_stopped(

@@ -40,9 +40,25 @@ class School:
         with self.db.write() as session:
             return lifecycle.propose(session, lead, f"request-{next(_requests)}", **SAID)
 
-    def join(self, actor: Actor, project: int) -> None:
-        """A contributor more, of three that an active project needs."""
+    def join(self, actor: Actor, project: int, *, confirmed: bool = True) -> None:
+        """A contributor more, or an unconfirmed newcomer, of three people that an active project needs."""
         self.call(lifecycle.join, actor, project, min_people=3)
+        if confirmed:
+            lead = self.view(project).lead
+            self.confirm(project, actor, Actor(int(lead.discord_id), lead.name))
+
+    def confirm(self, project: int, who: Actor, lead: Actor = ADA) -> None:
+        """The lead's consent to a newcomer."""
+        self.call(membership.confirm, lead, project, who=str(who.discord_id))
+
+    def remove(self, project: int, who: Actor, lead: Actor = ADA, reason: str = "Spam.") -> None:
+        """The lead sends a person away."""
+        self.call(membership.remove, lead, project, who=str(who.discord_id), reason=reason)
+
+    def appoint(self, project: int, to: Actor, admin: Actor | None, reason: str = "Ada is gone.") -> None:
+        """An admin's choice of another lead."""
+        with self.db.write() as session:
+            membership.appoint_lead(session, admin, project, to=str(to.discord_id), reason=reason)
 
     def scope(self, project: int, actor: Actor = ADA, **how: str) -> None:
         """The scope of a project that needs three people."""
@@ -106,7 +122,7 @@ class School:
 
     def everything(self) -> object:
         """What must be the same after a refusal."""
-        tables = ("streams", "projects", "memberships", "people", "lead_offers")
+        tables = ("streams", "projects", "memberships", "people", "lead_offers", "past_memberships")
         with self.db.read() as session:
             connection = session.connection()
             return [connection.exec_driver_sql(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall() for table in tables]
@@ -122,6 +138,7 @@ ACTS: dict[Act, Callable[[School, Actor, int], Any]] = {
     Act.CHANGE_NEEDS: lambda s, a, p: s.call(updates.change_needs, a, p, "A writer."),
     Act.POST_UPDATE: lambda s, a, p: s.call(updates.post_update, a, p, "It goes well."),
     Act.HAND_OVER: lambda s, a, p: s.offer(p, GRACE, a),
+    Act.REMOVE: lambda s, a, p: s.remove(p, GRACE, a),
     Act.RELEASE: lambda s, a, p: s.release(p, a),
     Act.OPEN_CHANNEL: lambda s, a, p: s.open_channel(p, a),
     Act.HIDE: lambda s, a, p: s.hide(p, a),

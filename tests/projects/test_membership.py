@@ -43,12 +43,13 @@ def test_who_leaves_is_gone_and_may_come_back(school: School) -> None:
     assert (names(school, project), view.followers, view.stage) == (["Ada"], 0, Stage.RECRUITING)
     school.join(GRACE, project)
     assert names(school, project) == ["Ada", "Grace"]
-    told = [(entry.kind, (entry.payload or {}).get("role")) for entry in school.told(project)[2:]]
+    told = [(entry.kind, (entry.payload or {}).get("role")) for entry in school.told(project)[3:]]
     assert told == [
         ("project.followed", None),
         ("project.left", "contributor"),
         ("project.left", "follower"),
-        ("project.joined", None),
+        ("project.joined", "newcomer"),
+        ("project.confirmed", None),
     ]
 
 

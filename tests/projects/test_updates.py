@@ -91,7 +91,7 @@ def test_what_has_ended_says_no_more(school: School, stage: Stage) -> None:
 def test_by_default_the_channel_comes_with_activity(school: School) -> None:
     project = school.at(Stage.SCOPED)
     assert not school.view(project).has_channel
-    school.join(EMMY, project)
+    school.join(EMMY, project, confirmed=False)
     assert school.view(project).has_channel
     last = school.told(project)[-1].payload
     assert last is not None
@@ -112,7 +112,7 @@ def test_by_policy_the_channel_waits_for_a_moderator(school: School) -> None:
 def test_a_moderator_opens_the_channel_of_a_scope_before_its_people_are_there(school: School) -> None:
     project = school.at(Stage.SCOPED)
     school.open_channel(project)
-    school.join(EMMY, project)
+    school.join(EMMY, project, confirmed=False)
     last = school.told(project)[-1].payload
     assert last is not None
     assert (last["people"], last["channel"]) == (3, False)

@@ -16,7 +16,7 @@ from sqlalchemy.exc import OperationalError
 from typer.testing import CliRunner
 
 from cli.main import app
-from cli.services import MOST_FALLS, PartError, Parts
+from cli.services import Parts
 from cli.services import environment as part_environment
 from demo.play import settings_for
 from projects.db.database import advice
@@ -104,17 +104,6 @@ def test_up_runs_the_parts_on_a_server_until_it_is_stopped(tmp_path: Path) -> No
     finally:
         up.kill()
         parts.stop()
-
-
-def test_a_part_that_falls_time_and_again_is_given_up(tmp_path: Path) -> None:
-    parts = Parts(tmp_path)
-    command = [sys.executable, "-c", "import sys; sys.exit('It is no use.')"]
-    for _ in range(MOST_FALLS):
-        parts.start("scheduler", command, {}, lambda: True).popen.wait(PATIENCE)
-        assert parts.fallen() == ["scheduler"]
-    parts.start("scheduler", command, {}, lambda: True).popen.wait(PATIENCE)
-    with pytest.raises(PartError, match="The scheduler ended with status 1: It is no use"):
-        parts.fallen()
 
 
 def test_pools_and_grants_are_added_and_the_record_verifies(tmp_path: Path) -> None:
@@ -215,6 +204,8 @@ def test_the_operator_bans_and_blanks_by_the_command_line(tmp_path: Path) -> Non
     again = stoa(tmp_path, "ban", "4242", "--why", "Spam.")
     assert (again.returncode, "Mallory is banned already" in again.stderr) == (2, True)
     assert stoa(tmp_path, "unban", "4242", "--why", "A mistake.").returncode == 0
+    nowhere = stoa(tmp_path, "appoint", "7", "4242", "--why", "Ada is gone.")
+    assert (nowhere.returncode, "There is no project 7" in nowhere.stderr) == (2, True)
     assert stoa(tmp_path, "record", "redact", "lab", "1", "--why", "A slip.").returncode == 0
     forgotten = stoa(tmp_path, "record", "forget", "4242", "--why", "They asked.")
     assert "2 entries are blanked" in forgotten.stdout

@@ -59,7 +59,7 @@ LAYERS: dict[str, Sequence[Sequence[str]]] = {
         ("findings", "membership", "moderation", "updates"),
     ),
     "broker": (
-        ("end_reasons",),
+        ("end_reasons", "fence"),
         ("runners",),
         ("allocations", "catalogue", "configs", "publications"),
         ("runs",),

@@ -4,6 +4,7 @@ import importlib
 import json
 import pkgutil
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,14 @@ from projects.db.database import Database
 from projects.db.migrations import versions
 from projects.findings import Finding
 from projects.record import record, redaction, verification
-from tests.broker.lab import ADA, GRACE, STRANGER, Lab
+from tests.broker.lab import ADA, GRACE, ROSA, STRANGER, Lab
 from tests.databases import database_url, db, new_url, postgres
 
 __all__ = ["database_url", "db", "new_url", "postgres"]
 
 FIRST = 1
+PAST_MEMBERSHIPS = 17
+"""The revision that remembers past memberships."""
 LAST = len(list(pkgutil.iter_modules(versions.__path__)))
 RENAMED = {("runs", "dry"): "unfunded", ("attempts", "rung_at"): "notified_at", ("pools", "launcher"): "runner"}
 """Columns that a migration has renamed, with their newer names."""
@@ -167,6 +170,32 @@ def test_the_fields_of_slurms_pools_become_options_of_their_runner(db: Database)
     assert found == {"near": ("local", {}), "far": ("slurm", {"partition": "long", "gres": "gpu:h200"})}
     db.migrate("0012")
     assert rows(db, columns(db))["pools"] == before
+
+
+def test_who_left_a_project_before_is_known_from_its_record(db: Database) -> None:
+    lab = Lab(db)
+    project = lab.project()
+    lab.join(project, STRANGER)
+    lab.leave(project, STRANGER)
+    lab.join(project, STRANGER)
+    with db.write() as session:
+        membership.follow(session, ROSA, project)
+        membership.leave(session, ROSA, project)
+    asked = "SELECT project_id, people.name, removed FROM past_memberships JOIN people ON people.id = person_id"
+    roles = "SELECT people.name, role FROM memberships JOIN people ON people.id = person_id ORDER BY name"
+    with db.read() as session:
+        before = [tuple(row) for row in session.execute(text(asked))]
+        left = session.scalar(text("SELECT left_at FROM past_memberships"))
+    assert before == [(project, "Stranger", False)]
+    db.migrate(f"{PAST_MEMBERSHIPS - 1:04}")
+    with db.read() as session:
+        assert [tuple(row) for row in session.execute(text(roles))][-1] == ("Stranger", "follower"), "not a contributor"
+    db.migrate()
+    with db.read() as session:
+        assert [tuple(row) for row in session.execute(text(asked))] == before
+        known = session.scalar(text("SELECT left_at FROM past_memberships"))
+        assert abs(datetime.fromisoformat(str(known)) - datetime.fromisoformat(str(left))) < timedelta(minutes=1)
+        assert {role for _, role in session.execute(text(roles))} == {"contributor", "follower"}
 
 
 def whole(database: Database) -> None:

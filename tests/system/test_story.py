@@ -136,7 +136,7 @@ async def test_the_bot_may_be_killed_at_any_moment(tmp_path: Path) -> None:
     try:
         stage = await set_stage(tmp_path, parts, bot=SOON)
         stage.override = "steps=24"
-        for act in (story.propose, story.join, story.scope, story.request, story.approve):
+        for act in (story.propose, story.join, story.confirm, story.scope, story.request, story.approve):
             await act(stage, console)
             if act in (story.propose, story.scope):
                 await kill_and_restart(stage, parts)

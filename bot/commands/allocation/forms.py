@@ -4,6 +4,7 @@ from datetime import datetime
 
 from bot import text
 from bot.app import Interaction, actor
+from bot.commands.allocation.endorser import roles_now
 from bot.commands.form import Form, long, short
 from broker.allocations import allocations
 from broker.allocations.allocations import AllocationState
@@ -90,6 +91,7 @@ class ApproveForm(Form):
             self.allocation_id,
             hours=self.hours.value,
             reason=self.reason.value,
+            roles_now=await roles_now(interaction, reviews.endorser, self.allocation_id),
         )
         if state == AllocationState.REQUESTED:
             return ENDORSED
@@ -114,6 +116,7 @@ class ApproveChangeForm(Form):
             self.change_id,
             hours=self.hours.value,
             reason=self.reason.value,
+            roles_now=await roles_now(interaction, changes.endorser, self.change_id),
         )
         if state == ChangeState.REQUESTED:
             return ENDORSED

@@ -1,4 +1,4 @@
-"""The buttons of a project's card, and of the post that offers its lead."""
+"""The buttons of a project's card, and of the posts of who joins it and of the offer of its lead."""
 
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -11,11 +11,14 @@ Answering = Callable[[Interaction, int], Awaitable[str]]
 
 
 async def joined(interaction: Interaction, project_id: int) -> str:
-    """Make the user a contributor, and return the answer."""
+    """Make the user a newcomer or a contributor, and return the answer."""
     app = interaction.client
     await app.write(lifecycle.join, actor(interaction), project_id, min_people=app.settings.min_people)
     project = await app.read(projects.view, project_id)
-    return f"Welcome! You are in **{text.line(project.title, 160)}**."
+    welcome = f"Welcome! You are in **{text.line(project.title, 160)}**"
+    if any(member.newcomer and member.discord_id == str(interaction.user.id) for member in project.members):
+        return f"{welcome} as a newcomer: its lead, {text.line(project.lead.name, 60)}, confirms you as a contributor."
+    return f"{welcome}."
 
 
 async def followed(interaction: Interaction, project_id: int) -> str:
@@ -24,6 +27,17 @@ async def followed(interaction: Interaction, project_id: int) -> str:
     project = await interaction.client.read(projects.view, project_id)
     title = text.line(project.title, 160)
     return f"You follow **{title}** now; /project leave ends that, /project join lets you contribute."
+
+
+async def confirmed(interaction: Interaction, entry_id: int) -> str:
+    """Confirm the newcomer whose joining an entry of the record tells of, and return the answer."""
+    name = await interaction.client.write(membership.confirm_joining, actor(interaction), entry_id)
+    return now_contributes(name)
+
+
+def now_contributes(name: str) -> str:
+    """The answer to who has confirmed a newcomer."""
+    return f"{text.line(name, 60)} is a contributor from now on."
 
 
 async def accepted(interaction: Interaction, project_id: int) -> str:
@@ -52,6 +66,7 @@ def press(act: Answering) -> Handler:
 HANDLERS: Mapping[str, Handler] = {
     "join": press(joined),
     "follow": press(followed),
+    "confirm": press(confirmed),
     "accept_lead": press(accepted),
     "decline_lead": press(declined),
 }

@@ -1,5 +1,6 @@
 """`/project …`: propose, show and list projects, and what their people do with them, from the first join to the end."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -69,7 +70,7 @@ async def scope(
 @project.command(name="join", description="Work on a project")
 @of_project
 async def join(interaction: Interaction, project: int | None = None) -> None:
-    """Make the user a contributor."""
+    """Make the user a newcomer or a contributor."""
     await _act(interaction, project, buttons.joined)
 
 
@@ -85,6 +86,39 @@ async def follow(interaction: Interaction, project: int | None = None) -> None:
 async def leave(interaction: Interaction, project: int | None = None) -> None:
     """End the user's membership."""
     await _act(interaction, project, _left)
+
+
+@project.command(name="confirm", description="Confirm a newcomer to your project as a contributor")
+@app_commands.describe(person="Who has joined")
+@of_project
+async def confirm(interaction: Interaction, person: discord.User, project: int | None = None) -> None:
+    """Confirm the newcomer."""
+    await acknowledge(interaction)
+    project_id, who = await context.project_of(interaction, project), str(person.id)
+    name = await interaction.client.write(membership.confirm, actor(interaction), project_id, who=who)
+    await errors.reply(interaction, buttons.now_contributes(name))
+
+
+@project.command(name="remove", description="Remove a newcomer or contributor from your project, with a reason")
+@app_commands.describe(person="Who is to go; their runs stay the project's")
+@of_project
+async def remove(interaction: Interaction, person: discord.User, project: int | None = None) -> None:
+    """Open the form of the reason."""
+    project_id, who = await context.project_of(interaction, project), str(person.id)
+    await interaction.client.read(membership.check_may_remove, actor(interaction), project_id, who=who)
+    act, done = functools.partial(membership.remove, who=who), "They are removed; the project's record says so."
+    await interaction.response.send_modal(ReasonForm(f"Remove {person.display_name}", act, project_id, done))
+
+
+@project.command(name="appoint", description="Give a project another lead, where its own is banned or gone: for admins")
+@app_commands.describe(person="Who is to lead: a contributor or newcomer")
+@of_project
+async def appoint(interaction: Interaction, person: discord.User, project: int | None = None) -> None:
+    """Open the form of the reason."""
+    project_id, to = await context.project_of(interaction, project), str(person.id)
+    await interaction.client.read(membership.check_may_appoint, actor(interaction), project_id, to=to)
+    act, done = functools.partial(membership.appoint_lead, to=to), "The project has its new lead; its record says so."
+    await interaction.response.send_modal(ReasonForm(f"Appoint {person.display_name}", act, project_id, done))
 
 
 @project.command(name="update", description="Tell everyone how your project goes")

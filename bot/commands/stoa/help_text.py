@@ -20,6 +20,9 @@ NEEDS: Mapping[str, Act] = {
     "project update": Act.POST_UPDATE,
     "project needs": Act.CHANGE_NEEDS,
     "project handover": Act.HAND_OVER,
+    "project confirm": Act.CONFIRM,
+    "project remove": Act.REMOVE,
+    "project appoint": Act.APPOINT_LEAD,
     "project pause": Act.PAUSE,
     "project resume": Act.RESUME,
     "project complete": Act.COMPLETE,
@@ -121,8 +124,7 @@ def _greeting(here: Standing) -> str:
     what = [str(role) for role in HEADINGS if role in here.roles]
     if here.project is None:
         return f"What you can do here, as {' and '.join(what) or 'member'} of the lab:"
-    if ProjectRole.FOLLOWER in here.roles:
-        what.insert(0, "follower")
+    what = [*sorted(here.roles & {ProjectRole.FOLLOWER, ProjectRole.NEWCOMER}), *what]
     named = " and ".join(what) or "a visitor"
     return f"What you can do in **{text.line(here.project, 160)}**, as {named}:"
 

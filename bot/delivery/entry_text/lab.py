@@ -63,7 +63,9 @@ def policy_changed(p: Payload) -> str:
 
 @entry("person.banned")
 def banned(p: Payload) -> str:
-    return f"⛔ {text.line(p['person']['name'], 80)} is banned: they can read, and do nothing else.{why(p)}"
+    leads = ", ".join(f"P{number}" for number in p.get("leads", ())[:20])
+    another = f" An admin appoints another lead of {leads}: `/project appoint`." if leads else ""
+    return f"⛔ {text.line(p['person']['name'], 80)} is banned: they can read, and do nothing else.{another}{why(p)}"
 
 
 @entry("person.unbanned")
@@ -112,6 +114,14 @@ def disk_low(p: Payload) -> str:
 @entry("disk.enough")
 def disk_enough(p: Payload) -> str:
     return f"💽 The disk has space again, {p['free_gib']:g} GiB: runs go on."
+
+
+@entry("part.failed")
+def part_failed(p: Payload) -> str:
+    return (
+        f"🛠️ Something needs an admin: {line(p['part'])} ({line(p['error'])}). The rest goes on; the log says more, and "
+        "so does `stoa doctor`."
+    )
 
 
 def redacted(p: Payload) -> str:

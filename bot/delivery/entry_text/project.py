@@ -4,6 +4,7 @@ from bot import text
 from bot.delivery.entry_text.phrases import by, line, quoted, why
 from bot.delivery.entry_text.registry import Payload, entry
 
+NEWCOMER = " The lead confirms a newcomer: below, or by `/project confirm`."
 READ_ALONG = "What happens in the project is posted here, for everyone to read."
 
 
@@ -18,7 +19,18 @@ def proposed(p: Payload) -> str:
 
 @entry("project.joined")
 def joined(p: Payload) -> str:
-    return f"🤝 {by(p)} joins the project. Welcome!"
+    newcomer = p.get("role") == "newcomer"
+    return f"🤝 {by(p)} joins the project. Welcome!{NEWCOMER if newcomer else ''}"
+
+
+@entry("project.confirmed")
+def confirmed(p: Payload) -> str:
+    return f"🤝 {by(p)} confirms **{line(p['person']['name'])}** as a contributor."
+
+
+@entry("project.removed")
+def removed(p: Payload) -> str:
+    return f"🚪 {by(p)} removes **{line(p['person']['name'])}** from the project.{why(p)}"
 
 
 @entry("project.scoped")
@@ -107,6 +119,12 @@ def lead_offered(p: Payload) -> str:
 def lead_accepted(p: Payload) -> str:
     before = f" **{line(p['before']['name'])}** stays in the project; thank you!" if "before" in p else ""
     return f"🔑 {by(p)} leads the project from now on.{before}"
+
+
+@entry("project.lead_appointed")
+def lead_appointed(p: Payload) -> str:
+    before, now = line(p["before"]["name"]), line(p["person"]["name"])
+    return f"🔑 {by(p)} appoints **{now}** to lead the project in place of **{before}**.{why(p)}"
 
 
 @entry("project.lead_declined")

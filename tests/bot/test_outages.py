@@ -1,0 +1,50 @@
+"""What members and the log hear while the bot's database is away."""
+
+import asyncio
+import secrets
+
+from bot.client import LATER
+from tests import databases
+from tests.bot.conftest import PROPOSAL, Lab
+from tests.databases import postgres
+from tests.outage import relayed
+from tests.patience import until
+
+__all__ = ["postgres"]
+
+
+async def test_members_hear_when_to_try_again_and_keep_what_they_wrote(lab: Lab, postgres: str) -> None:
+    url = databases.create(postgres, f"test_{secrets.token_hex(6)}", template=databases.TABLES)
+    with relayed(url) as (wire, by_way_of_it):
+        await lab.start_bot(DATABASE_URL=by_way_of_it)
+        ada = lab.person("Ada")
+        form = await ada.command("project propose")
+        await until(lab.logged("delivering"), "the delivery")
+        wire.away()
+        await until(lab.logged("the database cannot be reached"), "the line in the log")
+        answer = await ada.submit(form, PROPOSAL)
+        assert "cannot reach its database at the moment" in answer.text
+        assert "try again in a minute or two" in answer.text
+        assert answer.message is not None
+        (kept,) = answer.message.attachments
+        assert all(written in kept.path.read_text() for written in PROPOSAL.values())
+        assert await ada.complete("project show", "project", "dream") == [(LATER, 0)]
+        assert await ada.complete("run launch", "recipe", "dem") == [(LATER, "-")]
+        said = await ada.command("cluster status")
+        assert "cannot reach its database" in said.text
+        await asyncio.sleep(3)
+        assert "Traceback" not in lab.log
+        assert lab.log.count("the database cannot be reached") == 1, "one line a minute"
+        wire.back()
+        form = await ada.press(answer.message, "Open the form again")
+        assert [field.value for field in form.fields] == list(PROPOSAL.values())
+        await ada.submit(form, PROPOSAL)
+        await lab.guild.wait_for("proposals", lambda m: "Do small models dream?" in m.text)
+        assert await lab.stop_bot() == 0
+
+
+async def test_a_bot_that_starts_without_its_database_says_so_in_one_sentence(lab: Lab) -> None:
+    bot = lab.spawn_bot(DATABASE_URL="postgresql+psycopg://stoa@127.0.0.1:1/stoa")
+    assert await asyncio.to_thread(bot.wait) == 1
+    assert lab.log.strip().splitlines()[-1] == "The database does not answer: start it, or correct STOA_DATABASE_URL."
+    assert "Traceback" not in lab.log

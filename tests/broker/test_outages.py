@@ -1,0 +1,304 @@
+"""The database goes away under a run: its trainer goes on where no other attempt can begin, and is charged once."""
+
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import pytest
+from sqlalchemy import update
+from sqlmodel import col
+
+from broker.end_reasons import EndReason
+from broker.runners import processes, shim
+from broker.runs import attempts, series
+from broker.runs.attempts import Attempt, AttemptState, Checkpoint, Ending, Progress
+from broker.runs.runs import RunState
+from broker.runs.settlement import MOST_LOST
+from broker.scheduling.scheduler import Scheduler
+from projects.db.columns import utcnow
+from projects.db.database import Database
+from tests.broker.lab import Lab, settings
+from tests.broker.test_supervisor import environment, living, supervisor_over
+from tests.outage import Relay, relayed
+from tests.patience import PATIENCE, wait_for
+
+LEASE = 6.0
+ON_POSTGRES = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+# It keeps the trainer's contract: a step every tenth of a second, a checkpoint when it is asked to stop, LAST steps.
+TRAINER = """
+import json, os, pathlib, signal, sys, time
+given = dict(zip(sys.argv[3::2], sys.argv[4::2]))
+out, asked = pathlib.Path(given["--out"]), []
+signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+step = int(given["--resume"].rpartition("step")[2]) if "--resume" in given else 0
+
+def add(name, **line):
+    with (out / name).open("a") as file:
+        file.write(json.dumps(line) + "\\n")
+
+while step < LAST and not asked:
+    time.sleep(0.1)
+    step += 1
+    add("metrics.jsonl", step=step, tokens=step, loss=1.0 / step)
+(out / "checkpoints" / f"step{step}").mkdir(parents=True, exist_ok=True)
+add("events.jsonl", event="checkpoint", step=step, path=f"checkpoints/step{step}")
+(out / "outcome.json").write_text(json.dumps({"status": 75 if asked else 0}))
+sys.exit(75 if asked else 0)
+"""
+
+
+@pytest.fixture
+def run(lab: Lab) -> int:
+    """A queued run."""
+    project = lab.project()
+    lab.allocation(project)
+    return lab.launch(project)
+
+
+@pytest.fixture
+def relay(lab: Lab) -> Iterator[tuple[Relay, Lab]]:
+    """What may go away, and the lab by way of it."""
+    with relayed(lab.db.url.render_as_string(hide_password=False)) as (relay, url):
+        db = Database(url)
+        yield relay, Lab(db)
+        db.close()
+
+
+def started(lab: Lab, through: Lab, home: Path, run: int, last: int = 100_000) -> "subprocess.Popen[bytes]":
+    """A supervisor that reaches the database by way of a relay, over a trainer of so many steps."""
+    token = lab.admit(run)
+    assert lab.claim(run, token, lease=LEASE, host=processes.host())
+    (home / "runs" / str(run)).mkdir(parents=True, exist_ok=True)
+    command = supervisor_over(TRAINER.replace("LAST", str(last)), home, run, token)
+    return subprocess.Popen(command, env=environment(through, home, LEASE))
+
+
+@contextmanager
+def scheduling(db: Database, home: Path) -> Iterator[None]:
+    """A scheduler that goes round meanwhile."""
+    over = threading.Event()
+
+    class Ending(Scheduler):
+        """A signal would end it; here an event does."""
+
+        def round(self) -> None:
+            if over.is_set():
+                raise KeyboardInterrupt
+            super().round()
+
+    def forever() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            Ending(settings(home, tick_seconds=0.2, lease_seconds=LEASE), db).run_forever()
+
+    thread = threading.Thread(target=forever)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def steps(home: Path, run: int) -> int:
+    path = home / "runs" / str(run) / "attempt-1" / "metrics.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def more_steps(lab: Lab, run: int, than: int) -> bool:
+    return lab.row(run).step > than
+
+
+def curve(lab: Lab, run: int) -> list[int]:
+    with lab.db.read() as session:
+        return [point.step for point in series.read(session, run, "loss")]
+
+
+def attempt(lab: Lab, run: int, token: int = 1) -> Attempt:
+    with lab.db.read() as session:
+        return session.get_one(Attempt, (run, token))
+
+
+@ON_POSTGRES
+@pytest.mark.usefixtures("memory_queue")
+def test_an_outage_of_several_leases_ends_no_trainer_and_costs_no_point(
+    lab: Lab, relay: tuple[Relay, Lab], tmp_path: Path, run: int
+) -> None:
+    wire, through = relay
+    supervisor = started(lab, through, tmp_path, run)
+    try:
+        with scheduling(through.db, tmp_path):
+            wait_for(lambda: lab.row(run).step > 3, "some steps")
+            before = living(tmp_path)
+            for _ in range(2):
+                wire.away()
+                done = steps(tmp_path, run)
+                time.sleep(2 * LEASE)
+                assert living(tmp_path) == before, "the trainer goes on"
+                assert steps(tmp_path, run) > done
+                told = lab.row(run).step
+                wire.back()
+                wait_for(partial(more_steps, lab, run, told), "the supervisor tells again")
+            assert (attempt(lab, run).state, lab.run(run).attempt) == (AttemptState.RUNNING, 1)
+            trainer = attempts.process_of(attempt(lab, run))
+            assert trainer is not None
+            lab.cancel(run)
+            assert supervisor.wait(PATIENCE) == 0
+            lived = shim.since_boot() - trainer.started / os.sysconf("SC_CLK_TCK")
+    finally:
+        supervisor.kill()
+        supervisor.wait()
+    assert lab.run(run).state == RunState.CANCELLED
+    assert curve(lab, run) == list(range(1, lab.row(run).step + 1)), "no point is missing"
+    assert 4 * LEASE <= lab.run(run).spent <= lived + 1
+    assert lab.account(1).reserved == 0
+
+
+@ON_POSTGRES
+def test_a_trainer_that_ends_during_an_outage_is_settled_after_it(
+    lab: Lab, relay: tuple[Relay, Lab], tmp_path: Path, run: int
+) -> None:
+    wire, through = relay
+    supervisor = started(lab, through, tmp_path, run, last=30)
+    try:
+        wait_for(lambda: lab.run(run).state == RunState.RUNNING, "a running run")
+        wire.away()
+        wait_for(lambda: not living(tmp_path), "the end of the trainer")
+        time.sleep(2 * LEASE)
+        wire.back()
+        assert supervisor.wait(PATIENCE) == 0
+    finally:
+        supervisor.kill()
+        supervisor.wait()
+    assert (lab.run(run).state, curve(lab, run)) == (RunState.FINISHED, list(range(1, 31)))
+
+
+@ON_POSTGRES
+def test_a_supervisor_that_starts_during_an_outage_tries_again(
+    lab: Lab, relay: tuple[Relay, Lab], tmp_path: Path, run: int
+) -> None:
+    wire, through = relay
+    wire.away()
+    supervisor = started(lab, through, tmp_path, run, last=10)
+    try:
+        time.sleep(2 * LEASE)
+        assert supervisor.poll() is None
+        wire.back()
+        assert supervisor.wait(PATIENCE) == 0
+    finally:
+        supervisor.kill()
+        supervisor.wait()
+    assert (lab.run(run).state, lab.run(run).attempt) == (RunState.FINISHED, 1)
+
+
+@ON_POSTGRES
+def test_what_was_lost_in_an_outage_is_caught_up_by_the_next_attempt(
+    lab: Lab, relay: tuple[Relay, Lab], tmp_path: Path, run: int
+) -> None:
+    """Its supervisor dies with the database away, so that the trainer stops with a checkpoint that nobody tells of."""
+    wire, through = relay
+    first = started(lab, through, tmp_path, run)
+    wait_for(lambda: lab.row(run).step > 3, "some steps")
+    wire.away()
+    first.kill()
+    first.wait()
+    wait_for(lambda: not living(tmp_path), "the end of the trainer")
+    last, told = steps(tmp_path, run), lab.row(run).step
+    assert last > told
+    lab.expire(run, 1)
+    wire.back()
+    token = lab.admit(run)
+    assert lab.claim(run, token, lease=60)
+    command = supervisor_over(TRAINER.replace("LAST", str(last + 10)), tmp_path, run, token)
+    subprocess.run(command, env=environment(through, tmp_path, LEASE), check=True, timeout=PATIENCE)
+    assert lab.run(run).state == RunState.FINISHED
+    assert curve(lab, run) == list(range(1, last + 11))
+
+
+def lose(lab: Lab, run: int, progress: Progress | None = None) -> None:
+    """Start an attempt, which does something and is lost."""
+    token = lab.start(run, 0)
+    if progress is not None:
+        lab.renew(run, token, 5, progress)
+    with lab.db.write() as session:
+        session.execute(update(Attempt).where(col(Attempt.token) == token).values(lease_until=utcnow()))
+    time.sleep(0.001)
+    lab.expire(run, token)
+
+
+def test_a_run_that_does_steps_survives_many_losses(lab: Lab, run: int) -> None:
+    for number in range(1, MOST_LOST):
+        lose(lab, run, Progress(number, 0, step=number, tokens=number))
+        assert lab.run(run).state == RunState.QUEUED
+    assert lab.row(run).not_before > utcnow() + timedelta(minutes=10), "the pauses grow"
+    lose(lab, run, Progress(99, 0, step=99, tokens=99))
+    view = lab.run(run)
+    assert (view.state, view.end_reason) == (RunState.FAILED, EndReason.ATTEMPTS_EXHAUSTED)
+    assert view.reason.startswith(f"{MOST_LOST} attempts were lost before a checkpoint")
+
+
+@pytest.mark.parametrize("how", ["lost", "killed", "node"])
+def test_a_checkpoint_resets_the_count(lab: Lab, run: int, how: str) -> None:
+    for number in range(1, 6):
+        progress = Progress(number, 0, step=number, tokens=1, checkpoints=[Checkpoint(number, f"folder {number}")])
+        if how == "lost":
+            lose(lab, run, progress)
+        else:
+            token = lab.start(run, 0)
+            lab.renew(run, token, 5, progress)
+            known = EndReason.NODE_FAILED if how == "node" else None
+            lab.settle(run, token, 6, Ending(-9, "gone", transient=True, known=known))
+        assert lab.run(run).state == RunState.QUEUED
+    for _ in range(2 if how == "killed" else 3):
+        assert lab.run(run).state == RunState.QUEUED
+        lose(lab, run)
+    assert lab.run(run).state == RunState.FAILED, "without a step, three failures in a row are enough"
+
+
+def test_another_host_waits_until_a_trainer_that_is_cut_off_must_have_stopped(lab: Lab, run: int) -> None:
+    lose(lab, run)
+    token = lab.admit(run)
+
+    def claims(host: str, boot: str, seconds: float) -> bool:
+        with lab.db.write() as session:
+            return attempts.claim(session, run, token, host=host, lease_seconds=60, outlives=(boot, seconds))
+
+    assert not claims("elsewhere", "another boot", 86_400)
+    assert "may still run on host, out of reach" in attempt(lab, run, token).waiting
+    assert lab.run(run).state == RunState.STARTING
+    assert claims("elsewhere", "another boot", 0), "once it must have stopped"
+    assert attempt(lab, run, token).waiting == ""
+
+
+@pytest.mark.parametrize(("host", "boot"), [("host", "another boot"), ("a new container", "boot")])
+def test_the_same_host_takes_its_run_over_at_once(lab: Lab, run: int, host: str, boot: str) -> None:
+    lose(lab, run)
+    token = lab.admit(run)
+    with lab.db.write() as session:
+        assert attempts.claim(session, run, token, host=host, lease_seconds=60, outlives=(boot, 86_400))
+
+
+@ON_POSTGRES
+def test_a_trainer_stops_at_its_lease_where_no_outage_is_allowed(
+    lab: Lab, relay: tuple[Relay, Lab], tmp_path: Path, run: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wire, through = relay
+    token = lab.admit(run)
+    assert lab.claim(run, token, lease=LEASE, host=processes.host())
+    (tmp_path / "runs" / str(run)).mkdir(parents=True)
+    command = supervisor_over(TRAINER.replace("LAST", "100000"), tmp_path, run, token)
+    strict = environment(through, tmp_path, LEASE) | {"STOA_OUTAGE_SECONDS": "0"}
+    supervisor = subprocess.Popen(command, env=strict)
+    try:
+        wait_for(lambda: lab.row(run).step > 3, "some steps")
+        wire.away()
+        wait_for(lambda: not living(tmp_path), "the end of the trainer")
+        wire.back()
+    finally:
+        supervisor.kill()
+        supervisor.wait()
