@@ -234,7 +234,7 @@ def test_former_names_are_looked_for_until_they_are_forgotten(db: Database) -> N
     found = mentions_of(db, ADA)
     assert found.entries == 5
     title = next(place for place in found.texts if place.where == "title of project 1")
-    assert forget(db, ADA, [title.key]) == 4
+    assert forget(db, ADA, [title.key]) == 5
     with db.read() as session:
         view = projects.view(session, project)
         assert session.scalars(select(people.FormerName)).all() == []
