@@ -125,7 +125,7 @@ class ProjectFeed:
                 key, said = gatherings.key(entries, destination), gatherings.render(entries)
             else:
                 key, said = f"entry:{entry.id}:{destination}", posts.render(entry, destination, context)
-            sent = await self.sender.post(key, target, said, post_buttons.of(entry))
+            sent = await self.sender.post(key, target, said, post_buttons.of(entries))
             if sent is None and destination is Destination.CHANNEL:
                 await self.channels.deleted(f"project:{self.project_id}")
 

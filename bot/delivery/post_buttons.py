@@ -4,9 +4,12 @@ from collections.abc import Mapping, Sequence
 
 import discord
 
+from bot import text
 from bot.buttons import Button
 from projects.projects import ProjectRole
 from projects.record.record import EntryView
+
+MOST_IN_A_ROW, LONGEST_LABEL = 5, 80
 
 # By kind of entry: the act, label and style of each button. The act's number is the allocation's, else the project's;
 # that of a newcomer's joining is the entry's own.
@@ -20,8 +23,21 @@ BUTTONS: Mapping[str, Sequence[tuple[str, str, discord.ButtonStyle]]] = {
 }
 
 
-def of(entry: EntryView) -> Sequence[Button]:
-    """The buttons under an entry's post; none where the entry was blanked."""
+def of(entries: Sequence[EntryView]) -> Sequence[Button]:
+    """The buttons under a post of these entries; where several share it, one for each newcomer, as many as fit."""
+    if len(entries) == 1:
+        return _of(entries[0])
+    joined = {entry.payload["by"]["id"]: entry for entry in entries if entry.kind == "project.joined" and entry.payload}
+    return [
+        Button(button.act, button.number, label=text.bounded(f"Confirm {entry.payload['by']['name']}", LONGEST_LABEL))
+        for entry in joined.values()
+        if entry.payload is not None
+        for button in _of(entry)
+    ][:MOST_IN_A_ROW]
+
+
+def _of(entry: EntryView) -> Sequence[Button]:
+    """The buttons of one entry; none where the entry was blanked."""
     if entry.payload is None or entry.project_id is None:
         return ()
     number = entry.payload.get("allocation", entry.project_id)

@@ -348,3 +348,17 @@ async def test_it_says_what_is_missing(lab: Lab) -> None:
         said = (lab.root / f"{number}.log").read_text()
         assert sentence in said
         assert "Traceback" not in said
+
+
+async def test_each_newcomer_of_a_crowd_is_confirmed_from_the_post_that_they_share(lab: Lab) -> None:
+    propose(lab)
+    crowd = [await lab.guild.join(name) for name in ("Emmy", "Kurt", "Lise", "Mary", "Noor", "Otto")]
+    lab.guild.info["users"] |= (await lab.guild.call("GET", "/guild"))["users"]
+    for person in crowd:
+        lab.call(lifecycle.join, lab.actor(person.name), 1, min_people=99)
+    await lab.start_bot()
+    card = await lab.guild.wait_for("proposals", lambda m: m.thread_id is not None)
+    post = await lab.guild.wait_for(card.id, has("**Emmy** joins the project", "**Otto** joins the project"))
+    assert post.button_labels == [f"Confirm {name}" for name in ("Emmy", "Kurt", "Lise", "Mary", "Noor")]
+    assert (await lab.person("Ada").press(post, "Confirm Lise")).text == "Lise is a contributor from now on."
+    await lab.guild.wait_for(card.id, has("**Ada** confirms **Lise** as a contributor."))

@@ -4,7 +4,7 @@ from bot import text
 from bot.delivery.entry_text.phrases import by, line, quoted, why
 from bot.delivery.entry_text.registry import Payload, entry
 
-NEWCOMER = " The lead confirms a newcomer with the button below; until then they follow what happens."
+NEWCOMER = " The lead confirms a newcomer: below, or by `/project confirm`."
 READ_ALONG = "What happens in the project is posted here, for everyone to read."
 
 
