@@ -107,7 +107,8 @@ def check_database(settings: Settings) -> Finding:
     except SQLAlchemyError as error:
         # The error's own text may hold the address, and with it a password.
         reason = type(getattr(error, "orig", None) or error).__name__
-        return Finding("database", f"{where} does not answer ({reason})", "Start it, or correct STOA_DATABASE_URL.")
+        what = database.advice(error)
+        return Finding("database", f"{where} does not answer ({reason})", f"{what[:1].upper()}{what[1:]}.")
     finally:
         db.close()
     if revision != newest:

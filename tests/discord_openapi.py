@@ -34,6 +34,8 @@ EXTRA_KEYS_IN = {
 MALFORMED = {50006, 50035, 50109, 40005}
 COMPONENTS_V2 = 1 << 15
 COMMANDS = re.compile(r"^/applications/\d+(/guilds/\d+)?/commands(/\d+)?$")
+MAX_COMMANDS = {1: 100, 2: 15, 3: 15}
+EDIT = re.compile(r"/messages/(\d+|@original)$")
 COMMAND_NAME = re.compile(r"^[-_'\w]{1,32}$")
 
 
@@ -268,8 +270,12 @@ def _strings_for_ids(body: Any) -> Any:
 def _rules(path: str, body: Any) -> Iterator[str]:
     """The rules that the description lacks."""
     if COMMANDS.match(path):
-        for command in body if isinstance(body, list) else [body]:
+        listed = body if isinstance(body, list) else [body]
+        for command in listed:
             yield from _command_rules(command, top=True)
+        for kind, most in MAX_COMMANDS.items():
+            if sum(command.get("type", 1) == kind for command in listed) > most:
+                yield f"there are over {most} commands of type {kind}"
         return
     if not isinstance(body, dict):
         return
@@ -288,11 +294,39 @@ def _rules(path: str, body: Any) -> Iterator[str]:
     custom_ids = [part["custom_id"] for part in everything if part.get("custom_id")]
     if len(set(custom_ids)) < len(custom_ids):
         yield "a custom_id is used twice"
+    ids = [part["id"] for part in everything if part.get("id")]
+    if len(set(ids)) < len(ids):
+        yield "a component's id is used twice"
+    if EDIT.search(path):
+        named = {f"attachment://{entry.get('filename')}" for entry in message.get("attachments") or []}
+        for url in _media(everything):
+            if url.startswith("attachment://") and url not in named:
+                yield f"an edit shows {url} and does not list it"
+    for part in everything:
+        yield from _component_rules(part, modal=message.get("title") is not None)
     if (message.get("flags") or 0) & COMPONENTS_V2:
         if message.get("content") or message.get("embeds"):
             yield "Components V2 allows neither content nor embeds"
         if sum(len(part.get("content") or "") for part in everything if part.get("type") == 10) > 4000:
             yield "Components V2 text is over 4,000 characters in sum"
+
+
+def _media(parts: list[Json]) -> list[str]:
+    slots = [slot for part in parts for slot in (part.get("media"), part.get("file"))]
+    slots += [item.get("media") for part in parts for item in part.get("items") or []]
+    return [slot["url"] for slot in slots if slot]
+
+
+def _component_rules(part: Json, *, modal: bool) -> Iterator[str]:
+    number, low, high = part.get("id") or 0, part.get("min_values"), part.get("max_values")
+    if not isinstance(number, int) or number >= 2**31:
+        yield "a component's id is no integer of 32 bits"
+    if low is not None and high is not None and low > high:
+        yield "min_values is over max_values"
+    if modal and low == 0 and part.get("required") is not False:
+        yield "min_values is 0 where an answer is required"
+    if modal and part.get("disabled"):
+        yield "a component of a modal is disabled"
 
 
 def _walk(components: list[Json]) -> Iterator[Json]:

@@ -24,7 +24,7 @@ from tests.sandbox.bot import PNG
 
 Json = dict[str, Any]
 V2, SUPPRESS = 1 << 15, 1 << 2
-GALLERY = 12
+TEXT, GALLERY = 10, 12
 COMMANDS = {"project", "allocation", "run", "catalogue", "cluster", "stoa", "Put on record"}
 CLICKS = """
 Now you, in the server, with a second account beside the first; each line tells what must be seen:
@@ -142,7 +142,7 @@ async def in_a_channel(check: Check, guild_id: str) -> None:
     if status != 201:
         return
     try:
-        for story in (post, pictures, history):
+        for story in (pictures, post, history):
             await check.part(story(check, str(channel["id"])))
     finally:
         status, told = await check.call("DELETE", f"/channels/{channel['id']}")
@@ -204,14 +204,29 @@ async def pictures(check: Check, channel: str) -> None:
     status, shown = await check.call("POST", messages, pictured("Step 1", "one.png"), {"one.png": PNG})
     first = picture_of(shown)
     check.see("a card shows the picture sent with it", status == 200 and first is not None, shown)
+    check.see("and does not list it among its attachments", shown["attachments"] == [], shown["attachments"])
     card = f"{messages}/{shown['id']}"
-    # No `attachments` here: those there are stay, and the card names one of them.
-    text_only = {key: value for key, value in pictured("Step 2", "one.png").items() if key != "attachments"}
+    text_only = pictured("Step 2", "one.png") | {"attachments": [{"id": first, "filename": "one.png"}]}
     status, shown = await check.call("PATCH", card, text_only)
     kept = status == 200 and "Step 2" in str(shown["components"]) and picture_of(shown) == first
-    check.see("its text is edited, and the picture stays", kept, shown)
+    check.see("its text is edited, and the picture that is listed stays", kept, shown)
+    del text_only["attachments"]
+    status, told = await check.call("PATCH", card, text_only)
+    lost = "UNFURLED_MEDIA_ITEM_REFERENCED_ATTACHMENT_NOT_FOUND" in str(told.get("errors"))
+    check.see("one that is not listed is refused", status == 400 and lost, told)
     status, shown = await check.call("PATCH", card, pictured("Step 3", "two.png"), {"two.png": PNG})
     check.see("a newer picture takes its place", status == 200 and picture_of(shown) not in (None, first), shown)
+    words = [{"type": TEXT, "content": "Step 4"}]
+    status, shown = await check.call("PATCH", card, {"flags": V2, "components": words, "attachments": []})
+    check.see("and is dropped", status == 200 and "two.png" not in str(shown), shown)
+    await check.call("DELETE", card)
+    status, plain = await check.call("POST", messages, {"content": "Plain"})
+    turned: Json = {"flags": V2, "components": words}
+    status, told = await check.call("PATCH", f"{messages}/{plain['id']}", turned)
+    check.see("a plain message cannot turn into a card that leaves its content", told.get("code") == 50035, told)
+    status, told = await check.call("PATCH", f"{messages}/{plain['id']}", turned | {"content": None})
+    check.see("and turns into one that takes it away", status == 200, told)
+    await check.call("DELETE", f"{messages}/{plain['id']}")
 
 
 def pictured(said: str, name: str) -> Json:

@@ -19,8 +19,9 @@ from sqlalchemy.orm import Session
 from bot import text
 from bot.app import App
 from bot.cards.card import Card
-from bot.delivery import edit_budget, lease, outbox
+from bot.delivery import edit_budget, kept_file, lease, outbox
 from bot.delivery.edit_budget import EditBudget, OldMessageError
+from bot.delivery.kept_file import KeptFile
 from bot.delivery.lease import LostLeaseError
 from bot.tables import DiscordMessage
 from projects.db.columns import utcnow
@@ -34,6 +35,7 @@ UNKNOWN_CHANNEL, UNKNOWN_MESSAGE = 10003, 10008
 DELETED = frozenset({UNKNOWN_CHANNEL, UNKNOWN_MESSAGE})
 """Discord's codes for a message or channel that a person has deleted."""
 TOO_MANY_OLD_EDITS = 30046
+PICTURES_KNOWN = 4096
 CLOSED = frozenset({50013, 50083, 160005})
 """Discord's codes for an archived or locked thread; the first also stands for a missing permission."""
 
@@ -44,6 +46,10 @@ class LockedThreadError(discord.DiscordException):
     """A moderator has locked the thread, so the bot neither posts nor edits there."""
 
 
+class LostPictureError(Exception):
+    """A card's message does not show the picture that it was last sent with."""
+
+
 class Sender:
     """Sends all posts and cards to a server; `holder` names this process in the lease."""
 
@@ -52,6 +58,7 @@ class Sender:
         self.guild_id = app.server.guild
         self.holder = holder
         self.budget = EditBudget()
+        self._pictures: dict[str, KeptFile] = {}
         # One post at a time in a channel: several at once could exceed what is left of Discord's limit there.
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
@@ -76,23 +83,40 @@ class Sender:
     async def edit_card(self, row: DiscordMessage, card: Card, name: str, picture: bytes | None) -> None:
         """Edit a card. `name` is the file name of the picture that it shows, `picture` the PNG where that is a new one.
 
-        Raises OldMessageError where Discord refuses to edit so old a message now.
+        Raises OldMessageError where Discord refuses to edit so old a message now, and LostPictureError where the
+        message has no such picture.
         """
         message = self._channel(row.channel_id).get_partial_message(int(row.message_id or 0))
 
         async def edit() -> None:
+            files: list[discord.Attachment | discord.File] = []
             if picture is not None:
-                await message.edit(view=card, attachments=[discord.File(io.BytesIO(picture), name)])
+                files = [discord.File(io.BytesIO(picture), name)]
             elif name:
-                await message.edit(view=card)
-            else:
-                await message.edit(view=card, attachments=[])
+                files = [await self._kept(row.key, message, name)]
+            edited = await message.edit(view=card, attachments=files)
+            if name and (shown := kept_file.find(edited, name)):
+                if len(self._pictures) >= PICTURES_KNOWN:
+                    self._pictures.clear()
+                self._pictures[row.key] = shown
 
         try:
             if await self._edited(row, edit):
                 await self.app.write(outbox.sent, row.key, row.message_id or "", card.digest, name)
         except LockedThreadError:
             await self._locked(row.key)
+        except LostPictureError:
+            await self.app.write(outbox.sent, row.key, row.message_id or "")  # so that it is drawn again
+            raise
+
+    async def _kept(self, key: str, message: discord.PartialMessage, name: str) -> KeptFile:
+        """The picture of that name which a card shows; looked up once, as edits tell of it afterwards."""
+        known = self._pictures.pop(key, None)
+        if known is None or known.filename != name:
+            known = kept_file.find(await message.fetch(), name)
+        if known is None:
+            raise LostPictureError(f"The card {key} does not show {name}.")
+        return known
 
     async def rewrite(self, row: DiscordMessage, said: str) -> None:
         """Replace the text of a post, which is a plain message or a Components V2 one.
@@ -107,7 +131,7 @@ class Sender:
             if message.flags.components_v2:
                 view = ui.LayoutView(timeout=None)
                 view.add_item(ui.TextDisplay(said))
-                await message.edit(view=view)
+                await message.edit(view=view, attachments=[])
             else:
                 await message.edit(content=said)
 

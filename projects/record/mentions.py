@@ -141,11 +141,11 @@ def words_of(table: Table) -> list[Column[str]]:
 
 
 def strings(value: object) -> Iterator[str]:
-    """Every text in a payload, at any depth."""
+    """Every text in a payload, at any depth, but for the names of what it refers to by id."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
-        for item in value.values():
+        for item in () if _is_reference(value) else value.values():
             yield from strings(item)
     elif isinstance(value, list):
         for item in value:
@@ -160,7 +160,7 @@ def _holding(discord_id: str) -> Select[Entry, str | None]:
 def _people_in(value: object) -> Iterator[dict[str, str]]:
     """The people to whom a payload refers by id, each an object with `id` and `name`, at any depth."""
     if isinstance(value, dict):
-        if isinstance(value.get("id"), str) and isinstance(value.get("name"), str):
+        if _is_reference(value):
             yield value
         for key, item in value.items():
             if key not in NO_PEOPLE:
@@ -170,8 +170,12 @@ def _people_in(value: object) -> Iterator[dict[str, str]]:
             yield from _people_in(item)
 
 
+def _is_reference(value: dict[str, object]) -> bool:
+    return isinstance(value.get("id"), str) and isinstance(value.get("name"), str)
+
+
 def _naming(names: re.Pattern[str], body: str | None) -> list[str]:
-    """The parts of a payload's texts around the names; who is named by an id is somebody else."""
+    """The parts of a payload's texts around the names; a text that is the name of somebody else in it is theirs."""
     payload = json.loads(body or "{}")
     others = {each["name"] for each in _people_in(payload)}
     return [_excerpt(names, said) for said in strings(payload) if said not in others and names.search(said)]

@@ -1,20 +1,24 @@
 """Application commands: what a bot may register, and how a person's words become an invocation of one."""
 
 import re
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
-from sandbox.discord import permissions
-from sandbox.discord.errors import Json
+from sandbox.discord import attachments, permissions
+from sandbox.discord.attachments import Draft, Upload
+from sandbox.discord.errors import ApiError, Json
 from sandbox.discord.form import Form
-from sandbox.discord.messages import Draft, Upload, store_uploads
 from sandbox.discord.state import World
 
 SUBCOMMAND, GROUP, STRING, INTEGER, BOOLEAN, USER, CHANNEL, ROLE, MENTIONABLE, NUMBER, ATTACHMENT = range(1, 12)
 KINDS = {STRING: "text", INTEGER: "a whole number", BOOLEAN: "true or false", USER: "a member", CHANNEL: "a channel"}
 KINDS |= {ROLE: "a role", MENTIONABLE: "a member or role", NUMBER: "a number", ATTACHMENT: "a file"}
 NAME = re.compile(r"^[-_'\w]{1,32}$")
-MAX_OPTIONS, MAX_CHOICES, MAX_CHARACTERS, MAX_COMMANDS = 25, 25, 8000, 100
-CHAT_INPUT, USER_MENU, MESSAGE_MENU = 1, 2, 3
+MAX_OPTIONS, MAX_CHOICES, MAX_CHARACTERS = 25, 25, 8000
+CHAT_INPUT, USER_MENU, MESSAGE_MENU, ENTRY_POINT = 1, 2, 3, 4
+MAX_COMMANDS = {CHAT_INPUT: 100, USER_MENU: 15, MESSAGE_MENU: 15, ENTRY_POINT: 1}
+"""How many commands of each type an app has in a scope: globally, or in a guild."""
 BOUND = 2**53
 
 
@@ -22,12 +26,14 @@ class InputError(Exception):
     """Something a person cannot do in a Discord client; the text says what and why."""
 
 
-def check(form: Form, command: Any) -> None:
-    """Faults of a command's definition as a bot registers it."""
+def check(form: Form, command: Any, *, of_guild: bool) -> None:
+    """Faults of a command's definition as a bot registers it, globally or in a guild."""
     if not isinstance(command, dict):
         form.fault("MODEL_TYPE_CONVERT", "Only dictionaries may be used in a ModelType")
         return
     kind = form.choice(command, "type", {1, 2, 3, 4}) or 1
+    if kind == ENTRY_POINT and of_guild:
+        form.at("type").fault("APPLICATION_COMMAND_INVALID", "An entry point is a global command")
     if kind == 1:
         _check_name(form, command)
         form.text(command, "description", 1, 100, required=True)
@@ -106,12 +112,21 @@ def _check_value_option(form: Form, option: Json, kind: int) -> None:
         form.at("autocomplete").fault(
             "APPLICATION_COMMAND_OPTIONS_AUTOCOMPLETE_INVALID", "Choices exclude autocomplete"
         )
+    if kind not in (STRING, INTEGER, NUMBER) and (choices or option.get("autocomplete")):
+        form.fault("APPLICATION_COMMAND_OPTIONS_TYPE_INVALID", "Only text and numbers have choices or autocomplete")
     if kind == STRING:
         form.integer(option, "min_length", 0, 6000)
         form.integer(option, "max_length", 1, 6000)
     if kind == INTEGER:
-        form.integer(option, "min_value", -BOUND, BOUND)
-        form.integer(option, "max_value", -BOUND, BOUND)
+        form.integer(option, "min_value", 1 - BOUND, BOUND - 1)
+        form.integer(option, "max_value", 1 - BOUND, BOUND - 1)
+
+
+def check_count(kinds: Iterable[int]) -> None:
+    """Raises ApiError 30032 where a scope would have more commands of a type than an app may have there."""
+    for kind, count in Counter(kinds).items():
+        if count > MAX_COMMANDS[kind]:
+            raise ApiError(30032, message=f"Maximum number of application commands reached ({MAX_COMMANDS[kind]})")
 
 
 def offered(command: Json, bits: int) -> bool:
@@ -229,7 +244,7 @@ def _file(world: World, option: str, value: Any, resolved: Json) -> str:
     if not (isinstance(value, dict) and value.keys() == {"filename", "content"}):
         raise InputError(f"{option} takes a file: its filename and its content.")
     draft = Draft({}, [Upload(0, str(value["filename"]), str(value["content"]).encode())])
-    (attachment,) = store_uploads(world, world.application_id, draft, ephemeral=True)
+    (attachment,) = attachments.store(world, world.application_id, draft, ephemeral=True)
     resolved.setdefault("attachments", {})[attachment["id"]] = attachment
     return str(attachment["id"])
 

@@ -1,6 +1,7 @@
 """Message components and modals: Discord's rules for what a bot sends, and the form in which Discord gives it back."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
+from dataclasses import dataclass
 from typing import Any
 
 from sandbox.discord.errors import Json
@@ -21,6 +22,22 @@ BUTTON_LINK, BUTTON_PREMIUM = 5, 6
 MODAL_MAX_ROWS_V1 = 5
 # Keys that hold other components or media; the rest of a component is returned as it came.
 NESTED = ("components", "accessory", "component", "items", "media", "file")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where components stand: a modal, or a message with the files that `attachment://` may name.
+
+    `missing` is the code of a reference to any other file; public reports tell the one of edits.
+    """
+
+    files: Set[str] = frozenset()
+    edit: bool = False
+    modal: bool = False
+
+    @property
+    def missing(self) -> str:
+        return f"{'UNFURLED_MEDIA_ITEM' if self.edit else 'COMPONENT'}_REFERENCED_ATTACHMENT_NOT_FOUND"
 
 
 def children(component: Json) -> Iterator[Json]:
@@ -51,10 +68,10 @@ def media(component: Json) -> list[Json]:
     return [component["file"]] if component["type"] == FILE else []
 
 
-def check_message(form: Form, components: list[Any], *, v2: bool, files: set[str]) -> None:
-    """Faults of a message's components; `files` are the names that `attachment://` may refer to."""
+def check_message(form: Form, components: list[Any], setting: Setting, *, v2: bool) -> None:
+    """Faults of a message's components."""
     for index, component in enumerate(components):
-        _check(form.at(index), component, AT_TOP_V2 if v2 else {ROW}, files)
+        _check(form.at(index), component, AT_TOP_V2 if v2 else {ROW}, setting)
     if form.faults:
         return
     if not v2 and len(components) > 5:
@@ -65,11 +82,6 @@ def check_message(form: Form, components: list[Any], *, v2: bool, files: set[str
             "COMPONENT_DISPLAYABLE_TEXT_SIZE_EXCEEDED",
             f"The total displayable text size exceeds the maximum of {MAX_TEXT}.",
         )
-    if v2:
-        shown = {slot["url"] for component in walk(components) for slot in media(component)}
-        for name in sorted(files):
-            if f"attachment://{name}" not in shown and not any(url.endswith(f"/{name}") for url in shown):
-                form.fault("UNREFERENCED_ATTACHMENT", f"The attachment {name} is not referenced by any component.")
 
 
 def _check_whole(form: Form, components: list[Json]) -> None:
@@ -84,51 +96,58 @@ def _check_whole(form: Form, components: list[Json]) -> None:
         form.fault("COMPONENT_ID_DUPLICATED", "Component id cannot be duplicated")
 
 
-def _check(form: Form, component: Any, allowed: set[int], files: set[str]) -> None:
+def _check(form: Form, component: Any, allowed: set[int], setting: Setting) -> None:
     if not isinstance(component, dict):
         form.fault("MODEL_TYPE_CONVERT", "Only dictionaries may be used in a ModelType")
         return
     kind = form.choice(component, "type", allowed, required=True)
     if kind is None:
         return
-    form.integer(component, "id", 0, 2**31 - 1)
+    _check_id(form, component)
     match kind:
         case 1:
-            _check_row(form, component, files)
+            _check_row(form, component, setting)
         case 2:
             _check_button(form, component)
         case 9:
             for index, part in enumerate(form.items(component, "components", 1, 3, required=True)):
-                _check(form.at("components", index), part, {TEXT}, files)
-            _check(form.at("accessory"), component.get("accessory"), {BUTTON, THUMBNAIL}, files)
+                _check(form.at("components", index), part, {TEXT}, setting)
+            _check(form.at("accessory"), component.get("accessory"), {BUTTON, THUMBNAIL}, setting)
         case 10:
             text = form.text(component, "content", 1, MAX_TEXT, required=True)
             if text is not None and not text.strip():
                 form.at("content").fault("BASE_TYPE_REQUIRED", "This field is required")
         case 11:
             form.text(component, "description", 1, 1024)
-            _check_media(form.at("media"), component.get("media"), files)
+            _check_media(form.at("media"), component.get("media"), setting)
         case 12:
             for index, item in enumerate(form.items(component, "items", 1, 10, required=True)):
                 form.at("items", index).text(item, "description", 1, 1024)
                 if isinstance(item, dict):
-                    _check_media(form.at("items", index, "media"), item.get("media"), files)
+                    _check_media(form.at("items", index, "media"), item.get("media"), setting)
         case 13:
-            _check_media(form.at("file"), component.get("file"), files, own_only=True)
+            _check_media(form.at("file"), component.get("file"), setting, own_only=True)
         case 14:
             form.choice(component, "spacing", {1, 2})
         case 17:
             form.integer(component, "accent_color", 0, 0xFFFFFF)
             for index, part in enumerate(form.items(component, "components", 1, MAX_COMPONENTS, required=True)):
-                _check(form.at("components", index), part, IN_CONTAINER, files)
+                _check(form.at("components", index), part, IN_CONTAINER, setting)
         case _:
-            _check_input(form, component)
+            _check_input(form, component, setting)
 
 
-def _check_row(form: Form, row: Json, files: set[str]) -> None:
+def _check_id(form: Form, component: Json) -> None:
+    if isinstance(component.get("id"), str):
+        form.at("id").fault("NUMBER_TYPE_COERCE", f'Value "{component["id"]}" is not int.')
+    else:
+        form.integer(component, "id", 0, 2**31 - 1)
+
+
+def _check_row(form: Form, row: Json, setting: Setting) -> None:
     parts = form.items(row, "components", 1, 5, required=True)
     for index, part in enumerate(parts):
-        _check(form.at("components", index), part, {BUTTON} | SELECTS, files)
+        _check(form.at("components", index), part, {BUTTON} | SELECTS, setting)
     if len(parts) > 1 and any(isinstance(part, dict) and part.get("type") in SELECTS for part in parts):
         form.at("components").fault(
             "COMPONENT_LAYOUT_WIDTH_EXCEEDED", "The specified component exceeds the maximum width"
@@ -142,15 +161,23 @@ def _check_button(form: Form, button: Json) -> None:
         form.text(button, "url", 1, 512, required=True)
         if button.get("custom_id"):
             form.at("custom_id").fault("BUTTON_COMPONENT_CUSTOM_ID_URL_MUTUALLY_EXCLUSIVE", "A link has no custom id")
-    elif style != BUTTON_PREMIUM:
+    elif style == BUTTON_PREMIUM:
+        for key in ("custom_id", "label", "url", "emoji"):
+            if button.get(key):
+                form.at(key).fault("BUTTON_COMPONENT_INVALID", f"A premium button has no {key}")
+        if not button.get("sku_id"):
+            form.at("sku_id").fault("BASE_TYPE_REQUIRED", "This field is required")
+    else:
         form.text(button, "custom_id", 1, 100, required=True)
         if button.get("url"):
             form.at("url").fault("BUTTON_COMPONENT_CUSTOM_ID_URL_MUTUALLY_EXCLUSIVE", "Only a link button has a url")
+    if style != BUTTON_PREMIUM and button.get("sku_id"):
+        form.at("sku_id").fault("BUTTON_COMPONENT_INVALID", "Only a premium button has a sku_id")
     if not (button.get("label") or button.get("emoji") or button.get("sku_id")):
         form.fault("BUTTON_COMPONENT_INVALID", "A button must have a label, emoji or sku_id")
 
 
-def _check_media(form: Form, slot: Any, files: set[str], *, own_only: bool = False) -> None:
+def _check_media(form: Form, slot: Any, setting: Setting, *, own_only: bool = False) -> None:
     if not isinstance(slot, dict):
         form.fault("BASE_TYPE_REQUIRED", "This field is required")
         return
@@ -158,15 +185,13 @@ def _check_media(form: Form, slot: Any, files: set[str], *, own_only: bool = Fal
     if url is None:
         return
     if url.startswith("attachment://"):
-        if url.removeprefix("attachment://") not in files:
-            form.at("url").fault(
-                "COMPONENT_REFERENCED_ATTACHMENT_NOT_FOUND", f"The referenced attachment {url} is not in the message."
-            )
+        if url.removeprefix("attachment://") not in setting.files:
+            form.at("url").fault(setting.missing, f"The referenced attachment {url} was not found")
     elif own_only or not url.startswith(("http://", "https://")):
         form.at("url").fault("URL_TYPE_INVALID_SCHEME", "Scheme must be one of (http, https, attachment).")
 
 
-def _check_input(form: Form, component: Json) -> None:
+def _check_input(form: Form, component: Json, setting: Setting) -> None:
     """A select, text input or another component that a person fills in."""
     kind = component["type"]
     form.text(component, "custom_id", 1, 100, required=True)
@@ -183,8 +208,10 @@ def _check_input(form: Form, component: Json) -> None:
         return
     most = 25 if kind in SELECTS else 10
     form.text(component, "placeholder", 0, 150)
-    form.integer(component, "min_values", 0, most)
-    most_chosen = form.integer(component, "max_values", 1, most) or 1
+    if setting.modal and component.get("disabled"):
+        form.at("disabled").fault("COMPONENT_INVALID", "A component of a modal cannot be disabled")
+    if kind != RADIO_GROUP:
+        _check_counts(form, component, most, modal=setting.modal)
     if kind not in (STRING_SELECT, RADIO_GROUP, CHECKBOX_GROUP):
         return
     options = form.items(component, "options", 2 if kind == RADIO_GROUP else 1, most, required=True)
@@ -199,8 +226,27 @@ def _check_input(form: Form, component: Json) -> None:
                 "SELECT_COMPONENT_OPTION_VALUE_DUPLICATED", "The specified option value is already used"
             )
         seen.add(value or "")
-    if options and most_chosen > len(options):
+    most_chosen = component.get("max_values")
+    if options and isinstance(most_chosen, int) and most_chosen > len(options):
         form.at("max_values").fault("BASE_TYPE_BAD_LENGTH", "max_values is over the number of options")
+
+
+def _check_counts(form: Form, component: Json, most: int, *, modal: bool) -> None:
+    """How many can be chosen: `min_values` is at most `max_values`, and not 0 where a modal requires an answer."""
+    low = form.integer(component, "min_values", 0, most)
+    high = form.integer(component, "max_values", 1, most)
+    if high is None:
+        # Selects and uploads take one where they do not say; a group of checkboxes takes all.
+        options = component.get("options")
+        high = len(options) if component["type"] == CHECKBOX_GROUP and isinstance(options, list) else 1
+    least = 1 if low is None else low
+    if least > high:
+        form.at("min_values").fault("SELECT_COMPONENT_MIN_VALUES_TOO_LARGE", "min_values must not be over max_values")
+    if modal and low == 0 and component.get("required") is not False:
+        form.at("min_values").fault("NUMBER_TYPE_MIN", "int value should be greater than or equal to 1.")
+    defaults = form.items(component, "default_values", 0, 25)
+    if defaults and not least <= len(defaults) <= high:
+        form.at("default_values").fault("BASE_TYPE_BAD_LENGTH", f"Must be between {least} and {high} in length.")
 
 
 def check_modal(form: Form, modal: Any) -> None:
@@ -215,17 +261,18 @@ def check_modal(form: Form, modal: Any) -> None:
         here = form.at("components", index)
         if not isinstance(part, dict) or here.choice(part, "type", {ROW, TEXT, LABEL}, required=True) is None:
             continue
+        _check_id(here, part)
         if part["type"] == TEXT:
             here.text(part, "content", 1, MAX_TEXT, required=True)
         elif part["type"] == ROW:
             for number, inner in enumerate(here.items(part, "components", 1, 1, required=True)):
                 place = here.at("components", number)
                 place.text(inner, "label", 1, 45, required=True)
-                _check(place, inner, {TEXT_INPUT}, set())
+                _check(place, inner, {TEXT_INPUT}, Setting(modal=True))
         else:
             here.text(part, "label", 1, 45, required=True)
             here.text(part, "description", 1, 100)
-            _check(here.at("component"), part.get("component"), INPUTS, set())
+            _check(here.at("component"), part.get("component"), INPUTS, Setting(modal=True))
     if not form.faults:
         _check_whole(form, parts)
 

@@ -12,12 +12,13 @@ from aiohttp import web
 
 from sandbox.discord import components as parts
 from sandbox.discord import interactions, messages, permissions
+from sandbox.discord.attachments import Draft
 from sandbox.discord.commands import InputError
 from sandbox.discord.errors import ApiError, Json
 from sandbox.discord.faults import Fault
 from sandbox.discord.form import Form
 from sandbox.discord.interactions import find_channel, person
-from sandbox.discord.messages import LOADING, Draft
+from sandbox.discord.messages import LOADING
 from sandbox.discord.rest_channels import remove_channel
 from sandbox.discord.state import Interaction, Message, World
 from sandbox.discord.wire import reply, server_of, world_of
@@ -46,6 +47,7 @@ def show_message(world: World, message: Message) -> Json:
     payload = message.payload
     everything = list(parts.walk(payload["components"]))
     author = payload["author"]
+    shown = {slot.get("attachment_id") for component in everything for slot in parts.media(component)}
     return {
         "id": message.id,
         "type": payload["type"],
@@ -75,7 +77,8 @@ def show_message(world: World, message: Message) -> Json:
                 "url": attachment["url"],
                 "size": attachment["size"],
             }
-            for attachment in payload["attachments"]
+            for attachment in message.files
+            if attachment["id"] in shown or not payload["flags"] & messages.COMPONENTS_V2
         ],
         "nonce": message.nonce,
         "flags": payload["flags"],
@@ -235,7 +238,7 @@ async def say(request: web.Request) -> web.Response:
         raise InputError(f"{user['username']} may not write in #{channel['name']}.")
     draft = Draft({"content": body["content"]})
     messages.check(Form(), draft)
-    message = messages.post(world, Message(messages.build(world, channel["id"], user, draft)))
+    message = messages.post(world, messages.build(world, channel["id"], user, draft))
     return reply(show_message(world, message))
 
 

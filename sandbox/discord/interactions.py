@@ -6,9 +6,9 @@ from typing import Any
 
 from sandbox.discord import components as parts
 from sandbox.discord import permissions
+from sandbox.discord.attachments import ATTACHMENT_LIMIT
 from sandbox.discord.commands import MESSAGE_MENU, InputError, fill, find, find_user, named, nest, offered
 from sandbox.discord.errors import Json
-from sandbox.discord.messages import ATTACHMENT_LIMIT
 from sandbox.discord.state import Interaction, Message, World
 
 COMMAND, COMPONENT, AUTOCOMPLETE, MODAL = 2, 3, 4, 5
@@ -71,6 +71,11 @@ def _may(world: World, user: Json, channel: Json) -> None:
         raise InputError(f"{user['username']} cannot see #{channel['name']}.")
     if not bits & permissions.USE_APPLICATION_COMMANDS:
         raise InputError(f"{user['username']} may not use commands in #{channel['name']}.")
+    state = channel.get("thread_metadata")
+    if state and state["archived"]:
+        raise InputError(f"Commands cannot be used in #{channel['name']}: the thread is archived.")
+    if state and state["locked"] and not bits & permissions.MANAGE_THREADS:
+        raise InputError(f"{user['username']} cannot use commands in #{channel['name']}: the thread is locked.")
 
 
 def person(world: World, name: str) -> Json:

@@ -1,57 +1,24 @@
-"""Messages: the checks of what is sent, attachments on disk, and making, editing and deleting them."""
+"""Messages: the checks of what is sent, and making, editing and deleting them."""
 
-import mimetypes
 import re
-import struct
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from sandbox.discord import attachments, permissions, polls
 from sandbox.discord import components as parts
+from sandbox.discord.attachments import MAX_FILE_BYTES, MAX_FILES, Draft
 from sandbox.discord.errors import ApiError, Json
 from sandbox.discord.form import Form
 from sandbox.discord.state import THREADS, Message, World, now_iso, snowflake_time
 
 SUPPRESS_EMBEDS, HAS_THREAD, EPHEMERAL, LOADING = 1 << 2, 1 << 5, 1 << 6, 1 << 7
 SUPPRESS_NOTIFICATIONS, COMPONENTS_V2 = 1 << 12, 1 << 15
-MAX_FILES, MAX_FILE_BYTES, MAX_REQUEST_BYTES = 10, 10 * 2**20, 25 * 2**20
-ATTACHMENT_LIMIT = 10 * 2**20
 
+LEGACY = ("content", "embeds", "poll", "sticker_ids")
 LEGACY_WITH_V2 = "The 'content', 'embeds' and 'poll' fields cannot be used when using MessageFlags.IS_COMPONENTS_V2"
 
 
-@dataclass(frozen=True)
-class Upload:
-    """A file of a multipart request: its number in `files[n]`, name and bytes."""
-
-    index: int
-    filename: str
-    data: bytes
-
-
-@dataclass
-class Draft:
-    """A checked request for a message: the JSON body and its files."""
-
-    body: Json
-    uploads: list[Upload] = field(default_factory=list)
-
-
-def safe_name(filename: str) -> str:
-    """The name Discord gives an uploaded file: letters, digits, dot, dash and underscore."""
-    return re.sub(r"[^A-Za-z0-9._-]", "_", Path(filename).name).lstrip(".")[:255] or "unknown"
-
-
-def _declared(body: Json, uploads: list[Upload]) -> dict[str, Json]:
-    """The `attachments` entries of a body by their id as a string; integer ids are numbers of uploaded files."""
-    entries = body.get("attachments")
-    if not isinstance(entries, list):
-        return {str(upload.index): {"id": upload.index} for upload in uploads}
-    return {str(entry.get("id")): entry for entry in entries if isinstance(entry, dict)}
-
-
-def check(form: Form, draft: Draft, *, before: Json | None = None, edit: bool = False) -> None:
-    """Faults of a message's body. `before` is the stored payload of the message that an edit changes.
+def check(form: Form, draft: Draft, *, before: Message | None = None) -> None:
+    """Faults of a message's body. `before` is the message that an edit changes.
 
     Raises ApiError 50006 for an empty message, 40005 for files over the limit.
     """
@@ -63,25 +30,27 @@ def check(form: Form, draft: Draft, *, before: Json | None = None, edit: bool = 
     form.text(body, "content", 0, 2000)
     form.text(body, "nonce", 0, 25) if not isinstance(body.get("nonce"), int) else None
     flags = form.integer(body, "flags", 0, 2**31 - 1) or 0
-    had = before or {}
+    had: Json = before.payload if before else {}
     v2 = bool((flags | had.get("flags", 0)) & COMPONENTS_V2)
     _check_embeds(form, form.items(body, "embeds", 0, 10))
-    _check_attachments(form, body, uploads)
+    attachments.check(form, draft)
+    polls.check(form, body.get("poll"))
     _check_mentions(form, body.get("allowed_mentions"))
     if v2:
-        for key in ("content", "embeds", "poll", "sticker_ids"):
-            if body.get(key):
+        for key in LEGACY:
+            # What an edit does not name stays, so that it must be taken away with null.
+            if body[key] if key in body else had.get(key):
                 form.at(key).fault("MESSAGE_CANNOT_USE_LEGACY_FIELDS_WITH_COMPONENTS_V2", LEGACY_WITH_V2)
-    declared = _declared(body, uploads)
-    kept = _kept(had.get("attachments", []), draft)
-    names = {safe_name(declared.get(str(u.index), {}).get("filename") or u.filename) for u in uploads}
     if body.get("components") is not None:
         listed = form.items(body, "components", 0, parts.MAX_COMPONENTS)
-        parts.check_message(form.at("components"), listed, v2=v2, files=names | {a["filename"] for a in kept})
-    elif v2 and names:
-        form.at("components").fault("BASE_TYPE_REQUIRED", "Uploaded files must be referenced by a component")
+        named = attachments.referable(draft, before.files if before else None)
+        parts.check_message(form.at("components"), listed, parts.Setting(named, edit=before is not None), v2=v2)
+    form.items(body, "sticker_ids", 0, 3)
     form.close()
-    _check_empty(body, had, v2=v2, files=bool(names or kept), edit=edit)
+    if body.get("sticker_ids"):  # the guild has none
+        raise ApiError(50081)
+    files = bool(draft.uploads or (before and attachments.kept(before.files, draft)))
+    _check_empty(body, had, v2=v2, files=files, edit=before is not None)
 
 
 def _check_empty(body: Json, had: Json, *, v2: bool, files: bool, edit: bool) -> None:
@@ -90,18 +59,6 @@ def _check_empty(body: Json, had: Json, *, v2: bool, files: bool, edit: bool) ->
     after["content"] = (after.get("content") or "").strip()
     if not any(after[key] for key in fields) and not (files and not v2):
         raise ApiError(50006)
-
-
-def _check_attachments(form: Form, body: Json, uploads: list[Upload]) -> None:
-    indexes = {str(upload.index) for upload in uploads}
-    for number, entry in enumerate(form.items(body, "attachments", 0, MAX_FILES)):
-        here = form.at("attachments", number)
-        if not isinstance(entry, dict) or not str(entry.get("id", "")).isdigit():
-            here.at("id").fault("NUMBER_TYPE_COERCE", "Value is not snowflake.")
-            continue
-        here.text(entry, "description", 0, 1024)
-        if int(entry["id"]) < 2**22 and str(entry["id"]) not in indexes:
-            here.at("id").fault("ATTACHMENT_NOT_FOUND", "Attachment data was not found")
 
 
 def _check_mentions(form: Form, allowed: Any) -> None:
@@ -127,6 +84,7 @@ def _check_embeds(form: Form, embeds: list[Any]) -> None:
         if not isinstance(embed, dict):
             here.fault("MODEL_TYPE_CONVERT", "Only dictionaries may be used in a ModelType")
             continue
+        embed = _trimmed(embed)
         texts = [here.text(embed, "title", 0, 256), here.text(embed, "description", 0, 4096)]
         for key in ("image", "thumbnail"):
             if embed.get(key) is not None:
@@ -143,43 +101,14 @@ def _check_embeds(form: Form, embeds: list[Any]) -> None:
         form.at("embeds").fault("MAX_EMBED_SIZE_EXCEEDED", "Embed size exceeds maximum size of 6000")
 
 
-def store_uploads(world: World, channel_id: str, draft: Draft, *, ephemeral: bool = False) -> list[Json]:
-    """Writes a draft's files below the sandbox's folder and gives their attachment objects."""
-    declared = _declared(draft.body, draft.uploads)
-    stored = []
-    for upload in draft.uploads:
-        entry = declared.get(str(upload.index), {})
-        name = safe_name(entry.get("filename") or upload.filename)
-        attachment_id = world.ids.next()
-        place = f"attachments/{channel_id}/{attachment_id}/{name}"
-        path = world.root / place
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(upload.data)
-        world.attachments[attachment_id] = path
-        url = f"{world.base_url}/{place}"
-        attachment: Json = {
-            "id": attachment_id,
-            "filename": name,
-            "size": len(upload.data),
-            "url": url,
-            "proxy_url": url,
-            "content_type": mimetypes.guess_type(name)[0] or "application/octet-stream",
-        }
-        if upload.data.startswith(b"\x89PNG\r\n\x1a\n") and len(upload.data) >= 24:
-            attachment["width"], attachment["height"] = struct.unpack(">II", upload.data[16:24])
-        if entry.get("description"):
-            attachment["description"] = entry["description"]
-        if ephemeral:
-            attachment["ephemeral"] = True
-        stored.append(attachment)
-    return stored
-
-
-def _mentions(world: World, content: str, allowed: Json | None) -> tuple[list[Json], list[str], bool]:
-    """Who a message pings: users, roles and whether everyone, after `allowed_mentions` (absent: all)."""
+def _mentioned(world: World, payload: Json, allowed: Json | None) -> Json:
+    """Whom a message pings, by `allowed_mentions` (absent: all) and by what its author may mention."""
+    content = "\n".join([payload["content"], *parts.texts(payload["components"])])
     parse = ["users", "roles", "everyone"] if allowed is None else allowed.get("parse") or []
     # discord.py sends these ids as integers.
     named_users, named_roles = ({str(item) for item in (allowed or {}).get(key) or []} for key in ("users", "roles"))
+    channel = world.channels.get(payload["channel_id"])
+    may = bool(world.permissions(payload["author"]["id"], channel) & permissions.MENTION_EVERYONE)
     users = [
         world.users[user_id]
         for user_id in dict.fromkeys(re.findall(r"<@!?(\d+)>", content))
@@ -188,34 +117,47 @@ def _mentions(world: World, content: str, allowed: Json | None) -> tuple[list[Js
     roles = [
         role_id
         for role_id in dict.fromkeys(re.findall(r"<@&(\d+)>", content))
-        if role_id in world.roles and ("roles" in parse or role_id in named_roles)
+        if role_id in world.roles
+        and ("roles" in parse or role_id in named_roles)
+        and (may or world.roles[role_id]["mentionable"])
     ]
-    everyone = "everyone" in parse and bool(re.search(r"@(everyone|here)\b", content))
-    return users, roles, everyone
+    everyone = may and "everyone" in parse and bool(re.search(r"@(everyone|here)\b", content))
+    return {"mentions": users, "mention_roles": roles, "mention_everyone": everyone}
+
+
+def _trimmed(value: Any) -> Any:
+    """An embed, or a part of one, with its texts trimmed: the limits hold for what is left."""
+    if isinstance(value, dict):
+        return {key: _trimmed(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_trimmed(inner) for inner in value]
+    return value.strip() if isinstance(value, str) else value
 
 
 def _embeds(raw: list[Json], attachments: list[Json]) -> list[Json]:
     by_name = {f"attachment://{a['filename']}": a for a in attachments}
     out = []
     for embed in raw:
-        shown: Json = {key: value for key, value in embed.items() if value is not None} | {"type": "rich"}
+        shown: Json = {key: value for key, value in _trimmed(embed).items() if value is not None} | {"type": "rich"}
         for key in ("image", "thumbnail"):
             if attachment := by_name.get((embed.get(key) or {}).get("url", "")):
                 shown[key] = {k: attachment[k] for k in ("url", "proxy_url", "width", "height") if k in attachment}
+        for key in ("author", "footer"):
+            if attachment := by_name.get((embed.get(key) or {}).get("icon_url", "")):
+                shown[key] = embed[key] | {"icon_url": attachment["url"], "proxy_icon_url": attachment["proxy_url"]}
         for row in shown.get("fields", []):
             row.setdefault("inline", False)
         out.append(shown)
     return out
 
 
-def build(world: World, channel_id: str, author: Json, draft: Draft, *, kind: int = 0, flags: int = 0) -> Json:
-    """The stored form of a new message; it is in no channel yet."""
+def build(world: World, channel_id: str, author: Json, draft: Draft, *, kind: int = 0, flags: int = 0) -> Message:
+    """A new message; it is in no channel yet."""
     body = draft.body
-    attachments = store_uploads(world, channel_id, draft, ephemeral=bool(flags & EPHEMERAL))
-    text = "\n".join([body.get("content") or "", *parts.texts(body.get("components") or [])])
-    users, roles, everyone = _mentions(world, text, body.get("allowed_mentions"))
+    files = attachments.store(world, channel_id, draft, ephemeral=bool(flags & EPHEMERAL))
+    embeds, components = _embeds(body.get("embeds") or [], files), parts.resolve(body.get("components") or [], files)
     message_id = world.ids.next()
-    return {
+    payload: Json = {
         "id": message_id,
         "type": kind,
         "channel_id": channel_id,
@@ -225,14 +167,15 @@ def build(world: World, channel_id: str, author: Json, draft: Draft, *, kind: in
         "edited_timestamp": None,
         "tts": False,
         "pinned": False,
-        "mention_everyone": everyone,
-        "mentions": users,
-        "mention_roles": roles,
-        "attachments": attachments,
-        "embeds": _embeds(body.get("embeds") or [], attachments),
-        "components": parts.resolve(body.get("components") or [], attachments),
+        "attachments": attachments.unreferenced(files, embeds, components),
+        "embeds": embeds,
+        "components": components,
         "flags": flags,
     }
+    if body.get("poll"):
+        payload["poll"] = polls.shown(body["poll"])
+    payload |= _mentioned(world, payload, body.get("allowed_mentions"))
+    return Message(payload, files=files)
 
 
 def post(world: World, message: Message) -> Message:
@@ -252,20 +195,23 @@ def post(world: World, message: Message) -> Message:
 def edit(world: World, message: Message, draft: Draft) -> None:
     """Applies a checked edit and tells the gateway. Absent keys stay."""
     body, payload = draft.body, message.payload
-    added = store_uploads(world, payload["channel_id"], draft, ephemeral=message.ephemeral_for is not None)
-    payload["attachments"] = _kept(payload["attachments"], draft) + added
+    added = attachments.store(world, payload["channel_id"], draft, ephemeral=message.ephemeral_for is not None)
+    message.files = attachments.kept(message.files, draft) + added
     if "content" in body:
         payload["content"] = (body["content"] or "").strip()
     if "embeds" in body:
-        payload["embeds"] = _embeds(body["embeds"] or [], payload["attachments"])
+        payload["embeds"] = _embeds(body["embeds"] or [], message.files)
     if body.get("flags") is not None:
         sticky = payload["flags"] & ~SUPPRESS_EMBEDS
         payload["flags"] = sticky | int(body["flags"]) & (SUPPRESS_EMBEDS | COMPONENTS_V2)
     if "components" in body:
-        payload["components"] = parts.resolve(body["components"] or [], payload["attachments"])
-    text = "\n".join([payload["content"], *parts.texts(payload["components"])])
-    users, roles, everyone = _mentions(world, text, body.get("allowed_mentions"))
-    payload |= {"mentions": users, "mention_roles": roles, "mention_everyone": everyone}
+        payload["components"] = parts.resolve(body["components"] or [], message.files)
+    if "poll" in body:
+        payload.pop("poll", None)
+        if body["poll"]:
+            payload["poll"] = polls.shown(body["poll"])
+    payload["attachments"] = attachments.unreferenced(message.files, payload["embeds"], payload["components"])
+    payload |= _mentioned(world, payload, body.get("allowed_mentions"))
     payload["flags"] &= ~LOADING
     payload["edited_timestamp"] = now_iso()
     message.edits += 1
@@ -273,18 +219,6 @@ def edit(world: World, message: Message, draft: Draft) -> None:
         world.dispatch("MESSAGE_UPDATE", payload | {"guild_id": world.guild_id})
     else:
         world.whisper("MESSAGE_UPDATE", message)
-
-
-def _kept(had: list[Json], draft: Draft) -> list[Json]:
-    """The attachments that stay: those an edit lists, or all where it neither lists any nor brings a file."""
-    if "attachments" not in draft.body and not draft.uploads:
-        return had
-    listed = _declared({"attachments": draft.body.get("attachments") or []}, [])
-    return [a | _described(listed[a["id"]]) for a in had if a["id"] in listed]
-
-
-def _described(entry: Json) -> Json:
-    return {"description": entry["description"]} if entry.get("description") else {}
 
 
 def delete(world: World, message: Message) -> None:

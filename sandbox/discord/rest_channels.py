@@ -21,7 +21,11 @@ def channel_name(name: str, kind: int) -> str:
     return name if kind == CATEGORY else "-".join(name.lower().split())
 
 
-def _overwrites(form: Form, listed: list[Any], world: World) -> list[Json]:
+def _overwrites(form: Form, listed: list[Any], world: World, channel: Json | None = None) -> list[Json]:
+    """The overwrites that a request sets, in a new channel or in `channel`.
+
+    Raises ApiError 50013 where they allow or deny what the bot may not.
+    """
     out: list[Json] = []
     for index, item in enumerate(listed):
         here = form.at("permission_overwrites", index)
@@ -35,11 +39,24 @@ def _overwrites(form: Form, listed: list[Any], world: World) -> list[Json]:
             raise ApiError(10011 if kind == 0 else 10013)
         bits = [here.integer(item, key, 0, 2**63 - 1) or 0 for key in ("allow", "deny")]
         out.append({"id": target, "type": kind, "allow": str(bits[0]), "deny": str(bits[1])})
-    # A bot can allow or deny only what it may do itself.
-    own = world.permissions(world.application_id)
-    if any((int(o["allow"]) | int(o["deny"])) & ~own for o in out):
+    if any((int(o["allow"]) | int(o["deny"])) & ~_grantable(world, channel) for o in out):
         raise ApiError(50013)
     return out
+
+
+def _grantable(world: World, channel: Json | None) -> int:
+    """What the bot may allow or deny: what it may do itself in the guild or the channel's category.
+
+    Manage Roles is an administrator's to give in a new channel; with an overwrite of it in `channel` all may be given.
+    """
+    own = world.permissions(world.application_id)
+    if channel is None:
+        return own if own & permissions.ADMINISTRATOR else own & ~permissions.MANAGE_ROLES
+    if parent := world.channels.get(channel["parent_id"] or ""):
+        own |= world.permissions(world.application_id, parent)
+    held = {world.application_id, *world.members[world.application_id]["roles"]}
+    mine = [o for o in channel["permission_overwrites"] if o["id"] in held]
+    return permissions.ALL if any(int(o["allow"]) & permissions.MANAGE_ROLES for o in mine) else own
 
 
 def _checked(form: Form, body: Json, world: World, *, creating: bool) -> None:
@@ -73,8 +90,6 @@ async def create_channel(request: web.Request) -> web.Response:
     _checked(form, body, world, creating=True)
     listed = form.items(body, "permission_overwrites", 0, 100)
     overwrites = _overwrites(form, listed, world)
-    if overwrites:
-        world.require(None, permissions.MANAGE_ROLES)
     form.close()
     if len(world.guild_channels()) >= MAX_CHANNELS:
         raise ApiError(30013)
@@ -110,7 +125,7 @@ async def modify_channel(request: web.Request) -> web.Response:
         return _modify_thread(request, channel, body, form)
     world.require(channel, permissions.MANAGE_CHANNELS)
     _checked(form, body, world, creating=False)
-    overwrites = _overwrites(form, form.items(body, "permission_overwrites", 0, 100), world)
+    overwrites = _overwrites(form, form.items(body, "permission_overwrites", 0, 100), world, channel)
     form.close()
     if "permission_overwrites" in body:
         world.require(channel, permissions.MANAGE_ROLES)
@@ -140,7 +155,9 @@ def _modify_thread(request: web.Request, thread: Json, body: Json, form: Form) -
     world = world_of(request)
     world.require(thread, permissions.VIEW_CHANNEL)
     state = thread["thread_metadata"]
-    if state["locked"] or (thread["owner_id"] != world.application_id and body != {"archived": False}):
+    moderates = any(body.get(key) is not None for key in ("locked", "rate_limit_per_user"))
+    reopens = body == {"archived": False}
+    if state["locked"] or moderates or (thread["owner_id"] != world.application_id and not reopens):
         world.require(thread, permissions.MANAGE_THREADS)
     if state["archived"] and body.get("archived") is not False:
         raise ApiError(50083)
@@ -177,6 +194,7 @@ def remove_channel(world: World, channel: Json) -> None:
     for child in world.guild_channels():
         if child["parent_id"] == channel["id"]:
             child["parent_id"] = None
+            world.dispatch("CHANNEL_UPDATE", child)
     world.dispatch("CHANNEL_DELETE", channel)
 
 
@@ -197,7 +215,7 @@ async def overwrite(request: web.Request) -> web.Response:
     world.require(channel, permissions.MANAGE_ROLES)
     kept = [o for o in channel["permission_overwrites"] if o["id"] != target]
     if request.method == "PUT":
-        kept += _overwrites(form, [json_object(request) | {"id": target}], world)
+        kept += _overwrites(form, [json_object(request) | {"id": target}], world, channel)
         form.close()
     channel["permission_overwrites"] = kept
     world.dispatch("CHANNEL_UPDATE", channel)

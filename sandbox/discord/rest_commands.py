@@ -72,15 +72,14 @@ async def overwrite_commands(request: web.Request) -> web.Response:
         form.fault("LIST_TYPE_CONVERT", "Only iterables may be used in a ListType")
         form.close()
     for index, body in enumerate(listed):
-        commands.check(form.at(index), body)
+        commands.check(form.at(index), body, of_guild=guild_id is not None)
     form.close()
     names = [(body.get("type") or 1, body["name"]) for body in listed]
     for index, name in enumerate(names):
         if name in names[:index]:
             form.at(index).fault("APPLICATION_COMMANDS_DUPLICATE_NAME", "Application command names must be unique")
     form.close()
-    if len(listed) > commands.MAX_COMMANDS:
-        raise ApiError(30032)
+    commands.check_count(kind for kind, _ in names)
     known = _of_scope(world, guild_id)
     kept = [
         _stored(world, body, guild_id, known[name]["id"] if name in known else None)
@@ -94,12 +93,12 @@ async def overwrite_commands(request: web.Request) -> web.Response:
 
 async def create_command(request: web.Request) -> web.Response:
     world, guild_id, body, form = world_of(request), _scope(request), json_object(request), Form()
-    commands.check(form, body)
+    commands.check(form, body, of_guild=guild_id is not None)
     form.close()
     known = _of_scope(world, guild_id)
     before = known.get((body.get("type") or 1, body["name"]))
-    if before is None and len(known) >= commands.MAX_COMMANDS:
-        raise ApiError(30032)
+    if before is None:
+        commands.check_count([body.get("type") or 1, *(kind for kind, _ in known)])
     command = _stored(world, body, guild_id, before["id"] if before else None)
     world.commands[command["id"]] = command
     return reply(command, 200 if before else 201)
@@ -119,7 +118,7 @@ async def get_command(request: web.Request) -> web.Response:
 async def edit_command(request: web.Request) -> web.Response:
     world, before, form = world_of(request), _one(request), Form()
     body = before | json_object(request)
-    commands.check(form, body)
+    commands.check(form, body, of_guild="guild_id" in before)
     form.close()
     command = _stored(world, body, before.get("guild_id"), before["id"])
     world.commands[command["id"]] = command

@@ -7,6 +7,8 @@ from sandbox.discord.form import Form
 from sandbox.discord.permissions import ADMINISTRATOR, MANAGE_ROLES
 from sandbox.discord.wire import json_object, reply, world_of
 
+MAX_ROLES = 250
+
 
 async def own_user(request: web.Request) -> web.Response:
     world = world_of(request)
@@ -95,6 +97,8 @@ async def create_role(request: web.Request) -> web.Response:
     name = form.text(body, "name", 0, 100)
     bits = form.integer(body, "permissions", 0, 2**63 - 1)
     form.close()
+    if len(world.roles) >= MAX_ROLES:
+        raise ApiError(30005)
     given = int(world.roles[world.guild_id]["permissions"]) if bits is None else bits
     if given & ~world.permissions(world.application_id):
         raise ApiError(50013)

@@ -6,10 +6,11 @@ from typing import Any
 from aiohttp import web
 
 from sandbox.discord import components, messages
+from sandbox.discord.attachments import Draft, Upload
 from sandbox.discord.errors import ApiError, Json
 from sandbox.discord.form import Form
 from sandbox.discord.interactions import AUTOCOMPLETE, COMMAND, COMPONENT, MODAL, expired
-from sandbox.discord.messages import COMPONENTS_V2, EPHEMERAL, LOADING, SUPPRESS_EMBEDS, SUPPRESS_NOTIFICATIONS, Draft
+from sandbox.discord.messages import COMPONENTS_V2, EPHEMERAL, LOADING, SUPPRESS_EMBEDS, SUPPRESS_NOTIFICATIONS
 from sandbox.discord.state import Interaction, Message, World
 from sandbox.discord.wire import draft_of, json_object, reply, server_of, world_of
 
@@ -23,6 +24,18 @@ ALLOWED = {
 }
 SHOWN = {MESSAGE: "message", DEFER: "deferred", ACK: "ack", UPDATE: "update", CHOICES: "choices", FORM: "modal"}
 SETTABLE_FLAGS = SUPPRESS_EMBEDS | SUPPRESS_NOTIFICATIONS | COMPONENTS_V2 | EPHEMERAL
+
+
+def _draft(body: Any, uploads: list[Upload]) -> Draft:
+    """A draft that pings the users it names and nobody else, unless it says otherwise."""
+    if isinstance(body, dict) and body.get("allowed_mentions") is None:
+        body = body | {"allowed_mentions": {"parse": ["users"]}}
+    return Draft(body, uploads)
+
+
+def _draft_of(request: web.Request) -> Draft:
+    draft = draft_of(request)
+    return _draft(draft.body, draft.uploads)
 
 
 def _message_kind(interaction: Interaction) -> int:
@@ -50,7 +63,8 @@ def _compose(world: World, interaction: Interaction, draft: Draft, *, flags: int
     """
     world.channel(interaction.channel_id)
     author = world.users[world.application_id]
-    payload = messages.build(world, interaction.channel_id, author, draft, kind=kind, flags=flags)
+    message = messages.build(world, interaction.channel_id, author, draft, kind=kind, flags=flags)
+    payload = message.payload
     payload |= {
         "webhook_id": world.application_id,
         "application_id": world.application_id,
@@ -66,8 +80,8 @@ def _compose(world: World, interaction: Interaction, draft: Draft, *, flags: int
     elif kind == 19:
         payload["type"] = 0
     ephemeral = bool(flags & EPHEMERAL)
-    message = Message(payload, ephemeral_for=interaction.user_id if ephemeral else None)
     if ephemeral:
+        message.ephemeral_for = interaction.user_id
         world.whisper("MESSAGE_CREATE", message)
     else:
         messages.post(world, message)
@@ -85,7 +99,7 @@ async def callback(request: web.Request) -> web.Response:
     kind = form.choice(body, "type", ALLOWED[interaction.kind], required=True)
     form.close()
     data = body.get("data")
-    resource = _take(world, interaction, kind, data, Draft(data or {}, draft_of(request).uploads))
+    resource = _take(world, interaction, kind, data, _draft(data or {}, draft_of(request).uploads))
     interaction.shown = SHOWN[kind]
     if interaction.asked is not None:
         interaction.asked.modal = None  # a form closes once it is answered; until then it can be sent again
@@ -133,7 +147,7 @@ def _take(world: World, interaction: Interaction, kind: int, data: Any, draft: D
             _still_there(world, interaction.source)
             # Unlike an edit, it takes away what it does not list.
             update = Draft({"attachments": []} | draft.body, draft.uploads)
-            messages.check(form.at("data"), update, before=interaction.source.payload, edit=True)
+            messages.check(form.at("data"), update, before=interaction.source)
             messages.edit(world, interaction.source, update)
             return interaction.source
         return None
@@ -183,13 +197,13 @@ def _named(request: web.Request, interaction: Interaction) -> Message:
 
 
 async def follow_up(request: web.Request) -> web.Response:
-    world, interaction, draft = world_of(request), _by_token(request), draft_of(request)
+    world, interaction, draft = world_of(request), _by_token(request), _draft_of(request)
     original = interaction.original
     loading = original is not None and bool(original.payload["flags"] & LOADING)
     # The first follow-up of a deferred answer takes the place of its "thinking" message.
     if loading and original is not None:
         _still_there(world, original)
-        messages.check(Form(), draft, before=original.payload, edit=True)
+        messages.check(Form(), draft, before=original)
         messages.edit(world, original, draft)
         original.edits = 0
         interaction.settled.set()
@@ -215,10 +229,10 @@ async def get_message(request: web.Request) -> web.Response:
 
 
 async def edit_message(request: web.Request) -> web.Response:
-    world, interaction, draft = world_of(request), _by_token(request), draft_of(request)
+    world, interaction, draft = world_of(request), _by_token(request), _draft_of(request)
     message = _named(request, interaction)
     was_loading = bool(message.payload["flags"] & LOADING)
-    messages.check(Form(), draft, before=message.payload, edit=True)
+    messages.check(Form(), draft, before=message)
     messages.edit(world, message, draft)
     if was_loading:
         message.edits = 0

@@ -8,7 +8,7 @@ from sandbox.discord import messages, permissions
 from sandbox.discord.errors import ApiError, Json
 from sandbox.discord.form import Form
 from sandbox.discord.messages import COMPONENTS_V2, SUPPRESS_EMBEDS, SUPPRESS_NOTIFICATIONS
-from sandbox.discord.state import CATEGORY, THREADS, Message, World
+from sandbox.discord.state import CATEGORY, THREADS, World
 from sandbox.discord.wire import draft_of, reply, server_of, world_of
 
 SETTABLE_FLAGS = SUPPRESS_EMBEDS | SUPPRESS_NOTIFICATIONS | COMPONENTS_V2
@@ -71,9 +71,10 @@ async def create_message(request: web.Request) -> web.Response:
             if recent and earlier.nonce == str(nonce) and earlier.author_id == world.application_id:
                 return reply(earlier.payload | {"nonce": nonce})
     flags = int(draft.body.get("flags") or 0) & SETTABLE_FLAGS
-    payload = messages.build(world, channel["id"], world.users[world.application_id], draft, flags=flags)
+    message = messages.build(world, channel["id"], world.users[world.application_id], draft, flags=flags)
+    payload = message.payload
     payload |= reference(world, channel["id"], draft.body)
-    message = Message(payload, nonce=None if nonce is None else str(nonce))
+    message.nonce = None if nonce is None else str(nonce)
     if nonce is not None:
         payload["nonce"] = nonce
     messages.post(world, message)
@@ -115,7 +116,7 @@ async def edit_message(request: web.Request) -> web.Response:
     message = world.message(channel["id"], request.match_info["message_id"])
     if message.author_id != world.application_id:
         raise ApiError(50005)
-    messages.check(Form(), draft, before=message.payload, edit=True)
+    messages.check(Form(), draft, before=message)
     if channel["type"] in THREADS and channel["thread_metadata"]["archived"]:
         raise ApiError(50083)
     _require_open(world, channel)

@@ -3,15 +3,17 @@
 from aiohttp import web
 
 from sandbox.discord import messages, permissions
+from sandbox.discord.attachments import Draft
 from sandbox.discord.errors import ApiError, Json
 from sandbox.discord.form import Form
-from sandbox.discord.messages import HAS_THREAD, Draft
+from sandbox.discord.messages import HAS_THREAD
 from sandbox.discord.rest_channels import ARCHIVE_MINUTES
 from sandbox.discord.rest_guild import in_guild
-from sandbox.discord.state import PRIVATE_THREAD, PUBLIC_THREAD, TEXT, THREADS, Message, World, now_iso
+from sandbox.discord.state import PRIVATE_THREAD, PUBLIC_THREAD, TEXT, THREADS, World, now_iso
 from sandbox.discord.wire import json_object, reply, world_of
 
 THREAD_CREATED, THREAD_STARTER = 18, 21
+MAX_ACTIVE = 1000
 
 
 def _checked(form: Form, body: Json) -> None:
@@ -22,6 +24,8 @@ def _checked(form: Form, body: Json) -> None:
 
 
 def _add_thread(world: World, parent: Json, body: Json, thread_id: str, kind: int) -> Json:
+    if sum(not thread["thread_metadata"]["archived"] for thread in world.threads()) >= MAX_ACTIVE:
+        raise ApiError(160006)
     now = now_iso()
     thread: Json = {
         "id": thread_id,
@@ -77,9 +81,8 @@ async def from_message(request: web.Request) -> web.Response:
     )
     place = {"type": 0, "channel_id": channel["id"], "message_id": message.id, "guild_id": world.guild_id}
     shown = {key: value for key, value in message.payload.items() if key not in ("referenced_message", "thread")}
-    world.messages[thread["id"]][starter["id"]] = Message(
-        starter | {"message_reference": place, "referenced_message": shown}
-    )
+    starter.payload |= {"message_reference": place, "referenced_message": shown}
+    world.messages[thread["id"]][starter.id] = starter
     message.payload["flags"] |= HAS_THREAD
     message.payload["thread"] = world.channels[message.id]
     world.dispatch("MESSAGE_UPDATE", message.payload | {"guild_id": world.guild_id})
@@ -105,7 +108,8 @@ async def without_message(request: web.Request) -> web.Response:
             kind=THREAD_CREATED,
         )
         place = {"type": 0, "channel_id": thread["id"], "guild_id": world.guild_id}
-        messages.post(world, Message(note | {"message_reference": place}))
+        note.payload["message_reference"] = place
+        messages.post(world, note)
     return reply(thread, 201)
 
 
@@ -116,6 +120,12 @@ def _thread(request: web.Request) -> Json:
         raise ApiError(50024)
     world.require(thread, permissions.VIEW_CHANNEL)
     return thread
+
+
+def _require_active(thread: Json) -> None:
+    """Raises ApiError 50083 for an archived thread, which nobody joins or leaves."""
+    if thread["thread_metadata"]["archived"]:
+        raise ApiError(50083)
 
 
 def _target(request: web.Request) -> str:
@@ -129,6 +139,7 @@ def _target(request: web.Request) -> str:
 
 async def join(request: web.Request) -> web.Response:
     world, thread, user_id = world_of(request), _thread(request), _target(request)
+    _require_active(thread)
     new = user_id not in world.thread_members[thread["id"]]
     member = add_member(world, thread, user_id)
     if new:
@@ -140,6 +151,7 @@ async def join(request: web.Request) -> web.Response:
 
 async def leave(request: web.Request) -> web.Response:
     world, thread, user_id = world_of(request), _thread(request), _target(request)
+    _require_active(thread)
     if user_id != world.application_id:
         world.require(thread, permissions.MANAGE_THREADS)
     world.thread_members[thread["id"]].pop(user_id, None)

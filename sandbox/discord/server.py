@@ -5,9 +5,9 @@ from pathlib import Path
 from aiohttp import web
 
 from sandbox.discord import control, rest
+from sandbox.discord.attachments import MAX_REQUEST_BYTES
 from sandbox.discord.gateway import Gateway
 from sandbox.discord.journal import Journal
-from sandbox.discord.messages import MAX_REQUEST_BYTES
 from sandbox.discord.state import World, seed
 from sandbox.discord.wire import SERVER, Server, server_of, world_of
 from sandbox.page import page

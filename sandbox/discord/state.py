@@ -42,9 +42,13 @@ def now_iso() -> str:
 
 @dataclass
 class Message:
-    """A message as stored. `ephemeral_for` names the one person who can see it, if it is ephemeral."""
+    """A message as stored. `ephemeral_for` names the one person who can see it, if it is ephemeral.
+
+    `files` are all its files; its payload lists only those that nothing in it shows.
+    """
 
     payload: Json
+    files: list[Json] = field(default_factory=list)
     edits: int = 0
     nonce: str | None = None
     ephemeral_for: str | None = None

@@ -114,6 +114,11 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         if commit := error.fields.get("commit"):
             headers["X-Repo-Commit"] = commit
         return web.json_response({"error": str(error), **error.fields}, status=error.status, headers=headers)
+    except (web.HTTPNotFound, web.HTTPMethodNotAllowed) as error:
+        if not request.path.startswith("/api/"):
+            raise
+        said = f"The Hub on loopback has no {request.method} {request.path}"
+        return web.json_response({"error": said}, status=error.status)
 
 
 @web.middleware

@@ -4,16 +4,17 @@ One token writes to every namespace; reading a public repository needs none. Xet
 with HF_HUB_DISABLE_XET=1.
 """
 
+import html
 import pathlib
 from typing import Any, Literal
 
 import pydantic
-import yaml
 from aiohttp import web
 
-from sandbox.hub import http, pages, upload
+from sandbox.hub import http, info, listing, pages, upload
 from sandbox.hub.http import STORE, base_url, find_repo, need_token, read_body
-from sandbox.hub.store import Commit, Entry, HubError, Repo, Store, check_path
+from sandbox.hub.listing import YES, expanded, is_set
+from sandbox.hub.store import Commit, HubError, Repo, Store, check_path
 
 USER = "stoa"
 # A commit carries its regular files inline; content above that size belongs in LFS.
@@ -26,6 +27,12 @@ class NewRepo(pydantic.BaseModel):
     type: Literal["model", "dataset", "space"] | None = None
     visibility: Literal["public", "private"] | None = None
     private: bool | None = None
+
+
+class OldRepo(pydantic.BaseModel):
+    name: str
+    organization: str | None = None
+    type: Literal["model", "dataset", "space"] | None = None
 
 
 class Settings(pydantic.BaseModel):
@@ -95,83 +102,93 @@ async def create_tag(request: web.Request) -> web.Response:
     return web.json_response({})
 
 
+async def delete_branch(request: web.Request) -> web.Response:
+    need_token(request)
+    find_repo(request).delete_ref("branches", request.match_info["rev"])
+    return web.json_response({})
+
+
+async def delete_tag(request: web.Request) -> web.Response:
+    need_token(request)
+    find_repo(request).delete_ref("tags", request.match_info["rev"])
+    return web.json_response({})
+
+
+async def delete_repo(request: web.Request) -> web.Response:
+    need_token(request)
+    asked = await read_body(request, OldRepo)
+    kind, repo_id = f"{asked.type or 'model'}s", f"{asked.organization or USER}/{asked.name}"
+    repo = request.app[STORE].find(kind, repo_id)
+    if repo is None:
+        raise HubError(404, f"No repository {repo_id} here", "RepoNotFound")
+    repo.delete()
+    return web.json_response({})
+
+
 async def list_refs(request: web.Request) -> web.Response:
     refs = find_repo(request).refs
 
     def items(kind: str, prefix: str) -> list[dict[str, str]]:
         return [{"name": n, "ref": f"refs/{prefix}/{n}", "targetCommit": commit} for n, commit in refs[kind].items()]
 
-    return web.json_response({"branches": items("branches", "heads"), "tags": items("tags", "tags"), "converts": []})
+    listed: dict[str, Any] = {"branches": items("branches", "heads"), "tags": items("tags", "tags"), "converts": []}
+    return web.json_response(listed | ({"pullRequests": []} if is_set(request, "include_prs") else {}))
 
 
 async def list_commits(request: web.Request) -> web.Response:
     history = find_repo(request).history(request.match_info["rev"])
-    authors = [{"user": USER}]
-    return web.json_response(
-        [{"id": c.id, "title": c.title, "message": c.message, "date": c.date, "authors": authors} for c in history]
-    )
+    formatted = "formatted" in request.query.getall("expand[]", [])
+    return web.json_response([_commit(commit, formatted=formatted) for commit in history])
+
+
+def _commit(commit: Commit, *, formatted: bool) -> dict[str, Any]:
+    said = {"title": commit.title, "message": commit.message}
+    told = {"id": commit.id, **said, "date": commit.date, "authors": [{"user": USER}]}
+    # Formatted ones are HTML.
+    return told | ({"formatted": {key: html.escape(text) for key, text in said.items()}} if formatted else {})
 
 
 async def repo_info(request: web.Request) -> web.Response:
     repo = find_repo(request)
     commit = repo.find(request.match_info.get("rev", "main"))
-    with_blobs = request.query.get("blobs", "").lower() in ("1", "true")
-    card = _card_data(request.app[STORE], commit)
-    info = {
-        "_id": repo.id,
-        "id": repo.id,
-        "modelId": repo.id,
-        "author": repo.id.partition("/")[0],
-        "sha": commit.id,
-        "lastModified": commit.date,
-        "private": repo.refs["private"],
-        "gated": False,
-        "disabled": False,
-        "downloads": 0,
-        "likes": 0,
-        "tags": [tag for tag in card.get("tags") or [] if isinstance(tag, str)],
-        "cardData": card,
-        "siblings": [_sibling(path, entry, with_blobs) for path, entry in commit.files.items()],
-    }
-    return web.json_response(info, dumps=http.dumps)
+    told = info.describe(request.app[STORE], repo, commit, blobs=is_set(request, "blobs"))
+    if is_set(request, "securityStatus"):
+        told["securityRepoStatus"] = {"scansDone": True, "filesWithIssues": []}
+    return web.json_response(expanded(request, told) or told, dumps=http.dumps)
 
 
-def _sibling(path: str, entry: Entry, with_blobs: bool) -> dict[str, Any]:
-    if not with_blobs:
-        return {"rfilename": path}
-    lfs = {"sha256": entry.sha256, "size": entry.size, "pointerSize": entry.pointer_size}
-    return {"rfilename": path, "size": entry.size, "blobId": entry.oid} | ({"lfs": lfs} if entry.lfs else {})
+async def safetensors_metadata(request: web.Request) -> web.Response:
+    """The index of a sharded model on `main` with the headers of its shards."""
+    repo, store, path = find_repo(request), request.app[STORE], request.match_info["path"]
+    commit = repo.find("main")
+    if path not in commit.files:
+        raise _missing(repo, commit, path)
+    index = info.json_file(store, commit, path)
+    about = {key: value for key, value in index.items() if key != "weight_map"}
+    return web.json_response({"index": about, "headers": info.headers(store, commit, path)})
 
 
-def _card_data(store: Store, commit: Commit) -> dict[str, Any]:
-    """The metadata at the head of README.md; empty where there is none that can be read."""
-    readme = commit.files.get("README.md")
-    if readme is None or readme.lfs:
-        return {}
-    try:
-        return _front_matter(store.blob(readme.sha256).read_text(errors="replace"))
-    except ValueError:
-        return {}
+async def check_access(request: web.Request) -> web.Response:
+    find_repo(request)
+    if request.path.endswith("/write"):
+        need_token(request)
+    return web.json_response({})
 
 
-def _front_matter(text: str) -> dict[str, Any]:
-    """The YAML between the first two `---` lines; ValueError where it is not a mapping."""
-    lines = text.splitlines()
-    if not lines or lines[0].rstrip() != "---" or "---" not in lines[1:]:
-        return {}
-    try:
-        data = yaml.safe_load("\n".join(lines[1 : lines.index("---", 1)])) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
-    if not isinstance(data, dict):
-        raise ValueError("the metadata is not a mapping of names to values")
-    return data
+async def list_discussions(request: web.Request) -> web.Response:
+    find_repo(request)
+    return web.json_response({"discussions": [], "count": 0, "start": 0})
+
+
+async def list_likers(request: web.Request) -> web.Response:
+    find_repo(request)
+    return web.json_response([])
 
 
 async def validate_card(request: web.Request) -> web.Response:
     card = await read_body(request, Card)
     try:
-        found = _front_matter(card.content)
+        found = info.front_matter(card.content)
     except ValueError as error:
         return web.json_response({"errors": [{"message": str(error)}], "warnings": []}, status=400)
     warnings = [] if found else [{"message": "empty or missing yaml metadata in repo card"}]
@@ -184,16 +201,41 @@ async def list_tree(request: web.Request) -> web.Response:
     if folder and check_path(folder) not in commit.folders:
         raise _missing(repo, commit, folder)
     prefix = f"{folder}/" if folder else ""
-    recursive = request.query.get("recursive", "").lower() in ("1", "true")
+    recursive = is_set(request, "recursive")
     paths = sorted(path for path in [*commit.folders, *commit.files] if path.startswith(prefix))
-    return web.json_response([_item(commit, p) for p in paths if recursive or "/" not in p.removeprefix(prefix)])
+    shown = [path for path in paths if recursive or "/" not in path.removeprefix(prefix)]
+    return web.json_response(_items(repo, commit, shown, expand=is_set(request, "expand")))
 
 
 async def paths_info(request: web.Request) -> web.Response:
-    commit = find_repo(request).find(request.match_info["rev"])
+    repo = find_repo(request)
+    commit = repo.find(request.match_info["rev"])
     form = await request.post()
     asked = [path for path in form.getall("paths", []) if isinstance(path, str)]
-    return web.json_response([_item(commit, path) for path in asked if path in commit.files or path in commit.folders])
+    there = [path for path in asked if path in commit.files or path in commit.folders]
+    return web.json_response(_items(repo, commit, there, expand=str(form.get("expand", "")).lower() in YES))
+
+
+def _items(repo: Repo, commit: Commit, paths: list[str], *, expand: bool) -> list[dict[str, Any]]:
+    """Files and folders as the tree lists them; `expand` adds the last commit of each and the scan of each file."""
+    items = {path: _item(commit, path) for path in paths}
+    if not expand:
+        return list(items.values())
+    history = repo.history(commit.id)
+    for newer, older in zip(history, [*history[1:], None], strict=True):
+        for path, item in items.items():
+            changed = older is None or _oid(older, path) != _oid(newer, path)
+            if changed and "lastCommit" not in item:
+                item["lastCommit"] = {"id": newer.id, "title": newer.title, "date": newer.date}
+    for item in items.values():
+        if item["type"] == "file":
+            item["securityFileStatus"] = {"status": "safe", "avScan": None, "pickleImportScan": None}
+    return list(items.values())
+
+
+def _oid(commit: Commit, path: str) -> str | None:
+    entry = commit.files.get(path)
+    return entry.oid if entry is not None else commit.folders.get(path)
 
 
 def _item(commit: Commit, path: str) -> dict[str, Any]:
@@ -242,17 +284,25 @@ _API = "/api/{kind:models|datasets|spaces}/{ns}/{name}"
 ROUTES = [
     web.get("/api/whoami-v2", whoami),
     web.post("/api/repos/create", create_repo),
+    web.delete("/api/repos/delete", delete_repo),
     web.post("/api/validate-yaml", validate_card),
     web.get(_API, repo_info),
     web.get(_API + "/revision/{rev}", repo_info),
     web.put(_API + "/settings", change_settings),
+    web.get(_API + "/auth-check", check_access),
+    web.get(_API + "/auth-check/write", check_access),
+    web.get(_API + "/discussions", list_discussions),
+    web.get(_API + "/likers", list_likers),
+    web.get("/api/models/{ns}/{name}/safetensors-metadata/{path:.+}", safetensors_metadata),
     web.get(_API + "/refs", list_refs),
     web.get(_API + "/commits/{rev}", list_commits),
     web.get(_API + "/tree/{rev}", list_tree),
     web.get(_API + "/tree/{rev}/{path:.+}", list_tree),
     web.post(_API + "/paths-info/{rev}", paths_info),
     web.post(_API + "/branch/{rev}", create_branch),
+    web.delete(_API + "/branch/{rev}", delete_branch),
     web.post(_API + "/tag/{rev}", create_tag),
+    web.delete(_API + "/tag/{rev}", delete_tag),
     web.get("/{ns}/{name}/resolve/{rev}/{path:.+}", resolve),
     web.get("/{kind:datasets|spaces}/{ns}/{name}/resolve/{rev}/{path:.+}", resolve),
 ]
@@ -268,5 +318,5 @@ def make_app(root: pathlib.Path, *, token: str) -> web.Application:
     app[http.TOKEN] = token
     app[http.FAULTS] = []
     app.on_response_prepare.append(_tag_by_content)
-    app.add_routes([*http.ROUTES, *ROUTES, *upload.ROUTES, *pages.ROUTES])
+    app.add_routes([*http.ROUTES, *listing.ROUTES, *ROUTES, *upload.ROUTES, *pages.ROUTES])
     return app

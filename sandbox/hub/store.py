@@ -1,7 +1,7 @@
 """What the Hub holds, kept on disk where a person can read it.
 
     blobs/ab/abcd…                      content by its sha256
-    repos/{ns}/{name}/refs.json         {"private", "branches": {name: commit}, "tags": {name: commit}}
+    repos/{ns}/{name}/refs.json         {"private", "created", "branches": {name: commit}, "tags": {name: commit}}
     repos/{ns}/{name}/commits/{id}.json a commit with its whole list of files
 
 Datasets and spaces stand in folders of their own beside `repos`. Nothing is kept in memory, and every file is written
@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -150,6 +151,11 @@ class Repo:
         return refs
 
     @property
+    def created(self) -> str:
+        """When it was made."""
+        return self.refs.get("created") or self.history("main")[-1].date
+
+    @property
     def path(self) -> str:
         """Where its page and its files are served, without a leading slash."""
         return self.id if self.kind == "models" else f"{self.kind}/{self.id}"
@@ -182,6 +188,19 @@ class Repo:
         refs[kind][name] = target
         self._write_refs(refs)
 
+    def delete_ref(self, kind: str, name: str) -> None:
+        """Delete a branch or a tag; HubError 404 RevisionNotFound where there is none, 403 for `main`."""
+        refs = self.refs
+        if kind == "branches" and name == "main":
+            raise HubError(403, "The main branch cannot be deleted")
+        if refs[kind].pop(name, None) is None:
+            raise HubError(404, f"{self.id} has no {name!a} to delete", "RevisionNotFound")
+        self._write_refs(refs)
+
+    def delete(self) -> None:
+        """Delete the repository; blobs stay, as others may hold them."""
+        shutil.rmtree(self.folder)
+
     def show(self, *, private: bool) -> None:
         """Let everyone read the repository, or only those with a token."""
         self._write_refs(self.refs | {"private": private})
@@ -196,7 +215,7 @@ class Repo:
             "parent": refs["branches"].get(branch),
             "title": title,
             "message": message,
-            "date": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "date": _now(),
             "files": {path: asdict(entry) for path, entry in sorted(files.items())},
         }
         text = json.dumps(body, indent=1)
@@ -233,7 +252,7 @@ class Store:
         repo = self._at(kind, check_repo_id(repo_id))
         if (repo.folder / "refs.json").exists():
             raise HubError(409, f"You already created this {kind.removesuffix('s')} repo")
-        repo._write_refs({"private": private, "branches": {}, "tags": {}})
+        repo._write_refs({"private": private, "created": _now(), "branches": {}, "tags": {}})
         repo.commit("main", {".gitattributes": self.add(GITATTRIBUTES)}, "initial commit")
         return repo
 
@@ -300,6 +319,10 @@ class Upload:
         self._file.flush()
         self._target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(self._file.name, self._target)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _write(path: pathlib.Path, data: bytes) -> None:

@@ -19,7 +19,7 @@ async def test_the_script_for_the_real_discord(shared_lab: tuple[Lab, Channel]) 
     status, said = await play(lab)
     assert "✘" not in said, said
     assert status == 0
-    assert said.count("✔") == 27
+    assert said.count("✔") == 32
     for click in (
         "/stoa setup",
         "/project propose",

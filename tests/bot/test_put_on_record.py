@@ -84,7 +84,8 @@ async def test_who_works_on_more_projects_than_a_list_holds_types_the_number(sha
 
 def many(session: Session, actor: Actor, number: int) -> None:
     """One of many projects of one person."""
-    policies.change(session, None, "most_open_proposals", str(number + 50), "To see.")
+    for limit in ("most_open_proposals", "most_proposals_a_day"):
+        policies.change(session, None, limit, str(number + 50), "To see.")
     said = {"title": f"Number {number:03}", "question": "q", "why": "w", "needs": "n"}
     lifecycle.propose(session, actor, f"many-{number}", **said)
 

@@ -163,7 +163,8 @@ def propose_at_length(session: Session, actor: Actor) -> None:
 
 def propose_of_two(session: Session, grace: Actor) -> None:
     """Somebody else's projects about Grace, who follows two of them."""
-    policies.change(session, None, "most_open_proposals", "50", "To see.")
+    for limit in ("most_open_proposals", "most_proposals_a_day"):
+        policies.change(session, None, limit, "50", "To see.")
     for number in range(11):
         said = {"title": f"Does Grace fall ({number})?", "question": "q", "why": "w", "needs": "n"}
         project = lifecycle.propose(session, Actor(99, "Emmy"), f"about-{number}", **said)

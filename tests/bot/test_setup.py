@@ -109,6 +109,24 @@ async def test_a_server_is_set_up_once_and_again(lab: Lab) -> None:
     assert "dream" in (await ada.command("project list")).text
 
 
+async def test_with_roles_chosen_it_needs_no_manage_roles(lab: Lab) -> None:
+    """The channels where only the bot may post are made with Manage Channels alone."""
+    await lab.start_bot(**NOTHING)
+    roles: dict[str, Any] = {"reviewers": "reviewer", "moderators": "admin", "admins": "admin"}
+    await lab.guild.set_permissions("Stoa", permissions.BOT & ~permissions.MANAGE_ROLES)
+    lacking = await lab.person("Omar").command("stoa setup", reviewers="reviewer")
+    assert "grant the bot's role Manage Roles, in" in lacking.text
+    before = {channel.id for channel in await lab.guild.channels()}
+    done = await lab.person("Omar").command("stoa setup", **roles)
+    assert done.text.startswith("Stoa is set up.")
+    made = {channel.name: channel for channel in await lab.guild.channels() if channel.id not in before}
+    quiet = [name for name in made if made[name].raw["permission_overwrites"]]
+    assert sorted(quiet) == [NEW["announcements"].name, NEW["record"].name]
+    for name in quiet:
+        denied = {int(overwrite["deny"]) for overwrite in made[name].raw["permission_overwrites"]}
+        assert denied == {0, permissions.SEND_MESSAGES}
+
+
 async def test_a_deleted_channel_is_told_of_and_open_requests_follow_to_the_next(lab: Lab) -> None:
     await lab.start_bot()
     ada, omar, rosa = lab.person("Ada"), lab.person("Omar"), lab.person("Rosa")

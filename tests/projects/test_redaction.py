@@ -208,6 +208,24 @@ def test_whoever_chooses_a_word_as_a_name_blanks_nothing_of_others(db: Database,
     assert everything_verifies(db)
 
 
+def test_a_text_that_is_somebodys_name_too_is_removed_alone(db: Database) -> None:
+    lab = Lab(db)
+    project = lab.proposal(ADA, "Ada")
+    with db.write() as session:
+        membership.follow(session, Actor(77, "q"), project)  # which is the project's question
+    stream = record.project_stream(project)
+    redact(db, OMAR, stream, 2)
+    with db.read() as session:
+        assert projects.view(session, project).question == "q"
+    with db.write() as session:
+        updates.change_needs(session, ADA, project, "Nets.")
+        assert moderation.remove_text(session, OMAR, project, "title", "It was private.") == 1
+    with db.read() as session:
+        kept = [entry.kind for entry in record.since(session, stream, 0) if entry.payload]
+    assert kept == ["record.redacted", "project.needs_changed", "record.redacted"]
+    assert everything_verifies(db)
+
+
 def test_an_id_that_somebody_types_blanks_nothing(db: Database) -> None:
     """Only an object with id and name refers to a person, and the ids of channels and roles are no people's."""
     with db.write() as session:
@@ -218,7 +236,7 @@ def test_an_id_that_somebody_types_blanks_nothing(db: Database) -> None:
         people.ensure(session, Actor(77, "Seven"))
     before = bodies(db)
     found = mentions_of(db, Actor(77, "Seven"))
-    assert (found.entries, len(found.texts)) == (0, 5), "title, question and needs, their entry, and the lab's"
+    assert (found.entries, len(found.texts)) == (0, 4), "title, question and needs, and their entry"
     assert forget(db, Actor(77, "Seven")) == 0
     assert bodies(db) == before
 

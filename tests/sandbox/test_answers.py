@@ -38,6 +38,15 @@ def form(rows: int = 1, **changes: Any) -> dict[str, Any]:
     return {"type": 9, "data": {"custom_id": "m", "title": "T", "components": labels} | changes}
 
 
+def asking(**changes: Any) -> dict[str, Any]:
+    """An answer that opens a form with a select of two options, or what takes its place."""
+    options = [{"label": name, "value": name} for name in "ab"]
+    select: dict[str, Any] = {"type": 3, "custom_id": "s", "options": options} | changes
+    if select["type"] in (5, 19):
+        del select["options"]
+    return form(components=[{"type": 18, "label": "L", "component": select}])
+
+
 def choices(count: int) -> dict[str, Any]:
     return {"type": 8, "data": {"choices": [{"name": str(n), "value": str(n)} for n in range(count)]}}
 
@@ -46,6 +55,13 @@ def choices(count: int) -> dict[str, Any]:
     ("kind", "right", "wrong", "place"),
     [
         (2, form(5), form(6), "components"),
+        (2, asking(min_values=1), asking(min_values=0), "components"),
+        (2, asking(min_values=0, required=False), asking(min_values=2), "components"),
+        (2, asking(disabled=False), asking(disabled=True), "components"),
+        (2, asking(type=5), asking(type=5, min_values=3, max_values=2), "components"),
+        (2, asking(type=22, min_values=2), asking(type=22, min_values=3), "components"),
+        (2, asking(type=19, max_values=3), asking(type=19, min_values=0, max_values=3), "components"),
+        (2, asking(id=2**31 - 1), asking(id=2**31), "components"),
         (2, form(title="t" * 45), form(title="t" * 46), "title"),
         (COMPONENT, form(), UPDATE | {"data": {"content": "x" * 2001}}, "content"),
         (MODAL, SAID, form(), "type"),

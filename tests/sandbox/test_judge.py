@@ -6,6 +6,7 @@ import pytest
 
 from tests.discord_openapi import DiscordJudge
 
+PICTURE = {"type": 12, "items": [{"media": {"url": "attachment://a.png"}}]}
 REFUSED = {"message": "Unknown Message", "code": 10008}
 
 
@@ -46,6 +47,16 @@ def test_what_is_right_passes(judge: DiscordJudge) -> None:
         (posted(flags=1 << 15, components=[text("x" * 2001)] * 2), "over 4,000 characters in sum"),
         (posted(flags=1 << 15, components=[{"type": 17, "components": [text("x")] * 40}]), "over 40 components"),
         (posted(components=[{"type": 1, "components": []}]), "components"),
+        (posted(flags=1 << 15, components=[text("x") | {"id": 2**31}]), "no integer of 32 bits"),
+        (posted(flags=1 << 15, components=[text("x") | {"id": 3}, text("y") | {"id": 3}]), "id is used twice"),
+        (
+            exchange("PATCH", "/channels/1/messages/2", {"flags": 1 << 15, "components": [PICTURE]}, 204),
+            "shows attachment://a.png and does not list it",
+        ),
+        (
+            exchange("PUT", "/applications/1/commands", [{"name": str(n), "type": 3} for n in range(16)], 200, []),
+            "over 15 commands of type 3",
+        ),
         (exchange("POST", "/guilds/1/channels", {"name": "x", "topic": "t" * 1025}, 204), "topic is over 1,024"),
         (
             exchange("PUT", "/applications/1/commands", [{"name": "Up", "description": "d"}], 200, []),

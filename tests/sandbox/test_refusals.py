@@ -52,13 +52,18 @@ def choices(count: int) -> list[dict[str, Any]]:
 
 
 NO_FILE = {"type": 12, "items": [{"media": {"url": "attachment://no.png"}}]}
+SELECT = {"type": 3, "custom_id": "s", "options": [{"label": str(n), "value": str(n)} for n in range(5)]}
 FORTY_TWO = [{"type": 17, "components": [text("x")] * 20}] * 2
 BUTTON, URL = "components.0.components.0.", "components.0.items.0.media.url"
+ANSWERS = [{"poll_media": {"text": "a"}}]
+LEGACY = "MESSAGE_CANNOT_USE_LEGACY_FIELDS_WITH_COMPONENTS_V2"
+TOO_LARGE = "SELECT_COMPONENT_MIN_VALUES_TOO_LARGE"
 MESSAGES = [
     ({"content": "x" * 2001}, "content", "BASE_TYPE_MAX_LENGTH"),
     ({"content": "x", "nonce": "n" * 26}, "nonce", "BASE_TYPE_MAX_LENGTH"),
     ({"embeds": [{"description": "x" * 4000}, {"description": "x" * 2001}]}, "embeds", "MAX_EMBED_SIZE_EXCEEDED"),
     ({"embeds": [{"title": "x" * 257}]}, "embeds.0.title", "BASE_TYPE_MAX_LENGTH"),
+    ({"embeds": [{"fields": [{"name": "n", "value": " "}]}]}, "embeds.0.fields.0.value", "BASE_TYPE_BAD_LENGTH"),
     ({"content": "x", "components": [text("y")]}, "components.0.type", "BASE_TYPE_CHOICES"),
     (buttons(*[{"custom_id": str(n)} for n in range(6)]), "components.0.components", "BASE_TYPE_BAD_LENGTH"),
     (buttons({"label": "x" * 81}), BUTTON + "label", "BASE_TYPE_MAX_LENGTH"),
@@ -71,6 +76,24 @@ MESSAGES = [
     (cards(text("x" * 3000), text("y" * 1001)), "components", "COMPONENT_DISPLAYABLE_TEXT_SIZE_EXCEEDED"),
     (cards(*FORTY_TWO), "components", "COMPONENT_MAX_TOTAL_COMPONENTS_EXCEEDED"),
     (cards(NO_FILE), URL, "COMPONENT_REFERENCED_ATTACHMENT_NOT_FOUND"),
+    ({"poll": {"question": {"text": "q"}, "answers": []}}, "poll.answers", "BASE_TYPE_BAD_LENGTH"),
+    ({"poll": {"question": {"text": "q" * 301}, "answers": ANSWERS}}, "poll.question.text", "BASE_TYPE_BAD_LENGTH"),
+    (cards(text("y"), poll={"question": {"text": "q"}, "answers": ANSWERS}), "poll", LEGACY),
+    (cards(text("x") | {"id": 2**31}), "components.0.id", "NUMBER_TYPE_MAX"),
+    (cards(text("x") | {"id": -1}), "components.0.id", "NUMBER_TYPE_MIN"),
+    (cards(text("x") | {"id": "7"}), "components.0.id", "NUMBER_TYPE_COERCE"),
+    (cards(text("x") | {"id": 3}, text("y") | {"id": 3}), "components", "COMPONENT_ID_DUPLICATED"),
+    (cards(row(SELECT | {"min_values": 3, "max_values": 2})), BUTTON + "min_values", TOO_LARGE),
+    (cards(row(SELECT | {"min_values": 2})), BUTTON + "min_values", TOO_LARGE),
+    (cards(row(SELECT | {"max_values": 6})), BUTTON + "max_values", "BASE_TYPE_BAD_LENGTH"),
+    (
+        cards(row({"type": 6, "custom_id": "r", "default_values": [{"id": "1", "type": "role"}] * 2})),
+        BUTTON + "default_values",
+        "BASE_TYPE_BAD_LENGTH",
+    ),
+    (buttons({"style": 6, "custom_id": None, "label": None}), BUTTON + "sku_id", "BASE_TYPE_REQUIRED"),
+    (buttons({"style": 6, "sku_id": "1", "custom_id": None}), BUTTON + "label", "BUTTON_COMPONENT_INVALID"),
+    (buttons({"sku_id": "1"}), BUTTON + "sku_id", "BUTTON_COMPONENT_INVALID"),
     ({"content": "x", "allowed_mentions": {"parse": ["all"]}}, "allowed_mentions.parse.0", "BASE_TYPE_CHOICES"),
 ]
 
@@ -103,6 +126,10 @@ COMMANDS = [
     (command(option("a", choices=choices(26))), "0.options.0.choices"),
     (command(option("a"), option("b", required=True)), "0.options.1"),
     (command(option("a"), option("a")), "0.options.1"),
+    (command(option("a", type=5, choices=choices(1))), "0.options.0"),
+    (command(option("a", type=6, autocomplete=True)), "0.options.0"),
+    (command(option("a", type=4, max_value=2**53)), "0.options.0.max_value"),
+    ({"name": "launch", "type": 4}, "0.type"),
     (command(*[option(f"o{n}", choices=LONG) for n in range(5)]), "0"),
 ]
 
@@ -116,6 +143,27 @@ async def test_a_command_over_a_limit_is_refused(
     assert status == 400
     assert fault_at(answer, place)
     assert await guild.commands() == []
+
+
+async def test_a_scope_has_100_slash_commands_and_15_of_each_menu(
+    rest: Rest, info: dict[str, Any], guild: Guild, sandbox: Server, judge: DiscordJudge, tmp_path: Path
+) -> None:
+    """The three sorts are counted apart, globally and in a guild."""
+    sandbox.rates.enforced = False
+    application = f"/applications/{info['application_id']}"
+    slashes = [command(name=f"c{n}") for n in range(100)]
+    menus = [{"name": f"Menu {n}", "type": kind} for kind in (2, 3) for n in range(15)]
+    more = [(command(name="c100"), 100), ({"name": "Menu 15", "type": 2}, 15), ({"name": "Menu 15", "type": 3}, 15)]
+    for path in (f"{application}/commands", f"{application}/guilds/{info['guild_id']}/commands"):
+        assert (await rest("PUT", path, slashes + menus))[0] == 200
+        for extra, most in more:
+            for method, body in (("POST", extra), ("PUT", [*slashes, *menus, extra])):
+                status, refusal = await rest(method, path, body)
+                assert (status, refusal["code"]) == (400, 30032)
+                assert f"({most})" in refusal["message"]
+        assert (await rest("POST", path, command(name="c7", description="anew")))[0] == 200
+    assert len(await guild.commands()) == 260
+    assert judge.judge_recorded(tmp_path) == []
 
 
 async def test_a_channel_over_a_limit_is_refused(rest: Rest, info: dict[str, Any]) -> None:
@@ -147,6 +195,22 @@ async def test_a_guild_holds_500_channels_and_a_category_50(
     assert judge.judge_recorded(tmp_path) == []
 
 
+async def test_a_guild_holds_250_roles_and_1000_active_threads(
+    rest: Rest, info: dict[str, Any], sandbox: Server
+) -> None:
+    world, general = sandbox.world, f"/channels/{info['channels']['general']}"
+    sandbox.rates.enforced = False
+    while len(world.roles) < 249:
+        world.add_role("x", 0)
+    made = [await rest("POST", f"/guilds/{info['guild_id']}/roles", {"name": "r", "permissions": "0"}) for _ in "ab"]
+    assert (made[0][0], made[1][1]["code"]) == (200, 30005)
+    thread = (await rest("POST", f"{general}/threads", {"name": "t", "type": 11}))[1]
+    state = world.channels[thread["id"]]
+    world.channels |= {str(n): state | {"id": str(n)} for n in range(998)}
+    made = [await rest("POST", f"{general}/threads", {"name": "t", "type": 11}) for _ in "ab"]
+    assert (made[0][0], made[1][1]["code"]) == (201, 160006)
+
+
 async def test_errors_carry_discords_codes(
     rest: Rest, info: dict[str, Any], guild: Guild, sandbox: Server, judge: DiscordJudge, tmp_path: Path
 ) -> None:
@@ -162,6 +226,7 @@ async def test_errors_carry_discords_codes(
         ("POST", f"/channels/{general}/messages", {}, 400, 50006),
         ("POST", f"/channels/{general}/messages", {"content": " \n"}, 400, 50006),
         ("PATCH", f"/channels/{general}/messages/{message}", {"content": ""}, 400, 50006),
+        ("POST", f"/channels/{general}/messages", {"sticker_ids": ["1"]}, 400, 50081),
         ("PATCH", f"/channels/{general}/messages/{said.id}", {"content": "x"}, 403, 50005),
         ("POST", "/interactions/1/none/callback", {"type": 4, "data": {"content": "x"}}, 404, 10062),
         ("PATCH", f"/webhooks/{info['application_id']}/none/messages/@original", {"content": "x"}, 401, 50027),
@@ -197,9 +262,15 @@ async def test_permissions_are_kept(rest: Rest, info: dict[str, Any], guild: Gui
     assert (await rest("PUT", given))[0] == 204
 
     await guild.set_permissions("Stoa", permissions.BOT & ~permissions.MANAGE_ROLES)
-    for method, path, changed in (("PATCH", general, {}), ("POST", channels, {"name": "x"})):
-        body = changed | {"permission_overwrites": [{"id": own, "type": 0, "allow": 0, "deny": 0}]}
-        assert (await rest(method, path, body))[1]["code"] == 50013
+    overwrites = {"permission_overwrites": [{"id": own, "type": 0, "allow": permissions.SEND_MESSAGES, "deny": 0}]}
+    assert (await rest("PATCH", general, overwrites))[1]["code"] == 50013
+    assert (await rest("PUT", f"{general}/permissions/{own}", speak | {"type": 0}))[1]["code"] == 50013
+    assert (await rest("POST", channels, {"name": "x"} | overwrites))[0] == 201, "a new one asks for no Manage Roles"
+    beyond[0]["allow"] = permissions.MANAGE_ROLES
+    assert (await rest("POST", channels, {"name": "x", "permission_overwrites": beyond}))[1]["code"] == 50013
+    await guild.set_permissions("Stoa", permissions.BOT)
+    refused = await rest("POST", channels, {"name": "x", "permission_overwrites": beyond})
+    assert refused[1]["code"] == 50013, "Manage Roles is an administrator's to give"
     await guild.set_permissions("Stoa", permissions.VIEW_CHANNEL)
     assert (await rest("POST", channels, {"name": "x"}))[1]["code"] == 50013
 
@@ -220,7 +291,32 @@ async def test_history_and_a_locked_thread_ask_for_permissions_of_their_own(
     assert (await rest("GET", f"{messages}/{message}"))[1]["code"] == 50013
 
 
-async def test_files_over_10_mib_and_unreferenced_ones_are_refused(rest: Rest, info: dict[str, Any]) -> None:
+async def test_an_archived_thread_is_neither_joined_nor_left(rest: Rest, info: dict[str, Any], guild: Guild) -> None:
+    messages = f"/channels/{info['channels']['general']}/messages"
+    thread = f"/channels/{(await rest('POST', messages, {'content': 'x'}))[1]['id']}"
+    assert (await rest("POST", f"{messages}/{thread.rpartition('/')[2]}/threads", {"name": "t"}))[0] == 201
+    member = f"{thread}/thread-members/{info['users']['Ada']}"
+    assert (await rest("PATCH", thread, {"archived": True}))[0] == 200
+    for method, path in (("PUT", member), ("DELETE", member), ("PUT", f"{thread}/thread-members/@me")):
+        assert (await rest(method, path))[1]["code"] == 50083
+    assert (await rest("PATCH", thread, {"archived": False}))[0] == 200
+    assert (await rest("PUT", member))[0] == 204
+    await guild.set_permissions("Stoa", permissions.BOT & ~permissions.MANAGE_THREADS)
+    for body, status in (({"locked": True}, 403), ({"rate_limit_per_user": 5}, 403), ({"archived": True}, 200)):
+        assert (await rest("PATCH", thread, body))[0] == status, body
+
+
+async def test_a_deleted_category_leaves_its_channels_without_one(
+    rest: Rest, info: dict[str, Any], sandbox: Server
+) -> None:
+    told: list[str] = []
+    sandbox.world.listeners.append(lambda name, data: told.append(f"{name} {data.get('name')}"))
+    assert (await rest("DELETE", f"/channels/{info['categories']['Lab']}"))[0] == 200
+    assert told[-1] == "CHANNEL_DELETE Lab"
+    assert "CHANNEL_UPDATE general" in told
+
+
+async def test_files_over_10_mib_are_refused(rest: Rest, info: dict[str, Any]) -> None:
     path = f"/channels/{info['channels']['general']}/messages"
 
     def form(payload: dict[str, Any], size: int) -> aiohttp.FormData:
@@ -231,8 +327,6 @@ async def test_files_over_10_mib_and_unreferenced_ones_are_refused(rest: Rest, i
 
     status, answer = await rest("POST", path, data=form({}, 10 * 2**20 + 1))
     assert (status, answer["code"]) == (413, 40005)
-    status, answer = await rest("POST", path, data=form(cards(text("x")), 10))
-    assert (status, fault_at(answer, "components")) == (400, "UNREFERENCED_ATTACHMENT")
     status, answer = await rest("POST", path, data=form({}, 10))
     assert (status, answer["attachments"][0]["filename"]) == (200, "a_b.bin")
     async with aiohttp.ClientSession() as session, session.get(answer["attachments"][0]["url"]) as file:

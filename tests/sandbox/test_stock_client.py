@@ -185,6 +185,25 @@ async def test_a_command_in_a_thread(bot: bots.Bot, guild: Guild) -> None:
     assert answer.message.channel_id == str(thread.id)
 
 
+async def test_no_command_in_a_closed_thread(bot: bots.Bot, guild: Guild) -> None:
+    """Neither a slash command, nor its completion, nor a message's menu; a moderator may in a locked thread."""
+    thread = await (await bot.text_channel("general").send("x")).create_thread(name="talk")
+    ada, omar = guild.person("Ada"), guild.person("Omar")
+    options: dict[str, Any] = {"goal": "learn", "hours": 1, "lead": "Ada"}
+    await omar.set_thread("talk", archived=True)
+    for person in (ada, omar):
+        with pytest.raises(ActionError, match="Commands cannot be used in #talk: the thread is archived"):
+            await person.command("project scope", channel="talk", **options)
+    with pytest.raises(ActionError, match="the thread is archived"):
+        await ada.complete("run", "recipe", "de", channel="talk")
+    await omar.set_thread("talk", archived=False, locked=True)
+    with pytest.raises(ActionError, match="ada cannot use commands in #talk: the thread is locked"):
+        await ada.command("project scope", channel="talk", **options)
+    assert (await omar.command("project scope", channel="talk", **options)).kind == "message"
+    await thread.edit(locked=False)
+    assert (await ada.command("project scope", channel="talk", **options)).kind == "message"
+
+
 async def test_a_thread_is_made_once(bot: bots.Bot, guild: Guild) -> None:
     message = await bot.text_channel("proposals").send("A proposal")
     thread = await message.create_thread(name="the talk")

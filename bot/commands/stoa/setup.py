@@ -115,7 +115,7 @@ def _is_ours(channel: discord.abc.GuildChannel, new: New) -> bool:
 def _lacking(guild: discord.Guild, found: Mapping[str, Target], made: list[str]) -> Iterator[str]:
     """A sentence for the server and for each channel where the bot lacks permissions, which names them."""
     needed = dict(server.IN_GUILD)
-    if any(name in server.ROLES or NEW[name].quiet for name in made):
+    if set(made).intersection(server.ROLES):
         needed["manage_roles"] = "Manage Roles"
     own = guild.me.guild_permissions
     if missing := [label for bit, label in needed.items() if not getattr(own, bit)]:

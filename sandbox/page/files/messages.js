@@ -4,6 +4,7 @@ import { isWeb, markdown } from "./markdown.js";
 
 const LOADING = 128;
 const HAS_THREAD = 32;
+const COMPONENTS_V2 = 1 << 15;
 const THREAD_CREATED = 18;
 const THREAD_STARTER = 21;
 const USED = [19, 20];
@@ -46,8 +47,8 @@ export function show(message, page) {
   if (loading) body.append(el("p", { class: "thinking" }, `${name} is thinking`, el("span", { class: "dots", "aria-hidden": "true" })));
   if (message.content) body.append(markdown(message.content, page.seen));
   body.append(...message.components.map((part) => component(part, message, page)));
-  const shown = new Set(pictured(message.components));
-  body.append(...message.attachments.filter((file) => !shown.has(file.id)).map(attached));
+  // Discord shows no file of a Components V2 message by itself.
+  if (!(message.flags & COMPONENTS_V2)) body.append(...message.attachments.map(attached));
   if (message.edited_timestamp && !author.bot) body.append(el("small", {}, "(edited)"));
   if (message.flags & HAS_THREAD) {
     const thread = page.seen.channel(message.id);
@@ -64,15 +65,6 @@ export function show(message, page) {
 
 const count = (number) => (number === 1 ? "1 message" : `${Math.max(number, 0)} messages`);
 const clock = (stamp) => new Date(stamp).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
-
-function* pictured(components) {
-  for (const part of components) {
-    for (const slot of [part.media, part.file, ...(part.items ?? []).map((item) => item.media)]) {
-      if (slot?.attachment_id) yield slot.attachment_id;
-    }
-    yield* pictured([...(part.components ?? []), ...(part.accessory ? [part.accessory] : [])]);
-  }
-}
 
 function component(part, message, page) {
   const inside = () => part.components.map((inner) => component(inner, message, page));
