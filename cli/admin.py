@@ -104,6 +104,8 @@ def pool_add(
     ] = registry.DEFAULT,
     price_weight: Annotated[float, typer.Option(help="What a GPU-second weighs in fair-share.")] = 1.0,
     most_submitted: Annotated[int, typer.Option(help="Jobs that a runner's own queue is given at a time.")] = 4,
+    memory_gib: Annotated[float | None, typer.Option(help="Memory of a GPU, or the most for a CPU process.")] = None,
+    host_memory_gib: Annotated[float | None, typer.Option(help="Memory of a host.")] = None,
     **options: str | None,
 ) -> None:
     """Add a pool of GPUS devices of GPU_TYPE."""
@@ -119,6 +121,8 @@ def pool_add(
             price_weight=price_weight,
             runner_options={option: value for option, value in options.items() if value is not None},
             most_submitted=most_submitted,
+            memory_gib=memory_gib,
+            host_memory_gib=host_memory_gib,
         )
     typer.echo(f"pool {name}: {gpus} × {gpu_type}")
 
@@ -129,12 +133,23 @@ def pool_change(
     why: Why,
     gpus: Annotated[str, typer.Option(help="Another count of GPUs.")] = "",
     price_weight: Annotated[str, typer.Option(help="Another weight in fair-share.")] = "",
+    memory_gib: Annotated[float | None, typer.Option(help="Memory of a GPU, or the most for a CPU process.")] = None,
+    host_memory_gib: Annotated[float | None, typer.Option(help="Memory of a host.")] = None,
 ) -> None:
-    """Set how many GPUs the pool NAME has, or its price weight."""
+    """Set how many GPUs the pool NAME has, its price weight, or its memory."""
     from broker.reviews import inventory
 
     with refusing(), database().write() as session:
-        inventory.change_pool(session, None, name, gpus=gpus, price_weight=price_weight, reason=why)
+        inventory.change_pool(
+            session,
+            None,
+            name,
+            gpus=gpus,
+            price_weight=price_weight,
+            memory_gib=memory_gib,
+            host_memory_gib=host_memory_gib,
+            reason=why,
+        )
     typer.echo(f"pool {name} is changed")
 
 

@@ -17,7 +17,7 @@ from trainer.data.commands import app as data
 from trainer.distributed import ranks
 from trainer.evaluation.commands import app as evaluation
 from trainer.events import append_event
-from trainer.exits import fail, finish
+from trainer.exits import finish, one_sentence, outcome_of
 from trainer.folder_lock import locked
 from trainer.import_command import app as importing
 
@@ -34,6 +34,9 @@ def train(
     out: Out,
     resume: Annotated[Path | None, typer.Option(help="A checkpoint of another folder; it is only read.")] = None,
     fork: Annotated[str | None, typer.Option(metavar="RUN@STEP", help="Start from a kept step of another run.")] = None,
+    change: Annotated[
+        str, typer.Option(metavar="KEYS", help="Keys, such as training.steps, that a resumed run may change.")
+    ] = "",
     gpus: Gpus = 1,
     hosts: Annotated[
         int, typer.Option(min=1, max=65_536, help="Hosts, each with --gpus GPUs and this same folder.")
@@ -43,23 +46,24 @@ def train(
     address: Annotated[str | None, typer.Option(help="This host's own, if it has several.")] = None,
 ) -> None:
     """Train; go on from the newest checkpoint in the folder, if there is one."""
-    try:
+    with one_sentence(interrupts=False):
         here = ranks.host(host, hosts, rendezvous, address)
-    except ConfigError as error:
-        fail(Status.CONFIG, str(error))
-    with locked(out, host):
-        try:
-            settings = load(config)
-            settings.data_ranks(gpus * hosts)
-            start = find_starting_point(settings, out, resume, fork)
-            if host == 0:
-                append_event(out, Event.STARTED, step=start.step, steps=settings.training.steps, ranks=gpus * hosts)
-            outcome = ranks.run(out.absolute(), settings, start, gpus, here)
-        except ConfigError as error:
-            outcome = Outcome(status=Status.CONFIG, reason=str(error))
-        except OSError as error:
-            outcome = Outcome(status=Status.FAILED, reason=f"The ranks could not be started: {error}.")
-        finish(out, outcome, writes=host == 0)
+        with locked(out, host):
+            try:
+                settings = load(config)
+                settings.data_ranks(gpus * hosts)
+                wished = [key.strip() for key in change.split(",") if key.strip()]
+                start = find_starting_point(settings, out, resume, fork, wished)
+                if host == 0:
+                    append_event(out, Event.STARTED, step=start.step, steps=settings.training.steps, ranks=gpus * hosts)
+                    for message in start.changes:
+                        append_event(out, Event.WARNING, message=message)
+                outcome = ranks.run(out.absolute(), settings, start, gpus, here)
+            except OSError as error:
+                outcome = Outcome(status=Status.FAILED, reason=f"The ranks could not be started: {error}.")
+            except Exception as error:
+                outcome = outcome_of(error)
+            finish(out, outcome, writes=host == 0)
 
 
 @app.command()
@@ -73,22 +77,20 @@ def check(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what a configuration would cost, without running it."""
-    for option, value in (("--tokens-per-second", tokens_per_second), ("--gpu-memory", gpu_memory)):
-        if value is not None and not math.isfinite(value):
-            fail(Status.CONFIG, f"{option} must be a finite number, not {value}.")
-    try:
+    with one_sentence():
+        for option, value in (("--tokens-per-second", tokens_per_second), ("--gpu-memory", gpu_memory)):
+            if value is not None and not math.isfinite(value):
+                raise ConfigError(f"{option} must be a finite number, not {value}.")
         memory = None if gpu_memory is None else int(gpu_memory * 2**30)
         report = dry_run(load(config), gpus, memory, tokens_per_second)
-    except ConfigError as error:
-        fail(Status.CONFIG, str(error))
-    if json:
-        print(report.model_dump_json())
-    else:
-        Console().print(_table(report))
-        if report.note:
-            print(report.note)
-    if report.refusal:
-        fail(Status.CONFIG, report.refusal)
+        if json:
+            print(report.model_dump_json())
+        else:
+            Console().print(_table(report))
+            if report.note:
+                print(report.note)
+        if report.refusal:
+            raise ConfigError(report.refusal)
 
 
 app.add_typer(importing)

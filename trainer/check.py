@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pydantic import BaseModel
 
 from trainer.config import ConfigError, TrainConfig
-from trainer.memory import memory_per_gpu
+from trainer.memory import Device, memory_per_gpu
 from trainer.metrics import flops_per_token as flops_per_token
 from trainer.metrics import parameters
 
@@ -31,18 +31,20 @@ def check(
     gpus: int = 1,
     gpu_memory: int | None = None,
     tokens_per_second: float | None = None,
+    device: Device | None = None,
 ) -> CheckReport:
-    """The dry run on `gpus` GPUs with `gpu_memory` bytes each. `tokens_per_second` is a measured rate over all GPUs."""
+    """The dry run on `gpus` GPUs with `gpu_memory` bytes each, or processes where `device` is cpu; by default it is
+    what this machine has. `tokens_per_second` is a measured rate over all GPUs."""
     tokens = config.tokens_per_step * config.training.steps
     refusal = None
     try:
         data_ranks = config.data_ranks(gpus)
     except ConfigError as error:
         refusal, data_ranks = str(error), max(1, gpus // (config.parallel.pipeline * config.parallel.tensor))
-    parts = memory_per_gpu(config, data_ranks)
+    parts = memory_per_gpu(config, data_ranks, device)
     memory = sum(parts)
     if refusal is None and gpu_memory is not None and memory > gpu_memory:
-        refusal = what_fits(config, gpus, gpu_memory)
+        refusal = what_fits(config, gpus, gpu_memory, device)
     return CheckReport(
         parameters=parameters(config),
         tokens=tokens,
@@ -67,13 +69,14 @@ def _note(config: TrainConfig, data_ranks: int) -> str | None:
     )
 
 
-def what_fits(config: TrainConfig, gpus: int, gpu_memory: int) -> str:
+def what_fits(config: TrainConfig, gpus: int, gpu_memory: int, device: Device | None = None) -> str:
     """A sentence that says what memory the run needs, and the first change that would make it fit in `gpu_memory`
     bytes."""
-    need = f"It needs about {readable(sum(memory_per_gpu(config, config.data_ranks(gpus))))} on each GPU and there are "
-    need += readable(gpu_memory)
+    each = "GPU" if device != "cpu" else "process"
+    needed = sum(memory_per_gpu(config, config.data_ranks(gpus), device))
+    need = f"It needs about {readable(needed)} on each {each} and there are {readable(gpu_memory)}"
     for words, changed in _smaller(config, gpus):
-        wanted = sum(memory_per_gpu(changed, changed.data_ranks(gpus)))
+        wanted = sum(memory_per_gpu(changed, changed.data_ranks(gpus), device))
         if wanted <= gpu_memory:
             return f"{need}; with {words} it would need about {readable(wanted)}."
     return f"{need}; use more GPUs, or split the model further with parallel.tensor and parallel.pipeline."

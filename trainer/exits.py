@@ -1,6 +1,8 @@
 """How a command exits: one sentence on standard error, an exit status, and `outcome.json`. Imports no torch."""
 
 import contextlib
+import io
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ import typer
 from trainer.contract import OUTCOME_FILE, Event, Outcome, Status
 from trainer.events import append_event
 from trainer.files import write_atomically
+from trainer.schema import ConfigError, as_unicode
 
 
 class FailedError(Exception):
@@ -38,6 +41,52 @@ def finish(out: Path, outcome: Outcome, writes: bool = True) -> NoReturn:
     if event == Event.FAILED:
         fail(outcome.status, outcome.reason or "")
     raise typer.Exit(outcome.status)
+
+
+@contextlib.contextmanager
+def one_sentence(interrupts: bool = True) -> Iterator[None]:
+    """Turn whatever error ends a command into one sentence on standard error and the exit status that goes with it.
+    Where `interrupts`, a stop signal ends it with Status.STOPPED and no sentence."""
+    if not sys.stderr.isatty():
+        # Turns off the bars of libraries, which read the variable when they are imported; ours look at the terminal.
+        os.environ.setdefault("TQDM_DISABLE", "1")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name of a file that is no text in the terminal's encoding is still printed.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        with interruptible() if interrupts else contextlib.nullcontext():
+            yield
+    except (typer.Exit, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # the panics of libraries in Rust are no Exception
+        outcome = outcome_of(error)
+        if outcome.reason:
+            fail(outcome.status, outcome.reason)
+        raise typer.Exit(outcome.status) from None
+
+
+def outcome_of(error: BaseException) -> Outcome:
+    """The outcome of a command that an error, or a stop signal as KeyboardInterrupt, has ended; its reason is one
+    sentence."""
+    match error:
+        case KeyboardInterrupt():
+            return Outcome(status=Status.STOPPED)
+        case ConfigError():
+            return Outcome(status=Status.CONFIG, reason=_line(str(error)))
+        case FailedError():
+            return Outcome(status=Status.FAILED, reason=_line(str(error)))
+        case MemoryError():
+            return Outcome(status=Status.FAILED, reason="The memory of this machine is used up; give the command more.")
+        case OSError():
+            what = as_unicode(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else "A file"
+            reason = f"{_line(what)} cannot be used ({_line(error.strerror or str(error))}); see to it and try again."
+            return Outcome(status=Status.FAILED, reason=reason)
+    return Outcome(status=Status.FAILED, reason=f"{type(error).__name__}: {_line(str(error)) or 'no message'}")
+
+
+def _line(message: str) -> str:
+    """The first line of a message."""
+    return as_unicode(message).strip().partition("\n")[0]
 
 
 @contextlib.contextmanager

@@ -58,6 +58,6 @@ def memory(device: torch.device, local_ranks: int) -> int:
     group = Path("/sys/fs/cgroup/memory.max")
     if group.exists() and (text := group.read_text().strip()).isdecimal():
         limits.append(int(text))
-    address_space = resource.getrlimit(resource.RLIMIT_AS)[0]
-    own = address_space if address_space != resource.RLIM_INFINITY else min(limits)
-    return min(own, min(limits) // local_ranks)
+    bounds = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+    own = [bound for bound in bounds if bound != resource.RLIM_INFINITY]
+    return min([*own, min(limits) // local_ranks])

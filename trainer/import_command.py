@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from trainer.checkpoint import folders
-from trainer.contract import CONFIG_FILE, Status
-from trainer.exits import fail, interruptible
+from trainer.contract import CONFIG_FILE
+from trainer.exits import one_sentence
 from trainer.folder_lock import locked
 from trainer.progress import bars
 from trainer.schema import ConfigError
@@ -27,20 +27,15 @@ def import_(
 ) -> None:
     """Start from weights of transformers: write config.yml and the checkpoint of step 0, checked against
     transformers."""
-    if folders.newest(out):
-        fail(Status.CONFIG, f"{out} holds checkpoints already; give --out another folder.")
-    try:
-        with interruptible(), locked(out):
-            from trainer.families.importing import import_folder
+    with one_sentence(), locked(out):
+        if folders.newest(out):
+            raise ConfigError(f"{out} holds checkpoints already; give --out another folder.")
+        from trainer.families.importing import import_folder
 
-            with bars() as advance:
-                done = import_folder(source, out, recipe, advance)
-    except KeyboardInterrupt:
-        raise typer.Exit(Status.STOPPED) from None
-    except ConfigError as error:
-        fail(Status.CONFIG, str(error))
-    for note in done.notes:
-        print(f"Note: {note}")
-    print(f"{done.folder}: its logits are those of transformers, {done.difference:.1g} apart at most.")
-    config = out / CONFIG_FILE
-    print(f"Fill in the data of {config}, then: python -m trainer train {config} --out NEW --fork {out}@0")
+        with bars() as advance:
+            done = import_folder(source, out, recipe, advance)
+        for note in done.notes:
+            print(f"Note: {note}")
+        print(f"{done.folder}: its logits are those of transformers, {done.difference:.1g} apart at most.")
+        config = out / CONFIG_FILE
+        print(f"Fill in the data of {config}, then: python -m trainer train {config} --out NEW --fork {out}@0")

@@ -33,6 +33,10 @@ PROBE_ROWS, PROBE_LENGTH = 2, 16
 """Held-out rows, and tokens of each, whose logits go into every checkpoint."""
 
 
+OFTEN = 16
+"""Readings of a source beyond which a run warns; repeated data lose their value by then (Muennighoff et al. 2023)."""
+
+
 class TrainingError(RuntimeError):
     """Training cannot go on; the text is one sentence that names the step."""
 
@@ -74,10 +78,21 @@ class Run:
             write_atomically(out / CONFIG_FILE, dump(config))
             drop_metrics_after(out, start.step)
             folders.remove_partial(out)
+            self._tell_of_repetition()
         self.spikes = LossSpikes(config.training.spike)
         for line in last_metrics(out, SPAN):
             self.spikes.above(line["loss"])
         self.reader = ThreadPoolExecutor(1)
+
+    def _tell_of_repetition(self) -> None:
+        """Warn of sources that the run reads oftener than OFTEN, or not for the epochs that they are given."""
+        for source, times in zip(self.corpus.sources, self.corpus.readings(), strict=True):
+            other_epochs = source.epochs is not None and not 0.9 < times / source.epochs < 1.1
+            if times > OFTEN or other_epochs:
+                asked = f", and its epochs are {source.epochs:g}" if source.epochs is not None else ""
+                message = f"the run reads each row of {source.name} {times:.2f} times on average{asked}"
+                append_event(self.out, Event.WARNING, message=message)
+                self.progress.say(message)
 
     def build(self) -> None:
         """Build the model with its optimizer, and load the checkpoint or draw the weights from the seed."""
@@ -231,7 +246,8 @@ class Run:
     def _save(self) -> None:
         folder = checkpoint_folder(self.out, self.step)
         if not folder.exists():
-            probe = torch.from_numpy(self.corpus.evaluation[:PROBE_ROWS, :PROBE_LENGTH].copy()).to(self.dims.device)
+            length = min(PROBE_LENGTH, self.config.data.sequence_length)
+            probe = torch.from_numpy(self.corpus.evaluation[:PROBE_ROWS, :length].copy()).to(self.dims.device)
             try:
                 save_load.save(
                     self.config,

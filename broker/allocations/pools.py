@@ -7,6 +7,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+import psutil
 from sqlalchemy import CheckConstraint, ColumnElement, func
 from sqlalchemy.orm import Session
 from sqlmodel import Field, col, select
@@ -24,10 +25,30 @@ MOST_GPUS = 1_000_000
 MOST_SUBMITTED = 10_000
 LARGEST_GRANT = 1_000_000_000
 """The most GPU-hours of a grant in all, which may have been added little by little."""
+LEAST_MEMORY, MOST_MEMORY = 0.25, 100_000
+GPU_MEMORY = {
+    "B300": 288,
+    "B200": 192,
+    "H200": 141,
+    "H100": 94,
+    "A100": 80,
+    "A6000": 48,
+    "L40": 48,
+    "V100": 32,
+    "5090": 32,
+    "4090": 24,
+    "3090": 24,
+    "T4": 16,
+}
+"""GiB of the largest GPU of each type, by a part of the type's name. A type that is not known may have the most."""
 
 
 class Pool(Base, table=True):
-    """GPUs of one kind in one place. In a pool of CPUs a “GPU” stands for one process."""
+    """GPUs of one kind in one place. In a pool of CPUs a “GPU” stands for one process.
+
+    `memory_gib` is the memory of a GPU, or the most for a process, `host_memory_gib` that of a host, both in GiB; None
+    where nobody has said.
+    """
 
     __tablename__ = "pools"
 
@@ -39,11 +60,18 @@ class Pool(Base, table=True):
     runner_options: dict[str, str] = json_object(default=dict)
     price_weight: float = number(default=1.0)
     most_submitted: int = integer(default=4)
+    memory_gib: float | None = number(default=None)
+    host_memory_gib: float | None = number(default=None)
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether its “GPUs” are processes on CPUs."""
+        return "cpu" in self.gpu_type.lower()
 
     @property
     def shares_gpus(self) -> bool:
         """Whether the pool hands out GPUs of the worker's host, which all such pools share."""
-        return registry.named(self.runner).uses_host_gpus and "cpu" not in self.gpu_type.lower()
+        return registry.named(self.runner).uses_host_gpus and not self.is_cpu
 
 
 class Grant(Base, table=True):
@@ -115,13 +143,16 @@ def add_pool(
     price_weight: float = 1.0,
     runner_options: Mapping[str, str] | None = None,
     most_submitted: int = 4,
+    memory_gib: float | None = None,
+    host_memory_gib: float | None = None,
     actor: Actor | None = None,
 ) -> int:
     """Add a pool and return its id; a repeat changes nothing. `actor` None is the operator.
 
     `price_weight` is what a GPU-second of the pool weighs in fair-share; balances are raw GPU-seconds. `runner_options`
     are those that the runner declares. Where the runner has a queue of its own, at most `most_submitted` of the pool's
-    jobs wait or run there at once. Raises InvalidError, and ConflictError where another pool has the name.
+    jobs wait or run there at once. `memory_gib` is the memory of a GPU, or the most for a process of a pool of CPUs,
+    `host_memory_gib` that of a host. Raises InvalidError, and ConflictError where another pool has the name.
     """
     rights.require_admin(actor, Act.MANAGE_COMPUTE)
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,39}", name):
@@ -138,9 +169,12 @@ def add_pool(
             f"At least one job is submitted at a time, and at most {MOST_SUBMITTED:,}; {shown(most_submitted)} is not "
             "such a count."
         )
+    for size in (memory_gib, host_memory_gib):
+        check_memory(size)
     gpu_type = text.prose("The GPU type", gpu_type, most=60)
     shared: dict[str, Any] = {"gpu_type": gpu_type, "gpus": gpus, "price_weight": price_weight}
     asked = shared | {"runner": runner, "runner_options": options, "most_submitted": most_submitted}
+    asked |= {"memory_gib": memory_gib, "host_memory_gib": host_memory_gib}
     earlier = session.scalars(select(Pool).where(Pool.name == name)).one_or_none()
     if earlier is not None:
         if any(getattr(earlier, field) != value for field, value in asked.items()):
@@ -160,6 +194,26 @@ def add_pool(
         **shared,
     )
     return pool.id
+
+
+def check_memory(gib: float | None) -> None:
+    """Raise InvalidError unless a size in GiB, if it is given, is one that a machine can have."""
+    if gib is not None and not LEAST_MEMORY <= gib <= MOST_MEMORY:
+        raise InvalidError(f"Memory is from {LEAST_MEMORY:g} to {MOST_MEMORY:,} GiB; {gib:g} is not.")
+
+
+def memory_each(pool: Pool, gpus: int) -> int:
+    """Bytes that each of the `gpus` GPUs or processes of one run may take.
+
+    Where nobody has said, it is what GPUs of the type have, or for processes an equal share of the host's memory, by
+    default of this host.
+    """
+    if not pool.is_cpu:
+        known = (gib for part, gib in GPU_MEMORY.items() if part in pool.gpu_type.upper())
+        return int((pool.memory_gib or next(known, max(GPU_MEMORY.values()))) * 2**30)
+    host = int(pool.host_memory_gib * 2**30) if pool.host_memory_gib else psutil.virtual_memory().total
+    each = host // gpus
+    return min(each, int(pool.memory_gib * 2**30)) if pool.memory_gib else each
 
 
 def add_grant(

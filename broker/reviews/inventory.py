@@ -52,16 +52,24 @@ def change_pool(
     *,
     gpus: str = "",
     price_weight: str = "",
+    memory_gib: float | None = None,
+    host_memory_gib: float | None = None,
     reason: str,
 ) -> None:
-    """Change a pool's number of GPUs and price weight; an empty field stays as it is."""
+    """Change a pool's number of GPUs, price weight and memory; an empty field stays as it is."""
     rights.require_admin(actor, Act.MANAGE_COMPUTE)
     because = text.prose("The reason", reason, most=text.USUAL)
     pool = pools.named(session, name)
     session.refresh(pool, with_for_update=True)
     count = _count(gpus) if gpus.strip() else pool.gpus
     weight = _weight(price_weight) if price_weight.strip() else pool.price_weight
-    if (count, weight) == (pool.gpus, pool.price_weight):
+    for size in (memory_gib, host_memory_gib):
+        pools.check_memory(size)
+    memory = (
+        pool.memory_gib if memory_gib is None else memory_gib,
+        pool.host_memory_gib if host_memory_gib is None else host_memory_gib,
+    )
+    if (count, weight, memory) == (pool.gpus, pool.price_weight, (pool.memory_gib, pool.host_memory_gib)):
         raise ConflictError(f"The pool “{name}” is so already: {count} GPUs, and a price weight of {weight:g}.")
     open_run = (col(Run.pool_id) == pool.id) & col(Run.state).in_(ACTIVE)
     largest = session.scalar(select(func.max(col(Run.gpus))).where(open_run)) or 0
@@ -72,6 +80,7 @@ def change_pool(
     if count != pool.gpus and pool.shares_gpus:
         _check_later_rest(session, pool)
     pool.gpus, pool.price_weight = count, weight
+    pool.memory_gib, pool.host_memory_gib = memory
     session.flush()
     by = people.author(session, actor)
     told = {"pool": name, "gpus": count, "price_weight": weight}

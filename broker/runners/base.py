@@ -48,13 +48,15 @@ class JobSpec:
     """What the trainer of one attempt needs. `options` are those of the pool, by the names of its runner's options.
 
     `seconds` is the time limit, `grace_seconds` the time to stop, `lease_seconds` how long the trainer may run on
-    without a renewal.
+    without a renewal. `memory` is the most bytes for each process of the trainer, None for no bound; a runner that
+    starts processes itself holds them to it.
     """
 
     gpus: int = 1
     seconds: float = 3600.0
     grace_seconds: float = 60.0
     lease_seconds: float = 60.0
+    memory: int | None = None
     options: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -35,9 +35,10 @@ class LocalRunner(Runner):
         environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         self._folder = folder
         self.renew(self.spec.lease_seconds)
+        limits = [str(self.spec.grace_seconds), str(self.spec.memory or 0)]
         with (folder / LOG_FILE).open("ab") as log:
             self._popen = subprocess.Popen(
-                [sys.executable, "-I", "-S", shim.__file__, str(folder), str(self.spec.grace_seconds), *command],
+                [sys.executable, "-I", "-S", shim.__file__, str(folder), *limits, *command],
                 env={**environment, "CUDA_VISIBLE_DEVICES": devices},
                 stdin=subprocess.DEVNULL,
                 stdout=log,

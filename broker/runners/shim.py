@@ -1,15 +1,17 @@
 """The shim between a supervisor and its trainer: the trainer's parent, which outlives the supervisor by the lease.
 
-`python shim.py FOLDER GRACE COMMAND…`: FOLDER/lease says until when the trainer may run, in seconds since the boot; its
-supervisor renews it. When the lease has run out, the shim asks the trainer to stop and kills it after the grace, so
-that a trainer without a supervisor is surely dead by then. The shim leaves the trainer's exit status and time in
-FOLDER/exit. It imports the standard library only.
+`python shim.py FOLDER GRACE MEMORY COMMAND…`: FOLDER/lease says until when the trainer may run, in seconds since the
+boot; its supervisor renews it. When the lease has run out, the shim asks the trainer to stop and kills it after the
+grace, so that a trainer without a supervisor is surely dead by then. No process of the trainer gets more than MEMORY
+bytes of private memory; 0 is no bound. The shim leaves the trainer's exit status and time in FOLDER/exit. It imports
+the standard library only.
 """
 
 import contextlib
 import ctypes
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -26,11 +28,14 @@ _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def tied_to_parent() -> Callable[[], None]:
-    """What a child process runs before its program (a `preexec_fn`), to get SIGTERM when its parent thread ends."""
+def tied_to_parent(memory: int = 0) -> Callable[[], None]:
+    """What a child process runs before its program (a `preexec_fn`), to get SIGTERM when its parent thread ends, and
+    at most `memory` bytes of private memory for itself and for each of its children."""
     parent = os.getpid()
 
     def tie() -> None:
+        if memory:
+            resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:
             os._exit(STOPPED)
@@ -50,7 +55,7 @@ def write(path: Path, said: object) -> None:
     part.replace(path)
 
 
-def run(folder: Path, grace: float, command: list[str]) -> None:
+def run(folder: Path, grace: float, memory: int, command: list[str]) -> None:
     """Run the command until it ends or its lease does, then end this process with all of its group."""
     asked: list[int] = []
 
@@ -63,7 +68,7 @@ def run(folder: Path, grace: float, command: list[str]) -> None:
     status = FAILED
     over_at: float | None = None
     try:
-        trainer = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, preexec_fn=tied_to_parent())
+        trainer = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, preexec_fn=tied_to_parent(memory))
         while trainer.poll() is None:
             now = since_boot()
             with contextlib.suppress(OSError, ValueError):  # a disk that fails for a moment is no end of the lease
@@ -86,4 +91,4 @@ def run(folder: Path, grace: float, command: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3:])
+    run(Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])

@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as NoConnectionError
 
 from broker import publications
-from broker.allocations.pools import Pool, numbers_on_host
+from broker.allocations.pools import Pool, memory_each, numbers_on_host
 from broker.end_reasons import EndReason
 from broker.publications import Publication
 from broker.publishing import disk
@@ -46,6 +46,9 @@ from projects.settings import Settings, get_settings
 from trainer.contract import CONFIG_FILE, Status
 
 POLL_SECONDS = 0.2
+LIBRARIES = 1 << 30
+"""Bytes beside what the trainer predicts for a process on a CPU: Python, its libraries, and what they reserve and never
+touch."""
 SAMPLE_PROMPT = "The "
 AWAY = (DBAPIError, NoConnectionError)
 LOG_AGAIN_SECONDS = 60.0
@@ -180,6 +183,7 @@ class Supervisor:
             seconds=attempt.reserved / run.gpus,
             grace_seconds=self.settings.stop_grace_seconds,
             lease_seconds=self.settings.lease_seconds,
+            memory=memory_each(pool, run.gpus) + LIBRARIES if pool.is_cpu else None,
             options=pool.runner_options,
         )
         self.seconds = spec.seconds

@@ -92,7 +92,7 @@ def resume(
     pool = session.get_one(Pool, allocation.pool_id)
     launching.check_count(pool, count)
     if run.kind == RunKind.TRAIN:
-        launching.check_fit(estimates.config_of(run), count)
+        launching.check_fit(estimates.config_of(run), count, pool)
     launching.check_left(session, allocation.id, count, seconds)
     runs.move(
         session,
@@ -117,11 +117,11 @@ def resumable_on(session: Session, run_id: int) -> list[tuple[int, bool]]:
     if run.kind != RunKind.TRAIN:
         return [(run.gpus, True)]
     config = estimates.config_of(run)
-    size = session.get_one(Pool, run.pool_id).gpus
+    pool = session.get_one(Pool, run.pool_id)
     fitting = []
-    for count in sorted({*(2**n for n in range(size.bit_length())), size, run.gpus}):
+    for count in sorted({*(2**n for n in range(pool.gpus.bit_length())), pool.gpus, run.gpus}):
         with contextlib.suppress(InvalidError):
-            launching.check_fit(config, count)
+            launching.check_fit(config, count, pool)
             fitting.append((count, count == run.gpus))
     return fitting
 

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
 from broker import catalogue, configs, publications
-from broker.allocations import allocations, ledger
+from broker.allocations import allocations, ledger, pools
 from broker.allocations.allocations import Allocation, AllocationState
 from broker.allocations.pools import Pool
 from broker.runs import estimates, preparing
@@ -162,11 +162,12 @@ def launch(session: Session, actor: Actor, request_id: str, order: Order) -> Rec
 def quote(session: Session, order: Order) -> Quote:
     """The run that an order would launch, and its cost; raises what a launch does, but for rights. Only reads."""
     run, config = _drawn_up(session, order)
-    report = dry_run.check(config, gpus=run.gpus)
+    pool = session.get_one(Pool, run.pool_id)
+    report = dry_run.check(config, gpus=run.gpus, device="cpu" if pool.is_cpu else "cuda")
     estimate = estimates.estimate(session, run)
     return Quote(
         run=run,
-        pool=session.get_one(Pool, run.pool_id),
+        pool=pool,
         cost=run.gpus * run.time_limit,
         expected=estimate.cost,
         basis=estimate.basis,
@@ -192,14 +193,16 @@ def _drawn_up(session: Session, order: Order) -> tuple[Run, TrainConfig]:
     if not projects.may_compute(project):
         raise ConflictError(f"“{project.title}” is {project.stage}; runs are launched while a project is under way.")
     allocation = spendable(session, project, order.allocation_id)
-    check_count(session.get_one(Pool, allocation.pool_id), order.gpus)
+    pool = session.get_one(Pool, allocation.pool_id)
+    check_count(pool, order.gpus)
     seconds = parse_time_limit(order.time_limit)
     changes = parse_overrides(order.overrides)
     body = catalogue.recipe_text(session, order.recipe)
     config = configs.read(body, changes)
     if order.dataset:
         catalogue.check_trains_on(session, order.recipe, config, order.dataset)
-    check_fit(config, order.gpus)
+    if order.kind == RunKind.TRAIN:
+        check_fit(config, order.gpus, pool)
     origin = order.origin
     if order.allocation_id is None:
         allocation = able_or_given(session, allocation, order.gpus * seconds)
@@ -319,9 +322,12 @@ def check_count(pool: Pool, gpus: int) -> None:
         raise InvalidError(f"The pool “{pool.name}” has {pool.gpus} GPUs; ask for 1 to {pool.gpus}.")
 
 
-def check_fit(config: TrainConfig, gpus: int) -> None:
-    """Raise InvalidError if the trainer's own check refuses the configuration on that many GPUs."""
-    refusal = dry_run.check(config, gpus=gpus).refusal
+def check_fit(config: TrainConfig, gpus: int, pool: Pool) -> None:
+    """Raise InvalidError if the trainer's own check refuses the configuration on that many GPUs of the pool, by its
+    layout or by the memory it needs."""
+    refusal = dry_run.check(
+        config, gpus, gpu_memory=pools.memory_each(pool, gpus), device="cpu" if pool.is_cpu else "cuda"
+    ).refusal
     if refusal is not None:
         raise InvalidError(refusal)
 

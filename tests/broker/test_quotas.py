@@ -262,5 +262,9 @@ def test_a_projects_limit_holds_for_people_at_the_same_moment(lab: Lab) -> None:
             updates.post_update(session, (ADA, GRACE)[number % 2], project, "It goes on.")
 
     assert at_once(8, follow) == 3  # Grace has joined today too
-    assert at_once(8, lambda n: lab.launch(project, (ADA, GRACE)[n % 2], allocation_id=allocation)) == 3
+    crew = [Actor(200 + n, f"Member {n}") for n in range(8)]
+    with lab.db.write() as session:
+        for actor in crew:
+            session.add(Membership(project_id=project, person_id=people.ensure(session, actor).id))
+    assert at_once(8, lambda n: lab.launch(project, crew[n], allocation_id=allocation)) == 3
     assert at_once(8, post) == 2

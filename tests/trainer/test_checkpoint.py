@@ -1,6 +1,8 @@
 """When a checkpoint is due, and that a folder with its final name is whole."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -65,3 +67,41 @@ def test_newest_is_by_number_and_ignores_unfinished_ones(tmp_path: Path) -> None
 def test_a_folder_that_is_no_checkpoint_is_refused(config: TrainConfig, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is not a whole checkpoint of this trainer"):
         find_starting_point(config, tmp_path, tmp_path / "nothing")
+
+
+def test_what_decides_the_schedule_changes_on_wish_alone(config: TrainConfig, finished: Path, tmp_path: Path) -> None:
+    start = finished / "checkpoints" / "step4"
+
+    def changed(section: str, **values: Any) -> TrainConfig:
+        return config.model_copy(update={section: getattr(config, section).model_copy(update=values)})
+
+    longer = changed("training", steps=200)
+    with pytest.raises(
+        ConfigError, match=r"training\.steps is 200 here and 12 in the checkpoint \(step 5 has the"
+    ) as caught:
+        find_starting_point(longer, tmp_path, start)
+    assert "add --change training.steps to change it after step 4, or fork the run." in str(caught.value)
+    for key, other in {
+        "optimizer.learning_rate": changed("optimizer", learning_rate=0.02),
+        "optimizer.clip": changed("optimizer", clip=0.5),
+        "optimizer.betas.0": changed("optimizer", betas=(0.8, 0.95)),
+        "training.precision": changed("training", precision="bf16"),
+        "training.evaluation_tokens": changed("training", evaluation_tokens=1024),
+    }.items():
+        with pytest.raises(ConfigError, match=f"{re.escape(key)} is .* here and .* in the checkpoint"):
+            find_starting_point(other, tmp_path, start)
+        wished = find_starting_point(other, tmp_path, start, change=[key.removesuffix(".0")])
+        assert [change.partition(" is ")[0] for change in wished.changes] == [key]
+        assert find_starting_point(other, tmp_path, fork=f"{finished}@4").is_fork
+    assert (
+        find_starting_point(longer, tmp_path, start, change=["training.steps"])
+        .changes[0]
+        .startswith("training.steps is 200 after step 4, and 12 before (step 5 has the learning rate")
+    )
+    with pytest.raises(ConfigError, match="--change 'model' is no key that a resumed run may change; those are"):
+        find_starting_point(config, tmp_path, start, change=["model"])
+    # Before the first step there is no past.
+    assert find_starting_point(longer, tmp_path, finished / "checkpoints" / "step0").step == 0
+    # What only decides how and when it is done is free.
+    free = changed("training", log_every=3, evaluate_every=2, recompute=True, micro_batch=2)
+    assert find_starting_point(free, tmp_path, start).changes == ()

@@ -190,3 +190,21 @@ def test_refused_recipes_and_overrides(name: str, overrides: dict[str, str], sai
         load_recipe(name, overrides)
     assert str(caught.value).startswith(said)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("optimizer", "learning_rate", True),
+        ("optimizer", "betas", [0.9, False]),
+        ("training", "steps", True),
+        ("parallel", "zero_stage", True),
+        ("checkpoints", "at", [True]),
+        ("model", "kv_heads", True),
+    ],
+)
+def test_a_boolean_is_no_number(tmp_path: Path, section: str, key: str, value: object) -> None:
+    values = {**TINY, section: TINY.get(section, {}) | {key: value}}
+    (tmp_path / "tiny.yml").write_text(yaml.safe_dump(values))
+    with pytest.raises(ConfigError, match=rf"{section}\.{key} must be a number, not "):
+        load(tmp_path / "tiny.yml")

@@ -1,6 +1,7 @@
 """What a run reads of its data: rows, held-out rows, and the refusal of data that are not the run's."""
 
 import json
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -246,3 +247,30 @@ def test_too_little_text(config: TrainConfig, folder: Path, tmp_path: Path) -> N
     prepare(little.data, tmp_path / "data", None, lambda message: None)
     with pytest.raises(ConfigError, match="The source s0 has less than one row of 501 training tokens; give it more"):
         Corpus(little, tmp_path / "data")
+
+
+def test_thousands_of_sources_take_few_file_descriptors(config: TrainConfig, folder: Path, tmp_path: Path) -> None:
+    """Two thousand sources, which are links to one, under a limit of 400 open files; documents of rows too."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    names = [f"source-{number}" for number in range(2000)]
+    for name in names:
+        for path in folder.glob("python-docs.*"):
+            (tmp_path / path.name.replace("python-docs", name)).hardlink_to(path)
+    shutil.copy(folder / "tokenizer.json", tmp_path)
+    described = [manifest["sources"][0] | {"name": name} for name in names]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"sources": described}))
+    sources = [config.data.sources[0].model_dump() | {"name": name} for name in names]
+    values = changed(config, sources=sources[:1]).model_dump(mode="json")
+    values["data"]["sources"] = sources
+    values["training"] |= {"evaluation_tokens": 2000 * 32, "batch": 512, "micro_batch": 256}
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (400, hard))
+    try:
+        corpus = Corpus(TrainConfig.model_validate(values), tmp_path)
+        assert corpus.evaluation.shape == (2000, 33)
+        assert corpus.batch(0, 0, 1, 1).shape == (256, 33)
+        rows = corpus.rows(1)
+        assert len({row.source for row in rows}) > 200
+        assert all(corpus.documents(row)[0].start == 0 for row in rows)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

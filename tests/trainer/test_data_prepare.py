@@ -9,16 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, normalizers, trainers
 
 from tests.trainer.test_data_indexed import foreign_write
 from tests.trainer.test_data_sources import data_config, write_jsonl
-from trainer.data import tokenizer
+from trainer.data import encode, tokenizer
 from trainer.data import workers as worker_pool
 from trainer.data.config import DataConfig, DedupeConfig
 from trainer.data.dedupe import bands, ngrams
 from trainer.data.encode import is_held_out
 from trainer.data.indexed import Indexed
 from trainer.data.prepare import fingerprint, is_prepared, manifest_of, prepare
+from trainer.data.readers import Document
 from trainer.schema import ConfigError
 
 WORDS = [f"w{number}" for number in range(2_000)]
@@ -227,3 +229,76 @@ def test_shares_by_epochs_are_measured_in_the_manifest(tmp_path: Path) -> None:
     assert first["weight"] + second["weight"] == pytest.approx(1)
     ratio = 3 * first["train"]["tokens"] / second["train"]["tokens"]
     assert first["weight"] / second["weight"] == pytest.approx(ratio, rel=1e-4)
+
+
+def test_what_a_tokenizer_file_carries_beside_its_vocabulary_changes_nothing(tmp_path: Path, given: Path) -> None:
+    """transformers saves truncation and padding as they were last used; BPE dropout draws other tokens each time."""
+    write_jsonl(tmp_path / "a.jsonl", [" ".join(essay(n)) for n in range(20)])
+    settings = {"vocabulary": 400, "end_of_document": "</s>"}
+    content = json.loads(given.read_text())
+    content["model"]["dropout"] = 0.5
+    content["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    content["padding"] = {"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None}
+    content["padding"] |= {"pad_id": 0, "pad_type_id": 0, "pad_token": "</s>"}
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    made = [
+        build(data_config(tmp_path, {"path": "a.jsonl"}, tokenizer=settings | {"file": file}), tmp_path / file[:5])
+        for file in ("given.json", "other.json")
+    ]
+    assert made[0]["sources"] == made[1]["sources"]
+    assert made[0]["tokenizer"] == made[1]["tokenizer"]
+
+
+def test_an_end_that_is_not_special_is_plain_text_within_a_document(tmp_path: Path, given: Path) -> None:
+    content = json.loads(given.read_text())
+    content["added_tokens"][0]["special"] = False
+    given.write_text(json.dumps(content))
+    write_jsonl(tmp_path / "a.jsonl", ["one </s> two"] * 30)
+    settings = {"vocabulary": 400, "file": "given.json", "end_of_document": "</s>"}
+    build(data_config(tmp_path, {"path": "a.jsonl"}, tokenizer=settings), tmp_path / "data")
+    end = tokenizer.load(given.parent / "data").token_to_id("</s>")
+    assert {int((document == end).sum()) for document in Indexed(tmp_path / "data" / "s0.train").documents()} == {1}
+
+
+def test_a_tokenizer_that_cannot_encode_is_named(tmp_path: Path) -> None:
+    model = models.WordLevel({"</s>": 0, "known": 1})
+    (tmp_path / "given.json").write_text(Tokenizer(model).to_str())
+    write_jsonl(tmp_path / "a.jsonl", ["unknown"] * 30)
+    settings = {"vocabulary": 400, "file": "given.json", "end_of_document": "</s>"}
+    with pytest.raises(ConfigError, match=r"The tokenizer cannot encode the text of .* give it an unknown token"):
+        build(data_config(tmp_path, {"path": "a.jsonl"}, tokenizer=settings), tmp_path / "data")
+
+
+def test_of_a_single_document_the_end_is_held_out(tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    lines = [" ".join(essay(n, 8)) for n in range(200)]
+    (tmp_path / "texts" / "input.txt").write_text("\n".join(lines))
+    said: list[str] = []
+    data = data_config(tmp_path, {"path": "texts"})
+    prepare(data, tmp_path / "data", None, said.append)
+    assert "s0 has too few documents to hold some out: the end of each is held out" in said
+    [train], [held_out] = (texts_of(tmp_path / "data", split) for split in ("train", "held_out"))
+    end = "<|endoftext|>"
+    assert train.removesuffix(end) + held_out.removesuffix(end) == "\n".join(lines)
+    assert train.removesuffix(end).endswith("\n"), "cut at the end of a line"
+    assert 0.15 < len(held_out) / len(train + held_out) < 0.25
+    assert names_of(tmp_path / "data", "held_out") == ["s0/input.txt:end"]
+
+
+@pytest.mark.parametrize("text", ["word and\nother words " * 800, "日本語 日本\t" * 2000, "a, 1 b c\n\n b" * 900])
+def test_a_long_document_has_the_tokens_it_has_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    """The size of a piece is another than usual, so that the test takes no minutes."""
+    monkeypatch.setattr(encode, "PIECE", 500)
+    data = data_config(tmp_path, {"path": "a"})
+    byte_level = tokenizer.train([text, " ".join(essay(3))], 400)
+    spaced = Tokenizer(models.BPE())
+    spaced.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<|endoftext|>"], show_progress=False)
+    spaced.train_from_iterator([*text.split()[:50], "\n"], trainer)
+    for bpe in (byte_level, spaced):
+        encoder = encode.Encoder(bpe.to_str(), data)
+        whole = bpe.encode(text, add_special_tokens=False).ids
+        [found] = encoder._tokens([Document("s0/a", text)])
+        assert found.tolist() == whole

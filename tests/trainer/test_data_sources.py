@@ -1,8 +1,12 @@
 """Every kind of source yields its named documents; what cannot be read is refused in one sentence."""
 
+import bz2
 import gzip
 import json
+import lzma
+import os
 import re
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -112,7 +116,7 @@ def append(line: bytes) -> Callable[[Path], None]:
             append(b'{"body": "x"}'),
             r"line 5 has no text under 'text' \(it has the keys body\); set text_key",
         ),
-        ("a.jsonl", append(b'{"text": null}'), r"line 5 has no text under 'text' .*; set text_key"),
+        ("a.jsonl", append(b'{"text": 5}'), r"line 5 has int '5' under 'text', which is no text; set text_key"),
         ("a.jsonl", append(b"[1]"), r"line 5 has no text under 'text' \(it is no JSON object\)"),
         ("a.jsonl", lambda path: path.write_text("\n\n"), r"The source s0 is empty; take it out of data\.sources"),
         (
@@ -128,6 +132,123 @@ def test_what_cannot_be_read(tmp_path: Path, name: str, spoil: Callable[[Path], 
         read(tmp_path, path=name)
     assert "\n" not in str(caught.value)
     assert str(caught.value).endswith(".")
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid"
+COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
+    "a.JSONL.GZ": gzip.compress,
+    "a.jsonl.bz2": bz2.compress,
+    "a.jsonl.xz": lzma.compress,
+    "a.jsonl": lzma.compress,
+    "a.jsonl.gz": lambda content: b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n"),
+}
+
+
+@pytest.mark.parametrize("name", list(COMPRESSORS))
+def test_what_a_file_is_shows_in_its_first_bytes(tmp_path: Path, name: str) -> None:
+    content = COMPRESSORS[name](write_jsonl(tmp_path / "plain", TEXTS).read_bytes())
+    path = tmp_path / (name if content[:2] != b"\xef\xbb" else "a.jsonl")
+    path.write_bytes(content)
+    assert [document.text for document in read(tmp_path, path=path.name)] == TEXTS
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        (
+            "a.jsonl",
+            b"version https://git-lfs.github.com/spec/v1\noid",
+            "is a pointer of Git LFS and not the file itself",
+        ),
+        ("a.jsonl.gz", b"version https://git-lfs.github.com/spec/v1\noid", "is a pointer of Git LFS"),
+        ("a.parquet", b"version https://git-lfs.github.com/spec/v1\noid", "is a pointer of Git LFS"),
+        ("a.jsonl", b"PK\x03\x04", "is a zip archive; unpack it"),
+        ("a.jsonl.xz", lzma.compress(b"x" * 5000)[:-9], "is truncated or damaged"),
+        ("a.jsonl.bz2", bz2.compress(b"x" * 5000)[:-9], "is truncated or damaged"),
+        ("a.parquet", b"PAR1PAR1", "is truncated or damaged"),
+        ("a.jsonl", b"\xff\xfe{\x00", "is UTF-16 text; convert it to UTF-8"),
+        ("a.tar.gz", gzip.compress(b"a.txt".ljust(257, b"\0") + b"ustar\x0000"), "is a tar archive; unpack it"),
+    ],
+)
+def test_a_kind_that_is_not_read_is_named(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=said) as caught:
+        read(tmp_path, path=name)
+    assert "\n" not in str(caught.value)
+
+
+def test_parquet_is_read_by_its_column(tmp_path: Path) -> None:
+    datasets.Dataset.from_dict({"text": [*TEXTS, None], "n": range(5)}).to_parquet(str(tmp_path / "a.parquet"))
+    assert [(document.name, document.text) for document in read(tmp_path, path="*.parquet")] == [
+        (f"s0/a.parquet:{number}", text) for number, text in enumerate(TEXTS, start=1)
+    ]
+    with pytest.raises(ConfigError, match=r"has no column 'body' \(its columns are text, n\); set text_key"):
+        read(tmp_path, path="a.parquet", text_key="body")
+
+
+def test_a_null_is_no_document_and_said(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": null}\n{"text": "three"}\n')
+    data, said = data_config(tmp_path, {"path": "a.jsonl"}), list[str]()
+    names = [document.name for document in readers.read(data.sources[0], data, said.append)]
+    assert (names, said) == (
+        ["s0/a.jsonl:1", "s0/a.jsonl:3"],
+        ["left out of s0: 1 documents whose text is null"],
+    )
+
+
+def test_hidden_files_and_folders_are_left_out_and_said(tmp_path: Path) -> None:
+    for name in (".git/HEAD", "a.txt", "deep/.venv/lib/b.py", ".hidden"):
+        (tmp_path / "texts" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "texts" / name).write_text("text")
+    data, said = data_config(tmp_path, {"path": "texts"}), list[str]()
+    assert [document.name for document in readers.read(data.sources[0], data, said.append)] == ["s0/a.txt"]
+    assert said == ["left out of s0: 3 hidden files and folders (.git, .hidden, deep/.venv)"]
+
+
+def test_a_byte_order_mark_is_no_text_and_line_ends_stay(tmp_path: Path) -> None:
+    text = "a\r\nb"
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_bytes(text.encode("utf-8-sig"))
+    write_jsonl(tmp_path / "a.jsonl", [f"\ufeff{text}"])
+    datasets.Dataset.from_dict({"text": [f"\ufeff{text}"]}).to_parquet(str(tmp_path / "a.parquet"))
+    assert [read(tmp_path, path=path)[0].text for path in ("texts", "a.jsonl", "a.parquet")] == [text] * 3
+
+
+def test_names_that_are_not_utf8_and_brackets_in_folders(tmp_path: Path) -> None:
+    root = tmp_path / "corpus[en]"
+    write_jsonl(root / "a.jsonl", TEXTS[:1])
+    write_jsonl(root / "b[1]" / "c.jsonl", TEXTS[:1])
+    (root / "texts").mkdir()
+    Path(os.fsdecode(bytes(root / "texts") + b"/caf\xe9.txt")).write_text("text")
+    assert [document.name for document in read(root, path="*.jsonl")] == ["s0/a.jsonl:1"]
+    assert [document.name for document in read(root, path="b[1]/*.jsonl")] == ["s0/c.jsonl:1"]
+    assert [document.name for document in read(root, path="texts")] == ["s0/caf\\xe9.txt"]
+    Path(os.fsdecode(bytes(root / "texts") + b"/\xe9.txt")).write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match=r"/\\xe9\.txt is not UTF-8 text"):
+        read(root, path="texts")
+
+
+def test_zstandard_of_any_window(tmp_path: Path) -> None:
+    lines = write_jsonl(tmp_path / "plain", TEXTS).read_bytes()
+    settings = zstandard.ZstdCompressionParameters(window_log=31, enable_ldm=True)
+    writer = zstandard.ZstdCompressor(compression_params=settings).compressobj()
+    (tmp_path / "a.jsonl.zst").write_bytes(writer.compress(lines) + writer.flush())
+    assert [document.text for document in read(tmp_path, path="a.jsonl.zst")] == TEXTS
+
+
+def test_a_bomb_takes_little_memory(tmp_path: Path) -> None:
+    """A hundred megabytes of one line in a few kilobytes, in parts smaller than the reader's own."""
+    content = zstandard.ZstdCompressor().compressobj()
+    with (tmp_path / "a.jsonl.zst").open("wb") as file:
+        file.write(content.compress(b'{"text": "first"}\n{"text": "'))
+        for _ in range(100):
+            file.write(content.compress(b"a" * (1 << 20)))
+        file.write(content.flush())
+    tracemalloc.start()
+    with pytest.raises(ConfigError, match="has a line of more than 64 MiB, which no document may be; split it"):
+        read(tmp_path, path="a.jsonl.zst")
+    assert tracemalloc.get_traced_memory()[1] < 110 << 20
+    tracemalloc.stop()
 
 
 def test_folder_that_holds_no_texts(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Foreign weights become a run: `import`, then `train --fork`."""
 
 import json
+import resource
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -104,6 +106,13 @@ def _spoil(source: Path, how: str) -> None:
             del weights["model.layers.1.mlp.up_proj.weight"]
         case "not a number":
             weights["model.norm.weight"][0] = torch.nan
+        case "infinite":
+            weights = {name: tensor.half() for name, tensor in weights.items()}
+            weights["model.layers.0.mlp.up_proj.weight"][0, 0] = torch.inf
+        case "no heads" | "no architecture":
+            changed = {"num_attention_heads": 0} if how == "no heads" else {"architectures": [["a"]]}
+            content = json.loads((source / "config.json").read_text()) | changed
+            (source / "config.json").write_text(json.dumps(content))
     save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -115,14 +124,17 @@ def _spoil(source: Path, how: str) -> None:
         ("shape", "model.norm.weight is [63] in"),
         ("extra", "holds model.norm.bias, which LlamaForCausalLM has not"),
         ("missing", "lack model.layers.1.mlp.up_proj.weight"),
-        ("not a number", "Our logits differ from transformers' by nan"),
+        ("not a number", "model.norm.weight in {source} holds NaN, so the model computes nothing"),
+        ("infinite", "model.layers.0.mlp.up_proj.weight in {source} holds infinity"),
+        ("no heads", "config.json is no llama configuration"),
+        ("no architecture", "The architecture ['a'] is none of ours"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_nothing_stays(how: str, said: str, tmp_path: Path) -> None:
     source, out = foreign(tmp_path / "theirs"), tmp_path / "out"
     _spoil(source, how)
     status, output = run(source, "--out", out)
-    assert (status, said in output, output.count("\n")) == (78, True, 1), output
+    assert (status, said.format(source=source) in output, output.count("\n")) == (78, True, 1), output
     assert not [path for path in out.rglob("*") if path.is_file() and path.name != ".lock"]
 
 
@@ -143,3 +155,29 @@ def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
     status, said = run(foreign(tmp_path / "theirs"), "--out", tmp_path / "out", "--recipe", "nonesuch")
     assert status == 78
     assert "There is no recipe 'nonesuch'" in said
+
+
+@pytest.mark.parametrize("context", [8, 12])
+@pytest.mark.parametrize("positions", ["rotary", "learned"])
+def test_a_model_of_a_short_context_is_imported(tmp_path: Path, context: int, positions: str) -> None:
+    source = foreign(tmp_path / "theirs")
+    shape: dict[str, Any] = {"vocab_size": 512, "hidden_size": 64, "max_position_embeddings": context}
+    if positions == "rotary":
+        shape |= {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+        model: Any = transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**shape))
+    else:
+        config = transformers.GPTNeoConfig(**shape, num_layers=1, num_heads=4, attention_types=[[["global"], 1]])
+        model = transformers.GPTNeoForCausalLM(config)
+    model.save_pretrained(source)
+    status, said = run(source, "--out", tmp_path / "out")
+    assert status == 0, said
+    assert load(tmp_path / "out" / "config.yml").context == context
+
+
+def test_a_full_disk_ends_an_import_in_one_sentence(tmp_path: Path) -> None:
+    """A file may have 50,000 bytes, fewer than the weights."""
+    source = foreign(tmp_path / "theirs")
+    limits = {resource.RLIMIT_FSIZE: 50_000}
+    result = run_trainer("import", source, "--out", tmp_path / "out", limits=limits)
+    assert (result.returncode, result.stderr.count("\n")) == (70, 1), result.stderr
+    assert "cannot be used" in result.stderr

@@ -289,7 +289,11 @@ def test_a_spike_is_written_down(tmp_path: Path) -> None:
     rates = ({"learning_rate": 0.001, "min_ratio": 1.0}, {"learning_rate": 1.0, "min_ratio": 1.0})
     for rate, steps in zip(rates, (55, 60), strict=True):
         config = write_config(tmp_path / "tiny.yml", seldom | {"optimizer": rate}, steps=steps, evaluate_every=1000)
-        assert run_trainer("train", config, "--out", tmp_path / "out").returncode == 0
+        wished = ("--change", "training.steps,optimizer.learning_rate")
+        assert run_trainer("train", config, "--out", tmp_path / "out", *wished).returncode == 0
+    changes = [event["message"] for event in lines(tmp_path / "out" / "events.jsonl") if event["event"] == "warning"]
+    assert any(change.startswith("training.steps is 60 after step 55, and 55 before") for change in changes)
+    assert any(change.startswith("optimizer.learning_rate is 1.0 after step 55") for change in changes)
     spikes = [event for event in lines(tmp_path / "out" / "events.jsonl") if event["event"] == "spike"]
     assert spikes[0]["step"] > 55
     assert spikes[0]["loss"] > spikes[0]["usual"] + 0.5

@@ -1,14 +1,21 @@
 """Resuming and forking: which checkpoint a run starts from, if its configuration allows that. Imports no torch."""
 
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import ValidationError
+
 from trainer.checkpoint import folders, metadata
-from trainer.config import ConfigError, TrainConfig
+from trainer.config import ConfigError, OptimizerConfig, TrainConfig
 from trainer.contract import checkpoint_folder, checkpoints
+from trainer.lr_schedule import learning_rate
 
 FIXED_ON_RESUME = ("model", "data", "training.seed", "training.batch")
 """Keys of the configuration that a resumed run must not change."""
+CHANGED_ON_WISH = ("training.steps", "optimizer", "training.precision", "training.evaluation_tokens")
+"""Keys that a resumed run changes only where it is asked to by name, for they decide what the steps before mean: the
+schedule of the learning rate, the update, the precision, and what a held-out loss is the mean of."""
 LOCATION_KEYS = ("data.prepared", "data.root")
 """Keys below those that it may change all the same: the hashes show that the data are the same wherever they lie."""
 FIXED_ON_FORK = ("model",)
@@ -20,24 +27,34 @@ class StartingPoint(NamedTuple):
     """Where a run starts: at a checkpoint, which is only read, or at step 0 with fresh weights where it is None.
 
     `parent` names the run and the step that this run was forked from, {"run", "step", "parent"}, the last being that
-    run's own parent or None. `is_fork` is true at the first start of a fork, not when a fork is resumed.
+    run's own parent or None. `is_fork` is true at the first start of a fork, not when a fork is resumed. Each of
+    `changes` is a sentence about a key that a resumed run changes on wish.
     """
 
     checkpoint: Path | None = None
     step: int = 0
     parent: dict[str, Any] | None = None
     is_fork: bool = False
+    changes: tuple[str, ...] = ()
 
 
 def find_starting_point(
-    config: TrainConfig, out: Path, resume: Path | None = None, fork: str | None = None
+    config: TrainConfig,
+    out: Path,
+    resume: Path | None = None,
+    fork: str | None = None,
+    change: Collection[str] = (),
 ) -> StartingPoint:
     """The newest checkpoint in the run folder `out`, or `resume` where that is of a later step, or else `fork`, which
-    is RUN@STEP.
+    is RUN@STEP. `change` names those of CHANGED_ON_WISH, or keys below them, that a resumed run may change.
 
     Raises ConfigError if the checkpoint is damaged, of another model, or, unless it is forked, of other data, another
-    seed or another batch size.
+    seed or another batch size, or of another value at a key that `change` does not name.
     """
+    for key in change:
+        if not any(f"{key}.".startswith(f"{top}.") for top in CHANGED_ON_WISH):
+            known = ", ".join(CHANGED_ON_WISH)
+            raise ConfigError(f"--change {key[:60]!r} is no key that a resumed run may change; those are {known}.")
     if resume is not None and fork is not None:
         raise ConfigError("--resume goes on with a run and --fork starts a new one; give one of the two.")
     folder = folders.newest(out)
@@ -52,7 +69,43 @@ def find_starting_point(
     made = metadata.read_verified(folder)
     _require_same(config, made, FIXED_ON_RESUME, LOCATION_KEYS, "start afresh in another folder")
     _require_enough_steps(config, made)
-    return StartingPoint(folder, made["step"], made.get("parent"))
+    return StartingPoint(folder, made["step"], made.get("parent"), changes=_changes(config, made, change))
+
+
+def _changes(config: TrainConfig, made: dict[str, Any], change: Collection[str]) -> tuple[str, ...]:
+    """A sentence about each key of CHANGED_ON_WISH at which the configuration differs from the checkpoint's. Raises
+    ConfigError where `change` does not name it. At step 0 there is nothing yet that a change could alter."""
+    if made["step"] == 0:
+        return ()
+    said = []
+    now, then, step = config.model_dump(mode="json"), _config_of(made), made["step"]
+    for top in CHANGED_ON_WISH:
+        for key, ours, theirs in _differences(top, _value_at(now, top), _value_at(then, top)):
+            if not any(f"{key}.".startswith(f"{named}.") for named in change):
+                raise ConfigError(
+                    f"{key} is {ours!r} here and {theirs!r} in the checkpoint{_jump(config, then, step)}; go on with "
+                    f"the checkpoint's value, add --change {key} to change it after step {step}, or fork the run."
+                )
+            said.append(f"{key} is {ours!r} after step {step}, and {theirs!r} before{_jump(config, then, step)}.")
+    return tuple(said)
+
+
+def _jump(config: TrainConfig, then: dict[str, Any], step: int) -> str:
+    """A clause about the learning rate of the step after `step`, where the configuration gives it another than the
+    checkpoint's goes on with."""
+    before = OptimizerConfig.model_validate(then["optimizer"])
+    ours = learning_rate(step, config.training.steps, config.optimizer)
+    # The schedule of a finished run has no step after its last.
+    theirs = learning_rate(min(step, then["training"]["steps"]), then["training"]["steps"], before)
+    return "" if ours == theirs else f" (step {step + 1} has the learning rate {ours:.2g}, it would be {theirs:.2g})"
+
+
+def _config_of(made: dict[str, Any]) -> dict[str, Any]:
+    """The checkpoint's configuration; a key that is newer than the checkpoint has its default."""
+    try:
+        return TrainConfig.model_validate(made["config"]).model_dump(mode="json")
+    except ValidationError:
+        return dict(made["config"])
 
 
 def _fork(config: TrainConfig, fork: str) -> StartingPoint:
@@ -77,11 +130,13 @@ def _require_same(
     config: TrainConfig, made: dict[str, Any], fixed: tuple[str, ...], free: tuple[str, ...], otherwise: str
 ) -> None:
     """Raise ConfigError unless the configuration has the checkpoint's values at the `fixed` keys, `free` ones aside."""
-    now = config.model_dump(mode="json")
-    for key in fixed:
-        difference = _difference(key, _value_at(now, key), _value_at(made["config"], key), free)
-        if difference:
-            raise ConfigError(f"{difference}; go on with the checkpoint's value, or {otherwise}.")
+    now, then = config.model_dump(mode="json"), _config_of(made)
+    for top in fixed:
+        for key, ours, theirs in _differences(top, _value_at(now, top), _value_at(then, top), free):
+            raise ConfigError(
+                f"{key} is {ours!r} here and {theirs!r} in the checkpoint; go on with the checkpoint's value, or "
+                f"{otherwise}."
+            )
 
 
 def _require_enough_steps(config: TrainConfig, made: dict[str, Any]) -> None:
@@ -97,13 +152,14 @@ def _value_at(values: Any, dotted: str) -> Any:
     return values
 
 
-def _difference(key: str, ours: Any, theirs: Any, free: tuple[str, ...]) -> str | None:
-    """The first key at or below `key` that is not free and at which the two values differ, as a clause."""
+def _differences(key: str, ours: Any, theirs: Any, free: tuple[str, ...] = ()) -> Iterator[tuple[str, Any, Any]]:
+    """Each key at or below `key` that is not free and at which the two values differ, with both values."""
     if key in free:
-        return None
+        return
     if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
         ours, theirs = dict(enumerate(ours)), dict(enumerate(theirs))
     if isinstance(ours, dict) and isinstance(theirs, dict):
-        found = (_difference(f"{key}.{name}", ours.get(name), theirs.get(name), free) for name in {**ours, **theirs})
-        return next(filter(None, found), None)
-    return None if ours == theirs else f"{key} is {ours!r} here and {theirs!r} in the checkpoint"
+        for name in {**ours, **theirs}:
+            yield from _differences(f"{key}.{name}", ours.get(name), theirs.get(name), free)
+    elif ours != theirs:
+        yield key, ours, theirs

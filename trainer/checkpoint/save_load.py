@@ -23,8 +23,10 @@ from trainer.engine.base import Engine, ReadTensor, TensorKind
 from trainer.families import Family, family_of
 from trainer.model.initialise import draw
 from trainer.model.transformer import Transformer, shapes
+from trainer.schema import check_readable
 
 WEIGHTS = "model"
+GENERATION = "generation_config.json"
 MOMENTS = f"{TRAINER_FOLDER}/optimizer"
 FILE_BYTES = 5 * 10**9
 """Bytes of tensors in one file at most, unless one tensor is larger."""
@@ -125,10 +127,11 @@ def write_description(config: TrainConfig, folder: Path, step: int, metadata: di
     theirs = family(config)
     bpe, token = tokenizer.load(data), config.data.tokenizer.end_of_document
     end = tokenizer.end_of_document(bpe, token)
-    tokenizer.save(bpe, folder, config.context, token)
+    tokenizer.save(bpe, folder, config.context, token, data)
     if theirs.refusal is None:
-        _write_json(folder / "config.json", theirs.config_json(end=end))
-        _write_json(folder / "generation_config.json", {"bos_token_id": end, "eos_token_id": end})
+        begin = tokenizer.begin_of_text(bpe, folder)
+        _write_json(folder / "config.json", theirs.config_json(end=end) | {"bos_token_id": begin})
+        _write_json(folder / GENERATION, _generation(folder / GENERATION, begin, end))
     content = {
         "step": step,
         "seed": config.training.seed,
@@ -140,6 +143,25 @@ def write_description(config: TrainConfig, folder: Path, step: int, metadata: di
         "files": files.checksums(folder, (path for path in folder.rglob("*") if path.is_file())),
     }
     _write_json(folder / CHECKPOINT_METADATA_FILE, content)
+
+
+def ends_of_generation(folder: Path) -> list[int]:
+    """The ids of the tokens that end a generated text, by a checkpoint's settings of generation."""
+    try:
+        ends = json.loads((folder / GENERATION).read_text(encoding="utf-8"))["eos_token_id"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [end for end in (ends if isinstance(ends, list) else [ends]) if isinstance(end, int)]
+
+
+def _generation(path: Path, begin: int | None, end: int) -> dict[str, Any]:
+    """The settings of generation: those at `path`, if it is there, with this end of a document among their ends."""
+    try:
+        settings = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {"bos_token_id": begin, "eos_token_id": end}
+    ends = settings.get("eos_token_id")
+    return settings if end in (ends if isinstance(ends, list) else [ends]) else settings | {"eos_token_id": end}
 
 
 def write_tensors(folder: Path, stem: str, pairs: Iterable[tuple[str, Tensor]]) -> None:
@@ -163,6 +185,7 @@ def write_tensors(folder: Path, stem: str, pairs: Iterable[tuple[str, Tensor]]) 
 def tensors(folder: Path, stem: str) -> Callable[[str], Tensor]:
     """Returns a function that reads a tensor, by its name, of those that `write_tensors` wrote. Raises ConfigError if a
     file cannot be opened."""
+    check_readable(folder)
     index = folder / f"{stem}.safetensors.index.json"
     single = folder / f"{stem}.safetensors"
     try:

@@ -1,7 +1,6 @@
 """`python -m trainer data`: prepare data, inspect them, and show what a step of a run read. Imports no torch."""
 
 import math
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +19,9 @@ from rich.progress import (
 from rich.table import Table
 
 from trainer.config import load
-from trainer.contract import Status
 from trainer.data.config import SourceConfig, mixture, mixture_names
+from trainer.exits import one_sentence
+from trainer.folder_lock import locked_beside
 from trainer.schema import ConfigError
 
 app = typer.Typer(help="Data: prepare them, inspect them, show what a step read.", no_args_is_help=True)
@@ -39,7 +39,7 @@ def prepare(
     ] = None,
 ) -> None:
     """Read the sources, train the tokenizer if there is none, and write tokens in Megatron's format."""
-    with _refusals():
+    with one_sentence(), locked_beside(out):
         data = load(config).data
         if root is not None:
             data = data.model_copy(update={"root": str(root)})
@@ -65,7 +65,7 @@ def show(
     json: AsJson = False,
 ) -> None:
     """Show what a step read: each row's source, documents, licence and text. Checkpoint stepN has seen steps 1 to N."""
-    with _refusals():
+    with one_sentence():
         from trainer.data.show import look, table
 
         seen = look(run, step, row)
@@ -82,7 +82,7 @@ def inspect(
 ) -> None:
     """Read a .bin/.idx pair, check that its files agree with each other and with the manifest beside them, and describe
     it."""
-    with _refusals():
+    with one_sentence():
         from trainer.data.indexed import describe
         from trainer.data.prepare import verify
 
@@ -103,7 +103,7 @@ def inspect(
 @app.command()
 def mixtures(name: Annotated[str | None, typer.Argument(help="Show the sources of this one.")] = None) -> None:
     """List the mixtures that data.mixture may name, or the sources of one."""
-    with _refusals():
+    with one_sentence():
         if name is None:
             for each in mixture_names():
                 sources = mixture(each)
@@ -119,21 +119,6 @@ def mixtures(name: Annotated[str | None, typer.Argument(help="Show the sources o
         for source in listed:
             table.add_row(source.name, source.licence, f"{source.share:g}", source.path or source.dataset)
         Console().print(table)
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """Turn an error into one sentence on standard error and the exit status that goes with it."""
-    try:
-        yield
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        raise typer.Exit(Status.CONFIG) from None
-    except OSError as error:
-        print(
-            f"{error.filename or 'A file'} cannot be used ({error.strerror}); see to it and try again.", file=sys.stderr
-        )
-        raise typer.Exit(Status.FAILED) from None
 
 
 @contextmanager

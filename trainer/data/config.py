@@ -1,6 +1,7 @@
 """The `data` section of the configuration: sources, their mixture and the tokenizer. Imports no torch."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -114,6 +115,11 @@ class DataConfig(Section):
     `held_out` is the share of the documents that is kept for evaluation. Relative paths start at `root`, by default at
     the working directory. `mixture` is the name of a mixture of this package and stands for the sources that it lists.
     `prepared` is a folder that `data prepare` wrote; without it the run prepares its own.
+
+    `packed` says that the sources of tokens hold rows of sequence_length + 1 tokens, as Pythia's own files do: they are
+    read as they are stored, without end-of-document tokens, and the last ones are held out. Without it, such rows are
+    recognised by their length; `packed: false` reads them as documents. `order: stored` reads the rows in the order of
+    the files, source after source, and `shuffled` mixes and shuffles them by the seed.
     """
 
     sequence_length: int = Field(ge=8, le=1_048_576)
@@ -122,6 +128,8 @@ class DataConfig(Section):
     prepared: str | None = Field(default=None, min_length=1)
     root: str | None = Field(default=None, min_length=1)
     dedupe: DedupeConfig | None = None
+    packed: bool | None = None
+    order: Literal["shuffled", "stored"] = "shuffled"
     mixture: str | None = None
     sources: list[SourceConfig] = Field(min_length=1)
 
@@ -137,8 +145,8 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _sources_fit_together(self) -> Self:
         names = [source.name for source in self.sources]
-        for name in names:
-            if names.count(name) > 1:
+        for name, times in Counter(names).items():
+            if times > 1:
                 raise ValueError(f"data.sources names {name} twice; give it once, with its whole weight.")
         first = self.sources[0]
         for source in self.sources:
@@ -146,11 +154,22 @@ class DataConfig(Section):
                 raise ValueError(
                     f"data.sources mixes weight and epochs ({first.name} and {source.name}); give all of them the same."
                 )
+            if self.packed and source.tokens is None and self.prepared is None:
+                raise ValueError(
+                    f"data.packed is true and the source {source.name} is text; packed rows are tokens, a .bin/.idx "
+                    "pair."
+                )
+            if self.order == "stored" and len(self.sources) > 1 and source.epochs != 1:
+                raise ValueError(
+                    f"data.order stored reads one source after the other, each once; give {source.name} epochs 1."
+                )
             if source.tokens is not None and self.tokenizer.file is None and self.prepared is None:
                 raise ValueError(
                     f"The source {source.name} is tokens, and data.tokenizer.file is missing; give the tokenizer.json "
                     "that made them."
                 )
+        if self.packed and self.dedupe:
+            raise ValueError("data.dedupe would take rows out of packed data; take out data.dedupe or data.packed.")
         return self
 
 

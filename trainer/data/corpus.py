@@ -1,7 +1,7 @@
 """The prepared tokens as a run reads them, row by row, through memory maps."""
 
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,12 +11,16 @@ from numpy.typing import NDArray
 from trainer.checkpoint import metadata
 from trainer.config import TrainConfig
 from trainer.data.config import SourceConfig
+from trainer.data.encode import SPLITS
 from trainer.data.indexed import Indexed
-from trainer.data.order import Order, Row
+from trainer.data.order import Order, Row, StoredOrder
 from trainer.data.prepare import manifest_of, require_same_data
 from trainer.schema import ConfigError
 
 Tokens = NDArray[Any]
+
+OPEN = 64
+"""Pairs of files that are open at a time."""
 
 
 class Span(NamedTuple):
@@ -53,9 +57,13 @@ class Corpus:
             )
         if checkpoint:
             require_same_data(self.manifest, metadata.read(checkpoint), folder)
-        self._train = [self._open(source, "train", described) for source in self.sources]
-        self._held_out = [self._open(source, "held_out", described) for source in self.sources]
-        rows = [len(indexed.tokens) // self.row_size for indexed in self._train]
+        for source in self.sources:
+            for split in SPLITS:
+                self._check_pair(source, split, described)
+        self._tokens = {split: [described[source.name][split]["tokens"] for source in self.sources] for split in SPLITS}
+        # Few pairs are open at a time: each takes file descriptors, and there may be thousands of sources.
+        self._open = lru_cache(maxsize=OPEN)(lambda name: Indexed(self.folder / name))
+        rows = [tokens // self.row_size for tokens in self._tokens["train"]]
         self._weights = np.array([_weight(source, count) for source, count in zip(self.sources, rows, strict=True)])
         for source, count in zip(self.sources, rows, strict=True):
             if not count:
@@ -64,13 +72,28 @@ class Corpus:
                     "text (a higher max_bytes), or take it out."
                 )
         self._weights /= self._weights.sum()
-        for source, held_out, wanted in zip(self.sources, self._held_out, self._evaluation_rows, strict=True):
-            if len(held_out.tokens) < wanted * self.row_size:
+        held_out = zip(self.sources, self._tokens["held_out"], self._evaluation_rows, strict=True)
+        for source, tokens, wanted in held_out:
+            if tokens < wanted * self.row_size:
+                fix = "lower it, or raise data.held_out"
+                if tokens < self.row_size:
+                    fix = f"one row is {self.row_size}: give the source more text, or raise data.held_out"
                 raise ConfigError(
                     f"training.evaluation_tokens asks for {wanted * self.row_size} held-out tokens of {source.name} "
-                    f"and there are {len(held_out.tokens)}; lower it, or raise data.held_out."
+                    f"and there are {tokens}; {fix}."
                 )
-        self.order = Order(self._weights.tolist(), rows, config.training.seed)
+        self._rows = rows
+        stored = config.data.order == "stored"
+        self.order: Order | StoredOrder = (
+            StoredOrder(rows) if stored else Order(self._weights.tolist(), rows, config.training.seed)
+        )
+
+    def readings(self) -> list[float]:
+        """How often the run will read each row of each source, on average."""
+        if isinstance(self.order, StoredOrder):
+            return [self.config.training.steps * self.config.training.batch / sum(self._rows)] * len(self._rows)
+        read = self.config.training.steps * self.config.training.batch * self._weights
+        return [float(share / rows) for share, rows in zip(read, self._rows, strict=True)]
 
     def batch(self, step: int, rank: int, ranks: int, micro: int) -> Tokens:
         """Micro-batch `micro` [micro_batch, sequence_length + 1] of data-parallel rank `rank` of `ranks`, in the batch
@@ -85,12 +108,12 @@ class Corpus:
 
     def tokens(self, row: Row) -> Tokens:
         """The row's tokens [sequence_length + 1]."""
-        return self._cut(self._train[row.source], row.number)
+        return self._cut(self._pair(row.source, "train"), row.number)
 
     def documents(self, row: Row) -> list[Span]:
         """The documents that the row has parts of, in order; a document includes its end-of-document token."""
-        indexed = self._train[row.source]
-        names = self._names[row.source]
+        indexed = self._pair(row.source, "train")
+        names = self._pair(row.source, "train.names")
         first = row.number * self.row_size
         reached, spans = 0, []
         number, start = indexed.sequence_at(first)
@@ -106,8 +129,12 @@ class Corpus:
     @cached_property
     def evaluation(self) -> Tokens:
         """The held-out rows [E, sequence_length + 1] that every evaluation reads, from each source by its weight."""
-        wanted = zip(self._held_out, self._evaluation_rows, strict=True)
-        return np.stack([self._cut(held_out, number) for held_out, count in wanted for number in range(count)])
+        rows = [
+            self._cut(self._pair(source, "held_out"), number)
+            for source, count in enumerate(self._evaluation_rows)
+            for number in range(count)
+        ]
+        return np.stack(rows)
 
     @cached_property
     def unigram_entropy(self) -> float:
@@ -130,9 +157,8 @@ class Corpus:
         total = self.config.training.evaluation_tokens // self.config.data.sequence_length
         return [max(1, round(total * weight)) for weight in self._weights]
 
-    @cached_property
-    def _names(self) -> list[Indexed]:
-        return [Indexed(self.folder / f"{source.name}.train.names") for source in self.sources]
+    def _pair(self, source: int, kind: str) -> Indexed:
+        return self._open(f"{self.sources[source].name}.{kind}")
 
     def _cut(self, indexed: Indexed, number: int) -> Tokens:
         tokens = indexed.read(number * self.row_size, self.row_size).astype(np.int64)
@@ -143,14 +169,19 @@ class Corpus:
             )
         return tokens
 
-    def _open(self, source: SourceConfig, split: str, described: Mapping[str, Any]) -> Indexed:
+    def _check_pair(self, source: SourceConfig, split: str, described: Mapping[str, Any]) -> None:
         indexed = Indexed(self.folder / f"{source.name}.{split}")
-        if len(indexed.tokens) != described[source.name][split]["tokens"]:
+        if indexed.count != described[source.name][split]["tokens"]:
             raise ConfigError(
-                f"{indexed.prefix}.bin holds {len(indexed.tokens)} tokens and manifest.json says "
+                f"{indexed.prefix}.bin holds {indexed.count} tokens and manifest.json says "
                 f"{described[source.name][split]['tokens']}; prepare the data again."
             )
-        return indexed
+        row = described[source.name].get("row", self.row_size)
+        if row != self.row_size:
+            raise ConfigError(
+                f"The source {source.name} in {self.folder} holds packed rows of {row} tokens; set "
+                f"data.sequence_length to {row - 1}."
+            )
 
 
 def _check(source: SourceConfig, described: Mapping[str, Any], folder: Path) -> None:

@@ -10,7 +10,9 @@ import bisect
 import hashlib
 import os
 import struct
+import weakref
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -103,8 +105,8 @@ class Writer:
 
 
 class Indexed:
-    """A pair, memory-mapped: `tokens` [N] are all tokens, `sizes`, `offsets` and `document_index` the arrays of the
-    .idx.
+    """A pair: `tokens` [N] are all tokens, `sizes`, `offsets` and `document_index` the arrays of the .idx, each
+    memory-mapped when it is first used, which takes a file descriptor. `count` is the number of tokens.
 
     Raises ConfigError if a file is missing or truncated, or if the two disagree.
     """
@@ -133,28 +135,59 @@ class Indexed:
                 f"{self._idx_path} should have {expected} bytes for its {sequences} sequences and has {size}; fetch it "
                 "or prepare the data again."
             )
-        self.sizes = _map(self._idx_path, "<i4", sequences, _HEADER.size)
-        self.offsets = _map(self._idx_path, "<i8", sequences, _HEADER.size + 4 * sequences)
-        self.document_index = _map(self._idx_path, "<i8", documents, _HEADER.size + 12 * sequences)
+        self.sequence_count, self._documents = sequences, documents
         there = self._bin_path.stat().st_size
-        wanted = int(self.offsets[-1]) + int(self.sizes[-1]) * self.dtype.itemsize if sequences else 0
+        wanted = self._end_of_last() if sequences else 0
         if there != wanted:
             raise ConfigError(
                 f"{self._bin_path} should have {wanted} bytes, as {self._idx_path.name} says, and has {there}; fetch "
                 "both again or prepare the data again."
             )
-        self.tokens = _map(self._bin_path, self.dtype.str, there // self.dtype.itemsize)
-        self._file = self._bin_path.open("rb", buffering=0)
+        self.count = there // self.dtype.itemsize
+
+    @cached_property
+    def sizes(self) -> Array:
+        return _map(self._idx_path, "<i4", self.sequence_count, _HEADER.size)
+
+    @cached_property
+    def offsets(self) -> Array:
+        return _map(self._idx_path, "<i8", self.sequence_count, _HEADER.size + 4 * self.sequence_count)
+
+    @cached_property
+    def document_index(self) -> Array:
+        return _map(self._idx_path, "<i8", self._documents, _HEADER.size + 12 * self.sequence_count)
+
+    @cached_property
+    def tokens(self) -> Array:
+        return _map(self._bin_path, self.dtype.str, self.count)
 
     def __len__(self) -> int:
         """The number of documents."""
-        return max(0, len(self.document_index) - 1)
+        return max(0, int(self._documents) - 1)
 
     def read(self, start: int, count: int) -> Array:
         """The `count` tokens from token `start` on. Unlike the memory map, it reads no pages around them, which is
         faster for rows in random order."""
         size = self.dtype.itemsize
-        return np.frombuffer(os.pread(self._file.fileno(), count * size, start * size), dtype=self.dtype)
+        return np.frombuffer(os.pread(self._descriptor, count * size, start * size), dtype=self.dtype)
+
+    @cached_property
+    def _descriptor(self) -> int:
+        descriptor = os.open(self._bin_path, os.O_RDONLY)
+        weakref.finalize(self, os.close, descriptor)
+        return descriptor
+
+    def sequences(self) -> Iterator[Array]:
+        """Every sequence in turn, whatever document it is of. Raises ConfigError if they do not lie one after the
+        other."""
+        expected = 0
+        for start in range(0, self.sequence_count, _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
+            for size, offset in zip(self.sizes[part].tolist(), self.offsets[part].tolist(), strict=True):
+                if offset != expected * self.dtype.itemsize or size < 0:
+                    raise self._disagrees()
+                yield self.tokens[expected : expected + size]
+                expected += size
 
     def document(self, number: int) -> Array:
         """The tokens of a document, counted from 0."""
@@ -190,6 +223,15 @@ class Indexed:
 
     def _end(self, sequence: int) -> int:
         return int(self.offsets[sequence]) // self.dtype.itemsize + int(self.sizes[sequence])
+
+    def _end_of_last(self) -> int:
+        """The byte at which the last sequence ends, by the .idx."""
+        with self._idx_path.open("rb") as file:
+            file.seek(_HEADER.size + 4 * (self.sequence_count - 1))
+            size = int.from_bytes(file.read(4), "little", signed=True)
+            file.seek(_HEADER.size + 12 * self.sequence_count - 8)
+            offset = int.from_bytes(file.read(8), "little", signed=True)
+        return offset + size * self.dtype.itemsize
 
     def _disagrees(self) -> ConfigError:
         return ConfigError(

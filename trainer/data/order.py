@@ -100,6 +100,23 @@ class Order:
         return self._before[block]  # type: ignore[no-any-return]
 
 
+class StoredOrder:
+    """The rows as they are stored: source after source, each from its first row to its last, and then again."""
+
+    def __init__(self, rows: Sequence[int]) -> None:
+        self._ends = np.cumsum(rows)
+
+    def __getitem__(self, position: int) -> Row:
+        return self.rows(position, 1)[0]
+
+    def rows(self, first: int, count: int) -> list[Row]:
+        """The rows at `count` positions from `first` on."""
+        positions = np.arange(first, first + count) % self._ends[-1]
+        sources = np.searchsorted(self._ends, positions, side="right")
+        starts = np.concatenate([[0], self._ends[:-1]])[sources]
+        return [Row(int(source), int(number)) for source, number in zip(sources, positions - starts, strict=True)]
+
+
 def _shuffled(positions: Words, size: int, keys: Words) -> NDArray[np.int64]:
     """The image of each position under a permutation of range(size), one permutation for each key, [positions].
 

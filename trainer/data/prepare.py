@@ -2,7 +2,8 @@
 
 The folder has `manifest.json`, `tokenizer.json`, and for each source and split `SOURCE.SPLIT.bin/.idx` (the tokens,
 each document followed by the end-of-document token), `SOURCE.SPLIT.names.bin/.idx` (the documents' names as UTF-8 bytes
-in the same format) and, for train, `SOURCE.train.counts.npy` (how often each token occurs).
+in the same format) and, for train, `SOURCE.train.counts.npy` (how often each token occurs). Rows of packed data are
+written as they are, without that token; the manifest says of what length, as `row`.
 """
 
 import hashlib
@@ -22,10 +23,10 @@ from trainer import files
 from trainer.checkpoint import metadata
 from trainer.config import TrainConfig
 from trainer.contract import DATA_FOLDER
-from trainer.data import readers, tokenizer
+from trainer.data import packed, readers, tokenizer
 from trainer.data.config import DataConfig, DedupeConfig, SourceConfig
-from trainer.data.encode import SPLITS, Encoded, Encoder, is_held_out
-from trainer.data.indexed import Writer, token_type
+from trainer.data.encode import SPLITS, Encoded, Encoder, is_held_out, is_kept_out, split_end
+from trainer.data.indexed import Indexed, Writer, token_type
 from trainer.data.readers import Document
 from trainer.data.workers import Workers, batches
 from trainer.schema import ConfigError
@@ -33,6 +34,9 @@ from trainer.schema import ConfigError
 FORMAT = 2
 CHECKED_BYTES = 1 << 30
 """Larger files are not read again at each start of a run to verify them: that would take too long."""
+
+FEW = 1000
+"""Documents of a source that are looked at to find out whether some can be held out whole."""
 
 Say = Callable[[str], None]
 Advance = Callable[[int], None]
@@ -151,7 +155,11 @@ def is_prepared(folder: Path, mark: str) -> bool:
 def fingerprint(data: DataConfig) -> str:
     """A SHA-256 over what the prepared data depend on: settings, names, sizes and times of files, and for builtin text
     the version of Python. Raises ConfigError if a source has no file."""
-    settings = data.model_dump(mode="json", exclude={"sequence_length", "prepared", "root"}) | {"format": FORMAT}
+    settings = data.model_dump(mode="json", exclude={"sequence_length", "prepared", "root", "order"})
+    settings["format"] = FORMAT
+    if data.packed is None:
+        # Data that were prepared before there was such a key stay what they are.
+        del settings["packed"]
     root = Path(data.root or ".")
     texts = [path for source in data.sources for path in readers.files_of(source, root) if path.is_file()]
     settings["files"] = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in texts]
@@ -169,15 +177,21 @@ class _Build:
         self._data, self._folder, self._progress = data, folder, progress
         self._workers, self._advance = workers, advance
         self._removed: dict[str, NDArray[np.bool_]] = {}
+        self._packed: set[str] = set()
+        self._cut_at_ends: set[str] = set()
 
     def __call__(self, checkpoint: Path | None, mark: str) -> None:
         data = self._data
         given = tokenizer.load(checkpoint) if checkpoint else _file_of(data) if data.tokenizer.file else None
+        for each in data.sources:
+            self._look_at(each, given)
         if data.dedupe:
             self._progress("looking for near-duplicates")
             self._find_duplicates(data.dedupe, given)
         bpe = given or self._train_tokenizer()
-        tokenizer.save(bpe, self._folder, data.sequence_length, data.tokenizer.end_of_document)
+        file = Path(data.root or ".") / (data.tokenizer.file or "")
+        origin = checkpoint or (file.parent if file.name == "tokenizer.json" else None)
+        tokenizer.save(bpe, self._folder, data.sequence_length, data.tokenizer.end_of_document, origin)
         with Workers(self._workers, Encoder, bpe.to_str(), data) as pool:
             sources = [self._write(source, pool) for source in data.sources]
         if sources[0]["epochs"] is not None:
@@ -201,11 +215,55 @@ class _Build:
         for path in self._folder.iterdir():
             files.sync(path)
 
-    def _read(self, source: SourceConfig) -> Iterator[Document]:
+    def _look_at(self, source: SourceConfig, given: Tokenizer | None) -> None:
+        """Find out whether a source is packed data, or has too few documents to hold whole ones out."""
+        data = self._data
+        if source.tokens is not None and given is not None:
+            indexed = Indexed(Path(data.root or ".") / source.tokens)
+            end = tokenizer.end_of_document(given, data.tokenizer.end_of_document)
+            if packed.is_packed(source, indexed, end, data.packed, data.sequence_length):
+                if data.dedupe:
+                    raise ConfigError(
+                        f"The source {source.name} holds packed rows, which data.dedupe would take out; take out "
+                        "data.dedupe, or set data.packed to false to read it as documents."
+                    )
+                self._packed.add(source.name)
+                length = data.sequence_length + 1
+                self._progress(f"{source.name} holds packed rows of {length:,} tokens, which are read as rows")
+                return
+        if source.dataset is None and self._has_few_documents(source):
+            self._cut_at_ends.add(source.name)
+            self._progress(f"{source.name} has too few documents to hold some out: the end of each is held out")
+
+    def _has_few_documents(self, source: SourceConfig) -> bool:
+        """Whether the documents of a source, which are FEW at most, leave less than a row to train on or to hold
+        out."""
+        least, sizes = self._data.sequence_length + 1, {True: 0, False: 0}
+        for number, document in enumerate(readers.read(source, self._data)):
+            # A token has at least a byte.
+            size = document.size if document.tokens is None else len(document.tokens)
+            sizes[is_held_out(document.name, self._data.held_out)] += size
+            if min(sizes.values()) >= least or number >= FEW:
+                return False
+        return sum(sizes.values()) >= 2 * least
+
+    def _read(self, source: SourceConfig, say: Say = lambda message: None) -> Iterator[Document]:
+        """The source's documents without near-duplicates, each in two where its end is held out."""
+        for document in self._kept(source, say):
+            if source.name in self._cut_at_ends:
+                yield from split_end(document, self._data.held_out)
+            else:
+                yield document
+
+    def _kept(self, source: SourceConfig, say: Say) -> Iterator[Document]:
         """The source's documents without near-duplicates. Raises ConfigError if the source has changed meanwhile."""
+        if source.name in self._packed:
+            indexed = Indexed(Path(self._data.root or ".") / str(source.tokens))
+            yield from packed.rows(source, indexed, self._data.held_out)
+            return
         removed = self._removed.get(source.name)
         number = -1
-        for number, document in enumerate(readers.read(source, self._data)):
+        for number, document in enumerate(readers.read(source, self._data, say)):
             if removed is None:
                 yield document
             elif number >= len(removed):
@@ -250,7 +308,7 @@ class _Build:
                 for document in self._read(source):
                     if left <= 0:
                         break
-                    if not is_held_out(document.name, self._data.held_out):
+                    if not is_kept_out(document, self._data.held_out):
                         yield document.text
                         left -= document.size
 
@@ -270,7 +328,7 @@ class _Build:
                 split: stack.enter_context(Writer(prefix.with_name(f"{prefix.name}.names"), "u1"))
                 for split, prefix in prefixes.items()
             }
-            for results in pool.map(batches(self._read(source))):
+            for results in pool.map(batches(self._read(source, self._progress))):
                 for split, encoded in results.items():
                     tokens[split].add(encoded.tokens, encoded.sizes)
                     joined = np.frombuffer(b"".join(encoded.names), dtype=np.uint8)
@@ -297,6 +355,7 @@ class _Build:
             "epochs": source.epochs,
             "place": place,
             **described,
+            **({"row": self._data.sequence_length + 1} if source.name in self._packed else {}),
             "near_duplicates_removed": None if removed is None else int(removed.sum()),
         }
 

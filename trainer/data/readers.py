@@ -1,34 +1,39 @@
 """Reading the sources: each yields its documents in a fixed order, one at a time."""
 
 import glob
-import gzip
 import hashlib
 import json
 import os
 import sysconfig
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import zstandard
 from numpy.typing import NDArray
 
+from trainer.data import raw_files
 from trainer.data.config import Builtin, DataConfig, SourceConfig
 from trainer.data.indexed import Indexed, paths_of
-from trainer.schema import ConfigError
+from trainer.schema import ConfigError, as_unicode
 
-_CHUNK = 1 << 20
-_LINES = (".jsonl", ".json", ".gz", ".zst")
+BOM = "\ufeff"
+
+Say = Callable[[str], None]
 
 
 class Document(NamedTuple):
-    """A document. Its name is unique over all sources; one of a `tokens` source has `tokens` [N] and no text."""
+    """A document. Its name is unique over all sources; one of a `tokens` source has `tokens` [N] and no text.
+
+    `held_out` is whether it is kept for evaluation, None where its name decides; `is_row` whether it is a row of packed
+    data, which gets no end-of-document token.
+    """
 
     name: str
     text: str
     tokens: NDArray[Any] | None = None
+    held_out: bool | None = None
+    is_row: bool = False
 
     @property
     def size(self) -> int:
@@ -36,14 +41,25 @@ class Document(NamedTuple):
         return len(self.text.encode()) if self.tokens is None else self.tokens.nbytes
 
 
-def read(source: SourceConfig, data: DataConfig) -> Iterator[Document]:
-    """The source's documents, until `max_bytes` is reached. Raises ConfigError if it has no text or cannot be read."""
-    size = 0
-    for document in _documents(source, Path(data.root or ".")):
-        yield document
+def read(source: SourceConfig, data: DataConfig, say: Say = lambda message: None) -> Iterator[Document]:
+    """The source's documents, until `max_bytes` is reached. `say` is told what is left out. Raises ConfigError if it
+    has no text or cannot be read."""
+    size = without_text = 0
+    root = Path(data.root or ".")
+    if hidden := _hidden_in(source, root):
+        names = f"{len(hidden)} hidden files and folders" if len(hidden) > 1 else "a hidden file or folder"
+        say(f"left out of {source.name}: {names} ({', '.join(hidden[:3])}{', …' if len(hidden) > 3 else ''})")
+    for document in _documents(source, root):
+        if document is None:
+            without_text += 1
+            continue
+        # A byte-order mark belongs to a file, not to its text.
+        yield document if not document.text.startswith(BOM) else document._replace(text=document.text[1:])
         size += document.size
         if source.max_bytes is not None and size >= source.max_bytes:
             break
+    if without_text:
+        say(f"left out of {source.name}: {without_text} documents whose {source.text_key} is null")
     if not size:
         raise ConfigError(f"The source {source.name} is empty; take it out of data.sources or name another place.")
 
@@ -67,15 +83,41 @@ def _files_of(source: SourceConfig, root: Path) -> list[Path]:
         return [path]
     if path.is_dir():
         inside = sorted(path.rglob("*"))
-        files = [file for file in inside if file.is_file() and not file.name.startswith(".")]
+        files = [file for file in inside if file.is_file() and not _is_hidden(file.relative_to(path))]
     else:
-        files = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
+        files = _glob(source.path, root) or _glob(source.path.replace("[", "[[]"), root)
     if not files:
         raise ConfigError(f"There is no file at {path}, the path of the source {source.name}; correct it or data.root.")
     return files
 
 
-def _documents(source: SourceConfig, root: Path) -> Iterator[Document]:
+def _glob(pattern: str, root: Path) -> list[Path]:
+    """The files of a pattern below `root`, whose own name is no pattern."""
+    found = sorted(root / name for name in glob.glob(pattern, root_dir=root, recursive=True))
+    return [path for path in found if path.is_file()]
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _hidden_in(source: SourceConfig, root: Path) -> list[str]:
+    """The hidden files and folders in the folder of a source, the outermost of each branch."""
+    if source.path is None or not (folder := root / source.path).is_dir():
+        return []
+    found = []
+    for inside, folders, files in os.walk(folder):
+        found += [
+            as_unicode(Path(inside, name).relative_to(folder).as_posix())
+            for name in (*folders, *files)
+            if name[0] == "."
+        ]
+        folders[:] = [name for name in folders if name[0] != "."]
+    return sorted(found)
+
+
+def _documents(source: SourceConfig, root: Path) -> Iterator[Document | None]:
+    """The source's documents, None for each whose text is null."""
     if source.builtin is not None:
         return BUILTINS[source.builtin](source.name)
     if source.path is not None and (root / source.path).is_dir():
@@ -117,98 +159,85 @@ BUILTINS: Mapping[Builtin, Callable[[str], Iterator[Document]]] = {
 
 
 def _texts(source: SourceConfig, root: Path) -> Iterator[Document]:
-    """Each file of a folder is a document."""
+    """Each file of a folder is a document, its line ends as they are."""
     folder = root / str(source.path)
     for path in files_of(source, root):
-        if path.suffix in _LINES:
+        if not raw_files.is_text(path):
             raise ConfigError(
                 f"{path} is no text file; for JSONL give the source {source.name} a path such as "
                 f"{folder}/*{path.suffix}."
             )
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_bytes().decode("utf-8")
         except UnicodeDecodeError:
             raise ConfigError(f"{path} is not UTF-8 text; take it out of the folder or convert it.") from None
         except OSError as error:
-            raise ConfigError(f"{path} cannot be read ({error.strerror}); correct it or take it out.") from error
-        yield Document(f"{source.name}/{path.relative_to(folder).as_posix()}", text)
+            raise raw_files.unreadable(path, error) from error
+        yield Document(f"{source.name}/{as_unicode(path.relative_to(folder).as_posix())}", text)
 
 
-def _lines(source: SourceConfig, root: Path) -> Iterator[Document]:
-    """Each line of the JSONL files is a document, named by its file and the number of its line, from 1."""
+def _lines(source: SourceConfig, root: Path) -> Iterator[Document | None]:
+    """Each line of JSONL files and each row of Parquet files is a document, named by its file and the number of its
+    line or row, from 1."""
     paths = files_of(source, root)
     base = os.path.commonpath([path.parent for path in paths])
     for path in paths:
-        name = f"{source.name}/{path.relative_to(base).as_posix()}"
-        for number, line in enumerate(_split(path), start=1):
+        name = f"{source.name}/{as_unicode(path.relative_to(base).as_posix())}"
+        kind = raw_files.kind_of(path)
+        if kind == "parquet":
+            for number, value in enumerate(raw_files.parquet(path, source.text_key), start=1):
+                text = _checked({source.text_key: value}, source.text_key, f"{path} row {number}")
+                yield None if text is None else Document(f"{name}:{number}", text)
+            continue
+        for number, line in enumerate(raw_files.lines(path, kind), start=1):
             if line.strip():
-                yield Document(f"{name}:{number}", _text_of(line, source.text_key, f"{path} line {number}"))
+                text = _text_of(line, source.text_key, f"{path} line {number}")
+                yield None if text is None else Document(f"{name}:{number}", text)
 
 
-def _text_of(line: bytes, key: str, location: str) -> str:
-    """The text under `key` in a line of JSON. Raises ConfigError, which names the `location` of the line."""
+def _text_of(line: bytes, key: str, location: str) -> str | None:
+    """The text under `key` in a line of JSON, None where it is null. Raises ConfigError, which names the `location` of
+    the line."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
         raise ConfigError(f"{location} is not valid JSON; mend it or take it out.") from None
-    if not isinstance(value, dict) or not isinstance(value.get(key), str):
-        keys = f"has the keys {', '.join(map(str, value))[:200]}" if isinstance(value, dict) else "is no JSON object"
+    return _checked(value, key, location)
+
+
+def _checked(value: Any, key: str, location: str) -> str | None:
+    if not isinstance(value, dict):
         raise ConfigError(
-            f"{location} has no text under {key!r} (it {keys}); set text_key to the key that holds the text."
+            f"{location} has no text under {key!r} (it is no JSON object); give each line an object that has it."
+        )
+    if key not in value:
+        raise ConfigError(
+            f"{location} has no text under {key!r} (it has the keys {', '.join(map(str, value))[:200]}); set text_key "
+            "to the key that holds the text."
+        )
+    text = value[key]
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        raise ConfigError(
+            f"{location} has {type(text).__name__} {str(text)[:40]!r} under {key!r}, which is no text; set text_key to "
+            "the key that holds the text, or take the line out."
         )
     # JSON can escape half of a surrogate pair, which is not Unicode text.
-    return str(value[key]).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _split(path: Path) -> Iterator[bytes]:
-    """The lines of a file, decompressed, in time linear in its size even for very long lines."""
-    pending: list[bytes] = []
-    for chunk in _chunks(path):
-        first, *others = chunk.split(b"\n")
-        pending.append(first)
-        for line in others:
-            yield b"".join(pending)
-            pending = [line]
-    yield b"".join(pending)
-
-
-def _chunks(path: Path) -> Iterator[bytes]:
-    """The bytes of a file, decompressed by its suffix. Raises ConfigError where the file is cut short or damaged."""
-    try:
-        if path.suffix == ".zst":
-            yield from _zstandard(path)
-        else:
-            with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-                while chunk := file.read(_CHUNK):
-                    yield chunk
-    except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError):
-        raise ConfigError(f"{path} is truncated or damaged; fetch it again.") from None
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}); correct it or take it out.") from error
-
-
-def _zstandard(path: Path) -> Iterator[bytes]:
-    """The decompressed bytes of all frames of a file. Raises EOFError at a truncated frame, which the library's own
-    reader takes for the end of the file."""
-    frame = None
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            while chunk:
-                frame = frame or zstandard.ZstdDecompressor().decompressobj()
-                yield frame.decompress(chunk)
-                chunk = frame.unused_data
-                if frame.eof:
-                    frame = None
-    if frame is not None:
-        raise EOFError
-
-
-def _dataset(source: SourceConfig, root: Path) -> Iterator[Document]:
+def _dataset(source: SourceConfig, root: Path) -> Iterator[Document | None]:
     """Each row of a dataset of Hugging Face is a document, read as a stream and named by its split and number."""
     import datasets
 
     folder = root / str(source.dataset)
     split = source.split or "train"
+    if folder.exists() and glob.escape(str(folder)) != str(folder):
+        raise ConfigError(
+            f"The folder {folder} of the source {source.name} has brackets or stars in its name, which the datasets "
+            "library takes for a pattern; rename it, or give its files as path and not as dataset."
+        )
     try:
         if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
             saved = datasets.load_from_disk(str(folder))
@@ -220,6 +249,9 @@ def _dataset(source: SourceConfig, root: Path) -> Iterator[Document]:
             rows = datasets.load_dataset(path, source.subset, split=split, revision=source.revision, streaming=True)
         for number, row in enumerate(rows):
             text = row.get(source.text_key)
+            if text is None and source.text_key in row:
+                yield None
+                continue
             if not isinstance(text, str):
                 raise ConfigError(
                     f"Row {number} of the dataset {source.dataset} has no text in {source.text_key!r} (its columns are "

@@ -11,6 +11,7 @@ from typing import Any, Generic, Self, TypeVar
 from trainer.data.readers import Document
 
 BATCH_BYTES = 1 << 20
+BATCH_DOCUMENTS = 1 << 12
 
 Result = TypeVar("Result")
 
@@ -18,13 +19,13 @@ _work: Callable[[Any], Any] | None = None
 
 
 def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Batches of about BATCH_BYTES bytes, the same for any number of processes."""
+    """Batches of about BATCH_BYTES bytes or BATCH_DOCUMENTS documents, the same for any number of processes."""
     batch: list[Document] = []
     size = 0
     for document in documents:
         batch.append(document)
         size += document.size
-        if size >= BATCH_BYTES:
+        if size >= BATCH_BYTES or len(batch) >= BATCH_DOCUMENTS:
             yield batch
             batch, size = [], 0
     if batch:

@@ -19,8 +19,9 @@ LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", 
 
 
 def main() -> None:
-    """`python -m trainer.distributed.rank PIPE ASSIGNMENT`, as the parent starts it."""
-    report, assignment = int(sys.argv[1]), Assignment.model_validate_json(sys.argv[2])
+    """`python -m trainer.distributed.rank PIPE OUT`, as the parent starts it, with the assignment on standard input;
+    OUT is there for people who look at the processes."""
+    report, assignment = int(sys.argv[1]), Assignment.model_validate_json(sys.stdin.buffer.read())
     _die_with_parent(assignment.parent)
     stop = _StopRequest()
     outcome = _train(assignment, stop)

@@ -173,12 +173,16 @@ def _interface(here: Host) -> str:
 def _start(assignment: Assignment, environment: dict[str, str]) -> Rank:
     reading, writing = os.pipe()
     own = {"RANK": str(assignment.rank), "LOCAL_RANK": str(assignment.local_rank)}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "trainer.distributed.rank", str(writing), assignment.model_dump_json()],
-        env=os.environ | environment | own,
-        stdin=subprocess.DEVNULL,
-        pass_fds=[writing] if assignment.listener is None else [writing, assignment.listener],
-    )
+    # A file in memory, as a command line has too little room for thousands of sources.
+    with open(os.memfd_create("assignment"), "w+b") as told:
+        told.write(assignment.model_dump_json().encode())
+        told.seek(0)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "trainer.distributed.rank", str(writing), str(assignment.out)],
+            env=os.environ | environment | own,
+            stdin=told,
+            pass_fds=[writing] if assignment.listener is None else [writing, assignment.listener],
+        )
     os.close(writing)
     return Rank(process, reading)
 

@@ -1,9 +1,6 @@
 """The commands that use a checkpoint: eval, score, generate. They import torch and the harness when they are run."""
 
 import contextlib
-import os
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +8,7 @@ import typer
 from rich.console import Console
 
 from trainer.contract import RESULTS_FILE, Outcome, Status
-from trainer.exits import FailedError, fail, finish, interruptible
+from trainer.exits import finish, interruptible, one_sentence, outcome_of
 from trainer.files import write_atomically
 from trainer.folder_lock import locked
 from trainer.progress import bars
@@ -41,11 +38,11 @@ def evaluate(
 ) -> None:
     """Evaluate a checkpoint with lm-evaluation-harness."""
     names = [name.strip() for name in tasks.split(",") if name.strip()]
-    with _failing_in_one_sentence():
+    with one_sentence(), contextlib.ExitStack() as stack:
         if not names:
             raise ConfigError("--tasks names no task; give names with commas between, such as heldout.")
         if out is not None:
-            _make_folder(out)
+            stack.enter_context(locked(out, removes_outcome=False))
         from trainer.evaluation.open_checkpoint import open_checkpoint
 
         opened = open_checkpoint(folder)
@@ -76,7 +73,7 @@ def score(
     The first token follows the end of a document. A text longer than the model's window is read in windows that
     overlap: each token is scored once, after as many tokens as fit.
     """
-    with _failing_in_one_sentence():
+    with one_sentence():
         from trainer.evaluation.open_checkpoint import open_checkpoint
         from trainer.evaluation.score import read_text
         from trainer.evaluation.score import score as score_text
@@ -100,7 +97,7 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
 ) -> None:
     """Sample a text from a checkpoint."""
-    with locked(out):
+    with one_sentence(), locked(out):
         try:
             with interruptible(), bars() as advance:
                 from trainer.evaluation.generate import Sampling
@@ -115,41 +112,5 @@ def generate(
             print(written)
             outcome = Outcome(status=Status.DONE, step=opened.step)
         except (Exception, KeyboardInterrupt) as error:
-            outcome = _outcome(error)
+            outcome = outcome_of(error)
         finish(out, outcome)
-
-
-@contextlib.contextmanager
-def _failing_in_one_sentence() -> Iterator[None]:
-    """Turn an error into one sentence on standard error and the exit status that goes with it."""
-    if not sys.stderr.isatty():
-        # Turns off the bars of libraries, which read the variable when they are imported; ours look at the terminal.
-        os.environ.setdefault("TQDM_DISABLE", "1")
-    try:
-        with interruptible():
-            yield
-    except (Exception, KeyboardInterrupt) as error:
-        outcome = _outcome(error)
-        if outcome.reason:
-            fail(outcome.status, outcome.reason)
-        raise typer.Exit(outcome.status) from None
-
-
-def _outcome(error: BaseException) -> Outcome:
-    """The outcome of a command that an error, or a stop signal as KeyboardInterrupt, has ended."""
-    match error:
-        case KeyboardInterrupt():
-            return Outcome(status=Status.STOPPED)
-        case ConfigError():
-            return Outcome(status=Status.CONFIG, reason=str(error))
-        case FailedError():
-            return Outcome(status=Status.FAILED, reason=str(error))
-    first_line = str(error).strip().partition("\n")[0]
-    return Outcome(status=Status.FAILED, reason=f"{type(error).__name__}: {first_line}")
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"The folder {out} cannot be written ({error.strerror}); give --out another.") from error

@@ -53,11 +53,11 @@ def continuations(
 ) -> list[list[int]]:
     """The token ids that the model writes after each context.
 
-    A continuation ends before the end-of-document token, after `max_tokens`, or once `stopped` is true of its ids. The
+    A continuation ends before a token that ends a text, after `max_tokens`, or once `stopped` is true of its ids. The
     model sees the last tokens that fit its window. An empty context begins a document. `advance` is told 1 for each
     token that all rows have.
     """
-    texts = [list(context) or [opened.end] for context in contexts]
+    texts = [list(context) or [opened.begin] for context in contexts]
     written: list[list[int]] = [[] for _ in contexts]
     going = list(range(len(contexts)))
     for _ in range(max_tokens):
@@ -65,7 +65,7 @@ def continuations(
             break
         logits_BV = opened.next_logits([texts[row][-opened.window :] for row in going])
         drawn = dict(zip(going, sampling.draw(logits_BV, generator), strict=True))
-        going = [row for row in going if drawn[row] != opened.end]
+        going = [row for row in going if drawn[row] not in opened.ends]
         for row in going:
             texts[row].append(drawn[row])
             written[row].append(drawn[row])
@@ -85,7 +85,7 @@ def generate(
 ) -> str:
     """Continue `prompt` and write `sample.json` into the folder `out`. Special tokens in the prompt count as such."""
     generator = torch.Generator().manual_seed(seed)
-    context = opened.encode(prompt, special=True)
+    context = opened.encode_prompt(prompt)
     [ids] = continuations(opened, [context], max_tokens, sampling, generator, advance=advance)
     text = opened.decode(ids)
     sample = {"prompt": prompt, "text": text, "tokens": len(ids), "checkpoint_step": opened.step}

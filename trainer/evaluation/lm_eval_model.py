@@ -33,6 +33,10 @@ class CheckpointLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         return self._opened.end
 
     @property
+    def prefix_token_id(self) -> int:
+        return self._opened.begin
+
+    @property
     def max_length(self) -> int:
         return self._opened.window
 
@@ -41,9 +45,9 @@ class CheckpointLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         return str(self._opened.folder)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> Tokens:
-        """The tokens of a text, without special tokens: the harness itself puts the end-of-document token before a text
-        that has no context."""
-        return self._opened.encode(string)
+        """The tokens of a text, with the special tokens that the tokenizer itself puts around every text unless the
+        harness wants none, as the harness's own class for transformers has them."""
+        return self._opened.encode(string, added=add_special_tokens is not False)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)

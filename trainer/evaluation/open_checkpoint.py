@@ -21,7 +21,8 @@ from trainer.schema import ConfigError
 @dataclass(frozen=True)
 class OpenCheckpoint:
     """A checkpoint's model and tokenizer. `window` is the most tokens that the model sees at once, `end` the id of the
-    end-of-document token, which also comes before the first token of a text."""
+    end-of-document token, `begin` of the one that comes before the first token of a text: the tokenizer's own, or else
+    `end`. Generation stops before any of `ends`."""
 
     folder: Path
     step: int
@@ -29,14 +30,22 @@ class OpenCheckpoint:
     model: Transformer
     tokenizer: Tokenizer
     window: int
+    begin: int
     end: int
+    ends: frozenset[int]
     device: torch.device
 
-    def encode(self, text: str, special: bool = False) -> list[int]:
-        """The token ids of a text. A special token in the text is taken as plain text, unless `special`."""
+    def encode(self, text: str, special: bool = False, added: bool = False) -> list[int]:
+        """The token ids of a text. A special token in the text is taken as plain text, unless `special`. Where `added`,
+        they include those that the tokenizer itself puts around every text."""
         self.tokenizer.encode_special_tokens = not special
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=added).ids
         return ids
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """The token ids of a text to continue, after those that the tokenizer itself puts before every text."""
+        ids, first = self.encode(text, special=True), bpe.prefix(self.tokenizer)
+        return ids if ids[: len(first)] == first else [*first, *ids]
 
     def decode(self, ids: list[int]) -> str:
         """The text of token ids, special tokens left out."""
@@ -94,7 +103,19 @@ def open_checkpoint(folder: Path) -> OpenCheckpoint:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     end = bpe.end_of_document(tokenizer, config.data.tokenizer.end_of_document)
     metadata.verify(folder, made)
-    return OpenCheckpoint(folder, step, config, model.eval().to(device), tokenizer, config.context, end, device)
+    begin = bpe.begin_of_text(tokenizer, folder)
+    return OpenCheckpoint(
+        folder=folder,
+        step=step,
+        config=config,
+        model=model.eval().to(device),
+        tokenizer=tokenizer,
+        window=config.context,
+        begin=end if begin is None else begin,
+        end=end,
+        ends=frozenset({end, *save_load.ends_of_generation(folder)}),
+        device=device,
+    )
 
 
 def _open_tokenizer(folder: Path, config: TrainConfig) -> Tokenizer:

@@ -84,11 +84,11 @@ def log_likelihoods(
 
 
 def score(opened: OpenCheckpoint, text: str, stride: int | None, advance: Callable[[float], None]) -> Score:
-    """Score a text, which must not be empty. Its first token follows the end-of-document token; a stride of None is
+    """Score a text, which must not be empty. Its first token follows the one that begins a text; a stride of None is
     half a window."""
     tokens = opened.encode(text)
     stride = min(stride or max(1, opened.window // 2), opened.window)
-    [(total, _)] = log_likelihoods(opened, [([opened.end], tokens)], stride=stride, advance=advance)
+    [(total, _)] = log_likelihoods(opened, [([opened.begin], tokens)], stride=stride, advance=advance)
     size = len(text.encode())
     return Score(tokens=len(tokens), bytes=size, nll=-total, bits_per_byte=-total / math.log(2) / size)
 
@@ -97,7 +97,8 @@ def read_text(path: Path) -> str:
     """The text of a file, or of standard input for `-`. Raises ConfigError if it is empty or not UTF-8."""
     try:
         content = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
-        text = content.decode("utf-8")
+        # A byte-order mark belongs to the file, as in the sources of training.
+        text = content.decode("utf-8-sig")
     except OSError as error:
         raise ConfigError(f"The text {path} cannot be read ({error.strerror}); give --text a file, or -.") from error
     except UnicodeDecodeError as error:

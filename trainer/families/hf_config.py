@@ -46,7 +46,7 @@ def read_config(values: Mapping[str, Any]) -> HFModel:
     adapters = {adapter.architecture: adapter for adapter in ADAPTERS}
     kinds = {adapter.model_type: adapter.architecture for adapter in ADAPTERS}
     named = values.get("architectures") or [kinds.get(str(values.get("model_type")), values.get("model_type"))]
-    if named[0] not in adapters:
+    if not isinstance(named[0], str) or named[0] not in adapters:
         raise ConfigError(f"The architecture {named[0]} is none of ours, which are {', '.join(adapters)}.")
     for key in ("quantization_config", "sliding_window"):
         if values.get(key):
@@ -61,7 +61,7 @@ def read_config(values: Mapping[str, Any]) -> HFModel:
         raise ConfigError(f"config.json has no shape of ours: {key}: {reason['msg']}.") from None
     except ConfigError:
         raise
-    except (StrictDataclassError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (StrictDataclassError, ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"config.json is no {adapter.model_type} configuration: {' '.join(str(error).split())}"
         ) from error
@@ -71,8 +71,9 @@ def read_config(values: Mapping[str, Any]) -> HFModel:
 
 def _parse(model_type: str, values: dict[str, Any]) -> Any:
     """The configuration as transformers reads it, with its defaults and the older names of fields."""
-    from transformers import CONFIG_MAPPING
+    from transformers import CONFIG_MAPPING, logging
 
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     return CONFIG_MAPPING[model_type].from_dict(values)
 
 

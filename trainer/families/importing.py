@@ -1,6 +1,5 @@
 """`import`: a model folder of transformers becomes a run folder with a checkpoint of step 0."""
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ from trainer.families.hf_weights import HFWeights
 from trainer.files import write_atomically
 from trainer.model.config import ModelConfig
 from trainer.model.transformer import shapes
-from trainer.schema import ConfigError
+from trainer.schema import ConfigError, check_readable
 
 PROBE_ROWS, PROBE_LENGTH = 2, 16
 TOLERANCE = 1e-4
@@ -49,6 +48,7 @@ def import_folder(source: Path, out: Path, recipe: str, advance: Advance) -> Imp
     The configuration has the model and tokenizer of `source`, and the rest of the recipe. Raises ConfigError, with
     nothing left behind, if a file is missing or damaged or our configuration cannot express the model.
     """
+    check_readable(source)
     found = read_folder(source)
     tokens = _tokenizer(source)
     config = _config(found, tokens, _end(source, found, tokens), out.absolute() / "tokenizer.json", recipe)
@@ -59,10 +59,17 @@ def import_folder(source: Path, out: Path, recipe: str, advance: Advance) -> Imp
 
     def converted() -> Iterator[tuple[str, Tensor]]:
         for name in whole:
-            yield from family.export(name, family.fetch(name, weights.get)).items()
+            for theirs, tensor in family.export(name, family.fetch(name, weights.get)).items():
+                if not tensor.isfinite().all():
+                    raise ConfigError(
+                        f"{theirs} in {source} holds {'NaN' if tensor.isnan().any() else 'infinity'}, so the model "
+                        "computes nothing; convert or fetch the weights again."
+                    )
+                yield theirs, tensor
             advance("weights", 1 / len(whole))
 
-    ids_BL = torch.randint(config.vocabulary, (PROBE_ROWS, PROBE_LENGTH), generator=torch.Generator().manual_seed(0))
+    probe = (PROBE_ROWS, min(PROBE_LENGTH, config.context))
+    ids_BL = torch.randint(config.vocabulary, probe, generator=torch.Generator().manual_seed(0))
     with folders.staged(out, 0) as folder:
         save_load.write_tensors(folder, save_load.WEIGHTS, converted())
         logits_BLV = _our_logits(config, folder, ids_BL)
@@ -71,7 +78,7 @@ def import_folder(source: Path, out: Path, recipe: str, advance: Advance) -> Imp
         advance("logits against transformers", 0.5)
         save_file({"ids": ids_BL, "logits": logits_BLV}, folder / PROBE_FILE, metadata={"format": "pt"})
         save_load.write_description(config, folder, 0, _metadata(source, config, tokens), source)
-        tokens.save(str(out / "tokenizer.json"))
+        bpe.save(tokens, out, config.context, config.data.tokenizer.end_of_document, source)
         write_atomically(out / CONFIG_FILE, dump(config))
     return Imported(checkpoint_folder(out, 0), difference, found.notes)
 
@@ -90,12 +97,7 @@ def _tokenizer(source: Path) -> Tokenizer:
 
 def _end(source: Path, found: HFModel, tokens: Tokenizer) -> str:
     """The token that ends a document: the tokenizer's own, or else the model's."""
-    path = source / "tokenizer_config.json"
-    try:
-        named = json.loads(path.read_text(encoding="utf-8")).get("eos_token") if path.is_file() else None
-    except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{path} is no configuration of a tokenizer; fetch it again.") from error
-    end = named["content"] if isinstance(named, dict) else named
+    end = bpe.content_of(bpe.settings_of(source).get("eos_token"))
     if end is None and found.end is not None:
         end = tokens.id_to_token(found.end)
     if end is None or tokens.token_to_id(end) is None:
@@ -155,8 +157,12 @@ def _their_logits(source: Path, ids_BL: Tensor) -> Tensor:
     from transformers import AutoModelForCausalLM, logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, local_files_only=True)
-    logits_BLV: Tensor = model.eval()(ids_BL).logits
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, local_files_only=True)
+        logits_BLV: Tensor = model.eval()(ids_BL).logits
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        reason = (str(error).strip() or type(error).__name__).partition("\n")[0].rstrip(".")
+        raise ConfigError(f"transformers itself cannot open {source} or compute its logits ({reason}).") from error
     return logits_BLV
 
 

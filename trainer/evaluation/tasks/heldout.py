@@ -27,7 +27,7 @@ def heldout(data: Path) -> Group:
     """
     group = Group(NAME)
     for source in manifest_of(data)["sources"]:
-        texts = documents(data, source["name"])
+        texts = documents(data, source["name"], are_rows="row" in source)
         if texts:
             group.add(_task(source["name"], texts))
     if not len(group):
@@ -35,12 +35,14 @@ def heldout(data: Path) -> Group:
     return group
 
 
-def documents(data: Path, source: str) -> list[str]:
-    """The texts of a source's held-out documents; empty ones are left out. Raises ConfigError."""
+def documents(data: Path, source: str, are_rows: bool = False) -> list[str]:
+    """The texts of a source's held-out documents, or rows of packed data; empty ones are left out. Raises
+    ConfigError."""
     bpe = tokenizer.load(data)
     held_out = Indexed(data / f"{source}.held_out").documents()
     # The last token of a document is the end-of-document token.
-    texts = (bpe.decode(tokens[:-1].tolist(), skip_special_tokens=False) for tokens in held_out)
+    tokens = (document if are_rows else document[:-1] for document in held_out)
+    texts = (bpe.decode(document.tolist(), skip_special_tokens=False) for document in tokens)
     return [text for text in texts if text]
 
 

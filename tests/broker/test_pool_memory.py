@@ -1,0 +1,73 @@
+"""A pool knows its memory: what cannot fit is refused at launch, and a CPU pool's trainer is held to a bound."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker.allocations import pools
+from broker.reviews import inventory
+from broker.runners.base import JobSpec
+from broker.runners.local import LocalRunner
+from projects.errors import ConflictError, InvalidError
+from tests.broker.lab import POOL, Lab
+from tests.patience import wait_for
+from trainer.check import check
+from trainer.config import load_recipe
+
+HUGE = "batch=65536, micro_batch=65536, sequence_length=4096"
+
+
+def set_memory(lab: Lab, **sizes: Any) -> None:
+    with lab.db.write() as session:
+        inventory.change_pool(session, None, POOL, reason="It was measured.", **sizes)
+
+
+def test_what_cannot_fit_is_refused_with_what_would(lab: Lab, project: int, allocation: int) -> None:
+    before = lab.everything()
+    with pytest.raises(InvalidError, match=r"It needs about [\d.]+ GiB on each process and there are [\d.]+ GiB"):
+        lab.launch(project, overrides=HUGE)
+    assert lab.everything() == before
+    large = {"batch": "128", "micro_batch": "64"}
+    asked = ", ".join(f"{key}={value}" for key, value in large.items())
+    need = check(load_recipe("demo", large), 1, device="cpu").memory_per_gpu / 2**30
+    assert need > 0.3
+    set_memory(lab, memory_gib=need + 0.01)
+    lab.launch(project, overrides=asked)
+    set_memory(lab, memory_gib=need - 0.01)
+    with pytest.raises(InvalidError, match=r"with training.micro_batch \d+ it would need about \d+ MiB"):
+        lab.launch(project, overrides=asked)
+    # A host's memory is shared by the processes of a run.
+    set_memory(lab, memory_gib=100, host_memory_gib=1.5 * need)
+    lab.launch(project, overrides=asked)
+    with pytest.raises(InvalidError, match="on each process and there are"):
+        lab.launch(project, overrides=asked, gpus=2)
+
+
+def test_a_gpu_of_a_known_type_has_its_memory(lab: Lab) -> None:
+    with lab.db.write() as session:
+        for name, gpu_type in (("old", "Tesla V100"), ("new", "H100 SXM"), ("odd", "Cray-1")):
+            pools.add_pool(session, name=name, gpu_type=gpu_type, gpus=4)
+        sizes = [pools.memory_each(pools.named(session, name), 4) >> 30 for name in ("old", "new", "odd")]
+    assert sizes == [32, 94, 288]
+
+
+@pytest.mark.parametrize("size", [0.2, -1.0, 0.0, float("nan"), float("inf"), 100_001.0])
+def test_a_size_that_no_machine_has_is_refused(lab: Lab, size: float) -> None:
+    before = lab.everything()
+    with pytest.raises(InvalidError, match=r"Memory is from 0.25 to 100,000 GiB"):
+        set_memory(lab, memory_gib=size)
+    assert lab.everything() == before
+    for least in (0.25, 100_000):
+        set_memory(lab, host_memory_gib=least)
+    with pytest.raises(ConflictError, match="is so already"):
+        set_memory(lab, host_memory_gib=100_000)
+
+
+def test_a_trainer_is_held_to_its_memory(tmp_path: Path) -> None:
+    runner = LocalRunner(JobSpec(memory=256 << 20))
+    command = "a = bytearray(64 << 20); print('some')\ntry: bytearray(512 << 20)\nexcept MemoryError: print('no more')"
+    runner.start([sys.executable, "-c", command], tmp_path, "")
+    wait_for(lambda: runner.poll() is not None)
+    assert (tmp_path / "trainer.log").read_text() == "some\nno more\n"

@@ -1,0 +1,124 @@
+"""Packed rows, as Pythia's own files have them: read as they are stored, and in that order where it is wished."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.trainer.test_data import changed
+from tests.trainer.test_data_indexed import write
+from trainer.config import TrainConfig
+from trainer.data import tokenizer
+from trainer.data.corpus import Corpus
+from trainer.data.indexed import Indexed
+from trainer.data.prepare import ensure
+from trainer.schema import ConfigError
+
+LENGTH = 17
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> list[list[int]]:
+    """A pair of 500 rows of 17 tokens, some of which end a document, and its tokenizer."""
+    bpe = tokenizer.train(["words of some text " * 20], 330)
+    tokenizer.save(bpe, tmp_path, 64)
+    rows: list[list[int]] = np.random.default_rng(0).integers(0, 250, (500, LENGTH)).tolist()
+    for row in range(0, 500, 7):
+        rows[row][row % LENGTH] = tokenizer.end_of_document(bpe)
+    write(tmp_path / "theirs", rows)
+    return rows
+
+
+def packed(config: TrainConfig, root: Path, **data: Any) -> TrainConfig:
+    source = {"name": "pile", "tokens": "theirs", "weight": 1, "licence": "MIT"}
+    settings: dict[str, Any] = {"root": str(root), "sources": [source], "sequence_length": LENGTH - 1}
+    settings["tokenizer"] = {"vocabulary": 330, "file": "tokenizer.json"}
+    return changed(config, **settings | data)
+
+
+@pytest.mark.parametrize("said", [{}, {"packed": True}])
+def test_rows_are_read_as_rows_and_replayed_in_their_order(
+    config: TrainConfig, tmp_path: Path, rows: list[list[int]], said: dict[str, Any]
+) -> None:
+    settings, told = packed(config, tmp_path, order="stored", held_out=0.1, **said), list[str]()
+    corpus = Corpus(settings, ensure(settings, tmp_path / "run", None, told.append))
+    assert "pile holds packed rows of 17 tokens, which are read as rows" in told
+    batch = settings.training.batch
+    for step in range(450 // batch):
+        assert [corpus.tokens(row).tolist() for row in corpus.rows(step)] == rows[step * batch : (step + 1) * batch]
+    assert corpus.evaluation[0].tolist() == rows[450], "the last rows are held out"
+    assert corpus.documents(corpus.rows(0)[3])[0].document == "pile/3"
+
+
+def test_rows_may_be_shuffled_like_any_other(config: TrainConfig, tmp_path: Path, rows: list[list[int]]) -> None:
+    settings = packed(config, tmp_path)
+    corpus = Corpus(settings, ensure(settings, tmp_path / "run", None, lambda message: None))
+    drawn = [tuple(corpus.tokens(row)) for row in corpus.order.rows(0, 400)]
+    assert sorted(drawn) == sorted(map(tuple, rows[:400]))
+    assert drawn != [tuple(row) for row in rows[:400]]
+
+
+def test_packed_false_reads_them_as_documents(config: TrainConfig, tmp_path: Path, rows: list[list[int]]) -> None:
+    settings = packed(config, tmp_path, packed=False)
+    folder = ensure(settings, tmp_path / "run", None, lambda message: None)
+    assert int(Indexed(folder / "pile.train").sizes.max()) == LENGTH + 1
+
+
+def test_documents_of_one_length_are_no_rows(config: TrainConfig, tmp_path: Path, rows: list[list[int]]) -> None:
+    end = tokenizer.end_of_document(tokenizer.load(tmp_path))
+    write(tmp_path / "theirs", [[*row[:-1], end] for row in rows])
+    settings = packed(config, tmp_path)
+    folder = ensure(settings, tmp_path / "run", None, lambda message: None)
+    assert "row" not in Corpus(settings, folder).manifest["sources"][0]
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"sequence_length": 32}, r"pile holds rows of 17 tokens, .* = 33; set data.sequence_length to 16, or set"),
+        ({"dedupe": {}}, r"pile holds packed rows, which data.dedupe would take out"),
+    ],
+)
+def test_what_would_not_read_them_as_stored_is_refused(
+    config: TrainConfig, tmp_path: Path, rows: list[list[int]], data: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        ensure(packed(config, tmp_path, **data), tmp_path / "run", None, lambda message: None)
+    write(tmp_path / "theirs", [*rows, [1, 2]])
+    with pytest.raises(ConfigError, match="holds sequences of 2 to 17 tokens, and packed data are rows"):
+        ensure(packed(config, tmp_path, packed=True), tmp_path / "run", None, lambda message: None)
+
+
+def test_prepared_rows_are_not_cut_to_another_length(
+    config: TrainConfig, tmp_path: Path, rows: list[list[int]]
+) -> None:
+    settings = packed(config, tmp_path)
+    folder = ensure(settings, tmp_path / "run", None, lambda message: None)
+    other = changed(settings, prepared=str(folder), sequence_length=20)
+    with pytest.raises(ConfigError, match=r"holds packed rows of 17 tokens; set data.sequence_length to 16"):
+        Corpus(other, folder)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (
+            {"packed": True, "sources": [{"name": "a", "path": "a", "weight": 1, "licence": "MIT"}]},
+            "the source a is text",
+        ),
+        ({"packed": True, "dedupe": {}}, "data.dedupe would take rows out of packed data"),
+        (
+            {
+                "order": "stored",
+                "sources": [{"name": n, "path": n, "weight": 1, "licence": "MIT"} for n in ("a", "b")],
+            },
+            "give a epochs 1",
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other(
+    config: TrainConfig, tmp_path: Path, data: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        packed(config, tmp_path, **data)
