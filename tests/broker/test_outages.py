@@ -254,7 +254,7 @@ def test_a_checkpoint_resets_the_count(lab: Lab, run: int, how: str) -> None:
             known = EndReason.NODE_FAILED if how == "node" else None
             lab.settle(run, token, 6, Ending(-9, "gone", transient=True, known=known))
         assert lab.run(run).state == RunState.QUEUED
-    for _ in range(2 if how == "killed" else 3):
+    for _ in range(3 if how == "lost" else 2):
         assert lab.run(run).state == RunState.QUEUED
         lose(lab, run)
     assert lab.run(run).state == RunState.FAILED, "without a step, three failures in a row are enough"

@@ -250,9 +250,9 @@ def test_former_names_are_looked_for_until_they_are_forgotten(db: Database) -> N
             updates.change_needs(session, Actor(ADA.discord_id, name), project, f"Ask {name}.")
     redact(db, OMAR, record.project_stream(project), len(lab.kinds(project)) - 2)  # who was Augusta then
     found = mentions_of(db, ADA)
-    assert found.entries == 4
+    assert found.entries == 5
     title = next(place for place in found.texts if place.where == "title of project 1")
-    assert forget(db, ADA, [title.key]) == 4
+    assert forget(db, ADA, [title.key]) == 5
     with db.read() as session:
         view = projects.view(session, project)
         assert session.scalars(select(people.FormerName)).all() == []
@@ -274,7 +274,9 @@ def test_who_comes_back_is_named_by_what_they_do_anew_and_forgotten_again(db: Da
     with db.read() as session:
         assert session.scalars(select(people.FormerName)).all() == []
     assert lab.run(run).reason == "cancelled by a former member"
-    assert (first, forget(db, ADA), forget(db, ADA)) == (4, 1, 0), "scope, proposal, request and cancel; the update"
+    assert (first, forget(db, ADA), forget(db, ADA)) == (5, 1, 0), (
+        "proposal, scope, confirmation, request and cancel; the update"
+    )
     assert everything_verifies(db)
 
 
