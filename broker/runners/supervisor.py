@@ -197,7 +197,7 @@ class Supervisor:
         self.renewed_at = asked_at
 
     def _retrying(self, work: Callable[[], T]) -> T:
-        """The result of work on the database, tried again as long as an outage may last, or for a lease if it answers."""
+        """The result of work on the database, tried again for an outage, or for a lease where the database answers."""
         while True:
             try:
                 return work()
