@@ -41,7 +41,7 @@ from broker.runs.attempts import (
 )
 from broker.runs.runs import Run, RunKind
 from projects import log as log_format
-from projects.db.database import Database
+from projects.db.database import Database, is_away
 from projects.settings import Settings, get_settings
 from trainer.contract import CONFIG_FILE, Status
 
@@ -197,12 +197,13 @@ class Supervisor:
         self.renewed_at = asked_at
 
     def _retrying(self, work: Callable[[], T]) -> T:
-        """The result of work on the database, which is tried again for as long as an outage may last."""
+        """The result of work on the database, tried again for an outage, or for a lease where the database answers."""
         while True:
             try:
                 return work()
             except AWAY as error:
-                if time.monotonic() - self.renewed_at > self.settings.outage_seconds + self.settings.lease_seconds:
+                longest = self.settings.lease_seconds + (self.settings.outage_seconds if is_away(error) else 0)
+                if time.monotonic() - self.renewed_at > longest:
                     raise
                 self._say_away(error)
             time.sleep(self.settings.lease_seconds / 6)
