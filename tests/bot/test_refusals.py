@@ -67,7 +67,10 @@ async def test_a_day_that_has_passed(shared_lab: Shared) -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"allocation": 2}, "Allocation 2 is requested; a run needs an approved one."),
+        (
+            {"allocation": 2},
+            "Allocation 2 is requested; a run needs an approved one. Allocation 1 on “local” can pay for it.",
+        ),
         ({"recipe": "n\0o\u202ep\x1b[1me"}, "There is no recipe “nope”; the recipes are: demo."),
         ({"recipe": "**nope**"}, "There is no recipe “**nope**”; the recipes are: demo."),
         ({"time_limit": "soon"}, "A time limit is written like 45m, 2h or 1h30m, from one minute to 720 hours."),

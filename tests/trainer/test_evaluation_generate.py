@@ -102,7 +102,9 @@ def test_draws(sampling: Sampling, expected: list[float]) -> None:
 
 def test_stop_leaves_its_outcome(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    process = start_trainer("generate", checkpoint, "--prompt", "x", "--out", out, "--max-tokens", "100000")
+    # The likeliest token goes on for ever, where a draw may end the text at any moment.
+    forever = ("--temperature", "0", "--max-tokens", "100000")
+    process = start_trainer("generate", checkpoint, "--prompt", "x", "--out", out, *forever)
     try:
         while not (out / ".lock").exists() and process.poll() is None:
             time.sleep(0.1)
