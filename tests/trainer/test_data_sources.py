@@ -167,7 +167,11 @@ def test_what_a_file_is_shows_in_its_first_bytes(tmp_path: Path, name: str) -> N
         ("a.jsonl.bz2", bz2.compress(b"x" * 5000)[:-9], "is truncated or damaged"),
         ("a.parquet", b"PAR1PAR1", "is truncated or damaged"),
         ("a.jsonl", b"\xff\xfe{\x00", "is UTF-16 text; convert it to UTF-8"),
-        ("a.tar.gz", gzip.compress(b"a.txt".ljust(257, b"\0") + b"ustar\x0000", mtime=0), "is a tar archive; unpack it"),
+        (
+            "a.tar.gz",
+            gzip.compress(b"a.txt".ljust(257, b"\0") + b"ustar\x0000", mtime=0),
+            "is a tar archive; unpack it",
+        ),
     ],
 )
 def test_a_kind_that_is_not_read_is_named(tmp_path: Path, name: str, content: bytes, said: str) -> None:
