@@ -166,9 +166,12 @@ class Bot(App):
         self._begin()
 
     async def on_error(self, event_method: str, /, *args: Any, **kwargs: Any) -> None:
-        """Log an error of an event's handler; that the database is away is logged by itself."""
+        """Log an error of an event's handler; that the database is away is logged by itself.
+
+        What a handler still does while the bot disconnects fails for that reason alone.
+        """
         error = sys.exception()
-        if not isinstance(error, AwayError):
+        if not self.is_closed() and not isinstance(error, AwayError):
             log.error("an event could not be handled", event_name=event_method, exc_info=error)
 
     def _begin(self) -> None:
