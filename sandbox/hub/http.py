@@ -4,6 +4,7 @@ import functools
 import hmac
 import json
 import re
+from collections.abc import Mapping
 from typing import TypeVar
 
 import pydantic
@@ -70,14 +71,23 @@ def need_token(request: web.Request) -> None:
         raise HubError(401, "Invalid username or password: this needs a token")
 
 
+def may_read(request: web.Request, repo: Repo) -> bool:
+    return signed_in(request) or not repo.refs["private"]
+
+
 def find_repo(request: web.Request) -> Repo:
     """The repository of the URL, if the asker may read it; a private one looks absent to others, as on the Hub."""
     kind = request.match_info.get("kind", "models")
     repo_id = f"{request.match_info['ns']}/{request.match_info['name']}"
     repo = request.app[STORE].find(kind, repo_id)
-    if repo is None or (repo.refs["private"] and not signed_in(request)):
+    if repo is None or not may_read(request, repo):
         raise HubError(404 if signed_in(request) else 401, f"No repository {repo_id} here", "RepoNotFound")
     return repo
+
+
+def is_set(given: Mapping[str, object], name: str) -> bool:
+    """Whether a query or a form says yes to an option."""
+    return str(given.get(name, "")).lower() in ("1", "true")
 
 
 def base_url(request: web.Request) -> str:

@@ -30,8 +30,7 @@ AUTO_MODELS = {
 
 def describe(store: Store, repo: Repo, commit: Commit, *, blobs: bool = False) -> dict[str, Any]:
     """All that the Hub tells of a repository at a commit; `blobs` gives sizes and ids with the names of its files."""
-    card = card_data(store, commit)
-    entries = commit.files.values()
+    card = _card_data(store, commit)
     info: dict[str, Any] = {
         "_id": repo.id,
         "id": repo.id,
@@ -49,7 +48,7 @@ def describe(store: Store, repo: Repo, commit: Commit, *, blobs: bool = False) -
         "tags": _card_tags(card),
         "cardData": card,
         "siblings": [_sibling(path, entry, blobs) for path, entry in commit.files.items()],
-        "usedStorage": sum({entry.sha256: entry.size for entry in entries}.values()),
+        "usedStorage": sum({entry.sha256: entry.size for entry in commit.files.values()}.values()),
     }
     return info | {"modelId": repo.id} | _of_model(store, commit, card) if repo.kind == "models" else info
 
@@ -57,12 +56,11 @@ def describe(store: Store, repo: Repo, commit: Commit, *, blobs: bool = False) -
 def _of_model(store: Store, commit: Commit, card: dict[str, Any]) -> dict[str, Any]:
     """What the Hub tells of a model beside what it tells of any repository."""
     config = json_file(store, commit, "config.json")
-    architectures = [name for name in config.get("architectures") or [] if isinstance(name, str)]
-    kind = config.get("model_type") if isinstance(config.get("model_type"), str) else None
-    library = card.get("library_name") or ("transformers" if kind else None)
+    architectures, kind = _words(config.get("architectures")), _word(config.get("model_type"))
+    library = _word(card.get("library_name")) or ("transformers" if kind else None)
     inferred = (task for name in architectures for end, task in TASKS.items() if name.endswith(end))
-    task = card.get("pipeline_tag") or next(inferred, None)
-    weights = parameters(store, commit)
+    task = _word(card.get("pipeline_tag")) or next(inferred, None)
+    weights = _parameters(store, commit)
     words = [library, "safetensors" if weights else None, kind, task]
     found: dict[str, Any] = {
         "library_name": library,
@@ -82,7 +80,7 @@ def _of_model(store: Store, commit: Commit, card: dict[str, Any]) -> dict[str, A
     return found
 
 
-def parameters(store: Store, commit: Commit) -> dict[str, int]:
+def _parameters(store: Store, commit: Commit) -> dict[str, int]:
     """How many parameters of each dtype the model's safetensors hold; empty where there are none that can be read."""
     counts: dict[str, int] = {}
     for header in headers(store, commit).values():
@@ -126,7 +124,7 @@ def json_file(store: Store, commit: Commit, path: str) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def card_data(store: Store, commit: Commit) -> dict[str, Any]:
+def _card_data(store: Store, commit: Commit) -> dict[str, Any]:
     """The metadata at the head of README.md; empty where there is none that can be read."""
     readme = commit.files.get("README.md")
     if readme is None or readme.lfs:
@@ -158,6 +156,10 @@ def _card_tags(card: dict[str, Any]) -> list[str]:
     prefixes |= {name: name for name in ("task_categories", "task_ids", "size_categories", "multilinguality")}
     tags += [f"{prefix}:{word}" for key, prefix in prefixes.items() for word in _words(card.get(key))]
     return list(dict.fromkeys([*tags, "region:us"]))
+
+
+def _word(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _words(value: Any) -> list[str]:

@@ -1,47 +1,31 @@
 """The Hub's lists of models, datasets and spaces: who may see what, filters, order, pages and chosen properties."""
 
-from typing import Any
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, get_args
 
 from aiohttp import web
+from huggingface_hub import hf_api
+from multidict import MultiMapping
 
 from sandbox.hub import http
-from sandbox.hub.http import STORE, base_url, signed_in
+from sandbox.hub.http import STORE, base_url, is_set, may_read
 from sandbox.hub.info import describe
 from sandbox.hub.store import HubError
 
 PAGE = 1000
 SORTS = ("createdAt", "downloads", "lastModified", "likes", "likes7d", "mainSize", "trendingScore")
-BRIEF: tuple[str, ...] = (
-    "_id",
-    "id",
-    "modelId",
-    "createdAt",
-    "downloads",
-    "likes",
-    "library_name",
-    "pipeline_tag",
-    "private",
-    "tags",
-)
+BRIEF = ("_id", "id", "modelId", "createdAt", "downloads", "likes", "library_name", "pipeline_tag", "private", "tags")
 BRIEF_OF_DATA = (*BRIEF, "author", "disabled", "gated", "lastModified", "sha")
 FULL = ("author", "gated", "disabled", "lastModified", "sha", "siblings")
-OPTIONAL = ("model-index", "safetensors", "config", "transformersInfo", "widgetData", "spaces", "library_name")
-UNKNOWN: tuple[str, ...] = (
-    "baseModels",
-    "childrenModelCount",
-    "citation",
-    "description",
-    "evalResults",
-    "gguf",
-    "inference",
-)
-UNKNOWN += ("inferenceProviderMapping", "mainSize", "mask_token", "paperswithcode_id", "resourceGroup", "runtime")
-UNKNOWN += ("datasets", "models", "sdk", "subdomain", "pipeline_tag")
-YES = ("1", "true")
-
-
-def is_set(request: web.Request, name: str) -> bool:
-    return request.query.get(name, "").lower() in YES
+# What `expand` may name, whether or not anything here has it.
+EXPANDABLE: dict[str, tuple[str, ...]] = {
+    "models": get_args(hf_api.ExpandModelProperty_T),
+    "datasets": get_args(hf_api.ExpandDatasetProperty_T),
+    "spaces": get_args(hf_api.ExpandSpaceProperty_T),
+}
+SCALES = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 
 def expanded(request: web.Request, info: dict[str, Any]) -> dict[str, Any] | None:
@@ -53,7 +37,7 @@ def expanded(request: web.Request, info: dict[str, Any]) -> dict[str, Any] | Non
     if not asked:
         return None
     for name in asked:
-        if name not in info and name not in OPTIONAL and name not in UNKNOWN:
+        if name not in info and name not in EXPANDABLE[request.match_info["kind"]]:
             raise HubError(400, f"Invalid option for expand: {name!a}")
     return {key: value for key, value in info.items() if key in ("_id", "id", *asked)}
 
@@ -61,13 +45,16 @@ def expanded(request: web.Request, info: dict[str, Any]) -> dict[str, Any] | Non
 async def list_repos(request: web.Request) -> web.Response:
     """The repositories of a kind that the asker may see, as filtered, in order, one page of them."""
     store, kind, query = request.app[STORE], request.match_info["kind"], request.query
-    limit, start = _number(request, "limit", PAGE), _number(request, "cursor", 0)
-    seen = [repo for repo in store.repos() if repo.kind == kind and (signed_in(request) or not repo.refs["private"])]
-    found = [info for repo in seen if _is_asked_for(request, info := describe(store, repo, repo.find("main")))]
+    limit, start = _number(query, "limit", PAGE), _number(query, "cursor", 0)
     sort = query.get("sort", "trendingScore")
     if sort not in SORTS:
         raise HubError(400, f"Invalid sort parameter: {sort!a}")
-    found.sort(key=lambda info: (info.get(sort) or 0, info["createdAt"]) if sort != "createdAt" else info["createdAt"])
+    seen = [repo for repo in store.repos() if repo.kind == kind and may_read(request, repo)]
+    found = [info for repo in seen if _is_asked_for(query, info := describe(store, repo, repo.find("main")))]
+    if "num_parameters" in query:
+        low, high = _parameter_bounds(query["num_parameters"])
+        found = [info for info in found if "safetensors" in info and low <= info["safetensors"]["total"] <= high]
+    found.sort(key=lambda info: (info.get(sort) or 0, info["createdAt"]))
     if query.get("direction", "-1") == "-1":
         found.reverse()
     size = min(limit, PAGE)
@@ -79,47 +66,36 @@ async def list_repos(request: web.Request) -> web.Response:
     return response
 
 
-def _number(request: web.Request, name: str, default: int) -> int:
-    given = request.query.get(name, str(default))
+def _number(query: Mapping[str, str], name: str, default: int) -> int:
+    given = query.get(name, str(default))
     if not (given.isascii() and given.isdigit() and len(given) <= 9):
         raise HubError(400, f"{name}: {given!a} is not a whole number")
     return int(given)
 
 
-def _is_asked_for(request: web.Request, info: dict[str, Any]) -> bool:
-    """Whether a repository passes all filters of a request."""
-    query = request.query
+def _is_asked_for(query: MultiMapping[str], info: dict[str, Any]) -> bool:
+    """Whether a repository passes the filters of a query by owner, task, name and tags."""
+    tags = [tag for given in query.getall("filter", []) for tag in given.split(",")]
     # Nothing here is served by a provider, open in an app, or gated.
-    if any(name in query for name in ("inference", "inference_provider", "apps")) or is_set(request, "gated"):
-        return False
-    if "author" in query and info["author"].lower() != query["author"].lower():
-        return False
-    if "pipeline_tag" in query and info.get("pipeline_tag") != query["pipeline_tag"]:
-        return False
-    if any(words.lower() not in info["id"].lower() for words in query.getall("search", [])):
-        return False
-    wanted = [tag for given in query.getall("filter", []) for tag in given.split(",")]
-    if any(tag not in info["tags"] for tag in wanted):
-        return False
-    return "num_parameters" not in query or _has_as_many(query["num_parameters"], info)
+    never = is_set(query, "gated") or any(name in query for name in ("inference", "inference_provider", "apps"))
+    return (
+        not never
+        and query.get("author", info["author"]).lower() == info["author"].lower()
+        and ("pipeline_tag" not in query or info.get("pipeline_tag") == query["pipeline_tag"])
+        and all(words.lower() in info["id"].lower() for words in query.getall("search", []))
+        and all(tag in info["tags"] for tag in tags)
+    )
 
 
-def _has_as_many(asked: str, info: dict[str, Any]) -> bool:
-    """Whether a model has as many parameters as `min:6B,max:128B` or either half asks for."""
-    total = (info.get("safetensors") or {}).get("total")
-    if total is None:
-        return False
+def _parameter_bounds(asked: str) -> tuple[float, float]:
+    """The fewest and the most parameters that `min:6B,max:128B`, or either half of it, asks for."""
+    bounds = {"min": 0.0, "max": math.inf}
     for part in asked.split(","):
-        bound, _, number = part.partition(":")
-        try:
-            value = float(number.rstrip("KMBTkmbt")) * {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}.get(
-                number[-1:].upper(), 1
-            )
-        except ValueError:
-            raise HubError(400, f"num_parameters: {asked!a} is not min:6B,max:128B, or half of that") from None
-        if (bound == "min" and total < value) or (bound == "max" and total > value):
-            return False
-    return True
+        match = re.fullmatch(r"(min|max):(\d+(?:\.\d+)?)([KMBT]?)", part, re.ASCII | re.IGNORECASE)
+        if match is None:
+            raise HubError(400, f"num_parameters: {asked!a} is not min:6B,max:128B, or half of that")
+        bounds[match[1].lower()] = float(match[2]) * SCALES[match[3].upper()]
+    return bounds["min"], bounds["max"]
 
 
 def _item(request: web.Request, info: dict[str, Any]) -> dict[str, Any]:
@@ -127,8 +103,9 @@ def _item(request: web.Request, info: dict[str, Any]) -> dict[str, Any]:
     if chosen is not None:
         return chosen
     keys = [*(BRIEF if request.match_info["kind"] == "models" else BRIEF_OF_DATA)]
-    keys += FULL if is_set(request, "full") else ()
-    keys += [name for name in ("config", "cardData") if is_set(request, name) or is_set(request, "full")]
+    full = is_set(request.query, "full")
+    keys += FULL if full else ()
+    keys += [name for name in ("config", "cardData") if full or is_set(request.query, name)]
     return {key: info[key] for key in dict.fromkeys(keys) if key in info}
 
 

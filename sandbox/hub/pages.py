@@ -6,7 +6,7 @@ from urllib.parse import quote
 import jinja2
 from aiohttp import web
 
-from sandbox.hub.http import STORE, find_repo, signed_in
+from sandbox.hub.http import STORE, find_repo, may_read
 
 _PAGES = {
     "base": """<!doctype html>
@@ -60,7 +60,7 @@ def _by_number(name: str) -> list[tuple[str, int]]:
 
 
 async def index(request: web.Request) -> web.Response:
-    seen = [repo.path for repo in request.app[STORE].repos() if signed_in(request) or not repo.refs["private"]]
+    seen = [repo.path for repo in request.app[STORE].repos() if may_read(request, repo)]
     return _render("index", title="Repositories", paths=seen)
 
 

@@ -12,8 +12,8 @@ import pydantic
 from aiohttp import web
 
 from sandbox.hub import http, info, listing, pages, upload
-from sandbox.hub.http import STORE, base_url, find_repo, need_token, read_body
-from sandbox.hub.listing import YES, expanded, is_set
+from sandbox.hub.http import STORE, base_url, find_repo, is_set, need_token, read_body
+from sandbox.hub.listing import expanded
 from sandbox.hub.store import Commit, HubError, Repo, Store, check_path
 
 USER = "stoa"
@@ -21,18 +21,25 @@ USER = "stoa"
 BODY_MAX_BYTES = 256 * 1024 * 1024
 
 
-class NewRepo(pydantic.BaseModel):
+class NamedRepo(pydantic.BaseModel):
+    """The repository that a body names: the user's own where it names no organization."""
+
     name: str
     organization: str | None = None
     type: Literal["model", "dataset", "space"] | None = None
+
+    @property
+    def kind(self) -> str:
+        return f"{self.type or 'model'}s"
+
+    @property
+    def id(self) -> str:
+        return f"{self.organization or USER}/{self.name}"
+
+
+class NewRepo(NamedRepo):
     visibility: Literal["public", "private"] | None = None
     private: bool | None = None
-
-
-class OldRepo(pydantic.BaseModel):
-    name: str
-    organization: str | None = None
-    type: Literal["model", "dataset", "space"] | None = None
 
 
 class Settings(pydantic.BaseModel):
@@ -62,17 +69,15 @@ async def whoami(request: web.Request) -> web.Response:
 async def create_repo(request: web.Request) -> web.Response:
     need_token(request)
     new = await read_body(request, NewRepo)
-    kind = f"{new.type or 'model'}s"
-    repo_id = f"{new.organization or USER}/{new.name}"
-    path = repo_id if kind == "models" else f"{kind}/{repo_id}"
+    path = new.id if new.kind == "models" else f"{new.kind}/{new.id}"
     url = f"{base_url(request)}/{path}"
     try:
-        request.app[STORE].create(kind, repo_id, private=bool(new.private) or new.visibility == "private")
+        request.app[STORE].create(new.kind, new.id, private=bool(new.private) or new.visibility == "private")
     except HubError as error:
         if error.status == 409:
             raise HubError(409, str(error), url=url) from error
         raise
-    return web.json_response({"url": url, "name": repo_id})
+    return web.json_response({"url": url, "name": new.id})
 
 
 async def change_settings(request: web.Request) -> web.Response:
@@ -116,11 +121,10 @@ async def delete_tag(request: web.Request) -> web.Response:
 
 async def delete_repo(request: web.Request) -> web.Response:
     need_token(request)
-    asked = await read_body(request, OldRepo)
-    kind, repo_id = f"{asked.type or 'model'}s", f"{asked.organization or USER}/{asked.name}"
-    repo = request.app[STORE].find(kind, repo_id)
+    asked = await read_body(request, NamedRepo)
+    repo = request.app[STORE].find(asked.kind, asked.id)
     if repo is None:
-        raise HubError(404, f"No repository {repo_id} here", "RepoNotFound")
+        raise HubError(404, f"No repository {asked.id} here", "RepoNotFound")
     repo.delete()
     return web.json_response({})
 
@@ -132,7 +136,7 @@ async def list_refs(request: web.Request) -> web.Response:
         return [{"name": n, "ref": f"refs/{prefix}/{n}", "targetCommit": commit} for n, commit in refs[kind].items()]
 
     listed: dict[str, Any] = {"branches": items("branches", "heads"), "tags": items("tags", "tags"), "converts": []}
-    return web.json_response(listed | ({"pullRequests": []} if is_set(request, "include_prs") else {}))
+    return web.json_response(listed | ({"pullRequests": []} if is_set(request.query, "include_prs") else {}))
 
 
 async def list_commits(request: web.Request) -> web.Response:
@@ -142,17 +146,17 @@ async def list_commits(request: web.Request) -> web.Response:
 
 
 def _commit(commit: Commit, *, formatted: bool) -> dict[str, Any]:
-    said = {"title": commit.title, "message": commit.message}
-    told = {"id": commit.id, **said, "date": commit.date, "authors": [{"user": USER}]}
-    # Formatted ones are HTML.
-    return told | ({"formatted": {key: html.escape(text) for key, text in said.items()}} if formatted else {})
+    """A commit as the history lists it; `formatted` adds its texts as HTML."""
+    texts = {"title": commit.title, "message": commit.message}
+    listed = {"id": commit.id, **texts, "date": commit.date, "authors": [{"user": USER}]}
+    return listed | ({"formatted": {key: html.escape(text) for key, text in texts.items()}} if formatted else {})
 
 
 async def repo_info(request: web.Request) -> web.Response:
     repo = find_repo(request)
     commit = repo.find(request.match_info.get("rev", "main"))
-    told = info.describe(request.app[STORE], repo, commit, blobs=is_set(request, "blobs"))
-    if is_set(request, "securityStatus"):
+    told = info.describe(request.app[STORE], repo, commit, blobs=is_set(request.query, "blobs"))
+    if is_set(request.query, "securityStatus"):
         told["securityRepoStatus"] = {"scansDone": True, "filesWithIssues": []}
     return web.json_response(expanded(request, told) or told, dumps=http.dumps)
 
@@ -201,10 +205,10 @@ async def list_tree(request: web.Request) -> web.Response:
     if folder and check_path(folder) not in commit.folders:
         raise _missing(repo, commit, folder)
     prefix = f"{folder}/" if folder else ""
-    recursive = is_set(request, "recursive")
+    recursive = is_set(request.query, "recursive")
     paths = sorted(path for path in [*commit.folders, *commit.files] if path.startswith(prefix))
     shown = [path for path in paths if recursive or "/" not in path.removeprefix(prefix)]
-    return web.json_response(_items(repo, commit, shown, expand=is_set(request, "expand")))
+    return web.json_response(_items(repo, commit, shown, expand=is_set(request.query, "expand")))
 
 
 async def paths_info(request: web.Request) -> web.Response:
@@ -213,24 +217,31 @@ async def paths_info(request: web.Request) -> web.Response:
     form = await request.post()
     asked = [path for path in form.getall("paths", []) if isinstance(path, str)]
     there = [path for path in asked if path in commit.files or path in commit.folders]
-    return web.json_response(_items(repo, commit, there, expand=str(form.get("expand", "")).lower() in YES))
+    return web.json_response(_items(repo, commit, there, expand=is_set(form, "expand")))
 
 
 def _items(repo: Repo, commit: Commit, paths: list[str], *, expand: bool) -> list[dict[str, Any]]:
     """Files and folders as the tree lists them; `expand` adds the last commit of each and the scan of each file."""
-    items = {path: _item(commit, path) for path in paths}
-    if not expand:
-        return list(items.values())
-    history = repo.history(commit.id)
-    for newer, older in zip(history, [*history[1:], None], strict=True):
-        for path, item in items.items():
-            changed = older is None or _oid(older, path) != _oid(newer, path)
-            if changed and "lastCommit" not in item:
-                item["lastCommit"] = {"id": newer.id, "title": newer.title, "date": newer.date}
-    for item in items.values():
-        if item["type"] == "file":
-            item["securityFileStatus"] = {"status": "safe", "avScan": None, "pickleImportScan": None}
-    return list(items.values())
+    items = [_item(commit, path) for path in paths]
+    if expand:
+        changed = _last_changes(repo, commit, paths)
+        for item in items:
+            last = changed[item["path"]]
+            item["lastCommit"] = {"id": last.id, "title": last.title, "date": last.date}
+            if item["type"] == "file":
+                item["securityFileStatus"] = {"status": "safe", "avScan": None, "pickleImportScan": None}
+    return items
+
+
+def _last_changes(repo: Repo, commit: Commit, paths: list[str]) -> dict[str, Commit]:
+    """The commit that last changed each file or folder, up to and with `commit`."""
+    changed: dict[str, Commit] = {}
+    before: dict[str, str | None] = dict.fromkeys(paths)
+    for step in reversed(repo.history(commit.id)):
+        now = {path: _oid(step, path) for path in paths}
+        changed |= {path: step for path in paths if now[path] != before[path]}
+        before = now
+    return changed
 
 
 def _oid(commit: Commit, path: str) -> str | None:

@@ -152,7 +152,7 @@ class Repo:
 
     @property
     def created(self) -> str:
-        """When it was made."""
+        """When the repository was made: by refs.json or, where an older one does not tell, by the first commit."""
         return self.refs.get("created") or self.history("main")[-1].date
 
     @property
@@ -199,6 +199,7 @@ class Repo:
 
     def delete(self) -> None:
         """Delete the repository; blobs stay, as others may hold them."""
+        (self.folder / "refs.json").unlink()  # without it there is no repository, even if a kill leaves commits
         shutil.rmtree(self.folder)
 
     def show(self, *, private: bool) -> None:

@@ -3,15 +3,16 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, get_args
 
 import huggingface_hub
 import pytest
 import torch
-from huggingface_hub import HfApi, HfFileSystem, RepoFile
+from huggingface_hub import HfApi, HfFileSystem, RepoFile, hf_api
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
@@ -63,8 +64,8 @@ def put(hub: Server, repo: str, files: dict[str, str | bytes], repo_type: str | 
         hub.api.upload_file(repo_id=repo, repo_type=repo_type, path_or_fileobj=data, path_in_repo=path)
 
 
-def ids(found: object) -> list[str]:
-    return [item.id for item in found]  # type: ignore[attr-defined]
+def ids(found: Iterable[Any]) -> list[str]:
+    return [item.id for item in found]
 
 
 def test_models_are_listed_by_what_is_asked(hub: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,11 +96,13 @@ def test_models_are_listed_by_what_is_asked(hub: Server, monkeypatch: pytest.Mon
     hub.seen.clear()
     assert len(ids(api.list_models())) == 4
     assert hub.count("GET /api/models") == 4, "a page each"
-    for bad in ("sort=name", "limit=x", "limit=-1", "num_parameters=many", "expand=colour"):
+    for bad in ("sort=name", "limit=x", "limit=-1", "num_parameters=many", "num_parameters=size:6B", "expand=colour"):
         assert hub.ask("GET", f"/api/models?{bad}")[0] == 400, bad
 
     assert ids(api.list_datasets(author="lab")) == ["lab/text"]
     assert ids(api.list_datasets(search="absent")) == ids(api.list_spaces()) == []
+    everything: Any = [*get_args(hf_api.ExpandModelProperty_T)]
+    assert ids(api.list_models(search="single", expand=everything)) == ["lab/single"]
 
 
 def test_a_model_tells_its_library_task_and_weights(hub: Server) -> None:
@@ -127,6 +130,10 @@ def test_a_model_tells_its_library_task_and_weights(hub: Server) -> None:
     assert (sharded.library_name, sharded.pipeline_tag) == ("ours", "fill-mask")
     odd = hub.api.model_info("other/plain")
     assert (odd.safetensors, odd.library_name, odd.config) == (None, None, None)
+    files: dict[str, str | bytes] = {"config.json": '{"architectures": 5, "model_type": [1]}'}
+    put(hub, "other/plain", files | {"README.md": "---\nlibrary_name: [1]\npipeline_tag: {a: b}\n---\n"})
+    odd = hub.api.model_info("other/plain")
+    assert (odd.library_name, odd.pipeline_tag) == (None, None), "what is no text tells nothing"
     only = hub.api.model_info("lab/single", expand=["pipeline_tag", "usedStorage"])
     assert (only.pipeline_tag, only.sha, (only.used_storage or 0) > 0) == ("text-generation", None, True)
     earlier = hub.api.list_repo_commits("lab/single")[-1].commit_id
@@ -206,7 +213,7 @@ def test_the_file_system_of_the_client(hub: Server) -> None:
         files.ls("lab/absent")
 
 
-def test_branches_tags_and_repositories_are_deleted(hub: Server) -> None:
+def test_branches_tags_and_repositories_are_deleted(hub: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     api = hub.api
     api.create_branch("lab/single", branch="a/b")
     api.create_tag("lab/single", tag="v1")
@@ -229,6 +236,10 @@ def test_branches_tags_and_repositories_are_deleted(hub: Server) -> None:
         api.delete_repo("lab/single")
     api.delete_repo("lab/single", missing_ok=True)
     assert "lab/single" not in ids(api.list_models())
+
+    monkeypatch.setattr(shutil, "rmtree", lambda folder: None)
+    api.delete_repo("lab/sharded")
+    assert not api.repo_exists("lab/sharded"), "a kill amid the deletion leaves no half of a repository"
     status, headers, body = hub.ask("GET", "/api/no/such/thing")
     assert (status, headers["Content-Type"].partition(";")[0]) == (404, "application/json")
     assert "no GET /api/no/such/thing" in json.loads(body)["error"]
