@@ -6,8 +6,8 @@ import pytest
 
 from bot import text
 from broker.runners.processes import Process
-from broker.runs import attempts, settlement
-from broker.runs.attempts import Ending, Progress
+from broker.runs import attempts, leases, settlement
+from broker.runs.progress import Ending, Progress
 from sandbox.people import Channel
 from tests.bot.conftest import Lab
 from trainer.config import RECIPES
@@ -61,8 +61,8 @@ async def test_a_recipe_goes_from_a_file_to_a_run(shared_lab: Shared) -> None:
         card.thread_id or "", lambda m: "**Grace** launches run 1, which prepares the data of `ours`" in m.text
     )
     token = lab.call(attempts.admit, 1, (0,))
-    lab.call(attempts.claim, 1, token, host="here", lease_seconds=600)
-    lab.call(attempts.started, 1, token, Process("here", "boot", 1, 1), [], lease_seconds=600)
+    lab.call(leases.claim, 1, token, host="here", lease_seconds=600)
+    lab.call(leases.started, 1, token, Process("here", "boot", 1, 1), [], lease_seconds=600)
     lab.call(settlement.settle, 1, token, 36.0, Progress(0, 0), Ending(0), 3)
     told = "🏁 The data of `ours` is prepared (run 1), after 0.01 GPU-hours."
     await lab.guild.wait_for(channel.id, lambda m: m.text.startswith(told))

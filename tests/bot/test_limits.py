@@ -19,7 +19,7 @@ from bot.delivery.entry_text import TEXTS
 from bot.delivery.posts import Destination, PostContext
 from bot.plots.curve import Curve
 from bot.plots.loss_curve import draw
-from broker.allocations import allocations
+from broker.allocations import requests
 from broker.allocations.allocations import AllocationState, AllocationView
 from broker.allocations.ledger import Account
 from broker.reports.review_context import Remark, ReviewContext
@@ -207,7 +207,7 @@ def test_a_list_keeps_whole_entries_its_end_and_the_count_of_the_rest(entries: l
 
 @given(st.integers(1, 10**9))
 def test_prefilled_hours_read_back_the_same(seconds: int) -> None:
-    assert allocations.parse_hours(text.exact_hours(seconds)) == seconds
+    assert requests.parse_hours(text.exact_hours(seconds)) == seconds
 
 
 def test_a_curve_is_drawn_from_little_and_much() -> None:

@@ -64,7 +64,7 @@ LAYERS: dict[str, Sequence[Sequence[str]]] = {
         ("allocations", "catalogue", "configs", "publications"),
         ("runs",),
         ("publishing", "reviews"),
-        ("runners.supervisor", "runners.output", "runners.reaper"),
+        ("runners.supervisor", "runners.outage", "runners.output", "runners.reaper", "runners.trainer_command"),
         ("scheduling",),
         ("reports",),
     ),
