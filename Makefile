@@ -7,6 +7,9 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 SUITE := --numprocesses $(or $(PROCESSES),3) --dist loadfile --no-loadscope-reorder tests/system tests/page tests
 
+# Hundreds of processes import the same files, so their bytecode is kept.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-slow chaos bench-trainer bench-broker bench-bot check clean
 
 demo: $(INSTALLED)
