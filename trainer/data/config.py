@@ -142,6 +142,11 @@ class DataConfig(Section):
             raise ValueError("data.mixture and data.sources are both given; give one of the two.")
         return {**values, "sources": mixture(str(values["mixture"])), "mixture": None}
 
+    @property
+    def root_folder(self) -> Path:
+        """Where relative paths start."""
+        return Path(self.root or ".")
+
     @model_validator(mode="after")
     def _sources_fit_together(self) -> Self:
         names = [source.name for source in self.sources]
