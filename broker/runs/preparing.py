@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
 from broker import catalogue, configs
+from broker.allocations import corpora
 from broker.catalogue import CatalogueEntry, CatalogueKind, CatalogueState
 from broker.runs.runs import ENDED, Run, RunKind
 from projects.errors import ConflictError, NotFoundError
@@ -54,10 +55,11 @@ def made(session: Session, run: Run) -> None:
 
 
 def using(settings: Settings, session: Session, run: Run) -> str:
-    """The run's configuration as YAML, reading its recipe's prepared data if there are any."""
+    """The run's configuration as YAML, reading its recipe's prepared data if there are any, and its pool's corpora
+    otherwise."""
     entry = _entry(session, run.recipe)
-    if entry is None or not entry.prepared:
-        return run.config
+    if entry is None or not entry.prepared or run.kind == RunKind.PREPARE:
+        return corpora.placed(session, run.pool_id, run.config)
     return configs.with_prepared_data(run.config, settings.data_dir / entry.prepared)
 
 
