@@ -5,7 +5,7 @@ where.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -139,7 +139,7 @@ def add(
     corpus = Corpus(pool_id=place.id, name=name, **asked)
     session.add(corpus)
     session.flush()
-    record.append(session, record.LAB, "corpus.added", pool=pool, **_about(corpus))
+    record.append(session, record.LAB, "corpus.added", by=None, pool=pool, **_about(corpus))
     return corpus.id
 
 
@@ -152,7 +152,7 @@ def retire(session: Session, *, pool: str, name: str, reason: str) -> None:
     if corpus is None:
         raise NotFoundError(f"The pool “{pool}” has no “{name[:64]}”; `stoa corpus list` shows what it has.")
     corpus.retired_at = utcnow()
-    record.append(session, record.LAB, "corpus.retired", why=because, pool=pool, **_about(corpus))
+    record.append(session, record.LAB, "corpus.retired", by=None, why=because, pool=pool, **_about(corpus))
 
 
 def every(session: Session) -> Sequence[tuple[str, Corpus]]:
@@ -273,5 +273,6 @@ def _some(names: Sequence[str]) -> str:
 
 def _about(corpus: Corpus) -> dict[str, Any]:
     """The payload about a corpus for the record; where it lies is the operator's to know."""
-    told: Iterable[str] = ("name", "kind", "licence", "files", "bytes", "documents", "tokens", "manifest")
-    return {key: value for key in told if (value := getattr(corpus, key)) is not None}
+    sizes = ("files", "bytes", "documents", "tokens", "manifest")
+    told = {"what": corpus.kind, "name": corpus.name, "licence": corpus.licence}
+    return told | {key: size for key in sizes if (size := getattr(corpus, key)) is not None}

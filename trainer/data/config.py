@@ -201,7 +201,8 @@ def mixture_names() -> list[str]:
 
 
 def mixture(name: str) -> list[dict[str, Any]]:
-    """The sources of a mixture of this package, as values for `data.sources`; each is a corpus named MIXTURE-SOURCE.
+    """The sources of a mixture of this package, as values for `data.sources`; each is a corpus named
+    MIXTURE-SOURCE, or like its mixture where it is the only source.
 
     Raises ValueError for an unknown name.
     """
@@ -209,7 +210,9 @@ def mixture(name: str) -> list[dict[str, Any]]:
         raise ValueError(f"There is no mixture {name!r}; the mixtures are {', '.join(mixture_names())}.")
     content = yaml.safe_load((MIXTURES / f"{name}.yml").read_text(encoding="utf-8"))
     other = {"weight", "epochs"} - {content["by"]}
+    alone = len(content["sources"]) == 1
     return [
-        {"corpus": f"{name}-{source['name']}"} | {key: value for key, value in source.items() if key not in other}
+        {"corpus": name if alone else f"{name}-{source['name']}"}
+        | {key: value for key, value in source.items() if key not in other}
         for source in content["sources"]
     ]

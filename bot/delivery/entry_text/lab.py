@@ -61,7 +61,7 @@ def corpus_added(p: Payload) -> str:
     size = [text.count(p[key], noun) for key, noun in (("documents", "document"), ("tokens", "token")) if p.get(key)]
     of = ", ".join([*size, filesize.decimal(p["bytes"])])
     licence = f", {line(p['licence'])}" if p.get("licence") else ""
-    return f"📚 New on {text.code(p['pool'], 60)}: {text.code(p['name'], 64)} ({line(p['kind'])}, {of}{licence})."
+    return f"📚 New on {text.code(p['pool'], 60)}: {text.code(p['name'], 64)} ({line(p['what'])}, {of}{licence})."
 
 
 @entry("corpus.retired")
