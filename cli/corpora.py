@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich import filesize
 from rich.console import Console
 from rich.table import Table
 
@@ -32,6 +31,7 @@ def add(
     ] = None,
 ) -> None:
     """Register what lies at a PATH under NAME, on a host of the pool: it is read to its end and measured."""
+    from bot import text
     from broker.allocations import corpora, pools
 
     with refusing(), database().read() as session:
@@ -55,7 +55,7 @@ def add(
             measured=measured,
             text_key=text_key,
         )
-    typer.echo(f"{name} on {pool}: {_size(measured.bytes, measured.documents, measured.tokens)}")
+    typer.echo(f"{name} on {pool}: {text.contents(measured.documents, measured.tokens, measured.bytes)}")
 
 
 @app.command()
@@ -71,19 +71,22 @@ def retire(name: str, pool: Pool, why: Why) -> None:
 @app.command("list")
 def list_corpora() -> None:
     """List what lies on each pool, where, and how large it is."""
+    from bot import text
     from broker.allocations import corpora
 
     with refusing(), database().read() as session:
         found = [
-            (pool, each.name, each.kind, each.licence, _size(each.bytes, each.documents, each.tokens), each.path)
+            (
+                pool,
+                each.name,
+                each.kind,
+                each.licence,
+                text.contents(each.documents, each.tokens, each.bytes),
+                each.path,
+            )
             for pool, each in corpora.every(session)
         ]
     table = Table("pool", "name", "kind", "licence", "size", "path")
     for row in found:
         table.add_row(*row)
     Console().print(table if found else "No pool has a corpus yet; `stoa corpus add` registers one.")
-
-
-def _size(size: int, documents: int | None, tokens: int | None) -> str:
-    counts = [f"{count:,} {noun}" for count, noun in ((documents, "documents"), (tokens, "tokens")) if count]
-    return ", ".join([*counts, filesize.decimal(size)])

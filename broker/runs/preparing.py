@@ -25,6 +25,11 @@ def check(session: Session, recipe: str) -> None:
     """
     if catalogue.is_ready(recipe):
         raise ConflictError(f"“{recipe}” is built in, and its data are on every host: it needs no preparing.")
+    if recipe in configs.built_in():
+        raise ConflictError(
+            f"“{recipe}” is built in: an operator prepares its data with `python -m trainer data prepare` and "
+            "registers them with `stoa corpus add --kind prepared`."
+        )
     entry = _entry(session, recipe)
     if entry is None:
         listed = ", ".join(preparable(session)) or "none"

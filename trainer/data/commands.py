@@ -129,7 +129,8 @@ def mixtures(name: Annotated[str | None, typer.Argument(help="Show the sources o
         if name is None:
             for each in mixture_names():
                 sources = mixture(each)
-                print(f"{each}: {len(sources)} sources by {'weight' if 'weight' in sources[0] else 'epochs'}")
+                count = "1 source" if len(sources) == 1 else f"{len(sources)} sources"
+                print(f"{each}: {count} by {'weight' if 'weight' in sources[0] else 'epochs'}")
             return
         try:
             listed = [SourceConfig.model_validate(source) for source in mixture(name)]

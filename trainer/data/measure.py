@@ -106,12 +106,13 @@ def check_manifest(files: Sequence[Path], manifest: Path, advance: Advance) -> s
             raise ConfigError(f"{manifest} line {number} is not “SHA256  FILE”, as sha256sum writes it.")
         if match is not None:
             listed[os.path.normpath(match[2])] = match[1]
-    for base in (Path(os.path.commonpath([path.parent for path in files])), manifest.parent):
-        found = {os.path.relpath(path, base): path for path in files}
-        if found.keys() <= listed.keys():
-            break
-    else:
-        raise ConfigError(f"{manifest} does not list {min(found.keys() - listed.keys())}; write the manifest anew.")
+    inner, outer = (
+        {os.path.relpath(path, base): path for path in files}
+        for base in (os.path.commonpath([path.parent for path in files]), manifest.parent)
+    )
+    found = outer if outer.keys() & listed.keys() else inner
+    if unlisted := found.keys() - listed.keys():
+        raise ConfigError(f"{manifest} does not list {min(unlisted)}; write the manifest anew.")
     if missing := listed.keys() - found.keys():
         raise ConfigError(f"{manifest} lists {min(missing)}, which is not among the files of the corpus.")
     for name, path in found.items():

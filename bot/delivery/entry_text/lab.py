@@ -1,7 +1,5 @@
 """Entries about the lab itself: pools, grants, the catalogue, policies, people, the server, the disk and the record."""
 
-from rich import filesize
-
 from bot import text
 from bot.delivery.entry_text.phrases import by, line, quoted, why
 from bot.delivery.entry_text.registry import Payload, Text, entry
@@ -58,8 +56,7 @@ for kind, verb in (("proposed", "proposes"), ("accepted", "accepts"), ("declined
 
 @entry("corpus.added")
 def corpus_added(p: Payload) -> str:
-    size = [text.count(p[key], noun) for key, noun in (("documents", "document"), ("tokens", "token")) if p.get(key)]
-    of = ", ".join([*size, filesize.decimal(p["bytes"])])
+    of = text.contents(p.get("documents"), p.get("tokens"), p["bytes"])
     licence = f", {line(p['licence'])}" if p.get("licence") else ""
     return f"📚 New on {text.code(p['pool'], 60)}: {text.code(p['name'], 64)} ({line(p['what'])}, {of}{licence})."
 
