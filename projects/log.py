@@ -1,7 +1,9 @@
 """The log of every process: lines with time and level, without what a reader must not see."""
 
 import logging
+import math
 import re
+import time
 import traceback
 from typing import Any
 
@@ -9,6 +11,23 @@ import structlog
 
 # What follows the path of an address may be a signature that lets anybody upload; before the host may be a password.
 _ADDRESS = re.compile(r"""(\b[a-z][a-z0-9+.-]*://)(?:[^\s/@'"]*@)?([^\s?#'"<>]*)(?:\?[^\s'"<>]*)?""", re.IGNORECASE)
+
+
+AGAIN_SECONDS = 60.0
+
+
+class Seldom:
+    """Lets what would be logged again and again be logged once a minute."""
+
+    def __init__(self) -> None:
+        self._logged_at = -math.inf
+
+    def is_due(self) -> bool:
+        """Whether it is time to log; if so, the minute begins anew."""
+        due = time.monotonic() - self._logged_at > AGAIN_SECONDS
+        if due:
+            self._logged_at = time.monotonic()
+        return due
 
 
 def without_secrets(said: str) -> str:

@@ -10,7 +10,7 @@ from sqlalchemy import func
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
-from broker.allocations import allocations, ledger, pools, tiers
+from broker.allocations import allocations, awards, ledger, pools, tiers
 from broker.allocations.allocations import Allocation
 from broker.allocations.ledger import Account, Balance
 from broker.allocations.pools import Grant
@@ -120,7 +120,7 @@ def _contexts(
     projects = {allocation.project_id for allocation in asked}
     bounds, used = tiers.current(session), usage.of_ended(session, utcnow())
     use, available = _use(session, projects), _available(session, asked)
-    recent = allocations.recently_granted(session, projects)
+    recent = awards.recently_granted(session, projects)
     total = {number: recent[request.allocation.project_id] + request.seconds for number, request in requests.items()}
     return {
         number: ReviewContext(

@@ -9,11 +9,12 @@ from sqlalchemy import ColumnElement
 from sqlalchemy.orm import Session, aliased
 from sqlmodel import Field, col, select
 
-from broker.allocations import allocations, endorsements, ledger
-from broker.allocations.allocations import Allocation, parse_day, parse_hours
+from broker.allocations import allocations, awards, endorsements, ledger, requests
+from broker.allocations.allocations import Allocation
 from broker.allocations.endorsements import Endorsable, RolesNow, check_second, endorse
 from broker.allocations.ledger import Account, in_hours
 from broker.allocations.pools import Grant
+from broker.allocations.requests import parse_day, parse_hours
 from broker.reviews import reviews
 from projects import people, projects, quotas, text
 from projects.db import transition
@@ -117,7 +118,7 @@ def request(
 
 def check_may_request(session: Session, actor: Actor, allocation_id: int) -> Person:
     """The lead, if a change of the allocation can be requested now; raises DomainError. Only reads."""
-    lead = allocations.check_may_ask_more(session, actor, allocation_id)
+    lead = requests.check_may_ask_more(session, actor, allocation_id)
     project = session.get_one(Project, allocations.load(session, allocation_id).project_id)
     if project.stage != Stage.ACTIVE:
         raise ConflictError(f"“{project.title}” is {project.stage}; only an active project can ask for a change.")
@@ -174,7 +175,7 @@ def approve(
         _check_can_last(session, allocation)
     because = text.prose("The reason", reason, most=text.USUAL)
     reviewer = people.ensure(session, actor)
-    recent = allocations.with_recent(session, allocation.project_id, seconds)
+    recent = awards.with_recent(session, allocation.project_id, seconds)
     size = size_of(ledger.account(session, allocation.id), seconds, recent)
     if endorse(session, change, allocation.project_id, reviewer, seconds, size=size, roles_now=roles_now):
         _tell(session, allocation, change, "allocation.change_endorsed", reviewer, because, seconds=seconds)
@@ -184,7 +185,7 @@ def approve(
     _move(session, change, ChangeState.APPROVED, reviewer, because)
     if change.until is not None and allocation.grant_id is not None:
         allocation.until = max(allocation.until, min(change.until, session.get_one(Grant, allocation.grant_id).until))
-    second = allocations.second_half(session, allocation.project_id, seconds) if seconds else 0
+    second = awards.second_half(session, allocation.project_id, seconds) if seconds else 0
     if seconds:
         ledger.top_up(session, allocation.id, seconds - second, committed=second)
     if second:
@@ -217,7 +218,7 @@ def decline(session: Session, actor: Actor, change_id: int, *, reason: str) -> N
 def withdraw(session: Session, actor: Actor, change_id: int, *, reason: str) -> None:
     """Withdraw an open request for a change; the requester and the project's lead may."""
     change, allocation = _locked(session, change_id)
-    person = allocations.require_asker(session, actor, allocation.project_id, change.requested_by)
+    person = requests.require_asker(session, actor, allocation.project_id, change.requested_by)
     because = text.prose("The reason", reason, most=text.USUAL)
     _move(session, change, ChangeState.WITHDRAWN, person, because)
     _tell(session, allocation, change, "allocation.change_withdrawn", person, because, seconds=change.seconds)
@@ -260,7 +261,7 @@ def check_may_withdraw(session: Session, actor: Actor, change_id: int) -> None:
     """Raise ForbiddenError unless the actor requested the change or leads the project. Only reads."""
     change = load(session, change_id)
     project_id = allocations.load(session, change.allocation_id).project_id
-    allocations.require_asker(session, actor, project_id, change.requested_by)
+    requests.require_asker(session, actor, project_id, change.requested_by)
 
 
 def of_allocation(session: Session, allocation_id: int) -> Sequence[ChangeView]:

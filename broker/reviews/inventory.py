@@ -11,9 +11,10 @@ from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
 from broker.allocations import pools
-from broker.allocations.allocations import LIVE, Allocation, parse_hours
+from broker.allocations.allocations import LIVE, Allocation
 from broker.allocations.ledger import Balance
 from broker.allocations.pools import HEAVIEST, LIGHTEST, MOST_GPUS, Grant, GrantMovement, GrantRow, Pool
+from broker.allocations.requests import parse_hours
 from broker.runs import attempts
 from broker.runs.runs import ACTIVE, Run
 from projects import people, rights, text

@@ -8,11 +8,12 @@ the second reviewer grants at most the lesser of both amounts. A refusal by eith
 from sqlalchemy.orm import Session
 from sqlmodel import col
 
-from broker.allocations import allocations, endorsements, ledger
-from broker.allocations.allocations import LIVE, Allocation, AllocationState, parse_hours
+from broker.allocations import allocations, awards, endorsements, ledger, requests
+from broker.allocations.allocations import LIVE, Allocation, AllocationState
 from broker.allocations.endorsements import Endorsable, RolesNow, check_second, endorse
 from broker.allocations.ledger import in_hours
 from broker.allocations.pools import Pool
+from broker.allocations.requests import parse_hours
 from broker.end_reasons import EndReason
 from broker.runs import control
 from broker.runs.runs import Run
@@ -88,7 +89,7 @@ def approve(
         raise ConflictError(f"The end asked for, {allocation.until:%Y-%m-%d}, has passed; only a new request helps.")
     because = text.prose("The reason", reason, most=text.USUAL)
     reviewer = people.ensure(session, actor)
-    size = allocations.with_recent(session, allocation.project_id, seconds)
+    size = awards.with_recent(session, allocation.project_id, seconds)
     if endorse(session, allocation, allocation.project_id, reviewer, seconds, size=size, roles_now=roles_now):
         pool = session.get_one(Pool, allocation.pool_id).name
         told = {"asked": allocation.seconds, "seconds": seconds, "pool": pool}
@@ -98,7 +99,7 @@ def approve(
         seconds = min(seconds, allocation.endorsed_seconds)
     if earlier is not None:
         control.hold(session, col(Run.allocation_id) == earlier.id)
-    allocations.award(session, allocation, seconds, reviewer, because)
+    awards.award(session, allocation, seconds, reviewer, because)
     if earlier is not None:
         _renew(session, earlier, allocation)
     return AllocationState.APPROVED
@@ -147,7 +148,7 @@ def answer(session: Session, actor: Actor, allocation_id: int, said: str) -> Non
 def check_may_answer(session: Session, actor: Actor, allocation_id: int) -> Person:
     """The person of the actor: requester or lead, while the request is open; raises DomainError. Only reads."""
     allocation = allocations.load(session, allocation_id)
-    person = allocations.require_asker(session, actor, allocation.project_id, allocation.requested_by)
+    person = requests.require_asker(session, actor, allocation.project_id, allocation.requested_by)
     if allocation.state != AllocationState.REQUESTED:
         raise ConflictError(f"Allocation {allocation_id} is {allocation.state}; its reviewers ask nothing any more.")
     return person

@@ -18,13 +18,14 @@ from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
 from broker.allocations.pools import Pool
-from broker.fence import LOG_AGAIN_SECONDS, Fence
+from broker.fence import Fence
 from broker.publishing import disk, publisher
 from broker.reviews import allocation_expiry
 from broker.runners import reaper, registry
 from broker.runners.shim import since_boot
 from broker.runs import attempts, control, runs, settlement
-from broker.runs.attempts import OPEN, Attempt, StaleError
+from broker.runs.attempts import OPEN, Attempt
+from broker.runs.leases import StaleError
 from broker.runs.runs import Run
 from broker.scheduling import backfill, snapshot, tasks, usage
 from broker.scheduling.backfill import Decision, Limits, Plan, QueueState
@@ -32,6 +33,7 @@ from projects import health, projects
 from projects.db.columns import utcnow
 from projects.db.database import Database, is_away
 from projects.errors import ConflictError
+from projects.log import Seldom
 from projects.projects import Project
 from projects.settings import Settings
 
@@ -74,7 +76,7 @@ class Scheduler:
         self.notified: dict[int, tuple[int, float]] = {}
         self.takeovers: dict[tuple[int, int], float] = {}
         self.strays_ended_at = time.monotonic()
-        self.said_away_at = -math.inf
+        self.log_again = Seldom()
         self.was_away = False
         self.expires_from = -math.inf
 
@@ -96,8 +98,7 @@ class Scheduler:
         """Log what ended a round, once a minute while the database is away."""
         if not is_away(error):
             log.error("a round failed; trying again", exc_info=error)
-        elif time.monotonic() - self.said_away_at > LOG_AGAIN_SECONDS:
-            self.said_away_at = time.monotonic()
+        elif self.log_again.is_due():
             log.warning("the database could not be reached; trying again", error=str(getattr(error, "orig", error)))
 
     def round(self) -> None:

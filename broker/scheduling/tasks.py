@@ -8,7 +8,7 @@ from broker.allocations.pools import Pool
 from broker.publishing import publisher
 from broker.runners import processes, registry, supervisor
 from broker.runners.processes import Process
-from broker.runs import attempts, runs
+from broker.runs import attempts, leases, runs
 from broker.runs.attempts import Attempt
 from projects import health
 from projects.db.database import Database
@@ -72,7 +72,7 @@ def start_attempt(run_id: int, token: int) -> None:
             bound = registry.named(session.get_one(Pool, run.pool_id).runner).bound_to_host
             outlives = (processes.boot_id(), settings.outage_seconds) if bound else None
             lease = settings.lease_seconds
-            if not attempts.claim(session, run_id, token, host=host, lease_seconds=lease, outlives=outlives):
+            if not leases.claim(session, run_id, token, host=host, lease_seconds=lease, outlives=outlives):
                 return
             earlier = [*attempts.earlier(session, run_id, token)]
             # One that was lost long ago was ended by its own supervisor or shim.

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlmodel import select
 
-from broker.allocations import allocations
+from broker.allocations import allocations, requests
 from broker.allocations.allocations import AllocationState
 from broker.allocations.ledger import Account
 from broker.allocations.pools import GrantMovement, GrantRow
@@ -250,7 +250,7 @@ def test_the_bounds_are_the_operators(lab: Lab) -> None:
             policies.change(session, None, name, value, "A small lab.")
     with lab.db.write() as session:
         asked: dict[str, Any] = {"pool": "laptop", "hours": "1", "until": in_days(9), "justification": "j"}
-        small = allocations.request(session, ADA, request_id(), project_id=project, **asked)
+        small = requests.request(session, ADA, request_id(), project_id=project, **asked)
     assert view(lab, small).state == AllocationState.REQUESTED
     other = lab.request(project, hours="2")
     for reviewer in (ROSA, EMMY):

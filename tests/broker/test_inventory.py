@@ -9,7 +9,7 @@ from sqlmodel import col, select
 from broker.allocations import pools
 from broker.allocations.pools import Grant, Pool
 from broker.reviews import inventory
-from broker.runs.attempts import Ending
+from broker.runs.progress import Ending
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, InvalidError
 from projects.record import record

@@ -16,8 +16,9 @@ from sqlmodel import col
 
 from broker.end_reasons import EndReason
 from broker.runners import processes, shim
-from broker.runs import attempts, series
-from broker.runs.attempts import Attempt, AttemptState, Checkpoint, Ending, Progress
+from broker.runs import attempts, leases, series
+from broker.runs.attempts import Attempt, AttemptState
+from broker.runs.progress import Checkpoint, Ending, Progress
 from broker.runs.runs import RunState
 from broker.runs.settlement import MOST_LOST
 from broker.scheduling.scheduler import Scheduler
@@ -266,7 +267,7 @@ def test_another_host_waits_until_a_trainer_that_is_cut_off_must_have_stopped(la
 
     def claims(host: str, boot: str, seconds: float) -> bool:
         with lab.db.write() as session:
-            return attempts.claim(session, run, token, host=host, lease_seconds=60, outlives=(boot, seconds))
+            return leases.claim(session, run, token, host=host, lease_seconds=60, outlives=(boot, seconds))
 
     assert not claims("elsewhere", "another boot", 86_400)
     assert "may still run on host, out of reach" in attempt(lab, run, token).waiting
@@ -280,7 +281,7 @@ def test_the_same_host_takes_its_run_over_at_once(lab: Lab, run: int, host: str,
     lose(lab, run)
     token = lab.admit(run)
     with lab.db.write() as session:
-        assert attempts.claim(session, run, token, host=host, lease_seconds=60, outlives=(boot, 86_400))
+        assert leases.claim(session, run, token, host=host, lease_seconds=60, outlives=(boot, 86_400))
 
 
 @ON_POSTGRES

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
 from broker import catalogue
-from broker.allocations import allocations
+from broker.allocations import requests
 from broker.reviews import changes, reviews
 from broker.runs import control
 from broker.runs.launching import Origin
@@ -142,7 +142,7 @@ def acts(lab: Lab) -> dict[str, tuple[str, Act, Act | None]]:
         "update": ("most_updates_a_day", lambda s, a: updates.post_update(s, a, project, "It goes on."), None),
         "needs": ("most_updates_a_day", needs, None),
         "finding": ("most_updates_a_day", put, None),
-        "report": ("most_updates_a_day", lambda s, a: allocations.report(s, a, allocation, "Half is done."), None),
+        "report": ("most_updates_a_day", lambda s, a: requests.report(s, a, allocation, "Half is done."), None),
         "pause": (
             "most_project_changes_a_day",
             lambda s, a: lifecycle.pause(s, a, project, reason="A rest."),

@@ -24,8 +24,8 @@ from broker.reports import run_plan
 from broker.reviews import changes
 from broker.reviews.allocation_expiry import AllocationWarning
 from broker.runs import attempts
-from broker.runs.attempts import Checkpoint, Ending, Progress
 from broker.runs.launching import Order
+from broker.runs.progress import Checkpoint, Ending, Progress
 from broker.runs.series import Measured
 from broker.scheduling import usage
 from projects import bans, lifecycle, membership, policies
