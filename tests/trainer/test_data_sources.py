@@ -291,7 +291,7 @@ def test_half_of_a_surrogate_pair_is_replaced(tmp_path: Path) -> None:
         (
             [{"path": "a"}],
             {"mixture": "heap", "sources": None},
-            "There is no mixture 'heap'; the mixtures are common-pile, pile.",
+            "There is no mixture 'heap'; the mixtures are common-pile, pile, pile-deduplicated.",
         ),
     ],
 )
@@ -301,7 +301,7 @@ def test_refused_sources(tmp_path: Path, sources: list[dict[str, Any]], settings
 
 
 def test_mixtures(tmp_path: Path) -> None:
-    assert mixture_names() == ["common-pile", "pile"]
+    assert mixture_names() == ["common-pile", "pile", "pile-deduplicated"]
     pile = data_config(tmp_path, mixture="pile", sources=None)
     assert len(pile.sources) == 22
     assert (pile.sources[0].name, pile.sources[0].epochs, pile.sources[0].weight) == ("pile-cc", 1, None)
