@@ -136,13 +136,12 @@ def _asked_by_people(session: Session, people: Collection[int]) -> Mapping[int, 
 
 def _of_people(people: Collection[int]) -> Subquery:
     """The allocations that count for people, each once a person."""
-    led: sa.Select[tuple[int, int]] = sa.select(
-        col(Project.lead_id).label("person"), col(Allocation.id).label("allocation")
-    ).join(Allocation, col(Allocation.project_id) == Project.id)
     asked = sa.select(col(Allocation.requested_by), col(Allocation.id))
     changed = sa.select(col(AllocationChange.requested_by), col(AllocationChange.allocation_id))
     return union(
-        led.where(col(Project.lead_id).in_(people)),
+        sa.select(col(Project.lead_id).label("person"), col(Allocation.id).label("allocation"))
+        .join(Allocation, col(Allocation.project_id) == Project.id)
+        .where(col(Project.lead_id).in_(people)),
         asked.where(col(Allocation.requested_by).in_(people)),
         changed.where(col(AllocationChange.requested_by).in_(people)),
     ).subquery("theirs")
