@@ -52,6 +52,7 @@ MORE_SHAPES = {
     "70m-recompute": (shape("pythia-70m", 8, 512, training={"recompute": True}), 1),
     "deep": (shape("pythia-70m", 2, 1024, model={"hidden_size": 256, "layers": 24}), 1),
     "alibi": (shape("pythia-14m", 4, 512, model={"positions": "alibi"}), 1),
+    "t5": (shape("pythia-14m", 4, 512, model={"positions": "t5"}), 1),
     "gpt-neo": (shape("gpt-neo-125m", 2, 512), 1),
     "gpt-j": (
         shape("gpt-j-6b", 4, 512, model={key: LLAMA[key] for key in ("hidden_size", "layers", "heads", "vocabulary")}),

@@ -307,4 +307,4 @@ def test_a_run_that_reads_a_source_otherwise_than_its_epochs_warns(tmp_path: Pat
     assert result.returncode == 0, result.stderr
     [said] = [event["message"] for event in lines(tmp_path / "out" / "events.jsonl") if event["event"] == "warning"]
     assert re.fullmatch(r"the run reads each row of python-docs 0\.\d\d times on average, and its epochs are 1", said)
-    assert said in result.stderr
+    assert said in result.stdout
