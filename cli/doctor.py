@@ -28,8 +28,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from bot import server
 from bot.server import CHANNELS, IN_GUILD, IN_OTHERS, IN_PROPOSALS, Server
 from broker import fence
-from broker.allocations import pools
-from broker.runners import registry
+from broker.allocations import hosts, pools
+from broker.runners import processes, registry
 from projects.db import database as database
 from projects.db.columns import utcnow
 from projects.db.database import Database
@@ -257,7 +257,7 @@ def check_gpus(settings: Settings) -> Finding:
     db = Database(settings.database)
     try:
         with db.read() as session:
-            wanted = {pool.name: pool.gpus for pool in pools.sharing(session)}
+            wanted = {pool.name: pool.gpus for pool in hosts.gpu_pools(session, processes.host())}
     except SQLAlchemyError:
         return unread
     finally:

@@ -17,6 +17,7 @@ from sqlalchemy import func
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
+from broker.allocations import hosts, pools
 from broker.allocations.pools import Pool
 from broker.fence import Fence
 from broker.publishing import disk, publisher
@@ -213,10 +214,12 @@ class Scheduler:
             unclaimed = attempts.unclaimed(session, since_seconds=NOTIFY_AGAIN_SECONDS)
             unpublished = publisher.waiting(session)
             unsupervised = attempts.unsupervised(session, lease_seconds=self.settings.lease_seconds)
+            named = hosts.named_pools(session)
+            queues = {pool.id: tasks.pool_queue(pool.name) for pool in pools.every(session) if pool.id in named}
         try:
             self._notify_takeovers(unsupervised)
             for attempt in unclaimed:
-                tasks.notify_start(attempt.run_id, attempt.token)
+                tasks.notify_start(attempt.run_id, attempt.token, queues.get(attempt.pool_id, tasks.ANY_POOL))
                 with self.db.write() as session:
                     attempts.notified(session, attempt.run_id, attempt.token)
             self._notify_publishers(unpublished)
@@ -230,7 +233,7 @@ class Scheduler:
             key = (attempt.run_id, attempt.token)
             at = before.get(key, -math.inf)
             if time.monotonic() - at > self.settings.lease_seconds / 3:
-                tasks.notify_takeover(*key)
+                tasks.notify_takeover(*key, attempt.host)
                 at = time.monotonic()
             self.takeovers[key] = at
 

@@ -14,13 +14,15 @@ from projects import health
 from projects.db.database import Database
 from projects.settings import get_settings
 
+ANY_POOL = "runs"
+"""The queue of the pools that no host names."""
 MESSAGE_EXPIRES_SECONDS = 60  # so that messages do not pile up while no worker runs
 
 app = Celery("stoa")
 app.add_defaults(lambda: {"broker_url": get_settings().celery_broker_url})
 app.conf.update(
     task_ignore_result=True,
-    task_default_queue="runs",
+    task_default_queue=ANY_POOL,
     task_routes={"stoa.publish": {"queue": "publish"}},
     worker_prefetch_multiplier=1,
     worker_disable_prefetch=True,
@@ -42,14 +44,24 @@ def _beat(sender: Consumer, **_: object) -> None:
     health.beat(get_settings(), part)
 
 
-def notify_start(run_id: int, token: int) -> None:
-    """Ask any worker to start an admitted attempt; raises kombu's OperationalError where the queue is away."""
-    start_attempt.apply_async((run_id, token), expires=MESSAGE_EXPIRES_SECONDS)
+def pool_queue(pool: str) -> str:
+    """The queue of a pool that some host names."""
+    return f"pool.{pool}"
 
 
-def notify_takeover(run_id: int, token: int) -> None:
+def inbox(host: str) -> str:
+    """The queue of what only this host can do."""
+    return f"host.{host}"
+
+
+def notify_start(run_id: int, token: int, queue: str = ANY_POOL) -> None:
+    """Ask the workers of a queue to start an admitted attempt; raises kombu's OperationalError where it is away."""
+    start_attempt.apply_async((run_id, token), expires=MESSAGE_EXPIRES_SECONDS, queue=queue)
+
+
+def notify_takeover(run_id: int, token: int, host: str) -> None:
     """Ask the worker of its host to look after an attempt; raises kombu's OperationalError."""
-    take_over.apply_async((run_id, token), expires=MESSAGE_EXPIRES_SECONDS)
+    take_over.apply_async((run_id, token), expires=MESSAGE_EXPIRES_SECONDS, queue=inbox(host))
 
 
 def notify_publish(run_id: int) -> None:
