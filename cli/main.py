@@ -96,9 +96,17 @@ def worker(
 
 
 @app.command()
-def publisher() -> None:
+def publisher(
+    *,
+    this_host: Annotated[
+        bool, typer.Option("--this-host", help="Publish what lies on this host, whose worker names its pools.")
+    ] = False,
+) -> None:
     """Run a Celery worker that publishes checkpoints; apart from the other, so that uploads never delay a start."""
-    sys.exit(_celery("publisher", queue="publish"))
+    from broker.runners import processes
+    from broker.scheduling import tasks
+
+    sys.exit(_celery("publisher", queue=tasks.publish_queue(processes.host()) if this_host else tasks.PUBLISH))
 
 
 def _celery(name: str, *, queue: str, when_asked_to_stop: Callable[[], object] | None = None) -> int:

@@ -1,5 +1,7 @@
 """Two workers as two hosts, with homes of their own: each run starts, and is taken over, where its pool's host is."""
 
+import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,23 +12,30 @@ from pathlib import Path
 import pytest
 
 from broker.allocations import hosts
+from broker.publications import Publication
 from broker.runs.attempts import Attempt
 from broker.runs.runs import RunState
 from cli.services import environment
 from projects.db.database import Database
 from projects.settings import Settings
 from tests.broker.lab import Lab, settings
+from tests.broker.test_publisher import checkpoint
 from tests.patience import PATIENCE, wait_for
 from tests.standin import python_with_trainer
 from tests.system import processes
 from tests.system.test_queue_failover import Queue
 
 TRAINER = """
-import json, pathlib, signal, sys, time
+import json, pathlib, shutil, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
 out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
-with (out / "metrics.jsonl").open("a") as file:
-    file.write(json.dumps({"step": 1, "tokens": 10, "loss": 1.0}) + "\\n")
+shutil.copytree(pathlib.Path(sys.executable).parents[2] / "checkpoint", out / "checkpoints" / "step1")
+for name, line in (
+    ("metrics.jsonl", {"step": 1, "tokens": 10, "loss": 1.0}),
+    ("events.jsonl", {"event": "checkpoint", "step": 1, "path": "checkpoints/step1"}),
+):
+    with (out / name).open("a") as file:
+        file.write(json.dumps(line) + "\\n")
 time.sleep(3600)
 """
 NAMES = ("here", "there")
@@ -39,6 +48,13 @@ class Cluster:
         self.home = home
         self.queue = Queue(home)
         place = {"database_url": f"sqlite:///{home / 'stoa.db'}", "redis_url": f"redis://127.0.0.1:{self.queue.port}/0"}
+        sandbox = home / "sandbox"
+        self.running: list[subprocess.Popen[bytes]] = [
+            subprocess.Popen([sys.executable, "-m", "sandbox", "--dir", str(sandbox)], stdout=subprocess.DEVNULL)
+        ]
+        wait_for((sandbox / "sandbox.json").exists, "the Hub")
+        hub = json.loads((sandbox / "sandbox.json").read_text())
+        place |= {"hub_endpoint": hub["hub"], "hub_token": hub["hub_token"], "hub_namespace": "hosts"}
         own = {"lease_seconds": 15.0, "tick_seconds": 0.3, "worker_concurrency": 1}
         self.settings: dict[str, Settings] = {
             name: settings(home / name, host_name=name, **place, **own) for name in (*NAMES, "lab")
@@ -46,13 +62,14 @@ class Cluster:
         self.db = Database(self.settings["lab"].database)
         self.db.migrate()
         self.lab = Lab(self.db)
-        self.running: list[subprocess.Popen[bytes]] = []
         for name in NAMES:
             self.lab.pool(name)
         self.start("lab", sys.executable, "scheduler")
         for name in NAMES:
+            shutil.move(checkpoint(home / name, 1).folder, home / name / "checkpoint")
             python = python_with_trainer(home / name, TRAINER)
             self.start(name, str(python), "worker", "--pool", name)
+            self.start(name, sys.executable, "publisher", "--this-host")
 
     def start(self, host: str, python: str, part: str, *options: str) -> None:
         (self.home / host).mkdir(exist_ok=True)
@@ -73,6 +90,10 @@ class Cluster:
 
     def has_begun(self, run: int) -> bool:
         return self.lab.run(run).step == 1
+
+    def is_published(self, run: int) -> bool:
+        with self.db.read() as session:
+            return session.get_one(Publication, (run, 1)).url is not None
 
     def close(self) -> None:
         for process in self.running:
@@ -105,6 +126,9 @@ def test_each_run_starts_on_the_host_of_its_pool_and_is_taken_over_there(cluster
     with cluster.db.read() as session:
         known = {host.name: (host.pools, host.is_away) for host in hosts.every(session)}
     assert known == {"here": (["here"], False), "there": (["there"], False)}
+
+    for run in runs:
+        wait_for(partial(cluster.is_published, run), f"the checkpoint of run {run}, which lies on its host alone")
 
     run = next(iter(runs))
     supervisor = processes.supervisor(cluster.home / runs[run], run, 1)
