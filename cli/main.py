@@ -221,6 +221,7 @@ def doctor() -> None:
 @app.command()
 def backup(folder: Path) -> None:
     """Write the database to a new FOLDER, while all parts run; the runs' own folders are not copied."""
+    from bot.text import count
     from cli.backup import BackupError
     from cli.backup import backup as make
 
@@ -233,7 +234,8 @@ def backup(folder: Path) -> None:
         refuse(f"The backup cannot be written to {folder} ({error.strerror}); name another folder.")
     for missing in manifest.missing_folders:
         typer.echo(f"not there, though a run still needs it: {missing}")
-    typer.echo(f"{sum(manifest.heads.values())} entries in {len(manifest.heads)} chains are in {folder}")
+    entries, chains = count(sum(manifest.heads.values()), "entry", "entries"), count(len(manifest.heads), "chain")
+    typer.echo(f"{folder} holds a backup of {entries} in {chains}")
 
 
 @app.command()

@@ -22,7 +22,7 @@ SCHEMES = {
 }
 """How the addresses among the settings may begin."""
 SECRET = frozenset({"discord_token", "hub_token", "database_url", "redis_url"})
-"""Settings whose values no message shows."""
+"""Settings that are or may hold secrets: no message shows them, and each process is given only those that it needs."""
 
 
 class SettingsError(ValueError):

@@ -21,10 +21,11 @@ from bot.plots.curve import Curve
 from bot.plots.loss_curve import draw
 from broker.allocations import requests
 from broker.allocations.allocations import AllocationState, AllocationView
+from broker.allocations.change_requests import ChangeState
 from broker.allocations.ledger import Account
 from broker.reports.review_context import Remark, ReviewContext
 from broker.reports.why import Why
-from broker.reviews.changes import ChangeState, ChangeView
+from broker.reviews.changes import ChangeView
 from broker.runs.runs import CheckpointLink, RunKind, RunState, RunView
 from broker.scheduling.fairshare import Standing
 from projects.projects import Member, Outcome, ProjectView, Stage

@@ -318,8 +318,11 @@ def test_heldout_without_prepared_data(checkpoint: Path, tmp_path: Path) -> None
     assert "holds no prepared data" in result.stderr
 
 
-def test_eval_of_a_model_that_transformers_has_not(checkpoint: Path, config: TrainConfig, tmp_path: Path) -> None:
-    switches = config.model.model_copy(update={"positions": "alibi"})
+@pytest.mark.parametrize("positions", ["alibi", "t5"])
+def test_eval_of_a_model_that_transformers_has_not(
+    checkpoint: Path, config: TrainConfig, tmp_path: Path, positions: str
+) -> None:
+    switches = config.model.model_copy(update={"positions": positions})
     data = checkpoint.parents[1] / "data"
     write_checkpoint(config.model_copy(update={"model": switches}), data, tmp_path / "step3")
     assert not (tmp_path / "step3" / "config.json").exists()
