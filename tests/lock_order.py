@@ -30,6 +30,7 @@ BELOW = {
     "publications": "runs",
     "points": "runs",
     "payloads": "streams",
+    "authorships": "streams",
 }
 """Tables whose rows may be locked at any time after the row that they belong to, and else at its place."""
 ANYWHERE = ("redaction.py",)
