@@ -30,8 +30,8 @@ from sqlalchemy.orm import Session
 from bot import server
 from bot.server import CHANNELS, IN_GUILD, IN_OTHERS, IN_PROPOSALS, Server
 from broker import fence
-from broker.allocations import pools
-from broker.runners import registry
+from broker.allocations import hosts, pools
+from broker.runners import processes, registry
 from projects.db import database as database
 from projects.db.columns import utcnow
 from projects.db.database import Database
@@ -261,7 +261,9 @@ def check_gpus(settings: Settings) -> Finding:
         count = sum(line.startswith("GPU ") for line in listed.splitlines())
     except (OSError, subprocess.SubprocessError):
         count = 0
-    wanted = _read(settings, lambda session: {pool.name: pool.gpus for pool in pools.sharing(session)})
+    wanted = _read(
+        settings, lambda session: {pool.name: pool.gpus for pool in hosts.gpu_pools(session, processes.host())}
+    )
     if wanted is None:
         return Finding("GPUs", f"{count} here; the pools cannot be read", "Set the database right first.")
     counted = ", ".join(f"{name} counts on {gpus}" for name, gpus in wanted.items())

@@ -42,6 +42,12 @@ class Settings(BaseSettings):
     database_url: str = Field("", description="postgresql+psycopg://…; SQLite in the home folder when not set.")
     redis_url: str = Field("", description="redis://…; an embedded Valkey when not set.")
 
+    host_name: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9._-]{0,60}$",
+        description="The name that this host keeps, on which workers run; the machine's own when not set.",
+    )
+
     discord_token: SecretStr = SecretStr("")
     discord_api: str = Field("", description="Another base of Discord's REST API, such as the sandbox's.")
     discord_gateway: str = Field("", description="Another gateway, such as the sandbox's.")

@@ -58,6 +58,11 @@ for kind, verb in (("proposed", "proposes"), ("accepted", "accepts"), ("declined
     entry(f"catalogue.{kind}")(catalogue(verb))
 
 
+@entry("host.removed")
+def host_removed(p: Payload) -> str:
+    return f"🖥️ The host {text.code(p['host'], 60)} is gone: other hosts serve its pools.{why(p)}"
+
+
 @entry("corpus.added")
 def corpus_added(p: Payload) -> str:
     of = text.contents(p.get("documents"), p.get("tokens"), p["bytes"])
