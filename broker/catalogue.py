@@ -430,6 +430,7 @@ def _decidable(
 
 def _decide(session: Session, actor: Actor | None, entry: CatalogueEntry, to: CatalogueState, reason: str) -> None:
     because = text.prose("The reason", reason, most=text.USUAL)
+    quotas.check_admin(session, actor)
     person = people.author(session, actor)
     decided = {"decided_by": None if person is None else person.id, "reason": because}
     transition.move(session, entry, to, TRANSITIONS, decided, name=f"“{entry.name}”")

@@ -35,6 +35,7 @@ class QuotaKind(StrEnum):
     LAUNCH = "launch"
     RUN_CHANGE = "run change"
     CATALOGUE = "catalogue"
+    ADMIN = "admin"
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,14 @@ QUOTAS: Mapping[QuotaKind, Quota] = {
     QuotaKind.CATALOGUE: Quota(
         "most_catalogue_proposals_a_day", "make {most} proposals for the catalogue", ("catalogue.proposed",)
     ),
+    QuotaKind.ADMIN: Quota(
+        "most_admin_acts_a_day",
+        "make {most} changes of pools, grants, policies, the catalogue and the server's setup",
+        (
+            *("pool.added", "pool.changed", "grant.added", "grant.changed", "policy.changed", "server.set_up"),
+            *("catalogue.accepted", "catalogue.declined", "catalogue.retired"),
+        ),
+    ),
 }
 
 
@@ -106,6 +115,21 @@ def check(session: Session, actor: Actor, kind: QuotaKind, project_id: int | Non
         raise ConflictError(f"One person may {acts} a day; the next one can be at {again}.")
     if project_id is not None:
         check_project(session, kind, project_id)
+
+
+def check_admin(session: Session, actor: Actor | None) -> None:
+    """Raise ConflictError where an admin has used up the budget of acts that post to the whole server.
+
+    It bounds what a compromised account or a bot in a loop does. Reviews, bans, cancelling and forgetting have no
+    budget, and neither has the operator, whose `actor` is None.
+    """
+    if actor is not None:
+        check(session, actor, QuotaKind.ADMIN)
+
+
+def change_policy(session: Session, actor: Actor, name: str, value: str, reason: str) -> policies.Policies:
+    """Change one policy as `policies.change` does, out of the admin's budget."""
+    return policies.change(session, actor, name, value, reason, budget=lambda: check_admin(session, actor))
 
 
 def check_project(session: Session, kind: QuotaKind, project_id: int) -> None:

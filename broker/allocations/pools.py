@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from sqlmodel import Field, col, select
 
 from broker.runners import registry
-from projects import people, rights, text
+from projects import people, quotas, rights, text
 from projects.db.columns import Base, foreign_key, integer, json_object, number, row_id, timestamp, utcnow, words
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor
@@ -181,6 +181,7 @@ def add_pool(
             is_now = f"{earlier.gpus} × {earlier.gpu_type}, {earlier.runner}, weight {earlier.price_weight:g}"
             raise ConflictError(f"There is a pool “{name}” already ({is_now}); change it, or choose another name.")
         return earlier.id
+    quotas.check_admin(session, actor)
     pool = Pool(name=name, **asked)
     session.add(pool)
     session.flush()
@@ -240,6 +241,7 @@ def add_grant(
     sponsor = text.prose("The sponsor", sponsor, most=80)
     if until <= utcnow():
         raise InvalidError(f"A grant ends in the future; {until:%Y-%m-%d} has passed.")
+    quotas.check_admin(session, actor)
     grant = Grant(pool_id=named(session, pool).id, sponsor=sponsor, seconds=seconds, until=until)
     session.add(grant)
     session.flush()

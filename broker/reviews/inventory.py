@@ -17,7 +17,7 @@ from broker.allocations.pools import HEAVIEST, LIGHTEST, MOST_GPUS, Grant, Grant
 from broker.allocations.requests import parse_hours
 from broker.runs import attempts
 from broker.runs.runs import ACTIVE, Run
-from projects import people, rights, text
+from projects import people, quotas, rights, text
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor
@@ -87,6 +87,7 @@ def change_pool(
         )
     if count != pool.gpus and pool.shares_gpus:
         _check_later_rest(session, pool)
+    quotas.check_admin(session, actor)
     pool.gpus, pool.price_weight = count, weight
     pool.memory_gib, pool.host_memory_gib = memory
     session.flush()
@@ -122,6 +123,7 @@ def change_grant(
     """Add GPU-hours to a grant or change its end; an empty field stays as it is."""
     rights.require_admin(actor, Act.MANAGE_COMPUTE)
     because = text.prose("The reason", reason, most=text.USUAL)
+    quotas.check_admin(session, actor)  # people are locked before grants
     grant = session.get(Grant, grant_id, with_for_update=True, populate_existing=True)
     if grant is None:
         raise NotFoundError(f"There is no grant {grant_id}.")

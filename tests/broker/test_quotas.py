@@ -14,20 +14,21 @@ from sqlalchemy import Engine, event, func, insert, text, update
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
+from bot import server
 from broker import catalogue
-from broker.allocations import requests
-from broker.reviews import changes, reviews
+from broker.allocations import pools, requests
+from broker.reviews import changes, inventory, reviews
 from broker.runs import control
 from broker.runs.launching import Origin
-from projects import findings, lifecycle, membership, people, policies, quotas, updates
+from projects import bans, findings, lifecycle, membership, people, policies, quotas, updates
 from projects.db.columns import utcnow
 from projects.errors import ConflictError
-from projects.people import Actor
+from projects.people import Actor, LabRole
 from projects.projects import Membership, Project
 from projects.quotas import QuotaKind
 from projects.record import hash_chain, record, redaction
 from projects.record.record import Authorship, Entry, Payload
-from tests.broker.lab import ADA, EMMY, GRACE, ROSA, Lab, request_id
+from tests.broker.lab import ADA, EMMY, GRACE, ROSA, STRANGER, Lab, request_id
 from tests.patience import PATIENCE
 
 
@@ -343,3 +344,45 @@ def test_what_is_blanked_counts_no_more_and_has_no_author(lab: Lab) -> None:
         blank = select(Payload.entry_id).where(col(Payload.body).is_(None))
         assert not session.scalars(select(Authorship).where(col(Authorship.entry_id).in_(blank))).all()
     post()
+
+
+def test_an_admin_has_one_budget_of_what_posts_to_the_whole_server(lab: Lab) -> None:
+    omar = Actor(9, "Omar", frozenset({LabRole.ADMIN}))
+    later = utcnow() + timedelta(days=9)
+    number = count()
+
+    def do(what: Act) -> None:
+        with lab.db.write() as session:
+            what(session, omar)
+
+    def propose(name: str) -> None:
+        about = {"dataset": f"lab/{name}", "revision": "0" * 40, "licence": "MIT"}
+        with lab.db.write() as session:
+            catalogue.propose_dataset(session, None, request_id(), name=name, **about)
+
+    for name in ("taken", "refused"):
+        propose(name)
+    every: list[Act] = [
+        lambda s, a: pools.add_pool(s, name=f"pool-{next(number)}", gpu_type="cpu", gpus=1, actor=a),
+        lambda s, a: pools.add_grant(s, pool="laptop", sponsor="Us", seconds=60, until=later, actor=a),
+        lambda s, a: inventory.change_pool(s, a, "laptop", gpus=str(3 + next(number)), reason="More."),
+        lambda s, a: inventory.change_grant(s, a, 1, more_hours="1", reason="More."),
+        lambda s, a: quotas.change_policy(s, a, "most_open_proposals", str(9 + next(number)), "More."),
+        lambda s, a: catalogue.accept(s, a, "taken", reason="Fine."),
+        lambda s, a: catalogue.retire(s, a, "taken", reason="Old."),
+        lambda s, a: catalogue.decline(s, a, "refused", reason="No."),
+        lambda s, a: server.choose(s, a, 2, {"record": (400, "record")}),
+    ]
+    lab.let("most_admin_acts_a_day", len(every))
+    for what in every:
+        do(what)
+    propose("another")
+    every[5:8] = [lambda s, a: catalogue.accept(s, a, "another", reason="Fine.")]
+    before = lab.everything()
+    for what in every:
+        with pytest.raises(ConflictError, match=r"make 9 changes of pools, grants, .* a day; the next one can"):
+            do(what)
+    assert lab.everything() == before
+    do(lambda s, a: bans.ban(s, a, STRANGER, "Spam."))
+    yesterday(lab)
+    do(every[0])

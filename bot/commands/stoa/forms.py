@@ -11,7 +11,7 @@ from bot.app import Interaction, actor
 from bot.commands.form import Form, long, short
 from broker.allocations.pools import GrantView
 from broker.reviews import inventory
-from projects import policies
+from projects import policies, quotas
 from projects.policies import Policies
 from projects.text import USUAL
 
@@ -160,7 +160,7 @@ class ChangeLimitForm(Form):
         """Change it."""
         app, name = interaction.client, next(iter(self.name.values), "")
         after = await app.write(
-            policies.change,
+            quotas.change_policy,
             actor(interaction),
             name,
             self.value.value,
