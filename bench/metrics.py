@@ -40,7 +40,7 @@ from trainer import contract
 
 MOST_BYTES = 300 * 2**20
 MOST_MICROSECONDS_A_LINE = 50.0
-"""Of each process, by the clock, where there are LINES of them: with less, the constant time counts."""
+"""Of each process's CPU time, where there are LINES of them: with less, the constant time counts."""
 LINES = 2_000_000
 Work = Callable[[str, Path], None]
 
@@ -51,7 +51,7 @@ def main(
     database: Annotated[str, typer.Option(help="URL of an empty database; SQLite in a file without it.")] = "",
 ) -> None:
     """Time each process's work on a run of so many lines, and hold its memory against the goal."""
-    table = Table("process", "seconds", "a line", "memory at its highest", "of it before the work")
+    table = Table("process", "CPU seconds", "a line", "memory at its highest", "of it before the work")
     goals: list[Goal] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -69,7 +69,7 @@ def main(
             table.add_row(work.__name__, f"{seconds:.1f}", f"{a_line:.1f} µs", *megabytes)
             goals.append(
                 Goal(
-                    f"{work.__name__}: microseconds a line",
+                    f"{work.__name__}: CPU microseconds a line",
                     a_line,
                     most=MOST_MICROSECONDS_A_LINE if lines >= LINES else None,
                 )
@@ -84,7 +84,7 @@ def main(
 
 
 def apart(work: Work, url: str, attempt: Path) -> tuple[float, int, int]:
-    """The seconds of some work in a process of its own, and the process's memory before it and at its highest."""
+    """The CPU seconds of some work in a process of its own, and the process's memory before it and at its highest."""
     context = multiprocessing.get_context("spawn")
     told = context.SimpleQueue()
     process = context.Process(target=_measured, args=(work, url, attempt, told))
@@ -97,9 +97,9 @@ def apart(work: Work, url: str, attempt: Path) -> tuple[float, int, int]:
 
 
 def _measured(work: Work, url: str, attempt: Path, told: "SimpleQueue[tuple[float, int, int]]") -> None:
-    before, began = _memory(), time.perf_counter()
+    before, began = _memory(), time.process_time()
     work(url, attempt)
-    told.put((time.perf_counter() - began, before, _memory()))
+    told.put((time.process_time() - began, before, _memory()))
 
 
 def _memory() -> int:
