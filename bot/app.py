@@ -22,6 +22,7 @@ from bot.server import Server
 from bot.turns import Turns
 from projects.db.database import Database, is_away
 from projects.errors import AwayError
+from projects.log import Seldom
 from projects.people import Actor
 from projects.settings import Settings
 
@@ -31,7 +32,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 AWAY = "Stoa cannot reach its database at the moment, so nothing was done. Please try again in a minute or two."
-LOG_AGAIN_SECONDS = 60.0
 FAILED_LATELY = 2.0
 """For so many seconds after a failure, the database is taken to be away without asking it."""
 MOMENT = 1.5
@@ -44,7 +44,6 @@ LONGEST_WAIT = 30.0
 
 in_delivery: ContextVar[bool] = ContextVar("in_delivery", default=False)
 """Set in the delivery's tasks, whose database calls have threads of their own, so that no member waits for them."""
-
 
 asking: ContextVar[int] = ContextVar("asking", default=0)
 """The Discord id of the person for whom a task works; 0 where it works for nobody."""
@@ -71,7 +70,7 @@ class App(discord.Client):
         self.db = db
         self.renderer = Renderer()
         self._failed_at = -math.inf
-        self._said_away_at = -math.inf
+        self._log_again = Seldom()
         # Reads, which a form waits for, never stand behind writes, which wait for one another.
         self._readers = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="reader")
         self._writers = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="writer")
@@ -136,8 +135,7 @@ class App(discord.Client):
             if not is_away(error):
                 raise
             self._failed_at = time.monotonic()
-            if self._failed_at - self._said_away_at > LOG_AGAIN_SECONDS:
-                self._said_away_at = self._failed_at
+            if self._log_again.is_due():
                 log.warning("the database cannot be reached; trying again", error=str(getattr(error, "orig", error)))
             raise AwayError(AWAY) from error
         self._failed_at = -math.inf

@@ -34,7 +34,7 @@ class Policies(BaseModel):
     halves_hours: float = Field(
         1000, gt=0, le=MOST_HOURS, description="GPU-hours above which a grant comes in two halves."
     )
-    tier_days: int = Field(30, ge=1, le=366, description="Days within which a project's grants add up for both.")
+    tier_days: int = Field(30, ge=1, le=366, description="Days within which grants add up for both.")
     starter_period_days: int = Field(
         30, ge=1, le=366, description="Days after which a person may have another starter grant."
     )

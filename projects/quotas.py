@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from sqlalchemy import ColumnElement, func
+from sqlalchemy import ColumnElement, func, union_all
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
@@ -15,8 +15,8 @@ from projects.db.columns import utcnow
 from projects.errors import ConflictError
 from projects.people import Actor, Person
 from projects.projects import Project, Stage
-from projects.record import hash_chain, record
-from projects.record.record import Entry, Payload, Stream
+from projects.record import record
+from projects.record.record import Authorship, Payload, Stream
 
 DAY = timedelta(days=1)
 
@@ -100,8 +100,7 @@ def check(session: Session, actor: Actor, kind: QuotaKind, project_id: int | Non
         _check_open_proposals(session, person, limits.most_open_proposals)
     quota = QUOTAS[kind]
     most = getattr(limits, quota.policy)
-    by = hash_chain.canonical({"by": {"id": person.discord_id}})[1:-2] + ","
-    again = _next(session, quota, most, col(Payload.body).contains(by, autoescape=True))
+    again = _next(session, quota, most, col(Authorship.person_id) == person.id)
     if again is not None:
         acts = quota.words.format(most=f"{most:,}")
         raise ConflictError(f"One person may {acts} a day; the next one can be at {again}.")
@@ -120,8 +119,7 @@ def check_project(session: Session, kind: QuotaKind, project_id: int) -> None:
     limits = policies.current(session)
     quota = QUOTAS[kind]
     most = getattr(limits, quota.policy) * limits.project_factor
-    by_people = ~col(Payload.body).contains('"by":null', autoescape=True)
-    again = _next(session, quota, most, (col(Entry.stream) == stream) & by_people)
+    again = _next(session, quota, most, col(Authorship.stream) == stream)
     if again is not None:
         acts = quota.words.format(most=f"{most:,}")
         raise ConflictError(f"All people together may {acts} a day in one project; the next one can be at {again}.")
@@ -138,12 +136,24 @@ def _check_open_proposals(session: Session, person: Person, most: int) -> None:
 
 
 def _next(session: Session, quota: Quota, most: int, whose: ColumnElement[bool]) -> str | None:
-    """When the next act of a quota is possible; None where it is possible now."""
+    """When the next act of a quota is possible; None where it is possible now.
+
+    Of each kind, only the newest `most` entries are read, in the order of an index, so that the record's length does
+    not matter.
+    """
+    newest = [
+        select(Authorship.entry_id)
+        .where(whose, col(Authorship.kind) == kind)
+        .order_by(col(Authorship.entry_id).desc())
+        .limit(most)
+        .subquery()
+        for kind in quota.entries
+    ]
+    acts = union_all(*(select(each.c.entry_id) for each in newest)).subquery()
     body = session.scalars(
         select(col(Payload.body))
-        .join(Entry, col(Entry.id) == Payload.entry_id)
-        .where(col(Entry.kind).in_(quota.entries), col(Payload.body).is_not(None), whose)
-        .order_by(col(Entry.id).desc())
+        .join(acts, col(Payload.entry_id) == acts.c.entry_id)
+        .order_by(acts.c.entry_id.desc())
         .offset(most - 1)
         .limit(1)
     ).one_or_none()

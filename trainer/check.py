@@ -33,8 +33,8 @@ def check(
     tokens_per_second: float | None = None,
     device: Device | None = None,
 ) -> CheckReport:
-    """The dry run on `gpus` GPUs with `gpu_memory` bytes each, or processes where `device` is cpu; by default it is
-    what this machine has. `tokens_per_second` is a measured rate over all GPUs."""
+    """The dry run on `gpus` GPUs with `gpu_memory` bytes each, or on as many processes where `device` is cpu; without a
+    `device`, on what this machine has. `tokens_per_second` is a measured rate over all GPUs."""
     tokens = config.tokens_per_step * config.training.steps
     refusal = None
     try:

@@ -8,11 +8,11 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from trainer import yaml_text
 from trainer.data.config import DataConfig
 from trainer.model.config import ModelConfig
 from trainer.schema import ConfigError as ConfigError
 from trainer.schema import Section
+from trainer.yaml_text import read_yaml as read_yaml
 
 RECIPES = Path(__file__).parent / "recipes"
 VERSION = 1
@@ -289,11 +289,6 @@ def _read(path: Path) -> dict[str, Any]:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError(f"The configuration {path} cannot be read: {reason}.") from error
     return _sections(text, f"The configuration {path}")
-
-
-def read_yaml(text: str, what: str) -> Any:
-    """The value in a YAML text that somebody typed; `what` begins a refusal's sentence. Raises ConfigError."""
-    return yaml_text.read(text, what)
 
 
 def _sections(text: str, what: str) -> dict[str, Any]:

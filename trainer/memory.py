@@ -153,14 +153,14 @@ def _held(config: TrainConfig, stage: int) -> int:
     Every tensor-parallel rank has norms and some biases whole; they are so few that they are counted as divided.
     """
     model, last = config.model, config.parallel.pipeline - 1
-    block = count.block(model)
+    block, shared = count.block(model), count.relative_bias(model)
     table = config.vocabulary * model.hidden_size
     first = table + (config.context * model.hidden_size if model.positions == "learned" else 0)
-    held = _layers(config, stage) * block
+    held = _layers(config, stage) * block + shared
     if stage == 0:
         held += first
     if stage == last:
-        held += count.parameters(model, config.vocabulary, config.context) - model.layers * block - first
+        held += count.parameters(model, config.vocabulary, config.context) - model.layers * block - first - shared
         # The last stage has a copy of the embedding for a tied head.
         held += table if model.tied_head and stage > 0 else 0
     return -(-held // config.parallel.tensor)
@@ -182,6 +182,9 @@ def _activations(config: TrainConfig, stage: int, device: Device) -> int:
     # 1F1B: stage s of p holds the activations of p - s micro-batches (Narayanan et al. 2019, “PipeDream”).
     under_way = min(parallel.pipeline - stage, training.batch // training.micro_batch)
     back = model.hidden_size + 2 * model.inner_size // parallel.tensor
+    if device == "cuda" and model.positions == "t5":
+        # The gradient of what is added to the logits, before it is summed over the rows of the micro-batch.
+        back += model.heads * config.data.sequence_length // parallel.tensor
     if training.recompute:
         back += block
         # On a CPU, a recomputed block does not reuse the memory that the block before it freed.
@@ -203,8 +206,12 @@ def _block(config: TrainConfig, layer: int, device: Device) -> int:
     # Queries, keys and values, the rotated queries and keys, and the output of attention.
     split = 2 * hidden + 2 * keys + (hidden + keys if model.positions == "rotary" else 0)
     split += model.inner_size * (4 if model.activation == "swiglu" else 2)
+    biased = model.positions in ("alibi", "t5")
+    masked = biased or (model.is_local(layer) and model.window < length)
+    if device == "cuda" and masked:
+        # PyTorch's attention keeps the mask, which the rows of the micro-batch share.
+        split += (model.heads if biased else 1) * length // config.training.micro_batch
     if device == "cpu":
-        masked = model.positions == "alibi" or (model.is_local(layer) and model.window < length)
         if model.norm == "rmsnorm":
             # PyTorch has no RMSNorm kernel for CPUs: the composed one keeps its input and its output in fp32.
             whole += hidden * norms * (1 if wide else 4)

@@ -274,19 +274,6 @@ def largest_in(session: Session, name: str) -> int:
     return largest(session, named(session, name).id)
 
 
-def sharing(session: Session) -> Sequence[Pool]:
-    """The pools that share the GPUs of the worker's host, in the order in which its GPUs are assigned to them."""
-    return [pool for pool in session.scalars(select(Pool).order_by(col(Pool.id))) if pool.shares_gpus]
-
-
-def numbers_on_host(session: Session, pool: Pool, devices: str) -> str:
-    """The host's numbers of a local pool's `devices`, such as “2,3”; empty for a pool of CPUs."""
-    if not pool.shares_gpus:
-        return ""
-    first = sum(other.gpus for other in sharing(session) if other.id < pool.id)
-    return ",".join(str(first + int(device)) for device in devices.split(",") if device)
-
-
 def runners(session: Session) -> Sequence[str]:
     """The names of the runners that pools use."""
     return session.scalars(select(Pool.runner).distinct().order_by(col(Pool.runner))).all()

@@ -7,8 +7,9 @@ from sqlalchemy import func
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
-from broker.allocations import pools
+from broker.allocations import hosts, pools
 from broker.allocations.allocations import Allocation
+from broker.allocations.hosts import HostView
 from broker.allocations.ledger import Balance
 from broker.allocations.pools import Pool
 from broker.runners import registry
@@ -30,6 +31,7 @@ class PoolStatus:
     busy: int
     runner: str
     queue: str
+    hosts: Sequence[HostView]
     price_weight: float
     working: int
     waiting: int
@@ -57,6 +59,7 @@ def status(session: Session) -> Sequence[PoolStatus]:
     sizes = select(Run.id, Run.gpus).where(col(Run.id).in_([held.run_id for held in state.held]))
     gpus = {row.id: row.gpus for row in session.execute(sizes)}
     available = pools.available(session)
+    known = hosts.every(session)
     listed = []
     for pool in pools.every(session):
         held = [row for row in state.held if row.pool_id == pool.id]
@@ -68,6 +71,7 @@ def status(session: Session) -> Sequence[PoolStatus]:
                 busy=min(pool.gpus, sum(gpus[row.run_id] for row in held)),
                 runner=pool.runner,
                 queue=registry.named(pool.runner).queue,
+                hosts=hosts.of_pool(known, pool),
                 price_weight=pool.price_weight,
                 working=sum(row.open for row in held),
                 waiting=sum(row.pool_id == pool.id for row in state.waiting),

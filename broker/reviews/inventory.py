@@ -10,7 +10,7 @@ from sqlalchemy import func
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
-from broker.allocations import pools
+from broker.allocations import hosts, pools
 from broker.allocations.allocations import LIVE, Allocation
 from broker.allocations.ledger import Balance
 from broker.allocations.pools import HEAVIEST, LIGHTEST, MOST_GPUS, Grant, GrantMovement, GrantRow, Pool
@@ -158,7 +158,7 @@ def sponsors(session: Session, project_id: int) -> Sequence[str]:
 
 def _check_later_rest(session: Session, pool: Pool) -> None:
     """Raise ConflictError if a run holds GPUs that would get other numbers: those of the host's later pools."""
-    for later in pools.sharing(session):
+    for later in hosts.sharing(session, pool):
         if later.id <= pool.id:
             continue
         session.execute(select(Pool.id).where(Pool.id == later.id).with_for_update(key_share=True))

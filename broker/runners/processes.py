@@ -54,8 +54,10 @@ def kill_group(process: Process) -> list[int]:
 
 
 def host() -> str:
-    """This host's name."""
-    return socket.gethostname()
+    """This host's name among those of the lab."""
+    from projects.settings import get_settings  # imports SQLAlchemy, which the command line need not wait for
+
+    return get_settings().host_name or socket.gethostname()
 
 
 def boot_id() -> str:

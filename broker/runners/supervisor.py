@@ -21,7 +21,8 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as NoConnectionError
 
-from broker.allocations.pools import Pool, memory_each, numbers_on_host
+from broker.allocations.hosts import gpu_numbers
+from broker.allocations.pools import Pool, memory_each
 from broker.end_reasons import EndReason
 from broker.publishing import disk
 from broker.runners import output, processes, registry
@@ -59,6 +60,7 @@ def spawn(settings: Settings, run_id: int, token: int, owner: str = "", after: i
     environment = registry.environment() | {
         "STOA_ENV_FILE": "",
         "STOA_HOME": str(settings.home),
+        "STOA_HOST_NAME": settings.host_name,
         "STOA_DATABASE_URL": settings.database,
         "STOA_LEASE_SECONDS": str(settings.lease_seconds),
         "STOA_STOP_GRACE_SECONDS": str(settings.stop_grace_seconds),
@@ -176,7 +178,7 @@ class Supervisor:
             run = runs.load(session, self.run_id)
             attempt = session.get_one(Attempt, (self.run_id, self.token))
             pool = session.get_one(Pool, attempt.pool_id)
-            self.devices = numbers_on_host(session, pool, attempt.devices)
+            self.devices = gpu_numbers(session, pool, attempt.devices)
         spec = JobSpec(
             gpus=run.gpus,
             seconds=attempt.reserved / run.gpus,

@@ -5,7 +5,7 @@
 Each attempt has a fencing token, which is valid while the run's row has the same token and the attempt is open.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
@@ -127,6 +127,16 @@ def extend(session: Session, run: Run, seconds: int) -> None:
     ledger.reserve(session, run.allocation_id, run.id, run.token, seconds, period or 0)
     attempt.reserved += seconds
     session.flush()
+
+
+def last_hosts(session: Session, run_ids: Collection[int], pool_ids: Collection[int]) -> dict[int, str]:
+    """The host of the last attempt of each of these runs that was made on one of the pools."""
+    rows = session.execute(
+        select(Attempt.run_id, Attempt.host)
+        .where(col(Attempt.run_id).in_(run_ids), col(Attempt.pool_id).in_(pool_ids), Attempt.host != "")
+        .order_by(col(Attempt.token))
+    )
+    return dict(rows.tuples().all())
 
 
 def lost_on(session: Session, host: str, *, since_seconds: float) -> Sequence[Attempt]:

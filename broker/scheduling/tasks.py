@@ -18,6 +18,10 @@ from projects.db.database import Database
 from projects.log import Seldom
 from projects.settings import Settings, get_settings
 
+ANY_POOL = "runs"
+"""The queue of the pools that no host names."""
+PUBLISH = "publish"
+"""The queue of the checkpoints of these pools."""
 MESSAGE_EXPIRES_SECONDS = 60  # so that messages do not pile up while no worker runs
 
 log = structlog.get_logger()
@@ -25,8 +29,8 @@ app = Celery("stoa")
 app.add_defaults(lambda: {"broker_url": get_settings().celery_broker_url})
 app.conf.update(
     task_ignore_result=True,
-    task_default_queue="runs",
-    task_routes={"stoa.publish": {"queue": "publish"}},
+    task_default_queue=ANY_POOL,
+    task_routes={"stoa.publish": {"queue": PUBLISH}},
     worker_prefetch_multiplier=1,
     worker_disable_prefetch=True,
     worker_enable_remote_control=False,
@@ -69,19 +73,34 @@ def _end_lost(settings: Settings) -> None:
         time.sleep(settings.lease_seconds)
 
 
-def notify_start(run_id: int, token: int) -> None:
-    """Ask any worker to start an admitted attempt; raises kombu's OperationalError where the queue is away."""
-    start_attempt.apply_async((run_id, token), expires=MESSAGE_EXPIRES_SECONDS)
+def pool_queue(pool: str) -> str:
+    """The queue of a pool that some host names."""
+    return f"pool.{pool}"
 
 
-def notify_takeover(run_id: int, token: int) -> None:
+def inbox(host: str) -> str:
+    """The queue of what only this host can do."""
+    return f"host.{host}"
+
+
+def publish_queue(host: str) -> str:
+    """The queue of the checkpoints that lie on this host alone."""
+    return f"publish.{host}"
+
+
+def notify_start(run_id: int, token: int, queue: str = ANY_POOL) -> None:
+    """Ask the workers of a queue to start an admitted attempt; raises kombu's OperationalError where it is away."""
+    start_attempt.apply_async((run_id, token), expires=MESSAGE_EXPIRES_SECONDS, queue=queue)
+
+
+def notify_takeover(run_id: int, token: int, host: str) -> None:
     """Ask the worker of its host to look after an attempt; raises kombu's OperationalError."""
-    take_over.apply_async((run_id, token), expires=MESSAGE_EXPIRES_SECONDS)
+    take_over.apply_async((run_id, token), expires=MESSAGE_EXPIRES_SECONDS, queue=inbox(host))
 
 
-def notify_publish(run_id: int) -> None:
-    """Ask any worker to publish the checkpoints of a run that wait; raises kombu's OperationalError."""
-    publish.apply_async((run_id,), expires=MESSAGE_EXPIRES_SECONDS)
+def notify_publish(run_id: int, queue: str = PUBLISH) -> None:
+    """Ask the publishers of a queue to publish the checkpoints of a run that wait; raises kombu's OperationalError."""
+    publish.apply_async((run_id,), expires=MESSAGE_EXPIRES_SECONDS, queue=queue)
 
 
 @app.task(name="stoa.start_attempt")

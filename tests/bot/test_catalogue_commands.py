@@ -105,7 +105,7 @@ async def test_members_see_what_lies_on_pools_and_launch_from_it(shared_lab: Sha
     lab, channel = shared_lab
     grace = lab.person("Grace")
     listed = (await grace.command("catalogue corpora")).text
-    assert listed == "Nothing lies there yet. An operator registers corpora with `stoa corpus add`."
+    assert listed == "There are none yet. An operator registers corpora with `stoa corpus add`."
     given: dict[str, Any] = {"recipe": "pythia-14m-deduped", "time_limit": "5m"}
     lacking = await grace.command("run launch", channel=channel.id, **given)
     assert lacking.text.startswith("No pool has the data of “pythia-14m-deduped”")

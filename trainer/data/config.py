@@ -163,6 +163,11 @@ class DataConfig(Section):
         name = str(values["mixture"])
         return {"corpus": name, **values, "sources": mixture(name), "mixture": None}
 
+    @property
+    def root_folder(self) -> Path:
+        """Where relative paths start."""
+        return Path(self.root or ".")
+
     @model_validator(mode="after")
     def _sources_fit_together(self) -> Self:
         names = [source.name for source in self.sources]

@@ -27,7 +27,7 @@ from trainer.data import packed, readers, tokenizer
 from trainer.data.config import PLACES, DataConfig, DedupeConfig, SourceConfig
 from trainer.data.encode import SPLITS, Encoded, Encoder, is_held_out, is_kept_out, split_end
 from trainer.data.indexed import Indexed, Writer, token_type
-from trainer.data.readers import Document
+from trainer.data.readers import Document, Say
 from trainer.data.workers import Workers, batches
 from trainer.schema import ConfigError
 
@@ -38,7 +38,6 @@ CHECKED_BYTES = 1 << 30
 FEW = 1000
 """Documents of a source that are looked at to find out whether some can be held out whole."""
 
-Say = Callable[[str], None]
 Advance = Callable[[int], None]
 
 
@@ -178,8 +177,8 @@ def fingerprint(data: DataConfig) -> str:
     if data.packed is None:
         # Data that were prepared before there was such a key stay what they are.
         del settings["packed"]
-    root = Path(data.root or ".")
-    texts = [path for source in data.sources for path in readers.files_of(source, root) if path.is_file()]
+    found = (path for source in data.sources for path in readers.files_of(source, data.root_folder))
+    texts = [path for path in found if path.is_file()]
     settings["files"] = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in texts]
     if data.tokenizer.file:
         settings["tokenizer_sha256"] = tokenizer.digest(_file_of(data))
@@ -207,7 +206,7 @@ class _Build:
             self._progress("looking for near-duplicates")
             self._find_duplicates(data.dedupe, given)
         bpe = given or self._train_tokenizer()
-        file = Path(data.root or ".") / (data.tokenizer.file or "")
+        file = data.root_folder / (data.tokenizer.file or "")
         origin = checkpoint or (file.parent if file.name == "tokenizer.json" else None)
         tokenizer.save(bpe, self._folder, data.sequence_length, data.tokenizer.end_of_document, origin)
         with Workers(self._workers, Encoder, bpe.to_str(), data) as pool:
@@ -237,7 +236,7 @@ class _Build:
         """Find out whether a source is packed data, or has too few documents to hold whole ones out."""
         data = self._data
         if source.tokens is not None and given is not None:
-            indexed = Indexed(Path(data.root or ".") / source.tokens)
+            indexed = Indexed(data.root_folder / source.tokens)
             end = tokenizer.end_of_document(given, data.tokenizer.end_of_document)
             if packed.is_packed(source, indexed, end, data.packed, data.sequence_length):
                 if data.dedupe:
@@ -276,7 +275,7 @@ class _Build:
     def _kept(self, source: SourceConfig, say: Say) -> Iterator[Document]:
         """The source's documents without near-duplicates. Raises ConfigError if the source has changed meanwhile."""
         if source.name in self._packed:
-            indexed = Indexed(Path(self._data.root or ".") / str(source.tokens))
+            indexed = Indexed(self._data.root_folder / str(source.tokens))
             yield from packed.rows(source, indexed, self._data.held_out)
             return
         removed = self._removed.get(source.name)
@@ -381,7 +380,7 @@ class _Build:
 
 
 def _file_of(data: DataConfig) -> Tokenizer:
-    return tokenizer.load_checked(Path(data.root or ".") / str(data.tokenizer.file), data.tokenizer)
+    return tokenizer.load_checked(data.root_folder / str(data.tokenizer.file), data.tokenizer)
 
 
 def _digest(folder: Path) -> str:

@@ -51,7 +51,7 @@ async def list_corpora(interaction: Interaction, pool: str | None = None) -> Non
         await interaction.client.read(pools.named, pool)
     found = await interaction.client.read(corpora.every)
     lines = [_corpus(where, each) for where, each in found if pool in (None, where)]
-    nothing = "Nothing lies there yet. An operator registers corpora with `stoa corpus add`."
+    nothing = "There are none yet. An operator registers corpora with `stoa corpus add`."
     await errors.reply(interaction, text.listed(lines) or nothing)
 
 

@@ -54,6 +54,11 @@ for kind, verb in (("proposed", "proposes"), ("accepted", "accepts"), ("declined
     entry(f"catalogue.{kind}")(catalogue(verb))
 
 
+@entry("host.removed")
+def host_removed(p: Payload) -> str:
+    return f"🖥️ The host {text.code(p['host'], 60)} is gone: other hosts serve its pools.{why(p)}"
+
+
 @entry("corpus.added")
 def corpus_added(p: Payload) -> str:
     of = text.contents(p.get("documents"), p.get("tokens"), p["bytes"])
@@ -76,7 +81,7 @@ def policy_changed(p: Payload) -> str:
 @entry("person.banned")
 def banned(p: Payload) -> str:
     leads = ", ".join(f"P{number}" for number in p.get("leads", ())[:20])
-    another = f" An admin appoints another lead of {leads}: `/project appoint`." if leads else ""
+    another = f" An admin can appoint another lead of {leads} with `/project appoint`." if leads else ""
     return f"⛔ {text.line(p['person']['name'], 80)} is banned: they can read, and do nothing else.{another}{why(p)}"
 
 
@@ -131,8 +136,8 @@ def disk_enough(p: Payload) -> str:
 @entry("part.failed")
 def part_failed(p: Payload) -> str:
     return (
-        f"🛠️ Something needs an admin: {line(p['part'])} ({line(p['error'])}). The rest goes on; the log says more, and "
-        "so does `stoa doctor`."
+        f"🛠️ An admin is needed, as this failed: {line(p['part'])} ({line(p['error'])}). Everything else goes on. "
+        "The log and `stoa doctor` say more."
     )
 
 
