@@ -104,6 +104,12 @@ def gpu_hours(seconds: int) -> str:
     return f"{hours} GPU-hour" if hours == "1" else f"{hours} GPU-hours"
 
 
+def memory(gpu_gib: float | None, host_gib: float | None) -> str:
+    """What is known of a pool's memory, such as “, 141 GiB a GPU, 2,048 GiB a host”; empty where nothing is."""
+    sizes = ((gpu_gib, "GPU"), (host_gib, "host"))
+    return "".join(f", {gib:,g} GiB a {whose}" for gib, whose in sizes if gib is not None)
+
+
 def exact_hours(seconds: int) -> str:
     """GPU-seconds as the GPU-hours that `allocations.parse_hours` reads back to the same number."""
     micro = -(-seconds * 1_000_000 // 3600)

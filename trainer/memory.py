@@ -1,4 +1,4 @@
-"""The memory that a rank needs, in bytes, predicted from the configuration alone. Imports no torch.
+"""The memory that a rank and its host need, in bytes, predicted from the configuration alone. Imports no torch.
 
 The prediction counts the tensors that are alive at the peak of a step, and what libraries and the allocator hold
 besides. On a GPU it is what PyTorch allocates; CUDA's own context takes about half a GiB more.
@@ -25,6 +25,11 @@ LIVE = 1_000_000_000
 LIBRARIES: dict[Device, int] = {"cuda": 64 << 20, "cpu": 48 << 20}
 """Bytes that libraries take with any model. On a GPU, cuBLAS's workspace; on a CPU, threads, oneDNN's kernels and the
 modules imported at the first step."""
+HOST_LIBRARIES = 2 << 30
+"""Bytes of a host's memory that a process on a GPU takes with any model: PyTorch, CUDA's context, NCCL and DeepSpeed.
+An estimate."""
+FILE_BYTES = 5 * 10**9
+"""Bytes of tensors in one file of a checkpoint, unless one tensor is larger; the main rank gathers them first."""
 AVX512 = frozenset({"avx512bw", "avx512dq", "avx512vl"})
 BF16 = frozenset({"avx512_bf16", "amx_bf16"})
 """CPU features, by the names of `/proc/cpuinfo`."""
@@ -65,6 +70,18 @@ def memory_per_gpu(
     emulated = device == "cpu" and (emulates_bf16_here() if emulates_bf16 is None else emulates_bf16)
     ends = {0, config.parallel.pipeline - 1}
     return max((_of_rank(config, data_ranks, stage, device, emulated) for stage in ends), key=sum)
+
+
+def host_memory(config: TrainConfig, processes: int) -> int:
+    """The bytes of a host's memory that all processes of a run on its GPUs take.
+
+    Each process has its libraries, and reads or draws a tensor at a time in fp32 through a copy. The main rank gathers
+    a checkpoint's tensors on the CPU, a file of them at a time. Token files are mapped; no other process loads data.
+    """
+    rows = max(config.vocabulary, config.model.inner_size, config.context)
+    tensor = 2 * 4 * rows * config.model.hidden_size
+    gathered = min(4 * count.parameters(config.model, config.vocabulary, config.context), FILE_BYTES)
+    return processes * (HOST_LIBRARIES + tensor) + gathered
 
 
 def device_here() -> Device:

@@ -173,8 +173,8 @@ def add_pool(
         check_memory(size)
     gpu_type = text.prose("The GPU type", gpu_type, most=60)
     shared: dict[str, Any] = {"gpu_type": gpu_type, "gpus": gpus, "price_weight": price_weight}
-    asked = shared | {"runner": runner, "runner_options": options, "most_submitted": most_submitted}
-    asked |= {"memory_gib": memory_gib, "host_memory_gib": host_memory_gib}
+    memory: dict[str, Any] = {"memory_gib": memory_gib, "host_memory_gib": host_memory_gib}
+    asked = shared | memory | {"runner": runner, "runner_options": options, "most_submitted": most_submitted}
     earlier = session.scalars(select(Pool).where(Pool.name == name)).one_or_none()
     if earlier is not None:
         if any(getattr(earlier, field) != value for field, value in asked.items()):
@@ -192,6 +192,7 @@ def add_pool(
         pool=name,
         launcher=runner,  # the record's word for it since its first entry
         **shared,
+        **{size: gib for size, gib in memory.items() if gib is not None},
     )
     return pool.id
 
@@ -214,6 +215,14 @@ def memory_each(pool: Pool, gpus: int) -> int:
     host = int(pool.host_memory_gib * 2**30) if pool.host_memory_gib else psutil.virtual_memory().total
     each = host // gpus
     return min(each, int(pool.memory_gib * 2**30)) if pool.memory_gib else each
+
+
+def host_bytes(pool: Pool) -> int | None:
+    """Bytes of the memory of a host with GPUs, which a run's processes share; None where nobody has said.
+
+    A pool of CPUs is None too: `memory_each` has shared out its host's memory.
+    """
+    return None if pool.is_cpu or pool.host_memory_gib is None else int(pool.host_memory_gib * 2**30)
 
 
 def add_grant(

@@ -36,6 +36,8 @@ class PoolStatus:
     working: int
     waiting: int
     left: int
+    memory_gib: float | None
+    host_memory_gib: float | None
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ def status(session: Session) -> Sequence[PoolStatus]:
                 working=sum(row.open for row in held),
                 waiting=sum(row.pool_id == pool.id for row in state.waiting),
                 left=available.get(pool.id, 0),
+                memory_gib=pool.memory_gib,
+                host_memory_gib=pool.host_memory_gib,
             )
         )
     return listed

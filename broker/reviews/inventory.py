@@ -33,15 +33,22 @@ def add_pool(
     gpu_type: str,
     gpus: str,
     price_weight: str,
+    memory: str = "",
 ) -> None:
-    """Add a pool of this host's GPUs; raises ForbiddenError, InvalidError and ConflictError."""
+    """Add a pool of this host's GPUs, with the memory that `parse_memory` reads.
+
+    Raises ForbiddenError, InvalidError and ConflictError.
+    """
     rights.require_admin(actor, Act.MANAGE_COMPUTE)
+    gpu, host = parse_memory(memory)
     pools.add_pool(
         session,
         name=name.strip(),
         gpu_type=gpu_type,
         gpus=_count(gpus),
         price_weight=_weight(price_weight),
+        memory_gib=gpu,
+        host_memory_gib=host,
         actor=actor,
     )
 
@@ -85,6 +92,8 @@ def change_pool(
     session.flush()
     by = people.author(session, actor)
     told = {"pool": name, "gpus": count, "price_weight": weight}
+    sizes = {"memory_gib": pool.memory_gib, "host_memory_gib": pool.host_memory_gib}
+    told |= {size: gib for size, gib in sizes.items() if gib is not None}
     record.append(session, record.LAB, "pool.changed", by=by, why=because, **told)
 
 
@@ -166,6 +175,22 @@ def _check_later_rest(session: Session, pool: Pool) -> None:
             raise ConflictError(
                 f"“{later.name}” has the GPUs after those of “{pool.name}”, and runs hold some; pause them first."
             )
+
+
+def parse_memory(value: str) -> tuple[float | None, float | None]:
+    """The memory of a GPU and of a host in GiB, typed as “141 / 2048”; None for what is left out.
+
+    Raises InvalidError.
+    """
+    typed = re.fullmatch(r"\s*(\d{1,6}(?:\.\d{1,2})?)?\s*(?:/\s*(\d{1,6}(?:\.\d{1,2})?)?\s*)?", value, re.ASCII)
+    if not typed:
+        raise InvalidError(
+            "Memory is the GiB of a GPU, a slash, and the GiB of a host, such as 141 / 2048; either may be left out."
+        )
+    gpu, host = (float(size) if size else None for size in typed.groups())
+    for size in (gpu, host):
+        pools.check_memory(size)
+    return gpu, host
 
 
 def _count(value: str) -> int:

@@ -322,9 +322,13 @@ def check_count(pool: Pool, gpus: int) -> None:
 
 def check_fit(config: TrainConfig, gpus: int, pool: Pool) -> None:
     """Raise InvalidError if the trainer's own check refuses the configuration on that many GPUs of the pool, by its
-    layout or by the memory it needs."""
+    layout or by the memory it needs of a GPU or of the host."""
     refusal = dry_run.check(
-        config, gpus, gpu_memory=pools.memory_each(pool, gpus), device="cpu" if pool.is_cpu else "cuda"
+        config,
+        gpus,
+        gpu_memory=pools.memory_each(pool, gpus),
+        device="cpu" if pool.is_cpu else "cuda",
+        host_bytes=pools.host_bytes(pool),
     ).refusal
     if refusal is not None:
         raise InvalidError(refusal)

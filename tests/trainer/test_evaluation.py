@@ -333,6 +333,7 @@ doc_to_text: ''
         ("- mine\n", "got list"),
         ("", "got NoneType"),
         ("dataset_path: json\n", "holds no task; a task file ends in .yaml and has the keys task and dataset_path."),
+        ("task: mine\ndoc_to_target: x\ntask: yours\n" + TASK, "gives the key 'task' twice"),
         ("task: 5\n", "has 5 as its task, which must be a name"),
         ("task: [mine]\n", "has ['mine'] as its task, which must be a name"),
         ("task: ''\n", "has '' as its task, which must be a name"),

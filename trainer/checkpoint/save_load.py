@@ -21,6 +21,7 @@ from trainer.contract import CHECKPOINT_METADATA_FILE, PROBE_FILE, TRAINER_FOLDE
 from trainer.data import tokenizer
 from trainer.engine.base import Engine, ReadTensor, TensorKind
 from trainer.families import Family, family_of
+from trainer.memory import FILE_BYTES
 from trainer.model.initialise import draw
 from trainer.model.transformer import Transformer, shapes
 from trainer.schema import check_readable
@@ -28,8 +29,6 @@ from trainer.schema import check_readable
 WEIGHTS = "model"
 GENERATION = "generation_config.json"
 MOMENTS = f"{TRAINER_FOLDER}/optimizer"
-FILE_BYTES = 5 * 10**9
-"""Bytes of tensors in one file at most, unless one tensor is larger."""
 
 
 def build(config: TrainConfig) -> Transformer:
@@ -176,6 +175,7 @@ def write_tensors(folder: Path, stem: str, pairs: Iterable[tuple[str, Tensor]]) 
     for batch in _batches(pairs):
         _save(batch, folder / f"{stem}.{len(written)}.part")
         written.append(list(batch))
+        batch.clear()  # before the tensors of the next file are gathered
     if len(written) == 1:
         (folder / f"{stem}.0.part").rename(folder / f"{stem}.safetensors")
         return
@@ -209,7 +209,7 @@ def tensors(folder: Path, stem: str) -> Callable[[str], Tensor]:
 
 
 def _batches(pairs: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    """The tensors of each file."""
+    """The tensors of each file, of at most FILE_BYTES unless one tensor is larger."""
     batch: dict[str, Tensor] = {}
     size = 0
     for name, tensor in pairs:

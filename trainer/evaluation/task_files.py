@@ -27,6 +27,8 @@ def _names_a_task(path: Path) -> bool:
         content = load_yaml(path, resolve_func=False)
     except Exception as error:  # constructors of YAML raise whatever their texts lead to
         raise _refusal(path, f"cannot be read ({_reason(error)})") from error
+    if twice := _given_twice(path):
+        raise _refusal(path, f"gives the key {_shown(twice)} twice")
     is_group = "group" in content
     if is_group and not (isinstance(content["group"], str) and content["group"]):
         raise _refusal(path, f"has {_shown(content['group'])} as its group, which must be a name")
@@ -39,6 +41,13 @@ def _names_a_task(path: Path) -> bool:
     if not all(isinstance(tag, str) for tag in (tags if isinstance(tags, list) else [tags])):
         raise _refusal(path, f"has {_shown(tags)} as its tag, which must be a name or a list of names")
     return not {"task", "group", "class"}.isdisjoint(content)
+
+
+def _given_twice(path: Path) -> str | None:
+    """A key of the task that the file gives twice, of which YAML would take the last."""
+    node = yaml.compose(path.read_bytes(), Loader=yaml.SafeLoader)
+    keys = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+    return next((str(key) for key in keys if keys.count(key) > 1), None)
 
 
 def _reason(error: Exception) -> str:

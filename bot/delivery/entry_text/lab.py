@@ -8,15 +8,19 @@ from projects import policies
 
 @entry("pool.added")
 def pool_added(p: Payload) -> str:
-    return f"🖥️ A new pool: {text.code(p['pool'], 60)} with {p['gpus']} × {line(p['gpu_type'])}."
+    return f"🖥️ A new pool: {text.code(p['pool'], 60)} with {p['gpus']} × {line(p['gpu_type'])}{_memory(p)}."
 
 
 @entry("pool.changed")
 def pool_changed(p: Payload) -> str:
     return (
         f"🖥️ {by(p)} changes the pool {text.code(p['pool'], 60)}: it has {text.count(p['gpus'], 'GPU')} and a price "
-        f"weight of {p['price_weight']:g}.{why(p)}"
+        f"weight of {p['price_weight']:g}{_memory(p)}.{why(p)}"
     )
+
+
+def _memory(p: Payload) -> str:
+    return text.memory(p.get("memory_gib"), p.get("host_memory_gib"))
 
 
 @entry("grant.added")
