@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 SUITE := --numprocesses $(or $(PROCESSES),3) --dist loadfile --no-loadscope-reorder tests/system tests/page tests
 
-.PHONY: demo test test-slow chaos bench-trainer bench-broker bench-bot check clean
+.PHONY: demo test test-slow chaos bench-trainer bench-broker bench-metrics bench-bot check clean
 
 demo: $(INSTALLED)
 	@$(BIN)/stoa demo $(if $(EXIT),--no-stay)
@@ -26,6 +26,9 @@ bench-trainer: $(INSTALLED)
 
 bench-broker: $(INSTALLED)
 	$(BIN)/python -m bench.broker
+
+bench-metrics: $(INSTALLED)
+	$(BIN)/python -m bench.metrics
 
 bench-bot: $(INSTALLED)
 	$(BIN)/python -m bench.bot

@@ -35,6 +35,9 @@ AWAY = "Stoa cannot reach its database at the moment, so nothing was done. Pleas
 FAILED_LATELY = 2.0
 """For so many seconds after a failure, the database is taken to be away without asking it."""
 MOMENT = 1.5
+SILENCE = 5.0
+"""After so many seconds without an answer, the database is asked whether it answers at all; after as many more, the
+connections that wait for it are broken."""
 """The seconds that suggestions wait for the database; Discord drops those that come after three."""
 LONGEST_WAIT = 30.0
 """The most seconds that a request waits for a rate limit; where Discord asks for more, RateLimited is raised."""
@@ -124,10 +127,10 @@ class App(discord.Client):
         loop = asyncio.get_running_loop()
         try:
             if in_delivery.get():
-                result = await loop.run_in_executor(self._delivery_threads, work)
+                result = await self._unless_silent(loop.run_in_executor(self._delivery_threads, work))
             else:
                 async with self._turns[threads].take(asking.get()):
-                    result = await loop.run_in_executor(threads, work)
+                    result = await self._unless_silent(loop.run_in_executor(threads, work))
         except Exception as error:
             if not is_away(error):
                 raise
@@ -137,6 +140,17 @@ class App(discord.Client):
             raise AwayError(AWAY) from error
         self._failed_at = -math.inf
         return result
+
+    async def _unless_silent(self, call: asyncio.Future[R]) -> R:
+        """What a database call in a thread returns; it fails where the database has fallen silent meanwhile."""
+        while not (await asyncio.wait({call}, timeout=SILENCE))[0]:
+            try:
+                await asyncio.wait_for(asyncio.to_thread(self.db.answers), SILENCE)
+            except TimeoutError:
+                self.db.break_off()
+            except Exception as error:
+                log.debug("the database does not answer", error=str(error))
+        return call.result()
 
 
 Interaction: TypeAlias = discord.Interaction[App]

@@ -6,7 +6,7 @@ Each attempt has a fencing token, which is valid while the run's row has the sam
 """
 
 from collections.abc import Collection, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from sqlalchemy import func, update
@@ -33,6 +33,8 @@ class AttemptState(StrEnum):
     LOST = "lost"
 
 
+LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
+"""Where `lease_until` stands once a lost attempt's trainer is known to have ended."""
 OPEN = (AttemptState.ADMITTED, AttemptState.CLAIMED, AttemptState.RUNNING)
 
 
@@ -149,6 +151,13 @@ def lost_on(session: Session, host: str, *, since_seconds: float) -> Sequence[At
             col(Attempt.lease_until).between(from_now(-since_seconds), utcnow()),
         )
     ).all()
+
+
+def surely_over(session: Session, run_id: int, token: int) -> None:
+    """Record that nothing of a lost attempt lives: its devices are free, and any host may claim the run's next one."""
+    lock(session, run_id)
+    lost = (col(Attempt.run_id) == run_id, col(Attempt.token) == token, col(Attempt.state) == AttemptState.LOST)
+    session.execute(update(Attempt).where(*lost, col(Attempt.lease_until).is_not(None)).values(lease_until=LONG_AGO))
 
 
 def process_of(attempt: Attempt) -> Process | None:
