@@ -10,7 +10,7 @@ SUITE := --numprocesses $(or $(PROCESSES),3) --dist loadfile --no-loadscope-reor
 # Hundreds of processes import the same files, so their bytecode is kept.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-slow chaos bench-trainer bench-broker bench-bot check clean
+.PHONY: demo test test-slow chaos bench-trainer bench-broker bench-metrics bench-bot check clean
 
 demo: $(INSTALLED)
 	@$(BIN)/stoa demo $(if $(EXIT),--no-stay)
@@ -29,6 +29,9 @@ bench-trainer: $(INSTALLED)
 
 bench-broker: $(INSTALLED)
 	$(BIN)/python -m bench.broker
+
+bench-metrics: $(INSTALLED)
+	$(BIN)/python -m bench.metrics
 
 bench-bot: $(INSTALLED)
 	$(BIN)/python -m bench.bot

@@ -1,35 +1,37 @@
 """Awards: a request is approved out of one of its pool's grants, in one piece or in two halves."""
 
-from collections.abc import Collection, Mapping
 from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
 from broker.allocations import allocations, ledger, pools, tiers
 from broker.allocations.allocations import Allocation, AllocationState
 from broker.allocations.ledger import in_hours
-from broker.allocations.pools import Grant, GrantMovement, GrantRow, Pool
+from broker.allocations.pools import Grant, Pool
 from projects.db.columns import utcnow
 from projects.errors import ConflictError
 from projects.people import Person
 
 
-def award(session: Session, allocation: Allocation, seconds: int, by: Person | None, because: str) -> None:
+def award(session: Session, allocation: Allocation, seconds: int, by: Person, because: str, *, size: int) -> None:
     """Approve a request out of one of the pool's grants; a large amount comes in two halves.
 
-    The allocation ends with the grant at the latest. Raises ConflictError if no grant of the pool has enough left.
+    `size` is `seconds` with what counts beside them (`period_sums`), in GPU-seconds, and decides whether there are
+    halves. The allocation ends with the grant at the latest. Raises ConflictError if no grant of the pool has enough
+    left.
     """
-    told = approve(session, allocation, seconds, by, because)
+    told = approve(session, allocation, seconds, by, because, size=size)
     allocations.tell(session, allocation, "allocation.approved", by=by, why=because, **told)
 
 
-def approve(session: Session, allocation: Allocation, seconds: int, by: Person | None, because: str) -> dict[str, Any]:
+def approve(
+    session: Session, allocation: Allocation, seconds: int, by: Person | None, because: str, *, size: int
+) -> dict[str, Any]:
     """Approve a request as `award` does, without the entry; returns the payload of the entry."""
-    second = second_half(session, allocation.project_id, seconds)
+    second = second_half(session, seconds, size=size)
     source = _draw(session, allocation, seconds - second, second)
     now = utcnow()
     until = min(allocation.until, source.until)
@@ -59,33 +61,9 @@ def approve(session: Session, allocation: Allocation, seconds: int, by: Person |
     return told
 
 
-def second_half(session: Session, project_id: int, seconds: int) -> int:
-    """How much of a grant of `seconds` waits as its second half: nothing, up to a bound on a period's grants."""
-    return seconds // 2 if with_recent(session, project_id, seconds) > tiers.current(session).halves else 0
-
-
-def with_recent(session: Session, project_id: int, seconds: int) -> int:
-    """`seconds` with all that the project was granted within the period of the tiers, in GPU-seconds."""
-    return recently_granted(session, [project_id])[project_id] + seconds
-
-
-def recently_granted(session: Session, project_ids: Collection[int]) -> Mapping[int, int]:
-    """GPU-seconds that each project was granted within the period of the tiers.
-
-    Second halves that wait count too. What was returned since still counts.
-    """
-    since = utcnow() - tiers.current(session).period
-    rows = session.execute(
-        select(Allocation.project_id, func.sum(col(GrantRow.seconds)))
-        .join(GrantRow, col(GrantRow.allocation_id) == Allocation.id)
-        .where(
-            col(Allocation.project_id).in_(project_ids),
-            col(GrantRow.movement).in_((GrantMovement.DRAW, GrantMovement.COMMIT)),
-            col(GrantRow.at) > since,
-        )
-        .group_by(col(Allocation.project_id))
-    )
-    return dict.fromkeys(project_ids, 0) | {project_id: int(seconds) for project_id, seconds in rows}
+def second_half(session: Session, seconds: int, *, size: int) -> int:
+    """How much of a grant of `seconds` waits as its second half: nothing, up to a bound on `size`, as for `award`."""
+    return seconds // 2 if size > tiers.current(session).halves else 0
 
 
 def has_granted(session: Session, project_id: int) -> bool:

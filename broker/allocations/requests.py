@@ -113,7 +113,7 @@ def request(
     if renews is not None:
         told["renews"] = renews
     # The grant's row is locked before the record's stream.
-    approved = awards.approve(session, allocation, seconds, None, STARTER) if starter else None
+    approved = awards.approve(session, allocation, seconds, None, STARTER, size=seconds) if starter else None
     quotas.check_project(session, QuotaKind.REQUEST, project.id)
     allocations.tell(session, allocation, "allocation.requested", by=person, why=because, **told)
     if approved is not None:

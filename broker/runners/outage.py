@@ -15,12 +15,13 @@ log = structlog.get_logger()
 class Outage:
     """Asks whether the database answers at all; a database that only lets a write wait is not away.
 
-    `away` is what is known. `answered_at` is when the database last answered, in seconds of the monotonic clock.
+    `away` is what is known. `answered_at` is when the database last answered, and `back_at` when it did so for the
+    first time after it had been away, in seconds of the monotonic clock.
     """
 
     def __init__(self, db: Database) -> None:
         self.away = False
-        self.answered_at = -math.inf
+        self.answered_at = self.back_at = -math.inf
         self._db = db
         self._asking: threading.Thread | None = None
         self._asked_at = -math.inf
@@ -49,4 +50,7 @@ class Outage:
             self.away = True
             self.say(error)
         else:
-            self.away, self.answered_at = False, time.monotonic()
+            self.answered_at = time.monotonic()
+            if self.away:
+                self.back_at = self.answered_at
+            self.away = False

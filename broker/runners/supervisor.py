@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -20,7 +21,8 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as NoConnectionError
 
-from broker.allocations.pools import Pool, memory_each, numbers_on_host
+from broker.allocations.hosts import gpu_numbers
+from broker.allocations.pools import Pool, memory_each
 from broker.end_reasons import EndReason
 from broker.publishing import disk
 from broker.runners import output, processes, registry
@@ -58,6 +60,7 @@ def spawn(settings: Settings, run_id: int, token: int, owner: str = "", after: i
     environment = registry.environment() | {
         "STOA_ENV_FILE": "",
         "STOA_HOME": str(settings.home),
+        "STOA_HOST_NAME": settings.host_name,
         "STOA_DATABASE_URL": settings.database,
         "STOA_LEASE_SECONDS": str(settings.lease_seconds),
         "STOA_STOP_GRACE_SECONDS": str(settings.stop_grace_seconds),
@@ -122,7 +125,7 @@ class Supervisor:
         self.seconds = math.inf
         self.renewed_at = 0.0
         self.outage = Outage(self.db)
-        self.prolonged_at = -math.inf
+        self.prolonged_at = self.broken_off_at = -math.inf
         self.lease_file = threading.Lock()
         self.stopped_at: float | None = None
         self.timed_out = False
@@ -139,8 +142,7 @@ class Supervisor:
                 self._take_over(self.after)
                 return
             run, _, self.runner = self._retrying(self._load)
-            if time.monotonic() - self.renewed_at > self.settings.lease_seconds / 2:
-                self._retrying(self._renew_claim)
+            self._renew_late_claim()
             try:
                 process, before = self._start(run)
             except OSError as error:
@@ -154,11 +156,21 @@ class Supervisor:
         except TakenOverError:
             self.mine = False
             raise
+        except StaleError:
+            if self.mine and self.runner.bound_to_host:
+                self.runner.kill()
+                self._tell_over()
+            raise
         finally:
             self.over.set()
             if self.mine:
                 self.runner.kill()
             self.db.close()
+
+    def _tell_over(self) -> None:
+        """Say that the trainer of this attempt, which was given up, has ended, so that another host may go on."""
+        with suppress(*AWAY), self.db.write() as session:
+            attempts.surely_over(session, self.run_id, self.token)
 
     def _load(self) -> tuple[Run, Attempt, Runner]:
         """The run, the attempt, and a runner of its pool."""
@@ -166,7 +178,7 @@ class Supervisor:
             run = runs.load(session, self.run_id)
             attempt = session.get_one(Attempt, (self.run_id, self.token))
             pool = session.get_one(Pool, attempt.pool_id)
-            self.devices = numbers_on_host(session, pool, attempt.devices)
+            self.devices = gpu_numbers(session, pool, attempt.devices)
         spec = JobSpec(
             gpus=run.gpus,
             seconds=attempt.reserved / run.gpus,
@@ -178,8 +190,12 @@ class Supervisor:
         self.seconds = spec.seconds
         return run, attempt, registry.named(pool.runner)(spec)
 
-    def _renew_claim(self) -> None:
+    def _renew_late_claim(self) -> None:
         """Renew the lease before the trainer starts, where the database was away meanwhile; raises StaleError."""
+        if time.monotonic() - self.renewed_at > self.settings.lease_seconds / 2:
+            self._retrying(self._renew_claim)
+
+    def _renew_claim(self) -> None:
         asked_at = time.monotonic()
         with self.db.write() as session:
             leases.renew_claim(session, self.run_id, self.token, lease_seconds=self.settings.lease_seconds)
@@ -243,6 +259,7 @@ class Supervisor:
         self.folder.mkdir()
         before = self._earlier()
         command = self._retrying(lambda: trainer_command(self.settings, self.db, run, self.folder, before))
+        self._renew_late_claim()
         process = self.runner.start(command, self.folder, self.devices)
         if self.stopped_at is not None:  # asked to stop before there was anything to stop
             self.runner.stop()
@@ -331,9 +348,9 @@ class Supervisor:
     def _follow(self) -> None:
         """Renew until the trainer has ended, as long as it may take."""
         pause = self.settings.lease_seconds / 6
-        more = False
+        more = late = False
         while True:
-            status = self._wait(0 if more else pause)
+            status = self._wait(0 if more or late else pause)
             asked_at = time.monotonic()
             elapsed = self.runner.seconds()
             progress = self._read()
@@ -355,11 +372,12 @@ class Supervisor:
                     )
             except AWAY as error:
                 self.outage.say(error)
-                more = False
+                more = late = False
                 if status is not None:
                     time.sleep(pause)
             else:
                 self.renewed_at, self.seconds = asked_at, told.seconds
+                late = time.monotonic() - asked_at > pause  # the lease counts from before the wait
                 self._prolong(self.settings.lease_seconds - (time.monotonic() - asked_at))
                 self.metrics_read, self.events_read = progress.metrics_read, progress.events_read
                 if told.stop:
@@ -422,10 +440,16 @@ class Supervisor:
         else:
             self.outage.away = False
         known = self.outage.away or self.outage.answered_at > self.renewed_at  # a busy host may be slow to ask
-        if self.outage.away and unrenewed < self.settings.outage_seconds:
+        survives = unrenewed < self.settings.outage_seconds
+        # After an outage, the scheduler leaves the supervisors a lease's time to renew.
+        overdue_since = max(self.renewed_at, self.outage.back_at) if survives else self.renewed_at
+        if known and min(unrenewed, now - self.broken_off_at) > self.settings.lease_seconds / 2:
+            self.db.break_off()
+            self.broken_off_at = now
+        if self.outage.away and survives:
             if self.stopped_at is None and now - self.prolonged_at > pause:
                 self._prolong(self.settings.lease_seconds)
-        elif unrenewed > self.settings.lease_seconds and known:
+        elif known and now - overdue_since > self.settings.lease_seconds:
             self._stop("the lease could not be renewed", EndReason.LEASE_EXPIRED)
         overdue = self.stopped_at is not None and now - self.stopped_at > self.settings.stop_grace_seconds
         if overdue and self.runner.poll() is None:

@@ -5,8 +5,8 @@
 Each attempt has a fencing token, which is valid while the run's row has the same token and the attempt is open.
 """
 
-from collections.abc import Sequence
-from datetime import datetime, timedelta
+from collections.abc import Collection, Sequence
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from sqlalchemy import func, update
@@ -33,6 +33,8 @@ class AttemptState(StrEnum):
     LOST = "lost"
 
 
+LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
+"""Where `lease_until` stands once a lost attempt's trainer is known to have ended."""
 OPEN = (AttemptState.ADMITTED, AttemptState.CLAIMED, AttemptState.RUNNING)
 
 
@@ -127,6 +129,16 @@ def extend(session: Session, run: Run, seconds: int) -> None:
     session.flush()
 
 
+def last_hosts(session: Session, run_ids: Collection[int], pool_ids: Collection[int]) -> dict[int, str]:
+    """The host of the last attempt of each of these runs that was made on one of the pools."""
+    rows = session.execute(
+        select(Attempt.run_id, Attempt.host)
+        .where(col(Attempt.run_id).in_(run_ids), col(Attempt.pool_id).in_(pool_ids), Attempt.host != "")
+        .order_by(col(Attempt.token))
+    )
+    return dict(rows.tuples().all())
+
+
 def lost_on(session: Session, host: str, *, since_seconds: float) -> Sequence[Attempt]:
     """The attempts on `host` that were given up and should have stopped within the last `since_seconds`.
 
@@ -139,6 +151,13 @@ def lost_on(session: Session, host: str, *, since_seconds: float) -> Sequence[At
             col(Attempt.lease_until).between(from_now(-since_seconds), utcnow()),
         )
     ).all()
+
+
+def surely_over(session: Session, run_id: int, token: int) -> None:
+    """Record that nothing of a lost attempt lives: its devices are free, and any host may claim the run's next one."""
+    lock(session, run_id)
+    lost = (col(Attempt.run_id) == run_id, col(Attempt.token) == token, col(Attempt.state) == AttemptState.LOST)
+    session.execute(update(Attempt).where(*lost, col(Attempt.lease_until).is_not(None)).values(lease_until=LONG_AGO))
 
 
 def process_of(attempt: Attempt) -> Process | None:

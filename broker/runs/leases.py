@@ -79,7 +79,6 @@ def _alive_elsewhere(session: Session, run_id: int, token: int, host: str, boot_
             Attempt.run_id == run_id,
             Attempt.token < token,
             Attempt.state == AttemptState.LOST,
-            col(Attempt.pid).is_not(None),
             Attempt.host != host,
             Attempt.boot_id != boot_id,
             col(Attempt.lease_until) > attempts.from_now(-seconds),

@@ -20,6 +20,7 @@ from bot.delivery.edit_budget import BUSY, FRESH_EDITS, OLD, OLD_AGE, OLD_EDITS,
 from bot.plots import comparison_curves
 from broker.allocations.allocations import AllocationState
 from broker.allocations.ledger import Account
+from broker.allocations.period_sums import PeriodSum
 from broker.reports.why import Why
 from broker.runners.processes import Process
 from broker.runs import attempts, leases, settlement
@@ -70,6 +71,14 @@ async def test_a_reviewer_reads_why_a_small_request_takes_two() -> None:
     alone = said(review_card(asked, replace(context("Why?"), halves=False, **hours | {"recent": 0, "reviewers": 1})))
     assert "Within 30 days" not in alone
     assert "**Decision** One reviewer decides." in alone
+    theirs = PeriodSum(project=0, granted=60 * 3600, asked=30 * 3600, person="Ada")
+    sliced = hours | {"recent": 0, "with_this": 50 * 3600, "person": theirs}
+    card = said(review_card(asked, replace(context("Why?"), halves=False, **sliced)))
+    assert (
+        "**Within 30 days** Ada was granted 60 GPU-hours in all projects and asks for 30 in other ones; with this it "
+        "would be 140. This sum decides, as the project's own would be 50. One reviewer may grant 100 of that.\n"
+        "**Decision** Two reviewers decide." in card
+    )
 
 
 class Clock:

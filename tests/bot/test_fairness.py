@@ -96,7 +96,7 @@ async def test_only_a_project_that_was_granted_gpu_time_is_announced(lab: Lab) -
     thread = await thread_of(lab, abandoned)
     form = await lab.person("Ada").command("project complete", channel=thread)
     answer = await lab.person("Ada").submit(form, {"Outcome": "abandoned", "What was learnt": "To begin is hard."})
-    assert answer.text == "The project is completed; its channel or thread tells so. Thank you!"
+    assert answer.text == "The project is completed; its channel or thread says so. Thank you!"
     await lab.guild.wait_for(thread, lambda m: "To begin is hard." in m.text)
     lab.call(lifecycle.complete, lab.actor("Ada"), granted, outcome="abandoned", learnt="An hour is short.")
     await lab.guild.wait_for("announcements", lambda m: "An hour is short." in m.text)

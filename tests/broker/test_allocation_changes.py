@@ -5,9 +5,9 @@ from collections.abc import Callable
 import pytest
 
 from broker.allocations import allocations, pools, requests
+from broker.allocations.change_requests import ChangeState
 from broker.allocations.ledger import Account
 from broker.reviews import changes, reviews
-from broker.reviews.changes import ChangeState
 from projects import lifecycle
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError
 from projects.people import Actor, LabRole

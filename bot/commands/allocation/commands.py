@@ -14,8 +14,9 @@ from bot.commands.reason_form import ReasonForm, ReportForm
 from bot.delivery import review_card_updates
 from broker.allocations import allocations, pools, requests
 from broker.allocations.allocations import AllocationState, AllocationView
+from broker.allocations.change_requests import ChangeState
 from broker.reviews import changes
-from broker.reviews.changes import ChangeState, ChangeView
+from broker.reviews.changes import ChangeView
 from projects.errors import NotFoundError
 from projects.people import LabRole
 

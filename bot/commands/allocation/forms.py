@@ -8,9 +8,9 @@ from bot.commands.allocation.endorser import roles_now
 from bot.commands.form import Form, long, short
 from broker.allocations import allocations, requests
 from broker.allocations.allocations import AllocationState
+from broker.allocations.change_requests import ChangeState
 from broker.allocations.ledger import in_hours
 from broker.reviews import changes, reviews
-from broker.reviews.changes import ChangeState
 from projects.text import LONG, USUAL
 
 ENDORSED = "Endorsed; a grant of this size needs a second reviewer, who decides now."

@@ -156,4 +156,4 @@ class CompleteForm(Form):
         )
         if await app.read(awards.has_granted, self.project_id):
             return f"The project is completed; <#{app.server.announcements}> tells everyone. Thank you!"
-        return "The project is completed; its channel or thread tells so. Thank you!"
+        return "The project is completed; its channel or thread says so. Thank you!"
