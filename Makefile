@@ -7,7 +7,10 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 SUITE := --numprocesses $(or $(PROCESSES),3) --dist loadfile --no-loadscope-reorder tests/system tests/page tests
 
-.PHONY: demo test test-slow chaos bench-trainer bench-broker bench-bot check clean
+# Hundreds of processes import the same files, so their bytecode is kept.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo test test-slow chaos bench-trainer bench-broker bench-metrics bench-bot check clean
 
 demo: $(INSTALLED)
 	@$(BIN)/stoa demo $(if $(EXIT),--no-stay)
@@ -26,6 +29,9 @@ bench-trainer: $(INSTALLED)
 
 bench-broker: $(INSTALLED)
 	$(BIN)/python -m bench.broker
+
+bench-metrics: $(INSTALLED)
+	$(BIN)/python -m bench.metrics
 
 bench-bot: $(INSTALLED)
 	$(BIN)/python -m bench.bot

@@ -22,6 +22,7 @@ from bot.server import Server
 from bot.turns import Turns
 from projects.db.database import Database, is_away
 from projects.errors import AwayError
+from projects.log import Seldom
 from projects.people import Actor
 from projects.settings import Settings
 
@@ -31,17 +32,18 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 AWAY = "Stoa cannot reach its database at the moment, so nothing was done. Please try again in a minute or two."
-LOG_AGAIN_SECONDS = 60.0
 FAILED_LATELY = 2.0
 """For so many seconds after a failure, the database is taken to be away without asking it."""
 MOMENT = 1.5
+SILENCE = 5.0
+"""After so many seconds without an answer, the database is asked whether it answers at all; after as many more, the
+connections that wait for it are broken."""
 """The seconds that suggestions wait for the database; Discord drops those that come after three."""
 LONGEST_WAIT = 30.0
 """The most seconds that a request waits for a rate limit; where Discord asks for more, RateLimited is raised."""
 
 in_delivery: ContextVar[bool] = ContextVar("in_delivery", default=False)
 """Set in the delivery's tasks, whose database calls have threads of their own, so that no member waits for them."""
-
 
 asking: ContextVar[int] = ContextVar("asking", default=0)
 """The Discord id of the person for whom a task works; 0 where it works for nobody."""
@@ -68,7 +70,7 @@ class App(discord.Client):
         self.db = db
         self.renderer = Renderer()
         self._failed_at = -math.inf
-        self._said_away_at = -math.inf
+        self._log_again = Seldom()
         # Reads, which a form waits for, never stand behind writes, which wait for one another.
         self._readers = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="reader")
         self._writers = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="writer")
@@ -125,20 +127,30 @@ class App(discord.Client):
         loop = asyncio.get_running_loop()
         try:
             if in_delivery.get():
-                result = await loop.run_in_executor(self._delivery_threads, work)
+                result = await self._unless_silent(loop.run_in_executor(self._delivery_threads, work))
             else:
                 async with self._turns[threads].take(asking.get()):
-                    result = await loop.run_in_executor(threads, work)
+                    result = await self._unless_silent(loop.run_in_executor(threads, work))
         except Exception as error:
             if not is_away(error):
                 raise
             self._failed_at = time.monotonic()
-            if self._failed_at - self._said_away_at > LOG_AGAIN_SECONDS:
-                self._said_away_at = self._failed_at
+            if self._log_again.is_due():
                 log.warning("the database cannot be reached; trying again", error=str(getattr(error, "orig", error)))
             raise AwayError(AWAY) from error
         self._failed_at = -math.inf
         return result
+
+    async def _unless_silent(self, call: asyncio.Future[R]) -> R:
+        """What a database call in a thread returns; it fails where the database has fallen silent meanwhile."""
+        while not (await asyncio.wait({call}, timeout=SILENCE))[0]:
+            try:
+                await asyncio.wait_for(asyncio.to_thread(self.db.answers), SILENCE)
+            except TimeoutError:
+                self.db.break_off()
+            except Exception as error:
+                log.debug("the database does not answer", error=str(error))
+        return call.result()
 
 
 Interaction: TypeAlias = discord.Interaction[App]

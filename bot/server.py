@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from sqlmodel import select
 
 from bot.tables import DiscordPurpose
-from projects import cleaning, people
+from projects import cleaning, people, quotas
 from projects.people import Actor, LabRole
 from projects.record import record
 from projects.settings import Settings
@@ -86,6 +86,7 @@ def load(session: Session, settings: Settings) -> Server:
 
 def choose(session: Session, actor: Actor, guild_id: int, chosen: Mapping[str, tuple[int, str]]) -> None:
     """Choose channels, categories and roles, given as id and name by their purposes, and enter that in the record."""
+    quotas.check_admin(session, actor)
     by = people.ensure(session, actor)
     for name, (discord_id, _) in chosen.items():
         session.merge(DiscordPurpose(guild_id=str(guild_id), name=name, discord_id=str(discord_id)))

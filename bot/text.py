@@ -3,6 +3,8 @@
 import re
 from collections.abc import Sequence
 
+from rich import filesize
+
 from broker.allocations.ledger import in_hours
 from projects.cleaning import visible
 
@@ -102,10 +104,22 @@ def gpu_hours(seconds: int) -> str:
     return f"{hours} GPU-hour" if hours == "1" else f"{hours} GPU-hours"
 
 
+def memory(gpu_gib: float | None, host_gib: float | None) -> str:
+    """What is known of a pool's memory, such as “, 141 GiB a GPU, 2,048 GiB a host”; empty where nothing is."""
+    sizes = ((gpu_gib, "GPU"), (host_gib, "host"))
+    return "".join(f", {gib:,g} GiB a {whose}" for gib, whose in sizes if gib is not None)
+
+
 def exact_hours(seconds: int) -> str:
     """GPU-seconds as the GPU-hours that `allocations.parse_hours` reads back to the same number."""
     micro = -(-seconds * 1_000_000 // 3600)
     return f"{micro // 1_000_000}.{micro % 1_000_000:06d}".rstrip("0").rstrip(".")
+
+
+def contents(documents: int | None, tokens: int | None, size: int) -> str:
+    """What a corpus holds, as far as it was counted: “2 documents, 40 tokens, 1.3 kB”."""
+    counts = [count(number, noun) for number, noun in ((documents, "document"), (tokens, "token")) if number]
+    return ", ".join([*counts, filesize.decimal(size)])
 
 
 def count(number: int, noun: str, plural: str = "") -> str:

@@ -4,7 +4,6 @@ An error is logged, and the admins are told of it once a day, by an entry of the
 """
 
 import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -15,12 +14,12 @@ from sqlmodel import col, select
 
 from projects.db.columns import utcnow
 from projects.db.database import Database, is_away
+from projects.log import Seldom
 from projects.record import record
 from projects.record.record import Entry, Payload, Stream
 
 KIND = "part.failed"
 TELL_AGAIN = timedelta(days=1)
-LOG_AGAIN_SECONDS = 60.0
 MOST_TOLD = 100
 """How many of the newest entries about failures are looked through for an earlier one about the same part."""
 
@@ -32,7 +31,7 @@ class Fence:
 
     def __init__(self, db: Database) -> None:
         self.db = db
-        self._logged: dict[tuple[str, str], float] = {}
+        self._log_again = Seldom()
 
     @contextmanager
     def __call__(self, part: str, **which: object) -> Iterator[None]:
@@ -46,12 +45,8 @@ class Fence:
 
     def failed(self, part: str, error: Exception, **which: object) -> None:
         """Log an error of `part` and tell the admins of it. The same error is logged once a minute."""
-        key = (part, f"{error!r} {which}")
-        now = time.monotonic()
-        self._logged = {seen: at for seen, at in self._logged.items() if now - at < LOG_AGAIN_SECONDS}
-        if key in self._logged:
+        if not self._log_again.is_due((part, f"{error!r} {which}")):
             return
-        self._logged[key] = now
         log.error("a part failed; the rest goes on", part=part, **which, exc_info=error)
         try:
             tell(self.db, part, type(error).__name__)

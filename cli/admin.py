@@ -316,12 +316,13 @@ def catalogue_retire(name: str, why: Why) -> None:
 @record_app.command("verify")
 def record_verify() -> None:
     """Walk every chain of the record; status 1 where one is broken."""
+    from bot.text import count
     from projects.record import record, verification
 
     with refusing(), database().read() as session:
         verdicts = [verification.verify(session, stream) for stream in record.streams(session)]
     for verdict in verdicts:
-        typer.echo(f"{verdict.stream}: {verdict.entries} entries, {verdict.problem or 'whole'}")
+        typer.echo(f"{verdict.stream}: {count(verdict.entries, 'entry', 'entries')}, {verdict.problem or 'whole'}")
     sys.exit(0 if all(verdict.ok for verdict in verdicts) else 1)
 
 
@@ -341,11 +342,12 @@ def record_redact(stream: str, number: Number, why: Why) -> None:
 @record_app.command("remove")
 def record_remove(project_id: Number, field: str, why: Why) -> None:
     """Take a text of a project, such as its title or question, from its card and from every entry that tells it."""
+    from bot.text import count
     from projects import moderation
 
     with refusing(), database().write() as session:
-        count = moderation.remove_text(session, None, project_id, field, why)
-    typer.echo(f"the {field} of project {project_id} is removed, with {count} entries")
+        blanked = moderation.remove_text(session, None, project_id, field, why)
+    typer.echo(f"the {field} of project {project_id} is removed, and {count(blanked, 'entry', 'entries')} blanked")
 
 
 @record_app.command("forget")
@@ -353,13 +355,17 @@ def record_forget(
     discord_id: Snowflake,
     why: Why,
     texts: Annotated[
-        str, typer.Option(help="Texts of people that name the person: none, all, or keys of the list, with commas.")
+        str, typer.Option(help="Which of the listed texts to change: none, all, or their keys, with commas.")
     ] = "",
 ) -> None:
-    """Blank a person's name, and every entry that refers to them. Texts of people are listed first, for a decision."""
+    """Blank a person's name, and every entry that refers to them.
+
+    Texts that may name the person are listed first, and nothing is changed until --texts says which to change.
+    """
     import broker.catalogue
     import broker.reviews.changes
     import broker.runs.runs  # noqa: F401  their tables hold names too
+    from bot.text import count
     from projects.record import mentions, redaction
 
     with refusing(), database().read() as session:
@@ -369,15 +375,16 @@ def record_forget(
         for place in found.texts:
             typer.echo(f"{place.key}  {place.where}: {place.said}")
         refuse(
-            f"Nothing was changed: {found.entries} entries refer to the person, and {len(known)} texts of people may. "
-            "Decide about these with --texts: none, all, or their keys, with commas."
+            f"Nothing was changed yet: {count(found.entries, 'entry refers', 'entries refer')} to the person, and "
+            f"{count(len(known), 'text')} may name them. Choose which texts to change with --texts: none, all, or "
+            "their keys, with commas."
         )
     chosen = {"": [], "none": [], "all": known}.get(texts, [key.strip() for key in texts.split(",")])
     if strangers := set(chosen) - set(known):
         refuse(f"No text has the key “{min(strangers)[:60]}” now; leave --texts out for the list. Nothing was changed.")
     with refusing(), database().write() as session:
-        count = redaction.forget(session, None, str(discord_id), why, chosen)
-    typer.echo(f"{count} entries are blanked")
+        blanked = redaction.forget(session, None, str(discord_id), why, chosen)
+    typer.echo(f"{count(blanked, 'entry is', 'entries are')} blanked")
 
 
 @app.command()
@@ -406,10 +413,10 @@ def unban(discord_id: Snowflake, why: Why) -> None:
 
 
 @app.command()
-def appoint(project: int, discord_id: int, why: Why) -> None:
+def appoint(project: Number, discord_id: Snowflake, why: Why) -> None:
     """Give PROJECT, whose lead is banned or gone, another lead: one of its contributors or newcomers."""
     from projects import membership
 
     with refusing(), database().write() as session:
         membership.appoint_lead(session, None, project, to=str(discord_id), reason=why)
-    typer.echo(f"{discord_id} leads project {project}")
+    typer.echo(f"{discord_id} now leads project {project}")

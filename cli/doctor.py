@@ -4,11 +4,12 @@ import asyncio
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import TypeVar
 
 import aiohttp
 import discord
@@ -24,12 +25,13 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from bot import server
 from bot.server import CHANNELS, IN_GUILD, IN_OTHERS, IN_PROPOSALS, Server
 from broker import fence
-from broker.allocations import pools
-from broker.runners import registry
+from broker.allocations import hosts, pools
+from broker.runners import processes, registry
 from projects.db import database as database
 from projects.db.columns import utcnow
 from projects.db.database import Database
@@ -38,6 +40,8 @@ from projects.settings import Settings
 LEAST_FREE_BYTES = 10 * 2**30
 CLOCKS_APART = timedelta(seconds=5)
 PATIENCE_SECONDS = 10
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,20 @@ def _is_missing(settings: Settings) -> bool:
     return not settings.database_url and not (settings.home / "stoa.db").exists()
 
 
+def _read(settings: Settings, call: Callable[[Session], R]) -> R | None:
+    """What a function of the domain reads; None where the database cannot be read, which `check_database` reports."""
+    if _is_missing(settings):
+        return None
+    db = Database(settings.database)
+    try:
+        with db.read() as session:
+            return call(session)
+    except SQLAlchemyError:
+        return None
+    finally:
+        db.close()
+
+
 def check_queue(settings: Settings) -> Finding:
     """Whether the queue answers."""
     options = {"socket_connect_timeout": PATIENCE_SECONDS, "socket_timeout": PATIENCE_SECONDS}
@@ -182,17 +200,9 @@ async def _ask_discord(settings: Settings, token: str) -> list[Finding]:
 
 
 def _server(settings: Settings) -> Server:
-    """What stands for what, as the admins have chosen, where the database can be asked."""
-    if _is_missing(settings):
-        return Server.of(settings)
-    db = Database(settings.database)
-    try:
-        with db.read() as session:
-            return server.load(session, settings)
-    except SQLAlchemyError:
-        return Server.of(settings)
-    finally:
-        db.close()
+    """The channels and roles that the admins have chosen, where the database can be asked, else those of `.env`."""
+    chosen = _read(settings, lambda session: server.load(session, settings))
+    return Server.of(settings) if chosen is None else chosen
 
 
 async def _channel(channel_id: int, guild: discord.Guild, me: discord.Member, name: str) -> Finding:
@@ -251,17 +261,11 @@ def check_gpus(settings: Settings) -> Finding:
         count = sum(line.startswith("GPU ") for line in listed.splitlines())
     except (OSError, subprocess.SubprocessError):
         count = 0
-    unread = Finding("GPUs", f"{count} here; the pools cannot be read", "Set the database right first.")
-    if _is_missing(settings):
-        return unread
-    db = Database(settings.database)
-    try:
-        with db.read() as session:
-            wanted = {pool.name: pool.gpus for pool in pools.sharing(session)}
-    except SQLAlchemyError:
-        return unread
-    finally:
-        db.close()
+    wanted = _read(
+        settings, lambda session: {pool.name: pool.gpus for pool in hosts.gpu_pools(session, processes.host())}
+    )
+    if wanted is None:
+        return Finding("GPUs", f"{count} here; the pools cannot be read", "Set the database right first.")
     counted = ", ".join(f"{name} counts on {gpus}" for name, gpus in wanted.items())
     if sum(wanted.values()) > count:
         advice = "Look at the driver (nvidia-smi -L), or run doctor and the worker on the pool's own host."
@@ -271,38 +275,19 @@ def check_gpus(settings: Settings) -> Finding:
 
 def check_runners(settings: Settings) -> Iterator[Finding]:
     """What each runner that a pool uses has to say, such as whether its own queue answers."""
-    if _is_missing(settings):
-        return
-    db = Database(settings.database)
-    try:
-        with db.read() as session:
-            used = pools.runners(session)
-    except SQLAlchemyError:
-        return
-    finally:
-        db.close()
-    for name in used:
+    for name in _read(settings, pools.runners) or ():
         if name not in registry.RUNNERS:
-            advice = f"Change the pool to one of: {', '.join(registry.RUNNERS)}; or bring the Stoa that knows it."
-            yield Finding(f"the runner {name}", "a pool names it, and this Stoa has none of that name", advice)
+            advice = f"Change the pool to one of: {', '.join(registry.RUNNERS)}; or install the version that knows it."
+            yield Finding(f"the runner {name}", "a pool names it, and this version of Stoa does not know it", advice)
         elif check := registry.named(name).check():
             yield Finding(f"the runner {name}", check.found, check.advice)
 
 
 def check_failures(settings: Settings) -> Iterator[Finding]:
-    """The parts that have failed of late, of which the admins were told."""
-    if _is_missing(settings):
-        return
-    db = Database(settings.database)
-    try:
-        with db.read() as session:
-            failures = fence.told(session)
-    except SQLAlchemyError:
-        return
-    finally:
-        db.close()
-    for part, error in failures:
-        yield Finding(f"of late: {part}", error, "Look at the log of that part; this line goes a day after the last.")
+    """The parts whose failures of the last day were reported to the admins."""
+    for part, error in _read(settings, fence.told) or ():
+        advice = "Look at the log of that part; this line disappears a day after the failure was reported."
+        yield Finding(f"failed within a day: {part}", error, advice)
 
 
 def check_disk(home: Path, least: int = LEAST_FREE_BYTES) -> Finding:

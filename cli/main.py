@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli import admin
+from cli import admin, corpora, hosts
 from cli.admin import Number, database, refuse, refusing, settings
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(admin.app)
+app.add_typer(corpora.app, name="corpus")
+app.add_typer(hosts.app, name="host")
 
 
 @app.command()
@@ -67,24 +69,44 @@ def bot() -> None:
 
 @app.command()
 def worker(
-    *, drain: Annotated[bool, typer.Option(help="When stopped, also stop this host's runs, with a checkpoint.")] = False
+    *,
+    pool: Annotated[
+        list[str] | None, typer.Option(help="A pool whose runs start on this host alone; several may be given.")
+    ] = None,
+    drain: Annotated[bool, typer.Option(help="When stopped, also stop this host's runs, with a checkpoint.")] = False,
 ) -> None:
-    """Run a Celery worker that starts runs. Without --drain, they go on while it is replaced."""
+    """Run a Celery worker that starts the runs of its pools, by default of all that no host names. Without --drain,
+    they go on while it is replaced."""
+    from broker.runners import processes
+    from broker.scheduling import tasks, worker_host
     from cli.services import adopting_orphans, stop_supervisors
 
+    serves = pool or []
+    with refusing():
+        worker_host.join(settings(), serves)
+    own = [tasks.pool_queue(name) for name in serves] or [tasks.ANY_POOL]
+    queue = ",".join([*own, tasks.inbox(processes.host())])
     if not drain:
-        sys.exit(_celery("worker", queue="runs"))
+        sys.exit(_celery("worker", queue=queue))
     with adopting_orphans(settings().stop_grace_seconds) as orphans:
         orphans.kept = True  # a worker that a fault ends leaves its host's runs to the next one
-        status = _celery("worker", queue="runs", when_asked_to_stop=stop_supervisors)
+        status = _celery("worker", queue=queue, when_asked_to_stop=stop_supervisors)
         orphans.kept = status != 0
     sys.exit(status)
 
 
 @app.command()
-def publisher() -> None:
+def publisher(
+    *,
+    this_host: Annotated[
+        bool, typer.Option("--this-host", help="Publish what lies on this host, whose worker names its pools.")
+    ] = False,
+) -> None:
     """Run a Celery worker that publishes checkpoints; apart from the other, so that uploads never delay a start."""
-    sys.exit(_celery("publisher", queue="publish"))
+    from broker.runners import processes
+    from broker.scheduling import tasks
+
+    sys.exit(_celery("publisher", queue=tasks.publish_queue(processes.host()) if this_host else tasks.PUBLISH))
 
 
 def _celery(name: str, *, queue: str, when_asked_to_stop: Callable[[], object] | None = None) -> int:
@@ -199,6 +221,7 @@ def doctor() -> None:
 @app.command()
 def backup(folder: Path) -> None:
     """Write the database to a new FOLDER, while all parts run; the runs' own folders are not copied."""
+    from bot.text import count
     from cli.backup import BackupError
     from cli.backup import backup as make
 
@@ -211,7 +234,8 @@ def backup(folder: Path) -> None:
         refuse(f"The backup cannot be written to {folder} ({error.strerror}); name another folder.")
     for missing in manifest.missing_folders:
         typer.echo(f"not there, though a run still needs it: {missing}")
-    typer.echo(f"{sum(manifest.heads.values())} entries in {len(manifest.heads)} chains are in {folder}")
+    entries, chains = count(sum(manifest.heads.values()), "entry", "entries"), count(len(manifest.heads), "chain")
+    typer.echo(f"{folder} holds a backup of {entries} in {chains}")
 
 
 @app.command()

@@ -20,7 +20,7 @@ from pydantic import SecretStr
 from broker.runners import registry
 from broker.runners.shim import tied_to_parent
 from projects.cleaning import cleaned
-from projects.settings import Settings
+from projects.settings import SECRET, Settings
 
 # Each part is given only the secrets that it needs: what is not named here, no part gets.
 SECRETS: Mapping[str, frozenset[str]] = {
@@ -29,7 +29,6 @@ SECRETS: Mapping[str, frozenset[str]] = {
     "publisher": frozenset({"hub_token", "database_url", "redis_url"}),
     "scheduler": frozenset({"database_url", "redis_url"}),
 }
-SECRET_NAMES = frozenset({"discord_token", "hub_token", "database_url", "redis_url"})
 START_SECONDS = 300.0
 STOP_SECONDS = 60.0
 SETTLE_SECONDS = 60.0
@@ -57,7 +56,7 @@ def environment(settings: Settings, part: str) -> dict[str, str]:
     """The environment of a part: the settings, but of the secrets only its own."""
     values = registry.environment() | {"STOA_ENV_FILE": ""}
     for name, value in settings.model_dump().items():
-        if name in SECRET_NAMES - SECRETS[part]:
+        if name in SECRET - SECRETS[part]:
             continue
         text = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
         if text:

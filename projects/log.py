@@ -2,13 +2,34 @@
 
 import logging
 import re
+import time
 import traceback
+from collections.abc import Hashable
 from typing import Any
 
 import structlog
 
 # What follows the path of an address may be a signature that lets anybody upload; before the host may be a password.
 _ADDRESS = re.compile(r"""(\b[a-z][a-z0-9+.-]*://)(?:[^\s/@'"]*@)?([^\s?#'"<>]*)(?:\?[^\s'"<>]*)?""", re.IGNORECASE)
+
+AGAIN_SECONDS = 60.0
+"""The least time between two lines of the log about the same trouble."""
+
+
+class Seldom:
+    """Lets what would be logged again and again be logged once a minute."""
+
+    def __init__(self) -> None:
+        self._logged_at: dict[Hashable, float] = {}
+
+    def is_due(self, about: Hashable = None) -> bool:
+        """Whether it is time to log a line about this; if so, its minute begins anew."""
+        now = time.monotonic()
+        self._logged_at = {each: at for each, at in self._logged_at.items() if now - at < AGAIN_SECONDS}
+        due = about not in self._logged_at
+        if due:
+            self._logged_at[about] = now
+        return due
 
 
 def without_secrets(said: str) -> str:

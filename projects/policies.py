@@ -1,6 +1,7 @@
 """Policies: the numbers and choices by which the lab is run. Each change is public."""
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import sqlmodel
@@ -34,7 +35,7 @@ class Policies(BaseModel):
     halves_hours: float = Field(
         1000, gt=0, le=MOST_HOURS, description="GPU-hours above which a grant comes in two halves."
     )
-    tier_days: int = Field(30, ge=1, le=366, description="Days within which a project's grants add up for both.")
+    tier_days: int = Field(30, ge=1, le=366, description="Days within which grants add up for both.")
     starter_period_days: int = Field(
         30, ge=1, le=366, description="Days after which a person may have another starter grant."
     )
@@ -58,6 +59,12 @@ class Policies(BaseModel):
     )
     most_requests_a_day: int = Field(20, ge=1, le=MOST, description="Requests for GPU time a person may make a day.")
     most_launches_a_day: int = Field(50, ge=1, le=MOST, description="Runs a person may launch a day.")
+    most_admin_acts_a_day: int = Field(
+        200,
+        ge=1,
+        le=MOST,
+        description="Changes of pools, grants, policies, catalogue and setup an admin makes a day.",
+    )
     most_running_a_project: int = Field(100, ge=1, le=MOST, description="Runs a project may have at work at once.")
     most_running_a_person: int = Field(100, ge=1, le=MOST, description="Runs a person may have at work at once.")
     project_factor: int = Field(
@@ -91,8 +98,18 @@ def current(session: Session) -> Policies:
         return Policies.model_validate(kept | {name: most for name, most in bounds.items() if most is not None})
 
 
-def change(session: Session, actor: Actor | None, name: str, value: str, reason: str) -> Policies:
+def change(
+    session: Session,
+    actor: Actor | None,
+    name: str,
+    value: str,
+    reason: str,
+    *,
+    budget: Callable[[], None] = lambda: None,
+) -> Policies:
     """Change one policy and return all; an `actor` of None is the operator.
+
+    `budget` raises where the actor may change no more today; it is called once the policy's row is locked.
 
     Raises ForbiddenError for all but admins, NotFoundError for a name that is no policy, InvalidError for a value that
     the policy cannot have, and ConflictError where it has that value already.
@@ -111,6 +128,7 @@ def change(session: Session, actor: Actor | None, name: str, value: str, reason:
     was, now = getattr(before, name), getattr(after, name)
     if was == now:
         raise ConflictError(f"{name} is {said_as(now)} already.")
+    budget()
     row.value = said_as(now)
     by = people.author(session, actor)
     record.append(session, record.LAB, "policy.changed", by=by, why=because, policy=name, was=was, now=now)

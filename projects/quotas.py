@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from sqlalchemy import ColumnElement, func
+from sqlalchemy import ColumnElement, func, union_all
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
@@ -15,8 +15,8 @@ from projects.db.columns import utcnow
 from projects.errors import ConflictError
 from projects.people import Actor, Person
 from projects.projects import Project, Stage
-from projects.record import hash_chain, record
-from projects.record.record import Entry, Payload, Stream
+from projects.record import record
+from projects.record.record import Authorship, Payload, Stream
 
 DAY = timedelta(days=1)
 
@@ -35,6 +35,7 @@ class QuotaKind(StrEnum):
     LAUNCH = "launch"
     RUN_CHANGE = "run change"
     CATALOGUE = "catalogue"
+    ADMIN = "admin"
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,14 @@ QUOTAS: Mapping[QuotaKind, Quota] = {
     QuotaKind.CATALOGUE: Quota(
         "most_catalogue_proposals_a_day", "make {most} proposals for the catalogue", ("catalogue.proposed",)
     ),
+    QuotaKind.ADMIN: Quota(
+        "most_admin_acts_a_day",
+        "make {most} changes of pools, grants, policies, the catalogue and the server's setup",
+        (
+            *("pool.added", "pool.changed", "grant.added", "grant.changed", "policy.changed", "server.set_up"),
+            *("catalogue.accepted", "catalogue.declined", "catalogue.retired"),
+        ),
+    ),
 }
 
 
@@ -100,13 +109,27 @@ def check(session: Session, actor: Actor, kind: QuotaKind, project_id: int | Non
         _check_open_proposals(session, person, limits.most_open_proposals)
     quota = QUOTAS[kind]
     most = getattr(limits, quota.policy)
-    by = hash_chain.canonical({"by": {"id": person.discord_id}})[1:-2] + ","
-    again = _next(session, quota, most, col(Payload.body).contains(by, autoescape=True))
+    again = _next(session, quota, most, col(Authorship.person_id) == person.id)
     if again is not None:
         acts = quota.words.format(most=f"{most:,}")
         raise ConflictError(f"One person may {acts} a day; the next one can be at {again}.")
     if project_id is not None:
         check_project(session, kind, project_id)
+
+
+def check_admin(session: Session, actor: Actor | None) -> None:
+    """Raise ConflictError where an admin has used up the budget of acts that post to the whole server.
+
+    It bounds what a compromised account or a bot in a loop does. Reviews, bans, cancelling and forgetting have no
+    budget, and neither has the operator, whose `actor` is None.
+    """
+    if actor is not None:
+        check(session, actor, QuotaKind.ADMIN)
+
+
+def change_policy(session: Session, actor: Actor, name: str, value: str, reason: str) -> policies.Policies:
+    """Change one policy as `policies.change` does, out of the admin's budget."""
+    return policies.change(session, actor, name, value, reason, budget=lambda: check_admin(session, actor))
 
 
 def check_project(session: Session, kind: QuotaKind, project_id: int) -> None:
@@ -120,8 +143,7 @@ def check_project(session: Session, kind: QuotaKind, project_id: int) -> None:
     limits = policies.current(session)
     quota = QUOTAS[kind]
     most = getattr(limits, quota.policy) * limits.project_factor
-    by_people = ~col(Payload.body).contains('"by":null', autoescape=True)
-    again = _next(session, quota, most, (col(Entry.stream) == stream) & by_people)
+    again = _next(session, quota, most, col(Authorship.stream) == stream)
     if again is not None:
         acts = quota.words.format(most=f"{most:,}")
         raise ConflictError(f"All people together may {acts} a day in one project; the next one can be at {again}.")
@@ -138,12 +160,24 @@ def _check_open_proposals(session: Session, person: Person, most: int) -> None:
 
 
 def _next(session: Session, quota: Quota, most: int, whose: ColumnElement[bool]) -> str | None:
-    """When the next act of a quota is possible; None where it is possible now."""
+    """When the next act of a quota is possible; None where it is possible now.
+
+    Of each kind, only the newest `most` entries are read, in the order of an index, so that the record's length does
+    not matter.
+    """
+    newest = [
+        select(Authorship.entry_id)
+        .where(whose, col(Authorship.kind) == kind)
+        .order_by(col(Authorship.entry_id).desc())
+        .limit(most)
+        .subquery()
+        for kind in quota.entries
+    ]
+    acts = union_all(*(select(each.c.entry_id) for each in newest)).subquery()
     body = session.scalars(
         select(col(Payload.body))
-        .join(Entry, col(Entry.id) == Payload.entry_id)
-        .where(col(Entry.kind).in_(quota.entries), col(Payload.body).is_not(None), whose)
-        .order_by(col(Entry.id).desc())
+        .join(acts, col(Payload.entry_id) == acts.c.entry_id)
+        .order_by(acts.c.entry_id.desc())
         .offset(most - 1)
         .limit(1)
     ).one_or_none()

@@ -22,7 +22,7 @@ SCHEMES = {
 }
 """How the addresses among the settings may begin."""
 SECRET = frozenset({"discord_token", "hub_token", "database_url", "redis_url"})
-"""Settings whose values no message shows."""
+"""Settings that are or may hold secrets: no message shows them, and each process is given only those that it needs."""
 
 
 class SettingsError(ValueError):
@@ -41,6 +41,12 @@ class Settings(BaseSettings):
     home: Path = Field(Path("var"), description="Folder for the embedded database, queue, run folders and logs.")
     database_url: str = Field("", description="postgresql+psycopg://…; SQLite in the home folder when not set.")
     redis_url: str = Field("", description="redis://…; an embedded Valkey when not set.")
+
+    host_name: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9._-]{0,60}$",
+        description="The name that this host keeps, on which workers run; the machine's own when not set.",
+    )
 
     discord_token: SecretStr = SecretStr("")
     discord_api: str = Field("", description="Another base of Discord's REST API, such as the sandbox's.")

@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, event, make_url, text
+from sqlalchemy.engine import Dialect
 
 from projects.db.database import Database
 from tests import lock_order
@@ -117,10 +119,29 @@ def new_url(request: pytest.FixtureRequest, database_url: str, tmp_path: Path) -
 @pytest.fixture
 def db(database_url: str) -> Iterator[Database]:
     """A database with its tables."""
-    database = Database(database_url)
+    database = _kept(make_url(database_url).get_backend_name())
+    database.url = make_url(database_url)
     with lock_order.held():
         yield database
     database.close()
+
+
+@cache
+def _kept(kind: str) -> Database:
+    """A database of this kind that connects to whatever its `url` names.
+
+    The tests of a process share it, because its engines keep the SQL that they have compiled.
+    """
+    database = Database("sqlite:///unnamed.db" if kind == "sqlite" else "postgresql+psycopg://unnamed")
+
+    def connect(dialect: Dialect, _record: object, positional: list[Any], named: dict[str, Any]) -> None:
+        positional[:], named_by_url = dialect.create_connect_args(database.url)
+        named.update(named_by_url)
+
+    for opened in (database.read, database.write):
+        with opened() as session:
+            event.listen(session.get_bind(), "do_connect", connect)
+    return database
 
 
 def create(maintenance: str, name: str, *, template: str = "template1") -> str:

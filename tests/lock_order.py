@@ -12,6 +12,7 @@ ORDER = (
     ("projects",),
     ("allocations", "launch_drafts", "catalogue_entries", "policies"),
     ("pools",),
+    ("hosts",),
     ("runs",),
     ("people",),
     ("balances",),
@@ -23,10 +24,13 @@ BELOW = {
     "memberships": "projects",
     "lead_offers": "projects",
     "allocation_changes": "allocations",
+    "corpora": "pools",
+    "host_pools": "hosts",
     "attempts": "runs",
     "publications": "runs",
     "points": "runs",
     "payloads": "streams",
+    "authorships": "streams",
 }
 """Tables whose rows may be locked at any time after the row that they belong to, and else at its place."""
 ANYWHERE = ("redaction.py",)

@@ -1,12 +1,14 @@
-"""A relay before a server, such as PostgreSQL, by which a test lets the server be away and come back."""
+"""What lets a server such as PostgreSQL be away and come back: a relay before it, or a stop of its processes."""
 
 import selectors
+import signal
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from sqlalchemy import make_url
+import psutil
+from sqlalchemy import create_engine, make_url, text
 
 
 class Relay:
@@ -17,6 +19,8 @@ class Relay:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._open: set[socket.socket] = set()
+        self._lost: set[socket.socket] = set()
+        self._swallowing = False
         self._lock = threading.Lock()
         self._serve(self._listener)
 
@@ -28,6 +32,16 @@ class Relay:
                     each.shutdown(socket.SHUT_RDWR)
                 each.close()
             self._open.clear()
+
+    def swallow(self) -> None:
+        """Keep all connections open and take new ones, and pass nothing on: each side waits for the other's answer."""
+        self._swallowing = True
+
+    def pass_on(self) -> None:
+        """Pass new connections on again; those that were swallowed stay silent for ever."""
+        with self._lock:
+            self._lost |= self._open
+            self._swallowing = False
 
     def back(self) -> None:
         """Take connections again."""
@@ -57,6 +71,8 @@ class Relay:
                     data = source.recv(65536)
                     if not data:
                         return self._end(client, server)
+                    if self._swallowing or client in self._lost:
+                        continue
                     other[source].sendall(data)
         return self._end(client, server)
 
@@ -64,6 +80,7 @@ class Relay:
         with self._lock:
             for each in sockets:
                 self._open.discard(each)
+                self._lost.discard(each)
                 each.close()
 
 
@@ -76,3 +93,39 @@ def relayed(url: str) -> Iterator[tuple[Relay, str]]:
         yield relay, parsed.set(port=relay.port).render_as_string(hide_password=False)
     finally:
         relay.away()
+
+
+@contextmanager
+def freezable(url: str) -> Iterator["Frozen"]:
+    """What freezes the PostgreSQL server of a URL, which goes on at the end."""
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        backend = connection.scalar(text("SELECT pg_backend_pid()"))
+        postmaster = psutil.Process(backend).parent()
+    engine.dispose()
+    assert postmaster is not None
+    frozen = Frozen(postmaster)
+    try:
+        yield frozen
+    finally:
+        frozen.thaw()
+
+
+class Frozen:
+    """A server whose processes can be stopped: connections stay open, the kernel takes new ones, nobody answers."""
+
+    def __init__(self, postmaster: psutil.Process) -> None:
+        self._postmaster = postmaster
+
+    def freeze(self) -> None:
+        """Stop all processes; the parent first, so that no more begin."""
+        self._send(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let them go on."""
+        self._send(signal.SIGCONT)
+
+    def _send(self, number: signal.Signals) -> None:
+        for process in (self._postmaster, *self._postmaster.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pydantic import BaseModel
 
 from trainer.config import ConfigError, TrainConfig
-from trainer.memory import Device, memory_per_gpu
+from trainer.memory import Device, host_memory, memory_per_gpu
 from trainer.metrics import flops_per_token as flops_per_token
 from trainer.metrics import parameters
 
@@ -32,9 +32,11 @@ def check(
     gpu_memory: int | None = None,
     tokens_per_second: float | None = None,
     device: Device | None = None,
+    host_bytes: int | None = None,
 ) -> CheckReport:
-    """The dry run on `gpus` GPUs with `gpu_memory` bytes each, or processes where `device` is cpu; by default it is
-    what this machine has. `tokens_per_second` is a measured rate over all GPUs."""
+    """The dry run on `gpus` GPUs with `gpu_memory` bytes each, or on as many processes where `device` is cpu; without a
+    `device`, on what this machine has. `tokens_per_second` is a measured rate over all GPUs,
+    `host_bytes` the memory of the one host that has all GPUs."""
     tokens = config.tokens_per_step * config.training.steps
     refusal = None
     try:
@@ -45,6 +47,8 @@ def check(
     memory = sum(parts)
     if refusal is None and gpu_memory is not None and memory > gpu_memory:
         refusal = what_fits(config, gpus, gpu_memory, device)
+    if refusal is None and host_bytes is not None and host_memory(config, gpus) > host_bytes:
+        refusal = what_fits_host(config, gpus, gpu_memory, host_bytes)
     return CheckReport(
         parameters=parameters(config),
         tokens=tokens,
@@ -80,6 +84,19 @@ def what_fits(config: TrainConfig, gpus: int, gpu_memory: int, device: Device | 
         if wanted <= gpu_memory:
             return f"{need}; with {words} it would need about {readable(wanted)}."
     return f"{need}; use more GPUs, or split the model further with parallel.tensor and parallel.pipeline."
+
+
+def what_fits_host(config: TrainConfig, gpus: int, gpu_memory: int | None, host_bytes: int) -> str:
+    """A sentence that says what memory the run needs of its GPUs' host, and on how many GPUs it would fit."""
+    need = (
+        f"It needs about {readable(host_memory(config, gpus))} of the host's memory, for one process a GPU and the "
+        f"gathering of a checkpoint, and the host has {readable(host_bytes)}"
+    )
+    for fewer in range(gpus - 1, 0, -1):
+        wanted = host_memory(config, fewer)
+        if wanted <= host_bytes and check(config, fewer, gpu_memory, device="cuda").refusal is None:
+            return f"{need}; on {fewer} GPU{'s' if fewer > 1 else ''} it would need about {readable(wanted)}."
+    return f"{need}; use a pool whose hosts have more."
 
 
 def _smaller(config: TrainConfig, gpus: int) -> Iterator[tuple[str, TrainConfig]]:

@@ -19,7 +19,7 @@ def locked(out: Path, host: int = 0, removes_outcome: bool = True) -> Iterator[N
     The outcome of an earlier run in the folder is removed where `removes_outcome`. Exits with Status.CONFIG and a
     sentence where another command holds the lock or the folder cannot be written.
     """
-    check_name(out)
+    _check_name(out)
     with contextlib.ExitStack() as stack:
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def locked(out: Path, host: int = 0, removes_outcome: bool = True) -> Iterator[N
 def locked_beside(out: Path) -> Iterator[None]:
     """Hold a lock beside the folder `out`, which is replaced as a whole within; nothing of the lock is left. Exits as
     `locked` does."""
-    check_name(out)
+    _check_name(out)
     path = out.absolute().with_name(f".{out.absolute().name}.lock")
     with contextlib.ExitStack() as stack:
         try:
@@ -54,7 +54,7 @@ def locked_beside(out: Path) -> Iterator[None]:
         yield
 
 
-def check_name(out: Path) -> None:
+def _check_name(out: Path) -> None:
     """Exit with Status.CONFIG and a sentence where the name of a folder to write is empty or not UTF-8."""
     if out == Path():
         fail(Status.CONFIG, "--out is empty or the folder you stand in; name a folder of the run's own.")

@@ -1,4 +1,4 @@
-"""The memory that a rank needs, in bytes, predicted from the configuration alone. Imports no torch.
+"""The memory that a rank and its host need, in bytes, predicted from the configuration alone. Imports no torch.
 
 The prediction counts the tensors that are alive at the peak of a step, and what libraries and the allocator hold
 besides. On a GPU it is what PyTorch allocates; CUDA's own context takes about half a GiB more.
@@ -25,6 +25,11 @@ LIVE = 1_000_000_000
 LIBRARIES: dict[Device, int] = {"cuda": 64 << 20, "cpu": 48 << 20}
 """Bytes that libraries take with any model. On a GPU, cuBLAS's workspace; on a CPU, threads, oneDNN's kernels and the
 modules imported at the first step."""
+HOST_LIBRARIES = 2 << 30
+"""Bytes of a host's memory that a process on a GPU takes with any model: PyTorch, CUDA's context, NCCL and DeepSpeed.
+An estimate."""
+FILE_BYTES = 5 * 10**9
+"""Bytes of tensors in one file of a checkpoint, unless one tensor is larger; the main rank gathers them first."""
 AVX512 = frozenset({"avx512bw", "avx512dq", "avx512vl"})
 BF16 = frozenset({"avx512_bf16", "amx_bf16"})
 """CPU features, by the names of `/proc/cpuinfo`."""
@@ -65,6 +70,18 @@ def memory_per_gpu(
     emulated = device == "cpu" and (emulates_bf16_here() if emulates_bf16 is None else emulates_bf16)
     ends = {0, config.parallel.pipeline - 1}
     return max((_of_rank(config, data_ranks, stage, device, emulated) for stage in ends), key=sum)
+
+
+def host_memory(config: TrainConfig, processes: int) -> int:
+    """The bytes of a host's memory that all processes of a run on its GPUs take.
+
+    Each process has its libraries, and reads or draws a tensor at a time in fp32 through a copy. The main rank gathers
+    a checkpoint's tensors on the CPU, a file of them at a time. Token files are mapped; no other process loads data.
+    """
+    rows = max(config.vocabulary, config.model.inner_size, config.context)
+    tensor = 2 * 4 * rows * config.model.hidden_size
+    gathered = min(4 * count.parameters(config.model, config.vocabulary, config.context), FILE_BYTES)
+    return processes * (HOST_LIBRARIES + tensor) + gathered
 
 
 def device_here() -> Device:
@@ -153,14 +170,14 @@ def _held(config: TrainConfig, stage: int) -> int:
     Every tensor-parallel rank has norms and some biases whole; they are so few that they are counted as divided.
     """
     model, last = config.model, config.parallel.pipeline - 1
-    block = count.block(model)
+    block, shared = count.block(model), count.relative_bias(model)
     table = config.vocabulary * model.hidden_size
     first = table + (config.context * model.hidden_size if model.positions == "learned" else 0)
-    held = _layers(config, stage) * block
+    held = _layers(config, stage) * block + shared
     if stage == 0:
         held += first
     if stage == last:
-        held += count.parameters(model, config.vocabulary, config.context) - model.layers * block - first
+        held += count.parameters(model, config.vocabulary, config.context) - model.layers * block - first - shared
         # The last stage has a copy of the embedding for a tied head.
         held += table if model.tied_head and stage > 0 else 0
     return -(-held // config.parallel.tensor)
@@ -182,6 +199,9 @@ def _activations(config: TrainConfig, stage: int, device: Device) -> int:
     # 1F1B: stage s of p holds the activations of p - s micro-batches (Narayanan et al. 2019, “PipeDream”).
     under_way = min(parallel.pipeline - stage, training.batch // training.micro_batch)
     back = model.hidden_size + 2 * model.inner_size // parallel.tensor
+    if device == "cuda" and model.positions == "t5":
+        # The gradient of what is added to the logits, before it is summed over the rows of the micro-batch.
+        back += model.heads * config.data.sequence_length // parallel.tensor
     if training.recompute:
         back += block
         # On a CPU, a recomputed block does not reuse the memory that the block before it freed.
@@ -203,8 +223,12 @@ def _block(config: TrainConfig, layer: int, device: Device) -> int:
     # Queries, keys and values, the rotated queries and keys, and the output of attention.
     split = 2 * hidden + 2 * keys + (hidden + keys if model.positions == "rotary" else 0)
     split += model.inner_size * (4 if model.activation == "swiglu" else 2)
+    biased = model.positions in ("alibi", "t5")
+    masked = biased or (model.is_local(layer) and model.window < length)
+    if device == "cuda" and masked:
+        # PyTorch's attention keeps the mask, which the rows of the micro-batch share.
+        split += (model.heads if biased else 1) * length // config.training.micro_batch
     if device == "cpu":
-        masked = model.positions == "alibi" or (model.is_local(layer) and model.window < length)
         if model.norm == "rmsnorm":
             # PyTorch has no RMSNorm kernel for CPUs: the composed one keeps its input and its output in fp32.
             whole += hidden * norms * (1 if wide else 4)

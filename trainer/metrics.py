@@ -41,14 +41,16 @@ def parameters(config: TrainConfig) -> int:
 def flops_per_token(config: TrainConfig) -> int:
     """FLOPs a token of forward and backward pass, without what recomputation adds: 6N + 12·L·H·Q·T.
 
-    N counts the parameters that multiply every token: the head's, but not the embeddings'. L are the layers, H·Q heads
-    times head size (the hidden size), T the sequence length (Chowdhery et al. 2022, PaLM, appendix B).
+    N counts the parameters that multiply every token: the head's, but not those of embeddings and positions. L are the
+    layers, H·Q heads times head size (the hidden size), T the sequence length (Chowdhery et al. 2022, PaLM,
+    appendix B).
     """
     model = config.model
     table = config.vocabulary * model.hidden_size
     embedding = 0 if model.tied_head else table
     if model.positions == "learned":
         embedding += config.context * model.hidden_size
+    embedding += count.relative_bias(model)
     attention = 12 * model.layers * model.hidden_size * config.data.sequence_length
     return 6 * (parameters(config) - embedding) + attention
 

@@ -33,7 +33,7 @@ def _takes(annotation: Any) -> set[Any]:
     """The types that an annotation is made of; of a Literal, those of its values."""
     if get_origin(annotation) is Literal:
         return {type(value) for value in get_args(annotation)}
-    return {annotation}.union(*map(_takes, get_args(annotation))) if get_args(annotation) else {annotation}
+    return {annotation}.union(*map(_takes, get_args(annotation)))
 
 
 def check_readable(folder: Path) -> None:

@@ -31,8 +31,6 @@ from trainer.progress import Progress
 
 PROBE_ROWS, PROBE_LENGTH = 2, 16
 """Held-out rows, and tokens of each, whose logits go into every checkpoint."""
-
-
 OFTEN = 16
 """Readings of a source beyond which a run warns; repeated data lose their value by then (Muennighoff et al. 2023)."""
 

@@ -1,7 +1,7 @@
-"""YAML that somebody has typed: read by one door, whose refusals are one sentence. Imports no torch.
+"""YAML that somebody has typed, read with one-sentence refusals. Imports no torch.
 
-Beyond what PyYAML refuses, the door refuses keys that are given twice or are no words, numbers too long to be meant,
-and texts that are large, deep, or small with aliases that make them large.
+`read_yaml` refuses more than PyYAML does: keys that are given twice or are no words, numbers too long to be meant, and
+texts that are large, are nested deeply, or grow large when their aliases are written out.
 """
 
 from collections.abc import Hashable
@@ -23,7 +23,22 @@ CONVERSIONS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueErr
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, with every error of a value as one of YAML that knows its place."""
+    """PyYAML's safe loader, which gives every error of a value its place, and stops at DEEPEST: its reading of nested
+    values is recursive."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = 0
+
+    def compose_node(self, parent: Node | None, index: int) -> Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        nests = isinstance(event, yaml.CollectionStartEvent)
+        self._depth += nests
+        if self._depth > DEEPEST:
+            raise ConfigError(f"it is nested more than {DEEPEST} deep{_line(event.start_mark)}")
+        node = super().compose_node(parent, index)
+        self._depth -= nests
+        return node
 
     def construct_object(self, node: Node, deep: bool = False) -> Any:
         try:
@@ -45,12 +60,11 @@ class _Loader(yaml.SafeLoader):
         return found
 
 
-def read(text: str, what: str) -> Any:
+def read_yaml(text: str, what: str) -> Any:
     """The value in a YAML text; `what` begins the sentence of a refusal. Raises ConfigError."""
     try:
         if len(text) > MOST_CHARACTERS:
             raise ConfigError(f"it has {len(text):,} characters, and at most {MOST_CHARACTERS:,} are read")
-        _check_depth(text)
         loader = _Loader(text)
         try:
             node = loader.get_single_node()
@@ -62,18 +76,6 @@ def read(text: str, what: str) -> Any:
         raise ConfigError(f"{what} is not valid YAML: {error}.") from None
     except (yaml.YAMLError, RecursionError, *CONVERSIONS) as error:
         raise ConfigError(f"{what} is not valid YAML{_line(getattr(error, 'problem_mark', None))}.") from error
-
-
-def _check_depth(text: str) -> None:
-    """Raise ConfigError for a text that nests too deeply; PyYAML's own reading of it would be recursive."""
-    depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            if depth > DEEPEST:
-                raise ConfigError(f"it is nested more than {DEEPEST} deep{_line(event.start_mark)}")
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
 
 
 def _size(node: Node | None, known: dict[int, int]) -> int:

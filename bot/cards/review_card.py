@@ -10,9 +10,10 @@ from bot import text
 from bot.buttons import Button
 from bot.cards.card import GREEN, GREY, ORANGE, VERMILION, Card, texts
 from broker.allocations.allocations import LIVE, AllocationState, AllocationView
+from broker.allocations.change_requests import ChangeState
 from broker.allocations.ledger import in_hours
 from broker.reports.review_context import ReviewContext
-from broker.reviews.changes import ChangeState, ChangeView
+from broker.reviews.changes import ChangeView
 
 REQUESTS = {
     AllocationState.REQUESTED: ("🙋", ORANGE),
@@ -121,11 +122,21 @@ def _for_reviewers(context: ReviewContext | None, endorsed_by: str | None) -> Se
             f"**Recently** {standing.used:.0%} of what all projects used; an equal share is {standing.share:.0%}."
         )
     lines.append(f"**The pool** can give {text.gpu_hours(context.available)}.")
-    if context.recent and context.with_this > context.recent:
+    within = f"**Within {text.count(context.days, 'day')}**"
+    may = f"One reviewer may grant {in_hours(context.one_reviewer)} of that."
+    asked = context.with_this - context.recent
+    if context.person is not None and asked:
+        theirs, who = context.person, text.line(context.person.person or "", 60)
+        elsewhere = f" and asks for {in_hours(theirs.asked)} in other ones" if theirs.asked else ""
         lines.append(
-            f"**Within {text.count(context.days, 'day')}** the project was granted {text.gpu_hours(context.recent)}; "
-            f"with this it would be {in_hours(context.with_this)}. One reviewer may grant "
-            f"{in_hours(context.one_reviewer)} of that."
+            f"{within} {who} was granted {text.gpu_hours(theirs.granted)} in all projects{elsewhere}; with this it "
+            f"would be {in_hours(theirs.seconds + asked)}. This sum decides, as the project's own would be "
+            f"{in_hours(context.with_this)}. {may}"
+        )
+    elif context.recent and asked:
+        lines.append(
+            f"{within} the project was granted {text.gpu_hours(context.recent)}; with this it would be "
+            f"{in_hours(context.with_this)}. {may}"
         )
     if endorsed_by is not None:
         lines.append(f"Endorsed by {text.line(endorsed_by, 60)}; a second reviewer decides.")

@@ -1,5 +1,6 @@
 """`/cluster …`: what the GPUs do, what each project has used, and which runs wait; in short lines, for phones."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from discord import app_commands
@@ -8,6 +9,7 @@ from bot import errors, text
 from bot.app import Interaction, acknowledge
 from bot.commands import autocomplete
 from bot.commands.run import answers as run_answers
+from broker.allocations.hosts import HostView
 from broker.reports import cluster, why
 from broker.reports.cluster import PoolStatus, ProjectUse
 from broker.reports.why import Why
@@ -15,6 +17,7 @@ from broker.reports.why import Why
 cluster_group = app_commands.Group(name="cluster", description="The GPUs: what they do, for whom, and who waits")
 
 MOST_RUNS = 10
+MOST_HOSTS = 5
 
 
 @cluster_group.command(name="status", description="Show what each pool of GPUs is doing now")
@@ -48,12 +51,34 @@ async def queue(interaction: Interaction, pool: str | None = None) -> None:
 def _pool(pool: PoolStatus) -> str:
     busy = f"{pool.busy} of {text.count(pool.gpus, 'GPU')} busy"
     decides = f" · {pool.queue} decides when" if pool.queue else ""
+    memory = text.memory(pool.memory_gib, pool.host_memory_gib)
     return (
-        f"{text.code(pool.name, 60)} {text.line(pool.gpu_type, 60)}\n"
+        f"{text.code(pool.name, 60)} {text.line(pool.gpu_type, 60)}{memory}\n"
         f"{text.bar(pool.busy, pool.gpus, 10)} {busy}{decides}\n"
         f"-# {text.count(pool.working, 'run')} running, {pool.waiting:,} waiting · "
-        f"{text.gpu_hours(pool.left)} of its grants left to allocate"
+        f"{text.gpu_hours(pool.left)} of its grants left to allocate{_hosts(pool.hosts)}"
     )
+
+
+def _hosts(hosts: Sequence[HostView]) -> str:
+    """A line about the hosts that serve a pool: each with what it has, or since when it is away."""
+    if not hosts:
+        return ""
+    listed = [
+        f"⚠️ {text.line(host.name, 40)} away since {host.seen_at:%F %H:%M} UTC" if host.is_away else _host(host)
+        for host in hosts[:MOST_HOSTS]
+    ]
+    more = f" and {len(hosts) - MOST_HOSTS} more" if len(hosts) > MOST_HOSTS else ""
+    torch = {str(host.facts.get("versions", {}).get("torch", "")) for host in hosts if not host.is_away}
+    differ = f" · ⚠️ torch differs: {text.line(', '.join(sorted(torch)), 80)}" if len(torch) > 1 else ""
+    return f"\n-# on {', '.join(listed)}{more}{differ}"
+
+
+def _host(host: HostView) -> str:
+    gpus = Counter(str(gpu["name"]) for gpu in host.facts.get("gpus", ()))
+    has = [f"{number} × {text.line(name, 40)}" for name, number in gpus.items()]
+    has += [f"{host.facts['free_gib']:,.0f} GiB of disk free"] if "free_gib" in host.facts else []
+    return f"{text.line(host.name, 40)} ({', '.join(has)})" if has else text.line(host.name, 40)
 
 
 def _usage(listed: Sequence[ProjectUse]) -> str:

@@ -54,11 +54,11 @@ class Form(ui.Modal):
             self.add_item(ui.Label(text=label, component=component))
 
     async def on_submit(self, interaction: discord.Interaction[Any]) -> None:
-        """Acknowledge the form, do its work, and answer with the result."""
+        """Acknowledge the form, do its work, and answer."""
         asking.set(interaction.user.id)
         interaction.extras[Form] = self
         await acknowledge(interaction)
-        await errors.reply(interaction, await self.send(interaction))
+        await self.answer(interaction)
 
     async def on_error(self, interaction: discord.Interaction[Any], error: Exception, /, *_: Any) -> None:
         """Answer an error as everywhere else, and give the author back what they wrote, if it was more than a line."""
@@ -69,6 +69,10 @@ class Form(ui.Modal):
         prose = away or any(field.style is discord.TextStyle.paragraph for field in typed.values())
         written = "\n\n".join(f"{label}\n{field.value}" for label, field in typed.items()) if prose else ""
         await errors.answer(interaction, error, written, Again(self, typed.values()) if away else None)
+
+    async def answer(self, interaction: Interaction) -> None:
+        """Do the form's work, and answer with the result."""
+        await errors.reply(interaction, await self.send(interaction))
 
     @abstractmethod
     async def send(self, interaction: Interaction) -> str:

@@ -12,7 +12,7 @@ from bot.delivery.posts import Destination, PostContext
 from bot.delivery.sender import Sender
 from bot.delivery.tombstones import Tombstones
 from bot.plots.renderer import Renderer
-from broker.allocations import allocations
+from broker.allocations import awards
 from broker.reviews import inventory
 from broker.runs import runs
 from broker.runs.runs import RunKind, RunView
@@ -114,7 +114,7 @@ class ProjectFeed:
         if entry.kind == "project.completed":
             ran = await self.app.read(runs.of_project, self.project_id, kind=RunKind.TRAIN, limit=MOST_RUNS)
             sponsors = await self.app.read(inventory.sponsors, self.project_id)
-            announces = await self.app.read(allocations.has_granted, self.project_id)
+            announces = await self.app.read(awards.has_granted, self.project_id)
         context = PostContext(project, channel_id, ran, sponsors)
         has_channel = channel_id is not None or closed
         for destination in posts.destinations(entry, has_channel=has_channel, announces=announces):

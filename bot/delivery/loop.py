@@ -19,12 +19,12 @@ from bot.delivery.sender import Sender
 from broker.runs import runs
 from projects import health
 from projects.errors import AwayError
+from projects.log import Seldom
 from projects.record import record
 
 MOST_FEEDS = 64
 MOST_IDLE_FEEDS = 4
 """Feeds that run at once of projects with nothing new; after a start, thousands of them may have a card to check."""
-LOG_AGAIN_SECONDS = 60.0
 LONGEST_BACKOFF_SECONDS = 30.0
 DOUBLINGS = 6
 TRIES_BEFORE_NOTICE = 3
@@ -166,25 +166,22 @@ class Backoff:
     def __init__(self) -> None:
         self.count = 0
         self._until = 0.0
-        self._logged_at = float("-inf")
+        self._log_again = Seldom()
 
     @property
     def over(self) -> bool:
         """Whether the feed may try again."""
         return time.monotonic() >= self._until
 
-    def wait(self) -> float:
-        """Let the feed wait, longer each time; returns the present time."""
-        now = time.monotonic()
-        self._until = now + min(0.5 * 2 ** min(self.count, DOUBLINGS), LONGEST_BACKOFF_SECONDS)
+    def wait(self) -> None:
+        """Let the feed wait, longer each time."""
+        self._until = time.monotonic() + min(0.5 * 2 ** min(self.count, DOUBLINGS), LONGEST_BACKOFF_SECONDS)
         self.count += 1
-        return now
 
     def note(self, stream: str, reason: str, error: BaseException | None = None) -> None:
         """Count a failure, and log it."""
-        now = self.wait()
-        if now - self._logged_at >= LOG_AGAIN_SECONDS:
-            self._logged_at = now
+        self.wait()
+        if self._log_again.is_due():
             log.warning("posting waits and is tried again", stream=stream, reason=reason, exc_info=error)
 
 

@@ -8,10 +8,11 @@ from bot.app import App
 from bot.cards.card import Card
 from bot.cards.review_card import change_card, review_card
 from broker.allocations.allocations import AllocationState, AllocationView
+from broker.allocations.change_requests import ChangeState
 from broker.reports import review_context
 from broker.reports.review_context import ReviewContext
 from broker.reviews import changes
-from broker.reviews.changes import ChangeState, ChangeView
+from broker.reviews.changes import ChangeView
 
 # By the number of the request or change. Only open ones have a context: it changes with every run, and the card of a
 # decided one need not be edited for that.

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from sqlmodel import Field, col, select
 
 from broker.runners import registry
-from projects import people, rights, text
+from projects import people, quotas, rights, text
 from projects.db.columns import Base, foreign_key, integer, json_object, number, row_id, timestamp, utcnow, words
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor
@@ -173,14 +173,15 @@ def add_pool(
         check_memory(size)
     gpu_type = text.prose("The GPU type", gpu_type, most=60)
     shared: dict[str, Any] = {"gpu_type": gpu_type, "gpus": gpus, "price_weight": price_weight}
-    asked = shared | {"runner": runner, "runner_options": options, "most_submitted": most_submitted}
-    asked |= {"memory_gib": memory_gib, "host_memory_gib": host_memory_gib}
+    memory: dict[str, Any] = {"memory_gib": memory_gib, "host_memory_gib": host_memory_gib}
+    asked = shared | memory | {"runner": runner, "runner_options": options, "most_submitted": most_submitted}
     earlier = session.scalars(select(Pool).where(Pool.name == name)).one_or_none()
     if earlier is not None:
         if any(getattr(earlier, field) != value for field, value in asked.items()):
             is_now = f"{earlier.gpus} × {earlier.gpu_type}, {earlier.runner}, weight {earlier.price_weight:g}"
             raise ConflictError(f"There is a pool “{name}” already ({is_now}); change it, or choose another name.")
         return earlier.id
+    quotas.check_admin(session, actor)
     pool = Pool(name=name, **asked)
     session.add(pool)
     session.flush()
@@ -192,6 +193,7 @@ def add_pool(
         pool=name,
         launcher=runner,  # the record's word for it since its first entry
         **shared,
+        **{size: gib for size, gib in memory.items() if gib is not None},
     )
     return pool.id
 
@@ -216,6 +218,14 @@ def memory_each(pool: Pool, gpus: int) -> int:
     return min(each, int(pool.memory_gib * 2**30)) if pool.memory_gib else each
 
 
+def host_bytes(pool: Pool) -> int | None:
+    """Bytes of the memory of a host with GPUs, which a run's processes share; None where nobody has said.
+
+    A pool of CPUs is None too: `memory_each` has shared out its host's memory.
+    """
+    return None if pool.is_cpu or pool.host_memory_gib is None else int(pool.host_memory_gib * 2**30)
+
+
 def add_grant(
     session: Session,
     *,
@@ -231,6 +241,7 @@ def add_grant(
     sponsor = text.prose("The sponsor", sponsor, most=80)
     if until <= utcnow():
         raise InvalidError(f"A grant ends in the future; {until:%Y-%m-%d} has passed.")
+    quotas.check_admin(session, actor)
     grant = Grant(pool_id=named(session, pool).id, sponsor=sponsor, seconds=seconds, until=until)
     session.add(grant)
     session.flush()
@@ -272,19 +283,6 @@ def named(session: Session, name: str) -> Pool:
 def largest_in(session: Session, name: str) -> int:
     """What `largest` returns for the pool of that name; raises NotFoundError."""
     return largest(session, named(session, name).id)
-
-
-def sharing(session: Session) -> Sequence[Pool]:
-    """The pools that share the GPUs of the worker's host, in the order in which its GPUs are assigned to them."""
-    return [pool for pool in session.scalars(select(Pool).order_by(col(Pool.id))) if pool.shares_gpus]
-
-
-def numbers_on_host(session: Session, pool: Pool, devices: str) -> str:
-    """The host's numbers of a local pool's `devices`, such as “2,3”; empty for a pool of CPUs."""
-    if not pool.shares_gpus:
-        return ""
-    first = sum(other.gpus for other in sharing(session) if other.id < pool.id)
-    return ",".join(str(first + int(device)) for device in devices.split(",") if device)
 
 
 def runners(session: Session) -> Sequence[str]:

@@ -119,7 +119,7 @@ def show_as_decided(settings: Settings, db: Database, hub: Hub, run_id: int) -> 
         with db.write() as session:
             session.execute(
                 update(Repository)
-                .where(col(Repository.run_id) == run_id)
+                .where(col(Repository.run_id) == run_id, col(Repository.private) == repository.private)
                 .values(
                     tries=repository.tries + 1,
                     not_before=_later(repository.tries, settings.publish_retry_seconds, error.pause),
@@ -140,7 +140,7 @@ def _tell_refused(db: Database, error: Exception) -> None:
 def _shown(session: Session, run_id: int, url: str, *, private: bool) -> None:
     """Store whether a repository is private now, and record a change once."""
     other = (col(Repository.run_id) == run_id, col(Repository.private) != private)
-    if transition.write_where(session, Repository, *other, private=private, tries=0) is not None:
+    if transition.write_where(session, Repository, *other, private=private, tries=0, not_before=utcnow()) is not None:
         kind = "checkpoints.withheld" if private else "checkpoints.released"
         count = len(publications.links(session, run_id))
         runs.tell(session, runs.load(session, run_id), kind, url=url, count=count)

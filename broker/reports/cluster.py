@@ -7,8 +7,9 @@ from sqlalchemy import func
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
-from broker.allocations import pools
+from broker.allocations import hosts, pools
 from broker.allocations.allocations import Allocation
+from broker.allocations.hosts import HostView
 from broker.allocations.ledger import Balance
 from broker.allocations.pools import Pool
 from broker.runners import registry
@@ -30,10 +31,13 @@ class PoolStatus:
     busy: int
     runner: str
     queue: str
+    hosts: Sequence[HostView]
     price_weight: float
     working: int
     waiting: int
     left: int
+    memory_gib: float | None
+    host_memory_gib: float | None
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ def status(session: Session) -> Sequence[PoolStatus]:
     sizes = select(Run.id, Run.gpus).where(col(Run.id).in_([held.run_id for held in state.held]))
     gpus = {row.id: row.gpus for row in session.execute(sizes)}
     available = pools.available(session)
+    known = hosts.every(session)
     listed = []
     for pool in pools.every(session):
         held = [row for row in state.held if row.pool_id == pool.id]
@@ -68,10 +73,13 @@ def status(session: Session) -> Sequence[PoolStatus]:
                 busy=min(pool.gpus, sum(gpus[row.run_id] for row in held)),
                 runner=pool.runner,
                 queue=registry.named(pool.runner).queue,
+                hosts=hosts.of_pool(known, pool),
                 price_weight=pool.price_weight,
                 working=sum(row.open for row in held),
                 waiting=sum(row.pool_id == pool.id for row in state.waiting),
                 left=available.get(pool.id, 0),
+                memory_gib=pool.memory_gib,
+                host_memory_gib=pool.host_memory_gib,
             )
         )
     return listed

@@ -10,12 +10,14 @@ from sqlalchemy import func
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
-from broker.allocations import allocations, ledger, pools, tiers
+from broker.allocations import allocations, ledger, period_sums, pools, tiers
 from broker.allocations.allocations import Allocation
+from broker.allocations.change_requests import AllocationChange
 from broker.allocations.ledger import Account, Balance
+from broker.allocations.period_sums import Asker, PeriodSum
 from broker.allocations.pools import Grant
 from broker.reviews import changes
-from broker.reviews.changes import AllocationChange, size_of
+from broker.reviews.changes import size_of
 from broker.scheduling import fairshare, usage
 from broker.scheduling.fairshare import Standing
 from projects.db.columns import utcnow
@@ -40,8 +42,9 @@ class ReviewContext:
 
     `grants` is the number of the project's allocations so far; `spent` and `reserved` are sums over these. `available`
     is the most that can be granted now, out of one grant. `recent` is what the project was granted within `days` days,
-    and `with_this` adds what is asked for. Consent to all of that takes `reviewers` people, as one may grant
-    `one_reviewer`, and `halves` says whether the time then comes in two halves.
+    and `with_this` adds what is asked for. Where the sum of a person behind the request is larger, it decides in the
+    project's place, and `person` is that sum. Consent takes `reviewers` people, as one may grant `one_reviewer` of the
+    sum that decides, and `halves` says whether the time then comes in two halves.
     """
 
     grants: int
@@ -56,15 +59,17 @@ class ReviewContext:
     days: int
     standing: Standing
     remarks: Sequence[Remark] = ()
+    person: PeriodSum | None = None
 
 
 class _Request(NamedTuple):
     """A request for an allocation, or for a change of one, in GPU-seconds.
 
-    `seconds` are asked for; `account` is the allocation's.
+    `seconds` are asked for, by the person with the id `requested_by`; `account` is the allocation's.
     """
 
     allocation: Allocation
+    requested_by: int
     seconds: int
     account: Account
 
@@ -86,7 +91,10 @@ def of_request(session: Session, allocation_id: int) -> ReviewContext:
 def of_requests(session: Session, allocation_ids: Collection[int]) -> Mapping[int, ReviewContext]:
     """The contexts of requests for allocations, by as many queries as one of them takes."""
     found = session.scalars(select(Allocation).where(col(Allocation.id).in_(allocation_ids))).all()
-    requests = {allocation.id: _Request(allocation, allocation.seconds, NOTHING) for allocation in found}
+    requests = {
+        allocation.id: _Request(allocation, allocation.requested_by, allocation.seconds, NOTHING)
+        for allocation in found
+    }
     return _contexts(session, requests, _remarks(session, found))
 
 
@@ -106,7 +114,7 @@ def of_changes(session: Session, change_ids: Collection[int]) -> Mapping[int, Re
         .execution_options(populate_existing=True)
     )
     requests = {
-        change.id: _Request(allocation, change.seconds, ledger.account_of(balance))
+        change.id: _Request(allocation, change.requested_by, change.seconds, ledger.account_of(balance))
         for change, allocation, balance in rows
     }
     return _contexts(session, requests, {})
@@ -120,20 +128,26 @@ def _contexts(
     projects = {allocation.project_id for allocation in asked}
     bounds, used = tiers.current(session), usage.of_ended(session, utcnow())
     use, available = _use(session, projects), _available(session, asked)
-    recent = allocations.recently_granted(session, projects)
-    total = {number: recent[request.allocation.project_id] + request.seconds for number, request in requests.items()}
+    askers = {
+        number: Asker(request.allocation.project_id, request.requested_by) for number, request in requests.items()
+    }
+    sums = period_sums.of_askers(session, set(askers.values()))
+    beside = {number: sums[asker] for number, asker in askers.items()}
     return {
         number: ReviewContext(
             **use[request.allocation.project_id]._asdict(),
             available=available[request.allocation.id],
-            reviewers=2 if size_of(request.account, request.seconds, total[number]) > bounds.one_reviewer else 1,
-            halves=bool(request.seconds) and total[number] > bounds.halves,
-            recent=recent[request.allocation.project_id],
-            with_this=total[number],
+            reviewers=2
+            if size_of(request.account, request.seconds, beside[number].seconds) > bounds.one_reviewer
+            else 1,
+            halves=bool(request.seconds) and beside[number].seconds + request.seconds > bounds.halves,
+            recent=beside[number].project,
+            with_this=beside[number].project + request.seconds,
             one_reviewer=bounds.one_reviewer,
             days=bounds.days,
             standing=_standing(used, request.allocation.project_id),
             remarks=remarks.get(request.allocation.id, []),
+            person=None if beside[number].person is None else beside[number],
         )
         for number, request in requests.items()
     }

@@ -9,7 +9,7 @@ from datetime import datetime
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
-from broker.allocations import ledger, pools
+from broker.allocations import hosts, ledger, pools
 from broker.allocations.ledger import in_hours
 from broker.allocations.pools import Pool
 from broker.publishing import disk
@@ -186,7 +186,7 @@ def _not_queued(session: Session, run: Run, pool: Pool) -> str:
             return f"{queue} decides when it starts. {said or 'It has not said what it waits for'}."
         case RunState.STARTING:
             said = session.get_one(Attempt, (run.id, run.token)).waiting
-            return f"{said}." if said else "It has its GPUs and is starting."
+            return f"{said}." if said else hosts.absence(session, pool) or "It has its GPUs and is starting."
         case RunState.RUNNING:
             return "It is running."
         case RunState.STOPPING:

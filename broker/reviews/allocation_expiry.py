@@ -14,11 +14,11 @@ from sqlmodel import Field, col, select
 
 from broker.allocations import allocations, ledger
 from broker.allocations.allocations import LIVE, Allocation, AllocationState
+from broker.allocations.change_requests import AllocationChange, ChangeState
 from broker.allocations.ledger import Balance
 from broker.end_reasons import EndReason
 from broker.fence import Fence
 from broker.reviews import changes, reviews
-from broker.reviews.changes import AllocationChange, ChangeState
 from broker.runs import control
 from broker.runs.runs import Run
 from projects import projects

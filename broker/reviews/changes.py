@@ -3,57 +3,26 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 
 from sqlalchemy import ColumnElement
 from sqlalchemy.orm import Session, aliased
-from sqlmodel import Field, col, select
+from sqlmodel import col, select
 
-from broker.allocations import allocations, endorsements, ledger
-from broker.allocations.allocations import Allocation, parse_day, parse_hours
-from broker.allocations.endorsements import Endorsable, RolesNow, check_second, endorse
+from broker.allocations import allocations, awards, endorsements, ledger, period_sums, requests
+from broker.allocations.allocations import Allocation
+from broker.allocations.change_requests import TRANSITIONS, AllocationChange, ChangeState
+from broker.allocations.endorsements import RolesNow, check_second, endorse
 from broker.allocations.ledger import Account, in_hours
 from broker.allocations.pools import Grant
+from broker.allocations.requests import parse_day, parse_hours
 from broker.reviews import reviews
 from projects import people, projects, quotas, text
 from projects.db import transition
-from projects.db.columns import foreign_key, integer, row_id, timestamp, utcnow, words
+from projects.db.columns import utcnow
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor, Person
 from projects.projects import Project, Stage
 from projects.quotas import QuotaKind
-
-
-class ChangeState(StrEnum):
-    """The states of a request for a change."""
-
-    REQUESTED = "requested"
-    APPROVED = "approved"
-    DECLINED = "declined"
-    WITHDRAWN = "withdrawn"
-
-
-DECIDED = frozenset(ChangeState) - {ChangeState.REQUESTED}
-TRANSITIONS: dict[ChangeState, frozenset[ChangeState]] = {
-    ChangeState.REQUESTED: DECIDED,
-    **dict.fromkeys(DECIDED, frozenset()),
-}
-
-
-class AllocationChange(Endorsable, table=True):
-    """A request for `seconds` more, or 0, and for another end `until`, or None, of an allocation."""
-
-    __tablename__ = "allocation_changes"
-
-    id: int = row_id()
-    request_id: str = Field(unique=True)
-    allocation_id: int = foreign_key("allocations.id", index=True)
-    seconds: int = integer()
-    until: datetime | None = timestamp(default=None)
-    justification: str = words()
-    state: str = ChangeState.REQUESTED
-    decided_by: int | None = foreign_key("people.id", default=None)
-    reason: str = words(default="")
 
 
 @dataclass(frozen=True)
@@ -117,7 +86,7 @@ def request(
 
 def check_may_request(session: Session, actor: Actor, allocation_id: int) -> Person:
     """The lead, if a change of the allocation can be requested now; raises DomainError. Only reads."""
-    lead = allocations.check_may_ask_more(session, actor, allocation_id)
+    lead = requests.check_may_ask_more(session, actor, allocation_id)
     project = session.get_one(Project, allocations.load(session, allocation_id).project_id)
     if project.stage != Stage.ACTIVE:
         raise ConflictError(f"“{project.title}” is {project.stage}; only an active project can ask for a change.")
@@ -158,8 +127,9 @@ def approve(
 ) -> ChangeState:
     """Approve the change, with fewer `hours` if these are given, or endorse it; returns the change's state.
 
-    What decides how many reviewers it takes is the size that the allocation would have, or all that the project is
-    granted within the period of the tiers, whichever is more. `roles_now` is as in `endorsements.endorse`.
+    What decides how many reviewers it takes is the size that the allocation would have, or what the project, its lead
+    and the requester come to within the period of the tiers (`period_sums`), whichever is more. `roles_now` is as in
+    `endorsements.endorse`.
     """
     projects.lock(session, allocations.load(session, load(session, change_id).allocation_id).project_id)
     change, allocation = _locked(session, change_id)
@@ -174,8 +144,8 @@ def approve(
         _check_can_last(session, allocation)
     because = text.prose("The reason", reason, most=text.USUAL)
     reviewer = people.ensure(session, actor)
-    recent = allocations.with_recent(session, allocation.project_id, seconds)
-    size = size_of(ledger.account(session, allocation.id), seconds, recent)
+    beside = period_sums.of_request(session, allocation.project_id, change.requested_by).seconds
+    size = size_of(ledger.account(session, allocation.id), seconds, beside)
     if endorse(session, change, allocation.project_id, reviewer, seconds, size=size, roles_now=roles_now):
         _tell(session, allocation, change, "allocation.change_endorsed", reviewer, because, seconds=seconds)
         return ChangeState.REQUESTED
@@ -184,7 +154,7 @@ def approve(
     _move(session, change, ChangeState.APPROVED, reviewer, because)
     if change.until is not None and allocation.grant_id is not None:
         allocation.until = max(allocation.until, min(change.until, session.get_one(Grant, allocation.grant_id).until))
-    second = allocations.second_half(session, allocation.project_id, seconds) if seconds else 0
+    second = awards.second_half(session, seconds, size=beside + seconds) if seconds else 0
     if seconds:
         ledger.top_up(session, allocation.id, seconds - second, committed=second)
     if second:
@@ -196,12 +166,12 @@ def approve(
     return ChangeState.APPROVED
 
 
-def size_of(account: Account, seconds: int, recent: int) -> int:
-    """The size of a change by `seconds`, for its tier; `recent` is what the project is granted lately, with them.
+def size_of(account: Account, seconds: int, beside: int) -> int:
+    """The size of a change by `seconds`, for its tier; `beside` is what counts beside them (`period_sums`).
 
     A later end alone has no size.
     """
-    return max(account.granted + account.committed + seconds, recent) if seconds else 0
+    return max(account.granted + account.committed, beside) + seconds if seconds else 0
 
 
 def decline(session: Session, actor: Actor, change_id: int, *, reason: str) -> None:
@@ -217,7 +187,7 @@ def decline(session: Session, actor: Actor, change_id: int, *, reason: str) -> N
 def withdraw(session: Session, actor: Actor, change_id: int, *, reason: str) -> None:
     """Withdraw an open request for a change; the requester and the project's lead may."""
     change, allocation = _locked(session, change_id)
-    person = allocations.require_asker(session, actor, allocation.project_id, change.requested_by)
+    person = requests.require_asker(session, actor, allocation.project_id, change.requested_by)
     because = text.prose("The reason", reason, most=text.USUAL)
     _move(session, change, ChangeState.WITHDRAWN, person, because)
     _tell(session, allocation, change, "allocation.change_withdrawn", person, because, seconds=change.seconds)
@@ -260,7 +230,7 @@ def check_may_withdraw(session: Session, actor: Actor, change_id: int) -> None:
     """Raise ForbiddenError unless the actor requested the change or leads the project. Only reads."""
     change = load(session, change_id)
     project_id = allocations.load(session, change.allocation_id).project_id
-    allocations.require_asker(session, actor, project_id, change.requested_by)
+    requests.require_asker(session, actor, project_id, change.requested_by)
 
 
 def of_allocation(session: Session, allocation_id: int) -> Sequence[ChangeView]:

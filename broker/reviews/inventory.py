@@ -10,13 +10,14 @@ from sqlalchemy import func
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
-from broker.allocations import pools
-from broker.allocations.allocations import LIVE, Allocation, parse_hours
+from broker.allocations import hosts, pools
+from broker.allocations.allocations import LIVE, Allocation
 from broker.allocations.ledger import Balance
 from broker.allocations.pools import HEAVIEST, LIGHTEST, MOST_GPUS, Grant, GrantMovement, GrantRow, Pool
+from broker.allocations.requests import parse_hours
 from broker.runs import attempts
 from broker.runs.runs import ACTIVE, Run
-from projects import people, rights, text
+from projects import people, quotas, rights, text
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor
@@ -32,15 +33,22 @@ def add_pool(
     gpu_type: str,
     gpus: str,
     price_weight: str,
+    memory: str = "",
 ) -> None:
-    """Add a pool of this host's GPUs; raises ForbiddenError, InvalidError and ConflictError."""
+    """Add a pool of this host's GPUs, with the memory that `parse_memory` reads.
+
+    Raises ForbiddenError, InvalidError and ConflictError.
+    """
     rights.require_admin(actor, Act.MANAGE_COMPUTE)
+    gpu, host = parse_memory(memory)
     pools.add_pool(
         session,
         name=name.strip(),
         gpu_type=gpu_type,
         gpus=_count(gpus),
         price_weight=_weight(price_weight),
+        memory_gib=gpu,
+        host_memory_gib=host,
         actor=actor,
     )
 
@@ -79,11 +87,14 @@ def change_pool(
         )
     if count != pool.gpus and pool.shares_gpus:
         _check_later_rest(session, pool)
+    quotas.check_admin(session, actor)
     pool.gpus, pool.price_weight = count, weight
     pool.memory_gib, pool.host_memory_gib = memory
     session.flush()
     by = people.author(session, actor)
     told = {"pool": name, "gpus": count, "price_weight": weight}
+    sizes = {"memory_gib": pool.memory_gib, "host_memory_gib": pool.host_memory_gib}
+    told |= {size: gib for size, gib in sizes.items() if gib is not None}
     record.append(session, record.LAB, "pool.changed", by=by, why=because, **told)
 
 
@@ -112,6 +123,7 @@ def change_grant(
     """Add GPU-hours to a grant or change its end; an empty field stays as it is."""
     rights.require_admin(actor, Act.MANAGE_COMPUTE)
     because = text.prose("The reason", reason, most=text.USUAL)
+    quotas.check_admin(session, actor)  # people are locked before grants
     grant = session.get(Grant, grant_id, with_for_update=True, populate_existing=True)
     if grant is None:
         raise NotFoundError(f"There is no grant {grant_id}.")
@@ -157,7 +169,7 @@ def sponsors(session: Session, project_id: int) -> Sequence[str]:
 
 def _check_later_rest(session: Session, pool: Pool) -> None:
     """Raise ConflictError if a run holds GPUs that would get other numbers: those of the host's later pools."""
-    for later in pools.sharing(session):
+    for later in hosts.sharing(session, pool):
         if later.id <= pool.id:
             continue
         session.execute(select(Pool.id).where(Pool.id == later.id).with_for_update(key_share=True))
@@ -165,6 +177,22 @@ def _check_later_rest(session: Session, pool: Pool) -> None:
             raise ConflictError(
                 f"“{later.name}” has the GPUs after those of “{pool.name}”, and runs hold some; pause them first."
             )
+
+
+def parse_memory(value: str) -> tuple[float | None, float | None]:
+    """The memory of a GPU and of a host in GiB, typed as “141 / 2048”; None for what is left out.
+
+    Raises InvalidError.
+    """
+    typed = re.fullmatch(r"\s*(\d{1,6}(?:\.\d{1,2})?)?\s*(?:/\s*(\d{1,6}(?:\.\d{1,2})?)?\s*)?", value, re.ASCII)
+    if not typed:
+        raise InvalidError(
+            "Memory is the GiB of a GPU, a slash, and the GiB of a host, such as 141 / 2048; either may be left out."
+        )
+    gpu, host = (float(size) if size else None for size in typed.groups())
+    for size in (gpu, host):
+        pools.check_memory(size)
+    return gpu, host
 
 
 def _count(value: str) -> int:

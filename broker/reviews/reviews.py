@@ -1,18 +1,20 @@
 """Reviews: reviewers' decisions on allocations, each with a public reason.
 
 Nobody decides on a request of a project that they were in when it was made, or since. One reviewer decides up to a
-size, which counts all that the project was granted within a period. Above it the first consent is an endorsement, and
-the second reviewer grants at most the lesser of both amounts. A refusal by either one ends the request.
+size, which counts what the project, its lead and the requester were granted within a period (`period_sums`). Above it
+the first consent is an endorsement, and the second reviewer grants at most the lesser of both amounts. A refusal by
+either one ends the request.
 """
 
 from sqlalchemy.orm import Session
 from sqlmodel import col
 
-from broker.allocations import allocations, endorsements, ledger
-from broker.allocations.allocations import LIVE, Allocation, AllocationState, parse_hours
+from broker.allocations import allocations, awards, endorsements, ledger, period_sums, requests
+from broker.allocations.allocations import LIVE, Allocation, AllocationState
 from broker.allocations.endorsements import Endorsable, RolesNow, check_second, endorse
 from broker.allocations.ledger import in_hours
 from broker.allocations.pools import Pool
+from broker.allocations.requests import parse_hours
 from broker.end_reasons import EndReason
 from broker.runs import control
 from broker.runs.runs import Run
@@ -87,8 +89,11 @@ def approve(
     if allocation.until <= utcnow():
         raise ConflictError(f"The end asked for, {allocation.until:%Y-%m-%d}, has passed; only a new request helps.")
     because = text.prose("The reason", reason, most=text.USUAL)
+    if earlier is not None:
+        control.hold(session, col(Run.allocation_id) == earlier.id)  # runs are locked before people
     reviewer = people.ensure(session, actor)
-    size = allocations.with_recent(session, allocation.project_id, seconds)
+    beside = period_sums.of_request(session, allocation.project_id, allocation.requested_by).seconds
+    size = beside + seconds
     if endorse(session, allocation, allocation.project_id, reviewer, seconds, size=size, roles_now=roles_now):
         pool = session.get_one(Pool, allocation.pool_id).name
         told = {"asked": allocation.seconds, "seconds": seconds, "pool": pool}
@@ -96,9 +101,7 @@ def approve(
         return AllocationState.REQUESTED
     if allocation.endorsed_seconds is not None:
         seconds = min(seconds, allocation.endorsed_seconds)
-    if earlier is not None:
-        control.hold(session, col(Run.allocation_id) == earlier.id)
-    allocations.award(session, allocation, seconds, reviewer, because)
+    awards.award(session, allocation, seconds, reviewer, because, size=beside + seconds)
     if earlier is not None:
         _renew(session, earlier, allocation)
     return AllocationState.APPROVED
@@ -147,7 +150,7 @@ def answer(session: Session, actor: Actor, allocation_id: int, said: str) -> Non
 def check_may_answer(session: Session, actor: Actor, allocation_id: int) -> Person:
     """The person of the actor: requester or lead, while the request is open; raises DomainError. Only reads."""
     allocation = allocations.load(session, allocation_id)
-    person = allocations.require_asker(session, actor, allocation.project_id, allocation.requested_by)
+    person = requests.require_asker(session, actor, allocation.project_id, allocation.requested_by)
     if allocation.state != AllocationState.REQUESTED:
         raise ConflictError(f"Allocation {allocation_id} is {allocation.state}; its reviewers ask nothing any more.")
     return person

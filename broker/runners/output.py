@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 from broker.end_reasons import EndReason
-from broker.runs.attempts import Checkpoint, Ending, Progress
+from broker.runs.progress import Checkpoint, Ending, Progress
 from broker.runs.series import Measured
 from projects import text
 from trainer import contract

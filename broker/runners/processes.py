@@ -28,6 +28,16 @@ def identify(pid: int) -> Process:
     return Process(host(), boot_id(), pid, _start_ticks(pid))
 
 
+def named_by(word: str) -> list[Process]:
+    """The leaders of process groups of this host with this word on their command line."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if word in process.cmdline() and os.getpgid(process.pid) == process.pid:
+                found.append(identify(process.pid))
+    return found
+
+
 def kill_group(process: Process) -> list[int]:
     """End with SIGKILL every process of the group that `process` led, on this host and boot only; return their pids."""
     if not of_this_host(process) or _pid_reused(process):
@@ -44,8 +54,10 @@ def kill_group(process: Process) -> list[int]:
 
 
 def host() -> str:
-    """This host's name."""
-    return socket.gethostname()
+    """This host's name among those of the lab."""
+    from projects.settings import get_settings  # imports SQLAlchemy, which the command line need not wait for
+
+    return get_settings().host_name or socket.gethostname()
 
 
 def boot_id() -> str:

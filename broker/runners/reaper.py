@@ -10,7 +10,7 @@ from sqlmodel import col, select
 
 from broker.allocations import pools
 from broker.fence import Fence
-from broker.runners import registry
+from broker.runners import processes, registry
 from broker.runners.base import Runner, UnavailableError
 from broker.runs import attempts, settlement
 from broker.runs.attempts import OPEN, Attempt
@@ -36,6 +36,25 @@ def expire(settings: Settings, db: Database, fence: Fence | None = None) -> None
             )
         if expired:
             log.warning("an attempt was lost", run=attempt.run_id, token=attempt.token)
+
+
+def end_lost(settings: Settings, db: Database) -> None:
+    """End what still lives on this host of attempts that were given up, so that the next attempt may run anywhere.
+
+    A host that was rebooted, or that reaches the database again, hereby frees the runs that it has lost.
+    """
+    with db.read() as session:
+        lost = attempts.lost_on(session, processes.host(), since_seconds=settings.outage_seconds)
+    for attempt in lost:
+        process = attempts.process_of(attempt)
+        folder = settings.runs_dir / str(attempt.run_id) / f"attempt-{attempt.token}"
+        # A supervisor that was cut off as it started its trainer has not told the process.
+        found = [process] if process is not None else processes.named_by(str(folder))
+        for each in found:
+            processes.kill_group(each)
+        if all(processes.gone(each) for each in found):
+            with db.write() as session:
+                attempts.surely_over(session, attempt.run_id, attempt.token)
 
 
 def end_strays(settings: Settings, db: Database, fence: Fence | None = None) -> int:

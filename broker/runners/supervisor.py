@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -20,38 +21,31 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as NoConnectionError
 
-from broker import publications
-from broker.allocations.pools import Pool, memory_each, numbers_on_host
+from broker.allocations.hosts import gpu_numbers
+from broker.allocations.pools import Pool, memory_each
 from broker.end_reasons import EndReason
-from broker.publications import Publication
 from broker.publishing import disk
 from broker.runners import output, processes, registry
 from broker.runners.base import JobSpec, Runner
 from broker.runners.local import LocalRunner
+from broker.runners.outage import Outage
 from broker.runners.processes import Process
-from broker.runs import attempts, preparing, runs, settlement
-from broker.runs.attempts import (
-    Attempt,
-    AttemptState,
-    Checkpoint,
-    Ending,
-    Progress,
-    StaleError,
-    TakenOverError,
-)
-from broker.runs.runs import Run, RunKind
+from broker.runners.trainer_command import trainer_command
+from broker.runs import attempts, leases, runs, settlement
+from broker.runs.attempts import Attempt, AttemptState
+from broker.runs.leases import StaleError, TakenOverError
+from broker.runs.progress import Checkpoint, Ending, Progress
+from broker.runs.runs import Run
 from projects import log as log_format
 from projects.db.database import Database, is_away
 from projects.settings import Settings, get_settings
-from trainer.contract import CONFIG_FILE, Status
+from trainer.contract import Status
 
 POLL_SECONDS = 0.2
 LIBRARIES = 1 << 30
 """Bytes beside what the trainer predicts for a process on a CPU: Python, its libraries, and what they reserve and never
 touch."""
-SAMPLE_PROMPT = "The "
 AWAY = (DBAPIError, NoConnectionError)
-LOG_AGAIN_SECONDS = 60.0
 T = TypeVar("T")
 
 log = structlog.get_logger()
@@ -66,6 +60,7 @@ def spawn(settings: Settings, run_id: int, token: int, owner: str = "", after: i
     environment = registry.environment() | {
         "STOA_ENV_FILE": "",
         "STOA_HOME": str(settings.home),
+        "STOA_HOST_NAME": settings.host_name,
         "STOA_DATABASE_URL": settings.database,
         "STOA_LEASE_SECONDS": str(settings.lease_seconds),
         "STOA_STOP_GRACE_SECONDS": str(settings.stop_grace_seconds),
@@ -129,11 +124,8 @@ class Supervisor:
         self.events_read = 0
         self.seconds = math.inf
         self.renewed_at = 0.0
-        self.away = False
-        self.asked: threading.Thread | None = None
-        self.asked_at = self.answered_at = -math.inf
-        self.prolonged_at = -math.inf
-        self.said_away_at = -math.inf
+        self.outage = Outage(self.db)
+        self.prolonged_at = self.broken_off_at = -math.inf
         self.lease_file = threading.Lock()
         self.stopped_at: float | None = None
         self.timed_out = False
@@ -150,8 +142,7 @@ class Supervisor:
                 self._take_over(self.after)
                 return
             run, _, self.runner = self._retrying(self._load)
-            if time.monotonic() - self.renewed_at > self.settings.lease_seconds / 2:
-                self._retrying(self._renew_claim)
+            self._renew_late_claim()
             try:
                 process, before = self._start(run)
             except OSError as error:
@@ -165,11 +156,21 @@ class Supervisor:
         except TakenOverError:
             self.mine = False
             raise
+        except StaleError:
+            if self.mine and self.runner.bound_to_host:
+                self.runner.kill()
+                self._tell_over()
+            raise
         finally:
             self.over.set()
             if self.mine:
                 self.runner.kill()
             self.db.close()
+
+    def _tell_over(self) -> None:
+        """Say that the trainer of this attempt, which was given up, has ended, so that another host may go on."""
+        with suppress(*AWAY), self.db.write() as session:
+            attempts.surely_over(session, self.run_id, self.token)
 
     def _load(self) -> tuple[Run, Attempt, Runner]:
         """The run, the attempt, and a runner of its pool."""
@@ -177,7 +178,7 @@ class Supervisor:
             run = runs.load(session, self.run_id)
             attempt = session.get_one(Attempt, (self.run_id, self.token))
             pool = session.get_one(Pool, attempt.pool_id)
-            self.devices = numbers_on_host(session, pool, attempt.devices)
+            self.devices = gpu_numbers(session, pool, attempt.devices)
         spec = JobSpec(
             gpus=run.gpus,
             seconds=attempt.reserved / run.gpus,
@@ -189,11 +190,15 @@ class Supervisor:
         self.seconds = spec.seconds
         return run, attempt, registry.named(pool.runner)(spec)
 
-    def _renew_claim(self) -> None:
+    def _renew_late_claim(self) -> None:
         """Renew the lease before the trainer starts, where the database was away meanwhile; raises StaleError."""
+        if time.monotonic() - self.renewed_at > self.settings.lease_seconds / 2:
+            self._retrying(self._renew_claim)
+
+    def _renew_claim(self) -> None:
         asked_at = time.monotonic()
         with self.db.write() as session:
-            attempts.renew_claim(session, self.run_id, self.token, lease_seconds=self.settings.lease_seconds)
+            leases.renew_claim(session, self.run_id, self.token, lease_seconds=self.settings.lease_seconds)
         self.renewed_at = asked_at
 
     def _retrying(self, work: Callable[[], T]) -> T:
@@ -205,14 +210,8 @@ class Supervisor:
                 longest = self.settings.lease_seconds + (self.settings.outage_seconds if is_away(error) else 0)
                 if time.monotonic() - self.renewed_at > longest:
                     raise
-                self._say_away(error)
+                self.outage.say(error)
             time.sleep(self.settings.lease_seconds / 6)
-
-    def _say_away(self, error: Exception) -> None:
-        """Log once a minute that the database cannot be used."""
-        if time.monotonic() - self.said_away_at > LOG_AGAIN_SECONDS:
-            self.said_away_at = time.monotonic()
-            log.warning("the database could not be used; trying again", error=str(getattr(error, "orig", error)))
 
     def _take_over(self, after: int) -> None:
         """Go on where the supervisor before has died; raises StaleError where another does so, or the lease is gone."""
@@ -223,7 +222,7 @@ class Supervisor:
         if process is None or before is None or not reachable or not processes.gone(before):
             raise StaleError(f"the supervisor of attempt {self.token} of run {self.run_id} has not died on this host")
         with self.db.write() as session:
-            attempt = attempts.take_over(
+            attempt = leases.take_over(
                 session,
                 self.run_id,
                 self.token,
@@ -236,7 +235,7 @@ class Supervisor:
         if process.pid:
             runner.adopt(process, self.folder, attempt.waiting)
         else:  # the other died while it submitted a job, which may be there
-            runner.start(self._command(run, found), self.folder, self.devices)
+            runner.start(trainer_command(self.settings, self.db, run, self.folder, found), self.folder, self.devices)
         self.metrics_read, self.events_read = attempt.metrics_read, attempt.events_read
         log.info("took a trainer over", run=self.run_id, token=self.token, pid=process.pid)
         threading.Thread(target=self._guard, daemon=True).start()
@@ -259,7 +258,8 @@ class Supervisor:
         """Start the trainer; its process, and the checkpoints of earlier attempts. Raises OSError."""
         self.folder.mkdir()
         before = self._earlier()
-        command = self._retrying(lambda: self._command(run, before))
+        command = self._retrying(lambda: trainer_command(self.settings, self.db, run, self.folder, before))
+        self._renew_late_claim()
         process = self.runner.start(command, self.folder, self.devices)
         if self.stopped_at is not None:  # asked to stop before there was anything to stop
             self.runner.stop()
@@ -272,7 +272,7 @@ class Supervisor:
             asked_at = time.monotonic()
             try:
                 with self.db.write() as session:
-                    wanted = attempts.waits(
+                    wanted = leases.waits(
                         session,
                         self.run_id,
                         self.token,
@@ -283,7 +283,7 @@ class Supervisor:
                         generation=self.generation,
                     )
             except AWAY as error:
-                self._say_away(error)
+                self.outage.say(error)
             else:
                 self.renewed_at = asked_at
                 if not wanted:
@@ -296,7 +296,7 @@ class Supervisor:
         def tell() -> None:
             asked_at = time.monotonic()
             with self.db.write() as session:
-                attempts.started(
+                leases.started(
                     session,
                     self.run_id,
                     self.token,
@@ -327,7 +327,7 @@ class Supervisor:
                 if (progress.metrics_read, progress.events_read) == (metrics_read, events_read):
                     break
                 with self.db.write() as session:
-                    attempts.catch_up(
+                    leases.catch_up(
                         session, self.run_id, self.token, attempt.token, progress, generation=self.generation
                     )
                 metrics_read, events_read, more = progress.metrics_read, progress.events_read, progress.more
@@ -348,9 +348,9 @@ class Supervisor:
     def _follow(self) -> None:
         """Renew until the trainer has ended, as long as it may take."""
         pause = self.settings.lease_seconds / 6
-        more = False
+        more = late = False
         while True:
-            status = self._wait(0 if more else pause)
+            status = self._wait(0 if more or late else pause)
             asked_at = time.monotonic()
             elapsed = self.runner.seconds()
             progress = self._read()
@@ -361,7 +361,7 @@ class Supervisor:
                     self._settle(elapsed, progress, self._ending(status))
                     return
                 with self.db.write() as session:
-                    told = attempts.renew(
+                    told = leases.renew(
                         session,
                         self.run_id,
                         self.token,
@@ -371,12 +371,13 @@ class Supervisor:
                         generation=self.generation,
                     )
             except AWAY as error:
-                self._say_away(error)
-                more = False
+                self.outage.say(error)
+                more = late = False
                 if status is not None:
                     time.sleep(pause)
             else:
                 self.renewed_at, self.seconds = asked_at, told.seconds
+                late = time.monotonic() - asked_at > pause  # the lease counts from before the wait
                 self._prolong(self.settings.lease_seconds - (time.monotonic() - asked_at))
                 self.metrics_read, self.events_read = progress.metrics_read, progress.events_read
                 if told.stop:
@@ -435,75 +436,30 @@ class Supervisor:
         now = time.monotonic()
         unrenewed, pause = now - self.renewed_at, self.settings.lease_seconds / 6
         if unrenewed > self.settings.lease_seconds / 2:
-            self._ask_whether_away(now, pause)
+            self.outage.ask(now, pause)
         else:
-            self.away = False
-        known = self.away or self.answered_at > self.renewed_at  # a busy host may be slow to ask
-        if self.away and unrenewed < self.settings.outage_seconds:
+            self.outage.away = False
+        known = self.outage.away or self.outage.answered_at > self.renewed_at  # a busy host may be slow to ask
+        survives = unrenewed < self.settings.outage_seconds
+        # After an outage, the scheduler leaves the supervisors a lease's time to renew.
+        overdue_since = max(self.renewed_at, self.outage.back_at) if survives else self.renewed_at
+        if known and min(unrenewed, now - self.broken_off_at) > self.settings.lease_seconds / 2:
+            self.db.break_off()
+            self.broken_off_at = now
+        if self.outage.away and survives:
             if self.stopped_at is None and now - self.prolonged_at > pause:
                 self._prolong(self.settings.lease_seconds)
-        elif unrenewed > self.settings.lease_seconds and known:
+        elif known and now - overdue_since > self.settings.lease_seconds:
             self._stop("the lease could not be renewed", EndReason.LEASE_EXPIRED)
         overdue = self.stopped_at is not None and now - self.stopped_at > self.settings.stop_grace_seconds
         if overdue and self.runner.poll() is None:
             self.runner.kill()
-
-    def _ask_whether_away(self, now: float, patience: float) -> None:
-        """Find out whether the database answers at all; one that only lets a write wait is not away.
-
-        In a thread, since a server that hangs leaves the question open: unanswered for `patience`, it is away.
-        """
-        if self.asked is not None and self.asked.is_alive():
-            self.away = self.away or now - self.asked_at > patience
-        elif now - self.asked_at > patience:
-            self.asked, self.asked_at = threading.Thread(target=self._ask, daemon=True), now
-            self.asked.start()
-
-    def _ask(self) -> None:
-        try:
-            self.db.answers()
-        except Exception as error:
-            self.away = True
-            self._say_away(error)
-        else:
-            self.away, self.answered_at = False, time.monotonic()
 
     def _stop(self, why: str, end_reason: EndReason) -> None:
         if self.stopped_at is None:
             log.info("stopping the trainer", why=why)
             self.stopped_at, self.stopped_for = time.monotonic(), end_reason
             self.runner.stop()
-
-    def _command(self, run: Run, before: Sequence[Checkpoint]) -> list[str]:
-        """The trainer's command line, to go on from the last checkpoint of `before`; writes the config it names."""
-        trainer = [sys.executable, "-m", "trainer"]
-        out = ["--out", str(self.folder)]
-        if run.kind == RunKind.SAMPLE:
-            with self.db.read() as session:
-                checkpoint = publications.newest(session, run.parent_id or 0)
-            if checkpoint is None:
-                raise FileNotFoundError(f"run {run.parent_id} has left no checkpoint to sample from")
-            return [*trainer, "generate", checkpoint.folder, f"--prompt={run.prompt or SAMPLE_PROMPT}", *out]
-        config = self.folder.parent / CONFIG_FILE
-        if run.kind == RunKind.PREPARE:
-            config.write_text(run.config)
-            place = preparing.folder(self.settings, run)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            return [*trainer, "data", "prepare", str(config), "--out", str(place), "--workers", str(run.gpus)]
-        with self.db.read() as session:
-            config.write_text(preparing.using(self.settings, session, run))
-        command = [*trainer, "train", str(config), *out, "--gpus", str(run.gpus)]
-        if before:
-            return [*command, "--resume", before[-1].folder]
-        return command if run.fork_step is None else [*command, "--fork", self._origin(run)]
-
-    def _origin(self, run: Run) -> str:
-        """The checkpoint that a fork goes on from, as the trainer reads it: FOLDER@STEP."""
-        with self.db.read() as session:
-            kept = session.get(Publication, (run.parent_id, run.fork_step))
-        if kept is None or not Path(kept.folder).is_dir():
-            raise FileNotFoundError(f"step {run.fork_step} of run {run.parent_id} is no longer on this disk")
-        return f"{Path(kept.folder).parents[1]}@{run.fork_step}"
 
 
 def main() -> None:

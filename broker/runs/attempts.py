@@ -1,49 +1,26 @@
-"""The attempts of a run: admission, claim, renewal of the lease, progress. `settlement.py` ends them.
+"""The attempts of a run: their rows, their admission, and which of them somebody must look after.
 
-Each attempt has a fencing token, which is valid while the run's row has the same token and the attempt is open. Every
-write of a supervisor is guarded by its token: a write with an invalid token raises StaleError, and the supervisor then
-stops the trainer and discards the result.
+`leases.py` has what a worker and a supervisor write, `settlement.py` how an attempt ends.
+
+Each attempt has a fencing token, which is valid while the run's row has the same token and the attempt is open.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections.abc import Collection, Sequence
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any
 
 from sqlalchemy import func, update
 from sqlalchemy.orm import Session
 from sqlmodel import Field, col, select
 
-from broker import publications
 from broker.allocations import ledger
 from broker.allocations.ledger import LedgerRow, Movement
 from broker.allocations.pools import Pool
-from broker.end_reasons import EndReason
 from broker.runners.processes import Process
-from broker.runs import runs, series
+from broker.runs import runs
 from broker.runs.runs import Run, RunState
-from broker.runs.series import Measured
-from projects.db import transition
 from projects.db.columns import Base, foreign_key, integer, timestamp, utcnow
 from projects.errors import ConflictError
-from trainer.contract import Status
-
-MOST_WAITING = 200
-
-END_REASONS: dict[int, EndReason] = {
-    Status.STOPPED: EndReason.STOP_REQUESTED,
-    Status.CONFIG: EndReason.CONFIG_REFUSED,
-    Status.REFUSED: EndReason.RUNNER_REFUSED,
-}
-
-
-class StaleError(Exception):
-    """The token is no longer valid: another attempt has taken the run, or the attempt has ended."""
-
-
-class TakenOverError(StaleError):
-    """The token is valid, but another supervisor has taken the trainer over: leave the trainer alone."""
 
 
 class AttemptState(StrEnum):
@@ -56,6 +33,8 @@ class AttemptState(StrEnum):
     LOST = "lost"
 
 
+LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
+"""Where `lease_until` stands once a lost attempt's trainer is known to have ended."""
 OPEN = (AttemptState.ADMITTED, AttemptState.CLAIMED, AttemptState.RUNNING)
 
 
@@ -96,75 +75,6 @@ class Attempt(Base, table=True):
     reason: str = ""
     end_reason: str | None = None
     waiting: str = ""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A complete checkpoint that an attempt wrote."""
-
-    step: int
-    folder: str
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a supervisor read of the trainer's output since its last renewal.
-
-    `metrics_read` and `events_read` are the bytes of `metrics.jsonl` and `events.jsonl` read so far; `more` says that
-    more can be read at once.
-    """
-
-    metrics_read: int
-    events_read: int
-    step: int | None = None
-    tokens: int | None = None
-    unigram_entropy: float | None = None
-    points: Sequence[Measured] = ()
-    checkpoints: Sequence[Checkpoint] = ()
-    more: bool = False
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How a trainer ended. `status` is its exit status, or the negative number of a signal.
-
-    `transient` says that another attempt may succeed. `known` is what the runner or the supervisor knows of the reason
-    beyond the status.
-    """
-
-    status: int
-    reason: str = ""
-    transient: bool = False
-    timed_out: bool = False
-    sample: str = ""
-    known: EndReason | None = None
-
-    @property
-    def fault(self) -> bool:
-        """Whether the infrastructure ended the trainer, and neither its own computation nor a request to stop."""
-        return not self.timed_out and (self.status < 0 or (self.status == Status.FAILED and self.transient))
-
-    @property
-    def end_reason(self) -> EndReason:
-        """The enumerated reason of the attempt's end."""
-        if self.status == Status.DONE:
-            return EndReason.DONE
-        if self.timed_out:
-            return EndReason.TIME_LIMIT
-        if self.known is not None:
-            return self.known
-        if self.status < 0:
-            return EndReason.SIGNAL
-        failed = EndReason.TRAINER_FAULT if self.transient else EndReason.TRAINER_FAILED
-        return END_REASONS.get(self.status, failed)
-
-
-@dataclass(frozen=True)
-class Renewed:
-    """The answer to a renewal: whether to stop the trainer, and the attempt's time limit in seconds."""
-
-    stop: bool
-    seconds: float
 
 
 def admit(session: Session, run_id: int, devices: Sequence[int]) -> int:
@@ -219,49 +129,14 @@ def extend(session: Session, run: Run, seconds: int) -> None:
     session.flush()
 
 
-def claim(
-    session: Session,
-    run_id: int,
-    token: int,
-    *,
-    host: str,
-    lease_seconds: float,
-    outlives: tuple[str, float] | None = None,
-) -> bool:
-    """Claim an admitted attempt for `host`; False if another worker has claimed it or the run no longer wants it.
-
-    `outlives` is this host's boot id and how many seconds a trainer may outlive its lease on a host that cannot reach
-    the database: False, too, while an earlier attempt may still be alive on another host, which `waiting` then says.
-    """
-    admitted = (col(Attempt.run_id) == run_id, col(Attempt.token) == token, col(Attempt.state) == AttemptState.ADMITTED)
-    if outlives is not None and (elsewhere := _alive_elsewhere(session, run_id, token, host, *outlives)):
-        lock(session, run_id)
-        transition.write_where(session, Attempt, *admitted, waiting=elsewhere[:MOST_WAITING])
-        return False
-    wanted = select(Run.id).where(Run.id == run_id, Run.token == token, Run.state == RunState.STARTING).exists()
-    values = {"state": AttemptState.CLAIMED, "host": host, "lease_until": _from_now(lease_seconds), "waiting": ""}
-    return transition.write_where(session, Attempt, *admitted, wanted, **values) is not None
-
-
-def _alive_elsewhere(session: Session, run_id: int, token: int, host: str, boot_id: str, seconds: float) -> str:
-    """Where an earlier attempt of the run may still be alive, and until when, as a sentence; empty if nowhere."""
-    lost = session.scalars(
-        select(Attempt)
-        .where(
-            Attempt.run_id == run_id,
-            Attempt.token < token,
-            Attempt.state == AttemptState.LOST,
-            col(Attempt.pid).is_not(None),
-            Attempt.host != host,
-            Attempt.boot_id != boot_id,
-            col(Attempt.lease_until) > _from_now(-seconds),
-        )
-        .order_by(col(Attempt.lease_until).desc())
-    ).first()
-    if lost is None or lost.lease_until is None:
-        return ""
-    until = lost.lease_until + timedelta(seconds=seconds)
-    return f"An earlier attempt may still run on {lost.host}, out of reach; other hosts wait until {until:%F %T} UTC"
+def last_hosts(session: Session, run_ids: Collection[int], pool_ids: Collection[int]) -> dict[int, str]:
+    """The host of the last attempt of each of these runs that was made on one of the pools."""
+    rows = session.execute(
+        select(Attempt.run_id, Attempt.host)
+        .where(col(Attempt.run_id).in_(run_ids), col(Attempt.pool_id).in_(pool_ids), Attempt.host != "")
+        .order_by(col(Attempt.token))
+    )
+    return dict(rows.tuples().all())
 
 
 def lost_on(session: Session, host: str, *, since_seconds: float) -> Sequence[Attempt]:
@@ -273,78 +148,16 @@ def lost_on(session: Session, host: str, *, since_seconds: float) -> Sequence[At
         select(Attempt).where(
             Attempt.state == AttemptState.LOST,
             Attempt.host == host,
-            col(Attempt.lease_until).between(_from_now(-since_seconds), utcnow()),
+            col(Attempt.lease_until).between(from_now(-since_seconds), utcnow()),
         )
     ).all()
 
 
-def renew_claim(session: Session, run_id: int, token: int, *, lease_seconds: float) -> None:
-    """Renew the lease of a claimed attempt whose supervisor has been kept from starting; raises StaleError."""
-    guarded(session, run_id, token, (AttemptState.CLAIMED,), lease_until=_from_now(lease_seconds))
-
-
-def catch_up(session: Session, run_id: int, token: int, earlier: int, progress: Progress, *, generation: int) -> None:
-    """Save what the trainer of an earlier attempt had written and its supervisor had not told; raises StaleError."""
-    guarded(session, run_id, token, (AttemptState.CLAIMED, AttemptState.RUNNING), generation=generation)
-    attempt = session.get_one(Attempt, (run_id, earlier))
-    attempt.metrics_read, attempt.events_read = progress.metrics_read, progress.events_read
-    save_progress(session, runs.load(session, run_id), progress)
-
-
-def started(
-    session: Session,
-    run_id: int,
-    token: int,
-    process: Process,
-    found: Sequence[Checkpoint],
-    *,
-    lease_seconds: float,
-    supervisor: Process | None = None,
-    generation: int = 1,
-) -> None:
-    """Record that the attempt's trainer runs as `process` under `supervisor`, and move the run to running.
-
-    `found` are the complete checkpoints of earlier attempts, which may have ended before they reported their last one.
-    Raises StaleError.
-    """
-    guarded(
-        session,
-        run_id,
-        token,
-        (AttemptState.CLAIMED,),
-        generation=generation,
-        state=AttemptState.RUNNING,
-        boot_id=process.boot_id,
-        pid=process.pid,
-        pid_started=process.started,
-        **_supervised_by(supervisor),
-        waiting="",
-        lease_until=_from_now(lease_seconds),
-    )
-    run = runs.load(session, run_id)
-    save_progress(session, run, Progress(metrics_read=0, events_read=0, checkpoints=found))
-    if run.state == RunState.STARTING:
-        runs.move(session, run, RunState.RUNNING, started_at=run.started_at or utcnow())
-        runs.tell(session, run, "run.started")
-
-
-def take_over(
-    session: Session, run_id: int, token: int, generation: int, supervisor: Process, *, lease_seconds: float
-) -> Attempt:
-    """Replace the attempt's dead supervisor of `generation` by `supervisor`; the trainer runs or waits in a queue.
-
-    Raises StaleError, or TakenOverError if another supervisor has replaced it already.
-    """
-    return guarded(
-        session,
-        run_id,
-        token,
-        (AttemptState.CLAIMED, AttemptState.RUNNING),
-        generation=generation,
-        next_generation=generation + 1,
-        **_supervised_by(supervisor),
-        lease_until=_from_now(lease_seconds),
-    )
+def surely_over(session: Session, run_id: int, token: int) -> None:
+    """Record that nothing of a lost attempt lives: its devices are free, and any host may claim the run's next one."""
+    lock(session, run_id)
+    lost = (col(Attempt.run_id) == run_id, col(Attempt.token) == token, col(Attempt.state) == AttemptState.LOST)
+    session.execute(update(Attempt).where(*lost, col(Attempt.lease_until).is_not(None)).values(lease_until=LONG_AGO))
 
 
 def process_of(attempt: Attempt) -> Process | None:
@@ -361,87 +174,15 @@ def supervisor_of(attempt: Attempt) -> Process | None:
     return Process(attempt.host, attempt.supervisor_boot_id, attempt.supervisor_pid, attempt.supervisor_started)
 
 
-def _supervised_by(supervisor: Process | None) -> dict[str, Any]:
-    """The columns of an attempt that hold its supervisor's process."""
-    return {
-        "supervisor_boot_id": "" if supervisor is None else supervisor.boot_id,
-        "supervisor_pid": None if supervisor is None else supervisor.pid,
-        "supervisor_started": None if supervisor is None else supervisor.started,
-    }
-
-
 def unsupervised(session: Session, *, lease_seconds: float) -> Sequence[Attempt]:
     """Attempts whose supervisor may be dead: they missed a renewal, and their lease has not expired yet."""
     return session.scalars(
         select(Attempt).where(
             col(Attempt.state).in_((AttemptState.CLAIMED, AttemptState.RUNNING)),
             col(Attempt.supervisor_pid).is_not(None),
-            col(Attempt.lease_until).between(utcnow(), _from_now(lease_seconds * 2 / 3)),
+            col(Attempt.lease_until).between(utcnow(), from_now(lease_seconds * 2 / 3)),
         )
     ).all()
-
-
-def waits(
-    session: Session,
-    run_id: int,
-    token: int,
-    process: Process,
-    waiting: str,
-    *,
-    lease_seconds: float,
-    supervisor: Process,
-    generation: int = 1,
-) -> bool:
-    """Renew the lease of an attempt whose trainer still waits in the runner's queue, without charging anything.
-
-    `waiting` is the queue's reason. Returns False if the run was asked to stop. Raises StaleError.
-    """
-    guarded(
-        session,
-        run_id,
-        token,
-        (AttemptState.CLAIMED,),
-        generation=generation,
-        boot_id=process.boot_id,
-        pid=process.pid,
-        pid_started=process.started,
-        **_supervised_by(supervisor),
-        waiting=waiting[:MOST_WAITING],
-        lease_until=_from_now(lease_seconds),
-    )
-    return runs.load(session, run_id).state != RunState.STOPPING
-
-
-def renew(
-    session: Session,
-    run_id: int,
-    token: int,
-    elapsed: float,
-    progress: Progress,
-    *,
-    lease_seconds: float,
-    generation: int = 1,
-) -> Renewed:
-    """Renew the lease, charge for the trainer's first `elapsed` seconds and save its progress, in one transaction.
-
-    Raises StaleError.
-    """
-    attempt = guarded(
-        session,
-        run_id,
-        token,
-        (AttemptState.RUNNING,),
-        generation=generation,
-        lease_until=_from_now(lease_seconds),
-        metrics_read=progress.metrics_read,
-        events_read=progress.events_read,
-    )
-    run = runs.load(session, run_id)
-    charge(session, run, attempt, elapsed)
-    if progress.step is not None and progress.step > run.step == (run.fork_step or 0):
-        series.add(session, run_id, [Measured(series.START, progress.step, progress.tokens or 0, elapsed)])
-    save_progress(session, run, progress, attempt)
-    return Renewed(run.state == RunState.STOPPING, attempt.reserved / run.gpus)
 
 
 def expired(session: Session) -> Sequence[Attempt]:
@@ -453,7 +194,7 @@ def expired(session: Session) -> Sequence[Attempt]:
 
 def unclaimed(session: Session, *, since_seconds: float) -> Sequence[Attempt]:
     """Admitted attempts that no worker has claimed, and for which none was notified in the last `since_seconds`."""
-    before = _from_now(-since_seconds)
+    before = from_now(-since_seconds)
     return session.scalars(
         select(Attempt).where(
             Attempt.state == AttemptState.ADMITTED,
@@ -497,74 +238,11 @@ def devices_in_use(session: Session, pool_id: int) -> set[int]:
     return {int(device) for devices in held for device in devices.split(",") if device}
 
 
-def charge(session: Session, run: Run, attempt: Attempt, elapsed: float) -> None:
-    """Charge an attempt for its first `elapsed` seconds, in whole GPU-seconds and at most what it has reserved.
-
-    Seconds that were charged before are not charged again.
-    """
-    due = min(int(elapsed) * run.gpus, attempt.reserved) - attempt.charged
-    if due <= 0:
-        return
-    attempt.period += 1
-    attempt.charged += due
-    run.used += due // run.gpus
-    ledger.charge(session, run.allocation_id, run.id, attempt.token, attempt.period, due)
-
-
-def save_progress(session: Session, run: Run, progress: Progress, attempt: Attempt | None = None) -> None:
-    """Save what a supervisor read: points, checkpoints, and the step and tokens reached.
-
-    `attempt` is given where the new checkpoints are its own.
-    """
-    series.add(session, run.id, progress.points)
-    if attempt is not None and progress.checkpoints:
-        attempt.charged_at_checkpoint = attempt.charged
-    for checkpoint in progress.checkpoints:
-        publications.add(session, run.id, checkpoint.step, checkpoint.folder)
-    if progress.step is not None:
-        run.step = progress.step
-    if progress.tokens is not None:
-        run.tokens = progress.tokens
-    if progress.unigram_entropy is not None:
-        run.unigram_entropy = progress.unigram_entropy
-    session.flush()
-
-
-def guarded(
-    session: Session,
-    run_id: int,
-    token: int,
-    expected: Sequence[AttemptState],
-    *,
-    generation: int = 1,
-    next_generation: int | None = None,
-    **values: object,
-) -> Attempt:
-    """Lock the run, and write `values` to the attempt if it is in an expected state. Returns the attempt.
-
-    Raises StaleError if the token is invalid or the state is another, and TakenOverError if only the generation is old.
-    """
-    current = lock(session, run_id)
-    good = (col(Attempt.run_id) == run_id, col(Attempt.token) == token, col(Attempt.state).in_(expected))
-    attempt = transition.write_where(
-        session,
-        Attempt,
-        *good,
-        col(Attempt.generation) == generation,
-        generation=next_generation or generation,
-        **values,
-    )
-    if current == token and attempt is None and session.scalar(select(Attempt.token).where(*good)) is not None:
-        raise TakenOverError(f"attempt {token} of run {run_id} has another supervisor")
-    if attempt is None or current != token:
-        raise StaleError(f"attempt {token} of run {run_id} is no longer {' or '.join(expected)}")
-    return attempt
-
-
 def lock(session: Session, run_id: int) -> int | None:
     """Lock the run's row and return its token; None if there is no such run. A run is locked before its attempts."""
     return session.scalars(select(Run.token).where(Run.id == run_id).with_for_update(key_share=True)).one_or_none()
 
 
-def _from_now(seconds: float) -> datetime:
+def from_now(seconds: float) -> datetime:
+    """The time in so many seconds, or with a negative number so many ago."""
     return utcnow() + timedelta(seconds=seconds)

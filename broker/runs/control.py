@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from sqlmodel import col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
-from broker.allocations import allocations, ledger
+from broker.allocations import ledger, payers
 from broker.allocations.allocations import Allocation, AllocationState
 from broker.allocations.ledger import Balance
 from broker.allocations.pools import Pool
@@ -86,9 +86,9 @@ def resume(
         raise ConflictError(f"“{project.title}” is {project.stage}; runs are resumed while a project is under way.")
     count = run.gpus if gpus is None else gpus
     seconds = run.time_limit - run.used if time_limit is None else launching.parse_time_limit(time_limit)
-    own = allocations.successor(session, run.allocation_id)
-    pays = allocation_id or launching.payer(session, run, max(count, 1) * seconds) or own
-    allocation = launching.spendable(session, project, pays)
+    own = payers.successor(session, run.allocation_id)
+    pays = allocation_id or payers.payer(session, run.allocation_id, max(count, 1) * seconds) or own
+    allocation = payers.spendable(session, project, pays)
     pool = session.get_one(Pool, allocation.pool_id)
     launching.check_count(pool, count)
     if run.kind == RunKind.TRAIN:
@@ -141,7 +141,7 @@ def extend(session: Session, actor: Actor, run_id: int, time: str) -> Receipt:
         _reserve_more(session, run, run.gpus * seconds)
     else:
         rest = run.time_limit - run.used + seconds
-        pays = launching.payer(session, run, run.gpus * rest) or run.allocation_id
+        pays = payers.payer(session, run.allocation_id, run.gpus * rest) or run.allocation_id
         launching.check_left(session, pays, run.gpus, rest)
         if pays != run.allocation_id:
             transition.write_as_seen(session, run, {"allocation_id": pays}, ["state", "token"], name=f"Run {run.id}")
@@ -157,7 +157,7 @@ def _reserve_more(session: Session, run: Run, seconds: int) -> None:
     try:
         attempts.extend(session, run, seconds)
     except ConflictError as refused:
-        other = allocations.naming_another(session, run.project_id, seconds)
+        other = payers.naming_another(session, run.project_id, seconds)
         hint = f"{other} Pause the run, and resume it on that one." if other else ""
         raise ConflictError(f"{refused}{hint}") from refused
 
@@ -176,7 +176,7 @@ def unpayable(session: Session, run: Run) -> str | None:
         why = f"it may cost {needed} GPU-hours and its allocation has {left} left"
     else:
         return None
-    able = allocations.able_to_pay(session, run.project_id, max(cost, 1))
+    able = payers.able_to_pay(session, run.project_id, max(cost, 1))
     return f"{why}; /run resume lets allocation {able[0].id} pay" if able else why
 
 

@@ -4,7 +4,7 @@ from sqlalchemy.orm import Session
 from sqlmodel import select
 
 from broker import publications
-from broker.allocations import allocations, ledger
+from broker.allocations import allocations, ledger, payers
 from broker.allocations.allocations import Allocation, AllocationState
 from broker.publications import Disk
 from broker.runs import launching, runs
@@ -47,7 +47,7 @@ def generate(session: Session, actor: Actor, request_id: str, run_id: int, promp
 
 def generate_at_end(session: Session, parent: Run) -> None:
     """Queue a sample without a prompt from a run that has just finished, where its allocation can pay for one."""
-    allocation = allocations.load(session, allocations.successor(session, parent.allocation_id))
+    allocation = allocations.load(session, payers.successor(session, parent.allocation_id))
     left = ledger.account(session, allocation.id).left
     if allocation.state == AllocationState.APPROVED and left >= SAMPLE_TIME_LIMIT:
         _queue(session, _sample(parent, f"sample-{parent.id}", allocation, parent.requested_by))
@@ -93,6 +93,6 @@ def _paying(session: Session, project: Project, run: Run) -> Allocation:
     """The allocation that pays for a sample: the run's own while it is good. Raises ConflictError without one."""
     if not projects.may_compute(project):
         raise ConflictError(f"“{project.title}” is {project.stage}; samples are drawn while a project is under way.")
-    allocation = launching.spendable(session, project, launching.payer(session, run, SAMPLE_TIME_LIMIT))
+    allocation = payers.spendable(session, project, payers.payer(session, run.allocation_id, SAMPLE_TIME_LIMIT))
     launching.check_left(session, allocation.id, 1, SAMPLE_TIME_LIMIT)
     return allocation

@@ -10,16 +10,13 @@ from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
 from broker import catalogue, configs, publications
-from broker.allocations import allocations, ledger, pools
-from broker.allocations.allocations import Allocation, AllocationState
+from broker.allocations import allocations, corpora, ledger, payers, pools
 from broker.allocations.pools import Pool
 from broker.runs import estimates, preparing
 from broker.runs.runs import Run, RunKind, RunState, load, tell, what_it_is
 from projects import projects, quotas, rights, text
-from projects.db.columns import utcnow
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor
-from projects.projects import Project
 from projects.quotas import QuotaKind
 from trainer import check as dry_run
 from trainer.config import TrainConfig
@@ -183,7 +180,7 @@ def quote(session: Session, order: Order) -> Quote:
 
 def pool_of(session: Session, order: Order) -> Pool:
     """The pool that an order would run on; raises NotFoundError and ConflictError."""
-    allocation = spendable(session, projects.load(session, order.project_id), order.allocation_id)
+    allocation = payers.spendable(session, projects.load(session, order.project_id), order.allocation_id)
     return session.get_one(Pool, allocation.pool_id)
 
 
@@ -192,7 +189,7 @@ def _drawn_up(session: Session, order: Order) -> tuple[Run, TrainConfig]:
     project = projects.load(session, order.project_id)
     if not projects.may_compute(project):
         raise ConflictError(f"“{project.title}” is {project.stage}; runs are launched while a project is under way.")
-    allocation = spendable(session, project, order.allocation_id)
+    allocation = payers.spendable(session, project, order.allocation_id)
     pool = session.get_one(Pool, allocation.pool_id)
     check_count(pool, order.gpus)
     seconds = parse_time_limit(order.time_limit)
@@ -201,11 +198,12 @@ def _drawn_up(session: Session, order: Order) -> tuple[Run, TrainConfig]:
     config = configs.read(body, changes)
     if order.dataset:
         catalogue.check_trains_on(session, order.recipe, config, order.dataset)
+    corpora.check_on_pool(session, order.recipe, config, pool)
     if order.kind == RunKind.TRAIN:
         check_fit(config, order.gpus, pool)
     origin = order.origin
     if order.allocation_id is None:
-        allocation = able_or_given(session, allocation, order.gpus * seconds)
+        allocation = payers.or_another(session, allocation, order.gpus * seconds)
     if origin is not None and config.training.steps <= origin.step:
         raise InvalidError(f"The fork would end at step {config.training.steps}, where step {origin.step} is done.")
     check_left(session, allocation.id, order.gpus, seconds)
@@ -246,7 +244,7 @@ def fork_order(
         time_limit=limit,
         gpus=count,
         overrides=_typed(parent.overrides | parse_overrides(overrides)),
-        allocation_id=allocation_id or payer(session, parent, count * parse_time_limit(limit)),
+        allocation_id=allocation_id or payers.payer(session, parent.allocation_id, count * parse_time_limit(limit)),
         origin=Origin(parent.id, step),
     )
 
@@ -279,7 +277,7 @@ def rerun_order(session: Session, run_id: int) -> Order:
         time_limit=_same_time(run),
         gpus=run.gpus,
         overrides=_typed(run.overrides),
-        allocation_id=payer(session, run, run.gpus * run.time_limit),
+        allocation_id=payers.payer(session, run.allocation_id, run.gpus * run.time_limit),
         origin=origin_of(run.parent_id, run.fork_step),
     )
 
@@ -324,9 +322,13 @@ def check_count(pool: Pool, gpus: int) -> None:
 
 def check_fit(config: TrainConfig, gpus: int, pool: Pool) -> None:
     """Raise InvalidError if the trainer's own check refuses the configuration on that many GPUs of the pool, by its
-    layout or by the memory it needs."""
+    layout or by the memory it needs of a GPU or of the host."""
     refusal = dry_run.check(
-        config, gpus, gpu_memory=pools.memory_each(pool, gpus), device="cpu" if pool.is_cpu else "cuda"
+        config,
+        gpus,
+        gpu_memory=pools.memory_each(pool, gpus),
+        device="cpu" if pool.is_cpu else "cuda",
+        host_bytes=pools.host_bytes(pool),
     ).refusal
     if refusal is not None:
         raise InvalidError(refusal)
@@ -341,54 +343,10 @@ def check_left(session: Session, allocation_id: int, gpus: int, seconds: int) ->
     if gpus * seconds > account.left:
         cost, left = ledger.too_much(gpus * seconds, account.left)
         project_id = allocations.load(session, allocation_id).project_id
-        other = allocations.naming_another(session, project_id, gpus * seconds)
+        other = payers.naming_another(session, project_id, gpus * seconds)
         raise ConflictError(
             f"It may cost {cost} GPU-hours, with {left} left: less time or fewer GPUs would fit.{other}"
         )
-
-
-def able_or_given(session: Session, allocation: Allocation, seconds: int) -> Allocation:
-    """The allocation itself, or where it cannot pay `seconds` GPU-seconds, another one on its pool that can."""
-    able = allocations.able_to_pay(session, allocation.project_id, seconds)
-    fitting = [other for other in able if other.pool_id == allocation.pool_id]
-    return allocation if not fitting or allocation in fitting else fitting[0]
-
-
-def payer(session: Session, run: Run, seconds: int) -> int | None:
-    """The id of the allocation that can pay `seconds` GPU-seconds for more of a run, or for a run like it.
-
-    The run's own comes first, or what renews it, then another one on the same pool. None selects the project's newest.
-    """
-    own = allocations.load(session, allocations.successor(session, run.allocation_id))
-    pays = able_or_given(session, own, seconds)
-    return pays.id if allocations.is_spendable(pays) else None
-
-
-def spendable(session: Session, project: Project, allocation_id: int | None) -> Allocation:
-    """The allocation for a run of the project: the one named, or the newest approved one; raises DomainError."""
-    if allocation_id is not None:
-        allocation = allocations.load(session, allocation_id)
-        if allocation.project_id != project.id:
-            raise NotFoundError(f"Allocation {allocation_id} is not one of “{project.title}”.")
-    else:
-        newest = session.scalars(
-            select(Allocation)
-            .where(Allocation.project_id == project.id)
-            .order_by(
-                (col(Allocation.state) != AllocationState.APPROVED) | (col(Allocation.until) <= utcnow()),
-                col(Allocation.id).desc(),
-            )
-        ).first()
-        if newest is None:
-            raise ConflictError("The project has no allocation yet: /allocation request asks for one.")
-        allocation = newest
-    other = "" if allocations.is_spendable(allocation) else allocations.naming_another(session, project.id, 1)
-    if allocation.state != AllocationState.APPROVED:
-        raise ConflictError(f"Allocation {allocation.id} is {allocation.state}; a run needs an approved one.{other}")
-    if allocation.until <= utcnow():
-        ended = f"Allocation {allocation.id} ended on {allocation.until:%Y-%m-%d}"
-        raise ConflictError(f"{ended}; ask for a new one.{other}")
-    return allocation
 
 
 def receipt(session: Session, run: Run) -> Receipt:

@@ -5,11 +5,12 @@ from datetime import datetime, timedelta
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
-from broker.allocations import allocations, ledger
+from broker.allocations import ledger, payers
 from broker.end_reasons import INFRASTRUCTURE, EndReason
-from broker.runs import attempts, preparing, runs
-from broker.runs.attempts import OPEN, Attempt, AttemptState, Ending, Progress
+from broker.runs import attempts, leases, preparing, runs
+from broker.runs.attempts import OPEN, Attempt, AttemptState
 from broker.runs.generation import generate_at_end
+from broker.runs.progress import Ending, Progress
 from broker.runs.runs import ENDED, Run, RunKind, RunState
 from projects.db import transition
 from projects.db.columns import utcnow
@@ -25,7 +26,7 @@ EXTENDED = "it was extended while it stopped for its time limit, and goes on fro
 
 def withdraw(session: Session, run_id: int, token: int) -> None:
     """End an attempt whose run was stopped before a worker claimed it; raises StaleError if one has claimed it."""
-    attempts.guarded(
+    leases.guarded(
         session,
         run_id,
         token,
@@ -56,7 +57,7 @@ def settle(
     does not count as failed. A fault of the infrastructure refunds what was charged since the last checkpoint, unless
     the attempt was asked to stop. Raises StaleError.
     """
-    attempt = attempts.guarded(
+    attempt = leases.guarded(
         session,
         run_id,
         token,
@@ -70,8 +71,8 @@ def settle(
         events_read=progress.events_read,
     )
     run = runs.load(session, run_id)
-    attempts.charge(session, run, attempt, elapsed)
-    attempts.save_progress(session, run, progress, attempt)
+    leases.charge(session, run, attempt, elapsed)
+    leases.save_progress(session, run, progress, attempt)
     ledger.release(session, run.allocation_id, run_id, token)
     if ending.fault and run.state != RunState.STOPPING:
         _refund(session, run, attempt, ending.reason)
@@ -164,7 +165,7 @@ def _retry(session: Session, run: Run, end_reason: EndReason, reason: str, not_b
         return
     if lost > 1:
         not_before = max(not_before, utcnow() + min(FIRST_PAUSE * 2 ** (lost - 2), LONGEST_PAUSE))
-    pays = allocations.successor(session, run.allocation_id)
+    pays = payers.successor(session, run.allocation_id)
     runs.move(session, run, RunState.QUEUED, reason=reason, not_before=not_before, allocation_id=pays)
     runs.tell(session, run, "run.requeued", why=reason, end_reason=end_reason)
 
@@ -192,7 +193,7 @@ def _failed_in_a_row(session: Session, run: Run) -> tuple[int, int]:
 def _stop(session: Session, run: Run, **values: object) -> None:
     """Bring a run that was asked to stop to the state asked for, paused or cancelled."""
     if run.stops_as == RunState.PAUSED:
-        pays = allocations.successor(session, run.allocation_id)
+        pays = payers.successor(session, run.allocation_id)
         runs.move(session, run, RunState.PAUSED, allocation_id=pays, **values)
         tell_paused(session, run)
     else:

@@ -6,7 +6,7 @@ of a round, and each run in it, stands behind a fence: its error is logged and t
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -17,14 +17,16 @@ from sqlalchemy import func
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
+from broker.allocations import hosts, pools
 from broker.allocations.pools import Pool
-from broker.fence import LOG_AGAIN_SECONDS, Fence
+from broker.fence import Fence
 from broker.publishing import disk, publisher
 from broker.reviews import allocation_expiry
 from broker.runners import reaper, registry
 from broker.runners.shim import since_boot
 from broker.runs import attempts, control, runs, settlement
-from broker.runs.attempts import OPEN, Attempt, StaleError
+from broker.runs.attempts import OPEN, Attempt
+from broker.runs.leases import StaleError
 from broker.runs.runs import Run
 from broker.scheduling import backfill, snapshot, tasks, usage
 from broker.scheduling.backfill import Decision, Limits, Plan, QueueState
@@ -32,6 +34,7 @@ from projects import health, projects
 from projects.db.columns import utcnow
 from projects.db.database import Database, is_away
 from projects.errors import ConflictError
+from projects.log import Seldom
 from projects.projects import Project
 from projects.settings import Settings
 
@@ -74,7 +77,7 @@ class Scheduler:
         self.notified: dict[int, tuple[int, float]] = {}
         self.takeovers: dict[tuple[int, int], float] = {}
         self.strays_ended_at = time.monotonic()
-        self.said_away_at = -math.inf
+        self.log_again = Seldom()
         self.was_away = False
         self.expires_from = -math.inf
 
@@ -96,8 +99,7 @@ class Scheduler:
         """Log what ended a round, once a minute while the database is away."""
         if not is_away(error):
             log.error("a round failed; trying again", exc_info=error)
-        elif time.monotonic() - self.said_away_at > LOG_AGAIN_SECONDS:
-            self.said_away_at = time.monotonic()
+        elif self.log_again.is_due():
             log.warning("the database could not be reached; trying again", error=str(getattr(error, "orig", error)))
 
     def round(self) -> None:
@@ -212,13 +214,16 @@ class Scheduler:
             unclaimed = attempts.unclaimed(session, since_seconds=NOTIFY_AGAIN_SECONDS)
             unpublished = publisher.waiting(session)
             unsupervised = attempts.unsupervised(session, lease_seconds=self.settings.lease_seconds)
+            named = hosts.named_pools(session)
+            queues = {pool.id: tasks.pool_queue(pool.name) for pool in pools.every(session) if pool.id in named}
+            places = attempts.last_hosts(session, [run_id for run_id, _ in unpublished], named)
         try:
             self._notify_takeovers(unsupervised)
             for attempt in unclaimed:
-                tasks.notify_start(attempt.run_id, attempt.token)
+                tasks.notify_start(attempt.run_id, attempt.token, queues.get(attempt.pool_id, tasks.ANY_POOL))
                 with self.db.write() as session:
                     attempts.notified(session, attempt.run_id, attempt.token)
-            self._notify_publishers(unpublished)
+            self._notify_publishers(unpublished, places)
         except (OperationalError, OSError) as error:
             log.warning("the queue could not be reached; trying again", error=str(error))
 
@@ -229,16 +234,20 @@ class Scheduler:
             key = (attempt.run_id, attempt.token)
             at = before.get(key, -math.inf)
             if time.monotonic() - at > self.settings.lease_seconds / 3:
-                tasks.notify_takeover(*key)
+                tasks.notify_takeover(*key, attempt.host)
                 at = time.monotonic()
             self.takeovers[key] = at
 
-    def _notify_publishers(self, unpublished: Sequence[tuple[int, int]]) -> None:
-        """Notify at once of a checkpoint that has just become the next, and now and then of one that stays the next."""
+    def _notify_publishers(self, unpublished: Sequence[tuple[int, int]], places: Mapping[int, str]) -> None:
+        """Notify at once of a checkpoint that has just become the next, and now and then of one that stays the next.
+
+        `places` has the host of each run whose checkpoints lie on that host alone.
+        """
         before, self.notified = self.notified, {}
         for run_id, step in unpublished:
             known, at = before.get(run_id, (-1, 0.0))
             if step != known or time.monotonic() - at > NOTIFY_AGAIN_SECONDS:
-                tasks.notify_publish(run_id)
+                place = places.get(run_id)
+                tasks.notify_publish(run_id, tasks.PUBLISH if place is None else tasks.publish_queue(place))
                 at = time.monotonic()
             self.notified[run_id] = (step, at)

@@ -1,27 +1,36 @@
 """Celery's short tasks, sent by the scheduler. A message carries only ids; the database says what they mean."""
 
+import threading
+import time
+
+import structlog
 from celery import Celery
 from celery.signals import worker_ready
 from celery.worker.consumer import Consumer
 
 from broker.allocations.pools import Pool
 from broker.publishing import publisher
-from broker.runners import processes, registry, supervisor
-from broker.runners.processes import Process
-from broker.runs import attempts, runs
+from broker.runners import processes, reaper, registry, supervisor
+from broker.runs import attempts, leases, runs
 from broker.runs.attempts import Attempt
 from projects import health
 from projects.db.database import Database
-from projects.settings import get_settings
+from projects.log import Seldom
+from projects.settings import Settings, get_settings
 
+ANY_POOL = "runs"
+"""The queue of the pools that no host names."""
+PUBLISH = "publish"
+"""The queue of the checkpoints of these pools."""
 MESSAGE_EXPIRES_SECONDS = 60  # so that messages do not pile up while no worker runs
 
+log = structlog.get_logger()
 app = Celery("stoa")
 app.add_defaults(lambda: {"broker_url": get_settings().celery_broker_url})
 app.conf.update(
     task_ignore_result=True,
-    task_default_queue="runs",
-    task_routes={"stoa.publish": {"queue": "publish"}},
+    task_default_queue=ANY_POOL,
+    task_routes={"stoa.publish": {"queue": PUBLISH}},
     worker_prefetch_multiplier=1,
     worker_disable_prefetch=True,
     worker_enable_remote_control=False,
@@ -42,19 +51,56 @@ def _beat(sender: Consumer, **_: object) -> None:
     health.beat(get_settings(), part)
 
 
-def notify_start(run_id: int, token: int) -> None:
-    """Ask any worker to start an admitted attempt; raises kombu's OperationalError where the queue is away."""
-    start_attempt.apply_async((run_id, token), expires=MESSAGE_EXPIRES_SECONDS)
+@worker_ready.connect
+def _free_lost_runs(sender: Consumer, **_: object) -> None:
+    """Say which attempts that this host has lost are surely over, as they are after a reboot."""
+    if not sender.hostname.startswith("publisher@"):
+        threading.Thread(target=_end_lost, args=(get_settings(),), daemon=True).start()
 
 
-def notify_takeover(run_id: int, token: int) -> None:
+def _end_lost(settings: Settings) -> None:
+    """End what is left of this host's lost attempts, as soon as the database answers."""
+    again = Seldom()
+    while True:
+        db = Database(settings.database)
+        try:
+            return reaper.end_lost(settings, db)
+        except Exception as error:
+            if again.is_due():
+                log.warning("this host's lost attempts could not be looked at; trying again", error=str(error))
+        finally:
+            db.close()
+        time.sleep(settings.lease_seconds)
+
+
+def pool_queue(pool: str) -> str:
+    """The queue of a pool that some host names."""
+    return f"pool.{pool}"
+
+
+def inbox(host: str) -> str:
+    """The queue of what only this host can do."""
+    return f"host.{host}"
+
+
+def publish_queue(host: str) -> str:
+    """The queue of the checkpoints that lie on this host alone."""
+    return f"publish.{host}"
+
+
+def notify_start(run_id: int, token: int, queue: str = ANY_POOL) -> None:
+    """Ask the workers of a queue to start an admitted attempt; raises kombu's OperationalError where it is away."""
+    start_attempt.apply_async((run_id, token), expires=MESSAGE_EXPIRES_SECONDS, queue=queue)
+
+
+def notify_takeover(run_id: int, token: int, host: str) -> None:
     """Ask the worker of its host to look after an attempt; raises kombu's OperationalError."""
-    take_over.apply_async((run_id, token), expires=MESSAGE_EXPIRES_SECONDS)
+    take_over.apply_async((run_id, token), expires=MESSAGE_EXPIRES_SECONDS, queue=inbox(host))
 
 
-def notify_publish(run_id: int) -> None:
-    """Ask any worker to publish the checkpoints of a run that wait; raises kombu's OperationalError."""
-    publish.apply_async((run_id,), expires=MESSAGE_EXPIRES_SECONDS)
+def notify_publish(run_id: int, queue: str = PUBLISH) -> None:
+    """Ask the publishers of a queue to publish the checkpoints of a run that wait; raises kombu's OperationalError."""
+    publish.apply_async((run_id,), expires=MESSAGE_EXPIRES_SECONDS, queue=queue)
 
 
 @app.task(name="stoa.start_attempt")
@@ -72,15 +118,14 @@ def start_attempt(run_id: int, token: int) -> None:
             bound = registry.named(session.get_one(Pool, run.pool_id).runner).bound_to_host
             outlives = (processes.boot_id(), settings.outage_seconds) if bound else None
             lease = settings.lease_seconds
-            if not attempts.claim(session, run_id, token, host=host, lease_seconds=lease, outlives=outlives):
+            if not leases.claim(session, run_id, token, host=host, lease_seconds=lease, outlives=outlives):
                 return
-            earlier = [*attempts.earlier(session, run_id, token)]
-            # One that was lost long ago was ended by its own supervisor or shim.
-            earlier += attempts.lost_on(session, host, since_seconds=settings.outage_seconds)
+            earlier = attempts.earlier(session, run_id, token)
             owner = run.request_id
-        for attempt in earlier:
-            if attempt.pid is not None and attempt.pid_started is not None:
-                processes.kill_group(Process(attempt.host, attempt.boot_id, attempt.pid, attempt.pid_started))
+        # One that was lost long ago was ended by its own supervisor or shim.
+        reaper.end_lost(settings, db)
+        for process in filter(None, map(attempts.process_of, earlier)):
+            processes.kill_group(process)
         supervisor.spawn(settings, run_id, token, owner)
     finally:
         db.close()

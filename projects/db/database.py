@@ -1,10 +1,15 @@
 """The database: engine, sessions and migrations. The database is the truth of the lab."""
 
+import os
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
+import psycopg
+from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
@@ -45,6 +50,7 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.url = make_url(url)
+        self._connections = WeakSet[psycopg.Connection[Any]]()
         if self.url.get_backend_name() == "sqlite":
             Path(self.url.database or "").parent.mkdir(parents=True, exist_ok=True)
             self._read_engine = _sqlite_engine(url, begin="BEGIN", query_only=True)
@@ -52,6 +58,7 @@ class Database:
         else:
             self._write_engine = create_engine(url, pool_pre_ping=True, connect_args=PATIENCE)
             event.listen(self._write_engine, "handle_error", _refuse_value)
+            event.listen(self._write_engine, "connect", lambda connection, _: self._connections.add(connection))
             self._read_engine = self._write_engine.execution_options(
                 isolation_level="REPEATABLE READ", postgresql_readonly=True
             )
@@ -77,6 +84,18 @@ class Database:
                 session.execute(text("SELECT 1"))
             elif session.scalar(text("SELECT pg_is_in_recovery()")):
                 raise NoConnectionError("the database is a standby, which takes no writes")
+
+    def break_off(self) -> None:
+        """Break every connection that waits for a server's answer, from another thread: its statement raises what
+        `is_away` knows.
+
+        A server that is frozen, or a network that loses what is sent after it has acknowledged it, is silent for ever.
+        """
+        for connection in list(self._connections):
+            with suppress(psycopg.Error, OSError):
+                if connection.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                    with socket.socket(fileno=os.dup(connection.pgconn.socket)) as broken:
+                        broken.shutdown(socket.SHUT_RDWR)
 
     def migrate(self, revision: str = "head") -> None:
         """Upgrade or downgrade the schema to `revision`, in one transaction."""

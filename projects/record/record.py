@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import UniqueConstraint, update
+from sqlalchemy import Index, UniqueConstraint, update
 from sqlalchemy.orm import Session
 from sqlmodel import Field, col, select
 
@@ -56,6 +56,24 @@ class Payload(Base, table=True):
     entry_id: int = foreign_key("entries.id", primary_key=True)
     salt: str | None = None
     body: str | None = None
+
+
+class Authorship(Base, table=True):
+    """By whom an entry is, where somebody has acted; gone once the entry is blank.
+
+    Quotas count a person's and a project's newest entries of a kind by its indexes, however long the record is.
+    """
+
+    __tablename__ = "authorships"
+    __table_args__ = (
+        Index("ix_authorships_person", "person_id", "kind", "entry_id"),
+        Index("ix_authorships_stream", "stream", "kind", "entry_id"),
+    )
+
+    entry_id: int = foreign_key("entries.id", primary_key=True)
+    person_id: int = foreign_key("people.id")
+    stream: str = Field(foreign_key="streams.key")
+    kind: str
 
 
 @dataclass(frozen=True)
@@ -116,6 +134,8 @@ def append(session: Session, stream: str, kind: str, *, by: Person | None, why: 
     session.add(entry)
     session.flush()
     session.add(Payload(entry_id=entry.id, salt=salt, body=body))
+    if by is not None:
+        session.add(Authorship(entry_id=entry.id, person_id=by.id, stream=stream, kind=kind))
     session.execute(update(Stream).where(col(Stream.key) == stream).values(head_hash=entry.hash))
     return EntryView(entry.id, stream, entry.number, kind, entry.hash, payload)
 

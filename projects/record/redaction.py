@@ -18,7 +18,7 @@ from projects.db.columns import SENTENCE, Base
 from projects.errors import ConflictError, NotFoundError
 from projects.people import Actor, FormerName, Person
 from projects.record import mentions, record
-from projects.record.record import Entry, Payload, Stream
+from projects.record.record import Authorship, Entry, Payload, Stream
 from projects.rights import Act
 
 NAMELESS = people.NAMELESS
@@ -158,11 +158,13 @@ def _unsay(session: Session, stream: str, told: dict[str, Any]) -> None:
 
 
 def _blank(session: Session, ids: Sequence[int]) -> Sequence[int]:
-    """Blank body and salt of these entries, as a text could be guessed by its salt; returns those not blank before."""
+    """Blank body, salt and author of these entries, as a salt could tell the text; returns those not blank before."""
     blanked = session.scalars(
         update(Payload)
         .where(col(Payload.entry_id).in_(ids), col(Payload.body).is_not(None))
         .values(salt=None, body=None)
         .returning(col(Payload.entry_id))
     )
-    return blanked.all()
+    found = blanked.all()
+    session.execute(delete(Authorship).where(col(Authorship.entry_id).in_(found)))
+    return found

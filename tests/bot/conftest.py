@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from bot.delivery import outbox
-from broker.allocations import allocations, ledger, pools
+from broker.allocations import allocations, ledger, pools, requests
 from broker.allocations.allocations import Allocation, AllocationState, AllocationView
 from projects import membership
 from projects.db.columns import utcnow
@@ -67,7 +67,7 @@ class Lab:
         """Start the sandbox, and fill the database with a pool and a grant."""
         with self.db.write() as session:
             pools.add_pool(session, name="local", gpu_type="CPU", gpus=2)
-            given, until = allocations.parse_hours("100"), datetime.now(UTC) + timedelta(days=90)
+            given, until = requests.parse_hours("100"), datetime.now(UTC) + timedelta(days=90)
             pools.add_grant(session, pool="local", sponsor="The Library", seconds=given, until=until)
         self.sandbox = self._spawn("sandbox.log", "-m", "sandbox", "--dir", str(self.root / "sandbox"))
         self.guild = await Guild.open(self.root / "sandbox")

@@ -20,10 +20,11 @@ from bot.delivery.edit_budget import BUSY, FRESH_EDITS, OLD, OLD_AGE, OLD_EDITS,
 from bot.plots import comparison_curves
 from broker.allocations.allocations import AllocationState
 from broker.allocations.ledger import Account
+from broker.allocations.period_sums import PeriodSum
 from broker.reports.why import Why
 from broker.runners.processes import Process
-from broker.runs import attempts, settlement
-from broker.runs.attempts import Ending, Progress
+from broker.runs import attempts, leases, settlement
+from broker.runs.progress import Ending, Progress
 from broker.runs.runs import RunState
 from broker.runs.series import Measured
 from projects import membership, projects
@@ -70,6 +71,14 @@ async def test_a_reviewer_reads_why_a_small_request_takes_two() -> None:
     alone = said(review_card(asked, replace(context("Why?"), halves=False, **hours | {"recent": 0, "reviewers": 1})))
     assert "Within 30 days" not in alone
     assert "**Decision** One reviewer decides." in alone
+    theirs = PeriodSum(project=0, granted=60 * 3600, asked=30 * 3600, person="Ada")
+    sliced = hours | {"recent": 0, "with_this": 50 * 3600, "person": theirs}
+    card = said(review_card(asked, replace(context("Why?"), halves=False, **sliced)))
+    assert (
+        "**Within 30 days** Ada was granted 60 GPU-hours in all projects and asks for 30 in other ones; with this it "
+        "would be 140. This sum decides, as the project's own would be 50. One reviewer may grant 100 of that.\n"
+        "**Decision** Two reviewers decide." in card
+    )
 
 
 class Clock:
@@ -254,21 +263,21 @@ async def test_a_card_too_old_to_edit_has_a_successor(shared_lab: tuple[Lab, Cha
     first = await lab.guild.wait_for(channel.id, lambda m: m.text.endswith("-# P1 · run 1"))
     await lab.guild.wait_for(channel.id, lambda m: m.id == first.id and "Nothing stands in its way." in m.text)
     token = lab.call(attempts.admit, 1, [0])
-    lab.call(attempts.claim, 1, token, host="here", lease_seconds=60)
-    lab.call(attempts.started, 1, token, Process("here", "boot", 1, 1), [], lease_seconds=60)
-    lab.call(attempts.renew, 1, token, 5.0, progress(1, 100), lease_seconds=60)
+    lab.call(leases.claim, 1, token, host="here", lease_seconds=60)
+    lab.call(leases.started, 1, token, Process("here", "boot", 1, 1), [], lease_seconds=60)
+    lab.call(leases.renew, 1, token, 5.0, progress(1, 100), lease_seconds=60)
     await lab.guild.wait_for(channel.id, lambda m: m.id == first.id and "step 100 of" in m.text)
 
     # A fresh message is only refused because the bot was too fast: it is edited later.
     await lab.guild.fault(rf"PATCH /channels/{channel.id}/messages/{first.id}$", status=429, retry_after=40)
-    lab.call(attempts.renew, 1, token, 8.0, progress(101, 150), lease_seconds=60)
+    lab.call(leases.renew, 1, token, 8.0, progress(101, 150), lease_seconds=60)
     await lab.guild.wait_for(channel.id, lambda m: m.id == first.id and "step 150 of" in m.text)
     assert "Discord asks to wait 40 s" in lab.log
 
     lab.kill_bot()
     await lab.guild.count_as_old(0)
     await lab.guild.limit("old edit", 0, 300.0)
-    lab.call(attempts.renew, 1, token, 10.0, progress(151, 200), lease_seconds=60)
+    lab.call(leases.renew, 1, token, 10.0, progress(151, 200), lease_seconds=60)
     lab.call(membership.follow, lab.actor("Rosa"), 1)
     await lab.start_bot(AGED)
     second = await lab.guild.wait_for(channel.id, lambda m: m.text.endswith("-# P1 · run 1 · card 2"))
@@ -287,7 +296,7 @@ async def test_a_card_too_old_to_edit_has_a_successor(shared_lab: tuple[Lab, Cha
     assert f"/{channel.id}/{second.id})" in moved.text
     assert moved.attachments == []
     drawn = await lab.guild.wait_for(channel.id, lambda m: m.id == second.id and m.attachments != [])
-    lab.call(attempts.renew, 1, token, 15.0, progress(201, 300), lease_seconds=60)
+    lab.call(leases.renew, 1, token, 15.0, progress(201, 300), lease_seconds=60)
     now = await lab.guild.wait_for(channel.id, lambda m: m.id == second.id and "step 300 of" in m.text)
     assert [shown.url for shown in now.attachments] == [shown.url for shown in drawn.attachments]
     assert "at step 200 of" in (now.attachments[0].description or "")
@@ -312,9 +321,9 @@ async def test_a_run_card_that_a_moderator_deletes_stays_deleted(shared_lab: tup
     second = await lab.guild.wait_for(channel.id, lambda m: m.text.endswith("-# P1 · run 1 · card 2"))
     await lab.person("Omar").delete(channel.id, second)
     token = lab.call(attempts.admit, 2, [1])
-    lab.call(attempts.claim, 2, token, host="here", lease_seconds=60)
-    lab.call(attempts.started, 2, token, Process("here", "boot", 2, 1), [], lease_seconds=60)
-    lab.call(attempts.renew, 2, token, 5.0, progress(1, 100), lease_seconds=60)
+    lab.call(leases.claim, 2, token, host="here", lease_seconds=60)
+    lab.call(leases.started, 2, token, Process("here", "boot", 2, 1), [], lease_seconds=60)
+    lab.call(leases.renew, 2, token, 5.0, progress(1, 100), lease_seconds=60)
     lab.call(settlement.settle, 2, token, 20.0, Progress(0, 0), Ending(70, reason="It broke."), 0)
     await lab.guild.wait_for(card.id, lambda m: "It broke." in m.text)
     await lab.guild.wait_for(channel.id, lambda m: "It broke." in m.text)
@@ -340,13 +349,13 @@ async def test_a_picture_that_was_being_drawn_as_its_run_ended_is_not_the_last(
     number = int(launched[1])
     card = await lab.guild.wait_for(channel.id, lambda m: m.text.endswith(f"-# P1 · run {number}"))
     token = lab.call(attempts.admit, number, [0])
-    lab.call(attempts.claim, number, token, host="here", lease_seconds=60)
-    lab.call(attempts.started, number, token, Process("here", "boot", 3, 1), [], lease_seconds=60)
+    lab.call(leases.claim, number, token, host="here", lease_seconds=60)
+    lab.call(leases.started, number, token, Process("here", "boot", 3, 1), [], lease_seconds=60)
     assert lab.bot is not None
     drawing = psutil.Process(lab.bot.pid).children(recursive=True)
     for process in drawing:
         process.suspend()
-    lab.call(attempts.renew, number, token, 5.0, progress(1, 100), lease_seconds=60)
+    lab.call(leases.renew, number, token, 5.0, progress(1, 100), lease_seconds=60)
     await lab.guild.wait_for(channel.id, lambda m: m.id == card.id and "step 100 of" in m.text)
     lab.call(settlement.settle, number, token, 20.0, progress(101, 300), Ending(70, reason="It broke."), 0)
     await lab.guild.wait_for(channel.id, lambda m: m.id == card.id and "has failed" in m.text)

@@ -3,8 +3,8 @@
 from bot.delivery import posts
 from bot.delivery.posts import Destination
 from broker.runners.processes import Process
-from broker.runs import attempts, settlement
-from broker.runs.attempts import Ending, Progress
+from broker.runs import attempts, leases, settlement
+from broker.runs.progress import Ending, Progress
 from projects import lifecycle, membership, moderation, policies, updates
 from projects.people import Actor, LabRole
 from projects.record import redaction
@@ -78,9 +78,9 @@ async def test_a_run_before_the_channel_has_its_card_in_the_proposals_thread(lab
     card = await lab.guild.wait_for(thread, lambda m: m.text.endswith("-# P1 · run 1"))
     assert "Pause" in card.button_labels
     token = lab.call(attempts.admit, 1, [0])
-    lab.call(attempts.claim, 1, token, host="here", lease_seconds=60)
-    lab.call(attempts.started, 1, token, Process("here", "boot", 1, 1), [], lease_seconds=60)
-    lab.call(attempts.renew, 1, token, 20.0, steps(1, 10), lease_seconds=60)
+    lab.call(leases.claim, 1, token, host="here", lease_seconds=60)
+    lab.call(leases.started, 1, token, Process("here", "boot", 1, 1), [], lease_seconds=60)
+    lab.call(leases.renew, 1, token, 20.0, steps(1, 10), lease_seconds=60)
     await lab.guild.wait_for(thread, lambda m: m.id == card.id and "step 10 of" in m.text and m.attachments != [])
 
     lab.call(lifecycle.join, lab.actor("Grace"), 1, min_people=2)
@@ -90,7 +90,7 @@ async def test_a_run_before_the_channel_has_its_card_in_the_proposals_thread(lab
     await lab.guild.wait_for(channel.id, lambda m: "record" in m.text)
     omar = lab.person("Omar")
     await omar.set_thread(thread, archived=True)
-    lab.call(attempts.renew, 1, token, 21.0, steps(11, 20), lease_seconds=60)
+    lab.call(leases.renew, 1, token, 21.0, steps(11, 20), lease_seconds=60)
     await lab.guild.wait_for(thread, lambda m: m.id == card.id and "step 20 of" in m.text)
     lab.call(settlement.settle, 1, token, 20.0, Progress(0, 0), Ending(70, reason="It broke."), 0)
     for place in (thread, channel.id):

@@ -1,11 +1,17 @@
 """`/cluster`: what the GPUs do, who has used how much, and why each run waits, for anyone."""
 
+from datetime import timedelta
+
 import pytest
+from sqlalchemy import update
+from sqlmodel import col
 
 from bot import text
-from broker.allocations import pools
+from broker.allocations import hosts, pools
+from broker.allocations.hosts import Host
 from broker.runs import launching
 from broker.runs.launching import Order
+from projects.db.columns import utcnow
 from sandbox.people import Channel
 from tests.bot.conftest import Lab
 
@@ -48,3 +54,19 @@ async def test_the_cluster_at_a_glance(shared_lab: Shared) -> None:
     assert usage[0] == "**P1** Do small models dream?"
     assert usage[1] == "-# 0 GPU-hours of 1 GPU-hour spent · 0% of all recent use"
     assert channel.id
+
+
+async def test_the_hosts_of_a_pool_are_shown_with_what_they_have(shared_lab: Shared) -> None:
+    lab, _ = shared_lab
+    grace = lab.person("Grace")
+    has = {"gpus": [{"name": "H200", "memory_mib": 144_000}] * 2, "free_gib": 120.4}
+    lab.call(hosts.announce, "donor-1", ["local"], has | {"versions": {"torch": "2.13.0"}})
+    lab.call(hosts.announce, "donor-2", ["local"], {"versions": {"torch": "2.12.0"}})
+    status = (await grace.command("cluster status")).text
+    assert status.endswith("-# on donor-1 (2 × H200, 120 GiB of disk free), donor-2 · ⚠️ torch differs: 2.12.0, 2.13.0")
+    before = utcnow() - timedelta(hours=1)
+    lab.call(lambda session: session.execute(update(Host).where(col(Host.name) == "donor-2").values(seen_at=before)))
+    status = (await grace.command("cluster status")).text
+    assert status.endswith(
+        f"-# on donor-1 (2 × H200, 120 GiB of disk free), ⚠️ donor-2 away since {before:%F %H:%M} UTC"
+    )

@@ -8,8 +8,8 @@ from sqlalchemy.orm import Session
 
 from bot.turns import Turns
 from broker.runners.processes import Process
-from broker.runs import attempts
-from broker.runs.attempts import Progress
+from broker.runs import attempts, leases
+from broker.runs.progress import Progress
 from broker.runs.series import Measured
 from projects import lifecycle, membership, updates
 from projects.people import Actor
@@ -96,7 +96,7 @@ async def test_only_a_project_that_was_granted_gpu_time_is_announced(lab: Lab) -
     thread = await thread_of(lab, abandoned)
     form = await lab.person("Ada").command("project complete", channel=thread)
     answer = await lab.person("Ada").submit(form, {"Outcome": "abandoned", "What was learnt": "To begin is hard."})
-    assert answer.text == "The project is completed; its channel or thread tells so. Thank you!"
+    assert answer.text == "The project is completed; its channel or thread says so. Thank you!"
     await lab.guild.wait_for(thread, lambda m: "To begin is hard." in m.text)
     lab.call(lifecycle.complete, lab.actor("Ada"), granted, outcome="abandoned", learnt="An hour is short.")
     await lab.guild.wait_for("announcements", lambda m: "An hour is short." in m.text)
@@ -107,9 +107,9 @@ def trained(lab: Lab, run: int, device: int) -> None:
     """The run has a curve."""
     points = [Measured("loss", step, step * 1000, 9.0 - step / 10) for step in range(1, 20)]
     token = lab.call(attempts.admit, run, (device,))
-    lab.call(attempts.claim, run, token, host="here", lease_seconds=600)
-    lab.call(attempts.started, run, token, Process("here", "boot", run, 1), [], lease_seconds=600)
-    lab.call(attempts.renew, run, token, 5.0, Progress(0, 0, step=19, tokens=19_000, points=points), lease_seconds=600)
+    lab.call(leases.claim, run, token, host="here", lease_seconds=600)
+    lab.call(leases.started, run, token, Process("here", "boot", run, 1), [], lease_seconds=600)
+    lab.call(leases.renew, run, token, 5.0, Progress(0, 0, step=19, tokens=19_000, points=points), lease_seconds=600)
 
 
 async def test_who_asks_for_many_pictures_makes_nobody_wait(lab: Lab) -> None:

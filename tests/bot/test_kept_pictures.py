@@ -5,8 +5,8 @@ from typing import Any
 import aiohttp
 
 from broker.runners.processes import Process
-from broker.runs import attempts, settlement
-from broker.runs.attempts import Ending, Progress
+from broker.runs import attempts, leases, settlement
+from broker.runs.progress import Ending, Progress
 from sandbox.people import Channel, Message
 from tests.bot.conftest import Lab
 from tests.bot.test_run_card import progress
@@ -20,9 +20,9 @@ async def drawn(lab: Lab) -> tuple[Channel, Message]:
     await lab.launch(channel, override="steps=40")
     card = await lab.guild.wait_for(channel.id, lambda m: m.text.endswith("-# P1 · run 1") and m.thread_id is not None)
     token = lab.call(attempts.admit, 1, [0])
-    lab.call(attempts.claim, 1, token, host="here", lease_seconds=60)
-    lab.call(attempts.started, 1, token, Process("here", "boot", 1, 1), [], lease_seconds=60)
-    lab.call(attempts.renew, 1, token, 20.0, progress(1, 10), lease_seconds=60)
+    lab.call(leases.claim, 1, token, host="here", lease_seconds=60)
+    lab.call(leases.started, 1, token, Process("here", "boot", 1, 1), [], lease_seconds=60)
+    lab.call(leases.renew, 1, token, 20.0, progress(1, 10), lease_seconds=60)
     return channel, await lab.guild.wait_for(channel.id, lambda m: m.id == card.id and m.attachments != [])
 
 
@@ -36,7 +36,7 @@ async def test_an_edit_of_its_text_lists_the_picture_by_its_id(lab: Lab) -> None
     """Also after a restart, when the bot looks the id up in the message; a plain list of attachments lacks it."""
     await lab.start_bot(PICTURE_SECONDS="600")
     channel, card = await drawn(lab)
-    lab.call(attempts.renew, 1, 1, 40.0, progress(11, 20), lease_seconds=60)
+    lab.call(leases.renew, 1, 1, 40.0, progress(11, 20), lease_seconds=60)
     now = await lab.guild.wait_for(channel.id, lambda m: m.id == card.id and "step 20 of 40" in m.text)
     [picture] = now.attachments
     assert picture.url == card.attachments[0].url

@@ -32,12 +32,26 @@ async def test_pools_and_grants(shared_lab: Shared) -> None:
     wrong = await omar.submit(form, fields)
     assert (wrong.text, lab.heads()) == ("The GPUs are a whole number from 1 to 1,000,000.", heads)
     form = await omar.press(listed.message, "Add a pool")
-    assert "The pool `hall` is added" in (await omar.submit(form, fields | {"GPUs": "8"})).text
+    memory = "GiB of a GPU / of a host"
+    for typed, said in (
+        ("a lot", "Memory is the GiB of a GPU, a slash, and the GiB of a host"),
+        ("141 / 100000.01", "Memory is from 0.25 to 100,000 GiB"),
+        ("0.24", "Memory is from 0.25 to 100,000 GiB"),
+    ):
+        wrong = await omar.submit(form, fields | {"GPUs": "8", memory: typed})
+        assert wrong.text.startswith(said)
+        assert lab.heads() == heads
+        form = await omar.press(listed.message, "Add a pool")
+    assert "The pool `hall` is added" in (await omar.submit(form, fields | {"GPUs": "8", memory: "141"})).text
+    await lab.guild.wait_for("public-record", lambda m: "`hall` with 8 × H200, 141 GiB a GPU." in m.text)
     form = await omar.press(listed.message, "Change one")
-    changed = await omar.submit(form, {"Pool": "hall", "GPUs": "16", "Reason": "A second host."})
+    asked = {"Pool": "hall", "GPUs": "16", memory: "/ 2048", "Reason": "A second host."}
+    changed = await omar.submit(form, asked)
     assert "`hall` is changed" in changed.text
     told = await lab.guild.wait_for("public-record", lambda m: "changes the pool `hall`" in m.text)
-    assert "**Omar** changes the pool `hall`: it has 16 GPUs and a price weight of 2.5.\n> A second host." in told.text
+    assert "**Omar** changes the pool `hall`: it has 16 GPUs and a price weight of 2.5, " in told.text
+    assert "2.5, 141 GiB a GPU, 2,048 GiB a host.\n> A second host." in told.text
+    assert "`hall` H200, 141 GiB a GPU, 2,048 GiB a host\n" in (await ada.command("cluster status")).text
 
     listed = await omar.command("stoa grants")
     assert "**1** The Library · `local` until" in listed.text

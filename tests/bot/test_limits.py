@@ -19,12 +19,13 @@ from bot.delivery.entry_text import TEXTS
 from bot.delivery.posts import Destination, PostContext
 from bot.plots.curve import Curve
 from bot.plots.loss_curve import draw
-from broker.allocations import allocations
+from broker.allocations import requests
 from broker.allocations.allocations import AllocationState, AllocationView
+from broker.allocations.change_requests import ChangeState
 from broker.allocations.ledger import Account
 from broker.reports.review_context import Remark, ReviewContext
 from broker.reports.why import Why
-from broker.reviews.changes import ChangeState, ChangeView
+from broker.reviews.changes import ChangeView
 from broker.runs.runs import CheckpointLink, RunKind, RunState, RunView
 from broker.scheduling.fairshare import Standing
 from projects.projects import Member, Outcome, ProjectView, Stage
@@ -137,6 +138,7 @@ def test_posts(kind: str, said: str) -> None:
     )
     everyone = [{"id": member.discord_id, "name": member.name, "lead": member.lead} for member in MANY]
     payload |= {"by": {"id": "1", "name": said}, "overrides": {said: said}, "url": "https://hub/step7"}
+    payload |= {"host": said, "bytes": 10**15, "documents": 10**12, "tokens": 10**13}
     payload |= {"tries": 5, "count": 3, "free_gib": 1.5, "floor_gib": 5.0}
     payload |= {"what": "recipe", "name": said, "body": said, "dataset": said, "revision": said, "licence": said}
     payload |= {"licence": said, "release_policy": "held", "to": {"id": "2", "name": said}}
@@ -207,7 +209,7 @@ def test_a_list_keeps_whole_entries_its_end_and_the_count_of_the_rest(entries: l
 
 @given(st.integers(1, 10**9))
 def test_prefilled_hours_read_back_the_same(seconds: int) -> None:
-    assert allocations.parse_hours(text.exact_hours(seconds)) == seconds
+    assert requests.parse_hours(text.exact_hours(seconds)) == seconds
 
 
 def test_a_curve_is_drawn_from_little_and_much() -> None:

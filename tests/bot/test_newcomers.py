@@ -24,7 +24,7 @@ async def test_a_newcomer_is_confirmed_with_one_click(shared_lab: Shared) -> Non
     card = await lab.guild.wait_for("proposals", lambda m: m.text.endswith("-# P1 · project"))
     welcome = (await omar.press(card, "Join")).text
     assert welcome == (
-        "Welcome! You are in **Do small models dream?** as a newcomer: its lead, Ada, confirms you as a contributor."
+        "Welcome! You are in **Do small models dream?** as a newcomer until its lead, Ada, confirms you."
     )
     await lab.guild.wait_for("proposals", lambda m: m.id == card.id and "Grace, Omar (newcomer)" in m.text)
     post = await lab.guild.wait_for(channel.id, lambda m: "**Omar** joins the project. Welcome!" in m.text)
@@ -92,7 +92,7 @@ async def test_an_admin_appoints_another_lead(shared_lab: Shared) -> None:
     await omar.command("stoa setup", admins="admin")
     lab.call(bans.ban, None, lab.actor("Ada"), "Spam.")
     await lab.guild.wait_for(
-        "public-record", lambda m: "An admin appoints another lead of P1: `/project appoint`." in m.text
+        "public-record", lambda m: "An admin can appoint another lead of P1 with `/project appoint`." in m.text
     )
     here: dict[str, Any] = {"channel": channel.id, "person": "Grace"}
     assert "Only the admins can appoint a lead" in (await grace.command("project appoint", **here)).text

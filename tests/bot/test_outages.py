@@ -7,7 +7,7 @@ from bot.client import LATER
 from tests import databases
 from tests.bot.conftest import PROPOSAL, Lab
 from tests.databases import postgres
-from tests.outage import relayed
+from tests.outage import freezable, relayed
 from tests.patience import until
 
 __all__ = ["postgres"]
@@ -40,6 +40,31 @@ async def test_members_hear_when_to_try_again_and_keep_what_they_wrote(lab: Lab,
         await ada.submit(form, PROPOSAL)
         await lab.guild.wait_for("proposals", lambda m: "Do small models dream?" in m.text)
         assert await lab.stop_bot() == 0
+
+
+async def test_members_hear_of_a_database_that_is_frozen(lab: Lab, postgres: str) -> None:
+    """Its connections stay open, and nothing is answered."""
+    url = databases.create(postgres, f"test_{secrets.token_hex(6)}", template=databases.TABLES)
+    await lab.start_bot(DATABASE_URL=url)
+    ada = lab.person("Ada")
+    form = await ada.command("project propose")
+    with freezable(url) as server:
+        server.freeze()
+        answer = await ada.submit(form, PROPOSAL)
+        assert "cannot reach its database at the moment" in answer.text
+        assert answer.message is not None
+        (kept,) = answer.message.attachments
+        assert all(written in kept.path.read_text() for written in PROPOSAL.values())
+        said = await ada.command("cluster status")
+        assert "cannot reach its database" in said.text
+        assert await ada.complete("project show", "project", "dream") == [(LATER, 0)]
+        assert "Traceback" not in lab.log
+    form = await ada.press(answer.message, "Open the form again")
+    await ada.submit(form, PROPOSAL)
+    await lab.guild.wait_for("proposals", lambda m: "Do small models dream?" in m.text)
+    listed = await ada.command("project list")
+    assert listed.text.count("Do small models dream?") == 1, "what was sent before it froze was not done"
+    assert await lab.stop_bot() == 0
 
 
 async def test_a_bot_that_starts_without_its_database_says_so_in_one_sentence(lab: Lab) -> None:

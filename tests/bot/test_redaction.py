@@ -215,8 +215,8 @@ async def test_an_admin_bans_and_blanks_from_discord_and_nobody_else_does(lab: L
     lab.call(propose_of_two, lab.actor("Grace"))
     shown = await because("stoa forget", "They asked.", person="Grace")
     assert "2 entries refer to the person" in shown.text
-    assert "23 texts of people may name the person" in shown.text
-    assert "Chosen to be changed: **0 of 23**. Nothing is done yet." in shown.text
+    assert "23 other texts may name the person" in shown.text
+    assert "Chosen to be changed: **0 of 23**. Nothing has been changed yet." in shown.text
     assert "Page 1 of 3" in shown.text
     assert shown.message is not None
     page = await omar.press(shown.message, "Next")

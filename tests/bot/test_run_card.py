@@ -6,8 +6,8 @@ from sqlalchemy.orm import Session
 
 from broker import publications
 from broker.runners.processes import Process
-from broker.runs import attempts, runs, settlement
-from broker.runs.attempts import Ending, Progress
+from broker.runs import attempts, leases, runs, settlement
+from broker.runs.progress import Ending, Progress
 from broker.runs.series import Measured
 from projects import lifecycle
 from tests.bot.conftest import Lab
@@ -38,9 +38,9 @@ async def test_the_card_follows_the_run(lab: Lab) -> None:
     assert minutes == [7 * 24 * 60, 24 * 60], "the threads of runs, of which there are many, are put away sooner"
 
     token = lab.call(attempts.admit, 1, [0])
-    lab.call(attempts.claim, 1, token, host="here", lease_seconds=60)
-    lab.call(attempts.started, 1, token, Process("here", "boot", 1, 1), [], lease_seconds=60)
-    lab.call(attempts.renew, 1, token, 20.0, progress(1, 10), lease_seconds=60)
+    lab.call(leases.claim, 1, token, host="here", lease_seconds=60)
+    lab.call(leases.started, 1, token, Process("here", "boot", 1, 1), [], lease_seconds=60)
+    lab.call(leases.renew, 1, token, 20.0, progress(1, 10), lease_seconds=60)
     now = await lab.guild.wait_for(
         channel.id, lambda m: m.id == card.id and "step 10 of 40" in m.text and m.attachments != []
     )
@@ -56,7 +56,7 @@ async def test_the_card_follows_the_run(lab: Lab) -> None:
 
     for step, first, final in ((1, True, False), (16, False, False), (STEPS, False, True)):
         if step == STEPS:
-            lab.call(attempts.renew, 1, token, 60.0, progress(11, STEPS), lease_seconds=60)
+            lab.call(leases.renew, 1, token, 60.0, progress(11, STEPS), lease_seconds=60)
         lab.call(publish, step, first=first, final=final)
     lab.call(settlement.settle, 1, token, 62.0, Progress(0, 0), Ending(0), 3)
     done = await lab.guild.wait_for(
@@ -68,8 +68,8 @@ async def test_the_card_follows_the_run(lab: Lab) -> None:
     assert len(done.attachments) == 1
 
     sample = lab.call(attempts.admit, 2, [0])
-    lab.call(attempts.claim, 2, sample, host="here", lease_seconds=60)
-    lab.call(attempts.started, 2, sample, Process("here", "boot", 2, 1), [], lease_seconds=60)
+    lab.call(leases.claim, 2, sample, host="here", lease_seconds=60)
+    lab.call(leases.started, 2, sample, Process("here", "boot", 2, 1), [], lease_seconds=60)
     ending = Ending(0, sample="def hello(@everyone):\n    **pass**")
     lab.call(settlement.settle, 2, sample, 2.0, Progress(0, 0), ending, 3)
     said = await lab.guild.wait_for(channel.id, lambda m: "def hello" in m.text)

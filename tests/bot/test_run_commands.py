@@ -12,8 +12,8 @@ from bot import text
 from broker.reports import run_plan, why
 from broker.reports.run_plan import RunPlan
 from broker.runners.processes import Process
-from broker.runs import attempts, runs, settlement
-from broker.runs.attempts import Checkpoint, Ending, Progress
+from broker.runs import attempts, leases, runs, settlement
+from broker.runs.progress import Checkpoint, Ending, Progress
 from broker.runs.runs import RunKind, RunState
 from broker.runs.series import Measured
 from projects import membership
@@ -38,8 +38,8 @@ def progress(first: int, last: int, checkpoints: tuple[int, ...] = (), at: float
 def start(lab: Lab, run: int, *devices: int) -> int:
     """The token of an attempt of the run that runs."""
     token: int = lab.call(attempts.admit, run, devices or (0,))
-    lab.call(attempts.claim, run, token, host="here", lease_seconds=600)
-    lab.call(attempts.started, run, token, Process("here", "boot", 1, 1), [], lease_seconds=600)
+    lab.call(leases.claim, run, token, host="here", lease_seconds=600)
+    lab.call(leases.started, run, token, Process("here", "boot", 1, 1), [], lease_seconds=600)
     return token
 
 
@@ -276,7 +276,7 @@ async def test_a_run_is_paused_resumed_extended_and_looked_at(shared_lab: Shared
     assert log.text.endswith("ˋˋˋ@everyone …/runs\n  the last\n```")
     assert text.length(log.text) <= text.MESSAGE
 
-    lab.call(attempts.renew, run, token, 20.0, progress(1, 10), lease_seconds=600)
+    lab.call(leases.renew, run, token, 20.0, progress(1, 10), lease_seconds=600)
     card = await card_of(lab, channel, run, "running", "Compare")
     assert card.button_labels == ["Pause", "Compare", "Config"]
     assert said(await ada.press(card, "Pause")).startswith(f"Run {run} writes a checkpoint and pauses")
@@ -308,7 +308,7 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
         == f"Run {first} has no checkpoint on this disk to sample from."
     )
     token = start(lab, first)
-    lab.call(attempts.renew, first, token, 20.0, progress(1, 20, (0, 16)), lease_seconds=600)
+    lab.call(leases.renew, first, token, 20.0, progress(1, 20, (0, 16)), lease_seconds=600)
 
     nowhere = "✗ Name the run in the option “run”, or use this in its thread."
     for option, sent in (("step", 0), ("gpus", 1), ("override", "✗"), ("time_limit", "✗")):
@@ -350,7 +350,7 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     assert alone == "A comparison needs at least two runs, such as 3 5."
     assert "at most 6 runs" in said(await ada.command("run compare", runs="1 2 3 4 5 6 7")).lower()
     assert "by their numbers" in said(await ada.command("run compare", runs="all of them"))
-    lab.call(attempts.renew, second, start(lab, second, 1), 5.0, progress(17, 30, at=8.5), lease_seconds=600)
+    lab.call(leases.renew, second, start(lab, second, 1), 5.0, progress(17, 30, at=8.5), lease_seconds=600)
     suggested = await ada.complete("run compare", "runs", f"{first} ", channel=channel.id)
     assert f"{first} {second}" in [value for _, value in suggested]
     compared = await ada.command("run compare", runs=f"{first}, {second}")

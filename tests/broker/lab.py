@@ -7,14 +7,15 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from broker.allocations import allocations, ledger, pools
+from broker.allocations import allocations, ledger, pools, requests
 from broker.allocations.allocations import AllocationState
 from broker.allocations.ledger import Account, Movement
 from broker.reviews import reviews
 from broker.runners.processes import Process
-from broker.runs import attempts, control, launching, runs, settlement
-from broker.runs.attempts import Attempt, Ending, Progress
+from broker.runs import attempts, control, launching, leases, runs, settlement
+from broker.runs.attempts import Attempt
 from broker.runs.launching import Order
+from broker.runs.progress import Ending, Progress
 from broker.runs.runs import Run, RunView
 from projects import lifecycle, membership, policies
 from projects.db.columns import utcnow
@@ -111,7 +112,7 @@ class Lab:
         """A request for an allocation of two hours."""
         asked: dict[str, Any] = {"pool": POOL, "hours": "2", "until": in_days(30), "justification": "To see."} | changes
         with self.db.write() as session:
-            return allocations.request(session, actor, request_id(), project_id=project, **asked)
+            return requests.request(session, actor, request_id(), project_id=project, **asked)
 
     def approve(self, allocation: int, hours: str = "1", reviewer: Actor = ROSA, reason: str = "Fine.") -> None:
         """A reviewer's consent."""
@@ -159,18 +160,18 @@ class Lab:
         token = self.admit(run, *devices)
         assert self.claim(run, token, lease=lease)
         with self.db.write() as session:
-            attempts.started(session, run, token, PROCESS, (), lease_seconds=lease)
+            leases.started(session, run, token, PROCESS, (), lease_seconds=lease)
         return token
 
     def claim(self, run: int, token: int, *, lease: float = 60, host: str = "host") -> bool:
         """Whether a worker gets the attempt."""
         with self.db.write() as session:
-            return attempts.claim(session, run, token, host=host, lease_seconds=lease)
+            return leases.claim(session, run, token, host=host, lease_seconds=lease)
 
     def renew(self, run: int, token: int, elapsed: float, progress: Progress = NOTHING, *, lease: float = 60) -> bool:
         """Whether the run is asked to stop."""
         with self.db.write() as session:
-            return attempts.renew(session, run, token, elapsed, progress, lease_seconds=lease).stop
+            return leases.renew(session, run, token, elapsed, progress, lease_seconds=lease).stop
 
     def settle(self, run: int, token: int, elapsed: float, ending: Ending, *, most: int = 3) -> None:
         """The trainer has ended."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from datetime import timedelta
 
-from broker.allocations import allocations, ledger, pools
+from broker.allocations import allocations, ledger, pools, requests
 from broker.allocations.allocations import AllocationState, AllocationView
 from broker.allocations.pools import GrantView
 from broker.reviews import allocation_expiry, changes, reviews
@@ -60,12 +60,12 @@ def spend(lab: Lab, allocation: int, seconds: int, *, run: int = 1, reserved: in
 
 def withdraw(lab: Lab, allocation: int, actor: Actor = ADA) -> None:
     with lab.db.write() as session:
-        allocations.withdraw(session, actor, allocation, reason="Changed our mind.")
+        requests.withdraw(session, actor, allocation, reason="Changed our mind.")
 
 
 def report(lab: Lab, allocation: int, actor: Actor = ADA, said: str = "Half of it works.") -> None:
     with lab.db.write() as session:
-        allocations.report(session, actor, allocation, said)
+        requests.report(session, actor, allocation, said)
 
 
 def ask_change(lab: Lab, allocation: int, actor: Actor = ADA, **asked: str) -> int:
@@ -102,7 +102,7 @@ def in_state(lab: Lab, project: int, state: AllocationState) -> int:
     elif state == AllocationState.RENEWED:
         with lab.db.write() as session:
             asked = {"pool": "laptop", "hours": "2", "until": in_days(50), "justification": "On."}
-            later = allocations.request(session, ADA, request_id(), project_id=project, renews=allocation, **asked)
+            later = requests.request(session, ADA, request_id(), project_id=project, renews=allocation, **asked)
         lab.approve(later)
     assert view(lab, allocation).state == state
     return allocation

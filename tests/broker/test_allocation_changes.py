@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import pytest
 
-from broker.allocations import allocations, pools
+from broker.allocations import allocations, pools, requests
+from broker.allocations.change_requests import ChangeState
 from broker.allocations.ledger import Account
 from broker.reviews import changes, reviews
-from broker.reviews.changes import ChangeState
 from projects import lifecycle
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError
 from projects.people import Actor, LabRole
@@ -148,7 +148,7 @@ def test_what_is_asked_of_an_allocation_ends_with_it(lab: Lab, end: str) -> None
     elif end == "renewed":
         with lab.db.write() as session:
             asked = {"pool": "laptop", "hours": "2", "until": in_days(50), "justification": "On."}
-            later = allocations.request(session, ADA, request_id(), project_id=project, renews=allocation, **asked)
+            later = requests.request(session, ADA, request_id(), project_id=project, renews=allocation, **asked)
         lab.approve(later)
     elif end == "stopped":
         with lab.db.write() as session:

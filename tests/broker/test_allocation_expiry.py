@@ -6,7 +6,7 @@ from threading import Barrier
 
 import pytest
 
-from broker.allocations import allocations, ledger
+from broker.allocations import allocations, ledger, requests
 from broker.allocations.allocations import AllocationState
 from broker.allocations.ledger import Account
 from broker.reviews import changes, inventory
@@ -150,4 +150,4 @@ def test_an_allocation_ends_with_its_grant_also_where_that_was_just_moved(lab: L
             approval = pool.submit(lab.approve, asked)
             until_one_waits_for_a_lock(lab.db)
         approval.result()
-    assert view(lab, asked).until == allocations.parse_day(in_days(9))
+    assert view(lab, asked).until == requests.parse_day(in_days(9))

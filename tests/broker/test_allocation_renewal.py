@@ -2,11 +2,11 @@
 
 import pytest
 
-from broker.allocations import allocations
+from broker.allocations import requests
 from broker.allocations.allocations import AllocationState
 from broker.allocations.ledger import Account
 from broker.runs import control
-from broker.runs.attempts import Ending
+from broker.runs.progress import Ending
 from broker.runs.runs import Run, RunState
 from projects.errors import DomainError
 from tests.broker.lab import ADA, HOUR, Lab, in_days, request_id
@@ -19,7 +19,7 @@ def test_a_later_allocation_succeeds_an_earlier_one(lab: Lab) -> None:
     spend(lab, earlier, 600)
     asked = {"pool": "laptop", "hours": "4", "until": in_days(50), "justification": "On we go."}
     with lab.db.write() as session:
-        later = allocations.request(session, ADA, request_id(), project_id=project, renews=earlier, **asked)
+        later = requests.request(session, ADA, request_id(), project_id=project, renews=earlier, **asked)
     assert view(lab, earlier).state == AllocationState.APPROVED
     lab.approve(later, hours="4")
     assert (view(lab, earlier).state, view(lab, later).renews) == (AllocationState.RENEWED, earlier)
@@ -28,7 +28,7 @@ def test_a_later_allocation_succeeds_an_earlier_one(lab: Lab) -> None:
     stranger = lab.project(title="Somebody else’s")
     for project_id, sentence in ((project, "is renewed"), (stranger, "not one of")):
         with pytest.raises(DomainError, match=sentence), lab.db.write() as session:
-            allocations.request(session, ADA, request_id(), project_id=project_id, renews=earlier, **asked)
+            requests.request(session, ADA, request_id(), project_id=project_id, renews=earlier, **asked)
 
 
 def test_runs_go_on_with_what_renews_their_allocation(lab: Lab) -> None:
@@ -40,7 +40,7 @@ def test_runs_go_on_with_what_renews_their_allocation(lab: Lab) -> None:
     lab.pause(rests)
     asked = {"pool": "laptop", "hours": "4", "until": in_days(50), "justification": "On we go."}
     with lab.db.write() as session:
-        later = allocations.request(session, ADA, request_id(), project_id=project, renews=earlier, **asked)
+        later = requests.request(session, ADA, request_id(), project_id=project, renews=earlier, **asked)
     lab.approve(later, hours="4")
     assert told(lab, project, "allocation.renewed")[0]["runs"] == [waits, rests]
     with lab.db.write() as session:
@@ -67,7 +67,7 @@ def test_a_run_paused_for_want_of_hours_is_resumed_on_what_renews_them(lab: Lab)
     lab.pause(run)
     asked = {"pool": "laptop", "hours": "4", "until": in_days(50), "justification": "On we go."}
     with lab.db.write() as session:
-        later = allocations.request(session, ADA, request_id(), project_id=project, renews=earlier, **asked)
+        later = requests.request(session, ADA, request_id(), project_id=project, renews=earlier, **asked)
     lab.approve(later, hours="4")
     with lab.db.write() as session:
         session.get_one(Run, run).allocation_id = earlier

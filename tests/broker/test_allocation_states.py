@@ -13,7 +13,7 @@ from broker.allocations.allocations import TRANSITIONS, AllocationState
 from broker.allocations.ledger import Account
 from broker.reviews import reviews
 from broker.runs import attempts, settlement
-from broker.runs.attempts import Ending, Progress
+from broker.runs.progress import Ending, Progress
 from broker.runs.runs import RunState
 from projects.db.migrations import versions
 from projects.errors import ConflictError, ForbiddenError

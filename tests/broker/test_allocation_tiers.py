@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from sqlmodel import select
 
-from broker.allocations import allocations
+from broker.allocations import allocations, requests
 from broker.allocations.allocations import AllocationState
 from broker.allocations.ledger import Account
+from broker.allocations.period_sums import PeriodSum
 from broker.allocations.pools import GrantMovement, GrantRow
 from broker.reports import review_context
 from broker.reviews import changes, reviews
@@ -233,6 +234,87 @@ def test_of_two_requests_approved_at_the_same_moment_one_waits_for_a_second_revi
     assert grant(lab).granted == 60 * HOUR
 
 
+def test_one_lead_slices_no_large_request_over_several_projects(lab: Lab) -> None:
+    first, second, third = (lab.project(title=f"Question {n}") for n in range(3))
+    assert alone(lab, first, "60")
+    assert alone(lab, second, "40")  # at the bound
+    assert not alone(lab, third, "2")
+    assert alone(lab, lab.project(EMMY, "Another's"), "100", EMMY)
+    lab.let("tier_days", 1)
+    assert not alone(lab, third, "2")
+
+
+def test_what_a_lead_asks_for_elsewhere_counts_until_it_is_decided(lab: Lab) -> None:
+    first, second = lab.project(), lab.project(title="Another question")
+    elsewhere, asked = lab.request(first, hours="90"), lab.request(second, hours="20")
+    lab.approve(asked, "20")
+    assert (view(lab, asked).state, view(lab, asked).endorsed_by) == (AllocationState.REQUESTED, "Rosa")
+    lab.decline(elsewhere)
+    assert alone(lab, second, "20")
+    grown = ask_change(lab, lab.allocation(first, "5"), hours="60")
+    assert not alone(lab, second, "20")
+    review(lab, changes.withdraw, grown, ADA)
+    assert alone(lab, second, "20")
+
+
+def test_a_change_and_halves_count_what_the_lead_has_elsewhere(lab: Lab) -> None:
+    first, second = lab.project(), lab.project(title="Another question")
+    lab.allocation(first, "80")
+    small = lab.allocation(second, "15")
+    change = ask_change(lab, small, hours="10")
+    review(lab, changes.approve, change)
+    assert lab.account(small).granted == 15 * HOUR
+    review(lab, changes.approve, change, EMMY)
+    assert lab.account(small).granted == 25 * HOUR
+    lab.let("halves_hours", 110)
+    halved = lab.allocation(second, "10")
+    assert lab.account(halved) == Account(5 * HOUR, 0, 0, committed=5 * HOUR)
+    proposal = lab.proposal(title="A third question")
+    assert lab.account(lab.request(proposal, hours="1")) == Account(HOUR, 0, 0)  # a starter grant comes in one piece
+
+
+def hand_over(lab: Lab, project: int, lead: Actor, to: Actor) -> None:
+    with lab.db.write() as session:
+        membership.offer_lead(session, lead, project, to=str(to.discord_id), reason="Moving on.")
+        membership.accept_lead(session, to, project)
+
+
+def test_a_lead_who_has_handed_over_takes_their_requests_along(lab: Lab) -> None:
+    """What was granted to the requester counts, whoever leads now; and what the project has counts for its lead."""
+    first, second, third = lab.project(), lab.project(title="Another question"), lab.project(EMMY, "A third question")
+    lab.allocation(first, "60")
+    hand_over(lab, first, ADA, GRACE)
+    assert not alone(lab, second, "50")
+    hand_over(lab, third, EMMY, GRACE)
+    assert not alone(lab, third, "50", GRACE)
+
+
+def test_a_change_asked_for_by_an_interim_lead_counts_as_theirs(lab: Lab) -> None:
+    first, third = lab.project(), lab.project(EMMY, "A third question")
+    allocation = lab.allocation(first, "10")
+    hand_over(lab, first, ADA, GRACE)
+    review(lab, changes.approve, ask_change(lab, allocation, GRACE, hours="60"))
+    hand_over(lab, first, GRACE, ADA)
+    assert lab.account(allocation).granted == 70 * HOUR
+    hand_over(lab, third, EMMY, GRACE)
+    assert not alone(lab, third, "50", GRACE)
+
+
+def test_of_requests_in_several_projects_approved_at_the_same_moment_none_passes_the_bound(lab: Lab) -> None:
+    """No lock on a project makes these approvals take turns; the lock on the lead does."""
+    asked = [lab.request(lab.project(title=f"Question {n}"), hours="26") for n in range(4)]
+    together = Barrier(4)
+
+    def approve(n: int) -> AllocationState:
+        together.wait(PATIENCE)
+        with lab.db.write() as session:
+            return reviews.approve(session, (ROSA, EMMY)[n % 2], asked[n], hours="26", reason="Yes.")
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(approve, range(4))) == {AllocationState.REQUESTED}
+    assert grant(lab).granted == 0
+
+
 def test_a_reviewer_is_told_what_the_grants_add_up_to(lab: Lab) -> None:
     project = lab.project()
     lab.allocation(project, "60")
@@ -240,7 +322,12 @@ def test_a_reviewer_is_told_what_the_grants_add_up_to(lab: Lab) -> None:
     with lab.db.read() as session:
         context = review_context.of_request(session, asked)
     assert (context.recent, context.with_this, context.days) == (60 * HOUR, 110 * HOUR, 30)
-    assert (context.reviewers, context.one_reviewer) == (2, 100 * HOUR)
+    assert (context.reviewers, context.one_reviewer, context.person) == (2, 100 * HOUR, None)
+    elsewhere = lab.request(lab.project(title="Another question"), hours="30")
+    with lab.db.read() as session:
+        context = review_context.of_request(session, elsewhere)
+    assert (context.recent, context.with_this, context.reviewers) == (0, 30 * HOUR, 2)
+    assert context.person == PeriodSum(project=0, granted=60 * HOUR, asked=50 * HOUR, person="Ada")
 
 
 def test_the_bounds_are_the_operators(lab: Lab) -> None:
@@ -250,7 +337,7 @@ def test_the_bounds_are_the_operators(lab: Lab) -> None:
             policies.change(session, None, name, value, "A small lab.")
     with lab.db.write() as session:
         asked: dict[str, Any] = {"pool": "laptop", "hours": "1", "until": in_days(9), "justification": "j"}
-        small = allocations.request(session, ADA, request_id(), project_id=project, **asked)
+        small = requests.request(session, ADA, request_id(), project_id=project, **asked)
     assert view(lab, small).state == AllocationState.REQUESTED
     other = lab.request(project, hours="2")
     for reviewer in (ROSA, EMMY):

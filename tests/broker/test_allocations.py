@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from broker.allocations import allocations, pools
-from broker.allocations.allocations import AllocationState, AllocationView, parse_day, parse_hours
+from broker.allocations import allocations, pools, requests
+from broker.allocations.allocations import AllocationState, AllocationView
 from broker.allocations.ledger import Account
+from broker.allocations.requests import parse_day, parse_hours
 from broker.reports import review_context
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
@@ -117,7 +118,7 @@ def test_the_same_request_asks_once(lab: Lab) -> None:
 
     def ask() -> int:
         with lab.db.write() as session:
-            return allocations.request(
+            return requests.request(
                 session,
                 ADA,
                 "once",

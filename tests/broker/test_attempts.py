@@ -11,8 +11,10 @@ from sqlmodel import select
 
 from broker import publications
 from broker.allocations.ledger import Account
-from broker.runs import attempts, series, settlement
-from broker.runs.attempts import Attempt, AttemptState, Checkpoint, Ending, Progress, StaleError
+from broker.runs import attempts, leases, series, settlement
+from broker.runs.attempts import Attempt, AttemptState
+from broker.runs.leases import StaleError
+from broker.runs.progress import Checkpoint, Ending, Progress
 from broker.runs.runs import RunState
 from broker.runs.series import Measured
 from projects.db.columns import utcnow
@@ -40,7 +42,7 @@ def test_from_admission_to_the_end(lab: Lab, project: int, allocation: int, run:
     assert (lab.run(run).state, lab.account(allocation)) == (RunState.STARTING, Account(HOUR, 1200, 0))
     assert lab.claim(run, token)
     with lab.db.write() as session:
-        attempts.started(session, run, token, PROCESS, (), lease_seconds=60)
+        leases.started(session, run, token, PROCESS, (), lease_seconds=60)
     assert lab.run(run).state == RunState.RUNNING
     seen = Progress(
         100,
@@ -112,7 +114,7 @@ def test_a_stale_token_changes_nothing(lab: Lab, run: int) -> None:
     with pytest.raises(StaleError):
         lab.settle(run, old, 50, DONE)
     with pytest.raises(StaleError), lab.db.write() as session:
-        attempts.started(session, run, old, PROCESS, (), lease_seconds=60)
+        leases.started(session, run, old, PROCESS, (), lease_seconds=60)
     lab.expire(run, old)
     assert lab.everything() == before
     assert not lab.renew(run, new, 1, NOTHING)
@@ -260,7 +262,7 @@ def test_a_run_cancelled_before_its_trainer_runs_is_told_at_the_first_renewal(la
     assert lab.claim(run, token)
     lab.cancel(run)
     with lab.db.write() as session:
-        attempts.started(session, run, token, PROCESS, (), lease_seconds=60)
+        leases.started(session, run, token, PROCESS, (), lease_seconds=60)
     assert lab.renew(run, token, 1)
     lab.settle(run, token, 1, STOPPED)
     assert lab.run(run).state == RunState.CANCELLED
@@ -318,7 +320,7 @@ def test_an_attempt_tells_of_checkpoints_that_a_dead_one_has_left(lab: Lab, run:
     assert lab.claim(run, second)
     left = [Checkpoint(1, "attempt-1/step1"), Checkpoint(2, "attempt-1/step2")]
     with lab.db.write() as session:
-        attempts.started(session, run, second, PROCESS, left, lease_seconds=60)
+        leases.started(session, run, second, PROCESS, left, lease_seconds=60)
     lab.renew(run, second, 1, Progress(1, 1, checkpoints=[Checkpoint(2, "attempt-2/step2")]))
     with lab.db.read() as session:
         newest = publications.newest(session, run)

@@ -9,9 +9,10 @@ from broker.allocations import ledger
 from broker.allocations.ledger import Account
 from broker.end_reasons import EndReason
 from broker.reports import run_plan
-from broker.runs import attempts, control, runs, settlement
-from broker.runs.attempts import Attempt, Checkpoint, Ending, Progress
+from broker.runs import attempts, control, leases, runs, settlement
+from broker.runs.attempts import Attempt
 from broker.runs.launching import Receipt
+from broker.runs.progress import Checkpoint, Ending, Progress
 from broker.runs.runs import RunState
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
 from projects.people import Actor
@@ -212,7 +213,7 @@ def test_a_running_run_is_extended_at_once_and_its_supervisor_is_told(
     lab.extend(run, "5m")
     assert lab.account(allocation) == Account(HOUR, 2400, 0)
     with lab.db.write() as session:
-        told = attempts.renew(session, run, token, 700, NOTHING, lease_seconds=60)
+        told = leases.renew(session, run, token, 700, NOTHING, lease_seconds=60)
     assert (told.stop, told.seconds) == (False, 1200)
     assert lab.account(allocation) == Account(HOUR, 1000, 1400)
     with pytest.raises(ConflictError, match=r"0.367 GPU-hours are needed; the allocation has 0.333 left"):

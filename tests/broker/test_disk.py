@@ -16,7 +16,7 @@ from broker.publications import Disk, Publication
 from broker.publishing import disk
 from broker.reports import why
 from broker.runs import attempts, runs
-from broker.runs.attempts import Checkpoint, Ending, Progress
+from broker.runs.progress import Checkpoint, Ending, Progress
 from broker.runs.runs import RunState
 from broker.scheduling.scheduler import Scheduler
 from projects.record import record

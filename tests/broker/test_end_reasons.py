@@ -9,7 +9,8 @@ import pytest
 from broker.end_reasons import EndReason
 from broker.reviews import allocation_expiry, reviews
 from broker.runs import control, settlement
-from broker.runs.attempts import Attempt, Ending
+from broker.runs.attempts import Attempt
+from broker.runs.progress import Ending
 from broker.runs.runs import RunState
 from projects import lifecycle
 from projects.db.columns import utcnow

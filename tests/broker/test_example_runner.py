@@ -32,17 +32,13 @@ while True:
 """
 SUPERVISE = """
 import sys
-from broker.runners import registry
-from broker.runners.supervisor import Supervisor
+from broker.runners import registry, supervisor
 from nice_runner import NiceRunner
 from projects.settings import get_settings
 
-class StandIn(Supervisor):
-    def _command(self, run, before):
-        return [sys.executable, "-c", sys.argv[3], str(self.folder)]
-
 registry.RUNNERS["nice"] = NiceRunner
-StandIn(get_settings(), int(sys.argv[1]), int(sys.argv[2])).run()
+supervisor.trainer_command = lambda settings, db, run, folder, before: [sys.executable, "-c", sys.argv[3], str(folder)]
+supervisor.Supervisor(get_settings(), int(sys.argv[1]), int(sys.argv[2])).run()
 """
 
 

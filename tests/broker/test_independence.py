@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 
 from broker.allocations import allocations
 from broker.allocations.allocations import AllocationState
+from broker.allocations.change_requests import ChangeState
 from broker.reviews import changes, reviews
 from projects import bans, membership
 from projects.errors import ConflictError, ForbiddenError
@@ -166,7 +167,7 @@ def test_an_endorsement_of_a_change_lapses_alike(lab: Lab) -> None:
             assert changes.endorser(session, change) == str(ROSA.discord_id)
             now = {str(ROSA.discord_id): roles}
             state = changes.approve(session, EMMY, change, reason="Yes.", roles_now=now)
-        assert state == (changes.ChangeState.APPROVED if number else changes.ChangeState.REQUESTED)
+        assert state == (ChangeState.APPROVED if number else ChangeState.REQUESTED)
         if not number:
             review(lab, changes.approve, change, KURT)
     with lab.db.read() as session:

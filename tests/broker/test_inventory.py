@@ -6,10 +6,10 @@ import pytest
 from sqlalchemy import update
 from sqlmodel import col, select
 
-from broker.allocations import pools
+from broker.allocations import hosts, pools
 from broker.allocations.pools import Grant, Pool
 from broker.reviews import inventory
-from broker.runs.attempts import Ending
+from broker.runs.progress import Ending
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, InvalidError
 from projects.record import record
@@ -95,14 +95,12 @@ def test_local_pools_share_out_the_gpus_of_their_host(lab: Lab) -> None:
     add(lab, "far", gpus=64, runner="slurm")
     first, second = add(lab, "first", gpus=2), add(lab, "second", gpus=3)
     with lab.db.read() as session:
-        numbers = {
-            pool.name: pools.numbers_on_host(session, pool, "0,1") for pool in session.scalars(select(Pool)).all()
-        }
+        numbers = {pool.name: hosts.gpu_numbers(session, pool, "0,1") for pool in session.scalars(select(Pool)).all()}
     assert numbers == {POOL: "", "far": "", "first": "0,1", "second": "2,3"}
     with lab.db.write() as session:
         session.execute(update(Pool).where(col(Pool.name) == POOL).values(gpu_type="V100"))
-        assert pools.numbers_on_host(session, session.get_one(Pool, second), "1") == "5"
-        assert pools.numbers_on_host(session, session.get_one(Pool, first), "0") == "2"
+        assert hosts.gpu_numbers(session, session.get_one(Pool, second), "1") == "5"
+        assert hosts.gpu_numbers(session, session.get_one(Pool, first), "0") == "2"
 
 
 def test_gpus_in_use_are_not_dealt_out_anew(lab: Lab) -> None:

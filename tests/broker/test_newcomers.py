@@ -7,12 +7,12 @@ from threading import Barrier
 import pytest
 from sqlalchemy.orm import Session
 
-from broker.allocations import allocations
+from broker.allocations import requests
 from broker.reports import run_plan
 from broker.reviews import changes, reviews
 from broker.runs import control, generation, launching
-from broker.runs.attempts import Checkpoint, Progress
 from broker.runs.launching import Order
+from broker.runs.progress import Checkpoint, Progress
 from broker.runs.runs import RunState
 from projects import membership
 from projects.errors import ForbiddenError
@@ -63,7 +63,7 @@ def test_a_newcomer_draws_no_sample_forks_nothing_and_asks_for_nothing(
     with lab.db.read() as session, pytest.raises(ForbiddenError, match="has yet to confirm you"):
         generation.check_may_generate(session, STRANGER, run)
     with lab.db.read() as session, pytest.raises(ForbiddenError, match="Only the lead"):
-        allocations.check_may_request(session, STRANGER, project)
+        requests.check_may_request(session, STRANGER, project)
     with pytest.raises(ForbiddenError, match="Only the lead"):
         ask_change(lab, allocation, STRANGER, hours="1")
     assert lab.everything() == before
@@ -103,7 +103,7 @@ def test_who_asked_for_hours_and_is_out_of_the_project_takes_nothing_back(lab: L
         membership.offer_lead(session, ADA, project, to=str(GRACE.discord_id), reason="Moving on.")
         membership.accept_lead(session, GRACE, project)
     with lab.db.read() as session:
-        allocations.check_may_withdraw(session, ADA, asked)  # still a contributor
+        requests.check_may_withdraw(session, ADA, asked)  # still a contributor
     lab.remove(project, ADA, GRACE)
     before = lab.everything()
     acts: list[Callable[[Session], object]] = [

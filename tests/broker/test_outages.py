@@ -2,10 +2,12 @@
 
 import os
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -15,9 +17,10 @@ from sqlalchemy import update
 from sqlmodel import col
 
 from broker.end_reasons import EndReason
-from broker.runners import processes, shim
-from broker.runs import attempts, series
-from broker.runs.attempts import Attempt, AttemptState, Checkpoint, Ending, Progress
+from broker.runners import processes, reaper, shim
+from broker.runs import attempts, leases, series
+from broker.runs.attempts import Attempt, AttemptState
+from broker.runs.progress import Checkpoint, Ending, Progress
 from broker.runs.runs import RunState
 from broker.runs.settlement import MOST_LOST
 from broker.scheduling.scheduler import Scheduler
@@ -25,7 +28,7 @@ from projects.db.columns import utcnow
 from projects.db.database import Database
 from tests.broker.lab import Lab, settings
 from tests.broker.test_supervisor import environment, living, supervisor_over
-from tests.outage import Relay, relayed
+from tests.outage import Relay, freezable, relayed
 from tests.patience import PATIENCE, wait_for
 
 LEASE = 6.0
@@ -70,18 +73,27 @@ def relay(lab: Lab) -> Iterator[tuple[Relay, Lab]]:
         db.close()
 
 
-def started(lab: Lab, through: Lab, home: Path, run: int, last: int = 100_000) -> "subprocess.Popen[bytes]":
+def started(
+    lab: Lab, through: Lab, home: Path, run: int, last: int = 100_000, outage: float = 86_400
+) -> "subprocess.Popen[bytes]":
     """A supervisor that reaches the database by way of a relay, over a trainer of so many steps."""
     token = lab.admit(run)
     assert lab.claim(run, token, lease=LEASE, host=processes.host())
+    return supervising(through, home, run, token, last, outage)
+
+
+def supervising(
+    through: Lab, home: Path, run: int, token: int, last: int = 100_000, outage: float = 86_400
+) -> "subprocess.Popen[bytes]":
+    """The supervisor of an attempt that was claimed."""
     (home / "runs" / str(run)).mkdir(parents=True, exist_ok=True)
     command = supervisor_over(TRAINER.replace("LAST", str(last)), home, run, token)
-    return subprocess.Popen(command, env=environment(through, home, LEASE))
+    return subprocess.Popen(command, env=environment(through, home, LEASE) | {"STOA_OUTAGE_SECONDS": str(outage)})
 
 
 @contextmanager
-def scheduling(db: Database, home: Path) -> Iterator[None]:
-    """A scheduler that goes round meanwhile."""
+def scheduling(db: Database, home: Path) -> Iterator[threading.Event]:
+    """A scheduler that goes round meanwhile, until the event."""
     over = threading.Event()
 
     class Ending(Scheduler):
@@ -99,7 +111,7 @@ def scheduling(db: Database, home: Path) -> Iterator[None]:
     thread = threading.Thread(target=forever)
     thread.start()
     try:
-        yield
+        yield over
     finally:
         over.set()
         thread.join()
@@ -156,6 +168,53 @@ def test_an_outage_of_several_leases_ends_no_trainer_and_costs_no_point(
     assert lab.run(run).state == RunState.CANCELLED
     assert curve(lab, run) == list(range(1, lab.row(run).step + 1)), "no point is missing"
     assert 4 * LEASE <= lab.run(run).spent <= lived + 1
+    assert lab.account(1).reserved == 0
+
+
+@ON_POSTGRES
+@pytest.mark.usefixtures("memory_queue")
+@pytest.mark.parametrize("how", ["frozen", "swallowed"])
+def test_a_silence_of_the_database_ends_no_trainer_and_costs_no_point(
+    lab: Lab, relay: tuple[Relay, Lab], tmp_path: Path, run: int, how: str
+) -> None:
+    """No connection breaks, and no question is answered: the server's processes stand, or the network loses all."""
+    wire, through = relay
+    server = freezable(lab.db.url.render_as_string(hide_password=False))
+    supervisor = started(lab, through, tmp_path, run)
+    try:
+        with server as frozen, scheduling(through.db if how == "frozen" else lab.db, tmp_path) as ending:
+            wait_for(lambda: lab.row(run).step > 3, "some steps")
+            before, told = living(tmp_path), lab.row(run).step
+            for _ in range(2):
+                done = steps(tmp_path, run)
+                if how == "frozen":
+                    frozen.freeze()
+                else:
+                    wire.swallow()
+                    ending.set()  # another host's scheduler would see a supervisor that is cut off: another test
+                time.sleep(2 * LEASE)
+                if how == "frozen":
+                    frozen.thaw()
+                else:
+                    wire.pass_on()
+                assert living(tmp_path) == before, "the trainer goes on"
+                assert steps(tmp_path, run) > done
+                told = max(told, done)
+                wait_for(partial(more_steps, lab, run, told), "the supervisor tells again")
+                time.sleep(LEASE)
+            assert living(tmp_path) == before
+            assert (attempt(lab, run).state, lab.run(run).attempt) == (AttemptState.RUNNING, 1)
+            trainer = attempts.process_of(attempt(lab, run))
+            assert trainer is not None
+            lab.cancel(run)
+            assert supervisor.wait(PATIENCE) == 0
+            lived = shim.since_boot() - trainer.started / os.sysconf("SC_CLK_TCK")
+    finally:
+        supervisor.kill()
+        supervisor.wait()
+    assert lab.run(run).state == RunState.CANCELLED
+    assert curve(lab, run) == list(range(1, lab.row(run).step + 1)), "no point is missing"
+    assert 6 * LEASE <= lab.run(run).spent <= lived + 1
     assert lab.account(1).reserved == 0
 
 
@@ -266,7 +325,7 @@ def test_another_host_waits_until_a_trainer_that_is_cut_off_must_have_stopped(la
 
     def claims(host: str, boot: str, seconds: float) -> bool:
         with lab.db.write() as session:
-            return attempts.claim(session, run, token, host=host, lease_seconds=60, outlives=(boot, seconds))
+            return leases.claim(session, run, token, host=host, lease_seconds=60, outlives=(boot, seconds))
 
     assert not claims("elsewhere", "another boot", 86_400)
     assert "may still run on host, out of reach" in attempt(lab, run, token).waiting
@@ -275,12 +334,108 @@ def test_another_host_waits_until_a_trainer_that_is_cut_off_must_have_stopped(la
     assert attempt(lab, run, token).waiting == ""
 
 
+def claims_elsewhere(lab: Lab, run: int, token: int, seconds: float) -> bool:
+    """Whether the worker of another host gets the attempt."""
+    with lab.db.write() as session:
+        return leases.claim(session, run, token, host="elsewhere", lease_seconds=60, outlives=("its boot", seconds))
+
+
+@ON_POSTGRES
+@pytest.mark.usefixtures("memory_queue")
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("back", ["before", "after", "never"])
+def test_of_two_hosts_that_are_cut_apart_only_one_trains(
+    lab: Lab, relay: tuple[Relay, Lab], tmp_path: Path, run: int, told: bool, back: str
+) -> None:
+    """The host of the trainer comes back before or after the other one may go on, with or without its process told."""
+    wire, through = relay
+    outage = 4 * LEASE
+    if told:
+        supervisor = started(lab, through, tmp_path, run, outage=outage)
+        wait_for(lambda: lab.row(run).step > 3, "some steps")
+        wire.away()
+    else:  # it is cut off as it starts its trainer: a lock holds back what it tells
+        token = lab.admit(run)
+        assert lab.claim(run, token, lease=LEASE, host=processes.host())
+        with lab.db.write() as session:
+            attempts.lock(session, run)
+            supervisor = supervising(through, tmp_path, run, token, outage=outage)
+            wait_for(lambda: steps(tmp_path, run) > 3, "some steps")
+            wire.away()
+        assert attempt(lab, run).pid is None
+    try:
+        wait_for(lambda: attempt_expired(lab, run), "the end of the lease")
+        lab.expire(run, 1)
+        second = lab.admit(run, 1)
+        assert not claims_elsewhere(lab, run, second, outage)
+        assert living(tmp_path), "the trainer goes on"
+        if back == "before":
+            wire.back()
+            wait_for(lambda: supervisor.poll() is not None, "the end of the first supervisor")
+            assert not living(tmp_path)
+            assert claims_elsewhere(lab, run, second, outage), "at once, since the first host says that it is over"
+            return
+        while not claims_elsewhere(lab, run, second, outage):
+            time.sleep(0.1)
+        assert not living(tmp_path), "the first trainer has stopped by then"
+        assert steps(tmp_path, run) > 10 * (outage - LEASE) / 2, "and not long before"
+        if back == "after":
+            wire.back()
+            assert supervisor.wait(PATIENCE) == 1
+            assert attempt(lab, run, second).state == AttemptState.CLAIMED, "the other host's attempt is left alone"
+            assert lab.run(run).state == RunState.STARTING
+    finally:
+        supervisor.kill()
+        supervisor.wait()
+
+
+def attempt_expired(lab: Lab, run: int) -> bool:
+    until = attempt(lab, run).lease_until
+    return until is not None and until < utcnow()
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+def test_a_host_that_comes_back_frees_the_runs_that_it_has_lost(
+    lab: Lab, tmp_path: Path, run: int, reachable: bool
+) -> None:
+    """After a reboot, or with the trainer still there, of which nobody else knows: then it is ended first."""
+    folder = tmp_path / "runs" / str(run) / "attempt-1"
+    command = [sys.executable, "-c", "import time; time.sleep(3600)", str(folder)]
+    with subprocess.Popen(command, start_new_session=True) as trainer:
+        try:
+            process = processes.identify(trainer.pid)
+            token = lab.admit(run)
+            assert lab.claim(run, token, host=processes.host())
+            if not reachable:
+                with lab.db.write() as session:
+                    before = replace(process, boot_id="the boot before")
+                    leases.started(session, run, token, before, (), lease_seconds=60)
+            with lab.db.write() as session:
+                session.execute(update(Attempt).values(lease_until=utcnow()))
+            time.sleep(0.001)
+            lab.expire(run, token)
+            second = lab.admit(run, 1)
+            assert not claims_elsewhere(lab, run, second, 86_400)
+            reaper.end_lost(settings(tmp_path), lab.db)
+            assert processes.alive(process) is not reachable, "a process of another boot is not taken for this one"
+            assert claims_elsewhere(lab, run, second, 86_400)
+        finally:
+            trainer.kill()
+
+
+def test_a_host_does_not_free_what_another_host_has_lost(lab: Lab, tmp_path: Path, run: int) -> None:
+    lose(lab, run)
+    token = lab.admit(run, 1)
+    reaper.end_lost(settings(tmp_path), lab.db)
+    assert not claims_elsewhere(lab, run, token, 86_400)
+
+
 @pytest.mark.parametrize(("host", "boot"), [("host", "another boot"), ("a new container", "boot")])
 def test_the_same_host_takes_its_run_over_at_once(lab: Lab, run: int, host: str, boot: str) -> None:
     lose(lab, run)
     token = lab.admit(run)
     with lab.db.write() as session:
-        assert attempts.claim(session, run, token, host=host, lease_seconds=60, outlives=(boot, 86_400))
+        assert leases.claim(session, run, token, host=host, lease_seconds=60, outlives=(boot, 86_400))
 
 
 @ON_POSTGRES

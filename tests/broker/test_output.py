@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from broker.runners import output
-from broker.runs.attempts import Checkpoint, Ending
+from broker.runs.progress import Checkpoint, Ending
 from broker.runs.series import Measured
 
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from broker.allocations import allocations
+from broker.allocations import requests
 from broker.allocations.allocations import Allocation, AllocationState
 from broker.publications import Publication
 from broker.reviews import allocation_expiry
 from broker.runs import control, generation, launching, runs
-from broker.runs.attempts import Ending
 from broker.runs.launching import Order
+from broker.runs.progress import Ending
 from broker.runs.runs import RunState
 from projects.db.columns import utcnow
 from projects.errors import ConflictError
@@ -24,7 +24,7 @@ ASKED = {"pool": "laptop", "hours": "4", "until": in_days(50), "justification": 
 def renewal(lab: Lab, project: int, earlier: int) -> int:
     """An open request to renew an allocation."""
     with lab.db.write() as session:
-        return allocations.request(session, ADA, request_id(), project_id=project, renews=earlier, **ASKED)
+        return requests.request(session, ADA, request_id(), project_id=project, renews=earlier, **ASKED)
 
 
 def end(lab: Lab, allocation: int) -> None:

@@ -1,6 +1,7 @@
 """A pool knows its memory: what cannot fit is refused at launch, and a CPU pool's trainer is held to a bound."""
 
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,21 @@ from broker.allocations import pools
 from broker.reviews import inventory
 from broker.runners.base import JobSpec
 from broker.runners.local import LocalRunner
+from projects.db.columns import utcnow
 from projects.errors import ConflictError, InvalidError
 from tests.broker.lab import POOL, Lab
 from tests.patience import wait_for
 from trainer.check import check
 from trainer.config import load_recipe
+from trainer.memory import FILE_BYTES, HOST_LIBRARIES, host_memory
+from trainer.metrics import parameters
 
 HUGE = "batch=65536, micro_batch=65536, sequence_length=4096"
 
 
-def set_memory(lab: Lab, **sizes: Any) -> None:
+def set_memory(lab: Lab, pool: str = POOL, **sizes: Any) -> None:
     with lab.db.write() as session:
-        inventory.change_pool(session, None, POOL, reason="It was measured.", **sizes)
+        inventory.change_pool(session, None, pool, reason="It was measured.", **sizes)
 
 
 def test_what_cannot_fit_is_refused_with_what_would(lab: Lab, project: int, allocation: int) -> None:
@@ -43,6 +47,35 @@ def test_what_cannot_fit_is_refused_with_what_would(lab: Lab, project: int, allo
     lab.launch(project, overrides=asked)
     with pytest.raises(InvalidError, match="on each process and there are"):
         lab.launch(project, overrides=asked, gpus=2)
+
+
+def test_the_processes_of_a_run_must_fit_in_the_memory_of_their_host(lab: Lab, project: int) -> None:
+    with lab.db.write() as session:
+        pools.add_pool(session, name="hall", gpu_type="H200", gpus=8, runner="slurm", host_memory_gib=2048)
+        pools.add_grant(session, pool="hall", sponsor="A", seconds=360_000, until=utcnow() + timedelta(days=90))
+    hours = lab.request(project, pool="hall", hours="10")
+    lab.consent(hours, "10")
+    wide, demo = "batch=64", load_recipe("demo", {})
+    lab.launch(project, allocation_id=hours, gpus=8, overrides=wide)
+    set_memory(lab, "hall", host_memory_gib=host_memory(demo, 4) / 2**30)
+    lab.launch(project, allocation_id=hours, gpus=4, overrides=wide)
+    before = lab.everything()
+    with pytest.raises(InvalidError, match=r"of the host's memory, .* on 4 GPUs it would need about 8.\d GiB"):
+        lab.launch(project, allocation_id=hours, gpus=8, overrides=wide)
+    assert lab.everything() == before
+    set_memory(lab, "hall", host_memory_gib=0.25)
+    with pytest.raises(InvalidError, match=r"the host has 256 MiB; use a pool whose hosts have more\."):
+        lab.launch(project, allocation_id=hours, gpus=1)
+
+
+def test_the_gathering_of_a_checkpoint_takes_one_file_of_the_hosts_memory() -> None:
+    demo = load_recipe("demo", {})
+    small, large = (
+        demo.model_copy(update={"model": demo.model.model_copy(update={"layers": layers, "hidden_size": 4096})})
+        for layers in (2, 32)
+    )
+    assert host_memory(large, 2) - host_memory(small, 2) == FILE_BYTES - 4 * parameters(small)
+    assert host_memory(large, 8) - host_memory(large, 2) >= 6 * HOST_LIBRARIES
 
 
 def test_a_gpu_of_a_known_type_has_its_memory(lab: Lab) -> None:

@@ -27,7 +27,7 @@ from broker.publications import Publication, Repository
 from broker.publishing import loss_plot, metrics, model_card, publisher
 from broker.publishing.hub import Hub as HubClient
 from broker.publishing.model_card import write_card
-from broker.runs.attempts import Checkpoint, Progress
+from broker.runs.progress import Checkpoint, Progress
 from projects import lifecycle, updates
 from projects.db.columns import utcnow
 from projects.people import Actor

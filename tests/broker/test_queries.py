@@ -11,13 +11,13 @@ from sqlalchemy.orm import Session
 from broker import catalogue
 from broker.allocations import allocations
 from broker.allocations.allocations import Allocation
+from broker.allocations.change_requests import AllocationChange
 from broker.allocations.ledger import Balance, LedgerRow, Movement
 from broker.allocations.pools import Grant, Pool
 from broker.catalogue import CatalogueEntry, CatalogueKind
 from broker.publications import Publication
 from broker.reports import cluster, review_context, why
 from broker.reviews import changes
-from broker.reviews.changes import AllocationChange
 from broker.runs import control, launching, runs
 from broker.runs.launching import Order
 from broker.runs.runs import Run, RunState

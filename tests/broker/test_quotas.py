@@ -1,30 +1,34 @@
 """Quotas: what one person, and all people of a project together, may have open or do in a day."""
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from itertools import count
 from threading import Barrier
+from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import Engine, event, func, insert, text, update
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
+from bot import server
 from broker import catalogue
-from broker.allocations import allocations
-from broker.reviews import changes, reviews
+from broker.allocations import pools, requests
+from broker.reviews import changes, inventory, reviews
 from broker.runs import control
 from broker.runs.launching import Origin
-from projects import findings, lifecycle, membership, people, policies, updates
+from projects import bans, findings, lifecycle, membership, people, policies, quotas, updates
 from projects.db.columns import utcnow
 from projects.errors import ConflictError
-from projects.people import Actor
+from projects.people import Actor, LabRole
 from projects.projects import Membership, Project
-from projects.record import hash_chain
-from projects.record.record import Payload
-from tests.broker.lab import ADA, EMMY, GRACE, ROSA, Lab, request_id
+from projects.quotas import QuotaKind
+from projects.record import hash_chain, record, redaction
+from projects.record.record import Authorship, Entry, Payload
+from tests.broker.lab import ADA, EMMY, GRACE, ROSA, STRANGER, Lab, request_id
 from tests.patience import PATIENCE
 
 
@@ -142,7 +146,7 @@ def acts(lab: Lab) -> dict[str, tuple[str, Act, Act | None]]:
         "update": ("most_updates_a_day", lambda s, a: updates.post_update(s, a, project, "It goes on."), None),
         "needs": ("most_updates_a_day", needs, None),
         "finding": ("most_updates_a_day", put, None),
-        "report": ("most_updates_a_day", lambda s, a: allocations.report(s, a, allocation, "Half is done."), None),
+        "report": ("most_updates_a_day", lambda s, a: requests.report(s, a, allocation, "Half is done."), None),
         "pause": (
             "most_project_changes_a_day",
             lambda s, a: lifecycle.pause(s, a, project, reason="A rest."),
@@ -268,3 +272,117 @@ def test_a_projects_limit_holds_for_people_at_the_same_moment(lab: Lab) -> None:
             session.add(Membership(project_id=project, person_id=people.ensure(session, actor).id))
     assert at_once(8, lambda n: lab.launch(project, crew[n], allocation_id=allocation)) == 3
     assert at_once(8, post) == 2
+
+
+def plans(lab: Lab, statements: Sequence[tuple[str, Any]]) -> str:
+    """How the database says that it runs these statements, in one text."""
+    told = []
+    with lab.db.read() as session:
+        connection = session.connection()
+        sqlite = connection.dialect.name == "sqlite"
+        for statement, parameters in statements:
+            rows = connection.exec_driver_sql(f"EXPLAIN {'QUERY PLAN' if sqlite else ''} {statement}", parameters)
+            told += [str(row[-1]) for row in rows]
+    return "\n".join(told)
+
+
+def test_a_quota_is_counted_by_an_index_however_long_the_record_is(lab: Lab) -> None:
+    """Its statements are as many as in a short record, and none of them goes through a table."""
+    project = lab.project()
+    sent: list[tuple[str, Any]] = []
+
+    def note(_connection: object, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
+        sent.append((statement, parameters))
+
+    def counted() -> list[tuple[str, Any]]:
+        sent.clear()
+        event.listen(Engine, "before_cursor_execute", note)
+        try:
+            with lab.db.write() as session:
+                quotas.check(session, ADA, QuotaKind.UPDATE, project)
+        finally:
+            event.remove(Engine, "before_cursor_execute", note)
+        return [each for each in sent if "authorships" in each[0]]
+
+    short = counted()
+    stream = record.project_stream(project)
+    with lab.db.write() as session:
+        ada = people.ensure(session, ADA)
+        first = 1 + (session.scalar(select(func.max(col(Entry.id)))) or 0)
+        ids = range(first, first + 20_000)
+        told = {"payload_hash": "", "hash": "", "stream": stream, "kind": "run.cancelled"}
+        session.execute(insert(Entry), [told | {"id": n, "number": n + 1000} for n in ids])
+        session.execute(insert(Payload), [{"entry_id": n, "salt": "", "body": "{}"} for n in ids])
+        by = {"person_id": ada.id, "stream": stream, "kind": "run.cancelled"}
+        session.execute(insert(Authorship), [by | {"entry_id": n} for n in ids])
+        session.execute(text("ANALYZE"))
+    long = counted()
+    assert len(long) == len(short) == 2  # the person's and the project's
+    found = plans(lab, long)
+    assert "ix_authorships_person" in found
+    assert "ix_authorships_stream" in found
+    assert not re.search(r"Seq Scan on (authorships|payloads|entries)|SCAN (authorships|payloads|entries)", found), (
+        found
+    )
+
+
+def test_what_is_blanked_counts_no_more_and_has_no_author(lab: Lab) -> None:
+    project = lab.project()
+    lab.let("most_updates_a_day", 1)
+
+    def post() -> None:
+        with lab.db.write() as session:
+            updates.post_update(session, ADA, project, "It goes on.")
+
+    post()
+    with pytest.raises(ConflictError, match="One person may post 1 updates"):
+        post()
+    stream = record.project_stream(project)
+    with lab.db.write() as session:
+        redaction.redact(session, None, stream, record.newest(session, stream)[0].number, "It was private.")
+    with lab.db.read() as session:
+        blank = select(Payload.entry_id).where(col(Payload.body).is_(None))
+        assert not session.scalars(select(Authorship).where(col(Authorship.entry_id).in_(blank))).all()
+    post()
+
+
+def test_an_admin_has_one_budget_of_what_posts_to_the_whole_server(lab: Lab) -> None:
+    omar = Actor(9, "Omar", frozenset({LabRole.ADMIN}))
+    later = utcnow() + timedelta(days=9)
+    number = count()
+
+    def do(what: Act) -> None:
+        with lab.db.write() as session:
+            what(session, omar)
+
+    def propose(name: str) -> None:
+        about = {"dataset": f"lab/{name}", "revision": "0" * 40, "licence": "MIT"}
+        with lab.db.write() as session:
+            catalogue.propose_dataset(session, None, request_id(), name=name, **about)
+
+    for name in ("taken", "refused"):
+        propose(name)
+    every: list[Act] = [
+        lambda s, a: pools.add_pool(s, name=f"pool-{next(number)}", gpu_type="cpu", gpus=1, actor=a),
+        lambda s, a: pools.add_grant(s, pool="laptop", sponsor="Us", seconds=60, until=later, actor=a),
+        lambda s, a: inventory.change_pool(s, a, "laptop", gpus=str(3 + next(number)), reason="More."),
+        lambda s, a: inventory.change_grant(s, a, 1, more_hours="1", reason="More."),
+        lambda s, a: quotas.change_policy(s, a, "most_open_proposals", str(9 + next(number)), "More."),
+        lambda s, a: catalogue.accept(s, a, "taken", reason="Fine."),
+        lambda s, a: catalogue.retire(s, a, "taken", reason="Old."),
+        lambda s, a: catalogue.decline(s, a, "refused", reason="No."),
+        lambda s, a: server.choose(s, a, 2, {"record": (400, "record")}),
+    ]
+    lab.let("most_admin_acts_a_day", len(every))
+    for what in every:
+        do(what)
+    propose("another")
+    every[5:8] = [lambda s, a: catalogue.accept(s, a, "another", reason="Fine.")]
+    before = lab.everything()
+    for what in every:
+        with pytest.raises(ConflictError, match=r"make 9 changes of pools, grants, .* a day; the next one can"):
+            do(what)
+    assert lab.everything() == before
+    do(lambda s, a: bans.ban(s, a, STRANGER, "Spam."))
+    yesterday(lab)
+    do(every[0])

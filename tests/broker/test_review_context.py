@@ -6,7 +6,7 @@ from broker.allocations import pools
 from broker.reports import review_context
 from broker.reports.review_context import Remark, ReviewContext
 from broker.reviews import changes, reviews
-from broker.runs.attempts import Ending
+from broker.runs.progress import Ending
 from broker.scheduling import usage
 from projects.errors import ConflictError, ForbiddenError
 from projects.people import Actor, LabRole

@@ -10,8 +10,8 @@ from broker.publications import Disk, Publication
 from broker.reports import run_plan, why
 from broker.reports.run_plan import Preview, RunPlan
 from broker.runs import attempts, comparison, generation, runs
-from broker.runs.attempts import Checkpoint, Ending, Progress
 from broker.runs.launching import Order
+from broker.runs.progress import Checkpoint, Ending, Progress
 from broker.runs.series import Measured
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError

@@ -15,8 +15,9 @@ from structlog.testing import capture_logs
 from broker.allocations import pools
 from broker.allocations.allocations import Allocation
 from broker.allocations.pools import Pool
-from broker.runs import attempts
-from broker.runs.attempts import Attempt, Checkpoint, Ending, Progress
+from broker.runs import attempts, leases
+from broker.runs.attempts import Attempt
+from broker.runs.progress import Checkpoint, Ending, Progress
 from broker.runs.runs import Run, RunState
 from broker.scheduling import backfill, snapshot, tasks
 from broker.scheduling.backfill import Decision
@@ -266,7 +267,7 @@ def test_a_run_that_nobody_can_pay_for_is_paused_and_goes_on_after_a_top_up(
     assert (lab.run(first).state, lab.run(second).state) == (RunState.STARTING, RunState.QUEUED)
     assert lab.claim(first, 1)
     with lab.db.write() as session:
-        attempts.started(session, first, 1, PROCESS, (), lease_seconds=60)
+        leases.started(session, first, 1, PROCESS, (), lease_seconds=60)
     lab.settle(first, 1, 1200, Ending(70, "The loss is not finite."))
     scheduler.round()
     assert lab.run(second).state == RunState.PAUSED

@@ -18,8 +18,9 @@ from broker.allocations.pools import Pool
 from broker.end_reasons import EndReason
 from broker.publishing import disk
 from broker.runners import processes, shim, supervisor
-from broker.runs import attempts
-from broker.runs.attempts import Attempt, TakenOverError
+from broker.runs import attempts, leases
+from broker.runs.attempts import Attempt
+from broker.runs.leases import TakenOverError
 from broker.runs.runs import Run, RunState
 from tests.broker.lab import NOTHING, Lab, settings
 from tests.databases import ONCE
@@ -110,7 +111,7 @@ def supervised(
     """The supervisor of a claimed attempt whose trainer is up, and what that has said."""
     token = lab.admit(run)
     with lab.db.write() as session:
-        assert attempts.claim(session, run, token, host=processes.host(), lease_seconds=lease)
+        assert leases.claim(session, run, token, host=processes.host(), lease_seconds=lease)
     folder = home / "runs" / str(run) / f"attempt-{token}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     supervisor = supervise(lab, home, run, token, lease)
@@ -283,7 +284,7 @@ def test_a_supervisor_that_dies_is_replaced_and_its_trainer_goes_on(lab: Lab, tm
             assert living(tmp_path) == before, "the one that came too late has left the trainer alone"
             assert "asked" not in said()
             with pytest.raises(TakenOverError), lab.db.write() as session:
-                attempts.renew(session, run, 1, 999, NOTHING, lease_seconds=60)
+                leases.renew(session, run, 1, 999, NOTHING, lease_seconds=60)
             ran = shim.since_boot() - trainer.started / os.sysconf("SC_CLK_TCK")
             lab.cancel(run)
             wait_for(lambda: lab.run(run).state == RunState.CANCELLED)

@@ -13,7 +13,8 @@ from broker.end_reasons import EndReason
 from broker.reports import why
 from broker.reports.why import Why
 from broker.runs import control, runs
-from broker.runs.attempts import Attempt, Ending
+from broker.runs.attempts import Attempt
+from broker.runs.progress import Ending
 from broker.runs.runs import Run, RunState
 from broker.scheduling import scheduler, snapshot
 from broker.scheduling.backfill import Decision, Limits

@@ -9,7 +9,7 @@ from broker.allocations import allocations, pools
 from broker.allocations.allocations import AllocationState
 from broker.allocations.ledger import Account
 from broker.reviews import allocation_expiry
-from broker.runs.attempts import Ending
+from broker.runs.progress import Ending
 from broker.runs.runs import RunState
 from projects import lifecycle
 from projects.db.columns import utcnow

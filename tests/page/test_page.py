@@ -9,8 +9,8 @@ import pytest
 from playwright.async_api import Browser, expect
 
 from broker.runners.processes import Process
-from broker.runs import attempts, settlement
-from broker.runs.attempts import Ending, Progress
+from broker.runs import attempts, leases, settlement
+from broker.runs.progress import Ending, Progress
 from broker.runs.series import Measured
 from tests.bot.conftest import PROPOSAL, SCOPE, Lab
 from tests.page.conftest import DESKTOP, PHONE, Visit
@@ -99,7 +99,7 @@ async def watch_the_curve_grow(lab: Lab, visit: Visit) -> None:
     before = await top.bounding_box()
     pause = run.get_by_role("button", name="Pause")
     await pause.evaluate("button => button.focus({ preventScroll: true })")
-    lab.call(attempts.renew, 1, token, 40.0, progress(1, 11, 30), lease_seconds=60)
+    lab.call(leases.renew, 1, token, 40.0, progress(1, 11, 30), lease_seconds=60)
     await expect(run).to_contain_text("step 30 of 40")
     await expect(picture).to_have_attribute("alt", expected("at step 30 of 40"))
     assert await top.bounding_box() == before
@@ -112,9 +112,9 @@ async def watch_the_curve_grow(lab: Lab, visit: Visit) -> None:
 def train(lab: Lab, run: int) -> int:
     """Start a run as the worker does and report its first ten steps; the attempt's token."""
     token: int = lab.call(attempts.admit, run, [run - 1])
-    lab.call(attempts.claim, run, token, host="here", lease_seconds=60)
-    lab.call(attempts.started, run, token, Process("here", "boot", run, 1), [], lease_seconds=60)
-    lab.call(attempts.renew, run, token, 20.0, progress(run, 1, 10), lease_seconds=60)
+    lab.call(leases.claim, run, token, host="here", lease_seconds=60)
+    lab.call(leases.started, run, token, Process("here", "boot", run, 1), [], lease_seconds=60)
+    lab.call(leases.renew, run, token, 20.0, progress(run, 1, 10), lease_seconds=60)
     return token
 
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from projects import log
 from projects.log import without_secrets
 from tests.environment import bare
 
@@ -52,3 +53,10 @@ except RuntimeError:
 
 def test_a_line_whose_arguments_do_not_fit_is_left_to_its_handler() -> None:
     assert logging.getLogRecordFactory()("a", 1, "f", 1, "%s %s", ("one",), None).msg == "%s %s"
+
+
+def test_each_trouble_is_logged_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    seldom = log.Seldom()
+    assert [seldom.is_due(about) for about in ("a run", "a pool", "a run", "a pool")] == [True, True, False, False]
+    monkeypatch.setattr(log, "AGAIN_SECONDS", 0.0)
+    assert seldom.is_due("a run")

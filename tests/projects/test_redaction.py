@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 from sqlmodel import col, select
 
-from broker.allocations import allocations, pools
+from broker.allocations import allocations, pools, requests
 from broker.runs import runs
 from projects import lifecycle, membership, moderation, people, projects, updates
 from projects.db.columns import utcnow
@@ -70,7 +70,7 @@ def test_what_cards_show_of_a_blanked_entry_goes_too(db: Database) -> None:
         row.sample, row.prompt = "The number is 555.", "Call me:"
         runs.tell(session, row, "run.finished", text=row.sample, prompt=row.prompt)
     with db.write() as session:
-        allocations.report(session, ADA, allocation, "The number is 555.")
+        requests.report(session, ADA, allocation, "The number is 555.")
     redact(db, OMAR, stream, 1)
     for number in range(1, len(lab.kinds(project)) + 1):
         if lab.kinds(project)[number - 1] in ("allocation.requested", "run.finished"):

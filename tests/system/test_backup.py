@@ -148,11 +148,11 @@ def test_what_cannot_be_kept_or_brought_back(tmp_path: Path) -> None:
 def test_the_commands(tmp_path: Path) -> None:
     assert stoa(tmp_path / "one", "migrate").returncode == 0
     assert stoa(tmp_path / "one", "pool", "add", "lab", "H200", "8").returncode == 0
-    assert "1 entries in 1 chains" in stoa(tmp_path / "one", "backup", str(tmp_path / "kept")).stdout
+    assert "a backup of 1 entry in 1 chain\n" in stoa(tmp_path / "one", "backup", str(tmp_path / "kept")).stdout
     done = stoa(tmp_path / "two", "restore", str(tmp_path / "kept"))
     assert done.returncode == 0
     assert "chains are whole" in done.stdout
     again = stoa(tmp_path / "two", "restore", str(tmp_path / "kept"))
     assert again.returncode == 2
     assert "holds a database already" in again.stderr
-    assert "lab: 1 entries, whole" in stoa(tmp_path / "two", "record", "verify").stdout
+    assert "lab: 1 entry, whole" in stoa(tmp_path / "two", "record", "verify").stdout

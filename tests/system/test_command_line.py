@@ -138,6 +138,8 @@ def test_a_number_that_no_row_can_have_is_refused_with_a_sentence(tmp_path: Path
         ("record", "forget", huge, *why),
         ("ban", huge, *why),
         ("unban", huge, *why),
+        ("appoint", huge, "4242", *why),
+        ("appoint", "1", huge, *why),
         ("queue", "--limit", huge),
     ):
         done = stoa(tmp_path, *command)
@@ -221,16 +223,13 @@ def test_texts_that_name_a_person_are_listed_and_decided_about(tmp_path: Path) -
     assert stoa(tmp_path, "ban", "4242", "--why", "Spam.", "--name", "the").returncode == 0
     listed = stoa(tmp_path, "record", "forget", "4242", "--why", "They asked.")
     assert listed.returncode == 2
-    assert "1 entries refer to the person, and 2 texts of people may" in listed.stderr
-    keys = [line.partition("  ")[0] for line in listed.stdout.splitlines()]
-    assert [line.partition("  ")[2] for line in listed.stdout.splitlines()] == [
-        "sponsor of grant 1: the Library",
-        "entry 2 of lab: the Library",
-    ]
+    assert "1 entry refers to the person, and 2 texts may name them" in listed.stderr
+    keys, texts = zip(*(line.split("  ", 1) for line in listed.stdout.splitlines()), strict=True)
+    assert texts == ("sponsor of grant 1: the Library", "entry 2 of lab: the Library")
     wrong = stoa(tmp_path, "record", "forget", "4242", "--why", "They asked.", "--texts", f"{keys[0]},grants:9:x:y")
     assert (wrong.returncode, "No text has the key “grants:9:x:y” now" in wrong.stderr) == (2, True)
     done = stoa(tmp_path, "record", "forget", "4242", "--why", "They asked.", "--texts", "none")
-    assert (done.returncode, done.stdout) == (0, "1 entries are blanked\n")
+    assert (done.returncode, done.stdout) == (0, "1 entry is blanked\n")
     assert "the Library gives" in stoa(tmp_path, "grant", "list").stdout
     assert "lab: 4 entries, whole" in stoa(tmp_path, "record", "verify").stdout
 

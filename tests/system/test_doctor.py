@@ -12,6 +12,7 @@ import pytest
 from pydantic import SecretStr
 
 from bot import server
+from broker import fence
 from broker.allocations import pools
 from cli import doctor
 from cli.services import Parts
@@ -183,6 +184,18 @@ def test_a_runner_that_a_pool_uses_is_looked_at(
     (found,) = doctor.check_runners(settings)
     assert (found.thing, found.ok) == ("the runner slurm", False)
     assert "there is no squeue on this host" in found.found
+
+
+def test_a_part_that_failed_is_shown_with_what_to_do(well: Settings, tmp_path: Path) -> None:
+    settings = changed(well, home=tmp_path)
+    assert list(doctor.check_failures(settings)) == [], "there is no database yet"
+    db = Database(settings.database)
+    db.migrate()
+    assert list(doctor.check_failures(settings)) == []
+    fence.tell(db, "planning", "KeyError")
+    db.close()
+    (found,) = doctor.check_failures(settings)
+    assert (found.thing, found.found, found.ok) == ("failed within a day: planning", "KeyError", False)
 
 
 def test_gpus_that_a_pool_counts_on_and_this_host_lacks(well: Settings, tmp_path: Path) -> None:

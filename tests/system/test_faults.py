@@ -258,7 +258,7 @@ def test_the_time_limit_ends_a_run_with_a_checkpoint(stoa: Stoa) -> None:
     run = stoa.launch(steps=100_000)
     with Watch(stoa.settings.runs_dir, run) as watch:
         stoa.trains(run, 1)
-        limit = stoa.shorten(run, seconds=10)
+        limit = stoa.shorten(run, seconds=5)
         stoa.is_over(run)
     view = stoa.lab.run(run)
     assert (view.state, view.reason, view.attempt) == (RunState.TIMED_OUT, "it reached its time limit", 1)

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "projects": set[str](),
     "broker": {"projects", "trainer.config", "trainer.check", "trainer.contract"},
     "bot": {"projects", "broker"},
-    "cli": {"projects", "broker", "bot", "demo.play"},
+    "cli": {"projects", "broker", "bot", "demo.play", "trainer.contract"},
     "demo": {"projects", "broker", "cli.services", "sandbox"},
 }
 
@@ -64,7 +64,7 @@ LAYERS: dict[str, Sequence[Sequence[str]]] = {
         ("allocations", "catalogue", "configs", "publications"),
         ("runs",),
         ("publishing", "reviews"),
-        ("runners.supervisor", "runners.output", "runners.reaper"),
+        ("runners.supervisor", "runners.outage", "runners.output", "runners.reaper", "runners.trainer_command"),
         ("scheduling",),
         ("reports",),
     ),

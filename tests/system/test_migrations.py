@@ -24,8 +24,8 @@ from broker.reports import run_plan
 from broker.reviews import changes
 from broker.reviews.allocation_expiry import AllocationWarning
 from broker.runs import attempts
-from broker.runs.attempts import Checkpoint, Ending, Progress
 from broker.runs.launching import Order
+from broker.runs.progress import Checkpoint, Ending, Progress
 from broker.runs.series import Measured
 from broker.scheduling import usage
 from projects import bans, lifecycle, membership, policies
@@ -42,6 +42,8 @@ __all__ = ["database_url", "db", "new_url", "postgres"]
 FIRST = 1
 PAST_MEMBERSHIPS = 17
 """The revision that remembers past memberships."""
+AUTHORSHIPS = 20
+"""The revision that knows the authors of entries by a table."""
 LAST = len(list(pkgutil.iter_modules(versions.__path__)))
 RENAMED = {("runs", "dry"): "unfunded", ("attempts", "rung_at"): "notified_at", ("pools", "launcher"): "runner"}
 """Columns that a migration has renamed, with their newer names."""
@@ -196,6 +198,16 @@ def test_who_left_a_project_before_is_known_from_its_record(db: Database) -> Non
         known = session.scalar(text("SELECT left_at FROM past_memberships"))
         assert abs(datetime.fromisoformat(str(known)) - datetime.fromisoformat(str(left))) < timedelta(minutes=1)
         assert {role for _, role in session.execute(text(roles))} == {"contributor", "follower"}
+
+
+def test_who_has_acted_before_is_known_from_the_record(db: Database) -> None:
+    fill(db)
+    known = {"authorships": ["entry_id", "person_id", "stream", "kind"]}
+    before = rows(db, known)
+    assert len(before["authorships"]) > 10
+    db.migrate(f"{AUTHORSHIPS - 1:04}")
+    db.migrate()
+    assert rows(db, known) == before
 
 
 def whole(database: Database) -> None:

@@ -13,6 +13,7 @@ from trainer.data import tokenizer
 from trainer.data.corpus import Corpus
 from trainer.data.indexed import Indexed
 from trainer.data.prepare import ensure
+from trainer.evaluation.tasks.heldout import documents
 from trainer.schema import ConfigError
 
 LENGTH = 17
@@ -49,6 +50,11 @@ def test_rows_are_read_as_rows_and_replayed_in_their_order(
         assert [corpus.tokens(row).tolist() for row in corpus.rows(step)] == rows[step * batch : (step + 1) * batch]
     assert corpus.evaluation[0].tolist() == rows[450], "the last rows are held out"
     assert corpus.documents(corpus.rows(0)[3])[0].document == "pile/3"
+    assert corpus.readings() == pytest.approx([settings.training.steps * batch / 450])
+    bpe = tokenizer.load(tmp_path)
+    assert documents(corpus.folder, "pile", are_rows=True) == [
+        bpe.decode(row, skip_special_tokens=False) for row in rows[450:]
+    ], "a row has no end-of-document token of its own"
 
 
 def test_rows_may_be_shuffled_like_any_other(config: TrainConfig, tmp_path: Path, rows: list[list[int]]) -> None:
@@ -87,6 +93,9 @@ def test_what_would_not_read_them_as_stored_is_refused(
         ensure(packed(config, tmp_path, **data), tmp_path / "run", None, lambda message: None)
     write(tmp_path / "theirs", [*rows, [1, 2]])
     with pytest.raises(ConfigError, match="holds sequences of 2 to 17 tokens, and packed data are rows"):
+        ensure(packed(config, tmp_path, packed=True), tmp_path / "run", None, lambda message: None)
+    write(tmp_path / "theirs", [])
+    with pytest.raises(ConfigError, match="The source pile is empty"):
         ensure(packed(config, tmp_path, packed=True), tmp_path / "run", None, lambda message: None)
 
 

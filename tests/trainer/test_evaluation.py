@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import shutil
 import string
 from pathlib import Path
 from typing import Any
@@ -312,14 +313,82 @@ def test_task_that_cannot_be_run(
     assert result.stdout == ""
 
 
+TASK = """dataset_path: json
+dataset_kwargs: {data_files: {test: DATA}}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ''
+"""
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("task: mine\ndescription: [1, 2\n", "it is not valid YAML, did not find expected ',' or ']' in line 3"),
+        ("task: mine\n\ttag: x\n", "it is not valid YAML"),
+        (b"task: mine\ndescription: caf\xe9\n", "it is not UTF-8 text"),
+        ("task: mine\nx: 2024-99-99\n", "cannot be read (month must be in 1..12)"),
+        ("task: mine\nx: !python/object:os.system 1\n", "could not determine a constructor for the tag"),
+        (f"task: mine\nx: {'[' * 5000}\n", "cannot be read ("),
+        ("- mine\n", "got list"),
+        ("", "got NoneType"),
+        ("dataset_path: json\n", "holds no task; a task file ends in .yaml and has the keys task and dataset_path."),
+        ("task: mine\ndoc_to_target: x\ntask: yours\n" + TASK, "gives the key 'task' twice"),
+        ("task: 5\n", "has 5 as its task, which must be a name"),
+        ("task: [mine]\n", "has ['mine'] as its task, which must be a name"),
+        ("task: ''\n", "has '' as its task, which must be a name"),
+        ("group: 5\ntask: [mine]\n", "has 5 as its group, which must be a name"),
+        ("group: mine\n", "has None as the task of a group, which must be a list of tasks"),
+        ("task: mine\ntag: [5]\n", "has [5] as its tag, which must be a name or a list of names"),
+        ("group: mine\ntask: [mine]\n", "Mend the task mine in --include-path: RecursionError"),
+        ("task: mine\ninclude: mine.yaml\n", "Include cycle at"),
+        ("task: mine\ninclude: away.yaml\n", "away.yaml)"),
+        ("task: mine\ninclude: 5\n", "cannot be read ("),
+        ("task: mine\ndoc_to_target: !function helpers.away\n" + TASK, "Cannot import module 'helpers'"),
+        ("task: mine\ndoc_to_target: x\nnonsense: 1\n" + TASK, "Mend the task mine in --include-path: TypeError"),
+        ("task: mine\ndoc_to_target: x\nmetric_list: 5\n" + TASK, "Mend the task mine in --include-path: TypeError"),
+        ("task: mine\ndoc_to_target: '{{a.b}}'\n" + TASK, "UndefinedError: 'a' is undefined"),
+        ("task: mine\ndoc_to_target: number\n" + TASK, "Mend the tasks in --include-path: TypeError"),
+    ],
+)
+def test_a_broken_task_file_is_one_sentence(checkpoint: Path, tmp_path: Path, content: str | bytes, said: str) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"text": "import os", "number": 3}\n')
+    file = tmp_path / "tasks" / "mine.yaml"
+    file.parent.mkdir()
+    file.write_bytes(content if isinstance(content, bytes) else content.replace("DATA", str(data)).encode())
+    result = run("eval", checkpoint, "--tasks", "mine", "--include-path", file.parent)
+    assert (result.exit_code, result.stdout) == (78, ""), result.stderr
+    # The bars of libraries, which were imported before the command, begin with a carriage return.
+    [sentence] = [line for line in result.stderr.split("\n") if line and not line.startswith("\r")]
+    assert said in sentence
+
+
+def test_a_broken_task_file_is_not_passed_over(checkpoint: Path, tasks: Path, tmp_path: Path) -> None:
+    """The harness would leave it out, and take its own task of that name."""
+    shutil.copytree(tasks, tmp_path / "tasks")
+    (tmp_path / "tasks" / "deeper").mkdir()
+    broken = tmp_path / "tasks" / "deeper" / "wikitext.yaml"
+    broken.write_text("task: wikitext: 2\n")
+    result = run("eval", checkpoint, "--tasks", "local_text", "--include-path", tmp_path / "tasks")
+    assert result.exit_code == 78
+    assert result.stderr == (
+        f"The task file {broken} cannot be read (it is not valid YAML, mapping values are not allowed in this context "
+        "in line 1); mend it or take it out of --include-path.\n"
+    )
+
+
 def test_heldout_without_prepared_data(checkpoint: Path, tmp_path: Path) -> None:
     result = run("eval", checkpoint, "--tasks", "heldout", "--data", tmp_path)
     assert result.exit_code == 78
     assert "holds no prepared data" in result.stderr
 
 
-def test_eval_of_a_model_that_transformers_has_not(checkpoint: Path, config: TrainConfig, tmp_path: Path) -> None:
-    switches = config.model.model_copy(update={"positions": "alibi"})
+@pytest.mark.parametrize("positions", ["alibi", "t5"])
+def test_eval_of_a_model_that_transformers_has_not(
+    checkpoint: Path, config: TrainConfig, tmp_path: Path, positions: str
+) -> None:
+    switches = config.model.model_copy(update={"positions": positions})
     data = checkpoint.parents[1] / "data"
     write_checkpoint(config.model_copy(update={"model": switches}), data, tmp_path / "step3")
     assert not (tmp_path / "step3" / "config.json").exists()

@@ -51,6 +51,7 @@ def test_logits_equal_transformers(architecture: str, tmp_path: Path) -> None:
         {"positions": "learned"},
         {"positions": "sinusoidal"},
         {"positions": "alibi"},
+        {"positions": "t5"},
         {"parallel_residual": False},
         {"norms": "one"},
         {"norm": "rmsnorm"},
@@ -109,6 +110,7 @@ def test_the_class_that_fits(switches: dict[str, Any], architecture: str) -> Non
     ("switches", "said"),
     [
         ({"positions": "alibi"}, "GPTNeoXForCausalLM, has no ALiBi positions."),
+        ({"positions": "t5"}, "GPTNeoXForCausalLM, has no relative positions like T5's."),
         ({"attention": ("local",), "window": 8}, "GPTNeoXForCausalLM, has no local attention."),
         ({"norm": "rmsnorm"}, "GPTNeoXForCausalLM, has no RMSNorm."),
         ({"head_bias": True}, "GPTNeoXForCausalLM, has no bias on the head."),

@@ -109,6 +109,7 @@ SWITCHES: list[dict[str, Any]] = [
     {},
     {"tied_head": True},
     {"head_bias": True, "norms": "tied", "positions": "learned"},
+    {"positions": "t5", "t5_buckets": 8, "attention": ["global", "local"], "window": 9},
     {"positions": "alibi", "norm": "rmsnorm", "activation": "swiglu", "kv_heads": 1, "parallel_residual": False},
 ]
 

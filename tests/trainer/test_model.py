@@ -1,28 +1,33 @@
 """The transformer against a plain reading of its formulas where transformers has none; its first weights."""
 
 import math
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from pydantic import ValidationError
 from torch import Tensor
+from transformers.models.t5.modeling_t5 import T5Attention
 
 from tests.trainer.drawn import CONTEXT, SWITCHES, VOCABULARY, ids, transformer
 from trainer.model.config import ModelConfig
 from trainer.model.count import parameters
 from trainer.model.initialise import draw
-from trainer.model.positions import Rotary, alibi_slopes, sinusoids
+from trainer.model.positions import RelativeBias, Rotary, alibi_slopes, distance_buckets, sinusoids
+from trainer.model.tensor_parallel import ALONE
 from trainer.model.transformer import Attention, shapes
 
 SHAPE: dict[str, Any] = {"layers": 2, "hidden_size": 64, "heads": 4}
 
 
-def attention_by_hand(attention: Attention, model: ModelConfig, x_LD: Tensor) -> Tensor:
-    """One token, one head at a time: softmax of scale · q·k − slope · distance over the tokens in sight."""
+def attention_by_hand(
+    attention: Attention, model: ModelConfig, x_LD: Tensor, bias: Callable[[int, int], Tensor]
+) -> Tensor:
+    """One token, one head at a time: softmax of scale · q·k + `bias` of head and distance over the tokens in sight."""
     rows = attention.qkv(x_LD).view(len(x_LD), model.groups, -1, model.head_size)
-    slopes = alibi_slopes(model.heads)
     out = torch.zeros(len(x_LD), model.heads, model.head_size)
     for head in range(model.heads):
         group, query = divmod(head, model.heads // model.groups)
@@ -30,7 +35,7 @@ def attention_by_hand(attention: Attention, model: ModelConfig, x_LD: Tensor) ->
             sight = range(max(0, now - model.window + 1), now + 1)
             logits = torch.stack(
                 [
-                    rows[now, group, query] @ rows[then, group, -2] * model.scale - slopes[head] * (now - then)
+                    rows[now, group, query] @ rows[then, group, -2] * model.scale + bias(head, now - then)
                     for then in sight
                 ]
             )
@@ -50,9 +55,72 @@ def test_alibi_with_windows_and_groups(window: int, kv_heads: int | None) -> Non
     attention = transformer(model, seed=0).blocks[0].attention
     assert isinstance(attention, Attention)
     x_LD = torch.randn(20, 64, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(
-        attention(x_LD[None])[0], attention_by_hand(attention, model, x_LD), atol=1e-5, rtol=1e-5
+    slopes = alibi_slopes(4)
+    by_hand = attention_by_hand(attention, model, x_LD, lambda head, distance: -slopes[head] * distance)
+    torch.testing.assert_close(attention(x_LD[None])[0], by_hand, atol=1e-5, rtol=1e-5)
+
+
+def t5_bucket(distance: int, buckets: int, max_distance: int) -> int:
+    """Raffel et al. 2020, by the formula."""
+    exact = buckets // 2
+    if distance < exact:
+        return distance
+    share = math.log(distance / exact) / math.log(max_distance / exact)
+    return min(exact + int(share * (buckets - exact)), buckets - 1)
+
+
+@pytest.mark.parametrize(("kv_heads", "window"), [(None, 1), (2, 7), (1, 7), (2, 300), (None, 300)])
+@torch.no_grad()
+def test_t5_with_windows_and_groups(window: int, kv_heads: int | None) -> None:
+    relative = {"positions": "t5", "t5_buckets": 8, "t5_max_distance": 15}
+    switches = {"attention": ("local",), "window": window, "kv_heads": kv_heads, "logit_scale": 1.0}
+    model = ModelConfig.model_validate(SHAPE | relative | switches)
+    ours = transformer(model, seed=0)
+    assert ours.relative_bias is not None
+    table = ours.relative_bias.weight
+    assert table.shape == (8, 4)
+    x_LD = torch.randn(20, 64, generator=torch.Generator().manual_seed(1))
+    for block in ours.blocks:
+        attention = block.attention
+        assert isinstance(attention, Attention)
+        by_hand = attention_by_hand(
+            attention, model, x_LD, lambda head, distance: table[t5_bucket(distance, 8, 15), head]
+        )
+        torch.testing.assert_close(attention(x_LD[None])[0], by_hand, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("buckets", "furthest"), [(32, 128), (2, 2), (5, 100), (64, 4096), (32, 17)])
+def test_t5_s_biases_are_those_of_transformers(buckets: int, furthest: int) -> None:
+    config = transformers.T5Config(
+        d_model=64,
+        num_heads=4,
+        relative_attention_num_buckets=buckets,
+        relative_attention_max_distance=furthest,
+        is_decoder=True,
     )
+    theirs = T5Attention(config, has_relative_attention_bias=True)
+    relative = {"positions": "t5", "t5_buckets": buckets, "t5_max_distance": furthest}
+    model = ModelConfig.model_validate(SHAPE | relative)
+    length = 600
+    ours = RelativeBias(model, length, ALONE)
+    torch.nn.init.normal_(ours.weight, generator=torch.Generator().manual_seed(1))
+    theirs.relative_attention_bias.weight = ours.weight
+    theirs_HLL = theirs.compute_bias(length, length)[0]  # type: ignore[no-untyped-call]
+    ours_HLL = Attention(model, False, None, ours, ALONE).bias(length, torch.zeros(()))
+    assert ours_HLL is not None
+    past = torch.ones(length, length, dtype=torch.bool).tril()
+    assert torch.equal(ours_HLL[:, past], theirs_HLL[:, past])
+    assert (ours_HLL[:, ~past] == -torch.inf).all()
+    distances = torch.arange(5000)
+    assert torch.equal(
+        distance_buckets(5000, buckets, furthest),
+        T5Attention._relative_position_bucket(-distances, False, buckets, furthest),  # type: ignore[no-untyped-call]
+    )
+    # The gradient of a number is the sum over all places that it stands at.
+    towards_HLL = torch.randn(4, length, length, generator=torch.Generator().manual_seed(2)).tril()
+    [gradient] = torch.autograd.grad(ours_HLL.tril(), ours.weight, towards_HLL)
+    [expected] = torch.autograd.grad(theirs_HLL.tril(), ours.weight, towards_HLL)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-2)
 
 
 def test_alibi_slopes_are_the_paper_s() -> None:
@@ -103,7 +171,8 @@ def test_a_position_sees_only_its_past(architecture: str) -> None:
 def test_parameters_are_counted_without_torch(architecture: str) -> None:
     rng = Random(architecture)
     for _ in range(30):
-        model = ModelConfig.model_validate(SWITCHES[architecture](rng))
+        positions = {"positions": "t5", "yarn": None} if rng.random() < 0.2 else {}
+        model = ModelConfig.model_validate(SWITCHES[architecture](rng) | positions)
         whole = shapes(model, VOCABULARY, CONTEXT).values()
         assert parameters(model, VOCABULARY, CONTEXT) == sum(shape.numel() for shape in whole), model
 
@@ -141,6 +210,7 @@ def test_first_weights(init: dict[str, Any], matrix: float, residual: float) -> 
         ({"kv_heads": 3}, "model.heads (4) must be a multiple of model.kv_heads (3)."),
         ({"rotary_pct": 0.2}, "model.rotary_pct (0.2) must rotate an even number of a head's 16 dimensions, not 3."),
         ({"positions": "alibi", "yarn": {"factor": 2, "original_context": 16}}, "model.yarn stretches rotary"),
+        ({"positions": "t5", "t5_max_distance": 16}, "model.t5_max_distance (16) must be more than half of"),
         ({"norms": "one", "parallel_residual": False}, "model.norms one needs model.parallel_residual"),
         ({"tied_head": True, "head_bias": True}, "model.head_bias goes with an untied head"),
     ],

@@ -2,9 +2,6 @@
 
 import os
 import shutil
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -66,12 +63,6 @@ def test_names_that_are_not_utf8(finished: Path, tmp_path: Path) -> None:
     )
 
 
-@contextmanager
-def held(folder: Path, beside: bool) -> Iterator[None]:
-    with locked_beside(folder) if beside else locked(folder):
-        yield
-
-
 @pytest.mark.parametrize(
     ("arguments", "beside"),
     [
@@ -86,13 +77,14 @@ def test_a_folder_that_another_command_writes_is_left_alone(
 ) -> None:
     out = tmp_path / "out"
     filled = [part.format(config=finished / "config.yml") for part in arguments]
-    with held(out, beside):
-        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    hold = locked_beside if beside else locked
+    with hold(out):
+        before = set(tmp_path.rglob("*"))
         result = run.invoke(app, [*filled, "--out", str(out)])
         assert result.exit_code == Status.CONFIG
         assert result.stderr == f"Another trainer is at work in {out}; give --out another folder.\n"
-        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}.keys() == before.keys()
-    with held(out, beside):
+        assert set(tmp_path.rglob("*")) == before
+    with hold(out):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ([] if beside else ["out"])
 
@@ -103,11 +95,11 @@ def test_the_results_of_an_evaluation_leave_the_outcome_of_a_run(tmp_path: Path)
     assert (tmp_path / "outcome.json").read_text() == "{}"
 
 
-def test_two_preparations_at_once_spoil_nothing(tmp_path: Path) -> None:
+def test_a_preparation_waits_for_no_other_and_leaves_no_lock(tmp_path: Path) -> None:
     config, out = write_config(tmp_path / "tiny.yml"), tmp_path / "data"
     with locked_beside(out):
         refused = run_trainer("data", "prepare", config, "--out", out, "--workers", "1")
     assert refused.returncode == 78
-    done: subprocess.CompletedProcess[str] = run_trainer("data", "prepare", config, "--out", out, "--workers", "1")
+    done = run_trainer("data", "prepare", config, "--out", out, "--workers", "1")
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "tiny.yml"]

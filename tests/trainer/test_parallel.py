@@ -37,6 +37,17 @@ MODELS: dict[str, dict[str, Any]] = {
         "mlp_bias": False,
     },
     "alibi": {"positions": "alibi", "kv_heads": 2, "tied_head": True, "norms": "tied"},
+    "t5": {
+        "positions": "t5",
+        "t5_buckets": 6,
+        "t5_max_distance": 12,
+        "kv_heads": 2,
+        "tied_head": True,
+        "attention": ["global", "local"],
+        "window": 5,
+        # Larger than usual, so that the table's part in the norm shows.
+        "init": {"matrices": "normal", "std": 0.2},
+    },
 }
 
 
@@ -107,6 +118,12 @@ def check(ranks: Ranks, model: str, **layout: Any) -> None:
         ("neo", {"zero": 2, "recompute": True}),
         ("llama", {"zero": 3, "recompute": True}),
         ("alibi", {"zero": 3}),
+        ("t5", {"zero": 0}),
+        ("t5", {"zero": 2, "recompute": True}),
+        ("t5", {"zero": 3, "recompute": True}),
+        ("t5", {"tensor": 2, "recompute": True}),
+        ("t5", {"pipeline": 2, "zero": 0}),
+        ("t5", {"pipeline": 2, "micro_batch": 2, "recompute": True}),
         ("gptj", {"tensor": 2, "zero": 0}),
         ("alibi", {"tensor": 2, "recompute": True}),
         ("neox", {"pipeline": 2, "zero": 0}),
@@ -126,6 +143,8 @@ def test_two_ranks_train_as_one(two: Ranks, model: str, layout: dict[str, Any]) 
         ("llama", {"tensor": 2, "zero": 2}),
         ("neo", {"tensor": 2, "zero": 3}),
         ("alibi", {"pipeline": 2, "tensor": 2}),
+        ("t5", {"pipeline": 2, "tensor": 2}),
+        ("t5", {"tensor": 2, "zero": 3}),
     ],
     ids=str,
 )
@@ -162,13 +181,20 @@ def test_parts_that_are_not_marked_would_be_left_out_of_the_norm(two: Ranks, lay
 
 
 @pytest.mark.parametrize(
-    "layout",
-    [{"zero": 0}, {"zero": 2}, {"zero": 3}, {"tensor": 2, "pipeline": 2}, {"pipeline": 2, "micro_batch": 2}],
+    ("model", "layout"),
+    [
+        ("neo", {"zero": 0}),
+        ("neo", {"zero": 2}),
+        ("neo", {"zero": 3}),
+        ("neo", {"tensor": 2, "pipeline": 2}),
+        ("neo", {"pipeline": 2, "micro_batch": 2}),
+        ("t5", {"pipeline": 2, "micro_batch": 2}),
+    ],
     ids=str,
 )
-def test_bf16_trains_as_fp32_does_but_for_rounding(four: Ranks, layout: dict[str, Any]) -> None:
-    done = four.call(train, config_of("neo", precision="bf16", batch=8, **layout), range(6))[0]
-    for (loss, norm), (wanted_loss, wanted_norm) in zip(done, alone("neo", 8), strict=False):
+def test_bf16_trains_as_fp32_does_but_for_rounding(four: Ranks, model: str, layout: dict[str, Any]) -> None:
+    done = four.call(train, config_of(model, precision="bf16", batch=8, **layout), range(6))[0]
+    for (loss, norm), (wanted_loss, wanted_norm) in zip(done, alone(model, 8), strict=False):
         assert abs(loss - wanted_loss) > 1e-6, "it trained in fp32"
         assert loss == pytest.approx(wanted_loss, abs=0.02)
         assert norm == pytest.approx(wanted_norm, rel=0.02)

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -297,3 +298,13 @@ def test_a_spike_is_written_down(tmp_path: Path) -> None:
     spikes = [event for event in lines(tmp_path / "out" / "events.jsonl") if event["event"] == "spike"]
     assert spikes[0]["step"] > 55
     assert spikes[0]["loss"] > spikes[0]["usual"] + 0.5
+
+
+def test_a_run_that_reads_a_source_otherwise_than_its_epochs_warns(tmp_path: Path) -> None:
+    source = {"name": "python-docs", "builtin": "python-docs", "epochs": 1, "licence": "PSF-2.0", "max_bytes": 100_000}
+    config = write_config(tmp_path / "tiny.yml", {"data": {"sources": [source]}}, steps=1)
+    result = run_trainer("train", config, "--out", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    [said] = [event["message"] for event in lines(tmp_path / "out" / "events.jsonl") if event["event"] == "warning"]
+    assert re.fullmatch(r"the run reads each row of python-docs 0\.\d\d times on average, and its epochs are 1", said)
+    assert said in result.stdout

@@ -9,15 +9,19 @@ from pydantic import ValidationError
 from trainer.checkpoint import folders, metadata
 from trainer.config import ConfigError, OptimizerConfig, TrainConfig
 from trainer.contract import checkpoint_folder, checkpoints
+from trainer.data.config import PLACES
 from trainer.lr_schedule import learning_rate
 
 FIXED_ON_RESUME = ("model", "data", "training.seed", "training.batch")
 """Keys of the configuration that a resumed run must not change."""
+LOCATION_KEYS = ("data.prepared", "data.root", "data.corpus", "data.tokenizer.name")
+"""Keys below FIXED_ON_RESUME that it may change all the same: the hashes show that the data are the same wherever they
+lie."""
+OF_A_CORPUS = ("corpus", *PLACES, "revision", "subset", "split", "text_key")
+"""Such keys of a source that is a corpus by name."""
 CHANGED_ON_WISH = ("training.steps", "optimizer", "training.precision", "training.evaluation_tokens")
 """Keys that a resumed run changes only where it is asked to by name, for they decide what the steps before mean: the
 schedule of the learning rate, the update, the precision, and what a held-out loss is the mean of."""
-LOCATION_KEYS = ("data.prepared", "data.root")
-"""Keys below those that it may change all the same: the hashes show that the data are the same wherever they lie."""
 FIXED_ON_FORK = ("model",)
 CONTEXT_KEYS = ("model.context", "model.yarn")
 """Keys of the model that a fork may change: how far its positions reach."""
@@ -52,7 +56,7 @@ def find_starting_point(
     seed or another batch size, or of another value at a key that `change` does not name.
     """
     for key in change:
-        if not any(f"{key}.".startswith(f"{top}.") for top in CHANGED_ON_WISH):
+        if not _is_under(key, CHANGED_ON_WISH):
             known = ", ".join(CHANGED_ON_WISH)
             raise ConfigError(f"--change {key[:60]!r} is no key that a resumed run may change; those are {known}.")
     if resume is not None and fork is not None:
@@ -81,7 +85,7 @@ def _changes(config: TrainConfig, made: dict[str, Any], change: Collection[str])
     now, then, step = config.model_dump(mode="json"), _config_of(made), made["step"]
     for top in CHANGED_ON_WISH:
         for key, ours, theirs in _differences(top, _value_at(now, top), _value_at(then, top)):
-            if not any(f"{key}.".startswith(f"{named}.") for named in change):
+            if not _is_under(key, change):
                 raise ConfigError(
                     f"{key} is {ours!r} here and {theirs!r} in the checkpoint{_jump(config, then, step)}; go on with "
                     f"the checkpoint's value, add --change {key} to change it after step {step}, or fork the run."
@@ -91,8 +95,8 @@ def _changes(config: TrainConfig, made: dict[str, Any], change: Collection[str])
 
 
 def _jump(config: TrainConfig, then: dict[str, Any], step: int) -> str:
-    """A clause about the learning rate of the step after `step`, where the configuration gives it another than the
-    checkpoint's goes on with."""
+    """A clause with the learning rate of the step after `step`, here and by the checkpoint's schedule; empty where the
+    two are the same."""
     before = OptimizerConfig.model_validate(then["optimizer"])
     ours = learning_rate(step, config.training.steps, config.optimizer)
     # The schedule of a finished run has no step after its last.
@@ -131,6 +135,11 @@ def _require_same(
 ) -> None:
     """Raise ConfigError unless the configuration has the checkpoint's values at the `fixed` keys, `free` ones aside."""
     now, then = config.model_dump(mode="json"), _config_of(made)
+    for number, source in enumerate(config.data.sources):
+        if source.corpus is not None:
+            free = (*free, *(f"data.sources.{number}.{key}" for key in OF_A_CORPUS))
+    if config.data.tokenizer.name is not None:
+        free = (*free, "data.tokenizer.file")
     for top in fixed:
         for key, ours, theirs in _differences(top, _value_at(now, top), _value_at(then, top), free):
             raise ConfigError(
@@ -144,6 +153,11 @@ def _require_enough_steps(config: TrainConfig, made: dict[str, Any]) -> None:
         raise ConfigError(
             f"training.steps ({config.training.steps}) must be at least the checkpoint's step ({made['step']})."
         )
+
+
+def _is_under(key: str, tops: Collection[str]) -> bool:
+    """Whether a key is one of `tops` or lies below one of them."""
+    return any(f"{key}.".startswith(f"{top}.") for top in tops)
 
 
 def _value_at(values: Any, dotted: str) -> Any:

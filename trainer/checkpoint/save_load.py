@@ -21,6 +21,7 @@ from trainer.contract import CHECKPOINT_METADATA_FILE, PROBE_FILE, TRAINER_FOLDE
 from trainer.data import tokenizer
 from trainer.engine.base import Engine, ReadTensor, TensorKind
 from trainer.families import Family, family_of
+from trainer.memory import FILE_BYTES
 from trainer.model.initialise import draw
 from trainer.model.transformer import Transformer, shapes
 from trainer.schema import check_readable
@@ -28,8 +29,6 @@ from trainer.schema import check_readable
 WEIGHTS = "model"
 GENERATION = "generation_config.json"
 MOMENTS = f"{TRAINER_FOLDER}/optimizer"
-FILE_BYTES = 5 * 10**9
-"""Bytes of tensors in one file at most, unless one tensor is larger."""
 
 
 def build(config: TrainConfig) -> Transformer:
@@ -131,7 +130,7 @@ def write_description(config: TrainConfig, folder: Path, step: int, metadata: di
     if theirs.refusal is None:
         begin = tokenizer.begin_of_text(bpe, folder)
         _write_json(folder / "config.json", theirs.config_json(end=end) | {"bos_token_id": begin})
-        _write_json(folder / GENERATION, _generation(folder / GENERATION, begin, end))
+        _write_generation(folder, begin, end)
     content = {
         "step": step,
         "seed": config.training.seed,
@@ -147,21 +146,26 @@ def write_description(config: TrainConfig, folder: Path, step: int, metadata: di
 
 def ends_of_generation(folder: Path) -> list[int]:
     """The ids of the tokens that end a generated text, by a checkpoint's settings of generation."""
-    try:
-        ends = json.loads((folder / GENERATION).read_text(encoding="utf-8"))["eos_token_id"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+    ends = (_generation(folder) or {}).get("eos_token_id")
     return [end for end in (ends if isinstance(ends, list) else [ends]) if isinstance(end, int)]
 
 
-def _generation(path: Path, begin: int | None, end: int) -> dict[str, Any]:
-    """The settings of generation: those at `path`, if it is there, with this end of a document among their ends."""
+def _generation(folder: Path) -> dict[str, Any] | None:
+    """The settings of generation in a folder; None where it has none that can be read."""
     try:
-        settings = dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(json.loads((folder / GENERATION).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
-        return {"bos_token_id": begin, "eos_token_id": end}
-    ends = settings.get("eos_token_id")
-    return settings if end in (ends if isinstance(ends, list) else [ends]) else settings | {"eos_token_id": end}
+        return None
+
+
+def _write_generation(folder: Path, begin: int | None, end: int) -> None:
+    """Write the settings of generation; where the folder has some already, only see that `end` is among their ends."""
+    settings = _generation(folder)
+    if settings is None:
+        settings = {"bos_token_id": begin, "eos_token_id": end}
+    elif end not in ends_of_generation(folder):
+        settings["eos_token_id"] = end
+    _write_json(folder / GENERATION, settings)
 
 
 def write_tensors(folder: Path, stem: str, pairs: Iterable[tuple[str, Tensor]]) -> None:
@@ -171,6 +175,7 @@ def write_tensors(folder: Path, stem: str, pairs: Iterable[tuple[str, Tensor]]) 
     for batch in _batches(pairs):
         _save(batch, folder / f"{stem}.{len(written)}.part")
         written.append(list(batch))
+        batch.clear()  # before the tensors of the next file are gathered
     if len(written) == 1:
         (folder / f"{stem}.0.part").rename(folder / f"{stem}.safetensors")
         return
@@ -204,7 +209,7 @@ def tensors(folder: Path, stem: str) -> Callable[[str], Tensor]:
 
 
 def _batches(pairs: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    """The tensors of each file."""
+    """The tensors of each file, of at most FILE_BYTES unless one tensor is larger."""
     batch: dict[str, Tensor] = {}
     size = 0
     for name, tensor in pairs:

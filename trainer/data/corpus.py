@@ -60,38 +60,36 @@ class Corpus:
         for source in self.sources:
             for split in SPLITS:
                 self._check_pair(source, split, described)
-        self._tokens = {split: [described[source.name][split]["tokens"] for source in self.sources] for split in SPLITS}
+        tokens = {split: [described[source.name][split]["tokens"] for source in self.sources] for split in SPLITS}
         # Few pairs are open at a time: each takes file descriptors, and there may be thousands of sources.
         self._open = lru_cache(maxsize=OPEN)(lambda name: Indexed(self.folder / name))
-        rows = [tokens // self.row_size for tokens in self._tokens["train"]]
-        self._weights = np.array([_weight(source, count) for source, count in zip(self.sources, rows, strict=True)])
-        for source, count in zip(self.sources, rows, strict=True):
+        self._rows = [count // self.row_size for count in tokens["train"]]
+        self._weights = np.array([_weight(*pair) for pair in zip(self.sources, self._rows, strict=True)])
+        for source, count in zip(self.sources, self._rows, strict=True):
             if not count:
                 raise ConfigError(
                     f"The source {source.name} has less than one row of {self.row_size} training tokens; give it more "
                     "text (a higher max_bytes), or take it out."
                 )
         self._weights /= self._weights.sum()
-        held_out = zip(self.sources, self._tokens["held_out"], self._evaluation_rows, strict=True)
-        for source, tokens, wanted in held_out:
-            if tokens < wanted * self.row_size:
+        for source, count, wanted in zip(self.sources, tokens["held_out"], self._evaluation_rows, strict=True):
+            if count < wanted * self.row_size:
                 fix = "lower it, or raise data.held_out"
-                if tokens < self.row_size:
+                if count < self.row_size:
                     fix = f"one row is {self.row_size}: give the source more text, or raise data.held_out"
                 raise ConfigError(
                     f"training.evaluation_tokens asks for {wanted * self.row_size} held-out tokens of {source.name} "
-                    f"and there are {tokens}; {fix}."
+                    f"and there are {count}; {fix}."
                 )
-        self._rows = rows
-        stored = config.data.order == "stored"
         self.order: Order | StoredOrder = (
-            StoredOrder(rows) if stored else Order(self._weights.tolist(), rows, config.training.seed)
+            StoredOrder(self._rows)
+            if config.data.order == "stored"
+            else Order(self._weights.tolist(), self._rows, config.training.seed)
         )
 
     def readings(self) -> list[float]:
-        """How often the run will read each row of each source, on average."""
-        if isinstance(self.order, StoredOrder):
-            return [self.config.training.steps * self.config.training.batch / sum(self._rows)] * len(self._rows)
+        """How often the run will read each row of each source, on average. In the stored order every source has epochs
+        1 or is alone, so its weight is its share of the rows."""
         read = self.config.training.steps * self.config.training.batch * self._weights
         return [float(share / rows) for share, rows in zip(read, self._rows, strict=True)]
 

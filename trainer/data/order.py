@@ -44,9 +44,6 @@ class Order:
         self._before = np.zeros((1, len(rows)), dtype=np.int64)
         self._block = lru_cache(maxsize=8)(self._draw)
 
-    def __getitem__(self, position: int) -> Row:
-        return self.rows(position, 1)[0]
-
     def rows(self, first: int, count: int) -> list[Row]:
         """The rows at `count` positions from `first` on."""
         sources = np.empty(count, dtype=np.int64)
@@ -105,9 +102,6 @@ class StoredOrder:
 
     def __init__(self, rows: Sequence[int]) -> None:
         self._ends = np.cumsum(rows)
-
-    def __getitem__(self, position: int) -> Row:
-        return self.rows(position, 1)[0]
 
     def rows(self, first: int, count: int) -> list[Row]:
         """The rows at `count` positions from `first` on."""

@@ -3,6 +3,7 @@ pre-shuffled files are. They are read row by row as they are stored, so that the
 
 import math
 from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 
@@ -32,20 +33,17 @@ def is_packed(source: SourceConfig, indexed: Indexed, end: int, packed: bool | N
 
     Raises ConfigError where it is, and its rows are not of sequence_length + 1 tokens.
     """
-    if packed is False:
-        return False
-    found = row_length(indexed, end)
-    if packed is None and found is None:
+    if packed is False or not indexed.sequence_count or (packed is None and row_length(indexed, end) is None):
         return False
     wanted = sequence_length + 1
-    shortest, longest = (int(indexed.sizes.min()), int(indexed.sizes.max())) if len(indexed.sizes) else (0, 0)
+    shortest, longest = int(indexed.sizes.min()), int(indexed.sizes.max())
     if shortest == longest == wanted:
         return True
     have = f"rows of {longest:,} tokens" if shortest == longest else f"sequences of {shortest:,} to {longest:,} tokens"
-    fix = f"set data.sequence_length to {longest - 1}, " if shortest == longest else ""
+    fix = f"set data.sequence_length to {longest - 1}, or " if shortest == longest else ""
     raise ConfigError(
         f"The source {source.name} holds {have}, and packed data are rows of data.sequence_length + 1 = {wanted:,}; "
-        f"{fix}{'or ' if fix else ''}set data.packed to false to read it as documents."
+        f"{fix}set data.packed to false to read it as documents."
     )
 
 
@@ -54,7 +52,7 @@ def rows(source: SourceConfig, indexed: Indexed, held_out: float) -> Iterator[Do
     of `held_out`, are held out."""
     count = indexed.sequence_count
     if source.max_bytes is not None:
-        count = min(count, math.ceil(source.max_bytes / max(1, int(indexed.sizes[0]) * indexed.dtype.itemsize)))
+        count = min(count, math.ceil(source.max_bytes / (int(indexed.sizes[0]) * indexed.dtype.itemsize)))
     first = count - max(1, round(count * held_out))
-    for number, tokens in zip(range(count), indexed.sequences(), strict=False):
+    for number, tokens in enumerate(islice(indexed.sequences(), count)):
         yield Document(f"{source.name}/{number}", "", tokens, held_out=number >= first, is_row=True)

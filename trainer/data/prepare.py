@@ -24,10 +24,10 @@ from trainer.checkpoint import metadata
 from trainer.config import TrainConfig
 from trainer.contract import DATA_FOLDER
 from trainer.data import packed, readers, tokenizer
-from trainer.data.config import DataConfig, DedupeConfig, SourceConfig
+from trainer.data.config import PLACES, DataConfig, DedupeConfig, SourceConfig
 from trainer.data.encode import SPLITS, Encoded, Encoder, is_held_out, is_kept_out, split_end
 from trainer.data.indexed import Indexed, Writer, token_type
-from trainer.data.readers import Document
+from trainer.data.readers import Document, Say
 from trainer.data.workers import Workers, batches
 from trainer.schema import ConfigError
 
@@ -38,7 +38,6 @@ CHECKED_BYTES = 1 << 30
 FEW = 1000
 """Documents of a source that are looked at to find out whether some can be held out whole."""
 
-Say = Callable[[str], None]
 Advance = Callable[[int], None]
 
 
@@ -79,6 +78,7 @@ def prepare(
     The bytes written are the same for any number of workers. `progress` is told the name of each stage, `advance` the
     bytes of each batch. Raises ConfigError if a source cannot be read or has no text.
     """
+    _check_found(data)
     mark = fingerprint(data)
     if is_prepared(folder, mark) and (checkpoint is None or _digest(folder) == _digest(checkpoint)):
         return
@@ -144,6 +144,21 @@ def require_same_data(manifest: Mapping[str, Any], resumed: Mapping[str, Any], f
             raise ConfigError(f"The text of the source {source['name']} is not the checkpoint's; {fix}.")
 
 
+def _check_found(data: DataConfig) -> None:
+    """Raise ConfigError where a corpus or the tokenizer is known by its name alone."""
+    for source in data.sources:
+        if all(getattr(source, key) is None for key in PLACES):
+            raise ConfigError(
+                f"The source {source.name} is the corpus {source.corpus}, and where it lies is not said; give it a "
+                "path, tokens or a dataset."
+            )
+    if data.tokenizer.name is not None and data.tokenizer.file is None:
+        raise ConfigError(
+            f"Where the tokenizer {data.tokenizer.name} lies is not said; give data.tokenizer.file, or take out its "
+            "name for a tokenizer that is trained on the sources."
+        )
+
+
 def is_prepared(folder: Path, mark: str) -> bool:
     """Whether the folder was prepared from the settings and files of the fingerprint `mark`."""
     try:
@@ -155,13 +170,15 @@ def is_prepared(folder: Path, mark: str) -> bool:
 def fingerprint(data: DataConfig) -> str:
     """A SHA-256 over what the prepared data depend on: settings, names, sizes and times of files, and for builtin text
     the version of Python. Raises ConfigError if a source has no file."""
-    settings = data.model_dump(mode="json", exclude={"sequence_length", "prepared", "root", "order"})
+    settings = data.model_dump(mode="json", exclude={"sequence_length", "prepared", "root", "order", "corpus"})
+    for named, key in [(settings["tokenizer"], "name"), *((source, "corpus") for source in settings["sources"])]:
+        del named[key]
     settings["format"] = FORMAT
     if data.packed is None:
         # Data that were prepared before there was such a key stay what they are.
         del settings["packed"]
-    root = Path(data.root or ".")
-    texts = [path for source in data.sources for path in readers.files_of(source, root) if path.is_file()]
+    found = (path for source in data.sources for path in readers.files_of(source, data.root_folder))
+    texts = [path for path in found if path.is_file()]
     settings["files"] = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in texts]
     if data.tokenizer.file:
         settings["tokenizer_sha256"] = tokenizer.digest(_file_of(data))
@@ -189,7 +206,7 @@ class _Build:
             self._progress("looking for near-duplicates")
             self._find_duplicates(data.dedupe, given)
         bpe = given or self._train_tokenizer()
-        file = Path(data.root or ".") / (data.tokenizer.file or "")
+        file = data.root_folder / (data.tokenizer.file or "")
         origin = checkpoint or (file.parent if file.name == "tokenizer.json" else None)
         tokenizer.save(bpe, self._folder, data.sequence_length, data.tokenizer.end_of_document, origin)
         with Workers(self._workers, Encoder, bpe.to_str(), data) as pool:
@@ -219,7 +236,7 @@ class _Build:
         """Find out whether a source is packed data, or has too few documents to hold whole ones out."""
         data = self._data
         if source.tokens is not None and given is not None:
-            indexed = Indexed(Path(data.root or ".") / source.tokens)
+            indexed = Indexed(data.root_folder / source.tokens)
             end = tokenizer.end_of_document(given, data.tokenizer.end_of_document)
             if packed.is_packed(source, indexed, end, data.packed, data.sequence_length):
                 if data.dedupe:
@@ -258,7 +275,7 @@ class _Build:
     def _kept(self, source: SourceConfig, say: Say) -> Iterator[Document]:
         """The source's documents without near-duplicates. Raises ConfigError if the source has changed meanwhile."""
         if source.name in self._packed:
-            indexed = Indexed(Path(self._data.root or ".") / str(source.tokens))
+            indexed = Indexed(self._data.root_folder / str(source.tokens))
             yield from packed.rows(source, indexed, self._data.held_out)
             return
         removed = self._removed.get(source.name)
@@ -346,7 +363,9 @@ class _Build:
             }
             for split, writer in tokens.items()
         }
-        place = source.model_dump(mode="json", exclude={"name", "licence", "weight", "epochs"}, exclude_defaults=True)
+        known = source.model_dump(mode="json", exclude={"name", "licence", "weight", "epochs"}, exclude_defaults=True)
+        # A corpus lies elsewhere on each pool, and its name tells readers more.
+        place = {"corpus": source.corpus} if source.corpus else known
         removed = self._removed.get(source.name)
         return {
             "name": source.name,
@@ -361,7 +380,7 @@ class _Build:
 
 
 def _file_of(data: DataConfig) -> Tokenizer:
-    return tokenizer.load_checked(Path(data.root or ".") / str(data.tokenizer.file), data.tokenizer)
+    return tokenizer.load_checked(data.root_folder / str(data.tokenizer.file), data.tokenizer)
 
 
 def _digest(folder: Path) -> str:

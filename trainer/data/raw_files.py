@@ -106,8 +106,6 @@ def parquet(path: Path, column: str) -> Iterator[Any]:
                 )
             for batch in file.iter_batches(batch_size=256, columns=[column]):
                 yield from batch.column(0).to_pylist()
-    except ConfigError:
-        raise
     except OSError as error:
         raise unreadable(path, error) from error
     except pyarrow.ArrowException:

@@ -45,7 +45,7 @@ def read(source: SourceConfig, data: DataConfig, say: Say = lambda message: None
     """The source's documents, until `max_bytes` is reached. `say` is told what is left out. Raises ConfigError if it
     has no text or cannot be read."""
     size = without_text = 0
-    root = Path(data.root or ".")
+    root = data.root_folder
     if hidden := _hidden_in(source, root):
         names = f"{len(hidden)} hidden files and folders" if len(hidden) > 1 else "a hidden file or folder"
         say(f"left out of {source.name}: {names} ({', '.join(hidden[:3])}{', …' if len(hidden) > 3 else ''})")
@@ -54,12 +54,13 @@ def read(source: SourceConfig, data: DataConfig, say: Say = lambda message: None
             without_text += 1
             continue
         # A byte-order mark belongs to a file, not to its text.
-        yield document if not document.text.startswith(BOM) else document._replace(text=document.text[1:])
+        yield document._replace(text=document.text.removeprefix(BOM))
         size += document.size
         if source.max_bytes is not None and size >= source.max_bytes:
             break
     if without_text:
-        say(f"left out of {source.name}: {without_text} documents whose {source.text_key} is null")
+        documents = "document" if without_text == 1 else "documents"
+        say(f"left out of {source.name}: {without_text:,} {documents} whose {source.text_key} is null")
     if not size:
         raise ConfigError(f"The source {source.name} is empty; take it out of data.sources or name another place.")
 

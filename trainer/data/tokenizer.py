@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -54,22 +55,21 @@ def save(
     tokenizer: Tokenizer, folder: Path, context: int, end: str = END_OF_DOCUMENT, source: Path | None = None
 ) -> None:
     """Write the files that transformers' AutoTokenizer opens. `context` is the model's in tokens, `end` the
-    end-of-document token. From a folder `source` that the tokenizer is of come its other special tokens, its chat
-    template and the settings of generation."""
+    end-of-document token. Where the tokenizer comes from a folder `source`, its other special tokens, its chat template
+    and its settings of generation come from there too."""
     (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     settings = settings_of(source) if source else {}
     if not settings:
         first = prefix(tokenizer)
         begin = tokenizer.id_to_token(first[0]) if first else end
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context, "bos_token": begin}
-        settings |= {"eos_token": end, "clean_up_tokenization_spaces": False}
-    settings["model_max_length"] = context
-    if content_of(settings.get("eos_token")) != end:
-        settings["eos_token"] = end
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": begin}
+        settings["clean_up_tokenization_spaces"] = False
+    settings |= {"model_max_length": context, "eos_token": end}
     (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    for name in COMPANIONS if source else ():
-        if source and (source / name).is_file() and source != folder:
-            (folder / name).write_bytes((source / name).read_bytes())
+    if source and source != folder:
+        for name in COMPANIONS:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
 
 
 def settings_of(folder: Path) -> dict[str, Any]:
@@ -87,12 +87,12 @@ def settings_of(folder: Path) -> dict[str, Any]:
             raise ConfigError(f"{folder / name} is no configuration of a tokenizer; fetch it again.")
         settings = content | {key: value for key, value in settings.items() if value is not None}
     for key, value in settings.items():
-        # What a token does beside its text is in tokenizer.json.
+        # A token's other properties are in tokenizer.json.
         if key.endswith("_token") and isinstance(value, dict):
             settings[key] = content_of(value)
         elif key.endswith("_tokens") and isinstance(value, list):
             settings[key] = [content_of(token) for token in value]
-    # Where the tokenizer came from, and code of its own: nothing that this folder has.
+    # These name code and the place that the tokenizer came from; a folder that is written has neither.
     return {key: value for key, value in settings.items() if key not in ("auto_map", "name_or_path", "is_local")}
 
 

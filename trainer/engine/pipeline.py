@@ -1,7 +1,8 @@
 """A rank's stage of a pipeline: consecutive blocks, on the first stage the embedding, on the last the head.
 
 DeepSpeed trains them as a PipelineModule whose last layer is the head with its loss, so that the logits are never held
-whole. A tied head has a copy of the embedding's weight; DeepSpeed adds its gradients to those on the first stage.
+whole. A tied head has a copy of the embedding's weight, and each stage a copy of T5's relative positions; DeepSpeed
+adds the gradients of the copies.
 """
 
 import contextlib
@@ -17,11 +18,11 @@ from torch import Tensor, nn
 from trainer.config import TrainConfig
 from trainer.distributed.parallel_dims import ParallelDims
 from trainer.engine.base import NonFiniteError
-from trainer.model.positions import Rotary
+from trainer.model.positions import RelativeBias, Rotary
 from trainer.model.tensor_parallel import TensorParallel
 from trainer.model.transformer import Block, Embedding, Head
 
-_TIED = "embed.tokens.weight"
+_TIED, _RELATIVE = "embed.tokens.weight", "relative_bias"
 
 
 class PipelineStage:
@@ -40,9 +41,11 @@ class PipelineStage:
         rotary = Rotary(config.model, config.context) if config.model.positions == "rotary" else None
         if rotary:
             rotary.to(dims.device)
+        relative_bias = RelativeBias(config.model, config.context, tp) if config.model.positions == "t5" else None
         embedding = (Embedding, config.model, config.vocabulary, config.context, tp)
         layers = [LayerSpec(*embedding)]
-        layers += [LayerSpec(Block, config.model, layer, rotary, tp) for layer in range(config.model.layers)]
+        shared = (rotary, relative_bias)
+        layers += [LayerSpec(Block, config.model, layer, *shared, tp) for layer in range(config.model.layers)]
         if config.model.tied_head:
             tie = {"tied_weight_attr": "tokens.weight"}
             layers[0] = TiedLayerSpec("embed", *embedding, **tie)
@@ -56,6 +59,8 @@ class PipelineStage:
                 topology=PipeModelDataParallelTopology(dims.pipeline, dims.tensor, dims.data),
                 partition_method="type:Block",
             )
+        if relative_bias:
+            self._tie(relative_bias)
         start = self.module.parts[dims.pipeline_rank]
         own = enumerate(self.module.forward_funcs, start=start)
         self._layers = {number: layer for number, layer in own if isinstance(layer, Embedding | Block)}
@@ -70,6 +75,8 @@ class PipelineStage:
         for number, layer in self._layers.items():
             prefix = "embed" if number == 0 else f"blocks.{number - 1}"
             named |= {f"{prefix}.{name}": parameter for name, parameter in layer.named_parameters()}
+        if self._config.model.positions == "t5":
+            named[f"{_RELATIVE}.weight"] = self.module.tied_modules[_RELATIVE].weight
         if self._head:
             named |= {f"head.{name}": parameter for name, parameter in self._head.named_parameters()}
             if self._config.model.tied_head:
@@ -78,7 +85,7 @@ class PipelineStage:
 
     def owning_stage(self, name: str) -> int:
         match name.split("."):
-            case ["embed", *_]:
+            case ["embed" | "relative_bias", *_]:
                 return 0
             case ["blocks", number, *_]:
                 stage: int = self.module.stage_owner(int(number) + 1)
@@ -135,6 +142,19 @@ class PipelineStage:
     @property
     def _dtype(self) -> torch.dtype:
         return torch.bfloat16 if self._config.training.precision == "bf16" else torch.float32
+
+    def _tie(self, relative_bias: RelativeBias) -> None:
+        """Have DeepSpeed add the gradients of all stages' copies, as it does for a layer that is tied to another, and
+        count them once in the gradient norm."""
+        first = self._dims.rank - self._dims.pipeline_rank * self._stride
+        self.module.tied_modules[_RELATIVE] = relative_bias.to(self._dims.device)
+        self.module.tied_comms[_RELATIVE] = {
+            "ranks": [first + stage * self._stride for stage in range(self._dims.pipeline)],
+            "group": self.module.mpu().get_pipe_parallel_group(),
+            "weight_attr": ["weight"],
+            "module": relative_bias,
+        }
+        relative_bias.weight.ds_pipe_replicated = not self._first  # type: ignore[attr-defined]
 
     def _make_head(self, tp: TensorParallel) -> Head:
         config = self._config

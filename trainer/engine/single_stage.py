@@ -25,7 +25,9 @@ class SingleStage:
             self.module = Transformer(config.model, config.vocabulary, config.context, tp)
         if self.module.rotary:
             self.module.rotary.to(dims.device)
-        for part in (self.module.embed, *self.module.blocks, self.module.head):
+        for part in (self.module.embed, self.module.relative_bias, *self.module.blocks, self.module.head):
+            if part is None:
+                continue
             part.to_empty(device=dims.device)
             if config.model.tied_head and part is self.module.head:
                 self.module.head.weight = self.module.embed.tokens.get_parameter("weight")

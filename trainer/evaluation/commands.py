@@ -50,7 +50,9 @@ def evaluate(
 
         found = lm_eval.find_tasks(names, data or opened.data, include_path)
         with bars() as advance:
-            results = lm_eval.evaluate(opened, found, limit=limit, shots=num_fewshot, rows=batch_size, advance=advance)
+            results = lm_eval.evaluate(
+                opened, found, limit=limit, shots=num_fewshot, rows=batch_size, include=include_path, advance=advance
+            )
         if out is not None:
             write_atomically(out / RESULTS_FILE, lm_eval.as_json(results))
         if json:

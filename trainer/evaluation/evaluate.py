@@ -21,6 +21,7 @@ from lm_eval.utils import handle_non_serializable
 from rich import box
 from rich.table import Table
 
+from trainer.evaluation import task_files
 from trainer.evaluation.lm_eval_model import CheckpointLM
 from trainer.evaluation.open_checkpoint import OpenCheckpoint
 from trainer.evaluation.tasks import heldout
@@ -39,23 +40,26 @@ _OUT_OF_REACH = (
     OfflineModeIsEnabled,
 )
 """Errors that mean that a data set is neither on this machine nor can be downloaded."""
+_NOT_OF_TASKS = (MemoryError, OSError, RuntimeError)
+"""Errors of the machine and of the model."""
 
 
 def find_tasks(names: Iterable[str], data: Path, include: Path | None) -> list[Task | Group]:
     """The tasks and groups of these names, of the harness, of the folder `include`, and `heldout`. `*` in a name stands
     for any letters, and a tag for all tasks that have it.
 
-    `data` is the prepared data folder that `heldout` reads. Raises ConfigError for a name that no task has, and
-    FailedError for a task whose data set is out of reach.
+    `data` is the prepared data folder that `heldout` reads. Raises ConfigError for a name that no task has and for what
+    is wrong with a file in `include`, and FailedError for a task whose data set is out of reach.
     """
-    if include is not None and not include.is_dir():
-        raise ConfigError(f"--include-path {include} is no folder; give one that holds task files (.yaml).")
+    if include is not None:
+        task_files.check_folder(include)
     ours: dict[str, Task | Group] = {}
     if any(name.startswith(heldout.NAME) for name in names):
         with _quiet():
             group = heldout.heldout(data)
         ours = {group.name: group} | {task.task_name: task for task in group}
     manager = TaskManager(include_path=include, include_defaults=False)
+    included = manager.all_tasks
     if not all(name.startswith(heldout.NAME) or name in manager.all_subtasks for name in names):
         # The harness's own 14,000 tasks take ten seconds to read, so they are read only for a name that needs them.
         manager = TaskManager(include_path=include)
@@ -66,7 +70,7 @@ def find_tasks(names: Iterable[str], data: Path, include: Path | None) -> list[T
         if not matches:
             raise ConfigError(_unknown(name, known))
         for match in matches:
-            found |= {match: ours[match]} if match in ours else _load(manager, match)
+            found |= {match: ours[match]} if match in ours else _load(manager, match, match in included)
     return list(found.values())
 
 
@@ -77,13 +81,15 @@ def evaluate(
     limit: int | None,
     shots: int | None,
     rows: int | None,
+    include: Path | None,
     advance: Callable[[str, float], None],
 ) -> Results:
     """Run the tasks on the checkpoint.
 
     `limit` is the number of documents of each task, `shots` that of examples before each question, `rows` the batch
-    size; None leaves each to the task or to the length. `advance` is told a stage and the share of it that was just
-    done. Raises FailedError if the harness cannot run the tasks.
+    size; None leaves each to the task or to the length. `include` is the folder of the user's own task files. `advance`
+    is told a stage and the share of it that was just done. Raises ConfigError if the harness cannot run the user's own
+    tasks, and FailedError for others.
     """
     model = CheckpointLM(opened, rows, advance)
     os.environ["DISABLE_MULTIPROC"] = "1"  # a fork beside torch's threads might wait for ever
@@ -97,7 +103,11 @@ def evaluate(
                 log_samples=False,
                 task_manager=TaskManager(include_defaults=False),
             )
-        except (ValueError, AssertionError, NotImplementedError, *_OUT_OF_REACH) as error:
+        except Exception as error:  # tasks bring templates and code of their own
+            if isinstance(error, _NOT_OF_TASKS) and not isinstance(error, (NotImplementedError, *_OUT_OF_REACH)):
+                raise
+            if include is not None and any(Path(file).is_relative_to(include) for file in _files(tasks)):
+                raise ConfigError(f"Mend the tasks in --include-path: {_first_line(error)}") from error
             raise FailedError(f"lm-evaluation-harness cannot run these tasks: {_first_line(error)}") from error
     # Left out: pages about the machine, its packages and its folders.
     results = {key: value for key, value in results.items() if key not in ("pretty_env_info", "upper_git_hash")}
@@ -128,8 +138,9 @@ def as_table(results: Results) -> Table:
     return table
 
 
-def _load(manager: TaskManager, name: str) -> dict[str, Task | Group]:
-    """The task or the group of a name, or the tasks of a tag, by name. Raises FailedError."""
+def _load(manager: TaskManager, name: str, is_own: bool) -> dict[str, Task | Group]:
+    """The task or the group of a name, or the tasks of a tag, by name. Raises FailedError, and ConfigError where the
+    task file is the user's own."""
     with _quiet():
         try:
             loaded = manager.load(name)
@@ -139,14 +150,26 @@ def _load(manager: TaskManager, name: str) -> dict[str, Task | Group]:
                     f"The task {name} needs a data set that is not on this machine and could not be fetched; run it "
                     "once with a network, or set HF_HOME to a cache that holds it."
                 ) from error
+            if is_own:
+                raise ConfigError(f"Mend the task {name} in --include-path: {_first_line(error)}") from error
             raise FailedError(f"The task {name} cannot be loaded: {_first_line(error)}") from error
     return {name: loaded["groups"][name]} if name in loaded["groups"] else dict(loaded["tasks"])
 
 
+def _files(tasks: Iterable[Task | Group]) -> Iterator[str]:
+    """The files that the tasks were read from."""
+    for task in tasks:
+        if isinstance(task, Group):
+            yield from _files(task)
+        else:
+            yield str((task.config.metadata or {}).get("config_source", ""))
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Send what the harness prints to standard error, for standard output is for results, and drop its warnings."""
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    """Send what the harness prints to standard error, for standard output is for results, and drop what it logs:
+    an error of a task is raised besides."""
+    logging.getLogger("lm_eval").setLevel(logging.CRITICAL)
     with contextlib.redirect_stdout(sys.stderr):
         yield
 

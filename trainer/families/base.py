@@ -20,6 +20,7 @@ GetTensor = Callable[[str], Tensor]
 
 _TERMS = {
     "alibi": "ALiBi positions",
+    "t5": "relative positions like T5's",
     "learned": "learned positions",
     "sinusoidal": "sinusoidal positions",
     "rotary": "rotary positions",

@@ -45,6 +45,10 @@ class ModelConfig(Section):
     `norms` is `two` a block, or `one`, whose output attention and MLP share in a parallel residual, or `tied`, one set
     of weights before both. `attention` is a pattern repeated over the layers; a `local` layer sees `window` tokens, the
     present one included. `logit_scale` multiplies attention's logits, by default by 1/√head_size.
+
+    With `positions` t5 a learned number a head is added to the logits, by the bucket of the distance between the two
+    tokens (Raffel et al. 2020, section 2.1): one table for all layers, with half of `t5_buckets` for single distances
+    and the other half for spans that grow with the logarithm, up to `t5_max_distance`.
     """
 
     layers: int = Field(ge=1, le=512)
@@ -54,11 +58,13 @@ class ModelConfig(Section):
     mlp_size: int | None = Field(default=None, ge=8, le=1_048_576)
     vocabulary: int | None = Field(default=None, ge=2, le=1_048_576)
     context: int | None = Field(default=None, ge=8, le=1_048_576)
-    positions: Literal["rotary", "learned", "sinusoidal", "alibi"] = "rotary"
+    positions: Literal["rotary", "learned", "sinusoidal", "alibi", "t5"] = "rotary"
     rotary_pct: float = Field(default=0.25, gt=0, le=1)
     rotary_base: float = Field(default=10_000.0, gt=1, le=1e15)
     rotary_layout: Literal["half", "interleaved"] = "half"
     yarn: YarnConfig | None = None
+    t5_buckets: int = Field(default=32, ge=2, le=4096)
+    t5_max_distance: int = Field(default=128, ge=2, le=1_048_576)
     parallel_residual: bool = True
     norms: Literal["two", "one", "tied"] = "two"
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
@@ -125,6 +131,11 @@ class ModelConfig(Section):
             )
         if self.positions == "sinusoidal" and self.hidden_size % 2:
             raise ValueError(f"model.hidden_size ({self.hidden_size}) must be even with model.positions sinusoidal.")
+        if self.positions == "t5" and self.t5_max_distance <= self.t5_buckets // 2:
+            raise ValueError(
+                f"model.t5_max_distance ({self.t5_max_distance}) must be more than half of model.t5_buckets "
+                f"({self.t5_buckets})."
+            )
         return self
 
     @model_validator(mode="after")

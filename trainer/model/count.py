@@ -9,7 +9,12 @@ def parameters(model: ModelConfig, vocabulary: int, context: int) -> int:
     table = vocabulary * hidden
     embedding = table + (context * hidden if model.positions == "learned" else 0)
     head = _norm(model) + (0 if model.tied_head else table) + (vocabulary if model.head_bias else 0)
-    return embedding + model.layers * block(model) + head
+    return embedding + relative_bias(model) + model.layers * block(model) + head
+
+
+def relative_bias(model: ModelConfig) -> int:
+    """The parameters of T5's relative positions, which all blocks share."""
+    return model.t5_buckets * model.heads if model.positions == "t5" else 0
 
 
 def block(model: ModelConfig) -> int:

@@ -1,4 +1,4 @@
-"""Encodings of positions: rotary with YaRN, sinusoidal, ALiBi. K head size, R rotated dimensions of it.
+"""Encodings of positions: rotary with YaRN, sinusoidal, ALiBi, T5's. K head size, R rotated dimensions of it.
 
 The tables are built on the CPU even where the model is built on the meta device, without weights.
 """
@@ -6,9 +6,10 @@ The tables are built on the CPU even where the model is built on the meta device
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainer.model.config import ModelConfig, YarnConfig
+from trainer.model.tensor_parallel import TensorParallel
 
 
 class Rotary:
@@ -84,6 +85,35 @@ def alibi_slopes(heads: int) -> Tensor:
     slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
     slopes += [2 ** (-4 * (2 * i + 1) / power) for i in range(heads - power)]
     return torch.tensor(slopes, device="cpu")
+
+
+class RelativeBias(nn.Module):
+    """T5's relative positions (Raffel et al. 2020, section 2.1): what this rank's heads H add to the logits of a query
+    for a key at each distance, from a learned table [buckets, H] that all layers share."""
+
+    def __init__(self, config: ModelConfig, context: int, tp: TensorParallel) -> None:
+        super().__init__()
+        self.buckets_L = distance_buckets(context, config.t5_buckets, config.t5_max_distance)
+        self.weight = nn.Parameter(torch.empty(config.t5_buckets, config.heads // tp.size))
+
+    def forward(self, length: int) -> Tensor:
+        """The biases [H, L] in fp32 of the distances 0 to L - 1."""
+        # No buffer: the weight may be made on the meta device, and its memory later.
+        self.buckets_L = self.buckets_L.to(self.weight.device)
+        return nn.functional.embedding(self.buckets_L[:length], self.weight.float()).T
+
+
+def distance_buckets(length: int, buckets: int, max_distance: int) -> Tensor:
+    """The bucket [length] of each distance from 0 on, where all keys lie before the query.
+
+    A distance below n = buckets / 2 has one of its own, others have n + n · log(distance / n) / log(max_distance / n).
+    """
+    distance = _count(length)
+    exact = buckets // 2
+    # In transformers' own order of operations, so that rounding at a bucket's edge is the same.
+    log = torch.log(distance / exact) / math.log(max_distance / exact) * (buckets - exact)
+    far = (exact + log.clamp(min=0).long()).clamp(max=buckets - 1)
+    return torch.where(distance < exact, distance.long(), far)
 
 
 def _count(*limits: int) -> Tensor:

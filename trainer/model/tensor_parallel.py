@@ -14,7 +14,7 @@ from torch.nn import functional
 
 _COLUMN = ("embed.tokens.weight", "qkv.weight", "qkv.bias", "gate.weight", "gate.bias", "up.weight", "up.bias")
 _HEAD = ("head.weight", "head.bias")
-_ROW = ("attention.out.weight", "mlp.down.weight")
+_ROW = ("attention.out.weight", "mlp.down.weight", "relative_bias.weight")
 
 
 @dataclass(frozen=True)

@@ -15,21 +15,30 @@ from torch.utils.checkpoint import checkpoint
 from trainer.model import loss
 from trainer.model.attention import BlockedAttention
 from trainer.model.config import ModelConfig
-from trainer.model.positions import Rotary, alibi_slopes, sinusoids
+from trainer.model.positions import RelativeBias, Rotary, alibi_slopes, sinusoids
 from trainer.model.tensor_parallel import ALONE, RowLinear, TensorParallel
 
 
 class Attention(nn.Module):
     """Causal attention (Vaswani et al. 2017) on x [B, L, D]. The rows of `qkv` are [G, (Q queries, key, value), K],
-    which is GPT-NeoX's layout where Q is 1."""
+    which is GPT-NeoX's layout where Q is 1. `relative_bias` belongs to the whole model."""
 
-    def __init__(self, config: ModelConfig, local: bool, rotary: Rotary | None, tp: TensorParallel) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        local: bool,
+        rotary: Rotary | None,
+        relative_bias: RelativeBias | None,
+        tp: TensorParallel,
+    ) -> None:
         super().__init__()
         self.groups, self.queries = config.groups // tp.size, config.heads // config.groups
         self.head_size, self.scale, self.rotary, self.tp = config.head_size, config.scale, rotary, tp
         self.window = config.window if local else None
         slopes = alibi_slopes(config.heads) if config.positions == "alibi" else None
         self.slopes_H = None if slopes is None else tp.part(slopes, 0)
+        # As a method, which does not make the module, and its parameter, this layer's own.
+        self.relative_bias = relative_bias and relative_bias.__call__
         rows = self.groups * (self.queries + 2) * self.head_size
         self.qkv = nn.Linear(config.hidden_size, rows, bias=config.qkv_bias)
         self.out = RowLinear(config.hidden_size, config.hidden_size, config.attention_bias, tp)
@@ -39,7 +48,7 @@ class Attention(nn.Module):
     def forward(self, x_BLD: Tensor) -> Tensor:
         B, L, _ = x_BLD.shape
         q_BHLK, k_BGLK, v_BGLK = self.heads(self.qkv(self.tp.enter(x_BLD)))
-        bias_HLL = self._bias(L, x_BLD)
+        bias_HLL = self.bias(L, x_BLD)
         if self._uses_blocked_attention(x_BLD) and bias_HLL is None:
             inputs = (part.flatten(0, 1) for part in (q_BHLK, k_BGLK, v_BGLK))
             y_NLK: Tensor = BlockedAttention.apply(*inputs, self.scale)  # type: ignore[no-untyped-call]
@@ -77,8 +86,11 @@ class Attention(nn.Module):
             and torch.is_grad_enabled()
         )
 
-    def _bias(self, length: int, like: Tensor) -> Tensor | None:
-        """The mask and ALiBi's bias [1 or H, L, L] to add to the logits, None where the causal mask alone is needed."""
+    def bias(self, length: int, like: Tensor) -> Tensor | None:
+        """The mask and the bias of ALiBi or T5 [1 or H, L, L] to add to the logits, None where the causal mask alone is
+        needed."""
+        if self.relative_bias:
+            return _by_distance(self.relative_bias(length), self.window).to(like.dtype)
         windowed = self.window is not None and self.window < length
         if self.slopes_H is None and not windowed:
             return None
@@ -89,6 +101,17 @@ class Attention(nn.Module):
         if self.slopes_H is None:
             return bias_LL[None]
         return bias_LL - (self.slopes_H.to(like.device)[:, None, None] * distance_LL).to(like.dtype)
+
+
+def _by_distance(bias_HL: Tensor, window: int | None) -> Tensor:
+    """The matrix [H, L, L] of what each query adds for each key, from the biases [H, L] of the distances between them;
+    -inf for keys after the query, and for those at the distance `window` or more."""
+    length = bias_HL.shape[1]
+    if window is not None and window < length:
+        bias_HL = functional.pad(bias_HL[:, :window], (0, length - window), value=-torch.inf)
+    # Row i of the matrix is the part of these numbers that begins at L - 1 - i.
+    numbers_HN = functional.pad(bias_HL.flip(1), (0, length - 1), value=-torch.inf)
+    return numbers_HN.unfold(1, length, 1).flip(1)
 
 
 class MLP(nn.Module):
@@ -124,12 +147,19 @@ class Block(nn.Module):
     """Attention and MLP, added to the residual stream x [B, L, D]. With `recompute` the backward pass computes the
     activations again instead of keeping them (Chen et al. 2016)."""
 
-    def __init__(self, config: ModelConfig, layer: int, rotary: Rotary | None, tp: TensorParallel) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        layer: int,
+        rotary: Rotary | None,
+        relative_bias: RelativeBias | None,
+        tp: TensorParallel,
+    ) -> None:
         super().__init__()
         self.parallel_residual, self.recompute = config.parallel_residual, False
         self.shared_input = config.parallel_residual and config.norms != "two"
         self.attention_norm = _norm(config)
-        self.attention = Attention(config, config.is_local(layer), rotary, tp)
+        self.attention = Attention(config, config.is_local(layer), rotary, relative_bias, tp)
         self.mlp_norm = _norm(config) if config.norms == "two" else None
         self.mlp = MLP(config, tp)
 
@@ -224,7 +254,9 @@ class Transformer(nn.Module):
         super().__init__()
         self.rotary = Rotary(config, context) if config.positions == "rotary" else None
         self.embed = Embedding(config, vocabulary, context, tp)
-        self.blocks = nn.ModuleList(Block(config, layer, self.rotary, tp) for layer in range(config.layers))
+        self.relative_bias = RelativeBias(config, context, tp) if config.positions == "t5" else None
+        shared = (self.rotary, self.relative_bias)
+        self.blocks = nn.ModuleList(Block(config, layer, *shared, tp) for layer in range(config.layers))
         tied = self.embed.tokens.get_parameter("weight") if config.tied_head else None
         self.head = Head(config, vocabulary, tp, tied)
 

@@ -12,10 +12,11 @@ from bot.commands import autocomplete, context
 from bot.commands.allocation.forms import ChangeForm, RequestForm
 from bot.commands.reason_form import ReasonForm, ReportForm
 from bot.delivery import review_card_updates
-from broker.allocations import allocations, pools
+from broker.allocations import allocations, pools, requests
 from broker.allocations.allocations import AllocationState, AllocationView
+from broker.allocations.change_requests import ChangeState
 from broker.reviews import changes
-from broker.reviews.changes import ChangeState, ChangeView
+from broker.reviews.changes import ChangeView
 from projects.errors import NotFoundError
 from projects.people import LabRole
 
@@ -33,7 +34,7 @@ allocation = app_commands.Group(name="allocation", description="GPU time for pro
 async def request(interaction: Interaction, pool: str, renews: int | None = None, project: int | None = None) -> None:
     """Open the form of a request for the lead."""
     project_id = await context.project_of(interaction, project)
-    await interaction.client.read(allocations.check_may_request, actor(interaction), project_id)
+    await interaction.client.read(requests.check_may_request, actor(interaction), project_id)
     most = await interaction.client.read(pools.largest_in, pool)
     await interaction.response.send_modal(RequestForm(project_id, pool, most, renews))
 
@@ -56,8 +57,8 @@ async def withdraw(interaction: Interaction, allocation: int) -> None:
     app, who = interaction.client, actor(interaction)
     change_id = await app.read(changes.open_of, allocation)
     if change_id is None:
-        await app.read(allocations.check_may_withdraw, who, allocation)
-        form = ReasonForm("Withdraw the request", allocations.withdraw, allocation, "The request is withdrawn.")
+        await app.read(requests.check_may_withdraw, who, allocation)
+        form = ReasonForm("Withdraw the request", requests.withdraw, allocation, "The request is withdrawn.")
     else:
         await app.read(changes.check_may_withdraw, who, change_id)
         form = ReasonForm("Withdraw the change", changes.withdraw, change_id, "The change is no longer asked for.")
@@ -69,9 +70,9 @@ async def withdraw(interaction: Interaction, allocation: int) -> None:
 @app_commands.autocomplete(allocation=autocomplete.live_allocations)
 async def report(interaction: Interaction, allocation: int) -> None:
     """Open the form of the report for the lead."""
-    await interaction.client.read(allocations.check_may_ask_more, actor(interaction), allocation)
+    await interaction.client.read(requests.check_may_ask_more, actor(interaction), allocation)
     done = "Your report is posted in the project's channel, and reviewers see it on the allocation's card."
-    form = ReportForm(f"Report on allocation {allocation}", allocations.report, allocation, done)
+    form = ReportForm(f"Report on allocation {allocation}", requests.report, allocation, done)
     await interaction.response.send_modal(form)
 
 

@@ -6,11 +6,11 @@ from bot import text
 from bot.app import Interaction, actor
 from bot.commands.allocation.endorser import roles_now
 from bot.commands.form import Form, long, short
-from broker.allocations import allocations
+from broker.allocations import allocations, requests
 from broker.allocations.allocations import AllocationState
+from broker.allocations.change_requests import ChangeState
 from broker.allocations.ledger import in_hours
 from broker.reviews import changes, reviews
-from broker.reviews.changes import ChangeState
 from projects.text import LONG, USUAL
 
 ENDORSED = "Endorsed; a grant of this size needs a second reviewer, who decides now."
@@ -31,7 +31,7 @@ class RequestForm(Form):
     async def send(self, interaction: Interaction) -> str:
         """Make the request."""
         allocation_id = await interaction.client.write(
-            allocations.request,
+            requests.request,
             actor(interaction),
             str(interaction.id),
             project_id=self.project_id,

@@ -17,7 +17,7 @@ async def joined(interaction: Interaction, project_id: int) -> str:
     project = await app.read(projects.view, project_id)
     welcome = f"Welcome! You are in **{text.line(project.title, 160)}**"
     if any(member.newcomer and member.discord_id == str(interaction.user.id) for member in project.members):
-        return f"{welcome} as a newcomer: its lead, {text.line(project.lead.name, 60)}, confirms you as a contributor."
+        return f"{welcome} as a newcomer until its lead, {text.line(project.lead.name, 60)}, confirms you."
     return f"{welcome}."
 
 
@@ -36,7 +36,7 @@ async def confirmed(interaction: Interaction, entry_id: int) -> str:
 
 
 def now_contributes(name: str) -> str:
-    """The answer to who has confirmed a newcomer."""
+    """The answer to whoever confirms a newcomer."""
     return f"{text.line(name, 60)} is a contributor from now on."
 
 

@@ -100,7 +100,7 @@ async def confirm(interaction: Interaction, person: discord.User, project: int |
 
 
 @project.command(name="remove", description="Remove a newcomer or contributor from your project, with a reason")
-@app_commands.describe(person="Who is to go; their runs stay the project's")
+@app_commands.describe(person="Whom to remove; their runs stay with the project")
 @of_project
 async def remove(interaction: Interaction, person: discord.User, project: int | None = None) -> None:
     """Open the form of the reason."""

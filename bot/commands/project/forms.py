@@ -8,7 +8,7 @@ from discord import ui
 from bot import text
 from bot.app import Interaction, actor
 from bot.commands.form import Form, long, short
-from broker.allocations import allocations
+from broker.allocations import awards
 from projects import lifecycle, membership, projects, updates
 from projects.projects import Outcome
 from projects.text import BRIEF, LONG, LONGEST, TITLE, USUAL
@@ -154,6 +154,6 @@ class CompleteForm(Form):
         await app.write(
             lifecycle.complete, actor(interaction), self.project_id, outcome=outcome, learnt=self.learnt.value
         )
-        if await app.read(allocations.has_granted, self.project_id):
+        if await app.read(awards.has_granted, self.project_id):
             return f"The project is completed; <#{app.server.announcements}> tells everyone. Thank you!"
-        return "The project is completed; its channel or thread tells so. Thank you!"
+        return "The project is completed; its channel or thread says so. Thank you!"

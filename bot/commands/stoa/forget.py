@@ -1,4 +1,4 @@
-"""`/stoa forget`: the form of its reason, and the texts of people about which the admin decides first."""
+"""`/stoa forget`: the form of its reason, and the list of texts from which the admin chooses first."""
 
 import math
 from collections.abc import Awaitable, Callable
@@ -8,9 +8,8 @@ import discord
 from discord import ui
 
 from bot import errors, text
-from bot.app import Interaction, acknowledge, actor
+from bot.app import Interaction, actor, asking
 from bot.cards import card
-from bot.commands.form import Form
 from bot.commands.reason_form import BlankingForm
 from projects.record import mentions, redaction
 from projects.record.mentions import Mentions
@@ -22,19 +21,17 @@ PATIENCE = 14 * 60
 
 
 class ForgetForm(BlankingForm):
-    """The reason why a person is forgotten. Where people's texts may name the person, the list of them comes next."""
+    """The reason why a person is forgotten. Where texts of people may name the person, their list comes next."""
 
     def __init__(self, discord_id: str) -> None:
         self.discord_id = discord_id
         super().__init__("Forget a person", redaction.forget, discord_id, _done)
 
-    async def on_submit(self, interaction: discord.Interaction[Any]) -> None:
-        """Forget the person at once where no text of people names them, else show these texts."""
-        interaction.extras[Form] = self
-        await acknowledge(interaction)
+    async def answer(self, interaction: Interaction) -> None:
+        """Forget the person at once where no text of people may name them, else show these texts."""
         found = await interaction.client.read(mentions.find, actor(interaction), self.discord_id)
         if not found.texts:
-            await errors.reply(interaction, await self.send(interaction))
+            await super().answer(interaction)
             return
         decision = Decision(self.discord_id, self.said.value, found)
         await errors.again(lambda: interaction.edit_original_response(view=decision))
@@ -55,7 +52,7 @@ class _Act(ui.Button["Decision"]):
         self.act = act
 
     async def callback(self, interaction: discord.Interaction[Any]) -> None:
-        """Do it."""
+        """Call the button's act."""
         await self.act(interaction)
 
 
@@ -84,8 +81,8 @@ class Decision(ui.LayoutView):
         head = [
             "## Forget a person",
             f"{text.count(self.found.entries, 'entry refers', 'entries refer')} to the person and will be blanked. "
-            f"{text.count(len(texts), 'text', 'texts')} of people may name the person, or only hold the same word. "
-            f"Chosen to be changed: **{len(self.chosen):,} of {len(texts):,}**. Nothing is done yet.",
+            f"{text.count(len(texts), 'other text')} may name the person, or only contain the same word. "
+            f"Chosen to be changed: **{len(self.chosen):,} of {len(texts):,}**. Nothing has been changed yet.",
         ]
         lines = [
             f"{'☑' if place.key in self.chosen else '☐'} **{number}** {text.line(place.where, 80)}: "
@@ -114,7 +111,7 @@ class Decision(ui.LayoutView):
                     _Act("None", self._none),
                 ),
                 ui.ActionRow(
-                    _Act("Forget the person", self._forget, discord.ButtonStyle.danger), _Act("Leave it", self._leave)
+                    _Act("Forget the person", self._forget, discord.ButtonStyle.danger), _Act("Cancel", self._cancel)
                 ),
                 accent_colour=card.ORANGE,
             )
@@ -124,6 +121,11 @@ class Decision(ui.LayoutView):
         """Choose these of the texts of a page, and no others of it."""
         self.chosen = self.chosen - of | chosen
         await self._show(interaction)
+
+    async def interaction_check(self, interaction: discord.Interaction[Any], /) -> bool:
+        """Take the database's turns of whoever presses a button."""
+        asking.set(interaction.user.id)
+        return True
 
     async def on_error(self, interaction: discord.Interaction[Any], error: Exception, /, *_: Any) -> None:
         """Answer an error as everywhere else."""
@@ -153,9 +155,9 @@ class Decision(ui.LayoutView):
         await interaction.response.defer()
         app, who = interaction.client, actor(interaction)
         count = await app.write(redaction.forget, who, self.discord_id, self.reason, self.chosen)
-        await self._end(interaction, f"{_done(count)} {text.count(len(self.chosen), 'text')} chosen.")
+        await self._end(interaction, f"{_done(count)} {text.count(len(self.chosen), 'text was', 'texts were')} chosen.")
 
-    async def _leave(self, interaction: Interaction) -> None:
+    async def _cancel(self, interaction: Interaction) -> None:
         await interaction.response.defer()
         await self._end(interaction, "Nothing was changed.")
 

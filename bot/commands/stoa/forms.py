@@ -11,11 +11,12 @@ from bot.app import Interaction, actor
 from bot.commands.form import Form, long, short
 from broker.allocations.pools import GrantView
 from broker.reviews import inventory
-from projects import policies
+from projects import policies, quotas
 from projects.policies import Policies
 from projects.text import USUAL
 
 MOST = 25
+MEMORY = "141 / 2048"
 Choice = ui.Select[Any]
 
 
@@ -32,6 +33,7 @@ class AddPoolForm(Form):
         self.name, self.gpu_type = short(placeholder="hall-h200"), short(placeholder="H200")
         self.gpus = short(placeholder="On this host; a pool elsewhere is added by `stoa pool add`")
         self.weight = short("1")
+        self.memory = short(placeholder=MEMORY, required=False)
         super().__init__(
             "Add a pool",
             {
@@ -39,6 +41,7 @@ class AddPoolForm(Form):
                 "GPU type": self.gpu_type,
                 "GPUs": self.gpus,
                 "Price weight": self.weight,
+                "GiB of a GPU / of a host": self.memory,
             },
         )
 
@@ -52,30 +55,42 @@ class AddPoolForm(Form):
             gpu_type=self.gpu_type.value,
             gpus=self.gpus.value,
             price_weight=self.weight.value,
+            memory=self.memory.value,
         )
         return f"The pool {text.code(self.name.value, 60)} is added; a grant gives its time to the community."
 
 
 class ChangePoolForm(Form):
-    """Another number of GPUs or another price weight for a pool."""
+    """Another number of GPUs, price weight or memory for a pool."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.pool = choice([(name, name) for name in names])
         self.gpus, self.weight = [short(placeholder="As it is", required=False) for _ in range(2)]
+        self.memory = short(placeholder=f"As it is, or {MEMORY}", required=False)
         self.why = long(USUAL, "Everyone can read it")
         super().__init__(
-            "Change a pool", {"Pool": self.pool, "GPUs": self.gpus, "Price weight": self.weight, "Reason": self.why}
+            "Change a pool",
+            {
+                "Pool": self.pool,
+                "GPUs": self.gpus,
+                "Price weight": self.weight,
+                "GiB of a GPU / of a host": self.memory,
+                "Reason": self.why,
+            },
         )
 
     async def send(self, interaction: Interaction) -> str:
         """Change it."""
         app, name = interaction.client, next(iter(self.pool.values), "")
+        memory, host = inventory.parse_memory(self.memory.value)
         await app.write(
             inventory.change_pool,
             actor(interaction),
             name,
             gpus=self.gpus.value,
             price_weight=self.weight.value,
+            memory_gib=memory,
+            host_memory_gib=host,
             reason=self.why.value,
         )
         return f"The pool {text.code(name, 60)} is changed; the record says so."
@@ -145,7 +160,7 @@ class ChangeLimitForm(Form):
         """Change it."""
         app, name = interaction.client, next(iter(self.name.values), "")
         after = await app.write(
-            policies.change,
+            quotas.change_policy,
             actor(interaction),
             name,
             self.value.value,

@@ -8,15 +8,19 @@ from projects import policies
 
 @entry("pool.added")
 def pool_added(p: Payload) -> str:
-    return f"🖥️ A new pool: {text.code(p['pool'], 60)} with {p['gpus']} × {line(p['gpu_type'])}."
+    return f"🖥️ A new pool: {text.code(p['pool'], 60)} with {p['gpus']} × {line(p['gpu_type'])}{_memory(p)}."
 
 
 @entry("pool.changed")
 def pool_changed(p: Payload) -> str:
     return (
         f"🖥️ {by(p)} changes the pool {text.code(p['pool'], 60)}: it has {text.count(p['gpus'], 'GPU')} and a price "
-        f"weight of {p['price_weight']:g}.{why(p)}"
+        f"weight of {p['price_weight']:g}{_memory(p)}.{why(p)}"
     )
+
+
+def _memory(p: Payload) -> str:
+    return text.memory(p.get("memory_gib"), p.get("host_memory_gib"))
 
 
 @entry("grant.added")
@@ -54,6 +58,23 @@ for kind, verb in (("proposed", "proposes"), ("accepted", "accepts"), ("declined
     entry(f"catalogue.{kind}")(catalogue(verb))
 
 
+@entry("host.removed")
+def host_removed(p: Payload) -> str:
+    return f"🖥️ The host {text.code(p['host'], 60)} is gone: other hosts serve its pools.{why(p)}"
+
+
+@entry("corpus.added")
+def corpus_added(p: Payload) -> str:
+    of = text.contents(p.get("documents"), p.get("tokens"), p["bytes"])
+    licence = f", {line(p['licence'])}" if p.get("licence") else ""
+    return f"📚 New on {text.code(p['pool'], 60)}: {text.code(p['name'], 64)} ({line(p['what'])}, {of}{licence})."
+
+
+@entry("corpus.retired")
+def corpus_retired(p: Payload) -> str:
+    return f"📚 {text.code(p['name'], 64)} on {text.code(p['pool'], 60)} is retired.{why(p)}"
+
+
 @entry("policy.changed")
 def policy_changed(p: Payload) -> str:
     was, now = policies.said_as(p["was"]), policies.said_as(p["now"])
@@ -64,7 +85,7 @@ def policy_changed(p: Payload) -> str:
 @entry("person.banned")
 def banned(p: Payload) -> str:
     leads = ", ".join(f"P{number}" for number in p.get("leads", ())[:20])
-    another = f" An admin appoints another lead of {leads}: `/project appoint`." if leads else ""
+    another = f" An admin can appoint another lead of {leads} with `/project appoint`." if leads else ""
     return f"⛔ {text.line(p['person']['name'], 80)} is banned: they can read, and do nothing else.{another}{why(p)}"
 
 
@@ -119,8 +140,8 @@ def disk_enough(p: Payload) -> str:
 @entry("part.failed")
 def part_failed(p: Payload) -> str:
     return (
-        f"🛠️ Something needs an admin: {line(p['part'])} ({line(p['error'])}). The rest goes on; the log says more, and "
-        "so does `stoa doctor`."
+        f"🛠️ An admin is needed, as this failed: {line(p['part'])} ({line(p['error'])}). Everything else goes on. "
+        "The log and `stoa doctor` say more."
     )
 
 

@@ -4,7 +4,7 @@ from bot import text
 from bot.delivery.entry_text.phrases import by, line, quoted, why
 from bot.delivery.entry_text.registry import Payload, entry
 
-NEWCOMER = " The lead confirms a newcomer: below, or by `/project confirm`."
+NEWCOMER = " The lead confirms newcomers with the button below or `/project confirm`."
 READ_ALONG = "What happens in the project is posted here, for everyone to read."
 
 

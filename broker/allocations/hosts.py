@@ -1,0 +1,149 @@
+"""Hosts that run workers: which pools each serves, what it has, and when it was last heard of.
+
+A host may serve named pools, whose runs then start there alone. All other pools are served by the hosts that name none.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import delete
+from sqlalchemy.orm import Session
+from sqlmodel import Field, col, select
+
+from broker.allocations import pools
+from broker.allocations.pools import Pool
+from projects import text
+from projects.db.columns import Base, foreign_key, json_object, timestamp, utcnow
+from projects.errors import NotFoundError
+from projects.record import record
+
+BEAT_SECONDS = 10.0
+AWAY_AFTER_SECONDS = 60.0
+
+
+class Host(Base, table=True):
+    """A host by its name. `facts` are what its worker says of it, such as its GPUs, free disk and versions."""
+
+    __tablename__ = "hosts"
+
+    name: str = Field(primary_key=True)
+    facts: dict[str, Any] = json_object(default=dict)
+    started_at: datetime = timestamp(default=utcnow)
+    seen_at: datetime = timestamp(default=utcnow)
+
+
+class HostPool(Base, table=True):
+    """A pool that a host serves by name."""
+
+    __tablename__ = "host_pools"
+
+    host: str = Field(primary_key=True, foreign_key="hosts.name")
+    pool_id: int = foreign_key("pools.id", primary_key=True)
+
+
+@dataclass(frozen=True)
+class HostView:
+    """A host as lists show it; without `pools` it serves all that no host names.
+
+    `is_away` is whether its worker has not been heard of for a minute.
+    """
+
+    name: str
+    pools: Sequence[str]
+    facts: Mapping[str, Any]
+    seen_at: datetime
+    is_away: bool
+
+
+def announce(session: Session, name: str, serves: Collection[str], facts: Mapping[str, Any]) -> None:
+    """A worker starts on a host and serves these pools, or all that no host names. Raises NotFoundError."""
+    served = [pools.named(session, pool).id for pool in sorted(set(serves))]
+    host = session.get(Host, name, with_for_update=True)
+    if host is None:
+        host = Host(name=name)
+        session.add(host)
+    host.facts, host.started_at, host.seen_at = dict(facts), utcnow(), utcnow()
+    session.flush()
+    session.execute(delete(HostPool).where(col(HostPool.host) == name))
+    session.add_all(HostPool(host=name, pool_id=pool_id) for pool_id in served)
+
+
+def beat(session: Session, name: str, facts: Mapping[str, Any]) -> bool:
+    """The host's worker is still there; False where the host was removed meanwhile."""
+    host = session.get(Host, name, with_for_update=True)
+    if host is None:
+        return False
+    host.facts, host.seen_at = dict(facts), utcnow()
+    return True
+
+
+def remove(session: Session, name: str, reason: str) -> None:
+    """Forget a host that does not come back, so that other hosts serve its pools. Raises NotFoundError."""
+    because = text.prose("The reason", reason, most=text.USUAL)
+    host = session.get(Host, name, with_for_update=True)
+    if host is None:
+        listed = ", ".join(session.scalars(select(Host.name).order_by(Host.name))) or "none yet"
+        raise NotFoundError(f"There is no host “{name[:60]}”; the hosts are: {listed}.")
+    session.execute(delete(HostPool).where(col(HostPool.host) == name))
+    session.delete(host)
+    record.append(session, record.LAB, "host.removed", by=None, why=because, host=name)
+
+
+def every(session: Session) -> Sequence[HostView]:
+    """All hosts, by name."""
+    served: dict[str, list[str]] = {}
+    pairs = select(HostPool.host, Pool.name).join(Pool, col(Pool.id) == HostPool.pool_id).order_by(col(Pool.name))
+    for host, pool in session.execute(pairs):
+        served.setdefault(host, []).append(pool)
+    oldest = utcnow() - timedelta(seconds=AWAY_AFTER_SECONDS)
+    return [
+        HostView(host.name, served.get(host.name, []), host.facts, host.seen_at, host.seen_at < oldest)
+        for host in session.scalars(select(Host).order_by(col(Host.name)))
+    ]
+
+
+def of_pool(known: Sequence[HostView], pool: Pool) -> Sequence[HostView]:
+    """Of the hosts that there are, those that serve a pool: those that name it, or else those that name none."""
+    return [host for host in known if pool.name in host.pools] or [host for host in known if not host.pools]
+
+
+def named_pools(session: Session) -> set[int]:
+    """The pools that some host names."""
+    return set(session.scalars(select(HostPool.pool_id)))
+
+
+def absence(session: Session, pool: Pool) -> str:
+    """A sentence where every host that serves the pool is away; empty where one is there or none was ever heard of."""
+    serving = of_pool(every(session), pool)
+    if not serving or not all(host.is_away for host in serving):
+        return ""
+    last = max(host.seen_at for host in serving)
+    names = ", ".join(host.name for host in serving[:3])
+    return f"No worker of the pool “{pool.name}” has been heard of since {last:%F %T} UTC ({names})."
+
+
+def gpu_pools(session: Session, name: str) -> Sequence[Pool]:
+    """The pools that count on the GPUs of a host: those that it names, or else those that no host names."""
+    named = set(session.scalars(select(HostPool.pool_id).where(HostPool.host == name)))
+    others = named_pools(session)
+    local = [pool for pool in session.scalars(select(Pool).order_by(col(Pool.id))) if pool.shares_gpus]
+    return [pool for pool in local if (pool.id in named if named else pool.id not in others)]
+
+
+def sharing(session: Session, pool: Pool) -> Sequence[Pool]:
+    """The pools of GPUs on the same host as `pool`, itself among them, in the order in which they get its GPUs."""
+    by_pool: dict[int, set[str]] = {}
+    for row in session.scalars(select(HostPool)):
+        by_pool.setdefault(row.pool_id, set()).add(row.host)
+    local = [other for other in session.scalars(select(Pool).order_by(col(Pool.id))) if other.shares_gpus]
+    return [other for other in local if by_pool.get(other.id) == by_pool.get(pool.id)]
+
+
+def gpu_numbers(session: Session, pool: Pool, devices: str) -> str:
+    """The host's numbers of a local pool's `devices`, such as “2,3”; empty for a pool of CPUs."""
+    if not pool.shares_gpus:
+        return ""
+    first = sum(other.gpus for other in sharing(session, pool) if other.id < pool.id)
+    return ",".join(str(first + int(device)) for device in devices.split(",") if device)

@@ -1,0 +1,106 @@
+"""The host of a worker: announced in the database with what it has, and heard of again every few seconds."""
+
+import platform
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Collection
+from contextlib import suppress
+from importlib import metadata
+from typing import Any
+
+import psutil
+import structlog
+from celery.signals import worker_ready
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+from sqlmodel import col, select
+
+from broker.allocations import hosts, pools
+from broker.allocations.hosts import BEAT_SECONDS, HostPool
+from broker.allocations.pools import Pool
+from broker.runners import processes
+from broker.runs import attempts
+from projects.db.database import Database
+from projects.errors import ConflictError, DomainError
+from projects.log import Seldom
+from projects.settings import Settings
+
+PACKAGES = ("stoa", "torch", "deepspeed")
+
+log = structlog.get_logger()
+
+
+def join(settings: Settings, serves: Collection[str]) -> None:
+    """Announce this host, which serves the named pools, or all that no host names; then say in a thread that its worker
+    is still there, for as long as the process lives. A database that is away is waited for in the thread.
+
+    Raises NotFoundError for an unknown pool, and ConflictError where a run holds GPUs that would get other numbers.
+    """
+    announced = False
+
+    def beat() -> None:
+        nonlocal announced
+        db, has = Database(settings.database), facts(settings)
+        try:
+            with db.write() as session:
+                if not announced or not hosts.beat(session, processes.host(), has):
+                    _check_numbers(session, processes.host(), serves)
+                    hosts.announce(session, processes.host(), serves, has)
+        finally:
+            db.close()
+        announced = True
+
+    def keep_beating() -> None:
+        log_again = Seldom()
+        while True:
+            time.sleep(BEAT_SECONDS)
+            try:
+                beat()
+            except (SQLAlchemyError, DomainError) as error:
+                if log_again.is_due():
+                    log.warning("the host could not be announced; trying again", error=str(error))
+
+    with suppress(SQLAlchemyError):
+        beat()
+    # The worker has forked its processes by then, which a thread would not live through.
+    thread = threading.Thread(target=keep_beating, daemon=True)
+    worker_ready.connect(lambda **_: thread.start(), weak=False)
+
+
+def facts(settings: Settings) -> dict[str, Any]:
+    """What this host has: cores, memory and free disk in GiB, GPUs with their driver, and the versions that it runs."""
+    settings.home.mkdir(parents=True, exist_ok=True)
+    found: dict[str, Any] = {
+        "cores": len(psutil.Process().cpu_affinity()),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "free_gib": round(shutil.disk_usage(settings.home).free / 2**30, 1),
+        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
+    }
+    return found | _gpus()
+
+
+def _gpus() -> dict[str, Any]:
+    """The GPUs by name with the memory of each in MiB, and the version of the driver; empty where there is none."""
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True).stdout
+        rows = [[part.strip() for part in line.split(",")] for line in said.splitlines() if line.strip()]
+        gpus = [{"name": name, "memory_mib": int(memory)} for name, memory, _ in rows]
+        return {"gpus": gpus, "driver": rows[0][2]} if rows else {}
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return {}
+
+
+def _check_numbers(session: Session, host: str, serves: Collection[str]) -> None:
+    """Raise ConflictError where the host's pools change while a run holds GPUs of one of them."""
+    before = set(session.scalars(select(HostPool.pool_id).where(HostPool.host == host)))
+    after = {pools.named(session, pool).id for pool in serves}
+    rows = session.scalars(select(Pool).where(col(Pool.id).in_(before ^ after)).with_for_update(key_share=True))
+    for pool in rows:
+        if pool.shares_gpus and attempts.devices_in_use(session, pool.id):
+            raise ConflictError(
+                f"Runs hold GPUs of “{pool.name}”, which would get other numbers; pause them before “{host}” serves "
+                "other pools."
+            )

@@ -1,0 +1,109 @@
+"""Hosts of workers: which pools each serves, whose GPUs are whose, and what people read when one is away."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import update
+from sqlmodel import col
+
+from broker.allocations import hosts, pools
+from broker.allocations.hosts import Host
+from broker.allocations.pools import Pool
+from broker.reports import cluster
+from broker.runners import processes
+from broker.scheduling import worker_host
+from projects.db.columns import utcnow
+from projects.errors import ConflictError, NotFoundError
+from projects.record import record
+from tests.broker.lab import POOL, Lab, settings
+
+
+def gpu_pool(lab: Lab, name: str, gpus: int = 2) -> None:
+    with lab.db.write() as session:
+        pools.add_pool(session, name=name, gpu_type="H100", gpus=gpus)
+
+
+def announce(lab: Lab, host: str, *serves: str) -> None:
+    with lab.db.write() as session:
+        hosts.announce(session, host, serves, {})
+
+
+def serving(lab: Lab, pool: str) -> Sequence[str]:
+    with lab.db.read() as session:
+        return [host.name for host in hosts.of_pool(hosts.every(session), pools.named(session, pool))]
+
+
+def numbers(lab: Lab, pool: str) -> str:
+    with lab.db.read() as session:
+        return hosts.gpu_numbers(session, pools.named(session, pool), "0,1")
+
+
+def told(lab: Lab) -> list[str]:
+    with lab.db.read() as session:
+        return [entry.kind for entry in record.since(session, record.LAB, 0) if entry.kind.startswith("host")]
+
+
+def silence(lab: Lab, host: str) -> None:
+    with lab.db.write() as session:
+        session.execute(update(Host).where(col(Host.name) == host).values(seen_at=utcnow() - timedelta(minutes=2)))
+
+
+def test_a_pool_is_served_by_the_hosts_that_name_it_or_by_those_that_name_none(lab: Lab) -> None:
+    for name in ("mine", "yours", "other"):
+        gpu_pool(lab, name)
+    assert serving(lab, "mine") == []
+    announce(lab, "lab")
+    announce(lab, "donor", "yours")
+    assert [serving(lab, name) for name in ("mine", "yours", "other")] == [["lab"], ["donor"], ["lab"]]
+    announce(lab, "second", "yours", "other", "yours")
+    assert [serving(lab, name) for name in ("mine", "yours", "other")] == [["lab"], ["donor", "second"], ["second"]]
+    announce(lab, "second")
+    assert serving(lab, "other") == ["lab", "second"]
+    with pytest.raises(NotFoundError, match="There is no pool “theirs”; the pools are"):
+        announce(lab, "donor", "theirs")
+    assert serving(lab, "yours") == ["donor"], "a refusal changes nothing"
+
+
+def test_each_host_numbers_its_own_gpus(lab: Lab) -> None:
+    for name in ("mine", "yours", "also-yours", "also-mine"):
+        gpu_pool(lab, name)
+    assert [numbers(lab, name) for name in ("mine", "yours", "also-yours", "also-mine")] == ["0,1", "2,3", "4,5", "6,7"]
+    announce(lab, "donor", "yours", "also-yours")
+    assert [numbers(lab, name) for name in ("mine", "yours", "also-yours", "also-mine")] == ["0,1", "0,1", "2,3", "2,3"]
+    with lab.db.read() as session:
+        assert [pool.name for pool in hosts.gpu_pools(session, "donor")] == ["yours", "also-yours"]
+        assert [pool.name for pool in hosts.gpu_pools(session, "lab")] == ["mine", "also-mine"]
+
+
+def test_a_host_serves_other_pools_only_while_no_run_holds_gpus_of_them(lab: Lab, run: int, tmp_path: Path) -> None:
+    with lab.db.write() as session:
+        session.execute(update(Pool).values(gpu_type="H100"))
+    lab.admit(run, 0, 1)
+    conf = settings(tmp_path, database_url=lab.db.url.render_as_string(hide_password=False))
+    with pytest.raises(ConflictError, match=f"Runs hold GPUs of “{POOL}”, which would get other numbers"):
+        worker_host.join(conf, [POOL])
+    worker_host.join(conf, [])
+    assert serving(lab, POOL) == [processes.host()]
+
+
+def test_a_host_that_is_away_is_told_and_removed_with_a_reason(lab: Lab) -> None:
+    announce(lab, "lab")
+    announce(lab, "donor", POOL)
+    with lab.db.write() as session:
+        local = pools.named(session, POOL)
+        assert hosts.absence(session, local) == ""
+    silence(lab, "donor")
+    with lab.db.read() as session:
+        assert f"No worker of the pool “{POOL}” has been heard of since" in hosts.absence(session, local)
+        [status] = cluster.status(session)
+    assert [(host.name, host.is_away) for host in status.hosts] == [("donor", True)]
+    with lab.db.write() as session, pytest.raises(NotFoundError, match="the hosts are: donor, lab"):
+        hosts.remove(session, "nobody", "It is gone.")
+    with lab.db.write() as session:
+        hosts.remove(session, "donor", "It is gone.")
+    assert told(lab) == ["host.removed"]
+    assert serving(lab, POOL) == ["lab"]
+    with lab.db.write() as session:
+        assert not hosts.beat(session, "donor", {}), "a worker that was only thought gone announces itself anew"

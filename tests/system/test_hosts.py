@@ -1,0 +1,139 @@
+"""Two workers as two hosts, with homes of their own: each run starts, and is taken over, where its pool's host is."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from broker.allocations import hosts
+from broker.publications import Publication
+from broker.runs.attempts import Attempt
+from broker.runs.runs import RunState
+from cli.services import environment
+from projects.db.database import Database
+from projects.settings import Settings
+from tests.broker.lab import Lab, settings
+from tests.broker.test_publisher import checkpoint
+from tests.patience import PATIENCE, wait_for
+from tests.standin import python_with_trainer
+from tests.system import processes
+from tests.system.test_queue_failover import Queue
+
+TRAINER = """
+import json, pathlib, shutil, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
+shutil.copytree(pathlib.Path(sys.executable).parents[2] / "checkpoint", out / "checkpoints" / "step1")
+for name, line in (
+    ("metrics.jsonl", {"step": 1, "tokens": 10, "loss": 1.0}),
+    ("events.jsonl", {"event": "checkpoint", "step": 1, "path": "checkpoints/step1"}),
+):
+    with (out / name).open("a") as file:
+        file.write(json.dumps(line) + "\\n")
+time.sleep(3600)
+"""
+NAMES = ("here", "there")
+
+
+class Cluster:
+    """A database, a queue, a scheduler, and a worker on each host for the pool of the host's name."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.queue = Queue(home)
+        place = {"database_url": f"sqlite:///{home / 'stoa.db'}", "redis_url": f"redis://127.0.0.1:{self.queue.port}/0"}
+        sandbox = home / "sandbox"
+        self.running: list[subprocess.Popen[bytes]] = [
+            subprocess.Popen([sys.executable, "-m", "sandbox", "--dir", str(sandbox)], stdout=subprocess.DEVNULL)
+        ]
+        wait_for((sandbox / "sandbox.json").exists, "the Hub")
+        hub = json.loads((sandbox / "sandbox.json").read_text())
+        place |= {"hub_endpoint": hub["hub"], "hub_token": hub["hub_token"], "hub_namespace": "hosts"}
+        own = {"lease_seconds": 15.0, "tick_seconds": 0.3, "worker_concurrency": 1}
+        self.settings: dict[str, Settings] = {
+            name: settings(home / name, host_name=name, **place, **own) for name in (*NAMES, "lab")
+        }
+        self.db = Database(self.settings["lab"].database)
+        self.db.migrate()
+        self.lab = Lab(self.db)
+        for name in NAMES:
+            self.lab.pool(name)
+        self.start("lab", sys.executable, "scheduler")
+        for name in NAMES:
+            shutil.move(checkpoint(home / name, 1).folder, home / name / "checkpoint")
+            python = python_with_trainer(home / name, TRAINER)
+            self.start(name, str(python), "worker", "--pool", name)
+            self.start(name, sys.executable, "publisher", "--this-host")
+
+    def start(self, host: str, python: str, part: str, *options: str) -> None:
+        (self.home / host).mkdir(exist_ok=True)
+        with (self.home / host / f"{part}.log").open("ab") as log:
+            command = [python, "-m", "cli.main", part, *options]
+            given = environment(self.settings[host], part)
+            self.running.append(subprocess.Popen(command, env=given, stdout=log, stderr=log, start_new_session=True))
+
+    def launch(self, pool: str) -> int:
+        project = self.lab.project(title=f"On {pool}, once more")
+        allocation = self.lab.request(project, pool=pool)
+        self.lab.approve(allocation)
+        return self.lab.launch(project)
+
+    def attempt(self, run: int) -> Attempt:
+        with self.db.read() as session:
+            return session.get_one(Attempt, (run, 1))
+
+    def has_begun(self, run: int) -> bool:
+        return self.lab.run(run).step == 1
+
+    def is_published(self, run: int) -> bool:
+        with self.db.read() as session:
+            return session.get_one(Publication, (run, 1)).url is not None
+
+    def close(self) -> None:
+        for process in self.running:
+            process.terminate()
+        for process in self.running:
+            process.wait(PATIENCE)
+        for pid in processes.of_home(self.home):
+            subprocess.run(["kill", "-9", str(pid)], check=False)
+        self.queue.process.kill()
+        self.queue.process.wait()
+        self.db.close()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path)
+    try:
+        yield cluster
+    finally:
+        cluster.close()
+
+
+def test_each_run_starts_on_the_host_of_its_pool_and_is_taken_over_there(cluster: Cluster) -> None:
+    runs = {run: pool for pool in (*NAMES, *NAMES) for run in [cluster.launch(pool)]}
+    for run in runs:
+        wait_for(partial(cluster.has_begun, run), f"run {run}")
+    for run, pool in runs.items():
+        assert cluster.attempt(run).host == pool
+        assert (cluster.home / pool / "runs" / str(run)).is_dir()
+    with cluster.db.read() as session:
+        known = {host.name: (host.pools, host.is_away) for host in hosts.every(session)}
+    assert known == {"here": (["here"], False), "there": (["there"], False)}
+
+    for run in runs:
+        wait_for(partial(cluster.is_published, run), f"the checkpoint of run {run}, which lies on its host alone")
+
+    run = next(iter(runs))
+    supervisor = processes.supervisor(cluster.home / runs[run], run, 1)
+    assert supervisor is not None
+    subprocess.run(["kill", f"-{signal.SIGKILL.value}", str(supervisor)], check=True)
+    wait_for(lambda: cluster.attempt(run).generation > 1, "another supervisor")
+    assert cluster.lab.run(run).state == RunState.RUNNING
+    assert cluster.attempt(run).host == runs[run]
