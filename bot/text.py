@@ -3,6 +3,8 @@
 import re
 from collections.abc import Sequence
 
+from rich import filesize
+
 from broker.allocations.ledger import in_hours
 from projects.cleaning import visible
 
@@ -106,6 +108,12 @@ def exact_hours(seconds: int) -> str:
     """GPU-seconds as the GPU-hours that `allocations.parse_hours` reads back to the same number."""
     micro = -(-seconds * 1_000_000 // 3600)
     return f"{micro // 1_000_000}.{micro % 1_000_000:06d}".rstrip("0").rstrip(".")
+
+
+def contents(documents: int | None, tokens: int | None, size: int) -> str:
+    """What a corpus holds, as far as it was counted: “2 documents, 40 tokens, 1.3 kB”."""
+    counts = [count(number, noun) for number, noun in ((documents, "document"), (tokens, "token")) if number]
+    return ", ".join([*counts, filesize.decimal(size)])
 
 
 def count(number: int, noun: str, plural: str = "") -> str:

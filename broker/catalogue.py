@@ -1,7 +1,8 @@
 """The catalogue: recipes and datasets by name. Members propose entries; an admin accepts or declines them in public.
 
 A dataset entry is a Hub dataset at a commit, with its licence. A recipe is a configuration of the trainer whose sources
-are text that comes with Python, or datasets of the catalogue by name: nothing that a member types becomes a path.
+are text that comes with Python, datasets of the catalogue by name, or corpora that lie on pools by name: nothing that a
+member types becomes a path.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ from sqlalchemy.orm import Session
 from sqlmodel import Field, col, select
 
 from broker import configs
+from broker.allocations import corpora
 from projects import people, quotas, rights, text
 from projects.db import transition
 from projects.db.columns import Base, foreign_key, row_id, timestamp, utcnow, words
@@ -120,7 +122,9 @@ def propose_recipe(session: Session, actor: Actor | None, request_id: str, *, na
     values = configs.sections(body)
     _named_datasets(session, values, {CatalogueState.PROPOSED, CatalogueState.ACCEPTED})
     expanded = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    _check(configs.read(expanded))
+    config = configs.read(expanded)
+    _check(config)
+    corpora.check_known(session, config)
     return _propose(
         session, actor, CatalogueEntry(request_id=request_id, kind=CatalogueKind.RECIPE, name=name, body=expanded)
     )
@@ -177,9 +181,12 @@ def retire(session: Session, actor: Actor | None, name: str, *, reason: str) -> 
 
 
 def recipes(session: Session) -> list[str]:
-    """The names of the recipes that runs can be launched from: accepted ones, and built-in ones with data here."""
+    """The names of the recipes that runs can be launched from: accepted ones, and built-in ones whose data every host
+    or some pool has."""
     accepted = session.scalars(select(CatalogueEntry.name).where(*_ACCEPTED_RECIPES))
-    return sorted({*_ready(), *accepted})
+    pools = corpora.by_pool(session).values()
+    placed = (name for name, wants in _built_in_needs().items() if any(not wants.missing(there) for there in pools))
+    return sorted({*_ready(), *accepted, *placed})
 
 
 def datasets(session: Session) -> list[str]:
@@ -215,8 +222,13 @@ def recipe_text(session: Session, name: str) -> str:
     """
     listed = recipes(session)
     if name not in listed:
+        if name in configs.built_in():
+            raise NotFoundError(
+                f"No pool has the data of “{name}”: an operator registers its corpora with `stoa corpus add`. The "
+                f"recipes to launch now are: {', '.join(listed)}."
+            )
         raise NotFoundError(f"There is no recipe “{name[:60]}”; the recipes are: {', '.join(listed)}.")
-    if is_ready(name):
+    if name in configs.built_in():
         return configs.built_in()[name]
     found = _named(session, name).body
     _check_accepted(configs.read(found), _every_dataset(session))
@@ -224,7 +236,7 @@ def recipe_text(session: Session, name: str) -> str:
 
 
 def trains_on(session: Session, config: TrainConfig) -> list[str]:
-    """The names of the data that a configuration trains on: datasets of the catalogue, and built-in text."""
+    """The names of the data that a configuration trains on: corpora, datasets of the catalogue, and built-in text."""
     return _trains_on(config, _every_dataset(session))
 
 
@@ -235,7 +247,8 @@ def by_dataset(session: Session) -> dict[str, list[str]]:
         name: [] for name in sorted(e.name for e in known if e.state == CatalogueState.ACCEPTED)
     }
     bodies = session.execute(select(CatalogueEntry.name, CatalogueEntry.body).where(*_ACCEPTED_RECIPES))
-    texts = {name: configs.built_in()[name] for name in _ready()} | dict(bodies.all())
+    built_in = configs.built_in()
+    texts = {name: built_in[name] for name in recipes(session) if name in built_in} | dict(bodies.all())
     for recipe, body in sorted(texts.items()):
         with contextlib.suppress(DomainError):  # one of its datasets may have been retired
             config = configs.read(body)
@@ -254,7 +267,7 @@ def _trains_on(config: TrainConfig, known: Sequence[CatalogueEntry]) -> list[str
     """What `trains_on` returns, by dataset entries that were read before."""
     names = {(entry.dataset, entry.revision): entry.name for entry in known if entry.state != CatalogueState.DECLINED}
     return [
-        source.builtin or names.get((source.dataset or "", source.revision or ""), source.name)
+        source.corpus or source.builtin or names.get((source.dataset or "", source.revision or ""), source.name)
         for source in config.data.sources
     ]
 
@@ -300,6 +313,13 @@ def _ready() -> frozenset[str]:
     """The built-in recipes whose data every host has."""
     sources = {name: configs.read(body).data.sources for name, body in configs.built_in().items()}
     return frozenset(name for name, listed in sources.items() if all(source.builtin for source in listed))
+
+
+@lru_cache(maxsize=1)
+def _built_in_needs() -> dict[str, corpora.Needed]:
+    """What the other built-in recipes need of a pool."""
+    texts = {name: body for name, body in configs.built_in().items() if name not in _ready()}
+    return {name: corpora.needed(configs.read(body)) for name, body in texts.items()}
 
 
 def _earlier(session: Session, request_id: str) -> int | None:
@@ -357,6 +377,8 @@ def _check(config: TrainConfig) -> None:
         "data.tokenizer.file": config.data.tokenizer.file,
     }
     for number, source in enumerate(config.data.sources):
+        if source.corpus is not None:  # lies where its pool says, whatever stands beside its name
+            continue
         places |= {f"data.sources.{number}.{key}": getattr(source, key) for key in PLACES}
         if source.dataset and not (source.revision and re.fullmatch(r"[0-9a-f]{40}", source.revision)):
             raise InvalidError(f"data.sources.{number} takes a dataset of the catalogue, by its name.")
@@ -368,7 +390,7 @@ def _check(config: TrainConfig) -> None:
 def _check_accepted(config: TrainConfig, known: Sequence[CatalogueEntry]) -> None:
     """Raise ConflictError unless every dataset of the recipe is accepted, by dataset entries read before."""
     for source in config.data.sources:
-        if source.dataset is None:
+        if source.dataset is None or source.corpus is not None:
             continue
         same = (source.dataset, source.revision, source.licence)
         states = [entry.state for entry in known if (entry.dataset, entry.revision, entry.licence) == same]

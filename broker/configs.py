@@ -65,7 +65,7 @@ def sections(typed: str) -> dict[str, Any]:
 @lru_cache(maxsize=1)
 def built_in() -> Mapping[str, str]:
     """The YAML texts of the recipes that come with the trainer, by name."""
-    return {name: (trainer_config.RECIPES / f"{name}.yml").read_text() for name in trainer_config.recipe_names()}
+    return {name: trainer_config.recipe_text(name) for name in trainer_config.recipe_names()}
 
 
 # Cached: suggestions read a configuration at every key that a member presses, and a launch those of all measured runs.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli import admin
+from cli import admin, corpora
 from cli.admin import Number, database, refuse, refusing, settings
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(admin.app)
+app.add_typer(corpora.app, name="corpus")
 
 
 @app.command()

@@ -227,8 +227,8 @@ class TrainConfig(Section):
 
 
 def load(path: Path) -> TrainConfig:
-    """Read a configuration from a YAML file. Raises ConfigError."""
-    return _validate(_read(path))
+    """Read a configuration from a YAML file, which may be `like` a recipe. Raises ConfigError."""
+    return _validate(_like(_read(path)))
 
 
 def recipe_names() -> list[str]:
@@ -240,7 +240,26 @@ def load_recipe(name: str, overrides: Mapping[str, str] | None = None) -> TrainC
     """A recipe of this package by its name, with values for some of OVERRIDES. Raises ConfigError."""
     if name not in recipe_names():
         raise ConfigError(f"There is no recipe {name!r}; the recipes are {', '.join(recipe_names())}.")
-    return _overridden(_read(RECIPES / f"{name}.yml"), overrides)
+    return _overridden(_like(_read(RECIPES / f"{name}.yml")), overrides)
+
+
+def recipe_text(name: str) -> str:
+    """The YAML text of a recipe of this package, whole where it is `like` another one."""
+    text = (RECIPES / f"{name}.yml").read_text(encoding="utf-8")
+    return yaml.safe_dump(_like(_read(RECIPES / f"{name}.yml")), sort_keys=False) if "\nlike: " in text else text
+
+
+def _like(values: dict[str, Any]) -> dict[str, Any]:
+    """The sections of a configuration; one that is `like` a recipe has the recipe's keys beside its own."""
+    if "like" not in values:
+        return values
+    own = {section: keys for section, keys in values.items() if section != "like"}
+    if values["like"] not in recipe_names():
+        raise ConfigError(f"like is {str(values['like'])[:60]!r}; the recipes are {', '.join(recipe_names())}.")
+    base = _like(_read(RECIPES / f"{values['like']}.yml"))
+    if not all(isinstance(keys, dict) for keys in own.values()):
+        raise ConfigError("The configuration must hold sections such as model and data.")
+    return base | {section: base.get(section, {}) | keys for section, keys in own.items()}
 
 
 def parse(text: str, overrides: Mapping[str, str] | None = None) -> TrainConfig:

@@ -34,6 +34,36 @@ class Outcome(BaseModel):
     transient: bool = False
 
 
+class CorpusKind(StrEnum):
+    """What a lab can register: a corpus by the key of its place in a source (`path` for text), prepared data, or a
+    tokenizer."""
+
+    TEXT = "text"
+    TOKENS = "tokens"
+    DATASET = "dataset"
+    PREPARED = "prepared"
+    TOKENIZER = "tokenizer"
+
+
+class Measured(BaseModel):
+    """What `data measure` prints: the `files` of a corpus and their `bytes`; of a corpus its `documents`, the
+    `text_bytes` of these in UTF-8, and its `tokens`; of prepared data and a tokenizer the `vocabulary`; of prepared
+    data the `sources`, with the licence of each; and the SHA-256 of the `manifest` that it was checked against.
+
+    A corpus of tokens has no `text_bytes`, and text has `tokens` only if they were counted with a tokenizer: the
+    end-of-document tokens are among them.
+    """
+
+    files: int
+    bytes: int
+    documents: int | None = None
+    text_bytes: int | None = None
+    tokens: int | None = None
+    vocabulary: int | None = None
+    sources: dict[str, str] = {}
+    manifest: str | None = None
+
+
 class Event(StrEnum):
     """The values of `event` in the lines of `events.jsonl`.
 

@@ -32,13 +32,12 @@ def trainer_command(
             raise FileNotFoundError(f"run {run.parent_id} has left no checkpoint to sample from")
         return [*trainer, "generate", checkpoint.folder, f"--prompt={run.prompt or SAMPLE_PROMPT}", *out]
     config = folder.parent / CONFIG_FILE
+    with db.read() as session:
+        config.write_text(preparing.using(settings, session, run))
     if run.kind == RunKind.PREPARE:
-        config.write_text(run.config)
         place = preparing.folder(settings, run)
         place.parent.mkdir(parents=True, exist_ok=True)
         return [*trainer, "data", "prepare", str(config), "--out", str(place), "--workers", str(run.gpus)]
-    with db.read() as session:
-        config.write_text(preparing.using(settings, session, run))
     command = [*trainer, "train", str(config), *out, "--gpus", str(run.gpus)]
     if before:
         return [*command, "--resume", before[-1].folder]

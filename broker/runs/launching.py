@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
 from broker import catalogue, configs, publications
-from broker.allocations import allocations, ledger, payers, pools
+from broker.allocations import allocations, corpora, ledger, payers, pools
 from broker.allocations.pools import Pool
 from broker.runs import estimates, preparing
 from broker.runs.runs import Run, RunKind, RunState, load, tell, what_it_is
@@ -198,6 +198,7 @@ def _drawn_up(session: Session, order: Order) -> tuple[Run, TrainConfig]:
     config = configs.read(body, changes)
     if order.dataset:
         catalogue.check_trains_on(session, order.recipe, config, order.dataset)
+    corpora.check_on_pool(session, order.recipe, config, pool)
     if order.kind == RunKind.TRAIN:
         check_fit(config, order.gpus, pool)
     origin = order.origin

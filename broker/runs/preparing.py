@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
 from broker import catalogue, configs
+from broker.allocations import corpora
 from broker.catalogue import CatalogueEntry, CatalogueKind, CatalogueState
 from broker.runs.runs import ENDED, Run, RunKind
 from projects.errors import ConflictError, NotFoundError
@@ -24,6 +25,11 @@ def check(session: Session, recipe: str) -> None:
     """
     if catalogue.is_ready(recipe):
         raise ConflictError(f"“{recipe}” is built in, and its data are on every host: it needs no preparing.")
+    if recipe in configs.built_in():
+        raise ConflictError(
+            f"“{recipe}” is built in: an operator prepares its data with `python -m trainer data prepare` and "
+            "registers them with `stoa corpus add --kind prepared`."
+        )
     entry = _entry(session, recipe)
     if entry is None:
         listed = ", ".join(preparable(session)) or "none"
@@ -54,10 +60,11 @@ def made(session: Session, run: Run) -> None:
 
 
 def using(settings: Settings, session: Session, run: Run) -> str:
-    """The run's configuration as YAML, reading its recipe's prepared data if there are any."""
+    """The run's configuration as YAML, reading its recipe's prepared data if there are any, and its pool's corpora
+    otherwise."""
     entry = _entry(session, run.recipe)
-    if entry is None or not entry.prepared:
-        return run.config
+    if entry is None or not entry.prepared or run.kind == RunKind.PREPARE:
+        return corpora.placed(session, run.pool_id, run.config)
     return configs.with_prepared_data(run.config, settings.data_dir / entry.prepared)
 
 

@@ -5,12 +5,14 @@ from typing import Any
 import pytest
 
 from bot import text
+from broker.allocations import corpora
 from broker.runners.processes import Process
 from broker.runs import attempts, leases, settlement
 from broker.runs.progress import Ending, Progress
 from sandbox.people import Channel
 from tests.bot.conftest import Lab
 from trainer.config import RECIPES
+from trainer.contract import CorpusKind, Measured
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -96,4 +98,29 @@ async def test_a_recipe_and_a_dataset_by_form(shared_lab: Shared) -> None:
     shown = (await ada.command("catalogue list", state="proposed")).text
     assert shown.startswith(
         f"🕓 `books` dataset, proposed · proposed by Ada\n-# `common/books` at {COMMIT[:8]} · CC-BY-4.0"
+    )
+
+
+async def test_members_see_what_lies_on_pools_and_launch_from_it(shared_lab: Shared) -> None:
+    lab, channel = shared_lab
+    grace = lab.person("Grace")
+    listed = (await grace.command("catalogue corpora")).text
+    assert listed == "Nothing lies there yet. An operator registers corpora with `stoa corpus add`."
+    given: dict[str, Any] = {"recipe": "pythia-14m-deduped", "time_limit": "5m"}
+    lacking = await grace.command("run launch", channel=channel.id, **given)
+    assert lacking.text.startswith("No pool has the data of “pythia-14m-deduped”")
+    measured = Measured(files=1, bytes=1_300_000, documents=12, tokens=40)
+    place = {"path": "/data/secret.jsonl", "licence": "", "measured": measured, "kind": CorpusKind.TEXT}
+    lab.call(corpora.add, pool="local", name="pile-deduplicated", **place)
+    post = await lab.guild.wait_for("public-record", lambda m: "`pile-deduplicated`" in m.text)
+    assert post.text.startswith(
+        "📚 New on `local`: `pile-deduplicated` (text, 12 documents, 40 tokens, 1.3 MB, LicenseRef-Pile-Mixed)."
+    )
+    listed = (await grace.command("catalogue corpora", pool="local")).text
+    assert listed == (
+        "📚 `pile-deduplicated` on `local` · text\n-# 12 documents, 40 tokens, 1.3 MB · LicenseRef-Pile-Mixed"
+    )
+    assert "There is no pool" in (await grace.command("catalogue corpora", pool="none")).text
+    assert ("pythia-14m-deduped", "pythia-14m-deduped") in await grace.complete(
+        "run launch", "recipe", "14m", channel=channel.id
     )

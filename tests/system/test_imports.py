@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "projects": set[str](),
     "broker": {"projects", "trainer.config", "trainer.check", "trainer.contract"},
     "bot": {"projects", "broker"},
-    "cli": {"projects", "broker", "bot", "demo.play"},
+    "cli": {"projects", "broker", "bot", "demo.play", "trainer.contract"},
     "demo": {"projects", "broker", "cli.services", "sandbox"},
 }
 

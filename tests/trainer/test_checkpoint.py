@@ -102,6 +102,12 @@ def test_what_decides_the_schedule_changes_on_wish_alone(config: TrainConfig, fi
         find_starting_point(config, tmp_path, start, change=["model"])
     # Before the first step there is no past.
     assert find_starting_point(longer, tmp_path, finished / "checkpoints" / "step0").step == 0
+    # Where a corpus lies is free: the hashes of its tokens say that it is the same.
+    lies = [source.model_copy(update={"corpus": "docs", "text_key": "body"}) for source in config.data.sources]
+    assert find_starting_point(changed("data", sources=lies), tmp_path, start).changes == ()
+    others = [source.model_copy(update={"corpus": "docs", "weight": 9.0}) for source in config.data.sources]
+    with pytest.raises(ConfigError, match=r"data\.sources\.0\.weight is 9\.0 here"):
+        find_starting_point(changed("data", sources=others), tmp_path, start)
     # What only decides how and when it is done is free.
     free = changed("training", log_every=3, evaluate_every=2, recompute=True, micro_batch=2)
     assert find_starting_point(free, tmp_path, start).changes == ()

@@ -1,11 +1,13 @@
 """`python -m trainer data`, as a person at a terminal uses it."""
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 import yaml
-from typer.testing import CliRunner
+from tokenizers import Tokenizer
+from typer.testing import CliRunner, Result
 
 from tests.trainer.conftest import TINY, write_config
 from tests.trainer.test_data_indexed import DOCUMENTS, write
@@ -117,7 +119,10 @@ def test_prepare_takes_a_root_and_names_what_is_wrong(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        ({"mixture": "heap", "sources": None}, "There is no mixture 'heap'; the mixtures are common-pile, pile."),
+        (
+            {"mixture": "heap", "sources": None},
+            "There is no mixture 'heap'; the mixtures are common-pile, pile, pile-deduplicated.",
+        ),
         ({"sources": [{"name": "a", "weight": 1, "path": "a"}]}, "licence is missing; a source is used only with its"),
         ({"sources": [{"name": "a", "weight": 1, "licence": "MIT", "paht": "a"}]}, "data.sources.0.paht is not a key"),
         ({"dedupe": {"treshold": 0.8}}, "data.dedupe.treshold is not a key"),
@@ -164,6 +169,88 @@ def test_inspect_holds_prepared_files_against_their_manifest(tmp_path: Path) -> 
 
 
 def test_mixtures() -> None:
-    assert run.invoke(app, ["mixtures"]).stdout == "common-pile: 31 sources by weight\npile: 22 sources by epochs\n"
+    assert run.invoke(app, ["mixtures"]).stdout.splitlines() == [
+        "common-pile: 31 sources by weight",
+        "pile: 22 sources by epochs",
+        "pile-deduplicated: 1 source by weight",
+    ]
     assert "LicenseRef-Public" in run.invoke(app, ["mixtures", "pile"]).stdout
     assert run.invoke(app, ["mixtures", "heap"]).exit_code == 78
+
+
+def test_a_corpus_is_measured_where_it_lies(folder: Path, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "songs" / "a.jsonl.gz", ["la la", "lá"], key="song")
+
+    def measure(kind: str, place: Path, *options: str) -> dict[str, object]:
+        result = run.invoke(app, ["measure", kind, str(place), *options])
+        assert result.exit_code == 0, result.output
+        measured: dict[str, object] = json.loads(result.stdout)
+        return {key: value for key, value in measured.items() if value}
+
+    size = path.stat().st_size
+    assert measure("text", path, "--text-key", "song") == {"files": 1, "bytes": size, "documents": 2, "text_bytes": 8}
+    tokenizer = folder / "data" / "tokenizer.json"
+    counted = measure("text", path, "--text-key", "song", "--tokenizer", str(tokenizer))
+    bpe = Tokenizer.from_file(str(tokenizer))
+    assert counted["tokens"] == sum(len(bpe.encode(text)) + 1 for text in ("la la", "lá"))
+    assert measure("tokenizer", tokenizer)["vocabulary"] == bpe.get_vocab_size()
+
+    manifest = json.loads((folder / "data" / "manifest.json").read_text())
+    prepared = measure("prepared", folder / "data")
+    assert prepared["sources"] == {"python-docs": "PSF-2.0", "python-stdlib": "PSF-2.0"}
+    tokens = [source[split]["tokens"] for source in manifest["sources"] for split in ("train", "held_out")]
+    assert prepared["tokens"] == sum(tokens)
+    pair = measure("tokens", folder / "data" / "python-docs.train")
+    assert pair["tokens"] == manifest["sources"][0]["train"]["tokens"]
+
+
+def test_a_corpus_is_checked_by_a_list_of_hashes(tmp_path: Path) -> None:
+    paths = [write_jsonl(tmp_path / "songs" / name, ["la"]) for name in ("a.jsonl", "b.jsonl")]
+    listed = tmp_path / "SHA256SUMS"
+    lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()} *./{path.name}\n" for path in paths]
+
+    def measure(text: str) -> Result:
+        listed.write_text(text)
+        return run.invoke(app, ["measure", "text", str(tmp_path / "songs" / "*.jsonl"), "--manifest", str(listed)])
+
+    done = measure("".join(lines))
+    assert json.loads(done.stdout)["manifest"] == hashlib.sha256(listed.read_bytes()).hexdigest()
+    for text, sentence in (
+        (lines[0], "does not list b.jsonl; write the manifest anew."),
+        ("".join(lines) + lines[0].replace("a.jsonl", "c.jsonl"), "lists c.jsonl, which is not among the files"),
+        (lines[0] + "0" + lines[1][1:], "its SHA-256 differs; fetch it again."),
+        ("".join(lines) + "nonsense", "line 3 is not “SHA256  FILE”"),
+    ):
+        refused = measure(text)
+        assert (refused.exit_code, sentence in refused.stderr) == (78, True), refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "sentence"),
+    [
+        ("text", "nothing", "There is no file at"),
+        ("tokens", "nothing", "nothing.idx is missing"),
+        ("dataset", "nothing", "There is no folder at"),
+        ("prepared", "nothing", "holds no prepared data"),
+        ("tokenizer", "nothing", "There is no file at"),
+        ("tokenizer", "a.txt", "is no tokenizer.json"),
+        ("text", "a.txt", "is not valid JSON"),
+    ],
+)
+def test_what_is_not_there_cannot_be_measured(tmp_path: Path, kind: str, place: str, sentence: str) -> None:
+    (tmp_path / "a.txt").write_text("la")
+    result = run.invoke(app, ["measure", kind, str(tmp_path / place)])
+    assert (result.exit_code, sentence in result.stderr) == (78, True), result.stderr
+
+
+def test_a_corpus_that_is_known_by_its_name_alone_lies_nowhere(tmp_path: Path) -> None:
+    source = {"name": "songs", "corpus": "songs", "weight": 1, "licence": "MIT"}
+    data = TINY["data"] | {"sources": [source]}
+    config = write_config(tmp_path / "config.yml", {"data": data})
+    result = run.invoke(app, ["prepare", str(config), "--out", str(tmp_path / "data")])
+    assert (result.exit_code, "is the corpus songs, and where it lies is not said" in result.stderr) == (78, True)
+    source["path"] = str(write_jsonl(tmp_path / "a.jsonl", ["la"] * 10))
+    data["tokenizer"] = {"vocabulary": 500, "name": "neox"}
+    config = write_config(tmp_path / "config.yml", {"data": data})
+    result = run.invoke(app, ["prepare", str(config), "--out", str(tmp_path / "data")])
+    assert (result.exit_code, "Where the tokenizer neox lies is not said" in result.stderr) == (78, True)

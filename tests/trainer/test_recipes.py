@@ -29,7 +29,9 @@ OTHERS = {
     "gpt-neox-20b": (20_554_567_680, "GPTNeoXForCausalLM"),
     "comma-7b": (7_002_656_768, "LlamaForCausalLM"),
 }
-PUBLISHED = {f"pythia-{size}": (count, "GPTNeoXForCausalLM") for size, count in PYTHIA.items()} | OTHERS
+PUBLISHED = OTHERS | {
+    f"pythia-{size}{data}": (count, "GPTNeoXForCausalLM") for size, count in PYTHIA.items() for data in ("", "-deduped")
+}
 
 
 def test_all_are_here() -> None:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from trainer.checkpoint import folders, metadata
 from trainer.config import ConfigError, OptimizerConfig, TrainConfig
 from trainer.contract import checkpoint_folder, checkpoints
+from trainer.data.config import PLACES
 from trainer.lr_schedule import learning_rate
 
 FIXED_ON_RESUME = ("model", "data", "training.seed", "training.batch")
@@ -16,8 +17,10 @@ FIXED_ON_RESUME = ("model", "data", "training.seed", "training.batch")
 CHANGED_ON_WISH = ("training.steps", "optimizer", "training.precision", "training.evaluation_tokens")
 """Keys that a resumed run changes only where it is asked to by name, for they decide what the steps before mean: the
 schedule of the learning rate, the update, the precision, and what a held-out loss is the mean of."""
-LOCATION_KEYS = ("data.prepared", "data.root")
+LOCATION_KEYS = ("data.prepared", "data.root", "data.corpus", "data.tokenizer.name")
 """Keys below those that it may change all the same: the hashes show that the data are the same wherever they lie."""
+OF_A_CORPUS = ("corpus", *PLACES, "revision", "subset", "split", "text_key")
+"""Such keys of a source that is a corpus by name."""
 FIXED_ON_FORK = ("model",)
 CONTEXT_KEYS = ("model.context", "model.yarn")
 """Keys of the model that a fork may change: how far its positions reach."""
@@ -131,6 +134,11 @@ def _require_same(
 ) -> None:
     """Raise ConfigError unless the configuration has the checkpoint's values at the `fixed` keys, `free` ones aside."""
     now, then = config.model_dump(mode="json"), _config_of(made)
+    for number, source in enumerate(config.data.sources):
+        if source.corpus is not None:
+            free = (*free, *(f"data.sources.{number}.{key}" for key in OF_A_CORPUS))
+    if config.data.tokenizer.name is not None:
+        free = (*free, "data.tokenizer.file")
     for top in fixed:
         for key, ours, theirs in _differences(top, _value_at(now, top), _value_at(then, top), free):
             raise ConfigError(

@@ -19,6 +19,7 @@ from rich.progress import (
 from rich.table import Table
 
 from trainer.config import load
+from trainer.contract import CorpusKind
 from trainer.data.config import SourceConfig, mixture, mixture_names
 from trainer.exits import one_sentence
 from trainer.folder_lock import locked_beside
@@ -101,13 +102,35 @@ def inspect(
 
 
 @app.command()
+def measure(
+    kind: Annotated[CorpusKind, typer.Argument(help="What lies there.")],
+    place: Annotated[Path, typer.Argument(help="As a source has it: a file, a glob, a folder, or a .bin/.idx prefix.")],
+    text_key: Annotated[str, typer.Option(help="The key of the text in JSON and the column in Parquet.")] = "text",
+    tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer.json to count the tokens of text with.")] = None,
+    manifest: Annotated[Path | None, typer.Option(help="A list as sha256sum writes it, to check files by.")] = None,
+) -> None:
+    """Read a corpus, prepared data or a tokenizer to its end, and print its size and contents as JSON."""
+    with one_sentence():
+        from trainer.data import measure as measuring
+
+        with _bar() as (say, advance):
+            say("reading")
+            measured, files = measuring.measure(kind, place.absolute(), text_key, tokenizer, say, advance)
+            if manifest is not None:
+                say("checking against the manifest")
+                measured.manifest = measuring.check_manifest(files, manifest.absolute(), advance)
+        print(measured.model_dump_json())
+
+
+@app.command()
 def mixtures(name: Annotated[str | None, typer.Argument(help="Show the sources of this one.")] = None) -> None:
     """List the mixtures that data.mixture may name, or the sources of one."""
     with one_sentence():
         if name is None:
             for each in mixture_names():
                 sources = mixture(each)
-                print(f"{each}: {len(sources)} sources by {'weight' if 'weight' in sources[0] else 'epochs'}")
+                count = "1 source" if len(sources) == 1 else f"{len(sources)} sources"
+                print(f"{each}: {count} by {'weight' if 'weight' in sources[0] else 'epochs'}")
             return
         try:
             listed = [SourceConfig.model_validate(source) for source in mixture(name)]

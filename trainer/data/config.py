@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 import yaml
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
 from trainer.schema import Section
 
@@ -18,14 +18,26 @@ END_OF_DOCUMENT = "<|endoftext|>"
 Builtin = Literal["python-docs", "python-stdlib"]
 """Text that every Python installation carries."""
 
+PLACES = ("builtin", "path", "dataset", "tokens")
+"""The keys of a source that say where it lies."""
 
-def _is_name(name: str) -> str:
+
+def check_name(name: str, of: str) -> str:
+    """The name, if it can be one of a source, a corpus or a tokenizer, which is what `of` says. Raises ValueError."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
         raise ValueError(
-            f"The source name {name[:64]!r} must be lower-case letters, digits, dots, dashes and underscores, "
+            f"The {of} name {name[:64]!r} must be lower-case letters, digits, dots, dashes and underscores, "
             "64 at most, a letter or a digit first."
         )
     return name
+
+
+def _is_name(name: str, info: ValidationInfo) -> str:
+    return check_name(name, "corpus" if info.field_name == "corpus" else "source")
+
+
+def _is_tokenizer_name(name: str) -> str:
+    return check_name(name, "tokenizer")
 
 
 def _is_spdx(licence: str) -> str:
@@ -40,14 +52,17 @@ def _is_spdx(licence: str) -> str:
         ) from None
 
 
-SourceName = Annotated[str, AfterValidator(_is_name)]
+Name = Annotated[str, AfterValidator(_is_name)]
+"""The name of a source or of a corpus."""
 Licence = Annotated[str, Field(min_length=1), AfterValidator(_is_spdx)]
 
 
 class TokenizerConfig(Section):
     """A byte-level BPE tokenizer (Sennrich et al. 2016), trained on the first `train_bytes` bytes of the sources or
-    read from `file`, a tokenizer.json. `vocabulary` is the number of its tokens, at most."""
+    read from `file`, a tokenizer.json. `vocabulary` is the number of its tokens, at most. A tokenizer that has a `name`
+    is not trained: it lies in `file`, which the lab fills in where a pool knows a tokenizer by that name."""
 
+    name: Annotated[str, AfterValidator(_is_tokenizer_name)] | None = None
     vocabulary: int = Field(ge=320, le=262_144)
     train_bytes: int = Field(default=2_000_000, ge=1_000, le=2**50)
     file: str | None = None
@@ -59,16 +74,19 @@ class SourceConfig(Section):
 
     It lies in one of `builtin`, `path` (a JSONL file, plain, .gz or .zst; a glob of such files; a folder of text
     files), `dataset` (an id of Hugging Face, or a folder, with `revision`, `subset` and `split`) or `tokens` (the
-    prefix of a .bin/.idx pair). The text of a JSON object or of a dataset's row is under `text_key`.
+    prefix of a .bin/.idx pair). The text of a JSON object or of a dataset's row is under `text_key`. A source that is a
+    `corpus` of that name lies where a pool of the lab says that the corpus lies; a place beside it is where the source
+    lies without a lab.
 
     The share is a `weight`, relative to the other sources' weights, or the number of `epochs` that it is read. A source
     is read until it gave `max_bytes` bytes of text.
     """
 
-    name: SourceName
+    name: Name
     weight: float | None = Field(default=None, gt=0, le=1e9)
     epochs: float | None = Field(default=None, gt=0, le=1e9)
     licence: Licence
+    corpus: Name | None = None
     builtin: Builtin | None = None
     path: str | None = Field(default=None, min_length=1)
     dataset: str | None = Field(default=None, min_length=1)
@@ -86,8 +104,8 @@ class SourceConfig(Section):
 
     @model_validator(mode="after")
     def _one_place_one_share(self) -> Self:
-        places = [key for key in ("builtin", "path", "dataset", "tokens") if getattr(self, key) is not None]
-        if len(places) != 1:
+        places = [key for key in PLACES if getattr(self, key) is not None]
+        if len(places) > 1 or (not places and self.corpus is None):
             raise ValueError(
                 f"The source {self.name} must name one place (builtin, path, dataset or tokens) and names "
                 f"{' and '.join(places) or 'none'}."
@@ -114,7 +132,8 @@ class DataConfig(Section):
 
     `held_out` is the share of the documents that is kept for evaluation. Relative paths start at `root`, by default at
     the working directory. `mixture` is the name of a mixture of this package and stands for the sources that it lists.
-    `prepared` is a folder that `data prepare` wrote; without it the run prepares its own.
+    `prepared` is a folder that `data prepare` wrote; without it the run prepares its own. A pool of the lab may know
+    such a folder by the name `corpus`, which is then read instead of the sources.
 
     `packed` says that the sources of tokens hold rows of sequence_length + 1 tokens, as Pythia's own files do: they are
     read as they are stored, without end-of-document tokens, and the last ones are held out. Without it, such rows are
@@ -126,6 +145,7 @@ class DataConfig(Section):
     held_out: float = Field(default=0.1, gt=0, lt=1)
     tokenizer: TokenizerConfig
     prepared: str | None = Field(default=None, min_length=1)
+    corpus: Name | None = None
     root: str | None = Field(default=None, min_length=1)
     dedupe: DedupeConfig | None = None
     packed: bool | None = None
@@ -140,7 +160,8 @@ class DataConfig(Section):
             return values
         if values.get("sources") is not None:
             raise ValueError("data.mixture and data.sources are both given; give one of the two.")
-        return {**values, "sources": mixture(str(values["mixture"])), "mixture": None}
+        name = str(values["mixture"])
+        return {"corpus": name, **values, "sources": mixture(name), "mixture": None}
 
     @model_validator(mode="after")
     def _sources_fit_together(self) -> Self:
@@ -163,7 +184,8 @@ class DataConfig(Section):
                 raise ValueError(
                     f"data.order stored reads one source after the other, each once; give {source.name} epochs 1."
                 )
-            if source.tokens is not None and self.tokenizer.file is None and self.prepared is None:
+            named = self.tokenizer.file is not None or self.tokenizer.name is not None
+            if source.tokens is not None and not named and self.prepared is None:
                 raise ValueError(
                     f"The source {source.name} is tokens, and data.tokenizer.file is missing; give the tokenizer.json "
                     "that made them."
@@ -179,9 +201,18 @@ def mixture_names() -> list[str]:
 
 
 def mixture(name: str) -> list[dict[str, Any]]:
-    """The sources of a mixture of this package, as values for `data.sources`. Raises ValueError for an unknown name."""
+    """The sources of a mixture of this package, as values for `data.sources`; each is a corpus named
+    MIXTURE-SOURCE, or like its mixture where it is the only source.
+
+    Raises ValueError for an unknown name.
+    """
     if name not in mixture_names():
         raise ValueError(f"There is no mixture {name!r}; the mixtures are {', '.join(mixture_names())}.")
     content = yaml.safe_load((MIXTURES / f"{name}.yml").read_text(encoding="utf-8"))
     other = {"weight", "epochs"} - {content["by"]}
-    return [{key: value for key, value in source.items() if key not in other} for source in content["sources"]]
+    alone = len(content["sources"]) == 1
+    return [
+        {"corpus": name if alone else f"{name}-{source['name']}"}
+        | {key: value for key, value in source.items() if key not in other}
+        for source in content["sources"]
+    ]

@@ -24,7 +24,7 @@ from trainer.checkpoint import metadata
 from trainer.config import TrainConfig
 from trainer.contract import DATA_FOLDER
 from trainer.data import packed, readers, tokenizer
-from trainer.data.config import DataConfig, DedupeConfig, SourceConfig
+from trainer.data.config import PLACES, DataConfig, DedupeConfig, SourceConfig
 from trainer.data.encode import SPLITS, Encoded, Encoder, is_held_out, is_kept_out, split_end
 from trainer.data.indexed import Indexed, Writer, token_type
 from trainer.data.readers import Document
@@ -79,6 +79,7 @@ def prepare(
     The bytes written are the same for any number of workers. `progress` is told the name of each stage, `advance` the
     bytes of each batch. Raises ConfigError if a source cannot be read or has no text.
     """
+    _check_found(data)
     mark = fingerprint(data)
     if is_prepared(folder, mark) and (checkpoint is None or _digest(folder) == _digest(checkpoint)):
         return
@@ -144,6 +145,21 @@ def require_same_data(manifest: Mapping[str, Any], resumed: Mapping[str, Any], f
             raise ConfigError(f"The text of the source {source['name']} is not the checkpoint's; {fix}.")
 
 
+def _check_found(data: DataConfig) -> None:
+    """Raise ConfigError where a corpus or the tokenizer is known by its name alone."""
+    for source in data.sources:
+        if all(getattr(source, key) is None for key in PLACES):
+            raise ConfigError(
+                f"The source {source.name} is the corpus {source.corpus}, and where it lies is not said; give it a "
+                "path, tokens or a dataset."
+            )
+    if data.tokenizer.name is not None and data.tokenizer.file is None:
+        raise ConfigError(
+            f"Where the tokenizer {data.tokenizer.name} lies is not said; give data.tokenizer.file, or take out its "
+            "name for a tokenizer that is trained on the sources."
+        )
+
+
 def is_prepared(folder: Path, mark: str) -> bool:
     """Whether the folder was prepared from the settings and files of the fingerprint `mark`."""
     try:
@@ -155,7 +171,9 @@ def is_prepared(folder: Path, mark: str) -> bool:
 def fingerprint(data: DataConfig) -> str:
     """A SHA-256 over what the prepared data depend on: settings, names, sizes and times of files, and for builtin text
     the version of Python. Raises ConfigError if a source has no file."""
-    settings = data.model_dump(mode="json", exclude={"sequence_length", "prepared", "root", "order"})
+    settings = data.model_dump(mode="json", exclude={"sequence_length", "prepared", "root", "order", "corpus"})
+    for named, key in [(settings["tokenizer"], "name"), *((source, "corpus") for source in settings["sources"])]:
+        del named[key]
     settings["format"] = FORMAT
     if data.packed is None:
         # Data that were prepared before there was such a key stay what they are.
@@ -346,7 +364,9 @@ class _Build:
             }
             for split, writer in tokens.items()
         }
-        place = source.model_dump(mode="json", exclude={"name", "licence", "weight", "epochs"}, exclude_defaults=True)
+        known = source.model_dump(mode="json", exclude={"name", "licence", "weight", "epochs"}, exclude_defaults=True)
+        # A corpus lies elsewhere on each pool, and its name tells readers more.
+        place = {"corpus": source.corpus} if source.corpus else known
         removed = self._removed.get(source.name)
         return {
             "name": source.name,

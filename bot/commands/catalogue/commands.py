@@ -14,6 +14,8 @@ from bot.commands.reason_form import ReasonForm
 from bot.commands.run import answers as run_answers
 from bot.commands.run import autocomplete as run_autocomplete
 from broker import catalogue, configs
+from broker.allocations import corpora, pools
+from broker.allocations.corpora import Corpus
 from broker.catalogue import CatalogueEntryView, CatalogueKind, CatalogueState
 from broker.runs import launching
 from projects.errors import InvalidError
@@ -37,6 +39,20 @@ async def list_entries(
     end = f"To launch now: {text.bounded(can, 500) or 'nothing'}"
     lines = [_entry(entry) for entry in listed[:MOST_LISTED]]
     await errors.reply(interaction, text.listed(lines, of=len(listed), end=end))
+
+
+@catalogue_group.command(name="corpora", description="List the corpora and tokenizers that lie on pools")
+@app_commands.describe(pool="Only what lies on this pool")
+@app_commands.autocomplete(pool=autocomplete.pool_names)
+async def list_corpora(interaction: Interaction, pool: str | None = None) -> None:
+    """List what recipes can name, by pool and name."""
+    await acknowledge(interaction)
+    if pool is not None:
+        await interaction.client.read(pools.named, pool)
+    found = await interaction.client.read(corpora.every)
+    lines = [_corpus(where, each) for where, each in found if pool in (None, where)]
+    nothing = "Nothing lies there yet. An operator registers corpora with `stoa corpus add`."
+    await errors.reply(interaction, text.listed(lines) or nothing)
 
 
 @catalogue_group.command(name="propose", description="Propose a recipe, or a dataset of the Hub; an admin decides")
@@ -137,6 +153,12 @@ async def prepare(
         f"Run {receipt.run_id} will prepare the data of {text.code(recipe, 60)}. It will cost "
         f"{text.gpu_hours(receipt.cost)} at most. {run_answers.remains(receipt)}",
     )
+
+
+def _corpus(pool: str, corpus: Corpus) -> str:
+    licence = text.line(corpus.licence or "the licences of its sources", 80)
+    holds = text.contents(corpus.documents, corpus.tokens, corpus.bytes)
+    return f"📚 {text.code(corpus.name, 64)} on {text.code(pool, 40)} · {corpus.kind}\n-# {holds} · {licence}"
 
 
 def _entry(entry: CatalogueEntryView) -> str:

@@ -54,6 +54,18 @@ for kind, verb in (("proposed", "proposes"), ("accepted", "accepts"), ("declined
     entry(f"catalogue.{kind}")(catalogue(verb))
 
 
+@entry("corpus.added")
+def corpus_added(p: Payload) -> str:
+    of = text.contents(p.get("documents"), p.get("tokens"), p["bytes"])
+    licence = f", {line(p['licence'])}" if p.get("licence") else ""
+    return f"📚 New on {text.code(p['pool'], 60)}: {text.code(p['name'], 64)} ({line(p['what'])}, {of}{licence})."
+
+
+@entry("corpus.retired")
+def corpus_retired(p: Payload) -> str:
+    return f"📚 {text.code(p['name'], 64)} on {text.code(p['pool'], 60)} is retired.{why(p)}"
+
+
 @entry("policy.changed")
 def policy_changed(p: Payload) -> str:
     was, now = policies.said_as(p["was"]), policies.said_as(p["now"])

@@ -1,0 +1,248 @@
+"""Corpora on pools: what an operator registers, what recipes need of a pool, and what the trainer is given."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import yaml
+
+from broker import catalogue, configs
+from broker.allocations import corpora, pools
+from broker.runs import preparing
+from broker.runs.runs import Run, RunState
+from projects.errors import ConflictError, DomainError, InvalidError, NotFoundError
+from projects.record import record
+from tests.broker.lab import ADA, Lab, request_id, settings
+from tests.databases import ONCE
+from tests.environment import bare
+from tests.patience import PATIENCE
+from trainer.config import load, load_recipe, recipe_names
+from trainer.contract import CorpusKind, Measured
+
+BIG = "big"
+"""A pool that every recipe fits on."""
+GPUS = {"comma-7b": 2, "gpt-j-6b": 2, "pythia-6.9b": 2, "pythia-12b": 4, "gpt-neox-20b": 8}
+MEASURED = Measured(files=1, bytes=1000, documents=10, text_bytes=900)
+TEXT = "The frog sat on the log and thought about the fog.\n" * 40
+
+
+def stand_ins(folder: Path) -> dict[str, Path]:
+    """A small JSONL file for each corpus that the built-in recipes name."""
+    sources = [source for name in recipe_names() for source in load_recipe(name).data.sources]
+    found = {}
+    for name in sorted({source.corpus for source in sources if source.corpus}):
+        found[name] = folder / f"{name}.jsonl"
+        found[name].write_text("".join(json.dumps({"text": f"{name} {n}: {TEXT}"}) + "\n" for n in range(12)))
+    return found
+
+
+def add(lab: Lab, name: str, path: Path | str = "/data/x.jsonl", pool: str = BIG, **changes: object) -> int:
+    asked = {"kind": CorpusKind.TEXT, "licence": "MIT", "measured": MEASURED} | changes
+    with lab.db.write() as session:
+        return corpora.add(session, pool=pool, name=name, path=str(path), **asked)  # type: ignore[arg-type]
+
+
+def big_pool(lab: Lab) -> int:
+    """A project with hours of many large GPUs."""
+    lab.pool(BIG)
+    with lab.db.write() as session:
+        pool = pools.named(session, BIG)
+        pool.gpu_type, pool.gpus, pool.memory_gib = "H100", 64, 80
+    project = lab.project()
+    lab.approve(lab.request(project, pool=BIG, hours="50"), hours="50")
+    return project
+
+
+def told(lab: Lab, kind: str) -> list[Mapping[str, object]]:
+    with lab.db.read() as session:
+        return [e.payload or {} for e in record.since(session, record.LAB, 0) if e.kind == kind]
+
+
+@ONCE
+def test_every_recipe_can_be_launched_where_its_corpora_lie(lab: Lab, tmp_path: Path) -> None:
+    project = big_pool(lab)
+    found = stand_ins(tmp_path)
+    with pytest.raises(NotFoundError, match=r"No pool has the data of “pythia-70m”.*to launch now are: demo\."):
+        lab.launch(project, recipe="pythia-70m")
+    for name, path in found.items():
+        add(lab, name, path, licence="")
+    with lab.db.read() as session:
+        assert catalogue.recipes(session) == recipe_names()
+    for name in recipe_names():
+        run = lab.launch(project, recipe=name, gpus=GPUS.get(name.removesuffix("-deduped"), 1))
+        assert lab.run(run).state == RunState.QUEUED
+        with lab.db.read() as session:
+            place = tmp_path / f"{name}.yml"
+            place.write_text(preparing.using(settings(tmp_path), session, session.get_one(Run, run)))
+            assert str(tmp_path) not in session.get_one(Run, run).config, "the record shows no place"
+        given = load(place)
+        for source in given.data.sources:
+            assert source.builtin or source.path == str(found[source.corpus or ""])
+        stated = load_recipe(name)
+        assert (given.model, given.training, given.optimizer) == (stated.model, stated.training, stated.optimizer)
+        assert [(s.name, s.licence, s.share) for s in given.data.sources] == [
+            (s.name, s.licence, s.share) for s in stated.data.sources
+        ]
+
+
+@ONCE
+def test_the_trainer_prepares_a_recipe_of_the_pile_from_what_lies_on_the_pool(lab: Lab, tmp_path: Path) -> None:
+    project = big_pool(lab)
+    for name, path in stand_ins(tmp_path).items():
+        add(lab, name, path, licence="")
+    run = lab.launch(project, recipe="pythia-14m", overrides="sequence_length=16")
+    with lab.db.read() as session:
+        config = preparing.using(settings(tmp_path), session, session.get_one(Run, run))
+    (tmp_path / "config.yml").write_text(config)
+    command = [sys.executable, "-m", "trainer", "data", "prepare", str(tmp_path / "config.yml"), "--workers", "1"]
+    subprocess.run([*command, "--out", str(tmp_path / "data")], check=True, timeout=PATIENCE, env=bare())
+    manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
+    assert len(manifest["sources"]) == 22
+    assert manifest["sources"][0]["place"] == {"corpus": "pile-pile-cc"}
+    assert all(source["train"]["tokens"] for source in manifest["sources"])
+    assert str(tmp_path) not in json.dumps(manifest["sources"])
+
+    sources = {source["name"]: source["licence"] for source in manifest["sources"]}
+    prepared = MEASURED.model_copy(update={"sources": sources})
+    add(lab, "pile", tmp_path / "data", kind=CorpusKind.PREPARED, licence="", measured=prepared)
+    with lab.db.read() as session:
+        config = preparing.using(settings(tmp_path), session, session.get_one(Run, run))
+    assert yaml.safe_load(config)["data"]["prepared"] == str(tmp_path / "data")
+
+
+def test_a_pool_that_lacks_a_corpus_says_so_and_names_one_that_has_it(lab: Lab) -> None:
+    project = big_pool(lab)
+    lab.pool("other")
+    add(lab, "pile-deduplicated", licence="", pool="other")
+    with pytest.raises(
+        ConflictError,
+        match="“pythia-14m-deduped” needs pile-deduplicated, which the pool “big” lacks; the pool “other”",
+    ):
+        lab.launch(project, recipe="pythia-14m-deduped")
+    add(lab, "pile-deduplicated", licence="")
+    run = lab.launch(project, recipe="pythia-14m-deduped")
+    with lab.db.write() as session:
+        corpora.retire(session, pool=BIG, name="pile-deduplicated", reason="It is damaged.")
+    with pytest.raises(ConflictError, match="lacks"):
+        lab.launch(project, recipe="pythia-14m-deduped")
+    with lab.db.read() as session:
+        config = preparing.using(settings(Path("/home")), session, session.get_one(Run, run))
+    assert "/data/x.jsonl" in config, "a run that was launched before goes on"
+    assert [entry["name"] for entry in told(lab, "corpus.retired")] == ["pile-deduplicated"]
+
+
+def test_members_name_corpora_and_tokenizers_and_never_places(lab: Lab) -> None:
+    project = big_pool(lab)
+    values = yaml.safe_load(configs.built_in()["demo"])
+    values["data"]["tokenizer"] = {"vocabulary": 2048, "name": "neox"}
+    values["data"]["sources"] = [{"name": "songs", "corpus": "songs", "weight": 1, "licence": "MIT"}]
+    body = yaml.safe_dump(values)
+
+    def propose(body: str) -> None:
+        with lab.db.write() as session:
+            catalogue.propose_recipe(session, ADA, request_id(), name="ours", body=body)
+
+    with pytest.raises(NotFoundError, match="No pool has songs, neox; what there is: nothing yet"):
+        propose(body)
+    add(lab, "songs")
+    add(lab, "neox", "/data/tokenizer.json", kind=CorpusKind.TOKENIZER)
+    values["data"]["sources"][0]["path"] = "/etc/passwd"
+    propose(yaml.safe_dump(values))
+    with lab.db.write() as session:
+        catalogue.accept(session, None, "ours", reason="Fine.")
+    run = lab.launch(project, recipe="ours")
+    with lab.db.read() as session:
+        data = yaml.safe_load(preparing.using(settings(Path("/home")), session, session.get_one(Run, run)))["data"]
+    assert data["tokenizer"]["file"] == "/data/tokenizer.json"
+    assert [(source["path"], source["corpus"]) for source in data["sources"]] == [("/data/x.jsonl", "songs")]
+
+
+def test_a_licence_is_the_same_on_both_sides(lab: Lab) -> None:
+    project = big_pool(lab)
+    with pytest.raises(InvalidError, match="“pile-arxiv” is a corpus of the built-in recipes, under LicenseRef-arXiv"):
+        add(lab, "pile-arxiv", licence="MIT")
+    values = yaml.safe_load(configs.built_in()["demo"])
+    values["data"]["sources"] = [{"name": "songs", "corpus": "songs", "weight": 1, "licence": "CC0-1.0"}]
+    add(lab, "songs")
+    with lab.db.write() as session:
+        catalogue.propose_recipe(session, ADA, request_id(), name="ours", body=yaml.safe_dump(values))
+        catalogue.accept(session, None, "ours", reason="Fine.")
+    with pytest.raises(ConflictError, match=r"“songs” is under MIT on the pool “big”, and “ours” says CC0-1\.0"):
+        lab.launch(project, recipe="ours")
+
+
+def test_prepared_data_are_those_of_the_recipe(lab: Lab) -> None:
+    project = big_pool(lab)
+    other = MEASURED.model_copy(update={"sources": {"songs": "MIT"}})
+    add(lab, "pile", "/data/songs", kind=CorpusKind.PREPARED, licence="", measured=other)
+    with pytest.raises(ConflictError, match="are of songs, and “pythia-14m” trains on arxiv, bookcorpus2"):
+        lab.launch(project, recipe="pythia-14m")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"name": "../x"}, "The name of a corpus has up to 64"),
+        ({"name": "Ä"}, "The name of a corpus has up to 64"),
+        ({"path": "x"}, "The path of a corpus is absolute"),
+        ({"path": "/" + "x" * 1000}, "The path of a corpus is absolute"),
+        ({"licence": ""}, "Say under which licence"),
+        ({"licence": "whatever"}, "must be an SPDX identifier"),
+        ({"pool": "none"}, "There is no pool “none”"),
+    ],
+)
+def test_nonsense_is_refused(lab: Lab, changes: dict[str, str], sentence: str) -> None:
+    lab.pool(BIG)
+    with pytest.raises(DomainError, match=sentence):
+        add(lab, **({"name": "songs"} | changes))
+    assert told(lab, "corpus.added") == []
+
+
+def test_a_repeat_changes_nothing_and_other_contents_need_another_name(lab: Lab) -> None:
+    lab.pool(BIG)
+    assert add(lab, "songs") == add(lab, "songs")
+    with pytest.raises(ConflictError, match="has “songs” already, with other contents"):
+        add(lab, "songs", measured=MEASURED.model_copy(update={"bytes": 1}))
+    assert len(told(lab, "corpus.added")) == 1
+    assert "/data" not in json.dumps(told(lab, "corpus.added")), "where it lies is not for the record"
+
+
+@ONCE
+def test_an_operator_registers_what_lies_on_a_host(lab: Lab, tmp_path: Path) -> None:
+    lab.pool(BIG)
+    (tmp_path / "songs").mkdir()
+    file = tmp_path / "songs" / "a.jsonl"
+    file.write_text('{"song": "la"}\n{"song": "la la"}\n')
+    listed = tmp_path / "SHA256SUMS"
+    listed.write_text(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  a.jsonl\n")
+
+    def stoa(*arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = bare() | {
+            "STOA_ENV_FILE": "",
+            "STOA_HOME": str(tmp_path),
+            "STOA_DATABASE_URL": lab.db.url.render_as_string(hide_password=False),
+        }
+        command = [sys.executable, "-m", "cli.main", "corpus", *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
+
+    asked = ["songs", "--pool", BIG, "--path", str(tmp_path / "songs" / "*.jsonl"), "--licence", "mit"]
+    asked += ["--text-key", "song", "--sha256-manifest", str(listed)]
+    done = stoa("add", *asked)
+    assert (done.returncode, done.stdout) == (0, "songs on big: 2 documents, 33 bytes\n"), done.stderr
+    with lab.db.read() as session:
+        [(pool, corpus)] = corpora.every(session)
+    assert (pool, corpus.licence, corpus.text_key, corpus.text_bytes) == (BIG, "MIT", "song", 7)
+    assert corpus.manifest == hashlib.sha256(listed.read_bytes()).hexdigest()
+    assert "2 documents" in stoa("list").stdout
+
+    file.write_text('{"song": "lo"}\n{"song": "la la"}\n')
+    done = stoa("add", *asked)
+    assert done.returncode == 2
+    assert "is not the file that" in done.stderr
+    assert stoa("retire", "songs", "--pool", BIG, "--why", "It is damaged.").returncode == 0
+    with lab.db.read() as session:
+        assert corpora.every(session) == []
