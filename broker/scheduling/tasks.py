@@ -7,7 +7,6 @@ from celery.worker.consumer import Consumer
 from broker.allocations.pools import Pool
 from broker.publishing import publisher
 from broker.runners import processes, registry, supervisor
-from broker.runners.processes import Process
 from broker.runs import attempts, leases, runs
 from broker.runs.attempts import Attempt
 from projects import health
@@ -79,8 +78,8 @@ def start_attempt(run_id: int, token: int) -> None:
             earlier += attempts.lost_on(session, host, since_seconds=settings.outage_seconds)
             owner = run.request_id
         for attempt in earlier:
-            if attempt.pid is not None and attempt.pid_started is not None:
-                processes.kill_group(Process(attempt.host, attempt.boot_id, attempt.pid, attempt.pid_started))
+            if (trainer := attempts.process_of(attempt)) is not None:
+                processes.kill_group(trainer)
         supervisor.spawn(settings, run_id, token, owner)
     finally:
         db.close()

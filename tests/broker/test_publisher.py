@@ -24,7 +24,7 @@ from sqlalchemy import text, update
 
 from broker import publications
 from broker.publications import Publication, Repository
-from broker.publishing import loss_plot, metrics, model_card, publisher
+from broker.publishing import loss_plot, metrics, publisher
 from broker.publishing.hub import Hub as HubClient
 from broker.publishing.model_card import write_card
 from broker.runs.progress import Checkpoint, Progress
@@ -250,7 +250,9 @@ def test_metrics_of_earlier_attempts_go_along(tmp_path: Path) -> None:
         folder.mkdir()
         lines = [json.dumps({"step": step, "loss": float(token)}) for step in steps]
         (folder / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 99, "lo']))
-    found = model_card.metrics_up_to(10, tmp_path / "attempt-2")
+    target = tmp_path / "out.jsonl"
+    metrics.write(10, tmp_path / "attempt-2", -1, target)
+    found = [json.loads(line) for line in target.read_text().splitlines()]
     assert [(line["step"], line["loss"]) for line in found] == [(n, 1.0 if n < 5 else 2.0) for n in range(1, 11)]
 
 
