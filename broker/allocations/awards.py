@@ -10,7 +10,7 @@ from sqlmodel import col, select
 from broker.allocations import allocations, ledger, pools, tiers
 from broker.allocations.allocations import Allocation, AllocationState
 from broker.allocations.ledger import in_hours
-from broker.allocations.pools import Grant, Pool
+from broker.allocations.pools import GRANT_LEFT, Grant, Pool
 from projects.db.columns import utcnow
 from projects.errors import ConflictError
 from projects.people import Person
@@ -83,7 +83,7 @@ def _draw(session: Session, allocation: Allocation, seconds: int, committed: int
         .where(
             Grant.pool_id == allocation.pool_id,
             Grant.until > utcnow(),
-            col(Grant.seconds) - Grant.drawn - Grant.committed >= total,
+            total <= GRANT_LEFT,
         )
         .order_by(col(Grant.until))
     ).all()

@@ -15,7 +15,7 @@ from sqlalchemy import CheckConstraint, UniqueConstraint, func
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
-from broker.allocations.pools import Grant, GrantMovement, GrantRow
+from broker.allocations.pools import GRANT_LEFT, Grant, GrantMovement, GrantRow
 from projects.db import transition
 from projects.db.columns import Base, foreign_key, integer, row_id, timestamp, utcnow
 from projects.errors import ConflictError, InvalidError
@@ -79,6 +79,10 @@ class Balance(Base, table=True):
     reserved: int = integer(default=0)
     spent: int = integer(default=0)
     committed: int = integer(default=0)
+
+
+BALANCE_LEFT = col(Balance.granted) - Balance.reserved - Balance.spent
+"""`Account.left` as a column of a query."""
 
 
 @dataclass(frozen=True)
@@ -288,7 +292,7 @@ def _change(
         col(Balance.reserved) + reserved >= 0,
         col(Balance.spent) + spent >= 0,
         col(Balance.committed) + committed >= 0,
-        col(Balance.granted) - Balance.reserved - Balance.spent + (granted - reserved - spent) >= 0,
+        BALANCE_LEFT + (granted - reserved - spent) >= 0,
         granted=Balance.granted + granted,
         reserved=Balance.reserved + reserved,
         spent=Balance.spent + spent,
@@ -332,13 +336,11 @@ def _change_grant(session: Session, grant_id: int, *, drawn: int = 0, committed:
         col(Grant.id) == grant_id,
         col(Grant.drawn) + drawn >= 0,
         col(Grant.committed) + committed >= 0,
-        col(Grant.seconds) - Grant.drawn - Grant.committed - (drawn + committed) >= 0,
+        GRANT_LEFT - (drawn + committed) >= 0,
         drawn=Grant.drawn + drawn,
         committed=Grant.committed + committed,
     )
     if changed is None:
-        free = (
-            session.scalar(select(col(Grant.seconds) - Grant.drawn - Grant.committed).where(Grant.id == grant_id)) or 0
-        )
+        free = session.scalar(select(GRANT_LEFT).where(Grant.id == grant_id)) or 0
         needed, left = too_much(drawn + committed, free)
         raise ConflictError(f"{needed} GPU-hours are needed; the sponsor's grant has {left} left.")

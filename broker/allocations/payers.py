@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 
+from sqlalchemy import ColumnElement
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
 from broker.allocations import allocations
 from broker.allocations.allocations import Allocation, AllocationState
-from broker.allocations.ledger import Balance
+from broker.allocations.ledger import BALANCE_LEFT, Balance
 from broker.allocations.pools import Pool
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, NotFoundError
@@ -41,19 +42,18 @@ def is_spendable(allocation: Allocation) -> bool:
     return allocation.state == AllocationState.APPROVED and allocation.until > utcnow()
 
 
+def spendable_now() -> ColumnElement[bool]:
+    """What `is_spendable` says, as a condition of a query."""
+    return (col(Allocation.state) == AllocationState.APPROVED) & (col(Allocation.until) > utcnow())
+
+
 def able_to_pay(session: Session, project_id: int, seconds: int) -> Sequence[Allocation]:
     """The project's allocations from which `seconds` GPU-seconds can be paid now, the one with the most left first."""
-    left = col(Balance.granted) - Balance.reserved - Balance.spent
     return session.scalars(
         select(Allocation)
         .join(Balance, col(Balance.allocation_id) == Allocation.id)
-        .where(
-            Allocation.project_id == project_id,
-            Allocation.state == AllocationState.APPROVED,
-            Allocation.until > utcnow(),
-            left >= seconds,
-        )
-        .order_by(left.desc(), col(Allocation.id).desc())
+        .where(Allocation.project_id == project_id, spendable_now(), seconds <= BALANCE_LEFT)
+        .order_by(BALANCE_LEFT.desc(), col(Allocation.id).desc())
     ).all()
 
 
@@ -75,7 +75,8 @@ def or_another(session: Session, allocation: Allocation, seconds: int) -> Alloca
 def payer(session: Session, allocation_id: int, seconds: int) -> int | None:
     """The id of the allocation that can pay `seconds` GPU-seconds for more of a run that `allocation_id` paid for.
 
-    That one comes first, or what renews it, then another one on the same pool; None where none can.
+    That one comes first, or what renews it, then another one on the same pool. Where none can, it is the first again
+    if runs may be paid from it at all, and else None.
     """
     own = allocations.load(session, successor(session, allocation_id))
     pays = or_another(session, own, seconds)
@@ -92,10 +93,7 @@ def spendable(session: Session, project: Project, allocation_id: int | None) -> 
         newest = session.scalars(
             select(Allocation)
             .where(Allocation.project_id == project.id)
-            .order_by(
-                (col(Allocation.state) != AllocationState.APPROVED) | (col(Allocation.until) <= utcnow()),
-                col(Allocation.id).desc(),
-            )
+            .order_by(spendable_now().desc(), col(Allocation.id).desc())
         ).first()
         if newest is None:
             raise ConflictError("The project has no allocation yet: /allocation request asks for one.")

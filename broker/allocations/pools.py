@@ -94,6 +94,10 @@ class Grant(Base, table=True):
     until: datetime = timestamp()
 
 
+GRANT_LEFT = col(Grant.seconds) - Grant.drawn - Grant.committed
+"""The GPU-seconds of a grant that are neither drawn nor committed, as a column of a query."""
+
+
 class GrantMovement(StrEnum):
     """The kinds of movement on a grant, between what is left, committed and drawn."""
 
@@ -342,6 +346,6 @@ def _of_running_grants(
     session: Session, aggregate: Callable[[ColumnElement[int]], ColumnElement[int]]
 ) -> Mapping[int, int]:
     """An aggregate, such as the sum, of what is left of each pool's running grants, in GPU-seconds."""
-    left = aggregate(col(Grant.seconds) - Grant.drawn - Grant.committed)
+    left = aggregate(GRANT_LEFT)
     rows = session.execute(select(Grant.pool_id, left).where(Grant.until > utcnow()).group_by(col(Grant.pool_id)))
     return {pool_id: int(seconds) for pool_id, seconds in rows}

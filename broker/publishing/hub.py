@@ -24,7 +24,7 @@ FAILURES = (HfHubHTTPError, httpx2.HTTPError, RuntimeError, OSError)
 class HubError(Exception):
     """The Hub was out of reach or refused; another try may succeed, after `pause` seconds at the earliest.
 
-    `refused` means that it does not take the token.
+    `refused` means that the Hub does not take the token.
     """
 
     def __init__(self, said: str, *, pause: float = 0.0, refused: bool = False) -> None:
@@ -50,8 +50,8 @@ def _seconds(retry_after: str) -> float:
         return 0.0
 
 
-def _of(error: Exception) -> HubError:
-    """An error of the client, or one of the Hub's that the client has wrapped, as the publisher meets it."""
+def _hub_error(error: Exception) -> HubError:
+    """An error of the client as a HubError: the one that it wraps, such as of `_pass_on_pressure`, or a new one."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, HubError):
@@ -97,7 +97,7 @@ class Hub:
             )
             self._verify(repo, branch, folder)
         except FAILURES as error:
-            raise _of(error) from error
+            raise _hub_error(error) from error
         return f"{self.endpoint}/{repo}/tree/{branch}"
 
     def show(self, repo: str, *, private: bool) -> str:
@@ -107,7 +107,7 @@ class Hub:
             if self.api.repo_info(repo).private != private:
                 raise RuntimeError(f"{repo} is still {'public' if private else 'private'}")
         except FAILURES as error:
-            raise _of(error) from error
+            raise _hub_error(error) from error
         return f"{self.endpoint}/{repo}"
 
     def _verify(self, repo: str, branch: str, folder: Path) -> None:

@@ -39,34 +39,11 @@ class Losses:
                 self.points = series.downsample(self.points)
 
 
-def lines_up_to(step: int, attempt: Path, since: int = -1, known: Losses | None = None) -> Iterator[dict[str, Any]]:
-    """The lines of the metrics after step `since` up to `step`, of the attempt in this folder and of earlier ones.
-
-    They come in the order of steps; where several attempts have a step, the latest attempt's line counts. `known` says
-    where to begin in the attempt's own file, and is moved on. Memory does not grow with the number of lines.
-    """
-    folders = _attempts(attempt)
-    firsts = [_first_step(folder) for folder in folders]
-    for number, folder in enumerate(folders):
-        later = [first for first in firsts[number + 1 :] if first is not None]
-        last = min([step, *(first - 1 for first in later)])
-        own = known if folder == attempt else _kept(folder / STATE_FILE)
-        if own is not None and folder != attempt and own.step > since:
-            own = None  # what it has seen is wanted again
-        for line, end in _lines(folder / contract.METRICS_FILE, 0 if own is None else own.offset):
-            if line["step"] > last:
-                break
-            if own is not None:
-                own.offset = end
-            if line["step"] > since:
-                since = line["step"]
-                yield line
-
-
 def write(step: int, attempt: Path, since: int, target: Path) -> Sequence[Measured]:
     """Write the lines after step `since` up to `step` to a file; returns the thinned losses of the run up to `step`.
 
-    Raises OSError.
+    The lines are those of the attempt in the folder `attempt` and of the run's earlier ones, in the order of steps;
+    where several attempts have a step, the latest attempt's line counts. Raises OSError.
     """
     known = _known(attempt, step)
     begin = known.step
@@ -74,7 +51,7 @@ def write(step: int, attempt: Path, since: int, target: Path) -> Sequence[Measur
         known.offset = 0
     partial = target.with_name(f".{target.name}.writing")
     with partial.open("w", encoding="utf-8") as out:
-        for line in lines_up_to(step, attempt, min(begin, since), known):
+        for line in _lines_up_to(step, attempt, min(begin, since), known):
             if line["step"] > since:
                 out.write(f"{json.dumps(line)}\n")
             if line["step"] > begin:
@@ -83,6 +60,33 @@ def write(step: int, attempt: Path, since: int, target: Path) -> Sequence[Measur
     known.step = step
     _keep(attempt, known)
     return known.points
+
+
+def _lines_up_to(step: int, attempt: Path, since: int, known: Losses) -> Iterator[dict[str, Any]]:
+    """The lines that `write` asks for, whose number memory does not grow with.
+
+    `known.offset` says where to begin in the attempt's own file, and moves on with the lines read.
+    """
+    folders = _attempts(attempt)
+    firsts = [_first_step(folder) for folder in folders]
+    for number, folder in enumerate(folders):
+        later = [first for first in firsts[number + 1 :] if first is not None]
+        last = min([step, *(first - 1 for first in later)])
+        begin = known.offset if folder == attempt else _seen_up_to(folder, since)
+        for line, end in _lines(folder / contract.METRICS_FILE, begin):
+            if line["step"] > last:
+                break
+            if folder == attempt:
+                known.offset = end
+            if line["step"] > since:
+                since = line["step"]
+                yield line
+
+
+def _seen_up_to(earlier: Path, since: int) -> int:
+    """The byte of an earlier attempt's metrics before which there is no line after step `since`, as far as is kept."""
+    kept = _kept(earlier / STATE_FILE)
+    return kept.offset if kept is not None and kept.step <= since else 0
 
 
 def _known(attempt: Path, step: int) -> Losses:
@@ -95,8 +99,7 @@ def _known(attempt: Path, step: int) -> Losses:
                 return kept
             until = kept.step if later is None else min(kept.step, later - 1)
             return Losses(until, 0, [point for point in kept.points if point.step <= until])
-        first = _first_step(folder)
-        later = first if later is None or (first is not None and first < later) else later
+        later = min((first for first in (later, _first_step(folder)) if first is not None), default=None)
     return Losses()
 
 

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from broker import publications
 from broker.publishing import metrics
 from broker.runs import runs
+from broker.runs.series import Measured
 from projects import projects
 from projects.text import cleaned
 from trainer import contract
@@ -39,22 +40,18 @@ def write_card(session: Session, run_id: int, repo: str, folder: Path) -> None:
         return
     step = int(folder.name.removeprefix("step"))
     since = publications.newest_published_before(session, run_id, step)
-    points = metrics.write(step, folder.parent.parent, since, folder / contract.METRICS_FILE)
-    losses = [{"step": point.step, "tokens": point.tokens, "loss": point.value} for point in points]
+    losses = metrics.write(step, folder.parent.parent, since, folder / contract.METRICS_FILE)
     _write(folder / DATA_MANIFEST_FILE, json.dumps(metadata.get("data", {}), indent=2) + "\n")
     if len(losses) > 1:
-        _write(folder / LOSS_PLOT_FILE, _draw(losses))
+        from broker.publishing import loss_plot  # imports matplotlib, which takes a second
+
+        picture = loss_plot.draw([point.tokens for point in losses], [point.value for point in losses])
+        _write(folder / LOSS_PLOT_FILE, picture)
     try:
         card = _card(session, run_id, repo, step, since, metadata, losses)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{contract.CHECKPOINT_METADATA_FILE} of step {step} lacks something: {error!r}") from error
     _write(folder / CARD_FILE, card)
-
-
-def metrics_up_to(step: int, attempt: Path) -> list[dict[str, Any]]:
-    """The lines of the metrics up to `step`, in the order of steps, of the attempt in this folder and of the run's
-    earlier attempts. Where several have a step, the latest attempt's line counts."""
-    return list(metrics.lines_up_to(step, attempt))
 
 
 def _card(
@@ -64,7 +61,7 @@ def _card(
     step: int,
     since: int,
     metadata: Mapping[str, Any],
-    losses: Sequence[Mapping[str, Any]],
+    losses: Sequence[Measured],
 ) -> str:
     """The model card of the checkpoint of `step`, from its metadata and the losses up to it.
 
@@ -101,12 +98,6 @@ def _card(
     return f"{card}\n"
 
 
-def _draw(losses: Sequence[Mapping[str, Any]]) -> bytes:
-    from broker.publishing import loss_plot  # imports matplotlib, which takes a second
-
-    return loss_plot.draw([line.get("tokens", line["step"]) for line in losses], [line["loss"] for line in losses])
-
-
 def _source(source: Mapping[str, Any]) -> dict[str, str]:
     """A source of the data manifest as the card shows it. `dataset` is the id of a dataset on the Hub, or empty."""
     place = source.get("place", {})
@@ -123,11 +114,11 @@ def _source(source: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _evenly_spread(lines: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """At most LOSS_ROWS of the lines, evenly spread, the first and the last included."""
-    if len(lines) <= LOSS_ROWS:
-        return lines
-    return [lines[row * (len(lines) - 1) // (LOSS_ROWS - 1)] for row in range(LOSS_ROWS)]
+def _evenly_spread(losses: Sequence[Measured]) -> Sequence[Measured]:
+    """At most LOSS_ROWS of the losses, evenly spread, the first and the last included."""
+    if len(losses) <= LOSS_ROWS:
+        return losses
+    return [losses[row * (len(losses) - 1) // (LOSS_ROWS - 1)] for row in range(LOSS_ROWS)]
 
 
 def _plain(value: str) -> str:

@@ -15,7 +15,7 @@ from broker.allocations.allocations import Allocation
 from broker.allocations.change_requests import AllocationChange
 from broker.allocations.ledger import Account, Balance
 from broker.allocations.period_sums import Asker, PeriodSum
-from broker.allocations.pools import Grant
+from broker.allocations.pools import GRANT_LEFT, Grant
 from broker.reviews import changes
 from broker.reviews.changes import size_of
 from broker.scheduling import fairshare, usage
@@ -174,7 +174,7 @@ def _available(session: Session, asked: Sequence[Allocation]) -> Mapping[int, in
     """The most that each request can be given now: a change of an allocation draws on the same grant again."""
     largest = pools.largest_by_pool(session)
     rows = session.execute(
-        select(Grant.id, col(Grant.seconds) - Grant.drawn - Grant.committed).where(
+        select(Grant.id, GRANT_LEFT).where(
             col(Grant.id).in_({allocation.grant_id for allocation in asked if allocation.grant_id is not None})
         )
     )

@@ -15,7 +15,7 @@ from sqlmodel import Field, col, select
 from broker.allocations import allocations, ledger
 from broker.allocations.allocations import LIVE, Allocation, AllocationState
 from broker.allocations.change_requests import AllocationChange, ChangeState
-from broker.allocations.ledger import Balance
+from broker.allocations.ledger import BALANCE_LEFT, Balance
 from broker.end_reasons import EndReason
 from broker.fence import Fence
 from broker.reviews import changes, reviews
@@ -96,11 +96,10 @@ def due(session: Session, now: datetime) -> list[int]:
     )
     for row in session.scalars(marks):
         warned[row.allocation_id].add((row.mark, row.about))
-    left_over = col(Balance.granted) - Balance.reserved - Balance.spent > 0
     rows = session.execute(
         select(Allocation, Balance)
         .join(Balance, col(Balance.allocation_id) == Allocation.id)
-        .where(live | left_over)
+        .where(live | (BALANCE_LEFT > 0))
         .order_by(col(Allocation.id))
     )
     found = {

@@ -11,7 +11,7 @@ from sqlmodel.sql.expression import SelectOfScalar
 
 from broker.allocations import ledger, payers
 from broker.allocations.allocations import Allocation, AllocationState
-from broker.allocations.ledger import Balance
+from broker.allocations.ledger import BALANCE_LEFT, Balance
 from broker.allocations.pools import Pool
 from broker.end_reasons import EndReason
 from broker.runs import attempts, estimates, launching, runs, settlement
@@ -260,7 +260,6 @@ def revive(session: Session, run_id: int) -> bool:
 
 def _revivable() -> SelectOfScalar[int]:
     """The query for the unfunded runs whose allocation has enough GPU-seconds left now."""
-    left = col(Balance.granted) - Balance.reserved - Balance.spent
     return (
         select(Run.id)
         .join(Project, col(Project.id) == Run.project_id)
@@ -270,9 +269,8 @@ def _revivable() -> SelectOfScalar[int]:
             Run.state == RunState.PAUSED,
             Run.unfunded,
             col(Project.stage).not_in((Stage.PAUSED, *projects.ENDED)),
-            Allocation.state == AllocationState.APPROVED,
-            Allocation.until > utcnow(),
-            left >= col(Run.gpus) * (col(Run.time_limit) - Run.used),
+            payers.spendable_now(),
+            col(Run.gpus) * (col(Run.time_limit) - Run.used) <= BALANCE_LEFT,
         )
     )
 

@@ -5,7 +5,7 @@ from sqlmodel import select
 
 from broker import publications
 from broker.allocations import allocations, ledger, payers
-from broker.allocations.allocations import Allocation, AllocationState
+from broker.allocations.allocations import Allocation
 from broker.publications import Disk
 from broker.runs import launching, runs
 from broker.runs.launching import Receipt
@@ -48,8 +48,7 @@ def generate(session: Session, actor: Actor, request_id: str, run_id: int, promp
 def generate_at_end(session: Session, parent: Run) -> None:
     """Queue a sample without a prompt from a run that has just finished, where its allocation can pay for one."""
     allocation = allocations.load(session, payers.successor(session, parent.allocation_id))
-    left = ledger.account(session, allocation.id).left
-    if allocation.state == AllocationState.APPROVED and left >= SAMPLE_TIME_LIMIT:
+    if payers.is_spendable(allocation) and ledger.account(session, allocation.id).left >= SAMPLE_TIME_LIMIT:
         _queue(session, _sample(parent, f"sample-{parent.id}", allocation, parent.requested_by))
 
 

@@ -60,7 +60,7 @@ def load(session: Session, limits: Limits | None = None, fence: Fence | None = N
 
 
 def bounds(session: Session) -> Limits:
-    """As the operator's policies have them now."""
+    """How many runs may be under way at once, by the present policies."""
     now = policies.current(session)
     return Limits(now.most_running_a_project, now.most_running_a_person)
 

@@ -124,3 +124,16 @@ def test_where_only_another_pool_can_pay_the_refusal_names_it(lab: Lab) -> None:
         launching.launch(session, ADA, request_id(), order)
     lab.resume(run, allocation_id=asked)
     assert payer(lab, run) == asked
+
+
+def test_a_run_that_finishes_after_its_allocations_last_day_asks_for_no_sample(
+    lab: Lab, project: int, allocation: int
+) -> None:
+    run = lab.launch(project)
+    token = lab.start(run, 0)
+    with lab.db.write() as session:  # no round of the scheduler has seen it yet
+        session.get_one(Allocation, allocation).until = utcnow() - timedelta(seconds=1)
+    lab.settle(run, token, 60, Ending(0))
+    with lab.db.read() as session:
+        states = [each.state for each in runs.of_project(session, project)]
+    assert states == [RunState.FINISHED]
