@@ -92,3 +92,13 @@ def test_a_checkpoint_reads_on_where_the_last_one_ended(tmp_path: Path, monkeypa
             metrics.write(step, attempt, since, tmp_path / f"{step}.jsonl")
             since = step
     assert FEW <= parsed < FEW + 10 * CHECKPOINTS
+
+
+def test_lines_of_a_checkpoint_that_was_not_published_go_along_with_the_next(tmp_path: Path) -> None:
+    attempt, target = tmp_path / "attempt-1", tmp_path / "target.jsonl"
+    attempt.mkdir()
+    (attempt / METRICS_FILE).write_text("".join(json.dumps({"step": n, "loss": 1.0}) + "\n" for n in range(1, 7)))
+    for step, since, steps in ((2, -1, [1, 2]), (4, -1, [1, 2, 3, 4]), (6, 4, [5, 6])):
+        losses = metrics.write(step, attempt, since, target)
+        assert [json.loads(line)["step"] for line in target.read_text().splitlines()] == steps
+        assert [point.step for point in losses] == list(range(1, step + 1))

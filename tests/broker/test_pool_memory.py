@@ -91,6 +91,9 @@ def test_a_size_that_no_machine_has_is_refused(lab: Lab, size: float) -> None:
     before = lab.everything()
     with pytest.raises(InvalidError, match=r"Memory is from 0.25 to 100,000 GiB"):
         set_memory(lab, memory_gib=size)
+    for each, host in ((size, None), (None, size)):
+        with lab.db.write() as session, pytest.raises(InvalidError, match=r"Memory is from 0.25 to 100,000 GiB"):
+            pools.add_pool(session, name="new", gpu_type="H100", gpus=1, memory_gib=each, host_memory_gib=host)
     assert lab.everything() == before
     for least in (0.25, 100_000):
         set_memory(lab, host_memory_gib=least)

@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from broker.allocations import pools
 from broker.allocations.allocations import Allocation
 from broker.allocations.pools import Pool
+from broker.fence import Fence
 from broker.runs import attempts, leases
 from broker.runs.attempts import Attempt
 from broker.runs.progress import Checkpoint, Ending, Progress
@@ -326,6 +327,22 @@ def failures(lab: Lab) -> list[str]:
     with lab.db.read() as session:
         entries = record.since(session, record.LAB, 0, limit=10_000)
     return [entry.payload["part"] for entry in entries if entry.kind == "part.failed" and entry.payload]
+
+
+def test_a_part_that_keeps_failing_is_told_once_a_day_by_all_processes_together(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        with Fence(lab.db)("planning"):  # of a process of its own
+            raise ValueError("nonsense")
+
+    for _ in range(2):
+        fail()
+    assert failures(lab) == ["planning"]
+    later = utcnow() + timedelta(hours=25)
+    monkeypatch.setattr("broker.fence.utcnow", lambda: later)
+    fail()
+    assert failures(lab) == ["planning", "planning"]
 
 
 def test_a_pool_whose_runner_nobody_knows_stops_no_other(lab: Lab, ours: int, tmp_path: Path) -> None:
