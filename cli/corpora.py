@@ -32,10 +32,10 @@ def add(
 ) -> None:
     """Register what lies at a PATH under NAME, on a host of the pool: it is read to its end and measured."""
     from bot import text
-    from broker.allocations import corpora, pools
+    from broker.allocations import corpora
 
     with refusing(), database().read() as session:
-        pools.named(session, pool)  # before what may take hours
+        corpora.check_new(session, pool=pool, name=name, kind=kind, licence=licence)
     path = path.absolute()
     command = [sys.executable, "-m", "trainer", "data", "measure", kind, str(path), "--text-key", text_key]
     for option, file in (("--tokenizer", tokenizer), ("--manifest", sha256_manifest)):
@@ -86,7 +86,9 @@ def list_corpora() -> None:
             )
             for pool, each in corpora.every(session)
         ]
-    table = Table("pool", "name", "kind", "licence", "size", "path")
+    table = Table()
+    for column in ("pool", "name", "kind", "licence", "size", "path"):
+        table.add_column(column, overflow="fold")
     for row in found:
         table.add_row(*row)
     Console().print(table if found else "No pool has a corpus yet; `stoa corpus add` registers one.")

@@ -178,6 +178,8 @@ def _sentence(error: ErrorDetails) -> str:
     must = error["msg"].removeprefix("Value error, ").replace("Input should", "must", 1).partition(", unable")[0]
     if error["type"] == "int_parsing_size":
         must = "must be a valid integer"
+    elif name == "host_name":
+        must = "must be up to 60 letters, digits, dots, dashes and underscores"
     hidden = name in SECRET or name in SCHEMES or not error["loc"]
     value = "" if hidden else f", not {str(error['input'])[:60]!r}"
     return f"STOA_{name.upper()} {must}{value}"

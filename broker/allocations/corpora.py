@@ -102,6 +102,13 @@ def needed(config: TrainConfig) -> Needed:
     )
 
 
+def check_new(session: Session, *, pool: str, name: str, kind: CorpusKind, licence: str) -> None:
+    """Raise InvalidError or NotFoundError unless something of that name can be registered: before it is measured,
+    which may take hours. Only reads."""
+    pools.named(session, pool)
+    _checked_licence(name, kind, licence)
+
+
 def add(
     session: Session,
     *,
@@ -118,14 +125,9 @@ def add(
     `licence` may be empty for prepared data, whose sources have licences of their own, and for a corpus of the built-in
     recipes. Raises InvalidError, NotFoundError and ConflictError.
     """
-    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
-        raise InvalidError(
-            "The name of a corpus has up to 64 lower-case letters, digits, dots, dashes and underscores, a letter or a "
-            "digit first."
-        )
+    spdx = _checked_licence(name, kind, licence)
     if len(path) > 1000 or not path.startswith("/"):
         raise InvalidError("The path of a corpus is absolute and has at most 1,000 characters.")
-    spdx = _licence(name, kind, licence)
     place = pools.named(session, name=pool)
     session.refresh(place, with_for_update=True)
     asked = {"kind": kind.value, "path": path, "text_key": text_key, "licence": spdx} | measured.model_dump()
@@ -244,8 +246,14 @@ def placed(session: Session, pool_id: int, config: str) -> str:
     return yaml.safe_dump(values, sort_keys=False)
 
 
-def _licence(name: str, kind: CorpusKind, licence: str) -> str:
-    """The licence in its normal form; that of a corpus of the built-in recipes where none is given."""
+def _checked_licence(name: str, kind: CorpusKind, licence: str) -> str:
+    """The licence in its normal form; that of a corpus of the built-in recipes where none is given. Raises
+    InvalidError, for a name that none can have too."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
+        raise InvalidError(
+            "The name of a corpus has up to 64 lower-case letters, digits, dots, dashes and underscores, a letter or a "
+            "digit first."
+        )
     known = {
         source.corpus: source.licence
         for body in configs.built_in().values()

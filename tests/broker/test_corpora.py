@@ -239,6 +239,9 @@ def test_an_operator_registers_what_lies_on_a_host(lab: Lab, tmp_path: Path) -> 
     assert corpus.manifest == hashlib.sha256(listed.read_bytes()).hexdigest()
     assert "2 documents" in stoa("list").stdout
 
+    done = stoa("add", "songs", "--pool", BIG, "--path", str(tmp_path / "nothing"), "--licence", "whatever")
+    assert (done.returncode, done.stderr.startswith("The licence must be")) == (2, True), "said before all is read"
+
     file.write_text('{"song": "lo"}\n{"song": "la la"}\n')
     done = stoa("add", *asked)
     assert done.returncode == 2

@@ -248,6 +248,11 @@ def test_texts_that_name_a_person_are_listed_and_decided_about(tmp_path: Path) -
         ("DISCORD_API", "discord.com", "STOA_DISCORD_API must begin with https://"),
         ("HUB_ENDPOINT", "huggingface.co", "STOA_HUB_ENDPOINT must begin with https://"),
         ("GUILD_ID", "abc", "STOA_GUILD_ID must be a valid integer, not 'abc'"),
+        (
+            "HOST_NAME",
+            "a/b",
+            "STOA_HOST_NAME must be up to 60 letters, digits, dots, dashes and underscores, not 'a/b'",
+        ),
         ("GUILD_ID", "9" * 5000, "STOA_GUILD_ID must be a valid integer"),
         ("GUILD_ID", "-1", "STOA_GUILD_ID must be greater than or equal to 0"),
         ("GUILD_ID", str(2**63), "STOA_GUILD_ID must be less than"),
