@@ -6,6 +6,8 @@ from typing import Any
 
 import aiohttp
 import pytest
+from huggingface_hub import set_client_factory
+from huggingface_hub.utils._http import default_client_factory
 
 from sandbox.__main__ import describe
 from sandbox.discord import server as discord_server
@@ -14,6 +16,12 @@ from sandbox.people import Guild
 from tests.absent import absent
 from tests.discord_openapi import DESCRIPTION_ENV, DiscordJudge, find_description
 from tests.sandbox import bot as bots
+
+
+@pytest.fixture(autouse=True)
+def stock_hub_client() -> None:
+    """The Hub's client is as it comes: the broker's tests in the same process have set another for all of it."""
+    set_client_factory(default_client_factory)
 
 
 @pytest.fixture(scope="session")
