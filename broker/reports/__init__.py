@@ -1,1 +1,1 @@
-"""What people are told before they decide or while they wait. Changes nothing."""
+"""What people are told before they decide or while they wait. Only a run plan that is confirmed changes anything."""
