@@ -226,8 +226,7 @@ def placed(session: Session, pool_id: int, config: str) -> str:
     if not (wants.licences or wants.tokenizer or wants.prepared):
         return config
     rows = session.scalars(select(Corpus).where(Corpus.pool_id == pool_id).order_by(col(Corpus.id)))
-    ever = {corpus.name: corpus for corpus in rows}
-    there = ever | on_pool(session, pool_id)
+    there = {corpus.name: corpus for corpus in rows}  # of each name the newest, which is the live one if any is
     if lacks := wants.missing(there):
         raise NotFoundError(f"The pool has no {_some(lacks)} any more.")
     values = yaml.safe_load(config)

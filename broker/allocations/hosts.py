@@ -16,10 +16,9 @@ from broker.allocations import pools
 from broker.allocations.pools import Pool
 from projects import text
 from projects.db.columns import Base, foreign_key, json_object, timestamp, utcnow
-from projects.errors import NotFoundError
+from projects.errors import ConflictError, NotFoundError
 from projects.record import record
 
-BEAT_SECONDS = 10.0
 AWAY_AFTER_SECONDS = 60.0
 
 
@@ -30,7 +29,6 @@ class Host(Base, table=True):
 
     name: str = Field(primary_key=True)
     facts: dict[str, Any] = json_object(default=dict)
-    started_at: datetime = timestamp(default=utcnow)
     seen_at: datetime = timestamp(default=utcnow)
 
 
@@ -58,16 +56,27 @@ class HostView:
 
 
 def announce(session: Session, name: str, serves: Collection[str], facts: Mapping[str, Any]) -> None:
-    """A worker starts on a host and serves these pools, or all that no host names. Raises NotFoundError."""
-    served = [pools.named(session, pool).id for pool in sorted(set(serves))]
+    """A worker starts on a host and serves these pools, or all that no host names.
+
+    Raises NotFoundError, and ConflictError for GPUs of another host, whose numbers two hosts would both give out.
+    """
+    served = [pools.named(session, pool) for pool in sorted(set(serves))]
+    for pool in served:
+        others = (HostPool.pool_id == pool.id, HostPool.host != name)
+        other = session.scalars(select(HostPool.host).where(*others).limit(1)).first() if pool.shares_gpus else None
+        if other is not None:
+            raise ConflictError(
+                f"“{pool.name}” is a pool of the GPUs of “{other}”; where that host does not come back, "
+                f"`stoa host remove {other}` frees the pool."
+            )
     host = session.get(Host, name, with_for_update=True)
     if host is None:
         host = Host(name=name)
         session.add(host)
-    host.facts, host.started_at, host.seen_at = dict(facts), utcnow(), utcnow()
+    host.facts, host.seen_at = dict(facts), utcnow()
     session.flush()
     session.execute(delete(HostPool).where(col(HostPool.host) == name))
-    session.add_all(HostPool(host=name, pool_id=pool_id) for pool_id in served)
+    session.add_all(HostPool(host=name, pool_id=pool.id) for pool in served)
 
 
 def beat(session: Session, name: str, facts: Mapping[str, Any]) -> bool:
@@ -128,8 +137,7 @@ def gpu_pools(session: Session, name: str) -> Sequence[Pool]:
     """The pools that count on the GPUs of a host: those that it names, or else those that no host names."""
     named = set(session.scalars(select(HostPool.pool_id).where(HostPool.host == name)))
     others = named_pools(session)
-    local = [pool for pool in session.scalars(select(Pool).order_by(col(Pool.id))) if pool.shares_gpus]
-    return [pool for pool in local if (pool.id in named if named else pool.id not in others)]
+    return [pool for pool in _local(session) if (pool.id in named if named else pool.id not in others)]
 
 
 def sharing(session: Session, pool: Pool) -> Sequence[Pool]:
@@ -137,8 +145,12 @@ def sharing(session: Session, pool: Pool) -> Sequence[Pool]:
     by_pool: dict[int, set[str]] = {}
     for row in session.scalars(select(HostPool)):
         by_pool.setdefault(row.pool_id, set()).add(row.host)
-    local = [other for other in session.scalars(select(Pool).order_by(col(Pool.id))) if other.shares_gpus]
-    return [other for other in local if by_pool.get(other.id) == by_pool.get(pool.id)]
+    return [other for other in _local(session) if by_pool.get(other.id) == by_pool.get(pool.id)]
+
+
+def _local(session: Session) -> Sequence[Pool]:
+    """The pools of the GPUs of some host, in the order in which they were added."""
+    return [pool for pool in session.scalars(select(Pool).order_by(col(Pool.id))) if pool.shares_gpus]
 
 
 def gpu_numbers(session: Session, pool: Pool, devices: str) -> str:

@@ -127,9 +127,7 @@ def started(
         (AttemptState.CLAIMED,),
         generation=generation,
         state=AttemptState.RUNNING,
-        boot_id=process.boot_id,
-        pid=process.pid,
-        pid_started=process.started,
+        **_run_as(process),
         **_supervised_by(supervisor),
         waiting="",
         lease_until=attempts.from_now(lease_seconds),
@@ -158,6 +156,11 @@ def take_over(
         **_supervised_by(supervisor),
         lease_until=attempts.from_now(lease_seconds),
     )
+
+
+def _run_as(process: Process) -> dict[str, Any]:
+    """The columns of an attempt that hold its trainer's process."""
+    return {"boot_id": process.boot_id, "pid": process.pid, "pid_started": process.started}
 
 
 def _supervised_by(supervisor: Process | None) -> dict[str, Any]:
@@ -190,9 +193,7 @@ def waits(
         token,
         (AttemptState.CLAIMED,),
         generation=generation,
-        boot_id=process.boot_id,
-        pid=process.pid,
-        pid_started=process.started,
+        **_run_as(process),
         **_supervised_by(supervisor),
         waiting=waiting[:MOST_WAITING],
         lease_until=attempts.from_now(lease_seconds),

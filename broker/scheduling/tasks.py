@@ -21,7 +21,7 @@ from projects.settings import Settings, get_settings
 ANY_POOL = "runs"
 """The queue of the pools that no host names."""
 PUBLISH = "publish"
-"""The queue of the checkpoints of these pools."""
+"""The queue of the checkpoints of the pools that no host names."""
 MESSAGE_EXPIRES_SECONDS = 60  # so that messages do not pile up while no worker runs
 
 log = structlog.get_logger()

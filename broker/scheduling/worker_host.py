@@ -18,15 +18,16 @@ from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
 from broker.allocations import hosts, pools
-from broker.allocations.hosts import BEAT_SECONDS, HostPool
+from broker.allocations.hosts import HostPool
 from broker.allocations.pools import Pool
 from broker.runners import processes
 from broker.runs import attempts
 from projects.db.database import Database
-from projects.errors import ConflictError, DomainError
+from projects.errors import ConflictError
 from projects.log import Seldom
 from projects.settings import Settings
 
+BEAT_SECONDS = 10.0
 PACKAGES = ("stoa", "torch", "deepspeed")
 
 log = structlog.get_logger()
@@ -36,13 +37,14 @@ def join(settings: Settings, serves: Collection[str]) -> None:
     """Announce this host, which serves the named pools, or all that no host names; then say in a thread that its worker
     is still there, for as long as the process lives. A database that is away is waited for in the thread.
 
-    Raises NotFoundError for an unknown pool, and ConflictError where a run holds GPUs that would get other numbers.
+    Raises NotFoundError for an unknown pool, and ConflictError for GPUs of another host, or where a run holds GPUs that
+    would get other numbers.
     """
-    announced = False
+    announced, gpus = False, _gpus()
 
     def beat() -> None:
         nonlocal announced
-        db, has = Database(settings.database), facts(settings)
+        db, has = Database(settings.database), facts(settings) | gpus
         try:
             with db.write() as session:
                 if not announced or not hosts.beat(session, processes.host(), has):
@@ -58,7 +60,7 @@ def join(settings: Settings, serves: Collection[str]) -> None:
             time.sleep(BEAT_SECONDS)
             try:
                 beat()
-            except (SQLAlchemyError, DomainError) as error:
+            except Exception as error:  # the thread must not end: a host that is silent counts as away
                 if log_again.is_due():
                     log.warning("the host could not be announced; trying again", error=str(error))
 
@@ -70,15 +72,14 @@ def join(settings: Settings, serves: Collection[str]) -> None:
 
 
 def facts(settings: Settings) -> dict[str, Any]:
-    """What this host has: cores, memory and free disk in GiB, GPUs with their driver, and the versions that it runs."""
+    """What this host has: cores, memory and free disk in GiB, and the versions that it runs."""
     settings.home.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Any] = {
+    return {
         "cores": len(psutil.Process().cpu_affinity()),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "free_gib": round(shutil.disk_usage(settings.home).free / 2**30, 1),
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
     }
-    return found | _gpus()
 
 
 def _gpus() -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The tiers of a request: a starter grant by policy, one reviewer, two, and the operator's bounds."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from threading import Barrier
@@ -218,18 +219,23 @@ def test_small_requests_come_in_halves_where_one_large_request_would(lab: Lab) -
     assert not alone(lab, project, "31")  # 60, 10 and 31 hours, of which halves wait
 
 
-def test_of_two_requests_approved_at_the_same_moment_one_waits_for_a_second_reviewer(lab: Lab) -> None:
-    project = lab.project()
-    asked = [lab.request(project, hours="60") for _ in range(4)]
-    together = Barrier(4)
+def approve_together(lab: Lab, asked: Sequence[int], hours: str) -> list[AllocationState]:
+    """Approve requests at the same moment, each once, by two reviewers in turn; the states that they are in then."""
+    together = Barrier(len(asked))
 
     def approve(n: int) -> AllocationState:
         together.wait(PATIENCE)
         with lab.db.write() as session:
-            return reviews.approve(session, (ROSA, EMMY)[n % 2], asked[n], hours="60", reason="Yes.")
+            return reviews.approve(session, (ROSA, EMMY)[n % 2], asked[n], hours=hours, reason="Yes.")
 
-    with ThreadPoolExecutor(4) as pool:
-        states = list(pool.map(approve, range(4)))
+    with ThreadPoolExecutor(len(asked)) as pool:
+        return list(pool.map(approve, range(len(asked))))
+
+
+def test_of_two_requests_approved_at_the_same_moment_one_waits_for_a_second_reviewer(lab: Lab) -> None:
+    project = lab.project()
+    asked = [lab.request(project, hours="60") for _ in range(4)]
+    states = approve_together(lab, asked, "60")
     assert sorted(states) == [AllocationState.APPROVED, *[AllocationState.REQUESTED] * 3]
     assert grant(lab).granted == 60 * HOUR
 
@@ -303,15 +309,7 @@ def test_a_change_asked_for_by_an_interim_lead_counts_as_theirs(lab: Lab) -> Non
 def test_of_requests_in_several_projects_approved_at_the_same_moment_none_passes_the_bound(lab: Lab) -> None:
     """No lock on a project makes these approvals take turns; the lock on the lead does."""
     asked = [lab.request(lab.project(title=f"Question {n}"), hours="26") for n in range(4)]
-    together = Barrier(4)
-
-    def approve(n: int) -> AllocationState:
-        together.wait(PATIENCE)
-        with lab.db.write() as session:
-            return reviews.approve(session, (ROSA, EMMY)[n % 2], asked[n], hours="26", reason="Yes.")
-
-    with ThreadPoolExecutor(4) as pool:
-        assert set(pool.map(approve, range(4))) == {AllocationState.REQUESTED}
+    assert set(approve_together(lab, asked, "26")) == {AllocationState.REQUESTED}
     assert grant(lab).granted == 0
 
 

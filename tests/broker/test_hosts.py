@@ -11,7 +11,7 @@ from sqlmodel import col
 from broker.allocations import hosts, pools
 from broker.allocations.hosts import Host
 from broker.allocations.pools import Pool
-from broker.reports import cluster
+from broker.reports import cluster, why
 from broker.runners import processes
 from broker.scheduling import worker_host
 from projects.db.columns import utcnow
@@ -52,7 +52,7 @@ def silence(lab: Lab, host: str) -> None:
 
 def test_a_pool_is_served_by_the_hosts_that_name_it_or_by_those_that_name_none(lab: Lab) -> None:
     for name in ("mine", "yours", "other"):
-        gpu_pool(lab, name)
+        lab.pool(name)
     assert serving(lab, "mine") == []
     announce(lab, "lab")
     announce(lab, "donor", "yours")
@@ -77,6 +77,20 @@ def test_each_host_numbers_its_own_gpus(lab: Lab) -> None:
         assert [pool.name for pool in hosts.gpu_pools(session, "lab")] == ["mine", "also-mine"]
 
 
+def test_no_host_gives_out_the_gpus_of_another(lab: Lab) -> None:
+    gpu_pool(lab, "yours")
+    announce(lab, "donor", "yours")
+    announce(lab, "donor", "yours")
+    with pytest.raises(
+        ConflictError, match=r"“yours” is a pool of the GPUs of “donor”.*`stoa host remove donor` frees"
+    ):
+        announce(lab, "second", "yours")
+    with lab.db.write() as session:
+        hosts.remove(session, "donor", "It is gone.")
+    announce(lab, "second", "yours")
+    assert serving(lab, "yours") == ["second"]
+
+
 def test_a_host_serves_other_pools_only_while_no_run_holds_gpus_of_them(lab: Lab, run: int, tmp_path: Path) -> None:
     with lab.db.write() as session:
         session.execute(update(Pool).values(gpu_type="H100"))
@@ -88,7 +102,7 @@ def test_a_host_serves_other_pools_only_while_no_run_holds_gpus_of_them(lab: Lab
     assert serving(lab, POOL) == [processes.host()]
 
 
-def test_a_host_that_is_away_is_told_and_removed_with_a_reason(lab: Lab) -> None:
+def test_a_host_that_is_away_is_told_and_removed_with_a_reason(lab: Lab, run: int) -> None:
     announce(lab, "lab")
     announce(lab, "donor", POOL)
     with lab.db.write() as session:
@@ -98,6 +112,9 @@ def test_a_host_that_is_away_is_told_and_removed_with_a_reason(lab: Lab) -> None
     with lab.db.read() as session:
         assert f"No worker of the pool “{POOL}” has been heard of since" in hosts.absence(session, local)
         [status] = cluster.status(session)
+    lab.admit(run, 0, 1)
+    with lab.db.read() as session:
+        assert why.why(session, run).reason == hosts.absence(session, local), "a run that starts says what it waits for"
     assert [(host.name, host.is_away) for host in status.hosts] == [("donor", True)]
     with lab.db.write() as session, pytest.raises(NotFoundError, match="the hosts are: donor, lab"):
         hosts.remove(session, "nobody", "It is gone.")

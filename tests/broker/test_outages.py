@@ -136,6 +136,23 @@ def attempt(lab: Lab, run: int, token: int = 1) -> Attempt:
         return session.get_one(Attempt, (run, token))
 
 
+def cancelled(lab: Lab, run: int, supervisor: subprocess.Popen[bytes]) -> float:
+    """Cancel a run and wait for its supervisor; returns the seconds that the trainer has lived."""
+    trainer = attempts.process_of(attempt(lab, run))
+    assert trainer is not None
+    lab.cancel(run)
+    assert supervisor.wait(PATIENCE) == 0
+    return shim.since_boot() - trainer.started / os.sysconf("SC_CLK_TCK")
+
+
+def check_whole(lab: Lab, run: int, *, least: float, most: float) -> None:
+    """Hold that a cancelled run has every point, and was charged once for all of its time."""
+    assert lab.run(run).state == RunState.CANCELLED
+    assert curve(lab, run) == list(range(1, lab.row(run).step + 1)), "no point is missing"
+    assert least <= lab.run(run).spent <= most
+    assert lab.account(1).reserved == 0
+
+
 @ON_POSTGRES
 @pytest.mark.usefixtures("memory_queue")
 def test_an_outage_of_several_leases_ends_no_trainer_and_costs_no_point(
@@ -157,18 +174,11 @@ def test_an_outage_of_several_leases_ends_no_trainer_and_costs_no_point(
                 wire.back()
                 wait_for(partial(more_steps, lab, run, told), "the supervisor tells again")
             assert (attempt(lab, run).state, lab.run(run).attempt) == (AttemptState.RUNNING, 1)
-            trainer = attempts.process_of(attempt(lab, run))
-            assert trainer is not None
-            lab.cancel(run)
-            assert supervisor.wait(PATIENCE) == 0
-            lived = shim.since_boot() - trainer.started / os.sysconf("SC_CLK_TCK")
+            lived = cancelled(lab, run, supervisor)
     finally:
         supervisor.kill()
         supervisor.wait()
-    assert lab.run(run).state == RunState.CANCELLED
-    assert curve(lab, run) == list(range(1, lab.row(run).step + 1)), "no point is missing"
-    assert 4 * LEASE <= lab.run(run).spent <= lived + 1
-    assert lab.account(1).reserved == 0
+    check_whole(lab, run, least=4 * LEASE, most=lived + 1)
 
 
 @ON_POSTGRES
@@ -204,18 +214,11 @@ def test_a_silence_of_the_database_ends_no_trainer_and_costs_no_point(
                 time.sleep(LEASE)
             assert living(tmp_path) == before
             assert (attempt(lab, run).state, lab.run(run).attempt) == (AttemptState.RUNNING, 1)
-            trainer = attempts.process_of(attempt(lab, run))
-            assert trainer is not None
-            lab.cancel(run)
-            assert supervisor.wait(PATIENCE) == 0
-            lived = shim.since_boot() - trainer.started / os.sysconf("SC_CLK_TCK")
+            lived = cancelled(lab, run, supervisor)
     finally:
         supervisor.kill()
         supervisor.wait()
-    assert lab.run(run).state == RunState.CANCELLED
-    assert curve(lab, run) == list(range(1, lab.row(run).step + 1)), "no point is missing"
-    assert 6 * LEASE <= lab.run(run).spent <= lived + 1
-    assert lab.account(1).reserved == 0
+    check_whole(lab, run, least=6 * LEASE, most=lived + 1)
 
 
 @ON_POSTGRES

@@ -232,7 +232,7 @@ def test_a_corpus_is_checked_by_a_list_of_hashes(tmp_path: Path) -> None:
         ("tokens", "nothing", "nothing.idx is missing"),
         ("dataset", "nothing", "There is no folder at"),
         ("prepared", "nothing", "holds no prepared data"),
-        ("tokenizer", "nothing", "There is no file at"),
+        ("tokenizer", "nothing", "There is no tokenizer at"),
         ("tokenizer", "a.txt", "is no tokenizer.json"),
         ("text", "a.txt", "is not valid JSON"),
     ],

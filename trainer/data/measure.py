@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,9 @@ from trainer.data import prepare, readers, tokenizer
 from trainer.data.config import DataConfig, SourceConfig, TokenizerConfig
 from trainer.data.encode import SPLITS
 from trainer.data.indexed import Indexed
+from trainer.data.prepare import Advance
 from trainer.data.readers import Say
 from trainer.schema import ConfigError
-
-Advance = Callable[[int], None]
 
 
 def measure(
@@ -80,12 +79,7 @@ def _prepared(folder: Path) -> dict[str, Any]:
 
 
 def _tokenizer(file: Path) -> Tokenizer:
-    if not file.is_file():
-        raise ConfigError(f"There is no file at {file}; give the path of a tokenizer.json.")
-    try:
-        return tokenizer.parse(file.read_text(encoding="utf-8"))
-    except Exception as error:  # the library raises a bare Exception
-        raise ConfigError(f"{file} is no tokenizer.json of the tokenizers library; name another file.") from error
+    return tokenizer.read(file, "give the path of a tokenizer.json")
 
 
 def check_manifest(files: Sequence[Path], manifest: Path, advance: Advance) -> str:

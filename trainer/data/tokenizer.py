@@ -149,17 +149,22 @@ def parse(text: str) -> Tokenizer:
     return tokenizer
 
 
+def read(path: Path, fix: str) -> Tokenizer:
+    """The tokenizer of a tokenizer.json; `fix` says what to do where there is no such file. Raises ConfigError."""
+    if not path.is_file():
+        raise ConfigError(f"There is no tokenizer at {path}; {fix}.")
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except Exception as error:  # the library raises a bare Exception
+        raise ConfigError(f"{path} is no tokenizer.json of the tokenizers library; name another file.") from error
+
+
 def load_checked(path: Path, config: TokenizerConfig) -> Tokenizer:
     """The tokenizer of a tokenizer.json, checked against the configuration.
 
     Raises ConfigError if it cannot be read, has more tokens than `vocabulary`, or lacks the end-of-document token.
     """
-    if not path.is_file():
-        raise ConfigError(f"There is no tokenizer at {path}; correct data.tokenizer.file or data.root.")
-    try:
-        tokenizer = parse(path.read_text(encoding="utf-8"))
-    except Exception as error:  # the library raises a bare Exception
-        raise ConfigError(f"{path} is no tokenizer.json of the tokenizers library; name another file.") from error
+    tokenizer = read(path, "correct data.tokenizer.file or data.root")
     if size(tokenizer) > config.vocabulary:
         raise ConfigError(
             f"data.tokenizer.vocabulary ({config.vocabulary}) must be at least the {size(tokenizer)} tokens of {path}."

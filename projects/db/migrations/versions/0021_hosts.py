@@ -16,7 +16,6 @@ def upgrade() -> None:
         "hosts",
         sa.Column("name", sa.String(), nullable=False),
         sa.Column("facts", sa.JSON(), nullable=False),
-        sa.Column("started_at", sa.DateTime(), nullable=False),
         sa.Column("seen_at", sa.DateTime(), nullable=False),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_hosts")),
     )
