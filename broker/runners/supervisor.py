@@ -219,7 +219,7 @@ class Supervisor:
         run, attempt, runner = self._load()
         process, before = attempts.process_of(attempt), attempts.supervisor_of(attempt)
         reachable = process is not None and runner.can_adopt(process)
-        if process is None or before is None or not reachable or not processes.gone(before):
+        if process is None or before is None or not reachable or not processes.replaceable(before):
             raise StaleError(f"the supervisor of attempt {self.token} of run {self.run_id} has not died on this host")
         with self.db.write() as session:
             attempt = leases.take_over(
