@@ -63,7 +63,7 @@ class Policies(BaseModel):
         200,
         ge=1,
         le=MOST,
-        description="Changes of pools, grants, policies, catalogue and setup an admin makes a day.",
+        description="Changes of pools, grants, shares, policies, catalogue and setup an admin makes a day.",
     )
     most_running_a_project: int = Field(100, ge=1, le=MOST, description="Runs a project may have at work at once.")
     most_running_a_person: int = Field(100, ge=1, le=MOST, description="Runs a person may have at work at once.")

@@ -1,4 +1,4 @@
-"""The forms in which admins add and change pools, grants and limits."""
+"""The forms in which admins add and change pools, grants, shares and limits."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,10 +8,13 @@ from discord import ui
 
 from bot import text
 from bot.app import Interaction, actor
+from bot.commands import context
 from bot.commands.form import Form, long, short
+from broker.allocations import shares
 from broker.allocations.pools import GrantView
 from broker.reviews import inventory
 from projects import policies, quotas
+from projects.errors import InvalidError
 from projects.policies import Policies
 from projects.text import USUAL
 
@@ -146,6 +149,23 @@ class ChangeGrantForm(Form):
             reason=self.why.value,
         )
         return f"Grant {number} is changed; the record says so."
+
+
+class SetShareForm(Form):
+    """Another share for a project, which may be given."""
+
+    def __init__(self, project: int | None = None) -> None:
+        self.project = short("" if project is None else str(project), "Its number, such as 3")
+        self.share, self.why = short(placeholder="1 is usual"), long(USUAL, "Everyone can read it")
+        super().__init__("Set a share", {"Project": self.project, "Share": self.share, "Reason": self.why})
+
+    async def send(self, interaction: Interaction) -> str:
+        """Set it."""
+        app, project = interaction.client, context.whole_number(self.project.value.removeprefix("P"))
+        if project is None:
+            raise InvalidError("The project is its number, such as 3.")
+        share = await app.write(shares.set_share, actor(interaction), project, self.share.value, self.why.value)
+        return f"The share of P{project} is {share:g} from now on; its record says so."
 
 
 class ChangeLimitForm(Form):
