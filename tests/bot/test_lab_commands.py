@@ -83,6 +83,12 @@ async def test_limits(shared_lab: Shared) -> None:
     changed = await omar.submit(form, {"Limit": "Starter hours", "Value": "2", "Reason": "It was too small."})
     assert changed.text == "`starter_hours` is 2 from now on."
     await lab.guild.wait_for("public-record", lambda m: "It was too small." in m.text and "Omar" in m.text)
+    assert await omar.complete("stoa limits", "limit", "OPEN prop") == [("Most open proposals", "most_open_proposals")]
+    form = await omar.command("stoa limits", limit="most_open_proposals")
+    assert form.fields[0].options == ["Most open proposals"]
+    changed = await omar.submit(form, {"Limit": "Most open proposals", "Value": "4", "Reason": "There are many."})
+    assert changed.text == "`most_open_proposals` is 4 from now on."
+    assert "There is no policy “@\u200beveryone”" in (await omar.command("stoa limits", limit="@everyone")).text
     form = await omar.press(listed.message, "Change one")
     await lab.guild.set_roles("Omar", [])
     late = await omar.submit(form, {"Limit": "Starter hours", "Value": "9", "Reason": "More."})

@@ -45,7 +45,7 @@ def grants_view(listed: Sequence[GrantView], spent: Mapping[int, int]) -> ui.Lay
 def limits_view(now: Policies) -> ui.LayoutView:
     """The list of policies, each with its value."""
     lines = [
-        f"**{name.replace('_', ' ').capitalize()}** {policies.said_as(getattr(now, name))}\n-# {field.description}"
+        f"**{policies.label(name)}** {policies.said_as(getattr(now, name))}\n-# {field.description}"
         for name, field in Policies.model_fields.items()
     ]
     return _view("Limits", lines, {"limit_change": "Change one"})
