@@ -59,7 +59,7 @@ def shares_view(listed: Sequence[ShareView]) -> ui.LayoutView:
 def limits_view(now: Policies) -> ui.LayoutView:
     """The list of policies, each with its value."""
     lines = [
-        f"**{name.replace('_', ' ').capitalize()}** {policies.said_as(getattr(now, name))}\n-# {field.description}"
+        f"**{policies.label(name)}** {policies.said_as(getattr(now, name))}\n-# {field.description}"
         for name, field in Policies.model_fields.items()
     ]
     return _view("Limits", lines, {"limit_change": "Change one"})

@@ -12,7 +12,13 @@ from bot.commands.reason_form import BlankingForm, ReasonForm
 from bot.commands.stoa import buttons, help_text
 from bot.commands.stoa import setup as setting_up
 from bot.commands.stoa.forget import ForgetForm
-from bot.commands.stoa.forms import AddGrantForm, ChangeGrantForm, ChangePoolForm, SetShareForm
+from bot.commands.stoa.forms import (
+    AddGrantForm,
+    ChangeGrantForm,
+    ChangeLimitForm,
+    ChangePoolForm,
+    SetShareForm,
+)
 from broker.allocations import pools, shares
 from broker.reports import cluster
 from broker.reviews import inventory
@@ -144,9 +150,14 @@ async def list_shares(interaction: Interaction, project: int | None = None) -> N
 
 
 @stoa.command(name="limits", description="Admins: list the limits by which the lab is run; change one")
-async def list_limits(interaction: Interaction) -> None:
-    """List the limits."""
+@app_commands.describe(limit="One to change at once")
+@app_commands.autocomplete(limit=autocomplete.limit_names)
+async def list_limits(interaction: Interaction, limit: str | None = None) -> None:
+    """List the limits, or open the form to change one."""
     buttons.require(interaction, Act.CHANGE_POLICIES)
+    if limit is not None:
+        await interaction.response.send_modal(ChangeLimitForm([policies.named(limit)]))
+        return
     await acknowledge(interaction)
     now = await interaction.client.read(policies.current)
     await errors.again(lambda: interaction.edit_original_response(view=buttons.limits_view(now)))

@@ -1,6 +1,6 @@
 """The forms in which admins add and change pools, grants, shares and limits."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import discord
@@ -19,14 +19,16 @@ from projects.policies import Policies
 from projects.text import USUAL
 
 MOST = 25
+"""The options that Discord lets a select have."""
 MEMORY = "141 / 2048"
 Choice = ui.Select[Any]
 
 
 def choice(options: Sequence[tuple[str, str]]) -> Choice:
-    """A select for one of the options, each given as label and value."""
+    """A select for one of the options, each given as label and value; the command's own option finds the others."""
     shown = [discord.SelectOption(label=text.bounded(name, 100), value=value) for name, value in options[:MOST]]
-    return ui.Select(options=shown)
+    few = f"{MOST} of {len(options):,}; the command's option finds the others"
+    return ui.Select(options=shown, placeholder=few if len(options) > MOST else None)
 
 
 class AddPoolForm(Form):
@@ -171,8 +173,8 @@ class SetShareForm(Form):
 class ChangeLimitForm(Form):
     """Another value for one policy."""
 
-    def __init__(self) -> None:
-        self.name = choice([(name.replace("_", " ").capitalize(), name) for name in Policies.model_fields])
+    def __init__(self, names: Iterable[str] = Policies.model_fields) -> None:
+        self.name = choice([(policies.label(name), name) for name in names])
         self.value, self.why = short(), long(USUAL, "Everyone can read it")
         super().__init__("Change a limit", {"Limit": self.name, "Value": self.value, "Reason": self.why})
 
