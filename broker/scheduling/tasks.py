@@ -2,11 +2,15 @@
 
 import threading
 import time
+from datetime import datetime, timedelta
+from typing import Any, Literal
 
 import structlog
-from celery import Celery
+from celery import Celery, Task
 from celery.signals import worker_ready
 from celery.worker.consumer import Consumer
+from celery.worker.request import Request
+from celery.worker.state import revoked
 
 from broker.allocations.pools import Pool
 from broker.publishing import publisher
@@ -14,6 +18,7 @@ from broker.runners import processes, reaper, registry, supervisor
 from broker.runs import attempts, leases, runs
 from broker.runs.attempts import Attempt
 from projects import health
+from projects.db.columns import utcnow
 from projects.db.database import Database
 from projects.log import Seldom
 from projects.settings import Settings, get_settings
@@ -25,7 +30,26 @@ PUBLISH = "publish"
 MESSAGE_EXPIRES_SECONDS = 60  # so that messages do not pile up while no worker runs
 
 log = structlog.get_logger()
-app = Celery("stoa")
+
+
+class TimedRequest(Request):
+    """A message that expires by the database's clock: the sender's and the worker's own may differ."""
+
+    def maybe_expire(self) -> Literal[True] | None:
+        """Whether the message has expired, which Celery is then told."""
+        if self.expires is None or self.expires >= utcnow():
+            return None
+        revoked.add(self.id)
+        return True
+
+
+class TimedTask(Task[..., Any]):
+    """A task whose messages expire by the database's clock."""
+
+    Request = f"{__name__}:{TimedRequest.__name__}"
+
+
+app = Celery("stoa", task_cls=TimedTask)
 app.add_defaults(lambda: {"broker_url": get_settings().celery_broker_url})
 app.conf.update(
     task_ignore_result=True,
@@ -88,19 +112,23 @@ def publish_queue(host: str) -> str:
     return f"publish.{host}"
 
 
+def _expires() -> datetime:
+    return utcnow() + timedelta(seconds=MESSAGE_EXPIRES_SECONDS)
+
+
 def notify_start(run_id: int, token: int, queue: str = ANY_POOL) -> None:
     """Ask the workers of a queue to start an admitted attempt; raises kombu's OperationalError where it is away."""
-    start_attempt.apply_async((run_id, token), expires=MESSAGE_EXPIRES_SECONDS, queue=queue)
+    start_attempt.apply_async((run_id, token), expires=_expires(), queue=queue)
 
 
 def notify_takeover(run_id: int, token: int, host: str) -> None:
     """Ask the worker of its host to look after an attempt; raises kombu's OperationalError."""
-    take_over.apply_async((run_id, token), expires=MESSAGE_EXPIRES_SECONDS, queue=inbox(host))
+    take_over.apply_async((run_id, token), expires=_expires(), queue=inbox(host))
 
 
 def notify_publish(run_id: int, queue: str = PUBLISH) -> None:
     """Ask the publishers of a queue to publish the checkpoints of a run that wait; raises kombu's OperationalError."""
-    publish.apply_async((run_id,), expires=MESSAGE_EXPIRES_SECONDS, queue=queue)
+    publish.apply_async((run_id,), expires=_expires(), queue=queue)
 
 
 @app.task(name="stoa.start_attempt")

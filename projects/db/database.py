@@ -16,6 +16,7 @@ from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalErr
 from sqlalchemy.exc import TimeoutError as NoConnectionError
 from sqlalchemy.orm import Session, sessionmaker
 
+from projects.db import clock
 from projects.errors import InvalidError
 
 PATIENCE: dict[str, Any] = {
@@ -59,6 +60,7 @@ class Database:
             self._write_engine = create_engine(url, pool_pre_ping=True, connect_args=PATIENCE)
             event.listen(self._write_engine, "handle_error", _refuse_value)
             event.listen(self._write_engine, "connect", lambda connection, _: self._connections.add(connection))
+            clock.follow(self._write_engine, "SELECT clock_timestamp() AT TIME ZONE 'UTC'")
             self._read_engine = self._write_engine.execution_options(
                 isolation_level="REPEATABLE READ", postgresql_readonly=True
             )
@@ -177,6 +179,8 @@ def _sqlite_engine(url: str, *, begin: str, query_only: bool) -> Engine:
         connection.execute("PRAGMA busy_timeout=30000")
         if query_only:
             connection.execute("PRAGMA query_only=ON")
+
+    clock.follow(engine, "SELECT strftime('%Y-%m-%d %H:%M:%f', 'now')")
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Any) -> None:
