@@ -64,13 +64,15 @@ class Lab:
         name: str = POOL,
         *,
         gpus: int = 2,
+        gpus_a_node: int | None = None,
         granted: int = 1000 * HOUR,
         runner: str = "local",
         options: Mapping[str, str] | None = None,
     ) -> None:
         """A pool, and a grant of so many GPU-seconds of it."""
         with self.db.write() as session:
-            pools.add_pool(session, name=name, gpu_type="cpu", gpus=gpus, runner=runner, runner_options=options)
+            size = {"gpus": gpus, "gpus_a_node": gpus_a_node}
+            pools.add_pool(session, name=name, gpu_type="cpu", runner=runner, runner_options=options, **size)
             until = utcnow() + timedelta(days=60)
             pools.add_grant(session, pool=name, sponsor="The house", seconds=granted, until=until)
 
