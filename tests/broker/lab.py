@@ -71,8 +71,15 @@ class Lab:
     ) -> None:
         """A pool, and a grant of so many GPU-seconds of it."""
         with self.db.write() as session:
-            size = {"gpus": gpus, "gpus_a_node": gpus_a_node}
-            pools.add_pool(session, name=name, gpu_type="cpu", runner=runner, runner_options=options, **size)
+            pools.add_pool(
+                session,
+                name=name,
+                gpu_type="cpu",
+                gpus=gpus,
+                gpus_a_node=gpus_a_node,
+                runner=runner,
+                runner_options=options,
+            )
             until = utcnow() + timedelta(days=60)
             pools.add_grant(session, pool=name, sponsor="The house", seconds=granted, until=until)
 

@@ -111,8 +111,7 @@ def start(cluster: Cluster, tmp_path: Path) -> Callable[..., tuple[SlurmRunner, 
         number = run or len(list(tmp_path.glob("runs/*"))) + 1
         folder = tmp_path / "runs" / str(number) / f"attempt-{token}"
         folder.mkdir(parents=True, exist_ok=True)
-        times = {"seconds": 600, "grace_seconds": grace, "lease_seconds": LEASE_OF_JOBS}
-        spec = JobSpec(gpus, nodes, options=options or {}, **times)
+        spec = JobSpec(gpus, nodes, 600, grace_seconds=grace, lease_seconds=LEASE_OF_JOBS, options=options or {})
         runner = SlurmRunner(spec)
         runner.start([sys.executable, "-c", code, *arguments], folder, "")
         return runner, folder
