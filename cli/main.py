@@ -21,6 +21,10 @@ app.add_typer(admin.app)
 app.add_typer(corpora.app, name="corpus")
 app.add_typer(hosts.app, name="host")
 app.add_typer(shares.app, name="share")
+workers = typer.Typer(help="The worker of this host, and which hosts start runs.")
+app.add_typer(workers, name="worker")
+workers.command()(hosts.drain)
+workers.command()(hosts.undrain)
 
 
 @app.command()
@@ -68,8 +72,9 @@ def bot() -> None:
         run(settings())
 
 
-@app.command()
+@workers.callback(invoke_without_command=True)
 def worker(
+    context: typer.Context,
     *,
     pool: Annotated[
         list[str] | None, typer.Option(help="A pool whose runs start on this host alone; several may be given.")
@@ -78,6 +83,8 @@ def worker(
 ) -> None:
     """Run a Celery worker that starts the runs of its pools, by default of all that no host names. Without --drain,
     they go on while it is replaced."""
+    if context.invoked_subcommand is not None:
+        return
     from broker.runners import processes
     from broker.scheduling import tasks, worker_host
     from cli.services import adopting_orphans, stop_supervisors

@@ -32,7 +32,8 @@ class Limits:
 class PoolRow(NamedTuple):
     """A pool. Where its runner has a `queue`, Stoa hands out places in that queue, and the queue the GPUs.
 
-    `queue` is its name as people read it; empty where Stoa hands out the GPUs itself.
+    `queue` is its name as people read it; empty where Stoa hands out the GPUs itself. `drained` says that its hosts
+    start nothing; empty where they do.
     """
 
     id: int
@@ -41,6 +42,7 @@ class PoolRow(NamedTuple):
     queue: str
     price_weight: float
     most_submitted: int = 4
+    drained: str = ""
 
 
 class Waiting(NamedTuple):
@@ -113,6 +115,7 @@ class WaitReason(StrEnum):
     """What a run waits for."""
 
     PAUSED = "paused"
+    DRAINED = "drained"
     HOURS = "hours"
     EARLIER_ATTEMPT = "earlier attempt"
     PROJECT_LIMIT = "project limit"
@@ -228,7 +231,7 @@ class _Planner:
             placement = self._place(pool, by_id[turns.take()], len(queue) + 1, gpus, devices)
             turns.done(
                 0.0
-                if placement.waits_for in (WaitReason.HOURS, WaitReason.PAUSED)
+                if placement.waits_for in (WaitReason.HOURS, WaitReason.PAUSED, WaitReason.DRAINED)
                 else placement.run.cost * pool.price_weight
             )
             queue.append(placement)
@@ -238,9 +241,11 @@ class _Planner:
         return queue
 
     def _place(self, pool: PoolRow, run: Waiting, position: int, gpus: Timeline, devices: list[int]) -> Placement:
-        """Give a run its time; a run that waits for its project or for hours has none and delays nobody."""
+        """Give a run its time; a run that waits for its project, a host or hours has none and delays nobody."""
         if run.paused:
             return Placement(run, position, math.inf, WaitReason.PAUSED, 0)
+        if pool.drained:
+            return Placement(run, position, math.inf, WaitReason.DRAINED, 0)
         left = self.left[run.allocation_id]
         if run.cost > left:
             return Placement(run, position, math.inf, WaitReason.HOURS, left)

@@ -9,7 +9,7 @@ from sqlalchemy import case, select  # SQLModel's own takes no more than four co
 from sqlalchemy.orm import Session
 from sqlmodel import col
 
-from broker.allocations import shares
+from broker.allocations import hosts, shares
 from broker.allocations.allocations import Allocation
 from broker.allocations.ledger import Balance, LedgerRow, Movement
 from broker.allocations.pools import Pool
@@ -41,11 +41,12 @@ def load(session: Session, limits: Limits | None = None, fence: Fence | None = N
             col(Pool.most_submitted),
         ).order_by(col(Pool.id))
     )
-    pools, weights = [], {}
+    pools, weights, known_hosts = [], {}, hosts.every(session)
     for pool_id, name, gpus, runner, weight, most in rows:
         weights[pool_id] = weight
         with fence(f"reading the pool “{name}”") if fence else nullcontext():
-            pools.append(PoolRow(pool_id, name, gpus, registry.named(runner).queue, weight, most))
+            drained = hosts.drained(known_hosts, name)
+            pools.append(PoolRow(pool_id, name, gpus, registry.named(runner).queue, weight, most, drained))
     known = {pool.id for pool in pools}
     waiting = [run for run in _waiting(session, now) if run.pool_id in known]
     held, used = _attempts(session, now, weights)

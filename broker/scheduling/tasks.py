@@ -12,6 +12,7 @@ from celery.worker.consumer import Consumer
 from celery.worker.request import Request
 from celery.worker.state import revoked
 
+from broker.allocations import hosts
 from broker.allocations.pools import Pool
 from broker.publishing import publisher
 from broker.runners import processes, reaper, registry, supervisor
@@ -142,6 +143,9 @@ def start_attempt(run_id: int, token: int) -> None:
     host = processes.host()
     try:
         with db.write() as session:
+            if not hosts.may_start(session, host):
+                log.info("this host is drained; another one may start the run", run=run_id)
+                return
             run = runs.load(session, run_id)
             bound = registry.named(session.get_one(Pool, run.pool_id).runner).bound_to_host
             outlives = (processes.boot_id(), settings.outage_seconds) if bound else None
