@@ -1,12 +1,15 @@
 """`stoa host …`: the hosts whose workers start runs."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from cli.admin import Why, database, refusing
+
+if TYPE_CHECKING:
+    from broker.allocations.hosts import HostView
 
 HostName = Annotated[str, typer.Argument(help="The host, by its name.")]
 MAINTENANCE = "Its operator maintains it."
@@ -30,9 +33,29 @@ def list_hosts() -> None:
             f"{len(gpus)} × {gpus[0]['name']}" if gpus else "none",
             "" if free is None else f"{free:,} GiB",
             host.facts.get("versions", {}).get("torch", ""),
-            f"{host.seen_at:%F %T} UTC" + (", away" if host.is_away else "") + (", drained" if host.is_drained else ""),
+            _last_heard_of(host),
         )
     Console().print(table if found else "No host was heard of yet; `stoa worker` announces the one that it runs on.")
+
+
+@app.command()
+def show(name: HostName) -> None:
+    """Show a host: its pools, the runs that it looks after, and the queues that its worker takes messages from."""
+    from broker.allocations import hosts
+    from broker.runs import attempts
+    from broker.scheduling import inspection
+
+    with refusing(), database().read() as session:
+        host, looked_after = hosts.named(session, name), attempts.open_on(session, name)
+    queues = inspection.queues(name)
+    table = Table(show_header=False)
+    table.add_row("host", host.name)
+    table.add_row("pools", ", ".join(host.pools) or "all that no host names")
+    table.add_row("last heard of", _last_heard_of(host))
+    table.add_row("queues", "its worker does not answer" if queues is None else ", ".join(queues))
+    runs = [f"{each.run_id}, attempt {each.token}: {each.state}" for each in looked_after]
+    table.add_row("runs", "\n".join(runs) or "none")
+    Console().print(table)
 
 
 @app.command()
@@ -43,6 +66,10 @@ def remove(name: HostName, why: Why) -> None:
     with refusing(), database().write() as session:
         hosts.remove(session, name, why)
     typer.echo(f"the host {name} is removed")
+
+
+def _last_heard_of(host: "HostView") -> str:
+    return f"{host.seen_at:%F %T} UTC{', away' if host.is_away else ''}{', drained' if host.is_drained else ''}"
 
 
 def drain(

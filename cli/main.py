@@ -122,6 +122,8 @@ def _celery(name: str, *, queue: str, when_asked_to_stop: Callable[[], object] |
     from celery.bin.celery import celery as command
     from celery.signals import worker_shutting_down
 
+    from broker.runners import processes
+    from broker.scheduling import inspection
     from broker.scheduling.tasks import app as celery
     from projects import log
 
@@ -137,7 +139,18 @@ def _celery(name: str, *, queue: str, when_asked_to_stop: Callable[[], object] |
     worker_shutting_down.connect(stop, weak=False)
     concurrency = str(settings().worker_concurrency)
     quiet = ("--without-gossip", "--without-mingle", "--without-heartbeat")
-    arguments = ["worker", "-Q", queue, "-c", concurrency, "-l", "INFO", "-n", f"{name}@%h", *quiet]
+    arguments = [
+        "worker",
+        "-Q",
+        queue,
+        "-c",
+        concurrency,
+        "-l",
+        "INFO",
+        "-n",
+        inspection.node(name, processes.host()),
+        *quiet,
+    ]
     command.params[0].default = celery
     try:
         # Not `celery.worker_main`, which returns no status.

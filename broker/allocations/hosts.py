@@ -104,6 +104,14 @@ def remove(session: Session, name: str, reason: str) -> None:
     record.append(session, record.LAB, "host.removed", by=None, why=because, host=name)
 
 
+def named(session: Session, name: str) -> HostView:
+    """A host by its name; raises NotFoundError."""
+    for host in every(session):
+        if host.name == name:
+            return host
+    raise _unknown(session, name)
+
+
 def drain(session: Session, name: str, reason: str, *, pause: bool = False) -> bool:
     """Let a host start no run; False where it is drained already. Raises NotFoundError.
 
@@ -142,9 +150,13 @@ def pauses(session: Session, name: str) -> bool:
 def _locked(session: Session, name: str) -> Host:
     host = session.get(Host, name, with_for_update=True)
     if host is None:
-        listed = ", ".join(session.scalars(select(Host.name).order_by(Host.name))) or "none yet"
-        raise NotFoundError(f"There is no host “{name[:60]}”; the hosts are: {listed}.")
+        raise _unknown(session, name)
     return host
+
+
+def _unknown(session: Session, name: str) -> NotFoundError:
+    listed = ", ".join(session.scalars(select(Host.name).order_by(Host.name))) or "none yet"
+    return NotFoundError(f"There is no host “{name[:60]}”; the hosts are: {listed}.")
 
 
 def every(session: Session) -> Sequence[HostView]:

@@ -58,7 +58,6 @@ app.conf.update(
     task_routes={"stoa.publish": {"queue": PUBLISH}},
     worker_prefetch_multiplier=1,
     worker_disable_prefetch=True,
-    worker_enable_remote_control=False,
     worker_hijack_root_logger=False,
     broker_connection_retry_on_startup=True,
     broker_connection_max_retries=None,

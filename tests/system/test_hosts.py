@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from celery import Celery
 
 from broker.allocations import hosts
 from broker.publications import Publication
@@ -136,6 +137,25 @@ def test_each_run_starts_on_the_host_of_its_pool_and_is_taken_over_there(cluster
 
     for run in runs:
         wait_for(partial(cluster.is_published, run), f"the checkpoint of run {run}, which lies on its host alone")
+
+    for name in NAMES:
+        shown = subprocess.run(
+            [sys.executable, "-m", "cli.main", "host", "show", name],
+            env=environment(cluster.settings["lab"], "scheduler"),
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        ).stdout
+        assert f"host.{name}, pool.{name}" in shown
+        assert {run for run in runs if f"{run}, attempt 1: running" in shown} == {
+            run for run in runs if runs[run] == name
+        }
+    client = Celery(broker=cluster.settings["lab"].celery_broker_url)
+    here = ["worker@here"]
+    for command in ("shutdown", "pool_shrink", "cancel_consumer", "revoke", "terminate"):
+        client.control.broadcast(command, destination=here)
+    assert client.control.inspect(destination=here, timeout=PATIENCE, limit=1).ping() == {"worker@here": {"ok": "pong"}}
+    client.close()
 
     run = next(iter(runs))
     supervisor = processes.supervisor(cluster.home / runs[run], run, 1)
