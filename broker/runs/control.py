@@ -14,7 +14,7 @@ from broker.allocations.allocations import Allocation, AllocationState
 from broker.allocations.ledger import BALANCE_LEFT, Balance
 from broker.allocations.pools import Pool
 from broker.end_reasons import EndReason
-from broker.runs import attempts, estimates, launching, runs, settlement
+from broker.runs import attempts, estimates, launching, runs, settlement, sweeps
 from broker.runs.launching import LONGEST_TIME_LIMIT, Receipt
 from broker.runs.runs import ACTIVE, ENDED, Run, RunKind, RunState
 from projects import people, projects, quotas, rights
@@ -290,6 +290,7 @@ def _cancel(session: Session, run: Run, end_reason: EndReason, reason: str, *, b
     if run.state in (RunState.QUEUED, RunState.PAUSED):
         runs.move(session, run, RunState.CANCELLED, ended_at=utcnow(), **values)
         runs.tell(session, run, "run.cancelled", spent=runs.spent(session, run.id), **told)
+        sweeps.tell_if_over(session, run)
     elif run.state == RunState.STOPPING and run.stops_as == RunState.PAUSED:
         ends = {"stops_as": RunState.CANCELLED, "unfunded": False, **values}
         transition.write_as_seen(session, run, ends, ["state", "token"], name=f"Run {run.id}")
