@@ -72,7 +72,7 @@ def table(sweep: SweepView) -> str:
 def alt(sweep: SweepView) -> str:
     """What the picture shows, in words."""
     best = sweep.best
-    leads = "" if best is None else f"; run {best.id} ({sweep.named(best)}) is the best so far"
+    leads = "" if best is None else f"; run {best.id} ({sweep.named(best)}) is the best"
     measured = sum(run.loss is not None for run in sweep.runs)
     return text.bounded(
         f"The losses of {measured} of the {len(sweep.runs)} runs of sweep {sweep.id} over their tokens, nats per "
@@ -129,7 +129,8 @@ def _costs(sweep: SweepView, thread_id: str) -> Sequence[str]:
     if best is not None:
         newest = best.checkpoints[-1] if best.checkpoints else None
         link = "" if newest is None else f" · checkpoint of [step {newest.step}]({newest.url})"
-        lines.append(f"🏆 **Best so far** run {best.id}, {text.line(sweep.named(best), 200)}{link}")
+        so_far = "" if sweep.state in ENDED else " so far"
+        lines.append(f"🏆 **Best{so_far}** run {best.id}, {text.line(sweep.named(best), 200)}{link}")
     if thread_id:
         lines.append(f"This card continues an older one; the sweep's posts are in <#{thread_id}>.")
     return lines

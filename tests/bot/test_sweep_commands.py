@@ -111,7 +111,7 @@ async def test_a_sweep_is_offered_launched_once_and_followed_on_one_card(shared_
     card = await card_of(lab, channel, 1, "Sweep 1 is running", "2 queued · 2 running")
     card = await lab.guild.wait_for(channel.id, lambda m: m.id == card.id and bool(m.attachments))
     assert card.attachments[0].path.read_bytes().startswith(b"\x89PNG")
-    assert "run 2 (learning_rate=1e-3 seed=2) is the best so far" in (card.attachments[0].description or "")
+    assert "run 2 (learning_rate=1e-3 seed=2) is the best" in (card.attachments[0].description or "")
     for words in ("▶️ **1** `1e-3 · 1` · 20 · 3.150", "▶️ **2** `1e-3 · 2` · 20 · 2.650 🏆", "of 0.333 at most"):
         assert words in card.text
 
