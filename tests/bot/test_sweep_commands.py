@@ -103,7 +103,7 @@ async def test_a_sweep_is_offered_launched_once_and_followed_on_one_card(shared_
         "\\", ""
     )
     queued = await lab.guild.wait_for(thread, lambda m: "Run 4 of sweep 1 is queued" in m.text)
-    assert "Run 1 of sweep 1 is queued, with steps=40, learning_rate=1e-3, seed=1." in queued.text.replace("\\", "")
+    assert "Run 1 of sweep 1 is queued, with learning_rate=1e-3, seed=1, steps=40." in queued.text.replace("\\", "")
 
     tokens = {run: start(lab, run, run - 1) for run in (1, 2)}
     for run, floor in ((1, 3.0), (2, 2.5)):
@@ -136,7 +136,7 @@ async def test_a_sweep_is_offered_launched_once_and_followed_on_one_card(shared_
 
     assert "asked to stop" in said(await ada.command("run cancel", channel=thread))
     ended = await lab.guild.wait_for(channel.id, lambda m: "Sweep 1 is over" in m.text and "record" in m.text)
-    assert "1 failed, 1 finished, 2 cancelled" in ended.text
+    assert "2 cancelled, 1 failed, 1 finished" in ended.text
     assert "The best is run 2, learning_rate=1e-3 seed=2, with a loss of **2.650**." in ended.text.replace("\\", "")
     card = await card_of(lab, channel, 1, "Sweep 1 is over")
     assert card.button_labels == []
@@ -181,7 +181,7 @@ async def test_points_are_judged_while_they_are_typed_and_bad_ones_launch_nothin
         return [name for name, _ in await ada.complete("run sweep", "points", typed, channel=channel.id, **given)]
 
     assert await shown("le") == ["learning_rate= · the recipe has 0.005"]
-    assert await shown("seed=1..2 wa") == ["seed=1..2 warmup= · the recipe has 0.05"]
+    assert await shown("seed=1..2 wa") == ["seed=1..2 warmup= · the recipe has 0.1"]
     assert (await shown("seed=1..2"))[0].startswith("seed=1..2 · ✓ 2 runs, 0.167 GPU-hours at most")
     assert (await shown("seed=7"))[0].startswith("seed=7 · ✗ A sweep has at least two points")
     assert (await shown("magic=1,2"))[0].startswith("magic=1,2 · ✗ The point magic=1: 'magic' may not be")
