@@ -97,7 +97,7 @@ def _head(sweep: SweepView, why: Why | None) -> Sequence[str]:
     return [
         f"### {emoji} Sweep {sweep.id} {'is over' if over else word}",
         f"**{text.line(sweep.recipe, 60)}** · {len(sweep.runs)} runs by {text.line(sweep.requested_by, 60)}, each on "
-        f"{text.count(sweep.gpus, 'GPU')} of {text.code(first.pool, 60)}{sponsor}",
+        f"{text.gpus(sweep.gpus, first.nodes)} of {text.code(first.pool, 60)}{sponsor}",
         f"-# {text.line(f'all with {shared}', 200)}" if shared else "",
         " · ".join(f"{counts[state]} {state}" for state in RunState if counts[state]),
         waits_for(why) if why is not None else "",

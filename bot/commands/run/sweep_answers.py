@@ -55,7 +55,7 @@ def offer(preview: SweepPreview) -> Card:
     memory = max(quote.quotes, key=lambda each: each.memory).memory_needed
     asks = [
         f"### 🚀 Launch a sweep of {many} runs of {text.line(run.recipe, 60)}, each on "
-        f"{text.count(run.gpus, 'GPU')} of {text.code(first.pool.name, 60)}?",
+        f"{text.gpus(run.gpus, first.nodes)} of {text.code(first.pool.name, 60)}?",
         f"All with {text.line(shared, 300)}" if shared else "",
         f"{answers.short(first.parameters)} parameters · about {memory} of memory on each GPU",
     ]
