@@ -103,8 +103,9 @@ def run(said: str) -> RunView:
 
 
 def sweep(said: str, state: RunState) -> SweepView:
-    ran = [replace(run(said), id=n, state=state, overrides={said: said, "seed": str(n % 3)}) for n in range(64)]
-    return SweepView(1, 1, said, said, [said, "seed"], {said: said}, 1, 60, ran, Account(3600, 0, 0))
+    name, value = said[:40].strip() or "x", said[:80]  # an override has at most 80 characters
+    ran = [replace(run(said), id=n, state=state, overrides={name: value, "seed": str(n % 3)}) for n in range(64)]
+    return SweepView(1, 1, said, said, [name, "seed"], {name: value}, 1, 60, ran, Account(3600, 0, 0))
 
 
 def checked(card: Card) -> None:
