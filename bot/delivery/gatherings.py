@@ -74,7 +74,8 @@ def _shared(entry: EntryView) -> str | None:
     if entry.kind in KINDS:
         return "people"
     payload = entry.payload or {}
-    return f"sweep {payload['sweep']}" if entry.kind == "run.queued" and payload.keys() & {"sweep"} else None
+    queued = entry.kind == "run.queued" and "sweep" in payload and "sample" not in payload
+    return f"sweep {payload['sweep']}" if queued else None
 
 
 def _prefix(stream: str) -> str:
