@@ -45,28 +45,28 @@ async def test_one_model_over_two_nodes(slurm: Cluster, tmp_path: Path, monkeypa
 
 
 async def play(stage: Stage, slurm: Cluster) -> None:
-    ada, rosa, here = stage.person("Ada"), stage.person("Rosa"), {"channel": stage.channel}
-    form = await ada.command("allocation request", pool="cluster", **here)
+    ada, rosa, here = stage.person("Ada"), stage.person("Rosa"), stage.channel
+    form = await ada.command("allocation request", pool="cluster", channel=here)
     ends = (utcnow() + timedelta(days=30)).date().isoformat()
     await ada.submit(form, {"GPU-hours": "2", "Until": ends, "Justification": "Two nodes."})
     card = await stage.guild.wait_for("compute-review", lambda m: "Approve" in m.button_labels)
     await rosa.submit(await rosa.press(card, "Approve"), {"GPU-hours": "2", "Reason": "Good."})
     await stage.guild.wait_for(stage.channel, lambda m: "Good." in m.text)
 
-    refused = await ada.command("run launch", recipe="demo", time_limit="20m", gpus=3, **here)
+    refused = await ada.command("run launch", recipe="demo", time_limit="20m", gpus=3, channel=here)
     assert "has 2 GPUs on 2 nodes of 1; ask for 1 to 2." in refused.text
-    offer = await ada.command("run launch", recipe="demo", time_limit="20m", gpus=2, override=TINY, **here)
+    offer = await ada.command("run launch", recipe="demo", time_limit="20m", gpus=2, override=TINY, channel=here)
     assert "on 2 GPUs on 2 nodes of `cluster`?" in offer.text
     await ada.press(offer.message or "", "Launch")
     stage.run_id = 1
     await trains(stage, attempt=1)
     assert (started(stage, 1)["ranks"], nodes(slurm)) == (2, "n[1-2]")
 
-    await ada.command("run pause", run=1, **here)
+    await ada.command("run pause", run=1, channel=here)
     await until(lambda: stage.run().state == RunState.PAUSED, "the pause")
     assert json.loads((folder(stage, 1) / "outcome.json").read_text())["status"] == 75
     paused_at = stage.run().step
-    await ada.command("run resume", run=1, gpus=1, **here)
+    await ada.command("run resume", run=1, gpus=1, channel=here)
     await trains(stage, attempt=2)
     assert (started(stage, 2)["ranks"], started(stage, 2)["step"]) == (1, paused_at)
 
@@ -80,7 +80,7 @@ async def play(stage: Stage, slurm: Cluster) -> None:
         told = session.get_one(Attempt, (1, 2)).reason
     assert told == f"Slurm ended the job: NODE_FAIL on {lost}"
     await stage.guild.wait_for(stage.channel, lambda m: told in m.text)
-    await ada.command("run cancel", run=1, **here)
+    await ada.command("run cancel", run=1, channel=here)
     await until(lambda: stage.run().state == RunState.CANCELLED, "the end")
 
 
@@ -90,7 +90,11 @@ async def trains(stage: Stage, attempt: int) -> None:
     def stands() -> bool:
         run = stage.run()
         runs = run.state == RunState.RUNNING and run.attempt == attempt
-        return runs and run.step > started(stage, attempt)["step"] + 2
+        return (
+            runs
+            and (folder(stage, attempt) / "events.jsonl").exists()
+            and run.step > started(stage, attempt)["step"] + 2
+        )
 
     await until(stands, f"attempt {attempt}")
 

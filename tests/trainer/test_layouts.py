@@ -42,12 +42,12 @@ def test_a_layout_that_fits_no_whole_nodes_is_refused_with_those_that_do() -> No
 
 def test_a_check_takes_nodes_and_says_which_layouts_fit(tmp_path: Path) -> None:
     config = write_config(tmp_path / "tiny.yml")
-    told = run_trainer("check", config, "--gpus", 2, "--nodes", 2, "--json")
+    told = run_trainer("check", config, "--gpus", "2", "--nodes", "2", "--json")
     fit = json.loads(told.stdout)["layouts"]
     assert [(one["pipeline"], one["tensor"], one["data"]) for one in fit] == [(1, 1, 2), (2, 1, 1)]
     assert fit[0]["memory_per_gpu"] == json.loads(told.stdout)["memory_per_gpu"]
-    assert "Layouts that fit" in run_trainer("check", config, "--gpus", 2).stdout
-    odd = run_trainer("check", config, "--gpus", 3, "--nodes", 2)
+    assert "Layouts that fit" in run_trainer("check", config, "--gpus", "2").stdout
+    odd = run_trainer("check", config, "--gpus", "3", "--nodes", "2")
     assert odd.returncode == 78
     assert odd.stderr.strip().endswith("The number of GPUs (3) must be a multiple of the nodes (2).")
 
