@@ -86,15 +86,13 @@ async def play(stage: Stage, slurm: Cluster) -> None:
 
 async def trains(stage: Stage, attempt: int) -> None:
     """Wait until an attempt has done steps of its own."""
+    begun = folder(stage, attempt) / "events.jsonl"
 
     def stands() -> bool:
         run = stage.run()
-        runs = run.state == RunState.RUNNING and run.attempt == attempt
-        return (
-            runs
-            and (folder(stage, attempt) / "events.jsonl").exists()
-            and run.step > started(stage, attempt)["step"] + 2
-        )
+        if run.state != RunState.RUNNING or run.attempt != attempt or not begun.exists():
+            return False
+        return run.step > started(stage, attempt)["step"] + 2
 
     await until(stands, f"attempt {attempt}")
 
