@@ -92,7 +92,8 @@ async def trains(stage: Stage, attempt: int) -> None:
         run = stage.run()
         if run.state != RunState.RUNNING or run.attempt != attempt or not begun.exists():
             return False
-        return run.step > started(stage, attempt)["step"] + 2
+        first: int = started(stage, attempt)["step"]
+        return run.step > first + 2
 
     await until(stands, f"attempt {attempt}")
 
