@@ -5,6 +5,8 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from broker.end_reasons import EndReason
 from broker.runners.slurm import SlurmRunner
 from tests.broker.test_slurm import cluster, ended, here, of, said, slurm, start
