@@ -29,7 +29,7 @@ async def test_one_model_over_two_nodes(slurm: Cluster, tmp_path: Path, monkeypa
     monkeypatch.setenv("SLURM_CONF", str(slurm.conf))
     parts = Parts(tmp_path / "logs")
     try:
-        stage = await set_stage(tmp_path, parts)
+        stage = await set_stage(tmp_path, parts, every={"lease_seconds": 45.0})
         with stage.database.write() as session:
             pools.add_pool(session, name="cluster", gpu_type="CPU", gpus=2, gpus_a_node=1, runner="slurm")
             soon = utcnow() + timedelta(days=60)
@@ -59,43 +59,43 @@ async def play(stage: Stage, slurm: Cluster) -> None:
     assert "on 2 GPUs on 2 nodes of `cluster`?" in offer.text
     await ada.press(offer.message or "", "Launch")
     stage.run_id = 1
-    await trains(stage, attempt=1)
-    assert (started(stage, 1)["ranks"], nodes(slurm)) == (2, "n[1-2]")
+    together = await trains(stage)
+    assert (started(stage, together)["ranks"], nodes(slurm)) == (2, "n[1-2]")
 
     await ada.command("run pause", run=1, channel=here)
     await until(lambda: stage.run().state == RunState.PAUSED, "the pause")
-    assert json.loads((folder(stage, 1) / "outcome.json").read_text())["status"] == 75
+    assert json.loads((folder(stage, together) / "outcome.json").read_text())["status"] == 75
     paused_at = stage.run().step
     await ada.command("run resume", run=1, gpus=1, channel=here)
-    await trains(stage, attempt=2)
-    assert (started(stage, 2)["ranks"], started(stage, 2)["step"]) == (1, paused_at)
+    alone = await trains(stage, after=together)
+    assert (started(stage, alone)["ranks"], started(stage, alone)["step"]) == (1, paused_at)
 
     lost = nodes(slurm)
     assert lost in ("n1", "n2")
     slurm.ask("scontrol", "update", f"nodename={lost}", "state=down", "reason=test")
-    await trains(stage, attempt=3)
-    assert started(stage, 3)["step"] >= paused_at
+    elsewhere = await trains(stage, after=alone)
+    assert started(stage, elsewhere)["step"] >= paused_at
     assert nodes(slurm) in {"n1", "n2"} - {lost}
     with stage.database.read() as session:
-        told = session.get_one(Attempt, (1, 2)).reason
+        told = session.get_one(Attempt, (1, alone)).reason
     assert told == f"Slurm ended the job: NODE_FAIL on {lost}"
     await stage.guild.wait_for(stage.channel, lambda m: told in m.text)
     await ada.command("run cancel", run=1, channel=here)
     await until(lambda: stage.run().state == RunState.CANCELLED, "the end")
 
 
-async def trains(stage: Stage, attempt: int) -> None:
-    """Wait until an attempt has done steps of its own."""
-    begun = folder(stage, attempt) / "events.jsonl"
+async def trains(stage: Stage, after: int = 0) -> int:
+    """The number of an attempt after another, once it has done steps of its own."""
 
     def stands() -> bool:
         run = stage.run()
-        if run.state != RunState.RUNNING or run.attempt != attempt or not begun.exists():
+        if run.state != RunState.RUNNING or run.attempt <= after:
             return False
-        first: int = started(stage, attempt)["step"]
-        return run.step > first + 2
+        begun = folder(stage, run.attempt) / "events.jsonl"
+        return begun.exists() and run.step > int(started(stage, run.attempt)["step"]) + 2
 
-    await until(stands, f"attempt {attempt}")
+    await until(stands, f"steps after attempt {after}")
+    return stage.run().attempt
 
 
 def folder(stage: Stage, attempt: int) -> Path:
