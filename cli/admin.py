@@ -106,6 +106,10 @@ def pool_add(
     most_submitted: Annotated[int, typer.Option(help="Jobs that a runner's own queue is given at a time.")] = 4,
     memory_gib: Annotated[float | None, typer.Option(help="Memory of a GPU, or the most for a CPU process.")] = None,
     host_memory_gib: Annotated[float | None, typer.Option(help="Memory of a host.")] = None,
+    preempt_after: Annotated[
+        int,
+        typer.Option(metavar="MINUTES", help="How long a run keeps its GPUs before it can be preempted; 0: for good."),
+    ] = 0,
     **options: str | None,
 ) -> None:
     """Add a pool of GPUS devices of GPU_TYPE."""
@@ -123,6 +127,7 @@ def pool_add(
             most_submitted=most_submitted,
             memory_gib=memory_gib,
             host_memory_gib=host_memory_gib,
+            preempt_after=preempt_after * 60,
         )
     typer.echo(f"pool {name}: {gpus} × {gpu_type}")
 
@@ -135,8 +140,12 @@ def pool_change(
     price_weight: Annotated[str, typer.Option(help="Another weight in fair-share.")] = "",
     memory_gib: Annotated[float | None, typer.Option(help="Memory of a GPU, or the most for a CPU process.")] = None,
     host_memory_gib: Annotated[float | None, typer.Option(help="Memory of a host.")] = None,
+    preempt_after: Annotated[
+        int | None,
+        typer.Option(metavar="MINUTES", help="How long a run keeps its GPUs before it can be preempted; 0: for good."),
+    ] = None,
 ) -> None:
-    """Set how many GPUs the pool NAME has, its price weight, or its memory."""
+    """Set how many GPUs the pool NAME has, its price weight, its memory, or its preemption."""
     from broker.reviews import inventory
 
     with refusing(), database().write() as session:
@@ -148,6 +157,7 @@ def pool_change(
             price_weight=price_weight,
             memory_gib=memory_gib,
             host_memory_gib=host_memory_gib,
+            preempt_after=None if preempt_after is None else preempt_after * 60,
             reason=why,
         )
     typer.echo(f"pool {name} is changed")
@@ -162,9 +172,10 @@ def pool_list() -> None:
         available = pools.available(session)
         for pool in pools.every(session):
             left = ledger.in_hours(available.get(pool.id, 0))
+            preempts = f", preempts after {pool.preempt_after // 60} minutes" if pool.preempt_after else ""
             typer.echo(
                 f"{pool.name}: {pool.gpus} × {pool.gpu_type}, {pool.runner}, weight {pool.price_weight:g}, "
-                f"{left} GPU-hours left"
+                f"{left} GPU-hours left{preempts}"
             )
 
 

@@ -62,9 +62,10 @@ def change_pool(
     price_weight: str = "",
     memory_gib: float | None = None,
     host_memory_gib: float | None = None,
+    preempt_after: int | None = None,
     reason: str,
 ) -> None:
-    """Change a pool's number of GPUs, price weight and memory; an empty field stays as it is."""
+    """Change a pool's number of GPUs, price weight, memory and preemption; an empty field stays as it is."""
     rights.require_admin(actor, Act.MANAGE_COMPUTE)
     because = text.prose("The reason", reason, most=text.USUAL)
     pool = pools.named(session, name)
@@ -73,11 +74,14 @@ def change_pool(
     weight = _weight(price_weight) if price_weight.strip() else pool.price_weight
     for size in (memory_gib, host_memory_gib):
         pools.check_memory(size)
+    preempts = pool.preempt_after if preempt_after is None else preempt_after
+    pools.check_preempt_after(preempts)
     memory = (
         pool.memory_gib if memory_gib is None else memory_gib,
         pool.host_memory_gib if host_memory_gib is None else host_memory_gib,
     )
-    if (count, weight, memory) == (pool.gpus, pool.price_weight, (pool.memory_gib, pool.host_memory_gib)):
+    is_now = (pool.gpus, pool.price_weight, (pool.memory_gib, pool.host_memory_gib), pool.preempt_after)
+    if (count, weight, memory, preempts) == is_now:
         raise ConflictError(f"The pool “{name}” is so already: {count} GPUs, and a price weight of {weight:g}.")
     open_run = (col(Run.pool_id) == pool.id) & col(Run.state).in_(ACTIVE)
     largest = session.scalar(select(func.max(col(Run.gpus))).where(open_run)) or 0
@@ -90,11 +94,13 @@ def change_pool(
     quotas.check_admin(session, actor)
     pool.gpus, pool.price_weight = count, weight
     pool.memory_gib, pool.host_memory_gib = memory
+    preemption: dict[str, float] = {} if preempts == pool.preempt_after else {"preempt_after": preempts}
+    pool.preempt_after = preempts
     session.flush()
     by = people.author(session, actor)
     told = {"pool": name, "gpus": count, "price_weight": weight}
     sizes = {"memory_gib": pool.memory_gib, "host_memory_gib": pool.host_memory_gib}
-    told |= {size: gib for size, gib in sizes.items() if gib is not None}
+    told |= {size: gib for size, gib in sizes.items() if gib is not None} | preemption
     record.append(session, record.LAB, "pool.changed", by=by, why=because, **told)
 
 
