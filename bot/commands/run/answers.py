@@ -132,7 +132,8 @@ def waits(why: Why) -> str:
         project = why.factors.project
         lines.append(
             f"**Turn** its project is number {project.rank} of {project.of} by fair-share, where who has used less of "
-            f"late goes first: it used {project.used:.0%}, an equal share is {project.share:.0%}. The run has waited "
+            f"its share goes first: of late it used {project.used:.0%} of the GPU time, its share is "
+            f"{project.share:.0%}. The run has waited "
             f"{text.duration(why.factors.age)}"
         )
         lines.append(starts(why.expected))

@@ -1,6 +1,6 @@
-"""The forms in which admins add and change pools, grants and limits."""
+"""The forms in which admins add and change pools, grants, shares and limits."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import discord
@@ -8,22 +8,27 @@ from discord import ui
 
 from bot import text
 from bot.app import Interaction, actor
+from bot.commands import context
 from bot.commands.form import Form, long, short
+from broker.allocations import shares
 from broker.allocations.pools import GrantView
 from broker.reviews import inventory
 from projects import policies, quotas
+from projects.errors import InvalidError
 from projects.policies import Policies
 from projects.text import USUAL
 
 MOST = 25
+"""The options that Discord lets a select have."""
 MEMORY = "141 / 2048"
 Choice = ui.Select[Any]
 
 
 def choice(options: Sequence[tuple[str, str]]) -> Choice:
-    """A select for one of the options, each given as label and value."""
+    """A select for one of the options, each given as label and value; the command's own option finds the others."""
     shown = [discord.SelectOption(label=text.bounded(name, 100), value=value) for name, value in options[:MOST]]
-    return ui.Select(options=shown)
+    few = f"{MOST} of {len(options):,}; the command's option finds the others"
+    return ui.Select(options=shown, placeholder=few if len(options) > MOST else None)
 
 
 class AddPoolForm(Form):
@@ -148,11 +153,28 @@ class ChangeGrantForm(Form):
         return f"Grant {number} is changed; the record says so."
 
 
+class SetShareForm(Form):
+    """Another share for a project, which may be given."""
+
+    def __init__(self, project: int | None = None) -> None:
+        self.project = short("" if project is None else str(project), "Its number, such as 3")
+        self.share, self.why = short(placeholder="1 is usual"), long(USUAL, "Everyone can read it")
+        super().__init__("Set a share", {"Project": self.project, "Share": self.share, "Reason": self.why})
+
+    async def send(self, interaction: Interaction) -> str:
+        """Set it."""
+        app, project = interaction.client, context.whole_number(self.project.value.removeprefix("P"))
+        if project is None:
+            raise InvalidError("The project is its number, such as 3.")
+        share = await app.write(shares.set_share, actor(interaction), project, self.share.value, self.why.value)
+        return f"The share of P{project} is {share:g} from now on; its record says so."
+
+
 class ChangeLimitForm(Form):
     """Another value for one policy."""
 
-    def __init__(self) -> None:
-        self.name = choice([(name.replace("_", " ").capitalize(), name) for name in Policies.model_fields])
+    def __init__(self, names: Iterable[str] = Policies.model_fields) -> None:
+        self.name = choice([(policies.label(name), name) for name in names])
         self.value, self.why = short(), long(USUAL, "Everyone can read it")
         super().__init__("Change a limit", {"Limit": self.name, "Value": self.value, "Reason": self.why})
 
