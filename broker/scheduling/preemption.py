@@ -1,20 +1,22 @@
 """Which running runs make way for a waiting one, in the pools that allow it: plain values in and out.
 
-A run is preempted for one of another project that has used clearly less, and that starts at once with the GPUs that
-become free. Each pool has one time for this, its `preempt_after`: a run keeps its GPUs for so long, it is not preempted
-a second time within it, nor where it is likely to end within it; and for so long, a preempted run preempts no other.
+A run is preempted for one of another project that has used clearly less per share, and that starts at once with the
+GPUs that become free. Each pool has one time for this, its `preempt_after`: a run keeps its GPUs for so long, it is not
+preempted a second time within it, nor where it is likely to end within it; and for so long, a preempted run preempts no
+other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import NamedTuple
 
+from broker.allocations.shares import USUAL
 from broker.scheduling import backfill
 from broker.scheduling.backfill import Funds, Held, Placement, Plan, PoolRow, QueueState, Waiting, WaitReason
 
 CLEARLY_LESS = 0.5
-"""The most that a project may have used, as a part of the use of each project whose run makes way for it."""
+"""The most that a project may have used per share, as a part of that of each project whose run makes way for it."""
 MOST_TRIED = 5
 """Waiting runs of a pool for which a plan with others out of the way is made in one round."""
 
@@ -94,20 +96,26 @@ def _free(state: QueueState, pool: PoolRow, queue: Sequence[Placement]) -> _Room
 
 
 def _victims(state: QueueState, pool: PoolRow, run: Waiting, room: _Room) -> list[Held]:
-    """As few runs as make enough room for `run`, those of the projects that have used most first; none if too few may.
+    """As few runs as make enough room for `run`, those of the lowest fair-share first; none if too few may.
 
     Of one project, the run goes first that has had its GPUs for the least time. No project is brought so low that it
     has not clearly used more than that of `run`.
     """
     usage = dict(state.usage)
     could = [one for one in state.held if one.pool_id == pool.id and _may_be_preempted(state, pool, one, run)]
-    could.sort(key=lambda one: (-usage.get(one.project_id, 0.0), one.preemptible.had if one.preemptible else 0.0))
+    could.sort(
+        key=lambda one: (
+            -_per_share(state, usage, one.project_id),
+            one.preemptible.had if one.preemptible else 0.0,
+        )
+    )
+    least = _per_share(state, usage, run.project_id)
     chosen: list[Held] = []
     for one in could:
-        usage_after = usage.get(one.project_id, 0.0) - _given_back(pool, one)
-        if usage_after > 0 and usage.get(run.project_id, 0.0) <= CLEARLY_LESS * usage_after:
+        after = usage | {one.project_id: usage.get(one.project_id, 0.0) - _given_back(pool, one)}
+        if after[one.project_id] > 0 and least <= CLEARLY_LESS * _per_share(state, after, one.project_id):
             chosen.append(one)
-            usage[one.project_id] = usage_after
+            usage = after
             if room.with_freed(chosen).holds(run):
                 break
     else:
@@ -117,6 +125,10 @@ def _victims(state: QueueState, pool: PoolRow, run: Waiting, room: _Room) -> lis
         if room.with_freed(others).holds(run):
             chosen = others
     return chosen
+
+
+def _per_share(state: QueueState, usage: Mapping[int, float], project_id: int) -> float:
+    return usage.get(project_id, 0.0) / state.shares.get(project_id, USUAL)
 
 
 def _may_be_preempted(state: QueueState, pool: PoolRow, one: Held, run: Waiting) -> bool:
