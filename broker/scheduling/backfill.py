@@ -74,12 +74,14 @@ class Waiting(NamedTuple):
 class Preemptible(NamedTuple):
     """A training run that could make way: `had` seconds of its trainer so far, `ends_in` seconds until its likely end.
 
-    `waiting` is the run as it would wait again, and go on from its checkpoint.
+    `waiting` is the run as it would wait again, and go on from its checkpoint; what it has used since its last one, in
+    GPU-seconds, is `unsaved`.
     """
 
     waiting: Waiting
     had: float
     ends_in: float
+    unsaved: int = 0
 
 
 class Held(NamedTuple):

@@ -147,8 +147,12 @@ def _is_recent(state: QueueState, pool: PoolRow, preempted_at: datetime | None) 
 
 
 def _given_back(pool: PoolRow, one: Held) -> float:
-    """Weighted GPU-seconds that a run has reserved and not used, which it gives back as it makes way."""
-    return 0.0 if one.preemptible is None else one.preemptible.waiting.cost * pool.price_weight
+    """Weighted GPU-seconds that a run gives back as it makes way: what it has not used, and what it may be refunded.
+
+    Without the refund, the run's project could have used so little afterwards that the run takes its GPUs back.
+    """
+    about = one.preemptible
+    return 0.0 if about is None else (about.waiting.cost + about.unsaved) * pool.price_weight
 
 
 def _would_start(state: QueueState, pool: PoolRow, run: Waiting, victims: Sequence[Held]) -> bool:

@@ -108,6 +108,7 @@ def _attempts(session: Session, now: datetime, weights: Mapping[int, float]) -> 
             col(Attempt.devices),
             col(Attempt.reserved),
             (col(Attempt.charged) - Attempt.refunded).label("charged"),
+            col(Attempt.charged_at_checkpoint),
             col(Attempt.state),
             col(Attempt.lease_until),
             col(LedgerRow.at),
@@ -184,7 +185,7 @@ def _preemptible(row: Any, seconds: float) -> Preemptible | None:
     )
     done, left = row.step - (row.fork_step or 0), row.total_steps - row.step
     ends_in = min(seconds, row.used * left / done) if done > 0 else seconds
-    return Preemptible(waiting, row.charged / row.gpus, ends_in)
+    return Preemptible(waiting, row.charged / row.gpus, ends_in, row.charged - row.charged_at_checkpoint)
 
 
 def _funds(session: Session, now: datetime) -> dict[int, Funds]:

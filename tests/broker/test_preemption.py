@@ -26,11 +26,12 @@ from trainer.contract import Status
 
 pytestmark = pytest.mark.usefixtures("memory_queue")
 
+SAVED = Progress(0, 0, step=20, checkpoints=[Checkpoint(20, "folder")])
 STOPPED = Ending(Status.STOPPED, "it was asked to stop")
 
 
 @pytest.fixture
-def theirs(lab: Lab) -> int:
+def theirs(lab: Lab, ours: int) -> int:
     """Another project with ten hours, which has used nothing."""
     project = lab.project(STRANGER, "Another question")
     lab.allocation(project, hours="10", lead=STRANGER)
@@ -39,12 +40,12 @@ def theirs(lab: Lab) -> int:
 
 @pytest.fixture
 def low(lab: Lab, ours: int) -> int:
-    """A run of two hours on both GPUs, which has had 1,000 seconds, on a pool that preempts after ten minutes."""
+    """A run of two hours on both GPUs, which has had 1,000 seconds saved, on a pool that preempts after ten minutes."""
     with lab.db.write() as session:
         inventory.change_pool(session, None, POOL, preempt_after=600, reason="Much is asked for.")
     run = lab.launch(ours, gpus=2, time_limit="2h")
     token = lab.start(run, 0, 1)
-    lab.renew(run, token, 1000)
+    lab.renew(run, token, 1000, SAVED)
     return run
 
 
@@ -129,8 +130,9 @@ def test_a_run_is_not_preempted_twice_within_the_time_nor_preempts_back(
     rounds.round()
     assert lab.claim(other, 1)
     with lab.db.write() as session:
-        session.execute(update(Attempt).where(col(Attempt.run_id) == other).values(state="running", charged=14_000))
-        session.execute(update(Run).where(col(Run.id) == other).values(state="running", used=7000, time_limit=10**6))
+        values = {"state": "running", "charged": 10_000, "charged_at_checkpoint": 10_000}
+        session.execute(update(Attempt).where(col(Attempt.run_id) == other).values(**values))
+        session.execute(update(Run).where(col(Run.id) == other).values(state="running", used=5000))
     rounds.round()
     assert lab.run(other).state == RunState.RUNNING, "who was preempted does not preempt"
     with lab.db.write() as session:
@@ -162,7 +164,7 @@ def test_two_schedulers_at_once_ask_no_more_than_needed(lab: Lab, ours: int, the
         inventory.change_pool(session, None, POOL, preempt_after=600, reason="Much is asked for.")
     both = [lab.launch(ours, time_limit="2h") for _ in range(2)]
     for device, run in enumerate(both):
-        lab.renew(run, lab.start(run, device), 1000)
+        lab.renew(run, lab.start(run, device), 1000, SAVED)
     waits = lab.launch(theirs, STRANGER, time_limit="1h")
     with lab.db.write() as session:
         control.preempt(session, both[:1], waits)
@@ -180,13 +182,13 @@ def test_a_run_that_is_lost_while_it_makes_way_is_queued_and_refunded_once(
 ) -> None:
     lab.launch(theirs, STRANGER, gpus=2, time_limit="1h")
     rounds.round()
-    lab.renew(low, 1, 1000, lease=0.001)
+    lab.renew(low, 1, 1100, lease=0.001)
     time.sleep(0.01)
     lab.expire(low, 1, grace=60)
     lab.expire(low, 1, grace=60)
-    assert (lab.run(low).state, lab.row(low).used) == (RunState.QUEUED, 0)
+    assert (lab.run(low).state, lab.row(low).used) == (RunState.QUEUED, 1000)
     assert lab.row(low).not_before > utcnow()
-    assert lab.account(1) == Account(granted=10 * HOUR, reserved=0, spent=0)
+    assert lab.account(1) == Account(granted=10 * HOUR, reserved=0, spent=2000)
     assert lab.kinds(ours)[-2:] == ["run.refunded", "run.preempted"]
 
 
@@ -202,7 +204,7 @@ def test_who_makes_way_can_be_paused_and_cancelled_meanwhile(
     lab.settle(low, 1, 1000, STOPPED)
     assert (lab.run(low).state, lab.account(1).spent) == (RunState.PAUSED, 2000)
     lab.resume(low)
-    lab.renew(low, lab.start(low, 0, 1), 1000)
+    lab.renew(low, lab.start(low, 0, 1), 1000, SAVED)
     with lab.db.write() as session:
         session.execute(update(Run).where(col(Run.id) == low).values(preempted_at=utcnow() - timedelta(minutes=11)))
     rounds.round()
@@ -225,10 +227,10 @@ def test_who_makes_way_is_paused_with_an_allocation_that_ends(
 @pytest.mark.parametrize(
     ("ending", "state", "spent"),
     [
-        (Ending(Status.DONE), RunState.FINISHED, 2000),
-        (Ending(Status.FAILED, "the loss is not finite"), RunState.FAILED, 2000),
-        (Ending(Status.FAILED, "a fault", transient=True), RunState.QUEUED, 0),
-        (Ending(-9, "killed"), RunState.QUEUED, 0),
+        (Ending(Status.DONE), RunState.FINISHED, 2200),
+        (Ending(Status.FAILED, "the loss is not finite"), RunState.FAILED, 2200),
+        (Ending(Status.FAILED, "a fault", transient=True), RunState.QUEUED, 2000),
+        (Ending(-9, "killed"), RunState.QUEUED, 2000),
     ],
 )
 def test_how_the_trainer_ends_decides(
@@ -236,7 +238,7 @@ def test_how_the_trainer_ends_decides(
 ) -> None:
     lab.launch(theirs, STRANGER, gpus=2, time_limit="1h")
     rounds.round()
-    lab.settle(low, 1, 1000, ending, most=1)
+    lab.settle(low, 1, 1100, ending, most=1)
     assert (lab.run(low).state, lab.account(1).spent) == (state, spent)
 
 

@@ -90,6 +90,17 @@ FULL = (SMALL, LARGE, LAST)
             POOL,
             id="what the other has used, without what it has reserved, is as much",
         ),
+        pytest.param(
+            [waiting(1)],
+            [
+                running(
+                    waiting(50, 4, 0, project=3), 0, 1, 2, 3, preemptible=Preemptible(waiting(50, 4), 100, 1000, 50_000)
+                )
+            ],
+            use(),
+            POOL,
+            id="what the other has used may be refunded",
+        ),
         pytest.param([waiting(1, preempted_at=LATELY)], FULL, use(), POOL, id="it was preempted lately"),
         pytest.param([waiting(1, paused=True)], FULL, use(), POOL, id="its project is paused"),
         pytest.param([waiting(1, not_before=NOW + timedelta(seconds=9))], FULL, use(), POOL, id="not yet"),
@@ -116,6 +127,16 @@ def test_nobody_makes_way(runs: list[Waiting], held: Sequence[Held], usage: dict
 )
 def test_this_run_never_makes_way(other: Held) -> None:
     assert decide([waiting(1, 4)], [other], use(p1=0)) == []
+
+
+def test_what_counts_is_the_use_per_share() -> None:
+    other = running(waiting(50, 4, project=3), 0, 1, 2, 3)
+    state = QueueState(
+        NOW, [POOL], [waiting(1, 4)], [other], dict.fromkeys(range(9), Funds(10**9, 0, None)), use(p1=20_000)
+    )
+    for shares, chosen in (({}, [Preemption((50,), 1)]), ({3: 2.0}, []), ({1: 3.0, 3: 2.0}, [Preemption((50,), 1)])):
+        shared = replace(state, shares=shares)
+        assert preemption.preemptions(shared, backfill.plan(shared)) == chosen
 
 
 def test_long_ago_is_not_lately() -> None:
