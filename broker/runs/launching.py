@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
 from broker import catalogue, configs, publications
-from broker.allocations import allocations, corpora, ledger, payers, pools
+from broker.allocations import allocations, corpora, ledger, nodes, payers, pools
 from broker.allocations.pools import Pool
 from broker.runs import estimates, preparing, readings
 from broker.runs.runs import Run, RunKind, RunState, load, tell, what_it_is
@@ -88,6 +88,11 @@ class Quote:
     saves_at: int
     saves_after: float | None
     reads: Sequence[Reading]
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes of its pool the run would have."""
+        return nodes.count(self.pool, self.run.gpus)
 
     @property
     def too_short(self) -> bool:
@@ -197,7 +202,7 @@ def _drawn_up(session: Session, order: Order) -> tuple[Run, TrainConfig]:
         raise ConflictError(f"“{project.title}” is {project.stage}; runs are launched while a project is under way.")
     allocation = payers.spendable(session, project, order.allocation_id)
     pool = session.get_one(Pool, allocation.pool_id)
-    check_count(pool, order.gpus)
+    nodes.check(pool, order.gpus)
     seconds = parse_time_limit(order.time_limit)
     changes = parse_overrides(order.overrides)
     body = catalogue.recipe_text(session, order.recipe)
@@ -296,10 +301,12 @@ def prepare(
     project_id: int,
     recipe: str,
     time_limit: str,
+    gpus: int = 1,
     allocation_id: int | None = None,
 ) -> Receipt:
-    """Queue a run on one GPU that prepares a recipe's data, charged like any other. Raises DomainError."""
-    order = Order(project_id, recipe, time_limit, allocation_id=allocation_id, kind=RunKind.PREPARE)
+    """Queue a run that prepares a recipe's data, by a process for each GPU, charged like any other. Raises
+    DomainError."""
+    order = Order(project_id, recipe, time_limit, gpus, allocation_id=allocation_id, kind=RunKind.PREPARE)
     if session.scalars(select(Run.id).where(Run.request_id == request_id)).one_or_none() is None:
         preparing.check(session, recipe, lambda: pool_of(session, order))
     return launch(session, actor, request_id, order)
@@ -320,22 +327,18 @@ def _same_time(run: Run) -> str:
     return as_typed(run.time_limit)
 
 
-def check_count(pool: Pool, gpus: int) -> None:
-    """Raise InvalidError unless the pool has that many GPUs."""
-    if not 1 <= gpus <= pool.gpus:
-        raise InvalidError(f"The pool “{pool.name}” has {pool.gpus} GPUs; ask for 1 to {pool.gpus}.")
-
-
 def check_fit(config: TrainConfig, gpus: int, pool: Pool) -> None:
     """Raise InvalidError if the trainer's own check refuses the configuration on that many GPUs of the pool, by its
     layout or by the memory it needs of a GPU or of the host."""
+    count = nodes.count(pool, gpus)
     refusal = dry_run.check(
         config,
         gpus,
-        gpu_memory=pools.memory_each(pool, gpus),
+        gpu_memory=pools.memory_each(pool, gpus // count),
         device="cpu" if pool.is_cpu else "cuda",
         host_bytes=pools.host_bytes(pool),
         gpu_type=None if pool.is_cpu else pool.gpu_type,
+        nodes=count,
     ).refusal
     if refusal is not None:
         raise InvalidError(refusal)

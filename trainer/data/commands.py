@@ -42,6 +42,7 @@ def prepare(
         int, typer.Option(min=1, max=65_536, help="Hosts that share the folder, each started with this command.")
     ] = 1,
     host: Annotated[int, typer.Option(min=0, max=65_535, help="Which of the hosts this is, from 0.")] = 0,
+    rendezvous: Annotated[str | None, typer.Option(help="Not used: the hosts meet in the folder.")] = None,
 ) -> None:
     """Read the sources, train the tokenizer if there is none, and write tokens in Megatron's format."""
     with one_sentence(), locked_beside(out if host == 0 else out.with_name(f"{out.name}.host{host}")):
@@ -60,9 +61,6 @@ def prepare(
         with _bar() as (say, advance):
             count = workers or os.cpu_count() or 1
             preparing.prepare(data, out, None, say, count, advance, host=host, hosts=hosts)
-        if host > 0:
-            print(f"Host {host} of {hosts} has done its share; host 0 joins them in {out}.")
-            return
         Console().print(_sources(preparing.manifest_of(out)["sources"]))
 
 

@@ -8,7 +8,8 @@ whole, which a host that was killed does not do again.
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,13 +54,8 @@ class Hosts:
     def encode(self, progress: Say, workers: int, advance: Advance, is_prepared: Callable[[], bool]) -> bool:
         """Encode this host's share. Host 0 decides first what depends on all sources, and the others wait for that.
         Returns false where the data were prepared meanwhile. Raises ConfigError, on the other hosts too."""
-        try:
+        with self._telling():
             return self._encode(progress, workers, advance, is_prepared)
-        except ConfigError as error:
-            place = self._failure(self._host)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            files.write_atomically(place, str(error))
-            raise
 
     def _encode(self, progress: Say, workers: int, advance: Advance, is_prepared: Callable[[], bool]) -> bool:
         if self._host == 0:
@@ -81,8 +77,18 @@ class Hosts:
                     writing.rename(self._place(part))
         return True
 
+    def wait(self, is_prepared: Callable[[], bool], progress: Say) -> None:
+        """Wait until host 0 has joined all parts: where hosts are started together, the first that ends may take the
+        others with it. Raises ConfigError where it could not."""
+        self._wait_for(is_prepared, lambda: False, progress, "host 0, which joins what the hosts have written")
+
     def join(self, building: Path, progress: Say) -> None:
-        """Wait until all parts are encoded, and write the whole data into the folder `building`."""
+        """Wait until all parts are encoded, and write the whole data into the folder `building`. Raises ConfigError, on
+        the other hosts too."""
+        with self._telling():
+            self._join(building, progress)
+
+    def _join(self, building: Path, progress: Say) -> None:
         build = Build(self._data, building, progress, 1, lambda size: None)
         build.read_decisions(self._decisions)
         for host, share in enumerate(self._shares()):
@@ -138,6 +144,17 @@ class Hosts:
     def _failure(self, host: int) -> Path:
         """The file in which a host says why it could not do its share."""
         return self._shared / self._mark / f"{FAILED}{host}"
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Tell the other hosts of an error that ends this one."""
+        try:
+            yield
+        except ConfigError as error:
+            place = self._failure(self._host)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            files.write_atomically(place, str(error))
+            raise
 
     def _failures(self) -> dict[int, int]:
         """When each host that could not do its share said so, as its disk has the time."""

@@ -81,10 +81,12 @@ def prepare(
     if folder.exists() and not (folder / "manifest.json").is_file() and any(folder.iterdir()):
         raise ConfigError(f"{folder} holds something else than prepared data; give --out another folder.")
     shared = Hosts(data, folder, mark, host, hosts) if hosts > 1 else None
-    if shared is not None and (
-        not shared.encode(progress, workers, advance, lambda: is_prepared(folder, mark)) or host > 0
-    ):
-        return
+    if shared is not None:
+        if not shared.encode(progress, workers, advance, lambda: is_prepared(folder, mark)):
+            return
+        if host > 0:
+            shared.wait(lambda: is_prepared(folder, mark), progress)
+            return
     building = folder.with_name(f".{folder.name}.building")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
