@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,13 +32,26 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
+STARTED: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def _ended() -> Iterator[None]:
+    """A host waits for the others without end, so a test that fails must not leave one."""
+    yield
+    while STARTED:
+        STARTED.pop().kill()
+
+
 def start(config: Path, out: Path, host: int, hosts: int) -> subprocess.Popen[str]:
     command = trainer_command(
         "data", "prepare", config, "--out", out, "--workers", "1", "--hosts", str(hosts), "--host", str(host)
     )
-    return subprocess.Popen(
+    process = subprocess.Popen(
         command, cwd=ROOT, env=SCRUBBED, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0
     )
+    STARTED.append(process)
+    return process
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
@@ -67,7 +81,6 @@ def test_three_hosts_write_what_one_writes(config: Path, tmp_path: Path) -> None
     third = start(config, three, 2, 3)
     results = [ended(process) for process in (again, third, first)]
     assert [status for status, _ in results] == [0, 0, 0]
-    assert "waiting for host 0, which makes the tokenizer" in results[1][1]
     assert content(three) == content(one)
     assert not parts.exists()
     # All is there: each host says so at once.
@@ -77,7 +90,7 @@ def test_three_hosts_write_what_one_writes(config: Path, tmp_path: Path) -> None
 def test_a_part_that_is_whole_is_not_encoded_again(config: Path, tmp_path: Path) -> None:
     out = tmp_path / "data"
     first = start(config, out, 0, 2)
-    wait_for(lambda: len(list((tmp_path / ".data.parts").glob("*/*/described.json"))) >= 3)
+    wait_for(lambda: list((tmp_path / ".data.parts").glob("*/*/described.json")))
     first.kill()
     first.wait()
     kept = [path.parent.name for path in (tmp_path / ".data.parts").glob("*/*/described.json")]

@@ -70,8 +70,8 @@ def test_a_pythia_reads_the_rows_that_the_published_one_read(name: str, tmp_path
     bpe = tokenizer.train(["words of some text " * 20], 330)
     tokenizer.save(bpe, tmp_path, 64)
     corpus_of = "deduped" if "deduped" in name else "standard"
-    rows = (np.arange(2 * 1024 + 100)[:, None] + np.arange(2049)) % 300
-    rows[:, 0] = np.arange(len(rows)) % 256
+    rows = (np.arange(2 * 1024 + 100)[:, None] + np.arange(2049)) % 250
+    rows[:, 0] = np.arange(len(rows)) % 251
     write(tmp_path / "document", rows.tolist())
     corpus_name = f"pile-{corpus_of}-pythia-preshuffled"
     source = {"name": "pile", "corpus": corpus_name, "licence": "LicenseRef-Pile-Mixed", "weight": 1}
