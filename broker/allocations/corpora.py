@@ -159,7 +159,7 @@ def add_prepared(session: Session, pool: Pool, name: str, path: str, measured: M
     """Register what a run has prepared, unless the pool has data of that name meanwhile. It locks no row of the
     pool."""
     corpus = Corpus(
-        pool_id=pool.id, name=name, kind=CorpusKind.PREPARED, path=path, licence="", **measured.model_dump()
+        pool_id=pool.id, name=name, kind=CorpusKind.PREPARED.value, path=path, licence="", **measured.model_dump()
     )
     try:
         with session.begin_nested():
