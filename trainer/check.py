@@ -5,11 +5,14 @@ from collections.abc import Iterator, Mapping
 from pydantic import BaseModel
 
 from trainer import gpus as gpus_by_name
+from trainer import layouts
 from trainer.config import ConfigError, TrainConfig
+from trainer.layouts import Layout
 from trainer.memory import Device, host_memory, memory_per_gpu
 from trainer.metrics import flops_per_token as flops_per_token
 from trainer.metrics import parameters
 
+MOST_LAYOUTS = 8
 OFTEN = 4.0
 """Epochs beyond which repeated data are worth less than new ones (Muennighoff et al. 2023)."""
 
@@ -33,8 +36,8 @@ class Reading(BaseModel):
 class CheckReport(BaseModel):
     """What a run costs: trained `parameters`, `tokens`, `steps`, `flops` in all, `memory_per_gpu` in bytes (an
     estimate) with its parts in `memory`, `reads` what it reads of data that are prepared, and `seconds` if a rate is
-    known. `note` is a sentence on what this machine
-    lacks, `refusal` one on why it would not run, or None."""
+    known. `layouts` are those that fit, if they were asked for. `note` is a sentence on what this machine lacks,
+    `refusal` one on why it would not run, or None."""
 
     parameters: int
     tokens: int
@@ -44,6 +47,7 @@ class CheckReport(BaseModel):
     memory: dict[str, int]
     reads: list[Reading] = []
     seconds: float | None = None
+    layouts: list[Layout] | None = None
     note: str | None = None
     refusal: str | None = None
 
@@ -66,10 +70,13 @@ def check(
     tokens = config.tokens_per_step * config.training.steps
     refusal = gpus_by_name.why_not(config.training.precision, gpu_type) if gpu_type else None
     try:
-        data_ranks = config.data_ranks(gpus)
+        data_ranks = config.data_ranks(gpus, nodes)
     except ConfigError as error:
-        refusal = refusal or str(error)
         data_ranks = max(1, gpus // (config.parallel.pipeline * config.parallel.tensor))
+        unfit = str(error)
+        if nodes > 1 and gpus % nodes == 0:
+            unfit = f"{unfit} {what_layouts(config, gpus, nodes, gpu_memory, device)}"
+        refusal = refusal or unfit
     parts = memory_per_gpu(config, data_ranks, device)
     memory = sum(parts)
     if refusal is None and gpu_memory is not None and memory > gpu_memory:
@@ -120,6 +127,19 @@ def _note(config: TrainConfig, data_ranks: int) -> str | None:
         "This CPU has no instructions for bf16: its products are summed in fp32 first, which takes about "
         f"{readable(here - native)} more on each rank."
     )
+
+
+def what_layouts(
+    config: TrainConfig, gpus: int, nodes: int, gpu_memory: int | None = None, device: Device | None = None
+) -> str:
+    """A sentence that names the first layouts that would fit the nodes, and a GPU's memory where it is known."""
+    found = layouts.fitting(config, gpus, nodes, gpu_memory, device)
+    on = f"{nodes} nodes of {gpus // nodes} GPUs"
+    if not found:
+        return f"No layout fits {on} with this batch and memory."
+    listed = ", ".join(f"{layout.pipeline} × {layout.tensor}" for layout in found[:MOST_LAYOUTS])
+    more = f" and {len(found) - MOST_LAYOUTS} more" if len(found) > MOST_LAYOUTS else ""
+    return f"On {on} fit, as parallel.pipeline × parallel.tensor: {listed}{more}."
 
 
 def what_fits(config: TrainConfig, gpus: int, gpu_memory: int, device: Device | None = None) -> str:
