@@ -32,7 +32,7 @@ def cancel(session: Session, actor: Actor, sweep_id: int) -> int:
 def pause(session: Session, actor: Actor, sweep_id: int) -> int:
     """Pause the runs of a sweep that wait or run; returns how many. Raises the errors of a run's pause."""
     sweep, members, person = _held(session, actor, sweep_id)
-    going = [run for run in members if run.state in PAUSABLE]
+    going = [run for run in members if run.state in PAUSABLE or control.makes_way(run)]
     if not going:
         raise ConflictError(f"Sweep {sweep_id} has no run that waits or runs; only those can be paused.")
     # Before the first entry: it locks the person, and an entry the project's stream.
