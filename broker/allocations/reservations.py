@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from sqlalchemy import ColumnElement
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
@@ -145,7 +146,7 @@ def every(session: Session) -> Sequence[ReservationView]:
         select(Reservation, Pool.name, Person)
         .join(Pool, col(Pool.id) == Reservation.pool_id)
         .outerjoin(Person, col(Person.id) == Reservation.reserved_by)
-        .where(*_open(utcnow()))
+        .where(_open(utcnow()))
         .order_by(col(Reservation.begins_at), col(Reservation.id))
     )
     return [_view(row, pool, by) for row, pool, by in rows]
@@ -156,7 +157,7 @@ def open_at(session: Session, now: datetime) -> Sequence[Reservation]:
     return session.scalars(
         select(Reservation)
         .join(Project, col(Project.id) == Reservation.project_id)
-        .where(*_open(now), col(Project.stage).not_in(ENDED))
+        .where(_open(now), col(Project.stage).not_in(ENDED))
         .order_by(col(Reservation.id))
     ).all()
 
@@ -164,13 +165,13 @@ def open_at(session: Session, now: datetime) -> Sequence[Reservation]:
 def most_reserved(session: Session, pool_id: int, begins_at: datetime, ends_at: datetime) -> int:
     """The most GPUs of a pool that are reserved at one moment of a period."""
     during = (col(Reservation.begins_at) < ends_at, col(Reservation.ends_at) > begins_at)
-    rows = session.scalars(select(Reservation).where(Reservation.pool_id == pool_id, *_open(utcnow()), *during)).all()
+    rows = session.scalars(select(Reservation).where(Reservation.pool_id == pool_id, _open(utcnow()), *during)).all()
     moments = {begins_at, *(row.begins_at for row in rows if row.begins_at > begins_at)}
     return max(sum(row.gpus for row in rows if row.begins_at <= at < row.ends_at) for at in moments)
 
 
-def _open(now: datetime) -> tuple[object, ...]:
-    return (col(Reservation.ends_at) > now, col(Reservation.cancelled_at).is_(None))
+def _open(now: datetime) -> ColumnElement[bool]:
+    return (col(Reservation.ends_at) > now) & col(Reservation.cancelled_at).is_(None)
 
 
 def _view(row: Reservation, pool: str, by: Person | None) -> ReservationView:

@@ -161,7 +161,7 @@ def test_what_cannot_be_reserved_is_refused_in_one_sentence(
     before = everything(lab)
     project = int(changes.pop("project", theirs))
     with pytest.raises(error, match=sentence):
-        reserve(lab, project, **changes)
+        reserve(lab, project, OMAR, **changes)
     assert everything(lab) == before
 
 
@@ -228,7 +228,8 @@ def test_runs_that_are_under_way_are_left_alone() -> None:
 def reserving(draw: st.DrawFn) -> QueueState:
     """A pool with up to three reservations of its projects, never more at once than it has GPUs."""
     state: QueueState = draw(states())
-    gpus, found = state.pools[0].gpus, []
+    gpus = state.pools[0].gpus
+    found: list[Reserved] = []
     for _ in range(draw(st.integers(1, 3))):
         begins = draw(st.sampled_from([-5, 0, 5, 15, 40]))
         one = reserved(draw(st.integers(1, 3)), draw(st.integers(1, gpus)), begins, begins + draw(st.integers(6, 60)))

@@ -158,7 +158,8 @@ async def list_shares(interaction: Interaction, project: int | None = None) -> N
     ends="Until when, in UTC",
     cancel="The number of a reservation to cancel",
 )
-@app_commands.autocomplete(pool=autocomplete.pool_names, project=autocomplete.open_projects)
+@app_commands.autocomplete(pool=autocomplete.pool_names)
+@app_commands.autocomplete(project=autocomplete.open_projects)
 async def reserve(
     interaction: Interaction,
     pool: str | None = None,
@@ -170,15 +171,15 @@ async def reserve(
 ) -> None:
     """List the reservations, or open the form of the reason for a new one or for cancelling one."""
     buttons.require(interaction, Act.MANAGE_COMPUTE)
-    asked = (pool, project, gpus, begins, ends)
-    if cancel is not None and asked == (None,) * 5:
+    asked = [value for value in (pool, project, gpus, begins, ends) if value is not None]
+    if cancel is not None and not asked:
         done = f"Reservation {cancel} is cancelled; the record says so."
         title = f"Cancel reservation {cancel}"
         await interaction.response.send_modal(ReasonForm(title, reservations.cancel, cancel, done))
-    elif cancel is None and None not in asked:
+    elif cancel is None and pool and project and gpus is not None and begins and ends:
         act = functools.partial(reservations.add, project_id=project, gpus=str(gpus), begins=begins, ends=ends)
         await interaction.response.send_modal(ReasonForm("Reserve GPUs", act, pool, buttons.is_reserved))
-    elif asked == (None,) * 5:
+    elif cancel is None and not asked:
         await acknowledge(interaction)
         listed = await interaction.client.read(reservations.every)
         lines = [buttons.reservation_line(one) for one in listed]
