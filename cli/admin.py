@@ -136,6 +136,7 @@ def pool_add(
 
 
 @pool_app.command("change")
+@takes_runner_options
 def pool_change(
     name: str,
     why: Why,
@@ -148,8 +149,9 @@ def pool_change(
         int | None,
         typer.Option(metavar="MINUTES", help="How long a run keeps its GPUs before it can be preempted; 0: for good."),
     ] = None,
+    **options: str | None,
 ) -> None:
-    """Set how many GPUs the pool NAME has, in all or on a node, its price weight, its memory, or its preemption."""
+    """Change the pool NAME: its GPUs in all or of a node, price weight, memory, preemption, or runner options."""
     from broker.reviews import inventory
 
     with refusing(), database().write() as session:
@@ -163,6 +165,7 @@ def pool_change(
             memory_gib=memory_gib,
             host_memory_gib=host_memory_gib,
             preempt_after=None if preempt_after is None else preempt_after * 60,
+            runner_options={option: value for option, value in options.items() if value is not None},
             reason=why,
         )
     typer.echo(f"pool {name} is changed")
