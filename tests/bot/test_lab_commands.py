@@ -2,6 +2,7 @@
 
 import re
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -91,7 +92,7 @@ async def test_reservations(shared_lab: Shared) -> None:
     assert (await ada.command("stoa reserve")).text.startswith("Only the admins can")
     assert (await omar.command("stoa reserve")).text == "Nothing is reserved."
     day = (datetime.now(UTC) + timedelta(days=9)).date()
-    asked = {"pool": "local", "project": 1, "gpus": 2, "begins": f"{day} 09:00", "ends": f"{day} 17:00"}
+    asked: dict[str, Any] = {"pool": "local", "project": 1, "gpus": 2, "begins": f"{day} 09:00", "ends": f"{day} 17:00"}
     assert (await omar.command("stoa reserve", pool="local")).text.startswith("A reservation takes a pool, a project")
     heads = lab.heads()
     form = await omar.command("stoa reserve", **asked | {"gpus": 3})
