@@ -173,6 +173,10 @@ def why(run: Number) -> None:
             f"used {project.used:.1%} of the recent GPU time ({project.usage:,.0f} s); its share is {project.share:.1%}"
         )
         table.add_row("place", f"{told.position} of {told.length}")
+        if (group := told.factors.group) is not None:
+            whose = f"projects of {told.factors.sponsor}" if told.factors.sponsor else "projects of no sponsor"
+            of = f"of the pool's recent GPU time; their share is {group.share:.1%}"
+            table.add_row("its group", escape(f"{whose}: used {group.used:.1%} {of}"))
         table.add_row("fair-share", f"level {project.level:.3g}, rank {project.rank} of {project.of}")
         table.add_row("its project", used)
         table.add_row("age", f"{told.factors.age / 3600:.1f} hours")

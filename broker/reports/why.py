@@ -9,7 +9,7 @@ from datetime import datetime
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
-from broker.allocations import hosts, ledger, pools
+from broker.allocations import hosts, ledger, pools, sponsor_shares
 from broker.allocations.ledger import in_hours
 from broker.allocations.pools import Pool
 from broker.publishing import disk
@@ -19,7 +19,7 @@ from broker.runs.attempts import Attempt
 from broker.runs.runs import Run, RunState
 from broker.scheduling import backfill, fairshare, snapshot
 from broker.scheduling.backfill import Funds, Placement, Plan, QueueState, Waiting, WaitReason
-from broker.scheduling.fairshare import Standing
+from broker.scheduling.fairshare import Groups, Standing
 from projects.projects import Project
 
 UNBORN = 0
@@ -28,10 +28,16 @@ UNBORN = 0
 
 @dataclass(frozen=True)
 class Factors:
-    """What decides a run's position: its project's standing in fair-share, then the run's age in seconds."""
+    """What decides a run's position: its group's standing, its project's in the group, then the run's age in seconds.
+
+    `group` is None on a pool of which no sponsor has set a part aside. `sponsor` is the one whose own the project is
+    there, empty for the others.
+    """
 
     project: Standing
     age: float
+    group: Standing | None = None
+    sponsor: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,13 @@ class _Explainer:
         self.plan: Plan = backfill.plan(state)
         self.pools = {pool.id: pool for pool in state.pools}
         waiting = {run.project_id for run in state.waiting}
-        self.standings = fairshare.standings(state.usage, fairshare.among(waiting | set(state.usage), state.shares))
+        shared = fairshare.among(waiting | set(state.usage), state.shares)
+        self.groups: dict[int, Groups[int]] = {pool.id: state.groups.get(pool.id, Groups()) for pool in state.pools}
+        self.standings = {
+            pool_id: groups.standings_within(state.usage, shared) for pool_id, groups in self.groups.items()
+        }
+        aside = sponsor_shares.listed(session) if state.groups else []
+        self.sponsors = {one.grant_id: one.sponsor for one in aside}
         projects = session.scalars(select(Project).where(col(Project.id).in_(waiting)))
         self.titles = {project.id: _called(project) for project in projects}
 
@@ -137,10 +149,18 @@ class _Explainer:
             reason=self._reason(placement),
             position=placement.position,
             length=len(self.plan.queues[run.pool_id]),
-            factors=Factors(self.standings[run.project_id], (self.state.now - run.queued_at).total_seconds()),
+            factors=self._factors(run),
             # When the runner's own queue starts what Stoa has submitted, Stoa does not know.
             expected=None if pool.queue or self.low else self.plan.expected(placement, self.state.now),
         )
+
+    def _factors(self, run: Waiting) -> Factors:
+        project, age = self.standings[run.pool_id][run.project_id], (self.state.now - run.queued_at).total_seconds()
+        groups = self.groups[run.pool_id]
+        if run.pool_id not in self.state.groups:
+            return Factors(project, age)
+        group = groups.group(run.project_id)
+        return Factors(project, age, groups.standings()[group], self.sponsors.get(group, ""))
 
     def _reason(self, placement: Placement) -> str:
         run, pool = placement.run, self.pools[placement.run.pool_id]

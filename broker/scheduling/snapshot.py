@@ -1,7 +1,7 @@
 """The queue's state at one moment, read by a few queries whose number does not grow with the queue."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from datetime import datetime, timedelta
 
@@ -9,7 +9,7 @@ from sqlalchemy import case, select  # SQLModel's own takes no more than four co
 from sqlalchemy.orm import Session
 from sqlmodel import col
 
-from broker.allocations import shares
+from broker.allocations import shares, sponsor_shares
 from broker.allocations.allocations import Allocation
 from broker.allocations.ledger import Balance, LedgerRow, Movement
 from broker.allocations.pools import Pool
@@ -19,7 +19,7 @@ from broker.runs.attempts import OPEN, Attempt, AttemptState
 from broker.runs.runs import Run, RunState
 from broker.scheduling import usage
 from broker.scheduling.backfill import Funds, Held, Limits, PoolRow, QueueState, Waiting
-from broker.scheduling.fairshare import decayed
+from broker.scheduling.fairshare import OTHERS, Groups, decayed
 from projects import policies
 from projects.db.columns import utcnow
 from projects.projects import Project, Stage
@@ -48,7 +48,8 @@ def load(session: Session, limits: Limits | None = None, fence: Fence | None = N
             pools.append(PoolRow(pool_id, name, gpus, registry.named(runner).queue, weight, most))
     known = {pool.id for pool in pools}
     waiting = [run for run in _waiting(session, now) if run.pool_id in known]
-    held, used = _attempts(session, now, weights)
+    divisions = sponsor_shares.divisions(session, now)
+    held, used, used_on = _attempts(session, now, weights, divisions)
     return QueueState(
         now=now,
         pools=pools,
@@ -57,6 +58,12 @@ def load(session: Session, limits: Limits | None = None, fence: Fence | None = N
         funds=_funds(session, now),
         usage=used,
         shares=shares.of_projects(session),
+        groups={
+            pool_id: Groups(
+                {OTHERS: 1 - sum(division.shares.values()), **division.shares}, division.of, used_on[pool_id]
+            )
+            for pool_id, division in divisions.items()
+        },
         limits=limits or bounds(session),
     )
 
@@ -88,8 +95,10 @@ def _waiting(session: Session, now: datetime) -> list[Waiting]:
     return [Waiting._make(row) for row in rows]
 
 
-def _attempts(session: Session, now: datetime, weights: Mapping[int, float]) -> tuple[list[Held], dict[int, float]]:
-    """What attempts hold, and what each project has used.
+def _attempts(
+    session: Session, now: datetime, weights: Mapping[int, float], on: Collection[int]
+) -> tuple[list[Held], dict[int, float], dict[int, dict[int, float]]]:
+    """What attempts hold, what each project has used of all pools, and what it has used of each of the pools `on`.
 
     An open attempt holds its devices until what it reserved at its admission is over (its trainer's own clock starts
     when a worker has claimed it, seconds later), a lost one until it must surely have stopped.
@@ -117,16 +126,22 @@ def _attempts(session: Session, now: datetime, weights: Mapping[int, float]) -> 
     )
     held: list[Held] = []
     used = defaultdict(float, usage.of_ended(session, now))
+    used_on: dict[int, dict[int, float]] = {pool_id: defaultdict(float) for pool_id in on}
+    for (pool_id, project_id), seconds in usage.of_ended_on(session, on, now).items() if on else ():
+        used_on[pool_id][project_id] = seconds
     for run_id, pool_id, project_id, person_id, devices, reserved, charged, at, gpus, state, until, ended_at in rows:
         is_open = state in OPEN
         age = (now - ended_at).total_seconds() if ended_at else 0.0
-        used[project_id] += decayed(weights[pool_id] * (reserved if is_open else charged), max(0.0, age))
+        weighted = decayed(weights[pool_id] * (reserved if is_open else charged), max(0.0, age))
+        used[project_id] += weighted
+        if pool_id in used_on:
+            used_on[pool_id][project_id] += weighted
         ends = at + timedelta(seconds=reserved / gpus) if is_open else until if state == AttemptState.LOST else None
         if is_open or (ends is not None and ends > now):
             held_devices = tuple(int(device) for device in devices.split(",") if device)
             seconds = 0.0 if ends is None else (ends - now).total_seconds()
             held.append(Held(run_id, pool_id, project_id, person_id, held_devices, seconds, is_open))
-    return held, dict(used)
+    return held, dict(used), used_on
 
 
 def _funds(session: Session, now: datetime) -> dict[int, Funds]:

@@ -129,7 +129,14 @@ def waits(why: Why) -> str:
     if why.position is not None:
         lines.append(f"**Place** {why.position} of {why.length} on {text.code(why.pool, 60)}")
     if why.factors is not None:
-        project = why.factors.project
+        project, group = why.factors.project, why.factors.group
+        if group is not None:
+            sponsor = text.line(why.factors.sponsor, 60)
+            whose = f"the projects of {sponsor}" if sponsor else "the projects that are no sponsor's own"
+            lines.append(
+                f"**Group** {whose} used {group.used:.0%} of this pool's GPU time of late, their share of it is "
+                f"{group.share:.0%}: the group that has used less of its share goes first"
+            )
         lines.append(
             f"**Turn** its project is number {project.rank} of {project.of} by fair-share, where who has used less of "
             f"its share goes first: of late it used {project.used:.0%} of the GPU time, its share is "
