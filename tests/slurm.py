@@ -18,6 +18,7 @@ from tests.patience import PATIENCE, wait_for
 
 CONF = """
 ClusterName=stoa
+FirstJobId={ports[3]}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
 AuthType=auth/none
@@ -66,7 +67,7 @@ class Cluster:
             (folder / "dev" / f"gpu{number}").symlink_to("/dev/null")  # a regular file would make no device visible
         user = pwd.getpwuid(os.getuid()).pw_name
         self.conf.write_text(
-            CONF.format(host=socket.gethostname(), ports=_free_ports(3), user=user, folder=folder, node=NODE)
+            CONF.format(host=socket.gethostname(), ports=_free_ports(4), user=user, folder=folder, node=NODE)
         )
         (folder / "gres.conf").write_text(GRES.format(folder=folder))
 

@@ -28,6 +28,7 @@ class PoolStatus:
     name: str
     gpu_type: str
     gpus: int
+    nodes: int
     busy: int
     runner: str
     queue: str
@@ -71,6 +72,7 @@ def status(session: Session) -> Sequence[PoolStatus]:
                 name=pool.name,
                 gpu_type=pool.gpu_type,
                 gpus=pool.gpus,
+                nodes=pool.nodes,
                 busy=min(pool.gpus, sum(gpus[row.run_id] for row in held)),
                 runner=pool.runner,
                 queue=registry.named(pool.runner).queue,

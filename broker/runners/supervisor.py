@@ -21,6 +21,7 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as NoConnectionError
 
+from broker.allocations import nodes
 from broker.allocations.hosts import gpu_numbers
 from broker.allocations.pools import Pool, memory_each
 from broker.end_reasons import EndReason
@@ -120,6 +121,7 @@ class Supervisor:
         self.folder = run_folder(settings, run_id) / f"attempt-{token}"
         self.runner: Runner = LocalRunner(JobSpec())
         self.devices = ""
+        self.nodes = 1
         self.metrics_read = 0
         self.events_read = 0
         self.seconds = math.inf
@@ -179,12 +181,14 @@ class Supervisor:
             attempt = session.get_one(Attempt, (self.run_id, self.token))
             pool = session.get_one(Pool, attempt.pool_id)
             self.devices = gpu_numbers(session, pool, attempt.devices)
+        self.nodes = nodes.count(pool, run.gpus)
         spec = JobSpec(
             gpus=run.gpus,
+            nodes=self.nodes,
             seconds=attempt.reserved / run.gpus,
             grace_seconds=self.settings.stop_grace_seconds,
             lease_seconds=self.settings.lease_seconds,
-            memory=memory_each(pool, run.gpus) + LIBRARIES if pool.is_cpu else None,
+            memory=memory_each(pool, run.gpus // self.nodes) + LIBRARIES if pool.is_cpu else None,
             options=pool.runner_options,
         )
         self.seconds = spec.seconds
@@ -235,7 +239,7 @@ class Supervisor:
         if process.pid:
             runner.adopt(process, self.folder, attempt.waiting)
         else:  # the other died while it submitted a job, which may be there
-            runner.start(trainer_command(self.settings, self.db, run, self.folder, found), self.folder, self.devices)
+            runner.start(self._command(run, found), self.folder, self.devices)
         self.metrics_read, self.events_read = attempt.metrics_read, attempt.events_read
         log.info("took a trainer over", run=self.run_id, token=self.token, pid=process.pid)
         threading.Thread(target=self._guard, daemon=True).start()
@@ -258,12 +262,15 @@ class Supervisor:
         """Start the trainer; its process, and the checkpoints of earlier attempts. Raises OSError."""
         self.folder.mkdir()
         before = self._earlier()
-        command = self._retrying(lambda: trainer_command(self.settings, self.db, run, self.folder, before))
+        command = self._retrying(lambda: self._command(run, before))
         self._renew_late_claim()
         process = self.runner.start(command, self.folder, self.devices)
         if self.stopped_at is not None:  # asked to stop before there was anything to stop
             self.runner.stop()
         return process, before
+
+    def _command(self, run: Run, before: Sequence[Checkpoint]) -> list[str]:
+        return trainer_command(self.settings, self.db, run, self.folder, before, self.nodes)
 
     def _wait_to_run(self) -> Process:
         """Renew the lease while the trainer waits for its turn, which costs nothing."""

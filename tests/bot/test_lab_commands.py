@@ -53,6 +53,18 @@ async def test_pools_and_grants(shared_lab: Shared) -> None:
     assert "2.5, 141 GiB a GPU, 2,048 GiB a host.\n> A second host." in told.text
     assert "`hall` H200, 141 GiB a GPU, 2,048 GiB a host\n" in (await ada.command("cluster status")).text
 
+    lab.call(pools.add_pool, name="many", gpu_type="H200", gpus=32, gpus_a_node=8, runner="slurm")
+    form = await omar.press(listed.message, "Change one")
+    wrong = await omar.submit(form, asked | {"Pool": "many", "GPUs": "60 / 8"})
+    assert "its GPUs (60) are a multiple of the GPUs a node, and 8 does not divide them" in wrong.text
+    form = await omar.press(listed.message, "Change one")
+    assert "`many` is changed" in (await omar.submit(form, asked | {"Pool": "many", "GPUs": "64 / 8"})).text
+    told = await lab.guild.wait_for("public-record", lambda m: "changes the pool `many`" in m.text)
+    assert "changes the pool `many`: it has 64 GPUs on 8 nodes of 8 and a price weight" in told.text
+    await lab.guild.wait_for("public-record", lambda m: "`many` with 32 × H200 on 4 nodes of 8." in m.text)
+    assert "`many` 64 GPUs, H200 on 8 nodes of 8, 2,048 GiB a host\n" in (await omar.command("stoa pools")).text
+    assert "`many` H200 on 8 nodes of 8, 2,048 GiB a host\n" in (await ada.command("cluster status")).text
+
     listed = await omar.command("stoa grants")
     assert "**1** The Library · `local` until" in listed.text
     assert "100 GPU-hours: 1 GPU-hour granted, 0 GPU-hours of them spent" in listed.text

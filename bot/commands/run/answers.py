@@ -58,7 +58,7 @@ def offer(preview: Preview) -> Card:
     if first:
         steps = f"the {steps} from {first:,} to {run.total_steps:,}"
     asks = [
-        f"### 🚀 Launch {what} on {text.count(run.gpus, 'GPU')} of {text.code(quote.pool.name, 60)}?",
+        f"### 🚀 Launch {what} on {text.gpus(run.gpus, quote.nodes)} of {text.code(quote.pool.name, 60)}?",
         f"With {text.line(', '.join(f'{k}={v}' for k, v in run.overrides.items()), 300)}" if run.overrides else "",
         f"{short(quote.parameters)} parameters · {short(quote.tokens)} tokens in {steps} · "
         f"about {quote.memory_needed} of memory on each GPU",

@@ -32,7 +32,7 @@ def pools_view(listed: Sequence[PoolStatus]) -> ui.LayoutView:
     """The list of pools, each with its use."""
     lines = [
         f"{text.code(pool.name, 60)} {text.count(pool.gpus, 'GPU')}, {text.line(pool.gpu_type, 60)}"
-        f"{text.memory(pool.memory_gib, pool.host_memory_gib)}\n"
+        f"{text.nodes(pool.nodes, pool.gpus)}{text.memory(pool.memory_gib, pool.host_memory_gib)}\n"
         f"-# {pool.busy} busy, {pool.working} running, {pool.waiting} waiting · {pool.runner}, weight "
         f"{pool.price_weight:g} · {text.gpu_hours(pool.left)} of its grants left"
         for pool in listed

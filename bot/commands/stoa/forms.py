@@ -21,6 +21,7 @@ from projects.text import USUAL
 MOST = 25
 """The options that Discord lets a select have."""
 MEMORY = "141 / 2048"
+NODES = "64 / 8"
 Choice = ui.Select[Any]
 
 
@@ -70,7 +71,8 @@ class ChangePoolForm(Form):
 
     def __init__(self, names: Sequence[str]) -> None:
         self.pool = choice([(name, name) for name in names])
-        self.gpus, self.weight = [short(placeholder="As it is", required=False) for _ in range(2)]
+        self.gpus = short(placeholder=f"As it is, or {NODES}", required=False)
+        self.weight = short(placeholder="As it is", required=False)
         self.memory = short(placeholder=f"As it is, or {MEMORY}", required=False)
         self.why = long(USUAL, "Everyone can read it")
         super().__init__(
@@ -88,11 +90,13 @@ class ChangePoolForm(Form):
         """Change it."""
         app, name = interaction.client, next(iter(self.pool.values), "")
         memory, host = inventory.parse_memory(self.memory.value)
+        gpus, each = inventory.parse_gpus(self.gpus.value)
         await app.write(
             inventory.change_pool,
             actor(interaction),
             name,
-            gpus=self.gpus.value,
+            gpus=gpus,
+            gpus_a_node=each,
             price_weight=self.weight.value,
             memory_gib=memory,
             host_memory_gib=host,
