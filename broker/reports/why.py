@@ -4,7 +4,7 @@ The answers come from the same plan of the same state that the scheduler decides
 """
 
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
@@ -17,9 +17,11 @@ from broker.runners import registry
 from broker.runs import runs
 from broker.runs.attempts import Attempt
 from broker.runs.runs import Run, RunState
-from broker.scheduling import backfill, fairshare, snapshot
+from broker.scheduling import backfill, decisions, fairshare, snapshot
 from broker.scheduling.backfill import Funds, Placement, Plan, QueueState, Waiting, WaitReason
 from broker.scheduling.fairshare import Groups, Standing
+from projects.db.columns import utcnow
+from projects.errors import ConflictError, InvalidError
 from projects.projects import Project
 
 UNBORN = 0
@@ -44,7 +46,8 @@ class Factors:
 class Why:
     """Why a run is where it is. `position`, of `length`, and `factors` are None unless the run is queued.
 
-    `expected` is the latest start if no other run comes before this one; None if that is unknown.
+    `expected` is the latest start if no other run comes before this one; None if that is unknown. `decided_at` is when
+    the scheduler made the decision that is replayed.
     """
 
     run_id: int
@@ -57,6 +60,7 @@ class Why:
     length: int
     factors: Factors | None
     expected: datetime | None
+    decided_at: datetime | None = None
 
 
 def why(session: Session, run_id: int) -> Why:
@@ -82,6 +86,51 @@ def why(session: Session, run_id: int) -> Why:
         factors=None,
         expected=run.started_at,
     )
+
+
+def replayed(session: Session, run_id: int, at: datetime) -> Why:
+    """Why the run waited at a moment, as `why` answered then: by the decision of the scheduler that was in force.
+
+    Titles are those of today. Raises NotFoundError where no decision from before the moment is kept, and ConflictError
+    where the run neither waited nor had GPUs.
+    """
+    run = runs.load(session, run_id)
+    kept = decisions.replay(session, at)
+    explainer = _Explainer(session, kept.state, low=kept.low)
+    for placements in explainer.plan.queues.values():
+        for placement in placements:
+            if placement.run.id == run_id:
+                return replace(explainer.of(placement), decided_at=kept.decided_at)
+    held = next((one for one in kept.state.held if one.run_id == run_id and one.open), None)
+    refusal = explainer.plan.refusals.get(run_id, "")
+    if held is None and not refusal:
+        raise ConflictError(f"Run {run_id} neither waited nor had GPUs at {at:%F %T} UTC.")
+    pool = next(pool.name for pool in kept.state.pools if pool.id == (run.pool_id if held is None else held.pool_id))
+    return Why(
+        run_id=run.id,
+        project=_called(session.get_one(Project, run.project_id)),
+        pool=pool,
+        gpus=run.gpus,
+        state=RunState.QUEUED if held is None else RunState.RUNNING,
+        reason=f"It cannot start: {refusal}." if held is None else f"It had its GPUs on “{pool}”.",
+        position=None,
+        length=0,
+        factors=None,
+        expected=None,
+        decided_at=kept.decided_at,
+    )
+
+
+def moment(typed: str) -> datetime:
+    """A moment of the past as typed, in UTC where it says no offset; raises InvalidError."""
+    try:
+        at = datetime.fromisoformat(typed.strip())
+        at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise InvalidError(f"A moment is typed like 2030-12-31 18:00, in UTC; “{typed[:40]}” is not.") from error
+    if at > utcnow():
+        raise InvalidError(f"{at:%F %T} UTC has not come yet; without a moment, the answer is about now.")
+    return at
 
 
 def queue(session: Session, pool: str | None = None, *, limit: int = 25) -> list[Why]:
@@ -119,11 +168,11 @@ def forecast(session: Session, run: Run) -> Why:
 
 
 class _Explainer:
-    """Explains the runs of a queue by the plan that the scheduler would make now."""
+    """Explains the runs of a queue by the plan that the scheduler makes of a state; `low` is the disk."""
 
-    def __init__(self, session: Session, state: QueueState) -> None:
+    def __init__(self, session: Session, state: QueueState, *, low: bool | None = None) -> None:
         self.state = state
-        self.low = disk.recorded_low(session)
+        self.low = disk.recorded_low(session) if low is None else low
         self.plan: Plan = backfill.plan(state)
         self.pools = {pool.id: pool for pool in state.pools}
         waiting = {run.project_id for run in state.waiting}

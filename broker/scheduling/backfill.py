@@ -94,7 +94,8 @@ class Funds(NamedTuple):
 
 @dataclass(frozen=True)
 class QueueState:
-    """All that a plan depends on, at one moment. `usage` by project is decayed and weighted.
+    """All that a plan depends on, at one moment. `usage` by project is decayed and weighted; `fading` is the part of it
+    that decays, which is what ended attempts have used.
 
     `shares` has the projects whose share was set, `groups` the pools of which a sponsor has set time aside.
     """
@@ -105,6 +106,7 @@ class QueueState:
     held: Sequence[Held] = ()
     funds: Mapping[int, Funds] = field(default_factory=dict)
     usage: Mapping[int, float] = field(default_factory=dict)
+    fading: Mapping[int, float] = field(default_factory=dict)
     shares: Mapping[int, float] = field(default_factory=dict)
     groups: Mapping[int, Groups[int]] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)

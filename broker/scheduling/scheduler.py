@@ -28,9 +28,10 @@ from broker.runs import attempts, control, runs, settlement
 from broker.runs.attempts import OPEN, Attempt
 from broker.runs.leases import StaleError
 from broker.runs.runs import Run
-from broker.scheduling import backfill, snapshot, tasks, usage
+from broker.scheduling import backfill, decisions, snapshot, tasks, usage
 from broker.scheduling.backfill import Decision, Limits, Plan, QueueState
-from projects import health, projects
+from broker.scheduling.decisions import Keeper
+from projects import health, policies, projects
 from projects.db.columns import utcnow
 from projects.db.database import Database, is_away
 from projects.errors import ConflictError
@@ -39,6 +40,7 @@ from projects.projects import Project
 from projects.settings import Settings
 
 NOTIFY_AGAIN_SECONDS = 5.0
+REMOVE_OLD_SECONDS = 3600.0
 
 log = structlog.get_logger()
 
@@ -80,6 +82,8 @@ class Scheduler:
         self.log_again = Seldom()
         self.was_away = False
         self.expires_from = -math.inf
+        self.keeper = Keeper()
+        self.old_removed_at = -math.inf
 
     def run_forever(self) -> None:
         """Go round until the process is ended."""
@@ -121,6 +125,10 @@ class Scheduler:
             self._start_runs()
         with self.fence("notifying the workers"):
             self._notify()
+        if time.monotonic() - self.old_removed_at > REMOVE_OLD_SECONDS:
+            self.old_removed_at = time.monotonic()
+            with self.fence("removing old decisions"):
+                self._remove_old_decisions()
         if time.monotonic() - self.strays_ended_at > reaper.EVERY_SECONDS:
             self.strays_ended_at = time.monotonic()
             with self.fence("ending stray jobs"):
@@ -138,7 +146,9 @@ class Scheduler:
     def _start_runs(self) -> None:
         """Plan, pause the runs that nobody can pay for, and admit those that start now."""
         with self.db.read() as session:
-            state = snapshot.load(session, fence=self.fence)
+            state, low = snapshot.load(session, fence=self.fence), disk.recorded_low(session)
+        with self.fence("keeping what the decision is made by"):
+            self.keeper.keep(self.db, state, low=low)
         planned = self._plan(state)
         for run_id in planned.refusals:
             self._try("pausing a run without funds", run_id, partial(control.pause_unfunded, run_id=run_id))
@@ -187,6 +197,11 @@ class Scheduler:
                 return
         with self.db.write() as session:
             usage.add_ended(session)
+
+    def _remove_old_decisions(self) -> None:
+        with self.db.read() as session:
+            days = policies.current(session).decision_days
+        decisions.remove_old(self.db, days)
 
     def _revive(self) -> None:
         """Queue again what was paused because nobody could pay for it, where somebody can."""

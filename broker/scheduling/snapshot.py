@@ -49,7 +49,7 @@ def load(session: Session, limits: Limits | None = None, fence: Fence | None = N
     known = {pool.id for pool in pools}
     waiting = [run for run in _waiting(session, now) if run.pool_id in known]
     divisions = sponsor_shares.divisions(session, now)
-    held, used, used_on = _attempts(session, now, weights, divisions)
+    held, used, fading, used_on = _attempts(session, now, weights, divisions)
     return QueueState(
         now=now,
         pools=pools,
@@ -57,6 +57,7 @@ def load(session: Session, limits: Limits | None = None, fence: Fence | None = N
         held=held,
         funds=_funds(session, now),
         usage=used,
+        fading=fading,
         shares=shares.of_projects(session),
         groups={
             pool_id: Groups(
@@ -97,8 +98,8 @@ def _waiting(session: Session, now: datetime) -> list[Waiting]:
 
 def _attempts(
     session: Session, now: datetime, weights: Mapping[int, float], on: Collection[int]
-) -> tuple[list[Held], dict[int, float], dict[int, dict[int, float]]]:
-    """What attempts hold, what each project has used of all pools, and what it has used of each of the pools `on`.
+) -> tuple[list[Held], dict[int, float], dict[int, float], dict[int, dict[int, float]]]:
+    """What attempts hold, what each project has used of all pools, what of it decays, and its use of the pools `on`.
 
     An open attempt holds its devices until what it reserved at its admission is over (its trainer's own clock starts
     when a worker has claimed it, seconds later), a lost one until it must surely have stopped.
@@ -125,7 +126,8 @@ def _attempts(
         .where(col(Attempt.counted).is_(False))
     )
     held: list[Held] = []
-    used = defaultdict(float, usage.of_ended(session, now))
+    fading = defaultdict(float, usage.of_ended(session, now))
+    used = fading.copy()
     used_on: dict[int, dict[int, float]] = {pool_id: defaultdict(float) for pool_id in on}
     for (pool_id, project_id), seconds in usage.of_ended_on(session, on, now).items() if on else ():
         used_on[pool_id][project_id] = seconds
@@ -134,6 +136,8 @@ def _attempts(
         age = (now - ended_at).total_seconds() if ended_at else 0.0
         weighted = decayed(weights[pool_id] * (reserved if is_open else charged), max(0.0, age))
         used[project_id] += weighted
+        if not is_open:
+            fading[project_id] += weighted
         if pool_id in used_on:
             used_on[pool_id][project_id] += weighted
         ends = at + timedelta(seconds=reserved / gpus) if is_open else until if state == AttemptState.LOST else None
@@ -141,7 +145,7 @@ def _attempts(
             held_devices = tuple(int(device) for device in devices.split(",") if device)
             seconds = 0.0 if ends is None else (ends - now).total_seconds()
             held.append(Held(run_id, pool_id, project_id, person_id, held_devices, seconds, is_open))
-    return held, dict(used), used_on
+    return held, dict(used), dict(fading), used_on
 
 
 def _funds(session: Session, now: datetime) -> dict[int, Funds]:
