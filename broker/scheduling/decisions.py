@@ -23,7 +23,7 @@ from projects.errors import NotFoundError
 
 MOST_BYTES = 2**30
 """The most that all kept states may take; beyond it the oldest go."""
-MOST_CHANGES = 500
+MOST_CHANGES = 200
 """The most changes that follow a whole state."""
 WHOLE_EVERY = timedelta(days=1)
 A_BATCH = 100

@@ -14,6 +14,7 @@ from functools import partial
 import structlog
 from kombu.exceptions import OperationalError
 from sqlalchemy import func
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
@@ -40,6 +41,8 @@ from projects.projects import Project
 from projects.settings import Settings
 
 NOTIFY_AGAIN_SECONDS = 5.0
+LOOK_SECONDS = 0.1
+"""The pause between two looks for a new run, while the scheduler waits for its next round."""
 REMOVE_OLD_SECONDS = 3600.0
 
 log = structlog.get_logger()
@@ -83,6 +86,7 @@ class Scheduler:
         self.was_away = False
         self.expires_from = -math.inf
         self.keeper = Keeper()
+        self.newest = 0
         self.old_removed_at = -math.inf
 
     def run_forever(self) -> None:
@@ -95,9 +99,17 @@ class Scheduler:
             except Exception as error:
                 self.was_away = self.was_away or is_away(error)
                 self._say(error)
-            time.sleep(self.settings.tick_seconds)
+            self._pause()
             # A round that hung, or a host that slept, has kept the supervisors from renewing as well.
             self.was_away |= since_boot() - began > self.settings.tick_seconds + self.settings.lease_seconds / 2
+
+    def _pause(self) -> None:
+        """Wait for a tick, or until a run is launched; while the database is away, for a tick."""
+        until, known = time.monotonic() + self.settings.tick_seconds, self.newest
+        while (left := until - time.monotonic()) > 0 and self.newest == known:
+            time.sleep(min(left, LOOK_SECONDS))
+            with suppress(SQLAlchemyError), self.db.read() as session:
+                self.newest = runs.newest_id(session)
 
     def _say(self, error: Exception) -> None:
         """Log what ended a round, once a minute while the database is away."""
