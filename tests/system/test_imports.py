@@ -59,7 +59,7 @@ LAYERS: dict[str, Sequence[Sequence[str]]] = {
         ("findings", "membership", "moderation", "updates"),
     ),
     "broker": (
-        ("end_reasons", "fence"),
+        ("end_reasons", "fence", "store"),
         ("runners",),
         ("allocations", "catalogue", "configs", "publications"),
         ("runs",),
