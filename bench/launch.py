@@ -6,7 +6,6 @@ that Python takes to import the supervisor, measured apart, is taken off: it is 
 
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -85,4 +84,4 @@ def _timed(command: list[str]) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(typer.run(main))
+    typer.run(main)
