@@ -173,11 +173,7 @@ def aged(state: QueueState, now: datetime) -> QueueState:
             for run in state.waiting
         ],
         # To the microsecond, as the database has it, so that a plan of it comes out the same.
-        held=[
-            one._replace(seconds=round(one.seconds - passed, 6))
-            for one in state.held
-            if one.open or one.seconds > passed
-        ],
+        held=[_later(one, passed) for one in state.held if one.open or one.seconds > passed],
         usage={
             project: seconds - state.fading.get(project, 0.0) + fading.get(project, 0.0)
             for project, seconds in state.usage.items()
@@ -198,7 +194,7 @@ def _changes(before: QueueState, after: QueueState) -> Changes:
         now=after.now,
         waiting=[run for run in after.waiting if waited.get(run.id) != run],
         gone=sorted(waited.keys() - waiting.keys()),
-        held=[one for key, one in held.items() if had.get(key) != one],
+        held=[one for key, one in held.items() if key not in had or not _same_hold(had[key], one)],
         freed=sorted(had.keys() - held.keys()),
         funds={
             allocation: funds
@@ -232,6 +228,16 @@ def _applied(state: QueueState, changes: Changes) -> QueueState:
         groups=rest.groups,
         limits=rest.limits,
     )
+
+
+def _later(one: Held, passed: float) -> Held:
+    """What an attempt holds so many seconds later; one that stops, stops soon."""
+    return one if one.stopping else one._replace(seconds=round(one.seconds - passed, 6))
+
+
+def _same_hold(one: Held, other: Held) -> bool:
+    """Whether an attempt holds the same; how far its run has come, which preemption goes by, changes all the time."""
+    return one._replace(preemptible=None) == other._replace(preemptible=None)
 
 
 def _same_funds(one: Funds, other: Funds) -> bool:
