@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from sqlmodel import Field, col, select
 
 from broker.scheduling.backfill import Funds, Held, Limits, PoolRow, QueueState, Waiting
+from broker.scheduling.capacity import Reserved
 from broker.scheduling.fairshare import Groups, decayed
 from projects.db.columns import WHOLE, Base, UtcDateTime, integer, row_id, utcnow
 from projects.db.database import Database
@@ -54,6 +55,7 @@ class Rest:
     shares: Mapping[int, float]
     groups: Mapping[int, Groups[int]]
     limits: Limits
+    reserved: Sequence[Reserved]
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,7 @@ def aged(state: QueueState, now: datetime) -> QueueState:
             for project, seconds in state.usage.items()
         },
         fading=fading,
+        reserved=[one for one in state.reserved if one.ends_at > now],
     )
 
 
@@ -187,8 +190,9 @@ def _changes(before: QueueState, after: QueueState) -> Changes:
     waiting = {run.id: run for run in after.waiting}
     had = {(one.run_id, one.open): one for one in before.held}
     held = {(one.run_id, one.open): one for one in after.held}
-    rest = Rest(after.pools, after.shares, after.groups, after.limits)
+    rest = Rest(after.pools, after.shares, after.groups, after.limits, after.reserved)
     same = (before.pools, before.shares, before.limits) == (after.pools, after.shares, after.limits)
+    same = same and list(before.reserved) == list(after.reserved)
     same = same and _same_groups(before.groups, after.groups)
     return Changes(
         now=after.now,
@@ -215,7 +219,7 @@ def _applied(state: QueueState, changes: Changes) -> QueueState:
         del waiting[number]
     for key in changes.freed:
         del held[key]
-    rest = changes.rest or Rest(state.pools, state.shares, state.groups, state.limits)
+    rest = changes.rest or Rest(state.pools, state.shares, state.groups, state.limits, state.reserved)
     return QueueState(
         now=changes.now,
         pools=rest.pools,
@@ -227,6 +231,7 @@ def _applied(state: QueueState, changes: Changes) -> QueueState:
         shares=rest.shares,
         groups=rest.groups,
         limits=rest.limits,
+        reserved=rest.reserved,
     )
 
 
