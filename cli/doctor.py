@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import secrets
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -32,6 +33,7 @@ from bot.server import CHANNELS, IN_GUILD, IN_OTHERS, IN_PROPOSALS, Server
 from broker import fence
 from broker.allocations import hosts, pools
 from broker.runners import processes, registry
+from broker.store import Store, StoreError
 from projects.db import database as database
 from projects.db.columns import utcnow
 from projects.db.database import Database
@@ -66,6 +68,7 @@ def examine(settings: Settings) -> list[Finding]:
         check_queue(settings),
         *check_discord(settings),
         check_hub(settings),
+        *check_store(settings),
         check_gpus(settings),
         *check_runners(settings),
         *check_failures(settings),
@@ -226,6 +229,24 @@ def _permissions(where: str, wanted: dict[str, str], has: discord.Permissions, a
     if missing:
         return Finding(where, f"the bot lacks {', '.join(missing)}", advice)
     return Finding(where, "the bot may do what it must")
+
+
+def check_store(settings: Settings) -> list[Finding]:
+    """Whether the store takes an object and gives it back, where there is a store."""
+    if not settings.store:
+        return []
+    name, said = f"doctor/{secrets.token_hex(8)}", secrets.token_bytes(64)
+    try:
+        there = Store(settings)
+        there.write(name, said)
+        given = there.read(name)
+        there.remove(name)
+    except StoreError as error:
+        advice = "Correct STOA_STORE, STOA_STORE_ENDPOINT, STOA_STORE_KEY and STOA_STORE_SECRET, or see to the store."
+        return [Finding("store", str(error), advice)]
+    if given != said:
+        return [Finding("store", "it does not give back what was put there", "Take another store.")]
+    return [Finding("store", f"{settings.store} takes objects and gives them back")]
 
 
 def check_hub(settings: Settings) -> Finding:

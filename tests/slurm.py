@@ -15,6 +15,7 @@ import pytest
 
 from tests.absent import absent
 from tests.patience import PATIENCE, wait_for
+from tests.ports import free_ports
 
 CONF = """
 ClusterName=stoa
@@ -67,7 +68,7 @@ class Cluster:
             (folder / "dev" / f"gpu{number}").symlink_to("/dev/null")  # a regular file would make no device visible
         user = pwd.getpwuid(os.getuid()).pw_name
         self.conf.write_text(
-            CONF.format(host=socket.gethostname(), ports=_free_ports(4), user=user, folder=folder, node=NODE)
+            CONF.format(host=socket.gethostname(), ports=free_ports(4), user=user, folder=folder, node=NODE)
         )
         (folder / "gres.conf").write_text(GRES.format(folder=folder))
 
@@ -160,15 +161,3 @@ def slurm() -> Iterator[Cluster]:
     finally:
         cluster.stop()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens at just now."""
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
