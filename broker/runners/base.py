@@ -1,6 +1,7 @@
 """What a runner is: it starts trainers somewhere, knows them again, and ends them.
 
-`local` and `slurm` are two; docs/how-to-add-a-runner.md says how to write another. A runner knows no database: what
+`local`, `slurm` and `kubernetes` are three; docs/how-to-add-a-runner.md says how to write another. A runner knows no
+database: what
 it may know of an attempt is in its `JobSpec` and its folder.
 """
 
