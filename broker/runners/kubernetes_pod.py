@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import structlog
 import yaml
@@ -26,14 +26,13 @@ from broker import store as stores
 from broker.runners import live
 from broker.runners.base import PASSED_ON
 from broker.runners.kubernetes_manifest import PORT
+from broker.runners.kubernetes_task import PLACE, TASK_FILE, Task
 from broker.store import DamagedError, Store, StoreError
 from projects import log as log_format
 from projects.settings import get_settings
 from trainer import contract
 from trainer.contract import Outcome, Status
 
-JOB_FILE = "job.json"
-"""What the trainer is to do, written by the runner into the attempt's folder of the store."""
 EVERY_SECONDS = 2.0
 POLL_SECONDS = 0.1
 DRIVERS = ("CUDA_", "NVIDIA_", "NCCL_", "HIP_", "HSA_", "ROCR_", "UCX_", "FI_", "LD_LIBRARY_PATH")
@@ -54,7 +53,7 @@ class Pod:
         self.store, self.folder, self.head, self.index = store, folder, head, index
         self.place = place
         self.asked = False
-        self.job: dict[str, Any] = {}
+        self.task = Task(command=[], out="", nodes=1, seconds=0)
         self.out = place
         self.process: subprocess.Popen[bytes] | None = None
         self.pushed: set[int] = set()
@@ -70,7 +69,7 @@ class Pod:
             return self.end(Outcome(status=Status.STOPPED, reason="it was asked to stop before it had begun"))
         except DamagedError as error:
             return self.end(Outcome(status=Status.FAILED, reason=str(error), transient=True))
-        except OSError as error:
+        except (OSError, subprocess.SubprocessError) as error:
             reason = f"The pod could not be made ready: {error}."
             return self.end(Outcome(status=Status.FAILED, reason=reason, transient=True))
         return status
@@ -102,17 +101,17 @@ class Pod:
 
     def prepare(self) -> None:
         """Fetch the job, its files and the folders that it goes on from."""
-        told = self.trying(lambda: self.store.read(f"{self.folder}/{JOB_FILE}"))
+        told = self.trying(lambda: self.store.read(f"{self.folder}/{TASK_FILE}"))
         if told is None:
             raise DamagedError("The store has lost what the trainer was to do.")
-        self.job = json.loads(told)
-        self.out = self.place / self.job["out"]
+        self.task = Task.model_validate_json(told)
+        self.out = self.place / self.task.out
         self.out.mkdir(parents=True, exist_ok=True)
-        for name, text in self.job["files"].items():
+        for name, text in self.task.files.items():
             path = self.place / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
-        for folder, name in self.job["folders"].items():
+        for folder, name in self.task.folders.items():
             target = self.place / name
             target.parent.mkdir(parents=True, exist_ok=True)
             if not self.trying(lambda folder=folder, target=target: self.store.pull(folder, target)):  # type: ignore[misc]
@@ -120,11 +119,11 @@ class Pod:
 
     def train(self) -> int:
         """Start the trainer and carry away what it writes; its exit status."""
-        command = [str(self.place / word[1:]) if word.startswith("\0") else word for word in self.job["command"]]
-        if self.job["nodes"] > 1:
+        command = [str(self.place / word[1:]) if word.startswith(PLACE) else word for word in self.task.command]
+        self.place_data(command)
+        if self.task.nodes > 1:
             self.meet()
-            self.share_data(command)
-            command += ["--hosts", str(self.job["nodes"]), "--host", str(self.index)]
+            command += ["--hosts", str(self.task.nodes), "--host", str(self.index)]
             command += ["--rendezvous", f"{self.head}:{PORT}"]
         sender = live.Sender(self.store, self.out, self.folder)
         own_log = contract.LOG_FILE if self.index == 0 else f"trainer-{self.index}.log"
@@ -139,7 +138,7 @@ class Pod:
         checkpoints = threading.Thread(target=self.push_checkpoints, args=[over])
         if self.index == 0:
             checkpoints.start()
-        until = time.monotonic() + self.job["seconds"]
+        until = time.monotonic() + self.task.seconds
         while (status := self.process.poll()) is None:
             self.carry(sender, names)
             if time.monotonic() > until:
@@ -149,7 +148,7 @@ class Pod:
         if self.index == 0:
             checkpoints.join()
             if status == Status.DONE:
-                for name, folder in self.job["results"].items():
+                for name, folder in self.task.results.items():
                     self.insisting(lambda name=name, folder=folder: self.store.push(self.place / name, folder))  # type: ignore[misc]
             return self.settle(status, sender, names)
         self.carry(sender, names)
@@ -166,17 +165,21 @@ class Pod:
                 return
         raise StoppedError
 
-    def share_data(self, command: Sequence[str]) -> None:
-        """Prepare the data on this node as on all the others, which do not see the disk of node 0."""
+    def place_data(self, command: Sequence[str]) -> None:
+        """Let the configuration read the prepared data that were fetched, if any.
+
+        On several nodes each one prepares data that are not prepared yet: none sees the disk of node 0.
+        """
+        if "train" not in command:
+            return
         config = Path(command[command.index("train") + 1])
         values = yaml.safe_load(config.read_text())
-        if values["data"].get("prepared"):
-            return
-        prepared = self.place / "prepared"
-        trainer = list(command[: command.index("train")])
-        subprocess.run(
-            [*trainer, "data", "prepare", str(config), "--out", str(prepared)], env=environment(), check=True
-        )
+        prepared = self.place / (self.task.prepared or "prepared")
+        if not self.task.prepared:
+            if self.task.nodes == 1 or values["data"].get("prepared"):
+                return
+            prepare = [*command[: command.index("train")], "data", "prepare", str(config), "--out", str(prepared)]
+            subprocess.run(prepare, env=environment(), check=True)
         values["data"]["prepared"] = str(prepared)
         config.write_text(yaml.safe_dump(values, sort_keys=False))
 

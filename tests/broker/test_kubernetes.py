@@ -658,3 +658,17 @@ def test_a_pool_of_kubernetes_is_checked(lab: Lab, name: str, wrong: str) -> Non
         pools.add_pool(session, name=POOL, gpu_type="h200", gpus=16, runner="kubernetes", runner_options={name: wrong})
     assert str(caught.value) in {option.refusal for option in KubernetesRunner.pool_options}
     assert lab.everything() == before
+
+
+def test_the_story_for_a_real_cluster_plays_on_the_stand_in(cluster: Standin, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.kubernetes_real", "--namespace", NAMESPACE, "--image", IMAGE]
+    environment = bare() | {"STOA_ENV_FILE": "", "STOA_STORE": f"file://{tmp_path}/store"}
+    here = environment | {"KUBECONFIG": str(cluster.kubeconfig)}
+    done = subprocess.run(command, env=here, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.count(": well, in ")) == (0, 4), done.stdout + done.stderr
+    assert names(cluster) == []
+    nowhere = subprocess.run(
+        command, env=environment | {"KUBECONFIG": "/nowhere"}, capture_output=True, text=True, check=False
+    )
+    assert (nowhere.returncode, nowhere.stderr.count("\n")) == (2, 1)
+    assert "set KUBECONFIG" in nowhere.stderr
