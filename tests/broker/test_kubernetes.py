@@ -419,7 +419,7 @@ def test_a_job_that_its_queue_takes_back_is_not_started_once_more(start: Start, 
     wait_for(lambda: names(cluster) == [], "the end of the job")
 
 
-def test_two_nodes_meet_and_end_together(start: Start, cluster: Standin) -> None:
+def test_two_nodes_meet_and_end_together(start: Start, tmp_path: Path) -> None:
     code = (
         "import socket, sys, time; at = sys.argv[sys.argv.index('--rendezvous') + 1]; host, port = at.split(':')\n"
         "number = sys.argv[sys.argv.index('--host') + 1]\n"
@@ -430,9 +430,8 @@ def test_two_nodes_meet_and_end_together(start: Start, cluster: Standin) -> None
         "        try: socket.create_connection((host, int(port))).send(b'met'); break\n"
         "        except OSError: time.sleep(0.1)\n"
     )
-    config = "data: {prepared: /data/there}\n"
-    (Path(cluster.root) / "config").write_text(config)
-    runner, folder = start(code, "train", str(cluster.root / "config"), gpus=16, nodes=2)
+    (tmp_path / "config.yml").write_text("data: {prepared: /data/there}\n")
+    runner, folder = start(code, "train", str(tmp_path / "config.yml"), gpus=16, nodes=2)
     assert ended(runner) == 0
     assert said(folder) == "b'met'\n"
 
