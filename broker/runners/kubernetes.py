@@ -157,6 +157,7 @@ class KubernetesRunner(Runner):
         self._has_service = False
         self._to_stop = self._told_to_stop = self._to_kill = False
         self._lock = threading.RLock()  # re-entrant: a signal handler of the main thread may stop what it just polls
+        self._asker: threading.Thread | None = None
 
     def start(self, command: Sequence[str], folder: Path, devices: str) -> Process:
         """Create the Job of `command`, or find the one of `folder` that is there. Kubernetes assigns the devices."""
@@ -175,33 +176,28 @@ class KubernetesRunner(Runner):
 
     def poll(self) -> int | None:
         """The exit status, as of the last time that the cluster was asked; None while the Job waits or runs."""
-        with self._lock:
-            if self._status is None and time.monotonic() - self._asked_at >= self._every:
-                self._ask()
-            return self._status
+        self._ask_beside()
+        return self._status
 
     def seconds(self) -> float:
         """How long all pods have run by the cluster's clocks, to the second; 0 while one of them waits."""
-        with self._lock:
-            return self._ran + (0.0 if self._runs_since is None else time.monotonic() - self._runs_since)
+        since = self._runs_since
+        return self._ran + (0.0 if since is None else time.monotonic() - since)
 
     def renew(self, seconds: float) -> None:
         """See `Runner`. Kubernetes knows no lease: the pods end at their deadline, or the reaper deletes the Job."""
 
     def stop(self) -> None:
         """Delete the Job: its pods are asked for a checkpoint, and have their grace to send it to the store."""
-        with self._lock:
-            self._to_stop = True
-            if self._status is None:
-                self._ask()
+        self._to_stop = True
+        self._ask_beside(now=True)
 
     def kill(self) -> None:
         """End all pods at once, and wait until they are gone."""
-        with self._lock:
-            self._to_stop = self._to_kill = True
-            begun = bool(self.uid or self._known_pid or self._command)
-            if self._status is None and begun:
-                self._ask()
+        self._to_stop = self._to_kill = True
+        begun = bool(self.uid or self._known_pid or self._command)
+        if begun:
+            self._ask_beside(now=True)
         until = time.monotonic() + GONE_SECONDS
         while begun and self.poll() is None:
             if time.monotonic() > until:
@@ -238,6 +234,22 @@ class KubernetesRunner(Runner):
         """Delete a Job, whose pods have their grace; raises UnavailableError."""
         Cluster(options, SHORTEST_SECONDS).end(job.id)
 
+    def _ask_beside(self, *, now: bool = False) -> None:
+        """Ask, if it is time to, in a thread that is waited for as long as an answer should take and no longer.
+
+        A store or an API server that hangs holds up no renewal of the lease.
+        """
+        with self._lock:
+            if self._asker is None or not self._asker.is_alive():
+                late = time.monotonic() - self._asked_at >= self._every
+                if self._status is not None or not (now or late):
+                    return
+                self._asked_at = time.monotonic()
+                self._asker = threading.Thread(target=self._ask, daemon=True)
+                self._asker.start()
+            asker = self._asker
+        asker.join(max(0.0, self._asked_at + self._patience - time.monotonic()))
+
     def _ask(self) -> None:
         """Do what is due: create the Job, pass the stop on, look how it does."""
         try:
@@ -254,7 +266,8 @@ class KubernetesRunner(Runner):
             if self.waiting:
                 self.waiting = str(away)
             log.warning("Kubernetes or the store could not be asked; trying again", why=str(away))
-        self._asked_at = time.monotonic()
+        except Exception as error:
+            log.error("the job could not be looked after; trying again", exc_info=error)
 
     def _submit(self) -> str:
         """The uid of this folder's Job; empty where it must wait to be created, or never will be.

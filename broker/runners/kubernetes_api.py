@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+import urllib3
+
 from broker.end_reasons import EndReason
 from broker.runners.base import UnavailableError
 
@@ -34,6 +36,9 @@ class Cluster:
     """Calls of the API server, each of which waits for `patience` seconds at most and raises UnavailableError."""
 
     def __init__(self, options: Mapping[str, str], patience: float) -> None:
+        from kubernetes import client, config  # takes seconds, for which the command line need not wait
+
+        self._api, self._config = client, config
         self._options = options
         self._patience = patience
         self._namespace = options.get("namespace", "stoa")
@@ -134,36 +139,31 @@ class Cluster:
     @contextmanager
     def _asking(self) -> Iterator[Any]:
         """The client's package, ready to ask; raises UnavailableError in the place of what it raises."""
-        import urllib3
-        from kubernetes import client, config
-        from kubernetes.client.exceptions import ApiException
-        from kubernetes.config.config_exception import ConfigException
-
         try:
             if self._client is None:
-                self._client = self._connect(client, config)
-            yield client
-        except ApiException as error:
+                self._client = self._connect()
+            yield self._api
+        except self._api.ApiException as error:
             if error.status == 401:
                 self._client = None  # a token may have been renewed
             raise UnavailableError(f"Kubernetes: {_sentence(error)}") from None
-        except ConfigException as error:
+        except self._config.ConfigException as error:
             raise UnavailableError(f"Kubernetes: the kubeconfig cannot be used ({error})") from None
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             why = "has not answered" if isinstance(error, urllib3.exceptions.HTTPError) else f"failed ({error})"
             raise UnavailableError(f"Kubernetes: the API server {why}") from None
 
-    def _connect(self, client: Any, config: Any) -> Any:
+    def _connect(self) -> Any:
         """A client by the pool's kubeconfig, KUBECONFIG, or the pod that this process runs in. It asks only once."""
         path = self._options.get("kubeconfig") or os.environ.get("KUBECONFIG")
-        settings = client.Configuration()
+        settings = self._api.Configuration()
         if not path and "KUBERNETES_SERVICE_HOST" in os.environ:
-            config.load_incluster_config(client_configuration=settings)
+            self._config.load_incluster_config(client_configuration=settings)
         else:
             context = self._options.get("context") or None
-            config.load_kube_config(config_file=path, context=context, client_configuration=settings)
+            self._config.load_kube_config(config_file=path, context=context, client_configuration=settings)
         settings.retries = False
-        return client.ApiClient(settings)
+        return self._api.ApiClient(settings)
 
 
 @contextmanager
