@@ -256,9 +256,10 @@ class Pod:
             self.insisting(lambda: self.store.write(f"{self.folder}/{contract.OUTCOME_FILE}", path.read_bytes()))
             return status if status >= 0 else 128 - status
         how = f"signal {-status}" if status < 0 else f"status {status}"
-        config = status == Status.CONFIG
         reason = None if status in (Status.DONE, Status.STOPPED, Status.CONFIG) else f"the trainer was ended by {how}"
-        outcome = Outcome(status=_as_status(status), reason=reason, transient=not config)
+        outcome = Outcome(
+            status=_as_status(status), reason=reason, transient=status not in (Status.DONE, Status.CONFIG)
+        )
         return self.end(outcome)
 
     def end(self, outcome: Outcome) -> int:
