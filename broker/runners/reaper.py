@@ -67,9 +67,9 @@ def end_strays(settings: Settings, db: Database, fence: Fence | None = None) -> 
     """
     fence = fence or Fence(db)
     with db.read() as session:
-        used = {(pool.runner, *sorted(pool.runner_options.items())) for pool in pools.every(session)}
+        used = {(pool.runner, tuple(sorted(pool.runner_options.items()))) for pool in pools.every(session)}
     ended = 0
-    for name, *options in sorted(used):
+    for name, options in sorted(used):
         with fence(f"asking the runner {name} for stray jobs"):
             ended += _end_strays_of(registry.named(name), dict(options), settings, db)
     return ended

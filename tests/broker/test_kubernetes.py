@@ -38,7 +38,7 @@ from trainer.contract import Status
 __all__ = ["standin"]
 
 LEASE_OF_JOBS = 1.8  # the API server is asked every 0.3 seconds
-LEASE = 12.0
+LEASE = 30.0
 GRACE = 60.0
 POOL = "cloud"
 OPTIONS = {"namespace": NAMESPACE, "image": IMAGE}
