@@ -295,7 +295,8 @@ class KubernetesRunner(Runner):
             self.waiting = "an earlier job of the run is still ending"
             return ""
         self._open_store().write(
-            f"{self.spec.store_folder}/{TASK_FILE}", kubernetes_task.of(self.spec, self._command, self._folder)
+            f"{self.spec.store_folder}/{TASK_FILE}",
+            kubernetes_task.of(self._open_store(), self.spec, self._command, self._folder),
         )
         body = manifest.job(self.spec, self._job_name(), self._labels(), _store_address())
         try:
