@@ -106,12 +106,8 @@ def test_the_layers_of_a_package_import_downwards_only(package: str) -> None:
 @pytest.mark.parametrize("runner", ["slurm", "kubernetes"])
 def test_a_runner_is_known_to_its_own_files_alone(runner: str) -> None:
     """What a module says in a docstring or a comment binds nothing; the registry has the one line that names it."""
-<<<<<<< HEAD
     folder = ROOT / "broker" / "runners"
     knows = {*folder.glob(f"{runner}*.py"), folder / "registry.py"}
-=======
-    knows = {ROOT / "broker" / "runners" / name for name in ("slurm.py", "slurm_job.py", "registry.py")}
->>>>>>> main
     files = {path for package in ("bot", "broker", "cli", "projects") for path in (ROOT / package).rglob("*.py")}
     for path in sorted(file for file in files - knows if "migrations" not in file.parts):
         words = named(path)
