@@ -15,21 +15,22 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from broker.end_reasons import EndReason
 from broker.runners import kubernetes_manifest as manifest
-from broker.runners import kubernetes_task, live
+from broker.runners import live
 from broker.runners.base import Check, Job, JobSpec, PoolOption, Runner, UnavailableError
 from broker.runners.kubernetes_api import Cluster, RefusedError, began, ended, finished, is_overdue, why_lost, why_waits
-from broker.runners.kubernetes_task import TASK_FILE
 from broker.runners.processes import Process
-from broker.store import Store, StoreError
-from projects.settings import get_settings
 from trainer import contract
 from trainer.contract import Status
+
+if TYPE_CHECKING:  # the store and the settings import what the command line need not wait for
+    from broker.store import Store
+    from projects.settings import Settings
 
 MARK = "kubernetes-job"
 BOOT = "kubernetes"  # instead of a boot id: the pid is made from the Job's uid, and is not that of a process
@@ -214,7 +215,7 @@ class KubernetesRunner(Runner):
     def check(cls) -> Check:
         """Whether there is a store, and whether the cluster of KUBECONFIG answers."""
         advice = "Set KUBECONFIG to the cluster's file, or give the pool its own with --kubeconfig."
-        if not get_settings().store:
+        if not _settings().store:
             return Check("there is no object store", "Set STOA_STORE: pods have no disk that a lab could read.")
         try:
             version = Cluster({}, CHECK_SECONDS).version()
@@ -252,6 +253,8 @@ class KubernetesRunner(Runner):
 
     def _ask(self) -> None:
         """Do what is due: create the Job, pass the stop on, look how it does."""
+        from broker.store import StoreError
+
         try:
             if not self.uid and not self._known_pid:
                 self.uid = self._submit()
@@ -275,6 +278,9 @@ class KubernetesRunner(Runner):
         It may be there already: a supervisor, or the answer to its creation, may have been lost. Earlier Jobs of the
         run must be gone.
         """
+        from broker.runners import kubernetes_task
+        from broker.runners.kubernetes_task import TASK_FILE
+
         if not self.spec.store_folder:
             self._end(Status.REFUSED, "pods have no disk that the lab can read; set STOA_STORE to an object store")
             return ""
@@ -416,8 +422,10 @@ class KubernetesRunner(Runner):
     def _end(self, status: int, sentence: str) -> None:
         self._status, self.ended, self._runs_since = status, sentence, None
 
-    def _open_store(self) -> Store:
-        self._store = self._store or Store(get_settings())
+    def _open_store(self) -> "Store":
+        from broker.store import Store
+
+        self._store = self._store or Store(_settings())
         return self._store
 
     def _labels(self) -> dict[str, Any]:
@@ -431,14 +439,20 @@ class KubernetesRunner(Runner):
         return int(self._folder.name.rpartition("-")[2])
 
 
+def _settings() -> "Settings":
+    from projects.settings import get_settings
+
+    return get_settings()
+
+
 def _installation() -> str:
     """What tells this lab's jobs from those of another lab: its store, which no two labs share."""
-    return f"{zlib.crc32(get_settings().store.encode()):08x}"
+    return f"{zlib.crc32(_settings().store.encode()):08x}"
 
 
 def _store_address() -> dict[str, str]:
     """The variables that lead a pod to the store, without its keys."""
-    settings = get_settings()
+    settings = _settings()
     found = {"STOA_STORE": settings.store, "STOA_STORE_ENDPOINT": settings.store_endpoint}
     return {"STOA_ENV_FILE": "", **{name: value for name, value in found.items() if value}}
 

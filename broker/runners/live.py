@@ -6,8 +6,10 @@ list a store, which may answer with what was there a while ago, and each may be 
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from broker.store import Store
+if TYPE_CHECKING:  # the store imports what the command line need not wait for
+    from broker.store import Store
 
 MOST_BYTES = 4 * 2**20
 
@@ -15,7 +17,7 @@ MOST_BYTES = 4 * 2**20
 class Sender:
     """Sends what is new in the files of a folder."""
 
-    def __init__(self, store: Store, source: Path, folder: str) -> None:
+    def __init__(self, store: "Store", source: Path, folder: str) -> None:
         self._store, self._source, self._folder = store, source, folder
         self._sent: dict[str, int] = {}
 
@@ -32,7 +34,7 @@ class Sender:
                 self._sent[name] = start
 
 
-def fetch(store: Store, folder: str, names: Sequence[str], target: Path) -> None:
+def fetch(store: "Store", folder: str, names: Sequence[str], target: Path) -> None:
     """Append to the files in `target` what was sent since. Raises StoreError, and OSError where no room is left."""
     for name in names:
         path = target / name
