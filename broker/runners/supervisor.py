@@ -21,6 +21,7 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as NoConnectionError
 
+from broker import store as stores
 from broker.allocations import nodes
 from broker.allocations.hosts import gpu_numbers
 from broker.allocations.pools import Pool, memory_each
@@ -68,6 +69,10 @@ def spawn(settings: Settings, run_id: int, token: int, owner: str = "", after: i
         "STOA_OUTAGE_SECONDS": str(settings.outage_seconds),
         "STOA_MAX_ATTEMPTS": str(settings.max_attempts),
         "STOA_DISK_FLOOR_GIB": str(settings.disk_floor_gib),
+        "STOA_STORE": settings.store,
+        "STOA_STORE_ENDPOINT": settings.store_endpoint,
+        "STOA_STORE_KEY": settings.store_key.get_secret_value(),
+        "STOA_STORE_SECRET": settings.store_secret.get_secret_value(),
     }
     with (folder / f"supervisor-{token}.log").open("ab") as out:
         supervisor = subprocess.Popen(
@@ -191,6 +196,7 @@ class Supervisor:
             grace_seconds=self.settings.stop_grace_seconds,
             lease_seconds=self.settings.lease_seconds,
             memory=memory_each(pool, run.gpus // self.nodes) + LIBRARIES if pool.is_cpu else None,
+            store_folder=stores.attempt_folder(run.id, run.request_id, self.token) if self.settings.store else "",
             options=pool.runner_options,
         )
         self.seconds = spec.seconds
