@@ -61,7 +61,6 @@ out, last = pathlib.Path(given["--out"]), LAST
 step = int(given["--resume"].rpartition("step")[2]) if "--resume" in given else 0
 if step:
     assert (pathlib.Path(given["--resume"]) / "weights").read_text() == str(step)
-assert "name: " in pathlib.Path(sys.argv[2]).read_text() or True
 asked = []
 signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
 
@@ -346,7 +345,7 @@ def test_the_api_server_may_be_away_for_a_while(start: Start, cluster: Standin, 
     here(running, folder)
     cluster.fault("", count=10**6, **fault)
     late, late_folder = start(LISTENS)
-    assert (late.poll(), late.waiting.startswith("Kubernetes: ")) == (None, True)
+    wait_for(lambda: late.poll() is None and late.waiting.startswith("Kubernetes: "), "the reason of the wait")
     running.stop()
     assert (running.poll(), running.waiting) == (None, "")
     cluster.do(lambda c: c.faults.clear())
@@ -542,7 +541,7 @@ def test_a_run_goes_on_from_the_store_though_a_lost_node_lives_on(
         assert supervisor.wait(PATIENCE) == 0
     first = attempt(lab, run, token)
     assert lab.run(run).state == RunState.QUEUED
-    assert (first.end_reason, first.failed) == (EndReason.NODE_FAILED, first.failed)
+    assert first.end_reason == EndReason.NODE_FAILED
     store = Store(get_settings())
     [run_folder] = store.names("runs")
     size = len(store.names(f"runs/{run_folder}/attempt-1/live/metrics.jsonl"))
