@@ -92,6 +92,11 @@ def duration(seconds: float) -> str:
     return f"{days} days {rest} h" if rest else f"{days} days"
 
 
+def preemption(after: int) -> str:
+    """Whether a pool's runs can be preempted, after they have had their GPUs for `after` seconds; 0 for never."""
+    return f"runs can be preempted after {duration(after)}" if after else "runs are never preempted"
+
+
 def bar(done: int, total: int, width: int = 16) -> str:
     """A progress bar of `width` characters."""
     full = 0 if total < 1 else min(width, done * width // total)
@@ -102,6 +107,11 @@ def gpu_hours(seconds: int) -> str:
     """GPU-seconds as “1 GPU-hour”, “1.5 GPU-hours”."""
     hours = in_hours(seconds)
     return f"{hours} GPU-hour" if hours == "1" else f"{hours} GPU-hours"
+
+
+def nodes(number: int, gpus: int) -> str:
+    """How the GPUs of a pool or a run lie on its nodes, such as “ on 8 nodes of 8”; empty where there is one node."""
+    return f" on {number:,} nodes of {gpus // number:,}" if number > 1 else ""
 
 
 def memory(gpu_gib: float | None, host_gib: float | None) -> str:
@@ -120,6 +130,11 @@ def contents(documents: int | None, tokens: int | None, size: int) -> str:
     """What a corpus holds, as far as it was counted: “2 documents, 40 tokens, 1.3 kB”."""
     counts = [count(number, noun) for number, noun in ((documents, "document"), (tokens, "token")) if number]
     return ", ".join([*counts, filesize.decimal(size)])
+
+
+def gpus(number: int, nodes: int) -> str:
+    """“16 GPUs on 2 nodes”; of one node, its GPUs alone."""
+    return count(number, "GPU") + (f" on {nodes:,} nodes" if nodes > 1 else "")
 
 
 def count(number: int, noun: str, plural: str = "") -> str:

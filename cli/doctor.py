@@ -2,8 +2,8 @@
 
 import asyncio
 import os
+import secrets
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -31,7 +31,8 @@ from bot import server
 from bot.server import CHANNELS, IN_GUILD, IN_OTHERS, IN_PROPOSALS, Server
 from broker import fence
 from broker.allocations import hosts, pools
-from broker.runners import processes, registry
+from broker.runners import host_gpus, processes, registry
+from broker.store import Store, StoreError
 from projects.db import database as database
 from projects.db.columns import utcnow
 from projects.db.database import Database
@@ -66,6 +67,7 @@ def examine(settings: Settings) -> list[Finding]:
         check_queue(settings),
         *check_discord(settings),
         check_hub(settings),
+        *check_store(settings),
         check_gpus(settings),
         *check_runners(settings),
         *check_failures(settings),
@@ -228,6 +230,24 @@ def _permissions(where: str, wanted: dict[str, str], has: discord.Permissions, a
     return Finding(where, "the bot may do what it must")
 
 
+def check_store(settings: Settings) -> list[Finding]:
+    """Whether the store takes an object and gives it back, where there is a store."""
+    if not settings.store:
+        return []
+    name, said = f"doctor/{secrets.token_hex(8)}", secrets.token_bytes(64)
+    try:
+        there = Store(settings)
+        there.write(name, said)
+        given = there.read(name)
+        there.remove(name)
+    except StoreError as error:
+        advice = "Correct STOA_STORE, STOA_STORE_ENDPOINT, STOA_STORE_KEY and STOA_STORE_SECRET, or see to the store."
+        return [Finding("store", str(error), advice)]
+    if given != said:
+        return [Finding("store", "it does not give back what was put there", "Take another store.")]
+    return [Finding("store", f"{settings.store} takes objects and gives them back")]
+
+
 def check_hub(settings: Settings) -> Finding:
     """Whether the Hub takes the token, and the token writes to the namespace."""
     token = settings.hub_token.get_secret_value()
@@ -256,11 +276,7 @@ def check_hub(settings: Settings) -> Finding:
 
 def check_gpus(settings: Settings) -> Finding:
     """Whether this host has the GPUs that its local pools count on."""
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=True).stdout
-        count = sum(line.startswith("GPU ") for line in listed.splitlines())
-    except (OSError, subprocess.SubprocessError):
-        count = 0
+    count = len(host_gpus.found().gpus)
     wanted = _read(
         settings, lambda session: {pool.name: pool.gpus for pool in hosts.gpu_pools(session, processes.host())}
     )
@@ -268,7 +284,9 @@ def check_gpus(settings: Settings) -> Finding:
         return Finding("GPUs", f"{count} here; the pools cannot be read", "Set the database right first.")
     counted = ", ".join(f"{name} counts on {gpus}" for name, gpus in wanted.items())
     if sum(wanted.values()) > count:
-        advice = "Look at the driver (nvidia-smi -L), or run doctor and the worker on the pool's own host."
+        advice = (
+            "Look at the driver (nvidia-smi, amd-smi or rocm-smi), or run doctor and the worker on the pool's own host."
+        )
         return Finding("GPUs", f"{count} here, and the pool {counted}", advice)
     return Finding("GPUs", f"{count} here" + (f", and the pool {counted}" if wanted else "; no pool here needs one"))
 

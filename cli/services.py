@@ -22,12 +22,13 @@ from broker.runners.shim import tied_to_parent
 from projects.cleaning import cleaned
 from projects.settings import SECRET, Settings
 
+STORE = ("store_key", "store_secret")
 # Each part is given only the secrets that it needs: what is not named here, no part gets.
 SECRETS: Mapping[str, frozenset[str]] = {
-    "bot": frozenset({"discord_token", "database_url"}),
-    "worker": frozenset({"database_url", "redis_url"}),
-    "publisher": frozenset({"hub_token", "database_url", "redis_url"}),
-    "scheduler": frozenset({"database_url", "redis_url"}),
+    "bot": frozenset({"discord_token", "database_url", *STORE}),
+    "worker": frozenset({"database_url", "redis_url", *STORE}),
+    "publisher": frozenset({"hub_token", "database_url", "redis_url", *STORE}),
+    "scheduler": frozenset({"database_url", "redis_url", *STORE}),
 }
 START_SECONDS = 300.0
 STOP_SECONDS = 60.0

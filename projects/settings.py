@@ -2,11 +2,13 @@
 
 import hashlib
 import os
+import re
 import tempfile
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated
 
+from fsspec import available_protocols
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -19,9 +21,12 @@ SCHEMES = {
     "discord_api": ("https", "http"),
     "discord_gateway": ("wss", "ws"),
     "hub_endpoint": ("https", "http"),
+    "store_endpoint": ("https", "http"),
 }
 """How the addresses among the settings may begin."""
-SECRET = frozenset({"discord_token", "hub_token", "database_url", "redis_url"})
+STORES = ("s3", "gs", "hf", "file")
+"""The object stores that come with Stoa; others are those that fsspec knows and that are installed."""
+SECRET = frozenset({"discord_token", "hub_token", "database_url", "redis_url", "store_key", "store_secret"})
 """Settings that are or may hold secrets: no message shows them, and each process is given only those that it needs."""
 
 
@@ -74,6 +79,15 @@ class Settings(BaseSettings):
         5, ge=0, le=1_000_000_000_000, description="Free space in the home folder below which runs pause."
     )
 
+    store: str = Field(
+        "",
+        description="An object store that all hosts reach, for checkpoints, data and logs: s3://bucket/prefix, "
+        "gs://bucket/prefix, hf://buckets/owner/bucket or file:///folder.",
+    )
+    store_endpoint: str = Field("", description="The address of an S3 server that is not Amazon's.")
+    store_key: SecretStr = Field(SecretStr(""), description="The store's access key.")
+    store_secret: SecretStr = Field(SecretStr(""), description="The store's secret key; of hf:// the token.")
+
     min_people: int = Field(2, ge=1, le=1_000, description="People a project needs before it gets its own channel.")
     lease_seconds: float = Field(
         30, gt=0, le=86_400, description="How long a supervisor, publisher or sender owns its work unrenewed."
@@ -116,6 +130,23 @@ class Settings(BaseSettings):
             except (ArgumentError, ValueError):
                 raise ValueError("must be like postgresql+psycopg://user:password@host:5432/stoa") from None
         return value
+
+    @field_validator("store")
+    @classmethod
+    def _is_a_store(cls, value: str) -> str:
+        """Raise ValueError for an address that names no place in an object store, or that holds a password."""
+        scheme, separator, place = value.partition("://")
+        if not value:
+            return value
+        if not separator or not re.fullmatch(r"[a-z][a-z0-9+.-]*", scheme) or not place.strip("/"):
+            raise ValueError("must be like s3://bucket/prefix, gs://bucket/prefix, hf://buckets/… or file:///folder")
+        if "@" in place or "?" in place:
+            raise ValueError("must hold no key, name or option; STOA_STORE_KEY and STOA_STORE_SECRET are for these")
+        if scheme not in (*STORES, *available_protocols()):
+            raise ValueError(f"must begin with {', '.join(f'{each}://' for each in STORES)} or another of fsspec's")
+        if scheme == "file" and not place.startswith("/"):
+            raise ValueError("must name a folder by its whole path, as file:///srv/store does")
+        return value.rstrip("/")
 
     @model_validator(mode="after")
     def _absolute_home(self) -> "Settings":
@@ -180,6 +211,6 @@ def _sentence(error: ErrorDetails) -> str:
         must = "must be a valid integer"
     elif name == "host_name":
         must = "must be up to 60 letters, digits, dots, dashes and underscores"
-    hidden = name in SECRET or name in SCHEMES or not error["loc"]
+    hidden = name in SECRET or name in SCHEMES or name == "store" or not error["loc"]
     value = "" if hidden else f", not {str(error['input'])[:60]!r}"
     return f"STOA_{name.upper()} {must}{value}"

@@ -23,8 +23,10 @@ ORDER = (
 BELOW = {
     "memberships": "projects",
     "lead_offers": "projects",
+    "project_shares": "projects",
     "allocation_changes": "allocations",
     "corpora": "pools",
+    "reservations": "pools",
     "host_pools": "hosts",
     "attempts": "runs",
     "publications": "runs",

@@ -15,9 +15,11 @@ import pytest
 
 from tests.absent import absent
 from tests.patience import PATIENCE, wait_for
+from tests.ports import free_ports
 
 CONF = """
 ClusterName=stoa
+FirstJobId={ports[3]}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
 AuthType=auth/none
@@ -45,8 +47,8 @@ MinJobAge=300
 SchedulerParameters=sched_interval=1,bf_interval=1,sched_min_interval=100000
 SlurmdParameters=config_overrides
 GresTypes=gpu
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} {node}
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} {node}
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} {node} Feature=first
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} {node} Feature=second
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 NODE = "CPUs=16 Boards=1 SocketsPerBoard=2 CoresPerSocket=8 ThreadsPerCore=1 RealMemory=2000000 Gres=gpu:h200:8"
@@ -66,7 +68,7 @@ class Cluster:
             (folder / "dev" / f"gpu{number}").symlink_to("/dev/null")  # a regular file would make no device visible
         user = pwd.getpwuid(os.getuid()).pw_name
         self.conf.write_text(
-            CONF.format(host=socket.gethostname(), ports=_free_ports(3), user=user, folder=folder, node=NODE)
+            CONF.format(host=socket.gethostname(), ports=free_ports(4), user=user, folder=folder, node=NODE)
         )
         (folder / "gres.conf").write_text(GRES.format(folder=folder))
 
@@ -159,15 +161,3 @@ def slurm() -> Iterator[Cluster]:
     finally:
         cluster.stop()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens at just now."""
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()

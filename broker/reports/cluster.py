@@ -7,11 +7,12 @@ from sqlalchemy import func
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
-from broker.allocations import hosts, pools
+from broker.allocations import hosts, pools, reservations, shares
 from broker.allocations.allocations import Allocation
 from broker.allocations.hosts import HostView
 from broker.allocations.ledger import Balance
 from broker.allocations.pools import Pool
+from broker.allocations.reservations import ReservationView
 from broker.runners import registry
 from broker.runs.runs import Run
 from broker.scheduling import fairshare, snapshot
@@ -22,12 +23,14 @@ from projects.projects import Project
 class PoolStatus:
     """What a pool is doing; `left` is what its grants have not given to allocations, in GPU-seconds.
 
-    `queue` is the name of its runner's own queue, which decides when a run starts; empty where Stoa does.
+    `queue` is the name of its runner's own queue, which decides when a run starts; empty where Stoa does. A run
+    that has had its GPUs for `preempt_after` seconds can be preempted; 0 for never.
     """
 
     name: str
     gpu_type: str
     gpus: int
+    nodes: int
     busy: int
     runner: str
     queue: str
@@ -38,14 +41,16 @@ class PoolStatus:
     left: int
     memory_gib: float | None
     host_memory_gib: float | None
+    preempt_after: int
+    reservations: Sequence[ReservationView]
 
 
 @dataclass(frozen=True)
 class ProjectUse:
     """What a project was granted and has spent of all pools, in GPU-seconds.
 
-    `lately` is the project's share of all recent use, from 0 to 1. Use counts half after seven days; fair-share goes by
-    it.
+    `lately` is the part of all recent use that was the project's, from 0 to 1. Use counts half after seven days;
+    fair-share goes by it, and by the project's `share`.
     """
 
     project_id: int
@@ -53,6 +58,7 @@ class ProjectUse:
     granted: int
     spent: int
     lately: float
+    share: float
 
 
 def status(session: Session) -> Sequence[PoolStatus]:
@@ -61,7 +67,7 @@ def status(session: Session) -> Sequence[PoolStatus]:
     sizes = select(Run.id, Run.gpus).where(col(Run.id).in_([held.run_id for held in state.held]))
     gpus = {row.id: row.gpus for row in session.execute(sizes)}
     available = pools.available(session)
-    known = hosts.every(session)
+    known, reserved = hosts.every(session), reservations.every(session)
     listed = []
     for pool in pools.every(session):
         held = [row for row in state.held if row.pool_id == pool.id]
@@ -70,6 +76,7 @@ def status(session: Session) -> Sequence[PoolStatus]:
                 name=pool.name,
                 gpu_type=pool.gpu_type,
                 gpus=pool.gpus,
+                nodes=pool.nodes,
                 busy=min(pool.gpus, sum(gpus[row.run_id] for row in held)),
                 runner=pool.runner,
                 queue=registry.named(pool.runner).queue,
@@ -80,6 +87,8 @@ def status(session: Session) -> Sequence[PoolStatus]:
                 left=available.get(pool.id, 0),
                 memory_gib=pool.memory_gib,
                 host_memory_gib=pool.host_memory_gib,
+                preempt_after=pool.preempt_after,
+                reservations=[one for one in reserved if one.pool == pool.name],
             )
         )
     return listed
@@ -88,7 +97,7 @@ def status(session: Session) -> Sequence[PoolStatus]:
 def usage(session: Session, pool: str | None = None, *, limit: int = 12) -> Sequence[ProjectUse]:
     """The use of the projects that were granted something, of one pool or all, the largest spender first."""
     state = snapshot.load(session)
-    standings = fairshare.standings(state.usage, dict.fromkeys(state.usage, 1.0))
+    standings = fairshare.standings(state.usage, fairshare.among(state.usage, state.shares))
     spent = func.sum(col(Balance.spent))
     query = (
         select(Project.id, Project.title, func.sum(col(Balance.granted)), spent)
@@ -103,7 +112,7 @@ def usage(session: Session, pool: str | None = None, *, limit: int = 12) -> Sequ
         pools.named(session, pool)
         query = query.join(Pool, col(Pool.id) == Allocation.pool_id).where(Pool.name == pool)
     return [
-        ProjectUse(project_id, title, int(granted), int(used), lately.used if lately else 0.0)
+        ProjectUse(project_id, title, int(granted), int(used), lately.used if lately else 0.0, share)
         for project_id, title, granted, used in session.execute(query)
-        for lately in [standings.get(project_id)]
+        for lately, share in [(standings.get(project_id), state.shares.get(project_id, shares.USUAL))]
     ]

@@ -1,6 +1,7 @@
 """What a runner is: it starts trainers somewhere, knows them again, and ends them.
 
-`local` and `slurm` are two; docs/how-to-add-a-runner.md says how to write another. A runner knows no database: what
+`local`, `slurm` and `kubernetes` are three; docs/how-to-add-a-runner.md says how to write another. A runner knows no
+database: what
 it may know of an attempt is in its `JobSpec` and its folder.
 """
 
@@ -47,17 +48,37 @@ class PoolOption:
 class JobSpec:
     """What the trainer of one attempt needs. `options` are those of the pool, by the names of its runner's options.
 
+    `gpus` are those on all `nodes`, the same number on each. Where there are several nodes, the runner gives the job
+    all of them or none, and starts the command once on each, with what `node_options` adds.
+
     `seconds` is the time limit, `grace_seconds` the time to stop, `lease_seconds` how long the trainer may run on
     without a renewal. `memory` is the most bytes for each process of the trainer, None for no bound; a runner that
-    starts processes itself holds them to it.
+    starts processes itself holds them to it. `store_folder` is the attempt's folder in the object store, empty where
+    there is no store.
     """
 
     gpus: int = 1
+    nodes: int = 1
     seconds: float = 3600.0
     grace_seconds: float = 60.0
     lease_seconds: float = 60.0
     memory: int | None = None
+    store_folder: str = ""
     options: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def node_gpus(self) -> int:
+        """How many GPUs it has on each node."""
+        return self.gpus // self.nodes
+
+    def node_options(self, node: str, rendezvous: str) -> list[str]:
+        """What the command has at its end on the node of this number, from 0; none where there is one node.
+
+        Node 0 listens at `rendezvous` (ADDRESS:PORT), which all nodes reach. Both may be what a shell fills in.
+        """
+        if self.nodes == 1:
+            return []
+        return ["--hosts", str(self.nodes), "--host", node, "--rendezvous", rendezvous]
 
 
 @dataclass(frozen=True)
@@ -93,6 +114,8 @@ class Runner(ABC):
     """Whether its pools share out the GPUs of the worker's host by their numbers."""
     bound_to_host: ClassVar[bool] = False
     """Whether only the host of a trainer can end it; else, a new attempt's runner ends the earlier ones first."""
+    several_nodes: ClassVar[bool] = False
+    """Whether one run of its pools may have several nodes."""
     pool_options: ClassVar[Sequence[PoolOption]] = ()
     environment: ClassVar[Sequence[str]] = ()
     """Names of environment variables that the runner needs beside `PASSED_ON`."""
@@ -108,7 +131,8 @@ class Runner(ABC):
     def start(self, command: Sequence[str], folder: Path, devices: str) -> Process:
         """Start `command` in `folder`, its output going to `trainer.log` there.
 
-        `devices` are the numbers of the host's GPUs, such as “0,1”; empty where the runner assigns none.
+        `devices` are the numbers of the host's GPUs, such as “0,1”; empty where the runner assigns none. A
+        `command` for several nodes lacks only the `node_options` of each.
         """
 
     @abstractmethod
@@ -164,14 +188,14 @@ class Runner(ABC):
         return None
 
     @classmethod
-    def living(cls, runs_dir: Path) -> Sequence[Job]:
+    def living(cls, runs_dir: Path, options: Mapping[str, str]) -> Sequence[Job]:
         """The jobs of this installation that have not ended; none where every trainer ends with its lease.
 
-        Raises UnavailableError.
+        `options` are those of a pool, which may say where its jobs are. Raises UnavailableError.
         """
         return ()
 
     @classmethod
-    def cancel(cls, job: Job) -> None:
-        """End a job that nobody supervises any more; raises UnavailableError."""
+    def cancel(cls, job: Job, options: Mapping[str, str]) -> None:
+        """End a job of a pool with these options that nobody supervises any more; raises UnavailableError."""
         raise NotImplementedError(f"{cls.name} has no job to cancel: {job}")

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import re
-import shlex
 import signal
 import subprocess
 import threading
@@ -21,7 +20,8 @@ from pathlib import Path
 import structlog
 
 from broker.end_reasons import EndReason
-from broker.runners.base import PASSED_ON, Check, Job, JobSpec, PoolOption, Runner, UnavailableError
+from broker.runners import slurm_job
+from broker.runners.base import PASSED_ON, Check, Job, JobSpec, Runner, UnavailableError
 from broker.runners.processes import Process
 from trainer.contract import LOG_FILE, OUTCOME_FILE, Status
 
@@ -42,7 +42,6 @@ GONE_SECONDS = 90.0  # Slurm's default KillWait is 30 seconds, and a node needs 
 SHORTEST_SECONDS = 2.0
 CHECK_SECONDS = 10.0
 RENEWALS_A_LEASE = 6  # Slurm is asked as often as a supervisor renews
-SIGNAL_EARLY_SECONDS = 60  # “the signal may be sent up to 60 seconds earlier than specified” (man sbatch)
 MARK = "slurm-job"
 BOOT = "slurm"  # instead of a boot id: the pid is a job's number, not that of a process
 _LATER = re.compile(
@@ -79,22 +78,9 @@ class SlurmRunner(Runner):
 
     name = "slurm"
     queue = "Slurm"
+    several_nodes = True
     environment = ("SLURM_CONF",)
-    pool_options = (
-        PoolOption(
-            "partition",
-            help="Slurm's partition; its default when not given.",
-            pattern=r"[\w.-]*",
-            refusal="A Slurm partition's name has letters, digits and “._-” only.",
-        ),
-        PoolOption(
-            "gres",
-            help="What Slurm calls these GPUs: gpu, gpu:h200; empty asks for none.",
-            pattern=r"([\w.-]+(:[\w.-]+)?)?",
-            refusal="A Slurm GRES is a name, or name:type, such as gpu or gpu:h200.",
-            default="gpu",
-        ),
-    )
+    pool_options = slurm_job.OPTIONS
 
     def __init__(self, spec: JobSpec) -> None:
         super().__init__(spec)
@@ -182,12 +168,12 @@ class SlurmRunner(Runner):
         return Check("the controller answers")
 
     @classmethod
-    def living(cls, runs_dir: Path) -> Sequence[Job]:
+    def living(cls, runs_dir: Path, options: Mapping[str, str]) -> Sequence[Job]:
         """See `Runner`; a job that is completing needs no cancelling."""
         return [job for job in jobs(runs_dir) if job.state not in ENDED and job.state != "COMPLETING"]
 
     @classmethod
-    def cancel(cls, job: Job) -> None:
+    def cancel(cls, job: Job, options: Mapping[str, str]) -> None:
         """Have Slurm end a job: SIGTERM, and SIGKILL after its KillWait; raises UnavailableError."""
         done = _slurm(["scancel", job.id], SHORTEST_SECONDS)
         if done.returncode != 0:
@@ -235,10 +221,9 @@ class SlurmRunner(Runner):
         command = [
             *("sbatch", "--parsable", "--no-requeue", "--export=ALL", "--input=/dev/null", "--open-mode=append"),
             *(f"--output={LOG_FILE}", f"--chdir={self._folder}", f"--job-name={self._job_name()}"),
-            *_sbatch_options(self.spec),
+            *slurm_job.sbatch_options(self.spec),
         ]
-        script = f"#!/bin/sh\nexec {shlex.join(self._command)}\n"
-        done = _slurm(command, self._patience, script)
+        done = _slurm(command, self._patience, slurm_job.script(self.spec, self._command, self._folder.parents[2]))
         if done.returncode == 0:
             number = re.search(r"^(\d+)(;\S*)?$", done.stdout, re.ASCII | re.MULTILINE)
             if number is None:
@@ -290,7 +275,7 @@ class SlurmRunner(Runner):
         """The exit status that Slurm's last state amounts to, and a sentence where the trainer gave no reason."""
         code = re.fullmatch(r"(\d+):(\d+)", seen.get("ExitCode", ""), re.ASCII)
         if state in ("COMPLETED", "FAILED") and code is not None:
-            return -int(code[2]) or int(code[1]), ""
+            return _status(int(code[1]), int(code[2])), ""
         if self._to_kill:
             return -signal.SIGKILL, ""
         sentence = f"Slurm ended the job: {state}" + (f" on {_nodes(seen)}" if _nodes(seen) else "")
@@ -319,7 +304,9 @@ class SlurmRunner(Runner):
         self._told_to_stop = True
 
     def _kill(self, job: int) -> None:
-        """End the script with its process group at once, then whatever else there is, and a job that only waits."""
+        """End trainers of several nodes and the script at once, then all else, or a job that only waits."""
+        if self.spec.nodes > 1:
+            self._scancel("--signal=KILL", f"{job}.0")
         self._scancel("--batch", "--signal=KILL", str(job))
         self._scancel(str(job))
 
@@ -354,18 +341,6 @@ def jobs(runs_dir: Path, patience: float = SHORTEST_SECONDS) -> list[Job]:
     return [Job(job[1], int(job[3]), int(job[4]), job[2]) for job in found if job]
 
 
-def _sbatch_options(spec: JobSpec) -> list[str]:
-    """What a job asks Slurm for. The end of Slurm's time asks for a checkpoint too, in case no supervisor is left."""
-    minutes = math.ceil((spec.seconds + spec.grace_seconds + SIGNAL_EARLY_SECONDS) / 60)
-    options = ["--nodes=1", "--ntasks=1", f"--cpus-per-task={spec.gpus}", f"--time={minutes}"]
-    options.append(f"--signal=B:TERM@{math.ceil(spec.grace_seconds)}")
-    if partition := spec.options.get("partition"):
-        options.append(f"--partition={partition}")
-    if gres := spec.options.get("gres", "gpu"):
-        options.append(f"--gres={gres}:{spec.gpus}")
-    return options
-
-
 def _installation(runs_dir: Path) -> str:
     """What the names of this installation's jobs begin with."""
     return f"stoa-{zlib.crc32(os.fsencode(runs_dir)):08x}-"
@@ -398,6 +373,11 @@ def _sentence(stderr: str) -> str:
     """The last line that a command of Slurm's has complained with, without its own name."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     return re.sub(r"^(\w+: )?((slurm_\w+ )?error: )*", "", lines[-1]) if lines else "no reason given"
+
+
+def _status(code: int, by_signal: int) -> int:
+    """The status of a script, negative for a signal; a shell and srun tell a signal by a status above 128."""
+    return -by_signal or (128 - code if code > 128 else code)
 
 
 def _nodes(seen: Mapping[str, str]) -> str:

@@ -21,6 +21,8 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as NoConnectionError
 
+from broker import store as stores
+from broker.allocations import nodes
 from broker.allocations.hosts import gpu_numbers
 from broker.allocations.pools import Pool, memory_each
 from broker.end_reasons import EndReason
@@ -31,11 +33,11 @@ from broker.runners.local import LocalRunner
 from broker.runners.outage import Outage
 from broker.runners.processes import Process
 from broker.runners.trainer_command import trainer_command
-from broker.runs import attempts, leases, runs, settlement
+from broker.runs import attempts, leases, preparing, runs, settlement
 from broker.runs.attempts import Attempt, AttemptState
 from broker.runs.leases import StaleError, TakenOverError
 from broker.runs.progress import Checkpoint, Ending, Progress
-from broker.runs.runs import Run
+from broker.runs.runs import Run, RunKind
 from projects import log as log_format
 from projects.db.database import Database, is_away
 from projects.settings import Settings, get_settings
@@ -67,6 +69,10 @@ def spawn(settings: Settings, run_id: int, token: int, owner: str = "", after: i
         "STOA_OUTAGE_SECONDS": str(settings.outage_seconds),
         "STOA_MAX_ATTEMPTS": str(settings.max_attempts),
         "STOA_DISK_FLOOR_GIB": str(settings.disk_floor_gib),
+        "STOA_STORE": settings.store,
+        "STOA_STORE_ENDPOINT": settings.store_endpoint,
+        "STOA_STORE_KEY": settings.store_key.get_secret_value(),
+        "STOA_STORE_SECRET": settings.store_secret.get_secret_value(),
     }
     with (folder / f"supervisor-{token}.log").open("ab") as out:
         supervisor = subprocess.Popen(
@@ -120,6 +126,8 @@ class Supervisor:
         self.folder = run_folder(settings, run_id) / f"attempt-{token}"
         self.runner: Runner = LocalRunner(JobSpec())
         self.devices = ""
+        self.prepares: Path | None = None
+        self.nodes = 1
         self.metrics_read = 0
         self.events_read = 0
         self.seconds = math.inf
@@ -179,12 +187,16 @@ class Supervisor:
             attempt = session.get_one(Attempt, (self.run_id, self.token))
             pool = session.get_one(Pool, attempt.pool_id)
             self.devices = gpu_numbers(session, pool, attempt.devices)
+        self.prepares = preparing.folder(self.settings, run) if run.kind == RunKind.PREPARE else None
+        self.nodes = nodes.count(pool, run.gpus)
         spec = JobSpec(
             gpus=run.gpus,
+            nodes=self.nodes,
             seconds=attempt.reserved / run.gpus,
             grace_seconds=self.settings.stop_grace_seconds,
             lease_seconds=self.settings.lease_seconds,
-            memory=memory_each(pool, run.gpus) + LIBRARIES if pool.is_cpu else None,
+            memory=memory_each(pool, run.gpus // self.nodes) + LIBRARIES if pool.is_cpu else None,
+            store_folder=stores.attempt_folder(run.id, run.request_id, self.token) if self.settings.store else "",
             options=pool.runner_options,
         )
         self.seconds = spec.seconds
@@ -219,7 +231,7 @@ class Supervisor:
         run, attempt, runner = self._load()
         process, before = attempts.process_of(attempt), attempts.supervisor_of(attempt)
         reachable = process is not None and runner.can_adopt(process)
-        if process is None or before is None or not reachable or not processes.gone(before):
+        if process is None or before is None or not reachable or not processes.replaceable(before):
             raise StaleError(f"the supervisor of attempt {self.token} of run {self.run_id} has not died on this host")
         with self.db.write() as session:
             attempt = leases.take_over(
@@ -235,7 +247,7 @@ class Supervisor:
         if process.pid:
             runner.adopt(process, self.folder, attempt.waiting)
         else:  # the other died while it submitted a job, which may be there
-            runner.start(trainer_command(self.settings, self.db, run, self.folder, found), self.folder, self.devices)
+            runner.start(self._command(run, found), self.folder, self.devices)
         self.metrics_read, self.events_read = attempt.metrics_read, attempt.events_read
         log.info("took a trainer over", run=self.run_id, token=self.token, pid=process.pid)
         threading.Thread(target=self._guard, daemon=True).start()
@@ -258,12 +270,15 @@ class Supervisor:
         """Start the trainer; its process, and the checkpoints of earlier attempts. Raises OSError."""
         self.folder.mkdir()
         before = self._earlier()
-        command = self._retrying(lambda: trainer_command(self.settings, self.db, run, self.folder, before))
+        command = self._retrying(lambda: self._command(run, before))
         self._renew_late_claim()
         process = self.runner.start(command, self.folder, self.devices)
         if self.stopped_at is not None:  # asked to stop before there was anything to stop
             self.runner.stop()
         return process, before
+
+    def _command(self, run: Run, before: Sequence[Checkpoint]) -> list[str]:
+        return trainer_command(self.settings, self.db, run, self.folder, before, self.nodes)
 
     def _wait_to_run(self) -> Process:
         """Renew the lease while the trainer waits for its turn, which costs nothing."""
@@ -414,6 +429,8 @@ class Supervisor:
         why = self.stopped_for if status == Status.STOPPED or status < 0 else None
         known = why or self.runner.end_reason
         ending = output.ending(self.folder, status, timed_out=self.timed_out, how=self.runner.ended, known=known)
+        if status == Status.DONE and self.prepares is not None:
+            return replace(ending, prepared=output.prepared(self.prepares))
         low = why == EndReason.DISK_LOW and status == Status.STOPPED
         return replace(ending, reason=disk.PAUSED) if low else ending
 
@@ -436,10 +453,12 @@ class Supervisor:
         now = time.monotonic()
         unrenewed, pause = now - self.renewed_at, self.settings.lease_seconds / 6
         if unrenewed > self.settings.lease_seconds / 2:
+            if unrenewed > self.settings.lease_seconds and not self.outage.is_known(now, pause):
+                self.outage.away = True  # a busy host woke this thread late: what it knew may no longer hold
             self.outage.ask(now, pause)
         else:
             self.outage.away = False
-        known = self.outage.away or self.outage.answered_at > self.renewed_at  # a busy host may be slow to ask
+        known = self.outage.is_known(now, pause)
         survives = unrenewed < self.settings.outage_seconds
         # After an outage, the scheduler leaves the supervisors a lease's time to renew.
         overdue_since = max(self.renewed_at, self.outage.back_at) if survives else self.renewed_at

@@ -2,6 +2,7 @@
 
 import re
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -53,6 +54,18 @@ async def test_pools_and_grants(shared_lab: Shared) -> None:
     assert "2.5, 141 GiB a GPU, 2,048 GiB a host.\n> A second host." in told.text
     assert "`hall` H200, 141 GiB a GPU, 2,048 GiB a host\n" in (await ada.command("cluster status")).text
 
+    lab.call(pools.add_pool, name="many", gpu_type="H200", gpus=32, gpus_a_node=8, runner="slurm")
+    form = await omar.press(listed.message, "Change one")
+    wrong = await omar.submit(form, asked | {"Pool": "many", "GPUs": "60 / 8"})
+    assert "its GPUs (60) are a multiple of the GPUs a node, and 8 does not divide them" in wrong.text
+    form = await omar.press(listed.message, "Change one")
+    assert "`many` is changed" in (await omar.submit(form, asked | {"Pool": "many", "GPUs": "64 / 8"})).text
+    told = await lab.guild.wait_for("public-record", lambda m: "changes the pool `many`" in m.text)
+    assert "changes the pool `many`: it has 64 GPUs on 8 nodes of 8 and a price weight" in told.text
+    await lab.guild.wait_for("public-record", lambda m: "`many` with 32 × H200 on 4 nodes of 8." in m.text)
+    assert "`many` 64 GPUs, H200 on 8 nodes of 8, 2,048 GiB a host\n" in (await omar.command("stoa pools")).text
+    assert "`many` H200 on 8 nodes of 8, 2,048 GiB a host\n" in (await ada.command("cluster status")).text
+
     listed = await omar.command("stoa grants")
     assert "**1** The Library · `local` until" in listed.text
     assert "100 GPU-hours: 1 GPU-hour granted, 0 GPU-hours of them spent" in listed.text
@@ -71,6 +84,71 @@ async def test_pools_and_grants(shared_lab: Shared) -> None:
     tomorrow = (datetime.now(UTC) + timedelta(days=1)).date().isoformat()
     early = {"Grant": form.fields[0].options[0], "Until": tomorrow, "Reason": "It is needed elsewhere."}
     assert "go on until" in (await omar.submit(form, early)).text
+
+
+async def test_reservations(shared_lab: Shared) -> None:
+    lab, channel = shared_lab
+    ada, omar = lab.person("Ada"), lab.person("Omar")
+    assert (await ada.command("stoa reserve")).text.startswith("Only the admins can")
+    assert (await omar.command("stoa reserve")).text == "Nothing is reserved."
+    day = (datetime.now(UTC) + timedelta(days=9)).date()
+    asked: dict[str, Any] = {"pool": "local", "project": 1, "gpus": 2, "begins": f"{day} 09:00", "ends": f"{day} 17:00"}
+    assert (await omar.command("stoa reserve", pool="local")).text.startswith("A reservation takes a pool, a project")
+    heads = lab.heads()
+    form = await omar.command("stoa reserve", **asked | {"gpus": 3})
+    wrong = await omar.submit(form, {"Reason": "A course."})
+    assert (wrong.text, lab.heads()) == (
+        "The GPUs are a whole number from 1 to 2, as many as “local” has; “3” is not.",
+        heads,
+    )
+    form = await omar.command("stoa reserve", **asked)
+    made = await omar.submit(form, {"Reason": "A course."})
+    period = f"from {day.day} {day:%B %Y} 09:00 UTC until {day.day} {day:%B %Y} 17:00 UTC"
+    assert made.text.startswith(f"Reservation 1 is made: 2 GPUs of `local` for P1 {period}.")
+    told = f"**Omar** reserves 2 GPUs of `local` {period} for the project (reservation 1).\n> A course."
+    await lab.guild.wait_for(channel.id, lambda m: told in m.text)
+    assert f"-# 2 GPUs reserved for P1 {period}" in (await ada.command("cluster status")).text
+    assert (await omar.command("stoa reserve")).text == f"**1** `local` 2 GPUs for P1 {period}\n-# by Omar"
+    form = await omar.command("stoa reserve", cancel=1)
+    assert (await omar.submit(form, {"Reason": "It is off."})).text.startswith("Reservation 1 is cancelled")
+    await lab.guild.wait_for(channel.id, lambda m: "**Omar** cancels reservation 1, of 2 GPUs of `local`" in m.text)
+
+
+async def test_shares(shared_lab: Shared) -> None:
+    lab, channel = shared_lab
+    ada, omar = lab.person("Ada"), lab.person("Omar")
+    assert (await ada.command("stoa shares")).text.startswith("Only the admins can set shares")
+    listed = await omar.command("stoa shares")
+    assert listed.text.startswith("## Shares\n-# Every other project has 1.")
+    assert listed.message is not None
+    form = await omar.press(listed.message, "Set one")
+    fields = {"Project": "P1", "Share": "2.5", "Reason": "Its paper is due."}
+    assert (await omar.submit(form, fields)).text == "The share of P1 is 2.5 from now on; its record says so."
+    told = await lab.guild.wait_for(channel.id, lambda m: "share in fair-share" in m.text)
+    assert "**Omar** sets the project's share in fair-share to 2.5, was 1; the usual share is 1.\n> " in told.text
+    assert "**P1** Do small models dream? · 2.5\n-# Every other" in (await omar.command("stoa shares")).text
+    status = (await ada.command("cluster status")).text
+    assert status.endswith("-# Shares of projects in fair-share: P1 2.5; all others 1")
+    assert " of all recent use, share 2.5" in (await ada.command("cluster usage")).text
+    heads = lab.heads()
+    for typed, said in (
+        ({"Share": "nan"}, "A share is a number from 0.01 to 1,000, such as 0.5, 1 or 2; “nan” is not."),
+        ({"Project": "mine"}, "The project is its number, such as 3."),
+        ({"Project": "99"}, "There is no project 99"),
+        ({"Share": "2.50"}, "The share of P1 is 2.5 already."),
+    ):
+        form = await omar.command("stoa shares", project=1)
+        assert (await omar.submit(form, fields | {"Project": "1"} | typed)).text.startswith(said)
+    assert (await omar.command("stoa shares", project=99)).text.startswith("There is no project 99")
+    assert lab.heads() == heads
+    form = await omar.press(listed.message, "Set a sponsor's")
+    fields = {"Sponsor": "The Library", "Share": "0.25", "Own projects": "P1", "Reason": "It gave all."}
+    assert (await omar.submit(form, fields)).text == "0.25 of what The Library gives is set aside; the record says so."
+    await lab.guild.wait_for("public-record", lambda m: "sets 0.25 of what The Library gives aside for" in m.text)
+    assert "**The Library** 0.25 of what it gives is first for P1" in (await omar.command("stoa shares")).text
+    form = await omar.press(listed.message, "Set a sponsor's")
+    wrong = await omar.submit(form, fields | {"Own projects": "all of them"})
+    assert wrong.text == "The sponsor's own projects are their numbers, such as 3, 5."
 
 
 async def test_limits(shared_lab: Shared) -> None:

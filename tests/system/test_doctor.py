@@ -23,10 +23,11 @@ from projects.settings import Settings
 from tests.databases import postgres
 from tests.environment import bare
 from tests.patience import PATIENCE
+from tests.seaweed import READER, READERS_SECRET, Seaweed, seaweed
 from tests.system.chaos import call
 from tests.system.test_command_line import stoa
 
-__all__ = ["postgres"]
+__all__ = ["postgres", "seaweed"]
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +166,18 @@ def test_permissions_that_the_bot_lacks_are_named(well: Settings, world: dict[st
 )
 def test_what_is_wrong_with_the_hub(well: Settings, change: dict[str, object], advice: str) -> None:
     assert advice in doctor.check_hub(changed(well, **change)).advice
+
+
+def test_a_store_takes_an_object_and_gives_it_back(seaweed: Seaweed, tmp_path: Path) -> None:
+    own = Settings(_env_file=None, home=tmp_path)
+    assert doctor.check_store(own) == [], "there need not be one"
+    (well,) = doctor.check_store(seaweed.settings(own, prefix="doctor"))
+    assert (well.ok, well.found) == (True, "s3://lab/doctor takes objects and gives them back")
+    reader = {"store_key": READER, "store_secret": READERS_SECRET}
+    (refused,) = doctor.check_store(seaweed.settings(own, prefix="doctor", **reader))
+    assert "The store refuses this with the keys that are set" in refused.found
+    assert "STOA_STORE_KEY" in refused.advice
+    assert READERS_SECRET not in f"{refused}"
 
 
 def test_a_runner_that_a_pool_uses_is_looked_at(

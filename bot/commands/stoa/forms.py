@@ -1,4 +1,4 @@
-"""The forms in which admins add and change pools, grants and limits."""
+"""The forms in which admins add and change pools, grants, shares and limits."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -8,16 +8,20 @@ from discord import ui
 
 from bot import text
 from bot.app import Interaction, actor
+from bot.commands import context
 from bot.commands.form import Form, long, short
+from broker.allocations import shares, sponsor_shares
 from broker.allocations.pools import GrantView
 from broker.reviews import inventory
 from projects import policies, quotas
+from projects.errors import InvalidError
 from projects.policies import Policies
 from projects.text import USUAL
 
 MOST = 25
 """The options that Discord lets a select have."""
 MEMORY = "141 / 2048"
+NODES = "64 / 8"
 Choice = ui.Select[Any]
 
 
@@ -67,7 +71,8 @@ class ChangePoolForm(Form):
 
     def __init__(self, names: Sequence[str]) -> None:
         self.pool = choice([(name, name) for name in names])
-        self.gpus, self.weight = [short(placeholder="As it is", required=False) for _ in range(2)]
+        self.gpus = short(placeholder=f"As it is, or {NODES}", required=False)
+        self.weight = short(placeholder="As it is", required=False)
         self.memory = short(placeholder=f"As it is, or {MEMORY}", required=False)
         self.why = long(USUAL, "Everyone can read it")
         super().__init__(
@@ -85,11 +90,13 @@ class ChangePoolForm(Form):
         """Change it."""
         app, name = interaction.client, next(iter(self.pool.values), "")
         memory, host = inventory.parse_memory(self.memory.value)
+        gpus, each = inventory.parse_gpus(self.gpus.value)
         await app.write(
             inventory.change_pool,
             actor(interaction),
             name,
-            gpus=self.gpus.value,
+            gpus=gpus,
+            gpus_a_node=each,
             price_weight=self.weight.value,
             memory_gib=memory,
             host_memory_gib=host,
@@ -148,6 +155,49 @@ class ChangeGrantForm(Form):
             reason=self.why.value,
         )
         return f"Grant {number} is changed; the record says so."
+
+
+class SetShareForm(Form):
+    """Another share for a project, which may be given."""
+
+    def __init__(self, project: int | None = None) -> None:
+        self.project = short("" if project is None else str(project), "Its number, such as 3")
+        self.share, self.why = short(placeholder="1 is usual"), long(USUAL, "Everyone can read it")
+        super().__init__("Set a share", {"Project": self.project, "Share": self.share, "Reason": self.why})
+
+    async def send(self, interaction: Interaction) -> str:
+        """Set it."""
+        app, project = interaction.client, context.whole_number(self.project.value.removeprefix("P"))
+        if project is None:
+            raise InvalidError("The project is its number, such as 3.")
+        share = await app.write(shares.set_share, actor(interaction), project, self.share.value, self.why.value)
+        return f"The share of P{project} is {share:g} from now on; its record says so."
+
+
+class SetAsideForm(Form):
+    """What a sponsor sets aside for its own projects."""
+
+    def __init__(self, sponsors: Sequence[str]) -> None:
+        self.sponsor = choice([(name, name) for name in sponsors])
+        self.share = short(placeholder="A fraction such as 0.25; 0 ends it")
+        self.projects = short(placeholder="Their numbers, such as 3, 5", required=False)
+        self.why = long(USUAL, "Everyone can read it")
+        super().__init__(
+            "Set a sponsor's own share",
+            {"Sponsor": self.sponsor, "Share": self.share, "Own projects": self.projects, "Reason": self.why},
+        )
+
+    async def send(self, interaction: Interaction) -> str:
+        """Set it."""
+        sponsor, typed = next(iter(self.sponsor.values), ""), self.projects.value.replace(",", " ").split()
+        own = [context.whole_number(number.removeprefix("P")) for number in typed]
+        known = [number for number in own if number is not None]
+        if len(known) < len(own):
+            raise InvalidError("The sponsor's own projects are their numbers, such as 3, 5.")
+        share = await interaction.client.write(
+            sponsor_shares.set_aside, actor(interaction), sponsor, self.share.value, known, self.why.value
+        )
+        return f"{share:.4g} of what {text.line(sponsor, 80)} gives is set aside; the record says so."
 
 
 class ChangeLimitForm(Form):

@@ -1,0 +1,320 @@
+"""The object store: what one host leaves there, every other host reads.
+
+An object is written whole or not at all. A folder is whole once its object `whole` is there, which is put last and
+names each file with its size and SHA-256; no store has to rename anything, and none has to list the newest objects.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import fsspec
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from projects.log import without_secrets
+from projects.settings import Settings
+from trainer.contract import CHECKPOINTS_FOLDER
+
+WHOLE = "whole"
+"""The object that makes a folder whole: its files, each with `size` and `sha256`."""
+SENT = "sent"
+"""The object with the files that are there already of a folder that is not whole yet."""
+BLOCK = 8 * 2**20
+AT_ONCE = 4
+"""Files that are sent or fetched side by side."""
+CONNECT_SECONDS, REQUEST_SECONDS, TRIES = 10, 60, 3
+MOST_SAID = 300
+S = TypeVar("S")
+T = TypeVar("T")
+REFUSALS: Mapping[str, str] = {
+    r"ACCESS_DENIED|Access ?Denied|Permission denied|HTTP status 403": "refuses this with the keys that are set",
+    r"INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH": "does not take STOA_STORE_KEY and STOA_STORE_SECRET",
+    r"NO_SUCH_BUCKET|NoSuchBucket": "has no such bucket",
+    r"Quota|StorageFull|InsufficientStorage|HTTP status 507|No space left": "is full",
+    r"INTERNAL_FAILURE|HTTP status 50[023]": "has a fault of its own, or is full",
+    r"NETWORK_CONNECTION|timed? ?out|Timeout|REQUEST_TIMEOUT|Connection": "does not answer",
+}
+"""What the store is told to do, by what its client's errors say."""
+
+
+class StoreError(Exception):
+    """The store did not do what was asked; another try may succeed. The text is one sentence."""
+
+
+class DamagedError(StoreError):
+    """Something in the store is not what was put there."""
+
+
+class Store:
+    """The store that the settings name. Names of objects and folders are relative to its address, with slashes.
+
+    All calls raise StoreError where the store refuses, is full or does not answer.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        with _telling("open", settings.store):
+            self._fs, self._root = _opened(settings)
+        self._is_local = isinstance(self._fs, LocalFileSystem)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Put an object there, in the place of an earlier one of that name."""
+        with _telling("write", name), self._writing(name) as out:
+            out.write(data)
+
+    def read(self, name: str) -> bytes | None:
+        """The content of an object; None where there is none."""
+        with suppress(FileNotFoundError), _telling("read", name):
+            return bytes(self._fs.cat_file(self._path(name)))
+        return None
+
+    def size(self, name: str) -> int | None:
+        """The bytes of an object; None where there is none."""
+        with suppress(FileNotFoundError), _telling("look at", name):
+            self._fs.invalidate_cache()
+            found = self._fs.info(self._path(name))
+            return int(found["size"] or 0) if found["type"] == "file" else None
+        return None
+
+    def names(self, folder: str) -> Sequence[str]:
+        """The names of what is directly in a folder, in order; a store may answer with what was there a while ago."""
+        with suppress(FileNotFoundError), _telling("list", folder):
+            self._fs.invalidate_cache()
+            found = self._fs.ls(self._path(folder), detail=False)
+            return sorted({str(path).rstrip("/").rpartition("/")[2] for path in found})
+        return []
+
+    def remove(self, name: str) -> None:
+        """Remove an object, if it is there."""
+        with suppress(FileNotFoundError), _telling("remove", name):
+            self._fs.rm_file(self._path(name))
+
+    def push(self, source: Path, folder: str) -> None:
+        """Put a folder's files there and then say that it is whole. What an earlier call has sent is not sent again.
+
+        What the store has lost of a whole folder is sent again. Raises OSError where a file cannot be read here.
+        """
+        whole = self._manifest(f"{folder}/{WHOLE}")
+        if whole is not None and self._has(folder, whole):
+            return
+        sent = whole or self._manifest(f"{folder}/{SENT}") or {}
+        lock = threading.Lock()
+
+        def send(path: Path) -> tuple[str, Mapping[str, Any]]:
+            name = path.relative_to(source).as_posix()
+            there = sent.get(name)
+            if there is not None and self.size(f"{folder}/{name}") == there["size"] and there == _described(path):
+                return name, there
+            described = self._send(path, f"{folder}/{name}")
+            with lock:
+                sent[name] = described
+                self.write(f"{folder}/{SENT}", json.dumps(sent).encode())
+            return name, described
+
+        paths = sorted(path for path in source.rglob("*") if path.is_file() and not path.name.startswith("."))
+        files = dict(_side_by_side(send, paths))
+        if not self._has(folder, files):
+            raise DamagedError(f"The store has lost a file of {folder} that was just put there.")
+        self.write(f"{folder}/{WHOLE}", json.dumps(files).encode())
+        self.remove(f"{folder}/{SENT}")
+
+    def is_whole(self, folder: str) -> bool:
+        """Whether a folder is there to its last file, each of the size that it had."""
+        files = self._manifest(f"{folder}/{WHOLE}")
+        return files is not None and self._has(folder, files)
+
+    def pull(self, folder: str, target: Path) -> bool:
+        """Fetch a whole folder and give it its name `target` at the end; False where there is none that is whole.
+
+        What an earlier call has fetched is not fetched again. Raises DamagedError where a file is not what was put
+        there, and OSError where one cannot be written here.
+        """
+        files = self._manifest(f"{folder}/{WHOLE}")
+        if files is None:
+            return False
+        if target.exists():
+            return True
+        staging = target.with_name(f".{target.name}.pulling")
+        staging.mkdir(parents=True, exist_ok=True)
+
+        def fetch(name: str) -> None:
+            path = staging / name
+            if not path.is_file() or _described(path) != files[name]:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._fetch(f"{folder}/{name}", path, files[name]["sha256"])
+
+        _side_by_side(fetch, files)
+        for path in [*staging.rglob("*"), staging]:
+            _sync(path)
+        try:
+            staging.rename(target)
+        except OSError:
+            if not target.exists():
+                raise
+            shutil.rmtree(staging, ignore_errors=True)  # another process has fetched it meanwhile
+        _sync(target.parent)
+        return True
+
+    def _send(self, path: Path, name: str) -> Mapping[str, Any]:
+        """Put a file there; its description."""
+        digest, size = hashlib.sha256(), 0
+        with path.open("rb") as file, _telling("write", name), self._writing(name) as out:
+            while block := file.read(BLOCK):
+                digest.update(block)
+                out.write(block)
+                size += len(block)
+        return {"size": size, "sha256": digest.hexdigest()}
+
+    def _fetch(self, name: str, path: Path, sha256: str) -> None:
+        digest = hashlib.sha256()
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        with partial.open("wb") as out:
+            for block in self._blocks(name):
+                digest.update(block)
+                out.write(block)
+        if digest.hexdigest() != sha256:
+            partial.unlink()
+            raise DamagedError(f"The store has other bytes as {name} than were put there.")
+        partial.replace(path)
+
+    def _blocks(self, name: str) -> Iterator[bytes]:
+        try:
+            with _telling("read", name), self._fs.open(self._path(name), "rb") as stream:
+                while block := stream.read(BLOCK):
+                    yield block
+        except FileNotFoundError as error:
+            raise DamagedError(f"The store has lost {name}.") from error
+
+    def _has(self, folder: str, files: Mapping[str, Any]) -> bool:
+        """Whether each of these files is there, of its size."""
+        return all(self.size(f"{folder}/{name}") == described["size"] for name, described in files.items())
+
+    def _manifest(self, name: str) -> dict[str, Any] | None:
+        """The files that a manifest names; None where there is no manifest that can be read."""
+        data = self.read(name)
+        with suppress(ValueError):
+            files = json.loads(data or b"null")
+            if isinstance(files, dict) and all(_is_safe(each) for each in files):
+                return files
+        return None
+
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[Any]:
+        """A stream for the content of an object, which is there once the context has ended well."""
+        if not self._is_local:
+            with self._fs.open(self._path(name), "wb") as out:
+                yield out
+            return
+        out = self._fs.open(self._path(name), "wb", autocommit=False)
+        try:
+            with out:
+                yield out
+        except BaseException:
+            out.discard()
+            raise
+        out.commit()
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+
+def of(settings: Settings) -> Store | None:
+    """The store that the settings name; None where they name none. Raises StoreError."""
+    return Store(settings) if settings.store else None
+
+
+def attempt_folder(run_id: int, owner: str, token: int) -> str:
+    """The folder of an attempt in the store. `owner` is the run's request, as runs of two databases share numbers."""
+    return f"runs/{run_id}-{hashlib.sha256(owner.encode()).hexdigest()[:12]}/attempt-{token}"
+
+
+def checkpoint_folder(attempt: str, step: int) -> str:
+    """The folder of a checkpoint in an attempt's folder of the store."""
+    return f"{attempt}/{CHECKPOINTS_FOLDER}/step{step}"
+
+
+def _opened(settings: Settings) -> tuple[AbstractFileSystem, str]:
+    """The file system of a store, and the path in it that the store's names begin with."""
+    key, secret = settings.store_key.get_secret_value(), settings.store_secret.get_secret_value()
+    scheme, _, place = settings.store.partition("://")
+    if scheme == "s3":
+        if bool(key) != bool(secret):
+            raise StoreError("STOA_STORE_KEY and STOA_STORE_SECRET go together: set both, or neither.")
+        from fsspec.implementations.arrow import ArrowFSWrapper
+        from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
+
+        endpoint = urlsplit(settings.store_endpoint)
+        files = S3FileSystem(
+            access_key=key or None,
+            secret_key=secret or None,
+            endpoint_override=settings.store_endpoint.rstrip("/") or None,
+            scheme=endpoint.scheme or None,
+            connect_timeout=CONNECT_SECONDS,
+            request_timeout=REQUEST_SECONDS,
+            retry_strategy=AwsStandardS3RetryStrategy(max_attempts=TRIES),
+        )
+        return ArrowFSWrapper(files, skip_instance_cache=True), place
+    if scheme == "gs":
+        from fsspec.implementations.arrow import ArrowFSWrapper
+        from pyarrow.fs import GcsFileSystem
+
+        return ArrowFSWrapper(GcsFileSystem(), skip_instance_cache=True), place
+    known: dict[str, dict[str, Any]] = {"file": {"auto_mkdir": True}, "hf": {"token": secret or None}}
+    try:
+        files, root = fsspec.url_to_fs(
+            settings.store, use_listings_cache=False, skip_instance_cache=True, **known.get(scheme, {})
+        )
+    except ImportError as error:
+        raise StoreError(f"STOA_STORE begins with {scheme}://, for which a package is missing here: {error}.") from None
+    return files, str(root)
+
+
+@contextmanager
+def _telling(what: str, name: str) -> Iterator[None]:
+    """Raise StoreError, with a sentence, in the place of what the client of a store raises."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except Exception as error:
+        if isinstance(error, FileNotFoundError) and "AWS Error" not in f"{error}":
+            raise  # fsspec takes "the bucket does not exist" and "the key does not exist" for a missing object
+        said = without_secrets(" ".join(f"{error}".split()))[:MOST_SAID]
+        clause = next((clause for mark, clause in REFUSALS.items() if re.search(mark, said)), "does not do it")
+        raise StoreError(f"The store {clause}: could not {what} {name} ({said}).") from error
+
+
+def _side_by_side(work: Callable[[S], T], items: Iterable[S]) -> list[T]:
+    """The results of work on some items, some at once; all are worked on, also where one fails."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        started = [pool.submit(work, item) for item in items]
+    return [each.result() for each in started]
+
+
+def _described(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"size": path.stat().st_size, "sha256": digest}
+
+
+def _is_safe(name: object) -> bool:
+    """Whether a file's name in a manifest leads nowhere but into the folder."""
+    return isinstance(name, str) and not Path(name).is_absolute() and ".." not in Path(name).parts and "\0" not in name
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file or a folder is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
