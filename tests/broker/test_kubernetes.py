@@ -398,11 +398,17 @@ def test_an_earlier_job_of_the_run_is_gone_before_the_next_is_created(start: Sta
     assert (later.poll(), bystander.poll()) == (None, None)
 
 
-def test_a_job_whose_pod_is_taken_away_says_why(start: Start, cluster: Standin) -> None:
-    runner, folder = start(LISTENS)
+def test_a_job_whose_pod_is_taken_away_says_why(start: Start, cluster: Standin, tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    slow = f"import pathlib\nwhile not pathlib.Path({str(seen)!r}).exists(): time.sleep(0.05)\nsys.exit(75)"
+    stops = f"import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: exec({slow!r})); "
+    runner, folder = start(f"{stops}print('here', flush=True); time.sleep(600)", grace=PATIENCE)
     here(runner, folder)
     [pod] = cluster.core.list_namespaced_pod(NAMESPACE).items
     cluster.do(lambda c: c.evict(pod.metadata.name, NAMESPACE))
+    # The reason goes with the pod, so the runner must have looked before.
+    wait_for(lambda: runner.poll() is None and runner._lost_for is not None, "the reason")
+    seen.touch()
     assert ended(runner) == 75
     assert runner.end_reason == EndReason.PREEMPTED
 
