@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,16 @@ import yaml
 from broker.allocations import pools
 from broker.end_reasons import EndReason
 from broker.runners import kubernetes_manifest as manifest
-from broker.runners import output, processes, reaper
+from broker.runners import output, reaper
 from broker.runners.base import Check, JobSpec
 from broker.runners.kubernetes import KubernetesRunner
-from broker.runs import attempts
-from broker.runs.attempts import Attempt
 from broker.runs.runs import RunState
 from broker.store import Store
 from projects.db.columns import utcnow
 from projects.errors import InvalidError
 from projects.settings import get_settings
 from tests.broker.lab import Lab, settings
-from tests.broker.test_slurm import charged
+from tests.broker.supervised import GRACE, admitted, attempt, charged, queued, supervised_by
 from tests.databases import ONCE
 from tests.environment import bare
 from tests.kubernetes import IMAGE, NAMESPACE, Standin, standin
@@ -39,7 +37,6 @@ __all__ = ["standin"]
 
 LEASE_OF_JOBS = 1.8  # the API server is asked every 0.3 seconds
 LEASE = 30.0
-GRACE = 60.0
 POOL = "cloud"
 OPTIONS = {"namespace": NAMESPACE, "image": IMAGE}
 RIGHTS = Path(__file__).parents[2] / "deploy" / "rights.yaml"
@@ -444,11 +441,7 @@ def test_two_nodes_meet_and_end_together(start: Start, tmp_path: Path) -> None:
 @pytest.fixture
 def run(lab: Lab, cluster: Standin) -> int:
     """A queued run on a pool of Kubernetes'."""
-    lab.pool(POOL, gpus=16, runner="kubernetes", options=OPTIONS)
-    project = lab.project()
-    allocation = lab.request(project, pool=POOL)
-    lab.approve(allocation)
-    return lab.launch(project, overrides="steps=4, batch=2, micro_batch=2, sequence_length=32")
+    return queued(lab, POOL, "kubernetes", OPTIONS)
 
 
 @contextmanager
@@ -456,44 +449,19 @@ def supervised(
     lab: Lab, cluster: Standin, home: Path, run: int, last: int | None = None, *, lease: float = LEASE
 ) -> Iterator[tuple[subprocess.Popen[bytes], int, Path]]:
     """A supervisor of the run's next attempt, its token and folder."""
-    with lab.db.write() as session:
-        token = attempts.admit(session, run, ())
-    assert lab.claim(run, token, lease=lease, host=processes.host())
-    folder = home / "runs" / str(run) / f"attempt-{token}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    token, folder = admitted(lab, home, run, lease)
     with supervisor_of(lab, cluster, home, lease, last, run, token) as supervisor:
         yield supervisor, token, folder
 
 
-@contextmanager
 def supervisor_of(
     lab: Lab, cluster: Standin, home: Path, lease: float, last: int | None, *arguments: int
-) -> Iterator[subprocess.Popen[bytes]]:
+) -> AbstractContextManager[subprocess.Popen[bytes]]:
     """A supervisor of a run and token, after one of a generation; the image has the stand-in's trainer, if any."""
-    environment = bare() | {
-        "STOA_ENV_FILE": "",
-        "STOA_HOME": str(home),
-        "STOA_DATABASE_URL": lab.db.url.render_as_string(hide_password=False),
-        "STOA_LEASE_SECONDS": str(lease),
-        "STOA_STOP_GRACE_SECONDS": str(GRACE),
-        "STOA_STORE": f"file://{home}/store",
-        "KUBECONFIG": str(cluster.kubeconfig),
-    }
     python = python_with_trainer(home, TRAINER.replace("LAST", str(last))) if last else Path(sys.executable)
     program(cluster, python)
-    supervisor = subprocess.Popen(
-        [sys.executable, "-m", "broker.runners.supervisor", *map(str, arguments)], env=environment
-    )
-    try:
-        yield supervisor
-    finally:
-        supervisor.kill()
-        supervisor.wait()
-
-
-def attempt(lab: Lab, run: int, token: int) -> Attempt:
-    with lab.db.read() as session:
-        return session.get_one(Attempt, (run, token))
+    places = {"STOA_STORE": f"file://{home}/store", "KUBECONFIG": str(cluster.kubeconfig)}
+    return supervised_by(lab, Path(sys.executable), home, lease, places, *arguments)
 
 
 @ONCE
