@@ -59,6 +59,7 @@ class Policies(BaseModel):
     )
     most_requests_a_day: int = Field(20, ge=1, le=MOST, description="Requests for GPU time a person may make a day.")
     most_launches_a_day: int = Field(50, ge=1, le=MOST, description="Runs a person may launch a day.")
+    most_runs_a_sweep: int = Field(24, ge=2, le=64, description="Runs that one sweep may have.")
     most_admin_acts_a_day: int = Field(
         200,
         ge=1,
@@ -67,6 +68,9 @@ class Policies(BaseModel):
     )
     most_running_a_project: int = Field(100, ge=1, le=MOST, description="Runs a project may have at work at once.")
     most_running_a_person: int = Field(100, ge=1, le=MOST, description="Runs a person may have at work at once.")
+    decision_days: int = Field(
+        30, ge=1, le=366, description="Days for which a decision of the scheduler can be replayed."
+    )
     project_factor: int = Field(
         5, ge=1, le=1_000, description="A project's daily quotas, of all its people together, in those of one person."
     )

@@ -7,11 +7,12 @@ from sqlalchemy import func
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
-from broker.allocations import hosts, pools, shares
+from broker.allocations import hosts, pools, reservations, shares
 from broker.allocations.allocations import Allocation
 from broker.allocations.hosts import HostView
 from broker.allocations.ledger import Balance
 from broker.allocations.pools import Pool
+from broker.allocations.reservations import ReservationView
 from broker.runners import registry
 from broker.runs.runs import Run
 from broker.scheduling import fairshare, snapshot
@@ -22,7 +23,8 @@ from projects.projects import Project
 class PoolStatus:
     """What a pool is doing; `left` is what its grants have not given to allocations, in GPU-seconds.
 
-    `queue` is the name of its runner's own queue, which decides when a run starts; empty where Stoa does.
+    `queue` is the name of its runner's own queue, which decides when a run starts; empty where Stoa does. A run
+    that has had its GPUs for `preempt_after` seconds can be preempted; 0 for never.
     """
 
     name: str
@@ -39,6 +41,8 @@ class PoolStatus:
     left: int
     memory_gib: float | None
     host_memory_gib: float | None
+    preempt_after: int
+    reservations: Sequence[ReservationView]
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ def status(session: Session) -> Sequence[PoolStatus]:
     sizes = select(Run.id, Run.gpus).where(col(Run.id).in_([held.run_id for held in state.held]))
     gpus = {row.id: row.gpus for row in session.execute(sizes)}
     available = pools.available(session)
-    known = hosts.every(session)
+    known, reserved = hosts.every(session), reservations.every(session)
     listed = []
     for pool in pools.every(session):
         held = [row for row in state.held if row.pool_id == pool.id]
@@ -83,6 +87,8 @@ def status(session: Session) -> Sequence[PoolStatus]:
                 left=available.get(pool.id, 0),
                 memory_gib=pool.memory_gib,
                 host_memory_gib=pool.host_memory_gib,
+                preempt_after=pool.preempt_after,
+                reservations=[one for one in reserved if one.pool == pool.name],
             )
         )
     return listed

@@ -3,13 +3,14 @@
 The answers come from the same plan of the same state that the scheduler decides by.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
-from broker.allocations import hosts, ledger, pools
+from broker.allocations import hosts, ledger, pools, reservations, sponsor_shares
 from broker.allocations.ledger import in_hours
 from broker.allocations.pools import Pool
 from broker.publishing import disk
@@ -17,28 +18,38 @@ from broker.runners import registry
 from broker.runs import runs
 from broker.runs.attempts import Attempt
 from broker.runs.runs import Run, RunState
-from broker.scheduling import backfill, fairshare, snapshot
+from broker.scheduling import backfill, decisions, fairshare, snapshot
 from broker.scheduling.backfill import Funds, Placement, Plan, QueueState, Waiting, WaitReason
-from broker.scheduling.fairshare import Standing
+from broker.scheduling.fairshare import Groups, Standing
+from projects.db.columns import utcnow
+from projects.errors import ConflictError, InvalidError
 from projects.projects import Project
 
+MOST_RESERVATIONS = 3
 UNBORN = 0
-"""The number of a run that has none yet."""
+"""The highest number of a run that has none yet; several have this one and those below it."""
 
 
 @dataclass(frozen=True)
 class Factors:
-    """What decides a run's position: its project's standing in fair-share, then the run's age in seconds."""
+    """What decides a run's position: its group's standing, its project's in the group, then the run's age in seconds.
+
+    `group` is None on a pool of which no sponsor has set a part aside. `sponsor` is the one whose own the project is
+    there, empty for the others.
+    """
 
     project: Standing
     age: float
+    group: Standing | None = None
+    sponsor: str = ""
 
 
 @dataclass(frozen=True)
 class Why:
     """Why a run is where it is. `position`, of `length`, and `factors` are None unless the run is queued.
 
-    `expected` is the latest start if no other run comes before this one; None if that is unknown.
+    `expected` is the latest start if no other run comes before this one; None if that is unknown. `decided_at` is when
+    the scheduler made the decision that is replayed.
     """
 
     run_id: int
@@ -51,6 +62,7 @@ class Why:
     length: int
     factors: Factors | None
     expected: datetime | None
+    decided_at: datetime | None = None
 
 
 def why(session: Session, run_id: int) -> Why:
@@ -78,6 +90,51 @@ def why(session: Session, run_id: int) -> Why:
     )
 
 
+def replayed(session: Session, run_id: int, at: datetime) -> Why:
+    """Why the run waited at a moment, as `why` answered then: by the decision of the scheduler that was in force.
+
+    Titles are those of today. Raises NotFoundError where no decision from before the moment is kept, and ConflictError
+    where the run neither waited nor had GPUs.
+    """
+    run = runs.load(session, run_id)
+    kept = decisions.replay(session, at)
+    explainer = _Explainer(session, kept.state, low=kept.low)
+    for placements in explainer.plan.queues.values():
+        for placement in placements:
+            if placement.run.id == run_id:
+                return replace(explainer.of(placement), decided_at=kept.decided_at)
+    held = next((one for one in kept.state.held if one.run_id == run_id and one.open), None)
+    refusal = explainer.plan.refusals.get(run_id, "")
+    if held is None and not refusal:
+        raise ConflictError(f"Run {run_id} neither waited nor had GPUs at {at:%F %T} UTC.")
+    pool = next(pool.name for pool in kept.state.pools if pool.id == (run.pool_id if held is None else held.pool_id))
+    return Why(
+        run_id=run.id,
+        project=_called(session.get_one(Project, run.project_id)),
+        pool=pool,
+        gpus=run.gpus,
+        state=RunState.QUEUED if held is None else RunState.RUNNING,
+        reason=f"It cannot start: {refusal}." if held is None else f"It had its GPUs on “{pool}”.",
+        position=None,
+        length=0,
+        factors=None,
+        expected=None,
+        decided_at=kept.decided_at,
+    )
+
+
+def moment(typed: str) -> datetime:
+    """A moment of the past as typed, in UTC where it says no offset; raises InvalidError."""
+    try:
+        at = datetime.fromisoformat(typed.strip())
+        at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise InvalidError(f"A moment is typed like 2030-12-31 18:00, in UTC; “{typed[:40]}” is not.") from error
+    if at > utcnow():
+        raise InvalidError(f"{at:%F %T} UTC has not come yet; without a moment, the answer is about now.")
+    return at
+
+
 def queue(session: Session, pool: str | None = None, *, limit: int = 25) -> list[Why]:
     """The first `limit` runs in the queue of each pool, or of one pool, in order; raises NotFoundError."""
     only = None if pool is None else pools.named(session, pool).id
@@ -92,36 +149,51 @@ def queue(session: Session, pool: str | None = None, *, limit: int = 25) -> list
 
 def forecast(session: Session, run: Run) -> Why:
     """Where a run that is not queued yet would stand if it were queued now."""
+    return forecasts(session, [run])[0]
+
+
+def forecasts(session: Session, runs: Sequence[Run]) -> list[Why]:
+    """Where runs that are not queued yet would stand if they were queued now, in this order."""
     state = snapshot.load(session)
-    account = ledger.account(session, run.allocation_id)
-    new = Waiting(
-        id=UNBORN,
-        project_id=run.project_id,
-        person_id=run.requested_by,
-        allocation_id=run.allocation_id,
-        pool_id=run.pool_id,
-        gpus=run.gpus,
-        seconds=run.time_limit,
-        queued_at=state.now,
-        not_before=None,
-    )
-    funds = {run.allocation_id: Funds(account.left, account.reserved, None)} | dict(state.funds)
-    explainer = _Explainer(session, replace(state, waiting=[*state.waiting, new], funds=funds))
-    return next(
-        explainer.of(placement) for placement in explainer.plan.queues[run.pool_id] if placement.run.id == UNBORN
-    )
+    funds: dict[int, Funds] = {}
+    new: dict[int, Waiting] = {}
+    for number, run in enumerate(runs, UNBORN + 1 - len(runs)):
+        account = ledger.account(session, run.allocation_id)
+        funds[run.allocation_id] = Funds(account.left, account.reserved, None)
+        new[number] = Waiting(
+            id=number,
+            project_id=run.project_id,
+            person_id=run.requested_by,
+            allocation_id=run.allocation_id,
+            pool_id=run.pool_id,
+            gpus=run.gpus,
+            seconds=run.time_limit,
+            queued_at=state.now,
+            not_before=None,
+        )
+    state = replace(state, waiting=[*state.waiting, *new.values()], funds=funds | dict(state.funds))
+    explainer = _Explainer(session, state)
+    placed = {each.run.id: each for queue in explainer.plan.queues.values() for each in queue}
+    return [explainer.of(placed[number]) for number in new]
 
 
 class _Explainer:
-    """Explains the runs of a queue by the plan that the scheduler would make now."""
+    """Explains the runs of a queue by the plan that the scheduler makes of a state; `low` is the disk."""
 
-    def __init__(self, session: Session, state: QueueState) -> None:
+    def __init__(self, session: Session, state: QueueState, *, low: bool | None = None) -> None:
+        self.session = session
         self.state = state
-        self.low = disk.recorded_low(session)
+        self.low = disk.recorded_low(session) if low is None else low
         self.plan: Plan = backfill.plan(state)
         self.pools = {pool.id: pool for pool in state.pools}
         waiting = {run.project_id for run in state.waiting}
-        self.standings = fairshare.standings(state.usage, fairshare.among(waiting | set(state.usage), state.shares))
+        shared = fairshare.among(waiting | set(state.usage), state.shares)
+        self.groups: dict[int, Groups[int]] = {pool.id: state.groups.get(pool.id, Groups()) for pool in state.pools}
+        self.standings = {
+            pool_id: groups.standings_within(state.usage, shared) for pool_id, groups in self.groups.items()
+        }
+        aside = sponsor_shares.listed(session) if state.groups else []
+        self.sponsors = {one.grant_id: one.sponsor for one in aside}
         projects = session.scalars(select(Project).where(col(Project.id).in_(waiting)))
         self.titles = {project.id: _called(project) for project in projects}
 
@@ -134,13 +206,46 @@ class _Explainer:
             pool=pool.name,
             gpus=run.gpus,
             state=RunState.QUEUED,
-            reason=self._reason(placement),
+            reason=f"{self._preempted(run)}{self._reason(placement)}{self._made_room(run)}",
             position=placement.position,
             length=len(self.plan.queues[run.pool_id]),
-            factors=Factors(self.standings[run.project_id], (self.state.now - run.queued_at).total_seconds()),
+            factors=self._factors(run),
             # When the runner's own queue starts what Stoa has submitted, Stoa does not know.
             expected=None if pool.queue or self.low else self.plan.expected(placement, self.state.now),
         )
+
+    def _factors(self, run: Waiting) -> Factors:
+        project, age = self.standings[run.pool_id][run.project_id], (self.state.now - run.queued_at).total_seconds()
+        groups = self.groups[run.pool_id]
+        if run.pool_id not in self.state.groups:
+            return Factors(project, age)
+        group = groups.group(run.project_id)
+        return Factors(project, age, groups.standings()[group], self.sponsors.get(group, ""))
+
+    def _reserved(self, run: Waiting) -> str:
+        """The reservations of other projects that the run would overlap if it started now."""
+        ends_at = self.state.now + timedelta(seconds=run.seconds)
+        said = [
+            f"{one.gpus} GPU{'s' if one.gpus > 1 else ''} of pool {self.pools[run.pool_id].name} "
+            f"{'are' if one.gpus > 1 else 'is'} reserved for project P{one.project_id} "
+            f"{reservations.period(one.begins_at, one.ends_at)}"
+            for one in self.state.reserved
+            if one.pool_id == run.pool_id and one.project_id != run.project_id and one.begins_at < ends_at
+        ]
+        return f"{'; '.join(said[:MOST_RESERVATIONS])}."
+
+    def _preempted(self, run: Waiting) -> str:
+        """That the run has made way, and for which; nothing where it has not."""
+        if run.preempted_at is None or run.preempted_for is None:
+            return ""
+        other = self.session.get_one(Run, run.preempted_for)
+        return f"Preempted for run {other.id} of project P{other.project_id} at {run.preempted_at:%F %H:%M} UTC. "
+
+    def _made_room(self, run: Waiting) -> str:
+        """Which runs make way for this one; nothing where none does."""
+        found = [one.run_id for one in self.state.held if one.makes_way_for == run.id]
+        verb = "make way" if len(found) > 1 else "makes way"
+        return f" Run {' and run '.join(map(str, found))} {verb} for it, after a checkpoint." if found else ""
 
     def _reason(self, placement: Placement) -> str:
         run, pool = placement.run, self.pools[placement.run.pool_id]
@@ -172,7 +277,12 @@ class _Explainer:
                 return f"It waits for GPUs: {run.gpus} needed, {max(0, placement.free)} free on “{pool.name}”."
             case WaitReason.BEHIND:
                 ahead = backfill.blocker(self.state, self.plan, placement)
-                return f"It is behind run {ahead}, which would start later if this one started now."
+                if ahead is None:
+                    return f"It is behind higher runs{' and reservations' if self.state.reserved else ''}."
+                first = f"run {ahead}" if ahead > UNBORN else "one launched with it"
+                return f"It is behind {first}, which would start later if this one started now."
+            case WaitReason.RESERVED:
+                return self._reserved(run)
 
 
 def _called(project: Project) -> str:
@@ -191,6 +301,8 @@ def _not_queued(session: Session, run: Run, pool: Pool) -> str:
             return f"{said}." if said else hosts.absence(session, pool) or "It has its GPUs and is starting."
         case RunState.RUNNING:
             return "It is running."
+        case RunState.STOPPING if run.stops_as == RunState.QUEUED:
+            return f"{reason[0].upper()}{reason[1:]}."
         case RunState.STOPPING:
             return "It is stopping."
         case RunState.PAUSED if run.unfunded:

@@ -10,11 +10,12 @@ from sqlalchemy import func
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
-from broker.allocations import hosts, nodes, pools
+from broker.allocations import hosts, nodes, pools, reservations
 from broker.allocations.allocations import LIVE, Allocation
 from broker.allocations.ledger import Balance
 from broker.allocations.pools import HEAVIEST, LIGHTEST, MOST_GPUS, Grant, GrantMovement, GrantRow, Pool
 from broker.allocations.requests import parse_hours
+from broker.runners import registry
 from broker.runs import attempts
 from broker.runs.runs import ACTIVE, Run, RunState
 from projects import people, quotas, rights, text
@@ -63,11 +64,14 @@ def change_pool(
     price_weight: str = "",
     memory_gib: float | None = None,
     host_memory_gib: float | None = None,
+    preempt_after: int | None = None,
+    runner_options: Mapping[str, str] | None = None,
     reason: str,
 ) -> None:
-    """Change a pool's GPUs, in all or a node, price weight and memory; an empty field stays as it is.
+    """Change a pool's GPUs, in all or a node, price weight, memory and preemption; an empty field stays as it is.
 
-    Raises ConflictError where a run that is or will be queued would no longer fit.
+    `runner_options` are those that change; jobs submitted from then on have them. Raises ConflictError where a run that
+    is or will be queued would no longer fit.
     """
     rights.require_admin(actor, Act.MANAGE_COMPUTE)
     because = text.prose("The reason", reason, most=text.USUAL)
@@ -78,27 +82,38 @@ def change_pool(
     each = pool.gpus_a_node if gpus_a_node is None else gpus_a_node
     pools.check_nodes(pool.runner, count, each)
     weight = _weight(price_weight) if price_weight.strip() else pool.price_weight
+    options = pool.runner_options
+    if runner_options:
+        options = registry.named(pool.runner).checked_options({**options, **runner_options})
     for size in (memory_gib, host_memory_gib):
         pools.check_memory(size)
+    preempts = pool.preempt_after if preempt_after is None else preempt_after
+    pools.check_preempt_after(preempts)
     memory = (
         pool.memory_gib if memory_gib is None else memory_gib,
         pool.host_memory_gib if host_memory_gib is None else host_memory_gib,
     )
-    same = (pool.price_weight, (pool.memory_gib, pool.host_memory_gib))
-    if (count, each) == before and (weight, memory) == same:
+    same = (pool.price_weight, (pool.memory_gib, pool.host_memory_gib), pool.preempt_after)
+    if (count, each) == before and (weight, memory, preempts) == same and options == pool.runner_options:
         raise ConflictError(f"The pool “{name}” is so already: {count} GPUs, and a price weight of {weight:g}.")
+    reserved = reservations.most_reserved(session, pool.id, utcnow(), utcnow() + reservations.FARTHEST * 2)
+    if count < reserved:
+        raise ConflictError(f"{reserved:,} GPUs of “{name}” are reserved; leave it as many, or cancel that first.")
     if count != pool.gpus and pool.shares_gpus:
         _check_later_rest(session, pool)
     quotas.check_admin(session, actor)
     pool.gpus, pool.gpus_a_node, pool.price_weight = count, each, weight
     pool.memory_gib, pool.host_memory_gib = memory
+    preemption: dict[str, float] = {} if preempts == pool.preempt_after else {"preempt_after": preempts}
+    pool.preempt_after = preempts
+    pool.runner_options = options
     if (count, each) != before:
         _check_runs_fit(session, pool)
     session.flush()
     by = people.author(session, actor)
     told = {"pool": name, "gpus": count, "price_weight": weight}
     sizes = {"gpus_a_node": each, "memory_gib": pool.memory_gib, "host_memory_gib": pool.host_memory_gib}
-    told |= {size: value for size, value in sizes.items() if value is not None}
+    told |= {size: value for size, value in sizes.items() if value is not None} | preemption
     record.append(session, record.LAB, "pool.changed", by=by, why=because, **told)
 
 

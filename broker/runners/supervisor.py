@@ -21,6 +21,7 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as NoConnectionError
 
+from broker import store as stores
 from broker.allocations import nodes
 from broker.allocations.hosts import gpu_numbers
 from broker.allocations.pools import Pool, memory_each
@@ -32,11 +33,11 @@ from broker.runners.local import LocalRunner
 from broker.runners.outage import Outage
 from broker.runners.processes import Process
 from broker.runners.trainer_command import trainer_command
-from broker.runs import attempts, leases, runs, settlement
+from broker.runs import attempts, leases, preparing, runs, settlement
 from broker.runs.attempts import Attempt, AttemptState
 from broker.runs.leases import StaleError, TakenOverError
 from broker.runs.progress import Checkpoint, Ending, Progress
-from broker.runs.runs import Run
+from broker.runs.runs import Run, RunKind
 from projects import log as log_format
 from projects.db.database import Database, is_away
 from projects.settings import Settings, get_settings
@@ -68,6 +69,10 @@ def spawn(settings: Settings, run_id: int, token: int, owner: str = "", after: i
         "STOA_OUTAGE_SECONDS": str(settings.outage_seconds),
         "STOA_MAX_ATTEMPTS": str(settings.max_attempts),
         "STOA_DISK_FLOOR_GIB": str(settings.disk_floor_gib),
+        "STOA_STORE": settings.store,
+        "STOA_STORE_ENDPOINT": settings.store_endpoint,
+        "STOA_STORE_KEY": settings.store_key.get_secret_value(),
+        "STOA_STORE_SECRET": settings.store_secret.get_secret_value(),
     }
     with (folder / f"supervisor-{token}.log").open("ab") as out:
         supervisor = subprocess.Popen(
@@ -121,6 +126,7 @@ class Supervisor:
         self.folder = run_folder(settings, run_id) / f"attempt-{token}"
         self.runner: Runner = LocalRunner(JobSpec())
         self.devices = ""
+        self.prepares: Path | None = None
         self.nodes = 1
         self.metrics_read = 0
         self.events_read = 0
@@ -181,6 +187,7 @@ class Supervisor:
             attempt = session.get_one(Attempt, (self.run_id, self.token))
             pool = session.get_one(Pool, attempt.pool_id)
             self.devices = gpu_numbers(session, pool, attempt.devices)
+        self.prepares = preparing.folder(self.settings, run) if run.kind == RunKind.PREPARE else None
         self.nodes = nodes.count(pool, run.gpus)
         spec = JobSpec(
             gpus=run.gpus,
@@ -189,6 +196,7 @@ class Supervisor:
             grace_seconds=self.settings.stop_grace_seconds,
             lease_seconds=self.settings.lease_seconds,
             memory=memory_each(pool, run.gpus // self.nodes) + LIBRARIES if pool.is_cpu else None,
+            store_folder=stores.attempt_folder(run.id, run.request_id, self.token) if self.settings.store else "",
             options=pool.runner_options,
         )
         self.seconds = spec.seconds
@@ -423,6 +431,8 @@ class Supervisor:
         why = self.stopped_for if status == Status.STOPPED or status < 0 else None
         known = why or self.runner.end_reason
         ending = output.ending(self.folder, status, timed_out=self.timed_out, how=self.runner.ended, known=known)
+        if status == Status.DONE and self.prepares is not None:
+            return replace(ending, prepared=output.prepared(self.prepares))
         low = why == EndReason.DISK_LOW and status == Status.STOPPED
         return replace(ending, reason=disk.PAUSED) if low else ending
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +12,17 @@ from sqlmodel import col, select
 
 from broker import catalogue, configs, publications
 from broker.allocations import allocations, corpora, ledger, nodes, payers, pools
+from broker.allocations.allocations import Allocation
 from broker.allocations.pools import Pool
-from broker.runs import estimates, preparing
+from broker.runs import estimates, preparing, readings
 from broker.runs.runs import Run, RunKind, RunState, load, tell, what_it_is
 from projects import projects, quotas, rights, text
 from projects.errors import ConflictError, InvalidError, NotFoundError
-from projects.people import Actor
+from projects.people import Actor, Person
+from projects.projects import Project
 from projects.quotas import QuotaKind
 from trainer import check as dry_run
+from trainer.check import Reading
 from trainer.config import TrainConfig
 
 LONGEST_TIME_LIMIT = 30 * 86_400
@@ -65,11 +69,23 @@ class Order:
 
 
 @dataclass(frozen=True)
+class Grounds:
+    """What an order rests on, whatever its configuration: who pays, where it runs, for how many seconds, the recipe."""
+
+    project: Project
+    allocation: Allocation
+    pool: Pool
+    seconds: int
+    body: str
+
+
+@dataclass(frozen=True)
 class Quote:
     """What an order comes to, with nothing queued: a run that is in no session, and what it would be and cost.
 
     `cost`, `expected`, `left` and `promised` as in a Receipt; `tokens` are those of the steps that a fork has before
-    it; `memory` is in bytes on each GPU, by the trainer's own check; `saves_at` and `saves_after` as in an Estimate.
+    it; `memory` is in bytes on each GPU, by the trainer's own check; `saves_at` and `saves_after` as in an Estimate;
+    `reads` what it reads of the pool's corpora.
     """
 
     run: Run
@@ -84,6 +100,7 @@ class Quote:
     memory: int
     saves_at: int
     saves_after: float | None
+    reads: Sequence[Reading]
 
     @property
     def nodes(self) -> int:
@@ -147,26 +164,33 @@ def launch(session: Session, actor: Actor, request_id: str, order: Order) -> Rec
     project = projects.load(session, order.project_id)
     person = rights.hold_member(session, actor, project)
     quotas.check(session, actor, QuotaKind.LAUNCH)
-    run, _ = _drawn_up(session, order)
+    run, _ = draw_up(session, order)
     run.request_id, run.requested_by = request_id, person.id
     session.add(run)
     session.flush()
     quotas.check_project(session, QuotaKind.LAUNCH, project.id)
+    tell_queued(session, run, by=person)
+    return receipt(session, run)
+
+
+def tell_queued(session: Session, run: Run, *, by: Person) -> None:
+    """Append the entry that the run is queued, with what was ordered."""
     asked: dict[str, Any] = {"recipe": run.recipe, "overrides": run.overrides}
     asked |= {"gpus": run.gpus, "time_limit": run.time_limit}
-    if order.origin is None:
-        tell(session, run, "run.queued", by=person, **asked)
+    origin = origin_of(run.parent_id, run.fork_step)
+    if origin is None:
+        tell(session, run, "run.queued", by=by, **asked)
     else:
-        tell(session, run, "run.forked", by=person, parent=order.origin.run_id, from_step=order.origin.step, **asked)
-    return receipt(session, run)
+        tell(session, run, "run.forked", by=by, parent=origin.run_id, from_step=origin.step, **asked)
 
 
 def quote(session: Session, order: Order) -> Quote:
     """The run that an order would launch, and its cost; raises what a launch does, but for rights. Only reads."""
-    run, config = _drawn_up(session, order)
+    run, config = draw_up(session, order)
     pool = session.get_one(Pool, run.pool_id)
     report = dry_run.check(config, gpus=run.gpus, device="cpu" if pool.is_cpu else "cuda")
     estimate = estimates.estimate(session, run)
+    tokens = config.tokens_per_step * (run.total_steps - (run.fork_step or 0))
     return Quote(
         run=run,
         pool=pool,
@@ -176,10 +200,11 @@ def quote(session: Session, order: Order) -> Quote:
         left=ledger.account(session, run.allocation_id).left,
         promised=_promised(session, run.allocation_id),
         parameters=report.parameters,
-        tokens=config.tokens_per_step * (run.total_steps - (run.fork_step or 0)),
+        tokens=tokens,
         memory=report.memory_per_gpu,
         saves_at=estimate.saves_at,
         saves_after=estimate.saves_after,
+        reads=readings.of_run(session, pool.id, config, tokens),
     )
 
 
@@ -189,8 +214,8 @@ def pool_of(session: Session, order: Order) -> Pool:
     return session.get_one(Pool, allocation.pool_id)
 
 
-def _drawn_up(session: Session, order: Order) -> tuple[Run, TrainConfig]:
-    """The run of an order, in no session yet, and its configuration; raises the errors of a launch."""
+def grounds(session: Session, order: Order) -> Grounds:
+    """What an order rests on; raises those errors of a launch that do not depend on its overrides or its cost."""
     project = projects.load(session, order.project_id)
     if not projects.may_compute(project):
         raise ConflictError(f"“{project.title}” is {project.stage}; runs are launched while a project is under way.")
@@ -198,8 +223,14 @@ def _drawn_up(session: Session, order: Order) -> tuple[Run, TrainConfig]:
     pool = session.get_one(Pool, allocation.pool_id)
     nodes.check(pool, order.gpus)
     seconds = parse_time_limit(order.time_limit)
+    return Grounds(project, allocation, pool, seconds, catalogue.recipe_text(session, order.recipe))
+
+
+def draw_up(session: Session, order: Order) -> tuple[Run, TrainConfig]:
+    """The run of an order, in no session yet, and its configuration; raises the errors of a launch."""
+    on = grounds(session, order)
+    project, allocation, pool, seconds, body = on.project, on.allocation, on.pool, on.seconds, on.body
     changes = parse_overrides(order.overrides)
-    body = catalogue.recipe_text(session, order.recipe)
     config = configs.read(body, changes)
     if order.dataset:
         catalogue.check_trains_on(session, order.recipe, config, order.dataset)
@@ -248,7 +279,7 @@ def fork_order(
         recipe=parent.recipe,
         time_limit=limit,
         gpus=count,
-        overrides=_typed(parent.overrides | parse_overrides(overrides)),
+        overrides=typed(parent.overrides | parse_overrides(overrides)),
         allocation_id=allocation_id or payers.payer(session, parent.allocation_id, count * parse_time_limit(limit)),
         origin=Origin(parent.id, step),
     )
@@ -281,7 +312,7 @@ def rerun_order(session: Session, run_id: int) -> Order:
         recipe=run.recipe,
         time_limit=_same_time(run),
         gpus=run.gpus,
-        overrides=_typed(run.overrides),
+        overrides=typed(run.overrides),
         allocation_id=payers.payer(session, run.allocation_id, run.gpus * run.time_limit),
         origin=origin_of(run.parent_id, run.fork_step),
     )
@@ -295,12 +326,14 @@ def prepare(
     project_id: int,
     recipe: str,
     time_limit: str,
+    gpus: int = 1,
     allocation_id: int | None = None,
 ) -> Receipt:
-    """Queue a run on one GPU that prepares an accepted recipe's data, charged like any other. Raises DomainError."""
+    """Queue a run that prepares a recipe's data, by a process for each GPU, charged like any other. Raises
+    DomainError."""
+    order = Order(project_id, recipe, time_limit, gpus, allocation_id=allocation_id, kind=RunKind.PREPARE)
     if session.scalars(select(Run.id).where(Run.request_id == request_id)).one_or_none() is None:
-        preparing.check(session, recipe)
-    order = Order(project_id, recipe, time_limit, allocation_id=allocation_id, kind=RunKind.PREPARE)
+        preparing.check(session, recipe, lambda: pool_of(session, order))
     return launch(session, actor, request_id, order)
 
 
@@ -322,17 +355,23 @@ def _same_time(run: Run) -> str:
 def check_fit(config: TrainConfig, gpus: int, pool: Pool) -> None:
     """Raise InvalidError if the trainer's own check refuses the configuration on that many GPUs of the pool, by its
     layout or by the memory it needs of a GPU or of the host."""
+    refusal = _refusal(config, gpus, pool)
+    if refusal is not None:
+        fits = [str(other) for other in nodes.sizes(pool) if pool.nodes > 1 and _refusal(config, other, pool) is None]
+        raise InvalidError(f"{refusal} As it is, it fits {', '.join(fits)} GPUs of “{pool.name}”." if fits else refusal)
+
+
+def _refusal(config: TrainConfig, gpus: int, pool: Pool) -> str | None:
     count = nodes.count(pool, gpus)
-    refusal = dry_run.check(
+    return dry_run.check(
         config,
         gpus,
         gpu_memory=pools.memory_each(pool, gpus // count),
         device="cpu" if pool.is_cpu else "cuda",
         host_bytes=pools.host_bytes(pool),
+        gpu_type=None if pool.is_cpu else pool.gpu_type,
         nodes=count,
     ).refusal
-    if refusal is not None:
-        raise InvalidError(refusal)
 
 
 def check_left(session: Session, allocation_id: int, gpus: int, seconds: int) -> None:
@@ -373,5 +412,6 @@ def _trained(session: Session, run_id: int) -> Run:
     return run
 
 
-def _typed(overrides: dict[str, str]) -> str:
+def typed(overrides: Mapping[str, str]) -> str:
+    """Overrides as one would type them."""
     return ", ".join(f"{name}={value}" for name, value in overrides.items())

@@ -2,7 +2,7 @@
 
 Runs of a pool are taken in turn by fair-share. Each run gets the first time at which all its GPUs and a slot under the
 limits are free for as long as the run may take, and no later run can take them: a run starts early only where that
-delays no higher run (conservative backfill).
+delays no higher run (conservative backfill). GPUs that are reserved for another project are not free in that time.
 """
 
 import math
@@ -14,7 +14,8 @@ from enum import StrEnum
 from typing import NamedTuple, TypeVar
 
 from broker.allocations import ledger
-from broker.scheduling.fairshare import Turns
+from broker.scheduling.capacity import Capacity, Reserved
+from broker.scheduling.fairshare import Groups, Turns
 from broker.scheduling.timeline import Timeline
 
 SOONEST = 1.0
@@ -32,8 +33,9 @@ class Limits:
 class PoolRow(NamedTuple):
     """A pool. Where its runner has a `queue`, Stoa hands out places in that queue, and the queue the GPUs.
 
-    `queue` is its name as people read it; empty where Stoa hands out the GPUs itself. `drained` says that its hosts
-    start nothing; empty where they do.
+    `queue` is its name as people read it; empty where Stoa hands out the GPUs itself. A run that has had its GPUs for
+    `preempt_after` seconds can be preempted; 0 for never. `drained` says that its hosts start nothing; empty where they
+    do.
     """
 
     id: int
@@ -42,13 +44,15 @@ class PoolRow(NamedTuple):
     queue: str
     price_weight: float
     most_submitted: int = 4
+    preempt_after: int = 0
     drained: str = ""
 
 
 class Waiting(NamedTuple):
     """A queued run. `seconds` is what is left of its time limit, `not_before` None where it may start at once.
 
-    A run of a `paused` project keeps its position and does not start.
+    A run of a `paused` project keeps its position and does not start. `preempted_at` is when the run last made way, for
+    the run `preempted_for`.
     """
 
     id: int
@@ -61,6 +65,8 @@ class Waiting(NamedTuple):
     queued_at: datetime
     not_before: datetime | None
     paused: bool = False
+    preempted_at: datetime | None = None
+    preempted_for: int | None = None
 
     @property
     def cost(self) -> int:
@@ -68,10 +74,24 @@ class Waiting(NamedTuple):
         return self.gpus * self.seconds
 
 
+class Preemptible(NamedTuple):
+    """A training run that could make way: `had` seconds of its trainer so far, `ends_in` seconds until its likely end.
+
+    `waiting` is the run as it would wait again, and go on from its checkpoint; what it has used since its last one, in
+    GPU-seconds, is `unsaved`.
+    """
+
+    waiting: Waiting
+    had: float
+    ends_in: float
+    unsaved: int = 0
+
+
 class Held(NamedTuple):
     """What an attempt holds: its devices for at most `seconds` more, and a slot under the limits while it is `open`.
 
-    An attempt that is not open was lost: its trainer may still be stopping.
+    An attempt that is not open was lost: its trainer may still be stopping. One that is `stopping` was asked to end,
+    in order to wait again where it `makes_way_for` another run.
     """
 
     run_id: int
@@ -81,6 +101,10 @@ class Held(NamedTuple):
     devices: tuple[int, ...]
     seconds: float
     open: bool
+    gpus: int = 0
+    stopping: bool = False
+    makes_way_for: int | None = None
+    preemptible: Preemptible | None = None
 
 
 Row = TypeVar("Row", Waiting, Held)
@@ -96,9 +120,10 @@ class Funds(NamedTuple):
 
 @dataclass(frozen=True)
 class QueueState:
-    """All that a plan depends on, at one moment. `usage` by project is decayed and weighted.
+    """All that a plan depends on, at one moment. `usage` by project is decayed and weighted; `fading` is the part of it
+    that decays, which is what ended attempts have used.
 
-    `shares` has the projects whose share was set.
+    `shares` has the projects whose share was set, `groups` the pools of which a sponsor has set time aside.
     """
 
     now: datetime
@@ -107,7 +132,10 @@ class QueueState:
     held: Sequence[Held] = ()
     funds: Mapping[int, Funds] = field(default_factory=dict)
     usage: Mapping[int, float] = field(default_factory=dict)
+    fading: Mapping[int, float] = field(default_factory=dict)
     shares: Mapping[int, float] = field(default_factory=dict)
+    groups: Mapping[int, Groups[int]] = field(default_factory=dict)
+    reserved: Sequence[Reserved] = ()
     limits: Limits = field(default_factory=Limits)
 
 
@@ -122,6 +150,7 @@ class WaitReason(StrEnum):
     PERSON_LIMIT = "person limit"
     GPUS = "gpus"
     BEHIND = "behind"
+    RESERVED = "reserved"
 
 
 class Decision(NamedTuple):
@@ -217,16 +246,17 @@ class _Planner:
         held = self.of_pool[pool.id]
         taken = {device for one in held for device in one.devices}
         devices = [device for device in range(pool.gpus) if device not in taken]
-        gpus = Timeline(pool.most_submitted if pool.queue else pool.gpus)
+        reserved = [one for one in self.state.reserved if one.pool_id == pool.id]
+        gpus = Capacity(pool.most_submitted if pool.queue else pool.gpus, reserved, self.state.now)
         for one in held:
-            gpus.take(1 if pool.queue else len(one.devices), 0.0, max(one.seconds, SOONEST))
+            gpus.take(one.project_id, 1 if pool.queue else len(one.devices), 0.0, max(one.seconds, SOONEST))
         queue: list[Placement] = []
         if order is not None:
             for run in order:
                 queue.append(self._place(pool, run, len(queue) + 1, gpus, devices))
             return queue
         by_id = {run.id: run for run in waiting}
-        turns = Turns(_by_project(waiting), self.usage, self.state.shares)
+        turns = Turns(_by_project(waiting), self.usage, self.state.shares, self.state.groups.get(pool.id))
         while turns:
             placement = self._place(pool, by_id[turns.take()], len(queue) + 1, gpus, devices)
             turns.done(
@@ -240,7 +270,7 @@ class _Planner:
                 self.usage[placement.run.project_id] += placement.run.cost * pool.price_weight
         return queue
 
-    def _place(self, pool: PoolRow, run: Waiting, position: int, gpus: Timeline, devices: list[int]) -> Placement:
+    def _place(self, pool: PoolRow, run: Waiting, position: int, gpus: Capacity, devices: list[int]) -> Placement:
         """Give a run its time; a run that waits for its project, a host or hours has none and delays nobody."""
         if run.paused:
             return Placement(run, position, math.inf, WaitReason.PAUSED, 0)
@@ -250,22 +280,24 @@ class _Planner:
         if run.cost > left:
             return Placement(run, position, math.inf, WaitReason.HOURS, left)
         self.left[run.allocation_id] = left - run.cost
-        needed = [(gpus, 1 if pool.queue else run.gpus)]
+        line, count = gpus.of(run.project_id), 1 if pool.queue else run.gpus
+        needed = [(line, count)]
         needed += [(line, 1) for line in (self.projects.get(run.project_id), self.people.get(run.person_id)) if line]
-        free = gpus.now
+        free = line.now
         after = max(0.0, (run.not_before - self.state.now).total_seconds()) if run.not_before else 0.0
         start = _earliest(needed, run.seconds, after)
-        waits_for = None if start == 0 else self._wait_reason(run, after, needed[0])
+        waits_for = None if start == 0 else self._wait_reason(run, after, count, gpus)
         if start < math.inf:
-            for line, count in needed:
-                line.take(count, start, start + run.seconds)
+            gpus.take(run.project_id, count, start, start + run.seconds)
+            for places, _ in needed[1:]:
+                places.take(1, start, start + run.seconds)
         if waits_for is None:
-            count = 0 if pool.queue else run.gpus
-            self.starts.append(Decision(run.id, tuple(devices[:count])))
-            del devices[:count]
+            own = 0 if pool.queue else run.gpus
+            self.starts.append(Decision(run.id, tuple(devices[:own])))
+            del devices[:own]
         return Placement(run, position, start, waits_for, free)
 
-    def _wait_reason(self, run: Waiting, after: float, gpus: tuple[Timeline, int]) -> WaitReason:
+    def _wait_reason(self, run: Waiting, after: float, count: int, gpus: Capacity) -> WaitReason:
         if after > 0:
             return WaitReason.EARLIER_ATTEMPT
         project, person = self.projects.get(run.project_id), self.people.get(run.person_id)
@@ -273,7 +305,9 @@ class _Planner:
             return WaitReason.PROJECT_LIMIT
         if person and person.now < 1:
             return WaitReason.PERSON_LIMIT
-        return WaitReason.GPUS if gpus[0].now < gpus[1] else WaitReason.BEHIND
+        if gpus.unused and gpus.unreserved.earliest(count, run.seconds) == 0:
+            return WaitReason.RESERVED
+        return WaitReason.GPUS if gpus.of(run.project_id).now < count else WaitReason.BEHIND
 
     def _bounded(self, most: int, whose: str) -> dict[int, Timeline]:
         """The slots under a limit, for those only who could reach the limit."""

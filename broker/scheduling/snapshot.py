@@ -1,25 +1,27 @@
 """The queue's state at one moment, read by a few queries whose number does not grow with the queue."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy import case, select  # SQLModel's own takes no more than four columns
 from sqlalchemy.orm import Session
 from sqlmodel import col
 
-from broker.allocations import hosts, shares
+from broker.allocations import hosts, reservations, shares, sponsor_shares
 from broker.allocations.allocations import Allocation
 from broker.allocations.ledger import Balance, LedgerRow, Movement
 from broker.allocations.pools import Pool
 from broker.fence import Fence
 from broker.runners import registry
 from broker.runs.attempts import OPEN, Attempt, AttemptState
-from broker.runs.runs import Run, RunState
+from broker.runs.runs import Run, RunKind, RunState
 from broker.scheduling import usage
-from broker.scheduling.backfill import Funds, Held, Limits, PoolRow, QueueState, Waiting
-from broker.scheduling.fairshare import decayed
+from broker.scheduling.backfill import Funds, Held, Limits, PoolRow, Preemptible, QueueState, Waiting
+from broker.scheduling.capacity import Reserved
+from broker.scheduling.fairshare import OTHERS, Groups, decayed
 from projects import policies
 from projects.db.columns import utcnow
 from projects.projects import Project, Stage
@@ -39,17 +41,19 @@ def load(session: Session, limits: Limits | None = None, fence: Fence | None = N
             col(Pool.runner),
             col(Pool.price_weight),
             col(Pool.most_submitted),
+            col(Pool.preempt_after),
         ).order_by(col(Pool.id))
     )
     pools, weights, known_hosts = [], {}, hosts.every(session)
-    for pool_id, name, gpus, runner, weight, most in rows:
+    for pool_id, name, gpus, runner, weight, most, preempt_after in rows:
         weights[pool_id] = weight
         with fence(f"reading the pool “{name}”") if fence else nullcontext():
-            drained = hosts.drained(known_hosts, name)
-            pools.append(PoolRow(pool_id, name, gpus, registry.named(runner).queue, weight, most, drained))
+            queue, drained = registry.named(runner).queue, hosts.drained(known_hosts, name)
+            pools.append(PoolRow(pool_id, name, gpus, queue, weight, most, preempt_after, drained))
     known = {pool.id for pool in pools}
     waiting = [run for run in _waiting(session, now) if run.pool_id in known]
-    held, used = _attempts(session, now, weights)
+    divisions = sponsor_shares.divisions(session, now)
+    held, used, fading, used_on = _attempts(session, now, weights, divisions)
     return QueueState(
         now=now,
         pools=pools,
@@ -57,7 +61,15 @@ def load(session: Session, limits: Limits | None = None, fence: Fence | None = N
         held=held,
         funds=_funds(session, now),
         usage=used,
+        fading=fading,
         shares=shares.of_projects(session),
+        groups={
+            pool_id: Groups(
+                {OTHERS: 1 - sum(division.shares.values()), **division.shares}, division.of, used_on[pool_id]
+            )
+            for pool_id, division in divisions.items()
+        },
+        reserved=_reserved(session, now),
         limits=limits or bounds(session),
     )
 
@@ -66,6 +78,13 @@ def bounds(session: Session) -> Limits:
     """How many runs may be under way at once, by the present policies."""
     now = policies.current(session)
     return Limits(now.most_running_a_project, now.most_running_a_person)
+
+
+def _reserved(session: Session, now: datetime) -> list[Reserved]:
+    return [
+        Reserved(row.pool_id, row.project_id, row.gpus, row.begins_at, row.ends_at)
+        for row in reservations.open_at(session, now)
+    ]
 
 
 def _waiting(session: Session, now: datetime) -> list[Waiting]:
@@ -82,6 +101,8 @@ def _waiting(session: Session, now: datetime) -> list[Waiting]:
             col(Run.queued_at),
             case((col(Run.not_before) > now, col(Run.not_before))),
             col(Project.stage) == Stage.PAUSED,
+            col(Run.preempted_at),
+            col(Run.preempted_for),
         )
         .join(Project, col(Project.id) == Run.project_id)
         .where(col(Run.state) == RunState.QUEUED)
@@ -89,11 +110,14 @@ def _waiting(session: Session, now: datetime) -> list[Waiting]:
     return [Waiting._make(row) for row in rows]
 
 
-def _attempts(session: Session, now: datetime, weights: Mapping[int, float]) -> tuple[list[Held], dict[int, float]]:
-    """What attempts hold, and what each project has used.
+def _attempts(
+    session: Session, now: datetime, weights: Mapping[int, float], on: Collection[int]
+) -> tuple[list[Held], dict[int, float], dict[int, float], dict[int, dict[int, float]]]:
+    """What attempts hold, what each project has used of all pools, what of it decays, and its use of the pools `on`.
 
     An open attempt holds its devices until what it reserved at its admission is over (its trainer's own clock starts
-    when a worker has claimed it, seconds later), a lost one until it must surely have stopped.
+    when a worker has claimed it, seconds later), or until soon where it was asked to stop; a lost one until it must
+    surely have stopped.
     """
     admission = (col(LedgerRow.run_id) == Attempt.run_id) & (col(LedgerRow.token) == Attempt.token)
     admission &= (col(LedgerRow.movement) == Movement.RESERVE) & (col(LedgerRow.period) == 0)
@@ -101,33 +125,96 @@ def _attempts(session: Session, now: datetime, weights: Mapping[int, float]) -> 
         select(
             col(Attempt.run_id),
             col(Attempt.pool_id),
-            col(Run.project_id),
-            col(Run.requested_by),
             col(Attempt.devices),
             col(Attempt.reserved),
-            col(Attempt.charged) - Attempt.refunded,
-            col(LedgerRow.at),
-            col(Run.gpus),
+            (col(Attempt.charged) - Attempt.refunded).label("charged"),
+            col(Attempt.charged_at_checkpoint),
             col(Attempt.state),
             col(Attempt.lease_until),
+            col(LedgerRow.at),
+            col(Run.project_id),
+            col(Run.requested_by),
+            col(Run.allocation_id),
+            col(Run.kind),
+            col(Run.gpus),
+            col(Run.time_limit),
+            col(Run.used),
+            col(Run.step),
+            col(Run.fork_step),
+            col(Run.total_steps),
+            col(Run.queued_at),
             col(Run.ended_at),
+            col(Run.preempted_at),
+            col(Run.preempted_for),
+            col(Run.stops_as),
+            col(Run.state).label("run_state"),
         )
         .join(Run, col(Run.id) == Attempt.run_id)
         .join(LedgerRow, admission)
         .where(col(Attempt.counted).is_(False))
     )
     held: list[Held] = []
-    used = defaultdict(float, usage.of_ended(session, now))
-    for run_id, pool_id, project_id, person_id, devices, reserved, charged, at, gpus, state, until, ended_at in rows:
-        is_open = state in OPEN
-        age = (now - ended_at).total_seconds() if ended_at else 0.0
-        used[project_id] += decayed(weights[pool_id] * (reserved if is_open else charged), max(0.0, age))
-        ends = at + timedelta(seconds=reserved / gpus) if is_open else until if state == AttemptState.LOST else None
+    fading = defaultdict(float, usage.of_ended(session, now))
+    used = fading.copy()
+    used_on: dict[int, dict[int, float]] = {pool_id: defaultdict(float) for pool_id in on}
+    for (pool_id, project_id), seconds in usage.of_ended_on(session, on, now).items() if on else ():
+        used_on[pool_id][project_id] = seconds
+    for row in rows:
+        is_open = row.state in OPEN
+        age = (now - row.ended_at).total_seconds() if row.ended_at else 0.0
+        counts = row.reserved if is_open else row.charged
+        weighted = decayed(weights[row.pool_id] * counts, max(0.0, age))
+        used[row.project_id] += weighted
+        if not is_open:
+            fading[row.project_id] += weighted
+        if row.pool_id in used_on:
+            used_on[row.pool_id][row.project_id] += weighted
+        lost_until = row.lease_until if row.state == AttemptState.LOST else None
+        ends = row.at + timedelta(seconds=row.reserved / row.gpus) if is_open else lost_until
         if is_open or (ends is not None and ends > now):
-            held_devices = tuple(int(device) for device in devices.split(",") if device)
-            seconds = 0.0 if ends is None else (ends - now).total_seconds()
-            held.append(Held(run_id, pool_id, project_id, person_id, held_devices, seconds, is_open))
-    return held, dict(used)
+            stopping = is_open and row.run_state == RunState.STOPPING
+            seconds = 0.0 if ends is None or stopping else (ends - now).total_seconds()
+            held.append(
+                Held(
+                    row.run_id,
+                    row.pool_id,
+                    row.project_id,
+                    row.requested_by,
+                    tuple(int(device) for device in row.devices.split(",") if device),
+                    seconds,
+                    is_open,
+                    row.gpus,
+                    stopping,
+                    row.preempted_for if stopping and row.stops_as == RunState.QUEUED else None,
+                    _preemptible(row, seconds),
+                )
+            )
+    return held, dict(used), dict(fading), used_on
+
+
+def _preemptible(row: Any, seconds: float) -> Preemptible | None:
+    """What a preemption of an attempt goes by; None where its run does not train or its trainer has not begun.
+
+    The run is likely to end with its last step, at its speed so far, and within the `seconds` that it has left.
+    """
+    if (row.state, row.run_state, row.kind) != (AttemptState.RUNNING, RunState.RUNNING, RunKind.TRAIN):
+        return None
+    waiting = Waiting(
+        row.run_id,
+        row.project_id,
+        row.requested_by,
+        row.allocation_id,
+        row.pool_id,
+        row.gpus,
+        row.time_limit - row.used,
+        row.queued_at,
+        None,
+        preempted_at=row.preempted_at,
+        preempted_for=row.preempted_for,
+    )
+    done, left = row.step - (row.fork_step or 0), row.total_steps - row.step
+    ends_in = min(seconds, row.used * left / done) if done > 0 else seconds
+    return Preemptible(waiting, row.charged / row.gpus, ends_in, row.charged - row.charged_at_checkpoint)
 
 
 def _funds(session: Session, now: datetime) -> dict[int, Funds]:

@@ -2,7 +2,8 @@
 
 import threading
 import time
-from datetime import datetime, timedelta
+from contextlib import suppress
+from datetime import timedelta
 from typing import Any, Literal
 
 import structlog
@@ -11,6 +12,7 @@ from celery.signals import worker_ready
 from celery.worker.consumer import Consumer
 from celery.worker.request import Request
 from celery.worker.state import revoked
+from sqlalchemy.exc import SQLAlchemyError
 
 from broker.allocations import hosts
 from broker.allocations.pools import Pool
@@ -19,6 +21,7 @@ from broker.runners import processes, reaper, registry, supervisor
 from broker.runs import attempts, leases, runs
 from broker.runs.attempts import Attempt
 from projects import health
+from projects.db import clock
 from projects.db.columns import utcnow
 from projects.db.database import Database
 from projects.log import Seldom
@@ -37,8 +40,8 @@ class TimedRequest(Request):
     """A message that expires by the database's clock: the sender's and the worker's own may differ."""
 
     def maybe_expire(self) -> Literal[True] | None:
-        """Whether the message has expired, which Celery is then told."""
-        if self.expires is None or self.expires >= utcnow():
+        """Whether the message has surely expired, which Celery is then told."""
+        if self.expires is None or not clock.is_known() or self.expires >= utcnow():
             return None
         revoked.add(self.id)
         return True
@@ -82,6 +85,22 @@ def _free_lost_runs(sender: Consumer, **_: object) -> None:
         threading.Thread(target=_end_lost, args=(get_settings(),), daemon=True).start()
 
 
+@worker_ready.connect
+def _follow_clock(sender: Consumer, **_: object) -> None:
+    """Let a publisher know the database's time, by which messages expire; a worker asks for it with each beat."""
+    if sender.hostname.startswith("publisher@"):
+        threading.Thread(target=_keep_asking, args=(get_settings(),), daemon=True).start()
+
+
+def _keep_asking(settings: Settings) -> None:
+    """Ask the database for its time now and then, for as long as the process lives."""
+    db = Database(settings.database)
+    while True:
+        with suppress(SQLAlchemyError):
+            db.answers()
+        time.sleep(clock.GOOD_FOR_SECONDS)
+
+
 def _end_lost(settings: Settings) -> None:
     """End what is left of this host's lost attempts, as soon as the database answers."""
     again = Seldom()
@@ -112,23 +131,25 @@ def publish_queue(host: str) -> str:
     return f"publish.{host}"
 
 
-def _expires() -> datetime:
-    return utcnow() + timedelta(seconds=MESSAGE_EXPIRES_SECONDS)
+def _send(task: TimedTask, arguments: tuple[int, ...], queue: str) -> None:
+    expires = utcnow() + timedelta(seconds=MESSAGE_EXPIRES_SECONDS)
+    # As a header: an argument `expires` would be compared with the sender's own clock.
+    task.apply_async(arguments, headers={"expires": expires.isoformat()}, queue=queue)
 
 
 def notify_start(run_id: int, token: int, queue: str = ANY_POOL) -> None:
     """Ask the workers of a queue to start an admitted attempt; raises kombu's OperationalError where it is away."""
-    start_attempt.apply_async((run_id, token), expires=_expires(), queue=queue)
+    _send(start_attempt, (run_id, token), queue)
 
 
 def notify_takeover(run_id: int, token: int, host: str) -> None:
     """Ask the worker of its host to look after an attempt; raises kombu's OperationalError."""
-    take_over.apply_async((run_id, token), expires=_expires(), queue=inbox(host))
+    _send(take_over, (run_id, token), inbox(host))
 
 
 def notify_publish(run_id: int, queue: str = PUBLISH) -> None:
     """Ask the publishers of a queue to publish the checkpoints of a run that wait; raises kombu's OperationalError."""
-    publish.apply_async((run_id,), expires=_expires(), queue=queue)
+    _send(publish, (run_id,), queue)
 
 
 @app.task(name="stoa.start_attempt")

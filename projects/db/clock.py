@@ -1,7 +1,8 @@
 """The database's own clock, which all hosts share: a host whose clock is wrong neither ends nor outlives a lease.
 
 A process asks the database for its time when it takes a connection, and counts on by the time since the boot, which no
-turning of the host's clock changes. Before the first answer it goes by the host's clock.
+turning of the host's clock changes. Before the first answer, which the first session waits for, it goes by the host's
+clock.
 """
 
 import time
@@ -27,6 +28,11 @@ def now() -> datetime:
         return datetime.now(UTC)
     at, since = _told
     return at + timedelta(seconds=_since_boot() - since)
+
+
+def is_known() -> bool:
+    """Whether the database has told its time."""
+    return _told is not None
 
 
 def follow(engine: Engine, query: str) -> None:

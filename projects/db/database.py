@@ -71,12 +71,14 @@ class Database:
     def read(self) -> Iterator[Session]:
         """A session on one snapshot; a write inside it raises OperationalError or InternalError."""
         with self._reads() as session:
+            _know_time(session)
             yield session
 
     @contextmanager
     def write(self) -> Iterator[Session]:
         """A session in one transaction: committed at the end, rolled back on any error."""
         with self._writes.begin() as session:
+            _know_time(session)
             yield session
 
     def answers(self) -> None:
@@ -137,6 +139,12 @@ def advice(error: SQLAlchemyError) -> str:
     if "readonly" in said or "read-only" in said or "permission denied" in said or "unable to open" in said:
         return "let this user write to it, or correct STOA_HOME or STOA_DATABASE_URL"
     return "start it, or correct STOA_DATABASE_URL"
+
+
+def _know_time(session: Session) -> None:
+    """Let a process know the database's time before its first session uses a time."""
+    if not clock.is_known():
+        session.connection()
 
 
 def _refuse_value(context: ExceptionContext) -> None:

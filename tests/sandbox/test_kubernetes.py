@@ -13,7 +13,7 @@ from kubernetes import client, watch
 from kubernetes.client.exceptions import ApiException
 
 from sandbox.kubernetes.objects import PODS
-from tests.kubernetes import IMAGE, NAMESPACE, Standin, standin
+from tests.kubernetes import IMAGE, NAMESPACE, TOKEN, Standin, standin
 from tests.patience import PATIENCE, wait_for
 
 __all__ = ["standin"]
@@ -160,9 +160,9 @@ def test_names_of_the_headless_service_lead_to_the_pods(standin: Standin) -> Non
 
 
 def test_volumes_are_the_pods_own(standin: Standin) -> None:
-    mount = {"volumeMounts": [{"name": "work", "mountPath": "/work"}], "workingDir": "/work"}
+    mount = {"volumeMounts": [{"name": "work", "mountPath": "/scratch"}], "workingDir": "/scratch"}
     pod = {"volumes": [{"name": "work", "emptyDir": {}}]}
-    start(standin, "writes", "pwd; ls -A /work; touch /work/file", hosts=2, container=mount, pod=pod)
+    start(standin, "writes", "pwd; ls -A /scratch; touch /scratch/file", hosts=2, container=mount, pod=pod)
     wait_for(lambda: condition(standin, "writes").startswith("Complete"), "the end")
     folders = {said(standin, pod) for pod in pods(standin, "writes")}
     assert len(folders) == 2
@@ -304,7 +304,9 @@ def test_who_has_no_token_or_no_right_is_refused(standin: Standin) -> None:
     stranger = client.ApiClient(client.Configuration(host=standin.cluster.url))
     assert refused(client.BatchV1Api(stranger).list_namespaced_job, NAMESPACE)["reason"] == "Unauthorized"
     standin.do(lambda cluster: cluster.forbidden.add(("create", "jobs")))
-    status = refused(start, standin, "one", "true")
+    bounded = client.Configuration(host=standin.cluster.url, api_key={"authorization": f"Bearer {TOKEN}"})
+    batch = client.BatchV1Api(client.ApiClient(bounded))
+    status = refused(batch.create_namespaced_job, NAMESPACE, job("one", "true"))
     assert (status["code"], status["reason"]) == (403, "Forbidden")
     assert 'cannot create resource "jobs" in API group "batch" in the namespace "lab"' in status["message"]
 

@@ -1,4 +1,4 @@
-"""Entries about the lab itself: pools, grants, the catalogue, policies, people, the server, the disk and the record."""
+"""Entries about the lab: pools, grants, shares, catalogue, policies, people, the server, the disk and the record."""
 
 from bot import text
 from bot.delivery.entry_text.phrases import by, line, quoted, why
@@ -8,19 +8,24 @@ from projects import policies
 
 @entry("pool.added")
 def pool_added(p: Payload) -> str:
-    return f"🖥️ A new pool: {text.code(p['pool'], 60)} with {p['gpus']} × {line(p['gpu_type'])}{_nodes(p)}{_memory(p)}."
+    has = f"{p['gpus']} × {line(p['gpu_type'])}{_nodes(p)}{_memory(p)}{_preemption(p)}"
+    return f"🖥️ A new pool: {text.code(p['pool'], 60)} with {has}."
 
 
 @entry("pool.changed")
 def pool_changed(p: Payload) -> str:
     return (
         f"🖥️ {by(p)} changes the pool {text.code(p['pool'], 60)}: it has {text.count(p['gpus'], 'GPU')}{_nodes(p)} and "
-        f"a price weight of {p['price_weight']:g}{_memory(p)}.{why(p)}"
+        f"a price weight of {p['price_weight']:g}{_memory(p)}{_preemption(p)}.{why(p)}"
     )
 
 
 def _nodes(p: Payload) -> str:
     return text.nodes(p["gpus"] // p.get("gpus_a_node", p["gpus"]), p["gpus"])
+
+
+def _preemption(p: Payload) -> str:
+    return f"; {text.preemption(p['preempt_after'])}" if "preempt_after" in p else ""
 
 
 def _memory(p: Payload) -> str:
@@ -88,6 +93,17 @@ def corpus_added(p: Payload) -> str:
 @entry("corpus.retired")
 def corpus_retired(p: Payload) -> str:
     return f"📚 {text.code(p['name'], 64)} on {text.code(p['pool'], 60)} is retired.{why(p)}"
+
+
+@entry("share.set_aside")
+def set_aside(p: Payload) -> str:
+    if not p["share"]:
+        return f"⚖️ {by(p)}: nothing of what {line(p['sponsor'])} gives is set aside any more.{why(p)}"
+    own = ", ".join(f"P{number}" for number in p["projects"][:20]) + (" …" if len(p["projects"]) > 20 else "")
+    return (
+        f"⚖️ {by(p)} sets {p['share']:.4g} of what {line(p['sponsor'])} gives aside for the sponsor's own projects, "
+        f"{own}: there they go first until they have used that part.{why(p)}"
+    )
 
 
 @entry("policy.changed")
