@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# The rest of the package is the real trainer's: the broker imports its contract and its schema.
 WRONG_CLOCK = """
 import datetime, time
 _time, _datetime = time.time, datetime.datetime
@@ -30,6 +29,7 @@ class WrongDatetime(_datetime, metaclass=Skewed):
 time.time = lambda: _time() + {seconds}
 datetime.datetime = WrongDatetime
 """
+# The rest of the package is the real trainer's: the broker imports its contract and its schema.
 REST = f"__path__.append({str(ROOT / 'trainer')!r})\n"
 
 
