@@ -5,8 +5,11 @@ Each is a process of its own, as one that `python -c` starts, without the second
 
 import multiprocessing
 import os
+import runpy
+import signal
 import subprocess
 import sys
+import tempfile
 import types
 from collections.abc import Mapping
 from multiprocessing.context import ForkServerProcess
@@ -14,19 +17,42 @@ from pathlib import Path
 
 import psutil
 
+from tests.patience import PATIENCE
+
 ROOT = Path(__file__).parents[1]
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["bot.client", "sandbox.__main__", "sandbox.hub.server"])
+CONTEXT.set_forkserver_preload(
+    [
+        "tests.forked",
+        "bot.client",
+        "broker.runners.supervisor",
+        "cli.main",
+        "cli.services",
+        "sandbox.__main__",
+        "sandbox.hub.server",
+    ]
+)
 _servers: set[psutil.Process] = set()
 
 
 class Forked:
-    """A forked process that runs `code`; what tests use of `subprocess.Popen`. Its output goes to the file `log`."""
+    """A forked process that runs `code`; what tests use of `subprocess.Popen`.
 
-    def __init__(self, code: str, log: Path, environment: Mapping[str, str], *arguments: str) -> None:
-        self._process: ForkServerProcess = CONTEXT.Process(
-            target=_run, args=(code, log, dict(environment), arguments), daemon=True
-        )
+    Its output goes to the file `log`, its errors too where they have no file of their own. `python` is what it takes
+    for its own interpreter, and starts others with.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        log: Path,
+        environment: Mapping[str, str],
+        *arguments: str,
+        errors: Path | None = None,
+        python: Path | None = None,
+    ) -> None:
+        given = (code, log, errors or log, dict(environment), arguments, str(python or sys.executable))
+        self._process: ForkServerProcess = CONTEXT.Process(target=_run, args=given, daemon=True)
         self._process.start()
         assert self._process.pid is not None
         self.pid: int = self._process.pid
@@ -50,9 +76,26 @@ class Forked:
         if self.poll() is None:
             os.kill(self.pid, number)
 
+    def terminate(self) -> None:
+        """Send SIGTERM to a process that has not ended."""
+        self.send_signal(signal.SIGTERM)
+
     def kill(self) -> None:
         """Kill -9."""
         self._process.kill()
+
+
+def module(name: str, log: Path, environment: Mapping[str, str], *arguments: str, python: Path | None = None) -> Forked:
+    """Start what `python -m name` is, with these arguments."""
+    return Forked(_of_module(name), log, environment, *arguments, python=python)
+
+
+def run_module(name: str, environment: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run what `python -m name` is to its end, with its output and its errors caught."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, errors = Path(folder, "out"), Path(folder, "errors")
+        status = Forked(_of_module(name), out, environment, *arguments, errors=errors).wait(PATIENCE)
+        return subprocess.CompletedProcess([name, *arguments], status, out.read_text(), errors.read_text())
 
 
 def cpu_seconds() -> float:
@@ -60,17 +103,29 @@ def cpu_seconds() -> float:
     return sum(sum(server.cpu_times()[:4]) for server in _servers)
 
 
-def _run(code: str, log: Path, environment: dict[str, str], arguments: tuple[str, ...]) -> None:
+def _of_module(name: str) -> str:
+    return f"import tests.forked; tests.forked.become({name!r})"
+
+
+def become(name: str) -> None:
+    """Run a module as the program; what has imported it before is forgotten, as it would run twice."""
+    sys.modules.pop(name, None)
+    runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+
+def _run(
+    code: str, log: Path, errors: Path, environment: dict[str, str], arguments: tuple[str, ...], python: str
+) -> None:
     """Become a process as `python -c` starts one, and run the code."""
-    for number, target, flags in ((0, os.devnull, os.O_RDONLY), (1, log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)):
+    appending = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    for number, target, flags in ((0, os.devnull, os.O_RDONLY), (1, log, appending), (2, errors, appending)):
         opened = os.open(target, flags)
         os.dup2(opened, number)
         os.close(opened)
-    os.dup2(1, 2)
     os.chdir(ROOT)
     os.environ.clear()
     os.environ.update(environment)
     multiprocessing.current_process().daemon = False
     main = types.ModuleType("__main__")
-    sys.modules["__main__"], sys.argv = main, ["-c", *arguments]
+    sys.modules["__main__"], sys.argv, sys.executable = main, ["-c", *arguments], python
     exec(compile(code, "<string>", "exec"), vars(main))
