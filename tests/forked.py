@@ -10,10 +10,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from unittest import mock
 
 import psutil
 
@@ -21,18 +24,43 @@ from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[1]
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    [
-        "tests.forked",
-        "bot.client",
-        "broker.runners.supervisor",
-        "cli.main",
-        "cli.services",
-        "sandbox.__main__",
-        "sandbox.hub.server",
-    ]
+_servers: list[psutil.Process] = []
+_starting = threading.Lock()
+
+
+class Server:
+    """A process that has imported some modules, and from which others are forked; it begins with the first of them.
+
+    multiprocessing has a single one, with the modules of whoever is first: ranks would import torch each for itself.
+    """
+
+    def __init__(self, *modules: str) -> None:
+        self._server = forkserver.ForkServer()
+        self._server.set_forkserver_preload(list(modules))
+        self._begun = False
+
+    def start(self, function: Callable[..., None], *arguments: object) -> ForkServerProcess:
+        """A process that calls the function, and ends with this one at the latest."""
+        process = CONTEXT.Process(target=function, args=arguments, daemon=True)
+        connect = self._server.connect_to_new_process
+        with _starting, mock.patch.object(forkserver, "connect_to_new_process", connect):
+            process.start()
+        if not self._begun:
+            self._begun = True
+            _servers.append(psutil.Process(psutil.Process(process.pid).ppid()))
+        return process
+
+
+PARTS = Server(
+    "tests.forked",
+    "bot.client",
+    "broker.runners.supervisor",
+    "cli.main",
+    "cli.services",
+    "sandbox.__main__",
+    "sandbox.hub.server",
 )
-_servers: set[psutil.Process] = set()
+"""The server of Stoa's parts."""
 
 
 class Forked:
@@ -52,12 +80,9 @@ class Forked:
         python: Path | None = None,
     ) -> None:
         given = (code, log, errors or log, dict(environment), arguments, str(python or sys.executable))
-        self._process: ForkServerProcess = CONTEXT.Process(target=_run, args=given, daemon=True)
-        self._process.start()
+        self._process = PARTS.start(_run, *given)
         assert self._process.pid is not None
         self.pid: int = self._process.pid
-        if not _servers:
-            _servers.add(psutil.Process(psutil.Process(self.pid).ppid()))
 
     def poll(self) -> int | None:
         """The exit status, negative for a signal; None while the process runs."""
@@ -99,7 +124,7 @@ def run_module(name: str, environment: Mapping[str, str], *arguments: str) -> su
 
 
 def cpu_seconds() -> float:
-    """Of the processes that were forked here and have ended, and of the one that they were forked from."""
+    """Of the processes that were forked here and have ended, and of those that they were forked from."""
     return sum(sum(server.cpu_times()[:4]) for server in _servers)
 
 
