@@ -1,5 +1,6 @@
 """Ranks as processes of their own that do what a test asks, one call after another, each on all of them together."""
 
+import gc
 import multiprocessing as mp
 import os
 import traceback
@@ -79,6 +80,7 @@ def _serve(rank: int, count: int, pipe: Connection) -> None:
         pipe.send((store.port, None))
     dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=timedelta(seconds=TIMEOUT))
     import_deepspeed(CPU)
+    gc.freeze()  # as where DeepSpeed is imported anew
     while True:
         function, arguments = pipe.recv()
         try:
