@@ -59,6 +59,7 @@ PARTS = Server(
     "cli.services",
     "sandbox.__main__",
     "sandbox.hub.server",
+    "trainer.__main__",
 )
 """The server of Stoa's parts."""
 
@@ -133,8 +134,9 @@ def _of_module(name: str) -> str:
 
 
 def become(name: str) -> None:
-    """Run a module as the program; what has imported it before is forgotten, as it would run twice."""
-    sys.modules.pop(name, None)
+    """Run a module, or a package's `__main__`, as the program; that it was imported before is forgotten."""
+    package = hasattr(sys.modules.get(name), "__path__")
+    sys.modules.pop(f"{name}.__main__" if package else name, None)
     runpy.run_module(name, run_name="__main__", alter_sys=True)
 
 
