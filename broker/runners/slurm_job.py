@@ -20,6 +20,12 @@ _NAME = r"[\w.-]*"
 _PATHS = r"(/[\w./+@%-]+(,/[\w./+@%-]+)*)?"
 OPTIONS = (
     PoolOption(
+        "slurm_conf",
+        help="The slurm.conf of the cluster, where it is not that of the worker's SLURM_CONF.",
+        pattern=r"(/[\w./+@%-]+)?",
+        refusal="The slurm.conf is a path from /, without spaces.",
+    ),
+    PoolOption(
         "partition",
         help="Slurm's partition; its default when not given.",
         pattern=_NAME,
