@@ -149,7 +149,7 @@ def notify_takeover(run_id: int, token: int, host: str) -> None:
 
 def notify_reaper(pool_id: int, queue: str) -> None:
     """Ask the workers of a queue to end a pool's stray jobs; raises kombu's OperationalError where it is away."""
-    end_strays.apply_async((pool_id,), expires=MESSAGE_EXPIRES_SECONDS, queue=queue)
+    _send(end_strays, (pool_id,), queue)
 
 
 def notify_publish(run_id: int, queue: str = PUBLISH) -> None:
