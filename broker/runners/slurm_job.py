@@ -20,12 +20,6 @@ _NAME = r"[\w.-]*"
 _PATHS = r"(/[\w./+@%-]+(,/[\w./+@%-]+)*)?"
 OPTIONS = (
     PoolOption(
-        "slurm_conf",
-        help="The slurm.conf of the cluster, where it is not that of the worker's SLURM_CONF.",
-        pattern=r"(/[\w./+@%-]+)?",
-        refusal="The slurm.conf is a path from /, without spaces.",
-    ),
-    PoolOption(
         "partition",
         help="Slurm's partition; its default when not given.",
         pattern=_NAME,
@@ -88,6 +82,12 @@ OPTIONS = (
         help="Folders that the container sees beside STOA_HOME, with commas between.",
         pattern=_PATHS,
         refusal="The container's folders are paths from /, with commas between and no spaces.",
+    ),
+    PoolOption(
+        "slurm_conf",
+        help="The slurm.conf of the cluster, where it is not that of the worker's SLURM_CONF.",
+        pattern=r"(/[\w./+@%-]+)?",
+        refusal="The slurm.conf is a path from /, without spaces.",
     ),
 )
 
