@@ -29,6 +29,7 @@ from tests.broker.lab import Lab, settings
 from tests.broker.supervised import GRACE, admitted, attempt, charged, queued, supervised_by
 from tests.databases import ONCE
 from tests.environment import bare
+from tests.forked import Forked
 from tests.kubernetes import IMAGE, NAMESPACE, Standin, standin
 from tests.patience import PATIENCE, wait_for
 from tests.standin import python_with_trainer
@@ -448,7 +449,7 @@ def run(lab: Lab, cluster: Standin) -> int:
 @contextmanager
 def supervised(
     lab: Lab, cluster: Standin, home: Path, run: int, last: int | None = None, *, lease: float = LEASE
-) -> Iterator[tuple[subprocess.Popen[bytes], int, Path]]:
+) -> Iterator[tuple[Forked, int, Path]]:
     """A supervisor of the run's next attempt, its token and folder."""
     token, folder = admitted(lab, home, run, lease)
     with supervisor_of(lab, cluster, home, lease, last, run, token) as supervisor:
@@ -457,7 +458,7 @@ def supervised(
 
 def supervisor_of(
     lab: Lab, cluster: Standin, home: Path, lease: float, last: int | None, *arguments: int
-) -> AbstractContextManager[subprocess.Popen[bytes]]:
+) -> AbstractContextManager[Forked]:
     """A supervisor of a run and token, after one of a generation; the image has the stand-in's trainer, if any."""
     python = python_with_trainer(home, TRAINER.replace("LAST", str(last))) if last else Path(sys.executable)
     program(cluster, python)
