@@ -146,7 +146,7 @@ def _run(
     """Become a process as `python -c` starts one, and run the code."""
     appending = os.O_WRONLY | os.O_APPEND | os.O_CREAT
     for number, target, flags in ((0, os.devnull, os.O_RDONLY), (1, log, appending), (2, errors, appending)):
-        opened = os.open(target, flags)
+        opened = os.open(target, flags, 0o644)
         os.dup2(opened, number)
         os.close(opened)
     os.chdir(ROOT)
