@@ -51,16 +51,7 @@ class Server:
         return process
 
 
-PARTS = Server(
-    "tests.forked",
-    "bot.client",
-    "broker.runners.supervisor",
-    "cli.main",
-    "cli.services",
-    "sandbox.__main__",
-    "sandbox.hub.server",
-    "trainer.__main__",
-)
+PARTS = Server("tests.imported")
 """The server of Stoa's parts."""
 
 
