@@ -24,6 +24,8 @@ from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[1]
 CONTEXT = multiprocessing.get_context("forkserver")
+ENVIRONMENT = dict(os.environ)
+"""What servers begin with: a test that sets a variable may end all processes that were started with it."""
 _servers: list[psutil.Process] = []
 _starting = threading.Lock()
 
@@ -44,6 +46,9 @@ class Server:
         process = CONTEXT.Process(target=function, args=arguments, daemon=True)
         connect = self._server.connect_to_new_process
         with _starting, mock.patch.object(forkserver, "connect_to_new_process", connect):
+            if not self._begun:
+                with mock.patch.dict(os.environ, ENVIRONMENT, clear=True):
+                    self._server.ensure_running()
             process.start()
         if not self._begun:
             self._begun = True

@@ -386,9 +386,7 @@ class KubernetesRunner(Runner):
             self._end(-signal.SIGKILL, "")
         else:
             reason, sentence = self._lost_for or (EndReason.RUNNER_ENDED, "Kubernetes no longer knows the job")
-            if said is None or (said == Status.STOPPED and not self._to_stop):
-                self.end_reason = reason
-            self._end(Status.FAILED if said is None else said, "" if said is not None else sentence)
+            self._end_for(reason, sentence, said)
 
     def _over(self, job: Any, said: int | None) -> None:
         """End as the outcome says, or else as the Job's last condition does."""
@@ -397,9 +395,14 @@ class KubernetesRunner(Runner):
             EndReason.RUNNER_ENDED,
             f"Kubernetes ended the job: {last.reason or last.type}",
         )
-        if said is None or (said == Status.STOPPED and not self._to_stop):
+        self._end_for(reason, sentence, said)
+
+    def _end_for(self, reason: EndReason, sentence: str, said: int | None) -> None:
+        """End as the outcome says. The reason and the sentence are those of an end that the trainer did not choose."""
+        chosen = said is not None and (said != Status.STOPPED or self._to_stop)
+        if not chosen:
             self.end_reason = reason
-        self._end(Status.FAILED if said is None else said, "" if said is not None else sentence)
+        self._end(Status.FAILED if said is None else said, "" if chosen else sentence)
 
     def _read_outcome(self) -> int | None:
         """The status of the outcome in the store, which is then in the folder too; None where there is none yet."""

@@ -86,12 +86,15 @@ def prepared(folder: Path) -> PreparedData | None:
 
 
 def ending(folder: Path, status: int, *, timed_out: bool, how: str = "", known: EndReason | None = None) -> Ending:
-    """How the trainer ended, by its exit status and the sentence that it, or else its runner (`how`), gave.
+    """How the trainer ended, by its exit status and the sentence that it, or else its runner (`how`), gave; of one that
+    was asked to stop, the runner's comes first, which knows why.
 
     `known` is what the runner or the supervisor knows of the reason beyond the status.
     """
     said = _said(folder / contract.OUTCOME_FILE)
-    reason = str(said.get("reason") or "") or how or ("" if status == Status.DONE else _unsaid(folder, status))
+    given = [str(said.get("reason") or ""), how]
+    first, second = reversed(given) if status == Status.STOPPED else given
+    reason = first or second or ("" if status == Status.DONE else _unsaid(folder, status))
     return Ending(
         status=status,
         reason=text.cleaned(str(reason))[:MOST_SAID],

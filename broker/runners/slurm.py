@@ -290,9 +290,13 @@ class SlurmRunner(Runner):
         self._end(*self._by_outcome(Status.FAILED, sentence))
 
     def _by_outcome(self, status: int, sentence: str) -> tuple[int, str]:
-        """The status that the trainer has left in its folder, or else the given status and sentence."""
+        """The status that the trainer has left in its folder, or else the given one.
+
+        The sentence goes with it where it says more than the trainer did, which cannot know why Slurm asked it to stop.
+        """
         with suppress(OSError, ValueError, RecursionError, TypeError, KeyError):
-            return int(json.loads((self._folder / OUTCOME_FILE).read_bytes())["status"]), ""
+            said = int(json.loads((self._folder / OUTCOME_FILE).read_bytes())["status"])
+            return said, sentence if said == Status.STOPPED and not self._to_stop else ""
         return status, sentence
 
     def _end(self, status: int, sentence: str) -> None:

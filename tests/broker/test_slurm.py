@@ -514,8 +514,9 @@ def test_a_job_that_an_operator_cancels_goes_on_later_from_its_checkpoint(
         cluster.ask("scancel", str(attempt(lab, run, token).pid))
         assert supervisor.wait(PATIENCE) == 0
     assert lab.run(run).state == RunState.QUEUED
-    assert not attempt(lab, run, token).failed
-    assert attempt(lab, run, token).end_reason == EndReason.RUNNER_ENDED
+    last = attempt(lab, run, token)
+    assert (last.failed, last.end_reason) == (False, EndReason.RUNNER_ENDED)
+    assert last.reason.startswith("Slurm ended the job: CANCELLED on ")
     assert json.loads((folder / "outcome.json").read_text())["status"] == 75
 
 
