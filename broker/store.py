@@ -232,6 +232,17 @@ def of(settings: Settings) -> Store | None:
     return Store(settings) if settings.store else None
 
 
+def environment(settings: Settings) -> dict[str, str]:
+    """The settings of the store as environment variables, for a process that is to use it."""
+    values = {
+        "STOA_STORE": settings.store,
+        "STOA_STORE_ENDPOINT": settings.store_endpoint,
+        "STOA_STORE_KEY": settings.store_key.get_secret_value(),
+        "STOA_STORE_SECRET": settings.store_secret.get_secret_value(),
+    }
+    return {name: value for name, value in values.items() if value}
+
+
 def attempt_folder(run_id: int, owner: str, token: int) -> str:
     """The folder of an attempt in the store. `owner` is the run's request, as runs of two databases share numbers."""
     return f"runs/{run_id}-{hashlib.sha256(owner.encode()).hexdigest()[:12]}/attempt-{token}"

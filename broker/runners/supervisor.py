@@ -12,30 +12,32 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import TypeVar
 
 import structlog
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as NoConnectionError
 
+from broker import store as stores
 from broker.allocations.hosts import gpu_numbers
 from broker.allocations.pools import Pool, memory_each
 from broker.end_reasons import EndReason
 from broker.publishing import disk
-from broker.runners import output, processes, registry
+from broker.runners import carrier, elsewhere, output, processes, registry
 from broker.runners.base import JobSpec, Runner
+from broker.runners.elsewhere import NoCheckpointError
 from broker.runners.local import LocalRunner
 from broker.runners.outage import Outage
 from broker.runners.processes import Process
 from broker.runners.trainer_command import trainer_command
-from broker.runs import attempts, leases, runs, settlement
+from broker.runs import attempts, folders, leases, preparing, runs, settlement
 from broker.runs.attempts import Attempt, AttemptState
 from broker.runs.leases import StaleError, TakenOverError
 from broker.runs.progress import Checkpoint, Ending, Progress
-from broker.runs.runs import Run
+from broker.runs.runs import Run, RunKind
 from projects import log as log_format
 from projects.db.database import Database, is_away
 from projects.settings import Settings, get_settings
@@ -56,7 +58,7 @@ def spawn(settings: Settings, run_id: int, token: int, owner: str = "", after: i
 
     `owner` marks the folder of a run as this database's; `after` is the generation of a supervisor to be replaced.
     """
-    folder = _own_folder(settings, run_id, owner) if after is None else run_folder(settings, run_id)
+    folder = folders.own(settings, run_id, owner) if after is None else folders.of_run(settings, run_id)
     environment = registry.environment() | {
         "STOA_ENV_FILE": "",
         "STOA_HOME": str(settings.home),
@@ -67,6 +69,7 @@ def spawn(settings: Settings, run_id: int, token: int, owner: str = "", after: i
         "STOA_OUTAGE_SECONDS": str(settings.outage_seconds),
         "STOA_MAX_ATTEMPTS": str(settings.max_attempts),
         "STOA_DISK_FLOOR_GIB": str(settings.disk_floor_gib),
+        **stores.environment(settings),
     }
     with (folder / f"supervisor-{token}.log").open("ab") as out:
         supervisor = subprocess.Popen(
@@ -87,20 +90,8 @@ def spawn(settings: Settings, run_id: int, token: int, owner: str = "", after: i
     threading.Thread(target=supervisor.wait, daemon=True).start()  # lest it stays a zombie of a worker that lives on
 
 
-def run_folder(settings: Settings, run_id: int) -> Path:
-    """Where a run keeps the folders of its attempts."""
-    return settings.runs_dir / str(run_id)
-
-
-def _own_folder(settings: Settings, run_id: int, owner: str) -> Path:
-    """The run's folder; one that a run of another database has left under the same number is moved aside."""
-    folder = run_folder(settings, run_id)
-    mark = folder / "owner"
-    if folder.exists() and (not mark.exists() or mark.read_text() != owner):
-        folder.rename(folder.with_name(f"{run_id}.before-{time.time_ns()}"))
-    folder.mkdir(parents=True, exist_ok=True)
-    mark.write_text(owner)
-    return folder
+class AskedToStop(Exception):  # noqa: N818
+    """The run or the host was asked to stop before the trainer was started."""
 
 
 class Supervisor:
@@ -117,7 +108,9 @@ class Supervisor:
         self.token = token
         self.after = after
         self.generation = 1 if after is None else after + 1
-        self.folder = run_folder(settings, run_id) / f"attempt-{token}"
+        self.folder = folders.of_run(settings, run_id) / f"attempt-{token}"
+        self.carrier = carrier.Watch(settings, self.folder)
+        self.waits_for = ""
         self.runner: Runner = LocalRunner(JobSpec())
         self.devices = ""
         self.metrics_read = 0
@@ -145,10 +138,16 @@ class Supervisor:
             self._renew_late_claim()
             try:
                 process, before = self._start(run)
+            except NoCheckpointError as error:
+                self._end_unstarted(Ending(Status.FAILED, str(error), known=EndReason.CHECKPOINT_MISSING))
+                return
+            except AskedToStop:
+                self._end_unstarted(Ending(Status.STOPPED, "it was asked to stop", known=self.stopped_for))
+                return
             except OSError as error:
                 why = f"it could not be started: {error}"
                 ending = Ending(Status.FAILED, why, transient=True, known=EndReason.NOT_STARTED)
-                self._retrying(lambda: self._settle(0.0, Progress(0, 0), ending))
+                self._end_unstarted(ending)
                 return
             threading.Thread(target=self._guard, daemon=True).start()
             self._see_begin(process, before)
@@ -165,7 +164,12 @@ class Supervisor:
             self.over.set()
             if self.mine:
                 self.runner.kill()
+                self.carrier.end(self.runner.poll())
             self.db.close()
+
+    def _end_unstarted(self, ending: Ending) -> None:
+        """Settle an attempt whose trainer was not started."""
+        self._retrying(lambda: self._settle(0.0, Progress(0, 0), ending))
 
     def _tell_over(self) -> None:
         """Say that the trainer of this attempt, which was given up, has ended, so that another host may go on."""
@@ -198,8 +202,17 @@ class Supervisor:
     def _renew_claim(self) -> None:
         asked_at = time.monotonic()
         with self.db.write() as session:
-            leases.renew_claim(session, self.run_id, self.token, lease_seconds=self.settings.lease_seconds)
+            wanted = leases.renew_claim(
+                session,
+                self.run_id,
+                self.token,
+                lease_seconds=self.settings.lease_seconds,
+                waiting=self.waits_for,
+                generation=self.generation,
+            )
         self.renewed_at = asked_at
+        if not wanted:
+            self._stop("the run was asked to stop", EndReason.STOP_REQUESTED)
 
     def _retrying(self, work: Callable[[], T]) -> T:
         """The result of work on the database, tried again for an outage, or for a lease where the database answers."""
@@ -235,7 +248,9 @@ class Supervisor:
         if process.pid:
             runner.adopt(process, self.folder, attempt.waiting)
         else:  # the other died while it submitted a job, which may be there
-            runner.start(trainer_command(self.settings, self.db, run, self.folder, found), self.folder, self.devices)
+            found, command = self._beside(lambda: self._command(run))
+            runner.start(command, self.folder, self.devices)
+        self._carry(run)
         self.metrics_read, self.events_read = attempt.metrics_read, attempt.events_read
         log.info("took a trainer over", run=self.run_id, token=self.token, pid=process.pid)
         threading.Thread(target=self._guard, daemon=True).start()
@@ -257,13 +272,51 @@ class Supervisor:
     def _start(self, run: Run) -> tuple[Process, Sequence[Checkpoint]]:
         """Start the trainer; its process, and the checkpoints of earlier attempts. Raises OSError."""
         self.folder.mkdir()
-        before = self._earlier()
-        command = self._retrying(lambda: trainer_command(self.settings, self.db, run, self.folder, before))
+        before, command = self._beside(lambda: self._command(run))
         self._renew_late_claim()
         process = self.runner.start(command, self.folder, self.devices)
+        self._carry(run)
         if self.stopped_at is not None:  # asked to stop before there was anything to stop
             self.runner.stop()
         return process, before
+
+    def _command(self, run: Run) -> tuple[Sequence[Checkpoint], Sequence[str]]:
+        """The checkpoints of earlier attempts, the last one on this disk, and the trainer's command line."""
+        before = elsewhere.earlier(self.settings, self.db, run, self.token, self._hold)
+        elsewhere.bring(self.settings, self.db, run, self._hold, forks=not before)
+        return before, trainer_command(self.settings, self.db, run, self.folder, before)
+
+    def _beside(self, work: Callable[[], T]) -> T:
+        """The result of work that may take as long as a large checkpoint, while the claim is renewed.
+
+        Raises AskedToStop where the run or the host is to stop meanwhile.
+        """
+        future: Future[T] = Future()
+
+        def do() -> None:
+            try:
+                future.set_result(self._retrying(work))
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=do, daemon=True).start()
+        while not wait([future], timeout=POLL_SECONDS).done:
+            self._renew_late_claim()
+            if self.stopped_at is not None:
+                raise AskedToStop
+        return future.result()
+
+    def _hold(self, why: str) -> None:
+        """Wait a moment for what lies elsewhere; `why` is shown with the run."""
+        self.waits_for = why
+        if self.over.wait(elsewhere.POLL_SECONDS):
+            raise AskedToStop
+
+    def _carry(self, run: Run) -> None:
+        """Let a carrier put what the trainer writes into the store, if there is one."""
+        if self.settings.store:
+            data = preparing.folder(self.settings, run) if run.kind == RunKind.PREPARE else None
+            self.carrier.begin(stores.attempt_folder(run.id, run.request_id, self.token), data)
 
     def _wait_to_run(self) -> Process:
         """Renew the lease while the trainer waits for its turn, which costs nothing."""
@@ -433,6 +486,7 @@ class Supervisor:
                 log.error("the trainer could not be looked after; trying again", exc_info=error)
 
     def _look_after(self) -> None:
+        self.carrier.keep()
         now = time.monotonic()
         unrenewed, pause = now - self.renewed_at, self.settings.lease_seconds / 6
         if unrenewed > self.settings.lease_seconds / 2:

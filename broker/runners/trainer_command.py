@@ -6,7 +6,7 @@ from pathlib import Path
 
 from broker import publications
 from broker.publications import Publication
-from broker.runs import preparing
+from broker.runs import folders, preparing
 from broker.runs.progress import Checkpoint
 from broker.runs.runs import Run, RunKind
 from projects.db.database import Database
@@ -30,7 +30,8 @@ def trainer_command(
             checkpoint = publications.newest(session, run.parent_id or 0)
         if checkpoint is None:
             raise FileNotFoundError(f"run {run.parent_id} has left no checkpoint to sample from")
-        return [*trainer, "generate", checkpoint.folder, f"--prompt={run.prompt or SAMPLE_PROMPT}", *out]
+        kept = folders.on_disk(settings, checkpoint.run_id, checkpoint.folder)
+        return [*trainer, "generate", str(kept), f"--prompt={run.prompt or SAMPLE_PROMPT}", *out]
     config = folder.parent / CONFIG_FILE
     with db.read() as session:
         config.write_text(preparing.using(settings, session, run))
@@ -41,13 +42,14 @@ def trainer_command(
     command = [*trainer, "train", str(config), *out, "--gpus", str(run.gpus)]
     if before:
         return [*command, "--resume", before[-1].folder]
-    return command if run.fork_step is None else [*command, "--fork", _origin(db, run)]
+    return command if run.fork_step is None else [*command, "--fork", _origin(settings, db, run)]
 
 
-def _origin(db: Database, run: Run) -> str:
+def _origin(settings: Settings, db: Database, run: Run) -> str:
     """The checkpoint that a fork goes on from, as the trainer reads it: FOLDER@STEP."""
     with db.read() as session:
         kept = session.get(Publication, (run.parent_id, run.fork_step))
-    if kept is None or not Path(kept.folder).is_dir():
+    folder = None if kept is None else folders.on_disk(settings, kept.run_id, kept.folder)
+    if folder is None or not folder.is_dir():
         raise FileNotFoundError(f"step {run.fork_step} of run {run.parent_id} is no longer on this disk")
-    return f"{Path(kept.folder).parents[1]}@{run.fork_step}"
+    return f"{folder.parents[1]}@{run.fork_step}"

@@ -10,7 +10,7 @@ from celery.worker.consumer import Consumer
 
 from broker.allocations.pools import Pool
 from broker.publishing import publisher
-from broker.runners import processes, reaper, registry, supervisor
+from broker.runners import carrier, processes, reaper, registry, supervisor
 from broker.runs import attempts, leases, runs
 from broker.runs.attempts import Attempt
 from projects import health
@@ -22,6 +22,7 @@ ANY_POOL = "runs"
 """The queue of the pools that no host names."""
 PUBLISH = "publish"
 """The queue of the checkpoints of the pools that no host names."""
+CARRY_SECONDS = 60.0
 MESSAGE_EXPIRES_SECONDS = 60  # so that messages do not pile up while no worker runs
 
 log = structlog.get_logger()
@@ -56,6 +57,22 @@ def _free_lost_runs(sender: Consumer, **_: object) -> None:
     """Say which attempts that this host has lost are surely over, as they are after a reboot."""
     if not sender.hostname.startswith("publisher@"):
         threading.Thread(target=_end_lost, args=(get_settings(),), daemon=True).start()
+
+
+@worker_ready.connect
+def _carry(sender: Consumer, **_: object) -> None:
+    """Put into the store what this host did not get there before it was stopped."""
+    if get_settings().store and not sender.hostname.startswith("publisher@"):
+        threading.Thread(target=_carry_left_over, args=(get_settings(),), daemon=True).start()
+
+
+def _carry_left_over(settings: Settings) -> None:
+    while True:
+        try:
+            carrier.carry_left_over(settings)
+        except OSError as error:
+            log.warning("what is left could not be carried to the store; trying again", error=str(error))
+        time.sleep(CARRY_SECONDS)
 
 
 def _end_lost(settings: Settings) -> None:

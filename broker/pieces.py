@@ -1,0 +1,61 @@
+"""Files that grow, in the store: logs and metrics as pieces of one MiB, of which only the last is ever written again.
+
+A piece is found by the byte that one wants, so that no reader depends on a list of what is there.
+"""
+
+from pathlib import Path
+
+from broker.store import Store
+
+PIECE = 2**20
+
+
+class Growing:
+    """A file here that grows, and what of it is in the store as `name`."""
+
+    def __init__(self, store: Store, path: Path, name: str) -> None:
+        self.store, self.path, self.name = store, path, name
+        self.size = -1
+
+    def carry(self) -> bool:
+        """Put there what the file has gained; whether it had gained anything. Raises StoreError and OSError."""
+        if not self.path.exists() or self.path.stat().st_size == max(self.size, 0):
+            return False
+        if self.size < 0:  # an earlier carrier may have put some of it there
+            self.size = max(_last(self.store, self.name), 0) * PIECE
+        with self.path.open("rb") as file:
+            number = self.size // PIECE
+            file.seek(number * PIECE)
+            while piece := file.read(PIECE):
+                self.store.write(_piece(self.name, number), piece)
+                self.size = number * PIECE + len(piece)
+                number += 1
+        return True
+
+
+def read_from(store: Store, name: str, offset: int) -> bytes:
+    """The bytes of a growing file from `offset` on, of at most one piece; empty where it has not grown so far. Raises
+    StoreError."""
+    piece = store.read(_piece(name, offset // PIECE))
+    return b"" if piece is None else piece[offset % PIECE :]
+
+
+def tail(store: Store, name: str, most: int) -> bytes | None:
+    """The last bytes of a growing file, at most `most` and at most a piece; None where there is none. Raises
+    StoreError."""
+    last = _last(store, name)
+    if last < 0:
+        return None
+    data = store.read(_piece(name, last)) or b""
+    if len(data) < most and last > 0:
+        data = (store.read(_piece(name, last - 1)) or b"") + data
+    return data[-most:]
+
+
+def _last(store: Store, name: str) -> int:
+    """The number of the last piece that the store lists; -1 where it lists none."""
+    return max((int(piece) for piece in store.names(name) if piece.isdecimal()), default=-1)
+
+
+def _piece(name: str, number: int) -> str:
+    return f"{name}/{number:08}"
