@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
-from typing import Concatenate, ParamSpec, TypeAlias, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 import discord
 import structlog
@@ -154,6 +154,17 @@ class App(discord.Client):
 
 
 Interaction: TypeAlias = discord.Interaction[App]
+
+
+def take(interaction: discord.Interaction[Any]) -> None:
+    """Let a form or a button of this process answer, in the turns at the database of the person who uses it."""
+    asking.set(interaction.user.id)
+    interaction.extras[take] = True
+
+
+def taken(interaction: discord.Interaction[Any]) -> bool:
+    """Whether a form or a button of this process answers; else it was made by an earlier one, or is too old."""
+    return take in interaction.extras
 
 
 async def acknowledge(interaction: Interaction) -> None:

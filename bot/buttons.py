@@ -8,7 +8,7 @@ import discord
 from discord import ui
 
 from bot import errors
-from bot.app import Interaction, asking
+from bot.app import Interaction, take
 from projects.errors import ConflictError
 
 Handler = Callable[[Interaction, int], Awaitable[None]]
@@ -41,7 +41,7 @@ class Button(ui.DynamicItem[ui.Button[Any]], template=r"(?P<act>[a-z_]+):(?P<id>
 
     async def callback(self, interaction: discord.Interaction[Any]) -> Any:
         """Call the handler of the button's act, and answer any error."""
-        asking.set(interaction.user.id)
+        take(interaction)
         try:
             if self.act not in _handlers:
                 raise ConflictError("This button is from an earlier version of Stoa: use the one on the newest card.")

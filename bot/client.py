@@ -130,7 +130,7 @@ class Bot(App):
         log.info("commands registered", count=len(definition))
 
     async def on_interaction(self, interaction: Interaction) -> None:
-        """Answer a form that discord.py no longer knows."""
+        """Answer a form or a button that discord.py no longer knows."""
         await answer_closed(interaction)
 
     async def on_ready(self) -> None:

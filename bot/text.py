@@ -104,6 +104,11 @@ def gpu_hours(seconds: int) -> str:
     return f"{hours} GPU-hour" if hours == "1" else f"{hours} GPU-hours"
 
 
+def nodes(number: int, gpus: int) -> str:
+    """How the GPUs of a pool or a run lie on its nodes, such as “ on 8 nodes of 8”; empty where there is one node."""
+    return f" on {number:,} nodes of {gpus // number:,}" if number > 1 else ""
+
+
 def memory(gpu_gib: float | None, host_gib: float | None) -> str:
     """What is known of a pool's memory, such as “, 141 GiB a GPU, 2,048 GiB a host”; empty where nothing is."""
     sizes = ((gpu_gib, "GPU"), (host_gib, "host"))
@@ -120,6 +125,11 @@ def contents(documents: int | None, tokens: int | None, size: int) -> str:
     """What a corpus holds, as far as it was counted: “2 documents, 40 tokens, 1.3 kB”."""
     counts = [count(number, noun) for number, noun in ((documents, "document"), (tokens, "token")) if number]
     return ", ".join([*counts, filesize.decimal(size)])
+
+
+def gpus(number: int, nodes: int) -> str:
+    """“16 GPUs on 2 nodes”; of one node, its GPUs alone."""
+    return count(number, "GPU") + (f" on {nodes:,} nodes" if nodes > 1 else "")
 
 
 def count(number: int, noun: str, plural: str = "") -> str:

@@ -99,6 +99,7 @@ def pool_add(
     name: str,
     gpu_type: str,
     gpus: int,
+    gpus_a_node: Annotated[int | None, typer.Option(help="GPUs of a node, where they are on several.")] = None,
     runner: Annotated[
         str, typer.Option(help=f"What starts the trainers: {' or '.join(registry.names())}.")
     ] = registry.DEFAULT,
@@ -117,6 +118,7 @@ def pool_add(
             name=name,
             gpu_type=gpu_type,
             gpus=gpus,
+            gpus_a_node=gpus_a_node,
             runner=runner,
             price_weight=price_weight,
             runner_options={option: value for option, value in options.items() if value is not None},
@@ -124,7 +126,8 @@ def pool_add(
             memory_gib=memory_gib,
             host_memory_gib=host_memory_gib,
         )
-    typer.echo(f"pool {name}: {gpus} × {gpu_type}")
+    on = f" on {gpus // gpus_a_node} nodes" if gpus_a_node else ""
+    typer.echo(f"pool {name}: {gpus} × {gpu_type}{on}")
 
 
 @pool_app.command("change")
@@ -132,11 +135,12 @@ def pool_change(
     name: str,
     why: Why,
     gpus: Annotated[str, typer.Option(help="Another count of GPUs.")] = "",
+    gpus_a_node: Annotated[int | None, typer.Option(help="GPUs of a node, where they are on several.")] = None,
     price_weight: Annotated[str, typer.Option(help="Another weight in fair-share.")] = "",
     memory_gib: Annotated[float | None, typer.Option(help="Memory of a GPU, or the most for a CPU process.")] = None,
     host_memory_gib: Annotated[float | None, typer.Option(help="Memory of a host.")] = None,
 ) -> None:
-    """Set how many GPUs the pool NAME has, its price weight, or its memory."""
+    """Set how many GPUs the pool NAME has, in all or on a node, its price weight, or its memory."""
     from broker.reviews import inventory
 
     with refusing(), database().write() as session:
@@ -145,6 +149,7 @@ def pool_change(
             None,
             name,
             gpus=gpus,
+            gpus_a_node=gpus_a_node,
             price_weight=price_weight,
             memory_gib=memory_gib,
             host_memory_gib=host_memory_gib,
@@ -156,6 +161,7 @@ def pool_change(
 @pool_app.command("list")
 def pool_list() -> None:
     """List the pools, and the GPU-hours of each that no allocation holds."""
+    from bot import text
     from broker.allocations import ledger, pools
 
     with refusing(), database().read() as session:
@@ -163,8 +169,8 @@ def pool_list() -> None:
         for pool in pools.every(session):
             left = ledger.in_hours(available.get(pool.id, 0))
             typer.echo(
-                f"{pool.name}: {pool.gpus} × {pool.gpu_type}, {pool.runner}, weight {pool.price_weight:g}, "
-                f"{left} GPU-hours left"
+                f"{pool.name}: {pool.gpus} × {pool.gpu_type}{text.nodes(pool.nodes, pool.gpus)}, {pool.runner}, "
+                f"weight {pool.price_weight:g}, {left} GPU-hours left"
             )
 
 

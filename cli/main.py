@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli import admin, corpora, hosts
+from cli import admin, corpora, hosts, shares
 from cli.admin import Number, database, refuse, refusing, settings
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pret
 app.add_typer(admin.app)
 app.add_typer(corpora.app, name="corpus")
 app.add_typer(hosts.app, name="host")
+app.add_typer(shares.app, name="share")
 
 
 @app.command()
@@ -168,9 +169,12 @@ def why(run: Number) -> None:
     table.add_row("why", escape(told.reason))
     if told.position is not None and told.factors is not None:
         project = told.factors.project
+        used = (
+            f"used {project.used:.1%} of the recent GPU time ({project.usage:,.0f} s); its share is {project.share:.1%}"
+        )
         table.add_row("place", f"{told.position} of {told.length}")
         table.add_row("fair-share", f"level {project.level:.3g}, rank {project.rank} of {project.of}")
-        table.add_row("its project", f"share {project.share:.2%}, usage {project.used:.2%} ({project.usage:,.0f} s)")
+        table.add_row("its project", used)
         table.add_row("age", f"{told.factors.age / 3600:.1f} hours")
         table.add_row("expected", "not known" if told.expected is None else f"{told.expected:%Y-%m-%d %H:%M} UTC")
     Console().print(table)

@@ -63,7 +63,7 @@ class Policies(BaseModel):
         200,
         ge=1,
         le=MOST,
-        description="Changes of pools, grants, policies, catalogue and setup an admin makes a day.",
+        description="Changes of pools, grants, shares, policies, catalogue and setup an admin makes a day.",
     )
     most_running_a_project: int = Field(100, ge=1, le=MOST, description="Runs a project may have at work at once.")
     most_running_a_person: int = Field(100, ge=1, le=MOST, description="Runs a person may have at work at once.")
@@ -98,6 +98,18 @@ def current(session: Session) -> Policies:
         return Policies.model_validate(kept | {name: most for name, most in bounds.items() if most is not None})
 
 
+def named(name: str) -> str:
+    """The name, if it is a policy's; raises NotFoundError."""
+    if name not in Policies.model_fields:
+        raise NotFoundError(f"There is no policy “{name[:60]}”; the policies are: {', '.join(Policies.model_fields)}.")
+    return name
+
+
+def label(name: str) -> str:
+    """The name of a policy in words."""
+    return name.replace("_", " ").capitalize()
+
+
 def change(
     session: Session,
     actor: Actor | None,
@@ -115,8 +127,7 @@ def change(
     the policy cannot have, and ConflictError where it has that value already.
     """
     rights.require_admin(actor, Act.CHANGE_POLICIES)
-    if name not in Policies.model_fields:
-        raise NotFoundError(f"There is no policy “{name[:60]}”; the policies are: {', '.join(Policies.model_fields)}.")
+    named(name)
     because = text.prose("The reason", reason, most=text.USUAL)
     row = _locked(session, name)
     before = current(session)

@@ -37,6 +37,7 @@ class Act(StrEnum):
     REVIEW = "review"
     DECIDE_CATALOGUE = "decide on the catalogue"
     MANAGE_COMPUTE = "manage pools and grants"
+    SET_SHARES = "set shares"
     CHANGE_POLICIES = "change policies"
     BAN = "ban"
     REDACT = "redact"
@@ -71,6 +72,7 @@ MAY: Mapping[Act, frozenset[Role]] = {
     Act.REVIEW: REVIEWER,
     Act.DECIDE_CATALOGUE: ADMIN,
     Act.MANAGE_COMPUTE: ADMIN,
+    Act.SET_SHARES: ADMIN,
     Act.CHANGE_POLICIES: ADMIN,
     Act.BAN: ADMIN,
     Act.REDACT: ADMIN,

@@ -1,4 +1,4 @@
-"""Loopback stand-ins for Discord and the Hugging Face Hub, on which Stoa runs with no account.
+"""Loopback stand-ins for Discord, the Hugging Face Hub and Kubernetes, on which Stoa runs with no account.
 
 The Discord here is meant to be taken for the real one by an unmodified client. What it rests on:
 

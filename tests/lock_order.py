@@ -23,6 +23,7 @@ ORDER = (
 BELOW = {
     "memberships": "projects",
     "lead_offers": "projects",
+    "project_shares": "projects",
     "allocation_changes": "allocations",
     "corpora": "pools",
     "host_pools": "hosts",

@@ -19,6 +19,7 @@ from tests.ports import free_ports
 
 CONF = """
 ClusterName=stoa
+FirstJobId={ports[3]}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
 AuthType=auth/none
@@ -67,7 +68,7 @@ class Cluster:
             (folder / "dev" / f"gpu{number}").symlink_to("/dev/null")  # a regular file would make no device visible
         user = pwd.getpwuid(os.getuid()).pw_name
         self.conf.write_text(
-            CONF.format(host=socket.gethostname(), ports=free_ports(3), user=user, folder=folder, node=NODE)
+            CONF.format(host=socket.gethostname(), ports=free_ports(4), user=user, folder=folder, node=NODE)
         )
         (folder / "gres.conf").write_text(GRES.format(folder=folder))
 

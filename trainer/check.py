@@ -33,10 +33,11 @@ def check(
     tokens_per_second: float | None = None,
     device: Device | None = None,
     host_bytes: int | None = None,
+    nodes: int = 1,
 ) -> CheckReport:
     """The dry run on `gpus` GPUs with `gpu_memory` bytes each, or on as many processes where `device` is cpu; without a
     `device`, on what this machine has. `tokens_per_second` is a measured rate over all GPUs,
-    `host_bytes` the memory of the one host that has all GPUs."""
+    `host_bytes` the memory of each of the `nodes`, which have the same number of GPUs each."""
     tokens = config.tokens_per_step * config.training.steps
     refusal = None
     try:
@@ -47,8 +48,8 @@ def check(
     memory = sum(parts)
     if refusal is None and gpu_memory is not None and memory > gpu_memory:
         refusal = what_fits(config, gpus, gpu_memory, device)
-    if refusal is None and host_bytes is not None and host_memory(config, gpus) > host_bytes:
-        refusal = what_fits_host(config, gpus, gpu_memory, host_bytes)
+    if refusal is None and host_bytes is not None and host_memory(config, gpus // nodes) > host_bytes:
+        refusal = what_fits_host(config, gpus // nodes, gpu_memory, host_bytes)
     return CheckReport(
         parameters=parameters(config),
         tokens=tokens,

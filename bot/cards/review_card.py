@@ -118,9 +118,7 @@ def _for_reviewers(context: ReviewContext | None, endorsed_by: str | None) -> Se
     lines = [f"**The project** has used {text.gpu_hours(context.spent)}{before}{running}."]
     standing = context.standing
     if standing.of > 1 and standing.usage:
-        lines.append(
-            f"**Recently** {standing.used:.0%} of what all projects used; an equal share is {standing.share:.0%}."
-        )
+        lines.append(f"**Recently** {standing.used:.0%} of what all projects used; its share is {standing.share:.0%}.")
     lines.append(f"**The pool** can give {text.gpu_hours(context.available)}.")
     within = f"**Within {text.count(context.days, 'day')}**"
     may = f"One reviewer may grant {in_hours(context.one_reviewer)} of that."

@@ -77,7 +77,7 @@ def _head(run: RunView, why: Why | None) -> Sequence[str]:
     return [
         f"### {emoji} Run {run.id} {word}",
         f"{does}**{text.line(run.recipe, 60)}** · {waits}by {text.line(run.requested_by, 60)} on "
-        f"{text.count(run.gpus, 'GPU')} of {text.code(run.pool, 60)}{sponsor}",
+        f"{text.gpus(run.gpus, run.nodes)} of {text.code(run.pool, 60)}{sponsor}",
         f"-# {' · '.join(about)}" if about else "",
         _why(why) if why is not None and run.state == RunState.QUEUED else "",
         text.quote(run.reason, 400) if run.reason else "",

@@ -14,8 +14,9 @@ from broker.allocations.allocations import AllocationState, AllocationView
 from broker.catalogue import CatalogueState
 from broker.reviews import changes
 from broker.runs import preparing
-from projects import projects
+from projects import policies, projects
 from projects.people import LabRole
+from projects.policies import Policies
 from projects.record import record
 
 MOST_CHOICES = 25
@@ -54,6 +55,11 @@ async def pool_names(interaction: Interaction, typed: str) -> list[Choice[str]]:
     """The pools whose name fits."""
     names = await interaction.client.read(pools.names)
     return _choices([(name, name) for name in names if len(name) <= 100], typed)
+
+
+async def limit_names(_: Interaction, typed: str) -> list[Choice[str]]:
+    """The limits whose name fits."""
+    return _choices([(policies.label(name), name) for name in Policies.model_fields], typed)
 
 
 async def grant_numbers(interaction: Interaction, typed: str) -> list[Choice[int]]:

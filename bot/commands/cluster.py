@@ -9,7 +9,9 @@ from bot import errors, text
 from bot.app import Interaction, acknowledge
 from bot.commands import autocomplete
 from bot.commands.run import answers as run_answers
+from broker.allocations import shares
 from broker.allocations.hosts import HostView
+from broker.allocations.shares import ShareView
 from broker.reports import cluster, why
 from broker.reports.cluster import PoolStatus, ProjectUse
 from broker.reports.why import Why
@@ -18,6 +20,7 @@ cluster_group = app_commands.Group(name="cluster", description="The GPUs: what t
 
 MOST_RUNS = 10
 MOST_HOSTS = 5
+MOST_SHARES = 10
 
 
 @cluster_group.command(name="status", description="Show what each pool of GPUs is doing now")
@@ -25,7 +28,9 @@ async def status(interaction: Interaction) -> None:
     """Show the pools."""
     await acknowledge(interaction)
     listed = await interaction.client.read(cluster.status)
-    await errors.reply(interaction, text.listed([_pool(pool) for pool in listed]) or "There is no pool of GPUs yet.")
+    set_by_admins = await interaction.client.read(shares.listed)
+    said = text.listed([_pool(pool) for pool in listed], end=_shares(set_by_admins))
+    await errors.reply(interaction, said if listed else "There is no pool of GPUs yet.")
 
 
 @cluster_group.command(name="usage", description="Show which projects have used how much")
@@ -53,11 +58,20 @@ def _pool(pool: PoolStatus) -> str:
     decides = f" · {pool.queue} decides when" if pool.queue else ""
     memory = text.memory(pool.memory_gib, pool.host_memory_gib)
     return (
-        f"{text.code(pool.name, 60)} {text.line(pool.gpu_type, 60)}{memory}\n"
+        f"{text.code(pool.name, 60)} {text.line(pool.gpu_type, 60)}{text.nodes(pool.nodes, pool.gpus)}{memory}\n"
         f"{text.bar(pool.busy, pool.gpus, 10)} {busy}{decides}\n"
         f"-# {text.count(pool.working, 'run')} running, {pool.waiting:,} waiting · "
         f"{text.gpu_hours(pool.left)} of its grants left to allocate{_hosts(pool.hosts)}"
     )
+
+
+def _shares(listed: Sequence[ShareView]) -> str:
+    """A line about the projects whose share in fair-share is another than the usual one."""
+    if not listed:
+        return ""
+    shown = [f"P{share.project_id} {share.share:g}" for share in listed[:MOST_SHARES]]
+    more = f" and {len(listed) - MOST_SHARES} more" if len(listed) > MOST_SHARES else ""
+    return f"-# Shares of projects in fair-share: {', '.join(shown)}{more}; all others 1"
 
 
 def _hosts(hosts: Sequence[HostView]) -> str:
@@ -87,10 +101,11 @@ def _usage(listed: Sequence[ProjectUse]) -> str:
     lines = [
         f"**P{use.project_id}** {text.line(use.title, 80)}\n"
         f"-# {text.gpu_hours(use.spent)} of {text.gpu_hours(use.granted)} spent · {use.lately:.0%} of all recent use"
+        f"{'' if use.share == 1 else f', share {use.share:g}'}"
         for use in listed
     ]
     return text.listed(
-        lines, end="-# Projects that have recently used less go first; use counts half after seven days."
+        lines, end="-# Projects that have recently used less of their share go first; use counts half after seven days."
     )
 
 

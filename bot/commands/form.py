@@ -11,7 +11,7 @@ import discord
 from discord import ui
 
 from bot import errors, text
-from bot.app import Interaction, acknowledge, asking
+from bot.app import Interaction, acknowledge, take, taken
 from projects import cleaning
 from projects.errors import AwayError
 
@@ -19,6 +19,10 @@ MOST = 4000
 CLOSED = (
     "This form is closed, and nothing was changed now: it was sent before, or opened long ago, or Stoa was restarted "
     "since. Use the command or the button again"
+)
+OUTDATED = (
+    "These buttons no longer work, and nothing was changed now: they are old, or Stoa was restarted since. Use the "
+    "command again."
 )
 
 
@@ -55,8 +59,7 @@ class Form(ui.Modal):
 
     async def on_submit(self, interaction: discord.Interaction[Any]) -> None:
         """Acknowledge the form, do its work, and answer."""
-        asking.set(interaction.user.id)
-        interaction.extras[Form] = self
+        take(interaction)
         await acknowledge(interaction)
         await self.answer(interaction)
 
@@ -88,6 +91,11 @@ class Again(ui.View):
         for field in typed:
             field.default = field.value
 
+    async def interaction_check(self, interaction: discord.Interaction[Any], /) -> bool:
+        """Take the press."""
+        take(interaction)
+        return True
+
     @ui.button(label="Open the form again", style=discord.ButtonStyle.primary)
     async def open_again(self, interaction: discord.Interaction[Any], _: ui.Button[Any]) -> None:
         """Open the form."""
@@ -95,8 +103,12 @@ class Again(ui.View):
 
 
 async def answer_closed(interaction: Interaction) -> None:
-    """Answer a form that the bot no longer has, and give its author back what they wrote."""
-    if interaction.type is discord.InteractionType.modal_submit and Form not in interaction.extras:
+    """Answer a form or a button that the bot no longer has, and give the form's author back what they wrote."""
+    if taken(interaction):
+        return
+    if interaction.type is discord.InteractionType.component:
+        await errors.reply(interaction, OUTDATED)
+    elif interaction.type is discord.InteractionType.modal_submit:
         written = "\n\n".join(_typed(interaction.data))
         await errors.reply(interaction, f"{CLOSED}{'; what you wrote is attached' if written else ''}.", written)
 

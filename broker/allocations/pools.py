@@ -46,8 +46,8 @@ GPU_MEMORY = {
 class Pool(Base, table=True):
     """GPUs of one kind in one place. In a pool of CPUs a “GPU” stands for one process.
 
-    `memory_gib` is the memory of a GPU, or the most for a process, `host_memory_gib` that of a host, both in GiB; None
-    where nobody has said.
+    `gpus_a_node` divides `gpus`; None where all are on one node. `memory_gib` is the memory of a GPU, or the most for a
+    process, `host_memory_gib` that of a host, both in GiB; None where nobody has said.
     """
 
     __tablename__ = "pools"
@@ -62,6 +62,17 @@ class Pool(Base, table=True):
     most_submitted: int = integer(default=4)
     memory_gib: float | None = number(default=None)
     host_memory_gib: float | None = number(default=None)
+    gpus_a_node: int | None = integer(default=None)
+
+    @property
+    def node_gpus(self) -> int:
+        """How many GPUs a node has."""
+        return self.gpus_a_node or self.gpus
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes the pool has."""
+        return self.gpus // self.node_gpus
 
     @property
     def is_cpu(self) -> bool:
@@ -143,6 +154,7 @@ def add_pool(
     name: str,
     gpu_type: str,
     gpus: int,
+    gpus_a_node: int | None = None,
     runner: str = registry.DEFAULT,
     price_weight: float = 1.0,
     runner_options: Mapping[str, str] | None = None,
@@ -153,10 +165,11 @@ def add_pool(
 ) -> int:
     """Add a pool and return its id; a repeat changes nothing. `actor` None is the operator.
 
-    `price_weight` is what a GPU-second of the pool weighs in fair-share; balances are raw GPU-seconds. `runner_options`
-    are those that the runner declares. Where the runner has a queue of its own, at most `most_submitted` of the pool's
-    jobs wait or run there at once. `memory_gib` is the memory of a GPU, or the most for a process of a pool of CPUs,
-    `host_memory_gib` that of a host. Raises InvalidError, and ConflictError where another pool has the name.
+    `gpus_a_node` is how many GPUs a node has, None where all are on one. `price_weight` is what a GPU-second of the
+    pool weighs in fair-share; balances are raw GPU-seconds. `runner_options` are those that the runner declares. Where
+    the runner has a queue of its own, at most `most_submitted` of the pool's jobs wait or run there at once.
+    `memory_gib` is the memory of a GPU, or the most for a process of a pool of CPUs, `host_memory_gib` that of a host.
+    Raises InvalidError, and ConflictError where another pool has the name.
     """
     rights.require_admin(actor, Act.MANAGE_COMPUTE)
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,39}", name):
@@ -166,6 +179,7 @@ def add_pool(
             f"A pool has at least one GPU, and at most {MOST_GPUS:,}; {shown(gpus)} is not such a count."
         )
     options = registry.named(runner).checked_options(runner_options or {})
+    check_nodes(runner, gpus, gpus_a_node)
     if not LIGHTEST <= price_weight <= HEAVIEST:
         raise InvalidError(f"A price weight is from {LIGHTEST} to {HEAVIEST}; {price_weight:g} is not.")
     if not 1 <= most_submitted <= MOST_SUBMITTED:
@@ -177,8 +191,12 @@ def add_pool(
         check_memory(size)
     gpu_type = text.prose("The GPU type", gpu_type, most=60)
     shared: dict[str, Any] = {"gpu_type": gpu_type, "gpus": gpus, "price_weight": price_weight}
-    memory: dict[str, Any] = {"memory_gib": memory_gib, "host_memory_gib": host_memory_gib}
-    asked = shared | memory | {"runner": runner, "runner_options": options, "most_submitted": most_submitted}
+    sizes: dict[str, Any] = {
+        "gpus_a_node": gpus_a_node,
+        "memory_gib": memory_gib,
+        "host_memory_gib": host_memory_gib,
+    }
+    asked = shared | sizes | {"runner": runner, "runner_options": options, "most_submitted": most_submitted}
     earlier = session.scalars(select(Pool).where(Pool.name == name)).one_or_none()
     if earlier is not None:
         if any(getattr(earlier, field) != value for field, value in asked.items()):
@@ -197,9 +215,26 @@ def add_pool(
         pool=name,
         launcher=runner,  # the record's word for it since its first entry
         **shared,
-        **{size: gib for size, gib in memory.items() if gib is not None},
+        **{size: value for size, value in sizes.items() if value is not None},
     )
     return pool.id
+
+
+def check_nodes(runner: str, gpus: int, gpus_a_node: int | None) -> None:
+    """Raise InvalidError unless a pool of the runner may have so many GPUs a node."""
+    if gpus_a_node is None:
+        return
+    if not registry.named(runner).several_nodes:
+        several = ", ".join(name for name, known in registry.RUNNERS.items() if known.several_nodes)
+        raise InvalidError(
+            f"A pool of the runner {runner} is one host, which has all its GPUs: add a pool for each host, or choose a "
+            f"runner of several nodes ({several})."
+        )
+    if not 1 <= gpus_a_node <= gpus or gpus % gpus_a_node:
+        raise InvalidError(
+            f"A pool has whole nodes: its GPUs ({gpus}) are a multiple of the GPUs a node, and {shown(gpus_a_node)} "
+            "does not divide them."
+        )
 
 
 def check_memory(gib: float | None) -> None:
@@ -209,7 +244,7 @@ def check_memory(gib: float | None) -> None:
 
 
 def memory_each(pool: Pool, gpus: int) -> int:
-    """Bytes that each of the `gpus` GPUs or processes of one run may take.
+    """Bytes that each of the `gpus` GPUs or processes of one run on a node may take.
 
     Where nobody has said, it is what GPUs of the type have, or for processes an equal share of the host's memory, by
     default of this host.

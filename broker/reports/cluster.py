@@ -7,7 +7,7 @@ from sqlalchemy import func
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
-from broker.allocations import hosts, pools
+from broker.allocations import hosts, pools, shares
 from broker.allocations.allocations import Allocation
 from broker.allocations.hosts import HostView
 from broker.allocations.ledger import Balance
@@ -28,6 +28,7 @@ class PoolStatus:
     name: str
     gpu_type: str
     gpus: int
+    nodes: int
     busy: int
     runner: str
     queue: str
@@ -44,8 +45,8 @@ class PoolStatus:
 class ProjectUse:
     """What a project was granted and has spent of all pools, in GPU-seconds.
 
-    `lately` is the project's share of all recent use, from 0 to 1. Use counts half after seven days; fair-share goes by
-    it.
+    `lately` is the part of all recent use that was the project's, from 0 to 1. Use counts half after seven days;
+    fair-share goes by it, and by the project's `share`.
     """
 
     project_id: int
@@ -53,6 +54,7 @@ class ProjectUse:
     granted: int
     spent: int
     lately: float
+    share: float
 
 
 def status(session: Session) -> Sequence[PoolStatus]:
@@ -70,6 +72,7 @@ def status(session: Session) -> Sequence[PoolStatus]:
                 name=pool.name,
                 gpu_type=pool.gpu_type,
                 gpus=pool.gpus,
+                nodes=pool.nodes,
                 busy=min(pool.gpus, sum(gpus[row.run_id] for row in held)),
                 runner=pool.runner,
                 queue=registry.named(pool.runner).queue,
@@ -88,7 +91,7 @@ def status(session: Session) -> Sequence[PoolStatus]:
 def usage(session: Session, pool: str | None = None, *, limit: int = 12) -> Sequence[ProjectUse]:
     """The use of the projects that were granted something, of one pool or all, the largest spender first."""
     state = snapshot.load(session)
-    standings = fairshare.standings(state.usage, dict.fromkeys(state.usage, 1.0))
+    standings = fairshare.standings(state.usage, fairshare.among(state.usage, state.shares))
     spent = func.sum(col(Balance.spent))
     query = (
         select(Project.id, Project.title, func.sum(col(Balance.granted)), spent)
@@ -103,7 +106,7 @@ def usage(session: Session, pool: str | None = None, *, limit: int = 12) -> Sequ
         pools.named(session, pool)
         query = query.join(Pool, col(Pool.id) == Allocation.pool_id).where(Pool.name == pool)
     return [
-        ProjectUse(project_id, title, int(granted), int(used), lately.used if lately else 0.0)
+        ProjectUse(project_id, title, int(granted), int(used), lately.used if lately else 0.0, share)
         for project_id, title, granted, used in session.execute(query)
-        for lately in [standings.get(project_id)]
+        for lately, share in [(standings.get(project_id), state.shares.get(project_id, shares.USUAL))]
     ]

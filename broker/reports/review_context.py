@@ -10,7 +10,7 @@ from sqlalchemy import func
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
-from broker.allocations import allocations, ledger, period_sums, pools, tiers
+from broker.allocations import allocations, ledger, period_sums, pools, shares, tiers
 from broker.allocations.allocations import Allocation
 from broker.allocations.change_requests import AllocationChange
 from broker.allocations.ledger import Account, Balance
@@ -126,7 +126,7 @@ def _contexts(
     """The contexts of requests by their numbers; `remarks` are by the numbers of allocations."""
     asked = [request.allocation for request in requests.values()]
     projects = {allocation.project_id for allocation in asked}
-    bounds, used = tiers.current(session), usage.of_ended(session, utcnow())
+    bounds, used, shared = tiers.current(session), usage.of_ended(session, utcnow()), shares.of_projects(session)
     use, available = _use(session, projects), _available(session, asked)
     askers = {
         number: Asker(request.allocation.project_id, request.requested_by) for number, request in requests.items()
@@ -145,7 +145,7 @@ def _contexts(
             with_this=beside[number].project + request.seconds,
             one_reviewer=bounds.one_reviewer,
             days=bounds.days,
-            standing=_standing(used, request.allocation.project_id),
+            standing=_standing(used, shared, request.allocation.project_id),
             remarks=remarks.get(request.allocation.id, []),
             person=None if beside[number].person is None else beside[number],
         )
@@ -153,9 +153,9 @@ def _contexts(
     }
 
 
-def _standing(used: Mapping[int, float], project_id: int) -> Standing:
+def _standing(used: Mapping[int, float], shared: Mapping[int, float], project_id: int) -> Standing:
     """A project's standing among all that have used GPU time."""
-    return fairshare.standings(used, dict.fromkeys({project_id, *used}, 1.0))[project_id]
+    return fairshare.standings(used, fairshare.among({project_id, *used}, shared))[project_id]
 
 
 def _use(session: Session, project_ids: Collection[int]) -> Mapping[int, _Use]:

@@ -121,7 +121,7 @@ class _Explainer:
         self.plan: Plan = backfill.plan(state)
         self.pools = {pool.id: pool for pool in state.pools}
         waiting = {run.project_id for run in state.waiting}
-        self.standings = fairshare.standings(state.usage, dict.fromkeys(waiting | set(state.usage), 1.0))
+        self.standings = fairshare.standings(state.usage, fairshare.among(waiting | set(state.usage), state.shares))
         projects = session.scalars(select(Project).where(col(Project.id).in_(waiting)))
         self.titles = {project.id: _called(project) for project in projects}
 

@@ -10,13 +10,13 @@ from sqlalchemy import func
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
-from broker.allocations import hosts, pools
+from broker.allocations import hosts, nodes, pools
 from broker.allocations.allocations import LIVE, Allocation
 from broker.allocations.ledger import Balance
 from broker.allocations.pools import HEAVIEST, LIGHTEST, MOST_GPUS, Grant, GrantMovement, GrantRow, Pool
 from broker.allocations.requests import parse_hours
 from broker.runs import attempts
-from broker.runs.runs import ACTIVE, Run
+from broker.runs.runs import ACTIVE, Run, RunState
 from projects import people, quotas, rights, text
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, InvalidError, NotFoundError
@@ -59,17 +59,24 @@ def change_pool(
     name: str,
     *,
     gpus: str = "",
+    gpus_a_node: int | None = None,
     price_weight: str = "",
     memory_gib: float | None = None,
     host_memory_gib: float | None = None,
     reason: str,
 ) -> None:
-    """Change a pool's number of GPUs, price weight and memory; an empty field stays as it is."""
+    """Change a pool's GPUs, in all or a node, price weight and memory; an empty field stays as it is.
+
+    Raises ConflictError where a run that is or will be queued would no longer fit.
+    """
     rights.require_admin(actor, Act.MANAGE_COMPUTE)
     because = text.prose("The reason", reason, most=text.USUAL)
     pool = pools.named(session, name)
     session.refresh(pool, with_for_update=True)
+    before = (pool.gpus, pool.gpus_a_node)
     count = _count(gpus) if gpus.strip() else pool.gpus
+    each = pool.gpus_a_node if gpus_a_node is None else gpus_a_node
+    pools.check_nodes(pool.runner, count, each)
     weight = _weight(price_weight) if price_weight.strip() else pool.price_weight
     for size in (memory_gib, host_memory_gib):
         pools.check_memory(size)
@@ -77,24 +84,21 @@ def change_pool(
         pool.memory_gib if memory_gib is None else memory_gib,
         pool.host_memory_gib if host_memory_gib is None else host_memory_gib,
     )
-    if (count, weight, memory) == (pool.gpus, pool.price_weight, (pool.memory_gib, pool.host_memory_gib)):
+    same = (pool.price_weight, (pool.memory_gib, pool.host_memory_gib))
+    if (count, each) == before and (weight, memory) == same:
         raise ConflictError(f"The pool “{name}” is so already: {count} GPUs, and a price weight of {weight:g}.")
-    open_run = (col(Run.pool_id) == pool.id) & col(Run.state).in_(ACTIVE)
-    largest = session.scalar(select(func.max(col(Run.gpus))).where(open_run)) or 0
-    if count < largest:
-        raise ConflictError(
-            f"A run on “{name}” has or waits for {largest} GPUs; leave it as many, or cancel that first."
-        )
     if count != pool.gpus and pool.shares_gpus:
         _check_later_rest(session, pool)
     quotas.check_admin(session, actor)
-    pool.gpus, pool.price_weight = count, weight
+    pool.gpus, pool.gpus_a_node, pool.price_weight = count, each, weight
     pool.memory_gib, pool.host_memory_gib = memory
+    if (count, each) != before:
+        _check_runs_fit(session, pool)
     session.flush()
     by = people.author(session, actor)
     told = {"pool": name, "gpus": count, "price_weight": weight}
-    sizes = {"memory_gib": pool.memory_gib, "host_memory_gib": pool.host_memory_gib}
-    told |= {size: gib for size, gib in sizes.items() if gib is not None}
+    sizes = {"gpus_a_node": each, "memory_gib": pool.memory_gib, "host_memory_gib": pool.host_memory_gib}
+    told |= {size: value for size, value in sizes.items() if value is not None}
     record.append(session, record.LAB, "pool.changed", by=by, why=because, **told)
 
 
@@ -167,6 +171,21 @@ def sponsors(session: Session, project_id: int) -> Sequence[str]:
     ).all()
 
 
+def _check_runs_fit(session: Session, pool: Pool) -> None:
+    """Raise ConflictError if a run that is active, or goes on by itself, does not fit the nodes of the pool."""
+    goes_on = col(Run.state).in_(ACTIVE) | ((col(Run.state) == RunState.PAUSED) & col(Run.unfunded))
+    open_run = (col(Run.pool_id) == pool.id) & goes_on
+    largest = select(col(Run.gpus), func.min(col(Run.id))).where(open_run).group_by(col(Run.gpus))
+    for gpus, run_id in session.execute(largest.order_by(col(Run.gpus).desc())):
+        try:
+            nodes.check(pool, gpus)
+        except InvalidError as refused:
+            raise ConflictError(
+                f"Run {run_id} has or waits for {gpus} GPUs of “{pool.name}”, which would no longer fit; leave the "
+                "pool as it is, or cancel the run first."
+            ) from refused
+
+
 def _check_later_rest(session: Session, pool: Pool) -> None:
     """Raise ConflictError if a run holds GPUs that would get other numbers: those of the host's later pools."""
     for later in hosts.sharing(session, pool):
@@ -177,6 +196,15 @@ def _check_later_rest(session: Session, pool: Pool) -> None:
             raise ConflictError(
                 f"“{later.name}” has the GPUs after those of “{pool.name}”, and runs hold some; pause them first."
             )
+
+
+def parse_gpus(value: str) -> tuple[str, int | None]:
+    """The GPUs in all, as typed, and those of a node, from “64 / 8”; empty and None for what is left out.
+
+    Raises InvalidError.
+    """
+    gpus, _, each = (part.strip() for part in value.partition("/"))
+    return gpus, _count(each) if each else None
 
 
 def parse_memory(value: str) -> tuple[float | None, float | None]:

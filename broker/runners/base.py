@@ -47,17 +47,35 @@ class PoolOption:
 class JobSpec:
     """What the trainer of one attempt needs. `options` are those of the pool, by the names of its runner's options.
 
+    `gpus` are those on all `nodes`, the same number on each. Where there are several nodes, the runner gives the job
+    all of them or none, and starts the command once on each, with what `node_options` adds.
+
     `seconds` is the time limit, `grace_seconds` the time to stop, `lease_seconds` how long the trainer may run on
     without a renewal. `memory` is the most bytes for each process of the trainer, None for no bound; a runner that
     starts processes itself holds them to it.
     """
 
     gpus: int = 1
+    nodes: int = 1
     seconds: float = 3600.0
     grace_seconds: float = 60.0
     lease_seconds: float = 60.0
     memory: int | None = None
     options: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def node_gpus(self) -> int:
+        """How many GPUs it has on each node."""
+        return self.gpus // self.nodes
+
+    def node_options(self, node: str, rendezvous: str) -> list[str]:
+        """What the command has at its end on the node of this number, from 0; none where there is one node.
+
+        Node 0 listens at `rendezvous` (ADDRESS:PORT), which all nodes reach. Both may be what a shell fills in.
+        """
+        if self.nodes == 1:
+            return []
+        return ["--hosts", str(self.nodes), "--host", node, "--rendezvous", rendezvous]
 
 
 @dataclass(frozen=True)
@@ -93,6 +111,8 @@ class Runner(ABC):
     """Whether its pools share out the GPUs of the worker's host by their numbers."""
     bound_to_host: ClassVar[bool] = False
     """Whether only the host of a trainer can end it; else, a new attempt's runner ends the earlier ones first."""
+    several_nodes: ClassVar[bool] = False
+    """Whether one run of its pools may have several nodes."""
     pool_options: ClassVar[Sequence[PoolOption]] = ()
     environment: ClassVar[Sequence[str]] = ()
     """Names of environment variables that the runner needs beside `PASSED_ON`."""
@@ -108,7 +128,8 @@ class Runner(ABC):
     def start(self, command: Sequence[str], folder: Path, devices: str) -> Process:
         """Start `command` in `folder`, its output going to `trainer.log` there.
 
-        `devices` are the numbers of the host's GPUs, such as “0,1”; empty where the runner assigns none.
+        `devices` are the numbers of the host's GPUs, such as “0,1”; empty where the runner assigns none. A
+        `command` for several nodes lacks only the `node_options` of each.
         """
 
     @abstractmethod

@@ -43,6 +43,8 @@ SHORTEST_SECONDS = 2.0
 CHECK_SECONDS = 10.0
 RENEWALS_A_LEASE = 6  # Slurm is asked as often as a supervisor renews
 SIGNAL_EARLY_SECONDS = 60  # “the signal may be sent up to 60 seconds earlier than specified” (man sbatch)
+FIRST_PORT, PORTS = 10_000, 20_000
+"""The ports at which the nodes of a job meet, by the job's number; below those that Linux gives to connections."""
 MARK = "slurm-job"
 BOOT = "slurm"  # instead of a boot id: the pid is a job's number, not that of a process
 _LATER = re.compile(
@@ -79,6 +81,7 @@ class SlurmRunner(Runner):
 
     name = "slurm"
     queue = "Slurm"
+    several_nodes = True
     environment = ("SLURM_CONF",)
     pool_options = (
         PoolOption(
@@ -237,8 +240,7 @@ class SlurmRunner(Runner):
             *(f"--output={LOG_FILE}", f"--chdir={self._folder}", f"--job-name={self._job_name()}"),
             *_sbatch_options(self.spec),
         ]
-        script = f"#!/bin/sh\nexec {shlex.join(self._command)}\n"
-        done = _slurm(command, self._patience, script)
+        done = _slurm(command, self._patience, _script(self.spec, self._command))
         if done.returncode == 0:
             number = re.search(r"^(\d+)(;\S*)?$", done.stdout, re.ASCII | re.MULTILINE)
             if number is None:
@@ -290,7 +292,7 @@ class SlurmRunner(Runner):
         """The exit status that Slurm's last state amounts to, and a sentence where the trainer gave no reason."""
         code = re.fullmatch(r"(\d+):(\d+)", seen.get("ExitCode", ""), re.ASCII)
         if state in ("COMPLETED", "FAILED") and code is not None:
-            return -int(code[2]) or int(code[1]), ""
+            return _status(int(code[1]), int(code[2])), ""
         if self._to_kill:
             return -signal.SIGKILL, ""
         sentence = f"Slurm ended the job: {state}" + (f" on {_nodes(seen)}" if _nodes(seen) else "")
@@ -319,7 +321,9 @@ class SlurmRunner(Runner):
         self._told_to_stop = True
 
     def _kill(self, job: int) -> None:
-        """End the script with its process group at once, then whatever else there is, and a job that only waits."""
+        """End trainers of several nodes and the script at once, then all else, or a job that only waits."""
+        if self.spec.nodes > 1:
+            self._scancel("--signal=KILL", f"{job}.0")
         self._scancel("--batch", "--signal=KILL", str(job))
         self._scancel(str(job))
 
@@ -357,13 +361,48 @@ def jobs(runs_dir: Path, patience: float = SHORTEST_SECONDS) -> list[Job]:
 def _sbatch_options(spec: JobSpec) -> list[str]:
     """What a job asks Slurm for. The end of Slurm's time asks for a checkpoint too, in case no supervisor is left."""
     minutes = math.ceil((spec.seconds + spec.grace_seconds + SIGNAL_EARLY_SECONDS) / 60)
-    options = ["--nodes=1", "--ntasks=1", f"--cpus-per-task={spec.gpus}", f"--time={minutes}"]
+    options = [f"--nodes={spec.nodes}", "--ntasks-per-node=1"]
+    options += [f"--cpus-per-task={spec.node_gpus}", f"--time={minutes}"]
     options.append(f"--signal=B:TERM@{math.ceil(spec.grace_seconds)}")
     if partition := spec.options.get("partition"):
         options.append(f"--partition={partition}")
     if gres := spec.options.get("gres", "gpu"):
-        options.append(f"--gres={gres}:{spec.gpus}")
+        options.append(f"--gres={gres}:{spec.node_gpus}")
     return options
+
+
+def _script(spec: JobSpec, command: Sequence[str]) -> str:
+    """The batch script, which runs on the first node; there, one trainer takes its place, or it starts one a node.
+
+    A signal reaches the script alone, which hands it on to the trainers: Slurm itself would kill them all. It ends when
+    they have, and with their status. After the first trainer's end, the others have their time to stop.
+    """
+    if spec.nodes == 1:
+        return f"#!/bin/sh\nexec {shlex.join(command)}\n"
+    own = " ".join(spec.node_options('"$SLURM_NODEID"', '"$0"'))
+    srun = ["srun", "--mpi=none", "--kill-on-bad-exit=0", f"--wait={math.ceil(spec.grace_seconds)}"]
+    srun += [f"--cpus-per-task={spec.node_gpus}", "sh", "-c", f"exec {shlex.join(command)} {own}"]
+    return f"""#!/bin/sh
+head=$(scontrol show node -o "$SLURMD_NODENAME" | sed -n 's/.* NodeAddr=\\([^ ]*\\) .*/\\1/p')
+port=$(({FIRST_PORT} + SLURM_JOB_ID % {PORTS}))
+stop() {{
+    until scancel --signal=TERM "$SLURM_JOB_ID.0" 2>/dev/null; do
+        kill -0 $trainers 2>/dev/null || return
+        sleep 1
+    done
+}}
+trap 'exit {Status.STOPPED.value}' TERM
+{shlex.join(srun)} "${{head:-$SLURMD_NODENAME}}:$port" &
+trainers=$!
+trap stop TERM
+wait $trainers
+status=$?
+while kill -0 $trainers 2>/dev/null; do
+    wait $trainers
+    status=$?
+done
+exit $status
+"""
 
 
 def _installation(runs_dir: Path) -> str:
@@ -398,6 +437,11 @@ def _sentence(stderr: str) -> str:
     """The last line that a command of Slurm's has complained with, without its own name."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     return re.sub(r"^(\w+: )?((slurm_\w+ )?error: )*", "", lines[-1]) if lines else "no reason given"
+
+
+def _status(code: int, by_signal: int) -> int:
+    """The status of a script, negative for a signal; a shell and srun tell a signal by a status above 128."""
+    return -by_signal or (128 - code if code > 128 else code)
 
 
 def _nodes(seen: Mapping[str, str]) -> str:

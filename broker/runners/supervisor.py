@@ -22,6 +22,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as NoConnectionError
 
 from broker import store as stores
+from broker.allocations import nodes
 from broker.allocations.hosts import gpu_numbers
 from broker.allocations.pools import Pool, memory_each
 from broker.end_reasons import EndReason
@@ -113,6 +114,7 @@ class Supervisor:
         self.waits_for = ""
         self.runner: Runner = LocalRunner(JobSpec())
         self.devices = ""
+        self.nodes = 1
         self.metrics_read = 0
         self.events_read = 0
         self.seconds = math.inf
@@ -183,12 +185,14 @@ class Supervisor:
             attempt = session.get_one(Attempt, (self.run_id, self.token))
             pool = session.get_one(Pool, attempt.pool_id)
             self.devices = gpu_numbers(session, pool, attempt.devices)
+        self.nodes = nodes.count(pool, run.gpus)
         spec = JobSpec(
             gpus=run.gpus,
+            nodes=self.nodes,
             seconds=attempt.reserved / run.gpus,
             grace_seconds=self.settings.stop_grace_seconds,
             lease_seconds=self.settings.lease_seconds,
-            memory=memory_each(pool, run.gpus) + LIBRARIES if pool.is_cpu else None,
+            memory=memory_each(pool, run.gpus // self.nodes) + LIBRARIES if pool.is_cpu else None,
             options=pool.runner_options,
         )
         self.seconds = spec.seconds
@@ -284,7 +288,7 @@ class Supervisor:
         """The checkpoints of earlier attempts, the last one on this disk, and the trainer's command line."""
         before = elsewhere.earlier(self.settings, self.db, run, self.token, self._hold)
         elsewhere.bring(self.settings, self.db, run, self._hold, forks=not before)
-        return before, trainer_command(self.settings, self.db, run, self.folder, before)
+        return before, trainer_command(self.settings, self.db, run, self.folder, before, self.nodes)
 
     def _beside(self, work: Callable[[], T]) -> T:
         """The result of work that may take as long as a large checkpoint, while the claim is renewed.

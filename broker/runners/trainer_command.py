@@ -17,9 +17,9 @@ SAMPLE_PROMPT = "The "
 
 
 def trainer_command(
-    settings: Settings, db: Database, run: Run, folder: Path, before: Sequence[Checkpoint]
+    settings: Settings, db: Database, run: Run, folder: Path, before: Sequence[Checkpoint], nodes: int = 1
 ) -> list[str]:
-    """The command line for the attempt in `folder`, to go on from the last checkpoint of `before`.
+    """The command line on each node of the attempt in `folder`, to go on from the last checkpoint of `before`.
 
     Writes the configuration that it names. Raises OSError where a file that it needs is missing or cannot be written.
     """
@@ -39,7 +39,7 @@ def trainer_command(
         place = preparing.folder(settings, run)
         place.parent.mkdir(parents=True, exist_ok=True)
         return [*trainer, "data", "prepare", str(config), "--out", str(place), "--workers", str(run.gpus)]
-    command = [*trainer, "train", str(config), *out, "--gpus", str(run.gpus)]
+    command = [*trainer, "train", str(config), *out, "--gpus", str(run.gpus // nodes)]
     if before:
         return [*command, "--resume", before[-1].folder]
     return command if run.fork_step is None else [*command, "--fork", _origin(settings, db, run)]

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from sqlmodel import col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
-from broker.allocations import ledger, payers
+from broker.allocations import ledger, nodes, payers
 from broker.allocations.allocations import Allocation, AllocationState
 from broker.allocations.ledger import BALANCE_LEFT, Balance
 from broker.allocations.pools import Pool
@@ -90,7 +90,7 @@ def resume(
     pays = allocation_id or payers.payer(session, run.allocation_id, max(count, 1) * seconds) or own
     allocation = payers.spendable(session, project, pays)
     pool = session.get_one(Pool, allocation.pool_id)
-    launching.check_count(pool, count)
+    nodes.check(pool, count)
     if run.kind == RunKind.TRAIN:
         launching.check_fit(estimates.config_of(run), count, pool)
     launching.check_left(session, allocation.id, count, seconds)
@@ -119,8 +119,9 @@ def resumable_on(session: Session, run_id: int) -> list[tuple[int, bool]]:
     config = estimates.config_of(run)
     pool = session.get_one(Pool, run.pool_id)
     fitting = []
-    for count in sorted({*(2**n for n in range(pool.gpus.bit_length())), pool.gpus, run.gpus}):
+    for count in sorted({*nodes.sizes(pool), run.gpus}):
         with contextlib.suppress(InvalidError):
+            nodes.check(pool, count)
             launching.check_fit(config, count, pool)
             fitting.append((count, count == run.gpus))
     return fitting

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
 from broker import catalogue, configs, publications
-from broker.allocations import allocations, corpora, ledger, payers, pools
+from broker.allocations import allocations, corpora, ledger, nodes, payers, pools
 from broker.allocations.pools import Pool
 from broker.runs import estimates, preparing
 from broker.runs.runs import Run, RunKind, RunState, load, tell, what_it_is
@@ -84,6 +84,11 @@ class Quote:
     memory: int
     saves_at: int
     saves_after: float | None
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes of its pool the run would have."""
+        return nodes.count(self.pool, self.run.gpus)
 
     @property
     def too_short(self) -> bool:
@@ -191,7 +196,7 @@ def _drawn_up(session: Session, order: Order) -> tuple[Run, TrainConfig]:
         raise ConflictError(f"“{project.title}” is {project.stage}; runs are launched while a project is under way.")
     allocation = payers.spendable(session, project, order.allocation_id)
     pool = session.get_one(Pool, allocation.pool_id)
-    check_count(pool, order.gpus)
+    nodes.check(pool, order.gpus)
     seconds = parse_time_limit(order.time_limit)
     changes = parse_overrides(order.overrides)
     body = catalogue.recipe_text(session, order.recipe)
@@ -314,21 +319,17 @@ def _same_time(run: Run) -> str:
     return as_typed(run.time_limit)
 
 
-def check_count(pool: Pool, gpus: int) -> None:
-    """Raise InvalidError unless the pool has that many GPUs."""
-    if not 1 <= gpus <= pool.gpus:
-        raise InvalidError(f"The pool “{pool.name}” has {pool.gpus} GPUs; ask for 1 to {pool.gpus}.")
-
-
 def check_fit(config: TrainConfig, gpus: int, pool: Pool) -> None:
     """Raise InvalidError if the trainer's own check refuses the configuration on that many GPUs of the pool, by its
     layout or by the memory it needs of a GPU or of the host."""
+    count = nodes.count(pool, gpus)
     refusal = dry_run.check(
         config,
         gpus,
-        gpu_memory=pools.memory_each(pool, gpus),
+        gpu_memory=pools.memory_each(pool, gpus // count),
         device="cpu" if pool.is_cpu else "cuda",
         host_bytes=pools.host_bytes(pool),
+        nodes=count,
     ).refusal
     if refusal is not None:
         raise InvalidError(refusal)

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from sqlmodel import Field, col, select
 
 from broker import publications
-from broker.allocations import ledger
+from broker.allocations import ledger, nodes
 from broker.allocations.allocations import Allocation
 from broker.allocations.ledger import Account, Balance, LedgerRow, Movement
 from broker.allocations.pools import Grant, Pool
@@ -160,6 +160,7 @@ class RunView:
     started_at: datetime | None
     ended_at: datetime | None
     delayed: str = ""
+    nodes: int = 1
 
     @property
     def eta(self) -> int | None:
@@ -204,7 +205,7 @@ def views(session: Session, run_ids: Sequence[int]) -> Sequence[RunView]:
         select(Run)
         .add_columns(
             col(Project.title),
-            col(Pool.name),
+            Pool,
             col(Grant.sponsor),
             col(Person.name),
             Balance,
@@ -232,9 +233,10 @@ def views(session: Session, run_ids: Sequence[int]) -> Sequence[RunView]:
             project=project,
             recipe=run.recipe,
             overrides=run.overrides,
-            pool=pool,
+            pool=pool.name,
             sponsor=sponsor or "",
             gpus=run.gpus,
+            nodes=nodes.count(pool, run.gpus),
             time_limit=run.time_limit,
             requested_by=person,
             state=RunState(run.state),

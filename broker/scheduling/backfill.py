@@ -94,7 +94,10 @@ class Funds(NamedTuple):
 
 @dataclass(frozen=True)
 class QueueState:
-    """All that a plan depends on, at one moment. `usage` by project is decayed and weighted."""
+    """All that a plan depends on, at one moment. `usage` by project is decayed and weighted.
+
+    `shares` has the projects whose share was set.
+    """
 
     now: datetime
     pools: Sequence[PoolRow] = ()
@@ -102,6 +105,7 @@ class QueueState:
     held: Sequence[Held] = ()
     funds: Mapping[int, Funds] = field(default_factory=dict)
     usage: Mapping[int, float] = field(default_factory=dict)
+    shares: Mapping[int, float] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
 
 
@@ -219,7 +223,7 @@ class _Planner:
                 queue.append(self._place(pool, run, len(queue) + 1, gpus, devices))
             return queue
         by_id = {run.id: run for run in waiting}
-        turns = Turns(_by_project(waiting), self.usage)
+        turns = Turns(_by_project(waiting), self.usage, self.state.shares)
         while turns:
             placement = self._place(pool, by_id[turns.take()], len(queue) + 1, gpus, devices)
             turns.done(

@@ -6,9 +6,11 @@ apart from the balances of allocations, which do not.
 
 import heapq
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+from broker.allocations.shares import USUAL
 
 HALF_LIFE_SECONDS = 7 * 86_400
 _FADING = math.log(2) / HALF_LIFE_SECONDS
@@ -34,6 +36,11 @@ class Standing:
 def decayed(seconds: float, age: float) -> float:
     """What `seconds` of use weigh when they are `age` seconds old: halved every seven days."""
     return seconds * math.exp(-age * _FADING)
+
+
+def among(siblings: Iterable[Sibling], shares: Mapping[Sibling, float]) -> dict[Sibling, float]:
+    """The share of each sibling; the usual one where none was set."""
+    return {sibling: shares.get(sibling, USUAL) for sibling in siblings}
 
 
 def standings(usage: Mapping[Sibling, float], shares: Mapping[Sibling, float]) -> dict[Sibling, Standing]:
@@ -93,4 +100,4 @@ class Turns(Generic[Sibling]):
     def _push(self, sibling: Sibling) -> None:
         head = next(self.left[sibling], None)
         if head is not None:
-            heapq.heappush(self.heads, (self.usage[sibling] / self.shares.get(sibling, 1.0), *head, sibling))
+            heapq.heappush(self.heads, (self.usage[sibling] / self.shares.get(sibling, USUAL), *head, sibling))

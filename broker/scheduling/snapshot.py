@@ -9,6 +9,7 @@ from sqlalchemy import case, select  # SQLModel's own takes no more than four co
 from sqlalchemy.orm import Session
 from sqlmodel import col
 
+from broker.allocations import shares
 from broker.allocations.allocations import Allocation
 from broker.allocations.ledger import Balance, LedgerRow, Movement
 from broker.allocations.pools import Pool
@@ -55,6 +56,7 @@ def load(session: Session, limits: Limits | None = None, fence: Fence | None = N
         held=held,
         funds=_funds(session, now),
         usage=used,
+        shares=shares.of_projects(session),
         limits=limits or bounds(session),
     )
 

@@ -15,13 +15,13 @@ from sandbox.discord import interactions, messages, permissions
 from sandbox.discord.attachments import Draft
 from sandbox.discord.commands import InputError
 from sandbox.discord.errors import ApiError, Json
-from sandbox.discord.faults import Fault
 from sandbox.discord.form import Form
 from sandbox.discord.interactions import find_channel, person
 from sandbox.discord.messages import LOADING
 from sandbox.discord.rest_channels import remove_channel
 from sandbox.discord.state import Interaction, Message, World
 from sandbox.discord.wire import reply, server_of, world_of
+from sandbox.faults import Fault
 
 PREFIX = "/sandbox"
 NAME_LENGTH = 32

@@ -11,9 +11,9 @@ from aiohttp import web
 from sandbox.discord import rest_channels, rest_commands, rest_guild, rest_interactions, rest_messages, rest_threads
 from sandbox.discord.attachments import Draft
 from sandbox.discord.errors import ApiError, Json, bare
-from sandbox.discord.faults import Fault
 from sandbox.discord.journal import STRUCK
 from sandbox.discord.wire import BODY, read_body, reply, require_bot, server_of
+from sandbox.faults import Fault
 
 PREFIX = "/api/v10"
 MAJOR = ("channel_id", "guild_id", "webhook_id", "webhook_token", "interaction_token")

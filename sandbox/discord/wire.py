@@ -9,12 +9,12 @@ from aiohttp import BodyPartReader, web
 
 from sandbox.discord.attachments import MAX_REQUEST_BYTES, Draft, Upload
 from sandbox.discord.errors import ApiError, Json, bare
-from sandbox.discord.faults import Faults
 from sandbox.discord.form import Form
 from sandbox.discord.gateway import Gateway
 from sandbox.discord.journal import Journal
 from sandbox.discord.rates import Rates
 from sandbox.discord.state import World
+from sandbox.faults import Faults
 
 
 @dataclass

@@ -53,6 +53,18 @@ async def test_pools_and_grants(shared_lab: Shared) -> None:
     assert "2.5, 141 GiB a GPU, 2,048 GiB a host.\n> A second host." in told.text
     assert "`hall` H200, 141 GiB a GPU, 2,048 GiB a host\n" in (await ada.command("cluster status")).text
 
+    lab.call(pools.add_pool, name="many", gpu_type="H200", gpus=32, gpus_a_node=8, runner="slurm")
+    form = await omar.press(listed.message, "Change one")
+    wrong = await omar.submit(form, asked | {"Pool": "many", "GPUs": "60 / 8"})
+    assert "its GPUs (60) are a multiple of the GPUs a node, and 8 does not divide them" in wrong.text
+    form = await omar.press(listed.message, "Change one")
+    assert "`many` is changed" in (await omar.submit(form, asked | {"Pool": "many", "GPUs": "64 / 8"})).text
+    told = await lab.guild.wait_for("public-record", lambda m: "changes the pool `many`" in m.text)
+    assert "changes the pool `many`: it has 64 GPUs on 8 nodes of 8 and a price weight" in told.text
+    await lab.guild.wait_for("public-record", lambda m: "`many` with 32 × H200 on 4 nodes of 8." in m.text)
+    assert "`many` 64 GPUs, H200 on 8 nodes of 8, 2,048 GiB a host\n" in (await omar.command("stoa pools")).text
+    assert "`many` H200 on 8 nodes of 8, 2,048 GiB a host\n" in (await ada.command("cluster status")).text
+
     listed = await omar.command("stoa grants")
     assert "**1** The Library · `local` until" in listed.text
     assert "100 GPU-hours: 1 GPU-hour granted, 0 GPU-hours of them spent" in listed.text
@@ -73,6 +85,35 @@ async def test_pools_and_grants(shared_lab: Shared) -> None:
     assert "go on until" in (await omar.submit(form, early)).text
 
 
+async def test_shares(shared_lab: Shared) -> None:
+    lab, channel = shared_lab
+    ada, omar = lab.person("Ada"), lab.person("Omar")
+    assert (await ada.command("stoa shares")).text.startswith("Only the admins can set shares")
+    listed = await omar.command("stoa shares")
+    assert listed.text.startswith("## Shares\n-# Every other project has 1.")
+    assert listed.message is not None
+    form = await omar.press(listed.message, "Set one")
+    fields = {"Project": "P1", "Share": "2.5", "Reason": "Its paper is due."}
+    assert (await omar.submit(form, fields)).text == "The share of P1 is 2.5 from now on; its record says so."
+    told = await lab.guild.wait_for(channel.id, lambda m: "share in fair-share" in m.text)
+    assert "**Omar** sets the project's share in fair-share to 2.5, was 1; the usual share is 1.\n> " in told.text
+    assert "**P1** Do small models dream? · 2.5\n-# Every other" in (await omar.command("stoa shares")).text
+    status = (await ada.command("cluster status")).text
+    assert status.endswith("-# Shares of projects in fair-share: P1 2.5; all others 1")
+    assert " of all recent use, share 2.5" in (await ada.command("cluster usage")).text
+    heads = lab.heads()
+    for typed, said in (
+        ({"Share": "nan"}, "A share is a number from 0.01 to 1,000, such as 0.5, 1 or 2; “nan” is not."),
+        ({"Project": "mine"}, "The project is its number, such as 3."),
+        ({"Project": "99"}, "There is no project 99"),
+        ({"Share": "2.50"}, "The share of P1 is 2.5 already."),
+    ):
+        form = await omar.command("stoa shares", project=1)
+        assert (await omar.submit(form, fields | {"Project": "1"} | typed)).text.startswith(said)
+    assert (await omar.command("stoa shares", project=99)).text.startswith("There is no project 99")
+    assert lab.heads() == heads
+
+
 async def test_limits(shared_lab: Shared) -> None:
     lab, _ = shared_lab
     ada, omar = lab.person("Ada"), lab.person("Omar")
@@ -83,6 +124,12 @@ async def test_limits(shared_lab: Shared) -> None:
     changed = await omar.submit(form, {"Limit": "Starter hours", "Value": "2", "Reason": "It was too small."})
     assert changed.text == "`starter_hours` is 2 from now on."
     await lab.guild.wait_for("public-record", lambda m: "It was too small." in m.text and "Omar" in m.text)
+    assert await omar.complete("stoa limits", "limit", "OPEN prop") == [("Most open proposals", "most_open_proposals")]
+    form = await omar.command("stoa limits", limit="most_open_proposals")
+    assert form.fields[0].options == ["Most open proposals"]
+    changed = await omar.submit(form, {"Limit": "Most open proposals", "Value": "4", "Reason": "There are many."})
+    assert changed.text == "`most_open_proposals` is 4 from now on."
+    assert "There is no policy “@\u200beveryone”" in (await omar.command("stoa limits", limit="@everyone")).text
     form = await omar.press(listed.message, "Change one")
     await lab.guild.set_roles("Omar", [])
     late = await omar.submit(form, {"Limit": "Starter hours", "Value": "9", "Reason": "More."})

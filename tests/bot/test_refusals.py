@@ -221,3 +221,21 @@ async def test_a_form_that_was_open_while_the_bot_was_started_anew(shared_lab: S
     assert kept.path.read_text() == "\n\n".join(PROPOSAL.values())
     form = await ada.command("project propose")
     assert "is proposed" in (await ada.submit(form, PROPOSAL | {"Title": "Do they wake?"})).text
+
+
+async def test_a_list_that_was_open_while_the_bot_was_started_anew(shared_lab: Shared) -> None:
+    lab, _ = shared_lab
+    ada, omar = lab.person("Ada"), lab.person("Omar")
+    await omar.command("stoa setup", admins="admin")
+    await ada.submit(await ada.command("project propose"), PROPOSAL | {"Title": "Does Ada fall?"})
+    shown = await omar.submit(await omar.command("stoa forget", person="Ada"), {"Reason": "They asked."})
+    assert "1 other text may name the person" in shown.text
+    assert shown.message is not None
+    page = await omar.press(shown.message, "All")
+    assert "**1 of 1**" in page.text
+    lab.kill_bot()
+    await lab.start_bot()
+    heads = lab.heads()
+    answer = await omar.press(shown.message, "Forget the person")
+    assert (answer.kind, answer.ephemeral, lab.heads()) == ("message", True, heads)
+    assert answer.text.startswith("These buttons no longer work, and nothing was changed now: ")

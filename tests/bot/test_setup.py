@@ -4,11 +4,13 @@ from dataclasses import replace
 from typing import Any
 
 import aiohttp
+from sqlalchemy.orm import Session
 
 from bot.commands.stoa.setup import NEW
 from bot.server import Server
-from projects import bans, lifecycle, updates
-from projects.people import LabRole
+from broker.allocations import pools
+from projects import bans, lifecycle, policies, updates
+from projects.people import Actor, LabRole
 from sandbox.discord import permissions
 from tests.bot.conftest import Lab
 from tests.bot.test_delivery import activate, propose, told
@@ -26,6 +28,12 @@ NOTHING = {
     )
 }
 WITHOUT = permissions.BOT & ~permissions.MANAGE_CHANNELS & ~permissions.MANAGE_ROLES
+
+
+def spend_the_budget(session: Session, admin: Actor) -> None:
+    """Leave an admin nothing of today's budget."""
+    policies.change(session, None, "most_admin_acts_a_day", "1", "They do too much.")
+    pools.add_pool(session, name="spare", gpu_type="CPU", gpus=1, actor=admin)
 
 
 async def overwrite(lab: Lab, method: str, **body: object) -> None:
@@ -64,7 +72,13 @@ async def test_a_server_is_set_up_once_and_again(lab: Lab) -> None:
     shut = await omar.command("stoa setup", category="Lab", projects="Projects")
     assert "Send Messages in the category Projects, under its Permissions" in shut.text
     await overwrite(lab, "DELETE")
+    lab.call(spend_the_budget, replace(lab.actor("Omar"), roles=frozenset({LabRole.ADMIN})))
+    spent = await omar.command("stoa setup", category="Lab", projects="Projects")
+    assert "One person may make 1 changes of pools, grants, policies, the catalogue and the server's setup a day" in (
+        spent.text
+    )
     assert [channel.id for channel in await lab.guild.channels()] == before
+    lab.call(policies.change, None, "most_admin_acts_a_day", "100", "They have to set the server up.")
 
     given: dict[str, Any] = {"proposals": "proposals", "announcements": "announcements", "reviewers": "reviewer"}
     await lab.guild.fault(r"POST /guilds/\d+/roles", status=403)

@@ -64,13 +64,22 @@ class Lab:
         name: str = POOL,
         *,
         gpus: int = 2,
+        gpus_a_node: int | None = None,
         granted: int = 1000 * HOUR,
         runner: str = "local",
         options: Mapping[str, str] | None = None,
     ) -> None:
         """A pool, and a grant of so many GPU-seconds of it."""
         with self.db.write() as session:
-            pools.add_pool(session, name=name, gpu_type="cpu", gpus=gpus, runner=runner, runner_options=options)
+            pools.add_pool(
+                session,
+                name=name,
+                gpu_type="cpu",
+                gpus=gpus,
+                gpus_a_node=gpus_a_node,
+                runner=runner,
+                runner_options=options,
+            )
             until = utcnow() + timedelta(days=60)
             pools.add_grant(session, pool=name, sponsor="The house", seconds=granted, until=until)
 

@@ -104,13 +104,14 @@ def start(cluster: Cluster, tmp_path: Path) -> Callable[..., tuple[SlurmRunner, 
         run: int | None = None,
         token: int = 1,
         gpus: int = 1,
+        nodes: int = 1,
         grace: float = 5,
         options: Mapping[str, str] | None = None,
     ) -> tuple[SlurmRunner, Path]:
         number = run or len(list(tmp_path.glob("runs/*"))) + 1
         folder = tmp_path / "runs" / str(number) / f"attempt-{token}"
         folder.mkdir(parents=True, exist_ok=True)
-        spec = JobSpec(gpus, seconds=600, grace_seconds=grace, lease_seconds=LEASE_OF_JOBS, options=options or {})
+        spec = JobSpec(gpus, nodes, 600, grace_seconds=grace, lease_seconds=LEASE_OF_JOBS, options=options or {})
         runner = SlurmRunner(spec)
         runner.start([sys.executable, "-c", code, *arguments], folder, "")
         return runner, folder

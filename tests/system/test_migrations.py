@@ -18,7 +18,7 @@ import projects
 from bot.delivery import lease, outbox
 from bot.tables import DiscordCommands, DiscordPurpose
 from broker import catalogue, publications
-from broker.allocations import pools
+from broker.allocations import pools, shares
 from broker.publications import Repository
 from broker.reports import run_plan
 from broker.reviews import changes
@@ -90,6 +90,8 @@ def fill(database: Database) -> None:
         )
     with database.write() as session:
         policies.change(session, None, "most_open_proposals", "7", "We grow.")
+    with database.write() as session:
+        shares.set_share(session, None, project, "2", "It waits for a paper.")
     with database.write() as session:
         usage.add_ended(session)
         session.add(AllocationWarning(allocation_id=allocation, mark="7d", about="2030-01-01"))

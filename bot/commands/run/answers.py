@@ -58,7 +58,7 @@ def offer(preview: Preview) -> Card:
     if first:
         steps = f"the {steps} from {first:,} to {run.total_steps:,}"
     asks = [
-        f"### 🚀 Launch {what} on {text.count(run.gpus, 'GPU')} of {text.code(quote.pool.name, 60)}?",
+        f"### 🚀 Launch {what} on {text.gpus(run.gpus, quote.nodes)} of {text.code(quote.pool.name, 60)}?",
         f"With {text.line(', '.join(f'{k}={v}' for k, v in run.overrides.items()), 300)}" if run.overrides else "",
         f"{short(quote.parameters)} parameters · {short(quote.tokens)} tokens in {steps} · "
         f"about {quote.memory_needed} of memory on each GPU",
@@ -132,7 +132,8 @@ def waits(why: Why) -> str:
         project = why.factors.project
         lines.append(
             f"**Turn** its project is number {project.rank} of {project.of} by fair-share, where who has used less of "
-            f"late goes first: it used {project.used:.0%}, an equal share is {project.share:.0%}. The run has waited "
+            f"its share goes first: of late it used {project.used:.0%} of the GPU time, its share is "
+            f"{project.share:.0%}. The run has waited "
             f"{text.duration(why.factors.age)}"
         )
         lines.append(starts(why.expected))

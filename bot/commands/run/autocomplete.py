@@ -11,7 +11,7 @@ from bot import text
 from bot.app import Interaction
 from bot.commands import autocomplete, context
 from broker import catalogue, publications
-from broker.allocations import allocations
+from broker.allocations import allocations, nodes
 from broker.allocations.allocations import AllocationView
 from broker.allocations.ledger import in_hours
 from broker.runs import control, launching, runs
@@ -102,8 +102,8 @@ async def gpus(interaction: Interaction, typed: str) -> list[Choice[int]]:
 
     def look(session: Session, about: About) -> list[tuple[str, int]]:
         order = _order(session, interaction, about)
-        size = launching.pool_of(session, order).gpus
-        counts = [*(2**n for n in range(9) if 2**n < size), size] if number is None else [number]
+        sizes = nodes.sizes(launching.pool_of(session, order))
+        counts = [*sizes[:-1][: autocomplete.MOST_CHOICES - 1], sizes[-1]] if number is None else [number]
         return [(f"{text.count(n, 'GPU')} · {_cost(session, replace(order, gpus=n))}", n) for n in counts]
 
     return await _choices(interaction, look, refused=number or 1)

@@ -1,4 +1,4 @@
-"""The lists of pools, grants and limits that admins see, with buttons which open the forms to change them."""
+"""The lists of pools, grants, shares and limits that admins see, with buttons which open the forms to change them."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,9 +8,17 @@ from bot import text
 from bot.app import Interaction, actor
 from bot.buttons import Button, Handler
 from bot.cards import card
-from bot.commands.stoa.forms import AddGrantForm, AddPoolForm, ChangeGrantForm, ChangeLimitForm, ChangePoolForm
+from bot.commands.stoa.forms import (
+    AddGrantForm,
+    AddPoolForm,
+    ChangeGrantForm,
+    ChangeLimitForm,
+    ChangePoolForm,
+    SetShareForm,
+)
 from broker.allocations import pools
 from broker.allocations.pools import GrantView
+from broker.allocations.shares import ShareView
 from broker.reports.cluster import PoolStatus
 from projects import policies, rights
 from projects.errors import NotFoundError
@@ -22,7 +30,7 @@ def pools_view(listed: Sequence[PoolStatus]) -> ui.LayoutView:
     """The list of pools, each with its use."""
     lines = [
         f"{text.code(pool.name, 60)} {text.count(pool.gpus, 'GPU')}, {text.line(pool.gpu_type, 60)}"
-        f"{text.memory(pool.memory_gib, pool.host_memory_gib)}\n"
+        f"{text.nodes(pool.nodes, pool.gpus)}{text.memory(pool.memory_gib, pool.host_memory_gib)}\n"
         f"-# {pool.busy} busy, {pool.working} running, {pool.waiting} waiting · {pool.runner}, weight "
         f"{pool.price_weight:g} · {text.gpu_hours(pool.left)} of its grants left"
         for pool in listed
@@ -42,10 +50,16 @@ def grants_view(listed: Sequence[GrantView], spent: Mapping[int, int]) -> ui.Lay
     return _view("Grants", lines, {"grant_add": "Add a grant", "grant_change": "Change one"})
 
 
+def shares_view(listed: Sequence[ShareView]) -> ui.LayoutView:
+    """The list of projects whose share is another than the usual one."""
+    lines = [f"**P{share.project_id}** {text.line(share.project, 80)} · {share.share:g}" for share in listed]
+    return _view("Shares", [*lines, "-# Every other project has 1."], {"share_set": "Set one"})
+
+
 def limits_view(now: Policies) -> ui.LayoutView:
     """The list of policies, each with its value."""
     lines = [
-        f"**{name.replace('_', ' ').capitalize()}** {policies.said_as(getattr(now, name))}\n-# {field.description}"
+        f"**{policies.label(name)}** {policies.said_as(getattr(now, name))}\n-# {field.description}"
         for name, field in Policies.model_fields.items()
     ]
     return _view("Limits", lines, {"limit_change": "Change one"})
@@ -94,6 +108,12 @@ async def change_grant(interaction: Interaction, _: int) -> None:
     await interaction.response.send_modal(ChangeGrantForm(listed))
 
 
+async def set_share(interaction: Interaction, _: int) -> None:
+    """Open the form of a share."""
+    require(interaction, Act.SET_SHARES)
+    await interaction.response.send_modal(SetShareForm())
+
+
 async def change_limit(interaction: Interaction, _: int) -> None:
     """Open the form of a change to a limit."""
     require(interaction, Act.CHANGE_POLICIES)
@@ -112,5 +132,6 @@ HANDLERS: Mapping[str, Handler] = {
     "pool_change": change_pool,
     "grant_add": add_grant,
     "grant_change": change_grant,
+    "share_set": set_share,
     "limit_change": change_limit,
 }

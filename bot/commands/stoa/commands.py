@@ -12,11 +12,17 @@ from bot.commands.reason_form import BlankingForm, ReasonForm
 from bot.commands.stoa import buttons, help_text
 from bot.commands.stoa import setup as setting_up
 from bot.commands.stoa.forget import ForgetForm
-from bot.commands.stoa.forms import AddGrantForm, ChangeGrantForm, ChangePoolForm
-from broker.allocations import pools
+from bot.commands.stoa.forms import (
+    AddGrantForm,
+    ChangeGrantForm,
+    ChangeLimitForm,
+    ChangePoolForm,
+    SetShareForm,
+)
+from broker.allocations import pools, shares
 from broker.reports import cluster
 from broker.reviews import inventory
-from projects import bans, policies, rights
+from projects import bans, policies, projects, rights
 from projects.errors import ConflictError, NotFoundError
 from projects.people import Actor
 from projects.record import record, redaction
@@ -128,10 +134,30 @@ async def list_grants(interaction: Interaction, grant: int | None = None, pool: 
     await errors.again(lambda: interaction.edit_original_response(view=buttons.grants_view(listed, spent)))
 
 
+@stoa.command(name="shares", description="Admins: list the shares of projects in fair-share; set one")
+@app_commands.describe(project="One to set the share of at once")
+@app_commands.autocomplete(project=autocomplete.open_projects)
+async def list_shares(interaction: Interaction, project: int | None = None) -> None:
+    """List the shares, or open the form to set one."""
+    buttons.require(interaction, Act.SET_SHARES)
+    if project is not None:
+        await interaction.client.read(projects.load, project)
+        await interaction.response.send_modal(SetShareForm(project))
+        return
+    await acknowledge(interaction)
+    listed = await interaction.client.read(shares.listed)
+    await errors.again(lambda: interaction.edit_original_response(view=buttons.shares_view(listed)))
+
+
 @stoa.command(name="limits", description="Admins: list the limits by which the lab is run; change one")
-async def list_limits(interaction: Interaction) -> None:
-    """List the limits."""
+@app_commands.describe(limit="One to change at once")
+@app_commands.autocomplete(limit=autocomplete.limit_names)
+async def list_limits(interaction: Interaction, limit: str | None = None) -> None:
+    """List the limits, or open the form to change one."""
     buttons.require(interaction, Act.CHANGE_POLICIES)
+    if limit is not None:
+        await interaction.response.send_modal(ChangeLimitForm([policies.named(limit)]))
+        return
     await acknowledge(interaction)
     now = await interaction.client.read(policies.current)
     await errors.again(lambda: interaction.edit_original_response(view=buttons.limits_view(now)))

@@ -8,7 +8,7 @@ import discord
 from discord import ui
 
 from bot import errors, text
-from bot.app import Interaction, actor, asking
+from bot.app import Interaction, actor, take
 from bot.cards import card
 from bot.commands.reason_form import BlankingForm
 from projects.record import mentions, redaction
@@ -16,8 +16,8 @@ from projects.record.mentions import Mentions
 
 A_PAGE = 8
 """The texts that a page shows."""
-PATIENCE = 14 * 60
-"""Seconds for which the list works; Discord lets an answer be edited for 15 minutes."""
+PATIENCE = 12 * 3600
+"""Seconds after the last press for which the list works; each press lets it be edited anew."""
 
 
 class ForgetForm(BlankingForm):
@@ -123,8 +123,8 @@ class Decision(ui.LayoutView):
         await self._show(interaction)
 
     async def interaction_check(self, interaction: discord.Interaction[Any], /) -> bool:
-        """Take the database's turns of whoever presses a button."""
-        asking.set(interaction.user.id)
+        """Take the press."""
+        take(interaction)
         return True
 
     async def on_error(self, interaction: discord.Interaction[Any], error: Exception, /, *_: Any) -> None:

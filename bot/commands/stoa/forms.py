@@ -1,6 +1,6 @@
-"""The forms in which admins add and change pools, grants and limits."""
+"""The forms in which admins add and change pools, grants, shares and limits."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import discord
@@ -8,22 +8,28 @@ from discord import ui
 
 from bot import text
 from bot.app import Interaction, actor
+from bot.commands import context
 from bot.commands.form import Form, long, short
+from broker.allocations import shares
 from broker.allocations.pools import GrantView
 from broker.reviews import inventory
 from projects import policies, quotas
+from projects.errors import InvalidError
 from projects.policies import Policies
 from projects.text import USUAL
 
 MOST = 25
+"""The options that Discord lets a select have."""
 MEMORY = "141 / 2048"
+NODES = "64 / 8"
 Choice = ui.Select[Any]
 
 
 def choice(options: Sequence[tuple[str, str]]) -> Choice:
-    """A select for one of the options, each given as label and value."""
+    """A select for one of the options, each given as label and value; the command's own option finds the others."""
     shown = [discord.SelectOption(label=text.bounded(name, 100), value=value) for name, value in options[:MOST]]
-    return ui.Select(options=shown)
+    few = f"{MOST} of {len(options):,}; the command's option finds the others"
+    return ui.Select(options=shown, placeholder=few if len(options) > MOST else None)
 
 
 class AddPoolForm(Form):
@@ -65,7 +71,8 @@ class ChangePoolForm(Form):
 
     def __init__(self, names: Sequence[str]) -> None:
         self.pool = choice([(name, name) for name in names])
-        self.gpus, self.weight = [short(placeholder="As it is", required=False) for _ in range(2)]
+        self.gpus = short(placeholder=f"As it is, or {NODES}", required=False)
+        self.weight = short(placeholder="As it is", required=False)
         self.memory = short(placeholder=f"As it is, or {MEMORY}", required=False)
         self.why = long(USUAL, "Everyone can read it")
         super().__init__(
@@ -83,11 +90,13 @@ class ChangePoolForm(Form):
         """Change it."""
         app, name = interaction.client, next(iter(self.pool.values), "")
         memory, host = inventory.parse_memory(self.memory.value)
+        gpus, each = inventory.parse_gpus(self.gpus.value)
         await app.write(
             inventory.change_pool,
             actor(interaction),
             name,
-            gpus=self.gpus.value,
+            gpus=gpus,
+            gpus_a_node=each,
             price_weight=self.weight.value,
             memory_gib=memory,
             host_memory_gib=host,
@@ -148,11 +157,28 @@ class ChangeGrantForm(Form):
         return f"Grant {number} is changed; the record says so."
 
 
+class SetShareForm(Form):
+    """Another share for a project, which may be given."""
+
+    def __init__(self, project: int | None = None) -> None:
+        self.project = short("" if project is None else str(project), "Its number, such as 3")
+        self.share, self.why = short(placeholder="1 is usual"), long(USUAL, "Everyone can read it")
+        super().__init__("Set a share", {"Project": self.project, "Share": self.share, "Reason": self.why})
+
+    async def send(self, interaction: Interaction) -> str:
+        """Set it."""
+        app, project = interaction.client, context.whole_number(self.project.value.removeprefix("P"))
+        if project is None:
+            raise InvalidError("The project is its number, such as 3.")
+        share = await app.write(shares.set_share, actor(interaction), project, self.share.value, self.why.value)
+        return f"The share of P{project} is {share:g} from now on; its record says so."
+
+
 class ChangeLimitForm(Form):
     """Another value for one policy."""
 
-    def __init__(self) -> None:
-        self.name = choice([(name.replace("_", " ").capitalize(), name) for name in Policies.model_fields])
+    def __init__(self, names: Iterable[str] = Policies.model_fields) -> None:
+        self.name = choice([(policies.label(name), name) for name in names])
         self.value, self.why = short(), long(USUAL, "Everyone can read it")
         super().__init__("Change a limit", {"Limit": self.name, "Value": self.value, "Reason": self.why})
 

@@ -50,6 +50,7 @@ NEEDS: Mapping[str, Act] = {
     "stoa setup": Act.SET_UP,
     "stoa pools": Act.MANAGE_COMPUTE,
     "stoa grants": Act.MANAGE_COMPUTE,
+    "stoa shares": Act.SET_SHARES,
     "stoa limits": Act.CHANGE_POLICIES,
     "stoa ban": Act.BAN,
     "stoa unban": Act.BAN,

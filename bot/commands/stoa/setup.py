@@ -14,7 +14,7 @@ import discord
 from bot import server, text
 from bot.app import App
 from bot.rate_limit import once
-from projects import people
+from projects import people, quotas
 from projects.errors import ConflictError, ForbiddenError, InvalidError
 from projects.people import Actor
 
@@ -57,6 +57,8 @@ async def set_up(app: App, guild: discord.Guild, actor: Actor, given: Mapping[st
             made = [name for name in made if name != "lab_category"]
         if lacking := list(_lacking(guild, found, made)):
             raise ForbiddenError(f"{' '.join(lacking)} Then use /stoa setup again; nothing was changed.")
+        if made:
+            await app.write(quotas.check_admin, actor)
         for name in made:
             with once():  # should Discord fail after creating it, the next setup finds it
                 found[name] = await _make(guild, name, found)

@@ -8,15 +8,19 @@ from projects import policies
 
 @entry("pool.added")
 def pool_added(p: Payload) -> str:
-    return f"🖥️ A new pool: {text.code(p['pool'], 60)} with {p['gpus']} × {line(p['gpu_type'])}{_memory(p)}."
+    return f"🖥️ A new pool: {text.code(p['pool'], 60)} with {p['gpus']} × {line(p['gpu_type'])}{_nodes(p)}{_memory(p)}."
 
 
 @entry("pool.changed")
 def pool_changed(p: Payload) -> str:
     return (
-        f"🖥️ {by(p)} changes the pool {text.code(p['pool'], 60)}: it has {text.count(p['gpus'], 'GPU')} and a price "
-        f"weight of {p['price_weight']:g}{_memory(p)}.{why(p)}"
+        f"🖥️ {by(p)} changes the pool {text.code(p['pool'], 60)}: it has {text.count(p['gpus'], 'GPU')}{_nodes(p)} and "
+        f"a price weight of {p['price_weight']:g}{_memory(p)}.{why(p)}"
     )
+
+
+def _nodes(p: Payload) -> str:
+    return text.nodes(p["gpus"] // p.get("gpus_a_node", p["gpus"]), p["gpus"])
 
 
 def _memory(p: Payload) -> str:

@@ -1,4 +1,4 @@
-"""Entries about projects: `project.…`."""
+"""Entries about projects: `project.…` and `share.…`."""
 
 from bot import text
 from bot.delivery.entry_text.phrases import by, line, quoted, why
@@ -47,6 +47,14 @@ def _models(p: Payload) -> str:
     held = p["release_policy"] == "held"
     how = "are held back until reviewers release them" if held else "are public as soon as they are written"
     return f"\nCheckpoints {how}; the models' licence is {line(p['licence'])}."
+
+
+@entry("share.set")
+def share_set(p: Payload) -> str:
+    return (
+        f"⚖️ {by(p)} sets the project's share in fair-share to {p['share']:g}, was {p['was']:g}; the usual share is 1."
+        f"{why(p)}"
+    )
 
 
 @entry("project.activated")

@@ -1,0 +1,102 @@
+"""The stand-in for a Kubernetes cluster at work in a thread of the tests, and what a test asks of it."""
+
+import asyncio
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from kubernetes import client, config
+
+from sandbox.faults import Fault
+from sandbox.kubernetes.objects import EVENTS, JOBS, PODS, SECRETS, SERVICES
+from sandbox.kubernetes.server import Cluster, serve
+from tests.patience import PATIENCE, wait_for
+
+NAMESPACE = "lab"
+IMAGE = "stoa:standin"
+TOKEN = "a-token-of-a-service-account"
+T = TypeVar("T")
+_new_client: Any = config.new_client_from_config  # without types, unlike the rest of the client
+
+
+class Standin:
+    """The running stand-in: two nodes of eight GPUs. `kubeconfig` is the file that leads to it."""
+
+    def __init__(self, root: Path, programs: Path) -> None:
+        self.root = root
+        self.cluster = Cluster(root, TOKEN, {IMAGE: programs})
+        self.kubeconfig = root / "kubeconfig"
+        self._loop = asyncio.new_event_loop()
+        self._ended = asyncio.Event()
+        ready = threading.Event()
+
+        async def run() -> None:
+            self.cluster.add_namespace(NAMESPACE)
+            for name in ("n1", "n2"):
+                self.cluster.add_node(name, gpus=8, labels={"gpu": "h200", "name": name})
+            async with serve(self.cluster):
+                self.kubeconfig.write_text(self.cluster.kubeconfig(NAMESPACE))
+                ready.set()
+                await self._ended.wait()
+
+        self._thread = threading.Thread(target=self._loop.run_until_complete, args=[run()])
+        self._thread.start()
+        assert ready.wait(PATIENCE)
+        self.api = _new_client(str(self.kubeconfig))
+        self.batch: Any = client.BatchV1Api(self.api)
+        self.core: Any = client.CoreV1Api(self.api)
+
+    def do(self, what: Callable[[Cluster], T]) -> T:
+        """The result of something done to the cluster, between two looks of its controllers."""
+
+        async def done() -> T:
+            return what(self.cluster)
+
+        return asyncio.run_coroutine_threadsafe(done(), self._loop).result(PATIENCE)
+
+    def fault(self, pattern: str, **what: object) -> None:
+        """Order a fault of the next requests whose “METHOD /path” matches."""
+        self.do(lambda cluster: cluster.faults.ordered.append(Fault(pattern, **what)))  # type: ignore[arg-type]
+
+    def clear(self) -> None:
+        """Take away all jobs and pods with their processes, faults and bans, and put all nodes to work."""
+
+        def clear(cluster: Cluster) -> None:
+            cluster.faults.clear()
+            cluster.forbidden.clear()
+            cluster.jobs.quota = None
+            cluster.jobs.held.clear()
+            cluster.pods.lost.clear()
+            for job in cluster.objects.all(JOBS):
+                cluster.jobs.delete(job, "Background")
+            for pod in cluster.objects.all(PODS):
+                cluster.pods.delete(pod, 0)
+            for kind in (SERVICES, SECRETS, EVENTS):
+                for one in cluster.objects.all(kind):
+                    cluster.objects.remove(kind, one)
+
+        self.do(clear)
+        wait_for(lambda: not self.do(lambda cluster: cluster.objects.all(PODS)), "an empty cluster")
+
+    def stop(self) -> None:
+        """End it, with the processes of all pods."""
+        self._loop.call_soon_threadsafe(self._ended.set)
+        self._thread.join(PATIENCE)
+        self.api.close()
+
+
+@pytest.fixture(scope="module")
+def standin() -> Iterator[Standin]:
+    """The stand-in, with nothing in it and no program in its image."""
+    root = Path(tempfile.mkdtemp(prefix="stoa-kubernetes-"))
+    (root / "programs").mkdir()
+    running = Standin(root, root / "programs")
+    try:
+        yield running
+    finally:
+        running.stop()
+        shutil.rmtree(root, ignore_errors=True)
