@@ -3,11 +3,15 @@
 A piece is found by the byte that one wants, so that no reader depends on a list of what is there.
 """
 
+import json
 from pathlib import Path
 
 from broker.store import Store
 
 PIECE = 2**20
+CARRIER = "carrier"
+"""The object about the carrier of an attempt: `beat` changes while it is at work, `done` says that all is there, and
+`home` is the home folder of its host."""
 
 
 class Growing:
@@ -50,6 +54,13 @@ def tail(store: Store, name: str, most: int) -> bytes | None:
     if len(data) < most and last > 0:
         data = (store.read(_piece(name, last - 1)) or b"") + data
     return data[-most:]
+
+
+def home(store: Store, attempt: str) -> str:
+    """The home folder of the host that carried an attempt, whose paths its log may name; empty where it is not known.
+    Raises StoreError."""
+    said = store.read(f"{attempt}/{CARRIER}")
+    return "" if said is None else str(json.loads(said).get("home", ""))
 
 
 def _last(store: Store, name: str) -> int:

@@ -23,7 +23,7 @@ import structlog
 from pydantic import BaseModel
 
 from broker import store as stores
-from broker.pieces import Growing
+from broker.pieces import CARRIER, Growing
 from broker.runners.base import PASSED_ON
 from broker.store import Store, StoreError
 from projects import log as log_format
@@ -32,8 +32,6 @@ from projects.settings import Settings, get_settings
 from trainer import contract
 
 PLAN_FILE, DONE_FILE, OVER_FILE, LOCK_FILE, LOG_FILE = "carry.json", "carried", "over", ".carrier.lock", "carrier.log"
-BEAT = "carrier"
-"""The object that says whether the carrier is at work: `beat` changes while it is, `done` says that all is there."""
 DATA = "data"
 LEFT_OVER = "--left-over"
 GROWING = (contract.METRICS_FILE, contract.EVENTS_FILE, contract.LOG_FILE)
@@ -148,7 +146,8 @@ class Carrier:
         self._say(done=True)
 
     def _say(self, **said: Any) -> None:
-        self._opened().write(f"{self.plan.attempt}/{BEAT}", json.dumps(said).encode())
+        said["home"] = str(self.settings.home)
+        self._opened().write(f"{self.plan.attempt}/{CARRIER}", json.dumps(said).encode())
 
     def _try(self, work: Callable[[], object]) -> bool:
         """Whether the work was done; the trouble is logged once a minute."""

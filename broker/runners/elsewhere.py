@@ -10,6 +10,7 @@ from sqlmodel import select
 
 from broker import publications
 from broker import store as stores
+from broker.pieces import CARRIER
 from broker.publications import Publication
 from broker.runners import carrier, output
 from broker.runs import folders, preparing, runs
@@ -152,7 +153,7 @@ def pulled(store: Store, place: str, target: Path, hold: Hold) -> bool:
         except DamagedError as error:
             log.error("what the store has is damaged", why=str(error))
             return False
-        said = store.read(f"{attempt}/{carrier.BEAT}")
+        said = store.read(f"{attempt}/{CARRIER}")
         silent = silent + 1 if said == beat else 0
         beat = said
         if said is None or json.loads(said).get("done") or silent > SILENT_POLLS:

@@ -217,6 +217,9 @@ class Scheduler:
             named = hosts.named_pools(session)
             queues = {pool.id: tasks.pool_queue(pool.name) for pool in pools.every(session) if pool.id in named}
             places = attempts.last_hosts(session, [run_id for run_id, _ in unpublished], named)
+            if self.settings.store:  # any publisher reads from the store what lies on a host that is away
+                there = {host.name for host in hosts.every(session) if not host.is_away}
+                places = {run_id: host for run_id, host in places.items() if host in there}
         try:
             self._notify_takeovers(unsupervised)
             for attempt in unclaimed:

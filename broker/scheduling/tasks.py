@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 
 import structlog
 from celery import Celery
@@ -9,7 +10,7 @@ from celery.signals import worker_ready
 from celery.worker.consumer import Consumer
 
 from broker.allocations.pools import Pool
-from broker.publishing import publisher
+from broker.publishing import disk, publisher
 from broker.runners import carrier, processes, reaper, registry, supervisor
 from broker.runs import attempts, leases, runs
 from broker.runs.attempts import Attempt
@@ -22,7 +23,6 @@ ANY_POOL = "runs"
 """The queue of the pools that no host names."""
 PUBLISH = "publish"
 """The queue of the checkpoints of the pools that no host names."""
-CARRY_SECONDS = 60.0
 MESSAGE_EXPIRES_SECONDS = 60  # so that messages do not pile up while no worker runs
 
 log = structlog.get_logger()
@@ -60,19 +60,30 @@ def _free_lost_runs(sender: Consumer, **_: object) -> None:
 
 
 @worker_ready.connect
-def _carry(sender: Consumer, **_: object) -> None:
-    """Put into the store what this host did not get there before it was stopped."""
+def _tend_disk(sender: Consumer, **_: object) -> None:
+    """Put into the store what this host did not get there before it was stopped, and remove here what is safe there."""
     if get_settings().store and not sender.hostname.startswith("publisher@"):
-        threading.Thread(target=_carry_left_over, args=(get_settings(),), daemon=True).start()
+        for work in (carrier.carry_left_over, _tidy):
+            threading.Thread(target=_each_minute, args=(work, get_settings()), daemon=True).start()
 
 
-def _carry_left_over(settings: Settings) -> None:
+def _each_minute(work: Callable[[Settings], None], settings: Settings) -> None:
+    again = Seldom()
     while True:
         try:
-            carrier.carry_left_over(settings)
-        except OSError as error:
-            log.warning("what is left could not be carried to the store; trying again", error=str(error))
-        time.sleep(CARRY_SECONDS)
+            work(settings)
+        except Exception as error:
+            if again.is_due():
+                log.warning("the disk could not be looked after; trying again", error=str(error))
+        time.sleep(60)
+
+
+def _tidy(settings: Settings) -> None:
+    db = Database(settings.database)
+    try:
+        disk.tidy(settings, db)
+    finally:
+        db.close()
 
 
 def _end_lost(settings: Settings) -> None:
