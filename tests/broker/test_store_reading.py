@@ -13,6 +13,7 @@ from broker.publications import Disk, Publication
 from broker.publishing import disk
 from broker.runs import folders, logs
 from broker.runs.progress import Ending, Progress
+from broker.runs.runs import Run
 from broker.store import Store
 from projects.settings import Settings
 from tests.broker.lab import Lab, settings
@@ -47,7 +48,8 @@ def run(lab: Lab) -> int:
 
 
 def attempt(lab: Lab, run: int) -> str:
-    return stores.attempt_folder(run, lab.run(run).request_id, 1)
+    with lab.db.read() as session:
+        return stores.attempt_folder(run, session.get_one(Run, run).request_id, 1)
 
 
 def write(lab: Lab, conf: Settings, run: int, *steps: int) -> None:
