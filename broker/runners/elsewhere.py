@@ -45,7 +45,7 @@ def earlier(settings: Settings, db: Database, run: Run, token: int, hold: Hold) 
     there is none though the run has told of one, and OSError where one cannot be written here.
     """
     folder = folders.of_run(settings, run.id)
-    here = output.checkpoints([folder / f"attempt-{number}" for number in range(1, token)])
+    here: Sequence[Checkpoint] = output.checkpoints([folder / f"attempt-{number}" for number in range(1, token)])
     if token == 1:
         return here
     with db.read() as session:

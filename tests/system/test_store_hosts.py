@@ -99,15 +99,17 @@ class Hosts:
         self.lab.approve(self.lab.request(project))
         return self.lab.launch(project)
 
-    def run(self, run: int) -> Run:
-        return self.lab.run(run)
+    def attempt(self, run: int, token: int) -> str:
+        """The folder of an attempt in the store."""
+        with self.db.read() as session:
+            return stores.attempt_folder(run, session.get_one(Run, run).request_id, token)
 
     def has_done(self, run: int, step: int) -> bool:
         return self.lab.run(run).step == step
 
     def in_store(self, run: int, token: int, step: int) -> bool:
-        attempt = stores.attempt_folder(run, self.lab.run(run).request_id, token)
-        return Store(self.settings["lab"]).is_whole(stores.checkpoint_folder(attempt, step))
+        place = stores.checkpoint_folder(self.attempt(run, token), step)
+        return Store(self.settings["lab"]).is_whole(place)
 
     def close(self) -> None:
         for process in self.running.values():
@@ -137,11 +139,11 @@ def test_a_run_goes_on_at_its_last_checkpoint_when_its_host_is_lost_for_good(sea
         wait_for(lambda: lab.has_done(run, 10) and lab.in_store(run, 1, 10), "a checkpoint in the store")
         lab.lose("here")
         lab.add("there")
-        wait_for(lambda: lab.run(run).state == RunState.FINISHED, "the run's end on the other host")
-        assert lab.run(run).step == 20
+        wait_for(lambda: lab.lab.run(run).state == RunState.FINISHED, "the run's end on the other host")
+        assert lab.lab.run(run).step == 20
         with lab.db.read() as session:
             assert [session.get_one(Attempt, (run, token)).host for token in (1, 2)] == ["here", "there"]
-        attempt = stores.attempt_folder(run, lab.run(run).request_id, 2)
+        attempt = lab.attempt(run, 2)
         store = Store(lab.settings["lab"])
         wait_for(lambda: store.read(f"{attempt}/outcome.json"), "the outcome in the store")
         assert json.loads(store.read(f"{attempt}/outcome.json") or b"")["step"] == 20
@@ -161,8 +163,10 @@ def test_a_run_whose_checkpoints_are_lost_fails_aloud_and_never_starts_over(tmp_
         if has_store:
             shutil.rmtree(tmp_path / "store")
         lab.add("there")
-        wait_for(lambda: lab.run(run).state == RunState.FAILED, "the run's end")
+        wait_for(lambda: lab.lab.run(run).state == RunState.FAILED, "the run's end")
         where = "neither on this host nor in the store" if has_store else "not on this host, and there is no store"
-        assert lab.run(run).reason == f"the checkpoints of its 10 steps are {where}; it does not start over by itself"
-        assert lab.run(run).step == 10
+        assert (
+            lab.lab.run(run).reason == f"the checkpoints of its 10 steps are {where}; it does not start over by itself"
+        )
+        assert lab.lab.run(run).step == 10
         assert not list((tmp_path / "there" / "runs").glob("*/attempt-2/metrics.jsonl"))
