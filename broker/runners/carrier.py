@@ -31,6 +31,8 @@ from projects.log import Seldom
 from projects.settings import Settings, get_settings
 from trainer import contract
 
+TROUBLE_FILE = "carrier.trouble"
+"""What the store does not do, while it does not."""
 PLAN_FILE, DONE_FILE, OVER_FILE, LOCK_FILE, LOG_FILE = "carry.json", "carried", "over", ".carrier.lock", "carrier.log"
 DATA = "data"
 LEFT_OVER = "--left-over"
@@ -41,6 +43,7 @@ POLL_SECONDS = 1.0
 BEAT_SECONDS = 5.0
 LONGEST_PAUSE = 60.0
 AGAIN_SECONDS = 10.0
+TELL_SECONDS = 30.0
 QUIET_SECONDS = 300.0
 """Without a supervisor, an attempt counts as over once its folder has been still for so long."""
 
@@ -77,6 +80,8 @@ class Carrier:
         while True:
             over = self._is_over()
             well = self._try(self._carry_checkpoints)
+            if well:
+                (self.folder / TROUBLE_FILE).unlink(missing_ok=True)
             if over and well and self._try(self._carry_data):
                 break
             pause = POLL_SECONDS if well else min(2 * pause, LONGEST_PAUSE)
@@ -150,12 +155,14 @@ class Carrier:
         self._opened().write(f"{self.plan.attempt}/{CARRIER}", json.dumps(said).encode())
 
     def _try(self, work: Callable[[], object]) -> bool:
-        """Whether the work was done; the trouble is logged once a minute."""
+        """Whether the work was done; the trouble is logged once a minute, and left in a file for the supervisor."""
         try:
             work()
         except (StoreError, OSError) as error:
             if self.log_again.is_due(str(error)[:60]):
                 log.warning("not carried yet; trying again", error=str(error))
+            with suppress(OSError):
+                (self.folder / TROUBLE_FILE).write_text(str(error))
             return False
         return True
 
@@ -168,7 +175,7 @@ class Watch:
         self.process: subprocess.Popen[bytes] | None = None
         self.again_seconds = AGAIN_SECONDS
         self._begun = False
-        self._tried_at = -math.inf
+        self._tried_at = self._asked_at = -math.inf
 
     def begin(self, attempt: str, data: Path | None) -> None:
         """Let what the attempt leaves here be carried to the folder `attempt` of the store."""
@@ -191,6 +198,16 @@ class Watch:
             self.process = spawn(self._settings, self._folder, stdin=subprocess.PIPE)
         except OSError as error:
             log.error("the carrier could not be started; trying again", error=str(error))
+
+    def trouble(self) -> str:
+        """Why the carrier cannot put something into the store now, in a sentence; empty where it can. Asked once a
+        minute, as people are told."""
+        if time.monotonic() - self._asked_at < TELL_SECONDS:
+            return ""
+        self._asked_at = time.monotonic()
+        with suppress(OSError):
+            return (self._folder / TROUBLE_FILE).read_text()
+        return ""
 
     def end(self, status: int | None) -> None:
         """Tell the carrier, which goes on until all is in the store, that the trainer has ended with `status`."""

@@ -168,4 +168,4 @@ def _patiently(settings: Settings, hold: Hold, work: Callable[[Store], T]) -> T:
             return work(Store(settings))
         except StoreError as error:
             log.warning("waiting for the store", why=str(error))
-            hold(str(error))
+            hold(f"{str(error).partition(':')[0]}; it is tried again")

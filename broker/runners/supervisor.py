@@ -21,6 +21,7 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as NoConnectionError
 
+from broker import fence
 from broker import store as stores
 from broker.allocations import nodes
 from broker.allocations.hosts import gpu_numbers
@@ -45,6 +46,7 @@ from projects.settings import Settings, get_settings
 from trainer.contract import Status
 
 POLL_SECONDS = 0.2
+MOST_TOLD = 200
 LIBRARIES = 1 << 30
 """Bytes beside what the trainer predicts for a process on a CPU: Python, its libraries, and what they reserve and never
 touch."""
@@ -437,6 +439,7 @@ class Supervisor:
                 late = time.monotonic() - asked_at > pause  # the lease counts from before the wait
                 self._prolong(self.settings.lease_seconds - (time.monotonic() - asked_at))
                 self.metrics_read, self.events_read = progress.metrics_read, progress.events_read
+                self._tell_trouble()
                 if told.stop:
                     self._stop("the run was asked to stop", EndReason.STOP_REQUESTED)
             if elapsed >= self.seconds and self.stopped_at is None:
@@ -444,6 +447,12 @@ class Supervisor:
                 self._stop("the time limit is reached", EndReason.TIME_LIMIT)
             elif self.stopped_at is None and self._disk_is_low():
                 self._stop(disk.PAUSED, EndReason.DISK_LOW)
+
+    def _tell_trouble(self) -> None:
+        """Tell the admins, once a day, that the store does not take what is carried there."""
+        if trouble := self.carrier.trouble():
+            with suppress(*AWAY):
+                fence.tell(self.db, "putting checkpoints and logs into the store", trouble[:MOST_TOLD])
 
     def _read(self) -> Progress:
         """What the trainer has written since the last renewal; nothing new where its files cannot be read now."""
