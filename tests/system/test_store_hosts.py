@@ -61,7 +61,7 @@ class Hosts:
         self.home = home
         self.queue = Queue(home)
         place = {"database_url": f"sqlite:///{home / 'stoa.db'}", "redis_url": f"redis://127.0.0.1:{self.queue.port}/0"}
-        own = {"lease_seconds": 6.0, "stop_grace_seconds": 2.0, "tick_seconds": 0.3, "worker_concurrency": 1}
+        own = {"lease_seconds": 20.0, "stop_grace_seconds": 5.0, "tick_seconds": 0.3, "worker_concurrency": 1}
         base = given.model_dump() | place | own
         self.settings = {
             name: Settings.model_validate(base | {"home": home / name, "host_name": name}) for name in (*NAMES, "lab")
