@@ -235,8 +235,18 @@ def carry_left_over(settings: Settings) -> None:
     """Carry, one after the other, what the attempts on this disk that nobody carries now have not got into the store: a
     host may have been stopped before."""
     for path in sorted(settings.runs_dir.glob(f"*/attempt-*/{PLAN_FILE}")):
-        if not (path.parent / DONE_FILE).exists():
+        if not (path.parent / DONE_FILE).exists() and not _is_locked(path.parent):
             spawn(settings, path.parent, LEFT_OVER).wait()
+
+
+def _is_locked(folder: Path) -> bool:
+    """Whether a carrier is at work on an attempt."""
+    with (folder / LOCK_FILE).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def main() -> None:
