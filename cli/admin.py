@@ -131,6 +131,7 @@ def pool_add(
 
 
 @pool_app.command("change")
+@takes_runner_options
 def pool_change(
     name: str,
     why: Why,
@@ -139,8 +140,9 @@ def pool_change(
     price_weight: Annotated[str, typer.Option(help="Another weight in fair-share.")] = "",
     memory_gib: Annotated[float | None, typer.Option(help="Memory of a GPU, or the most for a CPU process.")] = None,
     host_memory_gib: Annotated[float | None, typer.Option(help="Memory of a host.")] = None,
+    **options: str | None,
 ) -> None:
-    """Set how many GPUs the pool NAME has, in all or on a node, its price weight, or its memory."""
+    """Change the pool NAME: its GPUs in all or of a node, price weight, memory, or what its runner asks for."""
     from broker.reviews import inventory
 
     with refusing(), database().write() as session:
@@ -153,6 +155,7 @@ def pool_change(
             price_weight=price_weight,
             memory_gib=memory_gib,
             host_memory_gib=host_memory_gib,
+            runner_options={option: value for option, value in options.items() if value is not None},
             reason=why,
         )
     typer.echo(f"pool {name} is changed")

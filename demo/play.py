@@ -93,14 +93,19 @@ async def _play(console: Console, home: Path, *, stay: bool) -> int:
     return 0
 
 
-async def set_stage(home: Path, parts: Parts, bot: Mapping[str, object] | None = None) -> Stage:
-    """Start the parts of Stoa, and the loopback Discord and Hub they talk to; `bot` changes the bot's settings."""
+async def set_stage(
+    home: Path, parts: Parts, bot: Mapping[str, object] | None = None, every: Mapping[str, object] | None = None
+) -> Stage:
+    """Start the parts of Stoa, and the loopback Discord and Hub they talk to.
+
+    `bot` changes the bot's settings, `every` those of every part.
+    """
     where = home / "sandbox"
     command = [sys.executable, "-m", "sandbox", "--dir", str(where)]
     environment = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     parts.start("sandbox", command, environment, (where / "sandbox.json").exists)
     guild = await Guild.open(where)
-    settings = settings_for(home, guild.info)
+    settings = settings_for(home, guild.info).model_copy(update=every)
     database = Database(settings.database)
     database.migrate()
     with database.write() as session:

@@ -1,6 +1,7 @@
 """The trainer's command line, `python -m trainer`. Imports no torch."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from trainer import layouts
 from trainer.check import CheckReport, readable
 from trainer.check import check as dry_run
 from trainer.checkpoint.resume import find_starting_point
@@ -20,6 +22,7 @@ from trainer.events import append_event
 from trainer.exits import finish, one_sentence, outcome_of
 from trainer.folder_lock import locked
 from trainer.import_command import app as importing
+from trainer.layouts import Layout
 
 app = typer.Typer(help="Stoa's trainer.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -51,7 +54,7 @@ def train(
         with locked(out, host):
             try:
                 settings = load(config)
-                settings.data_ranks(gpus * hosts)
+                settings.data_ranks(gpus * hosts, hosts)
                 wished = [key.strip() for key in change.split(",") if key.strip()]
                 start = find_starting_point(settings, out, resume, fork, wished)
                 if host == 0:
@@ -70,23 +73,27 @@ def train(
 def check(
     config: Config,
     gpus: Gpus = 1,
+    nodes: Annotated[int, typer.Option(min=1, max=65_536, help="Nodes that share these GPUs equally.")] = 1,
     tokens_per_second: Annotated[
         float | None, typer.Option(min=1e-9, max=1e15, help="A measured rate, over all GPUs.")
     ] = None,
     gpu_memory: Annotated[float | None, typer.Option(min=0, max=1e6, help="GiB that each GPU has.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what a configuration would cost, without running it."""
+    """Say what a configuration would cost and which layouts fit, without running it."""
     with one_sentence():
         for option, value in (("--tokens-per-second", tokens_per_second), ("--gpu-memory", gpu_memory)):
             if value is not None and not math.isfinite(value):
                 raise ConfigError(f"{option} must be a finite number, not {value}.")
         memory = None if gpu_memory is None else int(gpu_memory * 2**30)
-        report = dry_run(load(config), gpus, memory, tokens_per_second)
+        settings = load(config)
+        report = dry_run(settings, gpus, memory, tokens_per_second, nodes=nodes)
+        fit = layouts.fitting(settings, gpus, nodes, memory)
         if json:
-            print(report.model_dump_json())
+            print(report.model_copy(update={"layouts": fit}).model_dump_json())
         else:
             Console().print(_table(report))
+            Console().print(_layouts(fit))
             if report.note:
                 print(report.note)
         if report.refusal:
@@ -109,6 +116,13 @@ def _table(report: CheckReport) -> Table:
         table.add_row(f"  {part}", readable(size))
     if report.seconds is not None:
         table.add_row("time", f"{report.seconds:,.0f} s")
+    return table
+
+
+def _layouts(fit: Sequence[Layout]) -> Table:
+    table = Table("pipeline", "tensor", "data", "memory per GPU", title="Layouts that fit")
+    for layout in fit:
+        table.add_row(*map(str, (layout.pipeline, layout.tensor, layout.data)), readable(layout.memory_per_gpu))
     return table
 
 

@@ -4,16 +4,21 @@ from collections.abc import Iterator
 
 from pydantic import BaseModel
 
+from trainer import layouts
 from trainer.config import ConfigError, TrainConfig
+from trainer.layouts import Layout
 from trainer.memory import Device, host_memory, memory_per_gpu
 from trainer.metrics import flops_per_token as flops_per_token
 from trainer.metrics import parameters
 
+MOST_LAYOUTS = 8
+
 
 class CheckReport(BaseModel):
     """What a run costs: trained `parameters`, `tokens`, `steps`, `flops` in all, `memory_per_gpu` in bytes (an
-    estimate) with its parts in `memory`, and `seconds` if a rate is known. `note` is a sentence on what this machine
-    lacks, `refusal` one on why it would not run, or None."""
+    estimate) with its parts in `memory`, and `seconds` if a rate is known. `layouts` are those that fit,
+    if they were asked for. `note` is a sentence on what this machine lacks, `refusal` one on why it would not run, or
+    None."""
 
     parameters: int
     tokens: int
@@ -22,6 +27,7 @@ class CheckReport(BaseModel):
     memory_per_gpu: int
     memory: dict[str, int]
     seconds: float | None = None
+    layouts: list[Layout] | None = None
     note: str | None = None
     refusal: str | None = None
 
@@ -41,9 +47,11 @@ def check(
     tokens = config.tokens_per_step * config.training.steps
     refusal = None
     try:
-        data_ranks = config.data_ranks(gpus)
+        data_ranks = config.data_ranks(gpus, nodes)
     except ConfigError as error:
         refusal, data_ranks = str(error), max(1, gpus // (config.parallel.pipeline * config.parallel.tensor))
+        if nodes > 1 and gpus % nodes == 0:
+            refusal = f"{refusal} {what_layouts(config, gpus, nodes, gpu_memory, device)}"
     parts = memory_per_gpu(config, data_ranks, device)
     memory = sum(parts)
     if refusal is None and gpu_memory is not None and memory > gpu_memory:
@@ -72,6 +80,19 @@ def _note(config: TrainConfig, data_ranks: int) -> str | None:
         "This CPU has no instructions for bf16: its products are summed in fp32 first, which takes about "
         f"{readable(here - native)} more on each rank."
     )
+
+
+def what_layouts(
+    config: TrainConfig, gpus: int, nodes: int, gpu_memory: int | None = None, device: Device | None = None
+) -> str:
+    """A sentence that names the first layouts that would fit the nodes, and a GPU's memory where it is known."""
+    found = layouts.fitting(config, gpus, nodes, gpu_memory, device)
+    on = f"{nodes} nodes of {gpus // nodes} GPUs"
+    if not found:
+        return f"No layout fits {on} with this batch and memory."
+    listed = ", ".join(f"{layout.pipeline} × {layout.tensor}" for layout in found[:MOST_LAYOUTS])
+    more = f" and {len(found) - MOST_LAYOUTS} more" if len(found) > MOST_LAYOUTS else ""
+    return f"On {on} fit, as parallel.pipeline × parallel.tensor: {listed}{more}."
 
 
 def what_fits(config: TrainConfig, gpus: int, gpu_memory: int, device: Device | None = None) -> str:

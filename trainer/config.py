@@ -151,9 +151,19 @@ class TrainConfig(Section):
         """Tokens of a step over all ranks."""
         return self.training.batch * self.data.sequence_length
 
-    def data_ranks(self, ranks: int) -> int:
-        """The number of data-parallel ranks among `ranks`. Raises ConfigError if the layout or the batch does not
-        fit."""
+    def data_ranks(self, ranks: int, nodes: int = 1) -> int:
+        """The number of data-parallel ranks among `ranks`, of which each of the nodes has the same number.
+
+        Raises ConfigError if the layout or the batch does not fit. Ranks that share matrices are on one node, as each
+        layer waits several times for what they send one another.
+        """
+        if ranks % nodes:
+            raise ConfigError(f"The number of GPUs ({ranks}) must be a multiple of the nodes ({nodes}).")
+        if nodes > 1 and ranks // nodes % self.parallel.tensor:
+            raise ConfigError(
+                f"parallel.tensor ({self.parallel.tensor}) must divide the GPUs of a node ({ranks // nodes}), as ranks "
+                "that share matrices are on one node; change one of the two."
+            )
         together = self.parallel.pipeline * self.parallel.tensor
         if ranks % together:
             raise ConfigError(

@@ -13,11 +13,11 @@ def check(pool: Pool, gpus: int) -> None:
     """Raise InvalidError unless a run can have so many of the pool's GPUs; its sentence says what it can have."""
     each = pool.node_gpus
     if not 1 <= gpus <= pool.gpus:
-        fits = f"1 to {pool.gpus}"
-        has = f"{pool.gpus} GPUs"
+        has, fits = f"{pool.gpus} GPUs", f"1 to {pool.gpus}"
         if pool.nodes > 1:
+            has += f" on {pool.nodes} nodes of {each}"
+        if 1 < each < pool.gpus:
             fits = f"1 to {each}, or a multiple of {each} up to {pool.gpus}"
-            has = f"{pool.nodes} nodes of {each} GPUs"
         raise InvalidError(f"The pool “{pool.name}” has {has}; ask for {fits}.")
     if gpus > each and gpus % each:
         fewer = gpus // each * each

@@ -15,6 +15,7 @@ from broker.allocations.allocations import LIVE, Allocation
 from broker.allocations.ledger import Balance
 from broker.allocations.pools import HEAVIEST, LIGHTEST, MOST_GPUS, Grant, GrantMovement, GrantRow, Pool
 from broker.allocations.requests import parse_hours
+from broker.runners import registry
 from broker.runs import attempts
 from broker.runs.runs import ACTIVE, Run, RunState
 from projects import people, quotas, rights, text
@@ -63,11 +64,13 @@ def change_pool(
     price_weight: str = "",
     memory_gib: float | None = None,
     host_memory_gib: float | None = None,
+    runner_options: Mapping[str, str] | None = None,
     reason: str,
 ) -> None:
     """Change a pool's GPUs, in all or a node, price weight and memory; an empty field stays as it is.
 
-    Raises ConflictError where a run that is or will be queued would no longer fit.
+    `runner_options` are those that change; jobs submitted from then on have them. Raises ConflictError where a run that
+    is or will be queued would no longer fit.
     """
     rights.require_admin(actor, Act.MANAGE_COMPUTE)
     because = text.prose("The reason", reason, most=text.USUAL)
@@ -78,6 +81,9 @@ def change_pool(
     each = pool.gpus_a_node if gpus_a_node is None else gpus_a_node
     pools.check_nodes(pool.runner, count, each)
     weight = _weight(price_weight) if price_weight.strip() else pool.price_weight
+    options = pool.runner_options
+    if runner_options:
+        options = registry.named(pool.runner).checked_options({**options, **runner_options})
     for size in (memory_gib, host_memory_gib):
         pools.check_memory(size)
     memory = (
@@ -85,13 +91,14 @@ def change_pool(
         pool.host_memory_gib if host_memory_gib is None else host_memory_gib,
     )
     same = (pool.price_weight, (pool.memory_gib, pool.host_memory_gib))
-    if (count, each) == before and (weight, memory) == same:
+    if (count, each) == before and (weight, memory) == same and options == pool.runner_options:
         raise ConflictError(f"The pool “{name}” is so already: {count} GPUs, and a price weight of {weight:g}.")
     if count != pool.gpus and pool.shares_gpus:
         _check_later_rest(session, pool)
     quotas.check_admin(session, actor)
     pool.gpus, pool.gpus_a_node, pool.price_weight = count, each, weight
     pool.memory_gib, pool.host_memory_gib = memory
+    pool.runner_options = options
     if (count, each) != before:
         _check_runs_fit(session, pool)
     session.flush()

@@ -38,6 +38,10 @@ class Outage:
             self._asking, self._asked_at = threading.Thread(target=self._ask, daemon=True), now
             self._asking.start()
 
+    def is_known(self, now: float, patience: float) -> bool:
+        """Whether it is known if the database answers: it is away, or has answered one of the last two questions."""
+        return self.away or now - self.answered_at <= 2 * patience
+
     def say(self, error: Exception) -> None:
         """Log, once a minute, that the database cannot be used."""
         if self._log_again.is_due():

@@ -14,7 +14,8 @@ import psutil
 class Process:
     """A process as it is known for sure: pids are used again, the boot and the start tell them apart.
 
-    `started` is in clock ticks since the boot, which no turning of the clock changes.
+    `boot_id` is the boot with the PID namespace, such as a container's, in which `pid` counts; rows of earlier versions
+    have the boot alone. `started` is in clock ticks since the boot, which no turning of the clock changes.
     """
 
     host: str
@@ -39,7 +40,7 @@ def named_by(word: str) -> list[Process]:
 
 
 def kill_group(process: Process) -> list[int]:
-    """End with SIGKILL every process of the group that `process` led, on this host and boot only; return their pids."""
+    """End with SIGKILL every process of the group that `process` led, where its pid counts; return their pids."""
     if not of_this_host(process) or _pid_reused(process):
         return []
     members = [member for member in psutil.process_iter() if _in_group(member, process)]
@@ -61,22 +62,47 @@ def host() -> str:
 
 
 def boot_id() -> str:
-    """The kernel's identifier of this boot."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    """The kernel's identifier of this boot, and the number of this PID namespace: two containers have one kernel."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot}:{os.stat('/proc/self/ns/pid').st_ino}"
 
 
 def of_this_host(process: Process) -> bool:
-    """Whether a process was started on this host since its boot."""
-    return (process.host, process.boot_id) == (host(), boot_id())
+    """Whether the pid of a process counts here: on this boot and in this PID namespace, whatever the host's name."""
+    here = boot_id()
+    return process.boot_id == here or (process.host, process.boot_id) == (host(), _boot(here))
 
 
 def gone(process: Process) -> bool:
-    """Whether a process of this host has surely ended: it runs no more, or was of an earlier boot."""
-    return process.host == host() and (process.boot_id != boot_id() or not alive(process))
+    """Whether a process has surely ended: it runs here no more, or was of an earlier boot of this host.
+
+    One of another container under this host's name may be alive.
+    """
+    if of_this_host(process):
+        return not alive(process)
+    return is_of_earlier_boot(process.host, process.boot_id)
+
+
+def is_of_earlier_boot(of_host: str, of_boot: str) -> bool:
+    """Whether what ran under a host's name on a boot ran here before this boot."""
+    return of_host == host() and _boot(of_boot) != _boot(boot_id())
+
+
+def replaceable(supervisor: Process) -> bool:
+    """Whether a supervisor has ended as far as this host can know, so that another may take its trainer over.
+
+    It is taken for ended with its container; should it live, its generation is refused.
+    """
+    return not alive(supervisor) if of_this_host(supervisor) else supervisor.host == host()
+
+
+def _boot(of_boot: str) -> str:
+    """The boot alone."""
+    return of_boot.partition(":")[0]
 
 
 def alive(process: Process) -> bool:
-    """Whether a process of this host and boot still runs."""
+    """Whether a process whose pid counts here still runs."""
     try:
         stat = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

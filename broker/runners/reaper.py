@@ -52,9 +52,15 @@ def end_lost(settings: Settings, db: Database) -> None:
         found = [process] if process is not None else processes.named_by(str(folder))
         for each in found:
             processes.kill_group(each)
-        if all(processes.gone(each) for each in found):
+        if all(processes.gone(each) for each in found) and (found or _began_here(attempt)):
             with db.write() as session:
                 attempts.surely_over(session, attempt.run_id, attempt.token)
+
+
+def _began_here(attempt: Attempt) -> bool:
+    """Whether all that an attempt of this host may have started would be found here, or ended with an earlier boot."""
+    known = attempt.boot_id in ("", processes.boot_id())
+    return known or processes.is_of_earlier_boot(attempt.host, attempt.boot_id)
 
 
 def end_strays(settings: Settings, db: Database, fence: Fence | None = None) -> int:

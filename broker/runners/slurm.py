@@ -8,7 +8,6 @@ import json
 import math
 import os
 import re
-import shlex
 import signal
 import subprocess
 import threading
@@ -21,7 +20,8 @@ from pathlib import Path
 import structlog
 
 from broker.end_reasons import EndReason
-from broker.runners.base import PASSED_ON, Check, Job, JobSpec, PoolOption, Runner, UnavailableError
+from broker.runners import slurm_job
+from broker.runners.base import PASSED_ON, Check, Job, JobSpec, Runner, UnavailableError
 from broker.runners.processes import Process
 from trainer.contract import LOG_FILE, OUTCOME_FILE, Status
 
@@ -42,9 +42,6 @@ GONE_SECONDS = 90.0  # Slurm's default KillWait is 30 seconds, and a node needs 
 SHORTEST_SECONDS = 2.0
 CHECK_SECONDS = 10.0
 RENEWALS_A_LEASE = 6  # Slurm is asked as often as a supervisor renews
-SIGNAL_EARLY_SECONDS = 60  # “the signal may be sent up to 60 seconds earlier than specified” (man sbatch)
-FIRST_PORT, PORTS = 10_000, 20_000
-"""The ports at which the nodes of a job meet, by the job's number; below those that Linux gives to connections."""
 MARK = "slurm-job"
 BOOT = "slurm"  # instead of a boot id: the pid is a job's number, not that of a process
 _LATER = re.compile(
@@ -83,21 +80,7 @@ class SlurmRunner(Runner):
     queue = "Slurm"
     several_nodes = True
     environment = ("SLURM_CONF",)
-    pool_options = (
-        PoolOption(
-            "partition",
-            help="Slurm's partition; its default when not given.",
-            pattern=r"[\w.-]*",
-            refusal="A Slurm partition's name has letters, digits and “._-” only.",
-        ),
-        PoolOption(
-            "gres",
-            help="What Slurm calls these GPUs: gpu, gpu:h200; empty asks for none.",
-            pattern=r"([\w.-]+(:[\w.-]+)?)?",
-            refusal="A Slurm GRES is a name, or name:type, such as gpu or gpu:h200.",
-            default="gpu",
-        ),
-    )
+    pool_options = slurm_job.OPTIONS
 
     def __init__(self, spec: JobSpec) -> None:
         super().__init__(spec)
@@ -238,9 +221,9 @@ class SlurmRunner(Runner):
         command = [
             *("sbatch", "--parsable", "--no-requeue", "--export=ALL", "--input=/dev/null", "--open-mode=append"),
             *(f"--output={LOG_FILE}", f"--chdir={self._folder}", f"--job-name={self._job_name()}"),
-            *_sbatch_options(self.spec),
+            *slurm_job.sbatch_options(self.spec),
         ]
-        done = _slurm(command, self._patience, _script(self.spec, self._command))
+        done = _slurm(command, self._patience, slurm_job.script(self.spec, self._command, self._folder.parents[2]))
         if done.returncode == 0:
             number = re.search(r"^(\d+)(;\S*)?$", done.stdout, re.ASCII | re.MULTILINE)
             if number is None:
@@ -356,53 +339,6 @@ def jobs(runs_dir: Path, patience: float = SHORTEST_SECONDS) -> list[Job]:
     name = re.compile(rf"(\d+) (\S+) {_installation(runs_dir)}(\d+)-(\d+)")
     found = [name.fullmatch(line.strip()) for line in done.stdout.splitlines()]
     return [Job(job[1], int(job[3]), int(job[4]), job[2]) for job in found if job]
-
-
-def _sbatch_options(spec: JobSpec) -> list[str]:
-    """What a job asks Slurm for. The end of Slurm's time asks for a checkpoint too, in case no supervisor is left."""
-    minutes = math.ceil((spec.seconds + spec.grace_seconds + SIGNAL_EARLY_SECONDS) / 60)
-    options = [f"--nodes={spec.nodes}", "--ntasks-per-node=1"]
-    options += [f"--cpus-per-task={spec.node_gpus}", f"--time={minutes}"]
-    options.append(f"--signal=B:TERM@{math.ceil(spec.grace_seconds)}")
-    if partition := spec.options.get("partition"):
-        options.append(f"--partition={partition}")
-    if gres := spec.options.get("gres", "gpu"):
-        options.append(f"--gres={gres}:{spec.node_gpus}")
-    return options
-
-
-def _script(spec: JobSpec, command: Sequence[str]) -> str:
-    """The batch script, which runs on the first node; there, one trainer takes its place, or it starts one a node.
-
-    A signal reaches the script alone, which hands it on to the trainers: Slurm itself would kill them all. It ends when
-    they have, and with their status. After the first trainer's end, the others have their time to stop.
-    """
-    if spec.nodes == 1:
-        return f"#!/bin/sh\nexec {shlex.join(command)}\n"
-    own = " ".join(spec.node_options('"$SLURM_NODEID"', '"$0"'))
-    srun = ["srun", "--mpi=none", "--kill-on-bad-exit=0", f"--wait={math.ceil(spec.grace_seconds)}"]
-    srun += [f"--cpus-per-task={spec.node_gpus}", "sh", "-c", f"exec {shlex.join(command)} {own}"]
-    return f"""#!/bin/sh
-head=$(scontrol show node -o "$SLURMD_NODENAME" | sed -n 's/.* NodeAddr=\\([^ ]*\\) .*/\\1/p')
-port=$(({FIRST_PORT} + SLURM_JOB_ID % {PORTS}))
-stop() {{
-    until scancel --signal=TERM "$SLURM_JOB_ID.0" 2>/dev/null; do
-        kill -0 $trainers 2>/dev/null || return
-        sleep 1
-    done
-}}
-trap 'exit {Status.STOPPED.value}' TERM
-{shlex.join(srun)} "${{head:-$SLURMD_NODENAME}}:$port" &
-trainers=$!
-trap stop TERM
-wait $trainers
-status=$?
-while kill -0 $trainers 2>/dev/null; do
-    wait $trainers
-    status=$?
-done
-exit $status
-"""
 
 
 def _installation(runs_dir: Path) -> str:

@@ -238,7 +238,7 @@ class Supervisor:
         run, attempt, runner = self._load()
         process, before = attempts.process_of(attempt), attempts.supervisor_of(attempt)
         reachable = process is not None and runner.can_adopt(process)
-        if process is None or before is None or not reachable or not processes.gone(before):
+        if process is None or before is None or not reachable or not processes.replaceable(before):
             raise StaleError(f"the supervisor of attempt {self.token} of run {self.run_id} has not died on this host")
         with self.db.write() as session:
             attempt = leases.take_over(
@@ -503,10 +503,12 @@ class Supervisor:
         now = time.monotonic()
         unrenewed, pause = now - self.renewed_at, self.settings.lease_seconds / 6
         if unrenewed > self.settings.lease_seconds / 2:
+            if unrenewed > self.settings.lease_seconds and not self.outage.is_known(now, pause):
+                self.outage.away = True  # a busy host woke this thread late: what it knew may no longer hold
             self.outage.ask(now, pause)
         else:
             self.outage.away = False
-        known = self.outage.away or self.outage.answered_at > self.renewed_at  # a busy host may be slow to ask
+        known = self.outage.is_known(now, pause)
         survives = unrenewed < self.settings.outage_seconds
         # After an outage, the scheduler leaves the supervisors a lease's time to renew.
         overdue_since = max(self.renewed_at, self.outage.back_at) if survives else self.renewed_at

@@ -322,8 +322,15 @@ def _same_time(run: Run) -> str:
 def check_fit(config: TrainConfig, gpus: int, pool: Pool) -> None:
     """Raise InvalidError if the trainer's own check refuses the configuration on that many GPUs of the pool, by its
     layout or by the memory it needs of a GPU or of the host."""
+    refusal = _refusal(config, gpus, pool)
+    if refusal is not None:
+        fits = [str(other) for other in nodes.sizes(pool) if pool.nodes > 1 and _refusal(config, other, pool) is None]
+        raise InvalidError(f"{refusal} As it is, it fits {', '.join(fits)} GPUs of “{pool.name}”." if fits else refusal)
+
+
+def _refusal(config: TrainConfig, gpus: int, pool: Pool) -> str | None:
     count = nodes.count(pool, gpus)
-    refusal = dry_run.check(
+    return dry_run.check(
         config,
         gpus,
         gpu_memory=pools.memory_each(pool, gpus // count),
@@ -331,8 +338,6 @@ def check_fit(config: TrainConfig, gpus: int, pool: Pool) -> None:
         host_bytes=pools.host_bytes(pool),
         nodes=count,
     ).refusal
-    if refusal is not None:
-        raise InvalidError(refusal)
 
 
 def check_left(session: Session, allocation_id: int, gpus: int, seconds: int) -> None:

@@ -53,8 +53,9 @@ def claim(
 ) -> bool:
     """Claim an admitted attempt for `host`; False if another worker has claimed it or the run no longer wants it.
 
-    `outlives` is this host's boot id and how many seconds a trainer may outlive its lease on a host that cannot reach
-    the database: False, too, while an earlier attempt may still be alive on another host, which `waiting` then says.
+    `outlives` is where pids count here (`processes.boot_id`), and how many seconds a trainer may outlive its lease on a
+    host that cannot reach the database: False, too, while an earlier attempt may still be alive on another host, which
+    `waiting` then says.
     """
     admitted = (col(Attempt.run_id) == run_id, col(Attempt.token) == token, col(Attempt.state) == AttemptState.ADMITTED)
     if outlives is not None and (elsewhere := _alive_elsewhere(session, run_id, token, host, *outlives)):
@@ -65,6 +66,7 @@ def claim(
     values = {
         "state": AttemptState.CLAIMED,
         "host": host,
+        "boot_id": "" if outlives is None else outlives[0],
         "lease_until": attempts.from_now(lease_seconds),
         "waiting": "",
     }

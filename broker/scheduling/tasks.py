@@ -170,7 +170,7 @@ def take_over(run_id: int, token: int) -> None:
     finally:
         db.close()
     before = attempts.supervisor_of(attempt)
-    if before is not None and processes.gone(before):
+    if before is not None and processes.replaceable(before):
         supervisor.spawn(settings, run_id, token, after=attempt.generation)
 
 

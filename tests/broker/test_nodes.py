@@ -32,8 +32,8 @@ def test_a_run_gets_a_part_of_one_node_or_whole_nodes(lab: Lab, project: int, ho
 @pytest.mark.parametrize(
     ("gpus", "sentence"),
     [
-        (0, "The pool “hall” has 4 nodes of 8 GPUs; ask for 1 to 8, or a multiple of 8 up to 32."),
-        (33, "The pool “hall” has 4 nodes of 8 GPUs; ask for 1 to 8, or a multiple of 8 up to 32."),
+        (0, "The pool “hall” has 32 GPUs on 4 nodes of 8; ask for 1 to 8, or a multiple of 8 up to 32."),
+        (33, "The pool “hall” has 32 GPUs on 4 nodes of 8; ask for 1 to 8, or a multiple of 8 up to 32."),
         (12, "“hall” gets whole nodes of 8 GPUs, and 12 GPUs are not whole nodes; ask for 8 or 16."),
         (31, "“hall” gets whole nodes of 8 GPUs, and 31 GPUs are not whole nodes; ask for 24 or 32."),
     ],
@@ -107,3 +107,15 @@ def test_nodes_are_not_changed_under_runs_that_would_no_longer_fit(lab: Lab, pro
         assert (pool.nodes, pool.node_gpus) == (3, 12)
     with pytest.raises(ConflictError, match="is so already"):
         change(gpus_a_node=12)
+
+
+def test_a_layout_that_fits_no_whole_nodes_is_refused_with_what_fits(lab: Lab, project: int, hours: int) -> None:
+    before = lab.everything()
+    with pytest.raises(InvalidError) as refused:
+        lab.launch(project, allocation_id=hours, gpus=16)
+    assert str(refused.value) == (
+        "training.batch (16) must be a multiple of training.micro_batch × data-parallel GPUs (8 × 16); change one of "
+        "the three. On 2 nodes of 8 GPUs fit, as parallel.pipeline × parallel.tensor: 2 × 4, 4 × 2, 4 × 4. As it is, "
+        "it fits 1, 2 GPUs of “hall”."
+    )
+    assert lab.everything() == before

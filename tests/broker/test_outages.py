@@ -1,6 +1,7 @@
 """The database goes away under a run: its trainer goes on where no other attempt can begin, and is charged once."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import text, update
 from sqlmodel import col
 
 from broker.end_reasons import EndReason
@@ -74,21 +75,33 @@ def relay(lab: Lab) -> Iterator[tuple[Relay, Lab]]:
 
 
 def started(
-    lab: Lab, through: Lab, home: Path, run: int, last: int = 100_000, outage: float = 86_400
+    lab: Lab,
+    through: Lab,
+    home: Path,
+    run: int,
+    last: int = 100_000,
+    outage: float = 86_400,
+    lease: float = LEASE,
 ) -> "subprocess.Popen[bytes]":
     """A supervisor that reaches the database by way of a relay, over a trainer of so many steps."""
     token = lab.admit(run)
-    assert lab.claim(run, token, lease=LEASE, host=processes.host())
-    return supervising(through, home, run, token, last, outage)
+    assert lab.claim(run, token, lease=lease, host=processes.host())
+    return supervising(through, home, run, token, last, outage, lease)
 
 
 def supervising(
-    through: Lab, home: Path, run: int, token: int, last: int = 100_000, outage: float = 86_400
+    through: Lab,
+    home: Path,
+    run: int,
+    token: int,
+    last: int = 100_000,
+    outage: float = 86_400,
+    lease: float = LEASE,
 ) -> "subprocess.Popen[bytes]":
     """The supervisor of an attempt that was claimed."""
     (home / "runs" / str(run)).mkdir(parents=True, exist_ok=True)
     command = supervisor_over(TRAINER.replace("LAST", str(last)), home, run, token)
-    return subprocess.Popen(command, env=environment(through, home, LEASE) | {"STOA_OUTAGE_SECONDS": str(outage)})
+    return subprocess.Popen(command, env=environment(through, home, lease) | {"STOA_OUTAGE_SECONDS": str(outage)})
 
 
 @contextmanager
@@ -219,6 +232,49 @@ def test_a_silence_of_the_database_ends_no_trainer_and_costs_no_point(
         supervisor.kill()
         supervisor.wait()
     check_whole(lab, run, least=6 * LEASE, most=lived + 1)
+
+
+@ON_POSTGRES
+@pytest.mark.parametrize("back", ["before it wakes", "after it wakes"])
+def test_a_supervisor_that_wakes_late_asks_again_before_it_ends_its_trainer(
+    lab: Lab, relay: tuple[Relay, Lab], tmp_path: Path, run: int, back: str
+) -> None:
+    """The database answered when it was last asked, and goes away while a busy host gives the supervisor no time."""
+    wire, through = relay
+    supervisor = started(lab, through, tmp_path, run, lease=2 * LEASE)
+    lease = tmp_path / "runs" / str(run) / "attempt-1" / "lease"
+    try:
+        wait_for(lambda: lab.row(run).step > 3, "some steps")
+        with lab.db.write() as session:
+            attempts.lock(session, run)
+            wait_for(partial(has_asked, lab), "the question whether the database answers")
+            supervisor.send_signal(signal.SIGSTOP)
+            wire.away()
+            shim.write(lease, shim.since_boot() + 3600)  # the shim, which has time, would end the trainer
+        wait_for(lambda: attempt_expired(lab, run), "the end of the lease")
+        time.sleep(LEASE)
+        told, before = lab.row(run).step, living(tmp_path)
+        if back == "before it wakes":
+            wire.back()
+        supervisor.send_signal(signal.SIGCONT)
+        if back == "after it wakes":
+            wait_for(lambda: float(lease.read_text()) < shim.since_boot() + 3 * LEASE, "the trainer's longer time")
+            wire.back()
+        wait_for(partial(more_steps, lab, run, told), "the supervisor tells again")
+        assert living(tmp_path) == before
+        assert attempt(lab, run).state == AttemptState.RUNNING
+        cancelled(lab, run, supervisor)
+    finally:
+        supervisor.kill()
+        supervisor.wait()
+    assert lab.run(run).state == RunState.CANCELLED
+
+
+def has_asked(lab: Lab) -> bool:
+    """Whether a supervisor whose renewal waits was told that the database answers: it then renews once more."""
+    renewals = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    with lab.db.read() as session:
+        return int(session.scalar(text(renewals)) or 0) == 2
 
 
 @ON_POSTGRES

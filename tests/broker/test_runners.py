@@ -76,8 +76,9 @@ def test_a_stranger_who_was_given_the_number_is_left_alone(group: subprocess.Pop
     strangers = [
         replace(theirs, started=theirs.started - 5),
         replace(theirs, started=theirs.started + 5),
-        replace(theirs, host="another-host"),
+        replace(theirs, host="another-host", boot_id=theirs.boot_id.partition(":")[0]),
         replace(theirs, boot_id="another-boot"),
+        replace(theirs, boot_id=theirs.boot_id.partition(":")[0] + ":1"),
         Process(theirs.host, theirs.boot_id, theirs.pid, 0),
     ]
     assert [kill_group(stranger) for stranger in strangers] == [[]] * len(strangers)

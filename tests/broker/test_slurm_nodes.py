@@ -5,10 +5,14 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from broker.end_reasons import EndReason
 from broker.runners.slurm import SlurmRunner
 from tests.broker.test_slurm import cluster, ended, here, of, said, slurm, start
 from tests.patience import wait_for
 from tests.slurm import Cluster
+from trainer.contract import Status
 
 __all__ = ["cluster", "slurm", "start"]
 
@@ -66,3 +70,24 @@ def test_a_job_that_does_not_listen_is_ended_on_all_nodes(start: Start) -> None:
     runner.kill()
     assert runner.poll() == -signal.SIGKILL
     assert of(folder) == []
+
+
+def test_a_lost_node_ends_the_job_on_all_nodes(cluster: Cluster, start: Start) -> None:
+    runner, folder = start(SLOW, gpus=2, nodes=2, grace=60)
+    here(runner, folder, times=2)
+    cluster.ask("scontrol", "update", "nodename=n2", "state=down", "reason=test")
+    assert ended(runner) == Status.FAILED
+    assert (runner.ended, runner.end_reason) == ("Slurm ended the job: NODE_FAIL on n[1-2]", EndReason.NODE_FAILED)
+    wait_for(lambda: of(folder) == [], "the end of what ran on the other node")
+
+
+@pytest.mark.parametrize("what", ["nodename=n2", "partitionname=main"])
+def test_nodes_are_given_together_or_not_at_all(cluster: Cluster, start: Start, what: str) -> None:
+    cluster.ask("scontrol", "update", what, "state=drain", "reason=test")
+    runner, folder = start(SLOW, gpus=16, nodes=2)
+    assert runner.poll() is None
+    assert runner.waiting.startswith("Slurm: ")
+    assert said(folder) == ""
+    cluster.ask("scontrol", "update", what, "state=resume" if "node" in what else "state=up")
+    here(runner, folder, times=2)
+    runner.kill()

@@ -8,10 +8,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import bindparam, update
 from sqlmodel import col
 
 from broker.allocations.pools import Pool
@@ -44,6 +45,8 @@ print("still", flush=True)
 while True:
     time.sleep(3600)
 """
+HOLD = update(Run).where(col(Run.id) == bindparam("run")).values(recipe="demo")
+"""Holds the row of a run, which every renewal locks."""
 POLITE = """
 import signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
@@ -97,6 +100,13 @@ def end_reason(lab: Lab, run: int) -> str | None:
     """Why the run's first attempt ended."""
     with lab.db.read() as session:
         return session.get_one(Attempt, (run, 1)).end_reason
+
+
+def lease_until(lab: Lab, run: int) -> datetime:
+    with lab.db.read() as session:
+        until = session.get_one(Attempt, (run, 1)).lease_until
+    assert until is not None
+    return until
 
 
 def generation(lab: Lab, run: int) -> int:
@@ -167,6 +177,19 @@ def test_a_trainer_that_something_else_kills_was_ended_by_a_signal(lab: Lab, tmp
     assert (lab.run(run).state, end_reason(lab, run)) == (RunState.QUEUED, EndReason.SIGNAL)
 
 
+def test_a_hold_much_shorter_than_the_lease_is_no_matter(lab: Lab, tmp_path: Path, run: int) -> None:
+    lease = 24.0
+    with supervised(lab, tmp_path, run, lease=lease) as (supervisor, said):
+        with lab.db.write() as session:
+            session.execute(HOLD, {"run": run})
+            before = session.get_one(Attempt, (run, 1)).lease_until
+            assert before is not None
+            time.sleep(lease / 6 + 1)  # a renewal waits by then
+        wait_for(lambda: lease_until(lab, run) > before, "a renewal")
+        assert "asked" not in said()
+        assert supervisor.poll() is None
+
+
 def test_a_trainer_does_not_outlive_a_lease_that_the_database_will_not_renew(
     lab: Lab, tmp_path: Path, run: int
 ) -> None:
@@ -175,13 +198,8 @@ def test_a_trainer_does_not_outlive_a_lease_that_the_database_will_not_renew(
         with lab.db.read() as session:
             trainer = attempts.process_of(session.get_one(Attempt, (run, 1)))
         assert trainer is not None
-        hold = update(Run).where(col(Run.id) == run).values(recipe="demo")
         with lab.db.write() as session:
-            session.execute(hold)
-            time.sleep(LEASE / 4)
-        assert "asked" not in said(), "a hold shorter than the lease is no matter"
-        with lab.db.write() as session:
-            session.execute(hold)
+            session.execute(HOLD, {"run": run})
             wait_for(lambda: "asked" in said())
             wait_for(lambda: not living(tmp_path))
             lived = shim.since_boot() - trainer.started / os.sysconf("SC_CLK_TCK")
