@@ -166,9 +166,9 @@ def _remove_copies(settings: Settings, db: Database) -> None:
     """Remove the copies of removed checkpoints of ended runs that this host had fetched from the store."""
     places: dict[tuple[int, int], Path] = {}
     for path in settings.runs_dir.glob(f"*/attempt-*/{CHECKPOINTS_FOLDER}/step*"):
-        step, run_id = checkpoint_step(path), path.parents[2].name
-        if step is not None and run_id.isdecimal():
-            places[int(run_id), step] = path
+        number, of_run = checkpoint_step(path), path.parents[2].name
+        if number is not None and of_run.isdecimal():
+            places[int(of_run), number] = path
     with db.read() as session:
         child = aliased(Run)
         pinned = select(child.id).where(child.parent_id == Run.id, col(child.state).not_in(ENDED)).exists()

@@ -152,7 +152,9 @@ def started(
     save_progress(session, run, Progress(metrics_read=0, events_read=0, checkpoints=found))
     if run.state == RunState.STARTING:
         runs.move(session, run, RunState.RUNNING, started_at=run.started_at or utcnow())
-        again = {"from_step": found[-1].step if found else None} if token > 1 and run.kind == RunKind.TRAIN else {}
+        again: dict[str, Any] = {}
+        if token > 1 and run.kind == RunKind.TRAIN:
+            again["from_step"] = found[-1].step if found else None
         runs.tell(session, run, "run.started", **again)
 
 

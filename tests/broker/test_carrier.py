@@ -82,7 +82,9 @@ def test_a_carrier_that_was_killed_is_started_again(conf: Settings, folder: Path
     first = watch.process
     assert first is not None
     os.kill(first.pid, signal.SIGKILL)
-    wait_for(lambda: watch.keep() or watch.process is not first, "another carrier")
+    assert first.wait(PATIENCE) == -signal.SIGKILL
+    watch.keep()
+    assert watch.process is not first
     wait_for(lambda: Store(conf).is_whole(f"{ATTEMPT}/checkpoints/step10"), "the checkpoint")
     ended(watch, 75)
 
