@@ -92,6 +92,11 @@ def duration(seconds: float) -> str:
     return f"{days} days {rest} h" if rest else f"{days} days"
 
 
+def preemption(after: int) -> str:
+    """Whether a pool's runs can be preempted, after they have had their GPUs for `after` seconds; 0 for never."""
+    return f"runs can be preempted after {duration(after)}" if after else "runs are never preempted"
+
+
 def bar(done: int, total: int, width: int = 16) -> str:
     """A progress bar of `width` characters."""
     full = 0 if total < 1 else min(width, done * width // total)

@@ -35,7 +35,7 @@ class EndReason(StrEnum):
     NODE_FAILED = "node_failed"
     """The runner lost the node."""
     PREEMPTED = "preempted"
-    """The runner gave the node to somebody else."""
+    """The runner gave the node to somebody else, or the scheduler wants the run's GPUs for another one."""
     RUNNER_ENDED = "runner_ended"
     """The runner ended the trainer for another reason, or no longer knows it."""
 

@@ -107,6 +107,10 @@ def pool_add(
     most_submitted: Annotated[int, typer.Option(help="Jobs that a runner's own queue is given at a time.")] = 4,
     memory_gib: Annotated[float | None, typer.Option(help="Memory of a GPU, or the most for a CPU process.")] = None,
     host_memory_gib: Annotated[float | None, typer.Option(help="Memory of a host.")] = None,
+    preempt_after: Annotated[
+        int,
+        typer.Option(metavar="MINUTES", help="How long a run keeps its GPUs before it can be preempted; 0: for good."),
+    ] = 0,
     **options: str | None,
 ) -> None:
     """Add a pool of GPUS devices of GPU_TYPE."""
@@ -125,6 +129,7 @@ def pool_add(
             most_submitted=most_submitted,
             memory_gib=memory_gib,
             host_memory_gib=host_memory_gib,
+            preempt_after=preempt_after * 60,
         )
     on = f" on {gpus // gpus_a_node} nodes" if gpus_a_node else ""
     typer.echo(f"pool {name}: {gpus} × {gpu_type}{on}")
@@ -140,9 +145,13 @@ def pool_change(
     price_weight: Annotated[str, typer.Option(help="Another weight in fair-share.")] = "",
     memory_gib: Annotated[float | None, typer.Option(help="Memory of a GPU, or the most for a CPU process.")] = None,
     host_memory_gib: Annotated[float | None, typer.Option(help="Memory of a host.")] = None,
+    preempt_after: Annotated[
+        int | None,
+        typer.Option(metavar="MINUTES", help="How long a run keeps its GPUs before it can be preempted; 0: for good."),
+    ] = None,
     **options: str | None,
 ) -> None:
-    """Change the pool NAME: its GPUs in all or of a node, price weight, memory, or what its runner asks for."""
+    """Change the pool NAME: its GPUs in all or of a node, price weight, memory, preemption, or runner options."""
     from broker.reviews import inventory
 
     with refusing(), database().write() as session:
@@ -155,6 +164,7 @@ def pool_change(
             price_weight=price_weight,
             memory_gib=memory_gib,
             host_memory_gib=host_memory_gib,
+            preempt_after=None if preempt_after is None else preempt_after * 60,
             runner_options={option: value for option, value in options.items() if value is not None},
             reason=why,
         )
@@ -171,9 +181,10 @@ def pool_list() -> None:
         available = pools.available(session)
         for pool in pools.every(session):
             left = ledger.in_hours(available.get(pool.id, 0))
+            preempts = f", preempts after {pool.preempt_after // 60} minutes" if pool.preempt_after else ""
             typer.echo(
                 f"{pool.name}: {pool.gpus} × {pool.gpu_type}{text.nodes(pool.nodes, pool.gpus)}, {pool.runner}, "
-                f"weight {pool.price_weight:g}, {left} GPU-hours left"
+                f"weight {pool.price_weight:g}, {left} GPU-hours left{preempts}"
             )
 
 

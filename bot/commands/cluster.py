@@ -57,9 +57,10 @@ def _pool(pool: PoolStatus) -> str:
     busy = f"{pool.busy} of {text.count(pool.gpus, 'GPU')} busy"
     decides = f" · {pool.queue} decides when" if pool.queue else ""
     memory = text.memory(pool.memory_gib, pool.host_memory_gib)
+    preempts = f" · {text.preemption(pool.preempt_after)}" if pool.preempt_after else ""
     return (
         f"{text.code(pool.name, 60)} {text.line(pool.gpu_type, 60)}{text.nodes(pool.nodes, pool.gpus)}{memory}\n"
-        f"{text.bar(pool.busy, pool.gpus, 10)} {busy}{decides}\n"
+        f"{text.bar(pool.busy, pool.gpus, 10)} {busy}{decides}{preempts}\n"
         f"-# {text.count(pool.working, 'run')} running, {pool.waiting:,} waiting · "
         f"{text.gpu_hours(pool.left)} of its grants left to allocate{_hosts(pool.hosts)}"
     )

@@ -25,6 +25,7 @@ MOST_GPUS = 1_000_000
 MOST_SUBMITTED = 10_000
 LARGEST_GRANT = 1_000_000_000
 """The most GPU-hours of a grant in all, which may have been added little by little."""
+LONGEST_UNTIL_PREEMPTION = 30 * 86_400
 LEAST_MEMORY, MOST_MEMORY = 0.25, 100_000
 GPU_MEMORY = {
     "B300": 288,
@@ -47,7 +48,8 @@ class Pool(Base, table=True):
     """GPUs of one kind in one place. In a pool of CPUs a “GPU” stands for one process.
 
     `gpus_a_node` divides `gpus`; None where all are on one node. `memory_gib` is the memory of a GPU, or the most for a
-    process, `host_memory_gib` that of a host, both in GiB; None where nobody has said.
+    process, `host_memory_gib` that of a host, both in GiB; None where nobody has said. A run that has had its
+    GPUs for `preempt_after` seconds can be preempted; 0 for never.
     """
 
     __tablename__ = "pools"
@@ -62,6 +64,7 @@ class Pool(Base, table=True):
     most_submitted: int = integer(default=4)
     memory_gib: float | None = number(default=None)
     host_memory_gib: float | None = number(default=None)
+    preempt_after: int = integer(default=0)
     gpus_a_node: int | None = integer(default=None)
 
     @property
@@ -161,6 +164,7 @@ def add_pool(
     most_submitted: int = 4,
     memory_gib: float | None = None,
     host_memory_gib: float | None = None,
+    preempt_after: int = 0,
     actor: Actor | None = None,
 ) -> int:
     """Add a pool and return its id; a repeat changes nothing. `actor` None is the operator.
@@ -169,7 +173,8 @@ def add_pool(
     pool weighs in fair-share; balances are raw GPU-seconds. `runner_options` are those that the runner declares. Where
     the runner has a queue of its own, at most `most_submitted` of the pool's jobs wait or run there at once.
     `memory_gib` is the memory of a GPU, or the most for a process of a pool of CPUs, `host_memory_gib` that of a host.
-    Raises InvalidError, and ConflictError where another pool has the name.
+    `preempt_after` is how many seconds a run keeps its GPUs before it can be preempted, 0 for never. Raises
+    InvalidError, and ConflictError where another pool has the name.
     """
     rights.require_admin(actor, Act.MANAGE_COMPUTE)
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,39}", name):
@@ -189,6 +194,7 @@ def add_pool(
         )
     for size in (memory_gib, host_memory_gib):
         check_memory(size)
+    check_preempt_after(preempt_after)
     gpu_type = text.prose("The GPU type", gpu_type, most=60)
     shared: dict[str, Any] = {"gpu_type": gpu_type, "gpus": gpus, "price_weight": price_weight}
     sizes: dict[str, Any] = {
@@ -196,7 +202,9 @@ def add_pool(
         "memory_gib": memory_gib,
         "host_memory_gib": host_memory_gib,
     }
+    preemption: dict[str, Any] = {"preempt_after": preempt_after}
     asked = shared | sizes | {"runner": runner, "runner_options": options, "most_submitted": most_submitted}
+    asked |= preemption
     earlier = session.scalars(select(Pool).where(Pool.name == name)).one_or_none()
     if earlier is not None:
         if any(getattr(earlier, field) != value for field, value in asked.items()):
@@ -216,6 +224,7 @@ def add_pool(
         launcher=runner,  # the record's word for it since its first entry
         **shared,
         **{size: value for size, value in sizes.items() if value is not None},
+        **(preemption if preempt_after else {}),
     )
     return pool.id
 
@@ -241,6 +250,15 @@ def check_memory(gib: float | None) -> None:
     """Raise InvalidError unless a size in GiB, if it is given, is one that a machine can have."""
     if gib is not None and not LEAST_MEMORY <= gib <= MOST_MEMORY:
         raise InvalidError(f"Memory is from {LEAST_MEMORY:g} to {MOST_MEMORY:,} GiB; {gib:g} is not.")
+
+
+def check_preempt_after(seconds: int) -> None:
+    """Raise InvalidError unless it is 0 or a time that a run can keep its GPUs before it can be preempted."""
+    if seconds and not 60 <= seconds <= LONGEST_UNTIL_PREEMPTION:
+        raise InvalidError(
+            f"Runs can be preempted after 1 to {LONGEST_UNTIL_PREEMPTION // 60:,} minutes, or never with 0; "
+            f"{shown(seconds // 60)} is not such a count."
+        )
 
 
 def memory_each(pool: Pool, gpus: int) -> int:

@@ -22,7 +22,8 @@ from projects.projects import Project
 class PoolStatus:
     """What a pool is doing; `left` is what its grants have not given to allocations, in GPU-seconds.
 
-    `queue` is the name of its runner's own queue, which decides when a run starts; empty where Stoa does.
+    `queue` is the name of its runner's own queue, which decides when a run starts; empty where Stoa does. A run
+    that has had its GPUs for `preempt_after` seconds can be preempted; 0 for never.
     """
 
     name: str
@@ -39,6 +40,7 @@ class PoolStatus:
     left: int
     memory_gib: float | None
     host_memory_gib: float | None
+    preempt_after: int
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ def status(session: Session) -> Sequence[PoolStatus]:
                 left=available.get(pool.id, 0),
                 memory_gib=pool.memory_gib,
                 host_memory_gib=pool.host_memory_gib,
+                preempt_after=pool.preempt_after,
             )
         )
     return listed

@@ -116,6 +116,7 @@ class _Explainer:
     """Explains the runs of a queue by the plan that the scheduler would make now."""
 
     def __init__(self, session: Session, state: QueueState) -> None:
+        self.session = session
         self.state = state
         self.low = disk.recorded_low(session)
         self.plan: Plan = backfill.plan(state)
@@ -134,13 +135,26 @@ class _Explainer:
             pool=pool.name,
             gpus=run.gpus,
             state=RunState.QUEUED,
-            reason=self._reason(placement),
+            reason=f"{self._preempted(run)}{self._reason(placement)}{self._made_room(run)}",
             position=placement.position,
             length=len(self.plan.queues[run.pool_id]),
             factors=Factors(self.standings[run.project_id], (self.state.now - run.queued_at).total_seconds()),
             # When the runner's own queue starts what Stoa has submitted, Stoa does not know.
             expected=None if pool.queue or self.low else self.plan.expected(placement, self.state.now),
         )
+
+    def _preempted(self, run: Waiting) -> str:
+        """That the run has made way, and for which; nothing where it has not."""
+        if run.preempted_at is None or run.preempted_for is None:
+            return ""
+        other = self.session.get_one(Run, run.preempted_for)
+        return f"Preempted for run {other.id} of project P{other.project_id} at {run.preempted_at:%F %H:%M} UTC. "
+
+    def _made_room(self, run: Waiting) -> str:
+        """Which runs make way for this one; nothing where none does."""
+        found = [one.run_id for one in self.state.held if one.makes_way_for == run.id]
+        verb = "make way" if len(found) > 1 else "makes way"
+        return f" Run {' and run '.join(map(str, found))} {verb} for it, after a checkpoint." if found else ""
 
     def _reason(self, placement: Placement) -> str:
         run, pool = placement.run, self.pools[placement.run.pool_id]
@@ -189,6 +203,8 @@ def _not_queued(session: Session, run: Run, pool: Pool) -> str:
             return f"{said}." if said else hosts.absence(session, pool) or "It has its GPUs and is starting."
         case RunState.RUNNING:
             return "It is running."
+        case RunState.STOPPING if run.stops_as == RunState.QUEUED:
+            return f"{reason[0].upper()}{reason[1:]}."
         case RunState.STOPPING:
             return "It is stopping."
         case RunState.PAUSED if run.unfunded:

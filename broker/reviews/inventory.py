@@ -64,10 +64,11 @@ def change_pool(
     price_weight: str = "",
     memory_gib: float | None = None,
     host_memory_gib: float | None = None,
+    preempt_after: int | None = None,
     runner_options: Mapping[str, str] | None = None,
     reason: str,
 ) -> None:
-    """Change a pool's GPUs, in all or a node, price weight and memory; an empty field stays as it is.
+    """Change a pool's GPUs, in all or a node, price weight, memory and preemption; an empty field stays as it is.
 
     `runner_options` are those that change; jobs submitted from then on have them. Raises ConflictError where a run that
     is or will be queued would no longer fit.
@@ -86,18 +87,22 @@ def change_pool(
         options = registry.named(pool.runner).checked_options({**options, **runner_options})
     for size in (memory_gib, host_memory_gib):
         pools.check_memory(size)
+    preempts = pool.preempt_after if preempt_after is None else preempt_after
+    pools.check_preempt_after(preempts)
     memory = (
         pool.memory_gib if memory_gib is None else memory_gib,
         pool.host_memory_gib if host_memory_gib is None else host_memory_gib,
     )
-    same = (pool.price_weight, (pool.memory_gib, pool.host_memory_gib))
-    if (count, each) == before and (weight, memory) == same and options == pool.runner_options:
+    same = (pool.price_weight, (pool.memory_gib, pool.host_memory_gib), pool.preempt_after)
+    if (count, each) == before and (weight, memory, preempts) == same and options == pool.runner_options:
         raise ConflictError(f"The pool “{name}” is so already: {count} GPUs, and a price weight of {weight:g}.")
     if count != pool.gpus and pool.shares_gpus:
         _check_later_rest(session, pool)
     quotas.check_admin(session, actor)
     pool.gpus, pool.gpus_a_node, pool.price_weight = count, each, weight
     pool.memory_gib, pool.host_memory_gib = memory
+    preemption: dict[str, float] = {} if preempts == pool.preempt_after else {"preempt_after": preempts}
+    pool.preempt_after = preempts
     pool.runner_options = options
     if (count, each) != before:
         _check_runs_fit(session, pool)
@@ -105,7 +110,7 @@ def change_pool(
     by = people.author(session, actor)
     told = {"pool": name, "gpus": count, "price_weight": weight}
     sizes = {"gpus_a_node": each, "memory_gib": pool.memory_gib, "host_memory_gib": pool.host_memory_gib}
-    told |= {size: value for size, value in sizes.items() if value is not None}
+    told |= {size: value for size, value in sizes.items() if value is not None} | preemption
     record.append(session, record.LAB, "pool.changed", by=by, why=because, **told)
 
 

@@ -1,10 +1,10 @@
-"""Control of launched runs: cancelling, pausing, resuming, extending, and pausing while the allocation cannot pay."""
+"""Control of launched runs: cancelling, pausing, preempting, resuming, extending, pausing what nobody can pay for."""
 
 import contextlib
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, update
+from sqlalchemy import ColumnElement, func, update
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 from sqlmodel.sql.expression import SelectOfScalar
@@ -49,21 +49,66 @@ def suspend(
     by: Person | None = None,
     unfunded: bool = False,
 ) -> None:
-    """Pause a run: a queued one at once, a running one after it has written a checkpoint.
+    """Pause a run: a queued one at once, a running one, or one that makes way, after it has written a checkpoint.
 
     An `unfunded` run goes on by itself once its allocation can pay for it. Raises ConflictError if the run has ended,
     is paused or is stopping.
     """
-    values = {"reason": reason, "end_reason": end_reason, "unfunded": unfunded}
+    values: dict[str, Any] = {"reason": reason, "end_reason": end_reason, "unfunded": unfunded}
     if run.state == RunState.QUEUED:
         runs.move(session, run, RunState.PAUSED, **values)
         settlement.tell_paused(session, run, by=by)
-    elif run.state in (RunState.STARTING, RunState.RUNNING):
-        runs.move(session, run, RunState.STOPPING, stops_as=RunState.PAUSED, **values)
+    elif run.state in (RunState.STARTING, RunState.RUNNING) or _makes_way(run):
+        values["stops_as"] = RunState.PAUSED
+        if _makes_way(run):
+            transition.write_as_seen(session, run, values, ["state", "stops_as", "token"], name=f"Run {run.id}")
+        else:
+            runs.move(session, run, RunState.STOPPING, **values)
         why = "" if by else reason
         runs.tell(session, run, "run.stopping", by=by, why=why, end_reason=end_reason, stops_as=RunState.PAUSED)
     else:
         raise ConflictError(f"Run {run.id} is {run.state}; only one that waits or runs can be paused.")
+
+
+def preempt(session: Session, run_ids: Sequence[int], for_run: int) -> None:
+    """Ask running runs of a pool to write a checkpoint and wait again, all for one waiting run.
+
+    Raises ConflictError, with nothing changed, where one of them does not run any more or was preempted lately, where
+    the other no longer waits or is being made way for already (two schedulers may have planned at the same time), or
+    where the pool preempts no longer.
+    """
+    waiting = runs.load(session, for_run)
+    pool = session.get_one(Pool, waiting.pool_id)
+    session.refresh(pool, with_for_update={"key_share": True})
+    session.refresh(waiting)
+    if not pool.preempt_after:
+        raise ConflictError(f"The pool “{pool.name}” preempts no runs.")
+    if waiting.state != RunState.QUEUED:
+        raise ConflictError(f"Run {for_run} is {waiting.state}; nobody makes way for it.")
+    makes_way = (Run.preempted_for == for_run, Run.state == RunState.STOPPING, Run.stops_as == RunState.QUEUED)
+    if session.scalar(select(func.count()).where(*makes_way)):
+        raise ConflictError(f"Others make way for run {for_run} already.")
+    lately = attempts.from_now(-pool.preempt_after)
+    for run_id in sorted(run_ids):
+        attempts.lock(session, run_id)
+        run = runs.load(session, run_id)
+        session.refresh(run)
+        if run.state != RunState.RUNNING or (run.preempted_at is not None and run.preempted_at > lately):
+            raise ConflictError(f"Run {run_id} is {run.state}, or was preempted lately; it does not make way now.")
+        reason = f"it makes way for run {for_run} of project P{waiting.project_id}, and waits again after a checkpoint"
+        runs.move(
+            session,
+            run,
+            RunState.STOPPING,
+            stops_as=RunState.QUEUED,
+            reason=reason,
+            end_reason=EndReason.PREEMPTED,
+            preempted_at=utcnow(),
+            preempted_for=for_run,
+        )
+        about: dict[str, Any] = {"for_run": for_run, "for_project": waiting.project_id}
+        stops_as, end_reason = RunState.QUEUED, EndReason.PREEMPTED
+        runs.tell(session, run, "run.stopping", end_reason=end_reason, stops_as=stops_as, **about)
 
 
 def resume(
@@ -214,9 +259,10 @@ def carry_over(session: Session, earlier: Allocation, later: Allocation) -> Sequ
 
 def stop_all(session: Session, allocation_id: int, end_reason: EndReason, reason: str) -> Sequence[int]:
     """Pause the queued and running runs of a revoked or expired allocation; returns their ids."""
+    stays = (col(Run.state) == RunState.STOPPING) & (col(Run.stops_as) != RunState.QUEUED)
     found = session.scalars(
         select(Run)
-        .where(Run.allocation_id == allocation_id, col(Run.state).in_(ACTIVE - {RunState.STOPPING}))
+        .where(Run.allocation_id == allocation_id, col(Run.state).in_(ACTIVE), ~stays)
         .order_by(col(Run.id))
         .with_for_update(key_share=True)
         .execution_options(populate_existing=True)
@@ -291,7 +337,7 @@ def _cancel(session: Session, run: Run, end_reason: EndReason, reason: str, *, b
     if run.state in (RunState.QUEUED, RunState.PAUSED):
         runs.move(session, run, RunState.CANCELLED, ended_at=utcnow(), **values)
         runs.tell(session, run, "run.cancelled", spent=runs.spent(session, run.id), **told)
-    elif run.state == RunState.STOPPING and run.stops_as == RunState.PAUSED:
+    elif run.state == RunState.STOPPING and run.stops_as != RunState.CANCELLED:
         ends = {"stops_as": RunState.CANCELLED, "unfunded": False, **values}
         transition.write_as_seen(session, run, ends, ["state", "token"], name=f"Run {run.id}")
         runs.tell(session, run, "run.stopping", **told)
@@ -300,6 +346,11 @@ def _cancel(session: Session, run: Run, end_reason: EndReason, reason: str, *, b
         runs.tell(session, run, "run.stopping", **told)
     else:
         raise ConflictError(f"Run {run.id} is {run.state} already.")
+
+
+def _makes_way(run: Run) -> bool:
+    """Whether the run is stopping in order to wait again."""
+    return run.state == RunState.STOPPING and run.stops_as == RunState.QUEUED
 
 
 def _require_training(run: Run) -> None:

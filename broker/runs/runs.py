@@ -60,7 +60,7 @@ TRANSITIONS: dict[RunState, frozenset[RunState]] = {
     RunState.QUEUED: frozenset({RunState.STARTING, RunState.PAUSED, RunState.CANCELLED}),
     RunState.STARTING: frozenset({RunState.RUNNING, RunState.STOPPING, RunState.QUEUED, RunState.FAILED}),
     RunState.RUNNING: frozenset({RunState.STOPPING, RunState.QUEUED, *ENDED}),
-    RunState.STOPPING: ENDED | {RunState.PAUSED},
+    RunState.STOPPING: ENDED | {RunState.PAUSED, RunState.QUEUED},
     RunState.PAUSED: frozenset({RunState.QUEUED, RunState.CANCELLED}),
     **dict.fromkeys(ENDED, frozenset()),
 }
@@ -80,7 +80,8 @@ class Run(Base, table=True):
     `time_limit` and `used` are seconds: what all its attempts together may take, and what they have been charged for.
     `parent_id` is the run that a sample is of, or that a fork goes on from at `fork_step`. `end_reason` says why the
     run has ended, is paused or is stopping; a stopping run becomes `stops_as`. An `unfunded` run is paused until its
-    allocation can pay for it again. `prompt` is what a member wants a sample to continue.
+    allocation can pay for it again. `preempted_at` is when it last made way, for the run `preempted_for`.
+    `prompt` is what a member wants a sample to continue.
     """
 
     __tablename__ = "runs"
@@ -116,6 +117,8 @@ class Run(Base, table=True):
     not_before: datetime = timestamp(default=utcnow)
     started_at: datetime | None = timestamp(default=None)
     ended_at: datetime | None = timestamp(default=None)
+    preempted_at: datetime | None = timestamp(default=None)
+    preempted_for: int | None = integer(default=None)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
 """How attempts end (settled, expired or withdrawn) and where that takes their run: over, paused or queued again."""
 
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
+from broker import publications
 from broker.allocations import ledger, payers
 from broker.end_reasons import INFRASTRUCTURE, EndReason
 from broker.runs import attempts, leases, preparing, runs
@@ -55,7 +57,7 @@ def settle(
 
     The run fails for good after `most` failed attempts since its last checkpoint; an attempt that was asked to stop
     does not count as failed. A fault of the infrastructure refunds what was charged since the last checkpoint, unless
-    the attempt was asked to stop. Raises StaleError.
+    the attempt was asked to stop; so does a preemption. Raises StaleError.
     """
     attempt = leases.guarded(
         session,
@@ -83,10 +85,12 @@ def settle(
         elif run.kind == RunKind.PREPARE:
             preparing.made(session, run)
     elif run.state == RunState.STOPPING:
-        pausing = run.stops_as == RunState.PAUSED
-        if ending.status > 0 and ending.status != Status.STOPPED and not (pausing and ending.transient):
+        goes_on = run.stops_as != RunState.CANCELLED
+        if ending.status > 0 and ending.status != Status.STOPPED and not (goes_on and ending.transient):
             _end(session, run, RunState.FAILED, ending.end_reason, ending.reason)
         else:
+            if run.stops_as == RunState.QUEUED:
+                _refund(session, run, attempt, run.reason, preempted=True)
             _stop(session, run)
     elif ending.timed_out and attempts.remaining(session, run) >= 1:
         _retry(session, run, ending.end_reason, EXTENDED, utcnow(), most)
@@ -140,7 +144,7 @@ def expire(session: Session, attempt: Attempt, *, grace_seconds: float, most: in
     return True
 
 
-def _refund(session: Session, run: Run, attempt: Attempt, why: str) -> None:
+def _refund(session: Session, run: Run, attempt: Attempt, why: str, **told: Any) -> None:
     """Refund what the attempt was charged since its last complete checkpoint, and give the run that time back."""
     seconds = attempt.charged - attempt.charged_at_checkpoint
     if seconds <= 0:
@@ -149,7 +153,7 @@ def _refund(session: Session, run: Run, attempt: Attempt, why: str) -> None:
     attempt.refunded = seconds
     run.used -= seconds // run.gpus
     session.flush()
-    runs.tell(session, run, "run.refunded", why=why, seconds=seconds)
+    runs.tell(session, run, "run.refunded", why=why, seconds=seconds, **told)
 
 
 def _retry(session: Session, run: Run, end_reason: EndReason, reason: str, not_before: datetime, most: int) -> None:
@@ -191,13 +195,30 @@ def _failed_in_a_row(session: Session, run: Run) -> tuple[int, int]:
 
 
 def _stop(session: Session, run: Run, **values: object) -> None:
-    """Bring a run that was asked to stop to the state asked for, paused or cancelled."""
+    """Bring a run that was asked to stop to the state asked for: paused, queued again, or cancelled."""
     if run.stops_as == RunState.PAUSED:
         pays = payers.successor(session, run.allocation_id)
         runs.move(session, run, RunState.PAUSED, allocation_id=pays, **values)
         tell_paused(session, run)
+    elif run.stops_as == RunState.QUEUED:
+        _wait_again(session, run, **values)
     else:
         _end(session, run, RunState.CANCELLED, run.end_reason, run.reason)
+
+
+def _wait_again(session: Session, run: Run, **values: object) -> None:
+    """Queue a run that has made way, at its earlier place; end it where its time limit is used up."""
+    if attempts.remaining(session, run) < 1:
+        _end(session, run, RunState.TIMED_OUT, EndReason.TIME_LIMIT, "it reached its time limit")
+        return
+    newest, other = publications.newest(session, run.id), session.get_one(Run, run.preempted_for)
+    step = newest.step if newest else run.fork_step or 0
+    reason = (
+        f"Preempted for run {other.id} of project P{other.project_id}; continues from step {step:,} when GPUs are free"
+    )
+    pays = payers.successor(session, run.allocation_id)
+    runs.move(session, run, RunState.QUEUED, reason=reason, end_reason=None, allocation_id=pays, **values)
+    runs.tell(session, run, "run.preempted", for_run=other.id, for_project=other.project_id, step=step)
 
 
 def tell_paused(session: Session, run: Run, *, by: Person | None = None) -> None:

@@ -32,7 +32,8 @@ class Limits:
 class PoolRow(NamedTuple):
     """A pool. Where its runner has a `queue`, Stoa hands out places in that queue, and the queue the GPUs.
 
-    `queue` is its name as people read it; empty where Stoa hands out the GPUs itself.
+    `queue` is its name as people read it; empty where Stoa hands out the GPUs itself. A run that has had its GPUs for
+    `preempt_after` seconds can be preempted; 0 for never.
     """
 
     id: int
@@ -41,12 +42,14 @@ class PoolRow(NamedTuple):
     queue: str
     price_weight: float
     most_submitted: int = 4
+    preempt_after: int = 0
 
 
 class Waiting(NamedTuple):
     """A queued run. `seconds` is what is left of its time limit, `not_before` None where it may start at once.
 
-    A run of a `paused` project keeps its position and does not start.
+    A run of a `paused` project keeps its position and does not start. `preempted_at` is when the run last made way, for
+    the run `preempted_for`.
     """
 
     id: int
@@ -59,6 +62,8 @@ class Waiting(NamedTuple):
     queued_at: datetime
     not_before: datetime | None
     paused: bool = False
+    preempted_at: datetime | None = None
+    preempted_for: int | None = None
 
     @property
     def cost(self) -> int:
@@ -66,10 +71,24 @@ class Waiting(NamedTuple):
         return self.gpus * self.seconds
 
 
+class Preemptible(NamedTuple):
+    """A training run that could make way: `had` seconds of its trainer so far, `ends_in` seconds until its likely end.
+
+    `waiting` is the run as it would wait again, and go on from its checkpoint; what it has used since its last one, in
+    GPU-seconds, is `unsaved`.
+    """
+
+    waiting: Waiting
+    had: float
+    ends_in: float
+    unsaved: int = 0
+
+
 class Held(NamedTuple):
     """What an attempt holds: its devices for at most `seconds` more, and a slot under the limits while it is `open`.
 
-    An attempt that is not open was lost: its trainer may still be stopping.
+    An attempt that is not open was lost: its trainer may still be stopping. One that is `stopping` was asked to end,
+    in order to wait again where it `makes_way_for` another run.
     """
 
     run_id: int
@@ -79,6 +98,10 @@ class Held(NamedTuple):
     devices: tuple[int, ...]
     seconds: float
     open: bool
+    gpus: int = 0
+    stopping: bool = False
+    makes_way_for: int | None = None
+    preemptible: Preemptible | None = None
 
 
 Row = TypeVar("Row", Waiting, Held)

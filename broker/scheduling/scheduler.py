@@ -1,4 +1,4 @@
-"""The scheduler: gives up expired attempts, picks queued runs by fair share, and notifies the workers.
+"""The scheduler: gives up expired attempts, picks queued runs by fair share, preempts, and notifies the workers.
 
 The database is the truth. A decision is written first and sent after; a message that was lost is sent again. Each part
 of a round, and each run in it, stands behind a fence: its error is logged and told to the admins, and the rest goes on.
@@ -28,7 +28,7 @@ from broker.runs import attempts, control, runs, settlement
 from broker.runs.attempts import OPEN, Attempt
 from broker.runs.leases import StaleError
 from broker.runs.runs import Run
-from broker.scheduling import backfill, snapshot, tasks, usage
+from broker.scheduling import backfill, preemption, snapshot, tasks, usage
 from broker.scheduling.backfill import Decision, Limits, Plan, QueueState
 from projects import health, projects
 from projects.db.columns import utcnow
@@ -136,13 +136,24 @@ class Scheduler:
             reaper.expire(self.settings, self.db, self.fence)
 
     def _start_runs(self) -> None:
-        """Plan, pause the runs that nobody can pay for, and admit those that start now."""
+        """Plan, pause the runs that nobody can pay for, let runs make way, and admit those that start now."""
         with self.db.read() as session:
             state = snapshot.load(session, fence=self.fence)
         planned = self._plan(state)
         for run_id in planned.refusals:
             self._try("pausing a run without funds", run_id, partial(control.pause_unfunded, run_id=run_id))
-        for decision in planned.starts if self._has_room() else ():
+        if not self._has_room():
+            return
+        with self.fence("preempting"):
+            if chosen := preemption.preemptions(state, planned):
+                planned = self._plan(preemption.asked(state, chosen))
+            for one in chosen:
+                self._try(
+                    "preempting for a run",
+                    one.for_run,
+                    partial(control.preempt, run_ids=one.run_ids, for_run=one.for_run),
+                )
+        for decision in planned.starts:
             with self.fence("admitting a run", run=decision.run_id):
                 self._admit(decision, state.limits)
 

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import nullcontext
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy import case, select  # SQLModel's own takes no more than four columns
 from sqlalchemy.orm import Session
@@ -16,9 +17,9 @@ from broker.allocations.pools import Pool
 from broker.fence import Fence
 from broker.runners import registry
 from broker.runs.attempts import OPEN, Attempt, AttemptState
-from broker.runs.runs import Run, RunState
+from broker.runs.runs import Run, RunKind, RunState
 from broker.scheduling import usage
-from broker.scheduling.backfill import Funds, Held, Limits, PoolRow, QueueState, Waiting
+from broker.scheduling.backfill import Funds, Held, Limits, PoolRow, Preemptible, QueueState, Waiting
 from broker.scheduling.fairshare import decayed
 from projects import policies
 from projects.db.columns import utcnow
@@ -39,13 +40,14 @@ def load(session: Session, limits: Limits | None = None, fence: Fence | None = N
             col(Pool.runner),
             col(Pool.price_weight),
             col(Pool.most_submitted),
+            col(Pool.preempt_after),
         ).order_by(col(Pool.id))
     )
     pools, weights = [], {}
-    for pool_id, name, gpus, runner, weight, most in rows:
+    for pool_id, name, gpus, runner, weight, most, preempt_after in rows:
         weights[pool_id] = weight
         with fence(f"reading the pool “{name}”") if fence else nullcontext():
-            pools.append(PoolRow(pool_id, name, gpus, registry.named(runner).queue, weight, most))
+            pools.append(PoolRow(pool_id, name, gpus, registry.named(runner).queue, weight, most, preempt_after))
     known = {pool.id for pool in pools}
     waiting = [run for run in _waiting(session, now) if run.pool_id in known]
     held, used = _attempts(session, now, weights)
@@ -81,6 +83,8 @@ def _waiting(session: Session, now: datetime) -> list[Waiting]:
             col(Run.queued_at),
             case((col(Run.not_before) > now, col(Run.not_before))),
             col(Project.stage) == Stage.PAUSED,
+            col(Run.preempted_at),
+            col(Run.preempted_for),
         )
         .join(Project, col(Project.id) == Run.project_id)
         .where(col(Run.state) == RunState.QUEUED)
@@ -92,7 +96,8 @@ def _attempts(session: Session, now: datetime, weights: Mapping[int, float]) -> 
     """What attempts hold, and what each project has used.
 
     An open attempt holds its devices until what it reserved at its admission is over (its trainer's own clock starts
-    when a worker has claimed it, seconds later), a lost one until it must surely have stopped.
+    when a worker has claimed it, seconds later), or until soon where it was asked to stop; a lost one until it must
+    surely have stopped.
     """
     admission = (col(LedgerRow.run_id) == Attempt.run_id) & (col(LedgerRow.token) == Attempt.token)
     admission &= (col(LedgerRow.movement) == Movement.RESERVE) & (col(LedgerRow.period) == 0)
@@ -100,16 +105,29 @@ def _attempts(session: Session, now: datetime, weights: Mapping[int, float]) -> 
         select(
             col(Attempt.run_id),
             col(Attempt.pool_id),
-            col(Run.project_id),
-            col(Run.requested_by),
             col(Attempt.devices),
             col(Attempt.reserved),
-            col(Attempt.charged) - Attempt.refunded,
-            col(LedgerRow.at),
-            col(Run.gpus),
+            (col(Attempt.charged) - Attempt.refunded).label("charged"),
+            col(Attempt.charged_at_checkpoint),
             col(Attempt.state),
             col(Attempt.lease_until),
+            col(LedgerRow.at),
+            col(Run.project_id),
+            col(Run.requested_by),
+            col(Run.allocation_id),
+            col(Run.kind),
+            col(Run.gpus),
+            col(Run.time_limit),
+            col(Run.used),
+            col(Run.step),
+            col(Run.fork_step),
+            col(Run.total_steps),
+            col(Run.queued_at),
             col(Run.ended_at),
+            col(Run.preempted_at),
+            col(Run.preempted_for),
+            col(Run.stops_as),
+            col(Run.state).label("run_state"),
         )
         .join(Run, col(Run.id) == Attempt.run_id)
         .join(LedgerRow, admission)
@@ -117,16 +135,57 @@ def _attempts(session: Session, now: datetime, weights: Mapping[int, float]) -> 
     )
     held: list[Held] = []
     used = defaultdict(float, usage.of_ended(session, now))
-    for run_id, pool_id, project_id, person_id, devices, reserved, charged, at, gpus, state, until, ended_at in rows:
-        is_open = state in OPEN
-        age = (now - ended_at).total_seconds() if ended_at else 0.0
-        used[project_id] += decayed(weights[pool_id] * (reserved if is_open else charged), max(0.0, age))
-        ends = at + timedelta(seconds=reserved / gpus) if is_open else until if state == AttemptState.LOST else None
+    for row in rows:
+        is_open = row.state in OPEN
+        age = (now - row.ended_at).total_seconds() if row.ended_at else 0.0
+        counts = row.reserved if is_open else row.charged
+        used[row.project_id] += decayed(weights[row.pool_id] * counts, max(0.0, age))
+        lost_until = row.lease_until if row.state == AttemptState.LOST else None
+        ends = row.at + timedelta(seconds=row.reserved / row.gpus) if is_open else lost_until
         if is_open or (ends is not None and ends > now):
-            held_devices = tuple(int(device) for device in devices.split(",") if device)
-            seconds = 0.0 if ends is None else (ends - now).total_seconds()
-            held.append(Held(run_id, pool_id, project_id, person_id, held_devices, seconds, is_open))
+            stopping = is_open and row.run_state == RunState.STOPPING
+            seconds = 0.0 if ends is None or stopping else (ends - now).total_seconds()
+            held.append(
+                Held(
+                    row.run_id,
+                    row.pool_id,
+                    row.project_id,
+                    row.requested_by,
+                    tuple(int(device) for device in row.devices.split(",") if device),
+                    seconds,
+                    is_open,
+                    row.gpus,
+                    stopping,
+                    row.preempted_for if stopping and row.stops_as == RunState.QUEUED else None,
+                    _preemptible(row, seconds),
+                )
+            )
     return held, dict(used)
+
+
+def _preemptible(row: Any, seconds: float) -> Preemptible | None:
+    """What a preemption of an attempt goes by; None where its run does not train or its trainer has not begun.
+
+    The run is likely to end with its last step, at its speed so far, and within the `seconds` that it has left.
+    """
+    if (row.state, row.run_state, row.kind) != (AttemptState.RUNNING, RunState.RUNNING, RunKind.TRAIN):
+        return None
+    waiting = Waiting(
+        row.run_id,
+        row.project_id,
+        row.requested_by,
+        row.allocation_id,
+        row.pool_id,
+        row.gpus,
+        row.time_limit - row.used,
+        row.queued_at,
+        None,
+        preempted_at=row.preempted_at,
+        preempted_for=row.preempted_for,
+    )
+    done, left = row.step - (row.fork_step or 0), row.total_steps - row.step
+    ends_in = min(seconds, row.used * left / done) if done > 0 else seconds
+    return Preemptible(waiting, row.charged / row.gpus, ends_in, row.charged - row.charged_at_checkpoint)
 
 
 def _funds(session: Session, now: datetime) -> dict[int, Funds]:

@@ -16,10 +16,11 @@ from sqlmodel import col, select
 from broker.allocations import pools
 from broker.allocations.ledger import LedgerRow, Movement
 from broker.end_reasons import EndReason
+from broker.reviews import inventory
 from broker.runners import output, processes, reaper
 from broker.runners.base import Check, JobSpec
 from broker.runners.slurm import SlurmRunner, jobs
-from broker.runs import attempts
+from broker.runs import attempts, control
 from broker.runs.attempts import Attempt
 from broker.runs.runs import RunState
 from projects.db.columns import utcnow
@@ -557,6 +558,30 @@ def test_a_job_that_an_operator_cancels_goes_on_later_from_its_checkpoint(
     assert not attempt(lab, run, token).failed
     assert attempt(lab, run, token).end_reason == EndReason.RUNNER_ENDED
     assert json.loads((folder / "outcome.json").read_text())["status"] == 75
+
+
+@ONCE
+def test_a_job_that_is_preempted_leaves_a_checkpoint_and_goes_on_from_it(
+    lab: Lab, cluster: Cluster, tmp_path: Path, run: int
+) -> None:
+    other = lab.launch(1, overrides="steps=4, batch=2, micro_batch=2, sequence_length=32")
+    with lab.db.write() as session:
+        inventory.change_pool(session, None, POOL, preempt_after=60, reason="Much is asked for.")
+    with supervised(lab, cluster, tmp_path, run, 10000) as (supervisor, _, folder):
+        wait_for(lambda: (folder / "checkpoints" / "step10").exists(), "a checkpoint")
+        wait_for(lambda: lab.run(run).state == RunState.RUNNING, "the run")
+        with lab.db.write() as session:
+            control.preempt(session, [run], other)
+        assert supervisor.wait(PATIENCE) == 0
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    back = f"Preempted for run {other} of project P1; continues from step {last:,} when GPUs are free"
+    assert (lab.run(run).state, lab.run(run).reason) == (RunState.QUEUED, back)
+    assert lab.kinds(1)[-1] == "run.preempted"
+    assert "run.refunded" not in lab.kinds(1)
+    with supervised(lab, cluster, tmp_path, run, last + 5) as (supervisor, _, folder):
+        assert supervisor.wait(PATIENCE) == 0
+    assert json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])["step"] == last + 1
+    assert lab.run(run).state == RunState.FINISHED
 
 
 def test_a_job_whose_attempt_is_given_up_is_ended_though_no_other_follows(

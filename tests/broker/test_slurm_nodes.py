@@ -81,13 +81,13 @@ def test_a_lost_node_ends_the_job_on_all_nodes(cluster: Cluster, start: Start) -
     wait_for(lambda: of(folder) == [], "the end of what ran on the other node")
 
 
-@pytest.mark.parametrize("what", ["nodename=n2", "partitionname=main"])
-def test_nodes_are_given_together_or_not_at_all(cluster: Cluster, start: Start, what: str) -> None:
-    cluster.ask("scontrol", "update", what, "state=drain", "reason=test")
+@pytest.mark.parametrize(("what", "works"), [("nodename=n2 reason=test", "resume"), ("partitionname=main", "up")])
+def test_nodes_are_given_together_or_not_at_all(cluster: Cluster, start: Start, what: str, works: str) -> None:
+    cluster.ask("scontrol", "update", *what.split(), "state=drain")
     runner, folder = start(SLOW, gpus=16, nodes=2)
     assert runner.poll() is None
     assert runner.waiting.startswith("Slurm: ")
     assert said(folder) == ""
-    cluster.ask("scontrol", "update", what, "state=resume" if "node" in what else "state=up")
+    cluster.ask("scontrol", "update", *what.split(), f"state={works}")
     here(runner, folder, times=2)
     runner.kill()

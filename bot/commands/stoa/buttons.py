@@ -32,7 +32,8 @@ def pools_view(listed: Sequence[PoolStatus]) -> ui.LayoutView:
         f"{text.code(pool.name, 60)} {text.count(pool.gpus, 'GPU')}, {text.line(pool.gpu_type, 60)}"
         f"{text.nodes(pool.nodes, pool.gpus)}{text.memory(pool.memory_gib, pool.host_memory_gib)}\n"
         f"-# {pool.busy} busy, {pool.working} running, {pool.waiting} waiting · {pool.runner}, weight "
-        f"{pool.price_weight:g} · {text.gpu_hours(pool.left)} of its grants left"
+        f"{pool.price_weight:g} · {text.gpu_hours(pool.left)} of its grants left · "
+        f"{text.preemption(pool.preempt_after)}"
         for pool in listed
     ]
     return _view("Pools", lines, {"pool_add": "Add a pool", "pool_change": "Change one"})

@@ -8,19 +8,24 @@ from projects import policies
 
 @entry("pool.added")
 def pool_added(p: Payload) -> str:
-    return f"🖥️ A new pool: {text.code(p['pool'], 60)} with {p['gpus']} × {line(p['gpu_type'])}{_nodes(p)}{_memory(p)}."
+    has = f"{p['gpus']} × {line(p['gpu_type'])}{_nodes(p)}{_memory(p)}{_preemption(p)}"
+    return f"🖥️ A new pool: {text.code(p['pool'], 60)} with {has}."
 
 
 @entry("pool.changed")
 def pool_changed(p: Payload) -> str:
     return (
         f"🖥️ {by(p)} changes the pool {text.code(p['pool'], 60)}: it has {text.count(p['gpus'], 'GPU')}{_nodes(p)} and "
-        f"a price weight of {p['price_weight']:g}{_memory(p)}.{why(p)}"
+        f"a price weight of {p['price_weight']:g}{_memory(p)}{_preemption(p)}.{why(p)}"
     )
 
 
 def _nodes(p: Payload) -> str:
     return text.nodes(p["gpus"] // p.get("gpus_a_node", p["gpus"]), p["gpus"])
+
+
+def _preemption(p: Payload) -> str:
+    return f"; {text.preemption(p['preempt_after'])}" if "preempt_after" in p else ""
 
 
 def _memory(p: Payload) -> str:

@@ -50,9 +50,16 @@ def requeued(p: Payload) -> str:
 
 @entry("run.stopping")
 def stopping(p: Payload) -> str:
+    if p.get("stops_as") == "queued":
+        return f"🔀 {_run(p)} makes way for {_other(p)}: it writes a checkpoint, and waits for its turn again."
     what = "pause" if p.get("stops_as") == "paused" else "stop"
     first = "" if "prepares" in p else "; it writes a checkpoint first"
     return f"✋ {by(p)} asks {_run(p).lower()} to {what}{first}.{why(p)}"
+
+
+@entry("run.preempted")
+def preempted(p: Payload) -> str:
+    return f"🔀 {_run(p)} was preempted for {_other(p)}; it continues from step {p['step']:,} when GPUs are free."
 
 
 @entry("run.paused")
@@ -76,9 +83,12 @@ def extended(p: Payload) -> str:
 
 @entry("run.refunded")
 def refunded(p: Payload) -> str:
+    ended = (
+        f"attempt {p['attempt']} made way" if p.get("preempted") else f"a machine fault ended attempt {p['attempt']}"
+    )
     return (
         f"↩️ {_run(p)} is refunded {text.gpu_hours(p['seconds'])}, all that it spent since its last complete "
-        f"checkpoint: a machine fault ended attempt {p['attempt']}.{why(p)}"
+        f"checkpoint: {ended}.{why(p)}"
     )
 
 
@@ -151,6 +161,11 @@ def _run(p: Payload) -> str:
     """What the entry is about, at the beginning of a sentence."""
     about = f"Run {p['run']}"
     return f"The sample of {about.lower()}" if "sample" in p else about
+
+
+def _other(p: Payload) -> str:
+    """The run for which GPUs are freed."""
+    return f"run {p['for_run']} of project P{p['for_project']}"
 
 
 def _order(p: Payload) -> str:
