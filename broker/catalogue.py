@@ -185,7 +185,7 @@ def recipes(session: Session) -> list[str]:
     or some pool has."""
     accepted = session.scalars(select(CatalogueEntry.name).where(*_ACCEPTED_RECIPES))
     pools = corpora.by_pool(session).values()
-    placed = (name for name, wants in _built_in_needs().items() if any(not wants.missing(there) for there in pools))
+    placed = (name for name, wants in built_in_needs().items() if any(not wants.missing(there) for there in pools))
     return sorted({*_ready(), *accepted, *placed})
 
 
@@ -316,7 +316,7 @@ def _ready() -> frozenset[str]:
 
 
 @lru_cache(maxsize=1)
-def _built_in_needs() -> dict[str, corpora.Needed]:
+def built_in_needs() -> dict[str, corpora.Needed]:
     """What the other built-in recipes need of a pool."""
     texts = {name: body for name, body in configs.built_in().items() if name not in _ready()}
     return {name: corpora.needed(configs.read(body)) for name, body in texts.items()}

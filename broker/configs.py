@@ -44,7 +44,8 @@ def with_prepared_data(text: str, folder: Path) -> str:
 
 
 def sections(typed: str) -> dict[str, Any]:
-    """The sections of a recipe as typed, before they are checked against the schema.
+    """The sections of a recipe as typed, before they are checked against the schema; one that is `like` a built-in
+    recipe has that one's keys beside its own.
 
     Raises InvalidError if the recipe is too long, is not YAML, or uses aliases.
     """
@@ -59,7 +60,10 @@ def sections(typed: str) -> dict[str, Any]:
         raise InvalidError("A recipe repeats itself in full: YAML's aliases (*name) are not taken.")
     if not isinstance(values, dict):
         raise InvalidError("A recipe holds sections such as model and data.")
-    return values
+    try:
+        return trainer_config.expand_like(values)
+    except ConfigError as error:
+        raise InvalidError(str(error)) from error
 
 
 @lru_cache(maxsize=1)

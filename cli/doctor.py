@@ -4,7 +4,6 @@ import asyncio
 import os
 import secrets
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -32,7 +31,7 @@ from bot import server
 from bot.server import CHANNELS, IN_GUILD, IN_OTHERS, IN_PROPOSALS, Server
 from broker import fence
 from broker.allocations import hosts, pools
-from broker.runners import processes, registry
+from broker.runners import host_gpus, processes, registry
 from broker.store import Store, StoreError
 from projects.db import database as database
 from projects.db.columns import utcnow
@@ -277,11 +276,7 @@ def check_hub(settings: Settings) -> Finding:
 
 def check_gpus(settings: Settings) -> Finding:
     """Whether this host has the GPUs that its local pools count on."""
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=True).stdout
-        count = sum(line.startswith("GPU ") for line in listed.splitlines())
-    except (OSError, subprocess.SubprocessError):
-        count = 0
+    count = len(host_gpus.found().gpus)
     wanted = _read(
         settings, lambda session: {pool.name: pool.gpus for pool in hosts.gpu_pools(session, processes.host())}
     )
@@ -289,7 +284,9 @@ def check_gpus(settings: Settings) -> Finding:
         return Finding("GPUs", f"{count} here; the pools cannot be read", "Set the database right first.")
     counted = ", ".join(f"{name} counts on {gpus}" for name, gpus in wanted.items())
     if sum(wanted.values()) > count:
-        advice = "Look at the driver (nvidia-smi -L), or run doctor and the worker on the pool's own host."
+        advice = (
+            "Look at the driver (nvidia-smi, amd-smi or rocm-smi), or run doctor and the worker on the pool's own host."
+        )
         return Finding("GPUs", f"{count} here, and the pool {counted}", advice)
     return Finding("GPUs", f"{count} here" + (f", and the pool {counted}" if wanted else "; no pool here needs one"))
 

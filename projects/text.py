@@ -58,6 +58,15 @@ def day_end(value: str) -> datetime:
     return day + timedelta(days=1, seconds=-1)
 
 
+def moment(value: str) -> datetime:
+    """A moment in UTC typed like “2030-12-31 09:00”; raises InvalidError."""
+    try:
+        return datetime.strptime(" ".join(value.split()), "%Y-%m-%d %H:%M").replace(tzinfo=UTC)
+    except ValueError as error:
+        example = (datetime.now(UTC) + timedelta(days=30)).date()
+        raise InvalidError(f"The moment must be written like {example} 09:00, in UTC.") from error
+
+
 def slug(value: str, *, most: int = 60) -> str:
     """`value` as lower-case ASCII words joined by hyphens; empty where it has no ASCII letter or digit."""
     ascii_only = unicodedata.normalize("NFKD", value).encode("ascii", "ignore").decode()

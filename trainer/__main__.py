@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from trainer import layouts
-from trainer.check import CheckReport, readable
+from trainer.check import OFTEN, CheckReport, readable
 from trainer.check import check as dry_run
 from trainer.checkpoint.resume import find_starting_point
-from trainer.config import ConfigError, load
+from trainer.config import ConfigError, TrainConfig, load
 from trainer.contract import Event, Outcome, Status
 from trainer.data.commands import app as data
 from trainer.distributed import ranks
@@ -21,8 +21,10 @@ from trainer.evaluation.commands import app as evaluation
 from trainer.events import append_event
 from trainer.exits import finish, one_sentence, outcome_of
 from trainer.folder_lock import locked
+from trainer.gpus import named
 from trainer.import_command import app as importing
 from trainer.layouts import Layout
+from trainer.memory import Device
 
 app = typer.Typer(help="Stoa's trainer.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -78,6 +80,7 @@ def check(
         float | None, typer.Option(min=1e-9, max=1e15, help="A measured rate, over all GPUs.")
     ] = None,
     gpu_memory: Annotated[float | None, typer.Option(min=0, max=1e6, help="GiB that each GPU has.")] = None,
+    gpu_type: Annotated[str | None, typer.Option(metavar="NAME", help="What the GPUs are, such as V100.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what a configuration would cost and which layouts fit, without running it."""
@@ -85,10 +88,16 @@ def check(
         for option, value in (("--tokens-per-second", tokens_per_second), ("--gpu-memory", gpu_memory)):
             if value is not None and not math.isfinite(value):
                 raise ConfigError(f"{option} must be a finite number, not {value}.")
-        memory = None if gpu_memory is None else int(gpu_memory * 2**30)
+        known = named(gpu_type) if gpu_type else None
+        gib = gpu_memory if gpu_memory is not None or known is None else known.memory
+        memory = None if gib is None else int(gib * 2**30)
+        device: Device | None = "cuda" if gpu_type else None
         settings = load(config)
-        report = dry_run(settings, gpus, memory, tokens_per_second, nodes=nodes)
-        fit = layouts.fitting(settings, gpus, nodes, memory)
+        counted = _tokens_of(settings)
+        report = dry_run(
+            settings, gpus, memory, tokens_per_second, device, nodes=nodes, gpu_type=gpu_type, corpus_tokens=counted
+        )
+        fit = layouts.fitting(settings, gpus, nodes, memory, device)
         if json:
             print(report.model_copy(update={"layouts": fit}).model_dump_json())
         else:
@@ -96,6 +105,9 @@ def check(
             Console().print(_layouts(fit))
             if report.note:
                 print(report.note)
+            for reading in report.reads:
+                if reading.is_often:
+                    print(f"It reads {reading}; beyond {OFTEN:g} epochs, repeated data lose their value.")
         if report.refusal:
             raise ConfigError(report.refusal)
 
@@ -103,6 +115,15 @@ def check(
 app.add_typer(importing)
 app.add_typer(evaluation)
 app.add_typer(data, name="data")
+
+
+def _tokens_of(config: TrainConfig) -> dict[str, int]:
+    """The tokens of the sources that are prepared, by their names; none where no data are prepared."""
+    if config.data.prepared is None:
+        return {}
+    from trainer.data.prepare import manifest_of
+
+    return {source["name"]: source["train"]["tokens"] for source in manifest_of(Path(config.data.prepared))["sources"]}
 
 
 def _table(report: CheckReport) -> Table:
@@ -114,6 +135,8 @@ def _table(report: CheckReport) -> Table:
     table.add_row("memory per GPU", f"{readable(report.memory_per_gpu)} (estimate)")
     for part, size in report.memory.items():
         table.add_row(f"  {part}", readable(size))
+    for reading in report.reads:
+        table.add_row("reads", str(reading))
     if report.seconds is not None:
         table.add_row("time", f"{report.seconds:,.0f} s")
     return table

@@ -1,9 +1,10 @@
 """The dry run: what a configuration would cost, computed without building the model. Imports no torch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from pydantic import BaseModel
 
+from trainer import gpus as gpus_by_name
 from trainer import layouts
 from trainer.config import ConfigError, TrainConfig
 from trainer.layouts import Layout
@@ -12,13 +13,31 @@ from trainer.metrics import flops_per_token as flops_per_token
 from trainer.metrics import parameters
 
 MOST_LAYOUTS = 8
+OFTEN = 4.0
+"""Epochs beyond which repeated data are worth less than new ones (Muennighoff et al. 2023)."""
+
+
+class Reading(BaseModel):
+    """How often a run reads each token of a corpus on average, and the tokens that the corpus has."""
+
+    corpus: str
+    tokens: int
+    epochs: float
+
+    @property
+    def is_often(self) -> bool:
+        """Whether the corpus is read so often that its data lose their value."""
+        return self.epochs > OFTEN
+
+    def __str__(self) -> str:
+        return f"{_three_figures(self.epochs)} epochs of {self.corpus} ({readable_count(self.tokens)} tokens)"
 
 
 class CheckReport(BaseModel):
     """What a run costs: trained `parameters`, `tokens`, `steps`, `flops` in all, `memory_per_gpu` in bytes (an
-    estimate) with its parts in `memory`, and `seconds` if a rate is known. `layouts` are those that fit,
-    if they were asked for. `note` is a sentence on what this machine lacks, `refusal` one on why it would not run, or
-    None."""
+    estimate) with its parts in `memory`, `reads` what it reads of data that are prepared, and `seconds` if a rate is
+    known. `layouts` are those that fit, if they were asked for. `note` is a sentence on what this machine lacks,
+    `refusal` one on why it would not run, or None."""
 
     parameters: int
     tokens: int
@@ -26,6 +45,7 @@ class CheckReport(BaseModel):
     flops: float
     memory_per_gpu: int
     memory: dict[str, int]
+    reads: list[Reading] = []
     seconds: float | None = None
     layouts: list[Layout] | None = None
     note: str | None = None
@@ -40,18 +60,23 @@ def check(
     device: Device | None = None,
     host_bytes: int | None = None,
     nodes: int = 1,
+    gpu_type: str | None = None,
+    corpus_tokens: Mapping[str, int] | None = None,
 ) -> CheckReport:
     """The dry run on `gpus` GPUs with `gpu_memory` bytes each, or on as many processes where `device` is cpu; without a
     `device`, on what this machine has. `tokens_per_second` is a measured rate over all GPUs,
-    `host_bytes` the memory of each of the `nodes`, which have the same number of GPUs each."""
+    `host_bytes` the memory of each of the `nodes`, which have the same number of GPUs each, `gpu_type` what they are
+    called, where that is known, and `corpus_tokens` the tokens of the sources by their names."""
     tokens = config.tokens_per_step * config.training.steps
-    refusal = None
+    refusal = gpus_by_name.why_not(config.training.precision, gpu_type) if gpu_type else None
     try:
         data_ranks = config.data_ranks(gpus, nodes)
     except ConfigError as error:
-        refusal, data_ranks = str(error), max(1, gpus // (config.parallel.pipeline * config.parallel.tensor))
+        data_ranks = max(1, gpus // (config.parallel.pipeline * config.parallel.tensor))
+        unfit = str(error)
         if nodes > 1 and gpus % nodes == 0:
-            refusal = f"{refusal} {what_layouts(config, gpus, nodes, gpu_memory, device)}"
+            unfit = f"{unfit} {what_layouts(config, gpus, nodes, gpu_memory, device)}"
+        refusal = refusal or unfit
     parts = memory_per_gpu(config, data_ranks, device)
     memory = sum(parts)
     if refusal is None and gpu_memory is not None and memory > gpu_memory:
@@ -65,10 +90,32 @@ def check(
         flops=float(flops_per_token(config)) * tokens,
         memory_per_gpu=memory,
         memory=parts._asdict(),
+        reads=readings(config, corpus_tokens or {}, tokens),
         seconds=tokens / tokens_per_second if tokens_per_second else None,
         note=_note(config, data_ranks),
         refusal=refusal,
     )
+
+
+def readings(config: TrainConfig, tokens: Mapping[str, int], trained: int) -> list[Reading]:
+    """What a run that trains on `trained` tokens reads of the sources whose `tokens` are known, by their names; the one
+    that it reads most often comes first. Nothing is known of sources by epochs before the tokens of all are."""
+    sources = config.data.sources
+    by_epochs = sources[0].epochs is not None
+    if by_epochs and any(source.name not in tokens for source in sources):
+        return []
+    shares = {source.name: source.share * (tokens[source.name] if by_epochs else 1) for source in sources}
+    part = trained / sum(shares.values())
+    found = [
+        Reading(
+            corpus=source.corpus or source.name,
+            tokens=tokens[source.name],
+            epochs=part * shares[source.name] / tokens[source.name],
+        )
+        for source in sources
+        if tokens.get(source.name)
+    ]
+    return sorted(found, key=lambda reading: -reading.epochs)
 
 
 def _note(config: TrainConfig, data_ranks: int) -> str | None:
@@ -141,6 +188,18 @@ def _smaller(config: TrainConfig, gpus: int) -> Iterator[tuple[str, TrainConfig]
                     training = config.training.model_copy(update={"micro_batch": size, "recompute": recompute})
                     parallel = config.parallel.model_copy(update={"zero_stage": stage})
                     yield words, config.model_copy(update={"training": training, "parallel": parallel})
+
+
+def readable_count(number: int) -> str:
+    """A large number as text: “300.1 B”, “2.5 M”, “950”."""
+    for size, unit in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return str(number)
+
+
+def _three_figures(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def readable(size: int) -> str:

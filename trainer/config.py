@@ -1,5 +1,6 @@
 """The trainer's configuration: one schema, its recipes, and the keys that a member may override. Imports no torch."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -28,6 +29,7 @@ OVERRIDES: Mapping[str, str] = {
     "batch": "training.batch",
     "micro_batch": "training.micro_batch",
     "sequence_length": "data.sequence_length",
+    "precision": "training.precision",
 }
 """Short names of the keys that a member may override, and the keys."""
 
@@ -48,20 +50,40 @@ class OptimizerConfig(Section):
     clip: float = Field(default=1.0, gt=0, le=1e9)
 
 
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+class LossScaleConfig(Section):
+    """Of the dynamic loss scaling in fp16 (`trainer.engine.loss_scale`): the `initial` scale, a power of two, which
+    doubles after `growth_interval` steps without an overflow. The defaults are those of torch.amp.GradScaler."""
+
+    initial: float = Field(default=65_536.0, ge=1, le=2.0**127)
+    growth_interval: int = Field(default=2_000, ge=1, le=MOST_STEPS)
+
+    @model_validator(mode="after")
+    def _is_a_power_of_two(self) -> Self:
+        if math.frexp(self.initial)[0] != 0.5:
+            raise ValueError(f"training.loss_scale.initial ({self.initial:g}) must be a power of two, such as 65536.")
+        return self
+
+
 class TrainingConfig(Section):
     """`batch` counts the sequences of a step over all ranks, `micro_batch` those that a rank computes at once.
 
-    `precision` is that of the matrix products; master weights, moments and sums are always fp32. `recompute` computes
-    the activations of a block again in the backward pass, which saves memory and costs a third more compute. `compile`
-    pays in runs of more than a few minutes. A loss more than `spike` standard deviations above its running mean becomes
-    an event. `peak_tflops` is the peak of one device, for MFU; common GPUs' are known, and others' are measured.
+    `precision` is that of the matrix products; master weights, moments and sums are always fp32. fp16 is for GPUs
+    without bf16, such as the V100; the loss is then scaled by `loss_scale`, and steps that overflow are skipped.
+    `recompute` computes the activations of a block again in the backward pass, which saves memory and costs a third
+    more compute. `compile` pays in runs of more than a few minutes. A loss more than `spike` standard deviations above
+    its running mean becomes an event. `peak_tflops` is the peak of one device, for MFU; common GPUs' are known, and
+    others' are measured.
     """
 
     steps: int = Field(ge=1, le=MOST_STEPS)
     batch: int = Field(ge=1, le=1_048_576)
     micro_batch: int = Field(ge=1, le=65_536)
     seed: int = Field(default=1234, ge=0, lt=2**63)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
+    loss_scale: LossScaleConfig = LossScaleConfig()
     recompute: bool = False
     compile: bool = False
     log_every: int = Field(default=1, ge=1, le=MOST_STEPS)
@@ -238,7 +260,7 @@ class TrainConfig(Section):
 
 def load(path: Path) -> TrainConfig:
     """Read a configuration from a YAML file, which may be `like` a recipe. Raises ConfigError."""
-    return _validate(_like(_read(path)))
+    return _validate(expand_like(_read(path)))
 
 
 def recipe_names() -> list[str]:
@@ -250,23 +272,24 @@ def load_recipe(name: str, overrides: Mapping[str, str] | None = None) -> TrainC
     """A recipe of this package by its name, with values for some of OVERRIDES. Raises ConfigError."""
     if name not in recipe_names():
         raise ConfigError(f"There is no recipe {name!r}; the recipes are {', '.join(recipe_names())}.")
-    return _overridden(_like(_read(RECIPES / f"{name}.yml")), overrides)
+    return _overridden(expand_like(_read(RECIPES / f"{name}.yml")), overrides)
 
 
 def recipe_text(name: str) -> str:
     """The YAML text of a recipe of this package, whole where it is `like` another one."""
     text = (RECIPES / f"{name}.yml").read_text(encoding="utf-8")
-    return yaml.safe_dump(_like(_read(RECIPES / f"{name}.yml")), sort_keys=False) if "\nlike: " in text else text
+    return yaml.safe_dump(expand_like(_read(RECIPES / f"{name}.yml")), sort_keys=False) if "\nlike: " in text else text
 
 
-def _like(values: dict[str, Any]) -> dict[str, Any]:
-    """The sections of a configuration; one that is `like` a recipe has the recipe's keys beside its own."""
+def expand_like(values: dict[str, Any]) -> dict[str, Any]:
+    """The sections of a configuration; one that is `like` a recipe has the recipe's keys beside its own. Raises
+    ConfigError."""
     if "like" not in values:
         return values
     own = {section: keys for section, keys in values.items() if section != "like"}
     if values["like"] not in recipe_names():
         raise ConfigError(f"like is {str(values['like'])[:60]!r}; the recipes are {', '.join(recipe_names())}.")
-    base = _like(_read(RECIPES / f"{values['like']}.yml"))
+    base = expand_like(_read(RECIPES / f"{values['like']}.yml"))
     if not all(isinstance(keys, dict) for keys in own.values()):
         raise ConfigError("The configuration must hold sections such as model and data.")
     return base | {section: base.get(section, {}) | keys for section, keys in own.items()}

@@ -4,6 +4,7 @@ its folder, and the names of its events. Imports no torch.
 Everything that the trainer writes and another program reads is named here once, and both sides import it.
 """
 
+import json
 from enum import IntEnum, StrEnum
 from pathlib import Path
 
@@ -64,17 +65,35 @@ class Measured(BaseModel):
     manifest: str | None = None
 
 
+def measured_data(folder: Path) -> Measured:
+    """What a folder of prepared data holds, by its manifest. Raises OSError, ValueError, KeyError or TypeError where it
+    has none."""
+    manifest = json.loads((folder / DATA_MANIFEST_FILE).read_text(encoding="utf-8"))
+    parts = [source[split] for source in manifest["sources"] for split in ("train", "held_out")]
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return Measured(
+        files=len(paths),
+        bytes=sum(path.stat().st_size for path in paths),
+        documents=sum(part["documents"] for part in parts),
+        text_bytes=sum(part["bytes"] for part in parts),
+        tokens=sum(part["tokens"] for part in parts),
+        vocabulary=manifest["tokenizer"]["vocabulary"],
+        sources={source["name"]: source["licence"] for source in manifest["sources"]},
+    )
+
+
 class Event(StrEnum):
     """The values of `event` in the lines of `events.jsonl`.
 
-    STARTED, then any of PROGRESS (a stage of the set-up begins), WARNING, SPIKE, EVALUATION and CHECKPOINT, then one of
-    FINISHED, STOPPED and FAILED.
+    STARTED, then any of PROGRESS (a stage of the set-up begins), WARNING, SPIKE, OVERFLOW (a step in fp16 was skipped),
+    EVALUATION and CHECKPOINT, then one of FINISHED, STOPPED and FAILED.
     """
 
     STARTED = "started"
     PROGRESS = "progress"
     WARNING = "warning"
     SPIKE = "spike"
+    OVERFLOW = "overflow"
     EVALUATION = "evaluation"
     CHECKPOINT = "checkpoint"
     FINISHED = "finished"
@@ -97,6 +116,8 @@ SAMPLE_FILE = "sample.json"
 """The text that `generate` wrote."""
 RESULTS_FILE = "results.json"
 """The results of `eval`."""
+DATA_MANIFEST_FILE = "manifest.json"
+"""In a folder of prepared data: what it holds."""
 DATA_FOLDER = "data"
 """The prepared data, unless the configuration names others."""
 CHECKPOINTS_FOLDER = "checkpoints"

@@ -2,21 +2,23 @@
 
 import resource
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
 import torch
 
-from trainer.config import TrainingConfig
+from trainer import gpus
+from trainer.config import ConfigError, Precision, TrainingConfig
 
-# Dense bf16 TFLOP/s (fp16 on the V100) of the vendors' datasheets, by a part of the device's name.
-_BF16 = {"B200": 2250, "H200": 989, "H100": 989, "A100": 312, "L40S": 362, "A6000": 155, "4090": 165, "V100": 125}
-# Dense TF32 TFLOP/s, or fp32 where a device has no TF32.
-_FP32 = {"B200": 1100, "H200": 495, "H100": 495, "A100": 156, "L40S": 183, "A6000": 77, "4090": 83, "V100": 16}
+DTYPES: Mapping[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What the model computes with, by the configured precision."""
+_ARCHITECTURES = {"gfx908": "MI100", "gfx90a": "MI250X", "gfx942": "MI300X", "gfx950": "MI355X"}
+"""AMD's GPUs by their architectures, as some versions of ROCm have no name for them."""
 
 
 def device(local_rank: int) -> torch.device:
-    """A rank's GPU, or the CPU where there is none."""
+    """A rank's GPU, or the CPU where there is none. To PyTorch a GPU of AMD's is a CUDA device, too."""
     return torch.device("cuda", local_rank) if torch.cuda.device_count() else torch.device("cpu")
 
 
@@ -24,12 +26,30 @@ def peak_flops(training: TrainingConfig, device: torch.device) -> float:
     """The peak FLOP/s of one device at the run's precision: as configured, from the datasheet, or as measured now."""
     if training.peak_tflops:
         return training.peak_tflops * 1e12
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        for part, tflops in (_BF16 if training.precision == "bf16" else _FP32).items():
-            if part in name:
-                return tflops * 1e12
-    return _measured(torch.bfloat16 if training.precision == "bf16" else torch.float32, device)
+    gpu = gpus.named(name(device))
+    tflops = getattr(gpu, training.precision) if gpu else None
+    return float(tflops) * 1e12 if tflops else _measured(DTYPES[training.precision], device)
+
+
+def name(device: torch.device) -> str:
+    """What the driver calls a device, with the model that its architecture tells where the driver names none."""
+    if device.type != "cuda":
+        return device.type
+    about = torch.cuda.get_device_properties(device)
+    architecture = str(getattr(about, "gcnArchName", "")).partition(":")[0]
+    if gpus.named(about.name) is None and architecture in _ARCHITECTURES:
+        return f"{about.name} {_ARCHITECTURES[architecture]}".strip()
+    return str(about.name)
+
+
+def check_precision(training: TrainingConfig, device: torch.device) -> None:
+    """Raise ConfigError where a GPU does not compute in the run's precision."""
+    if device.type == "cuda" and training.precision == "bf16":
+        refusal = gpus.why_not("bf16", name(device))
+        if refusal is None and not torch.cuda.is_bf16_supported(including_emulation=False):
+            refusal = f"{name(device)} GPUs compute no bf16: use training.precision fp16, or fp32."
+        if refusal:
+            raise ConfigError(refusal)
 
 
 def _measured(dtype: torch.dtype, device: torch.device, size: int = 1024) -> float:

@@ -14,10 +14,14 @@ from trainer.model import count
 
 Device = Literal["cuda", "cpu"]
 
+DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/kfd"))
+"""What the drivers of NVIDIA's and AMD's GPUs open."""
+VISIBLE_DEVICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+"""Variables with the numbers of the GPUs that a process sees; ROCm reads all three."""
 CHUNK = 512
 """Tokens whose logits exist at the same time, as in trainer.model.loss."""
 BLOCK = 128
-"""Queries in a block of the attention that trainer.model.attention uses in bf16 on a CPU."""
+"""Queries in a block of the attention that trainer.model.attention uses in 16 bits on a CPU."""
 BUCKET = 50_000_000
 """Elements in a bucket that DeepSpeed reduces or gathers, as in trainer.engine.deepspeed_setup."""
 LIVE = 1_000_000_000
@@ -86,8 +90,8 @@ def host_memory(config: TrainConfig, processes: int) -> int:
 
 def device_here() -> Device:
     """The device that ranks would compute on, on this machine."""
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
-    return "cuda" if Path("/dev/nvidiactl").exists() and not hidden else "cpu"
+    hidden = any(os.environ.get(name) == "" for name in VISIBLE_DEVICES)
+    return "cuda" if any(map(Path.exists, DRIVERS)) and not hidden else "cpu"
 
 
 def emulates_bf16_here() -> bool:
@@ -156,12 +160,12 @@ def _partitioned(config: TrainConfig, data_ranks: int, stage: int, device: Devic
 def _zero_stage(config: TrainConfig) -> int:
     """The ZeRO stage in use; the rule is that of trainer.engine.deepspeed_setup.safe_zero_stage."""
     parallel = config.parallel
-    return parallel.zero_stage or int(parallel.pipeline > 1 or config.training.precision == "bf16")
+    return parallel.zero_stage or int(parallel.pipeline > 1 or config.training.precision != "fp32")
 
 
 def _bytes(config: TrainConfig) -> int:
     """Bytes of an element that the model computes with."""
-    return 2 if config.training.precision == "bf16" else 4
+    return 4 if config.training.precision == "fp32" else 2
 
 
 def _held(config: TrainConfig, stage: int) -> int:

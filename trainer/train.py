@@ -22,6 +22,7 @@ from trainer.data.prepare import ensure, folder_of
 from trainer.distributed.parallel_dims import ParallelDims
 from trainer.engine import open_engine
 from trainer.engine.base import NonFiniteError, StepResult
+from trainer.engine.loss_scale import FLOOR, MOST_AT_FLOOR, LossScale
 from trainer.events import append_event
 from trainer.files import write_atomically
 from trainer.loss_spikes import SPAN, LossSpikes
@@ -65,6 +66,8 @@ class Run:
         self.config, self.out, self.start, self.dims = config, out, start, dims
         self.step = start.step
         self.resumed = metadata.read(start.checkpoint) if start.checkpoint else None
+        kept = (self.resumed or {}).get("loss_scale")
+        self.loss_scale = LossScale(**kept) if kept else LossScale(config.training.loss_scale.initial)
         self.progress = Progress(out, config.training.steps, shown=dims.is_main)
         if dims.is_main:
             ensure(config, out, start.checkpoint, self.progress.stage, start.is_fork)
@@ -77,6 +80,7 @@ class Run:
             drop_metrics_after(out, start.step)
             folders.remove_partial(out)
             self._tell_of_repetition()
+            self._tell_of_held_out()
         self.spikes = LossSpikes(config.training.spike)
         for line in last_metrics(out, SPAN):
             self.spikes.above(line["loss"])
@@ -92,16 +96,28 @@ class Run:
                 append_event(self.out, Event.WARNING, message=message)
                 self.progress.say(message)
 
+    def _tell_of_held_out(self) -> None:
+        """Warn of steps that train on the rows which evaluation holds out."""
+        first = self.corpus.held_out_from
+        if first is not None:
+            message = (
+                f"steps from {first} on train on the rows that are held out, as the order of the files has them; the "
+                "held-out loss tells nothing from there on"
+            )
+            append_event(self.out, Event.WARNING, message=message)
+            self.progress.say(message)
+
     def build(self) -> None:
         """Build the model with its optimizer, and load the checkpoint or draw the weights from the seed."""
         if self.dims.is_main and self.resumed and self.resumed["code_version"] != code_version():
             message = "the checkpoint was written by another version of the trainer"
             append_event(self.out, Event.WARNING, message=message)
+        hardware.check_precision(self.config.training, self.dims.device)
         self.progress.stage("building the model")
         self.engine = open_engine(self.config, self.dims)
         checkpoint = self.start.checkpoint
         read = save_load.reader(checkpoint, self.config) if checkpoint else save_load.fresh(self.config)
-        self.engine.load(read, self.step)
+        self.engine.load(read, self.step, self.loss_scale.skipped)
         self.peak_flops = hardware.peak_flops(self.config.training, self.dims.device) * self.dims.world_size
 
     def close(self) -> None:
@@ -158,15 +174,41 @@ class Run:
         return self.reader.submit(read)
 
     def _step(self, micro_batches: list[Tensor], rate: float) -> StepResult:
+        scales, settings = self.config.training.precision == "fp16", self.config.training.loss_scale
         try:
-            result = self.engine.step(micro_batches, rate)
+            result = self.engine.step(micro_batches, rate, self.loss_scale.scale if scales else 1.0)
         except NonFiniteError as error:
-            raise TrainingError(
-                f"The {error.what} of step {self.step + 1} is {error.value}; the weights were not touched. "
-                f"{self._name_culprits(micro_batches)}"
-            ) from None
+            if not scales or error.what == "loss":
+                raise TrainingError(
+                    f"The {error.what} of step {self.step + 1} is {error.value}; the weights were not touched. "
+                    f"{self._name_culprits(micro_batches)}"
+                ) from None
+            self._skip()
+            result = StepResult(error.loss, error.value)
+        else:
+            if scales:
+                self.loss_scale = self.loss_scale.after(False, settings)
         self.step += 1
         return result
+
+    def _skip(self) -> None:
+        """Lower the loss scale and tell of it: the gradients of the step after `step` overflowed. Raises TrainingError
+        where they do at any scale."""
+        before, step = self.loss_scale.scale, self.step + 1
+        self.loss_scale = self.loss_scale.after(True, self.config.training.loss_scale)
+        after = self.loss_scale.scale
+        if self.loss_scale.is_exhausted:
+            raise TrainingError(
+                f"The gradients of {MOST_AT_FLOOR} steps overflowed in a row up to step {step}, with the loss scale at "
+                f"its floor of {FLOOR:g}; the weights were not touched. fp16 has not the range: go on from the last "
+                "checkpoint with training.precision bf16 or fp32, by --change training.precision."
+            )
+        message = (
+            f"loss scale {before:g} → {after:g} at step {step}: the gradients overflowed, and the step was skipped"
+        )
+        if self.dims.is_main:
+            append_event(self.out, Event.OVERFLOW, step=step, before=before, after=after, message=message)
+            self.progress.say(message)
 
     @torch.no_grad()
     def _name_culprits(self, micro_batches: list[Tensor]) -> str:
@@ -195,17 +237,24 @@ class Run:
                 tokens=self._tokens,
                 loss=result.loss,
                 lr=rate,
-                grad_norm=result.gradient_norm,
+                grad_norm=result.gradient_norm if math.isfinite(result.gradient_norm) else None,
                 tokens_per_second=tokens_per_second,
                 mfu=model_flops_utilization(self.config, tokens_per_second, self.peak_flops),
                 data_wait=interval.data_wait,
                 memory=hardware.peak_memory(self.dims.device),
+                **self._scaling(),
             )
             usual = self.spikes.above(result.loss)
             if usual is not None:
                 append_event(self.out, Event.SPIKE, step=self.step, loss=result.loss, usual=usual)
                 self.progress.say(f"step {self.step}: the loss jumped to {result.loss:.3f} from about {usual:.3f}")
         self.progress.step(self.step, result.loss, tokens_per_second)
+
+    def _scaling(self) -> dict[str, float]:
+        """The loss scale of the next step and the steps skipped so far, in fp16; nothing in other precisions."""
+        if self.config.training.precision != "fp16":
+            return {}
+        return {"loss_scale": self.loss_scale.scale, "skipped": self.loss_scale.skipped}
 
     @property
     def _tokens(self) -> int:
@@ -277,4 +326,6 @@ class Run:
             "parent": self.start.parent,
             "data": self.corpus.manifest,
             "layout": layout | {"zero_stage": self.config.parallel.zero_stage},
+            # After fp16, a run in another precision needs the count of skipped steps: they were no updates of Adam's.
+            **({"loss_scale": self.loss_scale._asdict()} if self._scaling() or self.loss_scale.skipped else {}),
         }

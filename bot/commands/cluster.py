@@ -11,6 +11,7 @@ from bot.commands import autocomplete
 from bot.commands.run import answers as run_answers
 from broker.allocations import shares
 from broker.allocations.hosts import HostView
+from broker.allocations.reservations import ReservationView
 from broker.allocations.shares import ShareView
 from broker.reports import cluster, why
 from broker.reports.cluster import PoolStatus, ProjectUse
@@ -20,6 +21,7 @@ cluster_group = app_commands.Group(name="cluster", description="The GPUs: what t
 
 MOST_RUNS = 10
 MOST_HOSTS = 5
+MOST_RESERVATIONS = 3
 MOST_SHARES = 10
 
 
@@ -63,7 +65,18 @@ def _pool(pool: PoolStatus) -> str:
         f"{text.bar(pool.busy, pool.gpus, 10)} {busy}{decides}{preempts}\n"
         f"-# {text.count(pool.working, 'run')} running, {pool.waiting:,} waiting · "
         f"{text.gpu_hours(pool.left)} of its grants left to allocate{_hosts(pool.hosts)}"
+        f"{_reservations(pool.reservations)}"
     )
+
+
+def _reservations(reserved: Sequence[ReservationView]) -> str:
+    """A line for each of a pool's first reservations."""
+    lines = [
+        f"\n-# {text.count(one.gpus, 'GPU')} reserved for P{one.project_id} {one.period}"
+        for one in reserved[:MOST_RESERVATIONS]
+    ]
+    more = f"\n-# and {len(reserved) - MOST_RESERVATIONS} more" if len(reserved) > MOST_RESERVATIONS else ""
+    return f"{''.join(lines)}{more}"
 
 
 def _shares(listed: Sequence[ShareView]) -> str:

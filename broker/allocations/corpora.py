@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 from sqlalchemy import Index
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
@@ -69,12 +70,14 @@ Index("ix_corpora_name", col(Corpus.pool_id), col(Corpus.name), unique=True, sql
 @dataclass(frozen=True)
 class Needed:
     """What a configuration needs of a pool: the `licences` of its corpora by name, those of its sources by their names
-    where `prepared` data would serve instead, and the name of its `tokenizer`."""
+    where `prepared` data would serve instead, and the name of its `tokenizer`; `vocabulary` is how many tokens that
+    has, at most."""
 
     licences: Mapping[str, str]
     sources: Mapping[str, str]
     prepared: str | None
     tokenizer: str | None
+    vocabulary: int = 0
 
     def missing(self, there: Mapping[str, Corpus]) -> list[str]:
         """The names that a pool lacks, by what lies `there`."""
@@ -86,9 +89,15 @@ class Needed:
         return lacks
 
     def prepared_in(self, there: Mapping[str, Corpus]) -> Corpus | None:
-        """The prepared data that serve the configuration, if they lie `there`."""
-        found = there.get(self.prepared or "")
-        return found if found is not None and found.kind == CorpusKind.PREPARED else None
+        """The prepared data that serve the configuration, if they lie `there`: those that a run has made with its
+        tokenizer, or those of its corpus."""
+        found = (there.get(name or "") for name in (self.prepared_by_run, self.prepared))
+        return next((corpus for corpus in found if corpus is not None and corpus.kind == CorpusKind.PREPARED), None)
+
+    @property
+    def prepared_by_run(self) -> str | None:
+        """The name of the prepared data that a run makes for the configuration: another tokenizer makes others."""
+        return f"{self.prepared}-{self.tokenizer or self.vocabulary}"[:64] if self.prepared else None
 
 
 def needed(config: TrainConfig) -> Needed:
@@ -99,6 +108,7 @@ def needed(config: TrainConfig) -> Needed:
         sources={source.name: source.licence for source in data.sources},
         prepared=data.corpus,
         tokenizer=data.tokenizer.name,
+        vocabulary=data.tokenizer.vocabulary,
     )
 
 
@@ -143,6 +153,21 @@ def add(
     session.flush()
     record.append(session, record.LAB, "corpus.added", by=None, pool=pool, **_about(corpus))
     return corpus.id
+
+
+def add_prepared(session: Session, pool: Pool, name: str, path: str, measured: Measured) -> None:
+    """Register what a run has prepared, unless the pool has data of that name meanwhile. It locks no row of the
+    pool."""
+    corpus = Corpus(
+        pool_id=pool.id, name=name, kind=CorpusKind.PREPARED.value, path=path, licence="", **measured.model_dump()
+    )
+    try:
+        with session.begin_nested():
+            session.add(corpus)
+            session.flush()
+    except IntegrityError:
+        return
+    record.append(session, record.LAB, "corpus.added", by=None, pool=pool.name, **_about(corpus))
 
 
 def retire(session: Session, *, pool: str, name: str, reason: str) -> None:

@@ -19,6 +19,7 @@ from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor
 from projects.record import record
 from projects.rights import Act
+from trainer import gpus as gpus_by_name
 
 LIGHTEST, HEAVIEST = 0.0001, 1000
 MOST_GPUS = 1_000_000
@@ -27,21 +28,6 @@ LARGEST_GRANT = 1_000_000_000
 """The most GPU-hours of a grant in all, which may have been added little by little."""
 LONGEST_UNTIL_PREEMPTION = 30 * 86_400
 LEAST_MEMORY, MOST_MEMORY = 0.25, 100_000
-GPU_MEMORY = {
-    "B300": 288,
-    "B200": 192,
-    "H200": 141,
-    "H100": 94,
-    "A100": 80,
-    "A6000": 48,
-    "L40": 48,
-    "V100": 32,
-    "5090": 32,
-    "4090": 24,
-    "3090": 24,
-    "T4": 16,
-}
-"""GiB of the largest GPU of each type, by a part of the type's name. A type that is not known may have the most."""
 
 
 class Pool(Base, table=True):
@@ -264,12 +250,12 @@ def check_preempt_after(seconds: int) -> None:
 def memory_each(pool: Pool, gpus: int) -> int:
     """Bytes that each of the `gpus` GPUs or processes of one run on a node may take.
 
-    Where nobody has said, it is what GPUs of the type have, or for processes an equal share of the host's memory, by
-    default of this host.
+    Where nobody has said, it is what GPUs of the type have, or the most of any where the type is not known; for
+    processes it is an equal share of the host's memory, by default of this host.
     """
     if not pool.is_cpu:
-        known = (gib for part, gib in GPU_MEMORY.items() if part in pool.gpu_type.upper())
-        return int((pool.memory_gib or next(known, max(GPU_MEMORY.values()))) * 2**30)
+        known = gpus_by_name.named(pool.gpu_type)
+        return int((pool.memory_gib or (known.memory if known else gpus_by_name.MOST_MEMORY)) * 2**30)
     host = int(pool.host_memory_gib * 2**30) if pool.host_memory_gib else psutil.virtual_memory().total
     each = host // gpus
     return min(each, int(pool.memory_gib * 2**30)) if pool.memory_gib else each

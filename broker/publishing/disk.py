@@ -5,7 +5,7 @@ checkpoints of a run, from which it goes on, and all checkpoints of a run while 
 On a scarce disk the checkpoints of ended runs are removed too.
 
 Data that an attempt has prepared are removed when the attempt is over, as the next one prepares its own; data that the
-catalogue names stay.
+catalogue names, or that are registered on a pool, stay.
 
 Each host removes what is on its own disk.
 """
@@ -19,6 +19,7 @@ from sqlalchemy import func, true, update
 from sqlalchemy.orm import Session, aliased
 from sqlmodel import col, select
 
+from broker.allocations.corpora import Corpus
 from broker.catalogue import CatalogueEntry
 from broker.publications import Disk, Publication
 from broker.runs import folders, runs
@@ -202,7 +203,7 @@ def _remove(settings: Settings, publication: Publication) -> None:
 
 
 def _remove_data(settings: Settings, db: Database) -> None:
-    """Remove the data that attempts which are over had prepared, unless the catalogue names them."""
+    """Remove the data that attempts which are over had prepared, unless the catalogue or a pool names them."""
     found: dict[tuple[int, int], list[Path]] = {}
     for folder in settings.runs_dir.glob(f"*/attempt-*/{DATA_FOLDER}"):
         _note(found, folder, folder.parents[1].name, folder.parent.name.removeprefix("attempt-"))
@@ -216,8 +217,10 @@ def _remove_data(settings: Settings, db: Database) -> None:
                 | ((col(Attempt.state) == AttemptState.LOST) & (col(Attempt.lease_until) < utcnow())),
             )
         ).all()
-        # Read after the attempts: the transaction that ends an attempt also enters its data into the catalogue.
+        # Read after the attempts: the transaction that ends an attempt also enters its data into the catalogue or the
+        # corpora. Runs that were launched with a retired corpus still read it.
         named = {settings.data_dir / prepared for prepared in session.scalars(select(CatalogueEntry.prepared))}
+        named |= {Path(path) for path in session.scalars(select(Corpus.path))}
     for run_id, token in over:
         for folder in found.get((run_id, token), ()):
             if folder not in named:

@@ -7,11 +7,12 @@ from sqlalchemy import func
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
-from broker.allocations import hosts, pools, shares
+from broker.allocations import hosts, pools, reservations, shares
 from broker.allocations.allocations import Allocation
 from broker.allocations.hosts import HostView
 from broker.allocations.ledger import Balance
 from broker.allocations.pools import Pool
+from broker.allocations.reservations import ReservationView
 from broker.runners import registry
 from broker.runs.runs import Run
 from broker.scheduling import fairshare, snapshot
@@ -41,6 +42,7 @@ class PoolStatus:
     memory_gib: float | None
     host_memory_gib: float | None
     preempt_after: int
+    reservations: Sequence[ReservationView]
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def status(session: Session) -> Sequence[PoolStatus]:
     sizes = select(Run.id, Run.gpus).where(col(Run.id).in_([held.run_id for held in state.held]))
     gpus = {row.id: row.gpus for row in session.execute(sizes)}
     available = pools.available(session)
-    known = hosts.every(session)
+    known, reserved = hosts.every(session), reservations.every(session)
     listed = []
     for pool in pools.every(session):
         held = [row for row in state.held if row.pool_id == pool.id]
@@ -86,6 +88,7 @@ def status(session: Session) -> Sequence[PoolStatus]:
                 memory_gib=pool.memory_gib,
                 host_memory_gib=pool.host_memory_gib,
                 preempt_after=pool.preempt_after,
+                reservations=[one for one in reserved if one.pool == pool.name],
             )
         )
     return listed

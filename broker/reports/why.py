@@ -4,12 +4,12 @@ The answers come from the same plan of the same state that the scheduler decides
 """
 
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
-from broker.allocations import hosts, ledger, pools
+from broker.allocations import hosts, ledger, pools, reservations
 from broker.allocations.ledger import in_hours
 from broker.allocations.pools import Pool
 from broker.publishing import disk
@@ -22,6 +22,7 @@ from broker.scheduling.backfill import Funds, Placement, Plan, QueueState, Waiti
 from broker.scheduling.fairshare import Standing
 from projects.projects import Project
 
+MOST_RESERVATIONS = 3
 UNBORN = 0
 """The number of a run that has none yet."""
 
@@ -143,6 +144,18 @@ class _Explainer:
             expected=None if pool.queue or self.low else self.plan.expected(placement, self.state.now),
         )
 
+    def _reserved(self, run: Waiting) -> str:
+        """The reservations of other projects that the run would overlap if it started now."""
+        ends_at = self.state.now + timedelta(seconds=run.seconds)
+        said = [
+            f"{one.gpus} GPU{'s' if one.gpus > 1 else ''} of pool {self.pools[run.pool_id].name} "
+            f"{'are' if one.gpus > 1 else 'is'} reserved for project P{one.project_id} "
+            f"{reservations.period(one.begins_at, one.ends_at)}"
+            for one in self.state.reserved
+            if one.pool_id == run.pool_id and one.project_id != run.project_id and one.begins_at < ends_at
+        ]
+        return f"{'; '.join(said[:MOST_RESERVATIONS])}."
+
     def _preempted(self, run: Waiting) -> str:
         """That the run has made way, and for which; nothing where it has not."""
         if run.preempted_at is None or run.preempted_for is None:
@@ -184,7 +197,11 @@ class _Explainer:
                 return f"It waits for GPUs: {run.gpus} needed, {max(0, placement.free)} free on “{pool.name}”."
             case WaitReason.BEHIND:
                 ahead = backfill.blocker(self.state, self.plan, placement)
+                if ahead is None:
+                    return f"It is behind higher runs{' and reservations' if self.state.reserved else ''}."
                 return f"It is behind run {ahead}, which would start later if this one started now."
+            case WaitReason.RESERVED:
+                return self._reserved(run)
 
 
 def _called(project: Project) -> str:

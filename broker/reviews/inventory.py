@@ -10,7 +10,7 @@ from sqlalchemy import func
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
-from broker.allocations import hosts, nodes, pools
+from broker.allocations import hosts, nodes, pools, reservations
 from broker.allocations.allocations import LIVE, Allocation
 from broker.allocations.ledger import Balance
 from broker.allocations.pools import HEAVIEST, LIGHTEST, MOST_GPUS, Grant, GrantMovement, GrantRow, Pool
@@ -96,6 +96,9 @@ def change_pool(
     same = (pool.price_weight, (pool.memory_gib, pool.host_memory_gib), pool.preempt_after)
     if (count, each) == before and (weight, memory, preempts) == same and options == pool.runner_options:
         raise ConflictError(f"The pool “{name}” is so already: {count} GPUs, and a price weight of {weight:g}.")
+    reserved = reservations.most_reserved(session, pool.id, utcnow(), utcnow() + reservations.FARTHEST * 2)
+    if count < reserved:
+        raise ConflictError(f"{reserved:,} GPUs of “{name}” are reserved; leave it as many, or cancel that first.")
     if count != pool.gpus and pool.shares_gpus:
         _check_later_rest(session, pool)
     quotas.check_admin(session, actor)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from broker.runners import processes, shim
+from broker.runners import host_gpus, processes, shim
 from broker.runners.base import PASSED_ON, JobSpec, Runner
 from broker.runners.processes import Process
 from trainer.contract import LOG_FILE
@@ -39,7 +39,7 @@ class LocalRunner(Runner):
         with (folder / LOG_FILE).open("ab") as log:
             self._popen = subprocess.Popen(
                 [sys.executable, "-I", "-S", shim.__file__, str(folder), *limits, *command],
-                env={**environment, "CUDA_VISIBLE_DEVICES": devices},
+                env=environment | host_gpus.visible(devices),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 from broker.end_reasons import EndReason
-from broker.runs.progress import Checkpoint, Ending, Progress
+from broker.runs.progress import Checkpoint, Ending, PreparedData, Progress
 from broker.runs.series import Measured
 from projects import text
 from trainer import contract
@@ -74,6 +74,15 @@ def until(progress: Progress, step: int) -> Progress:
     if done:
         return replace(progress, points=points, checkpoints=found)
     return replace(progress, points=points, checkpoints=found, step=None, tokens=None)
+
+
+def prepared(folder: Path) -> PreparedData | None:
+    """What a preparation has made in its folder; None where it cannot be read."""
+    try:
+        return PreparedData(str(folder), contract.measured_data(folder))
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        log.error("the prepared data cannot be read", folder=str(folder), exc_info=error)
+        return None
 
 
 def ending(folder: Path, status: int, *, timed_out: bool, how: str = "", known: EndReason | None = None) -> Ending:

@@ -116,6 +116,7 @@ class Supervisor:
         self.waits_for = ""
         self.runner: Runner = LocalRunner(JobSpec())
         self.devices = ""
+        self.prepares: Path | None = None
         self.nodes = 1
         self.metrics_read = 0
         self.events_read = 0
@@ -187,6 +188,7 @@ class Supervisor:
             attempt = session.get_one(Attempt, (self.run_id, self.token))
             pool = session.get_one(Pool, attempt.pool_id)
             self.devices = gpu_numbers(session, pool, attempt.devices)
+        self.prepares = preparing.folder(self.settings, run) if run.kind == RunKind.PREPARE else None
         self.nodes = nodes.count(pool, run.gpus)
         spec = JobSpec(
             gpus=run.gpus,
@@ -321,8 +323,7 @@ class Supervisor:
     def _carry(self, run: Run) -> None:
         """Let a carrier put what the trainer writes into the store, if there is one."""
         if self.settings.store:
-            data = preparing.folder(self.settings, run) if run.kind == RunKind.PREPARE else None
-            self.carrier.begin(stores.attempt_folder(run.id, run.request_id, self.token), data)
+            self.carrier.begin(stores.attempt_folder(run.id, run.request_id, self.token), self.prepares)
 
     def _wait_to_run(self) -> Process:
         """Renew the lease while the trainer waits for its turn, which costs nothing."""
@@ -480,6 +481,8 @@ class Supervisor:
         why = self.stopped_for if status == Status.STOPPED or status < 0 else None
         known = why or self.runner.end_reason
         ending = output.ending(self.folder, status, timed_out=self.timed_out, how=self.runner.ended, known=known)
+        if status == Status.DONE and self.prepares is not None:
+            return replace(ending, prepared=output.prepared(self.prepares))
         low = why == EndReason.DISK_LOW and status == Status.STOPPED
         return replace(ending, reason=disk.PAUSED) if low else ending
 

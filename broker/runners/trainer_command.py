@@ -38,7 +38,7 @@ def trainer_command(
     if run.kind == RunKind.PREPARE:
         place = preparing.folder(settings, run)
         place.parent.mkdir(parents=True, exist_ok=True)
-        return [*trainer, "data", "prepare", str(config), "--out", str(place), "--workers", str(run.gpus)]
+        return [*trainer, "data", "prepare", str(config), "--out", str(place), "--workers", str(run.gpus // nodes)]
     command = [*trainer, "train", str(config), *out, "--gpus", str(run.gpus // nodes)]
     if before:
         return [*command, "--resume", before[-1].folder]

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +13,14 @@ from sqlmodel import col, select
 from broker import catalogue, configs, publications
 from broker.allocations import allocations, corpora, ledger, nodes, payers, pools
 from broker.allocations.pools import Pool
-from broker.runs import estimates, preparing
+from broker.runs import estimates, preparing, readings
 from broker.runs.runs import Run, RunKind, RunState, load, tell, what_it_is
 from projects import projects, quotas, rights, text
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor
 from projects.quotas import QuotaKind
 from trainer import check as dry_run
+from trainer.check import Reading
 from trainer.config import TrainConfig
 
 LONGEST_TIME_LIMIT = 30 * 86_400
@@ -69,7 +71,8 @@ class Quote:
     """What an order comes to, with nothing queued: a run that is in no session, and what it would be and cost.
 
     `cost`, `expected`, `left` and `promised` as in a Receipt; `tokens` are those of the steps that a fork has before
-    it; `memory` is in bytes on each GPU, by the trainer's own check; `saves_at` and `saves_after` as in an Estimate.
+    it; `memory` is in bytes on each GPU, by the trainer's own check; `saves_at` and `saves_after` as in an Estimate;
+    `reads` what it reads of the pool's corpora.
     """
 
     run: Run
@@ -84,6 +87,7 @@ class Quote:
     memory: int
     saves_at: int
     saves_after: float | None
+    reads: Sequence[Reading]
 
     @property
     def nodes(self) -> int:
@@ -167,6 +171,7 @@ def quote(session: Session, order: Order) -> Quote:
     pool = session.get_one(Pool, run.pool_id)
     report = dry_run.check(config, gpus=run.gpus, device="cpu" if pool.is_cpu else "cuda")
     estimate = estimates.estimate(session, run)
+    tokens = config.tokens_per_step * (run.total_steps - (run.fork_step or 0))
     return Quote(
         run=run,
         pool=pool,
@@ -176,10 +181,11 @@ def quote(session: Session, order: Order) -> Quote:
         left=ledger.account(session, run.allocation_id).left,
         promised=_promised(session, run.allocation_id),
         parameters=report.parameters,
-        tokens=config.tokens_per_step * (run.total_steps - (run.fork_step or 0)),
+        tokens=tokens,
         memory=report.memory_per_gpu,
         saves_at=estimate.saves_at,
         saves_after=estimate.saves_after,
+        reads=readings.of_run(session, pool.id, config, tokens),
     )
 
 
@@ -295,12 +301,14 @@ def prepare(
     project_id: int,
     recipe: str,
     time_limit: str,
+    gpus: int = 1,
     allocation_id: int | None = None,
 ) -> Receipt:
-    """Queue a run on one GPU that prepares an accepted recipe's data, charged like any other. Raises DomainError."""
+    """Queue a run that prepares a recipe's data, by a process for each GPU, charged like any other. Raises
+    DomainError."""
+    order = Order(project_id, recipe, time_limit, gpus, allocation_id=allocation_id, kind=RunKind.PREPARE)
     if session.scalars(select(Run.id).where(Run.request_id == request_id)).one_or_none() is None:
-        preparing.check(session, recipe)
-    order = Order(project_id, recipe, time_limit, allocation_id=allocation_id, kind=RunKind.PREPARE)
+        preparing.check(session, recipe, lambda: pool_of(session, order))
     return launch(session, actor, request_id, order)
 
 
@@ -336,6 +344,7 @@ def _refusal(config: TrainConfig, gpus: int, pool: Pool) -> str | None:
         gpu_memory=pools.memory_each(pool, gpus // count),
         device="cpu" if pool.is_cpu else "cuda",
         host_bytes=pools.host_bytes(pool),
+        gpu_type=None if pool.is_cpu else pool.gpu_type,
         nodes=count,
     ).refusal
 

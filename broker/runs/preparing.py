@@ -1,9 +1,11 @@
 """Preparing a recipe's data: a queued, charged run writes a folder that later runs of the recipe read.
 
 Each attempt writes a folder of its own below `data/` in the home folder. The catalogue gets the folder of the attempt
-that finishes while its token is valid.
+that finishes while its token is valid. The data of a built-in recipe are made of the corpora of a pool, and become
+prepared data of that pool by name.
 """
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sqlalchemy import update
@@ -12,24 +14,25 @@ from sqlmodel import col, select
 
 from broker import catalogue, configs
 from broker.allocations import corpora
+from broker.allocations.pools import Pool
 from broker.catalogue import CatalogueEntry, CatalogueKind, CatalogueState
+from broker.runs.progress import PreparedData
 from broker.runs.runs import ENDED, Run, RunKind
 from projects.errors import ConflictError, NotFoundError
 from projects.settings import Settings
 
 
-def check(session: Session, recipe: str) -> None:
-    """Raise DomainError unless the recipe is accepted and its data are neither prepared nor being prepared.
+def check(session: Session, recipe: str, pool: Callable[[], Pool]) -> None:
+    """Raise DomainError unless the recipe is accepted, or built in, and its data are neither prepared nor being
+    prepared; those of a built-in recipe on the `pool` of the run.
 
-    The entry stays locked, so that of two requests at once one is refused.
+    The entry, or the pool, stays locked, so that of two requests at once one is refused.
     """
     if catalogue.is_ready(recipe):
         raise ConflictError(f"“{recipe}” is built in, and its data are on every host: it needs no preparing.")
     if recipe in configs.built_in():
-        raise ConflictError(
-            f"“{recipe}” is built in: an operator prepares its data with `python -m trainer data prepare` and "
-            "registers them with `stoa corpus add --kind prepared`."
-        )
+        _check_built_in(session, recipe, pool())
+        return
     entry = _entry(session, recipe)
     if entry is None:
         listed = ", ".join(preparable(session)) or "none"
@@ -42,11 +45,48 @@ def check(session: Session, recipe: str) -> None:
         raise ConflictError(f"Run {run_id} is preparing the data of “{recipe}”; let it end, or cancel it first.")
 
 
+def _check_built_in(session: Session, recipe: str, pool: Pool) -> None:
+    wants = corpora.needed(configs.read(configs.built_in()[recipe]))
+    if wants.prepared_by_run is None:
+        raise ConflictError(f"“{recipe}” names no corpus that its data could be prepared as; its runs prepare them.")
+    session.refresh(pool, with_for_update={"key_share": True})
+    prepared = wants.prepared_in(corpora.on_pool(session, pool.id))
+    if prepared is not None:
+        raise ConflictError(
+            f"The data of “{recipe}” are prepared on the pool “{pool.name}” already, as “{prepared.name}”; its runs "
+            "there use them."
+        )
+    under_way = (
+        Run.kind == RunKind.PREPARE,
+        Run.pool_id == pool.id,
+        col(Run.state).not_in(ENDED),
+        col(Run.recipe).in_(configs.built_in()),
+    )
+    for run in session.scalars(select(Run).where(*under_way)):
+        if corpora.needed(configs.read(run.config)).prepared_by_run == wants.prepared_by_run:
+            raise ConflictError(
+                f"Run {run.id} is preparing these data on the pool “{pool.name}”, for “{run.recipe}”; let it end, or "
+                "cancel it first."
+            )
+
+
 def preparable(session: Session) -> list[str]:
+    """The names of the recipes whose data can be prepared and are not: accepted ones, and built-in ones on a pool that
+    has their corpora."""
+    pools = corpora.by_pool(session).values()
+    built_in = {
+        name
+        for name, wants in catalogue.built_in_needs().items()
+        if wants.prepared_by_run is not None
+        and any(wants.prepared_in(there) is None and not wants.missing(there) for there in pools)
+    }
+    return sorted({*_unprepared(session), *built_in})
+
+
+def _unprepared(session: Session) -> Sequence[str]:
     """The names of the accepted recipes whose data are not prepared."""
     recipe = (col(CatalogueEntry.kind) == CatalogueKind.RECIPE) & (col(CatalogueEntry.state) == CatalogueState.ACCEPTED)
-    names = select(CatalogueEntry.name).where(recipe, CatalogueEntry.prepared == "")
-    return sorted(session.scalars(names))
+    return session.scalars(select(CatalogueEntry.name).where(recipe, CatalogueEntry.prepared == "")).all()
 
 
 def folder(settings: Settings, run: Run) -> Path:
@@ -54,9 +94,17 @@ def folder(settings: Settings, run: Run) -> Path:
     return settings.data_dir / _mark(run)
 
 
-def made(session: Session, run: Run) -> None:
-    """Store the folder of a finished preparing run in the catalogue, in the transaction that ends the run."""
-    session.execute(update(CatalogueEntry).where(col(CatalogueEntry.name) == run.recipe).values(prepared=_mark(run)))
+def made(session: Session, run: Run, prepared: PreparedData | None) -> None:
+    """Store the folder of a finished preparing run in the catalogue, or among what its pool has, in the transaction
+    that ends the run. `prepared` is what the folder holds; None where that could not be read."""
+    if run.recipe not in configs.built_in():
+        stored = update(CatalogueEntry).where(col(CatalogueEntry.name) == run.recipe).values(prepared=_mark(run))
+        session.execute(stored)
+        return
+    name = corpora.needed(configs.read(run.config)).prepared_by_run
+    if prepared is not None and name is not None:
+        pool = session.get_one(Pool, run.pool_id)
+        corpora.add_prepared(session, pool, name, prepared.path, prepared.measured)
 
 
 def using(settings: Settings, session: Session, run: Run) -> str:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from broker.end_reasons import EndReason
-from broker.runs.series import Measured
-from trainer.contract import Status
+from broker.runs import series
+from trainer.contract import Measured, Status
 
 END_REASONS: dict[int, EndReason] = {
     Status.STOPPED: EndReason.STOP_REQUESTED,
@@ -35,9 +35,17 @@ class Progress:
     step: int | None = None
     tokens: int | None = None
     unigram_entropy: float | None = None
-    points: Sequence[Measured] = ()
+    points: Sequence[series.Measured] = ()
     checkpoints: Sequence[Checkpoint] = ()
     more: bool = False
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """The folder of prepared data on its host, and what it holds."""
+
+    path: str
+    measured: Measured
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class Ending:
     """How a trainer ended. `status` is its exit status, or the negative number of a signal.
 
     `transient` says that another attempt may succeed. `known` is what the runner or the supervisor knows of the reason
-    beyond the status.
+    beyond the status, `prepared` what a preparation has made.
     """
 
     status: int
@@ -54,6 +62,7 @@ class Ending:
     timed_out: bool = False
     sample: str = ""
     known: EndReason | None = None
+    prepared: PreparedData | None = None
 
     @property
     def fault(self) -> bool:

@@ -79,11 +79,11 @@ def settle(
     if ending.fault and run.state != RunState.STOPPING:
         _refund(session, run, attempt, ending.reason)
     if ending.status == Status.DONE:
+        if run.kind == RunKind.PREPARE:
+            preparing.made(session, run, ending.prepared)
         _end(session, run, RunState.FINISHED, EndReason.DONE, ending.reason, sample=ending.sample)
         if run.kind == RunKind.TRAIN:
             generate_at_end(session, run)
-        elif run.kind == RunKind.PREPARE:
-            preparing.made(session, run)
     elif run.state == RunState.STOPPING:
         goes_on = run.stops_as != RunState.CANCELLED
         if ending.status > 0 and ending.status != Status.STOPPED and not (goes_on and ending.transient):

@@ -2,7 +2,7 @@
 
 Runs of a pool are taken in turn by fair-share. Each run gets the first time at which all its GPUs and a slot under the
 limits are free for as long as the run may take, and no later run can take them: a run starts early only where that
-delays no higher run (conservative backfill).
+delays no higher run (conservative backfill). GPUs that are reserved for another project are not free in that time.
 """
 
 import math
@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import NamedTuple, TypeVar
 
 from broker.allocations import ledger
+from broker.scheduling.capacity import Capacity, Reserved
 from broker.scheduling.fairshare import Turns
 from broker.scheduling.timeline import Timeline
 
@@ -129,6 +130,7 @@ class QueueState:
     funds: Mapping[int, Funds] = field(default_factory=dict)
     usage: Mapping[int, float] = field(default_factory=dict)
     shares: Mapping[int, float] = field(default_factory=dict)
+    reserved: Sequence[Reserved] = ()
     limits: Limits = field(default_factory=Limits)
 
 
@@ -142,6 +144,7 @@ class WaitReason(StrEnum):
     PERSON_LIMIT = "person limit"
     GPUS = "gpus"
     BEHIND = "behind"
+    RESERVED = "reserved"
 
 
 class Decision(NamedTuple):
@@ -237,9 +240,10 @@ class _Planner:
         held = self.of_pool[pool.id]
         taken = {device for one in held for device in one.devices}
         devices = [device for device in range(pool.gpus) if device not in taken]
-        gpus = Timeline(pool.most_submitted if pool.queue else pool.gpus)
+        reserved = [one for one in self.state.reserved if one.pool_id == pool.id]
+        gpus = Capacity(pool.most_submitted if pool.queue else pool.gpus, reserved, self.state.now)
         for one in held:
-            gpus.take(1 if pool.queue else len(one.devices), 0.0, max(one.seconds, SOONEST))
+            gpus.take(one.project_id, 1 if pool.queue else len(one.devices), 0.0, max(one.seconds, SOONEST))
         queue: list[Placement] = []
         if order is not None:
             for run in order:
@@ -260,7 +264,7 @@ class _Planner:
                 self.usage[placement.run.project_id] += placement.run.cost * pool.price_weight
         return queue
 
-    def _place(self, pool: PoolRow, run: Waiting, position: int, gpus: Timeline, devices: list[int]) -> Placement:
+    def _place(self, pool: PoolRow, run: Waiting, position: int, gpus: Capacity, devices: list[int]) -> Placement:
         """Give a run its time; a run that waits for its project or for hours has none and delays nobody."""
         if run.paused:
             return Placement(run, position, math.inf, WaitReason.PAUSED, 0)
@@ -268,22 +272,24 @@ class _Planner:
         if run.cost > left:
             return Placement(run, position, math.inf, WaitReason.HOURS, left)
         self.left[run.allocation_id] = left - run.cost
-        needed = [(gpus, 1 if pool.queue else run.gpus)]
+        line, count = gpus.of(run.project_id), 1 if pool.queue else run.gpus
+        needed = [(line, count)]
         needed += [(line, 1) for line in (self.projects.get(run.project_id), self.people.get(run.person_id)) if line]
-        free = gpus.now
+        free = line.now
         after = max(0.0, (run.not_before - self.state.now).total_seconds()) if run.not_before else 0.0
         start = _earliest(needed, run.seconds, after)
-        waits_for = None if start == 0 else self._wait_reason(run, after, needed[0])
+        waits_for = None if start == 0 else self._wait_reason(run, after, count, gpus)
         if start < math.inf:
-            for line, count in needed:
-                line.take(count, start, start + run.seconds)
+            gpus.take(run.project_id, count, start, start + run.seconds)
+            for places, _ in needed[1:]:
+                places.take(1, start, start + run.seconds)
         if waits_for is None:
-            count = 0 if pool.queue else run.gpus
-            self.starts.append(Decision(run.id, tuple(devices[:count])))
-            del devices[:count]
+            own = 0 if pool.queue else run.gpus
+            self.starts.append(Decision(run.id, tuple(devices[:own])))
+            del devices[:own]
         return Placement(run, position, start, waits_for, free)
 
-    def _wait_reason(self, run: Waiting, after: float, gpus: tuple[Timeline, int]) -> WaitReason:
+    def _wait_reason(self, run: Waiting, after: float, count: int, gpus: Capacity) -> WaitReason:
         if after > 0:
             return WaitReason.EARLIER_ATTEMPT
         project, person = self.projects.get(run.project_id), self.people.get(run.person_id)
@@ -291,7 +297,9 @@ class _Planner:
             return WaitReason.PROJECT_LIMIT
         if person and person.now < 1:
             return WaitReason.PERSON_LIMIT
-        return WaitReason.GPUS if gpus[0].now < gpus[1] else WaitReason.BEHIND
+        if gpus.unused and gpus.unreserved.earliest(count, run.seconds) == 0:
+            return WaitReason.RESERVED
+        return WaitReason.GPUS if gpus.of(run.project_id).now < count else WaitReason.BEHIND
 
     def _bounded(self, most: int, whose: str) -> dict[int, Timeline]:
         """The slots under a limit, for those only who could reach the limit."""

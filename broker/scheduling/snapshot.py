@@ -10,7 +10,7 @@ from sqlalchemy import case, select  # SQLModel's own takes no more than four co
 from sqlalchemy.orm import Session
 from sqlmodel import col
 
-from broker.allocations import shares
+from broker.allocations import reservations, shares
 from broker.allocations.allocations import Allocation
 from broker.allocations.ledger import Balance, LedgerRow, Movement
 from broker.allocations.pools import Pool
@@ -20,6 +20,7 @@ from broker.runs.attempts import OPEN, Attempt, AttemptState
 from broker.runs.runs import Run, RunKind, RunState
 from broker.scheduling import usage
 from broker.scheduling.backfill import Funds, Held, Limits, PoolRow, Preemptible, QueueState, Waiting
+from broker.scheduling.capacity import Reserved
 from broker.scheduling.fairshare import decayed
 from projects import policies
 from projects.db.columns import utcnow
@@ -59,6 +60,7 @@ def load(session: Session, limits: Limits | None = None, fence: Fence | None = N
         funds=_funds(session, now),
         usage=used,
         shares=shares.of_projects(session),
+        reserved=_reserved(session, now),
         limits=limits or bounds(session),
     )
 
@@ -67,6 +69,13 @@ def bounds(session: Session) -> Limits:
     """How many runs may be under way at once, by the present policies."""
     now = policies.current(session)
     return Limits(now.most_running_a_project, now.most_running_a_person)
+
+
+def _reserved(session: Session, now: datetime) -> list[Reserved]:
+    return [
+        Reserved(row.pool_id, row.project_id, row.gpus, row.begins_at, row.ends_at)
+        for row in reservations.open_at(session, now)
+    ]
 
 
 def _waiting(session: Session, now: datetime) -> list[Waiting]:

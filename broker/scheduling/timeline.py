@@ -46,6 +46,12 @@ class Timeline:
             self.known[wanted] = start
         return start
 
+    def spans(self, start: float, end: float) -> list[tuple[float, float, int]]:
+        """What is free from `start` until before `end`, as spans with a beginning, an end and a number."""
+        first, last = self._cut(start), self._cut(end)
+        ends = [*self.times[first + 1 : last], end]
+        return list(zip(self.times[first:last], ends, self.free[first:last], strict=True))
+
     def _cut(self, at: float) -> int:
         """The index of the span that begins at `at`, cut there where none did; one past the last for ∞."""
         if at == math.inf:

@@ -2,7 +2,6 @@
 
 import platform
 import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Collection
@@ -20,7 +19,7 @@ from sqlmodel import col, select
 from broker.allocations import hosts, pools
 from broker.allocations.hosts import HostPool
 from broker.allocations.pools import Pool
-from broker.runners import processes
+from broker.runners import host_gpus, processes
 from broker.runs import attempts
 from projects.db.database import Database
 from projects.errors import ConflictError
@@ -83,15 +82,9 @@ def facts(settings: Settings) -> dict[str, Any]:
 
 
 def _gpus() -> dict[str, Any]:
-    """The GPUs by name with the memory of each in MiB, and the version of the driver; empty where there is none."""
-    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
-    try:
-        said = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True).stdout
-        rows = [[part.strip() for part in line.split(",")] for line in said.splitlines() if line.strip()]
-        gpus = [{"name": name, "memory_mib": int(memory)} for name, memory, _ in rows]
-        return {"gpus": gpus, "driver": rows[0][2]} if rows else {}
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return {}
+    """The host's GPUs and the version of their driver; empty where there is none."""
+    gpus, driver = host_gpus.found()
+    return {"gpus": gpus, "driver": driver} if gpus else {}
 
 
 def _check_numbers(session: Session, host: str, serves: Collection[str]) -> None:

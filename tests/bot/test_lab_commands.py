@@ -2,6 +2,7 @@
 
 import re
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -83,6 +84,34 @@ async def test_pools_and_grants(shared_lab: Shared) -> None:
     tomorrow = (datetime.now(UTC) + timedelta(days=1)).date().isoformat()
     early = {"Grant": form.fields[0].options[0], "Until": tomorrow, "Reason": "It is needed elsewhere."}
     assert "go on until" in (await omar.submit(form, early)).text
+
+
+async def test_reservations(shared_lab: Shared) -> None:
+    lab, channel = shared_lab
+    ada, omar = lab.person("Ada"), lab.person("Omar")
+    assert (await ada.command("stoa reserve")).text.startswith("Only the admins can")
+    assert (await omar.command("stoa reserve")).text == "Nothing is reserved."
+    day = (datetime.now(UTC) + timedelta(days=9)).date()
+    asked: dict[str, Any] = {"pool": "local", "project": 1, "gpus": 2, "begins": f"{day} 09:00", "ends": f"{day} 17:00"}
+    assert (await omar.command("stoa reserve", pool="local")).text.startswith("A reservation takes a pool, a project")
+    heads = lab.heads()
+    form = await omar.command("stoa reserve", **asked | {"gpus": 3})
+    wrong = await omar.submit(form, {"Reason": "A course."})
+    assert (wrong.text, lab.heads()) == (
+        "The GPUs are a whole number from 1 to 2, as many as “local” has; “3” is not.",
+        heads,
+    )
+    form = await omar.command("stoa reserve", **asked)
+    made = await omar.submit(form, {"Reason": "A course."})
+    period = f"from {day.day} {day:%B %Y} 09:00 UTC until {day.day} {day:%B %Y} 17:00 UTC"
+    assert made.text.startswith(f"Reservation 1 is made: 2 GPUs of `local` for P1 {period}.")
+    told = f"**Omar** reserves 2 GPUs of `local` {period} for the project (reservation 1).\n> A course."
+    await lab.guild.wait_for(channel.id, lambda m: told in m.text)
+    assert f"-# 2 GPUs reserved for P1 {period}" in (await ada.command("cluster status")).text
+    assert (await omar.command("stoa reserve")).text == f"**1** `local` 2 GPUs for P1 {period}\n-# by Omar"
+    form = await omar.command("stoa reserve", cancel=1)
+    assert (await omar.submit(form, {"Reason": "It is off."})).text.startswith("Reservation 1 is cancelled")
+    await lab.guild.wait_for(channel.id, lambda m: "**Omar** cancels reservation 1, of 2 GPUs of `local`" in m.text)
 
 
 async def test_shares(shared_lab: Shared) -> None:

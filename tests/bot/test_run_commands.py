@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from bot import text
+from broker.allocations import corpora
 from broker.reports import run_plan, why
 from broker.reports.run_plan import RunPlan
 from broker.runners.processes import Process
@@ -21,6 +22,7 @@ from projects.db.columns import utcnow
 from sandbox.people import Answer, Channel, Message
 from tests.bot.conftest import Lab
 from tests.patience import PATIENCE, until
+from trainer import contract
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -391,3 +393,22 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     done = await lab.guild.wait_for(channel.id, lambda m: "return 42" in m.text)
     assert "was given:" in done.text
     assert "Traceback" not in lab.log
+
+
+async def test_an_offer_says_how_often_the_run_reads_its_corpus(shared_lab: Shared) -> None:
+    lab, channel = shared_lab
+    counted = contract.Measured(files=1, bytes=1000, documents=10, text_bytes=900, tokens=3000)
+    asked = {"kind": contract.CorpusKind.TEXT, "path": "/data/x.jsonl", "licence": "", "measured": counted}
+    lab.call(corpora.add, pool="laptop", name="pile-deduplicated", **asked)
+    small: dict[str, Any] = {"recipe": "pythia-14m-deduped", "time_limit": "1m"}
+    ada = lab.person("Ada")
+    sizes = "batch=1, micro_batch=1, sequence_length=64"
+    few = await ada.command("run launch", channel=channel.id, override=f"{sizes}, steps=10", **small)
+    many = await ada.command("run launch", channel=channel.id, override=f"{sizes}, steps=10000", **small)
+    assert "**Data** reads 0.213 epochs of pile-deduplicated (3.0 k tokens)" in few.text
+    assert "lose their value" not in few.text
+    assert "reads 213 epochs of pile-deduplicated" in many.text
+    assert "⚠️ **Data** It reads pile-deduplicated more than 4 times: repeated data lose their value" in many.text
+    for offer in (few, many):
+        assert offer.message is not None
+        await ada.press(offer.message, "Cancel")

@@ -264,3 +264,15 @@ def test_the_tables_go_and_come_back_with_data_in_them(lab: Lab) -> None:
         assert publications.kept(session, run) == [0]
         assert session.get(Repository, run) is None
         assert catalogue.entries(session) == []
+
+
+def test_a_recipe_may_be_like_a_built_in_one(lab: Lab) -> None:
+    with pytest.raises(InvalidError, match=r"like is 'nothing'; the recipes are comma-7b, demo, "):
+        recipe(lab, "like: nothing\n")
+    recipe(lab, "like: demo\ntraining: {steps: 7}\n", name="short")
+    accept(lab, "short")
+    with lab.db.read() as session:
+        ours, demo = catalogue.load(session, "short"), catalogue.load(session, "demo")
+        assert "like" not in yaml.safe_load(catalogue.recipe_text(session, "short"))
+    assert ours.training == demo.training.model_copy(update={"steps": 7})
+    assert ours.data == demo.data

@@ -12,7 +12,9 @@ import yaml
 
 from broker import catalogue, configs
 from broker.allocations import corpora, pools
+from broker.reports import run_plan
 from broker.runs import preparing
+from broker.runs.launching import Order
 from broker.runs.runs import Run, RunState
 from projects.errors import ConflictError, DomainError, InvalidError, NotFoundError
 from projects.record import record
@@ -249,3 +251,43 @@ def test_an_operator_registers_what_lies_on_a_host(lab: Lab, tmp_path: Path) -> 
     assert stoa("retire", "songs", "--pool", BIG, "--why", "It is damaged.").returncode == 0
     with lab.db.read() as session:
         assert corpora.every(session) == []
+
+
+def offered(lab: Lab, project: int, recipe: str, overrides: str = "") -> list[str]:
+    with lab.db.write() as session:
+        order = Order(project, recipe, "1h", overrides=overrides)
+        return [str(reading) for reading in run_plan.plan_run(session, ADA, request_id(), order).quote.reads]
+
+
+def test_the_offer_says_how_many_epochs_a_run_reads(lab: Lab) -> None:
+    project = big_pool(lab)
+    add(lab, "pile-deduplicated", licence="")
+    assert offered(lab, project, "pythia-14m-deduped") == [], "its tokens were not counted"
+    with lab.db.write() as session:
+        corpora.retire(session, pool=BIG, name="pile-deduplicated", reason="It is counted anew.")
+    add(lab, "pile-deduplicated", licence="", measured=MEASURED.model_copy(update={"tokens": 207_000_000_000}))
+    assert offered(lab, project, "pythia-14m-deduped") == ["1.45 epochs of pile-deduplicated (207.0 B tokens)"]
+    assert offered(lab, project, "pythia-14m-deduped", "steps=1000") == [
+        "0.0101 epochs of pile-deduplicated (207.0 B tokens)"
+    ]
+
+
+def test_of_many_corpora_the_one_read_most_often_comes_first(lab: Lab) -> None:
+    project = big_pool(lab)
+    sources = load_recipe("pythia-70m").data.sources
+    for source in sources[1:]:
+        add(lab, source.corpus or "", licence="", measured=MEASURED.model_copy(update={"tokens": 10**9}))
+    add(lab, sources[0].corpus or "", licence="")
+    assert offered(lab, project, "pythia-70m") == [], "one of them was not counted, and the mixture is by epochs"
+    with lab.db.write() as session:
+        corpora.retire(session, pool=BIG, name=sources[0].corpus or "", reason="It is counted anew.")
+    add(lab, sources[0].corpus or "", licence="", measured=MEASURED.model_copy(update={"tokens": 10**9}))
+    said = offered(lab, project, "pythia-70m")
+    epochs = {source.corpus: source.share for source in sources}
+    trained = 143_000 * 1024 * 2048
+    assert said[0] == f"{3 * trained / sum(epochs.values()) / 1e9:.3g} epochs of pile-wikipedia (1.0 B tokens)"
+    assert len(said) == 22
+
+    prepared = MEASURED.model_copy(update={"tokens": 300_100_000_000, "sources": {s.name: s.licence for s in sources}})
+    add(lab, "pile", "/data/pile", kind=CorpusKind.PREPARED, licence="", measured=prepared)
+    assert offered(lab, project, "pythia-70m") == ["0.999 epochs of pile (300.1 B tokens)"]

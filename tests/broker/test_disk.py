@@ -7,10 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import delete, update
 from sqlmodel import col
 
 from broker import catalogue, publications
+from broker.allocations import corpora, pools
+from broker.allocations.corpora import Corpus
 from broker.catalogue import CatalogueEntry
 from broker.publications import Disk, Publication
 from broker.publishing import disk
@@ -21,8 +23,9 @@ from broker.runs.runs import RunState
 from broker.scheduling.scheduler import Scheduler
 from projects.record import record
 from projects.settings import Settings
-from tests.broker.lab import Lab, settings
+from tests.broker.lab import POOL, Lab, settings
 from trainer.config import RECIPES
+from trainer.contract import Measured
 
 FULL = 1e9
 
@@ -199,6 +202,13 @@ def test_data_that_a_failed_preparation_left_goes_and_what_the_catalogue_names_s
     assert failed.exists(), "the catalogue names it"
     with lab.db.write() as session:
         session.execute(update(CatalogueEntry).values(prepared=""))
+        pool = pools.named(session, POOL)
+        measured = Measured(files=1, bytes=1, tokens=9, sources={"pile": "MIT"})
+        corpora.add_prepared(session, pool, "pile-50277", str(failed), measured)
+    disk.tidy(conf, lab.db)
+    assert failed.exists(), "the pool has it"
+    with lab.db.write() as session:
+        session.execute(delete(Corpus))
     disk.tidy(conf, lab.db)
     assert [folder.exists() for folder in (failed, going, other)] == [False, True, True]
 

@@ -68,6 +68,21 @@ def test_the_processes_of_a_run_must_fit_in_the_memory_of_their_host(lab: Lab, p
         lab.launch(project, allocation_id=hours, gpus=1)
 
 
+def test_a_run_in_bf16_is_refused_on_gpus_without_it(lab: Lab, project: int) -> None:
+    with lab.db.write() as session:
+        pools.add_pool(session, name="old", gpu_type="Tesla V100-SXM2-32GB", gpus=8, runner="slurm")
+        pools.add_grant(session, pool="old", sponsor="A", seconds=360_000, until=utcnow() + timedelta(days=90))
+    hours = lab.request(project, pool="old", hours="10")
+    lab.consent(hours, "10")
+    before = lab.everything()
+    refusal = r"^Tesla V100-SXM2-32GB GPUs compute no bf16: use fp16 \(.*the override precision=fp16\), or fp32\.$"
+    with pytest.raises(InvalidError, match=refusal):
+        lab.launch(project, allocation_id=hours, overrides="precision=bf16")
+    assert lab.everything() == before
+    lab.launch(project, allocation_id=hours, overrides="precision=fp16")
+    lab.launch(project, allocation_id=hours)
+
+
 def test_the_gathering_of_a_checkpoint_takes_one_file_of_the_hosts_memory() -> None:
     demo = load_recipe("demo", {})
     small, large = (

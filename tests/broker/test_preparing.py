@@ -10,15 +10,19 @@ import pytest
 import yaml
 
 from broker import catalogue
+from broker.allocations import corpora, pools
 from broker.reports import run_plan
-from broker.runs import launching, runs
-from broker.runs.runs import RunKind, RunState
+from broker.runs import launching, preparing, runs
+from broker.runs.runs import Run, RunKind, RunState
 from projects.errors import ConflictError, NotFoundError
-from tests.broker.lab import ADA, Lab, request_id
+from projects.record import record
+from tests.broker.lab import ADA, Lab, request_id, settings
+from tests.broker.test_corpora import BIG, MEASURED, add, big_pool, stand_ins
 from tests.databases import ONCE
 from tests.environment import bare
 from tests.patience import PATIENCE
-from trainer.config import RECIPES
+from trainer.config import RECIPES, load_recipe
+from trainer.contract import CorpusKind, Measured
 
 
 @pytest.fixture
@@ -120,3 +124,75 @@ def test_what_a_preparation_is_not_for_says_so(lab: Lab, project: int) -> None:
             == "a preparation takes as long as its recipe has data"
         )
     assert lab.extend(run, "10m").cost == 1200
+
+
+@ONCE
+def test_the_data_of_a_built_in_recipe_are_prepared_from_the_corpora_of_a_pool(lab: Lab, tmp_path: Path) -> None:
+    project = big_pool(lab)
+    with lab.db.read() as session:
+        assert preparing.preparable(session) == []
+    with pytest.raises(NotFoundError, match="No pool has the data of “pythia-14m-deduped”"):
+        prepare(lab, project, "pythia-14m-deduped")
+    for name, path in stand_ins(tmp_path).items():
+        add(lab, name, path, licence="")
+    with lab.db.read() as session:
+        assert "pythia-14m-deduped" in preparing.preparable(session)
+        assert "demo" not in preparing.preparable(session)
+    run = prepare(lab, project, "pythia-14m-deduped")
+    with pytest.raises(
+        ConflictError, match=rf"Run {run} is preparing these data on the pool “big”, for “pythia-14m-deduped”; let it"
+    ):
+        prepare(lab, project, "pythia-70m-deduped")
+    see_through(lab, tmp_path / "home", run)
+    assert (lab.run(run).state, lab.run(run).reason) == (RunState.FINISHED, "")
+    with lab.db.read() as session:
+        made = corpora.on_pool(session, pools.named(session, BIG).id)["pile-deduplicated-50277"]
+        assert (made.kind, made.documents, made.sources) == (
+            CorpusKind.PREPARED,
+            12,
+            {"pile-deduplicated": "LicenseRef-Pile-Mixed"},
+        )
+        assert made.tokens
+        assert "pythia-70m-deduped" not in preparing.preparable(session)
+        told = [entry.payload or {} for entry in record.since(session, record.LAB, 0) if entry.kind == "corpus.added"]
+    assert told[-1]["name"] == "pile-deduplicated-50277"
+    assert "path" not in told[-1]
+    with pytest.raises(
+        ConflictError,
+        match="of “pythia-70m-deduped” are prepared on the pool “big” already, as “pile-deduplicated-50277”",
+    ):
+        prepare(lab, project, "pythia-70m-deduped")
+    later = lab.launch(project, recipe="pythia-70m-deduped")
+    with lab.db.read() as session:
+        given = yaml.safe_load(preparing.using(settings(tmp_path), session, session.get_one(Run, later)))
+    assert given["data"]["prepared"] == made.path
+    assert Path(made.path) == tmp_path / "home" / "data" / "pythia-14m-deduped" / f"{run}-1"
+    measured = subprocess.run(
+        [sys.executable, "-m", "trainer", "data", "measure", "prepared", made.path],
+        check=True,
+        timeout=PATIENCE,
+        env=bare(),
+        stdout=subprocess.PIPE,
+    )
+    assert Measured.model_validate_json(measured.stdout).tokens == made.tokens
+
+
+def test_data_of_another_tokenizer_serve_no_other_recipe(lab: Lab) -> None:
+    project = big_pool(lab)
+    for source in load_recipe("gpt-neo-125m").data.sources:
+        add(lab, source.corpus or "", licence="")
+    sources = {source.name: source.licence for source in load_recipe("gpt-neo-125m").data.sources}
+    with lab.db.write() as session:
+        pool = pools.named(session, BIG)
+        measured = MEASURED.model_copy(update={"sources": sources})
+        corpora.add_prepared(session, pool, "pile-50277", "/data/pile-50277", measured)
+        corpora.add_prepared(session, pool, "pile-50277", "/data/other", measured)
+        assert corpora.on_pool(session, pool.id)["pile-50277"].path == "/data/pile-50277"
+    runs_of = {name: lab.launch(project, recipe=name) for name in ("pythia-70m", "gpt-neo-125m")}
+    with lab.db.read() as session:
+        prepared = {
+            name: yaml.safe_load(preparing.using(settings(Path("/home")), session, session.get_one(Run, run)))["data"]
+            for name, run in runs_of.items()
+        }
+    assert prepared["pythia-70m"]["prepared"] == "/data/pile-50277"
+    assert prepared["gpt-neo-125m"]["prepared"] is None

@@ -94,8 +94,9 @@ def test_a_trainer_sees_no_secret_and_stands_in_its_folder(tmp_path: Path, monke
     wait_for(lambda: runner.poll() is not None)
     given, folder, leads = json.loads((tmp_path / "trainer.log").read_text())
     assert runner.poll() == 0
-    assert set(given) <= {"PATH", "HOME", "LANG", "TMPDIR", "OMP_WAIT_POLICY", "CUDA_VISIBLE_DEVICES", "LC_CTYPE"}
-    assert given["CUDA_VISIBLE_DEVICES"] == "0,1"
+    devices = {"CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"}
+    assert set(given) <= {"PATH", "HOME", "LANG", "TMPDIR", "OMP_WAIT_POLICY", "LC_CTYPE"} | devices
+    assert {given[name] for name in devices} == {"0,1"}
     assert "not-to-be-seen" not in given.values()
     assert (folder, leads) == (str(tmp_path), False), "its shim leads the group"
 

@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "trainer": set[str](),
     "sandbox": set[str](),
     "projects": set[str](),
-    "broker": {"projects", "trainer.config", "trainer.check", "trainer.contract"},
+    "broker": {"projects", "trainer.config", "trainer.check", "trainer.contract", "trainer.gpus"},
     "bot": {"projects", "broker"},
     "cli": {"projects", "broker", "bot", "demo.play", "trainer.contract"},
     "demo": {"projects", "broker", "cli.services", "sandbox"},

@@ -121,7 +121,8 @@ def engine_of(config: TrainConfig, read: ReadTensor, step: int = 0) -> tuple[Dis
 def advance(engine: DistributedEngine, dims: ParallelDims, config: TrainConfig, step: int) -> tuple[float, float]:
     """Loss and gradient norm of the step after `step`."""
     mine = rows_of(config, step).chunk(dims.data)[dims.data_rank]
-    return engine.step(torch.split(mine, config.training.micro_batch), config.optimizer.learning_rate)
+    scale = 2.0**16 if config.training.precision == "fp16" else 1.0
+    return engine.step(torch.split(mine, config.training.micro_batch), config.optimizer.learning_rate, scale)
 
 
 def save(engine: DistributedEngine, dims: ParallelDims, path: Path) -> None:
@@ -151,6 +152,7 @@ def train_without(guard: str, config: TrainConfig, steps: range) -> list[tuple[f
     opened: dict[str, tuple[str, Callable[..., Any]]] = {
         "safe_zero_stage": ("trainer.engine.deepspeed_setup.safe_zero_stage", lambda parallel, _: parallel.zero_stage),
         "mark_sharded": ("trainer.engine.distributed.mark_sharded", lambda _: None),
+        "add_tied_gradients": ("trainer.engine.distributed.add_tied_gradients", lambda _: None),
     }
     with mock.patch(*opened[guard]):
         return train(config, steps)
@@ -211,3 +213,19 @@ def stumble(config: TrainConfig, factors: dict[str, float], path: Path) -> tuple
         raised = error.what, error.value
     save(engine, dims, path / "after")
     return raised
+
+
+def train_scaled(config: TrainConfig, scales: list[float], end: Path) -> list[tuple[float, float] | None]:
+    """Loss and gradient norm of a step at each loss scale, all on the batch of the first step, None where it
+    overflowed; saves what is there in the end."""
+    engine, dims = engine_of(config, drawn(config))
+    mine = rows_of(config, 0).chunk(dims.data)[dims.data_rank]
+    done: list[tuple[float, float] | None] = []
+    for scale in scales:
+        try:
+            micro_batches = torch.split(mine, config.training.micro_batch)
+            done.append(engine.step(micro_batches, config.optimizer.learning_rate, scale))
+        except NonFiniteError:
+            done.append(None)
+    save(engine, dims, end)
+    return done

@@ -10,7 +10,7 @@ import pytest
 from tests.trainer.conftest import ROOT, run_trainer, write_config
 from trainer.check import check
 from trainer.checkpoint import save_load
-from trainer.config import TrainConfig, load_recipe
+from trainer.config import TrainConfig, load, load_recipe
 
 
 @pytest.mark.parametrize("recipe", [True, False])
@@ -52,3 +52,27 @@ def test_command_line(tmp_path: Path) -> None:
 def test_the_light_modules_import_no_torch() -> None:
     code = "import trainer.__main__, trainer.check, trainer.config, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_check_says_how_many_epochs_are_read(finished: Path, tmp_path: Path) -> None:
+    prepared = {"data": {"prepared": str(finished / "data")}}
+    path = write_config(tmp_path / "a.yml", prepared, steps=400)
+    report = check(load(path), corpus_tokens={"python-docs": 10_000, "python-stdlib": 20_000})
+    trained = 400 * 8 * 32
+    assert [reading.corpus for reading in report.reads] == ["python-stdlib", "python-docs"]
+    epochs = [reading.epochs for reading in report.reads]
+    assert epochs == pytest.approx([trained * 0.75 / 20_000, trained * 0.25 / 10_000])
+    few = run_trainer("check", path)
+    assert few.returncode == 0, few.stderr
+    assert "epochs of python-docs" in few.stdout
+    assert "repeated data lose their value" not in few.stdout
+    many = run_trainer("check", write_config(tmp_path / "b.yml", prepared, steps=9999))
+    assert "beyond 4 epochs, repeated data lose their value." in " ".join(many.stdout.split())
+
+
+def test_check_knows_the_type_of_the_gpus(tmp_path: Path) -> None:
+    config = write_config(tmp_path / "a.yml", precision="bf16")
+    assert run_trainer("check", config, "--gpu-type", "AMD Instinct MI250X").returncode == 0
+    refused = run_trainer("check", config, "--gpu-type", "V100")
+    assert refused.returncode == 78
+    assert refused.stderr.strip().startswith("V100 GPUs compute no bf16: use fp16")

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from tests.trainer.test_data import changed
 from tests.trainer.test_data_indexed import write
-from trainer.config import TrainConfig
+from trainer.config import TrainConfig, load, recipe_names
 from trainer.data import tokenizer
 from trainer.data.corpus import Corpus
 from trainer.data.indexed import Indexed
@@ -46,8 +47,14 @@ def test_rows_are_read_as_rows_and_replayed_in_their_order(
     corpus = Corpus(settings, ensure(settings, tmp_path / "run", None, told.append))
     assert "pile holds packed rows of 17 tokens, which are read as rows" in told
     batch = settings.training.batch
-    for step in range(450 // batch):
+    for step in range(500 // batch):
         assert [corpus.tokens(row).tolist() for row in corpus.rows(step)] == rows[step * batch : (step + 1) * batch]
+    for row in corpus.rows(450 // batch):
+        (span,) = corpus.documents(row)
+        assert span.document == f"pile/{row.number}", "the order goes on with the rows that are held out"
+    again = [corpus.tokens(row).tolist() for row in corpus.order.rows(498, 4)]
+    assert again == [*rows[498:], *rows[:2]]
+    assert corpus.held_out_from is None
     assert corpus.evaluation[0].tolist() == rows[450], "the last rows are held out"
     assert corpus.documents(corpus.rows(0)[3])[0].document == "pile/3"
     assert corpus.readings() == pytest.approx([settings.training.steps * batch / 450])
@@ -55,6 +62,37 @@ def test_rows_are_read_as_rows_and_replayed_in_their_order(
     assert documents(corpus.folder, "pile", are_rows=True) == [
         bpe.decode(row, skip_special_tokens=False) for row in rows[450:]
     ], "a row has no end-of-document token of its own"
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("pythia-")])
+def test_a_pythia_reads_the_rows_that_the_published_one_read(name: str, tmp_path: Path) -> None:
+    """At the published batch and length, on a pair that is short: 1,024 rows of 2,049 tokens a step."""
+    bpe = tokenizer.train(["words of some text " * 20], 330)
+    tokenizer.save(bpe, tmp_path, 64)
+    corpus_of = "deduped" if "deduped" in name else "standard"
+    rows = (np.arange(2 * 1024 + 100)[:, None] + np.arange(2049)) % 250
+    rows[:, 0] = np.arange(len(rows)) % 251
+    write(tmp_path / "document", rows.tolist())
+    corpus_name = f"pile-{corpus_of}-pythia-preshuffled"
+    source = {"name": "pile", "corpus": corpus_name, "licence": "LicenseRef-Pile-Mixed", "weight": 1}
+    data: dict[str, Any] = {"mixture": None, "sources": [source], "order": "stored", "packed": True}
+    data["tokenizer"] = {"name": "gpt-neox-20b", "vocabulary": 50277}
+    (tmp_path / "recipe.yml").write_text(yaml.safe_dump({"like": name, "data": data}))
+    settings = load(tmp_path / "recipe.yml")
+    # As a lab fills in what its pool has.
+    lies = settings.data.sources[0].model_copy(update={"tokens": "document"})
+    bpe_file = settings.data.tokenizer.model_copy(update={"file": "tokenizer.json"})
+    settings = changed(settings, root=str(tmp_path), sources=[lies], tokenizer=bpe_file, held_out=0.01)
+    settings = settings.model_copy(
+        update={"training": settings.training.model_copy(update={"steps": 2, "evaluation_tokens": 8192})}
+    )
+    corpus = Corpus(settings, ensure(settings, tmp_path / "run", None, lambda message: None))
+    for step in range(2):
+        read = np.stack([corpus.tokens(row) for row in corpus.rows(step)])
+        assert (read == rows[1024 * step : 1024 * (step + 1)]).all()
+    assert corpus.held_out_from is None
+    longer = settings.model_copy(update={"training": settings.training.model_copy(update={"steps": 3})})
+    assert Corpus(longer, tmp_path / "run" / "data").held_out_from == 3
 
 
 def test_rows_may_be_shuffled_like_any_other(config: TrainConfig, tmp_path: Path, rows: list[list[int]]) -> None:

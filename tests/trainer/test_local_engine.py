@@ -259,7 +259,7 @@ def test_the_loss_by_chunks_is_cross_entropy() -> None:
     tokens = 2 * CHUNK + 5
     x_ND, weight_VD, bias_V = (torch.randn(shape).requires_grad_() for shape in ((tokens, 8), (40, 8), (40,)))
     targets_N = torch.randint(40, (tokens,))
-    ours = FusedLoss.apply(x_ND, weight_VD, bias_V, targets_N, ALONE)  # type: ignore[no-untyped-call]
+    ours = FusedLoss.apply(x_ND, weight_VD, bias_V, targets_N, ALONE, 1.0)  # type: ignore[no-untyped-call]
     theirs = functional.cross_entropy(functional.linear(x_ND, weight_VD, bias_V), targets_N, reduction="sum")
     torch.testing.assert_close(ours, theirs)
     inputs = [x_ND, weight_VD, bias_V]

@@ -48,6 +48,8 @@ SHAPES = {
     "tensor": (shape("pythia-14m", 2, 512, 2, parallel={"tensor": 2}), 2),
 }
 MORE_SHAPES = {
+    "fp16": (shape("pythia-14m", 2, 256, training={"precision": "fp16"}), 1),
+    "fp16-zero2": (shape("pythia-14m", 1, 256, 2, training={"precision": "fp16"}, parallel={"zero_stage": 2}), 2),
     "70m": (shape("pythia-70m", 2, 512), 1),
     "70m-recompute": (shape("pythia-70m", 8, 512, training={"recompute": True}), 1),
     "deep": (shape("pythia-70m", 2, 1024, model={"hidden_size": 256, "layers": 24}), 1),

@@ -38,9 +38,16 @@ def prepare(
     workers: Annotated[
         int | None, typer.Option(min=1, max=1_024, help="Processes; as many as there are cores.")
     ] = None,
+    hosts: Annotated[
+        int, typer.Option(min=1, max=65_536, help="Hosts that share the folder, each started with this command.")
+    ] = 1,
+    host: Annotated[int, typer.Option(min=0, max=65_535, help="Which of the hosts this is, from 0.")] = 0,
+    rendezvous: Annotated[str | None, typer.Option(help="Not used: the hosts meet in the folder.")] = None,
 ) -> None:
     """Read the sources, train the tokenizer if there is none, and write tokens in Megatron's format."""
-    with one_sentence(), locked_beside(out):
+    with one_sentence(), locked_beside(out if host == 0 else out.with_name(f"{out.name}.host{host}")):
+        if host >= hosts:
+            raise ConfigError(f"--host is {host}, and the hosts are numbered from 0 to {hosts - 1}.")
         data = load(config).data
         if root is not None:
             data = data.model_copy(update={"root": str(root)})
@@ -52,7 +59,8 @@ def prepare(
         if out.exists() and not preparing.is_prepared(out, mark) and (out.is_file() or any(out.iterdir())):
             raise ConfigError(f"The folder {out} holds something else than these data; give --out another.")
         with _bar() as (say, advance):
-            preparing.prepare(data, out, None, say, workers or os.cpu_count() or 1, advance)
+            count = workers or os.cpu_count() or 1
+            preparing.prepare(data, out, None, say, count, advance, host=host, hosts=hosts)
         Console().print(_sources(preparing.manifest_of(out)["sources"]))
 
 

@@ -180,7 +180,8 @@ class DataConfig(Section):
                 raise ValueError(
                     f"data.sources mixes weight and epochs ({first.name} and {source.name}); give all of them the same."
                 )
-            if self.packed and source.tokens is None and self.prepared is None:
+            is_text = any(getattr(source, key) is not None for key in PLACES if key != "tokens")
+            if self.packed and is_text and self.prepared is None:
                 raise ValueError(
                     f"data.packed is true and the source {source.name} is text; packed rows are tokens, a .bin/.idx "
                     "pair."

@@ -81,11 +81,24 @@ class Corpus:
                     f"training.evaluation_tokens asks for {wanted * self.row_size} held-out tokens of {source.name} "
                     f"and there are {count}; {fix}."
                 )
-        self.order: Order | StoredOrder = (
-            StoredOrder(self._rows)
-            if config.data.order == "stored"
-            else Order(self._weights.tolist(), self._rows, config.training.seed)
-        )
+        self.order: Order | StoredOrder = Order(self._weights.tolist(), self._rows, config.training.seed)
+        if config.data.order == "stored":
+            # Packed rows were held out from the end of their file, whose order goes on with them.
+            ends = [
+                count // self.row_size if "row" in described[source.name] else 0
+                for source, count in zip(self.sources, tokens["held_out"], strict=True)
+            ]
+            self.order = StoredOrder([rows + end for rows, end in zip(self._rows, ends, strict=True)])
+
+    @property
+    def held_out_from(self) -> int | None:
+        """The first step, counted from 1, that trains on rows that are held out: where packed rows are read as they are
+        stored to the end of their file. None where the run has no such step."""
+        settings = self.config.training
+        if not isinstance(self.order, StoredOrder):
+            return None
+        place = self.order.first_beyond(self._rows)
+        return place // settings.batch + 1 if place < settings.steps * settings.batch else None
 
     def readings(self) -> list[float]:
         """How often the run will read each row of each source, on average. In the stored order every source has epochs
@@ -106,13 +119,13 @@ class Corpus:
 
     def tokens(self, row: Row) -> Tokens:
         """The row's tokens [sequence_length + 1]."""
-        return self._cut(self._pair(row.source, "train"), row.number)
+        return self._cut(*self._place(row, ""))
 
     def documents(self, row: Row) -> list[Span]:
         """The documents that the row has parts of, in order; a document includes its end-of-document token."""
-        indexed = self._pair(row.source, "train")
-        names = self._pair(row.source, "train.names")
-        first = row.number * self.row_size
+        indexed, at = self._place(row, "")
+        names, _ = self._place(row, ".names")
+        first = at * self.row_size
         reached, spans = 0, []
         number, start = indexed.sequence_at(first)
         while reached < self.row_size:
@@ -154,6 +167,13 @@ class Corpus:
         """The number of evaluation rows of each source: its share of evaluation_tokens, at least one."""
         total = self.config.training.evaluation_tokens // self.config.data.sequence_length
         return [max(1, round(total * weight)) for weight in self._weights]
+
+    def _place(self, row: Row, suffix: str) -> tuple[Indexed, int]:
+        """The pair of files of a row's split, or of its names with that suffix, and the row's number there."""
+        beyond = row.number - self._rows[row.source]
+        if beyond < 0:
+            return self._pair(row.source, f"train{suffix}"), row.number
+        return self._pair(row.source, f"held_out{suffix}"), beyond
 
     def _pair(self, source: int, kind: str) -> Indexed:
         return self._open(f"{self.sources[source].name}.{kind}")

@@ -9,10 +9,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from trainer.contract import CorpusKind, Measured
+from trainer.contract import CorpusKind, Measured, measured_data
 from trainer.data import prepare, readers, tokenizer
 from trainer.data.config import DataConfig, SourceConfig, TokenizerConfig
-from trainer.data.encode import SPLITS
 from trainer.data.indexed import Indexed
 from trainer.data.prepare import Advance
 from trainer.data.readers import Say
@@ -28,7 +27,8 @@ def measure(
     """
     match kind:
         case CorpusKind.PREPARED:
-            files, found = sorted(path for path in place.rglob("*") if path.is_file()), _prepared(place)
+            prepare.verify(place)
+            return measured_data(place), sorted(path for path in place.rglob("*") if path.is_file())
         case CorpusKind.TOKENIZER:
             files, found = [place], {"vocabulary": tokenizer.size(_tokenizer(place))}
         case _:
@@ -63,19 +63,6 @@ def _source(source: SourceConfig, bpe: Tokenizer | None, say: Say, advance: Adva
         tokens += len(bpe.encode(document.text, add_special_tokens=False)) + 1 if bpe else 0
         advance(document.size)
     return {"documents": documents, "text_bytes": text_bytes, "tokens": tokens if bpe else None}
-
-
-def _prepared(folder: Path) -> dict[str, Any]:
-    prepare.verify(folder)
-    manifest = prepare.manifest_of(folder)
-    parts = [source[split] for source in manifest["sources"] for split in SPLITS]
-    return {
-        "documents": sum(part["documents"] for part in parts),
-        "text_bytes": sum(part["bytes"] for part in parts),
-        "tokens": sum(part["tokens"] for part in parts),
-        "vocabulary": manifest["tokenizer"]["vocabulary"],
-        "sources": {source["name"]: source["licence"] for source in manifest["sources"]},
-    }
 
 
 def _tokenizer(file: Path) -> Tokenizer:

@@ -103,6 +103,13 @@ class StoredOrder:
     def __init__(self, rows: Sequence[int]) -> None:
         self._ends = np.cumsum(rows)
 
+    def first_beyond(self, rows: Sequence[int]) -> int:
+        """The first position whose row has at least the number that `rows` says for its source; where no row has, the
+        number of all rows."""
+        starts = [0, *self._ends[:-1].tolist()]
+        beyond = [start + own for start, own, end in zip(starts, rows, self._ends, strict=True) if start + own < end]
+        return min(beyond, default=int(self._ends[-1]))
+
     def rows(self, first: int, count: int) -> list[Row]:
         """The rows at `count` positions from `first` on."""
         positions = np.arange(first, first + count) % self._ends[-1]

@@ -9,36 +9,27 @@ written as they are, without that token; the manifest says of what length, as `r
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from pathlib import Path
 from platform import python_version
-from typing import Any, NoReturn
-
-import numpy as np
-from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from typing import Any
 
 from trainer import files
 from trainer.checkpoint import metadata
 from trainer.config import TrainConfig
 from trainer.contract import DATA_FOLDER
-from trainer.data import packed, readers, tokenizer
-from trainer.data.config import PLACES, DataConfig, DedupeConfig, SourceConfig
-from trainer.data.encode import SPLITS, Encoded, Encoder, is_held_out, is_kept_out, split_end
-from trainer.data.indexed import Indexed, Writer, token_type
-from trainer.data.readers import Document, Say
-from trainer.data.workers import Workers, batches
+from trainer.data import readers, tokenizer
+from trainer.data.build import Advance as Advance
+from trainer.data.build import Build, tokenizer_file
+from trainer.data.config import PLACES, DataConfig
+from trainer.data.encode import SPLITS
+from trainer.data.hosts import Hosts
+from trainer.data.readers import Say
 from trainer.schema import ConfigError
 
 FORMAT = 2
 CHECKED_BYTES = 1 << 30
 """Larger files are not read again at each start of a run to verify them: that would take too long."""
-
-FEW = 1000
-"""Documents of a source that are looked at to find out whether some can be held out whole."""
-
-Advance = Callable[[int], None]
 
 
 def folder_of(config: TrainConfig, out: Path) -> Path:
@@ -70,9 +61,14 @@ def prepare(
     workers: int = 1,
     advance: Advance = lambda size: None,
     resumed: Mapping[str, Any] | None = None,
+    host: int = 0,
+    hosts: int = 1,
 ) -> None:
     """Prepare data in `folder`, unless it was prepared from the same settings and files. The folder appears when it is
     whole.
+
+    Of several `hosts` that share the folder each does its share, and host 0 makes the whole of them; then there is no
+    checkpoint.
 
     With a checkpoint its tokenizer is used, and with the metadata of a `resumed` checkpoint the data must be the same.
     The bytes written are the same for any number of workers. `progress` is told the name of each stage, `advance` the
@@ -84,16 +80,28 @@ def prepare(
         return
     if folder.exists() and not (folder / "manifest.json").is_file() and any(folder.iterdir()):
         raise ConfigError(f"{folder} holds something else than prepared data; give --out another folder.")
+    shared = Hosts(data, folder, mark, host, hosts) if hosts > 1 else None
+    if shared is not None:
+        if not shared.encode(progress, workers, advance, lambda: is_prepared(folder, mark)):
+            return
+        if host > 0:
+            shared.wait(lambda: is_prepared(folder, mark), progress)
+            return
     building = folder.with_name(f".{folder.name}.building")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     try:
-        _Build(data, building, progress, workers, advance)(checkpoint, mark)
+        if shared is None:
+            Build(data, building, progress, workers, advance)(checkpoint, mark)
+        else:
+            shared.join(building, progress)
         if resumed:
             require_same_data(manifest_of(building), resumed, folder)
         shutil.rmtree(folder, ignore_errors=True)
         building.rename(folder)
         files.sync(folder.parent)
+        if shared is not None:
+            shared.remove()
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
         raise
@@ -181,206 +189,10 @@ def fingerprint(data: DataConfig) -> str:
     texts = [path for path in found if path.is_file()]
     settings["files"] = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in texts]
     if data.tokenizer.file:
-        settings["tokenizer_sha256"] = tokenizer.digest(_file_of(data))
+        settings["tokenizer_sha256"] = tokenizer.digest(tokenizer_file(data))
     if any(source.builtin for source in data.sources):
         settings["python"] = python_version()
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-
-
-class _Build:
-    """One preparation of data. Calling it fills the folder."""
-
-    def __init__(self, data: DataConfig, folder: Path, progress: Say, workers: int, advance: Advance) -> None:
-        self._data, self._folder, self._progress = data, folder, progress
-        self._workers, self._advance = workers, advance
-        self._removed: dict[str, NDArray[np.bool_]] = {}
-        self._packed: set[str] = set()
-        self._cut_at_ends: set[str] = set()
-
-    def __call__(self, checkpoint: Path | None, mark: str) -> None:
-        data = self._data
-        given = tokenizer.load(checkpoint) if checkpoint else _file_of(data) if data.tokenizer.file else None
-        for each in data.sources:
-            self._look_at(each, given)
-        if data.dedupe:
-            self._progress("looking for near-duplicates")
-            self._find_duplicates(data.dedupe, given)
-        bpe = given or self._train_tokenizer()
-        file = data.root_folder / (data.tokenizer.file or "")
-        origin = checkpoint or (file.parent if file.name == "tokenizer.json" else None)
-        tokenizer.save(bpe, self._folder, data.sequence_length, data.tokenizer.end_of_document, origin)
-        with Workers(self._workers, Encoder, bpe.to_str(), data) as pool:
-            sources = [self._write(source, pool) for source in data.sources]
-        if sources[0]["epochs"] is not None:
-            whole = sum(source["epochs"] * source["train"]["tokens"] for source in sources)
-            for source in sources:
-                source["weight"] = round(source["epochs"] * source["train"]["tokens"] / whole, 6)
-        content = {
-            "fingerprint": mark,
-            "python": python_version(),
-            "tokenizer": {
-                "sha256": tokenizer.digest(bpe),
-                "vocabulary": tokenizer.size(bpe),
-                "end_of_document": data.tokenizer.end_of_document,
-            },
-            "held_out": data.held_out,
-            "dedupe": data.dedupe and data.dedupe.model_dump(),
-            "sources": sources,
-            "files": files.checksums(self._folder, self._folder.iterdir()),
-        }
-        (self._folder / "manifest.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        for path in self._folder.iterdir():
-            files.sync(path)
-
-    def _look_at(self, source: SourceConfig, given: Tokenizer | None) -> None:
-        """Find out whether a source is packed data, or has too few documents to hold whole ones out."""
-        data = self._data
-        if source.tokens is not None and given is not None:
-            indexed = Indexed(data.root_folder / source.tokens)
-            end = tokenizer.end_of_document(given, data.tokenizer.end_of_document)
-            if packed.is_packed(source, indexed, end, data.packed, data.sequence_length):
-                if data.dedupe:
-                    raise ConfigError(
-                        f"The source {source.name} holds packed rows, which data.dedupe would take out; take out "
-                        "data.dedupe, or set data.packed to false to read it as documents."
-                    )
-                self._packed.add(source.name)
-                length = data.sequence_length + 1
-                self._progress(f"{source.name} holds packed rows of {length:,} tokens, which are read as rows")
-                return
-        if source.dataset is None and self._has_few_documents(source):
-            self._cut_at_ends.add(source.name)
-            self._progress(f"{source.name} has too few documents to hold some out: the end of each is held out")
-
-    def _has_few_documents(self, source: SourceConfig) -> bool:
-        """Whether the documents of a source, which are FEW at most, leave less than a row to train on or to hold
-        out."""
-        least, sizes = self._data.sequence_length + 1, {True: 0, False: 0}
-        for number, document in enumerate(readers.read(source, self._data)):
-            # A token has at least a byte.
-            size = document.size if document.tokens is None else len(document.tokens)
-            sizes[is_held_out(document.name, self._data.held_out)] += size
-            if min(sizes.values()) >= least or number >= FEW:
-                return False
-        return sum(sizes.values()) >= 2 * least
-
-    def _read(self, source: SourceConfig, say: Say = lambda message: None) -> Iterator[Document]:
-        """The source's documents without near-duplicates, each in two where its end is held out."""
-        for document in self._kept(source, say):
-            if source.name in self._cut_at_ends:
-                yield from split_end(document, self._data.held_out)
-            else:
-                yield document
-
-    def _kept(self, source: SourceConfig, say: Say) -> Iterator[Document]:
-        """The source's documents without near-duplicates. Raises ConfigError if the source has changed meanwhile."""
-        if source.name in self._packed:
-            indexed = Indexed(self._data.root_folder / str(source.tokens))
-            yield from packed.rows(source, indexed, self._data.held_out)
-            return
-        removed = self._removed.get(source.name)
-        number = -1
-        for number, document in enumerate(readers.read(source, self._data, say)):
-            if removed is None:
-                yield document
-            elif number >= len(removed):
-                _changed(source)
-            elif not removed[number]:
-                yield document
-        if removed is not None and number + 1 != len(removed):
-            _changed(source)
-
-    def _find_duplicates(self, config: DedupeConfig, given: Tokenizer | None) -> None:
-        from trainer.data import dedupe  # it brings SciPy along, which no rank that finds its data prepared needs
-
-        counts: list[int] = []
-
-        def documents() -> Iterator[Document]:
-            for source in self._data.sources:
-                counts.append(0)
-                for document in readers.read(source, self._data):
-                    counts[-1] += 1
-                    yield document
-
-        removed = dedupe.duplicates(
-            config,
-            documents(),
-            lambda name: is_held_out(name, self._data.held_out),
-            self._folder / ".signatures",
-            given and given.to_str(),
-            self._workers,
-            self._advance,
-        )
-        parts = np.split(removed, np.cumsum(counts)[:-1])
-        self._removed = {source.name: part for source, part in zip(self._data.sources, parts, strict=True)}
-
-    def _train_tokenizer(self) -> Tokenizer:
-        """Train the tokenizer on the first training documents of each source, up to its share of `train_bytes`."""
-        settings = self._data.tokenizer
-        whole = sum(source.share for source in self._data.sources)
-
-        def texts() -> Iterator[str]:
-            for source in self._data.sources:
-                left = settings.train_bytes * source.share / whole
-                for document in self._read(source):
-                    if left <= 0:
-                        break
-                    if not is_kept_out(document, self._data.held_out):
-                        yield document.text
-                        left -= document.size
-
-        self._progress(f"training the tokenizer on {settings.train_bytes:,} bytes")
-        return tokenizer.train(texts(), settings.vocabulary)
-
-    def _write(self, source: SourceConfig, pool: Workers[dict[str, Encoded]]) -> dict[str, Any]:
-        """Write a source's files. Returns its entry of the manifest."""
-        self._progress(f"encoding {source.name}")
-        counts = np.zeros(self._data.tokenizer.vocabulary, dtype=np.int64)
-        text_bytes = dict.fromkeys(SPLITS, 0)
-        with ExitStack() as stack:
-            prefixes = {split: self._folder / f"{source.name}.{split}" for split in SPLITS}
-            dtype = token_type(self._data.tokenizer.vocabulary)
-            tokens = {split: stack.enter_context(Writer(prefix, dtype)) for split, prefix in prefixes.items()}
-            names = {
-                split: stack.enter_context(Writer(prefix.with_name(f"{prefix.name}.names"), "u1"))
-                for split, prefix in prefixes.items()
-            }
-            for results in pool.map(batches(self._read(source, self._progress))):
-                for split, encoded in results.items():
-                    tokens[split].add(encoded.tokens, encoded.sizes)
-                    joined = np.frombuffer(b"".join(encoded.names), dtype=np.uint8)
-                    names[split].add(joined, np.array([len(name) for name in encoded.names], dtype=np.int32))
-                    text_bytes[split] += encoded.text_bytes
-                counts += np.bincount(results["train"].tokens, minlength=len(counts))
-                self._advance(sum(encoded.text_bytes for encoded in results.values()))
-        np.save(self._folder / f"{source.name}.train.counts.npy", counts)
-        described = {
-            split: {
-                "documents": writer.sequences,
-                "tokens": writer.tokens,
-                "bytes": text_bytes[split],
-                "sha256": writer.sha256,
-            }
-            for split, writer in tokens.items()
-        }
-        known = source.model_dump(mode="json", exclude={"name", "licence", "weight", "epochs"}, exclude_defaults=True)
-        # A corpus lies elsewhere on each pool, and its name tells readers more.
-        place = {"corpus": source.corpus} if source.corpus else known
-        removed = self._removed.get(source.name)
-        return {
-            "name": source.name,
-            "licence": source.licence,
-            "weight": source.weight,
-            "epochs": source.epochs,
-            "place": place,
-            **described,
-            **({"row": self._data.sequence_length + 1} if source.name in self._packed else {}),
-            "near_duplicates_removed": None if removed is None else int(removed.sum()),
-        }
-
-
-def _file_of(data: DataConfig) -> Tokenizer:
-    return tokenizer.load_checked(data.root_folder / str(data.tokenizer.file), data.tokenizer)
 
 
 def _digest(folder: Path) -> str:
@@ -399,7 +211,7 @@ def _check_tokenizer(data: DataConfig, folder: Path, checkpoint: Path | None) ->
             f"data.tokenizer.end_of_document is {data.tokenizer.end_of_document!r} and the data in {folder} end their "
             f"documents with {made['end_of_document']!r}; set it to that, or prepare the data again."
         )
-    if data.tokenizer.file and tokenizer.digest(_file_of(data)) != made["sha256"]:
+    if data.tokenizer.file and tokenizer.digest(tokenizer_file(data)) != made["sha256"]:
         raise ConfigError(
             f"data.tokenizer.file ({data.tokenizer.file}) is not the tokenizer that made the data in {folder}; take "
             "it out, or prepare the data again."
@@ -409,7 +221,3 @@ def _check_tokenizer(data: DataConfig, folder: Path, checkpoint: Path | None) ->
             f"The checkpoint's tokenizer is not the one that made the data in {folder}; prepare the data with the "
             "checkpoint's tokenizer.json."
         )
-
-
-def _changed(source: SourceConfig) -> NoReturn:
-    raise ConfigError(f"The source {source.name} changed while it was read; prepare the data again when it is at rest.")

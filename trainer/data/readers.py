@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import sysconfig
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,15 +41,25 @@ class Document(NamedTuple):
         return len(self.text.encode()) if self.tokens is None else self.tokens.nbytes
 
 
-def read(source: SourceConfig, data: DataConfig, say: Say = lambda message: None) -> Iterator[Document]:
-    """The source's documents, until `max_bytes` is reached. `say` is told what is left out. Raises ConfigError if it
-    has no text or cannot be read."""
+def parts_of(source: SourceConfig, data: DataConfig) -> list[Path | None]:
+    """The files of a source that can be read one by one, in order; [None] where it is read as a whole."""
+    root = data.root_folder
+    if source.path is None or source.max_bytes is not None or (root / source.path).is_dir():
+        return [None]
+    return [*files_of(source, root)]
+
+
+def read(
+    source: SourceConfig, data: DataConfig, say: Say = lambda message: None, part: Path | None = None
+) -> Iterator[Document]:
+    """The source's documents, until `max_bytes` is reached, or those of one of its `parts_of`, which may be none. `say`
+    is told what is left out. Raises ConfigError if the source has no text or cannot be read."""
     size = without_text = 0
     root = data.root_folder
     if hidden := _hidden_in(source, root):
         names = f"{len(hidden)} hidden files and folders" if len(hidden) > 1 else "a hidden file or folder"
         say(f"left out of {source.name}: {names} ({', '.join(hidden[:3])}{', …' if len(hidden) > 3 else ''})")
-    for document in _documents(source, root):
+    for document in _documents(source, root) if part is None else _lines(source, root, [part]):
         if document is None:
             without_text += 1
             continue
@@ -61,8 +71,13 @@ def read(source: SourceConfig, data: DataConfig, say: Say = lambda message: None
     if without_text:
         documents = "document" if without_text == 1 else "documents"
         say(f"left out of {source.name}: {without_text:,} {documents} whose {source.text_key} is null")
-    if not size:
-        raise ConfigError(f"The source {source.name} is empty; take it out of data.sources or name another place.")
+    if not size and part is None:
+        raise empty(source)
+
+
+def empty(source: SourceConfig) -> ConfigError:
+    """The error for a source without text."""
+    return ConfigError(f"The source {source.name} is empty; take it out of data.sources or name another place.")
 
 
 def files_of(source: SourceConfig, root: Path) -> list[Path]:
@@ -177,12 +192,12 @@ def _texts(source: SourceConfig, root: Path) -> Iterator[Document]:
         yield Document(f"{source.name}/{as_unicode(path.relative_to(folder).as_posix())}", text)
 
 
-def _lines(source: SourceConfig, root: Path) -> Iterator[Document | None]:
+def _lines(source: SourceConfig, root: Path, only: Sequence[Path] | None = None) -> Iterator[Document | None]:
     """Each line of JSONL files and each row of Parquet files is a document, named by its file and the number of its
-    line or row, from 1."""
+    line or row, from 1; of all files of the source, or of some `only`."""
     paths = files_of(source, root)
     base = os.path.commonpath([path.parent for path in paths])
-    for path in paths:
+    for path in paths if only is None else only:
         name = f"{source.name}/{as_unicode(path.relative_to(base).as_posix())}"
         kind = raw_files.kind_of(path)
         if kind == "parquet":

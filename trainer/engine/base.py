@@ -1,5 +1,6 @@
 """The interface of an engine, whatever the layout of its ranks. B rows, L tokens of a sequence, V vocabulary."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol
 
@@ -13,11 +14,15 @@ ReadTensor = Callable[[TensorKind, str], Tensor]
 
 
 class NonFiniteError(RuntimeError):
-    """The loss or the gradient of a step is not finite. Raised on every rank alike, before a weight has changed."""
+    """The loss or the gradient of a step is not finite. Raised on every rank alike, before a weight has changed.
 
-    def __init__(self, what: Literal["loss", "gradient norm"], value: float) -> None:
+    `loss` is the step's loss where that is finite and known, else NaN. After a gradient norm in fp16 is not finite,
+    the engine can do the next step.
+    """
+
+    def __init__(self, what: Literal["loss", "gradient norm"], value: float, loss: float = math.nan) -> None:
         super().__init__(f"{what} is {value}")
-        self.what, self.value = what, value
+        self.what, self.value, self.loss = what, value, loss
 
 
 class StepResult(NamedTuple):
@@ -33,9 +38,13 @@ class Engine(Protocol):
     Parameters go by their names in `trainer.model.transformer.Transformer`, whatever part of them a rank holds.
     """
 
-    def step(self, micro_batches: Sequence[Tensor], rate: float) -> StepResult:
+    def step(self, micro_batches: Sequence[Tensor], rate: float, loss_scale: float = 1.0) -> StepResult:
         """One update at the learning rate `rate` on this data-parallel rank's micro-batches [B, L + 1] of token ids, of
-        which the first L are inputs and the last L targets. Returns the same on every rank. Raises NonFiniteError."""
+        which the first L are inputs and the last L targets. Returns the same on every rank. Raises NonFiniteError.
+
+        In fp16 the gradients are computed of `loss_scale` × the loss, and divided by it in fp32 before they are
+        clipped. In other precisions it must be 1.
+        """
 
     def nll(self, rows: Tensor) -> Tensor:
         """Cross-entropy [B, L] in nats and fp32 of the targets in this data-parallel rank's rows [B, L + 1].
@@ -53,5 +62,6 @@ class Engine(Protocol):
         The other ranks get nothing, and must exhaust the iterator along with the main rank.
         """
 
-    def load(self, read: ReadTensor, step: int) -> None:
-        """Load the weights, and the moments unless `step` is 0, as they were after `step` updates."""
+    def load(self, read: ReadTensor, step: int, skipped: int = 0) -> None:
+        """Load the weights, and the moments unless `step` is 0, as they were after `step` steps, of which `skipped`
+        overflowed and were no updates."""

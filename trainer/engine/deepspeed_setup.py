@@ -1,6 +1,7 @@
 """Setting DeepSpeed up: its configuration, its import, and guards against its silent errors.
 
-DeepSpeed 0.19.8 trains three layouts wrongly without an error; `safe_zero_stage` and `mark_sharded` prevent that.
+DeepSpeed 0.19.8 trains four layouts wrongly without an error; `safe_zero_stage`, `mark_sharded` and
+`add_tied_gradients` prevent that.
 """
 
 import logging
@@ -9,13 +10,13 @@ import sys
 import warnings
 from collections.abc import Iterable
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from trainer.config import ParallelConfig, TrainConfig
+from trainer.config import ParallelConfig, Precision, TrainConfig
 from trainer.distributed.parallel_dims import ParallelDims
 from trainer.model.tensor_parallel import split_dim
 
@@ -23,13 +24,14 @@ BUCKET = 50_000_000
 """Numbers that are reduced or gathered at once."""
 
 
-def safe_zero_stage(parallel: ParallelConfig, precision: Literal["fp32", "bf16"]) -> int:
+def safe_zero_stage(parallel: ParallelConfig, precision: Precision) -> int:
     """The ZeRO stage to ask DeepSpeed for: the configured one, or 1 where stage 0 would be silently wrong.
 
     Stage 1 gives the weights that stage 0 should give. At stage 0 a pipeline clips by the gradient norm of its first
     stage alone, and in bf16 the optimizer makes an update on zero gradients, weight decay included, when it is created.
+    In fp16 stage 0 has an optimizer of another kind, which is not used here.
     """
-    if parallel.zero_stage == 0 and (parallel.pipeline > 1 or precision == "bf16"):
+    if parallel.zero_stage == 0 and (parallel.pipeline > 1 or precision != "fp32"):
         return 1
     return parallel.zero_stage
 
@@ -43,6 +45,21 @@ def mark_sharded(named: Iterable[tuple[str, nn.Parameter]]) -> None:
     for name, parameter in named:
         if split_dim(name) is not None:
             parameter.model_parallel = True  # type: ignore[attr-defined]
+
+
+def add_tied_gradients(engine: Any) -> None:
+    """Have a pipeline in fp16 add the gradients of a parameter's copies on several stages.
+
+    Its optimizer at ZeRO-1 moves each gradient to `grad_accum`, where it sums it in fp32. DeepSpeed looks in `grad`,
+    finds nothing, and would train each copy by the gradient of its own stage.
+    """
+    from deepspeed.runtime.pipe.schedule import ReduceTiedGrads
+
+    def reduce(engine: Any) -> None:
+        for weight, group in engine.module.get_tied_weights_and_groups():
+            dist.all_reduce(weight.grad_accum, group=group)
+
+    engine._INSTRUCTION_MAP = engine._INSTRUCTION_MAP | {ReduceTiedGrads: reduce}
 
 
 class ModelParallelUnit:
@@ -72,13 +89,14 @@ class ModelParallelUnit:
 
 def deepspeed_config(config: TrainConfig, dims: ParallelDims) -> dict[str, Any]:
     """DeepSpeed's own configuration. Gradients are accumulated and reduced in fp32, also where they are computed in
-    bf16."""
+    bf16 or fp16. The loss scale of fp16 is ours, and DeepSpeed takes it for a static one."""
     return {
         "train_batch_size": config.training.batch,
         "train_micro_batch_size_per_gpu": config.training.micro_batch,
         "gradient_accumulation_steps": config.accumulation(dims.data),
         "gradient_clipping": config.optimizer.clip,
         "bf16": {"enabled": config.training.precision == "bf16"},
+        "fp16": {"enabled": config.training.precision == "fp16", "loss_scale": 1.0},
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
         "zero_optimization": {

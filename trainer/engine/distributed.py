@@ -13,22 +13,24 @@ from torch import Tensor, nn
 from trainer.config import TrainConfig
 from trainer.distributed.parallel_dims import ParallelDims
 from trainer.engine.base import NonFiniteError, ReadTensor, StepResult, TensorKind
-from trainer.engine.deepspeed_setup import deepspeed_config, import_deepspeed, mark_sharded
+from trainer.engine.deepspeed_setup import add_tied_gradients, deepspeed_config, import_deepspeed, mark_sharded
 from trainer.engine.master_weights import MOMENTS, masters_of
 from trainer.engine.optimizer import adamw
 from trainer.engine.single_stage import SingleStage
 from trainer.model.tensor_parallel import TensorParallel, split_dim
-from trainer.model.transformer import shapes
+from trainer.model.transformer import Head, shapes
 
 
 class Stage(Protocol):
     """The part of the model that a rank holds: `SingleStage` without a pipeline, else `PipelineStage`.
 
-    `module` is what DeepSpeed trains, `mpu` the layout as DeepSpeed asks for it, None where it makes its own.
+    `module` is what DeepSpeed trains, `mpu` the layout as DeepSpeed asks for it, None where it makes its own. `head`
+    is the model's, on the ranks that compute the loss.
     """
 
     module: Any
     mpu: Any
+    head: Head | None
 
     def named(self) -> dict[str, nn.Parameter]:
         """This rank's parameters by their names in the whole model."""
@@ -70,18 +72,27 @@ class DistributedEngine:
         stage = self._engine.zero_optimization_stage()
         self._masters = masters_of(stage, self._optimizer)
         self._clips = stage == 0
+        self._scales = config.training.precision == "fp16"
+        if self._scales and dims.pipeline > 1:
+            add_tied_gradients(self._engine)
         if self._clips:
             self._engine.clip_fp32_gradients = self._clip_gradients
 
-    def step(self, micro_batches: Sequence[Tensor], rate: float) -> StepResult:
+    def step(self, micro_batches: Sequence[Tensor], rate: float, loss_scale: float = 1.0) -> StepResult:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
+        if self._scales:
+            # To DeepSpeed the scale is static, and each step has another one. It averages over the data-parallel ranks
+            # in fp32, after the backward pass: with a part of the scale each, gradients are as large as on one rank.
+            self._optimizer.loss_scale = loss_scale / self._dims.data
+            if self._stage.head:
+                self._stage.head.loss_scale = loss_scale / self._dims.data / len(micro_batches)
         loss = self._stage.step(self._engine, micro_batches)
         if not self._clips:
             # DeepSpeed skips the update where the norm is not finite, and reports an infinite norm.
             self._norm = float(self._engine.get_global_grad_norm())
         if not math.isfinite(self._norm):
-            raise NonFiniteError("gradient norm", self._norm)
+            raise NonFiniteError("gradient norm", self._norm, loss)
         return StepResult(loss, self._norm)
 
     @torch.no_grad()
@@ -98,8 +109,8 @@ class DistributedEngine:
             if whole is not None:
                 yield name, whole.cpu()
 
-    def load(self, read: ReadTensor, step: int) -> None:
-        self._masters.create_moments(step)
+    def load(self, read: ReadTensor, step: int, skipped: int = 0) -> None:
+        self._masters.create_moments(step - skipped)
         kinds: tuple[TensorKind, ...] = ("weight", *MOMENTS) if step else ("weight",)
         for name, parameter in self._named.items():
             for kind in kinds:

@@ -15,7 +15,7 @@ ROW = 4096
 PIECE = {"cpu": 1 << 18, "cuda": 1 << 26}
 """Numbers updated at once. On a CPU a piece stays in the cache from the cast of the gradient to that of the weight."""
 ALIGNMENT = 32
-"""Parameters begin at multiples of this many numbers, 64 bytes in bf16."""
+"""Parameters begin at multiples of this many numbers, 64 bytes in 16 bits."""
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Segment:
 
 
 class FlatAdamW:
-    """AdamW (Loshchilov & Hutter 2019) with fp32 masters and moments, for computing weights of fp32 or bf16.
+    """AdamW (Loshchilov & Hutter 2019) with fp32 masters and moments, for computing weights of any precision.
 
     `weights()` and `gradients` hold one view a parameter by its name. The gradients keep their memory from step to
     step. That of the token embedding is fp32, as a token may occur often; the others have `gradient_dtype`.
@@ -108,12 +108,13 @@ class FlatAdamW:
         return gradient if gradient.dtype == torch.float32 else self._cast[: len(gradient)].copy_(gradient)
 
     @torch.no_grad()
-    def step(self, rate: float, norm: float) -> None:
-        """Update all weights at the learning rate `rate`, the gradients clipped by their norm, which the caller
-        gives."""
+    def step(self, rate: float, norm: float, loss_scale: float = 1.0) -> None:
+        """Update all weights at the learning rate `rate`. The gradients are `loss_scale` times what they should be, and
+        are clipped by their norm, which the caller gives as it should be."""
         self.count += 1
         # The 1e-6 is that of torch.nn.utils.clip_grad_norm_.
-        divisor = torch.tensor(max(1.0, (norm + 1e-6) / self.config.clip), device=self.count.device)
+        clipping = max(1.0, (norm + 1e-6) / self.config.clip)
+        divisor = torch.tensor(clipping * loss_scale, device=self.count.device)
         for segment in self.segments:
             starts = range(segment.span.start, segment.span.stop, PIECE[self.count.device.type])
             for start, gradient in zip(starts, torch.split(segment.gradient, starts.step), strict=True):

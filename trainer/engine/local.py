@@ -12,6 +12,7 @@ from trainer.distributed.parallel_dims import ParallelDims
 from trainer.engine.base import NonFiniteError, ReadTensor, StepResult, TensorKind
 from trainer.engine.compiling import can_compile, compile_blocks
 from trainer.engine.flat_adamw import FlatAdamW
+from trainer.hardware import DTYPES
 from trainer.model.loss import HeadLoss, to_probability_
 from trainer.model.transformer import Block, Transformer
 
@@ -21,14 +22,14 @@ EMBEDDING, HEAD, BIAS = "embed.tokens.weight", "head.weight", "head.bias"
 class LocalEngine:
     """Implements `trainer.engine.base.Engine` on one rank.
 
-    In bf16 the model computes on copies of fp32 master weights. Gradients have buffers that are kept from step to step;
-    those of several micro-batches are summed in fp32. Head, loss and their gradients are computed a chunk of tokens at
-    a time. The host waits for the device once a step, for loss and norm, before a weight changes.
+    In bf16 and fp16 the model computes on copies of fp32 master weights. Gradients have buffers that are kept from step
+    to step; those of several micro-batches are summed in fp32. Head, loss and their gradients are computed a chunk of
+    tokens at a time. The host waits for the device once a step, for loss and norm, before a weight changes.
     """
 
     def __init__(self, config: TrainConfig, dims: ParallelDims) -> None:
         self.device = dims.device
-        dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
+        dtype = DTYPES[config.training.precision]
         summed = config.training.batch > config.training.micro_batch
         self.exact = _empty(config, self.device)
         self.optimizer = FlatAdamW(
@@ -54,20 +55,20 @@ class LocalEngine:
         self._touched: list[Tensor] = []
         self._keep_gradients()
 
-    def step(self, micro_batches: Sequence[Tensor], rate: float) -> StepResult:
+    def step(self, micro_batches: Sequence[Tensor], rate: float, loss_scale: float = 1.0) -> StepResult:
         tokens = sum(rows.shape[0] * (rows.shape[1] - 1) for rows in micro_batches)
         self._clear_rows()
         losses = []
         for number, rows in enumerate(micro_batches):
             self._first = number == 0
-            losses.append(self._accumulate(rows, 1 / tokens))
+            losses.append(self._accumulate(rows, loss_scale / tokens))
         total = torch.stack(losses).sum(dtype=torch.float64) / tokens
-        loss, norm = torch.stack([total, self.optimizer.norm()]).tolist()
+        loss, norm = torch.stack([total, self.optimizer.norm() / loss_scale]).tolist()
         if not math.isfinite(loss):
             raise NonFiniteError("loss", loss)
         if not math.isfinite(norm):
-            raise NonFiniteError("gradient norm", norm)
-        self.optimizer.step(rate, norm)
+            raise NonFiniteError("gradient norm", norm, loss)
+        self.optimizer.step(rate, norm, loss_scale)
         return StepResult(loss, norm)
 
     @torch.no_grad()
@@ -87,13 +88,13 @@ class LocalEngine:
         for name, _ in self.exact.named_parameters():
             yield name, self.optimizer.view(kind, name).cpu()
 
-    def load(self, read: ReadTensor, step: int) -> None:
+    def load(self, read: ReadTensor, step: int, skipped: int = 0) -> None:
         for name, _ in self.exact.named_parameters():
             self.optimizer.view("weight", name).copy_(read("weight", name))
             for kind in ("exp_avg", "exp_avg_sq"):
                 moment = self.optimizer.view(kind, name)
                 moment.copy_(read(kind, name)) if step else moment.zero_()
-        self.optimizer.count.fill_(step)
+        self.optimizer.count.fill_(step - skipped)
         self.optimizer.publish()
 
     def _accumulate(self, rows: Tensor, scale: float) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from trainer.config import TrainConfig
 from trainer.distributed.parallel_dims import ParallelDims
 from trainer.engine.base import NonFiniteError
+from trainer.hardware import DTYPES
 from trainer.model.positions import RelativeBias, Rotary
 from trainer.model.tensor_parallel import TensorParallel
 from trainer.model.transformer import Block, Embedding, Head
@@ -64,7 +65,7 @@ class PipelineStage:
         start = self.module.parts[dims.pipeline_rank]
         own = enumerate(self.module.forward_funcs, start=start)
         self._layers = {number: layer for number, layer in own if isinstance(layer, Embedding | Block)}
-        self._head = self._make_head(tp) if self._last else None
+        self.head = self._make_head(tp) if self._last else None
         self._targets_BL: Tensor | None = None
         for layer in self._layers.values():
             if isinstance(layer, Block):
@@ -77,8 +78,8 @@ class PipelineStage:
             named |= {f"{prefix}.{name}": parameter for name, parameter in layer.named_parameters()}
         if self._config.model.positions == "t5":
             named[f"{_RELATIVE}.weight"] = self.module.tied_modules[_RELATIVE].weight
-        if self._head:
-            named |= {f"head.{name}": parameter for name, parameter in self._head.named_parameters()}
+        if self.head:
+            named |= {f"head.{name}": parameter for name, parameter in self.head.named_parameters()}
             if self._config.model.tied_head:
                 named[_TIED] = named.pop("head.weight")
         return named
@@ -100,8 +101,8 @@ class PipelineStage:
 
     def nll(self, rows: Tensor) -> Tensor:
         x_BLD = self._run(rows[:, :-1])
-        if self._head:
-            nll_BL: Tensor = self._head(x_BLD, rows[:, 1:], mean=False)
+        if self.head:
+            nll_BL: Tensor = self.head(x_BLD, rows[:, 1:], mean=False)
         else:
             nll_BL = torch.empty(rows[:, 1:].shape, device=self._dims.device)
         last = self._dims.rank + (self._dims.pipeline - 1 - self._dims.pipeline_rank) * self._stride
@@ -112,8 +113,8 @@ class PipelineStage:
         x_BLD = self._run(ids_BL)
         source = (self._dims.pipeline - 1) * self._stride
         logits_BLV = torch.empty(*ids_BL.shape, self._config.vocabulary, device=self._dims.device)
-        if self._head:
-            logits_BLV = self._head(x_BLD).float()
+        if self.head:
+            logits_BLV = self.head(x_BLD).float()
         if self._dims.rank == source:
             dist.send(logits_BLV.contiguous(), 0)
         elif self._dims.is_main:
@@ -141,7 +142,7 @@ class PipelineStage:
 
     @property
     def _dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self._config.training.precision == "bf16" else torch.float32
+        return DTYPES[self._config.training.precision]
 
     def _tie(self, relative_bias: RelativeBias) -> None:
         """Have DeepSpeed add the gradients of all stages' copies, as it does for a layer that is tied to another, and
@@ -175,8 +176,8 @@ class PipelineStage:
             yield rows[:, :-1], rows[:, 1:]
 
     def _loss(self, x_BLD: Tensor) -> Tensor:
-        assert self._head
-        loss: Tensor = self._head(x_BLD, self._targets_BL)
+        assert self.head
+        loss: Tensor = self.head(x_BLD, self._targets_BL)
         # A loss that is not finite makes the gradient NaN, so that DeepSpeed skips the update on every rank.
         return loss if loss.isfinite() else loss * torch.nan
 

@@ -11,8 +11,9 @@ from trainer.config import TrainConfig
 from trainer.distributed.parallel_dims import ParallelDims
 from trainer.engine.base import NonFiniteError
 from trainer.engine.deepspeed_setup import ModelParallelUnit, deepspeed_config
+from trainer.hardware import DTYPES
 from trainer.model.tensor_parallel import TensorParallel
-from trainer.model.transformer import Block, Transformer
+from trainer.model.transformer import Block, Head, Transformer
 
 
 class SingleStage:
@@ -23,6 +24,7 @@ class SingleStage:
         self.mpu = ModelParallelUnit(dims)
         with torch.device("meta"):
             self.module = Transformer(config.model, config.vocabulary, config.context, tp)
+        self.head: Head | None = self.module.head
         if self.module.rotary:
             self.module.rotary.to(dims.device)
         for part in (self.module.embed, self.module.relative_bias, *self.module.blocks, self.module.head):
@@ -68,7 +70,7 @@ class SingleStage:
     def _partition(self, part: nn.Module, config: TrainConfig) -> None:
         from deepspeed.runtime.zero import Init
 
-        dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
+        dtype = DTYPES[config.training.precision]
         # `Init` does not convert parameters that exist already.
         Init(
             module=part.to(dtype),

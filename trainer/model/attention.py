@@ -1,4 +1,4 @@
-"""Causal attention for bf16 on a CPU: a few matrix products over all heads at once for each block of queries.
+"""Causal attention for bf16 and fp16 on a CPU: a few matrix products over all heads at once for each block of queries.
 
 PyTorch's own CPU kernel multiplies head by head and is two to three times slower. N batch × heads, L sequence, K head
 size.

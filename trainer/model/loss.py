@@ -22,24 +22,32 @@ Kernel = Callable[[Tensor, Tensor, float], Tensor]
 
 
 class FusedLoss(torch.autograd.Function):
-    """The summed cross-entropy in nats. The forward pass computes the gradients too, while it has the logits."""
+    """The summed cross-entropy in nats. The forward pass computes the gradients too, while it has the logits: `scale`
+    times what they are, so that in fp16 the small ones are not lost. The backward pass divides them by it."""
 
     @staticmethod
     def forward(
-        ctx: Any, x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, tp: TensorParallel
+        ctx: Any,
+        x_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        targets_N: Tensor,
+        tp: TensorParallel,
+        scale: float,
     ) -> Tensor:
         dweight_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
         dbias_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
-        total, dx_ND = HeadLoss(weight_VD, bias_V, tp)(x_ND, targets_N, 1.0, dweight_VD, dbias_V)
+        total, dx_ND = HeadLoss(weight_VD, bias_V, tp)(x_ND, targets_N, scale, dweight_VD, dbias_V)
         dbias_V = None if dbias_V is None else dbias_V.to(weight_VD.dtype)
         ctx.save_for_backward(dx_ND, dweight_VD.to(weight_VD.dtype), dbias_V)
+        ctx.scale = scale
         return total
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        scale = gradients[0]
+        scale = gradients[0] / ctx.scale
         dx_ND, dweight_VD, dbias_V = ctx.saved_tensors
-        return dx_ND * scale, dweight_VD * scale, None if dbias_V is None else dbias_V * scale, None, None
+        return dx_ND * scale, dweight_VD * scale, None if dbias_V is None else dbias_V * scale, None, None, None
 
 
 class HeadLoss:
@@ -68,7 +76,7 @@ class HeadLoss:
         """The summed cross-entropy of x [N, D] in nats and fp32, and `scale` × its gradient by x [N, D].
 
         `scale` × the gradients by weight and bias overwrite `dweight_VD` and `dbias_V`, or with `add` are added to
-        them. Both may be fp32 where the weight is bf16.
+        them. Both may be fp32 where the weight is not.
         """
         total = torch.zeros((), dtype=torch.float32, device=x_ND.device)
         dx_ND = torch.empty_like(x_ND)

@@ -77,11 +77,11 @@ class Attention(nn.Module):
         return q_BHLK, k_BGLK, v_BGLK
 
     def _uses_blocked_attention(self, x_BLD: Tensor) -> bool:
-        """Whether `BlockedAttention` computes it, which is faster than PyTorch's kernel in training in bf16 on a
-        CPU."""
+        """Whether `BlockedAttention` computes it, which is faster than PyTorch's kernel in training in 16 bits on
+        a CPU."""
         return (
             x_BLD.device.type == "cpu"
-            and x_BLD.dtype == torch.bfloat16
+            and x_BLD.dtype in (torch.bfloat16, torch.float16)
             and self.queries == 1
             and torch.is_grad_enabled()
         )
@@ -230,6 +230,8 @@ class Head(nn.Module):
         self.tp = tp
         self.norm = _norm(config)
         self.weight = nn.Parameter(torch.empty(rows, config.hidden_size)) if tied is None else tied
+        # What the mean loss will be multiplied by in the backward pass, in fp16; the gradients of the logits need it.
+        self.loss_scale: float | None = None
         self.bias = nn.Parameter(torch.empty(rows)) if config.head_bias else None
 
     def forward(self, x_BLD: Tensor, targets_BL: Tensor | None = None, mean: bool = True) -> Tensor:
@@ -243,7 +245,8 @@ class Head(nn.Module):
         inputs = (x_ND, self.weight, self.bias, targets_BL.flatten(), self.tp)
         if not mean:
             return loss.nll(*inputs).view(targets_BL.shape)
-        total: Tensor = loss.FusedLoss.apply(*inputs)  # type: ignore[no-untyped-call]
+        scale = 1.0 if self.loss_scale is None else self.loss_scale / targets_BL.numel()
+        total: Tensor = loss.FusedLoss.apply(*inputs, scale)  # type: ignore[no-untyped-call]
         return total / targets_BL.numel()
 
 

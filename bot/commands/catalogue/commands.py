@@ -124,6 +124,7 @@ async def _decide(
 @app_commands.describe(
     recipe="The recipe",
     time_limit="The longest it may take, such as 45m, 2h or 1h30m",
+    gpus="GPUs to charge, one process each; beyond those of a node, whole nodes; 1 otherwise",
     allocation="The allocation to draw on; the newest approved one otherwise",
     project="The project, where this is not its channel or one of its threads",
 )
@@ -133,6 +134,7 @@ async def prepare(
     interaction: Interaction,
     recipe: str,
     time_limit: str,
+    gpus: int = 1,
     allocation: int | None = None,
     project: int | None = None,
 ) -> None:
@@ -146,6 +148,7 @@ async def prepare(
         project_id=project_id,
         recipe=recipe,
         time_limit=time_limit,
+        gpus=gpus,
         allocation_id=allocation,
     )
     await errors.reply(

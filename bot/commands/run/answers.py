@@ -22,11 +22,13 @@ from broker.runs import comparison as comparing
 from broker.runs import runs
 from broker.runs.launching import Quote, Receipt
 from broker.runs.logs import Log
+from broker.runs.readings import OFTEN
 from broker.runs.runs import RunView
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, NotFoundError
 
 ATTEMPTS_SHOWN = 6
+READINGS_SHOWN = 3
 CODE = 1900
 
 
@@ -62,6 +64,7 @@ def offer(preview: Preview) -> Card:
         f"With {text.line(', '.join(f'{k}={v}' for k, v in run.overrides.items()), 300)}" if run.overrides else "",
         f"{short(quote.parameters)} parameters · {short(quote.tokens)} tokens in {steps} · "
         f"about {quote.memory_needed} of memory on each GPU",
+        *_reads(quote),
     ]
     known = "not known" if quote.expected is None else f"about {text.gpu_hours(quote.expected)}"
     costs = [
@@ -82,6 +85,20 @@ def offer(preview: Preview) -> Card:
     )
     marker = "-# Nothing is queued or charged before you press Launch."
     return Card(*sections([asks, costs, queue], marker), row, colour=BLUE, marker=marker)
+
+
+def _reads(quote: Quote) -> list[str]:
+    """What the run reads of its pool's corpora, and a warning where it reads one of them too often."""
+    if not quote.reads:
+        return []
+    listed = [text.line(str(reading), 120) for reading in quote.reads[:READINGS_SHOWN]]
+    others = len(quote.reads) - len(listed)
+    said = [f"**Data** reads {', '.join(listed)}{f' and of {others} more corpora less often' if others else ''}"]
+    often = [reading for reading in quote.reads if reading.is_often]
+    if often:
+        what = text.line(often[0].corpus, 64) if len(often) == 1 else f"{len(often)} corpora"
+        said.append(f"⚠️ **Data** It reads {what} more than {OFTEN:g} times: repeated data lose their value")
+    return said
 
 
 def _too_short(quote: Quote, first: int) -> str:

@@ -18,6 +18,7 @@ from bot.commands.stoa.forms import (
 )
 from broker.allocations import pools
 from broker.allocations.pools import GrantView
+from broker.allocations.reservations import ReservationView
 from broker.allocations.shares import ShareView
 from broker.reports.cluster import PoolStatus
 from projects import policies, rights
@@ -64,6 +65,20 @@ def limits_view(now: Policies) -> ui.LayoutView:
         for name, field in Policies.model_fields.items()
     ]
     return _view("Limits", lines, {"limit_change": "Change one"})
+
+
+def reservation_line(one: ReservationView) -> str:
+    """A reservation in the list of all."""
+    return (
+        f"**{one.id}** {text.code(one.pool, 60)} {text.count(one.gpus, 'GPU')} for P{one.project_id} {one.period}\n"
+        f"-# by {text.line(one.by or 'an operator', 80)}"
+    )
+
+
+def is_reserved(one: ReservationView) -> str:
+    """The answer to who has made a reservation."""
+    what = f"{text.count(one.gpus, 'GPU')} of {text.code(one.pool, 60)} for P{one.project_id} {one.period}"
+    return f"Reservation {one.id} is made: {what}. Runs that are under way are left alone; the record says so."
 
 
 def _view(title: str, lines: Sequence[str], labels: Mapping[str, str]) -> ui.LayoutView:

@@ -5,7 +5,7 @@ import functools
 import discord
 from discord import app_commands
 
-from bot import errors
+from bot import errors, text
 from bot.app import Interaction, acknowledge, actor
 from bot.commands import autocomplete, context
 from bot.commands.reason_form import BlankingForm, ReasonForm
@@ -19,11 +19,11 @@ from bot.commands.stoa.forms import (
     ChangePoolForm,
     SetShareForm,
 )
-from broker.allocations import pools, shares
+from broker.allocations import pools, reservations, shares
 from broker.reports import cluster
 from broker.reviews import inventory
 from projects import bans, policies, projects, rights
-from projects.errors import ConflictError, NotFoundError
+from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor
 from projects.record import record, redaction
 from projects.rights import Act
@@ -147,6 +147,47 @@ async def list_shares(interaction: Interaction, project: int | None = None) -> N
     await acknowledge(interaction)
     listed = await interaction.client.read(shares.listed)
     await errors.again(lambda: interaction.edit_original_response(view=buttons.shares_view(listed)))
+
+
+@stoa.command(name="reserve", description="Admins: list what is reserved; reserve GPUs for a project, or cancel that")
+@app_commands.describe(
+    pool="The pool, to reserve GPUs of it",
+    project="For whom",
+    gpus="How many GPUs",
+    begins="From when, in UTC, such as 2030-12-31 09:00",
+    ends="Until when, in UTC",
+    cancel="The number of a reservation to cancel",
+)
+@app_commands.autocomplete(pool=autocomplete.pool_names)
+@app_commands.autocomplete(project=autocomplete.open_projects)
+async def reserve(
+    interaction: Interaction,
+    pool: str | None = None,
+    project: int | None = None,
+    gpus: int | None = None,
+    begins: str | None = None,
+    ends: str | None = None,
+    cancel: int | None = None,
+) -> None:
+    """List the reservations, or open the form of the reason for a new one or for cancelling one."""
+    buttons.require(interaction, Act.MANAGE_COMPUTE)
+    asked = [value for value in (pool, project, gpus, begins, ends) if value is not None]
+    if cancel is not None and not asked:
+        done = f"Reservation {cancel} is cancelled; the record says so."
+        title = f"Cancel reservation {cancel}"
+        await interaction.response.send_modal(ReasonForm(title, reservations.cancel, cancel, done))
+    elif cancel is None and pool and project and gpus is not None and begins and ends:
+        act = functools.partial(reservations.add, project_id=project, gpus=str(gpus), begins=begins, ends=ends)
+        await interaction.response.send_modal(ReasonForm("Reserve GPUs", act, pool, buttons.is_reserved))
+    elif cancel is None and not asked:
+        await acknowledge(interaction)
+        listed = await interaction.client.read(reservations.every)
+        lines = [buttons.reservation_line(one) for one in listed]
+        await errors.reply(interaction, text.listed(lines) or "Nothing is reserved.")
+    else:
+        raise InvalidError(
+            "A reservation takes a pool, a project, GPUs, and when it begins and ends; cancel goes alone."
+        )
 
 
 @stoa.command(name="limits", description="Admins: list the limits by which the lab is run; change one")

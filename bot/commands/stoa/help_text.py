@@ -51,6 +51,7 @@ NEEDS: Mapping[str, Act] = {
     "stoa pools": Act.MANAGE_COMPUTE,
     "stoa grants": Act.MANAGE_COMPUTE,
     "stoa shares": Act.SET_SHARES,
+    "stoa reserve": Act.MANAGE_COMPUTE,
     "stoa limits": Act.CHANGE_POLICIES,
     "stoa ban": Act.BAN,
     "stoa unban": Act.BAN,

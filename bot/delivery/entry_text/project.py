@@ -1,8 +1,11 @@
-"""Entries about projects: `project.…` and `share.…`."""
+"""Entries about projects: `project.…`, `reservation.…` and `share.…`."""
+
+from datetime import datetime
 
 from bot import text
 from bot.delivery.entry_text.phrases import by, line, quoted, why
 from bot.delivery.entry_text.registry import Payload, entry
+from broker.allocations import reservations
 
 NEWCOMER = " The lead confirms newcomers with the button below or `/project confirm`."
 READ_ALONG = "What happens in the project is posted here, for everyone to read."
@@ -47,6 +50,21 @@ def _models(p: Payload) -> str:
     held = p["release_policy"] == "held"
     how = "are held back until reviewers release them" if held else "are public as soon as they are written"
     return f"\nCheckpoints {how}; the models' licence is {line(p['licence'])}."
+
+
+@entry("reservation.added")
+def reservation_added(p: Payload) -> str:
+    return f"🗓️ {by(p)} reserves {_reserved(p)} for the project (reservation {p['reservation']}).{why(p)}"
+
+
+@entry("reservation.cancelled")
+def reservation_cancelled(p: Payload) -> str:
+    return f"🗓️ {by(p)} cancels reservation {p['reservation']}, of {_reserved(p)}.{why(p)}"
+
+
+def _reserved(p: Payload) -> str:
+    times = (datetime.fromisoformat(p[at]) for at in ("begins", "ends"))
+    return f"{text.count(p['gpus'], 'GPU')} of {text.code(p['pool'], 60)} {reservations.period(*times)}"
 
 
 @entry("share.set")
