@@ -29,6 +29,7 @@ bench-trainer: $(INSTALLED)
 
 bench-broker: $(INSTALLED)
 	$(BIN)/python -m bench.broker
+	$(BIN)/python -m bench.launch
 
 bench-metrics: $(INSTALLED)
 	$(BIN)/python -m bench.metrics

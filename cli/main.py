@@ -155,25 +155,37 @@ def scheduler() -> None:
 
 
 @app.command()
-def why(run: Number) -> None:
-    """Say why RUN waits, its place in the queue, what decides its place, and when it is expected to start."""
+def why(
+    run: Number,
+    at: Annotated[str, typer.Option(help="A moment of the last month, such as '2030-12-31 18:00', in UTC.")] = "",
+) -> None:
+    """Say why RUN waits, its place in the queue, what decides its place, and when it is expected to start.
+
+    With --at: what was the answer then, by the decision of the scheduler that was in force.
+    """
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    from broker.reports.why import why
+    from broker.reports.why import moment, replayed, why
 
     with refusing(), database().read() as session:
-        told = why(session, run)
+        told = replayed(session, run, moment(at)) if at else why(session, run)
     table = Table(show_header=False)
     table.add_row("run", escape(f"{told.run_id} of {told.project}: {told.gpus} GPUs of {told.pool}, {told.state}"))
     table.add_row("why", escape(told.reason))
+    if told.decided_at is not None:
+        table.add_row("decided", f"{told.decided_at:%Y-%m-%d %H:%M:%S} UTC")
     if told.position is not None and told.factors is not None:
         project = told.factors.project
         used = (
             f"used {project.used:.1%} of the recent GPU time ({project.usage:,.0f} s); its share is {project.share:.1%}"
         )
         table.add_row("place", f"{told.position} of {told.length}")
+        if (group := told.factors.group) is not None:
+            whose = f"projects of {told.factors.sponsor}" if told.factors.sponsor else "projects of no sponsor"
+            of = f"of the pool's recent GPU time; their share is {group.share:.1%}"
+            table.add_row("its group", escape(f"{whose}: used {group.used:.1%} {of}"))
         table.add_row("fair-share", f"level {project.level:.3g}, rank {project.rank} of {project.of}")
         table.add_row("its project", used)
         table.add_row("age", f"{told.factors.age / 3600:.1f} hours")

@@ -67,6 +67,9 @@ class Policies(BaseModel):
     )
     most_running_a_project: int = Field(100, ge=1, le=MOST, description="Runs a project may have at work at once.")
     most_running_a_person: int = Field(100, ge=1, le=MOST, description="Runs a person may have at work at once.")
+    decision_days: int = Field(
+        30, ge=1, le=366, description="Days for which a decision of the scheduler can be replayed."
+    )
     project_factor: int = Field(
         5, ge=1, le=1_000, description="A project's daily quotas, of all its people together, in those of one person."
     )

@@ -89,7 +89,7 @@ QUOTAS: Mapping[QuotaKind, Quota] = {
         "make {most} changes of pools, grants, shares, policies, the catalogue and the server's setup",
         (
             *("pool.added", "pool.changed", "grant.added", "grant.changed", "policy.changed", "server.set_up"),
-            *("catalogue.accepted", "catalogue.declined", "catalogue.retired", "share.set"),
+            *("catalogue.accepted", "catalogue.declined", "catalogue.retired", "share.set", "share.set_aside"),
         ),
     ),
 }

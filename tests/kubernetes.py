@@ -18,17 +18,17 @@ from tests.patience import PATIENCE, wait_for
 
 NAMESPACE = "lab"
 IMAGE = "stoa:standin"
-TOKEN = "a-token-of-a-service-account"
+TOKEN, ADMIN = "a-token-of-a-service-account", "a-token-of-an-operator"
 T = TypeVar("T")
 _new_client: Any = config.new_client_from_config  # without types, unlike the rest of the client
 
 
 class Standin:
-    """The running stand-in: two nodes of eight GPUs. `kubeconfig` is the file that leads to it."""
+    """The running stand-in: two nodes of eight GPUs. `kubeconfig` leads Stoa to it; a test may do all."""
 
     def __init__(self, root: Path, programs: Path) -> None:
         self.root = root
-        self.cluster = Cluster(root, TOKEN, {IMAGE: programs})
+        self.cluster = Cluster(root, TOKEN, ADMIN, {IMAGE: programs})
         self.kubeconfig = root / "kubeconfig"
         self._loop = asyncio.new_event_loop()
         self._ended = asyncio.Event()
@@ -39,14 +39,15 @@ class Standin:
             for name in ("n1", "n2"):
                 self.cluster.add_node(name, gpus=8, labels={"gpu": "h200", "name": name})
             async with serve(self.cluster):
-                self.kubeconfig.write_text(self.cluster.kubeconfig(NAMESPACE))
+                self.kubeconfig.write_text(self.cluster.kubeconfig(NAMESPACE, TOKEN))
+                (root / "operator").write_text(self.cluster.kubeconfig(NAMESPACE, ADMIN))
                 ready.set()
                 await self._ended.wait()
 
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=[run()])
         self._thread.start()
         assert ready.wait(PATIENCE)
-        self.api = _new_client(str(self.kubeconfig))
+        self.api = _new_client(str(root / "operator"))
         self.batch: Any = client.BatchV1Api(self.api)
         self.core: Any = client.CoreV1Api(self.api)
 

@@ -142,7 +142,8 @@ def spare(session: Session, *, keep: int, scarce: bool = False, stored: bool = F
 
 def _here(settings: Settings, found: Sequence[Publication]) -> list[Publication]:
     """Those whose attempt's folder is on this disk, which other hosts know nothing of."""
-    return [each for each in found if folders.on_disk(settings, each.run_id, each.folder).parents[1].is_dir()]
+    places = ((each, folders.of_checkpoint(settings.runs_dir, each.run_id, each.folder)) for each in found)
+    return [each for each, place in places if place.parents[1].is_dir()]
 
 
 def _safe(settings: Settings, db: Database, found: Sequence[Publication]) -> list[Publication]:

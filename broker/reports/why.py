@@ -4,12 +4,12 @@ The answers come from the same plan of the same state that the scheduler decides
 """
 
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
-from broker.allocations import hosts, ledger, pools, reservations
+from broker.allocations import hosts, ledger, pools, reservations, sponsor_shares
 from broker.allocations.ledger import in_hours
 from broker.allocations.pools import Pool
 from broker.publishing import disk
@@ -17,9 +17,11 @@ from broker.runners import registry
 from broker.runs import runs
 from broker.runs.attempts import Attempt
 from broker.runs.runs import Run, RunState
-from broker.scheduling import backfill, fairshare, snapshot
+from broker.scheduling import backfill, decisions, fairshare, snapshot
 from broker.scheduling.backfill import Funds, Placement, Plan, QueueState, Waiting, WaitReason
-from broker.scheduling.fairshare import Standing
+from broker.scheduling.fairshare import Groups, Standing
+from projects.db.columns import utcnow
+from projects.errors import ConflictError, InvalidError
 from projects.projects import Project
 
 MOST_RESERVATIONS = 3
@@ -29,17 +31,24 @@ UNBORN = 0
 
 @dataclass(frozen=True)
 class Factors:
-    """What decides a run's position: its project's standing in fair-share, then the run's age in seconds."""
+    """What decides a run's position: its group's standing, its project's in the group, then the run's age in seconds.
+
+    `group` is None on a pool of which no sponsor has set a part aside. `sponsor` is the one whose own the project is
+    there, empty for the others.
+    """
 
     project: Standing
     age: float
+    group: Standing | None = None
+    sponsor: str = ""
 
 
 @dataclass(frozen=True)
 class Why:
     """Why a run is where it is. `position`, of `length`, and `factors` are None unless the run is queued.
 
-    `expected` is the latest start if no other run comes before this one; None if that is unknown.
+    `expected` is the latest start if no other run comes before this one; None if that is unknown. `decided_at` is when
+    the scheduler made the decision that is replayed.
     """
 
     run_id: int
@@ -52,6 +61,7 @@ class Why:
     length: int
     factors: Factors | None
     expected: datetime | None
+    decided_at: datetime | None = None
 
 
 def why(session: Session, run_id: int) -> Why:
@@ -77,6 +87,51 @@ def why(session: Session, run_id: int) -> Why:
         factors=None,
         expected=run.started_at,
     )
+
+
+def replayed(session: Session, run_id: int, at: datetime) -> Why:
+    """Why the run waited at a moment, as `why` answered then: by the decision of the scheduler that was in force.
+
+    Titles are those of today. Raises NotFoundError where no decision from before the moment is kept, and ConflictError
+    where the run neither waited nor had GPUs.
+    """
+    run = runs.load(session, run_id)
+    kept = decisions.replay(session, at)
+    explainer = _Explainer(session, kept.state, low=kept.low)
+    for placements in explainer.plan.queues.values():
+        for placement in placements:
+            if placement.run.id == run_id:
+                return replace(explainer.of(placement), decided_at=kept.decided_at)
+    held = next((one for one in kept.state.held if one.run_id == run_id and one.open), None)
+    refusal = explainer.plan.refusals.get(run_id, "")
+    if held is None and not refusal:
+        raise ConflictError(f"Run {run_id} neither waited nor had GPUs at {at:%F %T} UTC.")
+    pool = next(pool.name for pool in kept.state.pools if pool.id == (run.pool_id if held is None else held.pool_id))
+    return Why(
+        run_id=run.id,
+        project=_called(session.get_one(Project, run.project_id)),
+        pool=pool,
+        gpus=run.gpus,
+        state=RunState.QUEUED if held is None else RunState.RUNNING,
+        reason=f"It cannot start: {refusal}." if held is None else f"It had its GPUs on “{pool}”.",
+        position=None,
+        length=0,
+        factors=None,
+        expected=None,
+        decided_at=kept.decided_at,
+    )
+
+
+def moment(typed: str) -> datetime:
+    """A moment of the past as typed, in UTC where it says no offset; raises InvalidError."""
+    try:
+        at = datetime.fromisoformat(typed.strip())
+        at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise InvalidError(f"A moment is typed like 2030-12-31 18:00, in UTC; “{typed[:40]}” is not.") from error
+    if at > utcnow():
+        raise InvalidError(f"{at:%F %T} UTC has not come yet; without a moment, the answer is about now.")
+    return at
 
 
 def queue(session: Session, pool: str | None = None, *, limit: int = 25) -> list[Why]:
@@ -114,16 +169,22 @@ def forecast(session: Session, run: Run) -> Why:
 
 
 class _Explainer:
-    """Explains the runs of a queue by the plan that the scheduler would make now."""
+    """Explains the runs of a queue by the plan that the scheduler makes of a state; `low` is the disk."""
 
-    def __init__(self, session: Session, state: QueueState) -> None:
+    def __init__(self, session: Session, state: QueueState, *, low: bool | None = None) -> None:
         self.session = session
         self.state = state
-        self.low = disk.recorded_low(session)
+        self.low = disk.recorded_low(session) if low is None else low
         self.plan: Plan = backfill.plan(state)
         self.pools = {pool.id: pool for pool in state.pools}
         waiting = {run.project_id for run in state.waiting}
-        self.standings = fairshare.standings(state.usage, fairshare.among(waiting | set(state.usage), state.shares))
+        shared = fairshare.among(waiting | set(state.usage), state.shares)
+        self.groups: dict[int, Groups[int]] = {pool.id: state.groups.get(pool.id, Groups()) for pool in state.pools}
+        self.standings = {
+            pool_id: groups.standings_within(state.usage, shared) for pool_id, groups in self.groups.items()
+        }
+        aside = sponsor_shares.listed(session) if state.groups else []
+        self.sponsors = {one.grant_id: one.sponsor for one in aside}
         projects = session.scalars(select(Project).where(col(Project.id).in_(waiting)))
         self.titles = {project.id: _called(project) for project in projects}
 
@@ -139,10 +200,18 @@ class _Explainer:
             reason=f"{self._preempted(run)}{self._reason(placement)}{self._made_room(run)}",
             position=placement.position,
             length=len(self.plan.queues[run.pool_id]),
-            factors=Factors(self.standings[run.project_id], (self.state.now - run.queued_at).total_seconds()),
+            factors=self._factors(run),
             # When the runner's own queue starts what Stoa has submitted, Stoa does not know.
             expected=None if pool.queue or self.low else self.plan.expected(placement, self.state.now),
         )
+
+    def _factors(self, run: Waiting) -> Factors:
+        project, age = self.standings[run.pool_id][run.project_id], (self.state.now - run.queued_at).total_seconds()
+        groups = self.groups[run.pool_id]
+        if run.pool_id not in self.state.groups:
+            return Factors(project, age)
+        group = groups.group(run.project_id)
+        return Factors(project, age, groups.standings()[group], self.sponsors.get(group, ""))
 
     def _reserved(self, run: Waiting) -> str:
         """The reservations of other projects that the run would overlap if it started now."""

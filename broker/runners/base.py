@@ -1,6 +1,7 @@
 """What a runner is: it starts trainers somewhere, knows them again, and ends them.
 
-`local` and `slurm` are two; docs/how-to-add-a-runner.md says how to write another. A runner knows no database: what
+`local`, `slurm` and `kubernetes` are three; docs/how-to-add-a-runner.md says how to write another. A runner knows no
+database: what
 it may know of an attempt is in its `JobSpec` and its folder.
 """
 
@@ -52,7 +53,8 @@ class JobSpec:
 
     `seconds` is the time limit, `grace_seconds` the time to stop, `lease_seconds` how long the trainer may run on
     without a renewal. `memory` is the most bytes for each process of the trainer, None for no bound; a runner that
-    starts processes itself holds them to it.
+    starts processes itself holds them to it. `store_folder` is the attempt's folder in the object store, empty where
+    there is no store.
     """
 
     gpus: int = 1
@@ -61,6 +63,7 @@ class JobSpec:
     grace_seconds: float = 60.0
     lease_seconds: float = 60.0
     memory: int | None = None
+    store_folder: str = ""
     options: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -185,14 +188,14 @@ class Runner(ABC):
         return None
 
     @classmethod
-    def living(cls, runs_dir: Path) -> Sequence[Job]:
+    def living(cls, runs_dir: Path, options: Mapping[str, str]) -> Sequence[Job]:
         """The jobs of this installation that have not ended; none where every trainer ends with its lease.
 
-        Raises UnavailableError.
+        `options` are those of a pool, which may say where its jobs are. Raises UnavailableError.
         """
         return ()
 
     @classmethod
-    def cancel(cls, job: Job) -> None:
-        """End a job that nobody supervises any more; raises UnavailableError."""
+    def cancel(cls, job: Job, options: Mapping[str, str]) -> None:
+        """End a job of a pool with these options that nobody supervises any more; raises UnavailableError."""
         raise NotImplementedError(f"{cls.name} has no job to cancel: {job}")

@@ -3,6 +3,7 @@
 A stray job runs on in its runner's queue though its attempt is over, because its supervisor died and no other came.
 """
 
+from collections.abc import Mapping
 from contextlib import suppress
 
 import structlog
@@ -66,23 +67,24 @@ def _began_here(attempt: Attempt) -> bool:
 def end_strays(settings: Settings, db: Database, fence: Fence | None = None) -> int:
     """Cancel every living job of this installation whose attempt is not open; returns how many.
 
-    Asks only the runners that a pool uses; a runner that is unavailable is asked again another time. A trainer of this
-    host that nobody supervises ends with its lease; a job would go on to its time limit.
+    Asks only the runners that a pool uses, once for all pools of the same options; a runner that is unavailable is
+    asked again another time. A trainer of this host that nobody supervises ends with its lease; a job would go on to
+    its time limit.
     """
     fence = fence or Fence(db)
     with db.read() as session:
-        used = pools.runners(session)
+        used = {(pool.runner, tuple(sorted(pool.runner_options.items()))) for pool in pools.every(session)}
     ended = 0
-    for name in used:
+    for name, options in sorted(used):
         with fence(f"asking the runner {name} for stray jobs"):
-            ended += _end_strays_of(registry.named(name), settings, db)
+            ended += _end_strays_of(registry.named(name), dict(options), settings, db)
     return ended
 
 
-def _end_strays_of(runner: type[Runner], settings: Settings, db: Database) -> int:
+def _end_strays_of(runner: type[Runner], options: Mapping[str, str], settings: Settings, db: Database) -> int:
     try:
         # The jobs are read before the attempts, so that a job whose attempt has just begun is not taken for a stray.
-        living = runner.living(settings.runs_dir)
+        living = runner.living(settings.runs_dir, options)
         if not living:
             return 0
         with db.read() as session:
@@ -95,7 +97,7 @@ def _end_strays_of(runner: type[Runner], settings: Settings, db: Database) -> in
         strays = [job for job in living if (job.run_id, job.token) not in good]
         for job in strays:
             log.warning("cancelling a stray job", job=job.id, run=job.run_id, token=job.token)
-            runner.cancel(job)
+            runner.cancel(job, options)
     except UnavailableError as error:
         log.warning("stray jobs could not be looked for; trying again", why=str(error))
         return 0

@@ -3,11 +3,12 @@
 import os
 
 from broker.runners.base import PASSED_ON, PoolOption, Runner
+from broker.runners.kubernetes import KubernetesRunner
 from broker.runners.local import LocalRunner
 from broker.runners.slurm import SlurmRunner
 from projects.errors import InvalidError
 
-RUNNERS: dict[str, type[Runner]] = {runner.name: runner for runner in (LocalRunner, SlurmRunner)}
+RUNNERS: dict[str, type[Runner]] = {runner.name: runner for runner in (LocalRunner, SlurmRunner, KubernetesRunner)}
 DEFAULT = LocalRunner.name
 
 

@@ -168,12 +168,12 @@ class SlurmRunner(Runner):
         return Check("the controller answers")
 
     @classmethod
-    def living(cls, runs_dir: Path) -> Sequence[Job]:
+    def living(cls, runs_dir: Path, options: Mapping[str, str]) -> Sequence[Job]:
         """See `Runner`; a job that is completing needs no cancelling."""
         return [job for job in jobs(runs_dir) if job.state not in ENDED and job.state != "COMPLETING"]
 
     @classmethod
-    def cancel(cls, job: Job) -> None:
+    def cancel(cls, job: Job, options: Mapping[str, str]) -> None:
         """Have Slurm end a job: SIGTERM, and SIGKILL after its KillWait; raises UnavailableError."""
         done = _slurm(["scancel", job.id], SHORTEST_SECONDS)
         if done.returncode != 0:

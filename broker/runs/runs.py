@@ -294,6 +294,11 @@ def of_project(session: Session, project_id: int, *, kind: RunKind | None = None
     return views(session, session.scalars(query).all())
 
 
+def newest_id(session: Session) -> int:
+    """The number of the newest run; 0 where there is none."""
+    return session.scalar(select(func.max(col(Run.id)))) or 0
+
+
 def newest(
     session: Session,
     project_id: int | None = None,

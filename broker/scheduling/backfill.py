@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 
 from broker.allocations import ledger
 from broker.scheduling.capacity import Capacity, Reserved
-from broker.scheduling.fairshare import Turns
+from broker.scheduling.fairshare import Groups, Turns
 from broker.scheduling.timeline import Timeline
 
 SOONEST = 1.0
@@ -118,9 +118,10 @@ class Funds(NamedTuple):
 
 @dataclass(frozen=True)
 class QueueState:
-    """All that a plan depends on, at one moment. `usage` by project is decayed and weighted.
+    """All that a plan depends on, at one moment. `usage` by project is decayed and weighted; `fading` is the part of it
+    that decays, which is what ended attempts have used.
 
-    `shares` has the projects whose share was set.
+    `shares` has the projects whose share was set, `groups` the pools of which a sponsor has set time aside.
     """
 
     now: datetime
@@ -129,7 +130,9 @@ class QueueState:
     held: Sequence[Held] = ()
     funds: Mapping[int, Funds] = field(default_factory=dict)
     usage: Mapping[int, float] = field(default_factory=dict)
+    fading: Mapping[int, float] = field(default_factory=dict)
     shares: Mapping[int, float] = field(default_factory=dict)
+    groups: Mapping[int, Groups[int]] = field(default_factory=dict)
     reserved: Sequence[Reserved] = ()
     limits: Limits = field(default_factory=Limits)
 
@@ -250,7 +253,7 @@ class _Planner:
                 queue.append(self._place(pool, run, len(queue) + 1, gpus, devices))
             return queue
         by_id = {run.id: run for run in waiting}
-        turns = Turns(_by_project(waiting), self.usage, self.state.shares)
+        turns = Turns(_by_project(waiting), self.usage, self.state.shares, self.state.groups.get(pool.id))
         while turns:
             placement = self._place(pool, by_id[turns.take()], len(queue) + 1, gpus, devices)
             turns.done(

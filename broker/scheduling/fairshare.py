@@ -1,4 +1,8 @@
-"""Fair-share: whose turn it is, by what each project has used of late (Slurm's Fair Tree, one level of siblings).
+"""Fair-share: whose turn it is, by what each project has used of late (Slurm's Fair Tree).
+
+LF = S / U decides among siblings, with S = own shares / siblings' shares and U = own usage / siblings' usage
+(https://slurm.schedmd.com/fair_tree.html). A pool on which a sponsor has set GPU time aside has two levels: first its
+groups, which are each sponsor's own projects and all others, then the projects of a group.
 
 Usage is in weighted GPU-seconds over all pools: a pool's price weight times what was used of it. It decays, and is
 apart from the balances of allocations, which do not.
@@ -7,12 +11,14 @@ apart from the balances of allocations, which do not.
 import heapq
 import math
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from broker.allocations.shares import USUAL
 
 HALF_LIFE_SECONDS = 7 * 86_400
+OTHERS = 0
+"""The group of all projects that are no sponsor's own."""
 _FADING = math.log(2) / HALF_LIFE_SECONDS
 
 Sibling = TypeVar("Sibling", bound=Hashable)
@@ -44,10 +50,7 @@ def among(siblings: Iterable[Sibling], shares: Mapping[Sibling, float]) -> dict[
 
 
 def standings(usage: Mapping[Sibling, float], shares: Mapping[Sibling, float]) -> dict[Sibling, Standing]:
-    """Every sibling's standing; those of `shares` are ranked, and one that `usage` does not name has used nothing.
-
-    LF = S / U with S = own shares / siblings' shares and U = own usage / siblings' usage (Slurm's Fair Tree).
-    """
+    """Every sibling's standing; those of `shares` are ranked, and one that `usage` does not name has used nothing."""
     all_shares = sum(shares.values())
     all_usage = sum(usage.get(sibling, 0.0) for sibling in shares)
     levels: dict[Sibling, tuple[float, float, float]] = {}
@@ -63,10 +66,47 @@ def standings(usage: Mapping[Sibling, float], shares: Mapping[Sibling, float]) -
     }
 
 
+@dataclass(frozen=True)
+class Groups(Generic[Sibling]):
+    """The upper level of a pool: the share of each group, and the siblings by group; all others are in `OTHERS`.
+
+    `usage` has what each sibling has used of this pool, decayed and weighted.
+    """
+
+    shares: Mapping[int, float] = field(default_factory=lambda: {OTHERS: 1.0})
+    of: Mapping[Sibling, int] = field(default_factory=dict)
+    usage: Mapping[Sibling, float] = field(default_factory=dict)
+
+    def group(self, sibling: Sibling) -> int:
+        """The sibling's group."""
+        return self.of.get(sibling, OTHERS)
+
+    def used(self) -> dict[int, float]:
+        """What all siblings of each group have used."""
+        used = dict.fromkeys(self.shares, 0.0)
+        for sibling, seconds in self.usage.items():
+            used[self.group(sibling)] += seconds
+        return used
+
+    def standings(self) -> dict[int, Standing]:
+        """Every group's standing."""
+        return standings(self.used(), self.shares)
+
+    def standings_within(
+        self, usage: Mapping[Sibling, float], shares: Mapping[Sibling, float]
+    ) -> dict[Sibling, Standing]:
+        """Every sibling's standing among those of its group."""
+        members: dict[int, dict[Sibling, float]] = {group: {} for group in self.shares}
+        for sibling, share in shares.items():
+            members[self.group(sibling)][sibling] = share
+        return {one: found for each in members.values() if each for one, found in standings(usage, each).items()}
+
+
 class Turns(Generic[Sibling]):
     """Takes from the siblings' queues in turn: the highest level first, the older head where two are level.
 
-    The sums over all siblings are the same for each of them, so usage / shares sorts as 1 / LF does.
+    The sums over all siblings are the same for each of them, so usage / shares sorts as 1 / LF does. The same holds for
+    groups, which are compared first.
     """
 
     def __init__(
@@ -74,30 +114,44 @@ class Turns(Generic[Sibling]):
         queues: Mapping[Sibling, list[tuple[float, int]]],
         usage: Mapping[Sibling, float],
         shares: Mapping[Sibling, float] | None = None,
+        groups: Groups[Sibling] | None = None,
     ) -> None:
-        """`queues` hold (queued at, id), the oldest first."""
+        """`queues` hold (queued at, id), the oldest first. Without `groups`, all siblings are in one."""
         self.usage = {sibling: usage.get(sibling, 0.0) for sibling in queues}
         self.shares = shares or {}
         self.left = {sibling: iter(queue) for sibling, queue in queues.items()}
-        self.heads: list[tuple[float, float, int, Sibling]] = []
+        self.groups = groups or Groups()
+        self.group_usage = self.groups.used()
+        self.heads: dict[int, list[tuple[float, float, int, Sibling]]] = {group: [] for group in self.groups.shares}
         for sibling in queues:
             self._push(sibling)
+        self.next: list[tuple[float, float, int, int]] = []
+        for group in self.heads:
+            self._push_group(group)
 
     def __bool__(self) -> bool:
-        return bool(self.heads)
+        return bool(self.next)
 
     def take(self) -> int:
         """The id whose turn it is; `done` must follow."""
-        self.taken = self.heads[0][3]
-        return self.heads[0][2]
+        return self.next[0][2]
 
     def done(self, charge: float) -> None:
         """Charge the one just taken to its sibling, as at admission, and go on."""
-        heapq.heappop(self.heads)
-        self.usage[self.taken] += charge
-        self._push(self.taken)
+        group = heapq.heappop(self.next)[3]
+        sibling = heapq.heappop(self.heads[group])[3]
+        self.usage[sibling] += charge
+        self.group_usage[group] += charge
+        self._push(sibling)
+        self._push_group(group)
 
     def _push(self, sibling: Sibling) -> None:
         head = next(self.left[sibling], None)
         if head is not None:
-            heapq.heappush(self.heads, (self.usage[sibling] / self.shares.get(sibling, USUAL), *head, sibling))
+            level = self.usage[sibling] / self.shares.get(sibling, USUAL)
+            heapq.heappush(self.heads[self.groups.group(sibling)], (level, *head, sibling))
+
+    def _push_group(self, group: int) -> None:
+        if self.heads[group]:
+            _, at, number, _ = self.heads[group][0]
+            heapq.heappush(self.next, (self.group_usage[group] / self.groups.shares[group], at, number, group))

@@ -14,6 +14,7 @@ from functools import partial
 import structlog
 from kombu.exceptions import OperationalError
 from sqlalchemy import func
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
@@ -28,9 +29,10 @@ from broker.runs import attempts, control, runs, settlement
 from broker.runs.attempts import OPEN, Attempt
 from broker.runs.leases import StaleError
 from broker.runs.runs import Run
-from broker.scheduling import backfill, preemption, snapshot, tasks, usage
+from broker.scheduling import backfill, decisions, preemption, snapshot, tasks, usage
 from broker.scheduling.backfill import Decision, Limits, Plan, QueueState
-from projects import health, projects
+from broker.scheduling.decisions import Keeper
+from projects import health, policies, projects
 from projects.db.columns import utcnow
 from projects.db.database import Database, is_away
 from projects.errors import ConflictError
@@ -39,6 +41,9 @@ from projects.projects import Project
 from projects.settings import Settings
 
 NOTIFY_AGAIN_SECONDS = 5.0
+LOOK_SECONDS = 0.1
+"""The pause between two looks for a new run, while the scheduler waits for its next round."""
+REMOVE_OLD_SECONDS = 3600.0
 
 log = structlog.get_logger()
 
@@ -80,6 +85,9 @@ class Scheduler:
         self.log_again = Seldom()
         self.was_away = False
         self.expires_from = -math.inf
+        self.keeper = Keeper()
+        self.newest = 0
+        self.old_removed_at = -math.inf
 
     def run_forever(self) -> None:
         """Go round until the process is ended."""
@@ -91,9 +99,17 @@ class Scheduler:
             except Exception as error:
                 self.was_away = self.was_away or is_away(error)
                 self._say(error)
-            time.sleep(self.settings.tick_seconds)
+            self._pause()
             # A round that hung, or a host that slept, has kept the supervisors from renewing as well.
             self.was_away |= since_boot() - began > self.settings.tick_seconds + self.settings.lease_seconds / 2
+
+    def _pause(self) -> None:
+        """Wait for a tick, or until a run is launched; while the database is away, for a tick."""
+        until, known = time.monotonic() + self.settings.tick_seconds, self.newest
+        while (left := until - time.monotonic()) > 0 and self.newest == known:
+            time.sleep(min(left, LOOK_SECONDS))
+            with suppress(SQLAlchemyError), self.db.read() as session:
+                self.newest = runs.newest_id(session)
 
     def _say(self, error: Exception) -> None:
         """Log what ended a round, once a minute while the database is away."""
@@ -121,6 +137,10 @@ class Scheduler:
             self._start_runs()
         with self.fence("notifying the workers"):
             self._notify()
+        if time.monotonic() - self.old_removed_at > REMOVE_OLD_SECONDS:
+            self.old_removed_at = time.monotonic()
+            with self.fence("removing old decisions"):
+                self._remove_old_decisions()
         if time.monotonic() - self.strays_ended_at > reaper.EVERY_SECONDS:
             self.strays_ended_at = time.monotonic()
             with self.fence("ending stray jobs"):
@@ -138,7 +158,9 @@ class Scheduler:
     def _start_runs(self) -> None:
         """Plan, pause the runs that nobody can pay for, let runs make way, and admit those that start now."""
         with self.db.read() as session:
-            state = snapshot.load(session, fence=self.fence)
+            state, low = snapshot.load(session, fence=self.fence), disk.recorded_low(session)
+        with self.fence("keeping what the decision is made by"):
+            self.keeper.keep(self.db, state, low=low)
         planned = self._plan(state)
         for run_id in planned.refusals:
             self._try("pausing a run without funds", run_id, partial(control.pause_unfunded, run_id=run_id))
@@ -198,6 +220,11 @@ class Scheduler:
                 return
         with self.db.write() as session:
             usage.add_ended(session)
+
+    def _remove_old_decisions(self) -> None:
+        with self.db.read() as session:
+            days = policies.current(session).decision_days
+        decisions.remove_old(self.db, days)
 
     def _revive(self) -> None:
         """Queue again what was paused because nobody could pay for it, where somebody can."""

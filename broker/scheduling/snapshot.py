@@ -1,7 +1,7 @@
 """The queue's state at one moment, read by a few queries whose number does not grow with the queue."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from datetime import datetime, timedelta
 from typing import Any
@@ -10,7 +10,7 @@ from sqlalchemy import case, select  # SQLModel's own takes no more than four co
 from sqlalchemy.orm import Session
 from sqlmodel import col
 
-from broker.allocations import reservations, shares
+from broker.allocations import reservations, shares, sponsor_shares
 from broker.allocations.allocations import Allocation
 from broker.allocations.ledger import Balance, LedgerRow, Movement
 from broker.allocations.pools import Pool
@@ -21,7 +21,7 @@ from broker.runs.runs import Run, RunKind, RunState
 from broker.scheduling import usage
 from broker.scheduling.backfill import Funds, Held, Limits, PoolRow, Preemptible, QueueState, Waiting
 from broker.scheduling.capacity import Reserved
-from broker.scheduling.fairshare import decayed
+from broker.scheduling.fairshare import OTHERS, Groups, decayed
 from projects import policies
 from projects.db.columns import utcnow
 from projects.projects import Project, Stage
@@ -51,7 +51,8 @@ def load(session: Session, limits: Limits | None = None, fence: Fence | None = N
             pools.append(PoolRow(pool_id, name, gpus, registry.named(runner).queue, weight, most, preempt_after))
     known = {pool.id for pool in pools}
     waiting = [run for run in _waiting(session, now) if run.pool_id in known]
-    held, used = _attempts(session, now, weights)
+    divisions = sponsor_shares.divisions(session, now)
+    held, used, fading, used_on = _attempts(session, now, weights, divisions)
     return QueueState(
         now=now,
         pools=pools,
@@ -59,7 +60,14 @@ def load(session: Session, limits: Limits | None = None, fence: Fence | None = N
         held=held,
         funds=_funds(session, now),
         usage=used,
+        fading=fading,
         shares=shares.of_projects(session),
+        groups={
+            pool_id: Groups(
+                {OTHERS: 1 - sum(division.shares.values()), **division.shares}, division.of, used_on[pool_id]
+            )
+            for pool_id, division in divisions.items()
+        },
         reserved=_reserved(session, now),
         limits=limits or bounds(session),
     )
@@ -101,8 +109,10 @@ def _waiting(session: Session, now: datetime) -> list[Waiting]:
     return [Waiting._make(row) for row in rows]
 
 
-def _attempts(session: Session, now: datetime, weights: Mapping[int, float]) -> tuple[list[Held], dict[int, float]]:
-    """What attempts hold, and what each project has used.
+def _attempts(
+    session: Session, now: datetime, weights: Mapping[int, float], on: Collection[int]
+) -> tuple[list[Held], dict[int, float], dict[int, float], dict[int, dict[int, float]]]:
+    """What attempts hold, what each project has used of all pools, what of it decays, and its use of the pools `on`.
 
     An open attempt holds its devices until what it reserved at its admission is over (its trainer's own clock starts
     when a worker has claimed it, seconds later), or until soon where it was asked to stop; a lost one until it must
@@ -143,12 +153,21 @@ def _attempts(session: Session, now: datetime, weights: Mapping[int, float]) -> 
         .where(col(Attempt.counted).is_(False))
     )
     held: list[Held] = []
-    used = defaultdict(float, usage.of_ended(session, now))
+    fading = defaultdict(float, usage.of_ended(session, now))
+    used = fading.copy()
+    used_on: dict[int, dict[int, float]] = {pool_id: defaultdict(float) for pool_id in on}
+    for (pool_id, project_id), seconds in usage.of_ended_on(session, on, now).items() if on else ():
+        used_on[pool_id][project_id] = seconds
     for row in rows:
         is_open = row.state in OPEN
         age = (now - row.ended_at).total_seconds() if row.ended_at else 0.0
         counts = row.reserved if is_open else row.charged
-        used[row.project_id] += decayed(weights[row.pool_id] * counts, max(0.0, age))
+        weighted = decayed(weights[row.pool_id] * counts, max(0.0, age))
+        used[row.project_id] += weighted
+        if not is_open:
+            fading[row.project_id] += weighted
+        if row.pool_id in used_on:
+            used_on[row.pool_id][row.project_id] += weighted
         lost_until = row.lease_until if row.state == AttemptState.LOST else None
         ends = row.at + timedelta(seconds=row.reserved / row.gpus) if is_open else lost_until
         if is_open or (ends is not None and ends > now):
@@ -169,7 +188,7 @@ def _attempts(session: Session, now: datetime, weights: Mapping[int, float]) -> 
                     _preemptible(row, seconds),
                 )
             )
-    return held, dict(used)
+    return held, dict(used), dict(fading), used_on
 
 
 def _preemptible(row: Any, seconds: float) -> Preemptible | None:

@@ -5,6 +5,7 @@ charged, once; one that is open counts with all it has reserved, from its admiss
 many quick launches gain nothing, and begins to decay when it ends.
 """
 
+from collections.abc import Collection
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, update
@@ -28,10 +29,27 @@ class FairUsage(Base, table=True):
     at: datetime = timestamp()
 
 
+class PoolUsage(Base, table=True):
+    """What the ended attempts of a project on one pool come to, decayed until `at`."""
+
+    __tablename__ = "pool_usage"
+
+    pool_id: int = foreign_key("pools.id", primary_key=True)
+    project_id: int = foreign_key("projects.id", primary_key=True)
+    seconds: float = number()
+    at: datetime = timestamp()
+
+
 def of_ended(session: Session, now: datetime) -> dict[int, float]:
     """Each project's sum, decayed until `now`."""
     rows = session.execute(select(FairUsage.project_id, FairUsage.seconds, FairUsage.at))
     return {project_id: decayed(seconds, (now - at).total_seconds()) for project_id, seconds, at in rows}
+
+
+def of_ended_on(session: Session, pool_ids: Collection[int], now: datetime) -> dict[tuple[int, int], float]:
+    """The sum of each pool and project, of these pools, decayed until `now`."""
+    rows = session.scalars(select(PoolUsage).where(col(PoolUsage.pool_id).in_(pool_ids)))
+    return {(row.pool_id, row.project_id): decayed(row.seconds, (now - row.at).total_seconds()) for row in rows}
 
 
 def add_ended(session: Session) -> None:
@@ -46,23 +64,25 @@ def add_ended(session: Session) -> None:
         .execution_options(synchronize_session=False)
     ).all()
     ended = session.execute(
-        select(Run.id, Run.project_id, col(Run.ended_at), Pool.price_weight)
-        .join(Pool, col(Pool.id) == Run.pool_id)
-        .where(col(Run.id).in_({run_id for run_id, _ in found}))
+        select(Run.id, Run.project_id, Run.pool_id, col(Run.ended_at)).where(
+            col(Run.id).in_({run_id for run_id, _ in found})
+        )
     )
     runs = {row.id: row for row in ended}
-    sums = {row.project_id: row for row in session.scalars(select(FairUsage))} if found else {}
+    weights = {pool.id: pool.price_weight for pool in session.execute(select(Pool.id, Pool.price_weight))}
     for run_id, charged in found:
         run = runs[run_id]
-        row = sums.get(run.project_id)
-        if row is None:
-            row = sums[run.project_id] = FairUsage(project_id=run.project_id, seconds=0.0, at=now)
-            session.add(row)
         age = 0.0 if run.ended_at is None else (now - run.ended_at).total_seconds()
-        new = decayed(run.price_weight * charged, max(0.0, age))
-        row.seconds = decayed(row.seconds, (now - row.at).total_seconds()) + new
-        row.at = now
-    session.flush()
+        new = decayed(weights[run.pool_id] * charged, max(0.0, age))
+        for row in (
+            session.get(FairUsage, run.project_id) or FairUsage(project_id=run.project_id, seconds=0.0, at=now),
+            session.get(PoolUsage, (run.pool_id, run.project_id))
+            or PoolUsage(pool_id=run.pool_id, project_id=run.project_id, seconds=0.0, at=now),
+        ):
+            row.seconds = decayed(row.seconds, (now - row.at).total_seconds()) + new
+            row.at = now
+            session.add(row)
+        session.flush()
 
 
 def any_ended(session: Session) -> bool:

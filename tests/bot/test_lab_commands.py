@@ -141,6 +141,14 @@ async def test_shares(shared_lab: Shared) -> None:
         assert (await omar.submit(form, fields | {"Project": "1"} | typed)).text.startswith(said)
     assert (await omar.command("stoa shares", project=99)).text.startswith("There is no project 99")
     assert lab.heads() == heads
+    form = await omar.press(listed.message, "Set a sponsor's")
+    fields = {"Sponsor": "The Library", "Share": "0.25", "Own projects": "P1", "Reason": "It gave all."}
+    assert (await omar.submit(form, fields)).text == "0.25 of what The Library gives is set aside; the record says so."
+    await lab.guild.wait_for("public-record", lambda m: "sets 0.25 of what The Library gives aside for" in m.text)
+    assert "**The Library** 0.25 of what it gives is first for P1" in (await omar.command("stoa shares")).text
+    form = await omar.press(listed.message, "Set a sponsor's")
+    wrong = await omar.submit(form, fields | {"Own projects": "all of them"})
+    assert wrong.text == "The sponsor's own projects are their numbers, such as 3, 5."
 
 
 async def test_limits(shared_lab: Shared) -> None:

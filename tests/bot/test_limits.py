@@ -145,7 +145,15 @@ def test_posts(kind: str, said: str) -> None:
     payload |= {"what": "recipe", "name": said, "body": said, "dataset": said, "revision": said, "licence": said}
     payload |= {"licence": said, "release_policy": "held", "to": {"id": "2", "name": said}}
     payload |= {"before": {"id": "2", "name": said}, "endorsed_by": said, "renews": 3}
-    payload |= {"policy": said, "was": 1, "now": said, "part": said, "error": said, "share": 2.5}
+    payload |= {
+        "policy": said,
+        "was": 1,
+        "now": said,
+        "part": said,
+        "error": said,
+        "share": 2.5,
+        "projects": list(range(1, 900)),
+    }
     payload |= {"person": {"id": "3", "name": said}, "numbers": list(range(1, 900))}
     payload |= {"role": "newcomer", "leads": list(range(1, 900))}
     payload |= {

@@ -149,7 +149,7 @@ def test_the_data_of_a_built_in_recipe_are_prepared_from_the_corpora_of_a_pool(l
         made = corpora.on_pool(session, pools.named(session, BIG).id)["pile-deduplicated-50277"]
         assert (made.kind, made.documents, made.sources) == (
             CorpusKind.PREPARED,
-            12,
+            24,  # of each of the 12 documents the end is held out
             {"pile-deduplicated": "LicenseRef-Pile-Mixed"},
         )
         assert made.tokens

@@ -13,7 +13,7 @@ from kubernetes import client, watch
 from kubernetes.client.exceptions import ApiException
 
 from sandbox.kubernetes.objects import PODS
-from tests.kubernetes import IMAGE, NAMESPACE, Standin, standin
+from tests.kubernetes import IMAGE, NAMESPACE, TOKEN, Standin, standin
 from tests.patience import PATIENCE, wait_for
 
 __all__ = ["standin"]
@@ -304,7 +304,9 @@ def test_who_has_no_token_or_no_right_is_refused(standin: Standin) -> None:
     stranger = client.ApiClient(client.Configuration(host=standin.cluster.url))
     assert refused(client.BatchV1Api(stranger).list_namespaced_job, NAMESPACE)["reason"] == "Unauthorized"
     standin.do(lambda cluster: cluster.forbidden.add(("create", "jobs")))
-    status = refused(start, standin, "one", "true")
+    bounded = client.Configuration(host=standin.cluster.url, api_key={"authorization": f"Bearer {TOKEN}"})
+    batch = client.BatchV1Api(client.ApiClient(bounded))
+    status = refused(batch.create_namespaced_job, NAMESPACE, job("one", "true"))
     assert (status["code"], status["reason"]) == (403, "Forbidden")
     assert 'cannot create resource "jobs" in API group "batch" in the namespace "lab"' in status["message"]
 

@@ -112,13 +112,15 @@ def test_the_layers_of_a_package_import_downwards_only(package: str) -> None:
                 assert height(name) <= height(module(path)), f"{path} imports {name}"
 
 
-def test_slurm_is_known_to_its_runner_alone() -> None:
+@pytest.mark.parametrize("runner", ["slurm", "kubernetes"])
+def test_a_runner_is_known_to_its_own_files_alone(runner: str) -> None:
     """What a module says in a docstring or a comment binds nothing; the registry has the one line that names it."""
-    knows = {ROOT / "broker" / "runners" / name for name in ("slurm.py", "slurm_job.py", "registry.py")}
+    folder = ROOT / "broker" / "runners"
+    knows = {*folder.glob(f"{runner}*.py"), folder / "registry.py"}
     files = {path for package in ("bot", "broker", "cli", "projects") for path in (ROOT / package).rglob("*.py")}
     for path in sorted(file for file in files - knows if "migrations" not in file.parts):
         words = named(path)
-        assert not [word for word in words if "slurm" in word.lower()], path
+        assert not [word for word in words if runner in word.lower()], path
 
 
 def named(path: Path) -> set[str]:

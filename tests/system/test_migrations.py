@@ -18,7 +18,7 @@ import projects
 from bot.delivery import lease, outbox
 from bot.tables import DiscordCommands, DiscordPurpose
 from broker import catalogue, publications
-from broker.allocations import pools, shares
+from broker.allocations import pools, shares, sponsor_shares
 from broker.publications import Repository
 from broker.reports import run_plan
 from broker.reviews import changes
@@ -27,7 +27,8 @@ from broker.runs import attempts
 from broker.runs.launching import Order
 from broker.runs.progress import Checkpoint, Ending, Progress
 from broker.runs.series import Measured
-from broker.scheduling import usage
+from broker.scheduling import snapshot, usage
+from broker.scheduling.decisions import Keeper
 from projects import bans, lifecycle, membership, policies
 from projects.db.columns import Base
 from projects.db.database import Database
@@ -92,6 +93,11 @@ def fill(database: Database) -> None:
         policies.change(session, None, "most_open_proposals", "7", "We grow.")
     with database.write() as session:
         shares.set_share(session, None, project, "2", "It waits for a paper.")
+    with database.write() as session:
+        sponsor_shares.set_aside(session, None, "The house", "0.25", [project], "It gave all.")
+    with database.read() as session:
+        state = snapshot.load(session)
+    Keeper().keep(database, state, low=False)
     with database.write() as session:
         usage.add_ended(session)
         session.add(AllocationWarning(allocation_id=allocation, mark="7d", about="2030-01-01"))

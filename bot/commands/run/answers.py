@@ -140,20 +140,29 @@ def remains(receipt: Receipt) -> str:
 
 def waits(why: Why) -> str:
     """Why a run is in its state, and when a queued one starts."""
-    lines = [
-        f"**Run {why.run_id}** of {text.line(why.project, 100)} is {why.state}. {text.escape(why.reason)}".rstrip()
-    ]
+    then = f"was {why.state} at the decision of {why.decided_at:%F %T} UTC" if why.decided_at else f"is {why.state}"
+    lines = [f"**Run {why.run_id}** of {text.line(why.project, 100)} {then}. {text.escape(why.reason)}".rstrip()]
     if why.position is not None:
         lines.append(f"**Place** {why.position} of {why.length} on {text.code(why.pool, 60)}")
     if why.factors is not None:
-        project = why.factors.project
+        project, group = why.factors.project, why.factors.group
+        if group is not None:
+            sponsor = text.line(why.factors.sponsor, 60)
+            whose = f"the projects of {sponsor}" if sponsor else "the projects that are no sponsor's own"
+            lines.append(
+                f"**Group** {whose} used {group.used:.0%} of this pool's GPU time of late, their share of it is "
+                f"{group.share:.0%}: the group that has used less of its share goes first"
+            )
         lines.append(
             f"**Turn** its project is number {project.rank} of {project.of} by fair-share, where who has used less of "
             f"its share goes first: of late it used {project.used:.0%} of the GPU time, its share is "
-            f"{project.share:.0%}. The run has waited "
+            f"{project.share:.0%}. The run {'has' if why.decided_at is None else 'had'} waited "
             f"{text.duration(why.factors.age)}"
         )
-        lines.append(starts(why.expected))
+        if why.decided_at is None:
+            lines.append(starts(why.expected))
+        elif why.expected is not None:
+            lines.append(f"It was expected to start by {why.expected:%F %H:%M} UTC.")
     return "\n".join(lines)
 
 

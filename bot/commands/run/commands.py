@@ -205,13 +205,14 @@ async def cancel(interaction: Interaction, run: int | None = None) -> None:
 
 
 @run.command(name="why", description="Say why a run waits, its place in the queue and when it is expected to start")
-@app_commands.describe(run=RUN)
+@app_commands.describe(run=RUN, at="A moment of the last month, such as 2030-12-31 18:00, in UTC; now where not given")
 @app_commands.autocomplete(run=run_autocomplete.any_run)
-async def why_waits(interaction: Interaction, run: int | None = None) -> None:
-    """Explain the run's state."""
+async def why_waits(interaction: Interaction, run: int | None = None, at: str | None = None) -> None:
+    """Explain the run's state, now or at an earlier moment."""
     await acknowledge(interaction)
-    run_id = await context.run_of(interaction, run)
-    await errors.reply(interaction, answers.waits(await interaction.client.read(why.why, run_id)))
+    run_id, app = await context.run_of(interaction, run), interaction.client
+    told = await (app.read(why.why, run_id) if at is None else app.read(why.replayed, run_id, why.moment(at)))
+    await errors.reply(interaction, answers.waits(told))
 
 
 @run.command(name="config", description="Show the configuration that a run trains by, every default spelt out")

@@ -14,12 +14,14 @@ from bot.commands.stoa.forms import (
     ChangeGrantForm,
     ChangeLimitForm,
     ChangePoolForm,
+    SetAsideForm,
     SetShareForm,
 )
-from broker.allocations import pools
+from broker.allocations import pools, sponsor_shares
 from broker.allocations.pools import GrantView
 from broker.allocations.reservations import ReservationView
 from broker.allocations.shares import ShareView
+from broker.allocations.sponsor_shares import SponsorView
 from broker.reports.cluster import PoolStatus
 from projects import policies, rights
 from projects.errors import NotFoundError
@@ -52,10 +54,16 @@ def grants_view(listed: Sequence[GrantView], spent: Mapping[int, int]) -> ui.Lay
     return _view("Grants", lines, {"grant_add": "Add a grant", "grant_change": "Change one"})
 
 
-def shares_view(listed: Sequence[ShareView]) -> ui.LayoutView:
-    """The list of projects whose share is another than the usual one."""
+def shares_view(listed: Sequence[ShareView], aside: Sequence[SponsorView]) -> ui.LayoutView:
+    """The list of projects whose share is another than the usual one, and of what sponsors have set aside."""
     lines = [f"**P{share.project_id}** {text.line(share.project, 80)} · {share.share:g}" for share in listed]
-    return _view("Shares", [*lines, "-# Every other project has 1."], {"share_set": "Set one"})
+    lines.append("-# Every other project has 1.")
+    lines += [
+        f"**{text.line(one.sponsor, 80)}** {one.share:.4g} of what it gives is first for "
+        f"{', '.join(f'P{number}' for number in one.projects)}"
+        for one in aside
+    ]
+    return _view("Shares", lines, {"share_set": "Set one", "share_set_aside": "Set a sponsor's"})
 
 
 def limits_view(now: Policies) -> ui.LayoutView:
@@ -130,6 +138,15 @@ async def set_share(interaction: Interaction, _: int) -> None:
     await interaction.response.send_modal(SetShareForm())
 
 
+async def set_aside(interaction: Interaction, _: int) -> None:
+    """Open the form of what a sponsor sets aside."""
+    require(interaction, Act.SET_SHARES)
+    names = await interaction.client.read(sponsor_shares.sponsors)
+    if not names:
+        raise NotFoundError("There is no grant yet; add one first.")
+    await interaction.response.send_modal(SetAsideForm(names))
+
+
 async def change_limit(interaction: Interaction, _: int) -> None:
     """Open the form of a change to a limit."""
     require(interaction, Act.CHANGE_POLICIES)
@@ -149,5 +166,6 @@ HANDLERS: Mapping[str, Handler] = {
     "grant_add": add_grant,
     "grant_change": change_grant,
     "share_set": set_share,
+    "share_set_aside": set_aside,
     "limit_change": change_limit,
 }

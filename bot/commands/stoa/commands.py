@@ -19,7 +19,7 @@ from bot.commands.stoa.forms import (
     ChangePoolForm,
     SetShareForm,
 )
-from broker.allocations import pools, reservations, shares
+from broker.allocations import pools, reservations, shares, sponsor_shares
 from broker.reports import cluster
 from broker.reviews import inventory
 from projects import bans, policies, projects, rights
@@ -134,7 +134,7 @@ async def list_grants(interaction: Interaction, grant: int | None = None, pool: 
     await errors.again(lambda: interaction.edit_original_response(view=buttons.grants_view(listed, spent)))
 
 
-@stoa.command(name="shares", description="Admins: list the shares of projects in fair-share; set one")
+@stoa.command(name="shares", description="Admins: list the shares of projects and sponsors in fair-share; set one")
 @app_commands.describe(project="One to set the share of at once")
 @app_commands.autocomplete(project=autocomplete.open_projects)
 async def list_shares(interaction: Interaction, project: int | None = None) -> None:
@@ -146,7 +146,8 @@ async def list_shares(interaction: Interaction, project: int | None = None) -> N
         return
     await acknowledge(interaction)
     listed = await interaction.client.read(shares.listed)
-    await errors.again(lambda: interaction.edit_original_response(view=buttons.shares_view(listed)))
+    aside = await interaction.client.read(sponsor_shares.listed)
+    await errors.again(lambda: interaction.edit_original_response(view=buttons.shares_view(listed, aside)))
 
 
 @stoa.command(name="reserve", description="Admins: list what is reserved; reserve GPUs for a project, or cancel that")

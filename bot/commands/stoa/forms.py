@@ -10,7 +10,7 @@ from bot import text
 from bot.app import Interaction, actor
 from bot.commands import context
 from bot.commands.form import Form, long, short
-from broker.allocations import shares
+from broker.allocations import shares, sponsor_shares
 from broker.allocations.pools import GrantView
 from broker.reviews import inventory
 from projects import policies, quotas
@@ -172,6 +172,32 @@ class SetShareForm(Form):
             raise InvalidError("The project is its number, such as 3.")
         share = await app.write(shares.set_share, actor(interaction), project, self.share.value, self.why.value)
         return f"The share of P{project} is {share:g} from now on; its record says so."
+
+
+class SetAsideForm(Form):
+    """What a sponsor sets aside for its own projects."""
+
+    def __init__(self, sponsors: Sequence[str]) -> None:
+        self.sponsor = choice([(name, name) for name in sponsors])
+        self.share = short(placeholder="A fraction such as 0.25; 0 ends it")
+        self.projects = short(placeholder="Their numbers, such as 3, 5", required=False)
+        self.why = long(USUAL, "Everyone can read it")
+        super().__init__(
+            "Set a sponsor's own share",
+            {"Sponsor": self.sponsor, "Share": self.share, "Own projects": self.projects, "Reason": self.why},
+        )
+
+    async def send(self, interaction: Interaction) -> str:
+        """Set it."""
+        sponsor, typed = next(iter(self.sponsor.values), ""), self.projects.value.replace(",", " ").split()
+        own = [context.whole_number(number.removeprefix("P")) for number in typed]
+        known = [number for number in own if number is not None]
+        if len(known) < len(own):
+            raise InvalidError("The sponsor's own projects are their numbers, such as 3, 5.")
+        share = await interaction.client.write(
+            sponsor_shares.set_aside, actor(interaction), sponsor, self.share.value, known, self.why.value
+        )
+        return f"{share:.4g} of what {text.line(sponsor, 80)} gives is set aside; the record says so."
 
 
 class ChangeLimitForm(Form):

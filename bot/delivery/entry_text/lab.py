@@ -1,4 +1,4 @@
-"""Entries about the lab itself: pools, grants, the catalogue, policies, people, the server, the disk and the record."""
+"""Entries about the lab: pools, grants, shares, catalogue, policies, people, the server, the disk and the record."""
 
 from bot import text
 from bot.delivery.entry_text.phrases import by, line, quoted, why
@@ -82,6 +82,17 @@ def corpus_added(p: Payload) -> str:
 @entry("corpus.retired")
 def corpus_retired(p: Payload) -> str:
     return f"📚 {text.code(p['name'], 64)} on {text.code(p['pool'], 60)} is retired.{why(p)}"
+
+
+@entry("share.set_aside")
+def set_aside(p: Payload) -> str:
+    if not p["share"]:
+        return f"⚖️ {by(p)}: nothing of what {line(p['sponsor'])} gives is set aside any more.{why(p)}"
+    own = ", ".join(f"P{number}" for number in p["projects"][:20]) + (" …" if len(p["projects"]) > 20 else "")
+    return (
+        f"⚖️ {by(p)} sets {p['share']:.4g} of what {line(p['sponsor'])} gives aside for the sponsor's own projects, "
+        f"{own}: there they go first until they have used that part.{why(p)}"
+    )
 
 
 @entry("policy.changed")

@@ -1,0 +1,305 @@
+"""What runs in each pod of an attempt: it fetches what the trainer needs, starts it, and carries what it writes away.
+
+`python -m broker.runners.kubernetes_pod FOLDER HEAD`, where FOLDER is the attempt's in the store, and HEAD the name of
+the pod of index 0, where the others meet it. The pod's disk goes with it, and nobody can ask it for anything: all that
+outlives it is in the store, `outcome.json` last. The trainer's environment holds no key of the store.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TypeVar
+
+import structlog
+import yaml
+
+from broker import store as stores
+from broker.runners import live
+from broker.runners.base import PASSED_ON
+from broker.runners.kubernetes_manifest import PORT
+from broker.runners.kubernetes_task import PLACE, TASK_FILE, Task
+from broker.store import DamagedError, Store, StoreError
+from projects import log as log_format
+from projects.settings import get_settings
+from trainer import contract
+from trainer.contract import Outcome, Status
+
+EVERY_SECONDS = 2.0
+POLL_SECONDS = 0.1
+DRIVERS = ("CUDA_", "NVIDIA_", "NCCL_", "HIP_", "HSA_", "ROCR_", "UCX_", "FI_", "LD_LIBRARY_PATH")
+"""Beginnings of the names of variables that an image sets for the libraries of its GPUs."""
+T = TypeVar("T")
+
+log = structlog.get_logger()
+
+
+class StoppedError(Exception):
+    """The pod was asked to end."""
+
+
+class Pod:
+    """One pod of an attempt; `index` is the node's number. Only node 0 writes events, checkpoints and the outcome."""
+
+    def __init__(self, store: Store, folder: str, head: str, index: int, place: Path) -> None:
+        self.store, self.folder, self.head, self.index = store, folder, head, index
+        self.place = place
+        self.asked = False
+        self.task = Task(command=[], out="", nodes=1, seconds=0)
+        self.out = place
+        self.process: subprocess.Popen[bytes] | None = None
+        self.pushed: set[int] = set()
+
+    def run(self) -> int:
+        """The exit status of the pod."""
+        try:
+            if self.trying(lambda: self.store.read(f"{self.folder}/{contract.OUTCOME_FILE}")) is not None:
+                return Status.STOPPED  # the attempt is over: a pod that was started once more may not go on with it
+            self.prepare()
+            status = self.train()
+        except StoppedError:
+            return self.end(Outcome(status=Status.STOPPED, reason="it was asked to stop before it had begun"))
+        except DamagedError as error:
+            return self.end(Outcome(status=Status.FAILED, reason=str(error), transient=True))
+        except (OSError, subprocess.SubprocessError) as error:
+            reason = f"The pod could not be made ready: {error}."
+            return self.end(Outcome(status=Status.FAILED, reason=reason, transient=True))
+        return status
+
+    def stop(self, _number: int = 0, _frame: FrameType | None = None) -> None:
+        """Ask the trainer for a checkpoint and its end."""
+        self.asked = True
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+
+    def trying(self, work: Callable[[], T]) -> T:
+        """The result of work with the store, tried until it succeeds; raises StoppedError, and DamagedError."""
+        while True:
+            if self.asked:
+                raise StoppedError
+            try:
+                return work()
+            except DamagedError:
+                raise
+            except StoreError as error:
+                log.warning("the store could not be used; trying again", error=str(error))
+                self.sleep(EVERY_SECONDS)
+
+    def sleep(self, seconds: float) -> None:
+        """Wait, though not on after the pod was asked to end."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not self.asked:
+            time.sleep(POLL_SECONDS)
+
+    def prepare(self) -> None:
+        """Fetch the job, its files and the folders that it goes on from."""
+        told = self.trying(lambda: self.store.read(f"{self.folder}/{TASK_FILE}"))
+        if told is None:
+            raise DamagedError("The store has lost what the trainer was to do.")
+        self.task = Task.model_validate_json(told)
+        self.out = self.place / self.task.out
+        self.out.mkdir(parents=True, exist_ok=True)
+        for name, text in self.task.files.items():
+            path = self.place / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        for folder, name in self.task.folders.items():
+            target = self.place / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not self.trying(lambda folder=folder, target=target: self.store.pull(folder, target)):  # type: ignore[misc]
+                raise DamagedError(f"The store has lost {folder}, from which the run was to go on.")
+
+    def train(self) -> int:
+        """Start the trainer and carry away what it writes; its exit status."""
+        command = [str(self.place / word[1:]) if word.startswith(PLACE) else word for word in self.task.command]
+        self.place_data(command)
+        if self.task.nodes > 1:
+            self.meet()
+            command += ["--hosts", str(self.task.nodes), "--host", str(self.index)]
+            command += ["--rendezvous", f"{self.head}:{PORT}"]
+        sender = live.Sender(self.store, self.out, self.folder)
+        own_log = contract.LOG_FILE if self.index == 0 else f"trainer-{self.index}.log"
+        with (self.out / own_log).open("ab") as out:
+            self.process = subprocess.Popen(
+                command, cwd=self.out, env=environment(), stdin=subprocess.DEVNULL, stdout=out, stderr=out
+            )
+        if self.asked:
+            self.process.terminate()
+        names = [own_log] if self.index else [own_log, contract.METRICS_FILE]
+        over = threading.Event()
+        checkpoints = threading.Thread(target=self.push_checkpoints, args=[over])
+        if self.index == 0:
+            checkpoints.start()
+        until = time.monotonic() + self.task.seconds
+        while (status := self.process.poll()) is None:
+            self.carry(sender, names)
+            if time.monotonic() > until:
+                self.stop()  # no supervisor has stopped it at its time limit
+            self.wait(EVERY_SECONDS)
+        over.set()
+        if self.index == 0:
+            checkpoints.join()
+            if status == Status.DONE:
+                for name, folder in self.task.results.items():
+                    self.insisting(lambda name=name, folder=folder: self.store.push(self.place / name, folder))  # type: ignore[misc]
+            return self.settle(status, sender, names)
+        self.carry(sender, names)
+        return status if status >= 0 else 128 - status
+
+    def meet(self) -> None:
+        """Wait until the name of the pod of index 0 leads somewhere; it does once that pod has an address."""
+        while not self.asked:
+            try:
+                socket.getaddrinfo(self.head, PORT)
+            except OSError:
+                self.sleep(POLL_SECONDS)
+            else:
+                return
+        raise StoppedError
+
+    def place_data(self, command: Sequence[str]) -> None:
+        """Let the configuration read the prepared data that were fetched, if any.
+
+        On several nodes each one prepares data that are not prepared yet: none sees the disk of node 0.
+        """
+        if "train" not in command:
+            return
+        config = Path(command[command.index("train") + 1])
+        values = yaml.safe_load(config.read_text())
+        prepared = self.place / (self.task.prepared or "prepared")
+        if not self.task.prepared:
+            if self.task.nodes == 1 or values["data"].get("prepared"):
+                return
+            prepare = [*command[: command.index("train")], "data", "prepare", str(config), "--out", str(prepared)]
+            subprocess.run(prepare, env=environment(), check=True)
+        values["data"]["prepared"] = str(prepared)
+        config.write_text(yaml.safe_dump(values, sort_keys=False))
+
+    def wait(self, seconds: float) -> None:
+        """Wait for the trainer's end, at most so long."""
+        assert self.process is not None
+        until = time.monotonic() + seconds
+        while self.process.poll() is None and time.monotonic() < until:
+            time.sleep(POLL_SECONDS)
+
+    def carry(self, sender: live.Sender, names: Sequence[str]) -> None:
+        """Send what is new. Events wait for the checkpoint that they tell of, so that what is told is in the store."""
+        try:
+            for name in names:
+                sender.send(name)
+            if self.index == 0:
+                sender.send(contract.EVENTS_FILE, self.told())
+        except StoreError as error:
+            log.warning("the store could not be used; trying again", error=str(error))
+
+    def told(self) -> int:
+        """The byte of the events up to which each checkpoint is in the store."""
+        path, end = self.out / contract.EVENTS_FILE, 0
+        for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+            if not line.endswith(b"\n") or self.waits(line):
+                break
+            end += len(line)
+        return end
+
+    def waits(self, line: bytes) -> bool:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            return False
+        return bool(event.get("event") == contract.Event.CHECKPOINT and event.get("step") not in self.pushed)
+
+    def push_checkpoints(self, over: threading.Event) -> None:
+        """Send each whole checkpoint until the trainer has ended and all are there."""
+        while True:
+            last = over.is_set()
+            found = [
+                path for path in contract.checkpoints(self.out) if contract.checkpoint_step(path) not in self.pushed
+            ]
+            for path in found:
+                step = contract.checkpoint_step(path)
+                assert step is not None
+                try:
+                    self.store.push(path, stores.checkpoint_folder(self.folder, step))
+                    self.pushed.add(step)
+                except (StoreError, OSError) as error:
+                    log.warning("a checkpoint could not be sent; trying again", step=step, error=str(error))
+                    break
+            else:
+                self.clear()
+                if last:
+                    return
+            over.wait(POLL_SECONDS if not last else EVERY_SECONDS)
+
+    def clear(self) -> None:
+        """Remove the checkpoints that are in the store, but for the newest: the pod's disk is small."""
+        for path in contract.checkpoints(self.out)[:-1]:
+            if contract.checkpoint_step(path) in self.pushed:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def settle(self, status: int, sender: live.Sender, names: Sequence[str]) -> int:
+        """Send all that is left, the outcome last: whoever finds that one finds everything."""
+        path = self.out / contract.OUTCOME_FILE
+        for name in (*names, contract.EVENTS_FILE):
+            self.insisting(lambda name=name: sender.send(name))  # type: ignore[misc]
+        sample = self.out / contract.SAMPLE_FILE
+        if sample.exists():
+            self.insisting(lambda: self.store.write(f"{self.folder}/{contract.SAMPLE_FILE}", sample.read_bytes()))
+        if path.exists():
+            self.insisting(lambda: self.store.write(f"{self.folder}/{contract.OUTCOME_FILE}", path.read_bytes()))
+            return status if status >= 0 else 128 - status
+        how = f"signal {-status}" if status < 0 else f"status {status}"
+        reason = None if status in (Status.DONE, Status.STOPPED, Status.CONFIG) else f"the trainer was ended by {how}"
+        outcome = Outcome(
+            status=_as_status(status), reason=reason, transient=status not in (Status.DONE, Status.CONFIG)
+        )
+        return self.end(outcome)
+
+    def end(self, outcome: Outcome) -> int:
+        """Say how the attempt has ended; the exit status of the pod."""
+        if self.index == 0:
+            data = outcome.model_dump_json().encode()
+            self.insisting(lambda: self.store.write(f"{self.folder}/{contract.OUTCOME_FILE}", data))
+        return int(outcome.status)
+
+    def insisting(self, work: Callable[[], None]) -> None:
+        """Do work with the store until it succeeds, or the pod is killed."""
+        while True:
+            try:
+                return work()
+            except StoreError as error:
+                log.warning("the store could not be used; trying again", error=str(error))
+                time.sleep(EVERY_SECONDS)
+
+
+def environment() -> dict[str, str]:
+    """The trainer's environment."""
+    return {key: value for key, value in os.environ.items() if key in PASSED_ON or key.startswith(DRIVERS)}
+
+
+def _as_status(status: int) -> Status:
+    try:
+        return Status(status)
+    except ValueError:
+        return Status.FAILED
+
+
+def main() -> None:
+    """Be a pod."""
+    log_format.configure()
+    index = int(os.environ.get("JOB_COMPLETION_INDEX", "0"))
+    place = Path(os.environ["STOA_POD_FOLDER"])
+    pod = Pod(Store(get_settings()), sys.argv[1], sys.argv[2], index, place)
+    signal.signal(signal.SIGTERM, pod.stop)
+    sys.exit(pod.run())
+
+
+if __name__ == "__main__":
+    main()

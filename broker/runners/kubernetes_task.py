@@ -1,0 +1,114 @@
+"""What the pods of an attempt are to do, as the runner leaves it for them in the store.
+
+Places below the home folder of this host are the same places below a pod's own folder. A pod fetches from the store
+what lies there on this host: the checkpoint that the run goes on from, and prepared data.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel
+
+from broker import store as stores
+from broker.runners import kubernetes_manifest as manifest
+from broker.runners.base import JobSpec
+from broker.store import Store
+from trainer import contract
+
+TASK_FILE = "task.json"
+PLACE = "\0"
+"""Begins a word of the command that is a place in the pod's folder; no word of a command line can hold it."""
+
+
+class Task(BaseModel):
+    """What a pod does: fetch, start the command, and carry away what comes of it.
+
+    `out` is the trainer's folder, `files` are texts to write, `folders` say which folder of the store becomes which one
+    of the pod, and `results` which one of the pod goes to which one of the store once the trainer has done its work.
+    """
+
+    command: list[str]
+    out: str
+    files: dict[str, str] = {}
+    folders: dict[str, str] = {}
+    results: dict[str, str] = {}
+    prepared: str = ""
+    """The folder of the pod whose prepared data the configuration reads; empty where it says what it reads itself."""
+    nodes: int
+    seconds: float
+
+
+def of(store: Store, spec: JobSpec, command: Sequence[str], folder: Path) -> bytes:
+    """The task of the attempt in `folder`, as JSON. The run goes on from its newest whole checkpoint in the store.
+
+    Raises OSError where the configuration cannot be read, and StoreError.
+    """
+    if "train" in command and "--resume" not in command and (newest := _newest(store, spec.store_folder, folder)):
+        fork = command.index("--fork") if "--fork" in command else len(command)
+        command = [*command[:fork], *command[fork + 2 :], "--resume", str(newest)]
+    home = folder.parents[2]
+    out = folder.relative_to(home).as_posix()
+    seconds = spec.seconds + manifest.SIGNAL_SECONDS / 2
+    task = Task(command=["python", *command[1:]], out=out, nodes=spec.nodes, seconds=seconds)
+    for number, word in enumerate(task.command):
+        place, _, step = word.rpartition("@") if re.search(r"@\d+$", word) else (word, "", "")
+        path = Path(place)
+        if not path.is_absolute() or not path.is_relative_to(home):
+            continue
+        name = path.relative_to(home).as_posix()
+        task.command[number] = f"{PLACE}{name}{word[len(place) :]}"
+        if path.name == contract.CONFIG_FILE:
+            task.files[name] = path.read_text()
+            prepared = Path(yaml.safe_load(task.files[name])["data"].get("prepared") or "/")
+            if prepared.is_relative_to(home):
+                task.prepared = prepared.relative_to(home).as_posix()
+                task.folders[_prepared(prepared, home)] = task.prepared
+        elif contract.checkpoint_step(path) is not None:
+            task.folders[_checkpoint(spec.store_folder, path)] = name
+        elif step:
+            path = contract.checkpoint_folder(path, int(step))
+            task.folders[_checkpoint(spec.store_folder, path)] = path.relative_to(home).as_posix()
+        elif path != folder:
+            task.results[name] = f"{spec.store_folder}/{contract.DATA_FOLDER}"
+    return task.model_dump_json().encode()
+
+
+def _newest(store: Store, attempt: str, folder: Path) -> Path | None:
+    """Where the newest whole checkpoint of the earlier attempts would be on this disk; None where there is none."""
+    run, token = attempt.rpartition("/")[0], int(folder.name.rpartition("-")[2])
+    found: list[tuple[int, Path]] = []
+    for earlier in range(1, token):
+        names = store.names(f"{run}/attempt-{earlier}/{contract.CHECKPOINTS_FOLDER}")
+        paths = [folder.parent / f"attempt-{earlier}" / contract.CHECKPOINTS_FOLDER / name for name in names]
+        found += [(step, path) for path in paths if (step := contract.checkpoint_step(path)) is not None]
+    for _, path in sorted(found, reverse=True):
+        if store.is_whole(f"{run}/{path.relative_to(folder.parent).as_posix()}"):
+            return path
+    return None
+
+
+def _checkpoint(attempt: str, path: Path) -> str:
+    """The folder in the store of a checkpoint at this path: of an earlier attempt of the run, or of another run.
+
+    Raises OSError where another run's folder does not say whose it is.
+    """
+    step = contract.checkpoint_step(path)
+    assert step is not None
+    folder = path.parents[1]
+    run, token = int(folder.parent.name), int(folder.name.rpartition("-")[2])
+    owner = (folder.parent / "owner").read_text() if (folder.parent / "owner").exists() else None
+    if owner is None:
+        return stores.checkpoint_folder(f"{attempt.rpartition('/')[0]}/attempt-{token}", step)
+    return stores.checkpoint_folder(stores.attempt_folder(run, owner, token), step)
+
+
+def _prepared(path: Path, home: Path) -> str:
+    """The folder in the store of prepared data at this path, which ends with the run and the attempt that made them.
+
+    Raises OSError where that run's folder does not say whose it is.
+    """
+    run, token = path.name.split("-")
+    owner = (home / "runs" / run / "owner").read_text()
+    return f"{stores.attempt_folder(int(run), owner, int(token))}/{contract.DATA_FOLDER}"

@@ -1,0 +1,673 @@
+"""Trainers as Indexed Jobs, on the stand-in for a cluster: pods see no disk of the lab's, only the object store."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from broker.allocations import pools
+from broker.end_reasons import EndReason
+from broker.runners import kubernetes_manifest as manifest
+from broker.runners import output, processes, reaper
+from broker.runners.base import Check, JobSpec
+from broker.runners.kubernetes import KubernetesRunner
+from broker.runs import attempts
+from broker.runs.attempts import Attempt
+from broker.runs.runs import RunState
+from broker.store import Store
+from projects.db.columns import utcnow
+from projects.errors import InvalidError
+from projects.settings import get_settings
+from tests.broker.lab import Lab, settings
+from tests.broker.test_slurm import charged
+from tests.databases import ONCE
+from tests.environment import bare
+from tests.kubernetes import IMAGE, NAMESPACE, Standin, standin
+from tests.patience import PATIENCE, wait_for
+from tests.standin import python_with_trainer
+from trainer.contract import Status
+
+__all__ = ["standin"]
+
+LEASE_OF_JOBS = 1.8  # the API server is asked every 0.3 seconds
+LEASE = 30.0
+GRACE = 60.0
+POOL = "cloud"
+OPTIONS = {"namespace": NAMESPACE, "image": IMAGE}
+RIGHTS = Path(__file__).parents[2] / "deploy" / "rights.yaml"
+VERSIONS = ("1.31", "1.34", "1.37")
+TELL = "import json, os, sys; print(json.dumps([dict(os.environ), os.getcwd(), sys.argv[1:]]))"
+LISTENS = (
+    "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); "
+    "print('here', flush=True); time.sleep(600)"
+)
+DEAF = (
+    "import os, signal, time; signal.signal(signal.SIGTERM, lambda *_: print('asked', flush=True)); os.fork(); "
+    "print('here', flush=True)\nwhile True: time.sleep(60)"
+)
+# It keeps the trainer's contract: a step every 0.1 seconds, a checkpoint every ten and when it is asked to stop.
+TRAINER = """
+import json, os, pathlib, signal, sys, time
+given = dict(zip(sys.argv[3::2], sys.argv[4::2]))
+out, last = pathlib.Path(given["--out"]), LAST
+step = int(given["--resume"].rpartition("step")[2]) if "--resume" in given else 0
+if step:
+    assert (pathlib.Path(given["--resume"]) / "weights").read_text() == str(step)
+assert "name: " in pathlib.Path(sys.argv[2]).read_text() or True
+asked = []
+signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+
+def add(name, **line):
+    with (out / name).open("a") as file:
+        file.write(json.dumps(line) + "\\n")
+
+def checkpoint():
+    folder = out / "checkpoints" / f"step{step}"
+    partial = out / "checkpoints" / f".step{step}"
+    partial.mkdir(parents=True, exist_ok=True)
+    (partial / "weights").write_text(str(step))
+    if not folder.exists():
+        partial.rename(folder)
+    add("events.jsonl", event="checkpoint", step=step, path=f"checkpoints/step{step}")
+
+def end(status):
+    checkpoint()
+    (out / "outcome.new").write_text(json.dumps({"status": status, "reason": None, "transient": False}))
+    (out / "outcome.new").replace(out / "outcome.json")
+    sys.exit(status)
+
+print("from step", step, flush=True)
+while step < last:
+    time.sleep(0.1)
+    step += 1
+    add("metrics.jsonl", step=step, tokens=step * 10, loss=1 / step)
+    if step % 10 == 0:
+        checkpoint()
+    if asked:
+        end(75)
+end(0)
+"""
+
+
+@pytest.fixture
+def cluster(standin: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Standin]:
+    """The stand-in and an empty store, and this process as one that uses them; the image has this Python."""
+    monkeypatch.setenv("KUBECONFIG", str(standin.kubeconfig))
+    monkeypatch.setenv("STOA_STORE", f"file://{tmp_path}/store")
+    monkeypatch.setenv("STOA_ENV_FILE", "")
+    get_settings.cache_clear()
+    program(standin, Path(sys.executable))
+    standin.do(lambda cluster: cluster.forbidden.update(forbidden()))
+    yield standin
+    standin.clear()
+    get_settings.cache_clear()
+
+
+def forbidden() -> set[tuple[str, str]]:
+    """All that the rights of `deploy/` do not allow."""
+    verbs = ("create", "get", "list", "watch", "patch", "update", "delete", "deletecollection")
+    kinds = ("jobs", "pods", "pods/log", "services", "secrets", "events", "namespaces", "nodes")
+    [role] = [each for each in yaml.safe_load_all(RIGHTS.read_text()) if each["kind"] == "Role"]
+    allowed = {(verb, kind) for rule in role["rules"] for verb in rule["verbs"] for kind in rule["resources"]}
+    return {(verb, kind) for verb in verbs for kind in kinds} - allowed
+
+
+def program(standin: Standin, python: Path) -> None:
+    """Let `python` in the image be this one."""
+    script = standin.root / "programs" / "python"
+    script.write_text(f'#!/bin/sh\nexec "{python}" "$@"\n')
+    script.chmod(0o755)
+
+
+Start = Callable[..., tuple[KubernetesRunner, Path]]
+
+
+@pytest.fixture
+def start(cluster: Standin, tmp_path: Path) -> Start:
+    """Starts a program as the Job of a run of its own, or of a given attempt; the runner and the folder."""
+
+    def start(
+        code: str,
+        *arguments: str,
+        run: int | None = None,
+        token: int = 1,
+        gpus: int = 1,
+        nodes: int = 1,
+        grace: float = 5,
+        options: Mapping[str, str] | None = None,
+    ) -> tuple[KubernetesRunner, Path]:
+        number = run or len(list(tmp_path.glob("runs/*"))) + 1
+        folder = tmp_path / "runs" / str(number) / f"attempt-{token}"
+        folder.mkdir(parents=True, exist_ok=True)
+        runner = KubernetesRunner(
+            JobSpec(
+                gpus,
+                nodes=nodes,
+                seconds=600,
+                grace_seconds=grace,
+                lease_seconds=LEASE_OF_JOBS,
+                store_folder=f"runs/{number}/attempt-{token}",
+                options=KubernetesRunner.checked_options(OPTIONS | dict(options or {})),
+            )
+        )
+        runner.start([sys.executable, "-c", code, *arguments], folder, "")
+        return runner, folder
+
+    return start
+
+
+def ended(runner: KubernetesRunner) -> int:
+    wait_for(lambda: runner.poll() is not None, "the end of a job")
+    status = runner.poll()
+    assert status is not None
+    return status
+
+
+def said(folder: Path) -> str:
+    log = folder / "trainer.log"
+    return log.read_text() if log.exists() else ""
+
+
+def here(runner: KubernetesRunner, folder: Path, times: int = 1) -> None:
+    wait_for(lambda: runner.poll() is None and not runner.waiting, "a job that runs")
+    wait_for(lambda: runner.poll() is None and said(folder).count("here") == times, "its program")
+
+
+def names(standin: Standin) -> list[str]:
+    return [job.metadata.name for job in standin.batch.list_namespaced_job(NAMESPACE).items]
+
+
+def spec(**values: Any) -> JobSpec:
+    options = KubernetesRunner.checked_options(OPTIONS | values.pop("options", {}))
+    return JobSpec(options=options, store_folder="runs/7-abc/attempt-2", **values)
+
+
+WHOLE = {
+    "local_queue": "gpus",
+    "node_selector": "gpu=h200,donor.example/zone=a",
+    "tolerations": "nvidia.com/gpu,donor=abci:NoSchedule",
+    "service_account": "trainer",
+    "store_secret": "stoa-store",
+    "claim": "corpora:/data",
+    "pod_cpus": "8",
+    "pod_memory_gib": "64",
+}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("options", [{}, WHOLE, {"gpu_resource": ""}], ids=["plain", "whole", "without GPUs"])
+@pytest.mark.parametrize(("gpus", "nodes"), [(1, 1), (16, 2)])
+def test_the_manifests_are_valid(version: str, options: Mapping[str, str], gpus: int, nodes: int) -> None:
+    labels = manifest.labels("00000000", 7, 2)
+    job = manifest.job(spec(gpus=gpus, nodes=nodes, options=options), "stoa-7-2", labels, {"STOA_STORE": "s3://a/b"})
+    kubernetes_validate.validate(job, version, strict=True)
+    kubernetes_validate.validate(manifest.service("stoa-7-2", labels, "uid"), version, strict=True)
+    job["spec"]["backofLimit"] = job["spec"].pop("backoffLimit")
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(job, version, strict=True)
+
+
+def test_the_manifest_asks_for_what_the_pool_says() -> None:
+    labels = manifest.labels("00000000", 7, 2)
+    job = manifest.job(spec(gpus=16, nodes=2, options=WHOLE), "stoa-7-2", labels, {"STOA_STORE": "s3://a/b"})
+    assert (job["spec"]["completions"], job["spec"]["backoffLimit"]) == (2, 0)
+    assert (job["spec"]["podReplacementPolicy"], job["spec"]["suspend"]) == ("Failed", True)
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
+    pod = job["spec"]["template"]["spec"]
+    container = pod["containers"][0]
+    assert container["resources"] == {
+        "requests": {"cpu": "64", "memory": "512Gi"},
+        "limits": {"memory": "512Gi", "nvidia.com/gpu": "8"},
+    }
+    assert pod["nodeSelector"] == {"gpu": "h200", "donor.example/zone": "a"}
+    assert pod["tolerations"] == [
+        {"key": "nvidia.com/gpu", "operator": "Exists"},
+        {"key": "donor", "operator": "Equal", "value": "abci", "effect": "NoSchedule"},
+    ]
+    assert (pod["serviceAccountName"], pod["automountServiceAccountToken"]) == ("trainer", False)
+    assert container["envFrom"] == [{"secretRef": {"name": "stoa-store"}}]
+    assert pod["terminationGracePeriodSeconds"] >= GRACE
+    assert "secret" not in json.dumps(container["env"]).lower()
+
+
+def test_a_pod_has_its_own_folder_and_no_secret(
+    start: Start, cluster: Standin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = {"metadata": {"name": "keys"}, "stringData": {"STOA_STORE_SECRET": "not-to-be-seen"}}
+    cluster.core.create_namespaced_secret(NAMESPACE, secret)
+    monkeypatch.setenv("STOA_DATABASE_URL", "sqlite:///not-to-be-seen")
+    typed = ["; touch here", "$HOME", "`id`", "it's", '"', "a\nb"]
+    runner, folder = start(TELL, *typed, options={"store_secret": "keys"})
+    assert ended(runner) == 0
+    environment, stood_in, arguments = json.loads(said(folder))
+    assert "not-to-be-seen" not in "".join(environment.values())
+    assert stood_in.startswith(f"{cluster.root}/pods/")
+    assert arguments == typed
+    assert "not-to-be-seen" not in str(cluster.batch.list_namespaced_job(NAMESPACE))
+    assert json.loads((folder / "outcome.json").read_text())["status"] == 0
+
+
+def test_a_job_that_is_asked_to_stop_says_how_it_ended(start: Start, cluster: Standin) -> None:
+    runner, folder = start(LISTENS)
+    here(runner, folder)
+    wait_for(lambda: runner.poll() is None and runner.seconds() >= 1, "a second")
+    runner.stop()
+    assert ended(runner) == 75
+    ran = runner.seconds()
+    assert ran >= 1
+    runner.stop()
+    runner.kill()
+    assert (runner.poll(), runner.seconds()) == (75, ran)
+    assert names(cluster) == [], "a deleted pod keeps no exit status: the outcome in the store does"
+
+
+def test_a_job_that_does_not_listen_is_ended_with_all_its_processes(start: Start, cluster: Standin) -> None:
+    runner, folder = start(DEAF, grace=600)
+    here(runner, folder, times=2)
+    runner.stop()
+    wait_for(lambda: runner.poll() is None and "asked" in said(folder), "the asking")
+    runner.kill()
+    assert runner.poll() == -signal.SIGKILL
+    assert names(cluster) == []
+
+
+def test_the_trainers_own_end_is_the_jobs(start: Start) -> None:
+    runner, folder = start("import sys; sys.exit(3)")
+    assert ended(runner) == Status.FAILED
+    assert "ended by status 3" in output.ending(folder, Status.FAILED, timed_out=False).reason
+    runner, folder = start("import os; os.kill(os.getpid(), 9)")
+    assert ended(runner) == Status.FAILED
+    ending = output.ending(folder, Status.FAILED, timed_out=False)
+    assert ("signal 9" in ending.reason, ending.transient) == (True, True)
+
+
+def test_what_kubernetes_will_not_have_is_refused_in_one_sentence(start: Start, cluster: Standin) -> None:
+    runner, _ = start(TELL, options={"namespace": "elsewhere"})
+    assert ended(runner) == Status.REFUSED
+    assert runner.ended == 'Kubernetes refused the job: namespaces "elsewhere" not found'
+    cluster.fault("POST .*/jobs", status=422)
+    runner, _ = start(TELL)
+    assert ended(runner) == Status.REFUSED
+
+
+def test_without_a_store_nothing_is_started(cluster: Standin, tmp_path: Path) -> None:
+    runner = KubernetesRunner(JobSpec(options=KubernetesRunner.checked_options(OPTIONS)))
+    runner.start(["python"], tmp_path / "runs" / "1" / "attempt-1", "")
+    assert (runner.poll(), "STOA_STORE" in runner.ended, names(cluster)) == (Status.REFUSED, True, [])
+
+
+@pytest.mark.parametrize(
+    ("hold", "release", "options", "reason"),
+    [
+        (lambda c: c.jobs.held.add("gpus"), lambda c: c.jobs.held.clear(), {"local_queue": "gpus"}, "queue gpus"),
+        (lambda c: setattr(c.jobs, "quota", 0), lambda c: setattr(c.jobs, "quota", None), {}, "exceeded quota"),
+        (lambda c: c.pods.lost.update(("n1", "n2")), lambda c: c.pods.lost.clear(), {}, "Unschedulable"),
+        (
+            lambda c: c.forbidden.add(("create", "jobs")),
+            lambda c: c.forbidden.discard(("create", "jobs")),
+            {},
+            "cannot create",
+        ),
+    ],
+)
+def test_what_waits_says_why_and_then_runs(
+    start: Start, cluster: Standin, hold: Any, release: Any, options: Mapping[str, str], reason: str
+) -> None:
+    cluster.do(hold)
+    runner, folder = start(LISTENS, options=options)
+    wait_for(lambda: runner.poll() is None and reason in runner.waiting, "the reason")
+    assert runner.waiting.startswith("Kubernetes: ")
+    assert runner.seconds() == 0
+    cluster.do(release)
+    here(runner, folder)
+    runner.kill()
+
+
+def test_what_waits_may_be_stopped(start: Start, cluster: Standin) -> None:
+    runner, folder = start(LISTENS, gpus=9)
+    wait_for(lambda: runner.poll() is None and "Insufficient nvidia.com/gpu" in runner.waiting, "the reason")
+    runner.stop()
+    assert ended(runner) == 75
+    assert (runner.seconds(), said(folder), names(cluster)) == (0, "", [])
+
+
+@pytest.mark.parametrize("fault", [{"status": 500}, {"status": 429}, {"cut": True}, {"delay": PATIENCE}])
+def test_the_api_server_may_be_away_for_a_while(start: Start, cluster: Standin, fault: Mapping[str, Any]) -> None:
+    """What runs goes on, what is to be created waits, and a stop is passed on as soon as it can be."""
+    running, folder = start(LISTENS)
+    here(running, folder)
+    cluster.fault("", count=10**6, **fault)
+    late, late_folder = start(LISTENS)
+    assert (late.poll(), late.waiting.startswith("Kubernetes: ")) == (None, True)
+    running.stop()
+    assert (running.poll(), running.waiting) == (None, "")
+    cluster.do(lambda c: c.faults.clear())
+    assert ended(running) == 75
+    here(late, late_folder)
+    assert len(names(cluster)) == 1, "what was created before an answer was cut is not created twice"
+    late.kill()
+
+
+def test_the_store_may_be_away_for_a_while(start: Start, tmp_path: Path) -> None:
+    running, folder = start(LISTENS)
+    here(running, folder)
+    (tmp_path / "store").rename(tmp_path / "elsewhere")
+    (tmp_path / "store").write_text("no folder")
+    late, late_folder = start(LISTENS)
+    running.stop()
+    assert (running.poll(), late.poll()) == (None, None)
+    (tmp_path / "store").unlink()
+    (tmp_path / "elsewhere").rename(tmp_path / "store")
+    assert ended(running) == 75
+    here(late, late_folder)
+    late.kill()
+
+
+def test_a_job_is_found_again_and_never_created_twice(start: Start, cluster: Standin) -> None:
+    runner, folder = start(LISTENS, run=7)
+    here(runner, folder)
+    assert start(LISTENS, run=7)[0].uid == runner.uid
+    (folder / "kubernetes-job").unlink()
+    again, _ = start(LISTENS, run=7)
+    assert (again.uid, len(names(cluster))) == (runner.uid, 1)
+    heir = KubernetesRunner(again.spec)
+    heir.adopt(runner.process(), folder)
+    assert (heir.poll(), heir.uid, heir.waiting) == (None, runner.uid, "")
+    assert KubernetesRunner.can_adopt(runner.process())
+    heir.kill()
+
+
+def test_an_earlier_job_of_the_run_is_gone_before_the_next_is_created(start: Start, cluster: Standin) -> None:
+    earlier, folder = start(DEAF, run=7, grace=600)
+    here(earlier, folder, times=2)
+    bystander, beside = start(LISTENS, run=8)
+    here(bystander, beside)
+    later, later_folder = start(LISTENS, run=7, token=3)
+    assert (later.uid, later.waiting) == ("", "an earlier job of the run is still ending")
+    here(later, later_folder)
+    assert sorted(name.rpartition("-")[2] for name in names(cluster)) == ["1", "3"]
+    stale, _ = start(LISTENS, run=7, token=2)
+    assert (ended(stale), stale.uid) == (75, "")
+    assert (later.poll(), bystander.poll()) == (None, None)
+
+
+def test_a_job_whose_pod_is_taken_away_says_why(start: Start, cluster: Standin) -> None:
+    runner, folder = start(LISTENS)
+    here(runner, folder)
+    [pod] = cluster.core.list_namespaced_pod(NAMESPACE).items
+    cluster.do(lambda c: c.evict(pod.metadata.name, NAMESPACE))
+    assert ended(runner) == 75
+    assert runner.end_reason == EndReason.PREEMPTED
+
+
+def test_a_job_that_its_queue_takes_back_is_not_started_once_more(start: Start, cluster: Standin) -> None:
+    runner, folder = start(LISTENS, options={"local_queue": "gpus"})
+    here(runner, folder)
+    cluster.do(lambda c: c.jobs.held.add("gpus"))
+    name = names(cluster)[0]
+    cluster.batch.patch_namespaced_job(name, NAMESPACE, {"spec": {"suspend": True}})
+    assert ended(runner) == 75
+    assert (runner.end_reason, said(folder).count("here")) == (EndReason.PREEMPTED, 1)
+    wait_for(lambda: names(cluster) == [], "the end of the job")
+
+
+def test_two_nodes_meet_and_end_together(start: Start, tmp_path: Path) -> None:
+    code = (
+        "import socket, sys, time; at = sys.argv[sys.argv.index('--rendezvous') + 1]; host, port = at.split(':')\n"
+        "number = sys.argv[sys.argv.index('--host') + 1]\n"
+        "if number == '0':\n"
+        "    server = socket.create_server((host, int(port))); other, _ = server.accept(); print(other.recv(9))\n"
+        "else:\n"
+        "    while True:\n"
+        "        try: socket.create_connection((host, int(port))).send(b'met'); break\n"
+        "        except OSError: time.sleep(0.1)\n"
+    )
+    (tmp_path / "config.yml").write_text("data: {prepared: /data/there}\n")
+    runner, folder = start(code, "train", str(tmp_path / "config.yml"), gpus=16, nodes=2)
+    assert ended(runner) == 0
+    assert said(folder) == "b'met'\n"
+
+
+@pytest.fixture
+def run(lab: Lab, cluster: Standin) -> int:
+    """A queued run on a pool of Kubernetes'."""
+    lab.pool(POOL, gpus=16, runner="kubernetes", options=OPTIONS)
+    project = lab.project()
+    allocation = lab.request(project, pool=POOL)
+    lab.approve(allocation)
+    return lab.launch(project, overrides="steps=4, batch=2, micro_batch=2, sequence_length=32")
+
+
+@contextmanager
+def supervised(
+    lab: Lab, cluster: Standin, home: Path, run: int, last: int | None = None, *, lease: float = LEASE
+) -> Iterator[tuple[subprocess.Popen[bytes], int, Path]]:
+    """A supervisor of the run's next attempt, its token and folder."""
+    with lab.db.write() as session:
+        token = attempts.admit(session, run, ())
+    assert lab.claim(run, token, lease=lease, host=processes.host())
+    folder = home / "runs" / str(run) / f"attempt-{token}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with supervisor_of(lab, cluster, home, lease, last, run, token) as supervisor:
+        yield supervisor, token, folder
+
+
+@contextmanager
+def supervisor_of(
+    lab: Lab, cluster: Standin, home: Path, lease: float, last: int | None, *arguments: int
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A supervisor of a run and token, after one of a generation; the image has the stand-in's trainer, if any."""
+    environment = bare() | {
+        "STOA_ENV_FILE": "",
+        "STOA_HOME": str(home),
+        "STOA_DATABASE_URL": lab.db.url.render_as_string(hide_password=False),
+        "STOA_LEASE_SECONDS": str(lease),
+        "STOA_STOP_GRACE_SECONDS": str(GRACE),
+        "STOA_STORE": f"file://{home}/store",
+        "KUBECONFIG": str(cluster.kubeconfig),
+    }
+    python = python_with_trainer(home, TRAINER.replace("LAST", str(last))) if last else Path(sys.executable)
+    program(cluster, python)
+    supervisor = subprocess.Popen(
+        [sys.executable, "-m", "broker.runners.supervisor", *map(str, arguments)], env=environment
+    )
+    try:
+        yield supervisor
+    finally:
+        supervisor.kill()
+        supervisor.wait()
+
+
+def attempt(lab: Lab, run: int, token: int) -> Attempt:
+    with lab.db.read() as session:
+        return session.get_one(Attempt, (run, token))
+
+
+@ONCE
+def test_the_trainer_itself_runs_in_a_pod(lab: Lab, cluster: Standin, tmp_path: Path, run: int) -> None:
+    with supervised(lab, cluster, tmp_path, run) as (supervisor, token, folder):
+        assert supervisor.wait(PATIENCE) == 0
+    assert lab.run(run).state == RunState.FINISHED, said(folder)
+    assert lab.row(run).step == 4
+    row = attempt(lab, run, token)
+    assert (row.boot_id, row.waiting) == ("kubernetes", "")
+    assert charged(lab, run, token) > 0
+
+
+def test_a_run_that_waits_in_kubernetes_is_not_charged_and_says_why(
+    lab: Lab, cluster: Standin, tmp_path: Path, run: int
+) -> None:
+    cluster.do(lambda c: c.pods.lost.update(("n1", "n2")))
+    with supervised(lab, cluster, tmp_path, run, 20) as (supervisor, token, _):
+        wait_for(lambda: "Unschedulable" in attempt(lab, run, token).waiting, "the reason of the wait")
+        first = attempt(lab, run, token).lease_until
+        wait_for(lambda: attempt(lab, run, token).lease_until != first, "a renewal")
+        assert lab.run(run).state == RunState.STARTING
+        assert charged(lab, run, token) == 0
+        cluster.do(lambda c: c.pods.lost.clear())
+        assert supervisor.wait(PATIENCE) == 0
+    assert lab.run(run).state == RunState.FINISHED
+    assert "run.started" in lab.kinds(1)
+
+
+@ONCE
+def test_a_cancelled_run_leaves_a_checkpoint_in_the_store(lab: Lab, cluster: Standin, tmp_path: Path, run: int) -> None:
+    with supervised(lab, cluster, tmp_path, run, 10000) as (supervisor, _, folder):
+        wait_for(lambda: lab.row(run).step > 10, "steps")
+        lab.cancel(run)
+        assert supervisor.wait(PATIENCE) == 0
+    assert lab.run(run).state == RunState.CANCELLED
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    assert list((tmp_path / "store").glob(f"runs/*/attempt-1/checkpoints/step{last}/whole"))
+
+
+@ONCE
+def test_a_run_goes_on_from_the_store_though_a_lost_node_lives_on(
+    lab: Lab, cluster: Standin, tmp_path: Path, run: int
+) -> None:
+    """The cluster gives the node up, and nobody can reach what runs there: it writes on, and no one reads it."""
+    with supervised(lab, cluster, tmp_path, run, 10000) as (supervisor, token, _):
+        wait_for(lambda: lab.row(run).step > 10, "a checkpoint")
+        [pod] = cluster.core.list_namespaced_pod(NAMESPACE).items
+        cluster.do(lambda c: c.lose(pod.spec.node_name))
+        cluster.do(forget_grace)
+        assert supervisor.wait(PATIENCE) == 0
+    first = attempt(lab, run, token)
+    assert lab.run(run).state == RunState.QUEUED
+    assert (first.end_reason, first.failed) == (EndReason.NODE_FAILED, first.failed)
+    store = Store(get_settings())
+    [run_folder] = store.names("runs")
+    size = len(store.names(f"runs/{run_folder}/attempt-1/live/metrics.jsonl"))
+    with supervised(lab, cluster, tmp_path, run, 10000) as (supervisor, _, new):
+        wait_for(lambda: "from step" in said(new), "the second attempt")
+        assert int(said(new).split()[2]) >= 10
+        place = f"runs/{run_folder}/attempt-1/live/metrics.jsonl"
+        wait_for(lambda: len(store.names(place)) > size, "what the lost node writes on")
+        paid = charged(lab, run, token)
+        lab.cancel(run)
+        assert supervisor.wait(PATIENCE) == 0
+    assert lab.run(run).state == RunState.CANCELLED
+    assert charged(lab, run, token) == paid
+    assert lab.row(run).step == json.loads((new / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+
+
+def forget_grace(cluster: Any) -> None:
+    """Let the pods that are to end be overdue since long."""
+    from sandbox.kubernetes.objects import PODS
+
+    for pod in cluster.objects.all(PODS):
+        with cluster.objects.edit(PODS, pod):
+            pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+
+
+@ONCE
+def test_a_job_that_an_operator_deletes_goes_on_later_from_its_checkpoint(
+    lab: Lab, cluster: Standin, tmp_path: Path, run: int
+) -> None:
+    with supervised(lab, cluster, tmp_path, run, 10000) as (supervisor, token, folder):
+        wait_for(lambda: lab.row(run).step > 10, "a checkpoint")
+        cluster.batch.delete_namespaced_job(names(cluster)[0], NAMESPACE, propagation_policy="Background")
+        assert supervisor.wait(PATIENCE) == 0
+    assert lab.run(run).state == RunState.QUEUED
+    assert attempt(lab, run, token).end_reason == EndReason.RUNNER_ENDED
+    assert json.loads((folder / "outcome.json").read_text())["status"] == 75
+
+
+@ONCE
+def test_a_job_outlives_its_supervisor_and_gets_another(lab: Lab, cluster: Standin, tmp_path: Path, run: int) -> None:
+    arguments = (10000, run, 1, 1)
+    with supervised(lab, cluster, tmp_path, run, 10000, lease=60) as (first, token, folder):
+        wait_for(lambda: lab.row(run).step > 2, "some steps")
+        job = attempt(lab, run, token).pid
+        first.kill()
+        first.wait()
+        with supervisor_of(lab, cluster, tmp_path, LEASE, *arguments) as heir:
+            wait_for(lambda: attempt(lab, run, token).generation == 2, "the heir")
+            seen = lab.row(run).step
+            wait_for(lambda: lab.row(run).step > seen + 2, "more steps")
+            lab.cancel(run)
+            assert heir.wait(PATIENCE) == 0
+    assert lab.run(run).state == RunState.CANCELLED
+    assert attempt(lab, run, token).pid == job
+    assert json.loads((folder / "outcome.json").read_text())["status"] == 75
+    assert lab.kinds(1).count("run.started") == 1
+
+
+@ONCE
+def test_a_job_whose_attempt_is_given_up_is_ended_though_no_other_follows(
+    lab: Lab, cluster: Standin, tmp_path: Path, run: int
+) -> None:
+    conf = settings(tmp_path)
+    with supervised(lab, cluster, tmp_path, run, 10000) as (supervisor, token, _):
+        wait_for(lambda: lab.run(run).state == RunState.RUNNING, "the run")
+        supervisor.kill()
+        supervisor.wait()
+        assert reaper.end_strays(conf, lab.db) == 0
+        lab.cancel(run)
+        until = attempt(lab, run, token).lease_until
+        assert until is not None
+        wait_for(lambda: utcnow() > until, "the end of the lease")
+        lab.expire(run, token)
+        assert lab.run(run).state == RunState.CANCELLED
+        assert reaper.end_strays(conf, lab.db) == 1
+        wait_for(lambda: names(cluster) == [], "the end of the job")
+        assert reaper.end_strays(conf, lab.db) == 0
+
+
+def test_doctor_learns_whether_the_cluster_answers(
+    cluster: Standin, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert KubernetesRunner.check() == Check("the API server answers (v1.34.0-standin)")
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nowhere"))
+    assert "KUBECONFIG" in KubernetesRunner.check().advice
+    monkeypatch.setenv("STOA_STORE", "")
+    get_settings.cache_clear()
+    assert "STOA_STORE" in KubernetesRunner.check().advice
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("namespace", "Lab"),
+        ("namespace", ""),
+        ("image", "stoa; id"),
+        ("image", ""),
+        ("node_selector", "gpu"),
+        ("node_selector", "gpu=h200,"),
+        ("tolerations", "a:Sometimes"),
+        ("tolerations", "a,,b"),
+        ("claim", "corpora"),
+        ("pod_cpus", "0"),
+        ("pod_memory_gib", "64Gi"),
+        ("kubeconfig", "cloud.yml"),
+        ("store_secret", "Keys"),
+    ],
+)
+def test_a_pool_of_kubernetes_is_checked(lab: Lab, name: str, wrong: str) -> None:
+    before = lab.everything()
+    with pytest.raises(InvalidError) as caught, lab.db.write() as session:
+        pools.add_pool(session, name=POOL, gpu_type="h200", gpus=16, runner="kubernetes", runner_options={name: wrong})
+    assert str(caught.value) in {option.refusal for option in KubernetesRunner.pool_options}
+    assert lab.everything() == before
+
+
+def test_the_story_for_a_real_cluster_plays_on_the_stand_in(cluster: Standin, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.kubernetes_real", "--namespace", NAMESPACE, "--image", IMAGE]
+    environment = bare() | {"STOA_ENV_FILE": "", "STOA_STORE": f"file://{tmp_path}/store"}
+    here = environment | {"KUBECONFIG": str(cluster.kubeconfig)}
+    done = subprocess.run(command, env=here, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.count(": well, in ")) == (0, 4), done.stdout + done.stderr
+    assert names(cluster) == []
+    nowhere = subprocess.run(
+        command, env=environment | {"KUBECONFIG": "/nowhere"}, capture_output=True, text=True, check=False
+    )
+    assert (nowhere.returncode, nowhere.stderr.count("\n")) == (2, 1)
+    assert "set KUBECONFIG" in nowhere.stderr
