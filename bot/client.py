@@ -78,8 +78,10 @@ async def _suggest_later(interaction: Interaction) -> None:
     """Say as the only suggestion that the database is away; what it stands for fits the option and nothing there is."""
     number = _focused(interaction.data) != discord.AppCommandOptionType.string.value
     choice: app_commands.Choice[Any] = app_commands.Choice(name=LATER, value=0 if number else "-")
-    with contextlib.suppress(discord.HTTPException, *errors.BROKEN):
+    try:
         await interaction.response.autocomplete([choice])
+    except (discord.HTTPException, *errors.BROKEN) as error:
+        await errors.answer(interaction, error)
 
 
 def _focused(data: Any) -> int | None:

@@ -42,6 +42,8 @@ async def answer(
         log.warning("command refused", error=str(error))
     elif isinstance(error, discord.HTTPException) and error.code in UNANSWERABLE:
         log.warning("an answer came too late", code=error.code)
+    elif interaction.type is discord.InteractionType.autocomplete:
+        log.warning("suggestions did not arrive", error=type(error).__name__)
     else:
         reference = secrets.token_hex(4)
         log.error("a command failed", reference=reference, exc_info=error)

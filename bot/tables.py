@@ -11,9 +11,8 @@ class DiscordMessage(Base, table=True):
     """A message that the bot sends once; while `message_id` is None, the intent to send it is open.
 
     `key` says what it shows: the post `entry:12:channel`, the post `entries:project:3:4-9:channel` that the entries 4
-    to 9 share, or the card `project:3`, `allocation:5`, `change:4` or
-    `run:7`. `digest` and `picture` tell what a card shows now. `gone` means that a person has deleted the message, so
-    that it is not sent again.
+    to 9 share, or the card `project:3`, `allocation:5`, `change:4`, `run:7` or `sweep:2`. `digest` and `picture` tell
+    what a card shows now. `gone` means that a person has deleted the message, so that it is not sent again.
     """
 
     __tablename__ = "discord_messages"
@@ -29,7 +28,7 @@ class DiscordMessage(Base, table=True):
 
 
 class DiscordChannel(Base, table=True):
-    """A channel or thread of a project: `project:3` is its channel; `proposal:3` and `run:7` are threads.
+    """A channel or thread of a project: `project:3` is its channel; `proposal:3`, `run:7` and `sweep:2` are threads.
 
     `mark` is in the topic of the channel, by which it is found again if a crash follows its creation. `gone` means
     that a person has deleted the channel or thread, so that nothing is posted there any more.

@@ -59,6 +59,7 @@ class Policies(BaseModel):
     )
     most_requests_a_day: int = Field(20, ge=1, le=MOST, description="Requests for GPU time a person may make a day.")
     most_launches_a_day: int = Field(50, ge=1, le=MOST, description="Runs a person may launch a day.")
+    most_runs_a_sweep: int = Field(24, ge=2, le=64, description="Runs that one sweep may have.")
     most_admin_acts_a_day: int = Field(
         200,
         ge=1,

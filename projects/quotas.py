@@ -95,8 +95,8 @@ QUOTAS: Mapping[QuotaKind, Quota] = {
 }
 
 
-def check(session: Session, actor: Actor, kind: QuotaKind, project_id: int | None = None) -> None:
-    """Raise ForbiddenError where the actor is banned, and ConflictError where a quota is used up.
+def check(session: Session, actor: Actor, kind: QuotaKind, project_id: int | None = None, *, acts: int = 1) -> None:
+    """Raise ForbiddenError where the actor is banned, and ConflictError where a quota has less than `acts` left.
 
     The quota is the actor's, and with `project_id` that of the project too, as `check_project` says.
     """
@@ -109,12 +109,9 @@ def check(session: Session, actor: Actor, kind: QuotaKind, project_id: int | Non
         _check_open_proposals(session, person, limits.most_open_proposals)
     quota = QUOTAS[kind]
     most = getattr(limits, quota.policy)
-    again = _next(session, quota, most, col(Authorship.person_id) == person.id)
-    if again is not None:
-        acts = quota.words.format(most=f"{most:,}")
-        raise ConflictError(f"One person may {acts} a day; the next one can be at {again}.")
+    _check(session, quota, most, acts, col(Authorship.person_id) == person.id, "One person may {} a day")
     if project_id is not None:
-        check_project(session, kind, project_id)
+        check_project(session, kind, project_id, acts=acts)
 
 
 def check_admin(session: Session, actor: Actor | None) -> None:
@@ -132,21 +129,19 @@ def change_policy(session: Session, actor: Actor, name: str, value: str, reason:
     return policies.change(session, actor, name, value, reason, budget=lambda: check_admin(session, actor))
 
 
-def check_project(session: Session, kind: QuotaKind, project_id: int) -> None:
-    """Raise ConflictError where all people together have used up the project's quota, a multiple of one person's.
+def check_project(session: Session, kind: QuotaKind, project_id: int, *, acts: int = 1) -> None:
+    """Raise ConflictError where all people together have less than `acts` left of the project's quota.
 
-    This locks the project's stream, so that two acts at the same moment take turns: of what the transaction still has
-    to lock, the stream is the last.
+    That quota is a multiple of one person's. This locks the project's stream, so that two acts at the same moment take
+    turns: of what the transaction still has to lock, the stream is the last.
     """
     stream = record.project_stream(project_id)
     session.execute(select(Stream.key).where(Stream.key == stream).with_for_update())
     limits = policies.current(session)
     quota = QUOTAS[kind]
     most = getattr(limits, quota.policy) * limits.project_factor
-    again = _next(session, quota, most, col(Authorship.stream) == stream)
-    if again is not None:
-        acts = quota.words.format(most=f"{most:,}")
-        raise ConflictError(f"All people together may {acts} a day in one project; the next one can be at {again}.")
+    whose = "All people together may {} a day in one project"
+    _check(session, quota, most, acts, col(Authorship.stream) == stream, whose)
 
 
 def _check_open_proposals(session: Session, person: Person, most: int) -> None:
@@ -159,8 +154,18 @@ def _check_open_proposals(session: Session, person: Person, most: int) -> None:
         )
 
 
-def _next(session: Session, quota: Quota, most: int, whose: ColumnElement[bool]) -> str | None:
-    """When the next act of a quota is possible; None where it is possible now.
+def _check(session: Session, quota: Quota, most: int, acts: int, whose: ColumnElement[bool], sentence: str) -> None:
+    """Raise ConflictError unless so many acts of a quota are possible now."""
+    said = sentence.format(quota.words.format(most=f"{most:,}"))
+    if acts > most:
+        raise ConflictError(f"{said}; this would be {acts:,} at once.")
+    again = _next(session, quota, most, acts, whose)
+    if again is not None:
+        raise ConflictError(f"{said}; the next {'one' if acts == 1 else f'{acts:,}'} can be at {again}.")
+
+
+def _next(session: Session, quota: Quota, most: int, acts: int, whose: ColumnElement[bool]) -> str | None:
+    """When the next `acts` of a quota are possible; None where they are possible now.
 
     Of each kind, only the newest `most` entries are read, in the order of an index, so that the record's length does
     not matter.
@@ -173,12 +178,12 @@ def _next(session: Session, quota: Quota, most: int, whose: ColumnElement[bool])
         .subquery()
         for kind in quota.entries
     ]
-    acts = union_all(*(select(each.c.entry_id) for each in newest)).subquery()
+    told = union_all(*(select(each.c.entry_id) for each in newest)).subquery()
     body = session.scalars(
         select(col(Payload.body))
-        .join(acts, col(Payload.entry_id) == acts.c.entry_id)
-        .order_by(acts.c.entry_id.desc())
-        .offset(most - 1)
+        .join(told, col(Payload.entry_id) == told.c.entry_id)
+        .order_by(told.c.entry_id.desc())
+        .offset(most - acts)
         .limit(1)
     ).one_or_none()
     if body is None:

@@ -6,6 +6,8 @@ from collections import Counter
 
 import pytest
 
+from tests import forked
+
 # Threads of PyTorch's that wait sleep: spinning, they take the cores from the processes that the tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
@@ -42,9 +44,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def cpu_seconds() -> float:
-    """Of this process and of those of its children that have ended and were waited for."""
+    """Of this process, and of those of its children and forked processes that have ended and were waited for."""
     times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+    return times.user + times.system + times.children_user + times.children_system + forked.cpu_seconds()
 
 
 def tell_cpu_seconds(terminalreporter: pytest.TerminalReporter) -> None:

@@ -100,4 +100,5 @@ def _request_line(request: AllocationView) -> str:
 def _run_line(run: RunView) -> str:
     emoji, _, word = RUNS[run.state]
     loss = "" if run.loss is None or run.state in ACTIVE else f", loss {run.loss:.3f}"
-    return f"{emoji} **Run {run.id}** {text.code(run.recipe, 40)} {word}{loss}"
+    sweep = "" if run.sweep_id is None else f" of sweep {run.sweep_id}"
+    return f"{emoji} **Run {run.id}**{sweep} {text.code(run.recipe, 40)} {word}{loss}"

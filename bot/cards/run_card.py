@@ -71,6 +71,8 @@ def _head(run: RunView, why: Why | None) -> Sequence[str]:
     about = [text.line(f"with {', '.join(about)}", 200)] if about else []
     if run.parent_id is not None:
         about.append(f"forked from run {run.parent_id}")
+    if run.sweep_id is not None:
+        about.append(f"of sweep {run.sweep_id}")
     if run.attempt > 1:
         about.append(f"attempt {run.attempt}")
     does = "prepares the data of " if run.kind == RunKind.PREPARE else ""
@@ -79,12 +81,12 @@ def _head(run: RunView, why: Why | None) -> Sequence[str]:
         f"{does}**{text.line(run.recipe, 60)}** · {waits}by {text.line(run.requested_by, 60)} on "
         f"{text.gpus(run.gpus, run.nodes)} of {text.code(run.pool, 60)}{sponsor}",
         f"-# {' · '.join(about)}" if about else "",
-        _why(why) if why is not None and run.state == RunState.QUEUED else "",
+        waits_for(why) if why is not None and run.state == RunState.QUEUED else "",
         text.quote(run.reason, 400) if run.reason else "",
     ]
 
 
-def _why(why: Why) -> str:
+def waits_for(why: Why) -> str:
     """What a run waits for. The expected start is rounded up to a quarter of an hour, to spare edits of the card."""
     place = f" It is number {why.position} of {why.length} in the queue." if why.position is not None else ""
     expected = ""

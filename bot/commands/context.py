@@ -8,7 +8,7 @@ from discord import app_commands
 from bot.app import Interaction
 from bot.delivery import outbox
 from projects import projects
-from projects.errors import NotFoundError
+from projects.errors import InvalidError, NotFoundError
 
 LARGEST = 2**53
 """The largest whole number that Discord can send."""
@@ -48,6 +48,18 @@ async def run_of(interaction: Interaction, named: int | None) -> int:
     if found is None:
         raise NotFoundError("Use this in a run's thread, or name the run in the option “run”.")
     return found
+
+
+async def sweep_of(interaction: Interaction, run: int | None, named: int | None) -> int | None:
+    """The number of the sweep that the command is about as a whole; None where it is about a run.
+
+    That is the sweep that is named, or the one in whose thread no run is named. Raises InvalidError where both are.
+    """
+    if named is not None and run is not None:
+        raise InvalidError("Name a run or a sweep, and not both.")
+    if named is not None or run is not None or not isinstance(interaction.channel, discord.Thread):
+        return named
+    return await interaction.client.read(outbox.sweep_of_thread, str(interaction.channel.id))
 
 
 async def run_so_far(interaction: Interaction) -> int | None:

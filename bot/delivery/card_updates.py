@@ -1,4 +1,4 @@
-"""Keeps the cards of one project and of its requests up to date; run_card_updates.py does so for its runs."""
+"""Keeps the cards of one project and of its requests up to date, and has those of its runs and sweeps updated."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -14,6 +14,7 @@ from bot.delivery import edit_budget, outbox, review_card_updates
 from bot.delivery.edit_budget import BUSY, OLD, OLD_AGE, OldMessageError
 from bot.delivery.run_card_updates import RunCardUpdater
 from bot.delivery.sender import UNKNOWN_CHANNEL, Sender
+from bot.delivery.sweep_card_updates import SweepCardUpdater
 from bot.plots.renderer import Renderer
 from broker.allocations import allocations
 from broker.allocations.allocations import AllocationView
@@ -33,7 +34,11 @@ log = structlog.get_logger()
 def is_urgent(entry: EntryView) -> bool:
     """Whether the cards show an entry, such as a decision, before the news of runs and of followers."""
     payload = entry.payload or {}
-    return "run" not in payload and entry.kind != "project.followed" and payload.get("role") != ProjectRole.FOLLOWER
+    return (
+        not payload.keys() & {"run", "sweep"}
+        and entry.kind != "project.followed"
+        and payload.get("role") != ProjectRole.FOLLOWER
+    )
 
 
 def card_contents(
@@ -63,16 +68,18 @@ class CardUpdater:
         self._waiting: list[IsTurn] = []
         self._channels = _channels(app)
         self._runs = RunCardUpdater(app, sender, renderer, project_id)
+        self._sweeps = SweepCardUpdater(app, sender, renderer, project_id)
 
     @property
     def behind(self) -> bool:
         """Whether a card waits for its turn."""
-        return self._cards_stale or bool(self._waiting) or self._runs.behind or self._channels != _channels(self.app)
+        live = self._runs.behind or self._sweeps.behind
+        return self._cards_stale or bool(self._waiting) or live or self._channels != _channels(self.app)
 
     @property
     def due(self) -> bool:
         """Whether the turn of a card has come; a card that waits keeps its place in the queue by this question."""
-        return self._cards_due or self._runs.due
+        return self._cards_due or self._runs.due or self._sweeps.due
 
     @property
     def _cards_due(self) -> bool:
@@ -85,8 +92,11 @@ class CardUpdater:
         self._urgent |= is_urgent(entry)
         if entry.kind in record.TOMBSTONES:
             self._runs.note_all()
-        run_id = (entry.payload or {}).get("run")
-        if run_id is not None:
+            self._sweeps.note_all()
+        payload = entry.payload or {}
+        if (sweep_id := payload.get("sweep")) is not None:
+            self._sweeps.note(sweep_id)
+        elif (run_id := payload.get("run")) is not None:
             self._runs.note(run_id)
 
     async def refresh(self) -> None:
@@ -108,6 +118,7 @@ class CardUpdater:
             self._waiting = [is_turn for is_turn in waiting if is_turn is not None]
             self._urgent = urgent and bool(self._waiting)
         await self._runs.refresh()
+        await self._sweeps.refresh()
 
     async def move(self, project_id: int) -> None:
         """Forget the project's card and thread if `/stoa setup` has chosen another channel, so that they move there."""

@@ -24,7 +24,7 @@ log = structlog.get_logger()
 
 
 class ProjectChannels:
-    """The channel and the threads of one project, by their keys: `project:3`, `proposal:3`, `run:7`."""
+    """The channel and the threads of one project, by their keys: `project:3`, `proposal:3`, `run:7`, `sweep:2`."""
 
     def __init__(self, app: App, project_id: int) -> None:
         self.app = app

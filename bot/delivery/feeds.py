@@ -3,18 +3,21 @@
 from collections.abc import Sequence
 
 from bot.app import App
+from bot.cards.card import Card
 from bot.cards.project_card import project_card
 from bot.cards.run_card import run_card
+from bot.cards.sweep_card import sweep_card
 from bot.delivery import gatherings, outbox, post_buttons, posts
 from bot.delivery.card_updates import CardUpdater
 from bot.delivery.channels import ProjectChannels, thread_name
+from bot.delivery.entry_text import Payload
 from bot.delivery.posts import Destination, PostContext
 from bot.delivery.sender import Sender
 from bot.delivery.tombstones import Tombstones
 from bot.plots.renderer import Renderer
 from broker.allocations import awards
 from broker.reviews import inventory
-from broker.runs import runs
+from broker.runs import runs, sweeps
 from broker.runs.runs import RunKind, RunView
 from projects import projects
 from projects.projects import ProjectView
@@ -136,30 +139,34 @@ class ProjectFeed:
             return str(server.announcements)
         if destination is Destination.CHANNEL:
             return context.channel_id
-        run_id = (entry.payload or {}).get("run")
-        if destination is Destination.RUN and run_id is not None:
-            return await self._run_thread(run_id, context)
+        about = _live(entry.payload or {})
+        if destination is Destination.RUN and about is not None:
+            return await self._live_thread(*about, context)
         thread_id = await self._proposal_thread(context.project)
-        if run_id is not None and thread_id is not None:
-            await self.sender.send_card(f"run:{run_id}", thread_id, run_card(await self.app.read(runs.view, run_id)))
+        if about is not None and thread_id is not None:
+            await self.sender.send_card(f"{about[0]}:{about[1]}", thread_id, await self._live_card(*about))
         return thread_id
 
-    async def _run_thread(self, run_id: int, context: PostContext) -> str | None:
-        """The thread under the run's card; the proposal's thread for a run from before the project had a channel."""
-        key = f"run:{run_id}"
+    async def _live_card(self, subject: str, number: int) -> Card:
+        """The card of a run, or of a sweep, which its runs share."""
+        if subject == "sweep":
+            return sweep_card(await self.app.read(sweeps.view, number))
+        return run_card(await self.app.read(runs.view, number))
+
+    async def _live_thread(self, subject: str, number: int, context: PostContext) -> str | None:
+        """The thread under the card of a run or sweep; the proposal's for one from before the project had a channel."""
+        key = f"{subject}:{number}"
         thread_id, gone = await self.channels.find(key)
         if thread_id is not None or gone or context.channel_id is None:
             return thread_id
-        message_id = await self.sender.send_card(
-            key, context.channel_id, run_card(await self.app.read(runs.view, run_id))
-        )
+        message_id = await self.sender.send_card(key, context.channel_id, await self._live_card(subject, number))
         if message_id is None:
             await self.channels.deleted(key)
             return None
         row = await self.app.read(outbox.message, key)
         if row is not None and row.channel_id != context.channel_id:  # a thread cannot be opened in a thread
             return await self._proposal_thread(context.project)
-        return await self.channels.thread(key, context.channel_id, message_id, f"Run {run_id}")
+        return await self.channels.thread(key, context.channel_id, message_id, f"{subject.capitalize()} {number}")
 
     async def _proposal_thread(self, project: ProjectView) -> str | None:
         """The thread under the project's card."""
@@ -174,3 +181,9 @@ class ProjectFeed:
             await self.channels.deleted(key)
             return None
         return await self.channels.thread(key, proposals, message_id, thread_name(project))
+
+
+def _live(payload: Payload) -> tuple[str, int] | None:
+    """The sweep, or else the run, that an entry is about."""
+    about = [(subject, payload[subject]) for subject in ("sweep", "run") if payload.get(subject) is not None]
+    return about[0] if about else None

@@ -1,6 +1,7 @@
 """Gatherings: where many people come and go at once, what waits to be posted of that shares one post.
 
-So a crowd, or one person who follows and leaves again and again, never holds up what a project's own people tell.
+So a crowd, or one person who follows and leaves again and again, never holds up what a project's own people tell. The
+runs of a sweep that are queued together share posts too.
 """
 
 import itertools
@@ -27,7 +28,8 @@ def next_post(session: Session, waiting: Sequence[EntryView]) -> Sequence[EntryV
     What was begun before a crash goes on with the same entries, so that nothing is told twice.
     """
     first = waiting[0]
-    if first.kind not in KINDS:
+    shared = _shared(first)
+    if shared is None:
         return waiting[:1]
     sharing = range(LEAST, min(MOST, len(waiting)) + 1)
     begun = {key(waiting[:many], destination): many for many in sharing for destination in Destination}
@@ -35,7 +37,7 @@ def next_post(session: Session, waiting: Sequence[EntryView]) -> Sequence[EntryV
     known = session.scalars(select(DiscordMessage.key).where(col(DiscordMessage.key).in_(begun))).first()
     if known is not None:
         return waiting[: begun[known]]
-    together = list(itertools.takewhile(lambda entry: entry.kind in KINDS, waiting[:MOST]))
+    together = list(itertools.takewhile(lambda entry: _shared(entry) == shared, waiting[:MOST]))
     return together if len(together) >= LEAST else waiting[:1]
 
 
@@ -65,6 +67,15 @@ def blanked(session: Session, stream: str) -> Sequence[tuple[DiscordMessage, str
         if digest != row.digest:
             found.append((row, render(entries), digest))
     return found
+
+
+def _shared(entry: EntryView) -> str | None:
+    """What the entries have in common that may share a post with this one; None where none may."""
+    if entry.kind in KINDS:
+        return "people"
+    payload = entry.payload or {}
+    queued = entry.kind == "run.queued" and "sweep" in payload and "sample" not in payload
+    return f"sweep {payload['sweep']}" if queued else None
 
 
 def _prefix(stream: str) -> str:

@@ -76,12 +76,12 @@ def message_gone(session: Session, key: str) -> None:
 
 
 def forget(session: Session, key: str, thread: str = "") -> None:
-    """Delete the rows of a message, of the thread under it and of the runs' cards there, so that new ones are made."""
+    """Delete the rows of a message, of the thread under it and of the live cards there, so that new ones are made."""
     session.execute(delete(DiscordMessage).where(col(DiscordMessage.key) == key))
     row = session.get(DiscordChannel, thread)
     if row is not None:
-        cards = col(DiscordMessage.key).startswith("run:") & (col(DiscordMessage.channel_id) == row.channel_id)
-        session.execute(delete(DiscordMessage).where(cards))
+        live = col(DiscordMessage.key).startswith("run:") | col(DiscordMessage.key).startswith("sweep:")
+        session.execute(delete(DiscordMessage).where(live, col(DiscordMessage.channel_id) == row.channel_id))
         session.delete(row)
 
 
@@ -103,6 +103,12 @@ def run_of_thread(session: Session, thread_id: str) -> int | None:
     """The run whose card has this thread."""
     key = key_of_channel(session, thread_id) or ""
     return int(key.removeprefix("run:")) if key.startswith("run:") else None
+
+
+def sweep_of_thread(session: Session, thread_id: str) -> int | None:
+    """The sweep whose card has this thread."""
+    key = key_of_channel(session, thread_id) or ""
+    return int(key.removeprefix("sweep:")) if key.startswith("sweep:") else None
 
 
 def key_of_channel(session: Session, channel_id: str) -> str | None:

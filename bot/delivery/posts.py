@@ -15,6 +15,7 @@ from projects.record.record import LAB, EntryView
 
 OPENS_CHANNEL = frozenset({"project.activated", "project.channel_opened"})
 ENDS_RUN = frozenset({"run.finished", "run.failed", "run.timed_out", "run.cancelled"})
+ENDS_SWEEP = frozenset({"run.failed", "run.timed_out", "sweep.ended"})
 FOR_ADMINS = frozenset({"channel.deleted", "part.failed"})
 BLANKED = "🪦 This entry was blanked on request; the hash chain still proves its place in the record."
 
@@ -55,7 +56,7 @@ def destinations(entry: EntryView, *, has_channel: bool, announces: bool = True)
     if entry.kind == "project.completed":
         everyone = [Destination.ANNOUNCEMENTS] if announces else []
         return [Destination.CHANNEL if has_channel else Destination.PROPOSAL, *everyone]
-    if "run" in payload and has_channel:
+    if payload.keys() & {"run", "sweep"} and has_channel:
         return [Destination.RUN, Destination.CHANNEL] if _milestone(entry.kind, payload) else [Destination.RUN]
     return [Destination.CHANNEL if has_channel else Destination.PROPOSAL]
 
@@ -100,7 +101,12 @@ def _opens(entry: EntryView) -> bool:
 
 
 def _milestone(kind: str, payload: Payload) -> bool:
-    """Whether an entry about a run is posted in the project's channel too, and not only in the run's thread."""
+    """Whether an entry about a run or sweep is posted in the project's channel too, and not only in its thread.
+
+    Of the runs of a sweep, the channel hears only what goes wrong; the end of the sweep tells of the others.
+    """
+    if "sweep" in payload:
+        return kind in ENDS_SWEEP and "sample" not in payload
     if kind == "checkpoint.published":
         return bool(payload.get("first") or payload.get("final"))
     if "sample" in payload:

@@ -20,28 +20,39 @@ STYLES: tuple[tuple[str, LineStyleType, str], ...] = (
     (BLACK, (0, (5, 1.5, 1, 1.5, 1, 1.5)), "P"),
 )
 ROW = 44
+BEGINNING = 0.2
+"""The share of the longest run that a late picture takes for the beginning."""
 
 
 def draw(comparison: Comparison) -> bytes:
-    """Draw the runs as a PNG, 1000 pixels wide and 700 high, plus 44 for each run's line in the legend."""
+    """Draw the runs as a PNG, 1000 pixels wide and 700 high, plus 44 for each line of the legend."""
     return canvas.png(figure(comparison))
 
 
 def figure(comparison: Comparison) -> Figure:
     """The same picture as a matplotlib figure."""
     curves = comparison.curves[: len(STYLES)]
-    drawn = canvas.blank(700 + ROW * len(curves))
+    drawn = canvas.blank(700 + ROW * (len(curves) + bool(comparison.others)))
     axes = drawn.add_subplot()
     canvas.style(axes)
-    shown = [points.columns(curve.loss) for curve in curves]
-    losses = [values for _, values in shown if len(values)]
-    longest = max((at[-1] for at, _ in shown if len(at)), default=1000.0)
-    low, high = min((v.min() for v in losses), default=0.0), max(map(points.ceiling, losses), default=1.0)
+    behind = [points.columns(curve.loss) for curve in comparison.others]
+    shown = [columns for columns in [*(points.columns(curve.loss) for curve in curves), *behind] if len(columns[0])]
+    longest = max((at[-1] for at, _ in shown), default=1000.0)
+    low = min((values.min() for _, values in shown), default=0.0)
+    ends = [values[at >= BEGINNING * longest * comparison.late] for at, values in shown]
+    high = max(map(points.ceiling, [e for e in ends if len(e) > 1] or [v for _, v in shown]), default=1.0)
     room = 0.06 * (high - low) or 0.5
     axes.set_ylim(low - room, high + room)
     axes.set_xlim(0, 1.1 * longest)
     labels = _Labels(axes)
     handles = [_line(axes, labels, curve, number) for number, curve in enumerate(curves)]
+    for at, values in behind:
+        axes.plot(
+            *points.broken(at, points.smoothed(at, values)), color=canvas.GREY, linewidth=0.9, alpha=0.5, zorder=1
+        )
+    if behind:
+        count = f"{len(behind)} other {'run' if len(behind) == 1 else 'runs'}"
+        handles.append(Line2D([], [], color=canvas.GREY, linewidth=0.9, alpha=0.5, label=count))
     axes.set_xlabel("tokens", fontsize=canvas.NORMAL)
     axes.set_ylabel("loss, nats per token", fontsize=canvas.NORMAL)
     legend = drawn.legend(
@@ -89,7 +100,7 @@ class _Labels:
         x, y = at / self.axes.get_xlim()[1], (value - low) / (high - low)
         near = [height for other, height in self._taken if abs(x - other) < 0.12]
         heights = (y + sign * step / 100 for step in range(100) for sign in (1, -1))
-        y = next(free for free in heights if all(abs(free - taken) >= 0.05 for taken in near))
+        y = next(free for free in heights if free >= 0.03 and all(abs(free - taken) >= 0.05 for taken in near))
         self._taken.append((x, y))
         self.axes.annotate(
             canvas.fitted(name, canvas.SMALL, 90),

@@ -34,11 +34,21 @@ class Curve:
         return _digest(self)
 
 
+MOST_CURVES = 6
+"""The most curves that a reader, colour-blind or not, tells apart in one picture."""
+
+
 @dataclass(frozen=True)
 class Comparison:
-    """Up to six runs in one picture, which shows the title and the loss of each."""
+    """Up to six runs in one picture, which shows the title and the loss of each.
+
+    `others` are drawn behind them, in grey and without names. A `late` picture leaves out the heights from which the
+    losses fall at the beginning, so that their ends can be told apart.
+    """
 
     curves: Sequence[Curve]
+    others: Sequence[Curve] = ()
+    late: bool = False
 
     @property
     def digest(self) -> str:

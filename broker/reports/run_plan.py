@@ -10,11 +10,11 @@ from broker.reports import why
 from broker.reports.why import Why
 from broker.runs import launching
 from broker.runs.launching import Order, Quote, Receipt
-from broker.runs.runs import Run
+from broker.runs.runs import Run, Sweep
 from projects import people, projects, quotas, rights
 from projects.db.columns import Base, foreign_key, integer, row_id, timestamp, utcnow
 from projects.errors import ConflictError, ForbiddenError, NotFoundError
-from projects.people import Actor
+from projects.people import Actor, Person
 from projects.quotas import QuotaKind
 
 GOOD_FOR = timedelta(hours=1)
@@ -23,7 +23,8 @@ GOOD_FOR = timedelta(hours=1)
 class RunPlan(Base, table=True):
     """An order as typed, with the request id of its future run and the allocation that it was priced on.
 
-    No row is ever deleted: a button in an old message must never mean another plan.
+    The order of a sweep has its points in `sweep`; `sweep_plan` is about those. No row is ever deleted: a button in an
+    old message must never mean another plan.
     """
 
     __tablename__ = "launch_drafts"
@@ -36,6 +37,7 @@ class RunPlan(Base, table=True):
     recipe: str
     dataset: str
     overrides: str
+    sweep: str = ""
     time_limit: str
     gpus: int = integer()
     parent_id: int | None = foreign_key("runs.id", default=None)
@@ -65,24 +67,33 @@ def plan_run(session: Session, actor: Actor, request_id: str, order: Order) -> P
     quotas.check(session, actor, QuotaKind.LAUNCH)
     quote = launching.quote(session, order)
     quote.run.requested_by = person.id
+    plan = keep(session, person, request_id, order, quote.run.allocation_id)
+    return Preview(plan.id, quote, why.forecast(session, quote.run))
+
+
+def keep(
+    session: Session, person: Person, request_id: str, order: Order, allocation_id: int, *, sweep: str = ""
+) -> RunPlan:
+    """The row of a plan, made unless the same request has made it."""
     plan = session.scalars(select(RunPlan).where(RunPlan.request_id == request_id)).one_or_none()
     if plan is None:
         plan = RunPlan(
             request_id=request_id,
             person_id=person.id,
-            project_id=project.id,
-            allocation_id=quote.run.allocation_id,
+            project_id=order.project_id,
+            allocation_id=allocation_id,
             recipe=order.recipe,
             dataset=order.dataset,
             overrides=order.overrides,
+            sweep=sweep,
             time_limit=order.time_limit,
             gpus=order.gpus,
-            parent_id=quote.run.parent_id,
-            fork_step=quote.run.fork_step,
+            parent_id=None if order.origin is None else order.origin.run_id,
+            fork_step=None if order.origin is None else order.origin.step,
         )
         session.add(plan)
         session.flush()
-    return Preview(plan.id, quote, why.forecast(session, quote.run))
+    return plan
 
 
 def plan_fork(
@@ -111,28 +122,36 @@ def plan_rerun(session: Session, actor: Actor, request_id: str, run_id: int) -> 
 
 def confirm(session: Session, actor: Actor, plan_id: int) -> Receipt:
     """Launch the planned run; a second confirmation returns the same run. Raises the errors of a launch."""
-    plan = _own(session, actor, plan_id)
+    plan = own(session, actor, plan_id)
     launched = _launched(session, plan)
     if launched is not None:
         return launching.receipt(session, launched)
-    if plan.created_at < utcnow() - GOOD_FOR:
-        raise ConflictError("This offer is more than an hour old; type the command again to see what it costs now.")
-    order = _order(plan)
+    check_fresh(plan)
+    order = order_of(plan)
     if order.origin is not None:
         launching.check_kept(session, order.origin)
     return launching.launch(session, actor, plan.request_id, order)
 
 
 def discard(session: Session, actor: Actor, plan_id: int) -> None:
-    """Discard a plan; raises ConflictError if its run is launched already."""
-    plan = _own(session, actor, plan_id)
+    """Discard a plan, also of a sweep; raises ConflictError if it is launched already."""
+    plan = own(session, actor, plan_id)
     launched = _launched(session, plan)
     if launched is not None:
         raise ConflictError(f"It is launched already, as run {launched.id}; /run cancel stops it.")
+    sweep = session.scalars(select(Sweep).where(Sweep.request_id == plan.request_id)).one_or_none()
+    if sweep is not None:
+        raise ConflictError(f"It is launched already, as sweep {sweep.id}; /run cancel stops it.")
     plan.discarded = True
 
 
-def _own(session: Session, actor: Actor, plan_id: int) -> RunPlan:
+def check_fresh(plan: RunPlan) -> None:
+    """Raise ConflictError where the plan is too old to be confirmed."""
+    if plan.created_at < utcnow() - GOOD_FOR:
+        raise ConflictError("This offer is more than an hour old; type the command again to see what it costs now.")
+
+
+def own(session: Session, actor: Actor, plan_id: int) -> RunPlan:
     """The actor's own plan, with its row locked, so that two presses of its buttons take turns; raises DomainError."""
     plan = session.get(RunPlan, plan_id, with_for_update={"key_share": True}, populate_existing=True)
     if plan is None:
@@ -145,7 +164,7 @@ def _own(session: Session, actor: Actor, plan_id: int) -> RunPlan:
     return plan
 
 
-def _order(plan: RunPlan) -> Order:
+def order_of(plan: RunPlan) -> Order:
     """The order that a plan stands for, on the allocation that it was priced on."""
     return Order(
         project_id=plan.project_id,

@@ -3,6 +3,7 @@
 The answers come from the same plan of the same state that the scheduler decides by.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
@@ -26,7 +27,7 @@ from projects.projects import Project
 
 MOST_RESERVATIONS = 3
 UNBORN = 0
-"""The number of a run that has none yet."""
+"""The highest number of a run that has none yet; several have this one and those below it."""
 
 
 @dataclass(frozen=True)
@@ -148,24 +149,32 @@ def queue(session: Session, pool: str | None = None, *, limit: int = 25) -> list
 
 def forecast(session: Session, run: Run) -> Why:
     """Where a run that is not queued yet would stand if it were queued now."""
+    return forecasts(session, [run])[0]
+
+
+def forecasts(session: Session, runs: Sequence[Run]) -> list[Why]:
+    """Where runs that are not queued yet would stand if they were queued now, in this order."""
     state = snapshot.load(session)
-    account = ledger.account(session, run.allocation_id)
-    new = Waiting(
-        id=UNBORN,
-        project_id=run.project_id,
-        person_id=run.requested_by,
-        allocation_id=run.allocation_id,
-        pool_id=run.pool_id,
-        gpus=run.gpus,
-        seconds=run.time_limit,
-        queued_at=state.now,
-        not_before=None,
-    )
-    funds = {run.allocation_id: Funds(account.left, account.reserved, None)} | dict(state.funds)
-    explainer = _Explainer(session, replace(state, waiting=[*state.waiting, new], funds=funds))
-    return next(
-        explainer.of(placement) for placement in explainer.plan.queues[run.pool_id] if placement.run.id == UNBORN
-    )
+    funds: dict[int, Funds] = {}
+    new: dict[int, Waiting] = {}
+    for number, run in enumerate(runs, UNBORN + 1 - len(runs)):
+        account = ledger.account(session, run.allocation_id)
+        funds[run.allocation_id] = Funds(account.left, account.reserved, None)
+        new[number] = Waiting(
+            id=number,
+            project_id=run.project_id,
+            person_id=run.requested_by,
+            allocation_id=run.allocation_id,
+            pool_id=run.pool_id,
+            gpus=run.gpus,
+            seconds=run.time_limit,
+            queued_at=state.now,
+            not_before=None,
+        )
+    state = replace(state, waiting=[*state.waiting, *new.values()], funds=funds | dict(state.funds))
+    explainer = _Explainer(session, state)
+    placed = {each.run.id: each for queue in explainer.plan.queues.values() for each in queue}
+    return [explainer.of(placed[number]) for number in new]
 
 
 class _Explainer:
@@ -268,7 +277,8 @@ class _Explainer:
                 ahead = backfill.blocker(self.state, self.plan, placement)
                 if ahead is None:
                     return f"It is behind higher runs{' and reservations' if self.state.reserved else ''}."
-                return f"It is behind run {ahead}, which would start later if this one started now."
+                first = f"run {ahead}" if ahead > UNBORN else "one launched with it"
+                return f"It is behind {first}, which would start later if this one started now."
             case WaitReason.RESERVED:
                 return self._reserved(run)
 

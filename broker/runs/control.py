@@ -14,7 +14,7 @@ from broker.allocations.allocations import Allocation, AllocationState
 from broker.allocations.ledger import BALANCE_LEFT, Balance
 from broker.allocations.pools import Pool
 from broker.end_reasons import EndReason
-from broker.runs import attempts, estimates, launching, runs, settlement
+from broker.runs import attempts, estimates, launching, runs, settlement, sweeps
 from broker.runs.launching import LONGEST_TIME_LIMIT, Receipt
 from broker.runs.runs import ACTIVE, ENDED, Run, RunKind, RunState
 from projects import people, projects, quotas, rights
@@ -58,9 +58,9 @@ def suspend(
     if run.state == RunState.QUEUED:
         runs.move(session, run, RunState.PAUSED, **values)
         settlement.tell_paused(session, run, by=by)
-    elif run.state in (RunState.STARTING, RunState.RUNNING) or _makes_way(run):
+    elif run.state in (RunState.STARTING, RunState.RUNNING) or makes_way(run):
         values["stops_as"] = RunState.PAUSED
-        if _makes_way(run):
+        if makes_way(run):
             transition.write_as_seen(session, run, values, ["state", "stops_as", "token"], name=f"Run {run.id}")
         else:
             runs.move(session, run, RunState.STOPPING, **values)
@@ -85,8 +85,8 @@ def preempt(session: Session, run_ids: Sequence[int], for_run: int) -> None:
         raise ConflictError(f"The pool “{pool.name}” preempts no runs.")
     if waiting.state != RunState.QUEUED:
         raise ConflictError(f"Run {for_run} is {waiting.state}; nobody makes way for it.")
-    makes_way = (Run.preempted_for == for_run, Run.state == RunState.STOPPING, Run.stops_as == RunState.QUEUED)
-    if session.scalar(select(func.count()).where(*makes_way)):
+    making_way = (Run.preempted_for == for_run, Run.state == RunState.STOPPING, Run.stops_as == RunState.QUEUED)
+    if session.scalar(select(func.count()).where(*making_way)):
         raise ConflictError(f"Others make way for run {for_run} already.")
     lately = attempts.from_now(-pool.preempt_after)
     for run_id in sorted(run_ids):
@@ -337,6 +337,7 @@ def _cancel(session: Session, run: Run, end_reason: EndReason, reason: str, *, b
     if run.state in (RunState.QUEUED, RunState.PAUSED):
         runs.move(session, run, RunState.CANCELLED, ended_at=utcnow(), **values)
         runs.tell(session, run, "run.cancelled", spent=runs.spent(session, run.id), **told)
+        sweeps.tell_if_over(session, run)
     elif run.state == RunState.STOPPING and run.stops_as != RunState.CANCELLED:
         ends = {"stops_as": RunState.CANCELLED, "unfunded": False, **values}
         transition.write_as_seen(session, run, ends, ["state", "token"], name=f"Run {run.id}")
@@ -348,7 +349,7 @@ def _cancel(session: Session, run: Run, end_reason: EndReason, reason: str, *, b
         raise ConflictError(f"Run {run.id} is {run.state} already.")
 
 
-def _makes_way(run: Run) -> bool:
+def makes_way(run: Run) -> bool:
     """Whether the run is stopping in order to wait again."""
     return run.state == RunState.STOPPING and run.stops_as == RunState.QUEUED
 

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,14 @@ from sqlmodel import col, select
 
 from broker import catalogue, configs, publications
 from broker.allocations import allocations, corpora, ledger, nodes, payers, pools
+from broker.allocations.allocations import Allocation
 from broker.allocations.pools import Pool
 from broker.runs import estimates, preparing, readings
 from broker.runs.runs import Run, RunKind, RunState, load, tell, what_it_is
 from projects import projects, quotas, rights, text
 from projects.errors import ConflictError, InvalidError, NotFoundError
-from projects.people import Actor
+from projects.people import Actor, Person
+from projects.projects import Project
 from projects.quotas import QuotaKind
 from trainer import check as dry_run
 from trainer.check import Reading
@@ -64,6 +66,17 @@ class Order:
     origin: Origin | None = None
     dataset: str = ""
     kind: RunKind = RunKind.TRAIN
+
+
+@dataclass(frozen=True)
+class Grounds:
+    """What an order rests on, whatever its configuration: who pays, where it runs, for how many seconds, the recipe."""
+
+    project: Project
+    allocation: Allocation
+    pool: Pool
+    seconds: int
+    body: str
 
 
 @dataclass(frozen=True)
@@ -151,23 +164,29 @@ def launch(session: Session, actor: Actor, request_id: str, order: Order) -> Rec
     project = projects.load(session, order.project_id)
     person = rights.hold_member(session, actor, project)
     quotas.check(session, actor, QuotaKind.LAUNCH)
-    run, _ = _drawn_up(session, order)
+    run, _ = draw_up(session, order)
     run.request_id, run.requested_by = request_id, person.id
     session.add(run)
     session.flush()
     quotas.check_project(session, QuotaKind.LAUNCH, project.id)
+    tell_queued(session, run, by=person)
+    return receipt(session, run)
+
+
+def tell_queued(session: Session, run: Run, *, by: Person) -> None:
+    """Append the entry that the run is queued, with what was ordered."""
     asked: dict[str, Any] = {"recipe": run.recipe, "overrides": run.overrides}
     asked |= {"gpus": run.gpus, "time_limit": run.time_limit}
-    if order.origin is None:
-        tell(session, run, "run.queued", by=person, **asked)
+    origin = origin_of(run.parent_id, run.fork_step)
+    if origin is None:
+        tell(session, run, "run.queued", by=by, **asked)
     else:
-        tell(session, run, "run.forked", by=person, parent=order.origin.run_id, from_step=order.origin.step, **asked)
-    return receipt(session, run)
+        tell(session, run, "run.forked", by=by, parent=origin.run_id, from_step=origin.step, **asked)
 
 
 def quote(session: Session, order: Order) -> Quote:
     """The run that an order would launch, and its cost; raises what a launch does, but for rights. Only reads."""
-    run, config = _drawn_up(session, order)
+    run, config = draw_up(session, order)
     pool = session.get_one(Pool, run.pool_id)
     report = dry_run.check(config, gpus=run.gpus, device="cpu" if pool.is_cpu else "cuda")
     estimate = estimates.estimate(session, run)
@@ -195,8 +214,8 @@ def pool_of(session: Session, order: Order) -> Pool:
     return session.get_one(Pool, allocation.pool_id)
 
 
-def _drawn_up(session: Session, order: Order) -> tuple[Run, TrainConfig]:
-    """The run of an order, in no session yet, and its configuration; raises the errors of a launch."""
+def grounds(session: Session, order: Order) -> Grounds:
+    """What an order rests on; raises those errors of a launch that do not depend on its overrides or its cost."""
     project = projects.load(session, order.project_id)
     if not projects.may_compute(project):
         raise ConflictError(f"“{project.title}” is {project.stage}; runs are launched while a project is under way.")
@@ -204,8 +223,14 @@ def _drawn_up(session: Session, order: Order) -> tuple[Run, TrainConfig]:
     pool = session.get_one(Pool, allocation.pool_id)
     nodes.check(pool, order.gpus)
     seconds = parse_time_limit(order.time_limit)
+    return Grounds(project, allocation, pool, seconds, catalogue.recipe_text(session, order.recipe))
+
+
+def draw_up(session: Session, order: Order) -> tuple[Run, TrainConfig]:
+    """The run of an order, in no session yet, and its configuration; raises the errors of a launch."""
+    on = grounds(session, order)
+    project, allocation, pool, seconds, body = on.project, on.allocation, on.pool, on.seconds, on.body
     changes = parse_overrides(order.overrides)
-    body = catalogue.recipe_text(session, order.recipe)
     config = configs.read(body, changes)
     if order.dataset:
         catalogue.check_trains_on(session, order.recipe, config, order.dataset)
@@ -254,7 +279,7 @@ def fork_order(
         recipe=parent.recipe,
         time_limit=limit,
         gpus=count,
-        overrides=_typed(parent.overrides | parse_overrides(overrides)),
+        overrides=typed(parent.overrides | parse_overrides(overrides)),
         allocation_id=allocation_id or payers.payer(session, parent.allocation_id, count * parse_time_limit(limit)),
         origin=Origin(parent.id, step),
     )
@@ -287,7 +312,7 @@ def rerun_order(session: Session, run_id: int) -> Order:
         recipe=run.recipe,
         time_limit=_same_time(run),
         gpus=run.gpus,
-        overrides=_typed(run.overrides),
+        overrides=typed(run.overrides),
         allocation_id=payers.payer(session, run.allocation_id, run.gpus * run.time_limit),
         origin=origin_of(run.parent_id, run.fork_step),
     )
@@ -387,5 +412,6 @@ def _trained(session: Session, run_id: int) -> Run:
     return run
 
 
-def _typed(overrides: dict[str, str]) -> str:
+def typed(overrides: Mapping[str, str]) -> str:
+    """Overrides as one would type them."""
     return ", ".join(f"{name}={value}" for name, value in overrides.items())

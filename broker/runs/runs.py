@@ -74,6 +74,28 @@ class RunKind(StrEnum):
     PREPARE = "prepare"
 
 
+class Sweep(Base, table=True):
+    """Runs that were launched together, one for each point of a sweep.
+
+    `points` is the sweep as typed; `swept` names the overrides that differ from point to point, with spaces between;
+    `overrides` are those that all runs share. Each run has `gpus` and a `time_limit` in seconds.
+    """
+
+    __tablename__ = "sweeps"
+
+    id: int = row_id()
+    request_id: str = Field(unique=True)
+    project_id: int = foreign_key("projects.id", index=True)
+    requested_by: int = foreign_key("people.id")
+    recipe: str
+    points: str
+    swept: str
+    overrides: dict[str, str] = json_object()
+    gpus: int = integer()
+    time_limit: int = integer()
+    launched_at: datetime = timestamp(default=utcnow)
+
+
 class Run(Base, table=True):
     """A run. `token` is the fencing token of its newest attempt: only the holder of that token may write for it.
 
@@ -81,7 +103,7 @@ class Run(Base, table=True):
     `parent_id` is the run that a sample is of, or that a fork goes on from at `fork_step`. `end_reason` says why the
     run has ended, is paused or is stopping; a stopping run becomes `stops_as`. An `unfunded` run is paused until its
     allocation can pay for it again. `preempted_at` is when it last made way, for the run `preempted_for`.
-    `prompt` is what a member wants a sample to continue.
+    `prompt` is what a member wants a sample to continue. A run of a sweep has its `sweep_id`; its samples do not.
     """
 
     __tablename__ = "runs"
@@ -95,6 +117,7 @@ class Run(Base, table=True):
     requested_by: int = foreign_key("people.id")
     parent_id: int | None = foreign_key("runs.id", default=None)
     fork_step: int | None = integer(default=None)
+    sweep_id: int | None = foreign_key("sweeps.id", default=None, index=True)
     recipe: str
     overrides: dict[str, str] = json_object()
     config: str
@@ -164,6 +187,7 @@ class RunView:
     ended_at: datetime | None
     delayed: str = ""
     nodes: int = 1
+    sweep_id: int | None = None
 
     @property
     def eta(self) -> int | None:
@@ -261,6 +285,7 @@ def views(session: Session, run_ids: Sequence[int]) -> Sequence[RunView]:
             started_at=run.started_at,
             ended_at=run.ended_at,
             delayed=published[run.id].delayed,
+            sweep_id=run.sweep_id,
         )
         for run, project, pool, sponsor, person, balance, loss, rate, held_out in rows
     }
@@ -336,9 +361,13 @@ def move(session: Session, run: Run, to: RunState, **values: object) -> None:
 def tell(session: Session, run: Run, kind: str, *, by: Person | None = None, why: str = "", **told: object) -> None:
     """Append an entry about the run to its project's record.
 
-    A sample is told as part of the run it samples from, a preparation with the recipe that it `prepares`.
+    A sample is told as part of the run it samples from, a preparation with the recipe that it `prepares`, and both a
+    run of a sweep and its samples with their `sweep`.
     """
     about: dict[str, int | None] = {"run": run.id, "attempt": run.token}
+    sweep_id = run.sweep_id if run.kind == RunKind.TRAIN else _sweep_of(session, run.parent_id)
+    if sweep_id is not None:
+        about["sweep"] = sweep_id
     if run.kind == RunKind.SAMPLE:
         about |= {"run": run.parent_id, "sample": run.id}
         if run.prompt:
@@ -349,3 +378,7 @@ def tell(session: Session, run: Run, kind: str, *, by: Person | None = None, why
         told["named"] = [{"id": discord_id, "name": name} for discord_id, name in names.items()]
         why = people.spelt(why, names)
     record.append(session, record.project_stream(run.project_id), kind, by=by, why=why, **about, **told)
+
+
+def _sweep_of(session: Session, run_id: int | None) -> int | None:
+    return None if run_id is None else session.get_one(Run, run_id).sweep_id

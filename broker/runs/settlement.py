@@ -9,7 +9,7 @@ from sqlmodel import col, select
 from broker import publications
 from broker.allocations import ledger, payers
 from broker.end_reasons import INFRASTRUCTURE, EndReason
-from broker.runs import attempts, leases, preparing, runs
+from broker.runs import attempts, leases, preparing, runs, sweeps
 from broker.runs.attempts import OPEN, Attempt, AttemptState
 from broker.runs.generation import generate_at_end
 from broker.runs.progress import Ending, Progress
@@ -235,3 +235,4 @@ def _end(session: Session, run: Run, to: RunState, end_reason: str | None, reaso
     spent = runs.spent(session, run.id)
     kind = {RunState.TIMED_OUT: "run.timed_out"}.get(to, f"run.{to}")
     runs.tell(session, run, kind, why=reason, end_reason=end_reason, step=run.step, spent=spent, text=sample)
+    sweeps.tell_if_over(session, run)

@@ -6,6 +6,7 @@ preempted a second time within it, nor where it is likely to end within it; and 
 other.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -101,21 +102,20 @@ def _victims(state: QueueState, pool: PoolRow, run: Waiting, room: _Room) -> lis
     Of one project, the run goes first that has had its GPUs for the least time. No project is brought so low that it
     has not clearly used more than that of `run`.
     """
-    usage = dict(state.usage)
+    given: dict[int, float] = {}
     could = [one for one in state.held if one.pool_id == pool.id and _may_be_preempted(state, pool, one, run)]
     could.sort(
         key=lambda one: (
-            -_per_share(state, usage, one.project_id),
+            [-level for level in _levels(state, pool, given, one.project_id)],
             one.preemptible.had if one.preemptible else 0.0,
         )
     )
-    least = _per_share(state, usage, run.project_id)
     chosen: list[Held] = []
     for one in could:
-        after = usage | {one.project_id: usage.get(one.project_id, 0.0) - _given_back(pool, one)}
-        if after[one.project_id] > 0 and least <= CLEARLY_LESS * _per_share(state, after, one.project_id):
+        after = given | {one.project_id: given.get(one.project_id, 0.0) + _given_back(pool, one)}
+        if _is_clear(state, pool, after, run.project_id, one.project_id):
             chosen.append(one)
-            usage = after
+            given = after
             if room.with_freed(chosen).holds(run):
                 break
     else:
@@ -127,8 +127,23 @@ def _victims(state: QueueState, pool: PoolRow, run: Waiting, room: _Room) -> lis
     return chosen
 
 
-def _per_share(state: QueueState, usage: Mapping[int, float], project_id: int) -> float:
-    return usage.get(project_id, 0.0) / state.shares.get(project_id, USUAL)
+def _levels(state: QueueState, pool: PoolRow, given: Mapping[int, float], project_id: int) -> tuple[float, float]:
+    """What the project's group in the pool and the project itself have used per share, without what they gave back."""
+    used = (state.usage.get(project_id, 0.0) - given.get(project_id, 0.0)) / state.shares.get(project_id, USUAL)
+    groups = state.groups.get(pool.id)
+    if groups is None:
+        return 0.0, used
+    group = groups.group(project_id)
+    of_group = groups.used()[group] - sum(back for other, back in given.items() if groups.group(other) == group)
+    return of_group / groups.shares[group], used
+
+
+def _is_clear(state: QueueState, pool: PoolRow, given: Mapping[int, float], project_id: int, other_id: int) -> bool:
+    """Whether the first project has used clearly less per share: its group, where the other is in another group."""
+    groups = state.groups.get(pool.id)
+    level = 0 if groups is not None and groups.group(project_id) != groups.group(other_id) else 1
+    less, more = (_levels(state, pool, given, one)[level] for one in (project_id, other_id))
+    return more > 0 and less <= CLEARLY_LESS * more
 
 
 def _may_be_preempted(state: QueueState, pool: PoolRow, one: Held, run: Waiting) -> bool:
@@ -157,16 +172,21 @@ def _given_back(pool: PoolRow, one: Held) -> float:
 
 def _would_start(state: QueueState, pool: PoolRow, run: Waiting, victims: Sequence[Held]) -> bool:
     """Whether a plan starts `run` at once when the victims wait again, and whoever is stopping has ended."""
-    usage, funds, waiting = dict(state.usage), dict(state.funds), list(state.waiting)
+    usage, funds, waiting = defaultdict(float, state.usage), dict(state.funds), list(state.waiting)
+    groups = state.groups.get(pool.id)
+    used_here = defaultdict(float, {} if groups is None else groups.usage)
     for one in victims:
         if one.preemptible is None:
             continue
         again = one.preemptible.waiting._replace(preempted_at=state.now)
         waiting.append(again)
         usage[one.project_id] -= _given_back(pool, one)
+        used_here[one.project_id] -= _given_back(pool, one)
         left, reserved, ended = funds.get(again.allocation_id, Funds(0, again.cost, None))
         funds[again.allocation_id] = Funds(left + again.cost, reserved - again.cost, ended)
     gone = {one.run_id for one in victims}
     held = [one for one in state.held if one.run_id not in gone and not one.stopping]
-    later = backfill.plan(replace(state, waiting=waiting, held=held, usage=usage, funds=funds))
+    grouped = {} if groups is None else {pool.id: replace(groups, usage=used_here)}
+    after = replace(state, waiting=waiting, held=held, usage=usage, funds=funds, groups={**state.groups, **grouped})
+    later = backfill.plan(after)
     return any(start.run_id == run.id for start in later.starts)

@@ -23,7 +23,17 @@ from sandbox.kubernetes.selectors import Test, selects
 
 HOST = "127.0.0.1"
 STEP_SECONDS = 0.05
-VERSION = {"major": "1", "minor": "34", "gitVersion": "v1.34.0-standin", "platform": "linux/amd64"}
+VERSION = {
+    "major": "1",
+    "minor": "34",
+    "gitVersion": "v1.34.0-standin",
+    "gitCommit": "0" * 40,
+    "gitTreeState": "clean",
+    "buildDate": "2025-08-27T00:00:00Z",
+    "goVersion": "go1.24",
+    "compiler": "gc",
+    "platform": "linux/amd64",
+}
 LONGEST_WATCH = 3600.0
 
 

@@ -3,8 +3,6 @@
 import asyncio
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,10 +23,12 @@ from projects.record import record
 from sandbox.people import Answer, Channel, Guild, Message, Person
 from tests.databases import sqlite_tables
 from tests.discord_openapi import DiscordJudge, find_description, malformed, recorded
+from tests.forked import Forked
 from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 BOT = "from bot.client import run; from projects.settings import get_settings; run(get_settings())"
+SANDBOX = "from sandbox.__main__ import main; main()"
 # An hour cannot be waited for: this bot takes every message for an old one.
 AGED = f"from bot.delivery import edit_budget; edit_budget.OLD_AGE = 0.0; {BOT}"
 PROPOSAL = {
@@ -59,8 +59,8 @@ class Lab:
         self.db = Database(f"sqlite:///{root / 'stoa.db'}")
         # Whether somebody sends what Discord refuses, to see it refused.
         self.malformed_on_purpose = False
-        self.bot: subprocess.Popen[bytes] | None = None
-        self._started: list[subprocess.Popen[bytes]] = []
+        self.bot: Forked | None = None
+        self._started: list[Forked] = []
         self.guild: Guild
 
     async def open(self) -> None:
@@ -69,7 +69,7 @@ class Lab:
             pools.add_pool(session, name="local", gpu_type="CPU", gpus=2)
             given, until = requests.parse_hours("100"), datetime.now(UTC) + timedelta(days=90)
             pools.add_grant(session, pool="local", sponsor="The Library", seconds=given, until=until)
-        self.sandbox = self._spawn("sandbox.log", "-m", "sandbox", "--dir", str(self.root / "sandbox"))
+        self.sandbox = self._spawn("sandbox.log", SANDBOX, "--dir", str(self.root / "sandbox"))
         self.guild = await Guild.open(self.root / "sandbox")
 
     async def close(self) -> None:
@@ -119,17 +119,14 @@ class Lab:
             assert bot.poll() is None, f"The bot has ended:\n{self.log[-2000:]}"
         await ready
 
-    def spawn_bot(self, log: str = "bot.log", code: str = BOT, **changes: str) -> "subprocess.Popen[bytes]":
+    def spawn_bot(self, log: str = "bot.log", code: str = BOT, **changes: str) -> Forked:
         """Start the bot's process; `changes` are settings by their names without the prefix."""
         environment = self.environment | {f"STOA_{name}": value for name, value in changes.items()}
-        self.bot = self._spawn(log, "-c", code, environment=environment)
+        self.bot = self._spawn(log, code, environment=environment)
         return self.bot
 
-    def _spawn(self, log: str, *arguments: str, environment: dict[str, str] | None = None) -> "subprocess.Popen[bytes]":
-        with (self.root / log).open("ab") as out:
-            process = subprocess.Popen(
-                [sys.executable, *arguments], cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT
-            )
+    def _spawn(self, log: str, code: str, *arguments: str, environment: dict[str, str] | None = None) -> Forked:
+        process = Forked(code, self.root / log, environment or os.environ, *arguments)
         self._started.append(process)
         return process
 

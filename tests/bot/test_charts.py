@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from bot.plots import comparison_curves, loss_curve
+from bot.plots import canvas, comparison_curves, loss_curve
 from bot.plots.comparison_curves import STYLES
 from bot.plots.curve import Comparison, Curve
 from bot.plots.renderer import Renderer
@@ -113,6 +113,22 @@ def test_six_runs_are_told_apart_by_more_than_colour() -> None:
     # At a phone's 390 pixels a letter is still about 11 high.
     assert all(float(label.get_fontsize()) * 200 / 72 * 390 / 1000 > 11 for label in legend.get_texts())
     assert {"11", "12", "13", "14", "15", "104"} <= set(said(shown))
+
+
+def test_a_sweep_names_its_best_runs_shows_the_others_in_grey_and_leaves_out_the_beginning() -> None:
+    best = [curve(falling(200), title=f"Run {n} · learning_rate=0.001 seed={n}") for n in range(11, 16)]
+    begun = curve(falling(2), title="Run 40 · begun")
+    sweep = Comparison(best, others=[curve(falling(200, floor=3.4))] * 14 + [begun], late=True)
+    shown = comparison_curves.figure(sweep)
+    picture(comparison_curves.draw(sweep))
+    (legend,) = shown.legends
+    assert [label.get_text().split(" · ")[0] for label in legend.get_texts()][-2:] == ["Run 15", "15 other runs"]
+    colours = {line.get_color() for line in shown.axes[0].get_lines()}
+    assert canvas.GREY in colours
+    assert len(colours) == 6
+    low, high = shown.axes[0].get_ylim()
+    assert high - low < 3 < np.ptp(comparison_curves.figure(Comparison(best)).axes[0].get_ylim())
+    assert {"11", "12", "13", "14", "15"} <= set(said(shown))
 
 
 def test_a_run_without_a_measurement_has_its_line_in_the_legend() -> None:

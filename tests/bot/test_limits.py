@@ -14,6 +14,7 @@ from bot.cards.card import Card
 from bot.cards.project_card import project_card
 from bot.cards.review_card import change_card, review_card
 from bot.cards.run_card import moved_card, run_card
+from bot.cards.sweep_card import moved_sweep_card, sweep_card
 from bot.delivery import posts
 from bot.delivery.entry_text import TEXTS
 from bot.delivery.posts import Destination, PostContext
@@ -27,6 +28,7 @@ from broker.reports.review_context import Remark, ReviewContext
 from broker.reports.why import Why
 from broker.reviews.changes import ChangeView
 from broker.runs.runs import CheckpointLink, RunKind, RunState, RunView
+from broker.runs.sweeps import SweepView
 from broker.scheduling.fairshare import Standing
 from projects.projects import Member, Outcome, ProjectView, Stage
 from projects.record.record import EntryView
@@ -100,6 +102,12 @@ def run(said: str) -> RunView:
     )
 
 
+def sweep(said: str, state: RunState) -> SweepView:
+    name, value = said[:40].strip() or "x", said[:80]  # an override has at most 80 characters
+    ran = [replace(run(said), id=n, state=state, overrides={name: value, "seed": str(n % 3)}) for n in range(64)]
+    return SweepView(1, 1, said, said, [name, "seed"], {name: value}, 1, 60, ran, Account(3600, 0, 0))
+
+
 def checked(card: Card) -> None:
     texts = [item.content for item in card.walk_children() if isinstance(item, ui.TextDisplay)]
     assert sum(map(text.length, texts)) <= 4000
@@ -126,6 +134,9 @@ async def test_cards(said: str) -> None:
         galleries = [item for item in card.walk_children() if isinstance(item, ui.MediaGallery)]
         assert [bool(picture.description) for gallery in galleries for picture in gallery.items] == [True]
         checked(moved_card(training, "https://discord.com/channels/1/2/3"))
+        many = sweep(said, phase)
+        checked(sweep_card(many, picture="curves.png", why=why, thread_id="1"))
+        checked(moved_sweep_card(many, "https://discord.com/channels/1/2/3"))
 
 
 @pytest.mark.parametrize("said", LONG, ids=range(len(LONG)))
@@ -162,6 +173,8 @@ def test_posts(kind: str, said: str) -> None:
         "link": "https://discord.com/channels/1/2/3",
     }
     payload |= {"price_weight": 2.5, "grant": 7, "places": {"record": {"id": "5", "name": said[:100]}}}
+    payload |= {"sweep": 3, "points": said, "runs": list(range(64)), "cost": 7, "best": 3, "point": said}
+    payload |= {"ends": dict.fromkeys(RunState, 9), "measure": "loss", "value": "3.141", "stops_as": "paused"}
     payload["people"] = everyone if kind == "project.completed" else 2
     told = EntryView(1, "project:1", 12, kind, "00112233445566", payload)
     context = PostContext(project(said), "5", [run(said)] * 30)

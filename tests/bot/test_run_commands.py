@@ -399,7 +399,7 @@ async def test_an_offer_says_how_often_the_run_reads_its_corpus(shared_lab: Shar
     lab, channel = shared_lab
     counted = contract.Measured(files=1, bytes=1000, documents=10, text_bytes=900, tokens=3000)
     asked = {"kind": contract.CorpusKind.TEXT, "path": "/data/x.jsonl", "licence": "", "measured": counted}
-    lab.call(corpora.add, pool="laptop", name="pile-deduplicated", **asked)
+    lab.call(corpora.add, pool="local", name="pile-deduplicated", **asked)
     small: dict[str, Any] = {"recipe": "pythia-14m-deduped", "time_limit": "1m"}
     ada = lab.person("Ada")
     sizes = "batch=1, micro_batch=1, sequence_length=64"

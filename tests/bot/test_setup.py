@@ -74,9 +74,7 @@ async def test_a_server_is_set_up_once_and_again(lab: Lab) -> None:
     await overwrite(lab, "DELETE")
     lab.call(spend_the_budget, replace(lab.actor("Omar"), roles=frozenset({LabRole.ADMIN})))
     spent = await omar.command("stoa setup", category="Lab", projects="Projects")
-    assert "One person may make 1 changes of pools, grants, policies, the catalogue and the server's setup a day" in (
-        spent.text
-    )
+    assert "One person may make 1 changes of pools, grants, " in spent.text
     assert [channel.id for channel in await lab.guild.channels()] == before
     lab.call(policies.change, None, "most_admin_acts_a_day", "100", "They have to set the server up.")
 

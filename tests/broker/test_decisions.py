@@ -88,6 +88,7 @@ def test_what_was_said_is_said_again_after_all_has_changed(
     note(large, small)
     with lab.db.write() as session:
         shares.set_share(session, None, theirs, "4", "Its paper is due.")
+    with lab.db.write() as session:
         sponsor_shares.set_aside(session, None, "The house", "0.25", [ours], "It gave all.")
     note(large, small)
     lab.let("most_running_a_person", 1)

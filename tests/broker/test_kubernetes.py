@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,16 @@ import yaml
 from broker.allocations import pools
 from broker.end_reasons import EndReason
 from broker.runners import kubernetes_manifest as manifest
-from broker.runners import output, processes, reaper
+from broker.runners import output, reaper
 from broker.runners.base import Check, JobSpec
 from broker.runners.kubernetes import KubernetesRunner
-from broker.runs import attempts
-from broker.runs.attempts import Attempt
 from broker.runs.runs import RunState
 from broker.store import Store
 from projects.db.columns import utcnow
 from projects.errors import InvalidError
 from projects.settings import get_settings
 from tests.broker.lab import Lab, settings
-from tests.broker.test_slurm import charged
+from tests.broker.supervised import GRACE, admitted, attempt, charged, queued, supervised_by
 from tests.databases import ONCE
 from tests.environment import bare
 from tests.kubernetes import IMAGE, NAMESPACE, Standin, standin
@@ -39,7 +37,6 @@ __all__ = ["standin"]
 
 LEASE_OF_JOBS = 1.8  # the API server is asked every 0.3 seconds
 LEASE = 30.0
-GRACE = 60.0
 POOL = "cloud"
 OPTIONS = {"namespace": NAMESPACE, "image": IMAGE}
 RIGHTS = Path(__file__).parents[2] / "deploy" / "rights.yaml"
@@ -61,7 +58,6 @@ out, last = pathlib.Path(given["--out"]), LAST
 step = int(given["--resume"].rpartition("step")[2]) if "--resume" in given else 0
 if step:
     assert (pathlib.Path(given["--resume"]) / "weights").read_text() == str(step)
-assert "name: " in pathlib.Path(sys.argv[2]).read_text() or True
 asked = []
 signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
 
@@ -346,7 +342,7 @@ def test_the_api_server_may_be_away_for_a_while(start: Start, cluster: Standin, 
     here(running, folder)
     cluster.fault("", count=10**6, **fault)
     late, late_folder = start(LISTENS)
-    assert (late.poll(), late.waiting.startswith("Kubernetes: ")) == (None, True)
+    wait_for(lambda: late.poll() is None and late.waiting.startswith("Kubernetes: "), "the reason of the wait")
     running.stop()
     assert (running.poll(), running.waiting) == (None, "")
     cluster.do(lambda c: c.faults.clear())
@@ -399,11 +395,17 @@ def test_an_earlier_job_of_the_run_is_gone_before_the_next_is_created(start: Sta
     assert (later.poll(), bystander.poll()) == (None, None)
 
 
-def test_a_job_whose_pod_is_taken_away_says_why(start: Start, cluster: Standin) -> None:
-    runner, folder = start(LISTENS)
+def test_a_job_whose_pod_is_taken_away_says_why(start: Start, cluster: Standin, tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    slow = f"import pathlib\nwhile not pathlib.Path({str(seen)!r}).exists(): time.sleep(0.05)\nsys.exit(75)"
+    stops = f"import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: exec({slow!r})); "
+    runner, folder = start(f"{stops}print('here', flush=True); time.sleep(600)", grace=PATIENCE)
     here(runner, folder)
     [pod] = cluster.core.list_namespaced_pod(NAMESPACE).items
     cluster.do(lambda c: c.evict(pod.metadata.name, NAMESPACE))
+    # The reason goes with the pod, so the runner must have looked before.
+    wait_for(lambda: runner.poll() is None and runner._lost_for is not None, "the reason")
+    seen.touch()
     assert ended(runner) == 75
     assert runner.end_reason == EndReason.PREEMPTED
 
@@ -439,11 +441,7 @@ def test_two_nodes_meet_and_end_together(start: Start, tmp_path: Path) -> None:
 @pytest.fixture
 def run(lab: Lab, cluster: Standin) -> int:
     """A queued run on a pool of Kubernetes'."""
-    lab.pool(POOL, gpus=16, runner="kubernetes", options=OPTIONS)
-    project = lab.project()
-    allocation = lab.request(project, pool=POOL)
-    lab.approve(allocation)
-    return lab.launch(project, overrides="steps=4, batch=2, micro_batch=2, sequence_length=32")
+    return queued(lab, POOL, "kubernetes", OPTIONS)
 
 
 @contextmanager
@@ -451,44 +449,19 @@ def supervised(
     lab: Lab, cluster: Standin, home: Path, run: int, last: int | None = None, *, lease: float = LEASE
 ) -> Iterator[tuple[subprocess.Popen[bytes], int, Path]]:
     """A supervisor of the run's next attempt, its token and folder."""
-    with lab.db.write() as session:
-        token = attempts.admit(session, run, ())
-    assert lab.claim(run, token, lease=lease, host=processes.host())
-    folder = home / "runs" / str(run) / f"attempt-{token}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    token, folder = admitted(lab, home, run, lease)
     with supervisor_of(lab, cluster, home, lease, last, run, token) as supervisor:
         yield supervisor, token, folder
 
 
-@contextmanager
 def supervisor_of(
     lab: Lab, cluster: Standin, home: Path, lease: float, last: int | None, *arguments: int
-) -> Iterator[subprocess.Popen[bytes]]:
+) -> AbstractContextManager[subprocess.Popen[bytes]]:
     """A supervisor of a run and token, after one of a generation; the image has the stand-in's trainer, if any."""
-    environment = bare() | {
-        "STOA_ENV_FILE": "",
-        "STOA_HOME": str(home),
-        "STOA_DATABASE_URL": lab.db.url.render_as_string(hide_password=False),
-        "STOA_LEASE_SECONDS": str(lease),
-        "STOA_STOP_GRACE_SECONDS": str(GRACE),
-        "STOA_STORE": f"file://{home}/store",
-        "KUBECONFIG": str(cluster.kubeconfig),
-    }
     python = python_with_trainer(home, TRAINER.replace("LAST", str(last))) if last else Path(sys.executable)
     program(cluster, python)
-    supervisor = subprocess.Popen(
-        [sys.executable, "-m", "broker.runners.supervisor", *map(str, arguments)], env=environment
-    )
-    try:
-        yield supervisor
-    finally:
-        supervisor.kill()
-        supervisor.wait()
-
-
-def attempt(lab: Lab, run: int, token: int) -> Attempt:
-    with lab.db.read() as session:
-        return session.get_one(Attempt, (run, token))
+    places = {"STOA_STORE": f"file://{home}/store", "KUBECONFIG": str(cluster.kubeconfig)}
+    return supervised_by(lab, Path(sys.executable), home, lease, places, *arguments)
 
 
 @ONCE
@@ -542,7 +515,7 @@ def test_a_run_goes_on_from_the_store_though_a_lost_node_lives_on(
         assert supervisor.wait(PATIENCE) == 0
     first = attempt(lab, run, token)
     assert lab.run(run).state == RunState.QUEUED
-    assert (first.end_reason, first.failed) == (EndReason.NODE_FAILED, first.failed)
+    assert first.end_reason == EndReason.NODE_FAILED
     store = Store(get_settings())
     [run_folder] = store.names("runs")
     size = len(store.names(f"runs/{run_folder}/attempt-1/live/metrics.jsonl"))
@@ -665,7 +638,8 @@ def test_the_story_for_a_real_cluster_plays_on_the_stand_in(cluster: Standin, tm
     here = environment | {"KUBECONFIG": str(cluster.kubeconfig)}
     done = subprocess.run(command, env=here, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.count(": well, in ")) == (0, 4), done.stdout + done.stderr
-    assert names(cluster) == []
+    phases = {pod.status.phase for pod in cluster.core.list_namespaced_pod(NAMESPACE).items}
+    assert phases <= {"Succeeded", "Failed"}
     nowhere = subprocess.run(
         command, env=environment | {"KUBECONFIG": "/nowhere"}, capture_output=True, text=True, check=False
     )

@@ -6,28 +6,24 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from sqlalchemy import func
-from sqlmodel import col, select
 
 from broker.allocations import pools
-from broker.allocations.ledger import LedgerRow, Movement
 from broker.end_reasons import EndReason
 from broker.reviews import inventory
-from broker.runners import output, processes, reaper
+from broker.runners import output, reaper
 from broker.runners.base import Check, JobSpec
 from broker.runners.slurm import SlurmRunner, jobs
-from broker.runs import attempts, control
-from broker.runs.attempts import Attempt
+from broker.runs import control
 from broker.runs.runs import RunState
 from projects.db.columns import utcnow
 from projects.errors import InvalidError
 from tests.broker.lab import Lab, settings
+from tests.broker.supervised import admitted, attempt, charged, queued, supervised_by
 from tests.databases import ONCE
-from tests.environment import bare
 from tests.patience import PATIENCE, wait_for
 from tests.slurm import Cluster, slurm
 from tests.standin import python_with_trainer
@@ -38,7 +34,6 @@ __all__ = ["slurm"]
 # What is slow and asks the database for nothing that another test does not.
 LEASE_OF_JOBS = 1.8  # Slurm is asked every 0.3 seconds
 LEASE = 12.0
-GRACE = 60.0
 POOL = "cluster"
 NOT_AVAILABLE = "Required partition not available (inactive or drain)"
 TELL = "import json, os, sys; print(json.dumps([dict(os.environ), os.getcwd(), sys.argv[1:]]))"
@@ -387,11 +382,7 @@ def test_an_earlier_job_of_the_run_is_gone_before_the_next_is_submitted(
 @pytest.fixture
 def run(lab: Lab) -> int:
     """A queued run on a pool of Slurm's."""
-    lab.pool(POOL, gpus=16, runner="slurm")
-    project = lab.project()
-    allocation = lab.request(project, pool=POOL)
-    lab.approve(allocation)
-    return lab.launch(project, overrides="steps=4, batch=2, micro_batch=2, sequence_length=32")
+    return queued(lab, POOL, "slurm")
 
 
 @contextmanager
@@ -399,49 +390,17 @@ def supervised(
     lab: Lab, cluster: Cluster, home: Path, run: int, last: int | None = None, *, lease: float = LEASE
 ) -> Iterator[tuple[subprocess.Popen[bytes], int, Path]]:
     """A supervisor of the run's next attempt, its token and folder."""
-    with lab.db.write() as session:
-        token = attempts.admit(session, run, ())
-    assert lab.claim(run, token, lease=lease, host=processes.host())
-    folder = home / "runs" / str(run) / f"attempt-{token}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    token, folder = admitted(lab, home, run, lease)
     with supervisor_of(lab, cluster, home, lease, last, run, token) as supervisor:
         yield supervisor, token, folder
 
 
-@contextmanager
 def supervisor_of(
     lab: Lab, cluster: Cluster, home: Path, lease: float, last: int | None, *arguments: int
-) -> Iterator[subprocess.Popen[bytes]]:
+) -> AbstractContextManager[subprocess.Popen[bytes]]:
     """A supervisor of a run and token, after one of a generation; its trainer is the stand-in if it has a last step."""
-    environment = bare() | {
-        "STOA_ENV_FILE": "",
-        "STOA_HOME": str(home),
-        "STOA_DATABASE_URL": lab.db.url.render_as_string(hide_password=False),
-        "STOA_LEASE_SECONDS": str(lease),
-        "STOA_STOP_GRACE_SECONDS": str(GRACE),
-        "SLURM_CONF": str(cluster.conf),
-    }
     python = python_with_trainer(home, TRAINER.replace("LAST", str(last))) if last else Path(sys.executable)
-    command = [str(python), "-m", "broker.runners.supervisor", *map(str, arguments)]
-    supervisor = subprocess.Popen(command, env=environment)
-    try:
-        yield supervisor
-    finally:
-        supervisor.kill()
-        supervisor.wait()
-
-
-def attempt(lab: Lab, run: int, token: int) -> Attempt:
-    with lab.db.read() as session:
-        return session.get_one(Attempt, (run, token))
-
-
-def charged(lab: Lab, run: int, token: int) -> int:
-    query = select(func.coalesce(func.sum(col(LedgerRow.seconds)), 0)).where(
-        LedgerRow.run_id == run, LedgerRow.token == token, LedgerRow.movement == Movement.CHARGE
-    )
-    with lab.db.read() as session:
-        return session.scalars(query).one()
+    return supervised_by(lab, python, home, lease, {"SLURM_CONF": str(cluster.conf)}, *arguments)
 
 
 def slurms_seconds(cluster: Cluster, job: int | None) -> int:

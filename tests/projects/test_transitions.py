@@ -55,6 +55,7 @@ AGREED = {
     Act.REVIEW: {R},
     Act.DECIDE_CATALOGUE: {A},
     Act.MANAGE_COMPUTE: {A},
+    Act.SET_SHARES: {A},
     Act.CHANGE_POLICIES: {A},
     Act.BAN: {A},
     Act.REDACT: {A},

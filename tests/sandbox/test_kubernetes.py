@@ -160,9 +160,9 @@ def test_names_of_the_headless_service_lead_to_the_pods(standin: Standin) -> Non
 
 
 def test_volumes_are_the_pods_own(standin: Standin) -> None:
-    mount = {"volumeMounts": [{"name": "work", "mountPath": "/work"}], "workingDir": "/work"}
+    mount = {"volumeMounts": [{"name": "work", "mountPath": "/scratch"}], "workingDir": "/scratch"}
     pod = {"volumes": [{"name": "work", "emptyDir": {}}]}
-    start(standin, "writes", "pwd; ls -A /work; touch /work/file", hosts=2, container=mount, pod=pod)
+    start(standin, "writes", "pwd; ls -A /scratch; touch /scratch/file", hosts=2, container=mount, pod=pod)
     wait_for(lambda: condition(standin, "writes").startswith("Complete"), "the end")
     folders = {said(standin, pod) for pod in pods(standin, "writes")}
     assert len(folders) == 2

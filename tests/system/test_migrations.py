@@ -23,7 +23,7 @@ from broker.publications import Repository
 from broker.reports import run_plan
 from broker.reviews import changes
 from broker.reviews.allocation_expiry import AllocationWarning
-from broker.runs import attempts
+from broker.runs import attempts, sweeps
 from broker.runs.launching import Order
 from broker.runs.progress import Checkpoint, Ending, Progress
 from broker.runs.series import Measured
@@ -81,6 +81,8 @@ def fill(database: Database) -> None:
         session.add(Finding(message_id="500", project_id=project, number=2))
     with database.write() as session:
         run_plan.plan_run(session, ADA, "draft", Order(project, "demo", "10m"))
+    with database.write() as session:
+        sweeps.launch(session, ADA, "sweep", Order(project, "demo", "1m"), "seed=1,2")
     with database.write() as session:
         changes.request(session, ADA, "change", allocation, justification="It grew.", hours="1")
     with database.write() as session:

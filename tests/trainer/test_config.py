@@ -43,7 +43,7 @@ def test_the_greatest_and_least_overrides_can_be_computed_with(largest: bool) ->
     most = {"steps": "10000000", "learning_rate": "1", "warmup": "0.999999", "seed": str(2**63 - 1)}
     most |= {"batch": "1048576", "micro_batch": "65536", "sequence_length": "1048576"}
     least = dict.fromkeys(OVERRIDES, "1") | {"learning_rate": "1e-300", "warmup": "0", "seed": "0"}
-    least |= {"sequence_length": "8"}
+    least |= {"sequence_length": "8", "precision": "fp16"}
     values = yaml.safe_load(yaml.safe_dump(TINY)) | {}
     values["training"]["evaluation_tokens"] = 2**40
     report = check(parse(yaml.safe_dump(values), most if largest else least), gpus=16 if largest else 1)
@@ -167,7 +167,7 @@ def test_every_recipe_is_valid_and_takes_every_override() -> None:
     assert "demo" in recipe_names()
     for name in recipe_names():
         assert all(source.licence for source in load_recipe(name).data.sources)
-    values = dict.fromkeys(OVERRIDES, "8") | {"learning_rate": "2e-3", "warmup": "0.5"}
+    values = dict.fromkeys(OVERRIDES, "8") | {"learning_rate": "2e-3", "warmup": "0.5", "precision": "fp16"}
     config = load_recipe("demo", values)
     assert (config.training.steps, config.optimizer.learning_rate, config.optimizer.warmup_ratio) == (8, 2e-3, 0.5)
 

@@ -15,6 +15,7 @@ from broker.allocations import allocations, nodes
 from broker.allocations.allocations import AllocationView
 from broker.allocations.ledger import in_hours
 from broker.runs import control, launching, runs
+from broker.runs import sweeps as all_sweeps
 from broker.runs.launching import Order
 from broker.runs.runs import ENDED, RunState
 from projects.errors import DomainError, NotFoundError
@@ -208,6 +209,33 @@ async def overrides(interaction: Interaction, typed: str) -> list[Choice[str]]:
     return await _choices(interaction, look, refused=typed or "✗")
 
 
+async def points(interaction: Interaction, typed: str) -> list[Choice[str]]:
+    """The fields that may be swept, with the recipe's values; or the points that are typed, with their cost."""
+    begun, _, name = typed.rpartition(" ")
+
+    def look(session: Session, about: About) -> list[tuple[str, str]]:
+        order = _order(session, interaction, about)
+        if "=" in name or typed.endswith(" "):
+            return [(f"{typed} · {_cost_of_points(session, order, typed)}", typed)]
+        before = f"{begun} " if begun else ""
+        return [
+            (f"{before}{field}= · the recipe has {value}", f"{before}{field}=")
+            for field, value in catalogue.overridable(session, order.recipe).items()
+            if field.startswith(name.casefold()) and f"{field}=" not in begun
+        ]
+
+    return await _choices(interaction, look, refused=typed or "✗")
+
+
+async def sweeps(interaction: Interaction, typed: str) -> list[Choice[int]]:
+    """The newest sweeps, of the project that the command is about or of all."""
+    project_id = await context.project_so_far(interaction)
+    rows = await interaction.client.read(all_sweeps.newest, project_id)
+    named = [(f"{number} · {recipe}, {points} ({left} not ended)", number) for number, recipe, points, left in rows]
+    fitting = [(name, number) for name, number in named if typed.casefold() in name.casefold()]
+    return [Choice(name=text.bounded(name, LONGEST), value=n) for name, n in fitting[: autocomplete.MOST_CHOICES]]
+
+
 async def kept_steps(interaction: Interaction, typed: str) -> list[Choice[int]]:
     """The steps from which the run can be forked, the newest first."""
 
@@ -303,6 +331,16 @@ def _cost(session: Session, order: Order, check: Callable[[], object] | None = N
         return f"✗ {refusal}"
     expected = "" if quote.expected is None else f", about {in_hours(quote.expected)}"
     return f"✓ {text.gpu_hours(quote.cost)} at most{expected}; {in_hours(quote.left)} left"
+
+
+def _cost_of_points(session: Session, order: Order, typed: str) -> str:
+    """The cost of a sweep of an order, in a few words; or why the domain refuses it."""
+    try:
+        quote = all_sweeps.quote(session, order, typed)
+    except DomainError as refusal:
+        return f"✗ {refusal}"
+    expected = "" if quote.expected is None else f", about {in_hours(quote.expected)}"
+    return f"✓ {len(quote.quotes)} runs, {text.gpu_hours(quote.cost)} at most{expected}; {in_hours(quote.left)} left"
 
 
 def _cost_of_time(time: str, gpus: int) -> str:

@@ -1,14 +1,14 @@
-"""The handlers of the buttons on a run's card, and on the offer of a launch."""
+"""The handlers of the buttons on the cards of runs and sweeps, and on the offer of a launch."""
 
 from collections.abc import Mapping
 
-from bot import errors
+from bot import errors, text
 from bot.app import Interaction, acknowledge, actor
 from bot.buttons import Handler
-from bot.commands.run import answers
+from bot.commands.run import answers, sweep_answers
 from bot.commands.run.forms import SampleForm
-from broker.reports import run_plan
-from broker.runs import comparison, control, generation, runs
+from broker.reports import run_plan, sweep_plan
+from broker.runs import comparison, control, generation, runs, sweep_control
 from broker.runs.runs import RunState
 
 
@@ -58,6 +58,28 @@ async def launch(interaction: Interaction, plan_id: int) -> None:
     await answers.show(interaction, answers.launched(receipt))
 
 
+async def launch_sweep(interaction: Interaction, plan_id: int) -> None:
+    """Launch the sweep that was offered."""
+    await interaction.response.defer()
+    receipt = await interaction.client.write(sweep_plan.confirm, actor(interaction), plan_id)
+    await answers.show(interaction, sweep_answers.launched(receipt))
+
+
+async def pause_sweep(interaction: Interaction, sweep_id: int) -> None:
+    """Pause all runs of the sweep that wait or run."""
+    await acknowledge(interaction)
+    count = await interaction.client.write(sweep_control.pause, actor(interaction), sweep_id)
+    said = f"{text.count(count, 'run')} of sweep {sweep_id}: asked to pause, running ones after a checkpoint."
+    await errors.reply(interaction, f"{said} /run resume lets them go on.")
+
+
+async def resume_sweep(interaction: Interaction, sweep_id: int) -> None:
+    """Resume all paused runs of the sweep as they were."""
+    await acknowledge(interaction)
+    receipt = await interaction.client.write(sweep_control.resume, actor(interaction), sweep_id)
+    await errors.reply(interaction, f"Sweep {sweep_id} goes on. {sweep_answers.told(receipt)}")
+
+
 async def discard(interaction: Interaction, plan_id: int) -> None:
     """Discard an offer."""
     await interaction.response.defer()
@@ -72,5 +94,8 @@ HANDLERS: Mapping[str, Handler] = {
     "config": config,
     "sample": sample,
     "launch": launch,
+    "launch_sweep": launch_sweep,
+    "pause_sweep": pause_sweep,
+    "resume_sweep": resume_sweep,
     "discard": discard,
 }

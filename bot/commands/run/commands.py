@@ -1,6 +1,7 @@
-"""`/run …`: launch, show, pause, resume, fork, sample from and compare runs."""
+"""`/run …`: launch, show, pause, resume, fork, sample from and compare runs, and sweeps of them."""
 
 import io
+import re
 
 import discord
 from discord import app_commands
@@ -9,13 +10,14 @@ from bot import errors, text
 from bot.app import Interaction, acknowledge, actor
 from bot.cards.run_card import run_card
 from bot.commands import autocomplete, context
-from bot.commands.run import answers, buttons
+from bot.commands.run import answers, buttons, sweep_answers
 from bot.commands.run import autocomplete as run_autocomplete
 from bot.plots.curve_of_run import curve_of
-from broker.reports import run_plan, why
-from broker.runs import comparison, control, launching, logs, runs
+from broker.reports import run_plan, sweep_plan, why
+from broker.runs import comparison, control, launching, logs, runs, sweep_control
 from broker.runs.launching import Order
 from broker.runs.runs import RunKind, RunState
+from projects.errors import InvalidError
 
 run = app_commands.Group(name="run", description="Runs of the shared trainer")
 
@@ -23,6 +25,7 @@ RUN = "Its number, where this is not its thread"
 PROJECT = "The project, where this is not its channel or one of its threads"
 OVERRIDE = "Changes to the recipe, such as learning_rate=0.001, seed=7"
 TIME_LIMIT = "The longest it may take, such as 45m, 2h or 1h30m"
+SWEEP = "A sweep, whose runs are all meant; in its thread it need not be named"
 
 
 @run.command(name="launch", description="See what a run of a recipe would cost, then launch it")
@@ -58,6 +61,44 @@ async def launch(
     order = Order(project_id, recipe, time_limit, gpus, overrides, allocation, dataset=dataset)
     preview = await interaction.client.write(run_plan.plan_run, actor(interaction), str(interaction.id), order)
     await answers.show(interaction, answers.offer(preview))
+
+
+@run.command(name="sweep", description="See what runs over a grid of settings would cost, then launch all of them")
+@app_commands.describe(
+    recipe="What to train",
+    points="Their settings, such as learning_rate=1e-4,3e-4 seed=1..3; or single points, parted by ;",
+    time_limit="The longest that each run may take, such as 45m, 2h or 1h30m",
+    gpus="How many GPUs for each run; 1 where not given",
+    steps="How many steps of each run; as the recipe has it where not given",
+    override="Changes to the recipe that all runs share, such as batch=32",
+    dataset="A dataset of the catalogue that the recipe must train on",
+    allocation="The allocation to draw on; the newest approved one otherwise",
+    project=PROJECT,
+)
+@app_commands.autocomplete(recipe=run_autocomplete.recipes, time_limit=run_autocomplete.time_limits)
+@app_commands.autocomplete(points=run_autocomplete.points, override=run_autocomplete.overrides)
+@app_commands.autocomplete(gpus=run_autocomplete.gpus, steps=run_autocomplete.steps)
+@app_commands.autocomplete(dataset=run_autocomplete.datasets)
+@app_commands.autocomplete(allocation=autocomplete.live_allocations, project=autocomplete.open_projects)
+async def sweep(
+    interaction: Interaction,
+    recipe: str,
+    points: str,
+    time_limit: str,
+    gpus: int = 1,
+    steps: int | None = None,
+    override: str = "",
+    dataset: str = "",
+    allocation: int | None = None,
+    project: int | None = None,
+) -> None:
+    """Offer the runs with their costs; the button launches all of them."""
+    await acknowledge(interaction)
+    project_id = await context.project_of(interaction, project)
+    overrides = run_autocomplete.with_steps(override, steps)
+    order = Order(project_id, recipe, time_limit, gpus, overrides, allocation, dataset=dataset)
+    preview = await interaction.client.write(sweep_plan.plan, actor(interaction), str(interaction.id), order, points)
+    await answers.show(interaction, sweep_answers.offer(preview))
 
 
 @run.command(name="fork", description="Launch a run that goes on from a checkpoint of another")
@@ -109,12 +150,15 @@ async def rerun(interaction: Interaction, run: int | None = None) -> None:
 
 
 @run.command(name="show", description="Show how a run stands")
-@app_commands.describe(run=RUN)
-@app_commands.autocomplete(run=run_autocomplete.any_run)
-async def show(interaction: Interaction, run: int | None = None) -> None:
-    """Show the run's card."""
+@app_commands.describe(run=RUN, sweep=SWEEP)
+@app_commands.autocomplete(run=run_autocomplete.any_run, sweep=run_autocomplete.sweeps)
+async def show(interaction: Interaction, run: int | None = None, sweep: int | None = None) -> None:
+    """Show the card of the run, or of the sweep."""
     await acknowledge(interaction)
     app = interaction.client
+    if sweep_id := await context.sweep_of(interaction, run, sweep):
+        await sweep_answers.show(interaction, sweep_id)
+        return
     async with app.dear_turn():
         view = await app.read(runs.view, await context.run_of(interaction, run))
         waits = await app.read(why.why, view.id) if view.state == RunState.QUEUED else None
@@ -137,18 +181,21 @@ async def list_runs(interaction: Interaction, project: int | None = None) -> Non
     views = await interaction.client.read(runs.of_project, project_id, kind=RunKind.TRAIN, limit=15)
     lines = [
         f"**{view.id}** {text.code(view.recipe, 60)} · {view.state} · step {view.step:,} of {view.total_steps:,} · "
-        f"{text.line(view.requested_by, 60)}"
+        f"{text.line(view.requested_by, 60)}{'' if view.sweep_id is None else f' · sweep {view.sweep_id}'}"
         for view in views
     ]
     await errors.reply(interaction, text.listed(lines) or "No run yet: /run launch starts one.")
 
 
 @run.command(name="pause", description="Pause a run and free its GPUs; a running one writes a checkpoint first")
-@app_commands.describe(run=RUN)
-@app_commands.autocomplete(run=run_autocomplete.pausable_run)
-async def pause(interaction: Interaction, run: int | None = None) -> None:
-    """Ask the run to pause."""
+@app_commands.describe(run=RUN, sweep=SWEEP)
+@app_commands.autocomplete(run=run_autocomplete.pausable_run, sweep=run_autocomplete.sweeps)
+async def pause(interaction: Interaction, run: int | None = None, sweep: int | None = None) -> None:
+    """Ask the run, or all runs of the sweep, to pause."""
     await acknowledge(interaction)
+    if sweep_id := await context.sweep_of(interaction, run, sweep):
+        await buttons.pause_sweep(interaction, sweep_id)
+        return
     await buttons.pause(interaction, await context.run_of(interaction, run))
 
 
@@ -158,8 +205,10 @@ async def pause(interaction: Interaction, run: int | None = None) -> None:
     gpus="How many GPUs; as before where not given",
     time_limit="What it may take from here on; what is left of its old limit where not given",
     allocation="The allocation to draw on; as before where not given",
+    sweep=f"{SWEEP}; each goes on as it was",
 )
 @app_commands.autocomplete(run=run_autocomplete.paused_run, gpus=run_autocomplete.gpus_to_resume)
+@app_commands.autocomplete(sweep=run_autocomplete.sweeps)
 @app_commands.autocomplete(allocation=run_autocomplete.allocations_of_run)
 @app_commands.autocomplete(time_limit=run_autocomplete.durations)
 async def resume(
@@ -168,9 +217,15 @@ async def resume(
     gpus: int | None = None,
     time_limit: str | None = None,
     allocation: int | None = None,
+    sweep: int | None = None,
 ) -> None:
-    """Queue the run again, and say what it costs."""
+    """Queue the run, or the paused runs of the sweep, again, and say what that costs."""
     await acknowledge(interaction)
+    if sweep_id := await context.sweep_of(interaction, run, sweep):
+        if (gpus, time_limit, allocation) != (None, None, None):
+            raise InvalidError("The runs of a sweep resume as they were: change the GPUs or time of one by its number.")
+        await buttons.resume_sweep(interaction, sweep_id)
+        return
     run_id = await context.run_of(interaction, run)
     receipt = await interaction.client.write(control.resume, actor(interaction), run_id, gpus, time_limit, allocation)
     await errors.reply(interaction, answers.told(receipt))
@@ -194,11 +249,15 @@ async def extend(interaction: Interaction, time: str, run: int | None = None) ->
 
 
 @run.command(name="cancel", description="Stop a run for good; a running one writes a checkpoint first")
-@app_commands.describe(run=RUN)
-@app_commands.autocomplete(run=run_autocomplete.unended_run)
-async def cancel(interaction: Interaction, run: int | None = None) -> None:
-    """Ask the run to stop."""
+@app_commands.describe(run=RUN, sweep=SWEEP)
+@app_commands.autocomplete(run=run_autocomplete.unended_run, sweep=run_autocomplete.sweeps)
+async def cancel(interaction: Interaction, run: int | None = None, sweep: int | None = None) -> None:
+    """Ask the run, or all runs of the sweep, to stop."""
     await acknowledge(interaction)
+    if sweep_id := await context.sweep_of(interaction, run, sweep):
+        count = await interaction.client.write(sweep_control.cancel, actor(interaction), sweep_id)
+        await errors.reply(interaction, f"{text.count(count, 'run')} of sweep {sweep_id}: asked to stop.")
+        return
     run_id = await context.run_of(interaction, run)
     await interaction.client.write(control.cancel, actor(interaction), run_id)
     await errors.reply(interaction, f"Run {run_id} is asked to stop.")
@@ -245,11 +304,14 @@ async def sample(interaction: Interaction, run: int | None = None) -> None:
 
 
 @run.command(name="compare", description="Overlay the loss curves of up to six runs")
-@app_commands.describe(runs="Their numbers, such as 3 5 8")
+@app_commands.describe(runs="Their numbers, such as 3 5 8, or a sweep, such as sweep 2")
 @app_commands.autocomplete(runs=run_autocomplete.numbers)
 async def compare(interaction: Interaction, runs: str) -> None:
     """Draw the curves."""
     await acknowledge(interaction)
+    if named := re.fullmatch(r"\s*sweep\s*#?([0-9]{1,9})\s*", runs, re.IGNORECASE):
+        await sweep_answers.show(interaction, int(named[1]))
+        return
     async with interaction.client.dear_turn():
         views = await interaction.client.read(comparison.named, runs)
         card, picture = await answers.comparison(interaction, views)

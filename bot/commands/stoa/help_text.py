@@ -36,6 +36,7 @@ NEEDS: Mapping[str, Act] = {
     "allocation withdraw": Act.ASK_FOR_COMPUTE,
     "allocation report": Act.ASK_FOR_COMPUTE,
     "run launch": Act.USE_COMPUTE,
+    "run sweep": Act.USE_COMPUTE,
     "run pause": Act.USE_COMPUTE,
     "run resume": Act.USE_COMPUTE,
     "run cancel": Act.USE_COMPUTE,

@@ -1,8 +1,10 @@
-"""Entries about runs and their checkpoints: `run.…`, `checkpoint.…` and `checkpoints.…`.
+"""Entries about runs, sweeps and checkpoints: `run.…`, `sweep.…`, `checkpoint.…` and `checkpoints.…`.
 
 A run trains; or it prepares a recipe's data, and its entries have `prepares`; or it generates a text from a checkpoint,
-and its entries have `sample`.
+and its entries have `sample`. The entries of a sweep's runs have `sweep`.
 """
+
+from collections.abc import Mapping
 
 from bot import text
 from bot.delivery.entry_text.phrases import by, line, quoted, why
@@ -20,6 +22,8 @@ def queued(p: Payload) -> str:
             f"🗂️ {by(p)} launches run {p['run']}, which prepares the data of {_prepared(p)} for every later run of that "
             f"recipe, in at most {text.duration(p['time_limit'])}. It waits for its turn."
         )
+    if "sweep" in p:
+        return f"⏳ {_run(p)} is queued, with {line(_assigned(p['overrides']))}."
     return f"🚀 {by(p)} launches run {p['run']}: {_order(p)}"
 
 
@@ -119,6 +123,37 @@ def cancelled(p: Payload) -> str:
     return f"✋ {_run(p)} is cancelled, after {_spent(p)}.{why(p)}"
 
 
+@entry("sweep.launched")
+def sweep_launched(p: Payload) -> str:
+    shared = f", all with {line(_assigned(p['overrides']))}" if p["overrides"] else ""
+    return (
+        f"🚀 {by(p)} launches sweep {p['sweep']}: {text.count(len(p['runs']), 'run')} of recipe "
+        f"{text.code(p['recipe'], 60)} over {text.code(p['points'], 300)}{shared}, each on "
+        f"{text.count(p['gpus'], 'GPU')} for at most {text.duration(p['time_limit'])}; "
+        f"{text.gpu_hours(p['cost'])} at most in all."
+    )
+
+
+@entry("sweep.stopping")
+def sweep_stopping(p: Payload) -> str:
+    what = "pause" if p["stops_as"] == "paused" else "stop"
+    return f"✋ {by(p)} asks sweep {p['sweep']} to {what}: {text.count(p['count'], 'run')}."
+
+
+@entry("sweep.resumed")
+def sweep_resumed(p: Payload) -> str:
+    return f"⏯️ {by(p)} resumes sweep {p['sweep']}: {text.count(p['count'], 'run')}."
+
+
+@entry("sweep.ended")
+def sweep_ended(p: Payload) -> str:
+    ends = ", ".join(f"{count} {state}" for state, count in p["ends"].items())
+    best = ""
+    if "best" in p:
+        best = f" The best is run {p['best']}, {line(p['point'])}, with a {p['measure']} of **{p['value']}**."
+    return f"🏁 Sweep {p['sweep']} is over, after {_spent(p)}: {ends}.{best}"
+
+
 @entry("run.preparing")  # kept for the records that have entries of this older kind
 def preparing(p: Payload) -> str:
     return f"🗂️ Run {p['run']} prepares the data of {text.code(p['recipe'], 60)} for every later run of that recipe."
@@ -159,7 +194,7 @@ def checkpoints_withheld(p: Payload) -> str:
 
 def _run(p: Payload) -> str:
     """What the entry is about, at the beginning of a sentence."""
-    about = f"Run {p['run']}"
+    about = f"Run {p['run']} of sweep {p['sweep']}" if "sweep" in p else f"Run {p['run']}"
     return f"The sample of {about.lower()}" if "sample" in p else about
 
 
@@ -170,11 +205,15 @@ def _other(p: Payload) -> str:
 
 def _order(p: Payload) -> str:
     """What was ordered: the recipe with its overrides, the GPUs and the time limit."""
-    overrides = ", ".join(f"{name}={value}" for name, value in p["overrides"].items())
+    overrides = _assigned(p["overrides"])
     return (
         f"recipe {text.code(p['recipe'], 60)}{f' with {line(overrides)}' if overrides else ''} on "
         f"{text.count(p['gpus'], 'GPU')}, at most {text.duration(p['time_limit'])}. It waits for its turn."
     )
+
+
+def _assigned(overrides: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in overrides.items())
 
 
 def _prepared(p: Payload) -> str:

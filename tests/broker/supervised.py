@@ -1,0 +1,73 @@
+"""Supervisors as processes over a lab's database, for the tests of runners whose jobs live beside their supervisor."""
+
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy import func
+from sqlmodel import col, select
+
+from broker.allocations.ledger import LedgerRow, Movement
+from broker.runners import processes
+from broker.runs import attempts
+from broker.runs.attempts import Attempt
+from tests.broker.lab import Lab
+from tests.environment import bare
+
+GRACE = 60.0
+
+
+def queued(lab: Lab, pool: str, runner: str, options: Mapping[str, str] | None = None) -> int:
+    """A queued run on a new pool of a runner."""
+    lab.pool(pool, gpus=16, runner=runner, options=options)
+    project = lab.project()
+    allocation = lab.request(project, pool=pool)
+    lab.approve(allocation)
+    return lab.launch(project, overrides="steps=4, batch=2, micro_batch=2, sequence_length=32")
+
+
+def admitted(lab: Lab, home: Path, run: int, lease: float) -> tuple[int, Path]:
+    """The token and the folder of the run's next attempt, claimed by this host."""
+    with lab.db.write() as session:
+        token = attempts.admit(session, run, ())
+    assert lab.claim(run, token, lease=lease, host=processes.host())
+    folder = home / "runs" / str(run) / f"attempt-{token}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return token, folder
+
+
+@contextmanager
+def supervised_by(
+    lab: Lab, python: Path, home: Path, lease: float, environment: Mapping[str, str], *arguments: int
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A supervisor of a run and token, after one of a generation, which ends with the block at the latest."""
+    told = bare() | {
+        "STOA_ENV_FILE": "",
+        "STOA_HOME": str(home),
+        "STOA_DATABASE_URL": lab.db.url.render_as_string(hide_password=False),
+        "STOA_LEASE_SECONDS": str(lease),
+        "STOA_STOP_GRACE_SECONDS": str(GRACE),
+    }
+    command = [str(python), "-m", "broker.runners.supervisor", *map(str, arguments)]
+    process = subprocess.Popen(command, env=told | dict(environment))
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def attempt(lab: Lab, run: int, token: int) -> Attempt:
+    """An attempt's row."""
+    with lab.db.read() as session:
+        return session.get_one(Attempt, (run, token))
+
+
+def charged(lab: Lab, run: int, token: int) -> int:
+    """The GPU-seconds that an attempt was charged."""
+    query = select(func.coalesce(func.sum(col(LedgerRow.seconds)), 0)).where(
+        LedgerRow.run_id == run, LedgerRow.token == token, LedgerRow.movement == Movement.CHARGE
+    )
+    with lab.db.read() as session:
+        return session.scalars(query).one()
