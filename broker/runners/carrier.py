@@ -34,7 +34,6 @@ from trainer import contract
 TROUBLE_FILE = "carrier.trouble"
 """What the store does not do, while it does not."""
 PLAN_FILE, DONE_FILE, OVER_FILE, LOCK_FILE, LOG_FILE = "carry.json", "carried", "over", ".carrier.lock", "carrier.log"
-DATA = "data"
 LEFT_OVER = "--left-over"
 GROWING = (contract.METRICS_FILE, contract.EVENTS_FILE, contract.LOG_FILE)
 AT_END = (contract.SAMPLE_FILE, contract.RESULTS_FILE, contract.OUTCOME_FILE)
@@ -141,7 +140,7 @@ class Carrier:
         with suppress(OSError, ValueError):
             status = json.loads((self.folder / OVER_FILE).read_text())
         if status == contract.Status.DONE and self.plan.data is not None:
-            self._opened().push(self.plan.data, f"{self.plan.attempt}/{DATA}")
+            self._opened().push(self.plan.data, f"{self.plan.attempt}/{contract.DATA_FOLDER}")
 
     def _carry_end(self) -> None:
         self._carry_growing()

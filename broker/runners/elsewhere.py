@@ -12,7 +12,7 @@ from broker import publications
 from broker import store as stores
 from broker.pieces import CARRIER
 from broker.publications import Publication
-from broker.runners import carrier, output
+from broker.runners import output
 from broker.runs import folders, preparing, runs
 from broker.runs.progress import Checkpoint
 from broker.runs.runs import Run, RunKind
@@ -37,15 +37,18 @@ class NoCheckpointError(Exception):
     """A run has done steps, and none of its checkpoints can be had on this host; the text is one sentence."""
 
 
-def earlier(settings: Settings, db: Database, run: Run, token: int, hold: Hold) -> Sequence[Checkpoint]:
+def earlier(
+    settings: Settings, db: Database, run: Run, token: int, hold: Hold, *, fetch: bool = True
+) -> Sequence[Checkpoint]:
     """The checkpoints of the attempts before `token` in the order of steps; the run goes on from the last one, which is
-    on this disk.
+    on this disk, or, without `fetch`, whole in the store.
 
     One that is only in the store is fetched, and one on its way there is waited for. Raises NoCheckpointError where
     there is none though the run has told of one, and OSError where one cannot be written here.
     """
     folder = folders.of_run(settings, run.id)
-    here: Sequence[Checkpoint] = output.checkpoints([folder / f"attempt-{number}" for number in range(1, token)])
+    earlier_folders = [folder / f"attempt-{number}" for number in range(1, token)] if fetch else []
+    here: Sequence[Checkpoint] = output.checkpoints(earlier_folders)
     if token == 1:
         return here
     with db.read() as session:
@@ -53,7 +56,7 @@ def earlier(settings: Settings, db: Database, run: Run, token: int, hold: Hold) 
     told = {step: folders.token_of(place) for step, place in rows}
     if settings.store:
         known = {step: number for step, number in told.items() if number is not None and number < token}
-        here = _patiently(settings, hold, lambda store: _newest(store, settings, run, token, here, known, hold))
+        here = _patiently(settings, hold, lambda store: _newest(store, settings, run, token, here, known, hold, fetch))
     newest = max(told, default=0)
     if not here and newest > (run.fork_step or 0):
         where = "neither on this host nor in the store" if settings.store else "not on this host, and there is no store"
@@ -63,9 +66,12 @@ def earlier(settings: Settings, db: Database, run: Run, token: int, hold: Hold) 
     return here
 
 
-def bring(settings: Settings, db: Database, run: Run, hold: Hold, *, forks: bool) -> None:
+def bring(settings: Settings, db: Database, run: Run, hold: Hold, *, forks: bool, fetch: bool = True) -> None:
     """Fetch from the store what an attempt reads of other runs, where it is not on this disk: the checkpoint that a
-    sample is of, or that a run begins with if it `forks` now, and the data that a run prepared."""
+    sample is of, or that a run begins with if it `forks` now, and the data that a run prepared.
+
+    Without `fetch`, wait until it is whole in the store.
+    """
     if not settings.store:
         return
     with db.read() as session:
@@ -80,17 +86,19 @@ def bring(settings: Settings, db: Database, run: Run, hold: Hold, *, forks: bool
     if kept is not None:
         target = folders.on_disk(settings, kept.run_id, kept.folder)
         place = folders.in_store(kept.run_id, owners[kept.run_id], kept.folder)
-        if place is not None and not target.is_dir():
+        if place is not None:
             folders.own(settings, kept.run_id, owners[kept.run_id])
-            _fetch(settings, place, target, hold)
-    if mark and not (settings.data_dir / mark).is_dir():
+            _bring(settings, place, target, hold, fetch=fetch)
+    if mark:
+        folders.own(settings, maker, owners[maker])
         attempt = stores.attempt_folder(maker, owners[maker], token)
-        _fetch(settings, f"{attempt}/{carrier.DATA}", settings.data_dir / mark, hold)
+        _bring(settings, f"{attempt}/{contract.DATA_FOLDER}", settings.data_dir / mark, hold, fetch=fetch)
 
 
-def _fetch(settings: Settings, place: str, target: Path, hold: Hold) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _patiently(settings, hold, lambda store: pulled(store, place, target, hold))
+def _bring(settings: Settings, place: str, target: Path, hold: Hold, *, fetch: bool) -> None:
+    if not fetch or not target.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _patiently(settings, hold, lambda store: obtained(store, place, target, hold, fetch=fetch))
 
 
 def _newest(
@@ -101,8 +109,9 @@ def _newest(
     here: Sequence[Checkpoint],
     told: Mapping[int, int],
     hold: Hold,
+    fetch: bool,
 ) -> Sequence[Checkpoint]:
-    """The checkpoints `here`, and after them the newest one in the store, fetched, where that is of a later step."""
+    """The checkpoints `here`, and after them the newest one in the store, where that is of a later step."""
     found: dict[int, int] = {}
     for number in range(1, token):
         attempt = stores.attempt_folder(run.id, run.request_id, number)
@@ -114,8 +123,9 @@ def _newest(
             break
         attempt = stores.attempt_folder(run.id, run.request_id, found[step])
         target = contract.checkpoint_folder(folders.of_run(settings, run.id) / f"attempt-{found[step]}", step)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if pulled(store, stores.checkpoint_folder(attempt, step), target, hold):
+        if fetch:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        if obtained(store, stores.checkpoint_folder(attempt, step), target, hold, fetch=fetch):
             log.info("goes on from a checkpoint of the store", run=run.id, step=step)
             return [*here, Checkpoint(step, str(target))]
         log.warning("a checkpoint is not whole in the store; going back to an earlier one", run=run.id, step=step)
@@ -141,14 +151,15 @@ def _closed(store: Store, attempt: str) -> Sequence[int]:
     return whole
 
 
-def pulled(store: Store, place: str, target: Path, hold: Hold) -> bool:
-    """Fetch a folder; wait for it while the carrier of its attempt is at work. False where it is not to be had."""
+def obtained(store: Store, place: str, target: Path, hold: Hold, *, fetch: bool = True) -> bool:
+    """Fetch a folder, or see that it is whole in the store without `fetch`; wait for it while the carrier of its
+    attempt is at work. False where it is not to be had."""
     attempt = "/".join(place.split("/")[:3])
     beat: bytes | None = None
     silent = 0
     while True:
         try:
-            if store.pull(place, target):
+            if store.pull(place, target) if fetch else store.is_whole(place):
                 return True
         except DamagedError as error:
             log.error("what the store has is damaged", why=str(error))
@@ -157,7 +168,8 @@ def pulled(store: Store, place: str, target: Path, hold: Hold) -> bool:
         silent = silent + 1 if said == beat else 0
         beat = said
         if said is None or json.loads(said).get("done") or silent > SILENT_POLLS:
-            return store.pull(place, target)  # the carrier may have ended after the look before
+            # The carrier may have ended after the look before.
+            return store.pull(place, target) if fetch else store.is_whole(place)
         hold(f"Another host still puts {target.name} into the store")
 
 

@@ -53,6 +53,8 @@ LIBRARIES = 1 << 30
 touch."""
 AWAY = (DBAPIError, NoConnectionError)
 T = TypeVar("T")
+Started = tuple[bool, Process, Sequence[Checkpoint] | None]
+"""Whether a trainer has yet to be told as begun, its process, and the checkpoints of earlier attempts if known."""
 
 log = structlog.get_logger()
 
@@ -98,6 +100,14 @@ class AskedToStop(Exception):  # noqa: N818
     """The run or the host was asked to stop before the trainer was started."""
 
 
+class UnstartedError(Exception):
+    """No trainer was started, and the attempt ends as `ending` says."""
+
+    def __init__(self, ending: Ending) -> None:
+        super().__init__(ending.reason)
+        self.ending = ending
+
+
 class Supervisor:
     """Starts the trainer of one attempt, follows it, and stops it when told to or when its lease cannot be renewed.
 
@@ -113,7 +123,7 @@ class Supervisor:
         self.after = after
         self.generation = 1 if after is None else after + 1
         self.folder = folders.of_run(settings, run_id) / f"attempt-{token}"
-        self.carrier = carrier.Watch(settings, self.folder)
+        self.carrier: carrier.Watch | None = None
         self.waits_for = ""
         self.runner: Runner = LocalRunner(JobSpec())
         self.devices = ""
@@ -137,26 +147,15 @@ class Supervisor:
         signal.signal(signal.SIGTERM, lambda *_: self._stop("the host is being drained", EndReason.HOST_DRAINED))
         self.renewed_at = time.monotonic()
         try:
-            if self.after is not None:
-                self._take_over(self.after)
-                return
-            run, _, self.runner = self._retrying(self._load)
-            self._renew_late_claim()
             try:
-                process, before = self._start(run)
-            except NoCheckpointError as error:
-                self._end_unstarted(Ending(Status.FAILED, str(error), known=EndReason.CHECKPOINT_MISSING))
-                return
-            except AskedToStop:
-                self._end_unstarted(Ending(Status.STOPPED, "it was asked to stop", known=self.stopped_for))
-                return
-            except OSError as error:
-                why = f"it could not be started: {error}"
-                ending = Ending(Status.FAILED, why, transient=True, known=EndReason.NOT_STARTED)
-                self._end_unstarted(ending)
+                begins, process, before = self._start() if self.after is None else self._take_over(self.after)
+            except UnstartedError as unstarted:
+                ending = unstarted.ending
+                self._retrying(lambda: self._settle(0.0, Progress(0, 0), ending))
                 return
             threading.Thread(target=self._guard, daemon=True).start()
-            self._see_begin(process, before)
+            if begins:
+                self._see_begin(process, before)
             self._follow()
         except TakenOverError:
             self.mine = False
@@ -170,12 +169,9 @@ class Supervisor:
             self.over.set()
             if self.mine:
                 self.runner.kill()
-                self.carrier.end(self.runner.poll())
+                if self.carrier is not None:
+                    self.carrier.end(self.runner.poll())
             self.db.close()
-
-    def _end_unstarted(self, ending: Ending) -> None:
-        """Settle an attempt whose trainer was not started."""
-        self._retrying(lambda: self._settle(0.0, Progress(0, 0), ending))
 
     def _tell_over(self) -> None:
         """Say that the trainer of this attempt, which was given up, has ended, so that another host may go on."""
@@ -236,8 +232,11 @@ class Supervisor:
                 self.outage.say(error)
             time.sleep(self.settings.lease_seconds / 6)
 
-    def _take_over(self, after: int) -> None:
-        """Go on where the supervisor before has died; raises StaleError where another does so, or the lease is gone."""
+    def _take_over(self, after: int) -> Started:
+        """Go on where the supervisor before has died; raises StaleError where another does so, or the lease is gone.
+
+        Raises UnstartedError where the other died before there was a trainer, and none is started.
+        """
         self.mine = False
         run, attempt, runner = self._load()
         process, before = attempts.process_of(attempt), attempts.supervisor_of(attempt)
@@ -254,47 +253,61 @@ class Supervisor:
                 lease_seconds=self.settings.lease_seconds,
             )
         self.runner, self.mine = runner, True
-        found = self._earlier()
+        found: Sequence[Checkpoint] | None = None
         if process.pid:
             runner.adopt(process, self.folder, attempt.waiting)
+            if not runner.fills_store:
+                found = output.checkpoints([self.folder.parent / f"attempt-{each}" for each in range(1, self.token)])
         else:  # the other died while it submitted a job, which may be there
-            found, command = self._beside(lambda: self._command(run))
+            found, command = self._ready(run)
             runner.start(command, self.folder, self.devices)
         self._carry(run)
         self.metrics_read, self.events_read = attempt.metrics_read, attempt.events_read
         log.info("took a trainer over", run=self.run_id, token=self.token, pid=process.pid)
-        threading.Thread(target=self._guard, daemon=True).start()
-        if attempt.state == AttemptState.CLAIMED:
-            self._see_begin(runner.process(), found)
-        self._follow()
+        return attempt.state == AttemptState.CLAIMED, runner.process(), found
 
-    def _earlier(self) -> Sequence[Checkpoint]:
-        """The checkpoints of earlier attempts."""
-        return output.checkpoints([self.folder.parent / f"attempt-{token}" for token in range(1, self.token)])
-
-    def _see_begin(self, process: Process, before: Sequence[Checkpoint]) -> None:
+    def _see_begin(self, process: Process, before: Sequence[Checkpoint] | None) -> None:
         """Wait until the trainer has begun, and tell that the run is running."""
         if self.runner.waiting:
             process = self._wait_to_run()
         if not self.runner.waiting:
             self._tell_started(process, before)
 
-    def _start(self, run: Run) -> tuple[Process, Sequence[Checkpoint]]:
-        """Start the trainer; its process, and the checkpoints of earlier attempts. Raises OSError."""
-        self.folder.mkdir()
-        before, command = self._beside(lambda: self._command(run))
+    def _start(self) -> Started:
+        """Start the trainer; raises UnstartedError."""
+        run, _, self.runner = self._retrying(self._load)
         self._renew_late_claim()
-        process = self.runner.start(command, self.folder, self.devices)
+        try:
+            self.folder.mkdir()
+            before, command = self._ready(run)
+            self._renew_late_claim()
+            process = self.runner.start(command, self.folder, self.devices)
+        except OSError as error:
+            raise _not_started(error) from error
         self._carry(run)
         if self.stopped_at is not None:  # asked to stop before there was anything to stop
             self.runner.stop()
-        return process, before
+        return True, process, before
+
+    def _ready(self, run: Run) -> tuple[Sequence[Checkpoint], Sequence[str]]:
+        """What `_command` returns, once all that the trainer reads is at hand; raises UnstartedError."""
+        try:
+            return self._beside(lambda: self._command(run))
+        except NoCheckpointError as error:
+            ending = Ending(Status.FAILED, str(error), known=EndReason.CHECKPOINT_MISSING)
+            raise UnstartedError(ending) from error
+        except AskedToStop:
+            raise UnstartedError(Ending(Status.STOPPED, "it was asked to stop", known=self.stopped_for)) from None
+        except OSError as error:
+            raise _not_started(error) from error
 
     def _command(self, run: Run) -> tuple[Sequence[Checkpoint], Sequence[str]]:
-        """The checkpoints of earlier attempts, the last one on this disk, and the trainer's command line."""
-        before = elsewhere.earlier(self.settings, self.db, run, self.token, self._hold)
-        elsewhere.bring(self.settings, self.db, run, self._hold, forks=not before)
-        return before, trainer_command(self.settings, self.db, run, self.folder, before, self.nodes)
+        """The checkpoints of earlier attempts, the last one at hand, and the trainer's command line."""
+        reads_store = self.runner.fills_store
+        before = elsewhere.earlier(self.settings, self.db, run, self.token, self._hold, fetch=not reads_store)
+        elsewhere.bring(self.settings, self.db, run, self._hold, forks=not before, fetch=not reads_store)
+        command = trainer_command(self.settings, self.db, run, self.folder, before, self.nodes, in_store=reads_store)
+        return before, command
 
     def _beside(self, work: Callable[[], T]) -> T:
         """The result of work that may take as long as a large checkpoint, while the claim is renewed.
@@ -323,8 +336,9 @@ class Supervisor:
             raise AskedToStop
 
     def _carry(self, run: Run) -> None:
-        """Let a carrier put what the trainer writes into the store, if there is one."""
-        if self.settings.store:
+        """Let a carrier put what the trainer writes into the store, where there is one and the runner does not."""
+        if self.settings.store and not self.runner.fills_store:
+            self.carrier = carrier.Watch(self.settings, self.folder)
             self.carrier.begin(stores.attempt_folder(run.id, run.request_id, self.token), self.prepares)
 
     def _wait_to_run(self) -> Process:
@@ -354,7 +368,7 @@ class Supervisor:
                 time.sleep(POLL_SECONDS)
         return self.runner.process()
 
-    def _tell_started(self, process: Process, before: Sequence[Checkpoint]) -> None:
+    def _tell_started(self, process: Process, before: Sequence[Checkpoint] | None) -> None:
         def tell() -> None:
             asked_at = time.monotonic()
             with self.db.write() as session:
@@ -453,7 +467,7 @@ class Supervisor:
 
     def _tell_trouble(self) -> None:
         """Tell the admins, once a day, that the store does not take what is carried there."""
-        if trouble := self.carrier.trouble():
+        if trouble := self.carrier.trouble() if self.carrier is not None else "":
             with suppress(*AWAY):
                 fence.tell(self.db, "putting checkpoints and logs into the store", trouble[:MOST_TOLD])
 
@@ -504,7 +518,8 @@ class Supervisor:
                 log.error("the trainer could not be looked after; trying again", exc_info=error)
 
     def _look_after(self) -> None:
-        self.carrier.keep()
+        if self.carrier is not None:
+            self.carrier.keep()
         now = time.monotonic()
         unrenewed, pause = now - self.renewed_at, self.settings.lease_seconds / 6
         if unrenewed > self.settings.lease_seconds / 2:
@@ -534,6 +549,11 @@ class Supervisor:
             log.info("stopping the trainer", why=why)
             self.stopped_at, self.stopped_for = time.monotonic(), end_reason
             self.runner.stop()
+
+
+def _not_started(error: OSError) -> UnstartedError:
+    why = f"it could not be started: {error}"
+    return UnstartedError(Ending(Status.FAILED, why, transient=True, known=EndReason.NOT_STARTED))
 
 
 def main() -> None:

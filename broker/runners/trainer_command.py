@@ -17,9 +17,18 @@ SAMPLE_PROMPT = "The "
 
 
 def trainer_command(
-    settings: Settings, db: Database, run: Run, folder: Path, before: Sequence[Checkpoint], nodes: int = 1
+    settings: Settings,
+    db: Database,
+    run: Run,
+    folder: Path,
+    before: Sequence[Checkpoint],
+    nodes: int = 1,
+    *,
+    in_store: bool = False,
 ) -> list[str]:
     """The command line on each node of the attempt in `folder`, to go on from the last checkpoint of `before`.
+
+    With `in_store`, other runs' checkpoints are those of the store, and need not be on this disk.
 
     Writes the configuration that it names. Raises OSError where a file that it needs is missing or cannot be written.
     """
@@ -42,14 +51,14 @@ def trainer_command(
     command = [*trainer, "train", str(config), *out, "--gpus", str(run.gpus // nodes)]
     if before:
         return [*command, "--resume", before[-1].folder]
-    return command if run.fork_step is None else [*command, "--fork", _origin(settings, db, run)]
+    return command if run.fork_step is None else [*command, "--fork", _origin(settings, db, run, in_store)]
 
 
-def _origin(settings: Settings, db: Database, run: Run) -> str:
+def _origin(settings: Settings, db: Database, run: Run, in_store: bool) -> str:
     """The checkpoint that a fork goes on from, as the trainer reads it: FOLDER@STEP."""
     with db.read() as session:
         kept = session.get(Publication, (run.parent_id, run.fork_step))
     folder = None if kept is None else folders.on_disk(settings, kept.run_id, kept.folder)
-    if folder is None or not folder.is_dir():
+    if folder is None or not (in_store or folder.is_dir()):
         raise FileNotFoundError(f"step {run.fork_step} of run {run.parent_id} is no longer on this disk")
     return f"{folder.parents[1]}@{run.fork_step}"

@@ -125,7 +125,7 @@ def started(
     run_id: int,
     token: int,
     process: Process,
-    found: Sequence[Checkpoint],
+    found: Sequence[Checkpoint] | None,
     *,
     lease_seconds: float,
     supervisor: Process | None = None,
@@ -133,8 +133,8 @@ def started(
 ) -> None:
     """Record that the attempt's trainer runs as `process` under `supervisor`, and move the run to running.
 
-    `found` are the complete checkpoints of earlier attempts, which may have ended before they reported their last one.
-    Raises StaleError.
+    `found` are the complete checkpoints of earlier attempts, which may have ended before they reported their last one;
+    None where they are not known. Raises StaleError.
     """
     guarded(
         session,
@@ -149,11 +149,11 @@ def started(
         lease_until=attempts.from_now(lease_seconds),
     )
     run = runs.load(session, run_id)
-    save_progress(session, run, Progress(metrics_read=0, events_read=0, checkpoints=found))
+    save_progress(session, run, Progress(metrics_read=0, events_read=0, checkpoints=found or ()))
     if run.state == RunState.STARTING:
         runs.move(session, run, RunState.RUNNING, started_at=run.started_at or utcnow())
         again: dict[str, Any] = {}
-        if token > 1 and run.kind == RunKind.TRAIN:
+        if token > 1 and run.kind == RunKind.TRAIN and found is not None:
             again["from_step"] = found[-1].step if found else None
         runs.tell(session, run, "run.started", **again)
 

@@ -165,7 +165,7 @@ def test_a_checkpoint_on_its_way_is_waited_for(conf: Settings, folder: Path) -> 
             store.push(folder / "checkpoints" / "step10", place)
 
     target.parent.mkdir(parents=True)
-    assert elsewhere.pulled(store, place, target, hold)
+    assert elsewhere.obtained(store, place, target, hold)
     assert beats[0] == "Another host still puts step10 into the store"
     assert content(target) == content(folder / "checkpoints" / "step10")
 
@@ -176,5 +176,5 @@ def test_a_checkpoint_that_nobody_carries_is_not_waited_for(conf: Settings, said
     if said is not None:
         store.write(f"{ATTEMPT}/carrier", said)
     held: list[str] = []
-    assert not elsewhere.pulled(store, f"{ATTEMPT}/checkpoints/step10", conf.home / "step10", held.append)
+    assert not elsewhere.obtained(store, f"{ATTEMPT}/checkpoints/step10", conf.home / "step10", held.append)
     assert len(held) == (elsewhere.SILENT_POLLS + 1 if said == b'{"beat": 3}' else 0)
