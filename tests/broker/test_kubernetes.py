@@ -18,6 +18,7 @@ from broker import pieces
 from broker.allocations import pools
 from broker.end_reasons import EndReason
 from broker.pieces import PIECE
+from broker.publishing import fetched
 from broker.runners import kubernetes_manifest as manifest
 from broker.runners import output, reaper
 from broker.runners.base import Check, JobSpec
@@ -571,11 +572,13 @@ def test_a_job_that_an_operator_deletes_goes_on_later_from_its_checkpoint(
 
 
 @ONCE
-def test_a_fork_begins_at_a_checkpoint_that_only_the_store_has(
-    lab: Lab, cluster: Standin, tmp_path: Path, run: int
-) -> None:
-    with supervised(lab, cluster, tmp_path, run, 10) as (supervisor, _, _):
+def test_what_only_the_store_has_is_published_and_forked(lab: Lab, cluster: Standin, tmp_path: Path, run: int) -> None:
+    with supervised(lab, cluster, tmp_path, run, 10) as (supervisor, _, folder):
         assert supervisor.wait(PATIENCE) == 0
+    told = folder / "checkpoints" / "step10"
+    with fetched.checkpoint(settings(tmp_path, store=get_settings().store), lab.db, run, told) as published:
+        assert (published / "weights").read_text() == "10"
+        assert (published.parents[1] / "metrics.jsonl").read_bytes() == (folder / "metrics.jsonl").read_bytes()
     forked = fork(lab, run, 10).run_id
     with supervised(lab, cluster, tmp_path, forked, 20) as (supervisor, _, folder):
         assert supervisor.wait(PATIENCE) == 0
