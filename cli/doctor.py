@@ -6,7 +6,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TypeVar
@@ -34,7 +34,6 @@ from broker.allocations import hosts, pools
 from broker.runners import host_gpus, processes, registry
 from broker.store import Store, StoreError
 from projects.db import database as database
-from projects.db.columns import utcnow
 from projects.db.database import Database
 from projects.settings import Settings
 
@@ -319,7 +318,7 @@ def check_disk(home: Path, least: int = LEAST_FREE_BYTES) -> Finding:
 
 
 def check_clock(settings: Settings) -> Iterator[Finding]:
-    """Whether this host's clock agrees with the database server's and with Discord's: leases are told by it."""
+    """Whether this host's clock agrees with the database server's, which all times are told by, and with Discord's."""
     if settings.database_url:
         db = Database(settings.database)
         try:
@@ -343,7 +342,7 @@ def check_clock(settings: Settings) -> Iterator[Finding]:
 
 
 def _apart(which: str, theirs: datetime) -> Finding:
-    apart = utcnow() - theirs
+    apart = datetime.now(UTC) - theirs
     found = f"{abs(apart.total_seconds()):.0f} s {'ahead' if apart > timedelta() else 'behind'}"
     if abs(apart) > CLOCKS_APART:
         return Finding(which, found, "Let this host keep its time by NTP (timedatectl set-ntp true).")

@@ -459,6 +459,8 @@ class Supervisor:
                 self._tell_trouble()
                 if told.stop:
                     self._stop("the run was asked to stop", EndReason.STOP_REQUESTED)
+                elif told.host_pauses and self.runner.bound_to_host:
+                    self._stop("the host is being drained", EndReason.HOST_DRAINED)
             if elapsed >= self.seconds and self.stopped_at is None:
                 self.timed_out = True
                 self._stop("the time limit is reached", EndReason.TIME_LIMIT)

@@ -139,6 +139,12 @@ def last_hosts(session: Session, run_ids: Collection[int], pool_ids: Collection[
     return dict(rows.tuples().all())
 
 
+def open_on(session: Session, host: str) -> Sequence[Attempt]:
+    """The open attempts of a host, by run."""
+    here = (Attempt.host == host, col(Attempt.state).in_(OPEN))
+    return session.scalars(select(Attempt).where(*here).order_by(col(Attempt.run_id))).all()
+
+
 def lost_on(session: Session, host: str, *, since_seconds: float) -> Sequence[Attempt]:
     """The attempts on `host` that were given up and should have stopped within the last `since_seconds`.
 

@@ -34,7 +34,8 @@ class PoolRow(NamedTuple):
     """A pool. Where its runner has a `queue`, Stoa hands out places in that queue, and the queue the GPUs.
 
     `queue` is its name as people read it; empty where Stoa hands out the GPUs itself. A run that has had its GPUs for
-    `preempt_after` seconds can be preempted; 0 for never.
+    `preempt_after` seconds can be preempted; 0 for never. `drained` says that its hosts start nothing; empty where they
+    do.
     """
 
     id: int
@@ -44,6 +45,7 @@ class PoolRow(NamedTuple):
     price_weight: float
     most_submitted: int = 4
     preempt_after: int = 0
+    drained: str = ""
 
 
 class Waiting(NamedTuple):
@@ -141,6 +143,7 @@ class WaitReason(StrEnum):
     """What a run waits for."""
 
     PAUSED = "paused"
+    DRAINED = "drained"
     HOURS = "hours"
     EARLIER_ATTEMPT = "earlier attempt"
     PROJECT_LIMIT = "project limit"
@@ -258,7 +261,7 @@ class _Planner:
             placement = self._place(pool, by_id[turns.take()], len(queue) + 1, gpus, devices)
             turns.done(
                 0.0
-                if placement.waits_for in (WaitReason.HOURS, WaitReason.PAUSED)
+                if placement.waits_for in (WaitReason.HOURS, WaitReason.PAUSED, WaitReason.DRAINED)
                 else placement.run.cost * pool.price_weight
             )
             queue.append(placement)
@@ -268,9 +271,11 @@ class _Planner:
         return queue
 
     def _place(self, pool: PoolRow, run: Waiting, position: int, gpus: Capacity, devices: list[int]) -> Placement:
-        """Give a run its time; a run that waits for its project or for hours has none and delays nobody."""
+        """Give a run its time; a run that waits for its project, a host or hours has none and delays nobody."""
         if run.paused:
             return Placement(run, position, math.inf, WaitReason.PAUSED, 0)
+        if pool.drained:
+            return Placement(run, position, math.inf, WaitReason.DRAINED, 0)
         left = self.left[run.allocation_id]
         if run.cost > left:
             return Placement(run, position, math.inf, WaitReason.HOURS, left)

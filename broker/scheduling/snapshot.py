@@ -10,7 +10,7 @@ from sqlalchemy import case, select  # SQLModel's own takes no more than four co
 from sqlalchemy.orm import Session
 from sqlmodel import col
 
-from broker.allocations import reservations, shares, sponsor_shares
+from broker.allocations import hosts, reservations, shares, sponsor_shares
 from broker.allocations.allocations import Allocation
 from broker.allocations.ledger import Balance, LedgerRow, Movement
 from broker.allocations.pools import Pool
@@ -44,11 +44,12 @@ def load(session: Session, limits: Limits | None = None, fence: Fence | None = N
             col(Pool.preempt_after),
         ).order_by(col(Pool.id))
     )
-    pools, weights = [], {}
+    pools, weights, known_hosts = [], {}, hosts.every(session)
     for pool_id, name, gpus, runner, weight, most, preempt_after in rows:
         weights[pool_id] = weight
         with fence(f"reading the pool “{name}”") if fence else nullcontext():
-            pools.append(PoolRow(pool_id, name, gpus, registry.named(runner).queue, weight, most, preempt_after))
+            queue, drained = registry.named(runner).queue, hosts.drained(known_hosts, name)
+            pools.append(PoolRow(pool_id, name, gpus, queue, weight, most, preempt_after, drained))
     known = {pool.id for pool in pools}
     waiting = [run for run in _waiting(session, now) if run.pool_id in known]
     divisions = sponsor_shares.divisions(session, now)

@@ -33,6 +33,7 @@ from tests.broker.supervised import GRACE, admitted, attempt, charged, queued, s
 from tests.broker.test_control import fork
 from tests.databases import ONCE
 from tests.environment import bare
+from tests.forked import Forked
 from tests.kubernetes import IMAGE, NAMESPACE, Standin, standin
 from tests.patience import PATIENCE, wait_for
 from tests.standin import python_with_trainer
@@ -455,7 +456,7 @@ def run(lab: Lab, cluster: Standin) -> int:
 @contextmanager
 def supervised(
     lab: Lab, cluster: Standin, home: Path, run: int, last: int | None = None, *, lease: float = LEASE
-) -> Iterator[tuple[subprocess.Popen[bytes], int, Path]]:
+) -> Iterator[tuple[Forked, int, Path]]:
     """A supervisor of the run's next attempt, its token and folder."""
     token, folder = admitted(lab, home, run, lease)
     with supervisor_of(lab, cluster, home, lease, last, run, token) as supervisor:
@@ -464,7 +465,7 @@ def supervised(
 
 def supervisor_of(
     lab: Lab, cluster: Standin, home: Path, lease: float, last: int | None, *arguments: int
-) -> AbstractContextManager[subprocess.Popen[bytes]]:
+) -> AbstractContextManager[Forked]:
     """A supervisor of a run and token, after one of a generation; the image has the stand-in's trainer, if any."""
     python = python_with_trainer(home, TRAINER.replace("LAST", str(last))) if last else Path(sys.executable)
     program(cluster, python)

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -24,6 +23,7 @@ from projects.errors import InvalidError
 from tests.broker.lab import Lab, settings
 from tests.broker.supervised import admitted, attempt, charged, queued, supervised_by
 from tests.databases import ONCE
+from tests.forked import Forked
 from tests.patience import PATIENCE, wait_for
 from tests.slurm import Cluster, slurm
 from tests.standin import python_with_trainer
@@ -388,7 +388,7 @@ def run(lab: Lab) -> int:
 @contextmanager
 def supervised(
     lab: Lab, cluster: Cluster, home: Path, run: int, last: int | None = None, *, lease: float = LEASE
-) -> Iterator[tuple[subprocess.Popen[bytes], int, Path]]:
+) -> Iterator[tuple[Forked, int, Path]]:
     """A supervisor of the run's next attempt, its token and folder."""
     token, folder = admitted(lab, home, run, lease)
     with supervisor_of(lab, cluster, home, lease, last, run, token) as supervisor:
@@ -397,7 +397,7 @@ def supervised(
 
 def supervisor_of(
     lab: Lab, cluster: Cluster, home: Path, lease: float, last: int | None, *arguments: int
-) -> AbstractContextManager[subprocess.Popen[bytes]]:
+) -> AbstractContextManager[Forked]:
     """A supervisor of a run and token, after one of a generation; its trainer is the stand-in if it has a last step."""
     python = python_with_trainer(home, TRAINER.replace("LAST", str(last))) if last else Path(sys.executable)
     return supervised_by(lab, python, home, lease, {"SLURM_CONF": str(cluster.conf)}, *arguments)
