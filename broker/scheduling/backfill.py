@@ -305,9 +305,10 @@ class _Planner:
             return WaitReason.PROJECT_LIMIT
         if person and person.now < 1:
             return WaitReason.PERSON_LIMIT
-        if gpus.unused and gpus.unreserved.earliest(count, run.seconds) == 0:
+        line = gpus.of(run.project_id)
+        if gpus.unused and gpus.unreserved.earliest(count, run.seconds) == 0 < line.earliest(count, run.seconds):
             return WaitReason.RESERVED
-        return WaitReason.GPUS if gpus.of(run.project_id).now < count else WaitReason.BEHIND
+        return WaitReason.GPUS if line.now < count else WaitReason.BEHIND
 
     def _bounded(self, most: int, whose: str) -> dict[int, Timeline]:
         """The slots under a limit, for those only who could reach the limit."""

@@ -175,6 +175,11 @@ def notify_takeover(run_id: int, token: int, host: str) -> None:
     _send(take_over, (run_id, token), inbox(host))
 
 
+def notify_reaper(pool_id: int, queue: str) -> None:
+    """Ask the workers of a queue to end a pool's stray jobs; raises kombu's OperationalError where it is away."""
+    _send(end_strays, (pool_id,), queue)
+
+
 def notify_publish(run_id: int, queue: str = PUBLISH) -> None:
     """Ask the publishers of a queue to publish the checkpoints of a run that wait; raises kombu's OperationalError."""
     _send(publish, (run_id,), queue)
@@ -224,6 +229,17 @@ def take_over(run_id: int, token: int) -> None:
     before = attempts.supervisor_of(attempt)
     if before is not None and processes.replaceable(before):
         supervisor.spawn(settings, run_id, token, after=attempt.generation)
+
+
+@app.task(name="stoa.end_strays")
+def end_strays(pool_id: int) -> None:
+    """End the jobs of a pool that nobody supervises any more."""
+    settings = get_settings()
+    db = Database(settings.database)
+    try:
+        reaper.end_strays(settings, db, pool_id)
+    finally:
+        db.close()
 
 
 @app.task(name="stoa.publish")

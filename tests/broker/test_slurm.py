@@ -546,23 +546,23 @@ def test_a_job_that_is_preempted_leaves_a_checkpoint_and_goes_on_from_it(
 def test_a_job_whose_attempt_is_given_up_is_ended_though_no_other_follows(
     lab: Lab, cluster: Cluster, tmp_path: Path, run: int
 ) -> None:
-    conf = settings(tmp_path)
+    conf, pool = settings(tmp_path), lab.row(run).pool_id
     with supervised(lab, cluster, tmp_path, run, 10000) as (supervisor, token, folder):
         wait_for(lambda: (folder / "checkpoints" / "step10").exists(), "a checkpoint")
         wait_for(lambda: lab.run(run).state == RunState.RUNNING, "the run")
         supervisor.kill()
         supervisor.wait()
-        assert reaper.end_strays(conf, lab.db) == 0
+        assert reaper.end_strays(conf, lab.db, pool) == 0
         lab.cancel(run)
         until = attempt(lab, run, token).lease_until
         assert until is not None
         wait_for(lambda: utcnow() > until, "the end of the lease")
         lab.expire(run, token)
         assert lab.run(run).state == RunState.CANCELLED
-        assert reaper.end_strays(conf, lab.db) == 1
+        assert reaper.end_strays(conf, lab.db, pool) == 1
         wait_for(lambda: not of(folder), "the end of the job")
         wait_for(lambda: cluster.ask("squeue", "--noheader") == "", "an empty queue")
-        assert reaper.end_strays(conf, lab.db) == 0
+        assert reaper.end_strays(conf, lab.db, pool) == 0
     assert json.loads((folder / "outcome.json").read_text())["status"] == 75
 
 
@@ -613,9 +613,9 @@ def test_a_job_that_waits_keeps_its_place_when_its_supervisor_dies(
 
 
 def test_doctor_learns_whether_slurm_answers(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert SlurmRunner.check() == Check("the controller answers")
+    assert SlurmRunner.check({}) == Check("the controller answers")
     monkeypatch.setenv("SLURM_CONF", str(tmp_path / "nowhere"))
-    assert "SLURM_CONF" in SlurmRunner.check().advice
+    assert "SLURM_CONF" in SlurmRunner.check({}).advice
 
 
 @pytest.mark.parametrize(
