@@ -581,7 +581,7 @@ def test_what_only_the_store_has_is_published_and_forked(lab: Lab, cluster: Stan
     with fetched.checkpoint(settings(tmp_path, store=get_settings().store), lab.db, run, told) as published:
         assert (published / "weights").read_text() == "10"
         assert (published.parents[1] / "metrics.jsonl").read_bytes() == (folder / "metrics.jsonl").read_bytes()
-    forked = fork(lab, run, 10).run_id
+    forked = fork(lab, run, 10, overrides="steps=20, batch=2, micro_batch=2, sequence_length=32").run_id
     with supervised(lab, cluster, tmp_path, forked, 20) as (supervisor, _, folder):
         assert supervisor.wait(PATIENCE) == 0
     assert (lab.run(forked).state, said(folder)) == (RunState.FINISHED, "from step 10\n")
