@@ -2,6 +2,8 @@
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import structlog
 from celery import Celery
@@ -14,7 +16,7 @@ from broker.runners import processes, reaper, registry, supervisor
 from broker.runs import attempts, leases, runs
 from broker.runs.attempts import Attempt
 from projects import health
-from projects.db.database import Database
+from projects.db.database import Database, is_away
 from projects.log import Seldom
 from projects.settings import Settings, get_settings
 
@@ -25,6 +27,7 @@ PUBLISH = "publish"
 MESSAGE_EXPIRES_SECONDS = 60  # so that messages do not pile up while no worker runs
 
 log = structlog.get_logger()
+_log_again = Seldom()
 app = Celery("stoa")
 app.add_defaults(lambda: {"broker_url": get_settings().celery_broker_url})
 app.conf.update(
@@ -109,10 +112,8 @@ def start_attempt(run_id: int, token: int) -> None:
 
     A trainer that was given up on this host may still be alive, cut off from the database; it is ended first.
     """
-    settings = get_settings()
-    db = Database(settings.database)
     host = processes.host()
-    try:
+    with _database() as (settings, db):
         with db.write() as session:
             run = runs.load(session, run_id)
             bound = registry.named(session.get_one(Pool, run.pool_id).runner).bound_to_host
@@ -127,31 +128,38 @@ def start_attempt(run_id: int, token: int) -> None:
         for process in filter(None, map(attempts.process_of, earlier)):
             processes.kill_group(process)
         supervisor.spawn(settings, run_id, token, owner)
-    finally:
-        db.close()
 
 
 @app.task(name="stoa.take_over")
 def take_over(run_id: int, token: int) -> None:
     """Replace the supervisor of an attempt where it ran on this host and is surely dead; its trainer goes on."""
-    settings = get_settings()
-    db = Database(settings.database)
-    try:
+    with _database() as (settings, db):
         with db.read() as session:
             attempt = session.get_one(Attempt, (run_id, token))
-    finally:
-        db.close()
-    before = attempts.supervisor_of(attempt)
-    if before is not None and processes.replaceable(before):
-        supervisor.spawn(settings, run_id, token, after=attempt.generation)
+        before = attempts.supervisor_of(attempt)
+        if before is not None and processes.replaceable(before):
+            supervisor.spawn(settings, run_id, token, after=attempt.generation)
 
 
 @app.task(name="stoa.publish")
 def publish(run_id: int) -> None:
     """Publish the run's waiting checkpoints, in the order of their steps."""
+    with _database() as (settings, db):
+        publisher.publish_waiting(settings, db, run_id)
+
+
+@contextmanager
+def _database() -> Iterator[tuple[Settings, Database]]:
+    """The database for a task. That it is away is logged once a minute: once it is back, the scheduler asks again."""
     settings = get_settings()
     db = Database(settings.database)
     try:
-        publisher.publish_waiting(settings, db, run_id)
+        yield settings, db
+    except Exception as error:
+        if not is_away(error):
+            raise
+        if _log_again.is_due():
+            said = str(getattr(error, "orig", error))
+            log.warning("the database could not be reached; the scheduler asks again", error=said)
     finally:
         db.close()
