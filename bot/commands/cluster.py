@@ -9,10 +9,11 @@ from bot import errors, text
 from bot.app import Interaction, acknowledge
 from bot.commands import autocomplete
 from bot.commands.run import answers as run_answers
-from broker.allocations import shares
+from broker.allocations import shares, sponsor_shares
 from broker.allocations.hosts import HostView
 from broker.allocations.reservations import ReservationView
 from broker.allocations.shares import ShareView
+from broker.allocations.sponsor_shares import SponsorView
 from broker.reports import cluster, why
 from broker.reports.cluster import PoolStatus, ProjectUse
 from broker.reports.why import Why
@@ -23,6 +24,8 @@ MOST_RUNS = 10
 MOST_HOSTS = 5
 MOST_RESERVATIONS = 3
 MOST_SHARES = 10
+MOST_SPONSORS = 5
+MOST_OWN = 5
 
 
 @cluster_group.command(name="status", description="Show what each pool of GPUs is doing now")
@@ -31,7 +34,9 @@ async def status(interaction: Interaction) -> None:
     await acknowledge(interaction)
     listed = await interaction.client.read(cluster.status)
     set_by_admins = await interaction.client.read(shares.listed)
-    said = text.listed([_pool(pool) for pool in listed], end=_shares(set_by_admins))
+    set_aside = await interaction.client.read(sponsor_shares.listed)
+    end = "\n".join(filter(None, (_shares(set_by_admins), _set_aside(set_aside))))
+    said = text.listed([_pool(pool) for pool in listed], end=end)
     await errors.reply(interaction, said if listed else "There is no pool of GPUs yet.")
 
 
@@ -86,6 +91,18 @@ def _shares(listed: Sequence[ShareView]) -> str:
     shown = [f"P{share.project_id} {share.share:g}" for share in listed[:MOST_SHARES]]
     more = f" and {len(listed) - MOST_SHARES} more" if len(listed) > MOST_SHARES else ""
     return f"-# Shares of projects in fair-share: {', '.join(shown)}{more}; all others 1"
+
+
+def _set_aside(listed: Sequence[SponsorView]) -> str:
+    """A line about the sponsors who set a part of what they gave aside for projects of their own."""
+    if not listed:
+        return ""
+    shown = []
+    for one in listed[:MOST_SPONSORS]:
+        own = [f"P{number}" for number in one.projects[:MOST_OWN]] + ["…"] * (len(one.projects) > MOST_OWN)
+        shown.append(f"{one.share:.0%} of {text.line(one.sponsor, 40)}'s for {', '.join(own)}")
+    more = f" and {len(listed) - MOST_SPONSORS} more" if len(listed) > MOST_SPONSORS else ""
+    return f"-# Set aside by sponsors: {'; '.join(shown)}{more}"
 
 
 def _hosts(hosts: Sequence[HostView]) -> str:

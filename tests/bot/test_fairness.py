@@ -38,7 +38,10 @@ def markers(messages: Sequence[Message]) -> list[str]:
 async def thread_of(lab: Lab, number: int) -> str:
     """The thread under a proposal's card."""
     card = await lab.guild.wait_for("proposals", lambda m: f"P{number} ·" in m.text and m.thread_id is not None)
-    return card.thread_id or ""
+    thread = card.thread_id or ""
+    # The bot knows the thread as the project's a moment after everybody sees it.
+    await lab.guild.wait_for(thread, lambda m: True)
+    return thread
 
 
 async def test_a_crowd_that_comes_and_goes_shares_posts(lab: Lab) -> None:

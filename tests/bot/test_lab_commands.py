@@ -145,6 +145,8 @@ async def test_shares(shared_lab: Shared) -> None:
     fields = {"Sponsor": "The Library", "Share": "0.25", "Own projects": "P1", "Reason": "It gave all."}
     assert (await omar.submit(form, fields)).text == "0.25 of what The Library gives is set aside; the record says so."
     await lab.guild.wait_for("public-record", lambda m: "sets 0.25 of what The Library gives aside for" in m.text)
+    status = (await ada.command("cluster status")).text
+    assert status.endswith("; all others 1\n-# Set aside by sponsors: 25% of The Library's for P1")
     assert "**The Library** 0.25 of what it gives is first for P1" in (await omar.command("stoa shares")).text
     form = await omar.press(listed.message, "Set a sponsor's")
     wrong = await omar.submit(form, fields | {"Own projects": "all of them"})

@@ -48,7 +48,7 @@ async def offered(lab: Lab, channel: Channel, person: str = "Ada", **options: ob
 
 async def card_of(lab: Lab, channel: Channel, sweep: int, *words: str) -> Message:
     """The sweep's card once it has these words and buttons."""
-    return await lab.guild.wait_for(
+    card = await lab.guild.wait_for(
         channel.id,
         lambda m: (
             m.text.endswith(f"· sweep {sweep}")
@@ -56,6 +56,9 @@ async def card_of(lab: Lab, channel: Channel, sweep: int, *words: str) -> Messag
             and all(word in m.text.replace("\\", "") or word in m.button_labels for word in words)
         ),
     )
+    # The bot knows the thread as the sweep's a moment after everybody sees it.
+    await lab.guild.wait_for(card.thread_id or "", lambda m: True)
+    return card
 
 
 async def test_a_sweep_is_offered_launched_once_and_followed_on_one_card(shared_lab: Shared) -> None:

@@ -159,9 +159,10 @@ def test_what_cannot_be_reserved_is_refused_in_one_sentence(
 ) -> None:
     reserve(lab, ours, gpus="1", begins=typed(hours(4)), ends=typed(hours(6)))
     before = everything(lab)
-    project = int(changes.pop("project", theirs))
+    asked = dict(changes)
+    project = int(asked.pop("project", theirs))
     with pytest.raises(error, match=sentence):
-        reserve(lab, project, OMAR, **changes)
+        reserve(lab, project, OMAR, **asked)
     assert everything(lab) == before
 
 

@@ -248,12 +248,12 @@ def test_a_queued_run_is_cancelled_at_once_and_once(lab: Lab) -> None:
 @pytest.mark.parametrize("seen", list(RunState))
 @pytest.mark.parametrize("to", list(RunState))
 def test_a_run_takes_the_tables_transitions_only(seen: RunState, to: RunState) -> None:
-    """The table is closed: an end is an end, and nothing leads back to where it was never queued from."""
+    """The table is closed: an end is an end, and only a run that has left the queue is queued again."""
     allowed = to in TRANSITIONS[seen]
     if seen in ENDED:
         assert not allowed
     if to == RunState.QUEUED:
-        assert allowed == (seen in {RunState.STARTING, RunState.RUNNING, RunState.PAUSED})
+        assert allowed == (seen in {RunState.STARTING, RunState.RUNNING, RunState.STOPPING, RunState.PAUSED})
 
 
 def test_a_move_that_somebody_else_has_made_is_refused(lab: Lab) -> None:

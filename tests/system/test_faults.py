@@ -33,7 +33,7 @@ from tests.patience import PATIENCE, wait_for
 from tests.system import processes
 from tests.system.processes import Watch
 
-LEASE = 15.0  # an heir has most of it to come in, and a busy machine takes seconds to start one
+LEASE = 60.0  # an heir has most of it to come in, and a slow machine takes its time to start one
 GRACE = 120.0
 RENEWAL = LEASE / 6 + 0.2
 SMALL = "batch=2, micro_batch=2, sequence_length=32"

@@ -55,7 +55,7 @@ class Cluster:
         wait_for((sandbox / "sandbox.json").exists, "the Hub")
         hub = json.loads((sandbox / "sandbox.json").read_text())
         place |= {"hub_endpoint": hub["hub"], "hub_token": hub["hub_token"], "hub_namespace": "hosts"}
-        own = {"lease_seconds": 15.0, "tick_seconds": 0.3, "worker_concurrency": 1}
+        own = {"lease_seconds": 60.0, "tick_seconds": 0.3, "worker_concurrency": 1}
         self.settings: dict[str, Settings] = {
             name: settings(home / name, host_name=name, **place, **own) for name in (*NAMES, "lab")
         }
