@@ -80,10 +80,7 @@ class Database:
         else:
             self._write_engine = create_engine(url, pool_pre_ping=True, connect_args=PATIENCE)
             event.listen(self._write_engine, "handle_error", _refuse_value)
-            event.listen(
-                self._write_engine, "do_connect", lambda _, __, words, given: _Connection.connect(*words, **given)
-            )
-            event.listen(self._write_engine, "connect", lambda connection, _: self._connections.add(connection))
+            event.listen(self._write_engine, "connect", self._connected)
             self._read_engine = self._write_engine.execution_options(
                 isolation_level="REPEATABLE READ", postgresql_readonly=True
             )
@@ -101,6 +98,11 @@ class Database:
         """A session in one transaction: committed at the end, rolled back on any error."""
         with self._writes.begin() as session:
             yield session
+
+    def _connected(self, connection: psycopg.Connection[Any], _: object) -> None:
+        """Know a new connection; it is SQLAlchemy that has made it, of psycopg's own class."""
+        connection.__class__ = _Connection
+        self._connections.add(connection)
 
     def answers(self) -> None:
         """Ask the database for nothing; raises where it cannot be reached, or is a standby that takes no writes."""

@@ -40,8 +40,8 @@ def test_a_connection_that_swallows_what_it_gets_is_given_up(url: str) -> None:
         with db.write() as session:
             assert session.scalar(text("SELECT 1")) == 1
         wire.swallow()
-        unanswered = pytest.raises(OperationalError, match="the server has not answered for 1 seconds")
-        with unanswered as refused, db.write() as session:
+        # SQLAlchemy asks whether the connection lives, and then tries to make another.
+        with pytest.raises(OperationalError, match="timeout expired") as refused, db.write() as session:
             session.execute(text("SELECT 1"))
         assert is_away(refused.value)
         wire.pass_on()
@@ -83,12 +83,12 @@ def test_a_statement_that_waits_for_a_lock_is_given_up_as_well(url: str) -> None
 @pytest.mark.usefixtures("patience")
 def test_a_migration_takes_as_long_as_it_takes(url: str) -> None:
     db, other = Database(url), Database(url)
-    with other.write() as holder, ThreadPoolExecutor() as threads:
-        holder.execute(text("LOCK TABLE runs"))
-        migrating = threads.submit(db.migrate, "-1")
-        time.sleep(3)
-        assert not migrating.done()
-        holder.rollback()
+    with ThreadPoolExecutor() as threads:
+        with other.write() as holder:
+            holder.execute(text("LOCK TABLE repositories"))
+            migrating = threads.submit(db.migrate, "-1")
+            time.sleep(3)
+            assert not migrating.done()
         migrating.result()
     with pytest.raises(OperationalError, match="has not answered"), db.write() as session:
         session.execute(text("SELECT pg_sleep(30)"))
