@@ -6,10 +6,10 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import aiohttp
 import discord
@@ -31,10 +31,10 @@ from bot import server
 from bot.server import CHANNELS, IN_GUILD, IN_OTHERS, IN_PROPOSALS, Server
 from broker import fence
 from broker.allocations import hosts, pools
+from broker.allocations.pools import Pool
 from broker.runners import host_gpus, processes, registry
 from broker.store import Store, StoreError
 from projects.db import database as database
-from projects.db.columns import utcnow
 from projects.db.database import Database
 from projects.settings import Settings
 
@@ -292,13 +292,17 @@ def check_gpus(settings: Settings) -> Finding:
 
 
 def check_runners(settings: Settings) -> Iterator[Finding]:
-    """What each runner that a pool uses has to say, such as whether its own queue answers."""
-    for name in _read(settings, pools.runners) or ():
+    """What the runner of each pool has to say, such as whether its own queue answers; once of pools that are alike."""
+    alike: dict[tuple[Any, ...], list[Pool]] = {}
+    for pool in _read(settings, pools.every) or ():
+        alike.setdefault((pool.runner, *sorted(pool.runner_options.items())), []).append(pool)
+    for (name, *options), of in alike.items():
+        thing = f"the runner {name} of {', '.join(pool.name for pool in of)}"
         if name not in registry.RUNNERS:
             advice = f"Change the pool to one of: {', '.join(registry.RUNNERS)}; or install the version that knows it."
-            yield Finding(f"the runner {name}", "a pool names it, and this version of Stoa does not know it", advice)
-        elif check := registry.named(name).check():
-            yield Finding(f"the runner {name}", check.found, check.advice)
+            yield Finding(thing, "this version of Stoa does not know it", advice)
+        elif check := registry.named(name).check(dict(options)):
+            yield Finding(thing, check.found, check.advice)
 
 
 def check_failures(settings: Settings) -> Iterator[Finding]:
@@ -319,7 +323,7 @@ def check_disk(home: Path, least: int = LEAST_FREE_BYTES) -> Finding:
 
 
 def check_clock(settings: Settings) -> Iterator[Finding]:
-    """Whether this host's clock agrees with the database server's and with Discord's: leases are told by it."""
+    """Whether this host's clock agrees with the database server's, which all times are told by, and with Discord's."""
     if settings.database_url:
         db = Database(settings.database)
         try:
@@ -343,7 +347,7 @@ def check_clock(settings: Settings) -> Iterator[Finding]:
 
 
 def _apart(which: str, theirs: datetime) -> Finding:
-    apart = utcnow() - theirs
+    apart = datetime.now(UTC) - theirs
     found = f"{abs(apart.total_seconds()):.0f} s {'ahead' if apart > timedelta() else 'behind'}"
     if abs(apart) > CLOCKS_APART:
         return Finding(which, found, "Let this host keep its time by NTP (timedatectl set-ntp true).")

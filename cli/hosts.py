@@ -1,12 +1,18 @@
 """`stoa host …`: the hosts whose workers start runs."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from cli.admin import Why, database, refusing
+
+if TYPE_CHECKING:
+    from broker.allocations.hosts import HostView
+
+HostName = Annotated[str, typer.Argument(help="The host, by its name.")]
+MAINTENANCE = "Its operator maintains it."
 
 app = typer.Typer(help="The hosts whose workers start runs.", no_args_is_help=True)
 
@@ -27,16 +33,65 @@ def list_hosts() -> None:
             f"{len(gpus)} × {gpus[0]['name']}" if gpus else "none",
             "" if free is None else f"{free:,} GiB",
             host.facts.get("versions", {}).get("torch", ""),
-            f"{host.seen_at:%F %T} UTC" + (", away" if host.is_away else ""),
+            _last_heard_of(host),
         )
     Console().print(table if found else "No host was heard of yet; `stoa worker` announces the one that it runs on.")
 
 
 @app.command()
-def remove(name: Annotated[str, typer.Argument(help="The host, by its name.")], why: Why) -> None:
+def show(name: HostName) -> None:
+    """Show a host: its pools, the runs that it looks after, and the queues that its worker takes messages from."""
+    from broker.allocations import hosts
+    from broker.runs import attempts
+    from broker.scheduling import inspection
+
+    with refusing(), database().read() as session:
+        host, looked_after = hosts.named(session, name), attempts.open_on(session, name)
+    queues = inspection.queues(name)
+    table = Table(show_header=False)
+    table.add_row("host", host.name)
+    table.add_row("pools", ", ".join(host.pools) or "all that no host names")
+    table.add_row("last heard of", _last_heard_of(host))
+    table.add_row("queues", "its worker does not answer" if queues is None else ", ".join(queues))
+    runs = [f"{each.run_id}, attempt {each.token}: {each.state}" for each in looked_after]
+    table.add_row("runs", "\n".join(runs) or "none")
+    Console().print(table)
+
+
+@app.command()
+def remove(name: HostName, why: Why) -> None:
     """Forget a host that does not come back, so that other hosts serve its pools."""
     from broker.allocations import hosts
 
     with refusing(), database().write() as session:
         hosts.remove(session, name, why)
     typer.echo(f"the host {name} is removed")
+
+
+def _last_heard_of(host: "HostView") -> str:
+    return f"{host.seen_at:%F %T} UTC{', away' if host.is_away else ''}{', drained' if host.is_drained else ''}"
+
+
+def drain(
+    name: HostName,
+    *,
+    pause: Annotated[
+        bool, typer.Option("--pause", help="Ask its runs for a checkpoint; they go back to the queue.")
+    ] = False,
+    why: Why = MAINTENANCE,
+) -> None:
+    """Let a host start no run until it is undrained, also after its worker restarts. Its runs go on to their end."""
+    from broker.allocations import hosts
+
+    with refusing(), database().write() as session:
+        changed = hosts.drain(session, name, why, pause=pause)
+    typer.echo(f"the host {name} is drained" if changed else f"the host {name} is drained already")
+
+
+def undrain(name: HostName, *, why: Why = "The maintenance is over.") -> None:
+    """Let a drained host start runs again."""
+    from broker.allocations import hosts
+
+    with refusing(), database().write() as session:
+        changed = hosts.undrain(session, name, why)
+    typer.echo(f"the host {name} starts runs" + ("" if changed else " already"))

@@ -22,6 +22,10 @@ app.add_typer(corpora.app, name="corpus")
 app.add_typer(hosts.app, name="host")
 app.add_typer(reservations.app, name="reservation")
 app.add_typer(shares.app, name="share")
+workers = typer.Typer(help="The worker of this host, and which hosts start runs.")
+app.add_typer(workers, name="worker")
+workers.command()(hosts.drain)
+workers.command()(hosts.undrain)
 
 
 @app.command()
@@ -69,8 +73,9 @@ def bot() -> None:
         run(settings())
 
 
-@app.command()
+@workers.callback(invoke_without_command=True)
 def worker(
+    context: typer.Context,
     *,
     pool: Annotated[
         list[str] | None, typer.Option(help="A pool whose runs start on this host alone; several may be given.")
@@ -79,6 +84,8 @@ def worker(
 ) -> None:
     """Run a Celery worker that starts the runs of its pools, by default of all that no host names. Without --drain,
     they go on while it is replaced."""
+    if context.invoked_subcommand is not None:
+        return
     from broker.runners import processes
     from broker.scheduling import tasks, worker_host
     from cli.services import adopting_orphans, stop_supervisors
@@ -116,6 +123,8 @@ def _celery(name: str, *, queue: str, when_asked_to_stop: Callable[[], object] |
     from celery.bin.celery import celery as command
     from celery.signals import worker_shutting_down
 
+    from broker.runners import processes
+    from broker.scheduling import inspection
     from broker.scheduling.tasks import app as celery
     from projects import log
 
@@ -131,7 +140,18 @@ def _celery(name: str, *, queue: str, when_asked_to_stop: Callable[[], object] |
     worker_shutting_down.connect(stop, weak=False)
     concurrency = str(settings().worker_concurrency)
     quiet = ("--without-gossip", "--without-mingle", "--without-heartbeat")
-    arguments = ["worker", "-Q", queue, "-c", concurrency, "-l", "INFO", "-n", f"{name}@%h", *quiet]
+    arguments = [
+        "worker",
+        "-Q",
+        queue,
+        "-c",
+        concurrency,
+        "-l",
+        "INFO",
+        "-n",
+        inspection.node(name, processes.host()),
+        *quiet,
+    ]
     command.params[0].default = celery
     try:
         # Not `celery.worker_main`, which returns no status.

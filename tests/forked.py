@@ -5,33 +5,84 @@ Each is a process of its own, as one that `python -c` starts, without the second
 
 import multiprocessing
 import os
+import runpy
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from unittest import mock
 
 import psutil
 
+from tests.patience import PATIENCE
+
 ROOT = Path(__file__).parents[1]
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["bot.client", "sandbox.__main__", "sandbox.hub.server"])
-_servers: set[psutil.Process] = set()
+_servers: list[psutil.Process] = []
+_starting = threading.Lock()
+
+
+class Server:
+    """A process that has imported some modules, and from which others are forked; it begins with the first of them.
+
+    multiprocessing has a single one, with the modules of whoever is first: ranks would import torch each for itself.
+    """
+
+    def __init__(self, *modules: str) -> None:
+        self._server = forkserver.ForkServer()
+        self._server.set_forkserver_preload(list(modules))
+        self._begun = False
+
+    def start(self, function: Callable[..., None], *arguments: object) -> ForkServerProcess:
+        """A process that calls the function, and ends with this one at the latest."""
+        process = CONTEXT.Process(target=function, args=arguments, daemon=True)
+        connect = self._server.connect_to_new_process
+        with _starting, mock.patch.object(forkserver, "connect_to_new_process", connect):
+            process.start()
+        if not self._begun:
+            self._begun = True
+            _servers.append(psutil.Process(psutil.Process(process.pid).ppid()))
+        return process
+
+
+PARTS = Server(
+    "tests.forked",
+    "bot.client",
+    "broker.runners.supervisor",
+    "cli.main",
+    "cli.services",
+    "sandbox.__main__",
+    "sandbox.hub.server",
+)
+"""The server of Stoa's parts."""
 
 
 class Forked:
-    """A forked process that runs `code`; what tests use of `subprocess.Popen`. Its output goes to the file `log`."""
+    """A forked process that runs `code`; what tests use of `subprocess.Popen`.
 
-    def __init__(self, code: str, log: Path, environment: Mapping[str, str], *arguments: str) -> None:
-        self._process: ForkServerProcess = CONTEXT.Process(
-            target=_run, args=(code, log, dict(environment), arguments), daemon=True
-        )
-        self._process.start()
+    Its output goes to the file `log`, its errors too where they have no file of their own. `python` is what it takes
+    for its own interpreter, and starts others with.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        log: Path,
+        environment: Mapping[str, str],
+        *arguments: str,
+        errors: Path | None = None,
+        python: Path | None = None,
+    ) -> None:
+        given = (code, log, errors or log, dict(environment), arguments, str(python or sys.executable))
+        self._process = PARTS.start(_run, *given)
         assert self._process.pid is not None
         self.pid: int = self._process.pid
-        if not _servers:
-            _servers.add(psutil.Process(psutil.Process(self.pid).ppid()))
 
     def poll(self) -> int | None:
         """The exit status, negative for a signal; None while the process runs."""
@@ -50,27 +101,56 @@ class Forked:
         if self.poll() is None:
             os.kill(self.pid, number)
 
+    def terminate(self) -> None:
+        """Send SIGTERM to a process that has not ended."""
+        self.send_signal(signal.SIGTERM)
+
     def kill(self) -> None:
         """Kill -9."""
         self._process.kill()
 
 
+def module(name: str, log: Path, environment: Mapping[str, str], *arguments: str, python: Path | None = None) -> Forked:
+    """Start what `python -m name` is, with these arguments."""
+    return Forked(_of_module(name), log, environment, *arguments, python=python)
+
+
+def run_module(name: str, environment: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run what `python -m name` is to its end, with its output and its errors caught."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, errors = Path(folder, "out"), Path(folder, "errors")
+        status = Forked(_of_module(name), out, environment, *arguments, errors=errors).wait(PATIENCE)
+        return subprocess.CompletedProcess([name, *arguments], status, out.read_text(), errors.read_text())
+
+
 def cpu_seconds() -> float:
-    """Of the processes that were forked here and have ended, and of the one that they were forked from."""
+    """Of the processes that were forked here and have ended, and of those that they were forked from."""
     return sum(sum(server.cpu_times()[:4]) for server in _servers)
 
 
-def _run(code: str, log: Path, environment: dict[str, str], arguments: tuple[str, ...]) -> None:
+def _of_module(name: str) -> str:
+    return f"import tests.forked; tests.forked.become({name!r})"
+
+
+def become(name: str) -> None:
+    """Run a module as the program; what has imported it before is forgotten, as it would run twice."""
+    sys.modules.pop(name, None)
+    runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+
+def _run(
+    code: str, log: Path, errors: Path, environment: dict[str, str], arguments: tuple[str, ...], python: str
+) -> None:
     """Become a process as `python -c` starts one, and run the code."""
-    for number, target, flags in ((0, os.devnull, os.O_RDONLY), (1, log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)):
+    appending = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    for number, target, flags in ((0, os.devnull, os.O_RDONLY), (1, log, appending), (2, errors, appending)):
         opened = os.open(target, flags)
         os.dup2(opened, number)
         os.close(opened)
-    os.dup2(1, 2)
     os.chdir(ROOT)
     os.environ.clear()
     os.environ.update(environment)
     multiprocessing.current_process().daemon = False
     main = types.ModuleType("__main__")
-    sys.modules["__main__"], sys.argv = main, ["-c", *arguments]
+    sys.modules["__main__"], sys.argv, sys.executable = main, ["-c", *arguments], python
     exec(compile(code, "<string>", "exec"), vars(main))

@@ -123,6 +123,7 @@ def _host(host: HostView) -> str:
     gpus = Counter(str(gpu["name"]) for gpu in host.facts.get("gpus", ()))
     has = [f"{number} × {text.line(name, 40)}" for name, number in gpus.items()]
     has += [f"{host.facts['free_gib']:,.0f} GiB of disk free"] if "free_gib" in host.facts else []
+    has += ["drained, starts no run"] if host.is_drained else []
     return f"{text.line(host.name, 40)} ({', '.join(has)})" if has else text.line(host.name, 40)
 
 

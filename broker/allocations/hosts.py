@@ -1,6 +1,7 @@
 """Hosts that run workers: which pools each serves, what it has, and when it was last heard of.
 
 A host may serve named pools, whose runs then start there alone. All other pools are served by the hosts that name none.
+A drained host starts no run until it is undrained.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -23,13 +24,18 @@ AWAY_AFTER_SECONDS = 60.0
 
 
 class Host(Base, table=True):
-    """A host by its name. `facts` are what its worker says of it, such as its GPUs, free disk and versions."""
+    """A host by its name. `facts` are what its worker says of it, such as its GPUs, free disk and versions.
+
+    `drained_at` is since when it starts no run, and `pauses` whether its runs are asked to stop, too.
+    """
 
     __tablename__ = "hosts"
 
     name: str = Field(primary_key=True)
     facts: dict[str, Any] = json_object(default=dict)
     seen_at: datetime = timestamp(default=utcnow)
+    drained_at: datetime | None = timestamp(default=None)
+    pauses: bool = False
 
 
 class HostPool(Base, table=True):
@@ -53,6 +59,7 @@ class HostView:
     facts: Mapping[str, Any]
     seen_at: datetime
     is_away: bool
+    is_drained: bool = False
 
 
 def announce(session: Session, name: str, serves: Collection[str], facts: Mapping[str, Any]) -> None:
@@ -91,13 +98,65 @@ def beat(session: Session, name: str, facts: Mapping[str, Any]) -> bool:
 def remove(session: Session, name: str, reason: str) -> None:
     """Forget a host that does not come back, so that other hosts serve its pools. Raises NotFoundError."""
     because = text.prose("The reason", reason, most=text.USUAL)
-    host = session.get(Host, name, with_for_update=True)
-    if host is None:
-        listed = ", ".join(session.scalars(select(Host.name).order_by(Host.name))) or "none yet"
-        raise NotFoundError(f"There is no host “{name[:60]}”; the hosts are: {listed}.")
+    host = _locked(session, name)
     session.execute(delete(HostPool).where(col(HostPool.host) == name))
     session.delete(host)
     record.append(session, record.LAB, "host.removed", by=None, why=because, host=name)
+
+
+def named(session: Session, name: str) -> HostView:
+    """A host by its name; raises NotFoundError."""
+    for host in every(session):
+        if host.name == name:
+            return host
+    raise _unknown(session, name)
+
+
+def drain(session: Session, name: str, reason: str, *, pause: bool = False) -> bool:
+    """Let a host start no run; False where it is drained already. Raises NotFoundError.
+
+    Its runs go on to their end, or with `pause` are asked for a checkpoint and go back to the queue.
+    """
+    because = text.prose("The reason", reason, most=text.USUAL)
+    host = _locked(session, name)
+    if host.drained_at is not None and (host.pauses or not pause):
+        return False
+    host.drained_at, host.pauses = host.drained_at or utcnow(), pause
+    record.append(session, record.LAB, "host.drained", by=None, why=because, host=name, pauses=pause)
+    return True
+
+
+def undrain(session: Session, name: str, reason: str) -> bool:
+    """Let a host start runs again; False where it is not drained. Raises NotFoundError."""
+    because = text.prose("The reason", reason, most=text.USUAL)
+    host = _locked(session, name)
+    if host.drained_at is None:
+        return False
+    host.drained_at, host.pauses = None, False
+    record.append(session, record.LAB, "host.undrained", by=None, why=because, host=name)
+    return True
+
+
+def may_start(session: Session, name: str) -> bool:
+    """Whether a host may start a run now; it is not drained before the transaction's end."""
+    return session.scalar(select(Host.drained_at).where(Host.name == name).with_for_update(read=True)) is None
+
+
+def pauses(session: Session, name: str) -> bool:
+    """Whether the runs of a host are asked to stop, since it is drained."""
+    return bool(session.scalar(select(Host.pauses).where(Host.name == name)))
+
+
+def _locked(session: Session, name: str) -> Host:
+    host = session.get(Host, name, with_for_update=True)
+    if host is None:
+        raise _unknown(session, name)
+    return host
+
+
+def _unknown(session: Session, name: str) -> NotFoundError:
+    listed = ", ".join(session.scalars(select(Host.name).order_by(Host.name))) or "none yet"
+    return NotFoundError(f"There is no host “{name[:60]}”; the hosts are: {listed}.")
 
 
 def every(session: Session) -> Sequence[HostView]:
@@ -108,14 +167,34 @@ def every(session: Session) -> Sequence[HostView]:
         served.setdefault(host, []).append(pool)
     oldest = utcnow() - timedelta(seconds=AWAY_AFTER_SECONDS)
     return [
-        HostView(host.name, served.get(host.name, []), host.facts, host.seen_at, host.seen_at < oldest)
+        HostView(
+            host.name,
+            served.get(host.name, []),
+            host.facts,
+            host.seen_at,
+            is_away=host.seen_at < oldest,
+            is_drained=host.drained_at is not None,
+        )
         for host in session.scalars(select(Host).order_by(col(Host.name)))
     ]
 
 
 def of_pool(known: Sequence[HostView], pool: Pool) -> Sequence[HostView]:
     """Of the hosts that there are, those that serve a pool: those that name it, or else those that name none."""
-    return [host for host in known if pool.name in host.pools] or [host for host in known if not host.pools]
+    return _serving(known, pool.name)
+
+
+def _serving(known: Sequence[HostView], pool: str) -> Sequence[HostView]:
+    return [host for host in known if pool in host.pools] or [host for host in known if not host.pools]
+
+
+def drained(known: Sequence[HostView], pool: str) -> str:
+    """A sentence where every host that serves a pool is drained; empty where one may start its runs."""
+    serving = _serving(known, pool)
+    if not serving or not all(host.is_drained for host in serving):
+        return ""
+    names = ", ".join(host.name for host in serving[:3])
+    return f"Nothing starts on “{pool}”: its hosts are drained ({names}), until an operator undrains one."
 
 
 def named_pools(session: Session) -> set[int]:
@@ -124,8 +203,12 @@ def named_pools(session: Session) -> set[int]:
 
 
 def absence(session: Session, pool: Pool) -> str:
-    """A sentence where every host that serves the pool is away; empty where one is there or none was ever heard of."""
-    serving = of_pool(every(session), pool)
+    """A sentence where every host that serves the pool is away or drained; empty where one is there or none was ever
+    heard of."""
+    known = every(session)
+    if said := drained(known, pool.name):
+        return said
+    serving = of_pool(known, pool)
     if not serving or not all(host.is_away for host in serving):
         return ""
     last = max(host.seen_at for host in serving)

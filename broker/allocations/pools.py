@@ -335,11 +335,6 @@ def largest_in(session: Session, name: str) -> int:
     return largest(session, named(session, name).id)
 
 
-def runners(session: Session) -> Sequence[str]:
-    """The names of the runners that pools use."""
-    return session.scalars(select(Pool.runner).distinct().order_by(col(Pool.runner))).all()
-
-
 def names(session: Session) -> list[str]:
     """The names of all pools."""
     return list(session.scalars(select(Pool.name).order_by(col(Pool.name))))

@@ -259,6 +259,8 @@ class _Explainer:
                 return "Nothing stands in its way."
             case WaitReason.PAUSED:
                 return "Its project is paused: nothing of it starts before its lead resumes the project."
+            case WaitReason.DRAINED:
+                return pool.drained
             case WaitReason.HOURS:
                 return (
                     f"Its allocation's other runs hold the hours: it may cost {in_hours(run.cost)} GPU-hours, and "

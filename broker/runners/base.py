@@ -183,8 +183,8 @@ class Runner(ABC):
         return processes.of_this_host(process)
 
     @classmethod
-    def check(cls) -> Check | None:
-        """What `stoa doctor` tells of the runner where a pool uses it; None where there is nothing to look at."""
+    def check(cls, options: Mapping[str, str]) -> Check | None:
+        """What `stoa doctor` tells of the runner where a pool of these options uses it; None for nothing to look at."""
         return None
 
     @classmethod

@@ -212,13 +212,13 @@ class KubernetesRunner(Runner):
         return process.boot_id == BOOT
 
     @classmethod
-    def check(cls) -> Check:
-        """Whether there is a store, and whether the cluster of KUBECONFIG answers."""
+    def check(cls, options: Mapping[str, str]) -> Check:
+        """Whether there is a store, and whether the pool's cluster answers."""
         advice = "Set KUBECONFIG to the cluster's file, or give the pool its own with --kubeconfig."
         if not _settings().store:
             return Check("there is no object store", "Set STOA_STORE: pods have no disk that a lab could read.")
         try:
-            version = Cluster({}, CHECK_SECONDS).version()
+            version = Cluster(options, CHECK_SECONDS).version()
         except UnavailableError as error:
             return Check(str(error), advice)
         return Check(f"the API server answers ({version})")

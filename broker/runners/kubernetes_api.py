@@ -69,7 +69,7 @@ class Cluster:
             except api.ApiException as error:
                 if error.status != 404 or "not found" not in _sentence(error):
                     raise
-                return None, datetime.now(UTC)
+                return None, _date(error.headers)
         return job, _date(headers)
 
     def pods(self, job: str, uid: str = "") -> list[Any]:

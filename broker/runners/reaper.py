@@ -3,16 +3,15 @@
 A stray job runs on in its runner's queue though its attempt is over, because its supervisor died and no other came.
 """
 
-from collections.abc import Mapping
 from contextlib import suppress
 
 import structlog
 from sqlmodel import col, select
 
-from broker.allocations import pools
+from broker.allocations.pools import Pool
 from broker.fence import Fence
 from broker.runners import processes, registry
-from broker.runners.base import Runner, UnavailableError
+from broker.runners.base import UnavailableError
 from broker.runs import attempts, settlement
 from broker.runs.attempts import OPEN, Attempt
 from projects.db.database import Database
@@ -64,24 +63,16 @@ def _began_here(attempt: Attempt) -> bool:
     return known or processes.is_of_earlier_boot(attempt.host, attempt.boot_id)
 
 
-def end_strays(settings: Settings, db: Database, fence: Fence | None = None) -> int:
-    """Cancel every living job of this installation whose attempt is not open; returns how many.
+def end_strays(settings: Settings, db: Database, pool_id: int) -> int:
+    """Cancel every living job of this installation whose attempt is not open, where the jobs of a pool are; returns how
+    many.
 
-    Asks only the runners that a pool uses, once for all pools of the same options; a runner that is unavailable is
-    asked again another time. A trainer of this host that nobody supervises ends with its lease; a job would go on to
-    its time limit.
+    Runs on a host that serves the pool, which can reach its jobs. A runner that is unavailable is asked again another
+    time. A trainer of a host that nobody supervises ends with its lease; a job would go on to its time limit.
     """
-    fence = fence or Fence(db)
     with db.read() as session:
-        used = {(pool.runner, tuple(sorted(pool.runner_options.items()))) for pool in pools.every(session)}
-    ended = 0
-    for name, options in sorted(used):
-        with fence(f"asking the runner {name} for stray jobs"):
-            ended += _end_strays_of(registry.named(name), dict(options), settings, db)
-    return ended
-
-
-def _end_strays_of(runner: type[Runner], options: Mapping[str, str], settings: Settings, db: Database) -> int:
+        pool = session.get_one(Pool, pool_id)
+        runner, options = registry.named(pool.runner), pool.runner_options
     try:
         # The jobs are read before the attempts, so that a job whose attempt has just begun is not taken for a stray.
         living = runner.living(settings.runs_dir, options)

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 
 import structlog
 
@@ -156,11 +157,11 @@ class SlurmRunner(Runner):
         return process.boot_id == BOOT
 
     @classmethod
-    def check(cls) -> Check:
-        """Whether Slurm's controller answers this host."""
+    def check(cls, options: Mapping[str, str]) -> Check:
+        """Whether the controller of the pool's cluster answers this host."""
         advice = "Install Slurm's commands on this host, set SLURM_CONF to the cluster's, and start its slurmctld."
         try:
-            done = _slurm(["squeue", "--me", "--noheader"], CHECK_SECONDS)
+            done = _slurm(["squeue", "--me", "--noheader"], CHECK_SECONDS, options=options)
         except UnavailableError as error:
             return Check(str(error), advice)
         if done.returncode != 0:
@@ -170,12 +171,12 @@ class SlurmRunner(Runner):
     @classmethod
     def living(cls, runs_dir: Path, options: Mapping[str, str]) -> Sequence[Job]:
         """See `Runner`; a job that is completing needs no cancelling."""
-        return [job for job in jobs(runs_dir) if job.state not in ENDED and job.state != "COMPLETING"]
+        return [job for job in jobs(runs_dir, options=options) if job.state not in ENDED and job.state != "COMPLETING"]
 
     @classmethod
     def cancel(cls, job: Job, options: Mapping[str, str]) -> None:
         """Have Slurm end a job: SIGTERM, and SIGKILL after its KillWait; raises UnavailableError."""
-        done = _slurm(["scancel", job.id], SHORTEST_SECONDS)
+        done = _slurm(["scancel", job.id], SHORTEST_SECONDS, options=options)
         if done.returncode != 0:
             raise UnavailableError(f"Slurm: {_sentence(done.stderr)}")
 
@@ -223,7 +224,7 @@ class SlurmRunner(Runner):
             *(f"--output={LOG_FILE}", f"--chdir={self._folder}", f"--job-name={self._job_name()}"),
             *slurm_job.sbatch_options(self.spec),
         ]
-        done = _slurm(command, self._patience, slurm_job.script(self.spec, self._command, self._folder.parents[2]))
+        done = self._slurm(command, slurm_job.script(self.spec, self._command, self._folder.parents[2]))
         if done.returncode == 0:
             number = re.search(r"^(\d+)(;\S*)?$", done.stdout, re.ASCII | re.MULTILINE)
             if number is None:
@@ -243,7 +244,7 @@ class SlurmRunner(Runner):
 
     def _look(self, job: int) -> None:
         """Read the job's state from Slurm."""
-        done = _slurm(["scontrol", "show", "job", "-o", str(job)], self._patience)
+        done = self._slurm(["scontrol", "show", "job", "-o", str(job)])
         if done.returncode != 0:
             sentence = _sentence(done.stderr)
             if "invalid job id" not in sentence.lower():
@@ -312,14 +313,17 @@ class SlurmRunner(Runner):
 
     def _scancel(self, *arguments: str) -> None:
         """Call scancel; a job that is over already is no error."""
-        done = _slurm(["scancel", *arguments], self._patience)
+        done = self._slurm(["scancel", *arguments])
         if done.returncode != 0 and _LATER.search(_sentence(done.stderr)):
             raise UnavailableError(f"Slurm: {_sentence(done.stderr)}")
+
+    def _slurm(self, command: Sequence[str], given: str = "") -> subprocess.CompletedProcess[str]:
+        return _slurm(command, self._patience, given, self.spec.options)
 
     def _siblings(self) -> list[tuple[int, int, str]]:
         """The number, token and state of every job of the run that Slurm remembers."""
         run = self._folder.parent
-        found = jobs(run.parent, self._patience)
+        found = jobs(run.parent, self._patience, self.spec.options)
         return [(int(job.id), job.token, job.state) for job in found if str(job.run_id) == run.name]
 
     def _job_name(self) -> str:
@@ -331,9 +335,15 @@ class SlurmRunner(Runner):
         return int(self._folder.name.rpartition("-")[2])
 
 
-def jobs(runs_dir: Path, patience: float = SHORTEST_SECONDS) -> list[Job]:
-    """All jobs for the runs of this folder, ended ones too as long as Slurm remembers them; raises UnavailableError."""
-    done = _slurm(["squeue", "--me", "--noheader", "--states=all", "--format=%A %T %j"], patience)
+def jobs(
+    runs_dir: Path, patience: float = SHORTEST_SECONDS, options: Mapping[str, str] = MappingProxyType({})
+) -> list[Job]:
+    """All jobs for the runs of this folder on a pool's cluster, ended ones too as long as Slurm remembers them.
+
+    Raises UnavailableError.
+    """
+    asked = ["squeue", "--me", "--noheader", "--states=all", "--format=%A %T %j"]
+    done = _slurm(asked, patience, options=options)
     if done.returncode != 0:
         raise UnavailableError(f"Slurm: {_sentence(done.stderr)}")
     name = re.compile(rf"(\d+) (\S+) {_installation(runs_dir)}(\d+)-(\d+)")
@@ -346,10 +356,17 @@ def _installation(runs_dir: Path) -> str:
     return f"stoa-{zlib.crc32(os.fsencode(runs_dir)):08x}-"
 
 
-def _slurm(command: Sequence[str], timeout: float, given: str = "") -> subprocess.CompletedProcess[str]:
-    """Call one of Slurm's commands, which see no more of the environment than a job may; raises UnavailableError."""
+def _slurm(
+    command: Sequence[str], timeout: float, given: str = "", options: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.CompletedProcess[str]:
+    """Call one of Slurm's commands on a pool's cluster; it sees no more of the environment than a job may.
+
+    Raises UnavailableError.
+    """
     passed_on = (*PASSED_ON, *SlurmRunner.environment)
     environment = {name: os.environ[name] for name in passed_on if name in os.environ}
+    if conf := options.get("slurm_conf"):
+        environment["SLURM_CONF"] = conf
     try:
         return subprocess.run(
             command,

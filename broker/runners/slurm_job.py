@@ -83,6 +83,12 @@ OPTIONS = (
         pattern=_PATHS,
         refusal="The container's folders are paths from /, with commas between and no spaces.",
     ),
+    PoolOption(
+        "slurm_conf",
+        help="The slurm.conf of the cluster, where it is not that of the worker's SLURM_CONF.",
+        pattern=r"(/[\w./+@%-]+)?",
+        refusal="The slurm.conf is a path from /, without spaces.",
+    ),
 )
 
 

@@ -397,6 +397,8 @@ class Supervisor:
                 self.metrics_read, self.events_read = progress.metrics_read, progress.events_read
                 if told.stop:
                     self._stop("the run was asked to stop", EndReason.STOP_REQUESTED)
+                elif told.host_pauses and self.runner.bound_to_host:
+                    self._stop("the host is being drained", EndReason.HOST_DRAINED)
             if elapsed >= self.seconds and self.stopped_at is None:
                 self.timed_out = True
                 self._stop("the time limit is reached", EndReason.TIME_LIMIT)

@@ -136,7 +136,13 @@ def last_hosts(session: Session, run_ids: Collection[int], pool_ids: Collection[
         .where(col(Attempt.run_id).in_(run_ids), col(Attempt.pool_id).in_(pool_ids), Attempt.host != "")
         .order_by(col(Attempt.token))
     )
-    return dict(rows.tuples().all())
+    return {row.run_id: row.host for row in rows}
+
+
+def open_on(session: Session, host: str) -> Sequence[Attempt]:
+    """The open attempts of a host, by run."""
+    here = (Attempt.host == host, col(Attempt.state).in_(OPEN))
+    return session.scalars(select(Attempt).where(*here).order_by(col(Attempt.run_id))).all()
 
 
 def lost_on(session: Session, host: str, *, since_seconds: float) -> Sequence[Attempt]:

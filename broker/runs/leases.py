@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
 from broker import publications
-from broker.allocations import ledger
+from broker.allocations import hosts, ledger
 from broker.runners.processes import Process
 from broker.runs import attempts, runs, series
 from broker.runs.attempts import Attempt, AttemptState
@@ -36,10 +36,14 @@ class TakenOverError(StaleError):
 
 @dataclass(frozen=True)
 class Renewed:
-    """The answer to a renewal: whether to stop the trainer, and the attempt's time limit in seconds."""
+    """The answer to a renewal: whether to stop the trainer, and the attempt's time limit in seconds.
+
+    `host_pauses` is whether the attempt's host is drained and stops its runs.
+    """
 
     stop: bool
     seconds: float
+    host_pauses: bool = False
 
 
 def claim(
@@ -232,7 +236,7 @@ def renew(
     if progress.step is not None and progress.step > run.step == (run.fork_step or 0):
         series.add(session, run_id, [Measured(series.START, progress.step, progress.tokens or 0, elapsed)])
     save_progress(session, run, progress, attempt)
-    return Renewed(run.state == RunState.STOPPING, attempt.reserved / run.gpus)
+    return Renewed(run.state == RunState.STOPPING, attempt.reserved / run.gpus, hosts.pauses(session, attempt.host))
 
 
 def charge(session: Session, run: Run, attempt: Attempt, elapsed: float) -> None:

@@ -35,8 +35,9 @@ class PoolRow(NamedTuple):
     """A pool. Where its runner has a `queue`, Stoa hands out places in that queue, and the queue the GPUs.
 
     `queue` is its name as people read it; empty where Stoa hands out the GPUs itself. A run that has had its GPUs for
-    `preempt_after` seconds can be preempted; 0 for never. The runs on its host may take `host_bytes` of memory, None
-    where that is not known or not Stoa's to share out; the pools `on_host`, itself among them, have the same host.
+    `preempt_after` seconds can be preempted; 0 for never. `drained` says that its hosts start nothing; empty where they
+    do. The runs on its host may take `host_bytes` of memory, None where that is not known or not Stoa's to share out;
+    the pools `on_host`, itself among them, have the same host.
     """
 
     id: int
@@ -46,6 +47,7 @@ class PoolRow(NamedTuple):
     price_weight: float
     most_submitted: int = 4
     preempt_after: int = 0
+    drained: str = ""
     host_bytes: int | None = None
     on_host: tuple[int, ...] = ()
 
@@ -147,6 +149,7 @@ class WaitReason(StrEnum):
     """What a run waits for."""
 
     PAUSED = "paused"
+    DRAINED = "drained"
     HOURS = "hours"
     EARLIER_ATTEMPT = "earlier attempt"
     PROJECT_LIMIT = "project limit"
@@ -270,7 +273,7 @@ class _Planner:
             placement = self._place(pool, by_id[turns.take()], len(queue) + 1, gpus, devices)
             turns.done(
                 0.0
-                if placement.waits_for in (WaitReason.HOURS, WaitReason.PAUSED)
+                if placement.waits_for in (WaitReason.HOURS, WaitReason.PAUSED, WaitReason.DRAINED)
                 else placement.run.cost * pool.price_weight
             )
             queue.append(placement)
@@ -280,9 +283,11 @@ class _Planner:
         return queue
 
     def _place(self, pool: PoolRow, run: Waiting, position: int, gpus: Capacity, devices: list[int]) -> Placement:
-        """Give a run its time; a run that waits for its project or for hours has none and delays nobody."""
+        """Give a run its time; a run that waits for its project, a host or hours has none and delays nobody."""
         if run.paused:
             return Placement(run, position, math.inf, WaitReason.PAUSED, 0)
+        if pool.drained:
+            return Placement(run, position, math.inf, WaitReason.DRAINED, 0)
         left = self.left[run.allocation_id]
         if run.cost > left:
             return Placement(run, position, math.inf, WaitReason.HOURS, left)
@@ -318,12 +323,12 @@ class _Planner:
             return WaitReason.PROJECT_LIMIT
         if person and person.now < 1:
             return WaitReason.PERSON_LIMIT
-        memory = self.memory.get(run.pool_id)
-        if memory and memory.now < run.memory and gpus.of(run.project_id).now >= count:
+        memory, line = self.memory.get(run.pool_id), gpus.of(run.project_id)
+        if memory and memory.now < run.memory and line.now >= count:
             return WaitReason.MEMORY
-        if gpus.unused and gpus.unreserved.earliest(count, run.seconds) == 0:
+        if gpus.unused and gpus.unreserved.earliest(count, run.seconds) == 0 < line.earliest(count, run.seconds):
             return WaitReason.RESERVED
-        return WaitReason.GPUS if gpus.of(run.project_id).now < count else WaitReason.BEHIND
+        return WaitReason.GPUS if line.now < count else WaitReason.BEHIND
 
     def _bounded(self, most: int, whose: str) -> dict[int, Timeline]:
         """The slots under a limit, for those only who could reach the limit."""

@@ -144,8 +144,7 @@ class Scheduler:
                 self._remove_old_decisions()
         if time.monotonic() - self.strays_ended_at > reaper.EVERY_SECONDS:
             self.strays_ended_at = time.monotonic()
-            with self.fence("ending stray jobs"):
-                reaper.end_strays(self.settings, self.db, self.fence)
+            self._notify_reapers()
 
     def _expire(self) -> None:
         """Give up lost attempts; after an outage of the database, supervisors first have a lease's time to renew."""
@@ -265,6 +264,17 @@ class Scheduler:
             self._notify_publishers(unpublished, places)
         except (OperationalError, OSError) as error:
             log.warning("the queue could not be reached; trying again", error=str(error))
+
+    def _notify_reapers(self) -> None:
+        """Ask a worker of each pool to end its stray jobs, where a job may outlive the lease of its attempt."""
+        with self.fence("ending stray jobs"):
+            with self.db.read() as session:
+                named = hosts.named_pools(session)
+                every = [(pool.id, pool.name, pool.runner) for pool in pools.every(session)]
+            for pool_id, name, runner in every:
+                with self.fence(f"asking for stray jobs of the pool “{name}”"), suppress(OperationalError, OSError):
+                    if not registry.named(runner).bound_to_host:
+                        tasks.notify_reaper(pool_id, tasks.pool_queue(name) if pool_id in named else tasks.ANY_POOL)
 
     def _notify_takeovers(self, unsupervised: Sequence[Attempt]) -> None:
         """Ask for another supervisor, and again only after it must have come: each message starts a process."""

@@ -10,7 +10,7 @@ from sqlalchemy import case, select  # SQLModel's own takes no more than four co
 from sqlalchemy.orm import Session
 from sqlmodel import col
 
-from broker.allocations import reservations, shares, sponsor_shares
+from broker.allocations import hosts, reservations, shares, sponsor_shares
 from broker.allocations.allocations import Allocation
 from broker.allocations.ledger import Balance, LedgerRow, Movement
 from broker.allocations.pools import Pool
@@ -33,11 +33,11 @@ def load(session: Session, limits: Limits | None = None, fence: Fence | None = N
     Raises InvalidError for a runner that is not registered.
     """
     now = utcnow()
-    pools, known, weights = [], [], {}
+    pools, known, weights, known_hosts = [], [], {}, hosts.every(session)
     for pool in session.scalars(select(Pool).order_by(col(Pool.id))):
         weights[pool.id] = pool.price_weight
         with fence(f"reading the pool “{pool.name}”") if fence else nullcontext():
-            pools.append(_pool(pool))
+            pools.append(_pool(pool, hosts.drained(known_hosts, pool.name)))
             known.append(pool)
     on_host = host_memory.together(session, known)
     pools = [pool._replace(on_host=on_host[pool.id]) for pool in pools]
@@ -64,7 +64,7 @@ def load(session: Session, limits: Limits | None = None, fence: Fence | None = N
     )
 
 
-def _pool(pool: Pool) -> PoolRow:
+def _pool(pool: Pool, drained: str) -> PoolRow:
     queue = registry.named(pool.runner).queue
     return PoolRow(
         pool.id,
@@ -74,6 +74,7 @@ def _pool(pool: Pool) -> PoolRow:
         pool.price_weight,
         pool.most_submitted,
         pool.preempt_after,
+        drained,
         host_memory.most(pool),
     )
 

@@ -3,19 +3,27 @@
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any, Literal
 
 import structlog
-from celery import Celery
+from celery import Celery, Task
 from celery.signals import worker_ready
 from celery.worker.consumer import Consumer
+from celery.worker.request import Request
+from celery.worker.state import revoked
+from sqlalchemy.exc import SQLAlchemyError
 
+from broker.allocations import hosts
 from broker.allocations.pools import Pool
 from broker.publishing import publisher
 from broker.runners import processes, reaper, registry, supervisor
 from broker.runs import attempts, leases, runs
 from broker.runs.attempts import Attempt
 from projects import health
+from projects.db import clock
+from projects.db.columns import utcnow
 from projects.db.database import Database, is_away
 from projects.log import Seldom
 from projects.settings import Settings, get_settings
@@ -28,7 +36,26 @@ MESSAGE_EXPIRES_SECONDS = 60  # so that messages do not pile up while no worker 
 
 log = structlog.get_logger()
 _log_again = Seldom()
-app = Celery("stoa")
+
+
+class TimedRequest(Request):
+    """A message that expires by the database's clock: the sender's and the worker's own may differ."""
+
+    def maybe_expire(self) -> Literal[True] | None:
+        """Whether the message has surely expired, which Celery is then told."""
+        if self.expires is None or not clock.is_known() or self.expires >= utcnow():
+            return None
+        revoked.add(self.id)
+        return True
+
+
+class TimedTask(Task[..., Any]):
+    """A task whose messages expire by the database's clock."""
+
+    Request = f"{__name__}:{TimedRequest.__name__}"
+
+
+app = Celery("stoa", task_cls=TimedTask)
 app.add_defaults(lambda: {"broker_url": get_settings().celery_broker_url})
 app.conf.update(
     task_ignore_result=True,
@@ -36,7 +63,6 @@ app.conf.update(
     task_routes={"stoa.publish": {"queue": PUBLISH}},
     worker_prefetch_multiplier=1,
     worker_disable_prefetch=True,
-    worker_enable_remote_control=False,
     worker_hijack_root_logger=False,
     broker_connection_retry_on_startup=True,
     broker_connection_max_retries=None,
@@ -59,6 +85,22 @@ def _free_lost_runs(sender: Consumer, **_: object) -> None:
     """Say which attempts that this host has lost are surely over, as they are after a reboot."""
     if not sender.hostname.startswith("publisher@"):
         threading.Thread(target=_end_lost, args=(get_settings(),), daemon=True).start()
+
+
+@worker_ready.connect
+def _follow_clock(sender: Consumer, **_: object) -> None:
+    """Let a publisher know the database's time, by which messages expire; a worker asks for it with each beat."""
+    if sender.hostname.startswith("publisher@"):
+        threading.Thread(target=_keep_asking, args=(get_settings(),), daemon=True).start()
+
+
+def _keep_asking(settings: Settings) -> None:
+    """Ask the database for its time now and then, for as long as the process lives."""
+    db = Database(settings.database)
+    while True:
+        with suppress(SQLAlchemyError):
+            db.answers()
+        time.sleep(clock.GOOD_FOR_SECONDS)
 
 
 def _end_lost(settings: Settings) -> None:
@@ -91,19 +133,30 @@ def publish_queue(host: str) -> str:
     return f"publish.{host}"
 
 
+def _send(task: TimedTask, arguments: tuple[int, ...], queue: str) -> None:
+    expires = utcnow() + timedelta(seconds=MESSAGE_EXPIRES_SECONDS)
+    # As a header: an argument `expires` would be compared with the sender's own clock.
+    task.apply_async(arguments, headers={"expires": expires.isoformat()}, queue=queue)
+
+
 def notify_start(run_id: int, token: int, queue: str = ANY_POOL) -> None:
     """Ask the workers of a queue to start an admitted attempt; raises kombu's OperationalError where it is away."""
-    start_attempt.apply_async((run_id, token), expires=MESSAGE_EXPIRES_SECONDS, queue=queue)
+    _send(start_attempt, (run_id, token), queue)
 
 
 def notify_takeover(run_id: int, token: int, host: str) -> None:
     """Ask the worker of its host to look after an attempt; raises kombu's OperationalError."""
-    take_over.apply_async((run_id, token), expires=MESSAGE_EXPIRES_SECONDS, queue=inbox(host))
+    _send(take_over, (run_id, token), inbox(host))
+
+
+def notify_reaper(pool_id: int, queue: str) -> None:
+    """Ask the workers of a queue to end a pool's stray jobs; raises kombu's OperationalError where it is away."""
+    _send(end_strays, (pool_id,), queue)
 
 
 def notify_publish(run_id: int, queue: str = PUBLISH) -> None:
     """Ask the publishers of a queue to publish the checkpoints of a run that wait; raises kombu's OperationalError."""
-    publish.apply_async((run_id,), expires=MESSAGE_EXPIRES_SECONDS, queue=queue)
+    _send(publish, (run_id,), queue)
 
 
 @app.task(name="stoa.start_attempt")
@@ -115,6 +168,9 @@ def start_attempt(run_id: int, token: int) -> None:
     host = processes.host()
     with _database() as (settings, db):
         with db.write() as session:
+            if not hosts.may_start(session, host):
+                log.info("this host is drained; another one may start the run", run=run_id)
+                return
             run = runs.load(session, run_id)
             bound = registry.named(session.get_one(Pool, run.pool_id).runner).bound_to_host
             outlives = (processes.boot_id(), settings.outage_seconds) if bound else None
@@ -139,6 +195,13 @@ def take_over(run_id: int, token: int) -> None:
         before = attempts.supervisor_of(attempt)
         if before is not None and processes.replaceable(before):
             supervisor.spawn(settings, run_id, token, after=attempt.generation)
+
+
+@app.task(name="stoa.end_strays")
+def end_strays(pool_id: int) -> None:
+    """End the jobs of a pool that nobody supervises any more."""
+    with _database() as (settings, db):
+        reaper.end_strays(settings, db, pool_id)
 
 
 @app.task(name="stoa.publish")

@@ -14,6 +14,8 @@ from sqlalchemy.orm import registry
 from sqlalchemy.types import TypeDecorator
 from sqlmodel import Field, SQLModel
 
+from projects.db import clock
+
 NAMING = {
     "ix": "ix_%(column_0_label)s",
     "uq": "uq_%(table_name)s_%(column_0_name)s",
@@ -40,8 +42,8 @@ class Base(SQLModel, registry=registry(metadata=MetaData(naming_convention=NAMIN
 
 
 def utcnow() -> datetime:
-    """The current time, UTC with zone."""
-    return datetime.now(UTC)
+    """The current time, UTC with zone: the database's, which all hosts share."""
+    return clock.now()
 
 
 class UtcDateTime(TypeDecorator[datetime]):

@@ -17,6 +17,7 @@ from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalErr
 from sqlalchemy.exc import TimeoutError as NoConnectionError
 from sqlalchemy.orm import Session, sessionmaker
 
+from projects.db import clock
 from projects.errors import InvalidError
 
 PATIENCE: dict[str, Any] = {
@@ -81,6 +82,7 @@ class Database:
             self._write_engine = create_engine(url, pool_pre_ping=True, connect_args=PATIENCE)
             event.listen(self._write_engine, "handle_error", _refuse_value)
             event.listen(self._write_engine, "connect", self._connected)
+            clock.follow(self._write_engine, "SELECT clock_timestamp() AT TIME ZONE 'UTC'")
             self._read_engine = self._write_engine.execution_options(
                 isolation_level="REPEATABLE READ", postgresql_readonly=True
             )
@@ -91,12 +93,14 @@ class Database:
     def read(self) -> Iterator[Session]:
         """A session on one snapshot; a write inside it raises OperationalError or InternalError."""
         with self._reads() as session:
+            _know_time(session)
             yield session
 
     @contextmanager
     def write(self) -> Iterator[Session]:
         """A session in one transaction: committed at the end, rolled back on any error."""
         with self._writes.begin() as session:
+            _know_time(session)
             yield session
 
     def _connected(self, connection: psycopg.Connection[Any], _: object) -> None:
@@ -169,6 +173,12 @@ def advice(error: SQLAlchemyError) -> str:
     return "start it, or correct STOA_DATABASE_URL"
 
 
+def _know_time(session: Session) -> None:
+    """Let a process know the database's time before its first session uses a time."""
+    if not clock.is_known():
+        session.connection()
+
+
 def _refuse_value(context: ExceptionContext) -> None:
     """Turn the driver's error about a value that no column holds, such as NUL in a text, into a sentence."""
     error = context.original_exception
@@ -223,6 +233,8 @@ def _sqlite_engine(url: str, *, begin: str, query_only: bool) -> Engine:
         connection.execute("PRAGMA busy_timeout=30000")
         if query_only:
             connection.execute("PRAGMA query_only=ON")
+
+    clock.follow(engine, "SELECT strftime('%Y-%m-%d %H:%M:%f', 'now')")
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Any) -> None:

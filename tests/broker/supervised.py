@@ -1,6 +1,5 @@
 """Supervisors as processes over a lab's database, for the tests of runners whose jobs live beside their supervisor."""
 
-import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +11,10 @@ from broker.allocations.ledger import LedgerRow, Movement
 from broker.runners import processes
 from broker.runs import attempts
 from broker.runs.attempts import Attempt
+from tests import forked
 from tests.broker.lab import Lab
 from tests.environment import bare
+from tests.forked import Forked
 
 GRACE = 60.0
 
@@ -40,7 +41,7 @@ def admitted(lab: Lab, home: Path, run: int, lease: float) -> tuple[int, Path]:
 @contextmanager
 def supervised_by(
     lab: Lab, python: Path, home: Path, lease: float, environment: Mapping[str, str], *arguments: int
-) -> Iterator[subprocess.Popen[bytes]]:
+) -> Iterator[Forked]:
     """A supervisor of a run and token, after one of a generation, which ends with the block at the latest."""
     told = bare() | {
         "STOA_ENV_FILE": "",
@@ -49,8 +50,10 @@ def supervised_by(
         "STOA_LEASE_SECONDS": str(lease),
         "STOA_STOP_GRACE_SECONDS": str(GRACE),
     }
-    command = [str(python), "-m", "broker.runners.supervisor", *map(str, arguments)]
-    process = subprocess.Popen(command, env=told | dict(environment))
+    log = home / "supervisor.log"
+    process = forked.module(
+        "broker.runners.supervisor", log, told | dict(environment), *map(str, arguments), python=python
+    )
     try:
         yield process
     finally:

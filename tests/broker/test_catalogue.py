@@ -1,7 +1,6 @@
 """The catalogue: what members may propose, who decides, and what runs can then be launched from."""
 
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ from broker.publications import Repository
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
 from projects.people import Actor, LabRole
 from projects.record import record
+from tests import forked
 from tests.broker.lab import ADA, GRACE, Lab, request_id
-from tests.patience import PATIENCE
 from trainer.config import RECIPES
 
 ALAN = Actor(70, "Alan", frozenset({LabRole.ADMIN}))
@@ -233,8 +232,7 @@ def test_operators_decide_from_the_command_line(tmp_path: Path) -> None:
 
     def stoa(*said: str) -> subprocess.CompletedProcess[str]:
         environment = {"STOA_ENV_FILE": "", "STOA_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
-        command = [sys.executable, "-m", "cli.main", *said]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        return forked.run_module("cli.main", environment, *said)
 
     assert stoa("migrate").returncode == 0
     assert stoa("catalogue", "propose", str(file)).returncode == 0

@@ -18,6 +18,7 @@ from broker.runs.launching import Order
 from broker.runs.runs import Run, RunState
 from projects.errors import ConflictError, DomainError, InvalidError, NotFoundError
 from projects.record import record
+from tests import forked
 from tests.broker.lab import ADA, Lab, request_id, settings
 from tests.databases import ONCE
 from tests.environment import bare
@@ -228,8 +229,7 @@ def test_an_operator_registers_what_lies_on_a_host(lab: Lab, tmp_path: Path) -> 
             "STOA_HOME": str(tmp_path),
             "STOA_DATABASE_URL": lab.db.url.render_as_string(hide_password=False),
         }
-        command = [sys.executable, "-m", "cli.main", "corpus", *arguments]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        return forked.run_module("cli.main", environment, "corpus", *arguments)
 
     asked = ["songs", "--pool", BIG, "--path", str(tmp_path / "songs" / "*.jsonl"), "--licence", "mit"]
     asked += ["--text-key", "song", "--sha256-manifest", str(listed)]

@@ -1,6 +1,7 @@
 """Trainers as Indexed Jobs, on the stand-in for a cluster: pods see no disk of the lab's, only the object store."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from tests.broker.lab import Lab, settings
 from tests.broker.supervised import GRACE, admitted, attempt, charged, queued, supervised_by
 from tests.databases import ONCE
 from tests.environment import bare
+from tests.forked import Forked
 from tests.kubernetes import IMAGE, NAMESPACE, Standin, standin
 from tests.patience import PATIENCE, wait_for
 from tests.standin import python_with_trainer
@@ -447,7 +449,7 @@ def run(lab: Lab, cluster: Standin) -> int:
 @contextmanager
 def supervised(
     lab: Lab, cluster: Standin, home: Path, run: int, last: int | None = None, *, lease: float = LEASE
-) -> Iterator[tuple[subprocess.Popen[bytes], int, Path]]:
+) -> Iterator[tuple[Forked, int, Path]]:
     """A supervisor of the run's next attempt, its token and folder."""
     token, folder = admitted(lab, home, run, lease)
     with supervisor_of(lab, cluster, home, lease, last, run, token) as supervisor:
@@ -456,7 +458,7 @@ def supervised(
 
 def supervisor_of(
     lab: Lab, cluster: Standin, home: Path, lease: float, last: int | None, *arguments: int
-) -> AbstractContextManager[subprocess.Popen[bytes]]:
+) -> AbstractContextManager[Forked]:
     """A supervisor of a run and token, after one of a generation; the image has the stand-in's trainer, if any."""
     python = python_with_trainer(home, TRAINER.replace("LAST", str(last))) if last else Path(sys.executable)
     program(cluster, python)
@@ -578,32 +580,35 @@ def test_a_job_outlives_its_supervisor_and_gets_another(lab: Lab, cluster: Stand
 def test_a_job_whose_attempt_is_given_up_is_ended_though_no_other_follows(
     lab: Lab, cluster: Standin, tmp_path: Path, run: int
 ) -> None:
-    conf = settings(tmp_path)
+    conf, pool = settings(tmp_path), lab.row(run).pool_id
     with supervised(lab, cluster, tmp_path, run, 10000) as (supervisor, token, _):
         wait_for(lambda: lab.run(run).state == RunState.RUNNING, "the run")
         supervisor.kill()
         supervisor.wait()
-        assert reaper.end_strays(conf, lab.db) == 0
+        assert reaper.end_strays(conf, lab.db, pool) == 0
         lab.cancel(run)
         until = attempt(lab, run, token).lease_until
         assert until is not None
         wait_for(lambda: utcnow() > until, "the end of the lease")
         lab.expire(run, token)
         assert lab.run(run).state == RunState.CANCELLED
-        assert reaper.end_strays(conf, lab.db) == 1
+        assert reaper.end_strays(conf, lab.db, pool) == 1
         wait_for(lambda: names(cluster) == [], "the end of the job")
-        assert reaper.end_strays(conf, lab.db) == 0
+        assert reaper.end_strays(conf, lab.db, pool) == 0
 
 
 def test_doctor_learns_whether_the_cluster_answers(
     cluster: Standin, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert KubernetesRunner.check() == Check("the API server answers (v1.34.0-standin)")
+    own = {"kubeconfig": os.environ["KUBECONFIG"]}
+    answers = Check("the API server answers (v1.34.0-standin)")
+    assert (KubernetesRunner.check({}), KubernetesRunner.check(own)) == (answers, answers)
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nowhere"))
-    assert "KUBECONFIG" in KubernetesRunner.check().advice
+    assert "KUBECONFIG" in KubernetesRunner.check({}).advice
+    assert KubernetesRunner.check(own) == answers
     monkeypatch.setenv("STOA_STORE", "")
     get_settings.cache_clear()
-    assert "STOA_STORE" in KubernetesRunner.check().advice
+    assert "STOA_STORE" in KubernetesRunner.check(own).advice
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from projects.db.columns import utcnow
 from projects.db.database import Database
 from tests.broker.lab import Lab, settings
 from tests.broker.test_supervisor import environment, living, supervisor_over
+from tests.forked import Forked
 from tests.outage import Relay, freezable, relayed
 from tests.patience import PATIENCE, wait_for
 
@@ -82,7 +83,7 @@ def started(
     last: int = 100_000,
     outage: float = 86_400,
     lease: float = LEASE,
-) -> "subprocess.Popen[bytes]":
+) -> Forked:
     """A supervisor that reaches the database by way of a relay, over a trainer of so many steps."""
     token = lab.admit(run)
     assert lab.claim(run, token, lease=lease, host=processes.host())
@@ -97,11 +98,11 @@ def supervising(
     last: int = 100_000,
     outage: float = 86_400,
     lease: float = LEASE,
-) -> "subprocess.Popen[bytes]":
+) -> Forked:
     """The supervisor of an attempt that was claimed."""
     (home / "runs" / str(run)).mkdir(parents=True, exist_ok=True)
-    command = supervisor_over(TRAINER.replace("LAST", str(last)), home, run, token)
-    return subprocess.Popen(command, env=environment(through, home, lease) | {"STOA_OUTAGE_SECONDS": str(outage)})
+    told = environment(through, home, lease) | {"STOA_OUTAGE_SECONDS": str(outage)}
+    return supervisor_over(TRAINER.replace("LAST", str(last)), home, told, run, token)
 
 
 @contextmanager
@@ -149,7 +150,7 @@ def attempt(lab: Lab, run: int, token: int = 1) -> Attempt:
         return session.get_one(Attempt, (run, token))
 
 
-def cancelled(lab: Lab, run: int, supervisor: subprocess.Popen[bytes]) -> float:
+def cancelled(lab: Lab, run: int, supervisor: Forked) -> float:
     """Cancel a run and wait for its supervisor; returns the seconds that the trainer has lived."""
     trainer = attempts.process_of(attempt(lab, run))
     assert trainer is not None
@@ -332,8 +333,8 @@ def test_what_was_lost_in_an_outage_is_caught_up_by_the_next_attempt(
     wire.back()
     token = lab.admit(run)
     assert lab.claim(run, token, lease=60)
-    command = supervisor_over(TRAINER.replace("LAST", str(last + 10)), tmp_path, run, token)
-    subprocess.run(command, env=environment(through, tmp_path, LEASE), check=True, timeout=PATIENCE)
+    given = environment(through, tmp_path, LEASE)
+    assert supervisor_over(TRAINER.replace("LAST", str(last + 10)), tmp_path, given, run, token).wait(PATIENCE) == 0
     assert lab.run(run).state == RunState.FINISHED
     assert curve(lab, run) == list(range(1, last + 11))
 
@@ -505,9 +506,8 @@ def test_a_trainer_stops_at_its_lease_where_no_outage_is_allowed(
     token = lab.admit(run)
     assert lab.claim(run, token, lease=LEASE, host=processes.host())
     (tmp_path / "runs" / str(run)).mkdir(parents=True)
-    command = supervisor_over(TRAINER.replace("LAST", "100000"), tmp_path, run, token)
     strict = environment(through, tmp_path, LEASE) | {"STOA_OUTAGE_SECONDS": "0"}
-    supervisor = subprocess.Popen(command, env=strict)
+    supervisor = supervisor_over(TRAINER.replace("LAST", "100000"), tmp_path, strict, run, token)
     try:
         wait_for(lambda: lab.row(run).step > 3, "some steps")
         wire.away()

@@ -15,6 +15,7 @@ from broker.runs import launching, preparing, runs
 from broker.runs.runs import Run, RunKind, RunState
 from projects.errors import ConflictError, NotFoundError
 from projects.record import record
+from tests import forked
 from tests.at_once import allowed
 from tests.broker.lab import ADA, Lab, request_id, settings
 from tests.broker.test_corpora import BIG, MEASURED, add, big_pool, stand_ins
@@ -58,8 +59,9 @@ def see_through(lab: Lab, home: Path, run: int) -> None:
         "STOA_DATABASE_URL": lab.db.url.render_as_string(hide_password=False),
         "STOA_DISK_FLOOR_GIB": "0",
     }
-    command = [sys.executable, "-m", "broker.runners.supervisor", str(run), str(token)]
-    subprocess.run(command, env=environment, check=True, timeout=PATIENCE)
+    log = home / "supervisor.log"
+    supervisor = forked.module("broker.runners.supervisor", log, environment, str(run), str(token))
+    assert supervisor.wait(PATIENCE) == 0, log.read_text()
 
 
 @ONCE

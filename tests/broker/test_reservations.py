@@ -18,7 +18,7 @@ from broker.allocations.reservations import Reservation, ReservationView
 from broker.reports import cluster, why
 from broker.reviews import inventory
 from broker.runs.runs import RunState
-from broker.scheduling.backfill import SOONEST, Placement, QueueState, Waiting, WaitReason, plan
+from broker.scheduling.backfill import SOONEST, Limits, Placement, QueueState, Waiting, WaitReason, plan
 from broker.scheduling.capacity import Reserved
 from broker.scheduling.scheduler import Scheduler
 from projects import lifecycle
@@ -223,6 +223,12 @@ def test_what_a_project_uses_is_taken_from_its_reservation_first() -> None:
 def test_runs_that_are_under_way_are_left_alone() -> None:
     state = replace(queue(waiting(1, 1, 10), running=[held(90, (0, 1, 2), 500)]), reserved=[reserved(2, 4, 5, 100)])
     assert starts(state) == {1: (100, WaitReason.RESERVED)}
+
+
+def test_a_run_that_waits_behind_another_of_its_person_does_not_wait_for_what_is_reserved() -> None:
+    runs = [waiting(1, 2, 5), waiting(2, 3, 5, person_id=2), waiting(3, 1, 10, person_id=2)]
+    state = replace(queue(*runs, limits=Limits(most_running_a_person=1)), reserved=[reserved(1, 1, 5, 30)])
+    assert starts(state) == {1: (0, None), 2: (5, WaitReason.GPUS), 3: (10, WaitReason.BEHIND)}
 
 
 @st.composite

@@ -1,5 +1,6 @@
 """The scheduler: fair share with decay, nobody overtaking, and two of them at once."""
 
+import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from sqlalchemy import update
 from sqlmodel import col, select
 from structlog.testing import capture_logs
 
-from broker.allocations import pools
+from broker.allocations import hosts, pools
 from broker.allocations.allocations import Allocation
 from broker.allocations.pools import Pool
 from broker.fence import Fence
@@ -237,15 +238,29 @@ def test_a_round_gives_up_what_is_lost_and_goes_on_with_it(lab: Lab, ours: int, 
     assert (account.spent, account.reserved, account.granted) == (0, 1200, 10 * HOUR)
 
 
+def messages(name: str) -> int:
+    with tasks.app.connection_for_write() as connection:
+        channel: Any = connection.default_channel  # kombu types only what all transports have
+        declared = channel.queue_declare(queue=name, passive=False)
+        return int(declared.message_count)
+
+
+def test_stray_jobs_are_looked_for_by_a_worker_of_each_pool(lab: Lab, tmp_path: Path) -> None:
+    for name in ("near", "far", "away"):
+        lab.pool(name, runner="local" if name == "near" else "slurm")
+    with lab.db.write() as session:
+        hosts.announce(session, "here", ["near", "far"], {})
+    queues = ("pool.near", "pool.far", "pool.away", "runs")
+    before = [messages(queue) for queue in queues]
+    rounds = Scheduler(settings(tmp_path), lab.db)
+    rounds.strays_ended_at = -math.inf
+    for _ in range(3):
+        rounds.round()
+    assert [messages(queue) - known for queue, known in zip(queues, before, strict=True)] == [0, 1, 0, 1]
+
+
 def test_workers_are_notified_once_and_not_at_every_round(lab: Lab, ours: int, tmp_path: Path) -> None:
     """A queue that nobody empties, such as overnight, does not fill up with one message a second."""
-
-    def messages(name: str) -> int:
-        with tasks.app.connection_for_write() as connection:
-            channel: Any = connection.default_channel  # kombu types only what all transports have
-            declared = channel.queue_declare(queue=name, passive=False)
-            return int(declared.message_count)
-
     before = messages("runs"), messages("publish")
     lab.launch(ours)
     running = lab.launch(ours)
@@ -356,7 +371,7 @@ def test_a_pool_whose_runner_nobody_knows_stops_no_other(lab: Lab, ours: int, tm
             rounds.strays_ended_at = -1e9
             rounds.round()
     assert lab.run(run).state == RunState.STARTING
-    assert failures(lab) == ["reading the pool “moon”", "asking the runner rocket for stray jobs"], "once each"
+    assert failures(lab) == ["reading the pool “moon”", "asking for stray jobs of the pool “moon”"], "once each"
     logged = [entry["part"] for entry in said if entry["event"] == "a part failed; the rest goes on"]
     assert logged == failures(lab), "one line a minute"
 

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -24,6 +23,7 @@ from projects.errors import InvalidError
 from tests.broker.lab import Lab, settings
 from tests.broker.supervised import admitted, attempt, charged, queued, supervised_by
 from tests.databases import ONCE
+from tests.forked import Forked
 from tests.patience import PATIENCE, wait_for
 from tests.slurm import Cluster, slurm
 from tests.standin import python_with_trainer
@@ -388,7 +388,7 @@ def run(lab: Lab) -> int:
 @contextmanager
 def supervised(
     lab: Lab, cluster: Cluster, home: Path, run: int, last: int | None = None, *, lease: float = LEASE
-) -> Iterator[tuple[subprocess.Popen[bytes], int, Path]]:
+) -> Iterator[tuple[Forked, int, Path]]:
     """A supervisor of the run's next attempt, its token and folder."""
     token, folder = admitted(lab, home, run, lease)
     with supervisor_of(lab, cluster, home, lease, last, run, token) as supervisor:
@@ -397,7 +397,7 @@ def supervised(
 
 def supervisor_of(
     lab: Lab, cluster: Cluster, home: Path, lease: float, last: int | None, *arguments: int
-) -> AbstractContextManager[subprocess.Popen[bytes]]:
+) -> AbstractContextManager[Forked]:
     """A supervisor of a run and token, after one of a generation; its trainer is the stand-in if it has a last step."""
     python = python_with_trainer(home, TRAINER.replace("LAST", str(last))) if last else Path(sys.executable)
     return supervised_by(lab, python, home, lease, {"SLURM_CONF": str(cluster.conf)}, *arguments)
@@ -546,23 +546,23 @@ def test_a_job_that_is_preempted_leaves_a_checkpoint_and_goes_on_from_it(
 def test_a_job_whose_attempt_is_given_up_is_ended_though_no_other_follows(
     lab: Lab, cluster: Cluster, tmp_path: Path, run: int
 ) -> None:
-    conf = settings(tmp_path)
+    conf, pool = settings(tmp_path), lab.row(run).pool_id
     with supervised(lab, cluster, tmp_path, run, 10000) as (supervisor, token, folder):
         wait_for(lambda: (folder / "checkpoints" / "step10").exists(), "a checkpoint")
         wait_for(lambda: lab.run(run).state == RunState.RUNNING, "the run")
         supervisor.kill()
         supervisor.wait()
-        assert reaper.end_strays(conf, lab.db) == 0
+        assert reaper.end_strays(conf, lab.db, pool) == 0
         lab.cancel(run)
         until = attempt(lab, run, token).lease_until
         assert until is not None
         wait_for(lambda: utcnow() > until, "the end of the lease")
         lab.expire(run, token)
         assert lab.run(run).state == RunState.CANCELLED
-        assert reaper.end_strays(conf, lab.db) == 1
+        assert reaper.end_strays(conf, lab.db, pool) == 1
         wait_for(lambda: not of(folder), "the end of the job")
         wait_for(lambda: cluster.ask("squeue", "--noheader") == "", "an empty queue")
-        assert reaper.end_strays(conf, lab.db) == 0
+        assert reaper.end_strays(conf, lab.db, pool) == 0
     assert json.loads((folder / "outcome.json").read_text())["status"] == 75
 
 
@@ -613,9 +613,9 @@ def test_a_job_that_waits_keeps_its_place_when_its_supervisor_dies(
 
 
 def test_doctor_learns_whether_slurm_answers(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert SlurmRunner.check() == Check("the controller answers")
+    assert SlurmRunner.check({}) == Check("the controller answers")
     monkeypatch.setenv("SLURM_CONF", str(tmp_path / "nowhere"))
-    assert "SLURM_CONF" in SlurmRunner.check().advice
+    assert "SLURM_CONF" in SlurmRunner.check({}).advice
 
 
 @pytest.mark.parametrize(

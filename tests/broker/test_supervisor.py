@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -23,9 +23,11 @@ from broker.runs import attempts, leases
 from broker.runs.attempts import Attempt
 from broker.runs.leases import TakenOverError
 from broker.runs.runs import Run, RunState
+from tests import forked
 from tests.broker.lab import NOTHING, Lab, settings
 from tests.databases import ONCE
 from tests.environment import bare
+from tests.forked import Forked
 from tests.patience import PATIENCE, wait_for
 from tests.standin import python_with_trainer
 from trainer.contract import Status
@@ -73,16 +75,21 @@ def test_a_trainer_sees_its_own_gpus_alone(lab: Lab, tmp_path: Path, gpu_type: s
         assert said().count(f"here on {seen!r}") == 2
 
 
-def supervise(lab: Lab, home: Path, run: int, token: int, lease: float, *after: str) -> subprocess.Popen[bytes]:
+def supervise(lab: Lab, home: Path, run: int, token: int, lease: float, *after: str) -> Forked:
     """A supervisor over the deaf trainer, or one that comes after another of a generation."""
-    command = supervisor_over(DEAF, home, run, token)
-    return subprocess.Popen([*command, *after], env=environment(lab, home, lease))
+    return supervisor_over(DEAF, home, environment(lab, home, lease), run, token, *after)
 
 
-def supervisor_over(trainer: str, home: Path, run: int, token: int) -> list[str]:
-    """The command line of a supervisor whose trainer is this program."""
+def supervisor_over(trainer: str, home: Path, environment: Mapping[str, str], *arguments: int | str) -> Forked:
+    """A supervisor whose trainer is this program."""
     python = python_with_trainer(home, trainer)
-    return [str(python), "-m", "broker.runners.supervisor", str(run), str(token)]
+    return started(home, environment, *arguments, python=python)
+
+
+def started(home: Path, environment: Mapping[str, str], *arguments: int | str, python: Path | None = None) -> Forked:
+    """The process of a supervisor; its log lies in the home."""
+    log = home / "supervisor.log"
+    return forked.module("broker.runners.supervisor", log, environment, *map(str, arguments), python=python)
 
 
 def environment(lab: Lab, home: Path, lease: float) -> dict[str, str]:
@@ -115,9 +122,7 @@ def generation(lab: Lab, run: int) -> int:
 
 
 @contextmanager
-def supervised(
-    lab: Lab, home: Path, run: int, *, lease: float = LEASE
-) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[], str]]]:
+def supervised(lab: Lab, home: Path, run: int, *, lease: float = LEASE) -> Iterator[tuple[Forked, Callable[[], str]]]:
     """The supervisor of a claimed attempt whose trainer is up, and what that has said."""
     token = lab.admit(run)
     with lab.db.write() as session:
@@ -254,7 +259,7 @@ def test_a_run_pauses_and_goes_on_with_another_number_of_gpus(lab: Lab, tmp_path
     assert lab.account(allocation).reserved == 0
 
 
-def real(lab: Lab, home: Path, run: int, *devices: int) -> subprocess.Popen[bytes]:
+def real(lab: Lab, home: Path, run: int, *devices: int) -> Forked:
     """The supervisor of a new attempt, over the trainer itself."""
     token = lab.admit(run, *devices)
     assert lab.claim(run, token, lease=60)
@@ -265,10 +270,10 @@ def real(lab: Lab, home: Path, run: int, *devices: int) -> subprocess.Popen[byte
         "STOA_DATABASE_URL": lab.db.url.render_as_string(hide_password=False),
         "STOA_LEASE_SECONDS": "12",
     }
-    return subprocess.Popen([sys.executable, "-m", "broker.runners.supervisor", str(run), str(token)], env=environment)
+    return started(home, environment, run, token)
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
+def end(process: Forked) -> None:
     """Ask a supervisor to stop, and its trainer with it, should it still be there."""
     process.terminate()
     process.wait(PATIENCE)
@@ -342,8 +347,7 @@ def test_what_cannot_be_started_says_why(lab: Lab, run: int, tmp_path: Path) -> 
         "STOA_HOME": str(tmp_path),
         "STOA_DATABASE_URL": lab.db.url.render_as_string(hide_password=False),
     }
-    command = [sys.executable, "-m", "broker.runners.supervisor", str(run), str(token)]
-    subprocess.run(command, env=environment, check=True, timeout=PATIENCE)
+    assert started(tmp_path, environment, run, token).wait(PATIENCE) == 0
     assert lab.run(run).state == RunState.QUEUED
     assert "could not be started" in lab.run(run).reason
     assert end_reason(lab, run) == EndReason.NOT_STARTED
@@ -360,7 +364,6 @@ def test_a_run_on_a_full_disk_is_asked_to_stop_and_waits(lab: Lab, run: int, tmp
         "STOA_LEASE_SECONDS": "30",  # time for the trainer to be up before the first look at the disk
     }
     (tmp_path / "runs" / str(run)).mkdir(parents=True)
-    command = supervisor_over(POLITE, tmp_path, run, token)
-    subprocess.run(command, env=environment, check=True, timeout=PATIENCE)
+    assert supervisor_over(POLITE, tmp_path, environment, run, token).wait(PATIENCE) == 0
     assert (lab.run(run).state, lab.run(run).reason) == (RunState.QUEUED, disk.PAUSED)
     assert end_reason(lab, run) == EndReason.DISK_LOW

@@ -22,6 +22,7 @@ from demo.play import settings_for
 from projects.db.database import advice
 from projects.health import problem
 from projects.settings import Settings
+from tests import forked
 from tests.environment import bare
 from tests.patience import PATIENCE, wait_for
 
@@ -32,14 +33,7 @@ def stoa(home: Path, *arguments: str, **settings: str) -> subprocess.CompletedPr
     """Run `stoa` with only these settings."""
     kept = bare()
     environment = kept | {"STOA_ENV_FILE": "", "STOA_HOME": str(home)} | settings
-    return subprocess.run(
-        [sys.executable, "-m", "cli.main", *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    return forked.run_module("cli.main", environment, *arguments)
 
 
 def compose() -> dict[str, Any]:

@@ -195,7 +195,7 @@ def test_a_runner_that_a_pool_uses_is_looked_at(
     db.close()
     monkeypatch.setenv("PATH", str(tmp_path))
     (found,) = doctor.check_runners(settings)
-    assert (found.thing, found.ok) == ("the runner slurm", False)
+    assert (found.thing, found.ok) == ("the runner slurm of there", False)
     assert "there is no squeue on this host" in found.found
 
 

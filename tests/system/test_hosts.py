@@ -5,11 +5,12 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
 import pytest
+from celery import Celery
 
 from broker.allocations import hosts
 from broker.publications import Publication
@@ -21,7 +22,7 @@ from projects.settings import Settings
 from tests.broker.lab import Lab, settings
 from tests.broker.test_publisher import checkpoint
 from tests.patience import PATIENCE, wait_for
-from tests.standin import python_with_trainer
+from tests.standin import python_with_trainer, skew
 from tests.system import processes
 from tests.system.test_queue_failover import Queue
 
@@ -44,10 +45,11 @@ NAMES = ("here", "there")
 class Cluster:
     """A database, a queue, a scheduler, and a worker on each host for the pool of the host's name."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, database_url: str, clocks: Mapping[str, float] | None = None) -> None:
+        """The clocks of some hosts, or the scheduler's (`lab`), are so many seconds ahead."""
         self.home = home
         self.queue = Queue(home)
-        place = {"database_url": f"sqlite:///{home / 'stoa.db'}", "redis_url": f"redis://127.0.0.1:{self.queue.port}/0"}
+        place = {"database_url": database_url, "redis_url": f"redis://127.0.0.1:{self.queue.port}/0"}
         sandbox = home / "sandbox"
         self.running: list[subprocess.Popen[bytes]] = [
             subprocess.Popen([sys.executable, "-m", "sandbox", "--dir", str(sandbox)], stdout=subprocess.DEVNULL)
@@ -64,12 +66,18 @@ class Cluster:
         self.lab = Lab(self.db)
         for name in NAMES:
             self.lab.pool(name)
-        self.start("lab", sys.executable, "scheduler")
+        self.start("lab", self.python("lab", clocks), "scheduler")
         for name in NAMES:
             shutil.move(checkpoint(home / name, 1).folder, home / name / "checkpoint")
-            python = python_with_trainer(home / name, TRAINER)
-            self.start(name, str(python), "worker", "--pool", name)
-            self.start(name, sys.executable, "publisher", "--this-host")
+            python = self.python(name, clocks)
+            self.start(name, python, "worker", "--pool", name)
+            self.start(name, python, "publisher", "--this-host")
+
+    def python(self, host: str, clocks: Mapping[str, float] | None) -> str:
+        python = python_with_trainer(self.home / host, TRAINER)
+        if clocks:
+            skew(python, clocks[host])
+        return str(python)
 
     def start(self, host: str, python: str, part: str, *options: str) -> None:
         (self.home / host).mkdir(exist_ok=True)
@@ -109,7 +117,7 @@ class Cluster:
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path)
+    cluster = Cluster(tmp_path, f"sqlite:///{tmp_path / 'stoa.db'}")
     try:
         yield cluster
     finally:
@@ -129,6 +137,25 @@ def test_each_run_starts_on_the_host_of_its_pool_and_is_taken_over_there(cluster
 
     for run in runs:
         wait_for(partial(cluster.is_published, run), f"the checkpoint of run {run}, which lies on its host alone")
+
+    for name in NAMES:
+        shown = subprocess.run(
+            [sys.executable, "-m", "cli.main", "host", "show", name],
+            env=environment(cluster.settings["lab"], "scheduler"),
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        ).stdout
+        assert f"host.{name}, pool.{name}" in shown
+        assert {run for run in runs if f"{run}, attempt 1: running" in shown} == {
+            run for run in runs if runs[run] == name
+        }
+    client = Celery(broker=cluster.settings["lab"].celery_broker_url)
+    here = ["worker@here"]
+    for command in ("shutdown", "pool_shrink", "cancel_consumer", "revoke", "terminate"):
+        client.control.broadcast(command, destination=here)
+    assert client.control.inspect(destination=here, timeout=PATIENCE, limit=1).ping() == {"worker@here": {"ok": "pong"}}
+    client.close()
 
     run = next(iter(runs))
     supervisor = processes.supervisor(cluster.home / runs[run], run, 1)

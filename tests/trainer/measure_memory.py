@@ -16,7 +16,8 @@ import torch.distributed as dist
 import typer
 
 import trainer.train
-from tests.trainer.ranks_parallel import CPU, Ranks, drawn, rows_of
+from tests.forked import Server
+from tests.trainer.ranks_parallel import CPU, PRELOADED, Ranks, drawn, rows_of
 from trainer import allocator
 from trainer.check import check
 from trainer.config import TrainConfig, load
@@ -26,6 +27,7 @@ from trainer.engine.distributed import DistributedEngine
 from trainer.engine.local import LocalEngine
 
 IMPORTED = (deepspeed.pipe, trainer.train, DistributedEngine, LocalEngine)
+SERVER = Server("tests.trainer.measure_memory", *PRELOADED)
 STEPS = 3
 
 
@@ -33,8 +35,8 @@ def measure(config: TrainConfig, gpus: int = 1, times: int = 3) -> int:
     """Bytes at the peak of the rank that needs most; the median of several starts."""
     peaks = []
     for _ in range(times):
-        # The server that the ranks are forked from starts with the first of them.
-        with mock.patch.dict(os.environ, allocator.environment(os.environ)), Ranks(gpus) as ranks:
+        # The server starts with the first of its ranks, and they have its allocator.
+        with mock.patch.dict(os.environ, allocator.environment(os.environ)), Ranks(gpus, SERVER) as ranks:
             peaks.append(max(ranks.call(_peak, config)))
     return int(statistics.median(peaks))
 

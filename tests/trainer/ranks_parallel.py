@@ -1,5 +1,6 @@
 """Ranks as processes of their own that do what a test asks, one call after another, each on all of them together."""
 
+import gc
 import multiprocessing as mp
 import os
 import traceback
@@ -16,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tests.forked import Server
 from tests.patience import PATIENCE
 from trainer.config import TrainConfig
 from trainer.distributed.parallel_dims import ParallelDims, with_groups
@@ -29,24 +31,18 @@ CPU = torch.device("cpu")
 TIMEOUT = PATIENCE
 KINDS: tuple[TensorKind, ...] = ("weight", "exp_avg", "exp_avg_sq")
 # What every rank would import for itself, most of its start.
-PRELOADED = [__name__, "deepspeed.runtime.pipe.engine", "deepspeed.runtime.zero.muon.original_muon"]
+PRELOADED = (__name__, "deepspeed.runtime.pipe.engine", "deepspeed.runtime.zero.muon.original_muon")
+SERVER = Server(*PRELOADED)
 
 
 class Ranks:
     """`count` ranks that have met over gloo on the loopback, one thread each."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, server: Server = SERVER) -> None:
         os.environ["DS_ACCELERATOR"] = "cpu"
-        context = mp.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
-        pairs = [context.Pipe() for _ in range(count)]
+        pairs = [mp.Pipe() for _ in range(count)]
         self._pipes = [ours for ours, _ in pairs]
-        self._processes = [
-            context.Process(target=_serve, args=(rank, count, theirs), daemon=True)
-            for rank, (_, theirs) in enumerate(pairs)
-        ]
-        for process in self._processes:
-            process.start()
+        self._processes = [server.start(_serve, rank, count, theirs) for rank, (_, theirs) in enumerate(pairs)]
         port = self._answer(0)
         for pipe in self._pipes[1:]:
             pipe.send(port)
@@ -84,6 +80,7 @@ def _serve(rank: int, count: int, pipe: Connection) -> None:
         pipe.send((store.port, None))
     dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=timedelta(seconds=TIMEOUT))
     import_deepspeed(CPU)
+    gc.freeze()  # as where DeepSpeed is imported anew
     while True:
         function, arguments = pipe.recv()
         try:

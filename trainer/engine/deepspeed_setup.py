@@ -4,6 +4,7 @@ DeepSpeed 0.19.8 trains four layouts wrongly without an error; `safe_zero_stage`
 `add_tied_gradients` prevent that.
 """
 
+import gc
 import logging
 import os
 import sys
@@ -118,8 +119,13 @@ def import_deepspeed(device: torch.device) -> ModuleType:
     # Without LOCAL_SIZE, DeepSpeed runs numactl for every micro-batch on a CPU.
     os.environ.setdefault("LOCAL_SIZE", "1")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    known = "deepspeed" in sys.modules
     import deepspeed
     from deepspeed.runtime import compiler
+
+    if not known:
+        # DeepSpeed collects garbage time and again as it starts; nothing that is imported by now would be found.
+        gc.freeze()
 
     # DeepSpeed compiles its Muon optimizer, which no run uses, as it imports it: a third of a rank's start.
     compiler.compile = lambda: compiler.dummy_decorator

@@ -72,6 +72,17 @@ def host_removed(p: Payload) -> str:
     return f"🖥️ The host {text.code(p['host'], 60)} is gone: other hosts serve its pools.{why(p)}"
 
 
+@entry("host.drained")
+def host_drained(p: Payload) -> str:
+    runs = "its runs write a checkpoint and go back to the queue" if p["pauses"] else "its runs go on to their end"
+    return f"🖥️ The host {text.code(p['host'], 60)} is drained and starts no run; {runs}.{why(p)}"
+
+
+@entry("host.undrained")
+def host_undrained(p: Payload) -> str:
+    return f"🖥️ The host {text.code(p['host'], 60)} starts runs again.{why(p)}"
+
+
 @entry("corpus.added")
 def corpus_added(p: Payload) -> str:
     of = text.contents(p.get("documents"), p.get("tokens"), p["bytes"])
