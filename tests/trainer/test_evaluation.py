@@ -344,7 +344,6 @@ doc_to_text: ''
         ("group: mine\ntask: [xyzzy]\n", "names 'xyzzy', and there is no such task; add that task, or take it out of"),
         ("group: mine\ntask: [{task: mnie, num_fewshot: 1}]\n", "The group 'mine' in --include-path names 'mnie', and"),
         (
-            "group: mine\ntask: [{group: inner, task: [xyzzy]}]\n",
             "The group 'mine' in --include-path names 'xyzzy', and",
         ),
         ("task: mine\ninclude: mine.yaml\n", "Include cycle at"),
