@@ -51,15 +51,7 @@ class Server:
         return process
 
 
-PARTS = Server(
-    "tests.forked",
-    "bot.client",
-    "broker.runners.supervisor",
-    "cli.main",
-    "cli.services",
-    "sandbox.__main__",
-    "sandbox.hub.server",
-)
+PARTS = Server("tests.imported")
 """The server of Stoa's parts."""
 
 
@@ -133,8 +125,9 @@ def _of_module(name: str) -> str:
 
 
 def become(name: str) -> None:
-    """Run a module as the program; what has imported it before is forgotten, as it would run twice."""
-    sys.modules.pop(name, None)
+    """Run a module, or a package's `__main__`, as the program; that it was imported before is forgotten."""
+    package = hasattr(sys.modules.get(name), "__path__")
+    sys.modules.pop(f"{name}.__main__" if package else name, None)
     runpy.run_module(name, run_name="__main__", alter_sys=True)
 
 
@@ -144,7 +137,7 @@ def _run(
     """Become a process as `python -c` starts one, and run the code."""
     appending = os.O_WRONLY | os.O_APPEND | os.O_CREAT
     for number, target, flags in ((0, os.devnull, os.O_RDONLY), (1, log, appending), (2, errors, appending)):
-        opened = os.open(target, flags)
+        opened = os.open(target, flags, 0o644)
         os.dup2(opened, number)
         os.close(opened)
     os.chdir(ROOT)

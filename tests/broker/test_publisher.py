@@ -1,8 +1,7 @@
 """Publishing checkpoints, over the sandbox's Hub on a socket: in order, once, and again after what went wrong."""
 
 import json
-import subprocess
-import sys
+import os
 import time
 import tracemalloc
 import urllib.error
@@ -34,6 +33,7 @@ from projects.people import Actor
 from projects.projects import Project
 from projects.record import record
 from projects.settings import Settings
+from tests import forked
 from tests.broker.lab import ADA, GRACE, ROSA, Lab, request_id, settings
 from tests.patience import PATIENCE, wait_for
 
@@ -83,7 +83,7 @@ class Hub:
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     folder = tmp_path_factory.mktemp("sandbox")
-    process = subprocess.Popen([sys.executable, "-m", "sandbox", "--dir", str(folder)], stdout=subprocess.DEVNULL)
+    process = forked.module("sandbox", folder.with_suffix(".log"), os.environ, "--dir", str(folder))
     described = folder / "sandbox.json"
     wait_for(lambda: described.exists() or process.poll() is not None, "the sandbox")
     told = json.loads(described.read_text())

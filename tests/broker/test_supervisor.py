@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -292,8 +290,8 @@ def test_a_supervisor_that_dies_is_replaced_and_its_trainer_goes_on(lab: Lab, tm
         first.kill()
         first.wait()
         assert not processes.alive(dead)
-        task = [sys.executable, "-c", "from broker.scheduling.tasks import take_over; take_over(1, 1)"]
-        rings = [subprocess.Popen(task, env=environment(lab, tmp_path, 60)) for _ in range(2)]
+        task = "from broker.scheduling.tasks import take_over; take_over(1, 1)"
+        rings = [Forked(task, tmp_path / "ring.log", environment(lab, tmp_path, 60)) for _ in range(2)]
         assert [ring.wait(PATIENCE) for ring in rings] == [0, 0]
         wait_for(lambda: generation(lab, run) == 2)
         late = supervise(lab, tmp_path, run, 1, 60, "1")

@@ -52,7 +52,7 @@ def busy(two: tuple[Settings, Settings]) -> Iterator[Lab]:
 
     def propose() -> None:
         number = 1000
-        while not over.wait(0.01):
+        while not over.wait(0.05):
             number += 1
             lab.proposal(Actor(number, f"Person {number}"), f"Question {number}")
 

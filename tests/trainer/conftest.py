@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests import forked
 from tests.environment import bare
 from tests.patience import PATIENCE
 from trainer.config import TrainConfig, load
@@ -56,9 +57,11 @@ def start_trainer(*arguments: str | Path) -> subprocess.Popen[str]:
 
 def run_trainer(*arguments: str | Path, limits: Mapping[int, int] | None = None) -> subprocess.CompletedProcess[str]:
     """Run the command line to its end, under `limits` of the kernel (resource.RLIMIT_…)."""
+    if limits is None:
+        return forked.run_module("trainer", SCRUBBED, *map(str, arguments))
 
     def limit() -> None:
-        for kind, value in (limits or {}).items():
+        for kind, value in limits.items():
             resource.setrlimit(kind, (value, value))
 
     return subprocess.run(
@@ -68,7 +71,7 @@ def run_trainer(*arguments: str | Path, limits: Mapping[int, int] | None = None)
         text=True,
         capture_output=True,
         timeout=PATIENCE,
-        preexec_fn=limit if limits else None,
+        preexec_fn=limit,
     )
 
 

@@ -1,5 +1,8 @@
 """Every recipe is whole, and its model is the published one: parameters counted four ways."""
 
+import json
+from functools import cache
+
 import pytest
 import torch
 import transformers
@@ -34,6 +37,20 @@ PUBLISHED = OTHERS | {
 }
 
 
+@cache
+def theirs(described: str) -> tuple[int, dict[str, torch.Size]]:
+    """How many parameters transformers' model of a `config.json` has, and the shapes of its tensors.
+
+    Recipes that differ in their data alone share it.
+    """
+    values = json.loads(described)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            transformers.CONFIG_MAPPING[values["model_type"]].from_dict(values)
+        )
+    return model.num_parameters(), {key: value.shape for key, value in model.state_dict().items()}
+
+
 def test_all_are_here() -> None:
     assert set(recipe_names()) == {"demo", *PUBLISHED}
 
@@ -42,19 +59,15 @@ def test_all_are_here() -> None:
 def test_parameters(name: str) -> None:
     config = load_recipe(name)
     family = family_of(config.model, config.vocabulary, config.context)
-    values = family.config_json(end=0)
-    with torch.device("meta"):
-        theirs = transformers.AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            transformers.CONFIG_MAPPING[values["model_type"]].from_dict(values)
-        )
+    count, tensors = theirs(json.dumps(family.config_json(end=0)))
     if name in PUBLISHED:
         assert (parameters(config), family.architecture) == PUBLISHED[name]
-    assert theirs.num_parameters() == parameters(config)
+    assert count == parameters(config)
     whole = shapes(config.model, config.vocabulary, config.context)
     assert sum(shape.numel() for shape in whole.values()) == parameters(config)
     exported = [family.export(key, torch.empty(shape, device="meta")) for key, shape in whole.items()]
     written = {key: tensor.shape for part in exported for key, tensor in part.items()}
-    expected = {key: value.shape for key, value in theirs.state_dict().items()}
+    expected = dict(tensors)
     if config.model.tied_head:
         del expected["lm_head.weight"]
     assert {key.replace("embed_out", "lm_head"): shape for key, shape in written.items()} == expected
