@@ -343,9 +343,6 @@ doc_to_text: ''
         ("group: mine\ntask: [mine]\n", "Mend the task mine in --include-path: RecursionError"),
         ("group: mine\ntask: [xyzzy]\n", "names 'xyzzy', and there is no such task; add that task, or take it out of"),
         ("group: mine\ntask: [{task: mnie, num_fewshot: 1}]\n", "The group 'mine' in --include-path names 'mnie', and"),
-        (
-            "The group 'mine' in --include-path names 'xyzzy', and",
-        ),
         ("task: mine\ninclude: mine.yaml\n", "Include cycle at"),
         ("task: mine\ninclude: away.yaml\n", "away.yaml)"),
         ("task: mine\ninclude: 5\n", "cannot be read ("),
