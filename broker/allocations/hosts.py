@@ -21,6 +21,8 @@ from projects.errors import ConflictError, NotFoundError
 from projects.record import record
 
 AWAY_AFTER_SECONDS = 60.0
+BOOT = "boot"
+"""The fact of a host by which its worker tells it from another machine or container of its name."""
 
 
 class Host(Base, table=True):
@@ -93,6 +95,13 @@ def beat(session: Session, name: str, facts: Mapping[str, Any]) -> bool:
         return False
     host.facts, host.seen_at = dict(facts), utcnow()
     return True
+
+
+def leave(session: Session, name: str) -> None:
+    """The host's worker has ended, so that another machine may go by the host's name at once."""
+    host = session.get(Host, name, with_for_update=True)
+    if host is not None:
+        host.facts = {fact: value for fact, value in host.facts.items() if fact != BOOT}
 
 
 def remove(session: Session, name: str, reason: str) -> None:

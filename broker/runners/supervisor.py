@@ -348,7 +348,7 @@ class Supervisor:
             asked_at = time.monotonic()
             try:
                 with self.db.write() as session:
-                    wanted = leases.waits(
+                    wanted = leases.renew_waiting(
                         session,
                         self.run_id,
                         self.token,

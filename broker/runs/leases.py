@@ -195,7 +195,7 @@ def _supervised_by(supervisor: Process | None) -> dict[str, Any]:
     }
 
 
-def waits(
+def renew_waiting(
     session: Session,
     run_id: int,
     token: int,

@@ -1,5 +1,6 @@
 """Hosts of workers: which pools each serves, whose GPUs are whose, and what people read when one is away."""
 
+import threading
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -43,6 +44,15 @@ def numbers(lab: Lab, pool: str) -> str:
 def told(lab: Lab) -> list[str]:
     with lab.db.read() as session:
         return [entry.kind for entry in record.since(session, record.LAB, 0) if entry.kind.startswith("host")]
+
+
+def url(lab: Lab) -> str:
+    return lab.db.url.render_as_string(hide_password=False)
+
+
+def pools_of(lab: Lab, name: str) -> Sequence[str]:
+    with lab.db.read() as session:
+        return hosts.named(session, name).pools
 
 
 def silence(lab: Lab, host: str) -> None:
@@ -95,11 +105,45 @@ def test_a_host_serves_other_pools_only_while_no_run_holds_gpus_of_them(lab: Lab
     with lab.db.write() as session:
         session.execute(update(Pool).values(gpu_type="H100"))
     lab.admit(run, 0, 1)
-    conf = settings(tmp_path, database_url=lab.db.url.render_as_string(hide_password=False))
+    conf = settings(tmp_path, database_url=url(lab))
     with pytest.raises(ConflictError, match=f"Runs hold GPUs of “{POOL}”, which would get other numbers"):
         worker_host.join(conf, [POOL])
     worker_host.join(conf, [])
     assert serving(lab, POOL) == [processes.host()]
+
+
+def test_a_name_is_refused_while_another_machine_goes_by_it(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conf, name, over = settings(tmp_path, database_url=url(lab)), processes.host(), threading.Event()
+    theirs = {hosts.BOOT: "another"}
+
+    def beat() -> None:
+        while not over.wait(0.2):
+            with lab.db.write() as session:
+                hosts.beat(session, name, theirs)
+
+    with lab.db.write() as session:
+        hosts.announce(session, name, [POOL], theirs)
+    other = threading.Thread(target=beat)
+    other.start()
+    try:
+        with pytest.raises(ConflictError, match=f"Another machine or container is there as “{name}”, heard of at"):
+            worker_host.join(conf, [])
+    finally:
+        over.set()
+        other.join()
+    assert pools_of(lab, name) == [POOL], "a refusal changes nothing"
+    with lab.db.write() as session:
+        hosts.leave(session, name)
+    worker_host.join(conf, [])
+    assert pools_of(lab, name) == [], "the other one has left"
+
+    with lab.db.write() as session:
+        hosts.announce(session, name, [POOL], theirs)
+    monkeypatch.setattr(worker_host, "SILENT_SECONDS", 2)  # the wait itself
+    worker_host.join(conf, [])
+    assert pools_of(lab, name) == [], "the other one was silent, as this host is before it has restarted"
 
 
 def test_a_host_that_is_away_is_told_and_removed_with_a_reason(lab: Lab, run: int) -> None:
