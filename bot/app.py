@@ -4,11 +4,11 @@ import asyncio
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
-from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 import discord
 import structlog
@@ -35,10 +35,13 @@ AWAY = "Stoa cannot reach its database at the moment, so nothing was done. Pleas
 FAILED_LATELY = 2.0
 """For so many seconds after a failure, the database is taken to be away without asking it."""
 MOMENT = 1.5
+"""The seconds that suggestions wait for the database; Discord drops those that come after three."""
+FIRST_ANSWER = 2.0
+"""The seconds that what reads before its first answer, such as what opens a form, waits for the database; Discord shows
+a failure after three."""
 SILENCE = 5.0
 """After so many seconds without an answer, the database is asked whether it answers at all; after as many more, the
 connections that wait for it are broken."""
-"""The seconds that suggestions wait for the database; Discord drops those that come after three."""
 LONGEST_WAIT = 30.0
 """The most seconds that a request waits for a rate limit; where Discord asks for more, RateLimited is raised."""
 
@@ -48,8 +51,23 @@ in_delivery: ContextVar[bool] = ContextVar("in_delivery", default=False)
 asking: ContextVar[int] = ContextVar("asking", default=0)
 """The Discord id of the person for whom a task works; 0 where it works for nobody."""
 
+first_answer: ContextVar["FirstAnswer | None"] = ContextVar("first_answer", default=None)
+"""The interaction for which a task works, and until when it is answered."""
+
 THREADS = 4
 """Reads at once, and writes at once, for people; half of them at most for one person."""
+
+
+class FirstAnswer(NamedTuple):
+    """An interaction, and the moment of the monotonic clock until which its first answer should be sent."""
+
+    interaction: "Interaction"
+    until: float
+
+    @property
+    def left(self) -> float:
+        """The seconds that are left; ∞ once the interaction is answered or acknowledged."""
+        return math.inf if self.interaction.response.is_done() else self.until - time.monotonic()
 
 
 class App(discord.Client):
@@ -70,6 +88,7 @@ class App(discord.Client):
         self.db = db
         self.renderer = Renderer()
         self._failed_at = -math.inf
+        self._late = set[asyncio.Future[Any]]()
         self._log_again = Seldom()
         # Reads, which a form waits for, never stand behind writes, which wait for one another.
         self._readers = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="reader")
@@ -85,7 +104,7 @@ class App(discord.Client):
             with self.db.read() as session:
                 return call(session, *args, **kwargs)
 
-        return await self._in(self._readers, work)
+        return await self._in_time(self._in(self._readers, work))
 
     async def write(self, call: Callable[Concatenate[Session, P], R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call a function of the domain in a transaction of its own; returns what it returns."""
@@ -122,6 +141,25 @@ class App(discord.Client):
             return not (isinstance(error, TimeoutError) or is_away(error))
         return True
 
+    async def _in_time(self, reading: Coroutine[Any, Any, R]) -> R:
+        """What a read returns; raises AwayError where it takes longer than an interaction's first answer may."""
+        waits = first_answer.get()
+        left = math.inf if waits is None or in_delivery.get() else waits.left
+        if left == math.inf:
+            return await reading
+        read = asyncio.ensure_future(reading)
+        if not (await asyncio.wait({read}, timeout=max(0.0, left)))[0]:
+            self._failed_at = time.monotonic()
+            self._late.add(read)  # it goes on, as its thread does, and nobody hears what came of it
+            read.add_done_callback(self._ended_late)
+            raise AwayError(AWAY)
+        return read.result()
+
+    def _ended_late(self, read: asyncio.Future[Any]) -> None:
+        self._late.discard(read)
+        if not read.cancelled() and (error := read.exception()) is not None:
+            log.debug("a read that was given up has failed", error=type(error).__name__)
+
     async def _in(self, threads: ThreadPoolExecutor, work: Callable[[], R]) -> R:
         """What a call of the domain in a thread returns; raises AwayError while the database is away."""
         loop = asyncio.get_running_loop()
@@ -156,9 +194,15 @@ class App(discord.Client):
 Interaction: TypeAlias = discord.Interaction[App]
 
 
+def begin(interaction: discord.Interaction[Any]) -> None:
+    """Let the present task work for an interaction that has just come: in its person's turns, and in time."""
+    asking.set(interaction.user.id)
+    first_answer.set(FirstAnswer(interaction, time.monotonic() + FIRST_ANSWER))
+
+
 def take(interaction: discord.Interaction[Any]) -> None:
     """Let a form or a button of this process answer, in the turns at the database of the person who uses it."""
-    asking.set(interaction.user.id)
+    begin(interaction)
     interaction.extras[take] = True
 
 

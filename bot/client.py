@@ -18,7 +18,7 @@ from discord.http import Route
 from sqlalchemy.orm import Session
 
 from bot import buttons, errors, text
-from bot.app import App, Interaction, asking
+from bot.app import App, Interaction, begin
 from bot.buttons import Button
 from bot.commands.allocation import buttons as allocation_buttons
 from bot.commands.allocation.commands import allocation
@@ -61,14 +61,21 @@ class Tree(app_commands.CommandTree[App]):
     async def interaction_check(self, interaction: Interaction) -> bool:
         """Clean what was typed, and refuse commands while the server is not set up; `/stoa` always works."""
         _clean(interaction.data)
-        asking.set(interaction.user.id)
+        begin(interaction)
         app = interaction.client
         if interaction.type is discord.InteractionType.autocomplete and not await app.answers():
             await _suggest_later(interaction)
             return False
         if not app.problem or getattr(interaction.command, "root_parent", None) is stoa:
             return True
-        await app.reload_server()
+        try:
+            await app.reload_server()
+        except AwayError as away:
+            if interaction.type is discord.InteractionType.autocomplete:
+                await _suggest_later(interaction)
+            else:
+                await errors.answer(interaction, away)
+            return False
         if app.problem and interaction.type is discord.InteractionType.application_command:
             await errors.reply(interaction, text.escape(not_working(app.problem)))
         return not app.problem

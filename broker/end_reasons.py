@@ -26,6 +26,8 @@ class EndReason(StrEnum):
     # What the runner says.
     NOT_STARTED = "not_started"
     """The trainer could not be started."""
+    CHECKPOINT_MISSING = "checkpoint_missing"
+    """The run has done steps, and none of its checkpoints could be had where it was to go on."""
     RUNNER_REFUSED = "runner_refused"
     """The runner would not start the trainer, now or another time."""
     OUT_OF_MEMORY = "out_of_memory"

@@ -14,16 +14,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
-
-import fsspec
-from fsspec import AbstractFileSystem
-from fsspec.implementations.local import LocalFileSystem
 
 from projects.log import without_secrets
 from projects.settings import Settings
 from trainer.contract import CHECKPOINTS_FOLDER
+
+if TYPE_CHECKING:  # fsspec takes a while to import: it is, once a store is opened
+    from fsspec import AbstractFileSystem
 
 WHOLE = "whole"
 """The object that makes a folder whole: its files, each with `size` and `sha256`."""
@@ -64,7 +63,7 @@ class Store:
     def __init__(self, settings: Settings) -> None:
         with _telling("open", settings.store):
             self._fs, self._root = _opened(settings)
-        self._is_local = isinstance(self._fs, LocalFileSystem)
+        self._is_local = settings.store.startswith(("file://", "local://"))
 
     def write(self, name: str, data: bytes) -> None:
         """Put an object there, in the place of an earlier one of that name."""
@@ -232,6 +231,17 @@ def of(settings: Settings) -> Store | None:
     return Store(settings) if settings.store else None
 
 
+def environment(settings: Settings) -> dict[str, str]:
+    """The settings of the store as environment variables, for a process that is to use it."""
+    values = {
+        "STOA_STORE": settings.store,
+        "STOA_STORE_ENDPOINT": settings.store_endpoint,
+        "STOA_STORE_KEY": settings.store_key.get_secret_value(),
+        "STOA_STORE_SECRET": settings.store_secret.get_secret_value(),
+    }
+    return {name: value for name, value in values.items() if value}
+
+
 def attempt_folder(run_id: int, owner: str, token: int) -> str:
     """The folder of an attempt in the store. `owner` is the run's request, as runs of two databases share numbers."""
     return f"runs/{run_id}-{hashlib.sha256(owner.encode()).hexdigest()[:12]}/attempt-{token}"
@@ -242,7 +252,7 @@ def checkpoint_folder(attempt: str, step: int) -> str:
     return f"{attempt}/{CHECKPOINTS_FOLDER}/step{step}"
 
 
-def _opened(settings: Settings) -> tuple[AbstractFileSystem, str]:
+def _opened(settings: Settings) -> "tuple[AbstractFileSystem, str]":
     """The file system of a store, and the path in it that the store's names begin with."""
     key, secret = settings.store_key.get_secret_value(), settings.store_secret.get_secret_value()
     scheme, _, place = settings.store.partition("://")
@@ -268,6 +278,8 @@ def _opened(settings: Settings) -> tuple[AbstractFileSystem, str]:
         from pyarrow.fs import GcsFileSystem
 
         return ArrowFSWrapper(GcsFileSystem(), skip_instance_cache=True), place
+    import fsspec
+
     known: dict[str, dict[str, Any]] = {"file": {"auto_mkdir": True}, "hf": {"token": secret or None}}
     try:
         files, root = fsspec.url_to_fs(

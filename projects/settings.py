@@ -8,7 +8,6 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated
 
-from fsspec import available_protocols
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -142,7 +141,7 @@ class Settings(BaseSettings):
             raise ValueError("must be like s3://bucket/prefix, gs://bucket/prefix, hf://buckets/… or file:///folder")
         if "@" in place or "?" in place:
             raise ValueError("must hold no key, name or option; STOA_STORE_KEY and STOA_STORE_SECRET are for these")
-        if scheme not in (*STORES, *available_protocols()):
+        if scheme not in STORES and not _is_known_to_fsspec(scheme):
             raise ValueError(f"must begin with {', '.join(f'{each}://' for each in STORES)} or another of fsspec's")
         if scheme == "file" and not place.startswith("/"):
             raise ValueError("must name a folder by its whole path, as file:///srv/store does")
@@ -183,6 +182,12 @@ class Settings(BaseSettings):
     def celery_broker_url(self) -> str:
         """The URL of Celery's broker: `redis_url`, or else the embedded Valkey."""
         return self.redis_url or f"redis+socket://{self.valkey_socket}"
+
+
+def _is_known_to_fsspec(scheme: str) -> bool:
+    from fsspec import available_protocols  # imports asyncio and more, which no process needs without such a store
+
+    return scheme in available_protocols()
 
 
 @lru_cache(maxsize=1)

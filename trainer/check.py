@@ -35,9 +35,10 @@ class Reading(BaseModel):
 
 class CheckReport(BaseModel):
     """What a run costs: trained `parameters`, `tokens`, `steps`, `flops` in all, `memory_per_gpu` in bytes (an
-    estimate) with its parts in `memory`, `reads` what it reads of data that are prepared, and `seconds` if a rate is
-    known. `layouts` are those that fit, if they were asked for. `note` is a sentence on what this machine lacks,
-    `refusal` one on why it would not run, or None."""
+    estimate) with its parts in `memory`, `host_memory` the bytes that all its processes on a host take of the host's
+    memory, `reads` what it reads of data that are prepared, and `seconds` if a rate is known. `layouts` are those that
+    fit, if they were asked for. `note` is a sentence on what this machine lacks, `refusal` one on why it would not run,
+    or None."""
 
     parameters: int
     tokens: int
@@ -45,6 +46,7 @@ class CheckReport(BaseModel):
     flops: float
     memory_per_gpu: int
     memory: dict[str, int]
+    host_memory: int
     reads: list[Reading] = []
     seconds: float | None = None
     layouts: list[Layout] | None = None
@@ -81,7 +83,8 @@ def check(
     memory = sum(parts)
     if refusal is None and gpu_memory is not None and memory > gpu_memory:
         refusal = what_fits(config, gpus, gpu_memory, device)
-    if refusal is None and host_bytes is not None and host_memory(config, gpus // nodes) > host_bytes:
+    of_host = memory * (gpus // nodes) if device == "cpu" else host_memory(config, gpus // nodes)
+    if refusal is None and host_bytes is not None and of_host > host_bytes:
         refusal = what_fits_host(config, gpus // nodes, gpu_memory, host_bytes)
     return CheckReport(
         parameters=parameters(config),
@@ -90,6 +93,7 @@ def check(
         flops=float(flops_per_token(config)) * tokens,
         memory_per_gpu=memory,
         memory=parts._asdict(),
+        host_memory=of_host,
         reads=readings(config, corpus_tokens or {}, tokens),
         seconds=tokens / tokens_per_second if tokens_per_second else None,
         note=_note(config, data_ranks),

@@ -256,8 +256,7 @@ def memory_each(pool: Pool, gpus: int) -> int:
     if not pool.is_cpu:
         known = gpus_by_name.named(pool.gpu_type)
         return int((pool.memory_gib or (known.memory if known else gpus_by_name.MOST_MEMORY)) * 2**30)
-    host = int(pool.host_memory_gib * 2**30) if pool.host_memory_gib else psutil.virtual_memory().total
-    each = host // gpus
+    each = (most_on_host(pool) or 0) // gpus
     return min(each, int(pool.memory_gib * 2**30)) if pool.memory_gib else each
 
 
@@ -266,7 +265,15 @@ def host_bytes(pool: Pool) -> int | None:
 
     A pool of CPUs is None too: `memory_each` has shared out its host's memory.
     """
-    return None if pool.is_cpu or pool.host_memory_gib is None else int(pool.host_memory_gib * 2**30)
+    return None if pool.is_cpu else most_on_host(pool)
+
+
+def most_on_host(pool: Pool) -> int | None:
+    """Bytes that all runs on one of the pool's hosts may take; for a pool of CPUs by default the memory of this host,
+    for others None where nobody has said."""
+    if pool.host_memory_gib is None:
+        return psutil.virtual_memory().total if pool.is_cpu else None
+    return int(pool.host_memory_gib * 2**30)
 
 
 def add_grant(

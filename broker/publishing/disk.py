@@ -1,11 +1,13 @@
 """Disk space: removing checkpoints and data that are no longer needed here, and pausing runs on a nearly full disk.
 
-A checkpoint is removed once it is on the Hub and not needed here. Needed are the newest checkpoints of a run, from
-which it goes on, and all checkpoints of a run while a fork or a sample of it has not ended. On a scarce disk the
-checkpoints of ended runs are removed too.
+A checkpoint is removed once it is on the Hub or whole in the store, and not needed here. Needed are the newest
+checkpoints of a run, from which it goes on, and all checkpoints of a run while a fork or a sample of it has not ended.
+On a scarce disk the checkpoints of ended runs are removed too.
 
 Data that an attempt has prepared are removed when the attempt is over, as the next one prepares its own; data that the
 catalogue names, or that are registered on a pool, stay.
+
+Each host removes what is on its own disk.
 """
 
 import shutil
@@ -13,21 +15,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
-from sqlalchemy import func, update
+from sqlalchemy import func, true, update
 from sqlalchemy.orm import Session, aliased
 from sqlmodel import col, select
 
 from broker.allocations.corpora import Corpus
 from broker.catalogue import CatalogueEntry
 from broker.publications import Disk, Publication
+from broker.runs import folders, runs
 from broker.runs.attempts import Attempt, AttemptState
 from broker.runs.runs import ENDED, Run
+from broker.store import Store, StoreError
 from projects.db.columns import utcnow
 from projects.db.database import Database
 from projects.record import record
 from projects.record.record import Entry, Stream
 from projects.settings import Settings
-from trainer.contract import CHECKPOINTS_FOLDER, DATA_FOLDER
+from trainer.contract import CHECKPOINTS_FOLDER, DATA_FOLDER, checkpoint_step
 
 GIB = 2**30
 SCARCE = 2.0
@@ -89,29 +93,33 @@ def tidy(settings: Settings, db: Database) -> int:
     """
     scarce = free_gib(settings) < settings.disk_floor_gib * SCARCE
     with db.read() as session:
-        runs_found = sorted({run_id for run_id, _ in spare(session, keep=settings.keep_checkpoints, scarce=scarce)})
-    for run_id in runs_found:
+        spared = _here(
+            settings, spare(session, keep=settings.keep_checkpoints, scarce=scarce, stored=bool(settings.store))
+        )
+    safe = _safe(settings, db, spared)
+    for run_id in sorted({publication.run_id for publication in safe}):
         with db.write() as session:
             # A transaction that creates a fork holds the row of the run until it commits.
             session.execute(select(Run.id).where(Run.id == run_id).with_for_update())
-            for each, step in spare(session, keep=settings.keep_checkpoints, scarce=scarce):
-                if each == run_id:
-                    _mark(session, run_id, step, Disk.LEAVING)
+            for each in spare(session, keep=settings.keep_checkpoints, scarce=scarce, stored=bool(settings.store)):
+                if each.run_id == run_id and each.step in {other.step for other in safe if other.run_id == run_id}:
+                    _mark(session, run_id, each.step, Disk.LEAVING)
     with db.read() as session:
-        leaving = session.scalars(select(Publication).where(Publication.disk == Disk.LEAVING)).all()
+        leaving = _here(settings, session.scalars(select(Publication).where(Publication.disk == Disk.LEAVING)).all())
     for publication in leaving:
         _remove(settings, publication)
         with db.write() as session:
             _mark(session, publication.run_id, publication.step, Disk.GONE)
     if leaving:
-        log.info("checkpoints that are on the Hub were removed here", count=len(leaving))
+        log.info("checkpoints that are safe elsewhere were removed here", count=len(leaving))
+    _remove_copies(settings, db)
     _remove_data(settings, db)
     return len(leaving)
 
 
-def spare(session: Session, *, keep: int, scarce: bool = False) -> Sequence[tuple[int, int]]:
-    """Run and step of each checkpoint that is published and not needed here; `keep` is the number of newest checkpoints
-    that a run needs."""
+def spare(session: Session, *, keep: int, scarce: bool = False, stored: bool = False) -> Sequence[Publication]:
+    """The checkpoints that are published and not needed here; with `stored`, those that are not published too. `keep`
+    is the number of newest checkpoints that a run needs."""
     later = aliased(Publication)
     child = aliased(Run)
     newer = (
@@ -123,13 +131,62 @@ def spare(session: Session, *, keep: int, scarce: bool = False) -> Sequence[tupl
     needless = newer >= keep
     if scarce:
         needless |= col(Run.state).in_(ENDED) | (newer >= 1)
-    rows = session.execute(
-        select(Publication.run_id, Publication.step)
+    published = true() if stored else col(Publication.url).is_not(None)
+    return session.scalars(
+        select(Publication)
         .join(Run, col(Run.id) == Publication.run_id)
-        .where(col(Publication.url).is_not(None), Publication.disk == Disk.KEPT, ~pinned, needless)
+        .where(published, Publication.disk == Disk.KEPT, ~pinned, needless)
         .order_by(col(Publication.run_id), col(Publication.step))
-    )
-    return [(run_id, step) for run_id, step in rows]
+    ).all()
+
+
+def _here(settings: Settings, found: Sequence[Publication]) -> list[Publication]:
+    """Those whose attempt's folder is on this disk, which other hosts know nothing of."""
+    places = ((each, folders.of_checkpoint(settings.runs_dir, each.run_id, each.folder)) for each in found)
+    return [each for each, place in places if place.parents[1].is_dir()]
+
+
+def _safe(settings: Settings, db: Database, found: Sequence[Publication]) -> list[Publication]:
+    """Those that are on the Hub, or whole in the store now."""
+    safe = [each for each in found if each.url is not None]
+    unpublished = [each for each in found if each.url is None]
+    if unpublished:
+        with db.read() as session:
+            owners = {each.run_id: runs.load(session, each.run_id).request_id for each in unpublished}
+        try:
+            there = Store(settings)
+            for each in unpublished:
+                place = folders.in_store(each.run_id, owners[each.run_id], each.folder)
+                if place is not None and there.is_whole(place):
+                    safe.append(each)
+        except StoreError as error:
+            log.warning("what is in the store could not be looked at; nothing is removed for it", why=str(error))
+    return safe
+
+
+def _remove_copies(settings: Settings, db: Database) -> None:
+    """Remove the copies of removed checkpoints of ended runs that this host had fetched from the store."""
+    places: dict[tuple[int, int], Path] = {}
+    for path in settings.runs_dir.glob(f"*/attempt-*/{CHECKPOINTS_FOLDER}/step*"):
+        number, of_run = checkpoint_step(path), path.parents[2].name
+        if number is not None and of_run.isdecimal():
+            places[int(of_run), number] = path
+    with db.read() as session:
+        child = aliased(Run)
+        pinned = select(child.id).where(child.parent_id == Run.id, col(child.state).not_in(ENDED)).exists()
+        gone = session.execute(
+            select(Publication.run_id, Publication.step)
+            .join(Run, col(Run.id) == Publication.run_id)
+            .where(
+                Publication.disk == Disk.GONE,
+                col(Publication.run_id).in_({run_id for run_id, _ in places}),
+                col(Run.state).in_(ENDED),
+                ~pinned,
+            )
+        ).all()
+    for run_id, step in gone:
+        if (run_id, step) in places:
+            shutil.rmtree(places[run_id, step], ignore_errors=True)
 
 
 def _mark(session: Session, run_id: int, step: int, disk: Disk) -> None:

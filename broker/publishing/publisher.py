@@ -16,11 +16,12 @@ from sqlmodel import col, select
 
 from broker import fence, publications
 from broker.publications import Disk, Publication, Repository
-from broker.publishing import disk
+from broker.publishing import disk, fetched
 from broker.publishing.hub import Hub, HubError
 from broker.publishing.model_card import write_card
 from broker.runs import runs
 from broker.runs.runs import DELAYED_AFTER, ENDED, Run
+from broker.store import DamagedError, StoreError
 from projects import projects
 from projects.db import transition
 from projects.db.columns import utcnow
@@ -28,8 +29,8 @@ from projects.db.database import Database
 from projects.settings import Settings
 
 LONGEST_BACKOFF_SECONDS = 600.0
-UNREADABLE = (ValueError, FileNotFoundError, NotADirectoryError)
-"""Errors that come from the checkpoint's folder, not from a full disk or the Hub."""
+UNREADABLE = (ValueError, FileNotFoundError, NotADirectoryError, DamagedError)
+"""Errors that come from the checkpoint's folder or its copy in the store, not from a full disk or the Hub."""
 LOST_AFTER = 12
 """A checkpoint is given up after so many tries, most of an hour, with one and the same of these errors."""
 VISIBILITY = -1
@@ -87,7 +88,7 @@ def publish_waiting(settings: Settings, db: Database, run_id: int) -> None:
         try:
             with _renewing(settings, db, claimed):
                 url = _upload(settings, db, hub, claimed)
-        except (HubError, OSError, ValueError) as error:  # the Hub, or the folder
+        except (HubError, StoreError, OSError, ValueError) as error:  # the Hub, the store, or the folder
             log.warning("not published yet", run=run_id, step=claimed.step, error=str(error))
             with db.write() as session:
                 fail(
@@ -275,11 +276,12 @@ def _later(tries: int, pause_seconds: float, least_seconds: float = 0.0) -> date
 
 
 def _upload(settings: Settings, db: Database, hub: Hub, claimed: Claimed) -> str:
-    with db.read() as session:
-        write_card(session, claimed.run_id, claimed.repo, claimed.folder)
-    message = f"step {claimed.step}"
-    url = hub.publish(claimed.repo, f"step{claimed.step}", claimed.folder, message, private=claimed.private)
-    hub.publish(claimed.repo, "main", claimed.folder, message, private=claimed.private)
+    with fetched.checkpoint(settings, db, claimed.run_id, claimed.folder) as folder:
+        with db.read() as session:
+            write_card(session, claimed.run_id, claimed.repo, folder)
+        message = f"step {claimed.step}"
+        url = hub.publish(claimed.repo, f"step{claimed.step}", folder, message, private=claimed.private)
+        hub.publish(claimed.repo, "main", folder, message, private=claimed.private)
     return url
 
 

@@ -24,6 +24,7 @@ from broker.scheduling.fairshare import Groups, Standing
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, InvalidError
 from projects.projects import Project
+from trainer.check import readable
 
 MOST_RESERVATIONS = 3
 UNBORN = 0
@@ -170,6 +171,7 @@ def forecasts(session: Session, runs: Sequence[Run]) -> list[Why]:
             seconds=run.time_limit,
             queued_at=state.now,
             not_before=None,
+            memory=run.host_memory,
         )
     state = replace(state, waiting=[*state.waiting, *new.values()], funds=funds | dict(state.funds))
     explainer = _Explainer(session, state)
@@ -275,6 +277,12 @@ class _Explainer:
                 return f"Stoa keeps {most} on “{pool.name}”, and has."
             case WaitReason.GPUS:
                 return f"It waits for GPUs: {run.gpus} needed, {max(0, placement.free)} free on “{pool.name}”."
+            case WaitReason.MEMORY:
+                free, host = readable(max(0, placement.free)), readable(pool.host_bytes or 0)
+                return (
+                    f"It waits for memory of its host: about {readable(run.memory)} needed, and of {host} on "
+                    f"“{pool.name}” the runs there leave {free}."
+                )
             case WaitReason.BEHIND:
                 ahead = backfill.blocker(self.state, self.plan, placement)
                 if ahead is None:

@@ -116,6 +116,8 @@ class Runner(ABC):
     """Whether only the host of a trainer can end it; else, a new attempt's runner ends the earlier ones first."""
     several_nodes: ClassVar[bool] = False
     """Whether one run of its pools may have several nodes."""
+    fills_store: ClassVar[bool] = False
+    """Whether it puts what a trainer writes, and checkpoints before they are told, into the store by itself."""
     pool_options: ClassVar[Sequence[PoolOption]] = ()
     environment: ClassVar[Sequence[str]] = ()
     """Names of environment variables that the runner needs beside `PASSED_ON`."""

@@ -1,8 +1,9 @@
 """The runner `kubernetes`: trainers as Indexed Jobs, a pod for each node, whose disks nobody else sees.
 
 All that passes between a supervisor and its pods lies in the object store, below the attempt's own folder: what to do
-(`task.json`), what the trainer writes (`live/`, `checkpoints/`), and how it has ended (`outcome.json`), for a deleted
-pod keeps no exit status. The API server may be away for a while at any moment: what was asked of it is asked again.
+(`task.json`), what the trainer writes (logs, metrics, `checkpoints/`), and how it has ended (`outcome.json`), for a
+deleted pod keeps no exit status. The API server may be away for a while at any moment: what was asked of it is asked
+again.
 """
 
 import json
@@ -19,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from broker import pieces
 from broker.end_reasons import EndReason
 from broker.runners import kubernetes_manifest as manifest
-from broker.runners import live
 from broker.runners.base import Check, Job, JobSpec, PoolOption, Runner, UnavailableError
 from broker.runners.kubernetes_api import Cluster, RefusedError, began, ended, finished, is_overdue, why_lost, why_waits
 from broker.runners.processes import Process
@@ -38,7 +39,7 @@ RENEWALS_A_LEASE = 6  # the API server is asked as often as a supervisor renews
 SHORTEST_SECONDS = 2.0
 CHECK_SECONDS = 10.0
 GONE_SECONDS = 90.0
-LIVE = (contract.LOG_FILE, contract.METRICS_FILE, contract.EVENTS_FILE)
+GROWING = (contract.LOG_FILE, contract.METRICS_FILE, contract.EVENTS_FILE)
 PODS_ENDED = frozenset({"Succeeded", "Failed"})
 NEVER_STARTS = frozenset({"InvalidImageName", "ErrImageNeverPull"})
 """Kubernetes' reasons for which a container waits for ever."""
@@ -54,6 +55,7 @@ class KubernetesRunner(Runner):
     name = "kubernetes"
     queue = "Kubernetes"
     several_nodes = True
+    fills_store = True
     environment = ("KUBECONFIG", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT")
     pool_options = (
         PoolOption(
@@ -302,7 +304,7 @@ class KubernetesRunner(Runner):
             return ""
         self._open_store().write(
             f"{self.spec.store_folder}/{TASK_FILE}",
-            kubernetes_task.of(self._open_store(), self.spec, self._command, self._folder),
+            kubernetes_task.of(self.spec, self._command, self._folder),
         )
         body = manifest.job(self.spec, self._job_name(), self._labels(), _store_address())
         try:
@@ -326,7 +328,7 @@ class KubernetesRunner(Runner):
         ours = job is not None and str(job.metadata.uid) == self.uid
         pods = self._cluster.pods(self._job_name(), self.uid)
         said = self._read_outcome()
-        live.fetch(self._open_store(), self.spec.store_folder, LIVE, self._folder)
+        pieces.fetch(self._open_store(), self.spec.store_folder, GROWING, self._folder)
         if not ours:
             # Whoever has deleted the Job may have left its pods to end in their time.
             if all(pod.status.phase in PODS_ENDED for pod in pods):

@@ -23,7 +23,7 @@ import structlog
 import yaml
 
 from broker import store as stores
-from broker.runners import live
+from broker.pieces import Growing
 from broker.runners.base import PASSED_ON
 from broker.runners.kubernetes_manifest import PORT
 from broker.runners.kubernetes_task import PLACE, TASK_FILE, Task
@@ -125,7 +125,6 @@ class Pod:
             self.meet()
             command += ["--hosts", str(self.task.nodes), "--host", str(self.index)]
             command += ["--rendezvous", f"{self.head}:{PORT}"]
-        sender = live.Sender(self.store, self.out, self.folder)
         own_log = contract.LOG_FILE if self.index == 0 else f"trainer-{self.index}.log"
         with (self.out / own_log).open("ab") as out:
             self.process = subprocess.Popen(
@@ -134,13 +133,15 @@ class Pod:
         if self.asked:
             self.process.terminate()
         names = [own_log] if self.index else [own_log, contract.METRICS_FILE]
+        growing = [self.growing(name) for name in names]
+        events = self.growing(contract.EVENTS_FILE)
         over = threading.Event()
         checkpoints = threading.Thread(target=self.push_checkpoints, args=[over])
         if self.index == 0:
             checkpoints.start()
         until = time.monotonic() + self.task.seconds
         while (status := self.process.poll()) is None:
-            self.carry(sender, names)
+            self.carry(growing, events)
             if time.monotonic() > until:
                 self.stop()  # no supervisor has stopped it at its time limit
             self.wait(EVERY_SECONDS)
@@ -150,8 +151,8 @@ class Pod:
             if status == Status.DONE:
                 for name, folder in self.task.results.items():
                     self.insisting(lambda name=name, folder=folder: self.store.push(self.place / name, folder))  # type: ignore[misc]
-            return self.settle(status, sender, names)
-        self.carry(sender, names)
+            return self.settle(status, [*growing, events])
+        self.carry(growing, events)
         return status if status >= 0 else 128 - status
 
     def meet(self) -> None:
@@ -190,13 +191,17 @@ class Pod:
         while self.process.poll() is None and time.monotonic() < until:
             time.sleep(POLL_SECONDS)
 
-    def carry(self, sender: live.Sender, names: Sequence[str]) -> None:
+    def growing(self, name: str) -> Growing:
+        """A file of the trainer's folder that grows, and goes to the store as it does."""
+        return Growing(self.store, self.out / name, f"{self.folder}/{name}")
+
+    def carry(self, growing: Sequence[Growing], events: Growing) -> None:
         """Send what is new. Events wait for the checkpoint that they tell of, so that what is told is in the store."""
         try:
-            for name in names:
-                sender.send(name)
+            for file in growing:
+                file.carry()
             if self.index == 0:
-                sender.send(contract.EVENTS_FILE, self.told())
+                events.carry(self.told())
         except StoreError as error:
             log.warning("the store could not be used; trying again", error=str(error))
 
@@ -244,11 +249,11 @@ class Pod:
             if contract.checkpoint_step(path) in self.pushed:
                 shutil.rmtree(path, ignore_errors=True)
 
-    def settle(self, status: int, sender: live.Sender, names: Sequence[str]) -> int:
+    def settle(self, status: int, growing: Sequence[Growing]) -> int:
         """Send all that is left, the outcome last: whoever finds that one finds everything."""
         path = self.out / contract.OUTCOME_FILE
-        for name in (*names, contract.EVENTS_FILE):
-            self.insisting(lambda name=name: sender.send(name))  # type: ignore[misc]
+        for file in growing:
+            self.insisting(file.carry)
         sample = self.out / contract.SAMPLE_FILE
         if sample.exists():
             self.insisting(lambda: self.store.write(f"{self.folder}/{contract.SAMPLE_FILE}", sample.read_bytes()))
@@ -269,11 +274,12 @@ class Pod:
             self.insisting(lambda: self.store.write(f"{self.folder}/{contract.OUTCOME_FILE}", data))
         return int(outcome.status)
 
-    def insisting(self, work: Callable[[], None]) -> None:
+    def insisting(self, work: Callable[[], object]) -> None:
         """Do work with the store until it succeeds, or the pod is killed."""
         while True:
             try:
-                return work()
+                work()
+                return
             except StoreError as error:
                 log.warning("the store could not be used; trying again", error=str(error))
                 time.sleep(EVERY_SECONDS)

@@ -14,7 +14,6 @@ from pydantic import BaseModel
 from broker import store as stores
 from broker.runners import kubernetes_manifest as manifest
 from broker.runners.base import JobSpec
-from broker.store import Store
 from trainer import contract
 
 TASK_FILE = "task.json"
@@ -40,14 +39,8 @@ class Task(BaseModel):
     seconds: float
 
 
-def of(store: Store, spec: JobSpec, command: Sequence[str], folder: Path) -> bytes:
-    """The task of the attempt in `folder`, as JSON. The run goes on from its newest whole checkpoint in the store.
-
-    Raises OSError where the configuration cannot be read, and StoreError.
-    """
-    if "train" in command and "--resume" not in command and (newest := _newest(store, spec.store_folder, folder)):
-        fork = command.index("--fork") if "--fork" in command else len(command)
-        command = [*command[:fork], *command[fork + 2 :], "--resume", str(newest)]
+def of(spec: JobSpec, command: Sequence[str], folder: Path) -> bytes:
+    """The task of the attempt in `folder`, as JSON. Raises OSError where the configuration cannot be read."""
     home = folder.parents[2]
     out = folder.relative_to(home).as_posix()
     seconds = spec.seconds + manifest.SIGNAL_SECONDS / 2
@@ -73,20 +66,6 @@ def of(store: Store, spec: JobSpec, command: Sequence[str], folder: Path) -> byt
         elif path != folder:
             task.results[name] = f"{spec.store_folder}/{contract.DATA_FOLDER}"
     return task.model_dump_json().encode()
-
-
-def _newest(store: Store, attempt: str, folder: Path) -> Path | None:
-    """Where the newest whole checkpoint of the earlier attempts would be on this disk; None where there is none."""
-    run, token = attempt.rpartition("/")[0], int(folder.name.rpartition("-")[2])
-    found: list[tuple[int, Path]] = []
-    for earlier in range(1, token):
-        names = store.names(f"{run}/attempt-{earlier}/{contract.CHECKPOINTS_FOLDER}")
-        paths = [folder.parent / f"attempt-{earlier}" / contract.CHECKPOINTS_FOLDER / name for name in names]
-        found += [(step, path) for path in paths if (step := contract.checkpoint_step(path)) is not None]
-    for _, path in sorted(found, reverse=True):
-        if store.is_whole(f"{run}/{path.relative_to(folder.parent).as_posix()}"):
-            return path
-    return None
 
 
 def _checkpoint(attempt: str, path: Path) -> str:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,19 +22,21 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as NoConnectionError
 
+from broker import fence
 from broker import store as stores
 from broker.allocations import nodes
 from broker.allocations.hosts import gpu_numbers
 from broker.allocations.pools import Pool, memory_each
 from broker.end_reasons import EndReason
 from broker.publishing import disk
-from broker.runners import output, processes, registry
+from broker.runners import carrier, elsewhere, output, processes, registry
 from broker.runners.base import JobSpec, Runner
+from broker.runners.elsewhere import NoCheckpointError
 from broker.runners.local import LocalRunner
 from broker.runners.outage import Outage
 from broker.runners.processes import Process
 from broker.runners.trainer_command import trainer_command
-from broker.runs import attempts, leases, preparing, runs, settlement
+from broker.runs import attempts, folders, leases, preparing, runs, settlement
 from broker.runs.attempts import Attempt, AttemptState
 from broker.runs.leases import StaleError, TakenOverError
 from broker.runs.progress import Checkpoint, Ending, Progress
@@ -44,11 +47,14 @@ from projects.settings import Settings, get_settings
 from trainer.contract import Status
 
 POLL_SECONDS = 0.2
+MOST_TOLD = 200
 LIBRARIES = 1 << 30
 """Bytes beside what the trainer predicts for a process on a CPU: Python, its libraries, and what they reserve and never
 touch."""
 AWAY = (DBAPIError, NoConnectionError)
 T = TypeVar("T")
+Started = tuple[bool, Process, Sequence[Checkpoint] | None]
+"""Whether a trainer has yet to be told as begun, its process, and the checkpoints of earlier attempts if known."""
 
 log = structlog.get_logger()
 
@@ -58,7 +64,7 @@ def spawn(settings: Settings, run_id: int, token: int, owner: str = "", after: i
 
     `owner` marks the folder of a run as this database's; `after` is the generation of a supervisor to be replaced.
     """
-    folder = _own_folder(settings, run_id, owner) if after is None else run_folder(settings, run_id)
+    folder = folders.own(settings, run_id, owner) if after is None else folders.of_run(settings, run_id)
     environment = registry.environment() | {
         "STOA_ENV_FILE": "",
         "STOA_HOME": str(settings.home),
@@ -69,10 +75,7 @@ def spawn(settings: Settings, run_id: int, token: int, owner: str = "", after: i
         "STOA_OUTAGE_SECONDS": str(settings.outage_seconds),
         "STOA_MAX_ATTEMPTS": str(settings.max_attempts),
         "STOA_DISK_FLOOR_GIB": str(settings.disk_floor_gib),
-        "STOA_STORE": settings.store,
-        "STOA_STORE_ENDPOINT": settings.store_endpoint,
-        "STOA_STORE_KEY": settings.store_key.get_secret_value(),
-        "STOA_STORE_SECRET": settings.store_secret.get_secret_value(),
+        **stores.environment(settings),
     }
     with (folder / f"supervisor-{token}.log").open("ab") as out:
         supervisor = subprocess.Popen(
@@ -93,20 +96,16 @@ def spawn(settings: Settings, run_id: int, token: int, owner: str = "", after: i
     threading.Thread(target=supervisor.wait, daemon=True).start()  # lest it stays a zombie of a worker that lives on
 
 
-def run_folder(settings: Settings, run_id: int) -> Path:
-    """Where a run keeps the folders of its attempts."""
-    return settings.runs_dir / str(run_id)
+class AskedToStop(Exception):  # noqa: N818
+    """The run or the host was asked to stop before the trainer was started."""
 
 
-def _own_folder(settings: Settings, run_id: int, owner: str) -> Path:
-    """The run's folder; one that a run of another database has left under the same number is moved aside."""
-    folder = run_folder(settings, run_id)
-    mark = folder / "owner"
-    if folder.exists() and (not mark.exists() or mark.read_text() != owner):
-        folder.rename(folder.with_name(f"{run_id}.before-{time.time_ns()}"))
-    folder.mkdir(parents=True, exist_ok=True)
-    mark.write_text(owner)
-    return folder
+class UnstartedError(Exception):
+    """No trainer was started, and the attempt ends as `ending` says."""
+
+    def __init__(self, ending: Ending) -> None:
+        super().__init__(ending.reason)
+        self.ending = ending
 
 
 class Supervisor:
@@ -123,7 +122,9 @@ class Supervisor:
         self.token = token
         self.after = after
         self.generation = 1 if after is None else after + 1
-        self.folder = run_folder(settings, run_id) / f"attempt-{token}"
+        self.folder = folders.of_run(settings, run_id) / f"attempt-{token}"
+        self.carrier: carrier.Watch | None = None
+        self.waits_for = ""
         self.runner: Runner = LocalRunner(JobSpec())
         self.devices = ""
         self.prepares: Path | None = None
@@ -146,20 +147,15 @@ class Supervisor:
         signal.signal(signal.SIGTERM, lambda *_: self._stop("the host is being drained", EndReason.HOST_DRAINED))
         self.renewed_at = time.monotonic()
         try:
-            if self.after is not None:
-                self._take_over(self.after)
-                return
-            run, _, self.runner = self._retrying(self._load)
-            self._renew_late_claim()
             try:
-                process, before = self._start(run)
-            except OSError as error:
-                why = f"it could not be started: {error}"
-                ending = Ending(Status.FAILED, why, transient=True, known=EndReason.NOT_STARTED)
+                begins, process, before = self._start() if self.after is None else self._take_over(self.after)
+            except UnstartedError as unstarted:
+                ending = unstarted.ending
                 self._retrying(lambda: self._settle(0.0, Progress(0, 0), ending))
                 return
             threading.Thread(target=self._guard, daemon=True).start()
-            self._see_begin(process, before)
+            if begins:
+                self._see_begin(process, before)
             self._follow()
         except TakenOverError:
             self.mine = False
@@ -173,6 +169,8 @@ class Supervisor:
             self.over.set()
             if self.mine:
                 self.runner.kill()
+                if self.carrier is not None:
+                    self.carrier.end(self.runner.poll())
             self.db.close()
 
     def _tell_over(self) -> None:
@@ -210,8 +208,17 @@ class Supervisor:
     def _renew_claim(self) -> None:
         asked_at = time.monotonic()
         with self.db.write() as session:
-            leases.renew_claim(session, self.run_id, self.token, lease_seconds=self.settings.lease_seconds)
+            wanted = leases.renew_claim(
+                session,
+                self.run_id,
+                self.token,
+                lease_seconds=self.settings.lease_seconds,
+                waiting=self.waits_for,
+                generation=self.generation,
+            )
         self.renewed_at = asked_at
+        if not wanted:
+            self._stop("the run was asked to stop", EndReason.STOP_REQUESTED)
 
     def _retrying(self, work: Callable[[], T]) -> T:
         """The result of work on the database, tried again for an outage, or for a lease where the database answers."""
@@ -225,8 +232,11 @@ class Supervisor:
                 self.outage.say(error)
             time.sleep(self.settings.lease_seconds / 6)
 
-    def _take_over(self, after: int) -> None:
-        """Go on where the supervisor before has died; raises StaleError where another does so, or the lease is gone."""
+    def _take_over(self, after: int) -> Started:
+        """Go on where the supervisor before has died; raises StaleError where another does so, or the lease is gone.
+
+        Raises UnstartedError where the other died before there was a trainer, and none is started.
+        """
         self.mine = False
         run, attempt, runner = self._load()
         process, before = attempts.process_of(attempt), attempts.supervisor_of(attempt)
@@ -243,42 +253,93 @@ class Supervisor:
                 lease_seconds=self.settings.lease_seconds,
             )
         self.runner, self.mine = runner, True
-        found = self._earlier()
+        found: Sequence[Checkpoint] | None = None
         if process.pid:
             runner.adopt(process, self.folder, attempt.waiting)
+            if not runner.fills_store:
+                found = output.checkpoints([self.folder.parent / f"attempt-{each}" for each in range(1, self.token)])
         else:  # the other died while it submitted a job, which may be there
-            runner.start(self._command(run, found), self.folder, self.devices)
+            found, command = self._ready(run)
+            runner.start(command, self.folder, self.devices)
+        self._carry(run)
         self.metrics_read, self.events_read = attempt.metrics_read, attempt.events_read
         log.info("took a trainer over", run=self.run_id, token=self.token, pid=process.pid)
-        threading.Thread(target=self._guard, daemon=True).start()
-        if attempt.state == AttemptState.CLAIMED:
-            self._see_begin(runner.process(), found)
-        self._follow()
+        return attempt.state == AttemptState.CLAIMED, runner.process(), found
 
-    def _earlier(self) -> Sequence[Checkpoint]:
-        """The checkpoints of earlier attempts."""
-        return output.checkpoints([self.folder.parent / f"attempt-{token}" for token in range(1, self.token)])
-
-    def _see_begin(self, process: Process, before: Sequence[Checkpoint]) -> None:
+    def _see_begin(self, process: Process, before: Sequence[Checkpoint] | None) -> None:
         """Wait until the trainer has begun, and tell that the run is running."""
         if self.runner.waiting:
             process = self._wait_to_run()
         if not self.runner.waiting:
             self._tell_started(process, before)
 
-    def _start(self, run: Run) -> tuple[Process, Sequence[Checkpoint]]:
-        """Start the trainer; its process, and the checkpoints of earlier attempts. Raises OSError."""
-        self.folder.mkdir()
-        before = self._earlier()
-        command = self._retrying(lambda: self._command(run, before))
+    def _start(self) -> Started:
+        """Start the trainer; raises UnstartedError."""
+        run, _, self.runner = self._retrying(self._load)
         self._renew_late_claim()
-        process = self.runner.start(command, self.folder, self.devices)
+        try:
+            self.folder.mkdir()
+            before, command = self._ready(run)
+            self._renew_late_claim()
+            process = self.runner.start(command, self.folder, self.devices)
+        except OSError as error:
+            raise _not_started(error) from error
+        self._carry(run)
         if self.stopped_at is not None:  # asked to stop before there was anything to stop
             self.runner.stop()
-        return process, before
+        return True, process, before
 
-    def _command(self, run: Run, before: Sequence[Checkpoint]) -> list[str]:
-        return trainer_command(self.settings, self.db, run, self.folder, before, self.nodes)
+    def _ready(self, run: Run) -> tuple[Sequence[Checkpoint], Sequence[str]]:
+        """What `_command` returns, once all that the trainer reads is at hand; raises UnstartedError."""
+        try:
+            return self._beside(lambda: self._command(run))
+        except NoCheckpointError as error:
+            ending = Ending(Status.FAILED, str(error), known=EndReason.CHECKPOINT_MISSING)
+            raise UnstartedError(ending) from error
+        except AskedToStop:
+            raise UnstartedError(Ending(Status.STOPPED, "it was asked to stop", known=self.stopped_for)) from None
+        except OSError as error:
+            raise _not_started(error) from error
+
+    def _command(self, run: Run) -> tuple[Sequence[Checkpoint], Sequence[str]]:
+        """The checkpoints of earlier attempts, the last one at hand, and the trainer's command line."""
+        reads_store = self.runner.fills_store
+        before = elsewhere.earlier(self.settings, self.db, run, self.token, self._hold, fetch=not reads_store)
+        elsewhere.bring(self.settings, self.db, run, self._hold, forks=not before, fetch=not reads_store)
+        command = trainer_command(self.settings, self.db, run, self.folder, before, self.nodes, in_store=reads_store)
+        return before, command
+
+    def _beside(self, work: Callable[[], T]) -> T:
+        """The result of work that may take as long as a large checkpoint, while the claim is renewed.
+
+        Raises AskedToStop where the run or the host is to stop meanwhile.
+        """
+        future: Future[T] = Future()
+
+        def do() -> None:
+            try:
+                future.set_result(self._retrying(work))
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=do, daemon=True).start()
+        while not wait([future], timeout=POLL_SECONDS).done:
+            self._renew_late_claim()
+            if self.stopped_at is not None:
+                raise AskedToStop
+        return future.result()
+
+    def _hold(self, why: str) -> None:
+        """Wait a moment for what lies elsewhere; `why` is shown with the run."""
+        self.waits_for = why
+        if self.over.wait(elsewhere.POLL_SECONDS):
+            raise AskedToStop
+
+    def _carry(self, run: Run) -> None:
+        """Let a carrier put what the trainer writes into the store, where there is one and the runner does not."""
+        if self.settings.store and not self.runner.fills_store:
+            self.carrier = carrier.Watch(self.settings, self.folder)
+            self.carrier.begin(stores.attempt_folder(run.id, run.request_id, self.token), self.prepares)
 
     def _wait_to_run(self) -> Process:
         """Renew the lease while the trainer waits for its turn, which costs nothing."""
@@ -287,7 +348,7 @@ class Supervisor:
             asked_at = time.monotonic()
             try:
                 with self.db.write() as session:
-                    wanted = leases.waits(
+                    wanted = leases.renew_waiting(
                         session,
                         self.run_id,
                         self.token,
@@ -307,7 +368,7 @@ class Supervisor:
                 time.sleep(POLL_SECONDS)
         return self.runner.process()
 
-    def _tell_started(self, process: Process, before: Sequence[Checkpoint]) -> None:
+    def _tell_started(self, process: Process, before: Sequence[Checkpoint] | None) -> None:
         def tell() -> None:
             asked_at = time.monotonic()
             with self.db.write() as session:
@@ -395,6 +456,7 @@ class Supervisor:
                 late = time.monotonic() - asked_at > pause  # the lease counts from before the wait
                 self._prolong(self.settings.lease_seconds - (time.monotonic() - asked_at))
                 self.metrics_read, self.events_read = progress.metrics_read, progress.events_read
+                self._tell_trouble()
                 if told.stop:
                     self._stop("the run was asked to stop", EndReason.STOP_REQUESTED)
                 elif told.host_pauses and self.runner.bound_to_host:
@@ -404,6 +466,12 @@ class Supervisor:
                 self._stop("the time limit is reached", EndReason.TIME_LIMIT)
             elif self.stopped_at is None and self._disk_is_low():
                 self._stop(disk.PAUSED, EndReason.DISK_LOW)
+
+    def _tell_trouble(self) -> None:
+        """Tell the admins, once a day, that the store does not take what is carried there."""
+        if trouble := self.carrier.trouble() if self.carrier is not None else "":
+            with suppress(*AWAY):
+                fence.tell(self.db, "putting checkpoints and logs into the store", trouble[:MOST_TOLD])
 
     def _read(self) -> Progress:
         """What the trainer has written since the last renewal; nothing new where its files cannot be read now."""
@@ -452,6 +520,8 @@ class Supervisor:
                 log.error("the trainer could not be looked after; trying again", exc_info=error)
 
     def _look_after(self) -> None:
+        if self.carrier is not None:
+            self.carrier.keep()
         now = time.monotonic()
         unrenewed, pause = now - self.renewed_at, self.settings.lease_seconds / 6
         if unrenewed > self.settings.lease_seconds / 2:
@@ -481,6 +551,11 @@ class Supervisor:
             log.info("stopping the trainer", why=why)
             self.stopped_at, self.stopped_for = time.monotonic(), end_reason
             self.runner.stop()
+
+
+def _not_started(error: OSError) -> UnstartedError:
+    why = f"it could not be started: {error}"
+    return UnstartedError(Ending(Status.FAILED, why, transient=True, known=EndReason.NOT_STARTED))
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
-from sqlalchemy import func, update
+from sqlalchemy import ColumnElement, func, update
 from sqlalchemy.orm import Session
 from sqlmodel import Field, col, select
 
@@ -234,14 +234,15 @@ def earlier(session: Session, run_id: int, token: int) -> Sequence[Attempt]:
 
 def devices_in_use(session: Session, pool_id: int) -> set[int]:
     """The pool's devices held by open attempts, and by lost attempts whose trainer may still be stopping."""
-    held = session.scalars(
-        select(Attempt.devices).where(
-            Attempt.pool_id == pool_id,
-            col(Attempt.state).in_(OPEN)
-            | ((col(Attempt.state) == AttemptState.LOST) & (col(Attempt.lease_until) > utcnow())),
-        )
-    )
+    held = session.scalars(select(Attempt.devices).where(Attempt.pool_id == pool_id, holding()))
     return {int(device) for devices in held for device in devices.split(",") if device}
+
+
+def holding() -> ColumnElement[bool]:
+    """The condition for attempts that hold what they were admitted to: open ones, and lost ones whose trainer may still
+    be stopping."""
+    lost = (col(Attempt.state) == AttemptState.LOST) & (col(Attempt.lease_until) > utcnow())
+    return col(Attempt.state).in_(OPEN) | lost
 
 
 def lock(session: Session, run_id: int) -> int | None:

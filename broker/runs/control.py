@@ -136,8 +136,11 @@ def resume(
     allocation = payers.spendable(session, project, pays)
     pool = session.get_one(Pool, allocation.pool_id)
     nodes.check(pool, count)
+    host_memory = run.host_memory
     if run.kind == RunKind.TRAIN:
-        launching.check_fit(estimates.config_of(run), count, pool)
+        config = estimates.config_of(run)
+        launching.check_fit(config, count, pool)
+        host_memory = launching.host_memory(config, count, pool)
     launching.check_left(session, allocation.id, count, seconds)
     runs.move(
         session,
@@ -147,6 +150,7 @@ def resume(
         end_reason=None,
         unfunded=False,
         gpus=count,
+        host_memory=host_memory,
         time_limit=run.used + seconds,
         allocation_id=allocation.id,
         pool_id=pool.id,

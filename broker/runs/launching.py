@@ -256,6 +256,7 @@ def draw_up(session: Session, order: Order) -> tuple[Run, TrainConfig]:
         config=configs.spelt_out(body, changes),
         total_steps=0 if order.kind == RunKind.PREPARE else config.training.steps,
         gpus=order.gpus,
+        host_memory=host_memory(config, order.gpus, pool) if order.kind == RunKind.TRAIN else 0,
         time_limit=seconds,
     )
     return run, config
@@ -359,6 +360,12 @@ def check_fit(config: TrainConfig, gpus: int, pool: Pool) -> None:
     if refusal is not None:
         fits = [str(other) for other in nodes.sizes(pool) if pool.nodes > 1 and _refusal(config, other, pool) is None]
         raise InvalidError(f"{refusal} As it is, it fits {', '.join(fits)} GPUs of “{pool.name}”." if fits else refusal)
+
+
+def host_memory(config: TrainConfig, gpus: int, pool: Pool) -> int:
+    """Bytes that a run which trains is predicted to take of each of its hosts."""
+    count = nodes.count(pool, gpus)
+    return dry_run.check(config, gpus, device="cpu" if pool.is_cpu else "cuda", nodes=count).host_memory
 
 
 def _refusal(config: TrainConfig, gpus: int, pool: Pool) -> str | None:

@@ -18,7 +18,7 @@ from broker.runners.processes import Process
 from broker.runs import attempts, runs, series
 from broker.runs.attempts import Attempt, AttemptState
 from broker.runs.progress import Checkpoint, Progress
-from broker.runs.runs import Run, RunState
+from broker.runs.runs import Run, RunKind, RunState
 from broker.runs.series import Measured
 from projects.db import transition
 from projects.db.columns import utcnow
@@ -97,9 +97,23 @@ def _alive_elsewhere(session: Session, run_id: int, token: int, host: str, boot_
     return f"An earlier attempt may still run on {lost.host}, out of reach; other hosts wait until {until:%F %T} UTC"
 
 
-def renew_claim(session: Session, run_id: int, token: int, *, lease_seconds: float) -> None:
-    """Renew the lease of a claimed attempt whose supervisor has been kept from starting; raises StaleError."""
-    guarded(session, run_id, token, (AttemptState.CLAIMED,), lease_until=attempts.from_now(lease_seconds))
+def renew_claim(
+    session: Session, run_id: int, token: int, *, lease_seconds: float, waiting: str = "", generation: int = 1
+) -> bool:
+    """Renew the lease of a claimed attempt whose supervisor has been kept from starting, by what `waiting` says.
+
+    Returns False if the run was asked to stop. Raises StaleError.
+    """
+    guarded(
+        session,
+        run_id,
+        token,
+        (AttemptState.CLAIMED,),
+        generation=generation,
+        waiting=waiting[:MOST_WAITING],
+        lease_until=attempts.from_now(lease_seconds),
+    )
+    return runs.load(session, run_id).state != RunState.STOPPING
 
 
 def catch_up(session: Session, run_id: int, token: int, earlier: int, progress: Progress, *, generation: int) -> None:
@@ -115,7 +129,7 @@ def started(
     run_id: int,
     token: int,
     process: Process,
-    found: Sequence[Checkpoint],
+    found: Sequence[Checkpoint] | None,
     *,
     lease_seconds: float,
     supervisor: Process | None = None,
@@ -123,8 +137,8 @@ def started(
 ) -> None:
     """Record that the attempt's trainer runs as `process` under `supervisor`, and move the run to running.
 
-    `found` are the complete checkpoints of earlier attempts, which may have ended before they reported their last one.
-    Raises StaleError.
+    `found` are the complete checkpoints of earlier attempts, which may have ended before they reported their last one;
+    None where they are not known. Raises StaleError.
     """
     guarded(
         session,
@@ -139,10 +153,13 @@ def started(
         lease_until=attempts.from_now(lease_seconds),
     )
     run = runs.load(session, run_id)
-    save_progress(session, run, Progress(metrics_read=0, events_read=0, checkpoints=found))
+    save_progress(session, run, Progress(metrics_read=0, events_read=0, checkpoints=found or ()))
     if run.state == RunState.STARTING:
         runs.move(session, run, RunState.RUNNING, started_at=run.started_at or utcnow())
-        runs.tell(session, run, "run.started")
+        again: dict[str, Any] = {}
+        if token > 1 and run.kind == RunKind.TRAIN and found is not None:
+            again["from_step"] = found[-1].step if found else None
+        runs.tell(session, run, "run.started", **again)
 
 
 def take_over(
@@ -178,7 +195,7 @@ def _supervised_by(supervisor: Process | None) -> dict[str, Any]:
     }
 
 
-def waits(
+def renew_waiting(
     session: Session,
     run_id: int,
     token: int,

@@ -116,6 +116,18 @@ def using(settings: Settings, session: Session, run: Run) -> str:
     return configs.with_prepared_data(run.config, settings.data_dir / entry.prepared)
 
 
+def used(session: Session, run: Run) -> str:
+    """The prepared data that the run reads, as the catalogue has them; empty where it reads none."""
+    entry = _entry(session, run.recipe)
+    return "" if entry is None or run.kind == RunKind.PREPARE else entry.prepared
+
+
+def attempt_of(prepared: str) -> tuple[int, int]:
+    """The run and the token of the attempt that prepared data which the catalogue has."""
+    run_id, token = prepared.rpartition("/")[2].split("-")
+    return int(run_id), int(token)
+
+
 def _mark(run: Run) -> str:
     return f"{run.recipe}/{run.id}-{run.token}"
 

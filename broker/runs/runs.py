@@ -104,6 +104,7 @@ class Run(Base, table=True):
     run has ended, is paused or is stopping; a stopping run becomes `stops_as`. An `unfunded` run is paused until its
     allocation can pay for it again. `preempted_at` is when it last made way, for the run `preempted_for`.
     `prompt` is what a member wants a sample to continue. A run of a sweep has its `sweep_id`; its samples do not.
+    `host_memory` is what it is predicted to take of a host, in bytes; 0 where that is not predicted.
     """
 
     __tablename__ = "runs"
@@ -123,6 +124,7 @@ class Run(Base, table=True):
     config: str
     total_steps: int = integer()
     gpus: int = integer()
+    host_memory: int = integer(default=0)
     time_limit: int = integer()
     used: int = integer(default=0)
     state: str = Field(default=RunState.QUEUED, index=True)

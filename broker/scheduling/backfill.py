@@ -2,7 +2,8 @@
 
 Runs of a pool are taken in turn by fair-share. Each run gets the first time at which all its GPUs and a slot under the
 limits are free for as long as the run may take, and no later run can take them: a run starts early only where that
-delays no higher run (conservative backfill). GPUs that are reserved for another project are not free in that time.
+delays no higher run (conservative backfill). GPUs that are reserved for another project are not free in that time. A
+host's memory is shared out in the same way, by what its runs are predicted to take.
 """
 
 import math
@@ -35,7 +36,8 @@ class PoolRow(NamedTuple):
 
     `queue` is its name as people read it; empty where Stoa hands out the GPUs itself. A run that has had its GPUs for
     `preempt_after` seconds can be preempted; 0 for never. `drained` says that its hosts start nothing; empty where they
-    do.
+    do. The runs on its host may take `host_bytes` of memory, None where that is not known or not Stoa's to share out;
+    the pools `on_host`, itself among them, have the same host.
     """
 
     id: int
@@ -46,13 +48,15 @@ class PoolRow(NamedTuple):
     most_submitted: int = 4
     preempt_after: int = 0
     drained: str = ""
+    host_bytes: int | None = None
+    on_host: tuple[int, ...] = ()
 
 
 class Waiting(NamedTuple):
     """A queued run. `seconds` is what is left of its time limit, `not_before` None where it may start at once.
 
     A run of a `paused` project keeps its position and does not start. `preempted_at` is when the run last made way, for
-    the run `preempted_for`.
+    the run `preempted_for`. It is predicted to take `memory` bytes of its host.
     """
 
     id: int
@@ -67,6 +71,7 @@ class Waiting(NamedTuple):
     paused: bool = False
     preempted_at: datetime | None = None
     preempted_for: int | None = None
+    memory: int = 0
 
     @property
     def cost(self) -> int:
@@ -105,6 +110,7 @@ class Held(NamedTuple):
     stopping: bool = False
     makes_way_for: int | None = None
     preemptible: Preemptible | None = None
+    memory: int = 0
 
 
 Row = TypeVar("Row", Waiting, Held)
@@ -149,6 +155,7 @@ class WaitReason(StrEnum):
     PROJECT_LIMIT = "project limit"
     PERSON_LIMIT = "person limit"
     GPUS = "gpus"
+    MEMORY = "memory"
     BEHIND = "behind"
     RESERVED = "reserved"
 
@@ -163,7 +170,8 @@ class Decision(NamedTuple):
 class Placement(NamedTuple):
     """A run's position in its pool's queue, from 1. `start` is in seconds from now: 0 now, ∞ not known.
 
-    `waits_for` is None for a run that starts now; `free` is how many GPUs (for HOURS: GPU-seconds) it found free.
+    `waits_for` is None for a run that starts now; `free` is how many GPUs it found free (for HOURS, GPU-seconds; for
+    MEMORY, bytes).
     """
 
     run: Waiting
@@ -195,7 +203,9 @@ def blocker(state: QueueState, planned: Plan, placement: Placement) -> int | Non
     """The first higher run that would start later if `placement` started now; None where none would."""
     run = placement.run
     stand_ins = tuple(range(-run.gpus, 0))
-    at_once = Held(run.id, run.pool_id, run.project_id, run.person_id, stand_ins, float(run.seconds), True)
+    at_once = Held(
+        run.id, run.pool_id, run.project_id, run.person_id, stand_ins, float(run.seconds), True, memory=run.memory
+    )
     orders = {
         pool_id: [other.run for other in queue if other.run.id != run.id] for pool_id, queue in planned.queues.items()
     }
@@ -234,6 +244,8 @@ class _Planner:
         self.of_pool = _by_pool(self.held)
         self.projects = self._bounded(state.limits.most_running_a_project, "project_id")
         self.people = self._bounded(state.limits.most_running_a_person, "person_id")
+        self.on_host: defaultdict[int, list[Timeline]] = defaultdict(list)
+        self.memory = self._memory()
 
     def plan(self, orders: Mapping[int, Sequence[Waiting]]) -> Plan:
         """In the order of fair-share, or in a given order."""
@@ -283,14 +295,20 @@ class _Planner:
         line, count = gpus.of(run.project_id), 1 if pool.queue else run.gpus
         needed = [(line, count)]
         needed += [(line, 1) for line in (self.projects.get(run.project_id), self.people.get(run.person_id)) if line]
+        slots = needed[1:]
+        if (memory := self.memory.get(pool.id)) and run.memory:
+            needed.append((memory, run.memory))
         free = line.now
         after = max(0.0, (run.not_before - self.state.now).total_seconds()) if run.not_before else 0.0
         start = _earliest(needed, run.seconds, after)
         waits_for = None if start == 0 else self._wait_reason(run, after, count, gpus)
+        if waits_for == WaitReason.MEMORY:
+            free = self.memory[pool.id].now
         if start < math.inf:
             gpus.take(run.project_id, count, start, start + run.seconds)
-            for places, _ in needed[1:]:
+            for places, _ in slots:
                 places.take(1, start, start + run.seconds)
+            self._take_memory(run, start, start + run.seconds)
         if waits_for is None:
             own = 0 if pool.queue else run.gpus
             self.starts.append(Decision(run.id, tuple(devices[:own])))
@@ -305,7 +323,9 @@ class _Planner:
             return WaitReason.PROJECT_LIMIT
         if person and person.now < 1:
             return WaitReason.PERSON_LIMIT
-        line = gpus.of(run.project_id)
+        memory, line = self.memory.get(run.pool_id), gpus.of(run.project_id)
+        if memory and memory.now < run.memory and line.now >= count:
+            return WaitReason.MEMORY
         if gpus.unused and gpus.unreserved.earliest(count, run.seconds) == 0 < line.earliest(count, run.seconds):
             return WaitReason.RESERVED
         return WaitReason.GPUS if line.now < count else WaitReason.BEHIND
@@ -326,6 +346,25 @@ class _Planner:
                 for seconds in running[who]:
                     lines[who].take(1, 0.0, max(seconds, SOONEST))
         return lines
+
+    def _memory(self) -> dict[int, Timeline]:
+        """What runs leave of the memory of each pool's host, for the pools only where it could be too little."""
+        wanted: defaultdict[int, int] = defaultdict(int)
+        for pool_id, taken in [(one.pool_id, one.memory) for rows in (self.held, self.state.waiting) for one in rows]:
+            wanted[pool_id] += taken
+        lines: dict[int, Timeline] = {}
+        for pool in self.state.pools:
+            if pool.host_bytes is not None and sum(wanted[other] for other in pool.on_host) > pool.host_bytes:
+                lines[pool.id] = Timeline(pool.host_bytes)
+                for other in pool.on_host:
+                    self.on_host[other].append(lines[pool.id])
+        for one in self.held:
+            self._take_memory(one, 0.0, max(one.seconds, SOONEST))
+        return lines
+
+    def _take_memory(self, one: Waiting | Held, start: float, end: float) -> None:
+        for line in self.on_host[one.pool_id] if one.memory else ():
+            line.take(one.memory, start, end)
 
 
 def _earliest(needed: Sequence[tuple[Timeline, int]], seconds: float, after: float) -> float:

@@ -29,7 +29,7 @@ from broker.runs import attempts, control, runs, settlement
 from broker.runs.attempts import OPEN, Attempt
 from broker.runs.leases import StaleError
 from broker.runs.runs import Run
-from broker.scheduling import backfill, decisions, preemption, snapshot, tasks, usage
+from broker.scheduling import backfill, decisions, host_memory, preemption, snapshot, tasks, usage
 from broker.scheduling.backfill import Decision, Limits, Plan, QueueState
 from broker.scheduling.decisions import Keeper
 from projects import health, policies, projects
@@ -69,6 +69,7 @@ def admit(session: Session, decision: Decision, limits: Limits) -> int:
         under_way = session.scalar(select(func.count()).join_from(Attempt, Run).where(held, whose)) or 0
         if under_way >= most:
             raise ConflictError(f"{under_way} runs {words} are under way already, the most there may be.")
+    host_memory.check(session, run, pool)
     return attempts.admit(session, run.id, decision.devices)
 
 
@@ -254,6 +255,9 @@ class Scheduler:
             named = hosts.named_pools(session)
             queues = {pool.id: tasks.pool_queue(pool.name) for pool in pools.every(session) if pool.id in named}
             places = attempts.last_hosts(session, [run_id for run_id, _ in unpublished], named)
+            if self.settings.store:  # any publisher reads from the store what lies on a host that is away
+                there = {host.name for host in hosts.every(session) if not host.is_away}
+                places = {run_id: host for run_id, host in places.items() if host in there}
         try:
             self._notify_takeovers(unsupervised)
             for attempt in unclaimed:

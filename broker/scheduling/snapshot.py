@@ -18,7 +18,7 @@ from broker.fence import Fence
 from broker.runners import registry
 from broker.runs.attempts import OPEN, Attempt, AttemptState
 from broker.runs.runs import Run, RunKind, RunState
-from broker.scheduling import usage
+from broker.scheduling import host_memory, usage
 from broker.scheduling.backfill import Funds, Held, Limits, PoolRow, Preemptible, QueueState, Waiting
 from broker.scheduling.capacity import Reserved
 from broker.scheduling.fairshare import OTHERS, Groups, decayed
@@ -33,25 +33,15 @@ def load(session: Session, limits: Limits | None = None, fence: Fence | None = N
     Raises InvalidError for a runner that is not registered.
     """
     now = utcnow()
-    rows = session.execute(
-        select(
-            col(Pool.id),
-            col(Pool.name),
-            col(Pool.gpus),
-            col(Pool.runner),
-            col(Pool.price_weight),
-            col(Pool.most_submitted),
-            col(Pool.preempt_after),
-        ).order_by(col(Pool.id))
-    )
-    pools, weights, known_hosts = [], {}, hosts.every(session)
-    for pool_id, name, gpus, runner, weight, most, preempt_after in rows:
-        weights[pool_id] = weight
-        with fence(f"reading the pool “{name}”") if fence else nullcontext():
-            queue, drained = registry.named(runner).queue, hosts.drained(known_hosts, name)
-            pools.append(PoolRow(pool_id, name, gpus, queue, weight, most, preempt_after, drained))
-    known = {pool.id for pool in pools}
-    waiting = [run for run in _waiting(session, now) if run.pool_id in known]
+    pools, known, weights, known_hosts = [], [], {}, hosts.every(session)
+    for pool in session.scalars(select(Pool).order_by(col(Pool.id))):
+        weights[pool.id] = pool.price_weight
+        with fence(f"reading the pool “{pool.name}”") if fence else nullcontext():
+            pools.append(_pool(pool, hosts.drained(known_hosts, pool.name)))
+            known.append(pool)
+    on_host = host_memory.together(session, known)
+    pools = [pool._replace(on_host=on_host[pool.id]) for pool in pools]
+    waiting = [run for run in _waiting(session, now) if run.pool_id in on_host]
     divisions = sponsor_shares.divisions(session, now)
     held, used, fading, used_on = _attempts(session, now, weights, divisions)
     return QueueState(
@@ -71,6 +61,21 @@ def load(session: Session, limits: Limits | None = None, fence: Fence | None = N
         },
         reserved=_reserved(session, now),
         limits=limits or bounds(session),
+    )
+
+
+def _pool(pool: Pool, drained: str) -> PoolRow:
+    queue = registry.named(pool.runner).queue
+    return PoolRow(
+        pool.id,
+        pool.name,
+        pool.gpus,
+        queue,
+        pool.price_weight,
+        pool.most_submitted,
+        pool.preempt_after,
+        drained,
+        host_memory.most(pool),
     )
 
 
@@ -103,6 +108,7 @@ def _waiting(session: Session, now: datetime) -> list[Waiting]:
             col(Project.stage) == Stage.PAUSED,
             col(Run.preempted_at),
             col(Run.preempted_for),
+            col(Run.host_memory),
         )
         .join(Project, col(Project.id) == Run.project_id)
         .where(col(Run.state) == RunState.QUEUED)
@@ -137,6 +143,7 @@ def _attempts(
             col(Run.allocation_id),
             col(Run.kind),
             col(Run.gpus),
+            col(Run.host_memory),
             col(Run.time_limit),
             col(Run.used),
             col(Run.step),
@@ -187,6 +194,7 @@ def _attempts(
                     stopping,
                     row.preempted_for if stopping and row.stops_as == RunState.QUEUED else None,
                     _preemptible(row, seconds),
+                    row.host_memory,
                 )
             )
     return held, dict(used), dict(fading), used_on
@@ -211,6 +219,7 @@ def _preemptible(row: Any, seconds: float) -> Preemptible | None:
         None,
         preempted_at=row.preempted_at,
         preempted_for=row.preempted_for,
+        memory=row.host_memory,
     )
     done, left = row.step - (row.fork_step or 0), row.total_steps - row.step
     ends_in = min(seconds, row.used * left / done) if done > 0 else seconds

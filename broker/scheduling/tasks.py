@@ -2,7 +2,8 @@
 
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -16,14 +17,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from broker.allocations import hosts
 from broker.allocations.pools import Pool
-from broker.publishing import publisher
-from broker.runners import processes, reaper, registry, supervisor
+from broker.publishing import disk, publisher
+from broker.runners import carrier, processes, reaper, registry, supervisor
 from broker.runs import attempts, leases, runs
 from broker.runs.attempts import Attempt
 from projects import health
 from projects.db import clock
 from projects.db.columns import utcnow
-from projects.db.database import Database
+from projects.db.database import Database, is_away
 from projects.log import Seldom
 from projects.settings import Settings, get_settings
 
@@ -34,6 +35,7 @@ PUBLISH = "publish"
 MESSAGE_EXPIRES_SECONDS = 60  # so that messages do not pile up while no worker runs
 
 log = structlog.get_logger()
+_log_again = Seldom()
 
 
 class TimedRequest(Request):
@@ -83,6 +85,33 @@ def _free_lost_runs(sender: Consumer, **_: object) -> None:
     """Say which attempts that this host has lost are surely over, as they are after a reboot."""
     if not sender.hostname.startswith("publisher@"):
         threading.Thread(target=_end_lost, args=(get_settings(),), daemon=True).start()
+
+
+@worker_ready.connect
+def _tend_disk(sender: Consumer, **_: object) -> None:
+    """Put into the store what this host did not get there before it was stopped, and remove here what is safe there."""
+    if get_settings().store and not sender.hostname.startswith("publisher@"):
+        for work in (carrier.carry_left_over, _tidy):
+            threading.Thread(target=_each_minute, args=(work, get_settings()), daemon=True).start()
+
+
+def _each_minute(work: Callable[[Settings], None], settings: Settings) -> None:
+    again = Seldom()
+    while True:
+        try:
+            work(settings)
+        except Exception as error:
+            if again.is_due():
+                log.warning("the disk could not be looked after; trying again", error=str(error))
+        time.sleep(60)
+
+
+def _tidy(settings: Settings) -> None:
+    db = Database(settings.database)
+    try:
+        disk.tidy(settings, db)
+    finally:
+        db.close()
 
 
 @worker_ready.connect
@@ -163,10 +192,8 @@ def start_attempt(run_id: int, token: int) -> None:
 
     A trainer that was given up on this host may still be alive, cut off from the database; it is ended first.
     """
-    settings = get_settings()
-    db = Database(settings.database)
     host = processes.host()
-    try:
+    with _database() as (settings, db):
         with db.write() as session:
             if not hosts.may_start(session, host):
                 log.info("this host is drained; another one may start the run", run=run_id)
@@ -184,42 +211,45 @@ def start_attempt(run_id: int, token: int) -> None:
         for process in filter(None, map(attempts.process_of, earlier)):
             processes.kill_group(process)
         supervisor.spawn(settings, run_id, token, owner)
-    finally:
-        db.close()
 
 
 @app.task(name="stoa.take_over")
 def take_over(run_id: int, token: int) -> None:
     """Replace the supervisor of an attempt where it ran on this host and is surely dead; its trainer goes on."""
-    settings = get_settings()
-    db = Database(settings.database)
-    try:
+    with _database() as (settings, db):
         with db.read() as session:
             attempt = session.get_one(Attempt, (run_id, token))
-    finally:
-        db.close()
-    before = attempts.supervisor_of(attempt)
-    if before is not None and processes.replaceable(before):
-        supervisor.spawn(settings, run_id, token, after=attempt.generation)
+        before = attempts.supervisor_of(attempt)
+        if before is not None and processes.replaceable(before):
+            supervisor.spawn(settings, run_id, token, after=attempt.generation)
 
 
 @app.task(name="stoa.end_strays")
 def end_strays(pool_id: int) -> None:
     """End the jobs of a pool that nobody supervises any more."""
-    settings = get_settings()
-    db = Database(settings.database)
-    try:
+    with _database() as (settings, db):
         reaper.end_strays(settings, db, pool_id)
-    finally:
-        db.close()
 
 
 @app.task(name="stoa.publish")
 def publish(run_id: int) -> None:
     """Publish the run's waiting checkpoints, in the order of their steps."""
+    with _database() as (settings, db):
+        publisher.publish_waiting(settings, db, run_id)
+
+
+@contextmanager
+def _database() -> Iterator[tuple[Settings, Database]]:
+    """The database for a task. That it is away is logged once a minute: once it is back, the scheduler asks again."""
     settings = get_settings()
     db = Database(settings.database)
     try:
-        publisher.publish_waiting(settings, db, run_id)
+        yield settings, db
+    except Exception as error:
+        if not is_away(error):
+            raise
+        if _log_again.is_due():
+            said = str(getattr(error, "orig", error))
+            log.warning("the database could not be reached; the scheduler asks again", error=said)
     finally:
         db.close()

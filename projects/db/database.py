@@ -9,6 +9,7 @@ from typing import Any
 from weakref import WeakSet
 
 import psycopg
+from psycopg.abc import RV, PQGen
 from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.engine import ExceptionContext
@@ -27,6 +28,9 @@ PATIENCE: dict[str, Any] = {
     "tcp_user_timeout": 15_000,
 }
 """For how long libpq waits for a server that does not answer: seconds, and `tcp_user_timeout` in milliseconds."""
+SILENCE_SECONDS = 60.0
+"""For how long a statement may wait for the server's answer: no statement of Stoa's takes so long, but in a migration.
+A proxy that acknowledges what it gets and passes nothing on would keep TCP content for ever."""
 AWAY_CLASSES = ("08", "53", "57P")
 """What the SQLSTATE of a PostgreSQL begins with that cannot serve now: no connection, no resources, shut down."""
 AWAY_WORDS = ("locked", "unable to open database", "disk i/o error", "disk is full")
@@ -46,6 +50,24 @@ def is_away(error: BaseException) -> bool:
     return any(word in str(error.orig).lower() for word in AWAY_WORDS)
 
 
+class _Connection(psycopg.Connection[Any]):
+    """A connection that is given up where the server leaves a statement unanswered."""
+
+    is_patient = False
+    """Whether it waits for ever."""
+
+    def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
+        """What a statement returns; raises OperationalError, and closes the connection, after `SILENCE_SECONDS`."""
+        own = None if self.is_patient else SILENCE_SECONDS
+        try:
+            return super().wait(gen, interval, own if timeout is None else timeout)
+        except psycopg.OperationalError as error:
+            if timeout is not None or self.pgconn.transaction_status != TransactionStatus.ACTIVE:
+                raise
+            self.close()
+            raise psycopg.OperationalError(f"the server has not answered for {SILENCE_SECONDS:g} seconds") from error
+
+
 class Database:
     """Two kinds of session on one database: `read()` never writes; `write()` is short, with no network call inside."""
 
@@ -59,7 +81,7 @@ class Database:
         else:
             self._write_engine = create_engine(url, pool_pre_ping=True, connect_args=PATIENCE)
             event.listen(self._write_engine, "handle_error", _refuse_value)
-            event.listen(self._write_engine, "connect", lambda connection, _: self._connections.add(connection))
+            event.listen(self._write_engine, "connect", self._connected)
             clock.follow(self._write_engine, "SELECT clock_timestamp() AT TIME ZONE 'UTC'")
             self._read_engine = self._write_engine.execution_options(
                 isolation_level="REPEATABLE READ", postgresql_readonly=True
@@ -80,6 +102,11 @@ class Database:
         with self._writes.begin() as session:
             _know_time(session)
             yield session
+
+    def _connected(self, connection: psycopg.Connection[Any], _: object) -> None:
+        """Know a new connection; it is SQLAlchemy that has made it, of psycopg's own class."""
+        connection.__class__ = _Connection
+        self._connections.add(connection)
 
     def answers(self) -> None:
         """Ask the database for nothing; raises where it cannot be reached, or is a standby that takes no writes."""
@@ -110,7 +137,12 @@ class Database:
 
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-        with self._write_engine.connect() as connection, _tables_replaceable(connection), connection.begin():
+        with (
+            self._write_engine.connect() as connection,
+            _tables_replaceable(connection),
+            _patient(connection),
+            connection.begin(),
+        ):
             config.attributes["connection"] = connection
             current = MigrationContext.configure(connection).get_current_revision()
             older = revision.isdecimal() and current is not None and revision < current
@@ -154,6 +186,20 @@ def _refuse_value(context: ExceptionContext) -> None:
         raise InvalidError("A number is too large: at most 9,223,372,036,854,775,807 is stored.") from error
     if isinstance(error, UnicodeEncodeError) or isinstance(context.sqlalchemy_exception, DataError):
         raise InvalidError(f"A value cannot be stored: {str(error).partition(chr(10))[0]}.") from error
+
+
+@contextmanager
+def _patient(connection: Connection) -> Iterator[None]:
+    """Let statements take as long as they take."""
+    driver = connection.connection.driver_connection
+    if not isinstance(driver, _Connection):
+        yield
+        return
+    driver.is_patient = True
+    try:
+        yield
+    finally:
+        driver.is_patient = False
 
 
 @contextmanager

@@ -47,9 +47,17 @@ async def test_members_hear_of_a_database_that_is_frozen(lab: Lab, postgres: str
     url = databases.create(postgres, f"test_{secrets.token_hex(6)}", template=databases.TABLES)
     await lab.start_bot(DATABASE_URL=url)
     ada = lab.person("Ada")
+    await ada.submit(await ada.command("project propose"), PROPOSAL | {"Title": "Before"})
+    await lab.guild.wait_for("proposals", lambda m: "Before" in m.text)
+    message = await ada.say("general", "Look at this.")
     form = await ada.command("project propose")
     with freezable(url) as server:
         server.freeze()
+        at_once = await ada.command("project needs", project=1)
+        assert "cannot reach its database at the moment" in at_once.text, "within the seconds that Discord waits"
+        assert await ada.complete("project show", "project", "bef") == [(LATER, 0)]
+        on_record = await ada.menu(message, "Put on record")
+        assert "cannot reach its database at the moment" in on_record.text
         answer = await ada.submit(form, PROPOSAL)
         assert "cannot reach its database at the moment" in answer.text
         assert answer.message is not None

@@ -245,6 +245,12 @@ class Lab:
         with self.db.read() as session:
             return [entry.kind for entry in record.since(session, record.project_stream(project), 0)]
 
+    def payloads(self, project: int, kind: str) -> list[dict[str, Any]]:
+        """What the project's record says of one kind, in order."""
+        with self.db.read() as session:
+            entries = record.since(session, record.project_stream(project), 0)
+        return [entry.payload or {} for entry in entries if entry.kind == kind]
+
     def everything(self) -> list[Any]:
         """What must be the same after a refusal: the record's heads, all balances, runs, attempts and allocations."""
         tables = (

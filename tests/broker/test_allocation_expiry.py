@@ -2,7 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from threading import Barrier
+from functools import partial
 
 import pytest
 
@@ -14,10 +14,10 @@ from projects.db.columns import utcnow
 from projects.errors import ConflictError
 from projects.people import Actor, LabRole
 from projects.record import record, verification
+from tests.at_once import at_once
 from tests.broker.lab import HOUR, Lab, in_days
 from tests.broker.reviewing import ask_change, grant, in_state, pass_time, review, spend, told, view
 from tests.databases import until_one_waits_for_a_lock
-from tests.patience import PATIENCE
 
 ADMIN = Actor(9, "Omar", frozenset({LabRole.ADMIN}))
 
@@ -113,14 +113,7 @@ def test_two_schedulers_at_once_tend_once(lab: Lab) -> None:
     lab.approve(later)
     with lab.db.write() as session:
         session.get_one(allocations.Allocation, ended).until = utcnow() - timedelta(seconds=1)
-    together = Barrier(4)
-
-    def round_(_: int) -> None:
-        together.wait(PATIENCE)
-        pass_time(lab)
-
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(round_, range(4)))
+    at_once([partial(pass_time, lab)] * 4)
     kinds = lab.kinds(project)
     assert [kinds.count(f"allocation.{what}") for what in ("warning", "expired", "exhausted")] == [1, 1, 1]
     heads = lab.everything()

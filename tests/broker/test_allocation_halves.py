@@ -1,8 +1,7 @@
 """A large allocation comes in halves: the second is released on a public report, or returns to the grant."""
 
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
-from threading import Barrier
+from functools import partial
 
 import pytest
 
@@ -13,9 +12,9 @@ from broker.reviews import reviews
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, ForbiddenError
 from projects.people import Actor, LabRole
+from tests.at_once import allowed
 from tests.broker.lab import EMMY, GRACE, ROSA, STRANGER, Lab
 from tests.broker.reviewing import HALF, large, pass_time, report, review, spend, told, view
-from tests.patience import PATIENCE
 
 
 def test_the_second_half_is_released_on_a_public_report(lab: Lab) -> None:
@@ -61,20 +60,9 @@ def test_the_second_half_returns_to_the_grant_at_its_deadline(lab: Lab) -> None:
 def test_release_and_deadline_at_the_same_moment_move_the_half_once(lab: Lab) -> None:
     _, allocation = large(lab)
     report(lab, allocation)
-    together = Barrier(4)
-
-    def act(n: int) -> None:
-        together.wait(PATIENCE)
-        try:
-            if n % 2:
-                pass_time(lab, days=16)
-            else:
-                review(lab, reviews.release_half, allocation, (ROSA, EMMY)[n // 2])
-        except ConflictError:
-            pass
-
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(act, range(4)))
+    late = [partial(pass_time, lab, days=16)] * 2
+    released = [partial(review, lab, reviews.release_half, allocation, reviewer) for reviewer in (ROSA, EMMY)]
+    allowed([*late, *released], ConflictError)
     assert lab.account(allocation) in (Account(HALF, 0, 0), Account(2 * HALF, 0, 0))
     with lab.db.read() as session:
         source = next(grant for grant in pools.grants(session) if grant.pool == "cluster")

@@ -1,9 +1,8 @@
 """The tiers of a request: a starter grant by policy, one reviewer, two, and the operator's bounds."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from threading import Barrier
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,9 +19,9 @@ from projects import lifecycle, membership, policies
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, ForbiddenError, InvalidError
 from projects.people import Actor, LabRole
+from tests.at_once import allowed, at_once
 from tests.broker.lab import ADA, EMMY, GRACE, HOUR, ROSA, STRANGER, Lab, in_days, request_id
 from tests.broker.reviewing import ask_change, grant, pass_time, review, spend, told, view
-from tests.patience import PATIENCE
 
 
 def test_a_starter_grant_is_approved_by_policy_at_once(lab: Lab) -> None:
@@ -87,18 +86,8 @@ def test_who_spends_a_starter_grant_and_abandons_gets_no_second_one(lab: Lab) ->
 
 def test_of_starter_requests_at_the_same_moment_one_is_granted(lab: Lab) -> None:
     projects = [lab.proposal(title=f"Question {n}") for n in range(4)]
-    together = Barrier(8)
-
-    def ask(n: int) -> bool:
-        together.wait(PATIENCE)
-        try:
-            lab.request(projects[n % 4], hours="1")
-        except ConflictError:
-            return False
-        return True
-
-    with ThreadPoolExecutor(8) as pool:
-        assert sum(pool.map(ask, range(8))) == 1
+    asked = [partial(lab.request, projects[n % 4], hours="1") for n in range(8)]
+    assert sum(allowed(asked, ConflictError)) == 1
     assert grant(lab).granted == HOUR
 
 
@@ -142,16 +131,13 @@ def test_an_endorsement_of_one_who_has_joined_the_project_no_longer_counts(lab: 
 def test_two_reviewers_at_the_same_moment_make_one_grant(lab: Lab) -> None:
     project = lab.project()
     allocation = lab.request(project, hours="500")
-    together = Barrier(2)
 
     def approve(reviewer: Actor) -> AllocationState:
-        together.wait(PATIENCE)
         with lab.db.write() as session:
             asked: dict[str, Any] = {"hours": "200", "reason": "Yes."}
             return reviews.approve(session, reviewer, allocation, **asked)
 
-    with ThreadPoolExecutor(2) as pool:
-        states = list(pool.map(approve, (ROSA, EMMY)))
+    states = at_once([partial(approve, reviewer) for reviewer in (ROSA, EMMY)])
     assert sorted(states) == [AllocationState.APPROVED, AllocationState.REQUESTED]
     assert grant(lab).granted == 200 * HOUR
 
@@ -221,15 +207,12 @@ def test_small_requests_come_in_halves_where_one_large_request_would(lab: Lab) -
 
 def approve_together(lab: Lab, asked: Sequence[int], hours: str) -> list[AllocationState]:
     """Approve requests at the same moment, each once, by two reviewers in turn; the states that they are in then."""
-    together = Barrier(len(asked))
 
     def approve(n: int) -> AllocationState:
-        together.wait(PATIENCE)
         with lab.db.write() as session:
             return reviews.approve(session, (ROSA, EMMY)[n % 2], asked[n], hours=hours, reason="Yes.")
 
-    with ThreadPoolExecutor(len(asked)) as pool:
-        return list(pool.map(approve, range(len(asked))))
+    return at_once([partial(approve, n) for n in range(len(asked))])
 
 
 def test_of_two_requests_approved_at_the_same_moment_one_waits_for_a_second_reviewer(lab: Lab) -> None:

@@ -2,7 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from threading import Barrier
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,8 +16,8 @@ from broker.reports import review_context
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
 from projects.people import Actor, LabRole
+from tests.at_once import at_once
 from tests.broker.lab import ADA, EMMY, GRACE, HOUR, POOL, ROSA, Lab, in_days
-from tests.patience import PATIENCE
 
 REFUSED_REQUESTS = [
     ({"hours": "-5"}, "above 0"),
@@ -202,10 +202,8 @@ def test_of_reviewers_at_the_same_moment_one_wins(lab: Lab) -> None:
     project = lab.project()
     allocation = lab.request(project, hours="2")
     reviewers = [Actor(100 + n, f"Reviewer {n}", frozenset({LabRole.REVIEWER})) for n in range(6)]
-    together = Barrier(len(reviewers))
 
     def decide(n: int) -> str:
-        together.wait(PATIENCE)
         try:
             if n % 2:
                 lab.decline(allocation, reviewer=reviewers[n])
@@ -215,8 +213,7 @@ def test_of_reviewers_at_the_same_moment_one_wins(lab: Lab) -> None:
             return str(conflict)
         return "won"
 
-    with ThreadPoolExecutor(len(reviewers)) as pool:
-        answers = list(pool.map(decide, range(len(reviewers))))
+    answers = at_once([partial(decide, n) for n in range(len(reviewers))])
     assert answers.count("won") == 1
     winner = answers.index("won")
     state = AllocationState.DECLINED if winner % 2 else AllocationState.APPROVED

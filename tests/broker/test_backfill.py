@@ -73,6 +73,20 @@ def test_nobody_is_over_a_limit_and_who_is_holds_up_nobody() -> None:
     assert starts(replace(state, limits=few))[2] == (100, WaitReason.PERSON_LIMIT)
 
 
+def test_runs_of_all_pools_on_a_host_fit_its_memory_together() -> None:
+    here, beside, apart = (POOL._replace(id=number, host_bytes=10, on_host=(1, 2)) for number in (1, 2, 3))
+    runs = (waiting(1, memory=6), waiting(2, memory=5), waiting(3, memory=3), waiting(4, memory=0))
+    state = queue(*runs, waiting(5, pool_id=2, memory=2), waiting(6, pool_id=3, memory=9))
+    state = replace(state, pools=(here, beside, apart._replace(on_host=(3,))))
+    first = (100, WaitReason.MEMORY)
+    assert starts(state) == {1: (0, None), 2: first, 3: (0, None), 4: (0, None), 5: first, 6: (0, None)}
+    assert plan(state).queues[2][0].free == 1
+    lost = held(90, (), 30)._replace(open=False, memory=9, pool_id=2)
+    assert starts(replace(state, held=[lost]))[1] == (30, WaitReason.MEMORY)
+    unknown = replace(state, pools=[pool._replace(host_bytes=None) for pool in state.pools])
+    assert len(plan(unknown).starts) == 6
+
+
 def test_hours_are_promised_in_order() -> None:
     state = queue(waiting(1, 4, 100), waiting(2, 1, 10), running=[held(90, (0, 1))], left=405)
     assert starts(state) == {1: (50, WaitReason.GPUS), 2: (math.inf, WaitReason.HOURS)}
@@ -112,8 +126,10 @@ def test_who_can_never_start_is_refused_and_holds_up_nobody() -> None:
 
 @st.composite
 def states(draw: st.DrawFn) -> QueueState:
-    """A pool of a few GPUs, partly in use, and a queue of a few projects and people."""
+    """A pool of a few GPUs, partly in use, and a queue of a few projects and people. Its host may lack memory."""
     gpus = draw(st.integers(1, 6))
+    host_bytes = draw(st.sampled_from([None, 4, 9]))
+    memory = st.integers(0, 4)
     free = list(range(gpus))
     running = []
     for number in range(draw(st.integers(0, 3))):
@@ -122,16 +138,18 @@ def states(draw: st.DrawFn) -> QueueState:
         if devices:
             who = draw(st.integers(1, 3))
             seconds = draw(st.sampled_from([-5.0, 10.0, 20.0, 35.5]))
-            running.append(Held(100 + number, 1, who, draw(st.integers(1, 2)), devices, seconds, draw(st.booleans())))
+            one = Held(100 + number, 1, who, draw(st.integers(1, 2)), devices, seconds, draw(st.booleans()))
+            running.append(one._replace(memory=draw(memory)))
     runs = []
     for number in range(1, draw(st.integers(1, 9)) + 1):
         project = draw(st.integers(1, 3))
         run = waiting(number, draw(st.integers(1, gpus)), draw(st.sampled_from([5, 10, 20, 40])), project=project)
         delay = draw(st.sampled_from([0, 0, 0, 7]))
-        runs.append(run._replace(person_id=draw(st.integers(1, 2)), not_before=NOW + timedelta(seconds=delay)))
+        run = run._replace(person_id=draw(st.integers(1, 2)), not_before=NOW + timedelta(seconds=delay))
+        runs.append(run._replace(memory=draw(memory)))
     return QueueState(
         now=NOW,
-        pools=[POOL._replace(gpus=gpus)],
+        pools=[POOL._replace(gpus=gpus, host_bytes=host_bytes, on_host=(1,))],
         waiting=runs,
         held=running,
         funds={n: Funds(draw(st.integers(0, 400)), 1, None) for n in range(1, 4)},
@@ -143,13 +161,13 @@ def states(draw: st.DrawFn) -> QueueState:
 def fits(state: QueueState, above: Sequence[Placement], run: Waiting, start: float) -> bool:
     """Whether at every moment of the run's time its GPUs and its places are free, with those above where they are."""
     spans = [
-        (0.0, max(one.seconds, SOONEST), len(one.devices), one.project_id, one.person_id, one.open)
+        (0.0, max(one.seconds, SOONEST), len(one.devices), one.project_id, one.person_id, one.open, one.memory)
         for one in state.held
     ]
     for one in above:
         if one.start < math.inf:
             who = (one.run.project_id, one.run.person_id, True)
-            spans.append((one.start, one.start + one.run.seconds, one.run.gpus, *who))
+            spans.append((one.start, one.start + one.run.seconds, one.run.gpus, *who, one.run.memory))
     end = start + run.seconds
     for moment in {start, *(begin for begin, *_ in spans if start < begin < end)}:
         there = [span for span in spans if span[0] <= moment < span[1]]
@@ -157,7 +175,10 @@ def fits(state: QueueState, above: Sequence[Placement], run: Waiting, start: flo
         of_project = sum(span[5] and span[3] == run.project_id for span in there)
         of_person = sum(span[5] and span[4] == run.person_id for span in there)
         limits = state.limits
+        most, memory = state.pools[0].host_bytes, sum(span[6] for span in there)
         if gpus + run.gpus > state.pools[0].gpus:
+            return False
+        if most is not None and run.memory and memory + run.memory > most:
             return False
         if of_project >= limits.most_running_a_project or of_person >= limits.most_running_a_person:
             return False
@@ -228,6 +249,9 @@ def test_the_reason_is_true(state: QueueState) -> None:
                 assert running + same_person >= state.limits.most_running_a_person
             case WaitReason.GPUS:
                 assert run.gpus > free
+            case WaitReason.MEMORY:
+                taken = sum(other.memory for other in state.held) + sum(other.memory for other in starting)
+                assert run.memory > (state.pools[0].host_bytes or 0) - taken
             case WaitReason.BEHIND:
                 ahead = blocker(state, planned, one)
                 assert ahead in {other.run.id for other in planned.queues[1][:place]}
@@ -249,7 +273,9 @@ def test_no_start_that_was_expected_comes_later(state: QueueState) -> None:
         assert all(clock <= expected[run_id] for run_id in began)
         left = [run for run in state.waiting if run.id not in began]
         new = [
-            Held(run.id, 1, 1, 1, began[run.id], float(run.seconds), True) for run in state.waiting if run.id in began
+            Held(run.id, 1, 1, 1, began[run.id], float(run.seconds), True, memory=run.memory)
+            for run in state.waiting
+            if run.id in began
         ]
         running = [*state.held, *new]
         if not left:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +15,11 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from broker import pieces
 from broker.allocations import pools
 from broker.end_reasons import EndReason
+from broker.pieces import PIECE
+from broker.publishing import fetched
 from broker.runners import kubernetes_manifest as manifest
 from broker.runners import output, reaper
 from broker.runners.base import Check, JobSpec
@@ -27,6 +31,7 @@ from projects.errors import InvalidError
 from projects.settings import get_settings
 from tests.broker.lab import Lab, settings
 from tests.broker.supervised import GRACE, admitted, attempt, charged, queued, supervised_by
+from tests.broker.test_control import fork
 from tests.databases import ONCE
 from tests.environment import bare
 from tests.forked import Forked
@@ -57,9 +62,12 @@ TRAINER = """
 import json, os, pathlib, signal, sys, time
 given = dict(zip(sys.argv[3::2], sys.argv[4::2]))
 out, last = pathlib.Path(given["--out"]), LAST
-step = int(given["--resume"].rpartition("step")[2]) if "--resume" in given else 0
+before = given.get("--resume")
+if "--fork" in given:
+    before = "/checkpoints/step".join(given["--fork"].split("@"))
+step = int(before.rpartition("step")[2]) if before else 0
 if step:
-    assert (pathlib.Path(given["--resume"]) / "weights").read_text() == str(step)
+    assert (pathlib.Path(before) / "weights").read_text() == str(step)
 asked = []
 signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
 
@@ -520,12 +528,13 @@ def test_a_run_goes_on_from_the_store_though_a_lost_node_lives_on(
     assert first.end_reason == EndReason.NODE_FAILED
     store = Store(get_settings())
     [run_folder] = store.names("runs")
-    size = len(store.names(f"runs/{run_folder}/attempt-1/live/metrics.jsonl"))
+    metrics = f"runs/{run_folder}/attempt-1/metrics.jsonl"
+    seen = len(pieces.tail(store, metrics, PIECE) or b"")
     with supervised(lab, cluster, tmp_path, run, 10000) as (supervisor, _, new):
         wait_for(lambda: "from step" in said(new), "the second attempt")
         assert int(said(new).split()[2]) >= 10
-        place = f"runs/{run_folder}/attempt-1/live/metrics.jsonl"
-        wait_for(lambda: len(store.names(place)) > size, "what the lost node writes on")
+        wait_for(lambda: len(pieces.tail(store, metrics, PIECE) or b"") > seen, "what the lost node writes on")
+        assert lab.payloads(1, "run.started")[-1]["from_step"] == int(said(new).split()[2])
         paid = charged(lab, run, token)
         lab.cancel(run)
         assert supervisor.wait(PATIENCE) == 0
@@ -554,6 +563,28 @@ def test_a_job_that_an_operator_deletes_goes_on_later_from_its_checkpoint(
     assert lab.run(run).state == RunState.QUEUED
     assert attempt(lab, run, token).end_reason == EndReason.RUNNER_ENDED
     assert json.loads((folder / "outcome.json").read_text())["status"] == 75
+    # Without its checkpoints it does not start over.
+    for path in (tmp_path / "store").glob("runs/*/attempt-1/checkpoints"):
+        shutil.rmtree(path)
+    with supervised(lab, cluster, tmp_path, run, 10000) as (supervisor, _, _):
+        assert supervisor.wait(PATIENCE) == 0
+    assert lab.run(run).state == RunState.FAILED
+    assert lab.run(run).reason.endswith("are neither on this host nor in the store; it does not start over by itself")
+    wait_for(lambda: names(cluster) == [], "the end of the first job")
+
+
+@ONCE
+def test_what_only_the_store_has_is_published_and_forked(lab: Lab, cluster: Standin, tmp_path: Path, run: int) -> None:
+    with supervised(lab, cluster, tmp_path, run, 10) as (supervisor, _, folder):
+        assert supervisor.wait(PATIENCE) == 0
+    told = folder / "checkpoints" / "step10"
+    with fetched.checkpoint(settings(tmp_path, store=get_settings().store), lab.db, run, told) as published:
+        assert (published / "weights").read_text() == "10"
+        assert (published.parents[1] / "metrics.jsonl").read_bytes() == (folder / "metrics.jsonl").read_bytes()
+    forked = fork(lab, run, 10, overrides="steps=20, batch=2, micro_batch=2, sequence_length=32").run_id
+    with supervised(lab, cluster, tmp_path, forked, 20) as (supervisor, _, folder):
+        assert supervisor.wait(PATIENCE) == 0
+    assert (lab.run(forked).state, said(folder)) == (RunState.FINISHED, "from step 10\n")
 
 
 @ONCE

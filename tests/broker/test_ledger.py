@@ -2,10 +2,11 @@
 
 import random
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from itertools import count
-from threading import Barrier, Event
+from threading import Event
 from typing import Any
 
 import pytest
@@ -21,8 +22,8 @@ from broker.allocations.ledger import Account, Movement
 from broker.allocations.pools import GrantRow, GrantView
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, InvalidError
+from tests.at_once import at_once as together
 from tests.broker.lab import HOUR, POOL, Lab
-from tests.patience import PATIENCE
 
 GRANTED = 1000
 RUNS = count(10_000)
@@ -270,7 +271,7 @@ def test_any_movements_of_threads_at_once_keep_all_balances_true(lab: Lab) -> No
     @given(st.lists(st.lists(st.tuples(st.integers(0, 1), MOVES), min_size=2, max_size=7), min_size=2, max_size=4))
     def at_once(threads: list[list[tuple[int, tuple[str, int, int]]]]) -> None:
         grant, opened, runs = small_grant(lab, GRANTED), unopened(lab, project, 2), [next(RUNS) for _ in range(6)]
-        periods, together = count(1), Barrier(len(threads))
+        periods = count(1)
         for allocation in opened:
             assert move(lab, "grant", allocation, grant, 300, committed=100)
 
@@ -289,14 +290,10 @@ def test_any_movements_of_threads_at_once_keep_all_balances_true(lab: Lab) -> No
             return move(lab, what, allocation, *args.get(what, ()), **named)
 
         def live(moves: list[tuple[int, tuple[str, int, int]]]) -> list[tuple[int, str, int]]:
-            together.wait(PATIENCE)
             return [(which, what, seconds) for which, (what, n, seconds) in moves if act(which, what, n, seconds)]
 
-        with ThreadPoolExecutor(len(threads)) as pool:
-            lives = [pool.submit(live, moves) for moves in threads]
-            while wait(lives, 0.01).not_done:
-                source(lab, opened, grant)
-        taken = [one for life in lives for one in life.result()]
+        lives = [partial(live, moves) for moves in threads]
+        taken = [one for life in together(lives, lambda: source(lab, opened, grant)) for one in life]
         source(lab, opened, grant)
         for which, allocation in enumerate(opened):
             lab.account(allocation)

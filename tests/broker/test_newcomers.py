@@ -1,8 +1,7 @@
 """A newcomer, and who has left or was removed, starts, stops and spends nothing; what they have launched stays."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from functools import partial
 
 import pytest
 from sqlalchemy.orm import Session
@@ -16,9 +15,9 @@ from broker.runs.progress import Checkpoint, Progress
 from broker.runs.runs import RunState
 from projects import membership
 from projects.errors import ForbiddenError
+from tests.at_once import allowed
 from tests.broker.lab import ADA, GRACE, STRANGER, Lab, request_id
 from tests.broker.reviewing import ask_change, withdraw
-from tests.patience import PATIENCE
 
 WROTE = Progress(10, 20, 2, 128, 5.0, [], [Checkpoint(2, "/tmp/nowhere/step2")])
 Spending = Callable[[Session, Lab, int, int], object]
@@ -123,23 +122,9 @@ def test_who_is_removed_while_they_launch_launches_before_it_or_not_at_all(lab: 
     for _ in range(4):
         project = lab.project()
         lab.allocation(project)
-        together = Barrier(2)
-
-        def launch(project: int = project, together: Barrier = together) -> bool:
-            together.wait(PATIENCE)
-            try:
-                lab.launch(project, GRACE)
-            except ForbiddenError:
-                return False
-            return True
-
-        def remove(project: int = project, together: Barrier = together) -> None:
-            together.wait(PATIENCE)
-            lab.remove(project, GRACE)
-
-        with ThreadPoolExecutor(2) as pool:
-            launched, _ = pool.submit(launch), pool.submit(remove)
-            done = launched.result()
+        acts: list[Callable[[], object]] = [partial(lab.launch, project, GRACE), partial(lab.remove, project, GRACE)]
+        done, removed = allowed(acts, ForbiddenError)
+        assert removed
         kinds = lab.kinds(project)
         assert kinds[-2:] == (["run.queued", "project.removed"] if done else kinds[-2:])
         assert ("run.queued" in kinds) == done

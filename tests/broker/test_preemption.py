@@ -59,12 +59,6 @@ def said(lab: Lab, run: int) -> str:
         return why.why(session, run).reason
 
 
-def payloads(lab: Lab, project: int, kind: str) -> list[dict[str, object]]:
-    with lab.db.read() as session:
-        entries = record.since(session, record.project_stream(project), 0)
-    return [entry.payload or {} for entry in entries if entry.kind == kind]
-
-
 def test_a_run_makes_way_and_goes_back_to_its_place_refunded(
     lab: Lab, ours: int, theirs: int, low: int, rounds: Scheduler
 ) -> None:
@@ -89,9 +83,9 @@ def test_a_run_makes_way_and_goes_back_to_its_place_refunded(
     assert lab.account(1) == Account(granted=10 * HOUR, reserved=0, spent=2200)
     told = {"for_run": waits, "for_project": theirs}
     assert lab.kinds(ours)[-3:] == ["run.stopping", "run.refunded", "run.preempted"]
-    assert payloads(lab, ours, "run.stopping")[0].items() >= (told | {"stops_as": "queued"}).items()
-    assert payloads(lab, ours, "run.refunded")[0].items() >= {"seconds": 300, "preempted": True}.items()
-    assert payloads(lab, ours, "run.preempted")[0].items() >= (told | {"step": 40}).items()
+    assert lab.payloads(ours, "run.stopping")[0].items() >= (told | {"stops_as": "queued"}).items()
+    assert lab.payloads(ours, "run.refunded")[0].items() >= {"seconds": 300, "preempted": True}.items()
+    assert lab.payloads(ours, "run.preempted")[0].items() >= (told | {"step": 40}).items()
     rounds.round()
     assert (lab.run(waits).state, lab.run(low).state) == (RunState.STARTING, RunState.QUEUED)
     assert said(lab, low).startswith(f"Preempted for run {waits} of project P{theirs} at ")

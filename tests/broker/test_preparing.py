@@ -2,9 +2,8 @@
 
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from threading import Barrier
 
 import pytest
 import yaml
@@ -17,6 +16,7 @@ from broker.runs.runs import Run, RunKind, RunState
 from projects.errors import ConflictError, NotFoundError
 from projects.record import record
 from tests import forked
+from tests.at_once import allowed
 from tests.broker.lab import ADA, Lab, request_id, settings
 from tests.broker.test_corpora import BIG, MEASURED, add, big_pool, stand_ins
 from tests.databases import ONCE
@@ -100,18 +100,7 @@ def test_one_run_at_a_time_prepares_a_recipe(lab: Lab, project: int) -> None:
     with pytest.raises(ConflictError, match=f"Run {said[0].run_id} is preparing the data of “tiny”"):
         prepare(lab, project)
     lab.cancel(said[0].run_id)
-    together = Barrier(4)
-
-    def try_to(_: int) -> bool:
-        together.wait(PATIENCE)
-        try:
-            prepare(lab, project)
-        except ConflictError:
-            return False
-        return True
-
-    with ThreadPoolExecutor(4) as pool:
-        assert sum(pool.map(try_to, range(4))) == 1
+    assert sum(allowed([partial(prepare, lab, project)] * 4, ConflictError)) == 1
 
 
 def test_what_a_preparation_is_not_for_says_so(lab: Lab, project: int) -> None:

@@ -3,10 +3,9 @@
 import json
 import re
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import count
-from threading import Barrier
 from typing import Any
 
 import pytest
@@ -28,8 +27,8 @@ from projects.projects import Membership, Project
 from projects.quotas import QuotaKind
 from projects.record import hash_chain, record, redaction
 from projects.record.record import Authorship, Entry, Payload
+from tests.at_once import allowed
 from tests.broker.lab import ADA, EMMY, GRACE, ROSA, STRANGER, Lab, request_id
-from tests.patience import PATIENCE
 
 
 def policy(lab: Lab, name: str, value: int) -> None:
@@ -225,28 +224,17 @@ def test_a_project_has_a_budget_of_all_its_people(lab: Lab) -> None:
         lab.launch(project, EMMY, allocation_id=allocation)
 
 
-def at_once(many: int, act: Callable[[int], object]) -> int:
+def of_many(many: int, act: Callable[[int], object]) -> int:
     """How many of so many acts at the same moment are allowed."""
-    together = Barrier(many)
-
-    def one(number: int) -> bool:
-        together.wait(PATIENCE)
-        try:
-            act(number)
-        except ConflictError:
-            return False
-        return True
-
-    with ThreadPoolExecutor(many) as pool:
-        return sum(pool.map(one, range(many)))
+    return sum(allowed([partial(act, number) for number in range(many)], ConflictError))
 
 
 def test_a_limit_holds_for_acts_at_the_same_moment(lab: Lab) -> None:
     """Also for somebody who has never acted before, whose row is made by the first of the acts."""
     newcomer, late = Actor(77, "Newcomer"), Actor(78, "Latecomer")
-    assert at_once(10, lambda n: lab.proposal(newcomer, f"Question {n}")) == 5
+    assert of_many(10, lambda n: lab.proposal(newcomer, f"Question {n}")) == 5
     lab.let("most_proposals_a_day", 3)
-    assert at_once(8, lambda n: lab.proposal(late, f"Question {n}")) == 3
+    assert of_many(8, lambda n: lab.proposal(late, f"Question {n}")) == 3
 
 
 def test_a_projects_limit_holds_for_people_at_the_same_moment(lab: Lab) -> None:
@@ -265,13 +253,13 @@ def test_a_projects_limit_holds_for_people_at_the_same_moment(lab: Lab) -> None:
         with lab.db.write() as session:
             updates.post_update(session, (ADA, GRACE)[number % 2], project, "It goes on.")
 
-    assert at_once(8, follow) == 3  # Grace has joined today too
+    assert of_many(8, follow) == 3  # Grace has joined today too
     crew = [Actor(200 + n, f"Member {n}") for n in range(8)]
     with lab.db.write() as session:
         for actor in crew:
             session.add(Membership(project_id=project, person_id=people.ensure(session, actor).id))
-    assert at_once(8, lambda n: lab.launch(project, crew[n], allocation_id=allocation)) == 3
-    assert at_once(8, post) == 2
+    assert of_many(8, lambda n: lab.launch(project, crew[n], allocation_id=allocation)) == 3
+    assert of_many(8, post) == 2
 
 
 def plans(lab: Lab, statements: Sequence[tuple[str, Any]]) -> str:

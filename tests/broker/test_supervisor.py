@@ -17,7 +17,7 @@ from broker.allocations.pools import Pool
 from broker.end_reasons import EndReason
 from broker.publishing import disk
 from broker.runners import processes, shim, supervisor
-from broker.runs import attempts, leases
+from broker.runs import attempts, folders, leases
 from broker.runs.attempts import Attempt
 from broker.runs.leases import TakenOverError
 from broker.runs.runs import Run, RunState
@@ -320,12 +320,12 @@ def test_a_supervisor_that_dies_is_replaced_and_its_trainer_goes_on(lab: Lab, tm
 
 def test_a_folder_that_another_database_has_left_is_moved_aside(tmp_path: Path) -> None:
     conf = settings(tmp_path)
-    left = supervisor.run_folder(conf, 7) / "attempt-1" / "checkpoints" / "step9"
+    left = folders.of_run(conf, 7) / "attempt-1" / "checkpoints" / "step9"
     left.mkdir(parents=True)
     supervisor.spawn(conf, 7, 1, "ours")
     assert not left.exists()
     assert len(list(conf.runs_dir.glob("7.before-*/attempt-1/checkpoints/step9"))) == 1
-    kept = supervisor.run_folder(conf, 7) / "attempt-1"
+    kept = folders.of_run(conf, 7) / "attempt-1"
     kept.mkdir(exist_ok=True)
     supervisor.spawn(conf, 7, 2, "ours")
     assert kept.exists()

@@ -341,6 +341,8 @@ doc_to_text: ''
         ("group: mine\n", "has None as the task of a group, which must be a list of tasks"),
         ("task: mine\ntag: [5]\n", "has [5] as its tag, which must be a name or a list of names"),
         ("group: mine\ntask: [mine]\n", "Mend the task mine in --include-path: RecursionError"),
+        ("group: mine\ntask: [xyzzy]\n", "names 'xyzzy', and there is no such task; add that task, or take it out of"),
+        ("group: mine\ntask: [{task: mnie, num_fewshot: 1}]\n", "The group 'mine' in --include-path names 'mnie', and"),
         ("task: mine\ninclude: mine.yaml\n", "Include cycle at"),
         ("task: mine\ninclude: away.yaml\n", "away.yaml)"),
         ("task: mine\ninclude: 5\n", "cannot be read ("),

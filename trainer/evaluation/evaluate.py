@@ -70,6 +70,8 @@ def find_tasks(names: Iterable[str], data: Path, include: Path | None) -> list[T
         if not matches:
             raise ConfigError(_unknown(name, known))
         for match in matches:
+            if include is not None and (lacks := task_files.missing_task(include, match, known)):
+                raise ConfigError(_lacking(*lacks, known))
             found |= {match: ours[match]} if match in ours else _load(manager, match, match in included)
     return list(found.values())
 
@@ -184,6 +186,12 @@ def _unknown(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"do you mean {' or '.join(near)}?" if near else f"ours are {heldout.NAME} and {heldout.NAME}_SOURCE."
     return f"There is no task {name!r}; {hint}"
+
+
+def _lacking(group: str, task: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(task, known, n=3, cutoff=0.5)
+    hint = f"do you mean {' or '.join(near)}?" if near else "add that task, or take it out of the group."
+    return f"The group {group!r} in --include-path names {task!r}, and there is no such task; {hint}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,12 +1,16 @@
 """Task files of a folder that a user names: what is wrong with one, which lm-evaluation-harness leaves out unsaid."""
 
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
-from lm_eval.tasks._yaml_loader import load_yaml
+from lm_eval.tasks._yaml_loader import load_yaml  # private: the harness has no public one; used here alone
 
 from trainer.schema import ConfigError, as_unicode
+
+DEFINES = frozenset({"dataset_path", "class", "include", "custom_dataset"})
+"""Keys by which an entry of a group's list defines a task of its own; without one, the entry changes another task."""
 
 
 def check_folder(folder: Path) -> None:
@@ -20,6 +24,34 @@ def check_folder(folder: Path) -> None:
         raise ConfigError(
             f"--include-path {folder} holds no task; a task file ends in .yaml and has the keys task and dataset_path."
         )
+
+
+def missing_task(folder: Path, name: str, known: Collection[str]) -> tuple[str, str] | None:
+    """A group and the task that it names and that there is not, should `name` be a group of the folder that comes to
+    one; the files have been checked."""
+    contents = [load_yaml(path, resolve_func=False) for path in sorted(folder.glob("**/*.yaml")) if not path.is_dir()]
+    groups = {content["group"]: content["task"] for content in contents if "group" in content}
+    seen, ahead = {name}, [name]
+    while ahead:
+        group = ahead.pop()
+        for task in _members(groups.get(group, ())):
+            if task not in known:
+                return group, task
+            if task not in seen:
+                seen.add(task)
+                ahead.append(task)
+    return None
+
+
+def _members(listed: Any) -> Iterator[str]:
+    """The names of tasks and groups that a group's list refers to; what the list itself defines is not one."""
+    for one in listed if isinstance(listed, list | tuple) else ():
+        if isinstance(one, str):
+            yield one
+        elif isinstance(one, dict) and "group" in one:
+            yield from _members(one.get("task"))
+        elif isinstance(one, dict) and isinstance(one.get("task"), str) and not DEFINES.intersection(one):
+            yield one["task"]
 
 
 def _names_a_task(path: Path) -> bool:

@@ -186,6 +186,9 @@ def logged(log: Log) -> str:
         + (f" · {text.line(tried.reason, 160)}" if tried.reason else "")
         for tried in log.attempts[-ATTEMPTS_SHOWN:]
     ]
+    if log.lines is None and log.store:
+        lines.append(f"Its log lies on another machine than the bot, and {text.line(log.store, 160)}; ask again later.")
+        return "\n".join(lines)
     if log.lines is None:
         lines.append("Its log lies on another machine than the bot, or is tidied away; this is all that is recorded.")
         return "\n".join(lines)

@@ -40,6 +40,9 @@ def starting(p: Payload) -> str:
 @entry("run.started")
 def started(p: Payload) -> str:
     again = f" again (attempt {p['attempt']})" if p["attempt"] > 1 else ""
+    if "from_step" in p:
+        step = p["from_step"]
+        again += ", from its first step: there was no checkpoint yet" if step is None else f", from step {step:,}"
     return f"▶️ {_run(p)} is running{again}."
 
 

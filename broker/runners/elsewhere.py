@@ -1,0 +1,183 @@
+"""What other hosts have left in the store: the checkpoint that a run goes on from, and what else an attempt reads."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+from sqlmodel import select
+
+from broker import publications
+from broker import store as stores
+from broker.pieces import CARRIER
+from broker.publications import Publication
+from broker.runners import output
+from broker.runs import folders, preparing, runs
+from broker.runs.progress import Checkpoint
+from broker.runs.runs import Run, RunKind
+from broker.store import WHOLE, DamagedError, Store, StoreError
+from projects.db.database import Database
+from projects.settings import Settings
+from trainer import contract
+
+POLL_SECONDS = 2.0
+SILENT_POLLS = 15
+"""A carrier that has said nothing while it was asked so many times is at work no more."""
+CLOSED = "closed"
+"""The object with the steps of the checkpoints of an earlier attempt that later attempts may read."""
+
+log = structlog.get_logger()
+T = TypeVar("T")
+Hold = Callable[[str], None]
+"""Is told why an attempt waits, and returns when it is time to look again; raises where it shall wait no longer."""
+
+
+class NoCheckpointError(Exception):
+    """A run has done steps, and none of its checkpoints can be had on this host; the text is one sentence."""
+
+
+def earlier(
+    settings: Settings, db: Database, run: Run, token: int, hold: Hold, *, fetch: bool = True
+) -> Sequence[Checkpoint]:
+    """The checkpoints of the attempts before `token` in the order of steps; the run goes on from the last one, which is
+    on this disk, or, without `fetch`, whole in the store.
+
+    One that is only in the store is fetched, and one on its way there is waited for. Raises NoCheckpointError where
+    there is none though the run has told of one, and OSError where one cannot be written here.
+    """
+    folder = folders.of_run(settings, run.id)
+    earlier_folders = [folder / f"attempt-{number}" for number in range(1, token)] if fetch else []
+    here: Sequence[Checkpoint] = output.checkpoints(earlier_folders)
+    if token == 1:
+        return here
+    with db.read() as session:
+        rows = session.execute(select(Publication.step, Publication.folder).where(Publication.run_id == run.id)).all()
+    told = {step: folders.token_of(place) for step, place in rows}
+    if settings.store:
+        known = {step: number for step, number in told.items() if number is not None and number < token}
+        here = _patiently(settings, hold, lambda store: _newest(store, settings, run, token, here, known, hold, fetch))
+    newest = max(told, default=0)
+    if not here and newest > (run.fork_step or 0):
+        where = "neither on this host nor in the store" if settings.store else "not on this host, and there is no store"
+        raise NoCheckpointError(
+            f"the checkpoints of its {newest:,} steps are {where}; it does not start over by itself"
+        )
+    return here
+
+
+def bring(settings: Settings, db: Database, run: Run, hold: Hold, *, forks: bool, fetch: bool = True) -> None:
+    """Fetch from the store what an attempt reads of other runs, where it is not on this disk: the checkpoint that a
+    sample is of, or that a run begins with if it `forks` now, and the data that a run prepared.
+
+    Without `fetch`, wait until it is whole in the store.
+    """
+    if not settings.store:
+        return
+    with db.read() as session:
+        kept = None
+        if run.kind == RunKind.SAMPLE:
+            kept = publications.newest(session, run.parent_id or 0)
+        elif run.fork_step is not None and forks:
+            kept = session.get(Publication, (run.parent_id, run.fork_step))
+        mark = preparing.used(session, run) if run.kind == RunKind.TRAIN else ""
+        maker, token = preparing.attempt_of(mark) if mark else (0, 0)
+        owners = {each: runs.load(session, each).request_id for each in (kept and kept.run_id, maker) if each}
+    if kept is not None:
+        target = folders.on_disk(settings, kept.run_id, kept.folder)
+        place = folders.in_store(kept.run_id, owners[kept.run_id], kept.folder)
+        if place is not None:
+            folders.own(settings, kept.run_id, owners[kept.run_id])
+            _bring(settings, place, target, hold, fetch=fetch)
+    if mark:
+        folders.own(settings, maker, owners[maker])
+        attempt = stores.attempt_folder(maker, owners[maker], token)
+        _bring(settings, f"{attempt}/{contract.DATA_FOLDER}", settings.data_dir / mark, hold, fetch=fetch)
+
+
+def _bring(settings: Settings, place: str, target: Path, hold: Hold, *, fetch: bool) -> None:
+    if not fetch or not target.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _patiently(settings, hold, lambda store: obtained(store, place, target, hold, fetch=fetch))
+
+
+def _newest(
+    store: Store,
+    settings: Settings,
+    run: Run,
+    token: int,
+    here: Sequence[Checkpoint],
+    told: Mapping[int, int],
+    hold: Hold,
+    fetch: bool,
+) -> Sequence[Checkpoint]:
+    """The checkpoints `here`, and after them the newest one in the store, where that is of a later step."""
+    found: dict[int, int] = {}
+    for number in range(1, token):
+        attempt = stores.attempt_folder(run.id, run.request_id, number)
+        found |= {step: number for step in _closed(store, attempt) if step not in found}
+    found |= told
+    newest_here = here[-1].step if here else -1
+    for step in sorted(found, reverse=True):
+        if step <= newest_here:
+            break
+        attempt = stores.attempt_folder(run.id, run.request_id, found[step])
+        target = contract.checkpoint_folder(folders.of_run(settings, run.id) / f"attempt-{found[step]}", step)
+        if fetch:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        if obtained(store, stores.checkpoint_folder(attempt, step), target, hold, fetch=fetch):
+            log.info("goes on from a checkpoint of the store", run=run.id, step=step)
+            return [*here, Checkpoint(step, str(target))]
+        log.warning("a checkpoint is not whole in the store; going back to an earlier one", run=run.id, step=step)
+    return here
+
+
+def _closed(store: Store, attempt: str) -> Sequence[int]:
+    """The steps of an attempt's whole checkpoints in the store, as they stood when this was first asked.
+
+    What a stale trainer adds later, on a host that was given up but lives on, is not read by any later attempt.
+    """
+    said = store.read(f"{attempt}/{CLOSED}")
+    if said is not None:
+        return [int(step) for step in json.loads(said)]
+    folder = f"{attempt}/{contract.CHECKPOINTS_FOLDER}"
+    steps = [contract.checkpoint_step(Path(name)) for name in store.names(folder)]
+    whole = [
+        step
+        for step in steps
+        if step is not None and store.size(f"{stores.checkpoint_folder(attempt, step)}/{WHOLE}") is not None
+    ]
+    store.write(f"{attempt}/{CLOSED}", json.dumps(whole).encode())
+    return whole
+
+
+def obtained(store: Store, place: str, target: Path, hold: Hold, *, fetch: bool = True) -> bool:
+    """Fetch a folder, or see that it is whole in the store without `fetch`; wait for it while the carrier of its
+    attempt is at work. False where it is not to be had."""
+    attempt = "/".join(place.split("/")[:3])
+    beat: bytes | None = None
+    silent = 0
+    while True:
+        try:
+            if store.pull(place, target) if fetch else store.is_whole(place):
+                return True
+        except DamagedError as error:
+            log.error("what the store has is damaged", why=str(error))
+            return False
+        said = store.read(f"{attempt}/{CARRIER}")
+        silent = silent + 1 if said == beat else 0
+        beat = said
+        if said is None or json.loads(said).get("done") or silent > SILENT_POLLS:
+            # The carrier may have ended after the look before.
+            return store.pull(place, target) if fetch else store.is_whole(place)
+        hold(f"Another host still puts {target.name} into the store")
+
+
+def _patiently(settings: Settings, hold: Hold, work: Callable[[Store], T]) -> T:
+    """The result of work with the store, which is tried again for as long as the store does not do its part."""
+    while True:
+        try:
+            return work(Store(settings))
+        except StoreError as error:
+            log.warning("waiting for the store", why=str(error))
+            hold(f"{str(error).partition(':')[0]}; it is tried again")
