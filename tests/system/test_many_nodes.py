@@ -79,7 +79,8 @@ async def play(stage: Stage, slurm: Cluster) -> None:
     with stage.database.read() as session:
         told = session.get_one(Attempt, (1, alone)).reason
     assert told == f"Slurm ended the job: NODE_FAIL on {lost}"
-    await stage.guild.wait_for(stage.channel, lambda m: told in m.text)
+    card = await stage.guild.wait_for(here, lambda m: m.text.endswith("· run 1") and m.thread_id is not None)
+    await stage.guild.wait_for(card.thread_id or "", lambda m: told in m.text.replace("\\", ""))
     await ada.command("run cancel", run=1, channel=here)
     await until(lambda: stage.run().state == RunState.CANCELLED, "the end")
 
