@@ -117,8 +117,13 @@ def test_a_file_that_cannot_be_read_ends_all_hosts(config: Path, tmp_path: Path)
     values["data"] |= {"dedupe": None}
     config.write_text(yaml.safe_dump(values))
     (tmp_path / "many-3.jsonl.zst").write_bytes((tmp_path / "many-3.jsonl.zst").read_bytes()[:-20])
-    processes = [start(config, tmp_path / "data", host, 2) for host in (1, 0)]
-    results = [ended(process) for process in processes]
+    second = start(config, tmp_path / "data", 1, 2)
+    assert second.stderr is not None
+    # A failure of host 0 that is older than host 1 itself would be that of an earlier try.
+    while "waiting for host 0" not in second.stderr.readline():
+        assert second.poll() is None
+    first = start(config, tmp_path / "data", 0, 2)
+    results = [ended(second), ended(first)]
     assert [status for status, _ in results] == [78, 78]
     assert all("many-3.jsonl.zst is truncated or damaged; fetch it again." in said for _, said in results)
     assert sum("could not do its share" in said for _, said in results) == 1
