@@ -534,6 +534,7 @@ def test_a_run_goes_on_from_the_store_though_a_lost_node_lives_on(
         wait_for(lambda: "from step" in said(new), "the second attempt")
         assert int(said(new).split()[2]) >= 10
         wait_for(lambda: len(pieces.tail(store, metrics, PIECE) or b"") > seen, "what the lost node writes on")
+        wait_for(lambda: len(lab.payloads(1, "run.started")) == 2, "the record of the second start")
         assert lab.payloads(1, "run.started")[-1]["from_step"] == int(said(new).split()[2])
         paid = charged(lab, run, token)
         lab.cancel(run)
