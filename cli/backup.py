@@ -50,11 +50,11 @@ def backup(settings: Settings, folder: Path) -> Manifest:
         raise BackupError(f"{folder} is not empty; name a new folder for each backup.")
     if not settings.database_url and not (settings.home / SQLITE_FILE).exists():
         raise BackupError(f"There is no database in {settings.home}; is STOA_HOME right?")
+    # Described first: chains only grow, so that the dump holds at least what the manifest says.
+    manifest = _describe(settings, create_engine(settings.database)) if settings.database_url else None
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)  # it holds the salts of the record
-    if settings.database_url:
-        # Described first: chains only grow, so that the dump holds at least what the manifest says.
-        manifest = _describe(settings, create_engine(settings.database))
+    if manifest is not None:
         _run_postgres("pg_dump", settings, "--format=custom", "--no-owner", f"--file={folder / POSTGRES_FILE}")
     else:
         _copy_sqlite(settings.home / SQLITE_FILE, folder / SQLITE_FILE)

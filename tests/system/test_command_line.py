@@ -280,8 +280,10 @@ def test_a_file_of_settings_that_cannot_be_read_is_said(tmp_path: Path) -> None:
 )
 def test_without_a_database_every_command_says_one_sentence(tmp_path: Path, command: str) -> None:
     away = {"STOA_DATABASE_URL": "postgresql+psycopg://stoa:5ec4e7@127.0.0.1:9/stoa", "STOA_GUILD_ID": "1"}
-    done = stoa(tmp_path, *command.split(), STOA_DISCORD_TOKEN="t", **away)
+    there = tmp_path / "there"
+    done = stoa(tmp_path, *command.replace("there", str(there)).split(), STOA_DISCORD_TOKEN="t", **away)
     assert done.returncode not in (0, 1), done.stdout
+    assert not there.exists(), "nothing is left of a backup of nothing"
     said = done.stderr.strip().splitlines()
     assert re.fullmatch(r"The database is not ready \(.*\): start it, or correct STOA_DATABASE_URL; .*\.", said[-1])
     assert "Traceback" not in done.stdout + done.stderr
