@@ -55,11 +55,15 @@ Row = dict[str, Any]
 
 RAW = (
     "SELECT id, name, gpus, runner, price_weight, most_submitted FROM pools ORDER BY id",
-    "SELECT a.run_id, a.pool_id, r.project_id, r.requested_by, a.devices, a.reserved, a.charged - a.refunded, l.at, "
-    "r.gpus, a.state, a.lease_until, r.ended_at FROM attempts a JOIN runs r ON r.id = a.run_id JOIN ledger l "
+    "SELECT a.run_id, a.pool_id, a.devices, a.reserved, a.charged - a.refunded, a.charged_at_checkpoint, a.state, "
+    "a.lease_until, l.at, r.project_id, r.requested_by, r.allocation_id, r.kind, r.gpus, r.host_memory, r.time_limit, "
+    "r.used, r.step, r.fork_step, r.total_steps, r.queued_at, r.ended_at, r.preempted_at, r.preempted_for, r.stops_as, "
+    "r.state FROM attempts a JOIN runs r ON r.id = a.run_id JOIN ledger l "
     "ON l.run_id = a.run_id AND l.token = a.token AND l.movement = 'reserve' AND l.period = 0 WHERE NOT a.counted",
     "SELECT a.id, a.until, b.granted, b.reserved, b.spent FROM allocations a LEFT JOIN balances b "
     "ON b.allocation_id = a.id WHERE a.id IN (SELECT allocation_id FROM runs WHERE state = 'queued')",
+    "SELECT name, facts, seen_at, drained_at FROM hosts ORDER BY name",
+    "SELECT h.host, p.name FROM host_pools h JOIN pools p ON p.id = h.pool_id ORDER BY p.name",
     "SELECT project_id, share FROM project_shares",
     "SELECT name, value FROM policies",
 )

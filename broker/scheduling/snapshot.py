@@ -43,7 +43,8 @@ def load(session: Session, limits: Limits | None = None, fence: Fence | None = N
     pools = [pool._replace(on_host=on_host[pool.id]) for pool in pools]
     waiting = [run for run in _waiting(session, now) if run.pool_id in on_host]
     divisions = sponsor_shares.divisions(session, now)
-    held, used, fading, used_on = _attempts(session, now, weights, divisions)
+    preempting = {pool.id for pool in pools if pool.preempt_after}
+    held, used, fading, used_on = _attempts(session, now, weights, divisions, preempting)
     return QueueState(
         now=now,
         pools=pools,
@@ -117,9 +118,11 @@ def _waiting(session: Session, now: datetime) -> list[Waiting]:
 
 
 def _attempts(
-    session: Session, now: datetime, weights: Mapping[int, float], on: Collection[int]
+    session: Session, now: datetime, weights: Mapping[int, float], on: Collection[int], preempting: Collection[int]
 ) -> tuple[list[Held], dict[int, float], dict[int, float], dict[int, dict[int, float]]]:
     """What attempts hold, what each project has used of all pools, what of it decays, and its use of the pools `on`.
+
+    What a preemption goes by is there for the pools `preempting` alone.
 
     An open attempt holds its devices until what it reserved at its admission is over (its trainer's own clock starts
     when a worker has claimed it, seconds later), or until soon where it was asked to stop; a lost one until it must
@@ -193,7 +196,7 @@ def _attempts(
                     row.gpus,
                     stopping,
                     row.preempted_for if stopping and row.stops_as == RunState.QUEUED else None,
-                    _preemptible(row, seconds),
+                    _preemptible(row, seconds) if row.pool_id in preempting else None,
                     row.host_memory,
                 )
             )
