@@ -8,7 +8,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -151,6 +151,13 @@ def slurm() -> Iterator[Cluster]:
     """Slurm, with nothing in its queue."""
     if not shutil.which("sbatch") or not shutil.which("slurmctld", path=f"{os.environ['PATH']}:/usr/sbin:/sbin"):
         absent("the tests on Slurm", "it is not installed (Debian: apt-get install slurm-wlm)")
+    with running() as cluster:
+        yield cluster
+
+
+@contextmanager
+def running() -> Iterator[Cluster]:
+    """A cluster of two idle nodes, which ends with the block."""
     folder = Path(tempfile.mkdtemp(prefix="stoa-slurm-"))
     cluster = Cluster(folder)
     try:

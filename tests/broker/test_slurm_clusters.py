@@ -1,8 +1,6 @@
 """Two clusters of Slurm, each with its own slurm.conf in its pool: what is asked of one does nothing to the other."""
 
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from projects.errors import InvalidError
 from tests.broker.lab import Lab, settings
 from tests.broker.test_slurm import LEASE_OF_JOBS, LISTENS, ended, here, slurm
 from tests.databases import ONCE
-from tests.slurm import Cluster
+from tests.slurm import Cluster, running
 
 __all__ = ["slurm"]
 
@@ -25,17 +23,9 @@ __all__ = ["slurm"]
 def clusters(slurm: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Cluster]]:
     """Two clusters, neither of which is that of the environment."""
     monkeypatch.setenv("SLURM_CONF", "/nowhere/slurm.conf")
-    folder = Path(tempfile.mkdtemp(prefix="stoa-slurm-"))
-    other = Cluster(folder)
-    try:
-        for name in ("ctld", "n1", "n2"):
-            other.start(name)
-        other.ready()
+    with running() as other:
         yield {"one": slurm, "two": other}
         slurm.clear()
-    finally:
-        other.stop()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @ONCE
