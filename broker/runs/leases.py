@@ -104,16 +104,7 @@ def renew_claim(
 
     Returns False if the run was asked to stop. Raises StaleError.
     """
-    guarded(
-        session,
-        run_id,
-        token,
-        (AttemptState.CLAIMED,),
-        generation=generation,
-        waiting=waiting[:MOST_WAITING],
-        lease_until=attempts.from_now(lease_seconds),
-    )
-    return runs.load(session, run_id).state != RunState.STOPPING
+    return _renew_claimed(session, run_id, token, waiting, lease_seconds=lease_seconds, generation=generation)
 
 
 def catch_up(session: Session, run_id: int, token: int, earlier: int, progress: Progress, *, generation: int) -> None:
@@ -210,16 +201,23 @@ def renew_waiting(
 
     `waiting` is the queue's reason. Returns False if the run was asked to stop. Raises StaleError.
     """
+    known = _run_as(process) | _supervised_by(supervisor)
+    return _renew_claimed(session, run_id, token, waiting, lease_seconds=lease_seconds, generation=generation, **known)
+
+
+def _renew_claimed(
+    session: Session, run_id: int, token: int, waiting: str, *, lease_seconds: float, generation: int, **known: Any
+) -> bool:
+    """Renew the lease of an attempt that waits, with what is `known` of its processes; False if it is asked to stop."""
     guarded(
         session,
         run_id,
         token,
         (AttemptState.CLAIMED,),
         generation=generation,
-        **_run_as(process),
-        **_supervised_by(supervisor),
         waiting=waiting[:MOST_WAITING],
         lease_until=attempts.from_now(lease_seconds),
+        **known,
     )
     return runs.load(session, run_id).state != RunState.STOPPING
 
