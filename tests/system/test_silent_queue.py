@@ -39,7 +39,7 @@ class Site:
         python = python_with_trainer(home, "import time; time.sleep(3600)")
         self.running = {part: self._start(str(python), part) for part in PARTS}
         for part in PARTS:
-            wait_for(lambda part=part: "ready" in self.log(part), f"a {part} that is ready")
+            wait_for(partial(self.has_said, part, "ready"), f"a {part} that is ready")
 
     def _start(self, python: str, part: str) -> "subprocess.Popen[bytes]":
         command, given = [python, "-m", "cli.main", part], environment(self.settings, part)
@@ -48,6 +48,9 @@ class Site:
 
     def log(self, part: str) -> str:
         return (self.home / f"{part}.log").read_text()
+
+    def has_said(self, part: str, words: str) -> bool:
+        return words in self.log(part)
 
     def stoa(self, *words: str) -> str:
         """What the command line says."""
@@ -62,9 +65,12 @@ class Site:
         return attempt is not None and attempt.state != AttemptState.ADMITTED
 
     def beat(self, part: str) -> int:
-        """When a part has last said that it lives."""
+        """When a part has last said that it lives, in nanoseconds."""
         (file,) = (self.settings.home / "health").glob(f"{part}@*")
         return file.stat().st_mtime_ns
+
+    def has_beaten(self, part: str, after: int) -> bool:
+        return self.beat(part) > after
 
     def ask_to_publish(self, run: int) -> None:
         """Send the publisher a message."""
@@ -99,17 +105,16 @@ def test_every_part_notices_a_silent_queue_waits_and_goes_on(site: Site) -> None
     second = site.lab.launch(project)
     assert doctor.check_queue(site.settings).found == "Redis does not answer"
     assert "its worker does not answer" in " ".join(site.stoa("host", "show", processes.host()).split())
-    wait_for(lambda: "the queue could not be reached" in site.log("scheduler"), "the scheduler to notice")
+    wait_for(partial(site.has_said, "scheduler", "the queue could not be reached"), "the scheduler to notice")
     for part in ("worker", "publisher"):
-        wait_for(lambda part=part: "Connection to broker lost" in site.log(part), f"the {part} to notice")
-        before = site.beat(part)
-        wait_for(lambda part=part, before=before: site.beat(part) > before, f"the {part} to say that it lives")
+        wait_for(partial(site.has_said, part, "Connection to broker lost"), f"the {part} to notice")
+        wait_for(partial(site.has_beaten, part, site.beat(part)), f"the {part} to say that it lives")
     assert site.log("scheduler").count("the queue could not be reached") == 1, "one line a minute"
     assert all(process.poll() is None for process in site.running.values())
     site.relay.pass_on()
     wait_for(partial(site.is_claimed, second), "the run that waited to start")
     site.ask_to_publish(second)
-    wait_for(lambda: "stoa.publish[" in site.log("publisher"), "the publisher to hear a message")
+    wait_for(partial(site.has_said, "publisher", "stoa.publish["), "the publisher to hear a message")
     site.relay.swallow()
     for part in ("worker", "publisher"):
         site.running[part].terminate()
