@@ -49,13 +49,17 @@ class Publication(Base, table=True):
 
 
 class Repository(Base, table=True):
-    """A run's repository on the Hub, whose name never changes, and whether it is private there."""
+    """A run's repository on the Hub, whose name never changes, and whether it is private there.
+
+    `cards_due` counts what has made its model cards due to be written anew since they last were.
+    """
 
     __tablename__ = "repositories"
 
     run_id: int = foreign_key("runs.id", primary_key=True)
     name: str
     private: bool
+    cards_due: int = integer(default=0)
     tries: int = integer(default=0)
     not_before: datetime = timestamp(default=utcnow)
 

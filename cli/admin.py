@@ -386,14 +386,17 @@ def record_forget(
     import broker.reviews.changes
     import broker.runs.runs  # noqa: F401  their tables hold names too
     from bot.text import count
-    from projects.record import mentions, redaction
+    from broker.publishing import forgetting
 
     with refusing(), database().read() as session:
-        found = mentions.find(session, None, str(discord_id))
+        everything = forgetting.find(session, None, str(discord_id))
+    found = everything.mentions
     known = [place.key for place in found.texts]
     if known and not texts:
         for place in found.texts:
             typer.echo(f"{place.key}  {place.where}: {place.said}")
+        for address in everything.repositories:
+            typer.echo(f"On the Hub, the model cards of {address} may name the person.")
         refuse(
             f"Nothing was changed yet: {count(found.entries, 'entry refers', 'entries refer')} to the person, and "
             f"{count(len(known), 'text')} may name them. Choose which texts to change with --texts: none, all, or "
@@ -403,8 +406,10 @@ def record_forget(
     if strangers := set(chosen) - set(known):
         refuse(f"No text has the key “{min(strangers)[:60]}” now; leave --texts out for the list. Nothing was changed.")
     with refusing(), database().write() as session:
-        blanked = redaction.forget(session, None, str(discord_id), why, chosen)
-    typer.echo(f"{count(blanked, 'entry is', 'entries are')} blanked")
+        done = forgetting.forget(session, None, str(discord_id), why, chosen)
+    typer.echo(f"{count(done.entries, 'entry is', 'entries are')} blanked")
+    if done.repositories:
+        typer.echo(forgetting.told(done.repositories))
 
 
 @app.command()

@@ -3,6 +3,7 @@
 import hashlib
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import httpx2
 from huggingface_hub import HfApi, RepoFile, constants, set_client_factory
@@ -14,7 +15,7 @@ from projects.settings import Settings
 from trainer.contract import TRAINER_FOLDER
 
 TIMEOUT_SECONDS = 60.0
-TOO_MANY, SERVER_ERROR, REFUSED = 429, 500, (401, 403)
+MISSING, TOO_MANY, SERVER_ERROR, REFUSED = 404, 429, 500, (401, 403)
 LONGEST_PAUSE = 3600.0
 """The most seconds that a Retry-After header is heeded for."""
 FAILURES = (HfHubHTTPError, httpx2.HTTPError, RuntimeError, OSError)
@@ -109,6 +110,31 @@ class Hub:
         except FAILURES as error:
             raise _hub_error(error) from error
         return f"{self.endpoint}/{repo}"
+
+    def read(self, repo: str, branch: str, name: str) -> str | None:
+        """The text of a file on a branch; None where somebody has removed it, or all of the repository. Raises
+        HubError."""
+        try:
+            with TemporaryDirectory() as folder:
+                path = self.api.hf_hub_download(repo, name, revision=branch, local_dir=folder)
+                return Path(path).read_text(encoding="utf-8")
+        except FAILURES as error:
+            if isinstance(error, HfHubHTTPError) and getattr(error.response, "status_code", None) == MISSING:
+                return None
+            raise _hub_error(error) from error
+
+    def write(self, repo: str, branch: str, name: str, said: str, message: str) -> None:
+        """Write a text file on a branch, as a commit. Raises HubError."""
+        try:
+            self.api.upload_file(
+                repo_id=repo,
+                path_or_fileobj=said.encode(),
+                path_in_repo=name,
+                revision=branch,
+                commit_message=message,
+            )
+        except FAILURES as error:
+            raise _hub_error(error) from error
 
     def _verify(self, repo: str, branch: str, folder: Path) -> None:
         """Raise RuntimeError unless the branch has every published file of the folder with the same hash."""

@@ -54,6 +54,24 @@ def write_card(session: Session, run_id: int, repo: str, folder: Path) -> None:
     _write(folder / CARD_FILE, card)
 
 
+def discard(folder: str) -> None:
+    """Remove the card of a checkpoint that is not published yet, so that it is written anew; raises OSError."""
+    (Path(folder) / CARD_FILE).unlink(missing_ok=True)
+
+
+def renewed(session: Session, run_id: int, repo: str, step: int, said: str) -> str:
+    """The card that `said` something about the checkpoint of `step`, with its title, question, people and run as they
+    are called now. The data, the losses and what somebody has added below stay; so does a card of another form."""
+    front, title, rest = said.partition("\n# ")
+    head, section, below = rest.partition("\n## ")
+    if not (title and section):
+        return said
+    counted = re.search(r", after ([0-9,]+) tokens\. Each checkpoint is a branch", head)
+    metadata = {"tokens": int(counted[1].replace(",", ""))} if counted else {}
+    now = _card(session, run_id, repo, step, -1, metadata, ())
+    return f"{front}{title}{now.partition(title)[2].partition(section)[0]}{section}{below}"
+
+
 def _card(
     session: Session,
     run_id: int,

@@ -16,7 +16,7 @@ from sqlmodel import col, select
 
 from broker import fence, publications
 from broker.publications import Disk, Publication, Repository
-from broker.publishing import disk, fetched
+from broker.publishing import disk, fetched, forgetting
 from broker.publishing.hub import Hub, HubError
 from broker.publishing.model_card import write_card
 from broker.runs import runs
@@ -34,7 +34,7 @@ UNREADABLE = (ValueError, FileNotFoundError, NotADirectoryError, DamagedError)
 LOST_AFTER = 12
 """A checkpoint is given up after so many tries, most of an hour, with one and the same of these errors."""
 VISIBILITY = -1
-"""In the place of a step: the repository itself is to be made public or private."""
+"""In the place of a step: the repository itself is to be made public or private, or its cards written anew."""
 
 log = structlog.get_logger()
 
@@ -56,7 +56,7 @@ class Claimed:
 
 def waiting(session: Session) -> Sequence[tuple[int, int]]:
     """Runs with something to publish now: the step of the next checkpoint that no publisher has leased, or VISIBILITY
-    where the run's repository is to be made public or private."""
+    where the run's repository is to be made public or private, or its cards written anew."""
     upcoming = (
         select(Publication.run_id, func.min(col(Publication.step)).label("step"))
         .where(publications.unpublished())
@@ -71,7 +71,7 @@ def waiting(session: Session) -> Sequence[tuple[int, int]]:
             Publication.not_before <= utcnow(),
         )
     )
-    found = dict.fromkeys(_misplaced(session), VISIBILITY)
+    found = dict.fromkeys([*_misplaced(session), *forgetting.due(session)], VISIBILITY)
     found.update((run_id, step) for run_id, step in rows)
     return sorted(found.items())
 
@@ -81,6 +81,7 @@ def publish_waiting(settings: Settings, db: Database, run_id: int) -> None:
     hub = Hub(settings)
     while True:
         show_as_decided(settings, db, hub, run_id)
+        renew_cards(settings, db, hub, run_id)
         with db.write() as session:
             claimed = claim(session, run_id, settings)
         if claimed is None:
@@ -130,6 +131,26 @@ def show_as_decided(settings: Settings, db: Database, hub: Hub, run_id: int) -> 
         return
     with db.write() as session:
         _shown(session, run_id, url, private=not repository.private)
+
+
+def renew_cards(settings: Settings, db: Database, hub: Hub, run_id: int) -> None:
+    """Write the run's model cards anew where they may name a person who was forgotten."""
+    with db.read() as session:
+        if run_id not in forgetting.due(session):
+            return
+        tries = session.get_one(Repository, run_id).tries
+    try:
+        forgetting.renew_cards(db, hub, run_id)
+    except (HubError, OSError) as error:
+        log.warning("cards not written anew yet", run=run_id, error=str(error))
+        later = _later(tries, settings.publish_retry_seconds, error.pause if isinstance(error, HubError) else 0.0)
+        with db.write() as session:
+            session.execute(
+                update(Repository)
+                .where(col(Repository.run_id) == run_id)
+                .values(tries=Repository.tries + 1, not_before=later)
+            )
+        _tell_refused(db, error)
 
 
 def _tell_refused(db: Database, error: Exception) -> None:

@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -29,13 +28,12 @@ from broker.allocations.hosts import gpu_numbers
 from broker.allocations.pools import Pool, memory_each
 from broker.end_reasons import EndReason
 from broker.publishing import disk
-from broker.runners import carrier, elsewhere, output, processes, registry
+from broker.runners import carrier, output, processes, registry
 from broker.runners.base import JobSpec, Runner
-from broker.runners.elsewhere import NoCheckpointError
 from broker.runners.local import LocalRunner
 from broker.runners.outage import Outage
 from broker.runners.processes import Process
-from broker.runners.trainer_command import trainer_command
+from broker.runners.staging import AskedToStop, Staged, Staging, UnstartedError, not_started
 from broker.runs import attempts, folders, leases, preparing, runs, settlement
 from broker.runs.attempts import Attempt, AttemptState
 from broker.runs.leases import StaleError, TakenOverError
@@ -96,18 +94,6 @@ def spawn(settings: Settings, run_id: int, token: int, owner: str = "", after: i
     threading.Thread(target=supervisor.wait, daemon=True).start()  # lest it stays a zombie of a worker that lives on
 
 
-class AskedToStop(Exception):  # noqa: N818
-    """The run or the host was asked to stop before the trainer was started."""
-
-
-class UnstartedError(Exception):
-    """No trainer was started, and the attempt ends as `ending` says."""
-
-    def __init__(self, ending: Ending) -> None:
-        super().__init__(ending.reason)
-        self.ending = ending
-
-
 class Supervisor:
     """Starts the trainer of one attempt, follows it, and stops it when told to or when its lease cannot be renewed.
 
@@ -124,7 +110,6 @@ class Supervisor:
         self.generation = 1 if after is None else after + 1
         self.folder = folders.of_run(settings, run_id) / f"attempt-{token}"
         self.carrier: carrier.Watch | None = None
-        self.waits_for = ""
         self.runner: Runner = LocalRunner(JobSpec())
         self.devices = ""
         self.prepares: Path | None = None
@@ -200,12 +185,13 @@ class Supervisor:
         self.seconds = spec.seconds
         return run, attempt, registry.named(pool.runner)(spec)
 
-    def _renew_late_claim(self) -> None:
-        """Renew the lease before the trainer starts, where the database was away meanwhile; raises StaleError."""
+    def _keep_claim(self, waits_for: str = "") -> bool:
+        """Renew the lease before the trainer starts where it is time; whether to start still; raises StaleError."""
         if time.monotonic() - self.renewed_at > self.settings.lease_seconds / 2:
-            self._retrying(self._renew_claim)
+            self._retrying(lambda: self._renew_claim(waits_for))
+        return self.stopped_at is None
 
-    def _renew_claim(self) -> None:
+    def _renew_claim(self, waits_for: str) -> None:
         asked_at = time.monotonic()
         with self.db.write() as session:
             wanted = leases.renew_claim(
@@ -213,7 +199,7 @@ class Supervisor:
                 self.run_id,
                 self.token,
                 lease_seconds=self.settings.lease_seconds,
-                waiting=self.waits_for,
+                waiting=waits_for,
                 generation=self.generation,
             )
         self.renewed_at = asked_at
@@ -259,7 +245,7 @@ class Supervisor:
             if not runner.fills_store:
                 found = output.checkpoints([self.folder.parent / f"attempt-{each}" for each in range(1, self.token)])
         else:  # the other died while it submitted a job, which may be there
-            found, command = self._ready(run)
+            found, command = self._stage(run)
             runner.start(command, self.folder, self.devices)
         self._carry(run)
         self.metrics_read, self.events_read = attempt.metrics_read, attempt.events_read
@@ -276,64 +262,26 @@ class Supervisor:
     def _start(self) -> Started:
         """Start the trainer; raises UnstartedError."""
         run, _, self.runner = self._retrying(self._load)
-        self._renew_late_claim()
+        self._keep_claim()
         try:
             self.folder.mkdir()
-            before, command = self._ready(run)
-            self._renew_late_claim()
+            before, command = self._stage(run)
+            self._keep_claim()
             process = self.runner.start(command, self.folder, self.devices)
         except OSError as error:
-            raise _not_started(error) from error
+            raise not_started(error) from error
         self._carry(run)
         if self.stopped_at is not None:  # asked to stop before there was anything to stop
             self.runner.stop()
         return True, process, before
 
-    def _ready(self, run: Run) -> tuple[Sequence[Checkpoint], Sequence[str]]:
-        """What `_command` returns, once all that the trainer reads is at hand; raises UnstartedError."""
+    def _stage(self, run: Run) -> Staged:
+        """What the trainer reads, at hand; raises UnstartedError."""
+        staging = Staging(self.settings, self.db, self._keep_claim, self._retrying)
         try:
-            return self._beside(lambda: self._command(run))
-        except NoCheckpointError as error:
-            ending = Ending(Status.FAILED, str(error), known=EndReason.CHECKPOINT_MISSING)
-            raise UnstartedError(ending) from error
+            return staging.stage(run, self.token, self.folder, self.nodes, in_store=self.runner.fills_store)
         except AskedToStop:
             raise UnstartedError(Ending(Status.STOPPED, "it was asked to stop", known=self.stopped_for)) from None
-        except OSError as error:
-            raise _not_started(error) from error
-
-    def _command(self, run: Run) -> tuple[Sequence[Checkpoint], Sequence[str]]:
-        """The checkpoints of earlier attempts, the last one at hand, and the trainer's command line."""
-        reads_store = self.runner.fills_store
-        before = elsewhere.earlier(self.settings, self.db, run, self.token, self._hold, fetch=not reads_store)
-        elsewhere.bring(self.settings, self.db, run, self._hold, forks=not before, fetch=not reads_store)
-        command = trainer_command(self.settings, self.db, run, self.folder, before, self.nodes, in_store=reads_store)
-        return before, command
-
-    def _beside(self, work: Callable[[], T]) -> T:
-        """The result of work that may take as long as a large checkpoint, while the claim is renewed.
-
-        Raises AskedToStop where the run or the host is to stop meanwhile.
-        """
-        future: Future[T] = Future()
-
-        def do() -> None:
-            try:
-                future.set_result(self._retrying(work))
-            except BaseException as error:
-                future.set_exception(error)
-
-        threading.Thread(target=do, daemon=True).start()
-        while not wait([future], timeout=POLL_SECONDS).done:
-            self._renew_late_claim()
-            if self.stopped_at is not None:
-                raise AskedToStop
-        return future.result()
-
-    def _hold(self, why: str) -> None:
-        """Wait a moment for what lies elsewhere; `why` is shown with the run."""
-        self.waits_for = why
-        if self.over.wait(elsewhere.POLL_SECONDS):
-            raise AskedToStop
 
     def _carry(self, run: Run) -> None:
         """Let a carrier put what the trainer writes into the store, where there is one and the runner does not."""
@@ -551,11 +499,6 @@ class Supervisor:
             log.info("stopping the trainer", why=why)
             self.stopped_at, self.stopped_for = time.monotonic(), end_reason
             self.runner.stop()
-
-
-def _not_started(error: OSError) -> UnstartedError:
-    why = f"it could not be started: {error}"
-    return UnstartedError(Ending(Status.FAILED, why, transient=True, known=EndReason.NOT_STARTED))
 
 
 def main() -> None:

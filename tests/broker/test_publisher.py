@@ -23,18 +23,18 @@ from sqlalchemy import text, update
 
 from broker import publications
 from broker.publications import Publication, Repository
-from broker.publishing import loss_plot, metrics, publisher
+from broker.publishing import forgetting, loss_plot, metrics, model_card, publisher
 from broker.publishing.hub import Hub as HubClient
 from broker.publishing.model_card import write_card
 from broker.runs.progress import Checkpoint, Progress
-from projects import lifecycle, updates
+from projects import lifecycle, people, updates
 from projects.db.columns import utcnow
 from projects.people import Actor
 from projects.projects import Project
 from projects.record import record
 from projects.settings import Settings
 from tests import forked
-from tests.broker.lab import ADA, GRACE, ROSA, Lab, request_id, settings
+from tests.broker.lab import ADA, EMMY, GRACE, ROSA, STRANGER, Lab, request_id, settings
 from tests.patience import PATIENCE, wait_for
 
 LAST = 4
@@ -619,3 +619,85 @@ def test_a_publisher_without_a_token_says_so(lab: Lab, conf: Settings, run: int)
     write(lab, conf, run, 0)
     publish(lab, conf.model_copy(update={"hub_token": settings(conf.home).hub_token}), run)
     assert "401" in row(lab, run, 0).error
+
+
+def forget(lab: Lab, actor: Actor, *texts: str) -> forgetting.Forgotten:
+    with lab.db.write() as session:
+        return forgetting.forget(session, None, str(actor.discord_id), "They asked for it.", texts)
+
+
+def test_the_cards_of_who_is_forgotten_are_written_anew(lab: Lab, conf: Settings, hub: Hub, run: int) -> None:
+    measure(conf, *range(1, 5))
+    write(lab, conf, run, 1, 2)
+    publish(lab, conf, run)
+    write(lab, conf, run, LAST)
+    lab.project(STRANGER, "Another question")
+    with lab.db.read() as session:
+        write_card(session, run, repo(conf, run), Path(row(lab, run, LAST).folder))
+        assert forgetting.find(session, None, str(GRACE.discord_id)).repositories == [f"{hub.url}/{repo(conf, run)}"]
+        assert forgetting.find(session, None, str(STRANGER.discord_id)).repositories == []
+    before = {branch: hub.read(repo(conf, run), "README.md", branch) for branch in ("main", "step1", "step2")}
+    done = forget(lab, GRACE)
+    assert done.repositories == [f"{hub.url}/{repo(conf, run)}"]
+    assert f"what they said stays in the history there until somebody deletes it: {hub.url}" in forgetting.told(
+        done.repositories
+    )
+    assert waiting(lab)
+    publish(lab, conf, run)
+    assert waiting(lab) == []
+    for branch in ("step1", "step2"):
+        said = hub.read(repo(conf, run), "README.md", branch)
+        assert said == before[branch].replace("Grace", people.NAMELESS), "all else stays"
+        assert hub.commits(repo(conf, run), branch) == ["a person's name was removed", f"step {branch[-1]}"]
+    for branch in ("main", f"step{LAST}"):
+        assert "Grace" not in hub.read(repo(conf, run), "README.md", branch), "also what was only about to be published"
+    assert "People: Ada (lead)" in hub.read(repo(conf, run), "README.md", "main")
+    publish(lab, conf, run)
+    assert len(hub.commits(repo(conf, run), "step1")) == 2, "once"
+
+
+def test_cards_are_written_anew_once_the_hub_takes_them(lab: Lab, conf: Settings, hub: Hub, run: int) -> None:
+    write(lab, conf, run, 1)
+    publish(lab, conf, run)
+    forget(lab, GRACE)
+    hub.fault(method="POST", path="/commit/", status=500)
+    publish(lab, conf, run)
+    assert waiting(lab), "it is tried again"
+    hub.heal()
+    publish(lab, conf, run)
+    assert waiting(lab) == []
+    assert "Grace" not in hub.read(repo(conf, run), "README.md", "step1")
+    assert "Grace" not in hub.read(repo(conf, run), "README.md", "main")
+
+
+def test_a_branch_that_somebody_has_deleted_stays_deleted(lab: Lab, conf: Settings, hub: Hub, run: int) -> None:
+    write(lab, conf, run, 1)
+    publish(lab, conf, run)
+    hub.api.delete_branch(repo(conf, run), branch="step1")
+    forget(lab, GRACE)
+    publish(lab, conf, run)
+    assert waiting(lab) == []
+    assert hub.branches(repo(conf, run)) == {"main"}
+    assert "Grace" not in hub.read(repo(conf, run), "README.md", "main")
+
+
+def test_a_project_that_names_a_person_has_its_cards_written_anew(lab: Lab, conf: Settings, hub: Hub) -> None:
+    lab.join(lab.project(STRANGER, "Another question"), EMMY)
+    project = lab.project(title="Does Stranger dream?")
+    lab.allocation(project)
+    run = lab.launch(project)
+    lab.start(run, 0)
+    write(lab, conf, run, 1)
+    publish(lab, conf, run)
+    with lab.db.read() as session:
+        found = forgetting.find(session, None, str(STRANGER.discord_id))
+        name = session.get_one(Repository, run).name
+    assert found.repositories == [f"{hub.url}/{name}"]
+    forget(lab, STRANGER, *(place.key for place in found.mentions.texts if "title" in place.where))
+    publish(lab, conf, run)
+    assert "Stranger" not in hub.read(name, "README.md", "main").split("\n- Recipe")[0]
+
+
+def test_a_card_that_somebody_has_written_themselves_is_left_alone(lab: Lab, run: int) -> None:
+    with lab.db.read() as session:
+        assert model_card.renewed(session, run, "a/b", 1, "# Mine\n\nBy Grace.\n") == "# Mine\n\nBy Grace.\n"

@@ -71,6 +71,7 @@ LAYERS: dict[str, Sequence[Sequence[str]]] = {
             "runners.outage",
             "runners.output",
             "runners.reaper",
+            "runners.staging",
             "runners.supervisor",
             "runners.trainer_command",
         ),

@@ -11,8 +11,8 @@ from bot import errors, text
 from bot.app import Interaction, actor, take
 from bot.cards import card
 from bot.commands.reason_form import BlankingForm
-from projects.record import mentions, redaction
-from projects.record.mentions import Mentions
+from broker.publishing import forgetting
+from broker.publishing.forgetting import Forgotten, Found
 
 A_PAGE = 8
 """The texts that a page shows."""
@@ -25,12 +25,12 @@ class ForgetForm(BlankingForm):
 
     def __init__(self, discord_id: str) -> None:
         self.discord_id = discord_id
-        super().__init__("Forget a person", redaction.forget, discord_id, _done)
+        super().__init__("Forget a person", forgetting.forget, discord_id, _done)
 
     async def answer(self, interaction: Interaction) -> None:
         """Forget the person at once where no text of people may name them, else show these texts."""
-        found = await interaction.client.read(mentions.find, actor(interaction), self.discord_id)
-        if not found.texts:
+        found = await interaction.client.read(forgetting.find, actor(interaction), self.discord_id)
+        if not found.mentions.texts:
             await super().answer(interaction)
             return
         decision = Decision(self.discord_id, self.said.value, found)
@@ -68,9 +68,10 @@ class _Pick(ui.Select["Decision"]):
 class Decision(ui.LayoutView):
     """The texts of people that name a person, in pages, and which of them are chosen to be changed: none at first."""
 
-    def __init__(self, discord_id: str, reason: str, found: Mentions) -> None:
+    def __init__(self, discord_id: str, reason: str, found: Found) -> None:
         super().__init__(timeout=PATIENCE)
-        self.discord_id, self.reason, self.found = discord_id, reason, found
+        self.discord_id, self.reason, self.found = discord_id, reason, found.mentions
+        self.repositories = found.repositories
         self.page, self.chosen = 0, set[str]()
         self._draw()
 
@@ -84,6 +85,11 @@ class Decision(ui.LayoutView):
             f"{text.count(len(texts), 'other text')} may name the person, or only contain the same word. "
             f"Chosen to be changed: **{len(self.chosen):,} of {len(texts):,}**. Nothing has been changed yet.",
         ]
+        if self.repositories:
+            named = text.count(len(self.repositories), "repository", "repositories")
+            head.append(
+                f"On the Hub, the model cards of {named} may name the person: {forgetting.listed(self.repositories)}."
+            )
         lines = [
             f"{'☑' if place.key in self.chosen else '☐'} **{number}** {text.line(place.where, 80)}: "
             f"{text.line(place.said, 300)}"
@@ -154,8 +160,9 @@ class Decision(ui.LayoutView):
     async def _forget(self, interaction: Interaction) -> None:
         await interaction.response.defer()
         app, who = interaction.client, actor(interaction)
-        count = await app.write(redaction.forget, who, self.discord_id, self.reason, self.chosen)
-        await self._end(interaction, f"{_done(count)} {text.count(len(self.chosen), 'text was', 'texts were')} chosen.")
+        done = await app.write(forgetting.forget, who, self.discord_id, self.reason, self.chosen)
+        chosen = f"{text.count(len(self.chosen), 'text was', 'texts were')} chosen."
+        await self._end(interaction, _done(done, chosen))
 
     async def _cancel(self, interaction: Interaction) -> None:
         await interaction.response.defer()
@@ -168,5 +175,6 @@ class Decision(ui.LayoutView):
         await errors.again(lambda: interaction.edit_original_response(view=end))
 
 
-def _done(count: int) -> str:
-    return f"{text.count(count, 'entry is', 'entries are')} blanked; their posts will follow."
+def _done(done: Forgotten, chosen: str = "") -> str:
+    said = f"{text.count(done.entries, 'entry is', 'entries are')} blanked; their posts will follow."
+    return " ".join(filter(None, (said, chosen, forgetting.told(done.repositories))))

@@ -1,0 +1,128 @@
+"""Forgetting a person: what lies on the Hub that names them, and its model cards, which the publisher writes anew.
+
+A card is a new commit of each branch that has one. Earlier commits stay on the Hub, where only its owner removes them.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import structlog
+from sqlalchemy import update
+from sqlalchemy.orm import Session
+from sqlmodel import col, select
+
+from broker import publications
+from broker.publications import Publication, Repository
+from broker.publishing import model_card
+from broker.publishing.hub import Hub
+from broker.runs.runs import Run
+from projects.db.columns import utcnow
+from projects.db.database import Database
+from projects.people import Actor
+from projects.projects import Membership, PastMembership, Project
+from projects.record import mentions, redaction
+from projects.record.mentions import Mentions
+
+MOST_LISTED = 10
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Found:
+    """What forgetting a person would do, and the addresses of the repositories whose cards may name them."""
+
+    mentions: Mentions
+    repositories: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """How many entries were blanked, and the addresses of the repositories whose cards are written anew."""
+
+    entries: int
+    repositories: Sequence[str]
+
+
+def find(session: Session, actor: Actor | None, discord_id: str) -> Found:
+    """Everything that refers to a person, or may; changes nothing. Raises as `mentions.find` does."""
+    found = mentions.find(session, actor, discord_id)
+    return Found(found, list(_naming(session, discord_id).values()))
+
+
+def forget(
+    session: Session, actor: Actor | None, discord_id: str, reason: str, texts: Collection[str] = ()
+) -> Forgotten:
+    """Forget a person as `redaction.forget` does, and have the cards that may name them written anew."""
+    repositories = _naming(session, discord_id)
+    entries = redaction.forget(session, actor, discord_id, reason, texts)
+    these = col(Repository.run_id).in_(repositories)
+    again = {"cards_due": Repository.cards_due + 1, "tries": 0, "not_before": utcnow()}
+    session.execute(update(Repository).where(these).values(again))
+    return Forgotten(entries, list(repositories.values()))
+
+
+def told(repositories: Sequence[str]) -> str:
+    """A sentence on the repositories whose cards are written anew; empty without one."""
+    if not repositories:
+        return ""
+    return (
+        "On the Hub, the model cards of these repositories are written anew, and what they said stays in the history "
+        f"there until somebody deletes it: {listed(repositories)}."
+    )
+
+
+def listed(repositories: Sequence[str]) -> str:
+    """The first of the addresses, and how many more there are."""
+    more = len(repositories) - MOST_LISTED
+    return f"{', '.join(repositories[:MOST_LISTED])}{f' and {more:,} more' if more > 0 else ''}"
+
+
+def due(session: Session) -> Sequence[int]:
+    """The runs whose cards are to be written anew now: none that has an upload under way, which would undo it."""
+    uploading = select(Publication.run_id).where(
+        Publication.run_id == Repository.run_id, col(Publication.url).is_(None), col(Publication.lease_until) > utcnow()
+    )
+    waiting = (Repository.cards_due > 0, col(Repository.not_before) <= utcnow(), ~uploading.exists())
+    return session.scalars(select(Repository.run_id).where(*waiting)).all()
+
+
+def renew_cards(db: Database, hub: Hub, run_id: int) -> None:
+    """Write the cards of a run anew on all branches of its repository. Raises HubError and OSError."""
+    with db.read() as session:
+        repository = session.get_one(Repository, run_id)
+        steps = [step for step, _ in publications.links(session, run_id)]
+        waiting = select(Publication.folder).where(Publication.run_id == run_id, publications.unpublished())
+        for folder in session.scalars(waiting):
+            model_card.discard(folder)
+    for branch, step in [*((f"step{step}", step) for step in steps), ("main", steps[-1])]:
+        said = hub.read(repository.name, branch, model_card.CARD_FILE)
+        if said is None:
+            continue
+        with db.read() as session:
+            anew = model_card.renewed(session, run_id, repository.name, step, said)
+        if anew != said:
+            hub.write(repository.name, branch, model_card.CARD_FILE, anew, "a person's name was removed")
+    with db.write() as session:
+        seen = (col(Repository.run_id) == run_id, col(Repository.cards_due) == repository.cards_due)
+        session.execute(update(Repository).where(*seen).values(cards_due=0, tries=0))
+    log.info("cards written anew", run=run_id, branches=len(steps) + 1)
+
+
+def _naming(session: Session, discord_id: str) -> dict[int, str]:
+    """The runs with a repository whose cards may name the person, each with its address: those of projects that the
+    person is or was in, and of projects whose texts hold one of their names."""
+    whose = mentions.person(session, discord_id)
+    names = mentions.pattern(session, discord_id, whose)
+    projects = {words.row for words in mentions.in_tables(session, names) if words.table.name == Project.__tablename__}
+    if whose is not None:
+        for table in (Membership, PastMembership):
+            projects.update(session.scalars(select(table.project_id).where(table.person_id == whose.id)))
+    rows = session.execute(
+        select(Repository.run_id, col(Publication.url))
+        .join(Run, col(Run.id) == Repository.run_id)
+        .join(Publication, col(Publication.run_id) == Repository.run_id)
+        .where(col(Run.project_id).in_(projects), col(Publication.url).is_not(None))
+        .order_by(col(Repository.run_id))
+    )
+    return {run_id: url.partition("/tree/")[0] for run_id, url in rows if url is not None}
