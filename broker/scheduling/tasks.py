@@ -18,9 +18,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from broker.allocations import hosts
 from broker.allocations.pools import Pool
 from broker.publishing import disk, publisher
-from broker.runners import carrier, processes, reaper, registry, supervisor
+from broker.runners import carrier, host_home, processes, reaper, registry, supervisor
 from broker.runs import attempts, leases, runs
 from broker.runs.attempts import Attempt
+from broker.scheduling import worker_host
 from projects import health
 from projects.db import clock
 from projects.db.columns import utcnow
@@ -153,8 +154,9 @@ def _keep_asking(settings: Settings) -> None:
 
 
 def _end_lost(settings: Settings) -> None:
-    """End what is left of this host's lost attempts, as soon as the database answers."""
+    """End what is left of this host's lost attempts, as soon as the database answers and knows the host by its name."""
     again = Seldom()
+    worker_host.is_announced.wait()
     while True:
         db = Database(settings.database)
         try:
@@ -217,8 +219,9 @@ def start_attempt(run_id: int, token: int) -> None:
     host = processes.host()
     with _database() as (settings, db):
         with db.write() as session:
-            if not hosts.may_start(session, host):
-                log.info("this host is drained; another one may start the run", run=run_id)
+            known_by = host_home.kept_id(settings.home) or None
+            if why := hosts.why_not_start(session, host, known_by, worker_host.place(settings)):
+                log.info("another host may start the run", run=run_id, why=why)
                 return
             run = runs.load(session, run_id)
             bound = registry.named(session.get_one(Pool, run.pool_id).runner).bound_to_host
