@@ -50,6 +50,7 @@ def show(name: HostName) -> None:
     queues = inspection.queues(name)
     table = Table(show_header=False)
     table.add_row("host", host.name)
+    table.add_row("id", host.id or "not known: an earlier version announced it")
     table.add_row("pools", ", ".join(host.pools) or "all that no host names")
     table.add_row("last heard of", _last_heard_of(host))
     table.add_row("queues", "its worker does not answer" if queues is None else ", ".join(queues))

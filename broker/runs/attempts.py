@@ -139,6 +139,11 @@ def last_hosts(session: Session, run_ids: Collection[int], pool_ids: Collection[
     return {row.run_id: row.host for row in rows}
 
 
+def rename_host(session: Session, before: str, after: str) -> None:
+    """Let all attempts of a host be those of the host by another name."""
+    session.execute(update(Attempt).where(col(Attempt.host) == before).values(host=after))
+
+
 def open_on(session: Session, host: str) -> Sequence[Attempt]:
     """The open attempts of a host, by run."""
     here = (Attempt.host == host, col(Attempt.state).in_(OPEN))
