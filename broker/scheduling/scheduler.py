@@ -98,8 +98,10 @@ class Scheduler:
                 self.round()
                 health.beat(self.settings, "scheduler")
             except Exception as error:
-                self.was_away = self.was_away or is_away(error)
                 self._say(error)
+                if is_away(error):
+                    self.was_away = True
+                    health.beat(self.settings, "scheduler")  # a restart would not bring the database back
             self._pause()
             # A round that hung, or a host that slept, has kept the supervisors from renewing as well.
             self.was_away |= since_boot() - began > self.settings.tick_seconds + self.settings.lease_seconds / 2
@@ -268,7 +270,8 @@ class Scheduler:
                     attempts.notified(session, attempt.run_id, attempt.token)
             self._notify_publishers(unpublished, places)
         except (OperationalError, OSError) as error:
-            log.warning("the queue could not be reached; trying again", error=str(error))
+            if self.log_again.is_due("queue"):
+                log.warning("the queue could not be reached; trying again", error=str(error))
 
     @staticmethod
     def _sampling_places(session: Session, unclaimed: Sequence[Attempt]) -> Mapping[int, str]:
@@ -290,9 +293,13 @@ class Scheduler:
                 named = hosts.named_pools(session)
                 every = [(pool.id, pool.name, pool.runner) for pool in pools.every(session)]
             for pool_id, name, runner in every:
-                with self.fence(f"asking for stray jobs of the pool “{name}”"), suppress(OperationalError, OSError):
-                    if not registry.named(runner).bound_to_host:
+                with self.fence(f"asking for stray jobs of the pool “{name}”"):
+                    if registry.named(runner).bound_to_host:
+                        continue
+                    try:
                         tasks.notify_reaper(pool_id, tasks.pool_queue(name) if pool_id in named else tasks.ANY_POOL)
+                    except (OperationalError, OSError):
+                        return  # the queue is away for the other pools as well
 
     def _notify_takeovers(self, unsupervised: Sequence[Attempt]) -> None:
         """Ask for another supervisor, and again only after it must have come: each message starts a process."""

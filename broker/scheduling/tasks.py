@@ -35,6 +35,12 @@ ANY_POOL = "runs"
 PUBLISH = "publish"
 """The queue of the checkpoints of the pools that no host names."""
 MESSAGE_EXPIRES_SECONDS = 60  # so that messages do not pile up while no worker runs
+BEAT_SECONDS = 10
+QUEUE_SILENCE_SECONDS = 5.0
+"""Seconds after which a command that the queue's server leaves unanswered is given up."""
+QUEUE_CHECK_SECONDS = 10
+"""Seconds between two looks whether the server answers a worker that waits for messages; Celery drops a connection
+that stays silent for longer than that. A proxy that passes nothing on closes none."""
 
 log = structlog.get_logger()
 _log_again = Seldom()
@@ -69,7 +75,11 @@ app.conf.update(
     broker_connection_retry_on_startup=True,
     broker_connection_max_retries=None,
     broker_channel_error_retry=True,  # such as READONLY, while another server takes over
-    broker_transport_options={"socket_connect_timeout": 5, "socket_timeout": 30},
+    broker_transport_options={
+        "socket_connect_timeout": QUEUE_SILENCE_SECONDS,
+        "socket_timeout": QUEUE_SILENCE_SECONDS,
+        "health_check_interval": QUEUE_CHECK_SECONDS,
+    },
     task_publish_retry=False,
 )
 
@@ -78,8 +88,20 @@ app.conf.update(
 def _beat(sender: Consumer, **_: object) -> None:
     """Let the worker's own loop beat, under the name that the worker was started with."""
     part = sender.hostname.partition("@")[0]
-    sender.timer.call_repeatedly(10, health.beat, (get_settings(), part))
+    sender.timer.call_repeatedly(BEAT_SECONDS, health.beat, (get_settings(), part))
     health.beat(get_settings(), part)
+    threading.Thread(target=_beat_unconnected, args=(sender, part), daemon=True).start()
+
+
+def _beat_unconnected(consumer: Consumer, part: str) -> None:
+    """Beat while the worker has no connection to the queue: Celery's loop stands still until it has another.
+
+    Whatever restarts what beats no more, such as Kubernetes, would end the supervisors of this host's runs.
+    """
+    while True:
+        time.sleep(BEAT_SECONDS)
+        if consumer.connection is None:
+            health.beat(get_settings(), part)
 
 
 @worker_ready.connect
