@@ -30,6 +30,7 @@ bench-trainer: $(INSTALLED)
 bench-broker: $(INSTALLED)
 	$(BIN)/python -m bench.broker
 	$(BIN)/python -m bench.launch
+	$(BIN)/python -m bench.store
 
 bench-metrics: $(INSTALLED)
 	$(BIN)/python -m bench.metrics

@@ -88,13 +88,14 @@ def worker(
     they go on while it is replaced."""
     if context.invoked_subcommand is not None:
         return
-    from broker.runners import processes
+    from broker.runners import host_home, processes
     from broker.scheduling import tasks, worker_host
     from cli.services import adopting_orphans, stop_supervisors
 
-    serves = pool or []
+    serves, ours = pool or [], settings()
+    ours.host_name = processes.host()  # a machine that is renamed is known by its new name from its next worker on
     with refusing():
-        worker_host.join(settings(), serves)
+        worker_host.join(ours, serves, host_home.hold(ours.home))
     own = [tasks.pool_queue(name) for name in serves] or [tasks.ANY_POOL]
     queue = ",".join([*own, tasks.inbox(processes.host())])
     if not drain:

@@ -47,8 +47,8 @@ class Seaweed:
 
     @property
     def filer(self) -> str:
-        """The address that the server's own client copies to."""
-        return f"http://127.0.0.1:{self.ports[4]}"
+        """The address that the server's own client copies to: its port, and the one for gRPC."""
+        return f"http://127.0.0.1:{self.ports[4]}.{self.ports[5]}"
 
     def start(self) -> None:
         """Start it with what it had, and wait until it answers."""

@@ -68,8 +68,8 @@ class Delivery:
                     if self._waiting == held:
                         self._waiting = not held
                         log.info("delivering" if held else "another process delivers to this server; waiting")
-                except AwayError:
-                    pass  # which is logged once a minute
+                except AwayError:  # which is logged once a minute
+                    health.beat(settings, "bot")  # members hear that the database is away; a restarted bot cannot start
                 except Exception as error:
                     log.error("a round of the delivery failed", exc_info=error)
                 await asyncio.sleep(settings.tick_seconds)

@@ -1,7 +1,8 @@
 """Hosts that run workers: which pools each serves, what it has, and when it was last heard of.
 
 A host may serve named pools, whose runs then start there alone. All other pools are served by the hosts that name none.
-A drained host starts no run until it is undrained.
+A drained host starts no run until it is undrained. People know a host by its name; its id, which its home keeps, tells
+whether it is the same one under another name, or another one under the same name.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import delete
+from sqlalchemy import and_, delete, or_, update
 from sqlalchemy.orm import Session
 from sqlmodel import Field, col, select
 
@@ -21,19 +22,21 @@ from projects.errors import ConflictError, NotFoundError
 from projects.record import record
 
 AWAY_AFTER_SECONDS = 60.0
-BOOT = "boot"
-"""The fact of a host by which its worker tells it from another machine or container of its name."""
+BOOT, HOME = "boot", "home"
+"""The facts of a host by which its worker tells it from another machine or container, and from a copy of its home."""
 
 
 class Host(Base, table=True):
     """A host by its name. `facts` are what its worker says of it, such as its GPUs, free disk and versions.
 
+    `id` is what its home keeps (`broker/runners/host_home.py`); None where an earlier version announced it.
     `drained_at` is since when it starts no run, and `pauses` whether its runs are asked to stop, too.
     """
 
     __tablename__ = "hosts"
 
     name: str = Field(primary_key=True)
+    id: str | None = Field(default=None, unique=True, index=True)
     facts: dict[str, Any] = json_object(default=dict)
     seen_at: datetime = timestamp(default=utcnow)
     drained_at: datetime | None = timestamp(default=None)
@@ -62,14 +65,53 @@ class HostView:
     seen_at: datetime
     is_away: bool
     is_drained: bool = False
+    id: str | None = None
+
+    @property
+    def boot(self) -> str | None:
+        """The boot and PID namespace of its worker; None where its worker has left."""
+        return self.facts.get(BOOT)
 
 
-def announce(session: Session, name: str, serves: Collection[str], facts: Mapping[str, Any]) -> None:
+def announce(
+    session: Session,
+    name: str,
+    serves: Collection[str],
+    facts: Mapping[str, Any],
+    host_id: str | None = None,
+    *,
+    silent_seconds: float = AWAY_AFTER_SECONDS,
+) -> Mapping[str, str]:
     """A worker starts on a host and serves these pools, or all that no host names.
 
-    Raises NotFoundError, and ConflictError for GPUs of another host, whose numbers two hosts would both give out.
+    Returns the names by which the attempts of hosts are known from now on, by their former names: those of this host
+    where it was renamed, and those of another host that had this name and has been silent for `silent_seconds`.
+
+    Raises NotFoundError, and ConflictError for the name of a host that is there, or for GPUs of another host, whose
+    numbers two hosts would both give out.
     """
     served = [pools.named(session, pool) for pool in sorted(set(serves))]
+    either = or_(col(Host.name) == name, and_(col(Host.id) == host_id, col(Host.id).is_not(None)))
+    known = session.scalars(select(Host).where(either).order_by(col(Host.name)).with_for_update()).all()
+    host = next((one for one in known if host_id is not None and one.id == host_id), None)
+    namesake = next((one for one in known if one.name == name), None)
+    renamed: dict[str, str] = {}
+    if namesake is not None and namesake is not host and (host is not None or namesake.id not in (None, host_id)):
+        if BOOT in namesake.facts and namesake.seen_at > utcnow() - timedelta(seconds=silent_seconds):
+            raise taken(name, namesake.seen_at)
+        renamed[name] = f"{name}.{(namesake.id or 'former')[:8]}"
+        _forget(session, namesake)
+        namesake = None
+    if host is not None and host.name != name:
+        renamed[host.name] = name
+        host = _rename(session, host, name)
+    host = host or namesake
+    if host is None:
+        host = Host(name=name)
+        session.add(host)
+    host.id = host_id or host.id
+    host.facts, host.seen_at = dict(facts), utcnow()
+    session.flush()
     for pool in served:
         others = (HostPool.pool_id == pool.id, HostPool.host != name)
         other = session.scalars(select(HostPool.host).where(*others).limit(1)).first() if pool.shares_gpus else None
@@ -78,38 +120,67 @@ def announce(session: Session, name: str, serves: Collection[str], facts: Mappin
                 f"“{pool.name}” is a pool of the GPUs of “{other}”; where that host does not come back, "
                 f"`stoa host remove {other}` frees the pool."
             )
-    host = session.get(Host, name, with_for_update=True)
-    if host is None:
-        host = Host(name=name)
-        session.add(host)
-    host.facts, host.seen_at = dict(facts), utcnow()
-    session.flush()
     session.execute(delete(HostPool).where(col(HostPool.host) == name))
     session.add_all(HostPool(host=name, pool_id=pool.id) for pool in served)
+    return renamed
 
 
-def beat(session: Session, name: str, facts: Mapping[str, Any]) -> bool:
-    """The host's worker is still there; False where the host was removed meanwhile."""
+def taken(name: str, seen_at: datetime) -> ConflictError:
+    """What is said to a host whose name another one has, which is there."""
+    return ConflictError(
+        f"Another machine or container is there as “{name}”, heard of at {seen_at:%F %T} UTC; give this one a name of "
+        "its own (STOA_HOST_NAME), or stop the worker there."
+    )
+
+
+def _rename(session: Session, host: Host, name: str) -> Host:
+    """Give a host another name, which no host has."""
+    values = host.model_dump() | {"name": name}
+    host.id = None
+    session.flush()
+    renamed = Host(**values)
+    session.add(renamed)
+    session.flush()
+    session.execute(update(HostPool).where(col(HostPool.host) == host.name).values(host=name))
+    session.delete(host)
+    session.flush()
+    return renamed
+
+
+def _forget(session: Session, host: Host) -> None:
+    session.execute(delete(HostPool).where(col(HostPool.host) == host.name))
+    session.delete(host)
+    session.flush()
+
+
+def beat(session: Session, name: str, facts: Mapping[str, Any], host_id: str | None = None) -> bool:
+    """The host's worker is still there; False where the host was removed meanwhile, or another one goes by its name or
+    its id."""
     host = session.get(Host, name, with_for_update=True)
-    if host is None:
+    if host is None or not _is_its(host, host_id, facts):
         return False
     host.facts, host.seen_at = dict(facts), utcnow()
     return True
 
 
-def leave(session: Session, name: str) -> None:
+def _is_its(host: Host, host_id: str | None, facts: Mapping[str, Any]) -> bool:
+    """Whether a host is the one of this id, and was announced from this boot and home, as far as these are known."""
+    if host_id is None:
+        return True
+    return host.id in (None, host_id) and all(host.facts.get(one) in (None, facts.get(one)) for one in (BOOT, HOME))
+
+
+def leave(session: Session, name: str, host_id: str | None = None) -> None:
     """The host's worker has ended, so that another machine may go by the host's name at once."""
     host = session.get(Host, name, with_for_update=True)
-    if host is not None:
+    if host is not None and host.id in (None, host_id):
         host.facts = {fact: value for fact, value in host.facts.items() if fact != BOOT}
 
 
 def remove(session: Session, name: str, reason: str) -> None:
     """Forget a host that does not come back, so that other hosts serve its pools. Raises NotFoundError."""
     because = text.prose("The reason", reason, most=text.USUAL)
-    host = _locked(session, name)
-    session.execute(delete(HostPool).where(col(HostPool.host) == name))
-    session.delete(host)
+    _forget(session, _locked(session, name))
     record.append(session, record.LAB, "host.removed", by=None, why=because, host=name)
 
 
@@ -146,9 +217,19 @@ def undrain(session: Session, name: str, reason: str) -> bool:
     return True
 
 
-def may_start(session: Session, name: str) -> bool:
-    """Whether a host may start a run now; it is not drained before the transaction's end."""
-    return session.scalar(select(Host.drained_at).where(Host.name == name).with_for_update(read=True)) is None
+def why_not_start(session: Session, name: str, host_id: str | None, facts: Mapping[str, Any]) -> str:
+    """Why a host may start no run now; empty where it may, and it is not drained before the transaction's end."""
+    host = session.scalars(select(Host).where(Host.name == name).with_for_update(read=True)).one_or_none()
+    if host is not None and host.drained_at is not None:
+        return "this host is drained"
+    if host is not None and not _is_its(host, host_id, facts):
+        return "another host goes by the name or the id of this one"
+    return ""
+
+
+def known_as(session: Session, host_id: str) -> str | None:
+    """The name of the host of this id; None where it was never announced."""
+    return session.scalars(select(Host.name).where(Host.id == host_id)).one_or_none()
 
 
 def pauses(session: Session, name: str) -> bool:
@@ -183,6 +264,7 @@ def every(session: Session) -> Sequence[HostView]:
             host.seen_at,
             is_away=host.seen_at < oldest,
             is_drained=host.drained_at is not None,
+            id=host.id,
         )
         for host in session.scalars(select(Host).order_by(col(Host.name)))
     ]

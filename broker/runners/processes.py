@@ -70,7 +70,7 @@ def boot_id() -> str:
 def of_this_host(process: Process) -> bool:
     """Whether the pid of a process counts here: on this boot and in this PID namespace, whatever the host's name."""
     here = boot_id()
-    return process.boot_id == here or (process.host, process.boot_id) == (host(), _boot(here))
+    return process.boot_id == here or (process.host, process.boot_id) == (host(), kernel_boot(here))
 
 
 def gone(process: Process) -> bool:
@@ -85,7 +85,7 @@ def gone(process: Process) -> bool:
 
 def is_of_earlier_boot(of_host: str, of_boot: str) -> bool:
     """Whether what ran under a host's name on a boot ran here before this boot."""
-    return of_host == host() and _boot(of_boot) != _boot(boot_id())
+    return of_host == host() and kernel_boot(of_boot) != kernel_boot(boot_id())
 
 
 def replaceable(supervisor: Process) -> bool:
@@ -96,8 +96,8 @@ def replaceable(supervisor: Process) -> bool:
     return not alive(supervisor) if of_this_host(supervisor) else supervisor.host == host()
 
 
-def _boot(of_boot: str) -> str:
-    """The boot alone."""
+def kernel_boot(of_boot: str) -> str:
+    """The boot of the kernel alone, without the PID namespace."""
     return of_boot.partition(":")[0]
 
 

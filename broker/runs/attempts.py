@@ -5,7 +5,7 @@
 Each attempt has a fencing token, which is valid while the run's row has the same token and the attempt is open.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
@@ -139,10 +139,26 @@ def last_hosts(session: Session, run_ids: Collection[int], pool_ids: Collection[
     return {row.run_id: row.host for row in rows}
 
 
+def rename_host(session: Session, before: str, after: str) -> None:
+    """Let all attempts of a host be those of the host by another name."""
+    session.execute(update(Attempt).where(col(Attempt.host) == before).values(host=after))
+
+
 def open_on(session: Session, host: str) -> Sequence[Attempt]:
     """The open attempts of a host, by run."""
     here = (Attempt.host == host, col(Attempt.state).in_(OPEN))
     return session.scalars(select(Attempt).where(*here).order_by(col(Attempt.run_id))).all()
+
+
+def under_way(session: Session) -> Mapping[str, Sequence[Run]]:
+    """The runs with an open attempt on each host, by the host's name."""
+    found: dict[str, list[Run]] = {}
+    query = select(Attempt.host, Run).join(Run, col(Run.id) == Attempt.run_id)
+    for host, run in session.execute(
+        query.where(col(Attempt.state).in_(OPEN), Attempt.host != "").order_by(col(Run.id))
+    ):
+        found.setdefault(host, []).append(run)
+    return found
 
 
 def lost_on(session: Session, host: str, *, since_seconds: float) -> Sequence[Attempt]:

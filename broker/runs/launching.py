@@ -330,11 +330,14 @@ def prepare(
     gpus: int = 1,
     allocation_id: int | None = None,
 ) -> Receipt:
-    """Queue a run that prepares a recipe's data, by a process for each GPU, charged like any other. Raises
-    DomainError."""
+    """Queue a run that prepares a recipe's data, by a process for each GPU, charged like any other.
+
+    Several nodes share the work where they share a disk. Raises DomainError.
+    """
     order = Order(project_id, recipe, time_limit, gpus, allocation_id=allocation_id, kind=RunKind.PREPARE)
     if session.scalars(select(Run.id).where(Run.request_id == request_id)).one_or_none() is None:
         preparing.check(session, recipe, lambda: pool_of(session, order))
+        preparing.check_nodes(pool_of(session, order), gpus)
     return launch(session, actor, request_id, order)
 
 

@@ -13,12 +13,13 @@ from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
 from broker import catalogue, configs
-from broker.allocations import corpora
+from broker.allocations import corpora, nodes
 from broker.allocations.pools import Pool
 from broker.catalogue import CatalogueEntry, CatalogueKind, CatalogueState
+from broker.runners import registry
 from broker.runs.progress import PreparedData
 from broker.runs.runs import ENDED, Run, RunKind
-from projects.errors import ConflictError, NotFoundError
+from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.settings import Settings
 
 
@@ -68,6 +69,15 @@ def _check_built_in(session: Session, recipe: str, pool: Pool) -> None:
                 f"Run {run.id} is preparing these data on the pool “{pool.name}”, for “{run.recipe}”; let it end, or "
                 "cancel it first."
             )
+
+
+def check_nodes(pool: Pool, gpus: int) -> None:
+    """Raise InvalidError where a preparation on so many GPUs has several nodes that share no disk."""
+    if nodes.count(pool, gpus) > 1 and registry.named(pool.runner).fills_store:
+        raise InvalidError(
+            f"The nodes of “{pool.name}” share no disk, so one of them prepares by itself; ask for 1 to "
+            f"{pool.node_gpus} GPUs."
+        )
 
 
 def preparable(session: Session) -> list[str]:

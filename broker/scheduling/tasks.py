@@ -18,9 +18,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from broker.allocations import hosts
 from broker.allocations.pools import Pool
 from broker.publishing import disk, publisher
-from broker.runners import carrier, processes, reaper, registry, supervisor
+from broker.runners import carrier, host_home, processes, reaper, registry, supervisor
 from broker.runs import attempts, leases, runs
 from broker.runs.attempts import Attempt
+from broker.runs.runs import RunKind
+from broker.scheduling import worker_host
 from projects import health
 from projects.db import clock
 from projects.db.columns import utcnow
@@ -33,6 +35,12 @@ ANY_POOL = "runs"
 PUBLISH = "publish"
 """The queue of the checkpoints of the pools that no host names."""
 MESSAGE_EXPIRES_SECONDS = 60  # so that messages do not pile up while no worker runs
+BEAT_SECONDS = 10
+QUEUE_SILENCE_SECONDS = 5.0
+"""Seconds after which a command that the queue's server leaves unanswered is given up."""
+QUEUE_CHECK_SECONDS = 10
+"""Seconds between two looks whether the server answers a worker that waits for messages; Celery drops a connection
+that stays silent for longer than that. A proxy that passes nothing on closes none."""
 
 log = structlog.get_logger()
 _log_again = Seldom()
@@ -67,7 +75,11 @@ app.conf.update(
     broker_connection_retry_on_startup=True,
     broker_connection_max_retries=None,
     broker_channel_error_retry=True,  # such as READONLY, while another server takes over
-    broker_transport_options={"socket_connect_timeout": 5, "socket_timeout": 30},
+    broker_transport_options={
+        "socket_connect_timeout": QUEUE_SILENCE_SECONDS,
+        "socket_timeout": QUEUE_SILENCE_SECONDS,
+        "health_check_interval": QUEUE_CHECK_SECONDS,
+    },
     task_publish_retry=False,
 )
 
@@ -76,8 +88,20 @@ app.conf.update(
 def _beat(sender: Consumer, **_: object) -> None:
     """Let the worker's own loop beat, under the name that the worker was started with."""
     part = sender.hostname.partition("@")[0]
-    sender.timer.call_repeatedly(10, health.beat, (get_settings(), part))
+    sender.timer.call_repeatedly(BEAT_SECONDS, health.beat, (get_settings(), part))
     health.beat(get_settings(), part)
+    threading.Thread(target=_beat_unconnected, args=(sender, part), daemon=True).start()
+
+
+def _beat_unconnected(consumer: Consumer, part: str) -> None:
+    """Beat while the worker has no connection to the queue: Celery's loop stands still until it has another.
+
+    Whatever restarts what beats no more, such as Kubernetes, would end the supervisors of this host's runs.
+    """
+    while True:
+        time.sleep(BEAT_SECONDS)
+        if consumer.connection is None:
+            health.beat(get_settings(), part)
 
 
 @worker_ready.connect
@@ -131,8 +155,9 @@ def _keep_asking(settings: Settings) -> None:
 
 
 def _end_lost(settings: Settings) -> None:
-    """End what is left of this host's lost attempts, as soon as the database answers."""
+    """End what is left of this host's lost attempts, as soon as the database answers and knows the host by its name."""
     again = Seldom()
+    worker_host.is_announced.wait()
     while True:
         db = Database(settings.database)
         try:
@@ -195,12 +220,14 @@ def start_attempt(run_id: int, token: int) -> None:
     host = processes.host()
     with _database() as (settings, db):
         with db.write() as session:
-            if not hosts.may_start(session, host):
-                log.info("this host is drained; another one may start the run", run=run_id)
+            known_by = host_home.kept_id(settings.home) or None
+            if why := hosts.why_not_start(session, host, known_by, worker_host.place(settings)):
+                log.info("another host may start the run", run=run_id, why=why)
                 return
             run = runs.load(session, run_id)
             bound = registry.named(session.get_one(Pool, run.pool_id).runner).bound_to_host
-            outlives = (processes.boot_id(), settings.outage_seconds) if bound else None
+            waits = bound and run.kind != RunKind.SAMPLE  # two that write one sample do no harm
+            outlives = (processes.boot_id(), settings.outage_seconds) if waits else None
             lease = settings.lease_seconds
             if not leases.claim(session, run_id, token, host=host, lease_seconds=lease, outlives=outlives):
                 return

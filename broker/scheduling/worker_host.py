@@ -4,7 +4,7 @@ import platform
 import shutil
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from importlib import metadata
 from typing import Any
@@ -19,10 +19,10 @@ from sqlmodel import col, select
 from broker.allocations import hosts, pools
 from broker.allocations.hosts import HostPool, HostView
 from broker.allocations.pools import Pool
-from broker.runners import host_gpus, processes
+from broker.runners import host_gpus, host_home, processes
 from broker.runs import attempts
 from projects.db.database import Database
-from projects.errors import ConflictError, NotFoundError
+from projects.errors import ConflictError
 from projects.log import Seldom
 from projects.settings import Settings
 
@@ -34,28 +34,37 @@ PACKAGES = ("stoa", "torch", "deepspeed")
 log = structlog.get_logger()
 
 
-def join(settings: Settings, serves: Collection[str]) -> None:
+is_announced = threading.Event()
+"""Whether the database knows this host by its present name, under which its earlier attempts are found then."""
+
+
+def join(settings: Settings, serves: Collection[str], host_id: str | None = None) -> None:
     """Announce this host, which serves the named pools, or all that no host names; then say in a thread that its worker
     is still there, for as long as the process lives. A database that is away is waited for in the thread.
 
-    Raises NotFoundError for an unknown pool, and ConflictError where a worker of another machine is there under this
-    host's name, for GPUs of another host, or where a run holds GPUs that would get other numbers.
+    `host_id` is the id that its home keeps. Raises NotFoundError for an unknown pool, and ConflictError where a worker
+    of another machine is there under this host's name or id, for GPUs of another host, or where a run holds GPUs that
+    would get other numbers.
     """
-    announced, ended, gpus = False, threading.Event(), _gpus()
+    ended, gpus, name = threading.Event(), _gpus(), processes.host()
 
     def beat() -> None:
-        nonlocal announced
         db, has = Database(settings.database), facts(settings) | gpus
         try:
-            if not announced:
-                _check_name(db, processes.host())
+            if is_announced.is_set():
+                with db.write() as session:
+                    if hosts.beat(session, name, has, host_id):
+                        return
+                is_announced.clear()
+            _check_identity(db, settings, name, host_id)
             with db.write() as session:
-                if not announced or not hosts.beat(session, processes.host(), has):
-                    _check_numbers(session, processes.host(), serves)
-                    hosts.announce(session, processes.host(), serves, has)
+                _check_numbers(session, name, serves, host_id)
+                renamed = hosts.announce(session, name, serves, has, host_id, silent_seconds=SILENT_SECONDS)
+                for before, after in renamed.items():
+                    attempts.rename_host(session, before, after)
         finally:
             db.close()
-        announced = True
+        is_announced.set()
 
     def keep_beating() -> None:
         log_again = Seldom()
@@ -70,9 +79,10 @@ def join(settings: Settings, serves: Collection[str]) -> None:
         ended.set()
         db = Database(settings.database)
         with suppress(SQLAlchemyError), db.write() as session:
-            hosts.leave(session, processes.host())
+            hosts.leave(session, name, host_id)
         db.close()
 
+    is_announced.clear()
     with suppress(SQLAlchemyError):
         beat()
     # The worker has forked its processes by then, which a thread would not live through.
@@ -82,15 +92,20 @@ def join(settings: Settings, serves: Collection[str]) -> None:
 
 
 def facts(settings: Settings) -> dict[str, Any]:
-    """What this host has: cores, memory and free disk in GiB, the versions that it runs, and the present boot."""
-    settings.home.mkdir(parents=True, exist_ok=True)
-    return {
-        hosts.BOOT: processes.boot_id(),
+    """What this host has: cores, memory and free disk in GiB, the versions that it runs, and its boot and home."""
+    return place(settings) | {
         "cores": len(psutil.Process().cpu_affinity()),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "free_gib": round(shutil.disk_usage(settings.home).free / 2**30, 1),
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
     }
+
+
+def place(settings: Settings) -> dict[str, Any]:
+    """The present boot and the home folder of this host, as no other worker has both."""
+    settings.home.mkdir(parents=True, exist_ok=True)
+    folder = settings.home.stat()
+    return {hosts.BOOT: processes.boot_id(), hosts.HOME: f"{folder.st_dev}:{folder.st_ino}"}
 
 
 def _gpus() -> dict[str, Any]:
@@ -99,34 +114,50 @@ def _gpus() -> dict[str, Any]:
     return {"gpus": gpus, "driver": driver} if gpus else {}
 
 
-def _check_name(db: Database, name: str) -> None:
-    """Raise ConflictError where a worker of another machine or container is there under this host's name.
+def _check_identity(db: Database, settings: Settings, name: str, host_id: str | None) -> None:
+    """Raise ConflictError where a worker of another machine or container is there under this host's name or id.
 
     One that was there lately may have been this host before it was restarted, so it is waited for.
     """
 
-    def found() -> HostView | None:
-        with suppress(NotFoundError), db.read() as session:
-            return hosts.named(session, name)
-        return None
+    here = place(settings)
 
-    before = found()
-    if before is None or before.is_away or before.facts.get(hosts.BOOT, processes.boot_id()) == processes.boot_id():
-        return
+    def in_the_way() -> HostView | None:
+        with db.read() as session:
+            return next((host for host in hosts.every(session) if _is_another(host, name, host_id, here)), None)
+
+    before = in_the_way()
     until = time.monotonic() + SILENT_SECONDS
-    while time.monotonic() < until:
+    while before is not None and time.monotonic() < until:
         time.sleep(1)
-        now = found()
-        if now is not None and now.seen_at > before.seen_at:
-            raise ConflictError(
-                f"Another machine or container is there as “{name}”, heard of at {now.seen_at:%F %T} UTC; give this "
-                "one a name of its own (STOA_HOST_NAME), or stop the worker there."
-            )
+        now = in_the_way()
+        if now is None or now.seen_at <= before.seen_at:
+            continue
+        if now.id is None or now.id != host_id:
+            raise hosts.taken(name, now.seen_at)
+        raise ConflictError(
+            f"Another worker is there with the id of this host, as “{now.name}”, heard of at {now.seen_at:%F %T} UTC; "
+            f"give this one a home folder of its own (STOA_HOME), or, where its home is a copy, remove "
+            f"{settings.home / host_home.ID_FILE}."
+        )
 
 
-def _check_numbers(session: Session, host: str, serves: Collection[str]) -> None:
+def _is_another(host: HostView, name: str, host_id: str | None, here: Mapping[str, Any]) -> bool:
+    """Whether a known host may be another one that is there under this host's name or id."""
+    if host.is_away or host.boot is None:
+        return False
+    if host_id is not None and host.id == host_id:  # the lock of a home tells whether another worker is at work there
+        same_kernel = processes.kernel_boot(host.boot) == processes.kernel_boot(here[hosts.BOOT])
+        return not same_kernel or False
+    if None not in (host.id, host_id):
+        return host.name == name
+    return host.name == name and host.boot != here[hosts.BOOT]
+
+
+def _check_numbers(session: Session, host: str, serves: Collection[str], host_id: str | None) -> None:
     """Raise ConflictError where the host's pools change while a run holds GPUs of one of them."""
-    before = set(session.scalars(select(HostPool.pool_id).where(HostPool.host == host)))
+    known = (host_id and hosts.known_as(session, host_id)) or host
+    before = set(session.scalars(select(HostPool.pool_id).where(HostPool.host == known)))
     after = {pools.named(session, pool).id for pool in serves}
     rows = session.scalars(select(Pool).where(col(Pool.id).in_(before ^ after)).with_for_update(key_share=True))
     for pool in rows:

@@ -13,6 +13,9 @@ from aiohttp.typedefs import Handler
 
 from sandbox.hub.store import HubError, Repo, Store
 
+USER = "stoa"
+"""Whose the one token is."""
+
 STORE = web.AppKey("store", Store)
 TOKEN = web.AppKey("token", str)
 FAULTS = web.AppKey("faults", list["Fault"])

@@ -11,12 +11,11 @@ from typing import Any, Literal
 import pydantic
 from aiohttp import web
 
-from sandbox.hub import http, info, listing, pages, upload
-from sandbox.hub.http import STORE, base_url, find_repo, is_set, need_token, read_body
+from sandbox.hub import accounts, discussions, http, info, listing, pages, upload
+from sandbox.hub.http import STORE, USER, base_url, find_repo, is_set, need_token, read_body
 from sandbox.hub.listing import expanded
-from sandbox.hub.store import Commit, HubError, Repo, Store, check_path
+from sandbox.hub.store import PULL_REQUEST, Commit, HubError, Repo, Store, check_path
 
-USER = "stoa"
 # A commit carries its regular files inline; content above that size belongs in LFS.
 BODY_MAX_BYTES = 256 * 1024 * 1024
 
@@ -54,6 +53,10 @@ class NewBranch(pydantic.BaseModel):
 class NewTag(pydantic.BaseModel):
     tag: str
     message: str | None = None
+
+
+class Squash(pydantic.BaseModel):
+    message: str = "Squash the history"
 
 
 class Card(pydantic.BaseModel):
@@ -129,6 +132,15 @@ async def delete_repo(request: web.Request) -> web.Response:
     return web.json_response({})
 
 
+async def squash(request: web.Request) -> web.Response:
+    """Replace the history of a branch by one commit with its files."""
+    need_token(request)
+    repo = find_repo(request)
+    asked = await read_body(request, Squash)
+    repo.squash(request.match_info["rev"].removeprefix("refs/heads/"), asked.message)
+    return web.json_response({})
+
+
 async def list_refs(request: web.Request) -> web.Response:
     refs = find_repo(request).refs
 
@@ -136,7 +148,10 @@ async def list_refs(request: web.Request) -> web.Response:
         return [{"name": n, "ref": f"refs/{prefix}/{n}", "targetCommit": commit} for n, commit in refs[kind].items()]
 
     listed: dict[str, Any] = {"branches": items("branches", "heads"), "tags": items("tags", "tags"), "converts": []}
-    return web.json_response(listed | ({"pullRequests": []} if is_set(request.query, "include_prs") else {}))
+    if is_set(request.query, "include_prs"):
+        names = {f"{PULL_REQUEST}{num}": commit for num, commit in refs.get("pulls", {}).items()}
+        listed["pullRequests"] = [{"name": n, "ref": n, "targetCommit": commit} for n, commit in names.items()]
+    return web.json_response(listed)
 
 
 async def list_commits(request: web.Request) -> web.Response:
@@ -177,11 +192,6 @@ async def check_access(request: web.Request) -> web.Response:
     if request.path.endswith("/write"):
         need_token(request)
     return web.json_response({})
-
-
-async def list_discussions(request: web.Request) -> web.Response:
-    find_repo(request)
-    return web.json_response({"discussions": [], "count": 0, "start": 0})
 
 
 async def list_likers(request: web.Request) -> web.Response:
@@ -302,10 +312,10 @@ ROUTES = [
     web.put(_API + "/settings", change_settings),
     web.get(_API + "/auth-check", check_access),
     web.get(_API + "/auth-check/write", check_access),
-    web.get(_API + "/discussions", list_discussions),
     web.get(_API + "/likers", list_likers),
     web.get("/api/models/{ns}/{name}/safetensors-metadata/{path:.+}", safetensors_metadata),
     web.get(_API + "/refs", list_refs),
+    web.post(_API + "/super-squash/{rev}", squash),
     web.get(_API + "/commits/{rev}", list_commits),
     web.get(_API + "/tree/{rev}", list_tree),
     web.get(_API + "/tree/{rev}/{path:.+}", list_tree),
@@ -329,5 +339,7 @@ def make_app(root: pathlib.Path, *, token: str) -> web.Application:
     app[http.TOKEN] = token
     app[http.FAULTS] = []
     app.on_response_prepare.append(_tag_by_content)
-    app.add_routes([*http.ROUTES, *listing.ROUTES, *ROUTES, *upload.ROUTES, *pages.ROUTES])
+    for module in (http, listing, accounts, discussions):
+        app.add_routes(module.ROUTES)
+    app.add_routes([*ROUTES, *upload.ROUTES, *pages.ROUTES])
     return app

@@ -1,7 +1,7 @@
 """What the Hub holds, kept on disk where a person can read it.
 
     blobs/ab/abcd…                      content by its sha256
-    repos/{ns}/{name}/refs.json         {"private", "created", "branches": {name: commit}, "tags": {name: commit}}
+    repos/{ns}/{name}/refs.json         {"private", "created"}; "branches", "tags" and "pulls": {name: commit}
     repos/{ns}/{name}/commits/{id}.json a commit with its whole list of files
 
 Datasets and spaces stand in folders of their own beside `repos`. Nothing is kept in memory, and every file is written
@@ -27,6 +27,8 @@ FOLDERS = {"models": "repos", "datasets": "datasets", "spaces": "spaces"}
 RESERVED_NAMESPACES = {"api", "datasets", "lfs", "sandbox", "spaces"}
 LFS_SUFFIXES = (".bin", ".safetensors", ".pt", ".pth", ".npy", ".npz", ".parquet", ".gz", ".zip", ".png", ".idx")
 GITATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES).encode()
+PULL_REQUEST = "refs/pr/"
+"""What the name of a pull request's branch begins with; its number follows."""
 
 _NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?")
 _REF = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/-]{0,254}")
@@ -109,7 +111,12 @@ class Entry:
 
     @property
     def pointer_size(self) -> int:
-        return len(_pointer(self.sha256, self.size))
+        return len(self.pointer)
+
+    @property
+    def pointer(self) -> bytes:
+        """What git holds in place of content in LFS."""
+        return _pointer(self.sha256, self.size)
 
 
 def _pointer(sha256: str, size: int) -> bytes:
@@ -161,10 +168,12 @@ class Repo:
         return self.id if self.kind == "models" else f"{self.kind}/{self.id}"
 
     def find(self, revision: str) -> Commit:
-        """The commit of a branch, a tag or a commit id; HubError 404 RevisionNotFound."""
+        """The commit of a branch, a tag, a pull request or a commit id; HubError 404 RevisionNotFound."""
         refs = self.refs
         name = revision.removeprefix("refs/heads/").removeprefix("refs/tags/")
         commit_id = refs["branches"].get(name) or refs["tags"].get(name)
+        if revision.startswith(PULL_REQUEST):
+            commit_id = refs.get("pulls", {}).get(revision.removeprefix(PULL_REQUEST))
         if commit_id is None and _COMMIT_ID.fullmatch(revision) and self._commit_file(revision).exists():
             commit_id = revision
         if commit_id is None:
@@ -206,23 +215,60 @@ class Repo:
         """Let everyone read the repository, or only those with a token."""
         self._write_refs(self.refs | {"private": private})
 
-    def commit(self, branch: str, files: Mapping[str, Entry], title: str, message: str = "") -> Commit:
-        """Put a commit that holds `files` on a branch; HubError 400 where a file stands in another's path."""
+    def point_pull_request(self, num: int, head: Commit) -> None:
+        """Let the branch of a pull request be at a commit."""
         refs = self.refs
+        refs.setdefault("pulls", {})[str(num)] = head.id
+        self._write_refs(refs)
+
+    def squash(self, branch: str, message: str) -> Commit:
+        """Replace the history of a branch by one commit; HubError 404 RevisionNotFound, or 400 for what is a tag."""
+        refs = self.refs
+        if branch not in refs["branches"]:
+            if branch in refs["tags"]:
+                raise HubError(400, f"{branch!a} is a tag: only the history of a branch can be squashed")
+            raise HubError(404, f"{self.id} has no branch {branch!a}", "RevisionNotFound")
+        files = self._read(refs["branches"].pop(branch)).files
+        return self._put(refs, refs["branches"], branch, files, message, "")
+
+    def commit(self, branch: str, files: Mapping[str, Entry], title: str, message: str = "") -> Commit:
+        """Put a commit that holds `files` on a branch, or on that of a pull request.
+
+        Raises HubError 400 where a file stands in another's path.
+        """
+        refs = self.refs
+        if branch.startswith(PULL_REQUEST):
+            return self._put(refs, refs["pulls"], branch.removeprefix(PULL_REQUEST), files, title, message)
+        return self._put(refs, refs["branches"], branch, files, title, message)
+
+    def check(self, files: Mapping[str, Entry]) -> None:
+        """Raise HubError 400 where a file stands in another's path."""
         clash = {str(p) for path in files for p in pathlib.PurePosixPath(path).parents} & files.keys()
         if clash:
             raise HubError(400, f"{min(clash)!a} would be both a file and a folder")
+
+    def _put(
+        self,
+        refs: dict[str, Any],
+        among: dict[str, str],
+        name: str,
+        files: Mapping[str, Entry],
+        title: str,
+        message: str,
+    ) -> Commit:
+        """Put a commit on the branch `name` `among` others in `refs`, after the one that is there."""
+        self.check(files)
         body = {
-            "parent": refs["branches"].get(branch),
+            "parent": among.get(name),
             "title": title,
             "message": message,
-            "date": _now(),
+            "date": now(),
             "files": {path: asdict(entry) for path, entry in sorted(files.items())},
         }
         text = json.dumps(body, indent=1)
         commit_id = hashlib.sha1(text.encode()).hexdigest()
-        _write(self._commit_file(commit_id), text.encode())
-        refs["branches"][branch] = commit_id
+        write(self._commit_file(commit_id), text.encode())
+        among[name] = commit_id
         self._write_refs(refs)
         return self._read(commit_id)
 
@@ -235,7 +281,7 @@ class Repo:
         return Commit(id=commit_id, files=files, **body)
 
     def _write_refs(self, refs: dict[str, Any]) -> None:
-        _write(self.folder / "refs.json", json.dumps(refs, indent=1).encode())
+        write(self.folder / "refs.json", json.dumps(refs, indent=1).encode())
 
 
 class Store:
@@ -253,7 +299,7 @@ class Store:
         repo = self._at(kind, check_repo_id(repo_id))
         if (repo.folder / "refs.json").exists():
             raise HubError(409, f"You already created this {kind.removesuffix('s')} repo")
-        repo._write_refs({"private": private, "created": _now(), "branches": {}, "tags": {}})
+        repo._write_refs({"private": private, "created": now(), "branches": {}, "tags": {}})
         repo.commit("main", {".gitattributes": self.add(GITATTRIBUTES)}, "initial commit")
         return repo
 
@@ -279,7 +325,7 @@ class Store:
         """Keep the content of a regular file."""
         sha256 = hashlib.sha256(data).hexdigest()
         if not self.has(sha256, len(data)):
-            _write(self.blob(sha256), data)
+            write(self.blob(sha256), data)
         return Entry(len(data), sha256, git_blob_id(data), lfs=False)
 
     @contextmanager
@@ -322,11 +368,11 @@ class Upload:
         os.replace(self._file.name, self._target)
 
 
-def _now() -> str:
+def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _write(path: pathlib.Path, data: bytes) -> None:
+def write(path: pathlib.Path, data: bytes) -> None:
     """Replace a file so that a reader sees the old or the new content, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:

@@ -10,8 +10,9 @@ from typing import Annotated, Literal
 import pydantic
 from aiohttp import web
 
-from sandbox.hub.http import STORE, TOKEN, base_url, find_repo, need_token, parse, read_body
-from sandbox.hub.store import LFS_SUFFIXES, Entry, HubError, Store, check_path
+from sandbox.hub import discussions
+from sandbox.hub.http import STORE, TOKEN, base_url, find_repo, is_set, need_token, parse, read_body
+from sandbox.hub.store import LFS_SUFFIXES, PULL_REQUEST, Commit, Entry, HubError, Repo, Store, check_path
 
 REGULAR_MAX_BYTES = 10 * 1024 * 1024
 
@@ -40,7 +41,7 @@ class Batch(pydantic.BaseModel):
 class Header(pydantic.BaseModel):
     summary: Annotated[str, pydantic.Field(min_length=1)]
     description: str = ""
-    parentCommit: str | None = None  # noqa: N815 (the name on the wire)
+    parentCommit: Annotated[str | None, pydantic.Field(min_length=7)] = None  # noqa: N815 (the name on the wire)
 
 
 class File(pydantic.BaseModel):
@@ -148,33 +149,55 @@ async def lfs_verify(request: web.Request) -> web.Response:
 
 
 async def commit(request: web.Request) -> web.Response:
-    """Apply the lines of the body to a branch as one commit, or refuse them all."""
+    """Apply the lines of the body to a branch, or to a new pull request, as one commit, or refuse them all."""
     need_token(request)
     repo = find_repo(request)
-    if request.query.get("create_pr"):
-        raise HubError(400, "Pull requests are not offered here: commit to a branch")
     body = await request.read()
     lines = [parse(line, Line).root for line in body.splitlines() if line.strip()]
 
+    headers = [line.value for line in lines if isinstance(line, HeaderLine)]
+    if not headers:
+        raise HubError(400, "The commit has no header line with a summary")
+    header = headers[-1]
+
     # From here to the end nothing awaits, so no other request can move the branch in between.
     branch = request.match_info["rev"].removeprefix("refs/heads/")
-    if branch not in repo.refs["branches"]:
-        raise HubError(404, f"{repo.id} has no branch {branch!a}", "RevisionNotFound")
-    head = repo.find(f"refs/heads/{branch}")
+    new = is_set(request.query, "create_pr")
+    head = _head(repo, branch, header, new=new)
     files = dict(head.files)
-    header = None
     for line in lines:
-        if isinstance(line, HeaderLine):
-            header = line.value
-        else:
+        if not isinstance(line, HeaderLine):
             _apply(line, files, request.app[STORE])
-    if header is None:
-        raise HubError(400, "The commit has no header line with a summary")
-    if header.parentCommit not in (None, head.id):
-        raise HubError(412, "A commit has happened since. Please refresh and try again.")
+    url = f"{base_url(request)}/{repo.path}"
+    answer: dict[str, object] = {"success": True, "hookOutput": ""}
+    if new:
+        repo.check(files)
+        num = discussions.start(repo, header.summary, header.description, head=head)["num"]
+        branch = f"{PULL_REQUEST}{num}"
+        answer["pullRequestUrl"] = f"{url}/discussions/{num}"
     made = repo.commit(branch, files, header.summary, header.description)
-    url = f"{base_url(request)}/{repo.path}/commit/{made.id}"
-    return web.json_response({"success": True, "commitOid": made.id, "commitUrl": url, "hookOutput": ""})
+    if branch.startswith(PULL_REQUEST):
+        discussions.add_commit(repo, int(branch.removeprefix(PULL_REQUEST)), made)
+    return web.json_response(answer | {"commitOid": made.id, "commitUrl": f"{url}/commit/{made.id}"})
+
+
+def _head(repo: Repo, branch: str, header: Header, *, new: bool) -> Commit:
+    """The commit that another one follows on a branch, or in a `new` pull request for the branch.
+
+    Raises HubError 404 RevisionNotFound where there is no branch, and 412 where it has moved from the parent named.
+    """
+    refs, parent = repo.refs, header.parentCommit
+    if branch not in refs["branches"] and branch.removeprefix(PULL_REQUEST) not in refs.get("pulls", {}):
+        raise HubError(404, f"{repo.id} has no branch {branch!a}", "RevisionNotFound")
+    if new and parent is not None:
+        history = repo.history(branch)
+        if (found := next((commit for commit in history if commit.id.startswith(parent)), None)) is None:
+            raise HubError(404, f"{branch!a} has no commit {parent!a}", "RevisionNotFound")
+        return found
+    head = repo.find(branch if branch.startswith(PULL_REQUEST) else f"refs/heads/{branch}")
+    if not head.id.startswith(parent or ""):
+        raise HubError(412, "A commit has happened since. Please refresh and try again.")
+    return head
 
 
 def _apply(line: FileLine | LfsLine | DeletionLine, files: dict[str, Entry], store: Store) -> None:

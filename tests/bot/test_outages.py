@@ -2,8 +2,12 @@
 
 import asyncio
 import secrets
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 from bot.client import LATER
+from projects.db.database import Database
+from sandbox.people import Message, Person
 from tests import databases
 from tests.bot.conftest import PROPOSAL, Lab
 from tests.databases import postgres
@@ -73,6 +77,57 @@ async def test_members_hear_of_a_database_that_is_frozen(lab: Lab, postgres: str
     listed = await ada.command("project list")
     assert listed.text.count("Do small models dream?") == 1, "what was sent before it froze was not done"
     assert await lab.stop_bot() == 0
+
+
+async def test_what_opens_a_form_or_suggests_answers_in_time_from_the_first_moment_of_a_freeze(
+    lab: Lab, postgres: str
+) -> None:
+    """A form cannot follow an acknowledgement, so each of these has Discord's three seconds."""
+    url = databases.create(postgres, f"test_{secrets.token_hex(6)}", template=databases.TABLES)
+    lab.db.close()
+    lab.db = Database(url)
+    lab.add_pool()
+    await lab.start_bot(DATABASE_URL=url, ADMIN_ROLE_ID=str(lab.guild.info["roles"]["admin"]))
+    channel = await lab.activate()
+    await lab.request(channel)
+    card = await lab.review_card(1)
+    ada, rosa, omar = (lab.person(name) for name in ("Ada", "Rosa", "Omar"))
+    listed = (await omar.command("stoa pools")).message
+    message = await ada.say("general", "Look at this.")
+    assert listed is not None
+    lab.db.close()  # or its connections would wait for the server too
+
+    async def pressed(person: Person, on: Message, label: str) -> str:
+        return (await person.press(on, label)).text
+
+    async def chosen_in_menu() -> str:
+        return (await ada.menu(message, "Put on record")).text
+
+    async def typed() -> str:
+        return (await ada.command("project needs", channel=channel.id)).text
+
+    async def suggested() -> str:
+        return " ".join(said for said, _ in await ada.complete("run launch", "recipe", "dem", channel=channel.id))
+
+    acts: list[Callable[[], Awaitable[str]]] = [
+        partial(pressed, rosa, card, "Approve"),
+        partial(pressed, omar, listed, "Change one"),
+        chosen_in_menu,
+        typed,
+        suggested,
+    ]
+    for first in acts:
+        with freezable(url) as server:
+            server.freeze()
+            assert "cannot reach its database" in await first()
+        while not (form := await rosa.press(card, "Approve")).fields:
+            assert "cannot reach its database" in form.text, "until the bot has another connection"
+    with freezable(url) as server:
+        server.freeze()
+        for _ in range(2):
+            said = await asyncio.gather(*(act() for act in acts))
+            assert all("cannot reach its database" in each for each in said), said
+    assert "Traceback" not in lab.log
 
 
 async def test_a_bot_that_starts_without_its_database_says_so_in_one_sentence(lab: Lab) -> None:

@@ -1,4 +1,4 @@
-"""The benchmark of the queue: it runs, and its last line is JSON that says what was missed."""
+"""The benchmarks of the queue and of the store: they run, and their last line is JSON that says what was missed."""
 
 import json
 import subprocess
@@ -17,6 +17,17 @@ def test_a_small_queue_is_timed() -> None:
     goals = json.loads(done.stdout.splitlines()[-1])
     assert goals["40: seconds to load and plan"]["value"] > 0
     assert not any(goal["missed"] for goal in goals.values())
+
+
+def test_a_small_checkpoint_is_timed() -> None:
+    command = [sys.executable, "-m", "bench.store", "--mib", "2", "--rounds", "1"]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=PATIENCE, check=False)
+    goals = json.loads(done.stdout.splitlines()[-1])
+    assert [(name, goal["value"] > 0, goal["most"]) for name, goal in goals.items()] == [
+        ("2 MiB into the store, times S3 alone", True, 1.3),
+        ("2 MiB into the store, times weed filer.copy", True, None),
+    ]
+    assert done.returncode == any(goal["missed"] for goal in goals.values())
 
 
 def test_a_goal_is_missed_below_or_above_and_not_where_nothing_was_measured() -> None:

@@ -13,7 +13,7 @@ from broker.allocations import corpora, pools
 from broker.reports import run_plan
 from broker.runs import launching, preparing, runs
 from broker.runs.runs import Run, RunKind, RunState
-from projects.errors import ConflictError, NotFoundError
+from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.record import record
 from tests import forked
 from tests.at_once import allowed
@@ -29,6 +29,14 @@ from trainer.contract import CorpusKind, Measured
 @pytest.fixture
 def project(lab: Lab) -> int:
     """A project with an allocation, and an accepted recipe of next to no data."""
+    accept_tiny(lab)
+    project = lab.project()
+    lab.allocation(project)
+    return project
+
+
+def accept_tiny(lab: Lab) -> None:
+    """The accepted recipe “tiny”, of next to no data."""
     values = yaml.safe_load((RECIPES / "demo.yml").read_text())
     values["data"]["sources"] = [values["data"]["sources"][0] | {"max_bytes": 60_000, "weight": 1.0}]
     values["data"]["tokenizer"] = {"vocabulary": 512, "train_bytes": 20_000}
@@ -37,15 +45,13 @@ def project(lab: Lab) -> int:
     with lab.db.write() as session:
         catalogue.propose_recipe(session, None, request_id(), name="tiny", body=yaml.safe_dump(values))
         catalogue.accept(session, None, "tiny", reason="For all.")
-    project = lab.project()
-    lab.allocation(project)
-    return project
 
 
-def prepare(lab: Lab, project: int, recipe: str = "tiny") -> int:
+def prepare(lab: Lab, project: int, recipe: str = "tiny", gpus: int = 1) -> int:
     with lab.db.write() as session:
-        asked = {"project_id": project, "recipe": recipe, "time_limit": "10m"}
-        return launching.prepare(session, ADA, request_id(), **asked).run_id  # type: ignore[arg-type]
+        return launching.prepare(
+            session, ADA, request_id(), project_id=project, recipe=recipe, time_limit="10m", gpus=gpus
+        ).run_id
 
 
 def see_through(lab: Lab, home: Path, run: int) -> None:
@@ -90,6 +96,16 @@ def test_only_recipes_of_the_catalogue_are_prepared(lab: Lab, project: int) -> N
     with pytest.raises(ConflictError, match="“demo” is built in, and its data are on every host"):
         prepare(lab, project, "demo")
     assert lab.everything() == before
+
+
+def test_nodes_that_share_no_disk_do_not_prepare_together(lab: Lab) -> None:
+    accept_tiny(lab)
+    lab.pool("cloud", gpus=16, gpus_a_node=8, runner="kubernetes")
+    project = lab.project()
+    lab.approve(lab.request(project, pool="cloud"), "2")
+    with pytest.raises(InvalidError, match="“cloud” share no disk, so one of them prepares by itself; ask for 1 to 8"):
+        prepare(lab, project, gpus=16)
+    assert lab.run(prepare(lab, project, gpus=8)).state == RunState.QUEUED
 
 
 def test_one_run_at_a_time_prepares_a_recipe(lab: Lab, project: int) -> None:

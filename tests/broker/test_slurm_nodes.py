@@ -9,8 +9,13 @@ import pytest
 
 from broker.end_reasons import EndReason
 from broker.runners.slurm import SlurmRunner
-from tests.broker.test_slurm import cluster, ended, here, of, said, slurm, start
-from tests.patience import wait_for
+from broker.runs.runs import RunState
+from tests.broker.lab import Lab
+from tests.broker.supervised import admitted
+from tests.broker.test_preparing import accept_tiny, prepare
+from tests.broker.test_slurm import LEASE, cluster, ended, here, of, said, slurm, start, supervisor_of
+from tests.databases import ONCE
+from tests.patience import PATIENCE, wait_for
 from tests.slurm import Cluster
 from trainer.contract import Status
 
@@ -91,3 +96,20 @@ def test_nodes_are_given_together_or_not_at_all(cluster: Cluster, start: Start, 
     cluster.ask("scontrol", "update", *what.split(), f"state={works}")
     here(runner, folder, times=2)
     runner.kill()
+
+
+@ONCE
+def test_two_nodes_prepare_a_corpus_together(lab: Lab, cluster: Cluster, tmp_path: Path) -> None:
+    accept_tiny(lab)
+    lab.pool("cluster", gpus=2, gpus_a_node=1, runner="slurm")
+    project = lab.project()
+    lab.approve(lab.request(project, pool="cluster"))
+    run = prepare(lab, project, gpus=2)
+    token, folder = admitted(lab, tmp_path, run, LEASE)
+    with supervisor_of(lab, cluster, tmp_path, LEASE, None, run, token) as supervisor:
+        assert supervisor.wait(PATIENCE) == 0
+    assert (lab.run(run).state, lab.run(run).reason) == (RunState.FINISHED, ""), said(folder)
+    place = tmp_path / "data" / "tiny" / f"{run}-{token}"
+    assert json.loads((place / "manifest.json").read_text())
+    assert "joining python-docs" in said(folder), "what several nodes have written is joined"
+    assert said(folder).count("done\n") == 2, "on each node"

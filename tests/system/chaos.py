@@ -61,12 +61,11 @@ STANDIN = Path(__file__).parent / "standin"
 STANDIN_SEED = 424242
 LEADS = [Actor(100 + number, name) for number, name in enumerate(("Ada", "Hedy", "Mary", "Joan", "Lise"))]
 
-# Every part that is killed, by what `stoa` calls it; of two there are two.
+# Every part that is killed, by what `stoa` calls it; of the scheduler there are two.
 PARTS = {
     "scheduler": "scheduler",
     "second scheduler": "scheduler",
     "worker": "worker",
-    "second worker": "worker",
     "publisher": "publisher",
     "bot": "bot",
 }
@@ -224,7 +223,7 @@ class Story:
         while True:
             if not self.deck:
                 self.deck = [
-                    *[lambda: self.kill_part("worker", "second worker")] * 2,
+                    *[lambda: self.kill_part("worker")] * 2,
                     lambda: self.kill_part("scheduler", "second scheduler"),
                     lambda: self.kill_part("bot"),
                     lambda: self.kill_part("publisher"),
