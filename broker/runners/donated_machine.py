@@ -163,10 +163,11 @@ class Pod:
                         break
                     time.sleep(POLL_SECONDS)
             status = self._end(popen)
-            self._settle(status)
+            with suppress(OverError):  # the outcome has told the lab of the end already
+                self._settle(status)
             say(f"{self.named}: ended with status {status}")
         except OverError:
-            say(f"{self.named}: the lab has taken it back")
+            say(f"{self.named}: the lab has closed it")
         finally:
             self._end(popen)
             shutil.rmtree(self.place, ignore_errors=True)
