@@ -42,11 +42,12 @@ def list_hosts() -> None:
 def show(name: HostName) -> None:
     """Show a host: its pools, the runs that it looks after, and the queues that its worker takes messages from."""
     from broker.allocations import hosts
-    from broker.runs import attempts
+    from broker.runs import attempts, runs
     from broker.scheduling import inspection
 
     with refusing(), database().read() as session:
         host, looked_after = hosts.named(session, name), attempts.open_on(session, name)
+        names = {each.run_id: runs.short_name(runs.load(session, each.run_id)) for each in looked_after}
     queues = inspection.queues(name)
     table = Table(show_header=False)
     table.add_row("host", host.name)
@@ -54,8 +55,8 @@ def show(name: HostName) -> None:
     table.add_row("pools", ", ".join(host.pools) or "all that no host names")
     table.add_row("last heard of", _last_heard_of(host))
     table.add_row("queues", "its worker does not answer" if queues is None else ", ".join(queues))
-    runs = [f"{each.run_id}, attempt {each.token}: {each.state}" for each in looked_after]
-    table.add_row("runs", "\n".join(runs) or "none")
+    told = [f"{names[each.run_id].removeprefix('run ')}, attempt {each.token}: {each.state}" for each in looked_after]
+    table.add_row("runs", "\n".join(told) or "none")
     Console().print(table)
 
 

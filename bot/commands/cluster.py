@@ -1,7 +1,7 @@
 """`/cluster …`: what the GPUs do, what each project has used, and which runs wait; in short lines, for phones."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from discord import app_commands
 
@@ -22,6 +22,7 @@ cluster_group = app_commands.Group(name="cluster", description="The GPUs: what t
 
 MOST_RUNS = 10
 MOST_HOSTS = 5
+MOST_HOST_RUNS = 3
 MOST_RESERVATIONS = 3
 MOST_SHARES = 10
 MOST_SPONSORS = 5
@@ -69,7 +70,7 @@ def _pool(pool: PoolStatus) -> str:
         f"{text.code(pool.name, 60)} {text.line(pool.gpu_type, 60)}{text.nodes(pool.nodes, pool.gpus)}{memory}\n"
         f"{text.bar(pool.busy, pool.gpus, 10)} {busy}{decides}{preempts}\n"
         f"-# {text.count(pool.working, 'run')} running, {pool.waiting:,} waiting · "
-        f"{text.gpu_hours(pool.left)} of its grants left to allocate{_hosts(pool.hosts)}"
+        f"{text.gpu_hours(pool.left)} of its grants left to allocate{_hosts(pool.hosts, pool.under_way)}"
         f"{_reservations(pool.reservations)}"
     )
 
@@ -105,24 +106,25 @@ def _set_aside(listed: Sequence[SponsorView]) -> str:
     return f"-# Set aside by sponsors: {'; '.join(shown)}{more}"
 
 
-def _hosts(hosts: Sequence[HostView]) -> str:
+def _hosts(hosts: Sequence[HostView], under_way: Mapping[str, Sequence[str]]) -> str:
     """A line about the hosts that serve a pool: each with what it has, or since when it is away."""
     if not hosts:
         return ""
-    listed = [
-        f"⚠️ {text.line(host.name, 40)} away since {host.seen_at:%F %H:%M} UTC" if host.is_away else _host(host)
-        for host in hosts[:MOST_HOSTS]
-    ]
+    listed = [_host(host, under_way.get(host.name, ())) for host in hosts[:MOST_HOSTS]]
     more = f" and {len(hosts) - MOST_HOSTS} more" if len(hosts) > MOST_HOSTS else ""
     torch = {str(host.facts.get("versions", {}).get("torch", "")) for host in hosts if not host.is_away}
     differ = f" · ⚠️ torch differs: {text.line(', '.join(sorted(torch)), 80)}" if len(torch) > 1 else ""
     return f"\n-# on {', '.join(listed)}{more}{differ}"
 
 
-def _host(host: HostView) -> str:
+def _host(host: HostView, under_way: Sequence[str]) -> str:
+    if host.is_away:
+        return f"⚠️ {text.line(host.name, 40)} away since {host.seen_at:%F %H:%M} UTC"
     gpus = Counter(str(gpu["name"]) for gpu in host.facts.get("gpus", ()))
     has = [f"{number} × {text.line(name, 40)}" for name, number in gpus.items()]
     has += [f"{host.facts['free_gib']:,.0f} GiB of disk free"] if "free_gib" in host.facts else []
+    has += under_way[:MOST_HOST_RUNS]
+    has += [f"{len(under_way) - MOST_HOST_RUNS} more runs"] if len(under_way) > MOST_HOST_RUNS else []
     has += ["drained, starts no run"] if host.is_drained else []
     return f"{text.line(host.name, 40)} ({', '.join(has)})" if has else text.line(host.name, 40)
 

@@ -1,6 +1,6 @@
 """The cluster at a glance, for everyone: what each pool is doing, and what each project has used."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import func
@@ -14,6 +14,7 @@ from broker.allocations.ledger import Balance
 from broker.allocations.pools import Pool
 from broker.allocations.reservations import ReservationView
 from broker.runners import registry
+from broker.runs import attempts, runs
 from broker.runs.runs import Run
 from broker.scheduling import fairshare, snapshot
 from projects.projects import Project
@@ -23,8 +24,9 @@ from projects.projects import Project
 class PoolStatus:
     """What a pool is doing; `left` is what its grants have not given to allocations, in GPU-seconds.
 
-    `queue` is the name of its runner's own queue, which decides when a run starts; empty where Stoa does. A run
-    that has had its GPUs for `preempt_after` seconds can be preempted; 0 for never.
+    `under_way` names the runs and samples on each host. `queue` is the name of its runner's own queue, which decides
+    when a run starts; empty where Stoa does. A run that has had its GPUs for `preempt_after` seconds can be preempted;
+    0 for never.
     """
 
     name: str
@@ -35,6 +37,7 @@ class PoolStatus:
     runner: str
     queue: str
     hosts: Sequence[HostView]
+    under_way: Mapping[str, Sequence[str]]
     price_weight: float
     working: int
     waiting: int
@@ -68,6 +71,7 @@ def status(session: Session) -> Sequence[PoolStatus]:
     gpus = {row.id: row.gpus for row in session.execute(sizes)}
     available = pools.available(session)
     known, reserved = hosts.every(session), reservations.every(session)
+    under_way = {host: [runs.short_name(run) for run in found] for host, found in attempts.under_way(session).items()}
     listed = []
     for pool in pools.every(session):
         held = [row for row in state.held if row.pool_id == pool.id]
@@ -81,6 +85,7 @@ def status(session: Session) -> Sequence[PoolStatus]:
                 runner=pool.runner,
                 queue=registry.named(pool.runner).queue,
                 hosts=hosts.of_pool(known, pool),
+                under_way=under_way,
                 price_weight=pool.price_weight,
                 working=sum(row.open for row in held),
                 waiting=sum(row.pool_id == pool.id for row in state.waiting),

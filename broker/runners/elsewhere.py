@@ -12,8 +12,8 @@ from broker import publications
 from broker import store as stores
 from broker.pieces import CARRIER
 from broker.publications import Publication
-from broker.runners import output
-from broker.runs import folders, preparing, runs
+from broker.runners import output, processes
+from broker.runs import folders, generation, preparing, runs
 from broker.runs.progress import Checkpoint
 from broker.runs.runs import Run, RunKind
 from broker.store import WHOLE, DamagedError, Store, StoreError
@@ -70,9 +70,12 @@ def bring(settings: Settings, db: Database, run: Run, hold: Hold, *, forks: bool
     """Fetch from the store what an attempt reads of other runs, where it is not on this disk: the checkpoint that a
     sample is of, or that a run begins with if it `forks` now, and the data that a run prepared.
 
-    Without `fetch`, wait until it is whole in the store.
+    Without `fetch`, wait until it is whole in the store. Raises NoCheckpointError where a sample's checkpoint is on
+    another host's disk, and there is no store.
     """
     if not settings.store:
+        if run.kind == RunKind.SAMPLE:
+            _see_sampled(settings, db, run)
         return
     with db.read() as session:
         kept = None
@@ -93,6 +96,19 @@ def bring(settings: Settings, db: Database, run: Run, hold: Hold, *, forks: bool
         folders.own(settings, maker, owners[maker])
         attempt = stores.attempt_folder(maker, owners[maker], token)
         _bring(settings, f"{attempt}/{contract.DATA_FOLDER}", settings.data_dir / mark, hold, fetch=fetch)
+
+
+def _see_sampled(settings: Settings, db: Database, sample: Run) -> None:
+    """Raise NoCheckpointError where the checkpoint that a sample is of is not on this disk."""
+    with db.read() as session:
+        kept, place = publications.newest(session, sample.parent_id or 0), generation.place(session, sample)
+    if kept is None or place in ("", processes.host()):
+        return
+    if not folders.on_disk(settings, kept.run_id, kept.folder).is_dir():
+        raise NoCheckpointError(
+            f"the checkpoint of run {sample.parent_id} lies on the disk of “{place}” alone, and the sample was started "
+            f"on “{processes.host()}”"
+        )
 
 
 def _bring(settings: Settings, place: str, target: Path, hold: Hold, *, fetch: bool) -> None:

@@ -5,7 +5,7 @@
 Each attempt has a fencing token, which is valid while the run's row has the same token and the attempt is open.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
@@ -148,6 +148,17 @@ def open_on(session: Session, host: str) -> Sequence[Attempt]:
     """The open attempts of a host, by run."""
     here = (Attempt.host == host, col(Attempt.state).in_(OPEN))
     return session.scalars(select(Attempt).where(*here).order_by(col(Attempt.run_id))).all()
+
+
+def under_way(session: Session) -> Mapping[str, Sequence[Run]]:
+    """The runs with an open attempt on each host, by the host's name."""
+    found: dict[str, list[Run]] = {}
+    query = select(Attempt.host, Run).join(Run, col(Run.id) == Attempt.run_id)
+    for host, run in session.execute(
+        query.where(col(Attempt.state).in_(OPEN), Attempt.host != "").order_by(col(Run.id))
+    ):
+        found.setdefault(host, []).append(run)
+    return found
 
 
 def lost_on(session: Session, host: str, *, since_seconds: float) -> Sequence[Attempt]:

@@ -7,7 +7,8 @@ from broker import publications
 from broker.allocations import allocations, ledger, payers
 from broker.allocations.allocations import Allocation
 from broker.publications import Disk
-from broker.runs import launching, runs
+from broker.runs import folders, launching, runs
+from broker.runs.attempts import Attempt
 from broker.runs.launching import Receipt
 from broker.runs.runs import SAMPLE_TIME_LIMIT, Run, RunKind
 from projects import projects, quotas, rights, text
@@ -50,6 +51,14 @@ def generate_at_end(session: Session, parent: Run) -> None:
     allocation = allocations.load(session, payers.successor(session, parent.allocation_id))
     if payers.is_spendable(allocation) and ledger.account(session, allocation.id).left >= SAMPLE_TIME_LIMIT:
         _queue(session, _sample(parent, f"sample-{parent.id}", allocation, parent.requested_by))
+
+
+def place(session: Session, sample: Run) -> str:
+    """The host that has written the checkpoint which a sample is of, to its own disk; empty where it is not known."""
+    checkpoint = publications.newest(session, sample.parent_id or 0)
+    token = folders.token_of(checkpoint.folder) if checkpoint else None
+    wrote = None if checkpoint is None or token is None else session.get(Attempt, (checkpoint.run_id, token))
+    return wrote.host if wrote else ""
 
 
 def _sample(parent: Run, request_id: str, allocation: Allocation, requested_by: int) -> Run:

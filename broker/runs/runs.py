@@ -207,6 +207,11 @@ def what_it_is(run: Run) -> str:
     return f"Run {run.id} is a sample of run {run.parent_id}"
 
 
+def short_name(run: Run) -> str:
+    """What lists of runs call it, such as “run 7”, “run 8 (a sample of run 7)”."""
+    return f"run {run.id}" + (f" (a sample of run {run.parent_id})" if run.kind == RunKind.SAMPLE else "")
+
+
 def load(session: Session, run_id: int) -> Run:
     """The run's row; raises NotFoundError."""
     run = session.get(Run, run_id)

@@ -139,6 +139,9 @@ def expire(session: Session, attempt: Attempt, *, grace_seconds: float, most: in
     _refund(session, run, lost, reason)
     if run.state == RunState.STOPPING:
         _stop(session, run, not_before=stopped_by)
+    elif run.kind == RunKind.SAMPLE and lost.host:
+        why = f"its host “{lost.host}” was lost; ask for another sample"
+        _end(session, run, RunState.FAILED, EndReason.LEASE_EXPIRED, why)
     else:
         _retry(session, run, EndReason.LEASE_EXPIRED, reason, stopped_by, most)
     return True

@@ -25,10 +25,10 @@ from broker.publishing import disk, publisher
 from broker.reviews import allocation_expiry
 from broker.runners import reaper, registry
 from broker.runners.shim import since_boot
-from broker.runs import attempts, control, runs, settlement
+from broker.runs import attempts, control, generation, runs, settlement
 from broker.runs.attempts import OPEN, Attempt
 from broker.runs.leases import StaleError
-from broker.runs.runs import Run
+from broker.runs.runs import Run, RunKind
 from broker.scheduling import backfill, decisions, host_memory, preemption, snapshot, tasks, usage
 from broker.scheduling.backfill import Decision, Limits, Plan, QueueState
 from broker.scheduling.decisions import Keeper
@@ -257,19 +257,34 @@ class Scheduler:
             named = hosts.named_pools(session)
             queues = {pool.id: tasks.pool_queue(pool.name) for pool in pools.every(session) if pool.id in named}
             places = attempts.last_hosts(session, [run_id for run_id, _ in unpublished], named)
+            sampling = {} if self.settings.store else self._sampling_places(session, unclaimed)
             if self.settings.store:  # any publisher reads from the store what lies on a host that is away
                 there = {host.name for host in hosts.every(session) if not host.is_away}
                 places = {run_id: host for run_id, host in places.items() if host in there}
         try:
             self._notify_takeovers(unsupervised)
             for attempt in unclaimed:
-                tasks.notify_start(attempt.run_id, attempt.token, queues.get(attempt.pool_id, tasks.ANY_POOL))
+                where = sampling.get(attempt.run_id) or queues.get(attempt.pool_id, tasks.ANY_POOL)
+                tasks.notify_start(attempt.run_id, attempt.token, where)
                 with self.db.write() as session:
                     attempts.notified(session, attempt.run_id, attempt.token)
             self._notify_publishers(unpublished, places)
         except (OperationalError, OSError) as error:
             if self.log_again.is_due("queue"):
                 log.warning("the queue could not be reached; trying again", error=str(error))
+
+    @staticmethod
+    def _sampling_places(session: Session, unclaimed: Sequence[Attempt]) -> Mapping[int, str]:
+        """The inbox of the host that has a sample's checkpoint on its disk, where it is there and serves the pool."""
+        found: dict[int, str] = {}
+        samples = [one for one in unclaimed if runs.load(session, one.run_id).kind == RunKind.SAMPLE]
+        known = hosts.every(session) if samples else []
+        for one in samples:
+            host = generation.place(session, runs.load(session, one.run_id))
+            serving = hosts.of_pool(known, session.get_one(Pool, one.pool_id))
+            if any(other.name == host and not (other.is_away or other.is_drained) for other in serving):
+                found[one.run_id] = tasks.inbox(host)
+        return found
 
     def _notify_reapers(self) -> None:
         """Ask a worker of each pool to end its stray jobs, where a job may outlive the lease of its attempt."""

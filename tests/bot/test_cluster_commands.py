@@ -9,7 +9,7 @@ from sqlmodel import col
 from bot import text
 from broker.allocations import hosts, pools
 from broker.allocations.hosts import Host
-from broker.runs import launching
+from broker.runs import attempts, launching, leases
 from broker.runs.launching import Order
 from projects.db.columns import utcnow
 from sandbox.people import Channel
@@ -70,3 +70,9 @@ async def test_the_hosts_of_a_pool_are_shown_with_what_they_have(shared_lab: Sha
     assert status.endswith(
         f"-# on donor-1 (2 × H200, 120 GiB of disk free), ⚠️ donor-2 away since {before:%F %H:%M} UTC"
     )
+
+    run = lab.call(launching.launch, lab.actor("Ada"), "shown", Order(1, "demo", "5m")).run_id
+    token = lab.call(attempts.admit, run, (0,))
+    assert lab.call(leases.claim, run, token, host="donor-1", lease_seconds=60)
+    status = (await grace.command("cluster status")).text
+    assert f"-# on donor-1 (2 × H200, 120 GiB of disk free, run {run}), ⚠️ donor-2 away" in status
