@@ -344,6 +344,10 @@ def test_an_admin_has_one_budget_of_what_posts_to_the_whole_server(lab: Lab) -> 
         period = {"begins": f"{in_days(2)} 09:00", "ends": f"{in_days(3)} 09:00"}
         reservations.add(session, actor, "laptop", project_id=project, gpus="1", reason="A deadline.", **period)
 
+    def ban_and_unban(session: Session, actor: Actor) -> None:
+        bans.ban(session, actor, STRANGER, "Spam.")
+        bans.unban(session, actor, STRANGER.discord_id, "A mistake.")
+
     def do(what: Act) -> None:
         with lab.db.write() as session:
             what(session, omar)
@@ -367,7 +371,7 @@ def test_an_admin_has_one_budget_of_what_posts_to_the_whole_server(lab: Lab) -> 
         lambda s, a: server.choose(s, a, 2, {"record": (400, "record")}),
         *[lambda s, a: reserve(s, a, project)] * 2,
         lambda s, a: reservations.cancel(s, a, 1 + next(cancelled), "Not needed."),
-        lambda s, a: (bans.ban(s, a, STRANGER, "Spam."), bans.unban(s, a, STRANGER.discord_id, "A mistake.")),
+        ban_and_unban,
         lambda s, a: membership.appoint_lead(s, a, project, to=next(leads), reason="They are back."),
     ]
     lab.let("most_admin_acts_a_day", len(every))
