@@ -54,10 +54,10 @@ LAYERS: dict[str, Sequence[Sequence[str]]] = {
         ("projects",),
         ("rights",),
         ("record",),
-        ("bans", "policies"),
+        ("policies",),
         ("quotas",),
         ("lifecycle",),
-        ("findings", "membership", "moderation", "updates"),
+        ("bans", "findings", "membership", "moderation", "updates"),
     ),
     "broker": (
         ("end_reasons", "fence", "lab_store", "store"),
