@@ -227,6 +227,11 @@ def why_not_start(session: Session, name: str, host_id: str | None, facts: Mappi
     return ""
 
 
+def is_drained(session: Session, name: str) -> bool:
+    """Whether a host is drained now."""
+    return session.scalar(select(Host.drained_at).where(Host.name == name)) is not None
+
+
 def known_as(session: Session, host_id: str) -> str | None:
     """The name of the host of this id; None where it was never announced."""
     return session.scalars(select(Host.name).where(Host.id == host_id)).one_or_none()
