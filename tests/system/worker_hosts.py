@@ -100,7 +100,7 @@ class Hosts:
     def close(self) -> None:
         """Leave nothing."""
         for process in self.running.values():
-            process.terminate()
+            process.kill()
         for process in self.running.values():
             process.wait(PATIENCE)
         kill_all(self.home)
