@@ -24,8 +24,10 @@ class Lives:
 
 
 class Census:
-    """Looks five times a second at the processes of the installation in `home`, whose hosts keep their runs in the folders
-    `runs`."""
+    """Looks five times a second at the processes of the installation in `home`, by way of /proc.
+
+    Its hosts keep their runs in the folders `runs`.
+    """
 
     def __init__(self, home: Path, *runs: Path) -> None:
         self.attempts: dict[Attempt, Lives] = {}
