@@ -159,7 +159,7 @@ def _is_another(host: HostView, name: str, host_id: str | None, here: Mapping[st
         return False
     if host_id is not None and host.id == host_id:  # the lock of a home tells whether another worker is at work there
         same_kernel = processes.kernel_boot(host.boot) == processes.kernel_boot(here[hosts.BOOT])
-        return not same_kernel or False
+        return not same_kernel or host.facts.get(hosts.HOME) != here[hosts.HOME]
     if None not in (host.id, host_id):
         return host.name == name
     return host.name == name and host.boot != here[hosts.BOOT]
