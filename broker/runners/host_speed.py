@@ -32,7 +32,9 @@ def measure(home: Path, gpus: Sequence[Mapping[str, Any]], torch: str) -> Mappin
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     command = [sys.executable, "-m", "trainer.speed"]
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, timeout=LONGEST_SECONDS, check=True)
+        done = subprocess.run(
+            command, env=environment, cwd=home, capture_output=True, timeout=LONGEST_SECONDS, check=True
+        )
         speeds = dict(json.loads(done.stdout))
         (home / SPEEDS_FILE).write_text(json.dumps({"measured_on": _measured_on(gpus, torch), "speeds": speeds}))
     except (OSError, ValueError, TypeError, subprocess.SubprocessError) as error:
