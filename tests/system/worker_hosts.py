@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
 from broker.runs.attempts import Attempt
 from cli.services import environment
 from projects.db.database import Database
@@ -90,12 +92,15 @@ class Hosts:
         return self.lab.run(run).step == step
 
     def kill(self, host: str) -> None:
-        """End all that runs on a host at once."""
+        """End all that runs on a host at once; jobs of an engine, which run elsewhere, go on."""
         for key in [key for key in self.running if key[0] == host]:
             process = self.running.pop(key)
+            first = psutil.Process(process.pid).children() if self.in_containers and host != LAB else []
             process.kill()
             process.wait(PATIENCE)
-        kill_all(self.home / host)
+            psutil.wait_procs(first, PATIENCE)  # with it, the kernel ends all of the container
+        if not self.in_containers:
+            kill_all(self.home / host)
 
     def close(self) -> None:
         """Leave nothing."""
