@@ -2,7 +2,8 @@
 
 Each host is a container (UTS and PID namespaces) with a home of its own; all of its processes end at once, and some
 moments later its worker starts afresh. They share a PostgreSQL and a Valkey over TCP. `python -m
-tests.system.chaos_hosts` plays it; `STOA_CHAOS_SEED` makes it the same again.
+tests.system.chaos_hosts` plays it; `STOA_CHAOS_RUNS`, `STOA_CHAOS_FAULTS` and `STOA_CHAOS_SEED` make it smaller, or the
+same again.
 """
 
 import os
@@ -29,8 +30,7 @@ from tests.system.chaos import LEADS, MOST_ATTEMPTS, STANDIN, STANDIN_SEED, left
 from tests.system.worker_hosts import LAB, Hosts, kill_all
 
 NAMES = ("one", "two")
-RUNS = 20
-FAULTS = 24
+RUNS, FAULTS = (int(os.environ.get(f"STOA_CHAOS_{name}") or most) for name, most in (("RUNS", 20), ("FAULTS", 24)))
 GPUS = 2
 LEASE = 12.0
 GRACE = 6.0
