@@ -67,7 +67,7 @@ class Store:
 
     def write(self, name: str, data: bytes) -> None:
         """Put an object there, in the place of an earlier one of that name."""
-        with _telling("write", name), self._writing(name) as out:
+        with self.writing(name) as out:
             out.write(data)
 
     def read(self, name: str) -> bytes | None:
@@ -166,7 +166,7 @@ class Store:
     def _send(self, path: Path, name: str) -> Mapping[str, Any]:
         """Put a file there; its description."""
         digest, size = hashlib.sha256(), 0
-        with path.open("rb") as file, _telling("write", name), self._writing(name) as out:
+        with path.open("rb") as file, self.writing(name) as out:
             while block := file.read(BLOCK):
                 digest.update(block)
                 out.write(block)
@@ -177,7 +177,7 @@ class Store:
         digest = hashlib.sha256()
         partial = path.with_name(f".{path.name}.{os.getpid()}")
         with partial.open("wb") as out:
-            for block in self._blocks(name):
+            for block in self.blocks(name):
                 digest.update(block)
                 out.write(block)
         if digest.hexdigest() != sha256:
@@ -185,7 +185,8 @@ class Store:
             raise DamagedError(f"The store has other bytes as {name} than were put there.")
         partial.replace(path)
 
-    def _blocks(self, name: str) -> Iterator[bytes]:
+    def blocks(self, name: str) -> Iterator[bytes]:
+        """The content of an object, block by block; raises DamagedError where there is none."""
         try:
             with _telling("read", name), self._fs.open(self._path(name), "rb") as stream:
                 while block := stream.read(BLOCK):
@@ -207,8 +208,13 @@ class Store:
         return None
 
     @contextmanager
-    def _writing(self, name: str) -> Iterator[Any]:
+    def writing(self, name: str) -> Iterator[Any]:
         """A stream for the content of an object, which is there once the context has ended well."""
+        with _telling("write", name), self._stream(name) as out:
+            yield out
+
+    @contextmanager
+    def _stream(self, name: str) -> Iterator[Any]:
         if not self._is_local:
             with self._fs.open(self._path(name), "wb") as out:
                 yield out
@@ -278,6 +284,10 @@ def _opened(settings: Settings) -> "tuple[AbstractFileSystem, str]":
         from pyarrow.fs import GcsFileSystem
 
         return ArrowFSWrapper(GcsFileSystem(), skip_instance_cache=True), place
+    if scheme in ("https", "http"):
+        from broker.lab_store import LabFiles
+
+        return LabFiles(settings.store, secret), ""
     import fsspec
 
     known: dict[str, dict[str, Any]] = {"file": {"auto_mkdir": True}, "hf": {"token": secret or None}}

@@ -119,9 +119,9 @@ def _run_postgres(program: str, settings: Settings, *options: str) -> None:
     environment = os.environ | ({} if password is None else {"PGPASSWORD": str(password)})
     shown = url.set(password="").difference_update_query(["password"])
     named = f"--dbname={shown.render_as_string(hide_password=False)}"
-    done = subprocess.run([found, named, *options], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run([found, named, *options], env=environment, capture_output=True, check=False)
     if done.returncode != 0:
-        said = done.stderr.strip().splitlines()
+        said = done.stderr.decode(errors="replace").strip().splitlines()
         raise BackupError(f"{program} failed: {said[-1] if said else f'status {done.returncode}'}")
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli import admin, corpora, hosts, reservations, shares
+from cli import admin, corpora, hosts, machines, reservations, shares
 from cli.admin import Number, database, refuse, refusing, settings
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pret
 app.add_typer(admin.app)
 app.add_typer(corpora.app, name="corpus")
 app.add_typer(hosts.app, name="host")
+app.add_typer(machines.app, name="machine")
+app.command()(machines.donate)
 app.add_typer(reservations.app, name="reservation")
 app.add_typer(shares.app, name="share")
 workers = typer.Typer(help="The worker of this host, and which hosts start runs.")

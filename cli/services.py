@@ -29,6 +29,7 @@ SECRETS: Mapping[str, frozenset[str]] = {
     "worker": frozenset({"database_url", "redis_url", *STORE}),
     "publisher": frozenset({"hub_token", "database_url", "redis_url", *STORE}),
     "scheduler": frozenset({"database_url", "redis_url", *STORE}),
+    "machine": frozenset({"database_url", *STORE}),
 }
 START_SECONDS = 300.0
 STOP_SECONDS = 60.0

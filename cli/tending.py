@@ -44,9 +44,11 @@ class Tending:
         self.parts = parts
         self.settings = settings
         self.say = say
+        serves = bool(settings.machines_address)
         self.tended: Sequence[Tended] = [
             *([] if settings.redis_url else [Tended("valkey", partial(parts.launch_valkey, settings))]),
             *(Tended(name, partial(parts.launch_stoa, settings, name)) for name in PARTS),
+            *([Tended("machine", partial(parts.launch_stoa, settings, "machine", "serve"))] if serves else []),
         ]
         self.all_up = False
 

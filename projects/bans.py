@@ -3,7 +3,7 @@
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
-from projects import people, rights, text
+from projects import people, quotas, rights, text
 from projects.errors import ConflictError, NotFoundError
 from projects.people import Actor, Person
 from projects.projects import ENDED, Project
@@ -36,7 +36,7 @@ def unban(session: Session, actor: Actor | None, discord_id: int, reason: str) -
     """Lift a person's ban, in public and for a reason; an `actor` of None is the operator.
 
     Raises ForbiddenError unless the actor is an admin, NotFoundError for an unknown Discord id, and ConflictError where
-    the person is not banned.
+    the person is not banned, or the admin's budget is used up.
     """
     rights.require_admin(actor, Act.BAN)
     because = text.prose("The reason", reason, most=text.USUAL)
@@ -45,6 +45,9 @@ def unban(session: Session, actor: Actor | None, discord_id: int, reason: str) -
         raise NotFoundError(f"Nobody with the Discord id {discord_id} has done anything here.")
     if person.banned is None:
         raise ConflictError(f"{person.name} is not banned.")
+    quotas.check_admin(
+        session, actor
+    )  # a ban has no budget, but each takes another person, or one whose ban was lifted
     by = people.author(session, actor)
     person.banned = None
     session.flush()

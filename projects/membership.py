@@ -129,6 +129,7 @@ def appoint_lead(session: Session, actor: Actor | None, project_id: int, *, to: 
     project = _open(session, project_id)
     because = text.prose("The reason", reason, most=text.USUAL)
     person, membership = _appointable(session, actor, project, to)
+    quotas.check_admin(session, actor)
     by, before = people.author(session, actor), session.get_one(Person, project.lead_id)
     project.lead_id, membership.role = person.id, ProjectRole.CONTRIBUTOR
     session.execute(delete(LeadOffer).where(col(LeadOffer.project_id) == project_id))

@@ -86,10 +86,12 @@ QUOTAS: Mapping[QuotaKind, Quota] = {
     ),
     QuotaKind.ADMIN: Quota(
         "most_admin_acts_a_day",
-        "make {most} changes of pools, grants, shares, policies, the catalogue and the server's setup",
+        "make {most} changes of pools, grants, shares, reservations, leads, lifted bans, policies, the catalogue and "
+        "the server's setup",
         (
             *("pool.added", "pool.changed", "grant.added", "grant.changed", "policy.changed", "server.set_up"),
             *("catalogue.accepted", "catalogue.declined", "catalogue.retired", "share.set", "share.set_aside"),
+            *("reservation.added", "reservation.cancelled", "project.lead_appointed", "person.unbanned"),
         ),
     ),
 }

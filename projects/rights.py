@@ -89,6 +89,14 @@ def require_admin(actor: Actor | None, act: Act) -> None:
         raise ForbiddenError(f"Only the admins can {act}; who manages the server gives their role.")
 
 
+def require_outsider(session: Session, actor: Actor | None, project: Project, does: str) -> None:
+    """Raise ForbiddenError where an admin acts for a project that they are in; an `actor` of None is the operator."""
+    person = None if actor is None else people.find(session, actor)
+    membership = None if person is None else session.get(Membership, (project.id, person.id))
+    if membership is not None and membership.role != ProjectRole.FOLLOWER:
+        raise ForbiddenError(f"Nobody {does} their own project; another admin can.")
+
+
 def refusal(act: Act, *, project: str, lead: Person, newcomer: bool = False) -> str:
     """The sentence that refuses an act in a project to somebody without a role for it."""
     match MAY[act]:

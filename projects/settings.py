@@ -25,6 +25,7 @@ SCHEMES = {
 """How the addresses among the settings may begin."""
 STORES = ("s3", "gs", "hf", "file")
 """The object stores that come with Stoa; others are those that fsspec knows and that are installed."""
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 SECRET = frozenset({"discord_token", "hub_token", "database_url", "redis_url", "store_key", "store_secret"})
 """Settings that are or may hold secrets: no message shows them, and each process is given only those that it needs."""
 
@@ -87,6 +88,15 @@ class Settings(BaseSettings):
     store_key: SecretStr = Field(SecretStr(""), description="The store's access key.")
     store_secret: SecretStr = Field(SecretStr(""), description="The store's secret key; of hf:// the token.")
 
+    machines_address: str = Field(
+        "",
+        description="Where the API for donated machines listens, such as 127.0.0.1:8440; there is none when not set.",
+    )
+    machines_certificate: str = Field(
+        "", description="The API's TLS certificate, a file; without one it is loopback's."
+    )
+    machines_key: str = Field("", description="The file with the key of that certificate.")
+
     min_people: int = Field(2, ge=1, le=1_000, description="People a project needs before it gets its own channel.")
     lease_seconds: float = Field(
         30, gt=0, le=86_400, description="How long a supervisor, publisher or sender owns its work unrenewed."
@@ -146,6 +156,20 @@ class Settings(BaseSettings):
         if scheme == "file" and not place.startswith("/"):
             raise ValueError("must name a folder by its whole path, as file:///srv/store does")
         return value.rstrip("/")
+
+    @model_validator(mode="after")
+    def _machines_are_heard_in_private(self) -> "Settings":
+        """Raise ValueError where the API for donated machines would send secrets in the clear, or cannot listen."""
+        if not self.machines_address:
+            return self
+        place = re.fullmatch(r"([\w.:-]+|\[[0-9a-f:]+\]):([0-9]{1,5})", self.machines_address, re.ASCII)
+        if place is None or not 0 < int(place[2]) < 65_536:
+            raise ValueError("STOA_MACHINES_ADDRESS must be like 127.0.0.1:8440")
+        if bool(self.machines_certificate) != bool(self.machines_key):
+            raise ValueError("STOA_MACHINES_CERTIFICATE and STOA_MACHINES_KEY go together: set both, or neither")
+        if not self.machines_certificate and place[1] not in LOOPBACK:
+            raise ValueError("STOA_MACHINES_ADDRESS must be on 127.0.0.1 unless STOA_MACHINES_CERTIFICATE is set")
+        return self
 
     @model_validator(mode="after")
     def _absolute_home(self) -> "Settings":
@@ -212,6 +236,8 @@ def _sentence(error: ErrorDetails) -> str:
     """What is wrong with a setting, without the value of one that is a secret."""
     name = str(error["loc"][0]) if error["loc"] else "STOA_"
     must = error["msg"].removeprefix("Value error, ").replace("Input should", "must", 1).partition(", unable")[0]
+    if not error["loc"] and must.startswith("STOA_"):
+        return must
     if error["type"] == "int_parsing_size":
         must = "must be a valid integer"
     elif name == "host_name":

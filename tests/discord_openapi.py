@@ -271,6 +271,8 @@ def _strings_for_ids(body: Any) -> Any:
                 holder["permissions"] = int(holder["permissions"])
             if isinstance(holder.get("parent_id"), int):
                 holder["parent_id"] = str(holder["parent_id"])
+            if isinstance(holder.get("sticker_ids"), list):
+                holder["sticker_ids"] = [str(item) for item in holder["sticker_ids"]]
             mentions = holder.get("allowed_mentions") or {}
             mentions.update(
                 {key: [str(item) for item in mentions[key] or []] for key in ("users", "roles") if key in mentions}

@@ -26,6 +26,7 @@ BELOW = {
     "project_shares": "projects",
     "allocation_changes": "allocations",
     "corpora": "pools",
+    "machines": "pools",
     "reservations": "pools",
     "host_pools": "hosts",
     "attempts": "runs",

@@ -27,8 +27,9 @@ SERVERS = ("master", "volume", "filer", "s3")
 class Seaweed:
     """The running server, and what a test does to it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
         self.folder = folder
+        self.options = options
         self.ports = free_ports(2 * len(SERVERS))
         may_read = {"accessKey": READER, "secretKey": READERS_SECRET}
         identities = [
@@ -60,6 +61,7 @@ class Seaweed:
                     *(str(weed()), "server", "-dir", str(self.folder), "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer"),
                     *("-s3", "-s3.config", str(self.folder / "s3.json"), "-s3.port.iceberg=0", "-s3.port.lance=0"),
                     *("-master.telemetry=false", "-volume.max=200", "-master.volumeSizeLimitMB=1024", *options),
+                    *self.options,
                 ],
                 cwd=self.folder,
                 env={"HOME": str(self.folder)},
@@ -106,10 +108,10 @@ def weed() -> Path:
 
 
 @contextmanager
-def server() -> Iterator[Seaweed]:
-    """An S3 server with an empty bucket `lab`."""
+def server(*options: str) -> Iterator[Seaweed]:
+    """An S3 server with an empty bucket `lab`, which is given further options of its own."""
     folder = Path(tempfile.mkdtemp(prefix="stoa-seaweed-"))
-    seaweed = Seaweed(folder)
+    seaweed = Seaweed(folder, *options)
     try:
         yield seaweed
     finally:

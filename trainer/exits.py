@@ -56,13 +56,24 @@ def one_sentence(interrupts: bool = True) -> Iterator[None]:
     try:
         with interruptible() if interrupts else contextlib.nullcontext():
             yield
+            sys.stdout.flush()
     except (typer.Exit, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # the panics of libraries in Rust are no Exception
         outcome = outcome_of(error)
+        _end_output()
         if outcome.reason:
             fail(outcome.status, outcome.reason)
         raise typer.Exit(outcome.status) from None
+
+
+def _end_output() -> None:
+    """Let go of a standard output that takes no more, such as one on a full disk: Python would try again at its end,
+    and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def outcome_of(error: BaseException) -> Outcome:

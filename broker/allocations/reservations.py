@@ -78,15 +78,16 @@ def add(
 ) -> ReservationView:
     """Reserve GPUs of a pool for a project, from and until moments as `text.moment` reads them.
 
-    `actor` None is the operator. Raises ForbiddenError for all but admins, NotFoundError for an unknown pool or
-    project, InvalidError, and ConflictError where other reservations leave too few GPUs, or where the pool's runner has
-    a queue of its own.
+    `actor` None is the operator. Raises ForbiddenError for all but admins who are not in the project, NotFoundError for
+    an unknown pool or project, InvalidError, and ConflictError where other reservations leave too few GPUs, or where
+    the pool's runner has a queue of its own.
     """
     rights.require_admin(actor, Act.MANAGE_COMPUTE)
     because = text.prose("The reason", reason, most=text.USUAL)
     begins_at, ends_at = text.moment(begins), text.moment(ends)
     _check_period(begins_at, ends_at)
     project = projects.load(session, project_id)
+    rights.require_outsider(session, actor, project, "reserves GPUs for")
     if project.stage in ENDED:
         raise ConflictError(f"P{project_id} is {project.stage}; nothing is reserved for it.")
     row = pools.named(session, pool)

@@ -41,13 +41,14 @@ class ShareView:
 def set_share(session: Session, actor: Actor | None, project_id: int, value: str, reason: str) -> float:
     """Set a project's share to what was typed, in public, and return it. `actor` None is the operator.
 
-    Raises ForbiddenError for all but admins, NotFoundError for an unknown project, InvalidError for what is no share,
-    and ConflictError where the project has that share already.
+    Raises ForbiddenError for all but admins who are not in the project, NotFoundError for an unknown project,
+    InvalidError for what is no share, and ConflictError where the project has that share already.
     """
     rights.require_admin(actor, Act.SET_SHARES)
     because = text.prose("The reason", reason, most=text.USUAL)
     share = _parsed(value)
     project = projects.lock(session, project_id)
+    rights.require_outsider(session, actor, project, "sets the share of")
     row = session.get(ProjectShare, project.id, populate_existing=True)
     was = USUAL if row is None else row.share
     if share == was:

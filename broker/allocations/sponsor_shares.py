@@ -80,7 +80,7 @@ def set_aside(
     if len(wanted) > MOST_PROJECTS:
         raise InvalidError(f"A sponsor has at most {MOST_PROJECTS} projects of its own; {len(wanted)} are too many.")
     for project_id in wanted:
-        projects.lock(session, project_id)
+        rights.require_outsider(session, actor, projects.lock(session, project_id), "sets anything aside for")
     # Two who set shares at once take turns, as those who admit runs do.
     session.execute(select(Pool.id).order_by(col(Pool.id)).with_for_update(key_share=True)).all()
     before = {one.sponsor: one for one in listed(session)}

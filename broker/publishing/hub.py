@@ -113,11 +113,14 @@ class Hub:
 
     def read(self, repo: str, branch: str, name: str) -> str | None:
         """The text of a file on a branch; None where somebody has removed it, or all of the repository. Raises
-        HubError."""
+        HubError.
+
+        Somebody may have edited it there: bytes that are no UTF-8 are replaced by U+FFFD.
+        """
         try:
             with TemporaryDirectory() as folder:
                 path = self.api.hf_hub_download(repo, name, revision=branch, local_dir=folder)
-                return Path(path).read_text(encoding="utf-8")
+                return Path(path).read_text(encoding="utf-8", errors="replace")
         except FAILURES as error:
             if isinstance(error, HfHubHTTPError) and getattr(error.response, "status_code", None) == MISSING:
                 return None

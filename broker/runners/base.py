@@ -1,8 +1,7 @@
 """What a runner is: it starts trainers somewhere, knows them again, and ends them.
 
-`local`, `slurm` and `kubernetes` are three; docs/how-to-add-a-runner.md says how to write another. A runner knows no
-database: what
-it may know of an attempt is in its `JobSpec` and its folder.
+`local`, `slurm`, `kubernetes` and `donated` are four; docs/how-to-add-a-runner.md says how to write another. A runner
+knows no database: what it may know of an attempt is in its `JobSpec` and its folder.
 """
 
 import re
@@ -19,6 +18,10 @@ from projects.errors import InvalidError
 
 PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR", "OMP_WAIT_POLICY")
 """Names of the environment variables that a trainer is given; none of them holds a secret."""
+SIGNAL_SECONDS = 60
+"""What a pod, which sees no disk of the lab, gets beyond the time limit and the grace: Stoa's own limit comes first."""
+PORT = 29_500
+"""At which the pod of index 0 listens for the others; each pod has an address of its own."""
 
 
 class UnavailableError(Exception):
@@ -54,7 +57,7 @@ class JobSpec:
     `seconds` is the time limit, `grace_seconds` the time to stop, `lease_seconds` how long the trainer may run on
     without a renewal. `memory` is the most bytes for each process of the trainer, None for no bound; a runner that
     starts processes itself holds them to it. `store_folder` is the attempt's folder in the object store, empty where
-    there is no store.
+    there is no store. `pool` is the pool's name.
     """
 
     gpus: int = 1
@@ -64,6 +67,7 @@ class JobSpec:
     lease_seconds: float = 60.0
     memory: int | None = None
     store_folder: str = ""
+    pool: str = ""
     options: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -116,6 +120,8 @@ class Runner(ABC):
     """Whether only the host of a trainer can end it; else, a new attempt's runner ends the earlier ones first."""
     several_nodes: ClassVar[bool] = False
     """Whether one run of its pools may have several nodes."""
+    lent: ClassVar[bool] = False
+    """Whether machines that others lend take its runs, each by a token of its own."""
     fills_store: ClassVar[bool] = False
     """Whether it puts what a trainer writes, and checkpoints before they are told, into the store by itself."""
     pool_options: ClassVar[Sequence[PoolOption]] = ()

@@ -38,7 +38,8 @@ def visible(devices: str) -> dict[str, str]:
 
 
 def _said(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    done = subprocess.run(command, capture_output=True, timeout=60, check=True)
+    return done.stdout.decode(errors="replace")
 
 
 def _nvidia_smi() -> HostGpus:

@@ -1,45 +1,30 @@
-"""The runner `kubernetes`: trainers as Indexed Jobs, a pod for each node, whose disks nobody else sees.
+"""The runner `kubernetes`: trainers as Indexed Jobs, a pod for each node (see `pod_runner`).
 
-All that passes between a supervisor and its pods lies in the object store, below the attempt's own folder: what to do
-(`task.json`), what the trainer writes (logs, metrics, `checkpoints/`), and how it has ended (`outcome.json`), for a
-deleted pod keeps no exit status. The API server may be away for a while at any moment: what was asked of it is asked
-again.
+A deleted pod keeps no exit status; the attempt's outcome in the store does.
 """
 
-import json
-import math
 import signal
-import threading
 import time
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import structlog
 
-from broker import pieces
 from broker.end_reasons import EndReason
 from broker.runners import kubernetes_manifest as manifest
-from broker.runners.base import Check, Job, JobSpec, PoolOption, Runner, UnavailableError
+from broker.runners.base import Check, Job, JobSpec, PoolOption, UnavailableError
 from broker.runners.kubernetes_api import Cluster, RefusedError, began, ended, finished, is_overdue, why_lost, why_waits
+from broker.runners.pod_runner import SHORTEST_SECONDS, PodRunner, pid_of, store_settings
 from broker.runners.processes import Process
-from trainer import contract
 from trainer.contract import Status
-
-if TYPE_CHECKING:  # the store and the settings import what the command line need not wait for
-    from broker.store import Store
-    from projects.settings import Settings
 
 MARK = "kubernetes-job"
 BOOT = "kubernetes"  # instead of a boot id: the pid is made from the Job's uid, and is not that of a process
-RENEWALS_A_LEASE = 6  # the API server is asked as often as a supervisor renews
-SHORTEST_SECONDS = 2.0
 CHECK_SECONDS = 10.0
-GONE_SECONDS = 90.0
-GROWING = (contract.LOG_FILE, contract.METRICS_FILE, contract.EVENTS_FILE)
 PODS_ENDED = frozenset({"Succeeded", "Failed"})
 NEVER_STARTS = frozenset({"InvalidImageName", "ErrImageNeverPull"})
 """Kubernetes' reasons for which a container waits for ever."""
@@ -49,13 +34,12 @@ NAME = r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?"
 log = structlog.get_logger()
 
 
-class KubernetesRunner(Runner):
+class KubernetesRunner(PodRunner):
     """The trainer as an Indexed Job; see the module."""
 
     name = "kubernetes"
     queue = "Kubernetes"
     several_nodes = True
-    fills_store = True
     environment = ("KUBECONFIG", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT")
     pool_options = (
         PoolOption(
@@ -145,68 +129,12 @@ class KubernetesRunner(Runner):
         super().__init__(spec)
         self.uid = ""
         self.waiting = "it is being submitted to Kubernetes"
-        self._every = spec.lease_seconds / RENEWALS_A_LEASE
-        self._patience = max(SHORTEST_SECONDS, self._every * 2)
         self._cluster = Cluster(spec.options, self._patience)
-        self._store: Store | None = None
-        self._folder = Path()
-        self._command: Sequence[str] = ()
-        self._asked_at = -math.inf
-        self._known_pid = 0
-        self._ran = 0.0
-        self._runs_since: float | None = None
-        self._status: int | None = None
-        self._lost_for: tuple[EndReason, str] | None = None
-        self._has_service = False
-        self._to_stop = self._told_to_stop = self._to_kill = False
-        self._lock = threading.RLock()  # re-entrant: a signal handler of the main thread may stop what it just polls
-        self._asker: threading.Thread | None = None
-
-    def start(self, command: Sequence[str], folder: Path, devices: str) -> Process:
-        """Create the Job of `command`, or find the one of `folder` that is there. Kubernetes assigns the devices."""
-        self._command, self._folder = command, folder
-        self.poll()
-        return self.process()
-
-    def adopt(self, process: Process, folder: Path, waiting: str = "") -> None:
-        """See `Runner`; the Job is known by its name and uid, and no other is ever created instead."""
-        self._known_pid, self._folder, self.waiting = process.pid, folder, waiting
-        self.poll()
+        self._told_to_stop = self._has_service = False
 
     def process(self) -> Process:
         """A number made from the Job's uid instead of a pid; 0 until there is a Job."""
-        return Process(BOOT, BOOT, _pid(self.uid) if self.uid else self._known_pid, 0)
-
-    def poll(self) -> int | None:
-        """The exit status, as of the last time that the cluster was asked; None while the Job waits or runs."""
-        self._ask_beside()
-        return self._status
-
-    def seconds(self) -> float:
-        """How long all pods have run by the cluster's clocks, to the second; 0 while one of them waits."""
-        since = self._runs_since
-        return self._ran + (0.0 if since is None else time.monotonic() - since)
-
-    def renew(self, seconds: float) -> None:
-        """See `Runner`. Kubernetes knows no lease: the pods end at their deadline, or the reaper deletes the Job."""
-
-    def stop(self) -> None:
-        """Delete the Job: its pods are asked for a checkpoint, and have their grace to send it to the store."""
-        self._to_stop = True
-        self._ask_beside(now=True)
-
-    def kill(self) -> None:
-        """End all pods at once, and wait until they are gone."""
-        self._to_stop = self._to_kill = True
-        begun = bool(self.uid or self._known_pid or self._command)
-        if begun:
-            self._ask_beside(now=True)
-        until = time.monotonic() + GONE_SECONDS
-        while begun and self.poll() is None:
-            if time.monotonic() > until:
-                log.error("a Job is still not gone; look at its pods and their nodes", job=self._job_name())
-                return
-            time.sleep(0.1)
+        return Process(BOOT, BOOT, pid_of(self.uid) if self.uid else self._known_pid, 0)
 
     @classmethod
     def can_adopt(cls, process: Process) -> bool:
@@ -217,7 +145,7 @@ class KubernetesRunner(Runner):
     def check(cls, options: Mapping[str, str]) -> Check:
         """Whether there is a store, and whether the pool's cluster answers."""
         advice = "Set KUBECONFIG to the cluster's file, or give the pool its own with --kubeconfig."
-        if not _settings().store:
+        if not store_settings().store:
             return Check("there is no object store", "Set STOA_STORE: pods have no disk that a lab could read.")
         try:
             version = Cluster(options, CHECK_SECONDS).version()
@@ -237,42 +165,17 @@ class KubernetesRunner(Runner):
         """Delete a Job, whose pods have their grace; raises UnavailableError."""
         Cluster(options, SHORTEST_SECONDS).end(job.id)
 
-    def _ask_beside(self, *, now: bool = False) -> None:
-        """Ask, if it is time to, in a thread that is waited for as long as an answer should take and no longer.
-
-        A store or an API server that hangs holds up no renewal of the lease.
-        """
-        with self._lock:
-            if self._asker is None or not self._asker.is_alive():
-                late = time.monotonic() - self._asked_at >= self._every
-                if self._status is not None or not (now or late):
-                    return
-                self._asked_at = time.monotonic()
-                self._asker = threading.Thread(target=self._ask, daemon=True)
-                self._asker.start()
-            asker = self._asker
-        asker.join(max(0.0, self._asked_at + self._patience - time.monotonic()))
-
-    def _ask(self) -> None:
-        """Do what is due: create the Job, pass the stop on, look how it does."""
-        from broker.store import StoreError
-
-        try:
-            if not self.uid and not self._known_pid:
-                self.uid = self._submit()
-            if (self.uid or self._known_pid) and self._status is None:
-                if self._to_kill:
-                    self._cluster.end(self._job_name(), at_once=True)
-                elif self._to_stop and not self._told_to_stop:
-                    self._cluster.end(self._job_name())
-                    self._told_to_stop = True
-                self._look()
-        except (UnavailableError, StoreError, OSError) as away:
-            if self.waiting:
-                self.waiting = str(away)
-            log.warning("Kubernetes or the store could not be asked; trying again", why=str(away))
-        except Exception as error:
-            log.error("the job could not be looked after; trying again", exc_info=error)
+    def ask(self) -> None:
+        """Create the Job, pass the stop on, look how it does."""
+        if not self.uid and not self._known_pid:
+            self.uid = self._submit()
+        if (self.uid or self._known_pid) and self._status is None:
+            if self._to_kill:
+                self._cluster.end(self._job_name(), at_once=True)
+            elif self._to_stop and not self._told_to_stop:
+                self._cluster.end(self._job_name())
+                self._told_to_stop = True
+            self._look()
 
     def _submit(self) -> str:
         """The uid of this folder's Job; empty where it must wait to be created, or never will be.
@@ -280,9 +183,6 @@ class KubernetesRunner(Runner):
         It may be there already: a supervisor, or the answer to its creation, may have been lost. Earlier Jobs of the
         run must be gone.
         """
-        from broker.runners import kubernetes_task
-        from broker.runners.kubernetes_task import TASK_FILE
-
         if not self.spec.store_folder:
             self._end(Status.REFUSED, "pods have no disk that the lab can read; set STOA_STORE to an object store")
             return ""
@@ -302,10 +202,7 @@ class KubernetesRunner(Runner):
         if earlier:
             self.waiting = "an earlier job of the run is still ending"
             return ""
-        self._open_store().write(
-            f"{self.spec.store_folder}/{TASK_FILE}",
-            kubernetes_task.of(self.spec, self._command, self._folder),
-        )
+        self._write_task()
         body = manifest.job(self.spec, self._job_name(), self._labels(), _store_address())
         try:
             return self._marked(self._cluster.create_job(body))
@@ -323,12 +220,12 @@ class KubernetesRunner(Runner):
     def _look(self) -> None:
         """Read how the Job does, and what its trainer has written."""
         job, now = self._cluster.job(self._job_name())
-        if job is not None and not self.uid and _pid(str(job.metadata.uid)) == self._known_pid:
+        if job is not None and not self.uid and pid_of(str(job.metadata.uid)) == self._known_pid:
             self.uid = str(job.metadata.uid)
         ours = job is not None and str(job.metadata.uid) == self.uid
         pods = self._cluster.pods(self._job_name(), self.uid)
         said = self._read_outcome()
-        pieces.fetch(self._open_store(), self.spec.store_folder, GROWING, self._folder)
+        self._fetch()
         if not ours:
             # Whoever has deleted the Job may have left its pods to end in their time.
             if all(pod.status.phase in PODS_ENDED for pod in pods):
@@ -399,72 +296,30 @@ class KubernetesRunner(Runner):
         )
         self._end_for(reason, sentence, said)
 
-    def _end_for(self, reason: EndReason, sentence: str, said: int | None) -> None:
-        """End as the outcome says. The reason and the sentence are those of an end that the trainer did not choose."""
-        chosen = said is not None and (said != Status.STOPPED or self._to_stop)
-        if not chosen:
-            self.end_reason = reason
-        self._end(Status.FAILED if said is None else said, "" if chosen else sentence)
-
-    def _read_outcome(self) -> int | None:
-        """The status of the outcome in the store, which is then in the folder too; None where there is none yet."""
-        store = self._open_store()
-        data = store.read(f"{self.spec.store_folder}/{contract.OUTCOME_FILE}")
-        with suppress(ValueError, RecursionError, TypeError, KeyError):
-            status = int(json.loads(data or b"null")["status"])
-            if sample := store.read(f"{self.spec.store_folder}/{contract.SAMPLE_FILE}"):
-                (self._folder / contract.SAMPLE_FILE).write_bytes(sample)
-            (self._folder / contract.OUTCOME_FILE).write_bytes(data or b"")
-            return status
-        return None
-
     def _serve(self) -> None:
         """See that the Service is there which gives the pods their names."""
         if not self._has_service:
             self._cluster.create_service(manifest.service(self._job_name(), self._labels(), self.uid))
             self._has_service = True
 
-    def _end(self, status: int, sentence: str) -> None:
-        self._status, self.ended, self._runs_since = status, sentence, None
-
-    def _open_store(self) -> "Store":
-        from broker.store import Store
-
-        self._store = self._store or Store(_settings())
-        return self._store
-
     def _labels(self) -> dict[str, Any]:
-        return manifest.labels(_installation(), int(self._folder.parent.name), self._token())
+        return manifest.labels(_installation(), self._run(), self._token())
 
     def _job_name(self) -> str:
         """The Job's name: `stoa-INSTALLATION-RUN-TOKEN`."""
-        return f"stoa-{_installation()}-{self._folder.parent.name}-{self._token()}"
-
-    def _token(self) -> int:
-        return int(self._folder.name.rpartition("-")[2])
-
-
-def _settings() -> "Settings":
-    from projects.settings import get_settings
-
-    return get_settings()
+        return f"stoa-{_installation()}-{self._run()}-{self._token()}"
 
 
 def _installation() -> str:
     """What tells this lab's jobs from those of another lab: its store, which no two labs share."""
-    return f"{zlib.crc32(_settings().store.encode()):08x}"
+    return f"{zlib.crc32(store_settings().store.encode()):08x}"
 
 
 def _store_address() -> dict[str, str]:
     """The variables that lead a pod to the store, without its keys."""
-    settings = _settings()
+    settings = store_settings()
     found = {"STOA_STORE": settings.store, "STOA_STORE_ENDPOINT": settings.store_endpoint}
     return {"STOA_ENV_FILE": "", **{name: value for name, value in found.items() if value}}
-
-
-def _pid(uid: str) -> int:
-    """A number that stands for a Job's uid in the place of a pid; never 0."""
-    return zlib.crc32(uid.encode()) & 0x7FFFFFFF | 1
 
 
 def _token(job: Any) -> int:

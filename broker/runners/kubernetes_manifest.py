@@ -1,14 +1,14 @@
 """The manifests of an attempt on Kubernetes: an Indexed Job with a pod for each node, and a headless Service.
 
 They hold no secret and nothing that a member typed: what the trainer is to do lies in the store, in the attempt's own
-folder, where `broker/runners/kubernetes_pod.py` reads it.
+folder, where `broker/runners/pod.py` reads it.
 """
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
-from broker.runners.base import JobSpec
+from broker.runners.base import PORT, SIGNAL_SECONDS, JobSpec
 
 Json = dict[str, Any]
 
@@ -21,10 +21,6 @@ USER = 1000
 """The user of the image (Dockerfile)."""
 KEPT_SECONDS = 86_400
 """How long an ended Job is kept for an operator to look at."""
-SIGNAL_SECONDS = 60
-"""What a pod gets beyond the time limit and the grace, so that Stoa's own limit comes first."""
-PORT = 29_500
-"""At which the pod of index 0 listens for the others; each pod has an address of its own."""
 
 
 def labels(installation: str, run: int, token: int) -> Json:
@@ -85,7 +81,7 @@ def _pod(spec: JobSpec, name: str, store: Mapping[str, str]) -> Json:
     container: Json = {
         "name": "trainer",
         "image": options["image"],
-        "command": ["python", "-m", "broker.runners.kubernetes_pod", spec.store_folder, f"{name}-0.{name}"],
+        "command": ["python", "-m", "broker.runners.pod", spec.store_folder, f"{name}-0.{name}"],
         "workingDir": FOLDER,
         "env": [{"name": key, "value": value} for key, value in {**store, "STOA_POD_FOLDER": FOLDER}.items()],
         "resources": _resources(spec),

@@ -3,12 +3,15 @@
 import os
 
 from broker.runners.base import PASSED_ON, PoolOption, Runner
+from broker.runners.donated import DonatedRunner
 from broker.runners.kubernetes import KubernetesRunner
 from broker.runners.local import LocalRunner
 from broker.runners.slurm import SlurmRunner
 from projects.errors import InvalidError
 
-RUNNERS: dict[str, type[Runner]] = {runner.name: runner for runner in (LocalRunner, SlurmRunner, KubernetesRunner)}
+RUNNERS: dict[str, type[Runner]] = {
+    runner.name: runner for runner in (LocalRunner, SlurmRunner, KubernetesRunner, DonatedRunner)
+}
 DEFAULT = LocalRunner.name
 
 

@@ -189,6 +189,7 @@ class Supervisor:
             lease_seconds=self.settings.lease_seconds,
             memory=memory_each(pool, run.gpus // self.nodes) + LIBRARIES if pool.is_cpu else None,
             store_folder=stores.attempt_folder(run.id, run.request_id, self.token) if self.settings.store else "",
+            pool=pool.name,
             options=pool.runner_options,
         )
         self.seconds = spec.seconds

@@ -35,7 +35,8 @@ from projects.people import Person
 from projects.projects import Project
 from projects.record import record
 
-SAMPLE_TIME_LIMIT = 120
+SAMPLE_TIME_LIMIT = 600
+"""Seconds: a model of many billion weights takes minutes to load."""
 DELAYED_AFTER = 5
 """Tries after which a checkpoint that the Hub does not take is told of."""
 

@@ -1,6 +1,7 @@
 """Messages: the checks of what is sent, and making, editing and deleting them."""
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 from sandbox.discord import attachments, permissions, polls
@@ -17,10 +18,10 @@ LEGACY = ("content", "embeds", "poll", "sticker_ids")
 LEGACY_WITH_V2 = "The 'content', 'embeds' and 'poll' fields cannot be used when using MessageFlags.IS_COMPONENTS_V2"
 
 
-def check(form: Form, draft: Draft, *, before: Message | None = None) -> None:
-    """Faults of a message's body. `before` is the message that an edit changes.
+def check(form: Form, draft: Draft, *, before: Message | None = None, stickers: Collection[str] = frozenset()) -> None:
+    """Faults of a message's body. `before` is the message that an edit changes; `stickers` are those that it may show.
 
-    Raises ApiError 50006 for an empty message, 40005 for files over the limit.
+    Raises ApiError 50006 for an empty message, 40005 for files over the limit, 50081 for another sticker.
     """
     body, uploads = draft.body, draft.uploads
     if len(uploads) > MAX_FILES:
@@ -47,7 +48,7 @@ def check(form: Form, draft: Draft, *, before: Message | None = None) -> None:
         parts.check_message(form.at("components"), listed, parts.Setting(named, edit=before is not None), v2=v2)
     form.items(body, "sticker_ids", 0, 3)
     form.close()
-    if body.get("sticker_ids"):  # the guild has none
+    if any(str(item) not in stickers for item in body.get("sticker_ids") or []):
         raise ApiError(50081)
     files = bool(draft.uploads or (before and attachments.kept(before.files, draft)))
     _check_empty(body, had, v2=v2, files=files, edit=before is not None)
@@ -56,6 +57,7 @@ def check(form: Form, draft: Draft, *, before: Message | None = None) -> None:
 def _check_empty(body: Json, had: Json, *, v2: bool, files: bool, edit: bool) -> None:
     fields = ("components",) if v2 else ("content", "embeds", "components", "sticker_ids", "poll")
     after = {key: (body if key in body or not edit else had).get(key) for key in fields}
+    after["sticker_ids"] = after.get("sticker_ids") or (had.get("sticker_items") if edit else None)
     after["content"] = (after.get("content") or "").strip()
     if not any(after[key] for key in fields) and not (files and not v2):
         raise ApiError(50006)

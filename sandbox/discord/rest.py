@@ -8,7 +8,15 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from sandbox.discord import rest_channels, rest_commands, rest_guild, rest_interactions, rest_messages, rest_threads
+from sandbox.discord import (
+    rest_channels,
+    rest_commands,
+    rest_guild,
+    rest_interactions,
+    rest_messages,
+    rest_threads,
+    stickers,
+)
 from sandbox.discord.attachments import Draft
 from sandbox.discord.errors import ApiError, Json, bare
 from sandbox.discord.journal import STRUCK
@@ -25,7 +33,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def add_routes(app: web.Application) -> None:
-    for module in (rest_guild, rest_commands, rest_channels, rest_messages, rest_threads, rest_interactions):
+    for module in (rest_guild, rest_commands, rest_channels, rest_messages, rest_threads, rest_interactions, stickers):
         for route in module.ROUTES:
             app.router.add_route(route.method, PREFIX + route.path, route.handler)
 

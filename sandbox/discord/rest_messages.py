@@ -4,7 +4,7 @@ import time
 
 from aiohttp import web
 
-from sandbox.discord import messages, permissions
+from sandbox.discord import messages, permissions, stickers
 from sandbox.discord.errors import ApiError, Json
 from sandbox.discord.form import Form
 from sandbox.discord.messages import COMPONENTS_V2, SUPPRESS_EMBEDS, SUPPRESS_NOTIFICATIONS
@@ -61,7 +61,7 @@ async def create_message(request: web.Request) -> web.Response:
     world.require(channel, permissions.SEND_MESSAGES_IN_THREADS if in_thread else permissions.SEND_MESSAGES)
     if draft.uploads:
         world.require(channel, permissions.ATTACH_FILES)
-    messages.check(Form(), draft)
+    messages.check(Form(), draft, stickers=world.stickers.keys())
     _require_open(world, channel)
     nonce = draft.body.get("nonce")
     if nonce is not None and draft.body.get("enforce_nonce"):
@@ -73,7 +73,7 @@ async def create_message(request: web.Request) -> web.Response:
     flags = int(draft.body.get("flags") or 0) & SETTABLE_FLAGS
     message = messages.build(world, channel["id"], world.users[world.application_id], draft, flags=flags)
     payload = message.payload
-    payload |= reference(world, channel["id"], draft.body)
+    payload |= reference(world, channel["id"], draft.body) | stickers.shown(world, draft.body)
     message.nonce = None if nonce is None else str(nonce)
     if nonce is not None:
         payload["nonce"] = nonce

@@ -113,6 +113,7 @@ class World:
         self.channels: dict[str, Json] = {}
         self.messages: dict[str, dict[str, Message]] = {}
         self.thread_members: dict[str, dict[str, Json]] = {}
+        self.stickers: dict[str, Json] = {}
         self.commands: dict[str, Json] = {}
         self.interactions: dict[str, Interaction] = {}
         self.by_token: dict[str, Interaction] = {}
@@ -288,7 +289,7 @@ class World:
             "nsfw": False,
             "nsfw_level": 0,
             "emojis": [],
-            "stickers": [],
+            "stickers": list(self.stickers.values()),
             "incidents_data": None,
         }
 

@@ -66,7 +66,7 @@ def draft_of(request: web.Request) -> Draft:
 
 
 async def read_body(request: web.Request) -> Draft:
-    """The body of a request: JSON, or multipart with `payload_json` and `files[n]`.
+    """The body of a request: JSON, or multipart with `payload_json` and `files[n]`, or with `file` and fields of text.
 
     Raises ApiError 50109 for broken JSON, 40005 for a request over 25 MiB.
     """
@@ -86,6 +86,10 @@ async def read_body(request: web.Request) -> Draft:
             body = _parse(data)
         elif match := re.fullmatch(r"files\[(\d+)\]", part.name or ""):
             uploads.append(Upload(int(match[1]), part.filename or "unknown", data))
+        elif part.name == "file":
+            uploads.append(Upload(0, part.filename or "unknown", data))
+        elif part.name:
+            body[part.name] = data.decode(errors="replace")
         if sum(len(upload.data) for upload in uploads) > MAX_REQUEST_BYTES:
             raise ApiError(40005)
     return Draft(body, uploads)

@@ -149,7 +149,7 @@ def test_posts(kind: str, said: str) -> None:
     )
     everyone = [{"id": member.discord_id, "name": member.name, "lead": member.lead} for member in MANY]
     payload |= {"by": {"id": "1", "name": said}, "overrides": {said: said}, "url": "https://hub/step7"}
-    payload |= {"host": said, "bytes": 10**15, "documents": 10**12, "tokens": 10**13}
+    payload |= {"host": said, "machine": said, "bytes": 10**15, "documents": 10**12, "tokens": 10**13}
     payload |= {"reservation": 3, "begins": "2030-12-12T09:00:00+00:00", "ends": "2030-12-13T09:00:00+00:00"}
     payload |= {"for_run": 8, "for_project": 2, "preempt_after": 3600}
     payload |= {"tries": 5, "count": 3, "free_gib": 1.5, "floor_gib": 5.0}

@@ -380,7 +380,7 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     )
     form = await ada.command("run sample", run=first)
     queued = said(await ada.submit(form, {"Prompt": "def hello(@everyone):"}))
-    assert "0.033 GPU-hours at most" in queued
+    assert "0.167 GPU-hours at most" in queued
     sample = lab.call(runs.of_project, 1, kind=RunKind.SAMPLE)[0]
     assert lab.call(runs.load, sample.id).prompt == "def hello(@everyone):"
     asked = await lab.guild.wait_for(thread, lambda m: "asks the last checkpoint of run" in m.text)

@@ -17,6 +17,50 @@ from tests.environment import bare
 from tests.forked import Forked
 
 GRACE = 60.0
+# It keeps the trainer's contract: a step every 0.1 seconds, a checkpoint every ten and when it is asked to stop.
+TRAINER = """
+import json, os, pathlib, signal, sys, time
+given = dict(zip(sys.argv[3::2], sys.argv[4::2]))
+out, last = pathlib.Path(given["--out"]), LAST
+before = given.get("--resume")
+if "--fork" in given:
+    before = "/checkpoints/step".join(given["--fork"].split("@"))
+step = int(before.rpartition("step")[2]) if before else 0
+if step:
+    assert (pathlib.Path(before) / "weights").read_text() == str(step)
+asked = []
+signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+
+def add(name, **line):
+    with (out / name).open("a") as file:
+        file.write(json.dumps(line) + "\\n")
+
+def checkpoint():
+    folder = out / "checkpoints" / f"step{step}"
+    partial = out / "checkpoints" / f".step{step}"
+    partial.mkdir(parents=True, exist_ok=True)
+    (partial / "weights").write_text(str(step))
+    if not folder.exists():
+        partial.rename(folder)
+    add("events.jsonl", event="checkpoint", step=step, path=f"checkpoints/step{step}")
+
+def end(status):
+    checkpoint()
+    (out / "outcome.new").write_text(json.dumps({"status": status, "reason": None, "transient": False}))
+    (out / "outcome.new").replace(out / "outcome.json")
+    sys.exit(status)
+
+print("from step", step, flush=True)
+while step < last:
+    time.sleep(0.1)
+    step += 1
+    add("metrics.jsonl", step=step, tokens=step * 10, loss=1 / step)
+    if step % 10 == 0:
+        checkpoint()
+    if asked:
+        end(75)
+end(0)
+"""
 
 
 def queued(lab: Lab, pool: str, runner: str, options: Mapping[str, str] | None = None) -> int:

@@ -346,17 +346,17 @@ def test_what_was_admitted_and_not_claimed_is_notified_again(lab: Lab, run: int)
 
 
 def test_a_finished_run_asks_for_a_sample_where_it_can_be_paid(lab: Lab, project: int) -> None:
-    lab.allocation(project, hours="0.05")
-    run = lab.launch(project, time_limit="3m")
-    lab.settle(run, lab.start(run, 0), 61, DONE)
+    lab.allocation(project, hours="0.18")
+    run = lab.launch(project, time_limit="10m")
+    lab.settle(run, lab.start(run, 0), 49, DONE)
     assert len(lab.everything()) > 0
     with lab.db.read() as session:
-        assert session.scalar(text("SELECT count(*) FROM runs")) == 1, "119 seconds are too few"
+        assert session.scalar(text("SELECT count(*) FROM runs")) == 1, "599 seconds are too few"
     lab.allocation(project)
     run = lab.launch(project)
     lab.settle(run, lab.start(run, 0), 60, DONE)
     sample = lab.run(run + 1)
-    assert (sample.kind, sample.parent_id, sample.gpus, sample.time_limit) == ("sample", run, 1, 120)
+    assert (sample.kind, sample.parent_id, sample.gpus, sample.time_limit) == ("sample", run, 1, 600)
     token = lab.start(run + 1, 0)
     lab.settle(run + 1, token, 4, Ending(0, sample="The end."))
     assert (lab.run(run + 1).sample, lab.run(run + 1).spent) == ("The end.", 4)

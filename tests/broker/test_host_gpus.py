@@ -36,7 +36,8 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def say(folder: Path, command: str, text: str, status: int = 0) -> None:
     path = folder / command
-    path.write_text(f"#!{sys.executable}\nprint({text!r})\nraise SystemExit({status})\n")
+    said = text.encode(errors="surrogateescape")
+    path.write_text(f"#!{sys.executable}\nimport os\nos.write(1, {said!r})\nraise SystemExit({status})\n")
     path.chmod(0o755)
 
 
@@ -51,6 +52,11 @@ def test_a_host_without_a_driver_has_none(commands: Path) -> None:
             "nvidia-smi",
             "Tesla V100-SXM2-32GB, 32768, 535.104.05\nTesla V100-SXM2-32GB, 32768, 535.104.05",
             HostGpus([{"name": "Tesla V100-SXM2-32GB", "memory_mib": 32768}] * 2, "535.104.05"),
+        ),
+        (
+            "nvidia-smi",
+            "A card\udcfc, 32768, 535.104.05",  # a byte that is no UTF-8
+            HostGpus([{"name": "A card\ufffd", "memory_mib": 32768}], "535.104.05"),
         ),
         ("amd-smi", json.dumps(AMD_SMI), SEEN_MI300X),
         ("amd-smi", json.dumps({"gpu_data": AMD_SMI}), SEEN_MI300X),

@@ -203,3 +203,21 @@ def test_data_of_another_tokenizer_serve_no_other_recipe(lab: Lab) -> None:
         }
     assert prepared["pythia-70m"]["prepared"] == "/data/pile-50277"
     assert prepared["gpt-neo-125m"]["prepared"] is None
+
+
+@ONCE
+def test_a_corpus_that_has_vanished_since_it_was_registered_fails_the_run_with_a_sentence(
+    lab: Lab, tmp_path: Path
+) -> None:
+    project = big_pool(lab)
+    places = stand_ins(tmp_path)
+    for name, path in places.items():
+        add(lab, name, path, licence="")
+    run = prepare(lab, project, "pythia-14m-deduped")
+    places["pile-deduplicated"].unlink()
+    see_through(lab, tmp_path / "home", run)
+    assert (lab.run(run).state, lab.run(run).reason) == (
+        RunState.FAILED,
+        "The corpus pile-deduplicated is no longer where its pool has it: an operator says where it lies with "
+        "`stoa corpus add`.",
+    )

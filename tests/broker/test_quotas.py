@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
-from itertools import count
+from itertools import count, cycle
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from sqlmodel import col, select
 
 from bot import server
 from broker import catalogue
-from broker.allocations import pools, requests
+from broker.allocations import pools, requests, reservations
 from broker.reviews import changes, inventory, reviews
 from broker.runs import control
 from broker.runs.launching import Origin
@@ -28,7 +28,7 @@ from projects.quotas import QuotaKind
 from projects.record import hash_chain, record, redaction
 from projects.record.record import Authorship, Entry, Payload
 from tests.at_once import allowed
-from tests.broker.lab import ADA, EMMY, GRACE, ROSA, STRANGER, Lab, request_id
+from tests.broker.lab import ADA, EMMY, GRACE, ROSA, STRANGER, Lab, in_days, request_id
 
 
 def policy(lab: Lab, name: str, value: int) -> None:
@@ -337,7 +337,16 @@ def test_what_is_blanked_counts_no_more_and_has_no_author(lab: Lab) -> None:
 def test_an_admin_has_one_budget_of_what_posts_to_the_whole_server(lab: Lab) -> None:
     omar = Actor(9, "Omar", frozenset({LabRole.ADMIN}))
     later = utcnow() + timedelta(days=9)
-    number = count()
+    number, cancelled, project = count(), count(), lab.project()
+    leads = cycle([str(GRACE.discord_id), str(ADA.discord_id)])
+
+    def reserve(session: Session, actor: Actor, project: int) -> None:
+        period = {"begins": f"{in_days(2)} 09:00", "ends": f"{in_days(3)} 09:00"}
+        reservations.add(session, actor, "laptop", project_id=project, gpus="1", reason="A deadline.", **period)
+
+    def ban_and_unban(session: Session, actor: Actor) -> None:
+        bans.ban(session, actor, STRANGER, "Spam.")
+        bans.unban(session, actor, STRANGER.discord_id, "A mistake.")
 
     def do(what: Act) -> None:
         with lab.db.write() as session:
@@ -360,6 +369,10 @@ def test_an_admin_has_one_budget_of_what_posts_to_the_whole_server(lab: Lab) -> 
         lambda s, a: catalogue.retire(s, a, "taken", reason="Old."),
         lambda s, a: catalogue.decline(s, a, "refused", reason="No."),
         lambda s, a: server.choose(s, a, 2, {"record": (400, "record")}),
+        *[lambda s, a: reserve(s, a, project)] * 2,
+        lambda s, a: reservations.cancel(s, a, 1 + next(cancelled), "Not needed."),
+        ban_and_unban,
+        lambda s, a: membership.appoint_lead(s, a, project, to=next(leads), reason="They are back."),
     ]
     lab.let("most_admin_acts_a_day", len(every))
     for what in every:
@@ -368,7 +381,7 @@ def test_an_admin_has_one_budget_of_what_posts_to_the_whole_server(lab: Lab) -> 
     every[5:8] = [lambda s, a: catalogue.accept(s, a, "another", reason="Fine.")]
     before = lab.everything()
     for what in every:
-        with pytest.raises(ConflictError, match=r"make 9 changes of pools, grants, .* a day; the next one can"):
+        with pytest.raises(ConflictError, match=r"make 14 changes of pools, grants, .* a day; the next one can"):
             do(what)
     assert lab.everything() == before
     do(lambda s, a: bans.ban(s, a, STRANGER, "Spam."))

@@ -191,7 +191,7 @@ def test_a_member_samples_with_a_prompt(lab: Lab, project: int) -> None:
     number = sample("--out /etc\nOnce", request="one")
     assert sample("Another", request="one") == number
     row = lab.row(number)
-    assert (row.kind, row.parent_id, row.prompt, row.time_limit) == ("sample", run, "--out /etc\nOnce", 120)
+    assert (row.kind, row.parent_id, row.prompt, row.time_limit) == ("sample", run, "--out /etc\nOnce", 600)
     lab.settle(number, lab.start(number, 1), 3, Ending(0, sample=" upon a time"))
     assert lab.run(number).spent == 3
     assert lab.kinds(project)[-1] == "run.finished"

@@ -14,7 +14,7 @@ from broker import store
 from broker.store import SENT, WHOLE, DamagedError, Store, StoreError
 from projects.settings import Settings, SettingsError, get_settings
 from tests.broker.lab import settings
-from tests.seaweed import READER, READERS_SECRET, SECRET, Seaweed, seaweed
+from tests.seaweed import READER, READERS_SECRET, SECRET, Seaweed, seaweed, server
 
 __all__ = ["seaweed"]
 
@@ -139,6 +139,19 @@ def test_a_store_that_refuses_says_so_in_one_sentence(seaweed: Seaweed, tmp_path
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and nobody listens
         assert "does not answer" in refusal(store_endpoint=f"http://127.0.0.1:{taken.getsockname()[1]}")
+
+
+def test_a_store_that_is_full_says_so_and_keeps_what_it_has(tmp_path: Path) -> None:
+    with server() as seaweed:
+        there = Store(seaweed.settings(settings(tmp_path), prefix="full"))
+        there.push(checkpoint(tmp_path / "step40"), STEP)
+        seaweed.stop()
+        seaweed.options = ("-volume.minFreeSpace=1000000GiB",)
+        seaweed.start()
+        with pytest.raises(StoreError, match=r"has a fault of its own, or is full: could not write b \("):
+            there.write("b", os.urandom(100_000))
+        assert there.read("b") is None
+        assert there.pull(STEP, tmp_path / "back")
 
 
 def test_a_full_disk_here_is_not_the_stores_fault(place: Settings, tmp_path: Path) -> None:

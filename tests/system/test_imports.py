@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-OURS = ("trainer", "projects", "broker", "bot", "sandbox", "demo", "cli")
+OURS = ("trainer", "projects", "broker", "bot", "web", "sandbox", "demo", "cli")
 MAY_IMPORT = {
     "trainer": set[str](),
     "sandbox": set[str](),
     "projects": set[str](),
     "broker": {"projects", "trainer.config", "trainer.check", "trainer.contract", "trainer.gpus"},
     "bot": {"projects", "broker"},
-    "cli": {"projects", "broker", "bot", "demo.play", "trainer.contract"},
+    "web": {"projects", "broker", "trainer.contract"},
+    "cli": {"projects", "broker", "bot", "web", "demo.play", "trainer.contract"},
     "demo": {"projects", "broker", "cli.services", "sandbox"},
 }
 
@@ -53,13 +54,13 @@ LAYERS: dict[str, Sequence[Sequence[str]]] = {
         ("projects",),
         ("rights",),
         ("record",),
-        ("bans", "policies"),
+        ("policies",),
         ("quotas",),
         ("lifecycle",),
-        ("findings", "membership", "moderation", "updates"),
+        ("bans", "findings", "membership", "moderation", "updates"),
     ),
     "broker": (
-        ("end_reasons", "fence", "store"),
+        ("end_reasons", "fence", "lab_store", "store"),
         ("pieces",),
         ("runners",),
         ("allocations", "catalogue", "configs", "publications"),

@@ -2,12 +2,13 @@
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from tests.trainer.conftest import run_trainer, write_config
+from tests.trainer.conftest import ROOT, SCRUBBED, run_trainer, trainer_command, write_config
 from trainer.__main__ import app
 from trainer.contract import Status
 from trainer.folder_lock import locked, locked_beside
@@ -61,6 +62,16 @@ def test_names_that_are_not_utf8(finished: Path, tmp_path: Path) -> None:
         78,
         f"The name of the folder {tmp_path}/caf\\xe9/step12 is not UTF-8; rename it.\n",
     )
+
+
+def test_a_standard_output_that_is_full(finished: Path) -> None:
+    for command in (["data", "mixtures"], ["check", finished / "config.yml"]):
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                trainer_command(*command), cwd=ROOT, env=SCRUBBED, text=True, stdout=full, stderr=subprocess.PIPE
+            )
+        sentence = "A file cannot be used (No space left on device); see to it and try again.\n"
+        assert (done.returncode, done.stderr) == (Status.FAILED, sentence)
 
 
 @pytest.mark.parametrize(

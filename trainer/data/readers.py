@@ -83,9 +83,18 @@ def empty(source: SourceConfig) -> ConfigError:
 def files_of(source: SourceConfig, root: Path) -> list[Path]:
     """The local files of a source in the order they are read in. Raises ConfigError if its path has no file."""
     try:
-        return _files_of(source, root)
+        files = _files_of(source, root)
     except OSError as error:
         raise ConfigError(f"The place of the source {source.name} cannot be read: {error.strerror}.") from error
+    if source.path is None or files:
+        return files
+    if source.corpus is not None:  # members read this, and know corpora by their names
+        raise ConfigError(
+            f"The corpus {source.corpus} is no longer where its pool has it: an operator says where it lies with "
+            "`stoa corpus add`."
+        )
+    place = root / source.path
+    raise ConfigError(f"There is no file at {place}, the path of the source {source.name}; correct it or data.root.")
 
 
 def _files_of(source: SourceConfig, root: Path) -> list[Path]:
@@ -99,12 +108,8 @@ def _files_of(source: SourceConfig, root: Path) -> list[Path]:
         return [path]
     if path.is_dir():
         inside = sorted(path.rglob("*"))
-        files = [file for file in inside if file.is_file() and not _is_hidden(file.relative_to(path))]
-    else:
-        files = _glob(source.path, root) or _glob(source.path.replace("[", "[[]"), root)
-    if not files:
-        raise ConfigError(f"There is no file at {path}, the path of the source {source.name}; correct it or data.root.")
-    return files
+        return [file for file in inside if file.is_file() and not _is_hidden(file.relative_to(path))]
+    return _glob(source.path, root) or _glob(source.path.replace("[", "[[]"), root)
 
 
 def _glob(pattern: str, root: Path) -> list[Path]:

@@ -83,6 +83,18 @@ def host_undrained(p: Payload) -> str:
     return f"🖥️ The host {text.code(p['host'], 60)} starts runs again.{why(p)}"
 
 
+@entry("machine.admitted")
+def machine_admitted(p: Payload) -> str:
+    return (
+        f"🖥️ The machine {text.code(p['machine'], 60)} is lent to the lab: it takes runs of {text.code(p['pool'], 60)}."
+    )
+
+
+@entry("machine.revoked")
+def machine_revoked(p: Payload) -> str:
+    return f"🖥️ The machine {text.code(p['machine'], 60)} takes no more runs.{why(p)}"
+
+
 @entry("corpus.added")
 def corpus_added(p: Payload) -> str:
     of = text.contents(p.get("documents"), p.get("tokens"), p["bytes"])

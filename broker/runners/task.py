@@ -1,5 +1,7 @@
 """What the pods of an attempt are to do, as the runner leaves it for them in the store.
 
+A pod is a machine, or a part of one, that sees no disk of the lab: a pod of Kubernetes, or a donated machine.
+
 Places below the home folder of this host are the same places below a pod's own folder. A pod fetches from the store
 what lies there on this host: the checkpoint that the run goes on from, and prepared data.
 """
@@ -12,8 +14,7 @@ import yaml
 from pydantic import BaseModel
 
 from broker import store as stores
-from broker.runners import kubernetes_manifest as manifest
-from broker.runners.base import JobSpec
+from broker.runners.base import SIGNAL_SECONDS, JobSpec
 from trainer import contract
 
 TASK_FILE = "task.json"
@@ -43,7 +44,7 @@ def of(spec: JobSpec, command: Sequence[str], folder: Path) -> bytes:
     """The task of the attempt in `folder`, as JSON. Raises OSError where the configuration cannot be read."""
     home = folder.parents[2]
     out = folder.relative_to(home).as_posix()
-    seconds = spec.seconds + manifest.SIGNAL_SECONDS / 2
+    seconds = spec.seconds + SIGNAL_SECONDS / 2
     task = Task(command=["python", *command[1:]], out=out, nodes=spec.nodes, seconds=seconds)
     for number, word in enumerate(task.command):
         place, _, step = word.rpartition("@") if re.search(r"@\d+$", word) else (word, "", "")

@@ -1,6 +1,6 @@
 """What runs in each pod of an attempt: it fetches what the trainer needs, starts it, and carries what it writes away.
 
-`python -m broker.runners.kubernetes_pod FOLDER HEAD`, where FOLDER is the attempt's in the store, and HEAD the name of
+`python -m broker.runners.pod FOLDER HEAD`, where FOLDER is the attempt's in the store, and HEAD the name of
 the pod of index 0, where the others meet it. The pod's disk goes with it, and nobody can ask it for anything: all that
 outlives it is in the store, `outcome.json` last. The trainer's environment holds no key of the store.
 """
@@ -24,9 +24,8 @@ import yaml
 
 from broker import store as stores
 from broker.pieces import Growing
-from broker.runners.base import PASSED_ON
-from broker.runners.kubernetes_manifest import PORT
-from broker.runners.kubernetes_task import PLACE, TASK_FILE, Task
+from broker.runners.base import PASSED_ON, PORT
+from broker.runners.task import PLACE, TASK_FILE, Task
 from broker.store import DamagedError, Store, StoreError
 from projects import log as log_format
 from projects.settings import get_settings

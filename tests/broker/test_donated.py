@@ -1,0 +1,114 @@
+"""Runs on donated machines, which reach the lab by its API alone: real machines, supervisors and trainers."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from broker.runs.runs import RunState
+from projects.settings import Settings, get_settings
+from tests.broker.donating import POOL, Served, admit, donated, serving
+from tests.broker.lab import Lab, settings
+from tests.broker.supervised import TRAINER, admitted, attempt, charged, queued, supervised_by
+from tests.databases import ONCE
+from tests.forked import Forked
+from tests.patience import PATIENCE, wait_for
+from tests.standin import python_with_trainer
+
+LEASE = 12.0  # the store is looked at every two seconds
+
+
+@pytest.fixture
+def ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+    """The lab's settings, with an empty store, which are those of this process too."""
+    monkeypatch.setenv("STOA_STORE", f"file://{tmp_path}/store")
+    monkeypatch.setenv("STOA_ENV_FILE", "")
+    get_settings.cache_clear()
+    yield settings(tmp_path, store=f"file://{tmp_path}/store")
+    get_settings.cache_clear()
+
+
+@pytest.fixture
+def served(lab: Lab, ours: Settings) -> Iterator[Served]:
+    """The lab's API."""
+    with serving(lab, ours) as served:
+        yield served
+
+
+@pytest.fixture
+def run(lab: Lab) -> int:
+    """A queued run on a pool of donated machines."""
+    return queued(lab, POOL, "donated")
+
+
+@contextmanager
+def supervised(lab: Lab, home: Path, run: int, *, lease: float = LEASE) -> Iterator[tuple[Forked, int, Path]]:
+    """A supervisor of the run's next attempt, its token and folder."""
+    token, folder = admitted(lab, home, run, lease)
+    places = {"STOA_STORE": f"file://{home}/store"}
+    with supervised_by(lab, Path(sys.executable), home, lease, places, run, token) as supervisor:
+        yield supervisor, token, folder
+
+
+def standin(home: Path, last: int) -> Path:
+    """A Python of a machine, whose trainer does so many steps and keeps the contract."""
+    return python_with_trainer(home, TRAINER.replace("LAST", str(last)))
+
+
+def said(folder: Path) -> str:
+    log = folder / "trainer.log"
+    return log.read_text() if log.exists() else ""
+
+
+@ONCE
+def test_a_donated_machine_trains_a_run(lab: Lab, served: Served, tmp_path: Path, run: int) -> None:
+    token = admit(lab, "ada", POOL)
+    with supervised(lab, tmp_path, run) as (supervisor, number, folder):
+        wait_for(lambda: "no machine of the pool garage" in attempt(lab, run, number).waiting, "the reason")
+        assert charged(lab, run, number) == 0
+        with donated(served.address, tmp_path, "ada", token):
+            assert supervisor.wait(PATIENCE) == 0
+    assert lab.run(run).state == RunState.FINISHED, said(folder)
+    assert lab.row(run).step == 4
+    row = attempt(lab, run, number)
+    assert (row.boot_id, row.waiting) == ("donated", "")
+    assert charged(lab, run, number) > 0
+    assert list((tmp_path / "store").glob("runs/*/attempt-1/checkpoints/step4/whole"))
+    assert not list((tmp_path / "store").glob("donated/*/*")), "the board is empty"
+
+
+@ONCE
+def test_a_machine_holds_no_secret_but_its_token_and_the_api_may_restart(
+    lab: Lab, served: Served, tmp_path: Path, run: int
+) -> None:
+    token = admit(lab, "ada", POOL)
+    hidden = [lab.db.url.render_as_string(hide_password=False), str(tmp_path / "store")]
+    with (
+        supervised(lab, tmp_path, run) as (supervisor, _, folder),
+        donated(served.address, tmp_path, "ada", token, standin(tmp_path, 10_000)) as machine,
+    ):
+        wait_for(lambda: lab.row(run).step > 10, "steps")
+        below = psutil.Process(machine.pid).children(recursive=True)
+        environments = [process.environ() for process in below]
+        assert len(below) == 3, "a shim, a pod and a trainer"
+        assert not [each for each in environments if any(word in repr(each) for word in (*hidden, token))]
+        keys = [each.get("STOA_STORE_SECRET", "") for each in environments]
+        assert sorted(map(bool, keys)) == [False, True, True]
+        assert not [name for name in environments[-1] if name.startswith("STOA_")], "the trainer has no key"
+        served.stop()
+        seen = lab.row(run).step
+        served.start()
+        wait_for(lambda: lab.row(run).step > seen + 10, "more steps")
+        lab.cancel(run)
+        assert supervisor.wait(PATIENCE) == 0
+        ends = ("ended with status 75", "the lab has closed it")
+        wait_for(lambda: any(end in (tmp_path / "ada.log").read_text() for end in ends), "a word of the machine")
+        assert not list((tmp_path / "ada" / "pods").iterdir())
+    assert lab.run(run).state == RunState.CANCELLED
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    assert list((tmp_path / "store").glob(f"runs/*/attempt-1/checkpoints/step{last}/whole"))
+    assert machine.poll() == 0

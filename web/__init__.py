@@ -1,0 +1,1 @@
+"""The faces of Stoa on the web. Built on broker/ and projects/; holds no rules."""
