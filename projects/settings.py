@@ -172,9 +172,7 @@ class Settings(BaseSettings):
         if bool(self.machines_certificate) != bool(self.machines_key):
             raise ValueError("STOA_MACHINES_CERTIFICATE and STOA_MACHINES_KEY go together: set both, or neither")
         if not self.machines_certificate and place[1] not in LOOPBACK:
-            raise ValueError(
-                "STOA_MACHINES_ADDRESS must be one of 127.0.0.1 where there is no STOA_MACHINES_CERTIFICATE"
-            )
+            raise ValueError("STOA_MACHINES_ADDRESS must be on 127.0.0.1 unless STOA_MACHINES_CERTIFICATE is set")
         return self
 
     @model_validator(mode="after")

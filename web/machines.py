@@ -38,6 +38,7 @@ from trainer import contract
 MOST_SMALL = 2**20
 MOST_LARGE = 2**36
 LONGEST_NAME = 512
+LOCKS = 64
 MOST_AT_ONCE = 256
 FAILING_AT_ONCE = 16
 FAILING_SECONDS = 1.0
@@ -62,6 +63,7 @@ class Api:
         self.db = db
         self.store = store
         self.claiming = threading.Lock()
+        self.renewing = [threading.Lock() for _ in range(LOCKS)]
         self.claimed: set[str] = set()
         self.failing = 0
 
@@ -128,7 +130,7 @@ class Api:
 
     def renew(self, folder: str, key: str, **changed: Any) -> bool:
         """Renew a claim; whether the attempt is to stop."""
-        with self.claiming:
+        with self.renewing[hash(folder) % LOCKS]:
             found = self.good(folder, key)
             if found is None:
                 raise HTTPException(403, "This key is not good.")

@@ -31,6 +31,8 @@ from broker.runners.pod import DRIVERS
 ASK_SECONDS = 5.0
 POLL_SECONDS = 0.1
 RENEWALS_A_SILENCE = 6
+RENEW_SECONDS = 5.0
+"""At the latest, so that a stop reaches the trainer soon."""
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -148,7 +150,7 @@ class Pod:
 
     def run(self) -> None:
         """See the attempt through to its end."""
-        say, every = self.machine.say, self.granted.silence_seconds / RENEWALS_A_SILENCE
+        say, every = self.machine.say, min(RENEW_SECONDS, self.granted.silence_seconds / RENEWALS_A_SILENCE)
         self.place.mkdir(parents=True)
         popen = self._start()
         say(f"{self.named}: started")
@@ -161,10 +163,11 @@ class Pod:
                         break
                     time.sleep(POLL_SECONDS)
             status = self._end(popen)
-            self._settle(status)
+            with suppress(OverError):  # the outcome has told the lab of the end already
+                self._settle(status)
             say(f"{self.named}: ended with status {status}")
         except OverError:
-            say(f"{self.named}: the lab has taken it back")
+            say(f"{self.named}: the lab has closed it")
         finally:
             self._end(popen)
             shutil.rmtree(self.place, ignore_errors=True)

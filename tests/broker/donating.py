@@ -20,7 +20,6 @@ from tests.ports import free_ports
 from web.machines import app
 
 POOL = "garage"
-SILENCE = 3
 
 
 class Served:

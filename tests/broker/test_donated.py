@@ -1,15 +1,17 @@
 """Runs on donated machines, which reach the lab by its API alone: real machines, supervisors and trainers."""
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from broker.runs.runs import RunState
 from projects.settings import Settings, get_settings
-from tests.broker.donating import POOL, SILENCE, Served, admit, donated, serving
+from tests.broker.donating import POOL, Served, admit, donated, serving
 from tests.broker.lab import Lab, settings
 from tests.broker.supervised import TRAINER, admitted, attempt, charged, queued, supervised_by
 from tests.databases import ONCE
@@ -40,7 +42,7 @@ def served(lab: Lab, ours: Settings) -> Iterator[Served]:
 @pytest.fixture
 def run(lab: Lab) -> int:
     """A queued run on a pool of donated machines."""
-    return queued(lab, POOL, "donated", {"silence_seconds": str(SILENCE)})
+    return queued(lab, POOL, "donated")
 
 
 @contextmanager
@@ -77,3 +79,36 @@ def test_a_donated_machine_trains_a_run(lab: Lab, served: Served, tmp_path: Path
     assert charged(lab, run, number) > 0
     assert list((tmp_path / "store").glob("runs/*/attempt-1/checkpoints/step4/whole"))
     assert not list((tmp_path / "store").glob("donated/*/*")), "the board is empty"
+
+
+@ONCE
+def test_a_machine_holds_no_secret_but_its_token_and_the_api_may_restart(
+    lab: Lab, served: Served, tmp_path: Path, run: int
+) -> None:
+    token = admit(lab, "ada", POOL)
+    hidden = [lab.db.url.render_as_string(hide_password=False), str(tmp_path / "store")]
+    with (
+        supervised(lab, tmp_path, run) as (supervisor, _, folder),
+        donated(served.address, tmp_path, "ada", token, standin(tmp_path, 10_000)) as machine,
+    ):
+        wait_for(lambda: lab.row(run).step > 10, "steps")
+        below = psutil.Process(machine.pid).children(recursive=True)
+        environments = [process.environ() for process in below]
+        assert len(below) == 3, "a shim, a pod and a trainer"
+        assert not [each for each in environments if any(word in repr(each) for word in (*hidden, token))]
+        keys = [each.get("STOA_STORE_SECRET", "") for each in environments]
+        assert sorted(map(bool, keys)) == [False, True, True]
+        assert not [name for name in environments[-1] if name.startswith("STOA_")], "the trainer has no key"
+        served.stop()
+        seen = lab.row(run).step
+        served.start()
+        wait_for(lambda: lab.row(run).step > seen + 10, "more steps")
+        lab.cancel(run)
+        assert supervisor.wait(PATIENCE) == 0
+        ends = ("ended with status 75", "the lab has closed it")
+        wait_for(lambda: any(end in (tmp_path / "ada.log").read_text() for end in ends), "a word of the machine")
+        assert not list((tmp_path / "ada" / "pods").iterdir())
+    assert lab.run(run).state == RunState.CANCELLED
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    assert list((tmp_path / "store").glob(f"runs/*/attempt-1/checkpoints/step{last}/whole"))
+    assert machine.poll() == 0
