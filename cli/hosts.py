@@ -53,6 +53,7 @@ def show(name: HostName) -> None:
     table.add_row("host", host.name)
     table.add_row("id", host.id or "not known: an earlier version announced it")
     table.add_row("pools", ", ".join(host.pools) or "all that no host names")
+    table.add_row("GPUs", "\n".join(hosts.gpu_kinds(host)) or "none")
     table.add_row("last heard of", _last_heard_of(host))
     table.add_row("queues", "its worker does not answer" if queues is None else ", ".join(queues))
     told = [f"{names[each.run_id].removeprefix('run ')}, attempt {each.token}: {each.state}" for each in looked_after]

@@ -7,6 +7,7 @@ import tempfile
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import ErrorDetails
@@ -16,7 +17,7 @@ from sqlalchemy.exc import ArgumentError
 
 SCHEMES = {
     "database_url": ("postgresql+psycopg", "sqlite"),
-    "redis_url": ("redis", "rediss", "redis+socket", "sentinel"),
+    "redis_url": ("redis", "rediss", "redis+socket"),
     "discord_api": ("https", "http"),
     "discord_gateway": ("wss", "ws"),
     "hub_endpoint": ("https", "http"),
@@ -138,6 +139,9 @@ class Settings(BaseSettings):
                 make_url(value)
             except (ArgumentError, ValueError):
                 raise ValueError("must be like postgresql+psycopg://user:password@host:5432/stoa") from None
+        elif value and not all(map(_is_complete, value.split(";"))):  # Celery takes several servers of Redis
+            like = f"{schemes[0]}://user:password@host:6379/0" if scheme.startswith("redis") else f"{scheme}://host:443"
+            raise ValueError(f"must be like {like}")
         return value
 
     @field_validator("store")
@@ -206,6 +210,17 @@ class Settings(BaseSettings):
     def celery_broker_url(self) -> str:
         """The URL of Celery's broker: `redis_url`, or else the embedded Valkey."""
         return self.redis_url or f"redis+socket://{self.valkey_socket}"
+
+
+def _is_complete(address: str) -> bool:
+    """Whether an address can be read: its port is a number that there is, and so is the database of a Redis."""
+    try:
+        parts = urlsplit(address)
+        port_is_known = parts.port != 0
+    except ValueError:
+        return False
+    database = parts.path.strip("/") if parts.scheme in ("redis", "rediss") else ""
+    return port_is_known and (not database or (database.isascii() and database.isdigit()))
 
 
 def _is_known_to_fsspec(scheme: str) -> bool:

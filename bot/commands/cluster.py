@@ -1,6 +1,5 @@
 """`/cluster …`: what the GPUs do, what each project has used, and which runs wait; in short lines, for phones."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from discord import app_commands
@@ -9,7 +8,7 @@ from bot import errors, text
 from bot.app import Interaction, acknowledge
 from bot.commands import autocomplete
 from bot.commands.run import answers as run_answers
-from broker.allocations import shares, sponsor_shares
+from broker.allocations import hosts, shares, sponsor_shares
 from broker.allocations.hosts import HostView
 from broker.allocations.reservations import ReservationView
 from broker.allocations.shares import ShareView
@@ -106,13 +105,13 @@ def _set_aside(listed: Sequence[SponsorView]) -> str:
     return f"-# Set aside by sponsors: {'; '.join(shown)}{more}"
 
 
-def _hosts(hosts: Sequence[HostView], under_way: Mapping[str, Sequence[str]]) -> str:
+def _hosts(serving: Sequence[HostView], under_way: Mapping[str, Sequence[str]]) -> str:
     """A line about the hosts that serve a pool: each with what it has, or since when it is away."""
-    if not hosts:
+    if not serving:
         return ""
-    listed = [_host(host, under_way.get(host.name, ())) for host in hosts[:MOST_HOSTS]]
-    more = f" and {len(hosts) - MOST_HOSTS} more" if len(hosts) > MOST_HOSTS else ""
-    torch = {str(host.facts.get("versions", {}).get("torch", "")) for host in hosts if not host.is_away}
+    listed = [_host(host, under_way.get(host.name, ())) for host in serving[:MOST_HOSTS]]
+    more = f" and {len(serving) - MOST_HOSTS} more" if len(serving) > MOST_HOSTS else ""
+    torch = {str(host.facts.get("versions", {}).get("torch", "")) for host in serving if not host.is_away}
     differ = f" · ⚠️ torch differs: {text.line(', '.join(sorted(torch)), 80)}" if len(torch) > 1 else ""
     return f"\n-# on {', '.join(listed)}{more}{differ}"
 
@@ -120,8 +119,7 @@ def _hosts(hosts: Sequence[HostView], under_way: Mapping[str, Sequence[str]]) ->
 def _host(host: HostView, under_way: Sequence[str]) -> str:
     if host.is_away:
         return f"⚠️ {text.line(host.name, 40)} away since {host.seen_at:%F %H:%M} UTC"
-    gpus = Counter(str(gpu["name"]) for gpu in host.facts.get("gpus", ()))
-    has = [f"{number} × {text.line(name, 40)}" for name, number in gpus.items()]
+    has = [text.line(kind, 80) for kind in hosts.gpu_kinds(host)]
     has += [f"{host.facts['free_gib']:,.0f} GiB of disk free"] if "free_gib" in host.facts else []
     has += under_way[:MOST_HOST_RUNS]
     has += [f"{len(under_way) - MOST_HOST_RUNS} more runs"] if len(under_way) > MOST_HOST_RUNS else []

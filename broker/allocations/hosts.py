@@ -5,6 +5,7 @@ A drained host starts no run until it is undrained. People know a host by its na
 whether it is the same one under another name, or another one under the same name.
 """
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -227,6 +228,11 @@ def why_not_start(session: Session, name: str, host_id: str | None, facts: Mappi
     return ""
 
 
+def is_drained(session: Session, name: str) -> bool:
+    """Whether a host is drained now."""
+    return session.scalar(select(Host.drained_at).where(Host.name == name)) is not None
+
+
 def known_as(session: Session, host_id: str) -> str | None:
     """The name of the host of this id; None where it was never announced."""
     return session.scalars(select(Host.name).where(Host.id == host_id)).one_or_none()
@@ -267,6 +273,19 @@ def every(session: Session) -> Sequence[HostView]:
             id=host.id,
         )
         for host in session.scalars(select(Host).order_by(col(Host.name)))
+    ]
+
+
+def gpu_kinds(host: HostView) -> Sequence[str]:
+    """The GPUs of a host by their kind, with the measured speed of a large matrix product, where it is known, such as
+    “2 × H200 (650 TFLOP/s in bf16)”."""
+    gpus = host.facts.get("gpus", ())
+    kinds = {str(gpu["name"]): gpu for gpu in reversed(gpus)}
+    number = Counter(str(gpu["name"]) for gpu in gpus)
+    return [
+        f"{count} × {name}"
+        + (f" ({kinds[name]['tflops']:,.0f} TFLOP/s in {kinds[name]['precision']})" if "tflops" in kinds[name] else "")
+        for name, count in number.items()
     ]
 
 

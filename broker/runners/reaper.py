@@ -24,10 +24,14 @@ log = structlog.get_logger()
 
 
 def expire(settings: Settings, db: Database, fence: Fence | None = None) -> None:
-    """Give up every attempt whose lease has run out: its supervisor, or the host of both, was lost."""
+    """Give up every attempt whose lease has run out: its supervisor, or the host of both, was lost.
+
+    One that a worker of another host may take over is left to it for as long as a lease.
+    """
     fence = fence or Fence(db)
     with db.read() as session:
-        candidates = attempts.expired(session)
+        left = {(one.run_id, one.token) for one in attempts.adoptable(session, lease_seconds=settings.lease_seconds)}
+        candidates = [one for one in attempts.expired(session) if (one.run_id, one.token) not in left]
     for attempt in candidates:
         expired = False
         with fence("giving up a lost attempt", run=attempt.run_id), suppress(ConflictError), db.write() as session:

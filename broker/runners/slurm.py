@@ -357,7 +357,7 @@ def jobs(
 
 def _installation(runs_dir: Path) -> str:
     """What the names of this installation's jobs begin with."""
-    return f"stoa-{zlib.crc32(os.fsencode(runs_dir)):08x}-"
+    return f"stoa-{zlib.crc32(os.fsencode(runs_dir.resolve())):08x}-"  # hosts may reach one folder by links
 
 
 def _slurm(

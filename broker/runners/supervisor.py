@@ -62,7 +62,8 @@ def spawn(settings: Settings, run_id: int, token: int, owner: str = "", after: i
 
     `owner` marks the folder of a run as this database's; `after` is the generation of a supervisor to be replaced.
     """
-    folder = folders.own(settings, run_id, owner) if after is None else folders.of_run(settings, run_id)
+    mark = after is None or owner
+    folder = folders.own(settings, run_id, owner) if mark else folders.of_run(settings, run_id)
     environment = registry.environment() | {
         "STOA_ENV_FILE": "",
         "STOA_HOME": str(settings.home),
@@ -92,6 +93,14 @@ def spawn(settings: Settings, run_id: int, token: int, owner: str = "", after: i
             start_new_session=True,
         )
     threading.Thread(target=supervisor.wait, daemon=True).start()  # lest it stays a zombie of a worker that lives on
+
+
+def may_replace(before: Process, runner: type[Runner]) -> bool:
+    """Whether a supervisor of this host may take over the trainer of the supervisor `before`: one that has died here,
+    or, once its lease is out, one of another host whose trainers are an engine's."""
+    if processes.of_this_host(before) or before.host == processes.host():
+        return processes.replaceable(before)
+    return not runner.bound_to_host
 
 
 class Supervisor:
@@ -228,7 +237,7 @@ class Supervisor:
         run, attempt, runner = self._load()
         process, before = attempts.process_of(attempt), attempts.supervisor_of(attempt)
         reachable = process is not None and runner.can_adopt(process)
-        if process is None or before is None or not reachable or not processes.replaceable(before):
+        if process is None or before is None or not reachable or not may_replace(before, type(runner)):
             raise StaleError(f"the supervisor of attempt {self.token} of run {self.run_id} has not died on this host")
         with self.db.write() as session:
             attempt = leases.take_over(
@@ -240,6 +249,8 @@ class Supervisor:
                 lease_seconds=self.settings.lease_seconds,
             )
         self.runner, self.mine = runner, True
+        if runner.fills_store:  # what another host has read of the store is not on this disk
+            self.folder.mkdir(exist_ok=True)
         found: Sequence[Checkpoint] | None = None
         if process.pid:
             runner.adopt(process, self.folder, attempt.waiting)

@@ -16,6 +16,7 @@ from sqlmodel import Field, col, select
 from broker.allocations import ledger
 from broker.allocations.ledger import LedgerRow, Movement
 from broker.allocations.pools import Pool
+from broker.runners import registry
 from broker.runners.processes import Process
 from broker.runs import runs
 from broker.runs.runs import Run, RunState
@@ -205,6 +206,22 @@ def unsupervised(session: Session, *, lease_seconds: float) -> Sequence[Attempt]
             col(Attempt.lease_until).between(utcnow(), from_now(lease_seconds * 2 / 3)),
         )
     ).all()
+
+
+def adoptable(session: Session, *, lease_seconds: float) -> Sequence[Attempt]:
+    """Attempts whose lease ran out less than a lease ago, and whose trainer, an engine's job, any worker of the pool
+    may take over."""
+    rows = session.execute(
+        select(Attempt, Pool.runner)
+        .join(Pool, col(Pool.id) == Attempt.pool_id)
+        .where(
+            col(Attempt.state).in_((AttemptState.CLAIMED, AttemptState.RUNNING)),
+            col(Attempt.supervisor_pid).is_not(None),
+            col(Attempt.pid).is_not(None),
+            col(Attempt.lease_until).between(from_now(-lease_seconds), utcnow()),
+        )
+    )
+    return [attempt for attempt, runner in rows if not registry.named(runner).bound_to_host]
 
 
 def expired(session: Session) -> Sequence[Attempt]:

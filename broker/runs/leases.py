@@ -158,8 +158,13 @@ def take_over(
 ) -> Attempt:
     """Replace the attempt's dead supervisor of `generation` by `supervisor`; the trainer runs or waits in a queue.
 
-    Raises StaleError, or TakenOverError if another supervisor has replaced it already.
+    Raises StaleError, also for a supervisor of another host while the lease is not out, or TakenOverError if another
+    supervisor has replaced it already.
     """
+    attempts.lock(session, run_id)
+    known = session.get_one(Attempt, (run_id, token), populate_existing=True)
+    if known.host != supervisor.host and known.lease_until is not None and known.lease_until > utcnow():
+        raise StaleError(f"attempt {token} of run {run_id} may still be supervised on {known.host}")
     return guarded(
         session,
         run_id,
@@ -167,6 +172,7 @@ def take_over(
         (AttemptState.CLAIMED, AttemptState.RUNNING),
         generation=generation,
         next_generation=generation + 1,
+        host=supervisor.host,
         **_supervised_by(supervisor),
         lease_until=attempts.from_now(lease_seconds),
     )

@@ -81,7 +81,7 @@ class Scheduler:
         self.db = db
         self.fence = Fence(db)
         self.notified: dict[int, tuple[int, float]] = {}
-        self.takeovers: dict[tuple[int, int], float] = {}
+        self.takeovers: dict[tuple[int, int, str], float] = {}
         self.strays_ended_at = time.monotonic()
         self.log_again = Seldom()
         self.was_away = False
@@ -254,6 +254,7 @@ class Scheduler:
             unclaimed = attempts.unclaimed(session, since_seconds=NOTIFY_AGAIN_SECONDS)
             unpublished = publisher.waiting(session)
             unsupervised = attempts.unsupervised(session, lease_seconds=self.settings.lease_seconds)
+            adoptable = attempts.adoptable(session, lease_seconds=self.settings.lease_seconds)
             named = hosts.named_pools(session)
             queues = {pool.id: tasks.pool_queue(pool.name) for pool in pools.every(session) if pool.id in named}
             places = attempts.last_hosts(session, [run_id for run_id, _ in unpublished], named)
@@ -262,7 +263,10 @@ class Scheduler:
                 there = {host.name for host in hosts.every(session) if not host.is_away}
                 places = {run_id: host for run_id, host in places.items() if host in there}
         try:
-            self._notify_takeovers(unsupervised)
+            asked = [(one, tasks.inbox(one.host)) for one in unsupervised]
+            if since_boot() >= self.expires_from:
+                asked += [(one, queues.get(one.pool_id, tasks.ANY_POOL)) for one in adoptable]
+            self._notify_takeovers(asked)
             for attempt in unclaimed:
                 where = sampling.get(attempt.run_id) or queues.get(attempt.pool_id, tasks.ANY_POOL)
                 tasks.notify_start(attempt.run_id, attempt.token, where)
@@ -301,14 +305,17 @@ class Scheduler:
                     except (OperationalError, OSError):
                         return  # the queue is away for the other pools as well
 
-    def _notify_takeovers(self, unsupervised: Sequence[Attempt]) -> None:
-        """Ask for another supervisor, and again only after it must have come: each message starts a process."""
+    def _notify_takeovers(self, asked: Sequence[tuple[Attempt, str]]) -> None:
+        """Ask in a queue for another supervisor, and again only after it must have come: each message starts a process.
+
+        A queue that was asked before its host was lost says nothing of another one.
+        """
         before, self.takeovers = self.takeovers, {}
-        for attempt in unsupervised:
-            key = (attempt.run_id, attempt.token)
+        for attempt, queue in asked:
+            key = (attempt.run_id, attempt.token, queue)
             at = before.get(key, -math.inf)
             if time.monotonic() - at > self.settings.lease_seconds / 3:
-                tasks.notify_takeover(*key, attempt.host)
+                tasks.notify_takeover(*key)
                 at = time.monotonic()
             self.takeovers[key] = at
 

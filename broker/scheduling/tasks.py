@@ -196,9 +196,10 @@ def notify_start(run_id: int, token: int, queue: str = ANY_POOL) -> None:
     _send(start_attempt, (run_id, token), queue)
 
 
-def notify_takeover(run_id: int, token: int, host: str) -> None:
-    """Ask the worker of its host to look after an attempt; raises kombu's OperationalError."""
-    _send(take_over, (run_id, token), inbox(host))
+def notify_takeover(run_id: int, token: int, queue: str) -> None:
+    """Ask the worker of a host's inbox, or the workers of a pool, to look after an attempt; raises kombu's
+    OperationalError."""
+    _send(take_over, (run_id, token), queue)
 
 
 def notify_reaper(pool_id: int, queue: str) -> None:
@@ -242,13 +243,25 @@ def start_attempt(run_id: int, token: int) -> None:
 
 @app.task(name="stoa.take_over")
 def take_over(run_id: int, token: int) -> None:
-    """Replace the supervisor of an attempt where it ran on this host and is surely dead; its trainer goes on."""
+    """Replace the supervisor of an attempt: a dead one of this host, or one of another host whose lease is out and
+    whose trainer is an engine's job. The trainer goes on."""
     with _database() as (settings, db):
         with db.read() as session:
             attempt = session.get_one(Attempt, (run_id, token))
+            runner = registry.named(session.get_one(Pool, attempt.pool_id).runner)
+            owner = runs.load(session, run_id).request_id
+            drained = hosts.is_drained(session, processes.host())
         before = attempts.supervisor_of(attempt)
-        if before is not None and processes.replaceable(before):
+        if before is None or not supervisor.may_replace(before, runner):
+            return
+        if attempt.host == processes.host():
             supervisor.spawn(settings, run_id, token, after=attempt.generation)
+            return
+        reached = runner.fills_store or (settings.runs_dir / str(run_id) / f"attempt-{token}").is_dir()
+        if drained or not reached or attempt.lease_until is None or attempt.lease_until > utcnow():
+            log.info("another host may take the run over", run=run_id, drained=drained, folder_is_here=reached)
+            return
+        supervisor.spawn(settings, run_id, token, owner, after=attempt.generation)
 
 
 @app.task(name="stoa.end_strays")

@@ -19,7 +19,7 @@ from sqlmodel import col, select
 from broker.allocations import hosts, pools
 from broker.allocations.hosts import HostPool, HostView
 from broker.allocations.pools import Pool
-from broker.runners import host_gpus, host_home, processes
+from broker.runners import host_gpus, host_home, host_speed, processes
 from broker.runs import attempts
 from projects.db.database import Database
 from projects.errors import ConflictError
@@ -46,7 +46,7 @@ def join(settings: Settings, serves: Collection[str], host_id: str | None = None
     of another machine is there under this host's name or id, for GPUs of another host, or where a run holds GPUs that
     would get other numbers.
     """
-    ended, gpus, name = threading.Event(), _gpus(), processes.host()
+    ended, gpus, name = threading.Event(), _gpus(settings), processes.host()
 
     def beat() -> None:
         db, has = Database(settings.database), facts(settings) | gpus
@@ -68,6 +68,7 @@ def join(settings: Settings, serves: Collection[str], host_id: str | None = None
 
     def keep_beating() -> None:
         log_again = Seldom()
+        gpus.update(_measured(settings, gpus))
         while not ended.wait(BEAT_SECONDS):
             try:
                 beat()
@@ -108,10 +109,20 @@ def place(settings: Settings) -> dict[str, Any]:
     return {hosts.BOOT: processes.boot_id(), hosts.HOME: f"{folder.st_dev}:{folder.st_ino}"}
 
 
-def _gpus() -> dict[str, Any]:
-    """The host's GPUs and the version of their driver; empty where there is none."""
+def _gpus(settings: Settings) -> dict[str, Any]:
+    """The host's GPUs, with the speed that was measured before, and the version of their driver; empty where there is
+    none."""
     gpus, driver = host_gpus.found()
-    return {"gpus": gpus, "driver": driver} if gpus else {}
+    known = host_speed.kept(settings.home, gpus, metadata.version("torch")) or {}
+    return {"gpus": host_speed.told(gpus, known), "driver": driver} if gpus else {}
+
+
+def _measured(settings: Settings, has: Mapping[str, Any]) -> dict[str, Any]:
+    """The host's GPUs with their speed, which is measured now; empty where there is none, or where it was measured."""
+    gpus, torch = has.get("gpus", []), metadata.version("torch")
+    if not gpus or host_speed.kept(settings.home, gpus, torch) is not None:
+        return {}
+    return {"gpus": host_speed.told(gpus, host_speed.measure(settings.home, gpus, torch))}
 
 
 def _check_identity(db: Database, settings: Settings, name: str, host_id: str | None) -> None:
@@ -148,7 +159,7 @@ def _is_another(host: HostView, name: str, host_id: str | None, here: Mapping[st
         return False
     if host_id is not None and host.id == host_id:  # the lock of a home tells whether another worker is at work there
         same_kernel = processes.kernel_boot(host.boot) == processes.kernel_boot(here[hosts.BOOT])
-        return not same_kernel or False
+        return not same_kernel or host.facts.get(hosts.HOME) != here[hosts.HOME]
     if None not in (host.id, host_id):
         return host.name == name
     return host.name == name and host.boot != here[hosts.BOOT]

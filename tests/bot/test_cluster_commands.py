@@ -59,20 +59,20 @@ async def test_the_cluster_at_a_glance(shared_lab: Shared) -> None:
 async def test_the_hosts_of_a_pool_are_shown_with_what_they_have(shared_lab: Shared) -> None:
     lab, _ = shared_lab
     grace = lab.person("Grace")
-    has = {"gpus": [{"name": "H200", "memory_mib": 144_000}] * 2, "free_gib": 120.4}
+    gpu = {"name": "H200", "memory_mib": 144_000, "precision": "bf16", "tflops": 650.4}
+    has = {"gpus": [gpu, gpu], "free_gib": 120.4}
     lab.call(hosts.announce, "donor-1", ["local"], has | {"versions": {"torch": "2.13.0"}})
     lab.call(hosts.announce, "donor-2", ["local"], {"versions": {"torch": "2.12.0"}})
     status = (await grace.command("cluster status")).text
-    assert status.endswith("-# on donor-1 (2 × H200, 120 GiB of disk free), donor-2 · ⚠️ torch differs: 2.12.0, 2.13.0")
+    donor_1 = "donor-1 (2 × H200 (650 TFLOP/s in bf16), 120 GiB of disk free)"
+    assert status.endswith(f"-# on {donor_1}, donor-2 · ⚠️ torch differs: 2.12.0, 2.13.0")
     before = utcnow() - timedelta(hours=1)
     lab.call(lambda session: session.execute(update(Host).where(col(Host.name) == "donor-2").values(seen_at=before)))
     status = (await grace.command("cluster status")).text
-    assert status.endswith(
-        f"-# on donor-1 (2 × H200, 120 GiB of disk free), ⚠️ donor-2 away since {before:%F %H:%M} UTC"
-    )
+    assert status.endswith(f"-# on {donor_1}, ⚠️ donor-2 away since {before:%F %H:%M} UTC")
 
     run = lab.call(launching.launch, lab.actor("Ada"), "shown", Order(1, "demo", "5m")).run_id
     token = lab.call(attempts.admit, run, (0,))
     assert lab.call(leases.claim, run, token, host="donor-1", lease_seconds=60)
     status = (await grace.command("cluster status")).text
-    assert f"-# on donor-1 (2 × H200, 120 GiB of disk free, run {run}), ⚠️ donor-2 away" in status
+    assert f"-# on {donor_1[:-1]}, run {run}), ⚠️ donor-2 away" in status

@@ -24,13 +24,14 @@ from projects.settings import Settings, get_settings
 from tests.broker.lab import POOL, Lab, settings
 
 HOLDS = """
-import os, sys
+import os, sys, time
 from pathlib import Path
 from broker.runners import host_home
 print(host_home.hold(Path(sys.argv[1])), flush=True)
 if os.fork() == 0:
     os.fork()
-    sys.stdin.read()
+    while not Path(sys.argv[1], "over").exists():
+        time.sleep(0.1)
     os._exit(0)
 sys.stdin.readline()
 os._exit(0)
@@ -99,18 +100,22 @@ def test_a_home_keeps_one_id_and_one_worker(tmp_path: Path) -> None:
     pipe = subprocess.PIPE
     command = [sys.executable, "-c", HOLDS, str(tmp_path)]
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as first:
-        assert first.stdin is not None
-        assert first.stdout is not None
-        said = first.stdout.readline().strip()
-        assert said == host_home.kept_id(tmp_path)
-        with pytest.raises(ConflictError, match=f"Another worker is at work in {tmp_path}; stop it first, or give"):
-            host_home.hold(tmp_path)
-        shutil.copytree(tmp_path, tmp_path / "copy")
-        assert host_home.hold(tmp_path / "copy") == said, "a lock of its own"
-        first.stdin.write("\n")
-        first.stdin.flush()
-        assert first.wait() == 0
-        assert host_home.hold(tmp_path) == said, "what the worker has forked lives on and holds nothing"
+        try:
+            assert first.stdin is not None
+            assert first.stdout is not None
+            said = first.stdout.readline().strip()
+            assert said == host_home.kept_id(tmp_path)
+            with pytest.raises(ConflictError, match=f"Another worker is at work in {tmp_path}; stop it first, or give"):
+                host_home.hold(tmp_path)
+            shutil.copytree(tmp_path, tmp_path / "copy")
+            assert host_home.hold(tmp_path / "copy") == said, "a lock of its own"
+            first.stdin.write("\n")
+            first.stdin.flush()
+            assert first.wait() == 0
+            assert host_home.hold(tmp_path) == said, "what the worker has forked lives on and holds nothing"
+        finally:
+            first.kill()
+            (tmp_path / "over").touch()
     (tmp_path / host_home.ID_FILE).write_text("../../etc")
     with pytest.raises(InvalidError, match="does not hold the id of a host; restore it, or remove it"):
         host_home.kept_id(tmp_path)

@@ -239,6 +239,11 @@ def test_texts_that_name_a_person_are_listed_and_decided_about(tmp_path: Path) -
         ),
         ("DATABASE_URL", "nonsense 5ec4e7", "STOA_DATABASE_URL must begin with postgresql+psycopg://"),
         ("REDIS_URL", "localhost:6379", "STOA_REDIS_URL must begin with redis://"),
+        *(
+            ("REDIS_URL", f"redis://{place}", "STOA_REDIS_URL must be like redis://user:password@host:6379/0")
+            for place in ("h:port/0", "h:65536/0", "[::1/0", "h:6379/name", "h:1/0;redis://h:two/0")
+        ),
+        ("HUB_ENDPOINT", "https://h:port", "STOA_HUB_ENDPOINT must be like https://host:443"),
         ("DISCORD_API", "discord.com", "STOA_DISCORD_API must begin with https://"),
         ("HUB_ENDPOINT", "huggingface.co", "STOA_HUB_ENDPOINT must begin with https://"),
         ("GUILD_ID", "abc", "STOA_GUILD_ID must be a valid integer, not 'abc'"),

@@ -1,7 +1,6 @@
 """Two workers as two hosts, with homes of their own: each run starts, and is taken over, where its pool's host is."""
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,17 +13,12 @@ from celery import Celery
 
 from broker.allocations import hosts
 from broker.publications import Publication
-from broker.runs.attempts import Attempt
 from broker.runs.runs import RunState
 from cli.services import environment
-from projects.db.database import Database
-from projects.settings import Settings
-from tests.broker.lab import Lab, settings
-from tests.broker.test_publisher import checkpoint
 from tests.patience import PATIENCE, wait_for
-from tests.standin import python_with_trainer, skew
+from tests.standin import skew
 from tests.system import processes
-from tests.system.test_queue_failover import Queue
+from tests.system.worker_hosts import LAB, Hosts
 
 TRAINER = """
 import json, pathlib, shutil, signal, sys, time
@@ -42,77 +36,38 @@ time.sleep(3600)
 NAMES = ("here", "there")
 
 
-class Cluster:
-    """A database, a queue, a scheduler, and a worker on each host for the pool of the host's name."""
+class Cluster(Hosts):
+    """A worker and a publisher on each host, for the pool of the host's name, and a Hub."""
 
     def __init__(self, home: Path, database_url: str, clocks: Mapping[str, float] | None = None) -> None:
         """The clocks of some hosts, or the scheduler's (`lab`), are so many seconds ahead."""
-        self.home = home
-        self.queue = Queue(home)
-        place = {"database_url": database_url, "redis_url": f"redis://127.0.0.1:{self.queue.port}/0"}
         sandbox = home / "sandbox"
-        self.running: list[subprocess.Popen[bytes]] = [
-            subprocess.Popen([sys.executable, "-m", "sandbox", "--dir", str(sandbox)], stdout=subprocess.DEVNULL)
-        ]
+        self.hub = subprocess.Popen([sys.executable, "-m", "sandbox", "--dir", str(sandbox)], stdout=subprocess.DEVNULL)
         wait_for((sandbox / "sandbox.json").exists, "the Hub")
         hub = json.loads((sandbox / "sandbox.json").read_text())
-        place |= {"hub_endpoint": hub["hub"], "hub_token": hub["hub_token"], "hub_namespace": "hosts"}
-        own = {"lease_seconds": 60.0, "tick_seconds": 0.3, "worker_concurrency": 1}
-        self.settings: dict[str, Settings] = {
-            name: settings(home / name, host_name=name, **place, **own) for name in (*NAMES, "lab")
-        }
-        self.db = Database(self.settings["lab"].database)
-        self.db.migrate()
-        self.lab = Lab(self.db)
+        place = {"hub_endpoint": hub["hub"], "hub_token": hub["hub_token"], "hub_namespace": "hosts"}
+        super().__init__(home, NAMES, database_url=database_url, **place)
         for name in NAMES:
             self.lab.pool(name)
-        self.start("lab", self.python("lab", clocks), "scheduler")
+        pythons = {name: self.python(name, TRAINER) for name in (*NAMES, LAB)}
+        for name, python in pythons.items() if clocks else ():
+            skew(python, (clocks or {})[name])
+        self.start(LAB, "scheduler", python=pythons[LAB])
         for name in NAMES:
-            shutil.move(checkpoint(home / name, 1).folder, home / name / "checkpoint")
-            python = self.python(name, clocks)
-            self.start(name, python, "worker", "--pool", name)
-            self.start(name, python, "publisher", "--this-host")
-
-    def python(self, host: str, clocks: Mapping[str, float] | None) -> str:
-        python = python_with_trainer(self.home / host, TRAINER)
-        if clocks:
-            skew(python, clocks[host])
-        return str(python)
-
-    def start(self, host: str, python: str, part: str, *options: str) -> None:
-        (self.home / host).mkdir(exist_ok=True)
-        with (self.home / host / f"{part}.log").open("ab") as log:
-            command = [python, "-m", "cli.main", part, *options]
-            given = environment(self.settings[host], part)
-            self.running.append(subprocess.Popen(command, env=given, stdout=log, stderr=log, start_new_session=True))
-
-    def launch(self, pool: str) -> int:
-        project = self.lab.project(title=f"On {pool}, once more")
-        allocation = self.lab.request(project, pool=pool)
-        self.lab.approve(allocation)
-        return self.lab.launch(project)
-
-    def attempt(self, run: int) -> Attempt:
-        with self.db.read() as session:
-            return session.get_one(Attempt, (run, 1))
+            self.start(name, "worker", "--pool", name, python=pythons[name])
+            self.start(name, "publisher", "--this-host", python=pythons[name])
 
     def has_begun(self, run: int) -> bool:
-        return self.lab.run(run).step == 1
+        return self.has_done(run, 1)
 
     def is_published(self, run: int) -> bool:
         with self.db.read() as session:
             return session.get_one(Publication, (run, 1)).url is not None
 
     def close(self) -> None:
-        for process in self.running:
-            process.terminate()
-        for process in self.running:
-            process.wait(PATIENCE)
-        for pid in processes.of_home(self.home):
-            subprocess.run(["kill", "-9", str(pid)], check=False)
-        self.queue.process.kill()
-        self.queue.process.wait()
-        self.db.close()
+        super().close()
+        self.hub.kill()
+        self.hub.wait()
 
 
 @pytest.fixture

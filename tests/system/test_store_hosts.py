@@ -1,13 +1,9 @@
 """Two hosts with homes of their own and one object store: a host is lost for good, and its run goes on on the other."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -18,17 +14,12 @@ from broker import store as stores
 from broker.runs.attempts import Attempt
 from broker.runs.runs import ENDED, Run, RunState
 from broker.store import Store
-from cli.services import environment
 from projects.db.columns import utcnow
-from projects.db.database import Database
 from projects.settings import Settings
-from tests.broker.lab import Lab, settings
-from tests.broker.test_publisher import checkpoint
-from tests.patience import PATIENCE, wait_for
+from tests.broker.lab import settings
+from tests.patience import wait_for
 from tests.seaweed import SECRET, Seaweed, seaweed
-from tests.standin import python_with_trainer
-from tests.system import processes
-from tests.system.test_queue_failover import Queue
+from tests.system.worker_hosts import LAB, Hosts
 
 __all__ = ["seaweed"]
 
@@ -60,80 +51,38 @@ A_DAY = timedelta(days=1)
 waited = partial(wait_for, every=0.5)
 
 
-class Hosts:
-    """A database, a queue, a scheduler, and two hosts, whose workers serve all pools."""
+class StoreHosts(Hosts):
+    """Two hosts, whose workers serve all pools."""
 
     def __init__(self, home: Path, given: Settings) -> None:
-        self.home = home
-        self.queue = Queue(home)
-        place = {"database_url": f"sqlite:///{home / 'stoa.db'}", "redis_url": f"redis://127.0.0.1:{self.queue.port}/0"}
-        own = {"lease_seconds": 60.0, "stop_grace_seconds": 5.0, "tick_seconds": 0.3, "worker_concurrency": 1}
-        base = given.model_dump() | place | own
-        self.settings = {
-            name: Settings.model_validate(base | {"home": home / name, "host_name": name}) for name in (*NAMES, "lab")
-        }
-        self.running: dict[str, subprocess.Popen[bytes]] = {}
-        self.db = Database(self.settings["lab"].database)
-        self.db.migrate()
-        self.lab = Lab(self.db)
+        super().__init__(home, NAMES, given=given, stop_grace_seconds=5.0)
         self.lab.pool()
-        self.start("lab", sys.executable, "scheduler")
-
-    def start(self, host: str, python: str, part: str) -> None:
-        (self.home / host).mkdir(exist_ok=True)
-        with (self.home / host / f"{part}.log").open("ab") as log:
-            command = [python, "-m", "cli.main", part]
-            given = environment(self.settings[host], part)
-            self.running[host] = subprocess.Popen(command, env=given, stdout=log, stderr=log, start_new_session=True)
+        self.start(LAB, "scheduler")
 
     def add(self, host: str) -> None:
         """Start a host's worker, with a trainer of its own."""
-        shutil.move(checkpoint(self.home / host, 1).folder, self.home / host / "checkpoint")
-        self.start(host, str(python_with_trainer(self.home / host, TRAINER)), "worker")
+        self.start(host, "worker", python=self.python(host, TRAINER))
 
     def lose(self, host: str) -> None:
         """End all that runs on a host, at once and for good, and take its disk away."""
-        for _ in range(3):
-            for pid in processes.of_home(self.home / host):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        self.running.pop(host).wait()
+        self.kill(host)
         with self.db.write() as session:  # its lease is over, for which nobody need wait
             session.execute(update(Attempt).values(lease_until=utcnow() - A_DAY))
         shutil.move(self.home / host, self.home / f"{host}.lost")
 
-    def launch(self) -> int:
-        project = self.lab.project()
-        self.lab.approve(self.lab.request(project))
-        return self.lab.launch(project)
-
-    def attempt(self, run: int, token: int) -> str:
+    def stored(self, run: int, token: int) -> str:
         """The folder of an attempt in the store."""
         with self.db.read() as session:
             return stores.attempt_folder(run, session.get_one(Run, run).request_id, token)
 
-    def has_done(self, run: int, step: int) -> bool:
-        return self.lab.run(run).step == step
-
     def in_store(self, run: int, token: int, step: int) -> bool:
-        place = stores.checkpoint_folder(self.attempt(run, token), step)
-        return Store(self.settings["lab"]).is_whole(place)
-
-    def close(self) -> None:
-        for process in self.running.values():
-            process.kill()
-        for process in self.running.values():
-            process.wait(PATIENCE)
-        for pid in processes.of_home(self.home):
-            subprocess.run(["kill", "-9", str(pid)], check=False)
-        self.queue.process.kill()
-        self.queue.process.wait()
-        self.db.close()
+        place = stores.checkpoint_folder(self.stored(run, token), step)
+        return Store(self.settings[LAB]).is_whole(place)
 
 
 @contextmanager
-def hosts(home: Path, given: Settings) -> Iterator[Hosts]:
-    there = Hosts(home, given)
+def hosts(home: Path, given: Settings) -> Iterator[StoreHosts]:
+    there = StoreHosts(home, given)
     try:
         yield there
     finally:
@@ -152,7 +101,7 @@ def test_a_run_goes_on_at_its_last_checkpoint_when_its_host_is_lost_for_good(sea
         assert lab.lab.run(run).step == 20
         with lab.db.read() as session:
             assert [session.get_one(Attempt, (run, token)).host for token in (1, 2)] == ["here", "there"]
-        attempt = lab.attempt(run, 2)
+        attempt = lab.stored(run, 2)
         store = Store(lab.settings["lab"])
         waited(lambda: store.read(f"{attempt}/outcome.json"), "the outcome in the store")
         assert json.loads(store.read(f"{attempt}/outcome.json") or b"")["step"] == 20
