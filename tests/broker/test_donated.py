@@ -1,6 +1,7 @@
 """Runs on donated machines, which reach the lab by its API alone: real machines, supervisors and trainers."""
 
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,14 +12,19 @@ import pytest
 
 from broker.allocations import machines
 from broker.end_reasons import EndReason
+from broker.runners import reaper
 from broker.runs.runs import RunState
+from projects.db.columns import utcnow
 from projects.settings import Settings, get_settings
+from tests import forked
 from tests.broker.donating import POOL, Served, admit, donated, serving
 from tests.broker.lab import Lab, settings
 from tests.broker.supervised import TRAINER, admitted, attempt, charged, queued, supervised_by
 from tests.databases import ONCE
+from tests.environment import bare
 from tests.forked import Forked
 from tests.patience import PATIENCE, wait_for
+from tests.ports import free_ports
 from tests.standin import python_with_trainer
 
 LEASE = 12.0  # the store is looked at every two seconds
@@ -182,3 +188,69 @@ def test_a_revoked_machine_loses_its_run_and_works_no_more(
     log = (tmp_path / "ada.log").read_text().splitlines()
     assert log[-1] == "The lab does not take this machine's token: it is wrong, or was revoked."
     assert not list((tmp_path / "ada" / "pods").iterdir())
+
+
+@ONCE
+def test_the_whole_way_over_tls_by_the_command_line(lab: Lab, ours: Settings, tmp_path: Path, run: int) -> None:
+    certificate, key = tmp_path / "lab.pem", tmp_path / "lab.key"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"),
+            *("-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    [port] = free_ports(1)
+    told = bare() | {
+        "STOA_ENV_FILE": "",
+        "STOA_HOME": str(tmp_path),
+        "STOA_DATABASE_URL": lab.db.url.render_as_string(hide_password=False),
+        "STOA_STORE": ours.store,
+        "STOA_MACHINES_ADDRESS": f"127.0.0.1:{port}",
+    }
+    with_tls = told | {"STOA_MACHINES_CERTIFICATE": str(certificate), "STOA_MACHINES_KEY": str(key)}
+    token = forked.run_module("cli.main", told, "machine", "token", "ada", "--pool", POOL).stdout.strip()
+    assert "ada" in forked.run_module("cli.main", told, "machine", "list").stdout
+    served = forked.module("cli.main", tmp_path / "machine.log", with_tls, "machine", "serve")
+    address, python = f"https://localhost:{port}", standin(tmp_path, 10)
+    try:
+        log = tmp_path / "machine.log"
+        wait_for(lambda: log.exists() and "ready" in log.read_text(), "the API")
+        with (
+            supervised(lab, tmp_path, run) as (supervisor, _, _),
+            donated(address, tmp_path, "bob", token, python),
+            donated(address, tmp_path, "ada", token, python, "--certificate", str(certificate)),
+        ):
+            assert supervisor.wait(PATIENCE) == 0
+        assert "the lab does not answer" in (tmp_path / "bob.log").read_text(), "a certificate that nobody knows"
+    finally:
+        served.terminate()
+        served.wait(PATIENCE)
+    assert lab.run(run).state == RunState.FINISHED
+    assert token not in (tmp_path / "machine.log").read_text()
+    refused = forked.run_module("cli.main", told | {"STOA_MACHINES_ADDRESS": "0.0.0.0:8443"}, "machine", "list")
+    assert (refused.returncode, "STOA_MACHINES_CERTIFICATE" in refused.stderr) == (2, True)
+
+
+@ONCE
+def test_an_order_that_nobody_supervises_is_taken_off_the_board(
+    lab: Lab, served: Served, tmp_path: Path, run: int, ours: Settings
+) -> None:
+    pool = lab.row(run).pool_id
+    with (
+        supervised(lab, tmp_path, run) as (supervisor, token, _),
+        donated(served.address, tmp_path, "ada", admit(lab, "ada", POOL), standin(tmp_path, 10_000)),
+    ):
+        wait_for(lambda: lab.run(run).state == RunState.RUNNING, "the run")
+        supervisor.kill()
+        supervisor.wait()
+        assert reaper.end_strays(ours, lab.db, pool) == 0
+        lab.cancel(run)
+        until = attempt(lab, run, token).lease_until
+        assert until is not None
+        wait_for(lambda: utcnow() > until, "the end of the lease")
+        lab.expire(run, token)
+        assert reaper.end_strays(ours, lab.db, pool) == 1
+        wait_for(lambda: "has closed it" in (tmp_path / "ada.log").read_text(), "a word of the machine")
+        assert reaper.end_strays(ours, lab.db, pool) == 0
