@@ -9,6 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from broker.allocations import machines
+from broker.end_reasons import EndReason
 from broker.runs.runs import RunState
 from projects.settings import Settings, get_settings
 from tests.broker.donating import POOL, Served, admit, donated, serving
@@ -43,6 +45,12 @@ def served(lab: Lab, ours: Settings) -> Iterator[Served]:
 def run(lab: Lab) -> int:
     """A queued run on a pool of donated machines."""
     return queued(lab, POOL, "donated")
+
+
+@pytest.fixture
+def soon_lost(lab: Lab) -> int:
+    """A queued run on a pool whose machines may be unheard for some seconds only."""
+    return queued(lab, POOL, "donated", {"silence_seconds": "8"})
 
 
 @contextmanager
@@ -112,3 +120,65 @@ def test_a_machine_holds_no_secret_but_its_token_and_the_api_may_restart(
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
     assert list((tmp_path / "store").glob(f"runs/*/attempt-1/checkpoints/step{last}/whole"))
     assert machine.poll() == 0
+
+
+@ONCE
+def test_a_run_goes_on_elsewhere_when_its_machine_dies_or_is_taken_back(
+    lab: Lab, served: Served, tmp_path: Path, soon_lost: int
+) -> None:
+    run = soon_lost
+    tokens = {name: admit(lab, name, POOL) for name in ("ada", "bob", "carla")}
+    python = standin(tmp_path, 10_000)
+    with (
+        supervised(lab, tmp_path, run) as (supervisor, first, _),
+        donated(served.address, tmp_path, "ada", tokens["ada"], python) as machine,
+    ):
+        wait_for(lambda: lab.row(run).step > 10, "a checkpoint")
+        below = psutil.Process(machine.pid).children(recursive=True)
+        machine.kill()
+        for process in below:
+            process.kill()
+        assert supervisor.wait(PATIENCE) == 0
+    assert (lab.run(run).state, attempt(lab, run, first).end_reason) == (RunState.QUEUED, EndReason.NODE_FAILED)
+    with (
+        supervised(lab, tmp_path, run) as (supervisor, second, folder),
+        donated(served.address, tmp_path, "bob", tokens["bob"], python) as machine,
+    ):
+        wait_for(lambda: "from step" in said(folder), "the second attempt")
+        assert int(said(folder).split()[2]) >= 10
+        machine.terminate()
+        assert supervisor.wait(PATIENCE) == 0
+        assert machine.wait(PATIENCE) == 0
+    assert (lab.run(run).state, attempt(lab, run, second).end_reason) == (RunState.QUEUED, EndReason.RUNNER_ENDED)
+    assert attempt(lab, run, second).reason == "the machine bob was taken back by its owner"
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    with (
+        supervised(lab, tmp_path, run) as (supervisor, third, folder),
+        donated(served.address, tmp_path, "carla", tokens["carla"], python),
+    ):
+        wait_for(lambda: "from step" in said(folder), "the third attempt")
+        assert int(said(folder).split()[2]) == last
+        lab.pause(run)
+        assert supervisor.wait(PATIENCE) == 0
+    assert lab.run(run).state == RunState.PAUSED
+    assert charged(lab, run, third) >= 0
+
+
+@ONCE
+def test_a_revoked_machine_loses_its_run_and_works_no_more(
+    lab: Lab, served: Served, tmp_path: Path, soon_lost: int
+) -> None:
+    run, token = soon_lost, admit(lab, "ada", POOL)
+    with (
+        supervised(lab, tmp_path, run) as (supervisor, first, _),
+        donated(served.address, tmp_path, "ada", token, standin(tmp_path, 10_000)) as machine,
+    ):
+        wait_for(lambda: lab.row(run).step > 2, "steps")
+        with lab.db.write() as session:
+            machines.revoke(session, "ada", "It was stolen.")
+        assert machine.wait(PATIENCE) == 2
+        assert supervisor.wait(PATIENCE) == 0
+    assert attempt(lab, run, first).end_reason == EndReason.NODE_FAILED
+    log = (tmp_path / "ada.log").read_text().splitlines()
+    assert log[-1] == "The lab does not take this machine's token: it is wrong, or was revoked."
+    assert not list((tmp_path / "ada" / "pods").iterdir())

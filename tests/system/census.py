@@ -24,14 +24,19 @@ class Lives:
 
 
 class Census:
-    """Looks five times a second at all processes, by way of /proc."""
+    """Looks five times a second at the processes of the installation in `home`, by way of /proc.
 
-    def __init__(self, runs: Path) -> None:
+    Its hosts keep their runs in the folders `runs`.
+    """
+
+    def __init__(self, home: Path, *runs: Path) -> None:
         self.attempts: dict[Attempt, Lives] = {}
         self.supervisors: dict[Attempt, int] = {}
         self.supervisor_seen: dict[Attempt, float] = {}
         self.longest_gap = 0.0
-        self._writes_in = re.compile(re.escape(str(runs)) + r"/(\d+)/attempt-(\d+)[\0\"]")
+        folders = "|".join(re.escape(str(folder)) for folder in runs)
+        self._writes_in = re.compile(rf"(?:{folders})/(\d+)/attempt-(\d+)[\0\"]")
+        self._home = str(home)
         self._supervises = re.compile(r"\0broker\.runners\.supervisor\0(\d+)\0(\d+)(\0\d+)?\0?$")
         self._born: dict[int, float] = {}
         self._trainers: dict[int, Attempt] = {}
@@ -66,6 +71,8 @@ class Census:
         trainers: dict[int, Attempt] = {}
         for pid in [int(name) for name in os.listdir("/proc") if name.isdigit()]:
             line = _command(pid)
+            if self._home not in line:
+                continue
             if found := self._supervises.search(line):
                 attempt = (int(found[1]), int(found[2]))
                 supervisors[attempt] = pid

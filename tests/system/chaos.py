@@ -337,14 +337,17 @@ def play(size: Size, console: Console) -> bool:
     try:
         url = database.enter_context(database_of(size.database))
         story = Story(size, home, python_with(home / "python", STANDIN), parts, url)
-        with Census(home / "runs") as census:
+        with Census(home, home / "runs") as census:
             story.play(census, console)
             messages = posted(story.world["discord"])
             unmet = call("GET", f"{story.world['hub']}/sandbox/faults")
             story.close()
             settle(home)
         lines = chaos_report.lines(story, census, messages, left_over(home), unmet)
-        chaos_report.show(console, story, lines, time.monotonic() - started)
+        notes = [] if story.small_disk else ["LEFT OUT: the full disk, since this user may not mount a small one."]
+        notes += [f"A part ended by itself and was started again: {said}" for said in story.ended_alone]
+        befell = f"What befell it in {time.monotonic() - started:.0f} s, seed {size.seed}"
+        chaos_report.show(console, befell, story.done, notes, lines)
         good = all(line.ok for line in lines)
     finally:
         parts.stop()

@@ -57,31 +57,42 @@ def lines(
     unmet: Sequence[Mapping[str, Any]],
 ) -> list[Line]:
     """Every line of the table; all parts have been stopped, and `unmet` are the Hub's faults that none has met."""
+    renewal = story.settings.lease_seconds / 6
     with story.db.read() as session:
         return [
             _faults(story, unmet),
-            _ended(session, len(story.launched)),
-            _record(session),
             _posted(session, messages),
-            _sums(session),
-            _process_time(session, census, story.settings.lease_seconds / 6 + POLL_SECONDS),
-            _one_at_a_time(session, census),
+            *of_runs(session, census, len(story.launched), renewal, left),
             _published(session),
-            _leases(session),
-            Line("no process is left over", f"{len(left)} left", [f"process {pid}" for pid in left]),
         ]
 
 
-def show(console: Console, story: "Story", found: Sequence[Line], seconds: float) -> None:
-    """Print the faults by their kind, and the table."""
-    faults = Table("fault", "times", title=f"What befell it in {seconds:.0f} s, seed {story.size.seed}")
-    for kind, count in sorted(story.done.items()):
+def of_runs(
+    session: Session, census: Census, launched: int, renewal: float, left: Sequence[int | str]
+) -> Sequence[Line]:
+    """The lines about so many launched runs, whose leases are renewed every `renewal` seconds.
+
+    `left` are the processes that live on.
+    """
+    return [
+        _ended(session, launched),
+        _record(session),
+        _sums(session),
+        _process_time(session, census, renewal + POLL_SECONDS),
+        _one_at_a_time(session, census),
+        _leases(session),
+        Line("no process is left over", f"{len(left)} left", [f"process {pid}" for pid in left]),
+    ]
+
+
+def show(console: Console, befell: str, done: Counter[str], notes: Sequence[str], found: Sequence[Line]) -> None:
+    """Print the faults that were `done` by their kind under the title `befell`, the notes, and the table."""
+    faults = Table("fault", "times", title=befell)
+    for kind, count in sorted(done.items()):
         faults.add_row(kind, str(count))
     console.print(faults)
-    if not story.small_disk:
-        console.print("LEFT OUT: the full disk, since this user may not mount a small one.", style="yellow")
-    for said in story.ended_alone:
-        console.print(f"A part ended by itself and was started again: {said}", style="yellow", markup=False)
+    for note in notes:
+        console.print(note, style="yellow", markup=False)
     table = Table("", "what must hold", "found", title="How it came out")
     for line in found:
         table.add_row("[green]✔[/]" if line.ok else "[red]✘[/]", line.what, line.found)

@@ -82,7 +82,7 @@ def main() -> None:
     """Train or sample as the contract has it."""
     command, subject = sys.argv[1], Path(sys.argv[2])
     given = dict(zip(sys.argv[3::2], sys.argv[4::2], strict=False))
-    out = Path(given["--out"])
+    out = Path(sys.argv[sys.argv.index("--out") + 1])
     signal.signal(signal.SIGTERM, stop)
     try:
         if command == "train":
