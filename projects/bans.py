@@ -45,9 +45,8 @@ def unban(session: Session, actor: Actor | None, discord_id: int, reason: str) -
         raise NotFoundError(f"Nobody with the Discord id {discord_id} has done anything here.")
     if person.banned is None:
         raise ConflictError(f"{person.name} is not banned.")
-    quotas.check_admin(
-        session, actor
-    )  # a ban has no budget, but each takes another person, or one whose ban was lifted
+    # A ban has no budget of its own: each takes another person, or one whose ban was lifted.
+    quotas.check_admin(session, actor)
     by = people.author(session, actor)
     person.banned = None
     session.flush()
