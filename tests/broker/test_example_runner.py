@@ -32,12 +32,12 @@ while True:
 """
 SUPERVISE = """
 import sys
-from broker.runners import registry, supervisor
+from broker.runners import registry, staging, supervisor
 from nice_runner import NiceRunner
 from projects.settings import get_settings
 
 registry.RUNNERS["nice"] = NiceRunner
-supervisor.trainer_command = lambda *given, **_: [sys.executable, "-c", sys.argv[3], str(given[3])]
+staging.trainer_command = lambda *given, **_: [sys.executable, "-c", sys.argv[3], str(given[3])]
 supervisor.Supervisor(get_settings(), int(sys.argv[1]), int(sys.argv[2])).run()
 """
 
