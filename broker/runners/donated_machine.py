@@ -6,6 +6,7 @@ order allows, the shim ends the pod.
 """
 
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -172,12 +173,14 @@ class Pod:
             self._end(popen)
             shutil.rmtree(self.place, ignore_errors=True)
 
-    @staticmethod
-    def _end(popen: "subprocess.Popen[bytes]") -> int:
-        """Leave no process of the pod; its exit status."""
+    def _end(self, popen: "subprocess.Popen[bytes]") -> int:
+        """Leave no process of the pod; its exit status, which the shim leaves in the folder as it ends itself."""
         with suppress(ProcessLookupError):
             os.killpg(popen.pid, signal.SIGKILL)
-        return popen.wait()
+        ended = popen.wait()
+        with suppress(OSError, ValueError, LookupError):
+            return int(json.loads((self.place / "exit").read_text())["status"])
+        return ended
 
     def _start(self) -> "subprocess.Popen[bytes]":
         """Start the pod below a shim, which ends it where nobody renews its lease."""

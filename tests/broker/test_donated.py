@@ -121,7 +121,7 @@ def test_a_machine_holds_no_secret_but_its_token_and_the_api_may_restart(
         assert supervisor.wait(PATIENCE) == 0
         ends = ("ended with status 75", "the lab has closed it")
         wait_for(lambda: any(end in (tmp_path / "ada.log").read_text() for end in ends), "a word of the machine")
-        assert not list((tmp_path / "ada" / "pods").iterdir())
+        wait_for(lambda: not list((tmp_path / "ada" / "pods").iterdir()), "the end of the pod's folder")
     assert lab.run(run).state == RunState.CANCELLED
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
     assert list((tmp_path / "store").glob(f"runs/*/attempt-1/checkpoints/step{last}/whole"))
