@@ -7,7 +7,6 @@ trainer is taken over.
 import math
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -28,7 +27,7 @@ from broker.allocations.hosts import gpu_numbers
 from broker.allocations.pools import Pool, memory_each
 from broker.end_reasons import EndReason
 from broker.publishing import disk
-from broker.runners import carrier, output, processes, registry
+from broker.runners import carrier, output, processes, registry, spawning
 from broker.runners.base import JobSpec, Runner
 from broker.runners.local import LocalRunner
 from broker.runners.outage import Outage
@@ -55,52 +54,6 @@ Started = tuple[bool, Process, Sequence[Checkpoint] | None]
 """Whether a trainer has yet to be told as begun, its process, and the checkpoints of earlier attempts if known."""
 
 log = structlog.get_logger()
-
-
-def spawn(settings: Settings, run_id: int, token: int, owner: str = "", after: int | None = None) -> None:
-    """Start the supervisor of a claimed attempt as a session of its own, with the settings it needs and no token.
-
-    `owner` marks the folder of a run as this database's; `after` is the generation of a supervisor to be replaced.
-    """
-    mark = after is None or owner
-    folder = folders.own(settings, run_id, owner) if mark else folders.of_run(settings, run_id)
-    environment = registry.environment() | {
-        "STOA_ENV_FILE": "",
-        "STOA_HOME": str(settings.home),
-        "STOA_HOST_NAME": settings.host_name,
-        "STOA_DATABASE_URL": settings.database,
-        "STOA_LEASE_SECONDS": str(settings.lease_seconds),
-        "STOA_STOP_GRACE_SECONDS": str(settings.stop_grace_seconds),
-        "STOA_OUTAGE_SECONDS": str(settings.outage_seconds),
-        "STOA_MAX_ATTEMPTS": str(settings.max_attempts),
-        "STOA_DISK_FLOOR_GIB": str(settings.disk_floor_gib),
-        **stores.environment(settings),
-    }
-    with (folder / f"supervisor-{token}.log").open("ab") as out:
-        supervisor = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "broker.runners.supervisor",
-                str(run_id),
-                str(token),
-                *([] if after is None else [str(after)]),
-            ],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-        )
-    threading.Thread(target=supervisor.wait, daemon=True).start()  # lest it stays a zombie of a worker that lives on
-
-
-def may_replace(before: Process, runner: type[Runner]) -> bool:
-    """Whether a supervisor of this host may take over the trainer of the supervisor `before`: one that has died here,
-    or, once its lease is out, one of another host whose trainers are an engine's."""
-    if processes.of_this_host(before) or before.host == processes.host():
-        return processes.replaceable(before)
-    return not runner.bound_to_host
 
 
 class Supervisor:
@@ -237,7 +190,7 @@ class Supervisor:
         run, attempt, runner = self._load()
         process, before = attempts.process_of(attempt), attempts.supervisor_of(attempt)
         reachable = process is not None and runner.can_adopt(process)
-        if process is None or before is None or not reachable or not may_replace(before, type(runner)):
+        if process is None or before is None or not reachable or not spawning.may_replace(before, type(runner)):
             raise StaleError(f"the supervisor of attempt {self.token} of run {self.run_id} has not died on this host")
         with self.db.write() as session:
             attempt = leases.take_over(

@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from broker.allocations import hosts
 from broker.allocations.pools import Pool
 from broker.publishing import disk, publisher
-from broker.runners import carrier, host_home, processes, reaper, registry, supervisor
+from broker.runners import carrier, host_home, processes, reaper, registry, spawning
 from broker.runs import attempts, leases, runs
 from broker.runs.attempts import Attempt
 from broker.runs.runs import RunKind
@@ -238,7 +238,7 @@ def start_attempt(run_id: int, token: int) -> None:
         reaper.end_lost(settings, db)
         for process in filter(None, map(attempts.process_of, earlier)):
             processes.kill_group(process)
-        supervisor.spawn(settings, run_id, token, owner)
+        spawning.spawn(settings, run_id, token, owner)
 
 
 @app.task(name="stoa.take_over")
@@ -252,16 +252,16 @@ def take_over(run_id: int, token: int) -> None:
             owner = runs.load(session, run_id).request_id
             drained = hosts.is_drained(session, processes.host())
         before = attempts.supervisor_of(attempt)
-        if before is None or not supervisor.may_replace(before, runner):
+        if before is None or not spawning.may_replace(before, runner):
             return
         if attempt.host == processes.host():
-            supervisor.spawn(settings, run_id, token, after=attempt.generation)
+            spawning.spawn(settings, run_id, token, after=attempt.generation)
             return
         reached = runner.fills_store or (settings.runs_dir / str(run_id) / f"attempt-{token}").is_dir()
         if drained or not reached or attempt.lease_until is None or attempt.lease_until > utcnow():
             log.info("another host may take the run over", run=run_id, drained=drained, folder_is_here=reached)
             return
-        supervisor.spawn(settings, run_id, token, owner, after=attempt.generation)
+        spawning.spawn(settings, run_id, token, owner, after=attempt.generation)
 
 
 @app.task(name="stoa.end_strays")

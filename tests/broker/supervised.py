@@ -50,6 +50,7 @@ def end(status):
     (out / "outcome.new").replace(out / "outcome.json")
     sys.exit(status)
 
+(out / "node").write_text(os.environ.get("SLURMD_NODENAME", ""))
 print("from step", step, flush=True)
 while step < last:
     time.sleep(0.1)

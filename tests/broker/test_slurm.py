@@ -21,7 +21,7 @@ from broker.runs.runs import RunState
 from projects.db.columns import utcnow
 from projects.errors import InvalidError
 from tests.broker.lab import Lab, settings
-from tests.broker.supervised import admitted, attempt, charged, queued, supervised_by
+from tests.broker.supervised import TRAINER, admitted, attempt, charged, queued, supervised_by
 from tests.databases import ONCE
 from tests.forked import Forked
 from tests.patience import PATIENCE, wait_for
@@ -45,41 +45,6 @@ DEAF = (
     "import os, signal, time; signal.signal(signal.SIGTERM, lambda *_: print('asked', flush=True)); os.fork(); "
     "print('here', flush=True)\nwhile True: time.sleep(60)"
 )
-# It keeps the trainer's contract: a step every 0.1 seconds, a checkpoint every ten and when it is asked to stop.
-TRAINER = """
-import json, os, pathlib, signal, sys, time
-given = dict(zip(sys.argv[3::2], sys.argv[4::2]))
-out, last = pathlib.Path(given["--out"]), LAST
-step = int(given["--resume"].rpartition("step")[2]) if "--resume" in given else 0
-asked = []
-signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
-
-def add(name, **line):
-    with (out / name).open("a") as file:
-        file.write(json.dumps(line) + "\\n")
-
-def checkpoint():
-    folder = out / "checkpoints" / f"step{step}"
-    folder.mkdir(parents=True, exist_ok=True)
-    add("events.jsonl", event="checkpoint", step=step, path=f"checkpoints/step{step}")
-
-def end(status):
-    checkpoint()
-    (out / "outcome.new").write_text(json.dumps({"status": status, "reason": None, "transient": False}))
-    (out / "outcome.new").replace(out / "outcome.json")
-    sys.exit(status)
-
-(out / "node").write_text(os.environ["SLURMD_NODENAME"])
-while step < last:
-    time.sleep(0.1)
-    step += 1
-    add("metrics.jsonl", step=step, tokens=step * 10, loss=1 / step)
-    if step % 10 == 0:
-        checkpoint()
-    if asked:
-        end(75)
-end(0)
-"""
 
 
 @pytest.fixture

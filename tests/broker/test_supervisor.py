@@ -16,7 +16,7 @@ from sqlmodel import col
 from broker.allocations.pools import Pool
 from broker.end_reasons import EndReason
 from broker.publishing import disk
-from broker.runners import processes, shim, supervisor
+from broker.runners import processes, shim, spawning
 from broker.runs import attempts, folders, leases
 from broker.runs.attempts import Attempt
 from broker.runs.leases import TakenOverError
@@ -322,12 +322,12 @@ def test_a_folder_that_another_database_has_left_is_moved_aside(tmp_path: Path) 
     conf = settings(tmp_path)
     left = folders.of_run(conf, 7) / "attempt-1" / "checkpoints" / "step9"
     left.mkdir(parents=True)
-    supervisor.spawn(conf, 7, 1, "ours")
+    spawning.spawn(conf, 7, 1, "ours")
     assert not left.exists()
     assert len(list(conf.runs_dir.glob("7.before-*/attempt-1/checkpoints/step9"))) == 1
     kept = folders.of_run(conf, 7) / "attempt-1"
     kept.mkdir(exist_ok=True)
-    supervisor.spawn(conf, 7, 2, "ours")
+    spawning.spawn(conf, 7, 2, "ours")
     assert kept.exists()
 
 

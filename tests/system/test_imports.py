@@ -72,6 +72,7 @@ LAYERS: dict[str, Sequence[Sequence[str]]] = {
             "runners.outage",
             "runners.output",
             "runners.reaper",
+            "runners.spawning",
             "runners.staging",
             "runners.supervisor",
             "runners.trainer_command",
