@@ -285,6 +285,11 @@ def test_of_a_single_document_the_end_is_held_out(tmp_path: Path) -> None:
     assert names_of(tmp_path / "data", "held_out") == ["s0/input.txt:end"]
 
 
+def test_a_word_of_80_000_letters_is_words_of_a_thousand_in_training() -> None:
+    learned = tokenizer.train(["a" * 80_000], 300).get_vocab()
+    assert 256 < max(map(len, learned)) <= 1_000, "merges double the longest token up to the bound"
+
+
 @pytest.mark.parametrize("text", ["word and\nother words " * 800, "日本語 日本\t" * 2000, "a, 1 b c\n\n b" * 900])
 def test_a_long_document_has_the_tokens_it_has_as_a_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
