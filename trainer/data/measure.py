@@ -18,6 +18,22 @@ from trainer.data.readers import Say
 from trainer.schema import ConfigError
 
 
+def files_at(kind: CorpusKind, place: Path) -> list[Path]:
+    """The files that are read of what lies at an absolute place; raises ConfigError where there is none."""
+    match kind:
+        case CorpusKind.PREPARED:
+            found = sorted(path for path in place.rglob("*") if path.is_file())
+        case CorpusKind.TOKENIZER:
+            found = [place]
+        case _:
+            if kind == CorpusKind.DATASET and not place.is_dir():
+                raise ConfigError(f"There is no folder at {place}; give the folder of a dataset of Hugging Face.")
+            found = readers.files_of(_as_source(kind, place), Path())
+    if missing := next((path for path in found if not path.is_file()), None if found else place):
+        raise ConfigError(f"There is no file at {missing}; name another place.")
+    return found
+
+
 def measure(
     kind: CorpusKind, place: Path, text_key: str, bpe: Path | None, say: Say, advance: Advance
 ) -> tuple[Measured, list[Path]]:
@@ -28,25 +44,21 @@ def measure(
     match kind:
         case CorpusKind.PREPARED:
             prepare.verify(place)
-            return measured_data(place), sorted(path for path in place.rglob("*") if path.is_file())
+            return measured_data(place), files_at(kind, place)
         case CorpusKind.TOKENIZER:
             files, found = [place], {"vocabulary": tokenizer.size(_tokenizer(place))}
         case _:
-            key = "path" if kind == CorpusKind.TEXT else kind.value
-            fields = {
-                "name": "corpus",
-                "licence": "LicenseRef-None",
-                "epochs": 1,
-                "text_key": text_key,
-                key: str(place),
-            }
-            source = SourceConfig.model_validate(fields)
-            if kind == CorpusKind.DATASET and not place.is_dir():
-                raise ConfigError(f"There is no folder at {place}; give the folder of a dataset of Hugging Face.")
-            files = readers.files_of(source, Path())
+            files = files_at(kind, place)
+            source = _as_source(kind, place, text_key)
             found = _source(source, None if bpe is None else _tokenizer(bpe), say, advance)
     size = sum(path.stat().st_size for path in files)
     return Measured.model_validate({"files": len(files), "bytes": size, **found}), files
+
+
+def _as_source(kind: CorpusKind, place: Path, text_key: str = "text") -> SourceConfig:
+    key = "path" if kind == CorpusKind.TEXT else kind.value
+    fields = {"name": "corpus", "licence": "LicenseRef-None", "epochs": 1, "text_key": text_key, key: str(place)}
+    return SourceConfig.model_validate(fields)
 
 
 def _source(source: SourceConfig, bpe: Tokenizer | None, say: Say, advance: Advance) -> dict[str, Any]:
