@@ -1,40 +1,46 @@
 """Corpora that a pool lacks: sent to the store where they lie, and copied from there by whoever trains on them."""
 
-import json
 import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
-from broker import catalogue, configs, corpus_copies
+from broker import corpus_copies
 from broker import store as stores
 from broker.allocations import corpora
 from broker.end_reasons import EndReason
 from broker.reports import run_plan, why
-from broker.runners import carrier
-from broker.runs.launching import Order
 from broker.runs.runs import RunState
 from broker.store import DamagedError, Store
 from projects.errors import ConflictError
 from projects.settings import Settings
 from tests import forked
-from tests.broker.donating import admit, donated, serving
+from tests.broker.copying import (
+    HAS,
+    LACKS,
+    add,
+    launch,
+    losses,
+    order,
+    projects,
+    propose,
+    push,
+    songs,
+    supervised,
+    told,
+    trained,
+)
 from tests.broker.lab import ADA, Lab, request_id, settings
-from tests.broker.supervised import admitted, attempt, charged, supervised_by
-from tests.broker.test_kubernetes import OPTIONS, cluster, standin
+from tests.broker.supervised import attempt, charged
 from tests.databases import ONCE
 from tests.environment import bare
-from tests.forked import Forked
-from tests.kubernetes import Standin
 from tests.patience import PATIENCE, wait_for
 from tests.seaweed import Seaweed, seaweed
 from tests.standin import python_with_trainer
@@ -43,121 +49,10 @@ from trainer.contract import CorpusKind
 from trainer.data import measure, readers
 from trainer.data.config import DataConfig, SourceConfig, TokenizerConfig
 
-__all__ = ["cluster", "seaweed", "standin"]
+__all__ = ["seaweed"]
 
-HAS, LACKS = "has", "lacks"
-SHORT = "steps=4, batch=2, micro_batch=2, sequence_length=32"
-LEASE = 12.0
 ENDS = "import json, pathlib, sys; pathlib.Path(sys.argv[4], 'outcome.json').write_text(json.dumps({'status': 0}))"
 """A trainer that ends well at once."""
-
-
-def songs(folder: Path) -> Path:
-    """A corpus of two files, which is a pattern."""
-    for name in ("a", "b/c"):
-        path = folder / f"{name}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = (json.dumps({"text": f"{name}, verse {number}: the frog sat on the log. " * 9}) for number in range(40))
-        path.write_text("\n".join(lines))
-    (folder / "b" / "notes.txt").write_text("Not of the corpus.")
-    return folder / "**" / "*.jsonl"
-
-
-def add(lab: Lab, pool: str, path: Path, name: str = "songs", kind: CorpusKind = CorpusKind.TEXT) -> None:
-    """Register what lies there, as `stoa corpus add` does."""
-    measured, _ = measure.measure(kind, path, "text", None, lambda _: None, lambda _: None)
-    with lab.db.write() as session:
-        corpora.add(session, pool=pool, name=name, kind=kind, path=str(path), licence="MIT", measured=measured)
-
-
-def projects(lab: Lab, runner: str = "local", options: Mapping[str, str] | None = None) -> int:
-    """A project with hours on a pool that has a corpus and on one of a runner that lacks it."""
-    project = lab.project()
-    lab.pool(HAS)
-    lab.pool(LACKS, runner=runner, options=options)
-    for pool in (HAS, LACKS):
-        lab.approve(lab.request(project, pool=pool, hours="10"), hours="10")
-    return project
-
-
-def propose(lab: Lab) -> None:
-    """A recipe of that corpus."""
-    values = yaml.safe_load(configs.built_in()["demo"])
-    values["training"] |= {"evaluation_tokens": 128, "log_every": 1}
-    values["data"] |= {"tokenizer": {"vocabulary": 320, "train_bytes": 10_000}, "held_out": 0.4}
-    values["data"]["sources"] = [{"name": "songs", "corpus": "songs", "weight": 1, "licence": "MIT"}]
-    with lab.db.write() as session:
-        catalogue.propose_recipe(session, ADA, request_id(), name="ours", body=yaml.safe_dump(values))
-        catalogue.accept(session, None, "ours", reason="Fine.")
-
-
-def order(lab: Lab, project: int, pool: str, overrides: str = SHORT) -> Order:
-    with lab.db.read() as session:
-        allocation = session.connection().exec_driver_sql(
-            "SELECT a.id FROM allocations a JOIN pools p ON p.id = a.pool_id WHERE p.name = '" + pool + "'"
-        )
-        return Order(project, "ours", "10m", overrides=overrides, allocation_id=int(allocation.scalar_one()))
-
-
-def launch(lab: Lab, project: int, pool: str) -> int:
-    asked = order(lab, project, pool)
-    return lab.launch(project, recipe="ours", overrides=SHORT, allocation_id=asked.allocation_id)
-
-
-def told(lab: Lab, conf: Settings) -> dict[str, str]:
-    """The environment of a command line."""
-    places = stores.environment(conf)
-    return (
-        bare()
-        | places
-        | {
-            "STOA_ENV_FILE": "",
-            "STOA_HOME": str(conf.home),
-            "STOA_DATABASE_URL": lab.db.url.render_as_string(hide_password=False),
-        }
-    )
-
-
-def push(lab: Lab, conf: Settings, *options: str) -> subprocess.CompletedProcess[str]:
-    """What `stoa corpus push` answers."""
-    return forked.run_module("cli.main", told(lab, conf), "corpus", "push", "songs", "--pool", HAS, *options)
-
-
-@contextmanager
-def supervised(
-    lab: Lab, conf: Settings, run: int, python: Path = Path(sys.executable), more: Mapping[str, str] | None = None
-) -> Iterator[tuple[Forked, int, Path]]:
-    """A supervisor of the run's next attempt on the host of these settings."""
-    token, folder = admitted(lab, conf.home, run, LEASE)
-    places = stores.environment(conf) | dict(more or {})
-    with supervised_by(lab, python, conf.home, LEASE, places, run, token) as supervisor:
-        yield supervisor, token, folder
-
-
-def trained(lab: Lab, conf: Settings, run: int) -> Path:
-    """The folder of an attempt that has come to its end."""
-    with supervised(lab, conf, run) as (supervisor, token, folder):
-        assert supervisor.wait(PATIENCE) == 0
-    log = folder / "trainer.log"
-    said = log.read_text() if log.exists() else attempt(lab, run, token).reason
-    assert lab.run(run).state == RunState.FINISHED, said
-    wait_for(lambda: (folder / carrier.DONE_FILE).exists(), "the carrier's end")
-    return folder
-
-
-def losses(folder: Path) -> list[tuple[int, float]]:
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [(line["step"], line["loss"]) for line in found]
-
-
-def trained_in_pods(lab: Lab, conf: Settings, run: int, more: Mapping[str, str] | None = None) -> Path:
-    """The folder of an attempt that pods have brought to its end."""
-    with supervised(lab, conf, run, more=more) as (supervisor, token, folder):
-        assert supervisor.wait(PATIENCE) == 0
-    log = folder / "trainer.log"
-    said = log.read_text() if log.exists() else ""
-    assert lab.run(run).state == RunState.FINISHED, (attempt(lab, run, token).reason, said)
-    return folder
 
 
 class Counting(Store):
@@ -467,48 +362,3 @@ def test_nonsense_is_refused_before_anything_is_read(lab: Lab, conf: Settings, t
     assert (done.returncode, done.stderr) == (2, "STOA_STORE is not set: it names the store that all hosts reach.\n")
     done = push(lab, conf)
     assert (done.returncode, "The pool “has” has no “songs”" in done.stderr) == (2, True)
-
-
-def lab_in_a_store(lab: Lab, tmp_path: Path) -> Settings:
-    """The settings of a lab whose corpus lies in the store and on a pool, and not on the pool of pods."""
-    add(lab, HAS, songs(tmp_path / "data"))
-    propose(lab)
-    conf = settings(tmp_path, store=f"file://{tmp_path}/store")
-    assert push(lab, conf).returncode == 0
-    return conf
-
-
-@ONCE
-def test_a_donated_machine_copies_a_corpus_once_and_trains_to_the_same_losses(lab: Lab, tmp_path: Path) -> None:
-    project = projects(lab, "donated")
-    conf = lab_in_a_store(lab, tmp_path)
-    original = losses(trained(lab, settings(tmp_path / "here", store=conf.store), launch(lab, project, HAS)))
-    token = admit(lab, "ada", LACKS)
-    with serving(lab, conf) as served, donated(served.address, tmp_path, "ada", token):
-        assert losses(trained_in_pods(lab, conf, launch(lab, project, LACKS))) == original
-        [copy] = [path for path in (tmp_path / "ada" / "corpora").iterdir() if path.is_dir()]
-        Store(conf).remove(f"corpora/{copy.name}/a.jsonl")
-        assert losses(trained_in_pods(lab, conf, launch(lab, project, LACKS))) == original
-    assert not conf.corpora_dir.exists(), "the lab's host copies nothing"
-
-
-@ONCE
-def test_a_pod_of_kubernetes_copies_a_corpus(lab: Lab, cluster: Standin, tmp_path: Path) -> None:
-    project = projects(lab, "kubernetes", OPTIONS)
-    conf = lab_in_a_store(lab, tmp_path)
-    original = losses(trained(lab, settings(tmp_path / "here", store=conf.store), launch(lab, project, HAS)))
-    more = {"KUBECONFIG": str(cluster.kubeconfig)}
-    assert losses(trained_in_pods(lab, conf, launch(lab, project, LACKS), more)) == original
-    assert not conf.corpora_dir.exists(), "the lab's host copies nothing"
-
-    [object_] = (tmp_path / "store").rglob("c.jsonl")
-    object_.write_bytes(object_.read_bytes()[:-1] + b"!")
-    run = launch(lab, project, LACKS)
-    with supervised(lab, conf, run, more=more) as (supervisor, token, _):
-        assert supervisor.wait(PATIENCE) == 0
-    assert lab.run(run).state == RunState.QUEUED
-    assert f"The store has other bytes as corpora/{object_.parents[1].name}" in attempt(lab, run, token).reason
-    (object_.parents[1] / "whole").unlink()
-    with supervised(lab, conf, run, more=more) as (supervisor, token, _):
-        assert supervisor.wait(PATIENCE) == 0
-    assert "it could not be started: The store has lost corpora/" in attempt(lab, run, token).reason, "before any pod"
