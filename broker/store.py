@@ -129,10 +129,12 @@ class Store:
     ) -> None:
         """Put files there by their names in the folder, as `push` does; all of them `again`, if asked.
 
-        With `known`, raises ChangedError where a file is not what that says. `advance` is told the bytes of each block
-        that is sent, or need not be sent.
+        With `known`, which the folder has its name from, a file that is there of its size is what it should be, and
+        ChangedError is raised where one here is not. `advance` is told the bytes of each block that is sent, or need
+        not be sent.
         """
-        sent = {} if again else self.manifest(folder) or self._manifest(f"{folder}/{SENT}") or {}
+        sent = known or self.manifest(folder) or self._manifest(f"{folder}/{SENT}") or {}
+        sent = {} if again else dict(sent)
         lock = threading.Lock()
 
         def send(name: str) -> tuple[str, Mapping[str, Any]]:
@@ -142,11 +144,13 @@ class Store:
                 advance(there["size"])
                 return name, there
             new = self._send(path, f"{folder}/{name}", advance)
-            if known and new != known[name]:
+            if known is None:
+                with lock:
+                    sent[name] = new
+                    self.write(f"{folder}/{SENT}", json.dumps(sent).encode())
+            elif new != known[name]:
+                self.remove(f"{folder}/{name}")
                 raise ChangedError(f"{path} has changed while it was sent.")
-            with lock:
-                sent[name] = new
-                self.write(f"{folder}/{SENT}", json.dumps(sent).encode())
             return name, new
 
         there = dict(_side_by_side(send, files))

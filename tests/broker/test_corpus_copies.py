@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,7 +19,7 @@ from broker.allocations import corpora
 from broker.end_reasons import EndReason
 from broker.reports import run_plan, why
 from broker.runs.runs import RunState
-from broker.store import DamagedError, Store
+from broker.store import ChangedError, DamagedError, Store, StoreError
 from projects.errors import ConflictError
 from projects.settings import Settings
 from tests import forked
@@ -56,11 +57,20 @@ ENDS = "import json, pathlib, sys; pathlib.Path(sys.argv[4], 'outcome.json').wri
 
 
 class Counting(Store):
-    """A store that knows what was read of it."""
+    """A store that knows what was read of it and written to it, and that can be `full` for one name."""
 
-    def __init__(self, conf: Settings) -> None:
+    def __init__(self, conf: Settings, full: str = "") -> None:
         super().__init__(conf)
         self.asked: list[str] = []
+        self.written: list[str] = []
+        self.full = full
+
+    def writing(self, name: str) -> Any:
+        """See Store."""
+        if self.full and name.endswith(self.full):
+            raise StoreError("The store is full.")
+        self.written.append(name.partition("/")[2].partition("/")[2])
+        return super().writing(name)
 
     def blocks(self, name: str) -> Iterator[bytes]:
         """See Store."""
@@ -187,6 +197,26 @@ def test_a_run_where_the_corpus_is_copied_has_the_losses_of_one_where_it_lies(
     third = launch(lab, project, LACKS)
     Store(there).remove(f"corpora/{copy.name}/whole")
     assert losses(trained(lab, there, third)) == original, "what is here is not copied again"
+
+
+def test_what_was_sent_before_a_cut_is_not_sent_again(conf: Settings, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="is full"):
+        copy_of(Counting(conf, full="b/c.jsonl"), tmp_path / "data")
+    store = Counting(conf)
+    copy = copy_of(store, tmp_path / "data")
+    assert store.written == ["b/c.jsonl", "whole"]
+    corpus_copies.fetch(store, copy, conf.corpora_dir, nobody)
+
+
+def test_a_file_that_changes_while_it_is_sent_is_no_copy(conf: Settings, tmp_path: Path) -> None:
+    store, file = Store(conf), tmp_path / "a.jsonl"
+    file.write_text("one")
+    known = corpus_copies.described_files({"a.jsonl": file}, lambda _: None)
+    file.write_text("two")
+    for _ in range(2):
+        with pytest.raises(ChangedError, match=r"a\.jsonl has changed while it was sent\.$"):
+            store.push_files({"a.jsonl": file}, "corpora/songs-0", known)
+        assert store.names("corpora/songs-0") == []
 
 
 def test_one_copies_while_the_others_wait_and_say_for_whom(conf: Settings, tmp_path: Path) -> None:

@@ -19,18 +19,11 @@ from trainer.schema import ConfigError
 
 
 def files_at(kind: CorpusKind, place: Path) -> list[Path]:
-    """The files that are read of what lies at an absolute place; raises ConfigError where there is none."""
-    match kind:
-        case CorpusKind.PREPARED:
-            found = sorted(path for path in place.rglob("*") if path.is_file())
-        case CorpusKind.TOKENIZER:
-            found = [place]
-        case _:
-            if kind == CorpusKind.DATASET and not place.is_dir():
-                raise ConfigError(f"There is no folder at {place}; give the folder of a dataset of Hugging Face.")
-            found = readers.files_of(_as_source(kind, place), Path())
-    if missing := next((path for path in found if not path.is_file()), None if found else place):
-        raise ConfigError(f"There is no file at {missing}; name another place.")
+    """The files that are read of what lies at an absolute place; raises ConfigError where one is not there."""
+    found = _files(kind, place)
+    for path in found or [place]:
+        if not path.is_file():
+            raise ConfigError(f"There is no file at {path}; name another place.")
     return found
 
 
@@ -44,15 +37,27 @@ def measure(
     match kind:
         case CorpusKind.PREPARED:
             prepare.verify(place)
-            return measured_data(place), files_at(kind, place)
+            return measured_data(place), _files(kind, place)
         case CorpusKind.TOKENIZER:
             files, found = [place], {"vocabulary": tokenizer.size(_tokenizer(place))}
         case _:
-            files = files_at(kind, place)
+            files = _files(kind, place)
             source = _as_source(kind, place, text_key)
             found = _source(source, None if bpe is None else _tokenizer(bpe), say, advance)
     size = sum(path.stat().st_size for path in files)
     return Measured.model_validate({"files": len(files), "bytes": size, **found}), files
+
+
+def _files(kind: CorpusKind, place: Path) -> list[Path]:
+    match kind:
+        case CorpusKind.PREPARED:
+            return sorted(path for path in place.rglob("*") if path.is_file())
+        case CorpusKind.TOKENIZER:
+            return [place]
+        case _:
+            if kind == CorpusKind.DATASET and not place.is_dir():
+                raise ConfigError(f"There is no folder at {place}; give the folder of a dataset of Hugging Face.")
+            return readers.files_of(_as_source(kind, place), Path())
 
 
 def _as_source(kind: CorpusKind, place: Path, text_key: str = "text") -> SourceConfig:
