@@ -17,10 +17,10 @@ from bot.cards.review_card import review_card
 from bot.cards.run_card import RUNS, moved_card, run_card
 from bot.delivery import card_updates, edit_budget, outbox
 from bot.delivery.edit_budget import BUSY, FRESH_EDITS, OLD, OLD_AGE, OLD_EDITS, EditBudget
-from bot.plots import comparison_curves
 from broker.allocations.allocations import AllocationState
 from broker.allocations.ledger import Account
 from broker.allocations.period_sums import PeriodSum
+from broker.plots import comparison_curves
 from broker.reports.why import Why
 from broker.runners.processes import Process
 from broker.runs import attempts, leases, settlement
