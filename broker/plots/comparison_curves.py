@@ -72,7 +72,7 @@ def figure(comparison: Comparison, theme: Theme = DARK) -> Figure:
     behind = [_Line.of(curve) for curve in comparison.others]
     found = standings(comparison)
     labels = [_label(curve, loss) for curve, loss in zip(curves, found.losses, strict=False)]
-    rows = sum(label.count("\n") + 1 for label in labels) + bool(behind) + 1
+    rows = sum(label.count("\n") + 1 for label in labels) + bool(behind) + bool(found.tokens)
     drawn = canvas.blank(700 + ROW * rows, theme)
     axes = drawn.add_subplot()
     canvas.style(axes, theme)

@@ -332,7 +332,7 @@ async def test_a_run_card_that_a_moderator_deletes_stays_deleted(shared_lab: tup
     compared = (await lab.person("Ada").command("run compare", runs="1 3")).message
     assert compared is not None
     assert "**3** `demo` · no loss yet" in compared.text
-    assert Image.open(compared.attachments[0].path).size == (1000, 700 + 2 * comparison_curves.ROW)
+    assert Image.open(compared.attachments[0].path).size == (1000, 700 + 3 * comparison_curves.ROW)
     left = [m.text.splitlines()[-1] for m in await lab.guild.messages(channel.id)]
     assert [line for line in left if line.startswith("-# P1 · run")] == ["-# P1 · run 1", "-# P1 · run 3"]
     await until(lambda: is_gone(lab, "run:2"))

@@ -360,9 +360,7 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     assert compared.ephemeral
     assert compared.message is not None
     assert f"### 📈 Runs {first}, {second} of `demo`\n" in compared.text
-    assert re.search(
-        rf"\*\*{second}\*\* `seed 9, fork of {first}` · loss \*\*\d\.\d{{3}}\*\* · held-out", compared.text
-    )
+    assert re.search(rf"\*\*{second}\*\* `seed 9, fork of {first}` · loss \*\*\d\.\d{{3}}\*\* · 30k", compared.text)
     assert re.search(
         rf"\*\*{first}\*\* `demo` · loss \*\*7\.\d{{3}}\*\* · held-out \*\*6\.500\*\* · 20k tokens", compared.text
     )

@@ -12,7 +12,7 @@ from discord import ui
 from bot import errors, text
 from bot.app import Interaction, take
 from bot.cards.card import BLUE, Card, sections
-from bot.commands.run.answers import short
+from bot.commands.run.answers import short, show
 from broker.plots.curve import Comparison, Standings
 from broker.plots.curve_of_run import curve_of
 from broker.runs import comparison as comparing
@@ -143,7 +143,6 @@ class PostComparison(
                 views = await interaction.client.read(comparing.named, " ".join(map(str, self.run_ids)))
                 card, picture = await comparison(interaction, views, post=False)
             await interaction.followup.send(view=card, file=picture)
-            picture.reset()
-            await interaction.edit_original_response(view=card)
+            await show(interaction, card, picture)
         except Exception as error:
             await errors.answer(interaction, error)
