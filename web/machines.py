@@ -33,6 +33,7 @@ from broker.runners.donated_orders import CLAIM_FILE, ORDER_FILE, Claim, Granted
 from broker.runners.donated_presence import Presence
 from broker.runners.task import TASK_FILE, Task
 from broker.store import Store, StoreError
+from projects import health
 from projects.db.columns import utcnow
 from projects.db.database import Database
 from projects.settings import Settings
@@ -46,6 +47,7 @@ MOST_AT_ONCE = 256
 FAILING_AT_ONCE = 16
 FAILING_SECONDS = 1.0
 """So many wrong secrets are answered at once, each after so long; more are turned away."""
+BEAT_SECONDS = 10
 BYTES = "application/octet-stream"
 CLAIM = "/attempts/{run}/{attempt}"
 PIECES = "|".join(re.escape(name) for name in (contract.LOG_FILE, contract.METRICS_FILE, contract.EVENTS_FILE))
@@ -314,6 +316,11 @@ def app(db: Database, store: Store) -> FastAPI:
 def serve(settings: Settings, db: Database, store: Store) -> None:
     """Serve the API at the address of the settings until asked to stop."""
     host, _, port = settings.machines_address.rpartition(":")
+
+    async def beat() -> None:
+        with contextlib.suppress(OSError):
+            await run_in_threadpool(health.beat, settings, "machine")
+
     config = uvicorn.Config(
         app(db, store),
         host=host.strip("[]"),
@@ -329,6 +336,8 @@ def serve(settings: Settings, db: Database, store: Store) -> None:
         server_header=False,
         limit_concurrency=MOST_AT_ONCE,
         timeout_graceful_shutdown=5,
+        callback_notify=beat,
+        timeout_notify=BEAT_SECONDS,
     )
     uvicorn.Server(config).run()
 

@@ -229,6 +229,7 @@ def test_the_whole_way_over_tls_by_the_command_line(lab: Lab, ours: Settings, tm
     }
     with_tls = told | {"STOA_MACHINES_CERTIFICATE": str(certificate), "STOA_MACHINES_KEY": str(key)}
     token = forked.run_module("cli.main", told, "machine", "token", "ada", "--pool", POOL).stdout.strip()
+    assert forked.run_module("cli.main", told, "health", "machine").returncode == 1
     served = forked.module("cli.main", tmp_path / "machine.log", with_tls, "machine", "serve")
     assert "never" in forked.run_module("cli.main", told, "machine", "list").stdout
     address, python = f"https://localhost:{port}", standin(tmp_path, 10)
@@ -241,6 +242,7 @@ def test_the_whole_way_over_tls_by_the_command_line(lab: Lab, ours: Settings, tm
             donated(address, tmp_path, "ada", token, python, "--certificate", str(certificate)),
         ):
             assert supervisor.wait(PATIENCE) == 0
+        assert forked.run_module("cli.main", told, "health", "machine").returncode == 0
         assert "the lab does not answer" in (tmp_path / "bob.log").read_text(), "a certificate that nobody knows"
     finally:
         served.terminate()
