@@ -303,14 +303,15 @@ def _not_queued(session: Session, run: Run, pool: Pool) -> str:
     match run.state:
         case RunState.STARTING if queue:
             said = session.get_one(Attempt, (run.id, run.token)).waiting
-            return f"{queue} decides when it starts. {said or 'It has not said what it waits for'}."
+            why = _begun(said or "It has not said what it waits for")
+            return f"{_begun(queue)} decides when it starts. {why}."
         case RunState.STARTING:
             said = session.get_one(Attempt, (run.id, run.token)).waiting
-            return f"{said}." if said else hosts.absence(session, pool) or "It has its GPUs and is starting."
+            return f"{_begun(said)}." if said else hosts.absence(session, pool) or "It has its GPUs and is starting."
         case RunState.RUNNING:
             return "It is running."
         case RunState.STOPPING if run.stops_as == RunState.QUEUED:
-            return f"{reason[0].upper()}{reason[1:]}."
+            return f"{_begun(reason)}."
         case RunState.STOPPING:
             return "It is stopping."
         case RunState.PAUSED if run.unfunded:
@@ -318,4 +319,9 @@ def _not_queued(session: Session, run: Run, pool: Pool) -> str:
         case RunState.PAUSED:
             said = f"It was {reason}; " if reason.startswith("paused by") else ""
             return f"{said}/run resume lets it go on."
-    return reason and f"{reason[0].upper()}{reason[1:]}."
+    return reason and f"{_begun(reason)}."
+
+
+def _begun(said: str) -> str:
+    """A text as the beginning of a sentence."""
+    return said[:1].upper() + said[1:]

@@ -1,6 +1,7 @@
 """Everything that a person does to runs: offered and launched, paused and resumed, forked, looked at, compared."""
 
 import asyncio
+import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -360,14 +361,28 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     assert compared.ephemeral
     assert compared.message is not None
     assert f"### 📈 Runs {first}, {second} of `demo`\n" in compared.text
-    assert f"**{second}** `seed 9, fork of {first}` · loss **5.500**" in compared.text
-    assert f"**{first}** `demo` · loss **7.000** · held-out **6.500** · 20k tokens · running" in compared.text
+    assert re.search(rf"\*\*{second}\*\* `seed 9, fork of {first}` · loss \*\*\d\.\d{{3}}\*\* · 30k", compared.text)
+    assert re.search(
+        rf"\*\*{first}\*\* `demo` · loss \*\*7\.\d{{3}}\*\* · held-out \*\*6\.500\*\* · 20k tokens", compared.text
+    )
+    assert "Losses after 20k tokens, to which all of these have come, smoothed (median + EMA)." in compared.text
+    assert re.search(rf"```\n +run {first} +run {second}\n(.*\n)*seed +\d+ +9\n(.*\n)*```", compared.text)
     [picture] = compared.message.attachments
     assert picture.path.read_bytes().startswith(b"\x89PNG")
-    assert f"run {second} (seed 9, fork of {first}) at 5.50 after 30k" in (picture.description or "")
-    shown = await ada.command("run show", run=first)
+    assert f"run {second} (seed 9, fork of {first}) at " in (picture.description or "")
+    await ada.press(compared.message, "Post in channel")
+    posted = await lab.guild.wait_for(
+        compared.message.channel_id, lambda m: "### 📈 Runs" in m.text and not m.ephemeral
+    )
+    assert (posted.text, posted.attachments[0].filename) == (compared.text, picture.filename)
+    assert not [button for button in posted.buttons if button.label == "Post in channel"]
+    shown = await ada.command("run show", run=first, panel="tokens_per_second", log_tokens=True)
     assert shown.message is not None
-    assert [picture.filename for picture in shown.message.attachments] == [f"run-{first}.png"]
+    [picture] = shown.message.attachments
+    assert picture.filename == f"run-{first}.png"
+    usual = await ada.command("run show", run=first)
+    assert usual.message is not None
+    assert usual.message.attachments[0].path.read_bytes() != picture.path.read_bytes()
     card = await card_of(lab, channel, first, "Compare")
     pressed = await ada.press(card, "Compare")
     assert pressed.ephemeral

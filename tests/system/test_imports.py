@@ -65,6 +65,7 @@ LAYERS: dict[str, Sequence[Sequence[str]]] = {
         ("runners",),
         ("allocations", "catalogue", "configs", "publications"),
         ("runs",),
+        ("plots",),
         ("publishing", "reviews"),
         (
             "runners.carrier",
@@ -81,7 +82,7 @@ LAYERS: dict[str, Sequence[Sequence[str]]] = {
         ("reports",),
     ),
     "bot": (
-        ("plots", "rate_limit", "tables", "text", "turns"),
+        ("rate_limit", "renderer", "tables", "text", "turns"),
         ("server",),
         ("app",),
         ("errors",),
