@@ -451,6 +451,8 @@ async def test_an_offer_says_what_is_copied_from_the_store_first(shared_lab: Sha
     listed = (await ada.command("catalogue corpora", pool="far")).text
     assert listed.endswith("PSF-2.0 · in the store, for pools that lack it")
     offer = await ada.command("run launch", channel=channel.id, **small)
-    assert "**Data** copied from the store first: songs, 1.2 GB" in offer.text
-    assert offer.message is not None
-    await ada.press(offer.message, "Cancel")
+    sweep = await ada.command("run sweep", channel=channel.id, points="seed=1..2", **small)
+    for offered in (offer, sweep):
+        assert "**Data** copied from the store first: songs, 1.2 GB" in offered.text
+        assert offered.message is not None
+        await ada.press(offered.message, "Cancel")

@@ -61,7 +61,7 @@ def offer(preview: Preview) -> Card:
         f"{short(quote.parameters)} parameters · {short(quote.tokens)} tokens in {steps} · "
         f"about {quote.memory_needed} of memory on each GPU",
         *_reads(quote),
-        *_copies(quote),
+        *copies(quote),
     ]
     known = "not known" if quote.expected is None else f"about {text.gpu_hours(quote.expected)}"
     costs = [
@@ -98,7 +98,7 @@ def _reads(quote: Quote) -> list[str]:
     return said
 
 
-def _copies(quote: Quote) -> list[str]:
+def copies(quote: Quote) -> list[str]:
     """What is copied to the pool before the run begins."""
     if not quote.copies:
         return []
