@@ -16,7 +16,7 @@ from broker.allocations.allocations import Allocation
 from broker.allocations.pools import Pool
 from broker.runs import estimates, preparing, readings
 from broker.runs.runs import Run, RunKind, RunState, load, tell, what_it_is
-from projects import projects, quotas, rights, text
+from projects import parse, projects, quotas, rights, text
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor, Person
 from projects.projects import Project
@@ -121,9 +121,7 @@ class Quote:
 
 def parse_time_limit(value: str) -> int:
     """A time limit as typed, such as “45m”, “2h” or “1h30m”, in seconds; raises InvalidError."""
-    match = re.fullmatch(r"(?:(\d{1,4})h)?(?:(\d{1,5})m)?", value.strip().lower().replace(" ", ""))
-    hours, minutes = match.groups() if match else (None, None)
-    seconds = int(hours or 0) * 3600 + int(minutes or 0) * 60
+    seconds = parse.duration(value) or 0
     if not 60 <= seconds <= LONGEST_TIME_LIMIT:
         raise InvalidError("A time limit is written like 45m, 2h or 1h30m, from one minute to 720 hours.")
     return seconds

@@ -48,7 +48,7 @@ def test_imports_run_one_way(package: str) -> None:
 
 LAYERS: dict[str, Sequence[Sequence[str]]] = {
     "projects": (
-        ("cleaning", "errors", "health", "log", "settings", "text"),
+        ("cleaning", "errors", "health", "log", "parse", "settings", "text"),
         ("db",),
         ("people",),
         ("projects",),
