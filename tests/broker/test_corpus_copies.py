@@ -12,12 +12,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich import filesize
 
 from broker import corpus_copies
 from broker import store as stores
 from broker.allocations import corpora
 from broker.end_reasons import EndReason
 from broker.reports import run_plan, why
+from broker.runners import elsewhere
+from broker.runners.staging import AskedToStop
 from broker.runs.runs import RunState
 from broker.store import ChangedError, DamagedError, Store, StoreError
 from projects.errors import ConflictError
@@ -270,6 +273,33 @@ def test_a_run_that_waits_for_a_copy_costs_nothing_says_so_and_can_be_cancelled(
         assert supervisor.wait(PATIENCE) == 0
     assert lab.run(run).state == RunState.CANCELLED
     assert charged(lab, run, token) == 0
+
+
+@ONCE
+def test_how_far_a_copy_is_is_told_and_one_that_is_stopped_goes_on_later(
+    lab: Lab, conf: Settings, tmp_path: Path
+) -> None:
+    project = projects(lab)
+    add(lab, HAS, songs(tmp_path / "data"))
+    propose(lab)
+    assert push(lab, conf).returncode == 0
+    run = lab.row(launch(lab, project, LACKS))
+    size = filesize.decimal(sum(path.stat().st_size for path in (tmp_path / "data").rglob("*.jsonl")))
+
+    def stop(why: str) -> None:
+        raise AskedToStop
+
+    with pytest.raises(AskedToStop):
+        elsewhere.bring_corpora(conf, lab.db, run, nobody, stop)
+    assert not list(conf.corpora_dir.glob("songs*"))
+    heard: list[str] = []
+    elsewhere.bring_corpora(conf, lab.db, run, nobody, heard.append)
+    assert heard[-1] == f"Copying songs from the store: {size} of {size} are here"
+    [copy] = conf.corpora_dir.glob("songs*")
+    assert sorted(path.name for path in copy.rglob("*") if path.is_file()) == ["a.jsonl", "c.jsonl"]
+    heard.clear()
+    elsewhere.bring_corpora(conf, lab.db, run, nobody, heard.append)
+    assert heard == [], "it is here"
 
 
 def test_who_is_killed_while_copying_leaves_what_the_next_one_goes_on_from(conf: Settings, tmp_path: Path) -> None:
