@@ -46,7 +46,7 @@ from tests.broker.supervised import attempt, charged
 from tests.databases import ONCE
 from tests.environment import bare
 from tests.patience import PATIENCE, wait_for
-from tests.seaweed import Seaweed, seaweed
+from tests.seaweed import READER, READERS_SECRET, Seaweed, seaweed
 from tests.standin import python_with_trainer
 from tests.trainer.test_data_indexed import write
 from trainer.contract import CorpusKind
@@ -422,3 +422,16 @@ def test_nonsense_is_refused_before_anything_is_read(lab: Lab, conf: Settings, t
     assert (done.returncode, done.stderr) == (2, "STOA_STORE is not set: it names the store that all hosts reach.\n")
     done = push(lab, conf)
     assert (done.returncode, "The pool “has” has no “songs”" in done.stderr) == (2, True)
+
+
+@ONCE
+def test_a_store_that_refuses_a_corpus_is_one_sentence(lab: Lab, seaweed: Seaweed, tmp_path: Path) -> None:
+    lab.pool(HAS)
+    add(lab, HAS, songs(tmp_path / "data"))
+    keys = {"store_key": READER, "store_secret": READERS_SECRET}
+    done = push(lab, seaweed.settings(settings(tmp_path), prefix="refused", **keys))
+    assert done.returncode == 2
+    assert done.stderr.startswith("The store refuses this with the keys that are set: could not write corpora/songs-")
+    assert done.stderr.endswith(" What was sent need not be sent again: type the command once more.\n")
+    with lab.db.read() as session:
+        assert not corpora.named(session, pool=HAS, name="songs").stored
