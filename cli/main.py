@@ -259,6 +259,31 @@ def doctor() -> None:
 
 
 @app.command()
+def store() -> None:
+    """Show how many bytes the checkpoints of each run take in the object store, the largest first."""
+    from rich.console import Console
+    from rich.filesize import decimal
+    from rich.table import Table
+
+    from broker.reports import stored
+    from broker.store import Store, StoreError
+
+    ours = settings()
+    if not ours.store:
+        refuse("There is no object store; STOA_STORE names one.")
+    try:
+        with refusing():
+            found = stored.of_runs(database(), Store(ours))
+    except StoreError as error:
+        refuse(str(error))
+    table = Table("run", "state", "checkpoints", "size")
+    for one in found:
+        table.add_row(str(one.run_id), one.state, f"{one.checkpoints:,}", decimal(one.size))
+    table.add_row("all", "", f"{sum(one.checkpoints for one in found):,}", decimal(sum(one.size for one in found)))
+    Console().print(table if found else "The store holds no checkpoint.")
+
+
+@app.command()
 def backup(folder: Path) -> None:
     """Write the database to a new FOLDER, while all parts run; the runs' own folders are not copied."""
     from bot.text import count
