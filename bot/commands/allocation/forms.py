@@ -45,9 +45,7 @@ class RequestForm(Form):
         what = f"{text.gpu_hours(view.seconds)} of {text.code(view.pool, 60)} until {view.until:%Y-%m-%d}"
         if view.starter:
             return f"Allocation {allocation_id} is yours at once, the starter grant of your project: {what}."
-        return (
-            f"Allocation {allocation_id}, {what}, waits for the reviewers; what they decide is posted in the channel."
-        )
+        return f"Allocation {allocation_id} is requested: {what}. The reviewers' decision is posted in the channel."
 
 
 class ChangeForm(Form):
