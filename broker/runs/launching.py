@@ -85,7 +85,7 @@ class Quote:
 
     `cost`, `expected`, `left` and `promised` as in a Receipt; `tokens` are those of the steps that a fork has before
     it; `memory` is in bytes on each GPU, by the trainer's own check; `saves_at` and `saves_after` as in an Estimate;
-    `reads` what it reads of the pool's corpora.
+    `reads` what it reads of the pool's corpora, and `copies` the bytes of those that the pool lacks, by name.
     """
 
     run: Run
@@ -101,6 +101,7 @@ class Quote:
     saves_at: int
     saves_after: float | None
     reads: Sequence[Reading]
+    copies: Mapping[str, int]
 
     @property
     def nodes(self) -> int:
@@ -203,6 +204,7 @@ def quote(session: Session, order: Order) -> Quote:
         saves_at=estimate.saves_at,
         saves_after=estimate.saves_after,
         reads=readings.of_run(session, pool.id, config, tokens),
+        copies={corpus.name: corpus.bytes for corpus in preparing.copied(session, run)},
     )
 
 

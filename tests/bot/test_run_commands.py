@@ -10,7 +10,8 @@ import pytest
 from sqlalchemy.orm import Session
 
 from bot import text
-from broker.allocations import corpora
+from broker import catalogue, configs
+from broker.allocations import corpora, pools
 from broker.reports import run_plan, why
 from broker.reports.run_plan import RunPlan
 from broker.runners.processes import Process
@@ -427,3 +428,31 @@ async def test_an_offer_says_how_often_the_run_reads_its_corpus(shared_lab: Shar
     for offer in (few, many):
         assert offer.message is not None
         await ada.press(offer.message, "Cancel")
+
+
+async def test_an_offer_says_what_is_copied_from_the_store_first(shared_lab: Shared) -> None:
+    lab, channel = shared_lab
+    counted = contract.Measured(files=1, bytes=1_200_000_000, documents=10, text_bytes=900)
+    lab.call(pools.add_pool, name="far", gpu_type="cpu", gpus=1)
+    body = configs.built_in()["demo"].replace("python-docs", "songs").replace("builtin: songs", "corpus: songs")
+    asked = {"kind": contract.CorpusKind.TEXT, "path": "/data/x.jsonl", "licence": "PSF-2.0", "measured": counted}
+    lab.call(corpora.add, pool="far", name="songs", **asked)
+    lab.call(catalogue.propose_recipe, None, "songs", name="of-songs", body=body)
+    lab.call(catalogue.accept, None, "of-songs", reason="Fine.")
+    small: dict[str, Any] = {"recipe": "of-songs", "time_limit": "1m"}
+    ada = lab.person("Ada")
+    refused = await ada.command("run launch", channel=channel.id, **small)
+    assert refused.text.replace("\\", "") == (
+        "“of-songs” needs songs, which the pool “local” lacks; the pool “far” has all, and an operator shares it with "
+        "`stoa corpus push songs --pool far`."
+    )
+    lab.call(corpora.is_stored, lab.call(corpora.named, pool="far", name="songs"), pool="far", sha256="0" * 64)
+    await lab.guild.wait_for("public-record", lambda m: "`songs` of `far` is in the store: pools that" in m.text)
+    listed = (await ada.command("catalogue corpora", pool="far")).text
+    assert listed.endswith("PSF-2.0 · in the store, for pools that lack it")
+    offer = await ada.command("run launch", channel=channel.id, **small)
+    sweep = await ada.command("run sweep", channel=channel.id, points="seed=1..2", **small)
+    for offered in (offer, sweep):
+        assert "**Data** copied from the store first: songs, 1.2 GB" in offered.text
+        assert offered.message is not None
+        await ada.press(offered.message, "Cancel")

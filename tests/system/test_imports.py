@@ -61,7 +61,7 @@ LAYERS: dict[str, Sequence[Sequence[str]]] = {
     ),
     "broker": (
         ("end_reasons", "fence", "lab_store", "store"),
-        ("pieces",),
+        ("corpus_copies", "pieces"),
         ("runners",),
         ("allocations", "catalogue", "configs", "publications"),
         ("runs",),

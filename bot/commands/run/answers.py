@@ -7,6 +7,7 @@ from typing import Any
 
 import discord
 from discord import ui
+from rich import filesize
 
 from bot import errors, text
 from bot.app import Interaction
@@ -60,6 +61,7 @@ def offer(preview: Preview) -> Card:
         f"{short(quote.parameters)} parameters · {short(quote.tokens)} tokens in {steps} · "
         f"about {quote.memory_needed} of memory on each GPU",
         *_reads(quote),
+        *copies(quote),
     ]
     known = "not known" if quote.expected is None else f"about {text.gpu_hours(quote.expected)}"
     costs = [
@@ -94,6 +96,17 @@ def _reads(quote: Quote) -> list[str]:
         what = text.line(often[0].corpus, 64) if len(often) == 1 else f"{len(often)} corpora"
         said.append(f"⚠️ **Data** It reads {what} more than {OFTEN:g} times: repeated data lose their value")
     return said
+
+
+def copies(quote: Quote) -> list[str]:
+    """What is copied to the pool before the run begins."""
+    if not quote.copies:
+        return []
+    listed = [text.line(name, 64) for name in quote.copies]
+    names = ", ".join(listed[:READINGS_SHOWN])
+    if others := len(listed) - READINGS_SHOWN if len(listed) > READINGS_SHOWN else 0:
+        names += f" and {others} more"
+    return [f"**Data** copied from the store first: {names}, {filesize.decimal(sum(quote.copies.values()))}"]
 
 
 def _too_short(quote: Quote, first: int) -> str:

@@ -58,6 +58,7 @@ def offer(preview: SweepPreview) -> Card:
         f"{text.gpus(run.gpus, first.nodes)} of {text.code(first.pool.name, 60)}?",
         f"All with {text.line(shared, 300)}" if shared else "",
         f"{answers.short(first.parameters)} parameters · about {memory} of memory on each GPU",
+        *answers.copies(first),
     ]
     known = "not known" if quote.expected is None else f"about {text.gpu_hours(quote.expected)}"
     costs = [
