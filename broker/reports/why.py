@@ -5,7 +5,7 @@ The answers come from the same plan of the same state that the scheduler decides
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
@@ -21,6 +21,7 @@ from broker.runs.runs import Run, RunState
 from broker.scheduling import backfill, decisions, fairshare, snapshot
 from broker.scheduling.backfill import Funds, Placement, Plan, QueueState, Waiting, WaitReason
 from broker.scheduling.fairshare import Groups, Standing
+from projects import parse
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, InvalidError
 from projects.projects import Project
@@ -124,13 +125,9 @@ def replayed(session: Session, run_id: int, at: datetime) -> Why:
     )
 
 
-def moment(typed: str) -> datetime:
-    """A moment of the past as typed, in UTC where it says no offset; raises InvalidError."""
-    try:
-        at = datetime.fromisoformat(typed.strip())
-        at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
-    except (ValueError, OverflowError) as error:
-        raise InvalidError(f"A moment is typed like 2030-12-31 18:00, in UTC; “{typed[:40]}” is not.") from error
+def moment(value: str) -> datetime:
+    """A moment of the past as typed, in UTC where it says no offset, or the beginning of a day; raises InvalidError."""
+    at = parse.moment(value if ":" in value else f"{value} 00:00")
     if at > utcnow():
         raise InvalidError(f"{at:%F %T} UTC has not come yet; without a moment, the answer is about now.")
     return at

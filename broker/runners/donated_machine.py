@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import httpx2
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from broker import corpus_copies
 from broker.lab_store import TIMEOUT, is_private
 from broker.runners import donated_presence, host_gpus, processes, shim
 from broker.runners.base import PASSED_ON
@@ -158,6 +159,9 @@ class Pod:
         """See the attempt through to its end."""
         say, every = self.machine.say, min(RENEW_SECONDS, self.granted.silence_seconds / RENEWALS_A_SILENCE)
         self.place.mkdir(parents=True)
+        copies = self.machine.home / corpus_copies.FOLDER  # which outlive the pod
+        copies.mkdir(exist_ok=True)
+        (self.place / corpus_copies.FOLDER).symlink_to(copies)
         popen = self._start()
         say(f"{self.named}: started")
         try:
