@@ -1,8 +1,8 @@
 """The API that donated machines speak to: claim a run, renew the claim, settle it, and the objects of that attempt.
 
 A machine's token does nothing but claim a run of the machine's pool. The answer holds a key, which opens the folder of
-that one attempt for as long as the claim is good. Nothing here writes the database. One process serves the API: a claim
-is made under its lock.
+that one attempt for as long as the claim is good. Nothing here writes the database. Several processes may serve the
+API: a claim is made under a lock of the database.
 """
 
 import asyncio
@@ -43,6 +43,8 @@ MOST_SMALL = 2**20
 MOST_LARGE = 2**36
 LONGEST_NAME = 512
 LOCKS = 64
+CLAIMS = "claims"
+"""The lock under which a claim is made."""
 MOST_AT_ONCE = 256
 FAILING_AT_ONCE = 16
 FAILING_SECONDS = 1.0
@@ -117,12 +119,7 @@ class Api:
                 order = orders.read_order(self.store, folder) if folder else None
                 if order is None or order.stop or order.over or order.gpus > gpus:
                     continue
-                if orders.read_claim(self.store, folder) is None:
-                    key = orders.new_secret()
-                    claim = Claim(
-                        machine=machine.name, machine_token=machine.token, key=orders.hashed(key), began=time.time()
-                    )
-                    orders.write_claim(self.store, folder, claim)
+                if key := self._claimed(machine, folder):
                     log.info("a machine has claimed a run", machine=machine.name, run=posted.run, token=posted.token)
                     run, attempt = folder.split("/")[-2:]
                     return Granted(
@@ -134,6 +131,16 @@ class Api:
                     )
                 self.claimed.add(posted.name)
         return None
+
+    def _claimed(self, machine: MachineView, folder: str) -> str:
+        """The key of a claim that is made now; empty where there is one. Other processes may serve the API, too."""
+        with self.db.alone(CLAIMS):
+            if orders.read_claim(self.store, folder) is not None:
+                return ""
+            key = orders.new_secret()
+            claim = Claim(machine=machine.name, machine_token=machine.token, key=orders.hashed(key), began=time.time())
+            orders.write_claim(self.store, folder, claim)
+            return key
 
     def good(self, folder: str, key: str) -> tuple[Claim, bool] | None:
         """The claim that this key is for, and whether it is to stop; None where it is not the key.

@@ -3,18 +3,20 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
+from broker import store as stores
 from broker.allocations import machines
 from broker.end_reasons import EndReason
 from broker.reports.why import why
 from broker.runners import donated_presence, reaper
 from broker.runs.runs import RunState
+from broker.store import Store
 from projects.db.columns import utcnow
 from projects.settings import Settings, get_settings
 from tests import forked
@@ -26,7 +28,10 @@ from tests.environment import bare
 from tests.forked import Forked
 from tests.patience import PATIENCE, wait_for
 from tests.ports import free_ports
+from tests.seaweed import Seaweed, seaweed
 from tests.standin import python_with_trainer
+
+__all__ = ["seaweed"]
 
 LEASE = 12.0  # the store is looked at every two seconds
 
@@ -61,11 +66,13 @@ def soon_lost(lab: Lab) -> int:
 
 
 @contextmanager
-def supervised(lab: Lab, home: Path, run: int, *, lease: float = LEASE) -> Iterator[tuple[Forked, int, Path]]:
+def supervised(
+    lab: Lab, home: Path, run: int, *, lease: float = LEASE, places: Mapping[str, str] | None = None
+) -> Iterator[tuple[Forked, int, Path]]:
     """A supervisor of the run's next attempt, its token and folder."""
     token, folder = admitted(lab, home, run, lease)
-    places = {"STOA_STORE": f"file://{home}/store"}
-    with supervised_by(lab, Path(sys.executable), home, lease, places, run, token) as supervisor:
+    told = places or {"STOA_STORE": f"file://{home}/store"}
+    with supervised_by(lab, Path(sys.executable), home, lease, told, run, token) as supervisor:
         yield supervisor, token, folder
 
 
@@ -176,6 +183,27 @@ def test_a_run_goes_on_elsewhere_when_its_machine_dies_or_is_taken_back(
 
 
 @ONCE
+def test_the_api_serves_a_store_of_s3(
+    lab: Lab, tmp_path: Path, seaweed: Seaweed, run: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = seaweed.settings(settings(tmp_path), prefix=tmp_path.name)
+    for name, value in stores.environment(store).items():
+        monkeypatch.setenv(name, value)
+    get_settings.cache_clear()
+    with (
+        serving(lab, store) as served,
+        supervised(lab, tmp_path, run, places=stores.environment(store)) as (supervisor, _, folder),
+        donated(served.address, tmp_path, "ada", admit(lab, "ada", POOL), standin(tmp_path, 15)),
+    ):
+        assert supervisor.wait(PATIENCE) == 0
+    assert lab.run(run).state == RunState.FINISHED, said(folder)
+    attempt_folder = stores.attempt_folder(run, lab.row(run).request_id, 1)
+    for step in (10, 15):
+        assert Store(store).pull(stores.checkpoint_folder(attempt_folder, step), tmp_path / f"step{step}")
+        assert (tmp_path / f"step{step}" / "weights").read_text() == str(step)
+
+
+@ONCE
 def test_a_revoked_machine_loses_its_run_and_works_no_more(
     lab: Lab, served: Served, tmp_path: Path, soon_lost: int
 ) -> None:
@@ -251,6 +279,8 @@ def test_the_whole_way_over_tls_by_the_command_line(lab: Lab, ours: Settings, tm
     assert token not in (tmp_path / "machine.log").read_text()
     listed = forked.run_module("cli.main", told | {"COLUMNS": "200"}, "machine", "list").stdout
     assert ("never" in listed, f"{utcnow():%Y-}" in listed, "1 process " in listed) == (False, True, True)
+    taken = forked.run_module("cli.main", told, "store")
+    assert (taken.returncode, f"│ {run} " in taken.stdout, "finished" in taken.stdout) == (0, True, True)
     refused = forked.run_module("cli.main", told | {"STOA_MACHINES_ADDRESS": "0.0.0.0:8443"}, "machine", "list")
     assert (refused.returncode, "STOA_MACHINES_CERTIFICATE" in refused.stderr) == (2, True)
 
