@@ -244,6 +244,7 @@ def test_one_copies_while_the_others_wait_and_say_for_whom(conf: Settings, tmp_p
     one.start()
     assert begun.wait(PATIENCE)
     corpus_copies.fetch(store, copy, conf.corpora_dir, wait)
+    go_on.set()
     one.join()
     assert set(heard) == {"Run 7"}
     assert len(store.asked) == 2, "each file once"
