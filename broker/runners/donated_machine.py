@@ -27,7 +27,7 @@ from broker.lab_store import TIMEOUT, is_private
 from broker.runners import host_gpus, processes, shim
 from broker.runners.base import PASSED_ON
 from broker.runners.donated_orders import Granted, Renewal, Settled, Told, Wanted
-from broker.runners.pod import DRIVERS
+from broker.runners.pod import DRIVERS, GIVEN_UP
 
 ASK_SECONDS = 5.0
 POLL_SECONDS = 0.1
@@ -164,6 +164,8 @@ class Pod:
                         break
                     time.sleep(POLL_SECONDS)
             status = self._end(popen)
+            if status == GIVEN_UP:
+                raise OverError
             with suppress(OverError):  # the outcome has told the lab of the end already
                 self._settle(status)
             say(f"{self.named}: ended with status {status}")

@@ -1,5 +1,6 @@
 """The scheduler and the kubelets: pods find a node, run as processes of this host, and end."""
 
+import base64
 import os
 import re
 import shutil
@@ -250,7 +251,7 @@ class Pods:
             if reference.get("optional"):
                 return {}
             raise LookupError(f'secret "{reference["name"]}" not found')
-        return dict(secret.get("stringData") or {})
+        return {name: base64.b64decode(value).decode() for name, value in (secret.get("data") or {}).items()}
 
     def _is_named(self, pod: Json) -> bool:
         """Whether a pod that counts on the names of a headless Service has one that gives them in time."""

@@ -17,7 +17,7 @@ from sandbox.faults import Faults
 from sandbox.kubernetes import errors, validation
 from sandbox.kubernetes.errors import ApiError, Json
 from sandbox.kubernetes.jobs import Jobs
-from sandbox.kubernetes.objects import JOBS, KINDS, NAMESPACES, NODES, PODS, Change, Kind, Objects
+from sandbox.kubernetes.objects import JOBS, KINDS, NAMESPACES, NODES, PODS, SECRETS, Change, Kind, Objects
 from sandbox.kubernetes.pods import Pods
 from sandbox.kubernetes.selectors import Test, selects
 
@@ -200,10 +200,20 @@ async def _create(request: web.Request) -> web.Response:
     validation.check_new(kind, body)
     if kind is JOBS:
         cluster.jobs.prepare(body)
+    elif kind is SECRETS:
+        _encode(body)
     one = cluster.objects.create(kind, namespace, body)
     if kind is JOBS:
         cluster.jobs.label(one)
     return web.json_response(one, status=201)
+
+
+def _encode(secret: Json) -> None:
+    """Put what a Secret has in clear to what it has encoded, as which alone it is kept and told."""
+    clear = secret.pop("stringData", None) or {}
+    encoded = {name: base64.b64encode(value.encode()).decode() for name, value in clear.items()}
+    secret["data"] = (secret.get("data") or {}) | encoded
+    secret.setdefault("type", "Opaque")
 
 
 async def _read(request: web.Request) -> web.Response:
@@ -324,6 +334,8 @@ async def _replace(cluster: Cluster, kind: Kind, one: Json, after: Json) -> web.
         raise errors.conflict(kind.plural, kind.group, name, why)
     after["metadata"] = {**one["metadata"], **after["metadata"]}
     after["status"] = one.get("status", {})
+    if kind is SECRETS:
+        _encode(after)
     validation.check_change(kind, one, after)
     with cluster.objects.edit(kind, one):
         one.clear()
