@@ -35,6 +35,7 @@ VERSION = {
     "platform": "linux/amd64",
 }
 LONGEST_WATCH = 3600.0
+LARGEST_BODY = 3 * 2**20
 
 
 class Cluster:
@@ -105,7 +106,7 @@ CLUSTER = web.AppKey("cluster", Cluster)
 @asynccontextmanager
 async def serve(cluster: Cluster, port: int = 0) -> AsyncIterator[Cluster]:
     """The cluster at work on a port of loopback; its pods end with it."""
-    app = web.Application(middlewares=[_answer])
+    app = web.Application(middlewares=[_answer], client_max_size=LARGEST_BODY)
     app[CLUSTER] = cluster
     app.add_routes(ROUTES)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)

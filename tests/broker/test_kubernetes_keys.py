@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +73,12 @@ def by(served: Served) -> dict[str, str]:
 
 def pods() -> list[psutil.Process]:
     """The first process of each pod."""
-    return [process for process in below() if "broker.runners.pod" in process.cmdline()]
-
-
-def below() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it has ended
+            if "broker.runners.pod" in process.cmdline():
+                found.append(process)
+    return found
 
 
 def key_of(pod: psutil.Process) -> str:
