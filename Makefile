@@ -10,7 +10,7 @@ SUITE := --numprocesses $(or $(PROCESSES),3) --dist loadfile --no-loadscope-reor
 # Hundreds of processes import the same files, so their bytecode is kept.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-slow chaos bench-trainer bench-broker bench-metrics bench-bot check clean
+.PHONY: demo test test-slow chaos bench-trainer bench-broker bench-metrics bench-bot pictures check clean
 
 demo: $(INSTALLED)
 	@$(BIN)/stoa demo $(if $(EXIT),--no-stay)
@@ -37,6 +37,9 @@ bench-metrics: $(INSTALLED)
 
 bench-bot: $(INSTALLED)
 	$(BIN)/python -m bench.bot
+
+pictures: $(INSTALLED)
+	$(BIN)/python -m tests.pictures
 
 check: $(INSTALLED)
 	$(BIN)/ruff check

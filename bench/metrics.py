@@ -181,9 +181,9 @@ def publish(url: str, attempt: Path) -> None:
 
 def draw(url: str, attempt: Path) -> None:
     """Read the run's curve and draw what `/run show` and `/run compare` show."""
-    from bot.plots import comparison_curves, loss_curve
-    from bot.plots.curve import Comparison
-    from bot.plots.curve_of_run import curve_of
+    from broker.plots import comparison_curves, loss_curve
+    from broker.plots.curve import Comparison
+    from broker.plots.curve_of_run import curve_of
 
     db = Database(url)
     with db.read() as session:

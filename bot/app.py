@@ -16,8 +16,8 @@ from discord import app_commands
 from sqlalchemy.orm import Session
 
 from bot import server
-from bot.plots.renderer import Renderer
 from bot.rate_limit import RateLimit
+from bot.renderer import Renderer
 from bot.server import Server
 from bot.turns import Turns
 from projects.db.database import Database, is_away

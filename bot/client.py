@@ -30,6 +30,7 @@ from bot.commands.project.commands import project
 from bot.commands.project.put_on_record import put_on_record
 from bot.commands.run import buttons as run_buttons
 from bot.commands.run.commands import run as run_group
+from bot.commands.run.comparison_answers import PostComparison
 from bot.commands.stoa import buttons as stoa_buttons
 from bot.commands.stoa import setup as setting_up
 from bot.commands.stoa.commands import stoa
@@ -119,7 +120,7 @@ class Bot(App):
         self.tree.add_command(put_on_record, guild=guild)
         for module in (project_buttons, allocation_buttons, run_buttons, stoa_buttons):
             buttons.register(module.HANDLERS)
-        self.add_dynamic_items(Button)
+        self.add_dynamic_items(Button, PostComparison)
         await self._register_commands()
 
     async def _register_commands(self) -> None:

@@ -182,9 +182,9 @@ def retire(session: Session, actor: Actor | None, name: str, *, reason: str) -> 
 
 def recipes(session: Session) -> list[str]:
     """The names of the recipes that runs can be launched from: accepted ones, and built-in ones whose data every host
-    or some pool has."""
+    has, or some pool has or can copy."""
     accepted = session.scalars(select(CatalogueEntry.name).where(*_ACCEPTED_RECIPES))
-    pools = corpora.by_pool(session).values()
+    pools = corpora.reachable(session)
     placed = (name for name, wants in built_in_needs().items() if any(not wants.missing(there) for there in pools))
     return sorted({*_ready(), *accepted, *placed})
 

@@ -36,6 +36,9 @@ MOST_SAID = 300
 S = TypeVar("S")
 T = TypeVar("T")
 CLOSED = "HTTP status 410"
+Manifest = dict[str, dict[str, Any]]
+"""The files of a folder by name, each with `size` and `sha256`."""
+Advance = Callable[[int], None]
 REFUSALS: Mapping[str, str] = {
     r"ACCESS_DENIED|Access ?Denied|Permission denied|HTTP status 403": "refuses this with the keys that are set",
     CLOSED: "takes nothing of this attempt any more",
@@ -48,6 +51,10 @@ REFUSALS: Mapping[str, str] = {
 """What the store is told to do, by what its client's errors say."""
 
 
+def ignored(_size: int) -> None:
+    """Is told the bytes of a block where nobody asks for them."""
+
+
 class StoreError(Exception):
     """The store did not do what was asked; another try may succeed. The text is one sentence."""
 
@@ -58,6 +65,10 @@ class DamagedError(StoreError):
 
 class ClosedError(StoreError):
     """The lab has given the attempt up, and takes nothing of it any more; no other try succeeds."""
+
+
+class ChangedError(StoreError):
+    """A file here is not what it was when it was read before."""
 
 
 class Store:
@@ -108,54 +119,82 @@ class Store:
 
         What the store has lost of a whole folder is sent again. Raises OSError where a file cannot be read here.
         """
-        whole = self._manifest(f"{folder}/{WHOLE}")
-        if whole is not None and self._has(folder, whole):
-            return
-        sent = whole or self._manifest(f"{folder}/{SENT}") or {}
+        whole = self.manifest(folder)
+        if whole is None or not self._has(folder, whole):
+            paths = sorted(path for path in source.rglob("*") if path.is_file() and not path.name.startswith("."))
+            self.push_files({path.relative_to(source).as_posix(): path for path in paths}, folder)
+
+    def push_files(
+        self,
+        files: Mapping[str, Path],
+        folder: str,
+        known: Manifest | None = None,
+        *,
+        again: bool = False,
+        advance: Advance = ignored,
+    ) -> None:
+        """Put files there by their names in the folder, as `push` does; all of them `again`, if asked.
+
+        With `known`, which the folder has its name from, a file that is there of its size is what it should be, and
+        ChangedError is raised where one here is not. `advance` is told the bytes of each block that is sent, or need
+        not be sent.
+        """
+        sent = known or self.manifest(folder) or self._manifest(f"{folder}/{SENT}") or {}
+        sent = {} if again else dict(sent)
         lock = threading.Lock()
 
-        def send(path: Path) -> tuple[str, Mapping[str, Any]]:
-            name = path.relative_to(source).as_posix()
-            there = sent.get(name)
-            if there is not None and self.size(f"{folder}/{name}") == there["size"] and there == _described(path):
+        def send(name: str) -> tuple[str, Mapping[str, Any]]:
+            path, there = files[name], sent.get(name)
+            is_there = there is not None and self.size(f"{folder}/{name}") == there["size"]
+            if there is not None and is_there and there == (known[name] if known else described(path)):
+                advance(there["size"])
                 return name, there
-            described = self._send(path, f"{folder}/{name}")
-            with lock:
-                sent[name] = described
-                self.write(f"{folder}/{SENT}", json.dumps(sent).encode())
-            return name, described
+            new = self._send(path, f"{folder}/{name}", advance)
+            if known is None:
+                with lock:
+                    sent[name] = new
+                    self.write(f"{folder}/{SENT}", json.dumps(sent).encode())
+            elif new != known[name]:
+                self.remove(f"{folder}/{name}")
+                raise ChangedError(f"{path} has changed while it was sent.")
+            return name, new
 
-        paths = sorted(path for path in source.rglob("*") if path.is_file() and not path.name.startswith("."))
-        files = dict(_side_by_side(send, paths))
-        if not self._has(folder, files):
+        there = dict(_side_by_side(send, files))
+        if not self._has(folder, there):
             raise DamagedError(f"The store has lost a file of {folder} that was just put there.")
-        self.write(f"{folder}/{WHOLE}", json.dumps(files).encode())
+        self.write(f"{folder}/{WHOLE}", json.dumps(there).encode())
         self.remove(f"{folder}/{SENT}")
 
     def is_whole(self, folder: str) -> bool:
         """Whether a folder is there to its last file, each of the size that it had."""
-        files = self._manifest(f"{folder}/{WHOLE}")
+        files = self.manifest(folder)
         return files is not None and self._has(folder, files)
 
-    def pull(self, folder: str, target: Path) -> bool:
+    def manifest(self, folder: str) -> Manifest | None:
+        """The files of a whole folder; None where there is none that is whole."""
+        return self._manifest(f"{folder}/{WHOLE}")
+
+    def pull(self, folder: str, target: Path, advance: Advance = ignored) -> bool:
         """Fetch a whole folder and give it its name `target` at the end; False where there is none that is whole.
 
-        What an earlier call has fetched is not fetched again. Raises DamagedError where a file is not what was put
-        there, and OSError where one cannot be written here.
+        What an earlier call has fetched is not fetched again. `advance` is told the bytes of each block that is here.
+        Raises DamagedError where a file is not what was put there, and OSError where one cannot be written here.
         """
-        files = self._manifest(f"{folder}/{WHOLE}")
+        files = self.manifest(folder)
         if files is None:
             return False
         if target.exists():
             return True
-        staging = target.with_name(f".{target.name}.pulling")
+        staging = staging_of(target)
         staging.mkdir(parents=True, exist_ok=True)
 
         def fetch(name: str) -> None:
             path = staging / name
-            if not path.is_file() or _described(path) != files[name]:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                self._fetch(f"{folder}/{name}", path, files[name]["sha256"])
+            if path.is_file() and described(path) == files[name]:
+                advance(files[name]["size"])
+                return
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._fetch(f"{folder}/{name}", path, files[name]["sha256"], advance)
 
         _side_by_side(fetch, files)
         for path in [*staging.rglob("*"), staging]:
@@ -169,7 +208,7 @@ class Store:
         _sync(target.parent)
         return True
 
-    def _send(self, path: Path, name: str) -> Mapping[str, Any]:
+    def _send(self, path: Path, name: str, advance: Advance) -> dict[str, Any]:
         """Put a file there; its description."""
         digest, size = hashlib.sha256(), 0
         with path.open("rb") as file, self.writing(name) as out:
@@ -177,15 +216,17 @@ class Store:
                 digest.update(block)
                 out.write(block)
                 size += len(block)
+                advance(len(block))
         return {"size": size, "sha256": digest.hexdigest()}
 
-    def _fetch(self, name: str, path: Path, sha256: str) -> None:
+    def _fetch(self, name: str, path: Path, sha256: str, advance: Advance) -> None:
         digest = hashlib.sha256()
         partial = path.with_name(f".{path.name}.{os.getpid()}")
         with partial.open("wb") as out:
             for block in self.blocks(name):
                 digest.update(block)
                 out.write(block)
+                advance(len(block))
         if digest.hexdigest() != sha256:
             partial.unlink()
             raise DamagedError(f"The store has other bytes as {name} than were put there.")
@@ -204,7 +245,7 @@ class Store:
         """Whether each of these files is there, of its size."""
         return all(self.size(f"{folder}/{name}") == described["size"] for name, described in files.items())
 
-    def _manifest(self, name: str) -> dict[str, Any] | None:
+    def _manifest(self, name: str) -> Manifest | None:
         """The files that a manifest names; None where there is no manifest that can be read."""
         data = self.read(name)
         with suppress(ValueError):
@@ -329,7 +370,13 @@ def _side_by_side(work: Callable[[S], T], items: Iterable[S]) -> list[T]:
     return [each.result() for each in started]
 
 
-def _described(path: Path) -> dict[str, Any]:
+def staging_of(target: Path) -> Path:
+    """The folder in which `target` lies until it is whole."""
+    return target.with_name(f".{target.name}.pulling")
+
+
+def described(path: Path) -> dict[str, Any]:
+    """The `size` and `sha256` of a file."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"size": path.stat().st_size, "sha256": digest}

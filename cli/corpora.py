@@ -1,15 +1,19 @@
 """`stoa corpus …`: what lies on pools, by name: corpora, prepared data and tokenizers."""
 
+import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
-from cli.admin import Why, database, refusing
+from cli.admin import Why, database, refuse, refusing, settings
 from trainer.contract import CorpusKind, Measured
 
 app = typer.Typer(help="Corpora, prepared data and tokenizers on pools.", no_args_is_help=True)
@@ -59,6 +63,50 @@ def add(
 
 
 @app.command()
+def push(
+    name: str,
+    pool: Pool,
+    again: Annotated[
+        bool, typer.Option("--again", help="Send all files once more, as the store has damaged some.")
+    ] = False,
+) -> None:
+    """Send NAME, on a host of the pool, into the store, from which pools that lack it copy it.
+
+    After a cut, the same command goes on.
+    """
+    from broker import corpus_copies
+    from broker.allocations import corpora
+    from broker.store import Store, StoreError
+
+    if not settings().store:
+        refuse("STOA_STORE is not set: it names the store that all hosts reach.")
+    with refusing(), database().read() as session:
+        corpus = corpora.named(session, pool=pool, name=name)
+    command = [sys.executable, "-m", "trainer", "data", "files", corpus.kind, corpus.path]
+    found = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    if found.returncode:
+        sys.exit(2)
+    base = corpus_copies.place(corpus.path)[0]
+    files = {path.relative_to(base).as_posix(): path for path in map(Path, json.loads(found.stdout))}
+    try:
+        with _bar(corpus.bytes) as (say, advance), refusing():
+            say("reading")
+            described = corpus_copies.described_files(files, advance)
+            corpora.check_unchanged(corpus, described)
+            say("sending")
+            sha256 = corpus_copies.digest(described)
+            place = corpus_copies.folder(corpus_copies.copy_name(name, sha256))
+            Store(settings()).push_files(files, place, described, again=again, advance=advance)
+    except StoreError as error:
+        refuse(f"{error} What was sent need not be sent again: type the command once more.")
+    except OSError as error:
+        refuse(f"{error.filename} cannot be read: {error.strerror}.")
+    with refusing(), database().write() as session:
+        corpora.is_stored(session, corpus, pool=pool, sha256=sha256)
+    typer.echo(f"{name} of {pool} is in the store: pools that lack it copy it")
+
+
+@app.command()
 def retire(name: str, pool: Pool, why: Why) -> None:
     """Take NAME out; runs that were launched with it go on."""
     from broker.allocations import corpora
@@ -70,7 +118,7 @@ def retire(name: str, pool: Pool, why: Why) -> None:
 
 @app.command("list")
 def list_corpora() -> None:
-    """List what lies on each pool, where, and how large it is."""
+    """List what lies on each pool, where, how large it is, and whether the store has it."""
     from bot import text
     from broker.allocations import corpora
 
@@ -83,12 +131,32 @@ def list_corpora() -> None:
                 each.licence,
                 text.contents(each.documents, each.tokens, each.bytes),
                 each.path,
+                "yes" if each.stored else "",
             )
             for pool, each in corpora.every(session)
         ]
     table = Table()
-    for column in ("pool", "name", "kind", "licence", "size", "path"):
+    for column in ("pool", "name", "kind", "licence", "size", "path", "in the store"):
         table.add_column(column, overflow="fold")
     for row in found:
         table.add_row(*row)
     Console().print(table if found else "No pool has a corpus yet; `stoa corpus add` registers one.")
+
+
+@contextmanager
+def _bar(size: int) -> Iterator[tuple[Callable[[str], None], Callable[[int], None]]]:
+    """A bar for each stage of a work on `size` bytes. Yields the functions to call with the name of each stage and with
+    the bytes of each block."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        yield (
+            lambda stage: progress.update(progress.add_task(stage, total=size)),
+            lambda done: progress.advance(progress.tasks[-1].id, done),
+        )

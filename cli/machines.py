@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cli.admin import Why, database, refuse, refusing, settings
 
 if TYPE_CHECKING:
     from broker.allocations.machines import MachineView
+    from broker.runners.donated_presence import Presence
 
 MachineName = Annotated[str, typer.Argument(help="The machine, by its name.")]
 
@@ -41,15 +43,29 @@ def revoke(name: MachineName, why: Why) -> None:
 
 @app.command("list")
 def list_machines() -> None:
-    """List the donated machines and the pool of each."""
-    from broker.allocations import machines
+    """List the donated machines: the pool of each, when it was last heard of, what it has, and its run."""
+    from broker.reports import donated
 
     with refusing(), database().read() as session:
-        found = machines.every(session)
-    table = Table("machine", "pool", "token")
-    for machine in found:
-        table.add_row(machine.name, machine.pool, _state(machine))
-    Console().print(table if found else "No machine was admitted yet; `stoa machine token` admits one.")
+        found = donated.listed(session, settings())
+    table = Table("machine", "pool", "token", "last heard of", "has", "differs from the lab", "run")
+    for machine, presence in found.machines:
+        row = [machine.name, machine.pool, _state(machine), *_about(presence)]
+        table.add_row(*map(escape, row))
+    Console().print(table if found.machines else "No machine was admitted yet; `stoa machine token` admits one.")
+    if found.trouble:
+        Console().print(escape(f"When machines were last heard of is not known: {found.trouble}"))
+
+
+def _about(presence: "Presence | None") -> tuple[str, str, str, str]:
+    """When a machine was last heard of, what it has, which of its versions are not the lab's, and its run."""
+    from broker.runners import donated_presence
+
+    if presence is None:
+        return "never", "", "", ""
+    at = f"{presence.at:%F %T} UTC{', away' if presence.is_away else ''}"
+    run = str(presence.run) if presence.run and not presence.is_away else ""
+    return at, donated_presence.has(presence), ", ".join(donated_presence.differing(presence)), run
 
 
 def _state(machine: "MachineView") -> str:

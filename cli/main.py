@@ -239,7 +239,7 @@ def queue(
 
 
 @app.command()
-def health(part: Annotated[str, typer.Argument(help="bot, worker, publisher or scheduler")]) -> None:
+def health(part: Annotated[str, typer.Argument(help="bot, worker, publisher, scheduler or machine")]) -> None:
     """Say whether a part is at work on this host; status 1 where it is not."""
     from projects import health
 

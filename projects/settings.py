@@ -200,6 +200,11 @@ class Settings(BaseSettings):
         """The folder of the data that runs prepare, `{recipe}/{run}-{token}/`."""
         return self.home / "data"
 
+    @property
+    def corpora_dir(self) -> Path:
+        """The folder of the corpora that this host has copied from the store, `{name}-{hash}/`."""
+        return self.home / "corpora"
+
     @cached_property
     def valkey_socket(self) -> Path:
         """The embedded Valkey's socket, in a folder with a short path: a socket's path has at most 107 bytes."""

@@ -2,7 +2,6 @@
 
 import re
 import unicodedata
-from datetime import UTC, datetime, timedelta
 
 from projects.cleaning import cleaned as cleaned
 from projects.cleaning import has_ink
@@ -44,27 +43,6 @@ def title(value: str) -> str:
     if sum(char.isalnum() for char in line) < 3:
         raise InvalidError("A title needs at least three letters or digits, so that people can say and find it.")
     return line
-
-
-def day_end(value: str) -> datetime:
-    """The last second, in UTC, of a day typed like “2030-12-31”; raises InvalidError."""
-    try:
-        day = datetime.strptime(value.strip(), "%Y-%m-%d").replace(tzinfo=UTC)
-    except ValueError as error:
-        example = (datetime.now(UTC) + timedelta(days=30)).date()
-        raise InvalidError(f"The day must be written like {example}: year, month, day.") from error
-    if day.year > 9000:
-        raise InvalidError("The day must lie nearer than the year 9001.")
-    return day + timedelta(days=1, seconds=-1)
-
-
-def moment(value: str) -> datetime:
-    """A moment in UTC typed like “2030-12-31 09:00”; raises InvalidError."""
-    try:
-        return datetime.strptime(" ".join(value.split()), "%Y-%m-%d %H:%M").replace(tzinfo=UTC)
-    except ValueError as error:
-        example = (datetime.now(UTC) + timedelta(days=30)).date()
-        raise InvalidError(f"The moment must be written like {example} 09:00, in UTC.") from error
 
 
 def slug(value: str, *, most: int = 60) -> str:

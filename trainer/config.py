@@ -1,7 +1,8 @@
 """The trainer's configuration: one schema, its recipes, and the keys that a member may override. Imports no torch."""
 
+import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -303,7 +304,8 @@ def parse(text: str, overrides: Mapping[str, str] | None = None) -> TrainConfig:
 def _overridden(values: dict[str, Any], overrides: Mapping[str, str] | None) -> TrainConfig:
     for short, value in (overrides or {}).items():
         if short not in OVERRIDES:
-            raise ConfigError(f"{short!r} may not be overridden; what may be is {', '.join(OVERRIDES)}.")
+            near = _near(short, OVERRIDES)
+            raise ConfigError(f"{short!r} may not be overridden{near}; what may be is {', '.join(OVERRIDES)}.")
         section, key = OVERRIDES[short].split(".")
         if isinstance(values.setdefault(section, {}), dict):  # anything else is refused below
             values[section][key] = value
@@ -348,7 +350,8 @@ def _sentence(error: ErrorDetails, names: Mapping[str, str]) -> str:
             return str(error["ctx"]["error"])
         case "extra_forbidden":
             section = _section(error["loc"][:-1])
-            return f"{key} is not a key of the configuration; {section}."
+            known = section.rpartition(" are ")[2].split(", ")
+            return f"{key} is not a key of the configuration{_near(str(error['loc'][-1]), known)}; {section}."
         case "missing" | "string_too_short" if error["loc"][-1] == "licence":
             return f"{key} is missing; a source is used only with its licence, an SPDX identifier such as PSF-2.0."
         case "missing":
@@ -360,6 +363,12 @@ def _sentence(error: ErrorDetails, names: Mapping[str, str]) -> str:
     must = error["msg"].replace("Input should", "must", 1).replace("must be less", "must be a number less")
     must = must.replace("must be greater", "must be a number greater").split(", unable")[0]
     return f"{key} {must}, not {str(error['input'])[:60]!r}."
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    """A clause that offers the known name nearest to one that is not known; empty where none is near."""
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), list(known), n=1, cutoff=0.6)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _section(location: Sequence[int | str]) -> str:

@@ -29,6 +29,7 @@ from broker.allocations import machines
 from broker.allocations.machines import MachineView
 from broker.pieces import PIECE
 from broker.runners import donated_orders as orders
+from broker.runners import donated_presence
 from broker.runners.donated_orders import (
     CLAIM_FILE,
     KEYS,
@@ -41,8 +42,11 @@ from broker.runners.donated_orders import (
     Told,
     Wanted,
 )
+from broker.runners.donated_presence import Presence
 from broker.runners.task import TASK_FILE, Task
 from broker.store import Store, StoreError
+from projects import health
+from projects.db.columns import utcnow
 from projects.db.database import Database
 from projects.settings import Settings
 from trainer import contract
@@ -55,6 +59,7 @@ MOST_AT_ONCE = 256
 FAILING_AT_ONCE = 16
 FAILING_SECONDS = 1.0
 """So many wrong secrets are answered at once, each after so long; more are turned away."""
+BEAT_SECONDS = 10
 BYTES = "application/octet-stream"
 CLAIM = "/attempts/{run}/{attempt}"
 GROWING = "|".join(re.escape(name) for name in (contract.LOG_FILE, contract.METRICS_FILE, contract.EVENTS_FILE))
@@ -80,6 +85,7 @@ class Api:
         self.claiming = threading.Lock()
         self.renewing = [threading.Lock() for _ in range(LOCKS)]
         self.claimed: set[str] = set()
+        self.heard: dict[str, Presence] = {}
         self.failing = 0
 
     async def refuse(self, status: int) -> HTTPException:
@@ -97,6 +103,24 @@ class Api:
         """The machine of a token."""
         with self.db.read() as session:
             return machines.with_token(session, token)
+
+    def hear(self, machine: str, run: int, *, said: Presence | None = None) -> None:
+        """Note in the store, now and then, that a machine is there, with the run that it has and what it last `said`.
+
+        No claim waits for this: what the store does not take is noted another time.
+        """
+        try:
+            before = self.heard.get(machine) or donated_presence.read(self.store, machine)
+            last = said or before
+            if last is None:
+                return
+            now = last.model_copy(update={"at": utcnow(), "run": run})
+            told = before is not None and before == now.model_copy(update={"at": before.at})
+            if before is None or not told or (now.at - before.at).total_seconds() >= donated_presence.NOTE_SECONDS:
+                donated_presence.write(self.store, now)
+                self.heard[machine] = now
+        except StoreError as error:
+            log.warning("the store does not take that a machine is there", machine=machine, error=str(error))
 
     def claim(self, machine: MachineView, gpus: int) -> Granted | None:
         """The first order on the board of the machine's pool that it has the GPUs for; None where there is none."""
@@ -155,6 +179,7 @@ class Api:
             seconds = max(claim.seconds, time.time() - claim.began)
             renewed = claim.model_copy(update={"beats": claim.beats + 1, "seconds": seconds, **changed})
             orders.write_claim(self.store, folder, renewed)
+        self.hear(claim.machine, 0 if renewed.status is not None else int(folder.split("/")[1].partition("-")[0]))
         return order.stop
 
     def read_name(self, folder: str, name: str) -> str:
@@ -217,6 +242,10 @@ Folder = Annotated[str, Depends(_folder)]
 @router.post("/claims")
 def claim(api: On, machine: Annotated[MachineView, Depends(_machine)], wanted: Wanted) -> Granted | None:
     """Claim a run of the machine's pool; null where none waits."""
+    said = Presence(machine=machine.name, pool=machine.pool, at=utcnow(), about=wanted.about, slots=wanted.gpus)
+    api.hear(machine.name, 0, said=said)
+    if refusal := donated_presence.refusal(wanted.about):
+        raise HTTPException(409, refusal)
     return api.claim(machine, wanted.gpus)
 
 
@@ -304,6 +333,11 @@ def app(db: Database, store: Store) -> FastAPI:
 def serve(settings: Settings, db: Database, store: Store) -> None:
     """Serve the API at the address of the settings until asked to stop."""
     host, _, port = settings.machines_address.rpartition(":")
+
+    async def beat() -> None:
+        with contextlib.suppress(OSError):
+            await run_in_threadpool(health.beat, settings, "machine")
+
     config = uvicorn.Config(
         app(db, store),
         host=host.strip("[]"),
@@ -319,6 +353,8 @@ def serve(settings: Settings, db: Database, store: Store) -> None:
         server_header=False,
         limit_concurrency=MOST_AT_ONCE,
         timeout_graceful_shutdown=5,
+        callback_notify=beat,
+        timeout_notify=BEAT_SECONDS,
     )
     uvicorn.Server(config).run()
 

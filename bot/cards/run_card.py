@@ -98,11 +98,9 @@ def waits_for(why: Why) -> str:
 
 def _progress(run: RunView) -> Sequence[str]:
     share = f" ({run.step * 100 // run.total_steps} %)" if run.total_steps else ""
-    losses = [
-        f"**{name}** {value:.3f}"
-        for name, value in (("Loss", run.loss), ("held-out", run.held_out))
-        if value is not None
-    ]
+    losses = [] if run.loss is None else [f"**Loss** {run.loss:.3f}"]
+    if run.held_out is not None:
+        losses.append(f"**held-out** {run.held_out:.3f} at step {run.held_out_step:,}")
     speed = [f"**Speed** {run.rate:,.0f} tokens/s"] if run.rate else []
     if run.eta is not None:
         speed.append(f"**ETA** {text.duration(run.eta)}")
@@ -168,6 +166,8 @@ def _marker(run: RunView, number: int) -> str:
 
 
 def _alt(run: RunView) -> str:
-    held_out = "" if run.held_out is None else f", {run.held_out:.2f} on held-out documents"
+    held_out = (
+        "" if run.held_out is None else f", {run.held_out:.2f} on held-out documents at step {run.held_out_step:,}"
+    )
     loss = "" if run.loss is None else f", now {run.loss:.2f} nats per token"
     return f"The loss of run {run.id} over its tokens{loss}{held_out}, at step {run.step} of {run.total_steps}."

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from discord import app_commands
 
 from bot import errors, text
-from bot.app import Interaction, acknowledge
+from bot.app import App, Interaction, acknowledge
 from bot.commands import autocomplete
 from bot.commands.run import answers as run_answers
 from broker.allocations import hosts, shares, sponsor_shares
@@ -13,9 +13,12 @@ from broker.allocations.hosts import HostView
 from broker.allocations.reservations import ReservationView
 from broker.allocations.shares import ShareView
 from broker.allocations.sponsor_shares import SponsorView
-from broker.reports import cluster, why
+from broker.reports import cluster, donated, why
 from broker.reports.cluster import PoolStatus, ProjectUse
+from broker.reports.donated import Listed
 from broker.reports.why import Why
+from broker.runners import donated_presence, registry
+from broker.runners.donated_presence import Presence
 
 cluster_group = app_commands.Group(name="cluster", description="The GPUs: what they do, for whom, and who waits")
 
@@ -33,10 +36,11 @@ async def status(interaction: Interaction) -> None:
     """Show the pools."""
     await acknowledge(interaction)
     listed = await interaction.client.read(cluster.status)
+    lent = await _lent(interaction.client, listed)
     set_by_admins = await interaction.client.read(shares.listed)
     set_aside = await interaction.client.read(sponsor_shares.listed)
     end = "\n".join(filter(None, (_shares(set_by_admins), _set_aside(set_aside))))
-    said = text.listed([_pool(pool) for pool in listed], end=end)
+    said = text.listed([f"{_pool(pool)}{_machines(lent, pool.name)}" for pool in listed], end=end)
     await errors.reply(interaction, said if listed else "There is no pool of GPUs yet.")
 
 
@@ -125,6 +129,37 @@ def _host(host: HostView, under_way: Sequence[str]) -> str:
     has += [f"{len(under_way) - MOST_HOST_RUNS} more runs"] if len(under_way) > MOST_HOST_RUNS else []
     has += ["drained, starts no run"] if host.is_drained else []
     return f"{text.line(host.name, 40)} ({', '.join(has)})" if has else text.line(host.name, 40)
+
+
+async def _lent(app: App, pools: Sequence[PoolStatus]) -> Listed:
+    """The machines that others lend to these pools; the store is asked only where there may be some."""
+    if not any(registry.named(pool.runner).lent for pool in pools):
+        return Listed([])
+    async with app.dear_turn():
+        return await app.read(donated.listed, app.settings)
+
+
+def _machines(lent: Listed, pool: str) -> str:
+    """A line about the machines that others lend to a pool: each with what it has, or since when it is away."""
+    of_pool = lent.of_pool(pool)
+    if not of_pool:
+        return ""
+    if lent.trouble:
+        return f"\n-# ⚠️ which of its machines are there is not known: {text.line(lent.trouble, 160)}"
+    listed = [_machine(machine.name, presence) for machine, presence in of_pool[:MOST_HOSTS]]
+    more = f" and {len(of_pool) - MOST_HOSTS} more" if len(of_pool) > MOST_HOSTS else ""
+    differing = {one for _, seen in of_pool if seen and not seen.is_away for one in donated_presence.differing(seen)}
+    differ = f" · ⚠️ not the lab's: {text.line(', '.join(sorted(differing)), 80)}" if differing else ""
+    return f"\n-# lent {', '.join(listed)}{more}{differ}"
+
+
+def _machine(name: str, presence: Presence | None) -> str:
+    if presence is None:
+        return f"⚠️ {text.line(name, 40)} never heard of"
+    if presence.is_away:
+        return f"⚠️ {text.line(name, 40)} away since {presence.at:%F %H:%M} UTC"
+    has = [text.line(donated_presence.has(presence), 80), *([f"run {presence.run}"] if presence.run else [])]
+    return f"{text.line(name, 40)} ({', '.join(has)})"
 
 
 def _usage(listed: Sequence[ProjectUse]) -> str:

@@ -15,7 +15,7 @@ from bot.delivery.edit_budget import BUSY, OLD, OLD_AGE, OldMessageError
 from bot.delivery.run_card_updates import RunCardUpdater
 from bot.delivery.sender import UNKNOWN_CHANNEL, Sender
 from bot.delivery.sweep_card_updates import SweepCardUpdater
-from bot.plots.renderer import Renderer
+from bot.renderer import Renderer
 from broker.allocations import allocations
 from broker.allocations.allocations import AllocationView
 from broker.runs import runs

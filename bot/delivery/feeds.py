@@ -14,7 +14,7 @@ from bot.delivery.entry_text import Payload
 from bot.delivery.posts import Destination, PostContext
 from bot.delivery.sender import Sender
 from bot.delivery.tombstones import Tombstones
-from bot.plots.renderer import Renderer
+from bot.renderer import Renderer
 from broker.allocations import awards
 from broker.reviews import inventory
 from broker.runs import runs, sweeps

@@ -24,9 +24,9 @@ from bot.cards.card import Card
 from bot.delivery import edit_budget, outbox
 from bot.delivery.edit_budget import BUSY, CALM, OLD, OLD_AGE, OldMessageError
 from bot.delivery.sender import Sender
-from bot.plots.curve import Comparison, Curve
-from bot.plots.renderer import Renderer
+from bot.renderer import Renderer
 from bot.tables import DiscordMessage
+from broker.plots.curve import Comparison, Curve
 from broker.runs.runs import RunView
 from broker.runs.sweeps import SweepView
 
@@ -270,7 +270,8 @@ class LiveCardUpdater(ABC, Generic[V]):
         try:
             if isinstance(curve, Curve):
                 return await self.renderer.draw(curve)
-            return await self.renderer.compare(curve)
+            picture, _ = await self.renderer.compare(curve)
+            return picture
         except Exception as error:  # the card is updated without a new picture
             log.error("a picture could not be drawn", key=self._key(number), exc_info=error)
             return None

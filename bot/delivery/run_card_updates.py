@@ -10,9 +10,9 @@ from bot.cards.card import Card
 from bot.cards.run_card import moved_card, run_card
 from bot.delivery.live_card_updates import LiveCardUpdater
 from bot.delivery.sender import Sender
-from bot.plots.curve import Curve
-from bot.plots.curve_of_run import curve_of
-from bot.plots.renderer import Renderer
+from bot.renderer import Renderer
+from broker.plots.curve import Curve
+from broker.plots.curve_of_run import curve_of
 from broker.reports import why
 from broker.reports.why import Why
 from broker.runs import runs

@@ -6,8 +6,8 @@ from sqlmodel import col, select
 from bot.cards.card import Card
 from bot.cards.sweep_card import moved_sweep_card, sweep_card
 from bot.delivery.live_card_updates import LiveCardUpdater
-from bot.plots.curve import Comparison
-from bot.plots.curves_of_sweep import curves_of
+from broker.plots.curve import Comparison
+from broker.plots.curves_of_sweep import curves_of
 from broker.runs import sweeps
 from broker.runs.runs import ACTIVE, Sweep
 from broker.runs.sweeps import SweepView

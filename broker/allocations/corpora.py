@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -17,9 +18,10 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
-from broker import configs
+from broker import configs, corpus_copies
 from broker.allocations import pools
 from broker.allocations.pools import Pool
+from broker.store import Manifest
 from projects import text
 from projects.db.columns import Base, foreign_key, integer, json_object, row_id, timestamp, utcnow
 from projects.errors import ConflictError, InvalidError, NotFoundError
@@ -39,7 +41,7 @@ class Corpus(Base, table=True):
     """A corpus, prepared data or a tokenizer on a pool, as `trainer.contract.Measured` describes it.
 
     `path` is absolute on the pool's hosts. A retired one has `retired_at`; runs that were launched with it still read
-    it.
+    it. `stored` is the SHA-256 by which its copy in the store is called; empty where the store has none.
     """
 
     __tablename__ = "corpora"
@@ -59,8 +61,20 @@ class Corpus(Base, table=True):
     vocabulary: int | None = integer(default=None)
     sources: dict[str, str] = json_object(default=dict)
     manifest: str | None = None
+    stored: str = ""
     added_at: datetime = timestamp(default=utcnow)
     retired_at: datetime | None = timestamp(default=None)
+
+    @property
+    def copy_name(self) -> str:
+        """What its copy in the store is called."""
+        return corpus_copies.copy_name(self.name, self.stored)
+
+    def place_for(self, pool_id: int, copies: Path) -> str:
+        """Where a pool's hosts have it: in its own place, or among their `copies`."""
+        if self.pool_id == pool_id:
+            return self.path
+        return str(copies / self.copy_name / corpus_copies.place(self.path)[1])
 
 
 _LIVE = col(Corpus.retired_at).is_(None)
@@ -98,6 +112,13 @@ class Needed:
     def prepared_by_run(self) -> str | None:
         """The name of the prepared data that a run makes for the configuration: another tokenizer makes others."""
         return f"{self.prepared}-{self.tokenizer or self.vocabulary}"[:64] if self.prepared else None
+
+    def read_of(self, there: Mapping[str, Corpus]) -> list[Corpus]:
+        """What the trainer reads of what lies `there`, which lacks nothing."""
+        prepared = self.prepared_in(there)
+        if prepared is not None:
+            return [prepared]
+        return [there[name] for name in (*self.licences, *([self.tokenizer] if self.tokenizer else []))]
 
 
 def needed(config: TrainConfig) -> Needed:
@@ -173,13 +194,42 @@ def add_prepared(session: Session, pool: Pool, name: str, path: str, measured: M
 def retire(session: Session, *, pool: str, name: str, reason: str) -> None:
     """Take a corpus out, with a reason: no run can be launched with it any more; runs under way go on."""
     because = text.prose("The reason", reason, most=text.USUAL)
-    place = pools.named(session, name=pool)
-    session.refresh(place, with_for_update=True)
-    corpus = on_pool(session, place.id).get(name)
-    if corpus is None:
-        raise NotFoundError(f"The pool “{pool}” has no “{name[:64]}”; `stoa corpus list` shows what it has.")
+    session.refresh(pools.named(session, name=pool), with_for_update=True)
+    corpus = named(session, pool=pool, name=name)
     corpus.retired_at = utcnow()
     record.append(session, record.LAB, "corpus.retired", by=None, why=because, pool=pool, **_about(corpus))
+
+
+def named(session: Session, *, pool: str, name: str) -> Corpus:
+    """What is registered on a pool under a name; raises NotFoundError."""
+    corpus = on_pool(session, pools.named(session, name=pool).id).get(name)
+    if corpus is None:
+        raise NotFoundError(f"The pool “{pool}” has no “{name[:64]}”; `stoa corpus list` shows what it has.")
+    return corpus
+
+
+def check_unchanged(corpus: Corpus, files: Manifest) -> None:
+    """Raise ConflictError where the files are not those that were registered, or that are in the store already."""
+    size = sum(each["size"] for each in files.values())
+    if (len(files), size) != (corpus.files, corpus.bytes):
+        raise ConflictError(
+            f"“{corpus.name}” has changed since it was registered: {corpus.files:,} files of {corpus.bytes:,} bytes "
+            f"then, {len(files):,} of {size:,} now. Retire it and add it again."
+        )
+    if corpus.stored and corpus.stored != corpus_copies.digest(files):
+        raise ConflictError(f"“{corpus.name}” has changed since it was sent to the store. Retire it and add it again.")
+
+
+def is_stored(session: Session, corpus: Corpus, *, pool: str, sha256: str) -> None:
+    """Note that the store has a whole copy of a corpus, whose files have a hash. Raises ConflictError where the corpus
+    was retired meanwhile."""
+    session.refresh(pools.named(session, name=pool), with_for_update=True)
+    row = session.get_one(Corpus, corpus.id)
+    if row.retired_at is not None:
+        raise ConflictError(f"“{row.name}” on “{pool}” was retired meanwhile; its copy in the store serves no run.")
+    if row.stored != sha256:
+        row.stored = sha256
+        record.append(session, record.LAB, "corpus.stored", by=None, pool=pool, **_about(row))
 
 
 def every(session: Session) -> Sequence[tuple[str, Corpus]]:
@@ -207,6 +257,25 @@ def by_pool(session: Session) -> dict[str, dict[str, Corpus]]:
     return found
 
 
+def in_store(session: Session) -> dict[str, Corpus]:
+    """What can be copied from the store to a pool, by name: of several pools' the one that was registered last."""
+    found = session.scalars(select(Corpus).where(_LIVE, Corpus.stored != "").order_by(col(Corpus.id)))
+    return {corpus.name: corpus for corpus in found}
+
+
+def at_hand(session: Session, pool_id: int, wants: Needed) -> dict[str, Corpus]:
+    """What serves a configuration on a pool, by name: what lies there, and what can be copied to it where that lacks
+    something."""
+    there = on_pool(session, pool_id)
+    return in_store(session) | there if wants.missing(there) else there
+
+
+def reachable(session: Session) -> list[dict[str, Corpus]]:
+    """For each pool that has something, what lies there or can be copied to it, by name."""
+    stored = in_store(session)
+    return [stored | there for there in by_pool(session).values()]
+
+
 def check_known(session: Session, config: TrainConfig) -> None:
     """Raise NotFoundError where the configuration names a corpus or a tokenizer that no pool has."""
     wants = needed(config)
@@ -219,12 +288,12 @@ def check_known(session: Session, config: TrainConfig) -> None:
 
 
 def check_on_pool(session: Session, recipe: str, config: TrainConfig, pool: Pool) -> None:
-    """Raise ConflictError unless all that the configuration names lies on the pool, under the licences it names."""
+    """Raise ConflictError unless all that the configuration names lies on the pool or in the store, under the licences
+    it names."""
     wants = needed(config)
-    there = on_pool(session, pool.id)
+    there = at_hand(session, pool.id, wants)
     if lacks := wants.missing(there):
-        others = [name for name, has in by_pool(session).items() if not wants.missing(has)]
-        hint = f"the pool “{others[0]}” has all" if others else "an operator registers them with `stoa corpus add`"
+        hint = _where(wants, lacks, by_pool(session))
         raise ConflictError(f"“{recipe}” needs {_some(lacks)}, which the pool “{pool.name}” lacks; {hint}.")
     prepared = wants.prepared_in(there)
     has = prepared.sources if prepared is not None else {name: there[name].licence for name in wants.licences}
@@ -242,32 +311,67 @@ def check_on_pool(session: Session, recipe: str, config: TrainConfig, pool: Pool
             )
 
 
-def placed(session: Session, pool_id: int, config: str) -> str:
-    """A run's configuration as YAML, with the places that the pool has for what the configuration names.
+def copied(session: Session, pool_id: int, config: TrainConfig) -> list[Corpus]:
+    """What a run of a configuration has to copy to its pool; raises NotFoundError where something is not there."""
+    wants = needed(config)
+    return [corpus for corpus in wants.read_of(_serving(session, pool_id, wants)) if corpus.pool_id != pool_id]
+
+
+def placed(session: Session, pool_id: int, config: str, copies: Path) -> str:
+    """A run's configuration as YAML, with the places that the pool has for what the configuration names; what is
+    copied from the store lies in the folder `copies`.
 
     What was retired since the run was launched still serves. Raises NotFoundError where something is not there.
     """
     wants = needed(configs.read(config))
     if not (wants.licences or wants.tokenizer or wants.prepared):
         return config
-    rows = session.scalars(select(Corpus).where(Corpus.pool_id == pool_id).order_by(col(Corpus.id)))
-    there = {corpus.name: corpus for corpus in rows}  # of each name the newest, which is the live one if any is
-    if lacks := wants.missing(there):
-        raise NotFoundError(f"The pool has no {_some(lacks)} any more.")
+    there = _serving(session, pool_id, wants)
     values = yaml.safe_load(config)
     data = values["data"]
     prepared = wants.prepared_in(there)
     if prepared is not None:
-        data["prepared"] = prepared.path
+        data["prepared"] = prepared.place_for(pool_id, copies)
         return yaml.safe_dump(values, sort_keys=False)
     for source in data["sources"]:
         if source["corpus"] is not None:
             corpus = there[source["corpus"]]
             source |= dict.fromkeys(("builtin", "path", "dataset", "tokens", "revision", "subset", "split"))
-            source |= {PLACES[corpus.kind]: corpus.path, "text_key": corpus.text_key}
+            source |= {PLACES[corpus.kind]: corpus.place_for(pool_id, copies), "text_key": corpus.text_key}
     if wants.tokenizer is not None:
-        data["tokenizer"]["file"] = there[wants.tokenizer].path
+        data["tokenizer"]["file"] = there[wants.tokenizer].place_for(pool_id, copies)
     return yaml.safe_dump(values, sort_keys=False)
+
+
+def _serving(session: Session, pool_id: int, wants: Needed) -> dict[str, Corpus]:
+    """What serves a run that was launched, by name: what is retired does, where nothing else is there any more.
+
+    Raises NotFoundError.
+    """
+    there = at_hand(session, pool_id, wants)
+    if wants.missing(there):
+        every_row = session.scalars(select(Corpus).order_by(col(Corpus.id))).all()  # of each name the newest serves
+        own = {corpus.name: corpus for corpus in every_row if corpus.pool_id == pool_id}
+        there = {corpus.name: corpus for corpus in every_row if corpus.stored} | own
+    if lacks := wants.missing(there):
+        raise NotFoundError(f"The pool has no {_some(lacks)} any more.")
+    return there
+
+
+def _where(wants: Needed, lacks: Sequence[str], known: Mapping[str, Mapping[str, Corpus]]) -> str:
+    """Where what a pool lacks may be had, and what an operator does for it."""
+    for pool, has in known.items():
+        if not wants.missing(has):
+            unshared = [corpus.name for corpus in wants.read_of(has) if not corpus.stored]
+            each = f" (and {len(unshared) - 1} more)" if len(unshared) > 1 else ""
+            return (
+                f"the pool “{pool}” has all, and an operator shares it with `stoa corpus push {unshared[0]} --pool "
+                f"{pool}`{each}"
+            )
+    for pool, has in known.items():
+        if lacks[0] in has:
+            return f"an operator shares {lacks[0]} with `stoa corpus push {lacks[0]} --pool {pool}`"
+    return "an operator registers them with `stoa corpus add`"
 
 
 def _checked_licence(name: str, kind: CorpusKind, licence: str) -> str:

@@ -1,7 +1,6 @@
 """Requests for GPU time: who may ask, for what and until when, and what policy grants at once."""
 
 from datetime import datetime, timedelta
-from decimal import Decimal, InvalidOperation
 
 from sqlalchemy import func
 from sqlalchemy.orm import Session
@@ -11,7 +10,7 @@ from broker.allocations import allocations, awards, pools, tiers
 from broker.allocations.allocations import Allocation, AllocationState
 from broker.allocations.ledger import in_hours
 from broker.allocations.tiers import Tiers
-from projects import people, projects, quotas, rights, text
+from projects import parse, people, projects, quotas, rights, text
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor, Person
@@ -24,14 +23,15 @@ STARTER = "A starter grant, by policy."
 MAY_START = (Stage.PROPOSED, Stage.RECRUITING, Stage.SCOPED, Stage.ACTIVE)
 
 
-def parse_hours(value: str) -> int:
-    """GPU-hours as typed, such as “1.5”, in GPU-seconds; raises InvalidError."""
-    try:
-        hours = Decimal(value.strip())
-    except InvalidOperation:
-        hours = Decimal("NaN")
-    if not hours.is_finite() or not 0 < hours <= MOST_HOURS:
-        raise InvalidError(f"GPU-hours must be a number above 0 and at most {MOST_HOURS:,}, such as 1.5.")
+def parse_hours(value: str, *, bounded: bool = True) -> int:
+    """GPU-hours as typed, such as “1.5”, in GPU-seconds; raises InvalidError.
+
+    Where a pool bounds them anyway, and more narrowly, they need not be `bounded` here.
+    """
+    hours = parse.hours(value)
+    if hours is None or hours <= 0 or (bounded and hours > MOST_HOURS):
+        most = f" and at most {MOST_HOURS:,}" if bounded else ""
+        raise InvalidError(f"GPU-hours must be a number above 0{most}, such as 1.5.")
     seconds = int(hours * 3600)
     if seconds < 1:
         raise InvalidError("GPU-hours must come to at least one GPU-second, such as 0.001.")
@@ -40,7 +40,7 @@ def parse_hours(value: str) -> int:
 
 def parse_day(value: str) -> datetime:
     """The last second (UTC) of a day as typed, such as “2030-12-31”; raises InvalidError."""
-    end = text.day_end(value)
+    end = parse.day_end(value)
     if not utcnow() < end <= utcnow() + LONGEST:
         raise InvalidError("The day must lie in the future, at most one year from now.")
     return end
@@ -71,7 +71,7 @@ def request(
     project = check_may_request(session, actor, project_id)
     quotas.check(session, actor, QuotaKind.REQUEST)
     target = pools.named(session, pool)
-    seconds = parse_hours(hours)
+    seconds = parse_hours(hours, bounded=False)
     day = parse_day(until)
     because = text.prose("The justification", justification, most=text.LONG)
     person = people.ensure(session, actor)

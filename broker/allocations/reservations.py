@@ -12,7 +12,7 @@ from sqlmodel import col, select
 from broker.allocations import pools
 from broker.allocations.pools import Pool
 from broker.runners import registry
-from projects import people, projects, quotas, rights, text
+from projects import parse, people, projects, quotas, rights, text
 from projects.db.columns import Base, foreign_key, integer, row_id, timestamp, utcnow
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor, Person
@@ -76,7 +76,7 @@ def add(
     ends: str,
     reason: str,
 ) -> ReservationView:
-    """Reserve GPUs of a pool for a project, from and until moments as `text.moment` reads them.
+    """Reserve GPUs of a pool for a project, from and until moments as `parse.moment` reads them.
 
     `actor` None is the operator. Raises ForbiddenError for all but admins who are not in the project, NotFoundError for
     an unknown pool or project, InvalidError, and ConflictError where other reservations leave too few GPUs, or where
@@ -84,7 +84,7 @@ def add(
     """
     rights.require_admin(actor, Act.MANAGE_COMPUTE)
     because = text.prose("The reason", reason, most=text.USUAL)
-    begins_at, ends_at = text.moment(begins), text.moment(ends)
+    begins_at, ends_at = parse.moment(begins), parse.moment(ends)
     _check_period(begins_at, ends_at)
     project = projects.load(session, project_id)
     rights.require_outsider(session, actor, project, "reserves GPUs for")

@@ -12,8 +12,9 @@ from huggingface_hub import ModelCard, ModelCardData
 from sqlalchemy.orm import Session
 
 from broker import publications
+from broker.plots.curve import Curve
 from broker.publishing import metrics
-from broker.runs import runs
+from broker.runs import runs, series
 from broker.runs.series import Measured
 from projects import projects
 from projects.text import cleaned
@@ -43,10 +44,9 @@ def write_card(session: Session, run_id: int, repo: str, folder: Path) -> None:
     losses = metrics.write(step, folder.parent.parent, since, folder / contract.METRICS_FILE)
     _write(folder / DATA_MANIFEST_FILE, json.dumps(metadata.get("data", {}), indent=2) + "\n")
     if len(losses) > 1:
-        from broker.publishing import loss_plot  # imports matplotlib, which takes a second
+        from broker.plots import canvas, loss_curve  # imports matplotlib, which takes a second
 
-        picture = loss_plot.draw([point.tokens for point in losses], [point.value for point in losses])
-        _write(folder / LOSS_PLOT_FILE, picture)
+        _write(folder / LOSS_PLOT_FILE, loss_curve.draw(_curve(session, run_id, step, losses), canvas.LIGHT))
     try:
         card = _card(session, run_id, repo, step, since, metadata, losses)
     except (AttributeError, KeyError, TypeError) as error:
@@ -114,6 +114,18 @@ def _card(
         tokens=metadata.get("tokens", 0),
     )
     return f"{card}\n"
+
+
+def _curve(session: Session, run_id: int, step: int, losses: Sequence[Measured]) -> Curve:
+    """The curve of a run up to a step."""
+    held_out = [point for point in series.read(session, run_id, "held_out") if point.step <= step]
+    return Curve(
+        title=f"Run {run_id}, step {step:,}",
+        loss=[(point.tokens, point.value) for point in losses],
+        held_out=[(point.tokens, point.value) for point in held_out],
+        checkpoints=(),
+        unigram_entropy=runs.load(session, run_id).unigram_entropy,
+    )
 
 
 def _source(source: Mapping[str, Any]) -> dict[str, str]:

@@ -5,7 +5,7 @@ The answers come from the same plan of the same state that the scheduler decides
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
@@ -21,6 +21,7 @@ from broker.runs.runs import Run, RunState
 from broker.scheduling import backfill, decisions, fairshare, snapshot
 from broker.scheduling.backfill import Funds, Placement, Plan, QueueState, Waiting, WaitReason
 from broker.scheduling.fairshare import Groups, Standing
+from projects import parse
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, InvalidError
 from projects.projects import Project
@@ -124,13 +125,9 @@ def replayed(session: Session, run_id: int, at: datetime) -> Why:
     )
 
 
-def moment(typed: str) -> datetime:
-    """A moment of the past as typed, in UTC where it says no offset; raises InvalidError."""
-    try:
-        at = datetime.fromisoformat(typed.strip())
-        at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
-    except (ValueError, OverflowError) as error:
-        raise InvalidError(f"A moment is typed like 2030-12-31 18:00, in UTC; “{typed[:40]}” is not.") from error
+def moment(value: str) -> datetime:
+    """A moment of the past as typed, in UTC where it says no offset, or the beginning of a day; raises InvalidError."""
+    at = parse.moment(value if ":" in value else f"{value} 00:00")
     if at > utcnow():
         raise InvalidError(f"{at:%F %T} UTC has not come yet; without a moment, the answer is about now.")
     return at
@@ -303,14 +300,15 @@ def _not_queued(session: Session, run: Run, pool: Pool) -> str:
     match run.state:
         case RunState.STARTING if queue:
             said = session.get_one(Attempt, (run.id, run.token)).waiting
-            return f"{queue} decides when it starts. {said or 'It has not said what it waits for'}."
+            why = _begun(said or "It has not said what it waits for")
+            return f"{_begun(queue)} decides when it starts. {why}."
         case RunState.STARTING:
             said = session.get_one(Attempt, (run.id, run.token)).waiting
-            return f"{said}." if said else hosts.absence(session, pool) or "It has its GPUs and is starting."
+            return f"{_begun(said)}." if said else hosts.absence(session, pool) or "It has its GPUs and is starting."
         case RunState.RUNNING:
             return "It is running."
         case RunState.STOPPING if run.stops_as == RunState.QUEUED:
-            return f"{reason[0].upper()}{reason[1:]}."
+            return f"{_begun(reason)}."
         case RunState.STOPPING:
             return "It is stopping."
         case RunState.PAUSED if run.unfunded:
@@ -318,4 +316,9 @@ def _not_queued(session: Session, run: Run, pool: Pool) -> str:
         case RunState.PAUSED:
             said = f"It was {reason}; " if reason.startswith("paused by") else ""
             return f"{said}/run resume lets it go on."
-    return reason and f"{reason[0].upper()}{reason[1:]}."
+    return reason and f"{_begun(reason)}."
+
+
+def _begun(said: str) -> str:
+    """A text as the beginning of a sentence."""
+    return said[:1].upper() + said[1:]

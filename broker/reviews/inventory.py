@@ -18,7 +18,7 @@ from broker.allocations.requests import parse_hours
 from broker.runners import registry
 from broker.runs import attempts
 from broker.runs.runs import ACTIVE, Run, RunState
-from projects import people, quotas, rights, text
+from projects import parse, people, quotas, rights, text
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor
@@ -125,7 +125,7 @@ def add_grant(session: Session, actor: Actor | None, *, pool: str, sponsor: str,
         pool=pool,
         sponsor=sponsor,
         seconds=parse_hours(hours),
-        until=text.day_end(until),
+        until=parse.day_end(until),
         actor=actor,
     )
 
@@ -147,7 +147,7 @@ def change_grant(
     if grant is None:
         raise NotFoundError(f"There is no grant {grant_id}.")
     seconds = parse_hours(more_hours) if more_hours.strip() else 0
-    ends = text.day_end(until) if until.strip() else grant.until
+    ends = parse.day_end(until) if until.strip() else grant.until
     if not seconds and ends == grant.until:
         raise ConflictError(f"Nothing would change: give more GPU-hours, or another end than {grant.until:%Y-%m-%d}.")
     if ends <= utcnow():

@@ -4,6 +4,7 @@ The runner puts an order on the board in the store. A machine claims it through 
 passes on the little that the machine may do. No machine reaches the database; see docs/donated-machines.md.
 """
 
+import math
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -47,6 +48,7 @@ class DonatedRunner(PodRunner):
         self._beats = -1
         self._silent = 0.0
         self._looked_at = time.monotonic()
+        self._asked_why_at = -math.inf
 
     def process(self) -> Process:
         """A number made from the attempt's folder instead of a pid; 0 until the order is on the board."""
@@ -131,9 +133,10 @@ class DonatedRunner(PodRunner):
 
         claim = orders.read_claim(self._open_store(), self.spec.store_folder)
         if claim is None:
-            self.waiting = f"no machine of the pool {self.spec.pool} has taken it yet"
             if self._to_stop:
                 self._end(Status.STOPPED, "")
+            else:
+                self._say_why()
             return
         self.waiting = ""
         said = self._read_outcome()
@@ -150,6 +153,14 @@ class DonatedRunner(PodRunner):
         elif self._silent > self._silence():
             silent = f"the machine {claim.machine} has not been heard of for {self._silent:.0f} s"
             self._end_for(EndReason.NODE_FAILED, silent, None)
+
+    def _say_why(self) -> None:
+        """Say now and then why no machine has taken the order."""
+        from broker.runners import donated_presence as presence
+
+        if time.monotonic() - self._asked_why_at > presence.NOTE_SECONDS:
+            self.waiting = presence.why_unclaimed(self._open_store(), self.spec.pool, self.spec.gpus)
+            self._asked_why_at = time.monotonic()
 
     def _hear(self, claim: "Claim") -> None:
         """Count how long the machine has said nothing, by this host's clock, and while the store answers only."""

@@ -23,17 +23,20 @@ from typing import Any, TypeVar
 import httpx2
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from broker import corpus_copies
 from broker.lab_store import TIMEOUT, is_private
-from broker.runners import host_gpus, processes, shim
+from broker.runners import donated_presence, host_gpus, processes, shim
 from broker.runners.base import PASSED_ON
 from broker.runners.donated_orders import Granted, Renewal, Settled, Told, Wanted
 from broker.runners.pod import DRIVERS, GIVEN_UP
+from projects import cleaning
 
 ASK_SECONDS = 5.0
 POLL_SECONDS = 0.1
 RENEWALS_A_SILENCE = 6
 RENEW_SECONDS = 5.0
 """At the latest, so that a stop reaches the trainer soon."""
+MOST_SAID = 300
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -62,6 +65,7 @@ class DonatedMachine:
             raise LabError("The lab's address must begin with https://, or name this machine itself.")
         self.lab, self.home, self.devices, self.say = lab.rstrip("/"), home.resolve(), devices, say
         self.gpus = len(devices.split(",")) if devices else processes
+        self.about = donated_presence.of_this_machine(devices)
         self.leaves, self.leaves_at_once = threading.Event(), threading.Event()
         self.was_away = ""
         self._client = httpx2.Client(base_url=f"{self.lab}/", timeout=TIMEOUT)
@@ -92,7 +96,7 @@ class DonatedMachine:
         self.leaves.set()
 
     def post(self, place: str, secret: str, said: BaseModel) -> Any:
-        """The lab's answer; raises AwayError, and OverError."""
+        """The lab's answer; raises AwayError, OverError, and LabError where the lab says why it takes none of it."""
         try:
             headers = {"Authorization": f"Bearer {secret}", "Content-Type": "application/json"}
             answer = self._client.post(place, content=said.model_dump_json(), headers=headers)
@@ -100,6 +104,8 @@ class DonatedMachine:
             raise AwayError(f"the lab does not answer ({error})") from None
         if answer.status_code in (401, 403, 410):
             raise OverError
+        if answer.status_code == 409:
+            raise LabError(_sentence(answer))
         if answer.status_code != 200:
             raise AwayError(f"the lab answers {answer.status_code}")
         self.note("")
@@ -110,7 +116,7 @@ class DonatedMachine:
 
     def _claim(self) -> Granted | None:
         try:
-            answer = self.post("claims", self._token, Wanted(gpus=self.gpus))
+            answer = self.post("claims", self._token, Wanted(gpus=self.gpus, about=self.about))
             return TypeAdapter(Granted | None).validate_python(answer)
         except OverError:
             raise LabError("The lab does not take this machine's token: it is wrong, or was revoked.") from None
@@ -153,6 +159,9 @@ class Pod:
         """See the attempt through to its end."""
         say, every = self.machine.say, min(RENEW_SECONDS, self.granted.silence_seconds / RENEWALS_A_SILENCE)
         self.place.mkdir(parents=True)
+        copies = self.machine.home / corpus_copies.FOLDER  # which outlive the pod
+        copies.mkdir(exist_ok=True)
+        (self.place / corpus_copies.FOLDER).symlink_to(copies)
         popen = self._start()
         say(f"{self.named}: started")
         try:
@@ -252,3 +261,11 @@ class Pod:
             except AwayError as away:
                 self.machine.note(str(away))
                 time.sleep(min(ASK_SECONDS, self.granted.silence_seconds / RENEWALS_A_SILENCE))
+
+
+def _sentence(answer: httpx2.Response) -> str:
+    """What the lab says, as one line of a terminal."""
+    said = ""
+    with suppress(ValueError, LookupError, TypeError):
+        said = cleaning.name(str(answer.json()["detail"]))[:MOST_SAID]
+    return said or "The lab does not take this machine, and does not say why."

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, Field
 
+from broker.runners.donated_presence import About
 from broker.store import Store
 
 BOARD = "donated"
@@ -70,9 +71,10 @@ class Told(BaseModel):
 
 
 class Wanted(BaseModel):
-    """What a machine has for an order."""
+    """What a machine has for an order, and what it says of itself."""
 
     gpus: int = Field(ge=0, le=1024)
+    about: About = About()
 
 
 class Settled(BaseModel):

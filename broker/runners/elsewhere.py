@@ -1,15 +1,21 @@
 """What other hosts have left in the store: the checkpoint that a run goes on from, and what else an attempt reads."""
 
 import json
+import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import structlog
+from rich import filesize
 from sqlmodel import select
 
-from broker import publications
+from broker import corpus_copies, publications
 from broker import store as stores
+from broker.allocations.corpora import Corpus
+from broker.allocations.pools import Pool
 from broker.pieces import CARRIER
 from broker.publications import Publication
 from broker.runners import output, processes
@@ -96,6 +102,55 @@ def bring(settings: Settings, db: Database, run: Run, hold: Hold, *, forks: bool
         folders.own(settings, maker, owners[maker])
         attempt = stores.attempt_folder(maker, owners[maker], token)
         _bring(settings, f"{attempt}/{contract.DATA_FOLDER}", settings.data_dir / mark, hold, fetch=fetch)
+
+
+def bring_corpora(settings: Settings, db: Database, run: Run, hold: Hold, tell: Hold, *, fetch: bool = True) -> None:
+    """Copy from the store the corpora and tokenizers that an attempt reads and its pool lacks; `tell` is told how far.
+
+    Without `fetch`, see that they are whole there. Raises OSError where the store has lost or damaged one, or the disk
+    has no room for it.
+    """
+    with db.read() as session:
+        copies = [(each, session.get_one(Pool, each.pool_id).name) for each in preparing.copied(session, run)]
+    for corpus, pool in copies:
+        if fetch and (settings.corpora_dir / corpus.copy_name).is_dir():
+            continue
+        if not settings.store:
+            raise FileNotFoundError(f"{corpus.name} is in the store alone, and STOA_STORE is not set")
+        fetching = partial(_fetch_copy, settings, run, corpus, hold, tell) if fetch else partial(_look_at, corpus)
+        mended = f"an operator sends it again with `stoa corpus push {corpus.name} --pool {pool} --again`"
+        _patiently(settings, hold, partial(_undamaged, mended, fetching))
+
+
+def _undamaged(mended: str, work: Callable[[Store], None], store: Store) -> None:
+    """Work with the store; raises OSError, which says how it is `mended`, for what the store has lost or damaged."""
+    try:
+        work(store)
+    except DamagedError as error:
+        raise OSError(f"{str(error).rstrip('.')}; {mended}") from error
+
+
+def _look_at(corpus: Corpus, store: Store) -> None:
+    corpus_copies.look(store, corpus.copy_name)
+
+
+def _fetch_copy(settings: Settings, run: Run, corpus: Corpus, hold: Hold, tell: Hold, store: Store) -> None:
+    """Copy one corpus to this host."""
+    done, lock = 0, threading.Lock()
+
+    def advance(size: int) -> None:
+        nonlocal done
+        with lock:
+            done += size
+        here, of = filesize.decimal(done), filesize.decimal(corpus.bytes)
+        tell(f"Copying {corpus.name} from the store: {here} of {of} are here")
+
+    def wait(owner: str) -> None:
+        hold(f"{owner or 'Another run'} copies {corpus.name} from the store to this host")
+
+    floor = math.ceil(settings.disk_floor_gib * 2**30)
+    owner = f"Run {run.id}"
+    corpus_copies.fetch(store, corpus.copy_name, settings.corpora_dir, wait, owner=owner, floor=floor, advance=advance)
 
 
 def _see_sampled(settings: Settings, db: Database, sample: Run) -> None:

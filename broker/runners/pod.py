@@ -22,10 +22,12 @@ from typing import TypeVar
 import structlog
 import yaml
 
+from broker import corpus_copies
 from broker import store as stores
 from broker.pieces import Growing
+from broker.runners import task
 from broker.runners.base import PASSED_ON, PORT
-from broker.runners.task import PLACE, TASK_FILE, Task
+from broker.runners.task import TASK_FILE, Task
 from broker.store import ClosedError, DamagedError, Store, StoreError
 from projects import log as log_format
 from projects.settings import get_settings
@@ -125,16 +127,22 @@ class Pod:
         for name, text in self.task.files.items():
             path = self.place / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+            path.write_text(task.placed(text, self.place) if path.name == contract.CONFIG_FILE else text)
         for folder, name in self.task.folders.items():
             target = self.place / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            if not self.trying(lambda folder=folder, target=target: self.store.pull(folder, target)):  # type: ignore[misc]
+            if folder.startswith(f"{corpus_copies.FOLDER}/"):
+                self.trying(lambda target=target: self.copy(target))  # type: ignore[misc]
+            elif not self.trying(lambda folder=folder, target=target: self.store.pull(folder, target)):  # type: ignore[misc]
                 raise DamagedError(f"The store has lost {folder}, from which the run was to go on.")
+
+    def copy(self, target: Path) -> None:
+        """Fetch the copy of a corpus, unless an earlier pod of this machine has."""
+        corpus_copies.fetch(self.store, target.name, target.parent, lambda _: self.sleep(EVERY_SECONDS))
 
     def train(self) -> int:
         """Start the trainer and carry away what it writes; its exit status."""
-        command = [str(self.place / word[1:]) if word.startswith(PLACE) else word for word in self.task.command]
+        command = [task.in_pod(word, self.place) for word in self.task.command]
         self.place_data(command)
         if self.task.nodes > 1:
             self.meet()
@@ -182,20 +190,15 @@ class Pod:
         raise StoppedError
 
     def place_data(self, command: Sequence[str]) -> None:
-        """Let the configuration read the prepared data that were fetched, if any.
-
-        On several nodes each one prepares data that are not prepared yet: none sees the disk of node 0.
-        """
-        if "train" not in command:
+        """On several nodes, prepare data that are not prepared yet: none sees the disk of node 0."""
+        if "train" not in command or self.task.nodes == 1:
             return
-        config = Path(command[command.index("train") + 1])
+        config, prepared = Path(command[command.index("train") + 1]), self.place / "prepared"
         values = yaml.safe_load(config.read_text())
-        prepared = self.place / (self.task.prepared or "prepared")
-        if not self.task.prepared:
-            if self.task.nodes == 1 or values["data"].get("prepared"):
-                return
-            prepare = [*command[: command.index("train")], "data", "prepare", str(config), "--out", str(prepared)]
-            subprocess.run(prepare, env=environment(), check=True)
+        if values["data"].get("prepared"):
+            return
+        prepare = [*command[: command.index("train")], "data", "prepare", str(config), "--out", str(prepared)]
+        subprocess.run(prepare, env=environment(), check=True)
         values["data"]["prepared"] = str(prepared)
         config.write_text(yaml.safe_dump(values, sort_keys=False))
 

@@ -68,6 +68,7 @@ class Staging:
         def work() -> Staged:
             before = elsewhere.earlier(self.settings, self.db, run, token, self._hold, fetch=not in_store)
             elsewhere.bring(self.settings, self.db, run, self._hold, forks=not before, fetch=not in_store)
+            elsewhere.bring_corpora(self.settings, self.db, run, self._hold, self._tell, fetch=not in_store)
             command = trainer_command(self.settings, self.db, run, folder, before, nodes, in_store=in_store)
             return Staged(before, command)
 
@@ -97,6 +98,12 @@ class Staging:
         finally:
             self.over.set()
         return future.result()
+
+    def _tell(self, why: str) -> None:
+        """Show why the attempt waits, unless it is to start no more."""
+        self.waits_for = why
+        if self.over.is_set():
+            raise AskedToStop
 
     def _hold(self, why: str) -> None:
         """Wait a moment for what lies elsewhere; `why` is shown with the run."""

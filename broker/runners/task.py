@@ -3,23 +3,26 @@
 A pod is a machine, or a part of one, that sees no disk of the lab: a pod of Kubernetes, or a donated machine.
 
 Places below the home folder of this host are the same places below a pod's own folder. A pod fetches from the store
-what lies there on this host: the checkpoint that the run goes on from, and prepared data.
+what lies there on this host: the checkpoint that the run goes on from, prepared data, and corpora.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import BaseModel
 
+from broker import corpus_copies
 from broker import store as stores
 from broker.runners.base import SIGNAL_SECONDS, JobSpec
 from trainer import contract
 
 TASK_FILE = "task.json"
 PLACE = "\0"
-"""Begins a word of the command that is a place in the pod's folder; no word of a command line can hold it."""
+"""Begins a word of the command, or a value of the configuration, that is a place in the pod's folder; no path can hold
+it."""
 
 
 class Task(BaseModel):
@@ -34,8 +37,6 @@ class Task(BaseModel):
     files: dict[str, str] = {}
     folders: dict[str, str] = {}
     results: dict[str, str] = {}
-    prepared: str = ""
-    """The folder of the pod whose prepared data the configuration reads; empty where it says what it reads itself."""
     nodes: int
     seconds: float
 
@@ -54,11 +55,12 @@ def of(spec: JobSpec, command: Sequence[str], folder: Path) -> bytes:
         name = path.relative_to(home).as_posix()
         task.command[number] = f"{PLACE}{name}{word[len(place) :]}"
         if path.name == contract.CONFIG_FILE:
-            task.files[name] = path.read_text()
-            prepared = Path(yaml.safe_load(task.files[name])["data"].get("prepared") or "/")
-            if prepared.is_relative_to(home):
-                task.prepared = prepared.relative_to(home).as_posix()
-                task.folders[_prepared(prepared, home)] = task.prepared
+            values = yaml.safe_load(path.read_text())
+            for section, key in _places(values):
+                if (read := Path(section[key])).is_relative_to(home):
+                    section[key] = f"{PLACE}{read.relative_to(home).as_posix()}"
+                    task.folders |= _fetched(read, home)
+            task.files[name] = yaml.safe_dump(values, sort_keys=False)
         elif contract.checkpoint_step(path) is not None:
             task.folders[_checkpoint(spec.store_folder, path)] = name
         elif step:
@@ -67,6 +69,36 @@ def of(spec: JobSpec, command: Sequence[str], folder: Path) -> bytes:
         elif path != folder:
             task.results[name] = f"{spec.store_folder}/{contract.DATA_FOLDER}"
     return task.model_dump_json().encode()
+
+
+def in_pod(word: str, place: Path) -> str:
+    """A word of the command, or a value of the configuration, as it is in a pod whose folder is `place`."""
+    return str(place / word[1:]) if word.startswith(PLACE) else word
+
+
+def placed(text: str, place: Path) -> str:
+    """A configuration of a task, as YAML, as it is in a pod whose folder is `place`."""
+    values = yaml.safe_load(text)
+    for section, key in _places(values):
+        section[key] = in_pod(section[key], place)
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+def _places(values: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    """The sections and keys of a configuration whose values are places."""
+    data = values["data"]
+    listed = [(data, "prepared"), (data.get("tokenizer") or {}, "file")]
+    listed += [(source, key) for source in data.get("sources") or () for key in ("path", "tokens", "dataset")]
+    return ((section, key) for section, key in listed if isinstance(section.get(key), str))
+
+
+def _fetched(path: Path, home: Path) -> dict[str, str]:
+    """The folder in the store of what a configuration reads below this host's home, and its folder in the pod."""
+    place = path.relative_to(home)
+    if place.parts[0] == corpus_copies.FOLDER:
+        copy = corpus_copies.folder(place.parts[1])
+        return {copy: copy}
+    return {_prepared(path, home): place.as_posix()}
 
 
 def _checkpoint(attempt: str, path: Path) -> str:

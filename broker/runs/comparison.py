@@ -1,8 +1,11 @@
 """The runs of a comparison: two to six training runs, named by their numbers or chosen as the nearest ones."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import yaml
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
@@ -29,6 +32,41 @@ def named(session: Session, numbers: str) -> Sequence[RunView]:
         if view.kind != RunKind.TRAIN:
             raise ConflictError(f"Run {view.id} does not train; only runs that do can be compared.")
     return views
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A field of the configurations that is not the same in all runs; `values` are in the order of the runs."""
+
+    field: str
+    values: Sequence[str]
+
+
+def differences(session: Session, views: Sequence[RunView]) -> Sequence[Difference]:
+    """What differs in the configurations of runs, by field; “–” stands for a field that a run does not have."""
+    rows = session.execute(select(Run.id, Run.config).where(col(Run.id).in_([view.id for view in views]))).all()
+    configs = {run_id: _flat(yaml.safe_load(config) or {}) for run_id, config in rows}
+    found = []
+    for field in sorted({field for config in configs.values() for field in config}):
+        values = [configs[view.id].get(field, "–") for view in views]
+        if len(set(values)) > 1:
+            found.append(Difference(field, values))
+    return found
+
+
+def _flat(value: Any, field: str = "") -> Mapping[str, str]:
+    """The leaves of a configuration by their path, such as `optimizer.learning_rate`."""
+    if isinstance(value, Mapping):
+        return {
+            path: leaf
+            for key, each in value.items()
+            for path, leaf in _flat(each, f"{field}.{key}" if field else str(key)).items()
+        }
+    if isinstance(value, list):
+        return {
+            path: leaf for number, each in enumerate(value) for path, leaf in _flat(each, f"{field}[{number}]").items()
+        }
+    return {field: str(value)}
 
 
 def names(views: Sequence[RunView]) -> list[str]:

@@ -16,7 +16,7 @@ from broker.allocations.allocations import Allocation
 from broker.allocations.pools import Pool
 from broker.runs import estimates, preparing, readings
 from broker.runs.runs import Run, RunKind, RunState, load, tell, what_it_is
-from projects import projects, quotas, rights, text
+from projects import parse, projects, quotas, rights, text
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor, Person
 from projects.projects import Project
@@ -85,7 +85,7 @@ class Quote:
 
     `cost`, `expected`, `left` and `promised` as in a Receipt; `tokens` are those of the steps that a fork has before
     it; `memory` is in bytes on each GPU, by the trainer's own check; `saves_at` and `saves_after` as in an Estimate;
-    `reads` what it reads of the pool's corpora.
+    `reads` what it reads of the pool's corpora, and `copies` the bytes of those that the pool lacks, by name.
     """
 
     run: Run
@@ -101,6 +101,7 @@ class Quote:
     saves_at: int
     saves_after: float | None
     reads: Sequence[Reading]
+    copies: Mapping[str, int]
 
     @property
     def nodes(self) -> int:
@@ -120,9 +121,7 @@ class Quote:
 
 def parse_time_limit(value: str) -> int:
     """A time limit as typed, such as “45m”, “2h” or “1h30m”, in seconds; raises InvalidError."""
-    match = re.fullmatch(r"(?:(\d{1,4})h)?(?:(\d{1,5})m)?", value.strip().lower().replace(" ", ""))
-    hours, minutes = match.groups() if match else (None, None)
-    seconds = int(hours or 0) * 3600 + int(minutes or 0) * 60
+    seconds = parse.duration(value) or 0
     if not 60 <= seconds <= LONGEST_TIME_LIMIT:
         raise InvalidError("A time limit is written like 45m, 2h or 1h30m, from one minute to 720 hours.")
     return seconds
@@ -205,6 +204,7 @@ def quote(session: Session, order: Order) -> Quote:
         saves_at=estimate.saves_at,
         saves_after=estimate.saves_after,
         reads=readings.of_run(session, pool.id, config, tokens),
+        copies={corpus.name: corpus.bytes for corpus in preparing.copied(session, run)},
     )
 
 

@@ -14,6 +14,7 @@ from sqlmodel import col, select
 
 from broker import catalogue, configs
 from broker.allocations import corpora, nodes
+from broker.allocations.corpora import Corpus
 from broker.allocations.pools import Pool
 from broker.catalogue import CatalogueEntry, CatalogueKind, CatalogueState
 from broker.runners import registry
@@ -51,7 +52,12 @@ def _check_built_in(session: Session, recipe: str, pool: Pool) -> None:
     if wants.prepared_by_run is None:
         raise ConflictError(f"“{recipe}” names no corpus that its data could be prepared as; its runs prepare them.")
     session.refresh(pool, with_for_update={"key_share": True})
-    prepared = wants.prepared_in(corpora.on_pool(session, pool.id))
+    prepared = wants.prepared_in(corpora.at_hand(session, pool.id, wants))
+    if prepared is not None and prepared.pool_id != pool.id:
+        raise ConflictError(
+            f"The data of “{recipe}” are in the store already, as “{prepared.name}”; its runs on “{pool.name}” copy "
+            "them."
+        )
     if prepared is not None:
         raise ConflictError(
             f"The data of “{recipe}” are prepared on the pool “{pool.name}” already, as “{prepared.name}”; its runs "
@@ -82,8 +88,8 @@ def check_nodes(pool: Pool, gpus: int) -> None:
 
 def preparable(session: Session) -> list[str]:
     """The names of the recipes whose data can be prepared and are not: accepted ones, and built-in ones on a pool that
-    has their corpora."""
-    pools = corpora.by_pool(session).values()
+    has their corpora, or can copy them."""
+    pools = corpora.reachable(session)
     built_in = {
         name
         for name, wants in catalogue.built_in_needs().items()
@@ -122,8 +128,15 @@ def using(settings: Settings, session: Session, run: Run) -> str:
     otherwise."""
     entry = _entry(session, run.recipe)
     if entry is None or not entry.prepared or run.kind == RunKind.PREPARE:
-        return corpora.placed(session, run.pool_id, run.config)
+        return corpora.placed(session, run.pool_id, run.config, settings.corpora_dir)
     return configs.with_prepared_data(run.config, settings.data_dir / entry.prepared)
+
+
+def copied(session: Session, run: Run) -> Sequence[Corpus]:
+    """What the run reads of the store's corpora, as its pool lacks them; raises NotFoundError where one is gone."""
+    if run.kind == RunKind.SAMPLE or used(session, run):
+        return []
+    return corpora.copied(session, run.pool_id, configs.read(run.config))
 
 
 def used(session: Session, run: Run) -> str:

@@ -15,7 +15,7 @@ def of_run(session: Session, pool_id: int, config: TrainConfig, tokens: int) -> 
     """What a run of `tokens` tokens reads on a pool, the corpus that it reads most often first. A corpus whose tokens
     were not counted is left out."""
     wants = corpora.needed(config)
-    there = corpora.on_pool(session, pool_id)
+    there = corpora.at_hand(session, pool_id, wants)
     prepared = wants.prepared_in(there)
     if prepared is not None:
         counted = prepared.tokens or 0

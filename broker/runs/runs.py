@@ -181,6 +181,7 @@ class RunView:
     loss: float | None
     rate: float | None
     held_out: float | None
+    held_out_step: int | None
     unigram_entropy: float | None
     spent: int
     account: Account
@@ -247,6 +248,7 @@ def views(session: Session, run_ids: Sequence[int]) -> Sequence[RunView]:
             series.newest(col(Run.id), "loss"),
             series.newest(col(Run.id), "tokens_per_second"),
             series.newest(col(Run.id), "held_out"),
+            series.newest_step(col(Run.id), "held_out"),
         )
         .join(Project, col(Project.id) == Run.project_id)
         .join(Pool, col(Pool.id) == Run.pool_id)
@@ -285,6 +287,7 @@ def views(session: Session, run_ids: Sequence[int]) -> Sequence[RunView]:
             loss=loss,
             rate=rate,
             held_out=held_out,
+            held_out_step=held_out_step,
             unigram_entropy=run.unigram_entropy,
             spent=paid.get(run.id, 0),
             account=ledger.account_of(balance),
@@ -295,7 +298,7 @@ def views(session: Session, run_ids: Sequence[int]) -> Sequence[RunView]:
             delayed=published[run.id].delayed,
             sweep_id=run.sweep_id,
         )
-        for run, project, pool, sponsor, person, balance, loss, rate, held_out in rows
+        for run, project, pool, sponsor, person, balance, loss, rate, held_out, held_out_step in rows
     }
     for run_id in run_ids:
         if run_id not in found:

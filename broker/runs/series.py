@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from math import log
+from typing import TypeVar
 
 from sqlalchemy import ScalarSelect, delete, func, insert
 from sqlalchemy.orm import Mapped, Session
@@ -13,6 +15,7 @@ START = "start"
 """A series of one point: the seconds of its trainer's life after which a run was first seen to have done a step."""
 MOST_POINTS = 2000
 BUCKETS = 500
+T = TypeVar("T")
 
 
 class Point(Base, table=True):
@@ -60,10 +63,24 @@ def read(session: Session, run_id: int, series: str) -> Sequence[Measured]:
     return [Measured(series, row.step, row.tokens, row.value) for row in rows]
 
 
+def has(session: Session, run_id: int, series: str) -> bool:
+    """Whether a series has a point."""
+    return session.scalar(select(Point.step).where(Point.run_id == run_id, Point.series == series).limit(1)) is not None
+
+
 def newest(run_id: Mapped[int], series: str) -> ScalarSelect[float]:
     """The value at the highest step, as a column of a query over runs; one look into the index for each run."""
+    return _newest(run_id, series, col(Point.value))
+
+
+def newest_step(run_id: Mapped[int], series: str) -> ScalarSelect[int]:
+    """The highest step, as a column of a query over runs."""
+    return _newest(run_id, series, col(Point.step))
+
+
+def _newest(run_id: Mapped[int], series: str, wanted: Mapped[T]) -> ScalarSelect[T]:
     return (
-        select(Point.value)
+        select(wanted)
         .where(Point.run_id == run_id, Point.series == series)
         .order_by(col(Point.step).desc())
         .limit(1)
@@ -72,12 +89,19 @@ def newest(run_id: Mapped[int], series: str) -> ScalarSelect[float]:
 
 
 def downsample(points: Sequence[Measured], buckets: int = BUCKETS) -> list[Measured]:
-    """The first and the last point, and the lowest and highest of each of `buckets` equal spans of steps."""
+    """The first and the last point, and the lowest and highest of each of at most `buckets` spans of steps.
+
+    Four fifths of the bounds between spans are evenly spread over the steps, the others over their logarithm, so that
+    the beginning of a long run, where the loss falls fast, keeps its shape.
+    """
     first, last = points[0], points[-1]
     kept = {first.step: first, last.step: last}
-    spans: dict[int, list[Measured]] = {}
+    even, steps = buckets * 4 // 5, last.step - first.step + 1
+    logarithm = (buckets - even) / log(steps + 1)
+    spans: dict[tuple[int, int], list[Measured]] = {}
     for point in points:
-        spans.setdefault((point.step - first.step) * buckets // (last.step - first.step + 1), []).append(point)
+        done = point.step - first.step
+        spans.setdefault((done * even // steps, int(log(done + 1) * logarithm)), []).append(point)
     for span in spans.values():
         for point in (min(span, key=lambda p: p.value), max(span, key=lambda p: p.value)):
             kept[point.step] = point

@@ -17,10 +17,10 @@ from bot.cards.review_card import review_card
 from bot.cards.run_card import RUNS, moved_card, run_card
 from bot.delivery import card_updates, edit_budget, outbox
 from bot.delivery.edit_budget import BUSY, FRESH_EDITS, OLD, OLD_AGE, OLD_EDITS, EditBudget
-from bot.plots import comparison_curves
 from broker.allocations.allocations import AllocationState
 from broker.allocations.ledger import Account
 from broker.allocations.period_sums import PeriodSum
+from broker.plots import comparison_curves
 from broker.reports.why import Why
 from broker.runners.processes import Process
 from broker.runs import attempts, leases, settlement
@@ -332,7 +332,7 @@ async def test_a_run_card_that_a_moderator_deletes_stays_deleted(shared_lab: tup
     compared = (await lab.person("Ada").command("run compare", runs="1 3")).message
     assert compared is not None
     assert "**3** `demo` · no loss yet" in compared.text
-    assert Image.open(compared.attachments[0].path).size == (1000, 700 + 2 * comparison_curves.ROW)
+    assert Image.open(compared.attachments[0].path).size == (1000, 700 + 3 * comparison_curves.ROW)
     left = [m.text.splitlines()[-1] for m in await lab.guild.messages(channel.id)]
     assert [line for line in left if line.startswith("-# P1 · run")] == ["-# P1 · run 1", "-# P1 · run 3"]
     await until(lambda: is_gone(lab, "run:2"))

@@ -7,11 +7,15 @@ from sqlalchemy import update
 from sqlmodel import col
 
 from bot import text
-from broker.allocations import hosts, pools
+from broker.allocations import hosts, machines, pools
 from broker.allocations.hosts import Host
+from broker.runners import donated_presence
+from broker.runners.donated_presence import About, Gpu, Presence
 from broker.runs import attempts, launching, leases
 from broker.runs.launching import Order
+from broker.store import Store
 from projects.db.columns import utcnow
+from projects.settings import Settings
 from sandbox.people import Channel
 from tests.bot.conftest import Lab
 
@@ -76,3 +80,25 @@ async def test_the_hosts_of_a_pool_are_shown_with_what_they_have(shared_lab: Sha
     assert lab.call(leases.claim, run, token, host="donor-1", lease_seconds=60)
     status = (await grace.command("cluster status")).text
     assert f"-# on {donor_1[:-1]}, run {run}), ⚠️ donor-2 away" in status
+
+
+@pytest.mark.asyncio(loop_scope="function")  # its bot has a store
+async def test_donated_machines_are_shown_with_what_they_have(lab: Lab) -> None:
+    place = f"file://{lab.root}/store"
+    await lab.start_bot(STORE=place)
+    grace = lab.person("Grace")
+    lab.call(pools.add_pool, name="garage", gpu_type="RTX 4090", gpus=4, runner="donated")
+    assert "lent" not in (await grace.command("cluster status")).text
+    for name in ("ada", "bob", "carla"):
+        lab.call(machines.admit, name, "garage")
+    store, before = Store(Settings(_env_file=None, store=place)), utcnow() - timedelta(hours=1)
+    gpu = Gpu(name="RTX 4090 @everyone", memory_mib=24_576)
+    about = About(gpus=[gpu, gpu], stoa=donated_presence.versions()["stoa"], torch="1.0.0")
+    for name, at in (("ada", utcnow() + timedelta(days=1)), ("bob", before)):
+        presence = Presence(machine=name, pool="garage", at=at, about=about, slots=2, run=7)
+        donated_presence.write(store, presence)
+    status = (await grace.command("cluster status")).text
+    assert (
+        f"-# lent ada (2 × RTX 4090 everyone (24 GiB), run 7), ⚠️ bob away since {before:%F %H:%M} UTC, "
+        "⚠️ carla never heard of · ⚠️ not the lab's: torch 1.0.0"
+    ) in status

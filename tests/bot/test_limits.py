@@ -18,12 +18,12 @@ from bot.cards.sweep_card import moved_sweep_card, sweep_card
 from bot.delivery import posts
 from bot.delivery.entry_text import TEXTS
 from bot.delivery.posts import Destination, PostContext
-from bot.plots.curve import Curve
-from bot.plots.loss_curve import draw
 from broker.allocations import requests
 from broker.allocations.allocations import AllocationState, AllocationView
 from broker.allocations.change_requests import ChangeState
 from broker.allocations.ledger import Account
+from broker.plots.curve import Curve
+from broker.plots.loss_curve import draw
 from broker.reports.review_context import Remark, ReviewContext
 from broker.reports.why import Why
 from broker.reviews.changes import ChangeView
@@ -92,6 +92,7 @@ def run(said: str) -> RunView:
         loss=1.0,
         rate=1.0,
         held_out=1.0,
+        held_out_step=64,
         unigram_entropy=1.0,
         spent=1,
         account=Account(3600, 0, 0),

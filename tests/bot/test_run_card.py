@@ -45,7 +45,7 @@ async def test_the_card_follows_the_run(lab: Lab) -> None:
         channel.id, lambda m: m.id == card.id and "step 10 of 40" in m.text and m.attachments != []
     )
     assert "running" in now.text
-    assert "**Loss** 8.000 · **held-out** 6.500\n" in now.text
+    assert "**Loss** 8.000 · **held-out** 6.500 at step 10\n" in now.text
     assert "7.250 (unigram entropy) is what guessing by frequency alone gives" in now.text
     assert "**Speed** 500 tokens/s · **ETA** 1 min" in now.text
     assert "0.006 used" in now.text

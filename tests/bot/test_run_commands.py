@@ -1,6 +1,7 @@
 """Everything that a person does to runs: offered and launched, paused and resumed, forked, looked at, compared."""
 
 import asyncio
+import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ import pytest
 from sqlalchemy.orm import Session
 
 from bot import text
-from broker.allocations import corpora
+from broker import catalogue, configs
+from broker.allocations import corpora, pools
 from broker.reports import run_plan, why
 from broker.reports.run_plan import RunPlan
 from broker.runners.processes import Process
@@ -359,14 +361,28 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     assert compared.ephemeral
     assert compared.message is not None
     assert f"### 📈 Runs {first}, {second} of `demo`\n" in compared.text
-    assert f"**{second}** `seed 9, fork of {first}` · loss **5.500**" in compared.text
-    assert f"**{first}** `demo` · loss **7.000** · held-out **6.500** · 20k tokens · running" in compared.text
+    assert re.search(rf"\*\*{second}\*\* `seed 9, fork of {first}` · loss \*\*\d\.\d{{3}}\*\* · 30k", compared.text)
+    assert re.search(
+        rf"\*\*{first}\*\* `demo` · loss \*\*7\.\d{{3}}\*\* · held-out \*\*6\.500\*\* · 20k tokens", compared.text
+    )
+    assert "Losses after 20k tokens, to which all of these have come, smoothed (median + EMA)." in compared.text
+    assert re.search(rf"```\n +run {first} +run {second}\n(.*\n)*seed +\d+ +9\n(.*\n)*```", compared.text)
     [picture] = compared.message.attachments
     assert picture.path.read_bytes().startswith(b"\x89PNG")
-    assert f"run {second} (seed 9, fork of {first}) at 5.50 after 30k" in (picture.description or "")
-    shown = await ada.command("run show", run=first)
+    assert f"run {second} (seed 9, fork of {first}) at " in (picture.description or "")
+    await ada.press(compared.message, "Post in channel")
+    posted = await lab.guild.wait_for(
+        compared.message.channel_id, lambda m: "### 📈 Runs" in m.text and not m.ephemeral
+    )
+    assert (posted.text, posted.attachments[0].filename) == (compared.text, picture.filename)
+    assert not [button for button in posted.buttons if button.label == "Post in channel"]
+    shown = await ada.command("run show", run=first, panel="tokens_per_second", log_tokens=True)
     assert shown.message is not None
-    assert [picture.filename for picture in shown.message.attachments] == [f"run-{first}.png"]
+    [picture] = shown.message.attachments
+    assert picture.filename == f"run-{first}.png"
+    usual = await ada.command("run show", run=first)
+    assert usual.message is not None
+    assert usual.message.attachments[0].path.read_bytes() != picture.path.read_bytes()
     card = await card_of(lab, channel, first, "Compare")
     pressed = await ada.press(card, "Compare")
     assert pressed.ephemeral
@@ -412,3 +428,31 @@ async def test_an_offer_says_how_often_the_run_reads_its_corpus(shared_lab: Shar
     for offer in (few, many):
         assert offer.message is not None
         await ada.press(offer.message, "Cancel")
+
+
+async def test_an_offer_says_what_is_copied_from_the_store_first(shared_lab: Shared) -> None:
+    lab, channel = shared_lab
+    counted = contract.Measured(files=1, bytes=1_200_000_000, documents=10, text_bytes=900)
+    lab.call(pools.add_pool, name="far", gpu_type="cpu", gpus=1)
+    body = configs.built_in()["demo"].replace("python-docs", "songs").replace("builtin: songs", "corpus: songs")
+    asked = {"kind": contract.CorpusKind.TEXT, "path": "/data/x.jsonl", "licence": "PSF-2.0", "measured": counted}
+    lab.call(corpora.add, pool="far", name="songs", **asked)
+    lab.call(catalogue.propose_recipe, None, "songs", name="of-songs", body=body)
+    lab.call(catalogue.accept, None, "of-songs", reason="Fine.")
+    small: dict[str, Any] = {"recipe": "of-songs", "time_limit": "1m"}
+    ada = lab.person("Ada")
+    refused = await ada.command("run launch", channel=channel.id, **small)
+    assert refused.text.replace("\\", "") == (
+        "“of-songs” needs songs, which the pool “local” lacks; the pool “far” has all, and an operator shares it with "
+        "`stoa corpus push songs --pool far`."
+    )
+    lab.call(corpora.is_stored, lab.call(corpora.named, pool="far", name="songs"), pool="far", sha256="0" * 64)
+    await lab.guild.wait_for("public-record", lambda m: "`songs` of `far` is in the store: pools that" in m.text)
+    listed = (await ada.command("catalogue corpora", pool="far")).text
+    assert listed.endswith("PSF-2.0 · in the store, for pools that lack it")
+    offer = await ada.command("run launch", channel=channel.id, **small)
+    sweep = await ada.command("run sweep", channel=channel.id, points="seed=1..2", **small)
+    for offered in (offer, sweep):
+        assert "**Data** copied from the store first: songs, 1.2 GB" in offered.text
+        assert offered.message is not None
+        await ada.press(offered.message, "Cancel")

@@ -12,7 +12,8 @@ import pytest
 
 from broker.allocations import machines
 from broker.end_reasons import EndReason
-from broker.runners import reaper
+from broker.reports.why import why
+from broker.runners import donated_presence, reaper
 from broker.runs.runs import RunState
 from projects.db.columns import utcnow
 from projects.settings import Settings, get_settings
@@ -82,7 +83,11 @@ def said(folder: Path) -> str:
 def test_a_donated_machine_trains_a_run(lab: Lab, served: Served, tmp_path: Path, run: int) -> None:
     token = admit(lab, "ada", POOL)
     with supervised(lab, tmp_path, run) as (supervisor, number, folder):
-        wait_for(lambda: "no machine of the pool garage" in attempt(lab, run, number).waiting, "the reason")
+        never = "no machine of the pool garage has been heard of yet"
+        wait_for(lambda: attempt(lab, run, number).waiting == never, "the reason")
+        with lab.db.read() as session:
+            reason = why(session, run).reason
+        assert reason == f"The board of donated machines decides when it starts. {never[0].upper()}{never[1:]}."
         assert charged(lab, run, number) == 0
         with donated(served.address, tmp_path, "ada", token):
             assert supervisor.wait(PATIENCE) == 0
@@ -191,6 +196,19 @@ def test_a_revoked_machine_loses_its_run_and_works_no_more(
 
 
 @ONCE
+def test_a_machine_of_another_version_says_so_and_ends(
+    lab: Lab, served: Served, tmp_path: Path, run: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = donated_presence.versions()
+    monkeypatch.setattr(donated_presence, "versions", lambda: ours | {"stoa": "9.9.9"})  # the API is in this process
+    with donated(served.address, tmp_path, "ada", admit(lab, "ada", POOL)) as machine:
+        assert machine.wait(PATIENCE) == 2
+    said = (tmp_path / "ada.log").read_text().splitlines()[-1]
+    assert said == f"This machine runs Stoa {ours['stoa']}, and the lab 9.9.9; install that version here."
+    assert lab.run(run).state == RunState.QUEUED
+
+
+@ONCE
 def test_the_whole_way_over_tls_by_the_command_line(lab: Lab, ours: Settings, tmp_path: Path, run: int) -> None:
     certificate, key = tmp_path / "lab.pem", tmp_path / "lab.key"
     subprocess.run(
@@ -211,8 +229,9 @@ def test_the_whole_way_over_tls_by_the_command_line(lab: Lab, ours: Settings, tm
     }
     with_tls = told | {"STOA_MACHINES_CERTIFICATE": str(certificate), "STOA_MACHINES_KEY": str(key)}
     token = forked.run_module("cli.main", told, "machine", "token", "ada", "--pool", POOL).stdout.strip()
-    assert "ada" in forked.run_module("cli.main", told, "machine", "list").stdout
+    assert forked.run_module("cli.main", told, "health", "machine").returncode == 1
     served = forked.module("cli.main", tmp_path / "machine.log", with_tls, "machine", "serve")
+    assert "never" in forked.run_module("cli.main", told, "machine", "list").stdout
     address, python = f"https://localhost:{port}", standin(tmp_path, 10)
     try:
         log = tmp_path / "machine.log"
@@ -223,12 +242,15 @@ def test_the_whole_way_over_tls_by_the_command_line(lab: Lab, ours: Settings, tm
             donated(address, tmp_path, "ada", token, python, "--certificate", str(certificate)),
         ):
             assert supervisor.wait(PATIENCE) == 0
+        assert forked.run_module("cli.main", told, "health", "machine").returncode == 0
         assert "the lab does not answer" in (tmp_path / "bob.log").read_text(), "a certificate that nobody knows"
     finally:
         served.terminate()
         served.wait(PATIENCE)
     assert lab.run(run).state == RunState.FINISHED
     assert token not in (tmp_path / "machine.log").read_text()
+    listed = forked.run_module("cli.main", told | {"COLUMNS": "200"}, "machine", "list").stdout
+    assert ("never" in listed, f"{utcnow():%Y-}" in listed, "1 process " in listed) == (False, True, True)
     refused = forked.run_module("cli.main", told | {"STOA_MACHINES_ADDRESS": "0.0.0.0:8443"}, "machine", "list")
     assert (refused.returncode, "STOA_MACHINES_CERTIFICATE" in refused.stderr) == (2, True)
 

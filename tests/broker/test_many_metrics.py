@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench import metrics as bench
-from bot.plots.curve_of_run import curve_of
+from broker.plots.curve_of_run import curve_of
 from broker.publishing import metrics
 from broker.runs import runs, series
 from projects.db.database import Database

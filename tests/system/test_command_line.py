@@ -179,6 +179,22 @@ def test_every_service_of_the_compose_file_fits_the_command_line_and_the_setting
         assert "healthcheck" in services[name]
 
 
+def test_the_api_for_donated_machines_is_a_service_that_one_asks_for() -> None:
+    service = compose()["services"]["machine"]
+    assert CliRunner().invoke(app, [*service["command"], "--help"]).exit_code == 0
+    assert service["profiles"] == ["machines"]
+    assert service["healthcheck"]["test"] == ["CMD", "stoa", "health", "machine"]
+    told = service["environment"]
+    assert [key for key in told if not known(key)] == []
+    address = {name.removeprefix("STOA_").lower(): told[name] for name in told if "MACHINES" in name}
+    assert Settings(_env_file=None, **address).machines_certificate  # beyond loopback it must have one
+    [mounted] = service["volumes"]
+    source, folder, access = mounted.rsplit(":", 2)
+    assert (source.startswith("${MACHINES_TLS"), access) == (True, "ro")
+    assert {str(Path(told[f"STOA_MACHINES_{file}"]).parent) for file in ("CERTIFICATE", "KEY")} == {folder}
+    assert service["ports"] == [f"${{MACHINES_PORT:-8443}}:{told['STOA_MACHINES_ADDRESS'].rpartition(':')[2]}"]
+
+
 @pytest.mark.parametrize(
     ("service", "strangers"),
     [
@@ -186,6 +202,7 @@ def test_every_service_of_the_compose_file_fits_the_command_line_and_the_setting
         ("worker", ("STOA_DISCORD_TOKEN", "STOA_HUB_TOKEN")),
         ("publisher", ("STOA_DISCORD_TOKEN",)),
         ("scheduler", ("STOA_DISCORD_TOKEN", "STOA_HUB_TOKEN")),
+        ("machine", ("STOA_DISCORD_TOKEN", "STOA_HUB_TOKEN", "STOA_REDIS_URL")),
     ],
 )
 def test_no_service_is_given_a_secret_that_it_does_not_need(service: str, strangers: tuple[str, ...]) -> None:

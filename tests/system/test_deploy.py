@@ -12,6 +12,8 @@ from projects.settings import SECRET, Settings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 KUSTOMIZATION = yaml.safe_load((DEPLOY / "kustomization.yaml").read_text())
+OPTIONAL = ["machines.yaml"]
+"""Manifests whose lines among the resources are comments."""
 NEEDS = {
     "migrate": {"database_url"},
     "scheduler": {"database_url", "redis_url"},
@@ -22,9 +24,8 @@ NEEDS = {
 
 
 def manifests() -> list[dict[str, Any]]:
-    return [
-        document for name in KUSTOMIZATION["resources"] for document in yaml.safe_load_all((DEPLOY / name).read_text())
-    ]
+    names = [*KUSTOMIZATION["resources"], *OPTIONAL]
+    return [document for name in names for document in yaml.safe_load_all((DEPLOY / name).read_text())]
 
 
 def keys(name: str) -> set[str]:
@@ -67,3 +68,24 @@ def test_every_variable_is_a_setting_and_every_file_has_an_example() -> None:
         for generated in KUSTOMIZATION[generator]:
             for file in generated["envs"]:
                 assert keys(file.removesuffix(".env")) <= set(Settings.model_fields)
+
+
+def test_the_api_for_donated_machines_is_a_pod_of_its_own_with_tls() -> None:
+    assert f"# - {OPTIONAL[0]}" in (DEPLOY / "kustomization.yaml").read_text()
+    [deployment] = [each for each in manifests() if each["kind"] == "Deployment"]
+    pod = deployment["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    assert container["args"] == ["machine", "serve"]
+    secret = {one["name"] for one in container["env"] if "secretKeyRef" in one.get("valueFrom", {})}
+    assert secret == {"STOA_DATABASE_URL"}
+    assert [source["secretRef"]["name"] for source in container["envFrom"] if "secretRef" in source] == ["stoa-store"]
+    told = {one["name"].removeprefix("STOA_").lower(): one["value"] for one in container["env"] if "value" in one}
+    assert Settings(_env_file=None, **told).machines_certificate == "/etc/stoa/tls.crt"
+    mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert {str(Path(told[name]).parent) for name in ("machines_certificate", "machines_key")} == {mounted["tls"]}
+    assert container["livenessProbe"]["exec"]["command"] == ["stoa", "health", "machine"]
+    [service] = [
+        each for each in manifests() if each["metadata"]["name"] == "stoa-machines" and "ports" in each["spec"]
+    ]
+    assert service["spec"]["selector"] == deployment["spec"]["template"]["metadata"]["labels"]
+    assert [port["port"] for port in service["spec"]["ports"]] == [int(told["machines_address"].rpartition(":")[2])]

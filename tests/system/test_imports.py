@@ -48,7 +48,7 @@ def test_imports_run_one_way(package: str) -> None:
 
 LAYERS: dict[str, Sequence[Sequence[str]]] = {
     "projects": (
-        ("cleaning", "errors", "health", "log", "settings", "text"),
+        ("cleaning", "errors", "health", "log", "parse", "settings", "text"),
         ("db",),
         ("people",),
         ("projects",),
@@ -61,10 +61,11 @@ LAYERS: dict[str, Sequence[Sequence[str]]] = {
     ),
     "broker": (
         ("end_reasons", "fence", "lab_store", "store"),
-        ("pieces",),
+        ("corpus_copies", "pieces"),
         ("runners",),
         ("allocations", "catalogue", "configs", "publications"),
         ("runs",),
+        ("plots",),
         ("publishing", "reviews"),
         (
             "runners.carrier",
@@ -81,7 +82,7 @@ LAYERS: dict[str, Sequence[Sequence[str]]] = {
         ("reports",),
     ),
     "bot": (
-        ("plots", "rate_limit", "tables", "text", "turns"),
+        ("rate_limit", "renderer", "tables", "text", "turns"),
         ("server",),
         ("app",),
         ("errors",),

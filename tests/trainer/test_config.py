@@ -69,7 +69,11 @@ def changed(dotted: str, value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("model.layer", 3, "model.layer is not a key of the configuration; the keys there are layers, hidden_size"),
+        (
+            "model.layer",
+            3,
+            "model.layer is not a key of the configuration (did you mean layers?); the keys there are layers",
+        ),
         ("modle", {}, "the keys at the top are version, model, data"),
         ("data.sources.0.license", "MIT", "the keys there are name, weight, epochs, licence"),
         ("training.steps", 0, "training.steps must be a number greater than or equal to 1, not '0'."),

@@ -243,6 +243,30 @@ def test_what_is_not_there_cannot_be_measured(tmp_path: Path, kind: str, place: 
     assert (result.exit_code, sentence in result.stderr) == (78, True), result.stderr
 
 
+@pytest.mark.parametrize(
+    ("kind", "place", "files"),
+    [
+        ("text", "*.jsonl", ["a.jsonl", "b.jsonl"]),
+        ("text", "texts", ["texts/a.txt"]),
+        ("tokens", "pair", ["pair.bin", "pair.idx"]),
+        ("tokenizer", "tokenizer.json", ["tokenizer.json"]),
+        ("prepared", "texts", ["texts/.hidden", "texts/a.txt"]),
+        ("tokens", "nothing", None),
+        ("prepared", "nothing", None),
+        ("tokenizer", "nothing", None),
+    ],
+)
+def test_the_files_of_a_corpus_are_told(tmp_path: Path, kind: str, place: str, files: list[str] | None) -> None:
+    (tmp_path / "texts").mkdir()
+    for name in ("a.jsonl", "b.jsonl", "texts/a.txt", "texts/.hidden", "pair.bin", "pair.idx", "tokenizer.json"):
+        (tmp_path / name).write_text("la")
+    result = run.invoke(app, ["files", kind, str(tmp_path / place)])
+    if files is None:
+        assert (result.exit_code, "There is no file at" in result.stderr) == (78, True), result.stderr
+    else:
+        assert json.loads(result.stdout) == [str(tmp_path / name) for name in files]
+
+
 def test_a_corpus_that_is_known_by_its_name_alone_lies_nowhere(tmp_path: Path) -> None:
     source = {"name": "songs", "corpus": "songs", "weight": 1, "licence": "MIT"}
     data = TINY["data"] | {"sources": [source]}

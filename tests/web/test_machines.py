@@ -2,8 +2,10 @@
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,13 @@ from sqlalchemy import inspect
 from broker.allocations import machines
 from broker.pieces import PIECE
 from broker.runners import donated_orders as orders
+from broker.runners import donated_presence
 from broker.runners.base import JobSpec
 from broker.runners.donated import DonatedRunner
 from broker.runners.task import Task
 from broker.store import Store, StoreError
+from projects.db import clock
+from projects.db.columns import utcnow
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.record import record
 from projects.settings import Settings, get_settings
@@ -73,10 +78,11 @@ class Machine:
 
     def __init__(self, client: httpx2.Client, token: str) -> None:
         self.client, self.token, self.key, self.place = client, token, "", ""
+        self.about: dict[str, Any] = dict(donated_presence.versions())
 
     def claim(self, gpus: int = 8) -> dict[str, Any] | None:
         """What it is granted, if anything."""
-        answer = self.client.post("/claims", headers=bearer(self.token), json={"gpus": gpus})
+        answer = self.client.post("/claims", headers=bearer(self.token), json={"gpus": gpus, "about": self.about})
         assert answer.status_code == 200, answer.text
         granted: dict[str, Any] | None = answer.json()
         if granted is not None:
@@ -111,8 +117,10 @@ def order(
 
 
 def tree(tmp_path: Path) -> dict[str, bytes]:
-    """All objects of the store, but for claims, which each renewal writes."""
-    paths = (path for path in (tmp_path / "store").rglob("*") if path.is_file() and path.name != "claim.json")
+    """All objects of the store, but for claims and what is known of machines, which renewals write."""
+    store = tmp_path / "store"
+    paths = (path for path in store.rglob("*") if path.is_file() and path.name != "claim.json")
+    paths = (path for path in paths if not path.is_relative_to(store / donated_presence.FOLDER))
     return {str(path): path.read_bytes() for path in paths}
 
 
@@ -173,6 +181,68 @@ def test_a_claim_reads_and_writes_what_a_trainer_does(lab: Lab, client: httpx2.C
     store.write(f"{own}/outcome.json", json.dumps({"status": 75}).encode())
     assert ada.ask("POST", "settle", json={"status": 75}) == 200
     assert wait_end(runner) == 75
+
+
+def test_a_machine_is_known_by_when_it_was_heard_of_and_what_it_has(
+    lab: Lab, client: httpx2.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token, store = admit(lab, "ada"), Store(Settings(_env_file=None, store=f"file://{tmp_path}/store"))
+    before = dump(lab)
+    told = utcnow() + timedelta(hours=1), time.clock_gettime(time.CLOCK_BOOTTIME)
+    monkeypatch.setattr(clock, "_told", told)  # the database's clock is an hour ahead of this host's
+    ada = Machine(client, token)
+    gpu = {"name": "RTX 4090 [x](https://evil.example) @everyone\n\x1b[31m`" + "a" * 99, "memory_mib": 24_576}
+    ada.about |= {"gpus": [gpu, gpu], "driver": "575.1 **bold**", "torch": "1.0"}
+    ada.claim(gpus=2)
+    seen = donated_presence.read(store, "ada")
+    assert seen is not None
+    assert abs((seen.at - told[0]).total_seconds()) < PATIENCE
+    assert (seen.pool, seen.slots, seen.run, seen.is_away) == (POOL, 2, 0, False)
+    assert seen.about.gpus[0].name == f"RTX 4090 x(https//evil.example) everyone31m{'a' * 20}"[:60]
+    assert seen.about.driver == "575.1 bold"
+    assert donated_presence.has(seen) == f"2 × {seen.about.gpus[0].name} (24 GiB)"
+    assert donated_presence.differing(seen) == ["torch 1.0"]
+    ada.claim(gpus=2)
+    assert donated_presence.read(store, "ada") == seen, "it is noted now and then only"
+    order(tmp_path, 7)
+    ada.claim(gpus=2)
+    assert ada.ask("POST", "renew", json={}) == 200
+    assert [each.run for each in donated_presence.every(store)] == [7]
+    assert ada.ask("POST", "settle", json={"status": 75}) == 200
+    assert [each.run for each in donated_presence.every(store)] == [0]
+    monkeypatch.setattr(donated_presence, "NOTE_SECONDS", 0.0)
+    ada.claim(gpus=2)
+    later = donated_presence.read(store, "ada")
+    assert later is not None
+    assert later.at > seen.at
+    assert dump(lab) == before
+
+
+@pytest.mark.parametrize("about", [{"stoa": "0.0.1"}, {"stoa": ""}])
+def test_a_machine_of_another_stoa_takes_no_run(
+    lab: Lab, client: httpx2.Client, tmp_path: Path, about: dict[str, str]
+) -> None:
+    token = admit(lab, "ada")
+    order(tmp_path, 7)
+    answer = client.post("/claims", headers=bearer(token), json={"gpus": 8, "about": about})
+    assert answer.status_code == 409
+    assert answer.json()["detail"].startswith("This machine runs ")
+    assert answer.json()["detail"].endswith("install that version here.")
+    assert Machine(client, token).claim() is not None
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"gpus": [{"name": "H200", "memory_mib": -1}]},
+        {"gpus": [{"name": ["H200"]}]},
+        {"gpus": [{"name": "H200"}] * 65},
+        {"torch": 2},
+    ],
+)
+def test_what_a_machine_says_of_itself_is_bounded(lab: Lab, client: httpx2.Client, about: dict[str, Any]) -> None:
+    token = admit(lab, "ada")
+    assert client.post("/claims", headers=bearer(token), json={"gpus": 1, "about": about}).status_code == 422
 
 
 def wait_end(runner: DonatedRunner) -> int | None:

@@ -131,6 +131,20 @@ def measure(
 
 
 @app.command()
+def files(
+    kind: Annotated[CorpusKind, typer.Argument(help="What lies there.")],
+    place: Annotated[Path, typer.Argument(help="As a source has it: a file, a glob, a folder, or a .bin/.idx prefix.")],
+) -> None:
+    """Print the paths of the files that are read of a corpus, prepared data or a tokenizer, as a list in JSON."""
+    with one_sentence():
+        import json
+
+        from trainer.data import measure as measuring
+
+        print(json.dumps([str(path) for path in measuring.files_at(kind, place.absolute())]))
+
+
+@app.command()
 def mixtures(name: Annotated[str | None, typer.Argument(help="Show the sources of this one.")] = None) -> None:
     """List the mixtures that data.mixture may name, or the sources of one."""
     with one_sentence():

@@ -18,6 +18,15 @@ from trainer.data.readers import Say
 from trainer.schema import ConfigError
 
 
+def files_at(kind: CorpusKind, place: Path) -> list[Path]:
+    """The files that are read of what lies at an absolute place; raises ConfigError where one is not there."""
+    found = _files(kind, place)
+    for path in found or [place]:
+        if not path.is_file():
+            raise ConfigError(f"There is no file at {path}; name another place.")
+    return found
+
+
 def measure(
     kind: CorpusKind, place: Path, text_key: str, bpe: Path | None, say: Say, advance: Advance
 ) -> tuple[Measured, list[Path]]:
@@ -28,25 +37,33 @@ def measure(
     match kind:
         case CorpusKind.PREPARED:
             prepare.verify(place)
-            return measured_data(place), sorted(path for path in place.rglob("*") if path.is_file())
+            return measured_data(place), _files(kind, place)
         case CorpusKind.TOKENIZER:
             files, found = [place], {"vocabulary": tokenizer.size(_tokenizer(place))}
         case _:
-            key = "path" if kind == CorpusKind.TEXT else kind.value
-            fields = {
-                "name": "corpus",
-                "licence": "LicenseRef-None",
-                "epochs": 1,
-                "text_key": text_key,
-                key: str(place),
-            }
-            source = SourceConfig.model_validate(fields)
-            if kind == CorpusKind.DATASET and not place.is_dir():
-                raise ConfigError(f"There is no folder at {place}; give the folder of a dataset of Hugging Face.")
-            files = readers.files_of(source, Path())
+            files = _files(kind, place)
+            source = _as_source(kind, place, text_key)
             found = _source(source, None if bpe is None else _tokenizer(bpe), say, advance)
     size = sum(path.stat().st_size for path in files)
     return Measured.model_validate({"files": len(files), "bytes": size, **found}), files
+
+
+def _files(kind: CorpusKind, place: Path) -> list[Path]:
+    match kind:
+        case CorpusKind.PREPARED:
+            return sorted(path for path in place.rglob("*") if path.is_file())
+        case CorpusKind.TOKENIZER:
+            return [place]
+        case _:
+            if kind == CorpusKind.DATASET and not place.is_dir():
+                raise ConfigError(f"There is no folder at {place}; give the folder of a dataset of Hugging Face.")
+            return readers.files_of(_as_source(kind, place), Path())
+
+
+def _as_source(kind: CorpusKind, place: Path, text_key: str = "text") -> SourceConfig:
+    key = "path" if kind == CorpusKind.TEXT else kind.value
+    fields = {"name": "corpus", "licence": "LicenseRef-None", "epochs": 1, "text_key": text_key, key: str(place)}
+    return SourceConfig.model_validate(fields)
 
 
 def _source(source: SourceConfig, bpe: Tokenizer | None, say: Say, advance: Advance) -> dict[str, Any]:

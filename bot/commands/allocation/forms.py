@@ -22,7 +22,7 @@ class RequestForm(Form):
     def __init__(self, project_id: int, pool: str, most: int, renews: int | None) -> None:
         self.project_id, self.pool, self.renews = project_id, pool, renews
         self.hours = short(placeholder=f"such as 1.5; the pool can give {in_hours(most)}")
-        self.until = short(placeholder="YYYY-MM-DD")
+        self.until = short(placeholder="such as 2030-12-31, 31 Dec or in 3 months")
         self.justification = long(LONG, "What it is for, and how you know that it takes so much. Everyone can read it.")
         super().__init__(
             "Ask for GPU time", {"GPU-hours": self.hours, "Until": self.until, "Justification": self.justification}

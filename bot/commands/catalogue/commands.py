@@ -161,7 +161,8 @@ async def prepare(
 def _corpus(pool: str, corpus: Corpus) -> str:
     licence = text.line(corpus.licence or "the licences of its sources", 80)
     holds = text.contents(corpus.documents, corpus.tokens, corpus.bytes)
-    return f"📚 {text.code(corpus.name, 64)} on {text.code(pool, 40)} · {corpus.kind}\n-# {holds} · {licence}"
+    stored = " · in the store, for pools that lack it" if corpus.stored else ""
+    return f"📚 {text.code(corpus.name, 64)} on {text.code(pool, 40)} · {corpus.kind}\n-# {holds} · {licence}{stored}"
 
 
 def _entry(entry: CatalogueEntryView) -> str:

@@ -1,31 +1,27 @@
-"""Private answers about runs: offers of a launch, receipts, waits, configurations, logs and comparisons."""
+"""Private answers about runs: offers of a launch, receipts, waits, configurations and logs."""
 
 import io
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 import discord
 from discord import ui
+from rich import filesize
 
 from bot import errors, text
 from bot.app import Interaction
 from bot.buttons import Button
 from bot.cards.card import BLUE, GREEN, GREY, Card, sections, texts
-from bot.plots.curve import Comparison
-from bot.plots.curve_of_run import curve_of
 from broker.allocations.ledger import in_hours
 from broker.reports.run_plan import Preview
 from broker.reports.why import Why
-from broker.runs import comparison as comparing
 from broker.runs import runs
 from broker.runs.launching import Quote, Receipt
 from broker.runs.logs import Log
 from broker.runs.readings import OFTEN
-from broker.runs.runs import RunView
 from projects.db.columns import utcnow
-from projects.errors import ConflictError, NotFoundError
+from projects.errors import ConflictError
 
 ATTEMPTS_SHOWN = 6
 READINGS_SHOWN = 3
@@ -65,6 +61,7 @@ def offer(preview: Preview) -> Card:
         f"{short(quote.parameters)} parameters · {short(quote.tokens)} tokens in {steps} · "
         f"about {quote.memory_needed} of memory on each GPU",
         *_reads(quote),
+        *copies(quote),
     ]
     known = "not known" if quote.expected is None else f"about {text.gpu_hours(quote.expected)}"
     costs = [
@@ -99,6 +96,17 @@ def _reads(quote: Quote) -> list[str]:
         what = text.line(often[0].corpus, 64) if len(often) == 1 else f"{len(often)} corpora"
         said.append(f"⚠️ **Data** It reads {what} more than {OFTEN:g} times: repeated data lose their value")
     return said
+
+
+def copies(quote: Quote) -> list[str]:
+    """What is copied to the pool before the run begins."""
+    if not quote.copies:
+        return []
+    listed = [text.line(name, 64) for name in quote.copies]
+    names = ", ".join(listed[:READINGS_SHOWN])
+    if others := len(listed) - READINGS_SHOWN if len(listed) > READINGS_SHOWN else 0:
+        names += f" and {others} more"
+    return [f"**Data** copied from the store first: {names}, {filesize.decimal(sum(quote.copies.values()))}"]
 
 
 def _too_short(quote: Quote, first: int) -> str:
@@ -197,35 +205,6 @@ def logged(log: Log) -> str:
     return f"{said}\n{_block(log.lines, CODE - text.length(said))}"
 
 
-def compared(views: Sequence[RunView], picture: str) -> Card:
-    """The card that compares runs: one line each, and the picture of their curves."""
-    recipes = {view.recipe for view in views}
-    of = f" of {text.code(recipes.pop(), 60)}" if len(recipes) == 1 else ""
-    lines = [f"### 📈 Runs {', '.join(str(view.id) for view in views)}{of}"]
-    for view, name in zip(views, comparing.names(views), strict=True):
-        held_out = "" if view.held_out is None else f" · held-out **{view.held_out:.3f}**"
-        loss = "no loss yet" if view.loss is None else f"loss **{view.loss:.3f}**{held_out}"
-        lines.append(f"**{view.id}** {text.code(name, 60)} · {loss} · {short(view.tokens)} tokens · {view.state}")
-    marker = "-# Loss in nats per token; smoothed in the picture."
-    gallery = ui.MediaGallery[Any](discord.MediaGalleryItem(f"attachment://{picture}", description=_alt(views)))
-    return Card(texts(lines, marker), gallery, colour=BLUE, marker=marker)
-
-
-async def comparison(interaction: Interaction, views: Sequence[RunView]) -> tuple[Card, discord.File]:
-    """The card that compares runs, and its picture. Raises NotFoundError where none of them has a curve yet."""
-    app = interaction.client
-    names = comparing.names(views)
-    curves = [
-        replace(await app.read(curve_of, view), title=f"Run {view.id} · {name}")
-        for view, name in zip(views, names, strict=True)
-    ]
-    if not any(len(curve.loss) > 1 for curve in curves):
-        raise NotFoundError("None of these runs has a curve yet; look again once they have trained some steps.")
-    name = f"runs-{'-'.join(str(view.id) for view in views)}.png"
-    png = await app.renderer.compare(Comparison(curves))
-    return compared(views, name), discord.File(io.BytesIO(png), name, description=_alt(views))
-
-
 def short(number: int) -> str:
     """A large number with three significant figures: 1.31M, 410k, 950."""
     for size, unit in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k")):
@@ -255,12 +234,3 @@ def _block(lines: Sequence[str], most: int) -> str:
             break
         kept.append(shown)
     return "```\n" + "\n".join(reversed(kept)) + "\n```" if kept else "It is empty."
-
-
-def _alt(views: Sequence[RunView]) -> str:
-    told = [
-        f"run {view.id} ({name}) {'has no loss yet' if view.loss is None else f'at {view.loss:.2f}'} "
-        f"after {short(view.tokens)}"
-        for view, name in zip(views, comparing.names(views), strict=True)
-    ]
-    return text.bounded(f"The losses of {len(views)} runs over their tokens, nats per token: {'; '.join(told)}.", 1000)

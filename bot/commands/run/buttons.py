@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from bot import errors, text
 from bot.app import Interaction, acknowledge, actor
 from bot.buttons import Handler
-from bot.commands.run import answers, sweep_answers
+from bot.commands.run import answers, comparison_answers, sweep_answers
 from bot.commands.run.forms import SampleForm
 from broker.reports import run_plan, sweep_plan
 from broker.runs import comparison, control, generation, runs, sweep_control
@@ -33,7 +33,7 @@ async def compare(interaction: Interaction, run_id: int) -> None:
     await acknowledge(interaction)
     async with interaction.client.dear_turn():
         views = await interaction.client.read(comparison.nearest, run_id)
-        card, picture = await answers.comparison(interaction, views)
+        card, picture = await comparison_answers.comparison(interaction, views)
     await answers.show(interaction, card, picture)
 
 

@@ -10,9 +10,9 @@ from bot import errors, text
 from bot.app import Interaction, acknowledge, actor
 from bot.cards.run_card import run_card
 from bot.commands import autocomplete, context
-from bot.commands.run import answers, buttons, sweep_answers
+from bot.commands.run import answers, buttons, comparison_answers, sweep_answers
 from bot.commands.run import autocomplete as run_autocomplete
-from bot.plots.curve_of_run import curve_of
+from broker.plots.curve_of_run import Panel, curve_of
 from broker.reports import run_plan, sweep_plan, why
 from broker.runs import comparison, control, launching, logs, runs, sweep_control
 from broker.runs.launching import Order
@@ -150,9 +150,21 @@ async def rerun(interaction: Interaction, run: int | None = None) -> None:
 
 
 @run.command(name="show", description="Show how a run stands")
-@app_commands.describe(run=RUN, sweep=SWEEP)
+@app_commands.describe(
+    run=RUN,
+    sweep=SWEEP,
+    panel="What is drawn below the loss; the gradient norm where not given",
+    log_tokens="Whether tokens have a logarithmic axis, which shows the beginning of a long run",
+)
+@app_commands.choices(panel=[app_commands.Choice(name=panel.label, value=panel.value) for panel in Panel])
 @app_commands.autocomplete(run=run_autocomplete.any_run, sweep=run_autocomplete.sweeps)
-async def show(interaction: Interaction, run: int | None = None, sweep: int | None = None) -> None:
+async def show(
+    interaction: Interaction,
+    run: int | None = None,
+    sweep: int | None = None,
+    panel: str | None = None,
+    log_tokens: bool = False,
+) -> None:
     """Show the card of the run, or of the sweep."""
     await acknowledge(interaction)
     app = interaction.client
@@ -162,7 +174,7 @@ async def show(interaction: Interaction, run: int | None = None, sweep: int | No
     async with app.dear_turn():
         view = await app.read(runs.view, await context.run_of(interaction, run))
         waits = await app.read(why.why, view.id) if view.state == RunState.QUEUED else None
-        curve = await app.read(curve_of, view)
+        curve = await app.read(curve_of, view, None if panel is None else Panel(panel), log=log_tokens)
         png = await app.renderer.draw(curve) if len(curve.loss) > 1 else None
     if png is None:
         await answers.show(interaction, run_card(view, why=waits))
@@ -314,5 +326,5 @@ async def compare(interaction: Interaction, runs: str) -> None:
         return
     async with interaction.client.dear_turn():
         views = await interaction.client.read(comparison.named, runs)
-        card, picture = await answers.comparison(interaction, views)
+        card, picture = await comparison_answers.comparison(interaction, views)
     await answers.show(interaction, card, picture)

@@ -15,8 +15,8 @@ from bot.buttons import Button
 from bot.cards.card import BLUE, GREEN, Card, sections, texts
 from bot.cards.sweep_card import alt, sweep_card
 from bot.commands.run import answers
-from bot.plots.curves_of_sweep import curves_of
 from broker.allocations.ledger import in_hours
+from broker.plots.curves_of_sweep import curves_of
 from broker.reports import why
 from broker.reports.sweep_plan import SweepPreview
 from broker.reports.why import Why
@@ -36,12 +36,12 @@ async def show(interaction: Interaction, sweep_id: int) -> None:
         view = await app.read(sweeps.view, sweep_id)
         waits = await app.read(_first_wait, view)
         curves = await app.read(curves_of, view)
-        png = None if curves is None else await app.renderer.compare(curves)
-    if png is None:
+        drawn = None if curves is None else await app.renderer.compare(curves)
+    if drawn is None:
         await answers.show(interaction, sweep_card(view, why=waits))
         return
     name = f"sweep-{sweep_id}.png"
-    file = discord.File(io.BytesIO(png), name, description=alt(view))
+    file = discord.File(io.BytesIO(drawn[0]), name, description=alt(view))
     await answers.show(interaction, sweep_card(view, picture=name, why=waits), file)
 
 
@@ -58,6 +58,7 @@ def offer(preview: SweepPreview) -> Card:
         f"{text.gpus(run.gpus, first.nodes)} of {text.code(first.pool.name, 60)}?",
         f"All with {text.line(shared, 300)}" if shared else "",
         f"{answers.short(first.parameters)} parameters · about {memory} of memory on each GPU",
+        *answers.copies(first),
     ]
     known = "not known" if quote.expected is None else f"about {text.gpu_hours(quote.expected)}"
     costs = [

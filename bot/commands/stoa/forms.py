@@ -110,7 +110,11 @@ class AddGrantForm(Form):
 
     def __init__(self, pools: Sequence[str]) -> None:
         self.pool = choice([(name, name) for name in pools])
-        self.sponsor, self.hours, self.until = short(), short(), short(placeholder="2030-12-31")
+        self.sponsor, self.hours, self.until = (
+            short(),
+            short(),
+            short(placeholder="such as 2030-12-31, 31 Dec or in 3 months"),
+        )
         super().__init__(
             "Add a grant",
             {"Pool": self.pool, "Sponsor": self.sponsor, "GPU-hours": self.hours, "Until": self.until},

@@ -102,6 +102,11 @@ def corpus_added(p: Payload) -> str:
     return f"📚 New on {text.code(p['pool'], 60)}: {text.code(p['name'], 64)} ({line(p['what'])}, {of}{licence})."
 
 
+@entry("corpus.stored")
+def corpus_stored(p: Payload) -> str:
+    return f"📚 {text.code(p['name'], 64)} of {text.code(p['pool'], 60)} is in the store: pools that lack it copy it."
+
+
 @entry("corpus.retired")
 def corpus_retired(p: Payload) -> str:
     return f"📚 {text.code(p['name'], 64)} on {text.code(p['pool'], 60)} is retired.{why(p)}"

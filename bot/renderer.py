@@ -11,8 +11,9 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
-from bot.plots.curve import Comparison, Curve
+from broker.plots.curve import Comparison, Curve, Standings
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -26,11 +27,11 @@ class Renderer:
         """Draw one run, as PNG."""
         return await self._drawn(_draw, curve)
 
-    async def compare(self, comparison: Comparison) -> bytes:
-        """Draw several runs in one picture, as PNG."""
+    async def compare(self, comparison: Comparison) -> tuple[bytes, Standings]:
+        """Draw several runs in one picture, as PNG, and say how they stand."""
         return await self._drawn(_compare, comparison)
 
-    async def _drawn(self, draw: Callable[[T], bytes], what: T) -> bytes:
+    async def _drawn(self, draw: Callable[[S], T], what: S) -> T:
         """Call `draw` in the process, or in a new one where the old one was killed."""
         loop = asyncio.get_running_loop()
         try:
@@ -50,15 +51,15 @@ def _open() -> ProcessPoolExecutor:
 
 
 def _draw(curve: Curve) -> bytes:
-    from bot.plots import loss_curve  # here, so that only the renderer's process loads matplotlib
+    from broker.plots import loss_curve  # here, so that only the renderer's process loads matplotlib
 
     return loss_curve.draw(curve)
 
 
-def _compare(comparison: Comparison) -> bytes:
-    from bot.plots import comparison_curves
+def _compare(comparison: Comparison) -> tuple[bytes, Standings]:
+    from broker.plots import comparison_curves
 
-    return comparison_curves.draw(comparison)
+    return comparison_curves.draw(comparison), comparison_curves.standings(comparison)
 
 
 def _follow(parent: int) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
-from bot.plots.curve import MOST_CURVES, Comparison, Curve
+from broker.plots.curve import MOST_CURVES, Comparison, Curve
 from broker.runs.runs import RunView
 from broker.runs.series import Point
 from broker.runs.sweeps import SweepView
@@ -27,7 +27,7 @@ def curves_of(session: Session, sweep: SweepView) -> Comparison | None:
     if all(len(points) < 2 for points in losses.values()):
         return None
     if len(sweep.runs) <= MOST_CURVES:
-        return Comparison(_curves(sweep, sweep.runs, losses), late=True)
+        return Comparison(_curves(sweep, sweep.runs, losses))
     ranked = [run.id for run in sweep.ranked()]
     first = set(ranked[: MOST_CURVES - 1])
     shown = [run for run in sweep.runs if run.id in first]
@@ -36,14 +36,15 @@ def curves_of(session: Session, sweep: SweepView) -> Comparison | None:
         replace(curve, loss=[*curve.loss[:: max(1, len(curve.loss) // THINNED)], curve.loss[-1]])
         for curve in _curves(sweep, rest, losses)
     ]
-    return Comparison(_curves(sweep, shown, losses), others=others, late=True)
+    return Comparison(_curves(sweep, shown, losses), others=others)
 
 
 def _curves(sweep: SweepView, runs: Sequence[RunView], losses: dict[int, list[tuple[int, float]]]) -> list[Curve]:
     best = sweep.best
+    word = {best.id: f" (best by {sweep.measure})"} if best is not None else {}
     return [
         Curve(
-            title=f"Run {run.id} · {sweep.named(run)}{' (best)' if best is not None and best.id == run.id else ''}",
+            title=f"Run {run.id} · {sweep.named(run)}{word.get(run.id, '')}",
             loss=losses[run.id],
             held_out=(),
             checkpoints=(),

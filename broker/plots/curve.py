@@ -12,7 +12,8 @@ class Curve:
 
     `loss` and `held_out` are points of (tokens, nats per token); `checkpoints` are the tokens after which each
     checkpoint was written; `unigram_entropy` is in nats per token. `below` are the points of the second panel, and
-    `below_label` names what they measure.
+    `below_label` names what they measure. `before` is the loss of the runs that this one was forked from, up to the
+    fork. With `log`, tokens have a logarithmic axis.
     """
 
     title: str
@@ -22,6 +23,8 @@ class Curve:
     unigram_entropy: float | None
     below: Sequence[tuple[int, float]] = ()
     below_label: str = ""
+    before: Sequence[tuple[int, float]] = ()
+    log: bool = False
 
     @property
     def name(self) -> str:
@@ -42,18 +45,30 @@ MOST_CURVES = 6
 class Comparison:
     """Up to six runs in one picture, which shows the title and the loss of each.
 
-    `others` are drawn behind them, in grey and without names. A `late` picture leaves out the heights from which the
-    losses fall at the beginning, so that their ends can be told apart.
+    `others` are drawn behind them, in grey and without names.
     """
 
     curves: Sequence[Curve]
     others: Sequence[Curve] = ()
-    late: bool = False
 
     @property
     def digest(self) -> str:
         """Eight hexadecimal digits that change with whatever the picture shows."""
         return _digest(self)
+
+
+@dataclass(frozen=True)
+class Standings:
+    """The losses of the compared runs, in their order, each after the tokens to which all of them have come.
+
+    `losses` are smoothed, `held_out` are measured at `held_out_tokens`, or between two measurements; None where a run
+    has no such value. Nats per token.
+    """
+
+    tokens: int
+    losses: Sequence[float | None]
+    held_out_tokens: int
+    held_out: Sequence[float | None]
 
 
 def _digest(shown: Curve | Comparison) -> str:

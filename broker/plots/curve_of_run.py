@@ -1,0 +1,61 @@
+"""Reads the curve of a run from the database, for its card, `/run show` and `/run compare`."""
+
+from enum import StrEnum
+
+from sqlalchemy.orm import Session
+
+from broker.plots.curve import Curve
+from broker.runs import runs, series
+from broker.runs.runs import RunView
+
+
+class Panel(StrEnum):
+    """What the second panel shows, as the series are called."""
+
+    GRADIENT_NORM = "grad_norm"
+    LEARNING_RATE = "lr"
+    SPEED = "tokens_per_second"
+
+    @property
+    def label(self) -> str:
+        """What the panel is called."""
+        return LABELS[self]
+
+
+LABELS = {Panel.GRADIENT_NORM: "gradient norm", Panel.LEARNING_RATE: "learning rate", Panel.SPEED: "tokens/s"}
+
+
+def curve_of(session: Session, run: RunView, panel: Panel | None = None, *, log: bool = False) -> Curve:
+    """The run's curve with every series that a picture shows; the gradient norm in the second panel by default."""
+
+    def points(name: str) -> list[tuple[int, float]]:
+        return [(point.tokens, point.value) for point in series.read(session, run.id, name)]
+
+    per_step = run.tokens / run.step if run.step else 0.0
+    choices = [panel] if panel else [Panel.GRADIENT_NORM, Panel.LEARNING_RATE]
+    shown = next((choice for choice in choices if series.has(session, run.id, choice)), choices[-1])
+    return Curve(
+        title=f"Run {run.id} · {run.recipe}",
+        loss=points("loss"),
+        held_out=points("held_out"),
+        checkpoints=[round(link.step * per_step) for link in run.checkpoints],
+        unigram_entropy=run.unigram_entropy,
+        below=points(shown),
+        below_label=shown.label,
+        before=_before(session, run.id),
+        log=log,
+    )
+
+
+def _before(session: Session, run_id: int) -> list[tuple[int, float]]:
+    """The losses of the runs that a run was forked from, each up to the step of the fork."""
+    found: list[tuple[int, float]] = []
+    run, until = runs.load(session, run_id), float("inf")
+    while run.parent_id is not None and run.fork_step is not None:
+        until = min(until, run.fork_step)
+        parent = runs.load(session, run.parent_id)
+        first = parent.fork_step or 0
+        points = series.read(session, parent.id, "loss")
+        found[:0] = [(point.tokens, point.value) for point in points if first < point.step <= until]
+        run = parent
+    return found

@@ -1,0 +1,119 @@
+"""Made-up runs of a real lab's size, and the pictures of them in `var/pictures/`: `make pictures`."""
+
+import math
+import random
+from collections.abc import Mapping
+from pathlib import Path
+
+from broker.plots import canvas, comparison_curves, loss_curve
+from broker.plots.curve import Comparison, Curve
+from broker.runs import series
+from broker.runs.series import Measured
+
+STEPS, TOKENS = 143_000, 2_097_152
+"""Those of the Pythias."""
+FORK = 64_000
+HERE = Path("var/pictures")
+Points = list[tuple[int, float]]
+
+
+def logged(
+    steps: int = STEPS,
+    *,
+    floor: float = 1.85,
+    first: int = 0,
+    seed: int = 0,
+    spikes: Mapping[int, float] | None = None,
+    diverges: int | None = None,
+) -> Points:
+    """The loss of a run logged at every tenth step, as the database keeps it: downsampled over and over."""
+    chance = random.Random(seed)
+    kept: list[Measured] = []
+    for step in range(first + 10, steps + 1, 10):
+        value = floor + 9.1 * (1 + step / 60) ** -0.62 + chance.gauss(0, 0.035)
+        for at, height in (spikes or {}).items():
+            if 0 <= step - at < 300:
+                value += height * math.exp(-(step - at) / 60)
+        if diverges is not None and step > diverges:
+            value = min(10.6, value + (step - diverges) / 250) + chance.gauss(0, 0.1)
+        kept.append(Measured("loss", step, step * TOKENS, value))
+        if len(kept) > series.MOST_POINTS:
+            kept = series.downsample(kept)
+    return [(point.tokens, point.value) for point in kept]
+
+
+def norms(loss: Points) -> Points:
+    """Gradient norms that go with a loss."""
+    chance = random.Random(1)
+    return [(tokens, 0.2 + 0.1 * value + abs(chance.gauss(0, 0.05))) for tokens, value in loss]
+
+
+def held_out(steps: int = STEPS, *, floor: float = 1.95, every: int = 4000) -> Points:
+    """The held-out loss at every so many steps, from step 0 on."""
+    return [(step * TOKENS, floor + 9.1 * (1 + step / 60) ** -0.62) for step in range(0, steps + 1, every)]
+
+
+def pythia() -> Curve:
+    """A whole run with two spikes, 154 checkpoints and a divergence at its end."""
+    loss = logged(spikes={30_000: 2.2, 88_000: 0.9}, diverges=140_500)
+    steps = [0, *(2**n for n in range(10)), *range(1000, STEPS + 1, 1000)]
+    return Curve(
+        "Run 104 · pythia-1.4b-deduped",
+        loss,
+        held_out(),
+        [step * TOKENS for step in steps],
+        7.43,
+        norms(loss),
+        "gradient norm",
+    )
+
+
+def fork() -> Curve:
+    """A fork at step 64,000, with its parent's curve before it and checkpoints of both."""
+    loss = logged(80_000, first=FORK, floor=1.78, seed=2)
+    before = [(tokens, value) for tokens, value in logged(seed=3) if tokens <= FORK * TOKENS]
+    steps = [*range(0, FORK, 8000), *range(FORK, 90_000, 1000)]
+    return Curve(
+        "Run 131 · pythia-1.4b, fork of 104",
+        loss,
+        held_out(80_000)[16:],
+        [step * TOKENS for step in steps],
+        7.43,
+        before=before,
+    )
+
+
+def six() -> Comparison:
+    """Six runs of different lengths, one a fork, with names as long as those of sweeps."""
+    lengths = (STEPS, 120_000, 143_000, 50_000, 20_000)
+    curves = [
+        Curve(
+            f"Run {101 + n} · optimizer.learning_rate {0.0002 * (n + 1):.4g}, optimizer.weight_decay 0.{n + 1}, "
+            f"seed {n + 1}",
+            logged(length, floor=1.85 + 0.07 * n, seed=n + 5),
+            held_out(length, floor=1.95 + 0.07 * n),
+            (),
+            None,
+        )
+        for n, length in enumerate(lengths)
+    ]
+    return Comparison([*curves, fork()])
+
+
+def main() -> None:
+    """Write the pictures."""
+    HERE.mkdir(parents=True, exist_ok=True)
+    whole = pythia()
+    young = Curve("Run 7 · demo", logged(640), held_out(640, every=160), [320 * TOKENS], 7.43)
+    log = Curve(
+        whole.title, whole.loss, whole.held_out, whole.checkpoints, 7.43, whole.below, whole.below_label, log=True
+    )
+    for name, curve in {"whole": whole, "log": log, "fork": fork(), "young": young}.items():
+        (HERE / f"{name}.png").write_bytes(loss_curve.draw(curve))
+    (HERE / "light.png").write_bytes(loss_curve.draw(whole, canvas.LIGHT))
+    (HERE / "six.png").write_bytes(comparison_curves.draw(six()))
+    print(f"The pictures are in {HERE}/.")
+
+
+if __name__ == "__main__":
+    main()
