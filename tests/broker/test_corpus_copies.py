@@ -409,6 +409,11 @@ def test_a_corpus_that_has_changed_is_not_sent(lab: Lab, conf: Settings, tmp_pat
     expected = "“songs” has changed since it was sent to the store. Retire it and add it again.\n"
     assert (done.returncode, done.stderr) == (2, expected)
     assert len(list((tmp_path / "store" / "corpora").iterdir())) == 1
+    lab.pool(LACKS)
+    add(lab, LACKS, tmp_path / "data" / "**" / "*.jsonl")
+    done = push(lab, conf, pool=LACKS)
+    expected = "The store has another “songs”, that of the pool “has”: retire one of them, and add it again under a "
+    assert (done.returncode, done.stderr) == (2, f"{expected}name of its own.\n")
     file.unlink()
     (tmp_path / "data" / "b" / "c.jsonl").unlink()
     done = push(lab, conf)
