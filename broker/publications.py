@@ -19,13 +19,15 @@ from projects.projects import Project, ReleasePolicy
 class Disk(StrEnum):
     """The states of a checkpoint's folder. A `leaving` one may be half removed: nobody may read it.
 
-    A `lost` one could not be read when it was to be published; it stays as it is and is never published.
+    A `lost` one could not be read when it was to be published; it stays as it is and is never published. A `gone` one
+    may still be in the store; a `cleared` one is on the Hub alone.
     """
 
     KEPT = "kept"
     LOST = "lost"
     LEAVING = "leaving"
     GONE = "gone"
+    CLEARED = "cleared"
 
 
 class Publication(Base, table=True):

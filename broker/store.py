@@ -28,6 +28,8 @@ WHOLE = "whole"
 """The object that makes a folder whole: its files, each with `size` and `sha256`."""
 SENT = "sent"
 """The object with the files that are there already of a folder that is not whole yet."""
+LEAVING = "leaving"
+"""The object with the files that are being removed of a folder."""
 BLOCK = 8 * 2**20
 AT_ONCE = 4
 """Files that are sent or fetched side by side."""
@@ -165,6 +167,26 @@ class Store:
         self.write(f"{folder}/{WHOLE}", json.dumps(there).encode())
         self.remove(f"{folder}/{SENT}")
 
+    def discard(self, folder: str, *, partial: bool = False) -> bool:
+        """Remove a whole folder, and with `partial` one of which only a part was sent; False where something stays.
+
+        That it is whole goes first, so that nobody takes what is left for it. A call that was cut short is finished by
+        the next.
+        """
+        files = self._manifest(f"{folder}/{LEAVING}") or self._manifest(f"{folder}/{WHOLE}")
+        if files is None and partial:
+            files = self._manifest(f"{folder}/{SENT}")
+        if files is None:
+            with suppress(FileNotFoundError), _telling("list", folder):
+                return not self._fs.find(self._path(folder))
+            return True
+        self.write(f"{folder}/{LEAVING}", json.dumps(files).encode())
+        self.remove(f"{folder}/{WHOLE}")
+        _side_by_side(self.remove, [f"{folder}/{name}" for name in (*files, SENT)])
+        with suppress(FileNotFoundError), _telling("remove", folder):
+            self._fs.rm(self._path(folder), recursive=True)  # also what stands for empty folders
+        return True
+
     def is_whole(self, folder: str) -> bool:
         """Whether a folder is there to its last file, each of the size that it had."""
         files = self.manifest(folder)
@@ -173,6 +195,11 @@ class Store:
     def manifest(self, folder: str) -> Manifest | None:
         """The files of a whole folder; None where there is none that is whole."""
         return self._manifest(f"{folder}/{WHOLE}")
+
+    def whole_size(self, folder: str) -> int | None:
+        """The bytes of a whole folder's files; None where there is none."""
+        files = self.manifest(folder)
+        return None if files is None else sum(int(each["size"]) for each in files.values())
 
     def pull(self, folder: str, target: Path, advance: Advance = ignored) -> bool:
         """Fetch a whole folder and give it its name `target` at the end; False where there is none that is whole.

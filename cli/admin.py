@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from projects.db.database import Database
     from projects.settings import Settings
 
+RUN, COMPUTE, PEOPLE, RECORD = "Run it", "Compute", "People", "Record"
+"""The groups of `stoa --help`."""
+
 app = typer.Typer()
 pool_app = typer.Typer(help="Pools of GPUs.", no_args_is_help=True)
 grant_app = typer.Typer(help="Grants of GPU time by sponsors.", no_args_is_help=True)
@@ -25,12 +28,12 @@ allocation_app = typer.Typer(help="GPU time of projects.", no_args_is_help=True)
 catalogue_app = typer.Typer(help="The catalogue of recipes and datasets.", no_args_is_help=True)
 policy_app = typer.Typer(help="The operator's policies: limits and tiers.", no_args_is_help=True)
 record_app = typer.Typer(help="The public record.", no_args_is_help=True)
-app.add_typer(pool_app, name="pool")
-app.add_typer(grant_app, name="grant")
-app.add_typer(allocation_app, name="allocation")
-app.add_typer(policy_app, name="policy")
-app.add_typer(catalogue_app, name="catalogue")
-app.add_typer(record_app, name="record")
+app.add_typer(pool_app, name="pool", rich_help_panel=COMPUTE)
+app.add_typer(grant_app, name="grant", rich_help_panel=COMPUTE)
+app.add_typer(allocation_app, name="allocation", rich_help_panel=COMPUTE)
+app.add_typer(policy_app, name="policy", rich_help_panel=PEOPLE)
+app.add_typer(catalogue_app, name="catalogue", rich_help_panel=COMPUTE)
+app.add_typer(record_app, name="record", rich_help_panel=RECORD)
 
 Why = Annotated[str, typer.Option("--why", help="The reason, which everyone reads.")]
 Number = Annotated[int, typer.Argument(min=1, max=2**53)]
@@ -412,7 +415,7 @@ def record_forget(
         typer.echo(forgetting.told(done.repositories))
 
 
-@app.command()
+@app.command(rich_help_panel=PEOPLE)
 def ban(
     discord_id: Snowflake,
     why: Why,
@@ -427,7 +430,7 @@ def ban(
     typer.echo(f"{discord_id} is banned")
 
 
-@app.command()
+@app.command(rich_help_panel=PEOPLE)
 def unban(discord_id: Snowflake, why: Why) -> None:
     """Let a banned person take part again."""
     from projects import bans
@@ -437,7 +440,7 @@ def unban(discord_id: Snowflake, why: Why) -> None:
     typer.echo(f"{discord_id} can take part again")
 
 
-@app.command()
+@app.command(rich_help_panel=PEOPLE)
 def appoint(project: Number, discord_id: Snowflake, why: Why) -> None:
     """Give PROJECT, whose lead is banned or gone, another lead: one of its contributors or newcomers."""
     from projects import membership

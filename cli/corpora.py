@@ -92,7 +92,8 @@ def push(
         with _bar(corpus.bytes) as (say, advance), refusing():
             say("reading")
             described = corpus_copies.described_files(files, advance)
-            corpora.check_unchanged(corpus, described)
+            with database().read() as session:
+                corpora.check_unchanged(session, corpus, described)
             say("sending")
             sha256 = corpus_copies.digest(described)
             place = corpus_copies.folder(corpus_copies.copy_name(name, sha256))

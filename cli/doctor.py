@@ -4,7 +4,8 @@ import asyncio
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -22,7 +23,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from kombu import Connection
 from kombu.exceptions import OperationalError
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -36,11 +37,13 @@ from broker.runners import host_gpus, processes, registry
 from broker.store import Store, StoreError
 from projects.db import database as database
 from projects.db.database import Database
+from projects.errors import InvalidError
 from projects.settings import Settings
 
 LEAST_FREE_BYTES = 10 * 2**30
 CLOCKS_APART = timedelta(seconds=5)
 PATIENCE_SECONDS = 10
+DATABASE_FIRST = "Set the database right first."
 
 R = TypeVar("R")
 
@@ -58,32 +61,43 @@ class Finding:
         """Whether there is nothing to do."""
         return not self.advice
 
-
-def examine(settings: Settings) -> list[Finding]:
-    """Everything, in the order in which it should be set right."""
-    return [
-        check_settings(settings),
-        check_database(settings),
-        check_queue(settings),
-        *check_discord(settings),
-        check_hub(settings),
-        *check_store(settings),
-        check_gpus(settings),
-        *check_runners(settings),
-        *check_failures(settings),
-        check_disk(settings.home),
-        *check_clock(settings),
-    ]
+    @property
+    def follows(self) -> bool:
+        """Whether it cannot be known before another thing is set right."""
+        return self.advice == DATABASE_FIRST
 
 
-def show(console: Console, findings: list[Finding]) -> bool:
-    """Print the findings; whether all is well."""
-    table = Table("", "thing", "found", "what to do")
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Everything, in the order in which it should be set right, each as soon as it is known."""
+    yield check_settings(settings)
+    yield check_disk(settings.home)
+    yield check_database(settings)
+    yield check_queue(settings)
+    yield from check_clock(settings)
+    yield from check_discord(settings)
+    yield check_hub(settings)
+    yield from check_store(settings)
+    yield check_gpus(settings)
+    yield from check_runners(settings)
+    yield from check_failures(settings)
+
+
+def show(console: Console, findings: Iterable[Finding]) -> bool:
+    """Print each finding as it comes, and at the end what to do next; whether all is well."""
+    first: Finding | None = None
+    well = True
     for finding in findings:
-        mark = "[green]✔[/]" if finding.ok else "[red]✘[/]"
-        table.add_row(mark, *(part.replace("[", r"\[") for part in (finding.thing, finding.found, finding.advice)))
-    console.print(table)
-    return all(finding.ok for finding in findings)
+        well &= finding.ok
+        first = first or (None if finding.ok or finding.follows else finding)
+        mark = "[green]✔[/]" if finding.ok else "[yellow]↳[/]" if finding.follows else "[red]✘[/]"
+        console.print(f"{mark} [bold]{escape(finding.thing)}[/]: {escape(finding.found)}", highlight=False)
+        if finding.advice:
+            console.print(f"    {escape(finding.advice)}", highlight=False)
+    if first is None:
+        console.print("All is well." if well else "Look again once the database answers.")
+    else:
+        console.print(f"next: {escape(first.advice)}", highlight=False)
+    return well
 
 
 def check_settings(settings: Settings) -> Finding:
@@ -156,13 +170,10 @@ def check_queue(settings: Settings) -> Finding:
 
 def check_discord(settings: Settings) -> list[Finding]:
     """Whether the token, the server, its channels and roles, and the bot's permissions are as they must be."""
-    token = settings.discord_token.get_secret_value()
-    if not token:
+    if not settings.discord_token.get_secret_value():
         return [Finding("Discord", "no token", "Set STOA_DISCORD_TOKEN to the bot's, from its page Bot.")]
-    if settings.discord_api:
-        Route.BASE = f"{settings.discord_api.rstrip('/')}/api/v10"
     try:
-        return asyncio.run(asyncio.wait_for(_ask_discord(settings, token), 6 * PATIENCE_SECONDS))
+        return asyncio.run(asyncio.wait_for(_ask_discord(settings), 6 * PATIENCE_SECONDS))
     except discord.LoginFailure:
         return [Finding("Discord", "the token is refused", "Set STOA_DISCORD_TOKEN to the bot's, from its page Bot.")]
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
@@ -173,16 +184,25 @@ def check_discord(settings: Settings) -> list[Finding]:
         return [Finding("Discord", f"it answers {error.status} {error.text}", "Try again in some minutes.")]
 
 
-async def _ask_discord(settings: Settings, token: str) -> list[Finding]:
+@asynccontextmanager
+async def connected(settings: Settings) -> AsyncIterator[discord.Client]:
+    """A client of Discord that has logged in with the settings' token; raises what discord.py does."""
+    if settings.discord_api:
+        Route.BASE = f"{settings.discord_api.rstrip('/')}/api/v10"
     async with discord.Client(intents=discord.Intents.none()) as client:
-        await client.login(token)
+        await client.login(settings.discord_token.get_secret_value())
+        yield client
+
+
+async def _ask_discord(settings: Settings) -> list[Finding]:
+    async with connected(settings) as client:
         assert client.user is not None
         findings = [Finding("Discord's token", f"it is {client.user.name}'s")]
         try:
             guild = await client.fetch_guild(settings.guild_id)
             me = await guild.fetch_member(client.user.id)
         except (discord.NotFound, discord.Forbidden):
-            advice = "Invite the bot with the scopes bot and applications.commands, or correct STOA_GUILD_ID."
+            advice = "Invite the bot at the address that `stoa invite` prints, or correct STOA_GUILD_ID."
             return [*findings, Finding("Discord's server", f"the bot is not in {settings.guild_id}", advice)]
         findings.append(Finding("Discord's server", guild.name))
         advice = "Grant it to the bot's role in the server's settings, under Roles."
@@ -281,7 +301,7 @@ def check_gpus(settings: Settings) -> Finding:
         settings, lambda session: {pool.name: pool.gpus for pool in hosts.gpu_pools(session, processes.host())}
     )
     if wanted is None:
-        return Finding("GPUs", f"{count} here; the pools cannot be read", "Set the database right first.")
+        return Finding("GPUs", f"{count} here; the pools cannot be read", DATABASE_FIRST)
     counted = ", ".join(f"{name} counts on {gpus}" for name, gpus in wanted.items())
     if sum(wanted.values()) > count:
         advice = (
@@ -332,7 +352,7 @@ def check_clock(settings: Settings) -> Iterator[Finding]:
             if isinstance(theirs, datetime):
                 yield _apart("clock against the database's", theirs)
         except SQLAlchemyError:
-            yield Finding("clock against the database's", "not known", "Set the database right first.")
+            yield Finding("clock against the database's", "not known", DATABASE_FIRST)
         finally:
             db.close()
     api = (settings.discord_api or "https://discord.com").rstrip("/")
@@ -352,3 +372,26 @@ def _apart(which: str, theirs: datetime) -> Finding:
     if abs(apart) > CLOCKS_APART:
         return Finding(which, found, "Let this host keep its time by NTP (timedatectl set-ntp true).")
     return Finding(which, found)
+
+
+def invitation(settings: Settings) -> str:
+    """The address at which an admin invites the bot; raises InvalidError where Discord does not know the token."""
+    wanted = discord.Permissions(**dict.fromkeys([*IN_GUILD, "embed_links", "manage_roles"], True))
+    try:
+        application = asyncio.run(asyncio.wait_for(_application(settings), 6 * PATIENCE_SECONDS))
+    except discord.LoginFailure as error:
+        raise InvalidError("Discord refuses STOA_DISCORD_TOKEN: copy the bot's token from its page Bot.") from error
+    except (aiohttp.ClientError, OSError, TimeoutError, discord.HTTPException) as error:
+        raise InvalidError(f"Discord cannot be reached ({type(error).__name__}): look at the network.") from error
+    return discord.utils.oauth_url(
+        application,
+        permissions=wanted,
+        guild=discord.Object(settings.guild_id) if settings.guild_id else discord.utils.MISSING,
+        scopes=("bot", "applications.commands"),
+    )
+
+
+async def _application(settings: Settings) -> int:
+    """The id of the bot's application."""
+    async with connected(settings) as client:
+        return client.application_id or (await client.application_info()).id

@@ -11,26 +11,26 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli import admin, corpora, hosts, machines, reservations, shares
-from cli.admin import Number, database, refuse, refusing, settings
+from cli.admin import COMPUTE, RECORD, RUN, Number, database, refuse, refusing, settings
 
 if TYPE_CHECKING:
     from projects.settings import Settings
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(admin.app)
-app.add_typer(corpora.app, name="corpus")
-app.add_typer(hosts.app, name="host")
-app.add_typer(machines.app, name="machine")
-app.command()(machines.donate)
-app.add_typer(reservations.app, name="reservation")
-app.add_typer(shares.app, name="share")
+app.add_typer(corpora.app, name="corpus", rich_help_panel=COMPUTE)
+app.add_typer(hosts.app, name="host", rich_help_panel=COMPUTE)
+app.add_typer(machines.app, name="machine", rich_help_panel=COMPUTE)
+app.command(rich_help_panel=RUN)(machines.donate)
+app.add_typer(reservations.app, name="reservation", rich_help_panel=COMPUTE)
+app.add_typer(shares.app, name="share", rich_help_panel=COMPUTE)
 workers = typer.Typer(help="The worker of this host, and which hosts start runs.")
-app.add_typer(workers, name="worker")
+app.add_typer(workers, name="worker", rich_help_panel=RUN)
 workers.command()(hosts.drain)
 workers.command()(hosts.undrain)
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def up() -> None:
     """Run bot, worker, publisher and scheduler against the Discord server that the settings name, until Ctrl-C."""
     from cli.services import PartError, alone
@@ -66,7 +66,7 @@ def _run_parts(settings: "Settings") -> None:
         parts.stop()
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def bot() -> None:
     """Run the bot."""
     from bot.client import run
@@ -107,7 +107,7 @@ def worker(
     sys.exit(status)
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def publisher(
     *,
     this_host: Annotated[
@@ -165,7 +165,7 @@ def _celery(name: str, *, queue: str, when_asked_to_stop: Callable[[], object] |
     return 0 if asked and not status else status or 1
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def scheduler() -> None:
     """Run the scheduler."""
     from broker.scheduling.scheduler import Scheduler
@@ -177,7 +177,7 @@ def scheduler() -> None:
     Scheduler(settings(), database()).run_forever()
 
 
-@app.command()
+@app.command(rich_help_panel=COMPUTE)
 def why(
     run: Number,
     at: Annotated[str, typer.Option(help="A moment of the last month, such as '2030-12-31 18:00', in UTC.")] = "",
@@ -216,7 +216,7 @@ def why(
     Console().print(table)
 
 
-@app.command()
+@app.command(rich_help_panel=COMPUTE)
 def queue(
     pool: Annotated[str | None, typer.Argument(help="One pool; without it, all.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many of each pool.")] = 25,
@@ -238,7 +238,7 @@ def queue(
     Console().print(table if waiting else "Nothing waits.")
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def health(part: Annotated[str, typer.Argument(help="bot, worker, publisher, scheduler or machine")]) -> None:
     """Say whether a part is at work on this host; status 1 where it is not."""
     from projects import health
@@ -248,7 +248,7 @@ def health(part: Annotated[str, typer.Argument(help="bot, worker, publisher, sch
     sys.exit(0 if problem is None else 1)
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def doctor() -> None:
     """Look at everything that Stoa stands on, and say what to do where something is wrong; status 1 then."""
     from rich.console import Console
@@ -258,7 +258,43 @@ def doctor() -> None:
     sys.exit(0 if show(Console(), examine(settings())) else 1)
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
+def invite() -> None:
+    """Print the address at which the bot is invited to a server, with the permissions that it needs."""
+    from cli.doctor import invitation
+
+    if not settings().discord_token.get_secret_value():
+        refuse("Not set: STOA_DISCORD_TOKEN. It is on the page Bot of https://discord.com/developers/applications.")
+    with refusing():
+        typer.echo(invitation(settings()))
+
+
+@app.command(rich_help_panel=COMPUTE)
+def store() -> None:
+    """Show how many bytes the checkpoints of each run take in the object store, the largest first."""
+    from rich.console import Console
+    from rich.filesize import decimal
+    from rich.table import Table
+
+    from broker.reports import stored
+    from broker.store import Store, StoreError
+
+    ours = settings()
+    if not ours.store:
+        refuse("There is no object store; STOA_STORE names one.")
+    try:
+        with refusing():
+            found = stored.of_runs(database(), Store(ours))
+    except StoreError as error:
+        refuse(str(error))
+    table = Table("run", "state", "checkpoints", "size")
+    for one in found:
+        table.add_row(str(one.run_id), one.state, f"{one.checkpoints:,}", decimal(one.size))
+    table.add_row("all", "", f"{sum(one.checkpoints for one in found):,}", decimal(sum(one.size for one in found)))
+    Console().print(table if found else "The store holds no checkpoint.")
+
+
+@app.command(rich_help_panel=RECORD)
 def backup(folder: Path) -> None:
     """Write the database to a new FOLDER, while all parts run; the runs' own folders are not copied."""
     from bot.text import count
@@ -278,7 +314,7 @@ def backup(folder: Path) -> None:
     typer.echo(f"{folder} holds a backup of {entries} in {chains}")
 
 
-@app.command()
+@app.command(rich_help_panel=RECORD)
 def restore(folder: Path) -> None:
     """Bring a backup into an empty database, and verify the record's chains."""
     from cli.backup import BackupError
@@ -295,7 +331,7 @@ def restore(folder: Path) -> None:
     typer.echo("Posts that were made after that stay on Discord. Next: `stoa migrate`, then start the parts.")
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def migrate(revision: Annotated[str, typer.Argument(help="head, base, or a revision")] = "head") -> None:
     """Bring the database's tables to a revision."""
     from alembic.util import CommandError
@@ -308,7 +344,7 @@ def migrate(revision: Annotated[str, typer.Argument(help="head, base, or a revis
     typer.echo(f"the database is at {revision}")
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def demo(*, stay: Annotated[bool, typer.Option(help="Keep the parts up after the story.")] = True) -> None:
     """Play the main job on this machine, with no account: from a proposal to published checkpoints."""
     from demo.play import play

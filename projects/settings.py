@@ -89,6 +89,12 @@ class Settings(BaseSettings):
     store_key: SecretStr = Field(SecretStr(""), description="The store's access key.")
     store_secret: SecretStr = Field(SecretStr(""), description="The store's secret key; of hf:// the token.")
 
+    store_keep: str = Field(
+        "needed",
+        pattern="^(needed|all)$",
+        description="Which checkpoints stay in the store once they are on the Hub: those that are needed, or all.",
+    )
+
     machines_address: str = Field(
         "",
         description="Where the API for donated machines listens, such as 127.0.0.1:8440; there is none when not set.",

@@ -2,8 +2,8 @@
 
 A machine's token does nothing but claim a run of the machine's pool. The answer holds a key, which opens the folder of
 that one attempt for as long as the claim is good. Pods of Kubernetes have a key of their attempt from its runner, which
-opens its folder until the attempt is over. Nothing here writes the database. One process serves the API: a claim is
-made under its lock.
+opens its folder until the attempt is over. Nothing here writes the database. Several processes may serve the API: a
+claim is made under a lock of the database.
 """
 
 import asyncio
@@ -55,6 +55,8 @@ MOST_SMALL = 2**20
 MOST_LARGE = 2**36
 LONGEST_NAME = 512
 LOCKS = 64
+CLAIMS = "claims"
+"""The lock under which a claim is made."""
 MOST_AT_ONCE = 256
 FAILING_AT_ONCE = 16
 FAILING_SECONDS = 1.0
@@ -132,12 +134,7 @@ class Api:
                 order = orders.read_order(self.store, folder) if folder else None
                 if order is None or order.stop or order.over or order.gpus > gpus:
                     continue
-                if orders.read_claim(self.store, folder) is None:
-                    key = orders.new_secret()
-                    claim = Claim(
-                        machine=machine.name, machine_token=machine.token, key=orders.hashed(key), began=time.time()
-                    )
-                    orders.write_claim(self.store, folder, claim)
+                if key := self._claimed(machine, folder):
                     log.info("a machine has claimed a run", machine=machine.name, run=posted.run, token=posted.token)
                     run, attempt = folder.split("/")[-2:]
                     return Granted(
@@ -149,6 +146,16 @@ class Api:
                     )
                 self.claimed.add(posted.name)
         return None
+
+    def _claimed(self, machine: MachineView, folder: str) -> str:
+        """The key of a claim that is made now; empty where there is one. Other processes may serve the API, too."""
+        with self.db.alone(CLAIMS):
+            if orders.read_claim(self.store, folder) is not None:
+                return ""
+            key = orders.new_secret()
+            claim = Claim(machine=machine.name, machine_token=machine.token, key=orders.hashed(key), began=time.time())
+            orders.write_claim(self.store, folder, claim)
+            return key
 
     def good(self, folder: str, key: str) -> tuple[Order, Claim | None] | None:
         """The order that this key is for, and the claim on it, which pods have not; None where it is not the key.

@@ -208,16 +208,18 @@ def named(session: Session, *, pool: str, name: str) -> Corpus:
     return corpus
 
 
-def check_unchanged(corpus: Corpus, files: Manifest) -> None:
+def check_unchanged(session: Session, corpus: Corpus, files: Manifest) -> None:
     """Raise ConflictError where the files are not those that were registered, or that are in the store already."""
+    sha256 = corpus_copies.digest(files)
     size = sum(each["size"] for each in files.values())
     if (len(files), size) != (corpus.files, corpus.bytes):
         raise ConflictError(
             f"“{corpus.name}” has changed since it was registered: {corpus.files:,} files of {corpus.bytes:,} bytes "
             f"then, {len(files):,} of {size:,} now. Retire it and add it again."
         )
-    if corpus.stored and corpus.stored != corpus_copies.digest(files):
+    if corpus.stored and corpus.stored != sha256:
         raise ConflictError(f"“{corpus.name}” has changed since it was sent to the store. Retire it and add it again.")
+    _check_same(session, corpus, sha256)
 
 
 def is_stored(session: Session, corpus: Corpus, *, pool: str, sha256: str) -> None:
@@ -227,9 +229,21 @@ def is_stored(session: Session, corpus: Corpus, *, pool: str, sha256: str) -> No
     row = session.get_one(Corpus, corpus.id)
     if row.retired_at is not None:
         raise ConflictError(f"“{row.name}” on “{pool}” was retired meanwhile; its copy in the store serves no run.")
+    _check_same(session, row, sha256)
     if row.stored != sha256:
         row.stored = sha256
         record.append(session, record.LAB, "corpus.stored", by=None, pool=pool, **_about(row))
+
+
+def _check_same(session: Session, corpus: Corpus, sha256: str) -> None:
+    """Raise ConflictError where the store has something else under the name: its runs would read other data then."""
+    other = in_store(session).get(corpus.name)
+    if other is not None and other.stored != sha256:
+        pool = session.get_one(Pool, other.pool_id).name
+        raise ConflictError(
+            f"The store has another “{corpus.name}”, that of the pool “{pool}”: retire one of them, and add it again "
+            "under a name of its own."
+        )
 
 
 def every(session: Session) -> Sequence[tuple[str, Corpus]]:
@@ -258,7 +272,7 @@ def by_pool(session: Session) -> dict[str, dict[str, Corpus]]:
 
 
 def in_store(session: Session) -> dict[str, Corpus]:
-    """What can be copied from the store to a pool, by name: of several pools' the one that was registered last."""
+    """What can be copied from the store to a pool, by name."""
     found = session.scalars(select(Corpus).where(_LIVE, Corpus.stored != "").order_by(col(Corpus.id)))
     return {corpus.name: corpus for corpus in found}
 

@@ -103,13 +103,13 @@ def tidy(settings: Settings, db: Database) -> int:
             session.execute(select(Run.id).where(Run.id == run_id).with_for_update())
             for each in spare(session, keep=settings.keep_checkpoints, scarce=scarce, stored=bool(settings.store)):
                 if each.run_id == run_id and each.step in {other.step for other in safe if other.run_id == run_id}:
-                    _mark(session, run_id, each.step, Disk.LEAVING)
+                    mark(session, run_id, each.step, Disk.LEAVING)
     with db.read() as session:
         leaving = _here(settings, session.scalars(select(Publication).where(Publication.disk == Disk.LEAVING)).all())
     for publication in leaving:
         _remove(settings, publication)
         with db.write() as session:
-            _mark(session, publication.run_id, publication.step, Disk.GONE)
+            mark(session, publication.run_id, publication.step, Disk.GONE)
     if leaving:
         log.info("checkpoints that are safe elsewhere were removed here", count=len(leaving))
     _remove_copies(settings, db)
@@ -178,7 +178,7 @@ def _remove_copies(settings: Settings, db: Database) -> None:
             select(Publication.run_id, Publication.step)
             .join(Run, col(Run.id) == Publication.run_id)
             .where(
-                Publication.disk == Disk.GONE,
+                col(Publication.disk).in_((Disk.GONE, Disk.CLEARED)),
                 col(Publication.run_id).in_({run_id for run_id, _ in places}),
                 col(Run.state).in_(ENDED),
                 ~pinned,
@@ -189,7 +189,8 @@ def _remove_copies(settings: Settings, db: Database) -> None:
             shutil.rmtree(places[run_id, step], ignore_errors=True)
 
 
-def _mark(session: Session, run_id: int, step: int, disk: Disk) -> None:
+def mark(session: Session, run_id: int, step: int, disk: Disk) -> None:
+    """Say where the folder of a checkpoint is. The run's row is locked."""
     session.execute(
         update(Publication).where(col(Publication.run_id) == run_id, col(Publication.step) == step).values(disk=disk)
     )

@@ -3,7 +3,7 @@
 import json
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -17,7 +17,7 @@ from broker import store as stores
 from broker.allocations.corpora import Corpus
 from broker.allocations.pools import Pool
 from broker.pieces import CARRIER
-from broker.publications import Publication
+from broker.publications import Disk, Publication
 from broker.runners import output, processes
 from broker.runs import folders, generation, preparing, runs
 from broker.runs.progress import Checkpoint
@@ -58,11 +58,14 @@ def earlier(
     if token == 1:
         return here
     with db.read() as session:
-        rows = session.execute(select(Publication.step, Publication.folder).where(Publication.run_id == run.id)).all()
-    told = {step: folders.token_of(place) for step, place in rows}
+        rows = session.scalars(select(Publication).where(Publication.run_id == run.id)).all()
+    told = {row.step: folders.token_of(row.folder) for row in rows}
+    cleared = {row.step for row in rows if row.disk == Disk.CLEARED}
     if settings.store:
         known = {step: number for step, number in told.items() if number is not None and number < token}
-        here = _patiently(settings, hold, lambda store: _newest(store, settings, run, token, here, known, hold, fetch))
+        here = _patiently(
+            settings, hold, lambda store: _newest(store, settings, run, token, here, known, cleared, hold, fetch)
+        )
     newest = max(told, default=0)
     if not here and newest > (run.fork_step or 0):
         where = "neither on this host nor in the store" if settings.store else "not on this host, and there is no store"
@@ -179,17 +182,21 @@ def _newest(
     token: int,
     here: Sequence[Checkpoint],
     told: Mapping[int, int],
+    cleared: Collection[int],
     hold: Hold,
     fetch: bool,
 ) -> Sequence[Checkpoint]:
-    """The checkpoints `here`, and after them the newest one in the store, where that is of a later step."""
+    """The checkpoints `here`, and after them the newest one in the store, where that is of a later step.
+
+    Those that were `cleared` are not there any more.
+    """
     found: dict[int, int] = {}
     for number in range(1, token):
         attempt = stores.attempt_folder(run.id, run.request_id, number)
         found |= {step: number for step in _closed(store, attempt) if step not in found}
     found |= told
     newest_here = here[-1].step if here else -1
-    for step in sorted(found, reverse=True):
+    for step in sorted(found.keys() - set(cleared), reverse=True):
         if step <= newest_here:
             break
         attempt = stores.attempt_folder(run.id, run.request_id, found[step])

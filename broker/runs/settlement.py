@@ -114,7 +114,8 @@ def expire(session: Session, attempt: Attempt, *, grace_seconds: float, most: in
     if attempt.lease_until is None:
         return False
     stopped_by = attempt.lease_until + timedelta(seconds=grace_seconds)
-    reason = "its supervisor stopped renewing the lease"
+    where = f" on {attempt.host}" if attempt.host else ""
+    reason = f"its supervisor{where} went silent, and its lease ran out"
     run_out = (
         col(Attempt.run_id) == attempt.run_id,
         col(Attempt.token) == attempt.token,

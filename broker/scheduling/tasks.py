@@ -17,7 +17,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from broker.allocations import hosts
 from broker.allocations.pools import Pool
-from broker.publishing import disk, publisher
+from broker.publishing import disk, publisher, retention
+from broker.publishing.retention import Looked
 from broker.runners import carrier, host_home, processes, reaper, registry, spawning
 from broker.runs import attempts, leases, runs
 from broker.runs.attempts import Attempt
@@ -44,6 +45,7 @@ that stays silent for longer than that. A proxy that passes nothing on closes no
 
 log = structlog.get_logger()
 _log_again = Seldom()
+_looked = Looked()
 
 
 class TimedRequest(Request):
@@ -113,9 +115,10 @@ def _free_lost_runs(sender: Consumer, **_: object) -> None:
 
 @worker_ready.connect
 def _tend_disk(sender: Consumer, **_: object) -> None:
-    """Put into the store what this host did not get there before it was stopped, and remove here what is safe there."""
+    """Put into the store what this host did not get there before it was stopped, remove here what is safe there, and
+    there what nobody needs."""
     if get_settings().store and not sender.hostname.startswith("publisher@"):
-        for work in (carrier.carry_left_over, _tidy):
+        for work in (carrier.carry_left_over, _tidy, _clear):
             threading.Thread(target=_each_minute, args=(work, get_settings()), daemon=True).start()
 
 
@@ -126,7 +129,7 @@ def _each_minute(work: Callable[[Settings], None], settings: Settings) -> None:
             work(settings)
         except Exception as error:
             if again.is_due():
-                log.warning("the disk could not be looked after; trying again", error=str(error))
+                log.warning("the disk or the store could not be looked after; trying again", error=str(error))
         time.sleep(60)
 
 
@@ -134,6 +137,14 @@ def _tidy(settings: Settings) -> None:
     db = Database(settings.database)
     try:
         disk.tidy(settings, db)
+    finally:
+        db.close()
+
+
+def _clear(settings: Settings) -> None:
+    db = Database(settings.database)
+    try:
+        retention.clear(settings, db, _looked)
     finally:
         db.close()
 

@@ -1,5 +1,6 @@
 """The database: engine, sessions and migrations. The database is the truth of the lab."""
 
+import fcntl
 import os
 import socket
 from collections.abc import Iterator
@@ -102,6 +103,18 @@ class Database:
         with self._writes.begin() as session:
             _know_time(session)
             yield session
+
+    @contextmanager
+    def alone(self, what: str) -> Iterator[None]:
+        """Hold the lock of this name, for which all other processes on this database wait. Nothing is written."""
+        if self.url.get_backend_name() == "sqlite":
+            with Path(f"{self.url.database}.{what}.lock").open("a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
+        else:
+            with self._read_engine.begin() as connection:
+                connection.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:what, 0))"), {"what": what})
+                yield
 
     def _connected(self, connection: psycopg.Connection[Any], _: object) -> None:
         """Know a new connection; it is SQLAlchemy that has made it, of psycopg's own class."""

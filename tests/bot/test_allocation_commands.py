@@ -1,5 +1,6 @@
 """What people do with requests for GPU time, from a reviewer's question to a revocation."""
 
+import re
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -187,7 +188,8 @@ async def test_a_starter_grant_and_what_takes_its_place(shared_lab: Shared) -> N
     await refused(lab, nope, "There is no pool “nope”; the pools are: local.")
     answer = await lab.request(channel, "1")
     number = int(answer.text.split()[1])
-    assert answer.text == f"Allocation {number} is yours at once: the starter grant of your project."
+    assert answer.text.startswith(f"Allocation {number} is yours at once, the starter grant of your project: ")
+    assert re.search(r" GPU-hours? of `local` until 20\d\d-\d\d-\d\d\.$", answer.text)
     assert "Approved by policy" in (await card(lab, f"allocation {number}", "starter grant")).text
     suggested = await ada.complete("allocation request", "renews", "", channel=channel.id, pool="local")
     assert suggested == [(f"{number} · 1 GPU-hour of local, approved", number)]

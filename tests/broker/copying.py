@@ -96,9 +96,9 @@ def told(lab: Lab, conf: Settings) -> dict[str, str]:
     )
 
 
-def push(lab: Lab, conf: Settings, *options: str) -> subprocess.CompletedProcess[str]:
+def push(lab: Lab, conf: Settings, *options: str, pool: str = HAS) -> subprocess.CompletedProcess[str]:
     """What `stoa corpus push` answers."""
-    return forked.run_module("cli.main", told(lab, conf), "corpus", "push", "songs", "--pool", HAS, *options)
+    return forked.run_module("cli.main", told(lab, conf), "corpus", "push", "songs", "--pool", pool, *options)
 
 
 @contextmanager

@@ -144,7 +144,7 @@ def test_a_lost_lease_gives_back_and_goes_on_later(lab: Lab, project: int, alloc
         list(pool.map(lambda _: lab.expire(run, token, grace=3600), range(3)))
     row = lab.row(run)
     assert ends is not None
-    assert (row.state, row.reason) == (RunState.QUEUED, "its supervisor stopped renewing the lease")
+    assert (row.state, row.reason) == (RunState.QUEUED, "its supervisor on host went silent, and its lease ran out")
     assert row.not_before == ends + timedelta(hours=1)
     assert lab.account(allocation) == Account(HOUR, 0, 0), "no checkpoint stands for the minute"
     assert devices(lab) == {0, 1}, "its trainer may still be stopping"
@@ -189,7 +189,7 @@ def test_a_run_fails_for_good_after_its_last_attempt(lab: Lab, project: int, all
             lab.expire(run, token)
     view = lab.run(run)
     assert (view.state, view.spent) == (RunState.FAILED, 0)
-    assert view.reason == "3 attempts failed; the last one: its supervisor stopped renewing the lease"
+    assert view.reason == "3 attempts failed; the last one: its supervisor on host went silent, and its lease ran out"
     assert lab.account(allocation) == Account(HOUR, 0, 0), "what was killed from outside is refunded"
     assert lab.kinds(project).count("run.requeued") == 2
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -13,7 +14,7 @@ import yaml
 from broker import catalogue, configs
 from broker.allocations import corpora, pools
 from broker.reports import run_plan
-from broker.runs import preparing
+from broker.runs import launching, preparing
 from broker.runs.launching import Order
 from broker.runs.runs import Run, RunState
 from projects.errors import ConflictError, DomainError, InvalidError, NotFoundError
@@ -291,3 +292,104 @@ def test_of_many_corpora_the_one_read_most_often_comes_first(lab: Lab) -> None:
     prepared = MEASURED.model_copy(update={"tokens": 300_100_000_000, "sources": {s.name: s.licence for s in sources}})
     add(lab, "pile", "/data/pile", kind=CorpusKind.PREPARED, licence="", measured=prepared)
     assert offered(lab, project, "pythia-70m") == ["0.999 epochs of pile (300.1 B tokens)"]
+
+
+def stored(lab: Lab, name: str, pool: str) -> None:
+    """An operator has sent it to the store."""
+    with lab.db.write() as session:
+        corpora.is_stored(session, corpora.named(session, pool=pool, name=name), pool=pool, sha256=f"{pool:0<64}")
+
+
+def given(lab: Lab, run: int, home: Path) -> tuple[dict[str, Any], list[str]]:
+    """The data of a run's configuration as the trainer is given it on a host, and what is copied first."""
+    with lab.db.read() as session:
+        row = session.get_one(Run, run)
+        copied = [corpus.name for corpus in preparing.copied(session, row)]
+        return yaml.safe_load(preparing.using(settings(home), session, row))["data"], copied
+
+
+def test_what_a_pool_lacks_is_copied_and_what_it_has_is_read_there(lab: Lab, tmp_path: Path) -> None:
+    project = big_pool(lab)
+    lab.pool("other")
+    values = yaml.safe_load(configs.built_in()["demo"])
+    values["data"]["tokenizer"] = {"vocabulary": 2048, "name": "neox"}
+    values["data"]["sources"] = [
+        {"name": name, "corpus": name, "weight": 1, "licence": "MIT"} for name in ("songs", "poems")
+    ]
+    add(lab, "songs", "/data/songs/*.jsonl")
+    add(lab, "poems", "/far/poems/*/part-?.jsonl", pool="other")
+    add(lab, "neox", "/far/neox/tokenizer.json", pool="other", kind=CorpusKind.TOKENIZER)
+    with lab.db.write() as session:
+        catalogue.propose_recipe(session, ADA, request_id(), name="ours", body=yaml.safe_dump(values))
+        catalogue.accept(session, None, "ours", reason="Fine.")
+    stored(lab, "poems", "other")
+    with pytest.raises(
+        ConflictError,
+        match="needs neox, which the pool “big” lacks; an operator shares neox with `stoa corpus push neox",
+    ):
+        lab.launch(project, recipe="ours")
+    stored(lab, "neox", "other")
+    run = lab.launch(project, recipe="ours")
+    data, copied = given(lab, run, tmp_path)
+    assert copied == ["poems", "neox"]
+    assert [source["path"] for source in data["sources"]] == [
+        "/data/songs/*.jsonl",
+        f"{tmp_path}/corpora/poems-other0000000/*/part-?.jsonl",
+    ]
+    assert data["tokenizer"]["file"] == f"{tmp_path}/corpora/neox-other0000000/tokenizer.json"
+
+    with lab.db.write() as session:
+        corpora.retire(session, pool="other", name="poems", reason="It is damaged.")
+    assert given(lab, run, tmp_path) == (data, copied), "a run that was launched before goes on"
+    with pytest.raises(ConflictError, match="needs poems, which the pool “big” lacks; an operator registers them"):
+        lab.launch(project, recipe="ours")
+    add(lab, "poems", "/data/poems.jsonl")
+    assert given(lab, lab.launch(project, recipe="ours"), tmp_path)[1] == ["neox"], "what lies there is read there"
+
+
+def test_a_built_in_recipe_is_offered_where_the_store_has_its_corpora(lab: Lab, tmp_path: Path) -> None:
+    project = big_pool(lab)
+    for pool in ("one", "two"):
+        lab.pool(pool)
+    names = sorted({source.corpus or "" for source in load_recipe("pythia-14m").data.sources})
+    for number, name in enumerate(names):
+        pool = "one" if number % 2 else "two"
+        add(lab, name, licence="", pool=pool)
+    with lab.db.read() as session:
+        assert catalogue.recipes(session) == ["demo"], "no pool has all"
+    for number, name in enumerate(names):
+        stored(lab, name, "one" if number % 2 else "two")
+    with lab.db.read() as session:
+        assert "pythia-14m" in catalogue.recipes(session)
+        assert "pythia-14m" in preparing.preparable(session)
+    with lab.db.write() as session:
+        run = launching.prepare(session, ADA, request_id(), project_id=project, recipe="pythia-14m", time_limit="1h")
+    data, copied = given(lab, run.run_id, tmp_path)
+    assert sorted(copied) == names
+    assert all(source["path"].startswith(f"{tmp_path}/corpora/") for source in data["sources"])
+
+    sources = {source.name: source.licence for source in load_recipe("pythia-14m").data.sources}
+    prepared = MEASURED.model_copy(update={"sources": sources})
+    add(lab, "pile", "/far/pile", kind=CorpusKind.PREPARED, licence="", measured=prepared, pool="one")
+    stored(lab, "pile", "one")
+    data, copied = given(lab, lab.launch(project, recipe="pythia-14m"), tmp_path)
+    assert (copied, data["prepared"]) == (["pile"], f"{tmp_path}/corpora/pile-one000000000/pile")
+    before = lab.everything()
+    with (
+        pytest.raises(ConflictError, match="are in the store already, as “pile”; its runs on “big” copy them"),
+        lab.db.write() as session,
+    ):
+        launching.prepare(session, ADA, request_id(), project_id=project, recipe="pythia-14m", time_limit="1h")
+    assert lab.everything() == before
+
+
+def test_a_corpus_that_was_retired_meanwhile_is_not_noted_as_stored(lab: Lab) -> None:
+    lab.pool(BIG)
+    add(lab, "songs")
+    with lab.db.read() as session:
+        corpus = corpora.named(session, pool=BIG, name="songs")
+    with lab.db.write() as session:
+        corpora.retire(session, pool=BIG, name="songs", reason="It is damaged.")
+    with pytest.raises(ConflictError, match="was retired meanwhile"), lab.db.write() as session:
+        corpora.is_stored(session, corpus, pool=BIG, sha256="0" * 64)
+    assert told(lab, "corpus.stored") == []

@@ -12,12 +12,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich import filesize
 
 from broker import corpus_copies
 from broker import store as stores
 from broker.allocations import corpora
 from broker.end_reasons import EndReason
 from broker.reports import run_plan, why
+from broker.runners import elsewhere
+from broker.runners.staging import AskedToStop
 from broker.runs.runs import RunState
 from broker.store import ChangedError, DamagedError, Store, StoreError
 from projects.errors import ConflictError
@@ -43,7 +46,7 @@ from tests.broker.supervised import attempt, charged
 from tests.databases import ONCE
 from tests.environment import bare
 from tests.patience import PATIENCE, wait_for
-from tests.seaweed import Seaweed, seaweed
+from tests.seaweed import READER, READERS_SECRET, Seaweed, seaweed
 from tests.standin import python_with_trainer
 from tests.trainer.test_data_indexed import write
 from trainer.contract import CorpusKind
@@ -272,6 +275,33 @@ def test_a_run_that_waits_for_a_copy_costs_nothing_says_so_and_can_be_cancelled(
     assert charged(lab, run, token) == 0
 
 
+@ONCE
+def test_how_far_a_copy_is_is_told_and_one_that_is_stopped_goes_on_later(
+    lab: Lab, conf: Settings, tmp_path: Path
+) -> None:
+    project = projects(lab)
+    add(lab, HAS, songs(tmp_path / "data"))
+    propose(lab)
+    assert push(lab, conf).returncode == 0
+    run = lab.row(launch(lab, project, LACKS))
+    size = filesize.decimal(sum(path.stat().st_size for path in (tmp_path / "data").rglob("*.jsonl")))
+
+    def stop(why: str) -> None:
+        raise AskedToStop
+
+    with pytest.raises(AskedToStop):
+        elsewhere.bring_corpora(conf, lab.db, run, nobody, stop)
+    assert not list(conf.corpora_dir.glob("songs*"))
+    heard: list[str] = []
+    elsewhere.bring_corpora(conf, lab.db, run, nobody, heard.append)
+    assert heard[-1] == f"Copying songs from the store: {size} of {size} are here"
+    [copy] = conf.corpora_dir.glob("songs*")
+    assert sorted(path.name for path in copy.rglob("*") if path.is_file()) == ["a.jsonl", "c.jsonl"]
+    heard.clear()
+    elsewhere.bring_corpora(conf, lab.db, run, nobody, heard.append)
+    assert heard == [], "it is here"
+
+
 def test_who_is_killed_while_copying_leaves_what_the_next_one_goes_on_from(conf: Settings, tmp_path: Path) -> None:
     store = Counting(conf)
     copy = copy_of(store, tmp_path / "data")
@@ -379,6 +409,11 @@ def test_a_corpus_that_has_changed_is_not_sent(lab: Lab, conf: Settings, tmp_pat
     expected = "“songs” has changed since it was sent to the store. Retire it and add it again.\n"
     assert (done.returncode, done.stderr) == (2, expected)
     assert len(list((tmp_path / "store" / "corpora").iterdir())) == 1
+    lab.pool(LACKS)
+    add(lab, LACKS, tmp_path / "data" / "**" / "*.jsonl")
+    done = push(lab, conf, pool=LACKS)
+    expected = "The store has another “songs”, that of the pool “has”: retire one of them, and add it again under a "
+    assert (done.returncode, done.stderr) == (2, f"{expected}name of its own.\n")
     file.unlink()
     (tmp_path / "data" / "b" / "c.jsonl").unlink()
     done = push(lab, conf)
@@ -392,3 +427,16 @@ def test_nonsense_is_refused_before_anything_is_read(lab: Lab, conf: Settings, t
     assert (done.returncode, done.stderr) == (2, "STOA_STORE is not set: it names the store that all hosts reach.\n")
     done = push(lab, conf)
     assert (done.returncode, "The pool “has” has no “songs”" in done.stderr) == (2, True)
+
+
+@ONCE
+def test_a_store_that_refuses_a_corpus_is_one_sentence(lab: Lab, seaweed: Seaweed, tmp_path: Path) -> None:
+    lab.pool(HAS)
+    add(lab, HAS, songs(tmp_path / "data"))
+    keys = {"store_key": READER, "store_secret": READERS_SECRET}
+    done = push(lab, seaweed.settings(settings(tmp_path), prefix="refused", **keys))
+    assert done.returncode == 2
+    assert done.stderr.startswith("The store refuses this with the keys that are set: could not write corpora/songs-")
+    assert done.stderr.endswith(" What was sent need not be sent again: type the command once more.\n")
+    with lab.db.read() as session:
+        assert not corpora.named(session, pool=HAS, name="songs").stored

@@ -3,18 +3,21 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
+from broker import store as stores
 from broker.allocations import machines
 from broker.end_reasons import EndReason
 from broker.reports.why import why
 from broker.runners import donated_presence, reaper
 from broker.runs.runs import RunState
+from broker.store import Store
 from projects.db.columns import utcnow
 from projects.settings import Settings, get_settings
 from tests import forked
@@ -26,7 +29,10 @@ from tests.environment import bare
 from tests.forked import Forked
 from tests.patience import PATIENCE, wait_for
 from tests.ports import free_ports
+from tests.seaweed import Seaweed, seaweed
 from tests.standin import python_with_trainer
+
+__all__ = ["seaweed"]
 
 LEASE = 12.0  # the store is looked at every two seconds
 
@@ -61,11 +67,13 @@ def soon_lost(lab: Lab) -> int:
 
 
 @contextmanager
-def supervised(lab: Lab, home: Path, run: int, *, lease: float = LEASE) -> Iterator[tuple[Forked, int, Path]]:
+def supervised(
+    lab: Lab, home: Path, run: int, *, lease: float = LEASE, places: Mapping[str, str] | None = None
+) -> Iterator[tuple[Forked, int, Path]]:
     """A supervisor of the run's next attempt, its token and folder."""
     token, folder = admitted(lab, home, run, lease)
-    places = {"STOA_STORE": f"file://{home}/store"}
-    with supervised_by(lab, Path(sys.executable), home, lease, places, run, token) as supervisor:
+    told = places or {"STOA_STORE": f"file://{home}/store"}
+    with supervised_by(lab, Path(sys.executable), home, lease, told, run, token) as supervisor:
         yield supervisor, token, folder
 
 
@@ -176,6 +184,93 @@ def test_a_run_goes_on_elsewhere_when_its_machine_dies_or_is_taken_back(
 
 
 @ONCE
+@pytest.mark.parametrize("host", ["", "another"])
+def test_a_supervisor_that_is_killed_gets_an_heir_and_the_machine_notices_nothing(
+    lab: Lab, served: Served, tmp_path: Path, run: int, host: str
+) -> None:
+    token, lease = admit(lab, "ada", POOL), 6.0
+    begun = time.monotonic()
+    with (
+        supervised(lab, tmp_path, run, lease=lease) as (first, number, _),
+        donated(served.address, tmp_path, "ada", token, standin(tmp_path, 150)),
+    ):
+        wait_for(lambda: lab.row(run).step > 60, "half of the steps")
+        first.kill()
+        first.wait()
+        home = tmp_path / host
+        if host:
+            until = attempt(lab, run, number).lease_until
+            assert until is not None
+            wait_for(lambda: utcnow() > until, "the end of the lease")
+            (home / "runs" / str(run)).mkdir(parents=True)
+        places = {"STOA_STORE": f"file://{tmp_path}/store", "STOA_HOST_NAME": host}
+        with supervised_by(lab, Path(sys.executable), home, lease, places, run, number, 1) as heir:
+            assert heir.wait(PATIENCE) == 0, (home / "supervisor.log").read_text()
+        took = time.monotonic() - begun
+        log = tmp_path / "ada.log"
+        wait_for(lambda: len(log.read_text().splitlines()) > 2, "a word of the machine")
+    assert lab.run(run).state == RunState.FINISHED
+    assert (lab.row(run).step, attempt(lab, run, number).generation) == (150, 2)
+    assert 0 < charged(lab, run, number) <= took, "each second once"
+    words = log.read_text().splitlines()
+    ends = (f"run {run}, attempt 1: ended with status 0", f"run {run}, attempt 1: the lab has closed it")
+    assert words[1] == f"run {run}, attempt 1: started"
+    assert words[2] in ends
+    steps = [json.loads(line)["step"] for line in (home / "runs" / str(run) / "attempt-1" / "metrics.jsonl").open()]
+    assert steps == list(range(1, 151))
+
+
+@ONCE
+@pytest.mark.parametrize("second", ["ada", "bob"])
+def test_a_paused_run_is_resumed_on_the_same_machine_or_another(
+    lab: Lab, served: Served, tmp_path: Path, run: int, second: str
+) -> None:
+    tokens = {name: admit(lab, name, POOL) for name in ("ada", "bob")}
+    with (
+        supervised(lab, tmp_path, run) as (supervisor, _, first_folder),
+        donated(served.address, tmp_path, "ada", tokens["ada"], standin(tmp_path, 10_000)),
+    ):
+        wait_for(lambda: lab.row(run).step > 5, "steps")
+        lab.pause(run)
+        assert supervisor.wait(PATIENCE) == 0
+    assert lab.run(run).state == RunState.PAUSED
+    last = json.loads((first_folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    served.stop()
+    served.start()
+    lab.resume(run)
+    (tmp_path / "second").mkdir()
+    python = standin(tmp_path / "second", last + 5)
+    with (
+        supervised(lab, tmp_path, run) as (supervisor, _, folder),
+        donated(served.address, tmp_path, second, tokens[second], python),
+    ):
+        assert supervisor.wait(PATIENCE) == 0
+    assert lab.run(run).state == RunState.FINISHED
+    assert said(folder).splitlines()[0] == f"from step {last}"
+
+
+@ONCE
+def test_the_api_serves_a_store_of_s3(
+    lab: Lab, tmp_path: Path, seaweed: Seaweed, run: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = seaweed.settings(settings(tmp_path), prefix=tmp_path.name)
+    for name, value in stores.environment(store).items():
+        monkeypatch.setenv(name, value)
+    get_settings.cache_clear()
+    with (
+        serving(lab, store) as served,
+        supervised(lab, tmp_path, run, places=stores.environment(store)) as (supervisor, _, folder),
+        donated(served.address, tmp_path, "ada", admit(lab, "ada", POOL), standin(tmp_path, 15)),
+    ):
+        assert supervisor.wait(PATIENCE) == 0
+    assert lab.run(run).state == RunState.FINISHED, said(folder)
+    attempt_folder = stores.attempt_folder(run, lab.row(run).request_id, 1)
+    for step in (10, 15):
+        assert Store(store).pull(stores.checkpoint_folder(attempt_folder, step), tmp_path / f"step{step}")
+        assert (tmp_path / f"step{step}" / "weights").read_text() == str(step)
+
+
+@ONCE
 def test_a_revoked_machine_loses_its_run_and_works_no_more(
     lab: Lab, served: Served, tmp_path: Path, soon_lost: int
 ) -> None:
@@ -251,6 +346,8 @@ def test_the_whole_way_over_tls_by_the_command_line(lab: Lab, ours: Settings, tm
     assert token not in (tmp_path / "machine.log").read_text()
     listed = forked.run_module("cli.main", told | {"COLUMNS": "200"}, "machine", "list").stdout
     assert ("never" in listed, f"{utcnow():%Y-}" in listed, "1 process " in listed) == (False, True, True)
+    taken = forked.run_module("cli.main", told, "store")
+    assert (taken.returncode, f"│ {run} " in taken.stdout, "finished" in taken.stdout) == (0, True, True)
     refused = forked.run_module("cli.main", told | {"STOA_MACHINES_ADDRESS": "0.0.0.0:8443"}, "machine", "list")
     assert (refused.returncode, "STOA_MACHINES_CERTIFICATE" in refused.stderr) == (2, True)
 

@@ -9,6 +9,7 @@ from pydantic import SecretStr
 
 from broker import store as stores
 from broker.end_reasons import EndReason
+from broker.publications import Disk, Publication
 from broker.runners import elsewhere
 from broker.runners.elsewhere import NoCheckpointError
 from broker.runs import folders
@@ -122,6 +123,17 @@ def test_a_run_of_which_there_is_none_says_so(lab: Lab, conf: Settings, run: int
         NoCheckpointError, match=f"^the checkpoints of its 20 steps are {where}; it does not start over"
     ):
         found(lab, conf, run)
+
+
+def test_one_that_was_removed_from_the_store_is_not_waited_for(lab: Lab, conf: Settings, run: int) -> None:
+    Store(conf).write(f"{attempt(lab, run)}/carrier", b'{"beat": 1}')  # of a carrier that was killed
+    with lab.db.write() as session:
+        session.get_one(Publication, (run, 10)).disk = Disk.CLEARED
+        row = session.get_one(Run, run)
+    waited: list[str] = []
+    with pytest.raises(NoCheckpointError):
+        elsewhere.earlier(conf, lab.db, row, 2, waited.append)
+    assert set(waited) == {"Another host still puts step20 into the store"}
 
 
 def test_a_store_that_is_away_is_waited_for_until_the_run_is_stopped(lab: Lab, conf: Settings, run: int) -> None:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import psutil
 import pytest
 import yaml
@@ -25,6 +26,7 @@ from projects.settings import Settings
 from tests import forked
 from tests.environment import bare
 from tests.patience import PATIENCE, wait_for
+from tests.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,7 +74,11 @@ def test_up_runs_the_parts_on_a_server_until_it_is_stopped(tmp_path: Path) -> No
         "sandbox", [sys.executable, "-m", "sandbox", "--dir", str(where)], environment, (where / "sandbox.json").exists
     )
     settings = settings_for(tmp_path / "home", json.loads((where / "sandbox.json").read_text()))
-    for part in ("bot", "worker", "publisher", "scheduler"):
+    [port] = free_ports(1)
+    address, store = f"127.0.0.1:{port}", f"file://{tmp_path}/store"
+    settings = Settings.model_validate(settings.model_dump() | {"machines_address": address, "store": store})
+    all_parts = ("bot", "worker", "publisher", "scheduler", "machine")
+    for part in all_parts:
         environment |= part_environment(settings, part)
     up = subprocess.Popen(
         [sys.executable, "-m", "cli.main", "up"],
@@ -84,8 +90,9 @@ def test_up_runs_the_parts_on_a_server_until_it_is_stopped(tmp_path: Path) -> No
         assert up.stdout is not None
         assert any("Stoa is up" in line for line in up.stdout)
         children = psutil.Process(up.pid).children(recursive=True)
-        assert len(children) >= 5
-        wait_for(lambda: not any(problem(settings, part) for part in ("bot", "worker", "publisher", "scheduler")))
+        assert len(children) >= 6
+        wait_for(lambda: not any(problem(settings, part) for part in all_parts))
+        assert httpx2.post(f"http://{address}/claims", json={"gpus": 1}).status_code == 401, "the API for machines"
         (fallen,) = [child for child in children if child.cmdline()[-1] == "scheduler"]
         fallen.kill()
         assert "the scheduler has ended by itself, and is started again" in up.stdout.readline()

@@ -7,9 +7,12 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
+import discord
 import pytest
 from pydantic import SecretStr
+from rich.console import Console
 
 from bot import server
 from broker import fence
@@ -18,6 +21,7 @@ from cli import doctor
 from cli.services import Parts
 from demo.play import settings_for
 from projects.db.database import Database
+from projects.errors import InvalidError
 from projects.people import Actor
 from projects.settings import Settings
 from tests.databases import postgres
@@ -67,10 +71,10 @@ def changed(settings: Settings, **values: object) -> Settings:
 
 
 def test_where_all_is_well_it_says_so(well: Settings) -> None:
-    findings = doctor.examine(well)
+    findings = list(doctor.examine(well))
     assert [finding for finding in findings if not finding.ok and finding.thing != "disk"] == []
     things = [finding.thing for finding in findings]
-    assert things[:3] == ["settings", "database", "queue"]
+    assert things[:3] == ["settings", "disk", "database"]
     assert {"Hub", "GPUs", "disk", "clock against Discord's", "#proposals"} <= set(things)
 
 
@@ -80,8 +84,44 @@ def test_the_command_says_what_to_do_and_ends_with_status_1(tmp_path: Path) -> N
     )
     assert done.returncode == 1
     assert ".env.example" in done.stdout
+    lines = done.stdout.splitlines()
+    assert lines[-1] == "next: Copy .env.example to .env; it says where each is found."
+    assert any(line.startswith(("↳ ", "✘ database")) for line in lines)
     assert "stoa migrate" in done.stdout
     assert not (tmp_path / "stoa.db").exists()
+
+
+def test_what_only_follows_from_another_fault_is_not_what_to_do_next() -> None:
+    console = Console(record=True, width=120)
+    follows = doctor.Finding("GPUs", "the pools cannot be read", doctor.DATABASE_FIRST)
+    assert not doctor.show(console, [follows, doctor.Finding("disk", "full", "Make room.")])
+    assert console.export_text().splitlines()[-1] == "next: Make room."
+    assert doctor.show(console, [doctor.Finding("disk", "room")])
+
+
+def test_each_finding_is_shown_as_it_comes() -> None:
+    console = Console(record=True, width=120)
+
+    def findings() -> Iterator[doctor.Finding]:
+        yield doctor.Finding("disk", "room")
+        assert "disk: room" in console.export_text(clear=False)
+        yield doctor.Finding("queue", "there")
+
+    assert doctor.show(console, findings())
+
+
+def test_the_address_of_an_invitation_has_scopes_and_permissions(well: Settings) -> None:
+    address = urlsplit(doctor.invitation(well))
+    said = parse_qs(address.query)
+    assert (address.netloc, address.path) == ("discord.com", "/oauth2/authorize")
+    assert said["scope"] == ["bot applications.commands"]
+    assert said["guild_id"] == [str(well.guild_id)]
+    assert said["client_id"][0].isdecimal()
+    granted = discord.Permissions(int(said["permissions"][0]))
+    assert all(getattr(granted, name) for name in server.IN_GUILD)
+    assert not granted.administrator
+    with pytest.raises(InvalidError, match="refuses STOA_DISCORD_TOKEN"):
+        doctor.invitation(changed(well, discord_token="wrong.token.here"))
 
 
 def test_settings_that_miss(well: Settings, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from broker.runs.runs import ENDED, Run, RunState
 from broker.store import Store
 from projects.db.columns import utcnow
 from projects.settings import Settings
+from tests.broker.copying import HAS, LACKS, add, launch, projects, propose, push, songs
 from tests.broker.lab import settings
 from tests.patience import wait_for
 from tests.seaweed import SECRET, Seaweed, seaweed
@@ -46,6 +47,16 @@ if step < 20:
     time.sleep(3600)
 (out / "outcome.json").write_text(json.dumps({"status": 0, "reason": None, "step": step, "transient": False}))
 """
+# It reads its corpus, of which it makes its loss.
+READER = """
+import glob, json, pathlib, sys, yaml
+out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
+[source] = yaml.safe_load(open(sys.argv[2]))["data"]["sources"]
+read = b"".join(pathlib.Path(name).read_bytes() for name in sorted(glob.glob(source["path"], recursive=True)))
+line = {"step": 4, "tokens": len(read), "loss": sum(read) / len(read)}
+(out / "metrics.jsonl").write_text(json.dumps(line) + "\\n")
+(out / "outcome.json").write_text(json.dumps({"status": 0, "reason": None, "step": 4, "transient": False}))
+"""
 NAMES = ("here", "there")
 A_DAY = timedelta(days=1)
 waited = partial(wait_for, every=0.5)
@@ -69,6 +80,9 @@ class StoreHosts(Hosts):
         with self.db.write() as session:  # its lease is over, for which nobody need wait
             session.execute(update(Attempt).values(lease_until=utcnow() - A_DAY))
         shutil.move(self.home / host, self.home / f"{host}.lost")
+
+    def is_over(self, run: int) -> bool:
+        return self.lab.run(run).state in ENDED
 
     def stored(self, run: int, token: int) -> str:
         """The folder of an attempt in the store."""
@@ -125,3 +139,21 @@ def test_a_run_whose_checkpoints_are_lost_fails_aloud_and_never_starts_over(tmp_
         )
         assert lab.lab.run(run).step == 10
         assert not list((tmp_path / "there" / "runs").glob("*/attempt-2/metrics.jsonl"))
+
+
+def test_a_corpus_that_lies_on_one_host_is_copied_by_the_worker_of_another(tmp_path: Path) -> None:
+    with hosts(tmp_path, settings(tmp_path / "lab", store=f"file://{tmp_path}/store")) as lab:
+        project = projects(lab.lab)
+        add(lab.lab, HAS, songs(tmp_path / "data"))
+        propose(lab.lab)
+        assert push(lab.lab, lab.settings["here"]).returncode == 0
+        for host, pool in (("here", HAS), ("there", LACKS)):
+            lab.start(host, "worker", "--pool", pool, python=lab.python(host, READER))
+        found = {}
+        for host, pool in (("here", HAS), ("there", LACKS)):
+            run = launch(lab.lab, project, pool)
+            waited(partial(lab.is_over, run), f"the run's end {host}")
+            assert lab.lab.run(run).state == RunState.FINISHED, lab.lab.run(run).reason
+            found[host] = (lab.settings[host].runs_dir / str(run) / "attempt-1" / "metrics.jsonl").read_text()
+        assert found["here"] == found["there"]
+        assert [len(list(lab.settings[host].home.glob("corpora/songs-*"))) for host in NAMES] == [0, 1]

@@ -41,9 +41,11 @@ class RequestForm(Form):
             justification=self.justification.value,
             renews=self.renews,
         )
-        if (await interaction.client.read(allocations.view, allocation_id)).starter:
-            return f"Allocation {allocation_id} is yours at once: the starter grant of your project."
-        return f"Allocation {allocation_id} is asked for; the reviewers' decision is posted in the project's channel."
+        view = await interaction.client.read(allocations.view, allocation_id)
+        what = f"{text.gpu_hours(view.seconds)} of {text.code(view.pool, 60)} until {view.until:%Y-%m-%d}"
+        if view.starter:
+            return f"Allocation {allocation_id} is yours at once, the starter grant of your project: {what}."
+        return f"Allocation {allocation_id} is requested: {what}. The reviewers' decision is posted in the channel."
 
 
 class ChangeForm(Form):
