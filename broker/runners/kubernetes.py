@@ -4,6 +4,7 @@ A deleted pod keeps no exit status; the attempt's outcome in the store does.
 """
 
 import signal
+import ssl
 import time
 import zlib
 from collections.abc import Mapping, Sequence
@@ -121,6 +122,12 @@ class KubernetesRunner(PodRunner):
             refusal="The address of the lab's API begins with https://, such as https://lab.example:8443.",
         ),
         PoolOption(
+            "lab_certificate",
+            help="The file with the certificate of the lab's API, where no authority has signed it.",
+            pattern=r"(/[^\0\n]*)?",
+            refusal="The lab's certificate is a whole path, such as /etc/stoa/machines.pem.",
+        ),
+        PoolOption(
             "store_secret",
             help="Instead of --lab: the Secret with STOA_STORE_KEY and STOA_STORE_SECRET, which all pods then have.",
             pattern=rf"({NAME})?",
@@ -160,6 +167,8 @@ class KubernetesRunner(PodRunner):
                 "Pods reach the store in one of two ways: give either --lab, the address of the lab's API, or "
                 "--store-secret, a Secret with the store's keys."
             )
+        if options["lab_certificate"] and not options["lab"]:
+            raise InvalidError("--lab-certificate goes with --lab, whose certificate it is.")
         return options
 
     @classmethod
@@ -173,8 +182,10 @@ class KubernetesRunner(PodRunner):
         except UnavailableError as error:
             return Check(str(error), advice)
         found = f"the API server answers ({version})"
-        lab = options.get("lab", "")
-        return (_trouble_with(lab) or Check(f"{found}, and the lab's API at {lab}")) if lab else Check(found)
+        if not (lab := options.get("lab", "")):
+            return Check(found)
+        trouble = _trouble_with(lab, options.get("lab_certificate", ""))
+        return trouble or Check(f"{found}, and the lab's API at {lab}")
 
     @classmethod
     def living(cls, runs_dir: Path, options: Mapping[str, str]) -> Sequence[Job]:
@@ -373,9 +384,11 @@ class KubernetesRunner(PodRunner):
         store, folder = self._open_store(), self.spec.store_folder
         if orders.read_order(store, folder) is None:
             return
+        certificate = _certificate(self.spec.options.get("lab_certificate", ""))
         self._key = self._key or orders.new_secret()
         orders.add_key(store, folder, self._key)
-        self._cluster.create_secret(manifest.secret(self._job_name(), self._labels(), self.uid, self._key))
+        name, labels = self._job_name(), self._labels()
+        self._cluster.create_secret(manifest.secret(name, labels, self.uid, self._key, certificate))
 
     def _store_address(self) -> dict[str, str]:
         """The variables that lead a pod to the store, or to its attempt in the lab's API, without keys."""
@@ -398,12 +411,24 @@ def _installation() -> str:
     return f"{zlib.crc32(store_settings().store.encode()):08x}"
 
 
-def _trouble_with(lab: str) -> Check | None:
+def _certificate(path: str) -> str:
+    """The text of the lab's own certificate; empty where it has none. Raises UnavailableError."""
+    try:
+        return Path(path).read_text() if path else ""
+    except (OSError, ValueError) as error:
+        raise UnavailableError(f"the lab's certificate {path} cannot be read ({error})") from None
+
+
+def _trouble_with(lab: str, certificate: str) -> Check | None:
     """What is wrong with the lab's API at an address; None where it answers."""
     import httpx2
 
     try:
-        answer = httpx2.get(f"{lab.rstrip('/')}/claims", timeout=CHECK_SECONDS)
+        trusted = ssl.create_default_context(cadata=_certificate(certificate) or None)
+    except (UnavailableError, ssl.SSLError) as error:
+        return Check(f"the lab's certificate cannot be used: {error}", "Change --lab-certificate of the pool.")
+    try:
+        answer = httpx2.get(f"{lab.rstrip('/')}/claims", timeout=CHECK_SECONDS, verify=trusted)
     except httpx2.HTTPError:
         set_here = store_settings().machines_address
         told = "" if set_here else " STOA_MACHINES_ADDRESS, where it listens, is not set here."

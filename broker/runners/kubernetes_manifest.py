@@ -17,6 +17,8 @@ INSTALLATION, RUN, ATTEMPT = "stoa/installation", "stoa/run", "stoa/attempt"
 QUEUE = "kueue.x-k8s.io/queue-name"
 FOLDER = "/stoa"
 """Where a pod keeps the folders of runs: a disk of its own, gone with it."""
+CERTIFICATE, CERTIFICATES = "lab.pem", "/stoa-lab"
+"""The lab's own certificate in the attempt's Secret, and where the pods have it."""
 USER = 1000
 """The user of the image (Dockerfile)."""
 KEY = "STOA_STORE_SECRET"
@@ -66,15 +68,15 @@ def service(name: str, labels: Json, uid: str) -> Json:
     }
 
 
-def secret(name: str, labels: Json, uid: str, key: str) -> Json:
-    """The Secret with the key of an attempt, for which the pods of its Job wait."""
+def secret(name: str, labels: Json, uid: str, key: str, certificate: str = "") -> Json:
+    """The Secret with the key of an attempt, for which the pods of its Job wait, and the lab's own certificate."""
     return {
         "apiVersion": "v1",
         "kind": "Secret",
         "metadata": _owned(name, labels, uid),
         "type": "Opaque",
         "immutable": True,
-        "stringData": {KEY: key},
+        "stringData": {KEY: key, **({CERTIFICATE: certificate} if certificate else {})},
     }
 
 
@@ -107,6 +109,11 @@ def _pod(spec: JobSpec, name: str, store: Mapping[str, str]) -> Json:
         "volumeMounts": mounts,
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
     }
+    if options.get("lab_certificate"):
+        items = [{"key": CERTIFICATE, "path": CERTIFICATE}]
+        volumes.append({"name": "lab", "secret": {"secretName": name, "items": items}})
+        mounts.append({"name": "lab", "mountPath": CERTIFICATES, "readOnly": True})
+        container["env"].append({"name": "SSL_CERT_FILE", "value": f"{CERTIFICATES}/{CERTIFICATE}"})
     if options.get("lab"):
         container["env"].append({"name": KEY, "valueFrom": {"secretKeyRef": {"name": name, "key": KEY}}})
     elif keys := options.get("store_secret"):

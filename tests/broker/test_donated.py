@@ -1,7 +1,6 @@
 """Runs on donated machines, which reach the lab by its API alone: real machines, supervisors and trainers."""
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -21,7 +20,7 @@ from broker.store import Store
 from projects.db.columns import utcnow
 from projects.settings import Settings, get_settings
 from tests import forked
-from tests.broker.donating import POOL, Served, admit, donated, serving
+from tests.broker.donating import POOL, Served, admit, donated, self_signed, serving
 from tests.broker.lab import Lab, settings
 from tests.broker.supervised import TRAINER, admitted, attempt, charged, queued, supervised_by
 from tests.databases import ONCE
@@ -305,15 +304,7 @@ def test_a_machine_of_another_version_says_so_and_ends(
 
 @ONCE
 def test_the_whole_way_over_tls_by_the_command_line(lab: Lab, ours: Settings, tmp_path: Path, run: int) -> None:
-    certificate, key = tmp_path / "lab.pem", tmp_path / "lab.key"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"),
-            *("-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)),
-        ],
-        check=True,
-        capture_output=True,
-    )
+    certificate, key = self_signed(tmp_path)
     [port] = free_ports(1)
     told = bare() | {
         "STOA_ENV_FILE": "",

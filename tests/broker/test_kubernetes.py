@@ -168,7 +168,7 @@ WHOLE = {
     "pod_cpus": "8",
     "pod_memory_gib": "64",
 }
-BY_LAB = {"store_secret": "", "lab": "https://lab.example:8443"}
+BY_LAB = {"store_secret": "", "lab": "https://lab.example:8443", "lab_certificate": "/etc/stoa/machines.pem"}
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -181,7 +181,7 @@ def test_the_manifests_are_valid(version: str, options: Mapping[str, str], gpus:
     job = manifest.job(spec(gpus=gpus, nodes=nodes, options=options), "stoa-7-2", labels, {"STOA_STORE": "s3://a/b"})
     kubernetes_validate.validate(job, version, strict=True)
     kubernetes_validate.validate(manifest.service("stoa-7-2", labels, "uid"), version, strict=True)
-    kubernetes_validate.validate(manifest.secret("stoa-7-2", labels, "uid", "key"), version, strict=True)
+    kubernetes_validate.validate(manifest.secret("stoa-7-2", labels, "uid", "key", "PEM"), version, strict=True)
     job["spec"]["backofLimit"] = job["spec"].pop("backoffLimit")
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(job, version, strict=True)
@@ -626,6 +626,7 @@ def test_doctor_learns_whether_the_cluster_answers(
         ("kubeconfig", "cloud.yml"),
         ("store_secret", "Keys"),
         ("lab", "lab.example:8443"),
+        ("lab_certificate", "machines.pem"),
         ("lab", "http://lab.example:8440"),
         ("lab", "https://lab.example:8443/$(id)"),
     ],

@@ -21,7 +21,7 @@ from broker.runs.runs import Run, RunState
 from broker.store import Store
 from projects.errors import InvalidError
 from projects.settings import Settings, get_settings
-from tests.broker.donating import Served, serving
+from tests.broker.donating import Served, self_signed, serving
 from tests.broker.lab import Lab, settings
 from tests.broker.supervised import TRAINER, admitted, attempt, supervised_by
 from tests.broker.test_kubernetes import (
@@ -273,6 +273,8 @@ def test_a_pool_has_one_way_to_the_store(lab: Lab) -> None:
     for options in ({}, {"lab": "https://lab.example:8443", "store_secret": "keys"}):
         with pytest.raises(InvalidError, match=r"either --lab, .* or --store-secret, a Secret"):
             lab.pool("cloud", runner="kubernetes", options=options)
+    with pytest.raises(InvalidError, match="--lab-certificate goes with --lab"):
+        lab.pool("cloud", runner="kubernetes", options={"store_secret": "keys", "lab_certificate": "/etc/stoa/lab.pem"})
     assert lab.everything() == before
     lab.pool("cloud", runner="kubernetes", options={"lab": "https://lab.example:8443/stoa"})
 
@@ -297,6 +299,25 @@ def test_doctor_learns_whether_the_api_answers(
     assert not KubernetesRunner.check(options).advice
     elsewhere = KubernetesRunner.check(options | {"lab": cluster.cluster.url})
     assert elsewhere.found == f"what answers at {cluster.cluster.url} is not the lab's API"
+
+
+@ONCE
+def test_pods_know_a_lab_by_its_own_certificate(start: Start, cluster: Standin, lab: Lab, tmp_path: Path) -> None:
+    certificate, key = self_signed(tmp_path)
+    tls = {"machines_address": "127.0.0.1:8443", "machines_certificate": str(certificate), "machines_key": str(key)}
+    with serving(lab, settings(tmp_path, store=get_settings().store, **tls)) as served:
+        options = by(served) | {"lab_certificate": str(tmp_path / "later.pem")}
+        assert "cannot be used" in KubernetesRunner.check(options).found
+        assert "does not answer" in KubernetesRunner.check(by(served)).found, "no authority has signed it"
+        runner, folder = start(LISTENS, options=options)
+        wait_for(lambda: runner.poll() is None and "later.pem cannot be read" in runner.waiting, "the reason")
+        (tmp_path / "later.pem").write_text(certificate.read_text())
+        assert not KubernetesRunner.check(options).advice
+        here(runner, folder)
+        [pod] = pods()
+        assert Path(pod.environ()["SSL_CERT_FILE"]).read_text() == certificate.read_text()
+        runner.stop()
+        assert ended(runner) == 75
 
 
 @ONCE

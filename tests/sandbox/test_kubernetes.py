@@ -294,6 +294,19 @@ def test_a_pod_waits_for_the_key_of_a_secret_which_goes_with_the_job(standin: St
     wait_for(lambda: not standin.core.list_namespaced_secret(NAMESPACE).items, "the end of the Secret")
 
 
+def test_a_secret_may_be_a_volume(standin: Standin) -> None:
+    items = [{"key": "KEY", "path": "key.txt"}]
+    volume = {"volumes": [{"name": "keys", "secret": {"secretName": "keys", "items": items}}]}
+    mount = {"volumeMounts": [{"name": "keys", "mountPath": "/keys"}], "workingDir": "/keys"}
+    start(standin, "reads", "cat key.txt; ls", container=mount, pod=volume)
+    wait_for(lambda: pods(standin, "reads") and pods(standin, "reads")[0].status.container_statuses, "a pod that waits")
+    assert pods(standin, "reads")[0].status.container_statuses[0].state.waiting.reason == "ContainerCreating"
+    body = {"metadata": {"name": "keys"}, "stringData": {"KEY": "value\n", "OTHER": "hidden"}}
+    standin.core.create_namespaced_secret(NAMESPACE, body)
+    wait_for(lambda: condition(standin, "reads"), "the end")
+    assert said(standin, pods(standin, "reads")[0]) == "value\nkey.txt\n"
+
+
 def test_refusals_are_status_objects(standin: Standin) -> None:
     batch = standin.batch
     status = refused(batch.read_namespaced_job, "none", NAMESPACE)
